@@ -232,7 +232,7 @@ class Settings(BaseModel):
 class DataFolder(Settings):
     """A data folder and the settings with which its cases are listed."""
 
-    root: Annotated[Text | None, PathKind.DATASET]
+    root: Annotated[Text | None, PathKind.SCANS]
     annotations: Text | None
     group: str | None
 
@@ -581,7 +581,7 @@ class FollowConfig(OutputCommand):
     after_images: FolderPath
     register_: Literal["auto", "headers", "rigid"] = Field(alias="register")
     reference: FolderPath
-    stable: str | tuple[str, ...] | None
+    stable: Annotated[tuple[str, ...], BeforeValidator(_to_texts)] | None
     false_new_per_pair: NonNegativeFloat
     overlap: Annotated[float, Field(gt=0, le=1)]
     confidence: Confidence

@@ -332,7 +332,7 @@ def jobs(monkeypatch, tmp_path):
 
     def call(_, cfg):
         settings.append(cfg)
-        return TrainOutcome(tmp_path, is_first=False)
+        return TrainOutcome(tmp_path)
 
     monkeypatch.setattr("lesionseg.cli.command.run_recipe", call)
     return settings
@@ -382,7 +382,7 @@ def test_each_failing_job_of_a_multirun_is_reported(monkeypatch, tmp_path, capsy
 
     def call(_, cfg):
         if cfg.seed == 1:
-            return TrainOutcome(tmp_path, is_first=False)
+            return TrainOutcome(tmp_path)
         raise DatasetError(f"seed {cfg.seed} is wrong.")
 
     monkeypatch.setattr("lesionseg.cli.command.run_recipe", call)

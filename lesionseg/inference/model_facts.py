@@ -107,16 +107,6 @@ class ModelFacts:
             f"{words}{stated[key]}" for key, words in _TRAINING.items() if key in stated
         )
 
-    @property
-    def settings(self) -> dict[str, object]:
-        """The settings of `predict` with this model."""
-        settings: dict[str, object] = {"bundle": self.path, "input": "SCANS", "output": "FOUND"}
-        if self.selection.is_mirrored:  # as the operating points were chosen
-            settings["inference.flips"] = True
-        if self.plan.architecture.network:
-            settings["trust"] = True
-        return settings
-
     def record(self) -> dict[str, Any]:
         """Return the facts as plain data, with `plan` and `selection` as in their files."""
         return {

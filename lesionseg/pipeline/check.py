@@ -182,8 +182,8 @@ def _find_all(
 ) -> Iterator[Finding]:
     """Yield the findings of the listing, of each case, of their comparison, and of the training.
 
-    A finding of the listing on a case that could not be listed has no case. If an entry of a case
-    is rejected, the case is not called free of lesions. If any is, no label is called empty.
+    A finding of the listing on a case that could not be listed has no case. If entries are
+    rejected, their cases are not called free of lesions, and no label is called empty.
     """
     cases = {case.files.case for case in inspected}
     for finding in dataset.findings:
@@ -208,7 +208,7 @@ def _find_all(
 def _finding(
     kind: str, case: str = "", detail: str = "", severity: Severity = "warning"
 ) -> Finding:
-    """Return a finding with the explanation of its kind. `detail` is added after a space."""
+    """Return a finding with the explanation of its kind, to which `detail` is appended."""
     return Finding(kind, MEANING[kind] + detail, case, severity)
 
 
@@ -261,7 +261,7 @@ def _training_faults(
     labels = {case: facts.labels for case, facts in references.items()}
     findings: list[Finding] = []
     with collect_errors(findings, "", kind="no_training"):
-        require_lesions(dataset, counts, references, len(inspected))
+        require_lesions(dataset, counts, references)
         first_splits(dataset, counts, LesionFacts(sizes, labels), cfg.data, cfg.seed)
     return findings
 
@@ -314,7 +314,10 @@ def _inspect(files: CaseFiles, dataset: Dataset, pseudonym: str) -> _InspectedCa
 
 
 def _has_ignored_regions(case: Case) -> bool:
-    """Return True if the reference ignores pixels of the patient, not only those of the padding."""
+    """Return True if the reference ignores pixels of the patient, not only those of the padding.
+
+    Return False for a case without a reference.
+    """
     if case.reference is None or case.reference.ignore is None:
         return False
     ignored = case.reference.ignore
@@ -322,9 +325,10 @@ def _has_ignored_regions(case: Case) -> bool:
 
 
 def _compare(inspected: Sequence[_InspectedCase]) -> Iterator[Finding]:
-    """Yield the findings of comparing cases: duplicates, leaks, outliers of spacing and axes.
+    """Yield the findings of comparing cases.
 
-    Equal channels within a case are duplicates, too.
+    They are equal images, references and patients, leaks, outliers of spacing, and unusual axes.
+    Equal channels of a case count as equal images, too.
     """
     for case in inspected:
         has_files = len(case.files.images) > 1  # a grey picture may have three equal colours
@@ -393,7 +397,7 @@ def _groups_sharing(
 
 
 def _find_spacing_outliers(readable: Sequence[_InspectedCase]) -> Iterator[Finding]:
-    """Yield cases whose spacing along an axis is more than twice or less than half the median.
+    """Yield a finding for each case with a spacing above twice or below half the axis's median.
 
     Fewer than three cases have no outlier, because the median of two does not show which of them
     is unusual. Only the cases with the most axes are compared.

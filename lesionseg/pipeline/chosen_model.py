@@ -15,7 +15,7 @@ C = TypeVar("C", bound=TrainConfig)
 
 
 def keep_choices_of_run(cfg: C, run: Path) -> C:
-    """Return the settings with the model and the learning rate of an existing run.
+    """Return the settings with the model and the learning rate of a run, if it exists.
 
     A model or rate that the settings name stays. Otherwise a run could not be resumed after a
     change of the rules that choose them.
@@ -35,9 +35,10 @@ def keep_choices_of_run(cfg: C, run: Path) -> C:
 def model_for(model: ModelConfig, kinds: ReferenceKinds) -> Decision[str]:
     """Return the model that the settings name, or the one that the rules choose.
 
-    A training that starts from the weights of a bundle has the bundle's model, unless the model
-    needs masks and a case has only boxes. A U-Net that starts from a checkpoint has the encoder of
-    the checkpoint. The reason is empty if the settings name the model.
+    A training that starts from the weights of a bundle has the bundle's model, unless that is a
+    class of the user, or needs masks and a case has only boxes. A U-Net that starts from a
+    checkpoint has the encoder of the checkpoint. The reason is empty if the settings name the
+    model.
     """
     if model.architecture != AUTO_MODEL:
         return Decision(model.architecture, "")

@@ -26,10 +26,15 @@ _MIRRORED = "nnU-Net validates with mirrored views, so these points need inferen
 def write_own_bundle(cfg: ExportConfig, bundle: Bundle, output: Path, digest: str) -> Selection:
     """Write weights as safetensors, plan, selection and a model card to `output/bundle`.
 
-    Return the selection. It states whether its operating points are those of mirrored views.
-
     With `cfg.reference`, operating points and calibration are chosen on the predictions in
-    `fold_*/validation` of the model folder.
+    `fold_*/validation` of the model folder. Return the selection. It states whether its operating
+    points are those of mirrored views.
+
+    Args:
+        cfg: the settings.
+        bundle: the networks of the nnU-Net model.
+        output: the folder that receives `bundle`.
+        digest: the digest of the nnU-Net model, for the model card.
 
     Raises:
         ConfigError: if the bundle is not nnU-Net's, or validation predictions lack probabilities.
@@ -63,7 +68,7 @@ def _require_no_training(output: Path) -> None:
 
 
 def describe_points(selection: Selection) -> list[str]:
-    """Return a line on each operating point."""
+    """Return a line on each operating point: its name, score and expected rate."""
     lines = []
     for point in selection.operating_points:
         expected = point.expected_false_positives_per_case
@@ -73,7 +78,14 @@ def describe_points(selection: Selection) -> list[str]:
 
 
 def select_on_validation(cfg: ExportConfig, selection: Selection) -> Selection:
-    """Select operating points and calibration on nnU-Net's own validation predictions."""
+    """Select operating points and calibration on nnU-Net's own validation predictions.
+
+    `selection`: the selection so far, which is returned with these.
+
+    Raises:
+        ConfigError: if `cfg` names several models or a zip, or the predictions lack probabilities.
+        DatasetError: if no prediction has a reference.
+    """
     aim = Aim.parse(cfg.operating_point)
     if len(cfg.bundle) != 1:
         raise ConfigError(

@@ -26,17 +26,12 @@ from lesionseg.inference.predictor import Predictor
 from lesionseg.io.files import locked_folder
 from lesionseg.io.predictions import find_predictions
 from lesionseg.io.text import write_json
-from lesionseg.pipeline.experiment import BUNDLE, Experiment
+from lesionseg.pipeline.experiment import Experiment
 from lesionseg.pipeline.planning import begin
-from lesionseg.pipeline.run_dir import (
-    SPLITS,
-    check_cases,
-    check_config,
-    config_of,
-    training_counts,
-)
+from lesionseg.pipeline.provenance import training_counts
+from lesionseg.pipeline.run_dir import SPLITS, check_cases, check_config, config_of
 from lesionseg.pipeline.score_roles import score_folds
-from lesionseg.pipeline.survey import CACHE, Survey, folds_of, with_fold
+from lesionseg.pipeline.survey import Survey, cache_folder, folds_of, with_fold
 from lesionseg.pipeline.train_fold import TrainedModel, keep_bundle, train_fold
 from lesionseg.plan.make import network_spec
 from lesionseg.plan.plan import Plan
@@ -70,11 +65,11 @@ def cross_validate(experiment: Experiment) -> TrainedModel | None:
     if is_rank_zero():
         _write_splits(run, folds.values())
     for number, fold in folds.items():
-        validated = [files.case for files in fold.cases("validation")]
-        if broadcast_from_rank_zero(partial(_is_finished, fold.run, validated)):
+        if broadcast_from_rank_zero(partial(_is_finished, fold)):
             log.info("Fold %d is finished and kept.", number)
             continue
-        log.info("Fold %d of %d, with %d validation cases.", number, len(folds), len(validated))
+        n_validated = len(fold.cases("validation"))
+        log.info("Fold %d of %d, with %d validation cases.", number, len(folds), n_validated)
         with locked_folder(fold.run) if is_rank_zero() else nullcontext():
             train_fold(fold, begin(fold, plan))
     return _gather(experiment, folds) if is_rank_zero() else None
@@ -104,9 +99,12 @@ def _check_plans_of_begun(folds: Collection[Experiment], plan: Plan) -> None:
 
 
 def _experiments_of_folds(experiment: Experiment) -> dict[int, Experiment]:
-    """Return the experiment of each fold, equal to a training with `data.fold=<number>`."""
+    """Return the experiment of each fold, equal to a training with `data.fold=<number>`.
+
+    The run directories of the folds are in that of the cross-validation. They share its cache.
+    """
     cfg = experiment.cfg
-    cache = cfg.data.cache_dir or str(experiment.run.parent / CACHE)
+    cache = str(cache_folder(cfg.data, experiment.run))
     folds: dict[int, Experiment] = {}
     for number in folds_of(experiment.survey, cfg.data):
         run = experiment.run / f"fold_{number}"
@@ -171,7 +169,11 @@ def _write_splits(run: Path, folds: Collection[Experiment]) -> None:
 
 
 def _gather(experiment: Experiment, folds: Mapping[int, Experiment]) -> TrainedModel:
-    """Select on the out-of-fold predictions, and keep the folds' networks as one bundle."""
+    """Select on the out-of-fold predictions, and keep the folds' networks as one bundle.
+
+    Raises:
+        ConfigError: if the folds have different plans or architectures.
+    """
     cfg = experiment.cfg
     network = network_spec(cfg.model)
     bundles = [read_own_bundle(fold.bundle, network) for fold in folds.values()]
@@ -195,9 +197,10 @@ def _gather(experiment: Experiment, folds: Mapping[int, Experiment]) -> TrainedM
 def _describe_folds(
     experiment: Experiment, folds: Collection[Experiment], model: str
 ) -> Experiment:
-    """Return the experiment with the provenance of all folds.
+    """Return the experiment with the provenance of all folds together.
 
-    Its patients are separate only if those of every fold are.
+    Its splits state that no patient is divided only if those of every fold do. `model`: the name of
+    the architecture.
     """
     minutes = 0.0
     steps = 0
@@ -220,7 +223,10 @@ def _describe_folds(
 
 
 def _check_equal(plans: Sequence[Plan], names: Sequence[str]) -> None:
-    """Raise `ConfigError` if the folds cannot be one bundle: it has one plan for all networks."""
+    """Raise `ConfigError` if a plan or architecture differs from the first one.
+
+    The networks of a bundle have one plan. `names`: the names of the plans, for the message.
+    """
     for name, plan in zip(names, plans, strict=True):
         different = plans[0].differences(plan)
         if plan.architecture != plans[0].architecture:
@@ -232,8 +238,9 @@ def _check_equal(plans: Sequence[Plan], names: Sequence[str]) -> None:
             )
 
 
-def _is_finished(run: Path, cases: Sequence[str]) -> bool:
-    """Return True if the run has a bundle and predictions of all these cases."""
-    if not (run / BUNDLE / "plan.json").is_file() or not (run / "validation").is_dir():
+def _is_finished(fold: Experiment) -> bool:
+    """Return True if a fold has a bundle, and predictions of all its validation cases."""
+    folder = fold.run / "validation"
+    if not (fold.bundle / "plan.json").is_file() or not folder.is_dir():
         return False
-    return set(cases) <= set(find_predictions(run / "validation"))
+    return {files.case for files in fold.cases("validation")} <= find_predictions(folder).keys()

@@ -5,7 +5,6 @@ The inputs are two folders of masks, boxes or candidates from any program. The o
 """
 
 import logging
-import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -40,6 +39,7 @@ from lesionseg.evaluation.compare import compare as compare_models
 from lesionseg.evaluation.label_names import LabelNumbers, add_predicted_names
 from lesionseg.evaluation.matched_case import MatchedCase
 from lesionseg.evaluation.scores import (
+    SCORES_FILE,
     SECOND_MODEL,
     Difference,
     remove_scores,
@@ -62,9 +62,9 @@ from lesionseg.pipeline.log import Advance, align_columns, command_line
 from lesionseg.pipeline.match_files import MatchOptions, match_cases
 from lesionseg.pipeline.outcome import Outcome
 from lesionseg.pipeline.output_lock import hold_lock
+from lesionseg.pipeline.provenance import scores_provenance
 from lesionseg.pipeline.scores_folder import require_no_run
 from lesionseg.reporting.identity import read_run
-from lesionseg.version import __version__
 
 _log = logging.getLogger(__name__)
 UNSTATED = ("train", "validation")  # possible roles of a case without a stated role
@@ -72,11 +72,16 @@ UNSTATED = ("train", "validation")  # possible roles of a case without a stated 
 
 @dataclass(frozen=True)
 class EvaluateOutcome(Outcome):
-    """The scores, as in `output/scores.json`.
+    """The scores of an evaluation.
 
-    `kept`: the folder of masks and candidates that were found in nnU-Net's probabilities.
-    `failed`: the cases that could not be scored, and why.
-    `not_compared`: the cases of the second model that could not be scored, and why.
+    Attributes:
+        scores: the scores, as in `output/scores.json`.
+        output: the folder of scores and tables.
+        given: the settings of `report` that name the folders of this evaluation.
+        kept: the folder of masks and candidates that were found in nnU-Net's probabilities; None
+            if there are none.
+        failed: the errors of cases that could not be scored.
+        not_compared: the errors of cases of the second model that could not be scored.
     """
 
     scores: Scores
@@ -96,7 +101,7 @@ class EvaluateOutcome(Outcome):
         failed = [*self.failed, *self.not_compared]
         return {
             "output": self.output,
-            "scores": self.output / "scores.json",
+            "scores": self.output / SCORES_FILE,
             "failed": [asdict(finding) for finding in failed],
         }
 
@@ -104,7 +109,7 @@ class EvaluateOutcome(Outcome):
         """Return the table of the most important numbers, and the files with all numbers."""
         lines = [
             *align_columns(scores_table({f"role {self.scores.evaluated_on}": self.scores})),
-            f"Wrote:   {self.output / 'scores.json'}",
+            f"Wrote:   {self.output / SCORES_FILE}",
         ]
         for faults, words, folder in (
             (self.failed, "; not in the scores", self.output),
@@ -130,6 +135,8 @@ class EvaluateOutcome(Outcome):
 @hold_lock("output")
 def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> EvaluateOutcome:
     """Compare a folder of predictions with references. Write scores.json and three tables.
+
+    Masks and candidates that are found in nnU-Net's probabilities go to `output/predictions`.
 
     The lesions of a case without a prediction count as missed. A prediction without a reference is
     named in a warning. A case whose files are damaged or do not fit together is not scored: it is
@@ -192,7 +199,7 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
             labels=names,
             replicates=cfg.replicates,
             seed=cfg.seed,
-            provenance=_provenance(cfg, inputs) | model_of(Path(cfg.prediction)),
+            provenance=_provenance(cfg, inputs),
             columns=columns,
             subgroups=cfg.subgroups,
         )
@@ -223,7 +230,12 @@ def _match_all(
     progress: Advance | None = None,
     keep: Callable[[Prediction], None] | None = None,
 ) -> tuple[list[MatchedCase], list[Finding]]:
-    """Match all cases of a model. Return them, and the errors of cases that cannot be scored.
+    """Match all cases of a model, and warn of each that cannot be scored.
+
+    `progress` and `keep` are those of `match_cases`.
+
+    Returns:
+        The matched cases, and the errors of cases that cannot be scored, with those of `found`.
 
     Raises:
         DatasetError: if there are cases, but none can be scored.
@@ -243,8 +255,8 @@ def _match_all(
 
 
 def _explain_nothing_scored(faults: Sequence[Finding]) -> str:
-    """Return the message if no case can be scored, with one fault per line."""
-    messages = dict.fromkeys(fault.message for fault in faults)  # some are the same for all cases
+    """Return the message if no case can be scored. Each different fault has a line."""
+    messages = dict.fromkeys(fault.message for fault in faults)
     return "\n  ".join(["No case can be scored:", *messages])
 
 
@@ -269,9 +281,10 @@ class Inputs:
     """The files to evaluate.
 
     Attributes:
-        dataset: None for a folder of masks.
+        dataset: None for a folder of masks whose labels nobody states.
         labelled: all cases with a reference.
         cases: the cases to evaluate.
+        folder: the folder of predictions.
         predictions: the prediction files by case.
         role: the role of the cases to evaluate.
         faults: the errors of cases that are left out.
@@ -280,21 +293,25 @@ class Inputs:
     dataset: Dataset | None
     labelled: Sequence[CaseFiles]
     cases: Sequence[CaseFiles]
+    folder: Path
     predictions: Mapping[str, PredictionFiles]
     role: str
     faults: Sequence[Finding]
 
     @property
     def lesion_names(self) -> Mapping[int, str]:
-        """Names of label values; empty for masks without a dataset."""
+        """The names of the label values; empty without a dataset."""
         return self.dataset.labels.lesion_names if self.dataset else {}
 
 
 def _find_inputs(cfg: EvaluateConfig) -> Inputs:
-    """Find references and predictions, and choose the cases to evaluate.
+    """Find references and predictions, and choose the cases to evaluate. Warn of the others.
+
+    If no case has the role, or `cfg.chosen_on` is given and no prediction has a reference, there
+    are no cases to evaluate.
 
     Raises:
-        DatasetError: if no case can be scored.
+        DatasetError: if no case can be scored, or no prediction has the name of a reference.
     """
     folder = Path(cfg.prediction)
     references = reference_rules(cfg).find(Path(cfg.reference))
@@ -305,9 +322,7 @@ def _find_inputs(cfg: EvaluateConfig) -> Inputs:
     # cases whose files could not be listed are left out of both sides
     concerned = {*(files.case for files in of_role), *found}
     with_reference = concerned | _cases_to_score(dataset, of_role, references.findings)
-    faults = _faults_of_cases(references.findings, with_reference)
-    unusable = {fault.case for fault in faults}
-    faults += _faults_of_cases(of_predictions, concerned - unusable)
+    faults = _faults_of_cases([*references.findings, *of_predictions], with_reference)
     unusable = {fault.case for fault in faults}
     chosen = [files for files in of_role if files.case not in unusable]
     predictions = {case: files for case, files in found.items() if case not in unusable}
@@ -336,6 +351,7 @@ def _find_inputs(cfg: EvaluateConfig) -> Inputs:
         dataset=dataset,
         labelled=labelled,
         cases=cases,
+        folder=folder,
         predictions=predictions,
         role=cfg.evaluated_on or _shared_role(chosen),
         faults=faults,
@@ -345,9 +361,9 @@ def _find_inputs(cfg: EvaluateConfig) -> Inputs:
 def _list_predictions(
     folder: Path, labelled: Sequence[CaseFiles]
 ) -> tuple[Mapping[str, PredictionFiles], list[Finding]]:
-    """Find the predictions under the ids of their references, and the errors of cases.
+    """Find the predictions under the ids of their references, and warn of files that are not read.
 
-    Warn of the files that are not read.
+    Return the predictions by case, and the errors of cases whose files cannot be listed.
     """
     found, findings = list_predictions(folder, labelled)
     for finding in findings:
@@ -381,19 +397,28 @@ def _shared_role(cases: Iterable[CaseFiles]) -> str:
 
 
 def _find_second_model(folder: Path, inputs: Inputs) -> Inputs:
-    """Find the predictions of a second model for the cases to evaluate."""
+    """Find the predictions of a second model for the cases to evaluate.
+
+    Return `inputs` with its predictions and the errors of cases that it cannot be scored on.
+
+    Raises:
+        DatasetError: if no prediction has the name of a reference.
+    """
     predictions, problems = _list_predictions(folder, inputs.labelled)
     faults = _faults_of_cases(problems, [c.case for c in inputs.cases])
     unusable = {fault.case for fault in faults}
     cases = [c for c in inputs.cases if c.case not in unusable]
     _check_names(cases, inputs.labelled, predictions, folder)
-    return replace(inputs, predictions=predictions, cases=cases, faults=faults)
+    return replace(inputs, folder=folder, predictions=predictions, cases=cases, faults=faults)
 
 
 def _stated_selection(
     cfg: EvaluateConfig, aim: Aim | None, preset: Preset, inputs: Inputs
 ) -> Selection:
-    """Return the operating point if it does not depend on the evaluated cases."""
+    """Return the selection if it does not depend on the evaluated cases, or an empty one.
+
+    It is chosen on the cases in `cfg.chosen_on`, or its score is given.
+    """
     if aim is not None and cfg.chosen_on is not None:
         return decide_on_development(cfg, aim, preset, inputs.cases, inputs.role)
     if aim is not None and aim.kind == "score":
@@ -414,6 +439,9 @@ def _score_second_model(
 
     Returns:
         The differences, and the errors of cases of the second model.
+
+    Raises:
+        DatasetError: if both models have no scored case in common.
     """
     preset = options.preset
     scored = set(tables.cases["case"])
@@ -448,29 +476,17 @@ def _score_second_model(
 
 
 def _provenance(cfg: EvaluateConfig, inputs: Inputs) -> dict[str, Any]:
-    """Return version, day, dataset, and the rules by which its references are read.
-
-    The report reads the references again, by the same rules.
-    """
-    known: dict[str, Any] = {"lesionseg": __version__, "date": time.strftime("%Y-%m-%d")}
-    for rule in ("min_readers", "merge_labels", "annotations"):
-        if getattr(cfg, rule):
-            known[rule] = getattr(cfg, rule)
-    if inputs.dataset is None:
-        return known | {"dataset": f"masks in {Path(cfg.reference).name}"}
-    return known | {
-        "dataset": inputs.dataset.name,
-        "convention": inputs.dataset.layout,
-        "simulated": "simulated" in inputs.dataset.name.lower(),
-    }
+    """Return the provenance of the scores, with the facts of the model that are known."""
+    of_masks = {"dataset": f"masks in {Path(cfg.reference).name}"}
+    return of_masks | scores_provenance(cfg.to_plain(), inputs.dataset) | model_of(inputs.folder)
 
 
 def _cases_to_score(
     dataset: Dataset | None, of_role: Sequence[CaseFiles], faults: Iterable[Finding]
 ) -> set[str]:
-    """Return the cases that are to be scored, also those whose references have faults.
+    """Return the ids of the cases to score, also those whose references have `faults`.
 
-    If no case states a role, these are all cases, otherwise those of the chosen roles.
+    If no case states a role, these are all cases, otherwise those of the roles in `of_role`.
     """
     roles = {files.role for files in of_role}
     cases = {files.case for files in dataset.cases if files.role in roles} if dataset else set()
@@ -480,11 +496,11 @@ def _cases_to_score(
 
 
 def _faults_of_cases(faults: Iterable[Finding], cases: Collection[str]) -> list[Finding]:
-    """Return one problem for each of these cases that has faults, with all of them."""
+    """Return one error for each of these cases that has faults, with their messages joined."""
     messages_of: dict[str, list[str]] = {}
-    for problem in faults:
-        if problem.case in cases:
-            messages_of.setdefault(problem.case, []).append(problem.message)
+    for fault in faults:
+        if fault.case in cases:
+            messages_of.setdefault(fault.case, []).append(fault.message)
     return [
         Finding(LISTED, " ".join(messages), case, "error") for case, messages in messages_of.items()
     ]
@@ -534,7 +550,7 @@ def cases_of_role(
     If `evaluated_on` is None, return the cases of each role in which at least one case is
     predicted. If no case states a role, return all cases. Otherwise, a case without a role counts
     as a case for training or validation. `external` describes the source of the scans. If no case
-    states it, it counts like None.
+    states it, it counts like None. The number of cases that are left out is logged.
     """
     stated = {c.role for c in cases}
     if stated == {None}:
@@ -563,7 +579,9 @@ def _check_names(
     predictions: Collection[str],
     folder: Path,
 ) -> None:
-    """Warn of cases and predictions without a counterpart.
+    """Warn of evaluated `cases` without a prediction, and of predictions that no case has.
+
+    A prediction of another case with a reference (`labelled`) is no fault.
 
     Raises:
         DatasetError: if no prediction has the name of a case.

@@ -33,9 +33,10 @@ _FOLD = re.compile(r"fold_(\d+)")
 
 
 def stated_aim(cfg: EvaluateConfig) -> Aim | None:
-    """Return the aim that the settings state. A bare number is a score.
+    """Return the aim of the operating point, and check the settings that belong to it.
 
-    Return None if they state no aim. Each prediction then keeps its own operating point.
+    A bare number is a score. With `chosen_on` and no aim, it is the default. Without both, return
+    None: each prediction then keeps its own operating point.
 
     Raises:
         ConfigError: if the aim is unknown, or if settings contradict each other.
@@ -68,7 +69,7 @@ def stated_aim(cfg: EvaluateConfig) -> Aim | None:
 
 
 def choose_point(tables: Tables, aim: Aim, confidence: float | None) -> OperatingPoint:
-    """Choose the operating point on evaluated cases.
+    """Choose the operating point on evaluated cases. `confidence`: see `choose`.
 
     Raises:
         ConfigError: if the cases do not allow it.
@@ -84,13 +85,20 @@ def decide_on_development(
 ) -> Selection:
     """Choose operating point and calibration on the predictions in `cfg.chosen_on`.
 
-    `evaluated`: the evaluated cases with their groups. `role`: their role. If one of them, or
-    another case of its patient, is a development case, the point counts as chosen on that role, and
-    the scores state that they are too optimistic.
+    With too few candidates, there is no calibration. If an evaluated case, or another case of its
+    patient, is a development case, a warning says so, and the point counts as chosen on `role`, so
+    that the scores state that they are too optimistic.
+
+    Args:
+        cfg: the settings.
+        aim: the operating point to choose.
+        preset: the match rule.
+        evaluated: the evaluated cases with their groups.
+        role: the role of the evaluated cases.
 
     Raises:
         ConfigError: if the rate cannot be reached.
-        DatasetError: if no prediction in the folder has a reference.
+        DatasetError: if no prediction in the folder has a reference, or none can be matched.
     """
     predictions = development_predictions(Path(str(cfg.chosen_on)))
     log.info("Choosing the operating point on development cases.")
@@ -200,7 +208,16 @@ def development_tables(
 ) -> Tables:
     """Match and score development cases. Distances between surfaces are not computed.
 
-    A case whose files are damaged or do not fit together is left out with a warning.
+    A case whose files are damaged or do not fit together is left out with a warning. References
+    without a prediction are left out.
+
+    Args:
+        predictions: the predictions of development cases.
+        reference: the folder of their references.
+        preset: the match rule.
+        group: the setting by which cases form patients; None for the default.
+        resample: resample a prediction on another grid than its reference.
+        rules: the rules by which references are read.
 
     Raises:
         DatasetError: if no case remains, or no prediction has a reference.
@@ -242,14 +259,15 @@ def development_tables(
 def apply_selection(matches: Iterable[MatchedCase], selection: Selection) -> list[MatchedCase]:
     """Return the matches with candidates accepted and calibrated by a selection.
 
-    Without an operating point, each prediction keeps its own accepted candidates.
+    Without an operating point, each prediction keeps its own accepted candidates, as do predictions
+    without scores.
     """
     point = selection.point
     if point is None:
         return list(matches)
     decided: list[MatchedCase] = []
     for match in matches:
-        if match.prediction.has_scores:  # masks without scores are accepted as they are
+        if match.prediction.has_scores:
             accepted = accept(match.prediction, point, selection.calibration)
             match = match.with_decision(accepted)
         decided.append(match)

@@ -14,8 +14,8 @@ from lesionseg.pipeline.chosen_model import (
     with_model,
     with_rate,
 )
-from lesionseg.pipeline.run_dir import config_of, provenance
-from lesionseg.pipeline.survey import Survey, facts_folder, labelled_cases, take_survey
+from lesionseg.pipeline.provenance import training_provenance
+from lesionseg.pipeline.survey import FACTS, Survey, cache_folder, labelled_cases, take_survey
 from lesionseg.plan.model_choice import ReferenceKinds
 from lesionseg.training.processes import training_device
 
@@ -30,7 +30,7 @@ class Experiment:
         cfg: the settings.
         survey: the cases, the facts about them, and their roles.
         run: the run directory.
-        origin: the provenance of the results: versions, device, dataset. See `provenance`.
+        origin: the provenance of the results: versions, device, dataset. See `training_provenance`.
         why_model: why `model=auto` became this model; empty if the user named the model.
     """
 
@@ -42,35 +42,33 @@ class Experiment:
 
     @classmethod
     def open(cls, cfg: TrainConfig, run: Path) -> "Experiment":
-        """Read and check every case, and replace `model=auto` by a model.
+        """Read and check every case, and replace `model=auto` by a model, see `on`.
 
         The only file that is written is `facts.json` of the cache.
 
         Raises:
             DatasetError: naming every bad file; see `take_survey`.
         """
-        return cls.on(cfg, take_survey(cfg.data, cfg.seed, facts_folder(cfg.data, run)), run)
+        facts = cache_folder(cfg.data, run) / FACTS
+        return cls.on(cfg, take_survey(cfg.data, cfg.seed, facts), run)
 
     @classmethod
     def on(cls, cfg: TrainConfig, survey: Survey, run: Path) -> "Experiment":
-        """Return the experiment on a survey, with a model in place of `model=auto`."""
+        """Return the experiment on a survey, with a model in place of `model=auto`.
+
+        If `run` exists, its model and its learning rate replace those that `cfg` leaves open.
+        """
         named = keep_choices_of_run(cfg, run)
         model = model_for(named.model, ReferenceKinds.of(survey.fingerprint))
         cfg = with_model(named, model.value)
-        device = training_device(cfg.trainer.accelerator)
-        return cls(
-            cfg=cfg,
-            survey=survey,
-            run=run,
-            origin=provenance(survey, config_of(cfg), cfg.seed, device),
-            why_model=model.reason,
-        )
+        origin = training_provenance(cfg, survey)
+        return cls(cfg=cfg, survey=survey, run=run, origin=origin, why_model=model.reason)
 
     def on_this_process(self, cfg: TrainConfig) -> "Experiment":
-        """Return an experiment that another process opened, with the settings of this process.
+        """Return this experiment, which another process opened, with the settings of this process.
 
-        Each node has, for example, a cache folder of its own. All processes train the chosen model
-        with the learning rate of the run.
+        Each node has, for example, a cache folder of its own. The model and the learning rate stay
+        those of this experiment.
         """
         cfg = with_model(cfg, self.cfg.model.architecture)
         return replace(self, cfg=with_rate(cfg, self.cfg.optim.lr))

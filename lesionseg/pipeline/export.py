@@ -31,7 +31,7 @@ from lesionseg.io.model_address import find_model
 from lesionseg.io.text import write_json, write_text
 from lesionseg.models.build import NetworkFactory, allowed_architectures
 from lesionseg.pipeline.convert import BUNDLE, describe_points, write_own_bundle
-from lesionseg.pipeline.log import command_line
+from lesionseg.pipeline.log import predict_command
 from lesionseg.pipeline.outcome import Outcome
 from lesionseg.pipeline.output_lock import hold_lock
 
@@ -41,11 +41,11 @@ ONNX_NOTE = "model.json"
 
 @dataclass(frozen=True)
 class ExportOutcome(Outcome):
-    """A network that another program can run.
+    """A network that was written for another program, or as a bundle.
 
     Attributes:
-        output: the file or folder to give to that program.
-        difference: the largest difference from the bundle's own probabilities.
+        output: the file or folder of the network.
+        difference: the largest difference from the bundle's own probabilities; 0 for a bundle.
         lines: further facts about the export.
         command: the command that uses the network; None if there is none.
     """
@@ -93,18 +93,19 @@ def export(
         return _export_monai(cfg, bundle, digest)
     folder = Path(cfg.output)
     selection = write_own_bundle(cfg, bundle, folder, digest)
-    settings: dict[str, object] = {"bundle": folder, "input": "SCANS", "output": "FOUND"}
-    if selection.is_mirrored:
-        settings["inference.flips"] = True
-    command = command_line("predict", settings)
+    command = predict_command(folder, is_mirrored=selection.is_mirrored)
     return ExportOutcome(folder / BUNDLE, 0.0, tuple(describe_points(selection)), command)
 
 
 def _export_onnx(cfg: ExportConfig, bundle: Bundle, digest: str) -> ExportOutcome:
-    """Write `model.onnx`, and `model.json` with the steps before and after the network."""
+    """Write `model.onnx`, and `model.json` with the steps before and after the network.
+
+    Raises:
+        ConfigError: if the extra `export` is missing, or the network cannot be exported.
+        OutputError: if the result differs from the bundle's. An earlier export stays.
+    """
     folder = Path(cfg.output)
     program = trace(bundle)
-    # an earlier export stays if the new one cannot be written or differs from the bundle
     with atomic_path(folder / ONNX) as path:
         run = write_onnx(path, program, cfg.opset, output_names(bundle.plan))
         difference = largest_difference(bundle, run)
@@ -120,7 +121,9 @@ def _export_monai(cfg: ExportConfig, bundle: Bundle, digest: str) -> ExportOutco
     """Write a folder that `monai.bundle` runs.
 
     Raises:
-        ConfigError: if MONAI has no classes for the model.
+        ConfigError: if MONAI has no classes for the model, or would run classes that the settings
+            do not trust.
+        OutputError: if the result differs from the bundle's. An earlier export stays.
     """
     plan = bundle.plan
     if plan.anchors is not None:
@@ -137,7 +140,7 @@ def _export_monai(cfg: ExportConfig, bundle: Bundle, digest: str) -> ExportOutco
     folder = Path(cfg.output)
     config = folder / CONFIG
     program = trace(bundle)
-    with atomic_path(folder / PROGRAM) as path:  # as for ONNX
+    with atomic_path(folder / PROGRAM) as path:
         difference = largest_difference(bundle, write_program(path, program))
     write_json(config, inference_config(plan, bundle.selection.voxel_calibration))
     write_json(folder / METADATA, metadata(plan, digest))

@@ -43,7 +43,7 @@ class FinishedRun:
     report: str
 
     def lines(self, experiment: Experiment) -> tuple[str, ...]:
-        """Return the time of the end, and the command that continues from these weights."""
+        """Return the time of the end, and the command that trains these weights further."""
         settings = settings_to_train_further(experiment.run, config_of(experiment.cfg))
         note = "starts from these weights"
         if experiment.cfg.data.fold == ALL_FOLDS:
@@ -55,10 +55,13 @@ class FinishedRun:
 
 
 def write_finished(experiment: Experiment, page: Path | None, minutes: float) -> None:
-    """Write the record of a run that has its bundle, scores and report."""
+    """Write the record of a run that has its bundle, its scores and its report.
+
+    `page` is the report, `minutes` the duration of this command.
+    """
     run = experiment.run
-    scores = [folder / "scores.json" for folder in (run, run / "oof", run / "test")]
-    bundle = BundleFiles(run / "bundle")
+    scores = [folder / SCORES_FILE for folder in (run, run / "oof", run / "test")]
+    bundle = BundleFiles(experiment.bundle)
     files = [bundle.weights, bundle.plan, *filter(Path.is_file, scores)]
     record = FinishedRun(
         at=time.strftime("%Y-%m-%d %H:%M"),
@@ -71,12 +74,12 @@ def write_finished(experiment: Experiment, page: Path | None, minutes: float) ->
     write_json(run / FINISHED, asdict(record))
 
 
-def read_finished(experiment: Experiment) -> FinishedRun | None:
-    """Return the record of a finished run, or None if the run is not finished.
+def reuse_finished(experiment: Experiment) -> FinishedRun | None:
+    """Return the record of a finished run. Draw its report again if that is not up to date.
 
-    It is not finished if a file is missing or cases have changed, for example if there are new test
-    cases, or if its scores have the format of an earlier version. If only the settings of the
-    report have changed, or the page is missing, this function draws the page again.
+    This is the case if the settings of the report have changed, or the page is missing. Return None
+    if the run is not finished: a file is missing, cases or their roles have changed, or its scores
+    have the format of an earlier version.
     """
     run = experiment.run
     report = experiment.cfg.report

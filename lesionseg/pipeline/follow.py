@@ -1,8 +1,7 @@
 """`follow`: find how each lesion changed between two visits of a patient."""
 
 import logging
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -87,7 +86,14 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class VisitFiles:
-    """A patient at one visit: the prediction, and the scan if it was given."""
+    """A patient at one visit.
+
+    Attributes:
+        case: the case id of the visit.
+        prediction: the files of the prediction.
+        image: the scan; None if it was not given.
+        group: the id of the patient; empty if the patient has the id of the visit.
+    """
 
     case: str
     prediction: PredictionFiles
@@ -96,10 +102,12 @@ class VisitFiles:
 
     @property
     def patient(self) -> str:
-        """The id of the patient. If the visit has no group, it is the case id."""
+        """The id of the patient."""
         return self.group or self.case
 
 
+# errors of the files of a pair; errors of settings, packages and the output concern all pairs
+_FAULTS_OF_PAIR = (*CASE_ERRORS, ConflictError)
 FilePair = tuple[VisitFiles, VisitFiles]  # the earlier and the later visit
 
 
@@ -162,7 +170,7 @@ class FollowOutcome(Outcome):
     @property
     def has_scores(self) -> bool:
         """True if a reference of change was given."""
-        return (self.output / "scores.json").is_file()
+        return (self.output / SCORES_FILE).is_file()
 
     @property
     def next(self) -> str | None:
@@ -219,8 +227,10 @@ def follow(cfg: FollowConfig, *, progress: Advance | None = None) -> FollowOutco
     faults: dict[str, LesionsegError] = {}
     with bar("Following", progress) as advance:
         for done, (case, files) in enumerate(pairs.items(), start=1):
-            with _collect_fault(faults, case):
+            try:
                 followed[case] = _follow_pair(cfg, files, rule, point, names[case], masks.get(case))
+            except _FAULTS_OF_PAIR as error:
+                faults[case] = error
             advance(case, done, len(pairs))
     if not followed:
         raise _nothing_followed(faults)
@@ -271,20 +281,8 @@ class FollowedPair:
     score: CaseRows | None
 
 
-@contextmanager
-def _collect_fault(faults: dict[str, LesionsegError], case: str) -> Iterator[None]:
-    """Keep the error of a pair that cannot be compared.
-
-    Errors of settings, packages and the output concern all pairs and are raised.
-    """
-    try:
-        yield
-    except (*CASE_ERRORS, ConflictError) as error:
-        faults[case] = error
-
-
 def _nothing_followed(faults: Mapping[str, LesionsegError]) -> LesionsegError:
-    """Return the error if no pair can be compared, which is that of the pair if there is one."""
+    """Return the error if no pair can be compared: its own if there is a single pair."""
     if len(faults) == 1:
         return next(iter(faults.values()))
     messages = "\n  ".join(str(error) for error in faults.values())
@@ -300,6 +298,9 @@ def _follow_pair(
     mask: Path | None,
 ) -> FollowedPair:
     """Compare the visits of a pair. Write its DICOM report if the settings ask for it.
+
+    Changes with a score below that of `point` are not accepted. Without both scans, there are no
+    pictures.
 
     Args:
         cfg: the settings.
@@ -339,7 +340,11 @@ def _is_dicom(visit: VisitFiles) -> bool:
 def _timelines(
     cfg: FollowConfig, progress: Advance | None
 ) -> tuple[list[list[VisitFiles]], dict[str, str]]:
-    """Return the visits of each patient in order, and the reasons of failed predictions by case."""
+    """Return the visits of each patient in order, and the reasons of failed predictions by case.
+
+    The visits are those of the folders or of the table in the settings. With a bundle, the scans of
+    the table are predicted.
+    """
     if cfg.before is not None and cfg.after is not None:
         before = Path(cfg.before)
         after = Path(cfg.after)
@@ -355,7 +360,10 @@ def _timelines(
 
 
 def _predict_visits(cfg: FollowConfig, folder: Path, progress: Advance | None) -> dict[str, str]:
-    """Predict the visits of the table into `folder`. Return why visits failed, by case."""
+    """Predict the visits of the table into `folder`. Return why visits failed, by case.
+
+    Each of them is named in a warning.
+    """
     # imported here, because masks need no network
     from lesionseg.pipeline.predict import predict
 
@@ -382,7 +390,9 @@ def _predict_visits(cfg: FollowConfig, folder: Path, progress: Advance | None) -
 
 
 def _change_masks(cfg: FollowConfig, pairs: Mapping[str, FilePair]) -> Mapping[str, Path]:
-    """Find the masks of new lesions. Warn of pairs without one.
+    """Find the masks of new lesions by case. Warn of pairs without one.
+
+    Return an empty dictionary if no folder of them is given.
 
     Raises:
         DatasetError: if no mask has the name of a pair.
@@ -407,17 +417,17 @@ def _write_change_scores(
     followed: Mapping[str, FollowedPair],
     point: OperatingPoint | None,
 ) -> None:
-    """Write the scores of new lesions, and remove those of an earlier run.
+    """Remove the scores of an earlier run, and write those of new lesions if pairs have any.
 
-    `pairs` are the files of each pair, and `followed` are the comparisons, by case.
+    `pairs` are the files of each pair, and `followed` are the comparisons, by case. A warning says
+    if patients who are scored have chosen the operating point.
     """
     folder = Path(cfg.output)
     (folder / SCORES_FILE).unlink(missing_ok=True)
     results = [one.score for one in followed.values() if one.score is not None]
     if not results:
         return
-    stable = _stable_cases(cfg) & followed.keys()
-    stable_patients = {pairs[case][1].patient for case in stable}
+    stable_patients = {pairs[case][1].patient for case in followed if case in (cfg.stable or ())}
     tables = Tables.of(results)
     shared = tables.cases["case"][tables.cases["group"].isin(stable_patients)].tolist()
     if point is not None and shared:
@@ -459,20 +469,16 @@ def _write_report(
     return ""
 
 
-def _stable_cases(cfg: FollowConfig) -> set[str]:
-    """Return the cases that `cfg.stable` names."""
-    return {cfg.stable} if isinstance(cfg.stable, str) else set(cfg.stable or ())
-
-
 def stable_point(
     cfg: FollowConfig,
     pairs: Mapping[str, FilePair],
     rule: ChangeRule,
-    left_out: Collection[str] = (),
+    left_out: Collection[str],
 ) -> OperatingPoint:
     """Choose the score at which stable pairs have the stated rate of false new lesions.
 
-    Stable pairs that cannot be compared are named in a warning.
+    If all new lesions of the stable pairs are within the rate, the score is 0. Stable pairs that
+    cannot be compared are listed in a warning.
 
     Args:
         cfg: the settings.
@@ -481,10 +487,10 @@ def stable_point(
         left_out: visits that are not compared, because a prediction failed.
 
     Raises:
-        ConfigError: if `cfg.stable` names a case that is not a pair.
+        ConfigError: if `cfg.stable` names no case, or one that is neither a pair nor left out.
         DatasetError: if no stable pair can be compared.
     """
-    stable = _stable_cases(cfg)
+    stable = set(cfg.stable or ())
     unknown = sorted(stable - pairs.keys() - set(left_out))
     if unknown or not stable:
         wrong = ", ".join(unknown) or "no case was given"
@@ -495,9 +501,11 @@ def stable_point(
     missing = DatasetError("it or its earlier visit has no prediction")
     faults: dict[str, LesionsegError] = dict.fromkeys(stable - pairs.keys(), missing)
     for case in sorted(stable & pairs.keys()):
-        with _collect_fault(faults, case):
+        try:
             visits, _ = open_pair(pairs[case], rule, cfg.register_)
             results.append(_score(visits, None, None, pairs[case][1].patient))
+        except _FAULTS_OF_PAIR as error:
+            faults[case] = error
     lines = "\n  ".join(f"{case}: {why}" for case, why in sorted(faults.items()))
     if not results:
         raise DatasetError(f"stable=: no stable pair can be compared:\n  {lines}")
@@ -506,7 +514,6 @@ def stable_point(
     tables = Tables.of(results)
     point = choose(tables, Aim("fp_per_case", cfg.false_new_per_pair), quiet=True)
     if point.score <= min(tables.candidates["score"], default=1.0):
-        # all new lesions of the stable pairs are within the rate, so any score is accepted
         return replace(point, score=0.0)
     return point
 
@@ -518,6 +525,8 @@ def visits_of_folders(
     before: Path, after: Path, before_images: str | None, after_images: str | None
 ) -> list[list[VisitFiles]]:
     """Return both visits of each case that both folders contain. Warn of cases with one visit.
+
+    `before_images` and `after_images` are the folders of their scans, or both are None.
 
     Raises:
         ConfigError: if only one folder of images is given.
@@ -573,7 +582,8 @@ def visits_of_table(
     """Return the visits of each patient that have predictions in `folder`, in order.
 
     Visits that could not be predicted are left out, because files in `folder` with their names
-    are results of an earlier run. `unpredicted` states the reason for each of them.
+    are results of an earlier run. `unpredicted` states the reason for each of them. Visits that
+    cannot be compared with another one are listed in a warning.
 
     Raises:
         DatasetError: if no patient has two such visits.
@@ -616,10 +626,16 @@ def open_pair(
 ) -> tuple[VisitPair, Alignment | None]:
     """Read and compare two visits. Return the comparison and the alignment of the scans.
 
-    The alignment is None if the scans are not registered. `register`: see conf/follow.yaml.
+    The alignment is None if the scans are not registered.
+
+    Args:
+        files: the earlier and the later visit.
+        rule: the rule by which lesions are compared.
+        register: `rigid` registers the scans, `headers` uses the positions in the files. `auto`
+            registers scans that are not on one grid, if they are given.
 
     Raises:
-        GeometryError: if the registration is poor, or the grids do not overlap.
+        GeometryError: if the registration is poor, the grids do not overlap, or a header was lost.
         ContentError: if a prediction has boxes without masks, or a label has two names.
         DatasetError: if a scan to register is missing.
     """
@@ -717,8 +733,8 @@ def _score(
 ) -> CaseRows:
     """Match the new lesions of a pair with a reference of true new lesions.
 
-    If `reference` is None, the pair is stable, so all new lesions are false positives. `group` is
-    the patient.
+    If `reference` is None, the pair is stable, so all new lesions are false positives. `point`
+    accepts candidates; None keeps those that are accepted. `group` is the patient.
     """
     new = visits.new_lesions()
     role = "unknown"
@@ -732,7 +748,7 @@ def _score(
 def _row(
     files: FilePair, changes: Sequence[LesionChange], alignment: Alignment | None, message: str
 ) -> dict[str, Any]:
-    """Return the row of a pair in pairs.csv."""
+    """Return the row of a pair in pairs.csv. `message`: why it has no DICOM report, or ""."""
     earlier, later = files
     before = [c.volume_before_ml for c in changes if c.volume_before_ml is not None]
     after = [c.volume_after_ml for c in changes if c.volume_after_ml is not None]

@@ -1,4 +1,4 @@
-"""`info`: state the needs of a model and the contents of a data folder. Nothing is written."""
+"""`info`: state the needs of a model and the contents of a folder. Nothing is written."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -7,29 +7,31 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lesionseg.config import InfoConfig
-from lesionseg.core import Dataset, Finding
+from lesionseg.core import Dataset, Finding, Labels
 from lesionseg.core.finding import collect_errors
-from lesionseg.io.layouts import find_missing_files, list_dataset
+from lesionseg.io.layouts import find_missing_files, list_dataset, recognise_layout
 from lesionseg.io.remote import download
+from lesionseg.io.scans import find_scans
 from lesionseg.io.volumes import format_suffix, read_geometry
-from lesionseg.pipeline.log import command_line
+from lesionseg.pipeline.log import command_line, predict_command
 from lesionseg.pipeline.outcome import Outcome
 
 if TYPE_CHECKING:
     from lesionseg.inference.model_facts import ModelFacts
 
+SCANS = "scans"  # the layout of a folder that is no dataset
 _MOST_FINDINGS = 5  # that are printed
 
 
 @dataclass(frozen=True)
 class InfoOutcome(Outcome):
-    """The facts about a model and a dataset.
+    """The facts about a model and a folder.
 
     Attributes:
         model: the facts about the model. None if none was given.
-        dataset: the facts about the dataset by name (`dataset_facts`). Empty if none was given.
-        findings: the findings of the listing.
-        settings: the settings of the next command.
+        dataset: the facts about the folder by name (`dataset_facts`). Empty if none was given.
+        findings: the findings of the listing, and one if the dataset does not fit the model.
+        settings: the settings that name the dataset.
     """
 
     model: "ModelFacts | None"
@@ -57,57 +59,89 @@ class InfoOutcome(Outcome):
 
     @property
     def next(self) -> str:
-        """The command that predicts with the model or, without a model, checks the dataset."""
-        return command_line("prepare" if self.model is None else "predict", self.settings)
+        """The command that predicts or, for a dataset without a model, checks it."""
+        if self.model is None and self.dataset["layout"] != SCANS:
+            return command_line("prepare", {"check": True, **self.settings})
+        if self.model is None:
+            return predict_command("MODEL", is_mirrored=False)
+        return predict_command(
+            self.model.path,
+            is_mirrored=self.model.selection.is_mirrored,
+            needs_trust=bool(self.model.plan.architecture.network),
+        )
 
 
 def info(cfg: InfoConfig) -> InfoOutcome:
-    """Collect the facts about a model, a dataset or both.
+    """Collect the facts about a model, a folder or both, and compare their axes and channels.
+
+    A folder without the layout of a dataset is a folder of scans, whose channels are not known.
 
     Raises:
         BundleError: if the model cannot be used.
-        DatasetError: if the folder has no known layout, or its description is wrong.
+        DatasetError: if the description of the dataset is wrong, or the folder has no scan.
     """
     model = None
     dataset: dict[str, Any] = {}
     findings: list[Finding] = []
-    settings: dict[str, object] = {"check": True}
+    settings: dict[str, object] = {}
     if cfg.data.root is not None:
-        listed = list_dataset(
-            download(cfg.data.root), group=cfg.data.group, annotations=cfg.data.annotations
-        )
-        findings = [*listed.findings, *find_missing_files(listed)]
+        root = download(cfg.data.root)
+        settings = {f"data.{key}": value for key, value in cfg.data.to_plain().items() if value}
+        if cfg.data.annotations is None and recognise_layout(root) is None:
+            listed = _list_scans(root)
+            findings += listed.findings
+        else:
+            listed = list_dataset(root, group=cfg.data.group, annotations=cfg.data.annotations)
+            findings += [*listed.findings, *find_missing_files(listed)]
         dataset = dataset_facts(listed, findings)
-        settings |= {f"data.{key}": value for key, value in cfg.data.to_plain().items() if value}
     if cfg.bundle is not None:
         # this imports torch, which takes longer than to list a folder
         from lesionseg.inference.model_facts import model_facts
 
         model = model_facts(Path(cfg.bundle))
-        settings = model.settings
-        needs = (model.plan.dims, model.plan.channel_names)
-        has = (dataset.get("axes"), dataset.get("channels"))
-        if dataset and needs == has:
-            dataset["fits"] = "axes and channels are those of the model"
-        elif dataset:
-            text = "the model needs %s axes and the channels %s; the folder has %s and %s"
-            findings.append(Finding("misfit", text % (*map(_in_words, (*needs, *has)),)))
+        needs = {"axes": model.plan.dims, "channels": model.plan.channel_names}
+        has = {name: dataset[name] for name in needs if dataset.get(name)}
+        if has and has.items() <= needs.items():
+            dataset["fits"] = f"{' and '.join(has)} are those of the model"
+        elif has:
+            text = f"the model needs {_in_words(needs)}; the folder has {_in_words(has)}"
+            findings.append(Finding("misfit", text))
     return InfoOutcome(model, dataset, tuple(findings), settings)
+
+
+def _list_scans(source: Path) -> Dataset:
+    """Return a folder of scans as a dataset without references and channels.
+
+    Scans that cannot be read are findings. The number of axes is that of the first other one.
+
+    Raises:
+        DatasetError: if no scan is found, or none can be read.
+    """
+    found = find_scans(source, channels=1)
+    cases = found.cases()
+    return Dataset(
+        name=source.name,
+        root=source,
+        layout=SCANS,
+        dims=read_geometry(cases[0].images[0], pixel_mm=1.0).dims,
+        channel_names=(),
+        labels=Labels.of({}),
+        cases=tuple(cases),
+        findings=tuple(finding for scan in found.scans for finding in scan.findings),
+    )
 
 
 def dataset_facts(dataset: Dataset, findings: list[Finding]) -> dict[str, Any]:
     """Return the facts about a listed dataset by name.
 
-    Only the header of the first image is read. If it cannot be read, this is added to `findings`.
+    Only the header of the first case's image is read: `shape` and `spacing` are its voxels and
+    their size in `unit`. They are None if it cannot be read, which is added to `findings`.
     """
     cases = dataset.cases
-    size = ""
+    grid = None
     for files in cases[:1]:
         with collect_errors(findings, files.case):
             grid = read_geometry(files.images[0], pixel_mm=files.pixel_mm)
-            spacing = " × ".join(f"{mm:.3g}" for mm in grid.spacing_mm)
-            shape = " × ".join(map(str, grid.shape))
-            size = f"{shape} voxels of {spacing} {grid.size_unit}, the first case"
     paths = [path for files in cases for path in (*files.images, files.reference) if path]
     references = "boxes" if dataset.lesions_are_boxes else "masks"
     return {
@@ -123,12 +157,20 @@ def dataset_facts(dataset: Dataset, findings: list[Finding]) -> dict[str, Any]:
         "channels": dataset.channel_names,
         "labels": dataset.labels.mask_names,
         "files": Counter(format_suffix(path).lower() or "DICOM" for path in paths),
-        "size": size,
+        "shape": grid and grid.shape,
+        "spacing": grid and grid.spacing_mm,
+        "unit": grid and grid.size_unit,
     }
 
 
 def _in_words(value: object) -> str:
-    """Return a fact as text, with commas between several values."""
+    """Return a fact as text, with commas between several values.
+
+    >>> _in_words({"test": 3, "train": 9}), _in_words(("T1", 0.75)), _in_words(2)
+    ('test (3), train (9)', 'T1, 0.75', '2')
+    """
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} ({one})" for key, one in value.items())
-    return ", ".join(value) if isinstance(value, tuple) else str(value)
+        return ", ".join(f"{key} ({_in_words(one)})" for key, one in value.items())
+    if isinstance(value, tuple):
+        return ", ".join(f"{one:.3g}" if isinstance(one, float) else str(one) for one in value)
+    return str(value)

@@ -54,7 +54,10 @@ class KeptPredictions:
         shutil.rmtree(self._temporary, ignore_errors=True)
 
     def keep(self, prediction: Prediction) -> None:
-        """Write a case's candidates to the temporary folder, if they come from probabilities."""
+        """Write a case's candidates to the temporary folder.
+
+        Do nothing if they do not come from probabilities, or have no mask next to them.
+        """
         files = self._files.get(prediction.case)
         if files is None or files.mask is None:
             return
@@ -90,7 +93,8 @@ class KeptPredictions:
     def finish(self, selection: Selection) -> Path | None:
         """Accept the candidates of all kept cases and move the files to `output/predictions`.
 
-        Return that folder, or None if nothing was kept.
+        Without an operating point, the candidates stay as they are. The files of earlier
+        evaluations in that folder are removed. Return the folder, or None if nothing was kept.
         """
         if not self._geometry:
             self._remove_earlier()
@@ -121,8 +125,8 @@ class KeptPredictions:
     def check_replaceable(self) -> None:
         """Raise `ConflictError` if `predict` has written results of a kept case to the folder.
 
-        Only `predict` writes the source of a scan into the file of candidates. A damaged file may
-        be one of `predict`.
+        Only `predict` writes the digest of a scan into the file of candidates. A damaged file may
+        be one of `predict`, so it is not replaced either.
         """
         results = PredictionFolder(self.folder)
         for case in self._geometry:

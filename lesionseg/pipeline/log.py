@@ -33,11 +33,32 @@ _PLAIN_TEXT = re.compile(r"(?!(?:null|true|false|nan|inf)$)[A-Za-z_/][\w./-]*", 
 
 
 def command_line(command: str, settings: Mapping[str, object] = MappingProxyType({})) -> str:
-    """Return a command as a user would type it, with the script of a clone or as installed."""
+    """Return a command with its settings as a user would type it in a shell.
+
+    It is the script if a script of a clone runs, otherwise the installed program.
+    """
     in_clone = Path(sys.argv[0]).parent.name == "scripts"
     program = f"python scripts/{command}.py" if in_clone else f"lesionseg {command}"
     words = [shlex.quote(f"{key}={override_text(value)}") for key, value in settings.items()]
     return " ".join([program, *words])
+
+
+def predict_command(
+    model: str | Path, *, is_mirrored: bool | None, needs_trust: bool = False
+) -> str:
+    """Return the command that predicts with a model as its operating points were chosen.
+
+    Args:
+        model: the model.
+        is_mirrored: the points are those of mirrored views; None: the model does not state it.
+        needs_trust: the model names classes that are not imported by default.
+    """
+    settings: dict[str, object] = {"bundle": model, "input": "SCANS", "output": "FOUND"}
+    if is_mirrored:
+        settings["inference.flips"] = True
+    if needs_trust:
+        settings["trust"] = True
+    return command_line("predict", settings)
 
 
 def override_text(value: object) -> str:
@@ -206,7 +227,7 @@ class RepeatFilter(logging.Filter):
         self._said: set[str] = set()
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Return False if the same warning of a reader passed before."""
+        """Return False if the same message of a reader passed before. Other messages pass."""
         if not record.name.startswith("lesionseg.io"):
             return True
         text = record.getMessage()
@@ -270,7 +291,10 @@ class LogFile(logging.FileHandler):
         )
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """Warn that the log is incomplete. `logging` would print a traceback for each line."""
+        """Warn that the log is incomplete, and write no further line.
+
+        `logging` would print a traceback for each line.
+        """
         self.setLevel(sys.maxsize)
         reason = sys.exc_info()[1]
         log.warning("%s: the log is incomplete: %s.", self.baseFilename, _reason(reason))
@@ -282,14 +306,17 @@ class LogFile(logging.FileHandler):
 
 
 def _open_file(path: str, flags: int) -> int:
-    """Open a file, but not through a link. Windows has no flag for this, so the name is tested."""
+    """Return the descriptor of an opened file. Raise `OSError` if the path is a link.
+
+    Windows has no flag for this, so the name is tested as well.
+    """
     if Path(path).is_symlink():
         raise OSError("it is a link")
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 def _reason(error: BaseException | None) -> str:
-    """Return the words of the system for an error of a file."""
+    """Return the words of the system for an error of a file, in lower case."""
     return str(getattr(error, "strerror", None) or error).lower()
 
 
@@ -321,7 +348,8 @@ def open_log(path: Path, formatter: logging.Formatter, *, private: bool) -> logg
 def added_handlers(own: Sequence[logging.Handler]) -> Iterator[None]:
     """Add handlers to the root logger within the context.
 
-    Python prints warnings by `lastResort` only if there is no handler, so it is added too.
+    If it has no other handler, they receive messages of our loggers from level INFO on. Python
+    prints warnings by `lastResort` only if there is no handler, so it is added too.
     """
     root = logging.getLogger()
     ours = logging.getLogger("lesionseg")
@@ -344,8 +372,9 @@ def added_handlers(own: Sequence[logging.Handler]) -> Iterator[None]:
 def run_log(run: Path, *, private: bool = False) -> Iterator[Callable[[str], None]]:
     """Append the records of this context to the run's log. Yield a function that writes to it.
 
-    With `private`, only its owner can read the log. The output on the terminal does not change. An
-    error that ends the run is the last line.
+    The log is written from when the run directory has a configuration. With `private`, only its
+    owner can read it. The output on the terminal does not change. An error that ends the run is the
+    last line; an unknown one has its traceback.
     """
     handler = LateLog(run / LOG, LOG_FORMAT, partial(has_config, run), private=private)
 

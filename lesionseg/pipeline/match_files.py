@@ -41,7 +41,7 @@ class MatchOptions:
         preset: the rule of matching.
         dataset: the dataset of the cases; None if there are only masks.
         role: the role of cases that state none.
-        zones: zones by case.
+        zones: the masks of zones; None without them.
         resample: resample a prediction on another grid, see `read_on_grid`.
         by_image: grids of equal shape and spacing are the same, see `read_on_grid`.
     """
@@ -90,7 +90,11 @@ def _match_one(
     numbers: LabelNumbers,
     keep: Callable[[Prediction], None] | None,
 ) -> MatchedCase:
-    """Read the reference and the prediction of a case, and match them. See `match_cases`."""
+    """Read the reference and the prediction of a case, and match them.
+
+    `predicted`: the files of the prediction; without them, all lesions are missed. `numbers`: the
+    label values of the reference. `keep`: see `match_cases`.
+    """
     dataset = options.dataset
     labels = dataset.labels if dataset else None
     reference = open_reference(files, dataset)
@@ -143,6 +147,9 @@ def read_on_grid(
         binary: see `PredictionFiles.read`.
         by_image: grids of equal shape and spacing are the same, see `GridPair.is_same`.
 
+    Returns:
+        The prediction. Two rasters of other sizes are assumed to cover the same area.
+
     Raises:
         GeometryError: if the prediction is on another grid and `resample` is False, or cannot be
             resampled, or less than half of the smaller grid is inside the other one, or if a header
@@ -189,7 +196,7 @@ def read_on_grid(
 def _other_grid_of_boxes(files: PredictionFiles, geometry: Geometry) -> Geometry | None:
     """Return the grid of boxes without masks if their file states another shape, otherwise None.
 
-    Raise `GeometryError` for a volume, because the file does not state where the grid is located.
+    Raise `GeometryError` if it is a volume, because the file does not state where the grid is.
     """
     shape = files.read_shape()
     if shape in (None, geometry.shape):

@@ -65,17 +65,20 @@ NARROW_FEATURES = 8  # features of the first stage in such a training
 
 
 def begin(experiment: Experiment, given: Plan | None = None) -> Plan:
-    """Return a checked plan, and save the configuration in the run directory.
+    """Return a checked plan, and save it and the configuration in the run directory.
 
-    The plan is `given`, or read from the run directory, or made from the survey.
+    The plan is `given`, or read from the run directory, or made from the survey. Of several
+    processes of a training, the first one plans, and the others receive its plan.
 
-    The first process plans. Other processes of the same training receive its plan.
+    Raises:
+        ConfigError: if a setting is wrong. Nothing is saved then.
+        DatasetError: if the run began with other cases, or references do not fit the model.
     """
     return broadcast_from_rank_zero(partial(_begin, experiment, given))
 
 
 def _begin(experiment: Experiment, given: Plan | None) -> Plan:
-    """Make, check and write the plan. If a setting is wrong, no configuration is saved."""
+    """Do the work of `begin` in one process. On a GPU, a new plan is tried in training steps."""
     cfg = experiment.cfg
     run = experiment.run
     architecture = cfg.model.architecture
@@ -109,8 +112,8 @@ def _begin(experiment: Experiment, given: Plan | None) -> Plan:
 def save_run(experiment: Experiment, plan: Plan) -> None:
     """Write fingerprint, splits, plan and configuration into the run directory.
 
-    It is called after all checks, so that a rejected configuration leaves no file. The
-    configuration is saved last, because the directory belongs to it from then on.
+    It is called after all checks, so that a rejected configuration leaves no file. The directory
+    belongs to the configuration from then on. Its name is logged if the settings do not state it.
     """
     run = experiment.run
     survey = experiment.survey
@@ -119,10 +122,12 @@ def save_run(experiment: Experiment, plan: Plan) -> None:
     write_text(run / "plan.json", plan.to_json())
     save_config(run, config_of(experiment.cfg))
     save_sources(run, survey.splits, survey.sources)
+    if not experiment.cfg.run_dir:  # its name contains the time, so the same command makes another
+        log.info("Results go to %s; run_dir=%s resumes it.", run, run)
 
 
 def _warn_of_unused_losses(cfg: TrainConfig) -> None:
-    """Warn of settings of a loss that the architecture does not use."""
+    """Warn of settings of a loss that differ from the defaults but that the model does not use."""
     architecture = cfg.model.architecture
     sources = sources_of(architecture)
     if "segmentation" not in sources and cfg.loss != LossConfig.of():
@@ -142,8 +147,7 @@ def _warn_of_unused_losses(cfg: TrainConfig) -> None:
 
 
 def _log_plan(plan: Plan, experiment: Experiment, level: int) -> None:
-    """Log the plan in one line, and the run directory if the settings do not name it."""
-    run = experiment.run
+    """Log the model and the plan, at this level."""
     if "model" in plan.reasons:
         log.log(level, "Model: %s.", plan.reasons["model"])
     log.log(
@@ -153,14 +157,15 @@ def _log_plan(plan: Plan, experiment: Experiment, level: int) -> None:
         plan.batch_size,
         describe_tile(plan),
         experiment.device,
-        run / LOG,
+        experiment.run / LOG,
     )
-    if not experiment.cfg.run_dir:  # its name contains the time, so the same command makes another
-        log.info("Results go to %s; run_dir=%s resumes it.", run, run)
 
 
 def describe_tile(plan: Plan) -> str:
-    """Describe a tile by its shape and voxel size. Readers give unknown pixels a size of 1 mm."""
+    """Return a tile's shape and voxel size as text.
+
+    Pixels of 1 mm count as unknown, because readers give unknown pixels this size.
+    """
     tile = " × ".join(f"{n:.3g}" for n in plan.tile_shape)
     size = " × ".join(f"{n:.3g}" for n in plan.spacing_mm)
     if plan.dims == 3:
@@ -176,7 +181,11 @@ def plan_run(experiment: Experiment, given: Plan | None = None, *, keeps_plan: b
     """Make the plan, unless it is `given` or the run has one. No file is written.
 
     A resumed run keeps its plan, because the memory of another machine could change it. Without
-    `keeps_plan`, it is made again.
+    `keeps_plan`, it is made again. The custom network, flip axes and rules for reading are always
+    those of the settings.
+
+    Raises:
+        ConfigError: if the settings of transforms, augmentation or model are wrong.
     """
     cfg = experiment.cfg
     survey = experiment.survey
@@ -202,7 +211,10 @@ def plan_run(experiment: Experiment, given: Plan | None = None, *, keeps_plan: b
 
 
 def _make_plan(experiment: Experiment) -> Plan:
-    """Return a plan for this machine's device, or for a GPU of `memory_gb` on another machine."""
+    """Return a plan for this machine's device, or for a GPU of `memory_gb` on another machine.
+
+    The reasons of its decisions are logged at level DEBUG.
+    """
     survey = experiment.survey
     model = experiment.cfg.model
     trainer = experiment.cfg.trainer
@@ -261,8 +273,9 @@ def narrow_if_short(
 ) -> Decision[ModelConfig]:
     """Return the settings with a narrower network if the training on a CPU is short.
 
-    Processors that multiply bf16 faster than fp32 make two to five times as many steps in these
-    minutes. They keep the width.
+    Otherwise return them unchanged, without a reason: if they state the width or no duration, on a
+    GPU, and on processors that multiply bf16 faster than fp32, which make two to five times as many
+    steps in these minutes.
     """
     unchanged = Decision(model, "")
     if model.base_features is not None:
@@ -281,7 +294,9 @@ def narrow_if_short(
 
 
 def _plan_before(cfg: TrainConfig) -> Plan | None:
-    """Return the plan of the bundle from whose weights the training starts; None without one.
+    """Return the plan of the bundle from whose weights the training starts.
+
+    Return None if it starts from random weights or from a checkpoint.
 
     Raises:
         ConfigError: if the bundle's images were prepared by other transforms.
@@ -308,7 +323,7 @@ def _memory_bytes(device: str) -> int:
 
 
 def plan_to_start_from(bundle: str) -> Plan:
-    """Return the plan of a bundle or run.
+    """Return the plan of a bundle or run, for a training that starts from its weights.
 
     Raises:
         ConfigError: if it is an nnU-Net model. Training cannot use its grid and normalisation.
@@ -353,7 +368,8 @@ def checkpoint_architecture(model: ModelConfig, dims: int) -> Architecture | Non
 def with_focal_correction(plan: Plan, cfg: TrainConfig) -> Plan:
     """Return the plan with the α and γ of its focal losses.
 
-    Inference needs them to undo the effect of the losses on probabilities (`losses.focal`).
+    Inference needs them to undo the effect of the losses on probabilities (`losses.focal`). They
+    are None for a loss whose scores are not corrected.
     """
     if plan.has_boxes:
         # hard negatives have no correction
@@ -362,7 +378,7 @@ def with_focal_correction(plan: Plan, cfg: TrainConfig) -> Plan:
         plan = plan.with_(anchors=anchors)
     loss = make_loss(cfg.loss, plan.activation, has_boxes=plan.has_boxes)
     link = getattr(loss, "link", None)
-    if link is None:  # the scores of this loss are not corrected
+    if link is None:
         return plan.with_(link=None)
     alpha, gamma = link
     return plan.with_(link=FocalCorrection(_hashable_alpha(alpha), gamma))

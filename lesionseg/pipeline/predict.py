@@ -46,7 +46,7 @@ def predict(
     architectures: Mapping[str, NetworkFactory] | None = None,
     progress: Advance | None = None,
 ) -> PredictOutcome:
-    """Predict every scan found in `cfg.input`. Return a row per scan, sorted by case id.
+    """Predict every scan found in `cfg.input`. Return the outcome, with a row per scan.
 
     `cfg.output` receives mask, instances and candidates of each case, in the scan's own geometry
     and format, and `predictions.csv`, an index of all case files in the folder. A case that fails
@@ -88,14 +88,25 @@ def _predict(
     architectures: Mapping[str, NetworkFactory] | None,
     progress: Advance | None,
 ) -> PredictOutcome:
-    """Predict into a folder, with the rows in `table_path`."""
+    """Predict into a folder, with the rows in `table_path`. The other arguments: see `predict`.
+
+    If no scan is found, only results that wait are sent to the PACS, before the error.
+    """
     source = DicomWeb("input", cfg.input) if is_dicomweb(cfg.input) else None
     target = None if cfg.send is None else DicomWeb("send", cfg.send)
     digest = joint_digest(cfg.bundle)  # of the networks that are loaded now
     predictor = make_predictor(cfg, architectures)
     _check_probability_settings(cfg, predictor.plan)
     fetched = folder / f".{table_path.name}.fetched"
-    found = _find(cfg, folder, predictor.plan, source, fetched)
+    is_whole = cfg.num_shards == 1
+    try:
+        found = _find(cfg, folder, predictor.plan, source, fetched)
+    except DatasetError:
+        if target is not None and is_whole and folder.is_dir():
+            with locked_folder(folder, _lock_of(table_path.name)):
+                results = PredictionFolder(folder, cfg.output, cfg.names)
+                ResultSender(target, results).send_waiting()
+        raise
     scans = select_shard(found.scans, cfg.shard_index, cfg.num_shards)
     if cfg.dicom_output and any(scan.dicom for scan in scans):
         require_highdicom()
@@ -112,9 +123,8 @@ def _predict(
         _require_no_other_division(folder, cfg)
         results = PredictionFolder(folder, cfg.output, cfg.names)
         _describe_output(cfg, results, scans, predictor.plan)
-        if cfg.num_shards == 1:  # another shard may be writing its cases now
-            for case in results.recover_all():
-                logger.info("The results of %s, from an interrupted run, were completed.", case)
+        if is_whole:  # another shard may be writing its cases now
+            _complete_interrupted(results)
         scans = [_keep_earlier_id(scan, results) for scan in scans]
         with closing(PredictionIndex(table_path, results, cfg.output)) as index:
             work = CaseWork(cfg, predictor, results, index.digests, digest, zones)
@@ -128,9 +138,8 @@ def _predict(
                     _record(row, results, index, log)
                     rows.append(row)
                     advance(row.case, len(rows), len(scans))
-            if cfg.num_shards == 1:
-                for case in results.cases():  # also of scans that left the input
-                    sender.send(case)
+            if is_whole:
+                sender.send_waiting()
                 _forget_remedied(results, found.scans, rows, found.root)
     rows.sort(key=lambda row: (row.case, row.path))
     return PredictOutcome(
@@ -155,6 +164,12 @@ def _send(row: CaseRow, sender: ResultSender) -> CaseRow:
     return replace(row, message=f"{row.message} {reason}".strip())
 
 
+def _complete_interrupted(results: PredictionFolder) -> None:
+    """Complete the results of the cases that a killed run has written but not moved. Log them."""
+    for case in results.recover_all():
+        logger.info("The results of %s, from an interrupted run, were completed.", case)
+
+
 @contextmanager
 def _removed(folder: Path) -> Iterator[None]:
     """Remove a folder before and after the context. A run that was killed may have left it."""
@@ -168,7 +183,13 @@ def _removed(folder: Path) -> Iterator[None]:
 def _find(
     cfg: PredictConfig, output: Path, plan: Plan, pacs: DicomWeb | None, fetched: Path
 ) -> FoundScans:
-    """Find the scans of the input. Those of a PACS will be fetched into the folder `fetched`."""
+    """Find the scans of the input. Those of a PACS will be fetched into the folder `fetched`.
+
+    `output`: the folder of results, which are not scans. `pacs`: None for an input of files.
+
+    Raises:
+        DatasetError: if no scan is found.
+    """
     if pacs is not None:
         unwanted = partial(explain_unwanted, cfg=cfg.series, plan=plan, archive=True)
         return pacs.find_scans(fetched, unwanted)
@@ -249,9 +270,10 @@ def _run_engine(
 def _record(
     row: CaseRow, results: PredictionFolder, index: PredictionIndex, log: PredictLog
 ) -> None:
-    """Write the row of a finished scan to the file of failures, the table and the log.
+    """Write the row of a finished scan to the table, the log and, if it failed, its case file.
 
-    Warn of a scan that failed just now.
+    The log has no line for results and reasons of an earlier run that are unchanged. Warn of a scan
+    that failed just now, and if the case file cannot be written.
     """
     try:
         results.update_failures(row)
@@ -303,7 +325,7 @@ def _keep_earlier_id(scan: Scan, results: PredictionFolder) -> Scan:
     The id of a series depends on its folder: it is the folder's name if the folder contains one
     series, and otherwise also has the number and UID of the series. Without this step, the id
     would change if another series is added to the folder or removed. A series without UID is
-    recognised by the digest of its files.
+    recognised by the digest of its files. A scan without such results is returned unchanged.
     """
     if scan.fault or not scan.other_case or scan.dicom is None:
         return scan
@@ -315,7 +337,10 @@ def _keep_earlier_id(scan: Scan, results: PredictionFolder) -> Scan:
 
 
 def _is_of_series(row: CaseRow, scan: Scan, series_uid: str) -> bool:
-    """Return True if a result was computed from this DICOM series."""
+    """Return True if a result was computed from this DICOM series.
+
+    Return False for a series without UID that cannot be read.
+    """
     if series_uid:
         return row.series_uid == series_uid
     with suppress(LesionsegError):  # reading the scan reports the error
@@ -334,7 +359,7 @@ def find_cases(
     """Find the scans of `source`, except results of an earlier run in `output`.
 
     Scans that are not predicted, because of `series` or because they are localisers or single
-    slices of an archive, are included with the reason.
+    slices of an archive, are included with the reason. `names`: the names of masks in `output`.
 
     Raises:
         DatasetError: if no scan is found.
@@ -354,7 +379,10 @@ def find_cases(
 
 
 def _check_places(place: str, output: Path) -> None:
-    """Raise `ConfigError` if the output is a file, or the input itself, or contains the input."""
+    """Raise `ConfigError` if the output is a file, or the input itself, or contains the input.
+
+    `place` is the input. A table of scans may be in the output. A URL is not compared with it.
+    """
     if output.exists() and not output.is_dir():
         raise ConfigError(f"output={output} is a file. Name a folder.")
     if is_url(place):

@@ -71,7 +71,12 @@ def make_predictor(
 
 
 def open_zones(cfg: PredictConfig) -> ZoneFolder | None:
-    """Find the masks of zones that the settings name, and check the names of `keep_zones`."""
+    """Return the masks of zones that the settings name, or None if they name none.
+
+    Raises:
+        ConfigError: if `inference.keep_zones` has an unknown name.
+        DatasetError: if the folder has no masks, or several tables of names.
+    """
     if cfg.zones is None:
         return None
     zones = ZoneFolder.find(Path(cfg.zones))
@@ -113,13 +118,13 @@ class StartedScan:
         """The case id."""
         return self.scan.case
 
-    def state(self, **values: Any) -> None:
+    def update(self, **values: Any) -> None:
         """Change attributes of the row."""
         self.row = replace(self.row, **values)
 
     def finish(self, status: str, message: str, **values: Any) -> None:
-        """State that the scan failed or is skipped."""
-        self.state(status=status, message=message, finished=_now(), **values)
+        """Make the row final: the scan failed or is skipped. `values`: further attributes."""
+        self.update(status=status, message=message, finished=_now(), **values)
 
     def repeat(self, earlier: CaseRow) -> None:
         """Take the row of an earlier run, with patient, visit, path and state from this run."""
@@ -166,8 +171,9 @@ class CaseWork:
     def attempt(self, step: Callable[..., Any], item: StartedScan, *made: Any) -> Any:
         """Run one step, unless the row of the scan is final. Return its result.
 
-        `made` is the result of the previous step; `read` has none. An error makes the row final.
-        The result of the last step is the item itself.
+        `made` is the result of the previous step; `read` has none. An error makes the row final,
+        and the result is then the item, as that of the last step is. Seconds and memory are noted
+        in the row.
         """
         result: Any = item
         if item.row.status:
@@ -179,13 +185,13 @@ class CaseWork:
             self._fail(item, error)
         if not item.row.is_unchanged:
             seconds = round((item.row.seconds or 0) + perf_counter() - begin, 3)
-            item.state(seconds=seconds, peak_memory_mb=peak_memory_mb())
+            item.update(seconds=seconds, peak_memory_mb=peak_memory_mb())
         return result
 
     def _fail(self, item: StartedScan, error: Exception) -> None:
-        """Make the row that of a failed scan.
+        """Make the row that of a failed scan. Log the traceback of a new failure.
 
-        If the scan failed for the same reason in an earlier run, this is the row of that run.
+        If the scan failed with the same message in an earlier run, this is the row of that run.
         """
         text = str(error) or repr(error)
         key = item.row.key if _is_final(error) else ""
@@ -199,7 +205,11 @@ class CaseWork:
             logger.debug("%s failed.", item.row.case, exc_info=error)
 
     def _earlier_failure(self, row: CaseRow) -> CaseRow | None:
-        """Return the row of an earlier run in which the same scan failed for the same reason."""
+        """Return the row of an earlier run in which this scan failed, otherwise None.
+
+        Its path, content and key must be those of `row`. A failure that may pass, such as one of
+        the network, has no key and is not returned.
+        """
         for earlier in self.results.failures(row.case):
             is_same = (earlier.path, earlier.digest, earlier.key) == (row.path, row.digest, row.key)
             if row.key and is_same:
@@ -209,7 +219,8 @@ class CaseWork:
     def fits(self, items: Sequence[StartedScan]) -> bool:
         """Return True if these scans fit into memory together, or at most one is unfinished.
 
-        A scan that has not been fetched counts as the largest of the other ones.
+        A scan that has not been fetched counts as the largest of the other ones, one whose header
+        cannot be read as nothing.
         """
         unfinished = [item for item in items if not item.row.status]
         if len(unfinished) < 2:  # the headers of an archive of finished scans are not read
@@ -245,14 +256,14 @@ class CaseWork:
             return None
         if scan.fault:
             if not scan.is_unreadable:  # otherwise, the scan is tried again in each run
-                item.state(key=_FAULT)
+                item.update(key=_FAULT)
                 # with its content, the scan is recognised after it was renamed
                 with suppress(LesionsegError, OSError):  # the fault is reported instead
                     if scan.files.images:
-                        self._state_content(item)
+                        self._record_content(item)
             raise DatasetError(scan.fault)
-        self._state_content(item)
-        item.state(key=self._key(scan.files, item.row.digest))
+        self._record_content(item)
+        item.update(key=self._key(scan.files, item.row.digest))
         self._require_zones(scan.case)
         self.results.claim(scan.case, item.row.source, overwrite=self.cfg.overwrite)
         plan = self.predictor.plan
@@ -283,15 +294,15 @@ class CaseWork:
                 "it, or leave the setting out."
             )
 
-    def _state_content(self, item: StartedScan) -> None:
-        """State digest and state of the scan's files in its row.
+    def _record_content(self, item: StartedScan) -> None:
+        """Write the digest and the state of the scan's files into its row.
 
         If an earlier run has read the files in this state, they are not read again.
         """
         scan = item.scan
         state = scan.state()
         digest = self.digests.get((scan.path, state)) or scan.digest()
-        item.state(digest=digest, state=state)
+        item.update(digest=digest, state=state)
 
     def infer(self, item: StartedScan, prepared: PreparedScan | NnunetScan) -> Inferred:
         """Run the networks. Keep probabilities in a file if they do not fit into memory."""
@@ -368,9 +379,8 @@ class CaseWork:
     ) -> tuple[list[str], Prediction]:
         """Return the names of the scan's zones, and the prediction with a zone per candidate.
 
-        Candidates outside the zones to keep are not accepted.
-
-        Without a mask of zones (`zones=`), return no names and the same prediction.
+        Candidates outside the zones to keep are rejected. Without a mask of zones, return no names
+        and the same prediction.
         """
         if self.zones is None:
             return [], prediction
@@ -389,7 +399,11 @@ class CaseWork:
         return names, prediction
 
     def _write_dicom(self, item: StartedScan, prediction: Prediction, new_files: Path) -> str:
-        """Write a DICOM scan's segmentation and report. Return why one is missing, or ""."""
+        """Write a DICOM scan's segmentation and report. Return why one is missing, or "".
+
+        The settings may ask for none. A scan with a warning gets them only if the settings ask for
+        `all`. Headers that do not allow them are the reason.
+        """
         scan = item.scan
         image = scan.files.images[0]
         # a file that was being copied when the folder was listed has no `scan.dicom`
@@ -422,7 +436,7 @@ class CaseWork:
         return NO_SEGMENTATION
 
     def _key(self, files: CaseFiles, digest: str) -> str:
-        """Return a hash of the bundle, the settings and a case's content.
+        """Return a hash of the version, the bundle, the settings and a case's content (`digest`).
 
         A later run keeps the results of a row with the same key. The limit of memory is not part of
         it, because it does not change results.
@@ -442,14 +456,14 @@ class CaseWork:
 
 
 def _shorten_paths(text: str, scan: Scan) -> str:
-    """Return a message in which the paths of the scan begin with its own folder."""
+    """Return a message in which the files of the scan have names instead of paths."""
     for image in scan.files.images:
         text = text.replace(f"{image.parent}/", "")
     return text
 
 
 def _skip(item: StartedScan, reason: str) -> None:
-    """Make the row that of a scan that is not predicted."""
+    """Make the row that of a skipped scan. `reason`: a sentence without capital and full stop."""
     item.finish("skipped", f"{reason[:1].upper()}{reason[1:]}.")
 
 
@@ -459,7 +473,7 @@ def _now() -> str:
 
 
 def _status(checked: InputCheckResult | None) -> str:
-    """Return the status of a predicted scan from the result of its input check."""
+    """Return `blank`, `warned` or `done`, the status of a predicted scan, from its input check."""
     if checked is None:
         return "done"
     if checked.blank:

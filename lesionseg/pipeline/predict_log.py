@@ -20,7 +20,7 @@ _LEVELS = {"failed": logging.WARNING, "warned": logging.WARNING, "blank": loggin
 
 
 class PredictLog:
-    """The log files of an output folder. Each line begins with the time of its event.
+    """The log files of an output folder. Each line has the time of its event.
 
     Lines stay in memory until the folder exists. A warning of a reader is written once.
 
@@ -49,7 +49,10 @@ class PredictLog:
     def note(
         self, event: str, message: str, level: int = logging.INFO, row: CaseRow | None = None
     ) -> None:
-        """Write one line to the files, but not to the terminal."""
+        """Write one line to the files, but not to the terminal.
+
+        `event` is the kind of event, such as `case`, whose `row` becomes part of the JSON.
+        """
         content = {"name": __name__, "event": event, "row": row, "levelno": level, "msg": message}
         record = logging.makeLogRecord({**content, "levelname": logging.getLevelName(level)})
         for handler in self.handlers:
@@ -65,7 +68,7 @@ class PredictLog:
         self.note("case", text, _LEVELS.get(row.status, logging.INFO), row)
 
     def note_end(self, outcome: PredictOutcome) -> None:
-        """Write the summary and the exit status."""
+        """Write the numbers of scans and the exit status."""
         for line in outcome.counts():
             self.note("summary", line)
         self.note("end", f"The run ended with exit status {outcome.exit_status}.")
@@ -83,8 +86,8 @@ def predict_log(
 ) -> Iterator[PredictLog]:
     """Write the records of this context, and an error that ends the run, to files in the folder.
 
-    `url` is the URL that they are uploaded to, if it is one. The other arguments are those of
-    `PredictLog`.
+    At the end they are uploaded if `url`, the output in the settings, is a URL. A failure of this
+    is ignored. The other arguments are those of `PredictLog`.
     """
     log = PredictLog(folder, stem, json_lines=json_lines, private=private)
     try:
@@ -102,7 +105,7 @@ def predict_log(
         raise
     finally:
         written = log.close()
-        with suppress(LesionsegError):  # the results themselves are uploaded already
+        with suppress(LesionsegError):  # each result was uploaded when it was finished
             upload(written, folder, url)
 
 

@@ -38,15 +38,23 @@ def predict_on_ray(
     output: Path,
     scans: Sequence[Scan],
     digests: Digests,
-    architectures: Mapping[str, NetworkFactory] | None = None,
+    architectures: Mapping[str, NetworkFactory] | None,
 ) -> Generator[CaseRow]:
     """Predict scans on a Ray cluster. Yield rows as soon as they are finished.
 
     The cluster is the one to which this process is connected, or which `ray.init` finds. If there
     is none, a temporary cluster is started on this machine.
 
+    Args:
+        cfg: the settings.
+        output: the folder of the results.
+        scans: the scans.
+        digests: the digests of files that earlier runs have read.
+        architectures: the caller's own networks.
+
     Raises:
-        ConfigError: if the extra `ray` is not installed, or the cluster has no CPU core.
+        ConfigError: if the extra `ray` is not installed, the cluster has no CPU core, or the
+            settings name a GPU.
     """
     if cfg.device.startswith("cuda:"):
         raise ConfigError(
@@ -57,7 +65,9 @@ def predict_on_ray(
     try:
         import ray
     except ImportError as error:
-        raise ConfigError(f"engine=ray: {error}. {pip_install('ray')}") from error
+        raise ConfigError(
+            f"engine=ray needs the extra `ray` ({error}). Run {pip_install('ray')}."
+        ) from error
     is_own_cluster = not ray.is_initialized()
     if is_own_cluster:
         ray.init(include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
@@ -113,10 +123,9 @@ def _start_actors(
 
 
 def with_absolute_paths(cfg: PredictConfig) -> PredictConfig:
-    """Return the settings with absolute paths, because actors run in another folder.
+    """Return the settings with absolute paths of bundles, input and zones. URLs stay.
 
-    A URL stays as it is. The results are written to the path that `predict_on_ray` receives, so
-    `output` matters only if it is a URL.
+    Actors run in another folder. `output` stays, because they get the folder of the results.
     """
     changes = {
         "bundle": tuple(str(Path(bundle).absolute()) for bundle in cfg.bundle),
@@ -129,7 +138,8 @@ def with_absolute_paths(cfg: PredictConfig) -> PredictConfig:
 def _distribute(actors: Sequence[Any], scans: Sequence[Scan]) -> Iterator[CaseRow]:
     """Send the scans in groups to idle actors. Yield rows as soon as they are finished.
 
-    If a group kills its actor, each of its scans is sent again on its own.
+    If a group kills its actor, each of its scans is sent again on its own. A single scan that does
+    so has failed. An error while an actor starts is raised.
     """
     import ray
 

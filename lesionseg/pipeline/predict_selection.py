@@ -16,9 +16,9 @@ LEAST_SLICES = 2  # a scan of an archive with fewer slices is skipped, if the mo
 
 
 def is_archive(source: Path) -> bool:
-    """Return True for a folder or a glob, in which the user did not choose each scan.
+    """Return True for a folder or a glob: the user did not choose each scan.
 
-    A file, a series `folder/series=…` and a table name the scans to predict.
+    Return False for a file, a series `folder/series=…` and a table, which name the scans.
     """
     return not source.is_file() and not source.name.startswith("series=")
 
@@ -67,7 +67,8 @@ def explain_unwanted(scan: Scan, cfg: SeriesConfig, plan: Plan, *, archive: bool
 def explain_too_few_slices(scan: Scan, cfg: SeriesConfig, plan: Plan, *, archive: bool) -> str:
     """Explain that a file of another format than DICOM has too few slices; "" if it has enough.
 
-    The header of the file is read, and slices are counted along the shortest axis.
+    The header of the file is read, and slices are counted along the shortest axis. A DICOM scan and
+    a file that cannot be read give "".
     """
     # the header is not read if a single slice is enough
     if scan.dicom is not None or not _explain_too_few(1, cfg, plan, archive=archive):
@@ -80,7 +81,7 @@ def explain_too_few_slices(scan: Scan, cfg: SeriesConfig, plan: Plan, *, archive
 
 
 def _explain_too_few(n_slices: int, cfg: SeriesConfig, plan: Plan, *, archive: bool) -> str:
-    """Explain that a scan has too few slices for a model of volumes; "" if it has enough."""
+    """Explain that a scan has too few slices; "" if it has enough, or `plan` is for radiographs."""
     least = cfg.min_slices or (LEAST_SLICES if archive else 1)
     if plan.dims == 2 or n_slices >= least:
         return ""

@@ -30,7 +30,10 @@ class ResultSender:
         self.unsent: dict[str, str] = {}
 
     def send(self, case: str) -> None:
-        """Store the results of a case, unless they are stored or have just failed."""
+        """Store the results of a case, unless they are stored or have just failed.
+
+        A failure is a warning and the reason in `unsent`. The next run tries again.
+        """
         if self._service is None or case in self.unsent:
             return
         address = self._service.address
@@ -43,3 +46,8 @@ class ResultSender:
         except LesionsegError as error:
             self.unsent[case] = f"Not in the PACS: {error}"
             logger.warning("%s: the DICOM results are not in the PACS. %s", case, error)
+
+    def send_waiting(self) -> None:
+        """Store the results that wait, of all cases in the folder. Their scans may be gone."""
+        for case in self._results.cases():
+            self.send(case)

@@ -28,11 +28,15 @@ Digests = Mapping[tuple[str, str], str]
 
 @dataclass(frozen=True)
 class PredictOutcome(Outcome):
-    """The rows of one call, one per scan, sorted by case id, and the output folder.
+    """The results of one call of `predict`.
 
-    `left_out`: files that the model cannot read as scans. `table`: the name of the table in the
-    folder, which each shard has for itself. `sent`, `unsent`: the cases whose DICOM results were
-    stored in a PACS, and those for which this failed. `sent` is None if no PACS was given.
+    Attributes:
+        rows: one row per scan, sorted by case id.
+        folder: the output folder.
+        left_out: notes on files that the model cannot read as scans.
+        table: the name of the table in the folder. Each shard has its own.
+        sent: the cases whose DICOM results were stored in a PACS; None if no PACS was given.
+        unsent: the cases for which this failed.
     """
 
     rows: tuple[CaseRow, ...]
@@ -44,10 +48,10 @@ class PredictOutcome(Outcome):
 
     @property
     def exit_status(self) -> int:
-        """0, 1 if no scan was to be predicted, or 3 if a scan failed for the first time.
+        """3 if a scan failed for the first time, or DICOM results could not be sent.
 
-        It is also 3 if DICOM results could not be sent. A shard is not 1, because the other shards
-        may have scans to predict.
+        Otherwise 1 if no scan was to be predicted, and 0 in all other cases. A shard is not 1,
+        because the other shards may have scans to predict.
         """
         failed = any(row.status == "failed" and not row.is_unchanged for row in self.rows)
         if failed or self.unsent:
@@ -56,7 +60,10 @@ class PredictOutcome(Outcome):
         return 0 if is_shard or any(row.status != "skipped" for row in self.rows) else NOTHING_RAN
 
     def counts(self) -> list[str]:
-        """Return the numbers of scans that were predicted, kept, failed and skipped."""
+        """Return lines with the numbers of scans that were predicted, kept, failed and so on.
+
+        The last ones are the notes on files that were left out.
+        """
         n = Counter(row.status for row in self.rows)
         known = sum(row.status == "failed" and row.is_unchanged for row in self.rows)
         kept = sum(row.is_done and row.is_unchanged for row in self.rows)
@@ -87,7 +94,7 @@ class PredictOutcome(Outcome):
         return [*lines, *(f"{note.message}." for note in self.left_out)]
 
     def record(self) -> dict[str, Any]:
-        """Return the table and its rows of this run, and the files that were left out."""
+        """Return the table, its rows of this run, and the cases and files of the attributes."""
         return {
             "output": self.folder,
             "table": self.folder / self.table,
@@ -111,7 +118,7 @@ class PredictOutcome(Outcome):
 
     @property
     def next(self) -> str | None:
-        """The command that evaluates the results; None without results."""
+        """The command that evaluates the results; None if no scan has any."""
         if not any(row.is_done for row in self.rows):
             return None
         return command_line(
@@ -121,7 +128,7 @@ class PredictOutcome(Outcome):
 
 
 def left_out_row(note: Finding) -> CaseRow:
-    """Make the row of files of one kind that the model cannot read as scans."""
+    """Return the row of files of one kind that the model cannot read as scans."""
     return CaseRow(case=note.file, status="skipped", message=f"{note.message}.")
 
 
@@ -134,6 +141,16 @@ class PredictionIndex:
 
     The table is always replaced as a whole, in the first `put` and in `close`. Further calls of
     `put` write it only if less than a twentieth of the time is spent on writing.
+
+    A table that a killed run has left under a temporary name is removed.
+
+    Args:
+        path: the table.
+        results: the output folder.
+        url: the output in the settings. The table is uploaded to it if it is a URL.
+
+    Attributes:
+        digests: the digests of files that an earlier run has read.
     """
 
     def __init__(self, path: Path, results: PredictionFolder, url: str = "") -> None:
@@ -166,12 +183,16 @@ class PredictionIndex:
             logger.warning("The table is written later: %s", error)
 
     def was_skipped(self, row: CaseRow) -> bool:
-        """Return True if the scan was skipped in an earlier run for the same reason."""
+        """Return True if an earlier table has the row with the same status and message."""
         cells = self._earlier.get(_result_of(row.cells()), {})
         return (cells.get("status"), cells.get("message")) == (row.status, row.message)
 
     def rows(self) -> list[CaseRow]:
-        """Return the rows of the table, sorted by case."""
+        """Return the rows of the table, sorted by case.
+
+        Besides the rows of this run, these are the rows of the case files and of earlier failures
+        that no row of this run replaces. The table of a shard has only those of this run.
+        """
         rows = [*self._new]
         if self._is_whole:
             done = {row.case for row in rows if row.is_done}
@@ -184,7 +205,7 @@ class PredictionIndex:
         return sorted(rows, key=lambda row: (row.case, not row.is_done, row.path))
 
     def _cells(self, row: CaseRow) -> dict[str, Any]:
-        """Return a row's cells. Facts of an earlier run come from its table."""
+        """Return a row's cells. Empty ones of `CaseRow.OF_RUN` come from an earlier table."""
         cells = row.cells()
         earlier = self._earlier.get(_result_of(cells), {})
         for name in CaseRow.OF_RUN:
@@ -196,7 +217,7 @@ class PredictionIndex:
         self.write()
 
     def write(self) -> None:
-        """Write the table with the rows so far.
+        """Write the table with the rows so far, unless there are none, and upload it to the URL.
 
         Raises:
             OutputError: if it cannot be written.

@@ -11,7 +11,6 @@ from lesionseg.data.cache import CachedCase, cores, fill_cache
 from lesionseg.errors import DatasetError, count
 from lesionseg.host_memory import default_budget
 from lesionseg.inference.read_ahead import needed_bytes
-from lesionseg.io.contents import case_digest
 from lesionseg.pipeline.check import CheckOutcome, check_dataset
 from lesionseg.pipeline.chosen_model import keep_choices_of_run
 from lesionseg.pipeline.experiment import Experiment
@@ -32,7 +31,7 @@ from lesionseg.pipeline.run_dir import (
     default_run_dir,
     settings_of_training,
 )
-from lesionseg.pipeline.survey import CACHE
+from lesionseg.pipeline.survey import cache_folder
 from lesionseg.plan.plan import Plan
 
 log = logging.getLogger(__name__)
@@ -81,7 +80,15 @@ class PrepareOutcome(Outcome):
 
 @hold_lock("run_dir")
 def prepare(cfg: PrepareConfig) -> PrepareOutcome | CheckOutcome:
-    """Prepare a dataset for training. With `cfg.check`, only list problems and write a page."""
+    """Read and check every case, plan the training, and fill the cache with the training cases.
+
+    A run that has begun keeps its plan, unless its cases have changed. With `cfg.check`, only list
+    the findings and write a page on them.
+
+    Raises:
+        ConfigError: if a setting is wrong, or the run directory has another configuration.
+        DatasetError: if a case cannot be used, or no lesion can be learned.
+    """
     name = "check" if cfg.check else cfg.model.architecture
     run = Path(cfg.run_dir or default_run_dir(cfg.data.root, name))
     if cfg.check:
@@ -100,14 +107,12 @@ def prepare(cfg: PrepareConfig) -> PrepareOutcome | CheckOutcome:
     check_losses(with_focal_correction(plan, experiment.cfg), experiment.cfg)
     plan = plan.with_(reasons={**plan.reasons, "trial_steps": NOT_TRIED})
     save_run(experiment, plan)
-    if cfg.run_dir is None:  # its name contains the time, so the same command makes another
-        log.info("Results go to %s; run_dir=%s resumes it.", run, run)
     cases = prepare_cases(experiment, plan)
     return PrepareOutcome(plan, run, len(cases), cfg)
 
 
 def prepare_cases(experiment: Experiment, plan: Plan) -> list[CachedCase]:
-    """Return the training cases on the plan's grid, from the cache if it has them.
+    """Return the training cases on the plan's grid. The cache receives those that it lacks.
 
     Several cases are prepared at the same time: one per core, but no more than fit into memory.
     """
@@ -125,8 +130,8 @@ def prepare_cases(experiment: Experiment, plan: Plan) -> list[CachedCase]:
             replace(survey.dataset, cases=()),
             survey.of_role("train"),
             plan=plan,
-            folder=experiment.cfg.data.cache_dir or experiment.run.parent / CACHE,
-            source=lambda files: survey.sources.get(files.case) or case_digest(files),
+            folder=cache_folder(experiment.cfg.data, experiment.run),
+            source=lambda files: survey.sources[files.case],
             progress=advance,
             workers=n_together,
         )

@@ -7,7 +7,7 @@ from typing import Any
 from lesionseg.config import ReportConfig, ReportSection
 from lesionseg.core import Dataset
 from lesionseg.errors import ReadError
-from lesionseg.evaluation.scores import remove_scores
+from lesionseg.evaluation.scores import SCORES_FILE, remove_scores
 from lesionseg.io.files import locked_folder
 from lesionseg.pipeline.log import bar, command_line
 from lesionseg.pipeline.outcome import Outcome
@@ -50,9 +50,10 @@ class ReportOutcome(Outcome):
 
     @property
     def next(self) -> str | None:
-        """The command `evaluate` with the answers of a reader; None without a table.
+        """The command `evaluate` with the answers of a reader; None without a table to fill in.
 
-        It does not replace the scores, because the settings of their evaluation are not known here.
+        Its output is the folder `adjudicated`. The scores stay, because the settings of their
+        evaluation are not known here.
         """
         if self.adjudication is None:
             return None
@@ -78,9 +79,9 @@ def report(cfg: ReportConfig) -> ReportOutcome:
     """
     scores = find_scores(Path(cfg.scores))
     compare = None if cfg.compare is None else find_scores(Path(cfg.compare))
-    if not (scores / "scores.json").is_file():
+    if not (scores / SCORES_FILE).is_file():
         raise ReadError(
-            f"{scores / 'scores.json'}: the file is missing. Run evaluate first, and give its "
+            f"{scores / SCORES_FILE}: the file is missing. Run evaluate first, and give its "
             "output folder or a run directory as scores=."
         )
     output = Path(cfg.output)
@@ -106,7 +107,7 @@ def _path(text: str | None) -> Path | None:
 
 
 def check_report(settings: ReportSection) -> None:
-    """Raise an error before a training if its report could not be drawn.
+    """Raise an error if the report of a training could not be drawn at its end.
 
     Raises:
         ConfigError: if the study file has an unknown key, or the viewer is not installed.
@@ -118,7 +119,7 @@ def check_report(settings: ReportSection) -> None:
 
 
 def remove_report(folder: Path) -> None:
-    """Remove the scores and the page of an earlier run from a folder, which need not exist.
+    """Remove scores, tables and pages of an earlier run from a folder, which need not exist.
 
     The other files stay, because a reader may have filled them in.
     """
@@ -128,15 +129,21 @@ def remove_report(folder: Path) -> None:
 
 
 def report_run(run: Path, dataset: Dataset, settings: ReportSection) -> Path | None:
-    """Write the reports of a run directory. Return the path of the last one.
+    """Write the reports of a run directory. Return the path of the one on test cases, if any.
 
-    The report on validation or out-of-fold cases is `report.html` in the run directory, the one on
-    test cases is in `test`. Return None if the run has no scores.
+    The report on validation or out-of-fold cases is `report.html` in the run directory, and its
+    path is returned otherwise. The report on test cases is in `test`. Return None if the run has no
+    scores.
+
+    Args:
+        run: the run directory.
+        dataset: the dataset, for the pictures.
+        settings: the settings of the report.
     """
     pages = []
     # each folder of scores, and the folder of its report
     for scores, output in ((run, run), (run / "oof", run), (run / "test", run / "test")):
-        if (scores / "scores.json").is_file():
+        if (scores / SCORES_FILE).is_file():
             with bar("Drawing pictures") as advance:
                 page = write_report(
                     scores, output, images=dataset, options=settings, progress=advance

@@ -1,17 +1,12 @@
-"""The run directory of a training, and the provenance of results.
+"""The run directory of a training. It belongs to one configuration and its cases.
 
-A run directory belongs to one configuration and its cases, and only these resume it. The provenance
-contains no path and no name of a case.
+Only the same configuration and cases resume the training.
 """
 
 import logging
-import platform
 import re
-import subprocess
 import time
 from collections.abc import Collection, Iterable, Mapping
-from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +25,11 @@ from lesionseg.config import (
 )
 from lesionseg.core import CaseFiles
 from lesionseg.errors import ConfigError, DatasetError, OutputError, join_names
-from lesionseg.io.contents import case_digest
-from lesionseg.io.files import digest_of
 from lesionseg.io.split_files import SplitFile
 from lesionseg.io.text import read_json, read_yaml, write_json, write_text
-from lesionseg.phantoms import SETTINGS
 from lesionseg.pipeline.log import command_line, quoted_text
-from lesionseg.pipeline.survey import Survey
 from lesionseg.plan.plan import SOURCES, sources_of
 from lesionseg.plan.splits import Splits
-from lesionseg.version import __version__
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +48,6 @@ ADDED: Mapping[str, Any] = {
 BUDGET = {"trainer.max_minutes", "trainer.max_steps"}
 # sections and settings that a training from the weights of a run repeats
 _REPEATED = ("seed", "data", "model", "loss", "detection", "prepare")
-PACKAGES = ("torch", "monai", "nibabel", "pytorch-lightning", "numpy", "hydra-core")
 _DEVELOPMENT = {"train", "validation"}
 _SHOWN = 5  # the most changed cases that a message names
 
@@ -66,7 +55,8 @@ _SHOWN = 5  # the most changed cases that a message names
 def default_run_dir(data_root: str, *names: str) -> Path:
     """Return `runs/<dataset>_<names>_<time>` under the current folder.
 
-    `names` are usually the model, or the model and the command. `auto` is left out.
+    `<dataset>` is the name of the dataset's folder. `names` are usually the model, or the model and
+    the command. `auto` is left out.
     """
     dataset = re.sub(r"[^\w.-]+", "-", Path(data_root).resolve().name) or "data"
     shown = [name for name in names if name != AUTO_MODEL]
@@ -87,7 +77,9 @@ def config_of(cfg: TrainConfig) -> dict[str, Any]:
 def check_config(run_dir: Path, config: Mapping[str, Any]) -> None:
     """Raise `ConfigError` if the directory belongs to another configuration.
 
-    The message names the settings that differ.
+    The message names the settings that differ, and how to continue. Settings that do not change
+    the result may differ: those in `FREE`, the devices of a search, and the loss of masks if the
+    model predicts boxes. Raise `OutputError` if the directory is a file.
     """
     if run_dir.exists() and not run_dir.is_dir():
         raise OutputError(f"run_dir={run_dir} is a file. Name a folder.")
@@ -117,9 +109,10 @@ def check_config(run_dir: Path, config: Mapping[str, Any]) -> None:
 
 
 def _explain_how_to_continue(run_dir: Path, config: Mapping[str, Any], only_budget: bool) -> str:
-    """Name the command to use if the run directory has another configuration.
+    """Return the advice for a run directory that has another configuration.
 
-    `only_budget`: the configurations differ only in the limits of the training.
+    It is the command that trains a finished training further. `only_budget`: the configurations
+    differ only in the limits of the training, which this command then repeats.
     """
     if config.get("command") != "train" or not (run_dir / "bundle").is_dir():
         return "Name another one, or give the same settings to resume."
@@ -165,10 +158,17 @@ def settings_to_repeat(
     sections: Collection[str] = _REPEATED,
     left_out: Collection[str] = (),
 ) -> dict[str, object]:
-    """Return the overrides that repeat sections of a configuration.
+    """Return the overrides that repeat a configuration.
 
-    The folder of the data comes first and is always among them. Other settings are if they differ
-    from the defaults. Keys in `left_out` are not.
+    Args:
+        config: the configuration, as `config_of` returns it.
+        sections: the sections and settings to repeat. Settings with their default value are left
+            out, except for the folder of the data, which comes first. Phantoms are left out, too,
+            because they exist.
+        left_out: dotted keys to leave out.
+
+    Returns:
+        The values by dotted key. The key of an argument without a default begins with `+`.
     """
     settings: dict[str, object] = {"data.root": config["data"]["root"]}
     loss = loss_option(config["loss"][TARGET]) or "custom"
@@ -213,7 +213,12 @@ def _leaves(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def save_config(run_dir: Path, config: Mapping[str, Any]) -> None:
-    """Write the configuration into the run directory, which belongs to it from then on."""
+    """Write the configuration into the run directory, which belongs to it from then on.
+
+    Raises:
+        ConfigError: if the directory belongs to another configuration.
+        OutputError: if it cannot be made.
+    """
     check_config(run_dir, config)
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -225,7 +230,10 @@ def save_config(run_dir: Path, config: Mapping[str, Any]) -> None:
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
-    """Yield the key and `old → new` of every setting that differs, except for free settings."""
+    """Yield the key and `old → new` of every setting that differs, except for those in `FREE`.
+
+    Settings that version 1.0 did not have count with the values in `ADDED`.
+    """
     old = _leaves(before)
     new = _leaves(now)
     for key in sorted(old.keys() | new.keys()):
@@ -253,9 +261,9 @@ def check_cases(run: Path, splits: Splits, sources: Mapping[str, str]) -> None:
     """Raise `DatasetError` if a run began with other development cases, roles or files.
 
     Otherwise the network could be scored on its own training cases, or on scans that have replaced
-    those that it has seen. Test and external cases may be added, removed or changed. For a
-    cross-validation, `splits` are those of the first fold. `sources` has the SHA-256 of the files
-    of each case.
+    those that it has seen. Test and external cases may be added, removed or changed. A folder that
+    is no run yet passes. For a cross-validation, `splits` are those of the first fold. `sources`
+    has the SHA-256 of the files of each case.
     """
     if not has_config(run):
         return
@@ -293,6 +301,7 @@ def warn_of_seen_cases(
 
     Cases of a patient on whom that run trained are named as well. `cases` state the patients.
     An ensemble gives the weights of its first network, so the roles are those of the first fold.
+    Without `init_from`, or if the run of its weights is not known, there is no warning.
     """
     if init_from is None:
         return
@@ -323,63 +332,3 @@ def warn_of_seen_cases(
             join_names(seen),
             remedy,
         )
-
-
-def training_counts(cases: Iterable[CaseFiles]) -> dict[str, int]:
-    """Return the numbers of training patients and scans, for the provenance."""
-    trained = list(cases)
-    patients = {files.patient for files in trained}
-    return {"training_patients": len(patients), "training_scans": len(trained)}
-
-
-def provenance(survey: Survey, config: Mapping[str, Any], seed: int, device: str) -> dict[str, Any]:
-    """Return versions, git commit, device, seed, date, dataset and the hash of its files.
-
-    `min_readers`, `merge_labels` and `annotations` are stated only if they are not the default.
-    `git_commit` ends in `+` if files were changed. `simulated` is True if lesionseg simulated the
-    dataset's folder, or the dataset's name says so. An experiment with `data.phantoms` may also
-    train on a folder of the user.
-    """
-    import torch
-
-    packages: dict[str, str] = {}
-    for name in PACKAGES:
-        with suppress(PackageNotFoundError):
-            packages[name] = version(name)
-    machine = f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
-    if device.startswith("cuda") and torch.cuda.is_available():
-        machine = torch.cuda.get_device_name(device)
-    dataset = survey.dataset
-    sources = "".join(survey.sources.get(c.case) or case_digest(c) for c in dataset.cases)
-    data = config.get("data", {})
-    has_phantoms = (dataset.root / SETTINGS).is_file()
-    # the report reads the references again, by the same rules
-    keys = ("min_readers", "merge_labels", "annotations")
-    rules = {key: data[key] for key in keys if data.get(key)}
-    return {
-        "lesionseg": __version__,
-        "git_commit": _git_commit(),
-        "python": platform.python_version(),
-        "packages": packages,
-        "device": machine,
-        "seed": seed,
-        "date": time.strftime("%Y-%m-%d"),
-        "dataset": dataset.name,
-        "convention": dataset.layout,
-        "data_sha256": digest_of(sources),
-        "simulated": has_phantoms or "simulated" in dataset.name.lower(),
-        **rules,
-    }
-
-
-def _git_commit() -> str | None:
-    """Return the commit of the library's clone; None for an installation without a repository."""
-    here = Path(__file__).resolve().parent
-    describe = "describe --always --abbrev=12 --exclude=* --dirty=+"
-    with suppress(OSError, subprocess.SubprocessError):
-        # without a .git here, git would find the repository of a parent folder
-        own = (here.parents[1] / ".git").resolve(strict=True)
-        command = ["git", "-C", str(own.parent), *describe.split()]
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
-        return done.stdout.strip()
-    return None

@@ -68,8 +68,8 @@ def score_validation(
     """Predict the validation cases into `run/validation`, select on them, and score them.
 
     If calibrated voxels give better outlines of these cases, all cases are predicted again with the
-    calibration. Return the selection and the scores. Return None if no validation case has a
-    reference.
+    calibration. The scores and tables are written into the run directory. Return the selection and
+    the scores, or None if no validation case has a reference.
     """
     cases = experiment.cases("validation")
     folder = experiment.run / "validation"
@@ -106,8 +106,8 @@ def score_predicted(
 ) -> tuple[Selection, Scores]:
     """Select on predictions of the validation cases, write them to `folder` as selected, and score.
 
-    The tables are written next to `folder`. The scores are optimistic, because they are those of
-    the cases on which the selection was made. They state this role.
+    The scores and tables are written next to `folder`. The scores are optimistic, because they are
+    those of the cases on which the selection was made. They state this role.
 
     Args:
         experiment: the experiment.
@@ -147,7 +147,15 @@ def score_folds(
     """Select on the validation predictions of all folds, and score them.
 
     They are read from `run/fold_<number>/validation`, which does not change. Predictions with the
-    selection are written to `run/oof/predictions`.
+    selection are written to `run/oof/predictions`, scores and tables to `run/oof`.
+
+    Args:
+        experiment: the cross-validation.
+        folds: the survey of each fold by its number.
+        selection: the selection so far, such as the calibration of voxels.
+
+    Returns:
+        The complete selection and the scores.
     """
     fold_of: dict[str, int] = {}
     predictions: dict[str, PredictionFiles] = {}
@@ -184,7 +192,10 @@ def score_role(predictor: Predictor, experiment: Experiment, role: Role) -> Scor
 def _match_own(
     experiment: Experiment, cases: Sequence[CaseFiles], predictions: Mapping[str, PredictionFiles]
 ) -> Iterator[MatchedCase]:
-    """Match the predictions of this training. Raise `DatasetError` at the end if one is damaged."""
+    """Match the predictions of this training with the references of its cases.
+
+    If files of cases are damaged, raise one `DatasetError` on all of them after the last case.
+    """
     faults: list[Finding] = []
     options = MatchOptions(experiment.preset, experiment.dataset)
     for matched in match_cases(cases, predictions, options):
@@ -196,7 +207,7 @@ def _match_own(
 
 
 def _cases_in_words(cases: Sequence[CaseFiles]) -> str:
-    """Return the number of cases of one role in words."""
+    """Return the number of cases and the role that they share, such as "3 test cases"."""
     return count(len(cases), f"{cases[0].role} case")
 
 
@@ -207,9 +218,10 @@ def _predict(
     folder: Path,
     on_slab: Callable[[CaseFiles], OnSlab | None] = lambda _: None,
 ) -> None:
-    """Predict and write every case. Reading, the network and writing run at the same time.
+    """Predict every case and write it to `folder`.
 
-    `on_slab`: returns, for a case, the function that receives its probabilities slab by slab.
+    Reading, the network and writing run at the same time. `on_slab`: returns, for a case, the
+    function that receives its probabilities slab by slab; by default there is none.
     """
 
     def read(files: CaseFiles) -> Volume:
@@ -228,7 +240,10 @@ def _predict(
 def _score(
     matches: Iterable[MatchedCase], experiment: Experiment, output: Path, point: OperatingPoint
 ) -> Scores:
-    """Write the scores and tables of matched cases of one role into `output`."""
+    """Write the scores and tables of matched cases of one role into `output`. Return the scores.
+
+    Candidates are accepted by `point`.
+    """
     tables = Tables.of(match.rows(point) for match in matches)
     role = tables.cases["role"].iloc[0]
     labels = experiment.dataset.labels.lesion_names
@@ -260,8 +275,14 @@ def match_volumes(
     """Predict whole cases by a plan, and match the candidates on the files' own grids.
 
     Cases without a reference are left out. Reading, the network and matching run at the same time.
-    `device`: the device for prediction, by default that of the network. `check`: states the
-    channels that may be empty.
+
+    Args:
+        network: the network.
+        experiment: the training: its dataset, its match rule and its settings of inference.
+        cases: the cases.
+        plan: the plan of the network.
+        device: the device for prediction, by default that of the network.
+        check: states the channels that may be empty.
     """
     opened: dict[str, Case] = {}
 

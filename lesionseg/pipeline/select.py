@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
-from typing import NamedTuple
 
 from lesionseg.core import Aim, Calibration, OperatingPoint, Selection
 from lesionseg.core.selection import CALIBRATION, OPERATING_POINT
@@ -42,7 +41,8 @@ def select(
     Args:
         tables: the evaluated cases.
         selection: the selection so far, such as the calibration of voxels.
-        aim: the operating point that accepts candidates. If it is out of reach, `DEFAULT_AIM`.
+        aim: the operating point that accepts candidates. If it is a sensitivity out of reach,
+            `DEFAULT_AIM` takes its place, and the reason says so.
         rate_confidence: see `choose`.
         chosen_on: the role of the cases, for the record.
         fold_of: the fold of each case; None: patients are divided into five folds.
@@ -51,8 +51,11 @@ def select(
         The selection with operating points, calibration and a reason for each. Then a calibration
         for each case, fitted on the other folds, with which the final calibration can be tested.
         This is None for a case if the other folds have too few candidates.
+
+    Raises:
+        ContentError: if no operating point can be chosen on the cases.
     """
-    chosen = _choose_points(tables, aim, rate_confidence, chosen_on)
+    points, remark = _choose_points(tables, aim, rate_confidence, chosen_on)
     if fold_of is None:
         folds = (tables.group_of["cases"] % _N_FOLDS).tolist()
         fold_of = dict(zip(tables.cases["case"], folds, strict=True))
@@ -63,30 +66,31 @@ def select(
         with suppress(ContentError):  # the other folds have too few candidates
             others = {case for case, fold in fold_of.items() if fold != number}
             of_folds[number] = fit_calibration(tables.of_cases(others))
-    best_f1 = next(point for point in chosen.points if point.name == "best_f1")
-    doubt = _explain_doubt(chosen.first, len(tables.groups), rate_confidence)
-    reason = f"{chosen.remark}{_describe_point(chosen.first, best_f1)} {doubt}".strip()
+    best_f1 = next(point for point in points if point.name == "best_f1")
+    doubt = _explain_doubt(points[0], len(tables.groups), rate_confidence)
+    reason = f"{remark}{_describe_point(points[0], best_f1)} {doubt}".strip()
     complete = replace(
         selection,
-        operating_points=chosen.points,
+        operating_points=points,
         calibration=calibration,
         reasons={**selection.reasons, OPERATING_POINT: reason, CALIBRATION: why},
     )
     return complete, {case: of_folds.get(fold) for case, fold in fold_of.items()}
 
 
-class _ChosenPoints(NamedTuple):
-    """All operating points, the first one, which was asked for, and a remark if it was replaced."""
-
-    points: tuple[OperatingPoint, ...]
-    first: OperatingPoint
-    remark: str
-
-
 def _choose_points(
     tables: Tables, aim: Aim, rate_confidence: float | None, chosen_on: str
-) -> _ChosenPoints:
-    """Choose a point for `aim`, and for each of `AIMS` that the cases can reach."""
+) -> tuple[tuple[OperatingPoint, ...], str]:
+    """Choose a point for `aim`, and for each of `AIMS` that the cases can reach.
+
+    If a sensitivity that was asked for is out of reach, choose the point for `DEFAULT_AIM` instead.
+
+    Returns:
+        The points, that for `aim` first, and a remark if it was replaced.
+
+    Raises:
+        ContentError: if the cases do not allow another aim.
+    """
     remark = ""
     try:
         first = choose(tables, aim, confidence=rate_confidence)
@@ -104,7 +108,7 @@ def _choose_points(
     for name, point in points.items():
         # a point whose score does not depend on the cases states no role
         points[name] = replace(point, chosen_on=chosen_on if point.chosen_on else None)
-    return _ChosenPoints(tuple(points.values()), points[first.name], remark)
+    return tuple(points.values()), remark
 
 
 def _fit_calibration(tables: Tables, chosen_on: str) -> tuple[Calibration | None, str]:
@@ -121,7 +125,7 @@ def _fit_calibration(tables: Tables, chosen_on: str) -> tuple[Calibration | None
 
 
 def _explain_doubt(point: OperatingPoint, n_patients: int, rate_confidence: float | None) -> str:
-    """Explain why the rate may differ for new patients. Return "" without a reason."""
+    """Explain that the point was chosen on too few patients for its rate; "" if it was not."""
     aim = point.aim
     is_aim_met = True
     if aim.kind == "fp_per_case" and rate_confidence:
@@ -142,7 +146,7 @@ def _explain_doubt(point: OperatingPoint, n_patients: int, rate_confidence: floa
     return words
 
 
-def describe_aim(aim: Aim) -> str:
+def _describe_aim(aim: Aim) -> str:
     """Return the aim in words."""
     if aim.kind == "score":
         return "given by hand"
@@ -156,7 +160,7 @@ def describe_aim(aim: Aim) -> str:
 
 def _describe_point(point: OperatingPoint, best_f1: OperatingPoint) -> str:
     """Describe the chosen operating point, and for comparison the one with the best F1."""
-    aim = describe_aim(point.aim)
+    aim = _describe_aim(point.aim)
     if point.is_default and point.aim.value == 1:
         aim += ", the default"
     elif point.is_default:  # a higher rate, because the cases have many lesions

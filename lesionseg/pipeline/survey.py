@@ -34,14 +34,13 @@ CACHE = "cache"  # folder next to the run directories
 FACTS = "facts"  # folder in the cache
 
 
-def facts_folder(data: DataConfig, run: Path) -> Path:
-    """Return the folder of `facts.json`, next to the prepared cases."""
-    cache = run.parent / CACHE if data.cache_dir is None else Path(data.cache_dir)
-    return cache / FACTS
+def cache_folder(data: DataConfig, run: Path) -> Path:
+    """Return the folder of prepared cases: that of the settings, or one next to the run."""
+    return Path(data.cache_dir or run.parent / CACHE)
 
 
 def may_lack(data: DataConfig, channels: Sequence[str]) -> bool:
-    """Return True if a scan may lack a channel.
+    """Return True if a scan may lack a channel, because training drops channels.
 
     Raises:
         ConfigError: if channels are dropped, but there is only one.
@@ -63,23 +62,21 @@ class Survey:
         fingerprint: the statistics of the development cases.
         splits: the role of each case.
         counts: number of lesions of each labelled case.
-        sizes: median diameter of these lesions in mm.
-        labels: label values of these lesions.
+        lesions: the median diameter and the label values of these lesions.
         boxed: number of lesions of each development case whose reference has boxes and no mask.
-        sources: SHA-256 of each case's files.
+        sources: SHA-256 of the files of each case, also without a reference.
     """
 
     dataset: Dataset
     fingerprint: Fingerprint
     splits: Splits
     counts: Mapping[str, int] = field(default_factory=dict)
-    sizes: Mapping[str, float] = field(default_factory=dict)
-    labels: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    lesions: LesionFacts = field(default_factory=LesionFacts)
     boxed: Mapping[str, int] = field(default_factory=dict)
     sources: Mapping[str, str] = field(default_factory=dict)
 
     def of_role(self, role: str) -> tuple[CaseFiles, ...]:
-        """Return the cases of one role, in the dataset's order."""
+        """Return the cases of one role, in the dataset's order, also those without a reference."""
         return tuple(c for c in self.dataset.cases if self.splits.roles.get(c.case) == role)
 
     def is_group_safe(self, role: str) -> bool:
@@ -101,7 +98,12 @@ def take_survey(data: DataConfig, seed: int, facts: Path | None = None) -> Surve
 
     A case whose facts are in `facts/facts.json` is read again only if its files have changed. The
     fingerprint describes only development cases: no test cases, and no cases that a split file
-    leaves out.
+    leaves out. Doubtful references, and cases that the split leaves out, are warnings.
+
+    Args:
+        data: the settings of the data.
+        seed: the seed of the division.
+        facts: the folder of `facts.json`; None: every case is read.
 
     Raises:
         DatasetError: if files cannot be used (the message names all of them), if the dataset has no
@@ -120,10 +122,10 @@ def take_survey(data: DataConfig, seed: int, facts: Path | None = None) -> Surve
     for line in doubt_lines(find_doubts(dataset, references)):
         log.warning(line)
     counts = {case: len(found.diameters_mm) for case, found in known.items()}
-    require_lesions(dataset, counts, references, len(records))
+    require_lesions(dataset, counts, references)
     sizes = {case: median(found.diameters_mm or (0.0,)) for case, found in known.items()}
-    labels = {case: found.reference.labels for case, found in known.items()}
-    splits = first_splits(dataset, counts, LesionFacts(sizes, labels), data, seed)
+    lesions = LesionFacts(sizes, {case: facts.labels for case, facts in references.items()})
+    splits = first_splits(dataset, counts, lesions, data, seed)
     development = _development_cases(dataset, splits, data)
     held_out = {c.case for c in dataset.cases if c.role in ("test", "external")}
     used = development | held_out | splits.roles.keys()
@@ -138,8 +140,7 @@ def take_survey(data: DataConfig, seed: int, facts: Path | None = None) -> Surve
         fingerprint=fingerprint_of(dataset, list(developed.values())),
         splits=splits,
         counts=counts,
-        sizes=sizes,
-        labels=labels,
+        lesions=lesions,
         boxed={case: counts[case] for case, found in developed.items() if found.boxed},
         sources={case: source for case, (_, source) in records.items()},
     )
@@ -168,18 +169,19 @@ def require_lesions(
     dataset: Dataset,
     counts: Mapping[str, int],
     references: Mapping[str, ReferenceFacts],
-    n_cases: int,
 ) -> None:
     """Raise `DatasetError` if references, lesions or background to learn from are missing.
 
-    `counts`: the number of lesions of each labelled case.
+    `counts`: the number of lesions of each labelled case. `references`: the facts about their
+    references.
     """
     held_out = {files.case for files in dataset.cases if files.role in ("test", "external")}
     development = counts.keys() - held_out
     if not development:
+        cases = count(len(dataset.cases), "case")
         raise DatasetError(
-            f"{dataset.root}: there is no reference to learn from ({count(n_cases, 'case')}). Add "
-            "masks, or predict with an existing bundle."
+            f"{dataset.root}: there is no reference to learn from ({cases}). Add masks, or predict "
+            "with an existing bundle."
         )
     if sum(counts.values()) == 0:
         raise DatasetError(
@@ -225,10 +227,11 @@ def _divide(
     seed: int,
     fold: int | None,
 ) -> Splits:
-    """Return the roles of one fold, or of the split file in the settings.
+    """Return the roles of a fold. Without a number, divide once, or as the split file states.
 
     Raises:
-        DatasetError: if no case is left for validation, or no lesion for training.
+        DatasetError: if no case is left for validation although the settings ask for it, or no
+            lesion for training.
     """
     splits = make_splits(
         dataset,
@@ -272,30 +275,34 @@ def _development_cases(dataset: Dataset, splits: Splits, data: DataConfig) -> se
 
 
 def with_fold(survey: Survey, data: DataConfig, seed: int, fold: int | None) -> Survey:
-    """Return the survey with the roles of one fold, or of the split file in the settings.
+    """Return the survey with the roles of a fold; None: those of a single division.
 
     Raises:
         DatasetError: if the fold has no case for validation, or no lesion for training.
     """
-    lesions = LesionFacts(survey.sizes, survey.labels)
-    splits = _divide(survey.dataset, survey.counts, lesions, data, seed, fold)
+    splits = _divide(survey.dataset, survey.counts, survey.lesions, data, seed, fold)
     return replace(survey, splits=splits)
 
 
 def folds_of(survey: Survey, data: DataConfig) -> tuple[int, ...]:
-    """Return the numbers of the folds that cross-validation trains."""
+    """Return the numbers of the folds that cross-validation trains.
+
+    Raises:
+        DatasetError: if the split file has no folds, or there are too few patients for them.
+    """
     return fold_numbers(survey.dataset, survey.counts, given=_given(data), n_folds=data.n_folds)
 
 
 def _given(data: DataConfig) -> Path | None:
-    """Return the split file that the settings name."""
+    """Return the split file that the settings name, or None."""
     return Path(data.splits) if data.splits else None
 
 
 def open_dataset(data: DataConfig) -> Dataset:
-    """List the dataset of `data.root`. Simulate it first if it is missing and the settings say so.
+    """List the dataset of `data.root`, which is downloaded first if it is a URL.
 
-    Cases that cannot be used are findings, see `list_dataset`.
+    If it is missing and the settings describe phantoms, they are simulated there. Cases that cannot
+    be used are findings, see `list_dataset`.
 
     Raises:
         DatasetError: if the dataset has no known layout, or its description is wrong.

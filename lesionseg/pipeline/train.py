@@ -21,8 +21,8 @@ from lesionseg.io.files import locked_folder
 from lesionseg.pipeline.chosen_model import keep_choices_of_run
 from lesionseg.pipeline.cross_validate import cross_validate
 from lesionseg.pipeline.experiment import BUNDLE, Experiment
-from lesionseg.pipeline.finished_run import read_finished, write_finished
-from lesionseg.pipeline.log import align_columns, command_line, run_log
+from lesionseg.pipeline.finished_run import reuse_finished, write_finished
+from lesionseg.pipeline.log import align_columns, predict_command, run_log
 from lesionseg.pipeline.outcome import Outcome
 from lesionseg.pipeline.planning import begin
 from lesionseg.pipeline.report import check_report, remove_report, report_run
@@ -52,27 +52,26 @@ class TrainOutcome(Outcome):
 
     Attributes:
         run: the run directory.
-        cfg: the settings; None for the processes that report nothing.
+        cfg: the settings. None for all processes of a training on several devices except the
+            first, which report nothing.
         lines: the scores, the selection, and the duration.
         page: the report; None without a validation case.
-        is_first: False for all processes of a training on several devices except the first.
     """
 
     run: Path
     cfg: TrainConfig | None = None
     lines: tuple[str, ...] = ()
     page: Path | None = None
-    is_first: bool = True
 
     def record(self) -> dict[str, Any]:
         """Return the run directory, the bundle and the page."""
-        if not self.is_first:
+        if self.cfg is None:
             return {}
         return {"run": self.run, "bundle": self.run / BUNDLE, "page": self.page}
 
     def summary(self) -> list[str]:
         """Return the scores, the selection, the bundle and the page."""
-        if not self.is_first:
+        if self.cfg is None:
             return []
         page = "The report needs at least one validation case, so none was written."
         if self.page is not None:
@@ -81,15 +80,12 @@ class TrainOutcome(Outcome):
 
     @property
     def next(self) -> str | None:
-        """The command that predicts with the trained model."""
-        if not self.is_first:
+        """The command that predicts with the trained model; None for a process without report."""
+        if self.cfg is None:
             return None
-        settings = {"bundle": self.run, "input": "SCANS", "output": "FOUND"}
-        if self.cfg is not None and self.cfg.inference.flips:
-            settings["inference.flips"] = True  # the points were chosen on these means
-        if self.cfg is not None and needs_trust(self.cfg):
-            settings["trust"] = True
-        return command_line("predict", settings)
+        return predict_command(
+            self.run, is_mirrored=self.cfg.inference.flips, needs_trust=needs_trust(self.cfg)
+        )
 
 
 def train(cfg: TrainConfig) -> TrainOutcome:
@@ -117,10 +113,12 @@ def train(cfg: TrainConfig) -> TrainOutcome:
             note = stack.enter_context(run_log(run, private=cfg.private))
         opened = broadcast_from_rank_zero(partial(Experiment.open, cfg, run))
         experiment = opened.on_this_process(cfg)
-        finished = broadcast_from_rank_zero(partial(read_finished, experiment))
-        if finished is not None:
+        finished = broadcast_from_rank_zero(partial(reuse_finished, experiment))
+        if finished is not None and is_rank_zero():
             page = None if finished.page is None else run / finished.page
-            return TrainOutcome(run, cfg, finished.lines(experiment), page, is_rank_zero())
+            return TrainOutcome(run, cfg, finished.lines(experiment), page)
+        if finished is not None:
+            return TrainOutcome(run)
 
         if cfg.data.fold == ALL_FOLDS:
             if experiment.dataset.layout == "nnunet":
@@ -132,7 +130,7 @@ def train(cfg: TrainConfig) -> TrainOutcome:
                 offer_folds(experiment, plan)
             trained = train_fold(experiment, plan)
         if trained is None:  # the first process scores and reports
-            return TrainOutcome(run, is_first=False)
+            return TrainOutcome(run)
 
         scores = dict(trained.scores)
         digest = bundle_digest(experiment.bundle)
@@ -157,7 +155,10 @@ def needs_trust(cfg: TrainConfig) -> bool:
 
 
 def offer_folds(experiment: Experiment, plan: Plan) -> None:
-    """Warn before a training with few patients that cross-validation would use all of them."""
+    """Warn before a training with few patients that cross-validation would use all of them.
+
+    Do nothing if the settings name a fold, or the patients cannot be divided into folds.
+    """
     cfg = experiment.cfg
     validated = {files.patient for files in experiment.survey.of_role("validation")}
     n_patients = len(validated | {files.patient for files in experiment.survey.of_role("train")})
@@ -178,7 +179,10 @@ def offer_folds(experiment: Experiment, plan: Plan) -> None:
 
 
 def closing_lines(trained: TrainedModel, scores: Mapping[str, Scores]) -> list[str]:
-    """Return the selection with its reasons, and warnings about the scores."""
+    """Return the reasons of the selection, and warnings about the scores.
+
+    `scores`: all scores by role, with those of the test cases.
+    """
     reasons = trained.predictor.selection.reasons
     lines = [f"{key.capitalize()}: {reasons[key]}" for key in SELECTED if key in reasons]
     chosen_on = [found for role, found in scores.items() if role != "test"]
@@ -194,9 +198,9 @@ def closing_lines(trained: TrainedModel, scores: Mapping[str, Scores]) -> list[s
 
 
 def explain_nothing_found(scores: Mapping[str, Scores]) -> list[str]:
-    """Return the roles in which no lesion was found, and advice on training.
+    """Return a line on each role none of whose lesions was found, and then advice on training.
 
-    Return an empty list if lesions were found.
+    Return an empty list if there is no such role.
     """
     lines = []
     for role, found in scores.items():

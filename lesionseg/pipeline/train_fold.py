@@ -22,7 +22,7 @@ from lesionseg.models.build import TRUSTED, build_network
 from lesionseg.pipeline.experiment import Experiment
 from lesionseg.pipeline.log import LOG, LOG_FORMAT, are_bars_shown, bar, open_log
 from lesionseg.pipeline.prepare import prepare_cases
-from lesionseg.pipeline.run_dir import training_counts
+from lesionseg.pipeline.provenance import training_counts
 from lesionseg.pipeline.score_roles import (
     match_volumes,
     score_validation,
@@ -67,6 +67,8 @@ def train_fold(experiment: Experiment, plan: Plan) -> TrainedModel | None:
     """Train by the plan on the training cases, choose on the validation cases, keep the bundle.
 
     All processes of a training call it together. Return None on every process except the first.
+    Without validation cases, the aim must be a score, otherwise a warning says that the default
+    score is used.
     """
     cfg = experiment.cfg
     if not experiment.bundle.exists():  # a run that is only scored again needs no GPU
@@ -122,12 +124,19 @@ def train_network(
     experiment: Experiment,
     plan: Plan,
     cases: Sequence[CachedCase],
-    validate: Validate | None = None,
+    validate: Validate | None,
     callbacks: Sequence[pl.Callback] = (),
 ) -> FitResult:
-    """Build the plan's network from the seed, or from a bundle, and train it as in `fit`.
+    """Build the plan's network and train it, or continue the training of this run directory.
 
-    `callbacks` are added to those of every run.
+    The weights come from the seed, from `model.init_from` or from the last checkpoint.
+
+    Args:
+        experiment: the training.
+        plan: the plan.
+        cases: the prepared training cases.
+        validate: scores the network on validation cases; None: the weights of the end are kept.
+        callbacks: further callbacks of Lightning.
     """
     cfg = experiment.cfg
     run = experiment.run
@@ -142,10 +151,11 @@ def train_network(
     return fit(network, plan, tiles, cfg, run, validate=validate, callbacks=[*ours, *callbacks])
 
 
-def keep_bundle(experiment: Experiment, bundle: Bundle, scores: Scores | None = None) -> None:
+def keep_bundle(experiment: Experiment, bundle: Bundle, scores: Scores | None) -> None:
     """Write the bundle of a run, and the selection next to the run's plan.
 
-    The model card contains the experiment's provenance and the scores of the validation cases.
+    The model card contains the experiment's provenance and `scores`, those of the validation cases;
+    None without any.
     """
     card = model_card(bundle.plan, bundle.selection, scores, experiment.origin)
     write_bundle(
@@ -187,7 +197,7 @@ def choose_validated(
 
 
 def _choose_evenly(cases: Sequence[CaseFiles], n: int) -> list[CaseFiles]:
-    """Return `n` evenly spaced cases. The first ones by name are often of a single site."""
+    """Return `n` evenly spaced cases, because the first ones by name are often of a single site."""
     places = np.linspace(0, len(cases) - 1, n)
     return [cases[round(i)] for i in places]
 

@@ -104,10 +104,7 @@ class TuneOutcome(Outcome):
 
     @property
     def next(self) -> str | None:
-        """The training of the trials' model and loss with the best pair, or None.
-
-        It is None if no trial found a lesion.
-        """
+        """The training with the best pair of the trials; None if no trial found a lesion."""
         best = find_steadiest(self.search)
         if best is None or not best.value:
             return None
@@ -153,7 +150,13 @@ def tune(cfg: TuneConfig) -> TuneOutcome:
 
 
 def _search(experiment: Experiment, cfg: TuneConfig) -> TuningSearch:
-    """Run the trials that are missing, and write the results after each."""
+    """Run the trials that are missing, and write the results after each.
+
+    `cfg`: the settings, with the model and the learning rate of `experiment`.
+
+    Raises:
+        DatasetError: if no validation case has a lesion.
+    """
     run = experiment.run
     groups = tuned_groups(cfg)
     cases = experiment.cases("validation")
@@ -189,7 +192,7 @@ def _search(experiment: Experiment, cfg: TuneConfig) -> TuningSearch:
 
 
 def _begin_search(experiment: Experiment) -> Plan:
-    """Check the settings and make the plan. A rejected configuration leaves no new folder.
+    """Make the plan and save the configuration, see `begin`. Wrong settings leave no new folder.
 
     Several processes may begin a search together, so each holds a lock meanwhile.
     """
@@ -226,9 +229,11 @@ class SharedStudy:
     first_pair: Mapping[str, float] | None
 
     def run_next(self, objective: Callable[[Any], float]) -> bool:
-        """Run one trial. Return False if the finished and the running trials are enough.
+        """Run one trial and return True, or return False if the trials are enough.
 
-        If `objective` raises an exception, the trial is marked as failed and does not count.
+        Finished and running trials count, those of other processes as well. A trial whose
+        `objective` raises `TrialPruned` is finished. If it raises anything else, the trial is
+        marked as failed, does not count, and the exception is raised again.
         """
         optuna = _optuna()
         with ExitStack() as held:
@@ -305,7 +310,15 @@ def is_being_trained(folder: Path) -> bool:
 
 @dataclass(frozen=True)
 class _Trials:
-    """The trainings of a search: one plan and one set of prepared cases for all of them."""
+    """The trainings of a search.
+
+    Attributes:
+        experiment: the search.
+        cfg: its settings.
+        groups: the settings that a trial changes, see `tuned_groups`.
+        plan: the plan of all trials.
+        prepared: the prepared training cases of all trials.
+    """
 
     experiment: Experiment
     cfg: TuneConfig
@@ -314,7 +327,11 @@ class _Trials:
     prepared: Sequence[CachedCase]
 
     def run(self, trial: Any) -> float:
-        """Train with the pair that Optuna proposes. Return the score of the trial."""
+        """Train with the pair that Optuna proposes. Return the score of the trial.
+
+        Its scores are stored in `trial`. It is 0 if the training diverges. Raise `TrialPruned` if
+        Optuna stops the trial. Checkpoints are removed.
+        """
         tune = self.cfg.tune
         alpha = trial.suggest_float("alpha", *tune.alpha)
         gamma = trial.suggest_float("gamma", *tune.gamma)
@@ -359,7 +376,6 @@ class _Trials:
             trial.set_user_attr("note", str(error))
             return 0.0
         finally:
-            # only the scores are kept
             shutil.rmtree(experiment.run / "checkpoints", ignore_errors=True)
         log.info("Trial %d: α %.3f, γ %.2f: score %.3f.", trial.number, alpha, gamma, values[-1])
         return values[-1]
@@ -367,7 +383,10 @@ class _Trials:
     def _scores(
         self, network: nn.Module, experiment: Experiment, plan: Plan, device: str | None
     ) -> dict[str, float]:
-        """Return recall at the stated rate and average precision on the validation cases."""
+        """Return recall at the stated rate and average precision on the validation cases.
+
+        A number that is not defined is 0.
+        """
         cases = experiment.cases("validation")
         matches = match_volumes(network, experiment, cases, plan, device)
         tables = Tables.of(match.rows(surface=False) for match in matches)
@@ -378,9 +397,10 @@ class _Trials:
 
 
 def check_tuning(cfg: TuneConfig) -> None:
-    """Raise `ConfigError` if the ends of a range are swapped, or no loss of the model is tunable.
+    """Raise `ConfigError` if the settings cannot be searched.
 
-    The losses are checked only if the settings name the model.
+    The ends of a range are swapped, all folds are trained, or no loss of the model is tunable. The
+    losses are checked only if the settings name the model.
     """
     for name, (low, high) in (("alpha", cfg.tune.alpha), ("gamma", cfg.tune.gamma)):
         if low > high:
@@ -428,7 +448,7 @@ def tuned_groups(cfg: TuneConfig) -> tuple[str, ...]:
 
 
 def options_of_trials(cfg: TuneConfig, groups: Sequence[str]) -> dict[str, str]:
-    """Return the options `model` and, if its α and γ are tuned, `loss` of the settings.
+    """Return the settings `model` and, if the loss is among the tuned `groups`, `loss`.
 
     Classes of the user are left out, because they need further settings.
     """
@@ -457,10 +477,10 @@ def _trial_trainer(trainer: TrainerConfig) -> TrainerConfig:
 
 
 def configured_pair(cfg: TuneConfig, group: str) -> dict[str, float] | None:
-    """Return α and γ of the settings in `group`, with which a search begins.
+    """Return α and γ of the settings in `group`, `loss` or `detection`, to begin a search with.
 
-    Return None if the settings state no pair, or if a value is outside the range of the search,
-    because the pair could then be recommended.
+    Return None if the settings state no pair. Return None and log a line if a value is outside the
+    range of the search, because the pair could otherwise be recommended.
     """
     settings = getattr(cfg, group)
     if not isinstance(settings.alpha, float) or settings.gamma is None:
@@ -479,7 +499,10 @@ def configured_pair(cfg: TuneConfig, group: str) -> dict[str, float] | None:
 
 
 def open_study(cfg: TuneConfig, run: Path) -> Any:
-    """Create or continue the search in `run`."""
+    """Return Optuna's study in `run/journal.log`, which is created if it is missing.
+
+    The sampler of a new study has the seed of the settings.
+    """
     optuna = _optuna()
     path = run / "journal.log"
     # a lock by opening a file works on Windows and on network folders alike
@@ -508,7 +531,11 @@ def open_study(cfg: TuneConfig, run: Path) -> Any:
 
 
 def write_results(cfg: TuneConfig, study: Any, facts: Mapping[str, Any], run: Path) -> TuningSearch:
-    """Write tune.json and tune.html into `run`, and return the search."""
+    """Write tune.json and tune.html into `run`, and return the search.
+
+    `facts`: what tune.json states about the search besides its trials. Trials that have no pair yet
+    are left out.
+    """
     trials = [
         TuningTrial(
             number=trial.number,
@@ -547,7 +574,10 @@ def write_results(cfg: TuneConfig, study: Any, facts: Mapping[str, Any], run: Pa
 
 
 def _notes(search: TuningSearch, facts: Mapping[str, Any]) -> Sequence[str]:
-    """Return the conclusions: the best pairs with intervals, and how far to trust them."""
+    """Return the conclusions: the best pairs with intervals, and how far to trust them.
+
+    If no trial has found a lesion, return advice instead.
+    """
     best = search.best
     steady = find_steadiest(search)
     if best is None or steady is None or not best.value:
@@ -581,12 +611,18 @@ def _notes(search: TuningSearch, facts: Mapping[str, Any]) -> Sequence[str]:
 
 
 def _optuna() -> Any:
-    """Import Optuna and reduce its output. Raise `ConfigError` if it is not installed."""
+    """Import Optuna, silence its messages, and return it.
+
+    Raises:
+        ConfigError: if the extra `tune` is not installed.
+    """
     try:
         import optuna
         import optuna.storages.journal
     except ImportError as error:
-        raise ConfigError(f"tune needs Optuna: {pip_install('tune')}") from error
+        raise ConfigError(
+            f"tune needs the extra `tune` ({error}). Run {pip_install('tune')}."
+        ) from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     return optuna

@@ -7,7 +7,7 @@ from lesionseg.evaluation.scores import Provenance
 from lesionseg.io.contents import case_digest
 from lesionseg.io.layouts import read_dataset
 from lesionseg.io.text import read_csv, write_json
-from lesionseg.pipeline.run_dir import provenance
+from lesionseg.pipeline.provenance import scores_provenance
 from lesionseg.pipeline.survey import take_survey
 from tests.commands import check, evaluate
 from tests.io.layouts.box_folders import write_picture
@@ -60,10 +60,10 @@ def test_prepare_states_the_agreement_and_counts_merged_lesions(films, caplog):
 
 
 def test_scores_of_a_training_state_the_rule_for_several_readers(films):
-    survey = take_survey(DataConfig.of(root=films), seed=0)
-    assert "min_readers" not in provenance(survey, {"data": {"min_readers": None}}, 0, "cpu")
+    dataset = read_dataset(films)
+    assert "min_readers" not in scores_provenance({"min_readers": None}, dataset)
     data = {"min_readers": 1, "merge_labels": True, "annotations": "a.json"}
-    stated = Provenance(**provenance(survey, {"data": data}, 0, "cpu"))
+    stated = Provenance(**scores_provenance(data, dataset))
     assert (stated.min_readers, stated.merge_labels, stated.annotations) == (1, True, "a.json")
 
 

@@ -10,13 +10,15 @@ from safetensors.numpy import load_file
 
 from lesionseg.cli import compose, main
 from lesionseg.config import COMMANDS
-from lesionseg.core import OperatingPoint, Selection
+from lesionseg.core import Geometry, OperatingPoint, Selection
+from lesionseg.errors import DatasetError
 from lesionseg.inference.bundle import bundle_digest, read_bundle, write_bundle
 from lesionseg.inference.model_card import model_card
 from lesionseg.models.build import build_network
 from lesionseg.pipeline.info import info
 from tests.flow.cases import write_raw
 from tests.inference.nnunet.small_models import SmallModel
+from tests.pipeline.cases import write_array
 
 POINT = OperatingPoint("fp_per_case:1", 0.25, "validation", 0.9, 0.75, n_cases=5, n_patients=4)
 FACTS = {"date": "2026-01-31", "training_patients": 12, "dataset": "scans: new"}
@@ -118,7 +120,9 @@ def test_facts_of_a_folder_are_those_of_its_listing(raw):
     assert found["dataset"]["roles"] == {"not stated": 2, "test": 1}
     assert found["dataset"]["labels"] == {1: "scar", 2: "cyst"}
     assert found["dataset"]["files"] == {".nii.gz": 6}
-    assert "4 × 5 × 6 voxels of 2 × 2 × 2 mm" in found["dataset"]["size"]
+    size = {"shape": (4, 5, 6), "spacing": (2.0, 2.0, 2.0), "unit": "mm"}
+    assert found["dataset"].items() >= size.items()
+    assert "Shape:   4, 5, 6" in outcome.summary()
     assert [(one["case"], one["severity"]) for one in found["findings"]] == [("b", "error")]
     assert "b_0000" in outcome.summary()[-1]
     assert "check=true" in outcome.next
@@ -128,7 +132,25 @@ def test_unreadable_first_image_is_a_finding(raw):
     (raw / "imagesTr" / "a_0000.nii.gz").write_bytes(b"no image")
     found = ask(data={"root": str(raw)}).record()
     assert {one["case"] for one in found["findings"]} == {"a", "b"}
-    assert found["dataset"]["size"] == ""
+    assert found["dataset"]["shape"] is None
+
+
+def test_folder_of_scans_without_a_layout_is_described(run, tmp_path):
+    folder = tmp_path / "scans"
+    image = np.zeros((4, 5, 6), np.float32)
+    for name in ("a.nii.gz", "b.nii.gz"):
+        write_array(folder / name, image, Geometry.from_spacing(image.shape, (3.0, 2.0, 1.0)))
+    outcome = ask(bundle=str(run), data={"root": str(folder)})
+    facts = {"layout": "scans", "cases": 2, "axes": 3, "shape": (4, 5, 6), "masks": 0}
+    assert outcome.dataset.items() >= facts.items()
+    assert outcome.dataset["fits"] == "axes are those of the model"
+    assert "predict bundle=MODEL" in ask(data={"root": str(folder)}).next
+
+
+def test_folder_without_scans_is_refused(tmp_path):
+    (tmp_path / "notes.txt").write_text("nothing")
+    with pytest.raises(DatasetError, match="no image found"):
+        ask(data={"root": str(tmp_path)})
 
 
 def test_patients_and_folds_are_counted(tmp_path):

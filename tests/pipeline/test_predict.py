@@ -22,6 +22,7 @@ from lesionseg.io.text import read_csv, read_json
 from lesionseg.io.volumes import read_volume, write_volume
 from lesionseg.pipeline import predict as predict_module
 from lesionseg.pipeline.predict_ray import with_absolute_paths
+from lesionseg.pipeline.predict_send import ResultSender
 from tests.commands import evaluate, predict, report
 from tests.inference.networks import Bright, make_bright
 from tests.pipeline.cases import boxes, write_array
@@ -128,6 +129,18 @@ def test_sending_of_scans_that_are_not_dicom_states_that_nothing_was_sent(bundle
     assert (outcome.sent, outcome.unsent) == ((), ())
     assert "Sent: the DICOM results of 0 cases." in outcome.summary()
     assert run(bundle, scans, tmp_path / "out").sent is None
+
+
+def test_results_that_wait_are_sent_although_no_scan_is_found(bundle, scans, tmp_path, monkeypatch):
+    pytest.importorskip("dicomweb_client")
+    settings = {"send": "dicomweb://pacs.example.org/dicom-web"}
+    run(bundle, scans, tmp_path / "out", **settings)
+    sent = []
+    monkeypatch.setattr(ResultSender, "send", lambda _, case: sent.append(case))
+    (tmp_path / "night").mkdir()
+    with pytest.raises(DatasetError, match="no image found"):
+        run(bundle, tmp_path / "night", tmp_path / "out", **settings)
+    assert sorted(sent) == sorted(CASES)
 
 
 def test_second_run_keeps_unchanged_cases(bundle, scans, tmp_path):

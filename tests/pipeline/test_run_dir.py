@@ -25,11 +25,11 @@ from lesionseg.pipeline import train as train_recipe
 from lesionseg.pipeline.experiment import Experiment
 from lesionseg.pipeline.log import LOG, bar, command_line, run_log
 from lesionseg.pipeline.planning import check_losses
+from lesionseg.pipeline.provenance import scores_provenance
 from lesionseg.pipeline.run_dir import (
     check_cases,
     check_config,
     config_of,
-    provenance,
     save_config,
     save_sources,
     settings_of_training,
@@ -103,11 +103,10 @@ def test_only_a_folder_that_lesionseg_simulated_is_called_simulated(tmp_path):
     data = {"kind": "xray", "n_cases": 3, "seed": 0, "shape": [48, 48], "pixel_mm": 8.0}
     root = tmp_path / "films"
     simulate_once(root, data)
-    survey = take_survey(DataConfig.of(root=root), seed=0)
-    experiment = {"data": {"root": str(root), "phantoms": data}}
-    assert provenance(survey, experiment, 0, "cpu")["simulated"] is True
+    dataset = take_survey(DataConfig.of(root=root), seed=0).dataset
+    assert scores_provenance({"phantoms": data}, dataset)["simulated"] is True
     (root / "simulation.json").unlink()  # as in a folder of the user
-    assert provenance(survey, experiment, 0, "cpu")["simulated"] is False
+    assert scores_provenance({"phantoms": data}, dataset)["simulated"] is False
 
 
 def test_file_or_locked_folder_as_run_directory_is_an_error(tmp_path, capsys):

@@ -11,7 +11,7 @@ from lesionseg.evaluation.scores import Provenance
 from lesionseg.inference.bundle import bundle_digest
 from lesionseg.io.predictions import write_prediction
 from lesionseg.io.text import read_json, write_json
-from lesionseg.pipeline.run_dir import training_counts
+from lesionseg.pipeline.provenance import training_counts
 from lesionseg.reporting.identity import read_identity
 from lesionseg.reporting.rendering import say, say_lines
 from tests.evaluation.hand_cases import CASES, make_prediction, make_reference

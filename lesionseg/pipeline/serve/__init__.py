@@ -19,9 +19,10 @@ logger = logging.getLogger(__name__)
 
 
 def serve(cfg: ServeConfig) -> Outcome:
-    """Serve until interrupted. `serve.app` answers the requests.
+    """Serve until interrupted by Ctrl-C. `serve.app` answers the requests.
 
     By default only this machine can send requests. Each one is logged without names (`access_log`).
+    The outcome is empty.
 
     Raises:
         ConfigError: if the extra `serve` is not installed, or the server cannot use the port.
@@ -35,7 +36,9 @@ def serve(cfg: ServeConfig) -> Outcome:
 
         from lesionseg.pipeline.serve.hosts import with_brackets
     except ImportError as error:
-        raise ConfigError(f"serve: {error}. {pip_install('serve')}") from error
+        raise ConfigError(
+            f"serve needs the extra `serve` ({error}). Run {pip_install('serve')}."
+        ) from error
     # malformed requests must not fill the log
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
     with (
@@ -68,7 +71,7 @@ def serve(cfg: ServeConfig) -> Outcome:
 
 
 def _warn_if_open(cfg: ServeConfig) -> None:
-    """Warn if other machines can reach the server, or can but are refused."""
+    """Warn if other machines can reach the server, and if it would refuse their requests."""
     if cfg.host not in ("127.0.0.1", "::1", "localhost"):
         logger.warning(
             "Other machines can reach this server. Put a proxy with a password in front of it."

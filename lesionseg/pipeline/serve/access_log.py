@@ -67,7 +67,10 @@ class AccessLog:
 
 
 def _route(scope: Scope) -> str:
-    """Return the pattern of the route that answered, such as `/session/{key}`."""
+    """Return the pattern of the route that answered, such as `/session/{key}`.
+
+    A file of the viewer is `/niivue/`, and a request that no route answered "(another address)".
+    """
     route = scope.get("route")
     if route is not None:
         return str(route.path)

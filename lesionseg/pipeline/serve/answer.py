@@ -63,13 +63,14 @@ def predict_scan(
     Args:
         predictor: the model.
         folder: the folder with the scan.
-        result: the requested file.
+        result: the requested file; see `RESULTS` in `serve.app`.
         budget: the bytes of memory that the scan may use. If it needs more, its probabilities
             are in a temporary file in `folder`.
         sent: the sent names of the channels' files, for the page.
 
     Raises:
-        ContentError: if the scan needs more than `budget` even so. It has not been decoded then.
+        ContentError: if the scan needs more than `budget` even so. It has not been decoded then. Or
+            if the model has no such result.
         LesionsegError: if the scan cannot be predicted. The message names no folder of the server.
     """
     try:
@@ -136,7 +137,7 @@ def _is_large(scan: CaseFiles, predictor: Predictor, budget: int) -> bool:
 
 
 def _find_single_scan(folder: Path, n_channels: int) -> CaseFiles:
-    """Return the only scan in `folder`. Raise `DatasetError` if there are several."""
+    """Return the only scan in `folder`. Raise `DatasetError` if there are none or several."""
     cases = find_scans(folder, n_channels).cases()
     if len(cases) != 1:
         raise DatasetError(f"Send one scan at a time, not {len(cases)}.")

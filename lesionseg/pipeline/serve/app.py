@@ -94,7 +94,7 @@ class _Server:
 
     @property
     def labels(self) -> dict[str, int]:
-        """The value of each label by name."""
+        """The mask value of each label by name."""
         return dict(zip(self.plan.labels.names, self.plan.labels.values, strict=True))
 
     @property
@@ -104,12 +104,15 @@ class _Server:
 
     @property
     def hosts(self) -> list[str]:
-        """The names under which the server answers."""
+        """The names under which the server answers: those of this machine and of the settings."""
         named = map(with_brackets, (self.cfg.host, *self.cfg.hosts))
         return list(dict.fromkeys(["localhost", "127.0.0.1", "[::1]", *named]))
 
     async def new_folder(self) -> AsyncIterator[Path]:
-        """Yield an empty folder for one request, which has a place in the queue meanwhile."""
+        """Yield an empty folder for one request, which has a place in the queue meanwhile.
+
+        A full queue raises `HTTPException` with status 503. The folder is removed afterwards.
+        """
         with (
             self.queue.place(),
             TemporaryDirectory(dir=self.home, ignore_cleanup_errors=True) as folder,
@@ -192,15 +195,18 @@ def make_app(model: ModelProcess, cfg: ServeConfig, home: Path) -> FastAPI:
 
 
 async def reject_other_sites(request: Request) -> None:
-    """Reject requests from pages of other sites, before their body is read."""
+    """Reject requests from pages of other sites with status 403, before their body is read.
+
+    Requests of programs state no `Origin` and pass.
+    """
     origin = request.headers.get("origin", "")
     if origin and origin.partition("://")[2] != request.headers.get("host"):
         raise HTTPException(403, "Pages of other sites cannot use this server.")
 
 
 async def _explain(_: Request, error: Exception) -> JSONResponse:
-    """Return the message of an error. It is the server's fault only if it cannot write."""
-    status = 500 if isinstance(error, OutputError) else 422  # 500: such as a full disk
+    """Answer with the message of an error: status 500 if the server cannot write, otherwise 422."""
+    status = 500 if isinstance(error, OutputError) else 422
     return JSONResponse({"detail": str(error)}, status)
 
 
@@ -261,7 +267,7 @@ def _add_predictions(app: FastAPI, server: _Server) -> None:
 
 
 def write_example(folder: Path, plan: Plan) -> None:
-    """Write a simulated scan of the model's modality. All channels are the same image."""
+    """Write a simulated scan for the model: CT, MRI or a radiograph. Its channels are equal."""
     simulate: Callable[..., None] = write_xray_phantoms
     shape: tuple[int, ...] = (256, 256)
     if plan.dims == 3:

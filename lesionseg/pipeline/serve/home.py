@@ -53,9 +53,12 @@ def server_folder() -> Iterator[Path]:
 
 
 def _make_own(folder: Path) -> None:
-    """Make the folder of this user's servers in the folder for temporary files.
+    """Make the folder of this user's servers, private to the user, unless it exists.
 
-    Other users can write into that folder, so the path may be a link or a folder of theirs.
+    Other users can write into the folder for temporary files that contains it.
+
+    Raises:
+        OutputError: if the path is a link, a file, or a folder of another user.
     """
     folder.mkdir(mode=0o700, exist_ok=True)
     found = folder.lstat()
@@ -69,7 +72,10 @@ def _make_own(folder: Path) -> None:
 
 
 def _remove_leftovers(shared: Path) -> None:
-    """Remove the folders of servers that no longer run: their locks are free."""
+    """Remove the folders of servers that no longer run: their locks are free.
+
+    A folder without a lock stays.
+    """
     for folder in shared.iterdir():
         # without a lock, the folder may be in use: a cleaner of /tmp may have removed the lock
         if not (folder / _LOCK).is_file():

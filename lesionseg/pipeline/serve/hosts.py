@@ -33,7 +33,10 @@ class KnownHosts:
         await JSONResponse({"detail": UNKNOWN_NAME}, 400)(scope, receive, send)
 
     def _is_known(self, header: str) -> bool:
-        """Return True if the header `Host` has a known name. `*.name` matches its subdomains."""
+        """Return True if the header `Host` has a known name. The port does not matter.
+
+        The name `*.name` matches subdomains, and `*` any header.
+        """
         match = _HOST.fullmatch(header)
         if "*" in self.hosts:
             return True

@@ -30,7 +30,8 @@ _BYTES_PER_VOXEL = 10  # the least that any scan needs, see `needed_bytes`
 class ModelProcess:
     """The process that holds the model of a server and does the whole work of one scan at a time.
 
-    A thread cannot be ended while it reads or prepares a scan; a process can.
+    A thread cannot be ended while it reads or prepares a scan; a process can. The process starts at
+    once, and loads the model while this one continues.
 
     Args:
         load: loads the model in the process and returns its plan.
@@ -47,7 +48,11 @@ class ModelProcess:
         self._loading = self._loader.submit(self._load_in, self._child)
 
     def _load_in(self, child: ChildProcess) -> "Plan":
-        """Load the model in the process and return its plan. End the process if that fails."""
+        """Load the model in the process and return its plan. End the process if that fails.
+
+        Raises:
+            ResourceError: if the process ends meanwhile.
+        """
         try:
             return child.run(self._load)
         except ChildEnded as error:
@@ -61,7 +66,7 @@ class ModelProcess:
 
     @property
     def status(self) -> str:
-        """ "ok", "loading", or "failed" if the next scan must start the process again."""
+        """`ok`, `loading`, or `failed` if the next scan must start the process again."""
         if not self._loading.done():
             return "loading"
         return "failed" if self._child.has_ended else "ok"
@@ -69,8 +74,8 @@ class ModelProcess:
     def wait(self) -> "Plan":
         """Wait until the model is loaded, and return its plan.
 
-        If the process has ended, it is started again. If the model cannot be loaded, the error is
-        raised.
+        If the process has ended after loading, it is started again. If the model cannot be loaded,
+        the error is raised.
         """
         if self._loading.done() and self._child.has_ended:
             self.restart()
@@ -88,7 +93,7 @@ class ModelProcess:
         return self._child.run(function, *args)
 
     def restart(self) -> None:
-        """Kill the process, wait for its end and start it again."""
+        """Kill the process, wait for its end and start it again. It loads the model meanwhile."""
         self._loading = Future()  # `status` is "loading" from now on
         self._child.close()
         self._start()
@@ -112,7 +117,7 @@ _loaded: "list[Callable[..., Answer]]" = []  # one function, in the process of t
 
 
 def load_model(cfg: ServeConfig) -> "Plan":
-    """Load the model in this process, and return its plan.
+    """Load the model in this process for `predict_by_loaded_model`, and return its plan.
 
     From now on, `inference.max_memory_gb` limits the voxels of an image, also those of pictures,
     whose grid is known only after they are decoded. Otherwise, a small compressed picture could
@@ -131,7 +136,11 @@ def load_model(cfg: ServeConfig) -> "Plan":
 
 
 def predict_by_loaded_model(folder: Path, result: "Result", sent: Sequence[str]) -> "Answer":
-    """Predict the single scan in `folder` by the model that `load_model` has loaded."""
+    """Predict the single scan in `folder` by the model that `load_model` has loaded.
+
+    Temporary files go into the folder, because the server removes it even if this process is
+    killed.
+    """
     (predict,) = _loaded
-    tempfile.tempdir = str(folder)  # the server removes it, also if this process is killed
+    tempfile.tempdir = str(folder)
     return predict(folder, result, sent=sent)

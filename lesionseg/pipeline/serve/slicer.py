@@ -40,7 +40,7 @@ class KeptScans:
         self._folders: dict[str, Path] = {}
 
     def find(self, key: str) -> Path:
-        """Return the folder of a scan. Raise `HTTPException` 404 if it was removed."""
+        """Return the folder of a scan. Raise `HTTPException` 404 if it is not kept (any more)."""
         if key not in self._folders or not self._folders[key].is_dir():
             raise HTTPException(
                 404, "The image was removed. Load it again in 3D Slicer and press Run."
@@ -49,6 +49,8 @@ class KeptScans:
 
     def keep(self, key: str, folder: Path) -> None:
         """Keep the scan in `folder` after its request, and remove the oldest one if necessary.
+
+        The folder gets another name.
 
         Raises:
             HTTPException: with status 409 if another scan is kept under the same key.
@@ -76,7 +78,7 @@ def slicer_router(
 
     Args:
         labels: value of each label by name.
-        new_folder: a dependency of FastAPI: a folder for one request.
+        new_folder: a dependency of FastAPI that yields a folder for one request.
         receive: writes the scan of a request into a folder.
         predict: predicts the scan in a folder and returns a file.
     """

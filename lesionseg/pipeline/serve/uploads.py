@@ -55,6 +55,15 @@ async def receive(
     The form is not a parameter of the route, because FastAPI would read it before it calls the
     dependencies.
 
+    Args:
+        request: the request.
+        folder: an empty folder.
+        channels: the names of the model's channels.
+        max_bytes: the largest size of the content of a zip.
+
+    Returns:
+        The sent names of the channels' files in the order of `channels`. Empty for DICOM.
+
     Raises:
         HTTPException: with status 400 if the form cannot be read.
         OutputError: if the disk is full, because large files of a form are kept on it.
@@ -157,7 +166,8 @@ def _sort_channels(
 
     The numbers `_0000`, `_0001` … in the names decide, otherwise the names of the channels
     (`_match_channels`). If neither does, the files of a form (`is_ordered`) stay in the order in
-    which they were sent. The order of a zip says nothing.
+    which they were sent. The order of a zip says nothing. If there are more or fewer files than
+    channels, they stay as well, because reading the scan reports that.
 
     Raises:
         ContentError: if the order is unclear.
@@ -165,7 +175,7 @@ def _sort_channels(
     by_number = _sort_by_number(sent)
     if by_number is not None:
         return by_number
-    if len(sent) < 2 or len(sent) != len(channels):  # a wrong number of files is reported later
+    if len(sent) < 2 or len(sent) != len(channels):
         return list(sent)
     numbers = _match_channels([strip_suffix(name) for name, _ in sent], channels)
     if numbers is not None:
@@ -216,7 +226,7 @@ def _spaced_words(name: str) -> str:
 def _sort_by_number(sent: Sequence[_SentFile]) -> list[_SentFile] | None:
     """Sort files by the channel numbers in their names, `_0000`, `_0001` and so on.
 
-    Return None if other numbers occur, such as those of patients.
+    Return None if the names have other numbers, such as those of patients, or none.
     """
     by_number: dict[int, _SentFile] = {}
     for name, open_file in sent:
@@ -237,9 +247,13 @@ def _check_directory(file: Any) -> None:
 
 
 def _open_zip(archive: zipfile.ZipFile, max_bytes: int) -> list[_SentFile]:
-    """Return the files of a zip, sorted by name. Raise an error if they are too many or too large.
+    """Return the files of a zip, sorted by name, without hidden files.
 
     zipfile never extracts more bytes than the directory of the zip states.
+
+    Raises:
+        ContentError: if the files are too many, or larger than `max_bytes` together.
+        ReadError: if the zip has another compression than deflate.
     """
     found = (m for m in archive.infolist() if not m.is_dir() and not _is_hidden(m))
     members = sorted(found, key=lambda m: m.filename)
@@ -260,7 +274,10 @@ def _short_suffix(name: Path) -> str:
 
 
 def _slice_suffix(name: Path) -> str:
-    """Return the suffix of a DICOM file, or "" for the last number of a UID."""
+    """Return the suffix of a DICOM file in lower case, or "" if it is the last number of a UID.
+
+    A suffix that is too long for a file name is "", too.
+    """
     suffix = name.suffix.lower()
     return suffix if suffix.strip(".").isalpha() and len(suffix) <= _MAX_SUFFIX else ""
 
@@ -275,6 +292,11 @@ class InferenceQueue:
 
     If the client of a scan leaves, or its prediction takes more than `seconds`, the process of the
     model is killed and started again.
+
+    Args:
+        max_waiting: the most scans in the queue, with the one that is predicted.
+        seconds: the longest time that a scan waits, and that its prediction takes.
+        model: the process of the model.
     """
 
     def __init__(self, max_waiting: int, seconds: float, model: ModelProcess) -> None:
@@ -302,7 +324,8 @@ class InferenceQueue:
     async def run(self, request: Request, work: Callable[[], T]) -> T:
         """Run `work`, which uses the process of the model, in a thread. Return its result.
 
-        The time for waiting is limited as well. The time for loading the model does not count.
+        The time for waiting is limited as well. The time for loading the model does not count. If
+        the client leaves, the work ends, and the error answers nobody.
 
         Raises:
             HTTPException: with status 503 if it took too long, the model cannot be loaded, or the
@@ -328,9 +351,13 @@ class InferenceQueue:
         raise _busy("This took too long, or the server stops.", seconds=60)
 
     async def _run_or_restart(self, work: Callable[[], T]) -> T:
-        """Run `work` in a thread. Start the process of the model again if it must be ended.
+        """Run `work` in a thread and return its result.
 
-        The caller then removes the folder of the scan, which the process no longer uses.
+        If the task is cancelled or the process of the model ends, start the process again. It then
+        no longer uses the folder of the scan.
+
+        Raises:
+            ResourceError: if the process ended.
         """
         try:
             return await to_thread.run_sync(work, abandon_on_cancel=True)
@@ -353,5 +380,5 @@ async def _cancel_when_left(request: Request, scope: CancelScope) -> None:
 
 
 def _busy(reason: str, *, seconds: int) -> HTTPException:
-    """Return the error of a server that may answer after some seconds."""
+    """Return the error with status 503 of a server that may answer after some seconds."""
     return HTTPException(503, f"{reason} Try again later.", {"Retry-After": str(seconds)})

@@ -1,0 +1,95 @@
+"""The provenance of results. It contains no path and no name of a case."""
+
+import platform
+import subprocess
+import time
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lesionseg.config import TrainConfig
+from lesionseg.core import CaseFiles, Dataset
+from lesionseg.io.files import digest_of
+from lesionseg.phantoms import SETTINGS
+from lesionseg.version import __version__
+
+if TYPE_CHECKING:
+    from lesionseg.pipeline.survey import Survey
+
+PACKAGES = ("torch", "monai", "nibabel", "pytorch-lightning", "numpy", "hydra-core")
+# settings by which references are read; the report reads them again by the same rules
+_RULES = ("min_readers", "merge_labels", "annotations")
+
+
+def scores_provenance(settings: Mapping[str, Any], dataset: Dataset | None) -> dict[str, Any]:
+    """Return the version, the date, the rules by which references are read, and the dataset.
+
+    `simulated` is True if lesionseg simulated the dataset's folder, or the dataset's name says so.
+
+    Args:
+        settings: the settings that contain the rules. Rules that are not set are left out.
+        dataset: the dataset; None for masks, of which no more is known.
+    """
+    known: dict[str, Any] = {"lesionseg": __version__, "date": time.strftime("%Y-%m-%d")}
+    known |= {rule: settings[rule] for rule in _RULES if settings.get(rule)}
+    if dataset is None:
+        return known
+    has_phantoms = (dataset.root / SETTINGS).is_file()
+    return known | {
+        "dataset": dataset.name,
+        "convention": dataset.layout,
+        "simulated": has_phantoms or "simulated" in dataset.name.lower(),
+    }
+
+
+def training_provenance(cfg: TrainConfig, survey: "Survey") -> dict[str, Any]:
+    """Return the provenance of scores, and git commit, packages, machine, seed and digest of files.
+
+    `git_commit` ends in `+` if files were changed. It is None without a repository. Packages that
+    are not installed are left out.
+    """
+    import torch
+
+    from lesionseg.training.processes import training_device
+
+    packages: dict[str, str] = {}
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):
+            packages[name] = version(name)
+    machine = f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+    device = training_device(cfg.trainer.accelerator)
+    if device == "cuda":
+        machine = torch.cuda.get_device_name(device)
+    dataset = survey.dataset
+    sources = "".join(survey.sources[files.case] for files in dataset.cases)
+    return {
+        **scores_provenance(cfg.data.to_plain(), dataset),
+        "git_commit": _git_commit(),
+        "python": platform.python_version(),
+        "packages": packages,
+        "device": machine,
+        "seed": cfg.seed,
+        "data_sha256": digest_of(sources),
+    }
+
+
+def training_counts(cases: Iterable[CaseFiles]) -> dict[str, int]:
+    """Return the numbers of training patients and scans, for the provenance."""
+    trained = list(cases)
+    patients = {files.patient for files in trained}
+    return {"training_patients": len(patients), "training_scans": len(trained)}
+
+
+def _git_commit() -> str | None:
+    """Return the commit of the library's clone; None for an installation without a repository."""
+    here = Path(__file__).resolve().parent
+    describe = "describe --always --abbrev=12 --exclude=* --dirty=+"
+    with suppress(OSError, subprocess.SubprocessError):
+        # without a .git here, git would find the repository of a parent folder
+        own = (here.parents[1] / ".git").resolve(strict=True)
+        command = ["git", "-C", str(own.parent), *describe.split()]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+        return done.stdout.strip()
+    return None
