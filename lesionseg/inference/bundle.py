@@ -10,9 +10,11 @@ bundle/
 Bundles of version 1.0 have no selection.json; their plan.json contains its keys, too.
 """
 
+import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -31,9 +33,11 @@ from lesionseg.inference.nnunet.model import nnunet_digest, nnunet_plan, read_nn
 from lesionseg.io.bundle_folder import BundleFiles, resolve_bundle
 from lesionseg.io.files import digest_of
 from lesionseg.io.model_address import local_model
-from lesionseg.io.nnunet_model import find_nnunet_model
+from lesionseg.io.nnunet_model import NnunetModelFiles, find_nnunet_model
 from lesionseg.models.build import TRUSTED, NetworkFactory, build_with_weights, require_finite
 from lesionseg.plan.plan import Plan
+
+log = logging.getLogger(__name__)
 
 _CHECK = "input_check"
 _PICKLES = (b"PK\x03\x04", b"\x80")  # the zip archive of torch.save, and bare pickles
@@ -71,7 +75,8 @@ def write_bundle(
         plan: the plan of the networks.
         card: text of the model card (Markdown).
         check: the ranges of the training scans, or None.
-        selection: the choices made after training.
+        selection: the choices made after training. Its `n_members` is replaced by the number of
+            networks.
 
     Raises:
         OutputError: if the bundle cannot be written, for example on a full disk.
@@ -129,12 +134,11 @@ def read_bundle(
             or if tensors are missing, superfluous, of another shape or not finite.
         ConfigError: if the architecture is unknown.
     """
-    path = local_model(folder)
-    model = find_nnunet_model(path)
-    if model is not None:
-        networks, plan = read_nnunet_model(model)
+    files = find_model(folder)
+    if isinstance(files, NnunetModelFiles):
+        networks, plan = read_nnunet_model(files)
         return Bundle(networks, plan, selection=Selection(n_members=len(networks)))
-    folder = resolve_bundle(path)
+    folder = files.folder
     plan = bundle_plan(folder)
     selection = bundle_selection(folder)
     paths = [folder / name for name in _weight_files(selection)]
@@ -158,11 +162,19 @@ def ensemble(
     bundles: Sequence[str | PathLike[str] | Bundle],
     architectures: Mapping[str, NetworkFactory] | None = None,
 ) -> Bundle:
-    """Combine bundles into one with all networks. Plan and selection are those of the first.
+    """Combine bundles into one with all networks.
 
-    A scan may lack a channel, and is mirrored along an axis, only if all plans allow it. Raises
-    `BundleError` if the list is empty, or if grid, labels or normalisation differ
-    (`Plan.differences`).
+    Plan, selection and ranges of the training scans are those of the first bundle. A scan may lack
+    a channel, and is mirrored along an axis, only if all plans allow it. A warning is logged if two
+    of several networks have the same weights.
+
+    Args:
+        bundles: the bundles, or what `read_bundle` reads.
+        architectures: see `read_bundle`.
+
+    Raises:
+        BundleError: if the list is empty, or if grid, labels or normalisation differ
+            (`Plan.differences`).
     """
     members = [b if isinstance(b, Bundle) else read_bundle(b, architectures) for b in bundles]
     if not members:
@@ -176,6 +188,12 @@ def ensemble(
                 "Give bundles of the same plan, such as the folds of a cross-validation."
             )
     networks = tuple(network for member in members for network in member.networks)
+    if any(_have_same_weights(one, other) for one, other in combinations(networks, 2)):
+        log.warning(
+            "bundle: two of the %d networks have the same weights, so they cannot disagree, and "
+            "their mean is that of fewer networks. Name each model once.",
+            len(networks),
+        )
     plans = [member.plan for member in members]
     flips = set.intersection(*(set(plan.allowed_flips) for plan in plans))
     joint = first.plan.with_(may_lack=all(plan.may_lack for plan in plans))
@@ -189,35 +207,46 @@ def ensemble(
     )
 
 
-def bundle_plan(bundle: str | Path) -> Plan:
-    """Read the plan of a bundle, a run or an nnU-Net model. Raise `BundleError` if it has none."""
-    local = local_model(bundle)
-    model = find_nnunet_model(local)
-    if model is not None:
-        return nnunet_plan(model)
-    path = BundleFiles(resolve_bundle(local)).plan
-    return Plan.from_json(path.read_text("utf-8", "replace"), path)
+def find_model(bundle: str | PathLike[str]) -> BundleFiles | NnunetModelFiles:
+    """Return the files of a bundle, of the bundle of a run, or of an nnU-Net model.
 
-
-def bundle_selection(bundle: str | Path) -> Selection:
-    """Read the selection of a bundle or a run. Raise `BundleError` if it has none.
-
-    If the plan has version 1, plan and selection are in the same file.
+    A model at an address is downloaded first, and a bundle in a zip is unpacked. Raises
+    `BundleError` if the path is none of them.
     """
-    folder = resolve_bundle(local_model(bundle))
-    plan = bundle_plan(folder)
-    files = BundleFiles(folder)
+    path = local_model(bundle)
+    nnunet = find_nnunet_model(path)
+    return BundleFiles(resolve_bundle(path)) if nnunet is None else nnunet
+
+
+def bundle_plan(bundle: str | PathLike[str]) -> Plan:
+    """Read the plan of a model (`find_model`). Raise `BundleError` if it is damaged."""
+    files = find_model(bundle)
+    if isinstance(files, NnunetModelFiles):
+        return nnunet_plan(files)
+    return Plan.from_json(files.plan.read_text("utf-8", "replace"), files.plan)
+
+
+def bundle_selection(bundle: str | PathLike[str]) -> Selection:
+    """Read the selection of a model (`find_model`).
+
+    If the plan has version 1, plan and selection are in the same file. The selection of an nnU-Net
+    model states only its number of networks. Raises `BundleError` if the file is missing or wrong.
+    """
+    files = find_model(bundle)
+    if isinstance(files, NnunetModelFiles):
+        return Selection(n_members=len(files.folds))
+    plan = bundle_plan(files.folder)
     path = files.plan if plan.schema_version == 1 else files.selection
     if not path.is_file():
-        raise BundleError(f"{folder}: no {path.name}. Copy the bundle again.")
+        raise BundleError(f"{files.folder}: no {path.name}. Copy the bundle again.")
     return Selection.from_json(path.read_text("utf-8", "replace"), path)
 
 
 def read_own_bundle(bundle: Path, network: Mapping[str, Any]) -> Bundle:
-    """Read a bundle whose network the user's settings name.
+    """Read a bundle, and import the user's own network if bundle and settings name the same one.
 
-    `network` is the network in the settings. If the bundle names the same one, it may be imported,
-    although bundles are otherwise not trusted.
+    `network` is the network in the settings. Another network that the bundle names is not imported,
+    because bundles are not trusted. `BundleError` is raised instead.
     """
     is_same = bundle_plan(bundle).architecture.network == network
     return read_bundle(bundle, TRUSTED if is_same else None)
@@ -228,21 +257,27 @@ def joint_digest(folders: Sequence[str]) -> str:
     return "+".join(bundle_digest(folder) for folder in folders)
 
 
-def bundle_digest(bundle: str | Path) -> str:
-    """Return 16 hexadecimal digits that change if weights, plan or selection change.
+def bundle_digest(bundle: str | PathLike[str]) -> str:
+    """Return 16 hexadecimal digits that change if weights, plan or selection of a model change.
 
-    `bundle` is a bundle, a run or an nnU-Net model. Raises `BundleError` if it is none of them.
+    Raises `BundleError` if `find_model` does not find a model.
     """
-    path = local_model(bundle)
-    model = find_nnunet_model(path)
-    if model is not None:
-        return nnunet_digest(model)
-    folder = resolve_bundle(path)
-    files = BundleFiles(folder)
-    paths = [files.weights, files.plan, *sorted(folder.glob("weights_*.safetensors"))]
+    files = find_model(bundle)
+    if isinstance(files, NnunetModelFiles):
+        return nnunet_digest(files)
+    paths = [files.weights, files.plan, *sorted(files.folder.glob("weights_*.safetensors"))]
     if files.selection.is_file():
         paths.append(files.selection)
     return digest_of(*paths)[:16]
+
+
+def _have_same_weights(one: nn.Module, other: nn.Module) -> bool:
+    """Return True if two networks have equal weights of the same names, and at least one weight."""
+    weights = one.state_dict()
+    others = other.state_dict()
+    if not weights or weights.keys() != others.keys():
+        return False
+    return all(torch.equal(tensor, others[name]) for name, tensor in weights.items())
 
 
 def _weight_files(selection: Selection) -> list[str]:
@@ -274,7 +309,10 @@ def _read_network(
 
 
 def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Read the tensors of a safetensors file. Raise `BundleError` for a pickle, unopened."""
+    """Read the tensors of a safetensors file. Raise `BundleError` if it is damaged or a pickle.
+
+    A pickle is not opened, because it can run any code.
+    """
     with path.open("rb") as file:
         start = file.read(9)
     # safetensors begins with the length of its header in 8 bytes, which may be equal to those of a

@@ -45,7 +45,7 @@ class SparseProbabilities:
 class PeakRegion:
     """The voxels around a peak: flat indices `[n]` in ascending order, and probabilities `[n]`.
 
-    `label` is the mask value of its label.
+    `label` is the mask value of its label; 1 until `find_candidates` sets it.
     """
 
     voxels: NDArray[np.integer[Any]]
@@ -77,7 +77,8 @@ class _Choice:
 
     Attributes:
         kept: the candidates, by descending score.
-        removed: the regions that are too small, by descending score.
+        removed: the regions that are too small, by descending score; the highest ones up to the
+            limit of candidates.
         n_left_out: number of large regions beyond the limit of candidates.
     """
 
@@ -368,8 +369,8 @@ def find_candidates(
 
     Returns:
         The candidates by descending score, and `instances` `[*spatial]` with their ids. Smaller
-        regions than the rule allows are in `removed`. If no voxel reaches the floor, the
-        prediction has no candidates.
+        regions than the rule allows are in `removed`, up to the limit of candidates. If no voxel
+        reaches the floor, the prediction has no candidates.
 
     Raises:
         GeometryError: if a channel does not fit the grid.
@@ -433,8 +434,9 @@ def _separate_labels(
 def _choose_regions(found: Sequence[PeakRegion], rule: CandidateRule, keep_from: float) -> _Choice:
     """Choose the regions that become candidates, by size, height and score.
 
-    The limit of candidates is applied to the highest peaks. A region beyond it is kept only if its
-    score is at least `keep_from`.
+    Regions whose peak is below the floor of the rule are dropped. The limit of candidates is
+    applied to the highest peaks. A region beyond it is kept only if its score is at least
+    `keep_from`.
     """
     # a part of a divided region may not reach the floor
     by_height = [one for one in found if one.height >= rule.floor]

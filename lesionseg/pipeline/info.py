@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lesionseg.config import InfoConfig
@@ -83,7 +82,7 @@ def info(cfg: InfoConfig) -> InfoOutcome:
         # this imports torch, which takes longer than to list a folder
         from lesionseg.inference.model_facts import model_facts
 
-        model = model_facts(Path(cfg.bundle))
+        model = model_facts(cfg.bundle)
         settings = model.settings
         needs = (model.plan.dims, model.plan.channel_names)
         has = (dataset.get("axes"), dataset.get("channels"))

@@ -69,12 +69,15 @@ class ReferenceFacts:
 
 
 def _doubt(kind: str, case: str, detail: str = "") -> Finding:
-    """Return a doubt of a kind in `DOUBTS`. `detail` is added to the question, after a space."""
+    """Return a doubt of a kind in `DOUBTS`. `detail` begins with a space and follows the question.
+
+    `case` is empty for a doubt about the dataset.
+    """
     return Finding(kind, DOUBTS[kind] + detail, case)
 
 
 def reference_facts(reference: Reference, lesions: Lesions | None = None) -> ReferenceFacts:
-    """Compute the facts about a reference. `lesions` are its lesions, if they are known."""
+    """Compute the facts about a reference. `lesions` are its lesions; None computes them."""
     if lesions is None:
         lesions = lesions_of(reference)
     shape = np.array(reference.geometry.shape)

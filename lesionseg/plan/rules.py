@@ -22,7 +22,7 @@ from lesionseg.plan.plan import (
     total_stride,
 )
 
-T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 RESOLVED_VOXELS = 3  # the smallest lesions should be at least this many voxels across
 # On a CPU, the resolution is halved if every lesion is more than this many voxels across. In 2-D,
@@ -64,10 +64,10 @@ _LEAST_START = 16  # side, in voxels, of the tile to start from if the budget's 
 
 
 @dataclass(frozen=True)
-class Decision(Generic[T]):
+class Decision(Generic[T_co]):
     """A decision and the sentence that explains it."""
 
-    value: T
+    value: T_co
     reason: str
 
 
@@ -474,7 +474,10 @@ class _TileGrowth:
     allowed: DeviceBudget
 
     def smallest(self) -> tuple[int, ...]:
-        """Return the tile to start from: the budget's, or 16 voxels along each axis."""
+        """Return the tile to start from: the budget's, or 16 voxels per axis if it is too large.
+
+        No side is longer than that of the median volume.
+        """
         start = tuple(min(n, self.allowed.start) for n in self._limit())
         if self.is_affordable(start):
             return start
@@ -570,12 +573,17 @@ def _explain_tile(tile: Sequence[int], median_shape: Sequence[int], allowed: Dev
     return f"the largest tile{limit} that the device allows with a batch of 2"
 
 
+@dataclass(frozen=True)
+class GridSizes:
+    """The sizes, in voxels of the plan's grid, of the median case, all cases and each lesion."""
+
+    median_shape: tuple[int, ...]
+    n_voxels: float
+    lesion_voxels: Numbers
+
+
 def limit_to_small_tiles(
-    allowed: DeviceBudget,
-    median_shape: Sequence[int],
-    spacing_mm: Sequence[float],
-    n_voxels: float,
-    lesion_voxels: Sequence[float] | Numbers,
+    allowed: DeviceBudget, sizes: GridSizes, spacing_mm: Sequence[float]
 ) -> DeviceBudget:
     """Limit the budget to small tiles if the largest tile would contain several lesions.
 
@@ -585,20 +593,18 @@ def limit_to_small_tiles(
 
     Args:
         allowed: the budget.
-        median_shape: median shape of the cases on the plan's grid.
+        sizes: sizes of the dataset on the plan's grid.
         spacing_mm: spacing of the plan's grid.
-        n_voxels: number of voxels of the dataset on the plan's grid.
-        lesion_voxels: number of voxels of each lesion on the plan's grid.
     """
     if not allowed.small_tiles:
         return allowed
-    largest_tile = tile_shape(median_shape, spacing_mm, allowed).value
-    largest = min(prod(largest_tile), prod(median_shape))
+    largest_tile = tile_shape(sizes.median_shape, spacing_mm, allowed).value
+    largest = min(prod(largest_tile), prod(sizes.median_shape))
     # the mean number of lesions per tile is n_lesions · largest / n_voxels
-    is_crowded = len(lesion_voxels) * largest >= CROWDED * n_voxels
+    is_crowded = len(sizes.lesion_voxels) * largest >= CROWDED * sizes.n_voxels
     if largest <= SMALL_TILE or not is_crowded:
         return allowed
-    has_large_lesions = np.percentile(lesion_voxels, 90) >= SMALL_TILE / 8
+    has_large_lesions = np.percentile(sizes.lesion_voxels, 90) >= SMALL_TILE / 8
     if has_large_lesions:
         return allowed
     return replace(allowed, most_voxels=SMALL_TILE, batch=MOST_SMALL_TILES, limits_share=False)
@@ -610,7 +616,8 @@ def batch_size(
     """Decide the number of tiles per training step: 2, or more if the budget allows it.
 
     In 3-D, a step has at most 5 % of the dataset's voxels, but at least 2 tiles, as in nnU-Net.
-    Small tiles and the presets of residual networks do not have this limit (`limits_share`).
+    Small tiles and the presets of residual networks do not have this limit (`limits_share`). A
+    batch of 2 is returned even if the budget does not allow it.
     `n_voxels` is the number of voxels of the dataset on the plan's grid.
     """
     most = allowed.batch

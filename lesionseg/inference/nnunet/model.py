@@ -168,7 +168,8 @@ def _plan_of(files: NnunetModelFiles, checkpoint: NnunetCheckpoint) -> Plan:
 
     Two values of the plan are placeholders, because prediction does not use them: nnU-Net states no
     `lesion_fraction`, and the recipe has nnU-Net's own normalisation. The batch size is at most 16:
-    a larger one, as of a 2-D training, only takes more memory in prediction.
+    a larger one, as of a 2-D training, only takes more memory in prediction. Raises `BundleError`
+    if the model is not supported, or its files do not fit each other.
     """
     plans_path = files.where(PLANS)
     labels_path = files.where(LABELS)
@@ -265,7 +266,7 @@ def _inherit(plans: _Plans, name: str, where: str) -> dict[str, Any]:
     """Return a configuration together with the keys that it inherits.
 
     `inherits_from` names another configuration. A key of the configuration itself has priority over
-    an inherited one.
+    an inherited one. Raises `BundleError` if a configuration is missing or inherits from itself.
     """
     if name not in plans.configurations:
         known = ", ".join(plans.configurations) or "none"
@@ -354,7 +355,8 @@ def _check_strides(
 ) -> None:
     """Raise `BundleError` if the strides in the plans differ from those of the weights.
 
-    The plans state one number or one list for each stage, such as [1, [1, 2, 2], 2].
+    The plans state one number or one list for each stage, such as [1, [1, 2, 2], 2]. Old plans
+    state none, and are not checked.
     """
     if config.architecture is None or "strides" not in config.architecture.arch_kwargs:
         return
@@ -439,7 +441,10 @@ def _build_recipe(content: Mapping[str, Any], where: str) -> NnunetRecipe:
 def _normalisation(
     scheme: str, use_mask: bool, intensities: _Intensities, where: str
 ) -> NnunetNormalisation:
-    """Return the normalisation of a channel. Raise `BundleError` if the scheme is unknown."""
+    """Return the normalisation of a channel. Only the z-score uses a mask.
+
+    Raises `BundleError` if the scheme is unknown.
+    """
     known = get_args(NnunetScheme)
     if scheme not in known:
         raise BundleError(
@@ -487,7 +492,10 @@ def _grid_spacing(recipe: NnunetRecipe, plans: _Plans, dims: int) -> tuple[float
 
 
 def _modality(channels: tuple[str, ...], dims: int) -> Modality:
-    """Guess the modality from the number of axes and the names of channels."""
+    """Guess the modality: CT if a channel is called so, otherwise MRI.
+
+    In 2-D, it is colour if the names begin with r, g and b, otherwise X-ray.
+    """
     if dims == 2:
         initials = "".join(name[:1].casefold() for name in channels)
         return "colour" if initials == "rgb" else "xray"
