@@ -409,7 +409,10 @@ def find_candidates(
 def _find_regions(
     channel: NDArray[np.float32] | SparseProbabilities, geometry: Geometry, rule: CandidateRule
 ) -> list[PeakRegion]:
-    """Find the regions of one label that do not touch, by descending peak."""
+    """Find the regions of one label, by descending peak. No two of them touch.
+
+    Raises `GeometryError` if the channel does not fit the grid.
+    """
     if channel.shape != geometry.shape:
         raise GeometryError(f"Probabilities {channel.shape} do not fit the grid {geometry.shape}.")
     if not isinstance(channel, SparseProbabilities):

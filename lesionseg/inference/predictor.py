@@ -393,6 +393,9 @@ class Predictor:
         Args:
             scan: the prepared scan.
             folder: folder of the file for probabilities. None keeps them in memory.
+
+        Raises:
+            BundleError: if the scan was prepared for an nnU-Net model, but this is none.
         """
         if isinstance(scan, NnunetScan):
             return self._infer_nnunet(scan, folder)
@@ -424,7 +427,10 @@ class Predictor:
         return Agreement() if is_ensemble and self.plan.has_voxels else None
 
     def _infer_nnunet(self, scan: NnunetScan, folder: Path | None) -> Inferred:
-        """Run nnU-Net's networks. The probabilities are on the grid `scan.view`."""
+        """Run nnU-Net's networks. The probabilities are on the grid `scan.view`.
+
+        Raises `BundleError` if the networks are not nnU-Net's.
+        """
         if not isinstance(self.window, NnunetWindow):
             raise BundleError(
                 "plan.json: nnunet is missing, but the scan was prepared with it. Prepare the scan "

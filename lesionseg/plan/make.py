@@ -15,7 +15,7 @@ from lesionseg.errors import ConfigError
 from lesionseg.plan import rules
 from lesionseg.plan.anchor_sizes import fit_anchors
 from lesionseg.plan.channel_matching import channel_sources
-from lesionseg.plan.fingerprint import ChannelStatistics, Fingerprint
+from lesionseg.plan.fingerprint import Fingerprint
 from lesionseg.plan.model_choice import ReferenceKinds, choose_model
 from lesionseg.plan.plan import (
     AnchorPlan,
@@ -473,9 +473,7 @@ def _choose_scales(
         sides_mm = np.max(np.multiply(fingerprint.shapes, fingerprint.spacings_mm), axis=1)
         radiograph_side = float(np.median(sides_mm)) / max(spacing_mm)
 
-    def decide(channel: ChannelStatistics) -> Decision[Normalisation]:
-        return rules.normalisation(channel, fingerprint.dims, radiograph_side)
-
+    decide = partial(rules.normalisation, dims=fingerprint.dims, radiograph_side=radiograph_side)
     if before is None:
         return [decide(channel) for channel in fingerprint.channels]
     scales = []

@@ -3,11 +3,11 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from itertools import accumulate
 from math import prod
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from pydantic import Field, FiniteFloat
 from pydantic_core import from_json
 
@@ -114,12 +114,7 @@ def total_strides(strides: Sequence[tuple[int, ...]]) -> tuple[tuple[int, ...], 
     >>> total_strides(((1, 1), (1, 2), (2, 2)))
     ((1, 1), (1, 2), (2, 4))
     """
-    return tuple(accumulate(strides, _multiply))
-
-
-def _multiply(one: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the products of two strides along each axis."""
-    return tuple(a * b for a, b in zip(one, other, strict=True))
+    return tuple(tuple(stride) for stride in np.cumprod(strides, axis=0).tolist())
 
 
 def total_stride(architecture: Architecture) -> tuple[int, ...]:

@@ -110,7 +110,10 @@ def reference_facts(reference: Reference, lesions: Lesions | None = None) -> Ref
 
 
 def _count_boxes(facts: ReferenceFacts, stated: StatedBoxes, shape: Integers) -> ReferenceFacts:
-    """Add the numbers of boxes of a table that raise doubts. `shape` is that of the image."""
+    """Return the facts with the numbers of boxes of a table that raise doubts.
+
+    `shape` is that of the image. Only boxes of an image with two axes are taken for corners.
+    """
     start, stop = np.split(stated.boxes, 2, axis=1)
     is_outside = ((start < -_ROUNDING_VOX) | (stop > shape + _ROUNDING_VOX)).any(axis=1)
     corner = stop - start  # the second corner, if the table has x, y, x, y

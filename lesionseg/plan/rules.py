@@ -81,8 +81,9 @@ def spacing(
 ) -> Decision[tuple[float, ...]]:
     """Decide the spacing of the training grid.
 
-    The default is the median spacing of each axis (nnU-Net). An axis has the 10th percentile of
-    its spacings instead in two cases:
+    `spacings_mm` has a row per case, and `diameters_mm` an entry per lesion. The default is the
+    median spacing of each axis (nnU-Net). An axis has the 10th percentile of its spacings instead
+    in two cases:
 
     - It is the coarsest axis, and more than three times as coarse as the finest one (nnU-Net).
     - The smallest 5 % of lesions would be less than 3 voxels across, and the percentile is finer.
@@ -126,8 +127,9 @@ def spacing(
 def _are_lesions_large(diameters_mm: Sequence[float], spacing_mm: float, *, is_flat: bool) -> bool:
     """Return True if the lesions are large enough for half the resolution.
 
-    In 3-D, each lesion must be more than 20 voxels across. In 2-D, 90 % of the lesions must be, and
-    the smallest 5 % must keep 3 pixels. `spacing_mm` is the coarsest spacing before it is doubled.
+    In 3-D, each lesion must be more than 20 voxels across. In 2-D (`is_flat`), 90 % of the lesions
+    must be, and the smallest 5 % must keep 3 pixels. `spacing_mm` is the coarsest spacing before it
+    is doubled.
     """
     large_mm = LARGE_VOXELS * spacing_mm
     if not is_flat:
@@ -226,9 +228,9 @@ def candidate_rule(
 
     A candidate is too small if it has less than a tenth of the voxels of the smallest lesions (5th
     percentile), because it then covers less than a tenth of any lesion. Single voxels are kept if
-    the smallest lesions have up to 10 voxels. Otherwise 2 to 10 voxels are required (PI-CAI drops
-    candidates of 10 voxels and fewer). A peak at or below the prior π carries no information, so
-    the floor is at least π.
+    the smallest lesions have up to 10 voxels, or if there are none. Otherwise 2 to 10 voxels are
+    required (PI-CAI drops candidates of 10 voxels and fewer). A peak at or below the prior π
+    carries no information, so the floor is at least π.
     """
     smallest = float(np.percentile(lesion_voxels, 5)) if len(lesion_voxels) else 0.0
     least = 1
@@ -347,7 +349,8 @@ def budget(
     65·10⁹ fp32 multiplications per second. The memory is not a limit. On a GPU, networks have 32
     to 320 features, as in nnU-Net. A step uses at most nine tenths of the memory, as predicted by
     `step_gb`. In 3-D it has at most 2 · 128³ voxels: a training with larger steps has fewer of
-    them, and in our measurements small lesions gained from many steps and small tiles.
+    them, and in our measurements small lesions gained from many steps and small tiles. `n_channels`
+    and `dims` are those of the images.
 
     Raises `ConfigError` for a GPU without `step_gb`.
     """
@@ -445,9 +448,9 @@ def tile_shape(
     memory. On a GPU, each axis then grows by its total stride as often as the budget allows.
     """
     growth = _TileGrowth(median_shape, spacing_mm, allowed)
-    tile = growth.grow(growth.smallest(), growth.step_within_cube)
+    tile = growth.grow(growth.smallest(), partial(growth.step_up_to, allowed.cube))
     if allowed.cube < allowed.longest:
-        tile = growth.grow(tile, growth.step_to_limit)
+        tile = growth.grow(tile, partial(growth.step_up_to, inf))
     stride = growth.stride(tile)
     rounded = _round_to_strides(tile, stride, median_shape, ROUND_UP)
     if allowed.fills:
@@ -493,14 +496,9 @@ class _TileGrowth:
         most_voxels = min(self.allowed.most_voxels, self.allowed.cube ** len(tile))
         return self.allowed.fits(architecture, tile, 2) and prod(tile) <= most_voxels
 
-    def step_within_cube(self, tile: tuple[int, ...], axis: int) -> int:
-        """Return 8 voxels, or fewer next to the limit or to the side of the largest cube."""
-        room = int(min(self.allowed.cube, self._limit()[axis])) - tile[axis]
-        return min(8, room)
-
-    def step_to_limit(self, tile: tuple[int, ...], axis: int) -> int:
-        """Return 8 voxels, or fewer next to the limit."""
-        return min(8, self._limit()[axis] - tile[axis])
+    def step_up_to(self, longest: float, tile: tuple[int, ...], axis: int) -> int:
+        """Return 8 voxels, or fewer next to the limit or to a side of `longest` voxels."""
+        return min(8, int(min(longest, self._limit()[axis])) - tile[axis])
 
     def step_by_stride(self, tile: tuple[int, ...], axis: int) -> int:
         """Return the total stride, or 0 if the longer tile is too long or has another stride."""

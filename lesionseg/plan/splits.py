@@ -264,7 +264,8 @@ def fold_numbers(
 ) -> tuple[int, ...]:
     """Return the numbers of the folds that `make_splits` accepts, ascending.
 
-    They are the folds of the split file, of the dataset, or random ones. Raises `DatasetError` if
+    They are the folds of the split file, of the dataset, or random ones (see `make_splits` for the
+    arguments). Raises `DatasetError` if
     the file contains one split instead of a list of folds, or if there are fewer than two folds.
     """
     path = given or dataset.split_file
@@ -527,7 +528,7 @@ def _draw_validation(
     Groups are sorted by their number of lesions and divided into equal blocks. One group of each
     block is drawn at random. If two groups have lesions, training and validation both get one,
     because training and the choice of an operating point need lesions. If there are several labels,
-    `hold_each_label` exchanges or adds groups.
+    `hold_each_label` exchanges or adds groups. A single case is not drawn, and a warning is logged.
     """
     if len(pool) < 2:
         logger.warning("There is only one labelled case, so there is no validation.")

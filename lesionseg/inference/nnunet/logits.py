@@ -100,7 +100,8 @@ class NnunetWindow(SlidingWindow):
     ) -> LogitStore:
         """Return the mean logits `[K, *resized]` over tiles, mirrored views and folds.
 
-        The voxels that each fold marks are added to `agreement`.
+        The voxels that each fold marks are added to `agreement`. `folder` is that of the file for
+        the logits; None keeps them in memory.
         """
         store = LogitStore((self.n_outputs, *scan.image.shape[1:]), folder=folder)
         self(scan.image, store=store, agreement=agreement)

@@ -505,7 +505,8 @@ def _modality(channels: tuple[str, ...], dims: int) -> Modality:
 def _network(plan: Plan, checkpoint: NnunetCheckpoint, where: str) -> nn.Module:
     """Build the network of a plan with the weights of a checkpoint, in eval mode.
 
-    Weights of the coarser outputs, which are only used in training, are left out.
+    Weights of the coarser outputs, which are only used in training, are left out. Raises
+    `BundleError` if the weights do not fit the plan or are not finite.
     """
     with torch.device("meta"):  # only the names are needed
         needed = set(build_network(plan).state_dict())

@@ -184,7 +184,8 @@ def _read_mask_on_grid(
 ) -> tuple[NDArray[np.integer[Any]], Geometry]:
     """Read nnU-Net's mask `[*spatial]`. Return it with the scan's grid, or its own without a scan.
 
-    Raises `GeometryError` if the mask has another grid than the scan.
+    Raises `GeometryError` if the mask has another grid than the scan. With `by_image`, grids of
+    equal shape and spacing are the same.
     """
     pixel_mm = geometry.spacing_mm[0] if geometry is not None and geometry.dims == 2 else None
     mask = read_mask(path, pixel_mm=pixel_mm)
