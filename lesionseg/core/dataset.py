@@ -279,8 +279,8 @@ class Dataset:
         """Return the cases in the form of MONAI's loaders and `CacheDataset`.
 
         Each entry has `case`, `group` and `image` (a path as text, or a list with one path per
-        channel). It has `label` if the case has a mask, and `role` and `fold` if the dataset
-        states them.
+        channel that has a file). It has `label` if the case has a mask, and `role` and `fold` if
+        the dataset states them.
         """
         entries = []
         for case in self.cases:

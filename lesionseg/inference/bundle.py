@@ -91,14 +91,14 @@ def write_bundle(
         files.plan.write_text(plan.to_json() + "\n", encoding="utf-8")
         files.selection.write_text(selection.to_json() + "\n", encoding="utf-8")
         files.card.write_text(card, encoding="utf-8")
-        for name, member in zip(_weight_files(selection), networks, strict=True):
+        for path, member in zip(files.weights_of(len(networks)), networks, strict=True):
             tensors = {}
             for key, tensor in member.state_dict().items():
                 # clone, because safetensors rejects tensors that share memory
                 tensors[key] = tensor.detach().cpu().contiguous().clone()
-            save_file(tensors, new / name, metadata=metadata)
+            save_file(tensors, path, metadata=metadata)
             # safetensors makes files that only the owner can read
-            (new / name).chmod(files.plan.stat().st_mode & 0o777)
+            path.chmod(files.plan.stat().st_mode & 0o777)
         # an old bundle is moved away, and moved back if the new one cannot take its place
         old = folder.rename(_temporary_path(folder)) if folder.exists() else None
         try:
@@ -138,13 +138,12 @@ def read_bundle(
     if isinstance(files, NnunetModelFiles):
         networks, plan = read_nnunet_model(files)
         return Bundle(networks, plan, selection=Selection(n_members=len(networks)))
-    folder = files.folder
-    plan = bundle_plan(folder)
-    selection = bundle_selection(folder)
-    paths = [folder / name for name in _weight_files(selection)]
+    plan = bundle_plan(files.folder)
+    selection = bundle_selection(files.folder)
+    paths = files.weights_of(selection.n_members)
     missing = [path.name for path in paths if not path.is_file()]
     if missing:
-        raise BundleError(f"{folder}: no {', '.join(missing)}. Copy the bundle again.")
+        raise BundleError(f"{files.folder}: no {', '.join(missing)}. Copy the bundle again.")
     networks = tuple(_read_network(path, plan, architectures) for path in paths)
     with safe_open(paths[0], framework="pt") as file:
         text = (file.metadata() or {}).get(_CHECK)
@@ -278,14 +277,6 @@ def _have_same_weights(one: nn.Module, other: nn.Module) -> bool:
     if not weights or weights.keys() != others.keys():
         return False
     return all(torch.equal(tensor, others[name]) for name, tensor in weights.items())
-
-
-def _weight_files(selection: Selection) -> list[str]:
-    """Return the names of the weight files, one for each member of the ensemble."""
-    return [
-        "weights.safetensors",
-        *(f"weights_{k}.safetensors" for k in range(1, selection.n_members)),
-    ]
 
 
 def _temporary_path(folder: Path) -> Path:

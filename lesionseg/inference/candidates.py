@@ -123,8 +123,22 @@ def collect_sparse(
     return SparseProbabilities(shape, np.concatenate(indices), probabilities)
 
 
+def as_sparse(
+    channel: NDArray[np.float32] | SparseProbabilities, geometry: Geometry, rule: CandidateRule
+) -> SparseProbabilities:
+    """Return the voxels of a channel that can belong to a candidate (`collect_sparse`).
+
+    Raises `GeometryError` if the channel does not fit the grid.
+    """
+    if channel.shape != geometry.shape:
+        raise GeometryError(f"Probabilities {channel.shape} do not fit the grid {geometry.shape}.")
+    if isinstance(channel, SparseProbabilities):
+        return channel
+    return collect_sparse([channel], geometry.shape, rule)
+
+
 def grow_regions(sparse: SparseProbabilities, rule: CandidateRule) -> list[PeakRegion]:
-    """Grow a region around each peak of one label.
+    """Grow a region around each peak of one label that reaches the floor of the rule.
 
     In descending order of height, each peak gets the free voxels connected to it with
     p ≥ peak / ratio or p ≥ extent. A region that is a shoulder of a higher one is left out, but
@@ -384,7 +398,9 @@ def find_candidates(
     """
     found: list[PeakRegion] = []
     for label, channel in zip(label_values, probabilities, strict=True):
-        found += [replace(one, label=label) for one in _find_regions(channel, geometry, rule)]
+        sparse = as_sparse(channel, geometry, rule)
+        regions = join_touching(grow_regions(sparse, rule), sparse)
+        found += [replace(one, label=label) for one in regions]
     choice = _choose_regions(_separate_labels(found, rule, geometry.shape), rule, keep_from)
     instances = np.zeros(geometry.shape, dtype=np.int32)
     flat_instances = instances.reshape(-1)  # a view, to which writing is faster than to `flat`
@@ -404,20 +420,6 @@ def find_candidates(
         removed=tuple(removed),
         n_left_out=choice.n_left_out,
     )
-
-
-def _find_regions(
-    channel: NDArray[np.float32] | SparseProbabilities, geometry: Geometry, rule: CandidateRule
-) -> list[PeakRegion]:
-    """Find the regions of one label, by descending peak. No two of them touch.
-
-    Raises `GeometryError` if the channel does not fit the grid.
-    """
-    if channel.shape != geometry.shape:
-        raise GeometryError(f"Probabilities {channel.shape} do not fit the grid {geometry.shape}.")
-    if not isinstance(channel, SparseProbabilities):
-        channel = collect_sparse([channel], geometry.shape, rule)
-    return join_touching(grow_regions(channel, rule), channel)
 
 
 def _separate_labels(

@@ -21,7 +21,12 @@ from lesionseg.core import (
 from lesionseg.core.arrays import Flags, Slab
 from lesionseg.errors import ConfigError, GeometryError
 from lesionseg.inference.box_candidates import Boxes, box_candidates, fuse
-from lesionseg.inference.candidates import SparseProbabilities, collect_sparse, find_candidates
+from lesionseg.inference.candidates import (
+    SparseProbabilities,
+    as_sparse,
+    collect_sparse,
+    find_candidates,
+)
 from lesionseg.inference.probabilities import calibrated_voxels
 from lesionseg.inference.stitch import Store
 from lesionseg.ops.resample import resample_slabs
@@ -206,10 +211,7 @@ def find_by_rule(
     """
     if not labels.regions:
         return find_candidates(probabilities, geometry, rule, labels.values, case, keep_from)
-    channels = [
-        c if isinstance(c, SparseProbabilities) else collect_sparse([c], geometry.shape, rule)
-        for c in probabilities
-    ]
+    channels = [as_sparse(channel, geometry, rule) for channel in probabilities]
     if len(channels) != len(labels):
         raise GeometryError(
             f"The probabilities have {len(channels)} channels, but there are {len(labels)} regions."

@@ -623,7 +623,7 @@ def _postprocessing(plan: Plan, calibration: Calibration | None) -> list[dict[st
 
 
 def _save_step(key: str, postfix: str, suffix: str, dtype: str) -> dict[str, Any]:
-    """Return the step that saves an image."""
+    """Return the step that saves the image `key` as `<case>_<postfix><suffix>`."""
     return _step(
         "SaveImaged",
         keys=key,
@@ -643,7 +643,7 @@ def _normalisation_text(scheme: Normalisation) -> str:
     For example, the scheme "dataset" gives `$lambda v: (v.clamp(-1000.0, 1000.0) - 40.5) / 210.0`.
     """
     if scheme.scheme == "dataset":
-        return f"$lambda v: ({_clip_text('v', scheme)} - {scheme.mean!r}) / {scheme.std!r}"
+        return f"$lambda v: ({_clip_text(scheme)} - {scheme.mean!r}) / {scheme.std!r}"
     # c: the clipped tensor, i: the voxels whose mean m and standard deviation s are used
     standard = (
         "(lambda c, m, s: (c - m) / (s if s > 1e-6 * abs(m) else 1.0))"
@@ -651,7 +651,7 @@ def _normalisation_text(scheme: Normalisation) -> str:
         "if i.numel() else (0.0, 0.0))({inside}.double()))"
     )
     if scheme.scheme == "zscore":
-        clipped = _clip_text("v", scheme)
+        clipped = _clip_text(scheme)
         text = standard.replace("{c}", clipped).replace("{inside}", f"{clipped}[v != 0]")
         return f"$lambda v: {text}"
     text = standard.replace("{c}", "c").replace("{inside}", "c")
@@ -671,8 +671,8 @@ def _normalisation_text(scheme: Normalisation) -> str:
     return f"$lambda v: {local}({by_range}, lambda t: torch.as_tensor({mean}))"
 
 
-def _clip_text(name: str, scheme: Normalisation) -> str:
-    """Return the clipping of a tensor as an expression; only its name if it is not clipped."""
+def _clip_text(scheme: Normalisation) -> str:
+    """Return the clipping of a tensor `v` as an expression; `v` itself if it is not clipped."""
     if scheme.lower is None and scheme.upper is None:
-        return name
-    return f"{name}.clamp({scheme.lower!r}, {scheme.upper!r})"
+        return "v"
+    return f"v.clamp({scheme.lower!r}, {scheme.upper!r})"

@@ -33,6 +33,11 @@ class BundleFiles:
         """The weights of the network, or of the first member of an ensemble."""
         return self.folder / _WEIGHTS
 
+    def weights_of(self, n_members: int) -> list[Path]:
+        """Return the weights of each member of an ensemble."""
+        further = [self.folder / f"weights_{k}.safetensors" for k in range(1, n_members)]
+        return [self.weights, *further]
+
     @property
     def plan(self) -> Path:
         """The plan."""

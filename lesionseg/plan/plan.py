@@ -397,7 +397,7 @@ def _require_consistent(plan: Plan, where: str | Path) -> None:
 
 
 def _with_labels(text: str) -> str:
-    """Move the keys of `plan.json` that describe labels to one key, `labels`.
+    """Return `plan.json` with the keys that describe labels moved into one key, `labels`.
 
     A text that is not a JSON object is returned as it is.
     """

@@ -264,9 +264,9 @@ def fold_numbers(
 ) -> tuple[int, ...]:
     """Return the numbers of the folds that `make_splits` accepts, ascending.
 
-    They are the folds of the split file, of the dataset, or random ones (see `make_splits` for the
-    arguments). Raises `DatasetError` if
-    the file contains one split instead of a list of folds, or if there are fewer than two folds.
+    They are the folds of the split file, of the dataset, or random ones; `make_splits` explains the
+    arguments. Raises `DatasetError` if the file contains one split instead of a list of folds, or
+    if there are fewer than two folds.
     """
     path = given or dataset.split_file
     if path is not None:

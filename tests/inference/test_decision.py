@@ -65,6 +65,17 @@ def test_missing_channel_is_an_error():
         find([0.0] * 8)
 
 
+def test_regions_on_another_grid_are_an_error():
+    labels = Labels((1, 4), ("whole", "core"), (WHOLE, CORE))
+    with pytest.raises(GeometryError):
+        find_by_rule(
+            np.zeros((2, 1, 9), np.float32),
+            Geometry.from_spacing((1, 8), (1.0, 1.0)),
+            CandidateRule(),
+            labels,
+        )
+
+
 def test_candidates_beyond_the_limit_are_kept_if_they_reach_the_threshold():
     geometry = Geometry.from_spacing((1, 6), (1.0, 1.0))
     instances = np.array([[1, 0, 2, 0, 3, 3]], np.int32)

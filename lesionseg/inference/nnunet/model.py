@@ -462,7 +462,7 @@ def _normalisation(
 
 
 def _resampling(function: str, options: Mapping[str, Any], where: str) -> NnunetResampling:
-    """Return the resampling of a function. Raise `BundleError` if it is unknown."""
+    """Return the resampling of a function. Raise `BundleError` if it or an option is unknown."""
     if function not in _RESAMPLING:
         raise BundleError(
             f"{where}: the resampling {function} is none of {', '.join(_RESAMPLING)}. Predict with "
@@ -481,7 +481,8 @@ def _grid_spacing(recipe: NnunetRecipe, plans: _Plans, dims: int) -> tuple[float
     """Return the spacing of the network's grid in mm, for tables and memory estimates.
 
     The model of a 2-D network states no slice distance for volumes, so the median slice distance of
-    the training scans is used. Each number is clipped to the range that a plan accepts.
+    the training scans is used, or 1 mm if it is not stated. Each number is clipped to the range
+    that a plan accepts.
     """
     spacing = recipe.spacing
     if len(spacing) < dims:
