@@ -49,6 +49,7 @@ from lesionseg.io.cases import nan_to_background, read_image
 from lesionseg.io.channels import is_colour
 from lesionseg.io.volumes import strip_suffix
 from lesionseg.models.build import NetworkFactory, allowed_architectures, fast_memory_format
+from lesionseg.plan.plan import describe_sides
 
 log = logging.getLogger(__name__)
 
@@ -342,7 +343,7 @@ class Predictor:
                 "Give an image with these channels and axes."
             )
         if volume.array.size == 0:
-            shape = " × ".join(map(str, volume.geometry.shape))
+            shape = describe_sides(volume.geometry.shape)
             raise ContentError(f"{where}: an image of {shape} voxels is empty. Give another image.")
         if plan.nan_background and np.isnan(volume.array).any():
             array = np.stack([nan_to_background(channel) for channel in volume.array])

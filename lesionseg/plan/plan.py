@@ -123,7 +123,7 @@ def total_stride(architecture: Architecture) -> tuple[int, ...]:
 
 
 def describe_sides(sides: Sequence[int]) -> str:
-    """Return the sides of a tile, or a stride, as text.
+    """Return the sides of a tile, a shape or a stride as text.
 
     >>> describe_sides((16, 32, 32))
     '16 × 32 × 32'

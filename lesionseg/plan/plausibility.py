@@ -143,7 +143,7 @@ def _count_repeated(stated: StatedBoxes) -> tuple[int, int]:
 
 
 def find_doubts(dataset: Dataset, facts: Mapping[str, ReferenceFacts]) -> list[Finding]:
-    """Return the doubts about a dataset, then those about its cases."""
+    """Return the doubts about a dataset, then those about its cases. `facts` has the case ids."""
     return [*_dataset_doubts(dataset, facts), *_case_doubts(facts)]
 
 

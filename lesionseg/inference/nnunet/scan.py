@@ -23,6 +23,7 @@ from lesionseg.io.limits import limits
 from lesionseg.ops.components import foreground_slices
 from lesionseg.ops.resize import resize
 from lesionseg.plan.nnunet_preprocessing import NnunetNormalisation, NnunetRecipe, NnunetResampling
+from lesionseg.plan.plan import describe_sides
 
 _SMALLEST_STD = 1e-8
 # across the plane of a 2-D image; for PNG and TIFF, nnU-Net also assumes pixels of 1 mm
@@ -80,10 +81,9 @@ def prepare_scan(volume: Volume, recipe: NnunetRecipe, where: str) -> NnunetScan
     target = network_spacing(recipe, spacing)
     shape = resized_shape(cropped.shape[1:], spacing, target)
     if prod(shape) > limits().max_voxels:
-        sizes = " × ".join(map(str, shape))
         raise GeometryError(
-            f"{where}: the scan would have {sizes} voxels on this model's grid, more than "
-            f"{limits().max_voxels}. Check the voxel size in the file's header."
+            f"{where}: the scan would have {describe_sides(shape)} voxels on this model's grid, "
+            f"more than {limits().max_voxels}. Check the voxel size in the file's header."
         )
     if any(scheme.use_mask for scheme in recipe.normalisation):
         inside = fill_holes(inside)
