@@ -29,11 +29,11 @@ from torch import nn
 from lesionseg.core import NO_SELECTION, Selection
 from lesionseg.errors import BundleError, OutputError
 from lesionseg.inference.input_check import InputCheck
-from lesionseg.inference.nnunet.model import nnunet_digest, nnunet_plan, read_nnunet_model
-from lesionseg.io.bundle_folder import BundleFiles, resolve_bundle
+from lesionseg.inference.nnunet.model import nnunet_plan, read_nnunet_model
+from lesionseg.io.bundle_folder import BundleFiles
 from lesionseg.io.files import digest_of
-from lesionseg.io.model_address import local_model
-from lesionseg.io.nnunet_model import NnunetModelFiles, find_nnunet_model
+from lesionseg.io.model_address import find_model
+from lesionseg.io.nnunet_model import NnunetModelFiles
 from lesionseg.models.build import TRUSTED, NetworkFactory, build_with_weights, require_finite
 from lesionseg.plan.plan import Plan
 
@@ -125,7 +125,7 @@ def read_bundle(
 
     Args:
         folder: folder of a bundle or a run, an nnU-Net model folder, a zip, or an address
-            (`io.model_address`).
+            (`io.model_address.local_model`).
         architectures: factories for architectures that are not in the closed table of
             `models.build`, by their names in the plan.
 
@@ -206,17 +206,6 @@ def ensemble(
     )
 
 
-def find_model(bundle: str | PathLike[str]) -> BundleFiles | NnunetModelFiles:
-    """Return the files of a bundle, of the bundle of a run, or of an nnU-Net model.
-
-    A model at an address is downloaded first, and a bundle in a zip is unpacked. Raises
-    `BundleError` if the path is none of them.
-    """
-    path = local_model(bundle)
-    nnunet = find_nnunet_model(path)
-    return BundleFiles(resolve_bundle(path)) if nnunet is None else nnunet
-
-
 def bundle_plan(bundle: str | PathLike[str]) -> Plan:
     """Read the plan of a model (`find_model`). Raise `BundleError` if it is damaged."""
     files = find_model(bundle)
@@ -263,7 +252,7 @@ def bundle_digest(bundle: str | PathLike[str]) -> str:
     """
     files = find_model(bundle)
     if isinstance(files, NnunetModelFiles):
-        return nnunet_digest(files)
+        return files.digest()
     paths = [files.weights, files.plan, *sorted(files.folder.glob("weights_*.safetensors"))]
     if files.selection.is_file():
         paths.append(files.selection)

@@ -10,12 +10,11 @@ from typing import Any
 import torch
 
 from lesionseg.core import Geometry, Selection
-from lesionseg.inference.bundle import bundle_digest, bundle_plan, bundle_selection, find_model
+from lesionseg.inference.bundle import bundle_digest, bundle_plan, bundle_selection
 from lesionseg.inference.model_card import fill
 from lesionseg.inference.read_ahead import needed_bytes
 from lesionseg.io.bundle_folder import BundleFiles
-from lesionseg.io.model_address import local_model
-from lesionseg.io.nnunet_model import LABELS
+from lesionseg.io.model_address import find_model, local_model
 from lesionseg.models.build import ARCHITECTURES, build_network
 from lesionseg.plan.plan import Plan
 
@@ -152,12 +151,11 @@ def model_facts(bundle: str | PathLike[str]) -> ModelFacts:
     path = local_model(bundle)
     plan = bundle_plan(path)
     files = find_model(path)
-    stated: Mapping[str, Any]
     if isinstance(files, BundleFiles):
         path = files.folder
         stated = files.card_facts()
     else:
-        stated = {"made from": plan.reasons["source"], **files.read_json(LABELS)}
+        stated = {"made from": plan.reasons["source"], **files.read_description()}
     n_weights = None
     if plan.architecture.name in ARCHITECTURES and not plan.architecture.network:
         with torch.device("meta"):

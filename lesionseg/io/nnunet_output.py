@@ -16,10 +16,12 @@ from numpy.typing import NDArray
 
 from lesionseg.core import Geometry, Labels
 from lesionseg.errors import ConfigError
+from lesionseg.io.layouts.nnunet import DATASET_JSON
+from lesionseg.io.nnunet_model import PLANS
 from lesionseg.io.text import write_json
 
 ENDINGS = (".npz", ".pkl")
-DESCRIPTIONS = ("dataset.json", "plans.json")
+DESCRIPTIONS = (DATASET_JSON, PLANS)
 _READERS = {".nii": "NibabelIO", ".png": "NaturalImage2DIO"}
 _READER = "SimpleITKIO"
 _LPS = np.array([-1.0, -1.0, 1.0])  # factors that convert RAS to LPS
@@ -50,7 +52,7 @@ def write_description(
     }
     if labels.regions:
         facts["regions_class_order"] = list(labels.values)
-    write_json(folder / DESCRIPTIONS[0], facts)
+    write_json(folder / DATASET_JSON, facts)
     plans = {
         "dataset_name": "lesionseg",
         "plans_name": "lesionseg",
@@ -60,7 +62,7 @@ def write_description(
         "transpose_backward": [0, 1, 2],
         "configurations": {},
     }
-    write_json(folder / DESCRIPTIONS[1], plans)
+    write_json(folder / PLANS, plans)
 
 
 def _check_labels(labels: Labels) -> None:

@@ -25,40 +25,6 @@ _ANY_VALUE = Labels.of(dict.fromkeys(range(1, 256), "lesion"))
 
 
 @dataclass(frozen=True)
-class ReferenceRules:
-    """Rules by which references are read.
-
-    Attributes:
-        by_image: See `Dataset.grid_of_image`.
-        min_readers: See `read_dataset`.
-        merge_labels: See `read_dataset`. Without a dataset, see `References.with_labels_of`.
-        nan_background: See `Dataset.nan_background`.
-        colour: See `ReadingRules`.
-        annotations: See `list_dataset`.
-    """
-
-    by_image: bool = False
-    min_readers: int | None = None
-    merge_labels: bool = False
-    nan_background: bool = False
-    colour: bool = False
-    annotations: str | None = None
-
-    def list_dataset(self, root: Path) -> Dataset:
-        """List the cases of a dataset, which may lack channels. See `list_dataset`."""
-        return list_dataset(
-            root,
-            merge_labels=self.merge_labels,
-            may_lack=True,
-            nan_background=self.nan_background,
-            colour=self.colour,
-            grid_of_image=self.by_image,
-            min_readers=self.min_readers,
-            annotations=self.annotations,
-        )
-
-
-@dataclass(frozen=True)
 class References:
     """The references of a folder.
 
@@ -114,44 +80,77 @@ class References:
         )
 
 
-def find_references(folder: Path, rules: ReferenceRules) -> References:
-    """Find the references in a dataset or in a folder of masks.
+@dataclass(frozen=True)
+class ReferenceRules:
+    """Rules by which references are read.
 
-    A folder of masks that belongs to a dataset, such as nnU-Net's `labelsTs`, gives this part of
-    the dataset. If the folder directly contains masks with BIDS names, it is a folder of masks.
-
-    Raises:
-        DatasetError: No reference is found.
+    Attributes:
+        by_image: See `Dataset.grid_of_image`.
+        min_readers: See `read_dataset`.
+        merge_labels: See `read_dataset`. Without a dataset, see `References.with_labels_of`.
+        nan_background: See `Dataset.nan_background`.
+        colour: See `ReadingRules`.
+        annotations: See `list_dataset`.
     """
-    layout = recognise_layout(folder)
-    is_bids = layout is not None and layout.name == "bids"
-    # a BIDS dataset has its files in subfolders
-    are_masks_of_bids = is_bids and any(map(is_image_file, folder.iterdir()))
-    if rules.annotations is None and (layout is None or are_masks_of_bids):
-        return _find_masks(folder, rules)
-    references = _list_labelled(folder, rules)
-    if not references.cases:
-        raise DatasetError(
-            f"{folder}: no case has a reference to compare with. Add masks, or name another folder "
-            "as reference=."
+
+    by_image: bool = False
+    min_readers: int | None = None
+    merge_labels: bool = False
+    nan_background: bool = False
+    colour: bool = False
+    annotations: str | None = None
+
+    def list_dataset(self, root: Path) -> Dataset:
+        """List the cases of a dataset, which may lack channels. See `list_dataset`."""
+        return list_dataset(
+            root,
+            merge_labels=self.merge_labels,
+            may_lack=True,
+            nan_background=self.nan_background,
+            colour=self.colour,
+            grid_of_image=self.by_image,
+            min_readers=self.min_readers,
+            annotations=self.annotations,
         )
-    return references
 
+    def find(self, folder: Path) -> References:
+        """Find the references in a dataset or in a folder of masks.
 
-def find_all_references(folder: Path, rules: ReferenceRules) -> References:
-    """Find the references of a folder, and those of the whole dataset to which it belongs.
+        A folder of masks that belongs to a dataset, such as nnU-Net's `labelsTs`, gives this part
+        of the dataset. If the folder directly contains masks with BIDS names, it is a folder of
+        masks.
 
-    For example, `labelsTs` of a dataset returns the cases of `labelsTr` as well. For errors, see
-    `find_references`.
-    """
-    found = find_references(folder, rules)
-    if found.dataset is None or found.dataset.root == folder:
-        return found
-    known = {files.case for files in found.cases}
-    whole = _list_labelled(found.dataset.root, rules)
-    others = [files for files in whole.cases if files.case not in known]
-    findings = [finding for finding in whole.findings if finding.case not in known]
-    return replace(whole, cases=found.cases + others, findings=found.findings + findings)
+        Raises:
+            DatasetError: No reference is found.
+        """
+        layout = recognise_layout(folder)
+        is_bids = layout is not None and layout.name == "bids"
+        # a BIDS dataset has its files in subfolders
+        are_masks_of_bids = is_bids and any(map(is_image_file, folder.iterdir()))
+        if self.annotations is None and (layout is None or are_masks_of_bids):
+            return _find_masks(folder, self)
+        references = _list_labelled(folder, self)
+        if not references.cases:
+            raise DatasetError(
+                f"{folder}: no case has a reference to compare with. Add masks, or name another "
+                "folder as reference=."
+            )
+        return references
+
+    def find_all(self, folder: Path) -> References:
+        """Find the references of a folder, and those of the whole dataset to which it belongs.
+
+        For example, `labelsTs` of a dataset returns the cases of `labelsTr` as well. For errors,
+        see `find`.
+        """
+        found = self.find(folder)
+        if found.dataset is None or found.dataset.root == folder:
+            return found
+        known = {files.case for files in found.cases}
+        whole = _list_labelled(found.dataset.root, self)
+        others = [files for files in whole.cases if files.case not in known]
+        findings = [finding for finding in whole.findings if finding.case not in known]
+        return replace(whole, cases=found.cases + others, findings=found.findings + findings)
 
 
 def _find_masks(folder: Path, rules: ReferenceRules) -> References:

@@ -47,6 +47,25 @@ class ZoneFolder:
     masks: Mapping[str, Path]
     names: Mapping[int, str]
 
+    @classmethod
+    def find(cls, folder: Path) -> "ZoneFolder":
+        """Find the anatomy masks of a folder and read the table of their names, if there is one.
+
+        The table is one of these: CSV or TSV; JSON with names by value or values by name, such as
+        `{"17": "Left-Hippocampus"}` or nnU-Net's dataset.json; or a colour table of FreeSurfer,
+        ITK-SNAP or Slicer.
+
+        Raises:
+            DatasetError: The folder has no masks, or several tables.
+            ContentError: The table contains no names.
+        """
+        masks = find_masks(folder)
+        tables = sorted(f for f in folder.iterdir() if f.suffix.lower() in _TABLES)
+        if len(tables) > 1:
+            names = ", ".join(table.name for table in tables)
+            raise DatasetError(f"{folder}: several tables name the zones ({names}). Keep one.")
+        return cls(masks, read_zone_names(tables[0]) if tables else {})
+
     def read(self, case: str, pixel_mm: float | None = None) -> Zones | None:
         """Read the zones of a case. Return None if the folder has no mask of it.
 
@@ -81,25 +100,6 @@ class ZoneFolder:
                 f"inference.keep_zones: there is no zone {join_names(unknown)}. Names in the table "
                 f"of zones: {found}."
             )
-
-
-def find_zones(folder: Path) -> ZoneFolder:
-    """Find the anatomy masks of a folder and read the table of their names, if there is one.
-
-    The table is one of these: CSV or TSV; JSON with names by value or values by name, such as
-    `{"17": "Left-Hippocampus"}` or nnU-Net's dataset.json; or a colour table of FreeSurfer,
-    ITK-SNAP or Slicer.
-
-    Raises:
-        DatasetError: The folder has no masks, or several tables.
-        ContentError: The table contains no names.
-    """
-    masks = find_masks(folder)
-    tables = sorted(f for f in folder.iterdir() if f.suffix.lower() in _TABLES)
-    if len(tables) > 1:
-        names = ", ".join(table.name for table in tables)
-        raise DatasetError(f"{folder}: several tables name the zones ({names}). Keep one.")
-    return ZoneFolder(masks, read_zone_names(tables[0]) if tables else {})
 
 
 def read_zone_names(path: Path) -> dict[int, str]:

@@ -47,11 +47,9 @@ from lesionseg.evaluation.scores import (
     write_scores,
 )
 from lesionseg.evaluation.subgroups import read_columns
-from lesionseg.io.files import hold_lock
 from lesionseg.io.predictions import PredictionFiles, list_predictions
-from lesionseg.io.references import find_references
 from lesionseg.io.text import read_csv, read_json
-from lesionseg.io.zone_files import find_zones
+from lesionseg.io.zone_files import ZoneFolder
 from lesionseg.pipeline.evaluate_operating_point import (
     apply_selection,
     choose_point,
@@ -63,6 +61,7 @@ from lesionseg.pipeline.kept_predictions import KeptPredictions
 from lesionseg.pipeline.log import Advance, align_columns, command_line
 from lesionseg.pipeline.match_files import MatchOptions, match_cases
 from lesionseg.pipeline.outcome import Outcome
+from lesionseg.pipeline.output_lock import hold_lock
 from lesionseg.pipeline.scores_folder import require_no_run
 from lesionseg.reporting.identity import read_run
 from lesionseg.version import __version__
@@ -253,7 +252,7 @@ def _match_options(cfg: EvaluateConfig, preset: Preset, inputs: "Inputs") -> Mat
     """Return the settings for matching. Raise `DatasetError` if the zones do not fit the cases."""
     zones = None
     if cfg.zones is not None:
-        zones = find_zones(Path(cfg.zones))
+        zones = ZoneFolder.find(Path(cfg.zones))
         zones.check([files.case for files in inputs.cases])
     return MatchOptions(
         preset,
@@ -298,7 +297,7 @@ def _find_inputs(cfg: EvaluateConfig) -> Inputs:
         DatasetError: if no case can be scored.
     """
     folder = Path(cfg.prediction)
-    references = find_references(Path(cfg.reference), reference_rules(cfg))
+    references = reference_rules(cfg).find(Path(cfg.reference))
     labelled = references.cases
     found, of_predictions = _list_predictions(folder, labelled)
     dataset = references.with_labels_of(found, merge_labels=cfg.merge_labels)

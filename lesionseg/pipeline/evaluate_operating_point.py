@@ -21,7 +21,7 @@ from lesionseg.evaluation.calibration import fit_calibration
 from lesionseg.evaluation.operating_point_choice import DEFAULT_AIM
 from lesionseg.inference.decision import accept
 from lesionseg.io.predictions import PredictionFiles, find_predictions
-from lesionseg.io.references import ReferenceRules, find_all_references
+from lesionseg.io.references import ReferenceRules
 from lesionseg.pipeline.match_files import MatchOptions, match_cases
 from lesionseg.pipeline.select import OUT_OF_FOLD
 
@@ -205,7 +205,7 @@ def development_tables(
     Raises:
         DatasetError: if no case remains, or no prediction has a reference.
     """
-    references = find_all_references(reference, rules)
+    references = rules.find_all(reference)
     dataset = references.with_labels_of(predictions.files, merge_labels=rules.merge_labels)
     # faults of cases that are not predicted do not matter
     faults = [fault for fault in references.findings if fault.case in predictions.files]

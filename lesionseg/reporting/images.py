@@ -31,7 +31,6 @@ from lesionseg.io.predictions import PredictionFiles, list_predictions
 from lesionseg.io.references import (
     ReferenceRules,
     References,
-    find_references,
     open_reference,
 )
 from lesionseg.io.scans import find_scans
@@ -122,7 +121,7 @@ class Sources:
             self._predictions, _ = list_predictions(prediction)
         self._references = References()
         if reference is not None:
-            self._references = find_references(reference, rules)
+            self._references = rules.find(reference)
         self._reference = self._references.with_labels_of(
             self._predictions, merge_labels=made.merge_labels
         )

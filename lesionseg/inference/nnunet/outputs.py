@@ -27,7 +27,7 @@ from lesionseg.inference.probabilities import SURE, compress_log_odds
 from lesionseg.io.grids import GridPair
 from lesionseg.io.masks import read_mask
 from lesionseg.io.nnunet_probabilities import ProbabilityFile
-from lesionseg.io.predictions import PredictionFiles, read_prediction
+from lesionseg.io.predictions import PredictionFiles
 from lesionseg.plan.plan import CandidateRule
 
 _log = logging.getLogger(__name__)
@@ -110,7 +110,7 @@ def open_prediction(
         LesionsegError: see `io.predictions.read_prediction` and `read_probabilities`.
     """
     if files.probabilities is None or files.candidates is not None:
-        found = read_prediction(files, geometry=geometry, binary=binary, by_image=by_image)
+        found = files.read(geometry=geometry, binary=binary, by_image=by_image)
         if files.mask is None or files.candidates is not None or binary:
             return found
         return _with_names(found, files.read_nnunet_labels())
