@@ -543,7 +543,8 @@ def inference_rows(scale: Scale) -> list[table.Row]:
     side = scale.side
     network = build_network(plan).to(scale.device).eval()
     volume = torch.randn(1, *(scale.volume,) * 3)
-    window = SlidingWindow((network,), plan, batch_size=2, device=torch.device(scale.device))
+    window = SlidingWindow((network,), plan, device=torch.device(scale.device))
+    window.batch_size = 2  # as for MONAI
 
     def monai() -> Tensor:
         def logits(tiles: Tensor) -> Tensor:

@@ -216,8 +216,7 @@ def finest_stride(plan: Any) -> float | None:
     """Return the stride of the finest level with anchors; None for a network without anchors."""
     if plan.anchors is None:
         return None
-    levels = plan.anchors.levels(plan.architecture.strides, plan.tile_shape)
-    return float(levels[0].stride[0])
+    return float(plan.anchor_levels[0].stride[0])
 
 
 def score(predictor: Predictor, found: Survey) -> dict[str, Scores]:

@@ -52,7 +52,7 @@ from lesionseg.cli import compose
 from lesionseg.config import TrainConfig
 from lesionseg.core import NO_SELECTION, CaseFiles, Prediction, Volume
 from lesionseg.evaluation import Scores
-from lesionseg.inference.decision import find_by_plan
+from lesionseg.inference.decision import find_by_rule
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.cases import read_case, read_image
 from lesionseg.io.predictions import find_predictions, write_prediction
@@ -118,7 +118,12 @@ class Kept:
     def predict_volume(self, volume: Volume, case: str) -> Prediction:
         """Return the candidates of a case. None of them is accepted yet."""
         odds = np.load(self.folder / f"{case}.npy")
-        found = find_by_plan(probabilities(odds).astype(np.float32), volume.geometry, self.plan)
+        found = find_by_rule(
+            probabilities(odds).astype(np.float32),
+            volume.geometry,
+            self.plan.candidate_rule,
+            self.plan.labels,
+        )
         if not found.candidates:
             return Prediction(case, volume.geometry, (), found.instances)
         numbers = [candidate.id for candidate in found.candidates]

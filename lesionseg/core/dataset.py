@@ -202,7 +202,7 @@ def pool_readers(
     `false_per_case` of the sum is the mean over readers and their cases.
 
     Returns:
-        For each label the sum, whose reader is "", and the rows of the label.
+        For each label, in the order of `rows`, the sum, whose reader is "", and the label's rows.
     """
     pooled: list[tuple[ReaderAgreement, list[ReaderAgreement]]] = []
     for label in dict.fromkeys(row.label for row in rows):
@@ -266,7 +266,10 @@ class Dataset:
 
     @property
     def is_colour(self) -> bool:
-        """True if each case is one picture whose three colours are the channels."""
+        """True if each case is one picture whose three colours are the channels.
+
+        A dataset without cases counts as one in colour if it has three channels and two axes.
+        """
         has_three_channels = self.dims == 2 and len(self.channel_names) == 3
         return has_three_channels and all(
             len(case.images) == 1 and not case.missing for case in self.cases
@@ -276,8 +279,8 @@ class Dataset:
         """Return the cases in the form of MONAI's loaders and `CacheDataset`.
 
         Each entry has `case`, `group` and `image` (a path as text, or a list with one path per
-        channel). It has `label` if the case has a mask, and `role` and `fold` if the dataset
-        states them.
+        channel that has a file). It has `label` if the case has a mask, and `role` and `fold` if
+        the dataset states them.
         """
         entries = []
         for case in self.cases:
@@ -296,15 +299,19 @@ class Dataset:
 
 
 def find_likely_visits(cases: Sequence[CaseFiles], *, setting: str = "data.group") -> list[Finding]:
-    """Return a finding if case ids such as P08_0 and P08_1 look like scans of one patient.
+    """Warn of case ids such as P08_0 and P08_1, which look like scans of one patient.
 
-    They do if most ids consist of a prefix and a short number, and if only a few ids share each
-    prefix. A prefix that many ids share is probably that of a study or a site. Cases of which the
-    dataset states another group than the id do not count.
+    They do if at least half of the ids share a prefix before a short number with another id, and if
+    at most eight ids share one on average. A prefix that many ids share is probably that of a study
+    or a site, and so is the only one of a dataset. Cases of which the dataset states another group
+    than the id do not count.
 
     Args:
         cases: the cases of a dataset.
         setting: the name of the setting for groups in the message.
+
+    Returns:
+        One finding with two of the ids, or an empty list.
     """
     unstated = [case for case in cases if case.group in ("", case.case)]
     members: dict[str, list[str]] = {}  # case ids by prefix
@@ -339,6 +346,8 @@ def assign_groups(
     2. the BIDS subject `sub-…` in the id
     3. the common part of two ids that differ only in a last L or R (left and right side)
     4. the id itself
+
+    The third is logged.
 
     Args:
         cases: the cases of a dataset.
@@ -384,7 +393,7 @@ def compile_pattern(pattern: str, setting: str = "data.group") -> re.Pattern[str
 
 
 def _match_groups(cases: Iterable[str], pattern: str, setting: str) -> dict[str, str]:
-    """Return the part of each case id that a pattern matches: its capture group, or the match.
+    """Return the part of each case id that a pattern matches: its first capture group, or all.
 
     Raises:
         ConfigError: if the pattern is not a regular expression.

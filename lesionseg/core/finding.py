@@ -42,12 +42,12 @@ class Finding:
 
 
 def finding_of(error: LesionsegError, case: str, where: object = "", kind: str = LISTED) -> Finding:
-    """Return the finding of a case that an error describes.
+    """Return the finding of a case that an error describes. Its severity is `error`.
 
     Args:
         error: the error.
-        case: the case id.
-        where: the file or line with which the text begins, unless the error names it itself.
+        case: the case id. Empty for the dataset.
+        where: the file or line with which the text begins, unless the error's text does already.
         kind: the kind of the finding.
     """
     text = str(error)
@@ -60,7 +60,10 @@ def finding_of(error: LesionsegError, case: str, where: object = "", kind: str =
 def collect_errors(
     findings: list[Finding], case: str, where: object = "", kind: str = LISTED
 ) -> Iterator[None]:
-    """Turn an error that is raised within the context into a finding, and append it."""
+    """Append an error that is raised within the context to `findings`, instead of raising it.
+
+    Only the errors of lesionseg are. See `finding_of` for the other arguments.
+    """
     try:
         yield
     except LesionsegError as error:
@@ -73,7 +76,10 @@ def errors_among(findings: Iterable[Finding]) -> list[Finding]:
 
 
 def require_no_errors(findings: Iterable[Finding], root: Path) -> None:
-    """Raise one `DatasetError` that lists all errors among the findings. `root`: the dataset."""
+    """Raise one `DatasetError` if there are errors among the findings. It lists the first 100.
+
+    `root` is the folder of the dataset.
+    """
     texts = [finding.message for finding in errors_among(findings)]
     if not texts:
         return

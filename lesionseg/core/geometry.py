@@ -41,12 +41,12 @@ class Geometry:
     Attributes:
         shape: number of voxels along each axis.
         affine: `[dims+1, dims+1]`, maps an array index (z, y, x) to RAS millimetres (x, y, z). In
-            2-D, it maps (y, x) to (x, y).
+            2-D, it maps (y, x) to (x, y). It is a copy that cannot be written.
         unit: unit of lengths: "mm", or "mm at the detector" for a radiograph, which magnifies the
             patient.
 
     Raises:
-        GeometryError: if the affine cannot be inverted.
+        GeometryError: if the affine cannot be inverted, or does not fit the number of axes.
     """
 
     shape: tuple[int, ...]
@@ -137,7 +137,7 @@ class Geometry:
         return float(np.linalg.norm(self.to_mm(corners) - other.to_mm(corners), axis=1).max())
 
     def overlap(self, other: "Geometry") -> float:
-        """Return the share of the smaller grid that is inside the other grid, from samples."""
+        """Return the share of the smaller grid that is inside the other grid, from 8000 samples."""
         small, large = sorted((self, other), key=lambda grid: grid.voxel_size * prod(grid.shape))
         rng = np.random.default_rng(0)
         points = rng.uniform(-0.5, np.subtract(small.shape, 0.5), (_N_SAMPLES, self.dims))
@@ -175,7 +175,7 @@ class Volume:
     `valid` `[*spatial]` bool is True for voxels of the patient, and False for the padding, shutter
     or collimator of a radiograph; None means that all voxels are valid. `missing` contains the
     indices of channels without a file; these channels are 0. `remarks` contains the warnings of the
-    readers, each a sentence.
+    readers, each a sentence. Raises `GeometryError` if array and geometry have different shapes.
     """
 
     array: NDArray[Any]

@@ -13,7 +13,7 @@ UNION: Mapping[int, str] = {1: "lesion"}
 
 
 def numbers_first(name: str) -> tuple[bool, float, str, str]:
-    """Return a sort key: numbers in ascending order, then other names in that of the alphabet.
+    """Return a sort key: finite numbers in ascending order, then other names by the alphabet.
 
     >>> sorted(["10", "b", "9", "A", "2.5"], key=numbers_first)
     ['2.5', '9', '10', 'A', 'b']
@@ -130,7 +130,7 @@ class Labels:
         return UNION if self.regions else self.value_names
 
     def merge(self) -> "Labels":
-        """Return one label, 1, to which all mask values belong."""
+        """Return one label, 1, called "lesion", to which all mask values belong."""
         return Labels(
             tuple(UNION), tuple(UNION.values()), ignore=self.ignore, merged=self.mask_names
         )

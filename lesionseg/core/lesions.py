@@ -227,7 +227,7 @@ class Lesions:
 class Zones:
     """A mask `[*spatial]` of anatomical zones, 0 outside all zones, on its own grid.
 
-    `names` has a name for each value.
+    `names` has the names of the values. A value without a name is called by its number.
     """
 
     values: NDArray[np.integer[Any]]

@@ -222,7 +222,7 @@ class Prediction:
         return f"{rejected} not accepted."
 
     def keep(self, candidates: Sequence[Candidate]) -> "Prediction":
-        """Return the prediction with only these candidates and their voxels.
+        """Return the prediction with only these candidates and their voxels in `instances`.
 
         Args:
             candidates: candidates of this prediction, in the order of the result.
@@ -238,7 +238,7 @@ class Prediction:
         return self.keep([c for c in self.candidates if c.label not in labels])
 
     def with_one_label(self) -> "Prediction":
-        """Return the prediction with all candidates of label 1."""
+        """Return the prediction with label 1 for all candidates, and its regions as they are."""
         candidates = tuple(replace(candidate, label=1) for candidate in self.candidates)
         removed = tuple(replace(candidate, label=1) for candidate in self.removed)
         return replace(self, candidates=candidates, removed=removed, labels=UNION)
@@ -257,7 +257,7 @@ class Prediction:
         )
 
     def merge_labels(self) -> "Prediction":
-        """Return the prediction with all voxels and candidates of label 1, without regions."""
+        """Return the prediction with label 1 for all candidates and voxels, without regions."""
         return replace(self.with_one_label(), values=None)
 
     def with_zones(self, zones: Sequence[str]) -> "Prediction":

@@ -18,7 +18,7 @@ def read_record(
     error: type[LesionsegError],
     key_of: Mapping[str, str] | None = None,
 ) -> T:
-    """Read a dataclass from JSON and check its types.
+    """Read a dataclass from JSON and check its types. Unknown keys are ignored.
 
     Args:
         kind: the dataclass.

@@ -46,14 +46,15 @@ class Selection:
         return self.operating_points[0] if self.operating_points else None
 
     def to_json(self) -> str:
+        """Write the selection as JSON."""
         return json.dumps(asdict(self), indent=2, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str, where: str | Path = "selection.json") -> "Selection":
         """Read a selection. Raise `BundleError` naming `where` and the wrong key.
 
-        Unknown keys are skipped, because version 1 of `plan.json` contained both plan and
-        selection.
+        Unknown keys, and the reasons of other decisions, are skipped, because version 1 of
+        `plan.json` contained both plan and selection.
         """
         selection = read_record(cls, text, where, BundleError)
         reasons = {name: why for name, why in selection.reasons.items() if name in SELECTED}

@@ -59,7 +59,7 @@ class Body:
 
     @cached_property
     def box(self) -> tuple[slice, ...]:
-        """The bounding box of the body in voxels; the whole image if the mask is empty."""
+        """The bounding box of the body in voxels; that of `bounds` if no block is body."""
         blocks = foreground_slices(self.blocks) or tuple(slice(0, n) for n in self.blocks.shape)
         box = []
         for span, width, inner in zip(blocks, self.block, self.bounds, strict=True):
@@ -92,9 +92,9 @@ class Body:
 
 
 def find_body(image: Volume, modality: Modality) -> Body | None:
-    """Find the body in an image `[C, *spatial]` of raw intensities; None for the whole image.
+    """Find the body in an image `[C, *spatial]` of raw intensities, by the module's five steps.
 
-    The module's docstring describes the steps.
+    Return None if the whole image counts as body: in 2-D, or if the mask has an implausible size.
     """
     if image.geometry.dims == 2:  # radiographs and pictures
         return None
@@ -139,7 +139,10 @@ def _find_tissue(array: NDArray[np.float32], modality: Modality, block: tuple[in
 
 
 def _tissue_limits(channel: NDArray[np.float32], modality: Modality) -> tuple[float, float]:
-    """Return the intensity above which a voxel is tissue, and that which noise does not reach."""
+    """Return the intensity above which a voxel is tissue, and that which noise does not reach.
+
+    A channel of CT without air has the limits of MRI.
+    """
     # PET next to CT has no such low values; a CT without them would have no air either
     if modality == "ct" and float(channel.min()) < _CT_TISSUE_HU:
         return _CT_TISSUE_HU, _CT_TISSUE_HU

@@ -96,8 +96,7 @@ class BoxCollector:
         self.grid = grid
         self.plan = plan
         self.n_readings = n_readings
-        levels = planned_anchors(plan).levels(plan.architecture.strides, plan.tile_shape)
-        self._anchors = grid_anchors(levels)
+        self._anchors = grid_anchors(plan.anchor_levels)
         self._weight = gaussian_weight(plan.tile_shape)
         # The first view is empty, so that `finish` can concatenate the views if there are none.
         none = torch.zeros(0)
@@ -106,7 +105,7 @@ class BoxCollector:
         # Tile, mirrored axes, reading and packed boxes of views that are still on their way from
         # the GPU.
         self._waiting: list[tuple[int, Sequence[int], int, Tensor]] = []
-        self.n_left_out = 0  # boxes beyond the largest number that a case may have
+        self.n_left_out = 0  # see `Boxes.n_left_out`
 
     def add(
         self,
@@ -165,11 +164,12 @@ class BoxCollector:
         self._waiting = []
 
     def _view(self, rows: Tensor, tile: int, flipped: Sequence[int], reading: int) -> _View:
-        """Return the boxes of a view in voxels of the padded volume.
+        """Return the boxes of a view in voxels of the padded volume, and count those left out.
 
-        `rows` is `[k, 2·dims + 4]`: boxes in the tile, scores, flat indices of anchor and label.
-        The last two columns are equal in all rows: the number of anchors above the floor, and 1 if
-        a score of the tile is NaN.
+        Boxes below the plan's floor, degenerate boxes and all but one of each lesion are dropped.
+        Raises `ContentError` if a score is NaN. `rows` is `[k, 2·dims + 4]`: boxes in the tile,
+        scores, flat indices of anchor and label. The last two columns are equal in all rows: the
+        number of anchors above the floor, and 1 if a score of the tile is NaN.
         """
         n_coordinates = 2 * self.plan.dims
         boxes = rows[:, :n_coordinates]
@@ -218,7 +218,10 @@ class BoxCollector:
         return torch.where(is_cut, weight, torch.ones_like(weight))
 
     def finish(self) -> Boxes:
-        """Merge the boxes of all views, and clip them to the volume without its padding."""
+        """Merge the boxes of all views, and clip them to the volume without its padding.
+
+        Boxes in the padding, and those whose final score is below the plan's floor, are dropped.
+        """
         self.gather()
         found = _View(*(torch.cat(parts) for parts in zip(*self._views, strict=True)))
         best, merged_scores = self._merge(found)
@@ -233,9 +236,9 @@ class BoxCollector:
     def _merge(self, found: _View) -> tuple[Tensor, Tensor]:
         """Return the indices of the merged boxes and their scores, by descending score.
 
-        A box cannot be dropped because of one with a lower score. So the merged boxes of the
-        highest scores are the first of all merged boxes, and those after the limit of candidates
-        are not needed.
+        The number of boxes that are not merged is added to `n_left_out`. A box cannot be dropped
+        because of one with a lower score. So the merged boxes of the highest scores are the first
+        of all merged boxes, and those after the limit of candidates are not needed.
         """
         merge_iou = planned_anchors(self.plan).merge_iou
         boxes, scores, labels, readings = found
@@ -329,7 +332,7 @@ def fuse(voxels: Prediction, boxes: Sequence[Candidate]) -> Prediction:
     A candidate from voxels and a box of the same label are one lesion if the IoU of their boxes is
     at least 0.1. Each is used once, the largest IoU first. The fused candidate has the voxels' mask
     and the mean of both scores. A candidate of only one head has half its score, which is the mean
-    with 0, as in an ensemble. Ids follow the new scores.
+    with 0, as in an ensemble. Ids follow the new scores. Removed objects have half their score too.
     """
     partner = _partners(voxels.candidates, boxes)
     scored: list[tuple[Candidate, float]] = []
@@ -352,7 +355,7 @@ def fuse(voxels: Prediction, boxes: Sequence[Candidate]) -> Prediction:
 
 
 def _number(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
-    """Give candidates the ids 1, 2, 3, … in their order."""
+    """Return the candidates with the ids 1, 2, 3, … in their order."""
     return tuple(replace(c, id=i) for i, c in enumerate(candidates, start=1))
 
 

@@ -10,9 +10,11 @@ bundle/
 Bundles of version 1.0 have no selection.json; their plan.json contains its keys, too.
 """
 
+import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,8 @@ from lesionseg.io.model_address import find_model
 from lesionseg.io.nnunet_model import NnunetModelFiles
 from lesionseg.models.build import TRUSTED, NetworkFactory, build_with_weights, require_finite
 from lesionseg.plan.plan import Plan
+
+log = logging.getLogger(__name__)
 
 _CHECK = "input_check"
 _PICKLES = (b"PK\x03\x04", b"\x80")  # the zip archive of torch.save, and bare pickles
@@ -71,7 +75,8 @@ def write_bundle(
         plan: the plan of the networks.
         card: text of the model card (Markdown).
         check: the ranges of the training scans, or None.
-        selection: the choices made after training.
+        selection: the choices made after training. Its `n_members` is replaced by the number of
+            networks.
 
     Raises:
         OutputError: if the bundle cannot be written, for example on a full disk.
@@ -86,14 +91,14 @@ def write_bundle(
         files.plan.write_text(plan.to_json() + "\n", encoding="utf-8")
         files.selection.write_text(selection.to_json() + "\n", encoding="utf-8")
         files.card.write_text(card, encoding="utf-8")
-        for name, member in zip(_weight_files(selection), networks, strict=True):
+        for path, member in zip(files.weights_of(len(networks)), networks, strict=True):
             tensors = {}
             for key, tensor in member.state_dict().items():
                 # clone, because safetensors rejects tensors that share memory
                 tensors[key] = tensor.detach().cpu().contiguous().clone()
-            save_file(tensors, new / name, metadata=metadata)
+            save_file(tensors, path, metadata=metadata)
             # safetensors makes files that only the owner can read
-            (new / name).chmod(files.plan.stat().st_mode & 0o777)
+            path.chmod(files.plan.stat().st_mode & 0o777)
         # an old bundle is moved away, and moved back if the new one cannot take its place
         old = folder.rename(_temporary_path(folder)) if folder.exists() else None
         try:
@@ -133,13 +138,12 @@ def read_bundle(
     if isinstance(files, NnunetModelFiles):
         networks, plan = read_nnunet_model(files)
         return Bundle(networks, plan, selection=Selection(n_members=len(networks)))
-    folder = files.folder
-    plan = bundle_plan(folder)
-    selection = bundle_selection(folder)
-    paths = [folder / name for name in _weight_files(selection)]
+    plan = bundle_plan(files.folder)
+    selection = bundle_selection(files.folder)
+    paths = files.weights_of(selection.n_members)
     missing = [path.name for path in paths if not path.is_file()]
     if missing:
-        raise BundleError(f"{folder}: no {', '.join(missing)}. Copy the bundle again.")
+        raise BundleError(f"{files.folder}: no {', '.join(missing)}. Copy the bundle again.")
     networks = tuple(_read_network(path, plan, architectures) for path in paths)
     with safe_open(paths[0], framework="pt") as file:
         text = (file.metadata() or {}).get(_CHECK)
@@ -157,11 +161,19 @@ def ensemble(
     bundles: Sequence[str | PathLike[str] | Bundle],
     architectures: Mapping[str, NetworkFactory] | None = None,
 ) -> Bundle:
-    """Combine bundles into one with all networks. Plan and selection are those of the first.
+    """Combine bundles into one with all networks.
 
-    A scan may lack a channel, and is mirrored along an axis, only if all plans allow it. Raises
-    `BundleError` if the list is empty, or if grid, labels or normalisation differ
-    (`Plan.differences`).
+    Plan, selection and ranges of the training scans are those of the first bundle. A scan may lack
+    a channel, and is mirrored along an axis, only if all plans allow it. A warning is logged if two
+    of several networks have the same weights.
+
+    Args:
+        bundles: the bundles, or what `read_bundle` reads.
+        architectures: see `read_bundle`.
+
+    Raises:
+        BundleError: if the list is empty, or if grid, labels or normalisation differ
+            (`Plan.differences`).
     """
     members = [b if isinstance(b, Bundle) else read_bundle(b, architectures) for b in bundles]
     if not members:
@@ -175,6 +187,12 @@ def ensemble(
                 "Give bundles of the same plan, such as the folds of a cross-validation."
             )
     networks = tuple(network for member in members for network in member.networks)
+    if any(_have_same_weights(one, other) for one, other in combinations(networks, 2)):
+        log.warning(
+            "bundle: two of the %d networks have the same weights, so they cannot disagree, and "
+            "their mean is that of fewer networks. Name each model once.",
+            len(networks),
+        )
     plans = [member.plan for member in members]
     flips = set.intersection(*(set(plan.allowed_flips) for plan in plans))
     joint = first.plan.with_(may_lack=all(plan.may_lack for plan in plans))
@@ -188,19 +206,19 @@ def ensemble(
     )
 
 
-def bundle_plan(bundle: str | Path) -> Plan:
-    """Read the plan of a bundle, a run or an nnU-Net model. Raise `BundleError` if it has none."""
+def bundle_plan(bundle: str | PathLike[str]) -> Plan:
+    """Read the plan of a model (`find_model`). Raise `BundleError` if it is damaged."""
     files = find_model(bundle)
     if isinstance(files, NnunetModelFiles):
         return nnunet_plan(files)
     return Plan.from_json(files.plan.read_text("utf-8", "replace"), files.plan)
 
 
-def bundle_selection(bundle: str | Path) -> Selection:
-    """Read the selection of a bundle or a run. Raise `BundleError` if it has none.
+def bundle_selection(bundle: str | PathLike[str]) -> Selection:
+    """Read the selection of a model (`find_model`).
 
-    That of an nnU-Net model has only its number of networks. If the plan has version 1, plan and
-    selection are in the same file.
+    If the plan has version 1, plan and selection are in the same file. The selection of an nnU-Net
+    model states only its number of networks. Raises `BundleError` if the file is missing or wrong.
     """
     files = find_model(bundle)
     if isinstance(files, NnunetModelFiles):
@@ -213,10 +231,10 @@ def bundle_selection(bundle: str | Path) -> Selection:
 
 
 def read_own_bundle(bundle: Path, network: Mapping[str, Any]) -> Bundle:
-    """Read a bundle whose network the user's settings name.
+    """Read a bundle, and import the user's own network if bundle and settings name the same one.
 
-    `network` is the network in the settings. If the bundle names the same one, it may be imported,
-    although bundles are otherwise not trusted.
+    `network` is the network in the settings. Another network that the bundle names is not imported,
+    because bundles are not trusted. `BundleError` is raised instead.
     """
     is_same = bundle_plan(bundle).architecture.network == network
     return read_bundle(bundle, TRUSTED if is_same else None)
@@ -227,10 +245,10 @@ def joint_digest(folders: Sequence[str]) -> str:
     return "+".join(bundle_digest(folder) for folder in folders)
 
 
-def bundle_digest(bundle: str | Path) -> str:
-    """Return 16 hexadecimal digits that change if weights, plan or selection change.
+def bundle_digest(bundle: str | PathLike[str]) -> str:
+    """Return 16 hexadecimal digits that change if weights, plan or selection of a model change.
 
-    `bundle` is a bundle, a run or an nnU-Net model. Raises `BundleError` if it is none of them.
+    Raises `BundleError` if `find_model` does not find a model.
     """
     files = find_model(bundle)
     if isinstance(files, NnunetModelFiles):
@@ -241,12 +259,13 @@ def bundle_digest(bundle: str | Path) -> str:
     return digest_of(*paths)[:16]
 
 
-def _weight_files(selection: Selection) -> list[str]:
-    """Return the names of the weight files, one for each member of the ensemble."""
-    return [
-        "weights.safetensors",
-        *(f"weights_{k}.safetensors" for k in range(1, selection.n_members)),
-    ]
+def _have_same_weights(one: nn.Module, other: nn.Module) -> bool:
+    """Return True if two networks have equal weights of the same names, and at least one weight."""
+    weights = one.state_dict()
+    others = other.state_dict()
+    if not weights or weights.keys() != others.keys():
+        return False
+    return all(torch.equal(tensor, others[name]) for name, tensor in weights.items())
 
 
 def _temporary_path(folder: Path) -> Path:
@@ -270,7 +289,10 @@ def _read_network(
 
 
 def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Read the tensors of a safetensors file. Raise `BundleError` for a pickle, unopened."""
+    """Read the tensors of a safetensors file. Raise `BundleError` if it is damaged or a pickle.
+
+    A pickle is not opened, because it can run any code.
+    """
     with path.open("rb") as file:
         start = file.read(9)
     # safetensors begins with the length of its header in 8 bytes, which may be equal to those of a

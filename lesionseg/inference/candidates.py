@@ -45,7 +45,7 @@ class SparseProbabilities:
 class PeakRegion:
     """The voxels around a peak: flat indices `[n]` in ascending order, and probabilities `[n]`.
 
-    `label` is the mask value of its label.
+    `label` is the mask value of its label; 1 until `find_candidates` sets it.
     """
 
     voxels: NDArray[np.integer[Any]]
@@ -77,7 +77,8 @@ class _Choice:
 
     Attributes:
         kept: the candidates, by descending score.
-        removed: the regions that are too small, by descending score.
+        removed: the regions that are too small, by descending score; the highest ones up to the
+            limit of candidates.
         n_left_out: number of large regions beyond the limit of candidates.
     """
 
@@ -122,8 +123,22 @@ def collect_sparse(
     return SparseProbabilities(shape, np.concatenate(indices), probabilities)
 
 
+def as_sparse(
+    channel: NDArray[np.float32] | SparseProbabilities, geometry: Geometry, rule: CandidateRule
+) -> SparseProbabilities:
+    """Return the voxels of a channel that can belong to a candidate (`collect_sparse`).
+
+    Raises `GeometryError` if the channel does not fit the grid.
+    """
+    if channel.shape != geometry.shape:
+        raise GeometryError(f"Probabilities {channel.shape} do not fit the grid {geometry.shape}.")
+    if isinstance(channel, SparseProbabilities):
+        return channel
+    return collect_sparse([channel], geometry.shape, rule)
+
+
 def grow_regions(sparse: SparseProbabilities, rule: CandidateRule) -> list[PeakRegion]:
-    """Grow a region around each peak of one label.
+    """Grow a region around each peak of one label that reaches the floor of the rule.
 
     In descending order of height, each peak gets the free voxels connected to it with
     p ≥ peak / ratio or p ≥ extent. A region that is a shoulder of a higher one is left out, but
@@ -368,8 +383,8 @@ def find_candidates(
 
     Returns:
         The candidates by descending score, and `instances` `[*spatial]` with their ids. Smaller
-        regions than the rule allows are in `removed`. If no voxel reaches the floor, the
-        prediction has no candidates.
+        regions than the rule allows are in `removed`, up to the limit of candidates. If no voxel
+        reaches the floor, the prediction has no candidates.
 
     Raises:
         GeometryError: if a channel does not fit the grid.
@@ -383,7 +398,9 @@ def find_candidates(
     """
     found: list[PeakRegion] = []
     for label, channel in zip(label_values, probabilities, strict=True):
-        found += [replace(one, label=label) for one in _find_regions(channel, geometry, rule)]
+        sparse = as_sparse(channel, geometry, rule)
+        regions = join_touching(grow_regions(sparse, rule), sparse)
+        found += [replace(one, label=label) for one in regions]
     choice = _choose_regions(_separate_labels(found, rule, geometry.shape), rule, keep_from)
     instances = np.zeros(geometry.shape, dtype=np.int32)
     flat_instances = instances.reshape(-1)  # a view, to which writing is faster than to `flat`
@@ -405,17 +422,6 @@ def find_candidates(
     )
 
 
-def _find_regions(
-    channel: NDArray[np.float32] | SparseProbabilities, geometry: Geometry, rule: CandidateRule
-) -> list[PeakRegion]:
-    """Find the regions of one label that do not touch, by descending peak."""
-    if channel.shape != geometry.shape:
-        raise GeometryError(f"Probabilities {channel.shape} do not fit the grid {geometry.shape}.")
-    if not isinstance(channel, SparseProbabilities):
-        channel = collect_sparse([channel], geometry.shape, rule)
-    return join_touching(grow_regions(channel, rule), channel)
-
-
 def _separate_labels(
     found: Sequence[PeakRegion], rule: CandidateRule, shape: tuple[int, ...]
 ) -> Sequence[PeakRegion]:
@@ -433,8 +439,9 @@ def _separate_labels(
 def _choose_regions(found: Sequence[PeakRegion], rule: CandidateRule, keep_from: float) -> _Choice:
     """Choose the regions that become candidates, by size, height and score.
 
-    The limit of candidates is applied to the highest peaks. A region beyond it is kept only if its
-    score is at least `keep_from`.
+    Regions whose peak is below the floor of the rule are dropped. The limit of candidates is
+    applied to the highest peaks. A region beyond it is kept only if its score is at least
+    `keep_from`.
     """
     # a part of a divided region may not reach the floor
     by_height = [one for one in found if one.height >= rule.floor]

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 
 from lesionseg.core import (
     UNION,
@@ -14,6 +13,7 @@ from lesionseg.core import (
     Candidate,
     Geometry,
     InputCheckResult,
+    Labels,
     OperatingPoint,
     Prediction,
     Selection,
@@ -21,7 +21,12 @@ from lesionseg.core import (
 from lesionseg.core.arrays import Flags, Slab
 from lesionseg.errors import ConfigError, GeometryError
 from lesionseg.inference.box_candidates import Boxes, box_candidates, fuse
-from lesionseg.inference.candidates import SparseProbabilities, collect_sparse, find_candidates
+from lesionseg.inference.candidates import (
+    SparseProbabilities,
+    as_sparse,
+    collect_sparse,
+    find_candidates,
+)
 from lesionseg.inference.probabilities import calibrated_voxels
 from lesionseg.inference.stitch import Store
 from lesionseg.ops.resample import resample_slabs
@@ -60,7 +65,7 @@ class Inferred:
         copied. Otherwise they are interpolated. The plan's grid has a whole number of voxels, so it
         may end before the file's grid, by up to a quarter of a voxel. The outermost probabilities
         therefore continue for half a voxel; beyond that, they are 0. `calibration` is applied to
-        them, and `on_slab` is called with each slab.
+        them, and then invalid voxels become 0. `on_slab` is called with each slab.
         """
         stored = self.store.values[label][None]
         moved = resample_slabs(
@@ -73,10 +78,10 @@ class Inferred:
         )
         for rows, piece in moved:
             self.store.release()  # free the memory of pages that were read from disk
-            slab = piece[0].numpy()
-            if calibration is not None and not self.input.blank:
-                p = torch.from_numpy(np.ascontiguousarray(slab))
-                slab = calibrated_voxels(p, calibration).numpy()
+            p = piece[0]
+            if calibration is not None:
+                p = calibrated_voxels(p.contiguous(), calibration)
+            slab = p.numpy()
             if self.valid is not None:
                 slab = np.where(self.valid[rows], slab, np.float32(0))
             if on_slab is not None:
@@ -95,7 +100,8 @@ def decide(
     """Return the prediction of a case on its file's grid.
 
     Depending on the plan's rule, candidates come from voxels, from a detector's boxes, or from
-    both.
+    both. A box whose centre is an invalid voxel is dropped. A warning is logged if a limit left out
+    candidates.
 
     Args:
         inferred: outputs of the networks. Its memory is freed.
@@ -132,10 +138,10 @@ def decide(
         # the fused score is the mean of the scores of voxels and box; with a box of score 1 it
         # reaches the operating point if that of the voxels is at least this
         keep_from = max(2 * point.score - 1, 0.0)
-        voxels = find_by_plan(channels, geometry, plan, case, keep_from=keep_from)
+        voxels = find_by_rule(channels, geometry, rule, plan.labels, case, keep_from)
         prediction = fuse(voxels, boxes)
     else:
-        prediction = find_by_plan(channels, geometry, plan, case, keep_from=point.score)
+        prediction = find_by_rule(channels, geometry, rule, plan.labels, case, point.score)
     prediction = limit_candidates(prediction, rule.candidate_limit, point.score)
     prediction = replace(
         accept(prediction, point, selection.calibration),
@@ -159,9 +165,9 @@ def _is_centre_valid(candidate: Candidate, valid: Flags) -> bool:
 def limit_candidates(prediction: Prediction, limit: int, keep_from: float) -> Prediction:
     """Leave out candidates after the first `limit` whose scores are below `keep_from`.
 
-    `find_candidates` has already limited candidates from voxels, so this concerns boxes and fused
-    candidates. They are in descending order of scores. The remaining ones keep their ids and
-    voxels.
+    Their number is added to `n_left_out`. `find_candidates` has already limited candidates from
+    voxels, so this concerns boxes and fused candidates. They are in descending order of scores. The
+    remaining ones keep their ids and voxels.
     """
     kept = list(prediction.candidates[:limit])
     kept += [c for c in prediction.candidates[limit:] if c.score >= keep_from]
@@ -171,73 +177,53 @@ def limit_candidates(prediction: Prediction, limit: int, keep_from: float) -> Pr
     return replace(prediction.keep(kept), n_left_out=prediction.n_left_out + n_left_out)
 
 
-def find_by_plan(
+def find_by_rule(
     probabilities: Iterable[Slab | SparseProbabilities],
     geometry: Geometry,
-    plan: Plan,
+    rule: CandidateRule,
+    labels: Labels,
     case: str = "",
     keep_from: float = 1.0,
 ) -> Prediction:
-    """Find the candidates in probabilities `[K, *spatial]` of the plan's channels.
+    """Find the candidates in probabilities `[K, *spatial]` of the labels of a network.
 
-    A region beyond the highest number of candidates is kept if its score reaches `keep_from`.
-    Raises `ContentError` if a probability is NaN.
-
-    If the labels are regions, candidates are found in the highest probability over the regions, and
-    all have the label of the union. `Prediction.values` contains the mask values
-    (`plan.labels.values`) of the regions, later ones over earlier ones.
+    Without regions, this is `find_candidates`. If the labels are regions, candidates are found in
+    the highest probability over the regions, and all have the label of the union.
+    `Prediction.values` contains the mask values (`labels.values`) of the regions, later ones over
+    earlier ones.
 
     A voxel of a candidate belongs to each region whose probability is at least half of the voxel's
     highest one. The highest one is about the probability of any lesion, so the region then has a
     probability of at least one half if the voxel is lesion. The region with the highest probability
     always meets this, so each voxel belongs to at least one region.
+
+    Args:
+        probabilities: K channels, one per label.
+        geometry: the grid of the channels.
+        rule: the plan's rule.
+        labels: the labels that the network predicts.
+        case: the case's id.
+        keep_from: a candidate beyond the limit of the rule is kept if its score is at least this.
+
+    Raises:
+        GeometryError: if a channel does not fit the grid, or their number does not fit the regions.
+        ContentError: if a probability is NaN.
     """
-    return find_by_rule(
-        probabilities,
-        geometry,
-        plan.candidate_rule,
-        plan.labels.values,
-        are_regions=bool(plan.labels.regions),
-        case=case,
-        keep_from=keep_from,
-    )
-
-
-def find_by_rule(
-    probabilities: Iterable[Slab | SparseProbabilities],
-    geometry: Geometry,
-    rule: CandidateRule,
-    label_values: Sequence[int],
-    *,
-    are_regions: bool,
-    case: str = "",
-    keep_from: float = 1.0,
-) -> Prediction:
-    """Find candidates like `find_by_plan`, with a rule and the mask value of each channel.
-
-    If `are_regions`, the channels are regions, and `label_values` are their values in masks.
-    """
-    if not are_regions:
-        return find_candidates(
-            probabilities, geometry, rule, label_values, case, keep_from=keep_from
-        )
-    channels = [
-        c if isinstance(c, SparseProbabilities) else collect_sparse([c], geometry.shape, rule)
-        for c in probabilities
-    ]
-    if len(channels) != len(label_values):
+    if not labels.regions:
+        return find_candidates(probabilities, geometry, rule, labels.values, case, keep_from)
+    channels = [as_sparse(channel, geometry, rule) for channel in probabilities]
+    if len(channels) != len(labels):
         raise GeometryError(
-            f"The probabilities have {len(channels)} channels, but there are {len(label_values)} "
-            "regions."
+            f"The probabilities have {len(channels)} channels, but there are {len(labels)} regions."
         )
     union = highest_probabilities(channels)
     found = find_candidates([union], geometry, rule, tuple(UNION), case, keep_from=keep_from)
     is_in_candidate = found.mask() > 0
     values = np.zeros(geometry.shape, dtype=np.uint8)
-    for channel, value in zip(channels, label_values, strict=True):
+    for channel, value in zip(channels, labels.values, strict=True):
         # the union contains every voxel of every channel
         highest = union.probabilities[np.searchsorted(union.index, channel.index)]
-        is_in_region = channel.probabilities >= highest / 2  # `find_by_plan` explains the half
+        is_in_region = channel.probabilities >= highest / 2  # the docstring explains the half
         is_in_region &= is_in_candidate.flat[channel.index]
         values.flat[channel.index[is_in_region]] = value
     return replace(found, values=values)

@@ -95,8 +95,7 @@ class ExportedNetwork(nn.Module):
         self._plan = plan
         self.anchors: Tensor
         if plan.anchors is not None:
-            levels = plan.anchors.levels(plan.architecture.strides, plan.tile_shape)
-            self.register_buffer("anchors", grid_anchors(levels))
+            self.register_buffer("anchors", grid_anchors(plan.anchor_levels))
 
     def forward(self, image: Float[Tensor, "b c *tile"]) -> Tensor | tuple[Tensor, ...]:
         """Return probabilities, nnU-Net's logits, or a detector's outputs."""
@@ -259,8 +258,7 @@ def onnx_note(bundle: Bundle, digest: str, opset: int, difference: float) -> dic
             "which this file does not describe"
         )
     if plan.anchors is not None:
-        levels = plan.anchors.levels(plan.architecture.strides, plan.tile_shape)
-        n = sum(level.n_anchors for level in levels)
+        n = sum(level.n_anchors for level in plan.anchor_levels)
         note["boxes"] = {  # one per anchor; `box_candidates` describes their processing
             "scores": {"name": SCORES, "shape": ["batch", n, len(plan.labels.lesion_names)]},
             "boxes": {"name": BOXES, "shape": ["batch", n, 2 * plan.dims]},
@@ -276,9 +274,10 @@ def onnx_note(bundle: Bundle, digest: str, opset: int, difference: float) -> dic
 def largest_difference(bundle: Bundle, run: Runner) -> float:
     """Return the largest difference between an exported file and the network, on a random tile.
 
-    Differences of boxes are divided by the longest side of the tile. Raises `OutputError` if the
-    difference is above 1e-3, or that of log-odds above 1e-2. Without the second limit, an export
-    without any lesion would equal a network that finds none in the random tile.
+    Logits are first converted to probabilities. Differences of boxes are divided by the longest
+    side of the tile. Raises `OutputError` if the difference is above 1e-3, or that of log-odds
+    above 1e-2. Without the second limit, an export without any lesion would equal a network that
+    finds none in the random tile.
     """
     plan = bundle.plan
     shape = (1, len(plan.channel_names), *network_tile(plan))
@@ -311,7 +310,7 @@ def largest_difference(bundle: Bundle, run: Runner) -> float:
 
 
 def _log_odds(probabilities: NDArray[np.float32]) -> Numbers:
-    """Return log-odds, limited to where float32 has enough digits for them."""
+    """Return log-odds of probabilities clipped to 1e-4 to 1 − 1e-4, for which float32 suffices."""
     limited = probabilities.astype(np.float64).clip(1e-4, 1 - 1e-4)
     return np.asarray(logit(limited))
 
@@ -576,7 +575,7 @@ def _preprocessing(plan: Plan) -> list[dict[str, Any]]:
 
 def _spacing_in_pixels(plan: Plan) -> list[float]:
     """Return the plan's spacing in pixels of a picture, 1 along axes that are not resampled."""
-    pixel_mm = plan.raster_mm or plan.spacing_mm[0]  # as in `Predictor.read`
+    pixel_mm = plan.assumed_pixel_mm
     return [1.0 if abs(mm - pixel_mm) <= SAME_MM else mm / pixel_mm for mm in plan.spacing_mm]
 
 
@@ -624,7 +623,7 @@ def _postprocessing(plan: Plan, calibration: Calibration | None) -> list[dict[st
 
 
 def _save_step(key: str, postfix: str, suffix: str, dtype: str) -> dict[str, Any]:
-    """Return the step that saves an image."""
+    """Return the step that saves the image `key` as `<case>_<postfix><suffix>`."""
     return _step(
         "SaveImaged",
         keys=key,
@@ -639,12 +638,12 @@ def _save_step(key: str, postfix: str, suffix: str, dtype: str) -> dict[str, Any
 
 
 def _normalisation_text(scheme: Normalisation) -> str:
-    """Write a normalisation as an expression on a tensor `[*spatial]` (`data.preprocess_image`).
+    """Return a normalisation as an expression on a tensor `[*spatial]` (`data.preprocess_image`).
 
     For example, the scheme "dataset" gives `$lambda v: (v.clamp(-1000.0, 1000.0) - 40.5) / 210.0`.
     """
     if scheme.scheme == "dataset":
-        return f"$lambda v: ({_clip_text('v', scheme)} - {scheme.mean!r}) / {scheme.std!r}"
+        return f"$lambda v: ({_clip_text(scheme)} - {scheme.mean!r}) / {scheme.std!r}"
     # c: the clipped tensor, i: the voxels whose mean m and standard deviation s are used
     standard = (
         "(lambda c, m, s: (c - m) / (s if s > 1e-6 * abs(m) else 1.0))"
@@ -652,7 +651,7 @@ def _normalisation_text(scheme: Normalisation) -> str:
         "if i.numel() else (0.0, 0.0))({inside}.double()))"
     )
     if scheme.scheme == "zscore":
-        clipped = _clip_text("v", scheme)
+        clipped = _clip_text(scheme)
         text = standard.replace("{c}", clipped).replace("{inside}", f"{clipped}[v != 0]")
         return f"$lambda v: {text}"
     text = standard.replace("{c}", "c").replace("{inside}", "c")
@@ -672,8 +671,8 @@ def _normalisation_text(scheme: Normalisation) -> str:
     return f"$lambda v: {local}({by_range}, lambda t: torch.as_tensor({mean}))"
 
 
-def _clip_text(name: str, scheme: Normalisation) -> str:
-    """Write the clipping of a tensor as an expression; only its name if it is not clipped."""
+def _clip_text(scheme: Normalisation) -> str:
+    """Return the clipping of a tensor `v` as an expression; `v` itself if it is not clipped."""
     if scheme.lower is None and scheme.upper is None:
-        return name
-    return f"{name}.clamp({scheme.lower!r}, {scheme.upper!r})"
+        return "v"
+    return f"v.clamp({scheme.lower!r}, {scheme.upper!r})"

@@ -76,7 +76,10 @@ class PolarityFeatures:
     picture: Numbers
 
     def values(self, mean_picture: Numbers) -> Numbers:
-        """Return skew, border and the correlation with a mean picture, `[3]`."""
+        """Return skew, border and the correlation with a mean picture, `[3]`.
+
+        The correlation is 0 if the pictures have different lengths.
+        """
         is_like = mean_picture.shape == self.picture.shape
         correlation = float(mean_picture @ self.picture) if is_like else 0.0
         return np.array([self.skew, self.border, correlation])
@@ -115,7 +118,7 @@ class InputCheck(BaseModel, frozen=True):
     sparse_channels: tuple[str, ...] = ()
 
     def compare(
-        self, numbers: Statistics, features: Mapping[str, PolarityFeatures] | None = None
+        self, numbers: Statistics, features: Mapping[str, PolarityFeatures]
     ) -> tuple[float | None, str]:
         """Compare the statistics and the channels' features of a scan with the training scans.
 
@@ -133,7 +136,7 @@ class InputCheck(BaseModel, frozen=True):
                 distances[name] = abs(value - self.medians[name]) / self.tolerances[name]
         similarities: dict[str, float] = {}
         distances_of_polarity: dict[str, float] = {}
-        for channel, own in (features or {}).items():
+        for channel, own in features.items():
             if channel in self.polarities:
                 polarity = self.polarities[channel]
                 similarities[channel] = polarity.similarity(own)
@@ -171,9 +174,9 @@ class InputCheck(BaseModel, frozen=True):
 def training_ranges(
     cases: Sequence[CachedCase], plan: Plan, fingerprint: Fingerprint
 ) -> InputCheck | None:
-    """Make the input check from the training cases; None if there are too few.
+    """Make the input check from the training cases; None if there are fewer than five.
 
-    At most 64 cases with all channels are used.
+    Images are those of at most 64 cases with all channels, grids those of the fingerprint.
     """
     complete = [case for case in cases if not case.missing]
     step = max(1, math.ceil(len(complete) / N_SCANS))
@@ -199,9 +202,11 @@ def training_ranges(
 def make_input_check(
     grids: Sequence[Statistics],
     images: Sequence[Statistics],
-    features: Sequence[Mapping[str, PolarityFeatures]] = (),
+    features: Sequence[Mapping[str, PolarityFeatures]],
 ) -> InputCheck | None:
     """Make the input check from statistics of the training scans; None for fewer than five.
+
+    Fewer than five features give no polarities.
 
     Args:
         grids: `grid_statistics` of the training scans' files.
@@ -409,7 +414,10 @@ def _axes(dims: int) -> tuple[str, ...]:
 
 
 def check_missing(plan: Plan, missing: Sequence[int]) -> None:
-    """Raise `DatasetError` if channels are missing, unless the plan allows one to be missing."""
+    """Raise `DatasetError` if channels are missing, but one may be if the plan allows it.
+
+    `missing` are the indices of the channels.
+    """
     n_allowed = 1 if plan.may_lack else 0
     if len(missing) > n_allowed:
         names = ", ".join(plan.channel_names[c] for c in missing)
@@ -478,7 +486,8 @@ def channels_without_contrast(volume: Volume, names: Sequence[str]) -> tuple[str
     """Return the names of the channels in which at least 99.9 % of the voxels are equal.
 
     Values with a relative difference of less than 1e-5 count as equal, because a constant may have
-    been scaled. Missing channels and invalid voxels (`Volume.valid`) are ignored.
+    been scaled. Missing channels and invalid voxels (`Volume.valid`) are ignored, unless all voxels
+    are invalid.
     """
     found = []
     for c, name in enumerate(names):
@@ -488,12 +497,14 @@ def channels_without_contrast(volume: Volume, names: Sequence[str]) -> tuple[str
 
 
 def _is_blank(channel: NDArray[Any], valid: Flags | None) -> bool:
-    """Return True if at least 99.9 % of the valid voxels are equal."""
+    """Return True if at least 99.9 % of the valid voxels are equal; of all voxels if none is valid.
+
+    Equal means equal to the median of a sample, with a relative difference of up to 1e-5.
+    """
     values = channel
     if valid is not None and valid.any():
         values = channel[valid]
-    places = tuple(slice(None, None, max(1, n // MOST_PLACES)) for n in values.shape)
-    sample = values[places]
+    sample = _sample(values)
     median = float(np.median(sample))
     tolerance = EQUAL * abs(median)
     # most scans are far from blank, which a sample already shows
@@ -505,10 +516,10 @@ def _is_blank(channel: NDArray[Any], valid: Flags | None) -> bool:
 
 
 def check_extent(geometry: Geometry, plan: Plan, where: str) -> None:
-    """Raise `GeometryError` if spacing or extent are implausible, as with a wrong unit.
+    """Raise `GeometryError` if spacing or extent of the file `where` are implausible.
 
-    Voxels that are a hundred times smaller or larger than the plan's would be resampled to a few
-    voxels, or to too many.
+    Voxels that are a hundred times smaller or larger than the plan's, as with a wrong unit, would
+    be resampled to a few voxels, or to too many. No volume extends over more than 5 m.
     """
     order = geometry.canonical_order
     spacing = [geometry.spacing_mm[axis] for axis in order]

@@ -5,7 +5,7 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from lesionseg.core import UNKNOWN_ROLE, Aim, OperatingPoint, Selection
+from lesionseg.core import UNKNOWN_ROLE, OperatingPoint, Selection
 from lesionseg.evaluation.scores import Scores
 from lesionseg.plan.plan import Plan
 
@@ -169,8 +169,11 @@ def _numbers(scores: Scores) -> list[tuple[str, float | Sequence[float] | None]]
 
 
 def _is_beyond_aim(point: OperatingPoint) -> bool:
-    """Return True if more false positives are expected per new case than the point's aim."""
-    aim = Aim.parse(point.name)
+    """Return True if more false positives are expected per new case than the point's aim.
+
+    False if the aim is no rate of false positives, or if no rate is expected.
+    """
+    aim = point.aim
     expected = point.expected_false_positives_per_case
     if aim.kind != "fp_per_case" or expected is None:
         return False
@@ -182,12 +185,10 @@ def _interval(value: float, ci95: Sequence[float] | None) -> str:
     return f"{_number(value)} ({_number(ci95)})" if ci95 else _number(value)
 
 
-def _number(value: Any) -> str:
-    """Format a value of the card: a number, an interval, a text, or None."""
-    if value is None or isinstance(value, Mapping):
+def _number(value: float | Sequence[float] | None) -> str:
+    """Format a number or an interval with three digits. A whole number keeps all its digits."""
+    if value is None:
         return "undefined"
-    if isinstance(value, float):
-        return f"{value:.3g}"
-    if isinstance(value, Sequence) and not isinstance(value, str):
+    if isinstance(value, Sequence):
         return " to ".join(map(_number, value))
-    return str(value)
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from lesionseg.inference.bundle import bundle_digest, bundle_plan, bundle_select
 from lesionseg.inference.model_card import fill
 from lesionseg.inference.read_ahead import needed_bytes
 from lesionseg.io.bundle_folder import BundleFiles
-from lesionseg.io.model_address import find_model
+from lesionseg.io.model_address import find_model, local_model
 from lesionseg.models.build import ARCHITECTURES, build_network
 from lesionseg.plan.plan import Plan
 
@@ -70,12 +71,12 @@ class ModelFacts:
     """The facts about a model.
 
     Attributes:
-        path: the folder of the bundle, or the nnU-Net model.
+        path: the folder of the bundle, or the nnU-Net model as the user named it.
         digest: its digest, as in the files of predictions.
         plan: its plan.
         selection: the choices made after training. That of an nnU-Net model states only its number
             of networks.
-        n_weights: number of weights of a network. None if its class is not ours.
+        n_weights: number of weights of each network. None if its class is not ours.
         stated: the facts in its model card, or in the `dataset.json` of nnU-Net.
         card: the model card. None if there is none.
     """
@@ -128,15 +129,16 @@ class ModelFacts:
         return text.splitlines()
 
 
-def model_facts(path: Path) -> ModelFacts:
-    """Collect the facts about a bundle, a run or an nnU-Net model.
+def model_facts(bundle: str | PathLike[str]) -> ModelFacts:
+    """Collect the facts about a bundle, a run or an nnU-Net model, or one at an address.
 
     The weights of a bundle are read only for the digest. The plan of an nnU-Net model also needs
     its first checkpoint.
 
     Raises:
-        BundleError: if the path is none of them, or its files are damaged.
+        BundleError: if there is no model, or its files are damaged.
     """
+    path = local_model(bundle)
     plan = bundle_plan(path)
     files = find_model(path)
     if isinstance(files, BundleFiles):

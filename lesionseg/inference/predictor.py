@@ -49,6 +49,7 @@ from lesionseg.io.cases import nan_to_background, read_image
 from lesionseg.io.channels import is_colour
 from lesionseg.io.volumes import strip_suffix
 from lesionseg.models.build import NetworkFactory, allowed_architectures, fast_memory_format
+from lesionseg.plan.plan import describe_sides
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +81,8 @@ class Predictor:
     >>> [(c.score, c.centre_mm) for c in prediction.candidates if c.accepted]  # doctest: +SKIP
 
     A call runs `prepare` (or `read` and `prepare_volume`), `infer` and `decide`. One case may be
-    prepared while another is inferred.
+    prepared while another is inferred. A warning is logged if operating points were chosen with
+    mirrored views and `settings` have none, or vice versa.
 
     Args:
         bundle: a bundle's folder, a run's folder or a `Bundle`, or several of them whose
@@ -99,7 +101,7 @@ class Predictor:
             networks and MONAI's transforms are imported.
 
     Raises:
-        BundleError: if the bundle cannot be used.
+        BundleError: if the bundle cannot be used, or is not trusted.
         ConfigError: if the device or the operating point is wrong.
     """
 
@@ -164,9 +166,10 @@ class Predictor:
             )
 
     def with_selection(self, selection: Selection) -> "Predictor":
-        """Return a predictor with the same networks and another selection.
+        """Return a predictor with the same networks and settings, and another selection.
 
-        It shares the networks, so that a selection can be tried without reading them again.
+        It shares the networks, so that a selection can be tried without reading them again. It is
+        not checked that the selection has the operating point.
         """
         other = copy(self)
         other.selection = selection
@@ -181,11 +184,8 @@ class Predictor:
 
     @property
     def assumed_pixel_mm(self) -> float:
-        """The pixel size in mm of images that state none.
-
-        It is the user's, otherwise that assumed in training, otherwise that of the training images.
-        """
-        return self.pixel_mm or self.plan.raster_mm or self.plan.spacing_mm[0]
+        """The pixel size in mm of images that state none: the user's, otherwise the plan's."""
+        return self.pixel_mm or self.plan.assumed_pixel_mm
 
     def __call__(
         self,
@@ -200,11 +200,13 @@ class Predictor:
             image: its file, a list with one file per channel in the plan's order, or an array
                 `[*spatial]` or `[C, *spatial]`.
             affine: map from indices of the array to RAS millimetres, as in nibabel and MONAI.
-            missing: names of channels that are not in the files or the array.
+            missing: names of channels that are not in the files or the array. An array may have
+                placeholders for them.
 
         Returns:
-            The prediction. `mask()` has the axes of the array, or those of the file in the order
-            z, y, x. `warnings` has what the readers and the input check say about the scan.
+            The prediction. Its case is named like the first file, without the number of the
+            channel, or "array". `mask()` has the axes of the array, or those of the file in the
+            order z, y, x. `warnings` has what the readers and the input check say about the scan.
 
         Raises:
             ReadError: if a file cannot be read.
@@ -259,7 +261,8 @@ class Predictor:
     def probabilities(self, volume: Volume) -> NDArray[np.float32]:
         """Return the labels' probabilities `[K, *spatial]` float32 on the volume's own grid.
 
-        K is 0 if the network predicts only boxes.
+        They are calibrated if the selection calibrates voxels. K is 0 if the network predicts only
+        boxes.
         """
         inferred = self.infer(self.prepare_volume(volume, "volume"))
         calibration = self.selection.voxel_calibration
@@ -272,8 +275,10 @@ class Predictor:
     def read(self, files: CaseFiles) -> Volume:
         """Read the channels of a case as a volume `[C, *spatial]` float32 on the file's grid.
 
-        Raises `DatasetError` if there are too many channels, or if channels are missing that the
-        network needs. Raises `ReadError`, `GeometryError` or `ContentError` naming a wrong file.
+        Missing channels are 0. Images that state no pixel size have `assumed_pixel_mm`, unless
+        `files` state one. Raises `DatasetError` if there are too many channels, or if channels are
+        missing that the network needs. Raises `ReadError`, `GeometryError` or `ContentError` naming
+        a wrong file.
         """
         plan = self.plan
         n_channels = len(plan.channel_names)
@@ -338,7 +343,7 @@ class Predictor:
                 "Give an image with these channels and axes."
             )
         if volume.array.size == 0:
-            shape = " × ".join(map(str, volume.geometry.shape))
+            shape = describe_sides(volume.geometry.shape)
             raise ContentError(f"{where}: an image of {shape} voxels is empty. Give another image.")
         if plan.nan_background and np.isnan(volume.array).any():
             array = np.stack([nan_to_background(channel) for channel in volume.array])
@@ -389,6 +394,9 @@ class Predictor:
         Args:
             scan: the prepared scan.
             folder: folder of the file for probabilities. None keeps them in memory.
+
+        Raises:
+            BundleError: if the scan was prepared for an nnU-Net model, but this is none.
         """
         if isinstance(scan, NnunetScan):
             return self._infer_nnunet(scan, folder)
@@ -420,7 +428,10 @@ class Predictor:
         return Agreement() if is_ensemble and self.plan.has_voxels else None
 
     def _infer_nnunet(self, scan: NnunetScan, folder: Path | None) -> Inferred:
-        """Run nnU-Net's networks. The probabilities are on the grid `scan.view`."""
+        """Run nnU-Net's networks. The probabilities are on the grid `scan.view`.
+
+        Raises `BundleError` if the networks are not nnU-Net's.
+        """
         if not isinstance(self.window, NnunetWindow):
             raise BundleError(
                 "plan.json: nnunet is missing, but the scan was prepared with it. Prepare the scan "

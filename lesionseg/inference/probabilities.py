@@ -63,13 +63,8 @@ def box_scores(logits: Float[Tensor, "*n k"], plan: Plan) -> Float[Tensor, "*n k
     return compress_log_odds(undone[0].T.reshape(logits.shape)).sigmoid()
 
 
-def calibrated_voxels(p: Tensor, fit: Calibration | None) -> Tensor:
-    """Calibrate the probabilities of voxels (`Selection.voxel_calibration`).
-
-    A probability of 0 stays 0. If `fit` is None, the probabilities are unchanged.
-    """
-    if fit is None:
-        return p
+def calibrated_voxels(p: Tensor, fit: Calibration) -> Tensor:
+    """Calibrate the probabilities of voxels, in any shape. A probability of 0 stays 0."""
     clipped = p.clamp(1e-6, 1 - 1e-6)  # the logit of 0 and 1 is infinite
     line = fit.intercept + fit.slope * (clipped / (1 - clipped)).log()
     return torch.where(p > 0, line.sigmoid(), p)

@@ -24,6 +24,7 @@ TakeRows = Callable[[int, Tensor], None]
 # GPU, few copies to synchronise with
 _BYTES_PER_CALL = 1 << 22
 _BYTES_PER_CALL_GPU = 1 << 26
+_SIGMA_SCALE = 0.125  # standard deviation of the tile weight, as a share of each side
 # the smallest positive float16. Probabilities above 0.5 are stored as negative numbers, so p = 1 is
 # stored as minus this number instead of 0
 _SMALLEST = 2.0**-24
@@ -74,7 +75,7 @@ class Stitcher:
         self._rows_per_call = max(1, bytes_per_call // max(row_bytes, 1))
 
     def add(self, tile_output: Float[Tensor, "k *tile"], slices: Sequence[slice]) -> None:
-        """Add the output of a tile to the sums."""
+        """Add the output of a tile to the sums. The rows before the tile are finished."""
         rows, *rest = slices
         self._hand_over(rows.start)
         self._sum[(slice(None), slice(None), *rest)].addcmul_(
@@ -185,17 +186,17 @@ class Store:
             self._map.madvise(mmap.MADV_DONTNEED)
 
 
-def gaussian_weight(tile_shape: Sequence[int], sigma_scale: float = 0.125) -> Tensor:
+def gaussian_weight(tile_shape: Sequence[int]) -> Tensor:
     """Return a Gaussian over a tile `[*tile_shape]` float32: 1 at its centre, at least 0.001.
 
-    The standard deviation along each axis is `sigma_scale` times its length. The minimum limits
-    rounding errors in voxels that are only in the corner of a tile.
+    The standard deviation along each axis is an eighth of its length. The minimum limits rounding
+    errors in voxels that are only in the corner of a tile.
 
-    >>> gaussian_weight((3,), sigma_scale=1 / 3).mul(100).round().int().tolist()
-    [61, 100, 61]
+    >>> gaussian_weight((8,)).mul(100).round().int().tolist()
+    [0, 5, 37, 100, 100, 37, 5, 0]
     """
     weight = torch.ones((), dtype=torch.float64)
     for n in tile_shape:
         offset = torch.arange(n, dtype=torch.float64) - (n - 1) / 2
-        weight = weight[..., None] * torch.exp(-0.5 * (offset / (sigma_scale * n)) ** 2)
+        weight = weight[..., None] * torch.exp(-0.5 * (offset / (_SIGMA_SCALE * n)) ** 2)
     return (weight / weight.max()).clamp(min=1e-3).float()

@@ -122,14 +122,14 @@ class SlidingWindow:
     """A sliding window with networks on a device. Call it with an image.
 
     Logits are converted to probabilities before tiles, views and networks are averaged
-    (`label_probabilities`). The networks are put into eval mode.
+    (`label_probabilities`). The networks are moved to the device and put into eval mode. A GPU
+    computes as many tiles at a time as a training step has (`batch_size`), a CPU one.
 
     Args:
         networks: the members of an ensemble, or one network.
         plan: tile shape, channels and labels.
         settings: overlap of tiles, mirrored views and precision. None uses the defaults in `conf/`.
-        batch_size: number of tiles at a time. None is the plan's batch size on a GPU and 1 on a
-            CPU.
+            With the precision "auto", a GPU computes in the type of `autocast_dtype`.
         device: device of the computation. None is the device of the first network.
         memory_format: memory format of the weights. None keeps it, for a network in training.
     """
@@ -140,7 +140,6 @@ class SlidingWindow:
         plan: Plan,
         settings: InferenceConfig | None = None,
         *,
-        batch_size: int | None = None,
         device: torch.device | None = None,
         memory_format: torch.memory_format | None = None,
     ) -> None:
@@ -162,7 +161,7 @@ class SlidingWindow:
             for network in self.networks:
                 set_memory_format(network, memory_format)
         # one tile occupies all cores of a CPU, so a batch would only take more memory there
-        self.batch_size = batch_size or (plan.batch_size if self.device.type == "cuda" else 1)
+        self.batch_size = plan.batch_size if self.device.type == "cuda" else 1
         # axes along which tiles were flipped in training
         self.flips = mirrored_views(plan.allowed_flips if settings.flips else ())
         self.tile_shape = plan.tile_shape
@@ -254,7 +253,8 @@ class SlidingWindow:
     ) -> Tensor | None:
         """Return the result of `predict`, or None if the GPU has too little memory for the batch.
 
-        The error is passed on if a single tile does not fit.
+        The boxes of the batch are dropped then. The error is passed on if a single tile does not
+        fit.
         """
         try:
             return self.predict(tiles, numbers, collector, agreement)
@@ -266,7 +266,7 @@ class SlidingWindow:
         return None
 
     def _halve_batch(self, n_tiles: int) -> None:
-        """Halve a batch of `n_tiles` that did not fit, and release its memory."""
+        """Halve the number of tiles after a batch of `n_tiles` did not fit, with a warning."""
         self.batch_size = n_tiles // 2
         log.warning("Out of memory with %d tiles; continued with %d.", n_tiles, self.batch_size)
         torch.cuda.empty_cache()  # nothing happens without a GPU

@@ -14,6 +14,8 @@ _WEIGHTS = "weights.safetensors"
 _PLAN = "plan.json"
 MODELS = "models"  # the folder of models in the cache
 _SUFFIXES = (".safetensors", ".json", ".md")
+# sections of the model card whose facts are those of the plan and the selection
+_REPEATED = re.compile(r"^## (?:Input|Output|Decisions)\n(?:(?!#).*\n)*", re.MULTILINE)
 _MAX_SHOWN = 8  # file names in the message about a wrong folder
 
 
@@ -30,6 +32,11 @@ class BundleFiles:
     def weights(self) -> Path:
         """The weights of the network, or of the first member of an ensemble."""
         return self.folder / _WEIGHTS
+
+    def weights_of(self, n_members: int) -> list[Path]:
+        """Return the weights of each member of an ensemble."""
+        further = [self.folder / f"weights_{k}.safetensors" for k in range(1, n_members)]
+        return [self.weights, *further]
 
     @property
     def plan(self) -> Path:
@@ -49,10 +56,12 @@ class BundleFiles:
     def card_facts(self) -> Mapping[str, str]:
         """Return the facts in the card, from lines such as `- date: 2026-01-31` or `license: mit`.
 
-        The result is empty if the bundle has no card.
+        The sections Input, Output and Decisions are left out, because they repeat the plan and the
+        selection. The result is empty if the bundle has no card.
         """
         card = self.card.read_text("utf-8", "replace") if self.card.is_file() else ""
-        return dict(re.findall(r"^(?:- )?([\w ]+): +(\S.*)$", card, re.MULTILINE))
+        other_sections = _REPEATED.sub("", card)
+        return dict(re.findall(r"^(?:- )?([\w ]+): +(\S.*)$", other_sections, re.MULTILINE))
 
 
 def resolve_bundle(path: Path) -> Path:

@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lesionseg.config import InfoConfig
@@ -98,7 +97,7 @@ def info(cfg: InfoConfig) -> InfoOutcome:
         # this imports torch, which takes longer than to list a folder
         from lesionseg.inference.model_facts import model_facts
 
-        model = model_facts(Path(cfg.bundle))
+        model = model_facts(cfg.bundle)
         needs = {"axes": model.plan.dims, "channels": model.plan.channel_names}
         has = {name: dataset[name] for name in needs if dataset.get(name)}
         if has and has.items() <= needs.items():

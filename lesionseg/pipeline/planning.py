@@ -170,7 +170,7 @@ def describe_tile(plan: Plan) -> str:
     size = " × ".join(f"{n:.3g}" for n in plan.spacing_mm)
     if plan.dims == 3:
         return f"{tile} voxels of {size} mm"
-    if (plan.raster_mm or plan.spacing_mm[0]) != 1.0:
+    if plan.assumed_pixel_mm != 1.0:
         return f"{tile} pixels of {size} mm"
     if set(plan.spacing_mm) == {1.0}:
         return f"{tile} pixels"

@@ -30,7 +30,7 @@ Extents = Numbers
 
 def fit_anchors(
     extents: Sequence[Sequence[float]], architecture: Architecture
-) -> Decision[AnchorPlan | None]:
+) -> Decision[AnchorPlan]:
     """Choose the pyramid levels and the anchor sizes for the lesions of a dataset.
 
     Levels: the stride of the finest level is at most ⅔ of the sides of the smallest tenth of
@@ -86,7 +86,7 @@ def fit_anchors(
 
 def _default_anchors(
     strides: Extents, finest: int, architecture: Architecture
-) -> Decision[AnchorPlan | None]:
+) -> Decision[AnchorPlan]:
     """Return the anchors of a dataset without lesions: cubes on each level (Lin et al. 2017)."""
     stages = tuple(range(finest, min(len(strides), finest + MOST_LEVELS)))
     octaves = 2 ** (np.arange(N_SHAPES) / N_SHAPES)  # 1, 2^⅓, 2^⅔: even steps up to the next level

@@ -25,7 +25,8 @@ class OutlineCounts:
 def count_box_outlines(reference: Reference, lesions: Lesions) -> OutlineCounts:
     """Count the lesions of a 2-D mask that are filled rectangles or inscribed ellipses.
 
-    Lesions that are too small or reach the border of the image are not tested.
+    Lesions that are too small or reach the border of the image are not tested, and at most 64 of a
+    reference are.
 
     Args:
         reference: the reference.
@@ -41,13 +42,12 @@ def count_box_outlines(reference: Reference, lesions: Lesions) -> OutlineCounts:
     stop = lesions.boxes[:, 2:]
     is_large = ((stop - start) >= SHORTEST_SIDE).all(axis=1)
     is_inside = ((start > 0) & (stop < shape)).all(axis=1)
-    has_voxels = np.diff(lesions.first) > 0
-    rows = np.flatnonzero(is_large & is_inside & has_voxels)
+    rows = np.flatnonzero(is_large & is_inside & lesions.has_voxels)
     if len(rows) > MOST_PER_CASE:
         rows = rows[np.linspace(0, len(rows) - 1, MOST_PER_CASE).astype(int)]
     n_boxes = 0
-    for row in rows:
-        voxels = lesions.voxels[lesions.first[row] : lesions.first[row + 1]]
+    for row in rows.tolist():
+        voxels = lesions.voxels_of(row)
         corner = voxels.min(axis=0)
         crop = np.zeros(voxels.max(axis=0) + 1 - corner, dtype=np.bool_)
         crop[tuple((voxels - corner).T)] = True
@@ -80,7 +80,7 @@ def is_box_outline(crop: Flags) -> bool:
 
 
 def _ellipse(shape: tuple[int, ...], growth: float) -> Flags:
-    """Return the pixels whose centres are in the inscribed ellipse, with semi-axes grown."""
+    """Return the pixels in the inscribed ellipse, whose semi-axes are longer by `growth` pixels."""
     distances = np.zeros(shape)
     for axis, n in enumerate(shape):
         centres = np.arange(n) + 0.5 - n / 2

@@ -23,12 +23,15 @@ def channel_sources(names: Sequence[str], before: Sequence[str]) -> tuple[int | 
     old = _number_repeated(before)
     is_same_number = len(new) == len(old)
 
-    def source(index: int) -> int | None:
-        if new[index] in old:
-            return old.index(new[index])
-        return index if is_same_number and old[index] not in new else None
-
-    return tuple(source(index) for index in range(len(new)))
+    sources: list[int | None] = []
+    for index, name in enumerate(new):
+        if name in old:
+            sources.append(old.index(name))
+        elif is_same_number and old[index] not in new:
+            sources.append(index)
+        else:
+            sources.append(None)
+    return tuple(sources)
 
 
 def _number_repeated(names: Sequence[str]) -> list[tuple[str, int]]:

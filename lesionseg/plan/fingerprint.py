@@ -40,7 +40,8 @@ class ChannelStatistics:
     """The intensities of one channel in the file's units. All cases have the same weight.
 
     `lesion` is None if there are no lesion voxels. `body` describes voxels above -950 HU in a CT
-    channel, and non-zero voxels in other channels. `nonzero_share` is the mean over cases of the
+    channel, and non-zero voxels in other channels; without any, its mean is 0 and its deviation 1.
+    `nonzero_share` is the mean over cases of the
     share of non-zero voxels.
     """
 
@@ -57,7 +58,7 @@ class Fingerprint:
 
     Attributes:
         dims: number of spatial axes.
-        modality: MRI, CT or X-ray.
+        modality: MRI, CT, X-ray, or colour pictures.
         channels: intensities of each channel.
         shapes: shape of each case. In 3-D the axes run along S, A, R, as in prepared images.
         spacings_mm: spacing of each case, in the same axis order.
@@ -228,10 +229,10 @@ def _sample(values: NDArray[Any], most: int) -> NDArray[np.float32]:
 
 
 def _measure_channel(dataset: Dataset, facts: Sequence[CaseFacts], c: int) -> ChannelStatistics:
-    """Compute the statistics of channel `c`.
+    """Compute the statistics of channel `c` over the cases in which it is not 0 everywhere.
 
-    A channel is CT if its name is "CT" (as in nnU-Net), or if it has values that occur only in
-    Hounsfield units.
+    If it is 0 in all cases, all are used. A channel is CT if its name is "CT" (as in nnU-Net), or
+    if it has values that occur only in Hounsfield units.
     """
     # leave out cases without a file of this channel, in which it is 0
     facts = [n for n in facts if n.nonzero[c] > 0] or facts

@@ -91,7 +91,10 @@ class _Division:
             self.is_held[self._draw_best(can_go, gains)] = False
 
     def return_to_training(self) -> None:
-        """Exchange validation units that have the only lesions of a label, as far as possible."""
+        """Return units with the only lesions of a label to training, as far as possible.
+
+        A training unit that no label needs replaces each, if there is one.
+        """
         for label in np.flatnonzero(self._n_trained == 0):
             if self._n_trained[label]:
                 continue

@@ -11,12 +11,11 @@ import numpy as np
 
 from lesionseg.config import AUTO_MODEL, ModelConfig
 from lesionseg.core import Dataset
-from lesionseg.core.arrays import Numbers
 from lesionseg.errors import ConfigError
 from lesionseg.plan import rules
 from lesionseg.plan.anchor_sizes import fit_anchors
 from lesionseg.plan.channel_matching import channel_sources
-from lesionseg.plan.fingerprint import ChannelStatistics, Fingerprint
+from lesionseg.plan.fingerprint import Fingerprint
 from lesionseg.plan.model_choice import ReferenceKinds, choose_model
 from lesionseg.plan.plan import (
     AnchorPlan,
@@ -29,7 +28,7 @@ from lesionseg.plan.plan import (
     to_tuples,
     total_stride,
 )
-from lesionseg.plan.rules import Decision, DeviceBudget
+from lesionseg.plan.rules import Decision, DeviceBudget, GridSizes
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +46,7 @@ _PLAIN = ("unet", "retinanet", "retina_unet")
 
 
 def network_spec(model: ModelConfig) -> dict[str, Any]:
-    """Return the user's own network or backbone in the form of `Architecture.network`."""
+    """Return the user's own network or backbone as `Architecture.network`; empty without one."""
     return dict(to_tuples(model.network or model.backbone or {}))
 
 
@@ -112,7 +111,7 @@ def make_plan(
     allowed = _adapt_budget(budget.value, chosen, device)
     # only if the rules decide both, because a smaller tile is compensated by a larger batch
     if chosen.tile_shape is None and chosen.batch_size is None:
-        allowed = _limit_to_small_tiles(allowed, sizes, draft)
+        allowed = rules.limit_to_small_tiles(allowed, sizes, draft.spacing_mm)
     elif before is not None and asked.tile_shape is None and asked.batch_size is None:
         allowed = _allow_small_tiles_of(before, allowed)
     tile = _choose_tile(sizes, draft, allowed, chosen, pyramid)
@@ -193,16 +192,7 @@ def _choose_model(fingerprint: Fingerprint, asked: ModelConfig) -> Decision[Mode
     return Decision(named, f"{model.value}, because {model.reason}")
 
 
-@dataclass(frozen=True)
-class _GridSizes:
-    """The sizes, in voxels of the plan's grid, of the median case, all cases and each lesion."""
-
-    median_shape: tuple[int, ...]
-    n_voxels: float
-    lesion_voxels: Numbers
-
-
-def _sizes_on_grid(fingerprint: Fingerprint, draft: Plan) -> _GridSizes:
+def _sizes_on_grid(fingerprint: Fingerprint, draft: Plan) -> GridSizes:
     """Compute the sizes of cases and lesions on the plan's grid.
 
     The size of a lesion is that of a ball (2-D: disc) of its diameter.
@@ -213,7 +203,7 @@ def _sizes_on_grid(fingerprint: Fingerprint, draft: Plan) -> _GridSizes:
     # a ball of diameter d has the volume π/6 · d³, a disc the area π/4 · d²
     volume_of_unit_ball = np.pi / (6 if draft.dims == 3 else 4)
     voxels_of_unit_ball = volume_of_unit_ball / np.prod(draft.spacing_mm)
-    return _GridSizes(
+    return GridSizes(
         median_shape=tuple(int(n) for n in np.ceil(np.median(shapes, axis=0))),
         n_voxels=float(shapes.prod(axis=1).sum()),
         lesion_voxels=voxels_of_unit_ball * diameters_mm**draft.dims,
@@ -234,7 +224,7 @@ def _choose_anchors(
         return Decision(before.anchors, FOLLOWED)
     extents = np.asarray(fingerprint.extents_mm).reshape(-1, fingerprint.dims)
     found = fit_anchors((extents / np.asarray(draft.spacing_mm)).tolist(), architecture)
-    if device.startswith("cuda") and found.value is not None:
+    if device.startswith("cuda"):
         width = max(found.value.width, MIN_HEAD_WIDTH)
         found = replace(found, value=replace(found.value, width=width, depth=HEAD_DEPTH))
     return found
@@ -254,17 +244,6 @@ def _adapt_budget(budget: DeviceBudget, chosen: ModelConfig, device: str) -> Dev
     return replace(adapted, base_features=base_features, widest=max(widest, base_features))
 
 
-def _limit_to_small_tiles(allowed: DeviceBudget, sizes: _GridSizes, draft: Plan) -> DeviceBudget:
-    """Limit the budget to small tiles if a large tile would contain several lesions."""
-    return rules.limit_to_small_tiles(
-        allowed,
-        median_shape=sizes.median_shape,
-        spacing_mm=draft.spacing_mm,
-        n_voxels=sizes.n_voxels,
-        lesion_voxels=sizes.lesion_voxels,
-    )
-
-
 def _allow_small_tiles_of(before: Plan, allowed: DeviceBudget) -> DeviceBudget:
     """Allow as many small tiles per step as in a new plan, if `before` has such tiles.
 
@@ -277,7 +256,7 @@ def _allow_small_tiles_of(before: Plan, allowed: DeviceBudget) -> DeviceBudget:
 
 
 def _choose_tile(
-    sizes: _GridSizes,
+    sizes: GridSizes,
     draft: Plan,
     allowed: DeviceBudget,
     chosen: ModelConfig,
@@ -384,7 +363,9 @@ def _draft(
 ) -> Plan:
     """Return the plan with all decisions except tile, architecture and batch, with reasons.
 
-    `before` is the plan of the bundle that training starts from, or None.
+    `before` is the plan of the bundle that training starts from, or None. Warnings are logged for
+    mixed pixel sizes and for masks of odd values among the channels. Raises `ConfigError` if the
+    settings have another number of axes, or a softmax for regions.
     """
     _require_values_per_axis(chosen, fingerprint.dims)
     if dataset.labels.regions and chosen.activation == "softmax":
@@ -492,9 +473,7 @@ def _choose_scales(
         sides_mm = np.max(np.multiply(fingerprint.shapes, fingerprint.spacings_mm), axis=1)
         radiograph_side = float(np.median(sides_mm)) / max(spacing_mm)
 
-    def decide(channel: ChannelStatistics) -> Decision[Normalisation]:
-        return rules.normalisation(channel, fingerprint.dims, radiograph_side)
-
+    decide = partial(rules.normalisation, dims=fingerprint.dims, radiograph_side=radiograph_side)
     if before is None:
         return [decide(channel) for channel in fingerprint.channels]
     scales = []
@@ -555,7 +534,10 @@ def _kind_of_scan(modality: Modality) -> str:
 def check_compatible(
     before: Plan, chosen: ModelConfig, fingerprint: Fingerprint, dataset: Dataset
 ) -> None:
-    """Raise `ConfigError` if the weights of `before` do not fit the requested plan."""
+    """Raise `ConfigError` if the weights of `before` do not fit the requested plan.
+
+    A warning is logged if the channels differ.
+    """
     architecture = before.architecture
     for name, theirs, ours in (
         ("number of axes", before.dims, fingerprint.dims),

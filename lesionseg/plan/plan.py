@@ -3,11 +3,11 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from itertools import accumulate
 from math import prod
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from pydantic import Field, FiniteFloat
 from pydantic_core import from_json
 
@@ -114,12 +114,7 @@ def total_strides(strides: Sequence[tuple[int, ...]]) -> tuple[tuple[int, ...], 
     >>> total_strides(((1, 1), (1, 2), (2, 2)))
     ((1, 1), (1, 2), (2, 4))
     """
-    return tuple(accumulate(strides, _multiply))
-
-
-def _multiply(one: tuple[int, ...], other: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the products of two strides along each axis."""
-    return tuple(a * b for a, b in zip(one, other, strict=True))
+    return tuple(tuple(stride) for stride in np.cumprod(strides, axis=0).tolist())
 
 
 def total_stride(architecture: Architecture) -> tuple[int, ...]:
@@ -128,7 +123,7 @@ def total_stride(architecture: Architecture) -> tuple[int, ...]:
 
 
 def describe_sides(sides: Sequence[int]) -> str:
-    """Return the sides of a tile, or a stride, as text.
+    """Return the sides of a tile, a shape or a stride as text.
 
     >>> describe_sides((16, 32, 32))
     '16 × 32 × 32'
@@ -193,17 +188,6 @@ class AnchorPlan:
     def n_shapes(self) -> int:
         """The number of anchors at each cell."""
         return len(self.sizes[0])
-
-    def levels(
-        self, strides: Sequence[tuple[int, ...]], tile_shape: Sequence[int]
-    ) -> tuple[AnchorLevel, ...]:
-        """Return the anchor grids of a tile for a backbone with these strides per stage."""
-        totals = total_strides(strides)
-        levels = []
-        for stage, sizes in zip(self.stages, self.sizes, strict=True):
-            shape = tuple(n // s for n, s in zip(tile_shape, totals[stage], strict=True))
-            levels.append(AnchorLevel(shape, totals[stage], sizes))
-        return tuple(levels)
 
 
 @dataclass(frozen=True)
@@ -306,8 +290,25 @@ class Plan:
         return () if self.modality == "xray" else tuple(range(self.dims))
 
     @property
+    def assumed_pixel_mm(self) -> float:
+        """The pixel size in mm of images that state none: `raster_mm`, or the grid's spacing."""
+        return self.raster_mm or self.spacing_mm[0]
+
+    @property
+    def anchor_levels(self) -> tuple[AnchorLevel, ...]:
+        """The anchor grids of a tile, finest first; empty for a network without anchors."""
+        if self.anchors is None:
+            return ()
+        strides = total_strides(self.architecture.strides)
+        levels = []
+        for stage, sizes in zip(self.anchors.stages, self.anchors.sizes, strict=True):
+            shape = tuple(n // s for n, s in zip(self.tile_shape, strides[stage], strict=True))
+            levels.append(AnchorLevel(shape, strides[stage], sizes))
+        return tuple(levels)
+
+    @property
     def box_floor(self) -> float:
-        """The lowest score of a detector's box."""
+        """The lowest score of a detector's box. Without anchors, that of the candidate rule."""
         if self.anchors is None or self.anchors.floor is None:
             return self.candidate_rule.floor
         return self.anchors.floor
@@ -338,7 +339,7 @@ class Plan:
         return found
 
     def to_json(self) -> str:
-        """Write the plan as JSON, with the labels as separate keys."""
+        """Write the plan as JSON of the present version, with the labels as separate keys."""
         record = asdict(self)
         labels = record.pop("labels")
         for key, name in _LABEL_KEYS.items():
@@ -348,11 +349,13 @@ class Plan:
 
     @classmethod
     def from_json(cls, text: str, where: str | Path = "plan.json") -> "Plan":
-        """Read a plan. Raise `BundleError` naming `where` and the wrong key."""
+        """Read a plan. Raise `BundleError` naming `where` and the wrong key.
+
+        Reasons for parts of the selection, which version 1 has, are skipped.
+        """
         plan = read_record(cls, _with_labels(text), where, BundleError, _FLAT_KEYS)
         _require_consistent(plan, where)
         network = dict(to_tuples(plan.architecture.network))
-        # version 1 of plan.json also has reasons for parts of the selection
         reasons = {name: why for name, why in plan.reasons.items() if name not in SELECTED}
         return plan.with_(architecture=replace(plan.architecture, network=network), reasons=reasons)
 
@@ -394,7 +397,10 @@ def _require_consistent(plan: Plan, where: str | Path) -> None:
 
 
 def _with_labels(text: str) -> str:
-    """Move the keys of `plan.json` that describe labels to one key, `labels`."""
+    """Return `plan.json` with the keys that describe labels moved into one key, `labels`.
+
+    A text that is not a JSON object is returned as it is.
+    """
     try:
         content = from_json(text)
     except ValueError:

@@ -69,12 +69,15 @@ class ReferenceFacts:
 
 
 def _doubt(kind: str, case: str, detail: str = "") -> Finding:
-    """Return a doubt of a kind in `DOUBTS`. `detail` is added to the question, after a space."""
+    """Return a doubt of a kind in `DOUBTS`. `detail` begins with a space and follows the question.
+
+    `case` is empty for a doubt about the dataset.
+    """
     return Finding(kind, DOUBTS[kind] + detail, case)
 
 
 def reference_facts(reference: Reference, lesions: Lesions | None = None) -> ReferenceFacts:
-    """Compute the facts about a reference. `lesions` are its lesions, if they are known."""
+    """Compute the facts about a reference. `lesions` are its lesions; None computes them."""
     if lesions is None:
         lesions = lesions_of(reference)
     shape = np.array(reference.geometry.shape)
@@ -107,7 +110,10 @@ def reference_facts(reference: Reference, lesions: Lesions | None = None) -> Ref
 
 
 def _count_boxes(facts: ReferenceFacts, stated: StatedBoxes, shape: Integers) -> ReferenceFacts:
-    """Add the numbers of boxes of a table that raise doubts. `shape` is that of the image."""
+    """Return the facts with the numbers of boxes of a table that raise doubts.
+
+    `shape` is that of the image. Only boxes of an image with two axes are taken for corners.
+    """
     start, stop = np.split(stated.boxes, 2, axis=1)
     is_outside = ((start < -_ROUNDING_VOX) | (stop > shape + _ROUNDING_VOX)).any(axis=1)
     corner = stop - start  # the second corner, if the table has x, y, x, y
@@ -137,7 +143,7 @@ def _count_repeated(stated: StatedBoxes) -> tuple[int, int]:
 
 
 def find_doubts(dataset: Dataset, facts: Mapping[str, ReferenceFacts]) -> list[Finding]:
-    """Return the doubts about a dataset, then those about its cases."""
+    """Return the doubts about a dataset, then those about its cases. `facts` has the case ids."""
     return [*_dataset_doubts(dataset, facts), *_case_doubts(facts)]
 
 

@@ -22,7 +22,7 @@ from lesionseg.plan.plan import (
     total_stride,
 )
 
-T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 RESOLVED_VOXELS = 3  # the smallest lesions should be at least this many voxels across
 # On a CPU, the resolution is halved if every lesion is more than this many voxels across. In 2-D,
@@ -64,10 +64,10 @@ _LEAST_START = 16  # side, in voxels, of the tile to start from if the budget's 
 
 
 @dataclass(frozen=True)
-class Decision(Generic[T]):
+class Decision(Generic[T_co]):
     """A decision and the sentence that explains it."""
 
-    value: T
+    value: T_co
     reason: str
 
 
@@ -81,8 +81,9 @@ def spacing(
 ) -> Decision[tuple[float, ...]]:
     """Decide the spacing of the training grid.
 
-    The default is the median spacing of each axis (nnU-Net). An axis has the 10th percentile of
-    its spacings instead in two cases:
+    `spacings_mm` has a row per case, and `diameters_mm` an entry per lesion. The default is the
+    median spacing of each axis (nnU-Net). An axis has the 10th percentile of its spacings instead
+    in two cases:
 
     - It is the coarsest axis, and more than three times as coarse as the finest one (nnU-Net).
     - The smallest 5 % of lesions would be less than 3 voxels across, and the percentile is finer.
@@ -126,8 +127,9 @@ def spacing(
 def _are_lesions_large(diameters_mm: Sequence[float], spacing_mm: float, *, is_flat: bool) -> bool:
     """Return True if the lesions are large enough for half the resolution.
 
-    In 3-D, each lesion must be more than 20 voxels across. In 2-D, 90 % of the lesions must be, and
-    the smallest 5 % must keep 3 pixels. `spacing_mm` is the coarsest spacing before it is doubled.
+    In 3-D, each lesion must be more than 20 voxels across. In 2-D (`is_flat`), 90 % of the lesions
+    must be, and the smallest 5 % must keep 3 pixels. `spacing_mm` is the coarsest spacing before it
+    is doubled.
     """
     large_mm = LARGE_VOXELS * spacing_mm
     if not is_flat:
@@ -226,9 +228,9 @@ def candidate_rule(
 
     A candidate is too small if it has less than a tenth of the voxels of the smallest lesions (5th
     percentile), because it then covers less than a tenth of any lesion. Single voxels are kept if
-    the smallest lesions have up to 10 voxels. Otherwise 2 to 10 voxels are required (PI-CAI drops
-    candidates of 10 voxels and fewer). A peak at or below the prior π carries no information, so
-    the floor is at least π.
+    the smallest lesions have up to 10 voxels, or if there are none. Otherwise 2 to 10 voxels are
+    required (PI-CAI drops candidates of 10 voxels and fewer). A peak at or below the prior π
+    carries no information, so the floor is at least π.
     """
     smallest = float(np.percentile(lesion_voxels, 5)) if len(lesion_voxels) else 0.0
     least = 1
@@ -347,7 +349,8 @@ def budget(
     65·10⁹ fp32 multiplications per second. The memory is not a limit. On a GPU, networks have 32
     to 320 features, as in nnU-Net. A step uses at most nine tenths of the memory, as predicted by
     `step_gb`. In 3-D it has at most 2 · 128³ voxels: a training with larger steps has fewer of
-    them, and in our measurements small lesions gained from many steps and small tiles.
+    them, and in our measurements small lesions gained from many steps and small tiles. `n_channels`
+    and `dims` are those of the images.
 
     Raises `ConfigError` for a GPU without `step_gb`.
     """
@@ -445,9 +448,9 @@ def tile_shape(
     memory. On a GPU, each axis then grows by its total stride as often as the budget allows.
     """
     growth = _TileGrowth(median_shape, spacing_mm, allowed)
-    tile = growth.grow(growth.smallest(), growth.step_within_cube)
+    tile = growth.grow(growth.smallest(), partial(growth.step_up_to, allowed.cube))
     if allowed.cube < allowed.longest:
-        tile = growth.grow(tile, growth.step_to_limit)
+        tile = growth.grow(tile, partial(growth.step_up_to, inf))
     stride = growth.stride(tile)
     rounded = _round_to_strides(tile, stride, median_shape, ROUND_UP)
     if allowed.fills:
@@ -474,7 +477,10 @@ class _TileGrowth:
     allowed: DeviceBudget
 
     def smallest(self) -> tuple[int, ...]:
-        """Return the tile to start from: the budget's, or 16 voxels along each axis."""
+        """Return the tile to start from: the budget's, or 16 voxels per axis if it is too large.
+
+        No side is longer than that of the median volume.
+        """
         start = tuple(min(n, self.allowed.start) for n in self._limit())
         if self.is_affordable(start):
             return start
@@ -490,14 +496,9 @@ class _TileGrowth:
         most_voxels = min(self.allowed.most_voxels, self.allowed.cube ** len(tile))
         return self.allowed.fits(architecture, tile, 2) and prod(tile) <= most_voxels
 
-    def step_within_cube(self, tile: tuple[int, ...], axis: int) -> int:
-        """Return 8 voxels, or fewer next to the limit or to the side of the largest cube."""
-        room = int(min(self.allowed.cube, self._limit()[axis])) - tile[axis]
-        return min(8, room)
-
-    def step_to_limit(self, tile: tuple[int, ...], axis: int) -> int:
-        """Return 8 voxels, or fewer next to the limit."""
-        return min(8, self._limit()[axis] - tile[axis])
+    def step_up_to(self, longest: float, tile: tuple[int, ...], axis: int) -> int:
+        """Return 8 voxels, or fewer next to the limit or to a side of `longest` voxels."""
+        return min(8, int(min(longest, self._limit()[axis])) - tile[axis])
 
     def step_by_stride(self, tile: tuple[int, ...], axis: int) -> int:
         """Return the total stride, or 0 if the longer tile is too long or has another stride."""
@@ -570,12 +571,17 @@ def _explain_tile(tile: Sequence[int], median_shape: Sequence[int], allowed: Dev
     return f"the largest tile{limit} that the device allows with a batch of 2"
 
 
+@dataclass(frozen=True)
+class GridSizes:
+    """The sizes, in voxels of the plan's grid, of the median case, all cases and each lesion."""
+
+    median_shape: tuple[int, ...]
+    n_voxels: float
+    lesion_voxels: Numbers
+
+
 def limit_to_small_tiles(
-    allowed: DeviceBudget,
-    median_shape: Sequence[int],
-    spacing_mm: Sequence[float],
-    n_voxels: float,
-    lesion_voxels: Sequence[float] | Numbers,
+    allowed: DeviceBudget, sizes: GridSizes, spacing_mm: Sequence[float]
 ) -> DeviceBudget:
     """Limit the budget to small tiles if the largest tile would contain several lesions.
 
@@ -585,20 +591,18 @@ def limit_to_small_tiles(
 
     Args:
         allowed: the budget.
-        median_shape: median shape of the cases on the plan's grid.
+        sizes: sizes of the dataset on the plan's grid.
         spacing_mm: spacing of the plan's grid.
-        n_voxels: number of voxels of the dataset on the plan's grid.
-        lesion_voxels: number of voxels of each lesion on the plan's grid.
     """
     if not allowed.small_tiles:
         return allowed
-    largest_tile = tile_shape(median_shape, spacing_mm, allowed).value
-    largest = min(prod(largest_tile), prod(median_shape))
+    largest_tile = tile_shape(sizes.median_shape, spacing_mm, allowed).value
+    largest = min(prod(largest_tile), prod(sizes.median_shape))
     # the mean number of lesions per tile is n_lesions · largest / n_voxels
-    is_crowded = len(lesion_voxels) * largest >= CROWDED * n_voxels
+    is_crowded = len(sizes.lesion_voxels) * largest >= CROWDED * sizes.n_voxels
     if largest <= SMALL_TILE or not is_crowded:
         return allowed
-    has_large_lesions = np.percentile(lesion_voxels, 90) >= SMALL_TILE / 8
+    has_large_lesions = np.percentile(sizes.lesion_voxels, 90) >= SMALL_TILE / 8
     if has_large_lesions:
         return allowed
     return replace(allowed, most_voxels=SMALL_TILE, batch=MOST_SMALL_TILES, limits_share=False)
@@ -610,7 +614,8 @@ def batch_size(
     """Decide the number of tiles per training step: 2, or more if the budget allows it.
 
     In 3-D, a step has at most 5 % of the dataset's voxels, but at least 2 tiles, as in nnU-Net.
-    Small tiles and the presets of residual networks do not have this limit (`limits_share`).
+    Small tiles and the presets of residual networks do not have this limit (`limits_share`). A
+    batch of 2 is returned even if the budget does not allow it.
     `n_voxels` is the number of voxels of the dataset on the plan's grid.
     """
     most = allowed.batch

@@ -17,6 +17,9 @@ from lesionseg.plan.label_balance import deal_by_label, hold_each_label
 
 logger = logging.getLogger(__name__)
 
+_TEST: tuple[Role, ...] = ("test", "external")
+_HELD_OUT: tuple[Role, ...] = ("validation", *_TEST)
+
 
 @dataclass(frozen=True)
 class Splits:
@@ -32,6 +35,7 @@ class Splits:
     note: str
 
     def to_json(self) -> str:
+        """Write the splits as JSON."""
         return json.dumps(asdict(self), indent=1)
 
     @classmethod
@@ -146,8 +150,7 @@ def make_splits(
     elif "validation" in stated.values():
         assigned = _Assignment(stated, "validation cases that the dataset states")
     elif any(case.fold is not None for case in development):
-        # the dataset states the folds, so facts about lesions are not needed
-        folds = _make_folds(development, counts, LesionFacts(), n_folds, rng)
+        folds = _Folds(_stated_folds(development), "the dataset")
         assigned = _validate_on_fold(min(folds.cases), folds, stated)
     else:
         validation, note = _draw_validation(
@@ -160,9 +163,10 @@ def make_splits(
             "data.validation_fraction=0 contradicts data.splits or data.fold. Leave out one of "
             "them."
         )
-    divided = _find_divided_groups(dataset, roles)
+    divided = _find_shared_groups(dataset, roles, "train", _HELD_OUT)
     _warn_of_divided_groups(divided, "training")
-    tested = _find_tested_groups(dataset, roles)
+    # the threshold is chosen on validation cases, so a test case of the same patient is not unseen
+    tested = _find_shared_groups(dataset, roles, "validation", _TEST)
     only_tested = {name: other for name, other in tested.items() if name not in divided}
     _warn_of_divided_groups(only_tested, "validation")
     return Splits(roles, group_safe=not divided, seed=seed, note=assigned.note)
@@ -215,11 +219,11 @@ def _ignore_validation_of_file(file: Path, roles: Mapping[str, Role]) -> _Assign
 
 
 def _warn_of_divided_groups(divided: Mapping[str, str], used_for: str) -> None:
-    """Log a warning that names the patients with cases in another role than `used_for`.
+    """Warn of patients that are also used for something else, once for each of their other roles.
 
     Args:
-        divided: The other roles of each patient.
-        used_for: The role that makes the scores of the other roles too optimistic.
+        divided: the other roles of each patient.
+        used_for: what the patients' remaining cases are used for, "training" or "validation".
     """
     names_of: dict[str, list[str]] = {}
     for name, other in divided.items():
@@ -244,7 +248,7 @@ def _warn_of_divided_groups(divided: Mapping[str, str], used_for: str) -> None:
 def _follow_file(
     file: Path, dataset: Dataset, stated: Mapping[str, Role], fold: int | None
 ) -> _Assignment:
-    """Assign roles by a split file."""
+    """Assign roles by a split file, as `_resolve_roles` does."""
     roles = _resolve_roles(SplitFile.read(file), dataset, stated, fold)
     note = f"roles of {file.name}"
     if fold is not None:
@@ -260,8 +264,9 @@ def fold_numbers(
 ) -> tuple[int, ...]:
     """Return the numbers of the folds that `make_splits` accepts, ascending.
 
-    They are the folds of the split file, of the dataset, or random ones. Raises `DatasetError` if
-    the file contains one split instead of a list of folds, or if there are fewer than two folds.
+    They are the folds of the split file, of the dataset, or random ones; `make_splits` explains the
+    arguments. Raises `DatasetError` if the file contains one split instead of a list of folds, or
+    if there are fewer than two folds.
     """
     path = given or dataset.split_file
     if path is not None:
@@ -284,36 +289,20 @@ def fold_numbers(
     return numbers
 
 
-def _find_divided_groups(dataset: Dataset, roles: Mapping[str, Role]) -> dict[str, str]:
-    """Map each group with cases in training and in other roles to these other roles."""
-    divided: dict[str, str] = {}
-    for name, own in _roles_by_group(dataset, roles).items():
-        others = sorted(own - {"train"})
-        if "train" in own and others:
-            divided[name] = " and ".join(others)
-    return divided
-
-
-def _find_tested_groups(dataset: Dataset, roles: Mapping[str, Role]) -> dict[str, str]:
-    """Map each group with cases in validation and in test roles to these test roles.
-
-    The threshold is chosen on validation cases, so a test case of the same patient is not unseen.
-    """
-    tested: dict[str, str] = {}
-    for name, own in _roles_by_group(dataset, roles).items():
-        others = sorted(own & {"test", "external"})
-        if "validation" in own and others:
-            tested[name] = " and ".join(others)
-    return tested
-
-
-def _roles_by_group(dataset: Dataset, roles: Mapping[str, Role]) -> dict[str, set[str]]:
-    """Return the roles of the cases of each group."""
-    roles_of_group: dict[str, set[str]] = {}
+def _find_shared_groups(
+    dataset: Dataset, roles: Mapping[str, Role], role: Role, others: Collection[Role]
+) -> dict[str, str]:
+    """Map each group with cases of `role` and of `others` to those of `others` that it has."""
+    roles_of_group: dict[str, set[Role]] = {}
     for case in dataset.cases:
         if case.case in roles:
             roles_of_group.setdefault(case.patient, set()).add(roles[case.case])
-    return roles_of_group
+    shared: dict[str, str] = {}
+    for name, own in roles_of_group.items():
+        found = sorted(own.intersection(others))
+        if role in own and found:
+            shared[name] = " and ".join(found)
+    return shared
 
 
 def _stated_roles(
@@ -325,7 +314,7 @@ def _stated_roles(
     """
     stated: dict[str, Role] = {}
     for case in dataset.cases:
-        if case.role in ("test", "external"):
+        if case.role in _TEST:
             stated[case.case] = case.role
         elif case.case in counts:
             stated[case.case] = case.role or "train"
@@ -339,7 +328,10 @@ def _make_folds(
     n_folds: int,
     rng: np.random.Generator,
 ) -> _Folds:
-    """Return the folds that the dataset states, or draw `n_folds` folds of groups."""
+    """Return the folds that the dataset states, or draw up to `n_folds` folds of groups.
+
+    There are fewer if there are fewer groups.
+    """
     stated = _stated_folds(development)
     if stated:
         return _Folds(stated, "the dataset")
@@ -445,7 +437,7 @@ def _resolve_roles(
     where = f"{file.path}: fold {fold or 0}" if file.is_list else f"{file.path}: the split"
     wanted = file.roles(fold)
     _require_known(where, wanted, dataset, stated)
-    reserved = {case: role for case, role in stated.items() if role in ("test", "external")}
+    reserved = {case: role for case, role in stated.items() if role in _TEST}
     moved = [case for case, role in reserved.items() if wanted.get(case, role) != role]
     if moved:
         raise DatasetError(
@@ -455,7 +447,7 @@ def _resolve_roles(
     if "train" not in wanted.values():
         raise DatasetError(f'{where} has no training cases. List cases in "train".')
     roles = {**reserved, **wanted}
-    divided = _find_divided_groups(dataset, wanted)
+    divided = _find_shared_groups(dataset, wanted, "train", _HELD_OUT)
     n_groups = len({case.patient for case in dataset.cases if case.case in wanted})
     if divided and n_groups > 1 and not file.divides_patients:
         name, other = next(iter(divided.items()))
@@ -536,7 +528,7 @@ def _draw_validation(
     Groups are sorted by their number of lesions and divided into equal blocks. One group of each
     block is drawn at random. If two groups have lesions, training and validation both get one,
     because training and the choice of an operating point need lesions. If there are several labels,
-    `hold_each_label` exchanges or adds groups.
+    `hold_each_label` exchanges or adds groups. A single case is not drawn, and a warning is logged.
     """
     if len(pool) < 2:
         logger.warning("There is only one labelled case, so there is no validation.")

@@ -10,7 +10,6 @@ from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
 from lesionseg.losses import AnchorTargets, nearest_lesions
-from lesionseg.models.retinanet import planned_anchors
 from lesionseg.ops.anchors import BACKGROUND, IGNORED, AnchorLevel, assign_atss, grid_anchors
 from lesionseg.ops.boxes import split_box, tile_boxes
 from lesionseg.ops.components import nonzero_voxels
@@ -121,8 +120,7 @@ class AnchorGrid:
     @classmethod
     def of(cls, plan: Plan) -> "AnchorGrid":
         """Return the grid of a detector's plan."""
-        levels = planned_anchors(plan).levels(plan.architecture.strides, plan.tile_shape)
-        return cls(levels, bool(plan.labels.regions))
+        return cls(plan.anchor_levels, bool(plan.labels.regions))
 
     def boxes(self, device: torch.device) -> Float[Tensor, "n two_d"]:
         """Return the anchors of all levels `[n, 2·dims]`, computed once per device."""

@@ -107,8 +107,7 @@ def _batch(plan, nearest):
         batch["instances"] = torch.empty(shape, dtype=torch.uint8, device="cuda")
         batch["nearest"] = torch.empty(shape, dtype=torch.uint8, device="cuda")
     if plan.anchors is not None:
-        levels = plan.anchors.levels(plan.architecture.strides, plan.tile_shape)
-        n = sum(level.n_anchors for level in levels)
+        n = sum(level.n_anchors for level in plan.anchor_levels)
         batch["anchor_labels"] = torch.empty((plan.batch_size, n), dtype=torch.uint8, device="cuda")
         batch["anchor_valid"] = torch.empty((plan.batch_size, n), dtype=torch.bool, device="cuda")
         batch["anchor_boxes"] = torch.empty(

@@ -20,7 +20,6 @@ from lesionseg.inference.box_candidates import (
     restore_boxes,
 )
 from lesionseg.models.heads import DetectorOutput
-from lesionseg.models.retinanet import planned_anchors
 from lesionseg.ops.anchors import grid_anchors
 from lesionseg.ops.boxes import box_iou, encode_boxes
 from lesionseg.plan.plan import AnchorPlan
@@ -47,7 +46,7 @@ PLAN = make_plan()
 
 def make_output(*boxes):
     """Make the output of a network that finds these (box, probability, label) in its tile."""
-    anchors = grid_anchors(planned_anchors(PLAN).levels(STRIDES, PLAN.tile_shape))
+    anchors = grid_anchors(PLAN.anchor_levels)
     logits = torch.full((1, len(anchors), 2), -20.0)
     deltas = torch.zeros(1, len(anchors), 4)
     for box, p, label in boxes:
@@ -223,7 +222,7 @@ def test_boxes_of_a_case_without_voxel_candidates_are_kept():
 
 def test_tile_with_many_lesions_gives_a_box_for_each():
     plan = PLAN.with_(tile_shape=(128, 128))
-    anchors = grid_anchors(planned_anchors(plan).levels(STRIDES, plan.tile_shape))
+    anchors = grid_anchors(plan.anchor_levels)
     logits = torch.full((1, len(anchors), 2), -20.0)
     deltas = torch.zeros(1, len(anchors), 4)
     centres = anchors.unflatten(1, (2, 2)).mean(dim=1)

@@ -205,6 +205,17 @@ def test_own_network_is_passed_as_an_object_and_never_imported(tmp_path, plan):
         read_bundle(tmp_path / "b")
 
 
+def test_ensemble_of_equal_networks_is_warned_about(tmp_path, plan, caplog):
+    for name in ("a", "b"):
+        network = build_network(plan)
+        next(network.parameters()).data.normal_()
+        write_bundle(tmp_path / name, network, plan, "")
+    ensemble([tmp_path / "a", tmp_path / "b"])
+    assert "same weights" not in caplog.text
+    ensemble([tmp_path / "a", tmp_path / "b", tmp_path / "a"])
+    assert "two of the 3 networks have the same weights" in caplog.text
+
+
 def test_ensemble_of_bundles_with_different_plans_is_an_error(plan):
     bundles = [Bundle((build_network(plan),), plan) for _ in range(2)]
     assert ensemble(bundles).selection.n_members == 2

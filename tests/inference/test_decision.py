@@ -7,7 +7,7 @@ import torch
 from lesionseg.core import Candidate, Geometry, InputCheckResult, Labels, Prediction
 from lesionseg.data.preprocess_image import plan_geometry
 from lesionseg.errors import GeometryError
-from lesionseg.inference.decision import Inferred, find_by_plan, limit_candidates
+from lesionseg.inference.decision import Inferred, find_by_rule, limit_candidates
 from lesionseg.inference.stitch import Store
 from lesionseg.plan.plan import CandidateRule
 from tests.models.plans import plan_of
@@ -22,8 +22,8 @@ def find(*channels, regions=(WHOLE, CORE), values=(1, 4)):
     if rows.ndim == 2:
         rows = rows[:, np.newaxis]
     labels = Labels(values, tuple(map(str, values)), regions)
-    plan = plan_of().with_(labels=labels, candidate_rule=CandidateRule(min_voxels=1))
-    return find_by_plan(rows, Geometry.from_spacing(rows.shape[1:], (1.0, 1.0)), plan)
+    grid = Geometry.from_spacing(rows.shape[1:], (1.0, 1.0))
+    return find_by_rule(rows, grid, CandidateRule(min_voxels=1), labels)
 
 
 def test_lesion_with_two_regions_is_one_candidate():
@@ -63,6 +63,17 @@ def test_probabilities_of_zero_give_no_candidate():
 def test_missing_channel_is_an_error():
     with pytest.raises(GeometryError):
         find([0.0] * 8)
+
+
+def test_regions_on_another_grid_are_an_error():
+    labels = Labels((1, 4), ("whole", "core"), (WHOLE, CORE))
+    with pytest.raises(GeometryError):
+        find_by_rule(
+            np.zeros((2, 1, 9), np.float32),
+            Geometry.from_spacing((1, 8), (1.0, 1.0)),
+            CandidateRule(),
+            labels,
+        )
 
 
 def test_candidates_beyond_the_limit_are_kept_if_they_reach_the_threshold():

@@ -35,7 +35,7 @@ def make_scan(seed):
 def make_check(n):
     """Make the check of n training scans."""
     grids = [grid_statistics(SHAPE, (1.0, 1.0, 1.0))] * n
-    return make_input_check(grids, [image_statistics(make_scan(s), ("T1",)) for s in range(n)])
+    return make_input_check(grids, [image_statistics(make_scan(s), ("T1",)) for s in range(n)], [])
 
 
 @pytest.fixture(scope="module")

@@ -76,7 +76,8 @@ def test_batch_that_does_not_fit_into_memory_is_halved(plan, caplog):
     image = make_noise(1, 40, 24, 17)
     settings = InferenceConfig.of(precision="fp32")
     network = SmallMemory()
-    window = SlidingWindow((network,), plan, settings, batch_size=8)
+    window = SlidingWindow((network,), plan, settings)
+    window.batch_size = 8
     store, _ = window(image)
     torch.testing.assert_close(store.decode(store.values), image.sigmoid(), **HALF)
     assert window.batch_size == 2

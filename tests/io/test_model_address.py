@@ -11,7 +11,14 @@ import pytest
 
 from lesionseg.cli import run
 from lesionseg.cli.paths import with_local_models
-from lesionseg.config import ExportConfig, FollowConfig, PredictConfig, ServeConfig, TrainConfig
+from lesionseg.config import (
+    ExportConfig,
+    FollowConfig,
+    InfoConfig,
+    PredictConfig,
+    ServeConfig,
+    TrainConfig,
+)
 from lesionseg.errors import BundleError, ConfigError, OutputError, ReadError
 from lesionseg.inference.bundle import (
     bundle_digest,
@@ -26,6 +33,7 @@ from lesionseg.io.files import digest_of
 from lesionseg.io.model_address import local_model
 from lesionseg.io.remote import download
 from lesionseg.models.build import build_network
+from lesionseg.pipeline.info import info
 from tests.inference.nnunet.small_models import SmallModel
 from tests.io.hub_store import HubStore, make_certificate, running_server, web_folder
 
@@ -381,6 +389,9 @@ def test_info_reads_a_model_of_the_hub(hub, folder, capsys):
     hub.commit_folder("models/user/model", folder)
     assert run("info", ["bundle=hf://user/model", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["model"]["digest"] == bundle_digest(folder)
+    found = info(InfoConfig.of(bundle="hf://user/model")).model  # in Python
+    assert found is not None
+    assert found.digest == bundle_digest(folder)
 
 
 def test_training_starts_from_the_local_path_of_a_model(hub, folder):

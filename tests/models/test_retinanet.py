@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from lesionseg.models.build import build_network
-from lesionseg.models.retinanet import planned_anchors
 from lesionseg.ops.anchors import grid_anchors
 from lesionseg.plan.plan import AnchorPlan
 from tests.models.plans import plan_of
@@ -25,7 +24,7 @@ def test_every_anchor_has_scores_and_a_box(dims, name, n_levels):
     network = build_network(plan)
     tiles = torch.randn(2, 1, *plan.tile_shape)
     output = network(tiles)
-    n = len(grid_anchors(planned_anchors(plan).levels(plan.architecture.strides, plan.tile_shape)))
+    n = len(grid_anchors(plan.anchor_levels))
     assert output.class_logits.shape == (2, n, 2)
     assert output.box_deltas.shape == (2, n, 2 * dims)
     assert len(output.segmentation) == n_levels
@@ -43,9 +42,8 @@ def test_outputs_are_located_at_their_anchors():
     plan = _make_plan()
     draw = torch.Generator().manual_seed(0)
     image = torch.randn((64, 1, 16, 16), generator=draw).requires_grad_()
-    levels = planned_anchors(plan).levels(plan.architecture.strides, (16, 16))
     number = 2 * (5 * 8 + 3) + 1  # second shape of cell (5, 3) of the finest level
-    assert grid_anchors(levels)[number].tolist() == [9.0, 5.0, 13.0, 9.0]
+    assert grid_anchors(plan.anchor_levels)[number].tolist() == [9.0, 5.0, 13.0, 9.0]
     build_network(plan).eval()(image).class_logits[:, number, 0].sum().backward()
     assert image.grad is not None
     y, x = divmod(int(image.grad.abs().mean((0, 1)).argmax()), 16)

@@ -32,6 +32,7 @@ def ask(**settings):
 def run(tmp_path, plan):
     """Write the bundle of a run, whose operating point was chosen on four patients."""
     selection = Selection((POINT, OperatingPoint("best_f1", 0.5)), is_mirrored=True)
+    plan = plan.with_(reasons={"spacing_mm": "the median spacing"})
     card = model_card(plan, selection, provenance=FACTS)
     network = build_network(plan)
     write_bundle(tmp_path / "run" / "bundle", network, plan, card, selection=selection)
@@ -62,6 +63,7 @@ def test_facts_of_a_bundle_are_those_of_its_files(run, plan):
     assert found["operating_point"] == found["selection"]["operating_points"][0]["name"]
     assert "operating point fp_per_case" not in found["stated"]  # its name contains a colon
     assert found["stated"].items() >= {name: str(fact) for name, fact in FACTS.items()}.items()
+    assert not {"network", "mask value 1", "spacing_mm"} & found["stated"].keys()  # of the plan
     assert found["card"] == bundle / "model_card.md"
     text = "\n".join(outcome.summary())
     for fact in ("T1", "lesion", "score 0.25", "4 patients", "recall 0.9", "best_f1", "12"):

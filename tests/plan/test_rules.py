@@ -11,6 +11,7 @@ from lesionseg.plan import rules
 from lesionseg.plan.fingerprint import ChannelStatistics, Spread
 from lesionseg.plan.plan import Architecture, Normalisation, total_stride
 from lesionseg.plan.rules import (
+    GridSizes,
     batch_size,
     budget,
     limit_to_small_tiles,
@@ -151,7 +152,8 @@ def limit_budget(allowed, median, lesions, mm=1.0, n_cases=1):
     Return it and the tile.
     """
     spacing = (mm,) * len(median)
-    spent = limit_to_small_tiles(allowed, median, spacing, n_cases * prod(median), lesions)
+    sizes = GridSizes(median, n_cases * prod(median), np.asarray(lesions))
+    spent = limit_to_small_tiles(allowed, sizes, spacing)
     return spent, tile_shape(median, spacing, spent).value
 
 

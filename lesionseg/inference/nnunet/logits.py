@@ -66,24 +66,16 @@ class NnunetWindow(SlidingWindow):
         plan: Plan,
         settings: InferenceConfig | None = None,
         *,
-        batch_size: int | None = None,
         device: torch.device | None = None,
         memory_format: torch.memory_format | None = None,
     ) -> None:
         settings = settings or InferenceConfig.of()
         recipe = recipe_of(plan)
         self.recipe = recipe
-        super().__init__(
-            networks,
-            plan,
-            settings,
-            batch_size=batch_size,
-            device=device,
-            memory_format=memory_format,
-        )
+        super().__init__(networks, plan, settings, device=device, memory_format=memory_format)
         if self.device.type == "cuda" and settings.precision == "auto":
             self.dtype = torch.float16
-        if self.device.type == "cpu" and recipe.network_dims == 2 and batch_size is None:
+        if self.device.type == "cpu" and recipe.network_dims == 2:
             self.batch_size = _SLICES_AT_ONCE
         self.flips = mirrored_views(recipe.mirror_axes if settings.flips else ())
         # a prepared scan always has three axes, that of a picture with one slice
@@ -108,7 +100,8 @@ class NnunetWindow(SlidingWindow):
     ) -> LogitStore:
         """Return the mean logits `[K, *resized]` over tiles, mirrored views and folds.
 
-        The voxels that each fold marks are added to `agreement`.
+        The voxels that each fold marks are added to `agreement`. `folder` is that of the file for
+        the logits; None keeps them in memory.
         """
         store = LogitStore((self.n_outputs, *scan.image.shape[1:]), folder=folder)
         self(scan.image, store=store, agreement=agreement)

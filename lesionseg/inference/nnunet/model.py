@@ -159,7 +159,8 @@ def _plan_of(files: NnunetModelFiles, checkpoint: NnunetCheckpoint) -> Plan:
 
     Two values of the plan are placeholders, because prediction does not use them: nnU-Net states no
     `lesion_fraction`, and the recipe has nnU-Net's own normalisation. The batch size is at most 16:
-    a larger one, as of a 2-D training, only takes more memory in prediction.
+    a larger one, as of a 2-D training, only takes more memory in prediction. Raises `BundleError`
+    if the model is not supported, or its files do not fit each other.
     """
     plans = _validate(_Plans, files.read_plans(), files.plans_path)
     dataset_json = _validate(_DatasetJson, files.read_description(), files.description_path)
@@ -251,7 +252,7 @@ def _inherit(plans: _Plans, name: str, where: str) -> dict[str, Any]:
     """Return a configuration together with the keys that it inherits.
 
     `inherits_from` names another configuration. A key of the configuration itself has priority over
-    an inherited one.
+    an inherited one. Raises `BundleError` if a configuration is missing or inherits from itself.
     """
     if name not in plans.configurations:
         known = ", ".join(plans.configurations) or "none"
@@ -340,7 +341,8 @@ def _check_strides(
 ) -> None:
     """Raise `BundleError` if the strides in the plans differ from those of the weights.
 
-    The plans state one number or one list for each stage, such as [1, [1, 2, 2], 2].
+    The plans state one number or one list for each stage, such as [1, [1, 2, 2], 2]. Old plans
+    state none, and are not checked.
     """
     if config.architecture is None or "strides" not in config.architecture.arch_kwargs:
         return
@@ -425,7 +427,10 @@ def _build_recipe(content: Mapping[str, Any], where: str) -> NnunetRecipe:
 def _normalisation(
     scheme: str, use_mask: bool, intensities: _Intensities, where: str
 ) -> NnunetNormalisation:
-    """Return the normalisation of a channel. Raise `BundleError` if the scheme is unknown."""
+    """Return the normalisation of a channel. Only the z-score uses a mask.
+
+    Raises `BundleError` if the scheme is unknown.
+    """
     known = get_args(NnunetScheme)
     if scheme not in known:
         raise BundleError(
@@ -443,7 +448,7 @@ def _normalisation(
 
 
 def _resampling(function: str, options: Mapping[str, Any], where: str) -> NnunetResampling:
-    """Return the resampling of a function. Raise `BundleError` if it is unknown."""
+    """Return the resampling of a function. Raise `BundleError` if it or an option is unknown."""
     if function not in _RESAMPLING:
         raise BundleError(
             f"{where}: the resampling {function} is none of {', '.join(_RESAMPLING)}. Predict with "
@@ -462,7 +467,8 @@ def _grid_spacing(recipe: NnunetRecipe, plans: _Plans, dims: int) -> tuple[float
     """Return the spacing of the network's grid in mm, for tables and memory estimates.
 
     The model of a 2-D network states no slice distance for volumes, so the median slice distance of
-    the training scans is used. Each number is clipped to the range that a plan accepts.
+    the training scans is used, or 1 mm if it is not stated. Each number is clipped to the range
+    that a plan accepts.
     """
     spacing = recipe.spacing
     if len(spacing) < dims:
@@ -473,7 +479,10 @@ def _grid_spacing(recipe: NnunetRecipe, plans: _Plans, dims: int) -> tuple[float
 
 
 def _modality(channels: tuple[str, ...], dims: int) -> Modality:
-    """Guess the modality from the number of axes and the names of channels."""
+    """Guess the modality: CT if a channel is called so, otherwise MRI.
+
+    In 2-D, it is colour if the names begin with r, g and b, otherwise X-ray.
+    """
     if dims == 2:
         initials = "".join(name[:1].casefold() for name in channels)
         return "colour" if initials == "rgb" else "xray"
@@ -483,7 +492,8 @@ def _modality(channels: tuple[str, ...], dims: int) -> Modality:
 def _network(plan: Plan, checkpoint: NnunetCheckpoint, where: str) -> nn.Module:
     """Build the network of a plan with the weights of a checkpoint, in eval mode.
 
-    Weights of the coarser outputs, which are only used in training, are left out.
+    Weights of the coarser outputs, which are only used in training, are left out. Raises
+    `BundleError` if the weights do not fit the plan or are not finite.
     """
     with torch.device("meta"):  # only the names are needed
         needed = set(build_network(plan).state_dict())

@@ -97,13 +97,17 @@ def open_prediction(
 ) -> Prediction:
     """Read a predicted case, from candidate files, nnU-Net's probabilities or masks.
 
-    Candidate files have priority, because they contain the candidates already.
+    Candidate files have priority, because they contain the candidates already. Labels of a mask
+    have names if nnU-Net's `dataset.json` is next to it.
 
     Args:
         files: the files of the case.
         geometry: grid of the scan. None is the grid of the prediction.
-        binary: True if all values of a mask are one label.
+        binary: True if all values of a mask without probabilities are one label.
         by_image: True if grids of equal shape and spacing are the same.
+
+    Raises:
+        LesionsegError: see `io.predictions.read_prediction` and `read_probabilities`.
     """
     if files.probabilities is None or files.candidates is not None:
         found = files.read(geometry=geometry, binary=binary, by_image=by_image)
@@ -117,6 +121,8 @@ def read_probabilities(
     files: PredictionFiles, *, geometry: Geometry | None = None, by_image: bool = False
 ) -> Prediction:
     """Find the candidates in nnU-Net's probabilities of one case. Score 0.5 accepts them.
+
+    A warning is logged if the limit of candidates is reached, or if the mask was changed.
 
     Args:
         files: the files of the case, with `probabilities` and the `mask` from nnU-Net.
@@ -136,12 +142,15 @@ def read_probabilities(
         )
     mask_labels, grid = _read_mask_on_grid(files.mask, geometry, by_image=by_image)
     file = ProbabilityFile.open(path)
-    labels = files.read_nnunet_labels()
-    are_regions = labels is not None and bool(labels.regions)
-    mask_values = _find_mask_values(file, labels)
+    stated = files.read_nnunet_labels()
+    labels = stated
+    if labels is None:  # nnU-Net numbers its labels from 1
+        labels = Labels.of({k: str(k) for k in range(1, file.shape[0])})
+    _require_fitting_channels(file, labels)
+    are_regions = bool(labels.regions)
     voxels = _read_voxels(file, are_regions=are_regions)
     # the array's axis order is unknown: it is the one in which its labels agree with the mask
-    label_of_voxel = _labels_from_probabilities(voxels, mask_values, are_regions=are_regions)
+    label_of_voxel = _labels_from_probabilities(voxels, labels)
     is_lesion = label_of_voxel > 0
     shape = _fit_shape(file, grid.dims)
     maps = _LabelMaps(
@@ -152,22 +161,17 @@ def read_probabilities(
     )
     order = _find_axis_order(file, maps, grid)
     channels = _move_to_mask_grid(voxels, order, shape, are_regions=are_regions)
-    found = find_by_rule(
-        channels,
-        grid,
-        NNUNET_RULE,
-        mask_values,
-        are_regions=are_regions,
-        case=files.case,
-        keep_from=DEFAULT_POINT.score,
-    )
+    found = find_by_rule(channels, grid, NNUNET_RULE, labels, files.case, DEFAULT_POINT.score)
     if found.n_left_out:
         _log.warning("Case %s: %s", files.case, found.left_out_note)
-    return accept(_with_names(found, labels), DEFAULT_POINT)
+    return accept(_with_names(found, stated), DEFAULT_POINT)
 
 
 def _with_names(prediction: Prediction, labels: Labels | None) -> Prediction:
-    """Return the prediction with the names of its labels, unless they are regions or unknown."""
+    """Return the prediction with the names of its labels.
+
+    It is unchanged if the labels are regions or None, or if a candidate has another label.
+    """
     if labels is None or labels.regions:
         return prediction
     names = labels.lesion_names
@@ -180,7 +184,8 @@ def _read_mask_on_grid(
 ) -> tuple[NDArray[np.integer[Any]], Geometry]:
     """Read nnU-Net's mask `[*spatial]`. Return it with the scan's grid, or its own without a scan.
 
-    Raises `GeometryError` if the mask has another grid than the scan.
+    Raises `GeometryError` if the mask has another grid than the scan. With `by_image`, grids of
+    equal shape and spacing are the same.
     """
     pixel_mm = geometry.spacing_mm[0] if geometry is not None and geometry.dims == 2 else None
     mask = read_mask(path, pixel_mm=pixel_mm)
@@ -192,24 +197,23 @@ def _read_mask_on_grid(
     return labels, geometry
 
 
-def _find_mask_values(file: ProbabilityFile, labels: Labels | None) -> tuple[int, ...]:
-    """Return the mask values of the channels, without the background."""
+def _require_fitting_channels(file: ProbabilityFile, labels: Labels) -> None:
+    """Raise `ContentError` unless there is a channel per label and, without regions, background."""
     n_channels = file.shape[0]
-    if labels is None:
-        return tuple(range(1, n_channels))
     expected = len(labels) if labels.regions else len(labels) + 1
     if n_channels != expected:
         raise ContentError(
             f"{file.path}: {n_channels} channels, but the labels of {_LABELS} need {expected}. Put "
             f"the {_LABELS} of the model that predicted this case into the same folder."
         )
-    return labels.values
 
 
 def _read_voxels(file: ProbabilityFile, *, are_regions: bool) -> _Voxels:
-    """Read the voxels that can belong to a candidate of any label. Check the probabilities.
+    """Read the voxels that can belong to a candidate of any label.
 
-    The file is read twice, because the first pass finds the voxels whose values the second keeps.
+    Raises `ContentError` if the values are no probabilities, or do not sum to 1 over the channels
+    without regions. The file is read twice, because the first pass finds the voxels whose values
+    the second keeps.
     """
     n_row = prod(file.shape[2:])
     index = _find_voxels(file, are_regions=are_regions)
@@ -257,19 +261,17 @@ def _find_voxels(file: ProbabilityFile, *, are_regions: bool) -> Integers:
     return np.unique(np.concatenate(found))
 
 
-def _labels_from_probabilities(
-    voxels: _Voxels, values: Sequence[int], *, are_regions: bool
-) -> Integers:
+def _labels_from_probabilities(voxels: _Voxels, labels: Labels) -> Integers:
     """Compute the value `[n]` that nnU-Net writes into its mask for each voxel.
 
     It is the value of the most probable label, or 0 for the background. Regions are painted if
     their probability is above 0.5, later ones over earlier ones.
     """
-    if not are_regions:
-        value_of = np.array([0, *values], dtype=np.int64)
+    if not labels.regions:
+        value_of = np.array([0, *labels.values], dtype=np.int64)
         return np.asarray(value_of[voxels.values.argmax(axis=0)])
     painted = np.zeros(len(voxels.index), dtype=np.int64)
-    for value, p in zip(values, voxels.values, strict=True):
+    for value, p in zip(labels.values, voxels.values, strict=True):
         painted[p > 0.5] = value
     return painted
 
@@ -322,6 +324,10 @@ def _find_axis_order(file: ProbabilityFile, maps: _LabelMaps, geometry: Geometry
     The order of the reader in the plans is tried first, then the order of the mask. If labels or
     mask are empty, the first order that fits the shape is returned. If no order agrees, the first
     one is returned with a warning, provided that it keeps the shape or is the only one that fits.
+
+    Raises:
+        GeometryError: if no order fits the shape.
+        ContentError: if no order agrees, and the first one is not plausible.
     """
     shape = maps.mask.shape
     fitting = [

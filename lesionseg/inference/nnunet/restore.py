@@ -23,7 +23,7 @@ def restore_probabilities(
     """Return the probabilities `[K, *view]` of the plan's labels. The memory of `logits` is freed.
 
     Logits are resized to the cropped volume and converted to probabilities. Outside of it,
-    probabilities are 0.
+    probabilities are 0. `folder` is that of the file for probabilities; None keeps them in memory.
     """
     recipe = recipe_of(plan)
     store = Store((plan.n_voxel_channels, *scan.view.shape), folder=folder)

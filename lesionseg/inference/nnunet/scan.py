@@ -54,7 +54,9 @@ class NnunetScan:
 
 
 def prepare_scan(volume: Volume, recipe: NnunetRecipe, where: str) -> NnunetScan:
-    """Prepare a volume `[C, *file]` by the recipe of an nnU-Net model. Return a new array.
+    """Prepare a volume `[C, *file]` by the recipe of an nnU-Net model. The volume is not changed.
+
+    It is cropped to the voxels that are not 0 in at least one channel, if there are any.
 
     Raises:
         GeometryError: if the resized volume has more voxels than `FileLimits` allows. The message
@@ -184,7 +186,7 @@ def fill_holes(mask: Flags) -> Flags:
 
 
 def normalise(channel: NDArray[np.float32], scheme: NnunetNormalisation, inside: Flags) -> None:
-    """Normalise a cropped channel `[z, y, x]` in place.
+    """Normalise a cropped channel `[z, y, x]` in place, unless the scheme is "NoNormalization".
 
     A scheme with a mask only uses and changes the voxels in `inside`.
     """
