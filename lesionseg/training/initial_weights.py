@@ -66,7 +66,7 @@ def start_from(bundle: str, network: nn.Module, plan: Plan) -> None:
 
 
 def _log_parts(what: str, names: Sequence[str]) -> None:
-    """Log how many tensors each part of the network has among `names`.
+    """Log `what` and how many tensors each part of the network has among `names`, if any.
 
     A part is the first two components of a name: `encoder.stages.0.0.conv.weight` belongs to
     `encoder.stages`.
