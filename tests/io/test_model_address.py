@@ -370,6 +370,13 @@ def test_commands_use_the_local_path_of_a_model(hub, folder, cfg):
     assert local.model_copy(update={"bundle": cfg.bundle}) == cfg
 
 
+def test_repository_of_a_pretrained_encoder_gives_its_checkpoint(hub):
+    files = {"adaptation_plan.json": b"{}", "checkpoint_final.pth": b"weights", "README.md": b""}
+    hub.commit("models/user/pretrained", files)
+    local = local_model("hf://user/pretrained")
+    assert (local.name, local.read_bytes()) == ("checkpoint_final.pth", b"weights")
+
+
 def test_info_reads_a_model_of_the_hub(hub, folder, capsys):
     hub.commit_folder("models/user/model", folder)
     assert run("info", ["bundle=hf://user/model", "--json"]) == 0
@@ -388,15 +395,15 @@ def test_training_starts_from_the_local_path_of_a_model(hub, folder):
     }
 
 
-def test_data_of_the_hub_are_downloaded_and_kept(hub, tmp_path):
+def test_data_of_the_hub_are_downloaded_and_kept(hub):
     hub.commit("datasets/user/set", {"a/one.nii": b"1", "a/b/two.csv": b"2", "three.csv": b"3"})
-    copy = download("hf://datasets/user/set/a", str(tmp_path / "copies"))
+    copy = download("hf://datasets/user/set/a")
     found = {path.relative_to(copy).as_posix() for path in copy.rglob("*") if path.is_file()}
     assert found == {"one.nii", "b/two.csv"}
     hub.downloads.clear()
     hub.commit("datasets/user/set", {"a/one.nii": b"1", "a/b/two.csv": b"new"})
-    assert download("hf://datasets/user/set/a", str(tmp_path / "copies")) == copy
+    assert download("hf://datasets/user/set/a") == copy
     assert hub.downloads == ["a/b/two.csv"]
     assert (copy / "b" / "two.csv").read_text() == "new"
     with pytest.raises(ReadError, match="no files"):
-        download("hf://datasets/user/nosuch", str(tmp_path / "copies"))
+        download("hf://datasets/user/nosuch")
