@@ -53,7 +53,7 @@ from lesionseg.phantoms import write_ct_phantoms, write_mri_phantoms
 from lesionseg.plan.plan import AnchorPlan, Architecture, Normalisation, Plan
 from lesionseg.training.fit import fit, tiles_of
 from lesionseg.training.module import highest_rate, make_optimiser
-from lesionseg.training.objective import make_objective, some_batch
+from lesionseg.training.objective import make_objective, noise_batch
 from lesionseg.training.trial_steps import try_steps
 
 ARCHITECTURES = ("unet", "residual_unet", "retinanet", "retina_unet")
@@ -295,7 +295,7 @@ class TrainingStep:
         self.objective = make_objective(plan, cfg)
         rate = highest_rate(cfg.optim, plan, plan.batch_size)
         self.optimiser = make_optimiser(self.network, cfg.optim, rate)
-        batch = some_batch(plan, plan.batch_size, torch.device("cpu"))
+        batch = noise_batch(plan, plan.batch_size)
         batch = self.objective.batch_targets(batch)
         self.batch = {key: tensor.to(scale.device) for key, tensor in batch.items()}
         self.batch["image"] = self.batch["image"].contiguous(memory_format=memory_format)

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from lesionseg.cli.compose import groups
+from lesionseg.cli.compose import options_of_groups
 from lesionseg.cli.help import first_comment, setting_lines, summary
 from lesionseg.config import COMMANDS, conf_dir
 from lesionseg.evaluation.tables import COLUMNS
@@ -47,9 +47,9 @@ def settings_page() -> str:
     ]
     used: dict[str, list[str]] = {}
     for command in COMMANDS:
-        for group in groups(command):
+        for group in options_of_groups(command):
             used.setdefault(group, []).append(command)
-        named = ", ".join(f"[`{group}`](#group-{group})" for group in groups(command))
+        named = ", ".join(f"[`{group}`](#group-{group})" for group in options_of_groups(command))
         about = summary(command) + (f" Groups: {named}." if named else "")
         lines += ["", f"## Command `{command}`", "", about]
         own = [line for line in setting_lines(conf_dir() / f"{command}.yaml") if line]

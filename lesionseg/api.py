@@ -138,6 +138,7 @@ class Run:
         return report(self.folder, output, **settings)
 
     def _repr_html_(self) -> str:
+        """Return the table of scores for a notebook."""
         from lesionseg.evaluation.scores import scores_table
 
         _, *rows = scores_table({"": self.scores})  # the first row has the names of the columns
@@ -300,7 +301,11 @@ def report(scores: StrPath, output: StrPath, *, progress: bool = False, **settin
 
 
 def _call(command: str, settings: Mapping[str, Any], progress: bool) -> Any:
-    """Run a command with settings given in Python, and return its outcome. Print nothing."""
+    """Run a command with settings given in Python, and return its outcome.
+
+    Hydra is imported only for an experiment or another option of the group `data`. With `progress`,
+    progress bars are drawn; otherwise nothing is printed.
+    """
     # `trainer__max_steps=9`, because a dot cannot be part of a Python keyword
     values = {key.replace("__", "."): value for key, value in settings.items()}
     if values.get("experiment", "") is None:  # the default

@@ -59,8 +59,8 @@ class ChildProcess:
     def run(self, function: Callable[..., T], *args: Any) -> T:
         """Run `function(*args)` in the process and return its result.
 
-        Errors and warnings that the function logs appear in this process. If this call is
-        interrupted, the process is killed.
+        Log messages of the function appear in this process, and its exception is raised here. If
+        this call is interrupted, the process is killed.
 
         Args:
             function: a function that can be pickled.
@@ -95,9 +95,10 @@ class ChildProcess:
 
 
 def run_jobs() -> None:
-    """Run the process: read jobs from standard input and write replies to standard output.
+    """Run the child process until the parent ends it. This function does not return.
 
-    A reply contains True if the job failed, its result or error, and its log messages.
+    It reads jobs from standard input and writes replies to standard output. A reply contains True
+    if the job failed, its result or error, and its log messages.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     replies = os.fdopen(os.dup(1), "wb")

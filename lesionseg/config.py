@@ -57,7 +57,7 @@ AUTO_MODEL = "auto"  # the architecture that leaves the choice to `plan.model_ch
 
 
 def expand_home(path: str | PathLike[str]) -> str:
-    """Return a path as text. A leading `~` becomes the user's home folder.
+    """Return a path as text. A leading `~` or `~user` becomes the home folder, if the user exists.
 
     A shell does not expand it in `data.root=~/scans`.
     """
@@ -95,7 +95,7 @@ def _path_to_tuple(value: Any) -> Any:
     return (value,) if isinstance(value, str | PathLike) else value
 
 
-def _check_host(name: str) -> str:
+def _validate_host(name: str) -> str:
     """Return the name of a host. Raise `ValueError` if it has a `*` except as `*` or `*.name`."""
     if "*" in name.removeprefix("*.") and name != "*":
         raise ValueError("not a host: a * may stand for the first part only: *.example.org")
@@ -108,10 +108,10 @@ def _strip_brackets(host: str) -> str:
     return host[1:-1] if is_in_brackets else host
 
 
-def _check_whole_numbers(lightning: Arguments) -> Arguments:
+def _validate_whole_numbers(lightning: Arguments) -> Arguments:
     """Return the arguments.
 
-    Raise `ValueError` if a number of steps or nodes is not a whole number of at least 1.
+    Raise `ValueError` if a given number of steps or nodes is not a whole number of at least 1.
     """
     for name in ("accumulate_grad_batches", "log_every_n_steps", "num_nodes"):
         value = lightning.get(name, 1)
@@ -121,8 +121,11 @@ def _check_whole_numbers(lightning: Arguments) -> Arguments:
     return lightning
 
 
-def _check_target(spec: Arguments) -> Arguments:
-    """Return the class and arguments of an object. Raise `ValueError` if no class is named."""
+def _validate_target(spec: Arguments) -> Arguments:
+    """Return the class and arguments of an object.
+
+    Raise `ValueError` if `_target_` is missing or has no dot. The class is not imported.
+    """
     if "." not in str(spec.get(TARGET, "")):
         raise ValueError("not {_target_: package.Class, argument: …}")
     return spec
@@ -138,9 +141,10 @@ LOGGERS = {
 
 
 def _name_loggers(value: Any) -> Any:
-    """Replace names of loggers, such as `wandb`, by Lightning's classes.
+    """Return loggers with names, such as `wandb`, replaced by Lightning's classes.
 
-    Raise `ValueError` if a name is unknown or its package is not installed.
+    A value that is neither a name nor a list is returned as it is. Raise `ValueError` if a name is
+    unknown or its package is not installed.
     """
     loggers: list[Any] = [value] if isinstance(value, str) else value
     if not isinstance(loggers, list | tuple):
@@ -149,7 +153,10 @@ def _name_loggers(value: Any) -> Any:
 
 
 def _find_logger(name: str) -> Arguments:
-    """Return the class of a named logger."""
+    """Return the class of a named logger as `{_target_: …}`.
+
+    Raise `ValueError` if the name is unknown or its package is not installed.
+    """
     if name not in LOGGERS:
         raise ValueError(
             f"the logger {name!r} is unknown. Choose one of {', '.join(LOGGERS)}, or give "
@@ -161,7 +168,7 @@ def _find_logger(name: str) -> Arguments:
     return {TARGET: f"pytorch_lightning.loggers.{class_name}"}
 
 
-def _check_distinct(values: tuple[int, ...]) -> tuple[int, ...]:
+def _validate_distinct(values: tuple[int, ...]) -> tuple[int, ...]:
     """Return the numbers. Raise `ValueError` if one is repeated."""
     if len(set(values)) < len(values):
         raise ValueError("a number is repeated; give each number once")
@@ -169,7 +176,7 @@ def _check_distinct(values: tuple[int, ...]) -> tuple[int, ...]:
 
 
 Text = Annotated[str, BeforeValidator(_path_to_text)]
-Spec = Annotated[Arguments, AfterValidator(_check_target)]
+Spec = Annotated[Arguments, AfterValidator(_validate_target)]
 Loggers = Annotated[tuple[Spec, ...], BeforeValidator(_name_loggers)]
 # one path or several; the predictions of several bundles are averaged
 Bundles = Annotated[tuple[Text, ...], BeforeValidator(_path_to_tuple)]
@@ -206,6 +213,8 @@ class Settings(BaseModel):
     @classmethod
     def of(cls, **chosen: Any) -> Self:
         """Return the defaults of `conf/`, changed by the given values.
+
+        A required setting that is not given has the text `???` of its file.
 
         Raises:
             ConfigError: if a key is unknown or a value is wrong.
@@ -275,7 +284,8 @@ class ModelConfig(Settings):
     backbone: Arguments | None = None
 
     @model_validator(mode="after")
-    def _check_architecture(self) -> Self:
+    def _validate_architecture(self) -> Self:
+        """Return self. Raise `ValueError` if a setting does not belong to the architecture."""
         is_detector = self.architecture in ("retinanet", "retina_unet")
         is_ours = is_detector or self.architecture in (AUTO_MODEL, "unet", "residual_unet")
         has_wrong_network = bool(self.network) and is_ours
@@ -305,8 +315,11 @@ class LossConfig(Settings):
 
     @field_validator("alpha", "gamma")
     @classmethod
-    def _check_range(cls, value: Any, before: ValidationInfo) -> Any:
-        """Return α or γ. It must be in range for a loss of lesionseg; others check their own."""
+    def _validate_range(cls, value: Any, before: ValidationInfo) -> Any:
+        """Return α or γ. Raise `ValueError` if it is out of range for a loss of lesionseg.
+
+        Other losses check their own. `before` contains the settings that were read before.
+        """
         is_alpha = before.field_name == "alpha"
         is_ours = str(before.data.get("target")).startswith(OWN_LOSSES)
         if not is_ours or (is_alpha and value is None):
@@ -334,7 +347,7 @@ class PrepareSection(Settings):
 
 class AugmentConfig(Settings):
     flip_axes: (
-        Annotated[tuple[Annotated[int, Field(ge=0, le=2)], ...], AfterValidator(_check_distinct)]
+        Annotated[tuple[Annotated[int, Field(ge=0, le=2)], ...], AfterValidator(_validate_distinct)]
         | None
     )
     spatial_probability: Probability
@@ -360,7 +373,7 @@ class TrainerConfig(Settings):
         PositiveInt
         | Literal["auto"]
         | Annotated[
-            tuple[NonNegativeInt, ...], Field(min_length=1), AfterValidator(_check_distinct)
+            tuple[NonNegativeInt, ...], Field(min_length=1), AfterValidator(_validate_distinct)
         ]
     )
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
@@ -368,7 +381,7 @@ class TrainerConfig(Settings):
     memory_gb: PositiveFloat | None
     workers: NonNegativeInt | Literal["auto"]
     validate_every_minutes: PositiveFloat | Literal["auto"] | None
-    lightning: Annotated[Arguments, AfterValidator(_check_whole_numbers)]
+    lightning: Annotated[Arguments, AfterValidator(_validate_whole_numbers)]
 
     @property
     def n_devices(self) -> int | None:
@@ -472,7 +485,7 @@ class OutputCommand(Settings):
     private: bool
 
 
-def _check_pattern(text: str) -> str:
+def _validate_pattern(text: str) -> str:
     """Return the text. Raise `ValueError` if it is not a regular expression."""
     try:
         re.compile(text)
@@ -489,7 +502,7 @@ class SeriesConfig(Settings):
     """
 
     modality: Annotated[tuple[str, ...] | None, BeforeValidator(_to_capitals)]
-    description: Annotated[str, AfterValidator(_check_pattern)] | None
+    description: Annotated[str, AfterValidator(_validate_pattern)] | None
     min_slices: PositiveInt | None
 
 
@@ -515,13 +528,15 @@ class PredictConfig(OutputCommand):
     shard_index: NonNegativeInt
 
     @model_validator(mode="after")
-    def _check_zones(self) -> Self:
+    def _validate_zones(self) -> Self:
+        """Return self. Raise `ValueError` if zones are named without their masks."""
         if self.inference.keep_zones is not None and self.zones is None:
             raise ValueError("inference.keep_zones needs the masks of zones=FOLDER")
         return self
 
     @model_validator(mode="after")
-    def _check_dicomweb(self) -> Self:
+    def _validate_dicomweb(self) -> Self:
+        """Return self. Raise `ValueError` if a DICOMweb address does not fit the other settings."""
         if is_dicomweb(self.output):
             raise ValueError("output must be a folder; send=dicomweb://… stores DICOM results")
         if self.send is not None and not is_dicomweb(self.send):
@@ -533,7 +548,8 @@ class PredictConfig(OutputCommand):
         return self
 
     @model_validator(mode="after")
-    def _check_shard(self) -> Self:
+    def _validate_shard(self) -> Self:
+        """Return self. Raise `ValueError` if there is no shard of this index."""
         if self.shard_index >= self.num_shards:
             raise ValueError(
                 f"shard_index={self.shard_index} must be below num_shards={self.num_shards}"
@@ -592,8 +608,12 @@ class FollowConfig(OutputCommand):
     seed: NonNegativeInt
 
     @model_validator(mode="after")
-    def _check_sources(self) -> Self:
-        """Accept two folders of predictions, or a table of visits with a bundle or predictions."""
+    def _validate_sources(self) -> Self:
+        """Return self. Raise `ValueError` if it is not clear which visits to compare.
+
+        These are two folders of predictions, or a table of visits with a bundle or predictions.
+        Such a table already names the images.
+        """
         folders = [self.before, self.after]
         has_all_folders = None not in folders
         has_no_folder = folders == [None, None]
@@ -637,8 +657,11 @@ class ExportConfig(Settings):
     private: bool
 
     @model_validator(mode="after")
-    def _check_reference(self) -> Self:
-        """Accept the settings of a choice on predictions only if these predictions are given."""
+    def _validate_reference(self) -> Self:
+        """Return self. Raise `ValueError` if a setting needs a reference or format that is absent.
+
+        A threshold is chosen only for a bundle, and only on the given reference.
+        """
         if self.reference is not None and self.format != "bundle":
             raise ValueError("reference= needs format=bundle")
         others = (self.rate_confidence, self.group)
@@ -655,7 +678,7 @@ class ServeConfig(Settings):
     inference: InferenceConfig
     host: Annotated[str, AfterValidator(_strip_brackets)]
     port: Annotated[int, Field(ge=1, le=65535)]
-    hosts: tuple[Annotated[str, AfterValidator(_check_host)], ...]
+    hosts: tuple[Annotated[str, AfterValidator(_validate_host)], ...]
     max_upload_mb: PositiveFloat
     max_waiting: PositiveInt
     request_seconds: PositiveFloat
@@ -669,7 +692,8 @@ class InfoConfig(Settings):
     data: DataFolder
 
     @model_validator(mode="after")
-    def _check_sources(self) -> Self:
+    def _validate_sources(self) -> Self:
+        """Return self. Raise `ValueError` if neither a model nor a dataset is given."""
         if self.bundle is None and self.data.root is None:
             raise ValueError("give bundle= for a model, data.root= for a dataset, or both")
         return self
@@ -794,7 +818,7 @@ def defaults(command: str, choices: Mapping[str, str] = MappingProxyType({})) ->
 
 
 def _read_option(group: str, choice: str) -> dict[str, Any]:
-    """Read one option of a group, with the options of its `defaults:` list.
+    """Read one option of a group. Its values replace those of the options in its `defaults:` list.
 
     Raises `ConfigError` if the option is unknown.
     """
@@ -812,7 +836,7 @@ def _read_option(group: str, choice: str) -> dict[str, Any]:
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML file as plain data."""
+    """Read a YAML file as plain data; an empty file gives no keys."""
     import yaml
 
     return dict(yaml.safe_load(path.read_text("utf-8")) or {})
@@ -869,10 +893,10 @@ def _defaults_list(path: Path) -> Sequence[Any]:
 
 @cache
 def _defaults(kind: type[Settings]) -> Mapping[str, Any]:
-    """Return the defaults of a type of settings, for `Settings.of`.
+    """Return the defaults of a type of settings, for `Settings.of`. They are read only once.
 
     It is the type of a command, or of a section. The defaults of a section are those in the first
-    command that has it.
+    command that has it. Raises `ConfigError` for any other type.
     """
     for command, whole in COMMANDS.items():
         if whole is kind:
@@ -913,7 +937,10 @@ def settings_of(
 
 
 def require_given(command: str, plain: Mapping[str, Any], advice: str = "") -> None:
-    """Raise `ConfigError` if a required setting is not given. `advice` ends the message."""
+    """Raise `ConfigError` if a required setting still has the value `???` of its file.
+
+    `advice` ends the message.
+    """
     missing = sorted(key for key, value in dotted_items(plain) if value == "???")
     if missing:
         given = " ".join(f"{key}=…" for key in missing)
@@ -921,7 +948,10 @@ def require_given(command: str, plain: Mapping[str, Any], advice: str = "") -> N
 
 
 def dotted_items(node: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    """Yield the dotted key and the value of each setting and each section."""
+    """Yield the dotted key and the value of each setting and each section, at all depths.
+
+    `prefix` is put before each key.
+    """
     for key, value in node.items():
         yield f"{prefix}{key}", value
         if isinstance(value, Mapping):
@@ -980,7 +1010,8 @@ def check_arguments(value: Any, key: str) -> None:
     Nothing is constructed. `key` is the setting that contains the value, for messages.
 
     Raises:
-        ConfigError: if a class cannot be imported or does not take the arguments.
+        ConfigError: if a class cannot be imported or does not take the arguments. A class that
+            does not state its arguments passes.
     """
     if isinstance(value, list | tuple):
         for part in value:
@@ -1005,11 +1036,13 @@ def build(spec: Mapping[str, Any], key: str) -> Any:
     """Construct an object from its class (`_target_`) and its arguments.
 
     Args:
-        spec: the class and the arguments. Arguments may contain further objects of this form.
+        spec: the class and the arguments. Arguments may contain further objects of this form, which
+            are constructed first.
         key: the setting that contains them, for messages.
 
     Raises:
-        ConfigError: if the class cannot be imported, or its constructor raises.
+        ConfigError: if a class cannot be imported, or a constructor raises an error that is not of
+            lesionseg.
     """
 
     def construct(value: Any) -> Any:
@@ -1036,7 +1069,8 @@ def keys(kind: type[BaseModel], prefix: str = "") -> Iterable[tuple[str, bool]]:
     """Yield each key of a type of settings, and True if its value can only be text.
 
     The command line puts such a value in quotes, so that Hydra does not interpret it. The key of a
-    setting in a section is `section.key`. Text includes lists of texts and None.
+    setting in a section is `section.key`. Text includes lists of texts and None. `prefix` is put
+    before each key.
     """
     for name, field in kind.model_fields.items():
         key = f"{prefix}{field.alias or name}"

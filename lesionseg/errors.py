@@ -71,7 +71,8 @@ def find_error(name: str) -> type[LesionsegError] | None:
 def pip_install(extra: str) -> str:
     """Return the command that installs the packages of an extra.
 
-    It names these packages because no package index has `lesionseg`.
+    It names these packages because no package index has `lesionseg`. If the installed metadata
+    lacks the extra, it is the command for a clone of the repository.
 
     >>> pip_install("tune")
     'pip install "optuna>=4"'
@@ -89,7 +90,10 @@ def pip_install(extra: str) -> str:
 
 
 def require_one_of(what: str, value: object, choices: Iterable[str]) -> None:
-    """Raise `ConfigError` if the value is not one of the choices; it names the nearest one."""
+    """Raise `ConfigError` if the value is not one of the choices.
+
+    The message begins with `what`, and names the nearest choice.
+    """
     known = tuple(choices)
     if value not in known:
         near = suggest(str(value), known)
@@ -97,7 +101,7 @@ def require_one_of(what: str, value: object, choices: Iterable[str]) -> None:
 
 
 def count(n: int, noun: str, nouns: str = "") -> str:
-    """Return a number with its noun in singular or plural.
+    """Return a number with its noun. The plural is `nouns`, or `noun` with an s.
 
     >>> count(1, "patient"), count(3, "patient"), count(2, "study", "studies")
     ('1 patient', '3 patients', '2 studies')
@@ -194,7 +198,7 @@ _REQUIRED: Mapping[str, str] = {
 def describe_misfits(error: Any, raw: object) -> str:
     """Describe pydantic's `ValidationError` in one sentence: each wrong key, its value, the fault.
 
-    `raw` is the data that did not validate.
+    `raw` is the data that did not validate. A fault of several keys together has no key.
     """
     misfits_of: dict[str, list[Any]] = {}
     value_of: dict[str, object] = {}
@@ -226,7 +230,8 @@ def describe_misfits(error: Any, raw: object) -> str:
 def _describe_faults(value: object, misfits: Iterable[Any]) -> str:
     """Describe the faults of one value, such as "-1 must be at least 0 or 'all'".
 
-    A union of types has one fault per type, and correcting one of them is enough.
+    A union of types has one fault per type, and correcting one of them is enough. The value is cut
+    to 60 characters, and a dictionary is left out.
     """
     required: list[str] = []
     others: list[str] = []

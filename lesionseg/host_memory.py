@@ -88,7 +88,7 @@ def _limiting_groups(root: Path) -> list[_Group]:
     The limits of all parents apply as well: SLURM limits the group of a job, and its steps and
     tasks have groups below it. A container may see the path of its group on the machine, although
     its own `/sys/fs/cgroup` begins with this group. Folders that do not exist are therefore
-    skipped.
+    skipped. The list is empty without a limit, and on other systems.
     """
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
@@ -117,10 +117,11 @@ def _limiting_groups(root: Path) -> list[_Group]:
 
 
 def _read_group(folder: Path, version: int) -> _Group | None:
-    """Return the limit of a control group, or None if it does not exist or has no limit.
+    """Return the limit of a control group of `version` 1 or 2, and what it leaves free.
 
-    The kernel drops cached files before it kills a process, so their memory counts as free, as in
-    `MemAvailable` of the machine. Version 1 states a very large number if there is no limit.
+    Return None if the folder is not a group, or the group has no limit. The kernel drops cached
+    files before it kills a process, so their memory counts as free, as in `MemAvailable` of the
+    machine. Version 1 states a very large number if there is no limit.
     """
     limit_file = "memory.max" if version == 2 else "memory.limit_in_bytes"
     used_file = "memory.current" if version == 2 else "memory.usage_in_bytes"
@@ -138,7 +139,7 @@ def _read_group(folder: Path, version: int) -> _Group | None:
 
 
 def peak_memory_mb() -> int:
-    """Return the peak memory of this process in MB; 0 on Windows."""
+    """Return the peak memory of this process in MB of 2²⁰ bytes; 0 on Windows."""
     if sys.platform == "linux":
         # `getrusage` would include the parent's memory at the start of this process
         found = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
@@ -153,7 +154,10 @@ def peak_memory_mb() -> int:
 
 @contextmanager
 def pause_collection() -> Iterator[None]:
-    """Pause Python's search for reference cycles, which takes seconds among 10⁷ objects."""
+    """Pause Python's search for reference cycles in the context. It takes seconds for 10⁷ objects.
+
+    If it is off already, it stays off.
+    """
     was_on = gc.isenabled()
     gc.disable()
     try:
@@ -170,7 +174,7 @@ def reuse_memory(*, is_wanted: bool = True) -> Iterator[None]:
     By default glibc returns each large block to the system, and the system clears its pages when
     they are used again. That takes a quarter or more of the time of a network on a CPU. At the end
     of the last of several nested or parallel calls, freed blocks are returned. Without
-    `is_wanted`, nothing happens.
+    `is_wanted`, or without glibc, nothing happens.
     """
     library = _glibc() if is_wanted else None
     if library is None:
@@ -193,7 +197,10 @@ def reuse_memory(*, is_wanted: bool = True) -> Iterator[None]:
 
 
 def trim_memory() -> None:
-    """Return all free blocks to the system, even those between used ones, in milliseconds."""
+    """Return all free blocks to the system, even those between used ones, in milliseconds.
+
+    Without glibc nothing happens.
+    """
     library = _glibc()
     if library is not None:
         library.malloc_trim(0)

@@ -19,7 +19,10 @@ def lazy_names(
     """
 
     def get(name: str) -> Any:
-        """Import the module of a public name, and return the name's value."""
+        """Import the module of a public name, and return the name's value.
+
+        Raise `AttributeError` if the name is not public, as a module without it does.
+        """
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         return getattr(import_module(f"{package}.{homes[name]}"), name)

@@ -60,7 +60,7 @@ SHARE_IN_TISSUE = 0.6  # of a lesion; a place with less is rejected
 TRIES = 60  # places tried for a lesion before it is left out
 
 
-def _check_order(values: Range) -> Range:
+def _validate_order(values: Range) -> Range:
     """Return least and most. Raise `ValueError` if the first number is larger."""
     if values[0] > values[1]:
         raise ValueError("the first number is larger than the second one")
@@ -71,7 +71,7 @@ def _check_order(values: Range) -> Range:
 Shape3 = Annotated[tuple[PositiveInt, ...], Len(3, 3)]
 Spacing3 = Annotated[tuple[PositiveFloat, ...], Len(3, 3)]
 Shape2 = tuple[PositiveInt, PositiveInt]
-NumberOfLesions = Annotated[tuple[PositiveInt, PositiveInt], AfterValidator(_check_order)]
+NumberOfLesions = Annotated[tuple[PositiveInt, PositiveInt], AfterValidator(_validate_order)]
 
 
 class SimulatedCase(NamedTuple):
@@ -219,7 +219,9 @@ def lesion_share(rng: Generator, diameter: float, spacing_mm: Spacing, jitter: F
 def place_at(
     centre: Integers, share: Field, tissue: Field, labels: NDArray[Any], gap: int
 ) -> Placed | None:
-    """Place a lesion at a voxel, restricted to the tissue in which it may grow.
+    """Return a lesion at a voxel, restricted to the tissue in which it may grow.
+
+    `labels` is not changed. A voxel is lesion if at least half of it is covered.
 
     Args:
         centre: the voxel.
@@ -229,8 +231,8 @@ def place_at(
         gap: least number of voxels to other lesions and to the border of the volume.
 
     Returns:
-        The box and the shares of its voxels. None if the lesion does not fit there, or if the
-        tissue would divide it into several components.
+        The box and the shares of its voxels. None if the box does not fit into the volume, if
+        another lesion is too near, or if the tissue leaves no voxel or several components.
     """
     half = np.array(share.shape) // 2
     start = centre - half
@@ -264,7 +266,8 @@ def _place_lesions(
     """Place lesions in a tissue. Return them and the mask of their numbers 1..n.
 
     Large lesions are placed first. A voxel is lesion if at least half of it is covered. Lesions
-    never touch. A lesion that fits nowhere is left out.
+    never touch. A lesion is left out if it covers half of no voxel, or if none of `TRIES` random
+    places leaves more than `SHARE_IN_TISSUE` of it. Without tissue there is no lesion.
 
     Args:
         rng: draws number, sizes, outlines and places.
@@ -336,7 +339,7 @@ def draw_head(rng: Generator, grid: Grid) -> tuple[Field, Field]:
 
 
 def acquire_mri(rng: Generator, signal: Field, spacing_mm: Spacing) -> Field:
-    """Add coil shading, Rician noise and a random intensity scale to an MRI signal.
+    """Return an MRI signal with coil shading, Rician noise and a random intensity scale.
 
     Rician noise: Gudbjartsson & Patz, Magn Reson Med 1995;34:910.
     """
@@ -380,6 +383,7 @@ def write_mri_phantoms(
     """
 
     def simulate(rng: Generator, n: Range) -> Simulated:
+        """Draw the image and the lesions of a case with `n` lesions, least and most."""
         signal, white = draw_head(rng, grid)
         lesions, instances = _place_lesions(
             rng,
@@ -401,7 +405,7 @@ def write_mri_phantoms(
 def _brighten_lesions(
     rng: Generator, signal: Field, lesions: Sequence[_Lesion], contrast: float
 ) -> None:
-    """Add lesions to a FLAIR signal. Small lesions tend to be fainter, as in patients.
+    """Add lesions to a FLAIR signal in place. Small lesions tend to be fainter, as in patients.
 
     A lesion of 6 mm is 0.62 brighter than white matter, which has the signal 1. The excess of a
     lesion is random, and limited to 0.25 to 1.2. It is multiplied by `contrast`.
@@ -448,7 +452,7 @@ class _ChestSpace:
 
     @classmethod
     def draw(cls, rng: Generator, grid: Grid) -> "_ChestSpace":
-        """Draw the bend of the coordinates of a grid."""
+        """Return the coordinates of a grid, whose bend is drawn."""
         half_mm = np.asarray(grid.shape) * np.asarray(grid.spacing_mm) / 2
         bend = np.float32(0.02 * half_mm.min())
         z, y, x = (
@@ -486,13 +490,13 @@ class _ChestSpace:
         return ellipsoid_depth((self.z, self.y, self.x), centre, (0.4 * self.half_mm).tolist())
 
     def hilum_distance(self) -> Field:
-        """Return the distance from the root of the lung, in units of the smallest half extent."""
+        """Return the distance from the nearer lung's root over the smallest half extent."""
         side = self.half_mm[2]
         distance_mm = np.sqrt(self.z**2 + self.y**2 + (np.abs(self.x) - 0.2 * side) ** 2)
         return np.asarray(distance_mm / np.float32(self.half_mm.min()))
 
 
-def _chest(rng: Generator, grid: Grid) -> tuple[Field, Field]:
+def _draw_chest(rng: Generator, grid: Grid) -> tuple[Field, Field]:
     """Draw the Hounsfield units of a chest that fills the grid, and the share of lung.
 
     The chest has a torso, two lungs and a heart (`_ChestSpace`). Ribs, spine and vessels have fixed
@@ -575,7 +579,8 @@ def write_ct_phantoms(
     """
 
     def simulate(rng: Generator, n: Range) -> Simulated:
-        hounsfield, lung = _chest(rng, grid)
+        """Draw the image and the lesions of a case with `n` lesions, least and most."""
+        hounsfield, lung = _draw_chest(rng, grid)
         lesions, instances = _place_lesions(
             rng,
             tissue=lung,
@@ -598,7 +603,11 @@ def write_ct_phantoms(
 def _add_nodules(
     rng: Generator, hounsfield: Field, lesions: Sequence[_Lesion], contrast: float
 ) -> None:
-    """Add nodules to the Hounsfield units of a chest: four of five solid, the rest ground glass."""
+    """Add nodules to the Hounsfield units of a chest, in place.
+
+    Four of five are solid, the others ground glass. The difference from the lung is multiplied by
+    `contrast`. Denser voxels stay as they are.
+    """
     for lesion in lesions:
         is_solid = rng.random() > 0.2
         level = rng.uniform(-60, 80) if is_solid else rng.uniform(-650, -400)
@@ -608,17 +617,18 @@ def _add_nodules(
 
 
 def _acquire_ct(rng: Generator, hounsfield: Field, spacing_mm: Spacing) -> Field:
-    """Add the blur of a CT scanner (σ = 0.6 mm), and noise of 40 HU with a grain of 0.5 mm."""
+    """Return a chest with a scanner's blur (σ = 0.6 mm) and noise of 40 HU, with 0.5 mm grain."""
     white = rng.standard_normal(hounsfield.shape, dtype=np.float32)
     grain = ndimage.gaussian_filter(white, [0.5 / s for s in spacing_mm])
     blurred = ndimage.gaussian_filter(hounsfield, [0.6 / s for s in spacing_mm])
     return np.asarray(blurred + np.float32(40 / grain.std()) * grain)
 
 
-def _radiograph(rng: Generator, attenuation: Field) -> Field:
-    """Return the pixel values 0..4095 of a radiograph: scatter, Poisson noise, optical density.
+def _acquire_radiograph(rng: Generator, attenuation: Field) -> Field:
+    """Draw the pixel values 0..4095 of a radiograph: scatter, Poisson noise, optical density.
 
-    Bright pixels are those where the chest absorbs most of the radiation.
+    Bright pixels are those where the chest absorbs most of the radiation. `attenuation` is the
+    exponent of the absorption along the ray of each pixel.
     """
     wide = 0.09 * min(attenuation.shape)  # σ of the scatter in pixels
     light = np.exp(-attenuation)
@@ -671,7 +681,8 @@ def write_xray_phantoms(
     grid = Grid(shape, (pixel_mm, pixel_mm))
 
     def simulate(rng: Generator, n: Range) -> Simulated:
-        hounsfield, lung = _chest(rng, volume)
+        """Draw the image and the lesions of a case with `n` lesions, least and most."""
+        hounsfield, lung = _draw_chest(rng, volume)
         per_mm = 0.0205 * np.maximum(1 + hounsfield / 1000, 0)  # of water at 60 keV (NISTIR 5632)
         attenuation = _project(per_mm, depth_mm, shape)
         lung_mm = _project(lung, depth_mm, shape)
@@ -689,7 +700,7 @@ def write_xray_phantoms(
             density = 0.0164 * rng.uniform(0.9, 2.0)  # per mm; tissue replaces lung
             absorbed = np.float32(contrast * density) * lesion.share * _thickness_mm(lesion)
             attenuation[lesion.box] += absorbed
-        return _radiograph(rng, attenuation), instances
+        return _acquire_radiograph(rng, attenuation), instances
 
     cases = draw_cases(
         simulate, "SIMX", n_cases, seed, lesion_free_share, grid, n_nodules, progress
@@ -844,7 +855,7 @@ def write_nnunet_raw(
     channel: str,
     about: str,
 ) -> None:
-    """Write cases as an nnU-Net raw folder, with images as int16.
+    """Write cases as an nnU-Net raw folder: images as int16, and masks in which a lesion is 1.
 
     Args:
         folder: the folder to write.
@@ -854,6 +865,9 @@ def write_nnunet_raw(
         name: name of the dataset.
         channel: name of its channel.
         about: description of the dataset.
+
+    Raises:
+        ConfigError: if there are fewer cases than test cases.
     """
     if not 0 <= n_test <= n_cases:
         raise ConfigError(
@@ -880,7 +894,7 @@ def write_nnunet_raw(
 
 
 def write_array(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
-    """Write an array `[*shape]` as an image, and its folder."""
+    """Write an array `[*shape]` as an image of one channel. Create its folder if it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_volume(path, Volume(array[None], geometry))
 
@@ -900,7 +914,9 @@ def simulate_once(
     phantoms: Mapping[str, Any],
     bar: Callable[[], AbstractContextManager[Progress | None]] = nullcontext,
 ) -> None:
-    """Simulate a dataset at `root`, unless it exists already.
+    """Simulate a dataset at `root`, unless the folder exists already.
+
+    A folder that was not simulated contains data of the user, and stays as it is.
 
     Args:
         root: the folder of the dataset.

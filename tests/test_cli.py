@@ -12,7 +12,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 import lesionseg
 from lesionseg.cli import COMMANDS, compose, main, run
-from lesionseg.cli.compose import compose_plain, groups
+from lesionseg.cli.compose import compose_plain, options_of_groups
 from lesionseg.cli.help import examples, setting_lines
 from lesionseg.config import InferenceConfig, TrainConfig, files_of, keys
 from lesionseg.errors import ConfigError, DatasetError, LesionsegError, require_one_of
@@ -173,7 +173,7 @@ def test_missing_setting_is_named_and_help_lists_examples_and_options(command, c
     assert main([command, "--help"]) == 0
     page = capsys.readouterr().out
     assert f"  lesionseg {command} {examples(command)[0]}" in page.replace(" \\\n     ", "")
-    assert all(f"--help={group}" in page for group in groups(command))
+    assert all(f"--help={group}" in page for group in options_of_groups(command))
 
 
 def test_list_of_commands_has_80_columns(capsys):
@@ -189,7 +189,7 @@ def test_help_of_all_settings_lists_every_key_and_option_in_80_columns(command, 
     page = capsys.readouterr().out
     for line in [line for file in files_of(command) for line in setting_lines(file)]:
         assert line.split(":")[0] + ":" in page
-    for group, options in groups(command).items():
+    for group, options in options_of_groups(command).items():
         assert all(f"  {group}={option}" in page for option in options)
     assert [line for line in page.splitlines() if len(line) > 80] == []
 
@@ -457,7 +457,7 @@ OPTIONS = [
     (command, group, option)
     for command in COMMANDS
     if command not in ("prepare", "tune")  # they have the options of `train`
-    for group, options in groups(command).items()
+    for group, options in options_of_groups(command).items()
     for option in options
 ]
 

@@ -26,7 +26,7 @@ from lesionseg.data.cache import CachedCase, read_cached_case
 from lesionseg.models.build import build_network
 from lesionseg.plan.plan import Normalisation, Plan
 from lesionseg.training.fit import fit, tiles_of
-from lesionseg.training.objective import some_batch
+from lesionseg.training.objective import noise_batch
 
 
 class Watch(pl.Callback):
@@ -114,7 +114,7 @@ def fit_in_memory(
     network: nn.Module, plan: Plan, cfg: TrainConfig, run: Path, watch: pl.Callback
 ) -> None:
     """Train repeatedly on one batch until `watch` ends the training."""
-    tiles = InMemory(some_batch(plan, plan.batch_size, torch.device("cpu")))
+    tiles = InMemory(noise_batch(plan, plan.batch_size))
     fit(network, plan, tiles, cfg, run, callbacks=[watch])
 
 

@@ -33,7 +33,11 @@ log = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `lesionseg COMMAND OVERRIDES…`. Return the exit status."""
+    """Run `lesionseg COMMAND OVERRIDES…`. Return the exit status: 2 for an unknown command.
+
+    Without a command, print the list of commands. `argv` are the words after `lesionseg`; None for
+    those of this process.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments and arguments[0] in COMMANDS:
         return run(arguments[0], arguments[1:], program="lesionseg")
@@ -50,7 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(command: str, argv: Sequence[str], *, program: str | None = None) -> int:
-    """Run one command and return its exit status.
+    """Run one command and return its exit status. Print its outcome, or its error as a sentence.
+
+    SIGTERM ends it like Ctrl-C. `--cfg` and `--help` print settings and help instead.
 
     Args:
         command: the name of the command.
@@ -123,7 +129,10 @@ def _help_topic(argv: Sequence[str]) -> str | None:
 
 
 def _say_help(command: str, program: str | None, topic: str) -> int:
-    """Print the help of a command, or of a part of its settings. Return the exit status."""
+    """Print the help of a command, or of a part of its settings.
+
+    Return the exit status: 2 if there is no such topic, otherwise 0.
+    """
     try:
         say(help_page(command, program, topic))
     except ConfigError as error:
@@ -133,7 +142,11 @@ def _say_help(command: str, program: str | None, topic: str) -> int:
 
 
 def run_recipe(command: str, cfg: Any) -> Outcome:
-    """Call the function of a command with its settings, and return its outcome. Print nothing."""
+    """Run a command with its settings, and return its outcome. Print nothing.
+
+    The paths are checked first, and models named by an address are downloaded. Files are private if
+    the settings say so.
+    """
     from lesionseg.cli.paths import check_paths, with_local_models
 
     check_paths(cfg)
@@ -166,14 +179,14 @@ def say(text: str) -> None:
 
 
 def _explain_os_error(error: OSError) -> str:
-    """Describe an error of the operating system: its path, its reason and the remedy."""
+    """Describe an error of the operating system: its path if it has one, its reason, the remedy."""
     reason = error.strerror or str(error) or type(error).__name__
     place = f"{error.filename}: " if error.filename else ""
     return f"{place}{reason}. Check the permissions and the free space, or name another path."
 
 
 def _report_error(status: int, text: str, *, as_json: bool) -> int:
-    """Print why a command ended early, also as JSON if requested. Return the exit status."""
+    """Print why a command ended early, with `as_json` also as JSON. Return the exit status."""
     sys.stderr.write(f"{text}\n" if status == INTERRUPTED else f"Error: {text}\n")
     if as_json:
         say(json.dumps({"exit_status": status, "error": text}))
@@ -181,7 +194,10 @@ def _report_error(status: int, text: str, *, as_json: bool) -> int:
 
 
 def print_outcome(outcome: Outcome, *, as_json: bool = False) -> int:
-    """Print the outcome of a command, as text or as one line of JSON. Return its exit status."""
+    """Print the outcome of a command as text or, with `as_json`, as one line of JSON.
+
+    Return its exit status. An outcome without content prints nothing.
+    """
     if as_json:
         record = outcome.record()
         if record:  # further processes of a training have none
@@ -199,7 +215,20 @@ def print_outcome(outcome: Outcome, *, as_json: bool = False) -> int:
 def multirun(command: str, argv: Sequence[str]) -> int:
     """Run a command once for each value of `a=1,2`, in sequence or through a launcher of Hydra.
 
-    Return the highest exit status of the jobs that ran in this process, or 0 if none did.
+    Without `run_dir`, each job gets a folder with its number. A failed job does not end the others.
+    `sys.argv` is replaced, because Hydra reads it.
+
+    Args:
+        command: the name of the command.
+        argv: its overrides.
+
+    Returns:
+        The highest exit status of the jobs that ran in this process, or 0 if none did.
+
+    Raises:
+        ConfigError: if Hydra refuses an override, a launcher is not installed, or jobs would write
+            into the same folder.
+        LesionsegError: at the end, the error of one of the jobs that failed. All are logged.
     """
     import hydra
     from hydra.core.hydra_config import HydraConfig
@@ -305,12 +334,16 @@ class _TerminalHandler(logging.StreamHandler[Any]):
         self.addFilter(RepeatFilter())
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Print the record to the current `sys.stderr`."""
         self.stream = sys.stderr  # a progress bar replaces sys.stderr, to print above the bar
         super().emit(record)
 
 
 def _end_at_sigterm() -> None:
-    """Make SIGTERM end a command like Ctrl-C. A forked process ends at once."""
+    """Make SIGTERM end a command like Ctrl-C. A process that is forked from it ends at once.
+
+    Outside of the main thread, nothing changes.
+    """
     with suppress(ValueError):  # only the main thread may set a handler
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         if hasattr(os, "register_at_fork"):

@@ -48,9 +48,10 @@ LISTS = ("bundle", "stable", "subgroups", "hosts", "series.modality", "inference
 def compose_files(
     command: str, overrides: tuple[str, ...] = (), *, resolve: bool = False
 ) -> dict[str, Any]:
-    """Compose a command's files and overrides with Hydra.
+    """Compose a command's files and overrides with Hydra, and return plain data.
 
-    Hydra stores its state in a global. This function restores it.
+    The result is cached: do not change it. With `resolve`, interpolations are replaced by their
+    values. Hydra stores its state in a global, which is restored.
 
     Raises:
         ConfigError: if Hydra refuses a file or an override.
@@ -89,18 +90,23 @@ def compose(command: str, argv: Sequence[str]) -> Settings:
 
 
 def compose_plain(command: str, argv: Sequence[str]) -> dict[str, Any]:
-    """Return the settings of a command with overrides as plain data, without checking values."""
+    """Return the settings of a command with overrides as plain data.
+
+    Values are not checked. Raises `ConfigError` as `override_list` does, or if Hydra refuses an
+    override.
+    """
     return compose_files(command, tuple(override_list(command, argv)), resolve=True)
 
 
 def override_list(command: str, argv: Sequence[str], *, sweeps: bool = False) -> list[str]:
     """Check the keys and options of overrides. Return them in the form that Hydra can read.
 
-    Texts are quoted, and a key that its section does not list yet gets `++`. For `sweeps`, see
-    `quote_text`.
+    Texts are quoted, and a key that its section does not list yet gets `++`. `experiment=null`, the
+    default, is left out. With `sweeps`, a value may be the list `a,b` of a multirun.
 
     Raises:
-        ConfigError: if a key or an option of a group is unknown; the message names the nearest.
+        ConfigError: if an argument is not an override, or a key or an option of a group is unknown;
+            the message names the nearest.
     """
     for argument in argv:
         if "=" not in argument and not argument.startswith("~"):
@@ -110,7 +116,7 @@ def override_list(command: str, argv: Sequence[str], *, sweeps: bool = False) ->
     # the default of the only group that may be empty, which Hydra does not accept as an override
     chosen = [argument for argument in argv if argument.lstrip("+") != "experiment=null"]
     overrides = [quote_text(argument, texts, sweeps=sweeps) for argument in chosen]
-    options = groups(command, overrides)
+    options = options_of_groups(command, overrides)
     values = {key_of(o): o.partition("=")[2].strip("'\"") for o in overrides}
     _check_options(options, values)
     # the chosen options and the user's folders decide which keys exist; several options of a
@@ -157,8 +163,12 @@ def _check_options(options: Mapping[str, Sequence[str]], values: Mapping[str, st
                 raise ConfigError(f"There is no {group}={value}.{hint}")
 
 
-def groups(command: str, overrides: Sequence[str] = ()) -> dict[str, list[str]]:
-    """Return the options of each group of the command, including those in the user's folders."""
+def options_of_groups(command: str, overrides: Sequence[str] = ()) -> dict[str, list[str]]:
+    """Return the sorted options of each group of the command.
+
+    Options in the folders of `hydra.searchpath` are included if `overrides` name them. Raises
+    `ConfigError` if such a folder does not exist.
+    """
     roots = [conf_dir(), *_user_folders(overrides)]
     found: dict[str, list[str]] = {}
     for name in groups_of(command):
@@ -168,7 +178,10 @@ def groups(command: str, overrides: Sequence[str] = ()) -> dict[str, list[str]]:
 
 
 def _user_folders(overrides: Sequence[str]) -> list[Path]:
-    """Return the folders of `hydra.searchpath`. Raise `ConfigError` if one does not exist."""
+    """Return the folders of `hydra.searchpath` in the overrides; empty without this key.
+
+    Raise `ConfigError` if a folder does not exist, or Hydra cannot read the value.
+    """
     given = [override for override in overrides if key_of(override) == SEARCHPATH]
     if not given:
         return []
@@ -194,7 +207,9 @@ def _user_folders(overrides: Sequence[str]) -> list[Path]:
 def _guess_key(command: str, flag: str = "") -> str | None:
     """Return the key that an unknown flag probably means, or the key of the input for no flag.
 
-    The input is the key `input`, or the first key of a command that has no such key.
+    The input is the key `input`, or the first key of a command that has no such key. The flag means
+    the key that it equals, or whose last part it equals, otherwise the first key that begins with
+    it. None if there is no such key.
 
     >>> _guess_key("train", "--data"), _guess_key("train", "--max-minutes"), _guess_key("predict")
     ('data.root', 'trainer.max_minutes', 'input')
@@ -212,13 +227,13 @@ def _guess_key(command: str, flag: str = "") -> str | None:
     return next((key for key in known if key.startswith(name)), None)
 
 
-def read_flags(argv: Sequence[str], command: str = "train") -> tuple[set[str], list[str]]:
+def read_flags(argv: Sequence[str], command: str) -> tuple[set[str], list[str]]:
     """Separate flags from overrides, and return both. Flags are returned by their long names.
 
-    A flag with a value (`KEYS`) becomes an override. Raises `ConfigError` if a flag is unknown or
-    its value is missing.
+    A flag with a value (`KEYS`) becomes an override. Raises `ConfigError` if a flag is unknown, its
+    value is missing, or `--json` has another flag next to it. `command` is for the advice.
 
-    >>> read_flags(["-c", "job", "loss=focal", "--config-dir", "a", "--config-dir=b"])
+    >>> read_flags(["-c", "job", "loss=focal", "--config-dir", "a", "--config-dir=b"], "train")
     ({'--cfg'}, ['loss=focal', "hydra.searchpath=['file://a','file://b']"])
     """
     flags: set[str] = set()
@@ -256,7 +271,10 @@ def read_flags(argv: Sequence[str], command: str = "train") -> tuple[set[str], l
 
 
 def _join_folders(folders: Sequence[str], overrides: Sequence[str]) -> str:
-    """Return the override of Hydra's search path for the folders of --config-dir."""
+    """Return the override of Hydra's search path for the folders of --config-dir.
+
+    Raise `ConfigError` if `overrides` contain a search path already.
+    """
     if any(key_of(override) == SEARCHPATH for override in overrides):
         raise ConfigError(f"Name all folders with --config-dir, and leave {SEARCHPATH}= out.")
     return f"{SEARCHPATH}=[{','.join(map(in_quotes, folders))}]"
@@ -265,8 +283,8 @@ def _join_folders(folders: Sequence[str], overrides: Sequence[str]) -> str:
 def quote_text(argument: str, keys: Iterable[str], *, sweeps: bool = False) -> str:
     """Quote the value of an override if it is text, that is, if its key is one of `keys`.
 
-    Without quotes, Hydra would interpret spaces, `=`, commas and brackets. If `sweeps`, each of the
-    values `a,b` of a multirun gets its own quotes.
+    Without quotes, Hydra would interpret spaces, `=`, commas and brackets. An empty value and
+    `null` are not quoted. If `sweeps`, each of the values `a,b` of a multirun gets its own quotes.
 
     >>> quote_text("input=a b,c.nii", ["input"])
     "input='a b,c.nii'"
@@ -288,7 +306,7 @@ def quote_text(argument: str, keys: Iterable[str], *, sweeps: bool = False) -> s
 
 
 def _quote_value(value: str, *, may_be_list: bool) -> str:
-    """Quote one value of an override, or each item of a list."""
+    """Quote one value of an override, or each item of a list in brackets if it `may_be_list`."""
     if may_be_list and value[:1] == "[" and value[-1:] == "]":
         items = [in_quotes(item.strip()) for item in _split_values(value[1:-1]) if item.strip()]
         return f"[{','.join(items)}]"
@@ -297,6 +315,8 @@ def _quote_value(value: str, *, may_be_list: bool) -> str:
 
 def _split_values(text: str) -> list[str]:
     """Split a text at its commas, except for those within quotes or pairs of brackets.
+
+    If the brackets are not in pairs, they do not protect commas.
 
     >>> _split_values("a,b"), _split_values("(P[0-9]{1,3})_"), _split_values("'a,b'")
     (['a', 'b'], ['(P[0-9]{1,3})_'], ["'a,b'"])

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from textwrap import fill, wrap
 
-from lesionseg.cli.compose import groups
+from lesionseg.cli.compose import options_of_groups
 from lesionseg.config import COMMANDS, conf_dir, files_of
 from lesionseg.errors import ConfigError, suggest
 
@@ -34,18 +34,18 @@ def examples(command: str) -> list[str]:
 
 
 def most_used_settings(command: str) -> list[str]:
-    """Return the keys that most users change."""
+    """Return the keys that most users change, in the order of the command's file."""
     text = (conf_dir() / f"{command}.yaml").read_text(encoding="utf-8")
     found = re.search(r"^# Most used: (.*)$", text, re.MULTILINE)
     return found[1].split() if found else []
 
 
-def help_page(command: str, program: str | None = None, topic: str = "") -> str:
+def help_page(command: str, program: str | None, topic: str) -> str:
     """Return the help of a command, in lines of at most 80 columns.
 
     Args:
         command: the command.
-        program: see `command.run`.
+        program: the program's name in the examples. None means the script of the repository.
         topic: a group or section whose settings are listed, or `all`. The page of "" has examples,
             the most used settings, and the topics.
 
@@ -53,16 +53,16 @@ def help_page(command: str, program: str | None = None, topic: str = "") -> str:
         ConfigError: if the command has no such topic.
     """
     own = dict(_entries([line for file in files_of(command) for line in setting_lines(file)]))
-    known = groups(command)
+    known = options_of_groups(command)
     sections = {key.partition(".")[0] for key in own if "." in key}
     lines = _group_lines(topic, known[topic]) if topic in known else []
     if topic in sections:  # a command may add settings to a group
         of_section = [line for key, line in own.items() if key.startswith(f"{topic}.")]
-        lines += [f"{topic}.key=value:", *_fitted(of_section)]
+        lines += [f"{topic}.key=value:", *_fit_lines(of_section)]
     if lines:
         return "\n".join(lines)
     if topic == _EVERYTHING:
-        lines = ["key=value, or section.key=value:", *_fitted(own.values())]
+        lines = ["key=value, or section.key=value:", *_fit_lines(own.values())]
         for group, options in known.items():
             lines += ["", *_group_lines(group, options)]
         return "\n".join(lines)
@@ -72,7 +72,7 @@ def help_page(command: str, program: str | None = None, topic: str = "") -> str:
     start = f"{program} {command}" if program else f"python scripts/{command}.py"
     lines = [*wrap(f"{command}: {summary(command)}", _WIDTH), "", "Examples:"]
     for example in examples(command):
-        lines += _broken(f"{start} {example}")
+        lines.append(_break_lines(f"{start} {example}"))
     lines += ["", "Most used (key=value):"]
     for group, options in known.items():
         for option in options:
@@ -80,7 +80,7 @@ def help_page(command: str, program: str | None = None, topic: str = "") -> str:
             own = {**dict(in_group), **own}
     for key in most_used_settings(command):
         comment = own.get(key, "").partition(" # ")[2]
-        lines += _aligned(key, comment or f"{', '.join(known[key])} (--help={key})")
+        lines += _align(key, comment or f"{', '.join(known[key])} (--help={key})")
     topics = dict.fromkeys((*known, *sorted(sections)))
     more = ", ".join(f"--help={name}" for name in (*topics, _EVERYTHING))
     lines += ["", *wrap(f"More: {more}", _WIDTH, break_on_hyphens=False)]
@@ -92,7 +92,10 @@ def help_page(command: str, program: str | None = None, topic: str = "") -> str:
 
 
 def _entries(lines: Iterable[str], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yield the key, such as `trainer.devices`, and the line of each setting."""
+    """Yield the key, such as `trainer.devices`, and the line of each setting.
+
+    An indented line belongs to the section of the line above. `prefix` is put before each key.
+    """
     section = ""
     for line in lines:
         name = line.strip().partition(":")[0]
@@ -104,18 +107,24 @@ def _entries(lines: Iterable[str], prefix: str = "") -> Iterator[tuple[str, str]
 
 
 def _group_lines(group: str, options: Iterable[str]) -> list[str]:
-    """Return the lines of a group: each option with its description and its settings."""
+    """Return the lines of a group: each option with its description and its settings.
+
+    The settings of an experiment, which belong to other groups, are left out.
+    """
     lines = [f"Group {group} (group=option; its settings are {group}.key=value):"]
     for option in options:
         file = conf_dir() / group / f"{option}.yaml"
-        lines += _aligned(f"{group}={option}", first_comment(file))
+        lines += _align(f"{group}={option}", first_comment(file))
         if group != "experiment":  # a list of other groups' settings
-            lines += _fitted(setting_lines(file), indent=4)
+            lines += _fit_lines(setting_lines(file), indent=4)
     return lines
 
 
-def _aligned(name: str, text: str) -> list[str]:
-    """Return a name and its text, wrapped in a column of its own."""
+def _align(name: str, text: str) -> list[str]:
+    """Return the lines of a name and its text, which is wrapped in a column of its own.
+
+    A name that is too long for its column has a line of its own.
+    """
     lines = wrap(text, _WIDTH - _COLUMN, break_long_words=False) or [""]
     if len(name) + 4 > _COLUMN:
         return [f"  {name}", *(" " * _COLUMN + line for line in lines)]
@@ -123,14 +132,14 @@ def _aligned(name: str, text: str) -> list[str]:
     return [f"  {name:<{_COLUMN - 2}}{lines[0]}".rstrip(), *rest]
 
 
-def _broken(example: str) -> list[str]:
-    """Return a command in lines that a shell reads as one: all but the last end in a backslash."""
+def _break_lines(example: str) -> str:
+    """Return a command as a text of several lines, of which all but the last end in a backslash."""
     lines = wrap(example, _WIDTH - 4, break_long_words=False, break_on_hyphens=False)
-    return ["  " + " \\\n      ".join(lines)]
+    return "  " + " \\\n      ".join(lines)
 
 
-def _fitted(lines: Iterable[str], indent: int = 2) -> list[str]:
-    """Return setting lines. A comment that does not fit is moved below its key and wrapped."""
+def _fit_lines(lines: Iterable[str], indent: int = 2) -> list[str]:
+    """Return setting lines, indented. A comment that does not fit is moved below its key."""
     fitted: list[str] = []
     for line in lines:
         setting, mark, comment = (" " * indent + line).partition(" # ")
@@ -144,7 +153,7 @@ def _fitted(lines: Iterable[str], indent: int = 2) -> list[str]:
 
 
 def setting_lines(path: Path) -> list[str]:
-    """Return the lines of a file without its list of defaults and its full-line comments."""
+    """Return the lines of a file that are settings: no list of defaults, comments, empty lines."""
     text = path.read_text(encoding="utf-8")
     # the list is written in one line, `defaults: [_self_]`, or in indented lines
     text = re.sub(r"^defaults:(?: \[.*\]\n|\n(?:  .*\n)+)", "", text, flags=re.MULTILINE)
@@ -152,6 +161,6 @@ def setting_lines(path: Path) -> list[str]:
 
 
 def first_comment(path: Path) -> str:
-    """Return the first comment of a file that is not a directive of Hydra."""
+    """Return the first line of a file that is not a directive of Hydra, without its `#`."""
     lines = path.read_text(encoding="utf-8").splitlines()
     return next(line for line in lines if "@package" not in line).lstrip("# ").strip()

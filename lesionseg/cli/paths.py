@@ -25,6 +25,7 @@ def check_paths(cfg: Settings, prefix: str = "") -> None:
 
     An empty path is an error. Images and weights are not read, and files at a URL are not checked.
     A bundle in a zip is unpacked into the cache. The command still checks the files that it reads.
+    `prefix` is put before each key in messages, such as `data.` for the settings of a section.
     """
     # otherwise the folder is simulated if it is missing, or read without a known layout
     is_simulated = isinstance(cfg, DataConfig) and cfg.phantoms
@@ -73,7 +74,7 @@ def with_local_models(cfg: S) -> S:
 
 
 def _local_path(place: str) -> str:
-    """Return the local path of a model that a setting names by an address or by a path."""
+    """Return the local path of a model. A model at an address is downloaded first."""
     if not place.startswith(_ADDRESSES):
         return place
     from lesionseg.io.model_address import local_model
@@ -82,7 +83,11 @@ def _local_path(place: str) -> str:
 
 
 def _check(kind: PathKind, setting: str, path: Path) -> None:
-    """Check one path. Raise an error that names the setting if the system refuses to look at it."""
+    """Raise an error that names the setting if a path is not of its kind.
+
+    `setting` is `key=path`. An error of the operating system, such as a missing permission, becomes
+    an `OutputError` or a `ReadError`.
+    """
     try:
         _CHECKS[kind](setting, path)
     except OSError as error:  # no permission, or a name that is too long
@@ -102,6 +107,7 @@ def _list_paths(value: Any) -> tuple[str, ...]:
 
 
 def _check_is_folder(setting: str, path: Path) -> None:
+    """Raise `DatasetError` if there is no folder at `path`. `setting` is for the message."""
     if not path.exists():
         raise DatasetError(f"{setting}: the folder does not exist.{_hint(path)}")
     if not path.is_dir():
@@ -109,13 +115,14 @@ def _check_is_folder(setting: str, path: Path) -> None:
 
 
 def _check_has_files(setting: str, path: Path) -> None:
+    """Raise `DatasetError` if there is no folder at `path`, or if it is empty."""
     _check_is_folder(setting, path)
     if next(path.iterdir(), None) is None:
         raise DatasetError(f"{setting}: the folder is empty.")
 
 
 def _check_dataset(setting: str, path: Path) -> None:
-    """Check that a folder has the layout of a dataset."""
+    """Raise `DatasetError` if `path` is not a folder with a known layout of a dataset."""
     _check_is_folder(setting, path)
     from lesionseg.io.layouts import find_layout
 
@@ -123,7 +130,7 @@ def _check_dataset(setting: str, path: Path) -> None:
 
 
 def _check_file(setting: str, path: Path) -> None:
-    """Check that there is a file."""
+    """Raise `ReadError` if there is no file at `path`."""
     if not path.exists():
         raise ReadError(f"{setting}: the file does not exist.{_hint(path)}")
     if path.is_dir():
@@ -131,9 +138,10 @@ def _check_file(setting: str, path: Path) -> None:
 
 
 def _check_scans(setting: str, path: Path) -> None:
-    """Check that a path exists or that a pattern matches a file.
+    """Raise `DatasetError` if a path does not exist, and no file matches it as a pattern.
 
-    An empty folder passes, because `predict` reports it. `folder/series=3` is a series in a folder.
+    An empty folder passes, because `predict` reports it. `folder/series=3`, a series in a folder,
+    passes too.
     """
     from lesionseg.io.dicom.series import split_series
 
@@ -147,7 +155,10 @@ def _check_scans(setting: str, path: Path) -> None:
 
 
 def _check_bundle(setting: str, path: Path) -> None:
-    """Check that a path is a bundle, a run directory with one, or an nnU-Net model."""
+    """Raise an error if a path is not a bundle, a run directory with one, or an nnU-Net model.
+
+    It is a `ReadError` if the path does not exist, otherwise the error of `find_model`.
+    """
     from lesionseg.io.model_address import find_model
 
     try:
@@ -160,13 +171,16 @@ def _check_bundle(setting: str, path: Path) -> None:
 
 
 def _check_existing(setting: str, path: Path) -> None:
-    """Check that there is a file or folder."""
+    """Raise `ReadError` if there is no file or folder at `path`."""
     if not path.exists():
         raise ReadError(f"{setting}: there is no such file or folder.{_hint(path)}")
 
 
 def _check_scores(setting: str, path: Path) -> None:
-    """Check that a path is a folder with scores, or a run directory that has them."""
+    """Raise an error if `path` is not a folder with scores, or a run directory that has them.
+
+    It is a `DatasetError` if there is no folder or it is empty, and a `ReadError` without scores.
+    """
     from lesionseg.pipeline.scores_folder import find_scores
 
     _check_has_files(setting, path)
@@ -177,6 +191,7 @@ def _check_scores(setting: str, path: Path) -> None:
 
 
 def _check_output(setting: str, path: Path) -> None:
+    """Raise `OutputError` if `path` is a file, or has the name of one. It need not exist."""
     from lesionseg.io.volumes import is_image_file
 
     if path.is_dir():
@@ -189,8 +204,8 @@ def _check_output(setting: str, path: Path) -> None:
 def _hint(path: Path) -> str:
     """Return a sentence for a message about a missing path.
 
-    It names the most similar entry of the parent folder. If the parent folder is missing, it names
-    the last folder on the path that exists and the first that does not.
+    It names the most similar entry of the parent folder, or is "" if none is similar. If the parent
+    folder is missing, it names the last folder on the path that exists and the first that does not.
     """
     parent = path.absolute().parent
     if parent.is_dir():

@@ -25,6 +25,7 @@ from torch import Tensor
 from lesionseg.config import AugmentConfig
 from lesionseg.core.arrays import Flags, Numbers
 from lesionseg.errors import ConfigError
+from lesionseg.ops.resize import multiply_along
 from lesionseg.ops.warp import Warp, warp_linear, warp_nearest
 from lesionseg.plan.plan import Plan
 
@@ -103,7 +104,11 @@ class Movement:
         return np.concatenate([linear, (middle - linear @ middle)[:, None]], axis=1)
 
     def source(self, tile_shape: Sequence[int]) -> tuple[tuple[int, int], ...]:
-        """Return start and stop of the region to read, counted from the tile's first voxel."""
+        """Return start and stop of the region to read along each axis.
+
+        They are counted from the tile's first voxel: a start may be negative, and a stop may be
+        beyond the tile.
+        """
         if self.linear is None:
             return tuple((0, n) for n in tile_shape)
         matrix = self.matrix(tile_shape)
@@ -183,7 +188,7 @@ def tile_generator(*key: int) -> torch.Generator:
 
 @dataclass(frozen=True)
 class Draw:
-    """A random number generator with several kinds of draws."""
+    """The kinds of draws from a random number generator. Each draw advances the generator."""
 
     generator: torch.Generator
 
@@ -228,6 +233,13 @@ class Augmentation:
     tile is thin, tiles are rotated only within the slices. CT has no gamma, because its values are
     physical quantities. Image and masks are each resampled once. Voxels from outside the volume are
     0 and not valid.
+
+    Args:
+        settings: probabilities and ranges. `flip_axes` replaces the axes that the plan allows.
+        plan: tile shape, spacing, channels and modality.
+
+    Raises:
+        ConfigError: if the plan does not have the flip axes.
     """
 
     def __init__(self, settings: AugmentConfig, plan: Plan) -> None:
@@ -313,7 +325,7 @@ class Augmentation:
         )
 
 
-def apply(piece: TileTensors, change: Change, shape: tuple[int, ...]) -> TileTensors:
+def apply_change(piece: TileTensors, change: Change, shape: tuple[int, ...]) -> TileTensors:
     """Apply a change to a region of the volume. Return the changed tile.
 
     Images are interpolated linearly. Masks take the nearest voxel and keep their dtype.
@@ -417,16 +429,16 @@ def rotation_matrix(angles: Numbers) -> Numbers:
 
 def multiply_along_axes(array: Tensor, matrices: Sequence[Tensor]) -> Tensor:
     """Multiply `[C, *inp]` by a matrix `[out, inp]` along each spatial axis."""
-    for axis, matrix in enumerate(matrices[:-1], start=1):
-        before = list(array.shape[:axis])
-        after = list(array.shape[axis + 1 :])
-        flat = array.reshape([*before, array.shape[axis], -1])
-        array = torch.matmul(matrix, flat).reshape([*before, -1, *after])
-    return torch.matmul(array, matrices[-1].T)
+    for axis, matrix in enumerate(matrices, start=1):
+        array = multiply_along(array, axis, matrix)
+    return array
 
 
 def _spline_weights(x: Numbers, spacing: float, n: int) -> NDArray[np.float32]:
-    """Return the weight of each of `n` knots at each position, for a uniform cubic B-spline."""
+    """Return the weight of each of `n` knots at each position `[len(x), n]`.
+
+    The spline is a uniform cubic B-spline, whose second knot is at position 0.
+    """
     t = np.abs(x[:, None] / spacing + 1 - np.arange(n))
     inner = 2 / 3 - t**2 + t**3 / 2
     outer = (2 - t).clip(0) ** 3 / 6
@@ -434,9 +446,9 @@ def _spline_weights(x: Numbers, spacing: float, n: int) -> NDArray[np.float32]:
 
 
 def _blur_matrix(n: int, sigma: float) -> Numbers:
-    """Return a matrix that blurs `n` voxels.
+    """Return a matrix `[n, n]` that blurs `n` voxels; the identity if `sigma` is not above 0.
 
-    Each row is a Gaussian that ends at 4 σ and has the sum 1.
+    Each row is a Gaussian with the sum 1. It ends at 4 σ, but not before the next voxel.
     """
     if sigma <= 0:
         return np.eye(n)
@@ -446,7 +458,10 @@ def _blur_matrix(n: int, sigma: float) -> Numbers:
 
 
 def _enlarge_matrix(n: int, m: int) -> Numbers:
-    """Return the matrix `[n, m]` that enlarges `m` voxels to `n` by linear interpolation."""
+    """Return the matrix `[n, m]` that enlarges `m` voxels to `n` by linear interpolation.
+
+    Both cover the same extent, and the outermost values continue.
+    """
     if n == m:
         return np.eye(n)
     x = ((np.arange(n) + 0.5) * m / n - 0.5).clip(0, m - 1)

@@ -202,7 +202,7 @@ class CachedCase:
         return self._map("valid") if self.has_valid else None
 
     def _map(self, name: str) -> NDArray[Any]:
-        """Map one of the arrays."""
+        """Map one of the arrays. Raise `ReadError` if its file is missing or damaged."""
         path = self.folder / f"{name}.npy"
         try:
             return _map_array(path)
@@ -213,7 +213,10 @@ class CachedCase:
 
 
 def _map_array(path: Path) -> NDArray[Any]:
-    """Map the array of a .npy file. Raise `ValueError` if the file is truncated."""
+    """Map the array of a .npy file.
+
+    Raise `ValueError` if the cache did not write the file, or it is truncated.
+    """
     with path.open("rb") as stream:
         status = os.fstat(stream.fileno())
         layout = _read_layout(path, status.st_mtime_ns, status.st_size)
@@ -231,11 +234,12 @@ class _ArrayLayout(NamedTuple):
 
 @lru_cache(maxsize=1 << 16)
 def _read_layout(path: Path, modified_ns: int, size: int) -> _ArrayLayout:
-    """Read the header of a .npy file.
+    """Read the header of a .npy file. Raise `ValueError` if the cache cannot have written it.
 
     The result is kept, because parsing takes longer than reading a tile. `modified_ns` is part of
-    the key. NumPy parses headers with `ast`, which sometimes fails in threads on Python 3.11.7
-    (CPython issue 106905: "AST constructor recursion depth mismatch").
+    the key. The header must fit `size`, the bytes of the file. NumPy parses headers with `ast`,
+    which sometimes fails in threads on Python 3.11.7 (CPython issue 106905: "AST constructor
+    recursion depth mismatch").
     """
     with path.open("rb") as stream:
         header = _HEADER.match(stream.read(_LONGEST_HEADER))
@@ -251,7 +255,8 @@ def _read_layout(path: Path, modified_ns: int, size: int) -> _ArrayLayout:
 def write_cached_case(folder: Path, prepared: PreparedCase, source: str) -> None:
     """Write a prepared case to an empty folder. `source` is the hash of its source files.
 
-    Raises `ContentError` if the case has no reference, and `OSError` if the disk is not writable.
+    The image is rounded to float16, and clipped to its range. Raises `ContentError` if the case has
+    no reference, and `OSError` if the disk is not writable.
     """
     reference = prepared.reference
     geometry = prepared.image.geometry
@@ -297,15 +302,15 @@ def _save(folder: Path, name: str, array: NDArray[Any]) -> None:
 
 
 def _space_evenly(n: int, most: int) -> Integers:
-    """Return at most `most` evenly spaced indices below `n`."""
+    """Return at most `most` evenly spaced indices below `n`, or all if there are fewer."""
     return np.asarray(np.linspace(0, max(n - 1, 0), min(n, most)).round().astype(np.int64))
 
 
 def _draw_seeds(is_background: Flags) -> list[list[int]]:
     """Draw at most `MAX_VALID_SEEDS` voxels, around which tiles of the background are placed.
 
-    They are random, because voxels at equal steps would be located on diagonals. The fixed seed
-    makes the entry reproducible.
+    They are random, because voxels at equal steps would be located on diagonals, and one may be
+    drawn twice. The fixed seed makes the entry reproducible. Without background there are none.
     """
     flat = np.flatnonzero(is_background)
     drawn = np.random.default_rng(0).random(min(len(flat), MAX_VALID_SEEDS)) * len(flat)
@@ -403,6 +408,7 @@ def fill_cache(
     read_files = read or partial(read_case, dataset=dataset)
 
     def prepare(files: CaseFiles) -> PreparedCase:
+        """Read a case, and prepare it for the plan."""
         return prepare_case(read_files(files), plan)
 
     make = partial(_find_or_make, place, prepare, source or case_digest)
@@ -433,7 +439,10 @@ def _find_or_make(
     source: Callable[[CaseFiles], str],
     files: CaseFiles,
 ) -> CachedCase:
-    """Return a case from the cache folder `place`; prepare and write it first if necessary."""
+    """Return a case from the cache folder `place`; prepare and write it first if necessary.
+
+    A damaged entry is replaced with a warning. Raises `OutputError` if the folder is not writable.
+    """
     # The name depends on the content. A changed case gets a new entry, and a training that reads
     # the old one can continue.
     wanted = source(files)
@@ -465,7 +474,7 @@ def _find_or_make(
 
 
 def _find(entry: Path, source: str) -> CachedCase | None:
-    """Return the case at `entry` if it is complete and has this `case_digest`, otherwise None."""
+    """Return the case at `entry` if it is complete and its source files have this hash, or None."""
     try:
         cached = read_cached_case(entry)
     except ReadError:
@@ -474,7 +483,7 @@ def _find(entry: Path, source: str) -> CachedCase | None:
 
 
 def cache_key(dataset: Dataset, plan: Plan) -> str:
-    """Return 16 characters that identify the settings on which prepared arrays depend."""
+    """Return a hash, 16 characters, of the settings on which prepared arrays depend."""
     decisions = {
         "version": CACHE_VERSION,
         "dims": plan.dims,

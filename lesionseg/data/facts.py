@@ -39,7 +39,8 @@ def read_records(
 
     Threads read the cases that `folder/facts.json` does not contain, but only as many at the same
     time as fit into memory. The file is written at the end, also after an interruption. Without a
-    folder nothing is written.
+    folder nothing is written. `progress` is called after each case with its id, the number of
+    finished cases and the number of all cases.
 
     Raises:
         LesionsegError: the error of the case, if exactly one case cannot be used.
@@ -84,7 +85,11 @@ class _RecordReader:
         self._memory = _SharedMemory(default_budget())
 
     def read(self, files: CaseFiles) -> Record | LesionsegError:
-        """Return the record of a case, or the error for which it cannot be used."""
+        """Return the record of a case, from the file if possible.
+
+        If the case cannot be used, return the error instead of raising it. A record that was
+        computed is kept for `save`, unless the case's files have changed meanwhile.
+        """
         state = self._digest_state(files) if self.folder else None
         entry = self._known.get(str(files.images[0]))
         if entry and entry["state"] == state:
@@ -105,7 +110,7 @@ class _RecordReader:
         return facts, source
 
     def save(self) -> None:
-        """Add the new records to the file."""
+        """Add the new records to the file, if there is a folder and it can be written."""
         if self.folder is not None and self._new:
             with suppress(OutputError):  # without the file, the next start only takes longer
                 entries = _read_entries(self.folder) | self._new
@@ -114,7 +119,8 @@ class _RecordReader:
     def _digest_state(self, files: CaseFiles) -> str | None:
         """Return a digest of the case's entry in the dataset, its files, and the reading settings.
 
-        Return None if the state of a file is unknown.
+        Files count by path, size, times of change and inode. Return None if a file has just
+        changed, or the voxels may be in another file than the header.
         """
         reference = (files.reference,) if files.reference else ()
         states = image_state((*files.images, *reference))
@@ -177,7 +183,7 @@ class _SharedMemory:
 
 
 def _combine_errors(errors: list[LesionsegError], root: Path) -> LesionsegError:
-    """Return the only error, or one that lists the first of them."""
+    """Return the only error, or a `DatasetError` that lists the first of them."""
     if len(errors) == 1:
         return errors[0]
     shown = "\n  ".join(str(error) for error in errors[:_SHOWN_ERRORS])
@@ -187,7 +193,7 @@ def _combine_errors(errors: list[LesionsegError], root: Path) -> LesionsegError:
 
 
 def _facts_to_json(facts: CaseFacts | None) -> dict[str, Any] | None:
-    """Convert facts to plain values, with samples in base64."""
+    """Convert facts to plain values, with samples in base64; None stays None."""
     if facts is None:
         return None
     values = asdict(facts)
@@ -197,7 +203,7 @@ def _facts_to_json(facts: CaseFacts | None) -> dict[str, Any] | None:
 
 
 def _facts_from_json(values: dict[str, Any] | None) -> CaseFacts | None:
-    """Return the facts that `_facts_to_json` converted."""
+    """Return the facts that `_facts_to_json` converted; None stays None."""
     if values is None:
         return None
     plain = {name: _to_tuples(value) for name, value in values.items()}
@@ -216,7 +222,7 @@ def _to_tuples(value: Any) -> Any:
 
 
 def _read_entries(folder: Path | None) -> dict[str, dict[str, Any]]:
-    """Return the entries of facts.json; empty without a folder."""
+    """Return the entries of facts.json by image; empty without a folder or a readable file."""
     try:
         return dict(json.loads((folder / FACTS_FILE).read_bytes())) if folder else {}
     except (OSError, ValueError, TypeError):

@@ -47,8 +47,9 @@ def prepare_image(
 
     1. In 3-D the axes are permuted and flipped, so that they point along +S, +A, +R as closely as
        the file's axes allow. The same scan in another orientation therefore gives the same array.
-    2. The image is resampled to `plan.spacing_mm` by linear interpolation. Axes whose spacing
-       differs by at most 1e-3 mm are not resampled.
+    2. The image is resampled to `plan.spacing_mm` by linear interpolation. Along an axis that
+       becomes coarser, values are means over each voxel. Axes whose spacing differs by at most
+       1e-3 mm are not resampled.
     3. The channels are normalised. A missing channel is set to 0, its mean after normalisation.
     4. The plan's further transforms are applied.
 
@@ -88,7 +89,11 @@ def prepare_image(
 
 
 def _resample_to_plan(volume: Volume, plan: Plan, *, where: str | None, overwrite: bool) -> Volume:
-    """Orient and resample an image. Return float32 in C order, a copy unless `overwrite`."""
+    """Orient and resample an image. Return float32 in C order, a copy unless `overwrite`.
+
+    Raise `GeometryError` if at most two voxels of a larger scan are left along each axis, because
+    its spacing must be wrong, or if the grid has more voxels than `FileLimits` allows.
+    """
     view = to_canonical(volume)
     geometry = plan_geometry(view.geometry, plan)
     if geometry is view.geometry:
@@ -106,7 +111,9 @@ def _resample_to_plan(volume: Volume, plan: Plan, *, where: str | None, overwrit
             "on such scans."
         )
     check_resampled(where or "image", geometry.shape)
-    return read_linear(view, geometry)
+    # the plan's grid may extend beyond the volume, where zeros would look like air
+    array = resample_to(view.array, view.geometry, geometry, "mean", edge="extend").numpy()
+    return Volume(array, geometry)
 
 
 def to_canonical(volume: Volume) -> Volume:
@@ -160,19 +167,14 @@ def plan_geometry(oriented: Geometry, plan: Plan) -> Geometry:
     return Geometry(tuple(shape.tolist()), affine)
 
 
-def read_linear(volume: Volume, geometry: Geometry) -> Volume:
-    """Resample an image `[C, *spatial]` to another grid that covers about the same region.
-
-    Values are interpolated linearly; on a coarser grid they are means over each voxel. If the grid
-    extends beyond the volume (by up to half of its last voxel), the outermost values continue,
-    because zeros would look like air.
-    """
-    array = resample_to(volume.array, volume.geometry, geometry, "mean", edge="extend")
-    return Volume(array.numpy(), geometry)
-
-
 def normalise(array: NDArray[np.float32], schemes: Sequence[Normalisation]) -> None:
     """Normalise `[C, *spatial]` float32 in place, channel c by `schemes[c]`.
+
+    A channel is clipped first: to the stated limits or, with `range` and `local`, to its own 0.5
+    and 99.5 percentiles, which are estimated from a part of a large channel. Then the mean is
+    subtracted, and the result is divided by the standard deviation. With `dataset` both are stated.
+    With `zscore` they are those of the channel's voxels other than 0, otherwise those of all
+    voxels. `local` adds the local contrast at last.
 
     With `zscore`, `range` and `local`, a channel becomes 0 if it is constant or has no voxel other
     than 0. With `zscore`, a mask whose voxels are 0 or v becomes −v and 0, because its voxels other
@@ -231,7 +233,10 @@ def window_of(sigma: float) -> int:
 
 
 def _local_mean(channel: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
-    """Return the mean of each voxel's surroundings. The image is mirrored at its edges."""
+    """Return the mean of each voxel's surroundings, weighted by about a Gaussian (`window_of`).
+
+    The image is mirrored at its edges.
+    """
     window = window_of(sigma)
     mean = channel
     for _ in range(3):
@@ -242,7 +247,7 @@ def _local_mean(channel: NDArray[np.float32], sigma: float) -> NDArray[np.float3
 def _measure_moments(channel: NDArray[np.float32], inside: Flags | None) -> tuple[float, float]:
     """Return mean and standard deviation of the voxels inside, or of all if `inside` is None.
 
-    The standard deviation of a constant channel is 0.
+    The standard deviation of a constant channel is 0. Both are 0 without voxels.
     """
     n_voxels = 0
     total = 0.0

@@ -46,7 +46,8 @@ def prepare_reference(
         A reference with `labels` uint8 and `instances` int32 `[*spatial]`, zeros without lesions.
         Label k means `plan.labels.mask_values[k-1]`, which is network channel k-1 without regions.
         In `instance_labels`, the label of a lesion is 1 with regions, and 0 for an id without a
-        lesion. `ignore` is True for voxels that do not count in training, or None.
+        lesion. `ignore` is True for voxels that do not count in training, or None. `annotated` is
+        False for the plan's labels that the reader did not annotate.
 
     Raises:
         ContentError: if the plan does not have a label of the reference.
@@ -87,7 +88,7 @@ def prepare_reference(
 
 
 def _mask_values_of(reference: Reference, instances: NDArray[np.int32]) -> NDArray[np.integer[Any]]:
-    """Return the mask value of each lesion voxel, in C order. Lesions of boxes have the value 1."""
+    """Return the mask value of each lesion voxel, in C order; 1 if there is no mask of labels."""
     if reference.labels is not None:
         return np.asarray(reference.labels[instances > 0])
     return np.ones(np.count_nonzero(instances), dtype=np.uint8)
@@ -144,6 +145,9 @@ def _resample_labels(
 ) -> NDArray[np.uint8]:
     """Return the prepared labels of lesions whose voxels may have several labels.
 
+    A lesion voxel has the label of the nearest voxel on the file's grid. If that one has none, it
+    has the lesion's most frequent label.
+
     Args:
         values: mask value of each voxel of `instances`, in C order.
         instances: lesion ids on the file's grid.
@@ -180,7 +184,11 @@ def _read_nearest(array: NDArray[Any], source: Geometry, geometry: Geometry) -> 
 def _read_instances(
     instances: NDArray[np.int32], source: Geometry, geometry: Geometry
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """Return lesion ids on the plan's grid, and the share of each voxel that lesions cover."""
+    """Return lesion ids on the plan's grid, and the share of each voxel that lesions cover.
+
+    A voxel belongs to a lesion if lesions cover at least half of it, and then to the one that
+    covers most.
+    """
     view = to_canonical(Volume(instances[np.newaxis], source))
     if view.geometry.matches(geometry, SAME_MM):
         moved = np.ascontiguousarray(view.array[0])
@@ -224,9 +232,10 @@ def _restore_lost(
     source: Geometry,
     geometry: Geometry,
 ) -> None:
-    """Assign one voxel to each lesion that resampling has lost, in place.
+    """Assign one voxel of `moved` to each lesion of `instances` that resampling has lost, in place.
 
-    It is the voxel at the lesion's centre, or the nearest free one. `n` is the number of lesions.
+    It is the voxel at the lesion's centre, or one next to it (`_find_free_voxel`). `n` is the
+    highest id. Ids that no voxel of `instances` has stay without a voxel.
     """
     present = np.bincount(moved.reshape(-1), minlength=n + 1)
     lost = set(np.flatnonzero(present[1:] == 0) + 1)
@@ -251,7 +260,8 @@ def _restore_extents(
     A detector learns the bounding box of a lesion's voxels. Smaller boxes may cover a side of a
     larger one, and equal boxes, such as those of two labels, cover each other. A box that is
     narrower than a voxel may cover less than half of each voxel. The box shares the voxels of an
-    overlap with boxes that are at least half as long along an axis.
+    overlap with boxes that are at least half as long along an axis. A box that gets none of them
+    gets the voxel of `_find_free_voxel`.
 
     Args:
         moved: lesion ids on the plan's grid, after `_restore_lost`.
@@ -276,7 +286,10 @@ def _restore_extents(
 def _places_of_boxes(
     lesions: Lesions, rows: Integers, geometry: Geometry
 ) -> list[tuple[slice, ...]]:
-    """Return the slices of the plan's grid whose voxel centres the boxes of `rows` contain."""
+    """Return the slices of the plan's grid whose voxel centres each box of `rows` contains.
+
+    Boxes are clipped at the border of the grid.
+    """
     highest = [*geometry.shape, *geometry.shape]
     boxes = move_boxes(lesions.boxes[rows], lesions.geometry, geometry).clip(0, highest)
     return [centre_slices(box, geometry.dims) for box in boxes]
@@ -341,9 +354,10 @@ def _ends_of(
 
 
 def _find_free_voxel(moved: NDArray[np.int32], centre: Numbers) -> tuple[int, ...]:
-    """Return the nearest free voxel within one step of `centre`.
+    """Return the voxel within one step of `centre` that a lost lesion gets.
 
-    If none is free, return the nearest voxel of a lesion that has further voxels.
+    It is the nearest free one. If none is free, it is the nearest one of a lesion that has further
+    voxels. If there is none either, it is the nearest one, whose lesion is then lost.
     """
     last_index = np.array(moved.shape) - 1
     middle = np.rint(centre).astype(int).clip(0, last_index)
@@ -359,4 +373,4 @@ def _find_free_voxel(moved: NDArray[np.int32], centre: Numbers) -> tuple[int, ..
         n_voxels = (moved == moved[voxel]).sum()  # of the lesion that has this voxel
         if n_voxels > 1:
             return voxel
-    return nearest[0]  # overwrites a lesion of one voxel
+    return nearest[0]

@@ -95,6 +95,7 @@ def _foreground_dice(fixed: Any, moving: Any, transform: Any) -> float:
     import SimpleITK as sitk
 
     def move(image: Any) -> NDArray[Any]:
+        """Return a moving image on the grid of the fixed one."""
         moved = sitk.Resample(image, fixed, transform, sitk.sitkNearestNeighbor, 0)
         return np.asarray(sitk.GetArrayFromImage(moved))
 

@@ -118,7 +118,7 @@ class TileSampler:
         )
 
     def choose(self, epoch: int, index: int) -> TileChoice:
-        """Choose tile `index` of 0 … n_tiles−1 in `epoch`."""
+        """Choose tile `index` of 0 … n_tiles−1 in `epoch`. The same numbers give the same tile."""
         lesion = int(self._table(epoch)[index])
         rng = _Numbers([self.seed, epoch, index, Stream.POSITION])
         if lesion < 0:
@@ -129,7 +129,10 @@ class TileSampler:
         return TileChoice(case, self._start_around(case, centre, rng), "lesion")
 
     def _draw_epoch(self, epoch: int) -> Integers:
-        """Draw one number per tile of an epoch: a lesion, or −1 for background."""
+        """Draw one number per tile of an epoch: that of a lesion, or −1 for background.
+
+        Without lesions all are −1. The same epoch gives the same numbers.
+        """
         rng = np.random.default_rng([self.seed, epoch])
         table = np.full(self.n_tiles, -1, dtype=np.int64)
         n = round(self.settings.lesion_share * self.n_tiles)
@@ -139,7 +142,10 @@ class TileSampler:
         return table
 
     def _start_around(self, case: int, centre: Sequence[int], rng: "_Numbers") -> tuple[int, ...]:
-        """Return the start of a tile with the voxel `centre` in its inner part."""
+        """Draw the start of a tile with the voxel `centre` in its inner part.
+
+        The tile is then moved into the volume.
+        """
         margins = [int(n * (1 - INNER_SHARE) / 2) for n in self.tile_shape]
         places = [m + rng.below(n - 2 * m) for n, m in zip(self.tile_shape, margins, strict=True)]
         start = [int(c) - place for c, place in zip(centre, places, strict=True)]
@@ -167,7 +173,10 @@ class TileSampler:
         return bool((self._bounds(case) < signed).all(axis=1).any())
 
     def _random_start(self, case: int, rng: "_Numbers") -> tuple[int, ...]:
-        """Return the start of a random tile of the case, around a valid voxel if some are not."""
+        """Return the start of a random tile of the case, within the volume.
+
+        In a case with ignored voxels, the tile is placed around a random valid one.
+        """
         shape = self.cases[case].shape
         seeds = self.cases[case].valid_seeds
         if seeds:
@@ -186,7 +195,10 @@ class TileSampler:
 
 
 class _Numbers:
-    """The random numbers of a tile, drawn in one call, because single draws would be slow."""
+    """The random numbers of a tile, drawn in one call, because single draws would be slow.
+
+    There are as many as a tile can need.
+    """
 
     def __init__(self, seed: Sequence[int]) -> None:
         self._left = iter(np.random.default_rng(seed).random(_NUMBERS).tolist())

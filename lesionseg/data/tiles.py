@@ -19,7 +19,7 @@ from lesionseg.data.augment import (
     Change,
     Draw,
     TileTensors,
-    apply,
+    apply_change,
     build_augmentation,
     tile_generator,
 )
@@ -124,7 +124,7 @@ class TileDataset(Dataset):  # type: ignore[misc]  # MONAI ships no types
 
     @cached_property
     def _augmenter(self) -> Augmentation | None:
-        """The source of random changes, created once in each process."""
+        """The source of random changes, created once in each process; None if nothing changes."""
         return build_augmentation(self.augmentation, self.plan) if self.augmentation else None
 
     def __getstate__(self) -> dict[str, object]:
@@ -189,12 +189,15 @@ class TileDataset(Dataset):  # type: ignore[misc]  # MONAI ships no types
         return RawTile(tensors, change, choice)
 
     def finish(self, raw: RawTile) -> TileTensors:
-        """Apply the changes and return the tile."""
-        tile = apply(raw.tensors, raw.change, self.plan.tile_shape)
+        """Apply the changes and return the tile, with instances in int32."""
+        tile = apply_change(raw.tensors, raw.change, self.plan.tile_shape)
         return tile | {"instances": tile["instances"].int()}
 
     def draw_change(self, number: int) -> Change:
-        """Draw the augmentation of a tile and, with channel dropout, a channel to set to 0."""
+        """Draw the augmentation of a tile. With channel dropout, also draw a channel to set to 0.
+
+        The channel is drawn with the probability `channel_dropout`.
+        """
         epoch, index = divmod(number, self.n_tiles)
         change = NO_CHANGE
         if self._augmenter:
@@ -211,7 +214,10 @@ class TileDataset(Dataset):  # type: ignore[misc]  # MONAI ships no types
 def _read_masks(
     case: CachedCase, start: Sequence[int], shape: Sequence[int]
 ) -> tuple[NDArray[np.uint8], NDArray[Any]]:
-    """Return labels and instances of a tile, read only within the boxes of its lesions."""
+    """Return labels and instances of a tile, read only within the boxes of its lesions.
+
+    Instances are uint8 if the ids of the case allow, otherwise int32. Both are 0 elsewhere.
+    """
     lesions = case.lesions
     dims = len(shape)
     tile_start = np.array(start)
@@ -241,7 +247,7 @@ def _read_masks(
 
 
 def _read_valid(case: CachedCase, start: Sequence[int], tile_shape: Sequence[int]) -> Tensor:
-    """Return the valid voxels of a tile; False outside of the volume."""
+    """Return the valid voxels of a tile; False outside of the volume. Do not change the tensor."""
     valid = case.valid
     if valid is None:
         last_start = np.subtract(case.shape, tile_shape)

@@ -139,7 +139,10 @@ def _compute_padding(n: int, tile: int) -> tuple[int, int]:
 
 
 def _space_starts(n: int, tile: int, overlap: float) -> list[int]:
-    """Return the first voxels of evenly spaced tiles along an axis of `n` voxels."""
+    """Return the first voxels of evenly spaced tiles that cover an axis of `n` ≥ `tile` voxels.
+
+    They are as few as the smallest `overlap`, a share of the tile, allows.
+    """
     step = max(tile * (1 - overlap), 1.0)
     count = math.ceil((n - tile) / step) + 1
     return [int(s) for s in np.linspace(0, n - tile, count).round()]

@@ -54,9 +54,10 @@ def check_transforms(cfg: TrainConfig) -> None:
 
 
 def build(spec: Spec, where: str) -> Transform:
-    """Build a transform. Raise `ConfigError` if it cannot be imported or constructed.
+    """Build a transform from its class and arguments.
 
-    `where` is the key of the settings for messages.
+    Raise `ConfigError` if it cannot be imported or constructed, or is not callable. `where` is the
+    key of the settings for messages.
     """
     transform: Transform = build_object(spec, where)
     if not callable(transform):
@@ -80,7 +81,10 @@ def require_trusted(specs: Sequence[Spec], where: Path | str) -> None:
 
 
 def untrusted_targets(specs: Sequence[Spec]) -> list[str]:
-    """Return the names for which `require_trusted` raises, sorted; empty if there are none."""
+    """Return the names to import that are not MONAI's transforms of intensities, sorted.
+
+    Strings that MONAI would evaluate are included. The list is empty if there are none.
+    """
     return sorted({target for target in _find_targets(specs) if not _is_plain(target)})
 
 
@@ -110,10 +114,11 @@ def _is_plain(target: str) -> bool:
 
 
 def add_mask_keys(spec: Spec) -> Spec:
-    """Add the keys of instances and valid voxels to a transform of the label.
+    """Return a transform of the label with the keys of instances and valid voxels in addition.
 
     All masks must move together. Arguments with one value per key get the label's value. Transforms
-    inside another one, such as `OneOf`, get the keys too.
+    inside another one, such as `OneOf`, get the keys too. A transform without the key `label`, or
+    with `instances`, keeps its keys.
     """
     extended = {name: _add_inner_mask_keys(value) for name, value in spec.items()}
     keys = spec.get("keys")
@@ -163,10 +168,10 @@ def run_on_tile(chain: "Compose", tile: TileItem, seed: int) -> TileItem:
 
 
 def try_on_tile(specs: Sequence[Spec], tile: TileItem) -> None:
-    """Apply each transform of `augment.extra` once to a made-up tile, with a probability of 1.
+    """Apply all transforms of `augment.extra` once to a made-up tile, with a probability of 1.
 
-    Only transforms of MONAI and lesionseg are tried, because others may need a real case. Raises
-    `ConfigError` if one fails or changes a shape.
+    If one of them is neither of MONAI nor of lesionseg, none is tried, because it may need a real
+    case. Raises `ConfigError` if one fails or changes a shape.
     """
     from monai.transforms import Compose
 
@@ -204,7 +209,7 @@ def _run(chain: "Compose", item: TileItem, where: str) -> TileItem:
     """Apply transforms to `item`. Its entries keep their shapes, and get their dtypes back.
 
     Raises:
-        ConfigError: a transform fails, or changes the shape of an entry.
+        ConfigError: if a transform fails, or changes the shape of an entry.
     """
     from monai.data import MetaTensor
 

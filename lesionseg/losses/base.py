@@ -36,6 +36,9 @@ class VoxelLoss(nn.Module, ABC):
         sum_processes: Adds sums of this process to those of all other processes that train
             together. The training sets it. A quotient of sums, such as Dice, needs it, because a
             mean of quotients would differ from the quotient of the whole batch.
+
+    Raises:
+        ConfigError: `activation` is another word.
     """
 
     link: tuple[Alpha, float] | None = None
@@ -73,7 +76,7 @@ class VoxelLoss(nn.Module, ABC):
 def region_target(
     labels: Integer[Tensor, "b *spatial"], regions: Sequence[Sequence[int]]
 ) -> Bool[Tensor, "b k *spatial"]:
-    """Return one mask per region. A region is a set of labels, and regions may overlap."""
+    """Return one mask per region: the voxels with one of its labels. Regions may overlap."""
     labels = to_signed(labels)
     masks = []
     for region in regions:
@@ -160,7 +163,10 @@ class PositiveAverage(nn.Module):
 
     @torch.no_grad()
     def update(self, count: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
-        """Add the positives of a batch. Return the normaliser for this batch as a new tensor."""
+        """Add the positives of a batch to the average, on its device.
+
+        Return the normaliser of this batch as a new tensor: the average, or its lower limit.
+        """
         self.average.lerp_(count.to(self.average), 1 - self.momentum)
         return self.average.clamp_min(self.floor)
 
@@ -219,7 +225,7 @@ def make_loss(cfg: LossConfig, activation: str, *, has_boxes: bool = False) -> n
         A module with the `forward` of `VoxelLoss`.
 
     Raises:
-        ConfigError: The class is not a loss or does not take these arguments.
+        ConfigError: The class cannot be imported, is not a loss, or does not take these arguments.
     """
     given = cfg.to_plain()
     softmax = activation == "softmax"

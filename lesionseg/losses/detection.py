@@ -110,7 +110,7 @@ def _sum_box_losses(
     anchors: Float[Tensor, "n two_d"],
     targets: AnchorTargets,
 ) -> Float[Tensor, ""]:
-    """Sum the overlap and offset losses of the positive anchors."""
+    """Sum the weighted overlap and offset losses of the positive anchors; 0 without any."""
     # `places` counts through all tiles, and every tile has the same anchors
     anchor_indices = targets.places % max(len(anchors), 1)
     own_anchors = anchors[anchor_indices].float()
@@ -123,7 +123,10 @@ def _sum_box_losses(
 
 
 def _sum_hardest(class_logits: Float[Tensor, "b n k"], targets: AnchorTargets) -> Float[Tensor, ""]:
-    """Sum the cross-entropy of the positive anchors and of the hardest background anchors."""
+    """Sum the cross-entropy of the positive anchors and of the hardest background anchors.
+
+    The batch has three hard background anchors per positive anchor, but at least three per tile.
+    """
     x = class_logits.float().flatten(0, 1)
     labels = targets.labels.flatten()
     truth = lesion_target(labels, x).to(x.dtype)

@@ -112,7 +112,11 @@ def _compute_elements(
     negative: list[float],
     gamma: float,
 ) -> Tensor:
-    """Return the loss of each element by operations that autograd knows."""
+    """Return the loss of each element by operations that autograd knows.
+
+    An element that is left out counts as a logit of 0. `positive` and `negative` are the weights of
+    lesion and background, one per class.
+    """
     # zero if left out: a NaN there must reach neither value nor gradient
     x = logits if keep is None else logits.masked_fill(~keep, 0)
     x = x if x.dtype == torch.float64 else x.float()
@@ -133,7 +137,8 @@ def _sum_elements(
 ) -> Tensor:
     """Return the sum over all elements, in less time and memory than `_compute_elements`.
 
-    If all classes have the same α, they are summed in one call, otherwise one by one.
+    Elements that are left out count nothing. If all classes have the same α, they are summed in one
+    call, otherwise one by one.
     """
     if len(set(positive)) == 1:
         groups = [slice(None)]
@@ -294,9 +299,10 @@ def _compute_on_cpu(
     gamma: float,
     out: Tensor,
 ) -> Tensor:
-    """Return the loss of a block on a CPU, and write its gradient to `out`.
+    """Return the summed loss of a block on a CPU, and write its gradient to `out`.
 
-    All elements are first treated as background. The few lesion elements are then overwritten.
+    All elements are first treated as background. The few lesion elements are then overwritten. An
+    element that is left out must be 0 in `x`, and not a lesion.
     """
     # NumPy because torch.nonzero takes as long as two sigmoids
     place = torch.from_numpy(np.flatnonzero(is_lesion))
@@ -323,10 +329,10 @@ def _compute_on_gpu(
     gamma: float,
     out: Tensor,
 ) -> Tensor:
-    """Return the loss of a block on a GPU, and write its gradient to `out`.
+    """Return the summed loss of a block on a GPU, and write its gradient to `out`.
 
     All elements are computed alike: to list the lesion elements, the host would have to wait for
-    the GPU.
+    the GPU. An element that is left out must be 0 in `x`, and not a lesion.
     """
     z = torch.where(is_lesion, -x, x)
     error = torch.sigmoid(z)
@@ -346,14 +352,16 @@ def _apply_formula(error_logit: Tensor, gamma: float) -> Tensor:
 def reduce_losses(
     loss: Tensor, lesion: Tensor, keep: Tensor | None, reduction: str, normaliser: Normaliser
 ) -> Tensor:
-    """Reduce the losses of all elements, or their sum, as `reduction` says.
+    """Reduce the losses of all elements, or their sum, by `reduction`.
 
     Args:
         loss: The losses of the elements, or a scalar that is their sum already.
         lesion: True for lesion elements. They are counted if `per_positive` has no `normaliser`.
         keep: False for elements that are left out. None keeps all.
-        reduction: As in `sigmoid_focal_loss`.
-        normaliser: As in `sigmoid_focal_loss`.
+        reduction: `none` returns `loss`, with 0 for elements that are left out. `sum`. `mean` is
+            over the kept elements. `per_positive` divides the sum by `normaliser`.
+        normaliser: None is the number of kept lesion elements. Each divisor that is counted is at
+            least 1.
     """
     if keep is not None and loss.ndim:
         loss = loss.masked_fill(~keep, 0)
@@ -374,7 +382,10 @@ def reduce_losses(
 
 
 def _expand_alpha(alpha: Alpha, n_classes: int) -> list[float]:
-    """Return one weight per class: 1 for None, a single number for all classes."""
+    """Return one weight per class: 1 for None, a single number for all classes.
+
+    Raise `ConfigError` if `alpha` has another number of weights.
+    """
     weights = _plain_alpha(alpha)
     if weights is None:
         return [1.0] * n_classes
@@ -422,7 +433,7 @@ def posterior_logits(
 
     Args:
         logits: Logits of K independent classes, trained by `sigmoid_focal_loss` with α and γ.
-        alpha: One number or one per class. None is ½.
+        alpha: One number or one per class. None is ½, and so are 0 and 1, which cannot be undone.
         gamma: γ of the training. γ = 0 and α = ½ change nothing.
 
     Returns:
@@ -440,7 +451,7 @@ def posterior_logits(
     log_p = -F.softplus(-logits)
     log_q = -F.softplus(logits)
     weights = _expand_alpha(0.5 if alpha is None else alpha, logits.shape[1])
-    # α = 0 and α = 1 have infinite log odds, which no score could undo
+    # α = 0 and α = 1 have infinite log odds
     log_odds = [math.log(a) - math.log1p(-a) if 0 < a < 1 else 0.0 for a in weights]
     prior = constant(log_odds, logits, n_after=logits.ndim - 2)
     return _log_h(log_p, log_q, gamma) - _log_h(log_q, log_p, gamma) - prior
@@ -472,6 +483,10 @@ def lesion_target(
         labels: A label map, or 0/1 of the shape of `like`.
         like: Logits or probabilities with one channel per lesion class. Only the shape is used.
         valid: Mask of the valid voxels or None. Only its shape is checked.
+
+    Raises:
+        GeometryError: The shapes do not fit together.
+        ContentError: `like` is not floating point, or a label map is.
     """
     labels = to_signed(labels)
     check_shapes(like, labels, valid)
@@ -493,7 +508,10 @@ def to_signed(labels: Tensor) -> Tensor:
 def check_settings(
     alpha: Alpha, gamma: float, reduction: str = "sum", normaliser: Normaliser = None
 ) -> None:
-    """Raise `ConfigError` if a setting of a focal loss is outside its range."""
+    """Raise `ConfigError` if a setting of a focal loss is outside its range.
+
+    A normaliser is wrong unless the reduction is `per_positive`.
+    """
     weights = _plain_alpha(alpha)
     if isinstance(weights, float):
         weights = [weights]
@@ -515,7 +533,7 @@ def check_settings(
 def check_shapes(
     logits: Tensor, target: Tensor, valid: Tensor | None, *, exclusive: bool = False
 ) -> None:
-    """Check that logits, target and mask fit together.
+    """Raise an error if logits, target and mask do not fit together.
 
     Args:
         logits: The logits.
@@ -552,7 +570,10 @@ def check_shapes(
 
 
 def _check_labels(target: Tensor, keep: Tensor | None, highest: int) -> None:
-    """Raise `ContentError` if a label of a valid element is outside 0 to `highest` (CPU only)."""
+    """Raise `ContentError` if a label of a valid element is not a whole number of 0 to `highest`.
+
+    Nothing is checked on a GPU, for booleans, and while torch.compile traces.
+    """
     if target.device.type != "cpu" or target.dtype == torch.bool or torch.compiler.is_compiling():
         return  # reading values would wait for a GPU, or break the compiled graph
     low, high = torch.aminmax(target) if target.numel() else (0, 0)

@@ -229,7 +229,7 @@ class _Cells:
 
 
 def _count_ids(nearest: Integer[Tensor, "b *spatial"]) -> int:
-    """Return the number of possible ids, including 0.
+    """Return the number of possible ids, including 0: the highest id plus 1.
 
     On a GPU and while torch.compile traces, uint8 gives 256 without reading the values: the host
     would wait for them, and a compiled graph would end here.
@@ -254,8 +254,8 @@ def nearest_lesions(
             Distances are measured in this unit. None: 10 voxels along all axes.
 
     Returns:
-        Ids of the same shape, dtype and device. They are 0 throughout a tile without lesions, and
-        for voxels that are not within reach of a lesion.
+        Ids of the same shape, dtype and device; at equal distances the lower one. They are 0
+        throughout a tile without lesions, and for voxels that are not within reach of a lesion.
 
     >>> nearest_lesions(torch.tensor([[3, 0, 0, 0, 7], [0, 0, 0, 0, 0]]), reach=[1.5]).tolist()
     [[3, 3, 0, 7, 7], [0, 0, 0, 0, 0]]

@@ -43,6 +43,7 @@ class InstanceNorm(nn.Module):
         return torch.cat([self._batch_norm(case) for case in torch.split(x, 1)])
 
     def _batch_norm(self, x: Tensor) -> Tensor:
+        """Return the normalised features of a batch of one."""
         return torch.batch_norm(
             x,
             weight=self.weight,
@@ -164,9 +165,9 @@ class Stage(nn.Sequential):
 def convolution(
     dims: int, in_channels: int, out_channels: int, kernel: Sizes, stride: Sizes = ()
 ) -> Conv:
-    """Return a convolution without bias, padded so that only the stride changes the shape.
+    """Return an initialised convolution without bias, padded so that only `stride` changes shapes.
 
-    `kernel` contains odd sizes.
+    `kernel` contains odd sizes. Without `stride`, it is 1 along each axis.
     """
     layer = CONV[dims](
         in_channels,
@@ -181,10 +182,11 @@ def convolution(
 
 
 def initialise(conv: Conv | Up) -> None:
-    """Set He normal weights for the leaky slope (He et al. 2015, eq. 15, fan in) and zero bias.
+    """Draw He normal weights in place for the leaky slope (He et al. 2015, eq. 15, fan in).
 
-    Weights on the device `meta` have no numbers and are left as they are. Torch would spend most of
-    the planning time there, because a plan for a GPU counts the weights of dozens of networks.
+    A bias becomes 0. Weights on the device `meta` have no numbers and are left as they are. Torch
+    would spend most of the planning time there, because a plan for a GPU counts the weights of
+    dozens of networks.
     """
     if conv.weight.is_meta:
         return

@@ -123,7 +123,10 @@ def build_with_weights(
 def allowed_architectures(
     trust: bool, architectures: Mapping[str, NetworkFactory] | None = None
 ) -> Mapping[str, NetworkFactory]:
-    """Return the caller's `architectures`. With `trust`, add those that import a named class."""
+    """Return the caller's `architectures`. With `trust`, add those that import a named class.
+
+    The caller's replace them if names agree. None is no architectures.
+    """
     return {**(TRUSTED if trust else {}), **(architectures or {})}
 
 
@@ -188,12 +191,18 @@ def set_memory_format(network: nn.Module, memory_format: torch.memory_format) ->
 
 @cache
 def _is_bf16_faster_here() -> bool:
-    """Return True if bf16 is faster than fp32 on this computer's processor."""
+    """Return True if bf16 is faster than fp32 on this computer's processor; False if unknown.
+
+    The file is read only once.
+    """
     info = Path("/proc/cpuinfo")  # Linux; elsewhere fp32 is the safe answer
     return info.is_file() and is_bf16_faster(info.read_text())
 
 
 def is_bf16_faster(cpu_info: str) -> bool:
-    """Return True if bf16 is faster on a processor with this text in `/proc/cpuinfo`."""
+    """Return True if bf16 is faster than fp32 on a processor with this text in `/proc/cpuinfo`.
+
+    These are processors with AMX, and those of AMD with avx512_bf16.
+    """
     words = set(cpu_info.split())
     return "amx_bf16" in words or {"avx512_bf16", "AuthenticAMD"} <= words

@@ -53,13 +53,16 @@ class CustomNetwork(nn.Module):
         return [level + bias for level in used]
 
 
-def as_levels(output: Any, ndim: int, *, is_backbone: bool = False) -> list[Tensor]:
-    """Return the tensors of a network's output, finest first.
+def as_levels(output: Any, ndim: int, *, is_backbone: bool) -> list[Tensor]:
+    """Return the tensors of a network's output, finest first by their last axis.
 
-    Raises `ConfigError` if the output contains anything else, or a tensor without `ndim` axes. It
-    names `model.backbone` if `is_backbone`, otherwise `model.network`.
+    The output is a tensor, a list, tuple or mapping of tensors, or one tensor with `ndim` + 1 axes,
+    which contains the levels along axis 1. Raises `ConfigError` if it contains anything else, or a
+    tensor without `ndim` axes. The error names `model.backbone` if `is_backbone`, otherwise
+    `model.network`.
 
-    >>> [tuple(x.shape) for x in as_levels((torch.zeros(1, 2, 4), torch.zeros(1, 2, 8)), 3)]
+    >>> levels = as_levels((torch.zeros(1, 2, 4), torch.zeros(1, 2, 8)), 3, is_backbone=False)
+    >>> [tuple(x.shape) for x in levels]
     [(1, 2, 8), (1, 2, 4)]
     """
     levels: list[Any] = [output]
@@ -102,7 +105,10 @@ def custom_network(plan: Plan) -> CustomNetwork:
 
 
 def custom_backbone(plan: Plan) -> CustomNetwork:
-    """Build the backbone that the plan of a detector names."""
+    """Build the backbone that the plan of a detector names by `_target_`.
+
+    Raises `ConfigError` if it cannot be imported or constructed.
+    """
     network = _construct(
         "model.backbone",
         plan.architecture.network,
@@ -118,8 +124,10 @@ def _construct(
 ) -> nn.Module:
     """Construct the class that `spec` names, with the arguments that the plan fills in.
 
-    `where` is the key of the settings for messages. Arguments in `spec` take precedence. Without
-    `n_outputs`, the number of output channels is left to the class: a backbone has its own.
+    These are the channels, the number of axes and the tile, by the names that the class uses.
+    Arguments in `spec` take precedence. Without `n_outputs`, the number of output channels is left
+    to the class: a backbone has its own. Raises `ConfigError` if the class cannot be constructed or
+    is not a module. `where` is the key of the settings for messages.
     """
     parameters = parameters_of(import_target(spec.get(TARGET, ""), where)) or {}
     filled: dict[str, Any] = {}
@@ -177,9 +185,10 @@ def probe_network(plan: Plan, *, by_hand: bool, keeps_batch: bool = False) -> Pl
 
 
 def _round_tile(plan: Plan, *, by_hand: bool) -> tuple[Plan, tuple[tuple[int, ...], ...]]:
-    """Round the tile to the first multiple that the network accepts.
+    """Round the tile to the first multiple of 1, 8, 16, 32 or 64 that the network accepts.
 
-    Return the plan with this tile, and the stride of each output of the network.
+    Return the plan with this tile, and the stride of each output of the network. Raise
+    `ConfigError` if it accepts none, or not the tile that the user chose (`by_hand`).
     """
     message = ""  # of the first error, which is that of the plan's own tile
     for multiple in (1, 8, 16, 32, 64):
@@ -219,7 +228,10 @@ def _with_reason_of_tile(rounded: Plan, plan: Plan) -> Plan:
 
 
 def _limit_batch(rounded: Plan, plan: Plan) -> Plan:
-    """Return the rounded plan with a batch of at most as many voxels, but at least 2 tiles."""
+    """Return the rounded plan with a batch of at most the voxels of `plan`, but at least 2 tiles.
+
+    A plan that already has fewer tiles keeps them.
+    """
     n_voxels = plan.batch_size * prod(plan.tile_shape)
     batch = max(2, n_voxels // prod(rounded.tile_shape))
     if batch >= plan.batch_size:
@@ -238,7 +250,7 @@ def _unfit_tile(plan: Plan, message: str, remedy: str) -> ConfigError:
 
 
 def _tile_step(plan: Plan) -> int:
-    """Return the smallest number of voxels by which each side of the tile may grow.
+    """Return the smallest power of 2, up to 64, by which all sides of the tile may grow, in voxels.
 
     It is found by running the network on larger tiles. If none of them is accepted, it is the
     longest side of the plan's own tile.
@@ -254,7 +266,11 @@ def _tile_step(plan: Plan) -> int:
 
 
 def _output_strides(plan: Plan) -> tuple[tuple[int, ...], ...]:
-    """Return the stride of each output, in voxels of the tile. Pass on the network's errors."""
+    """Return the stride of each output along each axis, in voxels of the tile.
+
+    Raise `ConfigError` if the outputs do not divide the tile, the finest is not of its size, or one
+    has not one channel per logit. Errors of the network itself are passed on.
+    """
     n_channels = len(plan.channel_names)
     tile = plan.tile_shape
     outputs = _run(partial(custom_network, plan), n_channels, tile)
@@ -274,13 +290,14 @@ def _output_strides(plan: Plan) -> tuple[tuple[int, ...], ...]:
 def backbone_pyramid(name: str, spec: dict[str, Any], dims: int, n_channels: int) -> Architecture:
     """Return the stages of the detector `name` on the backbone that `spec` names.
 
-    Raises `ConfigError` if the backbone does not accept a tile of 64 voxels per axis, or if its
-    maps do not divide the tile.
+    Raises `ConfigError` if the backbone cannot be constructed, does not accept a tile of 64 voxels
+    per axis, or its maps do not divide the tile or each other.
     """
     ones = (1,) * dims
     tile = (_BACKBONE_SIDE,) * dims
 
     def make() -> CustomNetwork:
+        """Build the backbone."""
         return CustomNetwork(_construct("model.backbone", spec, n_channels, None, tile))
 
     try:
@@ -314,7 +331,8 @@ def backbone_pyramid(name: str, spec: dict[str, Any], dims: int, n_channels: int
 def _run(make: Callable[[], nn.Module], n_channels: int, tile: tuple[int, ...]) -> list[Tensor]:
     """Return the outputs of the network that `make` builds for a tile of zeros, in train mode.
 
-    The network runs on torch's meta device, which computes no numbers, or on the CPU if that fails.
+    The network runs on torch's meta device, which computes no numbers, or on the CPU if that fails
+    by another error than `ConfigError`. Errors on the CPU are passed on.
     """
     try:
         return _run_on(make(), n_channels, tile, "meta")

@@ -140,7 +140,7 @@ class DetectionHead(nn.Module):
     def forward(
         self, pyramid: Sequence[Tensor]
     ) -> tuple[Float[Tensor, "b n k"], Float[Tensor, "b n two_d"]]:
-        """Return class logits and box deltas."""
+        """Return class logits and box deltas of the anchors of all levels."""
         maps = [lateral(x) for lateral, x in zip(self.laterals, pyramid, strict=True)]
         logits = [_apply_by_anchor(self.classes, self.class_tower(x), self.n_labels) for x in maps]
         deltas = [_apply_by_anchor(self.boxes, self.box_tower(x), self.n_coordinates) for x in maps]
@@ -148,14 +148,14 @@ class DetectionHead(nn.Module):
 
 
 def _apply_by_anchor(last: nn.Module, x: Tensor, n_values: int) -> Tensor:
-    """Apply the last layer to a map, and return `[B, anchors, n_values]`."""
+    """Apply the last layer to a map. Return its values of each anchor `[B, anchors, n_values]`."""
     out: Tensor = last(x)
     # An export would treat len(x) as a constant.
     return out.flatten(2).transpose(1, 2).reshape(x.shape[0], -1, n_values)
 
 
 def _tower(dims: int, width: int, depth: int) -> nn.Sequential:
-    """Return `depth` convolutions, each with group norm and ReLU."""
+    """Return `depth` convolutions of `width` channels, each with group norm and ReLU."""
     steps: list[nn.Module] = []
     for _ in range(depth):
         norm = GroupNorm(min(_GROUPS, width), width)

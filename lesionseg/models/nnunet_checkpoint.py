@@ -47,8 +47,9 @@ class NnunetCheckpoint:
 def read_nnunet_checkpoint(source: BinaryIO, where: str) -> NnunetCheckpoint:
     """Read a checkpoint of nnU-Net.
 
-    `where` names the file in messages. Raises `BundleError` if the file contains more than tensors
-    and numbers, or no U-Net.
+    `where` names the file in messages. Facts that the file does not state are empty. Raises
+    `BundleError` if the file contains more than tensors and numbers, no U-Net, or mirror axes that
+    are not a list of numbers.
     """
     content = load_plain(source, where)
     theirs = unwrap_weights(content)

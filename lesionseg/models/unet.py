@@ -19,9 +19,9 @@ class Encoder(nn.Module):
     It maps `[B, in_channels, *spatial]` to one map
     `[B, features[i], *(spatial / product of strides)]` per stage, finest first. A `residual`
     encoder has a stem and stages of residual blocks; `architecture.encoder_blocks` contains the
-    number of blocks per stage. `forward` raises `GeometryError` unless every axis is a multiple of
-    the total stride, and at least one is larger than it: instance norm cannot normalise a single
-    voxel at the coarsest stage.
+    number of blocks per stage. Raises `ConfigError` if the tables do not fit each other. `forward`
+    raises `GeometryError` unless every axis is a multiple of the total stride, and at least one is
+    larger than it: instance norm cannot normalise a single voxel at the coarsest stage.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Encoder(nn.Module):
                     nn.init.zeros_(block.norm.weight)
 
     def forward(self, x: Float[Tensor, "b c *spatial"]) -> list[Tensor]:
-        """Return feature maps, finest first."""
+        """Return feature maps, finest first. Raise `GeometryError` if `x` has an unfit shape."""
         shape = tuple(x.shape[2:])
         stride = self.total_stride
         fits = len(shape) == len(stride) and prod(shape) > prod(stride)

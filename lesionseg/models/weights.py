@@ -97,7 +97,8 @@ def take_weights(network: nn.Module, plan: Plan, before: nn.Module, plan_before:
     A tensor of the backbone fits if stage, name and shape agree. The stages of a decoder are
     counted from the finest stage of the encoder, because the decoder of a RetinaNet ends at a
     coarser stage than that of a U-Net. The head of voxels fits if labels, regions and activation
-    agree, and that of a detector if labels and anchors agree.
+    agree, and that of a detector if labels, regions and anchors agree. The first convolution is
+    adapted to other channels (`adapt_channels`).
     """
     reasons: dict[str, str] = {}
     here = plan.labels
@@ -184,8 +185,14 @@ def adapt_channels(
 
     A channel that corresponds to an old one (`channel_sources`) keeps its weights. New channels get
     the mean over all old channels, times the ratio of old to new channels. Without names, channels
-    are assumed to be the same if their number is the same. The description is empty if nothing
-    changed.
+    are assumed to be the same if their number is the same, otherwise all of them are new. The
+    description is empty if nothing changed.
+
+    Args:
+        weight: the weight of the old first convolution.
+        n_channels: number of new channels.
+        names: names of the new channels; empty if they are not known.
+        before: names of the old channels; empty if they are not known.
     """
     n_before = weight.shape[1]
     are_named = len(before) == n_before and len(names) == n_channels
@@ -229,7 +236,7 @@ def _shared_name(name: str, first: int) -> str:
     """Return a name that equivalent tensors of different networks share.
 
     `first` is the stage of the encoder at which the decoder ends. Stages of the decoder are counted
-    from the encoder's finest stage.
+    from the encoder's finest stage. A head has the name of its kind. Other names stay as they are.
     """
     part, _, rest = name.partition(".")
     if part in _HEADS:
@@ -241,7 +248,10 @@ def _shared_name(name: str, first: int) -> str:
 
 
 def is_checkpoint(name: str | None) -> bool:
-    """Return True if `model.init_from` names a torch file, False for a bundle, a run or None."""
+    """Return True if `model.init_from` names a torch file (.pth, .pt), otherwise False.
+
+    Other values are a bundle, a run or None.
+    """
     return name is not None and Path(name).suffix in (".pth", ".pt")
 
 
@@ -271,9 +281,10 @@ def _is_resenc_l(content: Mapping[str, Any]) -> bool:
 
 
 def _find_channel_names(content: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the channel names in an nnU-Net checkpoint. Return () if it does not state them.
+    """Return the channel names in an nnU-Net checkpoint in their order.
 
-    The trainer stores the content of `dataset.json` among its arguments.
+    The trainer stores the content of `dataset.json` among its arguments. Return an empty tuple if
+    it does not state them, or does not number them from 0.
     """
     arguments = content.get("init_args")
     dataset = arguments.get("dataset_json") if isinstance(arguments, Mapping) else None
@@ -292,8 +303,8 @@ def _find_channel_names(content: Mapping[str, Any]) -> tuple[str, ...]:
 def load_plain(source: Path | BinaryIO, where: str) -> Mapping[str, Any]:
     """Read a file of `torch.save` that contains only tensors and numbers. No code in it is run.
 
-    `where` names the file in messages. Raises `BundleError` if the file is missing or damaged, or
-    contains anything else.
+    `where` names the file in messages. The result is empty if the content is not a dictionary.
+    Raises `BundleError` if the file is missing or damaged, or contains anything else.
     """
     # nnU-Net's log contains numpy scalars, which numpy pickles as a call of this function
     scalar: Any = np.float64(0).__reduce__()[0]
@@ -322,7 +333,11 @@ def load_plain(source: Path | BinaryIO, where: str) -> Mapping[str, Any]:
 
 
 def unwrap_weights(content: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return the tensors of a checkpoint by nnU-Net's names, without prefixes of wrappers."""
+    """Return the tensors of a checkpoint by nnU-Net's names, without prefixes of wrappers.
+
+    They are in its entry `network_weights` or `state_dict`, or are the content itself. The result
+    is empty if there are none.
+    """
     inner = content.get("network_weights", content.get("state_dict", content))
     inner = inner if isinstance(inner, Mapping) else {}
     return {_WRAPPED.sub("", str(k)): v for k, v in inner.items() if isinstance(v, Tensor)}
@@ -362,18 +377,24 @@ def find_unknown(theirs: Weights) -> list[str]:
 
 
 def _layer_name(match: re.Match[str]) -> str:
-    """Return the name of the layer whose number in its block is the match's first group."""
+    """Return `.conv.` or `.norm.` for the number of a layer in its block, the match's first group.
+
+    Any other number gives `.unknown.`.
+    """
     return f".{_LAYERS.get(int(match[1]), 'unknown')}."
 
 
 def _last_stage(theirs: Weights) -> int:
-    """Return the number of the decoder's finest stage, as nnU-Net counts."""
+    """Return the number of the decoder's finest stage, as nnU-Net counts; 0 without a decoder."""
     stages = [m[1] for name in theirs if (m := re.match(r"decoder\.transpconvs\.(\d+)\.", name))]
     return max(map(int, stages), default=0)
 
 
 def _our_name(part: str, last: int) -> str:
-    """Return our name of one of nnU-Net's layers; empty if our U-Net does not have the layer."""
+    """Return our name of one of nnU-Net's layers; "" if our U-Net does not have the layer.
+
+    `last` is the result of `_last_stage`.
+    """
     for pattern, ours in _NAMES:
         match = re.fullmatch(pattern, part)
         if match is None:
@@ -448,7 +469,10 @@ def architecture_of(
 
 
 def _require_backbone(residual: bool, name: str, where: str) -> None:
-    """Raise `ConfigError` if the network `name` has another kind of backbone than the weights."""
+    """Raise `ConfigError` if the network `name` has another kind of backbone than the weights.
+
+    `residual` is True if the weights are those of a residual U-Net. `where` names their file.
+    """
     kind = "residual_unet" if residual else "plain"
     wanted = backbone_kind(name)
     if kind != wanted:

@@ -64,6 +64,11 @@ def nearest_cells(
     Only combinations of the `k` nearest cells along each axis are compared, so that the distances
     to all other cells need not be computed.
 
+    Args:
+        level: the level.
+        points: positions in voxels of the tile.
+        k: the number of cells.
+
     Returns:
         Numbers of cells in C order `[m, k']`, nearest first, ties by number. k' is smaller than `k`
         if the level has fewer cells.
@@ -105,7 +110,10 @@ IGNORED = -2
 
 
 def _nearest_anchors(levels: Sequence[AnchorLevel], centres: Tensor) -> Tensor:
-    """Return the rows `[m, k]` of all anchors at the `N_NEAREST` cells of each level."""
+    """Return the rows `[m, k]` of all anchors at the `N_NEAREST` cells of each level.
+
+    These are the cells nearest to the `centres` `[m, dims]`. Rows are those of `grid_anchors`.
+    """
     first = 0  # the row of the level's first anchor
     numbers = []
     for level in levels:
@@ -171,7 +179,14 @@ def _assign_missed_lesions(
 ) -> None:
     """Assign its best candidate to every lesion without an anchor, in place.
 
-    Lesions with the largest overlap come first. A lesion's only anchor is not taken from it.
+    Lesions with the largest overlap come first. A lesion's only anchor is not taken from it, so a
+    lesion whose candidates are all of this kind stays without an anchor.
+
+    Args:
+        assigned: the row of the lesion of each anchor `[n]`, or `BACKGROUND`.
+        candidates: rows of anchors `[m, k]` for each lesion.
+        overlap: IoU of the candidates `[m, k]`.
+        exists: False for rows of zeros, which are no lesions `[m]`.
     """
     # number of anchors of each lesion; the first count is that of the background
     counts = torch.bincount(assigned.clamp(min=-1) + 1, minlength=len(candidates) + 1)[1:]

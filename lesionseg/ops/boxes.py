@@ -162,7 +162,7 @@ def _product(sides: Float[Tensor, "*n d"]) -> Float[Tensor, "*n"]:
 
 
 def _at_least_float32(boxes: Tensor) -> Tensor:
-    """Convert half precision to float32, and leave float64 as it is."""
+    """Convert half precision and integers to float32, and leave float64 as it is."""
     return boxes.to(torch.promote_types(boxes.dtype, torch.float32))
 
 
@@ -226,7 +226,7 @@ def tile_boxes(
     rows = row_of_lesion[owner]  # the output row of each voxel
 
     def reduce_rows(values: Tensor, how: str) -> Tensor:
-        """Reduce `values` `[voxels]` to the lowest or highest of each row; 0 for an empty row."""
+        """Reduce `values` `[voxels]` by `how` in each row; 0 for an empty row."""
         empty = torch.zeros(n_tiles * m, dtype=torch.int64, device=flat.device)
         return empty.scatter_reduce_(0, rows, values, how, include_self=False)
 

@@ -13,12 +13,14 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 def make_compiler(*fastmath: str) -> Callable[[Function], Function]:
     """Return a decorator that compiles a function, which then runs without Python's lock.
 
-    A function is compiled at its first call. `fastmath` contains flags of LLVM, such as `contract`.
+    A function is compiled at its first call. The machine code is cached on disk, if a folder is
+    writable. `fastmath` contains flags of LLVM, such as `contract`.
     Without flags, arithmetic follows IEEE 754. Division by 0 gives infinity, as in numpy.
     """
     flags = set(fastmath)
 
     def compile_function(function: Function) -> Function:
+        """Return the function that compiles itself at its first call."""
         try:
             cached = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath=flags)
             return cast(Function, cached(function))
@@ -34,7 +36,10 @@ compile_loops = make_compiler()
 
 @compile_loops
 def root_of(parent: Integers, i: int) -> int:
-    """Return the root of node `i` in the forest `parent` `[n]`, and halve the path to it."""
+    """Return the root of node `i` in a forest, and halve the path to it in place.
+
+    `parent` `[n]` contains the parent of each node. That of a root is the root itself.
+    """
     while parent[i] != i:
         parent[i] = parent[parent[i]]
         i = parent[i]

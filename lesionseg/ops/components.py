@@ -224,9 +224,12 @@ def measure_instances(
         geometry: the grid of the masks.
         ids: lesion ids `[n]`.
         labels: label values of the lesions.
-        boxes: `[n, 2·dims]`, for lesions without voxels.
-        instances: lesion ids `[*spatial]`, 0 elsewhere.
+        boxes: `[n, 2·dims]`, for lesions without voxels; None if there are no boxes.
+        instances: lesion ids `[*spatial]`, 0 elsewhere; None if all lesions are boxes.
         ignore: True for voxels `[*spatial]` to remove.
+
+    Returns:
+        A row for each id that has voxels or a box, in the order of `ids`.
 
     Raises:
         ContentError: if `instances` contains an id that is not in `ids`.

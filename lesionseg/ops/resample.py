@@ -164,9 +164,10 @@ def _read_region(
 
 
 def _largest_drift(matrix: Numbers, other: Numbers, out_shape: Sequence[int]) -> float:
-    """Return the largest distance, in input voxels, between the two images of the last voxel.
+    """Return how far apart two matrices map the same output index, in input voxels.
 
-    Both matrices map output indices to input indices. Their distance is largest at the last index.
+    Both map output indices to input indices. The result is an upper bound over all indices of
+    `out_shape`, for the input axis along which it is largest.
     """
     last_index = np.array([*(n - 1 for n in out_shape), 1.0])
     drift = np.abs(matrix - other)[:-1] @ last_index
@@ -249,7 +250,10 @@ class _Resampling:
     reach: float
 
     def apply(self, piece: Tensor, how: Interpolation) -> Tensor:
-        """Return `piece` `[C, *input]` on the output's grid, 0 outside of it."""
+        """Return `piece` `[C, *input]` on the output's grid.
+
+        It is 0 for output voxels farther than `reach` from the centres of all input voxels.
+        """
         if self.parallel is None:
             return self._sample_voxels(piece, how)
         piece = piece.permute([0] + [1 + axis for axis in self.parallel])
@@ -338,10 +342,11 @@ def _find_parallel_axes(linear: Numbers, out_shape: tuple[int, ...]) -> tuple[in
 
 
 def _take_mean(array: Tensor, axis: int, x: Numbers, ratio: float, reach: float) -> Tensor:
-    """Return the mean over `ratio` input voxels around each coordinate, within the array.
+    """Return the mean over `ratio` input voxels around each coordinate `x`, within the array.
 
-    Each input voxel has the share of the interval from `low` to `high` that it covers as weight. An
-    interval touches at most `ceil(ratio) + 1` voxels, which are added one after the other.
+    It is 0 for coordinates beyond `reach` outside of the array. Each input voxel has the share of
+    the interval from `low` to `high` that it covers as weight. An interval touches at most
+    `ceil(ratio) + 1` voxels, which are added one after the other.
     """
     n = array.shape[axis]
     low = np.clip(x - ratio / 2, -0.5, n - 0.5)
@@ -362,7 +367,7 @@ def _take_mean(array: Tensor, axis: int, x: Numbers, ratio: float, reach: float)
 
 
 def _take_linear(array: Tensor, axis: int, x: Numbers, reach: float) -> Tensor:
-    """Interpolate linearly at coordinates along an axis."""
+    """Interpolate linearly at coordinates `x` along an axis; 0 beyond `reach` outside of it."""
     n = array.shape[axis]
     clipped = np.clip(x, 0, n - 1)
     low = np.floor(clipped).astype(np.int64)
@@ -377,7 +382,10 @@ def _take_linear(array: Tensor, axis: int, x: Numbers, reach: float) -> Tensor:
 
 
 def _take_nearest(array: Tensor, axis: int, x: Numbers, reach: float) -> Tensor:
-    """Return the nearest values at coordinates along an axis."""
+    """Return the nearest values at coordinates `x` along an axis; 0 beyond `reach` outside of it.
+
+    Halfway between two voxels the higher index wins.
+    """
     n = array.shape[axis]
     index = np.clip(np.floor(x + 0.5), 0, n - 1).astype(np.int64)
     return _zero_outside(_select(array, axis, index), axis, x, n, reach)
@@ -391,7 +399,7 @@ def _select(array: Tensor, axis: int, index: Integers) -> Tensor:
 
 
 def _zero_outside(piece: Tensor, axis: int, x: Numbers, n: int, reach: float) -> Tensor:
-    """Set `piece` to 0 at coordinates along `axis` that are outside of `n` voxels."""
+    """Return `piece` with 0 at coordinates `x` along `axis` beyond `reach` outside `n` voxels."""
     inside = _is_inside(x, n, reach)
     if inside.all():
         return piece
@@ -399,7 +407,7 @@ def _zero_outside(piece: Tensor, axis: int, x: Numbers, n: int, reach: float) ->
 
 
 def _sample_linear(array: Tensor, coordinates: Sequence[Numbers]) -> Tensor:
-    """Interpolate linearly at scattered coordinates."""
+    """Interpolate linearly at scattered coordinates. The outermost values continue outside."""
     pairs = list(zip(coordinates, array.shape[1:], strict=True))
     # grid_sample expects coordinates from −1 to 1, last axis first
     scaled = [2 * x / max(n - 1, 1) - 1 for x, n in reversed(pairs)]
@@ -411,7 +419,7 @@ def _sample_linear(array: Tensor, coordinates: Sequence[Numbers]) -> Tensor:
 
 
 def _sample_nearest(array: Tensor, coordinates: Sequence[Numbers]) -> Tensor:
-    """Return the nearest values at scattered coordinates."""
+    """Return the nearest values at scattered coordinates. The outermost values continue outside."""
     index = []
     for x, n in zip(coordinates, array.shape[1:], strict=True):
         nearest = np.clip(np.floor(x + 0.5), 0, n - 1).astype(np.int64)

@@ -48,7 +48,7 @@ class Neighbours:
         return slice(int(self.first[rows].min()), int(self.second[rows].max()) + 1)
 
     def apply(self, array: Float[Tensor, "*any"], axis: int) -> Float[Tensor, "*any"]:
-        """Interpolate along an axis; the values stay within those of the input."""
+        """Interpolate an array along an axis. The values stay within those of the input."""
         first = take_along(array, axis, self.first)
         if not self.weight.any():
             return first
@@ -60,7 +60,9 @@ class Neighbours:
 
 @lru_cache(maxsize=64)
 def find_neighbours(n_in: int, n_out: int, order: int) -> Neighbours:
-    """Find the neighbours for resizing an axis, with `order` 0 (nearest) or 1 (linear).
+    """Find the neighbours for resizing an axis of `n_in` values to `n_out`.
+
+    `order` is 0 (nearest) or 1 (linear). The result is cached: do not change it.
 
     >>> found = find_neighbours(2, 4, 1)
     >>> found.first.tolist(), found.second.tolist(), found.weight.tolist()
@@ -89,6 +91,8 @@ def find_neighbours(n_in: int, n_out: int, order: int) -> Neighbours:
 def spline_matrix(n_in: int, n_out: int, order: int) -> NDArray[np.float32]:
     """Return the matrix `[n_out, n_in]` that resizes an axis by a spline of `order` 2 to 5.
 
+    The result is cached: do not change it.
+
     >>> spline_matrix(3, 3, 3).round(6).tolist()
     [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
     """
@@ -106,11 +110,11 @@ def resize(
     *,
     clip_along: int | None = None,
 ) -> Float[Tensor, "*out"]:
-    """Resize an array to `shape`, with a spline order for each axis; float32.
+    """Resize an array to `shape`, with a spline order from 0 to 5 for each axis; float32.
 
     Splines of order 2 and more overshoot, so values are clipped to the range of the array. With
-    `clip_along`, each slice across this axis is clipped to its own range instead, before the axis
-    itself is resized. Nothing happens along an axis that keeps its length.
+    `clip_along`, an axis of order 0 or 1, each slice across this axis is clipped to its own range
+    instead, before the axis itself is resized. Nothing happens along an axis that keeps its length.
 
     >>> resize(torch.tensor([[0.0, 2.0]]), (1, 4), (0, 1)).tolist()
     [[0.0, 0.5, 1.5, 2.0]]
@@ -125,9 +129,8 @@ def resize(
         low = out.amin(dim=reduced, keepdim=True)
         high = out.amax(dim=reduced, keepdim=True)
         for axis in smooth:
-            out = _multiply_along(
-                out, axis, spline_matrix(out.shape[axis], shape[axis], orders[axis])
-            )
+            matrix = spline_matrix(out.shape[axis], shape[axis], orders[axis])
+            out = multiply_along(out, axis, torch.from_numpy(matrix))
         out = torch.minimum(torch.maximum(out, low, out=out), high, out=out)
     # axes that become shorter come first, so that later ones have fewer values
     for axis in sorted(simple, key=lambda axis: shape[axis] / array.shape[axis]):
@@ -135,12 +138,11 @@ def resize(
     return out
 
 
-def _multiply_along(array: Tensor, axis: int, matrix: NDArray[np.float32]) -> Tensor:
-    """Multiply an array by `matrix` `[out, n]` along an axis."""
-    weights = torch.from_numpy(matrix)
+def multiply_along(array: Tensor, axis: int, matrix: Tensor) -> Tensor:
+    """Multiply an array by `matrix` `[out, n]` along an axis of length n, which becomes out."""
     if axis == array.ndim - 1:
-        return array @ weights.T
+        return array @ matrix.T
     before = list(array.shape[:axis])
     after = list(array.shape[axis + 1 :])
-    product = torch.matmul(weights, array.reshape([*before, array.shape[axis], -1]))
+    product = torch.matmul(matrix, array.reshape([*before, array.shape[axis], -1]))
     return product.reshape([*before, len(matrix), *after])

@@ -43,7 +43,8 @@ def _suppress(
 ) -> tuple[Int64[Tensor, " n"], Int64[Tensor, " n"]]:
     """Return the indices of the boxes by rank, and for each rank that of the kept box.
 
-    The kept box is the box itself or, if it is dropped, the box that suppresses it.
+    The kept box is the box itself or, if it is dropped, the box that suppresses it. It is given by
+    its rank, and rank 0 has the highest score.
 
     Raises `ContentError` if the shapes do not fit together.
     """

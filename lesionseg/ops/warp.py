@@ -38,7 +38,7 @@ class Warp:
 
 
 def warp_linear(image: Shaped[Tensor, "c *inp"], warp: Warp) -> Float[Tensor, "c *out"]:
-    """Interpolate `image` linearly at the positions of the warp, in float32."""
+    """Interpolate `image` linearly at the positions of the warp, in float32; 0 outside of it."""
     out = torch.empty((image.shape[0], *warp.shape), dtype=torch.float32)
     matrix, bend = _with_three_axes(warp)
     _interpolate(_as_3d(image.float()), matrix, bend, _as_3d(out))
@@ -50,7 +50,8 @@ def warp_nearest(
 ) -> list[Shaped[Tensor, "*out"]]:
     """Return the nearest voxel of each mask at the positions of the warp, in the mask's dtype.
 
-    Halfway between two centres the higher index wins.
+    Halfway between two centres the higher index wins. Outside of the masks the result is 0. All
+    masks have the same shape.
     """
     dims = len(warp.shape)
     shape = np.array((1,) * (3 - dims) + tuple(masks[0].shape), dtype=np.int64)
@@ -85,7 +86,10 @@ def _with_three_axes(warp: Warp) -> tuple[NDArray[np.float32], NDArray[np.float3
 
 
 def _as_3d(image: Tensor) -> NDArray[np.float32]:
-    """Return an image as `[C, Z, Y, X]`; a 2-D image has one slice."""
+    """Return an image as `[C, Z, Y, X]`; a 2-D image has one slice.
+
+    A contiguous image shares its memory with the result.
+    """
     array = image.contiguous().numpy()
     missing = [1] * (4 - array.ndim)
     return array.reshape([array.shape[0], *missing, *array.shape[1:]])

@@ -47,7 +47,7 @@ from lesionseg.plan.make import make_plan, network_spec
 from lesionseg.plan.plan import Architecture, FocalCorrection, Plan, sources_of
 from lesionseg.plan.rules import Decision
 from lesionseg.training.fit import check_trainer
-from lesionseg.training.objective import make_detection_loss, make_objective, some_batch
+from lesionseg.training.objective import make_detection_loss, make_objective, noise_batch
 from lesionseg.training.processes import (
     broadcast_from_rank_zero,
     require_compiler,
@@ -395,7 +395,7 @@ def try_augmentation(plan: Plan, cfg: TrainConfig) -> None:
     """Raise `ConfigError` if a transform of `augment.extra` fails on a tile of noise."""
     if not cfg.augment.extra:
         return
-    batch = some_batch(plan, 1, torch.device("cpu"))
+    batch = noise_batch(plan, 1)
     affine = np.eye(plan.dims + 1)
     tile = {
         "image": as_meta_tensor(batch["image"][0], affine),
@@ -413,7 +413,7 @@ def check_losses(plan: Plan, cfg: TrainConfig) -> None:
     The losses are computed once, on an empty batch, before the run begins.
     """
     objective = make_objective(plan, cfg)
-    targets = objective.targets(some_batch(plan, 1, torch.device("cpu")))
+    targets = objective.targets(noise_batch(plan, 1))
     voxels = torch.zeros((1, n_logits(plan), *plan.tile_shape))
     output: Any = [voxels]
     if targets.anchors is not None:

@@ -59,7 +59,7 @@ class BatchTargets:
         return made
 
     def tile_bytes(self, n_voxels: int) -> int:
-        """Return about how many bytes are added to a tile of `n_voxels`."""
+        """Return about how many bytes are added to a tile of `n_voxels`; 0 without targets."""
         n_bytes = 0
         if self.nearest:
             n_bytes += n_voxels  # one uint8 per voxel
@@ -165,7 +165,7 @@ class AnchorGrid:
 def _centre_voxels(
     anchors: Float[Tensor, "n two_d"], tile_shape: Sequence[int]
 ) -> Integer[Tensor, " n"]:
-    """Return the flat index of the voxel at the centre of each anchor, within the tile."""
+    """Return the flat index of the tile's voxel that is nearest to the centre of each anchor."""
     index = torch.zeros(len(anchors), dtype=torch.long, device=anchors.device)
     centres = split_box(anchors)[0].floor().long().unbind(1)
     for centre, n in zip(centres, tile_shape, strict=True):  # C order: the last axis is fastest
@@ -175,5 +175,5 @@ def _centre_voxels(
 
 @lru_cache(maxsize=4)
 def _grid(levels: tuple[AnchorLevel, ...], device: torch.device) -> Tensor:
-    """Return the anchors of all levels. A function of hashable arguments can be cached."""
+    """Return the anchors of all levels `[n, 2·dims]`. The result is cached: do not change it."""
     return grid_anchors(levels, device=device)

@@ -91,7 +91,7 @@ class LastCheckpoint(Checkpoint):
 
         The stream of tiles can resume only between steps, not between accumulated batches.
         """
-        module.read_clock()  # Lightning calls the module's own hook after those of callbacks
+        module.update_minutes()  # Lightning calls the module's own hook after those of callbacks
         is_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         if not is_step or 60 * module.minutes < self._due:
             return
@@ -153,7 +153,10 @@ class AtomicCheckpoints(TorchCheckpointIO):
 
 
 class History(CSVLogger):
-    """metrics.csv of a run. A resumed training keeps the rows of its first `n_steps`."""
+    """A logger of metrics.csv in `run_dir`. An existing file is removed when it is created.
+
+    A resumed training keeps the rows of its first `n_steps` steps.
+    """
 
     def __init__(self, run_dir: Path, n_steps: int) -> None:
         super().__init__(run_dir, name="", version="")
@@ -176,7 +179,10 @@ class History(CSVLogger):
 
 
 def _read_history(path: Path, n_steps: int) -> pd.DataFrame | None:
-    """Return the rows of the first `n_steps` steps, or None if the file is empty or damaged."""
+    """Return the rows of the first `n_steps` steps.
+
+    If the file is empty or damaged, log a warning and return None.
+    """
     try:
         rows = pd.read_csv(path)
         return rows[pd.to_numeric(rows["step"], errors="coerce") < n_steps]
@@ -299,7 +305,10 @@ class FocalStatistics(pl.Callback):
             logits.register_hook(keep_shares)  # type: ignore[no-untyped-call]
 
     def latest(self) -> dict[str, float]:
-        """Return the defined statistics of the observed step. A GPU is waited for once."""
+        """Return the defined statistics of the observed step by name; {} if none was observed.
+
+        The host waits once for a GPU.
+        """
         if not self._on_device:
             return {}
         values = torch.stack(list(self._on_device.values())).tolist()
@@ -307,7 +316,10 @@ class FocalStatistics(pl.Callback):
         return {name: value for name, value in named.items() if not math.isnan(value)}
 
     def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
-        """Log the statistics of the step, and warn if those of the last steps show a fault."""
+        """Log the statistics of the step, and warn if the means of the last 20 show a fault.
+
+        Nothing is logged if the step was skipped, or was not observed.
+        """
         latest = self.latest()
         if not latest:
             return
@@ -377,10 +389,11 @@ def _find_faults(means: Mapping[str, float], progress: float) -> dict[str, str]:
 
 
 class Previews(pl.Callback):
-    """A callback that draws the first tiles with a lesion into `run_dir/previews` at intervals.
+    """A callback that draws the first tiles with a lesion into `run_dir/previews`.
 
-    `draw(path, tiles)` receives the image, the lesion mask and the mask of p ≥ 0.5 of each tile,
-    and the boxes of a detector with p ≥ `LEAST_P`. A resumed training draws other tiles, because a
+    It draws every `PREVIEW_MINUTES` and at the end, in the first process. `draw(path, tiles)`
+    receives the image, the lesion mask and the mask of p ≥ 0.5 of each tile, and the boxes of a
+    detector with p ≥ `LEAST_P`. A resumed training draws other tiles, because a
     checkpoint contains no images.
     """
 
@@ -430,7 +443,7 @@ class Previews(pl.Callback):
             )
 
     def _draw_tiles(self, module: Any) -> None:
-        """Draw the tiles and the network's current output."""
+        """Draw the tiles and the network's current output; nothing if no tile had a lesion yet."""
         if not self.tiles:
             return
         window = SlidingWindow((deepcopy(module.network),), module.plan)

@@ -21,11 +21,11 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         The content of the file.
 
     Raises:
-        TrainingError: if the file is damaged, or is not a checkpoint of a training.
+        TrainingError: if the file is missing or damaged, or is not a checkpoint of a training.
     """
     try:
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        missing = {"minutes", "skipped", "state_dict"} - checkpoint.keys()
+        missing = {"global_step", "minutes", "skipped", "state_dict"} - checkpoint.keys()
         if missing:
             raise KeyError(", ".join(missing))
     except Exception as error:  # torch.load raises half a dozen kinds for a broken file
@@ -35,7 +35,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def read_if_present(path: Path) -> dict[str, Any] | None:
-    """Read a checkpoint, or return None if the file does not exist."""
+    """Read a checkpoint as `read_checkpoint` does, or return None if the file does not exist."""
     return read_checkpoint(path) if path.is_file() else None
 
 

@@ -13,7 +13,7 @@ from lesionseg.config import TrainerConfig
 from lesionseg.models.build import CHANNELS_LAST, set_memory_format
 from lesionseg.ops.device_memory import first_line
 from lesionseg.plan.plan import Plan
-from lesionseg.training.objective import Objective, some_batch
+from lesionseg.training.objective import Objective, noise_batch
 from lesionseg.training.processes import find_missing_compiler
 
 log = logging.getLogger(__name__)
@@ -23,11 +23,12 @@ COMPILED_MINUTES = 10.0
 COMPILED_STEPS = 12_000  # ten minutes of 20 steps per second
 
 
-def is_compiled(settings: TrainerConfig, device: str) -> bool:
-    """Return True if a training compiles its step.
+def should_compile(settings: TrainerConfig, device: str) -> bool:
+    """Return True if a training is to compile its step.
 
-    With `compile=auto`, this is a training of over ten minutes on a GPU. If the compiler is
-    missing, the log says so, and the step is not compiled.
+    `compile=true` and `compile=false` decide themselves. With `compile=auto`, a training on a GPU
+    compiles if its budget is over ten minutes and over 12 000 steps; a limit that is not set counts
+    as infinite. If the compiler is missing, the log says so, and the result is False.
 
     Args:
         settings: the settings with a budget (`resolve_budget`).
@@ -54,7 +55,8 @@ def compile_network_and_loss(
 ) -> None:
     """Compile a network and the loss of its voxels in place, so that the names of weights stay.
 
-    On a CUDA device, the network also stores its weights channels-last.
+    torch compiles them when they are first called. On a CUDA device, the network also stores its
+    weights channels-last.
 
     Copies of the network (`deepcopy`) are not compiled. The loss of anchors is not compiled either,
     because each step has another number of positive anchors.
@@ -110,7 +112,7 @@ def keep_compiled_if_possible(
 def _try_step(network: nn.Module, objective: Objective, plan: Plan) -> None:
     """Compute loss and gradient of a batch of noise, which compiles both directions."""
     device = next(network.parameters()).device
-    batch = objective.batch_targets(some_batch(plan, plan.batch_size, torch.device("cpu")))
+    batch = objective.batch_targets(noise_batch(plan, plan.batch_size))
     targets = objective.targets({name: tensor.to(device) for name, tensor in batch.items()})
     output = network(batch["image"].to(device))
     terms = objective.terms(output, targets, torch.ones_like(targets.counts()))

@@ -83,7 +83,8 @@ class FitResult:
     """The result of a training.
 
     `network` has the kept weights, and is in eval mode on the CPU. `steps` is the number of steps,
-    including the `skipped` ones.
+    including the `skipped` ones. Steps and minutes are those of all starts together. `device` is
+    `cuda` or `cpu`.
     """
 
     network: nn.Module
@@ -125,38 +126,33 @@ def fit(
         The network, and the numbers of steps and minutes.
 
     Raises:
-        TrainingError: if a checkpoint cannot be read or does not fit the network, or the gradient
-            stays NaN.
-        ConfigError: if memory runs out in a step or in a validation, or if loss and plan do not fit
-            together.
+        TrainingError: if a checkpoint cannot be read or does not fit the network, if an interrupted
+            training cannot continue on these devices, or if the gradient stays NaN.
+        ConfigError: if memory runs out in a step or in a validation, if loss and plan do not fit
+            together, or if Lightning refuses the settings or lacks a package.
     """
     last = run_dir / CHECKPOINTS / LAST
     module = lesion_module(plan, cfg, network, loss)
     settings = module.settings
-    before = broadcast_from_rank_zero(partial(read_if_present, last))
-    steps_before = 0
-    minutes_before = 0.0
-    ended_early = False
-    if before is not None:
-        steps_before = before["global_step"]
-        minutes_before = before["minutes"]
-        ended_early = before.get("ended_early", False)  # checkpoints of 1.0 do not state it
-    stated = before or {}
+    before = broadcast_from_rank_zero(partial(read_if_present, last)) or {}
+    steps_before = before.get("global_step", 0)
+    minutes_before = before.get("minutes", 0.0)
+    ended_early = before.get("ended_early", False)  # checkpoints of 1.0 do not state it
     max_steps = settings.max_steps
     max_minutes = settings.max_minutes
     if _has_default_budget(cfg.trainer):
         # it follows from the device, and this start may have found another one
-        max_steps = stated.get("max_steps", max_steps)
-        max_minutes = stated.get("max_minutes", max_minutes)
+        max_steps = before.get("max_steps", max_steps)
+        max_minutes = before.get("max_minutes", max_minutes)
     has_steps_left = max_steps is None or steps_before < max_steps
     has_minutes_left = max_minutes is None or minutes_before < max_minutes
     if has_steps_left and has_minutes_left and not ended_early:
-        _require_same_steps(stated, module, cfg.trainer, last)
+        _require_same_steps(before, module, cfg.trainer, last)
         data = LesionData(tiles, plan, settings)
         on_cpu = training_device(cfg.trainer.accelerator) == "cpu"
         with _explain_errors(module, last, steps_before), _lightning_settings(on_cpu=on_cpu):
             trainer = make_trainer(module, cfg, run_dir, steps_before, callbacks, validate)
-            resumed = None if before is None else last
+            resumed = last if before else None
             try:
                 trainer.fit(module, data, ckpt_path=resumed, weights_only=True)
             finally:
@@ -179,12 +175,14 @@ def _has_default_budget(trainer: TrainerConfig) -> bool:
 def _require_same_steps(
     before: Mapping[str, Any], module: LesionModule, trainer: TrainerConfig, last: Path
 ) -> None:
-    """Raise `TrainingError` if the training began with other steps, which this start cannot repeat.
+    """Raise `TrainingError` if an interrupted training began with steps that differ from these.
 
-    The learning rate follows the tiles per step, and the default budget follows the device.
+    They differ if they had another number of tiles, which the learning rate follows, or if the
+    training has the default budget of another device.
 
     Args:
-        before: the content of the checkpoint. Those of version 1.0 state neither.
+        before: the content of the checkpoint, empty for a new training. What it does not state, as
+            in version 1.0, does not differ.
         module: the module of this start.
         trainer: its settings before defaults were resolved.
         last: the file of the checkpoint, for messages.
@@ -209,7 +207,8 @@ def _require_same_steps(
 def _explain_errors(module: LesionModule, last: Path, steps_before: int) -> Iterator[None]:
     """Convert the errors of a training to those that `fit` documents, and log an interruption.
 
-    `last` is the checkpoint from which the training continues after `steps_before` steps.
+    Other errors are raised unchanged. `last` is the checkpoint from which the training continues
+    after `steps_before` steps.
     """
     try:
         yield
@@ -265,7 +264,8 @@ def _error_of_process(error: ProcessRaisedException, plan: Plan, last: Path) -> 
 def _end_processes(trainer: pl.Trainer) -> None:
     """End the processes that Lightning spawned, if some still run after an interruption.
 
-    Otherwise they would train on, although this process releases the lock of the run directory.
+    They are killed if they do not end within `SECONDS_TO_END`. Otherwise they would train on,
+    although this process releases the lock of the run directory.
     """
     launcher = trainer.strategy.launcher
     if not isinstance(launcher, _MultiProcessingLauncher):
@@ -281,9 +281,10 @@ def _end_processes(trainer: pl.Trainer) -> None:
 
 
 def _load_kept_weights(module: LesionModule, folder: Path, after: dict[str, Any]) -> None:
-    """Load the weights that the validations chose or, without validation, those of the last step.
+    """Load the weights in `best.ckpt` or, if no validation wrote this file, those of the last step.
 
-    `after` is the content of the last checkpoint in `folder`.
+    `after` is the content of the last checkpoint in `folder`. Raises `TrainingError` if the weights
+    cannot be read or do not fit the network.
     """
     path = folder / BEST
     kept = broadcast_from_rank_zero(partial(read_if_present, path))
@@ -303,6 +304,7 @@ def tiles_of(cases: Sequence[CachedCase], plan: Plan, cfg: TrainConfig) -> TileD
 
     If a step has two or more tiles and the share of lesion tiles is above 0, each step has at least
     one. A step is one of the optimiser, with the tiles of all processes and accumulated batches.
+    Tile 0 is read once, so that an error of the cases appears here and not in a worker process.
 
     Args:
         cases: prepared cases.
@@ -314,6 +316,7 @@ def tiles_of(cases: Sequence[CachedCase], plan: Plan, cfg: TrainConfig) -> TileD
 
     Raises:
         ConfigError: if `cases` is empty, or the settings do not fit the plan.
+        ReadError: if the case of tile 0 cannot be read.
     """
     tiles_per_step = count_tiles_per_step(cfg.trainer, plan)
     sampling = cfg.sampling
@@ -329,7 +332,7 @@ def tiles_of(cases: Sequence[CachedCase], plan: Plan, cfg: TrainConfig) -> TileD
         seed=cfg.seed,
         channel_dropout=cfg.data.channel_dropout,
     )
-    tiles[0]  # raise errors of the cases here, not in a worker process
+    tiles[0]
     log.debug("Sampling: %s", tiles.sampler.mix)
     return tiles
 
@@ -345,7 +348,8 @@ def lesion_module(
     Args:
         plan: the architecture, tiles and labels.
         cfg: all settings of `train`.
-        network: the network; by default, that of the plan is built from the seed.
+        network: the network, whose memory format is changed to that of the training. By default,
+            that of the plan is built from the seed.
         loss: the loss of voxels; by default, the configured one.
 
     Returns:
@@ -369,13 +373,24 @@ def make_trainer(
     module: LesionModule,
     cfg: TrainConfig,
     run_dir: Path,
-    n_steps: int = 0,
-    callbacks: Sequence[pl.Callback] = (),
-    validate: Validate | None = None,
+    n_steps: int,
+    callbacks: Sequence[pl.Callback],
+    validate: Validate | None,
 ) -> pl.Trainer:
     """Return Lightning's trainer with our callbacks and the user's own.
 
-    `n_steps` is the number of steps that a resumed training has already taken.
+    An existing metrics.csv in `run_dir` keeps the rows of the first `n_steps` steps.
+
+    Args:
+        module: the module to train.
+        cfg: all settings of `train`, with the user's callbacks and loggers.
+        run_dir: receives checkpoints and metrics.csv.
+        n_steps: the number of steps that a resumed training has already taken.
+        callbacks: further callbacks.
+        validate: see `fit`; None trains without validations.
+
+    Raises:
+        ConfigError: if Lightning refuses the settings, or a callback or logger cannot be built.
     """
     settings = module.settings
     ours: list[pl.Callback] = [FocalStatistics()]
@@ -405,7 +420,7 @@ def check_trainer(cfg: TrainConfig, run_dir: Path) -> None:
 
 
 def _with_save_dir(spec: Mapping[str, Any], run_dir: Path) -> dict[str, Any]:
-    """Return a logger's class and arguments. It writes into the run unless they say otherwise."""
+    """Return a logger's class and arguments, with `save_dir=run_dir` unless it is stated."""
     return {"save_dir": run_dir, **spec}
 
 
@@ -415,7 +430,10 @@ def _construct_trainer(
     callbacks: list[pl.Callback],
     loggers: Sequence[Logger],
 ) -> pl.Trainer:
-    """Construct Lightning's trainer. Raise `ConfigError` if it refuses the settings."""
+    """Construct Lightning's trainer with our defaults, which `settings.lightning` replaces.
+
+    Raise `ConfigError` if Lightning refuses the settings.
+    """
     device = torch.device(training_device(settings.accelerator))
     environment = find_launcher(settings)
     precision = settings.precision
@@ -451,9 +469,10 @@ def _construct_trainer(
 def _choose_devices(
     settings: TrainerConfig, device: torch.device, environment: ClusterEnvironment | None
 ) -> Any:
-    """Return the devices of one node in a form that Lightning takes.
+    """Return the devices of one node: their number, the numbers of the GPUs, or `auto` for all.
 
-    `environment` is that of torchrun or srun, which have started the processes of all nodes.
+    `environment` is that of torchrun or srun, which have started the processes of all nodes. With
+    `auto`, each of these processes has one device.
     """
     if environment is not None and settings.devices == "auto":
         return environment.world_size() // settings.n_nodes
@@ -482,7 +501,10 @@ def _fastest_precision(device: torch.device) -> Any:
 
 
 def _out_of_memory(plan: Plan, why: str, step: int | None = None) -> ConfigError:
-    """Return the error of a training step without enough memory, with the setting to change."""
+    """Return the error of a training step without enough memory, with the setting to change.
+
+    `why` is the message of the original error. `step` is None if the number is unknown.
+    """
     remedy = "a smaller model.tile_shape"
     if plan.batch_size > 1:
         remedy = f"model.batch_size={plan.batch_size - 1}"
@@ -496,7 +518,7 @@ def _out_of_memory(plan: Plan, why: str, step: int | None = None) -> ConfigError
 
 @contextmanager
 def _lightning_settings(*, on_cpu: bool) -> Iterator[None]:
-    """Silence Lightning, pass on Ctrl-C, and keep freed memory on a CPU during a training.
+    """Silence Lightning, pass on Ctrl-C, and if `on_cpu` keep freed memory during a training.
 
     After Ctrl-C, Lightning would exit with status 1 and ignore Ctrl-C from then on. On a CPU, glibc
     would return the memory of each layer's output to the system, which clears the pages before the

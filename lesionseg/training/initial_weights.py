@@ -23,7 +23,8 @@ def start_from(bundle: str, network: nn.Module, plan: Plan) -> None:
     """Copy the weights that fit from a bundle or checkpoint into `network`, and log them.
 
     An ensemble gives the weights of its first network. A checkpoint gives all weights except those
-    of the heads. Channels of the same name keep their weights, see `adapt_channels`.
+    of the heads. Channels of the same name keep their weights, and new ones get the mean of all
+    (`adapt_channels`).
 
     Args:
         bundle: path of a bundle, a run or a checkpoint of nnU-Net or nnssl.
@@ -69,7 +70,7 @@ def start_from(bundle: str, network: nn.Module, plan: Plan) -> None:
 
 
 def _log_parts(what: str, names: Sequence[str]) -> None:
-    """Log how many tensors each part of the network has among `names`.
+    """Log `what` and how many tensors each part of the network has among `names`, if any.
 
     A part is the first two components of a name: `encoder.stages.0.0.conv.weight` belongs to
     `encoder.stages`.

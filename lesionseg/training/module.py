@@ -19,8 +19,8 @@ from lesionseg.plan.plan import Plan
 from lesionseg.plan.rules import NNUNET_VOXELS
 from lesionseg.training.compilation import (
     compile_network_and_loss,
-    is_compiled,
     keep_compiled_if_possible,
+    should_compile,
 )
 from lesionseg.training.host_copy import HostCopy
 from lesionseg.training.objective import Objective
@@ -82,7 +82,10 @@ class LesionModule(pl.LightningModule):
 
     @property
     def progress(self) -> float:
-        """The spent share of the budget: the larger one of the shares of steps and of minutes."""
+        """The spent share of the budget: the larger one of the shares of steps and of minutes.
+
+        It is above 1 after the end of the budget, and 0 without a limit.
+        """
         max_steps = self.settings.max_steps
         max_minutes = self.settings.max_minutes
         by_steps = self.global_step / max_steps if max_steps else 0.0
@@ -91,13 +94,20 @@ class LesionModule(pl.LightningModule):
 
     @property
     def is_logged(self) -> bool:
-        """True if the numbers of the current step are logged."""
+        """True if the numbers of the current step are logged.
+
+        These are every `log_every_n_steps`-th step and, with a budget of steps, the last one.
+        """
         step = self.global_step + 1
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         return step % every == 0 or step == self.settings.max_steps
 
     def setup(self, stage: str) -> None:
-        """Prepare the sums over all processes, and compile the step if requested."""
+        """Prepare the sums over all processes, and compile the step if `should_compile`.
+
+        With `compile=auto`, a step is tried, and the compilation is undone if it fails. The
+        normalisers start again at the positives that all processes together expect.
+        """
         world = self.trainer.world_size
         n_tiles = self.plan.batch_size * world
         self.normalisers = PositiveAverage(self.objective.expected_positives(n_tiles))
@@ -105,7 +115,7 @@ class LesionModule(pl.LightningModule):
         if voxel_loss is not None:
             voxel_loss.sum_processes = own_sums
         device = self.trainer.strategy.root_device
-        if is_compiled(self.settings, device.type):
+        if should_compile(self.settings, device.type):
             self.network.to(device)
             compile_network_and_loss(
                 self.network, self.objective if world == 1 else None, self.plan
@@ -128,7 +138,11 @@ class LesionModule(pl.LightningModule):
         return (time.monotonic() - self._began) / 60
 
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
-        """Return the loss of a batch. Log the means of its terms since the last logged row."""
+        """Return the loss of a batch. In a logged step, log the means of its terms.
+
+        `minutes` are updated if there are several processes. The finest logits are given to
+        `observer`, if it is set.
+        """
         targets = self.objective.targets(batch)
         world = self.trainer.world_size
         counts = targets.counts()
@@ -164,7 +178,11 @@ class LesionModule(pl.LightningModule):
         return sums[:-1]
 
     def _log_terms(self, terms: Mapping[str, Tensor], batch_idx: int) -> None:
-        """Remember the terms of a batch. In a logged step, log the means since the last one."""
+        """Remember the terms of a batch. In a logged step, log their means since the last one.
+
+        A term that is NaN is left out of its mean. Learning rate, minutes and the number of skipped
+        steps are logged, too.
+        """
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         is_first_batch_of_step = batch_idx % self.trainer.accumulate_grad_batches == 0
         if is_first_batch_of_step and self.global_step % every == 0:
@@ -179,7 +197,7 @@ class LesionModule(pl.LightningModule):
             self.log_dict({"lr": rate, "minutes": self.minutes, "skipped": float(self.skipped)})
 
     def _normaliser(self, counts: Tensor, batch_idx: int) -> Tensor:
-        """Return the normaliser of a batch.
+        """Update the moving average with the `counts` of a batch, and return its normalisers.
 
         The moving average takes one step per optimiser step. With accumulated batches, each batch
         repeats this step with the mean over the batches so far.
@@ -201,9 +219,10 @@ class LesionModule(pl.LightningModule):
     ) -> None:
         """Clip the gradient, and make the optimiser skip the step if it is not finite.
 
-        The norm is computed once, for both. Lightning's own clipping refuses fused optimisers in
-        half precision. A skipped step is counted in the next step, because a GPU
-        would have to wait for the result now.
+        It is clipped by its norm, or each value with the algorithm `value`; without
+        `gradient_clip_val` it is not clipped. The norm is computed once, for both. Lightning's own
+        clipping refuses fused optimisers in half precision. A skipped step is counted in the next
+        step, because a GPU would have to wait for the result now.
         """
         self.count_skipped()  # the previous step
         weights: list[nn.Parameter] = []
@@ -225,7 +244,10 @@ class LesionModule(pl.LightningModule):
         self._step_to_count = (self.global_step + 1, HostCopy(is_finite))
 
     def count_skipped(self) -> None:
-        """Count the last step if it was skipped. Raise `TrainingError` after ten in a row."""
+        """Count the last step if it was skipped, with a warning.
+
+        Raise `TrainingError` after ten skipped steps in a row. A step is counted only once.
+        """
         if self._step_to_count is None:
             return
         step, is_finite = self._step_to_count
@@ -243,14 +265,17 @@ class LesionModule(pl.LightningModule):
                 "the images."
             )
 
-    def read_clock(self) -> None:
-        """Set `minutes` to the time until now. Several processes share it in `training_step`."""
+    def update_minutes(self) -> None:
+        """Set `minutes` to those until now, unless several processes share them.
+
+        Several processes set them in `training_step`, to the same number.
+        """
         if self.trainer.world_size == 1:
             self.minutes = self.elapsed_minutes()
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """End training when the budget is spent."""
-        self.read_clock()
+        """Update `minutes`, and end the training if the budget is spent."""
+        self.update_minutes()
         if self.progress >= 1:
             self.trainer.should_stop = True
 
@@ -268,7 +293,7 @@ class LesionModule(pl.LightningModule):
         return None if self.trainer.precision == "16-mixed" else True
 
     def configure_optimizers(self) -> Any:
-        """Return the optimiser, and the schedule that follows `progress`."""
+        """Return the optimiser, and the schedule that follows `progress`. Log the highest rate."""
         n_tiles = self.count_tiles_per_step()
         highest = highest_rate(self.optim, self.plan, n_tiles)
         log.info("Learning rate %.2g for %d tiles per step.", highest, n_tiles)
@@ -279,7 +304,11 @@ class LesionModule(pl.LightningModule):
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the minutes, the skipped steps and the terms since the last logged row."""
+        """Add what a resumed training needs, after the last step is counted.
+
+        These are minutes, skipped steps, the terms since the last logged row, and the budget,
+        device and tiles of a step.
+        """
         self.count_skipped()
         checkpoint |= {"minutes": self.minutes, "skipped": self.skipped, "recent": self.recent}
         checkpoint["skipped_in_a_row"] = self.skipped_in_a_row
@@ -312,7 +341,8 @@ def make_optimiser(
 
     `rate` is the result of `highest_rate`. The rate of all weights except those of heads is
     multiplied by `backbone_lr_scale`. Weight decay applies only to kernels, because it would not
-    regularise a norm's scale or the prior bias of a head.
+    regularise a norm's scale or the prior bias of a head. With `fused=None`, torch chooses an
+    optimiser that is not fused.
     """
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, weight in network.named_parameters():
@@ -346,9 +376,10 @@ def resolve_budget(settings: TrainerConfig, plan: Plan, device: str) -> TrainerC
     """Return the settings with a budget, and with the interval of validations in minutes.
 
     If the settings state no limit, a training takes an hour on a CPU. On a GPU it uses as many
-    voxels as nnU-Net's training, in at most as many steps, and validates every 20 minutes. With
-    `validate_every_minutes=auto`, a training of more than half an hour validates six times. All
-    others validate only at the end (None).
+    voxels as nnU-Net's training, in at most as many steps.
+
+    `validate_every_minutes=auto` becomes 20 minutes with this budget of a GPU. A training whose
+    limit is over half an hour validates six times. All others validate only at the end (None).
     """
     minutes = settings.max_minutes
     steps = settings.max_steps
@@ -368,7 +399,7 @@ def resolve_budget(settings: TrainerConfig, plan: Plan, device: str) -> TrainerC
 
 
 def _steps_like_nnunet(settings: TrainerConfig, plan: Plan) -> int:
-    """Return the number of steps with as many voxels as nnU-Net's training, or its own if fewer."""
+    """Return the number of steps with as many voxels as nnU-Net's training, at most its 250 000."""
     voxels_per_step = count_tiles_per_step(settings, plan) * prod(plan.tile_shape)
     share = NNUNET_VOXELS[plan.dims] / voxels_per_step
     return round(NNUNET_STEPS * min(share, 1.0))
@@ -381,7 +412,7 @@ def count_tiles_per_step(settings: TrainerConfig, plan: Plan) -> int:
 
 
 def budget_text(settings: TrainerConfig) -> str:
-    """Return the limits of a resolved budget as text: "5 minutes or 300 steps"."""
+    """Return the limits of a budget as text: "5 minutes or 300 steps". It is "" without limits."""
     limits = ((settings.max_minutes, "minute"), (settings.max_steps, "step"))
     return " or ".join(f"{n:g} {unit}{'' if n == 1 else 's'}" for n, unit in limits if n)
 

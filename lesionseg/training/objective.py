@@ -107,7 +107,7 @@ class Objective:
     def expected_positives(self, n_tiles: int) -> tuple[float, ...]:
         """Return the expected number of positives in `n_tiles` tiles for each normaliser.
 
-        For voxels it follows from the plan's lesion fraction.
+        For voxels it follows from the plan's lesion fraction. For anchors it is four per tile.
         """
         n_lesion_voxels = self.plan.lesion_fraction * n_tiles * prod(self.plan.tile_shape)
         expected = [n_lesion_voxels / prod(stride) for stride in self.strides]
@@ -234,8 +234,11 @@ def make_detection_loss(settings: DetectionConfig) -> DetectionLoss:
     )
 
 
-def some_batch(plan: Plan, n_tiles: int, device: torch.device) -> dict[str, Tensor]:
-    """Return a batch of noise with a lesion in the middle of each tile."""
+def noise_batch(plan: Plan, n_tiles: int) -> dict[str, Tensor]:
+    """Return a batch of noise with a lesion of 3 voxels per axis in the middle of each tile.
+
+    The same arguments give the same batch.
+    """
     noise = torch.Generator().manual_seed(0)
     shape = (n_tiles, *plan.tile_shape)
     labels = torch.zeros(shape, dtype=torch.uint8)
@@ -243,8 +246,7 @@ def some_batch(plan: Plan, n_tiles: int, device: torch.device) -> dict[str, Tens
     labels[(slice(None), *middle)] = 1
     image = torch.randn((n_tiles, len(plan.channel_names), *plan.tile_shape), generator=noise)
     valid = torch.ones(shape, dtype=torch.bool)
-    batch = {"image": image, "labels": labels, "instances": labels.int(), "valid": valid}
-    return {name: tensor.to(device) for name, tensor in batch.items()}
+    return {"image": image, "labels": labels, "instances": labels.int(), "valid": valid}
 
 
 def coarsen(targets: LevelTargets, stride: Sequence[int]) -> LevelTargets:
@@ -319,6 +321,8 @@ def _in_blocks(
 
 def supervised_strides(architecture: Architecture) -> tuple[tuple[int, ...], ...]:
     """Return the stride from the input to each supervised level. The first, the finest, has 1.
+
+    `levels` of a network of another package states them. Otherwise they follow from `strides`.
 
     >>> table = Architecture("unet", (8, 16, 32), ((1, 1), (1, 2), (2, 2)), ((3, 3),) * 3)
     >>> supervised_strides(table)

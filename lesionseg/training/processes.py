@@ -61,10 +61,12 @@ def find_missing_compiler(device: str) -> str:
 
 
 def find_launcher(trainer: TrainerConfig) -> "ClusterEnvironment | None":
-    """Return Lightning's environment of torchrun or srun, or None for a single process.
+    """Return Lightning's environment of torchrun or srun, or None for a training of its own.
 
-    Tasks of srun with one device each are separate trainings. Raises `ConfigError` if the number of
-    processes differs from the settings.
+    None is returned if neither has started several processes, and for tasks of srun if the settings
+    have one device: these are separate trainings. For srun, `SLURM_NTASKS_PER_NODE` is set if it is
+    missing. Raises `ConfigError` if the number of processes or nodes differs from the settings, or
+    if torchrun would restart processes that cannot connect again.
     """
     from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
     from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
@@ -120,7 +122,11 @@ def _check_started(trainer: TrainerConfig, launcher: str, n_per_node: int, n_nod
 
 @contextmanager
 def join_processes(trainer: TrainerConfig) -> Iterator[None]:
-    """Connect this process with the other processes of its training. Only the first one logs."""
+    """Choose this process's GPU, and connect it with the other processes of its training.
+
+    Only the first process logs more than warnings. A training of a single process has nothing to
+    connect. Raises `ConfigError` if the GPU does not exist, or as `find_launcher` does.
+    """
     environment = find_launcher(trainer)
     devices = trainer.devices
     local = environment.local_rank() if environment is not None else 0
@@ -178,7 +184,11 @@ def is_rank_zero() -> bool:
 
 
 def broadcast_from_rank_zero(make: Callable[[], T]) -> T:
-    """Call `make` in the first process, and return its result or raise its error in all of them."""
+    """Call `make` in the first process, and return its result in all of them.
+
+    If it fails, all of them raise its error; the others raise a `TrainingError` in place of an
+    error that is not of lesionseg.
+    """
     if not distributed.is_initialized():
         return make()
     shared: list[Any] = [None]  # torch replaces the items of this list in the other processes
@@ -199,7 +209,7 @@ def broadcast_from_rank_zero(make: Callable[[], T]) -> T:
 
 
 def _to_shared_error(error: Exception) -> LesionsegError:
-    """Return the error that the other processes raise if one of them fails."""
+    """Return the error that the other processes raise if one of them fails with `error`."""
     if isinstance(error, LesionsegError):
         return error
     return TrainingError(f"Another process failed: {type(error).__name__}: {error}")

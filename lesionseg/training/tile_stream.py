@@ -38,33 +38,33 @@ MOST_WORKERS = 8  # enough for a GPU
 START_METHOD = "fork" if sys.platform == "linux" else "spawn"
 
 
-def step_tiles(
-    tiles_per_step: int, first_step: int = 0, rank: int = 0, world_size: int = 1
+def number_batches(
+    batch_size: int, first_batch: int, rank: int, world_size: int
 ) -> Iterator[list[int]]:
-    """Yield the numbers of the tiles of each step from `first_step`, for one process.
+    """Yield the numbers of the tiles of each batch from `first_batch`, for process `rank`.
 
-    Step s of the whole training takes the tiles s·n to s·n + n − 1 of the stream, where n is the
-    number of tiles of all processes together. So a resumed training uses the same tiles as an
+    The b-th batches of all `world_size` processes together take the tiles b·n to b·n + n − 1 of the
+    stream, where n is the number of their tiles. So a resumed training uses the same tiles as an
     uninterrupted one.
 
-    >>> steps = step_tiles(tiles_per_step=2, first_step=3, rank=1, world_size=2)
-    >>> next(steps), next(steps)
+    >>> batches = number_batches(batch_size=2, first_batch=3, rank=1, world_size=2)
+    >>> next(batches), next(batches)
     ([14, 15], [18, 19])
     """
-    for step in count(first_step):
-        start = (step * world_size + rank) * tiles_per_step
-        yield list(range(start, start + tiles_per_step))
+    for batch in count(first_batch):
+        start = (batch * world_size + rank) * batch_size
+        yield list(range(start, start + batch_size))
 
 
 def read_batches(
     tiles: Dataset[Batch],
-    steps: Iterable[list[int]],
+    numbers: Iterable[list[int]],
     workers: int,
     *,
-    pin: bool = False,
-    add_targets: BatchTargets | None = None,
+    pin: bool,
+    add_targets: BatchTargets,
 ) -> Iterator[Batch]:
-    """Yield the batches of these `step_tiles`, read by MONAI's loader.
+    """Yield the batches of tiles with these numbers, read by MONAI's loader.
 
     This is a generator, not a loader: Lightning would replace the sampler of a loader, and a
     resumed training would use other tiles.
@@ -73,7 +73,7 @@ def read_batches(
         tiles: a `TileDataset`, or another dataset that returns `image`, `labels`, `instances` and
             `valid` like `to_batch`. It must accept any number from 0 and return the same tile each
             time.
-        steps: the numbers of tiles for each batch.
+        numbers: the numbers of the tiles of each batch, see `number_batches`.
         workers: processes that read ahead; 0 reads in this process.
         pin: copy batches to pinned memory, for a GPU.
         add_targets: the objective's targets, which workers compute while the device trains.
@@ -81,14 +81,12 @@ def read_batches(
     collate = to_batch if isinstance(tiles, TileDataset) else cast(Collate, default_collate)
     yield from DataLoader(
         tiles,
-        batch_sampler=steps,
+        batch_sampler=numbers,
         num_workers=workers,
         prefetch_factor=AHEAD if workers else None,
         multiprocessing_context=START_METHOD if workers else None,
         pin_memory=pin,
-        collate_fn=partial(
-            _collate_with_targets, collate=collate, add_targets=add_targets or BatchTargets()
-        ),
+        collate_fn=partial(_collate_with_targets, collate=collate, add_targets=add_targets),
         worker_init_fn=begin_worker,
         # without it MONAI would reset torch's global generator, which networks use
         generator=torch.Generator(),
@@ -115,7 +113,10 @@ def to_batch(items: Sequence[TileItem]) -> Batch:
 
 
 def _plain_tensors(item: TileItem) -> Batch:
-    """Return the tensors of an item without metadata, and masks without their channel axis."""
+    """Return the tensors of an item without metadata, and masks without their channel axis.
+
+    `label` gets the name `labels`, and `unannotated` is kept if the item has it.
+    """
     tensors = {
         "image": item["image"],
         "labels": item["label"][0],
@@ -156,11 +157,9 @@ class LesionData(pl.LightningDataModule):
         """Return the endless batches of this process."""
         trainer = cast(pl.Trainer, self.trainer)
         device = trainer.strategy.root_device.type
-        # each accumulated batch takes its tiles from the stream like a step of its own
-        n_batches_before = trainer.global_step * trainer.accumulate_grad_batches
-        numbers = step_tiles(
-            tiles_per_step=self.plan.batch_size,
-            first_step=n_batches_before,
+        numbers = number_batches(
+            batch_size=self.plan.batch_size,
+            first_batch=trainer.global_step * trainer.accumulate_grad_batches,
             rank=trainer.global_rank,
             world_size=trainer.world_size,
         )
@@ -177,9 +176,10 @@ class LesionData(pl.LightningDataModule):
 
 
 def _count_own_cores(n_processes: int) -> int:
-    """Return the number of cores for each of the training processes on this machine.
+    """Return the number of cores for each of `n_processes` training processes on this machine.
 
-    srun binds each of its tasks to its own cores, so `cores` counts only these.
+    They share the cores, so the result is 0 if there are fewer cores than processes. Only srun
+    binds each of its tasks to cores of its own, whose number is `SLURM_CPUS_PER_TASK`.
     """
     per_task = os.environ.get("SLURM_CPUS_PER_TASK", "")
     is_task = int(os.environ.get(TASKS, "1")) > 1 and "TORCHELASTIC_RUN_ID" not in os.environ
@@ -192,8 +192,8 @@ def loader_workers(
     asked: int | str,
     plan: Plan,
     device: str,
-    n_processes: int = 1,
-    targets: BatchTargets | None = None,
+    n_processes: int,
+    targets: BatchTargets,
 ) -> int:
     """Return the number of loader workers for each training process on this machine.
 
@@ -225,7 +225,7 @@ def loader_workers(
     # bytes of a tile in a batch: an image in fp32, two masks and two maps of ids
     n_voxels = prod(plan.tile_shape)
     tile_bytes = n_voxels * (4 * len(plan.channel_names) + 10)
-    tile_bytes += (targets or BatchTargets()).tile_bytes(n_voxels)
+    tile_bytes += targets.tile_bytes(n_voxels)
     # of each worker, the batches that it reads ahead and the one in use are in shared memory
     worker_bytes = (AHEAD + 1) * plan.batch_size * tile_bytes
     most = min(shared, budget) // (worker_bytes * n_processes)

@@ -18,7 +18,7 @@ from lesionseg.ops.device_memory import is_out_of_memory
 from lesionseg.plan.plan import Plan, describe_sides, total_stride
 from lesionseg.training.callbacks import FocalStatistics
 from lesionseg.training.module import highest_rate, make_optimiser
-from lesionseg.training.objective import make_objective, some_batch
+from lesionseg.training.objective import make_objective, noise_batch
 
 log = logging.getLogger(__name__)
 
@@ -28,11 +28,13 @@ MAX_SMALLER_TILES = 3  # the most sizes of smaller tiles that are tried
 def fit_to_memory(plan: Plan, take_steps: Callable[[Plan], None]) -> Plan:
     """Return the plan if its steps fit into memory, otherwise a smaller one.
 
-    This is the first of `smaller_plans` that fits. Its reasons state the change.
+    This is the first of `smaller_plans` that fits. Its reasons state the change. Each size that
+    does not fit is logged as a warning.
 
     Args:
-        plan: to reduce.
-        take_steps: takes training steps with a plan.
+        plan: to reduce if necessary.
+        take_steps: takes training steps with a plan. Its errors are passed on, except a lack of
+            memory.
 
     Raises:
         ConfigError: if no smaller plan fits.
@@ -53,8 +55,8 @@ def smaller_plans(plan: Plan) -> list[Plan]:
 
     1. Fewer tiles, down to two. nnU-Net's plans have at least two, because the Dice loss is
        computed over all tiles of a batch.
-    2. Two smaller tiles, see `smaller_tiles`.
-    3. One tile, of the planned size, then of the smaller sizes.
+    2. Two smaller tiles, see `smaller_tiles`. If the plan has one tile, one smaller tile.
+    3. If the plan has several tiles: one tile, of the planned size, then of the smaller sizes.
     """
     smaller = [plan.with_(batch_size=n) for n in range(plan.batch_size - 1, 1, -1)]
     shapes = smaller_tiles(plan)
@@ -68,9 +70,10 @@ def smaller_plans(plan: Plan) -> list[Plan]:
 
 
 def smaller_tiles(plan: Plan) -> list[tuple[int, ...]]:
-    """Return at most `MAX_SMALLER_TILES` tile shapes.
+    """Return at most `MAX_SMALLER_TILES` tile shapes, each smaller than the one before.
 
-    In each, the longest axis of the shape before is one total stride shorter.
+    One total stride is removed from the longest axis that keeps at least two total strides. The
+    list ends if there is no such axis.
     """
     stride = total_stride(plan.architecture)
     tile = list(plan.tile_shape)
@@ -87,7 +90,7 @@ def smaller_tiles(plan: Plan) -> list[tuple[int, ...]]:
 
 
 def _do_steps_fit(plan: Plan, take_steps: Callable[[Plan], None]) -> bool:
-    """Take the steps and release their memory. Return False if memory ran out."""
+    """Take the steps and release their memory. Return True, or False if memory ran out."""
     fits = True
     try:
         take_steps(plan)
@@ -103,7 +106,10 @@ def _do_steps_fit(plan: Plan, take_steps: Callable[[Plan], None]) -> bool:
 
 
 def _with_reasons(smaller: Plan, plan: Plan) -> Plan:
-    """Return the smaller plan with the reason for the reduction."""
+    """Return the smaller plan with the reasons of `plan`, in which each changed size has its own.
+
+    The reason `memory` is removed from a plan that was reduced.
+    """
     sizes = f"{_describe_size(smaller)}: {_describe_size(plan)}"
     reason = f"{sizes} ran out of memory in a trial step"
     reasons = dict(plan.reasons)
@@ -117,7 +123,7 @@ def _with_reasons(smaller: Plan, plan: Plan) -> Plan:
 
 
 def try_steps(plan: Plan, cfg: TrainConfig, device: str = "cuda") -> None:
-    """Take two training steps, to find out if they fit into memory.
+    """Take two training steps on `device`, to find out if they fit into its memory.
 
     Raise an error for which `is_out_of_memory` is True if they do not. The first step creates the
     optimiser's moments, so only the second one needs all the memory of a training.
@@ -128,7 +134,7 @@ def try_steps(plan: Plan, cfg: TrainConfig, device: str = "cuda") -> None:
     network = build_network(plan, architectures=TRUSTED).to(gpu).train()
     objective = make_objective(plan, cfg)
     optimiser = make_optimiser(network, cfg.optim, highest_rate(cfg.optim, plan, plan.batch_size))
-    batch = objective.batch_targets(some_batch(plan, plan.batch_size, torch.device("cpu")))
+    batch = objective.batch_targets(noise_batch(plan, plan.batch_size))
     batch = {name: tensor.to(gpu) for name, tensor in batch.items()}
     is_autocast = cfg.trainer.precision != "32-true"
     dtype = autocast_dtype(gpu)

@@ -107,6 +107,10 @@ class VolumeValidation(Checkpoint):
     def _validate(self, trainer: Any, module: Any, *, is_last: bool = False) -> None:
         """Score the network, log its scores, and write its weights if they are to be kept.
 
+        `is_last` is True after the last step: its weights are kept unless earlier ones have a score
+        that is higher by more than its error. Otherwise they are kept unless an earlier score is
+        higher.
+
         Raises:
             ConfigError: if memory runs out while the network is scored.
         """

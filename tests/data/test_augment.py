@@ -8,7 +8,7 @@ import torch
 
 from lesionseg.config import AugmentConfig
 from lesionseg.data import augment
-from lesionseg.data.augment import Change, Intensity, Movement, apply, build_augmentation
+from lesionseg.data.augment import Change, Intensity, Movement, apply_change, build_augmentation
 from lesionseg.data.augment import tile_generator as generator
 from lesionseg.data.tiling import read_tile
 from lesionseg.errors import ConfigError
@@ -52,7 +52,7 @@ def augment_tile(augmentation, tile, seed=0):
     piece = {}
     for key, tensor in tile.items():
         piece[key] = torch.from_numpy(read_tile(tensor.numpy(), starts, stops - starts))
-    return apply(piece, change, shape)
+    return apply_change(piece, change, shape)
 
 
 def test_image_and_masks_move_together(make_augmentation):
@@ -194,7 +194,7 @@ def test_masks_are_read_at_the_positions_of_the_matrix(plan, draw_movements):
         ids = np.meshgrid(*ranges, indexing="ij")
         piece = {"image": torch.ones(1, *ids[0].shape)}
         piece |= {str(a): torch.from_numpy(np.ascontiguousarray(ids[a])) for a in range(3)}
-        changed = apply(piece, Change(movement, Intensity()), shape)
+        changed = apply_change(piece, Change(movement, Intensity()), shape)
         for voxel in [(0, 0, 0), (3, 14, 8), (12, 7, 16)]:
             position = movement.matrix(shape) @ [*voxel, 1]
             found = [int(changed[str(a)][voxel]) for a in range(3)]
@@ -222,7 +222,8 @@ def test_rotation_is_orthogonal_in_millimetres(plan, draw_movements):
 
 def change_intensity(image, **change):
     tile = {"image": torch.as_tensor(image, dtype=torch.float32)}
-    return apply(tile, Change(Movement(), Intensity(**change)), tile["image"].shape[1:])["image"]
+    shape = tile["image"].shape[1:]
+    return apply_change(tile, Change(Movement(), Intensity(**change)), shape)["image"]
 
 
 def test_blur_is_a_gaussian_with_a_sum_of_1():

@@ -9,7 +9,7 @@ from runpy import run_path
 import pytest
 
 from lesionseg.cli import COMMANDS, compose
-from lesionseg.cli.compose import OPEN_SECTIONS, groups, read_flags
+from lesionseg.cli.compose import OPEN_SECTIONS, options_of_groups, read_flags
 from lesionseg.cli.help import examples
 from lesionseg.config import keys
 from tests.commands import python
@@ -21,7 +21,7 @@ PROGRAM = r"(?:PYTHONPATH=\S+ )?(?:python|torchrun .*) scripts/(\w+)\.py|lesions
 TYPED = re.compile(rf"^(?:{PROGRAM}|({'|'.join(COMMANDS)})(?=(?: \S+)*=)) (.*)$")
 SETTING = re.compile(r"^\+?([a-z_]+(?:\.[a-z_]+)*)=")
 KNOWN = {key for kind in COMMANDS.values() for key, _ in keys(kind)}
-KNOWN |= {group for command in COMMANDS for group in groups(command)}
+KNOWN |= {group for command in COMMANDS for group in options_of_groups(command)}
 KNOWN |= {"key", "group", "a", "weights_only", "reduction", "include_background"}  # Python's
 KNOWN |= {"progress"}  # an argument of the functions, not a setting
 ANY_NUMBER = re.compile(r"\$SLURM_ARRAY_TASK_ID|(?<==)[A-Z]\b")
@@ -42,7 +42,7 @@ def find_commands(page):
         if typed and (name := typed[1] or typed[2] or typed[3]) in COMMANDS:
             words = shlex.split(ANY_NUMBER.sub("3", typed[4]), comments=True)
             left_out = shlex.split(examples(name)[0]) if "…" in line or typed[3] else []
-            flags, overrides = read_flags(words)
+            flags, overrides = read_flags(words, name)
             overrides = [o.split(",")[0] if "--multirun" in flags else o for o in overrides]
             found.append((name, [*left_out, *(o for o in overrides if "launcher" not in o)]))
     return found

@@ -5,7 +5,7 @@ from runpy import run_path
 
 import pytest
 
-from lesionseg.cli.compose import groups
+from lesionseg.cli.compose import options_of_groups
 from lesionseg.cli.help import setting_lines
 from lesionseg.config import COMMANDS, files_of
 from lesionseg.evaluation.tables import COLUMNS
@@ -19,7 +19,7 @@ def test_page_of_settings_lists_each_key_and_option_of_a_command(command):
     page = HOOK["settings_page"]()
     for line in [line for file in files_of(command) for line in setting_lines(file)]:
         assert line in page
-    for group, options in groups(command).items():
+    for group, options in options_of_groups(command).items():
         assert all(f"{group}={option}" in page for option in options)
 
 

@@ -11,8 +11,8 @@ from lesionseg.losses import DiceFocalLoss
 from lesionseg.training import compilation
 from lesionseg.training.compilation import (
     compile_network_and_loss,
-    is_compiled,
     keep_compiled_if_possible,
+    should_compile,
 )
 from tests.gpu.plans import Cubes, card_config, card_plan, make_step
 from tests.training.conftest import weights
@@ -106,13 +106,13 @@ LONG = {"max_minutes": 11, "max_steps": None}
 )
 def test_auto_compiles_long_trainings_on_a_gpu(monkeypatch, setting, device, budget, expected):
     monkeypatch.setattr(compilation, "find_missing_compiler", lambda device: "")
-    assert is_compiled(TrainerConfig.of(compile=setting, **budget), device) == expected
+    assert should_compile(TrainerConfig.of(compile=setting, **budget), device) == expected
 
 
 def test_auto_without_a_compiler_is_eager_and_logged(monkeypatch, caplog):
     monkeypatch.setattr(compilation, "find_missing_compiler", lambda device: "gcc")
     caplog.set_level("INFO", "lesionseg")
-    assert not is_compiled(TrainerConfig.of(compile="auto", **LONG), "cuda")
+    assert not should_compile(TrainerConfig.of(compile="auto", **LONG), "cuda")
     assert "no gcc here" in caplog.text
 
 

@@ -19,6 +19,7 @@ from lesionseg.config import OptimConfig
 from lesionseg.errors import ConfigError, TrainingError
 from lesionseg.losses import DiceFocalLoss, FocalLoss
 from lesionseg.training.callbacks import History, LastCheckpoint, Previews, Progress
+from lesionseg.training.checkpoints import read_checkpoint
 from lesionseg.training.module import highest_rate, share_of_rate
 from tests.training.conftest import StepsOfSeconds, weights
 
@@ -149,6 +150,12 @@ def test_damaged_checkpoint_is_an_error(train, tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(TrainingError, match=r"last\.ckpt"):
         train(max_steps=2)
+
+
+def test_checkpoint_without_its_step_is_an_error(tmp_path):
+    torch.save({"minutes": 1.0, "skipped": 0, "state_dict": {}}, tmp_path / "last.ckpt")
+    with pytest.raises(TrainingError, match=r"last\.ckpt: .*resumed"):
+        read_checkpoint(tmp_path / "last.ckpt")
 
 
 def test_time_budget_includes_validation_and_scales_the_schedule(train, make_plan, column, clock):
@@ -527,6 +534,6 @@ def test_checkpoints_take_at_most_two_per_cent_of_a_training(tmp_path, clock, se
     last.on_train_start(trainer, SimpleNamespace(minutes=0.0))
     while len(trainer.saved) < 4:
         clock.advance(0.5)
-        module = SimpleNamespace(minutes=clock.seconds / 60, read_clock=lambda: None)
+        module = SimpleNamespace(minutes=clock.seconds / 60, update_minutes=lambda: None)
         last.on_train_batch_end(trainer, module, None, None, 0)
     assert trainer.saved == pytest.approx(saved, abs=2)
