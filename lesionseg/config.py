@@ -247,6 +247,8 @@ class DataFolder(Settings):
 
 
 class DataConfig(DataFolder):
+    """The dataset of a training, its split into folds, and how its files are read."""
+
     root: Annotated[Text, PathKind.DATASET]
     merge_labels: bool
     validation_fraction: FractionBelow1
@@ -332,20 +334,28 @@ class LossConfig(Settings):
 
 
 class DetectionConfig(Settings):
+    """The focal loss of a detector's anchors. `hard_negatives` replaces it, see `DetectionLoss`."""
+
     alpha: Probability | tuple[Probability, ...]
     gamma: Gamma
     hard_negatives: bool
 
 
 class SamplingConfig(Settings):
+    """The mix of training tiles. `lesion_share`: the share of tiles around a lesion."""
+
     lesion_share: Probability
 
 
 class PrepareSection(Settings):
+    """Further transforms of MONAI that each image passes before it is cached or predicted."""
+
     extra: tuple[Spec, ...]
 
 
 class AugmentConfig(Settings):
+    """Random changes of training tiles. None for `flip_axes` means those that the plan allows."""
+
     flip_axes: (
         Annotated[tuple[Annotated[int, Field(ge=0, le=2)], ...], AfterValidator(_validate_distinct)]
         | None
@@ -357,6 +367,8 @@ class AugmentConfig(Settings):
 
 
 class OptimConfig(Settings):
+    """The optimiser. `backbone_lr_scale` multiplies the rate of all weights except heads."""
+
     name: Literal["adamw", "sgd"]
     lr: PositiveFloat | Literal["auto"]
     weight_decay: NonNegativeFloat
@@ -431,6 +443,8 @@ class PredictInferenceConfig(InferenceConfig):
 
 
 class ReportSection(Settings):
+    """The content of a report: the page, the PDF and the viewer of scans."""
+
     study: FilePath
     identifiers: bool
     pdf: bool
@@ -438,6 +452,8 @@ class ReportSection(Settings):
 
 
 class TuneSection(Settings):
+    """The search of `tune`: the ranges of α and γ, and the rate at which trials are compared."""
+
     alpha: tuple[Probability, Probability]
     gamma: tuple[Gamma, Gamma]
     n_trials: PositiveInt
@@ -446,6 +462,8 @@ class TuneSection(Settings):
 
 
 class TrainConfig(Settings):
+    """The settings of `train`."""
+
     data: DataConfig
     model: ModelConfig
     loss: LossConfig
@@ -468,11 +486,15 @@ class TrainConfig(Settings):
 
 
 class PrepareConfig(TrainConfig):
+    """The settings of `prepare`. With `check`, the dataset is only checked."""
+
     check: bool
     identifiers: bool
 
 
 class TuneConfig(TrainConfig):
+    """The settings of `tune`: those of its trainings, and its search."""
+
     tune: TuneSection
 
 
@@ -507,6 +529,8 @@ class SeriesConfig(Settings):
 
 
 class PredictConfig(OutputCommand):
+    """The settings of `predict`."""
+
     bundle: Annotated[Bundles, PathKind.BUNDLE]
     input: Annotated[Text, PathKind.SCANS]
     output: Annotated[Text, PathKind.OUTPUT_OR_URL]
@@ -558,6 +582,8 @@ class PredictConfig(OutputCommand):
 
 
 class EvaluateConfig(OutputCommand):
+    """The settings of `evaluate`."""
+
     reference: Annotated[Text, PathKind.FOLDER]
     prediction: Annotated[Text, PathKind.FOLDER]
     output: OutputPath
@@ -584,6 +610,8 @@ class EvaluateConfig(OutputCommand):
 
 
 class FollowConfig(OutputCommand):
+    """The settings of `follow`."""
+
     before: FolderPath
     after: FolderPath
     output: OutputPath
@@ -635,6 +663,8 @@ class FollowConfig(OutputCommand):
 
 
 class ReportConfig(OutputCommand):
+    """The settings of `report`."""
+
     scores: Annotated[Text, PathKind.SCORES]
     output: OutputPath
     images: Annotated[Text | None, PathKind.EXISTING]
@@ -645,6 +675,8 @@ class ReportConfig(OutputCommand):
 
 
 class ExportConfig(Settings):
+    """The settings of `export`."""
+
     bundle: Annotated[Bundles, PathKind.BUNDLE]
     output: OutputPath
     format: Literal["onnx", "monai", "bundle"]
@@ -674,6 +706,8 @@ class ExportConfig(Settings):
 
 
 class ServeConfig(Settings):
+    """The settings of `serve`."""
+
     bundle: Annotated[Bundles, PathKind.BUNDLE]
     inference: InferenceConfig
     host: Annotated[str, AfterValidator(_strip_brackets)]
@@ -688,6 +722,8 @@ class ServeConfig(Settings):
 
 
 class InfoConfig(Settings):
+    """The settings of `info`."""
+
     bundle: Annotated[Text | None, PathKind.BUNDLE]
     data: DataFolder
 
@@ -859,7 +895,10 @@ def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _to_plain(value: Any) -> Any:
-    """Return a number or array of numpy as a number or list of Python, also within a value."""
+    """Return a number or array of numpy as a number or list of Python, also within a value.
+
+    Any other value is returned as it is.
+    """
     if isinstance(value, Mapping):
         return {key: _to_plain(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
@@ -877,7 +916,7 @@ def groups_of(command: str) -> list[str]:
 
 
 def files_of(command: str) -> Iterable[Path]:
-    """Yield a command's file and the files that it includes."""
+    """Yield a command's file, and the files of the commands that it includes, at all depths."""
     path = conf_dir() / f"{command}.yaml"
     yield path
     for entry in _defaults_list(path):

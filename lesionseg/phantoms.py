@@ -464,14 +464,17 @@ class _ChestSpace:
     def torso_depth(self, size: Field) -> Field:
         """Return the depth in mm below the skin of a torso, an elliptic cylinder along z.
 
-        It is negative outside. `size` is a factor of the radii.
+        It is negative outside. `size` is a factor of the radii along each axis.
         """
         _, front, side = self.half_mm
         radii = (1, 0.96 * front, 0.98 * side) * size
         return ellipsoid_depth((0 * self.z, self.y, self.x), (0, 0, 0), radii)
 
     def lung_depth(self, size: Field) -> Field:
-        """Return the depth below the surface of both lungs, which are narrower at their tops."""
+        """Return the depth in mm below the surface of both lungs, which are narrower at their tops.
+
+        It is negative outside. `size` is a factor of the radii along each axis.
+        """
         up, front, side = self.half_mm
         narrow = 1 + 0.35 * np.clip(self.z / up, 0, 1) ** 2
         # |x| mirrors one lung to the other side
@@ -480,7 +483,7 @@ class _ChestSpace:
         return ellipsoid_depth(both, (0, 0, 0), radii)
 
     def heart_depth(self) -> Field:
-        """Return the depth below the surface of the heart.
+        """Return the depth in mm below the surface of the heart. It is negative outside.
 
         Its centre is below the middle of the chest, in front of it, and towards +x. This is the
         right side of a radiograph in the usual display, which is the patient's left.
@@ -900,7 +903,10 @@ def write_array(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
 
 
 def _settings_of(write: Callable[..., None]) -> type[Settings]:
-    """Return the settings of a function that writes a dataset: its arguments with their types."""
+    """Return the settings of a function that writes a dataset: its arguments with their types.
+
+    The arguments `folder` and `progress` are no settings.
+    """
     fields: dict[str, Any] = {}
     for name, parameter in signature(write).parameters.items():
         if name not in ("folder", "progress"):  # these are not settings

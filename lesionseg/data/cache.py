@@ -122,7 +122,7 @@ class LesionIndex:
         return cls(ids, labels, voxels, boxes, seeds, first_seed=seed_ends[:-1])
 
     def to_json(self) -> dict[str, list[Any]]:
-        """Return the arguments of `from_json`."""
+        """Return the columns that `from_json` takes, as lists by name."""
         columns = ("ids", "labels", "voxels", "boxes", "seeds")
         return {name: getattr(self, name).tolist() for name in columns}
 

@@ -267,7 +267,7 @@ def _measure_moments(channel: NDArray[np.float32], inside: Flags | None) -> tupl
 
 
 def _iterate_slabs(channel: NDArray[np.float32], inside: Flags | None) -> Iterator[Numbers]:
-    """Yield the voxels inside in float64, some rows at a time."""
+    """Yield the voxels inside, or all if `inside` is None, in float64, some rows at a time."""
     rows = max(1, _SLAB_VOXELS * len(channel) // max(channel.size, 1))
     for start in range(0, len(channel), rows):
         slab = channel[start : start + rows]

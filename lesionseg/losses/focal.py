@@ -400,7 +400,10 @@ def _expand_alpha(alpha: Alpha, n_classes: int) -> list[float]:
 
 
 def _plain_alpha(alpha: Alpha) -> float | list[float] | None:
-    """Return α in Python's own types, also if it is a scalar or an array of NumPy or torch."""
+    """Return α in Python's own types, also if it is a scalar or an array of NumPy or torch.
+
+    None stays None. Raise `ConfigError` if a weight is not a number.
+    """
     if alpha is None or isinstance(alpha, float):
         return alpha
     if isinstance(alpha, Sequence) or np.ndim(alpha) > 0:

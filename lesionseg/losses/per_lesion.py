@@ -268,7 +268,10 @@ def nearest_lesions(
 
 
 def _write_cells(ids: NDArray[Any], reach: Sequence[float], out: NDArray[Any]) -> None:
-    """Write the id of the nearest lesion within reach of each voxel. `out` is 0 before."""
+    """Write the id of each voxel's nearest lesion in a tile to `out`, which is 0 before.
+
+    `reach` is that of `nearest_lesions`. At equal distances the lower id is written.
+    """
     closest = np.zeros(ids.shape, np.float32)  # see `_closeness`
     present, voxels, first = group_voxels(ids)
     if not len(present):

@@ -248,7 +248,10 @@ def measure_instances(
 
 
 def lesion_mask(reference: Reference) -> Flags:
-    """Return True for voxels `[*spatial]` of any lesion or box, except ignored voxels."""
+    """Return True for voxels `[*spatial]` of any lesion, except ignored voxels.
+
+    If the reference has no mask, these are the voxels that its boxes touch.
+    """
     mask = reference.mask()
     if mask is None:
         mask = fill_boxes(

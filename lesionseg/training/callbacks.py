@@ -412,7 +412,7 @@ class Previews(pl.Callback):
         self._due = state_dict["due"]
 
     def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, *_: Any) -> None:
-        """Keep the first tiles with a lesion."""
+        """Keep the first `PREVIEW_TILES` tiles with a lesion, in the first process."""
         if trainer.is_global_zero and len(self.tiles) < PREVIEW_TILES:
             pairs = zip(batch["image"], batch["instances"], strict=True)
             found = [(image.cpu(), ids.cpu()) for image, ids in pairs if (ids > 0).any()]

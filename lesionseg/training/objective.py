@@ -127,7 +127,11 @@ class Objective:
         return Targets(anchors, tuple(reduce(finest, stride) for stride in self.strides))
 
     def terms(self, output: Any, targets: Targets, normalisers: Tensor) -> Terms:
-        """Return the loss terms of the anchors and of the voxels, summed over levels, in fp32."""
+        """Return the loss terms of the anchors and of the voxels, in fp32.
+
+        The terms of voxels are weighted means over the levels of `output`. Each level has half the
+        weight of the next finer one. `normalisers` are in the order of `expected_positives`.
+        """
         total: Terms = {}
         with torch.autocast(normalisers.device.type, enabled=False):
             if targets.anchors is not None:
