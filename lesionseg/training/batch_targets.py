@@ -119,7 +119,7 @@ class AnchorGrid:
 
     @classmethod
     def of(cls, plan: Plan) -> "AnchorGrid":
-        """Return the grid of a detector's plan. Raise `ConfigError` if the plan has no anchors."""
+        """Return the grid of a plan. It has no level if the network has no anchors."""
         return cls(plan.anchor_levels, bool(plan.labels.regions))
 
     def boxes(self, device: torch.device) -> Float[Tensor, "n two_d"]:
