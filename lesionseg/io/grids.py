@@ -49,18 +49,19 @@ class GridPair:
             return False
         tolerance = max(_TOLERANCE_MM, _NEAR_VOXELS * min(self.expected.spacing_mm))
         is_near = self.seen.matches(self.expected, tolerance)
-        return is_near or (by_image and (self._has_same_spacing() or self.has_lost_header()))
+        return is_near or (by_image and (self._has_same_spacing() or self._has_lost_header()))
 
     def overlaps_by_half(self) -> bool:
         """Return True if at least half of the smaller grid is inside the other one."""
         return self.seen.overlap(self.expected) >= _MIN_OVERLAP
 
-    def has_lost_header(self) -> bool:
-        """Return True if the file was probably saved without the header of its scan.
+    def _has_lost_header(self) -> bool:
+        """Return True if a volume was probably saved without the header of its scan.
 
         It has the shape of its scan, voxels of exactly 1 mm along the axes of the patient, and a
         first voxel at 0 or at that of the scan, or its centre at 0, as NIfTI files without an
-        affine. If only the origin differs, the grids overlap by less than half.
+        affine. If only the origin differs, the grids overlap by less than half. Grids that are the
+        same (`is_same`), or turned, have not lost the header.
         """
         seen = self.seen
         expected = self.expected
@@ -79,9 +80,10 @@ class GridPair:
     def check_header(self, *, can_ignore_headers: bool = False) -> None:
         """Raise `GeometryError` if the file has lost the header of its scan.
 
-        Positions cannot be compared then. `can_ignore_headers`: the command can ignore the headers.
+        Positions cannot be compared then. `can_ignore_headers`: the command has a setting to ignore
+        the headers, which the message states.
         """
-        if self.has_lost_header():
+        if self._has_lost_header():
             remedy = f", or use {_BY_INDEX}" if can_ignore_headers else ""
             raise GeometryError(
                 f"{self.path}: the header of the scan was lost. The shape is that of "
@@ -91,7 +93,7 @@ class GridPair:
             )
 
     def check_headers(self, *, can_ignore_headers: bool = False) -> None:
-        """Raise `GeometryError` if one of the files has lost the header of its scan."""
+        """Raise `GeometryError` if one of the files has lost its header, see `check_header`."""
         self.check_header(can_ignore_headers=can_ignore_headers)
         GridPair(self.other, self.expected, self.path, self.seen).check_header()
 
@@ -135,9 +137,11 @@ class GridPair:
         )
 
     def _name_of_other(self) -> str:
+        """Return the name of the other file without its folder, or the words that describe it."""
         return Path(self.other).name
 
     def _has_same_spacing(self) -> bool:
+        """Return True if the spacing differs by less than 0.1 %."""
         spacing_mm = self.expected.spacing_mm
         return bool(np.allclose(self.seen.spacing_mm, spacing_mm, rtol=_SAME_SPACING))
 

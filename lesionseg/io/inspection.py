@@ -50,7 +50,10 @@ class Inspection:
 
 
 def inspect_case(files: CaseFiles, dataset: Dataset) -> Inspection:
-    """Read a case. If that fails, check each of its files separately and find every error."""
+    """Read a case. If that fails, check each of its files separately and find every error.
+
+    Warnings of the readers become findings and are not logged.
+    """
     case = None
     findings = list[Finding]()
     with collect_warnings(silent=True) as warnings:  # the page of the check may show file names
@@ -77,7 +80,10 @@ def inspect_case(files: CaseFiles, dataset: Dataset) -> Inspection:
 
 
 def _find_errors(files: CaseFiles, dataset: Dataset) -> list[Finding]:
-    """Check channels, every image and the reference. Return the finding of every error."""
+    """Check channels, every image and the reference. Return the finding of every error.
+
+    The reference is checked only if an image is readable.
+    """
     findings: list[Finding] = []
 
     @contextmanager
@@ -114,9 +120,10 @@ def _find_errors(files: CaseFiles, dataset: Dataset) -> list[Finding]:
 
 
 def _read_dicom_facts(images: tuple[Path, ...]) -> tuple[str, bool]:
-    """Return `Inspection.patient` and `Inspection.has_text` of some images.
+    """Return `Inspection.patient` and `Inspection.has_text` of the images of a case.
 
-    Only the first file of a series is read, because both facts are the same in all of them.
+    Only the first file of a series is read, because both facts are the same in all of them. The
+    first image that states a patient counts. Damaged images and other formats are skipped.
     """
     patient = ""
     burned_in = False

@@ -132,7 +132,12 @@ def check_grid(path: Path, geometry: Geometry, unit: str = "") -> None:
 
 @contextmanager
 def convert_read_errors(path: Path) -> Iterator[None]:
-    """Convert every error within the context into a `LesionsegError` that names the file."""
+    """Convert every error within the context into a `LesionsegError` that names the file.
+
+    Errors of lesionseg stay as they are, except that a `GeometryError` gets the path if it lacks
+    it. Other errors become a `ResourceError` if they may pass (no memory, network, permissions),
+    and otherwise a `ReadError`.
+    """
     try:
         yield
     except LesionsegError as error:

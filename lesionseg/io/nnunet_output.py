@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 
 from lesionseg.core import Geometry, Labels
 from lesionseg.errors import ConfigError
+from lesionseg.io.nnunet_model import LABELS, PLANS
 from lesionseg.io.text import write_json
 
 ENDINGS = (".npz", ".pkl")
-DESCRIPTIONS = ("dataset.json", "plans.json")
+DESCRIPTIONS = (LABELS, PLANS)  # the files of `write_description`
 _READERS = {".nii": "NibabelIO", ".png": "NaturalImage2DIO"}
 _READER = "SimpleITKIO"
 _LPS = np.array([-1.0, -1.0, 1.0])  # factors that convert RAS to LPS
@@ -50,7 +51,7 @@ def write_description(
     }
     if labels.regions:
         facts["regions_class_order"] = list(labels.values)
-    write_json(folder / DESCRIPTIONS[0], facts)
+    write_json(folder / LABELS, facts)
     plans = {
         "dataset_name": "lesionseg",
         "plans_name": "lesionseg",
@@ -60,11 +61,14 @@ def write_description(
         "transpose_backward": [0, 1, 2],
         "configurations": {},
     }
-    write_json(folder / DESCRIPTIONS[1], plans)
+    write_json(folder / PLANS, plans)
 
 
 def _check_labels(labels: Labels) -> None:
-    """Raise `ConfigError` if nnU-Net cannot represent these labels."""
+    """Raise `ConfigError` if nnU-Net cannot represent these labels.
+
+    Regions, and the values 1 to n, can be represented.
+    """
     if not labels.regions and labels.values != tuple(range(1, len(labels) + 1)):
         raise ConfigError(
             f"names=nnunet save_probabilities=true: nnU-Net needs the mask values 1 to "

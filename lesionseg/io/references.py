@@ -45,7 +45,11 @@ class ReferenceRules:
     annotations: str | None = None
 
     def list_dataset(self, root: Path) -> Dataset:
-        """List the cases of a dataset, which may lack channels. See `list_dataset`."""
+        """List the cases of a dataset by these rules. Its cases may lack channels.
+
+        Raises:
+            LesionsegError: The folder is not a dataset that can be used, see `list_dataset`.
+        """
         return list_dataset(
             root,
             merge_labels=self.merge_labels,
@@ -76,17 +80,20 @@ class References:
     are_masks: bool = True
 
     def with_labels_of(
-        self, predictions: Mapping[str, PredictionFiles], *, merge_labels: bool = False
+        self, predictions: Mapping[str, PredictionFiles], *, merge_labels: bool
     ) -> Dataset | None:
         """Return the dataset of the references. For masks without one, make it of their labels.
+
+        The made dataset has the number of axes of the first mask that is readable, otherwise 3.
 
         Args:
             predictions: The predictions by case. The labels, regions and the value to ignore come
                 from the first one that has labels of nnU-Net.
-            merge_labels: True makes one label of all values, also if no labels are known.
+            merge_labels: True makes one label of all values, also if no labels are known. It is not
+                used if the references have a dataset.
 
         Returns:
-            The dataset, or None if no labels are known.
+            The dataset, or None if no labels are known or there are no cases.
         """
         if self.dataset is not None or not self.cases:
             return self.dataset
@@ -140,8 +147,9 @@ def find_references(folder: Path, rules: ReferenceRules) -> References:
 def find_all_references(folder: Path, rules: ReferenceRules) -> References:
     """Find the references of a folder, and those of the whole dataset to which it belongs.
 
-    For example, `labelsTs` of a dataset returns the cases of `labelsTr` as well. For errors, see
-    `find_references`.
+    For example, `labelsTs` of a dataset returns the cases of `labelsTr` as well. The cases of the
+    folder are the first ones. A folder of masks without a dataset has no further cases. For errors,
+    see `find_references`.
     """
     found = find_references(folder, rules)
     if found.dataset is None or found.dataset.root == folder:
@@ -154,7 +162,10 @@ def find_all_references(folder: Path, rules: ReferenceRules) -> References:
 
 
 def _find_masks(folder: Path, rules: ReferenceRules) -> References:
-    """Find the references in a folder of masks."""
+    """Find the references in a folder of masks, and the dataset that the masks belong to.
+
+    Raise `DatasetError` if the folder has no masks.
+    """
     masks, findings = list_masks(folder)
     dataset = read_dataset_of(masks, merge_labels=rules.merge_labels)
     if dataset is None:
@@ -168,7 +179,10 @@ def _find_masks(folder: Path, rules: ReferenceRules) -> References:
 
 
 def _list_labelled(root: Path, rules: ReferenceRules) -> References:
-    """Find the labelled cases of a dataset. The findings of the whole dataset are logged."""
+    """Find the labelled cases of a dataset, and the errors of its cases.
+
+    Errors that belong to no case, and ignored boxes, are logged.
+    """
     dataset = rules.list_dataset(root)
     for finding in dataset.findings:
         if finding.kind == IGNORED_BOXES:
@@ -184,17 +198,19 @@ def _list_labelled(root: Path, rules: ReferenceRules) -> References:
 def open_reference(
     files: CaseFiles, dataset: Dataset | None, geometry: Geometry | None = None
 ) -> Reference:
-    """Read the reference of a case on the grid of its image. Only the header of the image is read.
+    """Read the reference of a case on the grid of its image.
 
-    If the case has no image, the reference has the given grid or keeps that of its mask.
+    Of the image only the header is read, unless it is a radiograph (see `read_reference`). If the
+    case has no image, the reference has the given grid or keeps that of its mask.
 
     Args:
         files: The case.
-        dataset: Its dataset, or None for a mask without one.
-        geometry: The grid of the image, if `files` lists no image.
+        dataset: Its dataset, or None for a mask without one, whose values stay as they are.
+        geometry: The grid of the image, if `files` lists no image. Otherwise it is not used.
 
     Raises:
         DatasetError: The case has no reference.
+        LesionsegError: The reference cannot be used, see `read_case`.
     """
     reference = None
     if files.images:
