@@ -4,7 +4,7 @@ import subprocess
 import sys
 from importlib import import_module
 
-from lesionseg.config import COMMANDS
+from lesionseg.config import COMMANDS, PrepareConfig
 
 
 def python(*arguments, **options):
@@ -29,6 +29,12 @@ def _command(name, *keys):
         return recipe(COMMANDS[name].of(**settings), **options)
 
     return call
+
+
+def check(root, page, data=(), **settings):
+    """Check a dataset, as `prepare check=true` does, and write the page. `data`: its settings."""
+    check_dataset = import_module("lesionseg.pipeline.check").check_dataset
+    return check_dataset(PrepareConfig.of(data={"root": root, **dict(data)}, **settings), page)
 
 
 predict = _command("predict", "bundle", "input", "output")

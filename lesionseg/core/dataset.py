@@ -226,7 +226,7 @@ class Dataset:
     Attributes:
         name: name of the dataset.
         root: the data folder.
-        convention: name of the layout.
+        layout: name of the layout.
         dims: number of spatial axes, 2 or 3.
         channel_names: names of the image channels, in order.
         labels: the lesion labels.
@@ -246,7 +246,7 @@ class Dataset:
 
     name: str
     root: Path
-    convention: str
+    layout: str
     dims: int
     channel_names: tuple[str, ...]
     labels: Labels

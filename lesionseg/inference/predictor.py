@@ -294,7 +294,7 @@ class Predictor:
         unlabelled = Dataset(
             name="input",
             root=files.images[0].parent,
-            convention="files",
+            layout="files",
             dims=plan.dims,
             channel_names=plan.channel_names,
             labels=plan.labels,

@@ -7,7 +7,7 @@ first (`remote`). The library of a format is imported only if such a file is rea
 
 from lesionseg.io.cases import read_case as read_case
 from lesionseg.io.cases import read_image as read_image
-from lesionseg.io.layouts import Convention as Convention
+from lesionseg.io.layouts import Layout as Layout
 from lesionseg.io.layouts import read_dataset as read_dataset
 from lesionseg.io.layouts.table import Row as Row
 from lesionseg.io.layouts.table import Table as Table

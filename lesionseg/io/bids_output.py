@@ -16,7 +16,9 @@ _LAST_ENTITIES = re.compile(
 
 
 def bids_case_id(case: str) -> str:
-    """Return the subject and the further entities of a scan, without its folders and suffix.
+    """Return the last subject in a case id and the entities after it, without the suffix.
+
+    The entities `label` and `desc`, which describe a derivative and not its scan, end the id.
 
     Raises:
         DatasetError: The case id has no subject.
@@ -34,7 +36,7 @@ def bids_case_id(case: str) -> str:
 
 
 def write_bids_description(folder: Path) -> None:
-    """Write the description that BIDS requires in a folder of derivatives."""
+    """Write `dataset_description.json`, which BIDS requires in a folder of derivatives."""
     content = {
         "Name": "Lesion masks",
         "BIDSVersion": _BIDS_VERSION,

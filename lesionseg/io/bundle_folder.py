@@ -63,7 +63,9 @@ def resolve_bundle(path: Path) -> Path:
             `FILE.zip/runs/a` is a folder in a zip. A bundle in a zip is unpacked into the cache.
 
     Raises:
-        BundleError: Neither folder contains weights and plan, or the zip cannot be used.
+        BundleError: Neither folder contains weights and plan, the training has not finished, or the
+            zip contains no bundle or several ones.
+        ReadError: The zip is damaged.
     """
     for folder in (path, path / "bundle"):
         files = BundleFiles(folder)
@@ -94,6 +96,9 @@ def _unpack(archive: Path, path: Path) -> Path:
         archive: The zip.
         path: The zip, or a folder in it. Of several bundles in it, the one in the highest folder is
             unpacked, because folders below the bundle of a run may contain those of single folds.
+
+    Raises:
+        BundleError: There is no bundle, or there are several in folders of equal depth.
     """
     names = [PurePosixPath(name) for name in list_archive(archive)]
     inner = path.relative_to(archive)

@@ -69,6 +69,7 @@ class ScanSource:
         return bool(self.series_uid) and self.series_uid == other.series_uid
 
     def __str__(self) -> str:
+        """Return the most specific UID or, without UIDs, the beginning of the digest."""
         if self.instance_uid:  # two images of one series are different scans
             return f"instance {self.instance_uid}"
         if self.series_uid:
@@ -162,25 +163,28 @@ class CaseRow:
 
     @property
     def scan_uid(self) -> str:
-        """UID of the series, or of the image if the scan is a single DICOM file."""
+        """UID of the image if the scan is a single DICOM file, otherwise of the series, or ""."""
         return self.instance_uid or self.series_uid
 
     def as_kept(self) -> "CaseRow":
-        """Return the row in a later run: `done` means that the scan was predicted in this run."""
+        """Return the row for a later run, with the status `kept` instead of `done` or "".
+
+        Other statuses stay. `done` means that the scan was predicted in this run.
+        """
         return replace(self, status="kept") if self.status in ("done", "") else self
 
     def replaces(self, failure: "CaseRow") -> bool:
         """Return True if the row replaces a failure that was recorded under its case id.
 
-        The failure is then of the same path. If another file has replaced the scan under this path,
-        the conflict of that file stays until its content is predicted.
+        It replaces failures of the same path. A conflict is only replaced by a row of the same
+        scan: it stays until the content of this scan is predicted.
         """
         if failure.path != self.path:
             return False
         return failure.key != self.CONFLICT or self.source.is_of_same_scan(failure.source)
 
     def cells(self) -> dict[str, Any]:
-        """Return the row's cells by column."""
+        """Return the row's cells by column, including those of `amounts`."""
         return {**{name: getattr(self, name) for name in self.columns()}, **self.amounts}
 
 
@@ -194,7 +198,8 @@ _FAILURES = TypeAdapter(list[CaseRow])
 def read_row(path: Path) -> CaseRow:
     """Read the row of a candidate file, without its candidates.
 
-    A file of another program states neither digest nor key nor status.
+    What the file does not state has its default. A file of another program states neither digest
+    nor key nor status. The case id is that of the file name.
 
     Raises:
         ReadError: The file is missing or not JSON.
@@ -216,7 +221,8 @@ def _read_head(path: Path) -> dict[str, Any]:
     """Read the keys before the candidates, or all keys if another program wrote the file.
 
     `predict` writes the candidates last, because an output folder may have many thousand cases with
-    hundreds of candidates, and each run reads what their files state.
+    hundreds of candidates, and each run reads what their files state. A file that contains JSON
+    other than an object has no keys.
     """
     head, mark, _ = read_text(path).partition(_LIST)
     if mark:
@@ -257,7 +263,10 @@ def read_sent(path: Path) -> dict[str, list[str]]:
 
 
 def _stated(row: CaseRow) -> dict[str, Any]:
-    """Return the attributes that files state, without empty ones."""
+    """Return the attributes of a row that files state: those of its results that are not empty.
+
+    Facts of a single run, such as its duration, are left out.
+    """
     return {
         name: value
         for name, value in asdict(row).items()
@@ -309,7 +318,11 @@ class _Entry(BaseModel):
 
 
 class CaseContent(BaseModel):
-    """The content of a candidate file."""
+    """The content of a candidate file.
+
+    The keys are attributes of `Prediction`, in which `scored` is called `has_scores`, and
+    `input_check` is called `input`. `shape` is that of the scan.
+    """
 
     schema_version: Literal[1] = 1
     shape: list[PositiveInt] | None = None
@@ -398,6 +411,15 @@ def read_candidates(
     """Read a candidate file. Return its content, its candidates and its removed candidates.
 
     Other programs may write an operating point with a score only. It is named after its score.
+
+    Args:
+        path: The file.
+        grid: The grid of the scan. Values that a candidate does not state are computed on it.
+
+    Raises:
+        ReadError: The file is missing or not JSON.
+        GeometryError: The file states another shape than that of the grid.
+        ContentError: A key or a candidate is not valid, or has a label without a name.
     """
     content = read_json(path)
     point = content.get("operating_point") if isinstance(content, dict) else None

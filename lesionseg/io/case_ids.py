@@ -42,7 +42,8 @@ def case_id(parts: Iterable[str]) -> str:
 def path_id(path: Path) -> str:
     """Make a case id of a relative path.
 
-    It consists of folders and name, without the suffix and without the number of a first channel.
+    It consists of folders and name, without the suffix, the number of a first channel, `..` and the
+    root of an absolute path. An id that is too long is shortened by `case_id`.
 
     >>> path_id(Path("p1/view.1.png")), path_id(Path("../p2/t1_0000.nii.gz"))
     ('p1_view.1', 'p2_t1')
@@ -54,7 +55,7 @@ def path_id(path: Path) -> str:
 def split_channel(name: str) -> tuple[str, int | None]:
     """Split the name of a file, without suffix, into a case id and the number of a channel.
 
-    The number is None if the name does not end in four digits.
+    The number is None if the name does not end in an underscore and four digits.
 
     >>> split_channel("P01_0001"), split_channel("P01")
     (('P01', 1), ('P01', None))
@@ -85,16 +86,16 @@ def check_case_id(case: str, where: Path, error: type[LesionsegError] = DatasetE
     Args:
         case: The case id.
         where: The file or folder that the id comes from, for the message.
-        error: The type of the error.
+        error: The type of the error that is raised.
     """
     if fault := case_id_fault(case):
         raise error(f"{where}: the case id {case!r} cannot be a file name: it {fault}. Rename it.")
 
 
 def case_id_fault(case: str) -> str:
-    """Explain why an id cannot be part of a file name, or return "" if it can.
+    """Return the first reason why an id cannot be part of a file name, such as "is empty".
 
-    Letters of all scripts are allowed.
+    Return "" if it can. Letters of all scripts are allowed.
     """
     n_bytes = len(case.encode(errors="replace"))
     is_windows = sys.platform == "win32"

@@ -32,9 +32,10 @@ class ChangeReport:
 
     @classmethod
     def plan(cls, image: Path, predicted: PredictionFiles, folder: Path) -> "ChangeReport | None":
-        """Return the report of a visit, or None if its scan is not a DICOM image.
+        """Return the report of a visit, and remove the report of an earlier run.
 
-        A report of an earlier run is removed, because the visits may not be comparable now.
+        The earlier report is removed because the visits may not be comparable now. If the scan is
+        not a DICOM image, nothing is removed, and None is returned.
 
         Args:
             image: The scan of the later visit.

@@ -14,14 +14,17 @@ COLOURS = ("red", "green", "blue")  # the channels of a picture with data.colour
 
 
 def is_colour(files: CaseFiles, n_channels: int) -> bool:
-    """Return True if a case is a single picture whose colours are the channels of the dataset."""
+    """Return True if a case is a single picture whose colours are the channels of the dataset.
+
+    The dataset must have three channels, `n_channels`. The picture is not read. It may be grey.
+    """
     return not files.missing and _may_be_colour(files.images, n_channels)
 
 
 def with_colours(dataset: Dataset) -> Dataset:
     """Return the dataset with the three colours of its pictures as channels.
 
-    A dataset whose channels are colours already is returned unchanged.
+    A dataset whose channels are colours already is returned unchanged. No picture is read.
 
     Raises:
         DatasetError: The images are volumes, are no pictures (PNG, JPEG, BMP or TIFF), or have
@@ -52,9 +55,9 @@ def with_colours(dataset: Dataset) -> Dataset:
 
 
 def missing_channels(files: Mapping[int, Path], n_channels: int) -> tuple[int, ...]:
-    """Return the channel numbers without a file.
+    """Return the numbers below `n_channels` that have no file. `files` are those of a case.
 
-    If the only file is a picture that may be in colour, no channel is missing.
+    If its only file is a picture with the number 0 that may be in colour, no channel is missing.
     """
     if 0 in files and _may_be_colour([*files.values()], n_channels):
         return ()
@@ -62,10 +65,11 @@ def missing_channels(files: Mapping[int, Path], n_channels: int) -> tuple[int, .
 
 
 def with_missing_channels(dataset: Dataset) -> Dataset:
-    """Return the dataset in which single pictures next to cases of three files lack channels.
+    """Return a dataset whose single pictures lack channels if other cases have three files.
 
-    The three channels of a single picture are its colours only if all cases are single pictures. A
-    volume is never in colour.
+    The three channels of a single picture are its colours only if all cases are single pictures.
+    Otherwise it is one channel: that of the number in its name, by default the first one. Any other
+    dataset is returned unchanged.
     """
     n_channels = len(dataset.channel_names)
     has_colours = dataset.dims == 2 and all(len(case.images) == 1 for case in dataset.cases)
@@ -81,13 +85,15 @@ def with_missing_channels(dataset: Dataset) -> Dataset:
 
 
 def _may_be_colour(images: Sequence[Path], n_channels: int) -> bool:
+    """Return True for a single picture of a dataset with three channels."""
     return n_channels == 3 and len(images) == 1 and is_raster(images[0])
 
 
 def check_channels(files: CaseFiles, dataset: Dataset) -> None:
-    """Raise `DatasetError` if a case does not have one file for each channel that it must have.
+    """Raise `DatasetError` if a case does not have exactly one file for each channel.
 
-    The mask of the case must not be one of them. `evaluate` allows it, because it reads no image.
+    A single picture may have three channels, its colours. Channels may be missing if the dataset
+    allows it (`may_lack`). The mask of the case must not be one of the files.
     """
     mask = files.reference
     if mask is not None and file_key(mask) in map(file_key, files.images):

@@ -22,8 +22,9 @@ _RECENT_NS = 2_000_000_000
 def content_files(path: Path) -> tuple[Path, ...]:
     """Return the files that store an image.
 
-    These are the slices of a series, a header and its voxels, a TIFF file and the file of its
-    spacing, or the file itself. A damaged header counts without its voxels.
+    These are the slices of one series of a folder, all DICOM files of a folder, a header and its
+    voxels, a TIFF file and the file of its spacing, or the file itself. A damaged header counts
+    without its voxels. Raise `ReadError` if a folder or a slice cannot be read.
     """
     if split_series(path) is not None:
         return tuple(series_headers(path))
@@ -65,7 +66,12 @@ def _file_digest(path: Path) -> str:
 
 
 def case_digest(files: CaseFiles) -> str:
-    """Return the SHA-256 of the content of a case's files, and of its annotations in tables."""
+    """Compute the SHA-256 of all that a case is read from, as hexadecimal digits.
+
+    These are the content of its images and reference, and what tables state of it: annotations,
+    group, annotated labels, missing channels and pixel size. Raise `ReadError` if a file is
+    missing.
+    """
     images = list(files.images)
     if files.reference:
         images.append(files.reference)
@@ -96,7 +102,8 @@ def image_state(images: Iterable[Path]) -> str | None:
     """Return the `file_state` of all files of images, or None if it is not known for certain.
 
     For a DICOM series these are the files of its folder. The state is unknown if the voxels may be
-    in another file than the header, or if a file is missing or has just changed.
+    in another file than the header (NRRD and MetaImage), or if a file is missing or has changed in
+    the last two seconds.
     """
     files: list[Path] = []
     try:

@@ -62,6 +62,14 @@ _ANY_SYNTAX = (("application/dicom", "*"),)  # as the server stores the images
 class DicomWeb:
     """A client of a DICOMweb service, and the series that are searched.
 
+    A connection without encryption gives a warning, except for one to this computer.
+
+    Attributes:
+        address: The address.
+        study_uid: The study to which the search is limited, or None.
+        filters: The filters of the search, by keyword or tag.
+        url: The URL of the service.
+
     Args:
         setting: The name of the setting, for messages: `input` or `send`.
         address: `dicomweb://host[:port]/path[/studies/UID[/series/UID]][?Keyword=value&…]`. The
@@ -192,7 +200,14 @@ class DicomWeb:
 
     @contextmanager
     def _requests(self, failure: str) -> Iterator[None]:
-        """Convert errors of requests into `ResourceError`, so that the next run tries again."""
+        """Convert errors of requests into `ResourceError`, so that the next run tries again.
+
+        After an error, the next request is made only once. After a request without error, later
+        ones are repeated again if they fail.
+
+        Args:
+            failure: The request that failed, for the message.
+        """
         try:
             yield
         except (LesionsegError, MemoryError):
@@ -206,7 +221,8 @@ class DicomWeb:
 def _make_client(shown: str, url: str) -> "DICOMwebClient":
     """Return a client with the token, or user and password, of the environment.
 
-    Without them, requests reads the netrc file. `shown` is the setting, for messages.
+    Without them, requests reads the netrc file. The logs of the packages are switched off. `shown`
+    is the setting, for messages.
 
     Raises:
         ConfigError: The package dicomweb-client is not installed.
@@ -277,7 +293,10 @@ def _to_header(item: Mapping[str, Any]) -> Header:
 
 @dataclass(frozen=True, kw_only=True)
 class RemoteScan(Scan):
-    """A DICOM scan on a server. Its files are fetched when they are read, and then removed."""
+    """A DICOM scan on a server. Its files are fetched when they are needed.
+
+    `release` removes them.
+    """
 
     service: DicomWeb
 
@@ -317,6 +336,7 @@ class RemoteScan(Scan):
 
     @property
     def _files(self) -> tuple[Path, ...]:
+        """The paths of the files, which exist after `fetch`."""
         return self.dicom.files if self.dicom is not None else ()
 
 
@@ -326,7 +346,8 @@ def find_remote_scans(
     """Find the scans at the address of a service. No image is fetched.
 
     The case id of a series is its UID, and that of a radiograph also has the UID of the image.
-    A series whose images cannot be listed is a scan with an error.
+    A series whose images cannot be listed is a scan with an error. Series of other objects, such as
+    reports and segmentations, are skipped.
 
     Args:
         service: The service.
@@ -337,7 +358,7 @@ def find_remote_scans(
         ResourceError: The server cannot be searched.
         DatasetError: There is no series of images at the address.
     """
-    # of equal series in two answers, the last one; reports and segmentations are not scans
+    # of equal series in two answers, the last one
     series = {
         text(header, "SeriesInstanceUID"): header
         for header in service.search_series()
@@ -362,7 +383,11 @@ def find_remote_scans(
 
 
 def _scans_of_series(service: DicomWeb, series: Header, folder: Path) -> list[Scan]:
-    """Return the scans of a series: each radiograph, and the other images together."""
+    """Return the scans of a series: each radiograph, and the other images together.
+
+    Raises:
+        ResourceError: The server cannot be searched.
+    """
     place = folder / text(series, "SeriesInstanceUID")
     headers_of_scans: dict[str, dict[Path, Header]] = defaultdict(dict)
     for header in service.search_instances(series):

@@ -80,7 +80,10 @@ class PredictionFolder:
         self._rows: dict[str, CaseRow | None] = {}
 
     def describe(self) -> None:
-        """Write the description that BIDS requires, if masks have names of BIDS."""
+        """Write and upload the description that BIDS requires. Only for masks with names of BIDS.
+
+        With other names, nothing is written.
+        """
         if self.names == "bids":
             write_bids_description(self.path)
             upload([self.path / DESCRIPTION], self.path, self._url)
@@ -88,9 +91,10 @@ class PredictionFolder:
     def describe_probabilities(
         self, channel_names: Sequence[str], labels: Labels, scan: Path, dims: int
     ) -> None:
-        """Write the files that nnU-Net expects next to its probabilities, if names are its own.
+        """Write and upload the files that nnU-Net expects next to its probabilities.
 
-        `scan` is a scan with `dims` axes, whose format the masks get.
+        With names other than those of nnU-Net, nothing is written. `scan` is a scan with `dims`
+        axes, whose format the masks get.
 
         Raises:
             ConfigError: nnU-Net cannot represent the labels.
@@ -121,15 +125,19 @@ class PredictionFolder:
     def claim(self, case: str, source: ScanSource, *, overwrite: bool = False) -> None:
         """Check that results of a scan may be written under a case id.
 
+        Files that a killed program left under this id are finished or discarded first, see
+        `recover`.
+
         Args:
             case: The case id.
             source: The scan.
-            overwrite: True allows results of another scan to be replaced.
+            overwrite: True allows results of any other scan to be replaced.
 
         Raises:
-            ConflictError: The folder has results of another or an unknown scan under this id.
+            ConflictError: The folder has results of another or an unknown scan under this id, or
+                under an id whose files some file system cannot distinguish.
             DatasetError: The id cannot be a file name or, with names of nnU-Net, would give the
-                mask the name of another result.
+                mask the name of another result. `overwrite` does not allow this.
         """
         check_case_id(case, self.path)
         if self.names == "nnunet" and case.endswith((*_MASKS, "_candidates")):
@@ -180,9 +188,11 @@ class PredictionFolder:
         )
 
     def row(self, case: str) -> CaseRow | None:
-        """Return the row that the candidate file of a case states, or None without such a file.
+        """Return the row that the candidate file of a case states.
 
-        `finished` is empty if the results are at a URL, because a download sets another time.
+        Return None if the file is missing or damaged. The file is read once, until `write_case`
+        replaces it. `finished` is the time of the file. It is empty if the results are at a URL,
+        because a download sets another time.
         """
         if case not in self._rows:
             row = None
@@ -194,7 +204,7 @@ class PredictionFolder:
         return self._rows[case]
 
     def finished(self, case: str) -> str:
-        """Return the time at which the candidate file of a case was written."""
+        """Return the local time at which the candidate file of a case was written (ISO 8601)."""
         time = datetime.fromtimestamp(self.candidate_file(case).stat().st_mtime)
         return time.astimezone().isoformat(timespec="seconds")
 
@@ -214,6 +224,9 @@ class PredictionFolder:
     def update_failures(self, row: CaseRow) -> None:
         """Record a scan that failed, and forget earlier failures that the row replaces.
 
+        Any other row only replaces earlier failures. A failed row that has not changed since an
+        earlier run is recorded already. A changed file of failures is uploaded.
+
         Raises:
             OutputError: The file of failures cannot be written.
         """
@@ -228,7 +241,7 @@ class PredictionFolder:
             self._write_failures(failed_file(self.path, row.case), after)
 
     def forget_failures(self, is_obsolete: Callable[[CaseRow], bool]) -> None:
-        """Forget the failures for which `is_obsolete` returns True."""
+        """Remove the failures for which `is_obsolete` returns True from their files."""
         for file in self.path.glob(_ALL_FAILED):
             before = read_failures(file)
             after = [row for row in before if not is_obsolete(row)]
@@ -236,6 +249,7 @@ class PredictionFolder:
                 self._write_failures(file, after)
 
     def _write_failures(self, file: Path, rows: Sequence[CaseRow]) -> None:
+        """Write the failures of a case and upload the file, or remove it if there are none."""
         with output_errors(file):
             write_failures(file, rows)
         upload([file], self.path, self._url)
@@ -250,7 +264,7 @@ class PredictionFolder:
     def note_sent(self, case: str, address: str, uids: Sequence[str]) -> None:
         """Record that the DICOM results of a case, with these UIDs, are stored at an address.
 
-        New results of the case replace the record.
+        Earlier records of other addresses stay. New results of the case remove all of them.
 
         Raises:
             OutputError: The record cannot be written.
@@ -265,7 +279,7 @@ class PredictionFolder:
         return sorted(set().union(*self._spellings.values()))
 
     def files(self, case: str) -> list[str]:
-        """Return the names of the case's files, the candidate file first.
+        """Return the names of the case's present files, the candidate file first.
 
         `<case>.nii.gz` is one of them if the candidate file states that masks are named in
         nnU-Net's way. This may also be the candidate file that is about to replace the present one,
@@ -287,12 +301,12 @@ class PredictionFolder:
         return [name for name in names if name in self._present]
 
     def finished_row(self, case: str, key: str, *, needs_mask: bool) -> CaseRow | None:
-        """Return the row of a case whose results have this key, or None if there are none.
+        """Return the row of a case that has results with this key. Otherwise return None.
 
         Args:
             case: The case id.
             key: The hash of scan, bundle and settings.
-            needs_mask: True if a mask must exist, False for a model without masks.
+            needs_mask: True if a mask must exist as well, False for a model without masks.
         """
         row = self.row(case)
         if row is None or not row.is_done or row.key != key:
@@ -304,7 +318,7 @@ class PredictionFolder:
     def write_case(self, case: str) -> Iterator[Path]:
         """Yield a folder for the files of a case. At the end they replace the earlier files.
 
-        If writing fails, the earlier files stay.
+        They are also uploaded. If writing fails, the earlier files stay.
 
         Raises:
             OutputError: A file cannot be written.
@@ -324,8 +338,9 @@ class PredictionFolder:
     def recover(self, case: str) -> bool:
         """Finish or discard the files of a case that a killed program left.
 
-        Return True if all files had been written. They are then moved to their place. A link under
-        the name of one of the two folders is removed: it may lead to any folder of the user.
+        If all files had been written, they are moved to their place and uploaded, and the result is
+        True. Otherwise they are removed, and the result is False. A link under the name of one of
+        the two folders is removed: it may lead to any folder of the user.
         """
         for folder in (self._moving_folder(case), self._part_folder(case)):
             if folder.is_symlink():
@@ -342,9 +357,9 @@ class PredictionFolder:
         return False
 
     def recover_all(self) -> list[str]:
-        """Call `recover` for every case that a killed program left. Return the complete cases.
+        """Call `recover` for every case that a killed program left. Return the finished cases.
 
-        No other process may be writing into the folder.
+        Incomplete files of failures are removed. No other process may be writing into the folder.
         """
         self.remove_incomplete(f"*{FAILED}")
         hidden = [Path(name) for name in self._present if name.startswith(".")]
@@ -352,12 +367,15 @@ class PredictionFolder:
         return [case for case in cases if self.recover(case)]
 
     def remove_incomplete(self, pattern: str) -> None:
-        """Remove the files matching `pattern` that a killed program has not completely written."""
+        """Remove incomplete files that a killed program left under temporary names.
+
+        `pattern` matches the names that the complete files would have, such as `*_failed.json`.
+        """
         for incomplete in self.path.glob(f"{TEMPORARY_NAMES}{pattern}"):
             incomplete.unlink(missing_ok=True)
 
     def remove(self, case: str) -> None:
-        """Remove the results of a case."""
+        """Remove the results of a case from the folder, but not from a store at a URL."""
         for name in self.files(case):
             (self.path / name).unlink(missing_ok=True)
 
@@ -384,6 +402,11 @@ class PredictionFolder:
         Between the two steps, the folder with the new files is renamed from `.part` to `.moving`.
         If the program is killed, the name tells `recover` whether files of this case next to the
         folder are earlier files or new files that were already moved.
+
+        Raises:
+            ConflictError: Another program has written a file of one of the new names. The new files
+                are then removed.
+            OutputError: A file cannot be removed, moved or uploaded.
         """
         part = self._part_folder(case)
         old = self.files(case)

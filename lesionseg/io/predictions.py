@@ -34,7 +34,7 @@ from lesionseg.io.case_ids import check_case_id, without_first_channel
 from lesionseg.io.exact_values import require_exact_values
 from lesionseg.io.files import explain_missing, is_broken_link, is_file_or_broken_link
 from lesionseg.io.grids import GridPair
-from lesionseg.io.layouts.checks import remark_unread_files
+from lesionseg.io.layouts.checks import find_unread_files
 from lesionseg.io.layouts.nnunet import read_nnunet_labels
 from lesionseg.io.masks import read_instances, read_mask
 from lesionseg.io.nnunet_model import LABELS
@@ -84,7 +84,8 @@ class PredictionFiles:
 
         nnU-Net writes the file into the folder of its outputs, and into the model folder above
         `fold_0/validation`. Next to a mask without probabilities, only the same folder counts, and
-        a file that is not nnU-Net's is ignored, because other programs write such masks, too.
+        and only if there is no candidate file. A file that is not nnU-Net's is then ignored with a
+        warning, because other programs write such masks, too.
 
         Raises:
             LesionsegError: The labels of probabilities are not valid.
@@ -141,11 +142,12 @@ def write_prediction(
             `write_volume`. None writes `.nii.gz`, or `.png` for two axes.
         names: The names of the masks, see `MASK_ENDINGS`. With `nnunet`, instances and regions get
             another suffix, because nnU-Net's commands treat every file with the suffix of the masks
-            as a mask.
+            as a mask. If `place` is a file, its name decides instead.
         row: The facts of the scan and the run that the candidate file states.
 
     Raises:
-        OutputError: The case id cannot be a file name, or a file cannot be written.
+        OutputError: The case id cannot be a file name, `place` is a file of a picture that is not
+            PNG, or a file cannot be written.
     """
     folder = place
     suffix = result_suffix(like or Path(), prediction.geometry.dims)
@@ -173,7 +175,10 @@ def write_prediction(
 
 
 def _name_by_mask(mask: Path, prediction: Prediction) -> tuple[Prediction, MaskNames]:
-    """Return the prediction under the case id in the name of a mask, and the way of its name."""
+    """Return the prediction with the case id in the file name of its mask, and the kind of name.
+
+    Raise `OutputError` for the mask of a picture whose suffix is not `.png`.
+    """
     if prediction.geometry.dims == 2 and format_suffix(mask).lower() != ".png":
         raise OutputError(f"{mask}: the mask of a picture is PNG. Name a file in .png.")
     stem = strip_suffix(mask)
@@ -182,7 +187,11 @@ def _name_by_mask(mask: Path, prediction: Prediction) -> tuple[Prediction, MaskN
 
 
 def find_predictions(folder: Path) -> dict[str, PredictionFiles]:
-    """Find the predicted cases of a folder. Each must be usable, see `list_predictions`."""
+    """Return the files of the predicted cases of a folder by case id, see `list_predictions`.
+
+    Raises:
+        DatasetError: The folder is missing or contains no prediction, or a case cannot be used.
+    """
     found, findings = list_predictions(folder)
     require_no_errors(findings, folder)
     return found
@@ -212,14 +221,14 @@ def list_predictions(
     """
     by_case, findings = _files_by_case(folder, (*KINDS, "candidates", "probabilities"))
     found = {case: PredictionFiles(case, **files) for case, files in by_case.items()}
-    findings += remark_unread_files(folder, folders=False, usual=_OF_NNUNET)
+    findings += find_unread_files(folder, folders=False, usual=_OF_NNUNET)
     return _with_ids_of_references(found, references, folder), findings
 
 
 def _with_ids_of_references(
     predictions: Mapping[str, PredictionFiles], cases: Sequence[CaseFiles], folder: Path
 ) -> dict[str, PredictionFiles]:
-    """Return predictions under the ids of their references.
+    """Return predictions under the ids of their references. Other predictions keep their ids.
 
     For a model with one channel, `_0000` at the end of a file name is a channel number. Thus
     `predict` gives the film `film_0000.png` the id `film`, but the id of a mask `film_0000.png` in
@@ -244,10 +253,10 @@ def _with_ids_of_references(
 
 
 def find_masks(folder: Path) -> dict[str, Path]:
-    """Find the reference mask of each case id in a folder, as in `list_predictions`.
+    """Return the reference mask of each case id in a folder, see `list_masks`.
 
     Raises:
-        DatasetError: A mask cannot be used.
+        DatasetError: The folder is missing or contains no mask, or a mask cannot be used.
     """
     masks, findings = list_masks(folder)
     require_no_errors(findings, folder)
@@ -255,7 +264,13 @@ def find_masks(folder: Path) -> dict[str, Path]:
 
 
 def list_masks(folder: Path) -> tuple[dict[str, Path], list[Finding]]:
-    """Find reference masks by case id, and findings about masks; see `list_predictions`."""
+    """Return reference masks by case id, and an error for each case that is left out.
+
+    Masks are found by the rules of `list_predictions`.
+
+    Raises:
+        DatasetError: The folder is missing or contains no mask.
+    """
     by_case, findings = _files_by_case(folder, ("mask",))
     return {case: files["mask"] for case, files in by_case.items()}, findings
 
@@ -263,7 +278,11 @@ def list_masks(folder: Path) -> tuple[dict[str, Path], list[Finding]]:
 def _files_by_case(
     folder: Path, kinds: Collection[str]
 ) -> tuple[dict[str, dict[str, Path]], list[Finding]]:
-    """Return the files of the given kinds by case and kind; see `list_predictions`."""
+    """Return the files of the given kinds by case and kind, and an error for each case left out.
+
+    Hidden files and files of other kinds are skipped. Raise `DatasetError` if the folder is missing
+    or no file is found.
+    """
     if not folder.is_dir():
         raise DatasetError(f"{folder}: the folder does not exist. Check its name.")
     by_case: dict[str, dict[str, Path]] = {}
@@ -386,10 +405,10 @@ def _check_mask(files: PredictionFiles, prediction: Prediction) -> None:
 
 
 def _read_region_values(files: PredictionFiles, *, binary: bool) -> NDArray[np.uint8] | None:
-    """Read the mask values that state the regions of each voxel; None without such a file.
+    """Read the mask values that state the regions of each voxel.
 
     Other programs write no regions file. If the values are regions (`binary`), their mask states
-    them for the accepted candidates.
+    them for the accepted candidates. Return None if there is no such file.
     """
     file = files.regions
     if file is None and binary:
@@ -402,7 +421,12 @@ def _read_region_values(files: PredictionFiles, *, binary: bool) -> NDArray[np.u
 def _common_grid(files: PredictionFiles, geometry: Geometry | None, *, by_image: bool) -> Geometry:
     """Return the grid of a case and check that all masks are on it.
 
-    A picture states no position, so only its shape is checked. Its pixel size is that of the scan.
+    It is the given grid or, if this is None, that of the first mask. A picture states no position,
+    so only its shape is checked. Its pixel size is that of the scan.
+
+    Raises:
+        GeometryError: A mask is on another grid.
+        ReadError: There are neither masks nor a given grid, or a mask is damaged.
     """
     grid = geometry
     source_of_grid = Path("the scan")
@@ -423,7 +447,11 @@ def _common_grid(files: PredictionFiles, geometry: Geometry | None, *, by_image:
 
 
 def _read_masks(files: PredictionFiles, grid: Geometry, *, binary: bool) -> Prediction:
-    """Make a prediction without scores from masks."""
+    """Make a prediction without scores from the masks of a case without candidate file.
+
+    With `binary`, all values are one label, and the prediction keeps them as values of regions.
+    Raise `ContentError` if the values of the mask were changed, see `require_exact_values`.
+    """
     values = np.zeros(grid.shape, dtype=np.uint8)
     if files.mask is not None:
         values = np.asarray(read_mask(files.mask).labels)

@@ -12,7 +12,7 @@ from lesionseg.core import CaseFiles, Dataset, Finding, Geometry, Labels, Refere
 from lesionseg.errors import DatasetError, LesionsegError
 from lesionseg.io.cases import read_reference
 from lesionseg.io.exact_values import require_exact_values
-from lesionseg.io.layouts import find_convention, list_dataset, read_dataset_of
+from lesionseg.io.layouts import list_dataset, read_dataset_of, recognise_layout
 from lesionseg.io.layouts.readers import IGNORED_BOXES
 from lesionseg.io.masks import read_mask
 from lesionseg.io.predictions import PredictionFiles, list_masks
@@ -113,7 +113,7 @@ class References:
         return Dataset(
             name=folder.name,
             root=folder,
-            convention="masks",
+            layout="masks",
             dims=dims,
             channel_names=("image",),
             labels=labels,
@@ -130,10 +130,11 @@ def find_references(folder: Path, rules: ReferenceRules) -> References:
     Raises:
         DatasetError: No reference is found.
     """
-    name = find_convention(folder)
+    layout = recognise_layout(folder)
+    is_bids = layout is not None and layout.name == "bids"
     # a BIDS dataset has its files in subfolders
-    are_masks_of_bids = name == "bids" and any(map(is_image_file, folder.iterdir()))
-    if rules.annotations is None and (name is None or are_masks_of_bids):
+    are_masks_of_bids = is_bids and any(map(is_image_file, folder.iterdir()))
+    if rules.annotations is None and (layout is None or are_masks_of_bids):
         return _find_masks(folder, rules)
     references = _list_labelled(folder, rules)
     if not references.cases:

@@ -7,8 +7,8 @@ such as `FSSPEC_S3_ENDPOINT_URL`, or the usual files of the cloud.
 """
 
 import os
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -17,8 +17,8 @@ from urllib.parse import unquote
 from filelock import FileLock
 
 from lesionseg.config import is_url
-from lesionseg.errors import ConfigError, OutputError, ReadError, pip_install
-from lesionseg.io.files import cache_folder, digest_of
+from lesionseg.errors import ConfigError, LesionsegError, OutputError, ReadError, pip_install
+from lesionseg.io.files import cache_folder, digest_of, output_errors
 from lesionseg.io.text import read_json, write_json
 
 # keys under which stores state a digest or date that changes with the content
@@ -48,68 +48,59 @@ class _StoredFile:
     state: str
 
 
-def download(
-    place: str,
-    folder: str | None = None,
-    *,
-    new: bool = False,
-    endings: str | tuple[str, ...] = "",
-) -> Path:
-    """Download a folder at a URL into a local copy and return its path.
+def download(place: str, *, new: bool = False, endings: str | tuple[str, ...] = "") -> Path:
+    """Download a folder at a URL into a local copy in `cache_folder`, and return its path.
 
     Files that have not changed in the store are not downloaded again. Local files that the store no
     longer contains are removed. `stored_names` returns the names of all files of the store.
 
     Args:
         place: A URL, or a path, which is returned as it is.
-        folder: The folder of the copies. None means `cache_folder`.
         new: True if the folder may have no files yet.
         endings: Only files whose name has one of these endings are downloaded.
 
     Raises:
         ReadError: The store cannot be read, or the URL has no files although `new` is False.
         ConfigError: The store is unknown, or its package is not installed.
+        OutputError: The cache cannot be written.
     """
     if not is_url(place):
         return Path(place)
-    cache = cache_folder() if folder is None else Path(folder).absolute()
-    base = cache / digest_of(place)[:16]
+    base = cache_folder() / digest_of(place)[:16]
     copy = base / (PurePosixPath(place).name or "data")
     states = base / _STATES
     uploads = base / _UPLOADS
-    base.mkdir(mode=0o700, parents=True, exist_ok=True)  # other users must not read the scans
-    copy.mkdir(exist_ok=True)
-    with FileLock(base / _LOCK):
+    with output_errors(base):
+        base.mkdir(mode=0o700, parents=True, exist_ok=True)  # other users must not read the scans
+        copy.mkdir(exist_ok=True)
+    with (
+        FileLock(base / _LOCK),
+        _store_errors(f"{place}: the folder cannot be downloaded", ReadError),
+    ):
         system, root = _open(place)
         before = read_json(states) if states.is_file() else {}
         changes = uploads.read_text("utf-8").splitlines() if uploads.is_file() else []
-        try:
-            listed = _list_files(system, root, is_encoded=place.startswith(_WEB))
-            # other local files may be those of a process that has not uploaded them yet
-            known = _list_known(before, changes)
-            removed = known - listed.keys()
-            for name in removed:
-                (copy / name).unlink(missing_ok=True)
-            kept: dict[str, str] = {}
-            for name, stored in listed.items():
-                is_unchanged = name in known and before.get(name) == stored.state
-                if is_unchanged and stored.state and (copy / name).is_file():
-                    kept[name] = stored.state
-            wanted = {
-                name: stored
-                for name, stored in listed.items()
-                if name not in kept and name.endswith(endings)
-            }
-            if wanted:
-                write_json(states, kept)  # so that an interrupted download is repeated
-                _fetch(system, wanted, copy)
-            for name, stored in wanted.items():
-                _set_time(copy / name, stored.state or digest_of(copy / name))
-        except Exception as error:  # stores raise errors of their own packages
-            raise ReadError(
-                f"{place}: the folder cannot be downloaded ({error!r}). Check the URL, the "
-                "connection and the settings of the store."
-            ) from error
+        listed = _list_files(system, root, is_encoded=place.startswith(_WEB))
+        # other local files may be those of a process that has not uploaded them yet
+        known = _list_known(before, changes)
+        removed = known - listed.keys()
+        for name in removed:
+            (copy / name).unlink(missing_ok=True)
+        kept: dict[str, str] = {}
+        for name, stored in listed.items():
+            is_unchanged = name in known and before.get(name) == stored.state
+            if is_unchanged and stored.state and (copy / name).is_file():
+                kept[name] = stored.state
+        wanted = {
+            name: stored
+            for name, stored in listed.items()
+            if name not in kept and name.endswith(endings)
+        }
+        if wanted:
+            write_json(states, kept)  # so that an interrupted download is repeated
+            _fetch(system, wanted, copy)
+        for name, stored in wanted.items():
+            _set_time(copy / name, stored.state or digest_of(copy / name))
         for name in listed:  # the local copy of another file may be older
             is_current = name in kept or name in wanted
             kept[name] = listed[name].state if is_current else ""
@@ -121,18 +112,24 @@ def download(
 
 
 def stored_names(copy: Path, place: str) -> set[str]:
-    """Return the names of the files at a URL when `copy` was downloaded. A path has none."""
+    """Return the names of the files that a URL had when `download` returned `copy`.
+
+    Return an empty set if `place` is a path.
+    """
     states = copy.parent / _STATES
     return set(read_json(states)) if is_url(place) and states.is_file() else set()
 
 
 def _list_files(system: Any, root: str, *, is_encoded: bool) -> dict[str, _StoredFile]:
-    """Return the files of a store by their paths in the local copy.
+    """Return the files of a store by their paths in the local copy. A missing folder has none.
 
     Args:
         system: The file system of the store.
         root: The folder in the store.
         is_encoded: True if the store states names in percent-encoding, such as `P%201.nii.gz`.
+
+    Raises:
+        ValueError: The path of a file is not located in the folder, or two files have the same one.
     """
     listed: dict[str, _StoredFile] = {}
     found: dict[str, Mapping[str, Any]] = {}
@@ -158,7 +155,7 @@ def _list_files(system: Any, root: str, *, is_encoded: bool) -> dict[str, _Store
 
 
 def _decode_name(encoded: str) -> str:
-    """Decode the relative path of a file in percent-encoding."""
+    """Decode a relative path in percent-encoding. Raise `ValueError` for an encoded separator."""
     parts = [unquote(part) for part in encoded.split("/")]
     for part in parts:
         if any(character in part for character in "/\\\0"):
@@ -173,7 +170,7 @@ def _state(info: Mapping[str, Any]) -> str:
 
 
 def _fetch(system: Any, files: Mapping[str, _StoredFile], copy: Path) -> None:
-    """Download several files at once. The keys are the paths in the local copy."""
+    """Download several files at once. The keys of `files` are their paths below `copy`."""
     for name in files:
         (copy / name).parent.mkdir(parents=True, exist_ok=True)
     sources = [stored.path for stored in files.values()]
@@ -200,15 +197,16 @@ def upload(paths: Iterable[Path], copy: Path, place: str) -> None:
         place: The URL.
 
     Raises:
-        OutputError: The store refuses a file.
+        OutputError: The store cannot be opened or refuses a file.
         ConfigError: The store is unknown, or its package is not installed.
     """
     if not is_url(place):
         return
-    system, root = _open(place)
+    with _store_errors(f"{place}: the store cannot be opened", OutputError):
+        system, root = _open(place)
     for path in paths:
         target = f"{root.rstrip('/')}/{path.relative_to(copy).as_posix()}"
-        try:
+        with _store_errors(f"{place}: {path.name} cannot be uploaded", OutputError):
             if path.is_file():
                 system.makedirs(target.rpartition("/")[0], exist_ok=True)
                 system.put_file(str(path), target)
@@ -217,11 +215,6 @@ def upload(paths: Iterable[Path], copy: Path, place: str) -> None:
                 if system.exists(target):
                     system.rm_file(target)
                 _note_change(path, copy, _REMOVED)
-        except Exception as error:
-            raise OutputError(
-                f"{place}: {path.name} cannot be uploaded ({error!r}). Check the connection and "
-                "your permissions."
-            ) from error
 
 
 def _note_change(path: Path, copy: Path, mark: str) -> None:
@@ -238,7 +231,10 @@ def _note_change(path: Path, copy: Path, mark: str) -> None:
 
 
 def _list_known(before: Iterable[str], changes: Iterable[str]) -> set[str]:
-    """Return the files that were in the store, from those of the last download and the changes."""
+    """Return the paths that the store had after the last download and the changes since then.
+
+    `before` are the paths of the last download, `changes` the lines of `_note_change`.
+    """
     known = set(before)
     for change in changes:
         name = change.removeprefix(_REMOVED)
@@ -249,8 +245,29 @@ def _list_known(before: Iterable[str], changes: Iterable[str]) -> set[str]:
     return known
 
 
+@contextmanager
+def _store_errors(failure: str, kind: type[LesionsegError]) -> Iterator[None]:
+    """Convert any error of a store into `kind`. The errors of lesionseg stay as they are.
+
+    `failure` is the beginning of the message.
+    """
+    try:
+        yield
+    except LesionsegError:
+        raise
+    except Exception as error:  # stores raise errors of their own packages
+        raise kind(
+            f"{failure} ({error!r}). Check the URL, the connection, your permissions and the "
+            "settings of the store."
+        ) from error
+
+
 def _open(place: str) -> tuple[Any, str]:
-    """Return the file system of a URL and the path within it."""
+    """Return the file system of a URL and the path within it.
+
+    Raises:
+        ConfigError: The beginning of the URL is unknown, or a package is missing.
+    """
     try:
         from fsspec.core import url_to_fs
 
@@ -262,8 +279,10 @@ def _open(place: str) -> tuple[Any, str]:
         if extra is None and "'fsspec'" in str(error):
             extra = "remote"
         # otherwise fsspec states the package of the store, such as gcsfs
-        advice = "Install the stated package, or correct the beginning of the URL."
-        if extra is not None:
+        advice = "Install the stated package."
+        if isinstance(error, ValueError):
+            advice = "Correct the URL."
+        elif extra is not None:
             advice = f"Run {pip_install(extra)}."
         raise ConfigError(f"{place}: the store cannot be used ({error}). {advice}") from error
     return system, root

@@ -124,7 +124,10 @@ class Scan:
         return replace(self, findings=(*self.findings, finding))
 
     def row(self, bundle: str = "") -> CaseRow:
-        """Return the row of the scan before it is predicted by a bundle of this digest."""
+        """Return the row of the scan before it is predicted: without status, key and digest.
+
+        `bundle` is the digest of the bundle.
+        """
         dicom = self.dicom
         return CaseRow(
             case=printable_id(self.case),
@@ -172,6 +175,9 @@ class Scan:
         A series may have got or lost slices since it was described. The headers of its folder are
         read again only if the folder has a new DICOM file.
 
+        Args:
+            state: The text that `state()` returned.
+
         Raises:
             ResourceError: A file was added, removed or changed.
         """
@@ -206,7 +212,7 @@ class FoundScans:
     left_out: tuple[Finding, ...] = ()
 
     def cases(self) -> list[CaseFiles]:
-        """Return the cases that can be read. Log a warning for each other scan.
+        """Return the cases of the scans without findings. Log a warning for each other scan.
 
         Raises:
             DatasetError: No case remains.
@@ -293,7 +299,10 @@ def find_scans(
 
 
 def _named_as_in_bids(scan: Scan) -> Scan:
-    """Return a scan with an id of BIDS, or with the error that its id has no subject."""
+    """Return a scan with an id of BIDS, or with the error that its id has no subject.
+
+    A scan with findings is returned unchanged.
+    """
     if scan.findings:
         return scan
     try:
@@ -305,10 +314,12 @@ def _named_as_in_bids(scan: Scan) -> Scan:
 
 
 def describe_scan(files: CaseFiles) -> Scan:
-    """Return the scan of a case from its files. DICOM headers are read.
+    """Return the scan of a case, whose path is the name of its first image.
+
+    If this image is DICOM, its headers are read.
 
     Raises:
-        ReadError: A header is damaged, or there is no such image.
+        ReadError: A header is damaged, or the image does not exist.
     """
     image = files.images[0]
     dicom = describe_dicom(image) if is_dicom_image(image) else None
@@ -318,8 +329,11 @@ def describe_scan(files: CaseFiles) -> Scan:
 def kind_of_name(file: Path) -> Literal["image", "dicom", "unknown", "text"]:
     """Return what a file contains by its name.
 
-    It is an image in a format other than DICOM; DICOM by its suffix; a text or another file that is
-    skipped without a message; or unknown. Unknown files may be DICOM, too.
+    - `image`: an image in a format other than DICOM.
+    - `dicom`: a file with the suffix of DICOM.
+    - `text`: a file that is skipped without a message. It is a text, a hidden file, the file of a
+      system, or the probabilities that `predict` writes.
+    - `unknown`: any other file. It may be DICOM.
     """
     if is_image_file(file):
         return "dicom" if format_suffix(file).lower() in DICOM.suffixes else "image"
@@ -334,7 +348,10 @@ def _is_skipped(name: str) -> bool:
 
 
 def folder_before_wildcards(source: Path) -> Path:
-    """Return the part of a glob before its first wildcard, or the path itself if it exists."""
+    """Return the folder of a glob before its first part with a wildcard.
+
+    A path that exists or has no wildcard is returned unchanged.
+    """
     if source.exists():
         return source
     fixed = takewhile(lambda part: not _WILDCARDS & set(part), source.parts)
@@ -346,7 +363,7 @@ def _mark_clashes(scans: Sequence[Scan]) -> Iterator[Scan]:
 
     On Windows and macOS `P1` and `p1` are the same file name, and so are two encodings of an
     accented letter. Scans that are left out or cannot be opened do not clash, because they get no
-    files.
+    files. A scan that already has a finding gets no second one.
     """
     paths_of: dict[str, list[str]] = defaultdict(list)
     for scan in scans:
@@ -371,7 +388,13 @@ def _mark_clashes(scans: Sequence[Scan]) -> Iterator[Scan]:
 def _search(
     source: Path, root: Path, channels: int, dims: int | None, results: Path | None
 ) -> tuple[list[Scan], list[Finding]]:
-    """Return the scans in a folder or of a glob, and notes on the remaining files."""
+    """Return the scans in a folder or of a glob, and notes on the remaining files.
+
+    `root` is the folder before the wildcards. The other arguments are those of `find_scans`.
+
+    Raises:
+        DatasetError: `source` does not exist, or `root` cannot be opened.
+    """
     if not source.is_dir() and not _WILDCARDS & set(str(source)):
         raise DatasetError(f"{source}: the input does not exist. Check its name.")
     walk = _Walk(results)
@@ -408,7 +431,7 @@ class _Walk:
 
     Attributes:
         files: The files that may be scans, in the order in which they were found.
-        unreadable: The reasons why folders and files cannot be opened.
+        unreadable: The folders and files that cannot be opened, and the reasons.
         mask_folders: The folders of masks, such as `labelsTr`, with their kind and the reason why
             they are left out.
     """
@@ -418,16 +441,24 @@ class _Walk:
         self.unreadable: dict[Path, str] = {}
         self.mask_folders: dict[Path, tuple[str, str]] = {}
         self._results = results
+        self._entered: list[Path] = []  # the folders around the present one, without links
 
-    def enter(self, folder: Path, *, deep: bool = True) -> None:
-        """Add the files in a folder and, if `deep`, those of the folders in it."""
-        for entry in self._list_entries(folder):
-            self._add(entry, deep=deep)
+    def enter(self, folder: Path) -> None:
+        """Add the files in a folder and in all folders below it, also linked ones.
+
+        A link to a folder that contains the link is not followed, because it forms a circle.
+        """
+        place = folder.resolve()
+        if place not in self._entered:
+            self._entered.append(place)
+            for entry in self._list_entries(folder):
+                self._add(entry)
+            self._entered.pop()
 
     def match(self, folder: Path, parts: Sequence[str]) -> None:
         """Add the files below a folder that a glob matches, and those in the folders it matches.
 
-        `parts` are the parts of the glob below the folder.
+        `**` does not match linked folders. `parts` are the parts of the glob below the folder.
         """
         if not parts:
             self._add(folder)
@@ -448,19 +479,17 @@ class _Walk:
                 elif part == "**" and entry.is_dir() and not entry.is_symlink():
                     self.match(entry, parts)
 
-    def _add(self, path: Path, *, deep: bool = True) -> None:
-        """Add a file or, if `deep`, the files in a folder.
+    def _add(self, path: Path) -> None:
+        """Add a file, or the files in a folder.
 
-        A linked folder is entered, but not the folders in it, because they may form a circle.
-        Pipes, devices and links to results are skipped without a message. A link to nothing is
-        sorted by its name, and reading it reports the error.
+        Texts, pipes, devices and links to results are skipped without a message. A link to nothing
+        is sorted by its name, and reading it reports the error.
         """
         with self._record_unreadable(path):
             if path.is_symlink() and self._leads_to_results(path):
                 return
             if path.is_dir():
-                if deep:
-                    self.enter(path, deep=not path.is_symlink())
+                self.enter(path)
             elif kind_of_name(path) != "text" and is_file_or_broken_link(path):
                 self.files[path] = None
 
@@ -471,7 +500,11 @@ class _Walk:
         return False
 
     def _list_entries(self, folder: Path) -> list[Path]:
-        """Return the files and folders in a folder, without hidden ones, results and masks."""
+        """Return the files and folders in a folder, sorted, without hidden ones and masks.
+
+        Return an empty list for the folder of results, for a file, and for a folder that cannot be
+        opened, which is recorded. Folders of masks are recorded, too.
+        """
         with self._record_unreadable(folder):
             if not folder.is_dir() or folder.resolve() == self._results:
                 return []
@@ -488,7 +521,7 @@ class _Walk:
 
     @contextmanager
     def _record_unreadable(self, path: Path) -> Iterator[None]:
-        """Record the path if an error of the system occurs within the context."""
+        """Catch an error of the system within the context, and record it for the path."""
         try:
             yield
         except OSError as error:
@@ -496,7 +529,7 @@ class _Walk:
 
 
 def _explain_no_scan(file: Path, dims: int | None) -> tuple[str, str] | None:
-    """Return kind and reason of a file that the model cannot read as a scan. None for a scan."""
+    """Return kind and reason of a file that is not a scan of the model. Return None for a scan."""
     stem = strip_suffix(file)
     suffix = file.suffix.lower()
     if not is_image_file(file):
@@ -513,7 +546,13 @@ def _explain_no_scan(file: Path, dims: int | None) -> tuple[str, str] | None:
 def _left_out_notes(
     no_scans: Mapping[Path, tuple[str, str]], images: Iterable[Path], root: Path
 ) -> Iterator[Finding]:
-    """Yield a note on the files of each kind and reason. Voxels of a header are not noted."""
+    """Yield a note on the files of each kind and reason. Voxels of a header are not noted.
+
+    Args:
+        no_scans: The kind and the reason of each file or folder that is not a scan.
+        images: The files that are scans, other than DICOM.
+        root: The folder below which the paths in the notes begin.
+    """
     voxels = set[Path]()
     if any(reason == _UNKNOWN for _, reason in no_scans.values()):
         for image in images:
@@ -552,7 +591,8 @@ def _numbered_scans(
     A model with one channel takes each file as a case. Otherwise a number below `channels` is a
     channel number. A higher number may be a year or the number of a film. It is a channel number,
     of a case with too many files, if all smaller numbers exist. If one of the pictures is in
-    colour, each of them is a case. The id of the case with the number 0 does not contain it.
+    colour and the model has three channels, each picture is a case. The id of the case with the
+    number 0 does not contain it. Two files of the same channel give an error of their scan.
     """
     numbers = {number for number, _ in members}
     are_colours = channels == 3 and any(_is_in_colour(file) for _, file in members)
@@ -579,7 +619,7 @@ def _numbered_scans(
 
 
 def _is_in_colour(file: Path) -> bool:
-    """Return True for a picture in colour."""
+    """Read a file. Return True for a picture in colour, and False if it cannot be read."""
     with suppress(LesionsegError):  # reading the scan reports the error
         return is_raster(file) and len(read_volume(file).array) == 3
     return False
@@ -596,7 +636,8 @@ def _dicom_scans(
 ) -> tuple[list[Scan], list[Path]]:
     """Return the scans of a folder's DICOM files, and the files that are not images.
 
-    Only files that are `matched`, and scans with such a file, are returned.
+    A damaged file is a scan. Only files that are `matched`, and scans with such a file, are
+    returned.
     """
     found = group_dicom(files)
     scans = [
@@ -609,7 +650,10 @@ def _dicom_scans(
 
 
 def dicom_scan(dicom: DicomScan, root: Path) -> Scan:
-    """Return the scan of DICOM files with its case id."""
+    """Return the scan of DICOM files with its case id, which begins below `root`.
+
+    A scan that is not meant to be predicted, such as a localiser, gets a note.
+    """
     folder = dicom.files[0].parent
     parts = _folders_between(root, folder)
     if dicom.is_series and not parts:
@@ -631,7 +675,10 @@ def _unreadable_scan(path: Path, reason: str, root: Path) -> Scan:
 
 
 def _read_table(table: Path, channels: int) -> list[Scan]:
-    """Return the scans that a table lists, and one with an error for each unusable row."""
+    """Return the scans that a table lists, and one with an error for each unusable row.
+
+    The ids are those of the table. A scan whose DICOM headers are damaged has no `dicom`.
+    """
     cases, findings = read_scan_rows(table, channels)
     scans = []
     for files in cases:
@@ -658,7 +705,10 @@ def _relative_path(path: Path, root: Path) -> str:
 
 
 def _folders_between(root: Path, folder: Path) -> list[str]:
-    """Return the names of the folders from `root` down to `folder`."""
+    """Return the names of the folders below `root` down to `folder`, without `..`.
+
+    Return an empty list if `folder` is not located in `root`.
+    """
     with suppress(ValueError):
         return [part for part in folder.relative_to(root).parts if part != ".."]
     return []

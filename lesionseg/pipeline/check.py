@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lesionseg.config import AUTO_MODEL, TrainConfig
+from lesionseg.config import AUTO_MODEL, ModelConfig, PrepareConfig
 from lesionseg.core import Case, CaseFiles, Dataset, Finding, joint_unit
 from lesionseg.core.finding import Severity, collect_errors
 from lesionseg.io.files import digest_of
@@ -21,7 +21,12 @@ from lesionseg.pipeline.chosen_model import model_for
 from lesionseg.pipeline.log import bar, command_line
 from lesionseg.pipeline.outcome import Outcome
 from lesionseg.pipeline.run_dir import settings_of_training
-from lesionseg.pipeline.survey import agreement_lines, first_splits, require_lesions
+from lesionseg.pipeline.survey import (
+    agreement_lines,
+    first_splits,
+    open_dataset,
+    require_lesions,
+)
 from lesionseg.plan.model_choice import ReferenceKinds
 from lesionseg.plan.plan import sources_of
 from lesionseg.plan.plausibility import ReferenceFacts, find_doubts, reference_facts
@@ -38,6 +43,7 @@ from lesionseg.reporting.evaluation_tables import write_pseudonyms
 
 log = logging.getLogger(__name__)
 
+NEEDS_DETECTOR = "boxed"  # kind of the finding that a model of masks gets boxes
 SPACING_FACTOR = 2.0  # a spacing is an outlier if it differs from the median by more than this
 SAME_REFERENCE_VOXELS = 100  # equal references with fewer voxels may be a coincidence
 
@@ -47,8 +53,8 @@ class CheckOutcome(Outcome):
     """The findings of a check, and the page that shows them.
 
     Attributes:
-        findings: the findings of all cases.
-        pseudonyms: the name of each case on the page.
+        findings: those without a case, then those of each case in the order of their ids.
+        pseudonyms: the name on the page by case id.
         page: the file of the page.
         settings: the settings of the next command.
     """
@@ -65,7 +71,7 @@ class CheckOutcome(Outcome):
 
     @property
     def exit_status(self) -> int:
-        """1 if a case cannot be used or `train` cannot start, otherwise 0."""
+        """1 if `train` cannot start with this dataset, otherwise 0."""
         return int(not self.can_train)
 
     def record(self) -> dict[str, Any]:
@@ -81,7 +87,7 @@ class CheckOutcome(Outcome):
 
     @property
     def next(self) -> str:
-        """The command that trains, or this check again if errors have to be corrected first."""
+        """The command that trains, or this check again if a finding is an error."""
         if self.can_train:
             return command_line("train", self.settings)
         return command_line("prepare", {"check": "true", **self.settings})
@@ -91,14 +97,16 @@ class CheckOutcome(Outcome):
 class _InspectedCase:
     """The facts of a case that are needed after its arrays are freed.
 
+    A case that cannot be read has only `files`, `look`, `findings` and `patient`.
+
     Attributes:
         files: the files of the case.
         look: its row and pictures on the page.
         findings: the findings of the case itself.
-        patient: hash of the patient's identifier.
-        images: hashes of the voxels, one per channel.
-        reference: hash of the voxels, or the file of a reference with few of them. Empty without
-            lesion.
+        patient: hash of the patient's identifier; empty if no file states it.
+        image_digests: hashes of the voxels, one per channel that the case has.
+        reference_key: equal for equal references: a hash of their voxels, or the path of the file
+            if few voxels are lesion. Empty if the case has no lesion.
         axes: anatomical directions of the array axes, such as LAS.
         unit: the unit of lesion sizes.
         reference_facts: None if the case has no reference.
@@ -109,32 +117,28 @@ class _InspectedCase:
     look: CaseLook
     findings: tuple[Finding, ...]
     patient: str = ""
-    images: tuple[str, ...] = ()
-    reference: str = ""
+    image_digests: tuple[str, ...] = ()
+    reference_key: str = ""
     axes: str = ""
     unit: str = ""
     reference_facts: ReferenceFacts | None = None
     is_boxed: bool = False
 
 
-def check_dataset(
-    dataset: Dataset,
-    page: Path,
-    *,
-    root: str = "DIR",
-    identifiers: bool = False,
-    cfg: TrainConfig | None = None,
-) -> CheckOutcome:
-    """Inspect the cases one by one, compare them, and write the page.
+def check_dataset(cfg: PrepareConfig, page: Path) -> CheckOutcome:
+    """Inspect the cases of `cfg.data.root` one by one, compare them, and write the page.
+
+    The page contains the numbers of the cases, and the table `pseudonyms.csv` next to it lists
+    their names. With `cfg.identifiers`, the page contains the names, and there is no such table.
 
     Args:
-        dataset: the cases.
+        cfg: the settings of the check, and of the training that follows.
         page: the file of the page.
-        root: the dataset's folder, for the next command.
-        identifiers: the page names cases; otherwise it contains their numbers.
-        cfg: the settings of the next training, by default those of `train`.
+
+    Raises:
+        DatasetError: if the dataset has no known layout, or its description is wrong.
     """
-    cfg = cfg or TrainConfig.of(data={"root": root})
+    dataset = open_dataset(cfg.data)
     for line in agreement_lines(dataset.reader_agreement):
         log.info(line)
     inspected: list[_InspectedCase] = []
@@ -145,47 +149,42 @@ def check_dataset(
             name = f"case {number:0{n_digits}d}"  # with leading zeros, so that names sort
             inspected.append(_inspect(files, dataset, name))
             advance(name, number, len(dataset.cases))
-    is_boxed = any(case.is_boxed for case in inspected)
-    is_chosen = cfg.model.architecture == AUTO_MODEL
-    learns_from_masks = not is_chosen and "segmentation" in sources_of(cfg.model.architecture)
-    needs_detector = is_boxed and learns_from_masks
-    findings = list(_find_all(dataset, inspected, cfg))
-    if is_chosen and any(case.look.diameters for case in inspected):
-        findings.append(_chosen_model(dataset, inspected, cfg))
-    if needs_detector:
-        findings.append(_finding("boxed", severity="note"))
     order = {case.files.case: i for i, case in enumerate(inspected)}
-    findings.sort(key=lambda f: order.get(f.case, -1))  # findings without a case come first
-    unit = joint_unit(case.unit for case in inspected if case.unit).replace("px", PIXELS)
+    # findings without a case come first
+    findings = sorted(_find_all(dataset, inspected, cfg), key=lambda f: order.get(f.case, -1))
     looks = {case.files.case: case.look for case in inspected}
-    if identifiers:
+    if cfg.identifiers:
         looks = {case: replace(look, name=case) for case, look in looks.items()}
     write_dataset_report(
         page,
         looks,
         findings,
         dataset.channel_names,
-        unit,
-        Path(root).resolve().name,
+        joint_unit(case.unit for case in inspected if case.unit).replace("px", PIXELS),
+        Path(cfg.data.root).resolve().name,
         agreement=dataset.reader_agreement,
-        identifiers=identifiers,
+        identifiers=cfg.identifiers,
     )
     shown = {case: look.name for case, look in looks.items()}
     write_pseudonyms(
-        page.parent, {} if identifiers else {look: case for case, look in shown.items()}
+        page.parent, {} if cfg.identifiers else {look: case for case, look in shown.items()}
     )
     settings = settings_of_training(cfg)
     if cfg.run_dir is not None:
         settings["run_dir"] = cfg.run_dir
-    if needs_detector:
+    if any(finding.kind == NEEDS_DETECTOR for finding in findings):
         settings["model"] = "retinanet"
     return CheckOutcome(tuple(findings), shown, page, settings)
 
 
 def _find_all(
-    dataset: Dataset, inspected: Sequence[_InspectedCase], cfg: TrainConfig
+    dataset: Dataset, inspected: Sequence[_InspectedCase], cfg: PrepareConfig
 ) -> Iterator[Finding]:
-    """Yield the findings of the listing, of each case, of their comparison, and of the training."""
+    """Yield the findings of the listing, of each case, of their comparison, and of the training.
+
+    A finding of the listing on a case that could not be listed has no case. If an entry of a case
+    is rejected, the case is not called free of lesions. If any is, no label is called empty.
+    """
     cases = {case.files.case for case in inspected}
     for finding in dataset.findings:
         yield finding if finding.case in cases else replace(finding, case="")
@@ -203,6 +202,7 @@ def _find_all(
         if doubt.kind != "empty_label" or not dataset.errors:
             yield doubt
     yield from _training_faults(dataset, inspected, references, cfg)
+    yield from _notes_on_model(dataset, inspected, cfg.model)
 
 
 def _finding(
@@ -212,10 +212,21 @@ def _finding(
     return Finding(kind, MEANING[kind] + detail, case, severity)
 
 
-def _chosen_model(
-    dataset: Dataset, inspected: Sequence[_InspectedCase], cfg: TrainConfig
-) -> Finding:
-    """Return the note that states which model `train` chooses, and why."""
+def _notes_on_model(
+    dataset: Dataset, inspected: Sequence[_InspectedCase], model: ModelConfig
+) -> Iterator[Finding]:
+    """Yield a note if the settings name a model of masks, but lesions are boxes.
+
+    If they name no model, yield the one that `train` chooses for the development cases, and why. A
+    dataset without lesions has no note.
+    """
+    if model.architecture != AUTO_MODEL:
+        learns_from_masks = "segmentation" in sources_of(model.architecture)
+        if learns_from_masks and any(case.is_boxed for case in inspected):
+            yield _finding(NEEDS_DETECTOR, severity="note")
+        return
+    if not any(case.look.diameters for case in inspected):
+        return
     development = [case for case in inspected if case.files.role not in ("test", "external")]
     facts = [case.reference_facts for case in development if case.reference_facts is not None]
     kinds = ReferenceKinds(
@@ -225,20 +236,20 @@ def _chosen_model(
         n_outlines=sum(one.n_outlines for one in facts),
         n_box_outlines=sum(one.n_box_outlines for one in facts),
     )
-    model = model_for(cfg.model, kinds)
-    return _finding("model", detail=f" {model.value}, because {model.reason}.", severity="note")
+    chosen = model_for(model, kinds)
+    yield _finding("model", detail=f" {chosen.value}, because {chosen.reason}.", severity="note")
 
 
 def _training_faults(
     dataset: Dataset,
     inspected: Sequence[_InspectedCase],
     references: Mapping[str, ReferenceFacts],
-    cfg: TrainConfig,
+    cfg: PrepareConfig,
 ) -> list[Finding]:
-    """Return a finding if `train` could not start even if every case were readable.
+    """Return the finding that `train` could not start even if every case were readable.
 
-    A labelled case that cannot be read is assumed to have one lesion, so that the split can be
-    checked.
+    Return an empty list if it could. A labelled case that cannot be read is assumed to have one
+    lesion, so that the split can be checked.
     """
     diameters = {case.files.case: case.look.diameters for case in inspected}
     sizes = {case: float(np.median(found or (0.0,))) for case, found in diameters.items()}
@@ -256,7 +267,10 @@ def _training_faults(
 
 
 def _inspect(files: CaseFiles, dataset: Dataset, pseudonym: str) -> _InspectedCase:
-    """Read a case and return its facts and findings."""
+    """Read a case, draw its pictures, and return its facts and findings.
+
+    If it cannot be read, its findings contain the error. `pseudonym` is its name on the page.
+    """
     inspection = inspect_case(files, dataset)
     case = inspection.case
     findings = [*inspection.findings]
@@ -280,18 +294,18 @@ def _inspect(files: CaseFiles, dataset: Dataset, pseudonym: str) -> _InspectedCa
     ):
         if applies:
             findings.append(_finding(kind, files.case, severity="note"))
-    lesions_digest = ""
+    reference_key = ""
     if lesions is not None and np.count_nonzero(lesions) >= SAME_REFERENCE_VOXELS:
-        lesions_digest = _digest(lesions)
+        reference_key = _digest(lesions)
     elif files.reference is not None and not is_empty:
-        lesions_digest = os.path.realpath(files.reference)
+        reference_key = os.path.realpath(files.reference)
     return _InspectedCase(
         files=files,
         look=look,
         findings=tuple(findings),
         patient=inspection.patient,
-        images=tuple(_digest(channel) for channel in image.present_channels),
-        reference=lesions_digest,
+        image_digests=tuple(_digest(channel) for channel in image.present_channels),
+        reference_key=reference_key,
         axes=inspection.axes,
         unit=image.geometry.size_unit,
         reference_facts=None if reference is None else reference_facts(reference),
@@ -308,17 +322,20 @@ def _has_ignored_regions(case: Case) -> bool:
 
 
 def _compare(inspected: Sequence[_InspectedCase]) -> Iterator[Finding]:
-    """Yield the findings of comparing cases: duplicates, leaks, outliers of spacing and axes."""
+    """Yield the findings of comparing cases: duplicates, leaks, outliers of spacing and axes.
+
+    Equal channels within a case are duplicates, too.
+    """
     for case in inspected:
         has_files = len(case.files.images) > 1  # a grey picture may have three equal colours
-        if has_files and len(set(case.images)) < len(case.images):
+        if has_files and len(set(case.image_digests)) < len(case.image_digests):
             detail = " Two of its channels are equal."
             yield _finding("duplicate", case.files.case, detail)
-    for group in _groups_sharing(inspected, lambda case: case.images):
+    for group in _groups_sharing(inspected, lambda case: case.image_digests):
         yield from _findings_of_group("duplicate", group)
-    for group in _groups_sharing(inspected, lambda case: (case.reference,)):
+    for group in _groups_sharing(inspected, lambda case: (case.reference_key,)):
         yield from _findings_of_group("same_reference", group)
-    related = list(_groups_sharing(inspected, lambda case: (case.patient, *case.images)))
+    related = list(_groups_sharing(inspected, lambda case: (case.patient, *case.image_digests)))
     for group in related:
         if len({case.files.group for case in group}) > 1:
             yield from _findings_of_group("same_patient", group)
@@ -376,8 +393,12 @@ def _groups_sharing(
 
 
 def _find_spacing_outliers(readable: Sequence[_InspectedCase]) -> Iterator[Finding]:
-    """Yield cases whose spacing along an axis is more than twice or less than half the median."""
-    if len(readable) < 3:  # the median of two cases does not show which of them is unusual
+    """Yield cases whose spacing along an axis is more than twice or less than half the median.
+
+    Fewer than three cases have no outlier, because the median of two does not show which of them
+    is unusual. Only the cases with the most axes are compared.
+    """
+    if len(readable) < 3:
         return
     n_axes = max(len(case.look.spacing_mm) for case in readable)
     alike = [case for case in readable if len(case.look.spacing_mm) == n_axes]

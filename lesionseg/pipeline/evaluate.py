@@ -461,7 +461,7 @@ def _provenance(cfg: EvaluateConfig, inputs: Inputs) -> dict[str, Any]:
         return known | {"dataset": f"masks in {Path(cfg.reference).name}"}
     return known | {
         "dataset": inputs.dataset.name,
-        "convention": inputs.dataset.convention,
+        "convention": inputs.dataset.layout,
         "simulated": "simulated" in inputs.dataset.name.lower(),
     }
 

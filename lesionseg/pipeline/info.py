@@ -112,7 +112,7 @@ def dataset_facts(dataset: Dataset, findings: list[Finding]) -> dict[str, Any]:
     references = "boxes" if dataset.lesions_are_boxes else "masks"
     return {
         "folder": str(dataset.root),
-        "layout": dataset.convention,
+        "layout": dataset.layout,
         "cases": len(cases),
         "patients": len({files.patient for files in cases}),
         references: sum(files.is_labelled for files in cases),

@@ -32,7 +32,7 @@ from lesionseg.pipeline.run_dir import (
     default_run_dir,
     settings_of_training,
 )
-from lesionseg.pipeline.survey import CACHE, open_dataset
+from lesionseg.pipeline.survey import CACHE
 from lesionseg.plan.plan import Plan
 
 log = logging.getLogger(__name__)
@@ -85,10 +85,7 @@ def prepare(cfg: PrepareConfig) -> PrepareOutcome | CheckOutcome:
     name = "check" if cfg.check else cfg.model.architecture
     run = Path(cfg.run_dir or default_run_dir(cfg.data.root, name))
     if cfg.check:
-        dataset = open_dataset(cfg.data)
-        return check_dataset(
-            dataset, run / PAGE, root=cfg.data.root, identifiers=cfg.identifiers, cfg=cfg
-        )
+        return check_dataset(cfg, run / PAGE)
     check_config(run, config_of(keep_choices_of_run(cfg, run)))
     experiment = Experiment.open(cfg, run)
     survey = experiment.survey

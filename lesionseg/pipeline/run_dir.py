@@ -364,7 +364,7 @@ def provenance(survey: Survey, config: Mapping[str, Any], seed: int, device: str
         "seed": seed,
         "date": time.strftime("%Y-%m-%d"),
         "dataset": dataset.name,
-        "convention": dataset.convention,
+        "convention": dataset.layout,
         "data_sha256": digest_of(sources),
         "simulated": has_phantoms or "simulated" in dataset.name.lower(),
         **rules,

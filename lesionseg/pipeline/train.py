@@ -123,7 +123,7 @@ def train(cfg: TrainConfig) -> TrainOutcome:
             return TrainOutcome(run, cfg, finished.lines(experiment), page, is_rank_zero())
 
         if cfg.data.fold == ALL_FOLDS:
-            if experiment.dataset.convention == "nnunet":
+            if experiment.dataset.layout == "nnunet":
                 log.info(ALL_FOLDS_NOTE)
             trained = cross_validate(experiment)
         else:

@@ -149,7 +149,7 @@ def _dataset_doubts(dataset: Dataset, facts: Mapping[str, ReferenceFacts]) -> li
     n_corners = sum(one.n_as_corners for one in facts.values())
     do_all_fit_as_corners = n_boxes > 0 and n_corners == n_boxes
     is_no_coincidence = n_outside > 0 or n_boxes >= _MIN_CORNERS
-    if do_all_fit_as_corners and is_no_coincidence and dataset.convention == "coco":
+    if do_all_fit_as_corners and is_no_coincidence and dataset.layout == "coco":
         detail = f" All {n_boxes} fit their images as corners."
         if n_outside:
             verb = "reaches" if n_outside == 1 else "reach"
@@ -161,7 +161,7 @@ def _dataset_doubts(dataset: Dataset, facts: Mapping[str, ReferenceFacts]) -> li
         for label, name in dataset.labels.mask_names.items():
             if label not in present:
                 absent[label] = name
-    if absent and dataset.convention == "coco":
+    if absent and dataset.layout == "coco":
         detail = f" {', '.join(map(repr, absent.values()))}. "
         if 1 in absent:  # the lowest id
             detail += (

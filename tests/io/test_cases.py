@@ -28,7 +28,7 @@ def dataset(tmp_path, write_nifti):
     return Dataset(
         name="toy",
         root=tmp_path,
-        convention="nnunet",
+        layout="nnunet",
         dims=3,
         channel_names=("T1", "T2"),
         labels=Labels((1,), ("lesion",), ignore=4),

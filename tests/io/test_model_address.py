@@ -388,15 +388,15 @@ def test_training_starts_from_the_local_path_of_a_model(hub, folder):
     }
 
 
-def test_data_of_the_hub_are_downloaded_and_kept(hub, tmp_path):
+def test_data_of_the_hub_are_downloaded_and_kept(hub):
     hub.commit("datasets/user/set", {"a/one.nii": b"1", "a/b/two.csv": b"2", "three.csv": b"3"})
-    copy = download("hf://datasets/user/set/a", str(tmp_path / "copies"))
+    copy = download("hf://datasets/user/set/a")
     found = {path.relative_to(copy).as_posix() for path in copy.rglob("*") if path.is_file()}
     assert found == {"one.nii", "b/two.csv"}
     hub.downloads.clear()
     hub.commit("datasets/user/set", {"a/one.nii": b"1", "a/b/two.csv": b"new"})
-    assert download("hf://datasets/user/set/a", str(tmp_path / "copies")) == copy
+    assert download("hf://datasets/user/set/a") == copy
     assert hub.downloads == ["a/b/two.csv"]
     assert (copy / "b" / "two.csv").read_text() == "new"
     with pytest.raises(ReadError, match="no files"):
-        download("hf://datasets/user/nosuch", str(tmp_path / "copies"))
+        download("hf://datasets/user/nosuch")

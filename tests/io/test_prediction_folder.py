@@ -279,11 +279,12 @@ def test_candidate_file_in_the_store_means_that_the_case_is_complete(tmp_path, m
 
 def test_new_candidate_file_is_kept_if_its_upload_failed(tmp_path, monkeypatch):
     """The store lacks the file, because the earlier one was removed before the upload."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     url = f"file://{tmp_path / 'store'}"
-    copy = download(url, str(tmp_path), new=True)
+    copy = download(url, new=True)
     with PredictionFolder(copy, url).write_case("a") as part:
         write_results(part, "a", ONE, "old")
-    copy = download(url, str(tmp_path))
+    copy = download(url)
 
     def fail_to_upload(paths, *args):
         paths = list(paths)
@@ -296,7 +297,7 @@ def test_new_candidate_file_is_kept_if_its_upload_failed(tmp_path, monkeypatch):
         with pytest.raises(OutputError), PredictionFolder(copy, url).write_case("a") as part:
             write_results(part, "a", ONE, "new")
     assert not (tmp_path / "store" / "a_candidates.json").exists()
-    copy = download(url, str(tmp_path))
+    copy = download(url)
     assert PredictionFolder(copy, url).recover_all() == ["a"]
     assert read_texts(tmp_path / "store") == {"a_mask.nii": "new", "a_instances.nii": "new"}
     assert (tmp_path / "store" / "a_candidates.json").is_file()

@@ -8,10 +8,15 @@ from types import SimpleNamespace
 
 import pytest
 
-from lesionseg.errors import ConfigError, ReadError
+from lesionseg.errors import ConfigError, OutputError, ReadError
 from lesionseg.io.remote import download, upload
 
 fsspec = pytest.importorskip("fsspec")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 def read_texts(folder):
@@ -19,16 +24,16 @@ def read_texts(folder):
     return {path.relative_to(folder).as_posix(): path.read_text() for path in found}
 
 
-def test_repeated_download_updates_only_changed_files(tmp_path):
+def test_repeated_download_updates_only_changed_files():
     store = fsspec.filesystem("memory")
     store.pipe({"/set/a.nii": b"one", "/set/deep/b.csv": b"two"})
-    copy = download("memory://set", str(tmp_path))
+    copy = download("memory://set")
     assert copy.name == "set"
     assert read_texts(copy) == {"a.nii": "one", "deep/b.csv": "two"}
     untouched = (copy / "a.nii").stat().st_mtime_ns
     store.rm("/set/deep/b.csv")
     store.pipe("/set/c.nii", b"three")
-    assert download("memory://set", str(tmp_path)) == copy
+    assert download("memory://set") == copy
     assert read_texts(copy) == {"a.nii": "one", "c.nii": "three"}
     assert (copy / "a.nii").stat().st_mtime_ns == untouched
 
@@ -37,14 +42,15 @@ def test_local_path_is_not_copied(tmp_path):
     assert download(str(tmp_path)) == tmp_path
 
 
-def test_new_changed_and_removed_results_are_uploaded(tmp_path):
-    copy = download("memory://results", str(tmp_path), new=True)
+def test_new_changed_and_removed_results_are_uploaded(tmp_path, monkeypatch):
+    copy = download("memory://results", new=True)
     assert read_texts(copy) == {}
     (copy / "deep").mkdir()
     (copy / "deep" / "a_mask.nii.gz").write_text("mask")
     upload([copy / "deep" / "a_mask.nii.gz"], copy, "memory://results")
     assert fsspec.filesystem("memory").cat("/results/deep/a_mask.nii.gz") == b"mask"
-    again = download("memory://results", str(tmp_path / "other"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
+    again = download("memory://results")
     assert read_texts(again) == {"deep/a_mask.nii.gz": "mask"}
     (again / "deep" / "a_mask.nii.gz").unlink()
     upload([again / "deep" / "a_mask.nii.gz"], again, "memory://results")
@@ -55,12 +61,12 @@ def test_uploaded_results_that_the_store_lost_are_removed_locally(tmp_path):
     """Otherwise `predict` would keep them as finished, and never upload them again."""
     url = f"memory://{tmp_path.name}"
     store = fsspec.filesystem("memory")
-    copy = download(url, str(tmp_path), new=True)
+    copy = download(url, new=True)
     for name in ("a_mask.nii.gz", "b_mask.nii.gz", "c_mask.nii.gz"):
         (copy / name).write_text(name)
     upload([copy / "a_mask.nii.gz", copy / "b_mask.nii.gz"], copy, url)
     store.rm(f"/{tmp_path.name}/a_mask.nii.gz")
-    download(url, str(tmp_path), new=True)
+    download(url, new=True)
     # a file that was never uploaded may be that of a process that is about to upload it
     assert {file.name for file in copy.iterdir()} == {"b_mask.nii.gz", "c_mask.nii.gz"}
 
@@ -80,7 +86,7 @@ def web(tmp_path):
 
 
 @pytest.mark.parametrize("has_dates", [True, False])
-def test_changed_files_of_a_web_server_are_downloaded_again(web, tmp_path, monkeypatch, has_dates):
+def test_changed_files_of_a_web_server_are_downloaded_again(web, monkeypatch, has_dates):
     folder, url = web
     if not has_dates:
         monkeypatch.setattr("lesionseg.io.remote._KEYS", ())
@@ -88,40 +94,40 @@ def test_changed_files_of_a_web_server_are_downloaded_again(web, tmp_path, monke
     for day, text in enumerate(("one", "two", "two")):
         (folder / "a.nii").write_text(text)
         os.utime(folder / "a.nii", (1e9, 1e9 + 86400 * min(day, 1)))
-        copy = download(url, str(tmp_path / "cache"))
+        copy = download(url)
         assert read_texts(copy) == {"a.nii": text}
         times.append((copy / "a.nii").stat().st_mtime_ns)
     assert times[0] != times[1] == times[2]
 
 
-def test_encoded_names_of_a_web_server_are_decoded(web, tmp_path):
+def test_encoded_names_of_a_web_server_are_decoded(web):
     folder, url = web
     (folder / "sub dir").mkdir()
     texts = {"P 1.nii.gz": "one", "Größe#2.nii": "two", "50%20.nii": "three", "sub dir/a.nii": "4"}
     for name, text in texts.items():
         (folder / name).write_text(text, "utf-8")
-    assert read_texts(download(url, str(tmp_path / "cache"))) == texts
+    assert read_texts(download(url)) == texts
     (folder / "P 1.nii.gz").write_text("changed")
     os.utime(folder / "P 1.nii.gz", (1e9, 1e9))
-    copy = download(url, str(tmp_path / "cache"))
+    copy = download(url)
     assert read_texts(copy) == {**texts, "P 1.nii.gz": "changed"}
 
 
 @pytest.mark.parametrize("name", ["..%2Fa.nii", "..%5Ca.nii", "a%00.nii", "%2E%2E/a.nii"])
-def test_encoded_name_that_leads_out_of_the_folder_is_an_error(tmp_path, monkeypatch, name):
+def test_encoded_name_that_leads_out_of_the_folder_is_an_error(monkeypatch, name):
     url = "http://localhost"
     found = {f"{url}/{name}": {"size": 1, "ETag": "x"}}
     system = SimpleNamespace(find=lambda *_, **__: found)
     monkeypatch.setattr("lesionseg.io.remote._open", lambda place: (system, place))
     with pytest.raises(ReadError, match=r"cannot be downloaded.*(contains a slash|leads out)"):
-        download(url, str(tmp_path / "cache"))
+        download(url)
 
 
-def test_error_names_a_missing_or_unknown_url(tmp_path):
+def test_error_names_a_missing_or_unknown_url():
     with pytest.raises(ReadError, match="memory://nothing"):
-        download("memory://nothing", str(tmp_path))
+        download("memory://nothing")
     with pytest.raises(ConfigError, match="nosuch://x"):
-        download("nosuch://x", str(tmp_path))
+        download("nosuch://x")
 
 
 @pytest.mark.parametrize(
@@ -137,11 +143,30 @@ def test_error_names_a_missing_or_unknown_url(tmp_path):
         ),
     ],
 )
-def test_missing_package_of_a_store_is_named(tmp_path, monkeypatch, url, message, advised):
+def test_missing_package_of_a_store_is_named(monkeypatch, url, message, advised):
     def refuse(place, **_):
         raise ImportError(message)
 
     monkeypatch.setattr("fsspec.core.url_to_fs", refuse)
     with pytest.raises(ConfigError, match=advised) as caught:
-        download(url, str(tmp_path))
+        download(url)
     assert ("pip install" in str(caught.value)) == ("pip" in advised)
+
+
+def test_store_that_cannot_be_opened_is_an_error_with_its_url(tmp_path, monkeypatch):
+    """Stores such as FTP connect when they are opened, and raise errors of their own packages."""
+
+    def refuse(place, **_):
+        raise ConnectionRefusedError("connection refused")
+
+    monkeypatch.setattr("fsspec.core.url_to_fs", refuse)
+    with pytest.raises(ReadError, match=r"^ftp://host/x: .*connection refused"):
+        download("ftp://host/x")
+    with pytest.raises(OutputError, match=r"^ftp://host/x: .*connection refused"):
+        upload([tmp_path / "a.nii"], tmp_path, "ftp://host/x")
+
+
+def test_cache_that_cannot_be_written_is_an_error(tmp_path):
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises(OutputError, match="cannot be written"):
+        download("memory://set")

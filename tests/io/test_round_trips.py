@@ -58,10 +58,10 @@ def write_as(path, array):
         write_volume(path, Volume(array[np.newaxis], GRID))
 
 
-def check(root, convention, tolerance=0.0):
+def check(root, layout, tolerance=0.0):
     """Check the only case of a dataset against `IMAGE` and `MASK`, or their slice 1 in 2-D."""
     dataset = read_dataset(root)
-    assert dataset.convention == convention
+    assert dataset.layout == layout
     (files,) = dataset.cases
     case = read_case(files, dataset)
     if dataset.dims == 3:
@@ -141,7 +141,7 @@ def test_jpeg_is_read_as_an_image_but_not_as_a_mask(tmp_path):
     check(tmp_path, "manifest", tolerance=3)
 
 
-# set, convention, cases, test cases, groups, lesions (None if findings have two names)
+# set, layout, cases, test cases, groups, lesions (None if findings have two names)
 SETS = [
     ("mri/ms_cs", "nnunet", 4, 0, 2, 122),
     ("mri/ms_flair_mini", "nnunet", 4, 2, 2, 122),
@@ -154,14 +154,12 @@ SETS = [
 
 
 @pytest.mark.data
-@pytest.mark.parametrize(("name", "convention", "n_cases", "n_test", "n_groups", "n_lesions"), SETS)
-def test_every_case_of_a_real_dataset_is_read(
-    name, convention, n_cases, n_test, n_groups, n_lesions
-):
+@pytest.mark.parametrize(("name", "layout", "n_cases", "n_test", "n_groups", "n_lesions"), SETS)
+def test_every_case_of_a_real_dataset_is_read(name, layout, n_cases, n_test, n_groups, n_lesions):
     if not (ROOT / name).is_dir():
         pytest.skip(f"no {name} here")
     dataset = read_dataset(ROOT / name)
-    assert (dataset.convention, len(dataset.cases)) == (convention, n_cases)
+    assert (dataset.layout, len(dataset.cases)) == (layout, n_cases)
     assert sum(c.role == "test" for c in dataset.cases) == n_test
     assert len({c.group for c in dataset.cases}) == n_groups
     found = 0

@@ -130,10 +130,19 @@ def test_pattern_searches_the_folders_that_it_matches_next_to_files(tmp_path):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="links need permissions on Windows")
 @pytest.mark.parametrize("source", [".", "*"])
-def test_linked_folder_contributes_only_its_own_files(tmp_path, source):
+def test_linked_folder_is_searched_like_any_other_folder(tmp_path, source):
     _touch(tmp_path, "other/a.nii", "other/deep/b.nii", "in/c.nii")
     (tmp_path / "in" / "link").symlink_to(tmp_path / "other")
-    assert list(_find_names(tmp_path / "in" / source)) == ["c", "link_a"]
+    assert list(_find_names(tmp_path / "in" / source)) == ["c", "link_a", "link_deep_b"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need permissions on Windows")
+def test_links_in_a_circle_are_not_followed(tmp_path):
+    _touch(tmp_path, "P1/a.nii", "P2/b.nii")
+    (tmp_path / "P1" / "other").symlink_to(tmp_path / "P2")
+    (tmp_path / "P2" / "other").symlink_to(tmp_path / "P1")
+    (tmp_path / "P2" / "all").symlink_to(tmp_path)
+    assert list(_find_names(tmp_path)) == ["P1_a", "P1_other_b", "P2_b", "P2_other_a"]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="links need permissions on Windows")

@@ -5,12 +5,11 @@ import pytest
 from lesionseg.config import DataConfig
 from lesionseg.evaluation.scores import Provenance
 from lesionseg.io.contents import case_digest
-from lesionseg.io.layouts import list_dataset, read_dataset
+from lesionseg.io.layouts import read_dataset
 from lesionseg.io.text import read_csv, write_json
-from lesionseg.pipeline.check import check_dataset
 from lesionseg.pipeline.run_dir import provenance
 from lesionseg.pipeline.survey import take_survey
-from tests.commands import evaluate
+from tests.commands import check, evaluate
 from tests.io.layouts.box_folders import write_picture
 from tests.pipeline.cases import counts
 
@@ -38,15 +37,14 @@ def films(tmp_path):
 def test_page_of_a_check_shows_the_agreement_of_the_readers(films, tmp_path, caplog):
     caplog.set_level("INFO")
     page = tmp_path / "page.html"
-    outcome = check_dataset(list_dataset(films), page, root=str(films))
+    outcome = check(films, page)
     assert outcome.can_train
     assert "Agreement of 3 readers, nodule" in caplog.text
     text = page.read_text()
     assert "Agreement of the readers" in text
     assert "reader 3" in text
     assert not any(reader in text for reader in READERS)
-    dataset = read_dataset(films)
-    check_dataset(dataset, page, root=str(films), identifiers=True)
+    check(films, page, identifiers=True)
     assert all(reader in page.read_text() for reader in READERS)
 
 

@@ -11,15 +11,14 @@ from PIL import Image
 from pydicom.uid import generate_uid
 
 from lesionseg.cli import run
-from lesionseg.config import DataConfig, TrainConfig
+from lesionseg.config import DataConfig
 from lesionseg.errors import DatasetError
 from lesionseg.io import layouts
-from lesionseg.io.layouts import list_dataset, read_dataset
 from lesionseg.io.text import read_csv, write_json
-from lesionseg.pipeline.check import check_dataset
 from lesionseg.pipeline.survey import take_survey
 from lesionseg.plan.plausibility import DOUBTS
 from lesionseg.reporting.dataset_page import MEANING
+from tests.commands import check
 from tests.io.dicom_files import CT, SECONDARY_CAPTURE, write_dicom_file
 
 SHAPE = (12, 10, 8)  # as in the file: x, y, z
@@ -126,7 +125,7 @@ def broken_dataset(tmp_path_factory):
 @pytest.fixture(scope="module")
 def outcome(broken_dataset, tmp_path_factory):
     page = tmp_path_factory.mktemp("page") / "dataset_report.html"
-    return check_dataset(list_dataset(broken_dataset), page)
+    return check(broken_dataset, page)
 
 
 def kinds(outcome, case):
@@ -178,9 +177,7 @@ def test_training_comes_next_only_if_no_case_has_an_error(outcome, broken_datase
 
 
 def test_next_command_keeps_the_run_dir_of_the_check(broken_dataset, tmp_path):
-    cfg = TrainConfig.of(data={"root": str(broken_dataset)}, run_dir="runs/mine")
-    dataset = list_dataset(broken_dataset)
-    checked = check_dataset(dataset, tmp_path / "page.html", cfg=cfg)
+    checked = check(broken_dataset, tmp_path / "page.html", run_dir="runs/mine")
     assert "run_dir=runs/mine" in checked.next
 
 
@@ -199,7 +196,7 @@ def test_same_case_in_two_roles_is_a_leak(tmp_path, first, second, is_leak):
     rows = [",".join([name, *write_case(tmp_path, name)]) for name in ("ab", "ba")]  # alike
     table = ["case,image,reference,role", f"{rows[0]},{first}", f"{rows[1]},{second}"]
     (tmp_path / "manifest.csv").write_text("\n".join(table))
-    found = check_dataset(read_dataset(tmp_path), tmp_path / "page.html")
+    found = check(tmp_path, tmp_path / "page.html")
     assert ("leak" in kinds(found, "ab")) == is_leak
     assert {"duplicate", "same_patient"} <= kinds(found, "ab")
 
@@ -238,8 +235,8 @@ def test_faults_of_a_dataset_without_complete_case_are_reported(tmp_path, capsys
 
 def test_ids_of_four_digits_are_accepted_and_the_guess_is_noted(tmp_path):
     names = ["lesion_0001", "lesion_0002"]
-    dataset = list_dataset(write_nnunet(tmp_path / "data", names, names))
-    outcome = check_dataset(dataset, tmp_path / "page.html")
+    root = write_nnunet(tmp_path / "data", names, names)
+    outcome = check(root, tmp_path / "page.html")
     assert outcome.exit_status == 0
     assert any("- note: " in line and "lesion_0001, belong" in line for line in outcome.summary())
 
@@ -350,7 +347,7 @@ def test_small_mask_of_two_cases_and_image_as_mask_are_found(tmp_path):
     rows[3][1] = rows[3][2]
     table = ["case,image,reference", *map(",".join, rows)]
     (tmp_path / "manifest.csv").write_text("\n".join(table))
-    outcome = check_dataset(list_dataset(tmp_path), tmp_path / "page.html")
+    outcome = check(tmp_path, tmp_path / "page.html")
     assert kinds(outcome, "a") == kinds(outcome, "b") == {"same_reference"}
     assert kinds(outcome, "c") == set()
     assert kinds(outcome, "d") == {"channels"}
@@ -370,14 +367,14 @@ def test_cases_are_numbered_by_name_and_listed_next_to_the_page(tmp_path):
     rows = [",".join([name, *write_case(tmp_path, name)]) for name in ("c", "a", "b")]
     (tmp_path / "manifest.csv").write_text("case,image,reference\n" + "\n".join(rows))
     page = tmp_path / "out" / "page.html"
-    check_dataset(read_dataset(tmp_path), page)
+    check(tmp_path, page)
     listed = read_csv(page.with_name("pseudonyms.csv"))
     assert [(row["pseudonym"], row["name"]) for row in listed] == [
         ("case 1", "a"),
         ("case 2", "b"),
         ("case 3", "c"),
     ]
-    check_dataset(read_dataset(tmp_path), page, identifiers=True)
+    check(tmp_path, page, identifiers=True)
     assert not page.with_name("pseudonyms.csv").exists()
 
 

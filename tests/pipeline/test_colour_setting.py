@@ -19,12 +19,12 @@ from lesionseg.io.layouts import read_dataset, require_usable
 from lesionseg.io.predictions import write_prediction
 from lesionseg.io.scans import find_scans
 from lesionseg.io.text import read_json, write_json
-from lesionseg.pipeline.check import check_dataset
 from lesionseg.pipeline.run_dir import check_config, save_config
 from lesionseg.pipeline.survey import open_dataset, take_survey
 from lesionseg.reporting.images import Sources
 from lesionseg.reporting.pictures import draw_cutout
 from lesionseg.reporting.write import write_report
+from tests.commands import check
 from tests.inference.networks import Bright
 from tests.io.dicom_files import SECONDARY_CAPTURE, write_dicom_file
 from tests.models.plans import plan_of
@@ -155,14 +155,10 @@ def test_check_counts_the_pictures_in_colour(tmp_path):
     root = tmp_path / "data"
     write_manifest(root)
     Image.fromarray(255 - draw_pictures()["colour"]).save(root / "images" / "grey.png")
-    (note,) = (
-        line
-        for line in check_dataset(read_dataset(root), tmp_path / "a.html").summary()
-        if "in colour" in line
-    )
+    (note,) = (line for line in check(root, tmp_path / "a.html").summary() if "in colour" in line)
     assert note.startswith("- note, 2 cases (colour, grey): ")
     assert "Set data.colour=true" in note
-    found = check_dataset(open_dataset(settings(root)), tmp_path / "b.html")
+    found = check(root, tmp_path / "b.html", data={"colour": True})
     assert {f.kind for f in found.findings} == {"model", "lesion_free"}  # no equal channels
 
 

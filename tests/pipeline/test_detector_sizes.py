@@ -5,13 +5,11 @@ import pytest
 
 from lesionseg.config import ReportSection
 from lesionseg.evaluation import read_scores
-from lesionseg.io.layouts import read_dataset
 from lesionseg.io.predictions import find_predictions, read_prediction, write_prediction
 from lesionseg.io.text import read_csv, read_json
 from lesionseg.io.volumes import read_geometry
-from lesionseg.pipeline.check import check_dataset
 from lesionseg.reporting.write import write_report
-from tests.commands import evaluate
+from tests.commands import check, evaluate
 from tests.io.dicom_files import DX, write_dicom_file
 from tests.pipeline.cases import boxes, counts, write_array
 
@@ -67,7 +65,7 @@ def test_candidates_in_the_padding_are_ignored(study):
 
 
 def test_check_states_the_presentation_intent_and_hides_patients(study):
-    outcome = check_dataset(read_dataset(study / "data"), study / "page.html")
+    outcome = check(study / "data", study / "page.html")
     page = outcome.page.read_text()
     for words in ("for processing", "for presentation", "at the detector"):
         assert words in page

@@ -19,7 +19,7 @@ def dataset():
     return Dataset(
         name="toy",
         root=Path("toy"),
-        convention="nnunet",
+        layout="nnunet",
         dims=3,
         channel_names=("FLAIR",),
         labels=Labels.of({1: "lesion"}),

@@ -69,7 +69,7 @@ def test_a_lesion_through_all_slices_of_a_thin_slab_is_not_as_wide_as_the_image(
     mask = np.zeros(geometry.shape, np.uint8)
     mask[:, 10:14, 10:14] = 1
     assert (
-        doubts_of(mask_reference(mask, geometry), dataset=replace(COCO, convention="nnunet")) == {}
+        doubts_of(mask_reference(mask, geometry), dataset=replace(COCO, layout="nnunet")) == {}
     )
 
 
@@ -95,7 +95,7 @@ def test_boxes_that_may_be_corners_raise_a_doubt():
     found = doubts_of(box_reference(*sizes))
     assert found == {("boxes_outside", "c0"): " 1 of 2."}
     assert doubts_of(box_reference((-0.5, 0, 20, 20))) == {}  # within rounding
-    other = replace(COCO, convention="datalist")
+    other = replace(COCO, layout="datalist")
     assert ("box_corners", "") not in doubts_of(box_reference(*corners), dataset=other)
 
 
@@ -123,7 +123,7 @@ def test_a_label_without_a_lesion_is_named():
     assert " 'lesions'. Roboflow" in found["empty_label", ""]
     reversed_labels = doubts_of(box_reference((20, 30, 12, 10), labels=(1,)), dataset=roboflow)
     assert " 'nodule'. If no image" in reversed_labels["empty_label", ""]
-    other = replace(roboflow, convention="nnunet")
+    other = replace(roboflow, layout="nnunet")
     assert doubts_of(mask_reference(2 * disc()), dataset=other) == {
         ("empty_label", ""): " 'lesions' (value 1)."
     }

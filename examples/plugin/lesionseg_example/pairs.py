@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from lesionseg.core import CaseFiles, Labels
-from lesionseg.io import Convention, Row, Table
+from lesionseg.io import Layout, Row, Table
 
 
 def recognises(root: Path) -> bool:
@@ -21,4 +21,4 @@ def read(root: Path) -> Table:
     return Table(root, rows, Labels.of({1: "lesion"}), channel_names=("scan",))
 
 
-PAIRS = Convention("pairs", "CASE/scan.nii.gz and CASE/lesions.nii.gz", recognises, read)
+PAIRS = Layout("pairs", "CASE/scan.nii.gz and CASE/lesions.nii.gz", recognises, read)

@@ -25,19 +25,19 @@ class Remarks:
         self._names: dict[str, list[str]] = {}  # of files or frames, by the text of the remark
 
     def add(self, text: str, name: str = "") -> None:
-        """Add a remark about the file or frame of that name, or about the whole image."""
+        """Add a remark about the file or frame of that name. Without a name: about the image."""
         self._names.setdefault(text, []).extend([name] if name else [])
 
     @property
     def lines(self) -> list[str]:
-        """One line per text, which begins with the names."""
+        """One line per text, which begins with the names of its files or frames, if any."""
         return [
             f"{join_names(names, _MAX_SHOWN)}: {text}." if names else f"{text}."
             for text, names in self._names.items()
         ]
 
     def log(self, image: Path) -> None:
-        """Log one warning per text."""
+        """Log one warning per text, which begins with the path of the image."""
         for line in self.lines:
             logger.warning("%s: %s", image, line)
 
@@ -62,7 +62,7 @@ def numbers(header: "Header", name: str) -> list[float]:
 
 
 def number(header: "Header", name: str, default: float | None = None) -> float | None:
-    """Return an element's first value as a finite number, or `default`."""
+    """Return an element's first value, or `default` if it has none or any is no finite number."""
     return next(iter(numbers(header, name)), default)
 
 

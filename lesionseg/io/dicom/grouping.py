@@ -34,7 +34,8 @@ class DicomScan:
         place: The path that readers take: the folder, `folder/series=…` or the file.
         files: The files with its slices.
         name: The name of the scan within its folder: "" for the only series, `<number>_<digest of
-            its UID>` for one of several, the stem of a single file.
+            its UID>` for one of several (without the number if it is not one), the stem of a single
+            file.
         other_name: The name that a series gets instead if another series is added to the folder or
             removed from it: `<number>_<digest>` for the only series, "" for one of several.
         number: The number of the series, "" if unknown. The same applies to the other texts.
@@ -148,7 +149,10 @@ def describe_dicom(place: Path) -> DicomScan:
 
 
 def describe_headers(headers: Mapping[Path, Header]) -> DicomScan:
-    """Describe the scan that consists of these files."""
+    """Describe the scan that consists of these files. The first one states names and numbers.
+
+    `place` is the first file, and the name of a series is that of one of several.
+    """
     file, header = next(iter(headers.items()))
     is_series = len(headers) > 1
     number = text(header, "SeriesNumber")

@@ -48,8 +48,8 @@ def is_dicom(path: Path) -> bool:
     """Return True for a DICOM file: by its suffix, the letters DICM or its first element.
 
     Files of old archives have no preamble and no letters DICM. They begin with an element of group
-    2 or 8. A file without a suffix also counts if it is cut short within the preamble, which
-    consists of zeros.
+    2 or 8. A file without a suffix also counts if it cannot be read, if it is empty, or if it is
+    cut short within the preamble, which consists of zeros. Hidden files and folders do not count.
     """
     if path.name.startswith(".") or not is_file_or_broken_link(path):
         return False
@@ -66,7 +66,7 @@ def is_dicom(path: Path) -> bool:
 
 
 def _read_start(path: Path) -> bytes:
-    """Return the first bytes of a file."""
+    """Return the first 1024 bytes of a file, or all if it is shorter."""
     with path.open("rb") as stream:
         return stream.read(_START_BYTES)
 
@@ -87,7 +87,7 @@ def _is_dicom_start(start: bytes) -> bool:
 
 
 def read_header(path: Path, *, pixels: bool = False) -> "Header":
-    """Read the elements of a DICOM file.
+    """Read the elements of a DICOM file. The warnings of pydicom are suppressed.
 
     Args:
         path: The file. If it has no preamble, the transfer syntax in which it is written is found
@@ -129,7 +129,10 @@ class _LimitedFile(BufferedReader):
     """
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """Read `size` bytes. Raise `ReadError` if all bytes are read and would grow too large."""
+        """Read `size` bytes, by default all.
+
+        Raise `ReadError` if all bytes are read and would inflate to more than 256 MiB.
+        """
         content = super().read(size)
         if size == -1:
             inflater = decompressobj(-MAX_WBITS)  # negative: deflate without the header of zlib
@@ -220,14 +223,14 @@ def is_secondary_capture(header: "Header") -> bool:
 
 
 def n_frames(header: "Header") -> int:
-    """Return the number of frames, or 1 if the file does not state it."""
+    """Return the number of frames, or 1 if the file does not state a higher number."""
     return max(int(number(header, "NumberOfFrames") or 1), 1)
 
 
 def explain_unfit(header: "Header") -> str:
     """Explain why an image cannot be read as a scan, or return "" if it can.
 
-    Localisers, screenshots, colour images and films cannot be read.
+    Localisers, screenshots, images in colour or of a palette, and films cannot be read.
     """
     frames = n_frames(header)
     if is_secondary_capture(header) and not is_radiograph(header):
@@ -269,7 +272,12 @@ def check_image(path: Path, header: "Header") -> None:
 
 
 def stored_pixels(path: Path) -> NDArray[Any]:
-    """Return a file's pixels `[frame, y, x]` as stored. The worker decodes compressed pixels."""
+    """Return a file's pixels `[frame, y, x]` as stored. The worker decodes compressed pixels.
+
+    Raises:
+        ReadError: The file is damaged, or its compression is not supported.
+        ResourceError: No decoder for its compression is installed, or the decoder fails.
+    """
     header = read_header(path, pixels=True)
     return run_in_worker(_decode, path) if _is_compressed(header) else _decode(path, header)
 
@@ -281,7 +289,10 @@ def _is_compressed(header: "Header") -> bool:
 
 
 def _decode(path: Path, header: "Header | None" = None) -> NDArray[Any]:
-    """Decode a file's pixels `[frame, y, x]`. The header is read first if it is not given."""
+    """Decode a file's pixels `[frame, y, x]`. Raises the errors of `stored_pixels`.
+
+    `header` is that of the file with its pixels. It is read if it is not given.
+    """
     header = header or read_header(path, pixels=True)
     set_decoder_defaults(header)
     with convert_read_errors(path), warnings.catch_warnings():
@@ -303,7 +314,10 @@ def _drop_unused_bits(pixels: NDArray[Any], header: "Header") -> NDArray[Any]:
 
 
 def set_decoder_defaults(header: "Header") -> None:
-    """Set the elements that a decoder needs to their usual values if they are absent or empty."""
+    """Set the elements that a decoder needs to their usual values if they are absent or empty.
+
+    An empty number of frames is removed.
+    """
     stored = int(number(header, "BitsStored") or number(header, "BitsAllocated") or 16)
     usual: dict[str, int | str] = {
         "SamplesPerPixel": 1,
@@ -320,7 +334,12 @@ def set_decoder_defaults(header: "Header") -> None:
 
 
 def _check_decoder(path: Path, header: "Header") -> None:
-    """Raise `ReadError` with advice if no installed package can decode the file's pixels."""
+    """Raise an error with advice if the file's pixels cannot be decoded.
+
+    Raises:
+        ReadError: Pixels are compressed in an unsupported or unknown way.
+        ResourceError: No decoder is installed.
+    """
     from pydicom.pixels.decoders.base import get_decoder
 
     syntax = header.file_meta.TransferSyntaxUID

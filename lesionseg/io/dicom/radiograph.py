@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lesionseg.core import Geometry, Volume
+from lesionseg.core.arrays import Flags, Numbers
 from lesionseg.errors import ReadError
 from lesionseg.io.dicom.elements import Header, Remarks, number, numbers, text, value_of
 from lesionseg.io.dicom.headers import (
@@ -39,10 +40,10 @@ _USUAL_RATIO = (0.25, 2.0)
 def radiograph_file(path: Path) -> Path | None:
     """Return the file if `path` is a radiograph or a folder with only one. Otherwise return None.
 
-    The remaining files of a series are not opened.
+    The first image of a folder decides. If it is no radiograph, the remaining files are not opened.
 
     Raises:
-        ReadError: The folder contains further images, or a file is damaged.
+        ReadError: The folder contains further images, or a file that is opened is damaged.
     """
     files = sorted(path.iterdir()) if path.is_dir() else [path]
     headers = ((file, image_header(file)) for file in files)
@@ -61,7 +62,7 @@ def read_radiograph(path: Path, pixel_mm: float | None = None) -> Volume:
     """Read a radiograph `[1, y, x]` float32, in which dense tissue is bright.
 
     Padding pixels get the darkest value of the remaining image and are not `valid`. `pixel_mm` is
-    the pixel size of a file that states none.
+    the pixel size of a file that states none. Elements that are ignored are logged as warnings.
 
     Raises:
         ReadError: The file is damaged or cannot be decoded.
@@ -120,12 +121,11 @@ def rescale(
         return np.asarray(apply_modality_lut(stored, header))
 
 
-def _apply_values_of_interest(
-    grey: NDArray[Any], header: "Header", remarks: Remarks
-) -> NDArray[np.float64]:
-    """Apply the first usable table or window of values of interest (VOI).
+def _apply_values_of_interest(grey: NDArray[Any], header: "Header", remarks: Remarks) -> Numbers:
+    """Apply the table of values of interest (VOI), otherwise the first usable window.
 
-    The values stay unchanged if there is none.
+    The values stay unchanged if there is none. Elements that cannot be used become remarks. The
+    elements of the window are replaced in the header by those that are applied.
     """
     from pydicom.pixels.processing import apply_voi
 
@@ -161,10 +161,8 @@ def _apply_values_of_interest(
     return values
 
 
-def _apply_window(
-    values: NDArray[np.float64], header: "Header", centre: float, width: float
-) -> NDArray[np.float64]:
-    """Apply one window. pydicom takes it from the header, which also determines the range."""
+def _apply_window(values: Numbers, header: "Header", centre: float, width: float) -> Numbers:
+    """Apply one window. It is set in the header, from which pydicom takes it and the range."""
     from pydicom.pixels.processing import apply_windowing
 
     header.PhotometricInterpretation = "MONOCHROME2"
@@ -173,15 +171,16 @@ def _apply_window(
     return np.asarray(apply_windowing(values, header), dtype=np.float64)
 
 
-def _has_greys(values: NDArray[np.float64]) -> bool:
+def _has_greys(values: Numbers) -> bool:
     """Return True if some pixels are neither as dark nor as bright as possible."""
     return bool(((values > values.min()) & (values < values.max())).any())
 
 
-def _find_valid_pixels(
-    stored: NDArray[Any], header: "Header", remarks: Remarks
-) -> NDArray[np.bool_] | None:
-    """Return the mask of the pixels that are not padding, or None if no pixel is padding."""
+def _find_valid_pixels(stored: NDArray[Any], header: "Header", remarks: Remarks) -> Flags | None:
+    """Return the mask of the pixels that are not padding, or None if no pixel is padding.
+
+    A padding that would hide more than 99 % of the pixels is ignored with a remark.
+    """
     value = number(header, "PixelPaddingValue")
     if value is None:
         return None
@@ -202,7 +201,7 @@ def pixel_size(header: "Header", remarks: Remarks | None = None) -> tuple[tuple[
     `PixelSpacing` is calibrated if the file states the calibration, or if it differs from the
     spacing of the detector or the film scanner (PS3.3 10.7.1.3). Otherwise the spacing of the
     detector is used, divided by the magnification if it is known. Without any spacing, pixels have
-    1 mm and the source is `unknown`.
+    1 mm and the source is `unknown`. Impossible and unusual numbers are added to `remarks`.
     """
     remarks = remarks or Remarks()
     stated = _read_pair(header, "PixelSpacing", remarks)
@@ -230,7 +229,7 @@ def pixel_size(header: "Header", remarks: Remarks | None = None) -> tuple[tuple[
 
 
 def _read_magnification(header: "Header") -> float:
-    """Return how much larger the detector shows the patient, or 0 if it is unknown.
+    """Return the factor by which the detector shows the patient larger, or 0 if it is unknown.
 
     The factor is stated, or follows from the distances of the X-ray source.
     """
@@ -241,7 +240,10 @@ def _read_magnification(header: "Header") -> float:
 
 
 def _read_pair(header: "Header", name: str, remarks: Remarks) -> tuple[float, float] | None:
-    """Return the two positive numbers of an element, or None if it does not contain them."""
+    """Return the two positive numbers of an element, or None if it does not contain them.
+
+    An element that contains anything else is added to `remarks`.
+    """
     values = numbers(header, name)
     if len(values) == 2 and min(values) > 0:
         return values[0], values[1]
@@ -251,7 +253,10 @@ def _read_pair(header: "Header", name: str, remarks: Remarks) -> tuple[float, fl
 
 
 def radiograph_columns(path: Path) -> dict[str, str]:
-    """Return columns for reports: laterality, view, intent and the source of the pixel size."""
+    """Return columns for reports: laterality, view, intent and the source of the pixel size.
+
+    A cell is "" if the file does not state its value. Raise `ReadError` if the file is damaged.
+    """
     header = read_header(path)
     return {
         "laterality": text(header, "ImageLaterality") or text(header, "Laterality"),
@@ -270,7 +275,8 @@ def radiograph_geometry(
 ) -> Geometry:
     """Return a radiograph's grid. Unusual properties of the file are added to `remarks`.
 
-    `pixel_mm` is the pixel size of a file that states none. None means 1 mm.
+    `pixel_mm` is the pixel size of a file that states none. None means 1 mm. Raise `ReadError` if
+    the image cannot be read as a radiograph, or if its size is impossible.
     """
     remarks = remarks or Remarks()
     with convert_read_errors(path):

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lesionseg.core import Geometry, Reference
+from lesionseg.core.arrays import Flags, Numbers
 from lesionseg.errors import ContentError, GeometryError, ReadError, count, join_names
 from lesionseg.io.dicom.elements import Header
 from lesionseg.io.dicom.headers import LPS_TO_RAS, check_image, read_header, stored_pixels
@@ -20,7 +20,7 @@ from lesionseg.ops.components import fill_polygons
 
 logger = logging.getLogger(__name__)
 
-Masks = dict[int, NDArray[np.bool_]]  # by the number of a segment or contour set
+Masks = dict[int, Flags]  # by the number of a segment or contour set
 _MAX_SHOWN = 10  # names in a message
 _OFF_GRID = 0.1  # voxels: largest distance of a reference's points from voxel centres or slices
 
@@ -70,7 +70,7 @@ def read_dicom_reference(path: Path, geometry: Geometry, labels: Mapping[int, st
 
 
 def _segment_names(header: "Header") -> dict[int, str]:
-    """Return the names of the segments or contour sets by their numbers."""
+    """Return the names of the segments or contour sets by their numbers, without the background."""
     names: dict[int, str] = {}
     for segment in header.get("SegmentSequence", ()):
         names[int(segment.SegmentNumber)] = str(segment.get("SegmentLabel"))
@@ -83,7 +83,11 @@ def _segment_names(header: "Header") -> dict[int, str]:
 def _match_labels(
     path: Path, names: Mapping[int, str], labels: Mapping[int, str]
 ) -> dict[int, int]:
-    """Return the label value of each segment that has the name of a label."""
+    """Return the label value of each segment that has the name of a label.
+
+    The only segment gets the only label, whatever its name. Other segments are left out with a
+    warning, once for the same names. Raise `ContentError` if no segment remains.
+    """
     values = {number: _label_of(name, labels) for number, name in names.items()}
     left_out = sorted(names[number] for number, value in values.items() if value == 0)
     if len(names) == len(left_out) == len(labels) == 1:  # the only segment gets the only label
@@ -121,8 +125,9 @@ def _label_of(name: str, labels: Mapping[int, str]) -> int:
 def _draw_segments(path: Path, header: "Header", geometry: Geometry, masks: Masks) -> None:
     """Set the voxels of each segment in its mask.
 
-    Each frame of the file is one slice of one segment. It may have another order and orientation
-    than the image. Therefore pixels are located by their positions in the patient.
+    Each frame of the file is one slice of one segment, or of all segments in a LABELMAP. It may
+    have another order and orientation than the image. Therefore pixels are located by their
+    positions in the patient. Raise `GeometryError` if these are not on the grid of the image.
     """
     check_image(path, header)
     threshold = 0.5
@@ -141,14 +146,21 @@ def _draw_segments(path: Path, header: "Header", geometry: Geometry, masks: Mask
 
 
 def _draw_contours(path: Path, header: "Header", geometry: Geometry, masks: Masks) -> None:
-    """Set the voxels inside each set of contours in its mask."""
+    """Set the voxels inside each set of contours in its mask.
+
+    A contour within another one of its set is a hole. Sets without contours cause a warning.
+
+    Raises:
+        ReadError: A contour is not closed.
+        GeometryError: A contour is not within one slice of the image.
+    """
     empty = set(masks)
     for roi in header.get("ROIContourSequence", None) or ():
         number = int(roi.ReferencedROINumber)
         if number not in masks:
             continue
         # polygons by slice and content: a contour that the file repeats would cancel out
-        polygons: dict[int, dict[bytes, NDArray[np.float64]]] = defaultdict(dict)
+        polygons: dict[int, dict[bytes, Numbers]] = defaultdict(dict)
         for contour in roi.get("ContourSequence", None) or ():
             kind = str(contour.get("ContourGeometricType", ""))
             if kind not in ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR", "POINT"):
@@ -175,9 +187,7 @@ def _draw_contours(path: Path, header: "Header", geometry: Geometry, masks: Mask
         )
 
 
-def _round_to_grid(
-    path: Path, points_lps: NDArray[np.float64], geometry: Geometry, *, n_axes: int
-) -> NDArray[np.float64]:
+def _round_to_grid(path: Path, points_lps: Numbers, geometry: Geometry, *, n_axes: int) -> Numbers:
     """Return the voxel indices `[n, 3]` of points, rounded along the first `n_axes` axes.
 
     The points of a contour are on a slice, but between its pixels, so only the number of the slice

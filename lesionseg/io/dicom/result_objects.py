@@ -91,7 +91,12 @@ class ResultSource:
 
 
 def read_source(path: Path, prediction: Prediction) -> ResultSource:
-    """Read the headers of a scan. Raise `GeometryError` if the prediction is on another grid."""
+    """Read the headers of a scan, with the elements that results need, even if they are missing.
+
+    Raises:
+        ReadError: The scan cannot be read.
+        GeometryError: The slices do not form an even stack, or the prediction is on another grid.
+    """
     radiograph = radiograph_file(path)
     if radiograph is None:
         stack, grid = read_stack(path)
@@ -125,7 +130,8 @@ def read_source(path: Path, prediction: Prediction) -> ResultSource:
 def _complete_headers(source: ResultSource) -> None:
     """Set the elements that results must have, if they are absent or not valid.
 
-    highdicom copies these elements from the scan and raises if one is missing or malformed.
+    highdicom copies these elements from the scan and raises if one is missing or malformed. All
+    headers get the UIDs of the first one. A missing UID is derived from another.
     """
     for header in source.headers.values():
         for name in _MAY_BE_EMPTY:
@@ -169,18 +175,19 @@ def _share_plane(source: ResultSource) -> None:
 
 
 def _derive_uid(*parts: object) -> str:
-    """Return a UID that depends only on `parts`."""
+    """Return a UID that depends only on the texts of `parts` and on their order."""
     # the text of a list keeps the parts separate: ("a", "b") and ("ab",) give different UIDs
     entropy = repr([str(part) for part in parts])
     return str(generate_uid(entropy_srcs=[entropy]))
 
 
 def _label_name(labels: Mapping[int, str], value: int) -> str:
+    """Return the name of a label, or `label <value>`, cut to what a DICOM text can contain."""
     return labels.get(value, f"label {value}")[:_MAX_LABEL_CHARACTERS]
 
 
 def _own_code(value: str, meaning: str) -> sr.CodedConcept:
-    """Return a term that the standard does not have."""
+    """Return a term of our own, which the standard does not have: its code and its meaning."""
     return sr.CodedConcept(value, _OWN_CODES, meaning)
 
 
@@ -207,7 +214,7 @@ class ResultObjects:
 
     @cached_property
     def parameters(self) -> dict[str, str]:
-        """The parameters of the algorithm by name, for the readers of the result."""
+        """The parameters of the algorithm by name: model, operating point, score and use."""
         parameters = {"bundle": self.origin.bundle}
         point = self.prediction.operating_point
         if point is not None:
@@ -217,12 +224,15 @@ class ResultObjects:
         return parameters
 
     def uid(self, kind: str, *parts: object) -> str:
-        """Return a UID that depends on series, origin and `parts`: the same in every run."""
+        """Return a UID that depends only on series, `kind`, origin and `parts`."""
         series_uid = self.source.first.SeriesInstanceUID
         return _derive_uid(series_uid, kind, self.origin.key, *parts)
 
     def tracking_name(self, candidate: Candidate) -> str:
-        """Return the name of a candidate in both objects: its label and its id."""
+        """Return the name of a candidate in both objects: its label and its id.
+
+        A long label is cut.
+        """
         number = f" {candidate.id}"
         name = _label_name(self.labels, candidate.label)
         return name[: _MAX_LABEL_CHARACTERS - len(number)].rstrip() + number
@@ -256,10 +266,13 @@ class ResultObjects:
     def make_segmentation(
         self, mask_labels: Mapping[int, str]
     ) -> tuple[seg.Segmentation | None, dict[int, int]]:
-        """Make a binary SEG, in which each segment is a candidate or a label.
+        """Make a binary SEG, in which each segment is an accepted candidate or a label.
 
-        Segments are labels if there are too many candidates. They are also labels if labels are
-        regions, because a candidate may then contain several regions.
+        Segments are labels if there are more than `MOST_SEGMENTS` candidates. They are also labels
+        if labels are regions, because a candidate may then contain several regions.
+
+        Args:
+            mask_labels: The names of mask values, for segments that are labels.
 
         Returns:
             The SEG, or None if no accepted candidate has voxels, and the segment number of each
@@ -397,10 +410,12 @@ class ResultObjects:
         return " ".join(filter(None, sentences))
 
     def _make_algorithm(self) -> sr.AlgorithmIdentification:
+        """Return our name and version and the parameters, for a group of the report."""
         parameters = [f"{name}: {value}" for name, value in self.parameters.items()]
         return sr.AlgorithmIdentification("lesionseg", self.origin.version, parameters)
 
     def _make_tracking_identifier(self, name: str) -> sr.TrackingIdentifier:
+        """Return a name with its UID, which are the same in SEG and report."""
         return sr.TrackingIdentifier(uid=self.uid("tracking", name), identifier=name)
 
     def _make_group(
@@ -471,7 +486,11 @@ class ResultObjects:
     def _make_measurements(
         self, candidate: Candidate, volume_before: float | None
     ) -> list[sr.Measurement]:
-        """Return the measurements of a candidate that are known."""
+        """Return the measurements of a candidate that are known.
+
+        These are score, probability, volume, volume at the earlier visit and diameter. Volumes are
+        in ml, diameters in mm or, without a pixel size, in pixels.
+        """
         ml = sr.CodedConcept("ml", "UCUM", "milliliter")
         length_unit = sr.CodedConcept("mm", "UCUM", "millimeter")
         no_units = codes.UCUM.NoUnits
@@ -503,14 +522,12 @@ class ResultObjects:
         return measurements
 
     def _outline_box(self, candidate: Candidate) -> list[sr.ImageRegion]:
-        """Return the outline of a candidate's box on each of its slices."""
+        """Return the outline of a candidate's box on each of its slices, clipped to the scan."""
         # columns and rows in pixels, counted from the outer corner of the first pixel
         shape = self.source.grid.shape[-2:]
         top, left = np.clip(candidate.start_vox[-2:], 0, shape).tolist()
         bottom, right = np.clip(candidate.stop_vox[-2:], 0, shape).tolist()
-        corners = np.array(
-            [[left, top], [right, top], [right, bottom], [left, bottom], [left, top]]
-        )
+        corners = [[left, top], [right, top], [right, bottom], [left, bottom], [left, top]]
         stack = self.source.stack
         if not self.source.is_radiograph:
             # a box may extend beyond the scan, but it must be drawn on one slice at least

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lesionseg.core import Geometry, Volume
+from lesionseg.core.arrays import Numbers
 from lesionseg.errors import GeometryError, ReadError
 from lesionseg.io.dicom.elements import Header, Remarks, number, numbers, text, value_of
 from lesionseg.io.dicom.headers import (
@@ -63,6 +63,8 @@ _UID_DIGITS = 8  # digits of the digest of these elements
 class DicomSlice:
     """A slice: a classic file, or one frame of an enhanced file.
 
+    The properties raise `ReadError` if the element is missing or contains impossible numbers.
+
     Attributes:
         path: The file.
         frame: The index of the frame from 0. None for a classic file.
@@ -84,12 +86,12 @@ class DicomSlice:
         return int(self.elements.Rows), int(self.elements.Columns)
 
     @cached_property
-    def position(self) -> NDArray[np.float64]:
+    def position(self) -> Numbers:
         """Centre of the first pixel in LPS millimetres `[3]`."""
         return self._numbers("ImagePositionPatient", 3)
 
     @cached_property
-    def directions(self) -> NDArray[np.float64]:
+    def directions(self) -> Numbers:
         """LPS unit vectors along a row and along a column `[2, 3]`."""
         name = "ImageOrientationPatient"
         vectors = self._numbers(name, 6).reshape(2, 3)
@@ -99,13 +101,13 @@ class DicomSlice:
         return np.asarray(vectors / lengths)
 
     @cached_property
-    def pixel_mm(self) -> NDArray[np.float64]:
-        """Distance of the rows and of the columns `[2]`."""
+    def pixel_mm(self) -> Numbers:
+        """Distance of the rows and of the columns in millimetres `[2]`."""
         values = self._numbers("PixelSpacing", 2)
         return values if values.min() > 0 else self._refuse("PixelSpacing")
 
-    def _numbers(self, name: str, n: int) -> NDArray[np.float64]:
-        """Return the `n` numbers of an element."""
+    def _numbers(self, name: str, n: int) -> Numbers:
+        """Return the numbers of an element. Raise `ReadError` if it has not `n` numbers."""
         values = numbers(self.elements, name)
         return np.array(values) if len(values) == n else self._refuse(name)
 
@@ -119,12 +121,12 @@ class DicomSlice:
         )
 
     @cached_property
-    def plane(self) -> NDArray[np.float64]:
+    def plane(self) -> Numbers:
         """Directions, logarithms of the pixel size, and shape `[10]`: equal in a whole stack."""
         return np.concatenate([self.directions.ravel(), np.log(self.pixel_mm), self.shape])
 
     @property
-    def axes_mm(self) -> NDArray[np.float64]:
+    def axes_mm(self) -> Numbers:
         """LPS vectors from one row and from one column to the next, in millimetres `[2, 3]`."""
         return self.directions[::-1] * self.pixel_mm[:, None]
 
@@ -133,8 +135,9 @@ def read_dicom(path: Path, pixel_mm: float | None = None) -> Volume:
     """Read the folder of a series, or one file, as a volume `[1, *spatial]` float32.
 
     Slices are sorted by their position along the normal. Each is rescaled by its own slope. Slice
-    distances are computed from positions, never from the thickness. Other files of the folder are
-    left out with a warning. `pixel_mm` is the pixel size of a radiograph that states none.
+    distances are computed from positions, never from the thickness, except for a single slice.
+    Other files of the folder are left out with a warning. A radiograph has two spatial axes (see
+    `read_radiograph`). `pixel_mm` is the pixel size of one that states none.
 
     Raises:
         ReadError: A file is damaged, or the path names no DICOM image.
@@ -168,7 +171,10 @@ def read_dicom_geometry(path: Path, pixel_mm: float | None = None) -> Geometry:
 
 
 def split_series(path: Path) -> tuple[Path, str] | None:
-    """Split a path `folder/series=3` into folder and series. Return None for any other path."""
+    """Split a path `folder/series=3` into folder and series.
+
+    Return None for any other path, if the path exists, or if the folder does not.
+    """
     if path.name.startswith(_PREFIX) and path.parent.is_dir() and not path.exists():
         return path.parent, path.name.removeprefix(_PREFIX)
     return None
@@ -230,7 +236,10 @@ def series_headers(path: Path, remarks: Remarks | None = None) -> dict[Path, "He
 
 
 def _leave_out_copies(headers: dict[Path, "Header"], remarks: Remarks) -> None:
-    """Remove files that are equal to another file of the series, byte by byte."""
+    """Remove files from `headers` that are equal to an earlier one, byte by byte.
+
+    Only files with the same UID are compared. Each removed file becomes a remark.
+    """
     first_file: dict[str, Path] = {}  # by UID
     for file, header in [*headers.items()]:
         first = first_file.setdefault(text(header, "SOPInstanceUID"), file)
@@ -240,7 +249,10 @@ def _leave_out_copies(headers: dict[Path, "Header"], remarks: Remarks) -> None:
 
 
 def _might_be_a_slice(file: Path) -> bool:
-    """Return True if neither content nor name shows that the file is not a slice."""
+    """Return True if a file that is not DICOM could be a damaged slice.
+
+    Hidden files, DICOMDIR, folders, texts and images with the suffix of another format could not.
+    """
     if not file.is_file() or file.name.startswith(".") or file.name.upper() == "DICOMDIR":
         return False
     return not is_dicom(file) and file.suffix.lower() not in (*TEXT_SUFFIXES, *_OTHER_IMAGES)
@@ -250,7 +262,8 @@ def read_stack(path: Path, remarks: Remarks | None = None) -> tuple[list[DicomSl
     """Read the slices of a series or file, without their pixels, and the grid that they form.
 
     A few images of a series may not belong to its stack, such as the localiser on which it was
-    planned. They are left out with a remark.
+    planned. They are left out with a remark. The spacing of a single slice is its thickness, or
+    1 mm if this is unknown.
 
     Args:
         path: The file, the folder or `folder/series=…`.
@@ -260,8 +273,8 @@ def read_stack(path: Path, remarks: Remarks | None = None) -> tuple[list[DicomSl
         The slices in ascending order along the normal, and their grid.
 
     Raises:
-        ReadError: A file is damaged.
-        GeometryError: The slices do not form an even stack.
+        ReadError: A file is damaged or cannot be read as a scan, or the grid is impossible.
+        GeometryError: The slices are of different series, or do not form an even stack.
     """
     remarks = remarks or Remarks()
     headers = series_headers(path, remarks)
@@ -307,7 +320,7 @@ def series_key(header: "Header") -> str:
 
 
 def _identity(header: "Header") -> dict[str, str]:
-    """Return the properties that are the same in all files of one series, by name."""
+    """Return series, study and patient of a file, which are the same in a whole series."""
     return {
         "series": series_key(header),
         "study": text(header, "StudyInstanceUID"),
@@ -316,7 +329,10 @@ def _identity(header: "Header") -> dict[str, str]:
 
 
 def _contrast(piece: DicomSlice) -> dict[str, Any]:
-    """Return the properties by which several images of one place differ, by name."""
+    """Return echo time and b-value, by which several images of one place may differ.
+
+    Each is a tuple of numbers, which is empty if the file does not state it.
+    """
     echo = "EchoTime" if piece.frame is None else "EffectiveEchoTime"
     return {
         "echo time": tuple(numbers(piece.elements, echo)),
@@ -325,7 +341,12 @@ def _contrast(piece: DicomSlice) -> dict[str, Any]:
 
 
 def _refuse_differences(path: Path, properties: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raise `GeometryError` if images that are given by name are not of one series or stack."""
+    """Raise `GeometryError` if an image has other properties than the first one.
+
+    Args:
+        path: The scan, for the message.
+        properties: The properties of each image by their names, by the name of the image.
+    """
     first_name, first = next(iter(properties.items()))
     for name, own in properties.items():
         different = [key for key, value in own.items() if value != first[key]]
@@ -341,7 +362,10 @@ def _mixture(path: Path, name: str, other: str, different: Sequence[str]) -> Geo
 
 
 def _read_fit_slices(headers: Mapping[Path, "Header"], remarks: Remarks) -> list[DicomSlice]:
-    """Read the slices of a series. A few images that are not slices are left out: localisers."""
+    """Read the slices of a series. A few images that are not slices are left out with a remark.
+
+    Raise `ReadError` if half of the images or more are not slices, such as localisers.
+    """
     unfit = {file: reason for file, header in headers.items() if (reason := explain_unfit(header))}
     if 2 * len(unfit) >= len(headers):
         unfit = {}  # the check below refuses the first of them
@@ -362,8 +386,8 @@ def _select_main_stack(
 ) -> list[DicomSlice]:
     """Return the slices of the plane that more than half of the slices have.
 
-    Slices with another direction, pixel size or number of pixels are left out. If no plane has more
-    than half of the slices, raise `GeometryError`.
+    Slices with another direction, pixel size or number of pixels are left out with a remark. If no
+    plane has more than half of the slices, raise `GeometryError`.
     """
     planes = np.stack([piece.plane for piece in slices])
     # if more than half of the numbers are equal, the median is one of them
@@ -383,10 +407,8 @@ def _select_main_stack(
     return stack
 
 
-def _even_step(
-    path: Path, slices: Sequence[DicomSlice], normal: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Return the LPS vector from one slice to the next.
+def _even_step(path: Path, slices: Sequence[DicomSlice], normal: Numbers) -> Numbers:
+    """Return the LPS vector from one slice to the next, the mean over all slices.
 
     Raise `GeometryError` if two slices are at the same place, if the distances differ, or if the
     gantry was tilted.

@@ -29,11 +29,11 @@ from lesionseg.io.channels import check_channels
 from lesionseg.io.dicom.series import split_series
 from lesionseg.io.files import file_key
 from lesionseg.io.layouts.bids import is_bids, read_bids
-from lesionseg.io.layouts.boxes_csv import BOXES, find_boxes, read_boxes_csv
+from lesionseg.io.layouts.boxes_csv import BOXES, has_boxes_csv, read_boxes_csv
 from lesionseg.io.layouts.coco import find_annotations, read_coco
 from lesionseg.io.layouts.datalist import find_datalist, read_datalist
 from lesionseg.io.layouts.manifest import MANIFEST, read_manifest
-from lesionseg.io.layouts.nnunet import read_nnunet
+from lesionseg.io.layouts.nnunet import DATASET_JSON, read_nnunet
 from lesionseg.io.layouts.other_formats import describe_other_format
 from lesionseg.io.layouts.table import ReadingRules, Table, read_table
 from lesionseg.io.layouts.yolo import find_yolo, read_yolo
@@ -47,8 +47,8 @@ _NNUNET = ("nnunet", "msd")  # layouts whose labels apply to all masks in a fold
 
 
 @dataclass(frozen=True)
-class Convention:
-    """A dataset layout.
+class Layout:
+    """A layout of dataset folders.
 
     Attributes:
         name: The name of the layout.
@@ -56,7 +56,7 @@ class Convention:
         recognises: A function that takes a folder and returns something true if the folder has this
             layout.
         read: A function that returns the rows of a folder, with wrong entries in `Table.findings`.
-            `read_table` joins and checks the rows of all layouts.
+            `read_table` joins and checks the rows.
     """
 
     name: str
@@ -70,59 +70,58 @@ def _has_manifest(root: Path) -> bool:
 
 
 def _has_dataset_json(root: Path) -> bool:
-    return (root / "dataset.json").is_file()
+    return (root / DATASET_JSON).is_file()
 
 
 # The first layout that recognises a folder is used. Tables for lesionseg come first, because they
 # are written on purpose.
-CONVENTIONS = (
-    Convention(
-        "boxes", "boxes.csv (case, label, x0, y0, x1, y1), and images", find_boxes, read_boxes_csv
+_COCO = Layout(
+    "coco",
+    "annotations.json, annotations/instances_*.json or _annotations.coco.json, and images",
+    find_annotations,
+    read_coco,
+)
+LAYOUTS = (
+    Layout(
+        "boxes",
+        "boxes.csv (case, label, x0, y0, x1, y1), and images",
+        has_boxes_csv,
+        read_boxes_csv,
     ),
-    Convention("manifest", MANIFEST, _has_manifest, read_manifest),
-    Convention("datalist", "JSON with a list 'training'", find_datalist, read_datalist),
-    Convention("nnunet", "dataset.json, imagesTr/, labelsTr/", _has_dataset_json, read_nnunet),
-    Convention(
-        "coco",
-        "annotations.json, annotations/instances_*.json or _annotations.coco.json, and images",
-        find_annotations,
-        read_coco,
-    ),
-    Convention("yolo", "data.yaml with names, images/, labels/", find_yolo, read_yolo),
-    Convention("bids", "sub-*/…_label-lesion_mask.*", is_bids, read_bids),
+    Layout("manifest", MANIFEST, _has_manifest, read_manifest),
+    Layout("datalist", "JSON with a list 'training'", find_datalist, read_datalist),
+    Layout("nnunet", "dataset.json, imagesTr/, labelsTr/", _has_dataset_json, read_nnunet),
+    _COCO,
+    Layout("yolo", "data.yaml with names, images/, labels/", find_yolo, read_yolo),
+    Layout("bids", "sub-*/…_label-lesion_mask.*", is_bids, read_bids),
 )
 
 
-def conventions() -> tuple[Convention, ...]:
-    """Return our layouts, then the `Convention` objects that installed packages register."""
-    return (*CONVENTIONS, *_registered_conventions(tuple(sys.path)))
-
-
 @cache
-def _registered_conventions(_: tuple[str, ...]) -> tuple[Convention, ...]:
+def _registered_layouts(_: tuple[str, ...]) -> tuple[Layout, ...]:
     """Return the layouts that installed packages register.
 
-    The metadata of all packages are read once for each search path of modules (`sys.path`), because
-    this takes longer than to recognise a folder.
+    The argument is `sys.path`. The metadata of all packages are read once for each value of it,
+    because this takes longer than to recognise a folder.
     """
     return tuple(point.load() for point in entry_points(group=ENTRY_POINTS))
 
 
-def find_convention(root: Path) -> str | None:
-    """Return the name of the layout that a folder has, or None if it is not a known dataset."""
+def recognise_layout(root: Path) -> Layout | None:
+    """Return the first layout that recognises a folder. Return None if no layout does.
+
+    The layouts that installed packages register come after those of lesionseg.
+    """
     if not root.is_dir():
         return None
-    layout = _recognise(root)
-    return None if layout is None else layout.name
-
-
-def _recognise(root: Path) -> Convention | None:
-    """Return the first layout that recognises a folder, or None."""
-    return next((layout for layout in conventions() if layout.recognises(root)), None)
+    layouts = (*LAYOUTS, *_registered_layouts(tuple(sys.path)))
+    return next((layout for layout in layouts if layout.recognises(root)), None)
 
 
 def read_dataset(root: Path, **rules: Unpack[ReadingRules]) -> Dataset:
     """List the cases of a data folder, all of which must be usable. See `list_dataset`.
+
+    The findings of the dataset are logged.
 
     Raises:
         ConfigError: `group` is not a regular expression.
@@ -142,11 +141,12 @@ def list_dataset(root: Path, **rules: Unpack[ReadingRules]) -> Dataset:
 
     Only the header of the first readable image is read, to find out the number of axes. DICOM
     radiographs are an exception: each header is read for the columns of `radiograph_columns`. Files
-    may be missing. A folder without cases is an error among the findings.
+    may be missing. A folder without cases is an error among the findings. The layout and the number
+    of cases and patients are logged, with a warning if training and test cases share a patient.
 
     Args:
         root: The folder.
-        rules: See `ReadingRules`.
+        rules: See `ReadingRules`. If they name COCO annotations, the folder may have any layout.
 
     Returns:
         The dataset with its findings.
@@ -162,7 +162,7 @@ def list_dataset(root: Path, **rules: Unpack[ReadingRules]) -> Dataset:
         layout = find_layout(root)
         table = layout.read(root)
     else:
-        layout = next(known for known in CONVENTIONS if known.name == "coco")
+        layout = _COCO
         table = read_coco(root, root / annotations)
     dataset = read_table(table, root, layout.name, rules)
     if not dataset.cases:
@@ -177,9 +177,9 @@ def list_dataset(root: Path, **rules: Unpack[ReadingRules]) -> Dataset:
 
 
 def require_usable(dataset: Dataset) -> None:
-    """Log the findings of a dataset, and raise one `DatasetError` that lists all of its errors.
+    """Raise one `DatasetError` that lists all errors of a dataset, and log its other findings.
 
-    Missing files and channels are errors, too.
+    Missing files and channels are errors, too. A mask of several cases is logged as a warning.
     """
     for text in _describe_shared_masks(dataset.cases):
         logger.warning(text)
@@ -193,7 +193,10 @@ def require_usable(dataset: Dataset) -> None:
 
 
 def find_missing_files(dataset: Dataset) -> list[Finding]:
-    """Find files that do not exist or are empty, and wrong channels, without opening a file."""
+    """Return an error for each missing or empty file, and for each case with wrong channels.
+
+    No file is opened.
+    """
     findings = list[Finding]()
     for files in dataset.cases:
         case = files.case
@@ -226,7 +229,10 @@ def _describe_shared_masks(cases: Sequence[CaseFiles]) -> Iterator[str]:
 
 
 def _has_content(file: Path) -> bool:
-    """Return True for a folder, a series in a folder, and a file that is not empty."""
+    """Return True for a folder, a series in a folder, and a file that is not empty.
+
+    A path that cannot be accessed has no content.
+    """
     if split_series(file) is not None:
         return True
     with suppress(OSError, ValueError):  # ValueError if the path cannot name a file
@@ -234,12 +240,18 @@ def _has_content(file: Path) -> bool:
     return False
 
 
-def find_layout(root: Path) -> Convention:
-    """Return the layout of a folder. Raise `DatasetError` if it is not known."""
-    layout = _recognise(root)
+def find_layout(root: Path) -> Layout:
+    """Return the layout of a folder.
+
+    Raises:
+        DatasetError: The layout is not known. The message says what the folder contains instead:
+            datasets, the format of another program, or a damaged file.
+        ReadError: A `boxes.csv` is damaged.
+    """
+    layout = recognise_layout(root)
     if layout is not None:
         return layout
-    inner = [folder.name for folder in sorted(root.iterdir()) if find_convention(folder)]
+    inner = [folder.name for folder in sorted(root.iterdir()) if recognise_layout(folder)]
     if inner:
         raise DatasetError(
             f"{root} is not a dataset, but contains some: {', '.join(inner[:9])}. Name one of them."
@@ -260,7 +272,10 @@ def find_layout(root: Path) -> Convention:
 
 
 def _log_summary(dataset: Dataset) -> None:
-    """Log layout and size. Warn if a patient belongs to both training and test."""
+    """Log the layout, and how many cases and patients there are and how many are partly annotated.
+
+    Log a warning if a patient has cases for training and for test.
+    """
     cases = dataset.cases
     tested_on = {case.group for case in cases if case.role in ("test", "external")}
     trained_on = {case.group for case in cases if case.role not in ("test", "external")}
@@ -272,7 +287,7 @@ def _log_summary(dataset: Dataset) -> None:
     size = f"{count(len(cases), 'case')} of {count(len(patients), 'patient')}"
     if len(cases) == len(patients) > 1:
         size = f"{len(cases)} cases, {EACH_IS_A_PATIENT}"
-    logger.info("%s has the layout %s: %s.", dataset.root, dataset.convention, size)
+    logger.info("%s has the layout %s: %s.", dataset.root, dataset.layout, size)
     if partly := [case for case in cases if case.annotated]:
         logger.info("Not all labels are annotated in %s.", count(len(partly), "case"))
 
@@ -283,23 +298,23 @@ def read_dataset_of(masks: Mapping[str, Path], *, merge_labels: bool = False) ->
     The dataset has the names of the labels, the value to ignore, regions and roles, which the masks
     do not state. They also apply to masks whose image is missing, and to folders of masks in an
     nnU-Net dataset whose images it does not contain, such as `gt_segmentations` of
-    `nnUNet_preprocessed`. If the dataset is damaged, the masks are read without it and a warning
-    says so.
+    `nnUNet_preprocessed`. The cases of masks in `labelsTs` are test cases.
 
     Args:
         masks: The masks by case id.
-        merge_labels: See `read_dataset`.
+        merge_labels: See `ReadingRules`.
 
     Returns:
-        The dataset with one case per mask, or None if the masks do not belong to one. A case whose
-        image is missing has no images.
+        The dataset with one case per mask. A case whose image is missing has no images. None if
+        the masks do not belong to one dataset. None, with a warning, if the dataset is damaged or
+        one of its cases has the id of another mask.
     """
     masks = {case: mask.absolute() for case, mask in masks.items()}  # `.` has no parent
     folders = {mask.parent for mask in masks.values()}
     if len(folders) != 1:
         return None
     (folder,) = folders
-    if find_convention(folder.parent) is None:
+    if recognise_layout(folder.parent) is None:
         return None
     try:
         dataset = list_dataset(folder.parent, merge_labels=merge_labels, may_lack=True)
@@ -307,7 +322,7 @@ def read_dataset_of(masks: Mapping[str, Path], *, merge_labels: bool = False) ->
         logger.warning("The masks in %s are read without their dataset. %s", folder, error)
         return None
     case_of_mask = {case.reference: case for case in dataset.cases}
-    if case_of_mask.keys().isdisjoint(masks.values()) and dataset.convention not in _NNUNET:
+    if case_of_mask.keys().isdisjoint(masks.values()) and dataset.layout not in _NNUNET:
         return None
     role: Role | None = "test" if folder.name == "labelsTs" else None
     cases = [

@@ -11,7 +11,7 @@ from pathlib import Path
 from lesionseg.core import CaseFiles, Labels
 from lesionseg.core.finding import Finding, collect_errors
 from lesionseg.errors import DatasetError, LesionsegError, join_names
-from lesionseg.io.layouts.checks import find_left_out
+from lesionseg.io.layouts.checks import findings_about
 from lesionseg.io.layouts.table import Row, Table
 from lesionseg.io.volumes import is_image_file, read_geometry, strip_suffix
 
@@ -25,11 +25,8 @@ _NOT_CHANNELS = ("mask", "dseg", "probseg", "boldref", "events", "instances", "r
 
 
 def is_bids(root: Path) -> bool:
-    """Return True if a folder contains lesion masks with names of BIDS."""
-    for folder in (root, root / "derivatives"):
-        if folder.is_dir() and next(folder.glob("**/sub-*_label-*"), None) is not None:
-            return True
-    return False
+    """Return True if a folder contains a file of a subject with a label, which may be a mask."""
+    return next(root.glob("**/sub-*_label-*"), None) is not None
 
 
 def read_bids(root: Path) -> Table:
@@ -71,7 +68,7 @@ def read_bids(root: Path) -> Table:
 
 
 def _find_masks(root: Path) -> list[Path]:
-    """Find the lesion masks in all folders of the subjects and derivatives."""
+    """Return the lesion masks in the folder and all of its subfolders, sorted."""
     found = []
     for file in sorted(root.rglob("sub-*_label-*")):
         if is_image_file(file) and _MASK.fullmatch(strip_suffix(file)):
@@ -80,12 +77,15 @@ def _find_masks(root: Path) -> list[Path]:
 
 
 def _find_without_mask(root: Path, masks: Collection[str]) -> list[Finding]:
-    """Return a finding about the sessions with images that are not in `masks`, if there are any."""
+    """Return a finding about the sessions with images but without a mask, if there are any.
+
+    `masks` are the ids of the sessions with a mask.
+    """
     sessions = {_session_of(file) for file in root.glob("sub-*/**/sub-*") if is_image_file(file)}
     names = sorted(session for session in sessions if session and session not in masks)
     words = "without a lesion mask, left out"
     advice = " A lesion-free session needs a mask of zeros."
-    return find_left_out(root, names, "session", words, advice=advice, severity="warning")
+    return findings_about(root, names, "session", words, advice=advice, severity="warning")
 
 
 def _session_of(file: Path) -> str:
@@ -103,7 +103,9 @@ def _find_channels(
     masks: Mapping[str, Path],
     findings: list[Finding],
 ) -> list[str]:
-    """Return the suffixes of the images that are channels, and find the remaining ones.
+    """Return the suffixes of images that every session has on the grid of the mask, sorted.
+
+    The grids of the first session decide for all of them.
 
     Args:
         root: The folder, for messages.
@@ -134,14 +136,15 @@ def _find_channels(
         )
     names = sorted(everything - set(channels))
     words = "not in every session or not on the grid of the mask, and so left out"
-    findings += find_left_out(root, names, "image type", words, severity="warning")
+    findings += findings_about(root, names, "image type", words, severity="warning")
     return channels
 
 
 def _find_images(root: Path, case: str, mask: Path) -> dict[str, Path]:
-    """Return the images of a session by suffix, such as FLAIR.
+    """Return the images of a session by suffix, such as FLAIR, or {} if there are none.
 
-    They are searched in the folder of the mask first, then in the raw folder of the session.
+    They are searched in the folder of the mask. If it contains none, they are searched in the raw
+    folder of the session.
 
     Raises:
         DatasetError: Several images of a suffix may belong to the mask.

@@ -10,7 +10,7 @@ from lesionseg.core.finding import collect_errors
 from lesionseg.errors import DatasetError, ReadError
 from lesionseg.io.case_ids import path_id, split_channel
 from lesionseg.io.files import is_file_or_broken_link
-from lesionseg.io.layouts.checks import list_images, remark_unread_files
+from lesionseg.io.layouts.checks import find_unread_files, list_images
 from lesionseg.io.layouts.manifest import (
     LABELS,
     MANIFEST,
@@ -30,8 +30,11 @@ _COLUMNS = ("case", "label", *_CORNERS)
 _KNOWN_COLUMNS = (*_COLUMNS, "z0", "z1", "reader", "group", "role", "fold")
 
 
-def find_boxes(root: Path) -> bool:
-    """Return True if a folder has a `boxes.csv` with a required column, or that is damaged."""
+def has_boxes_csv(root: Path) -> bool:
+    """Return True if a folder has a `boxes.csv` with the column `case` or a corner.
+
+    A `boxes.csv` that cannot be read counts as well.
+    """
     path = root / BOXES
     try:
         return not {"case", *_CORNERS}.isdisjoint(read_csv_columns(path))
@@ -62,10 +65,10 @@ def read_boxes_csv(root: Path) -> Table:
     """
     path = root / BOXES
     lines = read_csv_lines(path)
-    columns = lines[0][1] if lines else read_csv_columns(path)
+    columns = read_csv_columns(path)
     _require_columns(path, columns)
-    images = read_manifest(root) if (root / MANIFEST).is_file() else _list_images(root)
-    labels = _labels(root, [cells["label"] for _, cells in lines])
+    images = read_manifest(root) if (root / MANIFEST).is_file() else _table_of_images(root)
+    labels = _read_or_number_labels(root, [cells["label"] for _, cells in lines])
     value_of = {name: value for value, name in labels.value_names.items()}
     case_of = _case_names(root, [row.files for row in images.rows])
     has_mask = {row.files.case for row in images.rows if row.files.reference is not None}
@@ -86,7 +89,7 @@ def read_boxes_csv(root: Path) -> Table:
 
 
 def _require_columns(path: Path, present: Iterable[str]) -> None:
-    """Raise `DatasetError` if a column is missing, with advice for tables of other programs."""
+    """Raise `DatasetError` if a required column is missing, with advice how to add it."""
     names = list(present)
     missing = [name for name in _COLUMNS if name not in names]
     if not missing:
@@ -101,8 +104,11 @@ def _require_columns(path: Path, present: Iterable[str]) -> None:
     )
 
 
-def _labels(root: Path, names: Iterable[str]) -> Labels:
-    """Return the labels of `labels.json`, or number the names in the table."""
+def _read_or_number_labels(root: Path, names: Iterable[str]) -> Labels:
+    """Return the labels of `labels.json`. Without this file, number `names` from 1.
+
+    If there are no names either, the only label is `lesion`.
+    """
     if is_file_or_broken_link(root / LABELS):
         return read_labels(root)
     ordered = sorted({name for name in names if name} or {"lesion"}, key=numbers_first)
@@ -110,7 +116,10 @@ def _labels(root: Path, names: Iterable[str]) -> Labels:
 
 
 def _read_row(case: str, cells: Mapping[str, str], value_of: Mapping[str, int], where: str) -> Row:
-    """Return the facts and the lesion in the cells of a row. Raise `DatasetError` if wrong."""
+    """Return the row with what its cells state. Without coordinates, it states no lesion.
+
+    Raise `DatasetError` if a cell is wrong.
+    """
     stated = parse_role_and_fold(cells)
     files = CaseFiles(case, (), group=cells.get("group", ""), role=stated.role, fold=stated.fold)
     lesion = _parse_lesion(cells, value_of, where)
@@ -120,7 +129,10 @@ def _read_row(case: str, cells: Mapping[str, str], value_of: Mapping[str, int], 
 def _parse_lesion(
     cells: Mapping[str, str], value_of: Mapping[str, int], where: str
 ) -> StatedLesion | None:
-    """Return the lesion in a row, or None if its coordinates are empty."""
+    """Return the lesion in a row, or None if all coordinates are empty.
+
+    Raise `DatasetError` if some are empty, one is not a number, or an end is not after its start.
+    """
     axes = [axis for axis in _AXES if axis[0] in _CORNERS or any(map(cells.get, axis))]
     names = [name for axis in axes for name in axis]
     if not any(map(cells.get, names)):
@@ -145,7 +157,10 @@ def _parse_lesion(
 
 
 def _parse_label(name: str, value_of: Mapping[str, int]) -> int:
-    """Return the value of a label. A row may also state the value instead of the name."""
+    """Return the value of a label. A row may also state the value instead of the name.
+
+    Raise `DatasetError` if the cell is empty, or neither a name nor a value.
+    """
     if not name:
         raise DatasetError("the label is empty. Name what is in the box.")
     if name in value_of:
@@ -158,18 +173,24 @@ def _parse_label(name: str, value_of: Mapping[str, int]) -> int:
     )
 
 
-def _list_images(root: Path) -> Table:
-    """Make a row of each image file in `images/`, or of each one next to the table."""
+def _table_of_images(root: Path) -> Table:
+    """Make a row of each image file in `images/` or, without this folder, next to the table.
+
+    Subfolders are searched, too. Files that are not read become findings.
+    """
     folder = root / "images" if (root / "images").is_dir() else root
     files = list_images(folder)
     _refuse_channels(files)
     rows = [Row(CaseFiles(path_id(file.relative_to(folder)), (file,))) for file in files]
-    unread = remark_unread_files(folder, folders=False)
+    unread = find_unread_files(folder, folders=False)
     return Table(folder, rows, Labels.of({1: "lesion"}), findings=unread)
 
 
 def _refuse_channels(files: Iterable[Path]) -> None:
-    """Raise `DatasetError` if volumes are numbered like the channels of one case."""
+    """Raise `DatasetError` if two volumes are numbered like the channels of one case.
+
+    The numbers of pictures are not channels.
+    """
     channels: dict[tuple[Path, str], Path] = {}
     for file in files:
         name, number = split_channel(strip_suffix(file))

@@ -25,7 +25,7 @@ _OWN_RESULTS = {"config.yaml", "predictions.csv", "scores.json"}
 _VOXEL_SUFFIXES = (".raw", ".zraw", ".raw.gz", ".gz", ".bz2", ".txt", ".hex", ".ascii")
 
 
-def find_left_out(
+def findings_about(
     where: object,
     names: Sequence[str],
     noun: str,
@@ -36,14 +36,14 @@ def find_left_out(
     advice: str = "",
     severity: Severity = "note",
 ) -> list[Finding]:
-    """Return one finding that counts and lists `names`, or no finding if there are none.
+    """Return one finding that counts and lists `names`, or an empty list if there are none.
 
     Args:
         where: The folder or table.
         names: The names of the entries.
         noun: What they are, such as `image`.
         words: Why they are listed, such as `without a row, left out`.
-        kind: The kind of the finding.
+        kind: The kind of the finding, see `Finding`.
         most: The number of names that are listed.
         advice: A sentence after the names, which begins with a space.
         severity: The severity of the finding.
@@ -55,8 +55,11 @@ def find_left_out(
     return [Finding(kind, text, severity=severity)]
 
 
-def validate(model: type[M], entry: Any, path: Path | None = None) -> M:
-    """Parse the content of a file as a `model`. Raise `DatasetError` if keys do not fit."""
+def parse_as(model: type[M], entry: Any, path: Path | None = None) -> M:
+    """Parse the content of a file, or an entry of it, as a `model`.
+
+    Raise `DatasetError` if keys or values do not fit. The message begins with `path`, if given.
+    """
     try:
         return model.model_validate(entry)
     except ValidationError as error:
@@ -67,7 +70,8 @@ def validate(model: type[M], entry: Any, path: Path | None = None) -> M:
 def distinct_ids(cases: Sequence[str], images: Sequence[Path], root: Path) -> list[str]:
     """Return the ids of cases. An id that several have becomes the path of the image below `root`.
 
-    `p1/t1.nii` and `p2/t1.nii` become `p1_t1` and `p2_t1`.
+    `p1/t1.nii` and `p2/t1.nii` become `p1_t1` and `p2_t1`. An image that is not below `root` gives
+    its whole path.
     """
     n_cases = Counter(cases)
     ids: list[str] = []
@@ -79,7 +83,10 @@ def distinct_ids(cases: Sequence[str], images: Sequence[Path], root: Path) -> li
 
 
 def listed_file(folder: Path, name: str) -> Path:
-    """Return the path of a file that a table names, also if it has the separators of Windows."""
+    """Return the path of a file that a table names, relative to a folder.
+
+    Separators of Windows become slashes, unless a file with backslashes in its name exists.
+    """
     path = folder / name
     if "\\" not in name or path.exists():
         return path
@@ -89,10 +96,11 @@ def listed_file(folder: Path, name: str) -> Path:
 def list_images(folder: Path) -> list[Path]:
     """List the image files of a folder and its subfolders, in the order of their paths.
 
-    Hidden folders, folders of masks and results of lesionseg are left out. Links to folders are
-    followed, but each folder is searched only once, because links may form a circle. An image has
-    the path without a link, if there is one. The ids of cases therefore do not depend on the order
-    in which the disk lists the folders.
+    Hidden folders and files, folders of masks, and subfolders with results of lesionseg are left
+    out. Links to folders are followed, but each folder is searched only once, because links may
+    form a circle. An image has the path without a link, if there is one. The ids of cases therefore
+    do not depend on the order in which the disk lists the folders. A broken link to an image is
+    listed, so that reading it reports the error.
     """
     found: list[Path] = []
     seen: set[str] = set()
@@ -103,10 +111,10 @@ def list_images(folder: Path) -> list[Path]:
 
 
 def _list_images_below(starts: Iterable[Path], found: list[Path], seen: set[str]) -> list[Path]:
-    """Append the images of some folders to `found`, without those in links to other folders.
+    """Append the images in some folders and their subfolders to `found`.
 
-    Folders whose real path is in `seen` are left out, and the path of each searched folder is
-    added. Return the sorted links.
+    Links to folders are not followed, but returned in sorted order. Folders whose real path is in
+    `seen` are left out, and the real path of each searched folder is added.
     """
     links: list[Path] = []
     for top, folders, names in chain.from_iterable(os.walk(start) for start in starts):
@@ -124,15 +132,15 @@ def _list_images_below(starts: Iterable[Path], found: list[Path], seen: set[str]
     return sorted(links)
 
 
-def remark_unread_files(
+def find_unread_files(
     folder: Path, *, folders: bool = True, usual: tuple[str, ...] = ()
 ) -> list[Finding]:
-    """Return a finding about the files of a folder that are not read.
+    """Return a finding about the files of a folder that are not read, if there are any.
 
-    Hidden files, texts and the voxels of a header are not named.
+    Hidden files, texts, files without a suffix and the voxels of a header are not named.
 
     Args:
-        folder: The folder with images.
+        folder: The folder with images. Its subfolders are not searched.
         folders: True names the folders in it, too.
         usual: Further suffixes that are not named.
     """
@@ -148,7 +156,7 @@ def remark_unread_files(
     if folders:
         unread += [path for path in entries if path.is_dir()]
     kinds = sorted({"folders" if path.is_dir() else path.suffix for path in unread})
-    return find_left_out(
+    return findings_about(
         folder,
         [path.name for path in unread],
         "item",

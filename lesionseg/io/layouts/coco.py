@@ -21,10 +21,10 @@ from lesionseg.io.case_ids import path_id
 from lesionseg.io.layouts.checks import (
     Count,
     Number,
-    find_left_out,
+    find_unread_files,
+    findings_about,
     list_images,
-    remark_unread_files,
-    validate,
+    parse_as,
 )
 from lesionseg.io.layouts.stated_lesions import (
     RunLengths,
@@ -47,14 +47,22 @@ _ANY_INSTANCES = re.compile(r"instances_(.+)\.json", re.IGNORECASE)
 
 
 def _id_text(number: object) -> object:
-    """Return an id as text. The whole number 1.0, as pandas writes it, is the id 1."""
+    """Return an id as text. The whole number 1.0, as pandas writes it, is the id 1.
+
+    Anything that is not a whole number is returned unchanged, so that the model refuses it.
+    """
     if isinstance(number, float) and number.is_integer():
         number = int(number)
     return str(number) if isinstance(number, int) else number
 
 
+def _id_of(entry: Mapping[str, Any], key: str) -> str:
+    """Return the id in an entry that is not checked yet, as text."""
+    return str(_id_text(entry.get(key)))
+
+
 def _to_slashes(path: object) -> object:
-    """Return a path with the separators of Windows as one with slashes."""
+    """Replace the separators of Windows in a path by slashes. Return other types unchanged."""
     return path.replace("\\", "/") if isinstance(path, str) else path
 
 
@@ -80,7 +88,7 @@ class AnnotationFile:
         path: The file.
         folders: The folders in which its images may be located.
         role: The role of its images.
-        images: The images that may have another place, by name.
+        images: Further images of the dataset by name, for files without a usual place.
     """
 
     path: Path
@@ -89,9 +97,10 @@ class AnnotationFile:
     images: Mapping[str, Sequence[Path]] = field(default_factory=dict)
 
     def find_image(self, file_name: str) -> Path:
-        """Find an image. If none exists, return a path for the message that it is missing.
+        """Find an image in `folders`, otherwise the only one of `images` whose path ends so.
 
-        Raise `DatasetError` if several images may be meant.
+        If there is none, return the path in the first folder, for the message that it is missing.
+        Raise `DatasetError` if several of `images` may be meant.
         """
         paths = [folder / file_name for folder in self.folders]
         for path in paths:
@@ -126,8 +135,11 @@ class _Annotation(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _find_place(cls, annotation: dict[str, Any]) -> dict[str, Any]:
-        """Name run lengths and the reader that CVAT writes. Refuse an annotation without place."""
+    def _to_fields(cls, annotation: dict[str, Any]) -> dict[str, Any]:
+        """Return an annotation with run lengths and CVAT's attribute `reader` as own fields.
+
+        Raise `ValueError` if it has neither a box nor a segmentation.
+        """
         stated = {**annotation}
         segmentation = stated.get("segmentation")
         attributes = stated.get("attributes")
@@ -140,7 +152,10 @@ class _Annotation(BaseModel):
         return stated
 
     def lesion(self, label: int, where: str) -> StatedLesion:
-        """Return the lesion of the annotation. Without a bbox, polygons give its box."""
+        """Return the lesion of the annotation. Without a bbox, polygons give its box.
+
+        Run lengths without a bbox give a lesion without a box.
+        """
         box: tuple[float, ...] = ()
         if self.bbox is not None:
             x, y, width, height = self.bbox
@@ -176,11 +191,15 @@ class _Image(BaseModel):
 
 
 class _Category(BaseModel):
+    """A category of a COCO file. Its id becomes a label."""
+
     id: Count
     name: str = ""
 
 
 class _Content(BaseModel):
+    """The content of a COCO file. Images and annotations are parsed one by one."""
+
     images: Annotated[list[dict[str, Any]], Field(min_length=1)]
     annotations: list[dict[str, Any]]
     categories: Annotated[list[_Category], Field(min_length=1)]
@@ -234,16 +253,22 @@ def read_coco(root: Path, annotations: Path | None = None) -> Table:
         root: The folder.
         annotations: A COCO file of any name and place, whose images are located anywhere below the
             folder. None searches for files, see `find_annotations`.
+
+    Raises:
+        DatasetError: A file has no images, annotations or categories, or names a category otherwise
+            than another file.
+        ReadError: A file cannot be read.
     """
-    files = find_annotations(root)
-    if annotations is not None:
+    if annotations is None:
+        files = find_annotations(root)
+    else:
         images: dict[str, list[Path]] = {}
         for image in list_images(root):
             images.setdefault(image.name, []).append(image)
         files = [AnnotationFile(annotations, (root / "images", root), images=images)]
     contents: list[tuple[AnnotationFile, _Content]] = []
     for file in files:
-        content = validate(_Content, read_json(file.path, allow_nan=True), file.path)
+        content = parse_as(_Content, read_json(file.path, allow_nan=True), file.path)
         contents.append((file, content))
     names, label_of, findings = _find_labels(root, contents)
     rows: list[Row] = []
@@ -268,7 +293,7 @@ def _find_labels(
     names: dict[int, str] = {}
     used: set[str] = set()
     for file, content in contents:
-        used |= {str(_id_text(annotation.get("category_id"))) for annotation in content.annotations}
+        used |= {_id_of(annotation, "category_id") for annotation in content.annotations}
         for category in content.categories:
             known = names.setdefault(category.id, category.name)
             if known != category.name:
@@ -291,17 +316,20 @@ def _read_rows(
     label_of: Mapping[str, int],
     findings: list[Finding],
 ) -> list[Row]:
-    """Return the rows of one COCO file. Entries that do not fit become findings."""
-    n_images = Counter(str(_id_text(record.get("id"))) for record in content.images)
+    """Return the rows of one COCO file: one per image, and one per image and reader.
+
+    Entries that do not fit become findings.
+    """
+    n_images = Counter(_id_of(record, "id") for record in content.images)
     case_of: dict[str, str] = {}
     readers_of: dict[str, set[str]] = {}
     rows: list[Row] = []
     for record in content.images:
-        number = str(_id_text(record.get("id")))
+        number = _id_of(record, "id")
         name = str(_to_slashes(record.get("file_name")))
         case = case_of.setdefault(number, _case_id(name))
         with collect_errors(findings, case, file.path):
-            image = validate(_Image, record)
+            image = parse_as(_Image, record)
             if n_images[number] > 1:
                 raise DatasetError(
                     f"{name} has the id {number} of another image, so its annotations are not "
@@ -311,8 +339,8 @@ def _read_rows(
             readers_of[number] = {*image.readers}
     lesions: dict[tuple[str, str], list[StatedLesion]] = {}
     for annotation in content.annotations:
-        number = str(_id_text(annotation.get("image_id")))
-        category = str(_id_text(annotation.get("category_id")))
+        number = _id_of(annotation, "image_id")
+        category = _id_of(annotation, "category_id")
         where = f"{file.path}: annotation {str(annotation.get('id'))[:40]}"
         with collect_errors(findings, case_of.get(number, ""), where):
             if number not in case_of or category not in label_of:
@@ -320,7 +348,7 @@ def _read_rows(
                     f"image {number[:40]} or category {category[:40]} is not listed. Add it to the "
                     "images or categories."
                 )
-            lesion = validate(_Annotation, annotation).lesion(label_of[category], where)
+            lesion = parse_as(_Annotation, annotation).lesion(label_of[category], where)
             lesions.setdefault((number, lesion.reader), []).append(lesion)
             if number in readers_of:  # otherwise the entry of the image is wrong
                 readers_of[number].add(lesion.reader)
@@ -333,7 +361,10 @@ def _read_rows(
 
 
 def _image_row(root: Path, file: AnnotationFile, image: _Image, case: str) -> Row:
-    """Return the row with the image and the mask of a case, without its lesions."""
+    """Return the row with the image and the mask of a case, without its lesions.
+
+    The role of the image, if it states one, replaces that of the file.
+    """
     columns = {"pixel_mm": ""}
     for name, value in (image.model_extra or {}).items():
         if isinstance(value, str | int | float):
@@ -364,23 +395,26 @@ def _case_id(file_name: str) -> str:
 def _find_unlisted(
     root: Path, listed: Collection[Path], files: Iterable[AnnotationFile]
 ) -> list[Finding]:
-    """Return findings on files next to the listed images, or below the folder, that are not listed.
+    """Return findings on files next to the listed images that are not listed or not read.
 
-    `files` are the COCO files.
+    The further images of COCO files (`AnnotationFile.images`) are compared, too.
     """
     findings: list[Finding] = []
     unlisted = {image for file in files for images in file.images.values() for image in images}
     unlisted -= set(listed)
     for folder in sorted({image.parent for image in listed if image.parent.is_dir()}):
-        findings += remark_unread_files(folder, folders=False)  # folders may contain more images
+        findings += find_unread_files(folder, folders=False)  # folders may contain more images
         unlisted |= set(filter(is_image_file, folder.iterdir())) - set(listed)
     names = [file.name for file in sorted(unlisted)]
     words = "next to the listed images, left out"
-    return [*findings, *find_left_out(root, names, "image", words)]
+    return [*findings, *findings_about(root, names, "image", words)]
 
 
 def _find_crowds(root: Path, rows: Iterable[Row]) -> list[Finding]:
-    """Return a finding about crowd annotations, because some programs write lesions so."""
+    """Return a finding about ignored regions (`iscrowd`), because some programs write lesions so.
+
+    There is no finding without such regions.
+    """
     cases: list[str] = []
     for row in rows:
         cases += [row.files.case for lesion in row.lesions or () if lesion.is_ignored]

@@ -16,8 +16,9 @@ from lesionseg.core import CaseFiles, Labels, Role, numbers_first
 from lesionseg.core.finding import LISTED, Finding, collect_errors
 from lesionseg.errors import DatasetError, ReadError, count
 from lesionseg.io.case_ids import path_id
-from lesionseg.io.layouts.checks import Count, Number, distinct_ids, listed_file, validate
+from lesionseg.io.layouts.checks import Count, Number, distinct_ids, listed_file, parse_as
 from lesionseg.io.layouts.manifest import LABELS, read_labels
+from lesionseg.io.layouts.nnunet import DATASET_JSON
 from lesionseg.io.layouts.stated_lesions import StatedLesion
 from lesionseg.io.layouts.table import Row, Table, column_findings
 from lesionseg.io.text import read_json
@@ -61,7 +62,7 @@ def find_datalist(root: Path) -> Path | None:
             match read_json(path, allow_nan=True):
                 case {"training": [{"image": _}, *_]}:
                     has_folder = any((root / name).is_dir() for name in _FOLDERS_OF_NNUNET)
-                    is_nnunet = path.name == "dataset.json" and has_folder
+                    is_nnunet = path.name == DATASET_JSON and has_folder
                     if not is_nnunet:
                         return path
     return None
@@ -70,14 +71,20 @@ def find_datalist(root: Path) -> Path | None:
 def read_datalist(root: Path) -> Table:
     """Read the datalist of a folder.
 
-    - Paths are relative to the folder. A list of images names the channels.
+    - Paths are relative to the folder. A list of images has one image per channel.
     - The lists are `training`, `validation` (or `valid`, `val`) and `test` (or `testing`). A list
       of cases under another key is left out and named.
     - Entries of `training` and `validation` without `label` are unlabelled cases. Such entries of
       the test lists are left out.
     - `box` lists boxes and `label` the class of each. Class 0 becomes label 1, and so on. A box is
       centre and size in LPS millimetres (`cccwhd`), on pictures the corners in pixels (`xyxy`).
-    - `labels.json` in the same folder names the labels.
+    - `labels.json` in the same folder names the labels, and `modality` the channels.
+
+    Wrong entries become findings.
+
+    Raises:
+        DatasetError: The folder has no datalist, or boxes in an unknown form.
+        ReadError: A file cannot be read.
     """
     path = find_datalist(root)
     if path is None:
@@ -102,18 +109,21 @@ def read_datalist(root: Path) -> Table:
     if not isinstance(names, dict) or len(names) != n_channels:
         names = {str(i): f"channel {i}" for i in range(n_channels)}
     channel_names = tuple(str(names[key]) for key in sorted(names, key=numbers_first))
-    return Table(path, rows, _labels(root, rows), channel_names, findings)
+    return Table(path, rows, _read_or_number_labels(root, rows), channel_names, findings)
 
 
 def _read_rows(
     root: Path, path: Path, content: Mapping[str, object], findings: list[Finding]
 ) -> list[Row]:
-    """Return a row for each entry in the lists of a datalist. Wrong entries become findings."""
+    """Return a row for each entry in the lists of a datalist. Test entries without label have none.
+
+    Wrong entries, unknown lists of cases and misspelt keys become findings.
+    """
     rows: list[Row] = []
     keys_of_entries: set[frozenset[str]] = set()
     for key, entries in content.items():
         if key not in _LISTS:
-            findings += _find_cases(path, key, entries)
+            findings += _find_unknown_list(path, key, entries)
             continue
         if not isinstance(entries, list):
             text = f"{path}: {key!r} is not a list of cases. Make it one."
@@ -127,7 +137,7 @@ def _read_rows(
                 continue
             where = f"{path}: {key}[{place}]"
             with collect_errors(findings, str(stated.get("image", "")), where):
-                rows.append(_read_row(root, validate(_Entry, entry), _LISTS[key], where))
+                rows.append(_read_row(root, parse_as(_Entry, entry), _LISTS[key], where))
     known = tuple(_Entry.model_fields)
     for keys in sorted(map(sorted, keys_of_entries)):
         found = column_findings(path, keys, known, "is not used")
@@ -135,8 +145,8 @@ def _read_rows(
     return rows
 
 
-def _find_cases(path: Path, key: str, entries: object) -> list[Finding]:
-    """Return a finding if an unknown key has a list of cases."""
+def _find_unknown_list(path: Path, key: str, entries: object) -> list[Finding]:
+    """Return a finding if the value of an unknown key is a list of cases."""
     listed = entries if isinstance(entries, list) else []
     n_cases = sum(isinstance(entry, dict) and "image" in entry for entry in listed)
     if not n_cases:
@@ -148,8 +158,12 @@ def _find_cases(path: Path, key: str, entries: object) -> list[Finding]:
     return [Finding("left_out", text)]
 
 
-def _labels(root: Path, rows: list[Row]) -> Labels:
-    """Read the labels of the folder. Without a file of names, the classes of boxes are numbered."""
+def _read_or_number_labels(root: Path, rows: list[Row]) -> Labels:
+    """Read the labels of the folder.
+
+    If `labels.json` does not exist and boxes have several classes, the labels are called `class 1`,
+    `class 2` and so on.
+    """
     labels = read_labels(root)
     values = [lesion.label for row in rows for lesion in row.lesions or ()]
     if max(values, default=1) == 1 or (root / LABELS).is_file():
@@ -160,7 +174,8 @@ def _labels(root: Path, rows: list[Row]) -> Labels:
 def _read_row(root: Path, entry: _Entry, role: Role | None, where: str) -> Row:
     """Return the row of an entry. The case id is `case`, or the name of the first image.
 
-    `role`: that of the list, if the entry states none.
+    `role` is that of the list. It applies if the entry states none. Raise `DatasetError` if label
+    and boxes do not fit together.
     """
     images = [entry.image] if isinstance(entry.image, str) else entry.image
     case = entry.case or path_id(Path(listed_file(root, images[0]).name))
@@ -188,7 +203,7 @@ def _read_row(root: Path, entry: _Entry, role: Role | None, where: str) -> Row:
 
 
 def _read_lesion(box: list[float], label: int, where: str) -> StatedLesion:
-    """Return the lesion of a box. Raise `DatasetError` if it is of no known form."""
+    """Return the lesion of a box. Raise `DatasetError` unless it has 4 or 6 numbers."""
     if len(box) == 4:
         x0, y0, x1, y1 = box
         return StatedLesion(label, (y0, x0, y1, x1), where=where)

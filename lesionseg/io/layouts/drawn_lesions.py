@@ -10,11 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lesionseg.core import CaseFiles, Geometry, Reference, StatedBoxes
+from lesionseg.core.arrays import Flags, Integers
 from lesionseg.core.lesions import box_slices, clip_boxes
 from lesionseg.errors import ContentError, GeometryError, count
 from lesionseg.io.layouts.stated_lesions import (
     LESIONS,
     CaseLesions,
+    Polygons,
     RunLengths,
     StatedLesion,
     lesions_are_boxes,
@@ -24,7 +26,6 @@ from lesionseg.io.worker import run_in_worker
 
 logger = logging.getLogger(__name__)
 
-Mask = NDArray[np.bool_]
 _FARTHEST = 10  # a polygon may be this many sides of the image away
 
 
@@ -40,7 +41,7 @@ class DrawnPart:
 
     top: int
     left: int
-    mask: Mask
+    mask: Flags
 
     def paint(self, image: NDArray[Any], value: int) -> None:
         """Set the drawn pixels of the whole image `[y, x]` to a value."""
@@ -55,13 +56,14 @@ def read_stated_reference(
     """Read the reference of a case whose lesions are stated by annotations.
 
     The pixels of the lesions come from the mask of the case if it has one, otherwise from outlines.
-    If lesions overlap, the smaller one keeps the pixel. If a lesion has only a box, the reference
-    consists of boxes. Ignored regions become `ignore`, except for lesions in them.
+    If lesions overlap, the smaller one keeps the pixel. A lesion that keeps none is left out with a
+    warning. If a lesion has only a box, the reference consists of boxes. Ignored regions become
+    `ignore`, except for lesions in them.
 
     Args:
         files: The files of the case.
         geometry: The grid of the image.
-        merged: The label values that become 1.
+        merged: The label values that become 1. Other values do not change.
 
     Returns:
         The reference, with zeros for a lesion-free case.
@@ -132,9 +134,13 @@ def _require_stated_size(image: Path, stated: tuple[int, ...] | None, geometry: 
 
 
 def _to_pixels(lesion: StatedLesion, image: Path, geometry: Geometry) -> StatedLesion:
-    """Return a lesion with box and polygons in pixels. Raise `ContentError` if it does not fit."""
+    """Return a lesion with a box, and with box and polygons in pixels or voxels.
+
+    Raise `ContentError` if run lengths have another size than the image, or the box has another
+    number of axes.
+    """
     if isinstance(lesion.outline, RunLengths):
-        lesion = _check_run_lengths(lesion, lesion.outline, geometry.shape)
+        lesion = _add_box(lesion, lesion.outline, geometry.shape)
     if len(lesion.box) != 2 * geometry.dims:
         advice = "Empty z0 and z1 (boxes.csv), or write 4 numbers (datalist)."
         if geometry.dims == 3:
@@ -169,12 +175,11 @@ def _to_voxels(lesion: StatedLesion, geometry: Geometry) -> StatedLesion:
     return replace(lesion, box=tuple(np.concatenate([centre - half, centre + half]).tolist()))
 
 
-def _check_run_lengths(
-    lesion: StatedLesion, outline: RunLengths, shape: tuple[int, ...]
-) -> StatedLesion:
+def _add_box(lesion: StatedLesion, outline: RunLengths, shape: tuple[int, ...]) -> StatedLesion:
     """Return a lesion in run lengths, with the box of its pixels if none is stated.
 
-    Raise `ContentError` if the run lengths have another size than the image, or no pixel.
+    Raise `ContentError` if the run lengths have another size than the image, or if they are empty
+    and no box is stated.
     """
     if outline.size != shape:
         raise ContentError(
@@ -196,13 +201,13 @@ def _check_run_lengths(
 def _clip(lesions: Sequence[StatedLesion], shape: tuple[int, ...]) -> NDArray[np.float32]:
     """Return the boxes of lesions `[n, 2·dims]`, clipped to the image.
 
-    Raise `ContentError` that names the first annotation outside the image.
+    Raise `ContentError` that names the first annotation whose box is outside the image.
     """
     boxes = [clip_boxes(one.box, shape, one.where) for one in lesions]
     return np.concatenate([np.zeros((0, 2 * len(shape)), dtype=np.float32), *boxes])
 
 
-def _stated_boxes(lesions: Sequence[StatedLesion], labels: NDArray[np.int64]) -> StatedBoxes:
+def _stated_boxes(lesions: Sequence[StatedLesion], labels: Integers) -> StatedBoxes:
     """Return the boxes of lesions before they are clipped."""
     boxes = np.array([one.box for one in lesions], dtype=np.float64)
     return StatedBoxes(boxes, tuple(labels.tolist()))
@@ -212,10 +217,18 @@ def _reference_of_boxes(
     geometry: Geometry,
     lesions: Sequence[StatedLesion],
     boxes: NDArray[np.float32],
-    labels: NDArray[np.int64],
-    ignore: Mask | None,
+    labels: Integers,
+    ignore: Flags | None,
 ) -> Reference:
-    """Return a reference of boxes, or a mask of zeros if there is no lesion."""
+    """Return a reference of boxes, or a mask of zeros if there is no lesion.
+
+    Args:
+        geometry: The grid of the image.
+        lesions: The lesions with their boxes as stated.
+        boxes: The boxes, clipped to the image.
+        labels: The label of each lesion.
+        ignore: The pixels of ignored regions, or None. Those in boxes are set to False in place.
+    """
     if not lesions:
         empty = np.zeros(geometry.shape, dtype=np.uint8)
         return Reference(geometry, labels=empty, ignore=ignore)
@@ -232,9 +245,10 @@ def _reference_of_boxes(
 
 
 def _draw_instances(lesions: Sequence[StatedLesion], shape: tuple[int, ...]) -> NDArray[np.int32]:
-    """Return the number of each pixel's lesion, 0 for none. Smaller lesions are drawn last.
+    """Return the number of each pixel's lesion, from 1 in their order, or 0 for none.
 
-    A lesion that contains no pixel centre gets the pixel nearest to the centre of its box.
+    Smaller lesions are drawn last. A lesion that contains no pixel centre gets the pixel nearest to
+    the centre of its box.
     """
     parts = _draw_parts(lesions, shape)
     for index, lesion in enumerate(lesions):
@@ -249,7 +263,7 @@ def _draw_instances(lesions: Sequence[StatedLesion], shape: tuple[int, ...]) -> 
     return instances
 
 
-def _draw_ignored(regions: Sequence[StatedLesion], shape: tuple[int, ...]) -> Mask:
+def _draw_ignored(regions: Sequence[StatedLesion], shape: tuple[int, ...]) -> Flags:
     """Return the pixels of ignored regions: of the outline or, if there is none, of the box."""
     inside = np.zeros(shape, dtype=bool)
     for region, box in zip(regions, _clip(regions, shape), strict=True):
@@ -264,20 +278,26 @@ def _check_boxes(
     lesions: Sequence[StatedLesion],
     instances: NDArray[np.int32],
     boxes: NDArray[np.float32],
-    sizes: NDArray[np.int64],
+    n_pixels: Integers,
 ) -> None:
     """Raise `ContentError` if most pixels of a lesion are outside its box.
 
     The reverse is allowed, because smaller lesions may cover the pixels in a box.
+
+    Args:
+        lesions: The lesions.
+        instances: The number of each pixel's lesion.
+        boxes: The box of each lesion.
+        n_pixels: The number of pixels of each lesion.
     """
-    pairs = zip(lesions, boxes, sizes, strict=True)
-    for number, (lesion, box, n_pixels) in enumerate(pairs, start=1):
+    triples = zip(lesions, boxes, n_pixels, strict=True)
+    for number, (lesion, box, n) in enumerate(triples, start=1):
         wide = np.concatenate([box[:2] - 1, box[2:] + 1])  # one pixel more because of rounding
         n_inside = int((instances[box_slices(wide, 2)] == number).sum())
-        if 2 * n_inside < n_pixels:
+        if 2 * n_inside < n:
             raise ContentError(
                 f"{lesion.where}: the mask of lesion {number} and its box {box.tolist()} disagree: "
-                f"{n_inside} of {n_pixels} pixels are inside. Correct one of them."
+                f"{n_inside} of {n} pixels are inside. Correct one of them."
             )
 
 
@@ -288,6 +308,11 @@ def _read_instances(
 
     The values of the mask are the `mask_value` of the lesions. The numbers are 1 to n in the order
     of the lesions.
+
+    Raises:
+        GeometryError: The mask has another size than the image.
+        ContentError: A value has no lesion, or a lesion has no value of its own.
+        ReadError: The mask cannot be read.
     """
     mask = np.asarray(read_mask(path).labels)
     if mask.shape != shape:
@@ -309,17 +334,17 @@ def _read_instances(
 
 
 def _draw_parts(lesions: Sequence[StatedLesion], shape: tuple[int, ...]) -> list[DrawnPart]:
-    """Draw the outlines of some lesions in the worker."""
+    """Draw the outlines of some lesions in the worker. See `draw_outlines`."""
     return run_in_worker(draw_outlines, lesions[0].where, lesions, shape)
 
 
 def draw_outlines(
     _: str, lesions: Sequence[StatedLesion], shape: tuple[int, ...]
 ) -> list[DrawnPart]:
-    """Draw polygons and run lengths. Only one mask of the whole image exists at a time.
+    """Draw the polygons or run lengths of each lesion. Only one whole image exists at a time.
 
-    Raise `ContentError` naming the first lesion whose outline the library rejects. The first
-    argument is the name of the job.
+    Raise `ContentError` naming the first lesion whose outline the library rejects, or whose points
+    are far from the image. The first argument is the name of the job, which the worker needs.
     """
     from pycocotools import mask as coco_mask
 
@@ -338,8 +363,8 @@ def draw_outlines(
     return parts
 
 
-def _encode(outline: Any, shape: tuple[int, ...]) -> Any:
-    """Return polygons or run lengths in the form of pycocotools.
+def _encode(outline: Polygons | RunLengths, shape: tuple[int, ...]) -> Any:
+    """Return polygons or run lengths in the encoded form of pycocotools.
 
     Raise `ValueError` for polygons far from the image, which would crash the library.
     """

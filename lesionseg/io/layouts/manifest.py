@@ -11,7 +11,7 @@ from lesionseg.core import CaseFiles, Labels, Role, numbers_first
 from lesionseg.core.finding import LISTED, Finding, collect_errors, require_no_errors
 from lesionseg.errors import DatasetError, require_one_of
 from lesionseg.io.files import is_file_or_broken_link
-from lesionseg.io.layouts.checks import Count, listed_file, validate
+from lesionseg.io.layouts.checks import Count, listed_file, parse_as
 from lesionseg.io.layouts.table import Row, Table, column_findings
 from lesionseg.io.text import read_csv_lines, read_json
 
@@ -33,8 +33,11 @@ _LabelsFile = RootModel[dict[PositiveInt, str]]
 
 
 def parse_role_and_fold(cells: Mapping[str, str]) -> RoleAndFold:
-    """Return role and fold of a row. Raise `DatasetError` if one is wrong."""
-    return validate(RoleAndFold, {key: cells[key] for key in ("role", "fold") if cells.get(key)})
+    """Return role and fold of a row, None for an empty or absent cell.
+
+    Raise `DatasetError` if one is wrong.
+    """
+    return parse_as(RoleAndFold, {key: cells[key] for key in ("role", "fold") if cells.get(key)})
 
 
 def read_manifest(root: Path) -> Table:
@@ -76,10 +79,11 @@ def read_manifest(root: Path) -> Table:
 def _add_reference(
     files: CaseFiles, root: Path, cells: Mapping[str, str], names: Sequence[str]
 ) -> CaseFiles:
-    """Add reference, role, fold and annotated labels of a row.
+    """Return a case with the reference, role, fold and annotated labels of its row.
 
     `names` are the names of all labels of the dataset. The key `instances` of the annotations marks
-    a reference whose values are lesion ids instead of labels.
+    a reference whose values are lesion ids instead of labels. Raise `DatasetError` if the cells are
+    wrong or contradict each other.
     """
     mask = cells.get("reference", "")
     instances = cells.get("instances", "")
@@ -132,8 +136,12 @@ def read_scan_rows(path: Path, channels: int | None) -> tuple[list[CaseFiles], l
     """Read a table like `read_scan_list`, but do not raise errors of single rows.
 
     Returns:
-        The cases in the order of the rows, and a finding for each row and each repeated case id
-        that cannot be used.
+        The cases in the order of the rows, and an error for each row that cannot be used. Rows with
+        the same case id are left out, with one error for them.
+
+    Raises:
+        DatasetError: The table has no case, or lacks a column.
+        ReadError: The table cannot be read.
     """
     rows, images = _read_lines(path)
     cases = list[CaseFiles]()
@@ -157,7 +165,8 @@ def read_scan_rows(path: Path, channels: int | None) -> tuple[list[CaseFiles], l
 def _read_lines(path: Path) -> tuple[list[tuple[int, dict[str, str]]], tuple[str, ...]]:
     """Read the rows of a table with their line numbers, and the names of its image columns.
 
-    The columns of further images are in the order of their numbers.
+    The columns of further images are in the order of their numbers. Raise `DatasetError` if the
+    table has no row, or no column `case` or `image`.
     """
     rows = read_csv_lines(path)
     if not rows:
@@ -184,11 +193,13 @@ def _make_case(
 ) -> CaseFiles:
     """Make a case of a row, without its reference.
 
+    Raise `DatasetError` if the row has no case id or no image.
+
     Args:
         folder: The folder to which paths are relative.
         row: The cells of the row by column.
         images: The columns of images, one for each channel.
-        channels: The number of channels. Empty cells of further columns are not missing channels.
+        channels: The number of channels. An empty cell of a column beyond it is no missing channel.
             None takes all columns.
     """
     files = tuple(listed_file(folder, row[name]) for name in images if row[name])
@@ -204,10 +215,15 @@ def _make_case(
 
 
 def read_labels(root: Path) -> Labels:
-    """Read the labels from `labels.json`. Without this file, value 1 is the lesion."""
+    """Read the labels from `labels.json`. Without this file, value 1 is the lesion.
+
+    Raises:
+        DatasetError: There is no lesion, two values to ignore, or one name for two values.
+        ReadError: The file cannot be read.
+    """
     path = root / LABELS
     content = read_json(path, allow_nan=True) if is_file_or_broken_link(path) else {"1": "lesion"}
-    named = dict(sorted(validate(_LabelsFile, content, path).root.items()))
+    named = dict(sorted(parse_as(_LabelsFile, content, path).root.items()))
     ignored = [value for value, name in named.items() if name == IGNORE]
     lesions = {value: name for value, name in named.items() if name != IGNORE}
     if not lesions or len(ignored) > 1:

@@ -19,9 +19,9 @@ from lesionseg.io.case_ids import split_channel
 from lesionseg.io.channels import missing_channels
 from lesionseg.io.layouts.checks import (
     Count,
-    find_left_out,
-    remark_unread_files,
-    validate,
+    find_unread_files,
+    findings_about,
+    parse_as,
 )
 from lesionseg.io.layouts.manifest import IGNORE
 from lesionseg.io.layouts.table import Row, Table
@@ -31,7 +31,8 @@ from lesionseg.io.split_files import PICKLED, SPLITS_FINAL
 from lesionseg.io.text import read_json
 from lesionseg.io.volumes import is_image_file, is_raster, strip_suffix
 
-FilesByCase = dict[str, dict[int, Path]]
+DATASET_JSON = "dataset.json"
+FilesByCase = dict[str, dict[int, Path]]  # by case id and channel number
 
 
 class _ListedCase(BaseModel):
@@ -84,20 +85,27 @@ def read_nnunet_labels(path: Path) -> Labels:
 
 
 def nnunet_labels(content: object, path: Path) -> Labels:
-    """Return the labels in the content of a `dataset.json`. Raises `DatasetError`."""
-    return _parse_labels(validate(_DatasetJson, content, path), path)
+    """Return the labels in the content of a `dataset.json`.
+
+    Raise `DatasetError`, which names `path`, if they are not valid.
+    """
+    return _parse_labels(parse_as(_DatasetJson, content, path), path)
 
 
 def read_nnunet(root: Path) -> Table:
     """Read an nnU-Net raw folder, or a Decathlon folder if no image has a channel number.
 
     A list `dataset` in `dataset.json` replaces the folders of the training cases. If `file_ending`
-    is stated, other files are left out with a note.
+    is stated, pictures next to volumes and copies with another ending are left out with a note.
+
+    Raises:
+        DatasetError: The channels or labels in `dataset.json` are not valid.
+        ReadError: `dataset.json` cannot be read.
     """
-    path = root / "dataset.json"
+    path = root / DATASET_JSON
     findings = list[Finding]()
     content = read_json(path, allow_nan=True)
-    facts = validate(_DatasetJson, content, path)
+    facts = parse_as(_DatasetJson, content, path)
     names = _channel_names(facts, path)
     labels = _parse_labels(facts, path)
     found = {}
@@ -114,7 +122,7 @@ def read_nnunet(root: Path) -> Table:
         masks = _group_by_case(found[f"labels{part}"], naming.masks, findings)
         rows += _match_rows(part, images, masks, len(names), findings)
         if part == "Tr":
-            findings += _count_findings(path, facts, sorted(images.keys() & masks.keys()))
+            findings += _find_differences(path, facts, sorted(images.keys() & masks.keys()))
     split_files = [root / name for name in (SPLITS_FINAL, PICKLED)]
     return Table(
         path,
@@ -124,12 +132,15 @@ def read_nnunet(root: Path) -> Table:
         findings,
         name=str(content.get("name") or ""),
         split_file=next((file for file in split_files if file.is_file()), None),
-        convention="nnunet" if naming.images or facts.dataset is not None else "msd",
+        layout="nnunet" if naming.images or facts.dataset is not None else "msd",
     )
 
 
 def _channel_names(facts: _DatasetJson, path: Path) -> tuple[str, ...]:
-    """Return the names of the channels in the order of their numbers, which must be 0, 1, …"""
+    """Return the names of the channels in the order of their numbers.
+
+    Raise `DatasetError` unless the numbers are 0, 1, ….
+    """
     numbers = sorted(facts.channel_names)
     if numbers != list(range(len(numbers))):
         raise DatasetError(
@@ -149,7 +160,8 @@ def _match_rows(
     """Return a row for each image and each mask of a part, `Tr` or `Ts`.
 
     An image without a mask gets no row. This is an error in `Tr`. In `Ts`, such an image is only
-    predicted.
+    predicted. It is an error, too, if the image has a mask but its name was split at digits that
+    are no channel number. This mask gets no row.
     """
     rows: list[Row] = []
     for case, files in sorted(images.items()):
@@ -179,7 +191,10 @@ def _match_rows(
 
 
 def _listed_rows(root: Path, entries: Mapping[str, _ListedCase], n_channels: int) -> list[Row]:
-    """Return the training cases of the list `dataset`. Paths are relative to the folder."""
+    """Return the training cases of the list `dataset`.
+
+    Paths are relative to the folder. Environment variables in them are replaced by their values.
+    """
     rows: list[Row] = []
     for case, entry in sorted(entries.items()):
         images = [root / os.path.expandvars(name) for name in entry.images]
@@ -194,15 +209,16 @@ def _is_nifti(file: Path) -> bool:
 
 
 def _find_images(folder: Path, ending: str | None, findings: list[Finding]) -> list[Path]:
-    """Return the images of a folder, sorted, and find the files that are left out.
+    """Return the images of a folder, sorted, or [] if it does not exist.
 
     If `ending` (`file_ending` in `dataset.json`) is that of a volume, pictures in the folder are
     previews and left out. If it is that of a picture, volumes are left out. If `a.nii` and
-    `a.nii.gz` exist, the one with `ending` is read.
+    `a.nii.gz` exist, the one with `ending` is read. If no file has it, all are read. Files that are
+    left out become `findings`.
     """
     if not folder.is_dir():
         return []
-    findings += remark_unread_files(folder)
+    findings += find_unread_files(folder)
     files = sorted(filter(is_image_file, folder.iterdir()))
     if not ending or not files:
         return files
@@ -219,7 +235,7 @@ def _find_images(folder: Path, ending: str | None, findings: list[Finding]) -> l
         if is_other_kind or is_copy:
             left_out.add(file)
     words = f"next to those that end in {ending} (file_ending in dataset.json), left out"
-    findings += find_left_out(folder, [file.name for file in sorted(left_out)], "file", words)
+    findings += findings_about(folder, [file.name for file in sorted(left_out)], "file", words)
     return [file for file in files if file not in left_out]
 
 
@@ -229,8 +245,9 @@ def _find_naming(
     """Decide by the names of the masks whether the names of images end in a channel number.
 
     An image `lesion_0001` with a mask `lesion_0001` has no channel number, an image `lesion_0001`
-    with a mask `lesion` has one. If neither kind of mask exists, images have channel numbers if a
-    name ends in `_0000`.
+    with a mask `lesion` has one. If all masks end in `_0000` and all images are channels of them,
+    both have numbers. If neither kind of mask exists, images have channel numbers if a name ends in
+    `_0000`. A decision that may surprise becomes a finding.
     """
     mask_names = {strip_suffix(file) for file in masks}
     numbered_images = _split_numbered(map(strip_suffix, images))
@@ -262,7 +279,7 @@ def _find_naming(
 
 
 def _split_numbered(names: Iterable[str]) -> dict[str, tuple[str, int]]:
-    """Return the rest and the number of each name that ends in four digits."""
+    """Return case id and channel number of each name that ends in four digits, by the name."""
     numbered: dict[str, tuple[str, int]] = {}
     for name in names:
         case, number = split_channel(name)
@@ -271,15 +288,18 @@ def _split_numbered(names: Iterable[str]) -> dict[str, tuple[str, int]]:
     return numbered
 
 
-def _count_findings(path: Path, facts: _DatasetJson, cases: Sequence[str]) -> list[Finding]:
-    """Return a finding if the folders have other training cases than `dataset.json` states."""
+def _find_differences(path: Path, facts: _DatasetJson, cases: Sequence[str]) -> list[Finding]:
+    """Return a finding if `dataset.json` states other training cases than the folders have.
+
+    The cases of its list `training` are compared or, without a list, their number `numTraining`.
+    """
     if isinstance(facts.training, list):
         entries = [entry.get("image") for entry in facts.training if isinstance(entry, dict)]
         named = {strip_suffix(Path(entry)) for entry in entries if isinstance(entry, str)}
         # some lists name the file of the first channel, others the case
         named |= {split_channel(name)[0] for name in named}
         unlisted = [case for case in cases if named and case not in named]
-        return find_left_out(
+        return findings_about(
             path,
             unlisted,
             "case",
@@ -298,7 +318,8 @@ def _group_by_case(files: Sequence[Path], numbered: bool, findings: list[Finding
     """Group files by case and channel number.
 
     If names are not `numbered`, each file is channel 0 of its own case. A picture without a number
-    is the only file of its case and may be in colour.
+    is the only file of its case and may be in colour. A volume without a number, and a second file
+    of a channel, are left out with an error among the findings.
     """
     cases: FilesByCase = {}
     for file in files:
@@ -323,7 +344,8 @@ def _parse_labels(facts: _DatasetJson, path: Path) -> Labels:
 
     Version 2 writes a value, or a list of values that form a region, by name. Version 1 writes a
     name by value. Value 0 is background, whatever its name. If one label is a list, all labels are
-    regions, and a single value is a region of one value.
+    regions, and a single value is a region of one value. Raise `DatasetError` if labels are not
+    valid.
     """
     values_of = _values_by_name(facts)
     ignored = values_of.get(IGNORE, ())
@@ -374,9 +396,9 @@ def _are_valid_lesions(lesions: Collection[tuple[int, ...]], ignored: Sequence[i
 def _mask_values_of_regions(
     facts: _DatasetJson, lesions: Mapping[str, tuple[int, ...]], path: Path
 ) -> tuple[int, ...]:
-    """Return the value that nnU-Net writes into a mask for each region.
+    """Return the value that nnU-Net writes into a mask for each region (`regions_class_order`).
 
-    Raises `DatasetError` if there is not one value for each region, if two are equal, or if a value
+    Raise `DatasetError` if there is not one value for each region, if two are equal, or if a value
     does not belong to its region.
     """
     mask_values = facts.regions_class_order or []

@@ -79,9 +79,9 @@ _FORMATS = (
 
 
 def describe_other_format(root: Path) -> str:
-    """Return a sentence on the first file of a known other format, and how to convert it.
+    """Return a sentence on a file in the format of another program, and how to convert it.
 
-    Files in the folder and in two levels of subfolders are read. "" if there is none.
+    Return "" if there is none in the folder and two levels of subfolders.
     """
     texts = {suffix: _read_starts(root, suffix) for suffix in {row[1] for row in _FORMATS}}
     for name, suffix, pattern, advice in _FORMATS:
@@ -92,7 +92,10 @@ def describe_other_format(root: Path) -> str:
 
 
 def _read_starts(root: Path, suffix: str) -> dict[Path, str]:
-    """Read the beginnings of some files of a suffix in each level of folders."""
+    """Return the beginnings of the first 20 files of a suffix in each of three levels of folders.
+
+    Files that cannot be opened are left out.
+    """
     texts: dict[Path, str] = {}
     for level in ("*", "*/*", "*/*/*"):
         for path in sorted(root.glob(f"{level}{suffix}"))[:_MAX_FILES]:

@@ -16,14 +16,14 @@ from lesionseg.io.layouts.stated_lesions import LESIONS, CaseLesions, StatedLesi
 IGNORED_BOXES = "ignored_boxes"  # kind of the note on boxes that too few readers marked
 SAME_LESION_IOU = 0.5  # two boxes of one label that overlap at least as much are one lesion
 
-
 Corners = tuple[float, ...]  # of a box: all starts, then all stops
 
 
 def merge_readers(dataset: Dataset, min_readers: int | None) -> Dataset:
     """Merge the boxes that several readers drew, and measure the agreement of the readers.
 
-    Cases with one reader do not change.
+    Cases with one reader do not change. If the labels of the dataset are merged, the boxes of
+    several readers get the merged label first.
 
     Args:
         dataset: The dataset.
@@ -31,8 +31,8 @@ def merge_readers(dataset: Dataset, min_readers: int | None) -> Dataset:
             `required_readers`.
 
     Returns:
-        The dataset with merged boxes and its `reader_agreement`. A note counts the boxes that are
-        ignored.
+        The dataset with merged boxes, its `reader_agreement`, and a finding that counts the boxes
+        that are ignored.
     """
     several: list[CaseLesions] = []
     cases: list[CaseFiles] = []
@@ -98,14 +98,14 @@ def merge_case(stated: CaseLesions, min_readers: int | None = None) -> CaseLesio
     required = required_readers(len(stated.readers), min_readers)
     merged: list[StatedLesion] = []
     for label in sorted({box.label for box in stated.lesions}):
-        for boxes in _divide([box for box in stated.lesions if box.label == label]):
+        for boxes in _group_by_lesion([box for box in stated.lesions if box.label == label]):
             is_ignored = len({box.reader for box in boxes}) < required
             merged.append(replace(boxes[0], box=_mean(boxes), reader="", is_ignored=is_ignored))
     return replace(stated, lesions=tuple(merged), readers=())
 
 
-def _divide(boxes: Iterable[StatedLesion]) -> list[list[StatedLesion]]:
-    """Divide the boxes of one label into lesions."""
+def _group_by_lesion(boxes: Iterable[StatedLesion]) -> list[list[StatedLesion]]:
+    """Return the boxes of each lesion, by the rule of `merge_case`. All boxes have one label."""
     lesions: list[list[StatedLesion]] = []
     for box in sorted(boxes, key=lambda lesion: (lesion.box, lesion.reader)):
         overlaps = [_iou(box.box, _mean(lesion)) for lesion in lesions]
@@ -118,7 +118,7 @@ def _divide(boxes: Iterable[StatedLesion]) -> list[list[StatedLesion]]:
 
 
 def _mean(boxes: Sequence[StatedLesion]) -> Corners:
-    """Return the mean of some boxes."""
+    """Return the mean of each corner coordinate of some boxes."""
     values_of_corner = zip(*(box.box for box in boxes), strict=True)
     return tuple(sum(values) / len(boxes) for values in values_of_corner)
 
@@ -149,7 +149,7 @@ def measure_agreement(
 
     Args:
         several: The boxes of the cases that at least two readers read.
-        names: The name of each label value.
+        names: The name of each label value. A label without a name is called by its value.
         min_readers: The rule by which the boxes of the other readers are merged.
 
     Returns:

@@ -77,14 +77,20 @@ class CaseLesions:
 
 
 def lesions_are_boxes(files: CaseFiles) -> bool:
-    """Return True if a lesion of the case is stated as a box, without an outline or a mask."""
+    """Return True if a lesion of the case has a box only, without an outline or a mask.
+
+    Then the whole reference of the case consists of boxes. Ignored regions do not count.
+    """
     stated = files.annotations.get(LESIONS, CaseLesions())
     has_box_only = any(not one.outline for one in stated.lesions if not one.is_ignored)
     return files.reference is None and has_box_only
 
 
 def parse_number(name: str, cell: str) -> float:
-    """Return the number in a cell of the column `name`. Raise `DatasetError` if it is not one."""
+    """Return the number in a cell of the column `name`.
+
+    Raise `DatasetError` if it is not a finite number below 10⁹ in absolute value.
+    """
     value = np.nan
     with suppress(ValueError):
         value = float(cell.replace("_", "?"))  # float() would skip an underscore
@@ -109,7 +115,7 @@ def distinct_names(path: Path, name_of: Mapping[int, str]) -> tuple[dict[int, st
         name_of: The name of each label value. The first one of equal names is kept.
 
     Returns:
-        The new names, and a finding if a name has changed.
+        The new names, and a list with a finding if a name has changed.
 
     >>> distinct_names(Path("data.yaml"), {1: "mass", 2: "nodule", 3: "nodule"})[0]
     {1: 'mass', 2: 'nodule', 3: 'nodule (2)'}

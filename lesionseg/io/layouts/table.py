@@ -21,9 +21,7 @@ from lesionseg.errors import DatasetError, LesionsegError, suggest
 from lesionseg.io.case_ids import case_id_fault, comparison_key
 from lesionseg.io.channels import with_colours, with_missing_channels
 from lesionseg.io.dicom.radiograph import radiograph_columns, radiograph_file
-from lesionseg.io.layouts.checks import (
-    find_left_out,
-)
+from lesionseg.io.layouts.checks import findings_about
 from lesionseg.io.layouts.readers import merge_readers
 from lesionseg.io.layouts.stated_lesions import (
     LESIONS,
@@ -84,7 +82,7 @@ class Row:
     Attributes:
         files: The id of the case and, as far as the row states them, its images, mask, group, role
             and fold. Exactly one row of a case has its images, and the columns.
-        where: File and line, for messages.
+        where: File and line, for messages. Empty if the row comes from an image.
         lesions: The lesions that the row states. An empty tuple states that there is none, None
             makes no statement.
         reader: The person who marked the lesions, or found none.
@@ -112,7 +110,7 @@ class Table:
             Otherwise it is unlabelled.
         name: The name of the dataset, by default that of its folder.
         split_file: A file in the folder with the training and validation cases.
-        convention: The name of the layout, if it has several.
+        layout: The name of the layout, if one reader reads several. Empty otherwise.
     """
 
     path: Path
@@ -123,16 +121,18 @@ class Table:
     is_complete: bool = False
     name: str = ""
     split_file: Path | None = None
-    convention: str = ""
+    layout: str = ""
 
 
-def read_table(table: Table, root: Path, convention: str, rules: ReadingRules) -> Dataset:
+def read_table(table: Table, root: Path, layout: str, rules: ReadingRules) -> Dataset:
     """Make the dataset of a table. Everything that does not fit becomes a finding.
+
+    The header of the first image that can be read states the number of axes.
 
     Args:
         table: The table that a layout gives.
         root: The folder of the dataset.
-        convention: The name of the layout.
+        layout: The name of the layout, if the table has none of its own.
         rules: See `ReadingRules`.
     """
     findings = list(table.findings)
@@ -140,7 +140,7 @@ def read_table(table: Table, root: Path, convention: str, rules: ReadingRules) -
     dataset = Dataset(
         name=table.name or root.name,
         root=root,
-        convention=table.convention or convention,
+        layout=table.layout or layout,
         dims=_count_axes(cases),
         channel_names=table.channel_names,
         labels=table.labels,
@@ -171,7 +171,11 @@ def read_table(table: Table, root: Path, convention: str, rules: ReadingRules) -
 
 
 def _join_rows(table: Table, findings: list[Finding]) -> list[CaseFiles]:
-    """Return the cases of a table. Contradictory rows become findings."""
+    """Return the cases of a table.
+
+    Rows that contradict or repeat others become findings, and so do the images without a row of
+    lesions if the table is complete.
+    """
     cases: list[CaseFiles] = []
     repeated: list[object] = []
     absent: list[str] = []
@@ -191,14 +195,15 @@ def _join_rows(table: Table, findings: list[Finding]) -> list[CaseFiles]:
             text += f", and so {'does' if len(repeated) == 2 else 'do'} {len(repeated) - 1} more"
         findings.append(Finding("repeated_rows", f"{text}. Each box counts once."))
     words = f"of {len(cases)} without a row, counted as lesion-free"
-    findings += find_left_out(table.path, absent, "image", words, most=5, kind="not_in_table")
+    findings += findings_about(table.path, absent, "image", words, most=5, kind="not_in_table")
     return cases
 
 
 def _group_rows(rows: Iterable[Row], findings: list[Finding]) -> dict[str, list[Row]]:
-    """Return the rows of each case, first the row with its images.
+    """Return the rows of each case by its id, first the row with its images.
 
-    Repeated ids, ids that cannot be file names and rows without an image become findings.
+    Repeated ids, ids that cannot be file names and rows without an image become findings. On
+    Windows and macOS, the keys are `comparison_key` of the ids.
     """
     # file systems of Windows and macOS do not distinguish some ids
     key_of: Callable[[str], str] = comparison_key if sys.platform in ("win32", "darwin") else str
@@ -235,12 +240,15 @@ def _group_rows(rows: Iterable[Row], findings: list[Finding]) -> dict[str, list[
 
 
 def _place(row: Row) -> object:
-    """Return file and line of a row, or its image."""
+    """Return file and line of a row, or the name of its image if it states no line."""
     return row.where or row.files.images[0].name
 
 
 def _add_facts(rows: Sequence[Row], findings: list[Finding]) -> CaseFiles:
-    """Return a case with mask, group, role and fold. Contradictory rows become findings."""
+    """Return a case with the mask, group, role and fold that its rows state.
+
+    If rows contradict each other, the first one applies and the others become findings.
+    """
     files = rows[0].files
     for row in rows[1:]:
         for name in _FACTS:
@@ -268,10 +276,11 @@ def _add_lesions(
     repeated: list[object],
     findings: list[Finding],
 ) -> CaseFiles:
-    """Return a case with the lesions of its rows. Rows that repeat others are left out.
+    """Return a case with the lesions of its rows.
 
     If several readers marked them, the lesions are boxes without mask and outlines, because these
-    cannot be merged.
+    cannot be merged. Rows that repeat others are left out, and their places are appended to
+    `repeated`. Rows that contradict others or do not fit become `findings`.
     """
     lesions: list[StatedLesion] = []
     seen: set[tuple[str, tuple[StatedLesion, ...]]] = set()
@@ -309,7 +318,10 @@ def _add_lesions(
 
 
 def _check_reader(row: Row, readers: set[str], with_lesions: set[str]) -> None:
-    """Raise `DatasetError` if a row names no reader, or states no lesion against another row.
+    """Raise `DatasetError` if a row contradicts the other rows of its case.
+
+    It lacks a reader, but another row names one, or it states that there is no lesion, but another
+    row of its reader has one.
 
     Args:
         row: The row.
@@ -332,7 +344,11 @@ def _check_reader(row: Row, readers: set[str], with_lesions: set[str]) -> None:
 def _check_lesion(
     lesion: StatedLesion, files: CaseFiles, labels: Labels, has_several_readers: bool
 ) -> None:
-    """Raise `DatasetError` if a lesion does not fit to its case."""
+    """Raise `DatasetError` if a lesion does not fit its case.
+
+    It is no plain box although several readers marked the case, it has no value in the mask of the
+    case, or it has a label that is not annotated in the case.
+    """
     where = f"{lesion.where}: " if lesion.where else ""
     if has_several_readers and (lesion.is_ignored or not lesion.box):
         raise DatasetError(
@@ -362,7 +378,10 @@ def _count_axes(cases: Iterable[CaseFiles]) -> int:
 
 
 def _add_radiograph_columns(case: CaseFiles) -> CaseFiles:
-    """Add the columns of a DICOM radiograph to its case."""
+    """Return the case with the columns of its header if its first image is a DICOM radiograph.
+
+    Columns that the case already has are kept. A file that cannot be read adds none.
+    """
     with suppress(LesionsegError, OSError):  # reading the case reports the error
         file = radiograph_file(case.images[0]) if is_dicom_image(case.images[0]) else None
         if file is not None:
@@ -371,13 +390,13 @@ def _add_radiograph_columns(case: CaseFiles) -> CaseFiles:
 
 
 def _find_cases_without_fold(dataset: Dataset) -> list[Finding]:
-    """Return a finding about the cases without a fold if other cases state one."""
+    """Return a finding about the training cases without a fold, if other ones state a fold."""
     usable = [c for c in dataset.cases if c.is_labelled and c.role not in ("test", "external")]
     names = [case.case for case in usable if case.fold is None]
     if len(names) == len(usable):
         return []
     words = "without a fold, used for training in every fold"
-    return find_left_out(dataset.root, names, "case", words, kind="folds", severity="warning")
+    return findings_about(dataset.root, names, "case", words, kind="folds", severity="warning")
 
 
 def _merge_labels(dataset: Dataset) -> Dataset:
@@ -406,7 +425,9 @@ def _check_label_values(dataset: Dataset) -> None:
 def column_findings(
     path: Path, columns: Iterable[str], known: Sequence[str], effect: str
 ) -> list[Finding]:
-    """Return a finding for each unknown column whose name resembles that of a known column.
+    """Return a finding for each unknown column that is probably meant to be a known column.
+
+    Its name is similar, or other programs use it. A known column that is present is not suggested.
 
     Args:
         path: The table.

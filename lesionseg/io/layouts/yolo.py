@@ -24,9 +24,9 @@ from lesionseg.io.files import is_file_or_broken_link
 from lesionseg.io.layouts.checks import (
     Count,
     distinct_ids,
-    find_left_out,
+    findings_about,
     list_images,
-    validate,
+    parse_as,
 )
 from lesionseg.io.layouts.stated_lesions import (
     StatedLesion,
@@ -75,9 +75,9 @@ class _Image:
 
 
 def find_yolo(root: Path) -> Path | None:
-    """Find the file that names the classes and the images of a YOLO dataset.
+    """Find the file that names the classes and the images of a YOLO dataset, or return None.
 
-    It is called data.yaml or dataset.yaml, and has the key `names` or cannot be read.
+    It is called data.yaml or dataset.yaml (or .yml), and has the key `names` or cannot be read.
     """
     for name in _FILES:
         path = root / name
@@ -101,7 +101,8 @@ def read_yolo(root: Path) -> Table:
       with folders joined by `_`. If two images share an id, it is the path below `root`.
 
     Raises:
-        DatasetError: A folder is missing, or no image has a text file.
+        DatasetError: `data.yaml` is not valid, its folder `train` or `val` is missing, or no image
+            has a text file.
         ReadError: `data.yaml` cannot be read.
     """
     path = find_yolo(root)
@@ -109,7 +110,7 @@ def read_yolo(root: Path) -> Table:
         raise DatasetError(f"{root}: the folder has no data.yaml with the key names. Write one.")
     root = Path(os.path.normpath(root))
     stated = {str(key): value for key, value in read_yaml(path).items()}
-    content = validate(_DataFile, stated, path)
+    content = parse_as(_DataFile, stated, path)
     names = content.names if isinstance(content.names, dict) else dict(enumerate(content.names))
     value_of = {number: value for value, number in enumerate(sorted(names), start=1)}
     value_names = {value: names[number] for number, value in value_of.items()}
@@ -149,8 +150,9 @@ def _find_images(
 ) -> list[_Image]:
     """Find the images of each part. A folder or list that an earlier part has is left out.
 
-    Each unknown key that names a folder with further images becomes a finding, unless the folder
-    contains a part.
+    A missing folder `test`, and each unknown key that names a folder with further images, become
+    findings, unless the folder contains a part. Raise `DatasetError` if another folder is missing,
+    or if there is no image.
     """
     images: list[_Image] = []
     seen: set[Path] = set()
@@ -200,7 +202,10 @@ def _entries(content: _DataFile) -> Iterator[tuple[str, str]]:
 def _images_of(
     place: Path, root: Path, content: _DataFile, role: Role, findings: list[Finding]
 ) -> list[_Image]:
-    """Return the images in a folder, or of each line of a text file."""
+    """Return the images in a folder, or of each line of a text file.
+
+    A line that names no file becomes a finding.
+    """
     if place.is_dir():
         return [_Image(file, file.relative_to(place), role) for file in list_images(place)]
     images: list[_Image] = []
@@ -220,10 +225,10 @@ def _images_of(
 
 
 def _find_place(starts: Sequence[Path], root: Path, entry: str) -> Path | None:
-    """Find a folder or file that an entry names. It must be below `root`, and begins with `root`.
+    """Find the folder or file below `root` that an entry names. Return None if there is none.
 
     The path may be relative to each of `starts`. Roboflow writes `../train` for the folder `train`
-    next to data.yaml.
+    next to data.yaml. The returned path begins with `root`.
     """
     top = Path(os.path.normpath(root.absolute()))  # a relative root such as . would contain ../a
     for start in starts:
@@ -255,7 +260,8 @@ def _read_lines(
 ) -> list[Row]:
     """Return a row for each line of the text file of an image. Wrong lines become findings.
 
-    `n_points` is the number of values of key points that may follow a box.
+    An empty file gives one row that states no lesion. If all lines are wrong, the one row makes no
+    statement. `n_points` is the number of values of key points that may follow a box.
     """
     files = CaseFiles(case, ())
     rows: list[Row] = []
@@ -275,7 +281,10 @@ def _read_lines(
 def _parse_line(
     words: list[str], value_of: Mapping[int, int], n_points: int, where: str
 ) -> StatedLesion:
-    """Return the lesion in a line, in shares of the image."""
+    """Return the lesion in a line, in shares of the image. See `_read_lines` for `n_points`.
+
+    Raise `DatasetError` if the number of values, the class or a coordinate is wrong.
+    """
     has_points = n_points > 0 and len(words) == 5 + n_points
     is_box = len(words) == 5 or has_points
     is_polygon = n_points == 0 and len(words) >= 7 and len(words) % 2 == 1  # three points or more
@@ -309,11 +318,11 @@ def _parse_line(
 
 
 def _find_orphans(path: Path, used: set[Path]) -> list[Finding]:
-    """Return a finding on text files next to used ones that belong to no image."""
+    """Return a finding on the text files next to used ones that belong to no image, if any."""
     orphans: list[str] = []
     for folder in sorted({file.parent for file in used}):
         for file in sorted(folder.glob("*.txt")):
             if file not in used and file.name not in _NO_LABELS:
                 orphans.append(file.name)
     words = "without an image, left out"
-    return find_left_out(path, orphans, "text file", words, most=5, severity="warning")
+    return findings_about(path, orphans, "text file", words, most=5, severity="warning")

@@ -29,7 +29,7 @@ def bids(tmp_path, write_nifti):
 
 def test_sessions_are_cases_and_subjects_groups(bids):
     dataset = read_dataset(bids)
-    assert (dataset.convention, dataset.channel_names) == ("bids", ("FLAIR", "T1w"))
+    assert (dataset.layout, dataset.channel_names) == ("bids", ("FLAIR", "T1w"))
     groups = [(c.case, c.group) for c in dataset.cases]
     assert groups == [(case, case[:6]) for case in SESSIONS]
     for files in dataset.cases:

@@ -133,7 +133,7 @@ def test_manifest_gives_images_patients_and_roles(write_folder):
         "third,images/p1/c.png,P3,,\n"
     )
     dataset, cases = read_all(root)
-    assert dataset.convention == "boxes"
+    assert dataset.layout == "boxes"
     assert [(c.case, c.group, c.role) for c in dataset.cases] == [
         ("first", "P1", "train"),
         ("second", "P2", "test"),
@@ -339,7 +339,7 @@ def test_table_of_another_program_is_not_a_layout_and_its_missing_columns_are_li
     with pytest.raises(LesionsegError, match="columns 'case'"):
         read_dataset(write_folder(["a,nodule,1,2,3,4"], ""))
     (root / "manifest.csv").write_text("case,image\na,images/a.png\n")
-    assert read_dataset(root).convention == "manifest"
+    assert read_dataset(root).layout == "manifest"
 
 
 def test_line_numbers_count_empty_lines(write_folder):

@@ -59,7 +59,7 @@ def _read_masks(root, **settings):
 
 def test_image_without_further_fields_has_the_defaults(write_folder):
     dataset = read_dataset(write_folder())
-    assert (dataset.convention, dataset.dims, dataset.channel_names) == ("coco", 2, ("image",))
+    assert (dataset.layout, dataset.dims, dataset.channel_names) == ("coco", 2, ("image",))
     assert dataset.labels == Labels((1, 2), ("nodule", "mass"))  # by category id
     assert dataset.cases[0].columns == {"pixel_mm": ""}
     assert _read_case(dataset.root).image.geometry.spacing_mm == (1, 1)

@@ -32,7 +32,7 @@ def test_datalist_gives_channels_folds_and_roles(tmp_path, write_nifti):
     content = {"training": [first], "testing": [second]}
     write_json(tmp_path / "datalist.json", content)
     dataset = read_dataset(tmp_path)
-    assert dataset.convention == "datalist"
+    assert dataset.layout == "datalist"
     cases = [(c.case, c.role, c.fold) for c in dataset.cases]
     assert cases == [("a_t1", None, 0), ("b_t1", "test", 1)]
     case = read_case(dataset.cases[0], dataset)

@@ -52,7 +52,7 @@ def test_every_column_is_read(write_manifest):
     )
     (root / "dataset.json").write_text("{}")  # the manifest has priority
     dataset = read_dataset(root)
-    assert dataset.convention == "manifest"
+    assert dataset.layout == "manifest"
     assert dataset.channel_names == ("image", "image_0001")
     assert dataset.labels.value_names == {1: "lesion"}
     a, b = dataset.cases

@@ -18,7 +18,7 @@ def test_folder_of_version_2_is_read(nnunet_folder):
     labels = {"background": 0, "lesion": 1, "ignore": 2}
     root = nnunet_folder(name="toy", labels=labels)
     dataset = read_dataset(root)
-    assert (dataset.convention, dataset.name, dataset.dims) == ("nnunet", "toy", 3)
+    assert (dataset.layout, dataset.name, dataset.dims) == ("nnunet", "toy", 3)
     assert dataset.channel_names == ("channel0", "channel1")
     assert dataset.labels == Labels((1,), ("lesion",), ignore=2)
     first = dataset.cases[0]
@@ -105,7 +105,7 @@ def decathlon_folder(nnunet_folder):
 
 def test_decathlon_folder_of_one_channel_is_read(decathlon_folder):
     dataset = read_dataset(decathlon_folder)
-    assert (dataset.convention, dataset.channel_names) == ("msd", ("CT",))
+    assert (dataset.layout, dataset.channel_names) == ("msd", ("CT",))
     assert dataset.labels == Labels((1,), ("cancer",))
     assert [c.case for c in dataset.cases] == ["A", "B"]
 

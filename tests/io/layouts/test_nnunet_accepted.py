@@ -12,10 +12,10 @@ from lesionseg.core import CaseFiles
 from lesionseg.core.dataset import find_likely_visits
 from lesionseg.errors import ContentError, DatasetError, GeometryError, ReadError
 from lesionseg.io.cases import read_case
-from lesionseg.io.layouts import list_dataset, read_dataset
+from lesionseg.io.layouts import read_dataset
 from lesionseg.io.text import read_json, write_json
 from lesionseg.ops.components import lesion_mask
-from lesionseg.pipeline.check import check_dataset
+from tests.commands import check
 
 
 def count_voxels(dataset):
@@ -24,9 +24,9 @@ def count_voxels(dataset):
     return [int(lesion_mask(reference).sum()) for reference in references]
 
 
-def run_check(dataset, tmp_path):
+def run_check(root, tmp_path, **data):
     """Check the dataset and its cases. Return the text of all findings, and the errors."""
-    findings = check_dataset(dataset, tmp_path / "check.html").findings
+    findings = check(root, tmp_path / "check.html", data=data).findings
     text = " ".join(finding.message for finding in findings)
     # "no_training" is expected, as these datasets have too few cases
     errors = [f for f in findings if f.severity == "error" and f.kind != "no_training"]
@@ -48,7 +48,7 @@ def test_mask_less_than_half_a_voxel_away_is_on_the_grid_of_its_image(nnunet_fol
     replace_affines(root, affine)
     dataset = read_dataset(root)
     assert count_voxels(dataset) == [2, 2]
-    text, errors = run_check(list_dataset(root), tmp_path)
+    text, errors = run_check(root, tmp_path)
     assert not errors
     assert "the header states another position than A_0000.nii.gz" in text
     assert "mirrored" not in text  # the axes have the same directions
@@ -70,8 +70,7 @@ def test_geometry_image_accepts_another_origin_or_direction(nnunet_folder, tmp_p
     dataset = read_dataset(root, grid_of_image=True)
     reference = read_case(dataset.cases[0], dataset).reference
     assert np.argwhere(reference.labels).tolist() == [[0, 2, 1], [1, 3, 2]]  # at the same indices
-    lenient = list_dataset(root, grid_of_image=True)
-    text, errors = run_check(lenient, tmp_path)
+    text, errors = run_check(root, tmp_path, geometry="image")
     assert not errors
     assert "the header states another position than A_0000.nii.gz" in text
     assert ("Check that lesions do not appear mirrored." in text) == (change == "direction")
@@ -92,7 +91,7 @@ def test_file_with_the_stated_ending_is_read_if_nii_and_nii_gz_exist(nnunet_fold
     dataset = read_dataset(root)
     assert count_voxels(dataset) == [1, 1]
     assert all(file.name.endswith(".nii.gz") for case in dataset.cases for file in case.images)
-    text, errors = run_check(list_dataset(root), tmp_path)
+    text, errors = run_check(root, tmp_path)
     assert not errors
     assert "A_0000.nii" in text
     assert "B.nii" in text
@@ -134,7 +133,7 @@ def test_single_slice_of_999_millimetres_is_read_as_a_picture(nnunet_folder, tmp
     assert np.argwhere(case.reference.labels).tolist() == [[3, 2]]
     assert case.image.array[0, 3, 2] == 17  # the value at x = 2, y = 3
     assert count_voxels(dataset) == [1, 1]
-    text, errors = run_check(list_dataset(root), tmp_path)
+    text, errors = run_check(root, tmp_path)
     assert not errors
     assert "one slice of 999 mm is read as a picture" in text
 
@@ -178,7 +177,7 @@ def test_tiff_stack_gets_its_spacing_from_the_json_file(nnunet_folder, tmp_path)
     assert case.image.array.shape == (1, 6, 9, 7)
     assert case.image.geometry.spacing_mm == pytest.approx((3.0, 0.5, 0.7))
     assert count_voxels(dataset) == [8, 8]
-    _, errors = run_check(list_dataset(dataset.root), tmp_path)
+    _, errors = run_check(dataset.root, tmp_path)
     assert not errors
 
 
@@ -203,7 +202,7 @@ def test_tiff_stack_without_spacing_has_one_millimetre_and_a_warning(
         case = read_case(dataset.cases[0], dataset)
     assert case.image.geometry.spacing_mm == (1.0, 1.0, 1.0)
     assert "A.json states the spacing" in caplog.text
-    text, errors = run_check(list_dataset(dataset.root), tmp_path)
+    text, errors = run_check(dataset.root, tmp_path)
     assert not errors
     assert "A.json states the spacing" in text
 
@@ -233,8 +232,7 @@ def test_every_positive_value_is_lesion_if_labels_are_merged(nnunet_folder, tmp_
         count_voxels(read_dataset(root))
     dataset = read_dataset(root, merge_labels=True)
     assert count_voxels(dataset) == [3, 3]
-    lenient = list_dataset(root, merge_labels=True)
-    text, errors = run_check(lenient, tmp_path)
+    text, errors = run_check(root, tmp_path, merge_labels=True)
     assert not errors
     assert "They count as lesion" in text
 
