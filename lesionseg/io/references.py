@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from lesionseg.io.cases import read_reference
 from lesionseg.io.exact_values import require_exact_values
 from lesionseg.io.layouts import list_dataset, read_dataset_of, recognise_layout
 from lesionseg.io.layouts.readers import IGNORED_BOXES
+from lesionseg.io.layouts.table import ReadingRules
 from lesionseg.io.masks import read_mask
 from lesionseg.io.predictions import PredictionFiles, list_masks
 from lesionseg.io.volumes import is_image_file, read_geometry
@@ -22,44 +24,6 @@ logger = logging.getLogger(__name__)
 
 # merged labels of masks whose labels are not stated: no value of 8 bits is unknown
 _ANY_VALUE = Labels.of(dict.fromkeys(range(1, 256), "lesion"))
-
-
-@dataclass(frozen=True)
-class ReferenceRules:
-    """Rules by which references are read.
-
-    Attributes:
-        by_image: See `Dataset.grid_of_image`.
-        min_readers: See `read_dataset`.
-        merge_labels: See `read_dataset`. Without a dataset, see `References.with_labels_of`.
-        nan_background: See `Dataset.nan_background`.
-        colour: See `ReadingRules`.
-        annotations: See `list_dataset`.
-    """
-
-    by_image: bool = False
-    min_readers: int | None = None
-    merge_labels: bool = False
-    nan_background: bool = False
-    colour: bool = False
-    annotations: str | None = None
-
-    def list_dataset(self, root: Path) -> Dataset:
-        """List the cases of a dataset by these rules. Its cases may lack channels.
-
-        Raises:
-            LesionsegError: The folder is not a dataset that can be used, see `list_dataset`.
-        """
-        return list_dataset(
-            root,
-            merge_labels=self.merge_labels,
-            may_lack=True,
-            nan_background=self.nan_background,
-            colour=self.colour,
-            grid_of_image=self.by_image,
-            min_readers=self.min_readers,
-            annotations=self.annotations,
-        )
 
 
 @dataclass(frozen=True)
@@ -121,8 +85,8 @@ class References:
         )
 
 
-def find_references(folder: Path, rules: ReferenceRules) -> References:
-    """Find the references in a dataset or in a folder of masks.
+def find_references(folder: Path, **rules: Unpack[ReadingRules]) -> References:
+    """Find the references in a dataset or in a folder of masks. Cases may lack channels.
 
     A folder of masks that belongs to a dataset, such as nnU-Net's `labelsTs`, gives this part of
     the dataset. If the folder directly contains masks with BIDS names, it is a folder of masks.
@@ -134,7 +98,7 @@ def find_references(folder: Path, rules: ReferenceRules) -> References:
     is_bids = layout is not None and layout.name == "bids"
     # a BIDS dataset has its files in subfolders
     are_masks_of_bids = is_bids and any(map(is_image_file, folder.iterdir()))
-    if rules.annotations is None and (layout is None or are_masks_of_bids):
+    if rules.get("annotations") is None and (layout is None or are_masks_of_bids):
         return _find_masks(folder, rules)
     references = _list_labelled(folder, rules)
     if not references.cases:
@@ -145,14 +109,14 @@ def find_references(folder: Path, rules: ReferenceRules) -> References:
     return references
 
 
-def find_all_references(folder: Path, rules: ReferenceRules) -> References:
+def find_all_references(folder: Path, **rules: Unpack[ReadingRules]) -> References:
     """Find the references of a folder, and those of the whole dataset to which it belongs.
 
     For example, `labelsTs` of a dataset returns the cases of `labelsTr` as well. The cases of the
     folder are the first ones. A folder of masks without a dataset has no further cases. For errors,
     see `find_references`.
     """
-    found = find_references(folder, rules)
+    found = find_references(folder, **rules)
     if found.dataset is None or found.dataset.root == folder:
         return found
     known = {files.case for files in found.cases}
@@ -162,29 +126,25 @@ def find_all_references(folder: Path, rules: ReferenceRules) -> References:
     return replace(whole, cases=found.cases + others, findings=found.findings + findings)
 
 
-def _find_masks(folder: Path, rules: ReferenceRules) -> References:
+def _find_masks(folder: Path, rules: ReadingRules) -> References:
     """Find the references in a folder of masks, and the dataset that the masks belong to.
 
     Raise `DatasetError` if the folder has no masks.
     """
     masks, findings = list_masks(folder)
-    dataset = read_dataset_of(masks, merge_labels=rules.merge_labels)
-    if dataset is None:
-        cases = [CaseFiles(case, (), reference=path) for case, path in masks.items()]
-    else:
-        dataset = replace(
-            dataset, grid_of_image=rules.by_image, nan_background=rules.nan_background
-        )
-        cases = [*dataset.cases]
-    return References(dataset, cases, findings)
+    dataset = read_dataset_of(masks, **rules)
+    if dataset is not None:
+        return References(dataset, [*dataset.cases], findings)
+    cases = [CaseFiles(case, (), reference=path) for case, path in masks.items()]
+    return References(cases=cases, findings=findings)
 
 
-def _list_labelled(root: Path, rules: ReferenceRules) -> References:
+def _list_labelled(root: Path, rules: ReadingRules) -> References:
     """Find the labelled cases of a dataset, and the errors of its cases.
 
     Errors that belong to no case, and ignored boxes, are logged.
     """
-    dataset = rules.list_dataset(root)
+    dataset = replace(list_dataset(root, **rules), may_lack=True)
     for finding in dataset.findings:
         if finding.kind == IGNORED_BOXES:
             logger.info(finding.message)

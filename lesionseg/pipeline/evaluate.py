@@ -298,7 +298,7 @@ def _find_inputs(cfg: EvaluateConfig) -> Inputs:
         DatasetError: if no case can be scored.
     """
     folder = Path(cfg.prediction)
-    references = find_references(Path(cfg.reference), reference_rules(cfg))
+    references = find_references(Path(cfg.reference), **reference_rules(cfg))
     labelled = references.cases
     found, of_predictions = _list_predictions(folder, labelled)
     dataset = references.with_labels_of(found, merge_labels=cfg.merge_labels)
