@@ -13,7 +13,7 @@ from lesionseg.inference.bundle import bundle_digest, bundle_plan, bundle_select
 from lesionseg.inference.model_card import fill
 from lesionseg.inference.read_ahead import needed_bytes
 from lesionseg.io.bundle_folder import BundleFiles, resolve_bundle
-from lesionseg.io.nnunet_model import LABELS, find_nnunet_model
+from lesionseg.io.nnunet_model import DATASET_JSON, find_nnunet_model
 from lesionseg.models.build import ARCHITECTURES, build_network
 from lesionseg.plan.plan import Plan
 
@@ -155,7 +155,7 @@ def model_facts(path: Path) -> ModelFacts:
         stated = BundleFiles(path).card_facts()
     else:
         selection = Selection(n_members=len(nnunet.folds))
-        stated = {"made from": plan.reasons["source"], **nnunet.read_json(LABELS)}
+        stated = {"made from": plan.reasons["source"], **nnunet.read_json(DATASET_JSON)}
     n_weights = None
     if plan.architecture.name in ARCHITECTURES and not plan.architecture.network:
         with torch.device("meta"):

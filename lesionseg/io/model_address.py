@@ -26,7 +26,7 @@ from lesionseg.config import is_url
 from lesionseg.errors import BundleError, ConfigError, ReadError, pip_install
 from lesionseg.io.bundle_folder import MODELS, resolve_bundle
 from lesionseg.io.files import cache_folder, digest_of, output_errors
-from lesionseg.io.nnunet_model import CHECKPOINT, LABELS, PLANS, find_nnunet_model
+from lesionseg.io.nnunet_model import CHECKPOINT, DATASET_JSON, PLANS_JSON, find_nnunet_model
 from lesionseg.version import __version__
 
 log = logging.getLogger(__name__)
@@ -36,7 +36,13 @@ _ADDRESS = re.compile(
 )
 _CHECKPOINTS = (".pth", ".pt")
 # the only files that are downloaded if the address is a repository or a folder in it
-_SMALL_FILES = ("*plan.json", "*selection.json", "*model_card.md", f"*{PLANS}", f"*{LABELS}")
+_SMALL_FILES = (
+    "*plan.json",
+    "*selection.json",
+    "*model_card.md",
+    f"*{PLANS_JSON}",
+    f"*{DATASET_JSON}",
+)
 _WEIGHTS = ("*weights*.safetensors", f"*{CHECKPOINT}")
 _MAX_BYTES = 2**36  # largest size of a file of a web server
 _TIMEOUT_SECONDS = 60

@@ -13,8 +13,8 @@ from pathlib import Path, PurePosixPath
 from lesionseg.errors import BundleError, count, join_names
 from lesionseg.io.model_files import ModelFiles, find_archive, list_archive
 
-PLANS = "plans.json"
-LABELS = "dataset.json"
+PLANS_JSON = "plans.json"
+DATASET_JSON = "dataset.json"
 CHECKPOINT = "checkpoint_final.pth"
 _MAX_SHOWN = 6  # models of a zip in a message
 _FOLD = re.compile(r"fold_(\d+|all)")
@@ -74,9 +74,9 @@ def find_nnunet_model(path: Path) -> NnunetModelFiles | None:
     if not path.is_dir():
         archive = find_archive(path)
         return None if archive is None else _find_in_archive(archive, path)
-    fold = path.name if _FOLD.fullmatch(path.name) and not (path / PLANS).is_file() else None
+    fold = path.name if _FOLD.fullmatch(path.name) and not (path / PLANS_JSON).is_file() else None
     root = path if fold is None else path.parent
-    if not (root / PLANS).is_file() or not (root / LABELS).is_file():
+    if not (root / PLANS_JSON).is_file() or not (root / DATASET_JSON).is_file():
         return None
     names = [file.parent.name for file in root.glob(f"*/{CHECKPOINT}")]
     return NnunetModelFiles(root, folds=_choose_folds(root, names, fold))
@@ -97,9 +97,9 @@ def _find_in_archive(archive: Path, path: Path) -> NnunetModelFiles | None:
     models = [
         archive / PurePosixPath(name).parent
         for name in names
-        if PurePosixPath(name).name == PLANS
+        if PurePosixPath(name).name == PLANS_JSON
         and "ensembles" not in PurePosixPath(name).parts
-        and str(PurePosixPath(name).with_name(LABELS)) in names
+        and str(PurePosixPath(name).with_name(DATASET_JSON)) in names
     ]
     if not models:
         return None

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 from lesionseg.core import Geometry, Labels
 from lesionseg.errors import ConfigError
-from lesionseg.io.nnunet_model import LABELS, PLANS
+from lesionseg.io.nnunet_model import DATASET_JSON, PLANS_JSON
 from lesionseg.io.text import write_json
 
 ENDINGS = (".npz", ".pkl")
-DESCRIPTIONS = (LABELS, PLANS)  # the files of `write_description`
+DESCRIPTIONS = (DATASET_JSON, PLANS_JSON)  # the files of `write_description`
 _READERS = {".nii": "NibabelIO", ".png": "NaturalImage2DIO"}
 _READER = "SimpleITKIO"
 _LPS = np.array([-1.0, -1.0, 1.0])  # factors that convert RAS to LPS
@@ -51,7 +51,7 @@ def write_description(
     }
     if labels.regions:
         facts["regions_class_order"] = list(labels.values)
-    write_json(folder / LABELS, facts)
+    write_json(folder / DATASET_JSON, facts)
     plans = {
         "dataset_name": "lesionseg",
         "plans_name": "lesionseg",
@@ -61,7 +61,7 @@ def write_description(
         "transpose_backward": [0, 1, 2],
         "configurations": {},
     }
-    write_json(folder / PLANS, plans)
+    write_json(folder / PLANS_JSON, plans)
 
 
 def _check_labels(labels: Labels) -> None:

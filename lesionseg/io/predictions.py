@@ -37,7 +37,7 @@ from lesionseg.io.grids import GridPair
 from lesionseg.io.layouts.checks import find_unread_files
 from lesionseg.io.layouts.nnunet import read_nnunet_labels
 from lesionseg.io.masks import read_instances, read_mask
-from lesionseg.io.nnunet_model import LABELS
+from lesionseg.io.nnunet_model import DATASET_JSON
 from lesionseg.io.nnunet_probabilities import LEVELS_UP
 from lesionseg.io.result_names import CANDIDATES, KINDS, MASK_ENDINGS, case_and_kind
 from lesionseg.io.text import read_csv
@@ -91,11 +91,11 @@ class PredictionFiles:
             LesionsegError: The labels of probabilities are not valid.
         """
         if self.probabilities is not None:
-            files = [folder / LABELS for folder in self.probabilities.parents[:LEVELS_UP]]
+            files = [folder / DATASET_JSON for folder in self.probabilities.parents[:LEVELS_UP]]
             return next((read_nnunet_labels(file) for file in files if file.is_file()), None)
         if self.mask is None or self.candidates is not None:
             return None
-        file = self.mask.with_name(LABELS)
+        file = self.mask.with_name(DATASET_JSON)
         try:
             return read_nnunet_labels(file) if file.is_file() else None
         except LesionsegError as error:

@@ -48,6 +48,7 @@ from lesionseg.evaluation.scores import (
 )
 from lesionseg.evaluation.subgroups import read_columns
 from lesionseg.io.files import hold_lock
+from lesionseg.io.nnunet_model import DATASET_JSON, PLANS_JSON
 from lesionseg.io.predictions import PredictionFiles, list_predictions
 from lesionseg.io.references import find_references
 from lesionseg.io.text import read_csv, read_json
@@ -519,8 +520,8 @@ def _read_nnunet_model(folder: Path) -> dict[str, Any]:
     Return an empty dictionary if the folder does not state them.
     """
     with suppress(LesionsegError, KeyError, TypeError):
-        plans = read_json(folder / "plans.json")
-        n_training = read_json(folder / "dataset.json")["numTraining"]
+        plans = read_json(folder / PLANS_JSON)
+        n_training = read_json(folder / DATASET_JSON)["numTraining"]
         if plans["configurations"] and isinstance(n_training, int):  # both are empty if we wrote it
             model = f"nnU-Net {plans['plans_name']} for {plans['dataset_name']}"
             return {"model": model, "training_scans": n_training}

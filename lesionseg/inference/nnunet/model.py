@@ -27,7 +27,7 @@ from lesionseg.inference.nnunet.outputs import NNUNET_RULE
 from lesionseg.io.files import digest_of
 from lesionseg.io.layouts.nnunet import nnunet_labels
 from lesionseg.io.limits import limits
-from lesionseg.io.nnunet_model import LABELS, PLANS, NnunetModelFiles
+from lesionseg.io.nnunet_model import DATASET_JSON, PLANS_JSON, NnunetModelFiles
 from lesionseg.models.build import build_network, build_with_weights, require_finite
 from lesionseg.models.nnunet_checkpoint import NnunetCheckpoint, read_nnunet_checkpoint
 from lesionseg.models.weights import architecture_of
@@ -159,7 +159,7 @@ def _read_fold(files: NnunetModelFiles, fold: str) -> NnunetCheckpoint:
 
 def nnunet_digest(files: NnunetModelFiles) -> str:
     """Return 16 hexadecimal digits that change if plans, labels or weights change."""
-    names = (PLANS, LABELS, *map(files.checkpoint, files.folds))
+    names = (PLANS_JSON, DATASET_JSON, *map(files.checkpoint, files.folds))
     return digest_of(*(digest_of(files.read_bytes(name)) for name in names))[:16]
 
 
@@ -170,10 +170,10 @@ def _plan_of(files: NnunetModelFiles, checkpoint: NnunetCheckpoint) -> Plan:
     `lesion_fraction`, and the recipe has nnU-Net's own normalisation. The batch size is at most 16:
     a larger one, as of a 2-D training, only takes more memory in prediction.
     """
-    plans_path = files.where(PLANS)
-    labels_path = files.where(LABELS)
-    plans = _validate(_Plans, files.read_json(PLANS), plans_path)
-    described = files.read_json(LABELS)
+    plans_path = files.where(PLANS_JSON)
+    labels_path = files.where(DATASET_JSON)
+    plans = _validate(_Plans, files.read_json(PLANS_JSON), plans_path)
+    described = files.read_json(DATASET_JSON)
     dataset_json = _validate(_DatasetJson, described, labels_path)
     channels = tuple(dataset_json.channel_names[i] for i in sorted(dataset_json.channel_names))
     name = checkpoint.configuration or files.configuration
@@ -240,8 +240,8 @@ def _require_fitting_layers(
     if checkpoint.n_outputs != n_outputs or checkpoint.n_inputs != n_channels:
         raise BundleError(
             f"{files.where(files.folds[0])}: the weights have {checkpoint.n_inputs} inputs and "
-            f"{checkpoint.n_outputs} outputs, but {files.where(LABELS)} needs {n_channels} and "
-            f"{n_outputs}. Use the files of one training."
+            f"{checkpoint.n_outputs} outputs, but {files.where(DATASET_JSON)} needs {n_channels} "
+            f"and {n_outputs}. Use the files of one training."
         )
 
 
