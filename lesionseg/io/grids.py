@@ -21,6 +21,7 @@ _SAME_SPACING = 1e-3  # relative difference
 _SIMILAR_MM = 0.1  # difference of two voxels along each axis; more cannot be a rounding
 _MIN_OVERLAP = 0.5  # share of the smaller of two grids; with less, they show different places
 _BY_INDEX = "data.geometry=image (evaluate: geometry=image)"
+_TURNED = "Both headers describe the same region, with axes in other directions."
 
 
 @dataclass(frozen=True)
@@ -113,19 +114,13 @@ class GridPair:
         if self.is_same(by_image=by_image):
             text = "%s: the header states another position than %s (%s). The grid of %s is used."
             if self._is_turned():
-                text += (
-                    " Both headers describe the same region, with axes in other directions. Check "
-                    "that lesions do not appear mirrored."
-                )
+                text += f" {_TURNED} Check that lesions do not appear mirrored."
             warn_once(logger, text, self.path, other, difference, other)
             return
         self.check_header(can_ignore_headers=True)
         advice = "Resample one onto the other."
         if self._is_turned():
-            advice = (
-                "Both headers describe the same region, with axes in other directions. Resample "
-                "one onto the other."
-            )
+            advice = f"{_TURNED} {advice}"
         elif seen.shape == expected.shape and self._has_same_spacing():
             advice = (
                 "Resample one onto the other or, if they show the same voxels and only the headers "

@@ -126,7 +126,7 @@ def _read_dicom_facts(images: tuple[Path, ...]) -> tuple[str, bool]:
     first image that states a patient counts. Damaged images and other formats are skipped.
     """
     patient = ""
-    burned_in = False
+    has_text = False
     for image in images:
         with suppress(LesionsegError):  # the findings of the case already contain this error
             file = next(iter(content_files(image)), image)
@@ -136,10 +136,7 @@ def _read_dicom_facts(images: tuple[Path, ...]) -> tuple[str, bool]:
             with convert_read_errors(file):
                 patient_id = str(header.get("PatientID", "") or "").strip()
                 stated = str(header.get("BurnedInAnnotation", "") or "").upper()
-                has_text = stated == "YES"
-                if not stated:
-                    has_text = is_secondary_capture(header)
-                burned_in = burned_in or has_text
+                has_text |= stated == "YES" or (not stated and is_secondary_capture(header))
             if patient_id and not patient:
                 patient = digest_of(patient_id)
-    return patient, burned_in
+    return patient, has_text

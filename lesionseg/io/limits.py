@@ -12,13 +12,11 @@ from lesionseg.errors import GeometryError, LesionsegError, ReadError, ResourceE
 from lesionseg.io.files import explain_missing
 
 # numbers of errors of a disk, a network, a permission or the system, not of a file's content
-MAY_PASS = frozenset(
-    {
-        *(errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENETDOWN, errno.ENETUNREACH),
-        *(errno.EHOSTUNREACH, errno.ECONNRESET, errno.EACCES, errno.EPERM, errno.EBUSY),
-        *(errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.ENOMEM, errno.EAGAIN, errno.EROFS),
-    }
-)
+MAY_PASS = {
+    errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENETDOWN, errno.ENETUNREACH, errno.EROFS,
+    errno.EHOSTUNREACH, errno.ECONNRESET, errno.EACCES, errno.EPERM, errno.EBUSY, errno.ENOSPC,
+    errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN,
+}  # fmt: skip
 
 ONE_VALUE = (
     "A file has one value per voxel: split an image into one file per channel (<case>_0000, "

@@ -86,6 +86,8 @@ class ZoneFolder:
 def find_zones(folder: Path) -> ZoneFolder:
     """Find the anatomy masks of a folder and read the table of their names, if there is one.
 
+    Hidden files are skipped.
+
     The table is one of these: CSV or TSV; JSON with names by value or values by name, such as
     `{"17": "Left-Hippocampus"}` or nnU-Net's dataset.json; or a colour table of FreeSurfer,
     ITK-SNAP or Slicer.
@@ -95,7 +97,8 @@ def find_zones(folder: Path) -> ZoneFolder:
         ContentError: The table contains no names.
     """
     masks = find_masks(folder)
-    tables = sorted(f for f in folder.iterdir() if f.suffix.lower() in _TABLES)
+    files = [file for file in folder.iterdir() if not file.name.startswith(".")]
+    tables = sorted(file for file in files if file.suffix.lower() in _TABLES)
     if len(tables) > 1:
         names = ", ".join(table.name for table in tables)
         raise DatasetError(f"{folder}: several tables name the zones ({names}). Keep one.")

@@ -200,8 +200,9 @@ def _find_mask_values(file: ProbabilityFile, labels: Labels | None) -> tuple[int
     expected = len(labels) if labels.regions else len(labels) + 1
     if n_channels != expected:
         raise ContentError(
-            f"{file.path}: {n_channels} channels, but the labels of {DATASET_JSON} need {expected}. "
-            f"Put the {DATASET_JSON} of the model that predicted this case into the same folder."
+            f"{file.path}: {n_channels} channels, but the labels of {DATASET_JSON} need "
+            f"{expected}. Put the {DATASET_JSON} of the model that predicted this case into the "
+            "same folder."
         )
     return labels.values
 
