@@ -6,3 +6,4 @@ from numpy.typing import NDArray
 Flags = NDArray[np.bool_]
 Numbers = NDArray[np.float64]
 Integers = NDArray[np.int64]
+Slab = NDArray[np.float32]  # probabilities of neighbouring rows of a volume

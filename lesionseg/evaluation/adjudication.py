@@ -35,6 +35,10 @@ def candidate_key(row: Mapping[Any, Any]) -> Key:
 
     A spreadsheet may write 3 as 3.0, so numbers are parsed and rounded. In 2-D, and in a table
     from which columns were removed, the key has fewer numbers of the box.
+
+    Raises:
+        KeyError: if the row has no case or candidate.
+        ValueError: if a cell is not a number.
     """
     box: list[float] = []
     for end in ("start", "stop"):
@@ -46,9 +50,12 @@ def candidate_key(row: Mapping[Any, Any]) -> Key:
 
 
 def read_answers(rows: Sequence[Mapping[str, str]], where: str) -> list[Answer]:
-    """Read the rows of adjudicate.csv that have an answer.
+    """Read the rows of adjudicate.csv that have an answer. `where` names the file in messages.
 
-    Raise `ContentError` for a row that cannot be used.
+    Upper case, spaces and hyphens in an answer do not matter: "No lesion" is `no_lesion`.
+
+    Raises:
+        ContentError: if an answer is unknown, or if its row lacks the case or candidate.
     """
     found = []
     for line, row in enumerate(rows, 2):
@@ -76,9 +83,9 @@ def adjudicate(tables: Tables, answers: Sequence[Answer]) -> list[Estimate]:
 
     A false positive with the answer `lesion` counts as a found lesion. Lesions that both the
     reference and the model miss remain unknown, so the adjudicated recall is too high. The rows
-    `n_open` and `n_stale` count the false positives without an answer, and the answers about
-    candidates that are no longer false positives, or that have moved. All rows belong to the subset
-    `ADJUDICATED`.
+    `n_answer_…` count the candidates with each answer. The rows `n_open` and `n_stale` count the
+    false positives without an answer, and the answers about candidates that are no longer false
+    positives, or that have moved. All rows belong to the subset `ADJUDICATED`.
 
     Raises:
         ContentError: if two answers to the same candidate differ.
@@ -108,7 +115,10 @@ def adjudicate(tables: Tables, answers: Sequence[Answer]) -> list[Estimate]:
 
 
 def _count(tables: Tables, confirmed: Mapping[str, int]) -> list[Estimate]:
-    """Compute the main numbers. `confirmed` false positives of a case count as found lesions."""
+    """Compute the main numbers, with the confirmed false positives of each case as found lesions.
+
+    `confirmed` is their number by case.
+    """
     added = tables.add_up("cases", tables.cases["case"].map(confirmed).fillna(0))
     true = tables.sums["true"] + added
     false = tables.sums["false"] - added

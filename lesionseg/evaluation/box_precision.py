@@ -62,7 +62,7 @@ class BoxPairs:
 
 
 def pair_boxes(candidates: Lesions, lesions: Lesions) -> BoxPairs:
-    """Find the pairs of one label whose bounding boxes overlap."""
+    """Find the pairs of a candidate and a lesion of the same label whose bounding boxes overlap."""
     boxes = torch.from_numpy(candidates.boxes)
     others = torch.from_numpy(lesions.boxes)
     return BoxPairs(*overlapping_pairs(boxes, candidates.labels, others, lesions.labels))
@@ -75,6 +75,8 @@ def encode_hits(
     ignored: Flags,
 ) -> list[int | None]:
     """Decide at each of `IOUS` which candidates of a case are true positives.
+
+    The candidates of a label take lesions in the order of descending scores.
 
     Args:
         candidates: The candidates.
@@ -103,9 +105,9 @@ def encode_hits(
 
 
 def _take_lesions(row: Integers, pairs: BoxPairs) -> Flags:
-    """Let the candidates in `row` take lesions in turn. Return who takes one, `[ious, row]`.
+    """Let the candidates in `row` take lesions in this order, separately for each of `IOUS`.
 
-    The matching is repeated for each of `IOUS`, so `taken` has one row per IoU.
+    Return `[ious, row]` True for those that take one.
     """
     least = np.minimum(IOUS, _AT_MOST)
     hit = np.zeros((len(IOUS), len(row)), dtype=np.bool_)
@@ -132,12 +134,14 @@ class BoxHits:
     """The candidates that take part in the average precision of boxes.
 
     Attributes:
+        tables: The evaluated cases.
         is_counted: True for these candidates in the table of candidates.
         rows: Their rows in that table.
         hit: True at the `IOUS` at which a candidate takes a lesion `[ious, rows]`.
         n_left_out: Number of candidates beyond `MAX_PER_CASE` of a case and label.
     """
 
+    tables: Tables
     is_counted: Flags
     rows: pd.DataFrame
     hit: Flags
@@ -150,14 +154,16 @@ class BoxHits:
         is_counted = np.asarray(cells >= 0)
         rows = tables.candidates[is_counted]
         codes = rows["box_hits"].to_numpy(np.int64)
-        return cls(is_counted, rows, (codes & _BITS[:, None]) > 0, int((cells == LEFT_OUT).sum()))
+        n_left_out = int((cells == LEFT_OUT).sum())
+        return cls(tables, is_counted, rows, (codes & _BITS[:, None]) > 0, n_left_out)
 
-    def average_precision(self, tables: Tables) -> Statistic:
+    def average_precision(self) -> Statistic:
         """Return a statistic: the mean over labels of the average precision at each of `IOUS`.
 
         After these come the means over the `RANGES`. Labels without a lesion are left out of the
-        mean.
+        mean. All values are undefined if no label has a lesion.
         """
+        tables = self.tables
         group = tables.group_of["candidates"][self.is_counted]
         score = self.rows["score"].to_numpy(np.float64)
         parts = []
@@ -179,19 +185,19 @@ class BoxHits:
 
         return statistic
 
-    def rsna_by_case(self, tables: Tables) -> Numbers:
+    def rsna_by_case(self) -> Numbers:
         """Compute the score `[cases]` by the rule of the RSNA Pneumonia Detection Challenge.
 
         It is the mean over the IoUs 0.4 to 0.75 of TP / (TP + FP + FN), for the accepted
         candidates. It is NaN for a case without a lesion and without an accepted candidate.
         """
         low, high = RANGES[RSNA]
-        names = tables.cases["case"]
+        names = self.tables.cases["case"]
         is_accepted = self.rows["accepted"].to_numpy(np.bool_)
         case = self.rows["case"][is_accepted]
         hits = pd.DataFrame(self.hit[_within(low, high)][:, is_accepted].T, index=case.index)
         n_true = hits.astype(np.int64).groupby(case).sum().reindex(names, fill_value=0)
-        both = pd.concat([case, tables.lesions["case"]])
+        both = pd.concat([case, self.tables.lesions["case"]])
         n_all = both.value_counts().reindex(names, fill_value=0)
         # TP / (TP + FP + FN), at each IoU
         true = n_true.to_numpy(np.float64)

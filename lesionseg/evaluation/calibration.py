@@ -27,9 +27,12 @@ _LARGEST_LOGIT = 30.0  # beyond it, expit is 0 or 1 in every digit that counts
 def scores_and_outcomes(tables: Tables, column: str = "score") -> tuple[Numbers, Flags]:
     """Return the scores of all candidates that are not ignored, and their outcomes.
 
+    The outcomes are those of all candidates together, wherever the operating point is.
+
     Args:
         tables: The evaluated cases.
-        column: `score`, or `probability` for the calibrated probabilities.
+        column: `score`, or `probability` for the calibrated probabilities. Candidates without a
+            value are left out.
 
     Returns:
         The values `[n]`, and `[n]` True for each true positive.
@@ -44,7 +47,7 @@ def fit_calibration(tables: Tables, *, fitted_on: str | None = None) -> Calibrat
     """Fit the calibration of candidates on development cases.
 
     The cases should have out-of-fold predictions, because probabilities on training cases are
-    too extreme.
+    too extreme. The calibration states `fitted_on`, the role of the cases.
 
     Raises:
         ContentError: if there are fewer than 10 candidates of either outcome.
@@ -77,8 +80,10 @@ def describe_calibration(tables: Tables) -> list[Estimate]:
     perfect calibration and below 1 for probabilities that are too extreme. `observed_expected` is
     the number of true positives divided by the sum of the probabilities. The measures have no
     intervals, because those of few patients would be unreliable. The curve `true_share` has the
-    share of true positives in each of ten bins of probability. Only the slope is stated, as
-    undefined, if there are fewer than `MIN_FOR_CURVE` true positives or other candidates.
+    share of true positives in each of ten bins of probability that has candidates. Scores are used
+    if a candidate has no probability. `observed_expected` is left out if the sum is 0. Only the
+    slope is stated, as undefined, if there are fewer than `MIN_FOR_CURVE` true positives or other
+    candidates.
     """
     candidates = tables.candidates
     calibrated = len(candidates) > 0 and bool(candidates["probability"].notna().all())
@@ -118,14 +123,14 @@ def fit_logistic(
     *,
     ridge: float = 1e-9,
 ) -> Numbers:
-    """Fit logistic regressions by Newton's method.
+    """Fit logistic regressions by Newton's method, which ends after at most 100 steps.
 
     Args:
         x: The values of the predictor `[n]`.
         true: Number of true outcomes at each x, `[fits, n]`. Fractions are allowed.
         totals: Number of all outcomes at each x, `[fits, n]`.
         weights: Weights `[n]` for the mean and deviation by which x is standardised in all fits.
-            None sums `totals` over the fits. At least one weight must be positive.
+            None takes the sums of `totals` over the fits. At least one weight must be positive.
         ridge: The penalty ridge/2 · slope² of standardised x is added.
 
     Returns:

@@ -54,6 +54,9 @@ class ChangeRule:
         return float(ndtri((1 + self.confidence) / 2))
 
 
+DEFAULT_RULE = ChangeRule()
+
+
 @dataclass(frozen=True, eq=False)
 class Visit:
     """The lesions of a visit.
@@ -121,7 +124,7 @@ def count_states(changes: Iterable[LesionChange]) -> dict[str, int]:
 
 
 def write_changes(path: Path, changes: Sequence[LesionChange]) -> None:
-    """Write changes.csv. Ids of lesions have numbered columns, such as lesion_after_1."""
+    """Write changes.csv atomically. Ids of lesions have numbered columns, as in lesion_after_1."""
     n_columns = {
         name: max([1, *(len(getattr(change, name)) for change in changes)])
         for name in ("lesion_before", "lesion_after")
@@ -165,7 +168,7 @@ def size_errors(lesions: Lesions) -> Numbers:
 
 
 def find_changes(
-    case: str, before: Visit, after: Visit, rule: ChangeRule | None = None
+    case: str, before: Visit, after: Visit, rule: ChangeRule = DEFAULT_RULE
 ) -> list[LesionChange]:
     """Find the changes of a case, sorted by state as in `STATES`, then by ids.
 
@@ -178,7 +181,6 @@ def find_changes(
 
     If a visit has no accepted candidate in a group, its other candidates are used.
     """
-    rule = rule or ChangeRule()
     errors_before = size_errors(before.lesions)
     errors_after = size_errors(after.lesions)
     found = []
@@ -212,8 +214,8 @@ class VisitPair:
     def new_lesions(self) -> Prediction:
         """Return the later visit's prediction with only its new lesions, for a FROC of new lesions.
 
-        New lesions within the grid error are left out. All others are accepted, because the caller
-        decides by their scores.
+        Their scores are those of the changes, in descending order. New lesions within the grid
+        error are left out. All others are accepted, because the caller decides by their scores.
         """
         sure = [c for c in self.changes if c.state == "new" and c.accepted]
         score_of = {c.lesion_after[0]: c.score for c in sure if c.score is not None}
@@ -233,10 +235,11 @@ def compare_visits(
     rule: ChangeRule,
     matrix: Numbers | None = None,
 ) -> VisitPair:
-    """Compare two visits.
+    """Compare two visits on the grid of the later one.
 
     A new lesion gets the score of the later visit. If that has no scores, a new lesion of the
-    diameter d gets the score d / (d + 10 mm).
+    diameter d gets the score d / (d + 10 mm). Candidates of the earlier visit outside the grid are
+    left out with a warning.
 
     Args:
         case: Id of the pair of visits.
@@ -298,6 +301,10 @@ def order_visits(scans: Iterable[CaseFiles], table: Path) -> list[list[CaseFiles
             or a date such as 2024-05-31 or 20240531.
         table: The file's name for messages.
 
+    Returns:
+        The visits of each patient, in the order in which patients first appear. A patient may have
+        a single visit.
+
     Raises:
         DatasetError: if no patient has two visits, or if the visits of a patient have no order.
     """
@@ -339,16 +346,14 @@ def _parse_time(text: str) -> Any:
 
 
 def _share_space(one: Geometry, other: Geometry) -> bool:
-    """Return True if the centre of one grid is inside the other grid."""
-    for a, b in ((one, other), (other, one)):
-        centre_mm = a.to_mm([[(n - 1) / 2 for n in a.shape]])
-        if _is_inside(centre_mm, b).any():
-            return True
-    return False
+    """Return True if the centre of at least one grid is inside the other grid."""
+    centre_mm = one.to_mm([[(n - 1) / 2 for n in one.shape]])
+    other_centre_mm = other.to_mm([[(n - 1) / 2 for n in other.shape]])
+    return bool((_is_inside(centre_mm, other) | _is_inside(other_centre_mm, one)).all())
 
 
 def _is_inside(points_mm: Numbers, geometry: Geometry) -> Flags:
-    """Return True `[n]` for the points that are inside a voxel of the grid."""
+    """Flag the points `[n, dims]` that are inside a voxel of the grid."""
     index = geometry.to_index(points_mm)  # a voxel extends by 0.5 from its whole-numbered centre
     last = np.array(geometry.shape) - 0.5
     return np.asarray(((index >= -0.5) & (index <= last)).all(axis=1))
@@ -356,7 +361,16 @@ def _is_inside(points_mm: Numbers, geometry: Geometry) -> Flags:
 
 @dataclass(frozen=True, eq=False)
 class _Side:
-    """The lesions of a group at one visit. Sizes and errors `[n]` are in mm³, in 2-D in mm²."""
+    """The lesions of a group at one visit.
+
+    Attributes:
+        ids: The ids of the lesions. Empty, like the arrays, if the visit has none.
+        sizes: Their sizes `[n]` in mm³, in 2-D in mm².
+        errors: The standard errors of the sizes `[n]`.
+        accepted: True if they are accepted candidates.
+        label: Their label value. 0 without a lesion.
+        dims: Number of axes.
+    """
 
     ids: tuple[int, ...]
     sizes: Numbers
@@ -469,7 +483,11 @@ def _group_lesions(before: Visit, after: Visit, overlap: float) -> Iterator[tupl
 
 
 def _find_links(before: Lesions, after: Lesions, overlap: float) -> tuple[Rows, Rows]:
-    """Find pairs of rows that overlap, then those that overlap if one is grown by one voxel."""
+    """Find pairs of rows with the same label that share enough voxels, as `find_changes` describes.
+
+    Rows without a partner are compared again with one of both grown by one voxel. Boxes without
+    voxels have no partner.
+    """
     table = overlap_table(before, after)
     smaller = np.minimum(before.n_voxels[table.candidate], after.n_voxels[table.lesion])
     enough = (table.voxels >= overlap * smaller) & (table.voxels > 0)
@@ -498,9 +516,10 @@ def _find_neighbours(
     is_other_free: Flags,
     overlap: float,
 ) -> tuple[Rows, Rows]:
-    """Find pairs of free rows that overlap if `lesions` are grown by one voxel.
+    """Find pairs of free rows that share enough voxels if `lesions` are grown by one voxel.
 
-    A free row has no partner yet.
+    A free row has no partner yet. A row may occur in several pairs. `overlap` is the least share of
+    the smaller lesion.
     """
     id_at_voxel = others.draw()
     highest = int(others.ids.max(initial=0))
@@ -518,7 +537,7 @@ def _find_neighbours(
 
 
 def _grow(voxels: Rows, shape: tuple[int, ...]) -> Rows:
-    """Add to array indices `[v, dims]` all neighbours that share a face, edge or corner."""
+    """Return array indices `[v, dims]` and their neighbours by face, edge or corner in `shape`."""
     dims = len(shape)
     steps = np.array(list(product((-1, 0, 1), repeat=dims)))
     grown = np.unique((voxels[:, None] + steps).reshape(-1, dims), axis=0)

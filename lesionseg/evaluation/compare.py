@@ -22,8 +22,10 @@ from scipy.stats import permutation_test
 from lesionseg.core.arrays import Numbers
 from lesionseg.errors import DatasetError
 from lesionseg.evaluation import curves
+from lesionseg.evaluation.criteria import Preset
 from lesionseg.evaluation.intervals import (
     DIFFERENCE_OF_SHARES,
+    MAX_ELEMENTS,
     MIN_GROUPS,
     SHARE,
     Draws,
@@ -41,9 +43,6 @@ PRIMARY = "recall_at_1"
 PRIMARY_UNSCORED = "lesion_f1"
 UNDEFINED = "the number is undefined for one of the two"
 _PERMUTATIONS = 4096  # enough for all permutations of 12 groups
-_MAX_ELEMENTS = 1_000_000  # of a temporary array `[replicates, items]`
-
-
 # ratios that are compared, and numbers whose mean is compared over the cases in which both models
 # have it
 COMPARED = ("lesion_recall", "lesion_precision", "lesion_f1", "false_positives_per_case")
@@ -55,7 +54,7 @@ def compare(
     one: Tables,
     other: Tables,
     *,
-    fp_per_case: Sequence[float] = (0.125, 0.25, 0.5, 1, 2, 4, 8),
+    fp_per_case: Sequence[float] = Preset.fp_per_case,
     margin: float | None = None,
     replicates: int = 1000,
     seed: int = 0,
@@ -148,7 +147,10 @@ def _concatenate(one: Tables, other: Tables) -> Tables:
 
 
 def _as_primary(found: Difference, margin: float | None) -> Difference:
-    """Return the difference as the primary one, with the result of the test by `margin`."""
+    """Return the difference as the primary one, with the result of the non-inferiority test.
+
+    Without `margin` or an interval, the result is None.
+    """
     not_inferior = None
     if margin is not None and found.ci95 is not None:
         not_inferior = found.ci95[0] > -margin
@@ -164,7 +166,12 @@ def _compare_number(
     *,
     is_share: bool,
 ) -> Difference:
-    """Compute a number of both models, their difference, its interval and its p-value."""
+    """Compute a number of both models, their difference, its interval and its p-value.
+
+    There is no p-value if the difference is undefined, or if fewer than 5 groups contribute.
+    `items` limits the memory, as in `intervals.bootstrap`. `is_share`: the number is between 0 and
+    1.
+    """
     n_groups = draws.shape[1]
 
     def compute_columns(weights: NDArray[Any]) -> Numbers:
@@ -230,7 +237,7 @@ def _test_by_swapping(statistic: Statistic, n_groups: int, items: int, seed: int
         permutation_type="samples",
         vectorized=True,
         n_resamples=_PERMUTATIONS,
-        batch=max(1, _MAX_ELEMENTS // items),
+        batch=max(1, MAX_ELEMENTS // items),
         random_state=seed,
     )
     return float(test.pvalue)

@@ -48,13 +48,23 @@ class Criterion:
 
 @dataclass(frozen=True)
 class Preset:
-    """The match criterion of an evaluation, and the settings of its other measures."""
+    """The match criterion of an evaluation, and the settings of its other measures.
+
+    Attributes:
+        name: The name of the match rule.
+        criterion: The match criterion.
+        surface_tolerance_mm: Distance up to which two surfaces agree, for surface Dice.
+        size_edges_mm: Lower bounds of the size classes of lesions.
+        size_edges_percent: The same in per cent of the image width, for images without a pixel
+            size.
+        fp_per_case: False positives per case at which the FROC states the recall.
+    """
 
     name: str
     criterion: Criterion
     surface_tolerance_mm: float = 1.0
     size_edges_mm: tuple[float, ...] = (0.0, 3.0, 5.0, 10.0, 20.0)
-    size_edges_percent: tuple[float, ...] = (0.0, 2.0, 4.0, 8.0, 16.0)  # of the image width
+    size_edges_percent: tuple[float, ...] = (0.0, 2.0, 4.0, 8.0, 16.0)
     fp_per_case: tuple[float, ...] = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 
 

@@ -18,7 +18,7 @@ def froc(tables: Tables, fp_per_case: Sequence[float]) -> Statistic:
     """Return a statistic: the lesion recall at each rate of `fp_per_case`.
 
     The recall at a rate x is that of the lowest threshold with at most x false positives per case.
-    It is constant above the largest rate that occurs.
+    It is constant above the largest rate that occurs, and undefined without lesions.
     """
     by_score = np.argsort(-tables.false_score, kind="stable")
     scores = np.append(tables.false_score[by_score], NEVER)
@@ -62,7 +62,8 @@ def average_precision(tables: Tables) -> Statistic:
     """Return a statistic: Σ (Rᵢ − Rᵢ₋₁)·Pᵢ over the distinct scores i.
 
     R is the recall and P the precision, both without ignored candidates. The denominator of the
-    recall includes missed lesions. Without candidates the statistic is 0.
+    recall includes missed lesions. Without candidates the statistic is 0, and without lesions it is
+    undefined.
     """
     found = tables.detected_at > NEVER
     score = np.concatenate([tables.detected_at[found], tables.false_score])
@@ -91,7 +92,7 @@ def case_auroc(tables: Tables) -> Statistic:
     """Return a statistic: the chance that a case with a lesion scores higher than one without.
 
     Ties count half. Cases without a marked lesion in which not all labels were looked for are left
-    out.
+    out. The statistic is undefined if a replicate lacks one kind of case.
     """
     known = tables.has_lesion | tables.is_lesion_free
     case_score = tables.cases["case_score"].to_numpy(np.float64)[known]

@@ -31,7 +31,7 @@ _UNSTABLE = "the number is undefined in more than 5 % of the resampled data sets
 _COLLAPSED = "all resampled data sets give the same number, which does not make it certain"
 _SAME = 1e-12  # a smaller relative width of an interval is rounding
 _NO_VARIANCE = 1e-9  # a smaller design effect of a mean is rounding
-_MAX_ELEMENTS = 1_000_000  # of a temporary array `[replicates, items]`; several exist at once
+MAX_ELEMENTS = 1_000_000  # of a temporary array `[replicates, items]`; several exist at once
 
 Draws = NDArray[np.uint8]
 Weights = Numbers | Draws
@@ -78,7 +78,7 @@ def draw_groups(n_groups: int, replicates: int, rng: np.random.Generator) -> Dra
     if not n_groups:
         return drawn
     # `multinomial` returns int64, so the replicates are drawn in parts
-    step = max(1, _MAX_ELEMENTS // n_groups)
+    step = max(1, MAX_ELEMENTS // n_groups)
     probabilities = np.full(n_groups, 1 / n_groups)
     for first in range(0, replicates, step):
         part = drawn[first : first + step]
@@ -87,7 +87,7 @@ def draw_groups(n_groups: int, replicates: int, rng: np.random.Generator) -> Dra
 
 
 def value_of(statistic: Statistic, n_groups: int) -> list[float | None]:
-    """Return the statistic of the data themselves; None if it is undefined."""
+    """Return the k values of the statistic of the data themselves; None for undefined ones."""
     values = statistic(np.ones((1, n_groups)))[0]
     return [None if np.isnan(v) else float(v) for v in values]
 
@@ -103,6 +103,9 @@ def bootstrap(
     names: Sequence[str] = (),
 ) -> list[Estimate]:
     """Compute the statistic's k values with percentile intervals.
+
+    If fewer than 5 groups contribute, or if `percentiles` gives no interval, the values have none,
+    and `reason` states why.
 
     Args:
         statistic: The statistic.
@@ -123,7 +126,7 @@ def bootstrap(
         return [replace(row, value=None, reason=undefined) for row in rows]
     if (support > 0).sum() < MIN_GROUPS:
         return [replace(row, reason=TOO_FEW_GROUPS) for row in rows]
-    n_at_once = max(1, _MAX_ELEMENTS // max(items, 1))
+    n_at_once = max(1, MAX_ELEMENTS // max(items, 1))
     parts = []
     for first in range(0, max(len(draws), 1), n_at_once):  # one empty part without replicates
         parts.append(statistic(draws[first : first + n_at_once]))
@@ -140,8 +143,8 @@ def bootstrap(
 def percentiles(values: Numbers, groups: float, bounds: CI | None) -> tuple[CI | None, str | None]:
     """Compute the percentile interval of the replicates `[n]` of a number.
 
-    Return None and the reason if more than 5 % of the replicates are undefined, or if all are
-    equal.
+    Return the interval and None. Return None and the reason if there are no replicates, if more
+    than 5 % of them are undefined, or if all are equal.
 
     The bootstrap underestimates the variance for few groups, so the interval is widened. The share
     of replicates beyond each end is Φ(−√(n/(n−1))·t) instead of 2.5 %. Here n is `groups`, and t
@@ -176,7 +179,8 @@ def proportion(
     """Compute Σhits/Σtotals with Wilson's interval, widened by the design effect of groups.
 
     If all items or none are hits, the groups do not show a design effect. The interval is then
-    that of `all_or_none_interval`.
+    that of `all_or_none_interval`. There is no interval for fewer than 5 groups with items, or if
+    the groups show no variance.
 
     Args:
         hits: Number of hits of each group `[groups]`, or a sum of values between 0 and 1.
@@ -207,6 +211,8 @@ def rate(counts: Numbers, exposure: Numbers, undefined: str, *, name: str = "") 
     """Compute Σcounts/Σexposure with Garwood's interval (1936) of a Poisson count.
 
     The count is divided by its design effect, and the bounds of its interval are multiplied by it.
+    There is no interval for fewer than 5 groups with exposure. Without exposure, the value is None,
+    and `undefined` is the reason.
     """
     total = float(exposure.sum())
     groups = int((exposure > 0).sum())
@@ -273,8 +279,9 @@ def design_effect(hits: Numbers, totals: Numbers) -> float:
     The result is its quotient with the binomial variance. It is below 1 if groups vary less than
     independent lesions would.
 
-    If all lesions or none were hit, both variances are 0. The result is then Σm²/Σm for m lesions
-    per group (Kish 1965): it assumes that all lesions of a group are hit or missed together.
+    If all lesions or none were hit, or if only one group has lesions, the variance cannot be
+    estimated. The result is then Σm²/Σm for m lesions per group (Kish 1965): it assumes that all
+    lesions of a group are hit or missed together. Without lesions, the result is 1.
 
     Args:
         hits: Number of hits of each group `[groups]`.
@@ -303,6 +310,8 @@ def design_effect(hits: Numbers, totals: Numbers) -> float:
 def effective_groups(sizes: Numbers) -> float:
     """Return the number of equal groups that carry the same information: (Σm)²/Σm² (Kish 1965).
 
+    It is 0 if all `sizes` are 0.
+
     >>> effective_groups(np.array([2.0, 2.0, 2.0])), effective_groups(np.array([8.0, 1.0, 1.0]))
     (3.0, 1.5151515151515151)
     """
@@ -326,7 +335,8 @@ def count_design_effect(counts: Numbers, exposure: Numbers) -> float:
 
     Args:
         counts: Number of events of each group `[groups]`. If all are 0, the result is 1.
-        exposure: Number of cases of each group `[groups]`.
+        exposure: Number of cases of each group `[groups]`. With fewer than 2 groups above 0, the
+            result is 1.
 
     >>> count_design_effect(np.array([4.0, 0.0, 4.0, 0.0]), np.ones(4))
     2.6666666666666665
@@ -342,7 +352,7 @@ def count_design_effect(counts: Numbers, exposure: Numbers) -> float:
 
 
 def ratio(above: Numbers, below: Numbers) -> Statistic:
-    """Return the statistic Σabove/Σbelow of sums by group `[groups]`. It is undefined for 0/0."""
+    """Return the statistic Σabove/Σbelow of sums by group `[groups]`; undefined if Σbelow is 0."""
 
     def statistic(weights: Weights) -> Numbers:
         """Return the ratio of the weighted sums of each replicate as `[replicates, 1]`."""
@@ -352,7 +362,7 @@ def ratio(above: Numbers, below: Numbers) -> Statistic:
 
 
 def divide(above: Numbers, below: Numbers) -> Numbers:
-    """Divide two arrays. The quotient is NaN if the denominator is 0."""
+    """Divide two arrays of one shape. The quotient is NaN unless the denominator is positive."""
     out = np.full(np.shape(above), np.nan)
     np.divide(above, below, out=out, where=below > 0)
     return out

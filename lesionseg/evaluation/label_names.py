@@ -38,11 +38,12 @@ class LabelNumbers:
     def apply(self, prediction: Prediction) -> Prediction:
         """Return the prediction with the dataset's number of each label.
 
-        A label that the dataset does not have gets a number of its own, and a warning names it
-        once.
+        The prediction is returned as it is if names are not compared. A label that the dataset
+        does not have gets a number of its own for this and later predictions, and a warning names
+        it once.
 
         Raises:
-            DatasetError: Both sides have several labels, but no name in common.
+            DatasetError: if both sides have several labels, but no name in common.
         """
         stated = prediction.labels
         are_distinct = len(set(stated.values())) == len(stated)
@@ -68,7 +69,7 @@ class LabelNumbers:
         return join_names(self._names.values())
 
     def _key(self, name: str) -> str:
-        """Return the key of a name in `_value_of`."""
+        """Return the key of a name in `_value_of`: the name if it is one, or its lower case."""
         return name if name in self._value_of else name.casefold()
 
     def _add(self, unknown: Sequence[str]) -> None:

@@ -21,7 +21,6 @@ from lesionseg.core import (
 )
 from lesionseg.core.arrays import Flags
 from lesionseg.errors import GeometryError
-from lesionseg.evaluation.box_precision import BoxPairs, encode_hits, pair_boxes
 from lesionseg.evaluation.criteria import INSTANCES, SECONDARY_CRITERIA, Preset
 from lesionseg.evaluation.matching import (
     Match,
@@ -68,11 +67,9 @@ class MatchedCase:
         seconds: Time of matching.
         zones: The anatomical zone of each lesion, empty if it has none.
         annotated: As in `core.Reference`.
-        box_pairs: The pairs of bounding boxes.
-        box_hits: The column `box_hits` of the candidates.
         unannotated: The candidates whose labels the reference does not annotate, each with the rows
-            of the lesions that it would find. They are not counted in any score, and only explain
-            why a lesion was missed.
+            of the lesions that it would find. They do not count in any score, and only explain why
+            a lesion was missed.
     """
 
     prediction: Prediction
@@ -86,21 +83,20 @@ class MatchedCase:
     seconds: float
     zones: Sequence[str]
     annotated: Mapping[int, bool]
-    box_pairs: BoxPairs
-    box_hits: Sequence[int | None]
-    unannotated: Sequence[tuple[Candidate, Rows]] = ()
+    unannotated: Sequence[tuple[Candidate, Rows]]
 
     @property
     def geometry(self) -> Geometry:
         """The grid of the reference."""
         return self.match.lesions.geometry
 
-    def decide(self, prediction: Prediction) -> "MatchedCase":
-        """Apply the flags, probabilities and operating point of `prediction`.
+    def with_decision(self, prediction: Prediction) -> "MatchedCase":
+        """Return the case with the flags, probabilities and operating point of `prediction`.
 
         This is called if an operating point is chosen after the cases were matched. `prediction`
         must have the candidates that were matched. Nothing is matched again. The candidates keep
-        their labels and zones, because `match_case` sets these.
+        their labels and zones, because `match_case` sets these. Candidates of unannotated labels
+        may be absent from `prediction`, and then stay as they are.
         """
         by_id = {c.id: c for c in prediction.candidates}
         decided = replace(
@@ -110,7 +106,7 @@ class MatchedCase:
             ),
             operating_point=prediction.operating_point,
         )
-        regions = {name: part.decide(prediction) for name, part in self.regions.items()}
+        regions = {name: part.with_decision(prediction) for name, part in self.regions.items()}
         unannotated = [(by_id.get(c.id, c), rows) for c, rows in self.unannotated]
         return replace(self, prediction=decided, regions=regions, unannotated=unannotated)
 
@@ -118,6 +114,8 @@ class MatchedCase:
         self, operating_point: OperatingPoint | None = None, *, surface: bool = True
     ) -> CaseRows:
         """Return the rows of the tables, which contain every number of the case.
+
+        Besides the rows of all labels together, these are rows of each label and of each region.
 
         Args:
             operating_point: Candidates with at least its score are accepted. If it is None, or if
@@ -158,11 +156,12 @@ class MatchedCase:
     def annotated_share(self) -> float:
         """The share of the labels that a reader looked for. Rates count the case by this share.
 
-        It is 0 if the case has no prediction, because such a case cannot have false positives.
+        It is 1 if the reference does not state the labels. It is 0 if the case has no prediction,
+        because such a case cannot have false positives.
         """
         if self.status == MISSING:
             return 0.0
-        if not self.annotated:  # without a statement, the reader looked for all labels
+        if not self.annotated:
             return 1.0
         return sum(self.annotated.values()) / len(self.annotated)
 
@@ -171,6 +170,10 @@ class _Accepted:
     """A matched case after some of its candidates were accepted.
 
     Attributes:
+        case: The matched case.
+        match: Its match, with pooled or with separate labels.
+        point: The operating point that was applied. None if the accepted candidates are those that
+            the prediction marks.
         accepted: True for accepted candidates `[n]`.
         found_by: Row of the candidate that finds each lesion `[lesions]`, −1 for a missed lesion.
         outcomes: Outcome of each candidate `[n]`.
@@ -256,7 +259,7 @@ class _Accepted:
             "split": self._is_split,
             "merged": self._is_merged,
             "zone": self.case.zones,
-            "box_iou": self.case.box_pairs.best_of_lesions(self.accepted, n_lesions),
+            "box_iou": self.case.match.box_pairs.best_of_lesions(self.accepted, n_lesions),
         }
         rows = _list_rows(columns)
         for number, row in enumerate(rows):
@@ -291,7 +294,7 @@ class _Accepted:
             "in_lesions": sum_shares(
                 pairs.candidate, n_candidates, pairs.of_candidate, pairs.common
             ),
-            "box_hits": self.case.box_hits,
+            "box_hits": self.case.match.box_hits,
         }
         return _list_rows(columns)
 
@@ -337,10 +340,10 @@ class _Accepted:
         return [None if min(pair) < 0 else self._iou_of.get(pair, 0.0) for pair in pairs]
 
     def _measure_pairs(self) -> Row:
-        """Measure the lesions that are found one to one, as panoptic quality needs them.
+        """Return the number of one-to-one pairs, the sum of their IoU, and the candidates left.
 
         The preset `instances` pairs lesions and candidates, unless the rule of the case is one to
-        one.
+        one. The sum is None if a lesion or candidate of a pair has no mask.
         """
         found_by = self.found_by
         if not self.case.preset.criterion.is_one_to_one:
@@ -387,7 +390,10 @@ class _Accepted:
         return self._misses.explain(row)
 
     def measure_dice_by_label(self) -> dict[int, float]:
-        """Compute the Dice of each label that the case has. It is empty without masks."""
+        """Compute the Dice of each label of a lesion or an accepted candidate, by label value.
+
+        It is empty without masks.
+        """
         lesions = self.match.lesions.labels
         candidates = self.match.candidates.labels
         by_label: dict[int, float] = {}
@@ -402,7 +408,8 @@ class _Accepted:
     def measure_overlap(self, *, surface: bool) -> Row:
         """Compute Dice, surface Dice and HD95 of all labels together.
 
-        They are undefined without masks and without a lesion.
+        `surface` False leaves out the last two. Without masks or without a lesion, the row is
+        empty.
         """
         lesions = self.match.lesions
         candidates = self.match.candidates
@@ -514,14 +521,12 @@ def match_case(
     for name, values in _scorable_regions(labels, prediction).items():
         matched_regions[name] = match_case(
             _cut_reference(reference, values),
-            None if prediction is None else _cut_prediction(prediction, values),
+            _cut_prediction(prediction, values),
             preset,
             case=case,
             group=group,
             role=role,
         )
-    box_pairs = pair_boxes(matched.candidates, matched.lesions)
-    ignored = matched.ignored | matched.lost
     # the maps are left out, because all cases stay in memory
     return MatchedCase(
         prediction=replace(given, instances=None, values=None),
@@ -535,8 +540,6 @@ def match_case(
         seconds=perf_counter() - begin,
         zones=zones_of_lesions,
         annotated=reference.annotated,
-        box_pairs=box_pairs,
-        box_hits=encode_hits(matched.candidates, box_pairs, matched.scores, ignored),
         unannotated=unannotated,
     )
 
@@ -597,7 +600,10 @@ def _match_unannotated(
 
 
 def _describe_places(instances: Lesions) -> Cells:
-    """Return the label, size and position of lesions or candidates."""
+    """Return the columns for the label, size and position of lesions or candidates.
+
+    In 2-D there are no columns for the axis z. In 3-D `diameter_percent` is None.
+    """
     grid = instances.geometry
     dims = grid.dims
     percent: Any = [None] * len(instances)
@@ -615,7 +621,7 @@ def _describe_places(instances: Lesions) -> Cells:
 
 
 def _measure_size(lesions: Lesions, row: int) -> Row:
-    """Measure the extent of a lesion by its voxels, or by its box if it has none."""
+    """Measure the extent of a lesion. Of a box without voxels, only `near_resolution` is known."""
     n_voxels = int(lesions.n_voxels[row])
     dims = lesions.geometry.dims
     if n_voxels:
@@ -626,15 +632,21 @@ def _measure_size(lesions: Lesions, row: int) -> Row:
     return {"near_resolution": float(np.prod(sides)) < NEAR_RESOLUTION_VOXELS}
 
 
-def _sum_ml(instances: Lesions, rows: Flags) -> float | None:
-    """Sum the volumes of some rows; None in 2-D, or if one of them has no voxels."""
-    if instances.geometry.dims == 2 or not instances.has_voxels[rows].all():
+def _sum_ml(instances: Lesions, counted: Flags) -> float | None:
+    """Sum the volumes of the rows `[n]` that are True in `counted`.
+
+    Return None in 2-D, or if one of these rows has no voxels.
+    """
+    if instances.geometry.dims == 2 or not instances.has_voxels[counted].all():
         return None
-    return int(instances.n_voxels[rows].sum()) * instances.geometry.voxel_size / 1000
+    return int(instances.n_voxels[counted].sum()) * instances.geometry.voxel_size / 1000
 
 
 def _cut_reference(reference: Reference, values: Sequence[int]) -> Reference:
-    """Return the lesions of a region, which are the connected components of its mask values."""
+    """Return the lesions of a region, which are the connected components of its mask values.
+
+    A reference without a mask has no lesion in a region.
+    """
     if reference.labels is None:
         return Reference(reference.geometry, ignore=reference.ignore)
     inside = np.isin(reference.labels, values).astype(np.uint8)
@@ -648,12 +660,12 @@ def _cut_reference(reference: Reference, values: Sequence[int]) -> Reference:
     )
 
 
-def _cut_prediction(prediction: Prediction, values: Sequence[int]) -> Prediction | None:
+def _cut_prediction(prediction: Prediction | None, values: Sequence[int]) -> Prediction | None:
     """Cut the candidates to the mask values of a region, and leave out those without such voxels.
 
-    Return None if the prediction has no mask values.
+    Return None if there is no prediction, or if it has no mask values.
     """
-    if prediction.values is None or prediction.instances is None:
+    if prediction is None or prediction.values is None or prediction.instances is None:
         return None
     inside = np.isin(prediction.values, values)
     instances = np.where(inside, prediction.instances, 0)

@@ -29,6 +29,7 @@ from scipy.sparse.csgraph import connected_components
 from lesionseg.core import Candidate, Lesions, OperatingPoint, Prediction, Reference
 from lesionseg.core.arrays import Flags, Integers, Numbers
 from lesionseg.core.lesions import box_slices
+from lesionseg.evaluation.box_precision import BoxPairs, encode_hits, pair_boxes
 from lesionseg.evaluation.criteria import SECONDARY_CRITERIA, Criterion
 from lesionseg.evaluation.tables import NEVER
 from lesionseg.ops.boxes import box_iou
@@ -47,7 +48,7 @@ class _Pairs:
     """Base class of tables whose arrays have one row per pair."""
 
     def where(self, kept: Flags | Rows) -> Self:
-        """Select pairs, by flags `[pairs]` or by their positions."""
+        """Return the table of some pairs, given by flags `[pairs]` or by their positions."""
         columns = {k: v[kept] for k, v in vars(self).items() if isinstance(v, np.ndarray)}
         return replace(self, **columns)  # type: ignore[type-var]
 
@@ -106,7 +107,7 @@ class Links(_Pairs):
 
 @dataclass(frozen=True, eq=False)
 class Match:
-    """The candidates that may find each lesion of a case, for any operating point.
+    """The pairs of a case in which a candidate may find a lesion, for any operating point.
 
     Attributes:
         scores: Scores of the candidates `[n]`.
@@ -141,6 +142,17 @@ class Match:
         """The highest score `[lesions]` at which each lesion is found, or `NEVER`."""
         return detection_scores(self.links[self.criterion], self.scores)
 
+    @cached_property
+    def box_pairs(self) -> BoxPairs:
+        """The pairs of a candidate and a lesion of one label whose bounding boxes overlap."""
+        return pair_boxes(self.candidates, self.lesions)
+
+    @cached_property
+    def box_hits(self) -> Sequence[int | None]:
+        """The cells `box_hits` of the candidates, as `encode_hits` describes."""
+        ignored = self.ignored | self.lost
+        return encode_hits(self.candidates, self.box_pairs, self.scores, ignored)
+
     def decide_outcomes(
         self, accepted: Flags, rule: Criterion | None = None
     ) -> tuple[Rows, Outcomes]:
@@ -153,13 +165,15 @@ class Match:
         Returns:
             The row of the candidate that finds each lesion `[lesions]`, −1 for a missed lesion, and
             the outcome of each candidate `[n]`: true_positive, false_positive, ignored or
-            not_accepted.
+            not_accepted. An accepted candidate is ignored if it is located in the ignored region,
+            or if it may find a lesion but finds none. The latter is a false positive for the
+            assignment `largest_sum`.
         """
         links = self.links[rule or self.criterion]
         found = np.zeros(len(self.lesions), dtype=np.bool_)
         if rule is None and accepted.any():
             found = self.detected_at >= self.scores[accepted].min()  # lesions that stay found
-        candidate_of = assign(links, found, present=accepted)
+        candidate_of = assign(links, accepted, found)
         matched = np.zeros_like(accepted)
         linked = np.zeros_like(accepted)
         matched[candidate_of[candidate_of >= 0]] = True
@@ -192,7 +206,7 @@ def match(reference: Reference, prediction: Prediction, criterion: Criterion) ->
         `within_labels` is the match without pooling.
     """
     lesions = lesions_of(reference)
-    candidates = candidates_of(prediction, reference.ignore)
+    candidates = candidates_of(prediction, reference.ignore)  # without voxels in this region
     ignored, lost = _find_ignored(reference, prediction, candidates)
     overlaps = overlap_table(candidates, lesions)
     overlaps = overlaps.where(~lost[overlaps.candidate])
@@ -315,7 +329,11 @@ def find_hits(
     lesion: Rows,
     iou: Numbers,
 ) -> Flags:
-    """Flag the pairs `[pairs]` that a rule of single pairs counts as hits if it ignores labels."""
+    """Flag the pairs `[pairs]` that a rule of single pairs counts as hits if it ignores labels.
+
+    A rule of single pairs has the measure `iou`, `overlap` or `centre`. `candidate` and `lesion`
+    are the rows of the pairs in `candidates` and `lesions`. `iou` is not used for `centre`.
+    """
     if rule.measure == "centre":
         distance_mm = _measure_distances(candidates, lesions, candidate, lesion)
         return np.asarray(distance_mm < rule.threshold * lesions.diameters_mm[lesion] / 2)
@@ -360,8 +378,7 @@ def _find_scores_one_to_one(links: Links, scores: Numbers) -> Numbers:
     """Return the result of `detection_scores` for a rule that pairs one to one.
 
     Candidates are added by descending score, and the best matching is computed after each addition.
-    A lesion gets the score at which it is matched first, because it then stays found, as the
-    module's docstring explains.
+    A lesion gets the score at which it is matched first, because it stays found from then on.
     """
     found_at = np.full(links.n_lesions, NEVER)
     for candidates, lesions, weight in _split_parts(links):
@@ -378,7 +395,7 @@ def _find_scores_one_to_one(links: Links, scores: Numbers) -> Numbers:
     return found_at
 
 
-def assign(links: Links, prefer: Flags, *, present: Flags | None = None) -> Rows:
+def assign(links: Links, accepted: Flags, prefer: Flags) -> Rows:
     """Assign to each lesion the candidate that finds it, by the criterion of the links.
 
     The rule depends on the criterion's `assignment`:
@@ -392,14 +409,13 @@ def assign(links: Links, prefer: Flags, *, present: Flags | None = None) -> Rows
 
     Args:
         links: The pairs of candidates and lesions that may match.
+        accepted: True for the candidates `[n_candidates]` that may be assigned.
         prefer: True for lesions `[n_lesions]` that should stay found when the threshold falls.
-        present: True for the candidates `[n_candidates]` that may be assigned. None allows all.
 
     Returns:
         Rows of candidates `[n_lesions]`, −1 for a lesion that is not found.
     """
-    if present is not None:
-        links = links.where(present[links.candidate])
+    links = links.where(accepted[links.candidate])
     candidate_of = np.full(links.n_lesions, -1, dtype=np.int64)
     rule = links.criterion
     if rule.is_one_to_one:
@@ -435,7 +451,8 @@ def _pair_best(rule: Criterion, weight: Numbers, prefer: Flags) -> tuple[Rows, R
 def _split_parts(links: Links) -> Iterator[tuple[Rows, Rows, Numbers]]:
     """Yield candidates, lesions and dense weight `[candidates, lesions]` of each connected part.
 
-    Parts have no common link, so each one is a small assignment problem of its own.
+    The weight is 0 without a link. Parts have no common link, so each one is a small assignment
+    problem of its own.
     """
     for links_of_part in connected_parts(links.candidate, links.lesion):
         candidates, row = np.unique(links.candidate[links_of_part], return_inverse=True)
@@ -473,7 +490,10 @@ def _group_equal(values: NDArray[np.integer]) -> list[Rows]:
 
 
 def overlap_table(candidates: Lesions, lesions: Lesions) -> Overlaps:
-    """List all overlapping pairs of a case, sorted by candidate, then lesion."""
+    """List all overlapping pairs of a case, sorted by candidate, then lesion.
+
+    Masks are compared only if `candidates.instances` exists; `lesions` needs only voxels.
+    """
     n_lesions = len(lesions)
     # one number for each lesion voxel within a candidate: candidate row · n_lesions + lesion row
     pair_of_voxel = np.zeros(0, dtype=np.int64)
@@ -525,7 +545,8 @@ def sum_shares(row: Rows, n_rows: int, share: Numbers, common: Numbers) -> Numbe
         n_rows: Number of lesions or candidates.
         share: The share that each pair covers `[pairs]`. Shares of masks are added, because masks
             never overlap.
-        common: As in `Overlaps`. Where boxes overlap, their union counts once.
+        common: The intersection of two boxes `[pairs, 2·dims]`, 0 for masks. If several pairs of a
+            row have boxes, the volume of their union counts.
 
     Returns:
         Shares `[n_rows]`, at most 1.
@@ -540,7 +561,8 @@ def sum_shares(row: Rows, n_rows: int, share: Numbers, common: Numbers) -> Numbe
 def score_of_cover(scores: Numbers, share: Numbers, common: Numbers, enough: float) -> float:
     """Return the highest score at which the pairs `[pairs]` of a lesion cover `enough` of it.
 
-    Return `NEVER` if all of them together cover less.
+    `scores` are those of the candidates of the pairs. For `share` and `common`, see `sum_shares`.
+    Return `NEVER` if all pairs together cover less.
     """
     order = np.argsort(-scores, kind="stable")
 
@@ -557,7 +579,7 @@ def score_of_cover(scores: Numbers, share: Numbers, common: Numbers, enough: flo
 def _sum_of_pairs(share: Numbers, common: Numbers) -> float:
     """Return the share that the pairs of one row cover together.
 
-    Shares of masks are added. If several pairs have boxes, the volume of their union counts.
+    The arguments are those of `sum_shares`.
     """
     volumes = _compute_volumes(common)
     has_box = volumes > 0

@@ -54,7 +54,7 @@ def through_plane_axis(spacing_mm: Sequence[float]) -> int:
 
 
 def measure_extent(voxels: Integers, spacing_mm: Sequence[float]) -> Extent:
-    """Measure the extent of a lesion.
+    """Measure the extent of a lesion, as `Extent` describes.
 
     Args:
         voxels: Array indices of the lesion's voxels `[v, dims]` in C order, at least one.

@@ -102,7 +102,7 @@ class Misses:
 
     @cached_property
     def _fitting(self) -> Flags:
-        """True for the pairs `[pairs]` that the rule would count as hits if it ignored labels."""
+        """The result of `find_fitting` `[pairs]`."""
         return find_fitting(self.match)
 
     def covered(self, row: int) -> float:
@@ -111,7 +111,7 @@ class Misses:
         return by_accepted or self._sum_shares(self._find_touching(row))
 
     def explain(self, row: int) -> Miss:
-        """Return the first reason that applies. Reasons are tried from the nearest miss on.
+        """Return the first reason that applies to a missed lesion, from the nearest miss on.
 
         Accepted candidates that nearly find the lesion come first, then a lower operating point,
         then accepted candidates that only touch it, and candidates that are not accepted last.
@@ -139,9 +139,8 @@ class Misses:
         )
 
     def _explain_near_miss(self, pairs: Rows, row: int) -> Miss | None:
-        """Explain why a pair that comes close does not find the lesion; None if none is close."""
-        near = self._find_near_pairs(pairs, row)
-        return self._describe_best(self._why_near, row, near)
+        """Return a miss with the best of the pairs that come close; None if none comes close."""
+        return self._describe_best(self._why_near, row, self._find_near_pairs(pairs, row))
 
     def _explain_other_label(self, pairs: Rows, row: int) -> Miss | None:
         """Return a miss if a pair would find the lesion with the right label, otherwise None."""
@@ -195,7 +194,7 @@ class Misses:
 
     @property
     def _why_touched(self) -> WhyMissed:
-        """The reason for a lesion that a candidate only touches."""
+        """The reason for a lesion that a candidate only touches, by the measure of the rule."""
         measure = self.match.criterion.measure
         if measure == "coverage":
             return WhyMissed.OVERLAP_TOO_SMALL
@@ -207,7 +206,7 @@ class Misses:
 
     @property
     def _why_near(self) -> WhyMissed:
-        """The reason for a lesion that a candidate nearly finds."""
+        """The reason for a lesion that a candidate nearly finds, by the measure of the rule."""
         measure = self.match.criterion.measure
         if measure == "coverage":
             return WhyMissed.CANDIDATE_TOO_LARGE
@@ -244,7 +243,10 @@ class Misses:
         return pairs[may_find_lesion | (finds_another & covers_much)]
 
     def _covers_part_of(self, candidate: Candidate, row: int) -> bool:
-        """Return True if the box of a removed candidate contains a part of the lesion."""
+        """Return True if the box of a removed candidate contains a part of the lesion.
+
+        If labels are not pooled, a candidate of another label does not count.
+        """
         lesions = self.match.lesions
         pooled = self.match.criterion.assignment == "jointly"
         if not pooled and candidate.label != lesions.labels[row]:
@@ -289,7 +291,10 @@ class Misses:
 
 
 def find_fitting(match: Match) -> Flags:
-    """Flag the pairs `[pairs]` that the rule would count as hits if it ignored labels."""
+    """Flag the pairs `[pairs]` that the rule would count as hits if it ignored labels.
+
+    For the coverage rule, the pair itself must cover enough of lesion and candidate.
+    """
     rule = match.criterion
     pairs = match.overlaps
     if rule.measure == "coverage":

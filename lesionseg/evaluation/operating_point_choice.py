@@ -146,7 +146,7 @@ def choose(
 
 
 def _find_score(tables: Tables, aim: Aim, confidence: float | None) -> _ChosenScore:
-    """Find the score for an aim, as `choose` describes."""
+    """Find the score for an aim, as `choose` describes. `auto` is no aim here."""
     if aim.kind == "score":
         return _ChosenScore(aim.value)
     if aim.kind == "sensitivity":
@@ -180,8 +180,9 @@ def _expect_rate(tables: Tables, chosen: _ChosenScore, n_false: float) -> float:
 def default_rate(n_lesions: int, n_cases: float) -> float:
     """Return the default rate of false positives per case.
 
-    It is 1, or one per `LESIONS_PER_FALSE_POSITIVE` lesions if that is more. With 60 lesions per
-    case, at most one false positive per case would leave most lesions undetected.
+    It is 1, or one per `LESIONS_PER_FALSE_POSITIVE` lesions if that is more, rounded to two digits.
+    With 60 lesions per case, at most one false positive per case would leave most lesions
+    undetected. Without cases it is 1.
 
     >>> default_rate(n_lesions=30, n_cases=20), default_rate(n_lesions=1013, n_cases=51)
     (1.0, 2.0)
@@ -222,7 +223,8 @@ def most_false_positives(
         deff: The design effect: the variance of the patients' counts, relative to a Poisson
             distribution.
         confidence: A probability, or None.
-        groups: Number of patients from which `deff` was estimated. Few patients increase it.
+        groups: Number of patients from which `deff` was estimated. With `confidence`, few patients
+            increase it.
 
     Returns:
         The number, below 0 if even zero false positives are too many.
@@ -261,7 +263,10 @@ def _find_score_of_rate(tables: Tables, rate: float, confidence: float | None) -
 
 
 def _find_score_allowing(tables: Tables, allowed: int) -> float:
-    """Return the lowest score with at most this number of false positives."""
+    """Return the lowest score with at most this number of false positives.
+
+    It is the lowest observed score if all are allowed, or `UNINFORMED_SCORE` if there is none.
+    """
     false = np.sort(tables.false_score)[::-1]
     if len(false) <= allowed:
         return float(tables.observed[0]) if len(tables.observed) else UNINFORMED_SCORE
@@ -269,7 +274,11 @@ def _find_score_allowing(tables: Tables, allowed: int) -> float:
 
 
 def _find_score_of_sensitivity(tables: Tables, sensitivity: float) -> float:
-    """Return a score that finds at least this share of the lesions, as `choose` describes."""
+    """Return a score that finds at least this share of the lesions, as `choose` describes.
+
+    Raises:
+        ContentError: if there are no lesions, or if too few are found at any score.
+    """
     n = len(tables.detected_at)
     found = np.sort(tables.detected_at[tables.detected_at > NEVER])[::-1]
     if n == 0:
@@ -289,7 +298,10 @@ def _find_score_of_sensitivity(tables: Tables, sensitivity: float) -> float:
 
 
 def _find_score_of_best_f1(tables: Tables) -> float:
-    """Return the highest observed score with the highest F1, or `UNINFORMED_SCORE`."""
+    """Return the highest of the observed scores that have the highest F1 of lesions.
+
+    Return `UNINFORMED_SCORE` if no score was observed.
+    """
     if not len(tables.observed):
         return UNINFORMED_SCORE
     scores = tables.observed[::-1]

@@ -21,7 +21,7 @@ from lesionseg.evaluation.intervals import (
     bootstrap,
     proportion,
 )
-from lesionseg.evaluation.scores import PERCENT_OF_WIDTH
+from lesionseg.evaluation.scores import PERCENT_OF_WIDTH, size_column
 from lesionseg.evaluation.tables import Tables
 
 N_CURVE_POINTS = 25
@@ -40,9 +40,10 @@ class SizeScale:
 
     @classmethod
     def of(cls, tables: Tables, preset: Preset) -> "SizeScale":
-        """Choose per cent of the image width if an image has no pixel size, otherwise mm.
+        """Choose per cent of the image width if all images have two axes and one has no pixel size.
 
-        Pixels of different images are not comparable, but shares of their widths are.
+        Pixels of different images are not comparable, but shares of their widths are. Otherwise the
+        unit is that of all lengths (`core.joint_unit`), which is mm if they are known in mm.
         """
         units = tables.cases["size_unit"]
         has_pixels = bool((units == "px").any())
@@ -52,10 +53,7 @@ class SizeScale:
 
     def sizes_of(self, lesions: pd.DataFrame) -> Numbers:
         """Return the equivalent diameter of each lesion in the unit."""
-        sizes = lesions["diameter_mm"]
-        if self.unit == PERCENT_OF_WIDTH:
-            sizes = lesions["diameter_percent"].fillna(sizes)
-        return np.asarray(sizes, np.float64)
+        return np.asarray(lesions[size_column(self.unit)], np.float64)
 
 
 def recall_by_size(tables: Tables, scale: SizeScale) -> list[Estimate]:

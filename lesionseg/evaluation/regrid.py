@@ -71,7 +71,10 @@ def resample_prediction(prediction: Prediction, geometry: Geometry) -> Predictio
 def _resample_instances(
     prediction: Prediction, instances: NDArray[np.int32], geometry: Geometry
 ) -> NDArray[Any]:
-    """Resample the instances, and draw the candidates that are located between the new voxels."""
+    """Resample the instances, and draw the candidates that are located between the new voxels.
+
+    Such a candidate gets the voxel nearest to its centre, if it is free and inside the grid.
+    """
     moved = _resample_nearest(instances, prediction.geometry, geometry)
     lost = set(present_values(instances)) - set(present_values(moved))
     if not lost:
@@ -87,7 +90,10 @@ def _resample_instances(
 
 
 def _resample_nearest(array: NDArray[Any], source: Geometry, geometry: Geometry) -> NDArray[Any]:
-    """Resample an array `[*spatial]` onto another grid by the nearest voxel."""
+    """Resample an array `[*spatial]` onto another grid by the nearest voxel.
+
+    Voxels that are half a voxel or more outside the source become 0.
+    """
     moved = resample_to(array[np.newaxis], source, geometry, "nearest", edge="near")
     nearest: NDArray[Any] = moved[0].numpy()
     return nearest

@@ -82,7 +82,7 @@ class PointInUse:
 
     @property
     def aim(self) -> Aim | None:
-        """The aim of the point. None if its name is not a known aim."""
+        """The aim of the point. None if the point has no name, or its name is not a known aim."""
         try:
             return None if self.name is None else Aim.parse(self.name)
         except ConfigError:
@@ -218,9 +218,9 @@ class Scores:
         return self.find(name)
 
     def find(self, name: str, *, label: str = "", subset: str = "") -> Estimate:
-        """Return the number with this name of a label, region or subset.
+        """Return the number with this name of a label or region (`label`) or of a subset.
 
-        It is undefined, without a reason, if there is none.
+        It is undefined, without a reason, if there is none. Points of curves are not found.
         """
         return self._numbers.get((name, label, subset), Estimate(None))
 
@@ -229,7 +229,10 @@ class Scores:
         return int(self[name].value or 0)
 
     def curve(self, name: str, label: str = "") -> tuple[Estimate, ...]:
-        """Return the points of a curve in the order of `at`; empty if there is none."""
+        """Return the points of a curve in the order of the rows; empty if there is none.
+
+        `label` is a label or region, empty for all labels together.
+        """
         return tuple(
             row
             for row in self.rows
@@ -267,7 +270,7 @@ class Scores:
 
     @property
     def is_judged_by_boxes(self) -> bool:
-        """True if boxes are judged before masks: images have two axes, or no case has masks."""
+        """True if boxes are judged before masks: all images have two axes, or there is no Dice."""
         has_no_dice = self.count("n_lesions") > 0 and self["dice"].value is None
         return self.image_axes == (2,) or has_no_dice
 
@@ -320,7 +323,7 @@ class Scores:
 
 
 def _row_to_json(row: Estimate) -> dict[str, Any]:
-    """Return a row of scores.json."""
+    """Return a row of scores.json, in which an interval is `low` and `high`."""
     low, high = row.ci95 or (None, None)
     return {
         "name": row.name,
@@ -341,6 +344,11 @@ def _row_from_json(row: Mapping[str, Any]) -> dict[str, Any]:
     low = fields.pop("low", None)
     high = fields.pop("high", None)
     return {**fields, "ci95": None if low is None else (low, high)}
+
+
+def size_column(unit: str) -> str:
+    """Return the name of the column of lesions.csv with the diameters in a unit of sizes."""
+    return "diameter_percent" if unit == PERCENT_OF_WIDTH else "diameter_mm"
 
 
 def read_scores(path: Path) -> Scores:
@@ -364,13 +372,19 @@ def read_scores(path: Path) -> Scores:
 
 
 def has_current_format(path: Path) -> bool:
-    """Return True if a scores.json has the format of this version."""
+    """Return True if an existing scores.json has the format of this version.
+
+    Raises:
+        ReadError: if the file is not JSON.
+    """
     content = read_json(path)
     return isinstance(content, Mapping) and content.get("schema_version") == SCHEMA_VERSION
 
 
 def read_provenance(path: Path) -> Provenance:
-    """Read the provenance of a scores.json. It is empty if the file does not state it.
+    """Read the provenance of a scores.json.
+
+    It is empty if the file is missing, states none, or states one of another form.
 
     Raises:
         ReadError: if the file is not JSON.
@@ -437,7 +451,10 @@ def scores_table(by_role: Mapping[str, Scores]) -> list[list[str]]:
 
 
 def _format_numbers(scores: Scores) -> dict[str, str]:
-    """Return the most important numbers as text. Masks of three axes have no numbers of boxes."""
+    """Return the most important numbers as text. An undefined number is a dash.
+
+    The numbers of boxes are dashes if masks are judged.
+    """
     texts = {words: str(scores.count(name)) for words, name in _PRINTED_COUNTS.items()}
     for words, name in (*_PRINTED.items(), *_PRINTED_OF_BOXES.items()):
         value = scores[name].value

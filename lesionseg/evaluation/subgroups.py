@@ -26,6 +26,8 @@ Columns = Mapping[str, Mapping[str, str]]  # the cells of a table by case and co
 def read_columns(cases: Sequence[CaseFiles], table: Path | None = None) -> Columns:
     """Read the columns of each case from the dataset and from a CSV file with a column `case`.
 
+    Cells of the file replace those of the dataset. Rows of other cases are ignored.
+
     Raises:
         DatasetError: if the table lacks that column, or contains none of the cases. Without cases
             it is not checked.
@@ -33,7 +35,7 @@ def read_columns(cases: Sequence[CaseFiles], table: Path | None = None) -> Colum
     columns = {files.case: dict(files.columns) for files in cases}
     if table is None:
         return columns
-    rows = read_csv(table)  # its cells replace those of the dataset
+    rows = read_csv(table)
     if columns and not any(row.get("case") in columns for row in rows):
         names = ", ".join(rows[0]) if rows else "none"
         raise DatasetError(
@@ -75,7 +77,7 @@ def divide_by(cases: Sequence[str], columns: Columns, name: str) -> dict[str, se
 
     The result contains the cases of each word, such as {"GE": {"c1", "c3"}, "Siemens": {"c2"}}. A
     column of at most four different numbers is divided by words, too. An empty cell is "not
-    stated".
+    stated", which comes last. Without cases, the result is empty.
 
     Raises:
         ConfigError: if the column is missing or has too many different words.
@@ -144,12 +146,12 @@ def _find_dividing_columns(
 
 
 def _read_cells(cases: Sequence[str], columns: Columns, name: str) -> list[str]:
-    """Return the cell of each case in a column."""
+    """Return the cell of each case in a column, `NOT_STATED` for an empty or missing one."""
     return [columns.get(case, {}).get(name, "").strip() or NOT_STATED for case in cases]
 
 
 def _is_numeric(values: Sequence[str] | set[str]) -> bool:
-    """Return True if all values are numbers, and there are more than four different ones."""
+    """Return True if the stated values are finite numbers, and more than four different ones."""
     stated = set(values) - {NOT_STATED}
     try:
         return len(stated) > N_QUANTILES and bool(np.isfinite([float(v) for v in stated]).all())

@@ -187,25 +187,27 @@ def _with_slice_spacing(tables: Tables, columns: Columns) -> Columns:
     return found
 
 
+@dataclass(frozen=True, eq=False)
 class Summary:
-    """The numbers of some cases. All intervals resample the same groups."""
+    """The numbers of some cases. All intervals resample the same groups.
 
-    def __init__(self, tables: Tables, preset: Preset, replicates: int, seed: int) -> None:
-        self.tables = tables
-        self.preset = preset
-        self.replicates = replicates
-        self.seed = seed
-        self.has_scores = tables.has_scores
+    Attributes:
+        tables: The cases.
+        preset: The match rule.
+        replicates: Number of resampled data sets of the bootstrap.
+        seed: Seed of the bootstrap.
+    """
+
+    tables: Tables
+    preset: Preset
+    replicates: int
+    seed: int
 
     @cached_property
     def draws(self) -> Draws:
         """The groups that each replicate draws. Numbers without a bootstrap do not need them."""
         rng = np.random.default_rng(self.seed)
         return draw_groups(len(self.tables.groups), self.replicates, rng)
-
-    def part(self, tables: Tables) -> "Summary":
-        """Return the summary of other tables, with the same match rule and bootstrap settings."""
-        return Summary(tables, self.preset, self.replicates, self.seed)
 
     def counts(self) -> list[Estimate]:
         """Count cases, lesions and candidates."""
@@ -233,7 +235,7 @@ class Summary:
         *,
         bounds: Sequence[CI | None] = (),
     ) -> list[Estimate]:
-        """Compute numbers with percentile intervals, as `intervals.bootstrap` describes."""
+        """Compute numbers of these names with intervals, as `intervals.bootstrap` describes."""
         # more than the number of cases, lesions or candidates that any statistic uses
         items = sum(map(len, self.tables.frames)) + 1
         return bootstrap(
@@ -241,7 +243,10 @@ class Summary:
         )
 
     def overlap(self) -> Iterator[Estimate]:
-        """Yield mean and median of Dice, surface Dice and HD95 of the cases with a lesion."""
+        """Yield mean and median of Dice, surface Dice and HD95 of the cases with a lesion.
+
+        `hd95_mm_undefined` counts those without an HD95.
+        """
         cases = self.tables.cases
         shares = cases[["dice", "surface_dice"]]
         if self.tables.lacks_masks:
@@ -259,7 +264,8 @@ class Summary:
     ) -> tuple[Estimate, Estimate]:
         """Compute mean and median of the defined values of the cases.
 
-        `is_share`: the values are between 0 and 1, which allows Wilson's interval.
+        `is_share`: the values are between 0 and 1, which allows Wilson's interval. The median has
+        no interval. Both are None without a defined value.
         """
         n = int(values.notna().sum())
         counted = self.tables.add_up("cases", values.notna())
@@ -289,34 +295,43 @@ class Summary:
         return proportion(above, below, kind.undefined, name=name)
 
     def of_curve(self, names: Sequence[str], statistic: Statistic) -> list[Estimate]:
-        """Compute a statistic of the pooled scores. It is undefined without scores."""
-        if not self.has_scores:
+        """Compute a statistic of the pooled scores. It is undefined without scores or lesions."""
+        if not self.tables.has_scores:
             return _undefined(names, UNSCORED)
         return self.resample(names, statistic, self.tables.lesions_by_group, NO_LESION)
 
     def cpm(self) -> Estimate:
-        """Compute the mean recall of the FROC. It is undefined for fewer than 8 cases."""
+        """Compute the mean recall of the FROC (van Ginneken et al. 2010).
+
+        It is undefined for fewer than 8 cases, and without scores or lesions.
+        """
         (found,) = self.of_curve(["cpm"], curves.cpm(self.tables, self.preset.fp_per_case))
         if found.value is not None and len(self.tables.cases) < MIN_CASES_FOR_CPM:
             return Estimate(None, reason=TOO_FEW_CASES_FOR_CPM, name="cpm")
         return found
 
     def average_precision(self) -> Estimate:
-        """Compute the average precision. It is undefined without scores."""
+        """Compute the average precision. It is undefined without scores or lesions."""
         return self.of_curve(["average_precision"], curves.average_precision(self.tables))[0]
 
     def froc(self) -> list[Estimate]:
-        """Compute the recall at the preset's rates of false positives per case."""
+        """Compute the recall at the preset's rates of false positives per case.
+
+        It is undefined without scores or lesions.
+        """
         rates = self.preset.fp_per_case
         points = self.of_curve(["froc"] * len(rates), curves.froc(self.tables, rates))
         return [replace(point, at=at) for point, at in zip(points, rates, strict=True)]
 
     def case_auroc(self) -> Estimate:
-        """Compute the chance that a case with a lesion has a higher score than one without."""
+        """Compute the chance that a case with a lesion has a higher score than one without.
+
+        It is undefined without scores, or without cases of both kinds.
+        """
         names = ["case_auroc"]
         tables = self.tables
         kinds = [tables.add_up("cases", tables.has_lesion), tables.sums["free"]]
-        if not self.has_scores:
+        if not tables.has_scores:
             return _undefined(names, UNSCORED)[0]
         if not all(kind.any() for kind in kinds):
             return _undefined(names, ONE_KIND_OF_CASE)[0]
@@ -328,22 +343,21 @@ class Summary:
         """Compute the scores of bounding boxes, and the number of candidates that were left out.
 
         The scores are the average precision at each IoU and over ranges, as means over labels, and
-        the score of the RSNA Pneumonia Detection Challenge. Candidates beyond `MAX_PER_CASE` of a
-        case and label are left out.
+        the score of the RSNA Pneumonia Detection Challenge. They are undefined without scores or
+        lesions. Candidates beyond `MAX_PER_CASE` of a case and label are left out.
         """
         tables = self.tables
         hits = BoxHits.of(tables)
         support = tables.lesions_by_group
         names = [*["box_average_precision"] * len(IOUS), *RANGES]
-        if self.has_scores and support.any():
-            statistic = hits.average_precision(tables)
-            estimates = self.resample(names, statistic, support, NO_LESION)
-            by_case = hits.rsna_by_case(tables)
+        if tables.has_scores and support.any():
+            estimates = self.resample(names, hits.average_precision(), support, NO_LESION)
+            by_case = hits.rsna_by_case()
             counted = tables.add_up("cases", ~np.isnan(by_case))
             total = tables.add_up("cases", np.nan_to_num(by_case))
             rsna = proportion(total, counted, NO_LESION, name="rsna_score", least_deff=0.0)
         else:
-            why = NO_LESION if self.has_scores else UNSCORED
+            why = NO_LESION if tables.has_scores else UNSCORED
             *estimates, rsna = _undefined([*names, "rsna_score"], why)
         for place, iou in enumerate(IOUS):
             estimates[place] = replace(estimates[place], at=iou)
@@ -352,7 +366,8 @@ class Summary:
     def panoptic_quality(self) -> Estimate:
         """Compute Σ IoU of one-to-one pairs / (pairs + ½ false positives + ½ missed lesions).
 
-        Kirillov et al. 2019.
+        Kirillov et al. 2019. It is undefined without lesions, or if a pair has a box without
+        voxels.
         """
         names = ["panoptic_quality"]
         tables = self.tables
@@ -409,7 +424,7 @@ class Summary:
 
     def calibration(self) -> list[Estimate]:
         """Measure the calibration of the scores. It is undefined without scores."""
-        if not self.has_scores:
+        if not self.tables.has_scores:
             return _undefined(["calibration_slope"], UNSCORED)
         return describe_calibration(self.tables)
 
@@ -428,11 +443,12 @@ class Summary:
         return rows
 
     def subgroup(self, name: str, tables: Tables) -> list[Estimate]:
-        """Compute recall, false positives per case and mean Dice of a subgroup.
+        """Compute counts, recall, false positives per case and mean Dice of a subgroup.
 
-        A zone has no Dice, because the Dice of a case concerns all of its zones.
+        The Dice has no interval, and is left out if no case has one. A zone has no Dice, because
+        the Dice of a case concerns all of its zones.
         """
-        part = self.part(tables)
+        part = replace(self, tables=tables)
         rows = [
             *(one for one in part.counts() if one.name != "n_lesion_free_cases"),
             part.ratio("lesion_recall"),
@@ -458,7 +474,7 @@ class Summary:
             parts = {labels.get(x, str(x)): tables.of_label(x) for x in sorted(values)}
         rows: list[Estimate] = []
         for name, part in parts.items():
-            own = self.part(part)
+            own = replace(self, tables=part)
             numbers = [
                 *own.counts(),
                 *own.mean("dice", part.cases["dice"]),
@@ -473,7 +489,7 @@ class Summary:
 
 
 def _undefined(names: Iterable[str], reason: str) -> list[Estimate]:
-    """Return numbers that are undefined."""
+    """Return numbers of these names without a value, with the reason."""
     return [Estimate(None, reason=reason, name=name) for name in names]
 
 
@@ -484,7 +500,8 @@ def _find_operating_point(
 
     Its name is None if there is none, if the predictions state different ones, or if somebody
     accepted or rejected candidates after it was applied. It is optimistic if it was chosen on these
-    cases, or if the program was developed on them.
+    cases, or if the program was developed on them. A warning lists the cases without scores, to
+    which a given point does not apply, and says if the predictions state different points.
     """
     predicted = tables.cases[tables.is_predicted]
     unscored = predicted["case"][predicted["case_score"].isna()]

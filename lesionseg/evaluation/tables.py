@@ -195,7 +195,10 @@ class CaseRows:
     candidates: list[Row] = field(default_factory=list)
 
     def add(self, other: "CaseRows", **changed: Any) -> None:
-        """Add the rows of `other` that belong to all labels together, with changed cells."""
+        """Add the rows of `other` with some cells changed, such as `part`.
+
+        Rows that only state the Dice of a label are left out.
+        """
         self.cases.extend(row | changed for row in other.cases if row["part"] == "")
         self.lesions.extend(row | changed for row in other.lesions)
         self.candidates.extend(row | changed for row in other.candidates)
@@ -242,7 +245,7 @@ class Tables:
         return Tables(*(frame[frame["case"].isin(names)] for frame in self.frames))
 
     def of_zone(self, zone: str) -> "Tables":
-        """Return the tables of all cases, with the lesions and candidates of one zone."""
+        """Return the tables of all cases, with only the lesions and candidates of one zone."""
         _, lesions, candidates = self.frames
         return Tables(
             self.cases, lesions[lesions["zone"] == zone], candidates[candidates["zone"] == zone]
@@ -277,14 +280,17 @@ class Tables:
 
     @property
     def regions(self) -> list[str]:
-        """The names of the regions that are scored separately, in the order of the rows."""
+        """The names of the regions that are scored separately, in the order of the rows.
+
+        There are none in tables that were read from files, or that are a part of others.
+        """
         if self.every is None:
             return []
         parts = self.every.cases["part"].unique()
         return [part.removeprefix("region ") for part in parts if part.startswith("region ")]
 
     def of_region(self, name: str) -> "Tables":
-        """Return the tables of one region."""
+        """Return the tables of one region. They have no rows if there is no such region."""
         every = self.every or self
         part = region_part(name)
         return Tables(*(frame[frame["part"] == part] for frame in every.frames))
@@ -400,12 +406,12 @@ class Tables:
 
     @cached_property
     def false_score(self) -> Numbers:
-        """Score of each false positive at any threshold."""
+        """Score of each candidate that is false if all are accepted; 0 without scores."""
         return np.asarray(self.candidates["score"].fillna(0.0), np.float64)[self._is_false]
 
     @cached_property
     def false_group(self) -> Integers:
-        """The group of each of them, as a position in `groups`."""
+        """The group of each false positive of `false_score`, as a position in `groups`."""
         return self.group_of["candidates"][self._is_false]
 
     @cached_property
@@ -415,7 +421,7 @@ class Tables:
         return np.unique(np.concatenate([found, self.false_score]))
 
     def count_at(self, threshold: float) -> tuple[int, int]:
-        """Count the lesions found and the false positives at a threshold."""
+        """Count the lesions found and the false positives if candidates from a score on count."""
         n_found = int((self.detected_at >= threshold).sum())
         return n_found, int((self.false_score >= threshold).sum())
 
@@ -454,11 +460,13 @@ def write_tables(
 ) -> None:
     """Write cases.csv, lesions.csv and candidates.csv, each atomically.
 
+    In cases.csv, each region has columns for its Dice and its number of lesions.
+
     Args:
         folder: The folder to write to.
         tables: The tables of the scored cases.
-        labels: The names of label values.
-        failed: The reason of each case that could not be scored.
+        labels: The names of label values. A label without a name is written as its value.
+        failed: The reason of each case that could not be scored. It has a row in cases.csv.
     """
     rows = list(_cells(tables.cases, CASES))
     by_case = {row["case"]: row for row in rows}
@@ -478,7 +486,10 @@ def write_tables(
 
 
 def _cells(table: pd.DataFrame, columns: Sequence[Column]) -> Iterator[Row]:
-    """Yield the rows of a table as they are written."""
+    """Yield the rows of a table as they are written.
+
+    Flags are `true` or `false`, positions have four decimals, and missing values are None.
+    """
     cells = []
     for column in columns:
         values = table[column.name]
@@ -521,7 +532,13 @@ def read_tables(folder: Path) -> Tables:
 
 
 def _as_declared(table: pd.DataFrame, columns: Sequence[Column], path: Path) -> pd.DataFrame:
-    """Return the table with every declared column. Raise `ContentError` for a wrong type."""
+    """Add the declared columns that the table lacks, and return it.
+
+    Missing texts become "". Other columns that the table lacks are empty.
+
+    Raises:
+        ContentError: if the cells of a column are not of its declared kind.
+    """
     for column in columns:
         name = column.name
         if column.kind == "text":

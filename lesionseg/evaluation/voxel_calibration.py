@@ -10,10 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lesionseg.core import Calibration, Reference
-from lesionseg.core.arrays import Flags, Numbers
+from lesionseg.core.arrays import Flags, Numbers, Slab
 from lesionseg.core.prediction import logit
 from lesionseg.errors import count
 from lesionseg.evaluation.calibration import fit_logistic
@@ -23,28 +22,31 @@ from lesionseg.plan.plan import Plan
 MIN_GAIN = 0.02  # of mean Dice
 _LEVELS = np.linspace(-12, 12, 481)  # logits; a voxel is counted at the nearest one
 _N_FOLDS = 5
-Slab = NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)
 class LevelCounts:
-    """Numbers of voxels and of lesion voxels of one case, by their logit (`_LEVELS`)."""
+    """Numbers of voxels and of lesion voxels of one case, by their logit (`_LEVELS`).
+
+    `group` is the patient.
+    """
 
     group: str
     voxels: Numbers = field(default_factory=lambda: np.zeros(len(_LEVELS)))
     lesion: Numbers = field(default_factory=lambda: np.zeros(len(_LEVELS)))
 
-    def counter(self, reference: Reference, plan: Plan) -> Callable[[int, int, Slab], None]:
-        """Return a function that counts the voxels of one slab of probabilities.
+    def slab_counter(self, reference: Reference, plan: Plan) -> Callable[[int, int, Slab], None]:
+        """Return a function that adds the voxels of one slab of probabilities to these numbers.
 
         The function takes the channel, the first row of the slab and the slab. It leaves out
-        ignored voxels and labels that the reference does not annotate.
+        ignored voxels and labels that the reference does not annotate. It counts nothing if the
+        reference has no mask.
         """
         values = plan.labels.channel_values
         labels = reference.labels
         ignore = reference.ignore
 
-        def count(channel: int, row: int, slab: Slab) -> None:
+        def count_slab(channel: int, row: int, slab: Slab) -> None:
             """Count the voxels of one slab."""
             if labels is None or plan.labels.values[channel] in reference.unannotated:
                 return
@@ -52,9 +54,9 @@ class LevelCounts:
             kept = ... if ignore is None else ~ignore[rows]
             self.add(slab[kept], np.isin(labels[rows], values[channel])[kept])
 
-        return count
+        return count_slab
 
-    def add(self, p: NDArray[np.float32], lesion: Flags) -> None:
+    def add(self, p: Slab, lesion: Flags) -> None:
         """Add voxels: their probabilities, and a mask of the same shape that marks lesions."""
         level = ((logit(p) - _LEVELS[0]) / (_LEVELS[1] - _LEVELS[0]) + 0.5).astype(np.intp)
         level = level.clip(0, len(_LEVELS) - 1).ravel()
@@ -62,7 +64,7 @@ class LevelCounts:
         self.lesion[:] += np.bincount(level[lesion.ravel()], minlength=len(_LEVELS))
 
     def dice(self, level: float) -> float:
-        """Return the Dice of the voxels with at least this logit; NaN without a lesion."""
+        """Return the Dice if voxels from this logit on count as lesion; NaN without a lesion."""
         above = level <= _LEVELS
         n_lesion = self.lesion.sum()
         total = self.voxels[above].sum() + n_lesion
@@ -72,17 +74,18 @@ class LevelCounts:
 def select_voxel_calibration(
     counts: Sequence[LevelCounts], extent: float, chosen_on: str
 ) -> tuple[Calibration | None, str]:
-    """Fit the calibration of voxels. Return None if it gains too little, and a reason.
+    """Fit the calibration of voxels, and return it with a sentence about its effect.
 
-    The gain is the change of the mean Dice, in which voxels count as lesion if their probability is
-    at least `extent`. Each fold of whole groups is measured with the fit of the remaining folds. A
-    single group is measured with its own fit. The gain must be at least `MIN_GAIN`. With fewer
-    groups than an interval needs (`MIN_GROUPS`), the reason states their number.
+    Return None, and the reason, if it gains too little. The gain is the change of the mean Dice, in
+    which voxels count as lesion if their probability is at least `extent`. Each fold of whole
+    groups is measured with the fit of the remaining folds. A single group is measured with its own
+    fit. Folds whose fit has no positive slope are left out. The gain must be at least `MIN_GAIN`.
+    With fewer groups than an interval needs (`MIN_GROUPS`), the sentence states their number.
 
     Args:
         counts: The voxels of each case.
         extent: The voxel threshold that delineates a candidate.
-        chosen_on: The role of the cases.
+        chosen_on: The role of the cases, which the calibration states.
     """
     threshold = float(logit(extent))
     groups = sorted({case.group for case in counts if case.lesion.any()})
@@ -108,7 +111,10 @@ def select_voxel_calibration(
 
 
 def _fit_voxels(counts: Sequence[LevelCounts]) -> Calibration:
-    """Fit a linear function of the logit. Return the identity without lesion or background."""
+    """Fit a linear function of the logit to the voxels of all cases.
+
+    Return the identity without voxels of both lesion and background.
+    """
     voxels = np.sum([case.voxels for case in counts], axis=0)
     lesion = np.sum([case.lesion for case in counts], axis=0)
     n_true = int(lesion.sum())
@@ -123,6 +129,7 @@ def _fit_voxels(counts: Sequence[LevelCounts]) -> Calibration:
 def mean_calibration(fits: Sequence[Calibration | None]) -> Calibration | None:
     """Average the calibrations of several networks. None counts as the identity.
 
+    The numbers of voxels are added up, and the role of the cases is that of the first calibration.
     Return None if no network has a calibration.
     """
     known = [f for f in fits if f]

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from lesionseg.core import (
     UNION,
@@ -19,7 +18,7 @@ from lesionseg.core import (
     Prediction,
     Selection,
 )
-from lesionseg.core.arrays import Flags
+from lesionseg.core.arrays import Flags, Slab
 from lesionseg.errors import ConfigError, GeometryError
 from lesionseg.inference.box_candidates import Boxes, box_candidates, fuse
 from lesionseg.inference.candidates import SparseProbabilities, collect_sparse, find_candidates
@@ -30,7 +29,6 @@ from lesionseg.plan.plan import CandidateRule, Plan
 
 _log = logging.getLogger(__name__)
 
-Slab = NDArray[np.float32]
 # called with the number of a label in the plan, the slab's first row, and its probabilities
 OnSlab = Callable[[int, int, Slab], None]
 DEFAULT_POINT = OperatingPoint("score:0.5", 0.5)
@@ -174,7 +172,7 @@ def limit_candidates(prediction: Prediction, limit: int, keep_from: float) -> Pr
 
 
 def find_by_plan(
-    probabilities: Iterable[NDArray[np.float32] | SparseProbabilities],
+    probabilities: Iterable[Slab | SparseProbabilities],
     geometry: Geometry,
     plan: Plan,
     case: str = "",
@@ -206,7 +204,7 @@ def find_by_plan(
 
 
 def find_by_rule(
-    probabilities: Iterable[NDArray[np.float32] | SparseProbabilities],
+    probabilities: Iterable[Slab | SparseProbabilities],
     geometry: Geometry,
     rule: CandidateRule,
     label_values: Sequence[int],

@@ -87,7 +87,8 @@ def local_model(place: str | PathLike[str]) -> Path:
     try:
         if path.suffix in _CHECKPOINTS or find_nnunet_model(path) is not None:
             return path
-        return resolve_bundle(path)
+        pretrained = path / "checkpoint_final.pth"  # a repository of nnssl has no other weights
+        return pretrained if pretrained.is_file() else resolve_bundle(path)
     except BundleError as error:
         raise BundleError(f"{text}: {error}") from error
 

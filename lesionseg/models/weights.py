@@ -1,10 +1,10 @@
 """Initial weights of a network, taken from another of our networks or from an nnU-Net checkpoint.
 
 Between our own networks, tensors of the backbone are copied if name and shape agree, and those of a
-head if its outputs also have the same meaning. Checkpoints of nnU-Net v2 and of nnssl (its ResEnc)
-are read without running code. Their plain and residual encoder U-Nets are our U-Nets with
-`layout: nnunet`. Only the biases of convolutions before an instance norm are left out, because the
-norm removes them. All sizes are read from the shapes of the weights.
+head if its outputs also have the same meaning. Checkpoints of nnU-Net v2 and of nnssl (its ResEnc,
+as of OpenMind, arXiv 2412.17041) are read without running code. Their plain and residual encoder
+U-Nets are our U-Nets with `layout: nnunet`. Only the biases of convolutions before an instance norm
+are left out, because the norm removes them. All sizes are read from the shapes of the weights.
 """
 
 import pickle
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from lesionseg.config import AUTO_MODEL
-from lesionseg.errors import BundleError, ConfigError
+from lesionseg.errors import BundleError, ConfigError, count
 from lesionseg.plan.channel_matching import channel_sources
 from lesionseg.plan.make import backbone_kind
 from lesionseg.plan.plan import Architecture, Plan
@@ -48,6 +48,7 @@ _NAMES: tuple[tuple[str, str], ...] = (
 # nnU-Net lists the layers of a block by name, and again by number in the order in which they run.
 _TWICE = re.compile(r"\.all_modules\.(\d+)\.")
 _LAYERS = {0: "conv", 1: "norm"}
+_RESENC_L_STRIDE = (2, 2, 2)  # of each stage except the first
 # The first convolution, whose input is the image.
 RESIDUAL_STEM = "encoder.stem.conv.weight"  # the name of a tensor that only a residual U-Net has
 _FIRST = ("encoder.stages.0.0.conv.weight", RESIDUAL_STEM)
@@ -74,14 +75,15 @@ class Transfer:
 
 @dataclass(frozen=True, eq=False)
 class CheckpointWeights:
-    """The weights of an nnU-Net checkpoint, by our names.
+    """The weights of a checkpoint of nnU-Net or nnssl, by our names.
 
     `channel_names` contains the names of the input channels in their order. It is empty if the
-    checkpoint does not state them.
+    checkpoint does not state them. `is_resenc_l` is True if nnssl states its preset ResEncL.
     """
 
     weights: dict[str, Tensor]
     channel_names: tuple[str, ...] = ()
+    is_resenc_l: bool = False
 
 
 def is_head(name: str) -> bool:
@@ -212,9 +214,9 @@ def _describe_channels(sources: Sequence[int | None], n_before: int, names: Sequ
     if set(sources) == set(range(n_before)):
         return f"the first convolution has its channels in the new order {', '.join(names)}"
     kept = [names[i] for i, source in enumerate(sources) if source is not None]
-    words = f"the first convolution had {n_before} channels and has {len(sources)}: "
-    words += f"{', '.join(kept)} kept, " if kept else ""
-    words += "the rest set to the mean of the old ones" if None in sources else "the rest left out"
+    words = f"the first convolution had {count(n_before, 'channel')} and has {len(sources)}: "
+    words += f"{', '.join(kept)} kept, the rest " if kept else "all "
+    words += "set to the mean of the old ones" if None in sources else "left out"
     return words
 
 
@@ -244,7 +246,7 @@ def is_checkpoint(name: str | None) -> bool:
 
 
 def read_checkpoint(path: Path) -> CheckpointWeights:
-    """Read the weights of an nnU-Net checkpoint, and the names of its channels.
+    """Read the weights of a checkpoint of nnU-Net or nnssl, and what it states about its network.
 
     Raises `BundleError` if the file is missing, if it contains more than tensors and numbers, or if
     its network is not one of nnU-Net's two.
@@ -255,10 +257,17 @@ def read_checkpoint(path: Path) -> CheckpointWeights:
     if not any(name.startswith("encoder.stages.0.0.") for name in weights):
         seen = ", ".join([*theirs][:3]) or "no tensor"
         raise BundleError(
-            f"{path}: contains no U-Net of nnU-Net v2, but {seen}. Give a checkpoint of nnU-Net or "
-            "nnssl, or a bundle."
+            f"{path}: contains no U-Net of nnU-Net v2, but {seen}. Give a checkpoint of nnU-Net, "
+            "one of nnssl whose network is a ResEnc (not a Primus), or a bundle."
         )
-    return CheckpointWeights(weights, _find_channel_names(content))
+    return CheckpointWeights(weights, _find_channel_names(content), _is_resenc_l(content))
+
+
+def _is_resenc_l(content: Mapping[str, Any]) -> bool:
+    """Return True if the checkpoint states that its network has the strides of nnssl's ResEncL."""
+    plan = content.get("nnssl_adaptation_plan")
+    stated = plan.get("architecture_plans") if isinstance(plan, Mapping) else None
+    return isinstance(stated, Mapping) and stated.get("arch_class_name") == "ResEncL"
 
 
 def _find_channel_names(content: Mapping[str, Any]) -> tuple[str, ...]:
@@ -324,7 +333,9 @@ def rename_weights(theirs: Weights) -> dict[str, Tensor]:
     last = _last_stage(theirs)
     weights: dict[str, Tensor] = {}
     for name, tensor in theirs.items():
-        part, _, kind = name.rpartition(".")
+        # Numbered layers are those that run, and replace the named ones before them. In nnssl's
+        # SparK encoders, the named ones are other layers, which were never trained.
+        part, _, kind = _TWICE.sub(_layer_name, name).rpartition(".")
         ours = _our_name(part, last)
         # our convolutions before a norm have no bias, because the norm would remove it
         is_needed = kind == "weight" or "norm" in part or ours.startswith(_BIASED)
@@ -375,13 +386,17 @@ def _our_name(part: str, last: int) -> str:
     return ""
 
 
-def architecture_of(weights: Weights, name: str, where: str) -> Architecture:
+def architecture_of(
+    weights: Weights, name: str, where: str, *, is_resenc_l: bool = False
+) -> Architecture:
     """Return the architecture of our network `name` that fits the weights.
 
     Args:
         weights: the tensors by our names.
         name: a name of `ARCHITECTURES`, or "auto" for the U-Net with the encoder of the weights.
         where: the name of the weights' file, for messages.
+        is_resenc_l: True if the network is nnssl's preset ResEncL. Its encoder alone is enough,
+            because its strides, which the weights of an encoder do not show, are known.
 
     Raises:
         ConfigError: if the backbone of the weights is of another kind than that of `name`.
@@ -404,21 +419,26 @@ def architecture_of(weights: Weights, name: str, where: str) -> Architecture:
     for i in range(n - 1):
         blocks = _numbered_weights(weights, f"decoder.stages.{i}.{{}}.conv.weight")
         decoder_depths.add(len(blocks))
+    # the kernel of a transposed convolution is its stride
+    strides = [tuple(weight.shape[2:]) for weight in ups]
+    if is_resenc_l and not ups:  # contrastive pretraining has no decoder
+        strides = [_RESENC_L_STRIDE] * (n - 1)
+        decoder_depths = {1}
     # our U-Net has the same number of blocks in all stages, except in a residual encoder
     depths = decoder_depths if residual else {*decoder_depths, *encoder_depths}
-    if len(ups) != n - 1 or len(depths) != 1:
+    if len(strides) != n - 1 or len(depths) != 1:
         raise BundleError(
             f"{where}: our U-Net cannot have {encoder_depths} blocks in the encoder, "
             f"{sorted(decoder_depths)} in the decoder's stages, and {len(ups)} transposed "
             "convolutions. Use weights of a U-Net that nnU-Net has planned."
         )
-    # a convolution's weight is [out, in, *kernel]; the kernel of a transposed one is its stride
+    # a convolution's weight is [out, in, *kernel]
     dims = first[0].ndim - 2
     full_resolution = (1,) * dims
     return Architecture(
         name=name,
         features=tuple(len(weight) for weight in first),
-        strides=(full_resolution, *(tuple(weight.shape[2:]) for weight in ups)),
+        strides=(full_resolution, *strides),
         kernels=tuple(tuple(weight.shape[2:]) for weight in first),
         blocks=depths.pop(),
         n_supervised=max(n - 2, 1),  # as in nnU-Net, all resolutions except the two coarsest

@@ -253,6 +253,6 @@ def apply_selection(matches: Iterable[MatchedCase], selection: Selection) -> lis
     for match in matches:
         if match.prediction.has_scores:  # masks without scores are accepted as they are
             accepted = accept(match.prediction, point, selection.calibration)
-            match = match.decide(accepted)
+            match = match.with_decision(accepted)
         decided.append(match)
     return decided

@@ -329,8 +329,13 @@ def checkpoint_architecture(model: ModelConfig, dims: int) -> Architecture | Non
     """
     if model.init_from is None or not is_checkpoint(model.init_from):
         return None
-    weights = read_checkpoint(Path(model.init_from)).weights
-    architecture = architecture_of(weights, model.architecture, model.init_from)
+    checkpoint = read_checkpoint(Path(model.init_from))
+    architecture = architecture_of(
+        checkpoint.weights,
+        model.architecture,
+        model.init_from,
+        is_resenc_l=checkpoint.is_resenc_l,
+    )
     if len(architecture.strides[0]) != dims:
         raise ConfigError(
             f"model.init_from: the checkpoint has {len(architecture.strides[0])} spatial axes, the "

@@ -14,6 +14,7 @@ import numpy as np
 
 from lesionseg.config import PredictConfig, ServeConfig
 from lesionseg.core import CaseFiles, InputCheckResult, Prediction
+from lesionseg.core.arrays import Slab
 from lesionseg.errors import (
     CASE_ERRORS,
     ConflictError,
@@ -27,7 +28,7 @@ from lesionseg.errors import (
 )
 from lesionseg.evaluation.measures import counts_of
 from lesionseg.host_memory import peak_memory_mb, trim_memory
-from lesionseg.inference.decision import Inferred, Slab
+from lesionseg.inference.decision import Inferred
 from lesionseg.inference.nnunet.scan import NnunetScan
 from lesionseg.inference.predictor import Predictor, PreparedScan
 from lesionseg.inference.read_ahead import memory_budget, needed_bytes, read_ahead

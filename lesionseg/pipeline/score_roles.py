@@ -81,7 +81,7 @@ def score_validation(
     def count_levels(files: CaseFiles) -> OnSlab:
         levels = LevelCounts(files.group)
         counts.append(levels)
-        return levels.counter(open_reference(files, experiment.dataset), plan)
+        return levels.slab_counter(open_reference(files, experiment.dataset), plan)
 
     log.info("Predicting %s.", _cases_in_words(cases))
     _predict(predictor, experiment, cases, folder, count_levels)
@@ -137,7 +137,7 @@ def score_predicted(
         before = replace(before, case=match.case)
         prediction = accept(before, point, calibration_of[match.case])
         write_prediction(folder, prediction)
-        matches[i] = match.decide(prediction)
+        matches[i] = match.with_decision(prediction)
     return complete, _score(matches, experiment, folder.parent, point)
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 
 from lesionseg.errors import ContentError
 from lesionseg.evaluation.intervals import CI
-from lesionseg.evaluation.scores import PERCENT_OF_WIDTH, SCORES_FILE, Scores, read_scores
+from lesionseg.evaluation.scores import SCORES_FILE, Scores, read_scores, size_column
 from lesionseg.evaluation.tables import Tables, read_tables
 from lesionseg.io.text import write_csv
 
@@ -97,8 +97,7 @@ class Evaluation(Tables):
     @property
     def size_column(self) -> str:
         """The name of the column with the diameters, which depends on the unit of the scores."""
-        in_percent = self.scores.size_unit == PERCENT_OF_WIDTH
-        return "diameter_percent" if in_percent else "diameter_mm"
+        return size_column(self.scores.size_unit)
 
     @property
     def size_classes(self) -> list[SizeClass]:

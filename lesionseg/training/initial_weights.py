@@ -1,4 +1,4 @@
-"""Start a training from the weights of a bundle or an nnU-Net checkpoint."""
+"""Start a training from the weights of a bundle or of a checkpoint of nnU-Net or nnssl."""
 
 import logging
 from collections.abc import Sequence
@@ -22,11 +22,11 @@ log = logging.getLogger(__name__)
 def start_from(bundle: str, network: nn.Module, plan: Plan) -> None:
     """Copy the weights that fit from a bundle or checkpoint into `network`, and log them.
 
-    An ensemble gives the weights of its first network. An nnU-Net checkpoint gives all weights
-    except those of the heads. Channels of the same name keep their weights, see `adapt_channels`.
+    An ensemble gives the weights of its first network. A checkpoint gives all weights except those
+    of the heads. Channels of the same name keep their weights, see `adapt_channels`.
 
     Args:
-        bundle: path of a bundle, a run or an nnU-Net checkpoint.
+        bundle: path of a bundle, a run or a checkpoint of nnU-Net or nnssl.
         network: receives the weights, in place.
         plan: the plan of `network`.
 
@@ -36,10 +36,8 @@ def start_from(bundle: str, network: nn.Module, plan: Plan) -> None:
     path = Path(bundle)
     if is_checkpoint(bundle):
         source = f"checkpoint {path.name}"
-        heads = give_all_heads("the meaning of nnU-Net's labels is not known")
+        heads = give_all_heads("the meaning of the checkpoint's outputs is not known")
         checkpoint = read_checkpoint(path)
-        if not checkpoint.channel_names and len(plan.channel_names) > 1:
-            log.info("The checkpoint does not name its channels, so they are taken by position.")
         transfer = take_tensors(
             network,
             checkpoint.weights,
@@ -47,7 +45,10 @@ def start_from(bundle: str, network: nn.Module, plan: Plan) -> None:
             channels=plan.channel_names,
             channels_before=checkpoint.channel_names,
         )
-        log.info("Grid and normalisation are this dataset's own, not the checkpoint's.")
+        is_by_position = not (checkpoint.channel_names or transfer.adapted)
+        if is_by_position and len(plan.channel_names) > 1:
+            log.info("The checkpoint does not name its channels, so they are taken by position.")
+        log.info("Grid and normalisation are those of the settings, not the checkpoint's.")
     else:
         source = f"bundle {bundle_digest(path)}"
         before = read_own_bundle(path, plan.architecture.network)
@@ -58,10 +59,12 @@ def start_from(bundle: str, network: nn.Module, plan: Plan) -> None:
     n_taken = len(transfer.taken)
     n_tensors = n_taken + len(transfer.fresh)
     log.info("Weights of %s: %d of %d tensors taken.", source, n_taken, n_tensors)
+    _log_parts("Taken", transfer.taken)
     if transfer.adapted:
         log.info("Of these, %s.", transfer.adapted)
-    why = f" ({transfer.why_fresh})" if transfer.why_fresh else ""
-    _log_parts(f"Newly initialised{why}", transfer.fresh)
+    _log_parts("Newly initialised", transfer.fresh)
+    if transfer.why_fresh:
+        log.info("Heads are new because %s.", transfer.why_fresh)
     _log_parts("Not used", transfer.unused)
 
 

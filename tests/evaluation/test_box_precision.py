@@ -134,7 +134,7 @@ def test_rsna_score_equals_the_value_by_hand():
     # IoU 0.6: a hit at 0.4 to 0.6, which is 5 of 8 IoUs; 1 TP, 1 FP and 1 FN give 1/3
     empty = match_boxes("b", [], [])
     tables = tables_of([found, empty])
-    first, second = BoxHits.of(tables).rsna_by_case(tables)
+    first, second = BoxHits.of(tables).rsna_by_case()
     assert first == pytest.approx(5 / 8 / 3)
     assert np.isnan(second)
     false = match_boxes("c", [], [(1, 0.9, FAR)])

@@ -87,7 +87,7 @@ def test_slabs_are_counted_without_ignored_voxels(plan):
     ignore[2] = True
     counts = LevelCounts("a")
     geometry = Geometry.from_spacing(labels.shape, (1.0,) * 3)
-    count = counts.counter(Reference(geometry, labels=labels, ignore=ignore), plan)
+    count = counts.slab_counter(Reference(geometry, labels=labels, ignore=ignore), plan)
     for row, p in enumerate((0.1, 0.8, 0.8, 0.1)):
         count(0, row, np.full((1, 3, 2), p, np.float32))
     assert (counts.voxels.sum(), counts.lesion.sum()) == (18, 6)

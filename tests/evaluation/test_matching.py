@@ -179,7 +179,7 @@ def test_assignment_is_maximal_at_every_threshold(seed, rule):
         n_best, sum_best = best_assignment(weight[present], most_pairs=rule == INSTANCES)
         found = found_at >= threshold
         assert found.sum() == n_best
-        candidate_of = assign(links, found, present=present)
+        candidate_of = assign(links, present, found)
         matched = candidate_of >= 0
         assert round(weight[candidate_of[matched], np.flatnonzero(matched)].sum(), 6) == sum_best
         assert len(set(candidate_of[matched])) == matched.sum()

@@ -370,6 +370,13 @@ def test_commands_use_the_local_path_of_a_model(hub, folder, cfg):
     assert local.model_copy(update={"bundle": cfg.bundle}) == cfg
 
 
+def test_repository_of_a_pretrained_encoder_gives_its_checkpoint(hub):
+    files = {"adaptation_plan.json": b"{}", "checkpoint_final.pth": b"weights", "README.md": b""}
+    hub.commit("models/user/pretrained", files)
+    local = local_model("hf://user/pretrained")
+    assert (local.name, local.read_bytes()) == ("checkpoint_final.pth", b"weights")
+
+
 def test_info_reads_a_model_of_the_hub(hub, folder, capsys):
     hub.commit_folder("models/user/model", folder)
     assert run("info", ["bundle=hf://user/model", "--json"]) == 0

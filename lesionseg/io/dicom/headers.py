@@ -163,7 +163,7 @@ def _read_elements(path: Path, *, pixels: bool, names: Sequence[str] = ()) -> "H
 
 
 def image_header(file: Path) -> "Header | None":
-    """Read the header of an image. Return None for any other file or DICOM object.
+    """Read the header of an image. Return None for a file that is not DICOM or has no image.
 
     Raises:
         ReadError: The file is damaged or truncated. If it were skipped, a slice of a series could

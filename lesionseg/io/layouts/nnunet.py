@@ -204,10 +204,6 @@ def _listed_rows(root: Path, entries: Mapping[str, _ListedCase], n_channels: int
     return rows
 
 
-def _is_nifti(file: Path) -> bool:
-    return file.name.lower().endswith(NIFTI)
-
-
 def _find_images(folder: Path, ending: str | None, findings: list[Finding]) -> list[Path]:
     """Return the images of a folder, sorted, or [] if it does not exist.
 
@@ -231,7 +227,7 @@ def _find_images(folder: Path, ending: str | None, findings: list[Finding]) -> l
     left_out: set[Path] = set()
     for file in {*files} - {*own}:
         is_other_kind = is_raster(file) != is_raster(own[0])
-        is_copy = _is_nifti(file) and strip_suffix(file) in stems
+        is_copy = file.name.lower().endswith(NIFTI) and strip_suffix(file) in stems
         if is_other_kind or is_copy:
             left_out.add(file)
     words = f"next to those that end in {ending} (file_ending in dataset.json), left out"

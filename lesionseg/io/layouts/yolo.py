@@ -150,9 +150,9 @@ def _find_images(
 ) -> list[_Image]:
     """Find the images of each part. A folder or list that an earlier part has is left out.
 
-    A missing folder `test`, and each unknown key that names a folder with further images, become
-    findings, unless the folder contains a part. Raise `DatasetError` if another folder is missing,
-    or if there is no image.
+    `path` is `data.yaml`. A missing folder `test` becomes a finding, and so does each unknown key
+    that names a folder with further images, unless the folder contains a part. Raise `DatasetError`
+    if the folder of another part is missing, or if there is no image.
     """
     images: list[_Image] = []
     seen: set[Path] = set()
