@@ -36,7 +36,11 @@ class ModelFiles:
         return str(self.root / name)
 
     def read_bytes(self, name: str, most: int = _MAX_BYTES) -> bytes:
-        """Read one file. Raise `BundleError` if it is missing, damaged or larger than `most`."""
+        """Read one file of at most `most` bytes.
+
+        Raise `BundleError` if it is missing, damaged, larger, or if its size in the zip is more
+        than so many compressed bytes can contain.
+        """
         path = self.root / name
         try:
             if self.archive is None:

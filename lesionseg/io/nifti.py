@@ -282,9 +282,9 @@ def _check_affine(path: Path, image: Any, affine: Numbers, dims: int) -> None:
     sizes = image.extra["pixdim"][:dims]
     if not image.header["sform_code"] and not sizes.all():
         raise ReadError(
-            f"{path}: the voxel size is unknown (pixdim is {_product(sizes)} mm). Convert the scan "
-            "again from its DICOM files, or write the true size into the header, for example with "
-            "fslchpixdim."
+            f"{path}: the voxel size is unknown (pixdim is {_join_sizes(sizes)} mm). Convert the "
+            "scan again from its DICOM files, or write the true size into the header, for example "
+            "with fslchpixdim."
         )
     if not np.isfinite(affine).all():
         raise ReadError(
@@ -302,7 +302,7 @@ def _warn_of_contradictions(path: Path, image: Any, geometry: Geometry) -> None:
         return
     if not np.allclose(sizes, stated, rtol=_SAME_SIZE, atol=0):
         text = "%s: the sform states voxels of %s mm, but pixdim states %s mm; the sform is used."
-        warn_once(logger, text, path, _product(sizes), _product(stated))
+        warn_once(logger, text, path, _join_sizes(sizes), _join_sizes(stated))
     if not image.header["qform_code"]:
         return
     qform = Geometry(geometry.shape, (_mm_scale(image) @ _qform(image))[:, _REVERSED])
@@ -315,7 +315,7 @@ def _warn_of_contradictions(path: Path, image: Any, geometry: Geometry) -> None:
         warn_once(logger, text, path, distance)
 
 
-def _product(sizes_mm: Iterable[float]) -> str:
+def _join_sizes(sizes_mm: Iterable[float]) -> str:
     """Return sizes along several axes as text, such as "1 × 0.5 × 0.5"."""
     return " × ".join(f"{mm:.4g}" for mm in sizes_mm)
 

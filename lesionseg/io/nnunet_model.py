@@ -83,7 +83,7 @@ def find_nnunet_model(path: Path) -> NnunetModelFiles | None:
 
 
 def _find_in_archive(archive: Path, path: Path) -> NnunetModelFiles | None:
-    """Find a model in a zip. Return None if the zip has no model.
+    """Find a model in a zip. Return None if the zip has no model. Ensembles do not count.
 
     Args:
         archive: The zip.

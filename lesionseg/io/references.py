@@ -91,6 +91,10 @@ def find_references(folder: Path, **rules: Unpack[ReadingRules]) -> References:
     A folder of masks that belongs to a dataset, such as nnU-Net's `labelsTs`, gives this part of
     the dataset. If the folder directly contains masks with BIDS names, it is a folder of masks.
 
+    Args:
+        folder: The folder.
+        rules: See `ReadingRules`. If they name COCO annotations, the folder is a dataset.
+
     Raises:
         DatasetError: No reference is found.
     """

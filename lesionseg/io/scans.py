@@ -160,7 +160,7 @@ class Scan:
 
     @property
     def is_present(self) -> bool:
-        """True if the files can be read now. A subclass may have to fetch them first."""
+        """True if the files are on this machine, as those of a local scan always are."""
         return True
 
     def fetch(self) -> None:

@@ -87,7 +87,8 @@ class SplitFile:
         """Return the role of each case in a fold, by default the first.
 
         Raises:
-            DatasetError: The file does not contain this fold, or contains a single split.
+            DatasetError: The file does not contain this fold. A file of a single split contains
+                only fold 0.
         """
         if fold and not self.is_list:
             raise DatasetError(
@@ -107,8 +108,8 @@ def read_split_file(path: Path) -> SplitFile:
 
     Raises:
         ReadError: The file is missing or not JSON.
-        DatasetError: The form is unknown, a case is listed twice in a fold, or a case is in the
-            validation lists of two folds.
+        DatasetError: The file is a pickle, its form is unknown, a case is listed twice in a fold,
+            or a case is in the validation lists of two folds.
     """
     if path.suffix.lower() in (".pkl", ".pickle"):
         raise DatasetError(

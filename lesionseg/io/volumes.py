@@ -34,7 +34,7 @@ def format_suffix(path: Path) -> str:
 
 
 def strip_suffix(path: Path) -> str:
-    """Return the file name without the suffix that names its format.
+    """Return the file name without the suffix of its format, or without its last suffix.
 
     >>> strip_suffix(Path("scan.v2.nii.gz"))
     'scan.v2'
@@ -105,7 +105,10 @@ def read_volume(path: Path, *, pixel_mm: float | None = None, as_labels: bool = 
 
 
 def read_geometry(path: Path, *, pixel_mm: float | None = None) -> Geometry:
-    """Read the grid from the header only. Raises the errors of `read_volume`."""
+    """Read the grid from the header. Only pictures are decoded, see `raster.read_raster_geometry`.
+
+    Raises the errors of `read_volume`.
+    """
     form = _find_format(path)
     return _run(form, path, form.read_grid, pixel_mm)
 

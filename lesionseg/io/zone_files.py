@@ -109,7 +109,8 @@ def read_zone_names(path: Path) -> dict[int, str]:
     """Read the names by mask value, except for 0, the background.
 
     Lines and entries without an integer and a name are skipped. Of two names of a value, the last
-    one counts. The forms of the file are those of `find_zones`.
+    one counts. The forms of the file are those of `find_zones`. Bytes that are not UTF-8 are
+    replaced.
 
     Raises:
         ReadError: A JSON file is damaged.
