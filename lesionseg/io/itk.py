@@ -64,7 +64,7 @@ def itk_affine(affine: Numbers) -> Numbers:
     return np.asarray(np.diag(signs) @ affine[:, reversed_axes])
 
 
-def read_itk(path: Path, pixel_mm: float | None = None, as_labels: bool = False) -> Volume:
+def read_itk(path: Path, pixel_mm: float | None, as_labels: bool) -> Volume:
     """Read a volume `[1, *spatial]` in the dtype of the file, with two or three spatial axes.
 
     The header states the voxel size, so `pixel_mm` is not used. Masks have the same values as
@@ -78,14 +78,12 @@ def read_itk(path: Path, pixel_mm: float | None = None, as_labels: bool = False)
     return Volume(array[np.newaxis], geometry)
 
 
-def read_itk_geometry(path: Path, pixel_mm: float | None = None) -> Geometry:
+def read_itk_geometry(path: Path, pixel_mm: float | None) -> Geometry:
     """Read the grid from the header, which states the voxel size. `pixel_mm` is not used."""
     return _read_header(path)[1]
 
 
-def write_itk(
-    path: Path, array: NDArray[Any], geometry: Geometry, like: Path | None = None
-) -> None:
+def write_itk(path: Path, array: NDArray[Any], geometry: Geometry, like: Path | None) -> None:
     """Write an array `[*spatial]`, compressed. `like` is not used."""
     import SimpleITK as sitk
 

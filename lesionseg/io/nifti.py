@@ -45,7 +45,7 @@ _REVERSED_PLANE = [1, 0, 3]
 _PLANE = [0, 1, 3]  # rows and columns of an affine without the third axis
 
 
-def read_nifti(path: Path, pixel_mm: float | None = None, as_labels: bool = False) -> Volume:
+def read_nifti(path: Path, pixel_mm: float | None, as_labels: bool) -> Volume:
     """Read a volume `[1, *spatial]` in the dtype of the file, or float32 if the header scales.
 
     A file with two axes gives two spatial axes. A file with three axes and one slice stays 3-D,
@@ -87,7 +87,7 @@ def read_nifti(path: Path, pixel_mm: float | None = None, as_labels: bool = Fals
         return Volume(np.ascontiguousarray(array.T)[np.newaxis], geometry)
 
 
-def read_nifti_geometry(path: Path, pixel_mm: float | None = None) -> Geometry:
+def read_nifti_geometry(path: Path, pixel_mm: float | None) -> Geometry:
     """Read the grid from the header, which states the voxel size. `pixel_mm` is not used."""
     with _open(path) as stream:
         return _read_grid(path, _parse(path, stream))

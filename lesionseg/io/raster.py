@@ -24,7 +24,7 @@ _PNG_BITS = 24
 _BMP_BITS = 28
 
 
-def read_raster(path: Path, pixel_mm: float | None = None, as_labels: bool = False) -> Volume:
+def read_raster(path: Path, pixel_mm: float | None, as_labels: bool) -> Volume:
     """Read a picture with the values that a viewer shows.
 
     - The orientation that the file states is applied.
@@ -55,9 +55,9 @@ def read_raster(path: Path, pixel_mm: float | None = None, as_labels: bool = Fal
     return picture.to_volume(path, pixel_mm, as_labels=as_labels)
 
 
-def read_raster_geometry(path: Path, pixel_mm: float | None = None) -> Geometry:
+def read_raster_geometry(path: Path, pixel_mm: float | None) -> Geometry:
     """Read the grid of a picture. The picture is decoded, to show whether the file is complete."""
-    return read_raster(path, pixel_mm).geometry
+    return read_raster(path, pixel_mm, as_labels=False).geometry
 
 
 def states_turn(path: Path) -> bool:
@@ -73,9 +73,7 @@ def states_turn(path: Path) -> bool:
     return False
 
 
-def write_raster(
-    path: Path, array: NDArray[Any], geometry: Geometry, like: Path | None = None
-) -> None:
+def write_raster(path: Path, array: NDArray[Any], geometry: Geometry, like: Path | None) -> None:
     """Write a plane `[y, x]` as PNG (uint8, uint16) or TIFF (any type), without its pixel size.
 
     Raises:
