@@ -28,7 +28,6 @@ from lesionseg.core import Prediction, Volume
 from lesionseg.io import (
     find_predictions,
     read_csv,
-    read_prediction,
     read_volume,
     write_csv,
     write_json,
@@ -70,7 +69,7 @@ def convert(found: Path, scans: Path, output: Path, session: Any) -> None:
     for case, files in find_predictions(found).items():
         image = (scans / paths[case]).resolve()
         volume = read_volume(image)
-        prediction = read_prediction(files, geometry=volume.geometry)
+        prediction = files.read(geometry=volume.geometry)
         name = f"masks/{case}.nii.gz"
         mask = outline(session, volume, prediction)
         write_volume(output / name, Volume(mask[None], volume.geometry))

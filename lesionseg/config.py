@@ -52,6 +52,7 @@ DICOMWEB_SCHEMES: Mapping[str, str] = {
     "dicomweb+http": "http",
 }
 OWN_LOSSES = "lesionseg.losses."  # the classes of our losses
+CONFIG = "config.yaml"  # the settings of a run, in its directory
 AUTO_MODEL = "auto"  # the architecture that leaves the choice to `plan.model_choice`
 
 
@@ -748,6 +749,11 @@ def is_dicomweb(place: str) -> bool:
     (True, False)
     """
     return place.partition("://")[0] in DICOMWEB_SCHEMES
+
+
+def has_config(folder: Path) -> bool:
+    """Return True if a folder is a run directory that already belongs to a configuration."""
+    return (folder / CONFIG).is_file()
 
 
 def conf_dir() -> Path:

@@ -33,7 +33,6 @@ from lesionseg.config import Probability, Settings, read
 from lesionseg.core import Geometry, Volume
 from lesionseg.core.arrays import Integers, Numbers
 from lesionseg.errors import ConfigError, OutputError, require_one_of
-from lesionseg.io.nnunet_model import DATASET_JSON
 from lesionseg.io.text import read_json, write_json
 from lesionseg.io.volumes import write_volume
 from lesionseg.ops.components import label_components
@@ -877,7 +876,7 @@ def write_nnunet_raw(
         "numTraining": n_cases - n_test,
         "numTest": n_test,
     }
-    write_json(folder / DATASET_JSON, content)
+    write_json(folder / "dataset.json", content)
 
 
 def write_array(path: Path, array: NDArray[Any], geometry: Geometry) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lesionseg.config import DataConfig, DataFolder, PathKind, Settings, is_url
-from lesionseg.errors import ConfigError, DatasetError, OutputError, ReadError, suggest
+from lesionseg.errors import BundleError, ConfigError, DatasetError, OutputError, ReadError, suggest
 
 S = TypeVar("S", bound=Settings)
 
@@ -148,15 +148,15 @@ def _check_scans(setting: str, path: Path) -> None:
 
 def _check_bundle(setting: str, path: Path) -> None:
     """Check that a path is a bundle, a run directory with one, or an nnU-Net model."""
-    from lesionseg.io.bundle_folder import resolve_bundle
-    from lesionseg.io.model_files import find_archive
-    from lesionseg.io.nnunet_model import find_nnunet_model
+    from lesionseg.io.model_address import find_model
 
-    if find_nnunet_model(path) is not None:  # it may be inside an archive
-        return
-    if not path.exists() and find_archive(path) is None:
-        raise ReadError(f"{setting}: the folder does not exist.{_hint(path)}")
-    resolve_bundle(path)  # it raises the error that names what is missing
+    try:
+        find_model(path)
+    except BundleError:
+        is_in_zip = any(parent.is_file() for parent in path.parents)
+        if path.exists() or is_in_zip:
+            raise
+        raise ReadError(f"{setting}: the folder does not exist.{_hint(path)}") from None
 
 
 def _check_existing(setting: str, path: Path) -> None:

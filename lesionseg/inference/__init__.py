@@ -16,7 +16,6 @@ from lesionseg.inference.decision import accept, choose_operating_point
 from lesionseg.inference.model_card import model_card
 from lesionseg.inference.predictor import Predictor
 from lesionseg.inference.window import SlidingWindow, choose_device
-from lesionseg.io.bundle_folder import resolve_bundle
 
 __all__ = [
     "Bundle",
@@ -29,6 +28,5 @@ __all__ = [
     "find_candidates",
     "model_card",
     "read_bundle",
-    "resolve_bundle",
     "write_bundle",
 ]

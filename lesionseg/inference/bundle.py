@@ -27,11 +27,11 @@ from torch import nn
 from lesionseg.core import NO_SELECTION, Selection
 from lesionseg.errors import BundleError, OutputError
 from lesionseg.inference.input_check import InputCheck
-from lesionseg.inference.nnunet.model import nnunet_digest, nnunet_plan, read_nnunet_model
-from lesionseg.io.bundle_folder import BundleFiles, resolve_bundle
+from lesionseg.inference.nnunet.model import nnunet_plan, read_nnunet_model
+from lesionseg.io.bundle_folder import BundleFiles
 from lesionseg.io.files import digest_of
-from lesionseg.io.model_address import local_model
-from lesionseg.io.nnunet_model import find_nnunet_model
+from lesionseg.io.model_address import find_model
+from lesionseg.io.nnunet_model import NnunetModelFiles
 from lesionseg.models.build import TRUSTED, NetworkFactory, build_with_weights, require_finite
 from lesionseg.plan.plan import Plan
 
@@ -120,7 +120,7 @@ def read_bundle(
 
     Args:
         folder: folder of a bundle or a run, an nnU-Net model folder, a zip, or an address
-            (`io.model_address`).
+            (`io.model_address.local_model`).
         architectures: factories for architectures that are not in the closed table of
             `models.build`, by their names in the plan.
 
@@ -129,12 +129,11 @@ def read_bundle(
             or if tensors are missing, superfluous, of another shape or not finite.
         ConfigError: if the architecture is unknown.
     """
-    path = local_model(folder)
-    model = find_nnunet_model(path)
-    if model is not None:
-        networks, plan = read_nnunet_model(model)
+    files = find_model(folder)
+    if isinstance(files, NnunetModelFiles):
+        networks, plan = read_nnunet_model(files)
         return Bundle(networks, plan, selection=Selection(n_members=len(networks)))
-    folder = resolve_bundle(path)
+    folder = files.folder
     plan = bundle_plan(folder)
     selection = bundle_selection(folder)
     paths = [folder / name for name in _weight_files(selection)]
@@ -191,25 +190,25 @@ def ensemble(
 
 def bundle_plan(bundle: str | Path) -> Plan:
     """Read the plan of a bundle, a run or an nnU-Net model. Raise `BundleError` if it has none."""
-    local = local_model(bundle)
-    model = find_nnunet_model(local)
-    if model is not None:
-        return nnunet_plan(model)
-    path = BundleFiles(resolve_bundle(local)).plan
-    return Plan.from_json(path.read_text("utf-8", "replace"), path)
+    files = find_model(bundle)
+    if isinstance(files, NnunetModelFiles):
+        return nnunet_plan(files)
+    return Plan.from_json(files.plan.read_text("utf-8", "replace"), files.plan)
 
 
 def bundle_selection(bundle: str | Path) -> Selection:
     """Read the selection of a bundle or a run. Raise `BundleError` if it has none.
 
-    If the plan has version 1, plan and selection are in the same file.
+    That of an nnU-Net model has only its number of networks. If the plan has version 1, plan and
+    selection are in the same file.
     """
-    folder = resolve_bundle(local_model(bundle))
-    plan = bundle_plan(folder)
-    files = BundleFiles(folder)
+    files = find_model(bundle)
+    if isinstance(files, NnunetModelFiles):
+        return Selection(n_members=len(files.folds))
+    plan = bundle_plan(files.folder)
     path = files.plan if plan.schema_version == 1 else files.selection
     if not path.is_file():
-        raise BundleError(f"{folder}: no {path.name}. Copy the bundle again.")
+        raise BundleError(f"{files.folder}: no {path.name}. Copy the bundle again.")
     return Selection.from_json(path.read_text("utf-8", "replace"), path)
 
 
@@ -233,13 +232,10 @@ def bundle_digest(bundle: str | Path) -> str:
 
     `bundle` is a bundle, a run or an nnU-Net model. Raises `BundleError` if it is none of them.
     """
-    path = local_model(bundle)
-    model = find_nnunet_model(path)
-    if model is not None:
-        return nnunet_digest(model)
-    folder = resolve_bundle(path)
-    files = BundleFiles(folder)
-    paths = [files.weights, files.plan, *sorted(folder.glob("weights_*.safetensors"))]
+    files = find_model(bundle)
+    if isinstance(files, NnunetModelFiles):
+        return files.digest()
+    paths = [files.weights, files.plan, *sorted(files.folder.glob("weights_*.safetensors"))]
     if files.selection.is_file():
         paths.append(files.selection)
     return digest_of(*paths)[:16]

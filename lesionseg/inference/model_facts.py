@@ -12,8 +12,8 @@ from lesionseg.core import Geometry, Selection
 from lesionseg.inference.bundle import bundle_digest, bundle_plan, bundle_selection
 from lesionseg.inference.model_card import fill
 from lesionseg.inference.read_ahead import needed_bytes
-from lesionseg.io.bundle_folder import BundleFiles, resolve_bundle
-from lesionseg.io.nnunet_model import DATASET_JSON, find_nnunet_model
+from lesionseg.io.bundle_folder import BundleFiles
+from lesionseg.io.model_address import find_model
 from lesionseg.models.build import ARCHITECTURES, build_network
 from lesionseg.plan.plan import Plan
 
@@ -148,14 +148,12 @@ def model_facts(path: Path) -> ModelFacts:
         BundleError: if the path is none of them, or its files are damaged.
     """
     plan = bundle_plan(path)
-    nnunet = find_nnunet_model(path)
-    if nnunet is None:
-        path = resolve_bundle(path)
-        selection = bundle_selection(path)
-        stated = BundleFiles(path).card_facts()
+    files = find_model(path)
+    if isinstance(files, BundleFiles):
+        path = files.folder
+        stated = files.card_facts()
     else:
-        selection = Selection(n_members=len(nnunet.folds))
-        stated = {"made from": plan.reasons["source"], **nnunet.read_json(DATASET_JSON)}
+        stated = {"made from": plan.reasons["source"], **files.read_description()}
     n_weights = None
     if plan.architecture.name in ARCHITECTURES and not plan.architecture.network:
         with torch.device("meta"):
@@ -165,7 +163,7 @@ def model_facts(path: Path) -> ModelFacts:
         path=path,
         digest=bundle_digest(path),
         plan=plan,
-        selection=selection,
+        selection=bundle_selection(path),
         n_weights=n_weights,
         stated=stated,
         card=card if card.is_file() else None,

@@ -12,8 +12,8 @@ from lesionseg.io.layouts import read_dataset as read_dataset
 from lesionseg.io.layouts.table import Row as Row
 from lesionseg.io.layouts.table import Table as Table
 from lesionseg.io.masks import read_mask as read_mask
+from lesionseg.io.predictions import PredictionFiles as PredictionFiles
 from lesionseg.io.predictions import find_predictions as find_predictions
-from lesionseg.io.predictions import read_prediction as read_prediction
 from lesionseg.io.predictions import write_prediction as write_prediction
 from lesionseg.io.text import read_csv as read_csv
 from lesionseg.io.text import write_csv as write_csv

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from lesionseg.config import has_config
 from lesionseg.errors import BundleError, count, join_names
 from lesionseg.io.files import atomic_path, cache_folder, digest_of
 from lesionseg.io.model_files import ModelFiles, find_archive, list_archive
-from lesionseg.io.run_folder import has_config
 
 _WEIGHTS = "weights.safetensors"
 _PLAN = "plan.json"

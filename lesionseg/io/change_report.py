@@ -73,19 +73,25 @@ class ChangeReport:
         return cls(folder, scan, scan.state())
 
     def write(
-        self, prediction: Prediction, labels: Mapping[int, str], comparison: Comparison
+        self,
+        prediction: Prediction,
+        labels: Mapping[int, str],
+        since: Mapping[int, tuple[str, float | None]],
+        remark: str,
     ) -> None:
         """Write the report. Other comparisons get other UIDs, so that an archive keeps both.
 
         Args:
             prediction: The prediction of the later visit.
             labels: The names of its labels.
-            comparison: The comparison with the earlier visit.
+            since: The comparison with the earlier visit, see `Comparison`.
+            remark: A sentence for the comment of the report.
 
         Raises:
             ResourceError: The scan has got, lost or changed a file since the report was planned.
             LesionsegError: The report cannot be written, see `write_dicom_results`.
         """
+        comparison = Comparison(since, remark)
         write_dicom_results(
             self.scan.files.images[0],
             prediction,

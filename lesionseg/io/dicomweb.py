@@ -150,6 +150,42 @@ class DicomWeb:
                 header.setdefault(element.tag, element)
         return [instances[uid] for uid in sorted(instances)]
 
+    def find_scans(self, folder: Path, unwanted: Callable[[Scan], str]) -> FoundScans:
+        """Find the scans at the address. No image is fetched.
+
+        The case id of a series is its UID, and that of a radiograph also has the UID of the image.
+        A series whose images cannot be listed is a scan with an error. Series of other objects,
+        such as reports and segmentations, are skipped.
+
+        Args:
+            folder: The folder into which the scans will be fetched.
+            unwanted: Returns the reason why a scan is not meant to be predicted, or "".
+
+        Raises:
+            ResourceError: The server cannot be searched.
+            DatasetError: There is no series of images at the address.
+        """
+        # of equal series in two answers, the last one
+        series = {
+            text(header, "SeriesInstanceUID"): header
+            for header in self.search_series()
+            if text(header, "Modality") not in NO_IMAGE
+        }
+        scans: list[Scan] = []
+        for uid, header in series.items():
+            try:
+                found = _scans_of_series(self, header, folder)
+            except ReadError as error:
+                scan = Scan(CaseFiles(uid, (), group=uid), uid)
+                scans.append(scan.add_finding(UNREADABLE, str(error)))
+                continue
+            scans += [leave_out(scan, unwanted) for scan in found]
+        if not scans:
+            raise DatasetError(
+                f"{self.address}: the server has no series of images there. Check UIDs and filters."
+            )
+        return FoundScans(folder, folder, tuple(sorted(scans, key=lambda scan: scan.key)))
+
     def fetch(self, study_uid: str, series_uid: str, files: Sequence[Path]) -> None:
         """Fetch images of a series into files, each of which is named `<SOP Instance UID>.dcm`.
 
@@ -336,46 +372,6 @@ class RemoteScan(Scan):
             file.unlink(missing_ok=True)
         with suppress(OSError):  # never fetched, or files of another scan of the series remain
             files[0].parent.rmdir()
-
-
-def find_remote_scans(
-    service: DicomWeb, folder: Path, unwanted: Callable[[Scan], str]
-) -> FoundScans:
-    """Find the scans at the address of a service. No image is fetched.
-
-    The case id of a series is its UID, and that of a radiograph also has the UID of the image.
-    A series whose images cannot be listed is a scan with an error. Series of other objects, such as
-    reports and segmentations, are skipped.
-
-    Args:
-        service: The service.
-        folder: The folder into which the scans will be fetched.
-        unwanted: Returns the reason why a scan is not meant to be predicted, or "".
-
-    Raises:
-        ResourceError: The server cannot be searched.
-        DatasetError: There is no series of images at the address.
-    """
-    # of equal series in two answers, the last one
-    series = {
-        text(header, "SeriesInstanceUID"): header
-        for header in service.search_series()
-        if text(header, "Modality") not in NO_IMAGE
-    }
-    scans: list[Scan] = []
-    for uid, header in series.items():
-        try:
-            found = _scans_of_series(service, header, folder)
-        except ReadError as error:
-            scan = Scan(CaseFiles(uid, (), group=uid), uid)
-            scans.append(scan.add_finding(UNREADABLE, str(error)))
-            continue
-        scans += [leave_out(scan, unwanted) for scan in found]
-    if not scans:
-        raise DatasetError(
-            f"{service.address}: the server has no series of images there. Check UIDs and filters."
-        )
-    return FoundScans(folder, folder, tuple(sorted(scans, key=lambda scan: scan.key)))
 
 
 def _scans_of_series(service: DicomWeb, series: Header, folder: Path) -> list[Scan]:

@@ -7,17 +7,13 @@ killed, the old file remains.
 import hashlib
 import os
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
-from functools import wraps
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar, cast
 
 from filelock import FileLock, Timeout
 
 from lesionseg.errors import OutputError
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 LOCK = ".lock"  # the lock of a whole folder; parts of the work may have further locks
 _LOCKS = ".*lock"  # pattern of all locks, such as `.predictions.csv.lock` of `predict`
@@ -192,22 +188,3 @@ def _remove_temporary_files(folder: Path) -> None:
             if not locks - {folder / LOCK}:
                 with suppress(OSError):
                     temporary.unlink()
-
-
-def hold_lock(key: str) -> Callable[[F], F]:
-    """Decorate a command so that it holds the lock of a folder while it runs.
-
-    Args:
-        key: The setting that names the folder. If it is None, nothing is locked.
-    """
-
-    def decorate(command: F) -> F:
-        @wraps(command)
-        def run_locked(cfg: Any, *args: Any, **options: Any) -> Any:
-            folder = getattr(cfg, key)
-            with nullcontext() if folder is None else locked_folder(Path(folder)):
-                return command(cfg, *args, **options)
-
-        return cast(F, run_locked)
-
-    return decorate

@@ -24,9 +24,10 @@ from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from lesionseg.config import is_url
 from lesionseg.errors import BundleError, ConfigError, ReadError, pip_install
-from lesionseg.io.bundle_folder import MODELS, resolve_bundle
+from lesionseg.io.bundle_folder import MODELS, BundleFiles, resolve_bundle
 from lesionseg.io.files import cache_folder, digest_of, output_errors
-from lesionseg.io.nnunet_model import CHECKPOINT, DATASET_JSON, PLANS_JSON, find_nnunet_model
+from lesionseg.io.layouts.nnunet import DATASET_JSON
+from lesionseg.io.nnunet_model import CHECKPOINT, PLANS, NnunetModelFiles, find_nnunet_model
 from lesionseg.version import __version__
 
 log = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ _SMALL_FILES = (
     "*plan.json",
     "*selection.json",
     "*model_card.md",
-    f"*{PLANS_JSON}",
+    f"*{PLANS}",
     f"*{DATASET_JSON}",
 )
 _WEIGHTS = ("*weights*.safetensors", f"*{CHECKPOINT}")
@@ -91,6 +92,21 @@ def local_model(place: str | PathLike[str]) -> Path:
         return pretrained if pretrained.is_file() else resolve_bundle(path)
     except BundleError as error:
         raise BundleError(f"{text}: {error}") from error
+
+
+def find_model(place: str | PathLike[str]) -> BundleFiles | NnunetModelFiles:
+    """Find the files of a bundle or of an nnU-Net model.
+
+    Args:
+        place: A bundle, a run directory with one, or an nnU-Net model: a folder, a zip, a folder in
+            a zip, or an address, from which `local_model` downloads it.
+
+    Raises:
+        BundleError: The place is none of these, or the training has not finished.
+        LesionsegError: The model cannot be downloaded, see `local_model`.
+    """
+    path = local_model(place)
+    return find_nnunet_model(path) or BundleFiles(resolve_bundle(path))
 
 
 def _fetch_from_hub(url: str) -> Path:

@@ -9,12 +9,15 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
-from lesionseg.errors import BundleError, count, join_names
+from lesionseg.core import Labels
+from lesionseg.errors import BundleError, LesionsegError, count, join_names
+from lesionseg.io.files import digest_of
+from lesionseg.io.layouts.nnunet import DATASET_JSON, nnunet_labels
 from lesionseg.io.model_files import ModelFiles, find_archive, list_archive
 
-PLANS_JSON = "plans.json"
-DATASET_JSON = "dataset.json"
+PLANS = "plans.json"
 CHECKPOINT = "checkpoint_final.pth"
 _MAX_SHOWN = 6  # models of a zip in a message
 _FOLD = re.compile(r"fold_(\d+|all)")
@@ -50,9 +53,39 @@ class NnunetModelFiles(ModelFiles):
         parts = self.name.split("__")
         return parts[index] if len(parts) == 3 else ""
 
+    @property
+    def plans(self) -> str:
+        """The path of the plans, for messages."""
+        return self.where(PLANS)
+
+    @property
+    def description(self) -> str:
+        """The path of the description of the training data, `dataset.json`, for messages."""
+        return self.where(DATASET_JSON)
+
+    def read_plans(self) -> dict[str, Any]:
+        """Read the plans. Raise `BundleError` if they are not a JSON object."""
+        return self.read_json(PLANS)
+
+    def read_description(self) -> dict[str, Any]:
+        """Read the description of the training data. Raise `BundleError` if it is damaged."""
+        return self.read_json(DATASET_JSON)
+
+    def read_labels(self) -> Labels:
+        """Read the labels in the description. Raise `BundleError` if they are not valid."""
+        try:
+            return nnunet_labels(self.read_description(), Path(self.description))
+        except LesionsegError as error:
+            raise BundleError(str(error)) from error
+
     def checkpoint(self, fold: str) -> str:
         """Return the path of a fold's checkpoint below the model folder."""
         return f"{fold}/{CHECKPOINT}"
+
+    def digest(self) -> str:
+        """Return 16 hexadecimal digits that change if plans, description or weights change."""
+        names = (PLANS, DATASET_JSON, *map(self.checkpoint, self.folds))
+        return digest_of(*(digest_of(self.read_bytes(name)) for name in names))[:16]
 
 
 def find_nnunet_model(path: Path) -> NnunetModelFiles | None:
@@ -74,9 +107,9 @@ def find_nnunet_model(path: Path) -> NnunetModelFiles | None:
     if not path.is_dir():
         archive = find_archive(path)
         return None if archive is None else _find_in_archive(archive, path)
-    fold = path.name if _FOLD.fullmatch(path.name) and not (path / PLANS_JSON).is_file() else None
+    fold = path.name if _FOLD.fullmatch(path.name) and not (path / PLANS).is_file() else None
     root = path if fold is None else path.parent
-    if not (root / PLANS_JSON).is_file() or not (root / DATASET_JSON).is_file():
+    if not (root / PLANS).is_file() or not (root / DATASET_JSON).is_file():
         return None
     names = [file.parent.name for file in root.glob(f"*/{CHECKPOINT}")]
     return NnunetModelFiles(root, folds=_choose_folds(root, names, fold))
@@ -97,7 +130,7 @@ def _find_in_archive(archive: Path, path: Path) -> NnunetModelFiles | None:
     models = [
         archive / PurePosixPath(name).parent
         for name in names
-        if PurePosixPath(name).name == PLANS_JSON
+        if PurePosixPath(name).name == PLANS
         and "ensembles" not in PurePosixPath(name).parts
         and str(PurePosixPath(name).with_name(DATASET_JSON)) in names
     ]

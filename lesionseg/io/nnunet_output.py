@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 from lesionseg.core import Geometry, Labels
 from lesionseg.errors import ConfigError
 from lesionseg.io.itk import itk_affine
-from lesionseg.io.nnunet_model import DATASET_JSON, PLANS_JSON
+from lesionseg.io.layouts.nnunet import DATASET_JSON
+from lesionseg.io.nnunet_model import PLANS
 from lesionseg.io.text import write_json
 
 ENDINGS = (".npz", ".pkl")
-DESCRIPTIONS = (DATASET_JSON, PLANS_JSON)  # the files of `write_description`
+DESCRIPTIONS = (DATASET_JSON, PLANS)
 _READERS = {".nii": "NibabelIO", ".png": "NaturalImage2DIO"}
 _READER = "SimpleITKIO"
-
 _ACROSS_MM = 999.0  # nnU-Net's spacing along the third axis of a picture
 
 
@@ -62,7 +62,7 @@ def write_description(
         "transpose_backward": [0, 1, 2],
         "configurations": {},
     }
-    write_json(folder / PLANS_JSON, plans)
+    write_json(folder / PLANS, plans)
 
 
 def _check_labels(labels: Labels) -> None:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from lesionseg.errors import ReadError
 from lesionseg.io.limits import check_size, convert_read_errors, limits
-from lesionseg.io.nnunet_model import PLANS_JSON
+from lesionseg.io.nnunet_model import PLANS
 from lesionseg.io.text import read_json
 
 SUFFIX = ".npz"
@@ -108,7 +108,7 @@ class ProbabilityFile:
         the nearest one is not JSON.
         """
         for folder in self.path.parents[:LEVELS_UP]:
-            path = folder / PLANS_JSON
+            path = folder / PLANS
             if path.is_file():
                 match read_json(path):
                     case {"image_reader_writer": str(name)}:

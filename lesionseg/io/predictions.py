@@ -35,9 +35,8 @@ from lesionseg.io.exact_values import require_exact_values
 from lesionseg.io.files import explain_missing, is_broken_link, is_file_or_broken_link
 from lesionseg.io.grids import GridPair
 from lesionseg.io.layouts.checks import find_unread_files
-from lesionseg.io.layouts.nnunet import read_nnunet_labels
+from lesionseg.io.layouts.nnunet import DATASET_JSON, read_nnunet_labels
 from lesionseg.io.masks import read_instances, read_mask
-from lesionseg.io.nnunet_model import DATASET_JSON
 from lesionseg.io.nnunet_probabilities import LEVELS_UP
 from lesionseg.io.result_names import CANDIDATES, KINDS, MASK_ENDINGS, case_and_kind
 from lesionseg.io.text import read_csv
@@ -119,6 +118,76 @@ class PredictionFiles:
             ContentError: The shape is not a list of positive numbers.
         """
         return None if self.candidates is None else read_shape(self.candidates)
+
+    def read(
+        self,
+        *,
+        geometry: Geometry | None = None,
+        binary: bool = False,
+        by_image: bool = False,
+    ) -> Prediction:
+        """Read the prediction.
+
+        A candidate must state only `score`, `start_vox` and `stop_vox`. By default `id` is its
+        number in the file, `label` is 1 and `accepted` is true. The remaining values follow from
+        the box, see `Candidate.from_box`. Without a candidate file, each instance or connected
+        component of the masks is a candidate with score 1, and the prediction has
+        `has_scores=False`.
+
+        With a candidate file, the voxels are those of the instances. The mask is only compared with
+        the accepted ones.
+
+        Args:
+            geometry: The grid of the scan. The masks must be on it; a picture needs only its shape.
+                None takes the grid of the masks, which is impossible for candidates without masks.
+            binary: True if the values of a mask are regions. A candidate is then a component of
+                their union, with label 1.
+            by_image: True accepts masks of equal shape and spacing, whatever their headers state.
+
+        Raises:
+            ReadError: A file is damaged, or there is no grid.
+            GeometryError: A mask is on another grid, or the candidate file states another shape.
+            ContentError: The candidates are not valid, or do not fit the masks. This includes a
+                mask that was edited.
+        """
+        grid = _common_grid(self, geometry, by_image=by_image)
+        if self.candidates is None:
+            return _read_masks(self, grid, binary=binary)
+        stated, kept, removed = read_candidates(self.candidates, grid)
+        ids = {candidate.id for candidate in kept}
+        if len(ids) < len(kept):
+            raise ContentError(
+                f"{self.candidates}: two candidates have the same id. Give each its own id."
+            )
+        instances = None
+        with_voxels: set[int] = set()
+        if self.instances is not None:
+            instances = np.asarray(read_mask(self.instances).labels, dtype=np.int32)
+            with_voxels = set(present_values(instances)) - {0}
+            unknown = sorted(with_voxels - ids)
+            if unknown:
+                raise ContentError(
+                    f"{self.instances}: the ids {unknown[:10]} are not in {self.candidates.name}. "
+                    "Write both files together."
+                )
+        ranked = sorted(kept, key=lambda candidate: (-candidate.score, candidate.id))
+        prediction = Prediction(
+            case=self.case,
+            geometry=grid,
+            candidates=tuple(replace(c, has_mask=c.id in with_voxels) for c in ranked),
+            instances=instances,
+            operating_point=stated.operating_point,
+            has_scores=stated.scored,
+            values=_read_region_values(self, binary=binary),
+            removed=tuple(removed),
+            input=stated.input_check,
+            n_left_out=stated.n_left_out,
+            n_outside=stated.n_outside,
+            labels=stated.labels,
+        )
+        if all("accepted" in entry.model_fields_set for entry in stated.candidates):
+            _check_mask(self, prediction)
+        return prediction
 
 
 def write_prediction(
@@ -308,77 +377,6 @@ def _files_by_case(
         first_of_case.setdefault(finding.case, finding)
     found = {case: by_case[case] for case in sorted(by_case) if case not in first_of_case}
     return found, [*first_of_case.values()]
-
-
-def read_prediction(
-    files: PredictionFiles,
-    *,
-    geometry: Geometry | None = None,
-    binary: bool = False,
-    by_image: bool = False,
-) -> Prediction:
-    """Read one predicted case.
-
-    A candidate must state only `score`, `start_vox` and `stop_vox`. By default `id` is its number
-    in the file, `label` is 1 and `accepted` is true. The remaining values follow from the box, see
-    `Candidate.from_box`. Without a candidate file, each instance or connected component of the
-    masks is a candidate with score 1, and the prediction has `has_scores=False`.
-
-    With a candidate file, the voxels are those of the instances. The mask is only compared with
-    the accepted ones.
-
-    Args:
-        files: The files of the case.
-        geometry: The grid of the scan. The masks must be on it; a picture needs only its shape.
-            None takes the grid of the masks, which is impossible for candidates without masks.
-        binary: True if the values of a mask are regions. A candidate is then a component of their
-            union, with label 1.
-        by_image: True accepts masks of equal shape and spacing, whatever their headers state.
-
-    Raises:
-        ReadError: A file is damaged, or there is no grid.
-        GeometryError: A mask is on another grid, or the candidate file states another shape.
-        ContentError: The candidates are not valid, or do not fit the masks. This includes a mask
-            that was edited.
-    """
-    grid = _common_grid(files, geometry, by_image=by_image)
-    if files.candidates is None:
-        return _read_masks(files, grid, binary=binary)
-    stated, kept, removed = read_candidates(files.candidates, grid)
-    ids = {candidate.id for candidate in kept}
-    if len(ids) < len(kept):
-        raise ContentError(
-            f"{files.candidates}: two candidates have the same id. Give each its own id."
-        )
-    instances = None
-    with_voxels: set[int] = set()
-    if files.instances is not None:
-        instances = np.asarray(read_mask(files.instances).labels, dtype=np.int32)
-        with_voxels = set(present_values(instances)) - {0}
-        unknown = sorted(with_voxels - ids)
-        if unknown:
-            raise ContentError(
-                f"{files.instances}: the ids {unknown[:10]} are not in {files.candidates.name}. "
-                "Write both files together."
-            )
-    ranked = sorted(kept, key=lambda candidate: (-candidate.score, candidate.id))
-    prediction = Prediction(
-        case=files.case,
-        geometry=grid,
-        candidates=tuple(replace(c, has_mask=c.id in with_voxels) for c in ranked),
-        instances=instances,
-        operating_point=stated.operating_point,
-        has_scores=stated.scored,
-        values=_read_region_values(files, binary=binary),
-        removed=tuple(removed),
-        input=stated.input_check,
-        n_left_out=stated.n_left_out,
-        n_outside=stated.n_outside,
-        labels=stated.labels,
-    )
-    if all("accepted" in entry.model_fields_set for entry in stated.candidates):
-        _check_mask(files, prediction)
-    return prediction
 
 
 def _check_mask(files: PredictionFiles, prediction: Prediction) -> None:

@@ -43,6 +43,52 @@ class References:
     findings: list[Finding] = field(default_factory=list)
     are_masks: bool = True
 
+    @classmethod
+    def find(cls, folder: Path, **rules: Unpack[ReadingRules]) -> "References":
+        """Find the references in a dataset or in a folder of masks. Cases may lack channels.
+
+        A folder of masks that belongs to a dataset, such as nnU-Net's `labelsTs`, gives this part
+        of the dataset. If the folder directly contains masks with BIDS names, it is a folder of
+        masks.
+
+        Args:
+            folder: The folder.
+            rules: See `ReadingRules`. If they name COCO annotations, the folder is a dataset.
+
+        Raises:
+            DatasetError: No reference is found.
+        """
+        layout = recognise_layout(folder)
+        is_bids = layout is not None and layout.name == "bids"
+        # a BIDS dataset has its files in subfolders
+        are_masks_of_bids = is_bids and any(map(is_image_file, folder.iterdir()))
+        if rules.get("annotations") is None and (layout is None or are_masks_of_bids):
+            return _find_masks(folder, rules)
+        references = _list_labelled(folder, rules)
+        if not references.cases:
+            raise DatasetError(
+                f"{folder}: no case has a reference to compare with. Add masks, or name another "
+                "folder as reference=."
+            )
+        return references
+
+    @classmethod
+    def find_all(cls, folder: Path, **rules: Unpack[ReadingRules]) -> "References":
+        """Find the references of a folder, and those of the whole dataset to which it belongs.
+
+        For example, `labelsTs` of a dataset returns the cases of `labelsTr` as well. The cases of
+        the folder are the first ones. A folder of masks without a dataset has no further cases. For
+        errors, see `find`.
+        """
+        found = cls.find(folder, **rules)
+        if found.dataset is None or found.dataset.root == folder:
+            return found
+        known = {files.case for files in found.cases}
+        whole = _list_labelled(found.dataset.root, rules)
+        others = [files for files in whole.cases if files.case not in known]
+        findings = [finding for finding in whole.findings if finding.case not in known]
+        return replace(whole, cases=found.cases + others, findings=found.findings + findings)
+
     def with_labels_of(
         self, predictions: Mapping[str, PredictionFiles], *, merge_labels: bool
     ) -> Dataset | None:
@@ -83,51 +129,6 @@ class References:
             labels=labels,
             cases=tuple(self.cases),
         )
-
-
-def find_references(folder: Path, **rules: Unpack[ReadingRules]) -> References:
-    """Find the references in a dataset or in a folder of masks. Cases may lack channels.
-
-    A folder of masks that belongs to a dataset, such as nnU-Net's `labelsTs`, gives this part of
-    the dataset. If the folder directly contains masks with BIDS names, it is a folder of masks.
-
-    Args:
-        folder: The folder.
-        rules: See `ReadingRules`. If they name COCO annotations, the folder is a dataset.
-
-    Raises:
-        DatasetError: No reference is found.
-    """
-    layout = recognise_layout(folder)
-    is_bids = layout is not None and layout.name == "bids"
-    # a BIDS dataset has its files in subfolders
-    are_masks_of_bids = is_bids and any(map(is_image_file, folder.iterdir()))
-    if rules.get("annotations") is None and (layout is None or are_masks_of_bids):
-        return _find_masks(folder, rules)
-    references = _list_labelled(folder, rules)
-    if not references.cases:
-        raise DatasetError(
-            f"{folder}: no case has a reference to compare with. Add masks, or name another folder "
-            "as reference=."
-        )
-    return references
-
-
-def find_all_references(folder: Path, **rules: Unpack[ReadingRules]) -> References:
-    """Find the references of a folder, and those of the whole dataset to which it belongs.
-
-    For example, `labelsTs` of a dataset returns the cases of `labelsTr` as well. The cases of the
-    folder are the first ones. A folder of masks without a dataset has no further cases. For errors,
-    see `find_references`.
-    """
-    found = find_references(folder, **rules)
-    if found.dataset is None or found.dataset.root == folder:
-        return found
-    known = {files.case for files in found.cases}
-    whole = _list_labelled(found.dataset.root, rules)
-    others = [files for files in whole.cases if files.case not in known]
-    findings = [finding for finding in whole.findings if finding.case not in known]
-    return replace(whole, cases=found.cases + others, findings=found.findings + findings)
 
 
 def _find_masks(folder: Path, rules: ReadingRules) -> References:

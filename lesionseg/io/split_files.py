@@ -83,6 +83,36 @@ class SplitFile:
     is_list: bool
     divides_patients: bool = False
 
+    @classmethod
+    def read(cls, path: Path) -> "SplitFile":
+        """Read a split file of any accepted form.
+
+        Raises:
+            ReadError: The file is missing or not JSON.
+            DatasetError: The file is a pickle, its form is unknown, a case is listed twice in a
+                fold, or a case is in the validation lists of two folds.
+        """
+        if path.suffix.lower() in (".pkl", ".pickle"):
+            raise DatasetError(
+                f"{path}: a pickle file can run programs and is not read. {_EXAMPLE} Save this as "
+                "JSON and set data.splits=FILE."
+            )
+        content = read_json(path, unique_keys=True)
+        has_roles = isinstance(content, dict) and "roles" in content
+        is_list = isinstance(content, list)
+        try:
+            if has_roles:
+                own = _Roles.model_validate(content)
+                return cls(path, (own.roles,), is_list=False, divides_patients=not own.group_safe)
+            stated = _Folds.model_validate(content if is_list else [content]).root
+        except ValidationError as error:
+            example = _EXAMPLE_ROLES if has_roles else _EXAMPLE
+            misfits = describe_misfits(error, content)[:300]
+            raise DatasetError(f"{path}: this is not a split file: {misfits}. {example}") from error
+        folds = tuple(fold.roles(f"{path}: fold {k}") for k, fold in enumerate(stated))
+        _check_validation(path, folds)
+        return cls(path, folds, is_list)
+
     def roles(self, fold: int | None = None) -> Mapping[str, Role]:
         """Return the role of each case in a fold, by default the first.
 
@@ -101,36 +131,6 @@ class SplitFile:
                 f"{count(len(self.folds), 'fold')} (0 to {len(self.folds) - 1})."
             )
         return self.folds[fold or 0]
-
-
-def read_split_file(path: Path) -> SplitFile:
-    """Read a split file of any accepted form.
-
-    Raises:
-        ReadError: The file is missing or not JSON.
-        DatasetError: The file is a pickle, its form is unknown, a case is listed twice in a fold,
-            or a case is in the validation lists of two folds.
-    """
-    if path.suffix.lower() in (".pkl", ".pickle"):
-        raise DatasetError(
-            f"{path}: a pickle file can run programs and is not read. {_EXAMPLE} Save this as JSON "
-            "and set data.splits=FILE."
-        )
-    content = read_json(path, unique_keys=True)
-    has_roles = isinstance(content, dict) and "roles" in content
-    is_list = isinstance(content, list)
-    try:
-        if has_roles:
-            own = _Roles.model_validate(content)
-            return SplitFile(path, (own.roles,), is_list=False, divides_patients=not own.group_safe)
-        stated = _Folds.model_validate(content if is_list else [content]).root
-    except ValidationError as error:
-        example = _EXAMPLE_ROLES if has_roles else _EXAMPLE
-        misfits = describe_misfits(error, content)[:300]
-        raise DatasetError(f"{path}: this is not a split file: {misfits}. {example}") from error
-    folds = tuple(fold.roles(f"{path}: fold {k}") for k, fold in enumerate(stated))
-    _check_validation(path, folds)
-    return SplitFile(path, folds, is_list)
 
 
 def _check_validation(path: Path, folds: tuple[Mapping[str, Role], ...]) -> None:

@@ -47,6 +47,28 @@ class ZoneFolder:
     masks: Mapping[str, Path]
     names: Mapping[int, str]
 
+    @classmethod
+    def find(cls, folder: Path) -> "ZoneFolder":
+        """Find the anatomy masks of a folder and read the table of their names, if there is one.
+
+        Hidden files are skipped.
+
+        The table is one of these: CSV or TSV; JSON with names by value or values by name, such as
+        `{"17": "Left-Hippocampus"}` or nnU-Net's dataset.json; or a colour table of FreeSurfer,
+        ITK-SNAP or Slicer.
+
+        Raises:
+            DatasetError: The folder has no masks, or several tables.
+            ContentError: The table contains no names.
+        """
+        masks = find_masks(folder)
+        files = [file for file in folder.iterdir() if not file.name.startswith(".")]
+        tables = sorted(file for file in files if file.suffix.lower() in _TABLES)
+        if len(tables) > 1:
+            names = ", ".join(table.name for table in tables)
+            raise DatasetError(f"{folder}: several tables name the zones ({names}). Keep one.")
+        return cls(masks, read_zone_names(tables[0]) if tables else {})
+
     def read(self, case: str, pixel_mm: float | None = None) -> Zones | None:
         """Read the zones of a case. Return None if the folder has no mask of it.
 
@@ -83,33 +105,11 @@ class ZoneFolder:
             )
 
 
-def find_zones(folder: Path) -> ZoneFolder:
-    """Find the anatomy masks of a folder and read the table of their names, if there is one.
-
-    Hidden files are skipped.
-
-    The table is one of these: CSV or TSV; JSON with names by value or values by name, such as
-    `{"17": "Left-Hippocampus"}` or nnU-Net's dataset.json; or a colour table of FreeSurfer,
-    ITK-SNAP or Slicer.
-
-    Raises:
-        DatasetError: The folder has no masks, or several tables.
-        ContentError: The table contains no names.
-    """
-    masks = find_masks(folder)
-    files = [file for file in folder.iterdir() if not file.name.startswith(".")]
-    tables = sorted(file for file in files if file.suffix.lower() in _TABLES)
-    if len(tables) > 1:
-        names = ", ".join(table.name for table in tables)
-        raise DatasetError(f"{folder}: several tables name the zones ({names}). Keep one.")
-    return ZoneFolder(masks, read_zone_names(tables[0]) if tables else {})
-
-
 def read_zone_names(path: Path) -> dict[int, str]:
     """Read the names by mask value, except for 0, the background.
 
     Lines and entries without an integer and a name are skipped. Of two names of a value, the last
-    one counts. The forms of the file are those of `find_zones`. Bytes that are not UTF-8 are
+    one counts. The forms of the file are those of `ZoneFolder.find`. Bytes that are not UTF-8 are
     replaced.
 
     Raises:

@@ -3,9 +3,8 @@
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from lesionseg.config import AUTO_MODEL, ModelConfig, TrainConfig, dotted_items
+from lesionseg.config import AUTO_MODEL, CONFIG, ModelConfig, TrainConfig, dotted_items, has_config
 from lesionseg.inference.bundle import bundle_plan
-from lesionseg.io.run_folder import CONFIG, has_config
 from lesionseg.io.text import read_yaml
 from lesionseg.models.weights import RESIDUAL_STEM, is_checkpoint, read_checkpoint
 from lesionseg.plan.model_choice import ReferenceKinds, choose_model

@@ -4,7 +4,7 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
-from lesionseg.config import ExportConfig
+from lesionseg.config import ExportConfig, has_config
 from lesionseg.core import Aim, Selection
 from lesionseg.core.selection import OPERATING_POINT
 from lesionseg.errors import ConfigError, OutputError, count
@@ -13,7 +13,6 @@ from lesionseg.inference.bundle import Bundle, bundle_plan, write_bundle
 from lesionseg.inference.model_card import model_card
 from lesionseg.io.bundle_folder import BundleFiles
 from lesionseg.io.layouts.table import ReadingRules
-from lesionseg.io.run_folder import has_config
 from lesionseg.pipeline.evaluate_operating_point import development_predictions, development_tables
 from lesionseg.pipeline.select import OUT_OF_FOLD, select
 from lesionseg.version import __version__

@@ -16,6 +16,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from lesionseg.config import has_config
 from lesionseg.core import CaseFiles, Selection
 from lesionseg.errors import ConfigError, DatasetError, join_names
 from lesionseg.evaluation.scores import SCORES_FILE, read_provenance
@@ -24,7 +25,6 @@ from lesionseg.inference.bundle import ensemble, read_own_bundle
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.files import locked_folder
 from lesionseg.io.predictions import find_predictions
-from lesionseg.io.run_folder import has_config
 from lesionseg.io.text import write_json
 from lesionseg.pipeline.experiment import BUNDLE, Experiment
 from lesionseg.pipeline.planning import begin

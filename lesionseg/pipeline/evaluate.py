@@ -47,12 +47,10 @@ from lesionseg.evaluation.scores import (
     write_scores,
 )
 from lesionseg.evaluation.subgroups import read_columns
-from lesionseg.io.files import hold_lock
-from lesionseg.io.nnunet_model import DATASET_JSON, PLANS_JSON
 from lesionseg.io.predictions import PredictionFiles, list_predictions
-from lesionseg.io.references import find_references
+from lesionseg.io.references import References
 from lesionseg.io.text import read_csv, read_json
-from lesionseg.io.zone_files import find_zones
+from lesionseg.io.zone_files import ZoneFolder
 from lesionseg.pipeline.evaluate_operating_point import (
     apply_selection,
     choose_point,
@@ -64,6 +62,7 @@ from lesionseg.pipeline.kept_predictions import KeptPredictions
 from lesionseg.pipeline.log import Advance, align_columns, command_line
 from lesionseg.pipeline.match_files import MatchOptions, match_cases
 from lesionseg.pipeline.outcome import Outcome
+from lesionseg.pipeline.output_lock import hold_lock
 from lesionseg.pipeline.scores_folder import require_no_run
 from lesionseg.reporting.identity import read_run
 from lesionseg.version import __version__
@@ -254,7 +253,7 @@ def _match_options(cfg: EvaluateConfig, preset: Preset, inputs: "Inputs") -> Mat
     """Return the settings for matching. Raise `DatasetError` if the zones do not fit the cases."""
     zones = None
     if cfg.zones is not None:
-        zones = find_zones(Path(cfg.zones))
+        zones = ZoneFolder.find(Path(cfg.zones))
         zones.check([files.case for files in inputs.cases])
     return MatchOptions(
         preset,
@@ -299,7 +298,7 @@ def _find_inputs(cfg: EvaluateConfig) -> Inputs:
         DatasetError: if no case can be scored.
     """
     folder = Path(cfg.prediction)
-    references = find_references(Path(cfg.reference), **reference_rules(cfg))
+    references = References.find(Path(cfg.reference), **reference_rules(cfg))
     labelled = references.cases
     found, of_predictions = _list_predictions(folder, labelled)
     dataset = references.with_labels_of(found, merge_labels=cfg.merge_labels)
@@ -520,8 +519,8 @@ def _read_nnunet_model(folder: Path) -> dict[str, Any]:
     Return an empty dictionary if the folder does not state them.
     """
     with suppress(LesionsegError, KeyError, TypeError):
-        plans = read_json(folder / PLANS_JSON)
-        n_training = read_json(folder / DATASET_JSON)["numTraining"]
+        plans = read_json(folder / "plans.json")
+        n_training = read_json(folder / "dataset.json")["numTraining"]
         if plans["configurations"] and isinstance(n_training, int):  # both are empty if we wrote it
             model = f"nnU-Net {plans['plans_name']} for {plans['dataset_name']}"
             return {"model": model, "training_scans": n_training}

@@ -22,7 +22,7 @@ from lesionseg.evaluation.operating_point_choice import DEFAULT_AIM
 from lesionseg.inference.decision import accept
 from lesionseg.io.layouts.table import ReadingRules
 from lesionseg.io.predictions import PredictionFiles, find_predictions
-from lesionseg.io.references import find_all_references
+from lesionseg.io.references import References
 from lesionseg.pipeline.match_files import MatchOptions, match_cases
 from lesionseg.pipeline.select import OUT_OF_FOLD
 
@@ -206,7 +206,7 @@ def development_tables(
     Raises:
         DatasetError: if no case remains, or no prediction has a reference.
     """
-    references = find_all_references(reference, **rules)
+    references = References.find_all(reference, **rules)
     merge_labels = rules.get("merge_labels", False)
     dataset = references.with_labels_of(predictions.files, merge_labels=merge_labels)
     # faults of cases that are not predicted do not matter

@@ -25,13 +25,15 @@ from lesionseg.inference.export_formats import (
     write_onnx,
     write_program,
 )
-from lesionseg.io.bundle_folder import BundleFiles, resolve_bundle
-from lesionseg.io.files import atomic_path, hold_lock
+from lesionseg.io.bundle_folder import BundleFiles
+from lesionseg.io.files import atomic_path
+from lesionseg.io.model_address import find_model
 from lesionseg.io.text import write_json, write_text
 from lesionseg.models.build import NetworkFactory, allowed_architectures
 from lesionseg.pipeline.convert import BUNDLE, describe_points, write_own_bundle
 from lesionseg.pipeline.log import command_line
 from lesionseg.pipeline.outcome import Outcome
+from lesionseg.pipeline.output_lock import hold_lock
 
 ONNX = "model.onnx"
 ONNX_NOTE = "model.json"
@@ -139,8 +141,10 @@ def _export_monai(cfg: ExportConfig, bundle: Bundle, digest: str) -> ExportOutco
         difference = largest_difference(bundle, write_program(path, program))
     write_json(config, inference_config(plan, bundle.selection.voxel_calibration))
     write_json(folder / METADATA, metadata(plan, digest))
-    card = BundleFiles(resolve_bundle(Path(cfg.bundle[0]))).card
-    text = card.read_text("utf-8") if card.is_file() else ""
+    files = find_model(cfg.bundle[0])
+    text = ""
+    if isinstance(files, BundleFiles) and files.card.is_file():  # it is no nnU-Net model
+        text = files.card.read_text("utf-8")
     write_text(folder / README, monai_readme(plan, text))
     paths = f"--bundle_root {shlex.quote(str(folder))} --config_file {shlex.quote(str(config))}"
     command = f"python -m monai.bundle run {paths} --dataset_dir SCANS  # to {folder / 'eval'}"

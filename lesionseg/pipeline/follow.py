@@ -58,7 +58,6 @@ from lesionseg.evaluation.scores import SCORES_FILE, write_scores
 from lesionseg.io.case_file import CaseRow
 from lesionseg.io.change_report import ChangeReport
 from lesionseg.io.dicom.results import require_highdicom
-from lesionseg.io.files import hold_lock
 from lesionseg.io.grids import GridPair
 from lesionseg.io.layouts.manifest import read_scan_list
 from lesionseg.io.masks import read_mask
@@ -66,13 +65,13 @@ from lesionseg.io.predictions import (
     PredictionFiles,
     find_masks,
     find_predictions,
-    read_prediction,
 )
 from lesionseg.io.scans import find_scans
 from lesionseg.io.text import write_csv
 from lesionseg.io.volumes import is_dicom_image, read_geometry, read_volume
 from lesionseg.pipeline.log import Advance, align_columns, bar, command_line
 from lesionseg.pipeline.outcome import Outcome
+from lesionseg.pipeline.output_lock import hold_lock
 from lesionseg.pipeline.scores_folder import require_no_run
 from lesionseg.reporting.follow_page import (
     draw_changes,
@@ -669,7 +668,7 @@ def _read(visit: VisitFiles) -> Prediction:
     if visit.image is not None:
         own = read_geometry(visit.image)
         geometry = own if own.dims == 2 else None
-    prediction = read_prediction(files, geometry=geometry)
+    prediction = files.read(geometry=geometry)
     if visit.image is not None:
         GridPair(_mask_path(visit), prediction.geometry, visit.image, own).check_header()
     lacks_masks = any(c.accepted and not c.has_mask for c in prediction.candidates)

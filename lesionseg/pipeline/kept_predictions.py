@@ -18,7 +18,6 @@ from lesionseg.io.prediction_folder import PredictionFolder
 from lesionseg.io.predictions import (
     PredictionFiles,
     find_predictions,
-    read_prediction,
     write_prediction,
 )
 
@@ -99,7 +98,7 @@ class KeptPredictions:
         for case, files in find_predictions(self._temporary).items():
             if selection.point is not None:
                 geometry = self._geometry[case]
-                prediction = replace(read_prediction(files, geometry=geometry), case=case)
+                prediction = replace(files.read(geometry=geometry), case=case)
                 self.keep(accept(prediction, selection.point, selection.calibration))
         self.folder.mkdir(parents=True, exist_ok=True)
         self._remove_earlier()

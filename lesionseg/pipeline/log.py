@@ -17,8 +17,8 @@ from logging.handlers import MemoryHandler
 from pathlib import Path
 from types import MappingProxyType
 
+from lesionseg.config import has_config
 from lesionseg.errors import LesionsegError, OutputError, count
-from lesionseg.io.run_folder import has_config
 from lesionseg.version import __version__
 
 log = logging.getLogger(__name__)

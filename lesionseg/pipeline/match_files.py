@@ -140,7 +140,7 @@ def read_on_grid(
         files: the prediction. nnU-Net's probabilities have the grid of the mask next to them.
         geometry: the grid of the reference.
         resample: resample a prediction on another grid.
-        binary: see `read_prediction`.
+        binary: see `PredictionFiles.read`.
         by_image: grids of equal shape and spacing are the same, see `GridPair.is_same`.
 
     Raises:

@@ -10,13 +10,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from lesionseg.config import DetectionConfig, LossConfig, ModelConfig, TrainConfig, TrainerConfig
+from lesionseg.config import (
+    DetectionConfig,
+    LossConfig,
+    ModelConfig,
+    TrainConfig,
+    TrainerConfig,
+    has_config,
+)
 from lesionseg.data.augment import build_augmentation
 from lesionseg.data.transforms import as_meta_tensor, check_transforms, try_on_tile
 from lesionseg.errors import ConfigError
 from lesionseg.host_memory import physical_bytes
 from lesionseg.inference.bundle import bundle_plan
-from lesionseg.io.run_folder import has_config
 from lesionseg.io.text import write_text
 from lesionseg.losses import make_loss
 from lesionseg.models.build import fast_dtype

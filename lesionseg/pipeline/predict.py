@@ -14,7 +14,7 @@ from lesionseg.errors import ConfigError, DatasetError, LesionsegError, OutputEr
 from lesionseg.inference.bundle import joint_digest
 from lesionseg.io.case_file import CaseRow
 from lesionseg.io.dicom.results import require_highdicom
-from lesionseg.io.dicomweb import DicomWeb, find_remote_scans
+from lesionseg.io.dicomweb import DicomWeb
 from lesionseg.io.files import locked_folder
 from lesionseg.io.prediction_folder import PredictionFolder
 from lesionseg.io.remote import download
@@ -176,7 +176,7 @@ def _find(
     """Find the scans of the input. Those of a PACS will be fetched into the folder `fetched`."""
     if pacs is not None:
         unwanted = partial(explain_unwanted, cfg=cfg.series, plan=plan, archive=True)
-        return find_remote_scans(pacs, fetched, unwanted)
+        return pacs.find_scans(fetched, unwanted)
     source = download(cfg.input)
     if cfg.engine == "ray":  # its processes run in another folder
         source = source.absolute()

@@ -41,7 +41,7 @@ from lesionseg.io.predictions import write_prediction
 from lesionseg.io.scans import Scan
 from lesionseg.io.text import printable_text
 from lesionseg.io.volumes import is_dicom_image, read_geometry
-from lesionseg.io.zone_files import ZoneFolder, find_zones
+from lesionseg.io.zone_files import ZoneFolder
 from lesionseg.models.build import NetworkFactory
 from lesionseg.ops.components import candidates_of, present_values
 from lesionseg.pipeline.predict_selection import explain_too_few_slices, is_archive
@@ -74,7 +74,7 @@ def open_zones(cfg: PredictConfig) -> ZoneFolder | None:
     """Find the masks of zones that the settings name, and check the names of `keep_zones`."""
     if cfg.zones is None:
         return None
-    zones = find_zones(Path(cfg.zones))
+    zones = ZoneFolder.find(Path(cfg.zones))
     zones.check_names(cfg.inference.keep_zones or ())
     return zones
 

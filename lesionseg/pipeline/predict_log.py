@@ -11,7 +11,6 @@ from typing import Any
 from lesionseg.errors import LesionsegError, OutputError, count
 from lesionseg.io.case_file import CaseRow
 from lesionseg.io.remote import upload
-from lesionseg.io.text import printable_text
 from lesionseg.pipeline.log import LateLog, RepeatFilter, added_handlers
 from lesionseg.pipeline.predict_tables import PredictOutcome
 from lesionseg.version import __version__
@@ -135,4 +134,4 @@ class _JsonLines(logging.Formatter):
                 key = "reason" if name == "message" else name  # `message` is that of the record
                 if not is_empty:
                     content[key] = cell
-        return printable_text(json.dumps(content, ensure_ascii=False))
+        return json.dumps(content, ensure_ascii=False)

@@ -12,12 +12,12 @@ from lesionseg.errors import DatasetError, count
 from lesionseg.host_memory import default_budget
 from lesionseg.inference.read_ahead import needed_bytes
 from lesionseg.io.contents import case_digest
-from lesionseg.io.files import hold_lock
 from lesionseg.pipeline.check import CheckOutcome, check_dataset
 from lesionseg.pipeline.chosen_model import keep_choices_of_run
 from lesionseg.pipeline.experiment import Experiment
 from lesionseg.pipeline.log import bar, command_line
 from lesionseg.pipeline.outcome import Outcome
+from lesionseg.pipeline.output_lock import hold_lock
 from lesionseg.pipeline.planning import (
     check_losses,
     plan_run,

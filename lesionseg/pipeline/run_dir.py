@@ -20,18 +20,19 @@ import yaml
 from lesionseg.config import (
     AUTO_MODEL,
     COMMANDS,
+    CONFIG,
     TARGET,
     TrainConfig,
     conf_dir,
     defaults,
     dotted_items,
+    has_config,
 )
 from lesionseg.core import CaseFiles
 from lesionseg.errors import ConfigError, DatasetError, OutputError, join_names
 from lesionseg.io.contents import case_digest
 from lesionseg.io.files import digest_of
-from lesionseg.io.run_folder import CONFIG, has_config
-from lesionseg.io.split_files import read_split_file
+from lesionseg.io.split_files import SplitFile
 from lesionseg.io.text import read_json, read_yaml, write_json, write_text
 from lesionseg.phantoms import SETTINGS
 from lesionseg.pipeline.log import command_line, quoted_text
@@ -269,7 +270,7 @@ def check_cases(run: Path, splits: Splits, sources: Mapping[str, str]) -> None:
             "are now, or restore the files to resume."
         )
     path = run / SPLITS
-    roles = read_split_file(path).roles() if path.is_file() else splits.roles
+    roles = SplitFile.read(path).roles() if path.is_file() else splits.roles
     changes: list[str] = []
     for case in sorted({*roles, *splits.roles}):
         old = roles.get(case)
@@ -300,7 +301,7 @@ def warn_of_seen_cases(
     path = run / SPLITS
     if not (has_config(run) and path.is_file()):  # a checkpoint, or a bundle without its run
         return
-    file = read_split_file(path)
+    file = SplitFile.read(path)
     before = file.roles()
     remedy = f"data.splits={path} keeps the roles of that run."
     if len(file.folds) > 1:

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from lesionseg.config import has_config
 from lesionseg.errors import OutputError
-from lesionseg.io.run_folder import has_config
 
 _FILE = "scores.json"
 _OF_TRAINING = ("oof", "test")  # folders of a run directory with scores and a report

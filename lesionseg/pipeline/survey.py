@@ -14,7 +14,7 @@ from lesionseg.data.facts import read_records
 from lesionseg.errors import ConfigError, DatasetError, count, join_names
 from lesionseg.io.layouts import list_dataset, require_usable
 from lesionseg.io.remote import download
-from lesionseg.io.split_files import read_split_file
+from lesionseg.io.split_files import SplitFile
 from lesionseg.phantoms import simulate_once
 from lesionseg.pipeline.log import bar
 from lesionseg.plan.fingerprint import Fingerprint, fingerprint_of
@@ -264,7 +264,7 @@ def _development_cases(dataset: Dataset, splits: Splits, data: DataConfig) -> se
     folds = [splits.roles]
     file = data.splits or dataset.split_file
     if file is not None and data.fold == ALL_FOLDS:
-        folds += read_split_file(Path(file)).folds
+        folds += SplitFile.read(Path(file)).folds
     cases: set[str] = set()
     for roles in folds:
         cases.update(case for case, role in roles.items() if role in ("train", "validation"))

@@ -16,7 +16,14 @@ from typing import Any
 from filelock import FileLock
 from torch import nn
 
-from lesionseg.config import AUTO_MODEL, TrainerConfig, TuneConfig, import_target, parameters_of
+from lesionseg.config import (
+    AUTO_MODEL,
+    TrainerConfig,
+    TuneConfig,
+    has_config,
+    import_target,
+    parameters_of,
+)
 from lesionseg.data.cache import CachedCase
 from lesionseg.errors import (
     ConfigError,
@@ -30,7 +37,6 @@ from lesionseg.evaluation import Tables, find_preset
 from lesionseg.evaluation.curves import average_precision, froc
 from lesionseg.evaluation.intervals import value_of, wilson_interval
 from lesionseg.io.files import locked_folder, made_folder
-from lesionseg.io.run_folder import has_config
 from lesionseg.io.text import write_json
 from lesionseg.pipeline.chosen_model import keep_choices_of_run
 from lesionseg.pipeline.experiment import Experiment

@@ -12,7 +12,7 @@ from lesionseg.core import CaseFiles, Dataset, Role
 from lesionseg.core.records import read_record
 from lesionseg.errors import ConfigError, DatasetError, count, join_names, suggest
 from lesionseg.io.case_ids import path_id
-from lesionseg.io.split_files import SplitFile, read_split_file
+from lesionseg.io.split_files import SplitFile
 from lesionseg.plan.label_balance import deal_by_label, hold_each_label
 
 logger = logging.getLogger(__name__)
@@ -245,7 +245,7 @@ def _follow_file(
     file: Path, dataset: Dataset, stated: Mapping[str, Role], fold: int | None
 ) -> _Assignment:
     """Assign roles by a split file."""
-    roles = _resolve_roles(read_split_file(file), dataset, stated, fold)
+    roles = _resolve_roles(SplitFile.read(file), dataset, stated, fold)
     note = f"roles of {file.name}"
     if fold is not None:
         note += f", fold {fold}"
@@ -265,7 +265,7 @@ def fold_numbers(
     """
     path = given or dataset.split_file
     if path is not None:
-        file = read_split_file(path)
+        file = SplitFile.read(path)
         if not file.is_list:
             raise DatasetError(
                 f"{path}: the file contains a single split, not a list of folds. Leave out "

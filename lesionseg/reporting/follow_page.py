@@ -21,7 +21,6 @@ from lesionseg.evaluation.change import (
     count_states,
 )
 from lesionseg.io.change_report import ChangeReport
-from lesionseg.io.dicom.result_origin import Comparison
 from lesionseg.io.text import write_text
 from lesionseg.io.volumes import read_volume
 from lesionseg.ops.resample import resample_to
@@ -177,7 +176,8 @@ def write_change_report(
     report.write(
         replace(prediction, candidates=candidates, operating_point=None),
         {c.label: f"lesion of label {c.label}" for c in candidates},
-        Comparison(since, remark),
+        since,
+        remark,
     )
 
 

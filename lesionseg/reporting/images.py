@@ -30,7 +30,7 @@ from lesionseg.io.grids import GridPair
 from lesionseg.io.layouts import list_dataset
 from lesionseg.io.layouts.table import ReadingRules
 from lesionseg.io.predictions import PredictionFiles, list_predictions
-from lesionseg.io.references import References, find_references, open_reference
+from lesionseg.io.references import References, open_reference
 from lesionseg.io.scans import find_scans
 from lesionseg.io.volumes import read_volume
 from lesionseg.ops.components import lesion_mask
@@ -119,7 +119,7 @@ class Sources:
             self._predictions, _ = list_predictions(prediction)
         self._references = References()
         if reference is not None:
-            self._references = find_references(reference, **rules)
+            self._references = References.find(reference, **rules)
         self._reference = self._references.with_labels_of(
             self._predictions, merge_labels=made.merge_labels
         )

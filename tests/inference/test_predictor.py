@@ -24,7 +24,7 @@ from lesionseg.inference.bundle import Bundle
 from lesionseg.inference.predictor import Predictor
 from lesionseg.inference.scan_prediction import ScanPrediction
 from lesionseg.inference.window import choose_device
-from lesionseg.io.predictions import find_predictions, read_prediction
+from lesionseg.io.predictions import find_predictions
 from lesionseg.io.volumes import write_volume
 from lesionseg.models.build import build_network
 from lesionseg.plan.plan import AnchorPlan
@@ -301,7 +301,7 @@ def test_saved_mask_has_the_axes_of_the_file_of_the_scan(image, plan, tmp_path, 
     expected = np.asarray(saved.dataobj) > 0
     assert dice(expected, image.T > 150) > 0.9
     assert dice(expected, prediction.mask().T > 0) == 1
-    (found,) = (read_prediction(f) for f in find_predictions(tmp_path / "out").values())
+    (found,) = (f.read() for f in find_predictions(tmp_path / "out").values())
     assert [c.score for c in found.candidates] == [c.score for c in prediction.candidates]
 
 

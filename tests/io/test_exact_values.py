@@ -15,7 +15,7 @@ from lesionseg.io.cases import read_case
 from lesionseg.io.exact_values import require_exact_values
 from lesionseg.io.layouts import read_dataset
 from lesionseg.io.masks import read_instances
-from lesionseg.io.predictions import PredictionFiles, read_prediction
+from lesionseg.io.predictions import PredictionFiles
 from lesionseg.io.references import open_reference
 from lesionseg.io.text import write_json
 from lesionseg.io.volumes import write_volume
@@ -133,10 +133,10 @@ def test_compressed_masks_without_a_dataset_cannot_be_scored(tmp_path):
     files = PredictionFiles("A", mask=path)
     for read in (
         lambda: open_reference(CaseFiles("A", (), reference=path), None),
-        lambda: read_prediction(files),
+        lambda: files.read(),
         lambda: read_instances(path),
     ):
         with pytest.raises(ContentError, match="Threshold it at half"):
             read()
     Image.fromarray(EXACT["0 and 255"]).save(path)
-    assert len(read_prediction(replace(files, mask=path)).candidates) == 1
+    assert len(replace(files, mask=path).read().candidates) == 1

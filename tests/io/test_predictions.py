@@ -14,7 +14,6 @@ from lesionseg.io.predictions import (
     PredictionFiles,
     find_masks,
     find_predictions,
-    read_prediction,
     write_prediction,
 )
 from lesionseg.io.text import read_json, write_json
@@ -51,7 +50,7 @@ def _make_prediction(geometry, **changes):
 
 
 def _read(folder, geometry=None):
-    return read_prediction(find_predictions(folder)["A"], geometry=geometry)
+    return find_predictions(folder)["A"].read(geometry=geometry)
 
 
 def _check_round_trip(folder, prediction, geometry=None, suffix=".nii.gz"):

@@ -6,7 +6,7 @@ import pickle
 import pytest
 
 from lesionseg.errors import DatasetError, ReadError
-from lesionseg.io.split_files import read_split_file
+from lesionseg.io.split_files import SplitFile
 
 
 @pytest.fixture
@@ -31,22 +31,22 @@ FORMS = [FOLDS, ONE, {"roles": ROLES}, {"roles": ROLES, "seed": 3, "group_safe":
 
 @pytest.mark.parametrize("content", FORMS)
 def test_every_accepted_form_gives_the_same_roles(write, content):
-    assert read_split_file(write(content)).roles() == ROLES
+    assert SplitFile.read(write(content)).roles() == ROLES
 
 
 def test_each_fold_of_a_list_has_its_own_roles(write):
-    file = read_split_file(write(FOLDS))
+    file = SplitFile.read(write(FOLDS))
     assert file.roles(1) == {"b": "train", "c": "train", "a": "validation"}
     assert (file.is_list, len(file.folds), file.divides_patients) == (True, 2, False)
 
 
 def test_group_safe_false_states_that_patients_are_divided(write):
-    assert read_split_file(write({"roles": ROLES, "group_safe": False})).divides_patients
+    assert SplitFile.read(write({"roles": ROLES, "group_safe": False})).divides_patients
 
 
 def test_test_cases_and_numbers_as_ids_are_read(write):
-    assert read_split_file(write([{**ONE, "test": ["d"]}])).roles()["d"] == "test"
-    assert read_split_file(write([{"train": [1, 2], "val": ["03"]}])).roles()["2"] == "train"
+    assert SplitFile.read(write([{**ONE, "test": ["d"]}])).roles()["d"] == "test"
+    assert SplitFile.read(write([{"train": [1, 2], "val": ["03"]}])).roles()["2"] == "train"
 
 
 WRONG = [
@@ -76,7 +76,7 @@ WRONG = [
 def test_file_without_roles_is_an_error_with_advice(write, content, match):
     path = write(content)
     with pytest.raises((DatasetError, ReadError), match=match) as caught:
-        read_split_file(path)
+        SplitFile.read(path)
     message = str(caught.value)
     assert message.startswith(f"{path}: ")
     assert not any(word in message for word in ("Error", "Traceback", "Expecting", "{'"))
@@ -85,24 +85,24 @@ def test_file_without_roles_is_an_error_with_advice(write, content, match):
 def test_example_in_a_message_is_a_split_file(write):
     for wrong in ([], {"roles": {}}):
         with pytest.raises(DatasetError) as caught:
-            read_split_file(write(wrong))
+            SplitFile.read(write(wrong))
         example = str(caught.value).split("Write ")[1].split(" with ")[0]
-        assert set(read_split_file(write(example)).roles().values()) == {"train", "validation"}
+        assert set(SplitFile.read(write(example)).roles().values()) == {"train", "validation"}
 
 
 def test_pickle_is_not_opened(tmp_path):
     path = tmp_path / "splits_final.pkl"
     path.write_bytes(pickle.dumps([ONE]))
     with pytest.raises(DatasetError, match="Save this as JSON"):
-        read_split_file(path)
+        SplitFile.read(path)
 
 
 def test_fold_that_the_file_does_not_contain_is_an_error(write):
     with pytest.raises(
         DatasetError, match=r"data\.fold=1 is not in the file, which contains 1 fold"
     ):
-        read_split_file(write([ONE])).roles(1)
+        SplitFile.read(write([ONE])).roles(1)
     with pytest.raises(DatasetError, match=r"data\.fold=1, but this file contains a single split"):
-        read_split_file(write(ONE)).roles(1)
+        SplitFile.read(write(ONE)).roles(1)
     with pytest.raises(DatasetError, match=r"data\.fold=-1"):
-        read_split_file(write([ONE])).roles(-1)
+        SplitFile.read(write([ONE])).roles(-1)

@@ -8,7 +8,7 @@ import pytest
 from lesionseg.core import Geometry, Volume
 from lesionseg.errors import ContentError, DatasetError
 from lesionseg.io.volumes import write_volume
-from lesionseg.io.zone_files import find_zones, read_zone_names
+from lesionseg.io.zone_files import ZoneFolder, read_zone_names
 
 EXPECTED = {10: "Left-Thalamus", 17: "Left-Hippocampus"}
 TABLES = {
@@ -83,14 +83,14 @@ def zone_folder(tmp_path):
 
 
 def test_zones_are_read_by_case_id(zone_folder):
-    folder = find_zones(zone_folder)
+    folder = ZoneFolder.find(zone_folder)
     zones = folder.read("a")
     assert (zones.values.shape, zones.names) == ((4, 4, 4), EXPECTED)
     assert folder.read("b") is None
 
 
 def test_warning_names_cases_without_a_zone_mask(zone_folder, caplog):
-    folder = find_zones(zone_folder)
+    folder = ZoneFolder.find(zone_folder)
     folder.check([])
     with caplog.at_level(logging.WARNING):
         folder.check(["a", "b"])
@@ -98,25 +98,25 @@ def test_warning_names_cases_without_a_zone_mask(zone_folder, caplog):
 
 
 def test_zone_masks_of_other_cases_only_are_an_error(zone_folder):
-    folder = find_zones(zone_folder)
+    folder = ZoneFolder.find(zone_folder)
     with pytest.raises(DatasetError, match=r"None of the zone masks \(a\) has the name of a case"):
         folder.check(["b"])
 
 
 def test_missing_folder_is_an_error(tmp_path):
     with pytest.raises(DatasetError, match="does not exist"):
-        find_zones(tmp_path / "typo")
+        ZoneFolder.find(tmp_path / "typo")
 
 
 def test_two_tables_of_names_are_an_error(zone_folder):
     (zone_folder / "more.txt").write_text(TABLES["lut.txt"])
     with pytest.raises(DatasetError, match=r"several tables name.*names\.csv"):
-        find_zones(zone_folder)
+        ZoneFolder.find(zone_folder)
 
 
 def test_hidden_table_is_not_read(zone_folder):
     (zone_folder / "._names.csv").write_bytes(b"\0\5\26\7 resource fork of macOS")
-    assert find_zones(zone_folder).names == EXPECTED
+    assert ZoneFolder.find(zone_folder).names == EXPECTED
 
 
 def test_table_without_names_is_an_error(tmp_path):

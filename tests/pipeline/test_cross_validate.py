@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from lesionseg.io.run_folder import CONFIG
+from lesionseg.config import CONFIG
 from lesionseg.pipeline.cross_validate import plan_of_first_begun
 from tests.models.plans import plan_of
 

@@ -5,7 +5,7 @@ import pytest
 
 from lesionseg.config import ReportSection
 from lesionseg.evaluation import read_scores
-from lesionseg.io.predictions import find_predictions, read_prediction, write_prediction
+from lesionseg.io.predictions import find_predictions, write_prediction
 from lesionseg.io.text import read_csv, read_json
 from lesionseg.io.volumes import read_geometry
 from lesionseg.reporting.write import write_report
@@ -51,7 +51,7 @@ def test_scores_report_and_candidates_state_sizes_at_the_detector(study):
     assert "at the detector" in (study / "report" / "report.html").read_text()
     geometry = read_geometry(study / "data" / "Miller_0.dcm")
     files = find_predictions(study / "predicted")["Miller_0"]
-    write_prediction(study / "again", read_prediction(files, geometry=geometry))
+    write_prediction(study / "again", files.read(geometry=geometry))
     content = read_json(study / "again" / "Miller_0_candidates.json")
     assert content["size_unit"] == "mm at the detector"
     assert content["candidates"][0]["diameter_mm"] == pytest.approx(0.2 * 4 * 2 / np.sqrt(np.pi))

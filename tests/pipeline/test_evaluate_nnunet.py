@@ -6,7 +6,7 @@ import pytest
 from lesionseg.config import ReportSection
 from lesionseg.errors import ConfigError, ConflictError, DatasetError
 from lesionseg.io.masks import read_mask
-from lesionseg.io.predictions import find_predictions, read_prediction
+from lesionseg.io.predictions import find_predictions
 from lesionseg.io.text import read_csv, read_json, write_json
 from lesionseg.reporting.images import Sources
 from lesionseg.reporting.write import write_report
@@ -56,7 +56,7 @@ def test_probabilities_give_a_froc_and_nnunet_s_own_mask(folders):
     assert len(read_csv(folders[2] / "candidates.csv")) == 18
     kept = find_predictions(folders[2] / "predictions")
     assert sorted(kept) == [f"P{i}" for i in range(6)]
-    found = read_prediction(kept["P1"])
+    found = kept["P1"].read()
     assert [round(c.score, 2) for c in found.candidates] == [0.97, 0.4, 0.3]
     assert not list(folders[2].glob(".*"))
 
@@ -245,7 +245,7 @@ def test_test_cases_without_a_reference_get_masks_at_the_threshold(
     assert scores.count("n_cases") == 0
     assert "nothing is scored" in caplog.text
     kept = find_predictions(tmp_path / "scores" / "predictions")
-    point = read_prediction(kept["P7"]).operating_point
+    point = kept["P7"].read().operating_point
     assert point is not None
     assert (point.name, point.chosen_on) == ("fp_per_case:1", "out-of-fold")
 
@@ -385,7 +385,7 @@ def test_merged_labels_also_apply_to_kept_cases_without_a_reference(
     scores_of(*folders, merge_labels=True)
     kept = find_predictions(folders[2] / "predictions")
     for case in ("P0", "P6"):
-        assert np.array_equal(read_prediction(kept[case]).mask(), painted > 0)
+        assert np.array_equal(kept[case].read().mask(), painted > 0)
 
 
 def test_kept_predictions_of_an_earlier_evaluation_are_removed(

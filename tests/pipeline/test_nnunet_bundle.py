@@ -17,7 +17,7 @@ from lesionseg.inference.probabilities import label_probabilities
 from lesionseg.io.layouts.nnunet import read_nnunet_labels
 from lesionseg.io.masks import read_mask
 from lesionseg.io.nnunet_output import write_description
-from lesionseg.io.predictions import find_predictions, read_prediction
+from lesionseg.io.predictions import find_predictions
 from lesionseg.io.text import read_csv, read_json
 from lesionseg.io.volumes import write_volume
 from lesionseg.models.build import build_network
@@ -47,7 +47,7 @@ def test_predict_takes_a_model_folder_and_keeps_finished_cases(tmp_path):
     assert [row["status"] for row in rows] == ["done", "done"]
     found = find_predictions(tmp_path / "found")
     assert sorted(found) == ["P0", "P1"]
-    prediction = read_prediction(found["P0"])
+    prediction = found["P0"].read()
     assert prediction.candidates
     assert prediction.geometry.shape == SHAPE
     predict(*paths, device="cpu")
@@ -132,7 +132,7 @@ def test_exported_bundle_has_operating_points_of_the_cross_validation(tmp_path):
     assert bundle_plan(tmp_path / "out").nnunet == bundle_plan(model).nnunet
     write_scans(tmp_path / "scans", 1)
     predict(tmp_path / "out", tmp_path / "scans", tmp_path / "found", device="cpu")
-    found = read_prediction(find_predictions(tmp_path / "found")["P0"])
+    found = find_predictions(tmp_path / "found")["P0"].read()
     assert found.operating_point is not None
     assert found.operating_point.name == "fp_per_case:0.5"
     assert all(c.probability is not None for c in found.candidates)
@@ -228,7 +228,7 @@ def test_probabilities_are_written_in_the_format_of_nnunet(tmp_path, regions):
     assert not {"GLOBAL", "STACK_GLOBAL", "REDUCE", "INST", "OBJ"} & set(kinds)  # plain values
     assert bool(read_nnunet_labels(found / "dataset.json").regions) == regions
     # without the candidate file, the folder is read like one of nnU-Net
-    before = read_prediction(find_predictions(found)["P0"])
+    before = find_predictions(found)["P0"].read()
     (found / "P0_candidates.json").unlink()
     for file in found.glob("P0_*"):
         file.unlink()

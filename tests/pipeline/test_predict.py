@@ -17,7 +17,7 @@ from lesionseg.evaluation.measures import counts_of
 from lesionseg.inference.bundle import write_bundle
 from lesionseg.io.files import locked_folder
 from lesionseg.io.layouts import read_dataset
-from lesionseg.io.predictions import find_predictions, read_prediction
+from lesionseg.io.predictions import find_predictions
 from lesionseg.io.text import read_csv, read_json
 from lesionseg.io.volumes import read_volume, write_volume
 from lesionseg.pipeline import predict as predict_module
@@ -79,7 +79,7 @@ def test_every_scan_gets_its_files_in_its_own_format_and_geometry(bundle, scans,
         mask = read_volume(out / f"{case}_mask{suffix}")
         np.testing.assert_allclose(mask.geometry.affine, scan.geometry.affine, atol=1e-5)
         assert mask.geometry.shape == SHAPE
-        prediction = read_prediction(find_predictions(out)[case])
+        prediction = find_predictions(out)[case].read()
         assert [c.id for c in prediction.candidates] == [1, 2]
         assert prediction.labels == {1: "lesion"}
         np.testing.assert_array_equal(mask.array[0] > 0, prediction.instances > 0)
@@ -91,7 +91,7 @@ def test_every_scan_gets_its_files_in_its_own_format_and_geometry(bundle, scans,
     assert "3 cases: 3 predicted" in outcome.summary()[0]
     assert f"prediction={out}" in outcome.next
     row = read_csv(out / "predictions.csv")[0]
-    volume = sum(c.volume_ml for c in read_prediction(find_predictions(out)["a"]).candidates)
+    volume = sum(c.volume_ml for c in find_predictions(out)["a"].read().candidates)
     assert float(row["volume_ml"]) == pytest.approx(volume, abs=1e-5)
     assert (row["count_lesion"], row["n_accepted"]) == ("2", "2")
 
@@ -319,7 +319,7 @@ def test_bids_reader_and_evaluate_read_results_named_as_in_bids(bundle, bids, tm
     made_by = {"Name": "lesionseg", "Version": lesionseg.__version__}
     assert description["GeneratedBy"] == [made_by]
     mask = out / "sub-1_ses-a_label-lesion_mask.nii.gz"
-    prediction = read_prediction(find_predictions(out)["sub-1_ses-a"])
+    prediction = find_predictions(out)["sub-1_ses-a"].read()
     np.testing.assert_array_equal(read_volume(mask).array[0], prediction.mask())
 
     shutil.copytree(out, tmp_path / "reference", ignore=shutil.ignore_patterns("*[!k].nii.gz"))
@@ -405,7 +405,7 @@ def test_candidates_outside_the_kept_zones_are_not_accepted(bundle, scans, zones
         "front": False,
         "back": True,
     }
-    prediction = read_prediction(find_predictions(out)["a"])  # compares the mask, too
+    prediction = find_predictions(out)["a"].read()  # compares the mask, too
     mask = read_volume(out / "a_mask.nii.gz").array[0]
     accepted = next(c for c in prediction.candidates if c.accepted)
     np.testing.assert_array_equal(mask > 0, prediction.instances == accepted.id)

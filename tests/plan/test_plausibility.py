@@ -68,9 +68,7 @@ def test_a_lesion_through_all_slices_of_a_thin_slab_is_not_as_wide_as_the_image(
     geometry = Geometry.from_spacing((5, 40, 40), (5.0, 1.0, 1.0))
     mask = np.zeros(geometry.shape, np.uint8)
     mask[:, 10:14, 10:14] = 1
-    assert (
-        doubts_of(mask_reference(mask, geometry), dataset=replace(COCO, layout="nnunet")) == {}
-    )
+    assert doubts_of(mask_reference(mask, geometry), dataset=replace(COCO, layout="nnunet")) == {}
 
 
 def test_ignored_voxels_do_not_belong_to_the_image():

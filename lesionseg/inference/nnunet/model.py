@@ -7,7 +7,6 @@ supported networks, but never imported. Checkpoints are read as tensors and numb
 from collections.abc import Mapping
 from dataclasses import replace
 from io import BytesIO
-from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import torch
@@ -22,12 +21,10 @@ from pydantic import (
 from torch import nn
 
 from lesionseg.core import Labels
-from lesionseg.errors import BundleError, LesionsegError, describe_misfits
+from lesionseg.errors import BundleError, describe_misfits
 from lesionseg.inference.nnunet.outputs import NNUNET_RULE
-from lesionseg.io.files import digest_of
-from lesionseg.io.layouts.nnunet import nnunet_labels
 from lesionseg.io.limits import limits
-from lesionseg.io.nnunet_model import DATASET_JSON, PLANS_JSON, NnunetModelFiles
+from lesionseg.io.nnunet_model import NnunetModelFiles
 from lesionseg.models.build import build_network, build_with_weights, require_finite
 from lesionseg.models.nnunet_checkpoint import NnunetCheckpoint, read_nnunet_checkpoint
 from lesionseg.models.weights import architecture_of
@@ -157,12 +154,6 @@ def _read_fold(files: NnunetModelFiles, fold: str) -> NnunetCheckpoint:
     return read_nnunet_checkpoint(BytesIO(files.read_bytes(name)), files.where(name))
 
 
-def nnunet_digest(files: NnunetModelFiles) -> str:
-    """Return 16 hexadecimal digits that change if plans, labels or weights change."""
-    names = (PLANS_JSON, DATASET_JSON, *map(files.checkpoint, files.folds))
-    return digest_of(*(digest_of(files.read_bytes(name)) for name in names))[:16]
-
-
 def _plan_of(files: NnunetModelFiles, checkpoint: NnunetCheckpoint) -> Plan:
     """Convert the plans of an nnU-Net model and the shapes of its weights to a plan.
 
@@ -170,24 +161,18 @@ def _plan_of(files: NnunetModelFiles, checkpoint: NnunetCheckpoint) -> Plan:
     `lesion_fraction`, and the recipe has nnU-Net's own normalisation. The batch size is at most 16:
     a larger one, as of a 2-D training, only takes more memory in prediction.
     """
-    plans_path = files.where(PLANS_JSON)
-    labels_path = files.where(DATASET_JSON)
-    plans = _validate(_Plans, files.read_json(PLANS_JSON), plans_path)
-    described = files.read_json(DATASET_JSON)
-    dataset_json = _validate(_DatasetJson, described, labels_path)
+    plans = _validate(_Plans, files.read_plans(), files.plans)
+    dataset_json = _validate(_DatasetJson, files.read_description(), files.description)
     channels = tuple(dataset_json.channel_names[i] for i in sorted(dataset_json.channel_names))
     name = checkpoint.configuration or files.configuration
-    where = f"{plans_path}: configurations.{name}"
-    config = _validate(_Configuration, _inherit(plans, name, plans_path), where)
+    where = f"{files.plans}: configurations.{name}"
+    config = _validate(_Configuration, _inherit(plans, name, files.plans), where)
     if plans.label_manager != _LABEL_MANAGER:
         raise BundleError(
-            f"{plans_path}: label_manager is {plans.label_manager}, but only {_LABEL_MANAGER} is "
+            f"{files.plans}: label_manager is {plans.label_manager}, but only {_LABEL_MANAGER} is "
             "known here. Predict with nnU-Net and give its probabilities to evaluate."
         )
-    try:
-        labels = nnunet_labels(described, Path(labels_path))
-    except LesionsegError as error:
-        raise BundleError(str(error)) from error
+    labels = files.read_labels()
     architecture = _architecture(config, where, checkpoint, files)
     recipe = _recipe(plans, config, name, checkpoint, where, len(channels))
     _require_fitting_layers(files, checkpoint, labels, len(channels))
@@ -240,8 +225,8 @@ def _require_fitting_layers(
     if checkpoint.n_outputs != n_outputs or checkpoint.n_inputs != n_channels:
         raise BundleError(
             f"{files.where(files.folds[0])}: the weights have {checkpoint.n_inputs} inputs and "
-            f"{checkpoint.n_outputs} outputs, but {files.where(DATASET_JSON)} needs {n_channels} "
-            f"and {n_outputs}. Use the files of one training."
+            f"{checkpoint.n_outputs} outputs, but {files.description} needs {n_channels} and "
+            f"{n_outputs}. Use the files of one training."
         )
 
 

@@ -26,9 +26,8 @@ from lesionseg.inference.decision import DEFAULT_POINT, accept, find_by_rule
 from lesionseg.inference.probabilities import SURE, compress_log_odds
 from lesionseg.io.grids import GridPair
 from lesionseg.io.masks import read_mask
-from lesionseg.io.nnunet_model import DATASET_JSON
 from lesionseg.io.nnunet_probabilities import ProbabilityFile
-from lesionseg.io.predictions import PredictionFiles, read_prediction
+from lesionseg.io.predictions import PredictionFiles
 from lesionseg.plan.plan import CandidateRule
 
 _log = logging.getLogger(__name__)
@@ -39,6 +38,7 @@ _log = logging.getLogger(__name__)
 NNUNET_RULE = CandidateRule(extent=0.5, floor=0.01, min_voxels=1)
 # voxels of a lower probability belong to no candidate; rounding must not exclude a voxel of it
 _LOWEST = NNUNET_RULE.floor / max(NNUNET_RULE.ratio, 1.0) * (1 - 1e-6)
+_LABELS = "dataset.json"
 _REORIENTING = "WithReorient"  # the names of readers that change the axis order end with this
 # log-odds are computed above this; `compress_log_odds` changes those beyond p = 0.99966
 _HIGH = 0.999
@@ -106,7 +106,7 @@ def open_prediction(
         by_image: True if grids of equal shape and spacing are the same.
     """
     if files.probabilities is None or files.candidates is not None:
-        found = read_prediction(files, geometry=geometry, binary=binary, by_image=by_image)
+        found = files.read(geometry=geometry, binary=binary, by_image=by_image)
         if files.mask is None or files.candidates is not None or binary:
             return found
         return _with_names(found, files.read_nnunet_labels())
@@ -200,9 +200,8 @@ def _find_mask_values(file: ProbabilityFile, labels: Labels | None) -> tuple[int
     expected = len(labels) if labels.regions else len(labels) + 1
     if n_channels != expected:
         raise ContentError(
-            f"{file.path}: {n_channels} channels, but the labels of {DATASET_JSON} need "
-            f"{expected}. Put the {DATASET_JSON} of the model that predicted this case into the "
-            "same folder."
+            f"{file.path}: {n_channels} channels, but the labels of {_LABELS} need {expected}. Put "
+            f"the {_LABELS} of the model that predicted this case into the same folder."
         )
     return labels.values
 
@@ -233,7 +232,7 @@ def _read_voxels(file: ProbabilityFile, *, are_regions: bool) -> _Voxels:
     if not are_regions and np.abs(values.sum(axis=0) - 1).max(initial=0) > _SUM_TOLERANCE:
         raise ContentError(
             f"{file.path}: the probabilities of the channels do not sum to 1. If the model has "
-            f"regions, put its {DATASET_JSON} into the same folder."
+            f"regions, put its {_LABELS} into the same folder."
         )
     return _Voxels(index, values)
 

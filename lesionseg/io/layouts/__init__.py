@@ -33,11 +33,10 @@ from lesionseg.io.layouts.boxes_csv import BOXES, has_boxes_csv, read_boxes_csv
 from lesionseg.io.layouts.coco import find_annotations, read_coco
 from lesionseg.io.layouts.datalist import find_datalist, read_datalist
 from lesionseg.io.layouts.manifest import MANIFEST, read_manifest
-from lesionseg.io.layouts.nnunet import read_nnunet
+from lesionseg.io.layouts.nnunet import DATASET_JSON, read_nnunet
 from lesionseg.io.layouts.other_formats import describe_other_format
 from lesionseg.io.layouts.table import ReadingRules, Table, read_table
 from lesionseg.io.layouts.yolo import find_yolo, read_yolo
-from lesionseg.io.nnunet_model import DATASET_JSON
 from lesionseg.io.text import read_json
 
 logger = logging.getLogger(__name__)

@@ -9,6 +9,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 
+from lesionseg.config import CONFIG
 from lesionseg.core.finding import Finding, Severity
 from lesionseg.errors import DatasetError, count, describe_misfits, join_names
 from lesionseg.io.case_ids import path_id
@@ -20,7 +21,7 @@ Number = Annotated[FiniteFloat, Field(gt=-1e9, lt=1e9)]
 M = TypeVar("M", bound=BaseModel)
 _NOT_IMAGES = {"masks", "labels", "annotations"}  # folders without images
 # files in the folders of runs, predictions and scores
-_OWN_RESULTS = {"config.yaml", "predictions.csv", "scores.json"}
+_OWN_RESULTS = {CONFIG, "predictions.csv", "scores.json"}
 # suffixes of files with the voxels of a header
 _VOXEL_SUFFIXES = (".raw", ".zraw", ".raw.gz", ".gz", ".bz2", ".txt", ".hex", ".ascii")
 

@@ -18,9 +18,9 @@ from lesionseg.errors import DatasetError, ReadError, count
 from lesionseg.io.case_ids import path_id
 from lesionseg.io.layouts.checks import Count, Number, distinct_ids, listed_file, parse_as
 from lesionseg.io.layouts.manifest import LABELS, read_labels
+from lesionseg.io.layouts.nnunet import DATASET_JSON
 from lesionseg.io.layouts.stated_lesions import StatedLesion
 from lesionseg.io.layouts.table import Row, Table, column_findings
-from lesionseg.io.nnunet_model import DATASET_JSON
 from lesionseg.io.text import read_json
 
 # the lists of a datalist, and the role of the cases in each

@@ -26,12 +26,12 @@ from lesionseg.io.layouts.checks import (
 from lesionseg.io.layouts.manifest import IGNORE
 from lesionseg.io.layouts.table import Row, Table
 from lesionseg.io.nifti import SUFFIXES as NIFTI
-from lesionseg.io.nnunet_model import DATASET_JSON
 from lesionseg.io.raster import SUFFIXES as RASTERS
 from lesionseg.io.split_files import PICKLED, SPLITS_FINAL
 from lesionseg.io.text import read_json
 from lesionseg.io.volumes import is_image_file, is_raster, strip_suffix
 
+DATASET_JSON = "dataset.json"
 FilesByCase = dict[str, dict[int, Path]]  # by case id and channel number
 
 
