@@ -263,9 +263,9 @@ def read_sent(path: Path) -> dict[str, list[str]]:
 
 
 def _stated(row: CaseRow) -> dict[str, Any]:
-    """Return the attributes of a row that files state: those of its results that are not empty.
+    """Return the attributes of a row that a file states, without empty ones.
 
-    Facts of a single run, such as its duration, are left out.
+    Facts of a single run, such as its duration, and the names of masks are left out.
     """
     return {
         name: value
@@ -350,6 +350,7 @@ def write_candidates(
         prediction: The prediction.
         names: The names of the masks next to it.
         row: The facts of the scan and the run that the file states as `source`, `key` and `row`.
+            None states none of them.
     """
     point = prediction.operating_point
     stated = {} if row is None else _stated(row)

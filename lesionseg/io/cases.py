@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lesionseg.core import Case, CaseFiles, Dataset, Geometry, Labels, Reference, Volume
+from lesionseg.core.arrays import Flags
 from lesionseg.errors import ContentError, GeometryError
 from lesionseg.io.channels import check_channels, is_colour
 from lesionseg.io.dicom.headers import is_dicom
@@ -36,8 +37,9 @@ def read_case(files: CaseFiles, dataset: Dataset) -> Case:
     """Read one case: the image `[C, *spatial]` float32 and its reference, on the first file's grid.
 
     Masks keep the values of their file, or become 1 if labels are merged. Voxels with the dataset's
-    ignore label are set in `Reference.ignore` and become background. Lesions of labels that the
-    case does not annotate become background, too.
+    ignore label are set in `Reference.ignore` and become background. The padding of a radiograph is
+    set there as well, except for lesions drawn in it. Lesions of labels that the case does not
+    annotate become background, too.
 
     Args:
         files: The files of the case.
@@ -47,9 +49,10 @@ def read_case(files: CaseFiles, dataset: Dataset) -> Case:
         The case. Its reference is None if the case is unlabelled.
 
     Raises:
-        DatasetError: A channel is missing.
+        DatasetError: The files are not those of the dataset's channels, see `check_channels`.
         ReadError: A file is damaged.
-        GeometryError: Files are on different grids, see `GridPair.check`.
+        GeometryError: Files are on different grids, see `GridPair.check`, or the image has another
+            number of axes than the dataset.
         ContentError: Voxels are infinite, voxels are NaN although the dataset does not treat NaN as
             background, or a mask value is not a label.
     """
@@ -62,8 +65,9 @@ def read_case(files: CaseFiles, dataset: Dataset) -> Case:
 def read_image(files: CaseFiles, dataset: Dataset, *, is_input: bool = False) -> Volume:
     """Read the image of one case without its reference. Raises the errors of `read_case`.
 
-    The warnings of the readers become `Volume.remarks`, in which files have no folder.
-    `is_input`: the case is an input of a trained model, whose channels can no longer be changed.
+    The warnings of the readers also become `Volume.remarks`, in which files have no folder.
+    `is_input`: the case is an input of a trained model, whose channels can no longer be changed, so
+    no warning advises that.
     """
     check_channels(files, dataset)
     with collect_warnings() as remarks:
@@ -74,7 +78,11 @@ def read_image(files: CaseFiles, dataset: Dataset, *, is_input: bool = False) ->
 
 
 def _read_channels(files: CaseFiles, dataset: Dataset, *, is_input: bool) -> Volume:
-    """Read the files of one case as channels on the grid of the first file."""
+    """Read the files of one case as channels on the grid of the first file.
+
+    Missing channels are 0. A picture gives its three colours if the dataset has them as channels.
+    Otherwise it gives one channel, its brightness, with a warning if it is in colour.
+    """
     first = read_volume(files.images[0], pixel_mm=files.pixel_mm)
     check_dims(files.images[0], first.geometry, dataset.dims)
     n_channels = len(dataset.channel_names)
@@ -115,17 +123,20 @@ def _read_channels(files: CaseFiles, dataset: Dataset, *, is_input: bool) -> Vol
 def read_reference(
     files: CaseFiles, dataset: Dataset, geometry: Geometry | None = None
 ) -> Reference | None:
-    """Read the reference of one case without its image.
+    """Read the reference of one case as `read_case` does, without the voxels of its image.
 
-    The padding of a radiograph is ignored, except for lesions drawn there.
+    Only DICOM radiographs are read, because their padding is ignored.
 
     Args:
         files: The files of the case.
         dataset: The dataset that it belongs to.
-        geometry: The grid of the image. None reads it from the header.
+        geometry: The grid of the image. None reads it from the header of the first file.
 
     Returns:
         The reference, or None if the case is unlabelled.
+
+    Raises:
+        LesionsegError: The reference cannot be used, see `read_case`.
     """
     geometry = geometry or read_geometry(files.images[0], pixel_mm=files.pixel_mm)
     reference = _read_stored_reference(files, dataset, geometry)
@@ -136,10 +147,11 @@ def read_reference(
     return reference
 
 
-def _ignore_invalid(
-    reference: Reference | None, valid: NDArray[np.bool_] | None
-) -> Reference | None:
-    """Add the pixels that are not valid to `Reference.ignore`, except for lesions drawn there."""
+def _ignore_invalid(reference: Reference | None, valid: Flags | None) -> Reference | None:
+    """Add the pixels that are not valid to `Reference.ignore`, except for lesions drawn there.
+
+    If `valid` is None, all pixels are valid. An absent reference stays None.
+    """
     if reference is None or valid is None:
         return reference
     ignore = ~valid
@@ -157,10 +169,11 @@ def _read_stored_reference(
 ) -> Reference | None:
     """Read the reference as its files state it: COCO annotations, boxes, DICOM or a mask.
 
-    Lesions of labels that the case does not annotate become background.
+    Lesions of labels that the case does not annotate become background. Return None if the case is
+    unlabelled. Warn if the picture of the case is turned.
     """
     labels = dataset.labels
-    _note_turn(files, dataset)
+    _warn_of_turn(files, dataset)
     reference = None
     if LESIONS in files.annotations:
         reference = read_stated_reference(files, geometry, labels.merged)
@@ -177,8 +190,8 @@ def _read_stored_reference(
     return reference
 
 
-def _note_turn(files: CaseFiles, dataset: Dataset) -> None:
-    """Log that annotations refer to the upright picture if the picture of the case is turned.
+def _warn_of_turn(files: CaseFiles, dataset: Dataset) -> None:
+    """Warn that annotations refer to the upright picture if a labelled case's picture is turned.
 
     The text is the same for all cases, so that it is shown once.
     """
@@ -195,7 +208,11 @@ def _note_turn(files: CaseFiles, dataset: Dataset) -> None:
 def _read_mask_file(
     files: CaseFiles, dataset: Dataset, geometry: Geometry, path: Path
 ) -> Reference:
-    """Read the mask of a case in any format, and interpret its values by the dataset's labels."""
+    """Read the mask of a case in any format, and interpret its values by the dataset's labels.
+
+    If the values are the numbers of lesions, all lesions get label 1. The result has the grid
+    `geometry`, that of the image. Raise `GeometryError` if the mask is on another grid.
+    """
     labels = dataset.labels
     if is_dicom(path):
         names = dict(labels.merged or labels.mask_names)
@@ -215,7 +232,9 @@ def _read_mask_file(
 def _apply_labels(path: Path, reference: Reference, labels: Labels) -> Reference:
     """Apply the labels to the values of a mask: the ignore value, merged labels and regions.
 
-    If labels are regions, each connected component of their union is a lesion.
+    If labels are regions, each connected component of their union is a lesion. With merged labels,
+    unknown values count as lesion, with a warning. Raise `ContentError` for any other unknown
+    value, and if the values were changed (`require_exact_values`).
     """
     values = np.asarray(reference.labels)
     ignored = labels.ignore
@@ -271,12 +290,13 @@ def check_dims(path: Path, geometry: Geometry, dims: int) -> None:
 def finite_values(path: Path, stored: NDArray[Any], *, nan_background: bool) -> NDArray[Any]:
     """Return the channels of a file, floating-point ones as float32.
 
-    Raise `ContentError` if a voxel is NaN or infinite.
-
     Args:
-        path: The file.
-        stored: `[C, *spatial]` as stored. Values may be beyond the range of float32.
+        path: The file, for messages.
+        stored: `[C, *spatial]` as stored.
         nan_background: True replaces NaN, see `nan_to_background`.
+
+    Raises:
+        ContentError: A voxel is NaN, infinite or beyond the range of float32.
     """
     if stored.dtype.kind != "f":  # integers are always finite
         return stored

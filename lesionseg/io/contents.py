@@ -30,7 +30,7 @@ def content_files(path: Path) -> tuple[Path, ...]:
         return tuple(series_headers(path))
     if path.is_dir():
         with convert_read_errors(path):
-            return tuple(sorted(file for file in path.iterdir() if is_dicom(file)))
+            return tuple(sorted(filter(is_dicom, path.iterdir())))
     if path.suffix.lower() in itk.SUFFIXES and path.is_file():
         try:
             return tuple(dict.fromkeys((path, itk.voxel_file(path))))

@@ -31,10 +31,10 @@ from lesionseg.errors import (
     suggest,
 )
 from lesionseg.io.dicom.elements import Header, text
-from lesionseg.io.dicom.grouping import describe_headers
+from lesionseg.io.dicom.grouping import DicomScan, describe_headers
 from lesionseg.io.dicom.headers import NO_IMAGE, is_radiograph, n_frames, read_header
 from lesionseg.io.files import atomic_path, digest_of
-from lesionseg.io.scans import LEFT_OUT, UNREADABLE, FoundScans, Scan, dicom_scan
+from lesionseg.io.scans import UNREADABLE, FoundScans, Scan, dicom_scan, leave_out
 
 if TYPE_CHECKING:
     from dicomweb_client.web import DICOMwebClient
@@ -179,9 +179,7 @@ class DicomWeb:
                 scan = Scan(CaseFiles(uid, (), group=uid), uid)
                 scans.append(scan.add_finding(UNREADABLE, str(error)))
                 continue
-            for scan in found:
-                reason = scan.left_out or unwanted(scan)
-                scans.append(scan.add_finding(LEFT_OUT, reason) if reason else scan)
+            scans += [leave_out(scan, unwanted) for scan in found]
         if not scans:
             raise DatasetError(
                 f"{self.address}: the server has no series of images there. Check UIDs and filters."
@@ -336,6 +334,7 @@ class RemoteScan(Scan):
     `release` removes them.
     """
 
+    dicom: DicomScan
     service: DicomWeb
 
     @property
@@ -350,7 +349,7 @@ class RemoteScan(Scan):
         The standard does not allow an image to change under its UID. The scan is therefore not
         fetched if an earlier run has read these images.
         """
-        return digest_of("\n".join(file.name for file in self._files))[:16]
+        return digest_of("\n".join(file.name for file in self.dicom.files))[:16]
 
     def require_unchanged(self, state: str) -> None:
         """Do nothing, because no other program writes the fetched files."""
@@ -358,24 +357,21 @@ class RemoteScan(Scan):
     @property
     def is_present(self) -> bool:
         """True if the files have been fetched."""
-        return all(file.is_file() for file in self._files)
+        return all(file.is_file() for file in self.dicom.files)
 
     def fetch(self) -> None:
         """Fetch the files, unless they are present. See `DicomWeb.fetch`."""
-        if self.dicom is not None and not self.is_present:
-            self.service.fetch(self.dicom.study_uid, self.dicom.series_uid, self._files)
+        if not self.is_present:
+            dicom = self.dicom
+            self.service.fetch(dicom.study_uid, dicom.series_uid, dicom.files)
 
     def release(self) -> None:
         """Remove the fetched files."""
-        for file in self._files:
+        files = self.dicom.files
+        for file in files:
             file.unlink(missing_ok=True)
         with suppress(OSError):  # never fetched, or files of another scan of the series remain
-            self._files[0].parent.rmdir()
-
-    @property
-    def _files(self) -> tuple[Path, ...]:
-        """The paths of the files, which exist after `fetch`."""
-        return self.dicom.files if self.dicom is not None else ()
+            files[0].parent.rmdir()
 
 
 def _scans_of_series(service: DicomWeb, series: Header, folder: Path) -> list[Scan]:

@@ -21,7 +21,8 @@ def require_exact_values(
 
     Further values then surround each lesion, and each of them would count as lesion. There are two
     signs. Either several values are near the highest one and all remaining values are near 0, or
-    most values occur mainly next to higher ones, unlike labels and lesion ids.
+    most of at least six values occur mainly next to higher ones, unlike labels and lesion ids. A
+    mask with values up to 20 is always accepted.
 
     Args:
         path: The file.

@@ -78,7 +78,10 @@ def digest_of(*parts: str | bytes | memoryview | Path) -> str:
 
 
 def cache_folder() -> Path:
-    """Return the folder of downloaded files: `lesionseg` in the user's folder for caches."""
+    """Return the folder of downloaded files, `$XDG_CACHE_HOME/lesionseg` or `~/.cache/lesionseg`.
+
+    It may not exist.
+    """
     parent = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(parent, "lesionseg").expanduser().absolute()
 
@@ -89,19 +92,25 @@ def is_broken_link(path: Path) -> bool:
 
 
 def is_file_or_broken_link(path: Path) -> bool:
-    """Return True for a name that a listing of files keeps: reading a broken link is an error."""
+    """Return True for a file and for a broken link.
+
+    Listings keep broken links, so that reading them reports the error.
+    """
     return path.is_file() or is_broken_link(path)
 
 
 def file_key(path: Path) -> str:
-    """Return a text that is equal for paths of one file, also by links."""
+    """Return a text that is equal for paths of one file, also by links.
+
+    A path that cannot be resolved, such as a circle of links, is returned as it is.
+    """
     with suppress(OSError, RuntimeError, ValueError):  # links in a circle; an impossible name
         path = path.resolve()
     return str(path)
 
 
 def explain_missing(path: Path) -> str:
-    """Return a message about a file that does not exist."""
+    """Return a message about a file that does not exist, or a link that points to nothing."""
     if is_broken_link(path):
         return (
             f"{path}: the link points to nothing. Fetch its file (datalad get, git annex get), "
@@ -114,9 +123,9 @@ def explain_missing(path: Path) -> str:
 def locked_folder(folder: Path, name: str = LOCK) -> Iterator[None]:
     """Hold the lock of a folder within the context, so that no second process writes into it.
 
-    The folder is created if it does not exist. With the lock `LOCK`, temporary files that killed
-    processes left are removed first, except in folders that have another lock. The system releases
-    the lock if the process ends for any reason.
+    The folder is created if it does not exist, and removed at the end if it is empty. With the lock
+    `LOCK`, temporary files that killed processes left are removed first, except in folders that
+    have another lock. The system releases the lock if the process ends for any reason.
 
     Args:
         folder: The folder.
@@ -147,7 +156,9 @@ def locked_folder(folder: Path, name: str = LOCK) -> Iterator[None]:
 
 @contextmanager
 def made_folder(folder: Path) -> Iterator[None]:
-    """Make a folder. At the end, remove it and its new parents as far as they are empty.
+    """Make a folder. At the end, remove it and its parents if they are new and empty.
+
+    A folder that existed before stays.
 
     Raises:
         OutputError: The folder cannot be created.
@@ -164,7 +175,11 @@ def made_folder(folder: Path) -> Iterator[None]:
 
 
 def _remove_temporary_files(folder: Path) -> None:
-    """Remove the files that killed processes left, except in folders that have another lock."""
+    """Remove the temporary files in a folder and three levels of folders below it.
+
+    A file stays if a folder on its path has a lock other than the `LOCK` of `folder`, or if it
+    cannot be removed.
+    """
     for depth in range(_MAX_DEPTH):
         pattern = f"{'*/' * depth}{TEMPORARY_NAMES}*"
         for temporary in folder.glob(pattern):

@@ -45,7 +45,7 @@ class Format:
 
 
 def _read_dicom(path: Path, pixel_mm: float | None, as_labels: bool) -> Volume:
-    """Read an image. The masks of DICOM are other objects, see `io.dicom.reference`."""
+    """Read an image. `as_labels` is not used: `io.dicom.reference` reads the masks of DICOM."""
     return read_dicom(path, pixel_mm)
 
 

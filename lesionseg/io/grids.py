@@ -21,6 +21,7 @@ _SAME_SPACING = 1e-3  # relative difference
 _SIMILAR_MM = 0.1  # difference of two voxels along each axis; more cannot be a rounding
 _MIN_OVERLAP = 0.5  # share of the smaller of two grids; with less, they show different places
 _BY_INDEX = "data.geometry=image (evaluate: geometry=image)"
+_TURNED = "Both headers describe the same region, with axes in other directions."
 
 
 @dataclass(frozen=True)
@@ -49,18 +50,19 @@ class GridPair:
             return False
         tolerance = max(_TOLERANCE_MM, _NEAR_VOXELS * min(self.expected.spacing_mm))
         is_near = self.seen.matches(self.expected, tolerance)
-        return is_near or (by_image and (self._has_same_spacing() or self.has_lost_header()))
+        return is_near or (by_image and (self._has_same_spacing() or self._has_lost_header()))
 
     def overlaps_by_half(self) -> bool:
         """Return True if at least half of the smaller grid is inside the other one."""
         return self.seen.overlap(self.expected) >= _MIN_OVERLAP
 
-    def has_lost_header(self) -> bool:
-        """Return True if the file was probably saved without the header of its scan.
+    def _has_lost_header(self) -> bool:
+        """Return True if a volume was probably saved without the header of its scan.
 
         It has the shape of its scan, voxels of exactly 1 mm along the axes of the patient, and a
         first voxel at 0 or at that of the scan, or its centre at 0, as NIfTI files without an
-        affine. If only the origin differs, the grids overlap by less than half.
+        affine. If only the origin differs, the grids overlap by less than half. Grids that are the
+        same (`is_same`), or turned, have not lost the header.
         """
         seen = self.seen
         expected = self.expected
@@ -79,9 +81,10 @@ class GridPair:
     def check_header(self, *, can_ignore_headers: bool = False) -> None:
         """Raise `GeometryError` if the file has lost the header of its scan.
 
-        Positions cannot be compared then. `can_ignore_headers`: the command can ignore the headers.
+        Positions cannot be compared then. `can_ignore_headers`: the command has a setting to ignore
+        the headers, which the message states.
         """
-        if self.has_lost_header():
+        if self._has_lost_header():
             remedy = f", or use {_BY_INDEX}" if can_ignore_headers else ""
             raise GeometryError(
                 f"{self.path}: the header of the scan was lost. The shape is that of "
@@ -91,7 +94,7 @@ class GridPair:
             )
 
     def check_headers(self, *, can_ignore_headers: bool = False) -> None:
-        """Raise `GeometryError` if one of the files has lost the header of its scan."""
+        """Raise `GeometryError` if one of the files has lost its header, see `check_header`."""
         self.check_header(can_ignore_headers=can_ignore_headers)
         GridPair(self.other, self.expected, self.path, self.seen).check_header()
 
@@ -111,19 +114,13 @@ class GridPair:
         if self.is_same(by_image=by_image):
             text = "%s: the header states another position than %s (%s). The grid of %s is used."
             if self._is_turned():
-                text += (
-                    " Both headers describe the same region, with axes in other directions. Check "
-                    "that lesions do not appear mirrored."
-                )
+                text += f" {_TURNED} Check that lesions do not appear mirrored."
             warn_once(logger, text, self.path, other, difference, other)
             return
         self.check_header(can_ignore_headers=True)
         advice = "Resample one onto the other."
         if self._is_turned():
-            advice = (
-                "Both headers describe the same region, with axes in other directions. Resample "
-                "one onto the other."
-            )
+            advice = f"{_TURNED} {advice}"
         elif seen.shape == expected.shape and self._has_same_spacing():
             advice = (
                 "Resample one onto the other or, if they show the same voxels and only the headers "
@@ -135,9 +132,11 @@ class GridPair:
         )
 
     def _name_of_other(self) -> str:
+        """Return the name of the other file without its folder, or the words that describe it."""
         return Path(self.other).name
 
     def _has_same_spacing(self) -> bool:
+        """Return True if the spacing differs by less than 0.1 %."""
         spacing_mm = self.expected.spacing_mm
         return bool(np.allclose(self.seen.spacing_mm, spacing_mm, rtol=_SAME_SPACING))
 

@@ -50,7 +50,10 @@ class Inspection:
 
 
 def inspect_case(files: CaseFiles, dataset: Dataset) -> Inspection:
-    """Read a case. If that fails, check each of its files separately and find every error."""
+    """Read a case. If that fails, check each of its files separately and find every error.
+
+    Warnings of the readers become findings and are not logged.
+    """
     case = None
     findings = list[Finding]()
     with collect_warnings(silent=True) as warnings:  # the page of the check may show file names
@@ -77,7 +80,10 @@ def inspect_case(files: CaseFiles, dataset: Dataset) -> Inspection:
 
 
 def _find_errors(files: CaseFiles, dataset: Dataset) -> list[Finding]:
-    """Check channels, every image and the reference. Return the finding of every error."""
+    """Check channels, every image and the reference. Return the finding of every error.
+
+    The reference is checked only if an image is readable.
+    """
     findings: list[Finding] = []
 
     @contextmanager
@@ -114,12 +120,13 @@ def _find_errors(files: CaseFiles, dataset: Dataset) -> list[Finding]:
 
 
 def _read_dicom_facts(images: tuple[Path, ...]) -> tuple[str, bool]:
-    """Return `Inspection.patient` and `Inspection.has_text` of some images.
+    """Return `Inspection.patient` and `Inspection.has_text` of the images of a case.
 
-    Only the first file of a series is read, because both facts are the same in all of them.
+    Only the first file of a series is read, because both facts are the same in all of them. The
+    first image that states a patient counts. Damaged images and other formats are skipped.
     """
     patient = ""
-    burned_in = False
+    has_text = False
     for image in images:
         with suppress(LesionsegError):  # the findings of the case already contain this error
             file = next(iter(content_files(image)), image)
@@ -129,10 +136,7 @@ def _read_dicom_facts(images: tuple[Path, ...]) -> tuple[str, bool]:
             with convert_read_errors(file):
                 patient_id = str(header.get("PatientID", "") or "").strip()
                 stated = str(header.get("BurnedInAnnotation", "") or "").upper()
-                has_text = stated == "YES"
-                if not stated:
-                    has_text = is_secondary_capture(header)
-                burned_in = burned_in or has_text
+                has_text |= stated == "YES" or (not stated and is_secondary_capture(header))
             if patient_id and not patient:
                 patient = digest_of(patient_id)
-    return patient, burned_in
+    return patient, has_text

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lesionseg.core import Geometry, Volume
+from lesionseg.core.arrays import Numbers
 from lesionseg.errors import ReadError
 from lesionseg.io.limits import (
     ONE_VALUE,
@@ -51,7 +52,7 @@ def itk_image(array: NDArray[Any], geometry: Geometry) -> Any:
     return image
 
 
-def itk_affine(affine: NDArray[np.float64]) -> NDArray[np.float64]:
+def itk_affine(affine: Numbers) -> Numbers:
     """Convert an affine between our convention and ITK's. The conversion is its own inverse.
 
     Ours maps indices (z, y, x) to RAS millimetres, ITK's maps (x, y, z) to LPS millimetres.
@@ -63,7 +64,7 @@ def itk_affine(affine: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(np.diag(signs) @ affine[:, reversed_axes])
 
 
-def read_itk(path: Path, pixel_mm: float | None = None, as_labels: bool = False) -> Volume:
+def read_itk(path: Path, pixel_mm: float | None, as_labels: bool) -> Volume:
     """Read a volume `[1, *spatial]` in the dtype of the file, with two or three spatial axes.
 
     The header states the voxel size, so `pixel_mm` is not used. Masks have the same values as
@@ -77,15 +78,13 @@ def read_itk(path: Path, pixel_mm: float | None = None, as_labels: bool = False)
     return Volume(array[np.newaxis], geometry)
 
 
-def read_itk_geometry(path: Path, pixel_mm: float | None = None) -> Geometry:
-    """Read the grid from the header."""
+def read_itk_geometry(path: Path, pixel_mm: float | None) -> Geometry:
+    """Read the grid from the header, which states the voxel size. `pixel_mm` is not used."""
     return _read_header(path)[1]
 
 
-def write_itk(
-    path: Path, array: NDArray[Any], geometry: Geometry, like: Path | None = None
-) -> None:
-    """Write an array `[*spatial]`, compressed."""
+def write_itk(path: Path, array: NDArray[Any], geometry: Geometry, like: Path | None) -> None:
+    """Write an array `[*spatial]`, compressed. `like` is not used."""
     import SimpleITK as sitk
 
     sitk.WriteImage(itk_image(array, geometry), str(path), True)
@@ -95,7 +94,7 @@ def _check_compressed_voxels(path: Path, n_bytes: int) -> None:
     """Check the `n_bytes` of a compressed file's voxels, whose checksum ITK does not verify.
 
     ITK returns wrong values without an error if the stream is damaged or shorter than the header
-    states.
+    states. Voxels without compression, with bzip2, or after skipped lines or bytes are not checked.
 
     Raises:
         ReadError: The stream is damaged, or the header does not state its length.
@@ -149,8 +148,8 @@ def voxel_file(path: Path) -> Path:
     """Return the file that contains the voxels: `path` itself, or a file in the same folder.
 
     Raises:
-        ReadError: The header is damaged, or names a file in another folder, a list or a pattern.
-            ITK itself would read any file that a header names.
+        ReadError: The header is damaged, or names a missing file, a file in another folder, a list
+            or a pattern. ITK itself would read any file that a header names.
     """
     is_nrrd = path.suffix.lower() in _NRRD
     head = _read_head(path)
@@ -176,7 +175,7 @@ def voxel_file(path: Path) -> Path:
 
 
 def _read_head(path: Path) -> bytes:
-    """Return the first bytes of a file, which contain its header."""
+    """Return the first MiB of a file, which contains its header."""
     with convert_read_errors(path), path.open("rb") as stream:
         return stream.read(_MAX_HEADER_BYTES)
 
@@ -184,7 +183,8 @@ def _read_head(path: Path) -> bytes:
 def _names_in_nrrd(head: bytes) -> list[str] | None:
     """Return the files that a NRRD header names, or None if the header is damaged.
 
-    The header ends at an empty line, or at the end of a file without voxels.
+    The header ends at an empty line, or at the end of a file without voxels. A header with its own
+    voxels names no file.
     """
     header, *voxels = _END_OF_NRRD.split(head, maxsplit=1)
     names = _NRRD_FILE.findall(header)
@@ -198,7 +198,7 @@ def _names_in_metaimage(path: Path, head: bytes) -> list[str] | None:
     """Return the name at the end of a MetaImage header, or None if the header is damaged.
 
     MetaIO skips the key if the line before has no value, because it then takes the next line as the
-    value. The key must not occur twice, so that MetaIO and this function read the same one.
+    value. Raise `ReadError` if the key occurs twice, because MetaIO may read the other one.
     """
     if len(_ANY_METAIMAGE_FILE.findall(head)) > 1:
         raise ReadError(
@@ -221,7 +221,11 @@ def _decode_name(name: bytes) -> str:
 
 
 def _read_header(path: Path) -> tuple[Any, Geometry]:
-    """Return SimpleITK's reader of the file and the grid that its header states."""
+    """Return SimpleITK's reader of the file and the grid that its header states.
+
+    Raise `ReadError` for voxels that `voxel_file` refuses, for axes other than two or three, for
+    several values per voxel, and for sizes outside the limits.
+    """
     import SimpleITK as sitk
 
     voxels = voxel_file(path)

@@ -12,13 +12,11 @@ from lesionseg.errors import GeometryError, LesionsegError, ReadError, ResourceE
 from lesionseg.io.files import explain_missing
 
 # numbers of errors of a disk, a network, a permission or the system, not of a file's content
-MAY_PASS = frozenset(
-    {
-        *(errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENETDOWN, errno.ENETUNREACH),
-        *(errno.EHOSTUNREACH, errno.ECONNRESET, errno.EACCES, errno.EPERM, errno.EBUSY),
-        *(errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.ENOMEM, errno.EAGAIN, errno.EROFS),
-    }
-)
+MAY_PASS = {
+    errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENETDOWN, errno.ENETUNREACH, errno.EROFS,
+    errno.EHOSTUNREACH, errno.ECONNRESET, errno.EACCES, errno.EPERM, errno.EBUSY, errno.ENOSPC,
+    errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN,
+}  # fmt: skip
 
 ONE_VALUE = (
     "A file has one value per voxel: split an image into one file per channel (<case>_0000, "
@@ -158,7 +156,12 @@ def check_resampled(where: str, shape: Sequence[int]) -> None:
 
 @contextmanager
 def convert_read_errors(path: Path) -> Iterator[None]:
-    """Convert every error within the context into a `LesionsegError` that names the file."""
+    """Convert every error within the context into a `LesionsegError` that names the file.
+
+    Errors of lesionseg stay as they are, except that a `GeometryError` gets the path if it lacks
+    it. Other errors become a `ResourceError` if they may pass (no memory, network, permissions),
+    and otherwise a `ReadError`.
+    """
     try:
         yield
     except LesionsegError as error:

@@ -23,6 +23,8 @@ def read_mask(
 ) -> Reference:
     """Read a label mask as a reference on its own grid, without instances.
 
+    The labels have the smallest unsigned type that can store them.
+
     Args:
         path: The file, of any dtype.
         pixel_mm: The pixel size of a picture in millimetres. None means 1 mm.
@@ -51,7 +53,10 @@ def read_mask(
 
 
 def _round_labels(path: Path, array: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
-    """Round mask values that are nearly integers. Raise `ContentError` for any other value."""
+    """Round mask values that are nearly integers, with a warning.
+
+    Raise `ContentError` for any other value, including NaN and infinity.
+    """
     rounded = np.round(array)
     with np.errstate(invalid="ignore"):  # the difference of infinite values is NaN
         is_wrong = ~(np.abs(array - rounded) <= _SCALED_LABEL)
@@ -75,6 +80,7 @@ def read_instances(
     """Read an instance mask on its own grid. All lesions get label 1.
 
     Ids become consecutive and keep their order. Arguments and errors are those of `read_mask`.
+    `ContentError` is also raised if the ids were changed, see `require_exact_values`.
     """
     reference = read_mask(path, pixel_mm, nan_background=nan_background)
     require_exact_values(path, np.asarray(reference.labels), are_ids=True)

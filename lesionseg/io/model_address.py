@@ -26,7 +26,8 @@ from lesionseg.config import is_url
 from lesionseg.errors import BundleError, ConfigError, ReadError, pip_install
 from lesionseg.io.bundle_folder import MODELS, BundleFiles, resolve_bundle
 from lesionseg.io.files import cache_folder, digest_of, output_errors
-from lesionseg.io.nnunet_model import NnunetModelFiles, find_nnunet_model
+from lesionseg.io.layouts.nnunet import DATASET_JSON
+from lesionseg.io.nnunet_model import CHECKPOINT, PLANS, NnunetModelFiles, find_nnunet_model
 from lesionseg.version import __version__
 
 log = logging.getLogger(__name__)
@@ -36,8 +37,14 @@ _ADDRESS = re.compile(
 )
 _CHECKPOINTS = (".pth", ".pt")
 # the only files that are downloaded if the address is a repository or a folder in it
-_SMALL_FILES = ("*plan.json", "*selection.json", "*model_card.md", "*plans.json", "*dataset.json")
-_WEIGHTS = ("*weights*.safetensors", "*checkpoint_final.pth")
+_SMALL_FILES = (
+    "*plan.json",
+    "*selection.json",
+    "*model_card.md",
+    f"*{PLANS}",
+    f"*{DATASET_JSON}",
+)
+_WEIGHTS = ("*weights*.safetensors", f"*{CHECKPOINT}")
 _MAX_BYTES = 2**36  # largest size of a file of a web server
 _TIMEOUT_SECONDS = 60
 # of the URL, the connection and the answer
@@ -103,7 +110,15 @@ def find_model(place: str | PathLike[str]) -> BundleFiles | NnunetModelFiles:
 
 
 def _fetch_from_hub(url: str) -> Path:
-    """Download the files of a model from the Hugging Face Hub. Return the path of the model."""
+    """Download the files of a model from the Hugging Face Hub. Return the path of the model.
+
+    The log states the commit, unless the URL does.
+
+    Raises:
+        ConfigError: The URL has a wrong form, or huggingface_hub is missing.
+        ReadError: The model cannot be downloaded.
+        OutputError: The cache cannot be written.
+    """
     try:
         from huggingface_hub import constants, parse_hf_uri, snapshot_download
     except ImportError as error:
@@ -174,14 +189,23 @@ class _SafeRedirects(HTTPRedirectHandler):
 
 
 def _is_safe(url: str, *, is_pinned: bool) -> bool:
-    """Return True if nobody can replace the file of a URL on its way without being noticed."""
+    """Return True if a file that is replaced during its transfer is noticed.
+
+    HTTPS notices it, and so does a pinned digest.
+    """
     return url.startswith(("https://", "http://") if is_pinned else "https://")
 
 
 def _fetch_from_web(url: str, sha256: str | None) -> Path:
     """Download a file of a web server into the cache, if it is not there, and return its path.
 
-    Without a pinned digest, the file is downloaded at each call, because it may have changed.
+    Without a pinned digest, the file is downloaded at each call, because it may have changed, and
+    the log states its digest. The caller checks the pinned digest.
+
+    Raises:
+        ConfigError: The URL has another scheme, or its file could be replaced, see `_is_safe`.
+        ReadError: The file cannot be downloaded.
+        OutputError: The cache cannot be written.
     """
     is_pinned = sha256 is not None
     if not _is_safe(url, is_pinned=is_pinned):
@@ -212,7 +236,7 @@ def _fetch_from_web(url: str, sha256: str | None) -> Path:
 
 
 def _explain_web_error(error: Exception) -> str:
-    """Return the reason of one of the `_WEB_ERRORS`, and the remedy."""
+    """Return the reason of one of the `_WEB_ERRORS`, and the remedy. Close its connection."""
     if isinstance(error, HTTPError):
         error.close()  # it holds the connection
         return f"the server answers with status {error.code} ({error.reason}). Check the address."

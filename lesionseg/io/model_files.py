@@ -36,7 +36,11 @@ class ModelFiles:
         return str(self.root / name)
 
     def read_bytes(self, name: str, most: int = _MAX_BYTES) -> bytes:
-        """Read one file. Raise `BundleError` if it is missing, damaged or larger than `most`."""
+        """Read one file of at most `most` bytes.
+
+        Raise `BundleError` if it is missing, damaged, larger, or if its size in the zip is more
+        than so many compressed bytes can contain.
+        """
         path = self.root / name
         try:
             if self.archive is None:
@@ -55,8 +59,10 @@ class ModelFiles:
         """Read a JSON object. Raise `BundleError` if the file contains anything else."""
         try:
             content = json.loads(self.read_bytes(name, _MAX_JSON_BYTES).decode("utf-8-sig"))
-            return dict[str, Any](content)
-        except (ValueError, TypeError, RecursionError) as error:
+            if isinstance(content, dict):
+                return content
+            raise ValueError(f"it contains a {type(content).__name__}")
+        except (ValueError, RecursionError) as error:
             raise BundleError(
                 f"{self.where(name)}: cannot be read as a JSON object: {error}. Export the model "
                 "again."
@@ -64,7 +70,10 @@ class ModelFiles:
 
 
 def find_archive(path: Path) -> Path | None:
-    """Return the zip that a path names or leads into. Return None if there is none."""
+    """Return the zip that a path names or leads into, the innermost one.
+
+    Return None if neither the path nor a folder on it is an existing `.zip` file.
+    """
     candidates = (path, *path.parents)
     return next((p for p in candidates if p.suffix == ".zip" and p.is_file()), None)
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lesionseg.core import Geometry, Volume
+from lesionseg.core.arrays import Numbers
 from lesionseg.errors import ReadError
 from lesionseg.io.limits import (
     ONE_VALUE,
@@ -44,11 +45,16 @@ _REVERSED_PLANE = [1, 0, 3]
 _PLANE = [0, 1, 3]  # rows and columns of an affine without the third axis
 
 
-def read_nifti(path: Path, pixel_mm: float | None = None, as_labels: bool = False) -> Volume:
+def read_nifti(path: Path, pixel_mm: float | None, as_labels: bool) -> Volume:
     """Read a volume `[1, *spatial]` in the dtype of the file, or float32 if the header scales.
 
-    A file with two axes gives two spatial axes. A file with three axes and one slice stays 3-D. The
-    header states the voxel size, so `pixel_mm` is not used. Masks have the same values as images.
+    A file with two axes gives two spatial axes. A file with three axes and one slice stays 3-D,
+    except for a picture that nnU-Net's users store so, see `_make_geometry`. The header states the
+    voxel size, so `pixel_mm` is not used. Masks have the same values as images.
+
+    Raises:
+        ReadError: The voxels are not plain numbers, a claim of the header is impossible, or too
+            many bytes follow the voxels.
     """
     with _open_voxels(path) as stream:
         image = _parse(path, stream)
@@ -81,8 +87,8 @@ def read_nifti(path: Path, pixel_mm: float | None = None, as_labels: bool = Fals
         return Volume(np.ascontiguousarray(array.T)[np.newaxis], geometry)
 
 
-def read_nifti_geometry(path: Path, pixel_mm: float | None = None) -> Geometry:
-    """Read the grid from the header."""
+def read_nifti_geometry(path: Path, pixel_mm: float | None) -> Geometry:
+    """Read the grid from the header, which states the voxel size. `pixel_mm` is not used."""
     with _open(path) as stream:
         return _read_grid(path, _parse(path, stream))
 
@@ -103,7 +109,8 @@ def write_nifti(path: Path, array: NDArray[Any], geometry: Geometry, like: Path 
         geometry: The grid.
         like: A NIfTI file on the same grid, whose matrices, codes and unit of length are copied,
             so that every viewer overlays the two files exactly. A file without a form code, whose
-            position follows from its voxel sizes, gives both forms.
+            position follows from its voxel sizes, gives both forms. A file of another format or
+            grid is not used.
     """
     import nibabel
 
@@ -166,12 +173,19 @@ def _open_voxels(path: Path) -> Any:
 
 
 def _is_gzip(path: Path) -> bool:
+    """Return True if the content of a file begins like gzip."""
     with path.open("rb") as stream:
         return stream.read(2) == b"\x1f\x8b"
 
 
 def _parse(path: Path, stream: BinaryIO) -> Any:
-    """Parse the header, check its claims, and return an image whose voxels are not read yet."""
+    """Parse the header, check its claims, and return an image whose voxels are not read yet.
+
+    Its `extra["pixdim"]` has the voxel sizes as the file states them, including 0.
+
+    Raises:
+        ReadError: The file is not NIfTI, states no voxels, or claims more than it can contain.
+    """
     import nibabel
 
     start = stream.read(4)  # the size of the header, in the byte order of the file
@@ -220,7 +234,11 @@ def _allow_long_quaternions(kind: Any) -> Any:
 
 
 def _read_grid(path: Path, image: Any) -> Geometry:
-    """Return the grid in RAS millimetres, and warn if parts of the header contradict each other."""
+    """Return the grid in RAS millimetres, and warn if parts of the header contradict each other.
+
+    Raise `ReadError` if there are not two or three axes, the voxel size or position is unknown, or
+    a size is outside the limits.
+    """
     shape = tuple(int(n) for n in image.shape)
     while len(shape) > 3 and shape[-1] == 1:  # drop a time axis of one volume
         shape = shape[:-1]
@@ -235,7 +253,7 @@ def _read_grid(path: Path, image: Any) -> Geometry:
     return geometry
 
 
-def _make_geometry(path: Path, shape: tuple[int, ...], affine: NDArray[np.float64]) -> Geometry:
+def _make_geometry(path: Path, shape: tuple[int, ...], affine: Numbers) -> Geometry:
     """Return the grid of a file with the axes (x, y) or (x, y, z).
 
     Users of nnU-Net store a picture as NIfTI with a third axis of one voxel. Its spacing is 999 mm,
@@ -259,14 +277,14 @@ def _make_geometry(path: Path, shape: tuple[int, ...], affine: NDArray[np.float6
     return Geometry.from_spacing(shape[::-1], spacing[::-1].tolist())
 
 
-def _check_affine(path: Path, image: Any, affine: NDArray[np.float64], dims: int) -> None:
+def _check_affine(path: Path, image: Any, affine: Numbers, dims: int) -> None:
     """Raise `ReadError` if the header does not state the size or position of the voxels."""
     sizes = image.extra["pixdim"][:dims]
     if not image.header["sform_code"] and not sizes.all():
         raise ReadError(
-            f"{path}: the voxel size is unknown (pixdim is {_product(sizes)} mm). Convert the scan "
-            "again from its DICOM files, or write the true size into the header, for example with "
-            "fslchpixdim."
+            f"{path}: the voxel size is unknown (pixdim is {_join_sizes(sizes)} mm). Convert the "
+            "scan again from its DICOM files, or write the true size into the header, for example "
+            "with fslchpixdim."
         )
     if not np.isfinite(affine).all():
         raise ReadError(
@@ -284,7 +302,7 @@ def _warn_of_contradictions(path: Path, image: Any, geometry: Geometry) -> None:
         return
     if not np.allclose(sizes, stated, rtol=_SAME_SIZE, atol=0):
         text = "%s: the sform states voxels of %s mm, but pixdim states %s mm; the sform is used."
-        warn_once(logger, text, path, _product(sizes), _product(stated))
+        warn_once(logger, text, path, _join_sizes(sizes), _join_sizes(stated))
     if not image.header["qform_code"]:
         return
     qform = Geometry(geometry.shape, (_mm_scale(image) @ _qform(image))[:, _REVERSED])
@@ -297,13 +315,16 @@ def _warn_of_contradictions(path: Path, image: Any, geometry: Geometry) -> None:
         warn_once(logger, text, path, distance)
 
 
-def _product(sizes_mm: Iterable[float]) -> str:
+def _join_sizes(sizes_mm: Iterable[float]) -> str:
     """Return sizes along several axes as text, such as "1 × 0.5 × 0.5"."""
     return " × ".join(f"{mm:.4g}" for mm in sizes_mm)
 
 
-def _qform(image: Any) -> NDArray[np.float64]:
-    """Return the affine of the quaternion, or the image's affine if the quaternion is invalid."""
+def _qform(image: Any) -> Numbers:
+    """Return the affine of the quaternion, which may have no code.
+
+    Return the image's affine if the quaternion is not valid.
+    """
     try:
         qform = np.asarray(image.get_qform())
         return qform if np.isfinite(qform).all() else np.asarray(image.affine)
@@ -316,7 +337,10 @@ def _unit(image: Any) -> int:
     return int(image.header["xyzt_units"]) & 7
 
 
-def _mm_scale(image: Any) -> NDArray[np.float64]:
-    """Return the matrix that converts coordinates of the header to millimetres."""
+def _mm_scale(image: Any) -> Numbers:
+    """Return the matrix that converts coordinates of the header to millimetres.
+
+    An unknown unit counts as millimetres.
+    """
     factor = _MM_PER_UNIT.get(_unit(image), 1.0)
     return np.diag([factor, factor, factor, 1.0])

@@ -49,6 +49,7 @@ class NnunetModelFiles(ModelFiles):
         return self._part_of_name(0)
 
     def _part_of_name(self, index: int) -> str:
+        """Return one of the three parts of the name, "" if it has another number of parts."""
         parts = self.name.split("__")
         return parts[index] if len(parts) == 3 else ""
 
@@ -78,7 +79,7 @@ class NnunetModelFiles(ModelFiles):
             raise BundleError(str(error)) from error
 
     def checkpoint(self, fold: str) -> str:
-        """Return the name of a fold's checkpoint."""
+        """Return the path of a fold's checkpoint below the model folder."""
         return f"{fold}/{CHECKPOINT}"
 
     def digest(self) -> str:
@@ -115,7 +116,15 @@ def find_nnunet_model(path: Path) -> NnunetModelFiles | None:
 
 
 def _find_in_archive(archive: Path, path: Path) -> NnunetModelFiles | None:
-    """Find a model in a zip. `path` is the zip, or a model or fold within it."""
+    """Find a model in a zip. Return None if the zip has no model. Ensembles do not count.
+
+    Args:
+        archive: The zip.
+        path: The zip, or a model or fold within it. Upper folders may be left out.
+
+    Raises:
+        BundleError: `path` does not name one of several models, or no fold is trained.
+    """
     names = list_archive(archive)
     # folders of ensembles contain both files as well, but no weights
     models = [

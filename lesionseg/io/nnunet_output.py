@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from lesionseg.core import Geometry, Labels
 from lesionseg.errors import ConfigError
+from lesionseg.io.itk import itk_affine
 from lesionseg.io.layouts.nnunet import DATASET_JSON
 from lesionseg.io.nnunet_model import PLANS
 from lesionseg.io.text import write_json
@@ -24,7 +25,6 @@ ENDINGS = (".npz", ".pkl")
 DESCRIPTIONS = (DATASET_JSON, PLANS)
 _READERS = {".nii": "NibabelIO", ".png": "NaturalImage2DIO"}
 _READER = "SimpleITKIO"
-_LPS = np.array([-1.0, -1.0, 1.0])  # factors that convert RAS to LPS
 _ACROSS_MM = 999.0  # nnU-Net's spacing along the third axis of a picture
 
 
@@ -66,7 +66,10 @@ def write_description(
 
 
 def _check_labels(labels: Labels) -> None:
-    """Raise `ConfigError` if nnU-Net cannot represent these labels."""
+    """Raise `ConfigError` if nnU-Net cannot represent these labels.
+
+    Regions, and the values 1 to n, can be represented.
+    """
     if not labels.regions and labels.values != tuple(range(1, len(labels) + 1)):
         raise ConfigError(
             f"names=nnunet save_probabilities=true: nnU-Net needs the mask values 1 to "
@@ -113,15 +116,15 @@ def _properties(geometry: Geometry) -> dict[str, Any]:
     spacing = [float(mm) for mm in geometry.spacing_mm]
     if geometry.dims == 2:
         return {"spacing": [_ACROSS_MM, 1.0, 1.0]}
-    in_file_order = geometry.affine[:, [2, 1, 0, 3]]  # affine of the indices (x, y, z)
-    directions = in_file_order[:3, :3] / spacing[::-1]  # unit vectors in the columns
-    affine = in_file_order.tolist()
+    lps_affine = itk_affine(geometry.affine)
+    directions = lps_affine[:3, :3] / spacing[::-1]  # unit vectors in the columns
     return {
         "spacing": spacing,
         "sitk_stuff": {
             "spacing": tuple(spacing[::-1]),
-            "origin": tuple((in_file_order[:3, 3] * _LPS).tolist()),
-            "direction": tuple((directions * _LPS[:, np.newaxis]).reshape(-1).tolist()),
+            "origin": tuple(lps_affine[:3, 3].tolist()),
+            "direction": tuple(directions.reshape(-1).tolist()),
         },
-        "nibabel_stuff": {"original_affine": affine},
+        # of the indices (x, y, z)
+        "nibabel_stuff": {"original_affine": geometry.affine[:, [2, 1, 0, 3]].tolist()},
     }

@@ -102,15 +102,18 @@ class ProbabilityFile:
         return cls(path, shape, dtype, member, fortran_order)
 
     def reader_name(self) -> str:
-        """Return the name of the image reader in nnU-Net's `plans.json`, or "" without this file.
+        """Return the name of the image reader in nnU-Net's `plans.json`, or "" if it is not stated.
 
-        nnU-Net writes the file next to its outputs, and into the model folder.
+        nnU-Net writes the file next to its outputs, and into the model folder. Raise `ReadError` if
+        the nearest one is not JSON.
         """
         for folder in self.path.parents[:LEVELS_UP]:
             path = folder / PLANS
             if path.is_file():
-                content = read_json(path)
-                return str(content.get("image_reader_writer")) if isinstance(content, dict) else ""
+                match read_json(path):
+                    case {"image_reader_writer": str(name)}:
+                        return name
+                return ""
         return ""
 
     def slabs(self) -> Iterator[ProbabilitySlab]:
@@ -144,7 +147,10 @@ class ProbabilityFile:
             yield ProbabilitySlab(channel, 0, rows)
 
     def _read(self, stream: IO[bytes], n_bytes: int) -> NDArray[np.float32]:
-        """Read the next numbers. Raise `ReadError` if the archive is damaged or truncated."""
+        """Read the next `n_bytes` as a vector of float32.
+
+        Raise `ReadError` if the archive is damaged or truncated.
+        """
         try:
             content = stream.read(n_bytes)
         except (zipfile.BadZipFile, zlib.error, EOFError) as error:
@@ -155,7 +161,10 @@ class ProbabilityFile:
 
 
 def _read_header(path: Path, stream: IO[bytes]) -> tuple[tuple[int, ...], bool, "np.dtype[Any]"]:
-    """Read shape, order and type of an array. NumPy parses this header without running code."""
+    """Read shape, order (True: Fortran) and type of an array from the beginning of its file.
+
+    NumPy parses this header without running code. Raise `ReadError` for an unknown version.
+    """
     version = npy.read_magic(stream)
     if version not in _HEADERS:
         raise ReadError(f"{path}: the array's format {version} is unknown. {_ADVICE}")

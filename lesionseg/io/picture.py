@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lesionseg.core import Geometry, Volume
+from lesionseg.core.arrays import Flags
 from lesionseg.errors import ReadError
 from lesionseg.io.limits import check_grid, limits
 
@@ -38,7 +39,16 @@ class Picture:
     turn: int = 1
 
     def to_volume(self, path: Path, pixel_mm: float | None, *, as_labels: bool) -> Volume:
-        """Return the picture as a volume `[1 or 3, y, x]`, upright, with y pointing down."""
+        """Return the picture as a volume `[1 or 3, y, x]`, upright, with y pointing down.
+
+        Args:
+            path: The file, for messages.
+            pixel_mm: The pixel size in millimetres, None for 1 mm.
+            as_labels: True computes the labels of a mask, False the values of an image.
+
+        Raises:
+            ReadError: The labels are ambiguous, or the grid is outside the limits.
+        """
         array = self._compute_labels(path) if as_labels else self._compute_values(path)
         return Volume(array, picture_grid(path, array.shape[1:], pixel_mm))
 
@@ -64,7 +74,8 @@ class Picture:
         self._check_opacity(path, values[..., 0])
         return self._turn_upright(values)
 
-    def _is_transparent(self, alpha: NDArray[Any]) -> NDArray[np.bool_]:
+    def _is_transparent(self, alpha: NDArray[Any]) -> Flags:
+        """Return the pixels `[y, x]` that are not fully opaque."""
         opaque = 1.0 if alpha.dtype.kind == "f" else np.iinfo(alpha.dtype).max
         return np.asarray(alpha != opaque)
 
@@ -114,7 +125,10 @@ def picture_grid(path: Path, shape: tuple[int, ...], pixel_mm: float | None) -> 
 
 
 def _drop_equal_colours(values: NDArray[Any]) -> NDArray[Any]:
-    """Return one channel `[y, x, 1]` if all colours are equal in every pixel."""
+    """Return one channel `[y, x, 1]` if all colours are equal in every pixel.
+
+    Otherwise return the values `[y, x, n]` unchanged.
+    """
     first = values[..., :1]
     is_grey = all(np.array_equal(first[..., 0], values[..., c]) for c in range(values.shape[-1]))
     return first if is_grey else values

@@ -199,11 +199,11 @@ class PredictionFolder:
             with suppress(LesionsegError):
                 row = read_row(self.candidate_file(case))
                 if not is_url(self._url):
-                    row = replace(row, finished=self.finished(case))
+                    row = replace(row, finished=self.finish_time(case))
             self._rows[case] = row
         return self._rows[case]
 
-    def finished(self, case: str) -> str:
+    def finish_time(self, case: str) -> str:
         """Return the local time at which the candidate file of a case was written (ISO 8601)."""
         time = datetime.fromtimestamp(self.candidate_file(case).stat().st_mtime)
         return time.astimezone().isoformat(timespec="seconds")

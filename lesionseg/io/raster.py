@@ -19,13 +19,12 @@ from lesionseg.io.picture import Picture, picture_grid
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", *tiff.SUFFIXES)
 WRITTEN = (".png", *tiff.SUFFIXES)
 _FORMATS = ("PNG", "JPEG", "BMP")  # by content: Pillow would run Ghostscript for an EPS
-_ORIENTATION = 274  # tag of Exif and TIFF
 # places of the number of bits of a sample
 _PNG_BITS = 24
 _BMP_BITS = 28
 
 
-def read_raster(path: Path, pixel_mm: float | None = None, as_labels: bool = False) -> Volume:
+def read_raster(path: Path, pixel_mm: float | None, as_labels: bool) -> Volume:
     """Read a picture with the values that a viewer shows.
 
     - The orientation that the file states is applied.
@@ -56,26 +55,25 @@ def read_raster(path: Path, pixel_mm: float | None = None, as_labels: bool = Fal
     return picture.to_volume(path, pixel_mm, as_labels=as_labels)
 
 
-def read_raster_geometry(path: Path, pixel_mm: float | None = None) -> Geometry:
-    """Read the grid of a picture. Only decoding shows whether the file is complete."""
-    return read_raster(path, pixel_mm).geometry
+def read_raster_geometry(path: Path, pixel_mm: float | None) -> Geometry:
+    """Read the grid of a picture. The picture is decoded, to show whether the file is complete."""
+    return read_raster(path, pixel_mm, as_labels=False).geometry
 
 
 def states_turn(path: Path) -> bool:
-    """Return True if a picture is turned upright when it is read. Call it in the worker.
+    """Return True if a JPEG, BMP or TIFF states a turn, so that it is turned when it is read.
 
-    Only the header is read. A file that cannot be read is not turned.
+    Call this function in the worker. Only the header is read. Return False for a PNG, which is not
+    turned, and for a file that cannot be read.
     """
     from PIL import Image
 
     with suppress(Exception), Image.open(path, formats=("JPEG", "BMP", "TIFF")) as image:
-        return int(image.getexif().get(_ORIENTATION) or 1) in range(2, 9)
+        return int(image.getexif().get(tiff.ORIENTATION) or 1) in range(2, 9)
     return False
 
 
-def write_raster(
-    path: Path, array: NDArray[Any], geometry: Geometry, like: Path | None = None
-) -> None:
+def write_raster(path: Path, array: NDArray[Any], geometry: Geometry, like: Path | None) -> None:
     """Write a plane `[y, x]` as PNG (uint8, uint16) or TIFF (any type), without its pixel size.
 
     Raises:
@@ -99,7 +97,11 @@ def write_raster(
 
 
 def _decode(path: Path, pixel_mm: float | None, *, as_labels: bool) -> Picture:
-    """Decode a PNG, JPEG or BMP. Its size is checked before."""
+    """Decode a PNG, JPEG or BMP. Its size is checked before.
+
+    Raise `ReadError` for a mask (`as_labels`) in JPEG or in BMP with a palette, an animation, and a
+    BMP that Pillow reads wrongly.
+    """
     from PIL import Image
 
     with Image.open(path, formats=_FORMATS) as image:
@@ -117,7 +119,7 @@ def _decode(path: Path, pixel_mm: float | None, *, as_labels: bool) -> Picture:
             raise ReadError(
                 f"{path}: a BMP with a palette of this kind is not read. Save it as PNG."
             )
-        turn = int(image.getexif().get(_ORIENTATION) or 1)
+        turn = int(image.getexif().get(tiff.ORIENTATION) or 1)
         if image.mode == "1" and as_labels:
             return Picture(np.asarray(image, np.uint8)[..., np.newaxis])
         is_grey = image.mode in ("1", "L")
@@ -129,7 +131,8 @@ def _decode_png(path: Path, image: Any, *, as_labels: bool) -> Picture:
     """Decode a PNG by libpng, which compares its checksums and converts palettes to colours.
 
     Viewers do not turn a PNG. `image` is the file as opened by Pillow, which returns the indices of
-    a palette.
+    a palette. A mask (`as_labels`) keeps these indices, or its stored numbers of less than 8 bits.
+    Raise `ReadError` for an animation.
     """
     import imagecodecs
 

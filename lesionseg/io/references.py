@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from lesionseg.io.cases import read_reference
 from lesionseg.io.exact_values import require_exact_values
 from lesionseg.io.layouts import list_dataset, read_dataset_of, recognise_layout
 from lesionseg.io.layouts.readers import IGNORED_BOXES
+from lesionseg.io.layouts.table import ReadingRules
 from lesionseg.io.masks import read_mask
 from lesionseg.io.predictions import PredictionFiles, list_masks
 from lesionseg.io.volumes import is_image_file, read_geometry
@@ -41,18 +43,67 @@ class References:
     findings: list[Finding] = field(default_factory=list)
     are_masks: bool = True
 
+    @classmethod
+    def find(cls, folder: Path, **rules: Unpack[ReadingRules]) -> "References":
+        """Find the references in a dataset or in a folder of masks. Cases may lack channels.
+
+        A folder of masks that belongs to a dataset, such as nnU-Net's `labelsTs`, gives this part
+        of the dataset. If the folder directly contains masks with BIDS names, it is a folder of
+        masks.
+
+        Args:
+            folder: The folder.
+            rules: See `ReadingRules`. If they name COCO annotations, the folder is a dataset.
+
+        Raises:
+            DatasetError: No reference is found.
+        """
+        layout = recognise_layout(folder)
+        is_bids = layout is not None and layout.name == "bids"
+        # a BIDS dataset has its files in subfolders
+        are_masks_of_bids = is_bids and any(map(is_image_file, folder.iterdir()))
+        if rules.get("annotations") is None and (layout is None or are_masks_of_bids):
+            return _find_masks(folder, rules)
+        references = _list_labelled(folder, rules)
+        if not references.cases:
+            raise DatasetError(
+                f"{folder}: no case has a reference to compare with. Add masks, or name another "
+                "folder as reference=."
+            )
+        return references
+
+    @classmethod
+    def find_all(cls, folder: Path, **rules: Unpack[ReadingRules]) -> "References":
+        """Find the references of a folder, and those of the whole dataset to which it belongs.
+
+        For example, `labelsTs` of a dataset returns the cases of `labelsTr` as well. The cases of
+        the folder are the first ones. A folder of masks without a dataset has no further cases. For
+        errors, see `find`.
+        """
+        found = cls.find(folder, **rules)
+        if found.dataset is None or found.dataset.root == folder:
+            return found
+        known = {files.case for files in found.cases}
+        whole = _list_labelled(found.dataset.root, rules)
+        others = [files for files in whole.cases if files.case not in known]
+        findings = [finding for finding in whole.findings if finding.case not in known]
+        return replace(whole, cases=found.cases + others, findings=found.findings + findings)
+
     def with_labels_of(
-        self, predictions: Mapping[str, PredictionFiles], *, merge_labels: bool = False
+        self, predictions: Mapping[str, PredictionFiles], *, merge_labels: bool
     ) -> Dataset | None:
         """Return the dataset of the references. For masks without one, make it of their labels.
+
+        The made dataset has the number of axes of the first mask that is readable, otherwise 3.
 
         Args:
             predictions: The predictions by case. The labels, regions and the value to ignore come
                 from the first one that has labels of nnU-Net.
-            merge_labels: True makes one label of all values, also if no labels are known.
+            merge_labels: True makes one label of all values, also if no labels are known. It is not
+                used if the references have a dataset.
 
         Returns:
-            The dataset, or None if no labels are known.
+            The dataset, or None if no labels are known or there are no cases.
         """
         if self.dataset is not None or not self.cases:
             return self.dataset
@@ -80,96 +131,25 @@ class References:
         )
 
 
-@dataclass(frozen=True)
-class ReferenceRules:
-    """Rules by which references are read.
+def _find_masks(folder: Path, rules: ReadingRules) -> References:
+    """Find the references in a folder of masks, and the dataset that the masks belong to.
 
-    Attributes:
-        by_image: See `Dataset.grid_of_image`.
-        min_readers: See `read_dataset`.
-        merge_labels: See `read_dataset`. Without a dataset, see `References.with_labels_of`.
-        nan_background: See `Dataset.nan_background`.
-        colour: See `ReadingRules`.
-        annotations: See `list_dataset`.
+    Raise `DatasetError` if the folder has no masks.
     """
-
-    by_image: bool = False
-    min_readers: int | None = None
-    merge_labels: bool = False
-    nan_background: bool = False
-    colour: bool = False
-    annotations: str | None = None
-
-    def list_dataset(self, root: Path) -> Dataset:
-        """List the cases of a dataset, which may lack channels. See `list_dataset`."""
-        return list_dataset(
-            root,
-            merge_labels=self.merge_labels,
-            may_lack=True,
-            nan_background=self.nan_background,
-            colour=self.colour,
-            grid_of_image=self.by_image,
-            min_readers=self.min_readers,
-            annotations=self.annotations,
-        )
-
-    def find(self, folder: Path) -> References:
-        """Find the references in a dataset or in a folder of masks.
-
-        A folder of masks that belongs to a dataset, such as nnU-Net's `labelsTs`, gives this part
-        of the dataset. If the folder directly contains masks with BIDS names, it is a folder of
-        masks.
-
-        Raises:
-            DatasetError: No reference is found.
-        """
-        layout = recognise_layout(folder)
-        is_bids = layout is not None and layout.name == "bids"
-        # a BIDS dataset has its files in subfolders
-        are_masks_of_bids = is_bids and any(map(is_image_file, folder.iterdir()))
-        if self.annotations is None and (layout is None or are_masks_of_bids):
-            return _find_masks(folder, self)
-        references = _list_labelled(folder, self)
-        if not references.cases:
-            raise DatasetError(
-                f"{folder}: no case has a reference to compare with. Add masks, or name another "
-                "folder as reference=."
-            )
-        return references
-
-    def find_all(self, folder: Path) -> References:
-        """Find the references of a folder, and those of the whole dataset to which it belongs.
-
-        For example, `labelsTs` of a dataset returns the cases of `labelsTr` as well. For errors,
-        see `find`.
-        """
-        found = self.find(folder)
-        if found.dataset is None or found.dataset.root == folder:
-            return found
-        known = {files.case for files in found.cases}
-        whole = _list_labelled(found.dataset.root, self)
-        others = [files for files in whole.cases if files.case not in known]
-        findings = [finding for finding in whole.findings if finding.case not in known]
-        return replace(whole, cases=found.cases + others, findings=found.findings + findings)
-
-
-def _find_masks(folder: Path, rules: ReferenceRules) -> References:
-    """Find the references in a folder of masks."""
     masks, findings = list_masks(folder)
-    dataset = read_dataset_of(masks, merge_labels=rules.merge_labels)
-    if dataset is None:
-        cases = [CaseFiles(case, (), reference=path) for case, path in masks.items()]
-    else:
-        dataset = replace(
-            dataset, grid_of_image=rules.by_image, nan_background=rules.nan_background
-        )
-        cases = [*dataset.cases]
-    return References(dataset, cases, findings)
+    dataset = read_dataset_of(masks, **rules)
+    if dataset is not None:
+        return References(dataset, [*dataset.cases], findings)
+    cases = [CaseFiles(case, (), reference=path) for case, path in masks.items()]
+    return References(cases=cases, findings=findings)
 
 
-def _list_labelled(root: Path, rules: ReferenceRules) -> References:
-    """Find the labelled cases of a dataset. The findings of the whole dataset are logged."""
-    dataset = rules.list_dataset(root)
+def _list_labelled(root: Path, rules: ReadingRules) -> References:
+    """Find the labelled cases of a dataset, and the errors of its cases.
+
+    Errors that belong to no case, and ignored boxes, are logged.
+    """
+    dataset = replace(list_dataset(root, **rules), may_lack=True)
     for finding in dataset.findings:
         if finding.kind == IGNORED_BOXES:
             logger.info(finding.message)
@@ -184,17 +164,19 @@ def _list_labelled(root: Path, rules: ReferenceRules) -> References:
 def open_reference(
     files: CaseFiles, dataset: Dataset | None, geometry: Geometry | None = None
 ) -> Reference:
-    """Read the reference of a case on the grid of its image. Only the header of the image is read.
+    """Read the reference of a case on the grid of its image.
 
-    If the case has no image, the reference has the given grid or keeps that of its mask.
+    Of the image only the header is read, unless it is a radiograph (see `read_reference`). If the
+    case has no image, the reference has the given grid or keeps that of its mask.
 
     Args:
         files: The case.
-        dataset: Its dataset, or None for a mask without one.
-        geometry: The grid of the image, if `files` lists no image.
+        dataset: Its dataset, or None for a mask without one, whose values stay as they are.
+        geometry: The grid of the image, if `files` lists no image. Otherwise it is not used.
 
     Raises:
         DatasetError: The case has no reference.
+        LesionsegError: The reference cannot be used, see `read_case`.
     """
     reference = None
     if files.images:

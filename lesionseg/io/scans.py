@@ -160,7 +160,7 @@ class Scan:
 
     @property
     def is_present(self) -> bool:
-        """True if the files can be read now. A subclass may have to fetch them first."""
+        """True if the files are on this machine, as those of a local scan always are."""
         return True
 
     def fetch(self) -> None:
@@ -288,14 +288,20 @@ def find_scans(
         root = _folder_before_wildcards(source)
         scans, notes = _search(source, root, channels, dims, results)
     if unwanted is not None:
-        for place, scan in enumerate(scans):
-            reason = "" if scan.findings else unwanted(scan)
-            if reason:
-                scans[place] = scan.add_finding(LEFT_OUT, reason)
+        scans = [leave_out(scan, unwanted) for scan in scans]
     if names == "bids":
         scans = [_named_as_in_bids(scan) for scan in scans]
     ordered = sorted(scans, key=lambda scan: scan.key)
     return FoundScans(source, root, tuple(_mark_clashes(ordered)), tuple(notes))
+
+
+def leave_out(scan: Scan, unwanted: Callable[[Scan], str]) -> Scan:
+    """Return the scan with a note if `unwanted` gives a reason to leave it out.
+
+    A scan with findings is returned unchanged.
+    """
+    reason = "" if scan.findings else unwanted(scan)
+    return scan.add_finding(LEFT_OUT, reason) if reason else scan
 
 
 def _named_as_in_bids(scan: Scan) -> Scan:

@@ -26,7 +26,7 @@ _EXAMPLE_ROLES = 'Write {"roles": {"P01": "train", "P02": "validation"}} with yo
 
 
 def _to_text(case: object) -> object:
-    """Return a number that is the id of a case as text."""
+    """Return an integer as text, because it is the id of a case. Return other values unchanged."""
     return str(case) if isinstance(case, int) else case
 
 
@@ -34,7 +34,7 @@ Cases = list[Annotated[str, BeforeValidator(_to_text)]]
 
 
 class _Fold(BaseModel):
-    """The lists of a fold."""
+    """The case ids of a fold as nnU-Net's file lists them. Other keys are errors."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -58,7 +58,7 @@ class _Fold(BaseModel):
 
 
 class _Roles(BaseModel):
-    """Our own file."""
+    """The content of our own `splits.json`. `group_safe` is False if it divides a patient."""
 
     roles: dict[str, Role] = Field(min_length=1)
     group_safe: bool = True
@@ -89,8 +89,8 @@ class SplitFile:
 
         Raises:
             ReadError: The file is missing or not JSON.
-            DatasetError: The form is unknown, a case is listed twice in a fold, or a case is in the
-                validation lists of two folds.
+            DatasetError: The file is a pickle, its form is unknown, a case is listed twice in a
+                fold, or a case is in the validation lists of two folds.
         """
         if path.suffix.lower() in (".pkl", ".pickle"):
             raise DatasetError(
@@ -114,10 +114,11 @@ class SplitFile:
         return cls(path, folds, is_list)
 
     def roles(self, fold: int | None = None) -> Mapping[str, Role]:
-        """Return the roles of a fold, by default the first.
+        """Return the role of each case in a fold, by default the first.
 
         Raises:
-            DatasetError: The file does not contain this fold.
+            DatasetError: The file does not contain this fold. A file of a single split contains
+                only fold 0.
         """
         if fold and not self.is_list:
             raise DatasetError(

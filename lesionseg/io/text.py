@@ -132,7 +132,12 @@ def read_text(path: Path, most_bytes: int = _MAX_TEXT_BYTES) -> str:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML mapping of plain values. Raise `ReadError` if it is missing or not a mapping."""
+    """Read a YAML mapping of plain values.
+
+    Raises:
+        ReadError: The file is missing, is not a YAML mapping, contains aliases, is larger than
+            128 KiB, or has more than 200 brackets.
+    """
     import yaml
 
     text = read_text(path, _MAX_YAML_BYTES)
@@ -193,18 +198,27 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 
 
 def read_csv_columns(path: Path) -> tuple[str, ...]:
-    """Return the column names of a table. Raise `ReadError` if the file is missing or not text."""
+    """Return the column names of a table, or nothing for an empty file.
+
+    Raise `ReadError` if the file is missing or not text.
+    """
     return tuple(_read_names(_read_cells(read_text(path))))
 
 
 def _read_cells(text: str) -> Any:
-    """Return a reader of the rows of a table."""
+    """Return the reader of `csv` for the rows of a table, with the separator of `_find_separator`.
+
+    Spaces after a separator are skipped.
+    """
     lines = io.StringIO(text, newline="")
     return csv.reader(lines, delimiter=_find_separator(text), skipinitialspace=True)
 
 
 def _read_names(rows: Iterator[list[str]]) -> list[str]:
-    """Return the column names of a table, without the line `sep=;` that Excel reads before them."""
+    """Take the column names from the rows of a table, and return them without spaces around them.
+
+    The line `sep=;`, which Excel reads before them, is taken too. An empty table has no names.
+    """
     names = [name.strip() for name in next(rows, [])]
     if names[:1] == ["sep="]:
         names = [name.strip() for name in next(rows, [])]
@@ -212,7 +226,10 @@ def _read_names(rows: Iterator[list[str]]) -> list[str]:
 
 
 def read_csv_lines(path: Path) -> list[tuple[int, dict[str, str]]]:
-    """Read a table like `read_csv`, with the number of the line at which each row ends."""
+    """Read a table like `read_csv`, with the number of the line at which each row ends.
+
+    Values that look like several rows between two ditto marks give a warning.
+    """
     text = read_text(path)
     reader = _read_cells(text)
     rows: list[tuple[int, dict[str, str]]] = []
@@ -284,7 +301,9 @@ def _find_separator(text: str) -> str:
 
 
 def escape_formula(cell: Any) -> Any:
-    """Return a cell that spreadsheets do not run as a formula. Line ends become `\\n`.
+    """Return a cell that spreadsheets do not run as a formula.
+
+    Text loses the spaces around it, and its line ends become `\\n`. Other values stay.
 
     >>> [escape_formula(cell) for cell in ("=1+1", "-0.5", -0.5, "case")]
     ["'=1+1", '-0.5', -0.5, 'case']

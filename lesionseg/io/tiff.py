@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 SUFFIXES = (".tif", ".tiff")
 _STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two: BigTIFF
 _CHANNEL = re.compile(r"_\d{4}$")
-_ORIENTATION = 274
+ORIENTATION = 274  # tag of TIFF and Exif
 _EXTRA_SAMPLES = 338
 _ALPHA = (1, 2)  # values of this tag: opacity, with colours multiplied by it or not
 # bits of NewSubfileType: the page is a thumbnail, or a mask of opacity
@@ -79,7 +79,10 @@ def read_tiff(path: Path, pixel_mm: float | None, *, as_labels: bool) -> Volume:
 
 
 def is_stack(path: Path) -> bool:
-    """Return True for a TIFF file of several pages that form a volume."""
+    """Return True for a TIFF file of several pages that form a volume, by suffix and content.
+
+    Return False for a file that cannot be read.
+    """
     if path.suffix.lower() not in SUFFIXES:
         return False
     import tifffile
@@ -93,7 +96,10 @@ def is_stack(path: Path) -> bool:
 
 
 def find_spacing_file(path: Path) -> Path | None:
-    """Return the JSON file that states the spacing of a TIFF file. Return None if there is none."""
+    """Return the JSON file that states the spacing of a TIFF file, or a broken link to it.
+
+    Return None if there is none, and for a file with another suffix.
+    """
     if path.suffix.lower() not in SUFFIXES:
         return None
     return next((file for file in _spacing_names(path) if is_file_or_broken_link(file)), None)
@@ -138,9 +144,13 @@ def _list_full_pages(path: Path, tiff: Any) -> list[Any]:
 
 
 def _count_planes(tiff: Any, pages: Sequence[Any]) -> int:
-    """Count the planes of a file.
+    """Count the planes of a file. There is at least one.
 
     ImageJ and tifffile write a large stack as one page and state the number of slices in metadata.
+
+    Args:
+        tiff: The file.
+        pages: Its pages, see `_list_full_pages`.
     """
     if len(pages) > 1:
         return len(pages)
@@ -152,7 +162,7 @@ def _count_planes(tiff: Any, pages: Sequence[Any]) -> int:
 def _check_pages(path: Path, pages: Sequence[Any], *, as_labels: bool) -> None:
     """Raise `ReadError` for damaged pages, other pixels than numbers, and lossy masks.
 
-    A mask (`as_labels`) must not be compressed as JPEG.
+    A mask (`as_labels`) must not be compressed as JPEG. All pages are of one kind.
 
     tifffile returns zeros for a strip or tile without a place or without bytes. The default of a
     missing tag, 1 bit per sample or no compression, is legal for an uncompressed page only.
@@ -210,7 +220,7 @@ def _read_picture(path: Path, page: Any, *, as_labels: bool) -> Picture:
         _normalise_grey(path, page, samples[..., :n_colours], as_labels=as_labels),
         palette,
         samples[..., -1] if has_alpha else None,
-        int(page.tags.valueof(_ORIENTATION, 1)),
+        int(page.tags.valueof(ORIENTATION, 1)),
     )
 
 
@@ -222,7 +232,10 @@ def _kind(page: Any) -> str:
 
 
 def _count_colours(path: Path, page: Any) -> int:
-    """Return the number of samples per pixel that are grey values, indices or colours."""
+    """Return the number of samples per pixel that are grey values, indices or colours: 1 or 3.
+
+    Raise `ReadError` for other photometric interpretations, such as CMYK.
+    """
     kind = _kind(page)
     if kind == "MINISBLACK":  # microscopes write three grey channels in one page
         return 3 if page.samplesperpixel == 3 else 1
@@ -236,7 +249,11 @@ def _count_colours(path: Path, page: Any) -> int:
 def _normalise_grey(
     path: Path, page: Any, samples: NDArray[Any], *, as_labels: bool
 ) -> NDArray[Any]:
-    """Return grey values with 0 as black, from 0 to 255 if an image has less than 8 bits."""
+    """Return grey values with 0 as black, from 0 to 255 if an image has less than 8 bits.
+
+    Booleans become uint8. The values of colours, of palettes and of a mask (`as_labels`) are not
+    scaled. Raise `ReadError` if 0 is white and the values are not unsigned integers.
+    """
     kind = _kind(page)
     bits = int(page.bitspersample)
     samples = samples.astype(np.uint8) if samples.dtype.kind == "b" else samples
@@ -250,7 +267,11 @@ def _normalise_grey(
 
 
 def _read_stack(path: Path, series: Any, *, as_labels: bool) -> Volume:
-    """Read the pages of a file as a volume `[1, z, y, x]`."""
+    """Read the pages of a file as a volume `[1, z, y, x]`.
+
+    Raise `ReadError` if a page is missing or damaged, the pages are not grey with 0 as black, they
+    differ in size, or the grid is outside the limits.
+    """
     if any(page is None for page in series.pages):
         raise ReadError(
             f"{path}: the header states pages that the file does not have. Copy it again from "
@@ -282,7 +303,8 @@ def _spacing_names(path: Path) -> list[Path]:
 def _read_spacing(path: Path) -> tuple[float, ...]:
     """Read the spacing in millimetres from the JSON file that belongs to a TIFF file.
 
-    Return 1 mm along every axis, with a warning, if that file does not exist.
+    Return 1 mm along every axis, with a warning, if that file does not exist. Raise `ReadError` if
+    it does not state three positive numbers.
     """
     file = find_spacing_file(path)
     if file is None:

@@ -34,7 +34,7 @@ def format_suffix(path: Path) -> str:
 
 
 def strip_suffix(path: Path) -> str:
-    """Return the file name without the suffix that names its format.
+    """Return the file name without the suffix of its format, or without its last suffix.
 
     >>> strip_suffix(Path("scan.v2.nii.gz"))
     'scan.v2'
@@ -53,7 +53,10 @@ def is_raster(path: Path) -> bool:
 
 
 def is_dicom_image(path: Path) -> bool:
-    """Return True for a folder, a series in a folder, and a DICOM file by suffix or content."""
+    """Return True for a folder, a series in a folder, and a DICOM file by suffix or content.
+
+    The content is read only if the suffix is unknown.
+    """
     if path.is_dir() or split_series(path) is not None:
         return True
     suffix = format_suffix(path).lower()
@@ -65,7 +68,8 @@ def is_dicom_image(path: Path) -> bool:
 def result_suffix(path: Path, dims: int) -> str:
     """Return the suffix for predictions on an image.
 
-    It is the suffix of the image if that format stores exact values in one file.
+    It is the suffix of the image if that format stores exact values in one file, otherwise that of
+    NIfTI. `.mhd` and `.nhdr` become `.mha` and `.nrrd`. Images with two axes (`dims`) have PNG.
 
     >>> result_suffix(Path("a.nrrd"), 3), result_suffix(Path("a.jpg"), 2)
     ('.nrrd', '.png')
@@ -101,7 +105,10 @@ def read_volume(path: Path, *, pixel_mm: float | None = None, as_labels: bool = 
 
 
 def read_geometry(path: Path, *, pixel_mm: float | None = None) -> Geometry:
-    """Read the grid from the header only. Raises the errors of `read_volume`."""
+    """Read the grid from the header. Only pictures are decoded, see `raster.read_raster_geometry`.
+
+    Raises the errors of `read_volume`.
+    """
     form = _find_format(path)
     return _run(form, path, form.read_grid, pixel_mm)
 

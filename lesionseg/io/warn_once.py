@@ -11,7 +11,7 @@ _READERS = "lesionseg.io"  # the logger whose handlers are those of `collect_war
 
 
 def warn_once(logger: logging.Logger, text: str, *values: object) -> None:
-    """Log a warning, unless this process has already logged the same text.
+    """Log the warning `text % values`, unless this process has already logged the same text.
 
     `collect_warnings` receives it every time.
     """

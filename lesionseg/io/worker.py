@@ -56,7 +56,10 @@ def run_in_worker(read: Callable[P, T], *args: P.args, **settings: P.kwargs) -> 
 
 
 def _allowed_seconds(path: Path) -> float:
-    """Return the processor time for a file. A large file gets more. A name of no file does not."""
+    """Return the seconds of processor time for a file, more for a large file.
+
+    A path that does not exist gets the time of an empty file.
+    """
     seconds = limits().read_seconds
     with suppress(OSError):
         seconds += path.stat().st_size / _BYTES_PER_SECOND
@@ -106,7 +109,8 @@ def _running_worker() -> ChildProcess:
 def _has_exceeded_time(process: subprocess.Popen[bytes]) -> bool:
     """Return True if the system has ended the worker because of its processor time.
 
-    The worker has closed its pipe before, but its exit may take a while on a busy machine.
+    The worker has closed its pipe before, but its exit may take a while on a busy machine. Wait up
+    to 30 s for it. A worker that still runs then, or runs on Windows, gives False.
     """
     with suppress(subprocess.TimeoutExpired):
         return process.wait(timeout=_EXIT_SECONDS) == -getattr(signal, "SIGXCPU", 0)
@@ -137,14 +141,17 @@ if hasattr(os, "register_at_fork"):
 
 
 def _read_within_limits(file_limits: FileLimits, seconds: float, read: Callable[[], T]) -> T:
-    """Call `read` in the worker, within limits."""
+    """Call `read` in the worker, within limits, and return its result."""
     set_limits(file_limits)  # for the checks of the readers
     _limit_this_process(file_limits, seconds)
     return read()
 
 
 def _limit_this_process(file_limits: FileLimits, seconds: float) -> None:
-    """Limit memory (Linux) and processor time (Linux and macOS) for the next job."""
+    """Limit memory (Linux) and processor time (Linux and macOS) for the next job.
+
+    No core dumps are written. A limit that the system refuses is not set.
+    """
     with suppress(ImportError):  # Windows
         import resource
 

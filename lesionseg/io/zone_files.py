@@ -51,6 +51,8 @@ class ZoneFolder:
     def find(cls, folder: Path) -> "ZoneFolder":
         """Find the anatomy masks of a folder and read the table of their names, if there is one.
 
+        Hidden files are skipped.
+
         The table is one of these: CSV or TSV; JSON with names by value or values by name, such as
         `{"17": "Left-Hippocampus"}` or nnU-Net's dataset.json; or a colour table of FreeSurfer,
         ITK-SNAP or Slicer.
@@ -60,7 +62,8 @@ class ZoneFolder:
             ContentError: The table contains no names.
         """
         masks = find_masks(folder)
-        tables = sorted(f for f in folder.iterdir() if f.suffix.lower() in _TABLES)
+        files = [file for file in folder.iterdir() if not file.name.startswith(".")]
+        tables = sorted(file for file in files if file.suffix.lower() in _TABLES)
         if len(tables) > 1:
             names = ", ".join(table.name for table in tables)
             raise DatasetError(f"{folder}: several tables name the zones ({names}). Keep one.")
@@ -78,7 +81,7 @@ class ZoneFolder:
         return Zones(np.asarray(mask.labels), mask.geometry, self.names)
 
     def check(self, cases: Sequence[str]) -> None:
-        """Warn about cases without a mask. Raise `DatasetError` if no case has one."""
+        """Warn about the `cases` without a mask. Raise `DatasetError` if none of them has one."""
         missing = [case for case in cases if case not in self.masks]
         if missing and len(missing) == len(cases):
             raise DatasetError(
@@ -105,9 +108,14 @@ class ZoneFolder:
 def read_zone_names(path: Path) -> dict[int, str]:
     """Read the names by mask value, except for 0, the background.
 
+    Lines and entries without an integer and a name are skipped. Of two names of a value, the last
+    one counts. The forms of the file are those of `ZoneFolder.find`. Bytes that are not UTF-8 are
+    replaced.
+
     Raises:
         ReadError: A JSON file is damaged.
-        ContentError: The file contains no names, or two values have the same name.
+        ContentError: The file contains no names, two values have the same name, or a table cannot
+            be read.
     """
     if path.suffix.lower() == ".json":
         pairs = _json_pairs(read_json(path))
@@ -135,7 +143,11 @@ def read_zone_names(path: Path) -> dict[int, str]:
 
 
 def _json_pairs(content: Any) -> list[tuple[str, str]]:
-    """Return value and name of each entry of a JSON object. Either of them may be the key."""
+    """Return value and name of each entry of a JSON object. Either of them may be the key.
+
+    If the object has the key `labels`, its entries are those of this key, as in `dataset.json`.
+    Return an empty list if there is no such object.
+    """
     entries = content.get("labels", content) if isinstance(content, dict) else None
     if not isinstance(entries, dict):
         return []
@@ -147,7 +159,10 @@ def _json_pairs(content: Any) -> list[tuple[str, str]]:
 
 
 def _named_pairs(text: str) -> list[tuple[str, str]]:
-    """Return value and name of each row of a table whose first line names both columns."""
+    """Return value and name of each row of a table whose first line names both columns.
+
+    Return an empty list if the first line does not. Rows without one of the two cells are skipped.
+    """
     lines = [line for line in text.splitlines() if line.strip()]
     separator = next((mark for mark in _SEPARATORS if lines and mark in lines[0]), None)
     if separator is None:
@@ -166,7 +181,8 @@ def _text_pairs(text: str) -> list[tuple[str, str]]:
     """Return the first integer and the name from each line that has both.
 
     Colour tables have further numbers in other columns, such as red, green and blue. If the first
-    line names a column of the values, this one is taken instead of the first.
+    line names the columns of values and names, these are taken. Lines that begin with `#` are
+    comments.
     """
     lines = [line for line in text.splitlines() if not line.startswith("#")]
     return _named_pairs(text) or [pair for line in lines for pair in _pair_of_line(line)]

@@ -12,7 +12,7 @@ from lesionseg.evaluation import find_preset
 from lesionseg.inference.bundle import Bundle, bundle_plan, write_bundle
 from lesionseg.inference.model_card import model_card
 from lesionseg.io.bundle_folder import BundleFiles
-from lesionseg.io.references import ReferenceRules
+from lesionseg.io.layouts.table import ReadingRules
 from lesionseg.pipeline.evaluate_operating_point import development_predictions, development_tables
 from lesionseg.pipeline.select import OUT_OF_FOLD, select
 from lesionseg.version import __version__
@@ -109,7 +109,7 @@ def select_on_validation(cfg: ExportConfig, selection: Selection) -> Selection:
         Path(str(cfg.reference)),
         find_preset("lesionseg"),
         group=cfg.group,
-        rules=ReferenceRules(by_image=True),  # nnU-Net only warns of other headers
+        rules=ReadingRules(grid_of_image=True),  # nnU-Net only warns of other headers
     )
     log.info("Operating points are chosen on %s.", count(len(tables.cases), "validation case"))
     fold_of = {case: predictions.fold_of[case] for case in tables.cases["case"]}

@@ -48,6 +48,7 @@ from lesionseg.evaluation.scores import (
 )
 from lesionseg.evaluation.subgroups import read_columns
 from lesionseg.io.predictions import PredictionFiles, list_predictions
+from lesionseg.io.references import References
 from lesionseg.io.text import read_csv, read_json
 from lesionseg.io.zone_files import ZoneFolder
 from lesionseg.pipeline.evaluate_operating_point import (
@@ -314,7 +315,7 @@ def _find_inputs(cfg: EvaluateConfig) -> Inputs:
         DatasetError: if no case can be scored, or no prediction has the name of a reference.
     """
     folder = Path(cfg.prediction)
-    references = reference_rules(cfg).find(Path(cfg.reference))
+    references = References.find(Path(cfg.reference), **reference_rules(cfg))
     labelled = references.cases
     found, of_predictions = _list_predictions(folder, labelled)
     dataset = references.with_labels_of(found, merge_labels=cfg.merge_labels)

@@ -20,8 +20,9 @@ from lesionseg.evaluation import CaseRows, MatchedCase, Preset, Tables, choose
 from lesionseg.evaluation.calibration import fit_calibration
 from lesionseg.evaluation.operating_point_choice import DEFAULT_AIM
 from lesionseg.inference.decision import accept
+from lesionseg.io.layouts.table import ReadingRules
 from lesionseg.io.predictions import PredictionFiles, find_predictions
-from lesionseg.io.references import ReferenceRules
+from lesionseg.io.references import References
 from lesionseg.pipeline.match_files import MatchOptions, match_cases
 from lesionseg.pipeline.select import OUT_OF_FOLD
 
@@ -187,10 +188,10 @@ def development_predictions(folder: Path) -> DevelopmentPredictions:
     return DevelopmentPredictions(found, fold_of)
 
 
-def reference_rules(cfg: EvaluateConfig) -> ReferenceRules:
+def reference_rules(cfg: EvaluateConfig) -> ReadingRules:
     """Return the rules by which `evaluate` reads references."""
-    return ReferenceRules(
-        by_image=cfg.geometry == "image",
+    return ReadingRules(
+        grid_of_image=cfg.geometry == "image",
         min_readers=cfg.min_readers,
         merge_labels=cfg.merge_labels,
         annotations=cfg.annotations,
@@ -204,7 +205,7 @@ def development_tables(
     *,
     group: str | None,
     resample: bool = False,
-    rules: ReferenceRules,
+    rules: ReadingRules,
 ) -> Tables:
     """Match and score development cases. Distances between surfaces are not computed.
 
@@ -222,8 +223,9 @@ def development_tables(
     Raises:
         DatasetError: if no case remains, or no prediction has a reference.
     """
-    references = rules.find_all(reference)
-    dataset = references.with_labels_of(predictions.files, merge_labels=rules.merge_labels)
+    references = References.find_all(reference, **rules)
+    merge_labels = rules.get("merge_labels", False)
+    dataset = references.with_labels_of(predictions.files, merge_labels=merge_labels)
     # faults of cases that are not predicted do not matter
     faults = [fault for fault in references.findings if fault.case in predictions.files]
     # without the roles of the dataset, all cases get the role in `options`
@@ -239,7 +241,7 @@ def development_tables(
         dataset=dataset,
         role=_VALIDATION,
         resample=resample,
-        by_image=rules.by_image,
+        by_image=rules.get("grid_of_image", False),
     )
     grouped = assign_groups(cases, group, setting="group")
     rows: list[CaseRows] = []

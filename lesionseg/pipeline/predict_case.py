@@ -334,7 +334,7 @@ class CaseWork:
                 row=row,
             )
             item.scan.require_unchanged(item.row.state)
-        item.row = replace(row, finished=self.results.finished(item.case))
+        item.row = replace(row, finished=self.results.finish_time(item.case))
         return item
 
     def _describe(self, prediction: Prediction, zone_names: Sequence[str]) -> dict[str, Any]:

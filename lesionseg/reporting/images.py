@@ -27,12 +27,10 @@ from lesionseg.io.case_ids import split_channel
 from lesionseg.io.cases import read_case
 from lesionseg.io.channels import is_colour
 from lesionseg.io.grids import GridPair
+from lesionseg.io.layouts import list_dataset
+from lesionseg.io.layouts.table import ReadingRules
 from lesionseg.io.predictions import PredictionFiles, list_predictions
-from lesionseg.io.references import (
-    ReferenceRules,
-    References,
-    open_reference,
-)
+from lesionseg.io.references import References, open_reference
 from lesionseg.io.scans import find_scans
 from lesionseg.io.volumes import read_volume
 from lesionseg.ops.components import lesion_mask
@@ -100,8 +98,8 @@ class Sources:
                     f"{folder}: this folder does not exist. The pictures of the report need the "
                     "folder that was evaluated."
                 )
-        rules = ReferenceRules(
-            by_image=True,
+        rules = ReadingRules(
+            grid_of_image=True,
             min_readers=made.min_readers,
             merge_labels=made.merge_labels,
             nan_background=True,
@@ -121,7 +119,7 @@ class Sources:
             self._predictions, _ = list_predictions(prediction)
         self._references = References()
         if reference is not None:
-            self._references = rules.find(reference)
+            self._references = References.find(reference, **rules)
         self._reference = self._references.with_labels_of(
             self._predictions, merge_labels=made.merge_labels
         )
@@ -217,11 +215,12 @@ def _by_case(cases: Iterable[CaseFiles]) -> dict[str, CaseFiles]:
     return {files.case: files for files in cases}
 
 
-def _find_dataset(folder: Path, rules: ReferenceRules) -> Dataset | None:
+def _find_dataset(folder: Path, rules: ReadingRules) -> Dataset | None:
     """Read the dataset in a folder by the rules of the evaluation; None for an unknown layout."""
     try:
         # the report shows colours even if the model used the brightness only
-        return replace(rules, colour=True).list_dataset(folder)
+        own: ReadingRules = {**rules, "colour": True, "may_lack": True}
+        return list_dataset(folder, **own)
     except DatasetError:
         _log.debug("%s: no known dataset layout; read as plain image files.", folder)
         return None

@@ -129,3 +129,10 @@ def test_small_archive_that_claims_many_voxels_is_an_error(tmp_path):
         assert_refused(path, "claims more voxels")
     finally:
         set_limits(before)
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"image_reader_writer": null}'])
+def test_reader_that_is_not_stated_has_no_name(tmp_path, content):
+    np.savez_compressed(tmp_path / "a.npz", probabilities=np.zeros((2, 3, 4, 5), np.float32))
+    (tmp_path / "plans.json").write_text(content)
+    assert ProbabilityFile.open(tmp_path / "a.npz").reader_name() == ""

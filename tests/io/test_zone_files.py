@@ -114,6 +114,11 @@ def test_two_tables_of_names_are_an_error(zone_folder):
         ZoneFolder.find(zone_folder)
 
 
+def test_hidden_table_is_not_read(zone_folder):
+    (zone_folder / "._names.csv").write_bytes(b"\0\5\26\7 resource fork of macOS")
+    assert ZoneFolder.find(zone_folder).names == EXPECTED
+
+
 def test_table_without_names_is_an_error(tmp_path):
     for name in ("names.csv", "c.json"):
         (tmp_path / name).write_text("[1, 2]")

@@ -292,7 +292,7 @@ def _log_summary(dataset: Dataset) -> None:
         logger.info("Not all labels are annotated in %s.", count(len(partly), "case"))
 
 
-def read_dataset_of(masks: Mapping[str, Path], *, merge_labels: bool = False) -> Dataset | None:
+def read_dataset_of(masks: Mapping[str, Path], **rules: Unpack[ReadingRules]) -> Dataset | None:
     """Find the dataset that the masks of a folder belong to, such as those in nnU-Net's `labelsTs`.
 
     The dataset has the names of the labels, the value to ignore, regions and roles, which the masks
@@ -302,12 +302,12 @@ def read_dataset_of(masks: Mapping[str, Path], *, merge_labels: bool = False) ->
 
     Args:
         masks: The masks by case id.
-        merge_labels: See `ReadingRules`.
+        rules: See `ReadingRules`.
 
     Returns:
-        The dataset with one case per mask. A case whose image is missing has no images. None if
-        the masks do not belong to one dataset. None, with a warning, if the dataset is damaged or
-        one of its cases has the id of another mask.
+        The dataset with one case per mask, which may lack channels. A case whose image is missing
+        has no images. None if the masks do not belong to one dataset. None, with a warning, if the
+        dataset is damaged or one of its cases has the id of another mask.
     """
     masks = {case: mask.absolute() for case, mask in masks.items()}  # `.` has no parent
     folders = {mask.parent for mask in masks.values()}
@@ -317,7 +317,7 @@ def read_dataset_of(masks: Mapping[str, Path], *, merge_labels: bool = False) ->
     if recognise_layout(folder.parent) is None:
         return None
     try:
-        dataset = list_dataset(folder.parent, merge_labels=merge_labels, may_lack=True)
+        dataset = list_dataset(folder.parent, **rules)
     except LesionsegError as error:
         logger.warning("The masks in %s are read without their dataset. %s", folder, error)
         return None
@@ -336,4 +336,4 @@ def read_dataset_of(masks: Mapping[str, Path], *, merge_labels: bool = False) ->
             folder,
         )
         return None
-    return replace(dataset, cases=tuple(cases))
+    return replace(dataset, cases=tuple(cases), may_lack=True)

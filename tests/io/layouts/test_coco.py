@@ -13,7 +13,7 @@ from lesionseg.io.cases import read_case
 from lesionseg.io.layouts import read_dataset
 from lesionseg.io.layouts.drawn_lesions import draw_outlines
 from lesionseg.io.layouts.stated_lesions import StatedLesion
-from lesionseg.io.references import ReferenceRules
+from lesionseg.io.references import References
 from lesionseg.io.text import write_json
 from lesionseg.io.worker import run_in_worker
 from lesionseg.ops.components import lesion_mask
@@ -455,7 +455,7 @@ def test_file_of_any_name_and_place_is_read_if_it_is_named(tmp_path):
     (case,) = dataset.cases
     assert (case.case, case.images) == ("a", (root / "images" / "Fractured" / "a.png",))
     assert read_case(case, dataset).reference.boxes.tolist() == [[30, 20, 39, 29]]
-    references = ReferenceRules(annotations=FRACATLAS).find(root)
+    references = References.find(root, annotations=FRACATLAS)
     assert (references.cases, references.are_masks) == ([case], False)
     assert "1 image next to the listed images, left out: b.png" in dataset.findings[0].message
     write_picture(root / "images" / "Non_fractured" / "a.png")
