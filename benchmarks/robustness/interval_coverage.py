@@ -42,7 +42,7 @@ def bootstrap_ends(
 ) -> Any:
     """Return the bootstrap interval of a statistic of one value."""
     draws = draw_groups(len(support), REPLICATES, rng)
-    return bootstrap(statistic, draws, support, "nothing", items)[0].ci95
+    return bootstrap(statistic, draws, support, "nothing", items, ["number"])[0].ci95
 
 
 def draw_pool(n: int, rng: np.random.Generator, *, ill: float = 1.0, shift: float = 1.0) -> Tables:

@@ -6,7 +6,8 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from lesionseg.errors import ContentError
-from lesionseg.evaluation.intervals import NO_CASE, NO_LESION, Estimate, proportion, rate
+from lesionseg.evaluation.intervals import Estimate
+from lesionseg.evaluation.summary import RATIOS
 from lesionseg.evaluation.tables import Tables
 
 LESION = "lesion"
@@ -14,6 +15,7 @@ NO_LESION_HERE = "no_lesion"
 UNSURE = "unsure"
 ADJUDICATED = "adjudicated"  # the subset of the rows
 WORDS = (LESION, NO_LESION_HERE, UNSURE)
+ADJUDICATED_RATIOS = ("lesion_recall", "lesion_precision", "false_positives_per_case")
 
 
 Key = tuple[str, int, tuple[float, ...]]  # case, candidate and box
@@ -120,14 +122,11 @@ def _count(tables: Tables, confirmed: Mapping[str, int]) -> list[Estimate]:
     `confirmed` is their number by case.
     """
     added = tables.add_up("cases", tables.cases["case"].map(confirmed).fillna(0))
-    true = tables.sums["true"] + added
-    false = tables.sums["false"] - added
-    found = tables.sums["found"] + added
-    lesions = tables.sums["lesions"] + added
+    sums = {name: tables.sums[name] + added for name in ("true", "found", "lesions")}
+    sums["false"] = tables.sums["false"] - added
+    sums["cases"] = tables.sums["cases"]
     return [
-        Estimate(int(lesions.sum()), name="n_lesions"),
-        Estimate(int(false.sum()), name="n_false_positive"),
-        proportion(found, lesions, NO_LESION, name="lesion_recall"),
-        proportion(true, true + false, "nothing was accepted", name="lesion_precision"),
-        rate(false, tables.sums["cases"], NO_CASE, name="false_positives_per_case"),
+        Estimate(int(sums["lesions"].sum()), name="n_lesions"),
+        Estimate(int(sums["false"].sum()), name="n_false_positive"),
+        *(RATIOS[name].estimate(name, sums) for name in ADJUDICATED_RATIOS),
     ]

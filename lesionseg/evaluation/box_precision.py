@@ -27,9 +27,7 @@ IOUS = tuple(k / 20 for k in range(2, 20))  # 0.1, 0.15, … 0.95
 LEFT_OUT = -1  # the cell `box_hits` of a candidate beyond the limit
 _BITS = 2 ** np.arange(len(IOUS))
 RECALLS = np.linspace(0, 1, 101)
-_AT_MOST = 1 - 1e-10  # rounding must not exclude equal boxes
 _TINY = np.spacing(1)  # added to the denominator of the precision, as in pycocotools
-_ROUNDING = 1e-9  # tolerance of the bounds of a range of IoUs
 
 # the summary numbers of COCO and of two challenges, as ranges of IoU
 RANGES: Mapping[str, tuple[float, float]] = {
@@ -109,7 +107,6 @@ def _take_lesions(row: Integers, pairs: BoxPairs) -> Flags:
 
     Return `[ious, row]` True for those that take one.
     """
-    least = np.minimum(IOUS, _AT_MOST)
     hit = np.zeros((len(IOUS), len(row)), dtype=np.bool_)
     taken = np.zeros((len(IOUS), int(pairs.lesion.max(initial=-1)) + 1), dtype=np.bool_)
     starts = np.searchsorted(pairs.candidate, row, side="left")
@@ -123,7 +120,7 @@ def _take_lesions(row: Integers, pairs: BoxPairs) -> Flags:
         iou_if_free = np.where(taken[:, lesions], -1.0, pairs.iou[own])
         # the last one of equal IoUs, because `argmax` returns the first one
         best = len(lesions) - 1 - np.argmax(iou_if_free[:, ::-1], axis=1)
-        takes = iou_if_free[every, best] >= least
+        takes = iou_if_free[every, best] >= IOUS
         taken[every[takes], lesions[best[takes]]] = True
         hit[:, place] = takes
     return hit
@@ -158,10 +155,10 @@ class BoxHits:
         return cls(tables, is_counted, rows, (codes & _BITS[:, None]) > 0, n_left_out)
 
     def average_precision(self) -> Statistic:
-        """Return a statistic: the mean over labels of the average precision at each of `IOUS`.
+        """Return a function of weights `[replicates, groups]`: the average precision.
 
-        After these come the means over the `RANGES`. Labels without a lesion are left out of the
-        mean. All values are undefined if no label has a lesion.
+        Its values are the mean over labels at each of `IOUS`, then the means over the `RANGES`.
+        Labels without a lesion are left out. All values are undefined if no label has a lesion.
         """
         tables = self.tables
         group = tables.group_of["candidates"][self.is_counted]
@@ -208,7 +205,7 @@ class BoxHits:
 def _within(low: float, high: float) -> Flags:
     """Flag the `IOUS` from `low` to `high`, both included."""
     ious = np.array(IOUS)
-    return (ious > low - _ROUNDING) & (ious < high + _ROUNDING)
+    return (ious >= low) & (ious <= high)
 
 
 def _precision_of_label(

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from scipy.special import ndtri
@@ -29,7 +29,7 @@ from lesionseg.io.text import write_csv
 from lesionseg.ops.components import candidates_of
 
 State = Literal["new", "enlarged", "stable", "shrunk", "gone", "merged", "split"]
-STATES: tuple[State, ...] = ("new", "enlarged", "stable", "shrunk", "gone", "merged", "split")
+STATES: tuple[State, ...] = get_args(State)
 
 HALF_SCORE_MM = 10.0  # diameter with score ½, if new lesions are ranked by size
 
@@ -179,7 +179,9 @@ def find_changes(
     A merger or split needs several lesions at one visit. Pieces do not count for it: lesions that
     are smaller than their grid error, or than `rule.overlap` of the largest lesion.
 
-    If a visit has no accepted candidate in a group, its other candidates are used.
+    If a visit has no accepted candidate in a group, its other candidates are used. A group without
+    an accepted candidate at both visits is left out, and so is a lesion without a partner outside
+    the other visit's field of view.
     """
     errors_before = size_errors(before.lesions)
     errors_after = size_errors(after.lesions)
@@ -209,7 +211,7 @@ class VisitPair:
     after: Prediction
     placed: Geometry
     changes: list[LesionChange]
-    matrix: Numbers | None = None
+    matrix: Numbers | None
 
     def new_lesions(self) -> Prediction:
         """Return the later visit's prediction with only its new lesions, for a FROC of new lesions.

@@ -117,7 +117,7 @@ def _find_statistics(
         if len(one.cases) >= MIN_CASES_FOR_CPM:
             numbers["cpm"] = (curves.cpm(both, fp_per_case), support)
         numbers["average_precision"] = (curves.average_precision(both), support)
-    terms = {name: [RATIOS[name].terms(model) for model in (one, other)] for name in COMPARED}
+    terms = {name: [RATIOS[name].terms(model.sums) for model in (one, other)] for name in COMPARED}
     for name in COMPARED_MEANS:
         # The Dice of 0 of a failed case would be the mean of a model that predicts only boxes.
         values = [model.cases[name].to_numpy(np.float64) for model in (one, other)]
@@ -181,7 +181,10 @@ def _compare_number(
         return np.stack([a, b, a - b], axis=1)
 
     bounds = [SHARE, SHARE, DIFFERENCE_OF_SHARES] if is_share else [None] * 3
-    a, b, difference = bootstrap(compute_columns, draws, support, UNDEFINED, items, bounds=bounds)
+    names = ("one", "other", "difference")
+    a, b, difference = bootstrap(
+        compute_columns, draws, support, UNDEFINED, items, names, bounds=bounds
+    )
     found = Difference(
         one=a.value,
         other=b.value,
@@ -244,7 +247,10 @@ def _test_by_swapping(statistic: Statistic, n_groups: int, items: int, seed: int
 
 
 def _correct_p_values(found: Mapping[str, Difference], primary: str) -> dict[str, Difference]:
-    """Add the corrected p-values (Holm 1979) to all differences except the primary one."""
+    """Return the differences with corrected p-values (Holm 1979).
+
+    The primary one, and those without a p-value, have none.
+    """
     known = sorted(
         (row.p_value, name)
         for name, row in found.items()

@@ -79,14 +79,15 @@ BRATS = Criterion("brats", "overlap", assignment="largest_sum")
 # always reported next to the preset's own criterion, because no criterion suits lesions of any size
 SECONDARY_CRITERIA = (INSTANCES, ANY_OVERLAP, IOU50, CENTRE_DISTANCE)
 
-PRESETS: Mapping[str, Preset] = {
-    "lesionseg": Preset("lesionseg", COVERAGE),
-    "instances": Preset("instances", INSTANCES),
-    "picai": Preset("picai", INSTANCES),
-    "iou50": Preset("iou50", IOU50),
-    "luna16": Preset("luna16", CENTRE_DISTANCE),
-    "brats": Preset("brats", BRATS),
+_CRITERIA = {
+    "lesionseg": COVERAGE,
+    "instances": INSTANCES,
+    "picai": INSTANCES,
+    "iou50": IOU50,
+    "luna16": CENTRE_DISTANCE,
+    "brats": BRATS,
 }
+PRESETS: Mapping[str, Preset] = {name: Preset(name, rule) for name, rule in _CRITERIA.items()}
 
 
 def find_preset(name: str) -> Preset:

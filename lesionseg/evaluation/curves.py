@@ -15,10 +15,11 @@ from lesionseg.evaluation.tables import NEVER, Tables
 
 
 def froc(tables: Tables, fp_per_case: Sequence[float]) -> Statistic:
-    """Return a statistic: the lesion recall at each rate of `fp_per_case`.
+    """Return a function of weights `[replicates, groups]`: the recall at some rates (FROC).
 
-    The recall at a rate x is that of the lowest threshold with at most x false positives per case.
-    It is constant above the largest rate that occurs, and undefined without lesions.
+    The rates are `fp_per_case`, false positives per case. The recall at a rate x is that of the
+    lowest threshold with at most x false positives per case. It is constant above the largest rate
+    that occurs, and undefined without lesions.
     """
     by_score = np.argsort(-tables.false_score, kind="stable")
     scores = np.append(tables.false_score[by_score], NEVER)
@@ -47,7 +48,10 @@ def froc(tables: Tables, fp_per_case: Sequence[float]) -> Statistic:
 
 
 def cpm(tables: Tables, fp_per_case: Sequence[float]) -> Statistic:
-    """Return a statistic: the mean recall of the FROC at these rates (van Ginneken et al. 2010)."""
+    """Return a function of weights `[replicates, groups]`: the mean recall at some rates.
+
+    The rates are `fp_per_case`, false positives per case (van Ginneken et al. 2010).
+    """
     curve = froc(tables, fp_per_case)
 
     def statistic(weights: Weights) -> Numbers:
@@ -59,11 +63,11 @@ def cpm(tables: Tables, fp_per_case: Sequence[float]) -> Statistic:
 
 
 def average_precision(tables: Tables) -> Statistic:
-    """Return a statistic: Σ (Rᵢ − Rᵢ₋₁)·Pᵢ over the distinct scores i.
+    """Return a function of weights `[replicates, groups]`: the average precision.
 
-    R is the recall and P the precision, both without ignored candidates. The denominator of the
-    recall includes missed lesions. Without candidates the statistic is 0, and without lesions it is
-    undefined.
+    It is Σ (Rᵢ − Rᵢ₋₁)·Pᵢ over the distinct scores i, with the recall R and the precision P, both
+    without ignored candidates. The denominator of the recall includes missed lesions. Without
+    candidates the result is 0, and without lesions it is undefined.
     """
     found = tables.detected_at > NEVER
     score = np.concatenate([tables.detected_at[found], tables.false_score])
@@ -89,10 +93,11 @@ def average_precision(tables: Tables) -> Statistic:
 
 
 def case_auroc(tables: Tables) -> Statistic:
-    """Return a statistic: the chance that a case with a lesion scores higher than one without.
+    """Return a function of weights `[replicates, groups]`: the AUROC of the scores of cases.
 
-    Ties count half. Cases without a marked lesion in which not all labels were looked for are left
-    out. The statistic is undefined if a replicate lacks one kind of case.
+    It is the chance that a case with a lesion has a higher score than one without. Ties count half.
+    Cases without a marked lesion in which not all labels were looked for are left out. The result
+    is undefined if a replicate lacks one kind of case.
     """
     known = tables.has_lesion | tables.is_lesion_free
     case_score = tables.cases["case_score"].to_numpy(np.float64)[known]

@@ -87,7 +87,10 @@ def draw_groups(n_groups: int, replicates: int, rng: np.random.Generator) -> Dra
 
 
 def value_of(statistic: Statistic, n_groups: int) -> list[float | None]:
-    """Return the k values of the statistic of the data themselves; None for undefined ones."""
+    """Return the k values of a statistic of the data themselves; None for undefined ones.
+
+    The data have a weight of 1 in each of `n_groups` groups.
+    """
     values = statistic(np.ones((1, n_groups)))[0]
     return [None if np.isnan(v) else float(v) for v in values]
 
@@ -98,9 +101,9 @@ def bootstrap(
     support: Numbers,
     undefined: str,
     items: int,
+    names: Sequence[str],
     *,
     bounds: Sequence[CI | None] = (),
-    names: Sequence[str] = (),
 ) -> list[Estimate]:
     """Compute the statistic's k values with percentile intervals.
 
@@ -108,19 +111,19 @@ def bootstrap(
     and `reason` states why.
 
     Args:
-        statistic: The statistic.
+        statistic: A function of weights `[replicates, groups]` that returns k values for each
+            replicate, `[replicates, k]`, NaN for undefined ones.
         draws: The result of `draw_groups`.
         support: The number of items that each group contributes `[groups]`. If all are 0, the value
             is None.
         undefined: The reason to state in that case.
         items: The number of lesions, candidates or cases that the statistic spreads the weights
             over. It limits how many replicates are computed at once.
+        names: The name of each value.
         bounds: For each value, the least and the largest one that is possible, or None if there are
             none. Empty if all values are shares.
-        names: The name of each number. Empty if they have none.
     """
     values = value_of(statistic, draws.shape[1])
-    names = names or ("",) * len(values)
     rows = [Estimate(value, name=name) for value, name in zip(values, names, strict=True)]
     if not support.any():
         return [replace(row, value=None, reason=undefined) for row in rows]
@@ -322,7 +325,8 @@ def few_groups_factor(groups: float) -> float:
     """Return the factor by which few groups reduce the effective sample (Korn & Graubard 1998).
 
     It is (t/z)² for the 97.5 % points t of Student's distribution with `groups − 1` degrees of
-    freedom and z of the normal distribution. Groups of unequal size count as `effective_groups`.
+    freedom, at least 1, and z of the normal distribution. Groups of unequal size count as
+    `effective_groups`.
 
     >>> round(few_groups_factor(5), 2), round(few_groups_factor(50), 2)
     (2.01, 1.05)
@@ -352,7 +356,10 @@ def count_design_effect(counts: Numbers, exposure: Numbers) -> float:
 
 
 def ratio(above: Numbers, below: Numbers) -> Statistic:
-    """Return the statistic Σabove/Σbelow of sums by group `[groups]`; undefined if Σbelow is 0."""
+    """Return a function of weights `[replicates, groups]`: the weighted Σabove/Σbelow.
+
+    `above` and `below` are sums by group `[groups]`. The result is undefined if Σbelow is 0.
+    """
 
     def statistic(weights: Weights) -> Numbers:
         """Return the ratio of the weighted sums of each replicate as `[replicates, 1]`."""

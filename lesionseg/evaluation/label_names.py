@@ -23,6 +23,9 @@ class LabelNumbers:
     next to its outputs. Names are not compared either if both sides have a single label, if all
     candidates become one label (regions, merged labels), or if two predicted labels have the same
     name, as in some models of version 1.0.0.
+
+    Args:
+        labels: The labels of the dataset. None for a bare folder of masks.
     """
 
     def __init__(self, labels: Labels | None) -> None:

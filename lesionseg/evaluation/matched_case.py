@@ -365,7 +365,8 @@ class _Accepted:
     def _misses(self) -> Misses:
         """The facts that explain the missed lesions.
 
-        Without an operating point, the lowest score of an accepted candidate is the threshold.
+        If neither the evaluation nor the prediction states an operating point, the lowest score of
+        an accepted candidate is the threshold, or 1 if none is accepted.
         """
         lowest_accepted = float(self.match.scores[self.accepted].min(initial=1.0))
         point = self.point or self.case.prediction.operating_point
@@ -382,7 +383,10 @@ class _Accepted:
         )
 
     def _explain_miss(self, row: int) -> Miss:
-        """Explain why the lesion in this row was missed, or state that it was found."""
+        """Explain why the lesion in this row was missed, or state that it was found.
+
+        In a case without a prediction, that is the reason.
+        """
         if self.found_by[row] >= 0:
             return Miss(WhyMissed.FOUND, float(self._misses.covered_by_accepted[row]))
         if self.case.status == MISSING:
@@ -577,7 +581,8 @@ def _scorable_regions(
     """Return the mask values of the regions that are scored separately, by their names.
 
     There are none if the labels are not regions. There are none either for boxes and bare masks,
-    because these do not say which region a voxel belongs to.
+    because these do not say which region a voxel belongs to. A missing prediction misses the
+    lesions of all regions.
     """
     if labels is None or not labels.regions:
         return {}

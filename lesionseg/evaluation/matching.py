@@ -89,8 +89,8 @@ class Links(_Pairs):
         n_lesions: Number of lesions of the case.
         candidate: Row of the candidate of each pair `[links]`.
         lesion: Row of the lesion of each pair `[links]`.
-        weight: The rank of each pair `[links]`, above 0. For the assignment `jointly`, it is the
-            share of the lesion that the candidate covers.
+        weight: The rank of each pair `[links]`, above 0 and at most 1. For the assignment
+            `jointly`, it is the share of the lesion that the candidate covers.
         common: The intersection of two boxes `[links, 2·dims]`, 0 for masks.
     """
 
@@ -166,8 +166,8 @@ class Match:
             The row of the candidate that finds each lesion `[lesions]`, −1 for a missed lesion, and
             the outcome of each candidate `[n]`: true_positive, false_positive, ignored or
             not_accepted. An accepted candidate is ignored if it is located in the ignored region,
-            or if it may find a lesion but finds none. The latter is a false positive for the
-            assignment `largest_sum`.
+            or if it may find a lesion but finds none. Such a candidate is a true positive for the
+            assignment `jointly`, and a false positive for `largest_sum`.
         """
         links = self.links[rule or self.criterion]
         found = np.zeros(len(self.lesions), dtype=np.bool_)
@@ -439,8 +439,8 @@ def _pair_best(rule: Criterion, weight: Numbers, prefer: Flags) -> tuple[Rows, R
     """
     value_of_pair = 0.0
     if rule.assignment == "every_threshold":
-        # one more pair outweighs the largest possible sum of weights
-        value_of_pair = min(weight.shape) * max(float(weight.max()), 1.0) + 1
+        # one more pair outweighs the largest possible sum of weights, which are at most 1
+        value_of_pair = min(weight.shape) + 1.0
     value = np.where(weight > 0, value_of_pair + weight + _KEEP_FOUND * prefer, 0)
     rows, columns = linear_sum_assignment(value, maximize=True)
     # scipy assigns as many rows as possible, also where nothing may match

@@ -130,8 +130,7 @@ def surface_scores(
         area_within += areas[distance_mm <= tolerance_mm + _SLACK_MM].sum()
         order = np.argsort(distance_mm, kind="stable")
         share = np.cumsum(areas[order]) / areas.sum()
-        place = min(int(np.searchsorted(share, 0.95)), len(order) - 1)
-        hd95_mm = max(hd95_mm, float(distance_mm[order[place]]))
+        hd95_mm = max(hd95_mm, float(distance_mm[order[np.searchsorted(share, 0.95)]]))
     _, areas_a = a
     _, areas_b = b
     return float(area_within / (areas_a.sum() + areas_b.sum())), hd95_mm

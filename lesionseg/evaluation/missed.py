@@ -86,8 +86,8 @@ class Misses:
     accepted: Flags
     true: Flags
     least: float
-    removed: Sequence[Candidate] = ()
-    unannotated: Collection[int] = ()
+    removed: Sequence[Candidate]
+    unannotated: Collection[int]
 
     @property
     def _pairs(self) -> Overlaps:
@@ -156,7 +156,8 @@ class Misses:
         """Return a miss if a candidate finds the lesion when more are accepted, otherwise None.
 
         The miss names the linked candidate that must be accepted last, so the one with the lowest
-        score. If several have this score, it is the one with the largest weight.
+        score. If several have this score, it is the one with the largest weight. The reason depends
+        on whether the lesion is found below or above the least accepted score.
         """
         match = self.match
         found_at = float(match.detected_at[row])
@@ -186,11 +187,11 @@ class Misses:
 
         Candidates with a score below `least` do not count.
         """
-        scores = [c.score for c in self.removed if self._covers_part_of(c, row)]
-        highest = max(scores, default=None)
-        if highest is None or highest < least:
+        counted = (c for c in self.removed if c.score >= least)
+        scores = [c.score for c in counted if self._covers_part_of(c, row)]
+        if not scores:
             return None
-        return Miss(WhyMissed.REMOVED_BY_SIZE, self.covered(row), nearest_score=highest)
+        return Miss(WhyMissed.REMOVED_BY_SIZE, self.covered(row), nearest_score=max(scores))
 
     @property
     def _why_touched(self) -> WhyMissed:

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import pandas as pd
 from scipy.sparse import csr_array
 from scipy.special import expit
 
@@ -31,12 +30,19 @@ _RIDGE = 1 / 2.5**2  # the precision of a normal prior with standard deviation 2
 _ITEMS_PER_LESION = 4
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class SizeScale:
-    """The unit of sizes, and the lower bounds of the size classes in this unit."""
+    """The sizes of lesions and their unit.
+
+    Attributes:
+        unit: The unit of sizes.
+        edges: The lower bounds of the size classes in this unit.
+        sizes: The equivalent diameter of each lesion `[lesions]` in this unit.
+    """
 
     unit: str
     edges: Sequence[float]
+    sizes: Numbers
 
     @classmethod
     def of(cls, tables: Tables, preset: Preset) -> "SizeScale":
@@ -46,14 +52,12 @@ class SizeScale:
         unit is that of all lengths (`core.joint_unit`), which is mm if they are known in mm.
         """
         units = tables.cases["size_unit"]
-        has_pixels = bool((units == "px").any())
-        if has_pixels and bool((tables.cases["axes"] == 2).all()):
-            return cls(PERCENT_OF_WIDTH, preset.size_edges_percent)
-        return cls(joint_unit(units), preset.size_edges_mm)
-
-    def sizes_of(self, lesions: pd.DataFrame) -> Numbers:
-        """Return the equivalent diameter of each lesion in the unit."""
-        return np.asarray(lesions[size_column(self.unit)], np.float64)
+        unit = joint_unit(units)
+        edges = preset.size_edges_mm
+        if (units == "px").any() and (tables.cases["axes"] == 2).all():
+            unit = PERCENT_OF_WIDTH
+            edges = preset.size_edges_percent
+        return cls(unit, edges, tables.lesions[size_column(unit)].to_numpy(np.float64))
 
 
 def recall_by_size(tables: Tables, scale: SizeScale) -> list[Estimate]:
@@ -61,11 +65,10 @@ def recall_by_size(tables: Tables, scale: SizeScale) -> list[Estimate]:
 
     `at` of a row is the lower bound of the class.
     """
-    sizes = scale.sizes_of(tables.lesions)
     is_found = tables.lesions["detected"].to_numpy(np.bool_)
     found = []
     for low, high in zip(scale.edges, [*scale.edges[1:], np.inf], strict=True):
-        inside = (sizes >= low) & (sizes < high)
+        inside = (scale.sizes >= low) & (scale.sizes < high)
         n_found = tables.add_up("lesions", inside & is_found)
         n_inside = tables.add_up("lesions", inside)
         recall = proportion(n_found, n_inside, NO_LESION, name="recall_by_size")
@@ -88,7 +91,7 @@ def size_curve(tables: Tables, draws: Draws, scale: SizeScale) -> list[Estimate]
     if min(int(is_found.sum()), int((~is_found).sum())) < MIN_FOR_CURVE:
         return [Estimate(None, reason=TOO_FEW, name="size_slope")]
     # many lesions have the same number of voxels, and therefore the same diameter
-    diameters, columns = np.unique(scale.sizes_of(tables.lesions), return_inverse=True)
+    diameters, columns = np.unique(scale.sizes, return_inverse=True)
     shape = (len(tables.groups), len(diameters))
     places = (tables.group_of["lesions"], columns)
     # values at equal places of a sparse array `[groups, sizes]` are added
@@ -117,9 +120,9 @@ def size_curve(tables: Tables, draws: Draws, scale: SizeScale) -> list[Estimate]
         tables.lesions_by_group,
         NO_LESION,
         _ITEMS_PER_LESION * n_lesions,
-        bounds=[SHARE] * N_CURVE_POINTS + [None] * 4,  # of the curve, and of the other numbers
         names=["size_curve"] * N_CURVE_POINTS
         + ["size_d50", "size_d90", "size_intercept", "size_slope"],
+        bounds=[SHARE] * N_CURVE_POINTS + [None] * 4,  # of the curve, and of the other numbers
     )
     return [
         _clear_if_at_end(d50, low, high),

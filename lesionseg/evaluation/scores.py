@@ -286,7 +286,7 @@ class Scores:
         }
 
     @classmethod
-    def from_json(cls, content: object, where: str | Path = SCORES_FILE) -> Self:
+    def from_json(cls, content: Any, where: str | Path = SCORES_FILE) -> Self:
         """Build scores from the content of a scores.json.
 
         Args:
@@ -296,8 +296,8 @@ class Scores:
         Raises:
             ContentError: if the file has another format, or a value does not fit its key.
         """
-        if not isinstance(content, Mapping) or content.get("schema_version") != SCHEMA_VERSION:
-            version = content.get("schema_version") if isinstance(content, Mapping) else None
+        version = _schema_version(content)
+        if version != SCHEMA_VERSION:
             what = "this is not a scores.json of evaluate"
             if isinstance(version, int):
                 what = f"the schema_version is {version}, but this version reads {SCHEMA_VERSION}"
@@ -320,6 +320,11 @@ class Scores:
             raise ContentError(
                 f"{where}: {describe_misfits(error, fields)}. Run evaluate again."
             ) from error
+
+
+def _schema_version(content: Any) -> Any:
+    """Return the version that the JSON of a scores.json states, None if it states none."""
+    return content.get("schema_version") if isinstance(content, Mapping) else None
 
 
 def _row_to_json(row: Estimate) -> dict[str, Any]:
@@ -377,8 +382,7 @@ def has_current_format(path: Path) -> bool:
     Raises:
         ReadError: if the file is not JSON.
     """
-    content = read_json(path)
-    return isinstance(content, Mapping) and content.get("schema_version") == SCHEMA_VERSION
+    return bool(_schema_version(read_json(path)) == SCHEMA_VERSION)
 
 
 def read_provenance(path: Path) -> Provenance:
@@ -409,7 +413,7 @@ def write_scores(
         folder: The folder to write to.
         tables: The tables of the scored cases.
         scores: The content of scores.json. Each of its failed cases has a row in cases.csv.
-        labels: The names of label values.
+        labels: The names of label values. A label without a name is written as its value.
     """
     (folder / SCORES_FILE).unlink(missing_ok=True)
     write_tables(folder, tables, labels or {}, scores.failed_cases)

@@ -23,10 +23,11 @@ ZONE = "zone"
 Columns = Mapping[str, Mapping[str, str]]  # the cells of a table by case and column
 
 
-def read_columns(cases: Sequence[CaseFiles], table: Path | None = None) -> Columns:
+def read_columns(cases: Sequence[CaseFiles], table: Path | None) -> Columns:
     """Read the columns of each case from the dataset and from a CSV file with a column `case`.
 
-    Cells of the file replace those of the dataset. Rows of other cases are ignored.
+    Cells of the file `table`, if there is one, replace those of the dataset. Its rows of other
+    cases are ignored.
 
     Raises:
         DatasetError: if the table lacks that column, or contains none of the cases. Without cases
@@ -112,14 +113,11 @@ def _replace_by_quartiles(values: Sequence[str]) -> tuple[list[str], list[str]]:
     numbers are equal, there are fewer than four quartiles. `NOT_STATED` is not replaced.
     """
     numbers = np.array([np.nan if v == NOT_STATED else float(v) for v in values])
-    stated = numbers[~np.isnan(numbers)]
-    edges = np.unique(np.quantile(stated, np.linspace(0, 1, N_QUANTILES + 1)))
+    edges = np.unique(np.nanquantile(numbers, np.linspace(0, 1, N_QUANTILES + 1)))
     ranges = [f"{low:.12g} to {high:.12g}" for low, high in itertools.pairwise(edges.tolist())]
-    numbers_of_range = np.searchsorted(edges[1:-1], numbers, side="right").tolist()
-    replaced = []
-    for value, i in zip(values, numbers_of_range, strict=True):
-        replaced.append(NOT_STATED if value == NOT_STATED else ranges[i])
-    return replaced, ranges
+    place = np.searchsorted(edges[1:-1], numbers, side="right")
+    replaced = np.where(np.isnan(numbers), NOT_STATED, np.array(ranges)[place])
+    return replaced.tolist(), ranges
 
 
 def _find_dividing_columns(

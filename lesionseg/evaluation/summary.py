@@ -70,10 +70,15 @@ class Ratio(NamedTuple):
     is_rate: bool = False
     factor: float = 1.0
 
-    def terms(self, tables: Tables) -> tuple[Numbers, Numbers]:
+    def terms(self, sums: Mapping[str, Numbers]) -> tuple[Numbers, Numbers]:
         """Return the numerator and the denominator of each group `[groups]`."""
-        sums = tables.sums
         return self.factor * sums[self.above], np.sum([sums[name] for name in self.below], axis=0)
+
+    def estimate(self, name: str, sums: Mapping[str, Numbers]) -> Estimate:
+        """Compute the ratio of a share or a rate, with its interval. `sums` as in `Tables.sums`."""
+        above, below = self.terms(sums)
+        compute = rate if self.is_rate else proportion
+        return compute(above, below, self.undefined, name=name)
 
 
 RATIOS: Mapping[str, Ratio] = {
@@ -122,7 +127,7 @@ def summarise(tables: Tables, preset: Preset, settings: SummarySettings) -> Scor
     """Summarise the tables of the cases as scores.
 
     Args:
-        tables: The evaluated cases. Without cases, all numbers are undefined.
+        tables: The evaluated cases. Without cases, all numbers but counts are undefined.
         preset: The match rule by which the cases were matched.
         settings: The role of the cases, the operating point and the bootstrap.
 
@@ -173,7 +178,7 @@ def summarise(tables: Tables, preset: Preset, settings: SummarySettings) -> Scor
 
 
 def _with_slice_spacing(tables: Tables, columns: Columns) -> Columns:
-    """Add the column `slice_spacing_mm` to the cases that are volumes, as a subgroup.
+    """Return the columns of the evaluated cases with `slice_spacing_mm` of those that are volumes.
 
     A column of this name in the table has priority.
     """
@@ -210,7 +215,7 @@ class Summary:
         return draw_groups(len(self.tables.groups), self.replicates, rng)
 
     def counts(self) -> list[Estimate]:
-        """Count cases, lesions and candidates."""
+        """Count cases, lesions and candidates. `n_true_positive` counts the lesions found."""
         tables = self.tables
         n_lesions = len(tables.lesions)
         n_found = int(tables.lesions["detected"].sum())
@@ -238,9 +243,7 @@ class Summary:
         """Compute numbers of these names with intervals, as `intervals.bootstrap` describes."""
         # more than the number of cases, lesions or candidates that any statistic uses
         items = sum(map(len, self.tables.frames)) + 1
-        return bootstrap(
-            statistic, self.draws, support, undefined, items, bounds=bounds, names=names
-        )
+        return bootstrap(statistic, self.draws, support, undefined, items, names, bounds=bounds)
 
     def overlap(self) -> Iterator[Estimate]:
         """Yield mean and median of Dice, surface Dice and HD95 of the cases with a lesion.
@@ -286,13 +289,11 @@ class Summary:
         F1 is neither a proportion of independent items nor a rate, so it is bootstrapped.
         """
         kind = RATIOS[name]
-        above, below = kind.terms(self.tables)
+        sums = self.tables.sums
         if name == "lesion_f1":
-            lesions = self.tables.lesions_by_group
-            return self.resample([name], ratio(above, below), lesions, kind.undefined)[0]
-        if kind.is_rate:
-            return rate(above, below, kind.undefined, name=name)
-        return proportion(above, below, kind.undefined, name=name)
+            statistic = ratio(*kind.terms(sums))
+            return self.resample([name], statistic, sums["lesions"], kind.undefined)[0]
+        return kind.estimate(name, sums)
 
     def of_curve(self, names: Sequence[str], statistic: Statistic) -> list[Estimate]:
         """Compute a statistic of the pooled scores. It is undefined without scores or lesions."""
@@ -401,7 +402,8 @@ class Summary:
         """Compute the bias and limits of agreement of predicted minus reference values.
 
         The bias is the mean. The limits are ± 1.96 standard deviations from it (Bland & Altman
-        1986).
+        1986). All are undefined for fewer than two cases. `errors` are the differences by case, and
+        `undefined` is the reason if there is none.
         """
         errors = errors.where(self.tables.is_predicted)
         counts = self.tables.add_up("cases", errors.notna())
@@ -462,6 +464,7 @@ class Summary:
     def by_label(self, labels: Mapping[int, str]) -> list[Estimate]:
         """Compute the numbers of each region or, without regions, of each label.
 
+        Labels are those in `labels`, by value and name, and those of lesions and candidates.
         Regions need their mask values in every prediction. Boxes and masks of other programs state
         none, so the union of all regions then counts as the only label.
         """

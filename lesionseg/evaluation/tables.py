@@ -194,14 +194,15 @@ class CaseRows:
     lesions: list[Row] = field(default_factory=list)
     candidates: list[Row] = field(default_factory=list)
 
-    def add(self, other: "CaseRows", **changed: Any) -> None:
-        """Add the rows of `other` with some cells changed, such as `part`.
+    def add(self, other: "CaseRows", part: str) -> None:
+        """Add the rows of `other` as rows of this part.
 
         Rows that only state the Dice of a label are left out.
         """
-        self.cases.extend(row | changed for row in other.cases if row["part"] == "")
-        self.lesions.extend(row | changed for row in other.lesions)
-        self.candidates.extend(row | changed for row in other.candidates)
+        cell = {"part": part}
+        self.cases.extend(row | cell for row in other.cases if row["part"] == "")
+        self.lesions.extend(row | cell for row in other.lesions)
+        self.candidates.extend(row | cell for row in other.candidates)
 
 
 @dataclass(frozen=True, eq=False)
@@ -212,7 +213,8 @@ class Tables:
         cases: One row per case, with the columns `CASES`.
         lesions: One row per lesion, with the columns `LESIONS`.
         candidates: One row per candidate, with the columns `CANDIDATES`.
-        every: The same tables with the rows of all parts. None if they have no further rows.
+        every: The same tables with the rows of all parts. None for tables that were read from files
+            or that are a part of others.
     """
 
     cases: pd.DataFrame
@@ -382,7 +384,7 @@ class Tables:
 
     @property
     def has_scores(self) -> bool:
-        """True if the candidates of all cases have scores."""
+        """True if all candidates have scores, also if there are no candidates."""
         return bool(self.cases["case_score"].notna().all())
 
     @cached_property
@@ -438,7 +440,10 @@ def _drop_parts(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _as_array(cells: Sequence[Any], column: Column) -> Any:
-    """Return the cells of a column as an array of its type."""
+    """Return the cells of a column as an array of its type.
+
+    None becomes NaN in a number and NA in an integer. Other cells stay as they are.
+    """
     if column.kind == "number":
         return np.array(cells, dtype=np.float64)
     if column.kind == "integer" and None in cells:
@@ -512,7 +517,8 @@ def _cell(value: Any) -> Any:
 def read_tables(folder: Path) -> Tables:
     """Read the three tables of an evaluation. Cases that could not be scored are left out.
 
-    A column that an earlier version did not write is empty.
+    A column that an earlier version did not write is empty, except that `annotated_share` is 1. A
+    case without a group is its own group.
 
     Raises:
         ReadError: if a table is missing.
@@ -554,6 +560,8 @@ def _as_declared(table: pd.DataFrame, columns: Sequence[Column], path: Path) -> 
                 f"{path}: the column {name} must contain only values of the kind {column.kind}. "
                 "Run evaluate again, which writes all tables together."
             )
+        if column.kind == "flag" and values.notna().all():
+            table[name] = values.astype(np.bool_)  # an empty column has another type
     return table
 
 

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
+from scipy.special import expit
 
 from lesionseg.errors import count, format_score
 from lesionseg.evaluation.intervals import CI, all_or_none_interval, wilson_interval
@@ -41,6 +42,7 @@ MOST_SUBGROUPS = 24  # in their chart
 MOST_RINGS = 12  # with more patients, the chart of sizes has no rings
 RELIABLE = 10  # intervals of fewer patients are dashed
 DASHED = (0, (3, 2))  # style of a line
+LIGHT_EDGE = [withStroke(linewidth=3, foreground="white")]  # of text over lines
 MIN_LESIONS = 5  # with fewer lesions in a size class, no trend of sizes is stated
 # the usual axis of an FROC curve begins and ends at these numbers of false positives per scan
 FIRST_RATE = 0.125
@@ -80,7 +82,7 @@ class CurvePoint:
 
 
 def new_figure(width: float = 5.2, height: float = 2.7) -> tuple[Figure, Axes]:
-    """Return an empty figure in the report's style.
+    """Return an empty figure in the report's style, with a size in inches.
 
     The number of ticks is limited, because automatic ticks change during layout, which would cut
     off labels.
@@ -97,7 +99,11 @@ def new_figure(width: float = 5.2, height: float = 2.7) -> tuple[Figure, Axes]:
 
 
 def size_chart(tables: Evaluation) -> Chart | None:
-    """Draw lesions found and missed by size, with an interval and a ring per patient."""
+    """Draw lesions found and missed by size, with an interval and a ring per patient.
+
+    Intervals of few patients are dashed. There are rings for 2 to `MOST_RINGS` patients. Return
+    None without lesions.
+    """
     bins = tables.size_classes
     if not bins:
         return None
@@ -109,7 +115,7 @@ def size_chart(tables: Evaluation) -> Chart | None:
     is_too_narrow = False
     for x, part in enumerate(bins):
         axes.bar(x, 1, color=MISSED, width=0.5)
-        axes.bar(x, part.recall or 0.0, color=FOUND, width=0.5)
+        axes.bar(x, part.recall, color=FOUND, width=0.5)
         shares = _shares_of_patients(tables, part)
         numbers_of_patients.append(len(shares))
         is_too_narrow |= len(shares) < FEW and 0 < part.detected < part.n
@@ -149,10 +155,10 @@ def _label_share_axis(axes: Axes) -> None:
 
 
 def _shares_of_patients(tables: Evaluation, part: SizeClass) -> pd.Series:
-    """Return the share of lesions found of each patient with lesions of a size class."""
-    largest = np.inf if part.to_mm is None else part.to_mm
+    """Return the share of lesions found of each patient with lesions of a size class, by group."""
+    end = np.inf if part.below is None else part.below
     sizes = tables.lesions[tables.size_column]
-    own = tables.lesions[sizes.between(part.from_mm, largest, inclusive="left")]
+    own = tables.lesions[sizes.between(part.least, end, inclusive="left")]
     return own.groupby("group")["detected"].mean()
 
 
@@ -169,15 +175,16 @@ def _interval_of_few(part: SizeClass, n_patients: int) -> CI:
 def has_size_trend(bins: Sequence[SizeClass]) -> bool:
     """Return True if the smaller the lesions are, the more of them are missed.
 
-    The sensitivity must not fall from a class to the next larger one. Each class needs at least 5
-    lesions, and the smallest class at least 5 missed lesions.
+    The sensitivity must not fall from a class to the next larger one, and must be higher in the
+    largest class than in the smallest. Each class needs at least 5 lesions, and the smallest one 5
+    missed lesions. There is no trend of fewer than two classes.
 
     Args:
         bins: The size classes that have lesions, smallest first.
     """
     if len(bins) < 2 or min(part.n for part in bins) < MIN_LESIONS:
         return False
-    recalls = [part.detected / part.n for part in bins]
+    recalls = [part.recall for part in bins]
     n_missed = bins[0].n - bins[0].detected
     never_falls = recalls == sorted(recalls)
     return n_missed >= MIN_LESIONS and never_falls and recalls[0] < recalls[-1]
@@ -186,7 +193,8 @@ def has_size_trend(bins: Sequence[SizeClass]) -> bool:
 def froc_chart(models: Sequence[tuple[str, Evaluation]]) -> Chart | None:
     """Draw the sensitivity of one or more models against false positives per scan.
 
-    The axis is logarithmic above ⅛, as usual, and linear below, so that it includes 0.
+    The axis is logarithmic above ⅛, as usual, and linear below, so that it includes 0. Return None
+    if the first model has no threshold or no lesions.
 
     Args:
         models: The name and tables of each model, on the same scans. At most three are drawn.
@@ -222,7 +230,7 @@ def froc_chart(models: Sequence[tuple[str, Evaluation]]) -> Chart | None:
             f" set for {rate(aim.value)}",
             color="#555555",
             fontsize=9,
-            path_effects=[withStroke(linewidth=3, foreground="white")],
+            path_effects=LIGHT_EDGE,
         )
     if len(models) > 1:
         axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(models))
@@ -271,7 +279,10 @@ def _draw_froc_curve(axes: Axes, name: str, tables: Evaluation, colour: str, rig
 
 
 def _draw_interval_band(axes: Axes, tables: Evaluation, right: float) -> bool:
-    """Draw the intervals of scores.json around the curve. Return True if there are any."""
+    """Draw the intervals of scores.json around the curve, up to the rate `right`.
+
+    Return True if there are at least two.
+    """
     rates = []
     low = []
     high = []
@@ -333,15 +344,16 @@ def _draw_lower_threshold(axes: Axes, tables: Evaluation, point: CurvePoint) -> 
         (9 if is_left else -9, 8),
         textcoords="offset points",
         ha="left" if is_left else "right",
-        path_effects=[withStroke(linewidth=3, foreground="white")],
+        path_effects=LIGHT_EDGE,
     )
 
 
 def find_lower_threshold(tables: Evaluation) -> CurvePoint | None:
     """Find a lower score threshold that finds more lesions.
 
-    It may have twice the false positives of the threshold in use, or one per scan if that is more.
-    Return the one that finds most lesions, or None if none finds more.
+    It has more false positives than the threshold in use, but at most twice as many, or one per
+    scan if that is more. Return the one that finds most lesions, or None if none finds more. Return
+    None without scores.
     """
     if tables.threshold is None:
         return None
@@ -357,23 +369,22 @@ def find_lower_threshold(tables: Evaluation) -> CurvePoint | None:
 
 
 def dice_chart(tables: Evaluation) -> Chart | None:
-    """Draw the Dice of each scan in ascending order, if the mean Dice is defined."""
-    if tables.scores["dice"].value is None:
+    """Draw the Dice of each scan in ascending order. Return None if the mean Dice is undefined."""
+    mean = tables.scores["dice"].value
+    if mean is None:
         return None
     values = np.sort(tables.cases["dice"].dropna().to_numpy(np.float64))
-    if not len(values):
-        return None
     figure, axes = new_figure()
     axes.plot(np.arange(1, len(values) + 1), values, "o", color=FOUND, markersize=5)
-    axes.axhline(values.mean(), color=ACCENT, linestyle="--", linewidth=1.2)
+    axes.axhline(mean, color=ACCENT, linestyle="--", linewidth=1.2)
     axes.set(ylim=(0, 1.02), xlabel="scans with a lesion, sorted", ylabel="Dice")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    caption = f"The Dice of each scan. Dashed: mean {format_score(values.mean())}."
+    caption = f"The Dice of each scan. Dashed: mean {format_score(mean)}."
     return Chart("Dice, scan by scan", caption, figure)
 
 
 def curve_chart(tables: Evaluation) -> Chart | None:
-    """Draw the fitted chance that a lesion is found against its diameter."""
+    """Draw the fitted chance that a lesion is found against its diameter; None without a fit."""
     diameters = [point.at or 0.0 for point in tables.scores.curve("size_curve")]
     intercept = tables.scores["size_intercept"].value
     slope = tables.scores["size_slope"].value
@@ -384,8 +395,7 @@ def curve_chart(tables: Evaluation) -> Chart | None:
     high = diameters[-1]
     # `geomspace` needs a lower end above 0, and a curve needs some width
     x = np.geomspace(max(low, 1e-3), max(high, low * 1.01), 200)
-    log_odds = intercept + slope * np.log(x)
-    axes.plot(x, 1 / (1 + np.exp(-log_odds)), color=FOUND)
+    axes.plot(x, expit(intercept + slope * np.log(x)), color=FOUND)
     lesions = tables.lesions
     axes.plot(lesions[tables.size_column], lesions["detected"] * 1.0, "|", color=INK, alpha=0.4)
     axes.set(
@@ -397,7 +407,10 @@ def curve_chart(tables: Evaluation) -> Chart | None:
 
 
 def subgroup_chart(tables: Evaluation) -> Chart | None:
-    """Draw sensitivity by subgroup."""
+    """Draw the sensitivity of the first `MOST_SUBGROUPS` subgroups with lesions; None without any.
+
+    Intervals of fewer than `RELIABLE` patients are dashed.
+    """
     scores = tables.scores
     recalls = {name: scores.find("lesion_recall", subset=name) for name in scores.subgroups}
     with_recall = [name for name, recall in recalls.items() if recall.value is not None]
@@ -425,7 +438,10 @@ def subgroup_chart(tables: Evaluation) -> Chart | None:
 
 
 def reliability_chart(tables: Evaluation) -> Chart | None:
-    """Draw the share of true candidates against their score, or their calibrated probability."""
+    """Draw the share of true candidates against their score, or their calibrated probability.
+
+    Return None if scores.json has no such curve.
+    """
     points = tables.scores.curve("true_share")
     if not points:
         return None
@@ -443,17 +459,21 @@ def reliability_chart(tables: Evaluation) -> Chart | None:
 
 
 def load_chart(tables: Evaluation) -> Chart | None:
-    """Draw predicted minus reference volume per scan (Bland and Altman 1986)."""
-    if tables.scores["volume_ml_bias"].value is None:
+    """Draw predicted minus reference volume per scan (Bland and Altman 1986).
+
+    Return None if scores.json has no limits of agreement.
+    """
+    mean = tables.scores["volume_ml_bias"].value
+    highest = tables.scores["volume_ml_upper_limit"].value
+    if mean is None or highest is None:
         return None
     predicted = tables.cases[tables.is_predicted]
     volumes = predicted[["reference_ml", "predicted_ml"]].dropna()
     difference = volumes["predicted_ml"] - volumes["reference_ml"]
-    mean = difference.mean()
-    limits = 1.96 * difference.std(ddof=1)
+    limits = highest - mean
     figure, axes = new_figure()
     axes.plot(volumes.mean(axis=1), difference, "o", color=FOUND)
-    for level, style in ((mean, "-"), (mean - limits, "--"), (mean + limits, "--")):
+    for level, style in ((mean, "-"), (mean - limits, "--"), (highest, "--")):
         axes.axhline(level, color=ACCENT, linestyle=style, linewidth=1.2)
     axes.set(xlabel="mean of both volumes, ml", ylabel="difference, ml")
     caption = (
@@ -466,7 +486,7 @@ def load_chart(tables: Evaluation) -> Chart | None:
 def training_charts(history: Path) -> list[Chart]:
     """Draw loss terms and focal statistics over the training steps from metrics.csv.
 
-    Return an empty list if the file does not exist.
+    Return an empty list if the file does not exist. A kind without two values has no chart.
     """
     if not history.is_file():
         return []

@@ -79,7 +79,8 @@ class CaseLook:
         name: Pseudonym or id of the case.
         role: Role of the case.
         shape: Shape of the image. Empty, like the following fields, if the case cannot be read.
-        spacing_mm: Spacing along S, A and R; in 2-D down and across.
+        spacing_mm: Spacing along S, A and R; in 2-D down and across. In pixels without a pixel
+            size.
         diameters: Equivalent diameters of its lesions.
         ranges: The 0.5, 50 and 99.5 percentiles of each channel. NaN for a missing channel.
         picture: The picture as a data URI.
@@ -144,7 +145,7 @@ def _measure_range(channel: NDArray[np.float32]) -> tuple[float, float, float]:
     """Return the 0.5, 50 and 99.5 percentiles of the voxels above the channel's lowest value.
 
     The lowest value is usually the air or the border of the scan. A constant channel has only this
-    value, and all its voxels count.
+    value, and all its voxels count. Of a large channel, every n-th voxel is used.
     """
     flat = channel.reshape(-1)
     sample = flat[:: max(1, flat.size // _SAMPLED)]
@@ -210,10 +211,10 @@ def write_dataset_report(
     findings: Sequence[Finding],
     channels: Sequence[str],
     unit: str,
-    name: str = "",
+    name: str,
     *,
-    agreement: Sequence[ReaderAgreement] = (),
-    identifiers: bool = False,
+    agreement: Sequence[ReaderAgreement],
+    identifiers: bool,
 ) -> None:
     """Write the page of a dataset atomically.
 
@@ -265,7 +266,10 @@ def write_dataset_report(
 def _findings_table(
     looks: Mapping[str, CaseLook], findings: Sequence[Finding]
 ) -> list[dict[str, object]]:
-    """Return one row per kind of finding, errors first, with the pseudonyms of its cases."""
+    """Return one row per severity and kind of finding, errors first, with its cases' pseudonyms.
+
+    Entries of the dataset's list that are not cases have a row of their own.
+    """
     table: list[dict[str, object]] = []
     for severity, words in SEVERITY.items():
         for kind, meaning in MEANING.items():
@@ -305,7 +309,7 @@ def _agreement_table(agreement: Sequence[ReaderAgreement]) -> list[dict[str, obj
 
 
 def _join_range(values: Sequence[float]) -> str:
-    """Return the lowest and highest value, or nothing without values."""
+    """Return the lowest and highest value as text; "" without values."""
     return f"{min(values):.2f} to {max(values):.2f}" if values else ""
 
 
@@ -334,7 +338,10 @@ def _list_first(names: Sequence[str], most: int) -> str:
 
 
 def _draw_charts(looks: Sequence[CaseLook], channels: Sequence[str], unit: str) -> list[Chart]:
-    """Draw the lesion sizes, the intensities of each channel, and the spacings."""
+    """Draw the lesion sizes, the intensities of each channel, and the spacings.
+
+    A chart without data is left out, and that of spacings if `unit` is `PIXELS`.
+    """
     charts = []
     readable = [look for look in looks if look.ranges]
     diameters = [d for look in looks for d in look.diameters]

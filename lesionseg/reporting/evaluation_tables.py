@@ -17,14 +17,26 @@ SMALL_MM = 5.0  # the first screen shows lesions below and above this diameter s
 
 
 class SizeClass(NamedTuple):
-    """The lesions with a diameter in `[from_mm, to_mm)`. The last class has `to_mm` None."""
+    """The lesions with a diameter in `[least, below)`, in the unit of the scores.
 
-    from_mm: float
-    to_mm: float | None
+    Attributes:
+        least: The lower bound.
+        below: The upper bound. None for the last class.
+        n: Number of lesions, at least 1.
+        detected: Number of lesions found.
+        ci95: The interval of the recall. None if there is none.
+    """
+
+    least: float
+    below: float | None
     n: int
     detected: int
-    recall: float | None
     ci95: CI | None
+
+    @property
+    def recall(self) -> float:
+        """The share of lesions found."""
+        return self.detected / self.n
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +52,10 @@ class Evaluation(Tables):
 
     @property
     def threshold(self) -> float | None:
-        """The score from which candidates are accepted; None if a case has no scores."""
+        """The score from which candidates are accepted.
+
+        None if the candidates have no scores, or if the scores state no operating point.
+        """
         has_no_curve = len(self.lesions) > 0 and not self.scores.has_froc
         return None if has_no_curve else self.scores.operating_point.score
 
@@ -58,7 +73,8 @@ class Evaluation(Tables):
     def n_scanned(self) -> float:
         """Number of scans by which rates are divided.
 
-        If a reader looked for some labels only, the scan counts by the share of these labels.
+        If a reader looked for some labels only, the scan counts by the share of these labels. The
+        number is never 0, because it is a divisor.
         """
         return max(self.exposure, 1e-9)
 
@@ -70,12 +86,12 @@ class Evaluation(Tables):
     @property
     def found(self) -> pd.DataFrame:
         """The lesions that are found at the operating point."""
-        return self.lesions[self.lesions["detected"].astype(bool)]
+        return self.lesions[self.lesions["detected"]]
 
     @property
     def missed(self) -> pd.DataFrame:
         """The missed lesions, largest first."""
-        missed = self.lesions[~self.lesions["detected"].astype(bool)]
+        missed = self.lesions[~self.lesions["detected"]]
         order = [self.size_column, "case", "lesion"]
         return missed.sort_values(order, ascending=[False, True, True])
 
@@ -101,18 +117,17 @@ class Evaluation(Tables):
 
     @property
     def size_classes(self) -> list[SizeClass]:
-        """The size classes that have lesions."""
+        """The size classes that have lesions, smallest first."""
         classes = []
         points = self.scores.curve("recall_by_size")
         for point, following in zip(points, [*points[1:], None], strict=True):
             if not point.n:
                 continue
             found = SizeClass(
-                from_mm=point.at or 0.0,
-                to_mm=None if following is None else following.at,
+                least=point.at or 0.0,
+                below=None if following is None else following.at,
                 n=point.n,
                 detected=round((point.value or 0.0) * point.n),
-                recall=point.value,
                 ci95=point.ci95,
             )
             classes.append(found)
@@ -156,7 +171,10 @@ def write_pseudonyms(folder: Path, names: Mapping[str, str]) -> None:
 
 
 def _with_pseudonyms(tables: Evaluation) -> Evaluation:
-    """Replace the names of cases and groups by pseudonyms."""
+    """Replace the names of cases and groups by pseudonyms, which are numbered by first appearance.
+
+    If groups are not stated, a group has the pseudonym of its case.
+    """
     cases = {name: f"case {n}" for n, name in enumerate(tables.cases["case"].unique(), 1)}
     groups = {name: f"patient {n}" for n, name in enumerate(tables.cases["group"].unique(), 1)}
     if not tables.patients_stated:

@@ -168,7 +168,7 @@ class Film:
 
 
 def choose_films(tables: Evaluation) -> list[str]:
-    """Return the scans to show as a whole, at most `MOST_FILMS`.
+    """Return the scans to show as a whole, at most `MOST_FILMS`; none if an image has three axes.
 
     Scans with the largest missed lesions and those with the most confident false positives take
     turns. Scans with lesions that are all found follow.
@@ -183,7 +183,10 @@ def choose_films(tables: Evaluation) -> list[str]:
 
 
 def label_keys(tables: Evaluation) -> dict[str, LabelKey]:
-    """Return the key of each label of lesions and markings; empty if there is only one label."""
+    """Return the key of each label of lesions and markings by its name; empty for a single label.
+
+    The labels of the scores come first, in their order.
+    """
     used = {*tables.lesions["label"], *tables.candidates["label"]}
     names = [name for name in tables.scores.labels if name in used]
     names += sorted(used - set(names))
@@ -196,7 +199,7 @@ def label_keys(tables: Evaluation) -> dict[str, LabelKey]:
 
 
 def _letter(number: int) -> str:
-    """Return A, B, … Z, then AA, AB, ….
+    """Return A, B, … Z, then AA, AB, … ZZ for numbers from 0 to 701.
 
     >>> _letter(0), _letter(25), _letter(26)
     ('A', 'Z', 'AA')
@@ -240,13 +243,13 @@ def draw_film(scene: Scene, case: str, tables: Evaluation) -> Film:
 def _lesion_boxes(lesions: pd.DataFrame, keys: Mapping[str, LabelKey]) -> Iterator[FilmBox]:
     """Yield the boxes of lesions, the largest first."""
     for _, row in lesions.sort_values("diameter_mm", ascending=False).iterrows():
-        is_missed = not bool(row["detected"])
-        yield _box("reference", row, keys, "missed" if is_missed else "", is_error=is_missed)
+        words = "" if row["detected"] else "missed"
+        yield _box("reference", row, keys, words, is_error=not row["detected"])
 
 
 def _marking_boxes(markings: pd.DataFrame, keys: Mapping[str, LabelKey]) -> Iterator[FilmBox]:
     """Yield the boxes of accepted markings, the highest score first."""
-    accepted = markings[markings["accepted"].astype(bool)]
+    accepted = markings[markings["accepted"]]
     for _, row in accepted.sort_values("score", ascending=False).iterrows():
         is_false = row["outcome"] == "false_positive"
         yield _box("accepted", row, keys, _score_words(row), is_error=is_false)
@@ -256,11 +259,10 @@ def _nearest_boxes(
     lesions: pd.DataFrame, markings: pd.DataFrame, keys: Mapping[str, LabelKey]
 ) -> Iterator[FilmBox]:
     """Yield the boxes of markings below the limit that explain why a lesion was missed."""
-    missed = lesions[~lesions["detected"].astype(bool)]
-    names = set(missed["nearest_candidate"].dropna().astype(int))
-    for _, row in markings.iterrows():
-        if int(row["candidate"]) in names and not bool(row["accepted"]):
-            yield _box("below", row, keys, _score_words(row), is_error=False)
+    nearest = lesions[~lesions["detected"]]["nearest_candidate"]
+    below = markings[~markings["accepted"] & markings["candidate"].isin(nearest)]
+    for _, row in below.iterrows():
+        yield _box("below", row, keys, _score_words(row), is_error=False)
 
 
 def _score_words(row: Mapping[str, Any]) -> str:
@@ -276,7 +278,7 @@ def _box(
     *,
     is_error: bool,
 ) -> FilmBox:
-    """Return the box of a row of lesions.csv or candidates.csv."""
+    """Return the box of `row`, which is one of lesions.csv or candidates.csv."""
     x = float(row["start_x_vox"])
     y = float(row["start_y_vox"])
     return FilmBox(
@@ -299,8 +301,12 @@ def _caption(
     *,
     several_labels: bool,
 ) -> str:
-    """Return the counts of a scan, its largest missed lesion, and the boxes that are not drawn."""
-    missed = lesions[~lesions["detected"].astype(bool)]
+    """Return the counts of a scan, its largest missed lesion, and the boxes that are not drawn.
+
+    `lesions` and `markings` are those of the scan. With `several_labels`, the label of the missed
+    lesion is stated.
+    """
+    missed = lesions[~lesions["detected"]]
     words = ""
     if len(missed):
         row = missed.sort_values(tables.size_column, ascending=False).iloc[0]

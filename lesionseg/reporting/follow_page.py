@@ -39,7 +39,9 @@ WITH_PICTURES = ("new", "enlarged", "shrunk", "gone", "merged", "split")
 def draw_changes(
     pair: VisitPair, changes: Sequence[LesionChange], name: str, images: Sequence[Path]
 ) -> list[tuple[LesionChange, Card]]:
-    """Draw each accepted change at both visits, at the same place and with both outlines.
+    """Draw the accepted changes at both visits, at the same place and with both outlines.
+
+    Return the `MAX_PICTURES` largest with their pictures.
 
     Args:
         pair: The two visits.
@@ -259,7 +261,7 @@ def write_follow_page(
 def _group_cards(
     cards: Iterable[tuple[LesionChange, Card]],
 ) -> dict[str, list[Card]]:
-    """Return the pictures of each kind of change, the largest first.
+    """Return the pictures of each kind of change that has any, the largest lesion first.
 
     Only the pictures of the largest `MAX_PICTURES` lesions of all kinds are shown.
     """
@@ -272,7 +274,7 @@ def _group_cards(
 
 
 def _count_thin(changes: Sequence[LesionChange], threshold: float) -> int:
-    """Count the new and gone lesions at or above the threshold that are too thin to be sure."""
+    """Count new lesions from the threshold on and gone lesions that are too thin to be sure."""
     return sum(_is_too_thin(change) and _score(change) >= threshold for change in changes)
 
 
@@ -286,7 +288,7 @@ def _is_too_thin(change: LesionChange) -> bool:
 
 
 def _score(change: LesionChange) -> float:
-    """Return the score of a new lesion. Other changes have no score and are always reported."""
+    """Return the score of a new lesion, and 1 for other changes, which are always reported."""
     return 1.0 if change.score is None else change.score
 
 
@@ -317,7 +319,7 @@ def _draw_chart(changes: Sequence[LesionChange], unit: str) -> Chart:
 
 
 def _row_of_pair(case: str, name: str, changes: Sequence[LesionChange]) -> dict[str, object]:
-    """Return the row of a pair of visits by column."""
+    """Return the row of a pair of visits by column. Only sure changes and stable lesions count."""
     own = [c for c in changes if c.case == case]
     return {
         "pair": name,

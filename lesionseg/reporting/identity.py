@@ -24,7 +24,8 @@ def read_identity(scores_dir: Path, made: Provenance) -> Provenance:
 def read_run(folder: Path) -> Provenance:
     """Read the model and its training from a run directory, or a folder one or two levels below.
 
-    The provenance is empty if the run is unfinished, or if the folder does not belong to a run.
+    The provenance is empty if the run is unfinished or damaged, or if the folder does not belong to
+    a run.
     """
     from lesionseg.inference.bundle import bundle_digest
 

@@ -24,7 +24,7 @@ from lesionseg.errors import DatasetError, GeometryError, ReadError, join_names
 from lesionseg.evaluation.scores import Provenance
 from lesionseg.inference.nnunet.outputs import open_prediction
 from lesionseg.io.case_ids import split_channel
-from lesionseg.io.cases import read_case
+from lesionseg.io.cases import finite_values, read_case
 from lesionseg.io.channels import is_colour
 from lesionseg.io.grids import GridPair
 from lesionseg.io.layouts import list_dataset
@@ -37,7 +37,7 @@ from lesionseg.ops.components import lesion_mask
 
 _log = logging.getLogger(__name__)
 
-NOT_STATED = Provenance()
+NO_PROVENANCE = Provenance()
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,8 +76,8 @@ class Sources:
     Args:
         images: A dataset, the root of one, or a folder of image files. A dataset also provides the
             reference.
-        reference: The root of a dataset, or a folder of masks.
-        prediction: A folder of prediction files.
+        reference: The root of a dataset, or a folder of masks. None takes those of `images`.
+        prediction: A folder of prediction files. None draws no candidates.
         made: The provenance of the scores. It states the file of annotations, and how readers and
             labels were merged.
 
@@ -90,7 +90,7 @@ class Sources:
         images: Path | Dataset,
         reference: Path | None = None,
         prediction: Path | None = None,
-        made: Provenance = NOT_STATED,
+        made: Provenance = NO_PROVENANCE,
     ) -> None:
         for folder in (images, reference, prediction):
             if isinstance(folder, Path) and not folder.exists():
@@ -130,7 +130,7 @@ class Sources:
     def load(
         self, case: str, accepted: frozenset[int] = frozenset(), below: frozenset[int] = frozenset()
     ) -> Scene:
-        """Read one case.
+        """Read one case. A prediction on another grid is left out with a warning.
 
         Args:
             case: Id of the case.
@@ -144,7 +144,9 @@ class Sources:
         """
         files = self._find_files(case)
         if self._images is None:
-            found = Case(case, read_volume(files.images[0]))
+            volume = read_volume(files.images[0])
+            array = finite_values(files.images[0], volume.array, nan_background=True)
+            found = Case(case, replace(volume, array=array))
         else:
             found = read_case(files, self._images)
         geometry = found.image.geometry
@@ -190,7 +192,7 @@ class Sources:
         """Read the reference of a case from the folder `reference`, or return that of the images.
 
         A dataset in the folder replaces the references of all cases, a folder of masks only those
-        of the cases that have a mask in it.
+        of the cases that have a mask in it. Return None for a case without a reference.
         """
         files = self._reference_files.get(found.case)
         if files is None:
@@ -239,7 +241,11 @@ def _read_colours(files: CaseFiles) -> NDArray[Any] | None:
 
 
 def _reference_mask(reference: Reference | None, geometry: Geometry) -> Flags | None:
-    """Return a mask of all lesions. Raise `GeometryError` if it is on another grid."""
+    """Return a mask of all lesions; None without a reference.
+
+    Raises:
+        GeometryError: if the reference is not on the grid `geometry` of its image.
+    """
     if reference is None:
         return None
     grids = GridPair("the reference", reference.geometry, "its image", geometry)
@@ -252,7 +258,7 @@ def _reference_mask(reference: Reference | None, geometry: Geometry) -> Flags | 
 
 
 def _without_mask(prediction: Prediction) -> list[Candidate]:
-    """Return the candidates that have only a box."""
+    """Return the candidates that have only a box: all of them if the prediction has no voxels."""
     if prediction.instances is None:
         return list(prediction.candidates)
     return [candidate for candidate in prediction.candidates if not candidate.has_mask]
@@ -264,11 +270,12 @@ def candidate_ids(
     """Return a volume `[*spatial]` of the ids of candidates, 0 elsewhere.
 
     `ids` are the candidates to draw; None draws all. A candidate without a mask fills its box.
+    Masks overwrite boxes, and better candidates overwrite others.
     """
     if ids is None:
         ids = {candidate.id for candidate in prediction.candidates}
     drawn = np.zeros(prediction.geometry.shape, dtype=np.int32)
-    # in reverse, so that the best candidate overwrites the others
+    # in reverse, so that the best candidate is drawn last
     for candidate in reversed(_without_mask(prediction)):
         if candidate.id in ids:
             box = (*candidate.start_vox, *candidate.stop_vox)
@@ -276,4 +283,4 @@ def candidate_ids(
     if prediction.instances is None:
         return drawn
     has_mask = np.isin(prediction.instances, sorted(ids))
-    return np.where(has_mask, prediction.instances, drawn)  # masks overwrite boxes
+    return np.where(has_mask, prediction.instances, drawn)

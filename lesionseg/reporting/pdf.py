@@ -71,7 +71,7 @@ LETTER = 0.062  # mean width of a letter of 8 points
 
 
 def write_pdf(path: Path, content: ReportContent) -> None:
-    """Write the report to a PDF.
+    """Write the report to a PDF atomically.
 
     Missed lesions have at most three pages and false positives one. They have none if the first
     page shows all of them.
@@ -148,18 +148,26 @@ class _Page:
         ys = (1 - y / HEIGHT, 1 - y / HEIGHT)
         self.figure.add_artist(Line2D(xs, ys, **look))
 
-    def image(self, x: float, y: float, width: float, height: float, pixels: Any) -> None:
-        """Draw an image into the upper left corner of a rectangle."""
+    def add_axes(self, x: float, y: float, width: float, height: float) -> Axes:
+        """Add invisible axes that fill a rectangle, and return them."""
         axes = self.figure.add_axes(
             (x / WIDTH, 1 - (y + height) / HEIGHT, width / WIDTH, height / HEIGHT)
         )
+        axes.set_axis_off()
+        return axes
+
+    def image(self, x: float, y: float, width: float, height: float, pixels: Any) -> None:
+        """Draw an image into the upper left corner of a rectangle, as large as it fits."""
+        axes = self.add_axes(x, y, width, height)
         axes.imshow(pixels)
         axes.set_anchor("NW")
-        axes.set_axis_off()
 
 
 def _wrap_lines(words: str, width: int) -> list[str]:
-    """Wrap a text after `width` letters, or return it as one line for 0."""
+    """Wrap a text after `width` letters, or return it as one line for 0.
+
+    A number stays on one line with its per cent sign.
+    """
     words = words.replace(" %", "\N{NO-BREAK SPACE}%")
     return wrap(words, width) if width else [words]
 
@@ -222,7 +230,7 @@ def _draw_tiles(page: _Page, tiles: Sequence[Tile], y: float) -> None:
 
 
 def _draw_charts(page: _Page, charts: Sequence[Chart], y: float) -> float:
-    """Draw two charts next to each other. Return the position below them.
+    """Draw two charts next to each other, if there are any. Return the position below them.
 
     Title, chart and caption fill the page from `y` to `CHARTS_END`. A caption of more than two
     lines takes its room from the chart, so that the content below stays in its place.
@@ -278,7 +286,7 @@ def _card_pages(
 def _draw_outline_key(
     page: _Page, outlines: Sequence[tuple[str, str]], x: float, y: float
 ) -> float:
-    """Draw the key of outlines in one row. Return its right end."""
+    """Draw the key of outlines in one row from `x` on. Return its right end."""
     for name, words in outlines:
         colour, style = LINE_STYLES[name]
         page.line(x, y + 0.08, 0.3, color=colour, linestyle=style, linewidth=2)
@@ -314,16 +322,13 @@ def _draw_film(page: _Page, film: Film, x: float, y: float, width: float, height
     """
     width = min(width, height * film.aspect)
     height = width / film.aspect
-    axes = page.figure.add_axes(
-        (x / WIDTH, 1 - (y + height) / HEIGHT, width / WIDTH, height / HEIGHT)
-    )
+    axes = page.add_axes(x, y, width, height)
     axes.imshow(
         _decode_picture(film.uri),
         cmap="gray",
         extent=(0, film.width, film.height, 0),
         aspect="auto",
     )
-    axes.set_axis_off()
     inches_per_pixel = width / film.width
     points = max(72 * film.text_size * inches_per_pixel, LEAST_TEXT)
     for box in film.boxes:
@@ -410,7 +415,7 @@ def _draw_film_key(page: _Page, pictures: Pictures, y: float, *, in_one_row: boo
 
 
 def _case_pages(rows: Sequence[Mapping[str, Any]]) -> list[_Page]:
-    """Draw the table of the first `MOST_CASES` scans."""
+    """Draw the table of the first `MOST_CASES` scans; no page without scans."""
     if not rows:
         return []
     title = "Patient by patient" if "patient" in rows[0] else "Scan by scan"
@@ -438,7 +443,10 @@ def _table_pages(
     rows: Sequence[Sequence[str]],
     widest: int = MOST_LETTERS,
 ) -> list[_Page]:
-    """Draw a table on as many pages as needed. Cells are wrapped after `widest` letters."""
+    """Draw a table on as many pages as needed; none without rows.
+
+    Cells are wrapped after `widest` letters.
+    """
     letters = [min(max(map(len, column)), widest) for column in zip(header, *rows, strict=True)]
     pages: list[_Page] = []
     y = HEIGHT
@@ -462,10 +470,7 @@ def _draw_row(
     x = EDGE
     n_lines = 1
     for text, width in zip(cells, letters, strict=True):
-        lines = _wrap_lines(text, max(width, 1)) or [""]
-        for k, line in enumerate(lines):
-            page.text(x, y + k * LINE, line, 7.5, weight=weight)
-        n_lines = max(n_lines, len(lines))
+        n_lines = max(n_lines, page.text(x, y, text, 7.5, max(width, 1), weight=weight))
         x += LETTER * (width + 2)
     return LINE * n_lines + 0.04
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from lesionseg.core import Geometry
 from lesionseg.core.arrays import Flags, Numbers
 from lesionseg.reporting.images import Scene
+from lesionseg.reporting.words import short_unit
 
 SMALL_EXTENT_MM = 8.0  # lesions under this are small
 SMALL_SIDE_MM = 38.0  # minimum side of the cut-out of a small lesion
@@ -112,7 +113,7 @@ def draw_cutout(
     """
     order, flips = display_axes(scene.geometry)
     spacing = np.array([scene.geometry.spacing_mm[a] for a in order])
-    unit = scene.geometry.size_unit.split(",")[0].split(" ")[0]  # mm of "mm at the detector"
+    unit = short_unit(scene.geometry.size_unit)
     image = np.flip(scene.image.transpose(order), flips)
     shown = image
     if scene.colours is not None:
@@ -161,7 +162,10 @@ def _style_outlines(
     below: NDArray[Any] | None,
     chosen: Flags | None,
 ) -> tuple[_Outline, ...]:
-    """Return the outlines of the masks of a scene. With `chosen`, other candidates are faded."""
+    """Return the outlines of the masks of a scene.
+
+    That of the candidate `chosen` is thick, and those of other candidates are then faded.
+    """
     fade = 1.0
     others = accepted
     if chosen is not None:
@@ -196,14 +200,14 @@ def _choose_side(image_mm: Numbers, box_mm: Numbers) -> float:
 def _reorient(
     array: NDArray[Any] | None, order: tuple[int, ...], flips: tuple[int, ...]
 ) -> NDArray[Any] | None:
-    """Apply the result of `display_axes` to an array."""
+    """Apply the result of `display_axes` to an array; None stays None."""
     return None if array is None else np.flip(array.transpose(order), flips)
 
 
 def draw_overview(image: NDArray[Any], geometry: Geometry, mask: Flags | None) -> str:
-    """Draw a small picture of a case as a data URI.
+    """Draw a small picture of a case as a data URI, with the outline of a mask.
 
-    It shows the axial slice with the most mask voxels, or the middle slice without a mask.
+    It shows the axial slice with the most mask voxels, or the middle slice without any.
 
     Args:
         image: The image `[*spatial]`, or the colours `[y, x, 3]` of a picture.
@@ -326,7 +330,7 @@ def _show(
     spacing: NDArray[Any],
     limits: Any,
 ) -> None:
-    """Draw an image in millimetres with the outlines of masks.
+    """Draw an image in millimetres with the outlines of masks. Empty masks have none.
 
     The image is grey `[h, w]`, or in colour `[h, w, 3]` from 0 to 255. `limits` are the grey values
     of black and white.
@@ -370,9 +374,10 @@ def _show(
 def _find_middle(
     shape: Sequence[int], box: NDArray[Any], masks: Sequence[Flags | None]
 ) -> tuple[int, ...]:
-    """Return the mask voxel in the box that is nearest to the centre of the box.
+    """Return the index of the mask voxel in the box that is nearest to the centre of the box.
 
-    The first mask with voxels in the box is used. If no mask has any, return the centre.
+    `box` contains the first corner and the last one, exclusive. The first mask with voxels in the
+    box is used. If no mask has any, return the centre. The box is clipped to the image.
     """
     start = np.clip(np.floor(box[0]).astype(int), 0, np.array(shape) - 1)
     stop = np.minimum(np.maximum(np.ceil(box[1]).astype(int), start + 1), shape)

@@ -62,7 +62,7 @@ def percent(share: float | None) -> str:
 
 
 def rate(value: float | None) -> str:
-    """Return a rate with two digits.
+    """Return a rate with two digits, a dash for None.
 
     >>> rate(0.75), rate(1.0), rate(12.3), rate(0.0), rate(0.00019)
     ('0.75', '1', '12', '0', '<0.001')
@@ -75,7 +75,7 @@ def rate(value: float | None) -> str:
 
 
 def per_scan(value: float | None, noun: str = "false positive", per: str = "scan") -> str:
-    """Return a rate in words, such as "2 false positives per scan".
+    """Return a rate in words, such as "2 false positives per scan". None becomes a dash.
 
     >>> per_scan(1.0), per_scan(0.75), per_scan(16.0)
     ('1 false positive per scan', '0.75 false positives per scan', '16 false positives per scan')
@@ -132,7 +132,7 @@ def percent_near(share: float, limit: float) -> str:
 def format_decimals(value: float, limits: Sequence[float], least: int = 0) -> str:
     """Return a number with enough decimals to show on which side of each limit it is.
 
-    It has at least `least` decimals.
+    It has at least `least` decimals, and at most 6.
     """
     shown = f"{value:.{least}f}"
     for decimals in range(least, 7):
@@ -184,7 +184,7 @@ def say(sentence: str, **values: object) -> str:
 
 
 def split_lines(lines: Iterable[str]) -> list[tuple[str, str]]:
-    """Split each line into a name and the words after the colon."""
+    """Split each line into a name and the words after the first colon; "" without a colon."""
     parts = [line.partition(": ") for line in lines]
     return [(name, words) for name, _, words in parts]
 

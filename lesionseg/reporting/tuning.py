@@ -64,7 +64,7 @@ class TuningSearch:
 
     @property
     def finished(self) -> list[TuningTrial]:
-        """The trials whose training was completed."""
+        """The trials whose training was completed and has a value."""
         return [t for t in self.trials if t.state == "complete" and t.value is not None]
 
     @property
@@ -80,7 +80,10 @@ class TuningSearch:
 
 
 def trial_table(search: TuningSearch) -> list[list[str]]:
-    """Return a header and one row per trial in order. A missing value is a dash."""
+    """Return a header and one row per trial in order. A missing number is a dash.
+
+    There is a column of notes only if a trial has one.
+    """
     names: dict[str, None] = {}  # of the scores of all trials, in the order of their appearance
     for trial in search.trials:
         names.update(dict.fromkeys(trial.scores))
@@ -102,7 +105,10 @@ def trial_table(search: TuningSearch) -> list[list[str]]:
 
 
 def write_tuning_page(search: TuningSearch, path: Path) -> Path:
-    """Write the page of the search. It needs no network. Return its path."""
+    """Write the page of the search atomically. Return `path`.
+
+    A ring marks the steadiest training, if its value is above 0.
+    """
     figure, axes = new_figure(6, 4.4)
     dots = _draw_finished(axes, search)
     figure.colorbar(dots, label=search.objective)
@@ -135,7 +141,7 @@ def write_tuning_page(search: TuningSearch, path: Path) -> Path:
 
 
 def _draw_finished(axes: Axes, search: TuningSearch) -> PathCollection:
-    """Draw a dot for each finished training, with its value next to it. Return the dots."""
+    """Draw a dot for each finished training, with its recall next to it. Return the dots."""
     finished = search.finished
     dots = axes.scatter(
         [trial.alpha for trial in finished],
@@ -154,7 +160,10 @@ def _draw_finished(axes: Axes, search: TuningSearch) -> PathCollection:
 
 
 def _recall(trial: TuningTrial) -> float:
-    """Return the recall of a finished training. Its value also contains the average precision."""
+    """Return the recall of a training; 0 if it is unknown.
+
+    The value of a trial also contains the average precision.
+    """
     return trial.scores.get("recall", 0.0)
 
 

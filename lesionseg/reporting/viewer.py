@@ -40,14 +40,15 @@ def require_niivue() -> None:
 
 
 def write_viewer(
-    folder: Path, name: str, title: str, scene: Scene, threshold: float | None = None
-) -> Path:
-    """Write `folder/name.html`. Return its path.
+    folder: Path, name: str, title: str, scene: Scene, threshold: float | None
+) -> None:
+    """Write `folder/name.html`, the page of a case that it calls `title`.
 
     The page first shows the candidates with a score of at least `threshold`; with None, those that
     the prediction accepts.
 
-    NiiVue and its licences are copied into the folder if they are not there.
+    The page contains the voxels and loads NiiVue from the folder, to which NiiVue and its licences
+    are copied if they are missing.
 
     Raises:
         ConfigError: if NiiVue is not installed.
@@ -60,8 +61,11 @@ def write_viewer(
         target = folder / name_of_file
         if source.is_file() and not target.is_file():
             shutil.copyfile(source, target)
-    write_text(folder / f"{name}.html", viewer_page(title, scene, threshold))
-    return folder / f"{name}.html"
+    data = viewer_data(scene)
+    if threshold is not None:
+        data["threshold"] = threshold
+    page = render("viewer.html.j2", title=title, niivue=NIIVUE.name, data=data)
+    write_text(folder / f"{name}.html", page)
 
 
 def remove_viewer_pages(folder: Path) -> None:
@@ -74,26 +78,17 @@ def remove_viewer_pages(folder: Path) -> None:
             page.unlink()
 
 
-def viewer_page(title: str, scene: Scene, threshold: float | None = None) -> str:
-    """Return the page of one case. It contains the voxels and loads NiiVue from its own folder.
-
-    `title` is the name of the case on the page. For `threshold`, see `write_viewer`.
-    """
-    data = viewer_data(scene)
-    if threshold is not None:
-        data["threshold"] = threshold
-    return render("viewer.html.j2", title=title, niivue=NIIVUE.name, data=data)
-
-
 def viewer_data(scene: Scene, *, with_picture: bool = False) -> dict[str, Any]:
     """Return the data for the script of `viewer_parts.html.j2`.
 
     - `volumes`: image, candidates and reference as `.nii.gz` in base64. They contain every
       `step`-th voxel of each axis.
     - `candidates`: id, score, position in mm and diameter, empty without a prediction.
-    - `threshold`: the score from which candidates are accepted.
+    - `threshold`: the score of the operating point. Without one, it is the lowest score of an
+      accepted candidate, or 0.
     - `unit`: the unit of diameters.
     - `flat`: True for a 2-D image.
+    - `step`: 1, or more for a scan of more than `MAX_VOXELS` voxels.
     - `picture`: one slice with the accepted candidates, for a page without NiiVue. It is present
       only for `with_picture`.
     """
@@ -135,7 +130,7 @@ def viewer_data(scene: Scene, *, with_picture: bool = False) -> dict[str, Any]:
 
 
 def _scale_to_grey(image: NDArray[Any]) -> NDArray[np.uint8]:
-    """Scale an image to 0 for black and 255 for white."""
+    """Scale an image to 0 for black and 255 for white, between two percentiles. NaN counts as 0."""
     values: NDArray[np.float32] = np.nan_to_num(np.asarray(image, dtype=np.float32))
     low, high = np.percentile(values, _WINDOW)
     scaled: NDArray[np.float32] = (values - low) * (255.0 / max(float(high - low), 1e-6))
@@ -151,7 +146,7 @@ def _affine(geometry: Geometry) -> Numbers:
 
 
 def _convert_mm(centre_mm: Sequence[float], geometry: Geometry) -> list[float]:
-    """Convert a position in the scan's mm to mm on the page, which differ in 2-D."""
+    """Convert a position in the scan's mm to mm on the page `[x, y, z]`, which differ in 2-D."""
     index = np.linalg.solve(geometry.affine, [*centre_mm, 1.0])
     index_3d = [*np.zeros(3 - geometry.dims), *index]  # z = 0 for a 2-D image
     place = _affine(geometry) @ index_3d

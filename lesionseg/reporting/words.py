@@ -11,6 +11,7 @@ from lesionseg.errors import count, format_score
 from lesionseg.evaluation.intervals import CI, poisson_interval
 from lesionseg.evaluation.operating_point_choice import FEW_PATIENTS
 from lesionseg.evaluation.scores import PERCENT_OF_WIDTH, Scores
+from lesionseg.evaluation.subgroups import NOT_STATED
 from lesionseg.reporting.evaluation_tables import SMALL_MM, Evaluation, SizeClass
 from lesionseg.reporting.rendering import (
     Tile,
@@ -25,7 +26,6 @@ from lesionseg.reporting.rendering import (
 
 FEW = 5  # fewer patients give no reliable interval
 FEW_STEPS = 1000  # fewer training steps are stated in the warning colour
-NOT_STATED = "not stated"
 OPTIONAL = ("title", "contact", "remarks")  # questions that are shown only if they are answered
 
 
@@ -63,18 +63,21 @@ def size_words(row: Mapping[str, Any], tables: Evaluation) -> str:
 def size_class_words(part: SizeClass, unit: str) -> str:
     """Return the name of a size class, short enough to show five next to each other."""
     short = short_unit(unit)
-    if part.to_mm is None:
-        return f"≥ {part.from_mm:g} {short}"
-    if not part.from_mm:
-        return f"under {part.to_mm:g} {short}"
-    return f"{part.from_mm:g}–{part.to_mm:g} {short}"
+    if part.below is None:
+        return f"≥ {part.least:g} {short}"
+    if not part.least:
+        return f"under {part.below:g} {short}"
+    return f"{part.least:g}–{part.below:g} {short}"
 
 
 # --- the first screen ----------------------------------------------------------------------------
 
 
 def tags(tables: Evaluation) -> list[tuple[str, str]]:
-    """Return the warnings at the top of the page: the name of each, and a sentence."""
+    """Return the warnings at the top of the page: the name of each, and a sentence.
+
+    There are none without a scored case.
+    """
     if not len(tables.cases):
         return []
     scores = tables.scores
@@ -111,7 +114,10 @@ def explain_excess(scores: Scores, noun: str = "limit") -> str:
 
 
 def headline(tables: Evaluation) -> str:
-    """Return one sentence about the lesions of two size classes and the false positives."""
+    """Return one sentence about the lesions found and the false positives.
+
+    Lesions are divided at `SMALL_MM` if sizes are known in mm.
+    """
     found = say(
         "found_words",
         n_found=int(tables.lesions["detected"].sum()),
@@ -199,7 +205,10 @@ def _found_tile(found: "pd.Series[bool]", words: str, without: Tile) -> Tile:
 
 
 def _false_positive_tile(tables: Evaluation) -> Tile:
-    """Return the tile of the rate of false positives, with its interval."""
+    """Return the tile of the rate of false positives, with its interval.
+
+    Its value is a dash without a prediction, and "0 on …" without a false positive.
+    """
     n_false = tables.scores.count("n_false_positive")
     found = tables.scores["false_positives_per_case"]
     words = say(
@@ -215,7 +224,7 @@ def _false_positive_tile(tables: Evaluation) -> Tile:
 
 
 def limitations(tables: Evaluation, study: Mapping[str, str]) -> str:
-    """Return the limitations of the evaluation in one line."""
+    """Return the limitations in one line. `study` contains the answers of study.yaml."""
     n_warned = int((tables.cases["warning"] != "").sum())
     n_outside = int(tables.cases["n_outside"].sum())
     return say("limitations", tables=tables, study=study, n_warned=n_warned, n_outside=n_outside)
@@ -274,7 +283,10 @@ def why_missed(row: Mapping[str, Any], tables: Evaluation) -> str:
 
 
 def false_positive_words(row: Mapping[str, Any]) -> str:
-    """Return the words below the picture of a false positive, from its row of candidates.csv."""
+    """Return the score of a false positive, and the contact with a lesion, if there are any.
+
+    `row` is its row of candidates.csv.
+    """
     parts = []
     score = _read_number(row.get("score"))
     share = _read_number(row.get("in_lesions"))
@@ -294,7 +306,7 @@ def _read_number(value: Any) -> float | None:
 
 
 def _format_distinct(score: float, limit: float) -> tuple[str, str]:
-    """Return two scores with enough digits to show that they differ.
+    """Return two scores with enough digits, at most 9, to show that they differ.
 
     >>> _format_distinct(0.3, 0.5), _format_distinct(0.49988, 0.5)
     (('0.3', '0.5'), ('0.4999', '0.5'))
@@ -330,7 +342,10 @@ def limit_words(tables: Evaluation) -> str:
 
 
 def study_lines(tables: Evaluation, study: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Return the questions of study.yaml with their answers, or with "not stated"."""
+    """Return the questions of study.yaml with their answers, or with "not stated".
+
+    The title is left out, and so are questions of `OPTIONAL` without an answer.
+    """
     lines = []
     for key, question in read_questions().items():
         if key == "title" or (key in OPTIONAL and key not in study):
@@ -366,7 +381,7 @@ class Measure:
 
 
 def measures(tables: Evaluation) -> tuple[list[Measure], str]:
-    """Return every number of scores.json, and a note on missing intervals.
+    """Return the numbers of scores.json that have a value or a reason, and a note on intervals.
 
     If several numbers have no interval for the same reason, the note states this reason. Otherwise
     it is empty.

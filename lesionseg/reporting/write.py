@@ -79,7 +79,8 @@ def write_report(
     """Write `output/report.html` from the tables of an evaluation.
 
     The page needs no network. Next to it are `adjudicate.csv` with the false positives,
-    `pseudonyms.csv` if the page shows pseudonyms, and `report.pdf` if the options ask for it.
+    `pseudonyms.csv` if the page shows pseudonyms, and `report.pdf` and pages in `viewer/` if the
+    options ask for them. Those of an earlier report are removed.
 
     Args:
         scores_dir: The folder that `evaluate` or `train` wrote. Predictions and metrics.csv in a
@@ -138,7 +139,10 @@ def write_report(
 
 
 def _find_predictions(scores_dir: Path) -> Path | None:
-    """Return the folder of predictions that `train` or `evaluate` wrote next to the scores."""
+    """Return the folder of predictions that `train` or `evaluate` wrote next to the scores.
+
+    Return None if there is none.
+    """
     for name in ("validation", "predictions"):
         if (scores_dir / name).is_dir():
             return scores_dir / name
@@ -149,6 +153,8 @@ def _read_models(
     scores_dir: Path, compare: Path | None, *, identifiers: bool
 ) -> list[tuple[str, Evaluation]]:
     """Read the evaluation, and that of another model if there is one. Return names and tables.
+
+    The other model is that of `compare`, or the one that `evaluate` compared in the same folder.
 
     Raises:
         ContentError: if the other model was evaluated on other cases.
@@ -250,6 +256,8 @@ def _draw_charts(
 def read_study(path: Path | None) -> dict[str, str]:
     """Read the answers of study.yaml by key. They are empty without a file.
 
+    Empty answers are left out. The items of a list are joined by semicolons.
+
     Raises:
         ReadError: if the file cannot be read.
         ConfigError: if a key is unknown. The message names the nearest one.
@@ -267,7 +275,7 @@ def read_study(path: Path | None) -> dict[str, str]:
 
 
 def page_title(tables: Evaluation, study: Mapping[str, str], identity: Provenance) -> str:
-    """Return the title that the user gave, or one made of the dataset, the role and the date."""
+    """Return the title in study.yaml, or one made of the dataset, the role and the date."""
     if title := study.get("title"):
         return title
     return say("page_title", role=tables.scores.evaluated_on, identity=identity)
@@ -288,9 +296,10 @@ def about_lines(
 
 
 def case_rows(tables: Evaluation) -> list[dict[str, Any]]:
-    """Return one row per scan. The scans of a patient follow each other.
+    """Return one row per scan, by column. The scans of a patient follow each other.
 
-    Columns without any value are left out.
+    Columns without any value are left out, and so are warnings and markings outside the zones if
+    there are none.
     """
     columns = {
         "group": "patient",
@@ -347,7 +356,10 @@ def label_rows(tables: Evaluation) -> list[dict[str, Any]]:
 
 
 def slider_data(tables: Evaluation) -> dict[str, Any] | None:
-    """Return the data of the threshold slider; None without scores or with too many lesions."""
+    """Return the data of the threshold slider for the script of the page.
+
+    Return None without a threshold, and without or with too many lesions and false positives.
+    """
     n_points = len(tables.lesions) + len(tables.false_score)
     if tables.threshold is None or not 0 < n_points <= MOST_ON_SLIDER:
         return None
@@ -356,7 +368,7 @@ def slider_data(tables: Evaluation) -> dict[str, Any] | None:
     sizes = []
     for part in tables.size_classes:
         words = size_class_words(part, tables.scores.size_unit)
-        sizes.append([part.from_mm, part.to_mm, words])
+        sizes.append([part.least, part.below, words])
     return {
         "cases": tables.n_scanned,
         "start": tables.threshold,
@@ -369,8 +381,9 @@ def slider_data(tables: Evaluation) -> dict[str, Any] | None:
 def write_adjudication(path: Path, tables: Evaluation) -> int:
     """Write one row per false positive, by descending score. Return their number.
 
-    Rows that a reader has filled in are kept, even if a spreadsheet formats their numbers in
-    another way, and even if the candidate is not a false positive any more.
+    Cases have their real names. Rows that a reader has filled in are kept, even if a spreadsheet
+    formats their numbers in another way, and even if the candidate is not a false positive any
+    more. Without rows, the file is removed.
 
     Raises:
         ContentError: if the existing file is not such a table.
@@ -436,8 +449,8 @@ def _draw_pictures(
 ) -> Pictures:
     """Draw the pictures of lesions and false positives.
 
-    Cases are read one after the other, because only one scan is kept in memory. With `viewer`, a
-    page of each case is written into this folder.
+    Cases are read one after the other, because only one scan is kept in memory. A case that cannot
+    be read has no picture. With `viewer`, a page of each case is written into this folder.
     """
     on_film = choose_films(tables)  # cases whose whole image is shown
     wanted = list(_choose_pictures(tables, with_top=not on_film))
@@ -493,9 +506,10 @@ def _find_visible_masks(scene: Scene) -> set[str]:
 
 
 def _choose_pictures(tables: Evaluation, *, with_top: bool) -> Iterator[_Wanted]:
-    """Yield the pictures to draw, in the order of the page.
+    """Yield the pictures to draw, in the order of the page, at most `MOST_…` of each kind.
 
-    `with_top`: False leaves out those of the first screen, where whole images take their place.
+    Found lesions are taken at equal steps from all found ones, by ascending size. `with_top`: False
+    leaves out those of the first screen, where whole images take their place.
     """
     missed = tables.missed
     for _, row in missed.head(N_ON_TOP if with_top else 0).iterrows():
@@ -514,9 +528,12 @@ def _choose_pictures(tables: Evaluation, *, with_top: bool) -> Iterator[_Wanted]
 
 
 def _load_scene(sources: Sources, tables: Evaluation, case: str) -> Scene | None:
-    """Read a case. Return None, with a warning, if it cannot be read."""
+    """Read a case. Return None, with a warning, if it cannot be read.
+
+    If the prediction is not the one that was scored, a warning says so, and the scene lacks it.
+    """
     own = tables.candidates[tables.candidates["case"] == case]
-    is_accepted = own["accepted"].astype(bool)
+    is_accepted = own["accepted"]
     accepted = frozenset(own[is_accepted]["candidate"].astype(int))
     below = frozenset(own[~is_accepted]["candidate"].astype(int))
     real_name = tables.names.get(case, case)  # `case` may be a pseudonym
@@ -548,7 +565,10 @@ def _has_candidates(prediction: Prediction, rows: pd.DataFrame) -> bool:
 
 
 def _draw_card(scene: Scene, wanted: _Wanted, tables: Evaluation) -> Card:
-    """Draw a picture with its caption."""
+    """Draw a picture with its caption, in one plane for the first screen, otherwise in three.
+
+    The size is preceded by the label if there are several, except on the first screen.
+    """
     row = wanted.row
     axes = "zyx" if scene.geometry.dims == 3 else "yx"
     start = [float(row[f"start_{axis}_vox"]) for axis in axes]

@@ -11,7 +11,7 @@ ONES = np.ones(6)
 def bootstrap_interval(statistic, n_groups, replicates=400, support=None, items=6, seed=1):
     draws = intervals.draw_groups(n_groups, replicates, np.random.default_rng(seed))
     support = np.ones(n_groups) if support is None else support
-    return intervals.bootstrap(statistic, draws, support, NONE, items)[0]
+    return intervals.bootstrap(statistic, draws, support, NONE, items, ["number"])[0]
 
 
 def test_size_of_chunks_does_not_change_the_interval():

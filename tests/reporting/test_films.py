@@ -13,10 +13,11 @@ from PIL import Image
 
 import lesionseg
 from lesionseg.config import ReportSection
-from lesionseg.core import Candidate, Geometry, OperatingPoint, Prediction
+from lesionseg.core import Candidate, Geometry, OperatingPoint, Prediction, Volume
 from lesionseg.errors import ReadError
 from lesionseg.io.predictions import write_prediction
 from lesionseg.io.text import write_json
+from lesionseg.io.volumes import write_volume
 from lesionseg.reporting.evaluation_tables import read_evaluation
 from lesionseg.reporting.films import (
     LARGEST_SIDE,
@@ -283,6 +284,14 @@ def test_images_in_subfolders_are_found_by_their_whole_path(tmp_path):
     assert sources.load("p2_scan", frozenset()).image.max() == 200
     with pytest.raises(ReadError, match="have the ids p1_scan, p2_scan"):
         sources.load("scan", frozenset())
+
+
+def test_nan_in_an_image_is_shown_as_background(tmp_path):
+    array = np.full((1, 4, 5, 6), 7.0, np.float32)
+    array[0, 0] = np.nan
+    write_volume(tmp_path / "a.nii.gz", Volume(array, Geometry.from_spacing((4, 5, 6), (1, 1, 1))))
+    image = Sources(tmp_path).load("a").image
+    assert (image.min(), image.max()) == (0, 7)
 
 
 def test_reports_merge_readers_by_the_rule_of_the_evaluation(tmp_path):

@@ -268,10 +268,7 @@ def test_a_size_next_to_a_limit_has_more_decimals():
 
 
 def make_size_classes(*pairs):
-    return [
-        SizeClass(from_mm=0.0, to_mm=None, n=n, detected=hits, recall=hits / n, ci95=None)
-        for hits, n in pairs
-    ]
+    return [SizeClass(least=0.0, below=None, n=n, detected=hits, ci95=None) for hits, n in pairs]
 
 
 @pytest.mark.parametrize(
