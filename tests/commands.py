@@ -1,4 +1,7 @@
-"""Commands as functions, with the settings that a test names and the defaults of `conf/`."""
+"""Commands as functions, with the settings that a test names and the defaults of `conf/`.
+
+Intervals have five replicates, and no PDF is written, unless a test asks for more.
+"""
 
 import subprocess
 import sys
@@ -18,14 +21,14 @@ def python(*arguments, **options):
     )
 
 
-def _command(name, *keys):
+def _command(name, *keys, **defaults):
     def call(*values, **settings):
         recipe = getattr(import_module(f"lesionseg.pipeline.{name}"), name)
         options = {}
         for key in ("architectures", "progress"):
             if key in settings:
                 options[key] = settings.pop(key)
-        settings |= dict(zip(keys, values, strict=False))
+        settings = defaults | settings | dict(zip(keys, values, strict=False))
         return recipe(COMMANDS[name].of(**settings), **options)
 
     return call
@@ -38,7 +41,7 @@ def check(root, page, data=(), **settings):
 
 
 predict = _command("predict", "bundle", "input", "output")
-evaluate = _command("evaluate", "reference", "prediction", "output")
-follow = _command("follow", "before", "after", "output")
-report = _command("report", "scores", "output")
+evaluate = _command("evaluate", "reference", "prediction", "output", replicates=5)
+follow = _command("follow", "before", "after", "output", replicates=5)
+report = _command("report", "scores", "output", report={"pdf": False})
 export = _command("export", "bundle", "output")

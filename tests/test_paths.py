@@ -7,8 +7,9 @@ import pytest
 import lesionseg
 import lesionseg.cli.command as command_module
 from lesionseg.cli import run
-from lesionseg.config import COMMANDS, PathKind, Settings
-from lesionseg.errors import ConfigError
+from lesionseg.cli.paths import check_paths
+from lesionseg.config import COMMANDS, PathKind, Settings, settings_of
+from lesionseg.errors import ConfigError, LesionsegError
 from tests.commands import python
 
 MASKS = {"reference": "masks", "prediction": "masks", "output": "out"}
@@ -59,6 +60,23 @@ def arguments_of(command, **changed):
     return [f"{key}={value}" for key, value in {**GIVEN[command], **changed}.items()]
 
 
+def error_of(command, key, value):
+    """Return the error for another value of one of a command's paths.
+
+    `follow` reads visits only without `before` and `after`, and `export` masks only for a bundle.
+    """
+    settings = {**GIVEN[command], key: value}
+    if command == "follow" and key in ("visits", "bundle", "predictions"):
+        settings = {"visits": "table.csv", "output": "out"}
+        settings |= {"predictions": "masks"} if key == "visits" else {}
+        settings[key] = value
+    if (command, key) == ("export", "reference"):
+        settings["format"] = "bundle"
+    with pytest.raises(LesionsegError) as caught:
+        check_paths(settings_of(command, settings))
+    return caught.value
+
+
 def test_path_keys_contain_all_paths_of_train_and_predict():
     assert {(c, k) for c, k in KEYS if c in ("train", "predict")} >= {
         ("train", "data.root"),
@@ -73,34 +91,18 @@ def test_path_keys_contain_all_paths_of_train_and_predict():
     }
 
 
-def arguments_with(command, key, value):
-    """Return the arguments of a command with another value of one of its paths.
-
-    `follow` reads visits only without `before` and `after`, and `export` masks only for a bundle.
-    """
-    changed = {}
-    if command == "follow" and key in ("visits", "bundle", "predictions"):
-        changed = {"before": "null", "after": "null", "visits": "table.csv"}
-        if key == "visits":
-            changed["predictions"] = "masks"
-    if (command, key) == ("export", "reference"):
-        changed["format"] = "bundle"
-    return arguments_of(command, **{**changed, key: value})
-
-
+@pytest.mark.usefixtures("place")
 @pytest.mark.parametrize(("command", "key"), KEYS)
-def test_mistyped_path_is_named_with_its_key(command, key, place, capsys):
+def test_mistyped_path_is_named_with_its_key(command, key):
     wrong = "masls" if key != "data.root" else "dada"
     kind = path_keys(COMMANDS[command])[key]
     if kind in (PathKind.OUTPUT, PathKind.OUTPUT_OR_URL):  # may be missing, but not a file
         wrong = "table.csv"
-    assert run(command, arguments_with(command, key, wrong)) == 1
-    printed = capsys.readouterr().err
-    assert f"{key}={wrong}" in printed
+    error = error_of(command, key, wrong)
+    assert not isinstance(error, ConfigError)  # the settings are right, but not the files
+    assert f"{key}={wrong}" in str(error)
     near = {"masls": "masks", "dada": "data", "table.csv": "Name"}[wrong]
-    assert near in printed
-    assert not (place / "run").exists()
-    assert not (place / "out").exists()
+    assert near in str(error)
 
 
 @pytest.mark.parametrize(
@@ -123,6 +125,8 @@ def test_path_to_another_kind_of_file_or_folder_is_named(command, key, wrong, wo
     (place / "empty").mkdir()
     assert run(command, arguments_of(command, **{key: wrong})) == 1
     assert words in capsys.readouterr().err
+    assert not (place / "run").exists()
+    assert not (place / "out").exists()
 
 
 def test_series_in_a_folder_is_an_input(place, capsys):
@@ -146,10 +150,12 @@ def test_no_heavy_package_is_imported_before_paths_are_checked(place):
     assert not {"torch", "monai", "SimpleITK", "pytorch_lightning", "numba"} & {*loaded.split()}
 
 
+@pytest.mark.usefixtures("place")
 @pytest.mark.parametrize(("command", "key"), KEYS)
-def test_empty_path_is_not_the_current_folder(command, key, place, capsys):
-    assert run(command, arguments_with(command, key, "")) == 2
-    assert f"{key}= is empty" in capsys.readouterr().err
+def test_empty_path_is_not_the_current_folder(command, key):
+    error = error_of(command, key, "")
+    assert isinstance(error, ConfigError)
+    assert f"{key}= is empty" in str(error)
 
 
 def test_empty_root_of_annotated_images_is_not_the_current_folder(place, capsys):
@@ -188,11 +194,13 @@ LOCAL_KEYS = [
 ]
 
 
+@pytest.mark.usefixtures("place")
 @pytest.mark.parametrize(("command", "key"), LOCAL_KEYS)
-def test_url_is_an_error_unless_the_command_downloads_or_uploads_it(command, key, place, capsys):
+def test_url_is_an_error_unless_the_command_downloads_or_uploads_it(command, key):
     url = "memory://bucket/x"
-    assert run(command, arguments_with(command, key, url)) == 2
-    assert f"{key}={url}: this cannot be a URL" in capsys.readouterr().err
+    error = error_of(command, key, url)
+    assert isinstance(error, ConfigError)
+    assert f"{key}={url}: this cannot be a URL" in str(error)
 
 
 def test_mistyped_input_is_an_error_before_a_model_is_downloaded(place, capsys):

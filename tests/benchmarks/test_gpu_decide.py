@@ -24,7 +24,10 @@ def make_block(seconds=60.0):
 
 
 @pytest.mark.filterwarnings("ignore")  # torch.compile is not this strict
-def test_rehearsal_of_the_first_part_measures_blocks_a_to_c(monkeypatch, tmp_path):
+@pytest.mark.parametrize("compiles", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_rehearsal_of_the_first_part_measures_blocks_a_to_c(monkeypatch, tmp_path, compiles):
+    if not compiles:
+        monkeypatch.setattr("torch.nn.Module.compile", lambda *_, **__: None)
     lines = rehearse(monkeypatch, tmp_path)
     assert [line["bench"][-1] for line in lines] == ["A", "B", "C"]
     assert all(line["rows"] and line["decisions"] for line in lines)

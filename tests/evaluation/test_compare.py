@@ -87,7 +87,8 @@ def test_models_are_compared_at_equal_false_positives():
     assert compare(one, one, replicates=50)["cpm"].p_value == 1.0
 
 
-def test_margin_is_compared_with_the_lower_end_of_the_interval():
+def test_margin_is_compared_with_the_lower_end_of_the_interval(monkeypatch):
+    monkeypatch.setattr("lesionseg.evaluation.compare._PERMUTATIONS", 20)  # of the p-value
     one = make_scored_model(0, 1.0, 3)
     other = make_scored_model(1, 1.0, 3)
     low, high = compare(one, other, replicates=100)["recall_at_1"].ci95

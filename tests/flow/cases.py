@@ -1,5 +1,6 @@
 """Run commands like a user, read their results, and write small datasets for them."""
 
+from contextlib import contextmanager
 from unittest import mock
 
 import numpy as np
@@ -18,14 +19,26 @@ SMALL = [
     "model.batch_size=2",
     "report.pdf=false",
 ]
-# A report with one picture of each kind: drawing 30 takes longer than a training of a few steps
-FEW_PICTURES = {"N_ON_TOP": 1, "MOST_MISSED": 1, "MOST_FALSE": 1, "MOST_FOUND": 1}
+
+
+@contextmanager
+def quick_pages():
+    """Write pages with one picture of each kind, and an empty drawing in place of each chart.
+
+    Drawing all of them takes longer than a training of a few steps. tests/reporting draws them.
+    """
+    one_each = dict.fromkeys(("N_ON_TOP", "MOST_MISSED", "MOST_FALSE", "MOST_FOUND"), 1)
+    with (
+        mock.patch.multiple("lesionseg.reporting.write", **one_each),
+        mock.patch("lesionseg.reporting.charts.Chart.svg", return_value="<svg></svg>"),
+    ):
+        yield
 
 
 def train(raw, run_dir, *overrides, status=0):
     """Run a small training that ends with `status`. Return its folder."""
     settings = [f"data.root={raw}", f"run_dir={run_dir}", *SMALL, *overrides]
-    with mock.patch.multiple("lesionseg.reporting.write", **FEW_PICTURES):
+    with quick_pages():
         assert run("train", settings) == status
     return run_dir
 

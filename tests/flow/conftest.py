@@ -3,6 +3,15 @@ import os
 import pytest
 from filelock import FileLock
 
+from tests.flow.cases import quick_pages
+
+
+@pytest.fixture(autouse=True)
+def plain_pages():
+    """Draw no charts and few pictures."""
+    with quick_pages():
+        yield
+
 
 @pytest.fixture(scope="session")
 def once(tmp_path_factory):

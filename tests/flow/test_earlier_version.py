@@ -79,6 +79,7 @@ def test_predictions_are_predicted_again_into_the_same_folder(earlier):
 
 def test_scores_are_refused_with_the_command_that_writes_them_again(earlier, capsys):
     report = ["scores=scores", "output=page", "images=raw/imagesTs", "reference=raw/labelsTs"]
+    report.append("report.pdf=false")
     assert run("report", [*report, "prediction=found"]) == 1
     assert "evaluate reference=" in capsys.readouterr().err
     earlier_recall = read_json(Path("scores/scores.json"))["lesion_recall"]["value"]

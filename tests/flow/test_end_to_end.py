@@ -119,6 +119,7 @@ def test_prediction_and_evaluation_of_a_bundle_equal_those_of_the_run(folder, tm
     assert again["dice"]["mean"] == pytest.approx(ours["dice"]["mean"])
     assert again["n_true_positive"] == ours["n_true_positive"]
     settings = [f"scores={tmp_path / 's'}", f"output={tmp_path}", f"images={scans}"]
+    settings.append("report.pdf=false")
     assert run("report", [*settings, f"reference={labels}"]) == 0
     assert "<html" in (tmp_path / "report.html").read_text()
 

@@ -184,7 +184,7 @@ def hang(path):
 
 
 def nap(path):
-    time.sleep(2.5)
+    time.sleep(1.5)
     return 7
 
 
@@ -211,7 +211,7 @@ FEW_VOXELS = FileLimits(max_voxels=10**6)
     [
         (crash, FileLimits(), 1000, ReadError, r"bad\.png: .*crashed"),
         (spin, ONE_SECOND, 1000, ReadError, r"bad\.png: .*longer than 1 s of processor time"),
-        (hang, ONE_SECOND, 3, ReadError, r"bad\.png: .*did not answer for 3 s"),
+        (hang, ONE_SECOND, 1, ReadError, r"bad\.png: .*did not answer for 1 s"),
         (grow, FEW_VOXELS, 1000, MemoryError, ".*"),
     ],
 )
@@ -243,10 +243,10 @@ bytearray(2**29)
 def test_time_of_waiting_for_a_processor_does_not_count(tmp_path, change_limits):
     """Simulate a busy machine by a sleeping decoder. The times of several files do not add up."""
     run_in_worker(work, tmp_path / "start.png", 0.0)  # starting the worker takes long
-    change_limits(read_seconds=2.0)
+    change_limits(read_seconds=1.0)
     assert run_in_worker(nap, tmp_path / "slow.png") == 7
-    for _ in range(3):
-        assert run_in_worker(work, tmp_path / "a.png", 0.8) > 0
+    for _ in range(3):  # together more than the limit, which the system rounds up to 2 s
+        assert run_in_worker(work, tmp_path / "a.png", 0.7) > 0
 
 
 def test_gif_named_png_is_an_error(tmp_path):

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from lesionseg.inference.bundle import write_bundle
-from tests.flow.cases import FEW_PICTURES
+from tests.flow.cases import quick_pages
 from tests.inference.networks import Bright
 
 
@@ -18,10 +18,10 @@ def bundle(tmp_path, plan):
 
 
 @pytest.fixture(autouse=True)
-def few_pictures(monkeypatch):
-    """Draw one picture of each kind in a report."""
-    for name, number in FEW_PICTURES.items():
-        monkeypatch.setattr(f"lesionseg.reporting.write.{name}", number)
+def plain_pages():
+    """Draw no charts and few pictures."""
+    with quick_pages():
+        yield
 
 
 @pytest.fixture(scope="module")

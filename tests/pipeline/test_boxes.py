@@ -85,9 +85,9 @@ def test_evaluate_merges_readers_of_the_reference_by_the_same_rule(films, tmp_pa
             {"candidates": [candidate] if number < 5 else []},
         )
     folders = (films, tmp_path / "found")
-    scores = evaluate(*folders, tmp_path / "a", replicates=5).scores
+    scores = evaluate(*folders, tmp_path / "a").scores
     assert counts(scores, "n_lesions", "n_true_positive", "n_false_positive") == (5, 5, 0)
-    scores = evaluate(*folders, tmp_path / "b", replicates=5, min_readers=1).scores
+    scores = evaluate(*folders, tmp_path / "b", min_readers=1).scores
     assert counts(scores, "n_lesions", "n_true_positive", "n_false_positive") == (6, 5, 0)
 
 
@@ -110,7 +110,7 @@ def test_annotations_of_another_place_are_read_by_survey_and_evaluate(tmp_path):
     survey = take_survey(DataConfig.of(root=root, **stated), seed=0)
     assert survey.counts == {"f0": 1, "f1": 1, "f2": 1, "f3": 1, "f4": 1, "f5": 0}
     found = write_candidates(tmp_path / "found", {"1": "nodule"}, 1)
-    run = evaluate(root, found, tmp_path / "scores", replicates=5, **stated)
+    run = evaluate(root, found, tmp_path / "scores", **stated)
     assert counts(run.scores, "n_lesions", "n_true_positive") == (5, 5)
 
 
@@ -125,7 +125,7 @@ def write_candidates(folder, labels, label):
 
 def test_label_that_the_reference_lacks_is_scored_under_its_own_name(films, tmp_path, caplog):
     found = write_candidates(tmp_path / "found", {"1": "mass", "2": "nodule"}, label=1)
-    scores = evaluate(films, found, tmp_path / "a", replicates=5).scores
+    scores = evaluate(films, found, tmp_path / "a").scores
     assert (scores["lesion_recall"].value, scores.find("lesion_recall", label="nodule").value) == (
         1,
         0,
@@ -136,5 +136,5 @@ def test_label_that_the_reference_lacks_is_scored_under_its_own_name(films, tmp_
     ) == (0, 5)
     assert {row["label"] for row in read_csv(tmp_path / "a" / "candidates.csv")} == {"mass"}
     assert caplog.text.count("match none of its labels (nodule): mass.") == 1
-    scores = evaluate(films, found, tmp_path / "b", replicates=5, merge_labels=True).scores
+    scores = evaluate(films, found, tmp_path / "b", merge_labels=True).scores
     assert scores.find("lesion_recall", label="lesion").value == 1.0

@@ -32,23 +32,27 @@ def write_mask(path, array, geometry=GEOMETRY):
     write_array(path, array.astype(np.uint8), geometry)
 
 
+def folders_of(root):
+    """Return the folders of the references, the predictions and the scores."""
+    return root / "reference", root / "prediction", root / "out"
+
+
 @pytest.fixture
 def folders(tmp_path):
     """Write three cases:
 
     both lesions found, one of three found, a false positive without lesion.
     """
-    reference = tmp_path / "reference"
-    prediction = tmp_path / "prediction"
+    reference, prediction, out = folders_of(tmp_path)
     for name, n in (("a", 2), ("b", 3), ("c", 0)):
         write_mask(reference / f"{name}.nii.gz", lesions(n))
     for name, found in (("a", [0, 1]), ("b_mask", [2]), ("c", [0])):
         write_mask(prediction / f"{name}.nii.gz", lesions(3, found))
-    return reference, prediction, tmp_path / "out"
+    return reference, prediction, out
 
 
-def scores_of(*folders, replicates=5, **settings):
-    return evaluate(*folders, replicates=replicates, **settings).scores
+def scores_of(*folders, **settings):
+    return evaluate(*folders, **settings).scores
 
 
 def columns(folder, table, *names):
@@ -98,13 +102,12 @@ def test_page_of_a_training_is_drawn_only_from_its_own_scores(folders, tmp_path)
     scores_of(*folders[:2], run)
     scores_of(*folders[:2], run / "oof")
     (run / "config.yaml").write_text("command: train\n")
-    settings = {"report": {"pdf": False}}
     with pytest.raises(OutputError, match=r"such as .*run/report2"):
-        report(run / "oof", run, **settings)
-    report(run, run, **settings)
-    report(run / "oof", run / "oof", **settings)
+        report(run / "oof", run)
+    report(run, run)
+    report(run / "oof", run / "oof")
     (run / "scores.json").unlink()  # as in a cross-validation
-    assert report(run, run, **settings).page == run / "report.html"
+    assert report(run, run).page == run / "report.html"
 
 
 def test_names_that_look_like_scans_of_one_patient_are_named(tmp_path, caplog):
@@ -202,7 +205,7 @@ def test_candidate_files_supply_scores_and_operating_point(tmp_path):
     drawn[:, 5:8] *= 2
     prediction = prediction_of(drawn, (0.9, 0.3), GEOMETRY, accepted_from=0.5, case="a")
     point = OperatingPoint("score:0.5", 0.5)
-    folders = [tmp_path / name for name in ("reference", "prediction", "out")]
+    folders = folders_of(tmp_path)
     write_prediction(folders[1], replace(prediction, operating_point=point))
     write_mask(folders[0] / "a.nii.gz", lesions(2))
     scores = scores_of(*folders)
@@ -373,8 +376,8 @@ def test_mask_that_lost_the_header_of_its_scan_fails(tmp_path, lost, side, resam
             is_lost = folder == side and case == "a"
             grid = lost if is_lost else PLACED
             write_mask(tmp_path / folder / f"{case}.nii.gz", lesions(1), grid)
-    folders = (tmp_path / "reference", tmp_path / "prediction", tmp_path / "out")
-    outcome = evaluate(*folders, resample=resample, replicates=5)
+    folders = folders_of(tmp_path)
+    outcome = evaluate(*folders, resample=resample)
     (failed,) = outcome.failed
     assert (failed.case, outcome.exit_status) == ("a", 3)
     assert "header of the scan was lost" in failed.message
@@ -385,7 +388,7 @@ def test_mask_that_lost_the_header_of_its_scan_fails(tmp_path, lost, side, resam
 def test_prediction_without_its_header_is_scored_with_geometry_image(tmp_path):
     for name, grid in (("reference", PLACED), ("prediction", ON_MM_GRID)):
         write_mask(tmp_path / name / "a.nii.gz", lesions(2), grid)
-    folders = (tmp_path / "reference", tmp_path / "prediction", tmp_path / "out")
+    folders = folders_of(tmp_path)
     scores = scores_of(*folders, geometry="image")
     assert (scores["dice"].value, scores.count("n_true_positive")) == (1.0, 2)
 
@@ -397,26 +400,26 @@ def test_prediction_that_is_resampled_must_show_half_of_the_place(tmp_path, shif
     for case, grid in (("a", Geometry(SHAPE, moved)), ("b", GEOMETRY)):
         write_mask(tmp_path / "reference" / f"{case}.nii.gz", lesions(1))
         write_mask(tmp_path / "prediction" / f"{case}.nii.gz", lesions(1), grid)
-    folders = (tmp_path / "reference", tmp_path / "prediction", tmp_path / "out")
-    outcome = evaluate(*folders, resample=True, replicates=5)
+    folders = folders_of(tmp_path)
+    outcome = evaluate(*folders, resample=True)
     assert len(outcome.failed) == n_failed
     assert all("located outside" in problem.message for problem in outcome.failed)
 
 
 def test_prediction_that_is_the_file_of_the_reference_is_named(folders, caplog):
-    evaluate(folders[0], folders[0], folders[2], replicates=5)
+    evaluate(folders[0], folders[0], folders[2])
     assert "compared with itself: a, b, c" in caplog.text
 
 
 def write_eight_cases(folder, change=None):
     """Write eight references and predictions of one lesion. `change` damages predictions."""
+    reference, prediction, out = folders_of(folder)
     for k in range(8):
-        mask = lesions(1, [0])
-        write_mask(folder / "ref" / f"P{k}.nii.gz", lesions(1))
-        write_mask(folder / "pred" / f"P{k}.nii.gz", mask)
+        write_mask(reference / f"P{k}.nii.gz", lesions(1))
+        write_mask(prediction / f"P{k}.nii.gz", lesions(1, [0]))
     if change is not None:
-        change(folder / "pred")
-    return folder / "ref", folder / "pred", folder / "out"
+        change(prediction)
+    return reference, prediction, out
 
 
 def spoil(predictions):
@@ -432,9 +435,9 @@ def spoil(predictions):
 
 def test_misfitting_cases_are_named_and_the_remaining_ones_scored(tmp_path, caplog):
     expected = scores_of(*write_eight_cases(tmp_path / "sound"))
-    outcome = evaluate(*write_eight_cases(tmp_path / "spoilt", spoil), replicates=5)
+    reference, prediction, out = write_eight_cases(tmp_path / "spoilt", spoil)
+    outcome = evaluate(reference, prediction, out)
     scores = outcome.scores
-    out = tmp_path / "spoilt" / "out"
     assert counts(scores, "n_cases", "n_true_positive") == (4, 4)
     assert scores["dice"].value == expected["dice"].value
     wrong = ["P1", "P2", "P3", "P4"]
@@ -454,9 +457,9 @@ def test_misfitting_cases_are_named_and_the_remaining_ones_scored(tmp_path, capl
     page = write_report(
         out,
         out / "page",
-        images=tmp_path / "spoilt" / "ref",
-        reference=tmp_path / "spoilt" / "ref",
-        prediction=tmp_path / "spoilt" / "pred",
+        images=reference,
+        reference=reference,
+        prediction=prediction,
         options=ReportSection.of(pdf=False),
     )
     assert "4 scans could not be scored" in page.read_text()
@@ -468,7 +471,7 @@ def test_only_the_case_of_a_link_to_nothing_fails(folders, side):
     file = next(folders[side].glob("b*"))
     file.unlink()
     file.symlink_to(".git/annex/objects/B")
-    outcome = evaluate(*folders, replicates=5)
+    outcome = evaluate(*folders)
     assert (
         outcome.scores.count("n_cases"),
         outcome.scores.count("n_lesions"),
@@ -484,7 +487,7 @@ def test_dataset_with_a_missing_reference_scores_the_remaining_cases(folders, tm
         row["reference"] = row["image"]
     rows[1]["reference"] = "reference/gone.nii.gz"
     write_csv(tmp_path / "manifest.csv", rows, list(rows[0]))
-    outcome = evaluate(tmp_path, folders[1], tmp_path / "out", replicates=5)
+    outcome = evaluate(tmp_path, folders[1], tmp_path / "out")
     assert outcome.scores.count("n_cases") == 2
     assert "gone.nii.gz" in outcome.failed[0].message
 
@@ -500,10 +503,9 @@ def test_all_faults_are_listed_once_and_nothing_is_written_if_no_case_fits(folde
 
 def test_a_second_model_is_compared_on_the_cases_that_fit_in_both(tmp_path):
     reference, prediction, out = write_eight_cases(tmp_path / "one", spoil)
-    other = tmp_path / "two" / "pred"
-    write_eight_cases(tmp_path / "two")
+    _, other, _ = write_eight_cases(tmp_path / "two")
     (other / "P6.nii.gz").write_bytes(b"damaged")
-    outcome = evaluate(reference, prediction, out, compare=str(other), replicates=5)
+    outcome = evaluate(reference, prediction, out, compare=str(other))
     assert outcome.scores.count("n_cases") == 4
     assert {problem.case for problem in outcome.failed} == {"P1", "P2", "P3", "P4"}
     assert [problem.case for problem in outcome.not_compared] == ["P6"]
@@ -529,7 +531,7 @@ def test_resampled_candidates_keep_their_scores_and_get_new_sizes(folders):
 def test_rasters_of_another_size_are_resampled_to_the_same_field(tmp_path):
     reference = np.zeros((12, 16), np.uint8)
     reference[2:6, 4:8] = 1
-    folders = [tmp_path / name for name in ("reference", "prediction", "out")]
+    folders = folders_of(tmp_path)
     write_array(folders[0] / "a.png", reference)
     write_array(folders[1] / "a.png", reference.repeat(2, 0).repeat(2, 1))
     with pytest.raises(DatasetError, match="grid"):
@@ -543,7 +545,7 @@ def test_rasters_of_another_size_are_resampled_to_the_same_field(tmp_path):
 def test_boxes_on_a_film_of_another_size_are_refused_or_resampled(tmp_path):
     reference = np.zeros((8, 12), np.uint8)
     reference[2:6, 4:8] = 1
-    folders = [tmp_path / name for name in ("reference", "prediction", "out")]
+    folders = folders_of(tmp_path)
     write_array(folders[0] / "a.png", reference)
     folders[1].mkdir()
     box = {"score": 0.9, "start_vox": [4, 8], "stop_vox": [12, 16]}  # the film is twice as large
@@ -696,7 +698,7 @@ def test_case_with_a_faulty_reference_and_no_prediction_is_named(tmp_path, caplo
     folders = write_eight_cases(tmp_path)
     write_mask(folders[0] / "P5_mask.nii.gz", lesions(1))
     (folders[1] / "P5.nii.gz").unlink()
-    outcome = evaluate(*folders, replicates=5)
+    outcome = evaluate(*folders)
     assert "Not scored, P5:" in caplog.text
     assert [*outcome.scores.failed_cases] == ["P5"]
     assert (outcome.scores.count("n_cases"), outcome.exit_status) == (7, 3)
@@ -708,7 +710,7 @@ def test_case_with_faults_on_both_sides_has_one_row(tmp_path):
     folders = write_eight_cases(tmp_path)
     for folder in folders[:2]:
         write_mask(folder / "P5_mask.nii.gz", lesions(1))
-    outcome = evaluate(*folders, replicates=5)
+    outcome = evaluate(*folders)
     assert [*outcome.scores.failed_cases] == ["P5"]
     cases = [row["case"] for row in read_csv(folders[2] / "cases.csv")]
     assert cases.count("P5") == 1
@@ -718,7 +720,7 @@ def test_fault_of_a_prediction_without_reference_does_not_count(tmp_path):
     folders = write_eight_cases(tmp_path)
     for name in ("other.nii.gz", "other_mask.nii.gz"):
         write_mask(folders[1] / name, lesions(1))
-    assert evaluate(*folders, replicates=5).exit_status == 0
+    assert evaluate(*folders).exit_status == 0
 
 
 def test_interrupted_evaluation_leaves_no_scores_of_an_earlier_one(folders, monkeypatch):

@@ -45,7 +45,7 @@ def folders(tmp_path):
 
 
 def scores_of(*paths, **settings):
-    return evaluate(*paths, replicates=5, **settings).scores
+    return evaluate(*paths, **settings).scores
 
 
 def test_probabilities_give_a_froc_and_nnunet_s_own_mask(folders):
@@ -87,7 +87,7 @@ def test_report_on_nnunet_states_its_model(tmp_path, plans, model):
 def test_rate_gives_masks_and_candidates_at_its_threshold(
     folders,
 ):
-    outcome = evaluate(*folders, replicates=5, operating_point="fp_per_case:1")
+    outcome = evaluate(*folders, operating_point="fp_per_case:1")
     point = outcome.scores.operating_point
     assert outcome.scores["lesion_recall"].value == 1.0
     assert outcome.scores["false_positives_per_case"].value <= 1
@@ -124,7 +124,7 @@ def test_table_names_an_unreadable_archive_of_a_case_without_reference(
 ):
     write_case(folders[1], "P9", lesions=0.3, false=0.1)
     (folders[1] / "P9.npz").write_bytes(b"PK damaged")
-    outcome = evaluate(*folders, replicates=5)
+    outcome = evaluate(*folders)
     assert (outcome.scores.count("n_cases"), outcome.exit_status) == (6, 3)
     rows = {row["case"]: row for row in read_csv(folders[2] / "cases.csv")}
     assert rows["P9"]["status"] == "failed"
@@ -415,9 +415,9 @@ def test_kept_predictions_of_an_earlier_evaluation_are_removed(
 def test_kept_predictions_are_removed_if_bare_masks_follow(
     folders,
 ):
-    evaluate(*folders, replicates=5)
+    evaluate(*folders)
     assert list((folders[2] / "predictions").iterdir())
-    evaluate(folders[0], folders[0], folders[2], replicates=5)
+    evaluate(folders[0], folders[0], folders[2])
     assert not list((folders[2] / "predictions").iterdir())
 
 
@@ -428,7 +428,7 @@ def test_nothing_is_written_if_results_of_predict_would_be_replaced(
     content = {"case": "P0", "candidates": [], "source": source}
     write_json(folders[2] / "predictions" / "P0_candidates.json", content)
     with pytest.raises(ConflictError, match="results that predict wrote"):
-        evaluate(*folders, replicates=5)
+        evaluate(*folders)
     assert not (folders[2] / "scores.json").exists()
 
 

@@ -83,7 +83,8 @@ def bundle(tmp_path, plan):
 
 
 @pytest.mark.parametrize(
-    ("dims", "activation", "n_members"), [(2, "softmax", 2), (3, "sigmoid", 1)]
+    ("dims", "activation", "n_members"),
+    [(2, "softmax", 2), pytest.param(3, "sigmoid", 1, marks=pytest.mark.slow)],
 )
 def test_onnx_gives_the_bundles_probabilities_for_any_number_of_tiles(
     tmp_path, plan, dims, activation, n_members, rng
@@ -124,7 +125,9 @@ def _make_detector_plan(plan, dims, name):
     return two.with_(architecture=replace(two.architecture, name=name), anchors=anchors)
 
 
-@pytest.mark.parametrize(("name", "dims"), [("retinanet", 2), ("retina_unet", 3)])
+@pytest.mark.parametrize(
+    ("name", "dims"), [("retinanet", 2), pytest.param("retina_unet", 3, marks=pytest.mark.slow)]
+)
 def test_onnx_gives_the_scores_and_boxes_of_a_detector(tmp_path, plan, dims, name, rng):
     planned = _make_detector_plan(plan, dims, name)
     network = build_network(planned).eval()
@@ -402,6 +405,10 @@ def test_deviating_program_does_not_replace_an_earlier_one(
     mine = replace(mine, architecture=replace(mine.architecture, name="mine"))
     write_bundle(tmp_path / "bundle", Certain(), mine, "")
     own = {"mine": lambda _: Certain()}
+    # torch takes seconds to write a program of ONNX
+    monkeypatch.setattr(
+        "lesionseg.pipeline.export.write_onnx", lambda path, *_: path.write_text("new")
+    )
     monkeypatch.setattr("lesionseg.pipeline.export.largest_difference", fail)
     with pytest.raises(OutputError, match="differs"):
         export(tmp_path / "bundle", tmp_path / "out", format=format, architectures=own)

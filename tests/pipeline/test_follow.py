@@ -52,26 +52,46 @@ def visits(tmp_path):
     return tmp_path
 
 
+def follow_visits(root, before="before", after="after", *, has_images=False, **settings):
+    if has_images:
+        settings |= {f"{visit}_images": root / f"{visit}_images" for visit in ("before", "after")}
+    return follow(root / before, root / after, root / "out", **settings)
+
+
 def follow_folders(root, before="before", after="after", **settings):
-    follow(root / before, root / after, root / "out", **settings)
+    """Return the rows of the changes."""
+    follow_visits(root, before, after, **settings)
     return read_csv(root / "out" / "changes.csv")
+
+
+def follow_table(table, **settings):
+    return follow(None, None, table.parent / "out", visits=table, **settings)
+
+
+def pairs_of(root):
+    """Return the rows of pairs.csv by case."""
+    return {row["case"]: row for row in read_csv(root / "out" / "pairs.csv")}
+
+
+def page_of(root):
+    return (root / "out" / "follow.html").read_text(encoding="utf-8")
 
 
 def test_changes_pairs_and_rule_are_written(visits, caplog):
     write_cubes(visits / "after", "c")
-    outcome = follow(visits / "before", visits / "after", visits / "out")
+    outcome = follow_visits(visits)
     assert "one visit only: c" in caplog.text
     rows = read_csv(visits / "out" / "changes.csv")
     names = "case", "state", "lesion_before_1", "lesion_after_1"
     found = [tuple(row[name] for name in names) for row in rows]
     assert found == [("a", "new", "", "2"), ("a", "stable", "1", "1")]
     assert float(rows[0]["volume_after_ml"]) == pytest.approx(64 * 2 / 1000)
-    pairs = read_csv(visits / "out" / "pairs.csv")
-    assert [(p["case"], p["new"]) for p in pairs] == [("a", "1"), ("b", "0")]
-    assert {p["registered"] for p in pairs} == {"headers"}
+    pairs = pairs_of(visits)
+    assert {case: row["new"] for case, row in pairs.items()} == {"a": "1", "b": "0"}
+    assert {row["registered"] for row in pairs.values()} == {"headers"}
     assert not (visits / "out" / "scores.json").exists()
     assert outcome.summary()[1].split() == ["new", "1", "1", "0.50"]
-    assert "99 % of stable lesions" in (visits / "out" / "follow.html").read_text(encoding="utf-8")
+    assert "99 % of stable lesions" in page_of(visits)
     follow_folders(visits, reference=visits / "reference")
     scores = read_scores(visits / "out" / "scores.json")
     names = "n_lesions", "n_true_positive", "n_false_positive"
@@ -83,7 +103,7 @@ def test_page_counts_new_lesion_that_is_too_thin_to_be_sure(visits):
     thin[5, 2:20, 2:20] = 1
     write_array(visits / "after" / "b.nii.gz", thin, GRID)
     follow_folders(visits)
-    page = (visits / "out" / "follow.html").read_text(encoding="utf-8")
+    page = page_of(visits)
     assert "1 new, 1 new or gone but too thin to be sure; 1 lesion stable" in page
 
 
@@ -101,7 +121,7 @@ def test_operating_point_allows_the_stated_rate_on_stable_pairs(visits):
 
 
 def test_scores_are_optimistic_if_a_stable_pair_is_scored(visits, caplog):
-    settings = {"stable": "b", "reference": visits / "reference", "replicates": 5}
+    settings = {"stable": "b", "reference": visits / "reference"}
     follow_folders(visits, **settings)
     assert not read_scores(visits / "out" / "scores.json").is_point_chosen_here
     assert "too optimistic" not in caplog.text
@@ -153,8 +173,7 @@ def test_radiographs_of_two_visits_are_compared_in_millimetres(tmp_path):
         write_array(tmp_path / visit / "a.png", mask, Geometry.from_spacing((64, 64), (1, 1)))
         scan = Geometry.from_spacing((64, 64), (pixel_mm, pixel_mm))
         write_scan(tmp_path / f"{visit}_images" / "a.nii.gz", scan, seed=0)
-    images = {f"{visit}_images": tmp_path / f"{visit}_images" for visit in ("before", "after")}
-    (row,) = follow_folders(tmp_path, register="headers", **images)
+    (row,) = follow_folders(tmp_path, has_images=True, register="headers")
     assert row["state"] == "stable"
     assert float(row["diameter_after_mm"]) == pytest.approx(4 / np.sqrt(np.pi), rel=0.01)
 
@@ -168,25 +187,17 @@ def test_scans_with_contradicting_headers_are_registered_and_drawn(tmp_path):
         volume = read_volume(path)
         moved = volume.geometry.affine + np.array([[0, 0, 0, 15], *[[0] * 4] * 3])
         write_array(path, volume.array[0], Geometry(volume.geometry.shape, moved))
-    before_images = tmp_path / "before_images"
-    after_images = tmp_path / "after_images"
-    rows = follow_folders(tmp_path, before_images=before_images, after_images=after_images)
+    rows = follow_folders(tmp_path, has_images=True)
     assert sum(row["state"] == "stable" for row in rows) >= 6
-    (pair,) = read_csv(tmp_path / "out" / "pairs.csv")
+    (pair,) = pairs_of(tmp_path).values()
     assert pair["registered"] == "rigid"
     assert float(pair["foreground_dice"]) > 0.9
-    page = (tmp_path / "out" / "follow.html").read_text(encoding="utf-8")
+    page = page_of(tmp_path)
     n_shown = sum(row["accepted"] == "true" for row in rows)
     assert page.count("data:image/jpeg") == n_shown > 0
     assert "simulated_000" not in page
-    follow_folders(
-        tmp_path,
-        before_images=before_images,
-        after_images=after_images,
-        register="headers",
-        identifiers=True,
-    )
-    assert "simulated_000" in (tmp_path / "out" / "follow.html").read_text(encoding="utf-8")
+    follow_folders(tmp_path, has_images=True, register="headers", identifiers=True)
+    assert "simulated_000" in page_of(tmp_path)
 
 
 def test_a_poor_registration_is_refused(tmp_path):
@@ -198,20 +209,15 @@ def test_a_poor_registration_is_refused(tmp_path):
     grid = Geometry.from_spacing(settings.shape, settings.spacing_mm)
     write_array(tmp_path / "after_images" / "simulated_000.nii.gz", block, grid)
     with pytest.raises(GeometryError, match="registration is poor"):
-        follow_folders(
-            tmp_path,
-            before_images=tmp_path / "before_images",
-            after_images=tmp_path / "after_images",
-            register="rigid",
-        )
+        follow_folders(tmp_path, has_images=True, register="rigid")
 
 
 def test_only_the_pair_with_a_damaged_mask_fails(visits, caplog):
     write_cubes(visits / "before", "c", OLD)
     (visits / "after" / "c.nii.gz").write_bytes(b"damaged")
-    outcome = follow(visits / "before", visits / "after", visits / "out")
+    outcome = follow_visits(visits)
     assert (outcome.n_pairs, len(outcome.failed), outcome.exit_status) == (2, 1, 3)
-    pairs = {row["case"]: row for row in read_csv(visits / "out" / "pairs.csv")}
+    pairs = pairs_of(visits)
     assert pairs["a"]["new"] == "1"
     assert "c.nii.gz" in pairs["c"]["message"]
     assert "Not followed, c:" in caplog.text
@@ -222,22 +228,22 @@ def test_pair_whose_labels_have_other_names_is_not_compared(visits):
     for visit, labels in names.items():
         prediction = prediction_of(boxes(SHAPE, OLD).astype(np.int32), [0.9], GRID, case="c")
         write_prediction(visits / visit, replace(prediction, labels=labels))
-    outcome = follow(visits / "before", visits / "after", visits / "out")
+    outcome = follow_visits(visits)
     assert (outcome.n_pairs, len(outcome.failed)) == (2, 1)
-    rows = {row["case"]: row for row in read_csv(visits / "out" / "pairs.csv")}
+    rows = pairs_of(visits)
     assert "label 1 is 'mass' in the earlier visit" in rows["c"]["message"]
 
 
 def test_only_the_pair_whose_masks_share_no_label_value_fails(visits, caplog):
     write_cubes(visits / "before", "c", OLD, value=255)
     write_cubes(visits / "after", "c", OLD)
-    outcome = follow(visits / "before", visits / "after", visits / "out")
+    outcome = follow_visits(visits)
     assert (outcome.n_pairs, len(outcome.failed), outcome.exit_status) == (2, 1, 3)
-    rows = {row["case"]: row for row in read_csv(visits / "out" / "pairs.csv")}
+    rows = pairs_of(visits)
     assert rows["a"]["new"] == "1"
     assert "different labels: before [255], after [1]" in rows["c"]["message"]
     assert "different labels" in caplog.text
-    page = (visits / "out" / "follow.html").read_text(encoding="utf-8")
+    page = page_of(visits)
     assert "Not compared, and not in these numbers: case 3." in page
 
 
@@ -246,11 +252,11 @@ def test_only_the_pair_with_a_mask_that_lost_its_header_fails(visits, visit):
     lost = Geometry.from_spacing(SHAPE, (1, 1, 1))  # as np.eye(4) in nibabel; GRID has 2 mm in z
     for folder in ("before", "after"):
         write_cubes(visits / folder, "c", OLD, geometry=lost if folder == visit else GRID)
-    outcome = follow(visits / "before", visits / "after", visits / "out")
+    outcome = follow_visits(visits)
     assert (outcome.n_pairs, outcome.exit_status) == (2, 3)
-    rows = {row["case"]: row["message"] for row in read_csv(visits / "out" / "pairs.csv")}
-    assert "header of the scan was lost" in rows["c"]
-    assert rows["c"].startswith(str(visits / visit))
+    message = pairs_of(visits)["c"]["message"]
+    assert "header of the scan was lost" in message
+    assert message.startswith(str(visits / visit))
 
 
 def test_reasons_are_printed_once_if_no_pair_can_be_compared(visits, caplog):
@@ -265,12 +271,11 @@ def test_reasons_are_printed_once_if_no_pair_can_be_compared(visits, caplog):
 def test_damaged_stable_pair_does_not_choose_the_operating_point(visits, caplog):
     write_cubes(visits / "before", "c", OLD)
     (visits / "after" / "c.nii.gz").write_bytes(b"damaged")
-    paths = visits / "before", visits / "after", visits / "out"
-    outcome = follow(*paths, stable=["b", "c"])
+    outcome = follow_visits(visits, stable=["b", "c"])
     assert (outcome.n_pairs, len(outcome.failed), outcome.exit_status) == (2, 1, 3)
     assert "do not choose the operating point" in caplog.text
     with pytest.raises(DatasetError, match=r"(?s)no stable pair can be compared.*c: "):
-        follow(*paths, stable="c")
+        follow_visits(visits, stable="c")
 
 
 @pytest.mark.parametrize(
@@ -304,11 +309,7 @@ def test_dicom_report_contains_states_and_both_volumes(tmp_path):
         mask = boxes((5, 4, 6), *places)
         mask[3:, 1:, 3:] |= visit == "after"
         write_array(tmp_path / visit / "P1_scan.nii.gz", mask, read_geometry(scan))
-    follow_folders(
-        tmp_path,
-        before_images=tmp_path / "before_images",
-        after_images=tmp_path / "after_images",
-    )
+    follow_folders(tmp_path, has_images=True)
     report = hd.sr.srread(tmp_path / "out" / "P1_scan_sr.dcm")
     groups = report.content.get_volumetric_roi_measurement_groups()
     named = [item for g in groups for item in g.get_qualitative_evaluations()]
@@ -332,11 +333,7 @@ def test_dicom_report_lists_new_and_gone_lesions_that_are_too_thin(tmp_path):
         drawn[2, y, 1:4] = 1
         found[visit] = prediction_of(drawn, [0.75], read_geometry(scan), case="P1_scan")
         write_prediction(tmp_path / visit, found[visit])
-    rows = follow_folders(
-        tmp_path,
-        before_images=tmp_path / "before_images",
-        after_images=tmp_path / "after_images",
-    )
+    rows = follow_folders(tmp_path, has_images=True)
     states = [(row["state"], row["accepted"], row["score"]) for row in rows]
     assert states == [("new", "false", "0.75"), ("gone", "false", "")]
 
@@ -383,13 +380,7 @@ def test_report_of_another_scan_is_not_replaced(tmp_path, obstacle, caplog):
     else:
         write_json(tmp_path / "after" / f"{case}_candidates.json", stated)
     before = {f.name: f.read_bytes() for f in out.iterdir()}
-    outcome = follow(
-        tmp_path / "before",
-        tmp_path / "after",
-        out,
-        before_images=tmp_path / "before_images",
-        after_images=tmp_path / "after_images",
-    )
+    outcome = follow_visits(tmp_path, has_images=True)
     assert outcome.exit_status == 3
     assert case in caplog.text
     assert all((out / name).read_bytes() == content for name, content in before.items())
@@ -408,18 +399,11 @@ def test_scan_that_changes_while_its_pair_is_compared_gets_no_report(tmp_path, m
         return compare_visits(case, *args)
 
     monkeypatch.setattr("lesionseg.pipeline.follow.compare_visits", compare)
-    outcome = follow(
-        tmp_path / "before",
-        tmp_path / "after",
-        tmp_path / "out",
-        before_images=tmp_path / "before_images",
-        after_images=tmp_path / "after_images",
-    )
+    outcome = follow_visits(tmp_path, has_images=True)
     assert outcome.exit_status == 3
     assert not (tmp_path / "out" / "P1_scan_sr.dcm").exists()
     assert (tmp_path / "out" / "P2_scan_sr.dcm").is_file()
-    (row,) = [r for r in read_csv(tmp_path / "out" / "pairs.csv") if r["case"] == "P1_scan"]
-    assert "scan changed while it was read" in row["message"]
+    assert "scan changed while it was read" in pairs_of(tmp_path)["P1_scan"]["message"]
 
 
 def test_pair_whose_headers_allow_no_report_is_compared(tmp_path):
@@ -429,13 +413,9 @@ def test_pair_whose_headers_allow_no_report_is_compared(tmp_path):
         scan = write_patient_series(folder, GRIDS["axial"], SOPInstanceUID=None)
         mask = boxes((5, 4, 6), (0, 0, 0, 2))
         write_array(tmp_path / visit / "P1_scan.nii.gz", mask, read_geometry(scan))
-    rows = follow_folders(
-        tmp_path,
-        before_images=tmp_path / "before_images",
-        after_images=tmp_path / "after_images",
-    )
+    rows = follow_folders(tmp_path, has_images=True)
     assert [row["state"] for row in rows] == ["stable"]
-    (pair,) = read_csv(tmp_path / "out" / "pairs.csv")
+    (pair,) = pairs_of(tmp_path).values()
     assert pair["message"].startswith("No DICOM report: ")
     assert not (tmp_path / "out" / "P1_scan_sr.dcm").exists()
 
@@ -474,30 +454,26 @@ def read_and_order(path):
 
 def test_each_visit_is_compared_with_the_previous_visit(timeline, tmp_path, caplog):
     masks = tmp_path / "masks"
-    outcome = follow(None, None, tmp_path / "out", visits=timeline, predictions=masks)
+    outcome = follow_table(timeline, predictions=masks)
     assert (outcome.n_pairs, outcome.exit_status) == (2, 0)
     states = [(row["case"], row["state"]) for row in read_csv(tmp_path / "out" / "changes.csv")]
     assert states == [("m6", "gone"), ("m12", "new"), ("m12", "new")]
-    pairs = [(p["case"], p["earlier"]) for p in read_csv(tmp_path / "out" / "pairs.csv")]
-    assert pairs == [("m6", "base"), ("m12", "m6")]
+    earlier = [(case, row["earlier"]) for case, row in pairs_of(tmp_path).items()]
+    assert earlier == [("m6", "base"), ("m12", "m6")]
     assert "no other visit: once" in caplog.text
     for name in ("m6", "m12"):
         (masks / f"{name}.nii.gz").unlink()
     with pytest.raises(DatasetError, match="predictions of two visits"):
-        follow(None, None, tmp_path / "other", visits=timeline, predictions=masks)
+        follow_table(timeline, predictions=masks)
 
 
 def test_scores_are_optimistic_if_a_stable_pair_is_of_a_scored_patient(timeline, tmp_path, caplog):
     write_cubes(tmp_path / "reference", "m12", OLD, NEW)
-    follow(
-        None,
-        None,
-        tmp_path / "out",
-        visits=timeline,
+    follow_table(
+        timeline,
         predictions=tmp_path / "masks",
         stable=["m6"],
         reference=tmp_path / "reference",
-        replicates=5,
     )
     assert read_scores(tmp_path / "out" / "scores.json").is_point_chosen_here
     assert "stable= names pairs of patients who are scored (m12)" in caplog.text
@@ -518,7 +494,7 @@ def bright(bundle, monkeypatch):
 def test_bundle_predicts_the_visits_before_they_are_compared(timeline, tmp_path, bright):
     rows = timeline.read_text().splitlines()
     lines = write_table(tmp_path, rows[1], rows[2], "lost,nowhere.nii.gz,P1,2025-01-01")
-    outcome = follow(None, None, tmp_path / "out", visits=lines, bundle=bright)
+    outcome = follow_table(lines, bundle=bright)
     assert (outcome.n_pairs, outcome.exit_status) == (1, 3)
     assert [c.state for c in outcome.changes if c.accepted].count("new") == 1
     rows = read_csv(tmp_path / "out" / "predictions" / "predictions.csv")
@@ -537,7 +513,7 @@ def test_visits_are_predicted_with_the_given_settings(timeline, tmp_path, bright
 
     monkeypatch.setattr(predict_module, "make_predictor", make_and_note)
     settings = {"inference": {"overlap": 0.25, "flips": True}, "device": "cpu"}
-    follow(None, None, tmp_path / "out", visits=timeline, bundle=bright, **settings)
+    follow_table(timeline, bundle=bright, **settings)
     assert used == [(0.25, True, "cpu")]
 
 
@@ -546,9 +522,8 @@ def test_dicom_output_applies_to_the_predictions_too(tmp_path, bright):
     for name in ("v1", "v2"):
         write_patient_series(tmp_path / name, GRIDS["axial"])
     table = write_table(tmp_path, "v1,v1/scan,P1,1", "v2,v2/scan,P1,2")
-    out = tmp_path / "out"
-    follow(None, None, out, visits=table, bundle=bright, dicom_output=False)
-    assert not list(out.rglob("*.dcm"))
+    follow_table(table, bundle=bright, dicom_output=False)
+    assert not list((tmp_path / "out").rglob("*.dcm"))
 
 
 def test_reasons_are_named_if_no_visit_could_be_predicted(tmp_path, bright):
@@ -556,7 +531,7 @@ def test_reasons_are_named_if_no_visit_could_be_predicted(tmp_path, bright):
     for name in ("v1", "v2"):
         (tmp_path / f"{name}.nii").write_bytes(b"damaged")
     with pytest.raises(DatasetError, match=r"(?s)No pair can be followed.*v1: .*v2: "):
-        follow(None, None, tmp_path / "out", visits=table, bundle=bright)
+        follow_table(table, bundle=bright)
 
 
 class Same:
@@ -575,31 +550,27 @@ def test_visits_are_predicted_with_transforms_of_the_bundle_only_with_trust(
     plan = read_json(bright / "plan.json")
     plan["prepare_extra"] = [{"_target_": f"{__name__}.Same", "keys": "image"}]
     write_json(bright / "plan.json", plan)
-    visits = {"visits": timeline, "bundle": bright}
     with pytest.raises(BundleError, match="trust=true"):
-        follow(None, None, tmp_path / "out", **visits)
-    assert follow(None, None, tmp_path / "out", **visits, trust=True).n_pairs == 2
+        follow_table(timeline, bundle=bright)
+    assert follow_table(timeline, bundle=bright, trust=True).n_pairs == 2
 
 
 def test_visit_whose_prediction_fails_is_not_compared_by_its_earlier_mask(
     timeline, tmp_path, bright
 ):
-    def follow_visits():
-        return follow(None, None, tmp_path / "out", visits=timeline, bundle=bright)
-
-    assert follow_visits().n_pairs == 2
+    assert follow_table(timeline, bundle=bright).n_pairs == 2
     image = read_volume(tmp_path / "m6.nii.gz").array[0]
     write_array(tmp_path / "m6.nii.gz", image + 1, GRID)  # `predict` replaces no other result
-    outcome = follow_visits()
+    outcome = follow_table(timeline, bundle=bright)
     assert (outcome.n_pairs, len(outcome.failed), outcome.exit_status) == (1, 1, 3)
-    pairs = {row["case"]: row for row in read_csv(tmp_path / "out" / "pairs.csv")}
+    pairs = pairs_of(tmp_path)
     assert pairs["m12"]["earlier"] == "base"
     assert "could not be predicted" in pairs["m6"]["message"]
     assert "Name another output." in pairs["m6"]["message"]
     assert "overwrite" not in pairs["m6"]["message"]  # a setting that `follow` lacks
     (tmp_path / "base.nii.gz").write_bytes(b"damaged")
     with pytest.raises(DatasetError, match=r"(?s)No pair can be followed.*base: .*m6: "):
-        follow_visits()
+        follow_table(timeline, bundle=bright)
 
 
 def test_stable_visit_whose_prediction_fails_is_no_wrong_setting(
@@ -607,11 +578,11 @@ def test_stable_visit_whose_prediction_fails_is_no_wrong_setting(
 ):
     (tmp_path / "m6.nii.gz").write_bytes(b"damaged")
     stable = ["m6", "m12"]
-    outcome = follow(None, None, tmp_path / "out", visits=timeline, bundle=bright, stable=stable)
+    outcome = follow_table(timeline, bundle=bright, stable=stable)
     assert (outcome.n_pairs, outcome.exit_status) == (1, 3)
     assert "m6: it or its earlier visit has no prediction" in caplog.text
     with pytest.raises(ConfigError, match="these are not pairs: m7"):
-        follow(None, None, tmp_path / "out", visits=timeline, bundle=bright, stable="m7")
+        follow_table(timeline, bundle=bright, stable="m7")
 
 
 @pytest.mark.parametrize("times", [("2024-06-01", "20240531", "2023-12-31"), ("10", "9.5", "9")])

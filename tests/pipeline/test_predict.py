@@ -232,8 +232,11 @@ def test_scans_keep_their_shard_if_the_input_grows_between_two_jobs(bundle, scan
     assert [case for share in others for case in statuses(share)] == ["0", "more_c"]
 
 
-def test_runs_that_divide_the_scans_otherwise_do_not_run_together(bundle, scans, tmp_path):
+def test_runs_that_divide_the_scans_otherwise_do_not_run_together(
+    bundle, scans, tmp_path, monkeypatch
+):
     """Each would take the unfinished files of the other one for those of a killed program."""
+    monkeypatch.setattr(predict_module, "_RETRY_SECONDS", 0.01)
     out = tmp_path / "out"
     with locked_folder(out, ".predictions_0_of_2.csv.lock"):
         for others in ({}, {"num_shards": 3, "shard_index": 0}):
@@ -443,12 +446,12 @@ def test_scores_and_page_count_the_candidates_outside_the_kept_zones(
     evaluate(references, out, scores, replicates=0)
     assert read_csv(scores / "cases.csv")[0]["n_outside"] == "1"
     sentence = "1 marking outside the zones that were kept does not count."
-    assert sentence in report(scores, tmp_path / "page").page.read_text("utf-8")
+    assert sentence in report(scores, tmp_path).page.read_text("utf-8")
 
     # another operating point ignores the zones
     evaluate(references, out, scores, replicates=0, operating_point="score:0.1")
     assert read_csv(scores / "cases.csv")[0]["n_outside"] == "0"
-    assert sentence not in report(scores, tmp_path / "page").page.read_text("utf-8")
+    assert sentence not in report(scores, tmp_path).page.read_text("utf-8")
 
 
 def test_kept_zones_need_their_names_and_masks(bundle, scans, zones, tmp_path):

@@ -772,6 +772,7 @@ def test_implausible_extent_is_refused_before_the_scan_is_decoded(
 START = "import sys; from lesionseg.cli.command import main; sys.exit(main(sys.argv[1:]))"
 
 
+@pytest.mark.slow  # a process that imports torch
 def test_process_of_the_model_gives_the_mask_of_the_predictor(plan, scan, temporary, tmp_path):
     network = {"_target_": "tests.inference.networks.Bright"}
     own_class = replace(plan.architecture, name="custom", network=network)

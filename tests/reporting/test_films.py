@@ -11,7 +11,6 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.lines import Line2D
 from PIL import Image
 
-import lesionseg
 from lesionseg.config import ReportSection
 from lesionseg.core import Candidate, Geometry, OperatingPoint, Prediction, Volume
 from lesionseg.errors import ReadError
@@ -31,6 +30,7 @@ from lesionseg.reporting.films import (
 )
 from lesionseg.reporting.images import Scene, Sources
 from lesionseg.reporting.write import write_report
+from tests.commands import evaluate
 from tests.reporting.pdf_pages import keep_pages
 
 WIDTH, HEIGHT = 120, 50  # x, y: more columns than rows
@@ -90,7 +90,7 @@ def write_films(root, lesions=LESIONS, markings=MARKINGS, names=("nodule", "mass
 def study(tmp_path_factory):
     root = tmp_path_factory.mktemp("films")
     write_films(root / "data")
-    lesionseg.evaluate(root / "data", root / "data" / "found", root / "scores")
+    evaluate(root / "data", root / "data" / "found", root / "scores")
     return root
 
 
@@ -191,7 +191,7 @@ def test_one_label_needs_no_letter_and_volumes_have_no_whole_images(tmp_path, st
     one = {case: [(1, *rest) for _, *rest in boxes] for case, boxes in LESIONS.items()}
     marked = {case: [(1, *rest) for _, *rest in boxes] for case, boxes in MARKINGS.items()}
     write_films(tmp_path / "data", one, marked, names=("nodule",))
-    lesionseg.evaluate(tmp_path / "data", tmp_path / "data" / "found", tmp_path / "scores")
+    evaluate(tmp_path / "data", tmp_path / "data" / "found", tmp_path / "scores")
     assert label_keys(read_evaluation(tmp_path / "scores")) == {}
     tables = read_evaluation(study / "scores")
     volumes = replace(tables, scores=replace(tables.scores, image_axes=(3,)))
@@ -201,7 +201,7 @@ def test_one_label_needs_no_letter_and_volumes_have_no_whole_images(tmp_path, st
 def test_boxes_beyond_the_limit_are_stated(tmp_path):
     lesions = {"a": [(1, 2 * k % 110, k % 40, 4, 4) for k in range(MOST_BOXES + 7)]}
     write_films(tmp_path / "data", lesions, {"a": []}, names=("nodule",))
-    lesionseg.evaluate(tmp_path / "data", tmp_path / "data" / "found", tmp_path / "scores")
+    evaluate(tmp_path / "data", tmp_path / "data" / "found", tmp_path / "scores")
     tables = read_evaluation(tmp_path / "scores", identifiers=True)
     film = draw_film(Scene(np.zeros(GRID.shape), GRID), "a", tables)
     assert len(film.boxes) == MOST_BOXES
@@ -256,7 +256,7 @@ def test_large_films_become_small_pictures(tmp_path):
     grid = Geometry.from_spacing(pixels.shape, (1.0, 1.0))
     point = OperatingPoint("score:0.5", 0.5)
     write_prediction(tmp_path / "found", Prediction("a", grid, (), None, operating_point=point))
-    lesionseg.evaluate(tmp_path, tmp_path / "found", tmp_path / "scores")
+    evaluate(tmp_path, tmp_path / "found", tmp_path / "scores")
     options = ReportSection.of(pdf=False)
     path = write_report(tmp_path / "scores", tmp_path / "page", images=tmp_path, options=options)
     text = path.read_text(encoding="utf-8")
@@ -306,7 +306,7 @@ def test_reports_merge_readers_by_the_rule_of_the_evaluation(tmp_path):
     point = OperatingPoint("score:0.5", 0.5)
     prediction = Prediction("a", GRID, (), None, operating_point=point)
     write_prediction(tmp_path / "found", prediction)
-    lesionseg.evaluate(data, tmp_path / "found", tmp_path / "scores", min_readers=1)
+    evaluate(data, tmp_path / "found", tmp_path / "scores", min_readers=1)
     tables = read_evaluation(tmp_path / "scores")
     assert tables.scores.count("n_lesions") == 2
     by_rule = Sources(data, made=tables.scores.provenance).load("a", frozenset())
