@@ -126,7 +126,12 @@ def _make_detector_plan(plan, dims, name):
 
 
 @pytest.mark.parametrize(
-    ("name", "dims"), [("retinanet", 2), pytest.param("retina_unet", 3, marks=pytest.mark.slow)]
+    ("name", "dims"),
+    [
+        ("retina_unet", 2),
+        pytest.param("retinanet", 2, marks=pytest.mark.slow),
+        pytest.param("retina_unet", 3, marks=pytest.mark.slow),
+    ],
 )
 def test_onnx_gives_the_scores_and_boxes_of_a_detector(tmp_path, plan, dims, name, rng):
     planned = _make_detector_plan(plan, dims, name)

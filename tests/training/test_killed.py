@@ -11,7 +11,6 @@ from datetime import timedelta
 from pathlib import Path
 
 import pandas as pd
-import pytest
 import pytorch_lightning as pl
 import torch
 
@@ -62,7 +61,6 @@ def kill_at_random(run_dir):
     return delay
 
 
-@pytest.mark.slow  # a process that imports torch; test_fit.py interrupts a training in this one
 def test_training_killed_at_any_time_ends_with_identical_weights(tmp_path):
     delay = kill_at_random(tmp_path / "killed")
     left = torch.load(tmp_path / "killed" / "checkpoints" / "last.ckpt", weights_only=True)
