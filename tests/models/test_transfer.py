@@ -87,7 +87,7 @@ def test_one_channel_is_repeated_for_several(name):
     after = network.state_dict()[first]
     assert torch.allclose(after, before.expand_as(after) / 2)
     assert first in done.taken
-    assert "had 1 channels and has 2" in done.adapted
+    assert "had 1 channel and has 2" in done.adapted
     image = torch.randn(1, 1, 32, 32)
     with torch.no_grad():
         same = network.eval()(image.expand(-1, 2, -1, -1))[0]
