@@ -342,7 +342,8 @@ def key_of(override: str) -> str:
     """Return the key of an override without `+`, `~` and its value.
 
     Raises:
-        ConfigError: if the override has no `=`.
+        ConfigError: if the override has no `=`, which only `~key` may leave out, or if its key has
+            other characters than letters, digits and `_./@-`.
     """
     match = re.match(r"^(?:[+~]{0,2})([\w./@-]+)(?:=.*)?$", override, re.DOTALL)
     if match is None or ("=" not in override and override[0] != "~"):

@@ -246,8 +246,10 @@ class Prediction:
     def with_labels(self, value_of: Mapping[int, int]) -> "Prediction":
         """Return the prediction with other values of its labels.
 
+        The mask values of regions (`values`) stay as they are.
+
         Args:
-            value_of: the new value of each value in `labels`.
+            value_of: the new value of each label, also of those that only candidates have.
         """
         return replace(
             self,

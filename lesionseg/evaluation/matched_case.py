@@ -327,7 +327,7 @@ class _Accepted:
 
     @property
     def _is_merged(self) -> Flags:
-        """True for lesions `[lesions]` that share an accepted candidate with another lesion."""
+        """True for lesions `[lesions]` that overlap an accepted candidate of several lesions."""
         pairs = self.match.overlaps
         is_merged = np.zeros(len(self.match.lesions), dtype=np.bool_)
         is_merged[pairs.lesion[self.match.comparable & self._is_merging[pairs.candidate]]] = True

@@ -352,7 +352,10 @@ def _row_from_json(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def size_column(unit: str) -> str:
-    """Return the name of the column of lesions.csv with the diameters in a unit of sizes."""
+    """Return the name of the column of lesions.csv with the diameters in a unit of sizes.
+
+    It is `diameter_percent` for `PERCENT_OF_WIDTH`, otherwise `diameter_mm`.
+    """
     return "diameter_percent" if unit == PERCENT_OF_WIDTH else "diameter_mm"
 
 

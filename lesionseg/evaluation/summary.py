@@ -302,9 +302,10 @@ class Summary:
         return self.resample(names, statistic, self.tables.lesions_by_group, NO_LESION)
 
     def cpm(self) -> Estimate:
-        """Compute the mean recall of the FROC (van Ginneken et al. 2010).
+        """Compute the mean recall at the preset's false positives per case.
 
-        It is undefined for fewer than 8 cases, and without scores or lesions.
+        The formula is that of van Ginneken et al. (2010). It is undefined for fewer than 8 cases,
+        and without scores or lesions.
         """
         (found,) = self.of_curve(["cpm"], curves.cpm(self.tables, self.preset.fp_per_case))
         if found.value is not None and len(self.tables.cases) < MIN_CASES_FOR_CPM:

@@ -133,10 +133,10 @@ def predict_volumes(
 def memory_budget(settings: InferenceConfig) -> int:
     """Return the bytes that all cases in progress may use.
 
-    They are `inference.max_memory_gb`, or by default 60 % of the free memory.
+    They are `inference.max_memory_gb` in 10⁹ bytes, or by default 60 % of the free memory.
     """
     gigabytes = settings.max_memory_gb
-    return default_budget() if gigabytes is None else int(gigabytes * 2**30)
+    return default_budget() if gigabytes is None else int(gigabytes * 1e9)
 
 
 def needed_bytes(geometry: Geometry, plan: Plan, *, is_on_disk: bool = False) -> int:

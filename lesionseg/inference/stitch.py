@@ -104,7 +104,8 @@ class Stitcher:
 def _move_up(sums: Tensor, n: int) -> None:
     """Move the rows of `sums` `[K, rows, …]` up by `n` in place; the last `n` rows become 0.
 
-    At most `n` rows are copied at a time, because source and destination must not overlap.
+    `n` is from 1 to the number of rows. At most `n` rows are copied at a time, because source and
+    destination must not overlap.
     """
     n_rows = sums.shape[1]
     for first in range(0, n_rows - n, n):

@@ -51,11 +51,13 @@ def is_tiff(path: Path) -> bool:
 def read_tiff(path: Path, pixel_mm: float | None, *, as_labels: bool) -> Volume:
     """Read a picture `[1 or 3, y, x]` or, of several grey pages, a volume `[1, z, y, x]`.
 
-    Sizes are checked before decoding. Without a JSON file the spacing of a volume is 1 mm, with a
-    warning. Other files that OME-TIFF names are not read.
+    Sizes are checked before decoding. `pixel_mm` is the pixel size of a picture, see `read_raster`.
+    The spacing of a volume is in a JSON file; without one it is 1 mm, with a warning. Other files
+    that OME-TIFF names are not read.
 
     Raises:
-        ReadError: The pages differ in size or are in colour, a page is missing, the kind of samples
+        ReadError: The pages form more than one volume, or some of several pages differ in size or
+            are in colour, a page is missing, the kind of samples
             is not supported, or the stated spacing is not valid. With `as_labels`, also if JPEG has
             changed the values.
     """

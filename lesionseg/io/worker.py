@@ -141,7 +141,10 @@ if hasattr(os, "register_at_fork"):
 
 
 def _read_within_limits(file_limits: FileLimits, seconds: float, read: Callable[[], T]) -> T:
-    """Call `read` in the worker, within limits, and return its result."""
+    """Limit this process and return the result of `read`. The limits stay until the next file.
+
+    The system kills the process after `seconds` of processor time.
+    """
     set_limits(file_limits)  # for the checks of the readers
     _limit_this_process(file_limits, seconds)
     return read()

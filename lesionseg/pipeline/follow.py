@@ -300,7 +300,7 @@ def _follow_pair(
     """Compare the visits of a pair. Write its DICOM report if the settings ask for it.
 
     Changes with a score below that of `point` are not accepted. Without both scans, there are no
-    pictures.
+    pictures, and without the later one no DICOM report.
 
     Args:
         cfg: the settings.

@@ -107,7 +107,7 @@ def _start_actors(
     n_actors = min(n_possible, n_scans)
     max_memory_gb = cfg.inference.max_memory_gb
     if not max_memory_gb:  # all actors may run on one machine
-        max_memory_gb = default_budget() / 2**30 / max(n_actors, 1)
+        max_memory_gb = default_budget() / 1e9 / max(n_actors, 1)
     inference = cfg.inference.model_copy(update={"max_memory_gb": max_memory_gb})
     cfg = with_absolute_paths(cfg).model_copy(update={"inference": inference})
     actor_class = ray.remote(_Actor).options(

@@ -89,7 +89,7 @@ def test_predictions_of_volumes_follow_the_memory_of_the_settings(plan, rng, n_c
     """With memory for a single case, the second one is read after the first one is done."""
     shape = (9, 10, 11)
     geometry = Geometry.from_spacing(shape, (1.0, 1.0, 1.0))
-    gigabytes = n_cases * needed_bytes(geometry, plan) / 2**30
+    gigabytes = n_cases * needed_bytes(geometry, plan) / 1e9
     settings = InferenceConfig.of(max_memory_gb=gigabytes)
     second_is_read = Event()
 

@@ -351,7 +351,7 @@ def test_probabilities_of_a_large_scan_are_in_a_file(
         return infer(*args, folder=folder, **settings)
 
     monkeypatch.setattr(predictor, "infer", record_folder)
-    cfg = ServeConfig.of(bundle=bundle, inference={"max_memory_gb": (n_bytes + 1) / 2**30})
+    cfg = ServeConfig.of(bundle=bundle, inference={"max_memory_gb": (n_bytes + 1) / 1e9})
     with TestClient(app_of(predictor, cfg, temporary), base_url="http://localhost") as client:
         answer = client.post("/predict", files={"file": (NAME, scan)})
     assert answer.status_code == 200

@@ -242,7 +242,7 @@ def _read_voxels(file: ProbabilityFile, *, are_regions: bool) -> _Voxels:
 
 
 def _find_voxels(file: ProbabilityFile, *, are_regions: bool) -> Integers:
-    """Return the flat indices of the voxels that can belong to a candidate, ascending.
+    """Return the flat indices of the voxels that can belong to a candidate or are NaN, ascending.
 
     The first channel is the background, which is 1 minus the sum of all labels. It is enough to
     find these voxels. Regions have no background, so all of their channels are read.
@@ -254,7 +254,6 @@ def _find_voxels(file: ProbabilityFile, *, are_regions: bool) -> Integers:
         if slab.channel > 0 and not are_regions:
             break
         flat = slab.values.reshape(-1)
-        # the negated comparisons include NaN
         is_excluded = flat < limit if are_regions else flat > 1 - limit
         is_possible = ~is_excluded
         found.append(np.flatnonzero(is_possible) + slab.first_row * n_row)
@@ -312,7 +311,10 @@ class _LabelMaps:
         return len(self.index), int(np.count_nonzero(self.mask))
 
     def dice(self, order: AxisOrder) -> float:
-        """Compute the Dice of both if the axes of the probabilities are in this order."""
+        """Compute the Dice of equal labels if the axes of the probabilities are in this order.
+
+        At least one of both must have a lesion voxel.
+        """
         in_mask = self.mask.flat[order.flat_index(self.index, self.shape)]
         n_agreeing = np.count_nonzero(in_mask == self.label_of_voxel)
         return float(2 * n_agreeing / sum(self.n_voxels))

@@ -128,8 +128,8 @@ def _is_large(scan: CaseFiles, predictor: Predictor, budget: int) -> bool:
         least = needed_bytes(grid, plan, is_on_disk=True)
         if least > budget:
             raise ContentError(
-                f"The scan needs about {least / 2**30:.2g} GB of memory, and this server may use "
-                f"{budget / 2**30:.2g} GB (inference.max_memory_gb). Crop the scan, or start the "
+                f"The scan needs about {least / 1e9:.2g} GB of memory, and this server may use "
+                f"{budget / 1e9:.2g} GB (inference.max_memory_gb). Crop the scan, or start the "
                 "server with a higher limit."
             )
         is_large |= needed_bytes(grid, plan) > budget

@@ -150,7 +150,10 @@ class _Server:
     async def respond(
         self, request: Request, folder: Path, result: Result, sent: Sequence[str] = ()
     ) -> Response:
-        """Predict the scan in `folder`, and return the requested file as a download."""
+        """Predict the scan in `folder`, and return the requested file as a download.
+
+        `sent` are the names of the channels' files if the sender named them.
+        """
         answer = await self.predict(request, folder, result, sent)
         media_type = guess_type(answer.name)[0]
         return Response(answer.content, headers=answer.headers, media_type=media_type)

@@ -74,8 +74,8 @@ class ModelProcess:
     def wait(self) -> "Plan":
         """Wait until the model is loaded, and return its plan.
 
-        If the process has ended after loading, it is started again. If the model cannot be loaded,
-        the error is raised.
+        If the process has ended, also because an earlier loading failed, it is started again first.
+        If the model cannot be loaded, the error is raised.
         """
         if self._loading.done() and self._child.has_ended:
             self.restart()

@@ -71,6 +71,7 @@ async def receive(
     """
 
     async def receive_in_time() -> Message:
+        """Return the next message. Raise `TimeoutError` if it takes over `STALLED_SECONDS`."""
         with fail_after(STALLED_SECONDS):
             return await request.receive()
 
