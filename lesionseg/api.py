@@ -68,6 +68,8 @@ class Run:
     def scores(self) -> "Scores":
         """The content of `scores.json`: `scores["lesion_recall"].value`, `scores.to_json()`.
 
+        For a cross-validation, the file is the one in `oof`.
+
         Raises:
             ReadError: if the folder has no `scores.json`, or it cannot be read.
         """
@@ -303,8 +305,8 @@ def report(scores: StrPath, output: StrPath, *, progress: bool = False, **settin
 def _call(command: str, settings: Mapping[str, Any], progress: bool) -> Any:
     """Run a command with settings given in Python, and return its outcome.
 
-    Hydra is imported only for an experiment or another option of the group `data`. With `progress`,
-    progress bars are drawn; otherwise nothing is printed.
+    In a key, `__` means a dot. Hydra is imported only for an experiment or another option of the
+    group `data`. With `progress`, progress bars are drawn; otherwise nothing is printed.
     """
     # `trainer__max_steps=9`, because a dot cannot be part of a Python keyword
     values = {key.replace("__", "."): value for key, value in settings.items()}

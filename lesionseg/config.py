@@ -71,7 +71,7 @@ def expand_home(path: str | PathLike[str]) -> str:
 
 
 def _to_texts(value: Any) -> Any:
-    """Return one or several texts or numbers as a tuple of texts, and any other value as it is."""
+    """Return a text, a whole number or a list as a tuple of texts, and any other value as it is."""
     if isinstance(value, str | int):
         return (str(value),)
     if isinstance(value, list | tuple):
@@ -140,7 +140,7 @@ LOGGERS = {
 }
 
 
-def _name_loggers(value: Any) -> Any:
+def _find_loggers(value: Any) -> Any:
     """Return loggers with names, such as `wandb`, replaced by Lightning's classes.
 
     A value that is neither a name nor a list is returned as it is. Raise `ValueError` if a name is
@@ -177,7 +177,7 @@ def _validate_distinct(values: tuple[int, ...]) -> tuple[int, ...]:
 
 Text = Annotated[str, BeforeValidator(_path_to_text)]
 Spec = Annotated[Arguments, AfterValidator(_validate_target)]
-Loggers = Annotated[tuple[Spec, ...], BeforeValidator(_name_loggers)]
+Loggers = Annotated[tuple[Spec, ...], BeforeValidator(_find_loggers)]
 # one path or several; the predictions of several bundles are averaged
 Bundles = Annotated[tuple[Text, ...], BeforeValidator(_path_to_tuple)]
 
@@ -226,6 +226,8 @@ class Settings(BaseModel):
 
     def to_plain(self) -> dict[str, Any]:
         """Return the settings as plain data, with the keys of the YAML files.
+
+        A setting that neither a file of `conf/` nor the user gave is left out.
 
         Raises:
             ConfigError: if an argument of a class is an object that YAML does not have.
@@ -780,7 +782,8 @@ def read(kind: type[S], plain: Mapping[str, Any]) -> S:
     """Check plain data and return it as settings.
 
     Raises:
-        ConfigError: if a key is unknown or values are wrong. The message names the keys.
+        ConfigError: if a key is unknown or values are wrong. The message names the first unknown
+            key, or all keys with wrong values.
     """
     try:
         return kind.model_validate(dict(plain))
@@ -1085,7 +1088,7 @@ def build(spec: Mapping[str, Any], key: str) -> Any:
     """
 
     def construct(value: Any) -> Any:
-        """Construct the objects in a value, the innermost first."""
+        """Return a value with its objects constructed, the innermost first."""
         if isinstance(value, list | tuple):
             return type(value)(construct(part) for part in value)
         if not isinstance(value, Mapping):

@@ -155,7 +155,8 @@ def ellipsoid_depth(
 ) -> Field:
     """Return the approximate distance in mm to the surface of an ellipsoid, positive inside.
 
-    The first-order formula is (1 − f) · f / |∇f| with f = |x / r|. It is exact for a sphere.
+    The first-order formula is (1 − f) / |∇f| with f = |x / r|. It is exact for a sphere, up to
+    0.1 % of its radius.
     """
     each = zip(axes, centre_mm, radii_mm, strict=True)
     scaled = [(a - np.float32(c)) / np.float32(r) for a, c, r in each]
@@ -169,7 +170,7 @@ def rippled_radius(rng: Generator, points: Field) -> Field:
     """Draw an irregular shape and return its radial coordinate at points.
 
     The coordinate is the norm |A·x| of a random ellipsoid plus three random waves. It increases
-    outwards. All points at which it has the same value form the outline of a lesion.
+    outwards, except in steep waves. The points with the same value form a lesion's outline.
 
     Args:
         rng: draws the shape.
@@ -274,8 +275,8 @@ def _place_lesions(
         tissue: share 0..1 of tissue in each voxel.
         spacing_mm: size of a voxel along each axis.
         n_lesions: least and most lesions.
-        diameter_mm: least, median and most of the log-normal diameters.
-        gap: least number of voxels between two lesions.
+        diameter_mm: least, median and most of the log-normal diameters; others are clipped.
+        gap: least number of voxels between two lesions, and to the border of the volume.
     """
     instances = np.zeros(tissue.shape, dtype=np.int32)
     lesions: list[_Lesion] = []
@@ -375,7 +376,7 @@ def write_mri_phantoms(
         shape: voxels along z, y and x.
         spacing_mm: size of a voxel along z, y and x.
         contrast: factor for the difference between lesions and the tissue around them.
-        n_lesions: least and most lesions of a case.
+        n_lesions: least and most lesions of a case with lesions. One that fits nowhere is omitted.
         progress: called with case, number done and total.
 
     Raises:
@@ -500,7 +501,7 @@ class _ChestSpace:
 
 
 def _draw_chest(rng: Generator, grid: Grid) -> tuple[Field, Field]:
-    """Draw the Hounsfield units of a chest that fills the grid, and the share of lung.
+    """Draw the Hounsfield units of a chest that fills the grid, and the share of lung with vessels.
 
     The chest has a torso, two lungs and a heart (`_ChestSpace`). Ribs, spine and vessels have fixed
     sizes in mm.
@@ -563,7 +564,7 @@ def write_ct_phantoms(
 ) -> None:
     """Write simulated chest CT scans with nodules of 3 to 15 mm as an nnU-Net raw folder.
 
-    A third of the scans has no nodule, as in LUNA16.
+    By default a third of the scans has no nodule, as in LUNA16.
 
     Args:
         folder: the folder to write.
@@ -574,7 +575,7 @@ def write_ct_phantoms(
         shape: voxels along z, y and x.
         spacing_mm: size of a voxel along z, y and x.
         contrast: factor for the difference between nodules and lung.
-        n_nodules: least and most nodules of a case.
+        n_nodules: least and most nodules of a case with nodules. One that fits nowhere is omitted.
         progress: called with case, number done and total.
 
     Raises:
@@ -630,8 +631,9 @@ def _acquire_ct(rng: Generator, hounsfield: Field, spacing_mm: Spacing) -> Field
 def _acquire_radiograph(rng: Generator, attenuation: Field) -> Field:
     """Draw the pixel values 0..4095 of a radiograph: scatter, Poisson noise, optical density.
 
-    Bright pixels are those where the chest absorbs most of the radiation. `attenuation` is the
-    exponent of the absorption along the ray of each pixel.
+    Bright pixels are those where the chest absorbs most of the radiation. Two percentiles of the
+    image become 0 and 4095. `attenuation` is the exponent of the absorption along the ray of each
+    pixel.
     """
     wide = 0.09 * min(attenuation.shape)  # σ of the scatter in pixels
     light = np.exp(-attenuation)
@@ -659,7 +661,7 @@ def write_xray_phantoms(
     """Write simulated radiographs with nodules of 5 to 30 mm as a COCO folder with instance masks.
 
     A chest like those of `write_ct_phantoms` is projected along parallel rays. `images/` contains
-    12-bit values in 16-bit PNG, `masks/` contains nodule ids in 8-bit PNG.
+    12-bit values and `masks/` nodule ids, both in 16-bit PNG.
 
     Args:
         folder: the folder to write.
@@ -669,7 +671,7 @@ def write_xray_phantoms(
         shape: rows and columns.
         pixel_mm: size of a pixel.
         contrast: factor for the difference between nodules and lung.
-        n_nodules: least and most nodules of a case.
+        n_nodules: least and most nodules of a case with nodules. One that fits nowhere is omitted.
         progress: called with case, number done and total.
 
     Raises:
@@ -744,7 +746,7 @@ def _write_coco(folder: Path, cases: Iterable[SimulatedCase], about: str, pixel_
     for number, (case, levels, instances, geometry) in enumerate(cases, start=1):
         png = f"{case}.png"
         write_array(folder / "images" / png, levels.astype(np.uint16), geometry)
-        write_array(folder / "masks" / png, instances.astype(np.uint8), geometry)
+        write_array(folder / "masks" / png, instances.astype(np.uint16), geometry)
         height, width = geometry.shape
         image = {
             "id": number,
@@ -814,11 +816,11 @@ def draw_cases(
         seed: seed of the set.
         lesion_free_share: share of the cases without a lesion. They are spread evenly.
         grid: the grid of all cases.
-        n_lesions: least and most lesions of a case.
+        n_lesions: least and most lesions of a case with lesions.
         progress: called with case, number done and total.
 
     Raises:
-        ConfigError: if the numbers cannot be simulated.
+        ConfigError: before the first case, if the numbers cannot be simulated.
     """
     shape, spacing_mm = grid
     least, most = n_lesions
@@ -858,7 +860,9 @@ def write_nnunet_raw(
     channel: str,
     about: str,
 ) -> None:
-    """Write cases as an nnU-Net raw folder: images as int16, and masks in which a lesion is 1.
+    """Write cases as an nnU-Net raw folder.
+
+    Images are rounded and clipped to int16. In the masks each lesion is 1.
 
     Args:
         folder: the folder to write.
@@ -870,7 +874,7 @@ def write_nnunet_raw(
         about: description of the dataset.
 
     Raises:
-        ConfigError: if there are fewer cases than test cases.
+        ConfigError: if `n_test` is negative or larger than `n_cases`.
     """
     if not 0 <= n_test <= n_cases:
         raise ConfigError(

@@ -56,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(command: str, argv: Sequence[str], *, program: str | None = None) -> int:
     """Run one command and return its exit status. Print its outcome, or its error as a sentence.
 
-    SIGTERM ends it like Ctrl-C. `--cfg` and `--help` print settings and help instead.
+    It sets up the logging of the process, in which SIGTERM then acts like Ctrl-C. `--cfg` and
+    `--help` print settings and help instead. `--multirun` runs it for several values.
 
     Args:
         command: the name of the command.
@@ -120,7 +121,7 @@ def run(command: str, argv: Sequence[str], *, program: str | None = None) -> int
 
 
 def _help_topic(argv: Sequence[str]) -> str | None:
-    """Return the topic of the flag `--help=TOPIC`, "" for `--help`, or None without this flag."""
+    """Return the topic of `--help=TOPIC` or `-h=TOPIC`, "" without a topic, None without a flag."""
     for argument in argv:
         flag, _, topic = argument.partition("=")
         if flag in ("-h", "--help"):
@@ -145,7 +146,7 @@ def run_recipe(command: str, cfg: Any) -> Outcome:
     """Run a command with its settings, and return its outcome. Print nothing.
 
     The paths are checked first, and models named by an address are downloaded. Files are private if
-    the settings say so.
+    the settings say so, and always for `serve`.
     """
     from lesionseg.cli.paths import check_paths, with_local_models
 
@@ -161,7 +162,7 @@ def run_recipe(command: str, cfg: Any) -> Outcome:
 
 @contextmanager
 def private_files() -> Iterator[None]:
-    """Create files with mode 0600 and folders with 0700 within the context.
+    """Create files with mode 0600 and folders with 0700 within the context, in all threads.
 
     Without it files and folders follow the umask, like those of other programs.
     """
@@ -253,7 +254,7 @@ def multirun(command: str, argv: Sequence[str]) -> int:
     statuses: list[int] = []
 
     def run_job(cfg: Any) -> int:
-        """Run one job, print its outcome and keep its exit status. Log its error."""
+        """Run one job, print its outcome and keep its exit status. Log and raise its error."""
         plain: Any = OmegaConf.to_container(cfg, resolve=True)
         try:
             with progress_bars():
@@ -292,7 +293,8 @@ def _require_separate_folders(
 ) -> None:
     """Raise `ConfigError` if the jobs of a multirun would write into the same folder.
 
-    `key` is the setting that names the folder.
+    `key` is the setting that names the folder. A value with an interpolation passes, and so do the
+    shards of `predict`, which share a folder.
     """
     folders = [override for override in overrides if key_of(override) == key]
     differing = swept - {key}

@@ -101,8 +101,9 @@ def compose_plain(command: str, argv: Sequence[str]) -> dict[str, Any]:
 def override_list(command: str, argv: Sequence[str], *, sweeps: bool = False) -> list[str]:
     """Check the keys and options of overrides. Return them in the form that Hydra can read.
 
-    Texts are quoted, and a key that its section does not list yet gets `++`. `experiment=null`, the
-    default, is left out. With `sweeps`, a value may be the list `a,b` of a multirun.
+    Texts are quoted. A key of `OPEN_SECTIONS`, or one that is given as `+section.key`, gets `++`.
+    `experiment=null`, the default, is left out. With `sweeps`, a value may be the list `a,b` of a
+    multirun.
 
     Raises:
         ConfigError: if an argument is not an override, or a key or an option of a group is unknown;
@@ -154,7 +155,7 @@ def _check_options(options: Mapping[str, Sequence[str]], values: Mapping[str, st
 
     Args:
         options: the options of each group.
-        values: the values of the overrides by key.
+        values: the values of the overrides by key; `a,b` are two options.
     """
     for group in sorted(options.keys() & values.keys()):
         for value in values[group].split(","):  # several in a multirun
@@ -178,9 +179,9 @@ def options_of_groups(command: str, overrides: Sequence[str] = ()) -> dict[str, 
 
 
 def _user_folders(overrides: Sequence[str]) -> list[Path]:
-    """Return the folders of `hydra.searchpath` in the overrides; empty without this key.
+    """Return the folders of the first `hydra.searchpath` in the overrides; empty without this key.
 
-    Raise `ConfigError` if a folder does not exist, or Hydra cannot read the value.
+    Raise `ConfigError` if a folder or a package does not exist, or Hydra cannot read the value.
     """
     given = [override for override in overrides if key_of(override) == SEARCHPATH]
     if not given:
@@ -209,7 +210,7 @@ def _guess_key(command: str, flag: str = "") -> str | None:
 
     The input is the key `input`, or the first key of a command that has no such key. The flag means
     the key that it equals, or whose last part it equals, otherwise the first key that begins with
-    it. None if there is no such key.
+    it. None if there is no such key. The key `private` is not considered.
 
     >>> _guess_key("train", "--data"), _guess_key("train", "--max-minutes"), _guess_key("predict")
     ('data.root', 'trainer.max_minutes', 'input')
@@ -316,7 +317,8 @@ def _quote_value(value: str, *, may_be_list: bool) -> str:
 def _split_values(text: str) -> list[str]:
     """Split a text at its commas, except for those within quotes or pairs of brackets.
 
-    If the brackets are not in pairs, they do not protect commas.
+    If the brackets are not in pairs, the text is split at all commas. A quote within a word is an
+    apostrophe.
 
     >>> _split_values("a,b"), _split_values("(P[0-9]{1,3})_"), _split_values("'a,b'")
     (['a', 'b'], ['(P[0-9]{1,3})_'], ["'a,b'"])

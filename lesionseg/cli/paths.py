@@ -24,6 +24,7 @@ def check_paths(cfg: Settings, prefix: str = "") -> None:
     """Raise a `LesionsegError` for the first path in the settings that cannot be used.
 
     An empty path is an error. Images and weights are not read, and files at a URL are not checked.
+    Nor is the folder of a dataset that is simulated, or whose annotations are given separately.
     A bundle in a zip is unpacked into the cache. The command still checks the files that it reads.
     `prefix` is put before each key in messages, such as `data.` for the settings of a section.
     """
@@ -157,7 +158,7 @@ def _check_scans(setting: str, path: Path) -> None:
 def _check_bundle(setting: str, path: Path) -> None:
     """Raise an error if a path is not a bundle, a run directory with one, or an nnU-Net model.
 
-    It is a `ReadError` if the path does not exist, otherwise the error of `find_model`.
+    It is a `ReadError` if the path does not exist, otherwise, or in a zip, that of `find_model`.
     """
     from lesionseg.io.model_address import find_model
 

@@ -121,6 +121,9 @@ class Reference:
         annotated: True for each label value that a reader looked for. Empty means all labels. A
             label with False is not marked, so its lesions may be among the background.
         stated: the boxes of a table before clipping. None if the lesions are not from a table.
+
+    Raises:
+        GeometryError: if an array has another shape than the grid.
     """
 
     geometry: Geometry
@@ -299,7 +302,7 @@ class Dataset:
 
 
 def find_likely_visits(cases: Sequence[CaseFiles], *, setting: str = "data.group") -> list[Finding]:
-    """Warn of case ids such as P08_0 and P08_1, which look like scans of one patient.
+    """Return a warning about case ids such as P08_0 and P08_1 that look like one patient's scans.
 
     They do if at least half of the ids share a prefix before a short number with another id, and if
     at most eight ids share one on average. A prefix that many ids share is probably that of a study

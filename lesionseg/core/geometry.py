@@ -129,7 +129,7 @@ class Geometry:
         return Geometry(tuple(axis.stop - axis.start for axis in part), affine, self.unit)
 
     def distance_mm(self, other: "Geometry") -> float:
-        """Return the largest distance between corresponding corners; infinite if shapes differ."""
+        """Return the largest distance of corresponding corner voxels; infinite if shapes differ."""
         if self.shape != other.shape:
             return float("inf")
         last = np.subtract(self.shape, 1)

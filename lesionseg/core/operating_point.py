@@ -28,8 +28,8 @@ class Aim:
         """Parse an aim such as `fp_per_case:1` or `best_f1`.
 
         Raises:
-            ConfigError: if the text is not an aim. A rate must be from 0 to 10⁶, any other number
-                from 0 to 1.
+            ConfigError: if the text is not an aim, such as a number without a kind. A rate must be
+                from 0 to 10⁶, any other number from 0 to 1.
 
         >>> Aim.parse("fp_per_case:0.50")
         Aim(kind='fp_per_case', value=0.5)

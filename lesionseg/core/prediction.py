@@ -59,7 +59,7 @@ class Candidate:
         diameter_mm: equivalent diameter.
         volume_ml: volume. None in 2-D and for a box without a mask.
         has_mask: False for a box without a mask.
-        accepted: True if its score reaches the operating point and its zone is kept.
+        accepted: False if its score is below the operating point, or its zone is not kept.
         probability: calibrated probability of being a lesion. None before calibration.
         zone: anatomical zone. Empty if no zones were requested.
     """

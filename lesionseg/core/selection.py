@@ -46,7 +46,7 @@ class Selection:
         return self.operating_points[0] if self.operating_points else None
 
     def to_json(self) -> str:
-        """Write the selection as JSON."""
+        """Return the selection as JSON text."""
         return json.dumps(asdict(self), indent=2, sort_keys=True)
 
     @classmethod

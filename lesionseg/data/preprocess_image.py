@@ -59,11 +59,11 @@ def prepare_image(
         where: name of the case in messages.
         overwrite: True normalises the image in place if it is on the plan's grid, which saves the
             memory of a copy.
-        look: called with the volume before normalisation. It must not keep the array.
+        look: called with the resampled volume before normalisation. It must not keep the array.
 
     Returns:
         The image `[C, *plan]` in float32. Its geometry maps the new indices to the patient's
-        millimetres.
+        millimetres. It has the missing channels, but no `valid` and no remarks.
 
     Raises:
         ContentError: if channels or axes are not those of the plan.
@@ -119,7 +119,8 @@ def _resample_to_plan(volume: Volume, plan: Plan, *, where: str | None, overwrit
 def to_canonical(volume: Volume) -> Volume:
     """Return a view of the volume whose axes point along +S, +A, +R; a 2-D image as it is.
 
-    Oblique axes are assigned to the closest direction. Strides may be negative.
+    Oblique axes are assigned to the closest direction. Strides may be negative. In 3-D, the view
+    has only array and geometry.
     """
     if volume.geometry.dims != 3:
         return volume

@@ -211,7 +211,7 @@ def _read_instances(
 def _share_of_voxels(
     mask: Flags, source: Geometry, geometry: Geometry
 ) -> tuple[tuple[slice, ...], NDArray[np.float32]]:
-    """Return the slices of `geometry` that a mask on the grid `source` reaches, and its share.
+    """Return the slices of `geometry` that the grid `source` reaches, and a mask's share there.
 
     The share is the fraction of each voxel that the mask covers. It is 0 outside of `source`.
     """
@@ -298,7 +298,10 @@ def _places_of_boxes(
 def _find_sharing(
     moved: NDArray[np.int32], ids: Integers, places: Sequence[tuple[slice, ...]]
 ) -> Flags:
-    """Flag the boxes `[n]` that have lost a side, and those that share their voxels with them.
+    """Flag the boxes `[n]` that have lost at least two voxels of their length along an axis.
+
+    Boxes that overlap them, and are at least half as long along an axis, are flagged, too. A box of
+    one voxel is never flagged.
 
     Args:
         moved: lesion ids on the plan's grid.

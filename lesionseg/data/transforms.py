@@ -208,6 +208,8 @@ def run_on_volume(specs: Sequence[Spec], volume: Volume, where: str | None) -> V
 def _run(chain: "Compose", item: TileItem, where: str) -> TileItem:
     """Apply transforms to `item`. Its entries keep their shapes, and get their dtypes back.
 
+    Entries that a transform adds are left out.
+
     Raises:
         ConfigError: if a transform fails, or changes the shape of an entry.
     """

@@ -57,14 +57,14 @@ def read_answers(rows: Sequence[Mapping[str, str]], where: str) -> list[Answer]:
     Upper case, spaces and hyphens in an answer do not matter: "No lesion" is `no_lesion`.
 
     Raises:
-        ContentError: if an answer is unknown, or if its row lacks the case or candidate.
+        ContentError: if an answer is unknown, or if the key of its row is missing or not a number.
     """
     found = []
     for line, row in enumerate(rows, 2):
-        cell = row.get("answer") or ""
+        cell = (row.get("answer") or "").strip()
         if not cell:
             continue
-        word = cell.strip().lower().replace(" ", "_").replace("-", "_")
+        word = cell.lower().replace(" ", "_").replace("-", "_")
         if word not in WORDS:
             raise ContentError(
                 f"{where}, line {line}: the answer {cell!r} is not known. Write {LESION}, "
@@ -81,7 +81,7 @@ def read_answers(rows: Sequence[Mapping[str, str]], where: str) -> list[Answer]:
 
 
 def adjudicate(tables: Tables, answers: Sequence[Answer]) -> list[Estimate]:
-    """Compute the main numbers with the lesions that a reader confirmed.
+    """Compute `ADJUDICATED_RATIOS` and their counts with the lesions that a reader confirmed.
 
     A false positive with the answer `lesion` counts as a found lesion. Lesions that both the
     reference and the model miss remain unknown, so the adjudicated recall is too high. The rows
@@ -90,7 +90,7 @@ def adjudicate(tables: Tables, answers: Sequence[Answer]) -> list[Estimate]:
     positives, or that have moved. All rows belong to the subset `ADJUDICATED`.
 
     Raises:
-        ContentError: if two answers to the same candidate differ.
+        ContentError: if two answers to the same false positive differ.
     """
     keys = {candidate_key(row) for row in tables.false_positives.to_dict("records")}
     valid = [answer for answer in answers if answer.key in keys]
@@ -117,9 +117,9 @@ def adjudicate(tables: Tables, answers: Sequence[Answer]) -> list[Estimate]:
 
 
 def _count(tables: Tables, confirmed: Mapping[str, int]) -> list[Estimate]:
-    """Compute the main numbers, with the confirmed false positives of each case as found lesions.
+    """Compute `ADJUDICATED_RATIOS` and their counts with confirmed lesions as found ones.
 
-    `confirmed` is their number by case.
+    `confirmed` is the number of confirmed false positives by case.
     """
     added = tables.add_up("cases", tables.cases["case"].map(confirmed).fillna(0))
     sums = {name: tables.sums[name] + added for name in ("true", "found", "lesions")}

@@ -218,7 +218,7 @@ def _precision_of_label(
 
     Args:
         weights: How often each group was drawn `[replicates, groups]`.
-        group: Group of each candidate `[n]`, in the order of all scores.
+        group: Group of each candidate `[n]`, in descending order of scores.
         hit: True positives `[ious, n]`.
         lesions: Number of lesions of each group `[groups]`.
     """

@@ -179,9 +179,9 @@ def find_changes(
     A merger or split needs several lesions at one visit. Pieces do not count for it: lesions that
     are smaller than their grid error, or than `rule.overlap` of the largest lesion.
 
-    If a visit has no accepted candidate in a group, its other candidates are used. A group without
-    an accepted candidate at both visits is left out, and so is a lesion without a partner outside
-    the other visit's field of view.
+    Of each visit, only the accepted candidates of a group count, or all if none is accepted. A
+    group without an accepted candidate at either visit is left out, and so is a lesion without a
+    partner outside the other visit's field of view. The scores of new lesions are not set.
     """
     errors_before = size_errors(before.lesions)
     errors_after = size_errors(after.lesions)
@@ -217,7 +217,8 @@ class VisitPair:
         """Return the later visit's prediction with only its new lesions, for a FROC of new lesions.
 
         Their scores are those of the changes, in descending order. New lesions within the grid
-        error are left out. All others are accepted, because the caller decides by their scores.
+        error or below the operating point are left out. The remaining ones are accepted, because
+        the caller decides by their scores.
         """
         sure = [c for c in self.changes if c.state == "new" and c.accepted]
         score_of = {c.lesion_after[0]: c.score for c in sure if c.score is not None}
@@ -252,16 +253,16 @@ def compare_visits(
             visits have the same coordinates.
 
     Raises:
-        GeometryError: if the visits do not overlap in space.
+        GeometryError: if the visits do not overlap in space or have different numbers of axes.
     """
     grid = after.geometry
     own = before.geometry
     placed = own if matrix is None else Geometry(own.shape, matrix @ own.affine)
     if own.dims != grid.dims or not _share_space(placed, grid):
         raise GeometryError(
-            f"Case {case}: the visits do not overlap in space; before {placed.describe()}, "
-            f"after {grid.describe()}. Set register=rigid, before_images= and after_images= to "
-            "register the scans."
+            f"Case {case}: the visits do not overlap in space or have different numbers of axes; "
+            f"before {placed.describe()}, after {grid.describe()}. If the numbers are equal, set "
+            "register=rigid, before_images= and after_images= to register the scans."
         )
     moved = before  # the earlier visit on the grid of the later one
     if not placed.matches(grid):
@@ -308,7 +309,8 @@ def order_visits(scans: Iterable[CaseFiles], table: Path) -> list[list[CaseFiles
         a single visit.
 
     Raises:
-        DatasetError: if no patient has two visits, or if the visits of a patient have no order.
+        DatasetError: if no patient has two visits, or if the times of a patient's visits are
+            missing or equal, or mix numbers and dates.
     """
     patients: dict[str, list[CaseFiles]] = {}
     for files in scans:
@@ -453,6 +455,7 @@ def _describe_change(case: str, before: _Side, after: _Side, rule: ChangeRule) -
 def _decide_state(before: _Side, after: _Side, rule: ChangeRule, *, exceeds_error: bool) -> State:
     """Decide what happened to a group of lesions.
 
+    Two visits with different numbers of lesions, without pieces, are a merger or split of any size.
     `exceeds_error` is True if the summed size changed by more than its errors explain.
     """
     if not before.ids:
@@ -487,8 +490,8 @@ def _group_lesions(before: Visit, after: Visit, overlap: float) -> Iterator[tupl
 def _find_links(before: Lesions, after: Lesions, overlap: float) -> tuple[Rows, Rows]:
     """Find pairs of rows with the same label that share enough voxels, as `find_changes` describes.
 
-    Rows without a partner are compared again with one of both grown by one voxel. Boxes without
-    voxels have no partner.
+    Rows without a partner are compared with each other again, with one of both grown by one voxel,
+    so a pair may occur twice. Boxes without voxels have no partner.
     """
     table = overlap_table(before, after)
     smaller = np.minimum(before.n_voxels[table.candidate], after.n_voxels[table.lesion])

@@ -62,9 +62,9 @@ def compare(
     """Compute the differences `one − other` of the main numbers, with intervals and p-values.
 
     Both models are compared at their own operating points. If both have scores, they are also
-    compared at equal false positives per case, by the mean sensitivity at `fp_per_case` and by
-    average precision. A number that fewer than 5 groups contribute to has neither interval nor
-    p-value.
+    compared at equal false positives per case, by average precision and, from 8 cases on, by the
+    mean sensitivity at `fp_per_case`. A number that fewer than 5 groups contribute to has neither
+    interval nor p-value.
 
     Args:
         one: Tables of the first model.
@@ -75,10 +75,11 @@ def compare(
         seed: Seed of the bootstrap and of the permutation test.
 
     Returns:
-        The differences by name.
+        The differences by name. The primary one is `recall_at_1`, or `lesion_f1` without scores.
+        The others also have a p-value corrected for their number (Holm 1979).
 
     Raises:
-        DatasetError: if the two models have different cases.
+        DatasetError: if the two models have different cases or a different order of cases.
     """
     cases = one.cases["case"].tolist()
     if cases != other.cases["case"].tolist():
@@ -106,7 +107,7 @@ def _find_statistics(
     """Return each statistic and the number of items per group that it rests on, by name.
 
     The weights of a statistic are `[n, 2·groups]`: the groups of the first model, then those of the
-    second.
+    second. `compare` states when a number is left out.
     """
     numbers: dict[str, tuple[Statistic, Numbers]] = {}
     if one.has_scores and other.has_scores:
@@ -134,7 +135,7 @@ def _find_statistics(
 
 
 def _concatenate(one: Tables, other: Tables) -> Tables:
-    """Return tables with the rows of both models. The groups of `other` come last."""
+    """Return tables with the rows of both models. Groups of `other` are separate and come last."""
     pairs = zip(one.frames, other.frames, strict=True)
     frames = []
     for first, second in pairs:

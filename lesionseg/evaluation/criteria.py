@@ -118,7 +118,11 @@ def find_preset(name: str) -> Preset:
 
 
 def _preset_of_iou(name: str, number: str) -> Preset:
-    """Return the preset of the least IoU `number`."""
+    """Return the preset of the least IoU `number`. `name` is the setting in the message.
+
+    Raises:
+        ConfigError: if `number` is not above 0 and at most 1.
+    """
     try:
         threshold = float(number)
     except ValueError:

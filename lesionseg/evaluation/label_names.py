@@ -41,9 +41,10 @@ class LabelNumbers:
     def apply(self, prediction: Prediction) -> Prediction:
         """Return the prediction with the dataset's number of each label.
 
-        The prediction is returned as it is if names are not compared. A label that the dataset
-        does not have gets a number of its own for this and later predictions, and a warning names
-        it once.
+        Upper and lower case of names may differ. If names are not compared, the labels keep their
+        numbers, except that a single one gets the number of the dataset's only label. A label that
+        the dataset does not have gets a number of its own for this and later predictions, and a
+        warning names it once.
 
         Raises:
             DatasetError: if both sides have several labels, but no name in common.

@@ -300,7 +300,7 @@ class _Accepted:
 
     @cached_property
     def _volumes_ml(self) -> list[float | None]:
-        """The volume of each candidate. None in 2-D, or if it is unknown."""
+        """The volume of each candidate, as predicted if it has no mask; None in 2-D or unknown."""
         volumes = [self.match.candidates.volume_ml(row) for row in range(len(self.accepted))]
         if self.case.geometry.dims == 2:
             return volumes
@@ -340,10 +340,11 @@ class _Accepted:
         return [None if min(pair) < 0 else self._iou_of.get(pair, 0.0) for pair in pairs]
 
     def _measure_pairs(self) -> Row:
-        """Return the number of one-to-one pairs, the sum of their IoU, and the candidates left.
+        """Return the numbers of one-to-one pairs and of accepted candidates left, and Σ IoU.
 
         The preset `instances` pairs lesions and candidates, unless the rule of the case is one to
-        one. The sum is None if a lesion or candidate of a pair has no mask.
+        one. Ignored candidates do not count. The sum is None if a lesion or candidate of a pair has
+        no mask.
         """
         found_by = self.found_by
         if not self.case.preset.criterion.is_one_to_one:
@@ -412,8 +413,8 @@ class _Accepted:
     def measure_overlap(self, *, surface: bool) -> Row:
         """Compute Dice, surface Dice and HD95 of all labels together.
 
-        `surface` False leaves out the last two. Without masks or without a lesion, the row is
-        empty.
+        `surface` False leaves out the last two. Without an accepted voxel, surface Dice is 0 and
+        HD95 is None. Without masks or without a lesion, the row is empty.
         """
         lesions = self.match.lesions
         candidates = self.match.candidates
@@ -450,9 +451,9 @@ class _Accepted:
     def _find_lesions_of_candidates(self) -> Rows:
         """Return the row of the lesion that candidates.csv names for each candidate, −1 for none.
 
-        It is the lesion that the candidate overlaps most, or the first of several that it overlaps
-        equally. Unless candidates find lesions jointly, a candidate that finds a lesion gets this
-        lesion instead.
+        It is the lesion of a matching label that the candidate overlaps most, or the first of
+        several that it overlaps equally. Unless candidates find lesions jointly, a candidate that
+        finds a lesion gets this lesion instead.
         """
         pairs = self.match.overlaps
         is_joint = self.match.criterion.assignment == "jointly"
@@ -496,7 +497,8 @@ def match_case(
         role: `train`, `validation`, `test`, `external`, or empty.
         labels: Labels of the dataset. If they have regions, each region is also scored separately,
             and all candidates get the label of the union.
-        zones: Anatomical zones, on any grid. None leaves the zones empty.
+        zones: Anatomical zones, on any grid. None leaves the zones of lesions empty, and those of
+            candidates as predicted.
 
     Returns:
         The matched case. `rows` returns its rows at an operating point.
@@ -668,7 +670,8 @@ def _cut_reference(reference: Reference, values: Sequence[int]) -> Reference:
 def _cut_prediction(prediction: Prediction | None, values: Sequence[int]) -> Prediction | None:
     """Cut the candidates to the mask values of a region, and leave out those without such voxels.
 
-    Return None if there is no prediction, or if it has no mask values.
+    The candidates get one label. Return None if there is no prediction, or if it has no masks with
+    values.
     """
     if prediction is None or prediction.values is None or prediction.instances is None:
         return None

@@ -301,8 +301,6 @@ def find_links(
         in_lesions = sum_shares(candidate, len(candidates), overlaps.of_candidate, common)
         is_linked = (in_lesions >= rule.threshold - ROUNDING)[candidate]
     else:
-        if rule.assignment == "largest_sum":
-            weight = 2 * weight / (1 + weight)
         if rule.measure == "centre":  # a candidate may find a lesion without an overlap
             shape = (len(candidates), len(lesions))
             candidate, lesion = np.nonzero(np.broadcast_to(~lost[:, np.newaxis], shape))
@@ -310,6 +308,8 @@ def find_links(
             common = np.zeros((len(candidate), common.shape[1]))
         is_linked = find_hits(rule, candidates, lesions, candidate, lesion, weight)
         is_linked &= candidates.labels[candidate] == lesions.labels[lesion]
+        if rule.assignment == "largest_sum":
+            weight = 2 * weight / (1 + weight)
     links = Links(
         criterion=rule,
         n_lesions=len(lesions),

@@ -174,8 +174,9 @@ def counts_of(
 
     The keys are columns such as `count_Metastasis`, `ml_Metastasis`, `zone_count_Brainstem` and
     `volume_ml`. Characters such as spaces become `_`. If two names then agree, a number is added to
-    the second one. A label or zone that is named and has no candidate gets 0. If the volume of one
-    candidate is unknown, the total is None and the volumes by label and zone are left out.
+    the second one. A label or zone that is named and has no candidate gets 0, and a label without a
+    name has its value as name. If the volume of one candidate is unknown, the total is None and the
+    volumes by label and zone are left out.
     """
     accepted = [c for c in candidates if c.accepted]
     volumes_are_known = all(c.volume_ml is not None for c in accepted)

@@ -111,10 +111,11 @@ class Misses:
         return by_accepted or self._sum_shares(self._find_touching(row))
 
     def explain(self, row: int) -> Miss:
-        """Return the first reason that applies to a missed lesion, from the nearest miss on.
+        """Return the first reason that applies to a missed lesion, or `NO_RESPONSE` if none does.
 
-        Accepted candidates that nearly find the lesion come first, then a lower operating point,
-        then accepted candidates that only touch it, and candidates that are not accepted last.
+        Accepted candidates that nearly find the lesion, or would find it with another label, come
+        first. Then come a lower operating point, candidates with a sufficient score that only touch
+        the lesion or were removed, and the remaining candidates.
         """
         touching = self._find_touching(row)
         is_accepted = self.accepted[self._pairs.candidate[touching]]
@@ -156,8 +157,9 @@ class Misses:
         """Return a miss if a candidate finds the lesion when more are accepted, otherwise None.
 
         The miss names the linked candidate that must be accepted last, so the one with the lowest
-        score. If several have this score, it is the one with the largest weight. The reason depends
-        on whether the lesion is found below or above the least accepted score.
+        score. If several have this score, it is the one with the largest weight. If all are already
+        accepted, it names none. The reason depends on whether the lesion is found below or above
+        the least accepted score.
         """
         match = self.match
         found_at = float(match.detected_at[row])
@@ -221,8 +223,8 @@ class Misses:
         - coverage rule: the pairs together cover enough of the lesion, but too little of this
           candidate is located in lesions
         - centre rule: the candidate covers at least the share `MARKED` of the lesion
-        - other rules: the candidate may find this lesion, or it covers the share `MARKED`, but it
-          is the match of another lesion
+        - other rules: the candidate may find this lesion, or it is the match of another lesion and
+          covers the share `MARKED` of this one
 
         Args:
             pairs: Positions in `match.overlaps` of pairs of this lesion.

@@ -72,8 +72,8 @@ def choose(
 
     - `fp_per_case`: the lowest score at which the expected rate on new cases is at most this rate.
       With `confidence`, an equal number of new cases has at most this rate with that probability.
-      If even zero false positives on these cases are too many, the score allows none. If this
-      score finds no lesion, the score with this rate on these cases is used instead, and
+      If even zero false positives on these cases are too many, the score allows none. If only the
+      score with this rate on these cases finds a lesion, that one is used instead. In both cases,
       `confidence` of the result is None.
     - `auto`: `fp_per_case` with the rate of `default_rate`.
     - `best_f1`: the score with the highest F1 of lesions. If several have it, the highest score.
@@ -248,7 +248,8 @@ def most_false_positives(
 def _find_score_of_rate(tables: Tables, rate: float, confidence: float | None) -> _ChosenScore:
     """Find the lowest score that keeps a rate of false positives per case on new cases.
 
-    If this score finds no lesion, the score with this rate on these cases is used instead.
+    If even zero false positives are too many, the score allows none. If only the score with this
+    rate on these cases finds a lesion, that one is used instead. Neither keeps `confidence`.
     """
     score_here = _find_score_allowing(tables, int(np.floor(rate * tables.exposure + _ROUNDING)))
     # estimated at this score, because fewer false positives show less of the difference

@@ -80,11 +80,11 @@ def size_curve(tables: Tables, draws: Draws, scale: SizeScale) -> list[Estimate]
     """Fit P(found) = 1 / (1 + exp(−(intercept + slope·ln d))) for a diameter d, with intervals.
 
     The rows `size_d50` and `size_d90` are the diameters at which 50 % and 90 % are found. They are
-    undefined outside the observed diameters, which are the ends of the curve `size_curve`. The
-    standardised slope has a normal prior with standard deviation 2.5 (Gelman et al. 2008), as a
-    ridge penalty. If a diameter separates found and missed lesions perfectly, the slope is
-    therefore steep instead of infinite. Only the slope is stated, as undefined, if fewer than
-    `MIN_FOR_CURVE` lesions were found, or missed.
+    undefined outside the observed diameters, which are the ends of the curve `size_curve`.
+    `size_intercept` and `size_slope` have no interval. The standardised slope has a normal prior
+    with standard deviation 2.5 (Gelman et al. 2008), as a ridge penalty. If a diameter separates
+    found and missed lesions perfectly, the slope is therefore steep instead of infinite. Only the
+    slope is stated, as undefined, if fewer than `MIN_FOR_CURVE` lesions were found, or missed.
     """
     is_found = tables.lesions["detected"].to_numpy(np.bool_)
     n_lesions = len(is_found)

@@ -21,11 +21,11 @@ def resample_prediction(prediction: Prediction, geometry: Geometry) -> Predictio
     """Resample the prediction onto the grid `geometry`, by position in space.
 
     Each voxel gets the candidate of the nearest voxel, or none half a voxel and more outside the
-    prediction's grid: a coarse grid may end a little before that of the reference. A
-    candidate that is located between the new voxels keeps the voxel nearest to its centre, if this
-    voxel is free and inside the grid. A box without voxels becomes the bounding box of its moved
-    corners. Sizes are measured again. Candidates outside the grid are left out with a warning: a
-    reference says nothing about this place.
+    prediction's grid: a coarse grid may end a little before that of the reference. A candidate that
+    is located between the new voxels keeps the voxel nearest to its centre, if this voxel is free
+    and inside the grid. The sizes of candidates with voxels are measured again. Any other candidate
+    becomes the bounding box of its moved corners and keeps its sizes. Candidates outside the grid
+    are left out with a warning: a reference says nothing about this place.
 
     Raises:
         GeometryError: if the grid has another number of axes.
@@ -47,7 +47,9 @@ def resample_prediction(prediction: Prediction, geometry: Geometry) -> Predictio
         if has_voxels[row]:
             voxels = lesions.voxels_of(row)
             measured = Candidate.from_voxels(c.id, c.label, c.score, voxels, geometry)
-            candidates.append(replace(measured, accepted=c.accepted, probability=c.probability))
+            candidates.append(
+                replace(measured, accepted=c.accepted, probability=c.probability, zone=c.zone)
+            )
         else:
             candidates.append(_move_box(c, own, geometry))
     kept = _inside_grid(candidates, geometry)

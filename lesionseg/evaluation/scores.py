@@ -261,7 +261,7 @@ class Scores:
 
     @property
     def is_point_chosen_here(self) -> bool:
-        """True if the operating point was chosen on these cases, and they are test cases."""
+        """True if the point was chosen on these cases, unless they are development cases."""
         chosen_on = (self.operating_point.chosen_on or "").split("+")
         is_chosen_on_others = not any(role and role not in DEVELOPMENT_ROLES for role in chosen_on)
         if is_chosen_on_others or self.evaluated_on in DEVELOPMENT_ROLES:

@@ -52,7 +52,7 @@ def read_columns(cases: Sequence[CaseFiles], table: Path | None) -> Columns:
 def find_subgroups(
     tables: Tables, columns: Columns, by: Sequence[str] | None = None
 ) -> Iterator[tuple[str, Tables]]:
-    """Yield the name of every subgroup of cases with its tables, then the lesions of each zone.
+    """Yield the name of every subgroup of cases with its tables, then those of each zone.
 
     Args:
         tables: The evaluated cases.

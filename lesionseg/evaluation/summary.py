@@ -248,7 +248,8 @@ class Summary:
     def overlap(self) -> Iterator[Estimate]:
         """Yield mean and median of Dice, surface Dice and HD95 of the cases with a lesion.
 
-        `hd95_mm_undefined` counts those without an HD95.
+        `hd95_mm_undefined` counts those without an HD95. Without masks, mean and median are
+        undefined.
         """
         cases = self.tables.cases
         shares = cases[["dice", "surface_dice"]]
@@ -368,8 +369,8 @@ class Summary:
     def panoptic_quality(self) -> Estimate:
         """Compute Σ IoU of one-to-one pairs / (pairs + ½ false positives + ½ missed lesions).
 
-        Kirillov et al. 2019. It is undefined without lesions, or if a pair has a box without
-        voxels.
+        Kirillov et al. 2019. It is undefined without lesions or masks, or if a pair has a box
+        without voxels.
         """
         names = ["panoptic_quality"]
         tables = self.tables
@@ -403,8 +404,8 @@ class Summary:
         """Compute the bias and limits of agreement of predicted minus reference values.
 
         The bias is the mean. The limits are ± 1.96 standard deviations from it (Bland & Altman
-        1986). All are undefined for fewer than two cases. `errors` are the differences by case, and
-        `undefined` is the reason if there is none.
+        1986). All are undefined for fewer than two cases. `errors` are the differences by case, of
+        which those without a prediction are left out. `undefined` is the reason if there is none.
         """
         errors = errors.where(self.tables.is_predicted)
         counts = self.tables.add_up("cases", errors.notna())
@@ -448,8 +449,8 @@ class Summary:
     def subgroup(self, name: str, tables: Tables) -> list[Estimate]:
         """Compute counts, recall, false positives per case and mean Dice of a subgroup.
 
-        The Dice has no interval, and is left out if no case has one. A zone has no Dice, because
-        the Dice of a case concerns all of its zones.
+        The number of lesion-free cases is left out. The Dice has no interval, and is left out if it
+        is undefined for all cases. A zone has no Dice, because that of a case concerns all zones.
         """
         part = replace(self, tables=tables)
         rows = [

@@ -257,7 +257,8 @@ class Tables:
         """Return the tables of one label, without the cases in which it is not annotated.
 
         Lesions are matched only with candidates of their label. The Dice is that of the label, for
-        cases that have a lesion of it.
+        cases that have a lesion of it. The other columns of the cases are not changed, except that
+        `annotated_share` is 1, or 0 without a prediction.
         """
         every = self.every or self
         cases = self.cases
@@ -442,7 +443,7 @@ def _drop_parts(frame: pd.DataFrame) -> pd.DataFrame:
 def _as_array(cells: Sequence[Any], column: Column) -> Any:
     """Return the cells of a column as an array of its type.
 
-    None becomes NaN in a number and NA in an integer. Other cells stay as they are.
+    None becomes NaN in a number, NA in an integer and False in a flag. Texts stay as they are.
     """
     if column.kind == "number":
         return np.array(cells, dtype=np.float64)
@@ -473,7 +474,7 @@ def write_tables(
         labels: The names of label values. A label without a name is written as its value.
         failed: The reason of each case that could not be scored. It has a row in cases.csv.
     """
-    rows = list(_cells(tables.cases, CASES))
+    rows = list(_rows_to_write(tables.cases, CASES))
     by_case = {row["case"]: row for row in rows}
     columns = [column.name for column in CASES]
     for name, column in column_names(tables.regions).items():
@@ -486,11 +487,11 @@ def write_tables(
     write_csv(folder / "cases.csv", rows, columns)
     for name, table in (("lesions", tables.lesions), ("candidates", tables.candidates)):
         named = [labels.get(label, str(label)) for label in table["label"]]
-        items = _cells(table.assign(label=named), COLUMNS[name])
+        items = _rows_to_write(table.assign(label=named), COLUMNS[name])
         write_csv(folder / f"{name}.csv", items, [column.name for column in COLUMNS[name]])
 
 
-def _cells(table: pd.DataFrame, columns: Sequence[Column]) -> Iterator[Row]:
+def _rows_to_write(table: pd.DataFrame, columns: Sequence[Column]) -> Iterator[Row]:
     """Yield the rows of a table as they are written.
 
     Flags are `true` or `false`, positions have four decimals, and missing values are None.
@@ -569,8 +570,9 @@ def read_table(path: Path) -> pd.DataFrame:
     """Read a table that a command wrote.
 
     Returns:
-        The table. Texts stay text, even if they look like a number or a missing value (007, NA).
-        Empty cells are missing values.
+        The table. Texts stay text, even if they look like a number or a missing value (007, NA),
+        but lose the apostrophe that `escape_formula` added. Missing values are empty cells and, in
+        columns other than texts, `nan`.
 
     Raises:
         ReadError: if the file does not exist.

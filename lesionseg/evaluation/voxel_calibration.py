@@ -57,7 +57,7 @@ class LevelCounts:
         return count_slab
 
     def add(self, p: Slab, lesion: Flags) -> None:
-        """Add voxels: their probabilities, and a mask of the same shape that marks lesions."""
+        """Add voxels at their nearest levels: probabilities and a lesion mask of the same shape."""
         level = ((logit(p) - _LEVELS[0]) / (_LEVELS[1] - _LEVELS[0]) + 0.5).astype(np.intp)
         level = level.clip(0, len(_LEVELS) - 1).ravel()
         self.voxels[:] += np.bincount(level, minlength=len(_LEVELS))

@@ -114,7 +114,7 @@ class BoxCollector:
         flipped: Sequence[int],
         reading: int = 0,
     ) -> None:
-        """Add the boxes of the highest scores in a batch of tiles.
+        """Add the boxes of the `MOST_ANCHORS` highest scores of each tile in a batch.
 
         They stay on the device until `gather`.
 
@@ -360,7 +360,7 @@ def _number(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
 
 
 def _partners(voxels: Sequence[Candidate], boxes: Sequence[Candidate]) -> dict[int, int]:
-    """Pair candidates from voxels with boxes of the same label, the largest IoU first.
+    """Pair candidates from voxels with boxes of their label by IoU ≥ 0.1, the largest first.
 
     Return the index of the box for the index of each candidate that has a partner. Ties go to the
     first candidate, then to the first box.

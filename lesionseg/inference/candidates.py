@@ -179,7 +179,7 @@ def row_starts(index: NDArray[np.integer[Any]], shape: tuple[int, ...]) -> Integ
 
 
 @compile_loops
-def neighbours(index: Any, starts: Any, shape: Any, v: Any, places: Any) -> Any:
+def find_neighbours(index: Any, starts: Any, shape: Any, v: Any, places: Any) -> Any:
     """Write the positions of the voxels that touch the one at position `v` to `places`.
 
     Positions refer to `index`, the ascending flat indices of the kept voxels. `starts` is the
@@ -230,7 +230,7 @@ def _peaks(p: Any, index: Any, starts: Any, shape: Any, floor: Any, state: Any) 
         if p[v] < floor:
             state[v] = _NO_PEAK
             continue
-        for k in range(neighbours(index, starts, shape, v, places)):
+        for k in range(find_neighbours(index, starts, shape, v, places)):
             if p[places[k]] > p[v]:
                 state[v] = _NO_PEAK
         if state[v] == _NO_PEAK:
@@ -239,7 +239,7 @@ def _peaks(p: Any, index: Any, starts: Any, shape: Any, floor: Any, state: Any) 
     while n_stack:  # neighbours of equal height on the same plateau are not peaks either
         n_stack -= 1
         v = stack[n_stack]
-        for k in range(neighbours(index, starts, shape, v, places)):
+        for k in range(find_neighbours(index, starts, shape, v, places)):
             u = places[k]
             if p[u] == p[v] and state[u] == _FREE:
                 state[u] = _NO_PEAK
@@ -284,7 +284,7 @@ def _grow(
             next_one += 1
             if end + 27 > len(taken):
                 taken = np.concatenate((taken, np.empty_like(taken)))
-            for k in range(neighbours(index, starts, shape, v, places)):
+            for k in range(find_neighbours(index, starts, shape, v, places)):
                 u = places[k]
                 if state[u] == _FREE and p[u] >= lowest:
                     state[u] = number
@@ -348,7 +348,7 @@ def _unite_touching(index: Any, starts: Any, shape: Any, region_at: Any, parent:
     for v in range(len(index)):
         if region_at[v] == _NO_REGION:
             continue
-        for k in range(neighbours(index, starts, shape, v, places)):
+        for k in range(find_neighbours(index, starts, shape, v, places)):
             other = region_at[places[k]]
             if other == _NO_REGION or other == region_at[v]:
                 continue
@@ -382,9 +382,9 @@ def find_candidates(
             kept in descending order of their peaks until there are `rule.candidate_limit`.
 
     Returns:
-        The candidates by descending score, and `instances` `[*spatial]` with their ids. Smaller
-        regions than the rule allows are in `removed`, up to the limit of candidates. If no voxel
-        reaches the floor, the prediction has no candidates.
+        The candidates by descending score, all accepted, and `instances` `[*spatial]` with their
+        ids. Smaller regions than the rule allows are in `removed`, up to the limit of candidates.
+        If no voxel reaches the floor, the prediction has no candidates.
 
     Raises:
         GeometryError: if a channel does not fit the grid.

@@ -86,6 +86,8 @@ class ExportedNetwork(nn.Module):
     probabilities `[B, K, *tile]`. nnU-Net models return the mean of their logits; those of the
     background come first unless the labels are regions. Detectors return scores `[B, n, K]`, boxes
     `[B, n, 2·dims]` in voxels of the tile and, for a Retina U-Net, probabilities.
+
+    It contains the networks of the bundle themselves, and sets them to eval mode.
     """
 
     def __init__(self, bundle: Bundle) -> None:
@@ -115,7 +117,9 @@ class ExportedNetwork(nn.Module):
 
 
 def trace(bundle: Bundle) -> ExportedProgram:
-    """Trace the network of a bundle as a program for any number of tiles.
+    """Trace the networks of a bundle as one program for any number of tiles.
+
+    The networks themselves are set to float32 and eval mode.
 
     Raises `ConfigError` if torch cannot export the network, or if there are several detectors.
     """
@@ -331,7 +335,7 @@ def _arrays(outputs: Tensor | Sequence[Tensor]) -> list[NDArray[np.float32]]:
 
 @contextmanager
 def _hide_warnings() -> Iterator[None]:
-    """Hide torch's warnings about an export, because a user cannot act on them."""
+    """Hide all warnings during an export, because a user cannot act on them."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

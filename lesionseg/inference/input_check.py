@@ -174,7 +174,7 @@ class InputCheck(BaseModel, frozen=True):
 def training_ranges(
     cases: Sequence[CachedCase], plan: Plan, fingerprint: Fingerprint
 ) -> InputCheck | None:
-    """Make the input check from the training cases; None if there are fewer than five.
+    """Make the input check from the training cases; None if fewer than five have all channels.
 
     Images are those of at most 64 cases with all channels, grids those of the fingerprint.
     """
@@ -204,9 +204,9 @@ def make_input_check(
     images: Sequence[Statistics],
     features: Sequence[Mapping[str, PolarityFeatures]],
 ) -> InputCheck | None:
-    """Make the input check from statistics of the training scans; None for fewer than five.
+    """Make the input check from statistics of the training scans.
 
-    Fewer than five features give no polarities.
+    Fewer than five grids or images give None, fewer than five features no polarities.
 
     Args:
         grids: `grid_statistics` of the training scans' files.
@@ -315,7 +315,7 @@ def grid_statistics(shape: Sequence[int], spacing_mm: Sequence[float]) -> dict[s
 def image_statistics(
     channels: Iterable[NDArray[Any]], channel_names: Sequence[str]
 ) -> dict[str, float]:
-    """Compute percentiles and mean differences of neighbouring voxels of a prepared image.
+    """Compute percentiles, and logarithms of mean differences of neighbours, of a prepared image.
 
     `channels` are `[*plan]`. At most 48 evenly spaced places along each axis are sampled.
     """
@@ -365,7 +365,10 @@ def polarity_features(
 
 
 def _border(sample: Numbers) -> float:
-    """Compute the mean of the border, in standard deviations from the mean of all voxels."""
+    """Compute the mean of the border, in standard deviations from that of all voxels.
+
+    It is 0 if all axes are too short for a border.
+    """
     inside_border = []
     for n in sample.shape:
         width = max(1, n // BORDER)
@@ -380,7 +383,7 @@ def _border(sample: Numbers) -> float:
 
 
 def coarse_picture(channel: NDArray[Any]) -> Numbers:
-    """Compute the means of 6 × 6 blocks (3-D: 4 × 4 × 4) as a vector of mean 0 and length 1.
+    """Compute means of 6 × 6 blocks (3-D: 4 × 4 × 4) of a sample, as a vector of mean 0, length 1.
 
     The scalar product of two such vectors is their correlation. Exchanging dark and bright
     multiplies the vector by -1. A channel of equal voxels gives zeros.
@@ -438,10 +441,10 @@ def compare_scan(
     """Compare a prepared image `[C, *plan]` and its file's grid with the training scans.
 
     This runs before the network. If a channel has no contrast, the predictor skips the network, so
-    the warning says that nothing was detected, and `InputCheckResult.blank` names the channel. The
-    sparse channels of `check` are an exception. A channel has no contrast if it is in `blank`
-    (`channels_without_contrast`), or if its prepared voxels are all equal. Missing channels are not
-    compared, and the warning names them.
+    the warning says that nothing was detected, `InputCheckResult.blank` names the channel, and
+    nothing is compared. The sparse channels of `check` are an exception. A channel has no contrast
+    if it is in `blank` (`channels_without_contrast`), or if its prepared voxels are all equal.
+    Missing channels are not compared, and the warning names them.
 
     Without a check, only missing channels and channels without contrast are reported. The network
     is then skipped only if no channel has contrast, because it is unknown whether a channel is
@@ -519,7 +522,8 @@ def check_extent(geometry: Geometry, plan: Plan, where: str) -> None:
     """Raise `GeometryError` if spacing or extent of the file `where` are implausible.
 
     Voxels that are a hundred times smaller or larger than the plan's, as with a wrong unit, would
-    be resampled to a few voxels, or to too many. No volume extends over more than 5 m.
+    be resampled to a few voxels, or to too many. No volume extends over more than 5 m. The spacing
+    is not checked if the plan has another number of axes.
     """
     order = geometry.canonical_order
     spacing = [geometry.spacing_mm[axis] for axis in order]

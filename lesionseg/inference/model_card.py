@@ -119,7 +119,7 @@ def model_card(
     scores: Scores | None = None,
     provenance: Mapping[str, Any] | None = None,
 ) -> str:
-    """Write the model card of a trained network.
+    """Compose the model card of a trained network.
 
     Args:
         plan: plan of the network.
@@ -186,7 +186,10 @@ def _interval(value: float, ci95: Sequence[float] | None) -> str:
 
 
 def _number(value: float | Sequence[float] | None) -> str:
-    """Format a number or an interval with three digits. A whole number keeps all its digits."""
+    """Format a number or an interval with three digits, an int with all digits.
+
+    None is "undefined".
+    """
     if value is None:
         return "undefined"
     if isinstance(value, Sequence):

@@ -102,14 +102,17 @@ class ModelFacts:
 
     @property
     def training(self) -> str:
-        """The facts about the training data that the model states."""
+        """The stated facts about the training data, in one line; "" if there are none."""
         stated = self.stated
         return ", ".join(
             f"{words}{stated[key]}" for key, words in _TRAINING.items() if key in stated
         )
 
     def record(self) -> dict[str, Any]:
-        """Return the facts as plain data, with `plan` and `selection` as in their files."""
+        """Return the facts by name, with those about memory and the name of the operating point.
+
+        `plan` and `selection` have the content of their files. `path` and `card` are paths.
+        """
         return {
             "path": self.path,
             "digest": self.digest,

@@ -214,7 +214,8 @@ class Predictor:
             ContentError: if voxels are not finite, or the array has other axes than the plan or no
                 voxels.
             ConfigError: if an array has no affine, or a name in `missing` is unknown.
-            DatasetError: if channels are missing that the network needs.
+            DatasetError: if there are no files or too many, or channels are missing that the
+                network needs.
         """
         for name in missing:
             require_one_of("missing: the channel", name, self.plan.channel_names)
@@ -319,7 +320,8 @@ class Predictor:
     ) -> PreparedScan | NnunetScan:
         """Resample a volume to the plan's grid and normalise it.
 
-        An nnU-Net model prepares it by its own recipe.
+        An nnU-Net model prepares it by its own recipe. If the plan has `nan_background`, NaN voxels
+        are background.
 
         Args:
             volume: the volume `[C, *spatial]`.
@@ -363,7 +365,7 @@ class Predictor:
         body: Body | None = None
 
         def look(image: Volume) -> None:
-            """Find the body before normalisation, without the missing channels."""
+            """Set `body`, before normalisation and without the missing channels."""
             nonlocal body
             given = image.array
             if volume.missing:
@@ -388,8 +390,9 @@ class Predictor:
     ) -> Inferred:
         """Run the networks on a prepared scan.
 
-        If a channel has no contrast, all probabilities are 0 and nothing is detected, unless the
-        channel is also empty in half of the training scans (`compare_scan`).
+        If a channel has no contrast, but has one in most training scans, all probabilities are 0
+        and nothing is detected. If the bundle has no ranges of training scans, that is so only if
+        no channel has contrast (`compare_scan`).
 
         Args:
             scan: the prepared scan.

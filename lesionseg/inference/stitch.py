@@ -119,8 +119,9 @@ class Store:
 
     `values` are float16, whose 11 binary digits are more than the accuracy of the probabilities.
     Up to 0.5, p itself is stored, above 0.5 the negative number p − 1, so that probabilities close
-    to 1 keep their rank. With `folder`, they are in a nameless file in that folder, which the
-    operating system deletes at the end of the process. Raises `OutputError` if the disk is full.
+    to 1 keep their rank. With `folder`, which is made if it is missing, they are in a nameless file
+    in that folder, which the operating system deletes at the end of the process. Raises
+    `OutputError` if the file cannot be made, for example on a full disk.
     """
 
     def __init__(self, shape: Sequence[int], *, folder: Path | None = None) -> None:

@@ -123,7 +123,8 @@ class SlidingWindow:
 
     Logits are converted to probabilities before tiles, views and networks are averaged
     (`label_probabilities`). The networks are moved to the device and put into eval mode. A GPU
-    computes as many tiles at a time as a training step has (`batch_size`), a CPU one.
+    computes as many tiles at a time as a training step has (`batch_size`), a CPU one. If they do
+    not fit into memory, `batch_size` is halved for good.
 
     Args:
         networks: the members of an ensemble, or one network.

@@ -69,7 +69,7 @@ class ScanSource:
         return bool(self.series_uid) and self.series_uid == other.series_uid
 
     def __str__(self) -> str:
-        """Return the most specific UID or, without UIDs, the beginning of the digest."""
+        """Return a phrase with the instance or series UID, otherwise the start of the digest."""
         if self.instance_uid:  # two images of one series are different scans
             return f"instance {self.instance_uid}"
         if self.series_uid:

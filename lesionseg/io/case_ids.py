@@ -20,9 +20,9 @@ _SURROGATE = "Cs"  # category of characters that Python reads from bytes that ar
 
 
 def case_id(parts: Iterable[str]) -> str:
-    """Join the parts of a path to an id that can be part of file names.
+    """Join the parts of a path by `_` to a case id. Their characters are not checked.
 
-    If the id is too long, its middle is replaced by a digest of the whole id.
+    If the id is too long for file names, its middle is replaced by a digest of the whole id.
 
     >>> case_id(["2026-01-07", "P017", "FLAIR"])
     '2026-01-07_P017_FLAIR'

@@ -80,8 +80,9 @@ def read_image(files: CaseFiles, dataset: Dataset, *, is_input: bool = False) ->
 def _read_channels(files: CaseFiles, dataset: Dataset, *, is_input: bool) -> Volume:
     """Read the files of one case as channels on the grid of the first file.
 
-    Missing channels are 0. A picture gives its three colours if the dataset has them as channels.
-    Otherwise it gives one channel, its brightness, with a warning if it is in colour.
+    Missing channels are 0. A picture gives its three colours if the dataset has them as channels,
+    and a grey one three equal channels. Otherwise it gives one channel, its brightness, with a
+    warning if it is in colour.
     """
     first = read_volume(files.images[0], pixel_mm=files.pixel_mm)
     check_dims(files.images[0], first.geometry, dataset.dims)
@@ -123,7 +124,7 @@ def _read_channels(files: CaseFiles, dataset: Dataset, *, is_input: bool) -> Vol
 def read_reference(
     files: CaseFiles, dataset: Dataset, geometry: Geometry | None = None
 ) -> Reference | None:
-    """Read the reference of one case as `read_case` does, without the voxels of its image.
+    """Read the reference of one case as `read_case` does, without reading or checking its image.
 
     Only DICOM radiographs are read, because their padding is ignored.
 
@@ -233,8 +234,8 @@ def _apply_labels(path: Path, reference: Reference, labels: Labels) -> Reference
     """Apply the labels to the values of a mask: the ignore value, merged labels and regions.
 
     If labels are regions, each connected component of their union is a lesion. With merged labels,
-    unknown values count as lesion, with a warning. Raise `ContentError` for any other unknown
-    value, and if the values were changed (`require_exact_values`).
+    unknown values count as lesion, with a warning, unless they were changed
+    (`require_exact_values`). Raise `ContentError` for any other unknown value.
     """
     values = np.asarray(reference.labels)
     ignored = labels.ignore

@@ -209,7 +209,7 @@ class DicomWeb:
     def _retrieve(
         self, study_uid: str, series_uid: str, instance_uids: Sequence[str]
     ) -> Iterator[Header]:
-        """Yield the only image that is wanted, or all images of the series."""
+        """Yield the image if only one is wanted, otherwise all images of the series."""
         if len(instance_uids) == 1:
             yield self._client.retrieve_instance(
                 study_uid, series_uid, instance_uids[0], media_types=_ANY_SYNTAX
@@ -300,7 +300,7 @@ def _check_attributes(shown: str, names: Iterable[str]) -> None:
 
 
 def _explain(error: Exception) -> str:
-    """Return the reason why a request failed, and the remedy, without addresses."""
+    """Return the reason why a request failed, and the remedy."""
     from requests import exceptions
 
     if isinstance(error, exceptions.HTTPError):
@@ -366,7 +366,7 @@ class RemoteScan(Scan):
             self.service.fetch(dicom.study_uid, dicom.series_uid, dicom.files)
 
     def release(self) -> None:
-        """Remove the fetched files."""
+        """Remove the fetched files, and their folder if it is then empty."""
         files = self.dicom.files
         for file in files:
             file.unlink(missing_ok=True)

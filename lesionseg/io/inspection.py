@@ -52,7 +52,8 @@ class Inspection:
 def inspect_case(files: CaseFiles, dataset: Dataset) -> Inspection:
     """Read a case. If that fails, check each of its files separately and find every error.
 
-    Warnings of the readers become findings and are not logged.
+    Warnings of the readers become findings and are not logged. A NIfTI file that does not state its
+    orientation is a finding, too.
     """
     case = None
     findings = list[Finding]()
@@ -88,7 +89,7 @@ def _find_errors(files: CaseFiles, dataset: Dataset) -> list[Finding]:
 
     @contextmanager
     def collect(kind: str) -> Iterator[None]:
-        """Add the finding of an error. `kind` is used if the error's type does not imply a kind."""
+        """Suppress an error and add its finding, with `kind` if its type does not imply a kind."""
         try:
             yield
         except LesionsegError as error:

@@ -97,7 +97,7 @@ def _check_compressed_voxels(path: Path, n_bytes: int) -> None:
     states. Voxels without compression, with bzip2, or after skipped lines or bytes are not checked.
 
     Raises:
-        ReadError: The stream is damaged, or the header does not state its length.
+        ReadError: The stream is damaged, or a MetaImage with its own voxels states no length.
     """
     voxels = voxel_file(path)
     is_nrrd = path.suffix.lower() in _NRRD
@@ -195,10 +195,11 @@ def _names_in_nrrd(head: bytes) -> list[str] | None:
 
 
 def _names_in_metaimage(path: Path, head: bytes) -> list[str] | None:
-    """Return the name at the end of a MetaImage header, or None if the header is damaged.
+    """Return the only name in a MetaImage header, or None if the header is damaged.
 
-    MetaIO skips the key if the line before has no value, because it then takes the next line as the
-    value. Raise `ReadError` if the key occurs twice, because MetaIO may read the other one.
+    `LOCAL` is returned like a name. MetaIO skips the key if the line before has no value, because
+    it then takes the next line as the value. Raise `ReadError` if `head` contains the key twice,
+    even within a line or in voxels, because MetaIO may read the other one.
     """
     if len(_ANY_METAIMAGE_FILE.findall(head)) > 1:
         raise ReadError(

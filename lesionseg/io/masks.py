@@ -32,8 +32,8 @@ def read_mask(
 
     Raises:
         ReadError: The file is damaged.
-        ContentError: A value is negative or not an integer. Differences that the scaling of a
-            header explains are rounded, with a warning.
+        ContentError: A value is negative, above 2³¹ − 1 or not an integer. Differences that the
+            scaling of a header explains are rounded, with a warning.
     """
     volume = read_volume(path, pixel_mm=pixel_mm, as_labels=True)
     array = volume.array[0]

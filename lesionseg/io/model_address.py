@@ -61,7 +61,7 @@ def local_model(place: str | PathLike[str]) -> Path:
         place: A path, which is returned as it is, or an address.
 
     Returns:
-        The path of a bundle's folder, of an nnU-Net model or of a checkpoint.
+        The path of a bundle's folder, of an nnU-Net model or of a checkpoint, which may be missing.
 
     Raises:
         ConfigError: The address has a wrong form or is not safe, or huggingface_hub is missing.
@@ -248,10 +248,11 @@ def _explain_web_error(error: Exception) -> str:
 
 
 def _download(url: str, path: Path, redirects: HTTPRedirectHandler) -> None:
-    """Download a file.
+    """Download a file to `path`.
 
     Raises:
-        ValueError: The file is too large, cut short, or no zip although it has this suffix.
+        ValueError: The file is too large or of unstated size, is cut short, or is not a zip
+            although it has this suffix.
         OSError: The server refuses the file, or the file cannot be written.
         HTTPException: The URL or the answer has a wrong form.
     """

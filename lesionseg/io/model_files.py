@@ -56,7 +56,7 @@ class ModelFiles:
             raise BundleError(f"{path}: cannot be read ({error}). Copy it again.") from error
 
     def read_json(self, name: str) -> dict[str, Any]:
-        """Read a JSON object. Raise `BundleError` if the file contains anything else."""
+        """Read a JSON object of at most 64 MiB. Raise `BundleError` for anything else."""
         try:
             content = json.loads(self.read_bytes(name, _MAX_JSON_BYTES).decode("utf-8-sig"))
             if isinstance(content, dict):
@@ -83,7 +83,7 @@ def list_archive(archive: Path) -> list[str]:
 
     Raises:
         ReadError: The zip cannot be read.
-        BundleError: A member would be unpacked outside the target folder.
+        BundleError: A member might be unpacked outside the target folder.
     """
     with convert_read_errors(archive), zipfile.ZipFile(archive) as file:
         names = file.namelist()
@@ -106,7 +106,10 @@ def _check_bytes(path: Path, n_bytes: int, most: int) -> None:
 
 
 def _is_outside(name: str) -> bool:
-    """Return True if a member of an archive would be unpacked outside the target folder."""
+    """Return True if a member of an archive might be unpacked outside the target folder.
+
+    Absolute paths, a colon in the first part (a drive) and any `..` count, on every system.
+    """
     parts = PurePosixPath(name.replace("\\", "/")).parts
     if not parts:
         return False

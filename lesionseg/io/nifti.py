@@ -236,8 +236,8 @@ def _allow_long_quaternions(kind: Any) -> Any:
 def _read_grid(path: Path, image: Any) -> Geometry:
     """Return the grid in RAS millimetres, and warn if parts of the header contradict each other.
 
-    Raise `ReadError` if there are not two or three axes, the voxel size or position is unknown, or
-    a size is outside the limits.
+    Axes of length 1 after the third are dropped. Raise `ReadError` if not two or three axes remain,
+    the voxel size or position is unknown, or a size is outside the limits.
     """
     shape = tuple(int(n) for n in image.shape)
     while len(shape) > 3 and shape[-1] == 1:  # drop a time axis of one volume
@@ -254,10 +254,11 @@ def _read_grid(path: Path, image: Any) -> Geometry:
 
 
 def _make_geometry(path: Path, shape: tuple[int, ...], affine: Numbers) -> Geometry:
-    """Return the grid of a file with the axes (x, y) or (x, y, z).
+    """Return the grid, with reversed axes, of a file with the axes (x, y) or (x, y, z).
 
     Users of nnU-Net store a picture as NIfTI with a third axis of one voxel. Its spacing is 999 mm,
-    which is more than that of any scan. Such a file gets two axes, with a warning.
+    which is more than that of any scan. Such a file gets two axes, with a warning. Such a picture
+    and an oblique plane keep only their spacing, not their position.
     """
     dims = len(shape)
     spacing = np.linalg.norm(affine[:3, :dims], axis=0)
@@ -321,9 +322,9 @@ def _join_sizes(sizes_mm: Iterable[float]) -> str:
 
 
 def _qform(image: Any) -> Numbers:
-    """Return the affine of the quaternion, which may have no code.
+    """Return the affine of the quaternion, for indices (x, y, z) and in the unit of the header.
 
-    Return the image's affine if the quaternion is not valid.
+    It is returned even if its code is 0. Return the image's affine if it is not valid.
     """
     try:
         qform = np.asarray(image.get_qform())

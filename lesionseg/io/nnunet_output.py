@@ -88,7 +88,8 @@ def write_probabilities(
     """Write `<case>.npz` and `<case>.pkl` of probabilities `[labels, *spatial]`.
 
     Unless labels are regions, a background channel is added: 1 minus the sum of the labels. In a
-    voxel whose sum is above 1, the labels are divided by the sum and the background is 0.
+    voxel whose sum is above 1, the labels are divided by the sum and the background is 0. A picture
+    gets an axis of length 1, as in nnU-Net: `[labels, 1, y, x]`.
     """
     if geometry.dims == 2:
         probabilities = probabilities[:, np.newaxis]
@@ -108,10 +109,10 @@ def write_probabilities(
 
 
 def _properties(geometry: Geometry) -> dict[str, Any]:
-    """Return the geometry in the form of nnU-Net's readers, as plain numbers and lists.
+    """Return the geometry in the form of nnU-Net's readers, as plain numbers, lists and tuples.
 
     `spacing` has the order (z, y, x), the other entries have (x, y, z). SimpleITK's coordinates are
-    LPS, those of nibabel are RAS. nnU-Net gives the pixels of a picture a size of 1.
+    LPS, those of nibabel are RAS. A picture has `spacing` only, with pixels of size 1 as nnU-Net's.
     """
     spacing = [float(mm) for mm in geometry.spacing_mm]
     if geometry.dims == 2:

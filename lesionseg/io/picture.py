@@ -63,7 +63,10 @@ class Picture:
         return self._turn_upright(_drop_equal_colours(colours))
 
     def _compute_labels(self, path: Path) -> NDArray[Any]:
-        """Compute the label values `[1, y, x]` of a mask. Raise `ReadError` if ambiguous."""
+        """Compute the label values `[1, y, x]` of a mask, turned upright.
+
+        Raise `ReadError` if the mask is in colour, or its palette or opacity is ambiguous.
+        """
         values = _drop_equal_colours(self.samples)
         if self.palette is not None:
             values = _palette_labels(path, np.unique(values), self.palette)[values]

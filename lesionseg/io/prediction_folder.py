@@ -59,6 +59,8 @@ _ALL_FAILED = f"[!.]*{FAILED}"  # without the temporary files of a killed progra
 class PredictionFolder:
     """The results in a folder, by case. Other processes may write the results of other cases.
 
+    The files in the folder and at the URL are listed once, on creation.
+
     Args:
         path: The folder, which may not exist yet.
         url: The URL that files are uploaded to, or the path itself (see `remote.upload`).
@@ -122,7 +124,7 @@ class PredictionFolder:
         else:
             np.savez_compressed(part / f"{case}{PROBABILITIES}", probabilities=probabilities)
 
-    def claim(self, case: str, source: ScanSource, *, overwrite: bool = False) -> None:
+    def require_free(self, case: str, source: ScanSource, *, overwrite: bool = False) -> None:
         """Check that results of a scan may be written under a case id.
 
         Files that a killed program left under this id are finished or discarded first, see
@@ -241,7 +243,7 @@ class PredictionFolder:
             self._write_failures(failed_file(self.path, row.case), after)
 
     def forget_failures(self, is_obsolete: Callable[[CaseRow], bool]) -> None:
-        """Remove the failures for which `is_obsolete` returns True from their files."""
+        """Remove the failures for which `is_obsolete` returns True, and upload changed files."""
         for file in self.path.glob(_ALL_FAILED):
             before = read_failures(file)
             after = [row for row in before if not is_obsolete(row)]
@@ -283,7 +285,7 @@ class PredictionFolder:
 
         `<case>.nii.gz` is one of them if the candidate file states that masks are named in
         nnU-Net's way. This may also be the candidate file that is about to replace the present one,
-        because `claim` was called before it was written.
+        because `require_free` was called before it was written.
         """
         rows = [self.row(case)]
         with suppress(LesionsegError):

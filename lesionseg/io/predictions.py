@@ -83,7 +83,7 @@ class PredictionFiles:
 
         nnU-Net writes the file into the folder of its outputs, and into the model folder above
         `fold_0/validation`. Next to a mask without probabilities, only the same folder counts, and
-        and only if there is no candidate file. A file that is not nnU-Net's is then ignored with a
+        only if there is no candidate file. A file that is not nnU-Net's is then ignored with a
         warning, because other programs write such masks, too.
 
         Raises:
@@ -126,7 +126,7 @@ class PredictionFiles:
         binary: bool = False,
         by_image: bool = False,
     ) -> Prediction:
-        """Read the prediction.
+        """Read the prediction. Its candidates have descending scores.
 
         A candidate must state only `score`, `start_vox` and `stop_vox`. By default `id` is its
         number in the file, `label` is 1 and `accepted` is true. The remaining values follow from

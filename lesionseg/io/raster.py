@@ -76,6 +76,8 @@ def states_turn(path: Path) -> bool:
 def write_raster(path: Path, array: NDArray[Any], geometry: Geometry, like: Path | None) -> None:
     """Write a plane `[y, x]` as PNG (uint8, uint16) or TIFF (any type), without its pixel size.
 
+    `geometry` and `like` are not used.
+
     Raises:
         OutputError: The array has other axes, or the format cannot store its type.
     """

@@ -51,8 +51,10 @@ class _StoredFile:
 def download(place: str, *, new: bool = False, endings: str | tuple[str, ...] = "") -> Path:
     """Download a folder at a URL into a local copy in `cache_folder`, and return its path.
 
-    Files that have not changed in the store are not downloaded again. Local files that the store no
-    longer contains are removed. `stored_names` returns the names of all files of the store.
+    Files that have not changed in the store are not downloaded again, if it states digests or
+    dates. Downloaded and uploaded files that the store no longer contains are removed. Other local
+    files stay. The modification time of a download is a number computed from its state.
+    `stored_names` returns the names of all files of the store.
 
     Args:
         place: A URL, or a path, which is returned as it is.
@@ -155,7 +157,10 @@ def _list_files(system: Any, root: str, *, is_encoded: bool) -> dict[str, _Store
 
 
 def _decode_name(encoded: str) -> str:
-    """Decode a relative path in percent-encoding. Raise `ValueError` for an encoded separator."""
+    """Decode a relative path in percent-encoding.
+
+    Raise `ValueError` for an encoded separator or zero byte.
+    """
     parts = [unquote(part) for part in encoded.split("/")]
     for part in parts:
         if any(character in part for character in "/\\\0"):

@@ -173,13 +173,13 @@ class Scan:
         """Check that the scan still has the files from which `state` was computed.
 
         A series may have got or lost slices since it was described. The headers of its folder are
-        read again only if the folder has a new DICOM file.
+        read again only if the folder has a new DICOM file, or if it was not listed before.
 
         Args:
             state: The text that `state()` returned.
 
         Raises:
-            ResourceError: A file was added, removed or changed.
+            ResourceError: A file was added, removed or changed, or cannot be read.
         """
         is_unchanged = False
         with suppress(ReadError, OSError):  # a file is missing, or is being copied
@@ -227,7 +227,7 @@ class FoundScans:
         return cases
 
     def explain_nothing_found(self) -> str:
-        """Return a message that no scan was found. It lists the files that the input contains."""
+        """Return a message that no scan was found. It lists what was left out, if anything."""
         text = f"{self.source}: no image found, no file ending in {', '.join(SUFFIXES)}."
         left_out = [scan for scan in self.scans if scan.left_out]
         scans = [f"{scan.path} is left out: {scan.left_out}" for scan in left_out]
@@ -261,7 +261,7 @@ def find_scans(
     series in `source` itself is the name of the folder.
 
     Args:
-        source: A folder, glob, file or `.csv` table (see `read_scan_list`).
+        source: A folder, `folder/series=…`, glob, file or `.csv` table (see `read_scan_list`).
         channels: The number of channels of the model.
         dims: The number of axes of the model. With 3, pictures in a folder are left out, but not
             TIFF files of several pages.
@@ -307,7 +307,7 @@ def leave_out(scan: Scan, unwanted: Callable[[Scan], str]) -> Scan:
 def _named_as_in_bids(scan: Scan) -> Scan:
     """Return a scan with an id of BIDS, or with the error that its id has no subject.
 
-    A scan with findings is returned unchanged.
+    A scan with findings is returned unchanged. A scan with a new id has no `other_case`.
     """
     if scan.findings:
         return scan
@@ -337,8 +337,8 @@ def kind_of_name(file: Path) -> Literal["image", "dicom", "unknown", "text"]:
 
     - `image`: an image in a format other than DICOM.
     - `dicom`: a file with the suffix of DICOM.
-    - `text`: a file that is skipped without a message. It is a text, a hidden file, the file of a
-      system, or the probabilities that `predict` writes.
+    - `text`: a file that is skipped without a message. It is a text, another hidden file, the file
+      of a system, or the probabilities that `predict` writes.
     - `unknown`: any other file. It may be DICOM.
     """
     if is_image_file(file):
@@ -658,7 +658,7 @@ def _dicom_scans(
 def dicom_scan(dicom: DicomScan, root: Path) -> Scan:
     """Return the scan of DICOM files with its case id, which begins below `root`.
 
-    A scan that is not meant to be predicted, such as a localiser, gets a note.
+    A scan that is `unfit` gets a note with the reason.
     """
     folder = dicom.files[0].parent
     parts = _folders_between(root, folder)
@@ -673,7 +673,7 @@ def dicom_scan(dicom: DicomScan, root: Path) -> Scan:
 
 
 def _unreadable_scan(path: Path, reason: str, root: Path) -> Scan:
-    """Return the scan with the case id of a folder or file that cannot be opened."""
+    """Return a scan with an error, for a folder or file that cannot be opened."""
     case = case_id([*_folders_between(root, path.parent), strip_suffix(path)])
     shown = _relative_path(path, root)
     message = f"{shown}: cannot be opened: {reason}. Change the permissions, or move it away."
@@ -699,9 +699,10 @@ def _read_table(table: Path, channels: int) -> list[Scan]:
 
 
 def _relative_path(path: Path, root: Path) -> str:
-    """Return the path below `root` with slashes, for tables.
+    """Return the path below `root` with slashes, in printable form.
 
-    A path outside `root`, and `root` itself, are given by their name.
+    A path outside `root`, and `root` itself, are given by their name. Bytes that are not UTF-8 are
+    escaped.
     """
     if path == root:
         return printable_text(_folder_name(path))

@@ -74,7 +74,7 @@ def read_json(path: Path, *, allow_nan: bool = False, unique_keys: bool = False)
             return float(name)
         raise ReadError(f"{path}: {name} is not JSON. Write null for an undefined value.")
 
-    def build_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    def build_checked_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         content = dict(pairs)
         if unique_keys and len(content) < len(pairs):
             keys = [key for key, _ in pairs]
@@ -84,7 +84,9 @@ def read_json(path: Path, *, allow_nan: bool = False, unique_keys: bool = False)
 
     text = read_text(path)
     try:
-        return json.loads(text, parse_constant=read_constant, object_pairs_hook=build_object)
+        return json.loads(
+            text, parse_constant=read_constant, object_pairs_hook=build_checked_object
+        )
     except json.JSONDecodeError as error:
         hint = " Write double quotes around names." if "'" in text else ""
         raise ReadError(
@@ -278,7 +280,7 @@ def read_csv_lines(path: Path) -> list[tuple[int, dict[str, str]]]:
 
 
 def _find_separator(text: str) -> str:
-    """Find the separator that divides header and first rows into equally many columns.
+    """Find which of `,`, `;` and tab divides the first rows into equally many columns.
 
     If several separators do, or none, the one that gives the most columns is used. A column name
     may contain another separator: `case;image;age, years`.

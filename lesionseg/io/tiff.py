@@ -57,9 +57,8 @@ def read_tiff(path: Path, pixel_mm: float | None, *, as_labels: bool) -> Volume:
 
     Raises:
         ReadError: The pages form more than one volume, or some of several pages differ in size or
-            are in colour, a page is missing, the kind of samples
-            is not supported, or the stated spacing is not valid. With `as_labels`, also if JPEG has
-            changed the values.
+            are in colour, a page is missing, the kind of samples is not supported, or the stated
+            spacing is not valid. With `as_labels`, also if JPEG has changed the values.
     """
     import tifffile
 
@@ -303,7 +302,7 @@ def _spacing_names(path: Path) -> list[Path]:
 
 
 def _read_spacing(path: Path) -> tuple[float, ...]:
-    """Read the spacing in millimetres from the JSON file that belongs to a TIFF file.
+    """Read the spacing (z, y, x) in mm from the JSON file that belongs to a TIFF file.
 
     Return 1 mm along every axis, with a warning, if that file does not exist. Raise `ReadError` if
     it does not state three positive numbers.

@@ -36,14 +36,14 @@ def collect_warnings(*, silent: bool = False) -> Iterator[list[str]]:
     texts: list[str] = []
     thread = get_ident()
 
-    def collect(record: logging.LogRecord) -> bool:
+    def collect_and_drop(record: logging.LogRecord) -> bool:
         text = record.getMessage()
         if get_ident() == thread and text not in texts:
             texts.append(text)
         return False  # the handler does nothing else
 
     collector = logging.Handler(logging.WARNING)
-    collector.addFilter(collect)
+    collector.addFilter(collect_and_drop)
     readers = logging.getLogger(_READERS)
     readers.addHandler(collector)
     propagated = readers.propagate

@@ -214,7 +214,7 @@ def make_loss(cfg: LossConfig, activation: str, *, has_boxes: bool = False) -> n
     A loss whose `forward` takes `valid` is returned as it is. All losses of this package do. Any
     other loss is wrapped in a `CustomLoss`. If the constructor has a parameter `sigmoid`,
     `softmax`, `use_softmax` or `activation`, it gets the plan's activation, and if it has
-    `has_boxes`, it is told whether the network predicts boxes too.
+    `has_boxes`, it is told whether the network predicts boxes too. `cfg` takes precedence.
 
     Args:
         cfg: Class (`_target_`) and arguments of the loss.
@@ -225,7 +225,8 @@ def make_loss(cfg: LossConfig, activation: str, *, has_boxes: bool = False) -> n
         A module with the `forward` of `VoxelLoss`.
 
     Raises:
-        ConfigError: The class cannot be imported, is not a loss, or does not take these arguments.
+        ConfigError: The class cannot be imported, is not a loss, or does not take these arguments,
+            or `to_onehot_y` is true.
     """
     given = cfg.to_plain()
     softmax = activation == "softmax"

@@ -125,7 +125,8 @@ def _sum_box_losses(
 def _sum_hardest(class_logits: Float[Tensor, "b n k"], targets: AnchorTargets) -> Float[Tensor, ""]:
     """Sum the cross-entropy of the positive anchors and of the hardest background anchors.
 
-    The batch has three hard background anchors per positive anchor, but at least three per tile.
+    The whole batch has three hard background anchors per positive anchor, but at least three times
+    its number of tiles. Any tile may have them.
     """
     x = class_logits.float().flatten(0, 1)
     labels = targets.labels.flatten()

@@ -125,7 +125,7 @@ def lesion_probabilities(
 
 
 class FocalLoss(VoxelLoss):
-    """Focal loss as the term `focal`.
+    """Focal loss as the term `focal`. Only a sigmoid has a `link`.
 
     Args:
         alpha: As in `sigmoid_focal_loss`.
@@ -217,9 +217,10 @@ class CrossEntropyLoss(FocalLoss):
 class DiceFocalLoss(VoxelLoss):
     """Soft Dice plus focal loss, as the terms `dice` and `focal`.
 
-    The scores are not corrected after training (`link` is None), unless `dice_weight` is 0. The
-    Dice term already sharpens them: it drives p to 1 if the chance that a voxel is lesion is above
-    Dice/2, and to 0 otherwise. `posterior_logits` would sharpen them a second time.
+    The scores are not corrected after training (`link` is None), unless `dice_weight` is 0 and the
+    activation is a sigmoid. The Dice term already sharpens them: it drives p to 1 if the chance
+    that a voxel is lesion is above Dice/2, and to 0 otherwise. `posterior_logits` would sharpen
+    them a second time.
 
     With a softmax, α = ½, γ = 0, `reduction` mean, `focal_weight` 2 and `smooth` 1e-5, the loss
     equals that of nnU-Net plus the constant 1. `per_tile=True` corresponds to `batch_dice: false`

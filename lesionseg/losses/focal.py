@@ -64,8 +64,8 @@ def sigmoid_focal_loss(
         reduction: `none`; `sum`; `mean` over the valid logits; or `per_positive`, the sum divided
             by `normaliser`.
         valid: `[B, *spatial]` or of the logits' shape. False or 0 leaves an element out.
-        normaliser: Divisor for `per_positive`. None uses the number of valid lesion elements, but
-            at least 1.
+        normaliser: Divisor for `per_positive`, an error for other reductions. None uses the number
+            of valid lesion elements, but at least 1.
 
     Returns:
         A scalar, 0 for empty input. With `none` a tensor of the logits' shape, 0 for elements that
@@ -178,7 +178,7 @@ def softmax_focal_loss(
         gamma: As in `sigmoid_focal_loss`.
         reduction: As in `sigmoid_focal_loss`. `mean` is over the valid voxels.
         valid: `[B, *spatial]` or of the logits' shape. A voxel counts if all its classes are valid.
-        normaliser: Divisor for `per_positive`. None uses the number of valid voxels with a label
+        normaliser: As in `sigmoid_focal_loss`. None uses the number of valid voxels with a label
             above 0, at least 1.
 
     Returns:
@@ -412,9 +412,9 @@ def _plain_alpha(alpha: Alpha) -> float | list[float] | None:
 
 
 def as_number(name: str, value: Any) -> float:
-    """Return a setting as a Python number, also if it is a scalar of NumPy or torch.
+    """Return a setting as a float, also if it is a scalar of NumPy or torch.
 
-    Raise `ConfigError` naming the setting if it is not a number.
+    Raise `ConfigError` naming the setting if it is not a number, such as the string "0.5".
     """
     try:
         if not isinstance(value, str):
@@ -480,7 +480,7 @@ def _log_h(log_v: Tensor, log_rest: Tensor, gamma: float) -> Tensor:
 def lesion_target(
     labels: Shaped[Tensor, "b *any"], like: Float[Tensor, "b k *spatial"], valid: Any = None
 ) -> Bool[Tensor, "b k *spatial"]:
-    """Return the mask of each lesion class.
+    """Return the mask of each lesion class. A single class consists of all labels other than 0.
 
     Args:
         labels: A label map, or 0/1 of the shape of `like`.

@@ -159,8 +159,9 @@ def probe_network(plan: Plan, *, by_hand: bool, keeps_batch: bool = False) -> Pl
     Other plans are returned unchanged. If the network does not accept the tile, the tile is rounded
     to multiples of 8 to 64, unless the user chose it (`by_hand`). A batch of larger tiles has fewer
     of them, unless the user chose their number (`keeps_batch`). The network runs on torch's meta
-    device, which computes no numbers, or on the CPU if that fails. Raises `ConfigError` with the
-    network's own message if it accepts no tile.
+    device, which computes no numbers, or on the CPU if that fails. The strides of the returned plan
+    only state by what step a tile may grow. Raises `ConfigError` with the network's own message if
+    it accepts no tile or not that of the user, and if its outputs do not fit the labels.
     """
     if plan.architecture.name != "custom":
         return plan
@@ -217,7 +218,10 @@ def _describe(error: Exception) -> str:
 
 
 def _with_reason_of_tile(rounded: Plan, plan: Plan) -> Plan:
-    """Return the rounded plan with the reason for its tile. `plan` is as the rules made it."""
+    """Return the rounded plan with the reason for its tile, without the one for its memory.
+
+    `plan` is as the rules made it.
+    """
     reasons = dict(plan.reasons)
     reasons["tile_shape"] = (
         f"{describe_sides(rounded.tile_shape)}, so that the network accepts it; the rules chose "
@@ -345,7 +349,7 @@ def _run(make: Callable[[], nn.Module], n_channels: int, tile: tuple[int, ...]) 
 def _run_on(
     network: nn.Module, n_channels: int, tile: tuple[int, ...], device: str
 ) -> list[Tensor]:
-    """Return the network's outputs in train mode for a batch of one tile of zeros."""
+    """Move a network to a device, and return its outputs in train mode for one tile of zeros."""
     with torch.no_grad():
         outputs: list[Tensor] = network.to(device).train()(
             torch.zeros((1, n_channels, *tile), device=device)

@@ -17,11 +17,12 @@ class Encoder(nn.Module):
     """An encoder with one stage per entry of the architecture's tables.
 
     It maps `[B, in_channels, *spatial]` to one map
-    `[B, features[i], *(spatial / product of strides)]` per stage, finest first. A `residual`
-    encoder has a stem and stages of residual blocks; `architecture.encoder_blocks` contains the
-    number of blocks per stage. Raises `ConfigError` if the tables do not fit each other. `forward`
-    raises `GeometryError` unless every axis is a multiple of the total stride, and at least one is
-    larger than it: instance norm cannot normalise a single voxel at the coarsest stage.
+    `[B, features[i], *(spatial / product of strides)]` per stage, finest first. The stride of the
+    first stage is not used. A `residual` encoder has a stem and stages of residual blocks;
+    `architecture.encoder_blocks` contains the number of blocks per stage. Raises `ConfigError` if
+    the tables do not fit each other. `forward` raises `GeometryError` unless every axis is a
+    multiple of the total stride, and at least one is larger than it: instance norm cannot normalise
+    a single voxel at the coarsest stage.
     """
 
     def __init__(
@@ -82,7 +83,10 @@ class Encoder(nn.Module):
 
 
 def _check_tables(architecture: Architecture, dims: int) -> None:
-    """Raise `ConfigError` if the tables of an architecture do not fit each other and the axes."""
+    """Raise `ConfigError` if an architecture's tables do not fit each other or the axes.
+
+    Even kernels do not fit either.
+    """
     n = len(architecture.features)
     rows = (*architecture.strides, *architecture.kernels)
     checks = {

@@ -97,8 +97,8 @@ def take_weights(network: nn.Module, plan: Plan, before: nn.Module, plan_before:
     A tensor of the backbone fits if stage, name and shape agree. The stages of a decoder are
     counted from the finest stage of the encoder, because the decoder of a RetinaNet ends at a
     coarser stage than that of a U-Net. The head of voxels fits if labels, regions and activation
-    agree, and that of a detector if labels, regions and anchors agree. The first convolution is
-    adapted to other channels (`adapt_channels`).
+    agree, and that of a detector if labels, regions and sizes of anchors agree. The first
+    convolution is adapted to other channels (`adapt_channels`).
     """
     reasons: dict[str, str] = {}
     here = plan.labels

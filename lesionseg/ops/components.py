@@ -42,7 +42,8 @@ def lesion_instances(
 ) -> tuple[NDArray[np.int32], tuple[int, ...]]:
     """Find the lesions of a label map: the connected components of each label value.
 
-    Voxels with different labels belong to different lesions, even if they touch.
+    Neighbours share a face, an edge or a corner. Voxels with different labels belong to different
+    lesions, even if they touch.
 
     Args:
         labels: label values `[*spatial]`, 0 for background.
@@ -144,9 +145,10 @@ def lesions_of(reference: Reference) -> Lesions:
     """Return the lesions of a reference.
 
     The first of these that the reference has defines the lesions: instances, the components of its
-    labels, boxes. Ignored voxels are removed first. A lesion with neither voxels nor a box is left
-    out, and so is a lesion whose voxels are all ignored, whether it has a mask or only a box. A
-    reference without lesions gives no rows. Raises `ContentError` if an instance has no label.
+    labels, boxes. An instance without voxels keeps its box if there are as many boxes as instances.
+    Ignored voxels are removed first. A lesion with neither voxels nor a box is left out, and so is
+    a lesion whose voxels are all ignored, whether it has a mask or only a box. A reference without
+    lesions gives no rows. Raises `ContentError` if an instance has no label.
     """
     if reference.instances is None and reference.labels is not None:
         return _measure_components(reference.geometry, reference.labels, reference.ignore)
@@ -341,8 +343,8 @@ def fill_polygons(polygons: Sequence[Numbers], shape: tuple[int, ...]) -> Flags:
 
     A polygon inside another one is therefore a hole. A centre is inside a polygon if a ray to the
     left crosses its outline an odd number of times. A polygon that contains no centre adds the
-    pixel nearest to its middle, so that no lesion is lost. It is never a hole, because a hole
-    smaller than a pixel would remove a whole pixel.
+    pixel nearest to its middle, unless that is outside the image, so that no lesion is lost. It is
+    never a hole, because a hole smaller than a pixel would remove a whole pixel.
 
     Other libraries are not suitable. Pillow also paints every pixel that the outline touches, which
     enlarges small lesions. matplotlib has no rule for corners on pixel centres, and contours of

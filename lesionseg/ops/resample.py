@@ -325,8 +325,8 @@ class _Resampling:
 def _find_parallel_axes(linear: Numbers, out_shape: tuple[int, ...]) -> tuple[int, ...] | None:
     """Return the input axis that is parallel to each output axis, or None if axes are oblique.
 
-    They are oblique if the coordinate on an input axis changes by 0.001 voxels or more along
-    another output axis.
+    They are oblique if the coordinate on an input axis changes by 0.001 voxels or more along the
+    other output axes together.
     """
     output_axes = np.abs(linear).argmax(axis=1)  # the closest output axis of each input axis
     has_each_once = len(set(output_axes.tolist())) == len(output_axes)

@@ -115,6 +115,7 @@ def resize(
     Splines of order 2 and more overshoot, so values are clipped to the range of the array. With
     `clip_along`, an axis of order 0 or 1, each slice across this axis is clipped to its own range
     instead, before the axis itself is resized. Nothing happens along an axis that keeps its length.
+    If none changes, the result may share memory with the array.
 
     >>> resize(torch.tensor([[0.0, 2.0]]), (1, 4), (0, 1)).tolist()
     [[0.0, 0.5, 1.5, 2.0]]
@@ -124,8 +125,7 @@ def resize(
     smooth = [axis for axis in changed if orders[axis] > LINEAR]
     simple = [axis for axis in changed if orders[axis] <= LINEAR]
     if smooth:
-        has_ranges_of_slices = clip_along is not None and clip_along not in smooth
-        reduced = [a for a in range(array.ndim) if not (has_ranges_of_slices and a == clip_along)]
+        reduced = [axis for axis in range(array.ndim) if axis != clip_along or axis in smooth]
         low = out.amin(dim=reduced, keepdim=True)
         high = out.amax(dim=reduced, keepdim=True)
         for axis in smooth:

@@ -51,7 +51,7 @@ def warp_nearest(
     """Return the nearest voxel of each mask at the positions of the warp, in the mask's dtype.
 
     Halfway between two centres the higher index wins. Outside of the masks the result is 0. All
-    masks have the same shape.
+    masks have the same shape, and there is at least one.
     """
     dims = len(warp.shape)
     shape = np.array((1,) * (3 - dims) + tuple(masks[0].shape), dtype=np.int64)

@@ -79,7 +79,7 @@ class CheckOutcome(Outcome):
         return {"page": self.page, "findings": [asdict(finding) for finding in self.findings]}
 
     def summary(self) -> list[str]:
-        """Return a line per finding with its cases and files, the totals, and the page."""
+        """Return lines of the findings with their cases and files, the totals, and the page."""
         lines = findings_lines(self.findings, self.pseudonyms)
         if not self.can_train:
             lines.append("Correct the errors, and check again.")
@@ -215,7 +215,7 @@ def _finding(
 def _notes_on_model(
     dataset: Dataset, inspected: Sequence[_InspectedCase], model: ModelConfig
 ) -> Iterator[Finding]:
-    """Yield a note if the settings name a model of masks, but lesions are boxes.
+    """Yield a note if the settings name a model of masks, but a case has only boxes.
 
     If they name no model, yield the one that `train` chooses for the development cases, and why. A
     dataset without lesions has no note.
@@ -327,8 +327,8 @@ def _has_ignored_regions(case: Case) -> bool:
 def _compare(inspected: Sequence[_InspectedCase]) -> Iterator[Finding]:
     """Yield the findings of comparing cases.
 
-    They are equal images, references and patients, leaks, outliers of spacing, and unusual axes.
-    Equal channels of a case count as equal images, too.
+    They are equal images and references, patients in several groups, leaks, outliers of spacing,
+    and unusual axes. Equal channels of a case count as equal images if they are several files.
     """
     for case in inspected:
         has_files = len(case.files.images) > 1  # a grey picture may have three equal colours
@@ -400,14 +400,12 @@ def _find_spacing_outliers(readable: Sequence[_InspectedCase]) -> Iterator[Findi
     """Yield a finding for each case with a spacing above twice or below half the axis's median.
 
     Fewer than three cases have no outlier, because the median of two does not show which of them
-    is unusual. Only the cases with the most axes are compared.
+    is unusual.
     """
     if len(readable) < 3:
         return
-    n_axes = max(len(case.look.spacing_mm) for case in readable)
-    alike = [case for case in readable if len(case.look.spacing_mm) == n_axes]
-    median = np.median([case.look.spacing_mm for case in alike], axis=0)
-    for case in alike:
+    median = np.median([case.look.spacing_mm for case in readable], axis=0)
+    for case in readable:
         ratio = np.array(case.look.spacing_mm) / median
         factor = np.maximum(ratio, 1 / ratio)  # the same for twice and for half the median
         if (factor > SPACING_FACTOR).any():

@@ -72,7 +72,7 @@ def cross_validate(experiment: Experiment) -> TrainedModel | None:
         log.info("Fold %d of %d, with %d validation cases.", number, len(folds), n_validated)
         with locked_folder(fold.run) if is_rank_zero() else nullcontext():
             train_fold(fold, begin(fold, plan))
-    return _gather(experiment, folds) if is_rank_zero() else None
+    return _join_folds(experiment, folds) if is_rank_zero() else None
 
 
 def plan_of_first_begun(folds: Collection[Experiment]) -> Plan | None:
@@ -148,7 +148,10 @@ def _require_unseen_test_cases(folds: Mapping[int, Survey]) -> None:
 
 
 def _write_splits(run: Path, folds: Collection[Experiment]) -> None:
-    """Write the folds as in nnU-Net's splits_final.json. Warn of cases that no fold validates."""
+    """Write the folds as in nnU-Net's splits_final.json, with a list of any test cases.
+
+    Warn of training cases that no fold validates.
+    """
     splits = []
     trained: list[str] = []
     validated: set[str] = set()
@@ -168,8 +171,10 @@ def _write_splits(run: Path, folds: Collection[Experiment]) -> None:
         log.warning("No fold validates these cases: %s.", join_names(never))
 
 
-def _gather(experiment: Experiment, folds: Mapping[int, Experiment]) -> TrainedModel:
-    """Select on the out-of-fold predictions, and keep the folds' networks as one bundle.
+def _join_folds(experiment: Experiment, folds: Mapping[int, Experiment]) -> TrainedModel:
+    """Select on the out-of-fold predictions, score them, and keep the networks as one bundle.
+
+    Predictions, scores and tables are written to `run/oof`, bundle and selection to the run.
 
     Raises:
         ConfigError: if the folds have different plans or architectures.

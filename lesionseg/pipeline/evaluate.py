@@ -98,7 +98,7 @@ class EvaluateOutcome(Outcome):
         return SOME_FAILED if self.failed or self.not_compared else 0
 
     def record(self) -> dict[str, Any]:
-        """Return the files of the scores and tables, and the cases that could not be scored."""
+        """Return the paths of the folder and of scores.json, and the cases without scores."""
         failed = [*self.failed, *self.not_compared]
         return {
             "output": self.output,
@@ -107,7 +107,10 @@ class EvaluateOutcome(Outcome):
         }
 
     def summary(self) -> list[str]:
-        """Return the table of the most important numbers, and the files with all numbers."""
+        """Return a table of the most important numbers, the files, failed cases, and a caveat.
+
+        The caveat is that the threshold was chosen on the evaluated cases, if it was.
+        """
         lines = [
             *align_columns(scores_table({f"role {self.scores.evaluated_on}": self.scores})),
             f"Wrote:   {self.output / SCORES_FILE}",
@@ -147,7 +150,11 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
     If a dataset states roles, only the cases of the role `cfg.evaluated_on` are evaluated. If that
     is None, the cases of all roles with a prediction are evaluated. The role of the scores is then
     the role that these cases share, or `unknown`. If no case has the role, the tables are empty and
-    a warning says so. The tables of a second model (`cfg.compare`) are in `output/compare`.
+    a warning says so. The tables of a second model (`cfg.compare`) are in `output/compare`. Without
+    one, those of an earlier run are removed.
+
+    If `cfg.operating_point` is an aim and `cfg.chosen_on` is None, the operating point is chosen on
+    the evaluated cases.
 
     Args:
         cfg: see conf/evaluate.yaml.
@@ -159,7 +166,7 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
     Raises:
         ConfigError: if settings contradict each other.
         DatasetError: if no case can be scored. Nothing is written then.
-        OutputError: if the scores of a training would be replaced.
+        OutputError: if the scores of a training or the results of `predict` would be replaced.
     """
     require_no_run(Path(cfg.output), "test2")
     preset = find_preset(cfg.preset)
@@ -308,6 +315,7 @@ class Inputs:
 def _find_inputs(cfg: EvaluateConfig) -> Inputs:
     """Find references and predictions, and choose the cases to evaluate. Warn of the others.
 
+    Warn too of cases that may be visits of one patient, or whose two masks are the same file.
     If no case has the role, or `cfg.chosen_on` is given and no prediction has a reference, there
     are no cases to evaluate.
 
@@ -400,7 +408,8 @@ def _shared_role(cases: Iterable[CaseFiles]) -> str:
 def _find_second_model(folder: Path, inputs: Inputs) -> Inputs:
     """Find the predictions of a second model for the cases to evaluate.
 
-    Return `inputs` with its predictions and the errors of cases that it cannot be scored on.
+    Return `inputs` with its predictions and the errors of cases that it cannot be scored on, and
+    without these cases. Warn of missing predictions, and of those without a reference.
 
     Raises:
         DatasetError: if no prediction has the name of a reference.
@@ -437,6 +446,7 @@ def _score_second_model(
     """Write the scores of the second model. Compare both models on the cases that they share.
 
     The folder is `output/compare`. `tables`, `settings` and `options` are those of the first model.
+    Its operating point, columns, subgroups and zones are not used.
 
     Returns:
         The differences, and the errors of cases of the second model.
@@ -485,9 +495,10 @@ def _provenance(cfg: EvaluateConfig, inputs: Inputs) -> dict[str, Any]:
 def _cases_to_score(
     dataset: Dataset | None, of_role: Sequence[CaseFiles], faults: Iterable[Finding]
 ) -> set[str]:
-    """Return the ids of the cases to score, also those whose references have `faults`.
+    """Return the ids of a dataset's cases with the roles in `of_role`, also with unusable files.
 
-    If no case states a role, these are all cases, otherwise those of the roles in `of_role`.
+    If `of_role` states no role, the cases that have `faults` are added: a folder without a dataset
+    lists them only there.
     """
     roles = {files.role for files in of_role}
     cases = {files.case for files in dataset.cases if files.role in roles} if dataset else set()
@@ -510,8 +521,9 @@ def _faults_of_cases(faults: Iterable[Finding], cases: Collection[str]) -> list[
 def model_of(predictions: Path) -> dict[str, Any]:
     """Return facts of the model that made the predictions, for the provenance; empty if unknown.
 
-    `predict` writes the digest of the bundle into its table. The predictions in a run directory
-    are those of the run. nnU-Net describes its model in the folder of its output.
+    `predict` writes the digest of the bundle into its table. nnU-Net describes its model in the
+    folder of its output. The predictions in `validation` or `predictions` of a run directory are
+    those of the run.
     """
     digests: set[str] = set()
     for table in predictions.glob("predictions*.csv"):
@@ -549,9 +561,10 @@ def cases_of_role(
     """Return the cases of the role `evaluated_on`, or an empty list if no case has it.
 
     If `evaluated_on` is None, return the cases of each role in which at least one case is
-    predicted. If no case states a role, return all cases. Otherwise, a case without a role counts
-    as a case for training or validation. `external` describes the source of the scans. If no case
-    states it, it counts like None. The number of cases that are left out is logged.
+    predicted, or all cases if none is. If no case states a role, return all cases. Otherwise, a
+    case without a role counts as a case for training or validation. `external` describes the source
+    of the scans. If no case states it, it counts like None. The number of cases that are left out
+    is logged.
     """
     stated = {c.role for c in cases}
     if stated == {None}:

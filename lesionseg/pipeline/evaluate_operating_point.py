@@ -210,7 +210,7 @@ def development_tables(
     """Match and score development cases. Distances between surfaces are not computed.
 
     A case whose files are damaged or do not fit together is left out with a warning. References
-    without a prediction are left out.
+    without a prediction, and predictions without a reference, are left out.
 
     Args:
         predictions: the predictions of development cases.

@@ -82,7 +82,7 @@ def export(
 
     Raises:
         BundleError: if the bundle cannot be used.
-        ConfigError: if a package is missing, or the network cannot be exported.
+        ConfigError: if a package is missing, or the network cannot be exported in this format.
         OutputError: if the result differs from the bundle's, or would replace a trained model.
     """
     bundle = ensemble(cfg.bundle, allowed_architectures(cfg.trust, architectures))

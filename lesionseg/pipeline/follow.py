@@ -135,7 +135,7 @@ class FollowOutcome(Outcome):
         return SOME_FAILED if self.failed else 0
 
     def record(self) -> dict[str, Any]:
-        """Return the folder, the page and the number of lesions in each state."""
+        """Return folder, page, number of pairs, failed ones, and number of lesions per state."""
         return {
             "output": self.output,
             "page": self.output / "follow.html",
@@ -145,7 +145,10 @@ class FollowOutcome(Outcome):
         }
 
     def summary(self) -> list[str]:
-        """Return the number of lesions in each state, in total and per pair, and the files."""
+        """Return a table of the lesions by state, the files, and advice.
+
+        The table has a row per state: all lesions, and accepted changes in total and per pair.
+        """
         total = count_states(self.changes)
         accepted = count_states(c for c in self.changes if c.accepted)
         rows = []
@@ -187,6 +190,8 @@ def follow(cfg: FollowConfig, *, progress: Advance | None = None) -> FollowOutco
     The visits are the cases of two folders, or the rows of a table, in which each visit is compared
     with the one before. With a `bundle`, the scans of the table are predicted first, into
     `output/predictions`. A pair that cannot be compared is named in a warning and in pairs.csv.
+    With a `reference`, the scores of new lesions are written, with `dicom_output` DICOM reports.
+    Scores of an earlier run are removed.
 
     Args:
         cfg: see conf/follow.yaml.
@@ -282,7 +287,7 @@ class FollowedPair:
 
 
 def _nothing_followed(faults: Mapping[str, LesionsegError]) -> LesionsegError:
-    """Return the error if no pair can be compared: its own if there is a single pair."""
+    """Return the error if no pair can be compared: the only one, or a `DatasetError` on all."""
     if len(faults) == 1:
         return next(iter(faults.values()))
     messages = "\n  ".join(str(error) for error in faults.values())
@@ -453,7 +458,7 @@ def _write_report(
     changes: Sequence[LesionChange],
     point: OperatingPoint | None,
 ) -> str:
-    """Write a DICOM report. Return why the headers of the scan do not allow one, or "".
+    """Write a DICOM report. Return, and warn, why the scan does not allow one. Otherwise return "".
 
     `point` is the operating point of changes; None accepts all.
 
@@ -676,7 +681,7 @@ def _read(visit: VisitFiles) -> Prediction:
     The masks of radiographs are pictures, so their pixel size is that of the scan.
 
     Raises:
-        ContentError: if an accepted candidate has no mask.
+        ContentError: if the prediction or an accepted candidate has no mask.
         GeometryError: if the mask has lost the header of its scan.
     """
     files = visit.prediction

@@ -40,7 +40,7 @@ class InfoOutcome(Outcome):
     settings: Mapping[str, object]
 
     def record(self) -> dict[str, Any]:
-        """Return the facts as plain data."""
+        """Return the facts, in which files are paths, for `--json`."""
         return {
             "model": None if self.model is None else self.model.record(),
             "dataset": self.dataset or None,

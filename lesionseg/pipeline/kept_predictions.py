@@ -75,7 +75,7 @@ class KeptPredictions:
         """Find the candidates of the cases that are not `labelled`, and keep them as well.
 
         As in cases with a reference, their labels have the values of `numbers`, or are merged with
-        `merge_labels`. Return the errors of cases that cannot be used.
+        `merge_labels`. Warn of cases that cannot be used, and return their errors.
         """
         faults: list[Finding] = []
         for case in sorted(self._files.keys() - labelled):

@@ -143,12 +143,12 @@ def read_on_grid(
     Args:
         files: the prediction. nnU-Net's probabilities have the grid of the mask next to them.
         geometry: the grid of the reference.
-        resample: resample a prediction on another grid.
+        resample: resample a prediction on another grid, with a warning.
         binary: see `PredictionFiles.read`.
         by_image: grids of equal shape and spacing are the same, see `GridPair.is_same`.
 
     Returns:
-        The prediction. Two rasters of other sizes are assumed to cover the same area.
+        The prediction. Two rasters are assumed to cover the same area, also with other sizes.
 
     Raises:
         GeometryError: if the prediction is on another grid and `resample` is False, or cannot be

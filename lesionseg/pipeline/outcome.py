@@ -16,7 +16,7 @@ class Outcome:
         return None
 
     def record(self) -> dict[str, Any]:
-        """Return the results and the paths of their files as plain data, for `--json`."""
+        """Return the results and the paths of their files, for `--json`."""
         return {}
 
     @property

@@ -110,7 +110,7 @@ def _begin(experiment: Experiment, given: Plan | None) -> Plan:
 
 
 def save_run(experiment: Experiment, plan: Plan) -> None:
-    """Write fingerprint, splits, plan and configuration into the run directory.
+    """Write fingerprint, splits, plan, configuration and digests of files into the run directory.
 
     It is called after all checks, so that a rejected configuration leaves no file. The directory
     belongs to the configuration from then on. Its name is logged if the settings do not state it.

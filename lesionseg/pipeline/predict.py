@@ -49,8 +49,9 @@ def predict(
     """Predict every scan found in `cfg.input`. Return the outcome, with a row per scan.
 
     `cfg.output` receives mask, instances and candidates of each case, in the scan's own geometry
-    and format, and `predictions.csv`, an index of all case files in the folder. A case that fails
-    does not stop the run. A later run skips unchanged cases that were done or failed before.
+    and format, and `predictions.csv`, an index of all case files in the folder, with a log. A shard
+    has a table and a log of its own. A case that fails does not stop the run. A later run skips
+    unchanged cases that were done or failed before.
     Results of another scan are replaced only with `cfg.overwrite`. Permissions of files follow the
     umask. Input and output may be URLs. The input may be a PACS, from which each scan is fetched
     when it is read. With `cfg.send`, DICOM results are stored in a PACS.
@@ -155,7 +156,7 @@ def _predict(
 def _send(row: CaseRow, sender: ResultSender) -> CaseRow:
     """Store the DICOM results of a case in the PACS. Return its row, with the reason if it fails.
 
-    The row of a failed scan is not changed, because later runs compare its message.
+    The row of a failed or skipped scan is not changed, because later runs compare its message.
     """
     if not row.is_done:
         return row
@@ -184,6 +185,8 @@ def _find(
     cfg: PredictConfig, output: Path, plan: Plan, pacs: DicomWeb | None, fetched: Path
 ) -> FoundScans:
     """Find the scans of the input. Those of a PACS will be fetched into the folder `fetched`.
+
+    Files at a URL are downloaded now.
 
     `output`: the folder of results, which are not scans. `pacs`: None for an input of files.
 
@@ -270,17 +273,17 @@ def _run_engine(
 def _record(
     row: CaseRow, results: PredictionFolder, index: PredictionIndex, log: PredictLog
 ) -> None:
-    """Write the row of a finished scan to the table, the log and, if it failed, its case file.
+    """Write the row of a finished scan to the table and log, and update its recorded failures.
 
     The log has no line for results and reasons of an earlier run that are unchanged. Warn of a scan
-    that failed just now, and if the case file cannot be written.
+    that failed just now, and if the file of failures cannot be written.
     """
     try:
         results.update_failures(row)
     except OutputError as error:  # the table has the row nevertheless
         logger.warning("%s", error)
     index.put(row)
-    if not (row.is_unchanged or index.was_skipped(row)):
+    if not (row.is_unchanged or index.has_earlier(row)):
         log.note_case(row)
     if row.status == "failed" and not row.is_unchanged:
         extra = {"of_case": True}  # the files have the line of `note_case` instead
@@ -310,6 +313,7 @@ def _forget_remedied(
         known |= {row.digest, row.scan_uid} - {""}
 
     def is_remedied(failure: CaseRow) -> bool:
+        """Return True if a failure meets the conditions above."""
         if failure.path in paths:
             return False
         return root / failure.path in files or not known.isdisjoint(
@@ -325,7 +329,8 @@ def _keep_earlier_id(scan: Scan, results: PredictionFolder) -> Scan:
     The id of a series depends on its folder: it is the folder's name if the folder contains one
     series, and otherwise also has the number and UID of the series. Without this step, the id
     would change if another series is added to the folder or removed. A series without UID is
-    recognised by the digest of its files. A scan without such results is returned unchanged.
+    recognised by the digest of its files. A scan without such results, or with a fault, is returned
+    unchanged.
     """
     if scan.fault or not scan.other_case or scan.dicom is None:
         return scan

@@ -127,7 +127,10 @@ class StartedScan:
         self.update(status=status, message=message, finished=_now(), **values)
 
     def repeat(self, earlier: CaseRow) -> None:
-        """Take the row of an earlier run, with patient, visit, path and state from this run."""
+        """Replace the row by that of an earlier run, and mark it as unchanged.
+
+        Patient, visit, path and state stay those of this run.
+        """
         row = self.row
         self.row = replace(
             earlier.as_kept(),
@@ -241,10 +244,12 @@ class CaseWork:
         """Return the scan on the plan's grid, or None if there is nothing to do.
 
         A scan has nothing to do if it is left out, if its result or failure is already recorded for
-        the same files, or if it has too few slices.
+        the same files, or if it has too few slices. Its row is then final. Otherwise, content and
+        key are written into the row, and files of a killed run under this case id are recovered.
 
         Raises:
-            ConflictError: if the output has results of another scan under the same case id.
+            ConflictError: if the output has results of another scan under the same case id that
+                `cfg.overwrite` does not allow to replace.
             DatasetError: if the scan has a fault that was found when the folder was listed, or no
                 zones although they are needed.
             ResourceError: if its files change while they are read.
@@ -265,7 +270,7 @@ class CaseWork:
         self._record_content(item)
         item.update(key=self._key(scan.files, item.row.digest))
         self._require_zones(scan.case)
-        self.results.claim(scan.case, item.row.source, overwrite=self.cfg.overwrite)
+        self.results.require_free(scan.case, item.row.source, overwrite=self.cfg.overwrite)
         plan = self.predictor.plan
         has_masks = plan.candidate_rule.source != "detection"
         earlier = self.results.finished_row(scan.case, item.row.key, needs_mask=has_masks)
@@ -313,7 +318,7 @@ class CaseWork:
         return inferred
 
     def write(self, item: StartedScan, inferred: Inferred) -> StartedScan:
-        """Restore the file's grid, find the candidates and write the case's files.
+        """Restore the file's grid, find the candidates, write the case's files, complete the row.
 
         Raises:
             ResourceError: if the scan's files changed since they were read, because the DICOM
@@ -401,8 +406,9 @@ class CaseWork:
     def _write_dicom(self, item: StartedScan, prediction: Prediction, new_files: Path) -> str:
         """Write a DICOM scan's segmentation and report. Return why one is missing, or "".
 
-        The settings may ask for none. A scan with a warning gets them only if the settings ask for
-        `all`. Headers that do not allow them are the reason.
+        Return "" also if none are wanted: the settings ask for none, the scan has another format,
+        or the model has no masks to segment. A scan with a warning gets them only if the settings
+        ask for `all`. Headers that do not allow them are the reason, and are logged as a warning.
         """
         scan = item.scan
         image = scan.files.images[0]
@@ -473,7 +479,10 @@ def _now() -> str:
 
 
 def _status(checked: InputCheckResult | None) -> str:
-    """Return `blank`, `warned` or `done`, the status of a predicted scan, from its input check."""
+    """Return the status of a predicted scan from its input check, if it has one.
+
+    It is `blank`, `warned`, or otherwise `done`.
+    """
     if checked is None:
         return "done"
     if checked.blank:

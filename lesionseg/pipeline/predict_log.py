@@ -122,7 +122,7 @@ class _JsonLines(logging.Formatter):
     """A formatter that writes a record as a JSON object in one line."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return a record as a JSON object."""
+        """Return a record as a JSON object. Empty cells of its row are left out."""
         time = datetime.fromtimestamp(record.created).astimezone().isoformat(timespec="seconds")
         content: dict[str, Any] = {
             "time": time,

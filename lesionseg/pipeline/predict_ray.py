@@ -92,7 +92,9 @@ def _start_actors(
 ) -> list[Any]:
     """Start one actor per GPU or, without GPUs, one per two CPU cores, but not more than scans.
 
-    `digests_ref` and `architectures_ref` are Ray's references to the arguments of `predict_on_ray`.
+    They share the memory of this machine unless the settings limit it. `digests_ref` and
+    `architectures_ref` are Ray's references to the arguments of `predict_on_ray`. Raise
+    `ConfigError` if the cluster has no CPU core.
     """
     import ray
 
@@ -168,7 +170,10 @@ def _distribute(actors: Sequence[Any], scans: Sequence[Scan]) -> Iterator[CaseRo
 
 
 class _Actor:
-    """A process that predicts some cases per call. It keeps the networks between calls."""
+    """A process that predicts some cases per call. It keeps the networks between calls.
+
+    With `cfg.private`, all files that it creates are private.
+    """
 
     def __init__(
         self,

@@ -42,9 +42,9 @@ def _shard_of(scan: Scan, n_shards: int) -> int:
 def explain_unwanted(scan: Scan, cfg: SeriesConfig, plan: Plan, *, archive: bool) -> str:
     """Explain why a scan must not be predicted; "" if it must. Only DICOM scans are left out.
 
-    The conditions of `cfg` apply to each DICOM scan. In an `archive`, localisers, single slices and
-    images with another number of axes than the model's are left out as well. Otherwise the user
-    chose the scan.
+    The conditions of `cfg` apply to each DICOM scan. In an `archive`, single slices, images with
+    another number of axes than the model's and, without `cfg.description`, localisers are left out
+    as well. Otherwise the user chose the scan.
     """
     dicom = scan.dicom
     if dicom is None:
@@ -67,8 +67,8 @@ def explain_unwanted(scan: Scan, cfg: SeriesConfig, plan: Plan, *, archive: bool
 def explain_too_few_slices(scan: Scan, cfg: SeriesConfig, plan: Plan, *, archive: bool) -> str:
     """Explain that a file of another format than DICOM has too few slices; "" if it has enough.
 
-    The header of the file is read, and slices are counted along the shortest axis. A DICOM scan and
-    a file that cannot be read give "".
+    The header of the file is read, and slices are counted along the shortest axis. A DICOM scan, an
+    image without three axes and a file that cannot be read give "".
     """
     # the header is not read if a single slice is enough
     if scan.dicom is not None or not _explain_too_few(1, cfg, plan, archive=archive):
@@ -81,7 +81,10 @@ def explain_too_few_slices(scan: Scan, cfg: SeriesConfig, plan: Plan, *, archive
 
 
 def _explain_too_few(n_slices: int, cfg: SeriesConfig, plan: Plan, *, archive: bool) -> str:
-    """Explain that a scan has too few slices; "" if it has enough, or `plan` is for radiographs."""
+    """Explain that a scan has too few slices; "" if it has enough, or `plan` is for radiographs.
+
+    The least number is `cfg.min_slices`, or by default `LEAST_SLICES` in an `archive`, otherwise 1.
+    """
     least = cfg.min_slices or (LEAST_SLICES if archive else 1)
     if plan.dims == 2 or n_slices >= least:
         return ""

@@ -48,10 +48,10 @@ class PredictOutcome(Outcome):
 
     @property
     def exit_status(self) -> int:
-        """3 if a scan failed for the first time, or DICOM results could not be sent.
+        """3 if a scan failed, except unchanged since an earlier run, or results were not sent.
 
-        Otherwise 1 if no scan was to be predicted, and 0 in all other cases. A shard is not 1,
-        because the other shards may have scans to predict.
+        Otherwise 1 if all files were skipped or there were none, and 0 in all other cases. A shard
+        is not 1, because the other shards may have scans to predict.
         """
         failed = any(row.status == "failed" and not row.is_unchanged for row in self.rows)
         if failed or self.unsent:
@@ -94,7 +94,7 @@ class PredictOutcome(Outcome):
         return [*lines, *(f"{note.message}." for note in self.left_out)]
 
     def record(self) -> dict[str, Any]:
-        """Return the table, its rows of this run, and the cases and files of the attributes."""
+        """Return the paths of folder and table, the cells of each row, and the other attributes."""
         return {
             "output": self.folder,
             "table": self.folder / self.table,
@@ -105,7 +105,7 @@ class PredictOutcome(Outcome):
         }
 
     def summary(self) -> list[str]:
-        """Return the counts, the new warnings, and the files of the results."""
+        """Return the counts, the new warnings, and the files, or that a shard had no scan."""
         lines = self.counts()
         if not self.rows:
             return [*lines, "No scan of the input belongs to this shard."]
@@ -182,7 +182,7 @@ class PredictionIndex:
         except Exception as error:
             logger.warning("The table is written later: %s", error)
 
-    def was_skipped(self, row: CaseRow) -> bool:
+    def has_earlier(self, row: CaseRow) -> bool:
         """Return True if an earlier table has the row with the same status and message."""
         cells = self._earlier.get(_result_of(row.cells()), {})
         return (cells.get("status"), cells.get("message")) == (row.status, row.message)
@@ -212,10 +212,6 @@ class PredictionIndex:
             cells[name] = earlier.get(name) if cells[name] in ("", None) else cells[name]
         return cells
 
-    def close(self) -> None:
-        """Write the table with all rows."""
-        self.write()
-
     def write(self) -> None:
         """Write the table with the rows so far, unless there are none, and upload it to the URL.
 
@@ -232,6 +228,8 @@ class PredictionIndex:
         upload([self.path], self.path.parent, self._url)
         now = perf_counter()
         self._next_write = now + (now - begin) / _WRITE_SHARE
+
+    close = write
 
 
 def _result_of(cells: Mapping[str, Any]) -> tuple[str, ...]:

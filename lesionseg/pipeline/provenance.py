@@ -83,7 +83,7 @@ def training_counts(cases: Iterable[CaseFiles]) -> dict[str, int]:
 
 
 def _git_commit() -> str | None:
-    """Return the commit of the library's clone; None for an installation without a repository."""
+    """Return the commit of the library's clone, `+` if files were changed; None without git."""
     here = Path(__file__).resolve().parent
     describe = "describe --always --abbrev=12 --exclude=* --dirty=+"
     with suppress(OSError, subprocess.SubprocessError):

@@ -111,8 +111,8 @@ def check_config(run_dir: Path, config: Mapping[str, Any]) -> None:
 def _explain_how_to_continue(run_dir: Path, config: Mapping[str, Any], only_budget: bool) -> str:
     """Return the advice for a run directory that has another configuration.
 
-    It is the command that trains a finished training further. `only_budget`: the configurations
-    differ only in the limits of the training, which this command then repeats.
+    If its training is finished, this is the command that trains further. `only_budget`: the
+    configurations differ only in the limits of the training, which this command then repeats.
     """
     if config.get("command") != "train" or not (run_dir / "bundle").is_dir():
         return "Name another one, or give the same settings to resume."
@@ -135,7 +135,7 @@ def settings_to_train_further(run_dir: Path, config: Mapping[str, Any]) -> dict[
 
     They repeat the run's seed and its settings of data, model and losses, unless these are the
     default. Otherwise the split would be drawn again, and training cases of the run could validate.
-    The bundle states which of our own models it is.
+    The bundle states which of our own models it is. `run_dir` is `NEW`, for the user to replace.
 
     After a cross-validation, they train its first fold further: each of the other networks has
     seen the validation cases of that fold.

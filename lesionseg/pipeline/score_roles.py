@@ -76,16 +76,17 @@ def score_validation(
     plan = predictor.plan
     if not cases:
         return None
-    counts: list[LevelCounts] = []
+    counts = {files.case: LevelCounts(files.group) for files in cases}
 
-    def count_levels(files: CaseFiles) -> OnSlab:
-        levels = LevelCounts(files.group)
-        counts.append(levels)
-        return levels.slab_counter(open_reference(files, experiment.dataset), plan)
+    def slab_counter_of(files: CaseFiles) -> OnSlab:
+        reference = open_reference(files, experiment.dataset)
+        return counts[files.case].slab_counter(reference, plan)
 
     log.info("Predicting %s.", _cases_in_words(cases))
-    _predict(predictor, experiment, cases, folder, count_levels)
-    fit, why = select_voxel_calibration(counts, plan.candidate_rule.extent, "validation")
+    _predict(predictor, experiment, cases, folder, slab_counter_of)
+    fit, why = select_voxel_calibration(
+        [*counts.values()], plan.candidate_rule.extent, "validation"
+    )
     selection = Selection(
         voxel_calibration=fit,
         is_mirrored=predictor.is_mirrored,
@@ -173,7 +174,7 @@ def score_folds(
 
 
 def score_role(predictor: Predictor, experiment: Experiment, role: Role) -> Scores | None:
-    """Predict the cases of a role into `run/<role>`, and score them.
+    """Predict and score the cases of a role. Write predictions and scores into `run/<role>`.
 
     The predictor's selection has its operating point. Return None if no case of the role has a
     reference.
@@ -272,7 +273,7 @@ def match_volumes(
     device: str | None = None,
     check: InputCheck | None = None,
 ) -> list[MatchedCase]:
-    """Predict whole cases by a plan, and match the candidates on the files' own grids.
+    """Predict whole validation cases by a plan, and match the candidates on the files' own grids.
 
     Cases without a reference are left out. Reading, the network and matching run at the same time.
 
@@ -290,7 +291,7 @@ def match_volumes(
         opened[files.case] = read_case(files, experiment.dataset)
         return opened[files.case].image
 
-    def match(files: CaseFiles, prediction: Prediction) -> MatchedCase | None:
+    def match_if_labelled(files: CaseFiles, prediction: Prediction) -> MatchedCase | None:
         case = opened.pop(files.case)
         if case.reference is None:
             return None
@@ -309,18 +310,19 @@ def match_volumes(
         device=device,
         trust=True,
     )
-    with closing(predict_volumes(predictor, cases, read, match)) as matches:
+    with closing(predict_volumes(predictor, cases, read, match_if_labelled)) as matches:
         return [matched for matched in matches if matched is not None]
 
 
 def validation_scores(matches: Sequence[MatchedCase]) -> dict[str, float]:
     """Return numbers of validation cases by name, or an empty dictionary without cases.
 
-    `recall_1fp` is the recall over all lesions at one false positive per case. `dice` is the mean
-    Dice over the cases with a lesion. For the Dice, candidates are accepted by the threshold at
-    which one false positive per case is expected on new cases. Without masks, `dice` is left out.
-    `score` is the sum of `recall_1fp` and `dice`, by which the weights are chosen. `score_error` is
-    the standard error of `score`, see `_score_error`.
+    `recall_1fp` is the recall over all lesions at one false positive per case, 0 without lesions.
+    `dice` is the mean Dice over the cases with a lesion. For the Dice, candidates are accepted by
+    the threshold at which one false positive per case is expected on new cases. Without masks,
+    `dice` is left out. `score` is the sum of `recall_1fp` and `dice`, by which the weights are
+    chosen. `score_error` is the standard error of `score`, see `_score_error`. If the network
+    detects nothing, a warning says so.
     """
     if not matches:
         return {}

@@ -50,7 +50,7 @@ def select(
     Returns:
         The selection with operating points, calibration and a reason for each. Then a calibration
         for each case, fitted on the other folds, with which the final calibration can be tested.
-        This is None for a case if the other folds have too few candidates.
+        This is None for a case if the other folds, or all cases, have too few candidates.
 
     Raises:
         ContentError: if no operating point can be chosen on the cases.

@@ -103,7 +103,7 @@ def take_survey(data: DataConfig, seed: int, facts: Path | None = None) -> Surve
     Args:
         data: the settings of the data.
         seed: the seed of the division.
-        facts: the folder of `facts.json`; None: every case is read.
+        facts: the folder of `facts.json`, which is brought up to date; None: every case is read.
 
     Raises:
         DatasetError: if files cannot be used (the message names all of them), if the dataset has no
@@ -330,7 +330,7 @@ def labelled_cases(survey: Survey, role: Role) -> list[CaseFiles]:
 
 
 def require_masks(survey: Survey, architecture: str) -> None:
-    """Raise `DatasetError` if a segmenter would be trained on references that are only boxes.
+    """Raise `DatasetError` for a segmenter if the reference of a development case is only boxes.
 
     It would learn filled boxes as the outlines of lesions.
     """

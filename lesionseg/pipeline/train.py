@@ -70,7 +70,7 @@ class TrainOutcome(Outcome):
         return {"run": self.run, "bundle": self.run / BUNDLE, "page": self.page}
 
     def summary(self) -> list[str]:
-        """Return the scores, the selection, the bundle and the page."""
+        """Return the scores, the selection, the bundle and the page, or that there is no page."""
         if self.cfg is None:
             return []
         page = "The report needs at least one validation case, so none was written."
@@ -93,8 +93,9 @@ def train(cfg: TrainConfig) -> TrainOutcome:
 
     All cases are read and checked before the first file is written. The same configuration resumes
     the training, or does nothing if it is finished. A second process with the same run directory
-    is an error. `data.fold=all` trains every fold (`cross_validate`). torchrun and srun start
-    several processes for one training; the first one scores and reports.
+    is an error. If `cfg.run_dir` is None, the run directory is that of `default_run_dir`, whose
+    name contains the time. `data.fold=all` trains every fold (`cross_validate`). torchrun and srun
+    start several processes for one training; the first one scores and reports.
 
     Raises:
         LesionsegError: if a setting, file or case is wrong. The message names it.
@@ -127,7 +128,7 @@ def train(cfg: TrainConfig) -> TrainOutcome:
         else:
             plan = begin(experiment)
             if is_rank_zero():
-                offer_folds(experiment, plan)
+                warn_of_few_patients(experiment, plan)
             trained = train_fold(experiment, plan)
         if trained is None:  # the first process scores and reports
             return TrainOutcome(run)
@@ -154,10 +155,11 @@ def needs_trust(cfg: TrainConfig) -> bool:
     return TARGET in network_spec(cfg.model) or bool(untrusted_targets(cfg.prepare.extra))
 
 
-def offer_folds(experiment: Experiment, plan: Plan) -> None:
+def warn_of_few_patients(experiment: Experiment, plan: Plan) -> None:
     """Warn before a training with few patients that cross-validation would use all of them.
 
-    Do nothing if the settings name a fold, or the patients cannot be divided into folds.
+    Do nothing if the settings name a fold, no case is for validation, or the patients cannot be
+    divided into folds.
     """
     cfg = experiment.cfg
     validated = {files.patient for files in experiment.survey.of_role("validation")}

@@ -67,8 +67,8 @@ def train_fold(experiment: Experiment, plan: Plan) -> TrainedModel | None:
     """Train by the plan on the training cases, choose on the validation cases, keep the bundle.
 
     All processes of a training call it together. Return None on every process except the first.
-    Without validation cases, the aim must be a score, otherwise a warning says that the default
-    score is used.
+    Without validation cases, the default score is used unless the aim is a score. A warning says
+    so, except for the aim `auto` without `rate_confidence`.
     """
     cfg = experiment.cfg
     if not experiment.bundle.exists():  # a run that is only scored again needs no GPU

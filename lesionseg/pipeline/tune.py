@@ -104,7 +104,7 @@ class TuneOutcome(Outcome):
 
     @property
     def next(self) -> str | None:
-        """The training with the best pair of the trials; None if no trial found a lesion."""
+        """The training with the recommended pair; None if no trial found a lesion."""
         best = find_steadiest(self.search)
         if best is None or not best.value:
             return None
@@ -119,7 +119,8 @@ def tune(cfg: TuneConfig) -> TuneOutcome:
     """Search for the α and γ with the best recall of validation lesions.
 
     Each trial is a training in `run_dir/trials`. All trials start from the same weights and use the
-    same tiles. tune.json and tune.html are written after each trial.
+    same tiles. tune.json and tune.html are written after each trial. Processes with the same run
+    directory share the trials, and a later one continues them.
 
     Raises:
         LesionsegError: if a setting, file or case is wrong. The message names it.
@@ -349,6 +350,7 @@ class _Trials:
         values: list[float] = []
 
         def validate(network: nn.Module, device: str | None = None) -> dict[str, float]:
+            """Score the network. Report the scores to the trial, and add its score to `values`."""
             scores = self._scores(network, experiment, plan_of_pair, device)
             trial.set_user_attr("scores", scores)
             values.append(scores["recall"] + TIE_WEIGHT * scores["average_precision"])
@@ -418,10 +420,11 @@ def tuned_groups(cfg: TuneConfig) -> tuple[str, ...]:
     """Return the settings whose `alpha` and `gamma` a trial changes: loss, detection or both.
 
     A trial gives both the same pair, because a search has two dimensions. The first trial uses the
-    pair of the first group.
+    pair of the first group. Detection with `hard_negatives` has no pair and is left out.
 
     Raises:
-        ConfigError: if no loss of the architecture has an α and a γ, or one has an α per label.
+        ConfigError: if a segmentation loss has no α and γ, no group remains, or a loss has an α per
+            label.
     """
     sources = sources_of(cfg.model.architecture)
     groups: list[str] = []
@@ -584,6 +587,7 @@ def _notes(search: TuningSearch, facts: Mapping[str, Any]) -> Sequence[str]:
         return ["No trial has found a lesion yet. Give each more time: trainer.max_minutes."]
 
     def describe(trial: TuningTrial) -> str:
+        """Return the pair of a trial and its recall with a confidence interval."""
         recall = trial.scores.get("recall", 0.0)
         n = facts["n_lesions"]
         low, high = wilson_interval(recall * n, n)

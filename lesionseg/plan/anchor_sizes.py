@@ -43,11 +43,12 @@ def fit_anchors(
     finest level, which has the smallest ones, to the coarsest. Each level also has one size of its
     neighbour, so that no lesion is between two levels.
 
-    Without lesions, the sizes are cubes of twice the stride, times 1, 2^⅓ and 2^⅔ (Lin et al.
-    2017, arXiv 1708.02002).
+    Without lesions, the finest levels have sizes of twice the stride along each axis, times 1, 2^⅓
+    and 2^⅔ (Lin et al. 2017, arXiv 1708.02002).
 
     Args:
-        extents: side lengths `[n, dims]` of the lesions in plan voxels.
+        extents: side lengths `[n, dims]` of the lesions in plan voxels. Sides below 1 count as 1.
+            At most `_MOST_LESIONS` lesions are used, evenly distributed by volume.
         architecture: the backbone.
 
     Returns:
@@ -87,7 +88,7 @@ def fit_anchors(
 def _default_anchors(
     strides: Extents, finest: int, architecture: Architecture
 ) -> Decision[AnchorPlan]:
-    """Return the anchors of a dataset without lesions: cubes on each level (Lin et al. 2017)."""
+    """Return the anchors of a dataset without lesions: multiples of the stride of each level."""
     stages = tuple(range(finest, min(len(strides), finest + MOST_LEVELS)))
     octaves = 2 ** (np.arange(N_SHAPES) / N_SHAPES)  # 1, 2^⅓, 2^⅔: even steps up to the next level
     shapes = np.concatenate([2 * strides[stage] * octaves[:, None] for stage in stages])
@@ -123,9 +124,9 @@ def _make_anchors(
     """Distribute anchor sizes, in ascending order, over the levels.
 
     Each level has three sizes of its own and the next larger one. The last level has the next
-    smaller one instead. For example, two levels get the sizes 0 to 3 and 2 to 5. The heads have as
-    many channels as the backbone at the finest level, rounded up to a multiple of 8, at least 16
-    and at most 128.
+    smaller one instead. For example, two levels get the sizes 0 to 3 and 2 to 5, and a single level
+    gets 0 to 2. The heads have as many channels as the backbone at the finest level, rounded up to
+    a multiple of 8, at least 16 and at most 128.
     """
     n_each = min(N_SHAPES + 1, len(shapes))
     sizes = []
@@ -163,9 +164,10 @@ def _cluster(sides: Extents, weights: Numbers, k: int) -> Extents:
     """Return the `k` box sizes that fit the lesions best, in ascending order of volume.
 
     The fit is the weighted mean over lesions of the IoU between the lesion and the size that is
-    most like it. The search begins with the sizes of `k` lesions. Their volumes are half-way
-    between evenly spaced percentiles and evenly spaced logarithms. Then one side at a time is
-    stretched or shrunk by smaller and smaller factors. A change is kept if it improves the fit.
+    most like it. The search begins with the sizes of `k` lesions, some repeated if there are fewer.
+    Their volumes are half-way between evenly spaced percentiles and evenly spaced logarithms. Then
+    one side at a time is stretched or shrunk by smaller and smaller factors. A change is kept if it
+    improves the fit.
     """
     log_volumes = np.log(sides.prod(axis=1))
     ranks = np.linspace(0, 1, len(log_volumes))

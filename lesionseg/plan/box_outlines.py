@@ -61,7 +61,8 @@ def is_box_outline(crop: Flags) -> bool:
     Pixels at a distance of up to `TOLERANCE` from the outline may differ.
 
     Args:
-        crop: mask `[rows, columns]` of one lesion, cut to its bounding box.
+        crop: mask `[rows, columns]` of one lesion, cut to its bounding box. Both sides have at
+            least `SHORTEST_SIDE` pixels, because a smaller mask may fit by chance.
 
     >>> is_box_outline(np.ones((14, 20), dtype=bool))
     True

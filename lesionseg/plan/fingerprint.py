@@ -41,8 +41,7 @@ class ChannelStatistics:
 
     `lesion` is None if there are no lesion voxels. `body` describes voxels above -950 HU in a CT
     channel, and non-zero voxels in other channels; without any, its mean is 0 and its deviation 1.
-    `nonzero_share` is the mean over cases of the
-    share of non-zero voxels.
+    `nonzero_share` is the mean over cases of the share of non-zero voxels.
     """
 
     name: str
@@ -88,7 +87,7 @@ class Fingerprint:
     schema_version: Literal[1] = 1
 
     def to_json(self) -> str:
-        """Write the fingerprint as JSON. It begins with the numbers of cases and lesions."""
+        """Return the fingerprint as JSON text. It begins with the numbers of cases and lesions."""
         lesions = self.lesions_per_case
         counts = {"n_cases": len(self.shapes), "n_lesions": sum(lesions)}
         counts["n_lesion_free_cases"] = sum(n == 0 for n in lesions)
@@ -232,7 +231,7 @@ def _measure_channel(dataset: Dataset, facts: Sequence[CaseFacts], c: int) -> Ch
     """Compute the statistics of channel `c` over the cases in which it is not 0 everywhere.
 
     If it is 0 in all cases, all are used. A channel is CT if its name is "CT" (as in nnU-Net), or
-    if it has values that occur only in Hounsfield units.
+    if it has values that in 3-D occur only in Hounsfield units.
     """
     # leave out cases without a file of this channel, in which it is 0
     facts = [n for n in facts if n.nonzero[c] > 0] or facts

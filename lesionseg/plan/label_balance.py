@@ -20,7 +20,7 @@ def hold_each_label(
 
     Args:
         held: the drawn units.
-        units: all units.
+        units: all units, in the order of their numbers of lesions.
         labels: the labels of each unit's lesions.
         rng: chooses between units that are equally good.
 
@@ -82,7 +82,7 @@ class _Division:
             self.is_held[self._draw_best(gains > 0, gains - losses)] = True
 
     def drop_beyond(self, most: int) -> None:
-        """Return units to training until validation has `most`, as long as it keeps the labels."""
+        """Return units to training until validation has `most`, or has no dispensable unit."""
         while self.is_held.sum() > most:
             can_go = self._dispensable()
             if not can_go.any():
@@ -91,7 +91,7 @@ class _Division:
             self.is_held[self._draw_best(can_go, gains)] = False
 
     def return_to_training(self) -> None:
-        """Return units with the only lesions of a label to training, as far as possible.
+        """Return one unit of each label that training lacks to training, as far as possible.
 
         A training unit that no label needs replaces each, if there is one.
         """
@@ -116,10 +116,10 @@ class _Division:
                 self.is_held[self._draw_best(is_spare, near)] = True
 
     def _exchange_nearest(self, can_go: Flags, is_spare: Flags) -> None:
-        """Exchange a validation unit for a training unit that has its shared labels.
+        """Exchange two units, if validation then has each shared label and a lesion.
 
-        After the exchange, validation has each shared label and a lesion. If several pairs of units
-        allow this, the nearest in the order of their numbers of lesions are exchanged.
+        If several pairs of units allow this, the nearest in the order of their numbers of lesions
+        are exchanged.
 
         Args:
             can_go: `[units]`, True for validation units that training needs.
@@ -139,7 +139,7 @@ class _Division:
             self.is_held[coming] = True
 
     def _dispensable(self) -> Flags:
-        """Return True for units without which validation keeps each shared label and a lesion."""
+        """Return True for validation units that are not needed for a shared label or a lesion."""
         is_last = (self.has_label & self.is_shared & (self._n_held == 1)).any(axis=1)
         has_lesions = self.has_label.any(axis=1)
         if (self.is_held & has_lesions).sum() == 1:

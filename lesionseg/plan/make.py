@@ -63,6 +63,9 @@ def make_plan(
 ) -> Plan:
     """Decide everything that training and inference have to agree on.
 
+    Warnings are logged for mixed pixel sizes, for channels that are masks of odd values, and for
+    channels that are not those of `before`.
+
     Args:
         fingerprint: statistics of the dataset.
         dataset: the dataset. Its labels and channel names are used.
@@ -70,16 +73,17 @@ def make_plan(
         device: torch's name of the device, such as "cpu" or "cuda:0".
         overrides: settings that replace decisions; None for none. `choose_model` replaces the
             architecture "auto".
-        before: plan of the network whose weights training starts from. Its grid, its backbone and
-            the normalisation of its channels are kept. Its tile is kept if `overrides` has none.
+        before: plan of the network whose weights training starts from. Its grid, backbone,
+            anchors and the normalisation of its channels are kept. Its tile is kept if `overrides`
+            has none.
         step_memory: function that predicts the memory of a training step of a plan in 10⁹ bytes.
         pyramid: stages of a user's own backbone, or of one with another program's weights.
 
     Returns:
-        The plan, with a reason for each decision.
+        The plan, with a reason for each decision, except for a model that `overrides` names.
 
     Raises:
-        ConfigError: if overrides do not fit the data or `before`, or if a GPU has no
+        ConfigError: if overrides do not fit the data, `before` or `pyramid`, or if a GPU has no
             `step_memory`.
     """
     model = _choose_model(fingerprint, overrides or ModelConfig.of())
@@ -159,7 +163,7 @@ class _Completion:
     choose_anchors: Callable[[Architecture], Decision[AnchorPlan | None]]
 
     def complete(self, architecture: Architecture, tile: Sequence[int], batch: int) -> Plan:
-        """Return the plan with this architecture, tile and batch."""
+        """Return the plan with this architecture, tile and batch, and the anchors that fit."""
         return self.draft.with_(
             architecture=architecture,
             tile_shape=tuple(tile),
@@ -217,7 +221,11 @@ def _choose_anchors(
     device: str,
     architecture: Architecture,
 ) -> Decision[AnchorPlan | None]:
-    """Choose the anchors of a detector. The value is None for a network without anchors."""
+    """Choose the anchors of a detector: those of `before`, or those that fit the lesions.
+
+    On a GPU, fitted anchors have wider and deeper heads. The value is None for a network without
+    anchors.
+    """
     if "detection" not in sources_of(architecture.name):
         return Decision(None, "")
     if before is not None and before.anchors is not None:
@@ -245,7 +253,7 @@ def _adapt_budget(budget: DeviceBudget, chosen: ModelConfig, device: str) -> Dev
 
 
 def _allow_small_tiles_of(before: Plan, allowed: DeviceBudget) -> DeviceBudget:
-    """Allow as many small tiles per step as in a new plan, if `before` has such tiles.
+    """Allow as many small tiles per step as in a new plan, if `before` has more than `allowed`.
 
     Otherwise a training that starts from such a run would have a quarter of its tiles per step.
     """
@@ -262,7 +270,10 @@ def _choose_tile(
     chosen: ModelConfig,
     pyramid: Architecture | None,
 ) -> Decision[tuple[int, ...]]:
-    """Choose the tile: the user's, or that of the rules, rounded to fit a given `pyramid`."""
+    """Choose the tile: the user's, or that of the rules.
+
+    The latter is rounded and shortened to fit a given `pyramid` and the device.
+    """
     if chosen.tile_shape is not None:
         return Decision(chosen.tile_shape, BY_USER)
     tile = rules.tile_shape(sizes.median_shape, draft.spacing_mm, allowed)
@@ -311,9 +322,9 @@ def _round_to_multiple(
 def _shrink_to_budget(
     tile: Sequence[int], stride: Sequence[int], pyramid: Architecture, allowed: DeviceBudget
 ) -> tuple[int, ...]:
-    """Shorten the longest side of a tile by the stride until a step of two tiles is allowed.
+    """Shorten a tile until a step of two tiles is allowed, or until it cannot be shortened.
 
-    A side is at least the stride, and the tile is larger than a single stride.
+    The side with the most strides loses one at a time. The tile stays larger than a single stride.
     """
     sides = list(tile)
     while not allowed.fits(pyramid, sides, 2):
@@ -338,7 +349,8 @@ def _choose_architecture(
     It is the first of these that exists:
 
     - `pyramid`: the stages of a user's own backbone, or of one with another program's weights.
-    - The architecture of `before`, the plan of the bundle that training starts from.
+    - The architecture of `before`, the plan of the bundle that training starts from, with the name
+      of the chosen one.
     - The architecture that the rules choose for the tile, the spacing and the device.
     """
     if pyramid is not None:
@@ -417,7 +429,7 @@ def _median_pixel(fingerprint: Fingerprint) -> float:
 
 
 def _warn_of_mixed_pixel_sizes(fingerprint: Fingerprint) -> None:
-    """Warn if some of the images state the size of a pixel and others do not."""
+    """Warn if some of the images state no size of a pixel: if only some have pixels of 1 mm."""
     n_unknown = sum(set(spacing) == {1.0} for spacing in fingerprint.spacings_mm)
     if 0 < n_unknown < len(fingerprint.spacings_mm):
         logger.warning(
@@ -465,8 +477,8 @@ def _choose_scales(
 ) -> list[Decision[Normalisation]]:
     """Choose the normalisation of each channel.
 
-    A channel that the bundle of `before` also has keeps the bundle's normalisation, because its
-    weights were trained with it.
+    A channel with a source in the bundle of `before` (`channel_sources`) keeps the bundle's
+    normalisation, because its weights were trained with it.
     """
     radiograph_side = None
     if fingerprint.modality == "xray" and len(fingerprint.channels) == 1:
@@ -491,7 +503,8 @@ def _choose_stages(
 ) -> Decision[Architecture]:
     """Choose stages and features by the rules.
 
-    Raise `ConfigError` if the user has set a tile that cannot be halved.
+    Raise `ConfigError` if the user has set a tile that cannot be halved, unless the network is the
+    user's own.
     """
     network = network_spec(chosen)
     # a tile that the user sets must fit, but the user's own network may accept any tile
@@ -536,7 +549,8 @@ def check_compatible(
 ) -> None:
     """Raise `ConfigError` if the weights of `before` do not fit the requested plan.
 
-    A warning is logged if the channels differ.
+    A user's own network needs the same number of channels in the same order. A warning is logged if
+    the number or the names of the channels differ, but not if only their order does.
     """
     architecture = before.architecture
     for name, theirs, ours in (
@@ -570,9 +584,9 @@ def check_compatible(
 
 
 def _check_pixel_sizes(before: Plan, fingerprint: Fingerprint) -> None:
-    """Raise `ConfigError` if only one of the bundle and the images has known pixel sizes.
+    """Raise `ConfigError` if only one of the bundle and the images has known pixel sizes in 2-D.
 
-    An unknown pixel counts as 1 mm, so the images would be resampled by a wrong factor.
+    Pixels are unknown if their median is 1 mm. The images would be resampled by a wrong factor.
     """
     if before.dims != 2 or before.raster_mm is None:
         return
@@ -600,7 +614,7 @@ def _require_kept(key: str, asked: object, kept: object, source: str) -> None:
 
 
 def _warn_if_channels_differ(here: Sequence[str], before: Sequence[str]) -> None:
-    """Log a warning if the channels differ from those of the bundle that training starts from."""
+    """Log a warning if the number or the names of the channels differ. The order may differ."""
     sources = channel_sources(here, before)
     seen = f"{', '.join(before)} in the bundle, {', '.join(here)} here"
     if None in sources or len(here) != len(before):

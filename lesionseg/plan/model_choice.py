@@ -50,9 +50,10 @@ def choose_model(kinds: ReferenceKinds) -> Decision[str]:
 
     - If a case has boxes without a mask, a detector learns from boxes. Networks that learn from
       masks cannot use such a case.
-    - If the masks of a 2-D dataset are rectangles or ellipses that fill their bounding boxes, they
-      were drawn from boxes, and their outlines are not those of the lesions. A detector learns from
-      the boxes, and the masks are a second target of the same network.
+    - If nearly all tested masks of a 2-D dataset, and at least `FEWEST`, are rectangles or ellipses
+      that fill their bounding boxes, they were drawn from boxes, and their outlines are not those
+      of the lesions. A detector learns from the boxes, and the masks are a second target of the
+      same network.
     - Otherwise a U-Net learns from the masks.
 
     Returns:

@@ -339,7 +339,7 @@ class Plan:
         return found
 
     def to_json(self) -> str:
-        """Write the plan as JSON of the present version, with the labels as separate keys."""
+        """Return the plan as JSON text of the present version, with the labels as separate keys."""
         record = asdict(self)
         labels = record.pop("labels")
         for key, name in _LABEL_KEYS.items():
@@ -412,7 +412,10 @@ def _with_labels(text: str) -> str:
 
 
 def to_tuples(value: Any) -> Any:
-    """Convert nested lists to tuples, so that a plan that is read equals the one written."""
+    """Convert nested lists to tuples, also in dictionaries.
+
+    A plan that is read then equals the one written.
+    """
     if isinstance(value, list | tuple):
         return tuple(to_tuples(v) for v in value)
     if isinstance(value, dict):

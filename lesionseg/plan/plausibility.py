@@ -130,7 +130,10 @@ def _count_boxes(facts: ReferenceFacts, stated: StatedBoxes, shape: Integers) ->
 
 
 def _count_repeated(stated: StatedBoxes) -> tuple[int, int]:
-    """Count the boxes that equal an earlier box of their label, and those that nearly equal one."""
+    """Count the boxes that equal an earlier box of their label, and those that nearly equal one.
+
+    The latter have an IoU above `SAME_LESION_IOU`.
+    """
     boxes = np.asarray(stated.boxes, dtype=np.float64)
     labels = np.array(stated.labels)
     tensor = torch.from_numpy(boxes)
@@ -148,7 +151,10 @@ def find_doubts(dataset: Dataset, facts: Mapping[str, ReferenceFacts]) -> list[F
 
 
 def _dataset_doubts(dataset: Dataset, facts: Mapping[str, ReferenceFacts]) -> list[Finding]:
-    """Return the doubts about the format of boxes and about labels without lesions."""
+    """Return the doubts about the format of COCO boxes and about labels without lesions.
+
+    Labels that are merged raise no doubt, nor does a dataset without any lesion.
+    """
     doubts: list[Finding] = []
     n_boxes = sum(one.n_boxes for one in facts.values())
     n_outside = sum(one.n_outside for one in facts.values())
@@ -184,7 +190,10 @@ def _dataset_doubts(dataset: Dataset, facts: Mapping[str, ReferenceFacts]) -> li
 
 
 def _case_doubts(facts: Mapping[str, ReferenceFacts]) -> list[Finding]:
-    """Return the doubts about the masks and boxes of single cases."""
+    """Return the doubts about the masks and boxes of single cases.
+
+    A case has at most one doubt about the size of its lesions, and each kind of doubt about boxes.
+    """
     doubts: list[Finding] = []
     for case, one in facts.items():
         if one.share > MOST_SHARE:

@@ -186,7 +186,7 @@ def _normalisation_of_ct(channel: ChannelStatistics) -> Decision[Normalisation]:
     """Decide the normalisation of a channel in Hounsfield units: clip, mean and deviation.
 
     Values are clipped to the percentiles of lesions and body. Mean and standard deviation weight
-    lesions and body equally.
+    lesions and body equally. Without lesions, the body is used alone.
     """
     body = channel.body
     lesion = channel.lesion or channel.body
@@ -408,7 +408,8 @@ def multiplications(
 
     A stage has f features, v voxels, and b blocks with kernels of k voxels. Its encoder and decoder
     together cost v·k·(f_before·f + 2f·f + 2(b−1)·f²). The last stage has only an encoder. A block
-    of a residual encoder has two convolutions, and the stem belongs to the first stage.
+    of a residual encoder has two convolutions, and the stem belongs to the first stage. The
+    transposed convolutions are added, and the backward pass counts twice as much as the forward.
     """
     macs = 0.0
     voxels = float(prod(tile_shape))
@@ -446,6 +447,8 @@ def tile_shape(
     The sides are then rounded down to multiples of the total stride. A side of the median volume is
     rounded up instead if this adds at most 15 %, and on a GPU only if the tile then fits into its
     memory. On a GPU, each axis then grows by its total stride as often as the budget allows.
+
+    A tile of about 16 voxels per axis is returned even if the budget does not allow it.
     """
     growth = _TileGrowth(median_shape, spacing_mm, allowed)
     tile = growth.grow(growth.smallest(), partial(growth.step_up_to, allowed.cube))
@@ -501,7 +504,10 @@ class _TileGrowth:
         return min(8, int(min(longest, self._limit()[axis])) - tile[axis])
 
     def step_by_stride(self, tile: tuple[int, ...], axis: int) -> int:
-        """Return the total stride, or 0 if the longer tile is too long or has another stride."""
+        """Return the total stride of the axis, or 0 if the longer tile is too long or does not fit.
+
+        It does not fit if its sides are not multiples of its own stride.
+        """
         step = self.stride(tile)[axis]
         longer = _lengthen(tile, axis, step)
         most = min(int(ROUND_UP * self.median_shape[axis]), self.allowed.longest)
@@ -541,7 +547,7 @@ def _lengthen(tile: tuple[int, ...], axis: int, step: int) -> tuple[int, ...]:
 def _round_to_strides(
     tile: Sequence[int], stride: Sequence[int], median_shape: Sequence[int], largest: float
 ) -> tuple[int, ...]:
-    """Round each side down to a multiple of its stride.
+    """Round each side down to a multiple of its stride, at least one stride.
 
     A side of the whole volume is rounded up instead if it becomes at most `largest` times as long.
     """
@@ -586,8 +592,9 @@ def limit_to_small_tiles(
     """Limit the budget to small tiles if the largest tile would contain several lesions.
 
     The lesions of one large tile are from the same patient. At the same cost, small tiles show
-    lesions from many patients. The budget is not changed on a GPU, nor if the largest tenth of the
-    lesions fill an eighth of a small tile, because small tiles were not measured there.
+    lesions from many patients. The budget is not changed on a GPU or in 2-D, nor if the largest
+    tenth of the lesions fill an eighth of a small tile, because small tiles were not measured
+    there.
 
     Args:
         allowed: the budget.

@@ -35,7 +35,7 @@ class Splits:
     note: str
 
     def to_json(self) -> str:
-        """Write the splits as JSON."""
+        """Return the splits as JSON text."""
         return json.dumps(asdict(self), indent=1)
 
     @classmethod
@@ -112,8 +112,8 @@ def make_splits(
        (`label_balance.hold_each_label`).
 
     A split file is followed exactly, so cases that it leaves out get no role. If there is a single
-    group, its cases are drawn one by one. Then `group_safe` is False, and a warning is logged. A
-    single case is not drawn.
+    group, its cases are drawn one by one. A single case is not drawn. A warning is logged if a
+    group has cases of several roles. If training is one of them, `group_safe` is False.
 
     Args:
         dataset: the cases.
@@ -292,7 +292,7 @@ def fold_numbers(
 def _find_shared_groups(
     dataset: Dataset, roles: Mapping[str, Role], role: Role, others: Collection[Role]
 ) -> dict[str, str]:
-    """Map each group with cases of `role` and of `others` to those of `others` that it has."""
+    """Map each group with cases of `role` and of `others` to its others, as "test and external"."""
     roles_of_group: dict[str, set[Role]] = {}
     for case in dataset.cases:
         if case.case in roles:
@@ -310,7 +310,8 @@ def _stated_roles(
 ) -> tuple[dict[str, Role], list[CaseFiles]]:
     """Return the roles that the dataset states, and the cases for training and validation.
 
-    A labelled case without a role is a training case.
+    A labelled case without a role is a training case. An unlabelled case has a role only if it is
+    a test or external case.
     """
     stated: dict[str, Role] = {}
     for case in dataset.cases:
@@ -396,8 +397,8 @@ def _deal_in_blocks(
 def _stated_folds(development: Sequence[CaseFiles]) -> dict[int, set[str]]:
     """Return the cases of each fold that the dataset states, in ascending order.
 
-    Cases without a fold are training cases in each fold. Raises `DatasetError` if a patient has
-    cases in two folds.
+    Cases without a fold are training cases in each fold. Raises `DatasetError` if one of several
+    patients has cases in two folds.
     """
     folds: dict[int, set[str]] = {}
     fold_of: dict[str, int] = {}
@@ -431,8 +432,9 @@ def _resolve_roles(
     """Return the roles of one fold of a split file, after checks.
 
     Test cases that the file leaves out keep their role. Other labelled cases that it leaves out get
-    no role. Raises `DatasetError` if it names cases without a reference, uses test cases for
-    training or validation, has no training cases, or divides a patient.
+    no role. Raises `DatasetError` if it lists cases without a reference, uses test cases for
+    training or validation, has no training cases, or divides one of several patients, unless it
+    allows that (`divides_patients`).
     """
     where = f"{file.path}: fold {fold or 0}" if file.is_list else f"{file.path}: the split"
     wanted = file.roles(fold)

@@ -298,7 +298,10 @@ def _draw_interval_band(axes: Axes, tables: Evaluation, right: float) -> bool:
 
 
 def _label_rate_axis(axes: Axes, right: float) -> None:
-    """Label the axis of false positives per scan with 0 and powers of 2 from ⅛ on."""
+    """Scale and label both axes: false positives per scan up to `right`, and the share found.
+
+    The former has the ticks 0 and powers of 2 from ⅛ on.
+    """
     axes.set_xscale("symlog", base=2, linthresh=FIRST_RATE, linscale=0.6)
     axes.set_xlim(-0.01, right * 1.02)
     ticks = [0.0, *(FIRST_RATE * 2**k for k in range(int(np.log2(right / FIRST_RATE)) + 1))]

@@ -159,8 +159,9 @@ def _measure_range(channel: NDArray[np.float32]) -> tuple[float, float, float]:
 def findings_lines(findings: Sequence[Finding], pseudonyms: Mapping[str, str]) -> list[str]:
     """Return one line per finding, with the names of cases and files, and a line of totals.
 
-    Equal notes share a line. `pseudonyms` contains the name of each case on the page. It is printed
-    next to the case's own name, so that a reader finds the picture.
+    Notes follow the other findings. Equal notes share a line, with at most five cases. `pseudonyms`
+    contains the name of each case on the page. It is printed next to the case's own name, except
+    for notes, so that a reader finds the picture.
     """
     lines = list[str]()
     notes = dict[str, list[str]]()
@@ -268,7 +269,8 @@ def _findings_table(
 ) -> list[dict[str, object]]:
     """Return one row per severity and kind of finding, errors first, with its cases' pseudonyms.
 
-    Entries of the dataset's list that are not cases have a row of their own.
+    Entries of the dataset's list that are not cases have a row of their own. The finding "model"
+    and cases without a look have none.
     """
     table: list[dict[str, object]] = []
     for severity, words in SEVERITY.items():

@@ -173,7 +173,8 @@ def write_pseudonyms(folder: Path, names: Mapping[str, str]) -> None:
 def _with_pseudonyms(tables: Evaluation) -> Evaluation:
     """Replace the names of cases and groups by pseudonyms, which are numbered by first appearance.
 
-    If groups are not stated, a group has the pseudonym of its case.
+    If groups are not stated, a group has the pseudonym of its case. Names that are not in the table
+    of cases become a dash.
     """
     cases = {name: f"case {n}" for n, name in enumerate(tables.cases["case"].unique(), 1)}
     groups = {name: f"patient {n}" for n, name in enumerate(tables.cases["group"].unique(), 1)}
@@ -181,7 +182,7 @@ def _with_pseudonyms(tables: Evaluation) -> Evaluation:
         groups = cases
 
     def rename(table: pd.DataFrame) -> pd.DataFrame:
-        """Replace the names in one table."""
+        """Return one table with pseudonyms."""
         return table.assign(
             case=table["case"].map(cases).fillna("–"),
             group=table["group"].map(groups).fillna("–"),

@@ -147,6 +147,7 @@ class Film:
 
         The text of a lesion is above its box, and that of a marking below, so that both can be read
         if the boxes are equal. Without room, it is on the other side, within the box or next to it.
+        An image that is hardly higher than the text has one place, at its lower edge.
         """
         height = 1.25 * self.text_size
         width = (0.64 * len(box.text) + 0.6) * self.text_size

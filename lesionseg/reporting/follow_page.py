@@ -184,7 +184,10 @@ def write_change_report(
 
 
 def _size_before(change: LesionChange, unit: str) -> str:
-    """Return the size at the earlier visit with its unit: the volume, in 2-D the diameter."""
+    """Return the size at the earlier visit with its unit, and a note if the lesion is too thin.
+
+    The size is the volume, in 2-D the diameter.
+    """
     if change.volume_before_ml is None:
         size = f"{change.diameter_before_mm or 0:.3g} {unit}"
     else:
@@ -261,7 +264,7 @@ def write_follow_page(
 def _group_cards(
     cards: Iterable[tuple[LesionChange, Card]],
 ) -> dict[str, list[Card]]:
-    """Return the pictures of each kind of change that has any, the largest lesion first.
+    """Return the pictures of each kind in `WITH_PICTURES` that has any, the largest lesion first.
 
     Only the pictures of the largest `MAX_PICTURES` lesions of all kinds are shown.
     """
@@ -319,7 +322,10 @@ def _draw_chart(changes: Sequence[LesionChange], unit: str) -> Chart:
 
 
 def _row_of_pair(case: str, name: str, changes: Sequence[LesionChange]) -> dict[str, object]:
-    """Return the row of a pair of visits by column. Only sure changes and stable lesions count."""
+    """Return the row of a pair of visits by column.
+
+    The numbers are those of sure changes and stable lesions, the volumes those of all lesions.
+    """
     own = [c for c in changes if c.case == case]
     return {
         "pair": name,

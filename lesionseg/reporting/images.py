@@ -218,7 +218,10 @@ def _by_case(cases: Iterable[CaseFiles]) -> dict[str, CaseFiles]:
 
 
 def _find_dataset(folder: Path, rules: ReadingRules) -> Dataset | None:
-    """Read the dataset in a folder by the rules of the evaluation; None for an unknown layout."""
+    """Read the dataset in a folder by `rules`, in colour; None if it is not a dataset or damaged.
+
+    Cases may lack channels.
+    """
     try:
         # the report shows colours even if the model used the brightness only
         own: ReadingRules = {**rules, "colour": True, "may_lack": True}

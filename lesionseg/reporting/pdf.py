@@ -127,7 +127,8 @@ class _Page:
     def text(self, x: float, y: float, words: str, size: float, width: int = 0, **look: Any) -> int:
         """Write text below `y`, wrapped after `width` letters. Return the number of lines.
 
-        `size` is in points. `look` contains further settings of `Figure.text`, such as the colour.
+        A `width` of 0 does not wrap it. `size` is in points. `look` contains further settings of
+        `Figure.text`, such as the colour.
         """
         lines = _wrap_lines(words, width)
         for k, line in enumerate(lines):
@@ -173,7 +174,7 @@ def _wrap_lines(words: str, width: int) -> list[str]:
 
 
 def _first_page(content: ReportContent) -> Figure:
-    """Draw the first page: headline, tiles, charts, up to three lesions, and the limitations."""
+    """Draw the first page: headline, tiles, charts, whole images or lesions, and limitations."""
     page = _Page()
     y = _draw_header(page, content)
     _draw_tiles(page, content.tiles, y)

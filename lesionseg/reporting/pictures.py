@@ -98,7 +98,7 @@ def draw_cutout(
     planes: int = 3,
     focus: Flags | None = None,
 ) -> Figure:
-    """Draw slices through the middle of a box.
+    """Draw slices through a box, at the voxel of a lesion or `focus` that is nearest to its middle.
 
     A 3-D scan is shown in axial, coronal and sagittal planes, seen from the feet, the front and the
     left. A 2-D image is shown as a whole with a frame, and as the cut-out within the frame.

@@ -21,7 +21,7 @@ def draw_previews(path: Path, tiles: Sequence[Preview]) -> None:
 
     Both show the slice of the tile with the most lesion voxels. The left picture has the outline
     of the reference. The right picture has the outline of the predicted mask, and the predicted
-    boxes.
+    boxes that meet the slice.
     """
     figure = Figure(figsize=(6, 3 * len(tiles)), layout="constrained")
     axes = figure.subplots(len(tiles), 2, squeeze=False)

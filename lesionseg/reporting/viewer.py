@@ -90,7 +90,7 @@ def viewer_data(scene: Scene, *, with_picture: bool = False) -> dict[str, Any]:
     - `flat`: True for a 2-D image.
     - `step`: 1, or more for a scan of more than `MAX_VOXELS` voxels.
     - `picture`: one slice with the accepted candidates, for a page without NiiVue. It is present
-      only for `with_picture`.
+      only for `with_picture` and with a prediction.
     """
     # the least step at which the thinned scan has at most `MAX_VOXELS` voxels
     step = max(1, ceil((scene.image.size / MAX_VOXELS) ** (1 / scene.geometry.dims)))

@@ -88,7 +88,7 @@ def explain_excess(scores: Scores, noun: str = "limit") -> str:
     """Return a sentence if these scans have far more false positives than expected.
 
     This means at least twice as many, and more than chance explains. Otherwise the sentence is
-    empty. The rate of the aim is compared if the aim is a rate, otherwise the expected rate.
+    empty. The expected rate is compared, or the rate of the aim if it is a higher one.
     `noun` is the word for the operating point.
     """
     aim = scores.operating_point.aim
@@ -344,7 +344,8 @@ def limit_words(tables: Evaluation) -> str:
 def study_lines(tables: Evaluation, study: Mapping[str, str]) -> list[tuple[str, str]]:
     """Return the questions of study.yaml with their answers, or with "not stated".
 
-    The title is left out, and so are questions of `OPTIONAL` without an answer.
+    The title is left out, and so are questions of `OPTIONAL` without an answer. The program is the
+    reader of simulated scans.
     """
     lines = []
     for key, question in read_questions().items():

@@ -4,6 +4,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import ceil
 from pathlib import Path
 from typing import Any, Literal
 
@@ -99,7 +100,7 @@ def write_report(
     Raises:
         ReadError: if a file is missing or unreadable.
         ContentError: if the tables do not belong together.
-        ConfigError: if the study file has an unknown key.
+        ConfigError: if the study file has an unknown key, or if the viewer lacks NiiVue.
         OutputError: if a file cannot be written.
     """
     options = options or ReportSection.of()
@@ -521,8 +522,8 @@ def _choose_pictures(tables: Evaluation, *, with_top: bool) -> Iterator[_Wanted]
     ):
         yield _Wanted("false_positive", row, false_positive_words(row))
     found = tables.found.sort_values(tables.size_column)
-    step = max(1, len(found) // MOST_FOUND)
-    for _, row in found.iloc[::step].head(MOST_FOUND).iterrows():
+    step = max(1, ceil(len(found) / MOST_FOUND))
+    for _, row in found.iloc[::step].iterrows():
         score = row["detected_at"]
         yield _Wanted("found", row, "" if pd.isna(score) else f"rated {format_score(score)}")
 

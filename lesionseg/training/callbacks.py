@@ -87,7 +87,7 @@ class LastCheckpoint(Checkpoint):
     def on_train_batch_end(
         self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Write a checkpoint if it is due and the step is complete.
+        """Update the module's clock, and write a checkpoint if it is due and the step is complete.
 
         The stream of tiles can resume only between steps, not between accumulated batches.
         """
@@ -318,7 +318,7 @@ class FocalStatistics(pl.Callback):
     def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
         """Log the statistics of the step, and warn if the means of the last 20 show a fault.
 
-        Nothing is logged if the step was skipped, or was not observed.
+        Nothing is logged if the step was not observed, or was skipped, which the module counts.
         """
         latest = self.latest()
         if not latest:

@@ -28,7 +28,7 @@ def should_compile(settings: TrainerConfig, device: str) -> bool:
 
     `compile=true` and `compile=false` decide themselves. With `compile=auto`, a training on a GPU
     compiles if its budget is over ten minutes and over 12 000 steps; a limit that is not set counts
-    as infinite. If the compiler is missing, the log says so, and the result is False.
+    as infinite. If the compiler is then missing, the log says so, and the result is False.
 
     Args:
         settings: the settings with a budget (`resolve_budget`).
@@ -85,7 +85,7 @@ def keep_compiled_if_possible(
     """Try a compiled step. If it fails, log the reason, and undo `compile_network_and_loss`.
 
     Args:
-        network: the network to train. Its weights and buffers do not change.
+        network: the network to train. Its weights and buffers do not change; gradients are removed.
         objective: the loss of the training, which is compiled with the network.
         plan: the plan of the network. It states the size of a batch.
         autocast: returns the context in which a training step runs.

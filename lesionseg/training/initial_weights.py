@@ -24,7 +24,7 @@ def start_from(bundle: str, network: nn.Module, plan: Plan) -> None:
 
     An ensemble gives the weights of its first network. A checkpoint gives all weights except those
     of the heads. Channels of the same name keep their weights, and new ones get the mean of all
-    (`adapt_channels`).
+    (`adapt_channels`). Channels of a checkpoint without names are taken by position.
 
     Args:
         bundle: path of a bundle, a run or a checkpoint of nnU-Net or nnssl.

@@ -140,8 +140,8 @@ class LesionModule(pl.LightningModule):
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of a batch. In a logged step, log the means of its terms.
 
-        `minutes` are updated if there are several processes. The finest logits are given to
-        `observer`, if it is set.
+        Labels that a tile does not annotate are masked. `minutes` are updated if there are several
+        processes. The finest logits are given to `observer`, if it is set.
         """
         targets = self.objective.targets(batch)
         world = self.trainer.world_size

@@ -39,7 +39,7 @@ class LevelTargets:
 
     @classmethod
     def of(cls, batch: Mapping[str, Tensor], regions: Sequence[Sequence[int]] = ()) -> Self:
-        """Return the targets of a batch with the plan's regions. Invalid voxels have no label."""
+        """Return the targets of a batch with `regions`. Invalid voxels have no label and lesion."""
         valid = batch["valid"].bool()
         labels = batch["labels"].masked_fill(~valid, 0)
         instances = batch["instances"].masked_fill(~valid, 0)
@@ -159,7 +159,7 @@ class Objective:
     def _voxel_terms(self, logits: Tensor, level: LevelTargets, normaliser: Tensor) -> Terms:
         """Return the loss terms of the voxels of one level.
 
-        `nearest` is passed only to a loss that accepts it.
+        `nearest` is passed only to a loss that needs it.
         """
         if self.batch_targets.nearest:
             return self.loss(  # type: ignore[no-any-return]
@@ -178,7 +178,10 @@ class Objective:
         return output.segmentation if self.plan.has_boxes else output  # type: ignore[no-any-return]
 
     def mask_unannotated(self, output: Any, unannotated: Tensor) -> Any:
-        """Return the output without gradient for labels `[B, K]` that are not annotated."""
+        """Return the output in fp32 with p = 0, and no gradient, for unannotated labels `[B, K]`.
+
+        A softmax adds their probability to the background.
+        """
         activation = self.plan.activation
         voxels = [mask_unannotated(x, unannotated, activation) for x in self._voxel_logits(output)]
         if not self.plan.has_boxes:

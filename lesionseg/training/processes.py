@@ -108,7 +108,7 @@ def _refuse_restarts() -> None:
 
 
 def _check_started(trainer: TrainerConfig, launcher: str, n_per_node: int, n_nodes: int) -> None:
-    """Raise `ConfigError` if a launcher started another number of processes than the settings."""
+    """Raise `ConfigError` if a launcher's number of processes or nodes differs from those set."""
     has_all_devices = trainer.n_devices is None  # trainer.devices=auto fits any number
     fits_devices = has_all_devices or trainer.n_devices == n_per_node
     if not fits_devices or trainer.n_nodes != n_nodes:
@@ -125,7 +125,9 @@ def join_processes(trainer: TrainerConfig) -> Iterator[None]:
     """Choose this process's GPU, and connect it with the other processes of its training.
 
     Only the first process logs more than warnings. A training of a single process has nothing to
-    connect. Raises `ConfigError` if the GPU does not exist, or as `find_launcher` does.
+    connect. `MASTER_ADDR` and `MASTER_PORT` are set. After an error the processes stay connected,
+    because the launcher ends them. Raises `ConfigError` if the GPU does not exist, or as
+    `find_launcher` does.
     """
     environment = find_launcher(trainer)
     devices = trainer.devices
@@ -154,7 +156,7 @@ def join_processes(trainer: TrainerConfig) -> Iterator[None]:
         yield
     finally:
         ours.setLevel(level)
-    distributed.destroy_process_group()  # not after an error: the launcher ends all processes
+    distributed.destroy_process_group()  # not after an error
 
 
 def _require_gpu(device: int, trainer: TrainerConfig) -> None:

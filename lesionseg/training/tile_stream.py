@@ -198,10 +198,10 @@ def loader_workers(
     """Return the number of loader workers for each training process on this machine.
 
     With `auto` it is 1 on a CPU. On a GPU it is the number of cores per training process minus one,
-    from 1 to `MOST_WORKERS`. If the batches of all workers do not fit into shared memory, or into
-    the memory budget of this container or job, the number is reduced with a warning, if necessary
-    to 0 (the training process then reads the tiles): the system kills workers without a message
-    when the memory is full.
+    from 1 to `MOST_WORKERS`. On Linux, if the batches of all workers do not fit into shared memory,
+    or into the memory budget of this container or job, any number is reduced with a warning, if
+    necessary to 0 (the training process then reads the tiles): the system kills workers without a
+    message when the memory is full.
 
     Args:
         asked: a number, or `auto`.

@@ -94,7 +94,7 @@ def _do_steps_fit(plan: Plan, take_steps: Callable[[Plan], None]) -> bool:
     fits = True
     try:
         take_steps(plan)
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         fits = False

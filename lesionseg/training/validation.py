@@ -88,7 +88,7 @@ class VolumeValidation(Checkpoint):
             self._due = (module.minutes // self.every_minutes + 1) * self.every_minutes
 
     def _read_best(self) -> tuple[float, float]:
-        """Return the score of the weights in `best.ckpt` and its error; −∞ if there is no file."""
+        """Return the score of the weights in `best.ckpt` and its error; −∞ and 0 if it has none."""
         best = read_if_present(self.path) or {}
         state = best.get("callbacks", {}).get(self.state_key, {})
         # version 1.0 stated neither
@@ -109,7 +109,7 @@ class VolumeValidation(Checkpoint):
 
         `is_last` is True after the last step: its weights are kept unless earlier ones have a score
         that is higher by more than its error. Otherwise they are kept unless an earlier score is
-        higher.
+        higher. Weights with a score of NaN are never kept.
 
         Raises:
             ConfigError: if memory runs out while the network is scored.

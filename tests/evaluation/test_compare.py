@@ -119,7 +119,7 @@ def test_p_value_needs_five_patients_and_the_same_cases():
 )
 def test_unusable_row_is_an_error_with_its_line_and_reason(row, reason):
     with pytest.raises(ContentError, match=f"line 3: .*{reason}"):
-        read_answers([{"answer": ""}, row], "adjudicate.csv")
+        read_answers([{"answer": " "}, row], "adjudicate.csv")
 
 
 def test_equal_answers_count_once_and_different_ones_are_an_error():

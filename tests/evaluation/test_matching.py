@@ -199,6 +199,8 @@ def test_brats_pairs_the_largest_sum_of_dice_and_counts_the_rest_as_false():
     for rule, pairs, outcomes in (
         (ANY_PAIR, [1, 0], ["true_positive", "true_positive"]),
         (BRATS, [0, -1], ["true_positive", "false_positive"]),
+        # an IoU of 0.82 does not reach the threshold, although the Dice of 0.9 would
+        (Criterion("iou85", "iou", 0.85, "largest_sum"), [-1, -1], ["false_positive"] * 2),
     ):
         by, decided = match(truth, given, rule).decide_outcomes(accepted)
         assert (by.tolist(), decided.tolist()) == (pairs, outcomes)

@@ -51,3 +51,10 @@ def test_candidates_outside_the_new_grid_are_left_out(caplog):
     assert "a: 1 candidate outside the grid" in caplog.text
     boxes = resample_prediction(replace(found, instances=None), narrow)
     assert [candidate.id for candidate in boxes.candidates] == [1]
+
+
+def test_resampled_candidate_keeps_its_zone_with_and_without_a_mask():
+    mask = np.ones(COARSE.shape, np.int32)
+    found = prediction_of(mask, [0.9], COARSE).with_zones(["liver"])
+    for given in (found, replace(found, instances=None)):
+        assert resample_prediction(given, FINE).candidates[0].zone == "liver"

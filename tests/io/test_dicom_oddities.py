@@ -2,6 +2,7 @@
 
 import io
 import logging
+import sys
 
 import imagecodecs
 import numpy as np
@@ -92,6 +93,18 @@ def test_spectroscopy_is_no_image_although_it_has_rows(tmp_path):
     assert found.scans == ()
     (note,) = found.left_out
     assert "objects that are not images" in note.message
+
+
+def test_scanned_document_is_no_image_and_not_damaged(tmp_path):
+    path = write_dicom_file(tmp_path / "a.dcm", PIXELS, dicom.SECONDARY_CAPTURE, Modality="DOC")
+    assert image_header(path) is None
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need permissions on Windows")
+def test_unreadable_file_with_a_number_as_suffix_may_be_a_slice(tmp_path):
+    path = tmp_path / "MR.1.2.840.17"
+    path.symlink_to(tmp_path / "absent")
+    assert headers.is_dicom(path)
 
 
 def write_xray(path, **elements):

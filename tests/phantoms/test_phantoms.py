@@ -7,11 +7,14 @@ import numpy as np
 import pytest
 
 from benchmarks.phantoms.visits import VisitSettings, simulate_visits, write_visit_phantoms
+from lesionseg.core import Geometry
 from lesionseg.errors import ConfigError
 from lesionseg.io.text import read_json
 from lesionseg.io.volumes import read_volume
 from lesionseg.ops.components import label_components
 from lesionseg.phantoms import (
+    SimulatedCase,
+    _write_coco,
     lesion_share,
     simulate_once,
     write_ct_phantoms,
@@ -92,6 +95,14 @@ def test_radiographs_have_coco_annotations_that_agree_with_their_masks(tmp_path)
         here = ids == annotation["mask_label"]
         assert annotation["image_id"] == 1
         assert here[y : y + height, x : x + width].sum() == here.sum() == annotation["area"]
+
+
+def test_mask_of_a_radiograph_keeps_more_than_255_nodules(tmp_path):
+    ids = np.arange(300, dtype=np.int32).reshape(20, 15)
+    geometry = Geometry.from_spacing(ids.shape, (1.0, 1.0))
+    case = SimulatedCase("a", np.zeros(ids.shape), ids, geometry)
+    _write_coco(tmp_path, [case], "", 1.0)
+    np.testing.assert_array_equal(read_volume(tmp_path / "masks" / "a.png").array[0], ids)
 
 
 def test_two_visits_differ_by_the_stated_changes_only(tmp_path):

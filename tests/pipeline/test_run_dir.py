@@ -37,7 +37,7 @@ from lesionseg.pipeline.run_dir import (
     warn_of_seen_cases,
 )
 from lesionseg.pipeline.survey import Survey, take_survey
-from lesionseg.pipeline.train import closing_lines, explain_nothing_found, offer_folds
+from lesionseg.pipeline.train import closing_lines, explain_nothing_found, warn_of_few_patients
 from lesionseg.pipeline.train_fold import TrainedModel
 from lesionseg.plan.plan import AnchorPlan
 from lesionseg.plan.splits import Splits
@@ -418,7 +418,7 @@ def test_cross_validation_of_few_patients_is_offered_with_its_cost(
     counts = dict.fromkeys(roles, 1)
     survey = Survey(dataset, None, Splits(roles, True, 0, ""), counts=counts)
     cfg = TrainConfig.of(data={"root": "d", "fold": fold}, trainer={"max_minutes": 1})
-    offer_folds(Experiment(cfg, survey, tmp_path), None)
+    warn_of_few_patients(Experiment(cfg, survey, tmp_path), None)
     assert (words in caplog.text) if words else not caplog.text
     assert ("trains 5 networks, each for 1 minute." in caplog.text) == bool(words)
 

@@ -97,6 +97,17 @@ def test_heading_of_found_lesions_states_how_many_are_shown(study, tmp_path, mon
     assert "Found lesions, by size (2 of 3)" in page
 
 
+def test_found_lesions_are_shown_from_the_smallest_to_the_largest(study, tmp_path, monkeypatch):
+    monkeypatch.setattr("lesionseg.reporting.write.MOST_FOUND", 2)
+    shutil.copytree(study / "scores", tmp_path / "scores")
+    lesions = pd.read_csv(tmp_path / "scores/lesions.csv")
+    lesions.loc[lesions["detected"], "diameter_mm"] = [6.0, 7.0, 8.0]
+    lesions.to_csv(tmp_path / "scores/lesions.csv", index=False)
+    path = write_report(tmp_path / "scores", tmp_path / "page", images=study / "scans")
+    found = path.read_text(encoding="utf-8").partition('id="found"')[2].partition("</details>")[0]
+    assert re.findall(r"<b>(\d)", found) == ["6", "8"]
+
+
 def test_pdf_has_false_positives_and_scans_within_its_margins(study, tmp_path, monkeypatch):
     figures = keep_pages(monkeypatch)
     draw_report(study, tmp_path, study / "found", with_pdf=True)

@@ -13,12 +13,12 @@ from lesionseg.training.trial_steps import fit_to_memory
 from tests.training.conftest import make_config
 
 
-def limited_steps(limit):
+def limited_steps(limit, error=torch.OutOfMemoryError):
     """Return a function whose steps run out of memory above so many voxels."""
 
     def take_steps(plan):
         if plan.batch_size * plan.tile_shape[0] * plan.tile_shape[1] > limit:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise error("out of memory")
 
     return take_steps
 
@@ -39,6 +39,12 @@ def test_largest_size_that_fits_is_chosen(make_plan, limit, batch, tile, reasons
     found = fit_to_memory(plan, limited_steps(limit))
     assert (found.batch_size, found.tile_shape) == (batch, tile)
     assert set(found.reasons) == reasons
+
+
+def test_lack_of_host_memory_counts_as_well(make_plan):
+    assert (
+        fit_to_memory(make_plan(batch_size=8), limited_steps(5 * 256, MemoryError)).batch_size == 5
+    )
 
 
 @pytest.mark.parametrize(

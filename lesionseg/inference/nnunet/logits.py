@@ -56,8 +56,8 @@ class NnunetWindow(SlidingWindow):
     """A sliding window with an nnU-Net model. `logits` applies it to a prepared scan.
 
     With `settings.flips`, logits are averaged over the mirrored views that the model was trained
-    with. A 2-D network processes a volume slice by slice. With `settings.precision` "auto", a GPU
-    computes in float16, as in nnU-Net.
+    with. `tile_shape` always has three axes. A 2-D network processes a volume slice by slice, on a
+    CPU in batches of 8. With `settings.precision` "auto", a GPU computes in float16, as in nnU-Net.
     """
 
     def __init__(

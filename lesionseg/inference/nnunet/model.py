@@ -235,7 +235,10 @@ def _require_fitting_layers(
 def _architecture(
     config: _Configuration, where: str, checkpoint: NnunetCheckpoint, files: NnunetModelFiles
 ) -> Architecture:
-    """Return the architecture of the weights. Raise `BundleError` if it does not fit the plans."""
+    """Return the architecture of the weights, with only its finest output.
+
+    Raises `BundleError` if it does not fit the plans.
+    """
     kind = _network_kind(config, where, checkpoint, files)
     trained = architecture_of(checkpoint.weights, kind, where)
     architecture = replace(trained, n_supervised=1)  # coarser outputs are only for training
@@ -279,7 +282,10 @@ def _inherit(plans: _Plans, name: str, where: str) -> dict[str, Any]:
 def _network_kind(
     config: _Configuration, where: str, checkpoint: NnunetCheckpoint, files: NnunetModelFiles
 ) -> str:
-    """Return our name of the network. Raise `BundleError` if it is not supported."""
+    """Return our name of the network.
+
+    Raises `BundleError` if network or preprocessor are not supported, or for a cascade.
+    """
     if config.previous_stage is not None:
         raise BundleError(
             f"{where}: this is a cascade, which needs the predictions of {config.previous_stage}. "
@@ -313,9 +319,10 @@ def _network_kind(
 
 
 def _find_unknown_option(options: Mapping[str, Any]) -> str:
-    """Return the first option that differs from nnU-Net's default; "" if all are the default.
+    """Describe the first option that differs from nnU-Net's default; "" if there is none.
 
-    Dropout is not checked, because it is inactive in prediction.
+    Only normalisation, activation and squeeze-excitation are checked: sizes follow from the
+    weights, and dropout is inactive in prediction.
     """
     norm = options.get("norm_op")
     if norm is not None and "InstanceNorm" not in str(norm):
@@ -508,7 +515,7 @@ def _network(plan: Plan, checkpoint: NnunetCheckpoint, where: str) -> nn.Module:
 
 
 def _validate(kind: type[T], content: Mapping[str, Any], where: str) -> T:
-    """Check a part of the plans. Raise `BundleError` naming `where` if it does not fit."""
+    """Convert a part of the plans to `kind`. Raise `BundleError` naming `where` on a misfit."""
     try:
         return TypeAdapter(kind).validate_python(dict(content))
     except ValidationError as error:

@@ -122,7 +122,8 @@ def read_probabilities(
 ) -> Prediction:
     """Find the candidates in nnU-Net's probabilities of one case. Score 0.5 accepts them.
 
-    A warning is logged if the limit of candidates is reached, or if the mask was changed.
+    A warning is logged if the limit of candidates is reached, or if the mask was changed. Without
+    nnU-Net's `dataset.json`, the labels are the numbers from 1, without names.
 
     Args:
         files: the files of the case, with `probabilities` and the `mask` from nnU-Net.
@@ -395,7 +396,10 @@ def _find_reoriented_order(geometry: Geometry) -> AxisOrder:
 def _move_to_mask_grid(
     voxels: _Voxels, order: AxisOrder, shape: tuple[int, ...], *, are_regions: bool
 ) -> list[SparseProbabilities]:
-    """Return the probabilities of each label on the mask's grid, which has the axis `order`."""
+    """Return each label's probabilities of at least `_LOWEST` on the mask's grid.
+
+    `order` is the relation of the array's axes to those of the mask.
+    """
     index = order.flat_index(voxels.index, shape)
     by_index = np.argsort(index, kind="stable")
     first_label = 0 if are_regions else 1  # channel 0 is otherwise the background

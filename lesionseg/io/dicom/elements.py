@@ -30,7 +30,7 @@ class Remarks:
 
     @property
     def lines(self) -> list[str]:
-        """One line per text, which begins with the names of its files or frames, if any."""
+        """One line per text. It begins with the first 3 names of its files or frames, if any."""
         return [
             f"{join_names(names, _MAX_SHOWN)}: {text}." if names else f"{text}."
             for text, names in self._names.items()

@@ -92,8 +92,9 @@ def group_dicom(files: Sequence[Path]) -> DicomFolder:
     """Sort the DICOM files of one folder into scans.
 
     A series of several files is one scan. A series of one file and each radiograph are scans of a
-    single file. A file whose header cannot be read belongs to the files of a series if it states
-    its UID or no UID, because it may be a slice. The reader of the series reports it.
+    single file. A file whose header cannot be read belongs to the series whose UID it states, or to
+    each series if it states none, because it may be a slice. The reader of the series reports it.
+    It is only `damaged` if no series in the folder can be read.
     """
     damaged: dict[Path, str] = {}  # the UID of the series that each file states
     others: list[Path] = []
@@ -151,7 +152,8 @@ def describe_dicom(place: Path) -> DicomScan:
 def describe_headers(headers: Mapping[Path, Header]) -> DicomScan:
     """Describe the scan that consists of these files. The first one states names and numbers.
 
-    `place` is the first file, and the name of a series is that of one of several.
+    `place` is the first file, and the name of a series is that of one of several. The scan is unfit
+    or a localiser only if all its files are.
     """
     file, header = next(iter(headers.items()))
     is_series = len(headers) > 1

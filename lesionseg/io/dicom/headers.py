@@ -48,19 +48,20 @@ def is_dicom(path: Path) -> bool:
     """Return True for a DICOM file: by its suffix, the letters DICM or its first element.
 
     Files of old archives have no preamble and no letters DICM. They begin with an element of group
-    2 or 8. A file without a suffix also counts if it cannot be read, if it is empty, or if it is
-    cut short within the preamble, which consists of zeros. Hidden files and folders do not count.
+    2 or 8. A file whose suffix is missing or a number also counts if it cannot be read, if it is
+    empty, or if it is cut short within the preamble, which consists of zeros. Hidden files and
+    folders do not count.
     """
     if path.name.startswith(".") or not is_file_or_broken_link(path):
         return False
     if path.name.lower().endswith(SUFFIXES):
         return True
+    has_no_format = not path.suffix.strip(".").isalpha()  # no suffix, or a number such as ".17"
     if not os.access(path, os.R_OK):  # or the link is broken; reading a slice reports the error
-        return not path.suffix
+        return has_no_format
     start = _read_start(path)
     if _is_dicom_start(start):
         return True
-    has_no_format = not path.suffix.strip(".").isalpha()  # no suffix, or a number such as ".17"
     is_part_of_preamble = len(start) < _PREAMBLE and b"DICM".startswith(start.strip(b"\0"))
     return has_no_format and is_part_of_preamble
 
@@ -76,7 +77,7 @@ def _is_dicom_start(start: bytes) -> bool:
 
     The first element has a low tag of group 2 or 8. In explicit files, the two letters of its type
     follow. In implicit files, the length of its value follows. Because this could be a coincidence
-    in a file of another format, the tag after the value must be of the same group.
+    in a file of another format, the tag after the value must be a higher one of the same group.
     """
     if start[128:_PREAMBLE] == b"DICM" or _EXPLICIT_ELEMENT.match(start):
         return True
@@ -87,7 +88,7 @@ def _is_dicom_start(start: bytes) -> bool:
 
 
 def read_header(path: Path, *, pixels: bool = False) -> "Header":
-    """Read the elements of a DICOM file. The warnings of pydicom are suppressed.
+    """Read the elements of a DICOM file. From then on, pydicom logs no warnings.
 
     Args:
         path: The file. If it has no preamble, the transfer syntax in which it is written is found
@@ -129,9 +130,9 @@ class _LimitedFile(BufferedReader):
     """
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """Read `size` bytes, by default all.
+        """Read `size` bytes.
 
-        Raise `ReadError` if all bytes are read and would inflate to more than 256 MiB.
+        By default, read all, and raise `ReadError` if they would inflate to more than 256 MiB.
         """
         content = super().read(size)
         if size == -1:
@@ -144,7 +145,7 @@ class _LimitedFile(BufferedReader):
 
 
 def _read_elements(path: Path, *, pixels: bool, names: Sequence[str] = ()) -> "Header":
-    """Read a file with pydicom.
+    """Read a file with pydicom, even if it does not begin like a DICOM file.
 
     Args:
         path: The file.
@@ -163,7 +164,9 @@ def _read_elements(path: Path, *, pixels: bool, names: Sequence[str] = ()) -> "H
 
 
 def image_header(file: Path) -> "Header | None":
-    """Read the header of an image. Return None for a file that is not DICOM or has no image.
+    """Read the header of an image. Return None for a file that is not DICOM or is another object.
+
+    Other objects are reports, segmentations, spectra and similar files, by class and modality.
 
     Raises:
         ReadError: The file is damaged or truncated. If it were skipped, a slice of a series could
@@ -177,10 +180,9 @@ def image_header(file: Path) -> "Header | None":
         sop_class = header.get("SOPClassUID")
         series_uid = header.get("SeriesInstanceUID")
         has_rows = bool(header.get("Rows"))
-    if sop_class == _SPECTROSCOPY:
-        return None
-    if has_rows and text(header, "Modality") not in NO_IMAGE:
-        return header
+    if has_rows:
+        is_other = sop_class == _SPECTROSCOPY or text(header, "Modality") in NO_IMAGE
+        return None if is_other else header
     should_be_image = not sop_class or "Image Storage" in sop_class.name
     if not series_uid or should_be_image:
         raise ReadError(
@@ -200,10 +202,10 @@ def read_series_uid(file: Path) -> str:
 
 
 def is_radiograph(header: "Header") -> bool:
-    """Return True for a projection X-ray image of one plane.
+    """Return True for a projection X-ray image, by its class.
 
-    Such images are CR, DX, mammograms and intra-oral images; single frames of angiography and
-    fluoroscopy; and secondary captures of these modalities with one grey frame, because public
+    Such images are CR, DX, mammograms and intra-oral images; and those of one grey frame among
+    angiography, fluoroscopy, and secondary captures of an X-ray modality, because public
     collections distribute radiographs in this form.
     """
     kind = text(header, "SOPClassUID")
@@ -253,7 +255,7 @@ def explain_unfit(header: "Header") -> str:
 
 
 def check_image(path: Path, header: "Header") -> None:
-    """Raise `ReadError` if an image cannot be read or its header claims too many pixels.
+    """Raise `ReadError` if an image is not fit for a scan or its header claims too many pixels.
 
     The claim is not checked if a codec such as JPEG compresses the pixels, because the ratio of its
     compression has no bound.
@@ -291,7 +293,8 @@ def _is_compressed(header: "Header") -> bool:
 def _decode(path: Path, header: "Header | None" = None) -> NDArray[Any]:
     """Decode a file's pixels `[frame, y, x]`. Raises the errors of `stored_pixels`.
 
-    `header` is that of the file with its pixels. It is read if it is not given.
+    `header` is that of the file with its pixels, and gets the decoder's defaults. It is read if it
+    is not given.
     """
     header = header or read_header(path, pixels=True)
     set_decoder_defaults(header)
@@ -305,7 +308,8 @@ def _decode(path: Path, header: "Header | None" = None) -> NDArray[Any]:
 def _drop_unused_bits(pixels: NDArray[Any], header: "Header") -> NDArray[Any]:
     """Replace the bits above BitsStored, such as those of an overlay, by zeros or the sign.
 
-    These bits are not part of the value (PS3.5 8.1.1). pydicom keeps them in some syntaxes.
+    These bits are not part of the value (PS3.5 8.1.1). pydicom keeps them in some syntaxes. Values
+    that do not begin at the lowest bit stay unchanged.
     """
     n_unused = 8 * pixels.dtype.itemsize - int(header.BitsStored)
     if header.HighBit != header.BitsStored - 1 or n_unused <= 0:

@@ -162,7 +162,7 @@ def _apply_values_of_interest(grey: NDArray[Any], header: "Header", remarks: Rem
 
 
 def _apply_window(values: Numbers, header: "Header", centre: float, width: float) -> Numbers:
-    """Apply one window. It is set in the header, from which pydicom takes it and the range."""
+    """Apply one window. It and MONOCHROME2 are set in the header, where pydicom reads them."""
     from pydicom.pixels.processing import apply_windowing
 
     header.PhotometricInterpretation = "MONOCHROME2"
@@ -199,9 +199,10 @@ def pixel_size(header: "Header", remarks: Remarks | None = None) -> tuple[tuple[
     """Return pixel height and width in millimetres, and the source of these numbers.
 
     `PixelSpacing` is calibrated if the file states the calibration, or if it differs from the
-    spacing of the detector or the film scanner (PS3.3 10.7.1.3). Otherwise the spacing of the
-    detector is used, divided by the magnification if it is known. Without any spacing, pixels have
-    1 mm and the source is `unknown`. Impossible and unusual numbers are added to `remarks`.
+    spacing of the detector or the film scanner (PS3.3 10.7.1.3). Otherwise the source is `at the
+    detector`: its spacing, divided by the magnification if it is known, or the spacing of the
+    scanner, or `PixelSpacing`. Without any spacing, pixels have 1 mm and the source is `unknown`.
+    Impossible and unusual numbers are added to `remarks`.
     """
     remarks = remarks or Remarks()
     stated = _read_pair(header, "PixelSpacing", remarks)
@@ -255,7 +256,8 @@ def _read_pair(header: "Header", name: str, remarks: Remarks) -> tuple[float, fl
 def radiograph_columns(path: Path) -> dict[str, str]:
     """Return columns for reports: laterality, view, intent and the source of the pixel size.
 
-    A cell is "" if the file does not state its value. Raise `ReadError` if the file is damaged.
+    If the file does not state a value, the cell is "", and the source is `unknown`. Raise
+    `ReadError` if the file is damaged.
     """
     header = read_header(path)
     return {
@@ -273,10 +275,11 @@ def radiograph_geometry(
     *,
     pixel_mm: float | None = None,
 ) -> Geometry:
-    """Return a radiograph's grid. Unusual properties of the file are added to `remarks`.
+    """Return a radiograph's grid of two axes, in mm or `mm at the detector`.
 
-    `pixel_mm` is the pixel size of a file that states none. None means 1 mm. Raise `ReadError` if
-    the image cannot be read as a radiograph, or if its size is impossible.
+    `pixel_mm` is the pixel size of a file that states none. None means 1 mm. Unusual properties of
+    the file are added to `remarks`. Raise `ReadError` if the image cannot be read as a radiograph,
+    or if its size is impossible.
     """
     remarks = remarks or Remarks()
     with convert_read_errors(path):

@@ -41,7 +41,7 @@ def read_dicom_reference(path: Path, geometry: Geometry, labels: Mapping[int, st
 
     Raises:
         ReadError: The file is damaged or of another kind.
-        ContentError: No segment has the name of a label.
+        ContentError: The file has segments, but none with the name of a label.
         GeometryError: The file was drawn on another grid, or the image has two axes.
     """
     header = read_header(path)
@@ -86,7 +86,7 @@ def _match_labels(
     """Return the label value of each segment that has the name of a label.
 
     The only segment gets the only label, whatever its name. Other segments are left out with a
-    warning, once for the same names. Raise `ContentError` if no segment remains.
+    warning, once for the same names. Raise `ContentError` if all are left out.
     """
     values = {number: _label_of(name, labels) for number, name in names.items()}
     left_out = sorted(names[number] for number, value in values.items() if value == 0)
@@ -127,7 +127,8 @@ def _draw_segments(path: Path, header: "Header", geometry: Geometry, masks: Mask
 
     Each frame of the file is one slice of one segment, or of all segments in a LABELMAP. It may
     have another order and orientation than the image. Therefore pixels are located by their
-    positions in the patient. Raise `GeometryError` if these are not on the grid of the image.
+    positions in the patient. A fraction counts from half of the maximum. Raise `GeometryError` if
+    pixels are not on the grid of the image.
     """
     check_image(path, header)
     threshold = 0.5
@@ -148,7 +149,8 @@ def _draw_segments(path: Path, header: "Header", geometry: Geometry, masks: Mask
 def _draw_contours(path: Path, header: "Header", geometry: Geometry, masks: Masks) -> None:
     """Set the voxels inside each set of contours in its mask.
 
-    A contour within another one of its set is a hole. Sets without contours cause a warning.
+    A contour within another one of its set, or their overlap, is a hole. A repeated contour counts
+    once. Sets without contours cause a warning.
 
     Raises:
         ReadError: A contour is not closed.

@@ -96,6 +96,7 @@ def read_source(path: Path, prediction: Prediction) -> ResultSource:
     Raises:
         ReadError: The scan cannot be read.
         GeometryError: The slices do not form an even stack, or the prediction is on another grid.
+            Of the grid of a radiograph, only the shape counts.
     """
     radiograph = radiograph_file(path)
     if radiograph is None:
@@ -152,7 +153,7 @@ def _complete_headers(source: ResultSource) -> None:
 
 
 def _share_plane(source: ResultSource) -> None:
-    """State one orientation and the distance of the slices in all files, which highdicom requires.
+    """State one orientation, distance and thickness of the slices in all files, for highdicom.
 
     A file may state them for each frame, or state wrong distances. The reader has checked that the
     slices agree.
@@ -214,7 +215,7 @@ class ResultObjects:
 
     @cached_property
     def parameters(self) -> dict[str, str]:
-        """The parameters of the algorithm by name: model, operating point, score and use."""
+        """The parameters of the algorithm: bundle, use, and operating point and score, if any."""
         parameters = {"bundle": self.origin.bundle}
         point = self.prediction.operating_point
         if point is not None:
@@ -380,7 +381,7 @@ class ResultObjects:
         )[0]  # highdicom returns a sequence with one item, the root of the report
         comment = sr.TextContentItem(
             codes.DCM.Comment,
-            self._write_comment(comparison.remark),
+            self._make_comment(comparison.remark),
             sr.RelationshipTypeValues.CONTAINS,
         )
         content.ContentSequence.append(comment)
@@ -397,8 +398,8 @@ class ResultObjects:
             **self._common_elements("SR", last_digit=2),
         )
 
-    def _write_comment(self, remark: str) -> str:
-        """Return the comment of the report: counts, operating point, kept zones and warning."""
+    def _make_comment(self, remark: str) -> str:
+        """Return the comment: use, counts, operating point, kept zones, warning and `remark`."""
         n_candidates = len(self.prediction.candidates)
         summary = f"{len(self.accepted)} of {n_candidates} candidates were accepted"
         point = self.prediction.operating_point
@@ -522,7 +523,10 @@ class ResultObjects:
         return measurements
 
     def _outline_box(self, candidate: Candidate) -> list[sr.ImageRegion]:
-        """Return the outline of a candidate's box on each of its slices, clipped to the scan."""
+        """Return the outline of a candidate's box, clipped to the scan, on each of its slices.
+
+        A box beyond the first or last slice is outlined on that slice.
+        """
         # columns and rows in pixels, counted from the outer corner of the first pixel
         shape = self.source.grid.shape[-2:]
         top, left = np.clip(candidate.start_vox[-2:], 0, shape).tolist()

@@ -47,7 +47,7 @@ def write_dicom_results(
     The report has a group of measurements for every accepted candidate: score, probability, volume
     and diameter, as far as they are known. The group refers to the candidate's segment, or to its
     box on every slice. If no candidate is accepted, the report states 0. Patient, study and date
-    are copied from the scan. UIDs depend only on the scan and `origin`.
+    are copied from the scan. UIDs depend only on the scan, `origin` and the candidates.
 
     Args:
         scan: The folder of a series, or a DICOM file.
@@ -64,7 +64,7 @@ def write_dicom_results(
 
     Raises:
         ConfigError: highdicom is not installed.
-        ContentError: The scan's headers do not allow a result. No file is written.
+        ContentError: The scan's headers do not allow a result. No report remains in `folder`.
         OutputError: A file cannot be written.
         ReadError: The scan cannot be read.
         GeometryError: The slices do not form an even stack, or the prediction is on another grid.
@@ -100,7 +100,7 @@ def write_dicom_results(
 
 
 def _save(dataset: "Dataset", path: Path) -> None:
-    """Write a DICOM object without the times of creation: the same run gives the same bytes."""
+    """Remove the times of creation from an object and write it: a run always gives equal bytes."""
     for name in ("InstanceCreationDate", "InstanceCreationTime"):
         dataset.pop(name, None)
     for equipment in dataset.get("ContributingEquipmentSequence", ()):

@@ -132,7 +132,7 @@ class DicomSlice:
 
 
 def read_dicom(path: Path, pixel_mm: float | None = None) -> Volume:
-    """Read the folder of a series, or one file, as a volume `[1, *spatial]` float32.
+    """Read one file, a folder or one series of a folder as a volume `[1, *spatial]` float32.
 
     Slices are sorted by their position along the normal. Each is rescaled by its own slope. Slice
     distances are computed from positions, never from the thickness, except for a single slice.
@@ -163,7 +163,7 @@ def read_dicom(path: Path, pixel_mm: float | None = None) -> Volume:
 
 
 def read_dicom_geometry(path: Path, pixel_mm: float | None = None) -> Geometry:
-    """Read the grid from the headers. Arguments and errors are those of `read_dicom`."""
+    """Read the grid from the headers, without warnings. Arguments are those of `read_dicom`."""
     radiograph = radiograph_file(path)
     if radiograph is not None:
         return radiograph_geometry(radiograph, read_header(radiograph), pixel_mm=pixel_mm)
@@ -269,7 +269,8 @@ def read_stack(path: Path, remarks: Remarks | None = None) -> tuple[list[DicomSl
 
     Raises:
         ReadError: A file is damaged or cannot be read as a scan, or the grid is impossible.
-        GeometryError: The slices are of different series, or do not form an even stack.
+        GeometryError: The slices are of different series, echo times or b-values, or do not form
+            an even stack.
     """
     remarks = remarks or Remarks()
     headers = series_headers(path, remarks)

@@ -68,7 +68,7 @@ def read_bids(root: Path) -> Table:
 
 
 def _find_masks(root: Path) -> list[Path]:
-    """Return the lesion masks in the folder and all of its subfolders, sorted."""
+    """Return the masks `sub-*_label-lesion_mask` and similar of a folder and subfolders, sorted."""
     found = []
     for file in sorted(root.rglob("sub-*_label-*")):
         if is_image_file(file) and _MASK.fullmatch(strip_suffix(file)):
@@ -143,8 +143,8 @@ def _find_channels(
 def _find_images(root: Path, case: str, mask: Path) -> dict[str, Path]:
     """Return the images of a session by suffix, such as FLAIR, or {} if there are none.
 
-    They are searched in the folder of the mask. If it contains none, they are searched in the raw
-    folder of the session.
+    They are searched in the folder of the mask and its subfolders. If these contain none, they are
+    searched in the raw folder of the session.
 
     Raises:
         DatasetError: Several images of a suffix may belong to the mask.

@@ -59,6 +59,8 @@ def read_boxes_csv(root: Path) -> Table:
     - `label` is a name. `labels.json` (`{"1": "nodule"}`) gives its value. Without this file,
       labels are numbered in the order of the alphabet.
 
+    Wrong rows, also those of a case with a mask, become findings.
+
     Raises:
         DatasetError: A column is missing, or the manifest cannot be used.
         ReadError: A table cannot be read.
@@ -105,9 +107,9 @@ def _require_columns(path: Path, present: Iterable[str]) -> None:
 
 
 def _read_or_number_labels(root: Path, names: Iterable[str]) -> Labels:
-    """Return the labels of `labels.json`. Without this file, number `names` from 1.
+    """Return the labels of `labels.json`. Without this file, sort `names` and number them from 1.
 
-    If there are no names either, the only label is `lesion`.
+    Empty names are left out. If there are no names, the only label is `lesion`.
     """
     if is_file_or_broken_link(root / LABELS):
         return read_labels(root)
@@ -131,7 +133,8 @@ def _parse_lesion(
 ) -> StatedLesion | None:
     """Return the lesion in a row, or None if all coordinates are empty.
 
-    Raise `DatasetError` if some are empty, one is not a number, or an end is not after its start.
+    Raise `DatasetError` if some are empty, one is not a number, an end is not after its start, or
+    the label is wrong.
     """
     axes = [axis for axis in _AXES if axis[0] in _CORNERS or any(map(cells.get, axis))]
     names = [name for axis in axes for name in axis]
@@ -176,7 +179,8 @@ def _parse_label(name: str, value_of: Mapping[str, int]) -> int:
 def _table_of_images(root: Path) -> Table:
     """Make a row of each image file in `images/` or, without this folder, next to the table.
 
-    Subfolders are searched, too. Files that are not read become findings.
+    Subfolders are searched, too. Files that are not read become findings. Raise `DatasetError` if
+    two volumes look like channels of one case.
     """
     folder = root / "images" if (root / "images").is_dir() else root
     files = list_images(folder)
@@ -205,7 +209,7 @@ def _refuse_channels(files: Iterable[Path]) -> None:
 
 
 def _case_names(root: Path, cases: Iterable[CaseFiles]) -> dict[str, str]:
-    """Return the case id of each name that a row may use. Ambiguous names are left out.
+    """Return the case id of each name that a row may use, without ambiguous names other than ids.
 
     The image `images/p1/a.png` has the id `p1_a`. A row may also call it `images/p1/a.png`,
     `images/p1/a`, `p1/a.png` or `p1/a`.

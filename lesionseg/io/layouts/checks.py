@@ -114,6 +114,8 @@ def list_images(folder: Path) -> list[Path]:
 def _list_images_below(starts: Iterable[Path], found: list[Path], seen: set[str]) -> list[Path]:
     """Append the images in some folders and their subfolders to `found`.
 
+    Files and folders are left out by the rules of `list_images`.
+
     Links to folders are not followed, but returned in sorted order. Folders whose real path is in
     `seen` are left out, and the real path of each searched folder is added.
     """

@@ -57,7 +57,7 @@ def _id_text(number: object) -> object:
 
 
 def _id_of(entry: Mapping[str, Any], key: str) -> str:
-    """Return the id in an entry that is not checked yet, as text."""
+    """Return the id in an unchecked entry as text: 1.0 as "1", a missing one as "None"."""
     return str(_id_text(entry.get(key)))
 
 
@@ -247,7 +247,8 @@ def read_coco(root: Path, annotations: Path | None = None) -> Table:
     """Read a COCO folder. Labels are 1 to K in the order of the category ids.
 
     A case id is the path of the image, with folders joined by `_`. `columns` contain `pixel_mm` (""
-    if unknown) and every further field with a text or number.
+    if unknown) and every further field with a text or number. Entries that do not fit, images that
+    are not listed, and ignored regions become findings.
 
     Args:
         root: The folder.

@@ -52,7 +52,7 @@ class _Entry(BaseModel):
 
 
 def find_datalist(root: Path) -> Path | None:
-    """Find the JSON file of a folder that has a list `training` of objects with an `image`.
+    """Find the first JSON file of a folder with a list `training` of objects with an `image`.
 
     A `dataset.json` next to a folder `imagesTr` or `gt_segmentations` does not count, because
     nnU-Net and the Decathlon write such a list, too.
@@ -78,7 +78,9 @@ def read_datalist(root: Path) -> Table:
       the test lists are left out.
     - `box` lists boxes and `label` the class of each. Class 0 becomes label 1, and so on. A box is
       centre and size in LPS millimetres (`cccwhd`), on pictures the corners in pixels (`xyxy`).
-    - `labels.json` in the same folder names the labels, and `modality` the channels.
+    - `labels.json` in the same folder names the labels, and `modality` the channels. If it does not
+      have one name per image, they are `channel 0`, `channel 1`, and so on.
+    - A case id that several entries have is replaced by the path of the image.
 
     Wrong entries become findings.
 
@@ -161,8 +163,8 @@ def _find_unknown_list(path: Path, key: str, entries: object) -> list[Finding]:
 def _read_or_number_labels(root: Path, rows: list[Row]) -> Labels:
     """Read the labels of the folder.
 
-    If `labels.json` does not exist and boxes have several classes, the labels are called `class 1`,
-    `class 2` and so on.
+    If `labels.json` does not exist and a box has another class than the first, the labels are
+    called `class 1`, `class 2` and so on.
     """
     labels = read_labels(root)
     values = [lesion.label for row in rows for lesion in row.lesions or ()]

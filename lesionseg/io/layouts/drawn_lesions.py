@@ -136,8 +136,8 @@ def _require_stated_size(image: Path, stated: tuple[int, ...] | None, geometry: 
 def _to_pixels(lesion: StatedLesion, image: Path, geometry: Geometry) -> StatedLesion:
     """Return a lesion with a box, and with box and polygons in pixels or voxels.
 
-    Raise `ContentError` if run lengths have another size than the image, or the box has another
-    number of axes.
+    Raise `ContentError` if run lengths are empty or have another size than the image, or the box
+    has another number of axes.
     """
     if isinstance(lesion.outline, RunLengths):
         lesion = _add_box(lesion, lesion.outline, geometry.shape)
@@ -280,7 +280,7 @@ def _check_boxes(
     boxes: NDArray[np.float32],
     n_pixels: Integers,
 ) -> None:
-    """Raise `ContentError` if most pixels of a lesion are outside its box.
+    """Raise `ContentError` if most pixels of a lesion are more than one pixel outside its box.
 
     The reverse is allowed, because smaller lesions may cover the pixels in a box.
 

@@ -55,6 +55,8 @@ def read_manifest(root: Path) -> Table:
     Labels come from `labels.json` in the same folder (`{"1": "lesion", "9": "ignore"}`). Without
     it there is one label, `lesion`.
 
+    Wrong rows become findings. A row without case id or image is left out.
+
     Raises:
         DatasetError: The table has no case, or lacks a column.
         ReadError: A table cannot be read.
@@ -121,7 +123,7 @@ def read_scan_list(path: Path, channels: int | None = None) -> list[CaseFiles]:
             None takes all columns.
 
     Returns:
-        The cases, sorted by case id.
+        The cases, sorted by case id. A case without `group` has its id as group.
 
     Raises:
         DatasetError: A row cannot be used, or two rows have the same case id.

@@ -97,6 +97,7 @@ def read_nnunet(root: Path) -> Table:
 
     A list `dataset` in `dataset.json` replaces the folders of the training cases. If `file_ending`
     is stated, pictures next to volumes and copies with another ending are left out with a note.
+    Cases in `imagesTs` are test cases if they have a mask. Files that do not fit become findings.
 
     Raises:
         DatasetError: The channels or labels in `dataset.json` are not valid.
@@ -209,8 +210,8 @@ def _find_images(folder: Path, ending: str | None, findings: list[Finding]) -> l
 
     If `ending` (`file_ending` in `dataset.json`) is that of a volume, pictures in the folder are
     previews and left out. If it is that of a picture, volumes are left out. If `a.nii` and
-    `a.nii.gz` exist, the one with `ending` is read. If no file has it, all are read. Files that are
-    left out become `findings`.
+    `a.nii.gz` exist, the one with `ending` is read. If no file has it, all are read. This, and
+    files that are left out, become `findings`.
     """
     if not folder.is_dir():
         return []
@@ -285,9 +286,9 @@ def _split_numbered(names: Iterable[str]) -> dict[str, tuple[str, int]]:
 
 
 def _find_differences(path: Path, facts: _DatasetJson, cases: Sequence[str]) -> list[Finding]:
-    """Return a finding if `dataset.json` states other training cases than the folders have.
+    """Return a finding about cases that the list `training` of `dataset.json` lacks.
 
-    The cases of its list `training` are compared or, without a list, their number `numTraining`.
+    Without a list, return a finding if the number of cases is not `numTraining`.
     """
     if isinstance(facts.training, list):
         entries = [entry.get("image") for entry in facts.training if isinstance(entry, dict)]
@@ -339,9 +340,9 @@ def _parse_labels(facts: _DatasetJson, path: Path) -> Labels:
     """Parse the labels of `dataset.json`.
 
     Version 2 writes a value, or a list of values that form a region, by name. Version 1 writes a
-    name by value. Value 0 is background, whatever its name. If one label is a list, all labels are
-    regions, and a single value is a region of one value. Raise `DatasetError` if labels are not
-    valid.
+    name by value. Value 0 is background, whatever its name, and `ignore` names the value to ignore.
+    If one label is a list, all labels are regions, and a single value is a region of one value.
+    Raise `DatasetError` if labels are not valid.
     """
     values_of = _values_by_name(facts)
     ignored = values_of.get(IGNORE, ())
@@ -381,7 +382,7 @@ def _values_by_name(facts: _DatasetJson) -> dict[str, tuple[int, ...]]:
 
 
 def _are_valid_lesions(lesions: Collection[tuple[int, ...]], ignored: Sequence[int]) -> bool:
-    """Return True if there are lesions, and none is empty or contains a value of no lesion."""
+    """Return True if there are lesions, and none is empty or contains 0 or an ignored value."""
     not_lesions = {0, *ignored}
     for values in lesions:
         if not values or not not_lesions.isdisjoint(values):

@@ -173,8 +173,8 @@ def read_table(table: Table, root: Path, layout: str, rules: ReadingRules) -> Da
 def _join_rows(table: Table, findings: list[Finding]) -> list[CaseFiles]:
     """Return the cases of a table.
 
-    Rows that contradict or repeat others become findings, and so do the images without a row of
-    lesions if the table is complete.
+    Rows that contradict or repeat others become findings. If the table is complete, images without
+    a row of lesions are lesion-free, with a finding.
     """
     cases: list[CaseFiles] = []
     repeated: list[object] = []
@@ -202,8 +202,9 @@ def _join_rows(table: Table, findings: list[Finding]) -> list[CaseFiles]:
 def _group_rows(rows: Iterable[Row], findings: list[Finding]) -> dict[str, list[Row]]:
     """Return the rows of each case by its id, first the row with its images.
 
-    Repeated ids, ids that cannot be file names and rows without an image become findings. On
-    Windows and macOS, the keys are `comparison_key` of the ids.
+    Further images of an id and rows without an image are left out with a finding. Ids that cannot
+    be file names become findings, too. On Windows and macOS, the keys are `comparison_key` of the
+    ids.
     """
     # file systems of Windows and macOS do not distinguish some ids
     key_of: Callable[[str], str] = comparison_key if sys.platform in ("win32", "darwin") else str

@@ -96,7 +96,8 @@ def read_yolo(root: Path) -> Table:
     - `train`, `val` (or `valid`, `validation`) and `test` are folders, or text files with the path
       of an image in each line. They give roles, if one of them is for validation or test.
     - The text file of `…/images/a.png` is `…/labels/a.txt`, otherwise `a.txt` next to the image.
-    - An image without a text file, or with an empty one, has no lesion.
+    - An image without a text file, or with an empty one, has no lesion. Wrong lines become
+      findings. Key points are left out.
     - A case id is the path of the image below its folder, in a list below the last folder `images`,
       with folders joined by `_`. If two images share an id, it is the path below `root`.
 

@@ -25,7 +25,7 @@ def serve(cfg: ServeConfig) -> Outcome:
     The outcome is empty.
 
     Raises:
-        ConfigError: if the extra `serve` is not installed, or the server cannot use the port.
+        ConfigError: if the extra `serve` is not installed, or the server cannot use host or port.
         OutputError: if the folder for scans cannot be made.
         BundleError: if the bundle cannot be used.
     """

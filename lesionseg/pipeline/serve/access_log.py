@@ -24,7 +24,7 @@ class AccessLog:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer the request and log it."""
+        """Answer the request and log it, with `LEFT` if there was no answer, 500 if it raised."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return

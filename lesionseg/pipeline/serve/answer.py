@@ -43,7 +43,7 @@ class Answer:
 
     @property
     def headers(self) -> dict[str, str]:
-        """The headers of a download of the file, in ASCII."""
+        """The headers of a download of the file, in ASCII, with the warning if there is one."""
         headers = {"Content-Disposition": f'attachment; filename="{self.name}"'}
         if self.warning:
             text = " ".join(self.warning.split())
@@ -62,7 +62,7 @@ def predict_scan(
 
     Args:
         predictor: the model.
-        folder: the folder with the scan.
+        folder: the folder with the scan. A zip of the results may stay in it.
         result: the requested file; see `RESULTS` in `serve.app`.
         budget: the bytes of memory that the scan may use. If it needs more, its probabilities
             are in a temporary file in `folder`.
@@ -137,7 +137,10 @@ def _is_large(scan: CaseFiles, predictor: Predictor, budget: int) -> bool:
 
 
 def _find_single_scan(folder: Path, n_channels: int) -> CaseFiles:
-    """Return the only scan in `folder`. Raise `DatasetError` if there are none or several."""
+    """Return the only scan in `folder`, without missing channels.
+
+    Raise `DatasetError` if there are none or several.
+    """
     cases = find_scans(folder, n_channels).cases()
     if len(cases) != 1:
         raise DatasetError(f"Send one scan at a time, not {len(cases)}.")

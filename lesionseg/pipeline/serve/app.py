@@ -160,7 +160,7 @@ class _Server:
 
 
 def make_app(model: ModelProcess, cfg: ServeConfig, home: Path) -> FastAPI:
-    """Make the application.
+    """Wait until the model is loaded, and make the application.
 
     `ROUTES`, `RESULTS` and `STATUSES` describe the interface; the page `/docs` shows them.
 
@@ -214,7 +214,10 @@ async def _explain(_: Request, error: Exception) -> JSONResponse:
 
 
 def _add_pages(app: FastAPI, server: _Server) -> None:
-    """Add the page that takes a scan, the description of the interface, and `/health`."""
+    """Add the page that takes a scan, its icon, the description of the interface, and `/health`.
+
+    `/health` has the status 503 if the model has failed.
+    """
     plan = server.plan
     cfg = server.cfg
 

@@ -53,7 +53,7 @@ def server_folder() -> Iterator[Path]:
 
 
 def _make_own(folder: Path) -> None:
-    """Make the folder of this user's servers, private to the user, unless it exists.
+    """Make the folder of this user's servers, unless it exists, and make it private to the user.
 
     Other users can write into the folder for temporary files that contains it.
 

@@ -76,6 +76,9 @@ def slicer_router(
 ) -> APIRouter:
     """Make the routes for 3D Slicer. Scans are kept between requests in `KeptScans`.
 
+    The scan of a session stays for further predictions. One that is sent with the name of an image
+    is removed by its prediction, so that the name can be used again.
+
     Args:
         labels: value of each label by name.
         new_folder: a dependency of FastAPI that yields a folder for one request.
@@ -111,8 +114,6 @@ def slicer_router(
     ) -> Response:
         key = _key_of_session(session_id) if session_id else _key_of_name(request, image)
         scan = scans.find(key)
-        # A session's key is unique, so its scan is kept for further requests. A scan that is kept
-        # by its name is moved, so that the name can be used again.
         if session_id:
             scan = shutil.copytree(scan, folder / "scan", copy_function=os.link)
         else:
