@@ -67,7 +67,10 @@ class Bend:
     spacing: tuple[float, ...]
 
     def interpolate(self, positions: Sequence[Numbers]) -> Tensor:
-        """Return the displacement `[dims, *out]` float32 at a grid of positions along each axis."""
+        """Return the displacement `[dims, *out]` float32 at a grid of positions along each axis.
+
+        Positions are in voxels from the second knot.
+        """
         rows = zip(positions, self.spacing, self.knots.shape[1:], strict=True)
         weights = [torch.from_numpy(_spline_weights(x, distance, n)) for x, distance, n in rows]
         return multiply_along_axes(torch.from_numpy(self.knots), weights)

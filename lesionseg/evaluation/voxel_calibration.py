@@ -79,8 +79,9 @@ def select_voxel_calibration(
     Return None, and the reason, if it gains too little. The gain is the change of the mean Dice, in
     which voxels count as lesion if their probability is at least `extent`. Each fold of whole
     groups is measured with the fit of the remaining folds. A single group is measured with its own
-    fit. Folds whose fit has no positive slope are left out. The gain must be at least `MIN_GAIN`.
-    With fewer groups than an interval needs (`MIN_GROUPS`), the sentence states their number.
+    fit. Groups without a lesion only serve the fits. Folds whose fit has no positive slope are left
+    out. The gain must be at least `MIN_GAIN`. With fewer groups with lesions than an interval needs
+    (`MIN_GROUPS`), the sentence states their number.
 
     Args:
         counts: The voxels of each case.

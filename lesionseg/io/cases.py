@@ -39,7 +39,7 @@ def read_case(files: CaseFiles, dataset: Dataset) -> Case:
     Masks keep the values of their file, or become 1 if labels are merged. Voxels with the dataset's
     ignore label are set in `Reference.ignore` and become background. The padding of a radiograph is
     set there as well, except for lesions drawn in it. Lesions of labels that the case does not
-    annotate become background, too.
+    annotate become background, too. Missing channels are 0, see `Volume.missing`.
 
     Args:
         files: The files of the case.

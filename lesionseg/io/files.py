@@ -64,7 +64,8 @@ def output_errors(path: Path) -> Iterator[None]:
 def digest_of(*parts: str | bytes | memoryview | Path) -> str:
     """Compute the SHA-256 of the parts, one after the other, as 64 hexadecimal digits.
 
-    A text counts as UTF-8, and a path as the content of its file. The digest of one file equals
+    A text counts as UTF-8, with "?" for what cannot be encoded, and a path as the content of its
+    file. The digest of one file equals
     the output of `sha256sum`.
     """
     digest = hashlib.sha256()

@@ -420,7 +420,8 @@ def _common_grid(files: PredictionFiles, geometry: Geometry | None, *, by_image:
     """Return the grid of a case and check that all masks are on it.
 
     It is the given grid or, if this is None, that of the first mask. A picture states no position,
-    so only its shape is checked. Its pixel size is that of the scan.
+    so only its shape is checked. Its pixel size is that of the scan. With `by_image`, grids of
+    equal shape and spacing count as equal, see `GridPair.is_same`.
 
     Raises:
         GeometryError: A mask is on another grid.

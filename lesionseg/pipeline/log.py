@@ -271,7 +271,7 @@ class LateLog(MemoryHandler):
         return self.target is not None
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file. Records that still wait for it are lost."""
         target = self.target
         super().close()
         if target is not None:

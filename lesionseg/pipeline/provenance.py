@@ -47,7 +47,8 @@ def scores_provenance(settings: Mapping[str, Any], dataset: Dataset | None) -> d
 def training_provenance(cfg: TrainConfig, survey: "Survey") -> dict[str, Any]:
     """Return the provenance of scores, and git commit, packages, machine, seed and digest of files.
 
-    `git_commit` ends in `+` if files were changed. It is None without a repository. Packages that
+    `git_commit` is that of lesionseg's clone, ends in `+` if files were changed, and is None if
+    lesionseg was installed without its repository. Packages that
     are not installed are left out.
     """
     import torch

@@ -215,6 +215,8 @@ def _leaves(config: Mapping[str, Any]) -> dict[str, Any]:
 def save_config(run_dir: Path, config: Mapping[str, Any]) -> None:
     """Write the configuration into the run directory, which belongs to it from then on.
 
+    It replaces one that differs only in settings that may change, see `check_config`.
+
     Raises:
         ConfigError: if the directory belongs to another configuration.
         OutputError: if it cannot be made.

@@ -530,7 +530,8 @@ def _draw_validation(
     Groups are sorted by their number of lesions and divided into equal blocks. One group of each
     block is drawn at random. If two groups have lesions, training and validation both get one,
     because training and the choice of an operating point need lesions. If there are several labels,
-    `hold_each_label` exchanges or adds groups. A single case is not drawn, and a warning is logged.
+    `hold_each_label` exchanges or adds groups. The cases of a single group are drawn like groups. A
+    single case is not drawn, and a warning is logged.
     """
     if len(pool) < 2:
         logger.warning("There is only one labelled case, so there is no validation.")

@@ -244,10 +244,10 @@ def _read_colours(files: CaseFiles) -> NDArray[Any] | None:
 
 
 def _reference_mask(reference: Reference | None, geometry: Geometry) -> Flags | None:
-    """Return a mask of all lesions; None without a reference.
+    """Return a mask of all lesions except ignored ones; None without a reference.
 
     Raises:
-        GeometryError: if the reference is not on the grid `geometry` of its image.
+        GeometryError: if shape or spacing of the reference are not those of its image.
     """
     if reference is None:
         return None

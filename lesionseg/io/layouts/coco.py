@@ -289,7 +289,8 @@ def _find_labels(
 ) -> tuple[dict[int, str], dict[str, int], list[Finding]]:
     """Return the name of each label, the label of each category id, and a finding on equal names.
 
-    Raise `DatasetError` if files give one id two names.
+    Labels are 1, 2, … in the order of the ids. A category without a name is called by its id, and
+    equal names are numbered ("nodule (2)"). Raise `DatasetError` if files give one id two names.
     """
     names: dict[int, str] = {}
     used: set[str] = set()

@@ -205,7 +205,10 @@ def _read_row(root: Path, entry: _Entry, role: Role | None, where: str) -> Row:
 
 
 def _read_lesion(box: list[float], label: int, where: str) -> StatedLesion:
-    """Return the lesion of a box. Raise `DatasetError` unless it has 4 or 6 numbers."""
+    """Return the lesion of a box. Raise `DatasetError` unless it has 4 or 6 numbers.
+
+    Four are x0, y0, x1, y1 in pixels; six are centre and size in millimetres (x, y, z).
+    """
     if len(box) == 4:
         x0, y0, x1, y1 = box
         return StatedLesion(label, (y0, x0, y1, x1), where=where)

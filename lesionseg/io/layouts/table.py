@@ -345,8 +345,9 @@ def _check_lesion(
 ) -> None:
     """Raise `DatasetError` if a lesion does not fit its case.
 
-    It is no plain box although several readers marked the case, it has no value in the mask of the
-    case, or it has a label that is not annotated in the case.
+    It is no plain box although several readers marked the case; it states no value in the mask of
+    the case, though a single reader marked it and it is not ignored; or its label is not annotated
+    in the case.
     """
     where = f"{lesion.where}: " if lesion.where else ""
     if has_several_readers and (lesion.is_ignored or not lesion.box):
@@ -426,7 +427,8 @@ def column_findings(
 ) -> list[Finding]:
     """Return a finding for each unknown column that is probably meant to be a known column.
 
-    Its name is similar, or other programs use it. A known column that is present is not suggested.
+    Its name is similar, or other programs use it. A known column that is present is not suggested,
+    nor `reference` next to `instances`.
 
     Args:
         path: The table.

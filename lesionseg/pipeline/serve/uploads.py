@@ -98,8 +98,8 @@ def store(
 
     The files get new names. Only the suffixes of the sent names are used, and the order of the
     channels (see `_sort_channels`). Files without the suffix of an image may be DICOM slices, but
-    not if another file is an image of another format. Texts next to images, such as the JSON files
-    of dcm2niix, and the index of a DICOM CD are left out.
+    not if another file is an image of another format. A file without a name counts as NIfTI. Texts
+    next to images, such as the JSON files of dcm2niix, and the index of a DICOM CD are left out.
 
     Args:
         files: the files of the form.
