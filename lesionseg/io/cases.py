@@ -288,6 +288,12 @@ def check_dims(path: Path, geometry: Geometry, dims: int) -> None:
         )
 
 
+def read_finite(path: Path) -> Volume:
+    """Read an image file with NaN as background, see `finite_values`."""
+    volume = read_volume(path)
+    return replace(volume, array=finite_values(path, volume.array, nan_background=True))
+
+
 def finite_values(path: Path, stored: NDArray[Any], *, nan_background: bool) -> NDArray[Any]:
     """Return the channels of a file, floating-point ones as float32.
 

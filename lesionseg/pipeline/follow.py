@@ -55,6 +55,7 @@ from lesionseg.evaluation.change import (
 )
 from lesionseg.evaluation.scores import SCORES_FILE, write_scores
 from lesionseg.io.case_file import CaseRow
+from lesionseg.io.cases import read_finite
 from lesionseg.io.change_report import ChangeReport
 from lesionseg.io.dicom.results import require_highdicom
 from lesionseg.io.grids import GridPair
@@ -67,7 +68,7 @@ from lesionseg.io.predictions import (
 )
 from lesionseg.io.scans import find_scans
 from lesionseg.io.text import write_csv
-from lesionseg.io.volumes import is_dicom_image, read_geometry, read_volume
+from lesionseg.io.volumes import is_dicom_image, read_geometry
 from lesionseg.pipeline.log import Advance, align_columns, bar, command_line
 from lesionseg.pipeline.outcome import Outcome
 from lesionseg.pipeline.output_lock import hold_lock
@@ -662,7 +663,7 @@ def open_pair(
                 f"Case {later.case} has no scan to register with. Give before_images= and "
                 "after_images=, named by case, or register=headers."
             )
-        alignment = register_rigid(read_volume(later.image), read_volume(earlier.image))
+        alignment = register_rigid(read_finite(later.image), read_finite(earlier.image))
         if alignment.foreground_dice < MIN_FOREGROUND_DICE:
             raise GeometryError(
                 f"Case {later.case}: the registration is poor (Dice of foregrounds "

@@ -20,9 +20,9 @@ from lesionseg.evaluation.change import (
     VisitPair,
     count_states,
 )
+from lesionseg.io.cases import read_finite
 from lesionseg.io.change_report import ChangeReport
 from lesionseg.io.text import write_text
-from lesionseg.io.volumes import read_volume
 from lesionseg.ops.resample import resample_to
 from lesionseg.reporting.charts import ACCENT, FOUND, OTHER, Chart, new_figure
 from lesionseg.reporting.images import Scene
@@ -129,7 +129,7 @@ def _read_on_grid(
     from that of its mask. `matrix` is the affine from the RAS mm of the volume to those of
     `target`, or None if both have the same coordinates.
     """
-    volume = read_volume(path)
+    volume = read_finite(path)
     array = volume.array[:1]
     grid = mask_grid
     if volume.geometry.dims == 3:

@@ -24,7 +24,7 @@ from lesionseg.errors import DatasetError, GeometryError, ReadError, join_names
 from lesionseg.evaluation.scores import Provenance
 from lesionseg.inference.nnunet.outputs import open_prediction
 from lesionseg.io.case_ids import split_channel
-from lesionseg.io.cases import finite_values, read_case
+from lesionseg.io.cases import read_case, read_finite
 from lesionseg.io.channels import is_colour
 from lesionseg.io.grids import GridPair
 from lesionseg.io.layouts import list_dataset
@@ -32,7 +32,6 @@ from lesionseg.io.layouts.table import ReadingRules
 from lesionseg.io.predictions import PredictionFiles, list_predictions
 from lesionseg.io.references import References, open_reference
 from lesionseg.io.scans import find_scans
-from lesionseg.io.volumes import read_volume
 from lesionseg.ops.components import lesion_mask
 
 _log = logging.getLogger(__name__)
@@ -144,9 +143,7 @@ class Sources:
         """
         files = self._find_files(case)
         if self._images is None:
-            volume = read_volume(files.images[0])
-            array = finite_values(files.images[0], volume.array, nan_background=True)
-            found = Case(case, replace(volume, array=array))
+            found = Case(case, read_finite(files.images[0]))
         else:
             found = read_case(files, self._images)
         geometry = found.image.geometry
@@ -239,7 +236,7 @@ def _read_colours(files: CaseFiles) -> NDArray[Any] | None:
     """
     if not is_colour(files, n_channels=3):
         return None
-    array = read_volume(files.images[0]).array
+    array = read_finite(files.images[0]).array
     return array if len(array) == 3 else None
 
 

@@ -20,6 +20,7 @@ from lesionseg.pipeline.follow import FollowOutcome, visits_of_folders
 from lesionseg.reporting.follow_page import (
     _find_visit_of_candidates,
     _lesions_to_outline,
+    _read_on_grid,
     write_change_report,
 )
 from tests.commands import follow
@@ -198,6 +199,21 @@ def test_scans_with_contradicting_headers_are_registered_and_drawn(tmp_path):
     assert "simulated_000" not in page
     follow_folders(tmp_path, has_images=True, register="headers", identifiers=True)
     assert "simulated_000" in page_of(tmp_path)
+
+
+def test_scans_with_nan_around_the_head_are_registered_and_drawn(tmp_path):
+    settings = VisitSettings(shape=(24, 40, 40), spacing_mm=(2, 2, 2))
+    write_visit_phantoms(tmp_path, 1, settings, seed=4)
+    for visit in ("before", "after"):
+        path = tmp_path / f"{visit}_images" / "simulated_000.nii.gz"
+        volume = read_volume(path)
+        array = volume.array[0].astype(np.float32)
+        write_array(path, np.where(array > 30, array, np.nan), volume.geometry)
+    follow_folders(tmp_path, has_images=True, register="rigid")
+    (pair,) = pairs_of(tmp_path).values()
+    assert float(pair["foreground_dice"]) > 0.9
+    grid = volume.geometry
+    assert _read_on_grid(path, grid, None, grid).min() == 0  # NaN would make the picture black
 
 
 def test_a_poor_registration_is_refused(tmp_path):
