@@ -54,6 +54,8 @@ def find_subgroups(
 ) -> Iterator[tuple[str, Tables]]:
     """Yield the name of every subgroup of cases with its tables, then those of each zone.
 
+    If there are lesions, but none states a zone, the zones of the candidates are left out.
+
     Args:
         tables: The evaluated cases.
         columns: The cells of a table by case and column.
@@ -68,7 +70,10 @@ def find_subgroups(
     for name in by:
         for value, chosen in divide_by(cases, columns, name).items():
             yield f"{name}: {value}", tables.of_cases(chosen)
-    zones = {*tables.lesions["zone"], *tables.candidates["zone"]} - {""}
+    zones_of_lesions = {*tables.lesions["zone"]}
+    if zones_of_lesions == {""}:  # evaluated without `zones=`; `predict` may have had it
+        return
+    zones = (zones_of_lesions | {*tables.candidates["zone"]}) - {""}
     for zone in sorted(zones, key=numbers_first):
         yield f"{ZONE}: {zone}", tables.of_zone(zone)
 

@@ -368,6 +368,15 @@ def test_subgroups_of_numbers_are_in_ascending_order():
     assert zones == ["zone: 9", "zone: 10"]
 
 
+@pytest.mark.parametrize(("zone", "expected"), [("back", ["zone: back", "zone: front"]), ("", [])])
+def test_zones_of_candidates_count_only_if_lesions_have_zones(zone, expected):
+    one = next(r for r in make_results() if r.lesions and r.candidates)
+    lesions = [replace(lesion, zone=zone) for lesion in one.lesions]
+    candidates = [replace(candidate, zone="front") for candidate in one.candidates]
+    tables = tables_of([replace(one, lesions=(*lesions,), candidates=(*candidates,))])
+    assert [name for name, _ in find_subgroups(tables, {})] == expected
+
+
 def test_slice_spacings_are_subgroups_without_a_table():
     spacings = [1.0] * 6 + [5.0] * 6
     results = [
