@@ -229,7 +229,7 @@ class PredictionIndex:
         now = perf_counter()
         self._next_write = now + (now - begin) / _WRITE_SHARE
 
-    close = write
+    close = write  # for `closing`
 
 
 def _result_of(cells: Mapping[str, Any]) -> tuple[str, ...]:

@@ -188,8 +188,8 @@ def fill_holes(mask: Flags) -> Flags:
 def normalise(channel: NDArray[np.float32], scheme: NnunetNormalisation, inside: Flags) -> None:
     """Normalise a cropped channel `[z, y, x]` in place, unless the scheme is "NoNormalization".
 
-    Of the schemes, only the z-score uses a mask: it then takes the mean and the standard deviation
-    of the voxels in `inside`, and changes only these.
+    Only the z-score uses a mask: it then takes the mean and the standard deviation of the voxels in
+    `inside`, and changes only these.
     """
     if scheme.scheme == "ZScoreNormalization":
         values = channel[inside] if scheme.use_mask else channel
