@@ -179,7 +179,7 @@ def find_changes(
     A merger or split needs several lesions at one visit. Pieces do not count for it: lesions that
     are smaller than their grid error, or than `rule.overlap` of the largest lesion.
 
-    Of each visit, only the accepted candidates of a group count, or all if none is accepted. A
+    Only the accepted candidates of a group at a visit count, or all if none is accepted. A
     group without an accepted candidate at either visit is left out, and so is a lesion without a
     partner outside the other visit's field of view. The scores of new lesions are not set.
     """

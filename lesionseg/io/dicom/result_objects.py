@@ -96,7 +96,7 @@ def read_source(path: Path, prediction: Prediction) -> ResultSource:
     Raises:
         ReadError: The scan cannot be read.
         GeometryError: The slices do not form an even stack, or the prediction is on another grid.
-            Of the grid of a radiograph, only the shape counts.
+            Only the shape of a radiograph's grid counts.
     """
     radiograph = radiograph_file(path)
     if radiograph is None:
