@@ -195,15 +195,16 @@ class Match:
 def match(reference: Reference, prediction: Prediction, criterion: Criterion) -> Match:
     """Link each lesion to the candidates that may find it. Both files must be on the same grid.
 
+    Which lesions are found is decided later, for the accepted candidates (`decide_outcomes`).
+
     Usually a candidate finds only lesions of its own label. If several candidates may find a lesion
     together (`jointly`) and the case has several labels, labels are pooled: a candidate may find
     any lesion.
 
     Returns:
         The lesions, the candidates with their scores, their overlaps, and the links under the
-        criterion and under each of `SECONDARY_CRITERIA`. The links hold for any operating point:
-        `Match.decide_outcomes` decides which lesions are found. If labels are pooled,
-        `within_labels` is the match without pooling.
+        criterion and under each of `SECONDARY_CRITERIA`. If labels are pooled, `within_labels` is
+        the match without pooling.
     """
     lesions = lesions_of(reference)
     candidates = candidates_of(prediction, reference.ignore)  # without voxels in this region

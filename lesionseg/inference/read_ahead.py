@@ -94,7 +94,8 @@ def predict_volumes(
 ) -> Generator[R]:
     """Apply `use` to each prediction and yield the results in the order of `cases`.
 
-    If a step fails for a case, its error is raised after the results of the cases before it.
+    The validation of a training uses this function, and `predict` its own `predict_cases`. If a
+    step fails for a case, its error is raised after the results of the cases before it.
 
     Args:
         predictor: the predictor. Its setting `max_memory_gb` limits the memory of the cases that

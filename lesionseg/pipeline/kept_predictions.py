@@ -12,7 +12,7 @@ from lesionseg.core.finding import finding_of
 from lesionseg.errors import CASE_ERRORS, ConflictError
 from lesionseg.evaluation.label_names import LabelNumbers
 from lesionseg.inference.decision import accept
-from lesionseg.inference.nnunet.outputs import open_prediction
+from lesionseg.inference.open_prediction import open_prediction
 from lesionseg.io.case_file import CaseRow
 from lesionseg.io.prediction_folder import PredictionFolder
 from lesionseg.io.predictions import (

@@ -22,7 +22,7 @@ from lesionseg.evaluation import (
 )
 from lesionseg.evaluation.label_names import LabelNumbers
 from lesionseg.evaluation.regrid import resample_prediction
-from lesionseg.inference.nnunet.outputs import open_prediction
+from lesionseg.inference.open_prediction import open_prediction
 from lesionseg.io.grids import GridPair
 from lesionseg.io.predictions import PredictionFiles
 from lesionseg.io.references import open_reference

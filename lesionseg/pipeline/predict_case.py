@@ -326,7 +326,7 @@ class CaseWork:
             LesionsegError: if a file cannot be written.
         """
         with self.results.write_case(item.case) as new_files:
-            prediction = self._decide(item.case, inferred, new_files)
+            prediction = self._find_candidates(item.case, inferred, new_files)
             zone_names, prediction = self._assign_zones(item.case, inferred, prediction)
             message = self._write_dicom(item, prediction, new_files)
             image = item.scan.files.images[0]
@@ -360,7 +360,7 @@ class CaseWork:
             "amounts": amounts,
         }
 
-    def _decide(self, case: str, inferred: Inferred, new_files: Path) -> Prediction:
+    def _find_candidates(self, case: str, inferred: Inferred, new_files: Path) -> Prediction:
         """Return the prediction. Write its probabilities if the settings say so.
 
         `new_files` is the folder of the case's files until they are complete.

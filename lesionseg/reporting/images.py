@@ -22,7 +22,7 @@ from lesionseg.core.arrays import Flags
 from lesionseg.core.lesions import box_slices
 from lesionseg.errors import DatasetError, GeometryError, ReadError, join_names
 from lesionseg.evaluation.scores import Provenance
-from lesionseg.inference.nnunet.outputs import open_prediction
+from lesionseg.inference.open_prediction import open_prediction
 from lesionseg.io.case_ids import split_channel
 from lesionseg.io.cases import read_case, read_finite
 from lesionseg.io.channels import is_colour

@@ -11,7 +11,7 @@ import torch
 from lesionseg.core import Geometry, Labels, Volume
 from lesionseg.errors import ConfigError, OutputError
 from lesionseg.inference.bundle import bundle_plan, bundle_selection, read_bundle, write_bundle
-from lesionseg.inference.nnunet.outputs import open_prediction
+from lesionseg.inference.open_prediction import open_prediction
 from lesionseg.inference.predictor import Predictor
 from lesionseg.inference.probabilities import label_probabilities
 from lesionseg.io.layouts.nnunet import read_nnunet_labels

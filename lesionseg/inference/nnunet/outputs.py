@@ -88,35 +88,6 @@ class _Voxels:
     values: NDArray[np.float32]
 
 
-def open_prediction(
-    files: PredictionFiles,
-    *,
-    geometry: Geometry | None = None,
-    binary: bool = False,
-    by_image: bool = False,
-) -> Prediction:
-    """Read a predicted case, from candidate files, nnU-Net's probabilities or masks.
-
-    Candidate files have priority, because they contain the candidates already. Labels of a mask
-    have names if nnU-Net's `dataset.json` is next to it.
-
-    Args:
-        files: the files of the case.
-        geometry: grid of the scan. None is the grid of the prediction.
-        binary: True if all values of a mask without probabilities are one label.
-        by_image: True if grids of equal shape and spacing are the same.
-
-    Raises:
-        LesionsegError: see `io.predictions.read_prediction` and `read_probabilities`.
-    """
-    if files.probabilities is None or files.candidates is not None:
-        found = files.read(geometry=geometry, binary=binary, by_image=by_image)
-        if files.mask is None or files.candidates is not None or binary:
-            return found
-        return _with_names(found, files.read_nnunet_labels())
-    return read_probabilities(files, geometry=geometry, by_image=by_image)
-
-
 def read_probabilities(
     files: PredictionFiles, *, geometry: Geometry | None = None, by_image: bool = False
 ) -> Prediction:
@@ -165,10 +136,10 @@ def read_probabilities(
     found = find_by_rule(channels, grid, NNUNET_RULE, labels, files.case, DEFAULT_POINT.score)
     if found.n_left_out:
         _log.warning("Case %s: %s", files.case, found.left_out_note)
-    return accept(_with_names(found, stated), DEFAULT_POINT)
+    return accept(with_nnunet_names(found, stated), DEFAULT_POINT)
 
 
-def _with_names(prediction: Prediction, labels: Labels | None) -> Prediction:
+def with_nnunet_names(prediction: Prediction, labels: Labels | None) -> Prediction:
     """Return the prediction with the names of its labels.
 
     It is unchanged if the labels are regions or None, or if a candidate has another label.

@@ -11,10 +11,10 @@ from lesionseg.errors import ContentError, GeometryError, ReadError
 from lesionseg.inference.candidates import find_candidates
 from lesionseg.inference.nnunet.outputs import (
     NNUNET_RULE,
-    open_prediction,
     rank_sure,
     read_probabilities,
 )
+from lesionseg.inference.open_prediction import open_prediction
 from lesionseg.io.predictions import find_predictions
 from lesionseg.io.text import write_json
 from tests.inference.nnunet.probability_files import (
