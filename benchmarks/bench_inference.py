@@ -34,7 +34,7 @@ from lesionseg.inference.predictor import Predictor
 from lesionseg.io.prediction_folder import PredictionFolder
 from lesionseg.io.volumes import write_volume
 from lesionseg.models.build import build_network
-from lesionseg.pipeline.predict import find_cases
+from lesionseg.pipeline.predict import find_input_scans
 from lesionseg.pipeline.predict_case import CaseWork, make_predictor, predict_cases
 from lesionseg.plan.plan import Architecture, Normalisation, Plan
 
@@ -212,7 +212,7 @@ def predict_folder(name: str, folder: Path, device: str = "cpu") -> dict[str, An
         device=device,
     )
     predictor = make_predictor(cfg)
-    scans = find_cases(folder / "in", output, predictor.plan, cfg.series).scans
+    scans = find_input_scans(folder / "in", output, predictor.plan, cfg.series).scans
     _warm_up(predictor)
     spent = [0.0]
     for network in predictor.window.networks:

@@ -957,9 +957,9 @@ def settings_of(
     Args:
         command: the name of the command.
         values: the chosen values by dotted key (`{"trainer.max_steps": 9}`) or as a section
-            (`{"trainer": {"max_steps": 9}}`), and options by group (`{"loss": "focal"}`). The
-            remaining settings have their defaults. Numbers and arrays may be those of numpy.
-        composed: plain settings to change; None for the defaults with the options in `values`.
+            (`{"trainer": {"max_steps": 9}}`). Without `composed`, also options by group
+            (`{"loss": "focal"}`). Numbers and arrays may be those of numpy.
+        composed: all settings, of which `values` changes some; None for the defaults.
 
     Raises:
         ConfigError: if a key is unknown (the message names the nearest), required and missing, or
@@ -969,7 +969,7 @@ def settings_of(
     if composed is None:
         choices = chosen_options(command, values)
         composed = defaults(command, choices)
-    given: dict[str, Any] = {}  # merged first, so that the order of `values` has no effect
+    given: dict[str, Any] = {}  # merged first, so that no section replaces a key before it
     for key, value in values.items():
         if key not in choices:
             given = _merge(given, _nest(key.split("."), _to_plain(value)))

@@ -501,8 +501,9 @@ class _ChestSpace:
 
 
 def _draw_chest(rng: Generator, grid: Grid) -> tuple[Field, Field]:
-    """Draw the Hounsfield units of a chest that fills the grid, and the share of lung with vessels.
+    """Draw a chest that fills the grid: its Hounsfield units, and the share of lung in each voxel.
 
+    Vessels in the lungs count as lung.
     The chest has a torso, two lungs and a heart (`_ChestSpace`). Ribs, spine and vessels have fixed
     sizes in mm.
     """

@@ -12,7 +12,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 import lesionseg
 from lesionseg.cli import COMMANDS, compose, main, run
-from lesionseg.cli.compose import compose_plain, options_of_groups
+from lesionseg.cli.compose import compose_plain, options_of_groups, override_list
 from lesionseg.cli.help import examples, setting_lines
 from lesionseg.config import InferenceConfig, TrainConfig, files_of, keys
 from lesionseg.errors import ConfigError, DatasetError, LesionsegError, require_one_of
@@ -97,6 +97,11 @@ def test_message_of_a_mistyped_override_proposes_the_nearest(override, nearest):
 def test_override_that_hydra_cannot_use_is_an_error(override, reason):
     with pytest.raises(ConfigError, match=reason):
         compose_with_required("train", override)
+
+
+def test_key_of_an_open_section_can_be_added_and_removed():
+    added = ["model.network.depth=3", "~trainer.lightning.benchmark"]
+    assert override_list("train", added) == ["++model.network.depth=3", added[1]]
 
 
 def test_no_experiment_is_the_default():

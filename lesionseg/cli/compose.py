@@ -101,9 +101,15 @@ def compose_plain(command: str, argv: Sequence[str]) -> dict[str, Any]:
 def override_list(command: str, argv: Sequence[str], *, sweeps: bool = False) -> list[str]:
     """Check the keys and options of overrides. Return them in the form that Hydra can read.
 
-    Texts are quoted. A key of `OPEN_SECTIONS`, or one that is given as `+section.key`, gets `++`.
-    `experiment=null`, the default, is left out. With `sweeps`, a value may be the list `a,b` of a
-    multirun.
+    Texts are quoted. With `sweeps`, a value may be the list `a,b` of a multirun. An override begins
+
+    - with `~` if it does in `argv`, which removes a key,
+    - with `++` (add or replace) if its keys are not known here: in `OPEN_SECTIONS`, in `loss` with
+      `loss=custom`, and for `+section.key`, which pydantic checks later,
+    - with `+` if it is an option of a group and does in `argv`,
+    - otherwise with its key.
+
+    `experiment=null`, the default, is left out.
 
     Raises:
         ConfigError: if an argument is not an override, or a key or an option of a group is unknown;
@@ -133,14 +139,15 @@ def override_list(command: str, argv: Sequence[str], *, sweeps: bool = False) ->
     result = []
     for override in overrides:
         key = key_of(override)
-        adds_key = override.startswith("+") and "." in key  # pydantic checks the new key
+        adds_key = override.startswith("+") and "." in key
         is_known = key in known or key.startswith("hydra")
-        removes_key = override.startswith("~")
-        if key.startswith(open_sections) or adds_key:
-            result.append("++" + override.lstrip("+"))  # Hydra: add the key or replace its value
+        if override.startswith("~"):
+            result.append(override)
+        elif key.startswith(open_sections) or adds_key:
+            result.append("++" + override.lstrip("+"))
         elif key in options:
             result.append(override)
-        elif is_known or removes_key:
+        elif is_known:
             result.append(override.lstrip("+"))
         else:
             settings = [name for name, node in dotted_items(composed) if not isinstance(node, dict)]

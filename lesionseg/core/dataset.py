@@ -75,8 +75,8 @@ class CaseFiles:
     def pixel_mm(self) -> float | None:
         """Pixel size in millimetres of images that state none, from the manifest column `pixel_mm`.
 
-        These are PNG and JPEG images, and some DICOM radiographs. None if the column is absent or
-        empty. Raises `DatasetError` for a value that is not a positive number.
+        These are PNG, JPEG, BMP and TIFF images, and some DICOM radiographs. None if the column is
+        absent or empty. Raises `DatasetError` for a value that is not a positive finite number.
         """
         text = self.columns.get("pixel_mm", "")
         try:

@@ -67,14 +67,15 @@ def box_slices(box: Sequence[float] | NDArray[Any], dims: int) -> tuple[slice, .
 def centre_slices(box: Sequence[float] | NDArray[Any], dims: int) -> tuple[slice, ...]:
     """Return slices of the voxels whose centres are inside a box. Negative indices are cut off.
 
-    Unlike those of `box_slices`, they are as large as the box on average. Along an axis on which
-    the box contains no centre, they contain the voxel at the middle of the box.
+    `box` has all starts, then all stops; voxel i covers [i, i + 1). Unlike the slices of
+    `box_slices`, these are as large as the box on average. Along an axis on which the box contains
+    no centre, they contain the voxel at the middle of the box.
 
     >>> centre_slices((0.4, 2.6, 3.4, 2.9), 2)
     (slice(0, 3, None), slice(2, 3, None))
     """
     ends = np.asarray(box, dtype=np.float64)
-    start = np.ceil(ends[:dims] - 0.5)  # voxel i has its centre at i + 0.5
+    start = np.ceil(ends[:dims] - 0.5)  # i + 0.5 is the centre of voxel i
     stop = np.ceil(ends[dims:] - 0.5)
     is_between = stop <= start
     start = np.where(is_between, np.floor((ends[:dims] + ends[dims:]) / 2), start)

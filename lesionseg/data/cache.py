@@ -237,9 +237,9 @@ def _read_layout(path: Path, modified_ns: int, size: int) -> _ArrayLayout:
     """Read the header of a .npy file. Raise `ValueError` if the cache cannot have written it.
 
     The result is kept, because parsing takes longer than reading a tile. `modified_ns` is part of
-    the key. The header must fit `size`, the bytes of the file. NumPy parses headers with `ast`,
-    which sometimes fails in threads on Python 3.11.7 (CPython issue 106905: "AST constructor
-    recursion depth mismatch").
+    the key of the kept results. The header must fit `size`, the bytes of the file. A regular
+    expression parses it, because NumPy uses `ast`, which sometimes fails in threads on Python
+    3.11.7 (CPython issue 106905: "AST constructor recursion depth mismatch").
     """
     with path.open("rb") as stream:
         header = _HEADER.match(stream.read(_LONGEST_HEADER))

@@ -241,9 +241,9 @@ def _run(chain: "Compose", item: TileItem, where: str) -> TileItem:
 
 @contextmanager
 def _seed_globally(seed: int) -> Iterator[None]:
-    """Seed the global generators of the process, and restore them afterwards.
+    """Seed the global generators of the processor in this process, and restore them afterwards.
 
-    Some libraries have no generator of their own.
+    Some libraries have no generator of their own. Generators of a GPU are left as they are.
     """
     python = random.getstate()
     numpy = np.random.get_state()  # noqa: NPY002  (other libraries use it)

@@ -75,7 +75,8 @@ def compare(
         seed: Seed of the bootstrap and of the permutation test.
 
     Returns:
-        The differences by name. The primary one is `recall_at_1`, or `lesion_f1` without scores.
+        The differences by name. The primary one is `recall_at_1`, or `lesion_f1` unless both have
+        scores.
         The others also have a p-value corrected for their number (Holm 1979).
 
     Raises:
@@ -84,13 +85,14 @@ def compare(
     cases = one.cases["case"].tolist()
     if cases != other.cases["case"].tolist():
         unpaired = sorted(set(cases) ^ set(other.cases["case"]))
+        difference = f"different cases: {', '.join(unpaired[:5])}"
         raise DatasetError(
-            f"The two models have different cases: {', '.join(unpaired[:5])}. "
-            "Evaluate both on the same cases."
+            f"The two models have {difference if unpaired else 'another order of the same cases'}. "
+            "Evaluate both on the same cases, in the same order."
         )
     draws = draw_groups(len(one.groups), replicates, np.random.default_rng(seed))
     has_scores = one.has_scores and other.has_scores
-    # an upper bound of the length of the arrays in a statistic; at least 1, because it is a divisor
+    # about the length of the arrays in a statistic; at least 1, because it is a divisor
     items = 1 + sum(len(x.lesions) + len(x.candidates) for x in (one, other))
     found = {}
     for name, (statistic, support) in _find_statistics(one, other, fp_per_case).items():

@@ -582,9 +582,9 @@ def _scorable_regions(
 ) -> dict[str, tuple[int, ...]]:
     """Return the mask values of the regions that are scored separately, by their names.
 
-    There are none if the labels are not regions. There are none either for boxes and bare masks,
-    because these do not say which region a voxel belongs to. A missing prediction misses the
-    lesions of all regions.
+    There are none if the labels are not regions. There are none either for boxes and for masks
+    without region values, because these do not say which region a voxel belongs to. Without a
+    prediction, all regions are returned, and all of their lesions are missed.
     """
     if labels is None or not labels.regions:
         return {}
@@ -667,15 +667,17 @@ def _cut_reference(reference: Reference, values: Sequence[int]) -> Reference:
     )
 
 
-def _cut_prediction(prediction: Prediction | None, values: Sequence[int]) -> Prediction | None:
-    """Cut the candidates to the mask values of a region, and leave out those without such voxels.
+def _cut_prediction(
+    prediction: Prediction | None, region_values: Sequence[int]
+) -> Prediction | None:
+    """Cut the mask to the values of a region, and leave out candidates without such voxels.
 
-    The candidates get one label. Return None if there is no prediction, or if it has no masks with
-    values.
+    The remaining candidates get one label, and keep their scores, boxes and sizes. Return None if
+    there is no prediction, or if it does not state the region of each voxel.
     """
     if prediction is None or prediction.values is None or prediction.instances is None:
         return None
-    inside = np.isin(prediction.values, values)
+    inside = np.isin(prediction.values, region_values)
     instances = np.where(inside, prediction.instances, 0)
     present = set(np.unique(instances).tolist())
     kept = tuple(c for c in prediction.with_one_label().candidates if c.id in present)

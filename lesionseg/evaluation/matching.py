@@ -165,9 +165,10 @@ class Match:
         Returns:
             The row of the candidate that finds each lesion `[lesions]`, −1 for a missed lesion, and
             the outcome of each candidate `[n]`: true_positive, false_positive, ignored or
-            not_accepted. An accepted candidate is ignored if it is located in the ignored region,
-            or if it may find a lesion but finds none. Such a candidate is a true positive for the
-            assignment `jointly`, and a false positive for `largest_sum`.
+            not_accepted. An accepted candidate is a true positive if it finds a lesion or, for the
+            assignment `jointly`, if it may find one. Otherwise it is ignored if most of it is in
+            the ignored region or, except for `largest_sum`, if it may find a lesion. The remaining
+            ones are false positives.
         """
         links = self.links[rule or self.criterion]
         found = np.zeros(len(self.lesions), dtype=np.bool_)
@@ -288,10 +289,13 @@ def find_links(
     """Find the links of a case under a criterion.
 
     Candidate and lesion of a link have the same label, except under the coverage rule: it uses all
-    pairs in `overlaps`, from which the caller may have removed pairs of different labels.
-    Candidates that are `lost` `[n]` have no links. The weight of a link is the covered share of the
-    lesion, the IoU (for the assignment `largest_sum` the Dice), or a number that decreases with the
-    distance of the centres.
+    pairs in `overlaps`, from which the caller may have removed pairs of different labels. The
+    caller removes the pairs of candidates that are `lost` `[n]`. The measure `centre` pairs every
+    other candidate with every lesion, also without an overlap.
+
+    The weight of a link is the covered share of the lesion (measure `coverage`), the IoU or, for
+    the assignment `largest_sum`, the Dice (`iou`), or a number that decreases with the distance of
+    the centres (`centre`).
     """
     candidate = overlaps.candidate
     lesion = overlaps.lesion

@@ -467,14 +467,14 @@ class Summary:
         """Compute the numbers of each region or, without regions, of each label.
 
         Labels are those in `labels`, by value and name, and those of lesions and candidates.
-        Regions need their mask values in every prediction. Boxes and masks of other programs state
-        none, so the union of all regions then counts as the only label.
+        Regions need their mask values in every prediction, which boxes and masks of other programs
+        do not have. Labels are then used, and the lesions of regions all have the same one.
         """
         tables = self.tables
         parts = {name: tables.of_region(name) for name in tables.regions}
         predicted = tables.cases["case"][tables.is_predicted]
-        has_regions = {case for part in parts.values() for case in part.cases["case"]}
-        if not parts or not has_regions.issuperset(predicted):
+        cases_with_regions = {case for part in parts.values() for case in part.cases["case"]}
+        if not parts or not cases_with_regions.issuperset(predicted):
             values = {*labels, *tables.lesions["label"], *tables.candidates["label"]}
             parts = {labels.get(x, str(x)): tables.of_label(x) for x in sorted(values)}
         rows: list[Estimate] = []

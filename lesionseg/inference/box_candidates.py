@@ -116,7 +116,8 @@ class BoxCollector:
     ) -> None:
         """Add the boxes of the `MOST_ANCHORS` highest scores of each tile in a batch.
 
-        They stay on the device until `gather`.
+        An anchor has a score for each label, and each counts. The boxes stay on the device until
+        `gather`.
 
         Args:
             output: the network's output. It may have more rows than `tiles`; these are ignored.
@@ -125,7 +126,7 @@ class BoxCollector:
             reading: the number of the reading, below `n_readings`.
         """
         n = len(tiles)
-        probabilities = box_scores(output.class_logits[:n].float(), self.plan)
+        probabilities = box_scores(output.class_logits[:n].float(), self.plan)  # [n, anchors, K]
         flat = probabilities.flatten(1)
         is_nan = flat.isnan().any(1)  # reported by `gather`, because reading it waits for a GPU
         flat = flat.nan_to_num(nan=0.0)  # topk treats NaN as the highest
@@ -359,18 +360,18 @@ def _number(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
     return tuple(replace(c, id=i) for i, c in enumerate(candidates, start=1))
 
 
-def _partners(voxels: Sequence[Candidate], boxes: Sequence[Candidate]) -> dict[int, int]:
-    """Pair candidates from voxels with boxes of their label by IoU ≥ 0.1, the largest first.
+def _partners(from_voxels: Sequence[Candidate], from_boxes: Sequence[Candidate]) -> dict[int, int]:
+    """Pair candidates from voxels with those from boxes, of the same label, the best pair first.
 
-    Return the index of the box for the index of each candidate that has a partner. Ties go to the
-    first candidate, then to the first box.
+    The IoU of their boxes must be at least `SAME_LESION`. Return the index of the box for the index
+    of each candidate that has a partner. Ties go to the first candidate, then to the first box.
     """
-    if not voxels or not boxes:
+    if not from_voxels or not from_boxes:
         return {}
-    voxel_boxes = torch.tensor([[*c.start_vox, *c.stop_vox] for c in voxels])
-    other_boxes = torch.tensor([[*c.start_vox, *c.stop_vox] for c in boxes])
-    voxel_labels = np.array([c.label for c in voxels])
-    other_labels = np.array([c.label for c in boxes])
+    voxel_boxes = torch.tensor([[*c.start_vox, *c.stop_vox] for c in from_voxels])
+    other_boxes = torch.tensor([[*c.start_vox, *c.stop_vox] for c in from_boxes])
+    voxel_labels = np.array([c.label for c in from_voxels])
+    other_labels = np.array([c.label for c in from_boxes])
     rows, columns, ious = overlapping_pairs(voxel_boxes, voxel_labels, other_boxes, other_labels)
     partner: dict[int, int] = {}
     taken: set[int] = set()

@@ -126,12 +126,12 @@ def read_bundle(
     Args:
         folder: folder of a bundle or a run, an nnU-Net model folder, a zip, or an address
             (`io.model_address.local_model`).
-        architectures: factories for architectures that are not in the closed table of
-            `models.build`, by their names in the plan.
+        architectures: factories for architectures that `models.build` does not know, by their
+            names in the plan. They have no effect on an nnU-Net model.
 
     Raises:
-        BundleError: if a file is missing, if weights are pickled, if the plan has another version,
-            or if tensors are missing, superfluous, of another shape or not finite.
+        BundleError: if a file is missing or damaged, if weights are pickled, if the plan has
+            another version, or if tensors are missing, superfluous, of another shape or not finite.
         ConfigError: if the architecture is unknown.
     """
     files = find_model(folder)
@@ -207,7 +207,10 @@ def ensemble(
 
 
 def bundle_plan(bundle: str | PathLike[str]) -> Plan:
-    """Read the plan of a model (`find_model`). Raise `BundleError` if it is damaged."""
+    """Read the plan of anything that `read_bundle` reads.
+
+    Raise `BundleError` if there is no model, or if its plan is damaged.
+    """
     files = find_model(bundle)
     if isinstance(files, NnunetModelFiles):
         return nnunet_plan(files)

@@ -138,18 +138,19 @@ def as_sparse(
 
 
 def grow_regions(sparse: SparseProbabilities, rule: CandidateRule) -> list[PeakRegion]:
-    """Grow a region around each peak of one label that reaches the floor of the rule.
+    """Grow a region around each peak of one label.
 
+    A peak is a voxel of the highest probability `height` around it, at least the floor of the rule.
     In descending order of height, each peak gets the free voxels connected to it with
-    p ≥ peak / ratio or p ≥ extent. A region that is a shoulder of a higher one is left out, but
-    later peaks do not get its voxels.
+    p ≥ height / ratio or p ≥ extent. A region that is a shoulder of a higher one (`PROMINENCE`) is
+    left out, but later peaks do not get its voxels.
 
     Args:
         sparse: the voxels of one label.
         rule: the plan's rule.
 
     Returns:
-        The regions by descending peak, ties by index. Each one is connected.
+        The regions by descending height, ties by index. Each one is connected.
     """
     p = sparse.probabilities
     shape = (1, *sparse.shape)[-3:]  # 2-D is 3-D with one slice

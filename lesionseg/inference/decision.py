@@ -163,11 +163,11 @@ def _is_centre_valid(candidate: Candidate, valid: Flags) -> bool:
 
 
 def limit_candidates(prediction: Prediction, limit: int, keep_from: float) -> Prediction:
-    """Leave out candidates after the first `limit` whose scores are below `keep_from`.
+    """Keep the first `limit` candidates, and of the rest those of a score of at least `keep_from`.
 
-    Their number is added to `n_left_out`. `find_candidates` has already limited candidates from
-    voxels, so this concerns boxes and fused candidates. They are in descending order of scores. The
-    remaining ones keep their ids and voxels.
+    Candidates are in descending order of scores. The number of those that are left out is added to
+    `n_left_out`. The others keep their ids and voxels. `find_candidates` has already limited
+    candidates from voxels, so this concerns boxes and fused candidates.
     """
     kept = list(prediction.candidates[:limit])
     kept += [c for c in prediction.candidates[limit:] if c.score >= keep_from]

@@ -317,7 +317,8 @@ def image_statistics(
 ) -> dict[str, float]:
     """Compute percentiles, and logarithms of mean differences of neighbours, of a prepared image.
 
-    `channels` are `[*plan]`. At most 48 evenly spaced places along each axis are sampled.
+    `channels` are arrays on the plan's grid. At most 48 evenly spaced places along each axis are
+    sampled. Return the numbers by names that a warning can show.
     """
     numbers = {}
     for name, channel in zip(channel_names, channels, strict=True):

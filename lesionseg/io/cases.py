@@ -20,7 +20,7 @@ from lesionseg.io.layouts.drawn_lesions import read_stated_reference
 from lesionseg.io.layouts.manifest import IGNORE
 from lesionseg.io.layouts.stated_lesions import LESIONS
 from lesionseg.io.masks import read_instances, read_mask
-from lesionseg.io.raster import states_turn
+from lesionseg.io.raster import is_reoriented
 from lesionseg.io.volumes import is_dicom_image, is_raster, read_geometry, read_volume
 from lesionseg.io.warn_once import collect_warnings, warn_once
 from lesionseg.io.worker import run_in_worker
@@ -197,7 +197,7 @@ def _warn_of_turn(files: CaseFiles, dataset: Dataset) -> None:
     The text is the same for all cases, so that it is shown once.
     """
     is_picture = bool(files.images) and is_raster(files.images[0])
-    if files.is_labelled and is_picture and run_in_worker(states_turn, files.images[0]):
+    if files.is_labelled and is_picture and run_in_worker(is_reoriented, files.images[0]):
         text = (
             "%s: pictures state a turn (the orientation tag of EXIF or TIFF) and are read upright, "
             "as viewers show them. Boxes and masks refer to the upright picture. If they were "

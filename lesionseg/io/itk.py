@@ -128,7 +128,8 @@ def _check_compressed_voxels(path: Path, n_bytes: int) -> None:
 def _measure_stream(stream: BinaryIO) -> tuple[int, int]:
     """Return the compressed and the inflated length of a stream of zlib or gzip.
 
-    Both are 0 if the stream is damaged or cut short, by its checksum.
+    The stream begins at the present position of the file. Both lengths are 0 if a block or the
+    checksum is wrong, or if the file ends before the stream.
     """
     inflater = zlib.decompressobj(zlib.MAX_WBITS | 32)  # 32: zlib or gzip, as the header says
     begin = stream.tell()

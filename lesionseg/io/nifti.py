@@ -101,16 +101,19 @@ def states_orientation(path: Path) -> bool:
 
 
 def write_nifti(path: Path, array: NDArray[Any], geometry: Geometry, like: Path | None) -> None:
-    """Write an array in millimetres, with equal sform and qform of code 1 (scanner).
+    """Write an array as NIfTI.
+
+    Without `like`, lengths are in millimetres, and sform and qform are equal, with code 1
+    (scanner).
 
     Args:
         path: The file.
         array: `[*spatial]`.
         geometry: The grid.
         like: A NIfTI file on the same grid, whose matrices, codes and unit of length are copied,
-            so that every viewer overlays the two files exactly. A file without a form code, whose
-            position follows from its voxel sizes, gives both forms. A file of another format or
-            grid is not used.
+            so that every viewer overlays the two files exactly. If this file has no form code, so
+            that its position follows from its voxel sizes, this position is written as sform and
+            qform of code 1. A file of another format or grid is not used.
     """
     import nibabel
 
@@ -184,7 +187,8 @@ def _parse(path: Path, stream: BinaryIO) -> Any:
     Its `extra["pixdim"]` has the voxel sizes as the file states them, including 0.
 
     Raises:
-        ReadError: The file is not NIfTI, states no voxels, or claims more than it can contain.
+        ReadError: The file is not NIfTI, states no voxels, has too long a header, or claims more
+            voxels than it can contain.
     """
     import nibabel
 
@@ -197,7 +201,8 @@ def _parse(path: Path, stream: BinaryIO) -> Any:
             f"{path}: this is not a NIfTI image (first bytes {start!r}). Copy it again from its "
             "source, or give it the suffix of its format."
         )
-    logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)  # it does not list the file
+    # messages of nibabel do not name the file, so they are switched off in this process
+    logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)
     kind = getattr(nibabel, name)
     block = start + stream.read(kind.header_class.sizeof_hdr - len(start))
     header = kind.header_class(block, check=False)

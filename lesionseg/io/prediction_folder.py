@@ -74,12 +74,13 @@ class PredictionFolder:
         self._present = stored_names(path, url)  # masks at a URL are not downloaded
         if path.is_dir():
             self._present |= {file.name for file in path.iterdir()}
+        # the case ids that some file system cannot distinguish, by their common key
         self._spellings: dict[str, set[str]] = defaultdict(set)
         for name in self._present:
             if name.endswith(CANDIDATES):
                 case = name.removesuffix(CANDIDATES)
                 self._spellings[comparison_key(case)].add(case)
-        self._rows: dict[str, CaseRow | None] = {}
+        self._rows: dict[str, CaseRow | None] = {}  # those that were read, None without a file
 
     def describe(self) -> None:
         """Write and upload the description that BIDS requires. Only for masks with names of BIDS.

@@ -301,8 +301,9 @@ def _with_ids_of_references(
 
     For a model with one channel, `_0000` at the end of a file name is a channel number. Thus
     `predict` gives the film `film_0000.png` the id `film`, but the id of a mask `film_0000.png` in
-    a folder of masks is `film_0000`. Such a prediction gets the id of the reference, unless there
-    is a reference `film`, or the table of `predict` states that the prediction is of another file.
+    a folder of masks is `film_0000`. A prediction `film` gets the id `film_0000` if there is a
+    reference `film_0000`, but neither a reference `film` nor a prediction `film_0000`. If a table
+    of `predict` lists it, the scan must also have had a channel number at the end of its name.
     """
     known = {files.case for files in cases}
     if not known:
@@ -315,8 +316,8 @@ def _with_ids_of_references(
         is_only_numbered_known = numbered in known and case not in known
         is_free = numbered not in predictions
         stem = stems.get(case, numbered)
-        is_same_file = without_first_channel(stem) != stem
-        is_renamed = is_only_numbered_known and is_free and is_same_file
+        had_channel_number = without_first_channel(stem) != stem
+        is_renamed = is_only_numbered_known and is_free and had_channel_number
         renamed[numbered if is_renamed else case] = files
     return renamed
 

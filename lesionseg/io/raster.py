@@ -60,11 +60,11 @@ def read_raster_geometry(path: Path, pixel_mm: float | None) -> Geometry:
     return read_raster(path, pixel_mm, as_labels=False).geometry
 
 
-def states_turn(path: Path) -> bool:
-    """Return True if a JPEG, BMP or TIFF states a turn, so that it is turned when it is read.
+def is_reoriented(path: Path) -> bool:
+    """Return True if a JPEG, BMP or TIFF states that readers turn or mirror it (Exif).
 
-    Call this function in the worker. Only the header is read. Return False for a PNG, which is not
-    turned, and for a file that cannot be read.
+    Only the header is read. Call this function in the worker (`io.worker`), as all decoders. Return
+    False for a PNG, which is read as it is stored, and for a file that cannot be read.
     """
     from PIL import Image
 

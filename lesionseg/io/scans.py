@@ -464,7 +464,8 @@ class _Walk:
     def match(self, folder: Path, parts: Sequence[str]) -> None:
         """Add the files below a folder that a glob matches, and those in the folders it matches.
 
-        `**` does not match linked folders. `parts` are the parts of the glob below the folder.
+        A link that forms a circle is not followed, as in `enter`, and `**` does not match linked
+        folders. `parts` are the parts of the glob below the folder.
         """
         if not parts:
             self._add(folder)
@@ -478,12 +479,14 @@ class _Walk:
             return
         if part == "**":
             self.match(folder, rest)
+        self._entered.append(Path(os.path.realpath(folder)))  # `resolve` raises for circles
         for entry in self._list_entries(folder):
             with self._record_unreadable(entry):
                 if part != "**" and fnmatch(entry.name, part):
                     self.match(entry, rest)
                 elif part == "**" and entry.is_dir() and not entry.is_symlink():
                     self.match(entry, parts)
+        self._entered.pop()
 
     def _add(self, path: Path) -> None:
         """Add a file, or the files in a folder.

@@ -137,11 +137,12 @@ def write_volume(path: Path, volume: Volume, like: Path | None = None) -> None:
     array = volume.array[0]
     stored = array.astype(_STORED.get(array.dtype.name, array.dtype), copy=False)
     if stored.dtype != array.dtype and array.dtype.kind in "iu" and (stored != array).any():
-        raise OutputError(f"{path}: integers up to {array.max()} do not fit 32 bits.")
+        extremes = f"{array.min()} to {array.max()}"
+        raise OutputError(f"{path}: integers from {extremes} do not fit 32 bits.")
     with atomic_path(path) as temporary:
         try:
             write(temporary, stored, volume.geometry, like)
-        except OSError:
+        except OSError:  # `atomic_path` turns it into an `OutputError`
             raise
         except Exception as error:  # the library of the format rejects the numbers
             raise OutputError(f"{path}: cannot be written ({error}).") from error

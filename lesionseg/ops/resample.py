@@ -275,7 +275,10 @@ class _Resampling:
         return x if self.is_exact else _round_coordinates(x)
 
     def _sample_voxels(self, piece: Tensor, how: Interpolation) -> Tensor:
-        """Return the sample of each output voxel, or the mean of several samples."""
+        """Return the sample of each output voxel, or the mean of several samples.
+
+        A sample farther than `reach` outside the input is 0.
+        """
 
         def sample(offset: Sequence[float]) -> Tensor:
             """Sample at one position within each output voxel."""
@@ -289,7 +292,7 @@ class _Resampling:
         offsets = self._sample_offsets(how)
         first = sample(offsets[0])
         if len(offsets) == 1:
-            return first.float() if how == "share" else first
+            return first
         total = first.float()
         for offset in offsets[1:]:
             total += sample(offset)

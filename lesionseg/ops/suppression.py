@@ -114,14 +114,14 @@ def cluster_boxes(
     """Find for each box the box that `batched_nms` keeps in its place.
 
     Args:
-        boxes: `[n, 2·dims]` starts then stops, in any order.
+        boxes: `[n, 2·dims]`, starts then stops. The rows may have any order.
         scores: `[n]`.
         groups: `[n]`, such as the label of each box. Only boxes of one group suppress each other.
         iou_threshold: a box is dropped if its IoU with a kept box is above this.
 
     Returns:
         `[n]` indices: that of a kept box is its own, that of a dropped box is the kept box of the
-        highest score that overlaps it.
+        highest score whose IoU with it is above the threshold.
 
     Raises:
         ContentError: if the shapes do not fit together.
@@ -175,7 +175,7 @@ def _suppress_sorted(
         for j in range(n):
             volume[j] *= max(stops[d, j] - starts[d, j], np.float32(0))
     keeper = np.full(n, -1, dtype=np.int64)  # by column
-    shared = np.empty(n, dtype=np.float32)
+    common = np.empty(n, dtype=np.float32)
     for rank in range(n):
         i = position[rank]
         if keeper[i] >= 0:
@@ -184,7 +184,7 @@ def _suppress_sorted(
         first = np.searchsorted(starts[axis], starts[axis, i] - longest)
         last = np.searchsorted(starts[axis], stops[axis, i])
         # slices that start at 0 and plain comparisons allow the compiler to vectorise
-        here = shared[: last - first]
+        here = common[: last - first]  # volume of the intersection with each of these boxes
         here[:] = 1
         for d in range(dims):
             low = starts[d, i]

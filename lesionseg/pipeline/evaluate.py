@@ -194,7 +194,7 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
             selection = Selection((choose_point(seen, aim, cfg.rate_confidence),))
         selected = apply_selection(matches, selection)
         tables = Tables.of(match.rows(selection.point) for match in selected)
-        failed += kept.keep_unlabelled(
+        failed += kept.keep_others(
             {files.case for files in inputs.labelled},
             LabelNumbers(inputs.dataset.labels if inputs.dataset else None),
             merge_labels=cfg.merge_labels,

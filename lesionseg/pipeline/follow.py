@@ -481,10 +481,11 @@ def stable_point(
     rule: ChangeRule,
     left_out: Collection[str],
 ) -> OperatingPoint:
-    """Choose the score at which stable pairs have the stated rate of false new lesions.
+    """Choose the score at which stable pairs have at most `false_new_per_pair` new lesions.
 
-    If all new lesions of the stable pairs are within the rate, the score is 0. Stable pairs that
-    cannot be compared are listed in a warning.
+    `cfg.stable` names pairs without a new lesion, so each new candidate in them is false. If all of
+    them are within the rate, the score is 0. Stable pairs that cannot be compared are listed in a
+    warning.
 
     Args:
         cfg: the settings.

@@ -69,16 +69,17 @@ class KeptPredictions:
             row=CaseRow(prediction.case, key=_KEY),
         )
 
-    def keep_unlabelled(
-        self, labelled: Collection[str], numbers: LabelNumbers, *, merge_labels: bool
+    def keep_others(
+        self, evaluated: Collection[str], numbers: LabelNumbers, *, merge_labels: bool
     ) -> list[Finding]:
-        """Find the candidates of the cases that are not `labelled`, and keep them as well.
+        """Find the candidates of the cases that are not `evaluated`, and keep them as well.
 
-        As in cases with a reference, their labels have the values of `numbers`, or are merged with
-        `merge_labels`. Warn of cases that cannot be used, and return their errors.
+        As in evaluated cases, the values of labels become those of the reference (`numbers`), and
+        `merge_labels` merges them into one. Warn of cases that cannot be used, and return the
+        finding of each.
         """
         faults: list[Finding] = []
-        for case in sorted(self._files.keys() - labelled):
+        for case in sorted(self._files.keys() - evaluated):
             try:
                 prediction = numbers.apply(open_prediction(self._files[case]))
                 if merge_labels:

@@ -199,7 +199,7 @@ def _find(
     source = download(cfg.input)
     if cfg.engine == "ray":  # its processes run in another folder
         source = source.absolute()
-    return find_cases(source, output, plan, cfg.series, names=cfg.names)
+    return find_input_scans(source, output, plan, cfg.series, names=cfg.names)
 
 
 def _describe_input(cfg: PredictConfig, n_own: int, n_found: int) -> str:
@@ -353,7 +353,7 @@ def _is_of_series(row: CaseRow, scan: Scan, series_uid: str) -> bool:
     return False
 
 
-def find_cases(
+def find_input_scans(
     source: Path,
     output: Path,
     plan: Plan,

@@ -451,9 +451,10 @@ def tuned_groups(cfg: TuneConfig) -> tuple[str, ...]:
 
 
 def options_of_trials(cfg: TuneConfig, groups: Sequence[str]) -> dict[str, str]:
-    """Return the settings `model` and, if the loss is among the tuned `groups`, `loss`.
+    """Return the options of `model` and, if the loss is among the tuned `groups`, of `loss`.
 
-    Classes of the user are left out, because they need further settings.
+    `train` needs them to repeat a trial. A network or loss of the user's own has no option, and is
+    left out.
     """
     options: dict[str, str] = {}
     if cfg.model.architecture in SOURCES:

@@ -130,9 +130,9 @@ def _count_boxes(facts: ReferenceFacts, stated: StatedBoxes, shape: Integers) ->
 
 
 def _count_repeated(stated: StatedBoxes) -> tuple[int, int]:
-    """Count the boxes that equal an earlier box of their label, and those that nearly equal one.
+    """Count the boxes that equal an earlier box of their label, and the others that nearly do.
 
-    The latter have an IoU above `SAME_LESION_IOU`.
+    The latter have an IoU above `SAME_LESION_IOU` with an earlier box of their label.
     """
     boxes = np.asarray(stated.boxes, dtype=np.float64)
     labels = np.array(stated.labels)

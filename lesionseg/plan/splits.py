@@ -248,7 +248,10 @@ def _warn_of_divided_groups(divided: Mapping[str, str], used_for: str) -> None:
 def _follow_file(
     file: Path, dataset: Dataset, stated: Mapping[str, Role], fold: int | None
 ) -> _Assignment:
-    """Assign roles by a split file, as `_resolve_roles` does."""
+    """Assign roles by a split file, which replaces the `stated` ones (`_resolve_roles`).
+
+    The note for the log names the file, its fold and the number of cases that it leaves out.
+    """
     roles = _resolve_roles(SplitFile.read(file), dataset, stated, fold)
     note = f"roles of {file.name}"
     if fold is not None:

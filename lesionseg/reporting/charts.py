@@ -197,8 +197,10 @@ def froc_chart(models: Sequence[tuple[str, Evaluation]]) -> Chart | None:
     if the first model has no threshold or no lesions.
 
     Args:
-        models: The name and tables of each model, on the same scans. At most three are drawn.
+        models: The name and tables of each model. The first three are drawn. The caption names
+            those that were scored on another number of scans than the first.
     """
+    models = models[:3]
     first = models[0][1]
     if first.threshold is None or not len(first.lesions):
         return None
@@ -210,13 +212,13 @@ def froc_chart(models: Sequence[tuple[str, Evaluation]]) -> Chart | None:
     most_false = in_use.n_false if lower is None else max(in_use.n_false, lower.n_false)
     farthest = most_false / scans
     right = LAST_RATE
-    while right < 1.4 * farthest:  # leaves space to the right of both dots
+    while right < 1.4 * farthest:  # leaves space to the right of both thresholds
         right *= 2
     has_band = _draw_interval_band(axes, first, right)
-    has_dots = False
+    has_dotted_line = False
     colours = (FOUND, OTHER, INK)
     for (name, tables), colour in zip(models, colours, strict=False):
-        has_dots |= _draw_froc_curve(axes, name, tables, colour, right)
+        has_dotted_line |= _draw_froc_curve(axes, name, tables, colour, right)
     _label_rate_axis(axes, right)
     _draw_threshold_in_use(axes, first, in_use)
     if lower is not None:
@@ -240,7 +242,7 @@ def froc_chart(models: Sequence[tuple[str, Evaluation]]) -> Chart | None:
         chosen_on=first.scores.operating_point.chosen_on,
         has_lower=lower is not None,
         has_band=has_band,
-        has_dots=has_dots,
+        has_dotted_line=has_dotted_line,
         others=[(name, n) for name, n in n_cases_of if n != len(first.cases)],
     )
     title = "A lower limit finds more, with more false positives"

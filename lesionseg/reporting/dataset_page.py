@@ -188,7 +188,7 @@ def findings_lines(findings: Sequence[Finding], pseudonyms: Mapping[str, str]) -
 
 
 def _count_cases(findings: Sequence[Finding], severity: str) -> int:
-    """Count the cases with a finding of this severity. A wrong list entry counts as a case."""
+    """Count the cases with a finding of this severity. An `_is_unlisted` entry counts as a case."""
     cases: set[str] = set()
     n_entries = 0
     for finding in findings:
@@ -202,7 +202,7 @@ def _count_cases(findings: Sequence[Finding], severity: str) -> int:
 
 
 def _is_unlisted(finding: Finding) -> bool:
-    """Return True for an entry of the dataset's list that could not be taken as a case."""
+    """Return True if an entry of the dataset's list is no case, or if no entry is one."""
     return finding.kind in (LISTED, NO_CASE) and not finding.case
 
 

@@ -189,7 +189,8 @@ class Sources:
         """Read the reference of a case from the folder `reference`, or return that of the images.
 
         A dataset in the folder replaces the references of all cases, a folder of masks only those
-        of the cases that have a mask in it. Return None for a case without a reference.
+        of the cases that have a mask in it. Without the folder, none is replaced. Return None for a
+        case without a reference.
         """
         files = self._reference_files.get(found.case)
         if files is None:

@@ -317,9 +317,10 @@ def _film_pages(pictures: Pictures) -> list[_Page]:
 
 
 def _draw_film(page: _Page, film: Film, x: float, y: float, width: float, height: float) -> float:
-    """Draw a whole image with its boxes into the upper left corner of a rectangle.
+    """Draw a whole image with its boxes and their texts, as large as fits a rectangle.
 
-    Lengths are in inches. Return the position of its lower edge.
+    `x` and `y` are the upper left corner of both. Lengths are in inches. Return the position of the
+    image's lower edge.
     """
     width = min(width, height * film.aspect)
     height = width / film.aspect

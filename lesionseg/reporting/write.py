@@ -357,9 +357,11 @@ def label_rows(tables: Evaluation) -> list[dict[str, Any]]:
 
 
 def slider_data(tables: Evaluation) -> dict[str, Any] | None:
-    """Return the data of the threshold slider for the script of the page.
+    """Return the data of the threshold slider, which `templates/slider.js` reads by these keys.
 
-    Return None without a threshold, and without or with too many lesions and false positives.
+    `lesions` has a row per lesion: highest threshold that finds it (None for none), size, case,
+    number. `false` has the scores of false positives, the highest first. Return None without a
+    threshold, and if the number of lesions and false positives is 0 or above `MOST_ON_SLIDER`.
     """
     n_points = len(tables.lesions) + len(tables.false_score)
     if tables.threshold is None or not 0 < n_points <= MOST_ON_SLIDER:

@@ -105,8 +105,10 @@ def test_p_value_needs_five_patients_and_the_same_cases():
     found = compare(one[:6], other[:6])["lesion_recall"]
     assert (found.difference, found.ci95, found.p_value) == (1.0, None, None)
     assert "5 patients" in found.reason
-    with pytest.raises(DatasetError, match="case9"):
+    with pytest.raises(DatasetError, match="different cases: case9"):
         compare(one, other[:-1])
+    with pytest.raises(DatasetError, match="another order"):
+        compare(one, other[::-1])
 
 
 @pytest.mark.parametrize(

@@ -137,12 +137,15 @@ def test_linked_folder_is_searched_like_any_other_folder(tmp_path, source):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="links need permissions on Windows")
-def test_links_in_a_circle_are_not_followed(tmp_path):
+@pytest.mark.parametrize("source", [".", "*", "**"])
+def test_links_in_a_circle_are_not_followed(tmp_path, source):
     _touch(tmp_path, "P1/a.nii", "P2/b.nii")
     (tmp_path / "P1" / "other").symlink_to(tmp_path / "P2")
     (tmp_path / "P2" / "other").symlink_to(tmp_path / "P1")
     (tmp_path / "P2" / "all").symlink_to(tmp_path)
-    assert list(_find_names(tmp_path)) == ["P1_a", "P1_other_b", "P2_b", "P2_other_a"]
+    (tmp_path / "itself").symlink_to(tmp_path / "itself")
+    expected = ["P1_a", "P1_other_b", "P2_b", "P2_other_a"]
+    assert [name for name in _find_names(tmp_path / source) if name != "itself"] == expected
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="links need permissions on Windows")

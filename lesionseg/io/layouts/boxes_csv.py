@@ -56,13 +56,15 @@ def read_boxes_csv(root: Path) -> Table:
     - `group`, `role` and `fold` have the meaning of the manifest. The rows of a case that state one
       must agree.
     - An image without a row, and a case whose coordinates are all empty, has no lesion.
-    - `label` is a name. `labels.json` (`{"1": "nodule"}`) gives its value. Without this file,
-      labels are numbered in the order of the alphabet.
+    - `label` is a name or value in `labels.json` (`{"1": "nodule"}`). Without this file, labels are
+      numbered: numbers first, then names in the order of the alphabet.
 
-    Wrong rows, also those of a case with a mask, become findings.
+    Wrong rows, also those of a case with a mask, become findings. Their cases have no statement, so
+    they do not count as lesion-free.
 
     Raises:
-        DatasetError: A column is missing, or the manifest cannot be used.
+        DatasetError: A column is missing, the manifest or `labels.json` cannot be used, or the
+            images look like the channels of cases.
         ReadError: A table cannot be read.
     """
     path = root / BOXES

@@ -219,6 +219,8 @@ def _make_case(
 def read_labels(root: Path) -> Labels:
     """Read the labels from `labels.json`. Without this file, value 1 is the lesion.
 
+    The name `ignore` marks the value of voxels to ignore.
+
     Raises:
         DatasetError: There is no lesion, two values to ignore, or one name for two values.
         ReadError: The file cannot be read.

@@ -138,7 +138,8 @@ def load_model(cfg: ServeConfig) -> "Plan":
 def predict_by_loaded_model(folder: Path, result: "Result", sent: Sequence[str]) -> "Answer":
     """Predict the single scan in `folder` by the model that `load_model` has loaded.
 
-    Temporary files go into the folder, because the server removes it even if this process is
+    Further arguments and the returned file are those of `predict_scan`. From now on, temporary
+    files of this process go into the folder, because the server removes it even if this process is
     killed.
     """
     (predict,) = _loaded
