@@ -15,7 +15,7 @@ pictures.
 
 nnU-Net runs in the peers' environment (`make peers`) on files of `nnUNetv2_plan_and_preprocess`.
 `--data` is an nnU-Net raw dataset of scans. Without it, heads are simulated. Pictures are always
-simulated.
+simulated. With `--quick`, pictures and fp32 are left out, and both programs run at the same time.
 """
 
 import argparse
@@ -47,13 +47,15 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     skipped: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as name:
-        sizes = [options.size] if options.size else [device, f"{device}_2d"]
+        sizes = [device] if options.quick else [device, f"{device}_2d"]
+        if options.size:
+            sizes = [options.size]
         rows = []
         for size in sizes:
             folder = (options.folder or Path(name)).absolute() / size
             job = make_job(options, folder, device, size)
             ready = prepare(folder, options, job, skipped)
-            rows += measure(job, ready, skipped)
+            rows += measure(job, ready, skipped, quick=options.quick)
     table.print_report(
         "training",
         rows,
@@ -86,7 +88,7 @@ def make_job(options: argparse.Namespace, folder: Path, device: str, size: str) 
         workers=(8 if gpu else 1) if options.workers is None else options.workers,
         warm_up=10 if gpu else 1 if options.quick else 3,
         steps=50 if gpu else 3 if options.quick else 15,
-        seconds=20 if gpu else 6 if options.quick else 40,
+        seconds=20 if gpu else 3 if options.quick else 40,
     )
 
 
@@ -132,32 +134,36 @@ def write_pictures(raw: Path, n: int, side: int) -> None:
     write_fundus(raw, n, 0, seed=0, settings=FundusSettings(side=3 * side))
 
 
-def measure(job: Job, ready: set[str], skipped: dict[str, str]) -> list[table.Row]:
+def measure(job: Job, ready: set[str], skipped: dict[str, str], *, quick: bool) -> list[table.Row]:
     """Return all rows of one size."""
     suffix = "_2d" if SIZES[job.size].dims == 2 else ""
-    jobs = {"train_step" + suffix: job}
-    if job.device == "cpu":
-        jobs[f"train_step{suffix}_fp32"] = replace(job, precision="32-true")
-    ours = {what: run_ours(each, skipped, what) for what, each in jobs.items()}
-    theirs = run_peer(job, skipped, "nnunet") if "nnunet" in ready else None
+    step = "train_step" + suffix
+    tiles = "train_tiles" + suffix
+    jobs = {step: job}
+    if job.device == "cpu" and not quick:
+        jobs[f"{step}_fp32"] = replace(job, precision="32-true")
+    if ready >= {"ours", "nnunet"}:
+        jobs[tiles] = replace(job, what="tiles")
+    with ThreadPoolExecutor(2 if quick else 1) as pool:
+        of_ours = {what: pool.submit(run_ours, each, skipped, what) for what, each in jobs.items()}
+        of_peer = {}
+        if "nnunet" in ready:
+            for what in [name for name in (step, tiles) if name in jobs]:
+                of_peer[what] = pool.submit(run_peer, jobs[what], skipped, f"{what} of nnunet")
+    ours = {what: future.result() for what, future in of_ours.items()}
+    theirs = {what: future.result() for what, future in of_peer.items()}
     rows = []
     for what, mine in ours.items():
-        if mine and theirs:
-            rows.append(table.Row(what, mine["step_ms"], "ms", "nnunet", theirs["step_ms"]))
-    mine = ours["train_step" + suffix]
-    if mine and theirs:
-        memory = table.Row(
-            "train_memory" + suffix, mine["peak_mb"], "MB", "nnunet", theirs["peak_mb"]
-        )
-        rows.append(memory)
-    if ready < {"ours", "nnunet"}:
-        return rows
-    job = replace(job, what="tiles")
-    what = "train_tiles" + suffix
-    mine = run_ours(job, skipped, what)
-    theirs = run_peer(job, skipped, f"{what} of nnunet")
-    if mine and theirs:
-        rows.append(table.Row(what, mine["tile_s"], "s/tile", "nnunet", theirs["tile_s"]))
+        peer = theirs.get(tiles if what == tiles else step)
+        if mine is None or peer is None:
+            continue
+        if what == tiles:
+            rows.append(table.Row(what, mine["tile_s"], "s/tile", "nnunet", peer["tile_s"]))
+            continue
+        rows.append(table.Row(what, mine["step_ms"], "ms", "nnunet", peer["step_ms"]))
+        if what == step:
+            memory = f"train_memory{suffix}"
+            rows.append(table.Row(memory, mine["peak_mb"], "MB", "nnunet", peer["peak_mb"]))
     return rows
 
 
