@@ -85,12 +85,14 @@ class Run:
 
         Returns:
             The table. `cases`, `lesions` and `candidates` have one row for each of them, and
-            `metrics` has one for each logged step of the training (by default every fifth step). It
-            may have no rows. Case ids and other texts stay text, even if they look like numbers.
+            `metrics` has one for each logged step of the training (by default every fifth step on
+            a CPU, and every 50th on a GPU). The table may have no rows. Case ids and other texts
+            stay text, even if they look like numbers.
 
         Raises:
             ConfigError: if `table` has another value.
-            ReadError: if the folder does not have it.
+            ReadError: if the folder does not have the table.
+            ContentError: if the table cannot be read.
         """
         require_one_of("to_pandas: the table", table, TABLES)
         from lesionseg.evaluation.tables import read_table
@@ -161,7 +163,8 @@ def prepare(root: StrPath, *, progress: bool = False, **settings: Any) -> "Plan 
 
     Raises:
         ConfigError: if a key or value is wrong.
-        DatasetError: if the dataset cannot be used. With `check=True` the findings say so instead.
+        DatasetError: if the dataset cannot be used. With `check=True`, faults of cases are findings
+            instead.
     """
     from lesionseg.pipeline.prepare import PrepareOutcome
 
@@ -185,8 +188,8 @@ def train(root: StrPath, *, progress: bool = False, **settings: Any) -> Run:
 
     Raises:
         ConfigError: if a key or value is wrong; the message names the nearest key.
-        DatasetError: if the dataset cannot be used; the message names every bad file.
-        TrainingError: if the training diverges.
+        DatasetError: if the dataset cannot be used; the message lists the bad files, at most 100.
+        TrainingError: if the training diverges, or if it cannot continue.
     """
     return Run(_call("train", {"data.root": root, **settings}, progress).run)
 
@@ -209,6 +212,7 @@ def predict(
 
     Raises:
         BundleError: if the bundle cannot be used.
+        ReadError: if the bundle does not exist.
         ConfigError: if a key or value is wrong.
         DatasetError: if the input has no scan.
         OutputError: if the results cannot be written.
@@ -257,14 +261,20 @@ def evaluate(
 
 
 def follow(
-    before: StrPath, after: StrPath, output: StrPath, *, progress: bool = False, **settings: Any
+    before: StrPath | None = None,
+    after: StrPath | None = None,
+    output: StrPath | None = None,
+    *,
+    progress: bool = False,
+    **settings: Any,
 ) -> "DataFrame":
     """Compare the lesions of two visits, as `lesionseg follow` does.
 
     Args:
-        before: the folder of masks of the earlier visit, named by case.
+        before: the folder of masks of the earlier visit, named by case. Leave it and `after` out
+            for a table of visits, the setting `visits`.
         after: the folder of masks of the later visit, with the same names.
-        output: the folder of tables and the page.
+        output: the folder of tables and the page. It must be given.
         progress: draw a progress bar on the terminal.
         settings: see `train`.
 
@@ -272,14 +282,16 @@ def follow(
         A row per lesion, as in `changes.csv`; none if the masks are empty.
 
     Raises:
-        ConfigError: if a key or value is wrong.
+        ConfigError: if a key or value is wrong or missing.
         DatasetError: if the folders have no case in common, or no pair can be compared.
+        LesionsegError: if there is only one pair and it cannot be compared.
     """
     from lesionseg.evaluation.tables import read_table
 
-    given = {"before": before, "after": after, "output": output}
-    _call("follow", given | settings, progress)
-    return read_table(Path(expand_home(output)) / "changes.csv")
+    places = {"before": before, "after": after, "output": output}
+    given = {name: place for name, place in places.items() if place is not None}
+    outcome = _call("follow", given | settings, progress)
+    return read_table(outcome.output / "changes.csv")
 
 
 def report(scores: StrPath, output: StrPath, *, progress: bool = False, **settings: Any) -> Path:
@@ -296,6 +308,7 @@ def report(scores: StrPath, output: StrPath, *, progress: bool = False, **settin
 
     Raises:
         ConfigError: if a key or value is wrong.
+        DatasetError: if the folder `scores` does not exist or is empty.
         ReadError: if `scores` has no `scores.json`.
     """
     page: Path = _call("report", {"scores": scores, "output": output, **settings}, progress).page

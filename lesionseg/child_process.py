@@ -59,15 +59,16 @@ class ChildProcess:
     def run(self, function: Callable[..., T], *args: Any) -> T:
         """Run `function(*args)` in the process and return its result.
 
-        Log messages of the function appear in this process, and its exception is raised here. If
-        this call is interrupted, the process is killed.
+        Warnings and errors that the function logs below `lesionseg` appear in this process, and its
+        exception is raised here. If this call is interrupted, or the function or its arguments
+        cannot be pickled, the process is killed.
 
         Args:
             function: a function that can be pickled.
             args: its arguments.
 
         Raises:
-            ChildEnded: if the process crashes or is killed.
+            ChildEnded: if the process crashes or is killed, or the result cannot be pickled.
         """
         with self._lock:
             try:

@@ -292,12 +292,15 @@ class ModelConfig(Settings):
         """Return self. Raise `ValueError` if a setting does not belong to the architecture."""
         is_detector = self.architecture in ("retinanet", "retina_unet")
         is_ours = is_detector or self.architecture in (AUTO_MODEL, "unet", "residual_unet")
-        has_wrong_network = bool(self.network) and is_ours
-        has_wrong_backbone = bool(self.backbone) and not is_detector
-        if has_wrong_network or has_wrong_backbone:
+        if self.network and is_ours:
             raise ValueError(
-                f"network, backbone: model={self.architecture} accepts neither. Use model=custom "
-                "for a network of your own, model=retinanet for a backbone"
+                f"network: model={self.architecture} builds its own network. Use model=custom for "
+                "a network of yours"
+            )
+        if self.backbone and not is_detector:
+            raise ValueError(
+                f"backbone: model={self.architecture} accepts no backbone. Use model=retinanet or "
+                "model=retina_unet for a backbone of yours"
             )
         if self.layout == "nnunet" and not is_ours:
             raise ValueError(f"layout: {self.architecture} is not one of our own networks")
@@ -411,7 +414,7 @@ class TrainerConfig(Settings):
 
     @property
     def has_one_device(self) -> bool:
-        """True if a single process trains on a single device."""
+        """True if the settings state one device on one node. `devices=auto` does not state it."""
         return self.n_devices == self.n_nodes == 1
 
 
@@ -501,7 +504,7 @@ class TuneConfig(TrainConfig):
 
 
 class OutputCommand(Settings):
-    """Settings of all commands with an output folder.
+    """Base class of the settings of `predict`, `evaluate`, `follow` and `report`.
 
     `private`: only the user can read the results, for any umask.
     """
@@ -519,10 +522,11 @@ def _validate_pattern(text: str) -> str:
 
 
 class SeriesConfig(Settings):
-    """Conditions that a DICOM series must meet to be predicted. None sets no condition.
+    """Conditions that a DICOM series must meet to be predicted.
 
     `modality`: the accepted modalities. `description`: a regular expression that must match part of
-    SeriesDescription, regardless of case. `min_slices`: the smallest number of slices.
+    SeriesDescription, regardless of case. None sets no condition. `min_slices`: the smallest number
+    of slices. None means 2 in a folder or a glob, otherwise 1.
     """
 
     modality: Annotated[tuple[str, ...] | None, BeforeValidator(_to_capitals)]
@@ -763,8 +767,8 @@ _SAME_MEANING = (
 def suggest_key(key: str, known: Collection[str]) -> str:
     """Return ` Did you mean …?` with the setting that an unknown key probably means, or "".
 
-    It is the setting of the same meaning in another command, or the only setting whose last part is
-    the key. Otherwise it is the nearest one.
+    If the key, as a setting of another command, means the same as a known setting, this setting is
+    suggested. Otherwise it is the only setting whose last part is the key, or the nearest one.
 
     >>> suggest_key("output", ["optim", "run_dir"]), suggest_key("max_steps", ["trainer.max_steps"])
     (" Did you mean 'run_dir'?", " Did you mean 'trainer.max_steps'?")
@@ -810,8 +814,11 @@ def is_dicomweb(place: str) -> bool:
 
     >>> is_dicomweb("dicomweb://pacs/dicom-web"), is_dicomweb("https://host/scans")
     (True, False)
+    >>> is_dicomweb("dicomweb")  # a folder
+    False
     """
-    return place.partition("://")[0] in DICOMWEB_SCHEMES
+    scheme, separator, _ = place.partition("://")
+    return bool(separator) and scheme in DICOMWEB_SCHEMES
 
 
 def has_config(folder: Path) -> bool:
@@ -1025,7 +1032,7 @@ def import_target(target: str, key: str) -> Any:
     """
     try:
         found = resolve_name(target)
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
+    except Exception as error:  # a module of the user may raise anything
         raise ConfigError(f"{key}._target_={target} cannot be imported: {error}") from error
     if not callable(found):
         raise ConfigError(

@@ -92,7 +92,7 @@ def pip_install(extra: str) -> str:
 def require_one_of(what: str, value: object, choices: Iterable[str]) -> None:
     """Raise `ConfigError` if the value is not one of the choices.
 
-    The message begins with `what`, and names the nearest choice.
+    The message begins with `what`, and suggests the nearest choice if one is near.
     """
     known = tuple(choices)
     if value not in known:
@@ -114,14 +114,15 @@ def count(n: int, noun: str, nouns: str = "") -> str:
 def duration(minutes: float) -> str:
     """Return a duration in seconds, minutes or hours.
 
-    >>> duration(0.4), duration(2.6), duration(240)
-    ('24 seconds', '3 minutes', '4 hours')
+    >>> duration(0.4), duration(2.6), duration(240), duration(60_000)
+    ('24 seconds', '3 minutes', '4 hours', '1000 hours')
     """
     if minutes < 2:
         return count(round(60 * minutes), "second")
     if minutes < 120:
         return count(round(minutes), "minute")
-    return f"{minutes / 60:.3g} hours"
+    hours = minutes / 60
+    return f"{hours:.3g} hours" if hours < 100 else f"{hours:.0f} hours"
 
 
 def join_names(names: Iterable[object], most: int = 20) -> str:
@@ -139,13 +140,16 @@ def join_names(names: Iterable[object], most: int = 20) -> str:
 def format_score(score: float) -> str:
     """Format a score, a threshold or a measure with three digits.
 
-    A number just below 1 has as many digits as distinguish it from 1, at most six.
+    A number just below 1 has as many digits as distinguish it from 1, at most six. A number of
+    four or more digits is rounded to a whole number.
 
     >>> format_score(0.5648), format_score(0.0034), format_score(0.9998), format_score(1 - 1e-9)
     ('0.565', '0.0034', '0.9998', '0.999999')
-    >>> format_score(1.0), format_score(15.151)
-    ('1', '15.2')
+    >>> format_score(1.0), format_score(15.151), format_score(1234.5)
+    ('1', '15.2', '1234')
     """
+    if abs(score) >= 999.5:
+        return f"{score:.0f}"
     if not 0.99 < score < 1:
         return f"{score:.3g}"
     # enough decimals that the last one shows the first digit of the difference from 1
@@ -171,7 +175,8 @@ def suggest(word: str, known: Iterable[str]) -> str:
     return f" Did you mean {near[0]!r}?" if near else ""
 
 
-# what a value must be, for each type of pydantic's errors; braces are replaced from its context
+# what a value must be, for some types of pydantic's errors; braces are replaced from the context.
+# Other types keep pydantic's message.
 _REQUIRED: Mapping[str, str] = {
     "bool_parsing": "true or false",
     "bool_type": "true or false",
@@ -198,7 +203,8 @@ _REQUIRED: Mapping[str, str] = {
 def describe_misfits(error: Any, raw: object) -> str:
     """Describe pydantic's `ValidationError` in one sentence: each wrong key, its value, the fault.
 
-    `raw` is the data that did not validate. A fault of several keys together has no key.
+    `raw` is the data that did not validate. A fault of several keys together has no key. A value
+    that is a dictionary is left out.
     """
     misfits_of: dict[str, list[Any]] = {}
     value_of: dict[str, object] = {}
@@ -248,5 +254,5 @@ def _describe_faults(value: object, misfits: Iterable[Any]) -> str:
     faults = " or ".join(dict.fromkeys(others))
     if isinstance(value, dict):
         return faults
-    shown = "null" if value is None else str(value)[:60]
+    shown = "null" if value is None else str(value)[:60] or "''"
     return f"{shown} {faults}" if required else f"{shown}, {faults}"

@@ -88,7 +88,7 @@ def _limiting_groups(root: Path) -> list[_Group]:
     The limits of all parents apply as well: SLURM limits the group of a job, and its steps and
     tasks have groups below it. A container may see the path of its group on the machine, although
     its own `/sys/fs/cgroup` begins with this group. Folders that do not exist are therefore
-    skipped. The list is empty without a limit, and on other systems.
+    skipped. The list is empty on other systems, and without a limit in version 2 of cgroups.
     """
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
@@ -119,9 +119,9 @@ def _limiting_groups(root: Path) -> list[_Group]:
 def _read_group(folder: Path, version: int) -> _Group | None:
     """Return the limit of a control group of `version` 1 or 2, and what it leaves free.
 
-    Return None if the folder is not a group, or the group has no limit. The kernel drops cached
-    files before it kills a process, so their memory counts as free, as in `MemAvailable` of the
-    machine. Version 1 states a very large number if there is no limit.
+    Return None if the folder is not a group, or is a group of version 2 without a limit. Without a
+    limit, version 1 states a very large number, which is returned. The kernel drops cached files
+    before it kills a process, so their memory counts as free, as in `MemAvailable` of the machine.
     """
     limit_file = "memory.max" if version == 2 else "memory.limit_in_bytes"
     used_file = "memory.current" if version == 2 else "memory.usage_in_bytes"

@@ -1,8 +1,9 @@
 """Simulated scans with exact references, to try lesionseg without the data of patients.
 
 A case is made in three steps: smooth tissue, lesions with irregular outlines, and the noise and
-blur of a scanner. Case i of a set depends only on the seed and on i. The files of a set state that
-it is simulated. Numbers measured on simulated scans are not claims about patients.
+blur of a scanner. With the same settings, case i of a set depends only on the seed and on i. The
+files of a set state that it is simulated. Numbers measured on simulated scans are not claims about
+patients.
 """
 
 import logging
@@ -678,7 +679,7 @@ def write_xray_phantoms(
     Raises:
         ConfigError: if the numbers cannot be simulated, such as no case.
     """
-    # the chest is 0.66 as deep as wide, and is divided into 48 layers along the rays
+    # the chest is 0.66 as deep as the shorter side of the image, in 48 layers along the rays
     n_layers = 48
     depth_mm = 0.66 * min(shape) * pixel_mm / n_layers
     # it is simulated at half the resolution of the radiograph, rounded up
@@ -939,6 +940,7 @@ def simulate_once(
     Raises:
         ConfigError: if an argument is unknown, wrong or missing, or `root` was simulated with
             another kind or other arguments.
+        ReadError: if the stored arguments of `root` cannot be read.
         OutputError: if the folder cannot be written.
     """
     writers: Mapping[str, Callable[..., None]] = {

@@ -14,7 +14,7 @@ import lesionseg
 from lesionseg.cli import COMMANDS, compose, main, run
 from lesionseg.cli.compose import compose_plain, options_of_groups, override_list
 from lesionseg.cli.help import examples, setting_lines
-from lesionseg.config import InferenceConfig, TrainConfig, files_of, keys
+from lesionseg.config import InferenceConfig, TrainConfig, check_arguments, files_of, keys
 from lesionseg.errors import ConfigError, DatasetError, LesionsegError, require_one_of
 from lesionseg.losses import DetectionLoss, make_loss
 from lesionseg.pipeline.train import TrainOutcome
@@ -107,6 +107,7 @@ def test_key_of_an_open_section_can_be_added_and_removed():
 def test_no_experiment_is_the_default():
     default = compose_with_required("train")
     assert compose_with_required("train", "experiment=null") == default
+    assert compose_with_required("train", "~experiment") == default
     with pytest.raises(DatasetError, match="nowhere"):
         lesionseg.train("nowhere", experiment=None)
 
@@ -362,6 +363,8 @@ def test_jobs_of_a_multirun_do_not_share_an_output(jobs, capsys):
     evaluate = ["-m", "reference=r", "prediction=p", "operating_point=score:0.1,score:0.2"]
     assert run("evaluate", [*evaluate, "output=out"]) == 2
     assert "'output=out/${hydra:job.num}'" in capsys.readouterr().err
+    assert run("evaluate", [*evaluate, "output=out,out2"]) == 2
+    assert "'output=DIR/${hydra:job.num}'" in capsys.readouterr().err
     assert run("evaluate", [*evaluate, "output=out/${hydra:job.num}"]) == 0
     shards = ["num_shards=2", "shard_index=0,1"]  # they write into one folder
     assert run("predict", ["-m", "bundle=b", "input=i", *shards, "output=found"]) == 0
@@ -379,6 +382,12 @@ def test_several_texts_of_a_multirun_are_its_jobs(jobs):
     ]
     assert run("train", ["-m", "data.root=x", "run_dir=runs/a,runs/b"]) == 0
     assert [cfg.run_dir for cfg in jobs[2:]] == ["runs/a", "runs/b"]
+
+
+def test_setting_that_all_jobs_of_a_multirun_lack_is_named(jobs, capsys):
+    assert run("train", ["-m", "seed=0,1"]) == 2
+    assert "give data.root=" in capsys.readouterr().err
+    assert not jobs
 
 
 def test_each_failing_job_of_a_multirun_is_reported(monkeypatch, tmp_path, capsys):
@@ -518,6 +527,29 @@ def test_section_of_settings_is_checked():
     for wrong, named in (("ful", "Did you mean 'full'"), (None, "not one of full")):
         with pytest.raises(ConfigError, match=named):
             require_one_of("model.stem", wrong, ["full", "space_to_depth"])
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ({"architecture": "custom", "backbone": {"_target_": "a.B"}}, "accepts no backbone"),
+        ({"architecture": "retinanet", "network": {"_target_": "a.B"}}, "its own network"),
+    ],
+)
+def test_network_of_the_user_that_the_model_cannot_use_is_named(model, message):
+    with pytest.raises(ConfigError, match=message):
+        TrainConfig.of(model=model)
+
+
+def test_folder_with_the_name_of_a_scheme_is_a_folder():
+    assert compose_with_required("predict", "output=dicomweb").output == "dicomweb"
+
+
+def test_class_in_a_module_with_an_error_is_named(monkeypatch, tmp_path):
+    (tmp_path / "faulty_module.py").write_text("undefined\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match=r"callbacks._target_=faulty_module.B .*'undefined'"):
+        check_arguments({"_target_": "faulty_module.B"}, "callbacks")
 
 
 WRONG = {

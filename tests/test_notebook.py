@@ -117,6 +117,19 @@ def test_names_that_look_like_missing_values_are_read_as_text(tmp_path):
     assert sorted(changes["case"]) == sorted(names)
 
 
+def test_table_of_visits_is_followed(tmp_path):
+    for case in ("first", "second"):
+        write_array(tmp_path / "scans" / f"{case}.nii.gz", boxes((8, 8, 8), (2, 2, 2, 3)))
+    rows = [f"{case},scans/{case}.nii.gz,P1,{n}" for n, case in enumerate(("first", "second"))]
+    table = tmp_path / "visits.csv"
+    table.write_text("\n".join(["case,image,group,visit", *rows]))
+    settings = {"visits": table, "predictions": tmp_path / "scans", "replicates": 10}
+    changes = lesionseg.follow(output=tmp_path / "followed", **settings)
+    assert changes["state"].tolist() == ["stable"]
+    with pytest.raises(ConfigError, match="output"):
+        lesionseg.follow(**settings)
+
+
 def test_undefined_numbers_of_a_table_stay_numbers(tmp_path):
     (tmp_path / "metrics.csv").write_text("step,loss,dice\n5,nan,\n10,0.25,0.5\n")
     metrics = lesionseg.Run(tmp_path).to_pandas("metrics")

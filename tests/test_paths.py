@@ -112,7 +112,8 @@ def test_mistyped_path_is_named_with_its_key(command, key):
         ("train", "data.root", "table.csv", "is a file"),
         ("train", "data.root", "masks", "no known dataset layout"),
         ("train", "data.root", ".", "Name one of them"),
-        ("train", "data.root", "gone/deep/data", "gone does not"),
+        ("train", "data.root", "gone/deep/data", "no folder 'gone'"),
+        ("train", "data.root", "table.csv/data", "no folder 'table.csv'"),
         ("predict", "input", "masks/*.png", "no file matches this pattern"),
         ("predict", "bundle", "masks", "not a bundle"),
         ("predict", "bundle", "[model,masls]", "bundle=masls"),
@@ -215,5 +216,5 @@ def test_mistyped_input_is_an_error_before_a_model_is_downloaded(place, capsys):
 @pytest.mark.parametrize("name", ["res.nii.gz", "res.png", "res.csv"])
 def test_output_that_is_the_name_of_a_file_is_refused(command, name, place, capsys):
     assert run(command, arguments_of(command, output=name)) == 1
-    assert f"output={name} is a file. Name a folder" in capsys.readouterr().err
+    assert f"output={name} is the name of a file. Name a folder" in capsys.readouterr().err
     assert not (place / name).exists()

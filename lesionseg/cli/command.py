@@ -15,7 +15,15 @@ from typing import Any
 
 from lesionseg.cli.compose import compose, compose_plain, key_of, override_list, read_flags
 from lesionseg.cli.help import command_list, help_page
-from lesionseg.config import COMMANDS, InfoConfig, ServeConfig, TrainConfig, conf_dir, read
+from lesionseg.config import (
+    COMMANDS,
+    InfoConfig,
+    ServeConfig,
+    TrainConfig,
+    conf_dir,
+    read,
+    require_given,
+)
 from lesionseg.errors import (
     INTERRUPTED,
     NOTHING_RAN,
@@ -257,6 +265,7 @@ def multirun(command: str, argv: Sequence[str]) -> int:
         """Run one job, print its outcome and keep its exit status. Log and raise its error."""
         plain: Any = OmegaConf.to_container(cfg, resolve=True)
         try:
+            require_given(command, plain)
             with progress_bars():
                 statuses.append(print_outcome(run_recipe(command, read(COMMANDS[command], plain))))
         except LesionsegError as error:  # of several jobs that fail, Hydra raises only one error
@@ -301,11 +310,11 @@ def _require_separate_folders(
     if command == "predict":  # shards write their results into one folder
         differing -= {"shard_index"}
     if folders and differing and "${" not in folders[-1]:
-        folder = folders[-1].partition("=")[2].strip("'\"")
+        folder = "DIR" if key in swept else folders[-1].partition("=")[2].strip("'\"")
         job = "fold_${data.fold}" if "data.fold" in swept else "${hydra:job.num}"
         raise ConfigError(
-            f"All jobs of this multirun would write into {folders[-1]}. Name a folder for each, "
-            f"such as '{key}={folder}/{job}'."
+            f"{folders[-1]}: several jobs of this multirun would write into the same folder. Name "
+            f"a folder for each, such as '{key}={folder}/{job}'."
         )
 
 

@@ -113,7 +113,8 @@ def override_list(command: str, argv: Sequence[str], *, sweeps: bool = False) ->
 
     Raises:
         ConfigError: if an argument is not an override, or a key or an option of a group is unknown;
-            the message names the nearest.
+            the message names the nearest. Also if a folder of options does not exist, or if Hydra
+            refuses a file or an option.
     """
     for argument in argv:
         if "=" not in argument and not argument.startswith("~"):
@@ -124,7 +125,10 @@ def override_list(command: str, argv: Sequence[str], *, sweeps: bool = False) ->
     chosen = [argument for argument in argv if argument.lstrip("+") != "experiment=null"]
     overrides = [quote_text(argument, texts, sweeps=sweeps) for argument in chosen]
     options = options_of_groups(command, overrides)
-    values = {key_of(o): o.partition("=")[2].strip("'\"") for o in overrides}
+    # `~key` has no value
+    values = {
+        key_of(o): o.partition("=")[2].strip("'\"") for o in overrides if not o.startswith("~")
+    }
     _check_options(options, values)
     # the chosen options and the user's folders decide which keys exist; several options of a
     # multirun, `a,b`, cannot be composed at once
@@ -356,5 +360,5 @@ def key_of(override: str) -> str:
     """
     match = re.match(r"^(?:[+~]{0,2})([\w./@-]+)(?:=.*)?$", override, re.DOTALL)
     if match is None or ("=" not in override and override[0] != "~"):
-        raise ConfigError(f"{override!r} has no '='. Write key=value or group=option.")
+        raise ConfigError(f"{override!r} is not an override. Write key=value or group=option.")
     return match[1]

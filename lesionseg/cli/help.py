@@ -94,7 +94,7 @@ def help_page(command: str, program: str | None, topic: str) -> str:
 def _entries(lines: Iterable[str], prefix: str = "") -> Iterator[tuple[str, str]]:
     """Yield the key, such as `trainer.devices`, and the line of each setting.
 
-    An indented line belongs to the section of the line above. `prefix` is put before each key.
+    An indented line belongs to the last line that is not indented. `prefix` is put before each key.
     """
     section = ""
     for line in lines:

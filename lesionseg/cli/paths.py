@@ -199,21 +199,23 @@ def _check_output(setting: str, path: Path) -> None:
         return
     is_file_name = is_image_file(path) or path.suffix.lower() in _FILES
     if is_file_name or path.exists():
-        raise OutputError(f"{setting} is a file. Name a folder, in which the results are written.")
+        raise OutputError(
+            f"{setting} is the name of a file. Name a folder, in which the results are written."
+        )
 
 
 def _hint(path: Path) -> str:
     """Return a sentence for a message about a missing path.
 
     It names the most similar entry of the parent folder, or is "" if none is similar. If the parent
-    folder is missing, it names the last folder on the path that exists and the first that does not.
+    is missing or a file, it names the last folder on the path that exists, and the part after it.
     """
     parent = path.absolute().parent
     if parent.is_dir():
         return suggest(path.name, (entry.name for entry in parent.iterdir()))
     existing = next(folder for folder in parent.parents if folder.is_dir())
-    first_missing = existing / parent.relative_to(existing).parts[0]
-    return f" {existing} exists, but {first_missing} does not."
+    first_missing = parent.relative_to(existing).parts[0]
+    return f" {existing} exists, but it contains no folder {first_missing!r}."
 
 
 _CHECKS: Mapping[PathKind, Callable[[str, Path], None]] = {

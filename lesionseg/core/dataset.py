@@ -27,6 +27,7 @@ UNKNOWN_ROLE = "unknown"
 EACH_IS_A_PATIENT = "each counted as one patient"
 _BIDS_SUBJECT = re.compile(r"(?:^|_)(sub-[A-Za-z0-9]+)")
 _VISIT = re.compile(r"(.+)[_-]\d{1,2}")  # an id that ends in a short number
+_VISIT_OR_WHOLE = re.compile(r"(.+?)([_-]\d{1,2})?$")  # any id, without such a number
 _MAX_VISITS = 8  # of a patient, on average
 _SIDE = re.compile(r"(.*[^_.-])[_.-]?([LR])")  # an id that ends in L or R, for left and right
 
@@ -37,13 +38,16 @@ class CaseFiles:
 
     Attributes:
         case: id of the case.
-        images: one file per channel, except for the channels in `missing`.
-        reference: label mask or instance mask. None if the case has boxes only, or no reference.
+        images: one file per channel, except for the channels in `missing`. A picture in colour is
+            a single file with three channels.
+        reference: label mask or instance mask. None if only `annotations` state the lesions, or if
+            the case has no reference.
         group: id of the patient as the dataset states it. Empty if it states none. `patient` is
             never empty.
         role: role of the case. None if the dataset states none.
         fold: number of the fold. None if the dataset states none.
-        annotations: lesions as a table states them (COCO, boxes). Empty for masks.
+        annotations: lesions as a table states them (COCO, boxes), or the key `instances` for an
+            instance mask. Empty for a label mask and without a reference.
         columns: all further columns of the manifest, for subgroups.
         annotated: names of the labels that a reader looked for in this case. Empty means all
             labels of the dataset.
@@ -109,21 +113,22 @@ class Reference:
     Attributes:
         geometry: grid of the image.
         labels: `[*spatial]` integer, 0 for background, otherwise the label's value in the file.
-            None if the dataset has only boxes.
+            None if the lesions have only boxes.
         instances: `[*spatial]` int32, lesion ids 1 to n. None if the lesions are the connected
             components of `labels` (`ops.components.lesions_of`).
         instance_labels: the label of each lesion id, `instance_labels[id - 1]`.
-        boxes: `[n, 2·dims]` float32 (starts, stops; half-open voxels) as the dataset gives them.
-            None if they follow from the instances.
+        boxes: `[n, 2·dims]` float32 (starts, stops; half-open voxels) as the dataset gives them,
+            clipped to the image. None if they follow from the masks.
         box_labels: the label of each box.
         ignore: `[*spatial]` bool, voxels that are neither learned nor scored. None if there are
             none.
-        annotated: True for each label value that a reader looked for. Empty means all labels. A
-            label with False is not marked, so its lesions may be among the background.
+        annotated: True for each label value that a reader looked for. A value that is not a key
+            counts as looked for, so empty means all labels. A label with False is not marked, so
+            its lesions may be among the background.
         stated: the boxes of a table before clipping. None if the lesions are not from a table.
 
     Raises:
-        GeometryError: if an array has another shape than the grid.
+        GeometryError: if `labels`, `instances` or `ignore` has another shape than the grid.
     """
 
     geometry: Geometry
@@ -309,6 +314,9 @@ def find_likely_visits(cases: Sequence[CaseFiles], *, setting: str = "data.group
     or a site, and so is the only one of a dataset. Cases of which the dataset states another group
     than the id do not count.
 
+    The message suggests a pattern that matches every id: `_VISIT`, or `_VISIT_OR_WHOLE` if some
+    ids do not end in a short number.
+
     Args:
         cases: the cases of a dataset.
         setting: the name of the setting for groups in the message.
@@ -329,9 +337,11 @@ def find_likely_visits(cases: Sequence[CaseFiles], *, setting: str = "data.group
     if len(members) < 2 or not are_most_cases or not are_few_per_prefix:
         return []
     first, second = sorted(next(iter(several.values())))[:2]
+    are_all_numbered = all(_VISIT.fullmatch(case.case) for case in cases)
+    pattern = (_VISIT if are_all_numbered else _VISIT_OR_WHOLE).pattern
     text = (
         f"Case names such as {first} and {second} look like scans of one patient, but each case "
-        f"counts as a patient. If they are, set {setting}='{_VISIT.pattern}'. Otherwise a patient "
+        f"counts as a patient. If they are, set {setting}='{pattern}'. Otherwise a patient "
         "may be in both training and validation, and intervals are too narrow."
     )
     return [Finding("names", text)]
@@ -347,7 +357,8 @@ def assign_groups(
 
     1. the group that the dataset states
     2. the BIDS subject `sub-…` in the id
-    3. the common part of two ids that differ only in a last L or R (left and right side)
+    3. the common part of two ids that differ only in a last L or R (left and right side), if the
+       dataset states a group for neither
     4. the id itself
 
     The third is logged.
@@ -362,7 +373,7 @@ def assign_groups(
 
     Raises:
         ConfigError: if the pattern is not a regular expression.
-        DatasetError: if the pattern does not match a case id, or its capture group is empty.
+        DatasetError: if the pattern does not match a case id, or the group would be empty.
     """
     if pattern is not None:
         groups = _match_groups([case.case for case in cases], pattern, setting)
@@ -372,14 +383,14 @@ def assign_groups(
     n_sides = 0
     for case in without_group:
         groups[case] = case
+        subject = _BIDS_SUBJECT.search(case)
         side = _SIDE.fullmatch(case)  # such as P12_L
         other_side = case[:-1] + ("R" if case.endswith("L") else "L")
-        if side is not None and other_side in without_group:
+        if subject is not None:
+            groups[case] = subject[1]
+        elif side is not None and other_side in without_group:
             groups[case] = side[1]
             n_sides += 1
-        subject = _BIDS_SUBJECT.search(case)
-        if subject is not None:  # takes precedence over sides
-            groups[case] = subject[1]
     if n_sides:
         paired = f"{count(n_sides, 'case')}, {count(n_sides // 2, 'patient')}"
         text = "Case names ending in L and R were paired: %s. To change this, set %s."
@@ -400,7 +411,7 @@ def _match_groups(cases: Iterable[str], pattern: str, setting: str) -> dict[str,
 
     Raises:
         ConfigError: if the pattern is not a regular expression.
-        DatasetError: if the pattern does not match a case id, or its capture group is empty.
+        DatasetError: if the pattern does not match a case id, or the group would be empty.
     """
     compiled = compile_pattern(pattern, setting)
     groups: dict[str, str] = {}
@@ -411,8 +422,8 @@ def _match_groups(cases: Iterable[str], pattern: str, setting: str) -> dict[str,
             group = match[1] if compiled.groups else match[0]
         if not group:
             raise DatasetError(
-                f"{setting}={pattern} does not match the case {case!r}. Give a pattern that "
-                "matches every case id."
+                f"{setting}={pattern} does not match the case {case!r}, or its capture group is "
+                "empty there. Give a pattern that finds a group in every case id."
             )
         groups[case] = group
     return groups

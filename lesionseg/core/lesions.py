@@ -238,8 +238,9 @@ class Zones:
     def of(self, lesions: Lesions) -> list[str]:
         """Return the name of the zone of each lesion; "" if there are no zones.
 
-        The zone is the one that contains most of the lesion's voxels, or the nearest zone if none
-        contains any. For a box without voxels, its centre counts. Ties go to the smaller value.
+        The zone is the one that contains the largest number of the lesion's voxels, or the nearest
+        zone if none contains any. For a box without voxels, its centre counts. If several zones
+        contain equal numbers of voxels, the smallest value counts.
         """
         names = []
         for row, centre in enumerate(lesions.centres_mm):

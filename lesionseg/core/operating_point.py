@@ -77,14 +77,15 @@ class OperatingPoint:
     Attributes:
         name: the aim as text (`str(Aim)`), as in files.
         score: candidates with this score or a higher one are accepted.
-        chosen_on: role of the cases that it was chosen on (`validation` or `out-of-fold`). None
-            for a score given by hand.
+        chosen_on: role of the cases that it was chosen on, such as `validation` or `out-of-fold`.
+            Several roles are joined by `+`. None for a score given by hand, or if the cases have
+            no role.
         lesion_recall: lesion recall of those cases.
         false_positives_per_case: rate of false positives in those cases.
         lesion_recall_ci95: 95 % confidence interval of the recall for patients like these.
         false_positives_per_case_ci95: the same for false positives per case.
         expected_false_positives_per_case: mean rate to expect in new cases.
-        attainable_recall: highest recall that any score reaches.
+        attainable_recall: highest recall that any score reaches. None without lesions.
         confidence: probability that an equal number of new cases has at most the false positives
             per case of the aim. None if no probability was requested, or if it cannot be kept.
         lesion_f1: F1 of the lesions of those cases.
@@ -112,5 +113,5 @@ class OperatingPoint:
 
     @property
     def aim(self) -> Aim:
-        """The aim, parsed from the name."""
+        """The aim, parsed from the name. Raises `ConfigError` if the name is not an aim."""
         return Aim.parse(self.name)

@@ -21,8 +21,10 @@ class Calibration:
     """A map from scores to probabilities (Platt 1999).
 
     For the logit x of a score, the probability is 1 / (1 + exp(−(`intercept` + `slope`·x))).
-    `fitted_on` is the role of the cases that it was fitted on, `validation` or `out-of-fold`.
-    `n_true` and `n_false` are the numbers of true and false positives among their candidates.
+    `fitted_on` is the role of the cases that it was fitted on, such as `validation` or
+    `out-of-fold`; None if it is not stated. `n_true` and `n_false` are the numbers of true and
+    false positives among their candidates. For a calibration of voxels, they are the numbers of
+    lesion and background voxels.
 
     >>> Calibration(intercept=0.0, slope=1.0).probability([0.25, 0.5]).tolist()
     [0.25, 0.5]
@@ -52,14 +54,15 @@ class Candidate:
     Attributes:
         id: its voxel value in the instance mask, from 1.
         label: its value in label masks.
-        score: rank of the candidate, in [0, 1].
+        score: number that ranks the candidates, in [0, 1].
         start_vox: first corner of its half-open box in array order (z, y, x).
         stop_vox: second corner of the box.
         centre_mm: centre in RAS millimetres (x, y, z).
         diameter_mm: equivalent diameter.
-        volume_ml: volume. None in 2-D and for a box without a mask.
+        volume_ml: volume. None in 2-D, and for a box whose volume is unknown.
         has_mask: False for a box without a mask.
-        accepted: False if its score is below the operating point, or its zone is not kept.
+        accepted: False if its score is below the operating point, its zone is not kept, or somebody
+            rejected it.
         probability: calibrated probability of being a lesion. None before calibration.
         zone: anatomical zone. Empty if no zones were requested.
     """

@@ -35,7 +35,10 @@ def read_record(
     except ValidationError as failed:
         first = failed.errors(include_url=False)[0]
         key = ".".join(map(str, first["loc"])) or "the content"
+        # the input of a missing key is the object that lacks it
+        is_missing = first["type"] == "missing"
+        fault = "missing" if is_missing else f"{str(first['input'])[:60]}. {first['msg']}"
         for name, in_file in (key_of or {}).items():
             if key == name or key.startswith(f"{name}."):
                 key = in_file + key.removeprefix(name)
-        raise error(f"{where}: {key} is {str(first['input'])[:60]}. {first['msg']}.") from failed
+        raise error(f"{where}: {key} is {fault}.") from failed

@@ -29,7 +29,7 @@ class Selection:
     voxels' probabilities before candidates are found. `n_members` is the number of networks whose
     probabilities are averaged. `is_mirrored` states whether operating points and calibrations were
     chosen on means over mirrored views (`inference.flips`); None if that is not known. `reasons`
-    has a sentence for each part; its keys are in `SELECTED`.
+    has sentences about parts of the selection; its keys are in `SELECTED`.
     """
 
     operating_points: tuple[OperatingPoint, ...] = ()

@@ -5,8 +5,9 @@ Otherwise its corners would be empty.
 
 A movement is either a set of flips, or one map that rotates, scales, shears, flips and bends. The
 bend is a cubic B-spline of random displacements at the knots of a coarse grid (Rueckert et al.
-1999, IEEE TMI 18:712). The spline is smooth and exceeds no displacement at a knot. It has no folds
-if these displacements are below 0.4 times the distance of the knots (Choi and Lee 2000).
+1999, IEEE TMI 18:712). The spline is smooth and nowhere exceeds the largest displacement of a knot.
+It has no folds if these displacements are below 0.4 times the distance of the knots (Choi and Lee
+2000).
 
 Intensities then change in this order: lower resolution and blur, contrast, brightness, noise,
 gamma.
@@ -41,7 +42,7 @@ SCALE = 0.2  # largest relative change of size
 SHEAR = 0.05  # largest displacement per unit of distance along another axis
 ELASTIC_SHARE = 0.3  # share of the rotated tiles that are also bent
 # The largest displacement of a bend and the distance of its knots, both in voxels of the finest
-# axis. The displacement must be at most 0.4 times the distance.
+# axis. The displacement must be below 0.4 times the distance.
 ELASTIC_VOXELS = 4.0
 ELASTIC_SPACING = 24.0
 # The following values are for the normalised image.
@@ -118,7 +119,7 @@ class Movement:
         ends = [(0, n - 1) for n in tile_shape]
         corners = np.array(list(itertools.product(*ends)))
         reached = corners @ matrix[:, :-1].T + matrix[:, -1]
-        # a spline never exceeds its knots
+        # a spline never exceeds its largest knot
         margin = 0 if self.bend is None else np.abs(self.bend.knots).max(initial=0)
         low = np.floor(reached.min(axis=0) - margin)
         high = np.ceil(reached.max(axis=0) + margin)
@@ -154,8 +155,8 @@ class Intensity:
         contrast: factor of each channel.
         brightness: number that is added to each channel.
         noise: standard deviation of the noise.
-        gamma: exponent that is applied to the image scaled to 0 … 1. Mean and standard deviation of
-            the image are kept.
+        gamma: exponent that is applied to each channel scaled to 0 … 1. Mean and standard deviation
+            of the channel are kept.
         seed: seed of the noise.
     """
 
@@ -234,8 +235,8 @@ class Augmentation:
 
     By default, tiles are flipped along the axes that the plan allows. If slices are thick or the
     tile is thin, tiles are rotated only within the slices. CT has no gamma, because its values are
-    physical quantities. Image and masks are each resampled once. Voxels from outside the volume are
-    0 and not valid.
+    physical quantities. Image and masks are each warped at most once. Voxels from outside the
+    volume are 0 before the intensities change, and not valid.
 
     Args:
         settings: probabilities and ranges. `flip_axes` replaces the axes that the plan allows.
@@ -293,7 +294,8 @@ class Augmentation:
     def _bend(self, draw: Draw, is_moved: Flags) -> Bend:
         """Draw the bend of a tile along the axes `is_moved` `[dims]`.
 
-        Distances and sizes are equal in millimetres: coarse axes have fewer voxels of each.
+        Distances and sizes are equal in millimetres: coarse axes have fewer voxels of each. The
+        distance of the knots is at least one voxel.
         """
         spacing = np.array(self.plan.spacing_mm)
         coarseness = spacing / spacing.min()  # 1 for the finest axis
@@ -358,8 +360,8 @@ def _move_and_blur(
 ) -> Tensor:
     """Move an image, lower its resolution and blur it. Return a new `[C, *shape]` in float32.
 
-    A lower resolution costs no further interpolation: the image is moved to a coarse grid, and one
-    matrix per axis enlarges and blurs it.
+    A lower resolution needs no second warp: the image is moved to a coarse grid, and one matrix per
+    axis enlarges and blurs it.
     """
     coarse = tuple(max(1, round(n * change.coarse)) for n in shape)
     if movement.linear is not None or coarse != shape:

@@ -1,13 +1,14 @@
 """Prepared cases on disk: memory maps from which tiles are copied, and tables of lesions.
 
-folder/<key of plan and dataset>/<2 characters>/<case>/
+folder/<key of plan and dataset>/<2 characters>/<hash of the case's id and files>/
 ├── image.npy      [C, *spatial] float16
 ├── labels.npy     [*spatial] uint8
 ├── instances.npy  [*spatial] in the smallest unsigned integer type that fits the ids
 ├── valid.npy      [*spatial] bool, only if some voxels are not valid
 └── case.json      geometry, lesions, hash of the source files
 
-The two characters distribute the cases over 256 folders, because a folder with 10⁵ entries is slow.
+The two characters begin the hash. They distribute the cases over 256 folders, because a folder with
+10⁵ entries is slow.
 """
 
 import json
@@ -60,7 +61,7 @@ class LesionIndex:
 
     Attributes:
         ids: voxel value in the instances `[n]`, ascending.
-        labels: k for the plan's k-th label `[n]`.
+        labels: k for the plan's k-th label `[n]`; 1 with regions.
         voxels: number of voxels `[n]`.
         boxes: `[n, 2·dims]`, half-open, in voxels of the plan's grid.
         seeds: at most 32 evenly spaced voxels of each lesion `[m, dims]`.
@@ -159,8 +160,8 @@ class CachedCase:
         has_valid: True if some voxels are not valid.
         is_mixed: True if voxels of a lesion may have other labels than the lesion (regions).
         valid_seeds: random valid background voxels; None if all voxels are valid.
-        missing: channels without a file; they are 0.
-        unannotated: labels that the reader did not annotate.
+        missing: indices of the channels without a file; they are 0.
+        unannotated: labels that the reader did not annotate, k for the plan's k-th mask value.
     """
 
     case: str
@@ -309,7 +310,7 @@ def _space_evenly(n: int, most: int) -> Integers:
 def _draw_seeds(is_background: Flags) -> list[list[int]]:
     """Draw at most `MAX_VALID_SEEDS` voxels, around which tiles of the background are placed.
 
-    They are random, because voxels at equal steps would be located on diagonals, and one may be
+    They are random, because voxels at equal steps would be located on diagonals. A voxel may be
     drawn twice. The fixed seed makes the entry reproducible. Without background there are none.
     """
     flat = np.flatnonzero(is_background)

@@ -69,7 +69,8 @@ class _RecordReader:
     """A reader of the facts of cases, which reuses entries of `folder/facts.json`.
 
     The key of an entry is the path of the case's first image. An entry is reused if path, size,
-    times of change and inode of all files are the same.
+    times of change and inode of all files are the same, and also the case's entry in the dataset,
+    the reading settings and the number of sampled voxels (`_digest_state`).
     """
 
     def __init__(self, dataset: Dataset, folder: Path | None) -> None:
@@ -119,8 +120,8 @@ class _RecordReader:
     def _digest_state(self, files: CaseFiles) -> str | None:
         """Return a digest of the case's entry in the dataset, its files, and the reading settings.
 
-        Files count by path, size, times of change and inode. Return None if a file has just
-        changed, or the voxels may be in another file than the header.
+        Files count by path, size, times of change and inode. Return None if a file is missing or
+        has just changed, or the voxels may be in another file than the header.
         """
         reference = (files.reference,) if files.reference else ()
         states = image_state((*files.images, *reference))
@@ -143,8 +144,8 @@ class _SharedMemory:
     """Memory for cases that are read at the same time.
 
     Each case is assumed to need as much memory as the largest case so far. The first case is read
-    before all others, because no size is known yet. A case that needs more than `n_bytes` is read
-    while no other case is read.
+    before all others, because no size is known yet. If two cases do not fit into `n_bytes`, one
+    case is read at a time.
 
     Args:
         n_bytes: the memory for all cases.

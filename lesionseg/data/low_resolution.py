@@ -1,4 +1,4 @@
-"""Simulated low resolution of tiles with any number of axes, for `experiment=nnunet_recipe`."""
+"""Simulated low resolution of 2-D and 3-D tiles, for `experiment=nnunet_recipe`."""
 
 from collections.abc import Hashable, Mapping
 from typing import Any
@@ -13,7 +13,7 @@ class RandLowResolutiond(RandSimulateLowResolutiond):  # type: ignore[misc]  # M
     """MONAI's random low resolution, with linear interpolation in 2-D and 3-D.
 
     MONAI's transform has one mode of interpolation, and its default fails in 2-D. The arguments are
-    those of MONAI, without `upsample_mode`.
+    those of MONAI; `upsample_mode` has no effect.
     """
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:

@@ -34,6 +34,7 @@ def prepare_case(case: Case, plan: Plan) -> PreparedCase:
     Raises:
         ContentError: if channels, axes or labels are not those of the plan.
         GeometryError: if the spacing cannot be right, or the grid would have too many voxels.
+        ConfigError: if a transform of `plan.prepare_extra` fails.
     """
     image = prepare_image(case.image, plan, where=case.case)
     reference = None

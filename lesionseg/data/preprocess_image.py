@@ -1,8 +1,8 @@
 """Preparation of images: they are oriented, resampled to the plan's grid and normalised.
 
-After clipping, each scheme of `plan.Normalisation` is the same linear function for all voxels of a
-channel. So the air of a brain scan becomes a constant below the tissue, and edges between air and
-tissue keep their shape.
+After clipping, each scheme of `plan.Normalisation` except `local` is the same linear function for
+all voxels of a channel. So the air of a brain scan becomes a constant below the tissue, and edges
+between air and tissue keep their shape.
 """
 
 import logging
@@ -27,11 +27,12 @@ logger = logging.getLogger(__name__)
 SAME_MM = 1e-3
 # percentiles of each case that the scheme `range` uses
 RANGE_PERCENTILES = (0.5, 99.5)
-LOCAL_STD_FLOOR = 0.1  # share of an image's standard deviation; see `_add_local_contrast`
+LOCAL_STD_FLOOR = 0.1  # share of a channel's standard deviation; see `_add_local_contrast`
 _SLAB_VOXELS = 1 << 18
 # percentiles of larger arrays are computed from evenly spaced voxels, because sorting needs a copy
 _MAX_SORTED = 1 << 22
-# A scan has a wrong spacing if none of its axes has more voxels than this on the plan's grid.
+# A larger scan has a wrong spacing if none of its axes has more voxels than this on the plan's
+# grid.
 _LEAST_VOXELS = 2
 
 
@@ -48,17 +49,18 @@ def prepare_image(
     1. In 3-D the axes are permuted and flipped, so that they point along +S, +A, +R as closely as
        the file's axes allow. The same scan in another orientation therefore gives the same array.
     2. The image is resampled to `plan.spacing_mm` by linear interpolation. Along an axis that
-       becomes coarser, values are means over each voxel. Axes whose spacing differs by at most
-       1e-3 mm are not resampled.
-    3. The channels are normalised. A missing channel is set to 0, its mean after normalisation.
+       becomes coarser, values are means over each voxel. An axis whose spacing differs by at most
+       1e-3 mm keeps its spacing.
+    3. The channels are normalised.
     4. The plan's further transforms are applied.
+    5. A missing channel is set to 0, its mean after normalisation.
 
     Args:
         volume: image `[C, *file]` of any dtype.
         plan: the grid, channels and normalisation.
         where: name of the case in messages.
-        overwrite: True normalises the image in place if it is on the plan's grid, which saves the
-            memory of a copy.
+        overwrite: True allows `volume.array` to be normalised in place if it is on the plan's grid,
+            which saves the memory of a copy.
         look: called with the resampled volume before normalisation. It must not keep the array.
 
     Returns:
@@ -69,6 +71,7 @@ def prepare_image(
         ContentError: if channels or axes are not those of the plan.
         GeometryError: if the spacing cannot be right, or the plan's grid would have more voxels
             than `FileLimits` allows.
+        ConfigError: if a transform of `plan.prepare_extra` fails.
     """
     kind = f"{volume.array.shape[0]} channels, {volume.geometry.dims} axes"
     expected = f"{len(plan.channel_names)} channels, {plan.dims} axes"
@@ -180,7 +183,8 @@ def normalise(array: NDArray[np.float32], schemes: Sequence[Normalisation]) -> N
     With `zscore`, `range` and `local`, a channel becomes 0 if it is constant or has no voxel other
     than 0. With `zscore`, a mask whose voxels are 0 or v becomes −v and 0, because its voxels other
     than 0 have no standard deviation to divide by. Such a mask should have the values 0 and 1.
-    Temporary arrays are smaller than half a channel, except with `local`, which needs two channels.
+    Temporary arrays of a large channel are smaller than half a channel, except with `local`, which
+    needs four channels.
     """
     for channel, scheme in zip(array, schemes, strict=True):
         inside = None  # all voxels

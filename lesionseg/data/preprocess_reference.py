@@ -33,8 +33,9 @@ def prepare_reference(
     Lesions are those of `lesions_of`. Boxes are filled, and smaller boxes overwrite larger ones,
     unless one would lose a side (`_restore_extents`). A voxel belongs to a lesion if lesions cover
     at least half of it, and then to the one that covers most. A lesion that would vanish keeps the
-    voxel at its centre. If the lesion covers less than a tenth of this voxel, it is not visible,
-    and the voxel is ignored. All other ignored voxels have no lesion.
+    voxel at its centre or one next to it (`_find_free_voxel`). A lesion voxel is ignored if lesions
+    cover less than a tenth of it, because the lesion is not visible in it. All other ignored voxels
+    have no lesion.
 
     Args:
         reference: on the file's grid.
@@ -45,9 +46,9 @@ def prepare_reference(
     Returns:
         A reference with `labels` uint8 and `instances` int32 `[*spatial]`, zeros without lesions.
         Label k means `plan.labels.mask_values[k-1]`, which is network channel k-1 without regions.
-        In `instance_labels`, the label of a lesion is 1 with regions, and 0 for an id without a
-        lesion. `ignore` is True for voxels that do not count in training, or None. `annotated` is
-        False for the plan's labels that the reader did not annotate.
+        In `instance_labels`, each id has the label 1 with regions. Without regions, an id without a
+        lesion has the label 0. `ignore` is True for voxels that do not count in training, or None.
+        `annotated` is False for the plan's labels that the reader did not annotate.
 
     Raises:
         ContentError: if the plan does not have a label of the reference.
@@ -115,7 +116,7 @@ def _find_ignored(
     """Return True for the voxels of the plan's grid that do not count in training.
 
     - A voxel of a lesion does not count if lesions cover less than `VISIBLE_SHARE` of it. Only a
-      voxel that `_restore_lost` has added is covered so little.
+      voxel that `_restore_lost` or `_restore_extents` has added is covered so little.
     - A voxel that the reference ignores does not count, unless it belongs to a lesion.
 
     Return None if all voxels count.
@@ -123,7 +124,7 @@ def _find_ignored(
     Args:
         reference: on the file's grid.
         geometry: the plan's grid.
-        moved: lesion ids on the plan's grid, after `_restore_lost`.
+        moved: lesion ids on the plan's grid, after `_restore_lost` and `_restore_extents`.
         covered: share of each voxel that lesions cover.
     """
     ignored = (moved > 0) & (covered < VISIBLE_SHARE)
@@ -238,15 +239,16 @@ def _restore_lost(
     highest id. Ids that no voxel of `instances` has stay without a voxel.
     """
     present = np.bincount(moved.reshape(-1), minlength=n + 1)
-    lost = set(np.flatnonzero(present[1:] == 0) + 1)
-    if not lost:
+    absent = np.flatnonzero(present[1:] == 0) + 1  # lost lesions, and ids without voxels
+    if not len(absent):
         return
-    voxels = np.argwhere(np.isin(instances, list(lost)))
+    voxels = np.argwhere(np.isin(instances, absent))
     ids = instances[tuple(voxels.T)]
-    for lesion in np.unique(ids):
+    lost = np.unique(ids)
+    for lesion in lost:
         centre = geometry.to_index(source.to_mm(voxels[ids == lesion].mean(axis=0)))
         moved[_find_free_voxel(moved, np.atleast_2d(centre)[0])] = lesion
-    logger.debug("%d lesions were smaller than a voxel of the plan's grid.", len(lost))
+    logger.debug("%d lesions had no voxel on the plan's grid. Each got one.", len(lost))
 
 
 def _restore_extents(
@@ -288,7 +290,8 @@ def _places_of_boxes(
 ) -> list[tuple[slice, ...]]:
     """Return the slices of the plan's grid whose voxel centres each box of `rows` contains.
 
-    Boxes are clipped at the border of the grid.
+    Along an axis on which a box contains no centre, it has one voxel (`centre_slices`). Boxes are
+    clipped at the border of the grid.
     """
     highest = [*geometry.shape, *geometry.shape]
     boxes = move_boxes(lesions.boxes[rows], lesions.geometry, geometry).clip(0, highest)

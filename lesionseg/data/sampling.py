@@ -43,8 +43,8 @@ class Stream(IntEnum):
 class TileChoice:
     """The case of a tile, its first voxel, and its kind.
 
-    `case` is an index into the sampler's cases. `start` is negative along an axis shorter than the
-    tile, which is padded.
+    `case` is an index into the sampler's cases. `start` is negative or 0 along an axis shorter than
+    the tile, which is padded.
     """
 
     case: int
@@ -57,17 +57,18 @@ class TileSampler:
 
     Lesion tiles: an epoch has round(`lesion_share` · `n_tiles`) of them, at equal distances. So
     their number differs by at most one between the steps of a training, and between the processes
-    and accumulated batches of a step, whose tiles are consecutive. All lesions are chosen equally
-    often, independently of size and patient; their numbers differ by at most one. A random seed
-    voxel of the lesion is at a random position in the inner three quarters of the tile. The tile is
-    then moved into the volume.
+    and accumulated batches of a step, whose tiles are consecutive. In an epoch, all lesions are
+    chosen equally often, independently of size and patient; their numbers differ by at most one. A
+    random seed voxel of the lesion is at a random position in the inner three quarters of the tile.
+    The tile is then moved into the volume.
 
-    Background tiles: all other tiles. All cases with valid background are equally likely. In the
-    chosen case, up to ten positions are drawn, until one has no lesion. If there is none, the tile
-    shows lesions. In a case with ignored voxels, the tile is placed around a valid voxel.
+    Background tiles: all other tiles. All cases with valid background are equally likely or, if
+    there are none, all cases. In the chosen case, up to ten positions are drawn, until a tile
+    overlaps no lesion's box. If there is none, the tile may show lesions. In a case with ignored
+    voxels, the tile is placed around a valid background voxel.
 
-    If no case has a lesion, all tiles are background. The choice depends only on `seed` and the
-    epoch.
+    If no case has a lesion, all tiles are background. For given arguments, the choice depends only
+    on the epoch and the number of the tile.
 
     Raises:
         ConfigError: if there are no cases or tiles.
@@ -112,7 +113,7 @@ class TileSampler:
         lesions = np.bincount(self._groups)
         largest = lesions.max() / lesions.sum()
         return (
-            f"{self.settings.lesion_share:.0%} of the {self.n_tiles} tiles per epoch contain a "
+            f"{self.settings.lesion_share:.0%} of the {self.n_tiles} tiles per epoch are around a "
             f"lesion ({lesions.sum()} lesions, {(lesions > 0).sum()} patients; at most "
             f"{largest:.0%} from one patient)."
         )
@@ -175,7 +176,8 @@ class TileSampler:
     def _random_start(self, case: int, rng: "_Numbers") -> tuple[int, ...]:
         """Return the start of a random tile of the case, within the volume.
 
-        In a case with ignored voxels, the tile is placed around a random valid one.
+        In a case with ignored voxels, the tile is placed around a random valid background voxel,
+        if there is one.
         """
         shape = self.cases[case].shape
         seeds = self.cases[case].valid_seeds
@@ -197,7 +199,7 @@ class TileSampler:
 class _Numbers:
     """The random numbers of a tile, drawn in one call, because single draws would be slow.
 
-    There are as many as a tile can need.
+    There are at least as many as a tile can need.
     """
 
     def __init__(self, seed: Sequence[int]) -> None:

@@ -75,11 +75,12 @@ class TileDataset(Dataset):  # type: ignore[misc]  # MONAI ships no types
         seed: seed of the positions and changes.
         transform: further dictionary transforms, which run last.
         channel_dropout: the share of tiles in which one random channel is set to 0, after all other
-            changes.
+            changes. Tiles of a case that lacks channels keep the remaining ones.
 
     Raises:
-        ConfigError: if `channel_dropout` is set and the plan requires all channels; if flip axes or
-            transforms are invalid; and on first use if there are no cases.
+        ConfigError: if `channel_dropout` is set and the plan requires all channels, or if a
+            transform of `augmentation` cannot be built. On first use, if there are no cases, if the
+            plan does not have a flip axis, or if a transform fails.
     """
 
     def __init__(

@@ -30,7 +30,8 @@ class TileGrid:
     Args:
         shape: voxels of the volume along each spatial axis.
         tile_shape: voxels of a tile along each spatial axis.
-        overlap: smallest share of a tile that its neighbour also covers, in [0, 1).
+        overlap: smallest share of a tile that its neighbour also covers, in [0, 1). Positions are
+            rounded to voxels, so the overlap may be one voxel smaller.
 
     Raises:
         ConfigError: if the overlap is outside [0, 1), the numbers of axes differ, or a length is
@@ -95,7 +96,7 @@ def clip_start(
     """Return the start nearest to `start` that keeps the tile in the volume.
 
     Along an axis shorter than the tile, the volume is centred in the tile, as in `TileGrid`, and
-    the start is negative.
+    the start is negative or 0.
 
     >>> clip_start((-3, 90, 5), (64, 100, 10), (32, 32, 32))
     (0, 68, -11)

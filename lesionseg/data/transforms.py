@@ -117,8 +117,8 @@ def add_mask_keys(spec: Spec) -> Spec:
     """Return a transform of the label with the keys of instances and valid voxels in addition.
 
     All masks must move together. Arguments with one value per key get the label's value. Transforms
-    inside another one, such as `OneOf`, get the keys too. A transform without the key `label`, or
-    with `instances`, keeps its keys.
+    inside another one, such as `OneOf`, get the keys too. A transform whose `keys` are not a list,
+    lack `label` or contain `instances` keeps its keys.
     """
     extended = {name: _add_inner_mask_keys(value) for name, value in spec.items()}
     keys = spec.get("keys")
@@ -168,10 +168,11 @@ def run_on_tile(chain: "Compose", tile: TileItem, seed: int) -> TileItem:
 
 
 def try_on_tile(specs: Sequence[Spec], tile: TileItem) -> None:
-    """Apply all transforms of `augment.extra` once to a made-up tile, with a probability of 1.
+    """Apply all transforms of `augment.extra` once to a made-up tile.
 
-    If one of them is neither of MONAI nor of lesionseg, none is tried, because it may need a real
-    case. Raises `ConfigError` if one fails or changes a shape.
+    A transform with an argument `prob` is applied with a probability of 1; transforms inside
+    another one keep theirs. If one of them is neither of MONAI nor of lesionseg, none is tried,
+    because it may need a real case. Raises `ConfigError` if one fails or changes a shape.
     """
     from monai.transforms import Compose
 

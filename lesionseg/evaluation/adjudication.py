@@ -39,8 +39,9 @@ def candidate_key(row: Mapping[Any, Any]) -> Key:
     from which columns were removed, the key has fewer numbers of the box.
 
     Raises:
-        KeyError: if the row has no case or candidate.
+        KeyError: if the row has no column case or candidate.
         ValueError: if a cell is not a number.
+        OverflowError: if the candidate is infinite.
     """
     box: list[float] = []
     for end in ("start", "stop"):
@@ -72,7 +73,7 @@ def read_answers(rows: Sequence[Mapping[str, str]], where: str) -> list[Answer]:
             )
         try:
             found.append(Answer(candidate_key(row), word))
-        except (KeyError, ValueError) as error:
+        except (KeyError, ValueError, OverflowError) as error:
             raise ContentError(
                 f"{where}, line {line}: the case, the candidate or its box is missing or is not a "
                 f"number ({error}). Copy these cells from a new adjudicate.csv of the report."

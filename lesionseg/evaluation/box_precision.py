@@ -2,7 +2,8 @@
 
 In each case and label, candidates are matched by descending score. Each takes the free lesion
 with the largest IoU of both bounding boxes, if that IoU is large enough. Such a candidate is a true
-positive, every other one a false positive. The candidates of all cases are then sorted by score.
+positive, every other one a false positive. Ignored candidates, and those beyond `MAX_PER_CASE` of a
+case and label, do not take part. The candidates of all cases are then sorted by score.
 Average precision is the mean, over the 101 recalls 0, 0.01, … 1, of the highest precision at that
 recall or a higher one. The rules for ties are those of pycocotools: candidates with equal scores
 keep their order, and of several lesions with the same IoU the last one is taken.

@@ -62,7 +62,7 @@ class Visit:
     """The lesions of a visit.
 
     Attributes:
-        lesions: The lesions on the grid of the visit.
+        lesions: The lesions on the grid of the visit. Accepted ones need voxels.
         placed: The same lesions on the common grid, row by row.
         accepted: True for accepted candidates `[n]`. A candidate that is not accepted only shows
             that a lesion of the other visit was already or is still visible.
@@ -157,7 +157,8 @@ def size_errors(lesions: Lesions) -> Numbers:
     sums = np.zeros(len(lesions))
     for row in np.flatnonzero(lesions.has_voxels):
         voxels = lesions.voxels_of(int(row))
-        # the first plane of each axis stays empty, so that `roll` moves no voxel around the end
+        # the first plane of each axis stays empty, so that voxels which `roll` moves around the end
+        # are the predecessors of no voxel
         mask = np.zeros(np.ptp(voxels, axis=0) + 2, dtype=np.bool_)
         mask[tuple((voxels - voxels.min(axis=0) + 1).T)] = True
         for axis in range(mask.ndim):
@@ -177,7 +178,8 @@ def find_changes(
     because the alignment of two visits is not more accurate than that.
 
     A merger or split needs several lesions at one visit. Pieces do not count for it: lesions that
-    are smaller than their grid error, or than `rule.overlap` of the largest lesion.
+    are not larger than `rule.n_deviations` standard errors of their size, or than `rule.overlap` of
+    the largest lesion.
 
     Only the accepted candidates of a group at a visit count, or all if none is accepted. A
     group without an accepted candidate at either visit is left out, and so is a lesion without a
@@ -242,7 +244,7 @@ def compare_visits(
 
     A new lesion gets the score of the later visit. If that has no scores, a new lesion of the
     diameter d gets the score d / (d + 10 mm). Candidates of the earlier visit outside the grid are
-    left out with a warning.
+    left out with a warning. Accepted candidates must have masks.
 
     Args:
         case: Id of the pair of visits.
@@ -261,8 +263,8 @@ def compare_visits(
     if own.dims != grid.dims or not _share_space(placed, grid):
         raise GeometryError(
             f"Case {case}: the visits do not overlap in space or have different numbers of axes; "
-            f"before {placed.describe()}, after {grid.describe()}. If the numbers are equal, set "
-            "register=rigid, before_images= and after_images= to register the scans."
+            f"before {placed.describe()}, after {grid.describe()}. If the numbers of axes are "
+            "equal, set register=rigid, before_images= and after_images= to register the scans."
         )
     moved = before  # the earlier visit on the grid of the later one
     if not placed.matches(grid):
@@ -324,8 +326,9 @@ def order_visits(scans: Iterable[CaseFiles], table: Path) -> list[list[CaseFiles
         texts = {files.case: files.columns.get("visit", "").strip() for files in visits}
         time_of = {case: _parse_time(text) for case, text in texts.items()}
         if len(visits) > 1 and not _have_an_order([time_of[files.case] for files in visits]):
+            shown = ", ".join(text or "missing" for text in texts.values())
             raise DatasetError(
-                f"{table}: the visits of {group} cannot be ordered ({', '.join(texts.values())}). "
+                f"{table}: the visits of {group} cannot be ordered ({shown}). "
                 "Give each its own number, or a date such as 2024-05-31, in the column visit."
             )
         visits.sort(key=lambda files: time_of[files.case])
@@ -341,8 +344,9 @@ def _have_an_order(times: Sequence[Any]) -> bool:
 def _parse_time(text: str) -> Any:
     """Return a value to sort the visits of a patient by.
 
-    Dates such as "2024-05-31" and "20240531" give the text "20240531", numbers such as "2" give a
-    float, and anything else gives None.
+    Dates such as "2024-05-31" and "20240531" give the text "20240531". Text after a date with
+    hyphens, such as a time, is kept. Numbers such as "2" give a float, and anything else gives
+    None.
     """
     if re.fullmatch(r"\d{4}-\d\d-\d\d.*|\d{8}", text):
         return text.replace("-", "")
@@ -491,7 +495,7 @@ def _find_links(before: Lesions, after: Lesions, overlap: float) -> tuple[Rows, 
     """Find pairs of rows with the same label that share enough voxels, as `find_changes` describes.
 
     Rows without a partner are compared with each other again, with one of both grown by one voxel,
-    so a pair may occur twice. Boxes without voxels have no partner.
+    so a pair may occur twice. Boxes without voxels are only compared with grown lesions.
     """
     table = overlap_table(before, after)
     smaller = np.minimum(before.n_voxels[table.candidate], after.n_voxels[table.lesion])
@@ -524,7 +528,7 @@ def _find_neighbours(
     """Find pairs of free rows that share enough voxels if `lesions` are grown by one voxel.
 
     A free row has no partner yet. A row may occur in several pairs. `overlap` is the least share of
-    the smaller lesion.
+    the smaller lesion. A box without voxels in `others` has those of `Lesions.draw`.
     """
     id_at_voxel = others.draw()
     highest = int(others.ids.max(initial=0))

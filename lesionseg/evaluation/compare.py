@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from scipy.stats import permutation_test
 
 from lesionseg.core.arrays import Numbers
-from lesionseg.errors import DatasetError
+from lesionseg.errors import DatasetError, join_names
 from lesionseg.evaluation import curves
 from lesionseg.evaluation.criteria import Preset
 from lesionseg.evaluation.intervals import (
@@ -76,8 +76,7 @@ def compare(
 
     Returns:
         The differences by name. The primary one is `recall_at_1`, or `lesion_f1` unless both have
-        scores.
-        The others also have a p-value corrected for their number (Holm 1979).
+        scores. The other p-values are also corrected for their number (Holm 1979).
 
     Raises:
         DatasetError: if the two models have different cases or a different order of cases.
@@ -85,7 +84,7 @@ def compare(
     cases = one.cases["case"].tolist()
     if cases != other.cases["case"].tolist():
         unpaired = sorted(set(cases) ^ set(other.cases["case"]))
-        difference = f"different cases: {', '.join(unpaired[:5])}"
+        difference = f"different cases: {join_names(unpaired, most=5)}"
         raise DatasetError(
             f"The two models have {difference if unpaired else 'another order of the same cases'}. "
             "Evaluate both on the same cases, in the same order."

@@ -16,7 +16,7 @@ class Criterion:
     - `coverage`: at least the share `threshold` of the candidate is located in lesions.
     - `iou`: the IoU is at least `threshold`. It is computed from masks if both have one, otherwise
       from boxes.
-    - `overlap`: they share at least one voxel.
+    - `overlap`: they share at least one voxel, or their boxes overlap if one of them has no mask.
     - `centre`: the distance of their centres is less than `threshold` times the radius of the
       lesion, which is half its equivalent diameter.
 
@@ -28,11 +28,13 @@ class Criterion:
       as possible. If several choices have this number, the largest sum of IoU decides.
     - `largest_sum`: pairs are one to one, and only the largest sum of Dice decides, even if another
       choice has more pairs.
-    - `all`: each candidate finds every lesion that it may find.
+    - `all`: every lesion that a candidate may find is found. If several may find it, the one with
+      the largest weight (`matching.find_links`) finds it. A candidate may find several lesions.
 
-    A candidate that may find a lesion but finds none is ignored, except with `largest_sum`, where
-    it is a false positive. Curves such as the FROC count it at each threshold that accepts it, if
-    it has no pair when all candidates are accepted.
+    With `jointly`, every candidate that may find a lesion is a true positive. Otherwise, a
+    candidate that may find a lesion but finds none is ignored, except with `largest_sum`, where it
+    is a false positive. Curves such as the FROC count this false positive at each threshold that
+    accepts it, if it has no pair when all candidates are accepted.
     """
 
     name: str

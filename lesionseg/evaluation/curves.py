@@ -1,8 +1,9 @@
 """FROC, average precision and AUROC, as statistics of the weights of groups.
 
-A candidate that cannot find a lesion is a false positive at every threshold. A lesion is found at
-every threshold up to its `detected_at`. The curves therefore need only `detected_at` of the
-lesions and the scores of the false positives. Ignored candidates belong to neither.
+A candidate that is a false positive if all candidates are accepted counts as one at every threshold
+up to its score. A lesion is found at every threshold up to its `detected_at`. The curves therefore
+need only `detected_at` of the lesions and the scores of the false positives. Ignored candidates
+belong to neither.
 """
 
 from collections.abc import Sequence
@@ -96,8 +97,8 @@ def case_auroc(tables: Tables) -> Statistic:
     """Return a function of weights `[replicates, groups]`: the AUROC of the scores of cases.
 
     It is the chance that a case with a lesion has a higher score than one without. Ties count half.
-    Cases without a marked lesion in which not all labels were looked for are left out. The result
-    is undefined if a replicate lacks one kind of case.
+    Cases without a marked lesion are left out if not all labels were looked for, or if they have no
+    prediction. The result is undefined if a replicate lacks one kind of case.
     """
     known = tables.has_lesion | tables.is_lesion_free
     case_score = tables.cases["case_score"].to_numpy(np.float64)[known]

@@ -24,11 +24,15 @@ MIN_GROUPS = 5  # fewer give no interval
 MAX_UNDEFINED = 0.05
 Z95 = 1.959963984540054
 _TAIL = 0.025  # the probability beyond each end of an interval
-NO_CASE = "there is no case"
+NO_CASE = "there is no case with a prediction"
 NO_LESION = "there is no reference lesion to find"
 TOO_FEW_GROUPS = "fewer than 5 patients are too few for an interval"
 _UNSTABLE = "the number is undefined in more than 5 % of the resampled data sets"
-_COLLAPSED = "all resampled data sets give the same number, which does not make it certain"
+_COLLAPSED = (
+    "all or nearly all resampled data sets give the same number, which does not make it certain"
+)
+_ALL_EQUAL = "all patients have the same number, which does not make it certain"
+_NOT_RESAMPLED = "no data sets were resampled"
 _SAME = 1e-12  # a smaller relative width of an interval is rounding
 _NO_VARIANCE = 1e-9  # a smaller design effect of a mean is rounding
 MAX_ELEMENTS = 1_000_000  # of a temporary array `[replicates, items]`; several exist at once
@@ -48,8 +52,9 @@ class Estimate:
 
     Attributes:
         value: The value. None if it is undefined.
-        ci95: Its 95 % interval. If the value or the interval is None, `reason` states why.
-        reason: The reason.
+        ci95: Its 95 % interval. None if it is undefined, or if the number never has one.
+        reason: The reason why the value or its interval is undefined. None if both are defined, and
+            for a number without an interval, such as a count.
         n: Number of cases, lesions or candidates that the number rests on. None if not stated.
         name: The name of the number.
         label: The label or region, empty for all labels together.
@@ -108,15 +113,15 @@ def bootstrap(
     """Compute the statistic's k values with percentile intervals.
 
     If fewer than 5 groups contribute, or if `percentiles` gives no interval, the values have none,
-    and `reason` states why.
+    and `reason` states why. An undefined value has no interval either.
 
     Args:
         statistic: A function of weights `[replicates, groups]` that returns k values for each
             replicate, `[replicates, k]`, NaN for undefined ones.
         draws: The result of `draw_groups`.
-        support: The number of items that each group contributes `[groups]`. If all are 0, the value
-            is None.
-        undefined: The reason to state in that case.
+        support: The number of items that each group contributes `[groups]`. If all are 0, the
+            values are None.
+        undefined: The reason to state for a value of None.
         items: The number of lesions, candidates or cases that the statistic spreads the weights
             over. It limits how many replicates are computed at once.
         names: The name of each value.
@@ -128,7 +133,8 @@ def bootstrap(
     if not support.any():
         return [replace(row, value=None, reason=undefined) for row in rows]
     if (support > 0).sum() < MIN_GROUPS:
-        return [replace(row, reason=TOO_FEW_GROUPS) for row in rows]
+        reasons = [undefined if row.value is None else TOO_FEW_GROUPS for row in rows]
+        return [replace(row, reason=why) for row, why in zip(rows, reasons, strict=True)]
     n_at_once = max(1, MAX_ELEMENTS // max(items, 1))
     parts = []
     for first in range(0, max(len(draws), 1), n_at_once):  # one empty part without replicates
@@ -139,6 +145,8 @@ def bootstrap(
     ends = bounds or (SHARE,) * len(values)
     for row, column, end in zip(rows, replicates.T, ends, strict=True):
         interval, reason = percentiles(column, groups, end)
+        if row.value is None:
+            interval, reason = None, undefined
         estimates.append(replace(row, ci95=interval, reason=reason))
     return estimates
 
@@ -147,19 +155,22 @@ def percentiles(values: Numbers, groups: float, bounds: CI | None) -> tuple[CI |
     """Compute the percentile interval of the replicates `[n]` of a number.
 
     Return the interval and None. Return None and the reason if there are no replicates, if more
-    than 5 % of them are undefined, or if all are equal.
+    than 5 % of them are undefined, or if so many are equal that both ends agree.
 
     The bootstrap underestimates the variance for few groups, so the interval is widened. The share
-    of replicates beyond each end is Φ(−√(n/(n−1))·t) instead of 2.5 %. Here n is `groups`, and t
-    the 97.5 % point of Student's distribution with n − 1 degrees of freedom (Hesterberg 2015). Five
-    groups have no replicates so far from the mean. Therefore, each end of the interval of a number
-    with `bounds` is also at least √(n/(n−1))·t standard errors from the mean, but within them.
+    of replicates beyond each end is Φ(−√(n/(n−1))·t) instead of 2.5 %. Here n is `groups`, at least
+    2, and t the 97.5 % point of Student's distribution with n − 1 degrees of freedom (Hesterberg
+    2015). Five groups have no replicates so far from the mean. Therefore, each end of the interval
+    of a number with `bounds` is also at least √(n/(n−1))·t standard errors from the mean, but
+    within the bounds.
     """
     n = max(groups, 2.0)
     n_deviations = float(np.sqrt(n / (n - 1)) * stdtrit(n - 1, 0.975))
     defined = values[~np.isnan(values)]
     n_undefined = len(values) - len(defined)
-    if len(defined) == 0 or n_undefined > MAX_UNDEFINED * len(values):
+    if len(values) == 0:
+        return None, _NOT_RESAMPLED
+    if n_undefined > MAX_UNDEFINED * len(values):
         return None, _UNSTABLE
     low, high = np.quantile(defined, ndtr([-n_deviations, n_deviations]))
     if high - low <= _SAME * max(1.0, abs(high)):
@@ -206,7 +217,7 @@ def proportion(
     deff = design_effect(hits, totals) * few_groups_factor(effective_groups(totals))
     deff = max(least_deff, deff)
     if deff < _NO_VARIANCE:
-        return Estimate(value, reason=_COLLAPSED, name=name)
+        return Estimate(value, reason=_ALL_EQUAL, name=name)
     return Estimate(value, wilson_interval(float(hits.sum()), total, deff), name=name)
 
 
@@ -283,8 +294,8 @@ def design_effect(hits: Numbers, totals: Numbers) -> float:
     independent lesions would.
 
     If all lesions or none were hit, or if only one group has lesions, the variance cannot be
-    estimated. The result is then Σm²/Σm for m lesions per group (Kish 1965): it assumes that all
-    lesions of a group are hit or missed together. Without lesions, the result is 1.
+    estimated. The result is then Σm²/Σm for m lesions per group (Kish 1965), at least 1: it assumes
+    that all lesions of a group are hit or missed together. Without lesions, the result is 1.
 
     Args:
         hits: Number of hits of each group `[groups]`.
@@ -358,7 +369,8 @@ def count_design_effect(counts: Numbers, exposure: Numbers) -> float:
 def ratio(above: Numbers, below: Numbers) -> Statistic:
     """Return a function of weights `[replicates, groups]`: the weighted Σabove/Σbelow.
 
-    `above` and `below` are sums by group `[groups]`. The result is undefined if Σbelow is 0.
+    `above` and `below` are sums by group `[groups]`. The result is undefined unless Σbelow is
+    positive.
     """
 
     def statistic(weights: Weights) -> Numbers:

@@ -30,7 +30,12 @@ from lesionseg.evaluation.matching import (
     match,
     sum_shares,
 )
-from lesionseg.evaluation.measures import NEAR_RESOLUTION_VOXELS, measure_extent, surface_scores
+from lesionseg.evaluation.measures import (
+    NEAR_RESOLUTION_VOXELS,
+    measure_extent,
+    surface_scores,
+    through_plane_axis,
+)
 from lesionseg.evaluation.missed import Miss, Misses, WhyMissed, find_fitting
 from lesionseg.evaluation.tables import (
     BY_LABEL,
@@ -62,7 +67,7 @@ class MatchedCase:
         case: Id of the case.
         group: Id of the patient.
         role: Role of the case, such as `test`.
-        status: `MISSING` if the case has no prediction, otherwise ok.
+        status: `MISSING` if the case has no prediction, otherwise `ok`.
         regions: The matched case of each region by its name.
         seconds: Time of matching.
         zones: The anatomical zone of each lesion, empty if it has none.
@@ -342,9 +347,9 @@ class _Accepted:
     def _measure_pairs(self) -> Row:
         """Return the numbers of one-to-one pairs and of accepted candidates left, and Σ IoU.
 
-        The preset `instances` pairs lesions and candidates, unless the rule of the case is one to
-        one. Ignored candidates do not count. The sum is None if a lesion or candidate of a pair has
-        no mask.
+        The criterion `iou10` pairs lesions and candidates, unless the rule of the case is one to
+        one. Candidates in the ignored region count only in pairs. The sum is None if a lesion or
+        candidate of a pair has no mask.
         """
         found_by = self.found_by
         if not self.case.preset.criterion.is_one_to_one:
@@ -430,7 +435,6 @@ class _Accepted:
             self.case.preset.surface_tolerance_mm,
         )
         surface_dice, hd95_mm = surfaces or (0.0, None)
-        # without an accepted voxel, surface Dice is 0 and HD95 is undefined
         return {"dice": dice, "surface_dice": surface_dice, "hd95_mm": hd95_mm}
 
     def _compute_dice(self, is_in_reference: Flags, is_in_prediction: Flags) -> float | None:
@@ -628,7 +632,7 @@ def _describe_places(instances: Lesions) -> Cells:
 
 
 def _measure_size(lesions: Lesions, row: int) -> Row:
-    """Measure the extent of a lesion. Of a box without voxels, only `near_resolution` is known."""
+    """Return the columns for the extent of a lesion; for a bare box only `near_resolution`."""
     n_voxels = int(lesions.n_voxels[row])
     dims = lesions.geometry.dims
     if n_voxels:
@@ -636,7 +640,9 @@ def _measure_size(lesions: Lesions, row: int) -> Row:
         extent = measure_extent(voxels, lesions.geometry.spacing_mm)
         return {"voxels": n_voxels, **extent._asdict()}
     sides = lesions.boxes[row][dims:] - lesions.boxes[row][:dims]
-    return {"near_resolution": float(np.prod(sides)) < NEAR_RESOLUTION_VOXELS}
+    has_few_voxels = bool(np.prod(sides) < NEAR_RESOLUTION_VOXELS)
+    has_one_slice = dims == 3 and bool(sides[through_plane_axis(lesions.geometry.spacing_mm)] <= 1)
+    return {"near_resolution": has_few_voxels or has_one_slice}
 
 
 def _sum_ml(instances: Lesions, counted: Flags) -> float | None:

@@ -117,7 +117,8 @@ class Match:
         comparable: True for pairs `[pairs]` of `overlaps` whose labels may match. If labels are
             pooled, all pairs are comparable.
         ignored: True for candidates `[n]` that are mostly located in the ignored region.
-        lost: True for candidates `[n]` whose mask is located only in the ignored region.
+        lost: True for candidates `[n]` whose mask is located only in the ignored region. They are
+            also `ignored`.
         criterion: The rule of the case.
         links: The links under `criterion` and under each of `SECONDARY_CRITERIA`.
         has_masks: True if lesions and prediction have voxels to compare.
@@ -150,8 +151,7 @@ class Match:
     @cached_property
     def box_hits(self) -> Sequence[int | None]:
         """The cells `box_hits` of the candidates, as `encode_hits` describes."""
-        ignored = self.ignored | self.lost
-        return encode_hits(self.candidates, self.box_pairs, self.scores, ignored)
+        return encode_hits(self.candidates, self.box_pairs, self.scores, self.ignored)
 
     def decide_outcomes(
         self, accepted: Flags, rule: Criterion | None = None
@@ -290,12 +290,12 @@ def find_links(
 
     Candidate and lesion of a link have the same label, except under the coverage rule: it uses all
     pairs in `overlaps`, from which the caller may have removed pairs of different labels. The
-    caller removes the pairs of candidates that are `lost` `[n]`. The measure `centre` pairs every
-    other candidate with every lesion, also without an overlap.
+    caller removes the pairs of candidates that are `lost` `[n]`. The measure `centre` pairs all
+    candidates that are not `lost` with all lesions, also without an overlap.
 
     The weight of a link is the covered share of the lesion (measure `coverage`), the IoU or, for
-    the assignment `largest_sum`, the Dice (`iou`), or a number that decreases with the distance of
-    the centres (`centre`).
+    the assignment `largest_sum`, the Dice (`iou` and `overlap`), or a number that decreases with
+    the distance of the centres (`centre`).
     """
     candidate = overlaps.candidate
     lesion = overlaps.lesion

@@ -57,8 +57,9 @@ class Miss(NamedTuple):
         covered: The share of the lesion that the accepted candidates cover together. If none of
             them touches it, the share that all retained candidates cover.
         nearest_candidate: Id of the candidate that the reason concerns. None if it is not retained.
-        nearest_score: Score of that candidate.
-        nearest_iou: IoU of the lesion and that candidate.
+        nearest_score: Score of that candidate, also if it is not retained. None if the reason
+            concerns no candidate or one of an unannotated label.
+        nearest_iou: IoU of the lesion and that candidate. None if it is not known.
     """
 
     why_missed: WhyMissed
@@ -158,8 +159,8 @@ class Misses:
 
         The miss names the linked candidate that must be accepted last, so the one with the lowest
         score. If several have this score, it is the one with the largest weight. If all are already
-        accepted, it names none. The reason depends on whether the lesion is found below or above
-        the least accepted score.
+        accepted, it names none, and its score is the one at which the lesion is found. The reason
+        depends on whether this score is below the least accepted score.
         """
         match = self.match
         found_at = float(match.detected_at[row])

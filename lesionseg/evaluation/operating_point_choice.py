@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 DEFAULT_AIM = Aim("auto")
 LESIONS_PER_FALSE_POSITIVE = 10
 FEW_PATIENTS = 20  # with fewer, the rate of a score varies much between sets of patients
-# the score if no case has a candidate, because 0 would accept all faint candidates of new scans
+# the score if no candidate counts, because 0 would accept all faint candidates of new scans
 UNINFORMED_SCORE = 0.5
 _MARGIN = 1e-4  # distance to the next rejected score, so that rounding does not accept it
 # tolerance of whole numbers: 0.1 · 30 cases are 3 false positives, although the product is below 3
@@ -78,14 +78,15 @@ def choose(
     - `auto`: `fp_per_case` with the rate of `default_rate`.
     - `best_f1`: the score with the highest F1 of lesions. If several have it, the highest score.
     - `sensitivity`: a score that finds at least this share of the lesions. It is just above the
-      score of the next candidate.
+      next lower observed score, or equal to the score of the last lesion if there is none.
     - `score`: this score.
 
     Args:
         tables: The evaluated cases.
         aim: The aim of the choice.
         confidence: A probability, used by `fp_per_case` and `auto`.
-        quiet: True gives no warning if no case has a candidate. The score is `UNINFORMED_SCORE`.
+        quiet: True gives no warning if no candidate counts on these cases, so that the score is
+            `UNINFORMED_SCORE`.
 
     Returns:
         The operating point, with its recall and rate on these cases. Its name states the rate if
@@ -95,7 +96,7 @@ def choose(
         ContentError: if there are no cases with a prediction, if candidates have no scores, or if
             a sensitivity cannot be reached.
     """
-    if not len(tables.cases) or not tables.has_scores:
+    if not tables.has_scores:
         raise ContentError(
             "An operating point can only be chosen on cases whose candidates have scores. "
             "Give candidate files with scores."
@@ -108,10 +109,11 @@ def choose(
     is_default = aim.kind == "auto"
     if is_default:
         aim = Aim("fp_per_case", default_rate(len(tables.detected_at), tables.exposure))
-    if not len(tables.observed) and aim.kind != "score" and not quiet:
+    is_uninformed = not len(tables.observed) and aim.kind in ("fp_per_case", "best_f1")
+    if is_uninformed and not quiet:
         _log.warning(
-            "The model detected nothing on these cases, so the threshold of %g is used. "
-            "A longer training may help.",
+            "The model detected nothing that counts on these cases, so the threshold of %g is "
+            "used. A longer training may help.",
             UNINFORMED_SCORE,
         )
     chosen = _find_score(tables, aim, confidence)

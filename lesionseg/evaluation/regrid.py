@@ -24,16 +24,17 @@ def resample_prediction(prediction: Prediction, geometry: Geometry) -> Predictio
     prediction's grid: a coarse grid may end a little before that of the reference. A candidate that
     is located between the new voxels keeps the voxel nearest to its centre, if this voxel is free
     and inside the grid. The sizes of candidates with voxels are measured again. Any other candidate
-    becomes the bounding box of its moved corners and keeps its sizes. Candidates outside the grid
-    are left out with a warning: a reference says nothing about this place.
+    becomes the bounding box of its moved corners, and keeps its sizes and its centre in mm.
+    Candidates outside the grid are left out with a warning: a reference says nothing about this
+    place. Removed objects outside the grid are left out without a warning.
 
     Raises:
         GeometryError: if the grid has another number of axes.
     """
     if prediction.geometry.dims != geometry.dims:
         raise GeometryError(
-            f"Case {prediction.case}: the prediction has {prediction.geometry.dims} axes, "
-            f"its reference has {geometry.dims}. Give files of the same case."
+            f"Case {prediction.case}: the prediction has {prediction.geometry.dims} axes, the "
+            f"other grid has {geometry.dims}. Give files of the same case."
         )
     own = prediction.geometry
     instances = None
@@ -54,11 +55,10 @@ def resample_prediction(prediction: Prediction, geometry: Geometry) -> Predictio
             candidates.append(_move_box(c, own, geometry))
     kept = _inside_grid(candidates, geometry)
     if len(kept) < len(candidates):
-        logger.warning(
-            "Case %s: %s outside the grid of its reference are left out.",
-            prediction.case,
-            count(len(candidates) - len(kept), "candidate"),
-        )
+        place = "outside the grid of the reference or later visit"
+        n_left_out = len(candidates) - len(kept)
+        left_out = count(n_left_out, f"candidate {place} is", f"candidates {place} are")
+        logger.warning("Case %s: %s left out.", prediction.case, left_out)
     values = prediction.values
     return replace(
         prediction,

@@ -65,7 +65,8 @@ class PointInUse:
 
     `name` and `score` are None if the prediction's own accepted candidates were taken.
     `optimistic`: the point was chosen on these cases, or the program was developed on them.
-    The other fields are those of `core.OperatingPoint`.
+    `reason`: why there is no point; None if there is one. The other fields are those of
+    `core.OperatingPoint`.
     """
 
     name: str | None = None
@@ -99,8 +100,10 @@ class Difference:
         difference: The difference.
         ci95: Its interval.
         reason: The reason why the difference or its interval is None.
-        p_value: The p-value. None without an interval.
-        p_holm: The p-value, corrected for the number of all secondary measures (Holm).
+        p_value: The p-value. None if the difference is undefined, or if fewer than 5 groups
+            contribute.
+        p_holm: The p-value, corrected for the number of all secondary measures that have one
+            (Holm). None for the primary measure.
         primary: True for the primary measure, whose p-value is not corrected.
         margin: The margin of the primary measure.
         not_inferior: True if the interval of the primary measure is above `−margin`. None without
@@ -473,7 +476,7 @@ def _format_numbers(scores: Scores) -> dict[str, str]:
 
 
 def _format_decimals(value: float | None) -> str:
-    """Return a number with three decimals, or a dash. Only 1 becomes 1.000."""
+    """Return a number with three decimals, or a dash. No number below 1 becomes 1.000."""
     if value is None:
         return "–"
     return ">0.999" if 0.9995 <= value < 1 else f"{value:.3f}"

@@ -38,10 +38,10 @@ def read_columns(cases: Sequence[CaseFiles], table: Path | None) -> Columns:
         return columns
     rows = read_csv(table)
     if columns and not any(row.get("case") in columns for row in rows):
-        names = ", ".join(rows[0]) if rows else "none"
+        content = f"Its columns are: {', '.join(rows[0])}" if rows else "It has no rows"
         raise DatasetError(
             f"{table}: no row names a case of the dataset, such as {next(iter(columns))}, in "
-            f"the column case. Its columns are: {names}."
+            f"the column case. {content}."
         )
     for row in rows:
         if row.get("case") in columns:
@@ -140,8 +140,8 @@ def _find_dividing_columns(
         stated = set(cells) - {NOT_STATED}
         has_few_words = len(stated) <= MAX_VALUES and len(stated) < len(cases)
         # there are more pairs than words if a word belongs to several patients
-        pairs = set(zip(cells, groups, strict=True))
-        is_shared = len(pairs) > len(set(cells))
+        pairs = {pair for pair in zip(cells, groups, strict=True) if pair[0] != NOT_STATED}
+        is_shared = len(pairs) > len(stated)
         divides = (has_few_words and is_shared) or _is_numeric(stated)
         if divides and len(stated) > 1:
             found.append(name)
@@ -155,8 +155,8 @@ def _read_cells(cases: Sequence[str], columns: Columns, name: str) -> list[str]:
 
 def _is_numeric(values: Sequence[str] | set[str]) -> bool:
     """Return True if the stated values are finite numbers, and more than four different ones."""
-    stated = set(values) - {NOT_STATED}
     try:
-        return len(stated) > N_QUANTILES and bool(np.isfinite([float(v) for v in stated]).all())
+        numbers = {float(value) for value in values if value != NOT_STATED}
     except ValueError:
         return False
+    return len(numbers) > N_QUANTILES and bool(np.isfinite([*numbers]).all())

@@ -45,7 +45,7 @@ from lesionseg.host_memory import pause_collection
 _log = logging.getLogger(__name__)
 
 MIN_CASES_FOR_CPM = 8  # fewer cases cannot show 1/8 false positive per case
-NO_LESION_FREE_CASE = "there is no lesion-free case"
+NO_LESION_FREE_CASE = "there is no lesion-free case with a prediction"
 NO_MASKED_CASE = "no case with a reference lesion has masks to compare"
 NO_SURFACES = "no case has accepted voxels and a reference lesion"
 NOTHING_ACCEPTED = "no accepted candidate was counted"
@@ -54,6 +54,7 @@ UNSCORED = "the candidates have no scores, and a score is never invented"
 TOO_FEW_CASES_FOR_CPM = "fewer than 8 cases cannot show a rate of 1/8 per case"
 ONE_KIND_OF_CASE = "cases with lesions and cases without are needed"
 BOXES = "boxes have no voxels to compare"
+ONE_CASE = "a single case shows no limits of agreement"
 NO_OPERATING_POINT = "the prediction's own accepted candidates were taken"
 
 
@@ -405,7 +406,8 @@ class Summary:
 
         The bias is the mean. The limits are ± 1.96 standard deviations from it (Bland & Altman
         1986). All are undefined for fewer than two cases. `errors` are the differences by case, of
-        which those without a prediction are left out. `undefined` is the reason if there is none.
+        which those without a prediction are left out. `undefined` is the reason if none of the
+        predicted cases has a difference.
         """
         errors = errors.where(self.tables.is_predicted)
         counts = self.tables.add_up("cases", errors.notna())
@@ -422,6 +424,10 @@ class Summary:
             found = np.stack([bias, bias - reach, bias + reach], axis=1)
             return np.where(n[:, None] > 1, found, np.nan)
 
+        if not self.tables.is_predicted.any():
+            undefined = NO_CASE
+        elif counts.sum() == 1:
+            undefined = ONE_CASE
         names = (f"{name}_bias", f"{name}_lower_limit", f"{name}_upper_limit")
         found = self.resample(names, statistic, counts, undefined, bounds=[None] * 3)
         return [replace(one, n=int(counts.sum())) for one in found]
@@ -503,10 +509,11 @@ def _find_operating_point(
 ) -> PointInUse:
     """Find the operating point in use: the given one, or that of the predictions.
 
-    Its name is None if there is none, if the predictions state different ones, or if somebody
-    accepted or rejected candidates after it was applied. It is optimistic if it was chosen on these
-    cases, or if the program was developed on them. A warning lists the cases without scores, to
-    which a given point does not apply, and says if the predictions state different points.
+    Its name is None if there is none, if the predictions state different ones, or if candidates
+    were accepted or rejected after it was applied, by somebody or by their zones. It is optimistic
+    if it was chosen on these cases, or if the program was developed on them. Warnings list the
+    cases without scores, to which a given point does not apply, and say if the predictions state
+    different points.
     """
     predicted = tables.cases[tables.is_predicted]
     unscored = predicted["case"][predicted["case_score"].isna()]

@@ -66,8 +66,8 @@ dice | number | | Dice of all labels together. Empty without masks or without a 
 surface_dice | number | | Surface Dice. Empty in the same cases.
 hd95_mm | number | mm | HD95. Empty also if one of the masks is empty.
 reference_ml | number | ml | Volume of all lesions. Empty in 2-D and with boxes without voxels.
-predicted_ml | number | ml | Volume of the accepted candidates. Empty in the same cases.
-false_positive_ml | number | ml | Volume of the false positives. Empty in the same cases.
+predicted_ml | number | ml | Volume of the accepted candidates. Empty in 2-D and with bare boxes.
+false_positive_ml | number | ml | Volume of the false positives. Empty in 2-D or if one is unknown.
 splits | integer | | Number of lesions that several accepted candidates overlap.
 merges | integer | | Number of accepted candidates that overlap several lesions.
 case_score | number | | Highest score of a candidate that counts, or 0. Empty without scores.
@@ -82,7 +82,7 @@ size_unit | text | | Unit of lengths: mm, mm at the detector, or px without a pi
 n_counted | integer | | Number of accepted candidates that are not in an ignored region.
 n_pairs | integer | | Number of one-to-one pairs of a lesion and a candidate, for panoptic quality.
 pair_iou | number | | Sum of the IoU of these pairs. Empty if one side of a pair has no mask.
-n_unpaired | integer | | Number of accepted candidates without such a pair.
+n_unpaired | integer | | Number of candidates among n_counted without such a pair.
 n_false_iou10 | integer | | Number of false positives by IoU of at least 0.1.
 n_false_any_overlap | integer | | Number of false positives by any overlap.
 n_false_iou50 | integer | | Number of false positives by IoU of at least 0.5.
@@ -111,7 +111,7 @@ group | text | | Id of the patient.
 lesion | integer | | Id of the lesion in the reference.
 label | text | | Name of the label, or its value.
 {_PLACE}\
-voxels | integer | | Number of voxels. Empty for a box without voxels, like the next four.
+voxels | integer | | Number of voxels. Empty for a box without voxels, like the next three.
 slices | integer | | Number of slices along the axis with the coarsest spacing.
 long_axis_mm | number | mm | Largest diameter within the slice with the most voxels.
 short_axis_mm | number | mm | Width of that slice perpendicular to the long axis.

@@ -76,12 +76,12 @@ def select_voxel_calibration(
 ) -> tuple[Calibration | None, str]:
     """Fit the calibration of voxels, and return it with a sentence about its effect.
 
-    Return None, and the reason, if it gains too little. The gain is the change of the mean Dice, in
-    which voxels count as lesion if their probability is at least `extent`. Each fold of whole
-    groups is measured with the fit of the remaining folds. A single group is measured with its own
-    fit. Groups without a lesion only serve the fits. Folds whose fit has no positive slope are left
-    out. The gain must be at least `MIN_GAIN`. With fewer groups with lesions than an interval needs
-    (`MIN_GROUPS`), the sentence states their number.
+    Return None, and the reason, if it gains too little or if no fold can be measured. The gain is
+    the change of the mean Dice, in which voxels count as lesion if their probability is at least
+    `extent`. Each fold of whole groups is measured with the fit of the remaining folds. A single
+    group is measured with its own fit. Groups without a lesion only serve the fits. Folds whose fit
+    has no positive slope are left out. The gain must be at least `MIN_GAIN`. With fewer groups with
+    lesions than an interval needs (`MIN_GROUPS`), the sentence states their number.
 
     Args:
         counts: The voxels of each case.
@@ -101,7 +101,9 @@ def select_voxel_calibration(
         # the logit whose calibrated value is the threshold
         corrected = (threshold - fit.intercept) / fit.slope
         gains += [case.dice(corrected) - case.dice(threshold) for case in held_out]
-    gain = float(np.nanmean(gains)) if gains else 0.0
+    if not gains:
+        return None, "not used: its effect on the Dice of cases with a lesion cannot be measured."
+    gain = float(np.nanmean(gains))
     if gain < MIN_GAIN:
         return None, f"not used: it changes Dice by {gain:+.3f}, less than {MIN_GAIN:+g}."
     fit = replace(_fit_voxels(counts), fitted_on=chosen_on)
@@ -130,7 +132,8 @@ def _fit_voxels(counts: Sequence[LevelCounts]) -> Calibration:
 def mean_calibration(fits: Sequence[Calibration | None]) -> Calibration | None:
     """Average the calibrations of several networks. None counts as the identity.
 
-    The numbers of voxels are added up, and the role of the cases is that of the first calibration.
+    The numbers of voxels are added up. The role of the cases is that of the first one that is not
+    None.
     Return None if no network has a calibration.
     """
     known = [f for f in fits if f]

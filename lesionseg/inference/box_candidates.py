@@ -46,9 +46,10 @@ class Boxes:
     """The boxes of one case, by descending score, on the CPU.
 
     `boxes` `[n, 2·dims]` float32 in voxels, starts then stops, half-open. `scores` `[n]` in [0, 1].
-    `labels` `[n]` int64, k ≥ 1 for the plan's k-th label. `n_left_out` is the number of anchors
-    above the floor of the candidate rule that were skipped, because a view of a tile had more than
-    `MOST_ANCHORS`, and of boxes that were not merged, because the case has enough of higher scores.
+    `labels` `[n]` int64, k ≥ 1 for the plan's k-th label. `n_left_out` counts the skipped anchors
+    and the boxes that were not merged. An anchor is skipped if its view has `MOST_ANCHORS` of a
+    higher score, and counts if it reaches the floors of boxes and of the candidate rule. Boxes are
+    not merged if the case has enough of higher scores.
     """
 
     boxes: Float[Tensor, "n two_d"]
@@ -130,7 +131,7 @@ class BoxCollector:
         flat = probabilities.flatten(1)
         is_nan = flat.isnan().any(1)  # reported by `gather`, because reading it waits for a GPU
         flat = flat.nan_to_num(nan=0.0)  # topk treats NaN as the highest
-        # anchors below the floor of the candidate rule are many and not worth a warning
+        # anchors below one of the floors are many and not worth a warning
         n_above = (flat >= max(self.plan.box_floor, self.plan.candidate_rule.floor)).sum(1)
         scores, index = flat.topk(min(MOST_ANCHORS, flat.shape[1]), dim=1)
         self._anchors = self._anchors.to(scores.device)
@@ -155,7 +156,7 @@ class BoxCollector:
         """Copy the boxes of all batches since the last call to the CPU at once.
 
         Raises:
-            ContentError: A score is NaN.
+            ContentError: if a score is NaN.
         """
         if not self._waiting:
             return
@@ -222,6 +223,7 @@ class BoxCollector:
         """Merge the boxes of all views, and clip them to the volume without its padding.
 
         Boxes in the padding, and those whose final score is below the plan's floor, are dropped.
+        Raises `ContentError` if a score is NaN.
         """
         self.gather()
         found = _View(*(torch.cat(parts) for parts in zip(*self._views, strict=True)))
@@ -237,9 +239,10 @@ class BoxCollector:
     def _merge(self, found: _View) -> tuple[Tensor, Tensor]:
         """Return the indices of the merged boxes and their scores, by descending score.
 
-        The number of boxes that are not merged is added to `n_left_out`. A box cannot be dropped
-        because of one with a lower score. So the merged boxes of the highest scores are the first
-        of all merged boxes, and those after the limit of candidates are not needed.
+        The number of boxes that are not merged is added to `n_left_out`. These boxes do not count
+        in the means. A box cannot be dropped because of one with a lower score. So the merged boxes
+        of the highest scores are the first of all merged boxes, and those after the limit of
+        candidates are not needed.
         """
         merge_iou = planned_anchors(self.plan).merge_iou
         boxes, scores, labels, readings = found

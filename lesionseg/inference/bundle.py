@@ -133,6 +133,7 @@ def read_bundle(
         BundleError: if a file is missing or damaged, if weights are pickled, if the plan has
             another version, or if tensors are missing, superfluous, of another shape or not finite.
         ConfigError: if the architecture is unknown.
+        LesionsegError: if the model cannot be downloaded (`local_model`), or a zip is damaged.
     """
     files = find_model(folder)
     if isinstance(files, NnunetModelFiles):
@@ -174,6 +175,7 @@ def ensemble(
     Raises:
         BundleError: if the list is empty, or if grid, labels or normalisation differ
             (`Plan.differences`).
+        LesionsegError: if a bundle cannot be read (`read_bundle`).
     """
     members = [b if isinstance(b, Bundle) else read_bundle(b, architectures) for b in bundles]
     if not members:

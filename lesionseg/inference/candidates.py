@@ -79,7 +79,7 @@ class _Choice:
         kept: the candidates, by descending score.
         removed: the regions that are too small, by descending score; the highest ones up to the
             limit of candidates.
-        n_left_out: number of large regions beyond the limit of candidates.
+        n_left_out: number of large regions that are left out because of the limit of candidates.
     """
 
     kept: Sequence[PeakRegion]
@@ -128,7 +128,8 @@ def as_sparse(
 ) -> SparseProbabilities:
     """Return the voxels of a channel that can belong to a candidate (`collect_sparse`).
 
-    Raises `GeometryError` if the channel does not fit the grid.
+    Raises `GeometryError` if the channel does not fit the grid, and `ContentError` if a probability
+    is NaN.
     """
     if channel.shape != geometry.shape:
         raise GeometryError(f"Probabilities {channel.shape} do not fit the grid {geometry.shape}.")
@@ -379,8 +380,8 @@ def find_candidates(
         rule: the plan's rule.
         label_values: the mask value of each channel.
         case: the case's id.
-        keep_from: all candidates of at least this score are kept. Candidates of lower scores are
-            kept in descending order of their peaks until there are `rule.candidate_limit`.
+        keep_from: the `rule.candidate_limit` candidates with the highest peaks are kept. Further
+            candidates are kept if their score is at least this.
 
     Returns:
         The candidates by descending score, all accepted, and `instances` `[*spatial]` with their

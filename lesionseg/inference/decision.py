@@ -113,6 +113,7 @@ def decide(
 
     Raises:
         ConfigError: if the selection does not have the operating point.
+        ContentError: if a probability is NaN.
     """
     rule = plan.candidate_rule
     geometry = inferred.file_geometry
@@ -166,8 +167,8 @@ def limit_candidates(prediction: Prediction, limit: int, keep_from: float) -> Pr
     """Keep the first `limit` candidates, and of the rest those of a score of at least `keep_from`.
 
     Candidates are in descending order of scores. The number of those that are left out is added to
-    `n_left_out`. The others keep their ids and voxels. `find_candidates` has already limited
-    candidates from voxels, so this concerns boxes and fused candidates.
+    `n_left_out`. The others keep their ids and voxels. `find_candidates` limits candidates from
+    voxels by their peaks, and this function limits candidates of any source by their scores.
     """
     kept = list(prediction.candidates[:limit])
     kept += [c for c in prediction.candidates[limit:] if c.score >= keep_from]
@@ -193,9 +194,10 @@ def find_by_rule(
     earlier ones.
 
     A voxel of a candidate belongs to each region whose probability is at least half of the voxel's
-    highest one. The highest one is about the probability of any lesion, so the region then has a
-    probability of at least one half if the voxel is lesion. The region with the highest probability
-    always meets this, so each voxel belongs to at least one region.
+    highest one, and is not too low for a candidate (`collect_sparse`). The highest one is about the
+    probability of any lesion, so the region then has a probability of at least one half if the
+    voxel is lesion. The region with the highest probability always meets this, so each voxel
+    belongs to at least one region.
 
     Args:
         probabilities: K channels, one per label.

@@ -54,7 +54,7 @@ BOXES = "boxes"
 # the last step on voxels, in the note of an ONNX file
 _CALIBRATE = (
     "calibrate unless selection.voxel_calibration is null: p > 0 becomes sigmoid(intercept + slope "
-    "* log(p / (1 - p)))"
+    "* log(q / (1 - q))), where q is p clipped to 1e-6 to 1 - 1e-6"
 )
 LOGITS = "logits"  # the output of nnU-Net models, which average logits
 # largest accepted difference of probabilities between two programs with the same weights
@@ -185,9 +185,9 @@ def write_onnx(
                 verbose=False,
             )
     except (RuntimeError, ValueError) as error:
+        advice = f"opset={OPSET}" if opset != OPSET else "other versions of torch and onnxscript"
         raise ConfigError(
-            f"opset={opset}: ONNX cannot be written ({str(error).splitlines()[0]}). "
-            f"Use opset={OPSET}."
+            f"opset={opset}: ONNX cannot be written ({str(error).splitlines()[0]}). Use {advice}."
         ) from error
     written.save(path, external_data=False)
     onnx.checker.check_model(str(path))

@@ -4,7 +4,8 @@ The statistics are spacing and extent of the file's grid and, for each channel, 
 normalised intensities and the mean difference of neighbouring voxels along each axis. The
 difference shows interpolated thick slices, blur and noise. The bundle contains the median of each
 statistic over the training scans (for grids, over validation scans, too) and the largest accepted
-distance from it: 5 scaled MADs, or 1.2 times the distance of the farthest training scan.
+distance from it: the largest of 5 scaled MADs, 1.2 times the distance of the farthest training
+scan, and a fixed distance (log 1.5 for logarithms, 0.5 for normalised intensities).
 
 A photographic negative can have all of these statistics in range, because radiographs differ in
 brightness and contrast. It is found by three features of a channel that are multiplied by -1 in a
@@ -14,9 +15,10 @@ over the training scans.
 
 A scan beyond an accepted distance is still predicted, with a sentence that describes the
 difference. Only a scan with a channel without contrast is not predicted: its result has no lesions.
-Without training scans to compare with, as for nnU-Net models, all channels must be without
-contrast, because one of them may be empty in most scans, such as a mask of earlier lesions.
-Mirrored scans, and swapped channels of similar contrast, are not detected.
+A channel that has no contrast in many training scans is an exception. Without training scans to
+compare with, as for nnU-Net models, all channels must be without contrast, because one of them may
+be empty in most scans, such as a mask of earlier lesions. Mirrored scans, and swapped channels of
+similar contrast, are not detected.
 """
 
 import math
@@ -167,7 +169,7 @@ class InputCheck(BaseModel, frozen=True):
             value, low, high = np.exp([value, low, high]).tolist()
         return (
             f"{UNLIKE}: {name.removeprefix('log ')} is {value:.3g} "
-            f"(training: {low:.3g} to {high:.3g})."
+            f"(accepted: {low:.3g} to {high:.3g})."
         )
 
 
@@ -530,7 +532,7 @@ def check_extent(geometry: Geometry, plan: Plan, where: str) -> None:
     spacing = [geometry.spacing_mm[axis] for axis in order]
     extent = [geometry.shape[axis] * geometry.spacing_mm[axis] for axis in order]
     ratios: list[float] = []
-    if len(plan.spacing_mm) == geometry.dims:  # a 2-D network accepts any distance of slices
+    if len(plan.spacing_mm) == geometry.dims:  # otherwise `prepare_volume` raises an error
         ratios = [mm / usual for mm, usual in zip(spacing, plan.spacing_mm, strict=True)]
     is_odd = any(not 1 / MOST_RATIO <= ratio <= MOST_RATIO for ratio in ratios)
     is_huge = geometry.dims == 3 and max(extent) > MOST_EXTENT_MM

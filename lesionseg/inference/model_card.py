@@ -124,7 +124,7 @@ def model_card(
     Args:
         plan: plan of the network.
         selection: choices made after training.
-        scores: scores of the validation cases. None if it was not evaluated.
+        scores: scores of the cases of one role. None if the network was not evaluated.
         provenance: version, date, data and seed of the run. None if they are unknown.
 
     Returns:

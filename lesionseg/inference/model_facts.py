@@ -135,11 +135,12 @@ class ModelFacts:
 def model_facts(bundle: str | PathLike[str]) -> ModelFacts:
     """Collect the facts about a bundle, a run or an nnU-Net model, or one at an address.
 
-    The weights of a bundle are read only for the digest. The plan of an nnU-Net model also needs
-    its first checkpoint.
+    The weights are read for the digest. The plan of an nnU-Net model also needs the weights of the
+    first checkpoint.
 
     Raises:
         BundleError: if there is no model, or its files are damaged.
+        LesionsegError: if the model cannot be downloaded (`local_model`).
     """
     path = local_model(bundle)
     plan = bundle_plan(path)

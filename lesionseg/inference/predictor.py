@@ -81,15 +81,16 @@ class Predictor:
     >>> [(c.score, c.centre_mm) for c in prediction.candidates if c.accepted]  # doctest: +SKIP
 
     A call runs `prepare` (or `read` and `prepare_volume`), `infer` and `decide`. One case may be
-    prepared while another is inferred. A warning is logged if operating points were chosen with
+    prepared while another is inferred. A warning is logged if the operating point was chosen with
     mirrored views and `settings` have none, or vice versa.
 
     Args:
         bundle: a bundle's folder, a run's folder or a `Bundle`, or several of them whose
-            probabilities are averaged (an ensemble). The plan of the first one is used.
-        settings: overlap of tiles, mirrored views and precision. `max_memory_gb` has an effect only
-            on `read_ahead.predict_volumes`, which has several cases in memory. None uses the
-            defaults in `conf/`.
+            probabilities are averaged (an ensemble). The plan of the first one is used
+            (`bundle.ensemble`).
+        settings: overlap of tiles, mirrored views and precision. `max_memory_gb` has no effect on a
+            call, only on functions that have several cases in memory, such as
+            `read_ahead.predict_volumes`. None uses the defaults in `conf/`.
         device: "auto", "cpu", "cuda", …. None is "auto" for a folder, and the device of the
             network for a `Bundle`.
         operating_point: the operating point that accepts candidates, such as `fp_per_case:1`; see
@@ -102,7 +103,8 @@ class Predictor:
 
     Raises:
         BundleError: if the bundle cannot be used, or is not trusted.
-        ConfigError: if the device or the operating point is wrong.
+        ConfigError: if the device, the operating point or the architecture is wrong.
+        LesionsegError: if a model cannot be downloaded (`local_model`), or a zip is damaged.
     """
 
     def __init__(
@@ -210,12 +212,12 @@ class Predictor:
 
         Raises:
             ReadError: if a file cannot be read.
-            GeometryError: if the grids of the files do not fit.
-            ContentError: if voxels are not finite, or the array has other axes than the plan or no
-                voxels.
+            GeometryError: if the grids of the files do not fit, or a grid is implausible.
+            ContentError: if voxels are not finite, the scan has other channels or axes than the
+                plan or no voxels, or the network returns NaN.
             ConfigError: if an array has no affine, or a name in `missing` is unknown.
-            DatasetError: if there are no files or too many, or channels are missing that the
-                network needs.
+            DatasetError: if the number of files is wrong, or channels are missing that the network
+                needs.
         """
         for name in missing:
             require_one_of("missing: the channel", name, self.plan.channel_names)
@@ -254,8 +256,8 @@ class Predictor:
     def predict_volume(self, volume: Volume, case: str) -> Prediction:
         """Predict a volume `[C, *spatial]`. Candidates and masks are on its own grid.
 
-        Raises `ContentError` naming `case` if channels or axes are wrong, or if there are no voxels
-        or some are not finite.
+        Raises the errors of `prepare_volume`, which name `case`, and those of `infer`. Raises
+        `ContentError` if a probability is NaN.
         """
         return self.decide(self.infer(self.prepare_volume(volume, case)), case)
 
@@ -277,7 +279,7 @@ class Predictor:
         """Read the channels of a case as a volume `[C, *spatial]` float32 on the file's grid.
 
         Missing channels are 0. Images that state no pixel size have `assumed_pixel_mm`, unless
-        `files` state one. Raises `DatasetError` if there are too many channels, or if channels are
+        `files` state one. Raises `DatasetError` if the number of files is wrong, or if channels are
         missing that the network needs. Raises `ReadError`, `GeometryError` or `ContentError` naming
         a wrong file.
         """
@@ -331,7 +333,8 @@ class Predictor:
         Raises:
             ContentError: if channels or axes are not those of the plan, or if there are no voxels
                 or some are not finite.
-            GeometryError: if spacing or extent are implausible.
+            GeometryError: if spacing or extent are implausible, or the resampled volume would have
+                more voxels than `FileLimits` allows.
             DatasetError: if channels are missing that the network needs.
         """
         plan = self.plan
@@ -400,6 +403,9 @@ class Predictor:
 
         Raises:
             BundleError: if the scan was prepared for an nnU-Net model, but this is none.
+            GeometryError: if an output of the network does not fit the plan.
+            ContentError: if a score of a detector's boxes is NaN.
+            OutputError: if the file for probabilities cannot be made.
         """
         if isinstance(scan, NnunetScan):
             return self._infer_nnunet(scan, folder)
@@ -461,7 +467,10 @@ class Predictor:
         )
 
     def decide(self, inferred: Inferred, case: str, on_slab: OnSlab | None = None) -> Prediction:
-        """Return the prediction of a case on its file's grid, from the outputs of `infer`."""
+        """Return the prediction of a case on its file's grid, from the outputs of `infer`.
+
+        Raises `ContentError` if a probability is NaN.
+        """
         return decide(inferred, case, self.plan, self.selection, self._accepted_by, on_slab)
 
 

@@ -51,7 +51,7 @@ def compress_log_odds(logits: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
 def box_scores(logits: Float[Tensor, "*n k"], plan: Plan) -> Float[Tensor, "*n k"]:
     """Convert the logits of a detector's anchors to probabilities float32.
 
-    The effect of the focal loss is undone.
+    The effect of the focal loss is undone if the plan states its gamma.
     """
     logits = logits.float()
     anchors = planned_anchors(plan)

@@ -34,7 +34,8 @@ def read_ahead(
     """Read, infer and write each item. Yield the results of `write` in order.
 
     While one item is inferred, a thread reads the next item and another thread writes the last one.
-    The result of an item is yielded when the next one has been inferred.
+    The result of an item is yielded when the next one has been inferred, or earlier if the two do
+    not fit into memory together.
 
     If a step fails or the run is interrupted, the result of an item whose `write` is running is
     yielded before the error is raised. Closing the generator ends it after the running steps.

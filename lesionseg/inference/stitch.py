@@ -141,7 +141,7 @@ class Store:
                 mapped = np.memmap(file, dtype=np.float16, mode="r+", shape=shape)
         except OSError as error:
             raise OutputError(
-                f"{folder}: no room for {n_bytes / 2**20:.0f} MiB of probabilities "
+                f"{folder}: a temporary file of {n_bytes / 2**20:.0f} MiB cannot be made "
                 f"({error.strerror}). Free some space, or raise inference.max_memory_gb."
             ) from error
         self._map = mapped._mmap  # type: ignore[attr-defined]

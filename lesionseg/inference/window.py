@@ -31,7 +31,7 @@ from lesionseg.models.custom_network import n_logits
 from lesionseg.models.heads import DetectorOutput
 from lesionseg.ops.boxes import split_box
 from lesionseg.ops.cudnn_benchmark import fastest_convolutions
-from lesionseg.ops.device_memory import free_bytes, is_out_of_memory
+from lesionseg.ops.device_memory import first_line, free_bytes, is_out_of_memory
 from lesionseg.plan.plan import Plan
 
 log = logging.getLogger(__name__)
@@ -41,8 +41,9 @@ log = logging.getLogger(__name__)
 class _CoveredPart:
     """The part of an image that tiles cover: the body's bounding box, at least one tile wide.
 
-    `region` is that part of the image. `offset` is the place in the image of the first voxel of
-    the padded tile grid. `body` is None if the whole image is covered.
+    Along an axis of the image that is shorter than a tile, it is the whole axis. `shape` is that of
+    the image. `region` is the covered part of the image. `offset` is the place in the image of the
+    first voxel of the padded tile grid. `body` is None if the whole image is covered.
     """
 
     shape: tuple[int, ...]
@@ -111,7 +112,7 @@ class _CoveredPart:
         if self.body is not None:
             centres, _ = split_box(moved)
             last_voxel = torch.tensor(self.shape) - 1
-            # the centre of a box that extends beyond the image may be outside the image
+            # rounding may put the centre of a thin box on the outer face of the last voxel
             voxels = centres.long().clamp(min=0).minimum(last_voxel)
             for i, voxel in enumerate(voxels.tolist()):
                 kept[i] = self.body.touches(tuple(slice(v, v + 1) for v in voxel))
@@ -130,7 +131,7 @@ class SlidingWindow:
         networks: the members of an ensemble, or one network.
         plan: tile shape, channels and labels.
         settings: overlap of tiles, mirrored views and precision. None uses the defaults in `conf/`.
-            With the precision "auto", a GPU computes in the type of `autocast_dtype`.
+            With the precision "auto", the device computes in the type of `autocast_dtype`.
         device: device of the computation. None is the device of the first network.
         memory_format: memory format of the weights. None keeps it, for a network in training.
     """
@@ -163,7 +164,7 @@ class SlidingWindow:
                 set_memory_format(network, memory_format)
         # one tile occupies all cores of a CPU, so a batch would only take more memory there
         self.batch_size = plan.batch_size if self.device.type == "cuda" else 1
-        # axes along which tiles were flipped in training
+        # all combinations of the axes along which tiles were flipped in training
         self.flips = mirrored_views(plan.allowed_flips if settings.flips else ())
         self.tile_shape = plan.tile_shape
 
@@ -186,8 +187,8 @@ class SlidingWindow:
     ) -> tuple[Store, Boxes | None]:
         """Return probabilities `[K, *spatial]` of the plan's labels and a detector's boxes.
 
-        Overlapping tiles are averaged with Gaussian weights. Image and sums are on the device if
-        they need less than half of its free memory.
+        Overlapping tiles are averaged with Gaussian weights. Image and sums are on the device,
+        unless they need more than half of the free memory of a GPU.
 
         Args:
             image: prepared image `[C, *spatial]`.
@@ -202,6 +203,7 @@ class SlidingWindow:
 
         Raises:
             GeometryError: if the image or an output of the network does not fit the plan.
+            ContentError: if a score of a detector's boxes is NaN.
         """
         plan = self.plan
         shape = tuple(image.shape[1:])
@@ -252,7 +254,7 @@ class SlidingWindow:
         collector: BoxCollector | None,
         agreement: Agreement | None,
     ) -> Tensor | None:
-        """Return the result of `predict`, or None if the GPU has too little memory for the batch.
+        """Return the result of `predict`, or None if there is too little memory for the batch.
 
         The boxes of the batch are dropped then. The error is passed on if a single tile does not
         fit.
@@ -337,11 +339,11 @@ class SlidingWindow:
         """
         if not self.plan.has_voxels:
             return tiles.new_zeros((n_tiles, 0, *tiles.shape[2:]), dtype=torch.float32)
-        n_channels = n_logits(self.plan)
-        if output[0].shape != (len(tiles), n_channels, *tiles.shape[2:]):
+        expected = (len(tiles), n_logits(self.plan), *tiles.shape[2:])
+        if output[0].shape != expected:
             raise GeometryError(
                 f"The network returned the shape {tuple(output[0].shape)} for tiles "
-                f"{tuple(tiles.shape)}, but the plan has {n_channels} channels of logits."
+                f"{tuple(tiles.shape)}, but the plan needs logits of the shape {expected}."
             )
         return self.convert_logits(output[0][:n_tiles])
 
@@ -398,6 +400,6 @@ def choose_device(name: str | torch.device) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"device={name}: {reason} Choose auto, cpu or cuda.") from error
+        reason = first_line(str(error))
+        raise ConfigError(f"device={name}: {reason}. Choose auto, cpu or cuda.") from error
     return device

@@ -73,8 +73,9 @@ def resolve_bundle(path: Path) -> Path:
 
     Raises:
         BundleError: Neither folder contains weights and plan, the training has not finished, or the
-            zip contains no bundle or several ones.
+            zip contains no bundle or several ones in folders of equal depth.
         ReadError: The zip is damaged.
+        OutputError: The cache cannot be written.
     """
     for folder in (path, path / "bundle"):
         files = BundleFiles(folder)
@@ -88,12 +89,12 @@ def resolve_bundle(path: Path) -> Path:
     archive = None if path.is_dir() else find_archive(path)
     if archive is not None:
         return resolve_bundle(_unpack(archive, path))
-    content = "does not exist"
+    content = "it is a file" if path.exists() else "the folder does not exist"
     if path.is_dir():
         names = sorted(file.name for file in path.iterdir())
-        content = f"contains {join_names(names, _MAX_SHOWN) or 'no files'}"
+        content = f"the folder contains {join_names(names, _MAX_SHOWN) or 'no files'}"
     raise BundleError(
-        f"{path} is not a bundle: the folder {content}. Name the folder of a finished training, "
+        f"{path} is not a bundle: {content}. Name the folder of a finished training, "
         f"one that contains {_WEIGHTS} and {_PLAN}, or an nnU-Net model folder."
     )
 

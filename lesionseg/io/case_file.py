@@ -2,9 +2,9 @@
 
 `<case>_sent.json` states where its DICOM results were stored.
 
-A candidate file states the scan, the settings and everything that `predictions.csv` shows of the
-case, apart from facts of a single run such as its duration. The same scan, bundle and settings give
-the same bytes. Other programs may write candidate files, too.
+A candidate file states the scan, a hash of the settings and everything that `predictions.csv` shows
+of the case, apart from facts of a single run such as its duration. The same scan, bundle and
+settings give the same bytes. Other programs may write candidate files, too.
 """
 
 import json
@@ -83,18 +83,20 @@ class CaseRow:
 
     Attributes:
         case: id of the case.
-        group: patient, from the input's table.
+        group: patient, from the input's table; the case id if the table states none.
         visit: visit, from the input's table.
         status: done, warned (unlike the training scans), blank (without contrast), kept (done in an
             earlier run), failed or skipped.
-        message: the reason if the scan failed or was skipped.
+        message: the reason if the scan failed or was skipped, or why DICOM results are missing.
         seconds: duration of the prediction.
         n_candidates: number of candidates; None without results.
         n_accepted: number of accepted candidates.
         volume_ml: volume of accepted candidates; None in 2-D and for boxes without masks.
         peak_memory_mb: peak memory of the process up to the end of this scan.
         bundle: digest of the model.
-        key: hash of bundle, settings and content; "" if the scan failed for an external reason.
+        key: hash of bundle, settings and content; `CONFLICT` for a scan that would replace results
+            of another scan, "fault" for one that cannot be predicted whatever its content; "" if
+            the scan failed for an external reason or was left out.
         warning: differences from the training scans, and candidates that are missing.
         input_score: size of these differences; 1 is the limit.
         disagreement: 1 − the share of the voxels marked by any network of an ensemble that all its
@@ -107,7 +109,7 @@ class CaseRow:
         instance_uid: DICOM UID of the image.
         digest: hash of the files' content.
         state: see `file_state`.
-        finished: time of the result or failure.
+        finished: time at which the scan was predicted, failed or was skipped.
         amounts: counts and millilitres, with the columns `count_<label>`, `ml_<label>`,
             `zone_count_<zone>`, `zone_ml_<zone>`.
         is_unchanged: the row is the same as before this run. This is not a column.
@@ -177,7 +179,7 @@ class CaseRow:
         """Return True if the row replaces a failure that was recorded under its case id.
 
         It replaces failures of the same path. A conflict is only replaced by a row of the same
-        scan: it stays until the content of this scan is predicted.
+        scan: it stays if another scan at this path is predicted.
         """
         if failure.path != self.path:
             return False
@@ -218,7 +220,7 @@ def read_row(path: Path) -> CaseRow:
 
 
 def _read_head(path: Path) -> dict[str, Any]:
-    """Read the keys before the candidates, or all keys if another program wrote the file.
+    """Read the keys before the candidates, or all keys if `row` is not among these.
 
     `predict` writes the candidates last, because an output folder may have many thousand cases with
     hundreds of candidates, and each run reads what their files state. A file that contains JSON
@@ -283,7 +285,7 @@ class _Entry(BaseModel):
     start_vox: list[FiniteFloat]
     stop_vox: list[FiniteFloat]
     id: PositiveInt | None = None
-    label: PositiveInt = 1
+    label: LabelValue = 1
     centre_mm: list[FiniteFloat] | None = None
     diameter_mm: FiniteFloat | None = None
     volume_ml: FiniteFloat | None = None
@@ -301,7 +303,7 @@ class _Entry(BaseModel):
             geometry: The grid of the scan.
 
         Raises:
-            ValueError: The numbers do not describe a box on this grid.
+            ValueError: The numbers do not describe a box with the axes of this grid.
         """
         stated = self.model_dump(exclude_none=True)
         for name, value in stated.items():

@@ -22,7 +22,7 @@ _SURROGATE = "Cs"  # category of characters that Python reads from bytes that ar
 def case_id(parts: Iterable[str]) -> str:
     """Join the parts of a path by `_` to a case id. Their characters are not checked.
 
-    If the id is too long for file names, its middle is replaced by a digest of the whole id.
+    If the id is too long for file names, its middle is replaced by a digest of all parts.
 
     >>> case_id(["2026-01-07", "P017", "FLAIR"])
     '2026-01-07_P017_FLAIR'
@@ -40,7 +40,7 @@ def case_id(parts: Iterable[str]) -> str:
 
 
 def path_id(path: Path) -> str:
-    """Make a case id of a relative path.
+    """Make a case id of a path.
 
     It consists of folders and name, without the suffix, the number of a first channel, `..` and the
     root of an absolute path. An id that is too long is shortened by `case_id`.

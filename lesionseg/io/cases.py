@@ -85,7 +85,7 @@ def _read_channels(files: CaseFiles, dataset: Dataset, *, is_input: bool) -> Vol
     warning if it is in colour.
     """
     first = read_volume(files.images[0], pixel_mm=files.pixel_mm)
-    check_dims(files.images[0], first.geometry, dataset.dims)
+    check_dims(files.images[0], first.geometry, dataset.dims, is_input=is_input)
     n_channels = len(dataset.channel_names)
     if is_colour(files, n_channels):
         colours = finite_values(files.images[0], first.array, nan_background=dataset.nan_background)
@@ -131,7 +131,7 @@ def read_reference(
     Args:
         files: The files of the case.
         dataset: The dataset that it belongs to.
-        geometry: The grid of the image. None reads it from the header of the first file.
+        geometry: The grid of the image. None reads it from the first file.
 
     Returns:
         The reference, or None if the case is unlabelled.
@@ -279,8 +279,16 @@ def _label_advice(present: list[int], labels: Labels) -> str:
     return f"Add them to the labels, or set {_MERGE_LABELS} (255 often means 1)."
 
 
-def check_dims(path: Path, geometry: Geometry, dims: int) -> None:
-    """Raise `GeometryError` if the image has another number of axes than the dataset."""
+def check_dims(path: Path, geometry: Geometry, dims: int, *, is_input: bool = False) -> None:
+    """Raise `GeometryError` if the image has another number of axes than the dataset.
+
+    `is_input`: the image is an input of a trained model, and `dims` is the model's number of axes.
+    """
+    if geometry.dims != dims and is_input:
+        raise GeometryError(
+            f"{path}: the image has the shape {geometry.shape}, but the model reads images with "
+            f"{dims} axes. Leave it out, or use another model."
+        )
     if geometry.dims != dims:
         raise GeometryError(
             f"{path}: the image has the shape {geometry.shape}, but the other images of the "

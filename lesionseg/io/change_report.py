@@ -45,7 +45,8 @@ class ChangeReport:
         Raises:
             DatasetError: The prediction belongs to another DICOM series than the scan.
             ConflictError: The folder has predictions of the case, or a report of another study.
-            ReadError: The scan cannot be read.
+            ReadError: The scan, the candidate file or the earlier report cannot be read.
+            ContentError: The candidate file is not valid, see `PredictionFiles.read_row`.
         """
         case = predicted.case
         scan = describe_scan(CaseFiles(case, (image,)))

@@ -16,7 +16,8 @@ COLOURS = ("red", "green", "blue")  # the channels of a picture with data.colour
 def is_colour(files: CaseFiles, n_channels: int) -> bool:
     """Return True if a case is a single picture whose colours are the channels of the dataset.
 
-    The dataset must have three channels, `n_channels`. The picture is not read. It may be grey.
+    The dataset must have three channels, `n_channels`, and the case must lack none. The picture is
+    not read. It may be grey.
     """
     return not files.missing and _may_be_colour(files.images, n_channels)
 
@@ -65,11 +66,11 @@ def missing_channels(files: Mapping[int, Path], n_channels: int) -> tuple[int, .
 
 
 def with_missing_channels(dataset: Dataset) -> Dataset:
-    """Return a dataset whose single pictures lack channels if other cases have three files.
+    """Return a dataset whose single pictures lack channels unless their colours are the channels.
 
-    The three channels of a single picture are its colours only if all cases are single pictures.
-    Otherwise it is one channel: that of the number in its name, by default the first one. Any other
-    dataset is returned unchanged.
+    The three channels of a single picture are its colours only if all cases have a single image
+    with two axes. Otherwise it is one channel: that of the number in its name, by default the first
+    one. Any other dataset is returned unchanged.
     """
     n_channels = len(dataset.channel_names)
     has_colours = dataset.dims == 2 and all(len(case.images) == 1 for case in dataset.cases)

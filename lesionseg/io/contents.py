@@ -26,10 +26,10 @@ def content_files(path: Path) -> tuple[Path, ...]:
     voxels, a TIFF file and the file of its spacing, or the file itself. A damaged header counts
     without its voxels. Raise `ReadError` if a folder or a slice cannot be read.
     """
-    if split_series(path) is not None:
-        return tuple(series_headers(path))
-    if path.is_dir():
-        with convert_read_errors(path):
+    with convert_read_errors(path):
+        if split_series(path) is not None:
+            return tuple(series_headers(path))
+        if path.is_dir():
             return tuple(sorted(filter(is_dicom, path.iterdir())))
     if path.suffix.lower() in itk.SUFFIXES and path.is_file():
         try:

@@ -1,7 +1,7 @@
 """A DICOMweb server (a PACS): scans are found by QIDO, fetched by WADO, results stored by STOW.
 
 User and password, or a token, come from variables of the environment or from a netrc file. They
-are never part of an address, a message or a file.
+are never part of an address, a message or a result.
 """
 
 import logging
@@ -49,7 +49,7 @@ _CREDENTIALS = f"Set {USER} and {PASSWORD}, or {TOKEN}, or add the host to ~/.ne
 _PATH = re.compile(r"(?P<service>.*?)(/studies/(?P<study>[\d.]+)(/series/(?P<series>[\d.]+))?)?/*")
 _UID = re.compile(r"\d[\w.-]{0,63}")  # some devices deviate from the standard; no path separators
 _TAG = re.compile(r"[0-9A-Fa-f]{8}")
-_LOCAL = re.compile(r"localhost|127(\.\d+){3}")
+_LOCAL = re.compile(r"localhost|127(\.\d+){3}|::1")
 # the elements of an answer that are read
 _TAGS = (
     "00080016", "00080018", "00080060", "0008103E", "0020000D", "0020000E", "00200011", "00280008",
@@ -77,14 +77,20 @@ class DicomWeb:
             `send`, only the service.
 
     Raises:
-        ConfigError: The address contains a password or is incomplete, or a filter is not the
-            keyword or tag of a DICOM attribute. Some servers ignore such a filter and return all
-            series. Or the package dicomweb-client is not installed.
+        ConfigError: The address contains a user or password, is incomplete, or names more than the
+            service for `send`. Or a filter is not the keyword or tag of a DICOM attribute. Some
+            servers ignore such a filter and return all series. Or the package dicomweb-client is
+            not installed.
     """
 
     def __init__(self, setting: str, address: str) -> None:
         self.address = address
-        parts = urlsplit(address)
+        try:
+            parts = urlsplit(address)
+        except ValueError:  # its text may quote a password
+            raise ConfigError(
+                f"{setting}: this is not an address. Write dicomweb://host/path."
+            ) from None
         host = parts.netloc.rpartition("@")[2]
         shown = f"{setting}={parts.scheme}://{host}{parts.path}"
         if host != parts.netloc:
@@ -93,7 +99,12 @@ class DicomWeb:
                 f"Remove them. {_CREDENTIALS}"
             )
         match = _PATH.fullmatch(parts.path)
-        if not host or parts.fragment or match is None or "/studies/" in f"{match['service']}/":
+        if (
+            not parts.hostname
+            or parts.fragment
+            or match is None
+            or "/studies/" in f"{match['service']}/"
+        ):
             raise ConfigError(
                 f"{shown}: this is not the address of a DICOMweb service. Write "
                 "dicomweb://host/path, and after it nothing, /studies/UID, or "
@@ -230,7 +241,8 @@ class DicomWeb:
             answer = self._client.store_instances(datasets)
         if answer.get("FailedSOPSequence"):
             raise OutputError(
-                f"{self.address}: the server did not store all results. Its log has the reason."
+                f"{self.address}: the server did not store all results. Its log may have the "
+                "reason."
             )
         return [str(dataset.SOPInstanceUID) for dataset in datasets]
 
@@ -307,6 +319,8 @@ def _explain(error: Exception) -> str:
         status = error.response.status_code
         if status in (401, 403):
             return f"the server refuses access (status {status}). {_CREDENTIALS}"
+        if status >= 500:
+            return f"the server fails with status {status}. Its log may have the reason."
         return f"the server answers with status {status}. Check path, UIDs and filters."
     if isinstance(error, exceptions.SSLError):
         return (

@@ -124,7 +124,7 @@ def explain_missing(path: Path) -> str:
 def locked_folder(folder: Path, name: str = LOCK) -> Iterator[None]:
     """Hold the lock of a folder within the context, so that no second process writes into it.
 
-    The folder is created if it does not exist, and removed at the end if it is empty. With the lock
+    A folder that does not exist is created, and removed at the end if it is empty. With the lock
     `LOCK`, temporary files that killed processes left are removed first, except in folders that
     have another lock. The system releases the lock if the process ends for any reason.
 

@@ -43,8 +43,9 @@ class GridPair:
     def is_same(self, *, by_image: bool = False) -> bool:
         """Return True if voxels with equal indices have the same place in the patient.
 
-        The corners of the grids must differ by less than half a voxel. With `by_image`, equal shape
-        and spacing are sufficient, or equal shape if the header of `seen` was lost.
+        The corners of the grids may differ by at most half of the shortest side of a voxel. With
+        `by_image`, equal shape and spacing are sufficient, or equal shape if the header of `seen`
+        was lost.
         """
         if self.seen.shape != self.expected.shape:
             return False

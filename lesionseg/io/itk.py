@@ -35,7 +35,9 @@ _COMPRESSED_BYTES = re.compile(
     rb"(?m)^[ \t\r]*CompressedDataSize[ \t]*[=:][ \t]*([1-9]\d*)[ \t\r]*$"
 )
 _GZIP_NRRD = re.compile(rb"(?im)^encoding[ \t]*:[ \t]*gz")
-_SKIP_NRRD = re.compile(rb"(?im)^(?:line|byte)[ ]?skip[ \t]*:")
+_SKIPPED_BYTES = re.compile(
+    rb"(?im)^(?:(?:line|byte)[ ]?skip[ \t]*:|(?-i:[ \t\r]*HeaderSize[ \t]*[=:][ \t]*-?[1-9]))"
+)
 _LOCAL = ("LOCAL", "Local", "local")  # MetaIO takes any other spelling as the name of a file
 
 
@@ -97,7 +99,8 @@ def _check_compressed_voxels(path: Path, n_bytes: int) -> None:
     states. Voxels without compression, with bzip2, or after skipped lines or bytes are not checked.
 
     Raises:
-        ReadError: The stream is damaged, or a MetaImage with its own voxels states no length.
+        ReadError: The stream is damaged, a MetaImage with its own voxels states no length, or the
+            length that a MetaImage states is not a number.
     """
     voxels = voxel_file(path)
     is_nrrd = path.suffix.lower() in _NRRD
@@ -105,7 +108,7 @@ def _check_compressed_voxels(path: Path, n_bytes: int) -> None:
     end = (_END_OF_NRRD if is_nrrd else _METAIMAGE_FILE).search(head)
     header = head[: end.end()] if end else head
     is_compressed = _GZIP_NRRD if is_nrrd else _COMPRESSED_METAIMAGE
-    if not is_compressed.search(header) or _SKIP_NRRD.search(header):
+    if not is_compressed.search(header) or _SKIPPED_BYTES.search(header):
         return
     has_own_voxels = voxels == path
     stated = _COMPRESSED_BYTES.search(header)

@@ -40,7 +40,7 @@ class FileLimits:
         advice: A sentence for the message about too many voxels. It names the setting that
             `max_voxels` follows from.
         spacing_mm: Smallest and largest spacing.
-        extent_mm: Smallest and largest length of the longest side.
+        extent_mm: Smallest and largest length of the longest side, see `check_grid`.
         read_seconds: Processor time that a native decoder may use. Large files get more, in
             proportion to their size. Time in which the decoder waits for a processor does not
             count, so that intact files do not fail on a busy machine.
@@ -150,7 +150,8 @@ def check_resampled(where: str, shape: Sequence[int]) -> None:
         sizes = " × ".join(map(str, shape))
         raise GeometryError(
             f"{where}: would have {sizes} voxels on the model's grid, more than "
-            f"{_limits.max_voxels}. Check the voxel size in the file's header."
+            f"{_limits.max_voxels}. Check the voxel size in the file's header. "
+            f"{_limits.advice}".rstrip()
         )
 
 

@@ -112,7 +112,7 @@ def find_model(place: str | PathLike[str]) -> BundleFiles | NnunetModelFiles:
 def _fetch_from_hub(url: str) -> Path:
     """Download the files of a model from the Hugging Face Hub. Return the path of the model.
 
-    The log states the commit, unless the URL does.
+    The log states the commit and the URL with it, unless the given URL states the commit.
 
     Raises:
         ConfigError: The URL has a wrong form, or huggingface_hub is missing.
@@ -149,7 +149,10 @@ def _fetch_from_hub(url: str) -> Path:
             raise ReadError(f"{url}: {_explain_hub_error(error)}") from error
     commit = Path(folder).name
     if commit != address.revision:
-        log.info("%s has the commit %s; hf://%s@%s pins it.", url, commit, address.id, commit)
+        kind = "" if address.type == "model" else f"{address.type}s/"
+        inner = f"/{address.path_in_repo}" if address.path_in_repo else ""
+        pinned = f"hf://{kind}{address.id}@{commit}{inner}"
+        log.info("%s has the commit %s; %s pins it.", url, commit, pinned)
     return Path(folder, address.path_in_repo)
 
 
@@ -253,7 +256,8 @@ def _download(url: str, path: Path, redirects: HTTPRedirectHandler) -> None:
     Raises:
         ValueError: The file is too large or of unstated size, is cut short, or is not a zip
             although it has this suffix.
-        OSError: The server refuses the file, or the file cannot be written.
+        OSError: The server refuses the file, the disk has too little space, or the file cannot be
+            written.
         HTTPException: The URL or the answer has a wrong form.
     """
     request = Request(url, headers={"User-Agent": f"lesionseg/{__version__}"})

@@ -54,7 +54,7 @@ def read_nifti(path: Path, pixel_mm: float | None, as_labels: bool) -> Volume:
 
     Raises:
         ReadError: The voxels are not plain numbers, a claim of the header is impossible, or too
-            many bytes follow the voxels.
+            many bytes follow the voxels of a compressed file.
     """
     with _open_voxels(path) as stream:
         image = _parse(path, stream)

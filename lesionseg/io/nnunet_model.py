@@ -91,8 +91,8 @@ class NnunetModelFiles(ModelFiles):
 def find_nnunet_model(path: Path) -> NnunetModelFiles | None:
     """Find the files of an nnU-Net model.
 
-    All numbered folds are used unless the path names a fold. `fold_all` is used only if no numbered
-    fold exists.
+    All numbered folds with a checkpoint are used unless the path names a fold. `fold_all` is used
+    only if there is no such fold.
 
     Args:
         path: A model folder, a fold in it, a zip, or a model folder or fold inside a zip.
@@ -101,8 +101,9 @@ def find_nnunet_model(path: Path) -> NnunetModelFiles | None:
         The files, or None if the path is not an nnU-Net model.
 
     Raises:
-        BundleError: The training is unfinished, the zip is unsafe, or the zip contains several
-            models and the path does not name one of them.
+        BundleError: The training is unfinished, the zip is unsafe, or the path names none or
+            several of the models in the zip.
+        ReadError: The zip cannot be read.
     """
     if not path.is_dir():
         archive = find_archive(path)
@@ -123,7 +124,7 @@ def _find_in_archive(archive: Path, path: Path) -> NnunetModelFiles | None:
         path: The zip, or a model or fold within it. Upper folders may be left out.
 
     Raises:
-        BundleError: `path` does not name one of several models, or no fold is trained.
+        BundleError: `path` names none or several of the models, or no wanted fold is trained.
     """
     names = list_archive(archive)
     # folders of ensembles contain both files as well, but no weights
@@ -157,15 +158,17 @@ def _choose_folds(root: Path, names: Sequence[str], wanted: str | None) -> tuple
     """Choose the folds of a model to use, in ascending order.
 
     If no fold is wanted, these are all numbered folds, or `fold_all` if it is the only one. Raise
-    `BundleError` if there are none. `names` are the folders with a checkpoint.
+    `BundleError` if there are none, or if the wanted fold has no checkpoint. `names` are the
+    folders with a checkpoint.
     """
     # fold_10 comes after fold_9
     known = sorted({n for n in names if _FOLD.fullmatch(n)}, key=lambda n: (len(n), n))
     numbered = [name for name in known if name != "fold_all"]
     chosen = (numbered or known) if wanted is None else [n for n in known if n == wanted]
     if not chosen:
+        lack = f"no fold has a {CHECKPOINT}" if wanted is None else f"{wanted} has no {CHECKPOINT}"
         raise BundleError(
-            f"{root}: no fold has a {CHECKPOINT}, so its training has not finished, or the export "
-            "left it out. Train at least one fold to its end with nnUNetv2_train."
+            f"{root}: {lack}, so its training has not finished, or the export left it out. Train "
+            "at least one fold to its end with nnUNetv2_train."
         )
     return tuple(chosen)

@@ -120,7 +120,7 @@ def picture_grid(path: Path, shape: tuple[int, ...], pixel_mm: float | None) -> 
     if not low <= mm <= high:
         raise ReadError(
             f"{path}: the pixel size {mm:g} mm is outside {low:g}–{high:g} mm. Correct pixel_mm in "
-            "the table of the dataset."
+            "the settings or the table of the dataset."
         )
     geometry = Geometry.from_spacing(shape, (mm, mm))
     check_grid(path, geometry)

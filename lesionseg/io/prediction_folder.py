@@ -77,7 +77,7 @@ class PredictionFolder:
         # the case ids that some file system cannot distinguish, by their common key
         self._spellings: dict[str, set[str]] = defaultdict(set)
         for name in self._present:
-            if name.endswith(CANDIDATES):
+            if name.endswith(CANDIDATES) and not name.startswith("."):  # macOS writes `._<name>`
                 case = name.removesuffix(CANDIDATES)
                 self._spellings[comparison_key(case)].add(case)
         self._rows: dict[str, CaseRow | None] = {}  # those that were read, None without a file
@@ -101,6 +101,7 @@ class PredictionFolder:
 
         Raises:
             ConfigError: nnU-Net cannot represent the labels.
+            OutputError: A file cannot be written or uploaded.
         """
         if self.names == "nnunet":
             write_description(self.path, channel_names, labels, result_suffix(scan, dims))
@@ -141,6 +142,7 @@ class PredictionFolder:
                 under an id whose files some file system cannot distinguish.
             DatasetError: The id cannot be a file name or, with names of nnU-Net, would give the
                 mask the name of another result. `overwrite` does not allow this.
+            OutputError: The files that a killed program left cannot be finished, see `recover`.
         """
         check_case_id(case, self.path)
         if self.names == "nnunet" and case.endswith((*_MASKS, "_candidates")):
@@ -231,7 +233,7 @@ class PredictionFolder:
         earlier run is recorded already. A changed file of failures is uploaded.
 
         Raises:
-            OutputError: The file of failures cannot be written.
+            OutputError: The file of failures cannot be written or uploaded.
         """
         is_failed = row.status == "failed"
         if is_failed and row.is_unchanged:
@@ -284,9 +286,9 @@ class PredictionFolder:
     def files(self, case: str) -> list[str]:
         """Return the names of the case's present files, the candidate file first.
 
-        `<case>.nii.gz` is one of them if the candidate file states that masks are named in
-        nnU-Net's way. This may also be the candidate file that is about to replace the present one,
-        because `require_free` was called before it was written.
+        `<case>.nii.gz`, `.npz` and `.pkl` are among them if the candidate file states that masks
+        are named in nnU-Net's way. This may also be the candidate file that is about to replace the
+        present one, because `require_free` was called before it was written.
         """
         rows = [self.row(case)]
         with suppress(LesionsegError):
@@ -324,7 +326,7 @@ class PredictionFolder:
         They are also uploaded. If writing fails, the earlier files stay.
 
         Raises:
-            OutputError: A file cannot be written.
+            OutputError: A file cannot be written or uploaded.
             ConflictError: Another program has written files of this case in the meantime.
         """
         part = self._part_folder(case)
@@ -344,6 +346,10 @@ class PredictionFolder:
         If all files had been written, they are moved to their place and uploaded, and the result is
         True. Otherwise they are removed, and the result is False. A link under the name of one of
         the two folders is removed: it may lead to any folder of the user.
+
+        Raises:
+            ConflictError: Another program has written a file of one of the new names.
+            OutputError: A file cannot be removed, moved or uploaded.
         """
         for folder in (self._moving_folder(case), self._part_folder(case)):
             if folder.is_symlink():

@@ -38,6 +38,7 @@ from lesionseg.io.layouts.checks import find_unread_files
 from lesionseg.io.layouts.nnunet import DATASET_JSON, read_nnunet_labels
 from lesionseg.io.masks import read_instances, read_mask
 from lesionseg.io.nnunet_probabilities import LEVELS_UP
+from lesionseg.io.nnunet_probabilities import SUFFIX as NPZ
 from lesionseg.io.result_names import CANDIDATES, KINDS, MASK_ENDINGS, case_and_kind
 from lesionseg.io.text import read_csv
 from lesionseg.io.volumes import (
@@ -55,6 +56,8 @@ _log = logging.getLogger(__name__)
 
 # with names=nnunet: the suffix of instances and regions, by the suffix of the masks
 _OTHER_SUFFIX = {".png": ".tif", ".nrrd": ".mha"}
+# the names of files that are not masks, for messages
+_NAME_OF_KIND = {"candidates": f"<case>{CANDIDATES}", "probabilities": f"<case>{NPZ}"}
 _OF_NNUNET = (".npz", ".pkl", ".pt")  # further files that nnU-Net writes next to its predictions
 
 
@@ -128,14 +131,14 @@ class PredictionFiles:
     ) -> Prediction:
         """Read the prediction. Its candidates have descending scores.
 
-        A candidate must state only `score`, `start_vox` and `stop_vox`. By default `id` is its
-        number in the file, `label` is 1 and `accepted` is true. The remaining values follow from
-        the box, see `Candidate.from_box`. Without a candidate file, each instance or connected
+        A candidate need not state more than `score`, `start_vox` and `stop_vox`. By default `id` is
+        its number in the file, `label` is 1 and `accepted` is true. The remaining values follow
+        from the box, see `Candidate.from_box`. Without a candidate file, each instance or connected
         component of the masks is a candidate with score 1, and the prediction has
         `has_scores=False`.
 
         With a candidate file, the voxels are those of the instances. The mask is only compared with
-        the accepted ones.
+        the accepted ones, if the file states for each candidate whether it is accepted.
 
         Args:
             geometry: The grid of the scan. The masks must be on it; a picture needs only its shape.
@@ -145,11 +148,17 @@ class PredictionFiles:
             by_image: True accepts masks of equal shape and spacing, whatever their headers state.
 
         Raises:
-            ReadError: A file is damaged, or there is no grid.
+            ReadError: A file is damaged, there is no grid, or all of candidates, mask and instances
+                are missing.
             GeometryError: A mask is on another grid, or the candidate file states another shape.
             ContentError: The candidates are not valid, or do not fit the masks. This includes a
                 mask that was edited.
         """
+        if self.candidates is None and self.mask is None and self.instances is None:
+            raise ReadError(
+                f"{self.regions or self.probabilities}: the mask {self.case}_mask.* or "
+                f"{self.case}.* is missing in this folder. Copy it there."
+            )
         grid = _common_grid(self, geometry, by_image=by_image)
         if self.candidates is None:
             return _read_masks(self, grid, binary=binary)
@@ -200,7 +209,7 @@ def write_prediction(
 ) -> None:
     """Write the files of one case, each atomically, and the candidate file last.
 
-    Masks and regions are uint8, instances uint16, or int32 for more than 65535 candidates. A
+    Masks and regions are uint8, instances uint16, or int32 if an id is above 65535. A
     prediction without instances consists of boxes, and only its candidate file is written.
 
     Args:
@@ -282,11 +291,12 @@ def list_predictions(
 
     Returns:
         The files by case id, sorted, and the findings. An error describes a case that is left out:
-        it has two masks, its file is a link to nothing, or its id cannot be a file name
-        (`check_case_id`). A warning lists the files that are not read.
+        it has two files of a kind, such as masks, its file is a link to nothing, or its id cannot
+        be a file name (`check_case_id`). A warning lists the files that are not read.
 
     Raises:
         DatasetError: The folder is missing or contains no prediction.
+        ReadError: There are references, and a table of `predict` in the folder cannot be read.
     """
     by_case, findings = _files_by_case(folder, (*KINDS, "candidates", "probabilities"))
     found = {case: PredictionFiles(case, **files) for case, files in by_case.items()}
@@ -303,7 +313,8 @@ def _with_ids_of_references(
     `predict` gives the film `film_0000.png` the id `film`, but the id of a mask `film_0000.png` in
     a folder of masks is `film_0000`. A prediction `film` gets the id `film_0000` if there is a
     reference `film_0000`, but neither a reference `film` nor a prediction `film_0000`. If a table
-    of `predict` lists it, the scan must also have had a channel number at the end of its name.
+    of `predict` lists it, the scan must also have had the channel number `_0000` at the end of its
+    name. Raise `ReadError` if such a table cannot be read.
     """
     known = {files.case for files in cases}
     if not known:
@@ -369,7 +380,7 @@ def _files_by_case(
                 raise DatasetError(f"{file} and {first.name} belong to the same case. Keep one.")
             check_case_id(case, file)
     if not by_case:
-        names = ", ".join(f"<case>_{kind}.*" for kind in kinds)
+        names = ", ".join(_NAME_OF_KIND.get(kind, f"<case>_{kind}.*") for kind in kinds)
         raise DatasetError(
             f"{folder}: the folder contains no predictions or masks. Name them <case>.* or {names}."
         )
@@ -426,7 +437,7 @@ def _common_grid(files: PredictionFiles, geometry: Geometry | None, *, by_image:
 
     Raises:
         GeometryError: A mask is on another grid.
-        ReadError: There are neither masks nor a given grid, or a mask is damaged.
+        ReadError: There are only candidates and no given grid, or a mask is damaged.
     """
     grid = geometry
     source_of_grid = Path("the scan")
@@ -450,7 +461,8 @@ def _read_masks(files: PredictionFiles, grid: Geometry, *, binary: bool) -> Pred
     """Make a prediction without scores from the masks of a case without candidate file.
 
     With `binary`, all values are one label, and the prediction keeps them as values of regions.
-    Raise `ContentError` if the values of the mask were changed, see `require_exact_values`.
+    Raise `ContentError` if the values of the mask or the ids of the instances were changed, see
+    `require_exact_values`.
     """
     values = np.zeros(grid.shape, dtype=np.uint8)
     if files.mask is not None:

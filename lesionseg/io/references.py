@@ -10,6 +10,7 @@ from typing import Unpack
 import numpy as np
 
 from lesionseg.core import CaseFiles, Dataset, Finding, Geometry, Labels, Reference
+from lesionseg.core.finding import require_no_errors
 from lesionseg.errors import DatasetError, LesionsegError
 from lesionseg.io.cases import read_reference
 from lesionseg.io.exact_values import require_exact_values
@@ -56,7 +57,8 @@ class References:
             rules: See `ReadingRules`. If they name COCO annotations, the folder is a dataset.
 
         Raises:
-            DatasetError: No reference is found.
+            DatasetError: No usable reference is found, or the dataset cannot be listed.
+            ReadError: A table cannot be read.
         """
         layout = recognise_layout(folder)
         is_bids = layout is not None and layout.name == "bids"
@@ -66,6 +68,7 @@ class References:
             return _find_masks(folder, rules)
         references = _list_labelled(folder, rules)
         if not references.cases:
+            require_no_errors(references.findings, folder)  # the reasons, if there are any
             raise DatasetError(
                 f"{folder}: no case has a reference to compare with. Add masks, or name another "
                 "folder as reference=."
@@ -104,6 +107,9 @@ class References:
 
         Returns:
             The dataset, or None if no labels are known or there are no cases.
+
+        Raises:
+            LesionsegError: The labels of nnU-Net's probabilities are not valid.
         """
         if self.dataset is not None or not self.cases:
             return self.dataset
@@ -145,7 +151,7 @@ def _find_masks(folder: Path, rules: ReadingRules) -> References:
 
 
 def _list_labelled(root: Path, rules: ReadingRules) -> References:
-    """Find the labelled cases of a dataset, and the errors of its cases.
+    """Find the labelled cases of a dataset that have no error, and the errors of its cases.
 
     Errors that belong to no case, and ignored boxes, are logged.
     """
@@ -167,7 +173,8 @@ def open_reference(
     """Read the reference of a case on the grid of its image.
 
     Of the image only the header is read, unless it is a radiograph (see `read_reference`). If the
-    case has no image, the reference has the given grid or keeps that of its mask.
+    case has no image, the reference has the given grid or keeps that of its mask. Without a
+    dataset, it always keeps that of its mask, and `geometry` gives only the pixel size.
 
     Args:
         files: The case.

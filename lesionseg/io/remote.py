@@ -62,9 +62,10 @@ def download(place: str, *, new: bool = False, endings: str | tuple[str, ...] = 
         endings: Only files whose name has one of these endings are downloaded.
 
     Raises:
-        ReadError: The store cannot be read, or the URL has no files although `new` is False.
+        ReadError: The store cannot be read, a download cannot be saved, or the URL has no files
+            although `new` is False.
         ConfigError: The store is unknown, or its package is not installed.
-        OutputError: The cache cannot be written.
+        OutputError: The folder of the local copy, or the list of its files, cannot be written.
     """
     if not is_url(place):
         return Path(place)
@@ -131,7 +132,8 @@ def _list_files(system: Any, root: str, *, is_encoded: bool) -> dict[str, _Store
         is_encoded: True if the store states names in percent-encoding, such as `P%201.nii.gz`.
 
     Raises:
-        ValueError: The path of a file is not located in the folder, or two files have the same one.
+        ValueError: The path of a file is not located in the folder or cannot be decoded, or two
+            files have the same one.
     """
     listed: dict[str, _StoredFile] = {}
     found: dict[str, Mapping[str, Any]] = {}

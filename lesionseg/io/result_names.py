@@ -25,9 +25,9 @@ OWN_ENDINGS = tuple(f"_{kind}" for kind in KINDS)
 def case_and_kind(file: Path) -> tuple[str, str]:
     """Return case id and kind of a result by its name.
 
-    The kind is one of `KINDS`, "candidates", or "probabilities" for those of nnU-Net. It is "" for
-    files to ignore. These include the probabilities that lesionseg writes, because the candidate
-    file has the scores.
+    The kind is one of `KINDS`, "candidates", or "probabilities" for `<case>.npz` of nnU-Net. It is
+    "" for files to ignore. These include `<case>_probabilities.npz` of lesionseg, because the
+    candidate file has the scores.
     """
     stem = strip_suffix(file)
     case, _, kind = stem.rpartition("_")

@@ -33,6 +33,7 @@ from lesionseg.io.dicom.series import split_series
 from lesionseg.io.files import TEXT_SUFFIXES, is_file_or_broken_link
 from lesionseg.io.formats import DICOM
 from lesionseg.io.layouts.manifest import read_scan_rows
+from lesionseg.io.limits import convert_read_errors
 from lesionseg.io.result_names import CANDIDATES, OWN_ENDINGS, PROBABILITIES
 from lesionseg.io.text import printable_text
 from lesionseg.io.tiff import is_stack
@@ -51,6 +52,7 @@ logger = logging.getLogger(__name__)
 UNREADABLE = "unreadable"  # kind of the error that a file or folder cannot be opened
 LEFT_OUT = "left_out"  # kind of the notes on scans and files that are not meant to be predicted
 _UNKNOWN = "of an unknown format"
+_NO_IMAGE = ("DICOM", "objects that are not images")  # kind and reason of DICOM files
 _CLASH = "clash"  # kind of the error that another scan or channel has the same name
 _WILDCARDS = set("*?[")
 _LABELS = {"labelsTr", "labelsTs", "labelsVal"}  # folders of nnU-Net's layout without scans
@@ -69,13 +71,14 @@ class Scan:
 
     Attributes:
         files: The case.
-        path: The path of the scan or its first channel, below the input or as the table states it.
+        path: The path of the scan or its first channel, below the input or the folder of the table.
+            It is the name of the file if the table states a path outside this folder.
         dicom: The description of a DICOM scan.
         other_case: The id that a series gets if another series is added to its folder or removed
             from it (see `DicomScan.other_name`). Earlier results may have this id. "" for a scan
             that is not a series.
-        findings: An error if the scan cannot be read, known without reading its files. A note if it
-            is not meant to be predicted, such as a localiser.
+        findings: An error if the scan cannot be used, known without reading its voxels. A note if
+            it is not meant to be predicted, such as a localiser.
     """
 
     files: CaseFiles
@@ -104,7 +107,7 @@ class Scan:
 
     @property
     def fault(self) -> str:
-        """The error because of which the scan cannot be read, or ""."""
+        """The error because of which the scan cannot be used, or ""."""
         return next((f.message for f in self.findings if f.severity == "error"), "")
 
     @property
@@ -203,7 +206,7 @@ class FoundScans:
         root: The folder below which the paths and ids of the scans begin.
         scans: The scans.
         left_out: A note on each kind of files that are not scans. `file` of a note is the kind,
-            such as `*.bvec`.
+            such as `*.img`.
     """
 
     source: Path
@@ -228,9 +231,12 @@ class FoundScans:
 
     def explain_nothing_found(self) -> str:
         """Return a message that no scan was found. It lists what was left out, if anything."""
-        text = f"{self.source}: no image found, no file ending in {', '.join(SUFFIXES)}."
         left_out = [scan for scan in self.scans if scan.left_out]
-        scans = [f"{scan.path} is left out: {scan.left_out}" for scan in left_out]
+        found = "no image found"
+        if left_out or self.left_out:
+            found += ", apart from what is left out"
+        text = f"{self.source}: {found}. Images are DICOM or end in {', '.join(SUFFIXES)}."
+        scans = [f"{scan.path} is left out: {scan.left_out}." for scan in left_out]
         files = [f"{note.message}." for note in self.left_out]
         return " ".join([text, *scans[:_MAX_SHOWN], *files])
 
@@ -247,8 +253,8 @@ def find_scans(
     """Find the scans of an input.
 
     - Folders are searched recursively. Hidden files and folders are skipped.
-    - Masks written by `predict`, folders such as a dataset's `labelsTr`, and files of unknown
-      formats are left out and listed.
+    - In a folder or a glob, masks written by `predict`, folders such as a dataset's `labelsTr`, and
+      files of unknown formats are left out and listed.
     - Files named `<case>_0000.<suffix>`, `<case>_0001…` are the channels of one case. Numbers below
       `channels` without a file are missing channels, except for a single picture, which may be in
       colour. For a model with one channel, every file is a case, and `_0000` is not part of its id.
@@ -257,22 +263,24 @@ def find_scans(
       get the same id.
 
     The case id is the path of the scan without the suffix, with folders joined by `_`. The path
-    begins below `source`, or below the folder before the first wildcard of a glob. The id of a
-    series in `source` itself is the name of the folder.
+    begins below `source`, below the folder before the first wildcard of a glob, or below the folder
+    of a file. The id of a series in `source` itself is the name of the folder. A table states ids.
 
     Args:
         source: A folder, `folder/series=…`, glob, file or `.csv` table (see `read_scan_list`).
         channels: The number of channels of the model.
-        dims: The number of axes of the model. With 3, pictures in a folder are left out, but not
-            TIFF files of several pages.
+        dims: The number of axes of the model. With 3, pictures in a folder or of a glob are left
+            out, but not TIFF files of several pages.
         results: The resolved path of a folder whose files are results and not scans.
         unwanted: Returns the reason why a scan is not meant to be predicted, or "".
         names: The names of the masks of the scans. With `bids`, case ids are those of
             `bids_case_id`, and an id without a subject is an error of its scan.
 
     Raises:
-        DatasetError: `source` does not exist or cannot be opened, or is a table that cannot be
-            used.
+        DatasetError: `source` does not exist or cannot be opened, or is a table without cases or
+            without a needed column.
+        ReadError: The table cannot be read, or the series `folder/series=…` does not exist or has a
+            damaged header.
     """
     notes: list[Finding] = []
     root = source.parent
@@ -281,7 +289,8 @@ def find_scans(
     elif split_series(source) is not None:
         scans = [dicom_scan(describe_dicom(source), root)]
     elif source.is_file() and is_dicom_image(source):
-        scans, _ = _dicom_scans([source], root, {source})
+        scans, objects = _dicom_scans([source], root, {source})
+        notes += _left_out_notes(dict.fromkeys(objects, _NO_IMAGE), [], root)
     elif source.is_file():
         scans = [*_file_scans([source], root, channels)]
     else:
@@ -325,10 +334,11 @@ def describe_scan(files: CaseFiles) -> Scan:
     If this image is DICOM, its headers are read.
 
     Raises:
-        ReadError: A header is damaged, or the image does not exist.
+        ReadError: The image is DICOM, and does not exist or has a damaged header.
     """
     image = files.images[0]
-    dicom = describe_dicom(image) if is_dicom_image(image) else None
+    with convert_read_errors(image):
+        dicom = describe_dicom(image) if is_dicom_image(image) else None
     return Scan(files, image.name, dicom=dicom)
 
 
@@ -337,8 +347,8 @@ def kind_of_name(file: Path) -> Literal["image", "dicom", "unknown", "text"]:
 
     - `image`: an image in a format other than DICOM.
     - `dicom`: a file with the suffix of DICOM.
-    - `text`: a file that is skipped without a message. It is a text, another hidden file, the file
-      of a system, or the probabilities that `predict` writes.
+    - `text`: a file that is skipped without a message. It is a text, a hidden file, the file of a
+      system, or `<case>_probabilities.npz` of `predict`.
     - `unknown`: any other file. It may be DICOM.
     """
     if is_image_file(file):
@@ -371,19 +381,19 @@ def _mark_clashes(scans: Sequence[Scan]) -> Iterator[Scan]:
     accented letter. Scans that are left out or cannot be opened do not clash, because they get no
     files. A scan that already has a finding gets no second one.
     """
-    paths_of: dict[str, list[str]] = defaultdict(list)
+    same_id: dict[str, list[Scan]] = defaultdict(list)
     for scan in scans:
         if not scan.left_out and not scan.is_unreadable:
-            paths_of[comparison_key(scan.case)].append(scan.path)
+            same_id[comparison_key(scan.case)].append(scan)
     for scan in scans:
-        same = paths_of[comparison_key(scan.case)]
-        if scan.findings or len(same) == 1:
+        others = [other for other in same_id[comparison_key(scan.case)] if other is not scan]
+        if scan.findings or not others:
             yield scan
             continue
-        shown = ", ".join([path for path in same if path != scan.path][:_MAX_SHOWN])
+        shown = ", ".join(other.path for other in others[:_MAX_SHOWN])
         message = (
-            f"{scan.path} and {shown} would get the same case id, {scan.case}. "
-            "Rename a file or a folder, or select one of the scans with a glob."
+            f"{scan.path} and {shown} would get the same case id, {scan.case}. Rename a file, a "
+            "folder or a case of the table, or select one of the scans with a glob."
         )
         yield scan.add_finding(_CLASH, message)
 
@@ -428,7 +438,7 @@ def _search(
             files = sorted(matched.union(filter(is_dicom, folder.iterdir())))
         found, objects = _dicom_scans(files, root, matched)
         scans += found
-        no_scans |= dict.fromkeys(objects, ("DICOM", "objects that are not images"))
+        no_scans |= dict.fromkeys(objects, _NO_IMAGE)
     return scans, [*_left_out_notes(no_scans, images, root)]
 
 
@@ -464,8 +474,8 @@ class _Walk:
     def match(self, folder: Path, parts: Sequence[str]) -> None:
         """Add the files below a folder that a glob matches, and those in the folders it matches.
 
-        A link that forms a circle is not followed, as in `enter`, and `**` does not match linked
-        folders. `parts` are the parts of the glob below the folder.
+        In a matched folder, a link that forms a circle is not followed, as in `enter`. `**` does
+        not match linked folders. `parts` are the parts of the glob below the folder.
         """
         if not parts:
             self._add(folder)
@@ -540,7 +550,7 @@ class _Walk:
 def _explain_no_scan(file: Path, dims: int | None) -> tuple[str, str] | None:
     """Return kind and reason of a file that is not a scan of the model. Return None for a scan."""
     stem = strip_suffix(file)
-    suffix = file.suffix.lower()
+    suffix = format_suffix(file).lower()
     if not is_image_file(file):
         return f"*{suffix}" if _SUFFIX.fullmatch(suffix) else "without a known suffix", _UNKNOWN
     if stem.endswith(OWN_ENDINGS):
@@ -686,7 +696,8 @@ def _unreadable_scan(path: Path, reason: str, root: Path) -> Scan:
 def _read_table(table: Path, channels: int) -> list[Scan]:
     """Return the scans that a table lists, and one with an error for each unusable row.
 
-    The ids are those of the table. A scan whose DICOM headers are damaged has no `dicom`.
+    Rows of the same case give one scan. The ids are those of the table. A scan whose DICOM headers
+    are damaged has no `dicom`. Raise the errors of `read_scan_rows`.
     """
     cases, findings = read_scan_rows(table, channels)
     scans = []

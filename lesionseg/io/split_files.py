@@ -88,7 +88,7 @@ class SplitFile:
         """Read a split file of any accepted form.
 
         Raises:
-            ReadError: The file is missing or not JSON.
+            ReadError: The file is missing or not JSON, or an object has a key twice.
             DatasetError: The file is a pickle, its form is unknown, a case is listed twice in a
                 fold, or a case is in the validation lists of two folds.
         """
@@ -145,9 +145,9 @@ def _check_validation(path: Path, folds: tuple[Mapping[str, Role], ...]) -> None
             if first != k:
                 repeated.setdefault(case, (first, k))
     if repeated:
-        one, other = next(iter(repeated.values()))
+        case, (one, other) = next(iter(repeated.items()))
         raise DatasetError(
-            f'{path}: the "val" lists of two folds share {count(len(repeated), "case")}: '
-            f"{join_names(repeated)} (folds {one} and {other}). List each case in one of them, or "
-            "save the fold that you want in a separate file and set data.splits=FILE."
+            f'{path}: the "val" lists of several folds share {count(len(repeated), "case")}: '
+            f"{join_names(repeated)} ({case} in folds {one} and {other}). List each case in one of "
+            "them, or save the fold that you want in a separate file and set data.splits=FILE."
         )

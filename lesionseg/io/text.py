@@ -41,8 +41,8 @@ def write_json(path: Path, obj: object) -> None:
         obj: The content. NumPy numbers and arrays and paths are converted.
 
     Raises:
-        OutputError: The content has no JSON form. This includes NaN and infinity: undefined values
-            are written as null.
+        OutputError: The file cannot be written, or the content has no JSON form. NaN and infinity
+            have none: callers state undefined values as None.
     """
 
     def convert(value: Any) -> object:
@@ -66,7 +66,7 @@ def read_json(path: Path, *, allow_nan: bool = False, unique_keys: bool = False)
             is used.
 
     Raises:
-        ReadError: The file is missing or not JSON.
+        ReadError: The file is missing, not text (see `read_text`) or not JSON.
     """
 
     def read_constant(name: str) -> float:
@@ -106,8 +106,8 @@ def read_json(path: Path, *, allow_nan: bool = False, unique_keys: bool = False)
 def read_text(path: Path, most_bytes: int = _MAX_TEXT_BYTES) -> str:
     """Read text in UTF-8, or in UTF-16 if the file begins with its byte order mark.
 
-    Raise `ReadError` if the file is missing, longer than `most_bytes`, or in another encoding,
-    which cannot be guessed safely.
+    Raise `ReadError` if the file is missing, is longer than `most_bytes`, contains a zero character
+    or is in another encoding, which cannot be guessed safely.
     """
     try:
         if path.stat().st_size > most_bytes:
@@ -138,7 +138,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
     Raises:
         ReadError: The file is missing, is not a YAML mapping, contains aliases, is larger than
-            128 KiB, or has more than 200 brackets.
+            128 KiB, or has more than 200 opening brackets.
     """
     import yaml
 
@@ -186,15 +186,16 @@ def write_csv(path: Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[s
 def read_csv(path: Path) -> list[dict[str, str]]:
     """Read a table with columns separated by commas, semicolons or tabs.
 
-    Spaces around names and values are removed. Rows without any value and empty cells after the
-    last column are ignored, because spreadsheets write both.
+    Spaces around names and values, and apostrophes of `write_csv`, are removed. Rows without any
+    value and empty cells after the last column are ignored, because spreadsheets write both.
 
     Returns:
         One dictionary per row, by column name.
 
     Raises:
         ReadError: The file is missing, is not text in UTF-8 or UTF-16, has no header, has two
-            columns of the same name, or has a row that is longer than the header.
+            columns of the same name, lacks a closing double quote, or has a row with values after
+            the last column.
     """
     return [row for _, row in read_csv_lines(path)]
 
@@ -202,9 +203,20 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 def read_csv_columns(path: Path) -> tuple[str, ...]:
     """Return the column names of a table, or nothing for an empty file.
 
-    Raise `ReadError` if the file is missing or not text.
+    Raise `ReadError` if the file is missing or not text, or if the first line cannot be read.
     """
-    return tuple(_read_names(_read_cells(read_text(path))))
+    try:
+        return tuple(_read_names(_read_cells(read_text(path))))
+    except csv.Error as error:
+        raise _unreadable_value(path, 1, error) from error
+
+
+def _unreadable_value(path: Path, line: int, error: csv.Error) -> ReadError:
+    """Return the error of a value in a table that `csv` cannot read."""
+    return ReadError(
+        f"{path}: a value in line {line} cannot be read ({error}). Check if a closing double quote "
+        "is missing."
+    )
 
 
 def _read_cells(text: str) -> Any:
@@ -261,10 +273,7 @@ def read_csv_lines(path: Path) -> list[tuple[int, dict[str, str]]]:
                 values += [""] * (len(names) - len(values))
                 rows.append((reader.line_num, dict(zip(names, values, strict=False))))
     except csv.Error as error:
-        raise ReadError(
-            f"{path}: a value in line {reader.line_num} cannot be read ({error}). Check if a "
-            "closing double quote is missing."
-        ) from error
+        raise _unreadable_value(path, reader.line_num, error) from error
     if cells and "\n" in cells[-1] and not text.rstrip().endswith('"'):
         raise ReadError(
             f"{path}: a closing double quote is missing, so the last value begins with "

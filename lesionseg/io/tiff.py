@@ -56,9 +56,10 @@ def read_tiff(path: Path, pixel_mm: float | None, *, as_labels: bool) -> Volume:
     that OME-TIFF names are not read.
 
     Raises:
-        ReadError: The pages form more than one volume, or some of several pages differ in size or
-            are in colour, a page is missing, the kind of samples is not supported, or the stated
-            spacing is not valid. With `as_labels`, also if JPEG has changed the values.
+        ReadError: The file is damaged, the pages form more than one volume, or some of several
+            pages differ in size or are in colour, a page is missing, the kind of samples is not
+            supported, or the stated spacing is not valid. With `as_labels`, also if JPEG has
+            changed the values, or if the labels are ambiguous.
     """
     import tifffile
 
@@ -67,8 +68,9 @@ def read_tiff(path: Path, pixel_mm: float | None, *, as_labels: bool) -> Volume:
         n_planes = _count_planes(tiff, pages)
         if n_planes > 1 and len(tiff.series) > 1:
             raise ReadError(
-                f"{path}: the file has {n_planes} pages, expected 1. Convert a stack to NIfTI or "
-                "NRRD."
+                f"{path}: the pages ({n_planes} without previews) do not form one volume: they "
+                "differ in size or kind, or the file also has a preview. Save slices of one size "
+                "without a preview, or convert the stack to NIfTI or NRRD."
             )
         if n_planes > 1:
             return _read_stack(path, tiff.series[0], as_labels=as_labels)
@@ -92,7 +94,7 @@ def is_stack(path: Path) -> bool:
         with tifffile.TiffFile(path, _multifile=False) as tiff:
             n_planes = _count_planes(tiff, _list_full_pages(path, tiff))
             return n_planes > 1 and len(tiff.series) == 1
-    except (OSError, ReadError, tifffile.TiffFileError):
+    except Exception:  # damaged bytes can make tifffile raise any error
         return False
 
 
@@ -271,7 +273,7 @@ def _read_stack(path: Path, series: Any, *, as_labels: bool) -> Volume:
     """Read the pages of a file as a volume `[1, z, y, x]`.
 
     Raise `ReadError` if a page is missing or damaged, the pages are not grey with 0 as black, they
-    differ in size, or the grid is outside the limits.
+    differ in size, or the spacing or the grid is not valid.
     """
     if any(page is None for page in series.pages):
         raise ReadError(

@@ -1,4 +1,7 @@
-"""Reading and writing volumes in any format. The suffix of the file name decides the format."""
+"""Reading and writing volumes in any format. The suffix of the file name decides the format.
+
+A folder is DICOM. A file of an unknown suffix is DICOM if it begins like DICOM.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -68,8 +71,9 @@ def is_dicom_image(path: Path) -> bool:
 def result_suffix(path: Path, dims: int) -> str:
     """Return the suffix for predictions on an image.
 
-    It is the suffix of the image if that format stores exact values in one file, otherwise that of
-    NIfTI. `.mhd` and `.nhdr` become `.mha` and `.nrrd`. Images with two axes (`dims`) have PNG.
+    It is the suffix of the image if that format stores exact values and their position in one file,
+    otherwise that of NIfTI. `.mhd` and `.nhdr` become `.mha` and `.nrrd`. Images with two axes
+    (`dims`) have PNG.
 
     >>> result_suffix(Path("a.nrrd"), 3), result_suffix(Path("a.jpg"), 2)
     ('.nrrd', '.png')

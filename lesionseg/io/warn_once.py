@@ -11,7 +11,9 @@ _READERS = "lesionseg.io"  # the logger whose handlers are those of `collect_war
 
 
 def warn_once(logger: logging.Logger, text: str, *values: object) -> None:
-    """Log the warning `text % values`, unless this process has already logged the same text.
+    """Log the warning `text % values`, unless this process had the same warning before.
+
+    A warning that `collect_warnings` kept out of the log counts as well.
 
     `collect_warnings` receives it every time.
     """

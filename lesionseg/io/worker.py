@@ -38,8 +38,9 @@ _lock = Lock()  # one thread at a time uses the worker
 def run_in_worker(read: Callable[P, T], *args: P.args, **settings: P.kwargs) -> T:
     """Run `read(*args, **settings)` in the worker of this process and return its result.
 
-    Errors and log messages of `read` appear in this process. A decoder that is blocked without
-    using the processor is stopped after 20 times the limit of its processor time.
+    Errors of `read`, such as a `MemoryError`, and its log messages appear in this process. A
+    decoder that is blocked without using the processor is stopped after 20 times the limit of its
+    processor time.
 
     Args:
         read: A function that can be pickled.
@@ -47,7 +48,8 @@ def run_in_worker(read: Callable[P, T], *args: P.args, **settings: P.kwargs) -> 
         settings: Its keyword arguments.
 
     Raises:
-        ResourceError: `read` crashes, or needs more processor time or memory than `limits()` allow.
+        ResourceError: `read` crashes, for example for lack of memory, or needs more processor time
+            than `limits()` allow.
     """
     where = args[0]
     seconds = _allowed_seconds(Path(str(where)))
@@ -69,8 +71,8 @@ def _allowed_seconds(path: Path) -> float:
 def _run_in_time(where: object, seconds: float, read: Callable[[], T]) -> T:
     """Run `read` in the worker, which is started if it does not run. Return its result.
 
-    Raises `ResourceError` naming `where` if the worker gives no reply. It is stopped then, so that
-    the next job gets a new one.
+    Raises `ResourceError` naming `where` if the worker gives no reply. The worker is stopped then,
+    so that the next job gets a new one.
     """
     worker = _running_worker()
     wall_seconds = seconds * _WALL_PER_PROCESSOR

@@ -58,8 +58,9 @@ class ZoneFolder:
         ITK-SNAP or Slicer.
 
         Raises:
-            DatasetError: The folder has no masks, or several tables.
-            ContentError: The table contains no names.
+            DatasetError: The folder has no masks, a mask that cannot be used, or several tables.
+            ContentError: The table contains no names, or cannot be used, see `read_zone_names`.
+            ReadError: A JSON table is damaged.
         """
         masks = find_masks(folder)
         files = [file for file in folder.iterdir() if not file.name.startswith(".")]
@@ -110,7 +111,7 @@ def read_zone_names(path: Path) -> dict[int, str]:
 
     Lines and entries without an integer and a name are skipped. Of two names of a value, the last
     one counts. The forms of the file are those of `ZoneFolder.find`. Bytes that are not UTF-8 are
-    replaced.
+    replaced, except in JSON.
 
     Raises:
         ReadError: A JSON file is damaged.
@@ -192,7 +193,7 @@ def _pair_of_line(line: str) -> list[tuple[str, str]]:
     """Return the first integer and the name from a line, or nothing if one of them is missing.
 
     Cells are separated by a character or, if these give no pair, by numbers and double quotes. A
-    name in quotes may be a number.
+    name in quotes may be a number, unless a comma or semicolon follows the value.
     """
     rows: list[list[str]] = []
     if not _VALUE_AND_WORD.match(line):

@@ -133,7 +133,7 @@ def count_positives(
 
 
 class PositiveAverage(nn.Module):
-    """Exponential moving average of the number of positives per batch, never below `expected`.
+    """Exponential moving average of the number of positives per batch, as a divisor of the loss.
 
     Positives are the lesion voxels or the positive anchors. The average is the divisor of the loss,
     because the count of a single batch varies too much: a lesion-free 96³ tile has no positives,

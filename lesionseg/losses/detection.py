@@ -46,8 +46,8 @@ class DetectionLoss(nn.Module):
 
     Scores: focal loss (Lin et al. 2017). Boxes: 1 − GIoU (Rezatofighi et al. 2019, arXiv
     1902.09630) + ½ · smooth L1 of the offsets (Girshick 2015, equation 3, β = 1/9). Both are
-    divided by the number of positive anchors. Without lesions the box term is 0 but still depends
-    on the network, so that every parameter has a gradient.
+    divided by the normaliser, the number of positive anchors. Without lesions the box term is 0 but
+    still depends on the network, so that every parameter has a gradient.
 
     Args:
         alpha: As in `sigmoid_focal_loss`.

@@ -50,8 +50,8 @@ def sigmoid_focal_loss(
     """Compute the focal loss of K independent lesion classes. Background has no logit.
 
     The loss is computed in fp32, or in fp64 for fp64 logits. Value and gradient are finite for
-    logits up to 1e4 of any type. A reduced loss has a first derivative only. Until `backward` it
-    stores 4 bytes per logit for the gradient.
+    logits up to 1e4 of any type. A reduced loss computed in fp32 has a first derivative only,
+    unless torch.compile traces it. Until `backward` it stores 4 bytes per logit for the gradient.
 
     Args:
         logits: `[B, K, *spatial]`, or `[n, K]` for anchors.
@@ -583,6 +583,8 @@ def _check_labels(target: Tensor, keep: Tensor | None, highest: int) -> None:
     are_integers = not target.is_floating_point() or not target.frac().any()
     if low >= 0 and high <= highest and are_integers:
         return
+    if keep is None and not are_integers:
+        raise ContentError("The target contains fractions. Give 0 or 1 for each voxel and class.")
     if keep is None:
         raise ContentError(
             f"The target contains values from {low} to {high}, but the classes of these logits are "

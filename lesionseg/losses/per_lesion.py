@@ -51,7 +51,7 @@ class LesionBalancedLoss(DiceFocalLoss):
 
     The terms are `dice`, `focal`, `lesion_dice` and `lesion_focal`. The first two are those of
     `DiceFocalLoss` with the reduction `per_positive`. The last two are 0 for a batch without
-    lesions. If their factor is 0, they are left out.
+    lesions. If `lesion_weight` is 0, they are left out.
 
     Args:
         alpha: As in `DiceFocalLoss`, for both focal terms.
@@ -119,7 +119,7 @@ class LesionBalancedLoss(DiceFocalLoss):
             labels: As in `VoxelLoss`.
             valid: As in `VoxelLoss`.
             normaliser: Divisor of the term `focal`, and of the background of cells. None uses
-                the number of lesion voxels.
+                the number of lesion voxels, but at least 1.
             nearest: The id of each voxel's nearest lesion, see `nearest_lesions`; not used if
                 `lesion_weight` is 0. The memory grows with the highest id of a tile, so number the
                 lesions of each tile from 1. With uint8, the host does not wait for a GPU.

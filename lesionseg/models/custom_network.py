@@ -161,7 +161,8 @@ def probe_network(plan: Plan, *, by_hand: bool, keeps_batch: bool = False) -> Pl
     of them, unless the user chose their number (`keeps_batch`). The network runs on torch's meta
     device, which computes no numbers, or on the CPU if that fails. The strides of the returned plan
     only state by what step a tile may grow. Raises `ConfigError` with the network's own message if
-    it accepts no tile or not that of the user, and if its outputs do not fit the labels.
+    it accepts no tile or not that of the user, and if its outputs do not fit the labels or the
+    tile.
     """
     if plan.architecture.name != "custom":
         return plan
@@ -189,7 +190,8 @@ def _round_tile(plan: Plan, *, by_hand: bool) -> tuple[Plan, tuple[tuple[int, ..
     """Round the tile to the first multiple of 1, 8, 16, 32 or 64 that the network accepts.
 
     Return the plan with this tile, and the stride of each output of the network. Raise
-    `ConfigError` if it accepts none, or not the tile that the user chose (`by_hand`).
+    `ConfigError` if it accepts none, or not the tile that the user chose (`by_hand`), or if its
+    outputs do not fit the labels or the tile.
     """
     message = ""  # of the first error, which is that of the plan's own tile
     for multiple in (1, 8, 16, 32, 64):
@@ -197,7 +199,7 @@ def _round_tile(plan: Plan, *, by_hand: bool) -> tuple[Plan, tuple[tuple[int, ..
         rounded = plan.with_(tile_shape=tile)
         try:
             strides = _output_strides(rounded)
-        except ConfigError:  # the tile is not the reason
+        except ConfigError:  # unfit class, arguments or outputs; other tiles are not tried
             raise
         except Exception as error:  # a network may raise any type
             message = message or _describe(error)
@@ -207,7 +209,10 @@ def _round_tile(plan: Plan, *, by_hand: bool) -> tuple[Plan, tuple[tuple[int, ..
         if tile != plan.tile_shape:
             rounded = _with_reason_of_tile(rounded, plan)
         return rounded, strides
-    remedy = "Correct the arguments model.network.…; only channels are filled in."
+    remedy = (
+        "Correct the arguments model.network.…; only channels, axes and tile are filled in, by "
+        "their usual names."
+    )
     raise _unfit_tile(plan, message, remedy)
 
 
@@ -312,7 +317,8 @@ def backbone_pyramid(name: str, spec: dict[str, Any], dims: int, n_channels: int
         raise ConfigError(
             f"model.backbone does not accept images of {count(n_channels, 'channel')} with "
             f"{describe_sides(tile)} voxels: {_describe(error)}. Correct the arguments "
-            "model.backbone.…; only channels are filled in."
+            "model.backbone.…; only input channels, axes and tile are filled in, by their usual "
+            "names."
         ) from error
     remedy = "Choose a backbone that pads its convolutions."
     # strides from the tile to the tile itself and to each map

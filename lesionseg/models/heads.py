@@ -101,8 +101,9 @@ def prior_bias(lesion_fraction: float, n_labels: int, activation: Activation) ->
     """
     if not 0 < lesion_fraction < 1 or n_labels < 1:
         raise ConfigError(
-            f"plan.lesion_fraction={lesion_fraction} over {n_labels} labels: give a fraction "
-            "between 0 and 1, both excluded, and at least one label."
+            f"The prior probability {lesion_fraction} over {n_labels} labels is not possible: give "
+            "plan.lesion_fraction and plan.anchors.prior between 0 and 1, both excluded, and at "
+            "least one label."
         )
     p = lesion_fraction / n_labels
     if activation == "sigmoid":

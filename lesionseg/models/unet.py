@@ -150,8 +150,8 @@ class UNet(nn.Module):
     `forward` maps an image `[B, C, *spatial]` to a list of fp32 logits `[B, K, *spatial]`. In eval
     mode the list has one entry, at full resolution. In train mode it has
     `architecture.n_supervised` entries, finest first, each at the resolution of its stage. K is
-    `len(bias)`. For `residual` see `Encoder`. Raises `GeometryError` if an axis of the input is not
-    a multiple of the total stride.
+    `len(bias)`. For `residual` see `Encoder`. Raises `GeometryError` if the input does not fit the
+    total stride (`Encoder`).
     """
 
     def __init__(

@@ -49,8 +49,8 @@ _NAMES: tuple[tuple[str, str], ...] = (
 _TWICE = re.compile(r"\.all_modules\.(\d+)\.")
 _LAYERS = {0: "conv", 1: "norm"}
 _RESENC_L_STRIDE = (2, 2, 2)  # of each stage except the first
-# The first convolution, whose input is the image.
 RESIDUAL_STEM = "encoder.stem.conv.weight"  # the name of a tensor that only a residual U-Net has
+# The first convolution, whose input is the image.
 _FIRST = ("encoder.stages.0.0.conv.weight", RESIDUAL_STEM)
 # Convolutions with a bias: no norm follows them.
 _BIASED = ("decoder.ups.", "heads.")
@@ -61,8 +61,8 @@ class Transfer:
     """The result of copying weights from an old network to a new one.
 
     `taken` contains the names of the new network's tensors that were copied, and `fresh` those that
-    keep their initial values. `unused` contains the tensors of the old network that the new network
-    does not have. `why_fresh` is the reason for fresh heads, or empty. `adapted` describes how the
+    keep their initial values. `unused` contains the names of the old network's tensors that were
+    not copied. `why_fresh` is the reason for fresh heads, or empty. `adapted` describes how the
     first convolution was changed to other channels, or is empty.
     """
 
@@ -319,14 +319,15 @@ def load_plain(source: Path | BinaryIO, where: str) -> Mapping[str, Any]:
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL (\S+)", str(error))
         raise BundleError(
-            f"{where} contains more than tensors and numbers and was not read: "
-            f"{named[1] if named else str(error).splitlines()[0]}. If you trust its author, save "
-            "only its weights: torch.save({'network_weights': torch.load(FILE, "
+            f"{where} {'contains' if named else 'is damaged, or contains'} more than tensors and "
+            f"numbers, and was not read{f': {named[1]}' if named else ''}. If you trust its "
+            "author, save only its weights: torch.save({'network_weights': torch.load(FILE, "
             "weights_only=False)['network_weights']}, NEW)."
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
+    except Exception as error:  # a damaged pickle may raise any type, such as KeyError
+        reason = f"{type(error).__name__} {error}".rstrip(" .")
         raise BundleError(
-            f"The checkpoint {where} cannot be read: {error}. Check the path, or copy the file "
+            f"The checkpoint {where} cannot be read ({reason}). Check the path, or copy the file "
             "again."
         ) from error
     return read if isinstance(read, Mapping) else {}

@@ -132,12 +132,12 @@ def assign_atss(
     """Assign anchors to lesions by adaptive training sample selection (ATSS).
 
     Candidates of a lesion are the anchors at the `N_NEAREST` cells of each level around its centre.
-    A candidate is positive if its IoU reaches the mean plus the standard deviation of the
-    candidates' IoUs. Unlike in the paper, its centre may be outside of the lesion: a lesion of two
-    voxels would have no anchor otherwise. An anchor that is positive for several lesions belongs to
-    the one with the highest IoU. A lesion without an anchor receives its best candidate, unless
-    that is the only anchor of another lesion. Memory grows with `m · N_NEAREST^dims`, not with the
-    number of anchors.
+    A candidate is positive if its IoU is above 0 and reaches the mean plus the standard deviation
+    of the candidates' IoUs. Unlike in the paper, its centre may be outside of the lesion: a lesion
+    of two voxels would have no anchor otherwise. An anchor that is positive for several lesions
+    belongs to the one with the highest IoU. A lesion without an anchor receives the best of its
+    candidates that are not the only anchor of another lesion. Temporary memory grows with
+    `m · N_NEAREST^dims`, not with `m · n`.
 
     Args:
         levels: the pyramid levels, as given to `grid_anchors`.
@@ -177,10 +177,10 @@ def assign_atss(
 def _assign_missed_lesions(
     assigned: Tensor, candidates: Tensor, overlap: Tensor, exists: Tensor
 ) -> None:
-    """Assign its best candidate to every lesion without an anchor, in place.
+    """Assign its best free candidate to every lesion without an anchor, in place.
 
-    Lesions with the largest overlap come first. A lesion's only anchor is not taken from it, so a
-    lesion whose candidates are all of this kind stays without an anchor.
+    Lesions with the largest overlap come first. A candidate is free if it is not the only anchor of
+    another lesion. A lesion without a free candidate stays without an anchor.
 
     Args:
         assigned: the row of the lesion of each anchor `[n]`, or `BACKGROUND`.

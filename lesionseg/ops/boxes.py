@@ -190,7 +190,7 @@ def decode_boxes(
 ) -> Float[Tensor, "*n two_d"]:
     """Compute boxes in fp32 from offsets and anchors; the inverse of `encode_boxes`.
 
-    Logarithms of ratios are clamped to log(1000/16), so that no output overflows; NaN stays NaN.
+    Logarithms of ratios are at most log(1000/16), so that no side overflows; NaN stays NaN.
     """
     shift, ratio = deltas.float().chunk(2, dim=-1)
     anchor_centre, anchor_side = split_box(anchors)

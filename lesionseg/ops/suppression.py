@@ -59,9 +59,9 @@ def _suppress(
     dims = ranked.shape[1] // 2
     if n == 0:
         return order, order
-    # Boxes are sorted by start along the axis on which they are spread most. Only a short range of
-    # them can overlap a box: their starts are below its stop, and above its start minus the longest
-    # side.
+    # Boxes are sorted by start along the axis on which they are spread most, compared with the
+    # longest side. Only a short range of them can overlap a box: their starts are below its stop,
+    # and above its start minus the longest side.
     longest = np.maximum((ranked[:, dims:] - ranked[:, :dims]).max(axis=0), 1e-6)
     axis = int(np.argmax(np.ptp(ranked[:, :dims], axis=0) / longest))
     place = np.argsort(ranked[:, axis], kind="stable")

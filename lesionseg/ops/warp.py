@@ -7,7 +7,7 @@ on the CPU.
 The loops are written for speed. Coordinates are computed row by row and are never stored for the
 whole tile. Each row is a few short loops over arrays that stay in the L1 cache, and LLVM vectorises
 them. Indices are unsigned, because numba tests signed indices for negative values. 2-D arrays are
-passed as 3-D arrays with one slice. docs/extend.md compares the speed with `grid_sample`.
+passed as 3-D arrays with one slice.
 """
 
 from collections.abc import Sequence

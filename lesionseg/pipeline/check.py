@@ -106,8 +106,8 @@ class _InspectedCase:
         patient: hash of the patient's identifier; empty if no file states it.
         image_digests: hashes of the voxels, one per channel that the case has.
         reference_key: equal for equal references: a hash of their voxels, or the path of the file
-            if few voxels are lesion. Empty if the case has no lesion.
-        axes: anatomical directions of the array axes, such as LAS.
+            if few voxels are lesion. Empty if the case has no lesion, or few voxels and no file.
+        axes: anatomical directions of the array axes, such as SAR. Empty in 2-D.
         unit: the unit of lesion sizes.
         reference_facts: None if the case has no reference.
         is_boxed: its lesions are boxes without a mask.
@@ -180,10 +180,11 @@ def check_dataset(cfg: PrepareConfig, page: Path) -> CheckOutcome:
 def _find_all(
     dataset: Dataset, inspected: Sequence[_InspectedCase], cfg: PrepareConfig
 ) -> Iterator[Finding]:
-    """Yield the findings of the listing, of each case, of their comparison, and of the training.
+    """Yield the findings of the listing, of each case and of their comparison.
 
-    A finding of the listing on a case that could not be listed has no case. If entries are
-    rejected, their cases are not called free of lesions, and no label is called empty.
+    Doubts about references, faults of the training, and notes on the model follow. A finding of the
+    listing on a case that could not be listed has no case. If entries are rejected, their cases are
+    not called free of lesions, and no label is called empty.
     """
     cases = {case.files.case for case in inspected}
     for finding in dataset.findings:
@@ -333,8 +334,8 @@ def _compare(inspected: Sequence[_InspectedCase]) -> Iterator[Finding]:
     for case in inspected:
         has_files = len(case.files.images) > 1  # a grey picture may have three equal colours
         if has_files and len(set(case.image_digests)) < len(case.image_digests):
-            detail = " Two of its channels are equal."
-            yield _finding("duplicate", case.files.case, detail)
+            text = "Two channels of this case have the same image."
+            yield Finding("duplicate", text, case.files.case)
     for group in _groups_sharing(inspected, lambda case: case.image_digests):
         yield from _findings_of_group("duplicate", group)
     for group in _groups_sharing(inspected, lambda case: (case.reference_key,)):

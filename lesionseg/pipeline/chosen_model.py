@@ -15,10 +15,10 @@ C = TypeVar("C", bound=TrainConfig)
 
 
 def keep_choices_of_run(cfg: C, run: Path) -> C:
-    """Return the settings with the model and the learning rate of a run, if it exists.
+    """Return the settings with the model and the learning rate of a run, if the run exists.
 
-    A model or rate that the settings name stays. Otherwise a run could not be resumed after a
-    change of the rules that choose them.
+    A run can therefore be resumed after a change of the rules that choose both. A model or rate
+    that the settings name stays.
     """
     if not has_config(run):
         return cfg

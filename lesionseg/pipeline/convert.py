@@ -37,8 +37,9 @@ def write_own_bundle(cfg: ExportConfig, bundle: Bundle, output: Path, digest: st
         digest: the digest of the nnU-Net model, for the model card.
 
     Raises:
-        ConfigError: if the bundle is not nnU-Net's, or validation predictions lack probabilities.
-        OutputError: if `output` contains a trained model.
+        ConfigError: if the bundle is not nnU-Net's, or see `select_on_validation`.
+        DatasetError: see `select_on_validation`.
+        OutputError: if `output` contains a trained model, or the bundle cannot be written.
     """
     plan = bundle.plan
     if plan.nnunet is None:
@@ -60,7 +61,7 @@ def write_own_bundle(cfg: ExportConfig, bundle: Bundle, output: Path, digest: st
 def _require_no_training(output: Path) -> None:
     """Raise `OutputError` if a folder is a run, or contains a bundle that we trained."""
     has_bundle = BundleFiles(output / BUNDLE).plan.is_file()
-    if has_config(output) or (has_bundle and bundle_plan(output).nnunet is None):
+    if has_config(output) or (has_bundle and bundle_plan(output / BUNDLE).nnunet is None):
         raise OutputError(
             f"output={output}: this folder contains a trained model, whose bundle would be "
             "replaced. Choose another folder."
@@ -68,7 +69,7 @@ def _require_no_training(output: Path) -> None:
 
 
 def describe_points(selection: Selection) -> list[str]:
-    """Return a line on each operating point: its name, score and expected rate."""
+    """Return a line on each operating point: its name, its score and, if known, expected rate."""
     lines = []
     for point in selection.operating_points:
         expected = point.expected_false_positives_per_case
@@ -83,8 +84,10 @@ def select_on_validation(cfg: ExportConfig, selection: Selection) -> Selection:
     `selection`: the selection so far, which is returned with these.
 
     Raises:
-        ConfigError: if `cfg` names several models or a zip, or the predictions lack probabilities.
-        DatasetError: if no prediction has a reference.
+        ConfigError: if `cfg` names several models, a zip or an address, if there are no
+            predictions or they lack probabilities, or if the operating point cannot be parsed.
+        DatasetError: if there is only the fold `all`, if two folds validated the same case, or if
+            no prediction has a reference or can be matched.
     """
     aim = Aim.parse(cfg.operating_point)
     if len(cfg.bundle) != 1:
@@ -98,12 +101,15 @@ def select_on_validation(cfg: ExportConfig, selection: Selection) -> Selection:
             f"bundle={folder}: operating points need the folder with fold_0/validation. Give the "
             "model folder, or leave reference= out."
         )
+    refusal = ConfigError(
+        f"bundle={folder}: fold_*/validation has no probabilities (<case>.npz). Write them "
+        "with nnUNetv2_train … --val --npz for each fold, or leave reference= out."
+    )
+    if not [*folder.glob("validation"), *folder.glob("fold_*/validation")]:
+        raise refusal
     predictions = development_predictions(folder)
     if not predictions.fold_of or not all(f.probabilities for f in predictions.files.values()):
-        raise ConfigError(
-            f"bundle={folder}: fold_*/validation has no probabilities (<case>.npz). Write them "
-            "with nnUNetv2_train … --val --npz for each fold, or leave reference= out."
-        )
+        raise refusal
     tables = development_tables(
         predictions,
         Path(str(cfg.reference)),

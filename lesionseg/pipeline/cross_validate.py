@@ -50,7 +50,7 @@ def cross_validate(experiment: Experiment) -> TrainedModel | None:
     Raises:
         ConfigError: if a fold was made by other settings or another plan.
         DatasetError: if a fold was made from other cases, or has no case for validation, or if a
-            test case of a fold trains or validates in another one.
+            test case of a fold, or another case of its patient, trains or validates in another one.
     """
     run = experiment.run
     folds = _experiments_of_folds(experiment)
@@ -245,7 +245,10 @@ def _check_equal(plans: Sequence[Plan], names: Sequence[str]) -> None:
 
 def _is_finished(fold: Experiment) -> bool:
     """Return True if a fold has a bundle, and predictions of all its validation cases."""
-    folder = fold.run / "validation"
-    if not (fold.bundle / "plan.json").is_file() or not folder.is_dir():
+    if not (fold.bundle / "plan.json").is_file():
         return False
-    return {files.case for files in fold.cases("validation")} <= find_predictions(folder).keys()
+    try:
+        predicted = find_predictions(fold.run / "validation")
+    except DatasetError:  # there is no folder, or the run was killed before its first file
+        return False
+    return {files.case for files in fold.cases("validation")} <= predicted.keys()

@@ -1,7 +1,7 @@
 """`evaluate`: compare predicted files with reference files, case by case.
 
 The inputs are two folders of masks, boxes or candidates from any program. The outputs are
-`scores.json` and the tables of cases, lesions and candidates.
+`scores.json` and the tables of cases, lesions, candidates and labels.
 """
 
 import logging
@@ -138,9 +138,10 @@ class EvaluateOutcome(Outcome):
 
 @hold_lock("output")
 def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> EvaluateOutcome:
-    """Compare a folder of predictions with references. Write scores.json and three tables.
+    """Compare a folder of predictions with references. Write scores.json and four tables.
 
-    Masks and candidates that are found in nnU-Net's probabilities go to `output/predictions`.
+    Masks and candidates that are found in nnU-Net's probabilities go to `output/predictions`, those
+    of evaluated cases and of cases without a reference.
 
     The lesions of a case without a prediction count as missed. A prediction without a reference is
     named in a warning. A case whose files are damaged or do not fit together is not scored: it is
@@ -151,7 +152,7 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
     is None, the cases of all roles with a prediction are evaluated. The role of the scores is then
     the role that these cases share, or `unknown`. If no case has the role, the tables are empty and
     a warning says so. The tables of a second model (`cfg.compare`) are in `output/compare`. Without
-    one, those of an earlier run are removed.
+    a second model, or without cases to evaluate, those of an earlier run are removed.
 
     If `cfg.operating_point` is an aim and `cfg.chosen_on` is None, the operating point is chosen on
     the evaluated cases.
@@ -164,8 +165,9 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
         The scores, the output folder, and the cases that could not be scored.
 
     Raises:
-        ConfigError: if settings contradict each other.
-        DatasetError: if no case can be scored. Nothing is written then.
+        ConfigError: if settings are wrong or contradict each other.
+        DatasetError: if no case can be scored, or a table, the zones or the development cases
+            cannot be used. Nothing is written then.
         OutputError: if the scores of a training or the results of `predict` would be replaced.
     """
     require_no_run(Path(cfg.output), "test2")
@@ -316,15 +318,18 @@ def _find_inputs(cfg: EvaluateConfig) -> Inputs:
     """Find references and predictions, and choose the cases to evaluate. Warn of the others.
 
     Warn too of cases that may be visits of one patient, or whose two masks are the same file.
-    If no case has the role, or `cfg.chosen_on` is given and no prediction has a reference, there
-    are no cases to evaluate.
+    If no case has the role, or `cfg.chosen_on` is given and none of the cases has a prediction,
+    there are no cases to evaluate.
 
     Raises:
-        DatasetError: if no case can be scored, or no prediction has the name of a reference.
+        DatasetError: if no case can be scored, or no prediction has the name of a reference. If
+            `cfg.chosen_on` is given, the latter is a warning.
     """
     folder = Path(cfg.prediction)
     references = References.find(Path(cfg.reference), **reference_rules(cfg))
     labelled = references.cases
+    if not labelled:  # each mask of a folder has an error
+        raise DatasetError(_explain_nothing_scored(references.findings))
     found, of_predictions = _list_predictions(folder, labelled)
     dataset = references.with_labels_of(found, merge_labels=cfg.merge_labels)
     of_role = cases_of_role(labelled, found, cfg.evaluated_on)
@@ -338,10 +343,11 @@ def _find_inputs(cfg: EvaluateConfig) -> Inputs:
     if faults and not chosen:
         raise DatasetError(_explain_nothing_scored(faults))
     has_scorable = any(files.case in predictions for files in chosen)
-    if cfg.chosen_on is not None and not has_scorable:
+    if chosen and cfg.chosen_on is not None and not has_scorable:
         _log.warning(
-            "No prediction has a reference. Masks are written, but nothing is scored. To score, "
-            "give the references of these cases."
+            "No case to evaluate has a prediction, so nothing is scored. Masks of nnU-Net's "
+            "probabilities are written for cases without a reference. To score, give the "
+            "references of the predicted cases."
         )
         chosen = []
     elif not chosen:
@@ -400,7 +406,7 @@ def _warn_of_same_files(
 
 
 def _shared_role(cases: Iterable[CaseFiles]) -> str:
-    """Return the role that all cases state, or `unknown` if their roles differ."""
+    """Return the role that all cases state, or `unknown` if a role differs or is not stated."""
     stated = {files.role or UNKNOWN_ROLE for files in cases}
     return stated.pop() if len(stated) == 1 else UNKNOWN_ROLE
 
@@ -412,7 +418,7 @@ def _find_second_model(folder: Path, inputs: Inputs) -> Inputs:
     without these cases. Warn of missing predictions, and of those without a reference.
 
     Raises:
-        DatasetError: if no prediction has the name of a reference.
+        DatasetError: if there are cases, but no prediction has the name of one.
     """
     predictions, problems = _list_predictions(folder, inputs.labelled)
     faults = _faults_of_cases(problems, [c.case for c in inputs.cases])
@@ -427,7 +433,7 @@ def _stated_selection(
 ) -> Selection:
     """Return the selection if it does not depend on the evaluated cases, or an empty one.
 
-    It is chosen on the cases in `cfg.chosen_on`, or its score is given.
+    The selection is chosen on the cases in `cfg.chosen_on`, or its score is given.
     """
     if aim is not None and cfg.chosen_on is not None:
         return decide_on_development(cfg, aim, preset, inputs.cases, inputs.role)
@@ -564,7 +570,7 @@ def cases_of_role(
     predicted, or all cases if none is. If no case states a role, return all cases. Otherwise, a
     case without a role counts as a case for training or validation. `external` describes the source
     of the scans. If no case states it, it counts like None. The number of cases that are left out
-    is logged.
+    is logged, unless all are.
     """
     stated = {c.role for c in cases}
     if stated == {None}:
@@ -598,14 +604,15 @@ def _check_names(
     A prediction of another case with a reference (`labelled`) is no fault.
 
     Raises:
-        DatasetError: if no prediction has the name of a case.
+        DatasetError: if there are cases, but no prediction has the name of one.
     """
     missing = sorted({c.case for c in cases} - {*predictions})
     extra = sorted({*predictions} - {c.case for c in labelled})
     if cases and len(missing) == len(cases):
         raise DatasetError(
             f"{folder}: no prediction has the name of a reference, such as {missing[0]} "
-            f"(there are {', '.join(extra[:3]) or 'none'}). Name them <case>_mask.* or <case>.*."
+            f"(there are {', '.join(sorted(predictions)[:3]) or 'none'}). Name them "
+            "<case>_mask.* or <case>.*."
         )
     if missing:
         _log.warning(

@@ -28,7 +28,7 @@ from lesionseg.pipeline.select import OUT_OF_FOLD
 
 log = logging.getLogger(__name__)
 
-_SHOWN = 5  # the most patients that a message names
+_SHOWN = 5  # the most patients that a message lists
 _VALIDATION = "validation"
 _FOLD = re.compile(r"fold_(\d+)")
 
@@ -36,8 +36,8 @@ _FOLD = re.compile(r"fold_(\d+)")
 def stated_aim(cfg: EvaluateConfig) -> Aim | None:
     """Return the aim of the operating point, and check the settings that belong to it.
 
-    A bare number is a score. With `chosen_on` and no aim, it is the default. Without both, return
-    None: each prediction then keeps its own operating point.
+    A bare number is a score. With `chosen_on` and no aim, the aim is the default. Without both,
+    return None: each prediction then keeps its own operating point.
 
     Raises:
         ConfigError: if the aim is unknown, or if settings contradict each other.
@@ -45,8 +45,11 @@ def stated_aim(cfg: EvaluateConfig) -> Aim | None:
     given = cfg.operating_point
     aim = None
     if given is not None:
-        is_number = str(given).replace(".", "", 1).isdigit()
-        aim = Aim.parse(f"score:{given}" if is_number else given)
+        text = str(given)
+        with suppress(ValueError):  # not a bare number, such as 0.3 or 1e-05
+            float(text)
+            text = f"score:{text}"
+        aim = Aim.parse(text)
     elif cfg.chosen_on is not None:
         aim = DEFAULT_AIM
     is_chosen = aim is not None and aim.kind != "score"
@@ -98,8 +101,9 @@ def decide_on_development(
         role: the role of the evaluated cases.
 
     Raises:
-        ConfigError: if the rate cannot be reached.
-        DatasetError: if no prediction in the folder has a reference, or none can be matched.
+        ConfigError: if the cases do not allow the aim.
+        DatasetError: if the folder has no usable predictions, see `development_predictions`, or
+            if no prediction has a reference or can be matched.
     """
     predictions = development_predictions(Path(str(cfg.chosen_on)))
     log.info("Choosing the operating point on development cases.")
@@ -159,7 +163,8 @@ def development_predictions(folder: Path) -> DevelopmentPredictions:
     Any other folder contains the predictions directly.
 
     Raises:
-        DatasetError: if there is only the fold `all`, or two folds validated the same case.
+        DatasetError: if there is only the fold `all`, if two folds validated the same case, or if
+            a folder contains no prediction.
     """
     folds: dict[int, Path] = {}
     for fold in [folder, *sorted(folder.glob("fold_*"))]:  # or the folder of a single fold

@@ -47,7 +47,8 @@ class Experiment:
         The only file that is written is `facts.json` of the cache.
 
         Raises:
-            DatasetError: naming every bad file; see `take_survey`.
+            DatasetError: listing the bad files; see `take_survey`.
+            ConfigError: see `take_survey`.
         """
         facts = cache_folder(cfg.data, run) / FACTS
         return cls.on(cfg, take_survey(cfg.data, cfg.seed, facts), run)

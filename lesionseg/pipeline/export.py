@@ -60,7 +60,7 @@ class ExportOutcome(Outcome):
         return {"output": self.output, "difference": self.difference}
 
     def summary(self) -> list[str]:
-        """Return the file that was written, and the difference of its results from the bundle's."""
+        """Return the file or folder that was written, and the further facts in `lines`."""
         return [f"Wrote:   {self.output}", *self.lines]
 
     @property
@@ -82,7 +82,9 @@ def export(
 
     Raises:
         BundleError: if the bundle cannot be used.
-        ConfigError: if a package is missing, or the network cannot be exported in this format.
+        ConfigError: if a package is missing, if the network cannot be exported in this format, or
+            if the reference cannot be used with these settings.
+        DatasetError: if operating points cannot be chosen on these references.
         OutputError: if the result differs from the bundle's, or would replace a trained model.
     """
     bundle = ensemble(cfg.bundle, allowed_architectures(cfg.trust, architectures))

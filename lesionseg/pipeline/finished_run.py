@@ -57,7 +57,7 @@ class FinishedRun:
 def write_finished(experiment: Experiment, page: Path | None, minutes: float) -> None:
     """Write the record of a run that has its bundle, its scores and its report.
 
-    `page` is the report, `minutes` the duration of this command.
+    `page` is the report, None if there is none. `minutes` is the duration of this command.
     """
     run = experiment.run
     scores = [folder / SCORES_FILE for folder in (run, run / "oof", run / "test")]
@@ -77,9 +77,9 @@ def write_finished(experiment: Experiment, page: Path | None, minutes: float) ->
 def reuse_finished(experiment: Experiment) -> FinishedRun | None:
     """Return the record of a finished run. Draw its report again if that is not up to date.
 
-    This is the case if the settings of the report have changed, or the page is missing. Return None
-    if the run is not finished: a file is missing, cases or their roles have changed, or its scores
-    have the format of an earlier version.
+    This is the case if the settings of the report or its study file have changed, or the page is
+    missing. Return None if the run is not finished: its record is missing or damaged, a file is
+    missing, cases or their roles have changed, or its scores have the format of an earlier version.
     """
     run = experiment.run
     report = experiment.cfg.report

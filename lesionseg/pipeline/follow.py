@@ -117,7 +117,7 @@ class FollowOutcome(Outcome):
     """The changes of all lesions, as in `output/changes.csv`.
 
     Attributes:
-        changes: one change per lesion.
+        changes: one change per lesion, or per group of lesions that merged or split.
         n_pairs: number of compared pairs of visits.
         output: the output folder.
         failed: the visits that could not be predicted and the pairs that could not be compared.
@@ -136,7 +136,7 @@ class FollowOutcome(Outcome):
         return SOME_FAILED if self.failed else 0
 
     def record(self) -> dict[str, Any]:
-        """Return folder, page, number of pairs, failed ones, and number of lesions per state."""
+        """Return folder, page, number of compared pairs, `failed`, and changes per state."""
         return {
             "output": self.output,
             "page": self.output / "follow.html",
@@ -148,7 +148,8 @@ class FollowOutcome(Outcome):
     def summary(self) -> list[str]:
         """Return a table of the lesions by state, the files, and advice.
 
-        The table has a row per state: all lesions, and accepted changes in total and per pair.
+        The table has a row per state: all lesions, and accepted changes in total and per pair. A
+        stable lesion is no change.
         """
         total = count_states(self.changes)
         accepted = count_states(c for c in self.changes if c.accepted)
@@ -173,12 +174,12 @@ class FollowOutcome(Outcome):
 
     @property
     def has_scores(self) -> bool:
-        """True if a reference of change was given."""
+        """True if the output folder has scores of new lesions."""
         return (self.output / SCORES_FILE).is_file()
 
     @property
     def next(self) -> str | None:
-        """The command that writes the report on the scores; None without a reference."""
+        """The command that writes the report on the scores; None without scores."""
         if not self.has_scores:
             return None
         return command_line("report", {"scores": self.output, "output": "REPORT"})
@@ -190,9 +191,9 @@ def follow(cfg: FollowConfig, *, progress: Advance | None = None) -> FollowOutco
 
     The visits are the cases of two folders, or the rows of a table, in which each visit is compared
     with the one before. With a `bundle`, the scans of the table are predicted first, into
-    `output/predictions`. A pair that cannot be compared is named in a warning and in pairs.csv.
-    With a `reference`, the scores of new lesions are written, with `dicom_output` DICOM reports.
-    Scores of an earlier run are removed.
+    `output/predictions`. A pair that cannot be compared, or a visit that cannot be predicted, is
+    listed in a warning and in pairs.csv. With a `reference`, the scores of new lesions are written,
+    with `dicom_output` DICOM reports. The scores.json of an earlier run is removed.
 
     Args:
         cfg: see conf/follow.yaml.
@@ -202,10 +203,10 @@ def follow(cfg: FollowConfig, *, progress: Advance | None = None) -> FollowOutco
         The changes of all lesions.
 
     Raises:
-        ConfigError: if settings contradict each other.
-        DatasetError: if no pair can be compared.
-        ContentError: if the visits have different labels.
+        ConfigError: if settings contradict each other, or a package is missing.
+        DatasetError: if no pair can be compared, or no mask of `reference` has the name of a pair.
         LesionsegError: if there is only one pair and it cannot be compared.
+        BundleError: if the bundle cannot be used.
         OutputError: if the scores of a training would be replaced.
     """
     require_no_run(Path(cfg.output), "changes")
@@ -423,7 +424,7 @@ def _write_change_scores(
     followed: Mapping[str, FollowedPair],
     point: OperatingPoint | None,
 ) -> None:
-    """Remove the scores of an earlier run, and write those of new lesions if pairs have any.
+    """Remove scores.json of an earlier run, and write the scores of new lesions if there are any.
 
     `pairs` are the files of each pair, and `followed` are the comparisons, by case. A warning says
     if patients who are scored have chosen the operating point.
@@ -481,17 +482,17 @@ def stable_point(
     rule: ChangeRule,
     left_out: Collection[str],
 ) -> OperatingPoint:
-    """Choose the score at which stable pairs have at most `false_new_per_pair` new lesions.
+    """Choose the score with at most `false_new_per_pair` new lesions expected per stable pair.
 
     `cfg.stable` names pairs without a new lesion, so each new candidate in them is false. If all of
-    them are within the rate, the score is 0. Stable pairs that cannot be compared are listed in a
-    warning.
+    these candidates are within the rate, the score is 0. Stable pairs that cannot be compared are
+    listed in a warning.
 
     Args:
         cfg: the settings.
         pairs: the files of each pair.
         rule: the rule by which lesions are compared.
-        left_out: visits that are not compared, because a prediction failed.
+        left_out: visits that are not compared, because their prediction or an earlier one failed.
 
     Raises:
         ConfigError: if `cfg.stable` names no case, or one that is neither a pair nor left out.
@@ -500,10 +501,8 @@ def stable_point(
     stable = set(cfg.stable or ())
     unknown = sorted(stable - pairs.keys() - set(left_out))
     if unknown or not stable:
-        wrong = ", ".join(unknown) or "no case was given"
-        raise ConfigError(
-            f"stable=: these are not pairs: {wrong}. Name the later visits of stable pairs."
-        )
+        wrong = f"these are not pairs: {', '.join(unknown)}" if unknown else "no case was given"
+        raise ConfigError(f"stable=: {wrong}. Name the later visits of stable pairs.")
     results = []
     missing = DatasetError("it or its earlier visit has no prediction")
     faults: dict[str, LesionsegError] = dict.fromkeys(stable - pairs.keys(), missing)
@@ -639,12 +638,14 @@ def open_pair(
         files: the earlier and the later visit.
         rule: the rule by which lesions are compared.
         register: `rigid` registers the scans, `headers` uses the positions in the files. `auto`
-            registers scans that are not on one grid, if they are given.
+            registers the scans if they are given and the predictions are not on one grid.
 
     Raises:
         GeometryError: if the registration is poor, the grids do not overlap, or a header was lost.
-        ContentError: if a prediction has boxes without masks, or a label has two names.
+        ContentError: if a prediction has boxes without masks, a label has two names, or the visits
+            share no label.
         DatasetError: if a scan to register is missing.
+        ReadError: if a file is damaged.
     """
     earlier, later = files
     before = _read(earlier)
@@ -687,6 +688,12 @@ def _read(visit: VisitFiles) -> Prediction:
         GeometryError: if the mask has lost the header of its scan.
     """
     files = visit.prediction
+    refusal = ContentError(
+        f"{files.candidates or visit.case}: boxes without masks cannot be compared by size. "
+        "Give masks; model=retina_unet writes them."
+    )
+    if files.mask is None and files.instances is None:
+        raise refusal  # before `read`, which needs a grid
     geometry = None
     if visit.image is not None:
         own = read_geometry(visit.image)
@@ -696,10 +703,7 @@ def _read(visit: VisitFiles) -> Prediction:
         GridPair(_mask_path(visit), prediction.geometry, visit.image, own).check_header()
     lacks_masks = any(c.accepted and not c.has_mask for c in prediction.candidates)
     if lacks_masks or prediction.instances is None:
-        raise ContentError(
-            f"{files.candidates}: boxes without masks cannot be compared by size. "
-            "Give masks; model=retina_unet writes them."
-        )
+        raise refusal
     return replace(prediction, candidates=tuple(c for c in prediction.candidates if c.has_mask))
 
 
@@ -713,7 +717,8 @@ def _check_labels(case: str, before: Prediction, after: Prediction) -> None:
 
     Labels are compared by number. Models may number the same labels differently. If both visits
     have a single label, its name does not matter. Visits that state a common label may have lesions
-    of different labels. Masks state no labels, so their lesions must have a value in common.
+    of different labels. Visits without a common stated label, such as those of masks, must have
+    lesions with a value in common, unless one of them has no lesion.
     """
     common = before.labels.keys() & after.labels.keys()
     is_single = len(before.labels) == len(after.labels) == 1

@@ -1,14 +1,15 @@
 """`info`: state the needs of a model and the contents of a folder. Nothing is written."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lesionseg.config import InfoConfig
-from lesionseg.core import Dataset, Finding, Labels
+from lesionseg.core import CaseFiles, Dataset, Finding, Labels
 from lesionseg.core.finding import collect_errors
+from lesionseg.errors import DatasetError
 from lesionseg.io.layouts import find_missing_files, list_dataset, recognise_layout
 from lesionseg.io.remote import download
 from lesionseg.io.scans import find_scans
@@ -30,7 +31,8 @@ class InfoOutcome(Outcome):
     Attributes:
         model: the facts about the model. None if none was given.
         dataset: the facts about the folder by name (`dataset_facts`). Empty if none was given.
-        findings: the findings of the listing, and one if the dataset does not fit the model.
+        findings: the findings of the listing, one if the first image cannot be read, and one if
+            the dataset does not fit the model.
         settings: the settings that name the dataset.
     """
 
@@ -48,7 +50,7 @@ class InfoOutcome(Outcome):
         }
 
     def summary(self) -> list[str]:
-        """Return a line per fact, and the first findings."""
+        """Return a line per known fact, and the first findings."""
         lines = [] if self.model is None else self.model.lines()
         for name, value in self.dataset.items():
             if value:
@@ -59,15 +61,19 @@ class InfoOutcome(Outcome):
 
     @property
     def next(self) -> str:
-        """The command that predicts or, for a dataset without a model, checks it."""
+        """The command that predicts or, for a dataset without a model, the one that checks it."""
         if self.model is None and self.dataset["layout"] != SCANS:
             return command_line("prepare", {"check": True, **self.settings})
         if self.model is None:
             return predict_command("MODEL", is_mirrored=False)
+        # imports torch, as the facts of a model do
+        from lesionseg.data.transforms import untrusted_targets
+
+        plan = self.model.plan
         return predict_command(
             self.model.path,
             is_mirrored=self.model.selection.is_mirrored,
-            needs_trust=bool(self.model.plan.architecture.network),
+            needs_trust=bool(plan.architecture.network or untrusted_targets(plan.prepare_extra)),
         )
 
 
@@ -78,7 +84,8 @@ def info(cfg: InfoConfig) -> InfoOutcome:
 
     Raises:
         BundleError: if the model cannot be used.
-        DatasetError: if the description of the dataset is wrong, or the folder has no scan.
+        DatasetError: if the description of the dataset is wrong, or the folder has no scan that
+            can be read.
     """
     model = None
     dataset: dict[str, Any] = {}
@@ -112,7 +119,8 @@ def info(cfg: InfoConfig) -> InfoOutcome:
 def _list_scans(source: Path) -> Dataset:
     """Return a folder of scans as a dataset without references and channels.
 
-    Scans that cannot be read are findings. The number of axes is that of the first other one.
+    Scans that cannot be read without opening their files are findings, such as two scans with one
+    name. The number of axes is that of the first scan whose header can be read.
 
     Raises:
         DatasetError: if no scan is found, or none can be read.
@@ -123,7 +131,7 @@ def _list_scans(source: Path) -> Dataset:
         name=source.name,
         root=source,
         layout=SCANS,
-        dims=read_geometry(cases[0].images[0], pixel_mm=1.0).dims,
+        dims=_first_dims(cases),
         channel_names=(),
         labels=Labels.of({}),
         cases=tuple(cases),
@@ -131,11 +139,24 @@ def _list_scans(source: Path) -> Dataset:
     )
 
 
+def _first_dims(cases: Sequence[CaseFiles]) -> int:
+    """Return the number of axes of the first scan whose header can be read.
+
+    Raise `DatasetError` with the error of the first scan if there is none.
+    """
+    faults: list[Finding] = []
+    for files in cases:
+        with collect_errors(faults, files.case):
+            return read_geometry(files.images[0], pixel_mm=1.0).dims
+    raise DatasetError(faults[0].message)
+
+
 def dataset_facts(dataset: Dataset, findings: list[Finding]) -> dict[str, Any]:
     """Return the facts about a listed dataset by name.
 
     Only the header of the first case's image is read: `shape` and `spacing` are its voxels and
-    their size in `unit`. They are None if it cannot be read, which is added to `findings`.
+    their size in `unit`. They are None if there is no case, or if the header cannot be read, which
+    is added to `findings`.
     """
     cases = dataset.cases
     grid = None

@@ -30,7 +30,7 @@ _KEY = "evaluate"  # states in a candidate file that this module wrote it
 class KeptPredictions:
     """The predictions from nnU-Net's probabilities, in a temporary folder until `finish`.
 
-    Use it as a context manager. Without `finish`, no file remains in `output`.
+    Use it as a context manager. Without `finish`, no new file remains in `output`.
     """
 
     def __init__(self, output: Path, predictions: Mapping[str, PredictionFiles]) -> None:
@@ -42,7 +42,8 @@ class KeptPredictions:
             for case, files in predictions.items()
             if files.probabilities is not None and files.candidates is None
         }
-        self.has_all = len(self._files) == len(predictions)  # all come from probabilities
+        # True if all predictions come from probabilities
+        self.has_all = len(self._files) == len(predictions)
         # the evaluated files, which may be in `folder`
         self._given = {file.resolve() for file in candidates if file is not None}
         self._geometry: dict[str, Geometry] = {}
@@ -56,7 +57,7 @@ class KeptPredictions:
     def keep(self, prediction: Prediction) -> None:
         """Write a case's candidates to the temporary folder.
 
-        Do nothing if they do not come from probabilities, or have no mask next to them.
+        Do nothing if the prediction does not come from probabilities, or has no mask next to them.
         """
         files = self._files.get(prediction.case)
         if files is None or files.mask is None:
@@ -70,16 +71,17 @@ class KeptPredictions:
         )
 
     def keep_others(
-        self, evaluated: Collection[str], numbers: LabelNumbers, *, merge_labels: bool
+        self, labelled: Collection[str], numbers: LabelNumbers, *, merge_labels: bool
     ) -> list[Finding]:
-        """Find the candidates of the cases that are not `evaluated`, and keep them as well.
+        """Find the candidates of the cases without a reference, and keep them as well.
 
-        As in evaluated cases, the values of labels become those of the reference (`numbers`), and
+        `labelled` are the ids of the cases with a reference, even if they are not evaluated. As in
+        evaluated cases, the values of labels become those of the reference (`numbers`), and
         `merge_labels` merges them into one. Warn of cases that cannot be used, and return the
         finding of each.
         """
         faults: list[Finding] = []
-        for case in sorted(self._files.keys() - evaluated):
+        for case in sorted(self._files.keys() - labelled):
             try:
                 prediction = numbers.apply(open_prediction(self._files[case]))
                 if merge_labels:
@@ -95,7 +97,8 @@ class KeptPredictions:
         """Accept the candidates of all kept cases and move the files to `output/predictions`.
 
         Without an operating point, the candidates stay as they are. The files of earlier
-        evaluations in that folder are removed. Return the folder, or None if nothing was kept.
+        evaluations in that folder are removed, except for those that were evaluated. Return the
+        folder, or None if nothing was kept.
         """
         if not self._geometry:
             self._remove_earlier()
@@ -124,7 +127,7 @@ class KeptPredictions:
                 results.remove(case)
 
     def check_replaceable(self) -> None:
-        """Raise `ConflictError` if `predict` has written results of a kept case to the folder.
+        """Raise `ConflictError` if `predict` may have written results of a kept case to the folder.
 
         Only `predict` writes the digest of a scan into the file of candidates. A damaged file may
         be one of `predict`, so it is not replaced either.
@@ -135,6 +138,6 @@ class KeptPredictions:
             earlier = results.candidate_file(case)
             if earlier.is_file() and (row is None or row.digest):
                 raise ConflictError(
-                    f"{self.folder} contains results that predict wrote, such as {earlier.name}. "
-                    "Name another output."
+                    f"{self.folder} contains results that predict wrote, or that are damaged, such "
+                    f"as {earlier.name}. Name another output."
                 )

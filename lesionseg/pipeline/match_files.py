@@ -196,7 +196,8 @@ def read_on_grid(
 def _other_grid_of_boxes(files: PredictionFiles, geometry: Geometry) -> Geometry | None:
     """Return the grid of boxes without masks if their file states another shape, otherwise None.
 
-    Raise `GeometryError` if it is a volume, because the file does not state where the grid is.
+    Raise `GeometryError` if one of both shapes is that of a volume, because the file does not state
+    where the grid is.
     """
     shape = files.read_shape()
     if shape in (None, geometry.shape):

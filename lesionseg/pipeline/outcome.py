@@ -21,5 +21,5 @@ class Outcome:
 
     @property
     def exit_status(self) -> int:
-        """0 if all is done, 3 if some cases failed, 1 if there is no result."""
+        """0 if all is done, 3 if some cases failed, 1 if there is no usable result."""
         return 0

@@ -89,7 +89,7 @@ def _begin(experiment: Experiment, given: Plan | None) -> Plan:
     if cfg.data.fold != ALL_FOLDS:  # each fold has its own roles
         warn_of_seen_cases(cfg.model.init_from, survey.splits, survey.dataset.cases)
     is_new = given is None and not has_config(run)
-    if is_new:  # a finished run that is only scored again needs neither
+    if is_new:  # a finished run that is only scored again needs none of these
         require_device(cfg.trainer.accelerator)
         require_compiler(cfg.trainer)
         check_trainer(cfg, run)
@@ -273,9 +273,9 @@ def narrow_if_short(
 ) -> Decision[ModelConfig]:
     """Return the settings with a narrower network if the training on a CPU is short.
 
-    Otherwise return them unchanged, without a reason: if they state the width or no duration, on a
-    GPU, and on processors that multiply bf16 faster than fp32, which make two to five times as many
-    steps in these minutes.
+    Otherwise return them unchanged, without a reason: if they state the width or no duration, if
+    the training is longer, on a GPU, and on processors that multiply bf16 faster than fp32, which
+    make two to five times as many steps in these minutes.
     """
     unchanged = Decision(model, "")
     if model.base_features is not None:
@@ -299,7 +299,8 @@ def _plan_before(cfg: TrainConfig) -> Plan | None:
     Return None if it starts from random weights or from a checkpoint.
 
     Raises:
-        ConfigError: if the bundle's images were prepared by other transforms.
+        ConfigError: if the bundle's images were prepared by other transforms, or if it is an
+            nnU-Net model.
     """
     init_from = cfg.model.init_from
     if init_from is None or is_checkpoint(init_from):
@@ -410,7 +411,7 @@ def try_augmentation(plan: Plan, cfg: TrainConfig) -> None:
 def check_losses(plan: Plan, cfg: TrainConfig) -> None:
     """Raise `ConfigError` if a loss does not fit the plan, such as an α for other labels.
 
-    The losses are computed once, on an empty batch, before the run begins.
+    The losses are computed once, on a tile of noise and logits of zero, before the run begins.
     """
     objective = make_objective(plan, cfg)
     targets = objective.targets(noise_batch(plan, 1))

@@ -51,7 +51,7 @@ def predict(
     `cfg.output` receives mask, instances and candidates of each case, in the scan's own geometry
     and format, and `predictions.csv`, an index of all case files in the folder, with a log. A shard
     has a table and a log of its own. A case that fails does not stop the run. A later run skips
-    unchanged cases that were done or failed before.
+    unchanged cases that were done before, or failed because of their files.
     Results of another scan are replaced only with `cfg.overwrite`. Permissions of files follow the
     umask. Input and output may be URLs. The input may be a PACS, from which each scan is fetched
     when it is read. With `cfg.send`, DICOM results are stored in a PACS.
@@ -64,8 +64,10 @@ def predict(
     Raises:
         BundleError: if the bundle cannot be used.
         ConfigError: if a setting is wrong.
-        DatasetError: if no scan is found.
-        OutputError: if another process writes to the output folder.
+        DatasetError: if no scan is found, or no scan has a mask of zones.
+        ReadError: if the input, the output at a URL, or a model cannot be downloaded or read.
+        OutputError: if another process writes to the output folder, or a file that belongs to no
+            single case cannot be written.
     """
     folder = download(cfg.output, new=True, endings=_DOWNLOADED)
     _check_places(cfg.input, folder)  # before the log is written into the folder
@@ -91,7 +93,8 @@ def _predict(
 ) -> PredictOutcome:
     """Predict into a folder, with the rows in `table_path`. The other arguments: see `predict`.
 
-    If no scan is found, only results that wait are sent to the PACS, before the error.
+    If no scan is found, only results that wait are sent to the PACS, before the error. A shard
+    sends none of them.
     """
     source = DicomWeb("input", cfg.input) if is_dicomweb(cfg.input) else None
     target = None if cfg.send is None else DicomWeb("send", cfg.send)
@@ -166,7 +169,10 @@ def _send(row: CaseRow, sender: ResultSender) -> CaseRow:
 
 
 def _complete_interrupted(results: PredictionFolder) -> None:
-    """Complete the results of the cases that a killed run has written but not moved. Log them."""
+    """Complete the results of the cases that a killed run has written but not moved. Log them.
+
+    Incomplete results of a killed run are removed.
+    """
     for case in results.recover_all():
         logger.info("The results of %s, from an interrupted run, were completed.", case)
 
@@ -192,6 +198,7 @@ def _find(
 
     Raises:
         DatasetError: if no scan is found.
+        ReadError: if the input cannot be read, downloaded or searched.
     """
     if pacs is not None:
         unwanted = partial(explain_unwanted, cfg=cfg.series, plan=plan, archive=True)
@@ -368,6 +375,7 @@ def find_input_scans(
 
     Raises:
         DatasetError: if no scan is found.
+        ReadError: see `find_scans`.
     """
     archive = is_archive(source)
     found = find_scans(

@@ -105,7 +105,7 @@ class StartedScan:
 
     Attributes:
         scan: the scan.
-        row: its row. A row with a status is final: done, failed or skipped.
+        row: its row. A row with a status is final.
         n_bytes: the memory that it needs; None if this is not yet computed.
     """
 
@@ -194,7 +194,8 @@ class CaseWork:
     def _fail(self, item: StartedScan, error: Exception) -> None:
         """Make the row that of a failed scan. Log the traceback of a new failure.
 
-        If the scan failed with the same message in an earlier run, this is the row of that run.
+        If an earlier run has recorded the failure with the same message (`_earlier_failure`), the
+        row is that of the earlier run.
         """
         text = str(error) or repr(error)
         key = item.row.key if _is_final(error) else ""
@@ -251,7 +252,7 @@ class CaseWork:
             ConflictError: if the output has results of another scan under the same case id that
                 `cfg.overwrite` does not allow to replace.
             DatasetError: if the scan has a fault that was found when the folder was listed, or no
-                zones although they are needed.
+                zones although they are needed, or if its id cannot be a file name.
             ResourceError: if its files change while they are read.
             LesionsegError: if a file is wrong.
         """
@@ -406,9 +407,10 @@ class CaseWork:
     def _write_dicom(self, item: StartedScan, prediction: Prediction, new_files: Path) -> str:
         """Write a DICOM scan's segmentation and report. Return why one is missing, or "".
 
-        Return "" also if none are wanted: the settings ask for none, the scan has another format,
-        or the model has no masks to segment. A scan with a warning gets them only if the settings
-        ask for `all`. Headers that do not allow them are the reason, and are logged as a warning.
+        Return "" also if none are wanted, because the settings ask for none or the scan has another
+        format, and if only the report is written, because the model has no masks to segment. A scan
+        without contrast gets none. A scan with a warning gets them only if the settings ask for
+        `all`. Headers that do not allow them are the reason, and are logged as a warning.
         """
         scan = item.scan
         image = scan.files.images[0]
@@ -444,8 +446,8 @@ class CaseWork:
     def _key(self, files: CaseFiles, digest: str) -> str:
         """Return a hash of the version, the bundle, the settings and a case's content (`digest`).
 
-        A later run keeps the results of a row with the same key. The limit of memory is not part of
-        it, because it does not change results.
+        A later run keeps the results of a row with the same key. Settings that do not change
+        results, such as the limit of memory, are not part of it.
         """
         cfg = self.cfg
         zones = None

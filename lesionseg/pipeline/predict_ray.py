@@ -130,7 +130,9 @@ def with_absolute_paths(cfg: PredictConfig) -> PredictConfig:
     Actors run in another folder. `output` stays, because they get the folder of the results.
     """
     changes = {
-        "bundle": tuple(str(Path(bundle).absolute()) for bundle in cfg.bundle),
+        "bundle": tuple(
+            place if is_url(place) else str(Path(place).absolute()) for place in cfg.bundle
+        ),
         "input": cfg.input if is_url(cfg.input) else str(Path(cfg.input).absolute()),
         "zones": cfg.zones and str(Path(cfg.zones).resolve()),
     }
@@ -140,8 +142,8 @@ def with_absolute_paths(cfg: PredictConfig) -> PredictConfig:
 def _distribute(actors: Sequence[Any], scans: Sequence[Scan]) -> Iterator[CaseRow]:
     """Send the scans in groups to idle actors. Yield rows as soon as they are finished.
 
-    If a group kills its actor, each of its scans is sent again on its own. A single scan that does
-    so has failed. An error while an actor starts is raised.
+    If a group kills its actor `ATTEMPTS` times, each of its scans is sent again on its own. A
+    single scan that does so has failed. An error while an actor starts is raised.
     """
     import ray
 

@@ -42,9 +42,10 @@ def _shard_of(scan: Scan, n_shards: int) -> int:
 def explain_unwanted(scan: Scan, cfg: SeriesConfig, plan: Plan, *, archive: bool) -> str:
     """Explain why a scan must not be predicted; "" if it must. Only DICOM scans are left out.
 
-    The conditions of `cfg` apply to each DICOM scan. In an `archive`, single slices, images with
-    another number of axes than the model's and, without `cfg.description`, localisers are left out
-    as well. Otherwise the user chose the scan.
+    The conditions of `cfg` apply to each DICOM scan, except that a model with two axes has no least
+    number of slices. In an `archive`, images with another number of axes than the model's are left
+    out as well. For a model of volumes, so are single slices, unless `cfg.min_slices` is 1, and,
+    without `cfg.description`, localisers. Otherwise the user chose the scan.
     """
     dicom = scan.dicom
     if dicom is None:
@@ -81,7 +82,7 @@ def explain_too_few_slices(scan: Scan, cfg: SeriesConfig, plan: Plan, *, archive
 
 
 def _explain_too_few(n_slices: int, cfg: SeriesConfig, plan: Plan, *, archive: bool) -> str:
-    """Explain that a scan has too few slices; "" if it has enough, or `plan` is for radiographs.
+    """Explain that a scan has too few slices; "" if it has enough, or `plan` is for two axes.
 
     The least number is `cfg.min_slices`, or by default `LEAST_SLICES` in an `archive`, otherwise 1.
     """

@@ -50,8 +50,8 @@ class PredictOutcome(Outcome):
     def exit_status(self) -> int:
         """3 if a scan failed, except unchanged since an earlier run, or results were not sent.
 
-        Otherwise 1 if all files were skipped or there were none, and 0 in all other cases. A shard
-        is not 1, because the other shards may have scans to predict.
+        Otherwise 1 if all scans were skipped or there were none, and 0 in all other cases. A shard
+        never has 1, because the other shards may have scans to predict.
         """
         failed = any(row.status == "failed" and not row.is_unchanged for row in self.rows)
         if failed or self.unsent:
@@ -136,8 +136,8 @@ class PredictionIndex:
     """`predictions.csv` in an output folder: the rows of its case files and of this run.
 
     The table of a shard has only the rows of its run. Earlier tables are read because no case file
-    states durations, or the digests of files that have not changed (`digests`). Without digests,
-    the files are read again.
+    states durations, or the states of files, by which unchanged files are recognised (`digests`).
+    Without digests, the files are read again.
 
     The table is always replaced as a whole, in the first `put` and in `close`. Further calls of
     `put` write it only if less than a twentieth of the time is spent on writing.

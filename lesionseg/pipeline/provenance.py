@@ -47,9 +47,9 @@ def scores_provenance(settings: Mapping[str, Any], dataset: Dataset | None) -> d
 def training_provenance(cfg: TrainConfig, survey: "Survey") -> dict[str, Any]:
     """Return the provenance of scores, and git commit, packages, machine, seed and digest of files.
 
-    `git_commit` is that of lesionseg's clone, ends in `+` if files were changed, and is None if
-    lesionseg was installed without its repository. Packages that
-    are not installed are left out.
+    `git_commit` is that of lesionseg's clone, ends in `+` if files were changed, and is None if git
+    fails or lesionseg was installed without its repository. Packages that are not installed are
+    left out.
     """
     import torch
 
@@ -84,7 +84,10 @@ def training_counts(cases: Iterable[CaseFiles]) -> dict[str, int]:
 
 
 def _git_commit() -> str | None:
-    """Return the commit of the library's clone, `+` if files were changed; None without git."""
+    """Return the commit of the library's clone, with `+` at the end if files were changed.
+
+    Return None without a clone or git, or if git fails or takes more than 10 seconds.
+    """
     here = Path(__file__).resolve().parent
     describe = "describe --always --abbrev=12 --exclude=* --dirty=+"
     with suppress(OSError, subprocess.SubprocessError):

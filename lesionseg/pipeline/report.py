@@ -75,7 +75,7 @@ def report(cfg: ReportConfig) -> ReportOutcome:
 
     Raises:
         OutputError: if the report of a training would be replaced by one on other scores.
-        ReadError: if `scores.json` is missing.
+        ReadError: if `scores.json` is missing or cannot be read.
     """
     scores = find_scores(Path(cfg.scores))
     compare = None if cfg.compare is None else find_scores(Path(cfg.compare))

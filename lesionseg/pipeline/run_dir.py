@@ -133,9 +133,10 @@ def _explain_how_to_continue(run_dir: Path, config: Mapping[str, Any], only_budg
 def settings_to_train_further(run_dir: Path, config: Mapping[str, Any]) -> dict[str, object]:
     """Return the overrides of a training that starts from the weights of a run.
 
-    They repeat the run's seed and its settings of data, model and losses, unless these are the
-    default. Otherwise the split would be drawn again, and training cases of the run could validate.
-    The bundle states which of our own models it is. `run_dir` is `NEW`, for the user to replace.
+    They repeat the run's seed and its settings of data, model, losses and preparation, unless these
+    are the default. Otherwise the split would be drawn again, and training cases of the run could
+    validate. The bundle states which of our own models it is. `run_dir` is `NEW`, for the user to
+    replace.
 
     After a cross-validation, they train its first fold further: each of the other networks has
     seen the validation cases of that fold.
@@ -301,7 +302,7 @@ def warn_of_seen_cases(
 ) -> None:
     """Warn of cases that validate or test now, although the run `init_from` trained on them.
 
-    Cases of a patient on whom that run trained are named as well. `cases` state the patients.
+    Other cases of a patient on whom that run trained are listed, too. `cases` state the patients.
     An ensemble gives the weights of its first network, so the roles are those of the first fold.
     Without `init_from`, or if the run of its weights is not known, there is no warning.
     """

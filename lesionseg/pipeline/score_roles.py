@@ -67,7 +67,7 @@ def score_validation(
 ) -> tuple[Selection, Scores] | None:
     """Predict the validation cases into `run/validation`, select on them, and score them.
 
-    If calibrated voxels give better outlines of these cases, all cases are predicted again with the
+    If calibrated voxels give better outlines, the validation cases are predicted again with the
     calibration. The scores and tables are written into the run directory. Return the selection and
     the scores, or None if no validation case has a reference.
     """
@@ -319,10 +319,10 @@ def validation_scores(matches: Sequence[MatchedCase]) -> dict[str, float]:
 
     `recall_1fp` is the recall over all lesions at one false positive per case, 0 without lesions.
     `dice` is the mean Dice over the cases with a lesion. For the Dice, candidates are accepted by
-    the threshold at which one false positive per case is expected on new cases. Without masks,
-    `dice` is left out. `score` is the sum of `recall_1fp` and `dice`, by which the weights are
-    chosen. `score_error` is the standard error of `score`, see `_score_error`. If the network
-    detects nothing, a warning says so.
+    the threshold at which one false positive per case is expected on new cases. Without masks, or
+    without a case with a lesion, `dice` is left out. `score` is the sum of `recall_1fp` and `dice`,
+    by which the weights are chosen. `score_error` is the standard error of `score`, see
+    `_score_error`. If the network detects nothing, a warning says so.
     """
     if not matches:
         return {}

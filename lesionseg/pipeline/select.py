@@ -11,7 +11,7 @@ from lesionseg.evaluation import Tables, choose
 from lesionseg.evaluation.calibration import fit_calibration
 from lesionseg.evaluation.operating_point_choice import DEFAULT_AIM, FEW_PATIENTS
 
-# every bundle stores a score for these
+# a bundle with validation cases stores a score for each of these that the cases can reach
 AIMS = (
     Aim("fp_per_case", 1),
     Aim("fp_per_case", 0.5),
@@ -125,7 +125,10 @@ def _fit_calibration(tables: Tables, chosen_on: str) -> tuple[Calibration | None
 
 
 def _explain_doubt(point: OperatingPoint, n_patients: int, rate_confidence: float | None) -> str:
-    """Explain that the point was chosen on too few patients for its rate; "" if it was not."""
+    """Explain that the point was chosen on few patients, or on too few to reach its rate.
+
+    Return "" if neither is the case, or if the point was not chosen on patients.
+    """
     aim = point.aim
     is_aim_met = True
     if aim.kind == "fp_per_case" and rate_confidence:

@@ -106,8 +106,11 @@ def take_survey(data: DataConfig, seed: int, facts: Path | None = None) -> Surve
         facts: the folder of `facts.json`, which is brought up to date; None: every case is read.
 
     Raises:
-        DatasetError: if files cannot be used (the message names all of them), if the dataset has no
-            reference or no lesion, or if no case is left for validation.
+        DatasetError: if files cannot be used (the message lists up to 100 of them), if references,
+            lesions or background are missing (`require_lesions`), or if the split cannot be made
+            (`first_splits`).
+        ConfigError: if `data.group` is not a regular expression, if phantoms were simulated with
+            other settings, or see `first_splits`.
     """
     if data.group is not None:
         compile_pattern(data.group)
@@ -210,7 +213,9 @@ def first_splits(
     """Divide the dataset. If all folds are trained, return the splits of the first one.
 
     Raises:
-        DatasetError: if the split cannot be made, or no case is left for training or validation.
+        DatasetError: if the split cannot be made, if no training case has a lesion, or if no case
+            is left for validation although the settings ask for it.
+        ConfigError: if `data.validation_fraction=0` contradicts the split file or the fold.
     """
     fold = data.fold
     if fold == ALL_FOLDS:
@@ -230,8 +235,9 @@ def _divide(
     """Return the roles of a fold. Without a number, divide once, or as the split file states.
 
     Raises:
-        DatasetError: if no case is left for validation although the settings ask for it, or no
-            lesion for training.
+        DatasetError: if the split cannot be made, if no training case has a lesion, or if no case
+            is left for validation although the settings ask for it.
+        ConfigError: if `data.validation_fraction=0` contradicts the split file or the fold.
     """
     splits = make_splits(
         dataset,
@@ -288,7 +294,7 @@ def folds_of(survey: Survey, data: DataConfig) -> tuple[int, ...]:
     """Return the numbers of the folds that cross-validation trains.
 
     Raises:
-        DatasetError: if the split file has no folds, or there are too few patients for them.
+        DatasetError: if the split file has no list of folds, or if there are fewer than two folds.
     """
     return fold_numbers(survey.dataset, survey.counts, given=_given(data), n_folds=data.n_folds)
 
@@ -306,7 +312,7 @@ def open_dataset(data: DataConfig) -> Dataset:
 
     Raises:
         DatasetError: if the dataset has no known layout, or its description is wrong.
-        ConfigError: if it was simulated with other settings.
+        ConfigError: if the dataset was simulated with other settings.
     """
     root = download(data.root)
     if data.phantoms is not None:
@@ -330,9 +336,9 @@ def labelled_cases(survey: Survey, role: Role) -> list[CaseFiles]:
 
 
 def require_masks(survey: Survey, architecture: str) -> None:
-    """Raise `DatasetError` for a segmenter if the reference of a development case is only boxes.
+    """Raise `DatasetError` for a model of masks if a development case with lesions has only boxes.
 
-    It would learn filled boxes as the outlines of lesions.
+    The model would learn filled boxes as the outlines of lesions.
     """
     if "segmentation" in sources_of(architecture) and survey.boxed:
         case, n_boxes = next(iter(survey.boxed.items()))

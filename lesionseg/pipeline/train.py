@@ -54,8 +54,9 @@ class TrainOutcome(Outcome):
         run: the run directory.
         cfg: the settings. None for all processes of a training on several devices except the
             first, which report nothing.
-        lines: the scores, the selection, and the duration.
-        page: the report; None without a validation case.
+        lines: the scores, the selection and the duration; if the training was finished before, its
+            end and the command that trains further.
+        page: the report; None if neither a validation nor a test case has a reference.
     """
 
     run: Path
@@ -73,7 +74,10 @@ class TrainOutcome(Outcome):
         """Return the scores, the selection, the bundle and the page, or that there is no page."""
         if self.cfg is None:
             return []
-        page = "The report needs at least one validation case, so none was written."
+        page = (
+            "The report needs at least one validation or test case with a reference, so none was "
+            "written."
+        )
         if self.page is not None:
             page = f"Open:    {self.page}"
         return [*self.lines, f"Bundle:  {self.run / BUNDLE}", page]
@@ -91,11 +95,12 @@ class TrainOutcome(Outcome):
 def train(cfg: TrainConfig) -> TrainOutcome:
     """Train, choose an operating point on the validation cases, test, write bundle and report.
 
-    All cases are read and checked before the first file is written. The same configuration resumes
-    the training, or does nothing if it is finished. A second process with the same run directory
-    is an error. If `cfg.run_dir` is None, the run directory is that of `default_run_dir`, whose
-    name contains the time. `data.fold=all` trains every fold (`cross_validate`). torchrun and srun
-    start several processes for one training; the first one scores and reports.
+    All cases are read and checked before the first file of the run is written. The same
+    configuration resumes the training. If the training is finished, at most its report is drawn
+    again. A second process with the same run directory is an error. If `cfg.run_dir` is None, the
+    run directory is that of `default_run_dir`, whose name contains the time. `data.fold=all` trains
+    every fold (`cross_validate`). torchrun and srun start several processes for one training; the
+    first one scores and reports.
 
     Raises:
         LesionsegError: if a setting, file or case is wrong. The message names it.

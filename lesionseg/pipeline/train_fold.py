@@ -109,7 +109,7 @@ def train_fold(experiment: Experiment, plan: Plan) -> TrainedModel | None:
     validation = score_validation(predictor, experiment)
     if validation is not None:
         selection, scores["validation"] = validation
-    elif aim.kind not in ("auto", "score") or cfg.rate_confidence is not None:
+    elif aim.kind != "score" and (aim.kind != "auto" or cfg.rate_confidence is not None):
         log.warning(
             "operating_point=%s has no effect, because no validation case has a reference. "
             "Candidates from score %g up are accepted.",
@@ -175,7 +175,7 @@ def choose_validated(
     """Choose at most `n` cases that are predicted during training.
 
     Without lesions among them, all weights would have the same score. Cases with lesions keep
-    their share of `cases`, and are at least half of the chosen cases if there are enough.
+    their share of `cases`, and are at least `n // 2` of the chosen cases if there are enough.
 
     Args:
         cases: the validation cases.

@@ -92,7 +92,10 @@ class TuneOutcome(Outcome):
     cfg: TuneConfig
 
     def record(self) -> dict[str, Any]:
-        """Return the run directory, the page, and the best pair of α and γ, or None."""
+        """Return the run directory, the page, and as `best` the recommended pair of α and γ.
+
+        `best` is None if no trial is finished.
+        """
         best = find_steadiest(self.search)
         pair = None if best is None else {"alpha": best.alpha, "gamma": best.gamma}
         return {"run": self.run, "page": self.run / "tune.html", "best": pair}
@@ -104,7 +107,7 @@ class TuneOutcome(Outcome):
 
     @property
     def next(self) -> str | None:
-        """The training with the recommended pair; None if no trial found a lesion."""
+        """The training with the recommended pair; None without one, or if its score is 0."""
         best = find_steadiest(self.search)
         if best is None or not best.value:
             return None
@@ -156,6 +159,7 @@ def _search(experiment: Experiment, cfg: TuneConfig) -> TuningSearch:
     `cfg`: the settings, with the model and the learning rate of `experiment`.
 
     Raises:
+        ConfigError: if no loss can be tuned, see `tuned_groups`.
         DatasetError: if no validation case has a lesion.
     """
     run = experiment.run
@@ -330,8 +334,8 @@ class _Trials:
     def run(self, trial: Any) -> float:
         """Train with the pair that Optuna proposes. Return the score of the trial.
 
-        Its scores are stored in `trial`. It is 0 if the training diverges. Raise `TrialPruned` if
-        Optuna stops the trial. Checkpoints are removed.
+        Its scores are stored in `trial`. The score is 0 if the training diverges. Raise
+        `TrialPruned` if Optuna stops the trial. Checkpoints are removed.
         """
         tune = self.cfg.tune
         alpha = trial.suggest_float("alpha", *tune.alpha)

@@ -34,21 +34,23 @@ def fit_anchors(
     """Choose the pyramid levels and the anchor sizes for the lesions of a dataset.
 
     Levels: the stride of the finest level is at most ⅔ of the sides of the smallest tenth of
-    lesions. If the backbone has a coarser stage, the finest level is not at full resolution. The
-    stride of the coarsest level is at most half the largest lesion along at least one axis.
+    lesions along each axis that it has halved, or that of the finest allowed stage. If the backbone
+    has a coarser stage, the finest level is not at full resolution. The stride of the coarsest
+    level is at most half the largest lesion along at least one axis, unless there is a single
+    level. There are at most four levels.
 
     Sizes: lesions are clustered by the distance 1 − IoU, into three clusters per level (after
-    Redmon & Farhadi 2017, arXiv 1612.08242). The smallest tenth of lesions has the same weight as
-    all lesions together. The centres of the clusters are the sizes. They are distributed from the
-    finest level, which has the smallest ones, to the coarsest. Each level also has one size of its
-    neighbour, so that no lesion is between two levels.
+    Redmon & Farhadi 2017, arXiv 1612.08242). The smallest tenth of lesions has further weight, the
+    same as all lesions together. The centres of the clusters are the sizes. They are distributed
+    from the finest level, which has the smallest ones, to the coarsest. Each level also has one
+    size of its neighbour, so that no lesion is between two levels.
 
     Without lesions, the finest levels have sizes of twice the stride along each axis, times 1, 2^⅓
     and 2^⅔ (Lin et al. 2017, arXiv 1708.02002).
 
     Args:
         extents: side lengths `[n, dims]` of the lesions in plan voxels. Sides below 1 count as 1.
-            At most `_MOST_LESIONS` lesions are used, evenly distributed by volume.
+            At most `_MOST_LESIONS` lesions are used, evenly spaced in the order of volume.
         architecture: the backbone.
 
     Returns:
@@ -99,7 +101,7 @@ def _default_anchors(
 
 
 def _sample_by_volume(sides: Extents) -> Extents:
-    """Return at most `_MOST_LESIONS` lesions in ascending order of volume, evenly spaced in it."""
+    """Return at most `_MOST_LESIONS` lesions, evenly spaced in the ascending order of volume."""
     ascending = sides[np.argsort(sides.prod(axis=1), kind="stable")]
     n_used = min(len(ascending), _MOST_LESIONS)
     evenly_spaced = np.linspace(0, len(ascending) - 1, n_used).astype(int)
@@ -164,10 +166,10 @@ def _cluster(sides: Extents, weights: Numbers, k: int) -> Extents:
     """Return the `k` box sizes that fit the lesions best, in ascending order of volume.
 
     The fit is the weighted mean over lesions of the IoU between the lesion and the size that is
-    most like it. The search begins with the sizes of `k` lesions, some repeated if there are fewer.
-    Their volumes are half-way between evenly spaced percentiles and evenly spaced logarithms. Then
-    one side at a time is stretched or shrunk by smaller and smaller factors. A change is kept if it
-    improves the fit.
+    most like it. The search begins with the sizes of `k` lesions, of which some may be repeated.
+    Their volumes are the nearest to those half-way between evenly spaced percentiles and evenly
+    spaced logarithms. Then one side at a time is stretched or shrunk by smaller and smaller
+    factors. A change is kept if it improves the fit.
     """
     log_volumes = np.log(sides.prod(axis=1))
     ranks = np.linspace(0, 1, len(log_volumes))

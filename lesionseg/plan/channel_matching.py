@@ -6,9 +6,10 @@ from collections.abc import Sequence
 def channel_sources(names: Sequence[str], before: Sequence[str]) -> tuple[int | None, ...]:
     """Return for each channel of `names` the index of its source in `before`; None if it is new.
 
-    Names match regardless of upper and lower case. If both have the same number of channels, the
-    source of a channel with a new name is the channel at the same index, unless the name of that
-    channel is also in `names`. If a name is repeated, its n-th channels match.
+    Names match regardless of upper and lower case and of spaces around them. If both have the same
+    number of channels, the source of a channel with a new name is the channel at the same index,
+    unless the name of that channel is also in `names`. If a name is repeated, its n-th channels
+    match.
 
     >>> channel_sources(["FLAIR", "T1"], ["T1", "flair"])
     (1, 0)
@@ -35,6 +36,6 @@ def channel_sources(names: Sequence[str], before: Sequence[str]) -> tuple[int | 
 
 
 def _number_repeated(names: Sequence[str]) -> list[tuple[str, int]]:
-    """Return each name in lower case, with the number of equal names before it."""
+    """Return each name in lower case and stripped, with the number of equal names before it."""
     lower = [name.strip().casefold() for name in names]
     return [(name, lower[:index].count(name)) for index, name in enumerate(lower)]

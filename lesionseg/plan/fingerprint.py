@@ -37,11 +37,13 @@ class Spread:
 
 @dataclass(frozen=True)
 class ChannelStatistics:
-    """The intensities of one channel in the file's units. All cases have the same weight.
+    """The intensities of one channel in the file's units.
 
-    `lesion` is None if there are no lesion voxels. `body` describes voxels above -950 HU in a CT
-    channel, and non-zero voxels in other channels; without any, its mean is 0 and its deviation 1.
-    `nonzero_share` is the mean over cases of the share of non-zero voxels.
+    Each case contributes at most the same number of voxels to `body`, and to `lesion`. Cases in
+    which the channel is 0 everywhere are left out, unless it is in all of them. `lesion` is None if
+    there are no lesion voxels. `body` describes voxels above -950 HU in a CT channel, and non-zero
+    voxels in other channels; without any, its mean is 0 and its deviation 1. `nonzero_share` is the
+    mean over cases of the share of non-zero voxels.
     """
 
     name: str
@@ -63,7 +65,8 @@ class Fingerprint:
         spacings_mm: spacing of each case, in the same axis order.
         lesions_per_case: number of lesions of each case.
         diameters_mm: equivalent diameter of each lesion of all cases.
-        lesion_voxels: number of voxels of each lesion on the file's grid.
+        lesion_voxels: number of voxels of each lesion on the file's grid. For a box without voxels,
+            that of its inscribed ellipsoid.
         lesion_fraction: share of lesion in the scanned volume, without ignored voxels.
         extents_mm: sides of each lesion's bounding box, in the axis order of `spacings_mm`.
         n_boxed: number of cases whose lesions are boxes without a mask.
@@ -109,7 +112,7 @@ class CaseFacts:
         shape: shape of the image.
         spacing_mm: spacing of the image.
         boxed: True if the lesions are boxes without a mask.
-        lesion_voxels: number of voxels of each lesion.
+        lesion_voxels: number of voxels of each lesion, as in `Fingerprint`.
         diameters_mm: equivalent diameter of each lesion.
         extents_mm: sides of the bounding box of each lesion.
         lesion_mm: volume of all lesions in mm³; in 2-D, their area in mm².
@@ -139,8 +142,8 @@ def facts_of(case: Case, reference: Reference, most: int = SAMPLED) -> CaseFacts
 
     Args:
         case: the case.
-        reference: its reference. Lesions are those of `lesions_of`. The lesion voxels of a box
-            without a mask are all voxels of the box.
+        reference: its reference. Lesions are those of `lesions_of`. For `lesion_mm` and
+            `lesion_sample`, the lesion voxels of a box without a mask are all voxels of the box.
         most: maximum number of voxels in each of the two samples.
 
     Returns:

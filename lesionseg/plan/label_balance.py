@@ -25,7 +25,8 @@ def hold_each_label(
         rng: chooses between units that are equally good.
 
     Returns:
-        The validation units. At least one unit with lesions remains in training.
+        The validation units. At least one unit with lesions remains in training, if the draw left
+        one there.
     """
     values = sorted({value for name in units for value in labels[name]})
     if len(values) < 2:
@@ -74,7 +75,8 @@ class _Division:
     def add_missing_labels(self) -> None:
         """Add units until validation has each shared label.
 
-        The next unit has the most missing labels, without those that training would lose with it.
+        The next unit has the most missing labels, minus the labels that training would lose with
+        it.
         """
         while (missing := self.is_shared & (self._n_held == 0)).any():
             gains = (self.has_label & missing).sum(axis=1)

@@ -63,8 +63,8 @@ def make_plan(
 ) -> Plan:
     """Decide everything that training and inference have to agree on.
 
-    Warnings are logged for mixed pixel sizes, for channels that are masks of odd values, and for
-    channels that are not those of `before`.
+    Warnings are logged for mixed pixel sizes, for channels that are not those of `before` and,
+    without `before`, for channels that are masks of odd values.
 
     Args:
         fingerprint: statistics of the dataset.
@@ -83,8 +83,8 @@ def make_plan(
         The plan, with a reason for each decision, except for a model that `overrides` names.
 
     Raises:
-        ConfigError: if overrides do not fit the data, `before` or `pyramid`, or if a GPU has no
-            `step_memory`.
+        ConfigError: if overrides do not fit the data, `before` or `pyramid`, if `before` does not
+            fit the data, or if a GPU has no `step_memory`.
     """
     model = _choose_model(fingerprint, overrides or ModelConfig.of())
     asked = model.value
@@ -286,7 +286,7 @@ def _choose_tile(
         return tile
     reason = (
         f"{describe_sides(rounded)}, so that the backbone of stride {describe_sides(stride)} "
-        f"accepts it; the rules chose {tile.reason}"
+        f"accepts it and a step fits the device; the rules chose {tile.reason}"
     )
     return Decision(rounded, reason)
 
@@ -376,8 +376,8 @@ def _draft(
     """Return the plan with all decisions except tile, architecture and batch, with reasons.
 
     `before` is the plan of the bundle that training starts from, or None. Warnings are logged for
-    mixed pixel sizes and for masks of odd values among the channels. Raises `ConfigError` if the
-    settings have another number of axes, or a softmax for regions.
+    mixed pixel sizes and, without `before`, for masks of odd values among the channels. Raises
+    `ConfigError` if the settings have another number of axes, or a softmax for regions.
     """
     _require_values_per_axis(chosen, fingerprint.dims)
     if dataset.labels.regions and chosen.activation == "softmax":

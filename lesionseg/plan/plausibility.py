@@ -41,7 +41,7 @@ class ReferenceFacts:
     """The facts about one reference from which doubts follow.
 
     Attributes:
-        share: share of lesion in the image.
+        share: share of lesion in the image, without ignored voxels.
         touches_all: True if a lesion touches all borders of the image.
         is_wide: True if a lesion touches both borders of one of the two longest axes.
         n_boxes: number of boxes in the table.

@@ -29,8 +29,8 @@ RESOLVED_VOXELS = 3  # the smallest lesions should be at least this many voxels 
 # this share of the lesions is enough, in percent.
 LARGE_VOXELS = 20
 LARGE_SHARE = 90
-# Channel names that select a normalisation in nnU-Net, and our equivalent. The function
-# `normalisation` handles the name "CT".
+# Channel names that select a normalisation in nnU-Net, and our equivalent. The fingerprint
+# recognises the name "CT" (`ChannelStatistics.is_ct`).
 NAMED_SCALES: Mapping[str, Normalisation] = {
     "nonorm": Normalisation("dataset"),
     "zscore": Normalisation("zscore"),
@@ -158,7 +158,7 @@ def normalisation(
     - Radiographs are scaled by each image's own range. Their local contrast is added, because bones
       and soft tissue differ much more than a lesion and its surroundings do.
     - Other 2-D images are scaled by each image's own range.
-    - MRI is scaled by each case's z-score.
+    - MRI and other 3-D images are scaled by each case's z-score.
 
     Args:
         channel: intensities of the channel.
@@ -242,11 +242,10 @@ def candidate_rule(
         min_voxels=least,
     )
     element = grid_element(dims)
-    reason = (
-        f"candidates have at least {count(least, element)}, because 5 % of lesions have at most "
-        f"{count(round(smallest), element)}"
-    )
-    return Decision(rule, reason)
+    why = f"5 % of lesions have at most {count(round(smallest), element)}"
+    if not len(lesion_voxels):
+        why = "there are no lesions"
+    return Decision(rule, f"candidates have at least {count(least, element)}, because {why}")
 
 
 @dataclass(frozen=True)
@@ -345,12 +344,12 @@ def budget(
 ) -> Decision[DeviceBudget]:
     """Decide the limits of a training step on a device with `memory_gb` of memory.
 
-    On a CPU, networks have 16 to 128 features. A step takes about 1.4 s on two cores, which compute
-    65·10⁹ fp32 multiplications per second. The memory is not a limit. On a GPU, networks have 32
-    to 320 features, as in nnU-Net. A step uses at most nine tenths of the memory, as predicted by
-    `step_gb`. In 3-D it has at most 2 · 128³ voxels: a training with larger steps has fewer of
-    them, and in our measurements small lesions gained from many steps and small tiles. `n_channels`
-    and `dims` are those of the images.
+    On a CPU, networks have 16 to 128 features. A step takes up to about 1.4 s on two cores, which
+    compute 65·10⁹ fp32 multiplications per second. The memory is not a limit. On a GPU, networks
+    have 32 to 320 features, as in nnU-Net. A step uses at most nine tenths of the memory, as
+    predicted by `step_gb`. In 3-D it has at most 2 · 128³ voxels: a training with larger steps has
+    fewer of them, and in our measurements small lesions gained from many steps and small tiles.
+    `n_channels` and `dims` are those of the images.
 
     Raises `ConfigError` for a GPU without `step_gb`.
     """
@@ -364,7 +363,7 @@ def budget(
             small_tiles=dims == 3,
             cube=LARGEST_CUBE if dims == 3 else inf,
         )
-        return Decision(found, "planned for a CPU: a step takes about 1.4 s on two cores")
+        return Decision(found, "planned for a CPU: a step takes up to about 1.4 s on two cores")
     if step_gb is None:
         raise ConfigError("make_plan: a plan for a GPU needs step_memory.")
     most_voxels = NNUNET_VOXELS[3] if dims == 3 else inf
@@ -440,13 +439,14 @@ def tile_shape(
     """Decide the tile: the largest that the budget allows with a batch of 2 (nnU-Net).
 
     The tile grows by 8 voxels at a time along the axis that covers the fewest millimetres, at most
-    to the median volume. On a CPU, a 3-D tile first grows up to 80 voxels along each axis. If the
-    volume is too thin to use the budget in this way, the other axes grow further, as long as the
-    tile has at most 80³ voxels.
+    to the median volume and to the longest side of the budget. On a CPU, a 3-D tile first grows up
+    to 80 voxels along each axis. If the volume is too thin to use the budget in this way, the other
+    axes grow further, as long as the tile has at most 80³ voxels.
 
     The sides are then rounded down to multiples of the total stride. A side of the median volume is
-    rounded up instead if this adds at most 15 %, and on a GPU only if the tile then fits into its
-    memory. On a GPU, each axis then grows by its total stride as often as the budget allows.
+    rounded up instead if this adds at most 15 %, and on a GPU only if the budget allows the tile.
+    On a GPU, each axis then grows by its total stride as often as the budget allows, up to 15 %
+    more than the median volume.
 
     A tile of about 16 voxels per axis is returned even if the budget does not allow it.
     """
@@ -594,7 +594,7 @@ def limit_to_small_tiles(
     The lesions of one large tile are from the same patient. At the same cost, small tiles show
     lesions from many patients. The budget is not changed on a GPU or in 2-D, nor if the largest
     tenth of the lesions fill an eighth of a small tile, because small tiles were not measured
-    there.
+    there. Nor is it changed if the largest tile is a small tile already.
 
     Args:
         allowed: the budget.

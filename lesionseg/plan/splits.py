@@ -101,8 +101,8 @@ def make_splits(
     1. With `fold`, the cases of that fold. The folds are those of the split file or of the dataset.
        If there are none, `n_folds` folds are drawn, balanced by numbers and sizes of lesions, or by
        labels if there are several (`label_balance.deal_by_label`).
-    2. With a split file (`given`, or the one in the dataset's folder), its validation cases. If it
-       is a list of folds, those of the first fold.
+    2. With a split file, its validation cases. If it is a list of folds, those of the first fold.
+       The file is `given` or, unless `validation_fraction` is 0, the one in the dataset's folder.
     3. With a `validation_fraction` of 0, no cases. All development cases are then for training,
        also those that the dataset, or its own split file, has for validation.
     4. The cases with the dataset's role "validation".
@@ -113,7 +113,8 @@ def make_splits(
 
     A split file is followed exactly, so cases that it leaves out get no role. If there is a single
     group, its cases are drawn one by one. A single case is not drawn. A warning is logged if a
-    group has cases of several roles. If training is one of them, `group_safe` is False.
+    group has cases both in training or validation and in another role. If training is one of its
+    roles, `group_safe` is False.
 
     Args:
         dataset: the cases.
@@ -129,6 +130,7 @@ def make_splits(
         The roles, with a note on their origin.
 
     Raises:
+        ReadError: if a split file is missing or is not JSON.
         DatasetError: if a split file or the dataset's folds cannot be followed, or if the fold
             does not exist.
         ConfigError: if `given` or `fold` contradicts a fraction of 0.
@@ -208,10 +210,14 @@ def _use_all_for_training(stated: Mapping[str, Role]) -> _Assignment:
 
 
 def _ignore_validation_of_file(file: Path, roles: Mapping[str, Role]) -> _Assignment:
-    """Use the validation cases of the dataset's own split file for training, with a warning."""
-    logger.warning(
-        "data.validation_fraction=0: validation cases of %s are used for training.", file
-    )
+    """Use the validation cases of the dataset's own split file for training.
+
+    A warning is logged if there are such cases.
+    """
+    if "validation" in roles.values():
+        logger.warning(
+            "data.validation_fraction=0: validation cases of %s are used for training.", file
+        )
     return _Assignment(
         _use_validation_for_training(roles),
         f"cases of {file.name}, all for training, because data.validation_fraction=0",
@@ -219,7 +225,7 @@ def _ignore_validation_of_file(file: Path, roles: Mapping[str, Role]) -> _Assign
 
 
 def _warn_of_divided_groups(divided: Mapping[str, str], used_for: str) -> None:
-    """Warn of patients that are also used for something else, once for each of their other roles.
+    """Warn of patients that are also used for something else, once for all with the same others.
 
     Args:
         divided: the other roles of each patient.
@@ -268,8 +274,8 @@ def fold_numbers(
     """Return the numbers of the folds that `make_splits` accepts, ascending.
 
     They are the folds of the split file, of the dataset, or random ones; `make_splits` explains the
-    arguments. Raises `DatasetError` if the file contains one split instead of a list of folds, or
-    if there are fewer than two folds.
+    arguments. Raises `ReadError` if the file cannot be read, and `DatasetError` if it contains one
+    split instead of a list of folds, or if there are fewer than two folds.
     """
     path = given or dataset.split_file
     if path is not None:
@@ -286,8 +292,8 @@ def fold_numbers(
         numbers = tuple(_make_folds(development, counts, LesionFacts(), n_folds, rng).cases)
     if len(numbers) < 2:
         raise DatasetError(
-            f"{path or dataset.root}: cross-validation needs at least two folds, but there is "
-            f"{len(numbers)}. Leave out data.fold."
+            f"{path or dataset.root}: cross-validation needs at least two folds, but there "
+            f"{'is 1' if numbers else 'are none'}. Leave out data.fold."
         )
     return numbers
 
@@ -347,14 +353,15 @@ def _make_folds(
     unit_labels = {name: unit.labels for name, unit in units.items()}
     if _has_several_labels(units):
         dealt = deal_by_label(ordered, unit_labels, n_folds, rng)
-        origin = f"{n_folds} random folds of groups, balanced by labels"
+        balance = "labels"
     else:
         dealt = _deal_in_blocks(ordered, n_folds, rng)
-        origin = f"{n_folds} random folds of groups, balanced by numbers and sizes of lesions"
+        balance = "numbers and sizes of lesions"
     cases_of_folds: list[set[str]] = []
     for names in dealt:
         if names:  # with fewer groups than folds, some folds are empty
             cases_of_folds.append({case for name in names for case in units[name].cases})
+    origin = f"{len(cases_of_folds)} random folds of groups, balanced by {balance}"
     return _Folds(dict(enumerate(cases_of_folds)), origin)
 
 
@@ -364,8 +371,8 @@ def _order_by_lesions(
     """Order groups so that neighbours are similar, and can be dealt to different folds.
 
     Groups without lesions come first. The remaining groups are divided by their number of lesions
-    into about three classes, and each class is sorted by lesion size. A class has a multiple of
-    `n_folds` groups, so that each fold gets the same number of them.
+    into about three classes, and each class is sorted by lesion size. Each of these classes except
+    the last has a multiple of `n_folds` groups, so that each fold gets the same number of them.
 
     Args:
         units: the groups, in ascending order of their numbers of lesions.
@@ -413,8 +420,8 @@ def _stated_folds(development: Sequence[CaseFiles]) -> dict[int, set[str]]:
         first = fold_of.setdefault(case.patient, case.fold)
         if first != case.fold and n_groups > 1:
             raise DatasetError(
-                f"The patient {case.group!r} has cases in the folds {first} and {case.fold}, such "
-                f"as {case.case!r}. Give all cases of a patient one fold. If every case is a "
+                f"The patient {case.patient!r} has cases in the folds {first} and {case.fold}, "
+                f"such as {case.case!r}. Give all cases of a patient one fold. If every case is a "
                 "patient of its own, set data.group=.+"
             )
     return dict(sorted(folds.items()))
@@ -423,10 +430,10 @@ def _stated_folds(development: Sequence[CaseFiles]) -> dict[int, set[str]]:
 def _require_fold(fold: int, folds: Collection[int], where: Path) -> None:
     """Raise `DatasetError` if the fold does not exist."""
     if fold not in folds:
-        known = ", ".join(map(str, folds))
-        raise DatasetError(
-            f"{where}: data.fold={fold} does not exist. Choose one of the folds {known}."
-        )
+        advice = f"Choose one of the folds {', '.join(map(str, folds))}."
+        if not folds:
+            advice = "There are no cases for training or validation. Add some."
+        raise DatasetError(f"{where}: data.fold={fold} does not exist. {advice}")
 
 
 def _resolve_roles(
@@ -435,9 +442,9 @@ def _resolve_roles(
     """Return the roles of one fold of a split file, after checks.
 
     Test cases that the file leaves out keep their role. Other labelled cases that it leaves out get
-    no role. Raises `DatasetError` if it lists cases without a reference, uses test cases for
-    training or validation, has no training cases, or divides one of several patients, unless it
-    allows that (`divides_patients`).
+    no role. Raises `DatasetError` if the file does not have the fold, lists cases without a
+    reference, gives another role to test or external cases, has no training cases, or divides one
+    of several patients, unless it allows that (`divides_patients`).
     """
     where = f"{file.path}: fold {fold or 0}" if file.is_list else f"{file.path}: the split"
     wanted = file.roles(fold)
@@ -446,8 +453,8 @@ def _resolve_roles(
     moved = [case for case, role in reserved.items() if wanted.get(case, role) != role]
     if moved:
         raise DatasetError(
-            f"{where} uses {count(len(moved), 'test case')} of {dataset.root} for training or "
-            f"validation: {join_names(moved)}. Remove them from the file."
+            f"{where} gives another role to {count(len(moved), 'test or external case')} of "
+            f"{dataset.root}: {join_names(moved)}. Remove them from the file."
         )
     if "train" not in wanted.values():
         raise DatasetError(f'{where} has no training cases. List cases in "train".')
@@ -532,7 +539,8 @@ def _draw_validation(
 
     Groups are sorted by their number of lesions and divided into equal blocks. One group of each
     block is drawn at random. If two groups have lesions, training and validation both get one,
-    because training and the choice of an operating point need lesions. If there are several labels,
+    because training and the choice of an operating point need lesions. A single group with lesions
+    is for training. If there are several labels,
     `hold_each_label` exchanges or adds groups. The cases of a single group are drawn like groups. A
     single case is not drawn, and a warning is logged.
     """
@@ -558,7 +566,7 @@ def _draw_validation(
         drawn = [name for name in drawn if name != most] + free[:1]
     unit_labels = {name: unit.labels for name, unit in units.items()}
     drawn = hold_each_label(drawn, ordered, unit_labels, rng)
-    kind = "groups" if len({c.group for c in pool}) > 1 else "cases of the only group"
+    kind = "groups" if len({c.patient for c in pool}) > 1 else "cases of the only group"
     note = (
         f"{len(drawn)} of {len(units)} {kind} drawn for validation, balanced by numbers of lesions"
     )

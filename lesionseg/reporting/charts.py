@@ -1,4 +1,7 @@
-"""The charts of the report. Each function draws one from the tables, or returns None."""
+"""The charts of the report. Each function returns one chart or None.
+
+The exception is `training_charts`, which returns a list.
+"""
 
 import io
 from collections.abc import Sequence

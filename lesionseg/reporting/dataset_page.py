@@ -78,7 +78,8 @@ class CaseLook:
     Attributes:
         name: Pseudonym or id of the case.
         role: Role of the case.
-        shape: Shape of the image. Empty, like the following fields, if the case cannot be read.
+        shape: Shape of the image. Empty, like the following fields except `taken`, if the case
+            cannot be read.
         spacing_mm: Spacing along S, A and R; in 2-D down and across. In pixels without a pixel
             size.
         diameters: Equivalent diameters of its lesions.
@@ -115,7 +116,7 @@ def look_at(name: str, files: CaseFiles, case: Case | None) -> CaseLook:
     ranges = [_measure_range(channel) for channel in image.array]
     for channel in image.missing:
         ranges[channel] = (np.nan, np.nan, np.nan)
-    shown = image.array[0]
+    shown = image.present_channels[0]
     if grid.dims == 2 and is_colour(files, len(image.array)):
         shown = np.moveaxis(image.array, 0, -1)
     return CaseLook(
@@ -248,6 +249,7 @@ def write_dataset_report(
         n_unlisted=sum(_is_unlisted(finding) for finding in findings),
         n_unusable=_count_cases(findings, "error"),
         n_warned=_count_cases(findings, "warning"),
+        can_train=all(finding.kind != "no_training" for finding in findings),
         n_lesions=len(diameters),
         sizes=np.percentile(diameters, (0, 50, 100)) if diameters else None,
         models=[finding.message for finding in findings if finding.kind == "model"],
@@ -269,8 +271,8 @@ def _findings_table(
 ) -> list[dict[str, object]]:
     """Return one row per severity and kind of finding, errors first, with its cases' pseudonyms.
 
-    Entries of the dataset's list that are not cases have a row of their own. The finding "model"
-    and cases without a look have none.
+    Entries of the dataset's list that are not cases have a row of their own, and so have findings
+    about the whole dataset. The finding "model" and cases without a look have none.
     """
     table: list[dict[str, object]] = []
     for severity, words in SEVERITY.items():
@@ -283,10 +285,12 @@ def _findings_table(
             names = [look.name for case, look in looks.items() if case in cases]
             if names:
                 table.append({**row, "cases": len(names), "which": _list_first(names, 20)})
-            n_entries = cases.count("")  # entries of the dataset's list that are not cases
+            n_entries = sum(map(_is_unlisted, own))
             if n_entries:
                 which = "not in the pictures below"
                 table.append({**row, "cases": n_entries, "which": which})
+            if cases.count("") > n_entries:
+                table.append({**row, "cases": None, "which": "the whole dataset"})
     return table
 
 

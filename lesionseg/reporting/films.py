@@ -25,8 +25,8 @@ MOST_FILMS = 16
 MOST_BOXES = 60  # of one film; more cannot be distinguished
 LARGEST_SIDE = 900  # of the picture, in pixels; the boxes stay sharp
 WINDOW = (0.5, 99.7)  # percentiles of the grey values that are shown as black and white
-# Light colours, which differ for colour-blind readers (after Okabe and Ito 2008) and are not those
-# of outlines. With more labels, colours occur again, but with another letter.
+# Light colours, which differ for colour-blind readers (after Okabe and Ito 2008) and, except for
+# white, are not those of outlines. With more labels, colours occur again, but with another letter.
 LABEL_COLOURS = ("#f0e442", "#a9b8ff", "#ffffff", "#5ad1a5", "#e3a6d2", "#c9b08a")
 TEXT_SIZE = 0.032  # height of the text in a film, relative to its width
 

@@ -82,6 +82,7 @@ class Sources:
 
     Raises:
         ReadError: if a folder does not exist.
+        DatasetError: if the images or the references have no case that can be used.
     """
 
     def __init__(
@@ -138,8 +139,8 @@ class Sources:
                 scored are not drawn.
 
         Raises:
-            LesionsegError: if the image is missing or unreadable, or if the reference is on another
-                grid.
+            LesionsegError: if the image is missing, a file cannot be read, or the reference is on
+                another grid.
         """
         files = self._find_files(case)
         if self._images is None:
@@ -178,10 +179,13 @@ class Sources:
         """Return the files of a case. Raise `ReadError` if there are none."""
         names = [name for name in self._names_of(case) if name in self._files]
         if not names:
+            present = "The folder of the images has no case that can be used."
+            if self._files:
+                present = f"The images have the ids {join_names(sorted(self._files), 3)}."
             raise ReadError(
-                f"The image of the case {case!r} is missing. The images have the ids "
-                f"{join_names(sorted(self._files), 3)}. Give the folder that was predicted: the id "
-                "of an image is its path below this folder, such as p1_scan for p1/scan.nii.gz."
+                f"The image of the case {case!r} is missing. {present} Give the folder that was "
+                "predicted: the id of an image is its path below this folder, such as p1_scan for "
+                "p1/scan.nii.gz."
             )
         return self._files[names[0]]
 

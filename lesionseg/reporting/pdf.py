@@ -394,7 +394,8 @@ def _draw_film_text(axes: Axes, tag: FilmTag, points: float) -> None:
 def _draw_film_key(page: _Page, pictures: Pictures, y: float, *, in_one_row: bool = False) -> float:
     """Draw the styles of boxes and the letters of labels. Return the lower edge.
 
-    If all must be in one row, labels that do not fit are left to the following pages.
+    If all must be in one row and the labels do not fit, a note that refers to the next page
+    replaces them.
     """
     x = _draw_outline_key(page, pictures.film_outlines, EDGE, y)
     errors = "thick: missed lesion or false positive"

@@ -98,7 +98,10 @@ def draw_cutout(
     planes: int = 3,
     focus: Flags | None = None,
 ) -> Figure:
-    """Draw slices through a box, at the voxel of a lesion or `focus` that is nearest to its middle.
+    """Draw slices through the voxel of a mask that is nearest to the middle of a box.
+
+    The mask is `focus` or, without it, that of the lesions, then that of the accepted candidates.
+    If none of them has a voxel in the box, the slices pass through its middle.
 
     A 3-D scan is shown in axial, coronal and sagittal planes, seen from the feet, the front and the
     left. A 2-D image is shown as a whole with a frame, and as the cut-out within the frame.
@@ -183,8 +186,8 @@ def _style_outlines(
 def _choose_side(image_mm: Numbers, box_mm: Numbers) -> float:
     """Return the side of a cut-out in mm, for an image and a lesion box of these sides.
 
-    The cut-out shows the surroundings of the lesion. It is larger than the image only if the lesion
-    is as large as the image.
+    The cut-out shows the surroundings of the lesion. It is at most as long as the image, or 1.3
+    times as long as the lesion if that is more.
     """
     extent = float(box_mm.max())
     longest = float(image_mm.max())

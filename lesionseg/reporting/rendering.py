@@ -62,7 +62,7 @@ def percent(share: float | None) -> str:
 
 
 def rate(value: float | None) -> str:
-    """Return a rate with two digits, a dash for None.
+    """Return a rate with two digits, without decimals from 10 on; a dash for None.
 
     >>> rate(0.75), rate(1.0), rate(12.3), rate(0.0), rate(0.00019)
     ('0.75', '1', '12', '0', '<0.001')
@@ -120,6 +120,8 @@ def share_words(hits: int, n: int) -> str:
 
 def percent_near(share: float, limit: float) -> str:
     """Return a share in per cent, with enough decimals to show on which side of a limit it is.
+
+    A share that rounds to 0 or 100 % is formatted by `percent`.
 
     >>> percent_near(0.043, 0.1), percent_near(0.0996, 0.1), percent_near(0.25, 0.1)
     ('4 %', '9.96 %', '25 %')

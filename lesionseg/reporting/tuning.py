@@ -50,7 +50,7 @@ class TuningSearch:
         alpha: The range of α.
         gamma: The range of γ.
         trials: The trials in their order.
-        objective: The name of the value to maximise.
+        objective: The name of the recall that the page shows.
         title: The title of the page.
         notes: Paragraphs about the result.
     """

@@ -92,7 +92,7 @@ def viewer_data(scene: Scene, *, with_picture: bool = False) -> dict[str, Any]:
     - `picture`: one slice with the accepted candidates, for a page without NiiVue. It is present
       only for `with_picture` and with a prediction.
     """
-    # the least step at which the thinned scan has at most `MAX_VOXELS` voxels
+    # with this step, the thinned scan has about `MAX_VOXELS` voxels or fewer
     step = max(1, ceil((scene.image.size / MAX_VOXELS) ** (1 / scene.geometry.dims)))
     layers: dict[str, NDArray[Any]] = {"image": _scale_to_grey(scene.image)}
     if scene.prediction is not None:

@@ -1,7 +1,7 @@
 """Write the report of an evaluation: found and missed lesions, and intervals of the numbers."""
 
 import logging
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
@@ -81,25 +81,30 @@ def write_report(
 
     The page needs no network. Next to it are `adjudicate.csv` with the false positives,
     `pseudonyms.csv` if the page shows pseudonyms, and `report.pdf` and pages in `viewer/` if the
-    options ask for them. Those of an earlier report are removed.
+    options ask for them. Such files of an earlier report are removed, except for the rows of
+    `adjudicate.csv` that a reader has filled in.
 
     Args:
         scores_dir: The folder that `evaluate` or `train` wrote. Predictions and metrics.csv in a
             run directory, and the evaluation of a second model in `compare`, are used.
         output: The folder of the page.
         images: A dataset, its root, or a folder of images. None draws no pictures.
-        reference: The root of a dataset, or a folder of masks, to draw into the pictures.
-        prediction: A folder of prediction files, to draw into the pictures.
-        compare: The evaluation of another model on the same scans.
+        reference: The root of a dataset, or a folder of masks, to draw into the pictures. None
+            draws those of `images`.
+        prediction: A folder of prediction files, to draw into the pictures. None takes those in
+            `scores_dir`, if any.
+        compare: The evaluation of another model on the same scans. None takes the one in
+            `scores_dir`, if any.
         options: Study file, names, PDF and viewer. None uses the defaults of conf/.
-        progress: Called with the case, the number of pictures drawn, and their total.
+        progress: Called with the case, the number of pictures done, and their total.
 
     Returns:
         The path of the page.
 
     Raises:
         ReadError: if a file is missing or unreadable.
-        ContentError: if the tables do not belong together.
+        DatasetError: if the images or the references have no case that can be used.
+        ContentError: if a table cannot be read, or the tables do not belong together.
         ConfigError: if the study file has an unknown key, or if the viewer lacks NiiVue.
         OutputError: if a file cannot be written.
     """
@@ -453,7 +458,8 @@ def _draw_pictures(
     """Draw the pictures of lesions and false positives.
 
     Cases are read one after the other, because only one scan is kept in memory. A case that cannot
-    be read has no picture. With `viewer`, a page of each case is written into this folder.
+    be read has no picture. With `viewer`, a page of each case with a picture is written into this
+    folder.
     """
     on_film = choose_films(tables)  # cases whose whole image is shown
     wanted = list(_choose_pictures(tables, with_top=not on_film))
@@ -465,12 +471,14 @@ def _draw_pictures(
         indices_of[str(picture.row["case"])].append(index)
     n_done = 0
     n_wanted = len(wanted) + len(on_film)
-    for case in sorted({*indices_of, *on_film}):
+    cases = sorted({*indices_of, *on_film})
+    page_names = _name_pages(cases)
+    for case in cases:
         scene = _load_scene(sources, tables, case)
         if scene is not None:
             visible |= _find_visible_masks(scene)
             if viewer is not None:
-                write_viewer(viewer, case.replace(" ", "-"), case, scene, tables.threshold)
+                write_viewer(viewer, page_names[case], case, scene, tables.threshold)
             if case in on_film:
                 films[case] = draw_film(scene, case, tables)
             for index in indices_of[case]:
@@ -495,6 +503,18 @@ def _draw_pictures(
         labels=[key for key in label_keys(tables).values() if key.letter in letters],
         film_outlines=_outlines_of(kinds_of_boxes),
     )
+
+
+def _name_pages(cases: Sequence[str]) -> dict[str, str]:
+    """Return the name of each case's page: spaces become hyphens, unless two cases would share it.
+
+    >>> _name_pages(["case 1", "a b", "a-b"])
+    {'case 1': 'case-1', 'a b': 'a b', 'a-b': 'a-b'}
+    """
+    hyphened = [case.replace(" ", "-") for case in cases]
+    n_of_name = Counter(hyphened)
+    pairs = zip(cases, hyphened, strict=True)
+    return {case: name if n_of_name[name] == 1 else case for case, name in pairs}
 
 
 def _outlines_of(kinds: Collection[str]) -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""Training: the only package that knows Lightning.
+"""Training with Lightning.
 
 `fit.fit` trains a network. `lesion_module`, `LesionData` and `VolumeValidation` are its parts, for
 use with your own `pl.Trainer`.

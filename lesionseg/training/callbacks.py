@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 # The pause between checkpoints, as a multiple of the time to write the last one: at most 2 % of the
 # time is spent on writing.
 PAUSE_SHARE = 50
-STRETCH = 20  # steps to average over: a single batch has few lesions or none
+STRETCH = 20  # logged batches to average over: a single one has few lesions or none
 HARD_SHARE = 0.01  # share of the background voxels with the highest lesion probability
 # Warn if this hard background has a larger share of the gradient. If lesions and background are
 # balanced, the whole background has half of it. A much larger share comes from outliers.
@@ -54,7 +54,7 @@ class LastCheckpoint(Checkpoint):
     """A callback that writes checkpoints/last.ckpt between steps, at intervals and at the end.
 
     The interval is at least `pause`, and at least `PAUSE_SHARE` times the time that the last
-    checkpoint took, because a GPU is idle meanwhile. All processes use the same clock
+    checkpoint took, because a GPU is idle during it. All processes use the same clock
     (`LesionModule.minutes`). The file is called next.ckpt until Lightning has written the row of
     its step to metrics.csv.
     """
@@ -153,7 +153,7 @@ class AtomicCheckpoints(TorchCheckpointIO):
 
 
 class History(CSVLogger):
-    """A logger of metrics.csv in `run_dir`. An existing file is removed when it is created.
+    """A logger of metrics.csv in `run_dir`. Its constructor removes an existing file.
 
     A resumed training keeps the rows of its first `n_steps` steps.
     """
@@ -316,7 +316,7 @@ class FocalStatistics(pl.Callback):
         return {name: value for name, value in named.items() if not math.isnan(value)}
 
     def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
-        """Log the statistics of the step, and warn if the means of the last 20 show a fault.
+        """Log the statistics of the step, and warn if the means of the last 20 logged show a fault.
 
         Nothing is logged if the step was not observed, or was skipped, which the module counts.
         """

@@ -1,4 +1,4 @@
-"""Reading of the checkpoints of a training, last.ckpt and best.ckpt."""
+"""Reading of the checkpoints of a training, `last.ckpt` and `best.ckpt`."""
 
 from pathlib import Path
 from typing import Any

@@ -86,7 +86,7 @@ def keep_compiled_if_possible(
 
     Args:
         network: the network to train. Its weights and buffers do not change; gradients are removed.
-        objective: the loss of the training, which is compiled with the network.
+        objective: the objective of the training, whose loss may be compiled with the network.
         plan: the plan of the network. It states the size of a batch.
         autocast: returns the context in which a training step runs.
     """

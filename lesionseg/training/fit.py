@@ -70,8 +70,8 @@ CHECKPOINTS = Path("checkpoints")
 CHECKPOINT_EVERY = timedelta(seconds=15)
 STEPS_PER_EPOCH = 50  # the shares of kinds of tiles are exact over this many steps
 GRADIENT_CLIP = 12.0  # default norm; trainer.lightning.gradient_clip_val replaces it
-# Default number of steps by device; trainer.lightning.log_every_n_steps replaces it. A GPU waits
-# for the host at each row of metrics.csv.
+# Default number of steps from one row of metrics.csv to the next, by device.
+# trainer.lightning.log_every_n_steps replaces it. A GPU waits for the host at each row.
 LOG_EVERY = {"cpu": 5, "cuda": 50}
 SECONDS_TO_END = 10.0  # for a spawned process to end after an interruption
 # the error at the end of a traceback; its message may have several lines
@@ -127,9 +127,11 @@ def fit(
 
     Raises:
         TrainingError: if a checkpoint cannot be read or does not fit the network, if an interrupted
-            training cannot continue on these devices, or if the gradient stays NaN.
+            training cannot continue on these devices, or if the gradient of ten steps in a row is
+            not finite.
         ConfigError: if memory runs out in a step or in a validation, if loss and plan do not fit
-            together, or if Lightning refuses the settings or lacks a package.
+            together, if the loss has trainable weights, or if Lightning refuses the settings or
+            lacks a package.
     """
     last = run_dir / CHECKPOINTS / LAST
     module = lesion_module(plan, cfg, network, loss)

@@ -45,12 +45,12 @@ POLY_POWER = 0.9  # Chen et al. 2017 (DeepLab); nnU-Net's schedule
 class LesionModule(pl.LightningModule):
     """The training of `network` with `objective` until the budget of `settings` is spent.
 
-    A batch contains `plan.batch_size` tiles. Sums over positives are divided by a normaliser, the
-    moving average of the number of positives in a step, over all its batches and processes.
-    Processes average their gradients, so each one divides by the normaliser over the number of
-    processes. Dice and the means over lesions are computed from the sums of all processes. A step
-    whose gradient is not finite does not change the weights. It is counted in the next step,
-    because reading the flag at once would make a GPU wait.
+    A batch contains `plan.batch_size` tiles. Terms per positive are divided by a normaliser, the
+    moving average of the number of positives in the batches of all processes. Accumulated batches
+    count by their mean. Processes average their gradients, so each one divides by the normaliser
+    over the number of processes. Dice and the means over lesions are computed from the sums of all
+    processes. A step whose gradient is not finite does not change the weights. It is counted in the
+    next step, because reading the flag at once would make a GPU wait.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class LesionModule(pl.LightningModule):
     def progress(self) -> float:
         """The spent share of the budget: the larger one of the shares of steps and of minutes.
 
-        It is above 1 after the end of the budget, and 0 without a limit.
+        It is 1 or more at the end of the budget, and 0 without a limit.
         """
         max_steps = self.settings.max_steps
         max_minutes = self.settings.max_minutes

@@ -219,8 +219,9 @@ def _reach_of_cells(plan: Plan) -> tuple[float, ...]:
 def make_objective(plan: Plan, cfg: TrainConfig, loss: nn.Module | None = None) -> Objective:
     """Return the objective of the plan's network.
 
-    `loss` replaces the configured loss of voxels. Raises `ConfigError` if the loss is for another
-    activation than the network: independent labels (sigmoid) or exclusive ones (softmax).
+    `loss` replaces the configured loss of voxels. Raises `ConfigError` if the configured loss
+    cannot be built, or if the loss is for another activation than the network: independent labels
+    (sigmoid) or exclusive ones (softmax).
     """
     loss = loss or make_loss(cfg.loss, plan.activation, has_boxes=plan.has_boxes)
     activation = getattr(loss, "activation", plan.activation)

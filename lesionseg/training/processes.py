@@ -65,8 +65,9 @@ def find_launcher(trainer: TrainerConfig) -> "ClusterEnvironment | None":
 
     None is returned if neither has started several processes, and for tasks of srun if the settings
     have one device: these are separate trainings. For srun, `SLURM_NTASKS_PER_NODE` is set if it is
-    missing. Raises `ConfigError` if the number of processes or nodes differs from the settings, or
-    if torchrun would restart processes that cannot connect again.
+    missing. Raises `ConfigError` if the number of processes or nodes differs from the settings, if
+    the settings have several nodes without a launcher, or if torchrun would restart processes that
+    cannot connect again.
     """
     from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
     from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment

@@ -111,6 +111,7 @@ def test_calibrated_probabilities_get_no_calibration():
     for cases in ([draw_voxels(s) for s in range(3)], [free], [faint], []):
         fit, why = select_voxel_calibration(cases, 0.4, "validation")
         assert (fit, why[:8]) == (None, "not used")
+        assert ("cannot be measured" in why) == (len(cases) < 3)
 
 
 def test_mean_treats_networks_without_a_fit_as_calibrated():

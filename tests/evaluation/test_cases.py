@@ -91,6 +91,14 @@ def test_reference_of_boxes_is_scored_without_dice():
         assert found.candidates[0].touches_lesion
 
 
+def test_box_on_one_slice_is_near_the_resolution():
+    geometry = Geometry.from_spacing((10, 20, 20), (3.0, 1.0, 1.0))
+    boxes = np.array([[2, 2, 2, 3, 12, 12], [2, 2, 2, 4, 12, 12], [2, 2, 2, 4, 3, 5]], np.float32)
+    reference = Reference(geometry, boxes=boxes, box_labels=(1, 1, 1))
+    found = evaluate_case(reference, None, PRESET, case="a")
+    assert [lesion.near_resolution for lesion in found.lesions] == [True, False, True]
+
+
 @pytest.mark.parametrize(
     ("least", "found"), [(0.4, True), (0.75, True), (0.76, False), (1.0, False)]
 )

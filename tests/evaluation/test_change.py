@@ -1,12 +1,20 @@
 """The change of each lesion between two visits, in tiny cases drawn by hand."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from lesionseg.core import Geometry
-from lesionseg.evaluation.change import ChangeRule, Visit, find_changes, size_errors
+from lesionseg.core import CaseFiles, Geometry
+from lesionseg.errors import DatasetError
+from lesionseg.evaluation.change import (
+    ChangeRule,
+    Visit,
+    find_changes,
+    order_visits,
+    size_errors,
+)
 from lesionseg.ops.components import measure_instances
 
 SHAPE = (12, 24, 24)
@@ -99,6 +107,12 @@ def test_a_lesion_below_the_operating_point_before_is_not_new():
     # a lesion that the other visit could not show is left out
     hidden = Visit(ONE, ONE, np.ones(1, bool), np.zeros(1, bool))
     assert find_changes("a", make_visit(lesions()), hidden) == []
+
+
+def test_visit_without_a_time_is_named_as_missing():
+    scans = [CaseFiles(f"s{time}", (), group="P1", columns={"visit": time}) for time in ("1", "")]
+    with pytest.raises(DatasetError, match=r"P1 cannot be ordered \(1, missing\)"):
+        order_visits(scans, Path("visits.csv"))
 
 
 def test_size_error_of_a_box_equals_that_of_random_places():

@@ -107,6 +107,8 @@ def test_p_value_needs_five_patients_and_the_same_cases():
     assert "5 patients" in found.reason
     with pytest.raises(DatasetError, match="different cases: case9"):
         compare(one, other[:-1])
+    with pytest.raises(DatasetError, match="case4 and 2 more"):
+        compare(one, other[7:])
     with pytest.raises(DatasetError, match="another order"):
         compare(one, other[::-1])
 
@@ -116,8 +118,9 @@ def test_p_value_needs_five_patients_and_the_same_cases():
     [
         ({"case": "c0", "candidate": "1", "answer": "maybe"}, "'maybe' is not known"),
         ({"answer": "lesion"}, "the case, the candidate or its box is missing"),
+        ({"case": "c0", "candidate": "inf", "answer": "lesion"}, "is missing or is not a number"),
     ],
-    ids=["unknown answer", "no candidate"],
+    ids=["unknown answer", "no candidate", "infinite candidate"],
 )
 def test_unusable_row_is_an_error_with_its_line_and_reason(row, reason):
     with pytest.raises(ContentError, match=f"line 3: .*{reason}"):

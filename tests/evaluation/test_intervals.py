@@ -26,7 +26,10 @@ def test_missing_interval_has_a_reason():
     assert "undefined" in bootstrap_interval(ratio(only_one, only_one), 6).reason
     assert "same number" in bootstrap_interval(ratio(0.7 * ONES, ONES), 6).reason
     assert "5 patients" in bootstrap_interval(ratio(ONES[:4], ONES[:4]), 4).reason
-    assert bootstrap_interval(ratio(ONES, ONES), 6, replicates=0).ci95 is None
+    assert "no data sets" in bootstrap_interval(ratio(ONES, ONES), 6, replicates=0).reason
+    for n in (4, 6):
+        undefined = bootstrap_interval(ratio(ONES[:n], 0 * ONES[:n]), n)
+        assert (undefined.value, undefined.ci95, undefined.reason) == (None, None, NONE)
     nothing = bootstrap_interval(ratio(ONES, 0 * ONES), 6, support=0 * ONES)
     assert (nothing.value, nothing.reason) == (None, NONE)
 
@@ -45,7 +48,7 @@ def test_design_effect_equals_that_of_leaving_groups_out():
 
 
 def test_interval_contains_the_mean_and_equal_values_are_not_certain():
-    assert "certain" in proportion(0.8 * ONES, ONES, NONE, least_deff=0.0).reason
+    assert "all patients have" in proportion(0.8 * ONES, ONES, NONE, least_deff=0.0).reason
     low, high = proportion(ONES, ONES, NONE, least_deff=0.0).ci95
     assert low < 0.7 < high == 1.0  # like six lesions that are all found
     values = np.array([0.8, 0.7, 0.9, 0.75, 0.85, 0.8])

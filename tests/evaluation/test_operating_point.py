@@ -66,6 +66,10 @@ def test_score_without_candidates_is_one_half_and_is_logged(caplog):
     point = choose([result("a", [None])])
     assert (point.score, point.lesion_recall, point.false_positives_per_case) == (0.5, 0.0, 0.0)
     assert "detected nothing" in caplog.text
+    caplog.clear()
+    with pytest.raises(ContentError, match="0 of 1"):
+        choose([result("a", [None])], Aim("sensitivity", 0.5))
+    assert not caplog.text  # no threshold is used
 
 
 def test_operating_point_out_of_reach_is_an_error():
@@ -73,6 +77,8 @@ def test_operating_point_out_of_reach_is_an_error():
     for bad in ([result("a", [1.0], has_scores=False)], [], [missing]):
         with pytest.raises(ContentError):
             choose(bad)
+    with pytest.raises(ContentError, match="No case has a prediction"):
+        choose([])
     with pytest.raises(ContentError):
         choose([result("a", [], [0.3])], Aim("sensitivity", 0.5))
     with pytest.raises(ContentError, match=r"1 of 2"):

@@ -48,7 +48,7 @@ def test_candidates_outside_the_new_grid_are_left_out(caplog):
     found = prediction_of(mask, [0.9, 0.8], wide, case="a")
     masks = resample_prediction(found, narrow)
     assert [candidate.id for candidate in masks.candidates] == [1]
-    assert "a: 1 candidate outside the grid" in caplog.text
+    assert "a: 1 candidate outside the grid of the reference or later visit is" in caplog.text
     boxes = resample_prediction(replace(found, instances=None), narrow)
     assert [candidate.id for candidate in boxes.candidates] == [1]
 

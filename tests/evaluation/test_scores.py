@@ -4,14 +4,14 @@ import json
 import numpy as np
 import pytest
 
-from lesionseg.core import Geometry, InputCheckResult, OperatingPoint, Reference
-from lesionseg.errors import ConfigError, ContentError
+from lesionseg.core import CaseFiles, Geometry, InputCheckResult, OperatingPoint, Reference
+from lesionseg.errors import ConfigError, ContentError, DatasetError
 from lesionseg.evaluation import PRESETS, Scores, SummarySettings, read_scores
 from lesionseg.evaluation import summarise as summary
 from lesionseg.evaluation.adjudication import Answer, adjudicate
 from lesionseg.evaluation.compare import compare
 from lesionseg.evaluation.scores import write_scores
-from lesionseg.evaluation.subgroups import divide_by, find_subgroups
+from lesionseg.evaluation.subgroups import divide_by, find_subgroups, read_columns
 from tests.evaluation.hand_cases import (
     HAND_CASES,
     box_of,
@@ -118,6 +118,7 @@ def test_scores_of_another_format_are_refused_with_the_command():
         ({"cases": 3}, "this is not a scores.json"),
         ({"curves": None}, "scores or curves are missing or damaged"),
         ({"scores": [{"name": "dice", "value": "high"}]}, r"rows\[0\].value: high "),
+        ({"scores": [{"name": "dice", "value": ""}]}, r"rows\[0\].value: '' "),
     ],
 )
 def test_invalid_value_is_named_with_its_key(content, words):
@@ -207,6 +208,8 @@ def test_lesion_load_leaves_out_missing_cases_and_bare_boxes():
     load = summarise([*whole, boxed])
     assert (load["volume_ml_bias"].n, load["volume_ml_bias"].value) == (0, None)
     assert load["n_lesions_bias"].n == 4
+    assert "single case" in summarise(whole[:1])["n_lesions_bias"].reason
+    assert "no case with a prediction" in summarise([failed])["volume_ml_bias"].reason
 
 
 def test_missing_prediction_of_a_box_detector_has_no_dice_of_a_label_or_subgroup():
@@ -350,11 +353,26 @@ def test_numbers_are_divided_into_quantiles_and_empty_cells_form_a_group():
     patients = {case: {"subject": f"S{i // 2}"} for i, case in enumerate(CASES)}
     results = [replace(r, group=patients[r.case]["subject"]) for r in make_results()]
     assert not [*find_subgroups(tables_of(results), patients)]
+    own = {case: {"subject": "" if i > 9 else f"S{i}"} for i, case in enumerate(CASES)}
+    alone = [replace(r, group=r.case) for r in make_results()]
+    assert not [*find_subgroups(tables_of(alone), own)]  # only empty cells are shared
+    spellings = {
+        case: {"n": ["1", "1.0", "1.00", "01", "+1"][i % 5]} for i, case in enumerate(CASES)
+    }
+    assert len(divide_by(CASES, spellings, "n")) == 5  # words, because there is only one number
     with pytest.raises(ConfigError, match="sight"):  # a missing column
         divide_by(CASES, TABLE, "sight")
     crowd = [f"case{i}" for i in range(30)]
     with pytest.raises(ConfigError):
         divide_by(crowd, {c: {"id": c} for c in crowd}, "id")
+
+
+def test_table_of_columns_without_rows_is_an_error(tmp_path):
+    table = tmp_path / "columns.csv"
+    for text, words in (("case,site\n", "It has no rows"), ("id,site\na,b\n", "are: id, site")):
+        table.write_text(text)
+        with pytest.raises(DatasetError, match=words):
+            read_columns([CaseFiles("a", ())], table)
 
 
 def test_subgroups_of_numbers_are_in_ascending_order():

@@ -79,6 +79,8 @@ def test_run_directory_stands_for_the_bundle_inside(folder, plan):
     for wrong in (folder.parent.parent, folder / "absent"):
         with pytest.raises(BundleError):
             resolve_bundle(wrong)
+    with pytest.raises(BundleError, match="it is a file"):
+        resolve_bundle(folder / "weights.safetensors")
 
 
 class Touch:

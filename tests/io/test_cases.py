@@ -106,8 +106,11 @@ def picture(tmp_path):
 
 
 def test_picture_in_a_dataset_of_volumes_is_an_error(dataset, picture):
-    with pytest.raises(GeometryError, match="3 axes"):
-        read_image(picture, replace(dataset, channel_names=("T1",)))
+    dataset = replace(dataset, channel_names=("T1",))
+    with pytest.raises(GeometryError, match="dataset have 3 axes"):
+        read_image(picture, dataset)
+    with pytest.raises(GeometryError, match="model reads images with 3 axes"):
+        read_image(picture, dataset, is_input=True)
 
 
 def test_pixel_size_comes_from_the_column_pixel_mm(dataset, picture, tmp_path):

@@ -496,7 +496,8 @@ def test_seg_is_read_as_label_values(series, grid, tmp_path):
     np.testing.assert_array_equal(ignore, make_mask((2, 2, 2)))
 
 
-def test_pixels_of_a_label_map_are_numbers_of_segments(series, grid, tmp_path):
+@pytest.mark.parametrize("kind", ["MONOCHROME2", "PALETTE COLOR"])
+def test_pixels_of_a_label_map_are_numbers_of_segments(series, grid, tmp_path, kind):
     series()
     drawn = make_mask((1, 2, 3)) + 2 * make_mask((4, 3, 5))
     segments = [
@@ -510,6 +511,7 @@ def test_pixels_of_a_label_map_are_numbers_of_segments(series, grid, tmp_path):
         "1.2.840.10008.5.1.4.1.1.66.7",
         SegmentSequence=Sequence(segments),
         SegmentationType="LABELMAP",
+        PhotometricInterpretation=kind,
         Modality="SEG",
     )
     labels, _ = read_masks(tmp_path, "seg.dcm", '{"1": "cyst", "2": "lesion"}')

@@ -89,10 +89,18 @@ def test_spectroscopy_is_no_image_although_it_has_rows(tmp_path):
     size = {"Rows": 16, "Columns": 16, "NumberOfFrames": 8}
     path = write_dicom_file(tmp_path / "a.dcm", None, kind, Modality="MR", **size)
     assert image_header(path) is None
-    found = find_scans(tmp_path, 1)
-    assert found.scans == ()
-    (note,) = found.left_out
-    assert "objects that are not images" in note.message
+    for source in (tmp_path, path):
+        found = find_scans(source, 1)
+        assert found.scans == ()
+        (note,) = found.left_out
+        assert "objects that are not images" in note.message
+
+
+def test_file_of_two_classes_without_pixels_is_an_error(tmp_path):
+    classes = {"SOPClassUID": [dicom.CT, dicom.SEG]}
+    path = write_dicom_file(tmp_path / "a.dcm", None, dicom.CT, **classes)
+    with pytest.raises(ReadError, match=r"a\.dcm: .*no pixels"):
+        image_header(path)
 
 
 def test_scanned_document_is_no_image_and_not_damaged(tmp_path):

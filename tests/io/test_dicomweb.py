@@ -4,6 +4,7 @@ import pytest
 
 from lesionseg.config import PredictConfig
 from lesionseg.errors import ConfigError
+from lesionseg.io import dicomweb
 from lesionseg.io.dicomweb import DicomWeb
 
 UID = "1.2.840.1"
@@ -44,6 +45,8 @@ def test_address_states_service_study_and_filters(address, url, study_uid, filte
         ("input", "dicomweb://hidden@pacs/rs", "user"),
         ("send", "dicomweb://me:hidden@pacs/rs", "password"),
         ("input", "dicomweb:///rs", "address"),
+        ("input", "dicomweb://:8080/rs", "address"),
+        ("input", "dicomweb://me:hidden@[::1/rs", "address"),
         ("input", "dicomweb://pacs/rs#part", "address"),
         ("input", "dicomweb://pacs/rs/studies/", "address"),
         ("input", f"dicomweb://pacs/rs/studies/{UID}/instances/{UID}", "address"),
@@ -57,6 +60,23 @@ def test_unusable_address_is_refused_without_its_password(setting, address, word
     with pytest.raises(ConfigError, match=word) as error:
         DicomWeb(setting, address)
     assert "hidden" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("status", "words"), [(404, "Check path, UIDs"), (403, "refuses access"), (500, "Its log")]
+)
+def test_failure_of_the_server_is_not_blamed_on_the_address(status, words):
+    requests = pytest.importorskip("requests")
+    response = requests.Response()
+    response.status_code = status
+    assert words in dicomweb._explain(requests.HTTPError(response=response))
+
+
+@pytest.mark.parametrize(("host", "is_local"), [("[::1]:8042", True), ("[fd00::1]:8042", False)])
+def test_connection_to_this_computer_by_ipv6_gives_no_warning(host, is_local, caplog):
+    pytest.importorskip("dicomweb_client")
+    DicomWeb("input", f"dicomweb+http://{host}/rs")
+    assert ("not encrypted" in caplog.text) != is_local
 
 
 @pytest.mark.parametrize(

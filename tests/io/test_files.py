@@ -15,7 +15,15 @@ from lesionseg.cli.command import private_files
 from lesionseg.errors import DatasetError, OutputError, ReadError
 from lesionseg.io.case_ids import MAX_ID_BYTES, check_case_id, printable_id
 from lesionseg.io.files import LOCK, atomic_path, digest_of, locked_folder
-from lesionseg.io.text import read_csv, read_json, read_yaml, write_csv, write_json, write_text
+from lesionseg.io.text import (
+    read_csv,
+    read_csv_columns,
+    read_json,
+    read_yaml,
+    write_csv,
+    write_json,
+    write_text,
+)
 
 
 def test_file_is_complete_on_the_disk_before_it_is_renamed(tmp_path, monkeypatch):
@@ -161,6 +169,13 @@ def test_name_that_is_not_utf_8_is_written_as_text(tmp_path):
     assert read_csv(tmp_path / "t.csv") == [{"case": r"M\udcfcller"}]
     write_json(tmp_path / "a.json", {"case": name})
     assert read_json(tmp_path / "a.json") == {"case": name}
+
+
+def test_column_names_that_cannot_be_read_are_an_error(tmp_path):
+    table = tmp_path / "a.csv"
+    table.write_text('case,"' + 200_000 * "x")
+    with pytest.raises(ReadError, match="closing double quote"):
+        read_csv_columns(table)
 
 
 def test_table_with_byte_order_mark_and_spaces_is_read(tmp_path):

@@ -276,16 +276,21 @@ def test_model_of_the_hub_follows_its_branch_and_a_commit_stays(hub, folder, pla
     assert Predictor(f"hf://user/model@{commit}", device="cpu").plan == plan
 
 
-def test_model_of_the_hub_is_read_from_a_folder_a_run_or_a_zip(hub, folder, tmp_path):
+def test_model_of_the_hub_is_read_from_a_folder_a_run_or_a_zip(hub, folder, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
     expected = bundle_digest(folder)
     model = SmallModel().write(tmp_path / "results")
-    hub.commit_folder("models/user/run", folder.parent)
+    commit = hub.commit_folder("models/user/run", folder.parent)
     assert bundle_digest("hf://user/run") == expected
     assert bundle_digest("hf://user/run@main/bundle") == expected
+    assert f"hf://user/run@{commit}/bundle pins it" in caplog.text
     hub.commit_folder("models/user/nnunet", tmp_path / "results")
     inner = model.relative_to(tmp_path / "results").as_posix()
     assert bundle_digest(f"hf://user/nnunet/{inner}") == bundle_digest(model)
     assert bundle_digest(f"hf://user/nnunet/{inner}/fold_0") == bundle_digest(model / "fold_0")
+    (model / "fold_9").mkdir()
+    with pytest.raises(BundleError, match="fold_9 has no checkpoint"):
+        bundle_digest(model / "fold_9")
     path = write_zip(tmp_path / "model.zip", folder, "inner/")
     hub.commit("models/user/zips", {"a/model.zip": path.read_bytes(), "other.zip": b"large"})
     address = f"hf://user/zips/a/model.zip/inner#sha256={digest_of(path)}"

@@ -510,6 +510,16 @@ def test_pages_of_a_tiff_are_slices(tmp_path, options):
     check(path, stack[np.newaxis])
 
 
+def test_stack_with_a_preview_is_an_error_with_advice(tmp_path):
+    path = tmp_path / "a.tif"
+    stack = draw_samples("uint8", 3, 20, 30)
+    with tifffile.TiffWriter(path) as tiff:
+        tiff.write(stack, photometric="minisblack", metadata=None)
+        tiff.write(stack[0, ::4, ::4].copy(), subfiletype=1, metadata=None)
+    with pytest.raises(ReadError, match=r"pages \(3 without previews\) .* also has a preview"):
+        read_volume(path)
+
+
 def test_stack_that_was_cut_is_an_error(tmp_path):
     """Writers such as ITK store each page before its directory."""
     path = tmp_path / "a.tif"

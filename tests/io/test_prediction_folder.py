@@ -115,6 +115,12 @@ def test_names_of_bids_replace_own_masks_only(tmp_path):
     assert {file.name for file in tmp_path.glob("*.nii*")} == names
 
 
+def test_hidden_file_of_a_file_system_is_no_case(tmp_path):
+    write_results(tmp_path, "a", ONE)
+    write_results(tmp_path, "._a", ONE)  # macOS writes such files to disks of other systems
+    assert PredictionFolder(tmp_path).cases() == ["a"]
+
+
 def write_nnunet_results(folder, case, source, content, mask="a.nii.gz"):
     """Write the files of a case with the names that `names=nnunet` uses."""
     (folder / mask).write_text(content)

@@ -363,6 +363,23 @@ def test_files_of_a_folder_are_grouped_by_case(tmp_path):
     assert find_masks(tmp_path) == {case: tmp_path / name for case, name in masks.items()}
 
 
+@pytest.mark.parametrize("name", ["a_regions.nii.gz", "a.npz"])
+def test_case_without_mask_and_candidates_is_an_error(tmp_path, oblique, name):
+    _touch(tmp_path, name)
+    with pytest.raises(ReadError, match=rf"{name}: the mask a_mask"):
+        find_predictions(tmp_path)["a"].read(geometry=oblique)
+
+
+def test_error_about_an_empty_folder_names_files_that_are_found(tmp_path):
+    with pytest.raises(DatasetError) as caught:
+        find_predictions(tmp_path)
+    listed = str(caught.value).partition("<case>.* or ")[2].rstrip(".").replace(".*", ".nii.gz")
+    for name in listed.replace("<case>", "a").split(", "):
+        _touch(tmp_path, name)
+        assert list(find_predictions(tmp_path)) == ["a"]
+        (tmp_path / name).unlink()
+
+
 @pytest.mark.parametrize("find", [find_masks, find_predictions])
 def test_empty_or_missing_folder_is_an_error(tmp_path, find):
     for folder in (tmp_path / "gone", tmp_path):

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from errno import EACCES
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,11 @@ import pytest
 import tifffile
 from PIL import Image
 
-from lesionseg.errors import DatasetError
+from lesionseg.core import CaseFiles
+from lesionseg.errors import DatasetError, ReadError
 from lesionseg.io.case_ids import MAX_ID_BYTES
-from lesionseg.io.scans import find_scans
+from lesionseg.io.contents import content_files
+from lesionseg.io.scans import describe_scan, find_scans
 from tests.io.dicom_files import DX, write_dicom_file
 
 
@@ -200,6 +203,37 @@ def test_error_for_a_folder_without_scans_names_its_files(tmp_path):
         find_scans(tmp_path, 1).cases()
 
 
+def test_error_does_not_deny_images_that_are_left_out(tmp_path):
+    _touch(tmp_path, "a_mask.nii.gz", "b.nii.gz", "b_candidates.json")
+    with pytest.raises(DatasetError) as caught:
+        find_scans(tmp_path, 1).cases()
+    for words in ("apart from what is left out", "*_mask.*", "*.nii.gz, results of predict"):
+        assert words in str(caught.value)
+
+
+def test_missing_dicom_file_is_an_error(tmp_path):
+    with pytest.raises(ReadError, match="no such file"):
+        describe_scan(CaseFiles("a", (tmp_path / "a.dcm",)))
+
+
+def test_series_in_a_folder_that_cannot_be_opened_is_an_error(tmp_path, monkeypatch):
+    def deny(_):
+        raise PermissionError(EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", deny)
+    with pytest.raises(ReadError, match="permission denied"):
+        content_files(tmp_path / "series=3")
+
+
+def test_clash_in_a_table_names_files_outside_its_folder(tmp_path):
+    one, two = (_touch(tmp_path, f"{name}/a.nii") / name / "a.nii" for name in ("x", "y"))
+    table = tmp_path / "lists" / "scans.csv"
+    table.parent.mkdir()
+    table.write_text(f"case,image\nP1,{one}\np1,{two}\n")
+    for scan in find_scans(table, 1).scans:
+        assert scan.fault.startswith(f"a.nii and a.nii would get the same case id, {scan.case}.")
+
+
 @pytest.mark.parametrize(
     ("names", "clashing", "others"),
     [
@@ -300,7 +334,10 @@ def test_model_of_volumes_finds_stacks_but_no_pictures(tmp_path):
     for name, shape in (("stack", (3, 8, 9)), ("picture", (8, 9))):
         pixels = np.zeros(shape, np.uint8)
         tifffile.imwrite(tmp_path / f"{name}.tif", pixels, photometric="minisblack")
+    comment = "ImageJ=1.11a\nimages=damaged"
+    tifffile.imwrite(tmp_path / "damaged.tif", pixels, description=comment, metadata=None)
     found = find_scans(tmp_path, 1, dims=3)
     assert [scan.case for scan in found.scans] == ["stack"]
     (left_out,) = found.left_out
+    assert left_out.message.startswith("Left out: 2 ×")
     assert "pictures, while this model reads volumes" in left_out.message

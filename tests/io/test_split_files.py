@@ -68,7 +68,7 @@ WRONG = [
     ([{"train": [["a"]], "val": []}], r"\[0\].train"),
     ([{"train": ["a", "c"], "val": ["c"]}], "fold 0 has the case 'c' twice.*Keep one"),
     ([{"train": ["a", "a"], "val": ["c"]}], "'a' twice.*Keep one"),
-    ([ONE, {"train": ["a", "b"], "val": ["c"]}], "1 case: c .folds 0 and 1.*data.splits=FILE"),
+    ([ONE, {"train": ["a", "b"], "val": ["c"]}], "1 case: c .c in folds 0 and 1.*data.splits=FILE"),
 ]
 
 

@@ -12,7 +12,8 @@ import tifffile
 from PIL import Image
 
 from lesionseg.core import CaseFiles, Dataset, Geometry, Labels, Volume
-from lesionseg.errors import LesionsegError, ReadError
+from lesionseg.errors import GeometryError, LesionsegError, ReadError
+from lesionseg.io import limits
 from lesionseg.io.cases import read_image
 from lesionseg.io.contents import content_files
 from lesionseg.io.nifti import states_orientation
@@ -70,6 +71,23 @@ def test_header_is_read_with_the_file_of_its_voxels(tmp_path, suffix):
     np.testing.assert_array_equal(volume.array[0], sitk.GetArrayFromImage(image))
     np.testing.assert_allclose(volume.geometry.to_mm([[1, 1, 1]]), [[-10.5, 19.25, 33]])
     assert len(content_files(path)) == 2
+
+
+def test_limit_of_a_server_is_named_for_a_resampled_image(monkeypatch):
+    monkeypatch.setattr(limits, "_limits", limits.FileLimits())
+    limits.limit_voxels(100, "Start the server with more memory.")
+    with pytest.raises(GeometryError, match=r"header\. Start the server with more memory\.$"):
+        limits.check_resampled("a.nii", (5, 5, 5))
+
+
+def test_bytes_before_compressed_voxels_are_skipped(tmp_path):
+    path = tmp_path / "a.mhd"
+    image = sitk.GetImageFromArray(np.arange(24, dtype=np.int16).reshape(2, 3, 4))
+    sitk.WriteImage(image, str(path), True)
+    voxels = tmp_path / "a.zraw"
+    voxels.write_bytes(b"skipped" + voxels.read_bytes())
+    path.write_text(path.read_text().replace("DimSize", "HeaderSize = 7\nDimSize"))
+    np.testing.assert_array_equal(read_volume(path).array[0], sitk.GetArrayFromImage(image))
 
 
 def test_big_endian_nifti_2_in_micrometres_is_read(tmp_path):

@@ -249,6 +249,11 @@ def test_unsigned_labels_give_the_loss_of_signed_ones(function, dtype):
         function(logits, torch.tensor([[0, 1, 2, 4]] * 2).to(dtype))
 
 
+def test_message_about_a_soft_target_names_its_fractions():
+    with pytest.raises(ContentError, match="fractions"):
+        sigmoid_focal_loss(torch.zeros(1, 1, 2), torch.tensor([[[0.5, 1.0]]]))
+
+
 @BOTH
 def test_alpha_and_gamma_may_be_scalars_of_numpy_or_torch(function):
     logits = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))

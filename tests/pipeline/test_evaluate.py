@@ -211,7 +211,7 @@ def test_candidate_files_supply_scores_and_operating_point(tmp_path):
     scores = scores_of(*folders)
     assert (scores.count("n_true_positive"), scores.operating_point.score) == (1, 0.5)
     assert [point.value for point in scores.curve("froc")] == [1.0] * 7
-    for lower in ("score:0.2", 0.2):
+    for lower in ("score:0.2", 0.2, "2e-1"):
         scores = scores_of(*folders, operating_point=lower)
         point = scores.operating_point
         assert (scores.count("n_true_positive"), point.score, point.chosen_on) == (2, 0.2, None)
@@ -704,6 +704,15 @@ def test_case_with_a_faulty_reference_and_no_prediction_is_named(tmp_path, caplo
     assert (outcome.scores.count("n_cases"), outcome.exit_status) == (7, 3)
     rows = {row["case"]: row["status"] for row in read_csv(folders[2] / "cases.csv")}
     assert rows["P5"] == "failed"
+
+
+def test_folder_whose_references_are_all_faulty_is_refused(tmp_path):
+    folders = folders_of(tmp_path)
+    for name in ("a.nii.gz", "a_mask.nii.gz"):
+        write_mask(folders[0] / name, lesions(1))
+    write_mask(folders[1] / "b.nii.gz", lesions(1))
+    with pytest.raises(DatasetError, match="same case"):
+        evaluate(*folders)
 
 
 def test_case_with_faults_on_both_sides_has_one_row(tmp_path):

@@ -317,6 +317,17 @@ def test_bad_input_is_refused_with_its_name(visits, after, settings, error, word
     assert not (visits / "out").exists()
 
 
+@pytest.mark.parametrize("has_images", [False, True])
+def test_boxes_without_masks_are_not_compared(tmp_path, has_images):
+    box = {"score": 0.9, "start_vox": [2, 2, 2], "stop_vox": [6, 6, 6]}
+    for visit in ("before", "after"):
+        (tmp_path / visit).mkdir()
+        write_json(tmp_path / visit / "a_candidates.json", {"candidates": [box]})
+        write_scan(tmp_path / f"{visit}_images" / "a.nii.gz", GRID)
+    with pytest.raises(ContentError, match="boxes without masks"):
+        follow_visits(tmp_path, has_images=has_images)
+
+
 def test_dicom_report_contains_states_and_both_volumes(tmp_path):
     """Follow DICOM series with one stable, one gone and one new lesion."""
     hd = pytest.importorskip("highdicom")

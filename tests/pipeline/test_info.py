@@ -78,6 +78,12 @@ def test_next_command_predicts_as_the_operating_point_was_chosen(run):
     assert cfg.inference.flips
 
 
+def test_next_command_trusts_a_model_with_transforms_of_the_user(tmp_path, plan):
+    plan = plan.with_(prepare_extra=({"_target_": "mine.Same", "keys": "image"},))
+    write_bundle(tmp_path / "bundle", build_network(plan), plan, "")
+    assert "trust=true" in ask(bundle=str(tmp_path / "bundle")).next
+
+
 def test_bundle_without_points_and_card_states_no_training(tmp_path, plan):
     write_bundle(tmp_path / "bundle", build_network(plan), plan, "license: mit\n")
     text = "\n".join(ask(bundle=str(tmp_path / "bundle")).summary())
@@ -147,6 +153,17 @@ def test_folder_of_scans_without_a_layout_is_described(run, tmp_path):
     assert outcome.dataset.items() >= facts.items()
     assert outcome.dataset["fits"] == "axes are those of the model"
     assert "predict bundle=MODEL" in ask(data={"root": str(folder)}).next
+
+
+def test_damaged_first_scan_of_a_folder_is_a_finding(tmp_path):
+    (tmp_path / "a.nii.gz").write_bytes(b"no image")
+    write_array(tmp_path / "b.nii.gz", np.zeros((4, 5, 6), np.float32))
+    outcome = ask(data={"root": str(tmp_path)})
+    assert (outcome.dataset["axes"], outcome.dataset["cases"]) == (3, 2)
+    assert [finding.case for finding in outcome.findings] == ["a"]
+    (tmp_path / "b.nii.gz").unlink()
+    with pytest.raises(DatasetError, match="not a NIfTI image"):
+        ask(data={"root": str(tmp_path)})
 
 
 def test_folder_without_scans_is_refused(tmp_path):

@@ -166,6 +166,10 @@ def test_export_without_validation_or_of_another_format_is_refused(tmp_path):
         export(model, tmp_path / "out", reference=labels)
     with pytest.raises(ConfigError, match="--val --npz"):
         export(model, tmp_path / "out", format="bundle", reference=labels)
+    for folder in model.glob("fold_*/validation"):
+        shutil.rmtree(folder)
+    with pytest.raises(ConfigError, match="--val --npz"):
+        export(model, tmp_path / "out", format="bundle", reference=labels)
     export(model, tmp_path / "out", format="bundle")
     assert bundle_selection(tmp_path / "out").operating_points == ()
     with pytest.raises(ConfigError, match="already"):

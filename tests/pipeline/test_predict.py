@@ -485,6 +485,8 @@ def test_workers_of_a_cluster_get_absolute_paths(tmp_path, monkeypatch):
     assert absolute("scans/*/FLAIR*").input == str(tmp_path / "scans" / "*" / "FLAIR*")
     assert absolute("s3://bucket/scans").input == "s3://bucket/scans"
     assert absolute("a.nii").bundle == (str(tmp_path / "bundle"),)
+    hub = PredictConfig.of(bundle="hf://user/model", input="a.nii", output="out")
+    assert with_absolute_paths(hub).bundle == ("hf://user/model",)
     assert absolute("a.nii").zones == str(tmp_path / "zones")
 
 

@@ -32,7 +32,8 @@ def test_cases_that_choose_the_weights_contain_lesions(with_lesions, n, expected
 def test_operating_point_without_validation_cases(tmp_path, caplog):
     """A score is kept. Any other point cannot be chosen, which a warning says."""
     more = "data.validation_fraction=0", "trainer.accelerator=cpu"
-    assert run("train", small_training(tmp_path, *more, "operating_point=score:0.3")) == 0
+    score = "operating_point=score:0.3", "rate_confidence=0.9"
+    assert run("train", small_training(tmp_path, *more, *score)) == 0
     (point,) = read_bundle(tmp_path / "run" / "bundle").selection.operating_points
     assert (point.name, point.score) == ("score:0.3", 0.3)
     assert "has no effect" not in caplog.text

@@ -292,6 +292,7 @@ def test_reasons_name_the_elements_of_an_image(dims, mm, element, unit):
     candidates = rules.candidate_rule([50] * 20, 0.01, dims).reason
     assert candidates.startswith(f"candidates have at least 5 {element}")
     assert candidates.endswith(f"at most 50 {element}")
+    assert rules.candidate_rule([], 0.01, dims).reason.endswith("because there are no lesions")
 
 
 @pytest.mark.parametrize(("dims", "whole"), [(2, "image"), (3, "volume")])

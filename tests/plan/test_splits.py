@@ -176,7 +176,7 @@ def test_split_files_of_both_kinds_are_followed(dataset, tmp_path):
         ({"train": ["c1", "c2"], "val": ["c03"]}, "c03.*Did you mean 'c3'"),
         ({"train": ["c1", "c2"], "val": ["c3"], "test": ["c11"]}, "1 case that.*c11"),
         ({"train": ["c1", "c2_0000.nii.gz"], "val": ["c3"]}, "Did you mean 'c2'"),
-        ({"train": list(TEN), "val": []}, "1 test case.*c0"),
+        ({"train": list(TEN), "val": []}, "1 test or external case.*c0"),
         ({"train": [], "val": ["c1"]}, "has no training cases"),
         ({"val": []}, "train"),
     ],
@@ -185,6 +185,12 @@ def test_split_file_that_does_not_fit_is_refused(dataset, tmp_path, fold, words)
     path = write(tmp_path / "given.json", [fold])
     with pytest.raises(DatasetError, match=rf"given\.json.*{words}"):
         make_splits(build(dataset, TEN, role={"c0": "test"}), ONES, given=path)
+
+
+def test_split_file_that_states_an_external_case_as_a_test_case_is_refused(dataset, tmp_path):
+    path = write(tmp_path / "given.json", {"roles": {"c0": "test", "c1": "train"}})
+    with pytest.raises(DatasetError, match=r"gives another role to 1 test or external case.*c0"):
+        make_splits(build(dataset, TEN, role={"c0": "external"}), ONES, given=path)
 
 
 def test_cases_that_a_split_file_leaves_out_get_no_role(dataset, tmp_path):
@@ -215,6 +221,10 @@ def test_without_validation_only_cases_of_the_split_file_train(dataset, tmp_path
     assert "validation cases of" in caplog.text
     with pytest.raises(ConfigError, match="contradicts"):
         make_splits(data, ONES, validation_fraction=0, fold=0)
+    caplog.clear()
+    write(path, [{"train": ["c0", "c1"], "val": []}])
+    assert make_splits(data, ONES, validation_fraction=0).roles == {"c0": "train", "c1": "train"}
+    assert not caplog.text
 
 
 def test_invalid_split_file_is_not_replaced_by_a_draw(dataset, tmp_path):
@@ -291,6 +301,21 @@ def test_folds_are_balanced_by_number_and_by_size(dataset):
         assert sum(counts[c] == 0 for c in held) == 2
         typical = sum(sizes[c] for c in held if counts[c]) / 6
         assert abs(typical - 4.5) < 1.5
+
+
+def test_notes_and_messages_state_the_folds_that_exist(dataset):
+    few = build(dataset, {"a": "g", "b": "h"})
+    assert make_splits(few, {"a": 1, "b": 1}, fold=1).note.startswith("fold 1 of 2 random folds")
+    tested = build(dataset, {"a": "g"}, role={"a": "test"})
+    with pytest.raises(DatasetError, match="There are no cases for training or validation"):
+        make_splits(tested, {"a": 1}, fold=0)
+    with pytest.raises(DatasetError, match="there are none"):
+        fold_numbers(tested, {"a": 1})
+
+
+def test_cases_without_a_stated_group_are_groups_in_the_note(dataset):
+    ungrouped = build(dataset, dict.fromkeys(TEN, ""))
+    assert make_splits(ungrouped, ONES).note.startswith("2 of 10 groups drawn")
 
 
 def test_fold_numbers_come_from_settings_dataset_or_split_file(dataset, tmp_path):

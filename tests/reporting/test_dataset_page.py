@@ -6,8 +6,10 @@ from lesionseg.core import Case, CaseFiles, Finding, Geometry, Volume
 from lesionseg.reporting.dataset_page import (
     CaseLook,
     _draw_charts,
+    _findings_table,
     findings_lines,
     look_at,
+    write_dataset_report,
 )
 
 
@@ -47,3 +49,33 @@ def test_missing_channel_has_no_intensities():
     look = look_at("case 1", CaseFiles("a", ()), Case("a", image))
     assert np.isfinite(look.ranges[0]).all()
     assert np.isnan(look.ranges[1]).all()
+
+
+def test_picture_shows_the_first_channel_that_the_case_has():
+    grid = Geometry.from_spacing((4, 4), (1.0, 1.0))
+    channel = np.arange(16, dtype=np.float32).reshape(4, 4)
+    lacking = Volume(np.stack([np.zeros_like(channel), channel]), grid, missing=(0,))
+    whole = Volume(channel[None], grid)
+    pictures = {
+        look_at("case 1", CaseFiles("a", ()), Case("a", image)).picture
+        for image in (lacking, whole)
+    }
+    assert len(pictures) == 1
+
+
+def test_finding_about_the_dataset_counts_no_case():
+    findings = [
+        Finding("left_out", "notes.txt is left out."),
+        Finding("listed", "row 3: no image.", severity="error"),
+    ]
+    rows = [(row["cases"], row["which"]) for row in _findings_table({}, findings)]
+    assert rows == [(1, "not in the pictures below"), (None, "the whole dataset")]
+
+
+def test_headline_says_that_training_cannot_start(tmp_path):
+    findings = [Finding("no_training", "no case is left for validation.", severity="error")]
+    looks = {"a": CaseLook("case 1")}
+    options = {"agreement": (), "identifiers": False}
+    write_dataset_report(tmp_path / "page.html", looks, findings, ("T1",), "mm", "", **options)
+    page = (tmp_path / "page.html").read_text()
+    assert "<h1>Every case can be used, but training cannot start.</h1>" in page

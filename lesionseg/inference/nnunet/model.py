@@ -21,7 +21,7 @@ from pydantic import (
 from torch import nn
 
 from lesionseg.core import Labels
-from lesionseg.errors import BundleError, describe_misfits
+from lesionseg.errors import BundleError, ConfigError, describe_misfits
 from lesionseg.inference.nnunet.outputs import NNUNET_RULE
 from lesionseg.io.nnunet_model import NnunetModelFiles
 from lesionseg.models.build import build_network, build_with_weights, require_finite
@@ -240,7 +240,13 @@ def _architecture(
     Raises `BundleError` if it does not fit the plans.
     """
     kind = _network_kind(config, where, checkpoint, files)
-    trained = architecture_of(checkpoint.weights, kind, where)
+    try:
+        trained = architecture_of(checkpoint.weights, kind, where)
+    except ConfigError as error:  # its advice concerns a training that begins with the weights
+        raise BundleError(
+            f"{where}: the weights are not those of a {kind}. Use plans and checkpoints of one "
+            "training."
+        ) from error
     architecture = replace(trained, n_supervised=1)  # coarser outputs are only for training
     _check_strides(architecture.strides, config, where)
     if len(config.patch_size) != len(architecture.strides[0]):
@@ -267,7 +273,8 @@ def _inherit(plans: _Plans, name: str, where: str) -> dict[str, Any]:
     visited = []
     current: Any = name
     while current is not None:
-        if current in visited or current not in plans.configurations:
+        is_name = isinstance(current, str)
+        if not is_name or current in visited or current not in plans.configurations:
             raise BundleError(
                 f"{where}: configurations.{name} inherits from {current!r}, which is missing or "
                 "inherits from itself. Correct inherits_from."
@@ -397,8 +404,14 @@ def _recipe(
         )
     normalisation = []
     for channel, (scheme, use_mask) in enumerate(zip(schemes, masks, strict=True)):
-        intensities = plans.intensities.get(str(channel), _Intensities())
-        normalisation.append(_normalisation(scheme, use_mask, intensities, where))
+        intensities = plans.intensities.get(str(channel))
+        if intensities is None and scheme == "CTNormalization":
+            raise BundleError(
+                f"{where}: the plans state no intensities of channel {channel}, which "
+                "CTNormalization needs. Copy plans.json again."
+            )
+        stated = intensities or _Intensities()
+        normalisation.append(_normalisation(scheme, use_mask, stated, where))
     first, second, third = plans.transpose_forward
     content = {
         "configuration": name,
@@ -406,12 +419,14 @@ def _recipe(
         "patch": config.patch_size,
         "normalisation": tuple(normalisation),
         "image_resampling": _resampling(
-            config.resampling_fn_data, config.resampling_fn_data_kwargs, f"{where}.data"
+            config.resampling_fn_data,
+            config.resampling_fn_data_kwargs,
+            f"{where}.resampling_fn_data",
         ),
         "logit_resampling": _resampling(
             config.resampling_fn_probabilities,
             config.resampling_fn_probabilities_kwargs,
-            f"{where}.probabilities",
+            f"{where}.resampling_fn_probabilities",
         ),
         "transpose": (first, second, third),
         "reorients": plans.image_reader_writer.endswith(_REORIENTING),
@@ -461,7 +476,8 @@ def _resampling(function: str, options: Mapping[str, Any], where: str) -> Nnunet
             f"{where}: the resampling {function} is none of {', '.join(_RESAMPLING)}. Predict with "
             "nnU-Net and give its probabilities to evaluate."
         )
-    stated = _validate(_ResamplingOptions, {**options, **_RESAMPLING[function]}, where)
+    content = {**options, **_RESAMPLING[function]}
+    stated = _validate(_ResamplingOptions, content, f"{where}_kwargs")
     return NnunetResampling(
         order=stated.order,
         order_z=stated.order_z,

@@ -103,8 +103,10 @@ def read_probabilities(
 
     Raises:
         ReadError: if a file is damaged or contains objects, or if the mask is missing.
-        GeometryError: if the mask fits neither the scan nor the probabilities.
-        ContentError: if a probability is NaN, or if channels and labels do not fit.
+        GeometryError: if the mask does not fit the scan or the probabilities.
+        ContentError: if the values are not probabilities, if channels and labels do not fit, or if
+            the labels of the probabilities and the mask do not agree in any axis order.
+        LesionsegError: if the labels in `dataset.json` are not valid.
     """
     path = files.probabilities
     if path is None or files.mask is None:
@@ -183,9 +185,9 @@ def _require_fitting_channels(file: ProbabilityFile, labels: Labels) -> None:
 def _read_voxels(file: ProbabilityFile, *, are_regions: bool) -> _Voxels:
     """Read the voxels that can belong to a candidate of any label.
 
-    Raises `ContentError` if the values are no probabilities, or do not sum to 1 over the channels
-    without regions. The file is read twice, because the first pass finds the voxels whose values
-    the second keeps.
+    Raises `ContentError` if the values are NaN or no probabilities, or do not sum to 1 over the
+    channels without regions. The file is read twice, because the first pass finds the voxels whose
+    values the second keeps.
     """
     n_row = prod(file.shape[2:])
     index = _find_voxels(file, are_regions=are_regions)
@@ -250,6 +252,7 @@ def _labels_from_probabilities(voxels: _Voxels, labels: Labels) -> Integers:
 def _fit_shape(file: ProbabilityFile, dims: int) -> tuple[int, ...]:
     """Return the array's spatial shape with `dims` axes. An axis of 1 is dropped, or added first.
 
+    If there is no axis of 1 to drop, the shape keeps its axes, and does not fit the mask.
     A picture that nnU-Net reads from NIfTI has an axis of 1 where its file has it.
     """
     shape = file.shape[1:]
@@ -295,18 +298,21 @@ class _LabelMaps:
 def _find_axis_order(file: ProbabilityFile, maps: _LabelMaps, geometry: Geometry) -> AxisOrder:
     """Find the axis order in which the labels of the probabilities agree with the mask.
 
-    The order of the reader in the plans is tried first, then the order of the mask. If labels or
-    mask are empty, the first order that fits the shape is returned. If no order agrees, the first
-    one is returned with a warning, provided that it keeps the shape or is the only one that fits.
+    The order of the reader in the plans is tried first, then the order of the mask. The first order
+    with a Dice of at least 0.9 is returned, otherwise the one with the highest Dice if that is at
+    least 0.5. If labels or mask are empty, the first order that fits the shape is returned. If no
+    order agrees, the first one is returned with a warning, provided that it keeps the shape or is
+    the only one that fits.
 
     Raises:
         GeometryError: if no order fits the shape.
         ContentError: if no order agrees, and the first one is not plausible.
     """
     shape = maps.mask.shape
-    fitting = [
-        order for order in _list_axis_orders(file, geometry) if order.shape(maps.shape) == shape
-    ]
+    fitting = []
+    if len(maps.shape) == len(shape):
+        orders = _list_axis_orders(file, geometry)
+        fitting = [order for order in orders if order.shape(maps.shape) == shape]
     if not fitting:
         raise GeometryError(
             f"{file.path}: probabilities of shape {maps.shape} do not fit the mask's shape "

@@ -48,7 +48,7 @@ def _resize_slabs(
 ) -> Iterator[tuple[int, Float[Tensor, "k rows y x"]]]:
     """Yield rows of the logits on the cropped volume's grid, with the first row's number.
 
-    A row is a plane along the first axis. Only the input rows between which the yielded rows are
+    A row is a plane across the first axis. Only the input rows between which the yielded rows are
     interpolated are read, unless the splines need the whole volume.
     """
     recipe = recipe_of(plan)

@@ -56,7 +56,8 @@ class NnunetScan:
 def prepare_scan(volume: Volume, recipe: NnunetRecipe, where: str) -> NnunetScan:
     """Prepare a volume `[C, *file]` by the recipe of an nnU-Net model. The volume is not changed.
 
-    It is cropped to the voxels that are not 0 in at least one channel, if there are any.
+    The scan is cropped to the smallest box around the voxels that are not 0 in at least one
+    channel, if there are any.
 
     Raises:
         GeometryError: if the resized volume has more voxels than `FileLimits` allows. The message

@@ -33,9 +33,9 @@ class DicomScan:
     Attributes:
         place: The path that readers take: the folder, `folder/series=…` or the file.
         files: The files with its slices.
-        name: The name of the scan within its folder: "" for the only series, `<number>_<digest of
-            its UID>` for one of several (without the number if it is not one), the stem of a single
-            file.
+        name: The name of the scan within its folder: "" for a series if at most one series of the
+            folder can be read, `<number>_<digest of its UID>` for one of several (only the digest
+            if the number is not decimal), the stem of a single file.
         other_name: The name that a series gets instead if another series is added to the folder or
             removed from it: `<number>_<digest>` for the only series, "" for one of several.
         number: The number of the series, "" if unknown. The same applies to the other texts.
@@ -46,9 +46,11 @@ class DicomScan:
         description: The description of the series.
         n_slices: The number of slices, including the frames of a file.
         is_radiograph: True for a projection X-ray image.
-        is_localiser: True if the description names a localiser, on which other scans were planned.
-        unfit: The reason why it cannot be read, "" if it can be read.
-        neighbours: The DICOM files of a series' folder when it was listed. Empty for a single file.
+        is_localiser: True if the descriptions of all files name a localiser, on which other scans
+            were planned.
+        unfit: The reason why its first file cannot be read as a scan. "" if another file can.
+        neighbours: The DICOM files of a series' folder when it was listed. Empty for a single file,
+            and if the folder was not listed.
     """
 
     place: Path
@@ -94,7 +96,8 @@ def group_dicom(files: Sequence[Path]) -> DicomFolder:
     A series of several files is one scan. A series of one file and each radiograph are scans of a
     single file. A file whose header cannot be read belongs to the series whose UID it states, or to
     each series if it states none, because it may be a slice. The reader of the series reports it.
-    It is only `damaged` if no series in the folder can be read.
+    Such a file is `damaged` if it states another UID than those of the series of several files, or
+    if no series of several files can be read.
     """
     damaged: dict[Path, str] = {}  # the UID of the series that each file states
     others: list[Path] = []
@@ -140,8 +143,8 @@ def group_dicom(files: Sequence[Path]) -> DicomFolder:
 def describe_dicom(place: Path) -> DicomScan:
     """Describe the scan at a path: a folder, a file or `folder/series=…`.
 
-    The other series of a folder are not read, so a series may not be the only one, and its name
-    contains its UID.
+    The other series of a folder are not described. The name of a series is therefore that of one of
+    several, even if it is the only one.
 
     Raises:
         ReadError: A header is damaged, or there is no such image.

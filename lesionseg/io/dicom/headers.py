@@ -48,9 +48,9 @@ def is_dicom(path: Path) -> bool:
     """Return True for a DICOM file: by its suffix, the letters DICM or its first element.
 
     Files of old archives have no preamble and no letters DICM. They begin with an element of group
-    2 or 8. A file whose suffix is missing or a number also counts if it cannot be read, if it is
-    empty, or if it is cut short within the preamble, which consists of zeros. Hidden files and
-    folders do not count.
+    2 or 8. A file whose suffix is missing or has other characters than letters, such as a number,
+    also counts if it cannot be read, if it is empty, or if it is cut short within the preamble,
+    which consists of zeros. Hidden files and folders do not count.
     """
     if path.name.startswith(".") or not is_file_or_broken_link(path):
         return False
@@ -91,7 +91,7 @@ def read_header(path: Path, *, pixels: bool = False) -> "Header":
     """Read the elements of a DICOM file. From then on, pydicom logs no warnings.
 
     Args:
-        path: The file. If it has no preamble, the transfer syntax in which it is written is found
+        path: The file. If it states no transfer syntax, the syntax in which it is written is found
             out and added to the header.
         pixels: True reads the pixels too.
 
@@ -183,7 +183,8 @@ def image_header(file: Path) -> "Header | None":
     if has_rows:
         is_other = sop_class == _SPECTROSCOPY or text(header, "Modality") in NO_IMAGE
         return None if is_other else header
-    should_be_image = not sop_class or "Image Storage" in sop_class.name
+    class_name = getattr(sop_class, "name", "Image Storage")  # several values have no name
+    should_be_image = not sop_class or "Image Storage" in class_name
     if not series_uid or should_be_image:
         raise ReadError(
             f"{file}: the image has no pixels and may be cut short. Copy it again from its source, "
@@ -193,7 +194,7 @@ def image_header(file: Path) -> "Header | None":
 
 
 def read_series_uid(file: Path) -> str:
-    """Return the SeriesInstanceUID of a file with a damaged header, or "" if it is unreadable."""
+    """Return the SeriesInstanceUID of a damaged header, or "" if it is absent or unreadable."""
     with suppress(Exception), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         header = _read_elements(file, pixels=False, names=["SeriesInstanceUID"])
@@ -232,7 +233,8 @@ def n_frames(header: "Header") -> int:
 def explain_unfit(header: "Header") -> str:
     """Explain why an image cannot be read as a scan, or return "" if it can.
 
-    Localisers, screenshots, images in colour or of a palette, and films cannot be read.
+    Localisers, screenshots, images in colour or of a palette, and films cannot be read. The palette
+    of a segmentation (LABELMAP) does not matter, because its pixels are numbers of segments.
     """
     frames = n_frames(header)
     if is_secondary_capture(header) and not is_radiograph(header):
@@ -241,7 +243,8 @@ def explain_unfit(header: "Header") -> str:
         return "a localiser. Leave it out of the series' folder."
     if number(header, "SamplesPerPixel", 1) != 1:
         return "in colour, but a scan has one value per voxel. Leave it out."
-    if text(header, "PhotometricInterpretation") == "PALETTE COLOR":
+    has_palette = text(header, "PhotometricInterpretation") == "PALETTE COLOR"
+    if has_palette and text(header, "Modality") != "SEG":
         return (
             "in the colours of a palette, so its values are not intensities. Leave it out, or "
             "export the scan that it was computed from."
@@ -257,8 +260,8 @@ def explain_unfit(header: "Header") -> str:
 def check_image(path: Path, header: "Header") -> None:
     """Raise `ReadError` if an image is not fit for a scan or its header claims too many pixels.
 
-    The claim is not checked if a codec such as JPEG compresses the pixels, because the ratio of its
-    compression has no bound.
+    The claim is not checked if a codec other than RLE compresses the pixels, because the ratio of
+    its compression has no bound.
     """
     if reason := explain_unfit(header):
         raise ReadError(f"{path}: {reason}")
@@ -278,7 +281,8 @@ def stored_pixels(path: Path) -> NDArray[Any]:
 
     Raises:
         ReadError: The file is damaged, or its compression is not supported.
-        ResourceError: No decoder for its compression is installed, or the decoder fails.
+        ResourceError: No decoder for its compression is installed, or the decoder crashes or
+            exceeds a limit.
     """
     header = read_header(path, pixels=True)
     return run_in_worker(_decode, path) if _is_compressed(header) else _decode(path, header)

@@ -65,7 +65,7 @@ def read_radiograph(path: Path, pixel_mm: float | None = None) -> Volume:
     the pixel size of a file that states none. Elements that are ignored are logged as warnings.
 
     Raises:
-        ReadError: The file is damaged or cannot be decoded.
+        ReadError: The file is damaged, cannot be decoded, or is refused by `radiograph_geometry`.
     """
     header = read_header(path)
     remarks = Remarks()
@@ -107,10 +107,10 @@ def rescale(
         slope = number(header, "RescaleSlope")
         intercept = number(header, "RescaleIntercept")
         if not slope:
-            stated = "missing" if slope is None else "0"
+            stated = "missing or not a number" if slope is None else "0"
             remarks.add(f"RescaleSlope is {stated}; 1 is used", name)
         if intercept is None:
-            remarks.add("RescaleIntercept is missing; 0 is used", name)
+            remarks.add("RescaleIntercept is missing or not a number; 0 is used", name)
         header.RescaleSlope = slope or 1.0
         header.RescaleIntercept = intercept or 0.0
     try:
@@ -172,7 +172,7 @@ def _apply_window(values: Numbers, header: "Header", centre: float, width: float
 
 
 def _has_greys(values: Numbers) -> bool:
-    """Return True if some pixels are neither as dark nor as bright as possible."""
+    """Return True if a value is located between the lowest and the highest one."""
     return bool(((values > values.min()) & (values < values.max())).any())
 
 
@@ -190,7 +190,7 @@ def _find_valid_pixels(stored: NDArray[Any], header: "Header", remarks: Remarks)
     low, high = sorted((value, limit))
     valid = (stored < low) | (stored > high)
     if valid.mean() < _MIN_VISIBLE:
-        remarks.add("the padding is ignored, because it would hide the whole image")
+        remarks.add("the padding is ignored, because it would hide over 99 % of the image")
         return None
     return None if valid.all() else np.asarray(valid)
 
@@ -199,10 +199,11 @@ def pixel_size(header: "Header", remarks: Remarks | None = None) -> tuple[tuple[
     """Return pixel height and width in millimetres, and the source of these numbers.
 
     `PixelSpacing` is calibrated if the file states the calibration, or if it differs from the
-    spacing of the detector or the film scanner (PS3.3 10.7.1.3). Otherwise the source is `at the
-    detector`: its spacing, divided by the magnification if it is known, or the spacing of the
-    scanner, or `PixelSpacing`. Without any spacing, pixels have 1 mm and the source is `unknown`.
-    Impossible and unusual numbers are added to `remarks`.
+    spacing of the detector or the film scanner (PS3.3 10.7.1.3). The source is then `calibrated`.
+    Otherwise the first of these spacings that the file states is used: of the detector, of the
+    scanner, `PixelSpacing`. The source is `at the detector`. If the magnification is known, the
+    spacing of the detector is divided by it, and the source says so. Without any spacing, pixels
+    have 1 mm and the source is `unknown`. Impossible and unusual numbers are added to `remarks`.
     """
     remarks = remarks or Remarks()
     stated = _read_pair(header, "PixelSpacing", remarks)
@@ -215,8 +216,8 @@ def pixel_size(header: "Header", remarks: Remarks | None = None) -> tuple[tuple[
         ratio = math.sqrt(stated[0] * stated[1] / (device_mm[0] * device_mm[1]))
         if not _USUAL_RATIO[0] < ratio < _USUAL_RATIO[1]:
             remarks.add(
-                f"PixelSpacing is {ratio:.2g} times the spacing of the detector, so sizes may be "
-                "wrong"
+                f"PixelSpacing is {ratio:.2g} times the spacing of the detector or film scanner, "
+                "so sizes may be wrong"
             )
         return stated, "calibrated"
     mm = device_mm or stated

@@ -40,7 +40,7 @@ def read_dicom_reference(path: Path, geometry: Geometry, labels: Mapping[int, st
         Label values on `geometry`. If two segments overlap, the later one keeps the voxel.
 
     Raises:
-        ReadError: The file is damaged or of another kind.
+        ReadError: The file is damaged or of another kind, or a contour is not closed.
         ContentError: The file has segments, but none with the name of a label.
         GeometryError: The file was drawn on another grid, or the image has two axes.
     """
@@ -183,7 +183,7 @@ def _draw_contours(path: Path, header: "Header", geometry: Geometry, masks: Mask
             empty.discard(number)
     if empty:
         logger.warning(
-            "%s: nothing is drawn for %s without contours and with the name of a label.",
+            "%s: nothing is drawn for %s, because contours are missing.",
             path,
             count(len(empty), "contour set"),
         )

@@ -91,7 +91,7 @@ class ResultSource:
 
 
 def read_source(path: Path, prediction: Prediction) -> ResultSource:
-    """Read the headers of a scan, with the elements that results need, even if they are missing.
+    """Read the headers of a scan, and add elements that results need and the headers lack.
 
     Raises:
         ReadError: The scan cannot be read.
@@ -225,7 +225,7 @@ class ResultObjects:
         return parameters
 
     def uid(self, kind: str, *parts: object) -> str:
-        """Return a UID that depends only on series, `kind`, origin and `parts`."""
+        """Return a UID that depends only on series, `kind`, key of the origin and `parts`."""
         series_uid = self.source.first.SeriesInstanceUID
         return _derive_uid(series_uid, kind, self.origin.key, *parts)
 
@@ -269,15 +269,16 @@ class ResultObjects:
     ) -> tuple[seg.Segmentation | None, dict[int, int]]:
         """Make a binary SEG, in which each segment is an accepted candidate or a label.
 
-        Segments are labels if there are more than `MOST_SEGMENTS` candidates. They are also labels
-        if labels are regions, because a candidate may then contain several regions.
+        Segments are labels if there are more than `MOST_SEGMENTS` accepted candidates with voxels.
+        They are also labels if labels are regions, because a candidate may then contain several
+        regions.
 
         Args:
             mask_labels: The names of mask values, for segments that are labels.
 
         Returns:
             The SEG, or None if no accepted candidate has voxels, and the segment number of each
-            candidate. The numbers are empty if segments are labels.
+            accepted candidate with voxels by its id. The numbers are empty if segments are labels.
         """
         voxels: NDArray[Any] | None = self.prediction.instances
         if voxels is None:

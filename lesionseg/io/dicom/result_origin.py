@@ -27,7 +27,7 @@ class Comparison:
 
     Attributes:
         since: The state of each candidate's lesion since the earlier visit, such as "new", and its
-            volume in ml at that visit, by the candidate's id.
+            volume in ml at that visit (None if it is unknown), by the candidate's id.
         remark: A sentence that is appended to the comment of the report.
     """
 

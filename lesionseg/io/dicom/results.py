@@ -41,8 +41,9 @@ def write_dicom_results(
     """Write the report `<case>_sr.dcm` and the segmentation `<case>_seg.dcm` of a prediction.
 
     The segmentation contains the accepted candidates that have voxels. Each is a segment. Its name
-    consists of label and id, such as "lesion 7", and is the same in the report. If there are more
-    than 100 candidates, or if labels are regions, each mask value is a segment, named by its label.
+    consists of label and id, such as "lesion 7", and is the same in the report. If more than 100
+    accepted candidates have voxels, or if labels are regions, each mask value is a segment, named
+    by its label.
 
     The report has a group of measurements for every accepted candidate: score, probability, volume
     and diameter, as far as they are known. The group refers to the candidate's segment, or to its

@@ -136,8 +136,8 @@ def read_dicom(path: Path, pixel_mm: float | None = None) -> Volume:
 
     Slices are sorted by their position along the normal. Each is rescaled by its own slope. Slice
     distances are computed from positions, never from the thickness, except for a single slice.
-    Other files of the folder are left out with a warning. A radiograph has two spatial axes (see
-    `read_radiograph`). `pixel_mm` is the pixel size of one that states none.
+    Other files of the folder are left out, with a warning if they might be slices. A radiograph has
+    two spatial axes (see `read_radiograph`). `pixel_mm` is the pixel size of one that states none.
 
     Raises:
         ReadError: A file is damaged, or the path names no DICOM image.
@@ -183,7 +183,7 @@ def split_series(path: Path) -> tuple[Path, str] | None:
 def series_headers(path: Path, remarks: Remarks | None = None) -> dict[Path, "Header"]:
     """Read the headers of the images in a file, a folder or one series of a folder.
 
-    Files that are equal to another file of the series, byte by byte, are left out.
+    Copies of a file, byte by byte, are left out, see `_leave_out_copies`.
 
     Args:
         path: The file, the folder or `folder/series=…`.
@@ -193,8 +193,8 @@ def series_headers(path: Path, remarks: Remarks | None = None) -> dict[Path, "He
         The headers by file.
 
     Raises:
-        ReadError: No image is found, or a file is damaged. A damaged file is ignored if it states
-            another series than the wanted one.
+        ReadError: No image is found, or a file is damaged. If `path` names a series of which a file
+            can be read, damaged files that state another series are ignored.
     """
     remarks = remarks or Remarks()
     folder, name = split_series(path) or (path, None)
@@ -231,9 +231,9 @@ def series_headers(path: Path, remarks: Remarks | None = None) -> dict[Path, "He
 
 
 def _leave_out_copies(headers: dict[Path, "Header"], remarks: Remarks) -> None:
-    """Remove files from `headers` that are equal to an earlier one, byte by byte.
+    """Remove files from `headers` that are equal to the first file of their UID, byte by byte.
 
-    Only files with the same UID are compared. Each removed file becomes a remark.
+    Each removed file becomes a remark.
     """
     first_file: dict[str, Path] = {}  # by UID
     for file, header in [*headers.items()]:
@@ -269,8 +269,8 @@ def read_stack(path: Path, remarks: Remarks | None = None) -> tuple[list[DicomSl
 
     Raises:
         ReadError: A file is damaged or cannot be read as a scan, or the grid is impossible.
-        GeometryError: The slices are of different series, echo times or b-values, or do not form
-            an even stack.
+        GeometryError: The slices are of different patients, studies, series, echo times or
+            b-values, or do not form an even stack.
     """
     remarks = remarks or Remarks()
     headers = series_headers(path, remarks)

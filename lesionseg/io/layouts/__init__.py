@@ -126,7 +126,7 @@ def read_dataset(root: Path, **rules: Unpack[ReadingRules]) -> Dataset:
     Raises:
         ConfigError: `group` is not a regular expression.
         DatasetError: The folder is missing, has no known layout or no case, or has wrong entries.
-            The message lists all of them.
+            The message lists the first 100 of them.
         ReadError: A table cannot be read.
     """
     if group := rules.get("group"):
@@ -139,10 +139,11 @@ def read_dataset(root: Path, **rules: Unpack[ReadingRules]) -> Dataset:
 def list_dataset(root: Path, **rules: Unpack[ReadingRules]) -> Dataset:
     """List the cases of a data folder and find its wrong entries, without reading its images.
 
-    Only the header of the first readable image is read, to find out the number of axes. DICOM
-    radiographs are an exception: each header is read for the columns of `radiograph_columns`. Files
-    may be missing. A folder without cases is an error among the findings. The layout and the number
-    of cases and patients are logged, with a warning if training and test cases share a patient.
+    Only the header of the first readable image is read, to find out the number of axes. There are
+    two exceptions. Each header of DICOM radiographs is read for the columns of
+    `radiograph_columns`, and BIDS also needs the grids of the first session. Files may be missing.
+    A folder without cases is an error among the findings. The layout and the number of cases and
+    patients are logged, with a warning if training and test cases share a patient.
 
     Args:
         root: The folder.
@@ -177,9 +178,10 @@ def list_dataset(root: Path, **rules: Unpack[ReadingRules]) -> Dataset:
 
 
 def require_usable(dataset: Dataset) -> None:
-    """Raise one `DatasetError` that lists all errors of a dataset, and log its other findings.
+    """Raise one `DatasetError` if a dataset has errors, and log its other findings.
 
-    Missing files and channels are errors, too. A mask of several cases is logged as a warning.
+    The message lists the first 100 errors. Missing files and channels are errors, too. A mask of
+    several cases is logged as a warning.
     """
     for text in _describe_shared_masks(dataset.cases):
         logger.warning(text)

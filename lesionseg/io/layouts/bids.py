@@ -35,7 +35,7 @@ def read_bids(root: Path) -> Table:
     The images of a session are located next to its mask, otherwise in its raw folder. A channel is
     a suffix, such as FLAIR, that every session has and whose image is on the grid of the mask in
     the first session. If a session has several images of a suffix, the name of the mask decides.
-    Sessions without a mask become a finding.
+    Sessions without a mask, and masks that cannot be used, become findings.
     """
     masks: dict[str, Path] = {}
     images: dict[str, dict[str, Path]] = {}
@@ -79,7 +79,7 @@ def _find_masks(root: Path) -> list[Path]:
 def _find_without_mask(root: Path, masks: Collection[str]) -> list[Finding]:
     """Return a finding about the sessions with images but without a mask, if there are any.
 
-    `masks` are the ids of the sessions with a mask.
+    Only the images in raw folders `sub-*` count. `masks` are the ids of the sessions with a mask.
     """
     sessions = {_session_of(file) for file in root.glob("sub-*/**/sub-*") if is_image_file(file)}
     names = sorted(session for session in sessions if session and session not in masks)
@@ -105,7 +105,8 @@ def _find_channels(
 ) -> list[str]:
     """Return the suffixes of images that every session has on the grid of the mask, sorted.
 
-    The grids of the first session decide for all of them.
+    The grids of the first session decide for all of them. A suffix whose image in this session
+    cannot be read is left out.
 
     Args:
         root: The folder, for messages.
@@ -131,11 +132,15 @@ def _find_channels(
                 channels.append(name)
     if not channels:
         raise DatasetError(
-            f"none of the kinds of image ({', '.join(sorted(everything))}) exists in every session "
-            "on the grid of the mask. Resample the images onto the grid of the masks."
+            f"none of the kinds of image ({', '.join(sorted(everything))}) exists in every "
+            f"session, and is readable and on the grid of the mask in the session {first}. Add or "
+            "replace images, or resample them onto the grid of the masks."
         )
     names = sorted(everything - set(channels))
-    words = "not in every session or not on the grid of the mask, and so left out"
+    words = (
+        "not in every session, or not readable or not on the grid of the mask in the session "
+        f"{first}, and so left out"
+    )
     findings += findings_about(root, names, "image type", words, severity="warning")
     return channels
 

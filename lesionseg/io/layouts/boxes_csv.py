@@ -1,5 +1,6 @@
 """Datasets of images and one table of boxes, `boxes.csv`."""
 
+import csv
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -21,7 +22,7 @@ from lesionseg.io.layouts.manifest import (
 from lesionseg.io.layouts.stated_lesions import StatedLesion, parse_number
 from lesionseg.io.layouts.table import Row, Table, column_findings
 from lesionseg.io.text import read_csv_columns, read_csv_lines
-from lesionseg.io.volumes import is_raster, strip_suffix
+from lesionseg.io.volumes import is_dicom_image, is_raster, strip_suffix
 
 BOXES = "boxes.csv"
 _AXES = (("z0", "z1"), ("y0", "y1"), ("x0", "x1"))  # in the order of the array
@@ -38,7 +39,7 @@ def has_boxes_csv(root: Path) -> bool:
     path = root / BOXES
     try:
         return not {"case", *_CORNERS}.isdisjoint(read_csv_columns(path))
-    except ReadError:  # reading the dataset reports the error
+    except (ReadError, csv.Error):  # reading the dataset reports the error
         return path.is_file()
 
 
@@ -55,12 +56,13 @@ def read_boxes_csv(root: Path) -> Table:
     - `case` is the case id, or the path of the image with or without its suffix.
     - `group`, `role` and `fold` have the meaning of the manifest. The rows of a case that state one
       must agree.
-    - An image without a row, and a case whose coordinates are all empty, has no lesion.
+    - An image without a row has no lesion, unless the manifest states its mask. A case whose
+      coordinates are all empty has no lesion.
     - `label` is a name or value in `labels.json` (`{"1": "nodule"}`). Without this file, labels are
       numbered: numbers first, then names in the order of the alphabet.
 
-    Wrong rows, also those of a case with a mask, become findings. Their cases have no statement, so
-    they do not count as lesion-free.
+    Wrong rows, also those of a case with a mask, become findings. A case of which all rows are
+    wrong does not count as lesion-free.
 
     Raises:
         DatasetError: A column is missing, the manifest or `labels.json` cannot be used, or the
@@ -170,8 +172,9 @@ def _parse_label(name: str, value_of: Mapping[str, int]) -> int:
         raise DatasetError("the label is empty. Name what is in the box.")
     if name in value_of:
         return value_of[name]
-    if name.isdecimal() and int(name) in value_of.values():
-        return int(name)
+    number = name.lstrip("0")  # compared as text, because int() rejects very long numbers
+    if number in map(str, value_of.values()):
+        return int(number)
     raise DatasetError(
         f"the label {name[:100]!r} is not in {LABELS} ({', '.join(value_of)}). Add it there, or "
         "correct the row."
@@ -181,8 +184,8 @@ def _parse_label(name: str, value_of: Mapping[str, int]) -> int:
 def _table_of_images(root: Path) -> Table:
     """Make a row of each image file in `images/` or, without this folder, next to the table.
 
-    Subfolders are searched, too. Files that are not read become findings. Raise `DatasetError` if
-    two volumes look like channels of one case.
+    Subfolders are searched, too. Files directly in the folder that are not read become findings.
+    Raise `DatasetError` if two volumes look like channels of one case.
     """
     folder = root / "images" if (root / "images").is_dir() else root
     files = list_images(folder)
@@ -195,12 +198,12 @@ def _table_of_images(root: Path) -> Table:
 def _refuse_channels(files: Iterable[Path]) -> None:
     """Raise `DatasetError` if two volumes are numbered like the channels of one case.
 
-    The numbers of pictures are not channels.
+    The numbers of pictures and of DICOM radiographs are not channels.
     """
     channels: dict[tuple[Path, str], Path] = {}
     for file in files:
         name, number = split_channel(strip_suffix(file))
-        if number is None or is_raster(file):
+        if number is None or is_raster(file) or is_dicom_image(file):
             continue
         other = channels.setdefault((file.parent, name), file)
         if other != file:

@@ -3,6 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -89,8 +90,9 @@ def listed_file(folder: Path, name: str) -> Path:
     Separators of Windows become slashes, unless a file with backslashes in its name exists.
     """
     path = folder / name
-    if "\\" not in name or path.exists():
-        return path
+    with suppress(OSError):  # a path of Windows may be too long for the name of a file
+        if "\\" not in name or path.exists():
+            return path
     return folder / name.replace("\\", "/")
 
 

@@ -1,8 +1,8 @@
 """COCO folders: images and JSON files with boxes, polygons, RLE or instance masks.
 
 Format: cocodataset.org, "Data format". In addition an image may have `patient`, `mask_file`,
-`pixel_mm`, `role` and `fold`, and an annotation may have `mask_label`, its value in
-`masks/<mask_file>`.
+`pixel_mm`, `role`, `fold` and `readers`, and an annotation may have `reader` and `mask_label`, its
+value in `masks/<mask_file>`.
 """
 
 import re
@@ -49,7 +49,8 @@ _ANY_INSTANCES = re.compile(r"instances_(.+)\.json", re.IGNORECASE)
 def _id_text(number: object) -> object:
     """Return an id as text. The whole number 1.0, as pandas writes it, is the id 1.
 
-    Anything that is not a whole number is returned unchanged, so that the model refuses it.
+    Anything that is not a whole number is returned unchanged. The model refuses it unless it is
+    text.
     """
     if isinstance(number, float) and number.is_integer():
         number = int(number)
@@ -73,11 +74,16 @@ def _require_pairs(polygon: tuple[float, ...]) -> tuple[float, ...]:
     return polygon
 
 
+def _reader_text(name: object) -> str:
+    """Return the name of a reader as text. `null` names no reader."""
+    return "" if name is None else str(name)
+
+
 IdText = Annotated[str, BeforeValidator(_id_text), Field(max_length=100)]
 FilePath = Annotated[str, BeforeValidator(_to_slashes), Field(max_length=4000)]
 Side = Annotated[Number, Field(gt=0)]
 Polygon = Annotated[tuple[Number, ...], Field(min_length=6), AfterValidator(_require_pairs)]
-Reader = Annotated[str, BeforeValidator(str)]
+Reader = Annotated[str, BeforeValidator(_reader_text)]
 
 
 @dataclass(frozen=True)
@@ -100,12 +106,19 @@ class AnnotationFile:
         """Find an image in `folders`, otherwise the only one of `images` whose path ends so.
 
         If there is none, return the path in the first folder, for the message that it is missing.
-        Raise `DatasetError` if several of `images` may be meant.
+        Raise `DatasetError` if several of `images` may be meant, or a path cannot be accessed.
         """
         paths = [folder / file_name for folder in self.folders]
-        for path in paths:
-            if path.is_file():
-                return path
+        try:
+            for path in paths:
+                if path.is_file():
+                    return path
+        except OSError as error:  # such as a name that is too long
+            reason = (error.strerror or "unknown reason").lower()
+            raise DatasetError(
+                f"{file_name[:100]!r} cannot be accessed: {reason}. Correct file_name or the "
+                "permissions."
+            ) from error
         possible = self.images.get(Path(file_name).name, ())
         found = [path for path in possible if path.as_posix().endswith(f"/{file_name}")]
         if len(found) > 1:
@@ -256,8 +269,8 @@ def read_coco(root: Path, annotations: Path | None = None) -> Table:
             folder. None searches for files, see `find_annotations`.
 
     Raises:
-        DatasetError: A file has no images, annotations or categories, or names a category otherwise
-            than another file.
+        DatasetError: A file has no image, no category or no list of annotations, or one category id
+            has two names.
         ReadError: A file cannot be read.
     """
     if annotations is None:
@@ -290,7 +303,7 @@ def _find_labels(
     """Return the name of each label, the label of each category id, and a finding on equal names.
 
     Labels are 1, 2, … in the order of the ids. A category without a name is called by its id, and
-    equal names are numbered ("nodule (2)"). Raise `DatasetError` if files give one id two names.
+    equal names are numbered ("nodule (2)"). Raise `DatasetError` if one id has two names.
     """
     names: dict[int, str] = {}
     used: set[str] = set()
@@ -300,8 +313,8 @@ def _find_labels(
             known = names.setdefault(category.id, category.name)
             if known != category.name:
                 raise DatasetError(
-                    f"{file.path}: the category {category.id} is called {category.name!r} here, "
-                    f"but {known!r} in another file. Give each id one name in all files."
+                    f"{file.path}: the category {category.id} is called {category.name!r}, but "
+                    f"{known!r} before, in this or another file. Give each id one name."
                 )
     label_of = {str(number): label for label, number in enumerate(sorted(names), start=1)}
     # of equal names, the first one is kept: Roboflow adds an unused category with the id 0
@@ -408,7 +421,7 @@ def _find_unlisted(
         findings += find_unread_files(folder, folders=False)  # folders may contain more images
         unlisted |= set(filter(is_image_file, folder.iterdir())) - set(listed)
     names = [file.name for file in sorted(unlisted)]
-    words = "next to the listed images, left out"
+    words = "not listed, left out"
     return [*findings, *findings_about(root, names, "image", words)]
 
 

@@ -78,14 +78,17 @@ def read_datalist(root: Path) -> Table:
       the test lists are left out.
     - `box` lists boxes and `label` the class of each. Class 0 becomes label 1, and so on. A box is
       centre and size in LPS millimetres (`cccwhd`), on pictures the corners in pixels (`xyxy`).
-    - `labels.json` in the same folder names the labels, and `modality` the channels. If it does not
-      have one name per image, they are `channel 0`, `channel 1`, and so on.
+    - `labels.json` in the same folder names the labels. Without it, the label is `lesion`, or
+      the labels are `class 1`, `class 2` and so on if a box has a class above 0.
+    - `modality` names the channels. If it does not have one name per image of the first case, they
+      are `channel 0`, `channel 1`, and so on.
     - A case id that several entries have is replaced by the path of the image.
 
     Wrong entries become findings.
 
     Raises:
-        DatasetError: The folder has no datalist, or boxes in an unknown form.
+        DatasetError: The folder has no datalist, boxes in an unknown form, or a `labels.json` that
+            is not valid.
         ReadError: A file cannot be read.
     """
     path = find_datalist(root)

@@ -26,7 +26,7 @@ from lesionseg.io.worker import run_in_worker
 
 logger = logging.getLogger(__name__)
 
-_FARTHEST = 10  # a polygon may be this many sides of the image away
+_FARTHEST = 10  # largest coordinate of a polygon, in sides of the image
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,8 +57,8 @@ def read_stated_reference(
 
     The pixels of the lesions come from the mask of the case if it has one, otherwise from outlines.
     If lesions overlap, the smaller one keeps the pixel. A lesion that keeps none is left out with a
-    warning. If a lesion has only a box, the reference consists of boxes. Ignored regions become
-    `ignore`, except for lesions in them.
+    warning. If the case has no mask and a lesion has only a box, the reference consists of boxes.
+    Ignored regions become `ignore`, except for lesions in them.
 
     Args:
         files: The files of the case.
@@ -69,9 +69,10 @@ def read_stated_reference(
         The reference, with zeros for a lesion-free case.
 
     Raises:
-        GeometryError: The image or the mask has another size than stated.
-        ContentError: A box has another number of axes than the image or is outside it, or an
-            outline cannot be drawn or does not fit its box.
+        GeometryError: The image has another size than stated, or the mask than the image.
+        ContentError: A box is empty, has another number of axes than the image or is outside it, an
+            outline cannot be drawn or does not fit its box, or the mask does not fit the lesions.
+        ReadError: The mask cannot be read.
     """
     stated: CaseLesions = files.annotations[LESIONS]
     shape = geometry.shape
@@ -93,12 +94,11 @@ def read_stated_reference(
     _check_boxes(lesions, numbers, boxes, n_pixels)
     is_visible = n_pixels > 0
     if not is_visible.all():
-        logger.warning(
-            "%s: %s left out, because smaller lesions cover every pixel or because another "
-            "annotation has the same pixels.",
-            files.case,
-            count(int((~is_visible).sum()), "lesion"),
-        )
+        reason = "smaller lesions cover every pixel or another annotation has the same pixels"
+        if files.reference is not None:
+            reason = f"no pixel of {files.reference.name} has the mask_label"
+        n_left_out = count(int((~is_visible).sum()), "lesion")
+        logger.warning("%s: %s left out, because %s.", files.case, n_left_out, reason)
     visible_labels = tuple(labels[is_visible].tolist())
     label_type = np.min_scalar_type(int(labels.max(initial=0)))
     label_of_number = np.array([0, *labels]).astype(label_type)
@@ -136,8 +136,8 @@ def _require_stated_size(image: Path, stated: tuple[int, ...] | None, geometry: 
 def _to_pixels(lesion: StatedLesion, image: Path, geometry: Geometry) -> StatedLesion:
     """Return a lesion with a box, and with box and polygons in pixels or voxels.
 
-    Raise `ContentError` if run lengths are empty or have another size than the image, or the box
-    has another number of axes.
+    Raise `ContentError` if run lengths have another size than the image, if they are empty and no
+    box is stated, or if the box has another number of axes.
     """
     if isinstance(lesion.outline, RunLengths):
         lesion = _add_box(lesion, lesion.outline, geometry.shape)
@@ -201,7 +201,7 @@ def _add_box(lesion: StatedLesion, outline: RunLengths, shape: tuple[int, ...]) 
 def _clip(lesions: Sequence[StatedLesion], shape: tuple[int, ...]) -> NDArray[np.float32]:
     """Return the boxes of lesions `[n, 2·dims]`, clipped to the image.
 
-    Raise `ContentError` that names the first annotation whose box is outside the image.
+    Raise `ContentError` that names the first annotation whose box is empty or outside the image.
     """
     boxes = [clip_boxes(one.box, shape, one.where) for one in lesions]
     return np.concatenate([np.zeros((0, 2 * len(shape)), dtype=np.float32), *boxes])
@@ -374,7 +374,7 @@ def _encode(outline: Polygons | RunLengths, shape: tuple[int, ...]) -> Any:
     if not isinstance(outline, RunLengths):
         limit = _FARTHEST * max(shape)
         if max(abs(value) for polygon in outline for value in polygon) > limit:
-            raise ValueError(f"a point is more than {limit} pixels from the image")
+            raise ValueError(f"a coordinate is above {limit} pixels in absolute value")
         polygons = [list(polygon) for polygon in outline]
         return coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
     encoded = {"size": list(outline.size), "counts": outline.counts}

@@ -58,8 +58,8 @@ def read_manifest(root: Path) -> Table:
     Wrong rows become findings. A row without case id or image is left out.
 
     Raises:
-        DatasetError: The table has no case, or lacks a column.
-        ReadError: A table cannot be read.
+        DatasetError: The table has no case, lacks a column, or `labels.json` is not valid.
+        ReadError: The table or `labels.json` cannot be read.
     """
     path = root / MANIFEST
     lines, images = _read_lines(path)
@@ -85,7 +85,7 @@ def _add_reference(
 
     `names` are the names of all labels of the dataset. The key `instances` of the annotations marks
     a reference whose values are lesion ids instead of labels. Raise `DatasetError` if the cells are
-    wrong or contradict each other.
+    wrong or contradict each other, and `ConfigError` if `annotated` contains an unknown name.
     """
     mask = cells.get("reference", "")
     instances = cells.get("instances", "")
@@ -126,7 +126,8 @@ def read_scan_list(path: Path, channels: int | None = None) -> list[CaseFiles]:
         The cases, sorted by case id. A case without `group` has its id as group.
 
     Raises:
-        DatasetError: A row cannot be used, or two rows have the same case id.
+        DatasetError: The table has no case or lacks a column, a row cannot be used, or two rows
+            have the same case id.
         ReadError: The table cannot be read.
     """
     cases, findings = read_scan_rows(path, channels)
@@ -222,7 +223,8 @@ def read_labels(root: Path) -> Labels:
     The name `ignore` marks the value of voxels to ignore.
 
     Raises:
-        DatasetError: There is no lesion, two values to ignore, or one name for two values.
+        DatasetError: A key is not a positive integer, a name is not text, or there is no lesion,
+            two values to ignore, or one name for two values.
         ReadError: The file cannot be read.
     """
     path = root / LABELS

@@ -79,7 +79,7 @@ def read_nnunet_labels(path: Path) -> Labels:
 
     Raises:
         ReadError: The file is missing or not JSON.
-        DatasetError: The labels are not valid.
+        DatasetError: A key such as `channel_names` is missing or wrong, or labels are not valid.
     """
     return nnunet_labels(read_json(path), path)
 
@@ -87,7 +87,8 @@ def read_nnunet_labels(path: Path) -> Labels:
 def nnunet_labels(content: object, path: Path) -> Labels:
     """Return the labels in the content of a `dataset.json`.
 
-    Raise `DatasetError`, which names `path`, if they are not valid.
+    Raise `DatasetError`, which names `path`, if the labels are not valid or a key is missing or
+    wrong.
     """
     return _parse_labels(parse_as(_DatasetJson, content, path), path)
 
@@ -96,8 +97,9 @@ def read_nnunet(root: Path) -> Table:
     """Read an nnU-Net raw folder, or a Decathlon folder if no image has a channel number.
 
     A list `dataset` in `dataset.json` replaces the folders of the training cases. If `file_ending`
-    is stated, pictures next to volumes and copies with another ending are left out with a note.
-    Cases in `imagesTs` are test cases if they have a mask. Files that do not fit become findings.
+    is stated, pictures next to volumes, volumes next to pictures, and copies with another ending
+    are left out with a note, see `_find_images`. Cases in `imagesTs` are test cases if they have a
+    mask. Files that do not fit become findings.
 
     Raises:
         DatasetError: The channels or labels in `dataset.json` are not valid.
@@ -244,7 +246,9 @@ def _find_naming(
     An image `lesion_0001` with a mask `lesion_0001` has no channel number, an image `lesion_0001`
     with a mask `lesion` has one. If all masks end in `_0000` and all images are channels of them,
     both have numbers. If neither kind of mask exists, images have channel numbers if a name ends in
-    `_0000`. A decision that may surprise becomes a finding.
+    `_0000`. If both kinds exist, the more frequent one decides, and of equally frequent kinds the
+    first. If there are no images, names have channel numbers. A decision that may surprise becomes
+    a finding.
     """
     mask_names = {strip_suffix(file) for file in masks}
     numbered_images = _split_numbered(map(strip_suffix, images))
@@ -315,7 +319,7 @@ def _group_by_case(files: Sequence[Path], numbered: bool, findings: list[Finding
     """Group files by case and channel number.
 
     If names are not `numbered`, each file is channel 0 of its own case. A picture without a number
-    is the only file of its case and may be in colour. A volume without a number, and a second file
+    is channel 0, too, and may be in colour. A volume without a number, and a second file
     of a channel, are left out with an error among the findings.
     """
     cases: FilesByCase = {}
@@ -341,7 +345,8 @@ def _parse_labels(facts: _DatasetJson, path: Path) -> Labels:
 
     Version 2 writes a value, or a list of values that form a region, by name. Version 1 writes a
     name by value. Value 0 is background, whatever its name, and `ignore` names the value to ignore.
-    If one label is a list, all labels are regions, and a single value is a region of one value.
+    If one label has several values, all labels are regions, and a single value is a region of one
+    value.
     Raise `DatasetError` if labels are not valid.
     """
     values_of = _values_by_name(facts)

@@ -31,8 +31,8 @@ def merge_readers(dataset: Dataset, min_readers: int | None) -> Dataset:
             `required_readers`.
 
     Returns:
-        The dataset with merged boxes, its `reader_agreement`, and a finding that counts the boxes
-        that are ignored.
+        The dataset with merged boxes, its `reader_agreement`, and, if boxes are ignored, a finding
+        that counts them. The same dataset if no case has several readers.
     """
     several: list[CaseLesions] = []
     cases: list[CaseFiles] = []
@@ -93,7 +93,7 @@ def merge_case(stated: CaseLesions, min_readers: int | None = None) -> CaseLesio
 
     Returns:
         The mean box of each lesion. A lesion that too few readers marked is ignored, because it is
-        uncertain if it is one. No box has a reader.
+        uncertain if it is one. Neither the boxes nor the case have readers.
     """
     required = required_readers(len(stated.readers), min_readers)
     merged: list[StatedLesion] = []
@@ -126,7 +126,8 @@ def _mean(boxes: Sequence[StatedLesion]) -> Corners:
 def _iou(one: Corners, other: Corners) -> float:
     """Compute the IoU of two boxes. Arrays would be slower, because a case has few boxes.
 
-    Shares of the image and pixels give the same IoU, because a scaled axis cancels.
+    Shares of the image and pixels give the same IoU, because a scaled axis cancels. Two boxes
+    without an area have the IoU 0.
     """
     dims = len(one) // 2
     ends = zip(one[:dims], one[dims:], other[:dims], other[dims:], strict=True)
@@ -135,7 +136,8 @@ def _iou(one: Corners, other: Corners) -> float:
         shared *= max(min(stop, other_stop) - max(start, other_start), 0.0)
         volume *= stop - start
         other_volume *= other_stop - other_start
-    return shared / (volume + other_volume - shared)
+    union = volume + other_volume - shared
+    return shared / union if union > 0 else 0.0
 
 
 def measure_agreement(

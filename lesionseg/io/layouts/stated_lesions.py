@@ -67,7 +67,8 @@ class CaseLesions:
 
     Attributes:
         lesions: The lesions and ignored regions in the order of the annotations.
-        readers: Everyone who read the case, including readers who found no lesion.
+        readers: Everyone who read the case, including readers who found no lesion. Empty if the
+            annotations state no reader, and after `readers.merge_case`.
         size: Height and width of the image as the annotations state them, or None.
     """
 
@@ -96,6 +97,8 @@ def parse_number(name: str, cell: str) -> float:
         value = float(cell.replace("_", "?"))  # float() would skip an underscore
     if not abs(value) < _LARGEST:  # also False for NaN
         hint = " with a decimal point" if "," in cell else ""
+        if abs(value) >= _LARGEST:
+            hint = f" below {_LARGEST:g} in absolute value"
         raise DatasetError(f"{name} is {cell[:40]!r}. Write a number{hint}.")
     return value
 

@@ -82,7 +82,7 @@ class Row:
     Attributes:
         files: The id of the case and, as far as the row states them, its images, mask, group, role
             and fold. Exactly one row of a case has its images, and the columns.
-        where: File and line, for messages. Empty if the row comes from an image.
+        where: File and line, or the image, for messages. May be empty if the row has images.
         lesions: The lesions that the row states. An empty tuple states that there is none, None
             makes no statement.
         reader: The person who marked the lesions, or found none.
@@ -106,8 +106,8 @@ class Table:
         labels: The labels.
         channel_names: The names of the channels, in order.
         findings: Errors and oddities of files and entries.
-        is_complete: True if a case about whose lesions no row makes a statement has none.
-            Otherwise it is unlabelled.
+        is_complete: True if a case with neither a mask nor a row besides that of its images has no
+            lesion. Otherwise it is unlabelled.
         name: The name of the dataset, by default that of its folder.
         split_file: A file in the folder with the training and validation cases.
         layout: The name of the layout, if one reader reads several. Empty otherwise.
@@ -173,8 +173,8 @@ def read_table(table: Table, root: Path, layout: str, rules: ReadingRules) -> Da
 def _join_rows(table: Table, findings: list[Finding]) -> list[CaseFiles]:
     """Return the cases of a table.
 
-    Rows that contradict or repeat others become findings. If the table is complete, images without
-    a row of lesions are lesion-free, with a finding.
+    Rows that contradict or repeat others become findings. If the table is complete, cases with
+    neither a mask nor a row besides that of their images are lesion-free, with a finding.
     """
     cases: list[CaseFiles] = []
     repeated: list[object] = []
@@ -302,12 +302,13 @@ def _add_lesions(
                     "that are not lesions."
                 )
             for lesion in row.lesions:
-                if has_several_readers:
-                    lesion = replace(lesion, outline=(), mask_value=None)
-                _check_lesion(lesion, files, table.labels, has_several_readers)
-                if lesion.reader != row.reader:
-                    lesion = replace(lesion, reader=row.reader)
-                lesions.append(lesion)
+                with collect_errors(findings, files.case, lesion.where or row.where):
+                    if has_several_readers:
+                        lesion = replace(lesion, outline=(), mask_value=None)
+                    _check_lesion(lesion, files, table.labels, has_several_readers)
+                    if lesion.reader != row.reader:
+                        lesion = replace(lesion, reader=row.reader)
+                    lesions.append(lesion)
     named = tuple(sorted(readers - {""}))
     return replace(
         files,
@@ -346,25 +347,30 @@ def _check_lesion(
     """Raise `DatasetError` if a lesion does not fit its case.
 
     It is no plain box although several readers marked the case; it states no value in the mask of
-    the case, though a single reader marked it and it is not ignored; or its label is not annotated
-    in the case.
+    the case, though a single reader marked it and it is not ignored; its label is not a label of
+    the dataset; or its label is not annotated in the case.
     """
-    where = f"{lesion.where}: " if lesion.where else ""
     if has_several_readers and (lesion.is_ignored or not lesion.box):
         raise DatasetError(
-            f"{where}the case {files.case!r} has several readers, so each annotation must have a "
+            f"the case {files.case!r} has several readers, so each annotation must have a "
             "box and no iscrowd. Correct it."
         )
     has_value = has_several_readers or lesion.is_ignored or lesion.mask_value is not None
     if files.reference is not None and not has_value:
         raise DatasetError(
-            f"{where}the case {files.case!r} has a mask, {files.reference.name}, but the "
+            f"the case {files.case!r} has a mask, {files.reference.name}, but the "
             "annotation states no mask_label, its value in the mask. Add it, or remove the mask."
         )
-    name = labels.value_names.get(lesion.label) if files.annotated else None
+    name = labels.value_names.get(lesion.label)
+    if name is None:
+        raise DatasetError(
+            f"the label {lesion.label} (in a datalist: class {lesion.label - 1}) is not among the "
+            f"labels of the dataset ({', '.join(labels.names)}). Add it to labels.json, or correct "
+            "the annotation."
+        )
     if files.annotated and name not in files.annotated:
         raise DatasetError(
-            f"{where}the case {files.case!r} has a lesion of the label {name}, which its column "
+            f"the case {files.case!r} has a lesion of the label {name}, which its column "
             "annotated does not name. Add it there."
         )
 
@@ -412,7 +418,17 @@ def _merge_labels(dataset: Dataset) -> Dataset:
 
 
 def _check_label_values(dataset: Dataset) -> None:
-    """Raise `DatasetError` if a label does not fit into predicted masks, which store bytes."""
+    """Raise `DatasetError` if a label does not fit into predicted masks, which store bytes.
+
+    Raise it, too, if the dataset has instance masks, whose lesions have label 1, but no label 1.
+    """
+    has_ids = any("instances" in case.annotations for case in dataset.cases)
+    if has_ids and 1 not in dataset.labels.values:
+        raise DatasetError(
+            f"{dataset.root}: the lesions of instance masks have the label 1, which is not among "
+            f"the labels {list(dataset.labels.values)}. Add it to labels.json, or set "
+            "data.merge_labels=true (evaluate merge_labels=true)."
+        )
     too_high = [value for value in dataset.labels.mask_values if value > MAX_LABELS]
     if too_high:
         raise DatasetError(

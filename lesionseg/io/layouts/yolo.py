@@ -94,7 +94,7 @@ def read_yolo(root: Path) -> Table:
     """Read a YOLO folder. Labels are 1 to K in the order of the classes.
 
     - `train`, `val` (or `valid`, `validation`) and `test` are folders, or text files with the path
-      of an image in each line. They give roles, if one of them is for validation or test.
+      of an image in each line. They give roles if images of more than one role are found.
     - The text file of `…/images/a.png` is `…/labels/a.txt`, otherwise `a.txt` next to the image.
     - An image without a text file, or with an empty one, has no lesion. Wrong lines become
       findings. Key points are left out.
@@ -102,9 +102,9 @@ def read_yolo(root: Path) -> Table:
       with folders joined by `_`. If two images share an id, it is the path below `root`.
 
     Raises:
-        DatasetError: `data.yaml` is not valid, its folder `train` or `val` is missing, or no image
-            has a text file.
-        ReadError: `data.yaml` cannot be read.
+        DatasetError: `data.yaml` is missing or not valid, its folder `train` or `val` is missing,
+            there is no image, or no image has a text file.
+        ReadError: `data.yaml` or a list of images cannot be read.
     """
     path = find_yolo(root)
     if path is None:
@@ -261,8 +261,9 @@ def _read_lines(
 ) -> list[Row]:
     """Return a row for each line of the text file of an image. Wrong lines become findings.
 
-    An empty file gives one row that states no lesion. If all lines are wrong, the one row makes no
-    statement. `n_points` is the number of values of key points that may follow a box.
+    An empty file gives one row that states no lesion. If all lines are wrong, or the file cannot be
+    read, the one row makes no statement. `n_points` is the number of values of key points that may
+    follow a box.
     """
     files = CaseFiles(case, ())
     rows: list[Row] = []
@@ -290,7 +291,9 @@ def _parse_line(
     is_box = len(words) == 5 or has_points
     is_polygon = n_points == 0 and len(words) >= 7 and len(words) % 2 == 1  # three points or more
     if not is_box and not is_polygon:
-        hint = f" With the key points of data.yaml, it has {5 + n_points}." if n_points else ""
+        hint = " A polygon has an odd number of values, at least 7."
+        if n_points:
+            hint = f" With the key points of data.yaml, it has {5 + n_points}."
         raise DatasetError(
             f"the line has {count(len(words), 'value')}, but a box is class, x, y, width and "
             f"height.{hint} Correct it. Six values are a prediction with its score."

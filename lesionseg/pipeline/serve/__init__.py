@@ -25,9 +25,11 @@ def serve(cfg: ServeConfig) -> Outcome:
     The outcome is empty.
 
     Raises:
-        ConfigError: if the extra `serve` is not installed, or the server cannot use host or port.
+        ConfigError: if the extra `serve` is not installed, if device or operating point are wrong,
+            or if the server cannot use host or port.
         OutputError: if the folder for scans cannot be made.
         BundleError: if the bundle cannot be used.
+        ResourceError: if the process that loads the model ends.
     """
     try:
         import fastapi  # noqa: F401

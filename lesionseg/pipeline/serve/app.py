@@ -125,6 +125,7 @@ class _Server:
         Raises:
             HTTPException: with status 408 if the upload stalls or takes more than
                 `cfg.request_seconds`. Otherwise a few slow clients could block the server.
+            LesionsegError: if the scan cannot be stored, see `receive`.
         """
         try:
             with fail_after(self.cfg.request_seconds):

@@ -58,7 +58,8 @@ def _make_own(folder: Path) -> None:
     Other users can write into the folder for temporary files that contains it.
 
     Raises:
-        OutputError: if the path is a link, a file, or a folder of another user.
+        OutputError: if the path is a link to a folder, or a folder of another user.
+        OSError: if the folder cannot be made, for example because the path is a file.
     """
     folder.mkdir(mode=0o700, exist_ok=True)
     found = folder.lstat()

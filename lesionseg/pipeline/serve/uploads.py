@@ -65,8 +65,9 @@ async def receive(
         The sent names of the channels' files in the order of `channels`. Empty for DICOM.
 
     Raises:
-        HTTPException: with status 400 if the form cannot be read.
+        HTTPException: with status 400 if the form cannot be read, 413 if the request is too large.
         OutputError: if the disk is full, because large files of a form are kept on it.
+        LesionsegError: if the scan cannot be stored, see `store`.
         TimeoutError: if no byte arrives for `STALLED_SECONDS`.
     """
 
@@ -108,12 +109,13 @@ def store(
         max_bytes: the largest size of the content of a zip.
 
     Returns:
-        The sent names of the channels' files in the order of `channels`. Empty for DICOM.
+        The sent names of the channels' files in the order of `channels`, or as they were sent if
+        there are more or fewer files than channels. Empty for DICOM.
 
     Raises:
         ReadError: if the zip cannot be read, or the system cannot write files of such names.
-        ContentError: if the zip contains more than `max_bytes`, if no file was sent, or if the
-            order of the channels in a zip is unclear.
+        ContentError: if the zip contains no file, more than `max_bytes` or too many files, if no
+            file was sent, or if the order of the channels in a zip is unclear.
         OutputError: if the disk is full.
     """
     received = [
@@ -126,7 +128,8 @@ def store(
             _check_directory(files[0].file)
             sent = _open_zip(zipfile.ZipFile(files[0].file), max_bytes)
         if not sent:
-            raise ContentError("No file was sent. Send a form with the scan as `file`.")
+            what = "The zip contains no file" if is_zip else "No file was sent"
+            raise ContentError(f"{what}. Send a form with the scan as `file`.")
         sent = _select_images(sent)
         are_channels = all(kind_of_name(name) == "image" for name, _ in sent)
         if are_channels:
@@ -284,15 +287,15 @@ def _slice_suffix(name: Path) -> str:
 
 
 def _is_hidden(member: zipfile.ZipInfo) -> bool:
-    """Return True for the files that macOS adds to a zip, and for the index of a DICOM CD."""
+    """Return True for hidden files, the files that macOS adds, and the index of a DICOM CD."""
     return any(p.startswith((".", "__MACOSX", "DICOMDIR")) for p in Path(member.filename).parts)
 
 
 class InferenceQueue:
     """A queue of scans for the model, one at a time.
 
-    If the client of a scan leaves, or its prediction takes more than `seconds`, the process of the
-    model is killed and started again.
+    If the client of the scan that is being predicted leaves, or the prediction takes more than
+    `seconds`, the process of the model is killed and started again.
 
     Args:
         max_waiting: the most scans in the queue, with the one that is predicted.

@@ -326,6 +326,7 @@ UNKNOWN_SETTINGS = {
     "a spacing": ({"spacing": [1.0, 0.0, 1.0]}, "spacing"),
     "a patch": ({"patch_size": [8, "many", 8]}, "patch_size"),
     "no configuration": ({"inherits_from": "base"}, "inherits"),
+    "a list of configurations": ({"inherits_from": ["base"]}, "inherits"),
 }
 
 
@@ -374,6 +375,22 @@ def test_files_of_different_trainings_are_an_error(tmp_path):
         read_bundle(folder)
     (folder / "fold_0" / "checkpoint_final.pth").rename(folder / "fold_0" / "checkpoint_latest.pth")
     with pytest.raises(BundleError, match="not finished"):
+        read_bundle(folder)
+
+
+def test_weights_of_another_kind_of_network_than_the_plans_are_an_error(tmp_path):
+    weights = to_nnunet_weights(PLAIN.with_(residual=True).network().state_dict())
+    folder = PLAIN.write(tmp_path, network_weights=weights)
+    with pytest.raises(BundleError, match="not those of a unet"):
+        read_bundle(folder)
+
+
+def test_ct_without_the_intensities_of_its_training_is_an_error(tmp_path):
+    folder = PLAIN.with_(schemes=("CTNormalization",)).write(tmp_path)
+    plans = read_json(folder / "plans.json")
+    del plans["foreground_intensity_properties_per_channel"]
+    write_json(folder / "plans.json", plans)
+    with pytest.raises(BundleError, match="no intensities of channel 0"):
         read_bundle(folder)
 
 

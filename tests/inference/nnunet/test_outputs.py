@@ -159,6 +159,12 @@ def test_files_that_do_not_belong_together_are_an_error(tmp_path):
         read(tmp_path)
 
 
+def test_probabilities_of_a_volume_do_not_fit_the_mask_of_a_picture(tmp_path):
+    write_outputs(tmp_path, "a", softmax_of(LESIONS), np.zeros(SHAPE[:2]), suffix=".png")
+    with pytest.raises(GeometryError, match="axis order"):
+        read(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("values", "words"),
     [

@@ -4,12 +4,15 @@ import os
 
 import numpy as np
 import pytest
+from pydicom.uid import DigitalXRayImageStorageForPresentation
 
 from lesionseg.core import Geometry, Volume
-from lesionseg.errors import ContentError, LesionsegError
+from lesionseg.errors import ContentError, DatasetError, LesionsegError, ReadError
 from lesionseg.io.layouts import list_dataset, read_dataset
 from lesionseg.io.layouts.checks import list_images
+from lesionseg.io.references import References
 from lesionseg.io.volumes import write_volume
+from tests.io.dicom_files import write_dicom_file
 from tests.io.layouts.box_folders import assert_negative, assert_rectangle, read_all, write_picture
 
 HEADER = "case,label,x0,y0,x1,y1\n"
@@ -265,6 +268,16 @@ def test_volumes_numbered_like_channels_need_a_manifest(tmp_path):
         read_dataset(tmp_path)
 
 
+def test_numbers_of_radiographs_are_not_channels(tmp_path):
+    for name in ("a_0000.dcm", "a_0001.dcm"):
+        pixels = np.zeros((20, 30), np.uint16)
+        write_dicom_file(
+            tmp_path / name, pixels, DigitalXRayImageStorageForPresentation, PixelSpacing=[1, 1]
+        )
+    (tmp_path / "boxes.csv").write_text(HEADER + "a_0001,nodule,1,2,3,4,\n")
+    assert [files.case for files in read_dataset(tmp_path).cases] == ["a", "a_0001"]
+
+
 def test_box_that_reaches_outside_is_clipped_and_kept_as_stated(write_folder):
     _, cases = read_all(write_folder(["a,nodule,60,-3,70,5"]))
     reference = cases["a"].reference
@@ -290,6 +303,7 @@ WRONG = [
     ("a,nodule,1,2,1e300,4", "x1 is '1e300'"),
     ("a,nodule,1,2,1_0,4", "x1 is '1_0'"),
     ('a,nodule,1,2,"3,5",4', "x1 is '3,5'. Write a number with a decimal point"),
+    ("a,nodule,1,2,1e10,4", "x1 is '1e10'. Write a number below 1e[+]09 in absolute value"),
     ("a,nodule,1,2,,4", "x1 is empty, but another coordinate is not"),
     ("a,nodule,1,2,1,4", "x1 is 1, but must be greater than x0, 1"),
     ("a,nodule,1,9,3,4", "y1 is 4, but must .* y0, 9. If y1 is a length, write y0 .+ length"),
@@ -370,3 +384,22 @@ def test_too_many_boxes_of_a_case_are_an_error(write_folder, monkeypatch):
     monkeypatch.setattr("lesionseg.io.layouts.table.MAX_LESIONS", 3)
     with pytest.raises(LesionsegError, match="line 5: the case 'a' has more than 3 boxes"):
         read_dataset(write_folder([f"a,nodule,{x},2,{x + 1},4" for x in range(4)]))
+
+
+def test_references_of_which_all_rows_are_wrong_give_the_errors_of_the_rows(write_folder):
+    root = write_folder([f"{case},nodule,1,2,x,4" for case in ("a", "b", "p1/c")])
+    with pytest.raises(DatasetError, match=r"boxes\.csv: line 2: x1 is 'x'"):
+        References.find(root)
+
+
+def test_label_with_thousands_of_digits_is_an_error(write_folder):
+    root = write_folder([f"a,{'9' * 5000},1,2,3,4"])
+    (root / "labels.json").write_text('{"1": "nodule"}')
+    with pytest.raises(DatasetError, match=r"line 2: the label '999.*is not in labels\.json"):
+        read_dataset(root)
+
+
+def test_table_with_an_open_quote_is_an_error(tmp_path):
+    (tmp_path / "boxes.csv").write_text('"' + "a" * 200_000)
+    with pytest.raises(ReadError, match="closing double quote"):
+        read_dataset(tmp_path)

@@ -160,7 +160,7 @@ def test_instance_mask_is_preferred_to_polygons(write_folder, caplog):
     reference, instances, _ = _read_masks(
         write_folder([{**mass, "mask_label": 8}, mass, nodule], TWO)
     )
-    assert "1 lesion left out" in caplog.text
+    assert "1 lesion left out, because no pixel of a.png has the mask_label" in caplog.text
     assert reference.instance_labels == reference.box_labels == (2, 1)
     assert reference.boxes.tolist() == [[1, 1, 3, 3], [5, 5, 6, 6]]
     assert (instances[1, 1], instances[5, 5]) == (1, 2)
@@ -396,7 +396,7 @@ def test_remark_names_unlisted_images(write_folder):
     for name in ("b.png", "c.png", "d.dcm.bz2"):
         (root / "images" / name).write_bytes((root / "images" / "a.png").read_bytes())
     remarks = " ".join(remark.message for remark in read_dataset(root).findings)
-    assert "2 images next to the listed images, left out: b.png, c.png." in remarks
+    assert "2 images not listed, left out: b.png, c.png." in remarks
     assert "(.bz2): d.dcm.bz2" in remarks
 
 
@@ -457,7 +457,7 @@ def test_file_of_any_name_and_place_is_read_if_it_is_named(tmp_path):
     assert read_case(case, dataset).reference.boxes.tolist() == [[30, 20, 39, 29]]
     references = References.find(root, annotations=FRACATLAS)
     assert (references.cases, references.are_masks) == ([case], False)
-    assert "1 image next to the listed images, left out: b.png" in dataset.findings[0].message
+    assert "1 image not listed, left out: b.png" in dataset.findings[0].message
     write_picture(root / "images" / "Non_fractured" / "a.png")
     with pytest.raises(DatasetError, match=r"are both called a\.png"):
         read_dataset(root, annotations=FRACATLAS)
@@ -500,3 +500,19 @@ def test_advice_for_exchanged_sides_keeps_boxes_on_their_picture(write_folder, s
     root = write_folder([{"bbox": [3, 2, 2, 2]}], height=height, width=width)
     with pytest.raises(GeometryError, match=advice):
         _read_case(root)
+
+
+def test_null_names_no_reader(write_folder):
+    dataset = read_dataset(write_folder([{**LESION, "reader": None}]))
+    assert dataset.cases[0].annotations["lesions"].readers == ()
+
+
+def test_file_name_that_is_too_long_is_an_error(write_folder):
+    with pytest.raises(DatasetError, match="cannot be accessed: file name too long"):
+        read_dataset(write_folder(file_name=f"{'a' * 300}.png"))
+
+
+def test_error_of_a_later_annotation_names_only_this_annotation(write_folder):
+    root = write_folder([{**LESION, "mask_label": 4, "id": 1}, {**LESION, "id": 2}], TWO)
+    with pytest.raises(DatasetError, match=r"^\S*annotations\.json: annotation 2: the case"):
+        read_dataset(root)

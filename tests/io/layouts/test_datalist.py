@@ -224,3 +224,11 @@ def test_misspelt_key_is_named_even_if_other_entries_are_right(images, key):
     (remark,) = [remark for remark in dataset.findings if remark.kind == "columns"]
     assert f"{key!r} is unknown" in remark.message
     assert "'label'" in remark.message
+
+
+def test_class_that_labels_json_lacks_is_an_error(tmp_path):
+    write_datalist(tmp_path, {"box": [lps_box()], "label": [3]})
+    (tmp_path / "labels.json").write_text('{"1": "nodule"}')
+    match = r"training\[0\]: the label 4 \(in a datalist: class 3\) is not among.*nodule"
+    with pytest.raises(DatasetError, match=match):
+        read_dataset(tmp_path)

@@ -94,6 +94,15 @@ def test_groups_follow_from_names(ids, groups):
     assert [case.group for case in assign_groups(cases, None)] == groups.split()
 
 
+def test_only_ids_without_a_bids_subject_are_paired_by_their_side(caplog):
+    caplog.set_level("INFO")
+    for ids, expected in (("sub-01L sub-01R", 2), ("P1L P1R", 1)):
+        caplog.clear()
+        cases = assign_groups([CaseFiles(case, ()) for case in ids.split()], None)
+        assert len({case.group for case in cases}) == expected
+        assert ("2 cases, 1 patient" in caplog.text) == (expected == 1)
+
+
 def test_pattern_for_groups_overrides_groups_of_the_dataset():
     cases = [CaseFiles("sub-01_v1", (Path("a"),), role="test", fold=2, group="ann")]
     assert assign_groups(cases, None) == (cases[0],)

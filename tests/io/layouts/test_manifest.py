@@ -258,3 +258,16 @@ def test_invalid_pixel_size_is_an_error_with_an_example(write_manifest, size):
     dataset = read_dataset(root)
     with pytest.raises(DatasetError, match=f"pixel_mm of 'A' is {size}.*such as 0.143"):
         read_case(dataset.cases[0], dataset)
+
+
+def test_instance_masks_need_the_label_1_unless_labels_are_merged(write_manifest):
+    root = write_manifest("case,image,instances\nA,a.nii,m.nii\n", '{"2": "cyst"}')
+    with pytest.raises(DatasetError, match=r"instance masks have the label 1.*\[2\]"):
+        read_dataset(root)
+    assert read_reference(read_dataset(root, merge_labels=True)).instance_labels == (1,)
+
+
+def test_missing_file_may_have_a_long_path_of_windows(write_manifest):
+    root = write_manifest("case,image\nA,C:" + "\\scans" * 60 + "\\a.nii\n")
+    with pytest.raises(DatasetError, match="does not exist"):
+        read_dataset(root)

@@ -9,7 +9,7 @@ import pytest
 import tifffile
 
 from lesionseg.core import CaseFiles
-from lesionseg.core.dataset import find_likely_visits
+from lesionseg.core.dataset import assign_groups, find_likely_visits
 from lesionseg.errors import ContentError, DatasetError, GeometryError, ReadError
 from lesionseg.io.cases import read_case
 from lesionseg.io.layouts import read_dataset
@@ -272,3 +272,11 @@ def test_pattern_for_groups_is_suggested_if_names_look_like_visits(names, sugges
     assert bool(remarks) == suggested
     if suggested:
         assert r"data.group='(.+)[_-]\d{1,2}'" in remarks[0].message
+
+
+def test_suggested_pattern_matches_every_id():
+    cases = [CaseFiles(name, ()) for name in ("P08_0", "P08_1", "P09_0", "P09_1", "extra_200")]
+    (remark,) = find_likely_visits(cases)
+    pattern = remark.message.partition("data.group='")[2].partition("'")[0]
+    groups = [case.group for case in assign_groups(cases, pattern)]
+    assert groups == ["P08", "P08", "P09", "P09", "extra_200"]

@@ -247,3 +247,8 @@ def test_annotation_without_reader_or_box_is_an_error(tmp_path, coco_content, fa
     write_json(tmp_path / "annotations.json", coco_content)
     with pytest.raises(LesionsegError, match=rf"annotations\.json: annotation None: .*{match}"):
         read_dataset(tmp_path)
+
+
+def test_boxes_without_an_area_do_not_overlap():
+    boxes = tuple(StatedLesion(1, (1.0, 1.0, 1.0, 5.0), reader) for reader in "AB")
+    assert len(merge_case(CaseLesions(boxes, ("A", "B"))).lesions) == 2
