@@ -312,7 +312,7 @@ def test_names_of_coco_files_give_roles(tmp_path):
     assert roles_of(dataset) == [("a", "train"), ("b", "train"), ("c", "validation")]
     assert read_case(dataset.cases[2], dataset).image.geometry.shape == (96, 96)
     write_coco(val, ("c.png",), ((1, "mass"),), folder=tmp_path / "images" / "val2017")
-    with pytest.raises(DatasetError, match="category 1 is called 'mass' here, but 'nodule'"):
+    with pytest.raises(DatasetError, match="category 1 is called 'mass', but 'nodule'"):
         read_dataset(tmp_path)
 
 
