@@ -73,7 +73,7 @@ def stated_aim(cfg: EvaluateConfig) -> Aim | None:
 
 
 def choose_point(tables: Tables, aim: Aim, confidence: float | None) -> OperatingPoint:
-    """Choose the operating point on evaluated cases. `confidence`: see `choose`.
+    """Choose the operating point on the cases of these tables. `confidence`: see `choose`.
 
     Raises:
         ConfigError: if the cases do not allow it.
