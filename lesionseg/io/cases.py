@@ -284,16 +284,12 @@ def check_dims(path: Path, geometry: Geometry, dims: int, *, is_input: bool = Fa
 
     `is_input`: the image is an input of a trained model, and `dims` is the model's number of axes.
     """
-    if geometry.dims != dims and is_input:
-        raise GeometryError(
-            f"{path}: the image has the shape {geometry.shape}, but the model reads images with "
-            f"{dims} axes. Leave it out, or use another model."
-        )
-    if geometry.dims != dims:
-        raise GeometryError(
-            f"{path}: the image has the shape {geometry.shape}, but the other images of the "
-            f"dataset have {dims} axes. Remove it, or make two datasets."
-        )
+    if geometry.dims == dims:
+        return
+    others = f"the other images of the dataset have {dims} axes. Remove it, or make two datasets."
+    if is_input:
+        others = f"the model reads images with {dims} axes. Leave it out, or use another model."
+    raise GeometryError(f"{path}: the image has the shape {geometry.shape}, but {others}")
 
 
 def read_finite(path: Path) -> Volume:

@@ -1,6 +1,5 @@
 """Datasets of images and one table of boxes, `boxes.csv`."""
 
-import csv
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -39,7 +38,7 @@ def has_boxes_csv(root: Path) -> bool:
     path = root / BOXES
     try:
         return not {"case", *_CORNERS}.isdisjoint(read_csv_columns(path))
-    except (ReadError, csv.Error):  # reading the dataset reports the error
+    except ReadError:  # reading the dataset reports the error
         return path.is_file()
 
 
