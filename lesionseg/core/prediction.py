@@ -265,6 +265,29 @@ class Prediction:
         """Return the prediction with label 1 for all candidates and voxels, without regions."""
         return replace(self.with_one_label(), values=None)
 
+    def accept(self, point: OperatingPoint, calibration: Calibration | None = None) -> "Prediction":
+        """Accept the candidates with at least the score of an operating point.
+
+        With a calibration, candidates also get their `probability`. Their order does not change.
+        Zones are ignored, so `n_outside` becomes 0.
+
+        Args:
+            point: the operating point.
+            calibration: map from scores to probabilities, or None.
+
+        Returns:
+            The prediction with these candidates. It stays as it is if its scores are placeholders
+            (`has_scores` is False).
+        """
+        if not self.has_scores:
+            return self
+        candidates = tuple(replace(c, accepted=c.score >= point.score) for c in self.candidates)
+        if calibration is not None and candidates:
+            chances = calibration.probability([c.score for c in candidates]).tolist()
+            pairs = zip(candidates, chances, strict=True)
+            candidates = tuple(replace(c, probability=p) for c, p in pairs)
+        return replace(self, candidates=candidates, operating_point=point, n_outside=0)
+
     def with_zones(self, zones: Sequence[str]) -> "Prediction":
         """Return the prediction with the name of an anatomical zone for each candidate."""
         pairs = zip(self.candidates, zones, strict=True)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lesionseg.core import (
+    Calibration,
     Candidate,
     Geometry,
     Labels,
@@ -95,65 +96,65 @@ class MatchedCase:
         """The grid of the reference."""
         return self.match.lesions.geometry
 
-    def with_decision(self, prediction: Prediction) -> "MatchedCase":
-        """Return the case with the flags, probabilities and operating point of `prediction`.
+    def accept(
+        self, point: OperatingPoint | None, calibration: Calibration | None = None
+    ) -> "MatchedCase":
+        """Accept the candidates with at least the score of an operating point.
 
-        This is called if an operating point is chosen after the cases were matched. `prediction`
-        must have the candidates that were matched. Nothing is matched again. The candidates keep
-        their labels and zones, because `match_case` sets these. Candidates of unannotated labels
-        may be absent from `prediction`, and then stay as they are.
+        Nothing is matched again. Candidates of unannotated labels are accepted by the same score.
+
+        Args:
+            point: The operating point. If it is None, or if the candidates have no scores, those
+                that the prediction marks stay accepted.
+            calibration: Map from scores to probabilities, or None.
+
+        Returns:
+            The case with these candidates.
         """
-        by_id = {c.id: c for c in prediction.candidates}
-        decided = replace(
-            self.prediction,
-            candidates=tuple(
-                replace(by_id[c.id], label=c.label, zone=c.zone) for c in self.prediction.candidates
-            ),
-            operating_point=prediction.operating_point,
+        if point is None or not self.prediction.has_scores:  # a score is never invented
+            return self
+        return replace(
+            self,
+            prediction=self.prediction.accept(point, calibration),
+            regions={n: part.accept(point, calibration) for n, part in self.regions.items()},
+            unannotated=[
+                (replace(c, accepted=c.score >= point.score), rows) for c, rows in self.unannotated
+            ],
         )
-        regions = {name: part.with_decision(prediction) for name, part in self.regions.items()}
-        unannotated = [(by_id.get(c.id, c), rows) for c, rows in self.unannotated]
-        return replace(self, prediction=decided, regions=regions, unannotated=unannotated)
 
-    def rows(
-        self, operating_point: OperatingPoint | None = None, *, surface: bool = True
-    ) -> CaseRows:
+    def rows(self, *, surface: bool = True) -> CaseRows:
         """Return the rows of the tables, which contain every number of the case.
 
         Besides the rows of all labels together, these are rows of each label and of each region.
 
         Args:
-            operating_point: Candidates with at least its score are accepted. If it is None, or if
-                the candidates have no scores, those that the prediction marks are accepted.
             surface: False leaves out surface Dice and HD95, which take the most time. The choice of
                 an operating point does not need them.
         """
         begin = perf_counter()
-        # a score is never invented
-        point = operating_point if self.prediction.has_scores else None
         by_label = self.match.within_labels
-        accepted = flag_accepted(self.prediction.candidates, point)
+        accepted = flag_accepted(self.prediction.candidates)
         # these criteria compare equal labels, so pooled and separate labels have the same result
         secondary = {
             rule.name: self.match.decide_outcomes(accepted, rule) for rule in SECONDARY_CRITERIA
         }
-        whole = _Accepted(self, self.match, point, accepted, secondary)
+        whole = _Accepted(self, self.match, accepted, secondary)
         own: Row = {"case": self.case, "group": self.group or self.case, "part": ""}
         case = own | whole.describe_case() | whole.measure_overlap(surface=surface)
-        case["operating_point"] = point or self.prediction.operating_point
+        case["operating_point"] = self.prediction.operating_point
         found = CaseRows([case])
         for label, dice in whole.measure_dice_by_label().items():
             found.cases.append({**own, "part": BY_LABEL, "label": label, "dice": dice})
         parts = {"": whole}
         if by_label is not None:
-            within = _Accepted(self, by_label, point, accepted, secondary)
+            within = _Accepted(self, by_label, accepted, secondary)
             parts = {POOLED: whole, BY_LABEL: within}
         for part, decided in parts.items():
             own = own | {"part": part}
             found.lesions.extend(own | row for row in decided.describe_lesions())
             found.candidates.extend(own | row for row in decided.describe_candidates())
         for name, region in self.regions.items():
-            found.add(region.rows(operating_point, surface=surface), part=region_part(name))
+            found.add(region.rows(surface=surface), part=region_part(name))
         case["seconds"] = round(self.seconds + perf_counter() - begin, 4)
         return found
 
@@ -177,8 +178,6 @@ class _Accepted:
     Attributes:
         case: The matched case.
         match: Its match, with pooled or with separate labels.
-        point: The operating point that was applied. None if the accepted candidates are those that
-            the prediction marks.
         accepted: True for accepted candidates `[n]`.
         found_by: Row of the candidate that finds each lesion `[lesions]`, −1 for a missed lesion.
         outcomes: Outcome of each candidate `[n]`.
@@ -189,14 +188,12 @@ class _Accepted:
         self,
         case: MatchedCase,
         match: Match,
-        point: OperatingPoint | None,
         accepted: Flags,
         secondary: Mapping[str, tuple[Rows, Outcomes]],
     ) -> None:
         """Decide which lesions the accepted candidates find."""
         self.case = case
         self.match = match
-        self.point = point
         self.accepted = accepted
         self.found_by, self.outcomes = match.decide_outcomes(accepted)
         self.secondary = secondary
@@ -224,8 +221,7 @@ class _Accepted:
             "n_missed": int((self.found_by < 0).sum()),
             "n_false_positive": int(is_false.sum()),
             "n_ignored": int((self.outcomes == "ignored").sum()),
-            # another operating point is applied to all candidates, wherever they are
-            "n_outside": given.n_outside if self.point is None else 0,
+            "n_outside": given.n_outside,
             "reference_ml": _sum_ml(lesions, np.ones(len(lesions), dtype=np.bool_)),
             "predicted_ml": _sum_ml(match.candidates, self.accepted & ~match.lost),
             "false_positive_ml": None if is_unknown else sum((ml or 0.0 for ml in false_ml), 0.0),
@@ -375,10 +371,8 @@ class _Accepted:
         an accepted candidate is the threshold, or 1 if none is accepted.
         """
         lowest_accepted = float(self.match.scores[self.accepted].min(initial=1.0))
-        point = self.point or self.case.prediction.operating_point
-        unannotated = self.case.unannotated
-        is_accepted = flag_accepted([candidate for candidate, _ in unannotated], self.point)
-        found = [rows for flag, (_, rows) in zip(is_accepted, unannotated, strict=True) if flag]
+        point = self.case.prediction.operating_point
+        found = [rows for candidate, rows in self.case.unannotated if candidate.accepted]
         return Misses(
             match=self.match,
             accepted=self.accepted,

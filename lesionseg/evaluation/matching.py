@@ -26,7 +26,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from lesionseg.core import Candidate, Lesions, OperatingPoint, Prediction, Reference
+from lesionseg.core import Candidate, Lesions, Prediction, Reference
 from lesionseg.core.arrays import Flags, Integers, Numbers
 from lesionseg.core.lesions import box_slices
 from lesionseg.evaluation.box_precision import BoxPairs, encode_hits, pair_boxes
@@ -242,10 +242,9 @@ def match(reference: Reference, prediction: Prediction, criterion: Criterion) ->
     )
 
 
-def flag_accepted(candidates: Sequence[Candidate], point: OperatingPoint | None = None) -> Flags:
-    """Flag the candidates `[n]` that the point accepts or, for None, those that are marked."""
-    accepted = [c.accepted if point is None else c.score >= point.score for c in candidates]
-    return np.array(accepted, dtype=np.bool_)
+def flag_accepted(candidates: Sequence[Candidate]) -> Flags:
+    """Flag the accepted candidates `[n]`."""
+    return np.array([c.accepted for c in candidates], dtype=np.bool_)
 
 
 def _save_memory(lesions: Lesions) -> Lesions:

@@ -2,7 +2,7 @@
 
 `Predictor` takes a bundle and a scan, and returns a `Prediction` on the scan's own grid. `window`
 computes probabilities and boxes in tiles, `stitch` combines the tiles, `candidates` finds
-candidates in the probabilities, and `decision` accepts them.
+candidates in the probabilities, and `decision` chooses the operating point that accepts them.
 """
 
 from lesionseg.inference.bundle import (
@@ -12,7 +12,7 @@ from lesionseg.inference.bundle import (
     write_bundle,
 )
 from lesionseg.inference.candidates import find_candidates
-from lesionseg.inference.decision import accept, choose_operating_point
+from lesionseg.inference.decision import choose_operating_point
 from lesionseg.inference.model_card import model_card
 from lesionseg.inference.predictor import Predictor
 from lesionseg.inference.window import SlidingWindow, choose_device
@@ -21,7 +21,6 @@ __all__ = [
     "Bundle",
     "Predictor",
     "SlidingWindow",
-    "accept",
     "bundle_digest",
     "choose_device",
     "choose_operating_point",

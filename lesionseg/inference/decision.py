@@ -145,7 +145,7 @@ def decide(
         prediction = find_by_rule(channels, geometry, rule, plan.labels, case, point.score)
     prediction = limit_candidates(prediction, rule.candidate_limit, point.score)
     prediction = replace(
-        accept(prediction, point, selection.calibration),
+        prediction.accept(point, selection.calibration),
         input=inferred.input,
         disagreement=inferred.disagreement,
         n_left_out=prediction.n_left_out + n_left_out,
@@ -281,25 +281,3 @@ def choose_operating_point(
         f"operating_point={aim}: the bundle has no such operating point{attainable}. "
         f"Choose one of {', '.join([*(p.name for p in points), 'score:<0 to 1>'])}."
     )
-
-
-def accept(
-    prediction: Prediction, point: OperatingPoint, calibration: Calibration | None = None
-) -> Prediction:
-    """Accept the candidates with at least the score of an operating point.
-
-    With a calibration, candidates also get their `probability`, unless their scores are
-    placeholders (`has_scores` is False). Their order does not change. Zones are ignored, so
-    `n_outside` becomes 0.
-
-    Args:
-        prediction: the candidates of a case.
-        point: the operating point.
-        calibration: map from scores to probabilities, or None.
-    """
-    candidates = tuple(replace(c, accepted=c.score >= point.score) for c in prediction.candidates)
-    if calibration is not None and prediction.has_scores and candidates:
-        chances = calibration.probability([c.score for c in candidates]).tolist()
-        pairs = zip(candidates, chances, strict=True)
-        candidates = tuple(replace(c, probability=p) for c, p in pairs)
-    return replace(prediction, candidates=candidates, operating_point=point, n_outside=0)

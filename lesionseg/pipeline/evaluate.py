@@ -52,7 +52,6 @@ from lesionseg.io.references import References
 from lesionseg.io.text import read_csv, read_json
 from lesionseg.io.zone_files import ZoneFolder
 from lesionseg.pipeline.evaluate_operating_point import (
-    apply_selection,
     choose_point,
     decide_on_development,
     reference_rules,
@@ -194,8 +193,9 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
             # the point is chosen on the evaluated cases themselves
             seen = Tables.of(match.rows(surface=False) for match in matches)
             selection = Selection((choose_point(seen, aim, cfg.rate_confidence),))
-        selected = apply_selection(matches, selection)
-        tables = Tables.of(match.rows(selection.point) for match in selected)
+        tables = Tables.of(
+            match.accept(selection.point, selection.calibration).rows() for match in matches
+        )
         failed += kept.keep_others(
             {files.case for files in inputs.labelled},
             LabelNumbers(inputs.dataset.labels if inputs.dataset else None),

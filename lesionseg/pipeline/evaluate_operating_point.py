@@ -7,7 +7,7 @@ folder.
 
 import logging
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,10 +16,9 @@ from lesionseg.config import EvaluateConfig
 from lesionseg.core import Aim, CaseFiles, Finding, OperatingPoint, Selection
 from lesionseg.core.dataset import assign_groups
 from lesionseg.errors import ConfigError, ContentError, DatasetError, format_score, join_names
-from lesionseg.evaluation import CaseRows, MatchedCase, Preset, Tables, choose
+from lesionseg.evaluation import CaseRows, Preset, Tables, choose
 from lesionseg.evaluation.calibration import fit_calibration
 from lesionseg.evaluation.operating_point_choice import DEFAULT_AIM
-from lesionseg.inference.decision import accept
 from lesionseg.io.layouts.table import ReadingRules
 from lesionseg.io.predictions import PredictionFiles, find_predictions
 from lesionseg.io.references import References
@@ -261,21 +260,3 @@ def development_tables(
     for fault in faults:
         log.warning("Not used to choose the operating point, %s: %s", fault.case, fault.message)
     return tables
-
-
-def apply_selection(matches: Iterable[MatchedCase], selection: Selection) -> list[MatchedCase]:
-    """Return the matches with candidates accepted and calibrated by a selection.
-
-    Without an operating point, each prediction keeps its own accepted candidates, as do predictions
-    without scores.
-    """
-    point = selection.point
-    if point is None:
-        return list(matches)
-    decided: list[MatchedCase] = []
-    for match in matches:
-        if match.prediction.has_scores:
-            accepted = accept(match.prediction, point, selection.calibration)
-            match = match.with_decision(accepted)
-        decided.append(match)
-    return decided

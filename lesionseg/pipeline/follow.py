@@ -754,7 +754,8 @@ def _score(
         role = "stable"
         reference = Reference(new.geometry, np.zeros(new.geometry.shape, dtype=np.uint8))
     preset = find_preset("lesionseg")
-    return match_case(reference, new, preset, case=new.case, group=group, role=role).rows(point)
+    match = match_case(reference, new, preset, case=new.case, group=group, role=role)
+    return match.accept(point).rows()
 
 
 def _row(

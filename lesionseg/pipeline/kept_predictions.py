@@ -11,7 +11,6 @@ from lesionseg.core import Finding, Geometry, Prediction, Selection
 from lesionseg.core.finding import finding_of
 from lesionseg.errors import CASE_ERRORS, ConflictError
 from lesionseg.evaluation.label_names import LabelNumbers
-from lesionseg.inference.decision import accept
 from lesionseg.inference.open_prediction import open_prediction
 from lesionseg.io.case_file import CaseRow
 from lesionseg.io.prediction_folder import PredictionFolder
@@ -107,7 +106,7 @@ class KeptPredictions:
             if selection.point is not None:
                 geometry = self._geometry[case]
                 prediction = replace(files.read(geometry=geometry), case=case)
-                self.keep(accept(prediction, selection.point, selection.calibration))
+                self.keep(prediction.accept(selection.point, selection.calibration))
         self.folder.mkdir(parents=True, exist_ok=True)
         self._remove_earlier()
         for file in sorted(self._temporary.iterdir()):

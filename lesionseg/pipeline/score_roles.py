@@ -37,7 +37,7 @@ from lesionseg.evaluation.intervals import MIN_GROUPS, Statistic, divide, draw_g
 from lesionseg.evaluation.scores import write_scores
 from lesionseg.evaluation.voxel_calibration import LevelCounts, select_voxel_calibration
 from lesionseg.inference.bundle import Bundle
-from lesionseg.inference.decision import OnSlab, accept
+from lesionseg.inference.decision import OnSlab
 from lesionseg.inference.input_check import InputCheck
 from lesionseg.inference.predictor import Predictor
 from lesionseg.inference.read_ahead import predict_volumes
@@ -136,9 +136,9 @@ def score_predicted(
         files = predictions[match.case]
         before = read_on_grid(files, match.geometry, binary=bool(dataset.labels.regions))
         before = replace(before, case=match.case)
-        prediction = accept(before, point, calibration_of[match.case])
+        prediction = before.accept(point, calibration_of[match.case])
         write_prediction(folder, prediction)
-        matches[i] = match.with_decision(prediction)
+        matches[i] = match.accept(point, calibration_of[match.case])
     return complete, _score(matches, experiment, folder.parent, point)
 
 
@@ -245,7 +245,7 @@ def _score(
 
     Candidates are accepted by `point`.
     """
-    tables = Tables.of(match.rows(point) for match in matches)
+    tables = Tables.of(match.accept(point).rows() for match in matches)
     role = tables.cases["role"].iloc[0]
     labels = experiment.dataset.labels.lesion_names
     settings = SummarySettings(
@@ -334,7 +334,7 @@ def validation_scores(matches: Sequence[MatchedCase]) -> dict[str, float]:
     find = froc(tables, [FP_PER_CASE])
     recall = value_of(find, len(tables.groups))[0]
     scores = {"recall_1fp": recall or 0.0}
-    accepted = Tables.of(match.rows(point, surface=False) for match in matches)
+    accepted = Tables.of(match.accept(point).rows(surface=False) for match in matches)
     dice = accepted.cases["dice"]
     if dice.notna().any():
         scores["dice"] = float(dice.mean())

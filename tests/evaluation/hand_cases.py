@@ -132,7 +132,7 @@ def box_of(row):
 
 def evaluate_case(reference, prediction, preset, operating_point=None, **known):
     """Match the candidates of a case with its lesions and apply the operating point."""
-    return Found(match_case(reference, prediction, preset, **known).rows(operating_point))
+    return Found(match_case(reference, prediction, preset, **known).accept(operating_point).rows())
 
 
 def mask_boxes(instances, n):

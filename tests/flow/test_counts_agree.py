@@ -7,7 +7,6 @@ import pytest
 
 from lesionseg.core import Geometry, OperatingPoint, Volume
 from lesionseg.inference.candidates import find_candidates
-from lesionseg.inference.decision import accept
 from lesionseg.io.predictions import write_prediction
 from lesionseg.io.volumes import write_volume
 from lesionseg.phantoms import write_mri_phantoms
@@ -67,7 +66,7 @@ def test_counts_agree_for_a_thousand_small_lesions(tmp_path):
         if i >= 100:  # 100 lesions are missed, and 200 objects are not lesions
             p[(0, *box)] = rng.uniform(0.5, 1)
     found = find_candidates(p, geometry, CandidateRule(), (1,), "A")
-    write_prediction(tmp_path / "out", accept(found, OperatingPoint("score:0.4", 0.4)))
+    write_prediction(tmp_path / "out", found.accept(OperatingPoint("score:0.4", 0.4)))
     (tmp_path / "labels").mkdir()
     write_volume(tmp_path / "labels" / "A.nii.gz", Volume(lesions[None], geometry))
     scores = assert_counts_agree(tmp_path / "labels", tmp_path / "out", tmp_path, "score:0.4")

@@ -8,7 +8,7 @@ import pytest
 from lesionseg.core import Aim, Geometry, OperatingPoint
 from lesionseg.errors import ConfigError, ContentError, GeometryError
 from lesionseg.inference.candidates import PROMINENCE, find_candidates
-from lesionseg.inference.decision import accept, choose_operating_point
+from lesionseg.inference.decision import choose_operating_point
 from lesionseg.ops.components import label_components, lesion_instances
 from lesionseg.plan.plan import CandidateRule
 
@@ -173,7 +173,7 @@ def test_candidates_equal_those_of_the_naive_rule_and_of_the_mirrored_image(seed
 
 
 def test_operating_point_accepts_candidates_from_its_score_upwards():
-    found = accept(find([[0.9, 0.0, 0.5, 0.0, 0.4]]), OperatingPoint("score:0.5", 0.5))
+    found = find([[0.9, 0.0, 0.5, 0.0, 0.4]]).accept(OperatingPoint("score:0.5", 0.5))
     assert [c.accepted for c in found.candidates] == [True, True, False]
     assert found.mask().tolist() == [[1, 0, 1, 0, 0]]
     assert found.operating_point == OperatingPoint("score:0.5", 0.5)
@@ -238,7 +238,7 @@ def test_candidates_and_components_of_the_mask_agree_at_every_threshold(seed, sh
     maps = make_maps(np.random.default_rng(seed), shape, n_labels)
     found = find(*maps, rule=CandidateRule(min_voxels=2))
     for threshold in (0.1, 0.3, 0.5, 0.7):
-        drawn = accept(found, OperatingPoint(f"score:{threshold}", threshold))
+        drawn = found.accept(OperatingPoint(f"score:{threshold}", threshold))
         of_candidate = {c.id for c in drawn.candidates if c.accepted}
         components, of_component = lesion_instances(drawn.mask())
         assert len(of_component) == len(of_candidate)

@@ -22,7 +22,7 @@ from lesionseg.core import Geometry, Labels, Prediction
 from lesionseg.core.arrays import Integers, Numbers
 from lesionseg.errors import ContentError, GeometryError, ReadError
 from lesionseg.inference.candidates import SparseProbabilities
-from lesionseg.inference.decision import DEFAULT_POINT, accept, find_by_rule
+from lesionseg.inference.decision import DEFAULT_POINT, find_by_rule
 from lesionseg.inference.probabilities import SURE, compress_log_odds
 from lesionseg.io.grids import GridPair
 from lesionseg.io.masks import read_mask
@@ -138,7 +138,7 @@ def read_probabilities(
     found = find_by_rule(channels, grid, NNUNET_RULE, labels, files.case, DEFAULT_POINT.score)
     if found.n_left_out:
         _log.warning("Case %s: %s", files.case, found.left_out_note)
-    return accept(with_nnunet_names(found, stated), DEFAULT_POINT)
+    return with_nnunet_names(found, stated).accept(DEFAULT_POINT)
 
 
 def with_nnunet_names(prediction: Prediction, labels: Labels | None) -> Prediction:
