@@ -88,6 +88,11 @@ def untrusted_targets(specs: Sequence[Spec]) -> list[str]:
     return sorted({target for target in _find_targets(specs) if not _is_plain(target)})
 
 
+def needs_trust(network: Spec, transforms: Sequence[Spec]) -> bool:
+    """Return True if a bundle with this network and these transforms is read only with trust."""
+    return TARGET in network or bool(untrusted_targets(transforms))
+
+
 def _find_targets(value: Any) -> Iterator[str]:
     """Yield the names to import, and the strings that MONAI would evaluate in a bundle."""
     if isinstance(value, str):

@@ -67,13 +67,13 @@ class InfoOutcome(Outcome):
         if self.model is None:
             return predict_command("MODEL", is_mirrored=False)
         # imports torch, as the facts of a model do
-        from lesionseg.data.transforms import untrusted_targets
+        from lesionseg.data.transforms import needs_trust
 
         plan = self.model.plan
         return predict_command(
             self.model.path,
             is_mirrored=self.model.selection.is_mirrored,
-            needs_trust=bool(plan.architecture.network or untrusted_targets(plan.prepare_extra)),
+            needs_trust=needs_trust(plan.architecture.network, plan.prepare_extra),
         )
 
 

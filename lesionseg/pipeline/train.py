@@ -9,10 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lesionseg.config import TARGET, TrainConfig
+from lesionseg.config import TrainConfig
 from lesionseg.core import Aim
 from lesionseg.core.selection import SELECTED
-from lesionseg.data.transforms import untrusted_targets
+from lesionseg.data.transforms import needs_trust
 from lesionseg.errors import DatasetError, count, duration
 from lesionseg.evaluation import find_preset
 from lesionseg.evaluation.scores import Scores, scores_table
@@ -88,7 +88,9 @@ class TrainOutcome(Outcome):
         if self.cfg is None:
             return None
         return predict_command(
-            self.run, is_mirrored=self.cfg.inference.flips, needs_trust=needs_trust(self.cfg)
+            self.run,
+            is_mirrored=self.cfg.inference.flips,
+            needs_trust=needs_trust(network_spec(self.cfg.model), self.cfg.prepare.extra),
         )
 
 
@@ -153,11 +155,6 @@ def train(cfg: TrainConfig) -> TrainOutcome:
         write_finished(experiment, page, minutes)
         note("\n".join(lines))
     return TrainOutcome(run, cfg, (*align_columns(scores_table(scores)), "", *lines), page)
-
-
-def needs_trust(cfg: TrainConfig) -> bool:
-    """Return True if the bundle names a network or transforms that are not imported by default."""
-    return TARGET in network_spec(cfg.model) or bool(untrusted_targets(cfg.prepare.extra))
 
 
 def warn_of_few_patients(experiment: Experiment, plan: Plan) -> None:
