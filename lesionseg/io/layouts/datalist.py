@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import BaseModel, Field
@@ -141,8 +141,9 @@ def _read_rows(
             if is_scan_to_predict:
                 continue
             where = f"{path}: {key}[{place}]"
-            with collect_errors(findings, str(stated.get("image", "")), where):
-                rows.append(_read_row(root, parse_as(_Entry, entry), _LISTS[key], where))
+            case = _case_id(root, stated)
+            with collect_errors(findings, case, where):
+                rows.append(_read_row(root, case, parse_as(_Entry, entry), _LISTS[key], where))
     known = tuple(_Entry.model_fields)
     for keys in sorted(map(sorted, keys_of_entries)):
         found = column_findings(path, keys, known, "is not used")
@@ -176,14 +177,20 @@ def _read_or_number_labels(root: Path, rows: list[Row]) -> Labels:
     return Labels.of({k: f"class {k}" for k in range(1, max(values) + 1)}, labels.ignore)
 
 
-def _read_row(root: Path, entry: _Entry, role: Role | None, where: str) -> Row:
-    """Return the row of an entry. The case id is `case`, or the name of the first image.
+def _case_id(root: Path, entry: Mapping[str, Any]) -> str:
+    """Return `case` of an entry, or the name of its first image, even if the entry is wrong."""
+    stated = entry.get("image") or ""
+    image = stated[0] if isinstance(stated, list) else stated
+    return str(entry.get("case") or (image and path_id(Path(listed_file(root, str(image)).name))))
+
+
+def _read_row(root: Path, case: str, entry: _Entry, role: Role | None, where: str) -> Row:
+    """Return the row of an entry.
 
     `role` is that of the list. It applies if the entry states none. Raise `DatasetError` if label
     and boxes do not fit together.
     """
     images = [entry.image] if isinstance(entry.image, str) else entry.image
-    case = entry.case or path_id(Path(listed_file(root, images[0]).name))
     mask = entry.label if isinstance(entry.label, str) else None
     classes = entry.label if isinstance(entry.label, list) else None
     is_half = (entry.box is None) != (classes is None)

@@ -94,7 +94,7 @@ def read_yolo(root: Path) -> Table:
     """Read a YOLO folder. Labels are 1 to K in the order of the classes.
 
     - `train`, `val` (or `valid`, `validation`) and `test` are folders, or text files with the path
-      of an image in each line. They give roles if images of more than one role are found.
+      of an image in each line. They give roles if one of the images is for validation or test.
     - The text file of `…/images/a.png` is `…/labels/a.txt`, otherwise `a.txt` next to the image.
     - An image without a text file, or with an empty one, has no lesion. Wrong lines become
       findings. Key points are left out.
@@ -127,7 +127,7 @@ def read_yolo(root: Path) -> Table:
     short_ids = [path_id(image.inner) for image in images]
     # such as train/images/a.png and val/images/a.png
     ids = distinct_ids(short_ids, [image.file for image in images], root)
-    has_roles = len({image.role for image in images}) > 1
+    has_roles = any(image.role != "train" for image in images)
     rows: list[Row] = []
     tables: set[Path] = set()
     for case, image in zip(ids, images, strict=True):

@@ -209,10 +209,13 @@ def test_unknown_list_of_cases_is_named(images):
 
 
 def test_check_names_every_wrong_entry(images):
-    training = [LABELLED, "c.nii.gz", {"label": "b.nii.gz"}]
+    of_channels = {"image": ["p1/c_0000.nii.gz"], "fold": -1}
+    named = {"image": "d.nii.gz", "case": "D", "fold": -1}
+    training = [LABELLED, "c.nii.gz", {"label": "b.nii.gz"}, of_channels, named]
     root = write_list(images, training=training, validation={})
-    messages = [problem.message for problem in list_dataset(root).errors]
-    assert len(messages) == 3
+    errors = list_dataset(root).errors
+    messages = [problem.message for problem in errors]
+    assert [problem.case for problem in errors] == ["", "", "c", "D", ""]
     for place in ("training[1]", "training[2]", "'validation'"):
         assert any(place in message for message in messages)
 

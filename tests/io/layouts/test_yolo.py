@@ -54,6 +54,14 @@ def test_names_may_be_a_list_or_a_dictionary(write_folder, names):
     assert_rectangle(cases["a"])
 
 
+@pytest.mark.parametrize(
+    ("part", "role"), [("train", None), ("val", "validation"), ("test", "test")]
+)
+def test_images_of_a_single_part_have_its_role(write_folder, part, role):
+    root = write_folder({"train/a": f"0 {BRIGHT}"}, f"{part}: images/train\n{NAMES}")
+    assert {case.role for case in list_dataset(root).cases} == {role}
+
+
 def test_repeated_names_get_numbers(write_folder):
     root = write_folder({"train/a": f"2 {BRIGHT}"}, "names: [x, x (2), x]\n" + FOLDERS)
     dataset, cases = read_all(root)
