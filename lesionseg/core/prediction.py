@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -187,7 +187,7 @@ class Prediction:
     instances: NDArray[np.int32] | None
     operating_point: OperatingPoint | None = None
     has_scores: bool = True
-    values: NDArray[np.uint8] | None = None
+    values: NDArray[np.integer[Any]] | None = None
     removed: tuple[Candidate, ...] = ()
     input: InputCheckResult | None = None
     n_left_out: int = 0

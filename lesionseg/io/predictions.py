@@ -414,7 +414,7 @@ def _check_mask(files: PredictionFiles, prediction: Prediction) -> None:
         )
 
 
-def _read_region_values(files: PredictionFiles, *, binary: bool) -> NDArray[np.uint8] | None:
+def _read_region_values(files: PredictionFiles, *, binary: bool) -> NDArray[Any] | None:
     """Read the mask values that state the regions of each voxel.
 
     Other programs write no regions file. If the values are regions (`binary`), their mask states
@@ -425,7 +425,7 @@ def _read_region_values(files: PredictionFiles, *, binary: bool) -> NDArray[np.u
         file = files.mask
     if file is None:
         return None
-    return np.asarray(read_mask(file).labels, dtype=np.uint8)
+    return read_mask(file).labels
 
 
 def _common_grid(files: PredictionFiles, geometry: Geometry | None, *, by_image: bool) -> Geometry:
@@ -473,5 +473,4 @@ def _read_masks(files: PredictionFiles, grid: Geometry, *, binary: bool) -> Pred
     if files.instances is not None:
         instances = read_instances(files.instances).instances
     prediction = unscored_prediction(files.case, grid, labels, instances)
-    regions = values.astype(np.uint8) if binary and files.mask else None
-    return replace(prediction, values=regions)
+    return replace(prediction, values=values if binary and files.mask else None)

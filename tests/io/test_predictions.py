@@ -316,6 +316,21 @@ def test_edited_mask_next_to_instances_is_an_error(
     assert len(_read(tmp_path).candidates) == n_lesions
 
 
+@pytest.mark.parametrize("suffix", ["mask", "regions"])
+def test_region_values_above_255_do_not_become_other_regions(tmp_path, oblique, suffix):
+    prediction = _make_prediction(oblique)
+    write_prediction(tmp_path, replace(prediction, values=np.ones(oblique.shape, np.uint8)))
+    values = np.full(oblique.shape, 257, np.uint16)  # 257 is 1 in 8 bits
+    write_volume(tmp_path / f"A_{suffix}.nii.gz", Volume(values[np.newaxis], oblique))
+    if suffix == "mask":
+        for name in ("A_instances.nii.gz", "A_candidates.json", "A_regions.nii.gz"):
+            (tmp_path / name).unlink()
+    else:
+        (tmp_path / "A_mask.nii.gz").unlink()
+    files = find_predictions(tmp_path)["A"]
+    assert np.unique(files.read(geometry=oblique, binary=True).values).tolist() == [257]
+
+
 def test_mask_of_a_program_that_states_no_accepted_candidates_is_not_compared(tmp_path, oblique):
     prediction = _make_prediction(oblique)
     write_prediction(tmp_path, prediction)
