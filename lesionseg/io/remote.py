@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from errno import EDQUOT, ENOSPC
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote
@@ -62,10 +63,10 @@ def download(place: str, *, new: bool = False, endings: str | tuple[str, ...] = 
         endings: Only files whose name has one of these endings are downloaded.
 
     Raises:
-        ReadError: The store cannot be read, a download cannot be saved, or the URL has no files
-            although `new` is False.
+        ReadError: The store cannot be read, or the URL has no files although `new` is False.
         ConfigError: The store is unknown, or its package is not installed.
-        OutputError: The folder of the local copy, or the list of its files, cannot be written.
+        OutputError: The disk is full, or the folder of the local copy, or the list of its files,
+            cannot be written.
     """
     if not is_url(place):
         return Path(place)
@@ -254,15 +255,19 @@ def _list_known(before: Iterable[str], changes: Iterable[str]) -> set[str]:
 
 @contextmanager
 def _store_errors(failure: str, kind: type[LesionsegError]) -> Iterator[None]:
-    """Convert any error of a store into `kind`. The errors of lesionseg stay as they are.
+    """Convert any error of a store into `kind`, and that of a full disk into `OutputError`.
 
-    `failure` is the beginning of the message.
+    The errors of lesionseg stay as they are. `failure` is the beginning of the message.
     """
     try:
         yield
     except LesionsegError:
         raise
     except Exception as error:  # stores raise errors of their own packages
+        if isinstance(error, OSError) and error.errno in (ENOSPC, EDQUOT):
+            raise OutputError(
+                f"{failure}: {error.strerror}. Free space on the disk of {cache_folder()}."
+            ) from error
         raise kind(
             f"{failure} ({error!r}). Check the URL, the connection, your permissions and the "
             "settings of the store."

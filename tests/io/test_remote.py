@@ -1,5 +1,6 @@
 """Folders at a URL: download, changes at the store, and upload of results."""
 
+import errno
 import os
 import threading
 from functools import partial
@@ -164,6 +165,17 @@ def test_store_that_cannot_be_opened_is_an_error_with_its_url(tmp_path, monkeypa
         download("ftp://host/x")
     with pytest.raises(OutputError, match=r"^ftp://host/x: .*connection refused"):
         upload([tmp_path / "a.nii"], tmp_path, "ftp://host/x")
+
+
+def test_full_disk_is_an_error_of_the_cache(monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    store = fsspec.filesystem("memory")
+    store.pipe("/full/a.nii", b"one")
+    monkeypatch.setattr(type(store), "get", refuse)
+    with pytest.raises(OutputError, match=r"No space left on device\. Free space .*cache"):
+        download("memory://full")
 
 
 def test_cache_that_cannot_be_written_is_an_error(tmp_path):
