@@ -10,7 +10,7 @@ from lesionseg.errors import BundleError, count, join_names
 from lesionseg.io.files import atomic_path, cache_folder, digest_of
 from lesionseg.io.model_files import ModelFiles, find_archive, list_archive
 
-_WEIGHTS = "weights.safetensors"
+WEIGHTS = "weights.safetensors"
 _PLAN = "plan.json"
 MODELS = "models"  # the folder of models in the cache
 _SUFFIXES = (".safetensors", ".json", ".md")
@@ -31,7 +31,7 @@ class BundleFiles:
     @property
     def weights(self) -> Path:
         """The weights of the network, or of the first member of an ensemble."""
-        return self.folder / _WEIGHTS
+        return self.folder / WEIGHTS
 
     def weights_of(self, n_members: int) -> list[Path]:
         """Return the weights of each member of an ensemble."""
@@ -95,7 +95,7 @@ def resolve_bundle(path: Path) -> Path:
         content = f"the folder contains {join_names(names, _MAX_SHOWN) or 'no files'}"
     raise BundleError(
         f"{path} is not a bundle: {content}. Name the folder of a finished training, "
-        f"one that contains {_WEIGHTS} and {_PLAN}, or an nnU-Net model folder."
+        f"one that contains {WEIGHTS} and {_PLAN}, or an nnU-Net model folder."
     )
 
 
@@ -112,7 +112,7 @@ def _unpack(archive: Path, path: Path) -> Path:
     """
     names = [PurePosixPath(name) for name in list_archive(archive)]
     inner = path.relative_to(archive)
-    bundles = [name.parent for name in names if name.name == _WEIGHTS]
+    bundles = [name.parent for name in names if name.name == WEIGHTS]
     folders = [folder for folder in bundles if folder.is_relative_to(inner)]
     depth = min((len(folder.parts) for folder in folders), default=0)
     found = [folder for folder in folders if len(folder.parts) == depth]

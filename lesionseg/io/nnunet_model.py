@@ -13,6 +13,7 @@ from typing import Any
 
 from lesionseg.core import Labels
 from lesionseg.errors import BundleError, LesionsegError, count, join_names
+from lesionseg.io.bundle_folder import WEIGHTS
 from lesionseg.io.files import digest_of
 from lesionseg.io.layouts.nnunet import DATASET_JSON, nnunet_labels
 from lesionseg.io.model_files import ModelFiles, find_archive, list_archive
@@ -117,14 +118,17 @@ def find_nnunet_model(path: Path) -> NnunetModelFiles | None:
 
 
 def _find_in_archive(archive: Path, path: Path) -> NnunetModelFiles | None:
-    """Find a model in a zip. Return None if the zip has no model. Ensembles do not count.
+    """Find a model in a zip. Ensembles do not count.
+
+    Return None if the zip has no model, or only bundles of lesionseg at this path.
 
     Args:
         archive: The zip.
         path: The zip, or a model or fold within it. Upper folders may be left out.
 
     Raises:
-        BundleError: `path` names none or several of the models, or no wanted fold is trained.
+        BundleError: `path` names none or several of the models, bundles included, or no wanted fold
+            is trained.
     """
     names = list_archive(archive)
     # folders of ensembles contain both files as well, but no weights
@@ -143,13 +147,17 @@ def _find_in_archive(archive: Path, path: Path) -> NnunetModelFiles | None:
     chosen = [
         m for m in models if wanted == Path() or m.as_posix().endswith(f"/{wanted.as_posix()}")
     ]
-    if len(chosen) != 1:
+    paths = [archive / name for name in names]
+    bundles = [file.parent for file in paths if file.name == WEIGHTS and file.is_relative_to(path)]
+    if bundles and not chosen:
+        return None
+    if len(chosen) != 1 or (bundles and path == archive and chosen[0] != archive):
         raise BundleError(
-            f"{archive}: the archive has {count(len(models), 'model')}. Name one of them: "
-            f"{join_names(chosen or models, _MAX_SHOWN)}."
+            f"{archive}: the archive has {count(len(models) + len(bundles), 'model')}. Name one of "
+            f"them: {join_names([*(chosen or models), *bundles], _MAX_SHOWN)}."
         )
     (root,) = chosen
-    checkpoints = [archive / name for name in names if name.endswith(f"/{CHECKPOINT}")]
+    checkpoints = [file for file in paths if file.name == CHECKPOINT]
     folds = [file.parent.name for file in checkpoints if file.parents[1] == root]
     return NnunetModelFiles(root, archive, _choose_folds(root, folds, fold))
 
