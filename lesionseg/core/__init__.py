@@ -12,6 +12,7 @@ from lesionseg.core.dataset import pool_readers as pool_readers
 from lesionseg.core.finding import Finding as Finding
 from lesionseg.core.geometry import Geometry as Geometry
 from lesionseg.core.geometry import Volume as Volume
+from lesionseg.core.geometry import describe_sides as describe_sides
 from lesionseg.core.geometry import joint_unit as joint_unit
 from lesionseg.core.labels import UNION as UNION
 from lesionseg.core.labels import Labels as Labels

@@ -34,6 +34,15 @@ def joint_unit(units: Iterable[str]) -> str:
     return "px" if distinct else "mm"
 
 
+def describe_sides(sides: Iterable[float]) -> str:
+    """Return the sides of a voxel, a shape, a tile or a stride as text, with four digits or more.
+
+    >>> describe_sides((12345, 16, 0.7109375))
+    '12345 × 16 × 0.7109'
+    """
+    return " × ".join(f"{side:.4g}" if side < 1000 else f"{side:.0f}" for side in sides)
+
+
 @dataclass(frozen=True, eq=False)
 class Geometry:
     """Shape and position of a grid of `dims` spatial axes (3: z, y, x; 2: y, x).

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from lesionseg.core import Geometry, Volume
+from lesionseg.core import Geometry, Volume, describe_sides
 from lesionseg.core.arrays import Flags, Numbers
 from lesionseg.data.transforms import run_on_volume
 from lesionseg.errors import ContentError, GeometryError, count
@@ -106,7 +106,7 @@ def _resample_to_plan(volume: Volume, plan: Plan, *, where: str | None, overwrit
         return Volume(array, geometry)
     most = max(view.geometry.shape)
     if max(geometry.shape) <= _LEAST_VOXELS < most:
-        spacing = " × ".join(f"{mm:.3g}" for mm in view.geometry.spacing_mm)
+        spacing = describe_sides(view.geometry.spacing_mm)
         raise GeometryError(
             f"{where or 'image'}: with voxels of {spacing} mm, the whole scan has only "
             f"{count(max(geometry.shape), 'voxel')} along its longest axis on the plan's grid. "

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from lesionseg.config import InferenceConfig
-from lesionseg.core import Calibration
+from lesionseg.core import Calibration, describe_sides
 from lesionseg.core.arrays import Numbers
 from lesionseg.data.preprocess_image import LOCAL_STD_FLOOR, SAME_MM, window_of
 from lesionseg.errors import ConfigError, OutputError, pip_install
@@ -457,12 +457,12 @@ def inference_config(plan: Plan, calibration: Calibration | None = None) -> dict
 
 def monai_readme(plan: Plan, card: str) -> str:
     """Return the text of `docs/README.md`: the model card, and the differences from lesionseg."""
-    spacing = " × ".join(f"{mm:g}" for mm in plan.spacing_mm)
     lines = [
         "## Differences from lesionseg",
         "",
-        f"- Scans are resampled to {spacing} mm by linear interpolation. lesionseg takes the mean "
-        "over a voxel, so probabilities differ for scans that are finer than this.",
+        f"- Scans are resampled to {describe_sides(plan.spacing_mm)} mm by linear interpolation. "
+        "lesionseg takes the mean over a voxel, so probabilities differ for scans that are finer "
+        "than this.",
         "- Candidates and operating points are missing. The label map contains the voxels whose "
         f"probability reaches `threshold` in `{CONFIG}`.",
         "- Voxels within two voxels of the border of a resampled scan differ, because MONAI and "

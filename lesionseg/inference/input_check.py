@@ -32,7 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field, FiniteFloat
 
-from lesionseg.core import Geometry, InputCheckResult, Volume
+from lesionseg.core import Geometry, InputCheckResult, Volume, describe_sides
 from lesionseg.core.arrays import Flags, Numbers
 from lesionseg.data.cache import CachedCase
 from lesionseg.errors import DatasetError, GeometryError
@@ -545,12 +545,8 @@ def check_extent(geometry: Geometry, plan: Plan, where: str) -> None:
     elif ratios and all(0.2 <= ratio / 1000 <= 5 for ratio in ratios):
         unit = ", perhaps metres for millimetres"
     raise GeometryError(
-        f"{where}: the header states voxels of {_product(spacing)} mm and an extent of "
-        f"{_product(extent)} mm; this model works on voxels of {_product(plan.spacing_mm)} mm. The "
-        f"spacing or its unit is wrong{unit}. Correct the header."
+        f"{where}: the header states voxels of {describe_sides(spacing)} mm and an extent of "
+        f"{describe_sides(extent)} mm; this model works on voxels of "
+        f"{describe_sides(plan.spacing_mm)} mm. The spacing or its unit is wrong{unit}. Correct "
+        "the header."
     )
-
-
-def _product(sizes_mm: Sequence[float]) -> str:
-    """Return sizes along several axes as text, such as "1 × 0.5 × 0.5"."""
-    return " × ".join(f"{mm:.3g}" for mm in sizes_mm)

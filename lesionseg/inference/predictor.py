@@ -22,6 +22,7 @@ from lesionseg.core import (
     Prediction,
     Selection,
     Volume,
+    describe_sides,
 )
 from lesionseg.core.arrays import Flags
 from lesionseg.data.preprocess_image import prepare_image
@@ -49,7 +50,6 @@ from lesionseg.io.cases import nan_to_background, read_image
 from lesionseg.io.channels import is_colour
 from lesionseg.io.volumes import strip_suffix
 from lesionseg.models.build import NetworkFactory, allowed_architectures, fast_memory_format
-from lesionseg.plan.plan import describe_sides
 
 log = logging.getLogger(__name__)
 

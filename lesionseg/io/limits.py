@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lesionseg.core import Geometry
+from lesionseg.core import Geometry, describe_sides
 from lesionseg.errors import GeometryError, LesionsegError, ReadError, ResourceError
 from lesionseg.io.files import explain_missing
 
@@ -118,7 +118,7 @@ def check_grid(path: Path, geometry: Geometry, unit: str = "") -> None:
             f"{path}: the image has too many voxels: {n_voxels}, at most {_limits.max_voxels}. "
             f"Crop it, or resample it to larger voxels. {_limits.advice}".rstrip()
         )
-    spacing = " × ".join(f"{mm:g}" for mm in geometry.spacing_mm)
+    spacing = describe_sides(geometry.spacing_mm)
     stated = f" The header gives lengths in {unit}." if unit else ""
     advice = f"{stated} Correct the spacing or its unit in the header."
     low, high = _limits.spacing_mm
@@ -147,9 +147,8 @@ def check_resampled(where: str, shape: Sequence[int]) -> None:
         shape: The shape of the resampled image.
     """
     if math.prod(shape) > _limits.max_voxels:
-        sizes = " × ".join(map(str, shape))
         raise GeometryError(
-            f"{where}: would have {sizes} voxels on the model's grid, more than "
+            f"{where}: would have {describe_sides(shape)} voxels on the model's grid, more than "
             f"{_limits.max_voxels}. Check the voxel size in the file's header. "
             f"{_limits.advice}".rstrip()
         )

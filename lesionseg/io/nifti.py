@@ -4,7 +4,6 @@ import gzip
 import io
 import logging
 import math
-from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -12,7 +11,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from lesionseg.core import Geometry, Volume
+from lesionseg.core import Geometry, Volume, describe_sides
 from lesionseg.core.arrays import Numbers
 from lesionseg.errors import ReadError
 from lesionseg.io.limits import (
@@ -288,9 +287,9 @@ def _check_affine(path: Path, image: Any, affine: Numbers, dims: int) -> None:
     sizes = image.extra["pixdim"][:dims]
     if not image.header["sform_code"] and not sizes.all():
         raise ReadError(
-            f"{path}: the voxel size is unknown (pixdim is {_join_sizes(sizes)} mm). Convert the "
-            "scan again from its DICOM files, or write the true size into the header, for example "
-            "with fslchpixdim."
+            f"{path}: the voxel size is unknown (pixdim is {describe_sides(sizes)} mm). Convert "
+            "the scan again from its DICOM files, or write the true size into the header, for "
+            "example with fslchpixdim."
         )
     if not np.isfinite(affine).all():
         raise ReadError(
@@ -308,7 +307,7 @@ def _warn_of_contradictions(path: Path, image: Any, geometry: Geometry) -> None:
         return
     if not np.allclose(sizes, stated, rtol=_SAME_SIZE, atol=0):
         text = "%s: the sform states voxels of %s mm, but pixdim states %s mm; the sform is used."
-        warn_once(logger, text, path, _join_sizes(sizes), _join_sizes(stated))
+        warn_once(logger, text, path, describe_sides(sizes), describe_sides(stated))
     if not image.header["qform_code"]:
         return
     qform = Geometry(geometry.shape, (_mm_scale(image) @ _qform(image))[:, _REVERSED])
@@ -319,11 +318,6 @@ def _warn_of_contradictions(path: Path, image: Any, geometry: Geometry) -> None:
             "and right are correct."
         )
         warn_once(logger, text, path, distance)
-
-
-def _join_sizes(sizes_mm: Iterable[float]) -> str:
-    """Return sizes along several axes as text, such as "1 × 0.5 × 0.5"."""
-    return " × ".join(f"{mm:.4g}" for mm in sizes_mm)
 
 
 def _qform(image: Any) -> Numbers:

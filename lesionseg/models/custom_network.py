@@ -15,9 +15,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lesionseg.config import TARGET, build, import_target, parameters_of
+from lesionseg.core import describe_sides
 from lesionseg.errors import ConfigError, count
 from lesionseg.models.heads import prior_bias
-from lesionseg.plan.plan import Architecture, Plan, describe_sides, total_strides
+from lesionseg.plan.plan import Architecture, Plan, total_strides
 
 # Names of the arguments that the plan fills in: channels, logits, axes, tile.
 _INPUTS = ("in_channels", "in_chans", "input_channels", "n_channels")

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lesionseg.config import AUTO_MODEL, ModelConfig, PrepareConfig
-from lesionseg.core import Case, CaseFiles, Dataset, Finding, joint_unit
+from lesionseg.core import Case, CaseFiles, Dataset, Finding, describe_sides, joint_unit
 from lesionseg.core.finding import Severity, collect_errors
 from lesionseg.io.files import digest_of
 from lesionseg.io.inspection import inspect_case
@@ -410,9 +410,8 @@ def _find_spacing_outliers(readable: Sequence[_InspectedCase]) -> Iterator[Findi
         ratio = np.array(case.look.spacing_mm) / median
         factor = np.maximum(ratio, 1 / ratio)  # the same for twice and for half the median
         if (factor > SPACING_FACTOR).any():
-            own = " × ".join(f"{s:.3g}" for s in case.look.spacing_mm)
-            usual = " × ".join(f"{s:.3g}" for s in median)
-            detail = f" {own} mm; usual {usual} mm."
+            own = describe_sides(case.look.spacing_mm)
+            detail = f" {own} mm; usual {describe_sides(median)} mm."
             yield _finding("spacing", case.files.case, detail)
 
 

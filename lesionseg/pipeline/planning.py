@@ -18,6 +18,7 @@ from lesionseg.config import (
     TrainerConfig,
     has_config,
 )
+from lesionseg.core import describe_sides
 from lesionseg.data.augment import build_augmentation
 from lesionseg.data.transforms import as_meta_tensor, check_transforms, try_on_tile
 from lesionseg.errors import ConfigError
@@ -166,8 +167,8 @@ def describe_tile(plan: Plan) -> str:
 
     Pixels of 1 mm count as unknown, because readers give unknown pixels this size.
     """
-    tile = " × ".join(f"{n:.3g}" for n in plan.tile_shape)
-    size = " × ".join(f"{n:.3g}" for n in plan.spacing_mm)
+    tile = describe_sides(plan.tile_shape)
+    size = describe_sides(plan.spacing_mm)
     if plan.dims == 3:
         return f"{tile} voxels of {size} mm"
     if plan.assumed_pixel_mm != 1.0:

@@ -7,6 +7,7 @@ from math import ceil
 import numpy as np
 import torch
 
+from lesionseg.core import describe_sides
 from lesionseg.core.arrays import Numbers
 from lesionseg.ops.anchors import centred_iou
 from lesionseg.plan.plan import AnchorPlan, Architecture, total_strides
@@ -112,7 +113,7 @@ def _explain_fit(
     anchors: AnchorPlan, finest_stride: Numbers, mean_iou: float, small_recall: float
 ) -> str:
     """Return the reason of fitted anchors: their number, and how well they cover the lesions."""
-    stride = " × ".join(f"{step:g}" for step in finest_stride)
+    stride = describe_sides(finest_stride)
     return (
         f"{len(anchors.stages)} levels from a stride of {stride}, {anchors.n_shapes} sizes each; "
         f"lesions have a mean IoU of {mean_iou:.2f} with their best size; {100 * small_recall:.0f} "

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from lesionseg.config import AUTO_MODEL, ModelConfig
-from lesionseg.core import Dataset
+from lesionseg.core import Dataset, describe_sides
 from lesionseg.errors import ConfigError
 from lesionseg.plan import rules
 from lesionseg.plan.anchor_sizes import fit_anchors
@@ -23,7 +23,6 @@ from lesionseg.plan.plan import (
     Modality,
     Normalisation,
     Plan,
-    describe_sides,
     sources_of,
     to_tuples,
     total_stride,

@@ -122,15 +122,6 @@ def total_stride(architecture: Architecture) -> tuple[int, ...]:
     return total_strides(architecture.strides)[-1]
 
 
-def describe_sides(sides: Sequence[int]) -> str:
-    """Return the sides of a tile, a shape or a stride as text.
-
-    >>> describe_sides((16, 32, 32))
-    '16 × 32 × 32'
-    """
-    return " × ".join(map(str, sides))
-
-
 @dataclass(frozen=True)
 class CandidateRule:
     """The rule that finds candidates in probabilities.

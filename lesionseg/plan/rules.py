@@ -11,6 +11,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
+from lesionseg.core import describe_sides
 from lesionseg.core.arrays import Numbers
 from lesionseg.errors import ConfigError, count
 from lesionseg.plan.fingerprint import ChannelStatistics
@@ -18,7 +19,6 @@ from lesionseg.plan.plan import (
     Architecture,
     CandidateRule,
     Normalisation,
-    describe_sides,
     total_stride,
 )
 

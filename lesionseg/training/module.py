@@ -279,8 +279,9 @@ class LesionModule(pl.LightningModule):
         if self.progress >= 1:
             self.trainer.should_stop = True
 
-    def count_tiles_per_step(self) -> int:
-        """Return the number of tiles of a step over all processes and accumulated batches."""
+    @property
+    def tiles_per_step(self) -> int:
+        """The number of tiles of a step over all processes and accumulated batches."""
         trainer = self.trainer
         return self.plan.batch_size * trainer.world_size * trainer.accumulate_grad_batches
 
@@ -294,7 +295,7 @@ class LesionModule(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Return the optimiser, and the schedule that follows `progress`. Log the highest rate."""
-        n_tiles = self.count_tiles_per_step()
+        n_tiles = self.tiles_per_step
         highest = highest_rate(self.optim, self.plan, n_tiles)
         log.info("Learning rate %.2g for %d tiles per step.", highest, n_tiles)
         optimiser = make_optimiser(self.network, self.optim, highest, fused=self._fused)
@@ -317,7 +318,7 @@ class LesionModule(pl.LightningModule):
             "max_steps": self.settings.max_steps,
             "max_minutes": self.settings.max_minutes,
             "device": self.device.type,
-            "tiles_per_step": self.count_tiles_per_step(),
+            "tiles_per_step": self.tiles_per_step,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -11,11 +11,12 @@ from math import prod
 import torch
 
 from lesionseg.config import TrainConfig
+from lesionseg.core import describe_sides
 from lesionseg.errors import ConfigError, count
 from lesionseg.models.build import TRUSTED, autocast_dtype, build_network
 from lesionseg.ops.cudnn_benchmark import fastest_convolutions
 from lesionseg.ops.device_memory import is_out_of_memory
-from lesionseg.plan.plan import Plan, describe_sides, total_stride
+from lesionseg.plan.plan import Plan, total_stride
 from lesionseg.training.callbacks import FocalStatistics
 from lesionseg.training.module import highest_rate, make_optimiser
 from lesionseg.training.objective import make_objective, noise_batch

@@ -260,7 +260,7 @@ def test_contrast_is_measured_only_on_valid_voxels():
         ((0.0015, 0.0015, 0.0015), "0.0015 × 0.0015 × 0.0015 mm"),
         ((0.001, 0.001, 0.001), "micrometres"),
         ((1.0, 1.0, 0.003), "1 × 1 × 0.003 mm"),
-        ((300.0, 1.0, 1.0), "an extent of 6e+03"),
+        ((300.0, 1.0, 1.0), "an extent of 6000"),
         ((1000.0, 1000.0, 1000.0), "metres for millimetres"),
     ],
 )

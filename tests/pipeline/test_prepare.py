@@ -340,16 +340,16 @@ def test_plan_stores_that_nan_is_background(tmp_path):
 @pytest.mark.parametrize(
     ("raster_mm", "spacing_mm", "expected"),
     [
-        (1.0, 1.0, "256 × 256 pixels"),
-        (1.0, 2.0, "256 × 256 pixels, each of 2 × 2 image pixels,"),  # half the resolution
-        (0.2, 0.4, "256 × 256 pixels of 0.4 × 0.4 mm"),
-        (0.5, 1.0, "256 × 256 pixels of 1 × 1 mm"),
+        (1.0, 1.0, "1024 × 256 pixels"),
+        (1.0, 2.0, "1024 × 256 pixels, each of 2 × 2 image pixels,"),  # half the resolution
+        (0.2, 0.4, "1024 × 256 pixels of 0.4 × 0.4 mm"),
+        (0.5, 1.0, "1024 × 256 pixels of 1 × 1 mm"),
     ],
 )
 def test_millimetres_of_a_tile_are_stated_only_if_the_pixel_size_is_known(
     raster_mm, spacing_mm, expected
 ):
     plan = plans.plan_of(dims=2).with_(
-        raster_mm=raster_mm, spacing_mm=(spacing_mm,) * 2, tile_shape=(256, 256)
+        raster_mm=raster_mm, spacing_mm=(spacing_mm,) * 2, tile_shape=(1024, 256)
     )
     assert describe_tile(plan) == expected
