@@ -46,11 +46,17 @@ def check_transforms(cfg: TrainConfig) -> None:
     for spec in cfg.augment.extra:
         build(spec, "augment.extra")
     for spec in cfg.prepare.extra:
-        transform = build(spec, "prepare.extra")
-        from monai.transforms import RandomizableTrait
-
-        if isinstance(transform, RandomizableTrait):
+        if _is_random(build(spec, "prepare.extra")):
             raise ConfigError(f"prepare.extra: {spec[TARGET]} is random. Move it to augment.extra.")
+
+
+def _is_random(transform: Transform) -> bool:
+    """Return True for a random transform. A `Compose` is random if one of its transforms is."""
+    from monai.transforms import Compose, RandomizableTrait
+
+    if type(transform) is Compose:
+        return any(map(_is_random, transform.transforms))
+    return isinstance(transform, RandomizableTrait)
 
 
 def build(spec: Spec, where: str) -> Transform:

@@ -96,11 +96,10 @@ def in_quotes(value: str) -> str:
     Hydra reads a backslash as itself unless a quote follows. Backslashes before a quote, and before
     the end, where the closing quote is added, are therefore doubled. A quote gets a backslash.
 
-    >>> print(in_quotes(r"C:\scans"), in_quotes("C:\\"), in_quotes("it's"))
-    'C:\scans' 'C:\\' 'it\'s'
+    >>> print(in_quotes(r"C:\scans"), in_quotes("C:\\"), in_quotes("it's"), in_quotes("'"))
+    'C:\scans' 'C:\\' 'it\'s' '\''
     """
-    has_quotes = value[:1] in ("'", '"') and value[:1] == value[-1:]
-    if has_quotes:
+    if re.fullmatch(r"""(['"]).*\1""", value, re.DOTALL):
         return value
     before_quotes = re.sub(r"(\\*)'", r"\1\1\\'", value)
     before_end = re.sub(r"(\\+)$", r"\1\1", before_quotes)

@@ -245,10 +245,17 @@ def test_transform_of_the_plan_that_moves_the_image_is_an_error(plan, volume):
 
 
 def test_random_transform_of_the_plan_and_unknown_transform_are_an_error():
-    check_transforms(TrainConfig.of(prepare={"extra": [SMOOTH]}))
-    for section, name in (("prepare", "RandBiasFieldd"), ("augment", "RandBias")):
+    chain = {"_target_": "monai.transforms.Compose"}
+    within = {**chain, "transforms": [SMOOTH]}
+    check_transforms(TrainConfig.of(prepare={"extra": [SMOOTH, within]}))
+    random = make_spec("RandBiasFieldd")
+    for section, spec, name in (
+        ("prepare", random, "RandBiasFieldd"),
+        ("prepare", {**chain, "transforms": [within, random]}, "Compose"),
+        ("augment", make_spec("RandBias"), "RandBias"),
+    ):
         with pytest.raises(ConfigError, match=rf"{section}\.extra.*{name}"):
-            check_transforms(TrainConfig.of(**{section: {"extra": [make_spec(name)]}}))
+            check_transforms(TrainConfig.of(**{section: {"extra": [spec]}}))
 
 
 @pytest.mark.parametrize(
