@@ -334,8 +334,7 @@ def _compare(inspected: Sequence[_InspectedCase]) -> Iterator[Finding]:
     for case in inspected:
         has_files = len(case.files.images) > 1  # a grey picture may have three equal colours
         if has_files and len(set(case.image_digests)) < len(case.image_digests):
-            text = "Two channels of this case have the same image."
-            yield Finding("duplicate", text, case.files.case)
+            yield _finding("same_channels", case.files.case)
     for group in _groups_sharing(inspected, lambda case: case.image_digests):
         yield from _findings_of_group("duplicate", group)
     for group in _groups_sharing(inspected, lambda case: (case.reference_key,)):

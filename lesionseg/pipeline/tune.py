@@ -94,7 +94,7 @@ class TuneOutcome(Outcome):
     def record(self) -> dict[str, Any]:
         """Return the run directory, the page, and as `best` the recommended pair of α and γ.
 
-        `best` is None if no trial is finished.
+        `best` is None if no finished trial has found a lesion.
         """
         best = find_steadiest(self.search)
         pair = None if best is None else {"alpha": best.alpha, "gamma": best.gamma}
@@ -107,9 +107,9 @@ class TuneOutcome(Outcome):
 
     @property
     def next(self) -> str | None:
-        """The training with the recommended pair; None without one, or if its score is 0."""
+        """The training with the recommended pair; None without one."""
         best = find_steadiest(self.search)
-        if best is None or not best.value:
+        if best is None:
             return None
         groups = tuned_groups(self.cfg)
         settings = {"data.root": self.cfg.data.root, **options_of_trials(self.cfg, groups)}
@@ -588,7 +588,7 @@ def _notes(search: TuningSearch, facts: Mapping[str, Any]) -> Sequence[str]:
     """
     best = search.best
     steady = find_steadiest(search)
-    if best is None or steady is None or not best.value:
+    if best is None or steady is None:
         return ["No trial has found a lesion yet. Give each more time: trainer.max_minutes."]
 
     def describe(trial: TuningTrial) -> str:

@@ -47,6 +47,7 @@ MEANING: Mapping[str, str] = {
     "model": "The model that train chooses:",
     "constant": "A channel has the same value everywhere.",
     "duplicate": "Two cases have the same image.",
+    "same_channels": "Two channels of the case have the same image.",
     "same_reference": "Two cases have the same mask.",
     "same_patient": "Two names seem to belong to the same patient: a split could separate them.",
     "leak": "The same image or patient has two roles, such as train and test.",

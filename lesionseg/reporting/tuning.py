@@ -107,7 +107,7 @@ def trial_table(search: TuningSearch) -> list[list[str]]:
 def write_tuning_page(search: TuningSearch, path: Path) -> Path:
     """Write the page of the search atomically. Return `path`.
 
-    A ring marks the steadiest training, if its value is above 0.
+    A ring marks the steadiest training, if there is one.
     """
     figure, axes = new_figure(6, 4.4)
     dots = _draw_finished(axes, search)
@@ -117,8 +117,7 @@ def write_tuning_page(search: TuningSearch, path: Path) -> Path:
     gammas = [trial.gamma for trial in stopped]
     axes.plot(alphas, gammas, "x", color=OTHER, clip_on=False)
     axes.set(xlabel="α", ylabel="γ", xlim=search.alpha, ylim=search.gamma)
-    steadiest = find_steadiest(search)
-    recommended = steadiest if steadiest is not None and steadiest.value else None
+    recommended = find_steadiest(search)
     if recommended is not None:
         _draw_ring(axes, recommended)
     caption = say(
@@ -182,19 +181,19 @@ def _draw_ring(axes: Axes, trial: TuningTrial) -> None:
 
 
 def find_steadiest(search: TuningSearch) -> TuningTrial | None:
-    """Return the finished trial with the highest smoothed value, which noise affects less.
+    """Return the trial with the highest smoothed value, which noise affects less.
 
     The smoothed value of a trial is the weighted mean of its own value, those of its neighbours,
     and the mean of all trials. The latter has the weight of one trial, so that a trial without
     neighbours cannot win by luck. Pruned trials count with their last value, because otherwise a
     pair whose poor neighbours were all pruned would look like one without neighbours. They are
-    never returned. Return None if no trial is finished.
+    never returned, nor are trials of value 0. Return None if there is no other trial.
     """
-    finished = search.finished
-    if not finished:
+    successful = [trial for trial in search.finished if trial.value]
+    if not successful:
         return None
-    counted = finished + search.pruned
-    candidates = np.array([[t.alpha, t.gamma] for t in finished])
+    counted = search.finished + search.pruned
+    candidates = np.array([[t.alpha, t.gamma] for t in successful])
     points = np.array([[t.alpha, t.gamma] for t in counted])
     # a setting with a fixed value has the range 0, which must not become a divisor
     ranges = np.array([np.ptp(axis) or 1.0 for axis in (search.alpha, search.gamma)])
@@ -202,4 +201,4 @@ def find_steadiest(search: TuningSearch) -> TuningTrial | None:
     weights = np.exp(-(distances**2).sum(-1) / 2)  # a Gaussian kernel, 1 for the trial itself
     values = np.array([t.value for t in counted], dtype=float)
     smoothed = (weights @ values + values.mean()) / (weights.sum(-1) + 1)
-    return finished[int(smoothed.argmax())]
+    return successful[int(smoothed.argmax())]

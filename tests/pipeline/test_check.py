@@ -201,6 +201,16 @@ def test_same_case_in_two_roles_is_a_leak(tmp_path, first, second, is_leak):
     assert {"duplicate", "same_patient"} <= kinds(found, "ab")
 
 
+def test_equal_channels_of_a_case_are_not_called_two_cases(tmp_path):
+    image, mask = write_case(tmp_path, "ab")
+    (tmp_path / "again.nii").write_bytes((tmp_path / image).read_bytes())
+    table = ["case,image,image_0001,reference", f"ab,{image},again.nii,{mask}"]
+    (tmp_path / "manifest.csv").write_text("\n".join(table))
+    page = tmp_path / "page.html"
+    assert "same_channels" in kinds(check(tmp_path, page), "ab")
+    assert "Two cases have the same image" not in page.read_text("utf-8")
+
+
 def write_nnunet(root, images, masks, **facts):
     """Write an nnU-Net folder of one channel. All files contain the same healthy case."""
     root.mkdir()

@@ -12,6 +12,7 @@ from lesionseg.phantoms import write_xray_phantoms
 from lesionseg.pipeline.run_dir import check_config, config_of, save_config
 from lesionseg.pipeline.tune import (
     SharedStudy,
+    TuneOutcome,
     check_tuning,
     configured_pair,
     open_study,
@@ -79,6 +80,7 @@ def test_diverging_training_has_the_value_0_and_the_search_continues(root, tmp_p
     found = search(root, tmp_path / "run", "tune.n_trials=2")
     assert [(trial.state, trial.value) for trial in found.trials] == [("complete", 0.0)] * 2
     assert "no number" in found.trials[0].note
+    assert TuneOutcome(found, tmp_path / "run", None).record()["best"] is None
 
 
 def test_trial_that_used_its_whole_budget_is_complete(root, tmp_path, monkeypatch):

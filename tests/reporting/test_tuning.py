@@ -40,6 +40,15 @@ def test_search_without_a_finished_trial_has_no_recommendation():
     assert find_steadiest(search_of(POOR_NEIGHBOURS)) is None
 
 
+def test_trial_without_a_lesion_is_not_recommended():
+    """Good neighbours on both sides give it the highest smoothed value."""
+    nothing = (0.5, 2.0, "complete", 0.0)
+    good = [(alpha, 2.0, "complete", 0.9) for alpha in (0.42, 0.58)]
+    poor = [(alpha, 2.0, "pruned", 0.0) for alpha in (0.34, 0.66)]
+    assert find_steadiest(search_of([nothing, *good, *poor])).value == 0.9
+    assert find_steadiest(search_of([nothing])) is None
+
+
 def test_dots_have_the_recall_and_not_the_value_that_breaks_ties():
     trial = TuningTrial(0, 0.2, 2.0, "complete", 1.0095, scores={"recall": 1.0})
     search = TuningSearch((0.05, 0.95), (0.0, 5.0), (trial,), "recall", "Search")
