@@ -211,8 +211,8 @@ def _round_tile(plan: Plan, *, by_hand: bool) -> tuple[Plan, tuple[tuple[int, ..
             rounded = _with_reason_of_tile(rounded, plan)
         return rounded, strides
     remedy = (
-        "Correct the arguments model.network.…; only channels, axes and tile are filled in, by "
-        "their usual names."
+        "Set model.tile_shape to sides that it accepts, or correct the arguments model.network.…; "
+        "only channels, axes and tile are filled in, by their usual names."
     )
     raise _unfit_tile(plan, message, remedy)
 

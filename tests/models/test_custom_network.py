@@ -77,6 +77,19 @@ class NeedsValues(nn.Module):
         return [self.conv(image) * (1 + float(image[0, 0, 0, 0]))]
 
 
+class Patches(nn.Module):
+    """A network of patches of 14 pixels, which no multiple of 8 fits."""
+
+    def __init__(self, in_channels, out_channels):
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, image):
+        if image.shape[-1] % 14:
+            raise ValueError("sides must be multiples of 14")
+        return self.conv(image)
+
+
 class Classifier(nn.Module):
     """A network that returns a vector per image instead of maps."""
 
@@ -148,6 +161,13 @@ def test_tile_of_a_swin_transformer_is_rounded():
     assert probe_network(small, by_hand=False).tile_shape == (64, 64)
     with pytest.raises(ConfigError, match=r"Set model.tile_shape=\[64, 64\]"):
         probe_network(small, by_hand=True)
+
+
+def test_tile_that_no_rounding_fits_is_set_by_hand():
+    with pytest.raises(ConfigError, match=r"multiples of 14\. Set model\.tile_shape"):
+        probe_network(make_plan(tile=(64, 64), **make_target("Patches")), by_hand=False)
+    chosen = make_plan(tile=(56, 56), **make_target("Patches"))
+    assert probe_network(chosen, by_hand=True).tile_shape == (56, 56)
 
 
 @pytest.mark.parametrize(
