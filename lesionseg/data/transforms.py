@@ -50,7 +50,7 @@ def check_transforms(cfg: TrainConfig) -> None:
             raise ConfigError(f"prepare.extra: {spec[TARGET]} is random. Move it to augment.extra.")
 
 
-def _is_random(transform: Transform) -> bool:
+def _is_random(transform: Any) -> bool:
     """Return True for a random transform. A `Compose` is random if one of its transforms is."""
     from monai.transforms import Compose, RandomizableTrait
 
