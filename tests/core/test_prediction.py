@@ -1,8 +1,10 @@
-"""Masks of predictions."""
+"""Masks and accepted candidates of predictions."""
+
+from dataclasses import replace
 
 import numpy as np
 
-from lesionseg.core import Candidate, Geometry, Prediction
+from lesionseg.core import Candidate, Geometry, OperatingPoint, Prediction
 
 
 def _make_candidate(id, label, accepted):
@@ -24,3 +26,13 @@ def test_mask_without_candidates_is_empty():
     geometry = Geometry.from_spacing((1, 4), (1, 1))
     for instances in (None, np.zeros((1, 4), np.int32)):
         assert not Prediction("a", geometry, (), instances).mask().any()
+
+
+def test_operating_point_does_not_accept_candidates_without_scores():
+    """Their scores are placeholders."""
+    geometry = Geometry.from_spacing((1, 4), (1, 1))
+    marked = Prediction("a", geometry, (_make_candidate(1, label=1, accepted=False),), None)
+    point = OperatingPoint("score:0.5", 0.5)
+    assert marked.accept(point).candidates[0].accepted
+    unscored = replace(marked, has_scores=False)
+    assert unscored.accept(point) is unscored
