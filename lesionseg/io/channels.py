@@ -7,7 +7,7 @@ from pathlib import Path
 from lesionseg.core import CaseFiles, Dataset
 from lesionseg.errors import DatasetError
 from lesionseg.io.case_ids import split_channel
-from lesionseg.io.files import file_key
+from lesionseg.io.files import content_place
 from lesionseg.io.volumes import is_raster, strip_suffix
 
 COLOURS = ("red", "green", "blue")  # the channels of a picture with data.colour=true
@@ -97,7 +97,7 @@ def check_channels(files: CaseFiles, dataset: Dataset) -> None:
     allows it (`may_lack`). The mask of the case must not be one of the files.
     """
     mask = files.reference
-    if mask is not None and file_key(mask) in map(file_key, files.images):
+    if mask is not None and content_place(mask) in map(content_place, files.images):
         raise DatasetError(
             f"{mask}: this file is the image as well as the mask of case {files.case!r}. Correct "
             "one of the two names."

@@ -66,6 +66,14 @@ def test_one_mask_of_two_cases_is_a_warning(nnunet_folder, link_mask, caplog):
     assert "is the mask of several cases: A, B" in caplog.text
 
 
+def test_hard_links_of_equal_masks_are_no_warning(nnunet_folder, caplog):
+    labels = nnunet_folder(channels=1) / "labelsTr"
+    (labels / "B.nii.gz").unlink()
+    (labels / "B.nii.gz").hardlink_to(labels / "A.nii.gz")
+    read_dataset(labels.parent)
+    assert "is the mask of several cases" not in caplog.text
+
+
 def test_image_that_is_its_own_mask_is_an_error(nnunet_folder, link_mask):
     root = link_mask(nnunet_folder(channels=1), "labelsTr/A.nii.gz", "imagesTr/A_0000.nii.gz")
     with pytest.raises(DatasetError, match="image as well as the mask of case 'A'"):
