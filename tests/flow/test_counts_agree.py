@@ -46,7 +46,7 @@ def assert_counts_agree(references, predictions, folder, threshold):
 def test_counts_agree_for_an_undertrained_network_on_volumes(tmp_path):
     raw = tmp_path / "raw"
     write_mri_phantoms(raw, 6, seed=3, n_test=2, shape=(32, 40, 32), spacing_mm=(4.0, 4.0, 4.0))
-    run_dir = train(raw, tmp_path / "run", TILE, "trainer.max_steps=10", "optim.lr=0.02")
+    run_dir = train(raw, tmp_path / "run", TILE, "trainer.max_steps=30", "optim.lr=0.02")
     predict(run_dir, raw / "imagesTs", tmp_path / "out", "operating_point=score:0.1")
     found = assert_counts_agree(raw / "labelsTs", tmp_path / "out", tmp_path, "score:0.1")
     assert found["n_false_positive"] > 0

@@ -17,7 +17,7 @@ sitk = pytest.importorskip("SimpleITK")
 SHAPE = (24, 32, 32)
 SPACING = (1.25, 0.75, 0.75)
 ORIGIN = (-190.0, -12.0, -12.0)
-SETTINGS = ["experiment=luna16", "trainer.max_steps=20", TILE]
+SETTINGS = ["experiment=luna16", "trainer.max_steps=40", TILE]
 SETTINGS += ["optim.lr=0.01", "augment=none"]
 
 
