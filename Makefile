@@ -10,7 +10,7 @@ demo: $(VENV)/.runtime  ## train, predict, evaluate and report on simulated brai
 	$(BIN)/python scripts/train.py experiment=demo_mri
 
 test: setup check  ## style, types, import rules and all quick tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal
 
 setup: $(VENV)/.installed  ## the developers' environment, from requirements.lock, and the viewer where npm is
 	@test -f $(NIIVUE)/niivue.umd.js || { command -v npm >/dev/null && $(MAKE) --silent viewer; } || \

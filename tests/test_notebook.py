@@ -15,37 +15,6 @@ from lesionseg.pipeline.train import TrainOutcome
 from tests.commands import python
 from tests.pipeline.cases import boxes, write_array
 
-WITHOUT_HYDRA = """
-import shutil
-import sys
-from pathlib import Path
-import lesionseg
-from lesionseg.config import InferenceConfig, TrainConfig
-from lesionseg.data import TileDataset
-from lesionseg.inference import SlidingWindow
-from lesionseg.inference.bundle import write_bundle
-from lesionseg.models.build import build_network
-from lesionseg.phantoms import write_mri_phantoms
-from lesionseg.plan import make_plan
-from lesionseg.reporting import write_report
-folder = Path(sys.argv[1])
-grid = {"shape": (24, 24, 24), "spacing_mm": (4.0, 4.0, 4.0)}
-write_mri_phantoms(folder / "raw", 4, seed=0, n_test=1, **grid)
-labels = folder / "raw" / "labelsTs"
-masks = shutil.copytree(labels, folder / "masks")
-lesionseg.evaluate(labels, masks, folder / "scores", replicates=5)
-plan = lesionseg.prepare(folder / "raw", run_dir=folder / "run", model__base_features=4)
-network = build_network(plan)
-write_bundle(folder / "bundle", network, plan, "card")
-scan = next((folder / "raw" / "imagesTs").iterdir())
-lesionseg.Predictor(folder / "bundle")(scan)
-InferenceConfig.of()
-TrainConfig.of(data={"root": "raw"})
-assert lesionseg.report(folder / "scores", folder / "page", report__pdf=False).is_file()
-changes = lesionseg.follow(labels, labels, folder / "changes")
-assert set(changes["state"]) == {"stable"}
-print("hydra", "hydra" in sys.modules)
-"""
 TRAINING = """
 import logging
 import sys
@@ -261,11 +230,3 @@ def test_defaults_equal_those_of_hydra(command):
     by_hydra.pop("experiment", None)  # a group without a choice
     assert defaults(command) == by_hydra
     assert set(groups_of(command)) - {"experiment"} <= set(by_hydra)
-
-
-def test_library_does_not_import_hydra_and_prints_nothing(
-    tmp_path,
-):
-    done = python("-c", WITHOUT_HYDRA, tmp_path)
-    assert (done.returncode, done.stderr) == (0, "")  # also no progress bar
-    assert done.stdout == "hydra False\n"

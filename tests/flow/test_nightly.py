@@ -5,11 +5,9 @@ share names and numbers, a file is damaged, and a night is interrupted.
 """
 
 import hashlib
+import multiprocessing
 import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,8 +22,9 @@ from lesionseg.io.prediction_folder import PredictionFolder
 from lesionseg.io.text import read_csv, read_json
 from lesionseg.io.volumes import read_volume
 from lesionseg.pipeline.predict_tables import TABLE
+from lesionseg.training.tile_stream import START_METHOD
 from tests.commands import predict
-from tests.inference.networks import Bright, make_bright
+from tests.inference.networks import Bright
 from tests.io.dicom_files import CT, grid_of, slice_elements, write_dicom_file
 from tests.pipeline.cases import write_array
 
@@ -92,12 +91,14 @@ class NightlyOutput:
     Attributes:
         bundle: folder of the model.
         folder: output folder.
+        architecture: type of the model's network.
         results: the result of each case.
         n_nights: number of predictions until now.
     """
 
     bundle: Path
     folder: Path
+    architecture: type[Bright] = Bright
     results: dict[str, StoredResult] = field(default_factory=dict)
     n_nights: int = 0
 
@@ -132,7 +133,7 @@ class NightlyOutput:
             device="cpu",
             dicom_output=False,
             overwrite=overwrite,
-            architectures={"mine": make_bright},
+            architectures={"mine": lambda _: self.architecture()},
         )
 
     def store_results(self, new):
@@ -179,35 +180,29 @@ def output(plan, tmp_path):
     return NightlyOutput(tmp_path / "bundle", tmp_path / "results")
 
 
-SLOW_PREDICTION = """
-import sys, time
-from tests.commands import predict
-from tests.inference.networks import Bright
 class Slow(Bright):
+    """A network that takes 0.3 s for each batch of tiles."""
+
     def forward(self, image):
         time.sleep(0.3)
         return super().forward(image)
-predict(sys.argv[1], sys.argv[2], sys.argv[3], device="cpu", dicom_output=False,
-        architectures={"mine": lambda _: Slow()})
-"""
 
 
-def kill_after_first_case(output, source, repository):
+def kill_after_first_case(output, source):
     """Start a slow prediction in a separate process. Kill it when its first case is written."""
     before = {*output.folder.glob("*_candidates.json")}
-    command = [sys.executable, "-c", SLOW_PREDICTION, output.bundle, source, output.folder]
-    process = subprocess.Popen([str(word) for word in command], cwd=repository)
+    slow = replace(output, architecture=Slow)
+    process = multiprocessing.get_context(START_METHOD).Process(target=slow.predict, args=(source,))
+    process.start()
     deadline = time.monotonic() + 900
-    while {*output.folder.glob("*_candidates.json")} == before and process.poll() is None:
+    while {*output.folder.glob("*_candidates.json")} == before and process.is_alive():
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
 
 
-def test_results_stay_unchanged_while_an_archive_grows_and_is_reorganised(
-    output, tmp_path, repository
-):
+def test_results_stay_unchanged_while_an_archive_grows_and_is_reorganised(output, tmp_path):
     root = tmp_path / "archive"
     # nights 1 to 4: folders are added, and their series have the same names
     write_series(root / "2026-01-01" / "P001" / "FLAIR", 1)
@@ -260,7 +255,7 @@ def test_results_stay_unchanged_while_an_archive_grows_and_is_reorganised(
     # night 14: the prediction is killed; its finished scans are gone before night 15
     for patient in (9, 10, 11):
         write_series(root / "2026-01-14" / f"P{patient:03d}" / "FLAIR", patient)
-    kill_after_first_case(output, root, repository)
+    kill_after_first_case(output, root)
     PredictionFolder(output.folder).recover_all()  # a complete result may not yet be in its place
     found = output.folder.glob("2026-01-14*_candidates.json")
     finished = [file.name.removesuffix("_candidates.json") for file in found]

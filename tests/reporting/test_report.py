@@ -103,7 +103,9 @@ def test_found_lesions_are_shown_from_the_smallest_to_the_largest(study, tmp_pat
     lesions = pd.read_csv(tmp_path / "scores/lesions.csv")
     lesions.loc[lesions["detected"], "diameter_mm"] = [6.0, 7.0, 8.0]
     lesions.to_csv(tmp_path / "scores/lesions.csv", index=False)
-    path = write_report(tmp_path / "scores", tmp_path / "page", images=study / "scans")
+    options = ReportSection.of(pdf=False)
+    places = tmp_path / "scores", tmp_path / "page"
+    path = write_report(*places, images=study / "scans", options=options)
     found = path.read_text(encoding="utf-8").partition('id="found"')[2].partition("</details>")[0]
     assert re.findall(r"<b>(\d)", found) == ["6", "8"]
 

@@ -1,14 +1,9 @@
-"""A training is killed at a random time and started again.
+"""A training is killed at a random time and started again."""
 
-`python -m tests.training.test_killed RUN_DIR` runs the training that is killed.
-"""
-
+import multiprocessing
 import random
-import subprocess
-import sys
 import time
 from datetime import timedelta
-from pathlib import Path
 
 import pandas as pd
 import pytorch_lightning as pl
@@ -17,10 +12,8 @@ import torch
 from lesionseg.losses import DiceFocalLoss
 from lesionseg.models import build_network
 from lesionseg.training import callbacks, fit
+from lesionseg.training.tile_stream import START_METHOD
 from tests.training.conftest import Squares, make_config, small_plan
-
-ROOT = Path(__file__).resolve().parents[2]
-
 
 STEPS = 12
 
@@ -47,17 +40,25 @@ def train(run_dir, callbacks=()):
     )
 
 
+def train_until_killed(run_dir):
+    """Train with a checkpoint after every step, in a process that only this function uses."""
+    fit.CHECKPOINT_EVERY = timedelta(0)
+    callbacks.PAUSE_SHARE = 0
+    train(run_dir, [WaitsForItsEnd()])
+
+
 def kill_at_random(run_dir):
-    """Kill the program up to 0.15 s after its first checkpoint. Return the delay."""
-    command = [sys.executable, "-m", "tests.training.test_killed", str(run_dir)]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE)
+    """Kill a training up to 0.15 s after its first checkpoint. Return the delay."""
+    context = multiprocessing.get_context(START_METHOD)
+    process = context.Process(target=train_until_killed, args=(run_dir,))
+    process.start()
     while not (run_dir / "checkpoints" / "last.ckpt").is_file():
-        assert process.poll() is None, process.stderr.read().decode()
+        assert process.is_alive()
         time.sleep(0.005)
     delay = random.uniform(0, 0.15)
     time.sleep(delay)
     process.kill()
-    process.communicate()
+    process.join()
     return delay
 
 
@@ -72,9 +73,3 @@ def test_training_killed_at_any_time_ends_with_identical_weights(tmp_path):
         assert torch.equal(killed.network.state_dict()[name], tensor), f"{where}: {name}"
     losses = [pd.read_csv(tmp_path / name / "metrics.csv")["loss"] for name in ("killed", "calm")]
     assert losses[0].equals(losses[1]), where
-
-
-if __name__ == "__main__":
-    fit.CHECKPOINT_EVERY = timedelta(0)
-    callbacks.PAUSE_SHARE = 0
-    train(Path(sys.argv[1]), [WaitsForItsEnd()])
