@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
+from stat import S_ISDIR
 from typing import Unpack
 
 from lesionseg.core import CaseFiles, Dataset, Role
@@ -245,7 +246,8 @@ def _has_content(file: Path) -> bool:
     if split_series(file) is not None:
         return True
     with suppress(OSError, ValueError):  # ValueError if the path cannot name a file
-        return file.is_dir() or file.stat().st_size > 0
+        status = file.stat()
+        return S_ISDIR(status.st_mode) or status.st_size > 0
     return False
 
 
