@@ -12,7 +12,6 @@ from lesionseg.config import (
     COMMANDS,
     Settings,
     conf_dir,
-    defaults,
     dotted_items,
     expand_home,
     groups_of,
@@ -136,11 +135,7 @@ def override_list(command: str, argv: Sequence[str], *, sweeps: bool = False) ->
     deciding = [
         o for o in overrides if key_of(o) == SEARCHPATH or (key_of(o) in options and "," not in o)
     ]
-    options_by_group = {key_of(o): values[key_of(o)] for o in deciding if o[0] != "~"}
-    if len(options_by_group) < len(deciding) or {SEARCHPATH, "experiment"} & {*options_by_group}:
-        composed = compose_files(command, tuple(deciding))
-    else:  # without Hydra, which takes ten times as long
-        composed = defaults(command, options_by_group)
+    composed = compose_files(command, tuple(deciding))
     known = [*options, *(key for key, _ in dotted_items(composed))]
     open_sections: tuple[str, ...] = OPEN_SECTIONS
     if values.get("loss") == "custom":

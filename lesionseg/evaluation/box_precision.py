@@ -226,7 +226,6 @@ def _precision_of_label(
     n_lesions = weights @ lesions
     n_seen = accumulate(weights, group)[:, 1:]
     found = np.full((len(weights), len(IOUS)), np.nan)
-    rows = np.flatnonzero(n_lesions > 0)
     for k, hits in enumerate(hit):
         # recall rises only at true positives, and precision has its peaks there
         at = np.flatnonzero(hits)
@@ -235,8 +234,7 @@ def _precision_of_label(
         precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
         precision = np.pad(precision, ((0, 0), (0, 1)))  # 0 above the highest recall
         recall = divide(n_true, np.broadcast_to(n_lesions[:, None], n_true.shape))
-        places = np.empty((len(rows), len(RECALLS)), np.intp)
-        for place, row in zip(places, rows, strict=True):
-            place[:] = np.searchsorted(recall[row], RECALLS, side="left")
-        found[rows, k] = np.take_along_axis(precision[rows], places, axis=1).mean(axis=1)
+        for row in np.flatnonzero(n_lesions > 0):
+            place = np.searchsorted(recall[row], RECALLS, side="left")
+            found[row, k] = precision[row, place].mean()
     return found

@@ -101,25 +101,15 @@ def is_file_or_broken_link(path: Path) -> bool:
 
 
 def content_place(path: Path) -> object:
-    """Return the place of a file's content on its disk: equal for all links, also for hard links.
+    """Return the place of a file's content on its disk, which is equal for all links to it.
 
-    It is found ten times faster than `file_key`. A path that cannot be accessed is returned.
+    Hard links count, too. If the path cannot be accessed, return the path.
     """
     try:
         status = path.stat()
     except (OSError, ValueError):  # no file, links in a circle; an impossible name
         return path
     return status.st_dev, status.st_ino
-
-
-def file_key(path: Path) -> str:
-    """Return a text that is equal for paths of one file, also by links. Hard links are other files.
-
-    A path that cannot be resolved, such as a circle of links, is returned as it is.
-    """
-    with suppress(OSError, RuntimeError, ValueError):  # links in a circle; an impossible name
-        path = path.resolve()
-    return str(path)
 
 
 def explain_missing(path: Path) -> str:

@@ -28,7 +28,7 @@ from lesionseg.core.finding import (
 from lesionseg.errors import DatasetError, LesionsegError, ReadError, count, join_names
 from lesionseg.io.channels import check_channels
 from lesionseg.io.dicom.series import split_series
-from lesionseg.io.files import content_place, file_key
+from lesionseg.io.files import content_place
 from lesionseg.io.layouts.bids import is_bids, read_bids
 from lesionseg.io.layouts.boxes_csv import BOXES, has_boxes_csv, read_boxes_csv
 from lesionseg.io.layouts.coco import find_annotations, read_coco
@@ -218,24 +218,17 @@ def find_missing_files(dataset: Dataset) -> list[Finding]:
 
 def _describe_shared_masks(cases: Sequence[CaseFiles]) -> Iterator[str]:
     """Yield a message about each file that is the mask of several cases."""
-    for linked in _group_by_mask(cases, content_place):
-        for sharing in _group_by_mask(linked, file_key):
+    cases_of: dict[object, list[CaseFiles]] = {}
+    for files in cases:
+        if files.reference is not None:
+            cases_of.setdefault(content_place(files.reference), []).append(files)
+    for sharing in cases_of.values():
+        if len(sharing) > 1:
             names = join_names(files.case for files in sharing)
             yield (
                 f"{sharing[0].reference} is the mask of several cases: {names}. Name the mask of "
                 "each case, unless it is an empty mask."
             )
-
-
-def _group_by_mask(
-    cases: Sequence[CaseFiles], key: Callable[[Path], object]
-) -> Iterator[list[CaseFiles]]:
-    """Yield the cases whose masks have equal keys, if they are several."""
-    groups: dict[object, list[CaseFiles]] = {}
-    for files in cases:
-        if files.reference is not None:
-            groups.setdefault(key(files.reference), []).append(files)
-    yield from (group for group in groups.values() if len(group) > 1)
 
 
 def _has_content(file: Path) -> bool:
