@@ -159,7 +159,7 @@ def train_ours(
     experiment: Experiment, plan: Plan, cases: Sequence[CachedCase]
 ) -> tuple[Predictor, int]:
     """Train the plan's network. Return its predictor and the number of steps."""
-    fitted = train_network(experiment, plan, cases)
+    fitted = train_network(experiment, plan, cases, validate=None)
     predictor = Predictor(
         Bundle((fitted.network,), with_focal_correction(plan, experiment.cfg)),
         device=fitted.device,

@@ -56,7 +56,7 @@ def main() -> None:
     trainer = cfg.trainer.model_copy(update={"max_minutes": minutes, "max_steps": job["steps"]})
     experiment = experiment.on_this_process(cfg.model_copy(update={"trainer": trainer}))
     processor = time.process_time()
-    fitted = train_network(experiment, plan, cases)
+    fitted = train_network(experiment, plan, cases, validate=None)
     processor = time.process_time() - processor
     if job.get("predicts", True):
         predict(fitted, plan, cfg, found, output)
