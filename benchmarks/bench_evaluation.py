@@ -17,6 +17,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -99,11 +100,11 @@ def time_peers(cases: list[Pair], rounds: int) -> dict[str, dict]:
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "cases.npz"
         target = Path(folder) / "times.json"
-        arrays = {f"{i}/reference": case.reference for i, case in enumerate(cases)}
+        arrays: dict[str, Any] = {f"{i}/reference": case.reference for i, case in enumerate(cases)}
         arrays |= {f"{i}/prediction": case.prediction for i, case in enumerate(cases)}
         np.savez_compressed(source, **arrays)
         script = ROOT / "benchmarks/peers/time_evaluation_peers.py"
-        run = [PEERS, script, source, target, str(rounds)]
+        run: list[str | Path] = [PEERS, script, source, target, str(rounds)]
         subprocess.run(run, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         return json.loads(target.read_text())
 

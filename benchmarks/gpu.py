@@ -155,7 +155,7 @@ def rows_against(what: str, unit: str, ours: float, **peers: float) -> list[tabl
     return [table.Row(what, ours, unit, peer, value) for peer, value in peers.items()]
 
 
-def time_runs(scale: Scale, rounds: int = 0, **runs: Callable[[], object]) -> dict[str, float]:
+def time_runs(scale: Scale, rounds: int = 0, /, **runs: Callable[[], object]) -> dict[str, float]:
     """Return the milliseconds of each run."""
     rounds = min(rounds or scale.rounds, scale.rounds)
     warm_up = 3 if scale.rounds > 1 else 1
@@ -216,7 +216,7 @@ def nms_rows(scale: Scale) -> list[table.Row]:
         sides = 3 + torch.rand(n, 3, device=scale.device) * 12
         boxes = torch.cat([start, start + sides], dim=1)
         scores = torch.rand(n, device=scale.device)
-        ours = time_runs(scale, 9, ours=lambda b=boxes, s=scores: nms(b, s, 0.3))["ours"]
+        ours = time_runs(scale, 9, ours=partial(nms, boxes, scores, 0.3))["ours"]
         began = time.perf_counter()  # once: 30 000 boxes take MONAI long
         non_max_suppression(boxes, scores, 0.3)
         if scale.device == "cuda":
@@ -315,7 +315,7 @@ class TrainingStep:
         """Compute the loss and its gradient."""
         with autocast(self.scale):
             output = self.network(self.batch["image"])
-        self._sum_terms(output).backward()  # type: ignore[no-untyped-call]
+        self._sum_terms(output).backward()
 
     def loss_alone(self) -> Callable[[], None]:
         """Return a function that computes the loss of fixed logits, and its gradient."""
@@ -325,7 +325,7 @@ class TrainingStep:
             level.requires_grad_()
 
         def run() -> None:
-            self._sum_terms(output).backward()  # type: ignore[no-untyped-call]
+            self._sum_terms(output).backward()
 
         return run
 

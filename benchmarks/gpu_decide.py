@@ -213,7 +213,7 @@ def measure_parts(block: Block, name: str, run: Callable[[], object], step_ms: f
     parts = dict.fromkeys((*KERNELS, "other", "idle"), 0.0)
     longest: list[tuple[float, str]] = []
     for event in record.key_averages():
-        is_kernel = event.device_type == torch.autograd.DeviceType.CUDA
+        is_kernel = event.device_type.name == "CUDA"
         if is_kernel != on_gpu:
             continue
         used = event.self_device_time_total if on_gpu else event.self_cpu_time_total
@@ -357,7 +357,7 @@ def train_arms(block: Block) -> None:
             )
     for name, process in running.items():
         try:
-            code = process.wait(max(block.seconds_left(), 1))
+            code: int | str = process.wait(max(block.seconds_left(), 1))
         except subprocess.TimeoutExpired:
             process.kill()
             code = "killed at the deadline"

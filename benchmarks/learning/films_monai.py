@@ -10,7 +10,6 @@ boxes) and inference are MONAI's, with the settings of its LUNA16 recipe (`monai
 trains in bf16 on the processors on which ours does; its recipe uses automatic mixed precision too.
 """
 
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -162,4 +161,4 @@ def boxes_of(tile: Any) -> dict[str, Tensor]:
 
 
 if __name__ == "__main__":
-    sys.exit(films.main(train_monai))
+    films.main(train_monai)

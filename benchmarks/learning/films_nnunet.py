@@ -13,7 +13,6 @@ interrupted cell continues from its last checkpoint, for the minutes that remain
 
 import argparse
 import shutil
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -45,8 +44,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--output", type=Path, default=Path("runs/films"))
     parser.add_argument("--table", type=Path, help="a CSV file for the rows")
-    not_asked = {"steps": None, "workers": 1, "accelerator": "cpu", "group": None, "overrides": []}
-    parser.set_defaults(**not_asked)  # further options of vs_nnunet.py
+    parser.set_defaults(steps=None, clock="wall", workers=1, accelerator="cpu")  # of vs_nnunet.py
+    parser.set_defaults(group=None, overrides=[])
     options = parser.parse_args()
     options.output = options.output.resolve()
     return options
@@ -91,4 +90,4 @@ def make_cell(setting: vs_nnunet.Setting, seed: int) -> Mapping[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -82,10 +82,10 @@ def usual_boxes(lesions: Array) -> tuple[Array, Sequence[float]]:
         distance = np.hypot(places[0] - centre[0], places[1] - centre[1])
         density += np.exp(-(distance**2) / (2 * BLUR**2))
     highest = density.max()
-    chosen = []
-    scores = []
+    chosen: list[NDArray[np.float64]] = []
+    scores: list[float] = []
     while density.any() and len(chosen) < N_BOXES:
-        centre = places[(slice(None), *np.unravel_index(density.argmax(), density.shape))]
+        centre = places.reshape(2, -1)[:, density.argmax()]
         chosen.append(np.concatenate([centre - size / 2, centre + size / 2]))
         scores.append(float(density.max() / highest))
         offsets = np.abs(places - centre[:, None, None]) / size[:, None, None]

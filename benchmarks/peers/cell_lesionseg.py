@@ -51,7 +51,7 @@ def main() -> None:
     if job.get("clock") == "processor":
         before = 0.0
         # the training ends, and its learning rate falls, by this clock
-        module.time = SimpleNamespace(monotonic=time.process_time)  # type: ignore[assignment]
+        module.time = SimpleNamespace(monotonic=time.process_time)  # type: ignore
     minutes = None if job["steps"] else job["minutes"] - before
     trainer = cfg.trainer.model_copy(update={"max_minutes": minutes, "max_steps": job["steps"]})
     experiment = experiment.on_this_process(cfg.model_copy(update={"trainer": trainer}))

@@ -55,7 +55,7 @@ class Model:
     validates: bool = False
 
 
-RESENC = {"planner": "nnUNetPlannerResEncM", "plans": "nnUNetResEncUNetMPlans"}
+RESENC: Any = {"planner": "nnUNetPlannerResEncM", "plans": "nnUNetResEncUNetMPlans"}
 MODELS = (
     Model("plain_2d", "Dataset001_Heads2d", "2d"),
     Model("plain_3d_two_folds", "Dataset002_Heads", folds=(0, 1), validates=True),

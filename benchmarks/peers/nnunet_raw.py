@@ -156,7 +156,7 @@ def write_raw_set(raw: RawSet, folder: Path) -> None:
     """Write the raw folder with training cases P00 … and test cases P04 …."""
     source = folder / f".simulated_{raw.name}"
     simulate = write_ct_phantoms if raw.is_ct else write_mri_phantoms
-    n_lesions = "n_nodules" if raw.is_ct else "n_lesions"
+    n_lesions: Any = {"n_nodules" if raw.is_ct else "n_lesions": (6, 14)}
     simulate(
         source,
         N_TRAIN + N_TEST,
@@ -164,11 +164,12 @@ def write_raw_set(raw: RawSet, folder: Path) -> None:
         lesion_free_share=0.0,
         shape=raw.shape,
         spacing_mm=raw.spacing_mm,
-        **{n_lesions: (6, 14)},
+        **n_lesions,
     )
     root = folder / raw.name
     for number, case in enumerate(read_dataset(source).cases):
         image = read_volume(case.images[0])
+        assert case.reference is not None
         mask = read_volume(case.reference, as_labels=True).array[0]
         scan = raw.change(brighten_lesions(image.array.astype(np.float32), mask, raw), number)
         part = "Tr" if number < N_TRAIN else "Ts"

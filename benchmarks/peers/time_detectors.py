@@ -73,7 +73,8 @@ def make_plan() -> Plan:
 def prepare_ours(side: int) -> dict[str, Callable[[], object]]:
     """Return our training step and our prediction of a volume."""
     layout = fast_memory_format(3, DEVICE)
-    network = build_network(make_plan()).to(device=DEVICE, memory_format=layout)
+    network = build_network(make_plan()).to(DEVICE)
+    network.to(memory_format=layout)  # type: ignore[call-overload]
     objective = make_objective(make_plan(), TrainConfig.of(), FocalLoss())
     optimiser = torch.optim.AdamW(network.parameters())
     batch = {name: value.to(DEVICE) for name, value in make_tiles().items()}

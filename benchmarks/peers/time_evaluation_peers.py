@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-np.Inf = np.inf  # noqa: NPY201 - surface-distance was written for NumPy 1
+np.Inf = np.inf  # type: ignore[attr-defined]  # noqa: NPY201 - surface-distance was written for NumPy 1
 warnings.simplefilter("ignore")
 
 

@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -240,7 +241,7 @@ def main() -> None:
     volumes = [predictor.read(case) for case in cases]
     warned = {}
     for name, damage in DAMAGES.items():
-        scans = [predictor.prepare_volume(damage(v), name) for v in volumes]
+        scans: list[Any] = [predictor.prepare_volume(damage(v), name) for v in volumes]
         warned[name] = 0
         for scan in scans:
             array = scan.image.array

@@ -72,13 +72,13 @@ def draw_pool(n: int, rng: np.random.Generator, *, ill: float = 1.0, shift: floa
 
 def simple_measures(n: int, rng: np.random.Generator) -> Ends:
     """Return sensitivity (also if few patients have most lesions), false positives and Dice."""
-    lesions = 1.0 + rng.poisson(rng.gamma(0.7, 4 / 0.7, n))
+    lesions = (1 + rng.poisson(rng.gamma(0.7, 4 / 0.7, n))).astype(np.float64)
     hits = rng.binomial(lesions.astype(int), rng.beta(3, 1, n)).astype(np.float64)
     false = rng.poisson(rng.gamma(0.7, 1 / 0.7, n)).astype(np.float64)
     dice = rng.beta(4, 2, n)
     ones = np.ones(n)
     none = "nothing"
-    uneven = 1.0 + rng.poisson(rng.gamma(0.2, 10 / 0.2, n))
+    uneven = (1 + rng.poisson(rng.gamma(0.2, 10 / 0.2, n))).astype(np.float64)
     some = rng.binomial(uneven.astype(int), rng.beta(3, 1, n)).astype(np.float64)
     return {
         "sensitivity (Wilson, deff)": (proportion(hits, lesions, none).ci95, 0.75),

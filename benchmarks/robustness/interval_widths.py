@@ -10,8 +10,8 @@ import argparse
 from collections import defaultdict
 
 import numpy as np
-from interval_coverage import simple_measures
 
+from benchmarks.robustness.interval_coverage import simple_measures
 from lesionseg.evaluation.intervals import rate, wilson_interval
 from lesionseg.evaluation.operating_point_choice import most_false_positives
 
