@@ -67,6 +67,8 @@ def row_of(cell: Cell) -> dict[str, Any]:
         row["best_extent"] = best["extent"]
         row["accepted_dice_at_best_extent"] = _rounded(best["dice_accepted"])
         row["AP_at_best_extent"] = _rounded(best["average_precision"])
+    for name, value in (cell.get("boxes") or {}).items():  # of 2-D sets
+        row[f"boxes_{name}"] = _rounded(value)
     return row
 
 

@@ -25,7 +25,8 @@ the time.
 
 A finished cell (set × tool × minutes or steps × seed) is a file in OUTPUT/cells and is not made
 again. An interrupted cell continues from its last checkpoint, for the minutes or steps that remain.
-`cell_rows.py` writes cells as CSV.
+`cell_rows.py` writes cells as CSV. On 2-D sets, a cell also contains the scores of `films.py`, for
+which boxes are compared with boxes.
 """
 
 import argparse
@@ -45,6 +46,7 @@ import torch
 from scipy.ndimage import labeled_comprehension
 
 from benchmarks.common import table
+from benchmarks.learning import films
 from benchmarks.learning.held_out import cases_scored, false_positives, held_out, lesions_found
 from benchmarks.learning.voxel_dice import voxel_dice
 from benchmarks.learning.vs_nnunet_table import markdown, report
@@ -387,6 +389,7 @@ def draw_case(setting: Setting, files: CaseFiles, raw: Path, part: str) -> list[
 def score_cell(setting: Setting, folder: Path) -> dict[str, Any]:
     """Score a cell: candidates at 1 false positive per case, and Dice of the probabilities."""
     scores = score_kept(Kept(folder, setting.plan), setting.found, folder)
+    boxes = score_boxes(setting, folder) if setting.plan.dims == 2 else None
     return {
         "identity": identity(setting),
         "preset": scores.preset,
@@ -403,11 +406,22 @@ def score_cell(setting: Setting, folder: Path) -> dict[str, Any]:
             "recall": [point.value for point in scores.curve("froc")],
         },
         "by_extent": [score_extent(setting, folder, extent) for extent in EXTENTS],
+        "boxes": boxes,
         "n_cases": scores.count("n_cases"),
         "lesions": lesions_found(folder),
         "cases": cases_scored(folder),
         "false_positives": false_positives(folder),
     }
+
+
+def score_boxes(setting: Setting, folder: Path) -> Mapping[str, Any]:
+    """Score the boxes of all candidates of a tool, as `films.py` does."""
+    kept = Kept(folder, setting.plan)
+    cases = (read_case(files, setting.found.dataset) for files in setting.scored)
+    matches = [
+        films.match_boxes(case, kept.predict_volume(case.image, case.case)) for case in cases
+    ]
+    return films.scores_of_row(films.summarise_boxes(matches))
 
 
 def score_extent(setting: Setting, folder: Path, extent: float) -> dict[str, float | None]:

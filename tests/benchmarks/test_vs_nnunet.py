@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from benchmarks.learning import vs_nnunet as versus
 from benchmarks.learning import vs_nnunet_table as table
@@ -20,9 +21,14 @@ def setting(tmp_path_factory):
     grid = {"shape": (32, 40, 32), "spacing_mm": (4.0,) * 3}
     folder = tmp_path_factory.mktemp("heads")
     write_mri_phantoms(folder / "raw", 4, seed=1, n_test=1, **grid)
-    options = {"output": folder / "out", "accelerator": "cpu", "overrides": [], "group": None}
+    return versus.prepare(folder / "raw", options_for(folder / "out"))
+
+
+def options_for(output):
+    """Return the command line of 20 minutes."""
+    options = {"output": output, "accelerator": "cpu", "overrides": [], "group": None}
     options |= {"minutes": 20.0, "steps": None, "clock": "wall"}
-    return versus.prepare(folder / "raw", argparse.Namespace(**options))
+    return argparse.Namespace(**options)
 
 
 def test_candidates_are_ranked_by_log_odds_if_probabilities_round_to_1(setting, tmp_path):
@@ -41,6 +47,35 @@ def test_candidates_are_ranked_by_log_odds_if_probabilities_round_to_1(setting, 
     assert first.score > second.score
     assert versus.score(np.array([10.0] * 8 + [-5.0] * 30)) == 0.75  # arctan 1 is a quarter of π
     assert versus.score(np.array([0.0])) == 0.5
+
+
+def test_boxes_of_films_are_scored_by_overlap_too(tmp_path):
+    rng = np.random.default_rng(0)
+    mask = np.zeros((96, 96), np.uint8)
+    mask[20:40, 30:60] = 1
+    for part, case in (("Tr", "a"), ("Tr", "b"), ("Ts", "c")):
+        for folder, name, film in (
+            ("images", f"{case}_0000", rng.integers(0, 255, mask.shape, np.uint8)),
+            ("labels", case, mask),
+        ):
+            path = tmp_path / "raw" / f"{folder}{part}" / f"{name}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(film).save(path)
+    labels = {"background": 0, "lesion": 1}
+    described = {"channel_names": {"0": "film"}, "labels": labels, "file_ending": ".png"}
+    write_json(tmp_path / "raw" / "dataset.json", described | {"numTraining": 2})
+    setting = versus.prepare(tmp_path / "raw", options_for(tmp_path / "out"))
+
+    def score_box(rows, columns):
+        odds = np.full((1, *mask.shape), -20, np.float32)
+        odds[0, rows, columns] = 20
+        np.save(tmp_path / "c.npy", odds)
+        return versus.score_boxes(setting, tmp_path)
+
+    same = score_box(slice(20, 40), slice(30, 60))
+    assert (same["ap"], same["ap40"], same["recall_half_fp"], same["films"]) == (1, 1, 1, 1)
+    half = score_box(slice(20, 40), slice(30, 41))  # 11 of 30 columns: IoU .37
+    assert (half["ap"], half["ap40"]) == (1, 0)
 
 
 def test_nnunet_gets_the_training_cases_and_our_tile_size(setting, tmp_path):
