@@ -14,7 +14,8 @@ on the scored cases: 1 false positive per case, or 1 per 10 lesions if that is m
 `nnunet` follows nnU-Net's own plan. `nnunet_cut` follows it with at most two tiles per step in 3-D
 and four in 2-D, of at most the size that lesionseg has at two tiles per step, and with the features
 of lesionseg (`cell_nnunet.py`). It also follows `--overrides` of tile and features. `nnunet_tiles`
-has the tile, the tiles per step and the features of lesionseg's own plan instead. The
+has the tile, the tiles per step and the features of lesionseg's own plan instead, and
+`nnunet_resenc` is `nnunet_cut` with the planner and the residual encoder of ResEnc M. The
 learning-rate schedule of all tools covers the minutes. nnU-Net runs in the environment of the
 peers (`make peers`).
 
@@ -68,8 +69,13 @@ from lesionseg.plan.plan import Plan
 ROOT = Path(__file__).resolve().parents[2]
 PEERS = ROOT / ".peers" / "bin" / "python"
 SCORED_BY = TrainConfig.of(data={"root": "."})  # scoring settings of all tools
-TOOLS = ("lesionseg", "nnunet_cut", "nnunet_tiles", "nnunet")
-PLANS = {"nnunet_cut": "cut", "nnunet_tiles": "tiles", "nnunet": "own"}  # of cell_nnunet.py
+PLANS = {  # of cell_nnunet.py, and nnU-Net's planner
+    "nnunet_cut": ("cut", "ExperimentPlanner"),
+    "nnunet_tiles": ("tiles", "ExperimentPlanner"),
+    "nnunet_resenc": ("cut", "nnUNetPlannerResEncM"),
+    "nnunet": ("own", "ExperimentPlanner"),
+}
+TOOLS = ("lesionseg", *PLANS)
 DATASET = "Dataset001_compared"
 LARGEST_TILES = "model.batch_size=2"  # with a given batch, a plan has the largest tiles
 SIZES = ("model.tile_shape=", "model.base_features=")
@@ -330,9 +336,11 @@ def nnunet_job(setting: Setting, tool: str, folder: Path) -> dict[str, Any]:
         "file_ending": "".join(written[0][0].suffixes),
     }
     write_json(raw / "dataset.json", described)
+    kind, planner = PLANS[tool]
     return {
         "dataset": DATASET,
-        "plan": PLANS[tool],
+        "plan": kind,
+        "planner": planner,
         "configuration": "2d" if dims == 2 else "3d_fullres",
         "tile": list(plan.tile_shape),
         "tile_voxels": int(np.prod(plan.tile_shape)),

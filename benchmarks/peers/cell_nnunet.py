@@ -5,10 +5,10 @@
 It needs the environment of the peers and nnU-Net's three folders as environment variables.
 Fingerprint, plan and preprocessing count. Step, loss, augmentation and sampler are nnU-Net's own.
 Its polynomial schedule covers the remaining minutes. Validation epochs are left out in its favour.
-The plan is nnU-Net's own, or ("cut") that plan with the tile and features that the device can
-afford, or ("tiles") with a given tile and number of tiles per step. Prediction does not count. It
-is nnU-Net's own, without mirroring. An interrupted training continues from its last checkpoint, for
-the minutes or steps that remain.
+The job names a planner of nnU-Net. Its plan is used as it is ("own"), with the tile and features
+that the device can afford ("cut"), or with a given tile and number of tiles per step ("tiles").
+Prediction does not count. It is nnU-Net's own, without mirroring. An interrupted training continues
+from its last checkpoint, for the minutes or steps that remain.
 """
 
 import json
@@ -39,7 +39,6 @@ from nnunetv2.paths import nnUNet_preprocessed  # noqa: E402
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer  # noqa: E402
 
 EXPONENT = 0.9  # of nnU-Net's polynomial schedule
-PLANS = "nnUNetPlans"
 CHECKPOINT_STEPS = 100
 SMALLEST_MAP = 4  # voxels per axis at the coarsest stage, as nnU-Net plans
 
@@ -92,13 +91,13 @@ def prepare(job: dict[str, Any]) -> nnUNetTrainer:
     """Run nnU-Net's three steps before training, and return its initialised trainer."""
     configuration = job["configuration"]
     extract_fingerprints([1], num_processes=job["threads"])
-    plan_experiments([1])
+    name = plan_experiments([1], job["planner"])
     folder = Path(str(nnUNet_preprocessed)) / job["dataset"]
-    plans = json.loads((folder / f"{PLANS}.json").read_text())
+    plans = json.loads((folder / f"{name}.json").read_text())
     if job["plan"] != "own":
         cut(plans["configurations"][configuration], job)
-        (folder / f"{PLANS}.json").write_text(json.dumps(plans))
-    preprocess([1], configurations=[configuration], num_processes=[job["threads"]])
+        (folder / f"{name}.json").write_text(json.dumps(plans))
+    preprocess([1], name, [configuration], num_processes=[job["threads"]])
     described = json.loads((folder / "dataset.json").read_text())
     plans["continue_training"] = False
     device = torch.device(job["device"])
@@ -124,13 +123,15 @@ def cut(config: dict[str, Any], job: dict[str, Any]) -> None:
     n = len(strides)
     first, most = job["features"]
     config["patch_size"] = [int(size) for size in tile]
-    config["architecture"]["arch_kwargs"] |= {
+    network = config["architecture"]["arch_kwargs"]
+    blocks = "n_blocks_per_stage" if "n_blocks_per_stage" in network else "n_conv_per_stage"
+    network |= {
         "n_stages": n,
         "features_per_stage": [min(first * 2**i, most) for i in range(n)],
         "kernel_sizes": [list(map(int, k)) for k in kernels],
         "strides": [list(map(int, s)) for s in strides],
-        "n_conv_per_stage": [2] * n,
-        "n_conv_per_stage_decoder": [2] * (n - 1),
+        blocks: network[blocks][:n],
+        "n_conv_per_stage_decoder": network["n_conv_per_stage_decoder"][: n - 1],
     }
 
 

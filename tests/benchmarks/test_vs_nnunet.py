@@ -95,6 +95,8 @@ def test_nnunet_gets_our_own_tiles(setting, tmp_path):
     plan = replace(setting.own_plan, tile_shape=(16, 16, 16), batch_size=7)
     job = versus.nnunet_job(replace(setting, own_plan=plan), "nnunet_tiles", tmp_path / "nnunet")
     assert (job["plan"], job["tile"], job["batch"]) == ("tiles", [16, 16, 16], 7)
+    resenc = versus.nnunet_job(setting, "nnunet_resenc", tmp_path / "resenc")
+    assert (resenc["plan"], resenc["planner"]) == ("cut", "nnUNetPlannerResEncM")
 
 
 @pytest.mark.parametrize(
