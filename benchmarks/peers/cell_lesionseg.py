@@ -9,19 +9,24 @@ for the minutes or steps that remain.
 """
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
+from copy import deepcopy
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytorch_lightning as pl
 import torch
 
 from benchmarks.learning.held_out import held_out
 from lesionseg.cli import compose
 from lesionseg.inference.bundle import Bundle, write_bundle
-from lesionseg.inference.predictor import Predictor
+from lesionseg.core import Volume
+from lesionseg.inference.decision import find_by_rule
+from lesionseg.inference.predictor import PreparedScan, Predictor
 from lesionseg.io.cases import read_case
 from lesionseg.pipeline.experiment import Experiment
 from lesionseg.pipeline.planning import plan_run, with_focal_correction
@@ -56,7 +61,12 @@ def main() -> None:
     trainer = cfg.trainer.model_copy(update={"max_minutes": minutes, "max_steps": job["steps"]})
     experiment = experiment.on_this_process(cfg.model_copy(update={"trainer": trainer}))
     processor = time.process_time()
-    fitted = train_network(experiment, plan, cases, validate=None)
+    hard = []
+    if True:
+        os.environ["HARD_TILES"] = str(output / "hard.npy")
+        (output / "hard.npy").unlink(missing_ok=True)
+        hard = [MineHardTiles(experiment, plan, cases, output / "hard.npy", minutes)]
+    fitted = train_network(experiment, plan, cases, validate=None, callbacks=hard)
     processor = time.process_time() - processor
     if job.get("predicts", True):
         predict(fitted, plan, cfg, found, output)
@@ -73,6 +83,56 @@ def main() -> None:
         "threads": job["threads"],
     }
     (output / "made.json").write_text(json.dumps(made, indent=1))
+
+
+class MineHardTiles(pl.Callback):
+    """At eight times in a training, predict eight training scans and list their false positives."""
+
+    def __init__(self, experiment, plan, cases, path, minutes):
+        self.experiment, self.plan, self.cases, self.path = experiment, plan, cases, path
+        self.every = minutes / 9
+        self.due = self.every
+        self.found = {}
+        self.rng = np.random.default_rng(experiment.cfg.seed)
+        self.order = []
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        if module.elapsed_minutes() < self.due:
+            return
+        self.due += self.every
+        began = time.process_time()
+        module.zero_grad()
+        network = deepcopy(module.network).eval()
+        plan = with_focal_correction(self.plan, self.experiment.cfg)
+        predictor = Predictor(Bundle((network,), plan), settings=self.experiment.cfg.inference)
+        for _ in range(min(8, len(self.cases))):
+            if not self.order:
+                self.order = self.rng.permutation(len(self.cases)).tolist()
+            index = self.order.pop()
+            self.found[index] = self.mine(predictor, plan, self.cases[index])
+        rows = [(i, *centre) for i, centres in sorted(self.found.items()) for centre in centres]
+        part = self.path.with_name("hard.part.npy")
+        np.save(part, np.array(rows, dtype=np.int64).reshape(-1, 1 + plan.dims))
+        part.replace(self.path)
+        print("hard: step", trainer.global_step, len(rows), "in", len(self.found), "scans;",
+              round(time.process_time() - began, 1), "s", flush=True)
+
+    @torch.no_grad()
+    def mine(self, predictor, plan, case):
+        image = np.array(case.image, dtype=np.float32)
+        scan = PreparedScan(Volume(image, case.geometry, missing=case.missing), case.geometry)
+        p = predictor.infer(scan)
+        p = np.stack([np.concatenate(list(p.slabs(k, None))) for k in range(len(p.store.values))])
+        found = find_by_rule(p, case.geometry, plan.candidate_rule, plan.labels)
+        lesions = np.asarray(case.instances) > 0
+        centres = []
+        for one in sorted(found.candidates, key=lambda c: -c.score):
+            inside = found.instances == one.id
+            if one.score < 0.1 or lesions[inside].any() or len(centres) == 20:
+                continue
+            best = np.where(inside, p.max(axis=0), -1).argmax()
+            centres.append(tuple(map(int, np.unravel_index(best, inside.shape))))
+        return centres
 
 
 def predict(fitted: FitResult, plan: Plan, cfg: Any, found: Survey, output: Path) -> None:

@@ -5,11 +5,13 @@ any order. The sampler chooses lesions, not cases. Otherwise a small lesion in a
 lesions would be seen rarely, and scans without lesions would reduce the number of lesions.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import lru_cache
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 
@@ -37,6 +39,7 @@ class Stream(IntEnum):
     AUGMENTATION = 2
     TRANSFORMS = 3
     CHANNEL_DROPOUT = 4
+    HARD = 5
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,7 @@ class TileSampler:
         self._background_cases = drawn or range(len(self.cases))
         self._table = lru_cache(maxsize=2)(self._draw_epoch)
         self._bounds = lru_cache(maxsize=256)(self._compute_bounds)
+        self.hard_tiles = HardTiles(Path(os.environ["HARD_TILES"])) if "HARD_TILES" in os.environ else None
 
     def __len__(self) -> int:
         return self.n_tiles
@@ -123,6 +127,13 @@ class TileSampler:
         lesion = int(self._table(epoch)[index])
         rng = _Numbers([self.seed, epoch, index, Stream.POSITION])
         if lesion < 0:
+            hard = None
+            if self.hard_tiles is not None:
+                draw = _Numbers([self.seed, epoch, index, Stream.HARD])
+                hard = self.hard_tiles.choose(draw)
+                if hard is not None:
+                    case, centre = hard
+                    return TileChoice(case, self._start_around(case, centre, draw), "background")
             return self._choose_background(rng)
         case = int(np.searchsorted(self._first, lesion, side="right")) - 1
         seeds = self._tables[case].seeds_of(lesion - int(self._first[case]))
@@ -194,6 +205,30 @@ class TileSampler:
         boxes = self._tables[case].boxes
         dims = len(self.tile_shape)
         return np.concatenate([boxes[:, :dims] - self.tile_shape, -boxes[:, dims:]], axis=1)
+
+
+class HardTiles:
+    """The false positives of training scans in a file that the training writes now and then."""
+
+    def __init__(self, path: Path, share: float = 0.25) -> None:
+        self.path = path
+        self.share = share
+        self._stamp = -1
+        self._rows: Any = np.zeros((0, 4), dtype=np.int64)
+
+    def choose(self, draw: "_Numbers") -> tuple[int, list[int]] | None:
+        """Return case and centre of a false positive, or None in all but `share` of the draws."""
+        if draw.below(1000) >= 1000 * self.share:
+            return None
+        if self.path.is_file():
+            stamp = self.path.stat().st_mtime_ns
+            if stamp != self._stamp:
+                self._rows = np.load(self.path)
+                self._stamp = stamp
+        if not len(self._rows):
+            return None
+        row = self._rows[draw.below(len(self._rows))].tolist()
+        return row[0], row[1:]
 
 
 class _Numbers:
