@@ -104,8 +104,8 @@ class MineHardTiles(pl.Callback):
         module.zero_grad()
         network = deepcopy(module.network).eval()
         plan = with_focal_correction(self.plan, self.experiment.cfg)
-        predictor = Predictor(Bundle((network,), plan), settings=self.experiment.cfg.inference)
-        for _ in range(min(8, len(self.cases))):
+        predictor = Predictor(Bundle((network,), plan), settings=self.experiment.cfg.inference.model_copy(update={"overlap": 0.125}))
+        for _ in range(min(4, len(self.cases))):
             if not self.order:
                 self.order = self.rng.permutation(len(self.cases)).tolist()
             index = self.order.pop()
