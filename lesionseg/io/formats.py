@@ -64,7 +64,8 @@ ITK = Format(
     itk.read_itk_geometry,
     in_worker=True,
     write=itk.write_itk,
-    written=(".nrrd", ".mha"),  # .mhd and .nhdr have two files, which cannot be renamed at once
+    # .mhd and .nhdr have two files, which cannot be renamed at once
+    written=(".seg.nrrd", ".nrrd", ".mha"),
 )
 RASTER = Format(
     raster.SUFFIXES,

@@ -20,7 +20,7 @@ from lesionseg.io.limits import (
 )
 
 _NRRD = (".nrrd", ".nhdr")
-SUFFIXES = (*_NRRD, ".mha", ".mhd")
+SUFFIXES = (".seg.nrrd", *_NRRD, ".mha", ".mhd")  # 3D Slicer calls its segmentations .seg.nrrd
 _BLOCK_BYTES = 2**20  # of a compressed stream
 _MAX_HEADER_BYTES = 2**20  # headers of Slicer with many segments have a few 100 kB
 _CONTROL_CHARACTER = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f]")  # except tab and line ends

@@ -553,6 +553,8 @@ def _explain_no_scan(file: Path, dims: int | None) -> tuple[str, str] | None:
     suffix = format_suffix(file).lower()
     if not is_image_file(file):
         return f"*{suffix}" if _SUFFIX.fullmatch(suffix) else "without a known suffix", _UNKNOWN
+    if suffix == ".seg.nrrd" and file.with_name(f"{stem}.nrrd").is_file():
+        return f"*{suffix}", "segmentations of scans next to them"
     if stem.endswith(OWN_ENDINGS):
         return f"*_{stem.rpartition('_')[2]}.*", "named like a result of predict"
     if file.with_name(f"{stem}{CANDIDATES}").is_file():

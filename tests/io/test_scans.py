@@ -211,6 +211,14 @@ def test_error_does_not_deny_images_that_are_left_out(tmp_path):
         assert words in str(caught.value)
 
 
+def test_seg_nrrd_next_to_its_scan_is_no_scan(tmp_path):
+    _touch(tmp_path, "a.nrrd", "a.seg.nrrd", "p1/b.seg.nrrd")
+    found = find_scans(tmp_path, 1)
+    assert [scan.path for scan in found.scans] == ["a.nrrd", "p1/b.seg.nrrd"]
+    assert [scan.case for scan in found.scans] == ["a", "p1_b"]
+    assert "*.seg.nrrd, segmentations" in found.left_out[0].message
+
+
 def test_missing_dicom_file_is_an_error(tmp_path):
     with pytest.raises(ReadError, match="no such file"):
         describe_scan(CaseFiles("a", (tmp_path / "a.dcm",)))

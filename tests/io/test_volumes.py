@@ -19,7 +19,7 @@ from lesionseg.io.contents import content_files
 from lesionseg.io.nifti import states_orientation
 from lesionseg.io.volumes import read_geometry, read_volume, write_volume
 
-VOLUMES = (".nii.gz", ".nii", ".nrrd", ".mha")
+VOLUMES = (".nii.gz", ".nii", ".nrrd", ".seg.nrrd", ".mha")
 GREY = np.arange(12, dtype=np.uint8).reshape(3, 4) * 20
 PLANE = Geometry.from_spacing((3, 4), (1, 1))
 

@@ -1,9 +1,11 @@
 """BIDS folders with lesion masks as derivatives: `…/sub-*/[ses-*/]…_label-lesion_mask.nii.gz`.
 
-Names: bids-specification.readthedocs.io, "Imaging derivatives". A case is a subject's session.
+Names: bids-specification.readthedocs.io, "Imaging derivatives". A case is a subject's session,
+or each of its scans if several have a mask.
 """
 
 import re
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -21,6 +23,8 @@ _MASK = re.compile(
 _SESSION = re.compile(r"(sub-[A-Za-z0-9]+)(?:_(ses-[A-Za-z0-9]+))?_.*")
 _ENTITY = re.compile(r"_([a-z]+)-([A-Za-z0-9]+)")
 _NOT_OF_THE_SCAN = ("label", "desc")  # entities that describe a derivative, not its scan
+# these, further ones that do not distinguish scans, and the suffix
+_AFTER_SCAN = re.compile(r"_(?:(?:label|desc|space|res|den|mod|hemi|seg)-[A-Za-z0-9]+|[A-Za-z]+$)")
 _NOT_CHANNELS = ("mask", "dseg", "probseg", "boldref", "events", "instances", "regions")
 
 
@@ -35,25 +39,34 @@ def read_bids(root: Path) -> Table:
     The images of a session are located next to its mask, otherwise in its raw folder. A channel is
     a suffix, such as FLAIR, that every session has and whose image is on the grid of the mask in
     the first session. If a session has several images of a suffix, the name of the mask decides.
-    Sessions without a mask, and masks that cannot be used, become findings.
+    Masks of several runs or acquisitions of a session are cases of one group. Sessions without a
+    mask, and masks that cannot be used, become findings.
     """
     masks: dict[str, Path] = {}
     images: dict[str, dict[str, Path]] = {}
     findings = list[Finding]()
-    for mask in _find_masks(root):
-        case = _session_of(mask)
+    found = _find_masks(root)
+    n_masks = Counter(map(_session_of, found))
+    for mask in found:
+        session = case = _session_of(mask)
+        has_several = n_masks[session] > 1
+        if session and has_several:
+            case = _AFTER_SCAN.sub("", strip_suffix(mask))
         with collect_errors(findings, case, mask):
-            if not case:
+            if not session:
                 raise DatasetError("the name has no subject. Begin it with sub-<label>_.")
-            if case in masks:
+            own = _find_images(root, session, mask)
+            if not own:
                 raise DatasetError(
-                    f"{masks[case].name} is a second lesion mask of {case}. Keep one."
+                    f"the session {session} has no image. Add one, or remove the mask."
+                )
+            if has_several and (case in masks or own in images.values()):
+                raise DatasetError(
+                    f"this is a second lesion mask of the images of {case}. Name the one that "
+                    "counts in a manifest.csv (case, image, reference), or merge them."
                 )
             masks[case] = mask
-            found = _find_images(root, case, mask)
-            if not found:
-                raise DatasetError(f"the session {case} has no image. Add one, or remove the mask.")
-            images[case] = found
+            images[case] = own
     channels: list[str] = []
     if images:
         with collect_errors(findings, "", root):
@@ -63,7 +76,7 @@ def read_bids(root: Path) -> Table:
         for case, files in images.items():
             case_images = tuple(files[channel] for channel in channels)
             rows.append(Row(CaseFiles(case, case_images, masks[case], case.partition("_")[0])))
-    findings += _find_without_mask(root, masks)
+    findings += _find_without_mask(root, n_masks)
     return Table(root, rows, Labels.of({1: "lesion"}), tuple(channels), findings)
 
 
@@ -156,16 +169,17 @@ def _find_images(root: Path, case: str, mask: Path) -> dict[str, Path]:
     """
     raw_folder = root.joinpath(*case.split("_"))  # sub-01/ses-02
     for folder in (mask.parent, raw_folder):
-        if not folder.is_dir():
-            continue
         images: dict[str, list[Path]] = {}
         for file in sorted(folder.rglob(f"{case}_*")):
             channel = strip_suffix(file).rpartition("_")[2]
             is_mask = "label-" in file.name
             if is_image_file(file) and not is_mask and channel not in _NOT_CHANNELS:
                 images.setdefault(channel, []).append(file)
-        chosen = {channel: _choose_image(files, mask) for channel, files in images.items()}
-        found = {channel: file for channel, file in chosen.items() if file is not None}
+        found = {
+            channel: file
+            for channel, files in images.items()
+            if (file := _choose_image(files, mask)) is not None
+        }
         if found:
             return found
     return {}
@@ -181,21 +195,15 @@ def _choose_image(files: Sequence[Path], mask: Path) -> Path | None:
         DatasetError: Several images have the same entities as the mask, or none of several has.
     """
     own = _entities_of(mask)
-    possible = []
-    for file in files:
-        entities = _entities_of(file)
-        if all(entities.get(key, value) == value for key, value in own.items()):
-            possible.append(file)
-    if len(possible) < 2:
-        return possible[0] if possible else None
+    possible = [file for file in files if own.items() <= {**own, **_entities_of(file)}.items()]
     same = [file for file in possible if _entities_of(file) == own]
-    if len(same) != 1:
+    if len(possible) > 1 and len(same) != 1:
         names = join_names([file.name for file in possible])
         raise DatasetError(
             f"several images may belong to {mask.name}: {names}. Name the mask like its image "
-            "(run-, acq-, space-), or remove the other images."
+            "(run-, acq-, space-), or write a manifest.csv (case, image, reference)."
         )
-    return same[0]
+    return next(iter(same or possible), None)
 
 
 def _entities_of(file: Path) -> dict[str, str]:

@@ -79,6 +79,32 @@ def test_image_with_the_entities_of_the_mask_is_preferred(tmp_path, write_nifti)
     assert [file.name for file in case.images] == ["sub-1_FLAIR.nii.gz"]
 
 
+@pytest.mark.parametrize("entity", ["run", "acq", "ce", "rec", "dir"])
+def test_scans_of_a_session_with_a_mask_each_are_cases_of_one_group(bids, write_nifti, entity):
+    folder = bids / "sub-02" / "ses-a" / "anat"
+    masks = bids / "derivatives" / "lesions" / "sub-02" / "ses-a" / "anat"
+    (folder / "sub-02_ses-a_FLAIR.nii.gz").unlink()
+    (masks / "sub-02_ses-a_label-lesion_mask.nii.gz").unlink()
+    scans = [f"sub-02_ses-a_{entity}-{number}" for number in (1, 2)]
+    for value, scan in enumerate(scans, start=1):
+        write_nifti(folder / f"{scan}_FLAIR.nii.gz", np.full(SHAPE, value, np.int16))
+        write_nifti(masks / f"{scan}_label-lesion_desc-x_mask.nii.gz", MASK)
+    dataset = read_dataset(bids)
+    assert [c.case for c in dataset.cases] == [*SESSIONS[:2], *scans]
+    assert [c.group for c in dataset.cases[2:]] == ["sub-02", "sub-02"]
+    values = [read_case(c, dataset).image.array[0].max() for c in dataset.cases[2:]]
+    assert values == [1, 2]
+    assert [c.images[1].name for c in dataset.cases[2:]] == ["sub-02_ses-a_T1w.nii.gz"] * 2
+
+
+@pytest.mark.parametrize("name", ["run-2_label-lesion", "label-lesion_desc-b", "label-L"])
+def test_two_masks_of_the_same_images_are_an_error(bids, write_nifti, name):
+    folder = bids / "derivatives" / "lesions" / "sub-02" / "ses-a" / "anat"
+    write_nifti(folder / f"sub-02_ses-a_{name}_mask.nii.gz", MASK)
+    with pytest.raises(DatasetError, match=r"second lesion mask of the images.*manifest\.csv"):
+        read_dataset(bids)
+
+
 def test_two_masks_of_a_session_are_an_error(bids, write_nifti):
     write_nifti(bids / "derivatives" / "other" / "sub-02_ses-a_label-lesion_mask.nii.gz", MASK)
     with pytest.raises(DatasetError, match=r"second lesion mask.*sub-02_ses-a"):
