@@ -1,8 +1,8 @@
 """The exceptions of lesionseg, all derived from `LesionsegError`, and helpers for messages."""
 
 import re
-from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
+from collections.abc import Collection, Iterable, Mapping
+from difflib import SequenceMatcher, get_close_matches
 from importlib import metadata
 from math import ceil, log10
 from typing import Any
@@ -158,21 +158,41 @@ def format_score(score: float) -> str:
     return f"{shown:.{n_decimals}f}".rstrip("0")
 
 
-def suggest(word: str, known: Iterable[str]) -> str:
-    """Return ` Did you mean …?` with the nearest known word, or "" if none is near.
+def suggest(word: str, known: Collection[str]) -> str:
+    """Return ` Did you mean …?` with the known word of `nearest`, or "" if there is none.
 
     >>> suggest("los.gamma", ["loss.gamma", "seed"])
     " Did you mean 'loss.gamma'?"
-
-    A word that differs only in the values of digits is not suggested: it names another case.
-
-    >>> suggest("film_07", ["film_09"])
-    ''
     """
-    shape = re.sub(r"\d", "0", word)
-    possible = [name for name in known if name == word or re.sub(r"\d", "0", name) != shape]
-    near = get_close_matches(word, possible, n=1, cutoff=0.5)
-    return f" Did you mean {near[0]!r}?" if near else ""
+    return "".join(f" Did you mean {name!r}?" for name in nearest(word, known))
+
+
+def nearest(word: str, known: Collection[str], cutoff: float = 0.5) -> list[str]:
+    """Return a list with the only known word that is nearest to a word.
+
+    The list is empty if none is near, if two are equally near, or if several contain the word.
+
+    >>> nearest("film", ["p1_film", "firms"]), nearest("film", ["p1_film", "patient2_film"])
+    (['p1_film'], [])
+
+    A word that differs only in the values of numbers is not near: it names another case.
+
+    >>> nearest("film_07", ["film_7", "film_9"]), nearest("film_07", ["film_09", "film_12"])
+    (['film_7'], [])
+
+    Args:
+        word: the word.
+        known: the known words.
+        cutoff: the lowest ratio of `difflib.SequenceMatcher` at which two words are near.
+    """
+    split = re.compile(r"0*(\d+)").split  # texts, and numbers between them
+    possible = [
+        name for name in known if split(name) == split(word) or split(name)[::2] != split(word)[::2]
+    ]
+    near = get_close_matches(word, possible, n=2, cutoff=cutoff)
+    ratios = {SequenceMatcher(None, name, word).ratio() for name in near}
+    is_one_of_several = len(ratios) < len(near) or sum(word in name for name in possible) > 1
+    return [] if is_one_of_several else near[:1]
 
 
 # what a value must be, for some types of pydantic's errors; braces are replaced from the context.

@@ -112,7 +112,10 @@ def _check_is_folder(setting: str, path: Path) -> None:
     if not path.exists():
         raise DatasetError(f"{setting}: the folder does not exist.{_hint(path)}")
     if not path.is_dir():
-        raise DatasetError(f"{setting} is a file. Name a folder.")
+        from lesionseg.io.result_names import OTHER_BOXES
+
+        advice = f" {OTHER_BOXES}" if path.suffix in (".json", ".txt") else ""
+        raise DatasetError(f"{setting} is a file. Name a folder.{advice}")
 
 
 def _check_has_files(setting: str, path: Path) -> None:

@@ -39,7 +39,13 @@ from lesionseg.io.layouts.nnunet import DATASET_JSON, read_nnunet_labels
 from lesionseg.io.masks import read_instances, read_mask
 from lesionseg.io.nnunet_probabilities import LEVELS_UP
 from lesionseg.io.nnunet_probabilities import SUFFIX as NPZ
-from lesionseg.io.result_names import CANDIDATES, KINDS, MASK_ENDINGS, case_and_kind
+from lesionseg.io.result_names import (
+    CANDIDATES,
+    KINDS,
+    MASK_ENDINGS,
+    OTHER_BOXES,
+    case_and_kind,
+)
 from lesionseg.io.text import read_csv
 from lesionseg.io.volumes import (
     format_suffix,
@@ -382,7 +388,8 @@ def _files_by_case(
     if not by_case:
         names = ", ".join(_NAME_OF_KIND.get(kind, f"<case>_{kind}.*") for kind in kinds)
         raise DatasetError(
-            f"{folder}: the folder contains no predictions or masks. Name them <case>.* or {names}."
+            f"{folder}: the folder contains no predictions or masks. {OTHER_BOXES} Name files of "
+            f"predictions <case>.* or {names}."
         )
     first_of_case: dict[str, Finding] = {}
     for finding in findings:

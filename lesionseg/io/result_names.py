@@ -20,6 +20,12 @@ MASK_ENDINGS: dict[MaskNames, str] = {
 }
 KINDS = ("mask", "instances", "regions")  # of the masks of a case
 OWN_ENDINGS = tuple(f"_{kind}" for kind in KINDS)
+# for messages
+OTHER_BOXES = (
+    "Boxes of another program (COCO results, text files of YOLO) are read from one file "
+    '<case>_candidates.json per image: {"candidates": [{"score": 0.9, "start_vox": [y, x], '
+    '"stop_vox": [y, x]}]}, see "Case files" in docs/reference.md.'
+)
 
 
 def case_and_kind(file: Path) -> tuple[str, str]:

@@ -4,7 +4,6 @@ Classes that a plan names are imported only if the caller passes `TRUSTED`.
 """
 
 from collections.abc import Callable, Mapping
-from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lesionseg.config import TARGET
-from lesionseg.errors import BundleError, ConfigError
+from lesionseg.errors import BundleError, ConfigError, suggest
 from lesionseg.models.custom_network import custom_network
 from lesionseg.models.retinanet import detector
 from lesionseg.models.unet import unet
@@ -64,11 +63,10 @@ def build_network(
     table = {**ARCHITECTURES, **(architectures or {})}
     name = plan.architecture.name
     if name not in table:
-        near = "".join(f" Did you mean {n!r}?" for n in get_close_matches(name, table, n=1))
         raise ConfigError(
             f"plan.architecture.name: the network {name!r} is unknown. Known are "
-            f"{', '.join(sorted(table))}.{near} To read a bundle with your own network, use "
-            "Predictor(bundle, architectures={name: factory}) in Python."
+            f"{', '.join(sorted(table))}.{suggest(name, table)} To read a bundle with your own "
+            "network, use Predictor(bundle, architectures={name: factory}) in Python."
         )
     target = plan.architecture.network.get(TARGET)
     if target is not None and name not in (architectures or {}):

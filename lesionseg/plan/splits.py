@@ -487,10 +487,9 @@ def _require_known(
             f"{join_names(unlabelled)}. Add the references, or remove the cases from the file."
         )
     plain = path_id(Path(Path(unknown[0]).name))  # the id of a file name
-    near = f" Did you mean {plain!r}?" if plain in stated else suggest(unknown[0], sorted(stated))
     raise DatasetError(
         f"{where} names {count(len(unknown), 'case')} that {dataset.root} does not have: "
-        f"{join_names(unknown)}. Correct the ids.{near}"
+        f"{join_names(unknown)}. Correct the ids.{suggest(plain, stated)}"
     )
 
 

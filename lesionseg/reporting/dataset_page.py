@@ -34,7 +34,7 @@ MEANING: Mapping[str, str] = {
     "crowds": "Crowd annotations are ignored.",
     "ignored_boxes": "Boxes that too few of several readers marked are ignored.",
     "not_in_table": "Images without a row in the table count as lesion-free.",
-    "label_names": "Several labels have the same name.",
+    "label_names": "Labels have the same name up to case, or mean that there is no lesion.",
     "folds": "Some cases have no fold. They are training cases in every fold.",
     "unreadable": "A file cannot be read.",
     "channels": "Channel files are missing, too many, or the mask of the case.",

@@ -378,6 +378,17 @@ def test_files_of_a_folder_are_grouped_by_case(tmp_path):
     assert find_masks(tmp_path) == {case: tmp_path / name for case, name in masks.items()}
 
 
+def test_seg_nrrd_of_slicer_is_an_ending(tmp_path):
+    _touch(tmp_path, "A.seg.nrrd B_mask.seg.nrrd C_label-lesion_mask.SEG.NRRD")
+    assert list(find_predictions(tmp_path)) == list(find_masks(tmp_path)) == ["A", "B", "C"]
+
+
+def test_message_names_the_file_of_boxes_of_other_programs(tmp_path):
+    _touch(tmp_path, "coco_instances_results.json a.txt")
+    with pytest.raises(DatasetError, match=r"COCO results.*<case>_candidates\.json.*start_vox"):
+        find_predictions(tmp_path)
+
+
 @pytest.mark.parametrize("name", ["a_regions.nii.gz", "a.npz"])
 def test_case_without_mask_and_candidates_is_an_error(tmp_path, oblique, name):
     _touch(tmp_path, name)

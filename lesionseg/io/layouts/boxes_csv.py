@@ -18,7 +18,7 @@ from lesionseg.io.layouts.manifest import (
     read_labels,
     read_manifest,
 )
-from lesionseg.io.layouts.stated_lesions import StatedLesion, parse_number
+from lesionseg.io.layouts.stated_lesions import NO_FINDING, UPRIGHT, StatedLesion, parse_number
 from lesionseg.io.layouts.table import Row, Table, column_findings
 from lesionseg.io.text import read_csv_columns, read_csv_lines
 from lesionseg.io.volumes import is_dicom_image, is_raster, strip_suffix
@@ -117,6 +117,7 @@ def _read_or_number_labels(root: Path, names: Iterable[str]) -> Labels:
     if is_file_or_broken_link(root / LABELS):
         return read_labels(root)
     ordered = sorted({name for name in names if name} or {"lesion"}, key=numbers_first)
+    ordered.sort(key=lambda name: NO_FINDING.fullmatch(name) is not None)  # leaves no gap
     return Labels.of(dict(enumerate(ordered, start=1)))
 
 
@@ -136,8 +137,8 @@ def _parse_lesion(
 ) -> StatedLesion | None:
     """Return the lesion in a row, or None if all coordinates are empty.
 
-    Raise `DatasetError` if some are empty, one is not a number, an end is not after its start, or
-    the label is wrong.
+    Raise `DatasetError` if some are empty, one is not a number, an end is not after its start, the
+    box is rotated, or the label is wrong.
     """
     axes = [axis for axis in _AXES if axis[0] in _CORNERS or any(map(cells.get, axis))]
     names = [name for axis in axes for name in axis]
@@ -158,6 +159,8 @@ def _parse_lesion(
                 f"If {high} is a length, write {low} + length. Otherwise write the corner with the "
                 "smaller coordinates first."
             )
+    if parse_number("rotation", cells.get("rotation") or "0") % 360:
+        raise DatasetError(f"the box is rotated. {UPRIGHT}.")
     box = (*(corners[low] for low, _ in axes), *(corners[high] for _, high in axes))
     return StatedLesion(_parse_label(cells["label"], value_of), box, where=where)
 

@@ -7,7 +7,8 @@ value in `masks/<mask_file>`.
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,12 +22,14 @@ from lesionseg.io.case_ids import path_id
 from lesionseg.io.layouts.checks import (
     Count,
     Number,
+    distinct_ids,
     find_unread_files,
     findings_about,
     list_images,
     parse_as,
 )
 from lesionseg.io.layouts.stated_lesions import (
+    UPRIGHT,
     RunLengths,
     StatedLesion,
     distinct_names,
@@ -41,9 +44,8 @@ ANNOTATIONS = "annotations.json"
 _ROBOFLOW = "_annotations.coco.json"
 # the file of one part of the dataset: instances_train2017.json, val.json
 _PART_FILE = re.compile(
-    r"(?:instances_)?((train|val|valid|validation|test)[\w.-]*)\.json", re.IGNORECASE
+    r"(?i)(?:instances_)?((train|val|valid|validation|test)[\w.-]*)\.json|instances_(.+)\.json"
 )
-_ANY_INSTANCES = re.compile(r"instances_(.+)\.json", re.IGNORECASE)
 
 
 def _id_text(number: object) -> object:
@@ -145,41 +147,55 @@ class _Annotation(BaseModel):
     mask_label: Count | None = None
     iscrowd: bool = False  # a region to ignore
     reader: Reader = ""
+    # CVAT's attribute, in degrees about the centre of the box
+    rotation: Annotated[Number | None, BeforeValidator(_none_if_empty)] = None
 
     @model_validator(mode="before")
     @classmethod
     def _to_fields(cls, annotation: dict[str, Any]) -> dict[str, Any]:
-        """Return an annotation with run lengths and CVAT's attribute `reader` as own fields.
+        """Return an annotation with run lengths and CVAT's attributes as own fields.
 
-        Raise `ValueError` if it has neither a box nor a segmentation.
+        Raises:
+            ValueError: It has neither a box nor a segmentation, or one of them has the form of
+                another program.
         """
-        stated = {**annotation}
-        segmentation = stated.get("segmentation")
-        attributes = stated.get("attributes")
-        if not stated.get("bbox") and not segmentation:
-            raise ValueError("there is no place. Write a bbox or a segmentation")
-        if isinstance(segmentation, dict):
-            stated["run_lengths"] = stated.pop("segmentation")
-        if isinstance(attributes, dict) and "reader" in attributes:
-            stated.setdefault("reader", attributes["reader"])
+        attributes = annotation.get("attributes")
+        stated = {**(attributes if isinstance(attributes, dict) else {}), **annotation}
+        match annotation:
+            case {"segmentation": [int() | float(), *_]}:
+                raise ValueError("segmentation needs one more pair of brackets: [[x, y, …]]")
+            case {"segmentation": dict()}:
+                stated["run_lengths"] = stated.pop("segmentation")
+            case {"bbox": [_, _, _, _, _]}:
+                raise ValueError(f"bbox has the form of a rotated box. {UPRIGHT}")
+            case {"segmentation": [_, *_]} | {"bbox": [_, *_]}:
+                pass
+            case _:
+                raise ValueError("there is no place. Write a bbox or a segmentation")
         return stated
 
     def lesion(self, label: int, where: str) -> StatedLesion:
         """Return the lesion of the annotation. Without a bbox, polygons give its box.
 
-        Run lengths without a bbox give a lesion without a box.
+        Run lengths without a bbox give a lesion without a box. Raise `DatasetError` if a box
+        without a segmentation is rotated by another angle than a multiple of 90 degrees.
         """
         box: tuple[float, ...] = ()
+        outline = self.segmentation or self.run_lengths or ()
         if self.bbox is not None:
             x, y, width, height = self.bbox
-            box = (y, x, y + height, x + width)
+            turn = 0 if outline else (self.rotation or 0) % 180
+            if turn % 90:
+                raise DatasetError(f"the box is rotated. {UPRIGHT}.")
+            shift = (width - height) * turn / 180  # half the difference at 90 degrees
+            box = (y - shift, x + shift, y + height + shift, x + width - shift)
         elif self.segmentation is not None:
             box = outline_box(self.segmentation)
         return StatedLesion(
             label,
             box,
             reader=self.reader,
-            outline=self.segmentation or self.run_lengths or (),
+            outline=outline,
             mask_value=self.mask_label,
             is_ignored=self.iscrowd,
             where=where,
@@ -239,12 +255,11 @@ def find_annotations(root: Path) -> list[AnnotationFile]:
             return [AnnotationFile(root / name, (root / "images", root))]
     found: list[AnnotationFile] = []
     for path in sorted((root / "annotations").glob("*.json")):
-        of_known_part = _PART_FILE.fullmatch(path.name)
-        match = of_known_part or _ANY_INSTANCES.fullmatch(path.name)
+        match = _PART_FILE.fullmatch(path.name)
         if match:
-            folders = (root / match[1], root / "images" / match[1], root / "images", root)
-            role = None if of_known_part is None else PART_ROLES.get(of_known_part[2].lower())
-            found.append(AnnotationFile(path, folders, role))
+            part = match[1] or match[3]
+            folders = (root / part, root / "images" / part, root / "images", root)
+            found.append(AnnotationFile(path, folders, PART_ROLES.get(str(match[2]).lower())))
     if not found:
         # `glob` finds nothing in a folder that cannot be listed, where `iterdir` raises an error
         for path in sorted(root.glob(f"*/{_ROBOFLOW}")):
@@ -259,7 +274,8 @@ def find_annotations(root: Path) -> list[AnnotationFile]:
 def read_coco(root: Path, annotations: Path | None = None) -> Table:
     """Read a COCO folder. Labels are 1 to K in the order of the category ids.
 
-    A case id is the path of the image, with folders joined by `_`. `columns` contain `pixel_mm` (""
+    A case id is the `file_name` of the image, with folders joined by `_`. If two images share an
+    id, it is the path below `root`. `columns` contain `pixel_mm` (""
     if unknown) and every further field with a text or number. Entries that do not fit, images that
     are not listed, and ignored regions become findings.
 
@@ -285,9 +301,19 @@ def read_coco(root: Path, annotations: Path | None = None) -> Table:
         content = parse_as(_Content, read_json(file.path, allow_nan=True), file.path)
         contents.append((file, content))
     names, label_of, findings = _find_labels(root, contents)
+    short_ids: list[str] = []
+    places: list[Path] = []
+    for file, content in contents:
+        for record in content.images:
+            name = str(_to_slashes(record.get("file_name")))
+            short_ids.append(_case_id(name))
+            places.append(Path(name))
+            with suppress(DatasetError):  # reading the entry reports the error
+                places[-1] = file.find_image(name)
+    ids = iter(distinct_ids(short_ids, places, root))  # such as train/a.png and valid/a.png
     rows: list[Row] = []
     for file, content in contents:
-        rows += _read_rows(root, file, content, label_of, findings)
+        rows += _read_rows(root, file, content, ids, label_of, findings)
         keys = {str(key) for image in content.images for key in image}
         known = tuple(_Image.model_fields)
         findings += column_findings(file.path, keys, known, "is used for subgroups only")
@@ -328,31 +354,30 @@ def _read_rows(
     root: Path,
     file: AnnotationFile,
     content: _Content,
+    ids: Iterator[str],
     label_of: Mapping[str, int],
     findings: list[Finding],
 ) -> list[Row]:
     """Return the rows of one COCO file: one per image, and one per image and reader.
 
-    Entries that do not fit become findings.
+    The next of the case `ids` are those of its images. Entries that do not fit become findings.
     """
     n_images = Counter(_id_of(record, "id") for record in content.images)
     case_of: dict[str, str] = {}
-    readers_of: dict[str, set[str]] = {}
+    lesions_of: dict[str, dict[str, list[StatedLesion]]] = {}  # by image and reader
     rows: list[Row] = []
     for record in content.images:
         number = _id_of(record, "id")
-        name = str(_to_slashes(record.get("file_name")))
-        case = case_of.setdefault(number, _case_id(name))
+        case = case_of.setdefault(number, next(ids))
         with collect_errors(findings, case, file.path):
             image = parse_as(_Image, record)
             if n_images[number] > 1:
                 raise DatasetError(
-                    f"{name} has the id {number} of another image, so its annotations are not "
-                    "known. Give each image its own id."
+                    f"{image.file_name} has the id {number} of another image, so its annotations "
+                    "are not known. Give each image its own id."
                 )
             rows.append(_image_row(root, file, image, case))
-            readers_of[number] = {*image.readers}
-    lesions: dict[tuple[str, str], list[StatedLesion]] = {}
+            lesions_of[number] = {reader: [] for reader in image.readers}
     for annotation in content.annotations:
         number = _id_of(annotation, "image_id")
         category = _id_of(annotation, "category_id")
@@ -364,14 +389,12 @@ def _read_rows(
                     "images or categories."
                 )
             lesion = parse_as(_Annotation, annotation).lesion(label_of[category], where)
-            lesions.setdefault((number, lesion.reader), []).append(lesion)
-            if number in readers_of:  # otherwise the entry of the image is wrong
-                readers_of[number].add(lesion.reader)
-    for number, readers in readers_of.items():
-        for reader in sorted(readers) or [""]:
-            own = tuple(lesions.get((number, reader), ()))
+            if number in lesions_of:  # otherwise the entry of the image is wrong
+                lesions_of[number].setdefault(lesion.reader, []).append(lesion)
+    for number, by_reader in lesions_of.items():
+        for reader, own in sorted((by_reader or {"": []}).items()):
             where = own[0].where if own else str(file.path)
-            rows.append(Row(CaseFiles(case_of[number], ()), where, own, reader))
+            rows.append(Row(CaseFiles(case_of[number], ()), where, tuple(own), reader))
     return rows
 
 
@@ -380,10 +403,8 @@ def _image_row(root: Path, file: AnnotationFile, image: _Image, case: str) -> Ro
 
     The role of the image, if it states one, replaces that of the file.
     """
-    columns = {"pixel_mm": ""}
-    for name, value in (image.model_extra or {}).items():
-        if isinstance(value, str | int | float):
-            columns[name] = str(value)
+    stated = {"pixel_mm": "", **(image.model_extra or {})}
+    columns = {k: str(value) for k, value in stated.items() if isinstance(value, str | int | float)}
     files = CaseFiles(
         case,
         (file.find_image(image.file_name),),
@@ -416,11 +437,10 @@ def _find_unlisted(
     """
     findings: list[Finding] = []
     unlisted = {image for file in files for images in file.images.values() for image in images}
-    unlisted -= set(listed)
     for folder in sorted({image.parent for image in listed if image.parent.is_dir()}):
         findings += find_unread_files(folder, folders=False)  # folders may contain more images
-        unlisted |= set(filter(is_image_file, folder.iterdir())) - set(listed)
-    names = [file.name for file in sorted(unlisted)]
+        unlisted |= set(filter(is_image_file, folder.iterdir()))
+    names = [file.name for file in sorted(unlisted.difference(listed))]
     words = "not listed, left out"
     return [*findings, *findings_about(root, names, "image", words)]
 

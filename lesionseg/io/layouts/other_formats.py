@@ -53,7 +53,8 @@ _FORMATS = (
         "Label Studio",
         ".json",
         r'\A\s*\[\s*\{.*"(annotations|completions|data)"\s*:\s*[\[{]',
-        "Export the project from Label Studio again as COCO, and set data.annotations=result.json",
+        "Draw rotated boxes as polygons, because Label Studio leaves out their rotation, export it "
+        "again as COCO, and set data.annotations=result.json",
     ),
     (
         "the box list of NIH ChestX-ray14",

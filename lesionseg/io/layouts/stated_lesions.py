@@ -4,6 +4,7 @@ Every layout with such annotations gives the same types, and `drawn_lesions` mak
 a case from them.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -20,6 +21,9 @@ from lesionseg.errors import DatasetError, join_names
 
 LESIONS = "lesions"  # the key of `CaseFiles.annotations` for a `CaseLesions`
 MAX_LABELS = 255  # the values of an 8-bit mask
+UPRIGHT = "Write the upright box around it, or its corners as a polygon (COCO, YOLO)"
+# the name of a class for images without a lesion, as VinDr-CXR writes it
+NO_FINDING = re.compile(r"(?i)\s*no[\s_-]*(?:findings?|lesions?|abnormalit(?:y|ies))\s*")
 _LARGEST = 1e9  # largest coordinate
 
 Unit = Literal["pixel", "share", "mm"]

@@ -10,14 +10,13 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TypedDict
 
 from lesionseg.core import CaseFiles, Dataset, Labels
 from lesionseg.core.dataset import assign_groups, find_likely_visits
 from lesionseg.core.finding import LISTED, Finding, collect_errors
-from lesionseg.errors import DatasetError, LesionsegError, suggest
+from lesionseg.errors import DatasetError, LesionsegError, nearest, suggest
 from lesionseg.io.case_ids import check_case_id, comparison_key
 from lesionseg.io.channels import with_colours, with_missing_channels
 from lesionseg.io.dicom.radiograph import radiograph_columns, radiograph_file
@@ -26,6 +25,7 @@ from lesionseg.io.layouts.readers import merge_readers
 from lesionseg.io.layouts.stated_lesions import (
     LESIONS,
     MAX_LABELS,
+    NO_FINDING,
     CaseLesions,
     StatedLesion,
     lesions_are_boxes,
@@ -143,7 +143,7 @@ def read_table(table: Table, root: Path, layout: str, rules: ReadingRules) -> Da
         layout=table.layout or layout,
         dims=_count_axes(cases),
         channel_names=table.channel_names,
-        labels=table.labels,
+        labels=_without_no_finding(table.labels, findings),
         cases=tuple(cases),
         may_lack=rules.get("may_lack", False),
         split_file=table.split_file,
@@ -167,7 +167,24 @@ def read_table(table: Table, root: Path, layout: str, rules: ReadingRules) -> Da
         if rules.get("merge_labels"):
             dataset = _merge_labels(dataset)
         _check_label_values(dataset)
+    names = dataset.labels.names
+    if len({comparison_key(name.strip()) for name in names}) < len(names):
+        text = (
+            f"{table.path}: some labels differ only in case or blanks: {names}. Write each in one "
+            "way, or set data.merge_labels=true (evaluate merge_labels=true)."
+        )
+        findings.append(Finding("label_names", text))
     return merge_readers(replace(dataset, findings=tuple(findings)), rules.get("min_readers"))
+
+
+def _without_no_finding(labels: Labels, findings: list[Finding]) -> Labels:
+    """Return the labels without those that state that there is no lesion, with a note."""
+    names = {v: name for v, name in labels.value_names.items() if not NO_FINDING.fullmatch(name)}
+    if len(names) == len(labels):
+        return labels
+    text = 'The label "No finding" counts as no lesion: it is not among the labels.'
+    findings.append(Finding("label_names", text, severity="note"))
+    return Labels.of(names or {1: "lesion"}, labels.ignore)
 
 
 def _join_rows(table: Table, findings: list[Finding]) -> list[CaseFiles]:
@@ -302,6 +319,8 @@ def _add_lesions(
                     "that are not lesions."
                 )
             for lesion in row.lesions:
+                if NO_FINDING.fullmatch(table.labels.value_names.get(lesion.label, "")):
+                    continue
                 with collect_errors(findings, files.case, lesion.where or row.where):
                     if has_several_readers:
                         lesion = replace(lesion, outline=(), mask_value=None)
@@ -346,10 +365,15 @@ def _check_lesion(
 ) -> None:
     """Raise `DatasetError` if a lesion does not fit its case.
 
-    It is no plain box although several readers marked the case; it states no value in the mask of
-    the case, though a single reader marked it and it is not ignored; its label is not a label of
-    the dataset; or its label is not annotated in the case.
+    Its box ends in the first pixel; it is no plain box although several readers marked the case; it
+    states no value in the mask of the case, though a single reader marked it and it is not ignored;
+    its label is not a label of the dataset; or its label is not annotated in the case.
     """
+    if lesion.unit == "pixel" and max(lesion.box[-2:], default=1) < 1:
+        raise DatasetError(
+            f"the box {lesion.box} ends in the first pixel, as if its numbers were shares of the "
+            "image. Multiply x by the width and y by the height of the image."
+        )
     if has_several_readers and (lesion.is_ignored or not lesion.box):
         raise DatasetError(
             f"the case {files.case!r} has several readers, so each annotation must have a "
@@ -457,7 +481,7 @@ def column_findings(
     for column in sorted(present - {*known, ""}):
         plain = re.sub(r"[\s_-]", "", column).lower()
         meant = [name for name in known if plain in _OTHER_NAMES.get(name, "").split()]
-        meant += get_close_matches(column.lower(), known, n=1, cutoff=0.8)
+        meant += nearest(column.lower(), known, cutoff=0.8)
         if not meant or meant[0] in present:
             continue
         if meant[0] == "reference" and "instances" in present:  # it replaces `reference`

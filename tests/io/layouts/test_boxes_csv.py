@@ -309,6 +309,7 @@ WRONG = [
     ("a,nodule,1,9,3,4", "y1 is 4, but must .* y0, 9. If y1 is a length, write y0 .+ length"),
     ("a,,1,2,3,4", "the label is empty"),
     ("a,nodule,1,2,3,4,5", "line 2 has more values than there are columns"),
+    ("a,nodule,.1,.2,.3,.4", "line 2: the box .* shares of the image. Multiply x by the width"),
     ("a,,,,,\na,nodule,1,2,3,4", "line 2: the row states that 'a' has no lesion, but another row"),
 ]
 
@@ -318,6 +319,41 @@ def test_wrong_row_is_an_error_that_names_file_and_line(write_folder, rows, matc
     with pytest.raises(LesionsegError, match=rf"boxes\.csv.*{match}") as caught:
         read_dataset(write_folder([rows]))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("rotation", ["0", "0.0", "360", "", "90", "12.5"])
+def test_rotated_boxes_are_refused(write_folder, rotation):
+    root = write_folder([f"a,nodule,{BRIGHT},{rotation}"], "case,label,x0,y0,x1,y1,rotation\n")
+    if rotation in ("90", "12.5"):
+        with pytest.raises(DatasetError, match=r"line 2: the box is rotated\. Write the"):
+            read_dataset(root)
+    else:
+        assert_rectangle(read_all(root)[1]["a"])
+
+
+def test_box_of_the_first_pixel_is_read(write_folder):
+    _, cases = read_all(write_folder(["a,nodule,0,0,1,1"]))
+    assert cases["a"].reference.boxes.tolist() == [[0, 0, 1, 1]]
+
+
+@pytest.mark.parametrize("name", ["No finding", "no_findings", "NO LESION"])
+def test_no_finding_with_a_dummy_box_is_a_case_without_lesions(write_folder, name):
+    """A reader who found nothing counts as one who read the case."""
+    rows = [f"a,nodule,{BRIGHT},r1", f"b,{name},0,0,1,1,r1", f"p1/c,{name},,,,,r1"]
+    header = "case,label,x0,y0,x1,y1,reader\n"
+    dataset, cases = read_all(write_folder(rows, header))
+    assert dataset.labels.value_names == {1: "nodule"}
+    assert [finding.severity for finding in dataset.findings] == ["note"]
+    assert_rectangle(cases["a"])
+    assert_negative(cases["b"])
+    assert_negative(cases["p1_c"])
+    rows = [f"a,{name},0,0,1,1,r{reader}" for reader in (1, 2)]
+    dataset, cases = read_all(write_folder([*rows, f"a,nodule,{BRIGHT},r3"], header))
+    assert [row.n_cases for row in dataset.reader_agreement] == [1, 1, 1]
+    assert_negative(cases["a"])  # one of three readers
+    dataset, cases = read_all(write_folder([f"a,{name},0,0,1,1"]))
+    assert dataset.labels.value_names == {1: "lesion"}
+    assert_negative(cases["a"])
 
 
 def test_check_lists_a_wrong_row_and_keeps_the_other_cases(write_folder):
@@ -403,3 +439,11 @@ def test_table_with_an_open_quote_is_an_error(tmp_path):
     (tmp_path / "boxes.csv").write_text('"' + "a" * 200_000)
     with pytest.raises(ReadError, match="closing double quote"):
         read_dataset(tmp_path)
+
+
+def test_no_image_is_suggested_if_several_have_the_name(write_folder):
+    root = write_folder(["x0,nodule,1,2,3,4"])
+    for folder in ("A", "patient2"):
+        write_picture(root / "images" / folder / "x0.png")
+    with pytest.raises(DatasetError, match=r"the case 'x0' has no image\. Correct"):
+        read_dataset(root)

@@ -516,3 +516,72 @@ def test_error_of_a_later_annotation_names_only_this_annotation(write_folder):
     root = write_folder([{**LESION, "mask_label": 4, "id": 1}, {**LESION, "id": 2}], TWO)
     with pytest.raises(DatasetError, match=r"^\S*annotations\.json: annotation 2: the case"):
         read_dataset(root)
+
+
+BOX = {"bbox": [2, 1, 6, 2]}
+
+
+@pytest.mark.parametrize("turn", [0, 180, 90, -90, 270.0, "90", 360, None])
+def test_right_angles_of_cvat_turn_a_box_about_its_centre(write_folder, turn):
+    root = write_folder([{**BOX, "attributes": {"rotation": turn, "reader": "r"}}])
+    is_turned = turn in (90, -90, 270, "90")
+    expected = [0, 4, 5, 6] if is_turned else [1, 2, 3, 8]  # the top is outside
+    assert _read_case(root).reference.boxes.tolist() == [expected]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "match"),
+    [
+        ({**BOX, "attributes": {"rotation": 30}}, "the box is rotated. Write the upright box"),
+        ({**BOX, "rotation": 30}, "the box is rotated"),
+        ({"bbox": [5, 2, 6, 2, 30]}, "form of a rotated box. Write the upright box"),
+        ({"bbox": [0.2, 0.1, 0.6, 0.2]}, "shares of the image. Multiply x by the width"),
+        ({"segmentation": [[0.2, 0.1, 0.8, 0.1, 0.8, 0.3]]}, "shares of the image"),
+        ({"segmentation": SQUARE[0]}, "segmentation needs one more pair of brackets"),
+        ({"segmentation": 5}, "there is no place"),
+    ],
+)
+def test_annotation_in_the_form_of_another_program_is_refused(write_folder, wrong, match):
+    with pytest.raises(DatasetError, match=f"annotation 3: .*{match}"):
+        read_dataset(write_folder([{"id": 3, **wrong}]))
+
+
+def test_rotation_does_not_change_a_polygon(write_folder):
+    lesion = {"bbox": [2, 1, 3, 3], "segmentation": SQUARE, "attributes": {"rotation": 30}}
+    reference, _, labels = _read_masks(write_folder([lesion]))
+    assert reference.boxes.tolist() == [[1, 2, 4, 5]]
+    np.testing.assert_array_equal(labels, FILLED_SQUARE)
+
+
+def test_category_no_finding_states_that_there_is_no_lesion(write_folder):
+    facts = {"categories": [{"id": 20, "name": "nodule"}, {"id": 9, "name": "No finding"}]}
+    root = write_folder([{"bbox": [0, 0, 1, 1], "category_id": 9}], facts=facts)
+    dataset, cases = read_all(root)
+    assert dataset.labels.value_names == {2: "nodule"}
+    assert_negative(cases["a"])
+
+
+@pytest.mark.parametrize("is_roboflow", [True, False])
+def test_equal_file_names_in_several_files_give_ids_by_path(tmp_path, is_roboflow):
+    places = []
+    for part in ("train", "valid"):
+        folder = tmp_path / ("" if is_roboflow else "images") / part
+        places.append(tmp_path / "annotations" / f"instances_{part}.json")
+        if is_roboflow:
+            places[-1] = folder / "_annotations.coco.json"
+        write_coco(places[-1], ("a.png", f"{part}.png"), folder=folder)
+    dataset, cases = read_all(tmp_path)
+    prefix = "" if is_roboflow else "images_"
+    ids = [f"{prefix}train_a", "train", f"{prefix}valid_a", "valid"]
+    assert [case.case for case in dataset.cases] == ids
+    assert [case.role for case in dataset.cases] == ["train", "train", "validation", "validation"]
+    for case in cases.values():
+        assert case.reference.boxes.tolist() == [[30, 20, 39, 29]]
+
+
+def test_image_that_two_files_list_is_an_error(tmp_path):
+    for part in ("train", "val"):
+        file = tmp_path / "annotations" / f"instances_{part}.json"
+        write_coco(file, ("a.png",), folder=tmp_path / "images")
+    with pytest.raises(DatasetError, match="listed more than once"):
+        read_dataset(tmp_path)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from lesionseg.errors import LesionsegError
@@ -296,3 +297,40 @@ def test_patient_in_training_and_test_is_a_warning(tmp_path, layout, caplog):
     assert {case.group for case in dataset.cases} == {"P1"}
     assert [case.role for case in dataset.cases][1] == "test"
     assert "share 1 patient" in caplog.text
+
+
+def _write_two_labels(root, layout, first, second):
+    """Write a folder of a layout that has two labels."""
+    layout.write(root)
+    names = {"1": first, "2": second}
+    if layout.table == "boxes.csv":
+        rows = [f"{case},{name},1,1,9,9" for case, name in zip("ab", (first, second), strict=True)]
+        (root / "labels.json").unlink()
+        (root / "boxes.csv").write_text("\n".join(["case,label,x0,y0,x1,y1", *rows]))
+    elif layout.table == "data.yaml":
+        text = (root / "data.yaml").read_text()
+        stated = yaml.safe_load(text) | {"names": [first, second], "nc": 2}
+        (root / "data.yaml").write_text(yaml.safe_dump(stated))
+    elif layout.table == "annotations.json":
+        content = json.loads((root / "annotations.json").read_text())
+        content["categories"] = [{"id": int(k), "name": name} for k, name in names.items()]
+        (root / "annotations.json").write_text(json.dumps(content))
+    elif layout.table == "dataset.json":
+        content = json.loads((root / "dataset.json").read_text())
+        content["labels"] = {"background": 0, first: 1, second: 2}
+        (root / "dataset.json").write_text(json.dumps(content))
+    else:
+        (root / "labels.json").write_text(json.dumps(names))
+
+
+@pytest.mark.parametrize("layout", [one for one in LAYOUTS if name_of(one) != "Bids"], ids=name_of)
+@pytest.mark.parametrize(
+    ("second", "is_similar"), [("mass", True), ("MASS", True), ("Mass ", True), ("Masses", False)]
+)
+def test_labels_that_differ_in_case_or_blanks_are_a_finding(tmp_path, layout, second, is_similar):
+    if name_of(layout) == "Boxes" and second == "Mass ":
+        is_similar = False  # cells are read without blanks: both are one label
+    _write_two_labels(tmp_path, layout, "Mass", second)
+    kinds = [finding.kind for finding in list_dataset(tmp_path).findings]
+    assert ("label_names" in kinds) == is_similar
+    assert "label_names" not in [f.kind for f in list_dataset(tmp_path, merge_labels=True).findings]
