@@ -1,7 +1,7 @@
 """The exceptions of lesionseg, all derived from `LesionsegError`, and helpers for messages."""
 
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from difflib import SequenceMatcher, get_close_matches
 from importlib import metadata
 from math import ceil, log10
@@ -158,7 +158,7 @@ def format_score(score: float) -> str:
     return f"{shown:.{n_decimals}f}".rstrip("0")
 
 
-def suggest(word: str, known: Collection[str]) -> str:
+def suggest(word: str, known: Iterable[str]) -> str:
     """Return ` Did you mean …?` with the known word of `nearest`, or "" if there is none.
 
     >>> suggest("los.gamma", ["loss.gamma", "seed"])
@@ -167,7 +167,7 @@ def suggest(word: str, known: Collection[str]) -> str:
     return "".join(f" Did you mean {name!r}?" for name in nearest(word, known))
 
 
-def nearest(word: str, known: Collection[str], cutoff: float = 0.5) -> list[str]:
+def nearest(word: str, known: Iterable[str], cutoff: float = 0.5) -> list[str]:
     """Return a list with the only known word that is nearest to a word.
 
     The list is empty if none is near, if two are equally near, or if several contain the word.

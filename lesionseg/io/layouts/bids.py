@@ -48,10 +48,9 @@ def read_bids(root: Path) -> Table:
     found = _find_masks(root)
     n_masks = Counter(map(_session_of, found))
     for mask in found:
-        session = case = _session_of(mask)
+        session = _session_of(mask)
         has_several = n_masks[session] > 1
-        if session and has_several:
-            case = _AFTER_SCAN.sub("", strip_suffix(mask))
+        case = _AFTER_SCAN.sub("", strip_suffix(mask)) if has_several else session
         with collect_errors(findings, case, mask):
             if not session:
                 raise DatasetError("the name has no subject. Begin it with sub-<label>_.")
@@ -176,9 +175,9 @@ def _find_images(root: Path, case: str, mask: Path) -> dict[str, Path]:
             if is_image_file(file) and not is_mask and channel not in _NOT_CHANNELS:
                 images.setdefault(channel, []).append(file)
         found = {
-            channel: file
+            channel: image
             for channel, files in images.items()
-            if (file := _choose_image(files, mask)) is not None
+            if (image := _choose_image(files, mask)) is not None
         }
         if found:
             return found
