@@ -170,7 +170,7 @@ def suggest(word: str, known: Iterable[str]) -> str:
 def nearest(word: str, known: Iterable[str], cutoff: float = 0.5) -> list[str]:
     """Return a list with the only known word that is nearest to a word.
 
-    The list is empty if none is near, if two are equally near, or if several contain the word.
+    The list is empty if none is near, if two are equally near, or if several end in the word.
 
     >>> nearest("film", ["p1_film", "firms"]), nearest("film", ["p1_film", "patient2_film"])
     (['p1_film'], [])
@@ -191,7 +191,7 @@ def nearest(word: str, known: Iterable[str], cutoff: float = 0.5) -> list[str]:
     ]
     near = get_close_matches(word, possible, n=2, cutoff=cutoff)
     ratios = {SequenceMatcher(None, name, word).ratio() for name in near}
-    is_one_of_several = len(ratios) < len(near) or sum(word in name for name in possible) > 1
+    is_one_of_several = len(ratios) < len(near) or sum(name.endswith(word) for name in possible) > 1
     return [] if is_one_of_several else near[:1]
 
 
