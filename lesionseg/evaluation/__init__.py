@@ -4,25 +4,39 @@ The package takes predictions and references, and returns numbers and tables. It
 networks.
 """
 
-from lesionseg.evaluation.criteria import PRESETS, Criterion, Preset, find_preset
-from lesionseg.evaluation.matched_case import MatchedCase, match_case
-from lesionseg.evaluation.operating_point_choice import choose
-from lesionseg.evaluation.scores import Scores, read_scores
-from lesionseg.evaluation.summary import SummarySettings, summarise
-from lesionseg.evaluation.tables import CaseRows, Tables
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "PRESETS",
-    "CaseRows",
-    "Criterion",
-    "MatchedCase",
-    "Preset",
-    "Scores",
-    "SummarySettings",
-    "Tables",
-    "choose",
-    "find_preset",
-    "match_case",
-    "read_scores",
-    "summarise",
-]
+from lesionseg.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from lesionseg.evaluation.criteria import PRESETS as PRESETS
+    from lesionseg.evaluation.criteria import Criterion as Criterion
+    from lesionseg.evaluation.criteria import Preset as Preset
+    from lesionseg.evaluation.criteria import find_preset as find_preset
+    from lesionseg.evaluation.matched_case import MatchedCase as MatchedCase
+    from lesionseg.evaluation.matched_case import match_case as match_case
+    from lesionseg.evaluation.operating_point_choice import choose as choose
+    from lesionseg.evaluation.scores import Scores as Scores
+    from lesionseg.evaluation.scores import read_scores as read_scores
+    from lesionseg.evaluation.summary import SummarySettings as SummarySettings
+    from lesionseg.evaluation.summary import summarise as summarise
+    from lesionseg.evaluation.tables import CaseRows as CaseRows
+    from lesionseg.evaluation.tables import Tables as Tables
+
+_HOMES = {
+    "CaseRows": "tables",
+    "Criterion": "criteria",
+    "MatchedCase": "matched_case",
+    "PRESETS": "criteria",
+    "Preset": "criteria",
+    "Scores": "scores",
+    "SummarySettings": "summary",
+    "Tables": "tables",
+    "choose": "operating_point_choice",
+    "find_preset": "criteria",
+    "match_case": "matched_case",
+    "read_scores": "scores",
+    "summarise": "summary",
+}
+__all__ = [*_HOMES]
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

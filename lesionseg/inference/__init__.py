@@ -5,27 +5,33 @@ computes probabilities and boxes in tiles, `stitch` combines the tiles, `candida
 candidates in the probabilities, and `decision` chooses the operating point that accepts them.
 """
 
-from lesionseg.inference.bundle import (
-    Bundle,
-    bundle_digest,
-    read_bundle,
-    write_bundle,
-)
-from lesionseg.inference.candidates import find_candidates
-from lesionseg.inference.decision import choose_operating_point
-from lesionseg.inference.model_card import model_card
-from lesionseg.inference.predictor import Predictor
-from lesionseg.inference.window import SlidingWindow, choose_device
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "Bundle",
-    "Predictor",
-    "SlidingWindow",
-    "bundle_digest",
-    "choose_device",
-    "choose_operating_point",
-    "find_candidates",
-    "model_card",
-    "read_bundle",
-    "write_bundle",
-]
+from lesionseg.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from lesionseg.inference.bundle import Bundle as Bundle
+    from lesionseg.inference.bundle import bundle_digest as bundle_digest
+    from lesionseg.inference.bundle import read_bundle as read_bundle
+    from lesionseg.inference.bundle import write_bundle as write_bundle
+    from lesionseg.inference.candidates import find_candidates as find_candidates
+    from lesionseg.inference.decision import choose_operating_point as choose_operating_point
+    from lesionseg.inference.model_card import model_card as model_card
+    from lesionseg.inference.predictor import Predictor as Predictor
+    from lesionseg.inference.window import SlidingWindow as SlidingWindow
+    from lesionseg.inference.window import choose_device as choose_device
+
+_HOMES = {
+    "Bundle": "bundle",
+    "Predictor": "predictor",
+    "SlidingWindow": "window",
+    "bundle_digest": "bundle",
+    "choose_device": "window",
+    "choose_operating_point": "decision",
+    "find_candidates": "candidates",
+    "model_card": "model_card",
+    "read_bundle": "bundle",
+    "write_bundle": "bundle",
+}
+__all__ = [*_HOMES]
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -5,20 +5,47 @@ It reads paths into datasets of case files (`layouts/`), cases and volumes in me
 first (`remote`). The library of a format is imported only if such a file is read.
 """
 
-from lesionseg.io.cases import read_case as read_case
-from lesionseg.io.cases import read_image as read_image
-from lesionseg.io.layouts import Layout as Layout
-from lesionseg.io.layouts import read_dataset as read_dataset
-from lesionseg.io.layouts.table import Row as Row
-from lesionseg.io.layouts.table import Table as Table
-from lesionseg.io.masks import read_mask as read_mask
-from lesionseg.io.predictions import PredictionFiles as PredictionFiles
-from lesionseg.io.predictions import find_predictions as find_predictions
-from lesionseg.io.predictions import write_prediction as write_prediction
-from lesionseg.io.text import read_csv as read_csv
-from lesionseg.io.text import write_csv as write_csv
-from lesionseg.io.text import write_json as write_json
-from lesionseg.io.volumes import read_geometry as read_geometry
-from lesionseg.io.volumes import read_volume as read_volume
-from lesionseg.io.volumes import strip_suffix as strip_suffix
-from lesionseg.io.volumes import write_volume as write_volume
+from typing import TYPE_CHECKING
+
+from lesionseg.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from lesionseg.io.cases import read_case as read_case
+    from lesionseg.io.cases import read_image as read_image
+    from lesionseg.io.layouts import Layout as Layout
+    from lesionseg.io.layouts import read_dataset as read_dataset
+    from lesionseg.io.layouts.table import Row as Row
+    from lesionseg.io.layouts.table import Table as Table
+    from lesionseg.io.masks import read_mask as read_mask
+    from lesionseg.io.predictions import PredictionFiles as PredictionFiles
+    from lesionseg.io.predictions import find_predictions as find_predictions
+    from lesionseg.io.predictions import write_prediction as write_prediction
+    from lesionseg.io.text import read_csv as read_csv
+    from lesionseg.io.text import write_csv as write_csv
+    from lesionseg.io.text import write_json as write_json
+    from lesionseg.io.volumes import read_geometry as read_geometry
+    from lesionseg.io.volumes import read_volume as read_volume
+    from lesionseg.io.volumes import strip_suffix as strip_suffix
+    from lesionseg.io.volumes import write_volume as write_volume
+
+_HOMES = {
+    "Layout": "layouts",
+    "PredictionFiles": "predictions",
+    "Row": "layouts.table",
+    "Table": "layouts.table",
+    "find_predictions": "predictions",
+    "read_case": "cases",
+    "read_csv": "text",
+    "read_dataset": "layouts",
+    "read_geometry": "volumes",
+    "read_image": "cases",
+    "read_mask": "masks",
+    "read_volume": "volumes",
+    "strip_suffix": "volumes",
+    "write_csv": "text",
+    "write_json": "text",
+    "write_prediction": "predictions",
+    "write_volume": "volumes",
+}
+__all__ = [*_HOMES]
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -5,27 +5,33 @@
 coarser supervised levels follow in the same list.
 """
 
-from lesionseg.models.build import (
-    ARCHITECTURES,
-    NetworkFactory,
-    build_network,
-    fast_dtype,
-    fast_memory_format,
-)
-from lesionseg.models.heads import SegmentationHead, prior_bias
-from lesionseg.models.unet import Decoder, Encoder, UNet
-from lesionseg.plan.plan import total_stride
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "ARCHITECTURES",
-    "Decoder",
-    "Encoder",
-    "NetworkFactory",
-    "SegmentationHead",
-    "UNet",
-    "build_network",
-    "fast_dtype",
-    "fast_memory_format",
-    "prior_bias",
-    "total_stride",
-]
+from lesionseg.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from lesionseg.models.build import ARCHITECTURES as ARCHITECTURES
+    from lesionseg.models.build import NetworkFactory as NetworkFactory
+    from lesionseg.models.build import build_network as build_network
+    from lesionseg.models.build import fast_dtype as fast_dtype
+    from lesionseg.models.build import fast_memory_format as fast_memory_format
+    from lesionseg.models.heads import SegmentationHead as SegmentationHead
+    from lesionseg.models.heads import prior_bias as prior_bias
+    from lesionseg.models.unet import Decoder as Decoder
+    from lesionseg.models.unet import Encoder as Encoder
+    from lesionseg.models.unet import UNet as UNet
+
+_HOMES = {
+    "ARCHITECTURES": "build",
+    "Decoder": "unet",
+    "Encoder": "unet",
+    "NetworkFactory": "build",
+    "SegmentationHead": "heads",
+    "UNet": "unet",
+    "build_network": "build",
+    "fast_dtype": "build",
+    "fast_memory_format": "build",
+    "prior_bias": "heads",
+}
+__all__ = [*_HOMES]
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

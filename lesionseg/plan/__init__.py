@@ -1,19 +1,32 @@
 """Decisions from dataset statistics: fingerprint, planning rules, plan and splits."""
 
-from lesionseg.plan.fingerprint import Fingerprint, facts_of, fingerprint_of
-from lesionseg.plan.make import make_plan
-from lesionseg.plan.plan import Architecture, CandidateRule, Normalisation, Plan
-from lesionseg.plan.splits import Splits, make_splits
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "Architecture",
-    "CandidateRule",
-    "Fingerprint",
-    "Normalisation",
-    "Plan",
-    "Splits",
-    "facts_of",
-    "fingerprint_of",
-    "make_plan",
-    "make_splits",
-]
+from lesionseg.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from lesionseg.plan.fingerprint import Fingerprint as Fingerprint
+    from lesionseg.plan.fingerprint import facts_of as facts_of
+    from lesionseg.plan.fingerprint import fingerprint_of as fingerprint_of
+    from lesionseg.plan.make import make_plan as make_plan
+    from lesionseg.plan.plan import Architecture as Architecture
+    from lesionseg.plan.plan import CandidateRule as CandidateRule
+    from lesionseg.plan.plan import Normalisation as Normalisation
+    from lesionseg.plan.plan import Plan as Plan
+    from lesionseg.plan.splits import Splits as Splits
+    from lesionseg.plan.splits import make_splits as make_splits
+
+_HOMES = {
+    "Architecture": "plan",
+    "CandidateRule": "plan",
+    "Fingerprint": "fingerprint",
+    "Normalisation": "plan",
+    "Plan": "plan",
+    "Splits": "splits",
+    "facts_of": "fingerprint",
+    "fingerprint_of": "fingerprint",
+    "make_plan": "make",
+    "make_splits": "splits",
+}
+__all__ = [*_HOMES]
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

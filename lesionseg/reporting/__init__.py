@@ -4,6 +4,15 @@ The package computes no metrics. It shows the numbers of `evaluation`, and the r
 numbers.
 """
 
-from lesionseg.reporting.write import write_report as write_report
+from typing import TYPE_CHECKING
 
-__all__ = ["write_report"]
+from lesionseg.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from lesionseg.reporting.write import write_report as write_report
+
+_HOMES = {
+    "write_report": "write",
+}
+__all__ = [*_HOMES]
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

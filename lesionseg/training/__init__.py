@@ -4,9 +4,23 @@
 use with your own `pl.Trainer`.
 """
 
-from lesionseg.training.fit import lesion_module, tiles_of
-from lesionseg.training.module import LesionModule
-from lesionseg.training.tile_stream import LesionData
-from lesionseg.training.validation import VolumeValidation
+from typing import TYPE_CHECKING
 
-__all__ = ["LesionData", "LesionModule", "VolumeValidation", "lesion_module", "tiles_of"]
+from lesionseg.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from lesionseg.training.fit import lesion_module as lesion_module
+    from lesionseg.training.fit import tiles_of as tiles_of
+    from lesionseg.training.module import LesionModule as LesionModule
+    from lesionseg.training.tile_stream import LesionData as LesionData
+    from lesionseg.training.validation import VolumeValidation as VolumeValidation
+
+_HOMES = {
+    "LesionData": "tile_stream",
+    "LesionModule": "module",
+    "VolumeValidation": "validation",
+    "lesion_module": "fit",
+    "tiles_of": "fit",
+}
+__all__ = [*_HOMES]
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)
