@@ -635,6 +635,7 @@ class FollowConfig(OutputCommand):
     false_new_per_pair: NonNegativeFloat
     overlap: Annotated[float, Field(gt=0, le=1)]
     confidence: Confidence
+    merge_labels: bool
     dicom_output: bool
     identifiers: bool
     trust: bool

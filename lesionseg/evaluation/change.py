@@ -31,6 +31,14 @@ from lesionseg.ops.components import candidates_of
 State = Literal["new", "enlarged", "stable", "shrunk", "gone", "merged", "split"]
 STATES: tuple[State, ...] = get_args(State)
 
+_MONTH = "(0[1-9]|1[0-2])"
+_DAY = r"(0[1-9]|[12]\d|3[01])"
+_DATE = re.compile(rf"\d{{4}}-{_MONTH}-{_DAY}.*|(\d\d)?\d\d{_MONTH}{_DAY}")
+# no date of another form, such as 31.05, 1.10, 05.2024 or 05.31; 1.9 and 12.5 may be numbers
+_NUMBER = re.compile(
+    r"(?!0\d+\.|([1-9]|[12]\d|3[01])\.(0[1-9]|1[0-2])$|([1-9]|1[0-2])\.(19|20)\d\d$)"
+    r"(\d{1,4}|\d+\.\d+)"
+)
 HALF_SCORE_MM = 10.0  # diameter with score ½, if new lesions are ranked by size
 
 
@@ -303,7 +311,7 @@ def order_visits(scans: Iterable[CaseFiles], table: Path) -> list[list[CaseFiles
 
     Args:
         scans: The scans. Their `group` is the patient, and their column `visit` contains a number
-            or a date such as 2024-05-31 or 20240531.
+            or a date such as 2024-05-31, 20240531 or 240531.
         table: The file's name for messages.
 
     Returns:
@@ -312,7 +320,7 @@ def order_visits(scans: Iterable[CaseFiles], table: Path) -> list[list[CaseFiles
 
     Raises:
         DatasetError: if no patient has two visits, or if the times of a patient's visits are
-            missing or equal, or mix numbers and dates.
+            missing, equal or of another form, or mix numbers and dates.
     """
     patients: dict[str, list[CaseFiles]] = {}
     for files in scans:
@@ -328,8 +336,9 @@ def order_visits(scans: Iterable[CaseFiles], table: Path) -> list[list[CaseFiles
         if len(visits) > 1 and not _have_an_order([time_of[files.case] for files in visits]):
             shown = ", ".join(text or "missing" for text in texts.values())
             raise DatasetError(
-                f"{table}: the visits of {group} cannot be ordered ({shown}). "
-                "Give each its own number, or a date such as 2024-05-31, in the column visit."
+                f"{table}: the visits of {group} cannot be ordered ({shown}). Give each its own "
+                "number such as 6 or 0.5, or a date such as 2024-05-31 (not 31.05 or 31052024), in "
+                "the column visit."
             )
         visits.sort(key=lambda files: time_of[files.case])
     return list(patients.values())
@@ -344,13 +353,15 @@ def _have_an_order(times: Sequence[Any]) -> bool:
 def _parse_time(text: str) -> Any:
     """Return a value to sort the visits of a patient by.
 
-    Dates such as "2024-05-31" and "20240531" give the text "20240531". Text after a date with
-    hyphens, such as a time, is kept. Numbers such as "2" give a float, and anything else gives
-    None.
+    Dates such as "2024-05-31", "20240531" and "240531" give the text "20240531". Text after a date
+    with hyphens, such as a time, is kept. Numbers such as "2" give a float. Anything else gives
+    None, also a number that looks like another form of a date, such as "31052024" or "05.2024".
     """
-    if re.fullmatch(r"\d{4}-\d\d-\d\d.*|\d{8}", text):
-        return text.replace("-", "")
-    return float(text) if re.fullmatch(r"\d+(\.\d+)?", text) else None
+    text = re.sub(r"\.0+$", "", text)  # a table program may write 20240531.0
+    if not _DATE.fullmatch(text):
+        return float(text) if _NUMBER.fullmatch(text) else None
+    century = "" if len(text) > 6 else "19" if text > "69" else "20"
+    return century + text.replace("-", "")
 
 
 def _share_space(one: Geometry, other: Geometry) -> bool:

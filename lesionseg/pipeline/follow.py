@@ -94,12 +94,14 @@ class VisitFiles:
         prediction: the files of the prediction.
         image: the scan; None if it was not given.
         group: the id of the patient; empty if the patient has the id of the visit.
+        visit: its date or number, as the table of visits states it; empty without a table.
     """
 
     case: str
     prediction: PredictionFiles
     image: Path | None = None
     group: str = ""
+    visit: str = ""
 
     @property
     def patient(self) -> str:
@@ -321,7 +323,7 @@ def _follow_pair(
     report = None
     if cfg.dicom_output and later.image is not None:
         report = ChangeReport.plan(later.image, later.prediction, Path(cfg.output))
-    visits, alignment = open_pair(files, rule, cfg.register_)
+    visits, alignment = open_pair(files, rule, cfg)
     lowest = lowest_score(point)
     changes = [
         change
@@ -363,7 +365,10 @@ def _timelines(
     unpredicted: dict[str, str] = {}
     if cfg.bundle is not None:
         unpredicted = _predict_visits(cfg, predictions, progress)
-    return visits_of_table(patients, predictions, unpredicted), unpredicted
+    timelines = visits_of_table(patients, predictions, unpredicted)
+    orders = (f"{one[0].patient}: {', '.join(v.visit for v in one)}" for one in timelines if one)
+    _log.info("Order of the visits: %s", join_names(orders))
+    return timelines, unpredicted
 
 
 def _predict_visits(cfg: FollowConfig, folder: Path, progress: Advance | None) -> dict[str, str]:
@@ -508,7 +513,7 @@ def stable_point(
     faults: dict[str, LesionsegError] = dict.fromkeys(stable - pairs.keys(), missing)
     for case in sorted(stable & pairs.keys()):
         try:
-            visits, _ = open_pair(pairs[case], rule, cfg.register_)
+            visits, _ = open_pair(pairs[case], rule, cfg)
             results.append(_score(visits, None, None, pairs[case][1].patient))
         except _FAULTS_OF_PAIR as error:
             faults[case] = error
@@ -552,13 +557,12 @@ def visits_of_folders(
         )
     if in_one:
         _log.warning("These cases have one visit only: %s", ", ".join(in_one))
-    first_scans = _scans_of_cases(before_images, in_both)
-    second_scans = _scans_of_cases(after_images, in_both)
+    sides = (
+        (first, _scans_of_cases(before_images, in_both)),
+        (second, _scans_of_cases(after_images, in_both)),
+    )
     return [
-        [
-            VisitFiles(case, first[case], first_scans.get(case)),
-            VisitFiles(case, second[case], second_scans.get(case)),
-        ]
+        [VisitFiles(case, found[case], scans.get(case)) for found, scans in sides]
         for case in in_both
     ]
 
@@ -599,7 +603,13 @@ def visits_of_table(
     missing: list[str] = []
     for visits in patients:
         timeline = [
-            VisitFiles(files.case, found[files.case], files.images[0], files.group)
+            VisitFiles(
+                files.case,
+                found[files.case],
+                files.images[0],
+                group=files.group,
+                visit=files.columns.get("visit", ""),
+            )
             for files in visits
             if files.case in found and files.case not in unpredicted
         ]
@@ -628,7 +638,7 @@ def visits_of_table(
 
 
 def open_pair(
-    files: FilePair, rule: ChangeRule, register: str
+    files: FilePair, rule: ChangeRule, cfg: FollowConfig
 ) -> tuple[VisitPair, Alignment | None]:
     """Read and compare two visits. Return the comparison and the alignment of the scans.
 
@@ -637,26 +647,27 @@ def open_pair(
     Args:
         files: the earlier and the later visit.
         rule: the rule by which lesions are compared.
-        register: `rigid` registers the scans, `headers` uses the positions in the files. `auto`
-            registers the scans if they are given and the predictions are not on one grid.
+        cfg: the settings. `register=rigid` registers the scans, `headers` uses the positions in the
+            files. `auto` registers the scans if they are given and the predictions are not on one
+            grid. `merge_labels=true` merges all labels into one.
 
     Raises:
         GeometryError: if the registration is poor, the grids do not overlap, or a header was lost.
-        ContentError: if a prediction has boxes without masks, a label has two names, or the visits
-            share no label.
+        ContentError: if a prediction has boxes without masks, a label has two names, the visits
+            share no label, or a gone and a new lesion of different labels are at the same place.
         DatasetError: if a scan to register is missing.
         ReadError: if a file is damaged.
     """
     earlier, later = files
-    before = _read(earlier)
-    after = _read(later)
+    before = _read(earlier, merge_labels=cfg.merge_labels)
+    after = _read(later, merge_labels=cfg.merge_labels)
     _check_labels(later.case, before, after)
     first = _mask_path(earlier)
     second = _mask_path(later)
     GridPair(first, before.geometry, second, after.geometry).check_headers()
     is_one_grid = before.geometry.matches(after.geometry)
-    needs_alignment = register == "rigid"
-    if register == "auto":  # scans on one grid count as registered
+    needs_alignment = cfg.register_ == "rigid"
+    if cfg.register_ == "auto":  # scans on one grid count as registered
         needs_alignment = not is_one_grid and earlier.image is not None
     alignment = None
     if needs_alignment:
@@ -675,13 +686,16 @@ def open_pair(
     elif not is_one_grid:
         _log.info("%s: the two grids differ; the files' own positions are used.", later.case)
     matrix = None if alignment is None else alignment.matrix
-    return compare_visits(later.case, before, after, rule, matrix), alignment
+    visits = compare_visits(later.case, before, after, rule, matrix)
+    _check_changed_labels(visits, rule)
+    return visits, alignment
 
 
-def _read(visit: VisitFiles) -> Prediction:
+def _read(visit: VisitFiles, *, merge_labels: bool) -> Prediction:
     """Read the prediction of a visit without the rejected candidates that have no mask.
 
-    The masks of radiographs are pictures, so their pixel size is that of the scan.
+    `merge_labels` merges all labels into one. The masks of radiographs are pictures, so their pixel
+    size is that of the scan.
 
     Raises:
         ContentError: if the prediction or an accepted candidate has no mask.
@@ -698,7 +712,9 @@ def _read(visit: VisitFiles) -> Prediction:
     if visit.image is not None:
         own = read_geometry(visit.image)
         geometry = own if own.dims == 2 else None
-    prediction = files.read(geometry=geometry)
+    prediction = files.read(geometry=geometry, binary=merge_labels)
+    if merge_labels:
+        prediction = prediction.merge_labels()
     if visit.image is not None:
         GridPair(_mask_path(visit), prediction.geometry, visit.image, own).check_header()
     lacks_masks = any(c.accepted and not c.has_mask for c in prediction.candidates)
@@ -736,7 +752,26 @@ def _check_labels(case: str, before: Prediction, after: Prediction) -> None:
         raise ContentError(
             f"Case {case}: the visits have different labels: before {sorted(first)}, after "
             f"{sorted(second)}. All lesions would be gone or new. Write both masks with the same "
-            "values, such as 1 for every lesion."
+            "values, such as 1 for every lesion, or set merge_labels=true."
+        )
+
+
+def _check_changed_labels(visits: VisitPair, rule: ChangeRule) -> None:
+    """Raise `ContentError` if a gone lesion and a new one are the same lesion with another label.
+
+    Masks that number their lesions, or number their labels differently, have such lesions.
+    """
+    states = {(c.state, *c.lesion_before, *c.lesion_after) for c in visits.changes}
+    pooled = [
+        visit.keep([c for c in visit.candidates if (state, c.id) in states]).with_one_label()
+        for visit, state in ((visits.before, "gone"), (visits.after, "new"))
+    ]
+    case = visits.after.case
+    if any(c.lesion_before and c.lesion_after for c in compare_visits(case, *pooled, rule).changes):
+        raise ContentError(
+            f"Case {case}: a gone and a new lesion of different labels are at the same place. Give "
+            "a lesion the same value in both masks, or set merge_labels=true to treat all labels "
+            "as one."
         )
 
 
@@ -777,5 +812,7 @@ def _row(
         "foreground_dice": None if alignment is None else alignment.foreground_dice,
         "earlier": earlier.case if earlier.case != later.case else "",
         "group": later.group,
+        "earlier_visit": earlier.visit,
+        "visit": later.visit,
         "message": message,
     }

@@ -250,6 +250,46 @@ def test_pair_whose_labels_have_other_names_is_not_compared(visits):
     assert "label 1 is 'mass' in the earlier visit" in rows["c"]["message"]
 
 
+PLACES = (OLD, NEW, (2, 14, 2, 5))
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ((1, 2, 3), (2, 3, 1)),  # instance ids numbered anew
+        ((1, 2), (2, 3)),
+        ((1, 1), (1, 2)),  # one of two lesions relabelled
+        ((255, 1), (1, 1)),
+    ],
+)
+@pytest.mark.parametrize("shift", [0, 1])
+def test_lesion_with_another_label_at_the_same_place_is_not_gone_and_new(
+    before, after, shift, visits, caplog
+):
+    for visit, values, z in (("before", before, 0), ("after", after, shift)):
+        mask = np.zeros(SHAPE, dtype=np.uint8)
+        for (*place, side), value in zip(PLACES, values, strict=False):
+            mask |= boxes(SHAPE, (place[0] + z, *place[1:], side), value=value)
+        write_array(visits / visit / "c.nii.gz", mask, GRID)
+    outcome = follow_visits(visits, stable=["b", "c"])
+    assert (outcome.n_pairs, len(outcome.failed), outcome.exit_status) == (2, 1, 3)
+    assert "different labels are at the same place" in pairs_of(visits)["c"]["message"]
+    assert "do not choose the operating point" in caplog.text
+    assert follow_visits(visits, merge_labels=True).exit_status == 0
+    pair = pairs_of(visits)["c"]
+    n_stable = int(pair["stable"])
+    assert (n_stable, pair["new"], pair["gone"]) == (len(before), "0", "0")
+
+
+def test_adjacent_lesions_of_different_labels_may_be_gone_and_new(visits):
+    """Let a lesion grow beside two that stay, while another label disappears beside one of them."""
+    for visit, places in (("before", (OLD,)), ("after", (NEW,))):
+        mask = boxes(SHAPE, *places) + boxes(SHAPE, (2, 7, 2, 5), (9, 8, 12, 4), value=2)
+        write_array(visits / "d" / visit / "d.nii.gz", mask.astype(np.uint8), GRID)
+    rows = follow_folders(visits / "d")
+    assert [row["state"] for row in rows] == ["new", "stable", "stable", "gone"]
+
+
 def test_only_the_pair_whose_masks_share_no_label_value_fails(visits, caplog):
     write_cubes(visits / "before", "c", OLD, value=255)
     write_cubes(visits / "after", "c", OLD)
@@ -480,13 +520,22 @@ def read_and_order(path):
 
 
 def test_each_visit_is_compared_with_the_previous_visit(timeline, tmp_path, caplog):
+    caplog.set_level("INFO")
     masks = tmp_path / "masks"
     outcome = follow_table(timeline, predictions=masks)
     assert (outcome.n_pairs, outcome.exit_status) == (2, 0)
     states = [(row["case"], row["state"]) for row in read_csv(tmp_path / "out" / "changes.csv")]
     assert states == [("m6", "gone"), ("m12", "new"), ("m12", "new")]
-    earlier = [(case, row["earlier"]) for case, row in pairs_of(tmp_path).items()]
-    assert earlier == [("m6", "base"), ("m12", "m6")]
+    order = [
+        (row["earlier"], row["earlier_visit"], case, row["visit"])
+        for case, row in pairs_of(tmp_path).items()
+    ]
+    dates = {name: date for name, (date, _) in VISITS.items()}
+    assert order == [
+        ("base", dates["base"], "m6", dates["m6"]),
+        ("m6", dates["m6"], "m12", dates["m12"]),
+    ]
+    assert "Order of the visits: P1: 2023-01-20, 2023-07-01, 2024-01-31" in caplog.text
     assert "no other visit: once" in caplog.text
     for name in ("m6", "m12"):
         (masks / f"{name}.nii.gz").unlink()
@@ -612,14 +661,41 @@ def test_stable_visit_whose_prediction_fails_is_no_wrong_setting(
         follow_table(timeline, bundle=bright, stable="m7")
 
 
-@pytest.mark.parametrize("times", [("2024-06-01", "20240531", "2023-12-31"), ("10", "9.5", "9")])
+@pytest.mark.parametrize(
+    "times",
+    [
+        ("2024-06-01", "20240531", "2023-12-31"),
+        ("2024-06-01", "240531", "20231231.0"),
+        ("2024-06-01T10:00", "2024-06-01T09:00", "2024-06-01"),
+        ("000105", "991231", "980101"),
+        ("10", "9.5", "9"),
+        ("12.5", "1.9", "0.5"),
+        ("2023", "12", "007"),
+    ],
+)
 def test_visits_are_ordered_by_date_or_number(times, tmp_path):
     lines = (f"{case},{case}.nii,P,{when}" for case, when in zip("abc", times, strict=True))
     (visits,) = read_and_order(write_table(tmp_path, *lines))
     assert [files.case for files in visits] == ["c", "b", "a"]
 
 
-@pytest.mark.parametrize("visits", ["P,first P,second", "P,2 P,2", "P,1 Q,2"])
+DATES_OF_OTHER_FORMS = (
+    "31052023 05312023 053123 20231301 202305 10000 99999 123456789 31052023.0 "
+    "05.2023 5.2023 12.1999 31.05 1.10 05.31 2023-5-31 2023-31-05 31.05.2023 -1 M6"
+)
+
+
+@pytest.mark.parametrize(
+    "visits",
+    [
+        "P,first P,second",
+        "P,2 P,2",
+        "P,1 Q,2",
+        "P,240531 P,2024-05-31",
+        *(f"P,1 P,{text}" for text in DATES_OF_OTHER_FORMS.split()),
+        *(f"P,20000101 P,{text}" for text in DATES_OF_OTHER_FORMS.split()),
+    ],
+)
 def test_table_without_order_or_second_visit_is_refused(visits, tmp_path):
     lines = (f"{case},{case}.nii,{when}" for case, when in zip("ab", visits.split(), strict=True))
     with pytest.raises(DatasetError):
@@ -670,6 +746,12 @@ def test_visits_with_common_labels_may_have_lesions_of_different_labels(visits):
         write_prediction(visits / "named" / visit, replace(found, labels=labels))
     rows = follow_folders(visits / "named")
     assert sorted(row["state"] for row in rows) == ["gone", "new"]
+    moved = prediction_of(boxes(SHAPE, OLD).astype(np.int32), [0.9], GRID, labels=[2], case="c")
+    write_prediction(visits / "named" / "changed", replace(moved, labels=labels))
+    with pytest.raises(ContentError, match="merge_labels=true"):
+        follow_folders(visits / "named", after="changed")
+    (row,) = follow_folders(visits / "named", after="changed", merge_labels=True)
+    assert row["state"] == "stable"
 
 
 def test_candidate_below_the_limit_at_one_visit_is_outlined_and_named():
