@@ -111,6 +111,27 @@ def test_no_experiment_is_the_default():
 
 
 @pytest.mark.parametrize(
+    ("command", "folder", "meant"),
+    [
+        ("predict", "run", "bundle=run"),
+        ("predict", "run/bundle", "bundle=run/bundle"),
+        ("predict", "nnunet", "bundle=nnunet"),
+        ("predict", "scans", "input=scans"),
+        ("follow", "run", "bundle=run"),
+        ("serve", "run", "bundle=run"),
+        ("evaluate", "run", "reference=run"),  # it has no key `bundle`
+    ],
+)
+def test_path_without_a_key_is_explained(command, folder, meant, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("run/plan.json", "run/bundle/plan.json", "nnunet/plans.json", "scans/a.nii"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    with pytest.raises(ConfigError, match=f"'{folder}' is not a setting. Write {meant}$"):
+        compose(command, [folder, "scans", "out"])
+
+
+@pytest.mark.parametrize(
     ("command", "override", "meant"),
     [
         ("prepare", "output=page", "run_dir"),

@@ -160,7 +160,8 @@ def run_recipe(command: str, cfg: Any) -> Outcome:
     from lesionseg.cli.paths import check_paths, with_local_models
 
     check_paths(cfg)
-    cfg = with_local_models(cfg)  # last, because a download takes minutes
+    if not isinstance(cfg, InfoConfig):  # `info` states the address
+        cfg = with_local_models(cfg)  # last, because a download takes minutes
     # uploads are always private, and `info` writes no file
     is_private = isinstance(cfg, ServeConfig | InfoConfig) or cfg.private
     with private_files() if is_private else nullcontext():

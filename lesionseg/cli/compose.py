@@ -118,7 +118,8 @@ def override_list(command: str, argv: Sequence[str], *, sweeps: bool = False) ->
     """
     for argument in argv:
         if "=" not in argument and not argument.startswith("~"):
-            key = _guess_key(command)
+            is_model = any(Path(argument).glob("plan*.json"))  # a run, a bundle or one of nnU-Net
+            key = (is_model and _guess_key(command, "bundle")) or _guess_key(command)
             raise ConfigError(f"{argument!r} is not a setting. Write {key}={argument}")
     texts = {key for key, is_text in keys(COMMANDS[command]) if is_text}
     # the default of the only group that may be empty, which Hydra does not accept as an override

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from lesionseg.config import is_url
 from lesionseg.core import Geometry, Selection
 from lesionseg.inference.bundle import bundle_digest, bundle_plan, bundle_selection
 from lesionseg.inference.model_card import fill
@@ -71,7 +72,7 @@ class ModelFacts:
     """The facts about a model.
 
     Attributes:
-        path: the folder of the bundle, or the nnU-Net model as the user named it.
+        path: the folder of the bundle, the nnU-Net model as the user named it, or the address.
         digest: its digest, as in the files of predictions.
         plan: its plan.
         selection: the choices made after training. That of an nnU-Net model states only its number
@@ -81,7 +82,7 @@ class ModelFacts:
         card: the model card. None if there is none.
     """
 
-    path: Path
+    path: str | Path
     digest: str
     plan: Plan
     selection: Selection
@@ -156,7 +157,7 @@ def model_facts(bundle: str | PathLike[str]) -> ModelFacts:
             n_weights = sum(weight.numel() for weight in build_network(plan).parameters())
     card = BundleFiles(path).card
     return ModelFacts(
-        path=path,
+        path=str(bundle) if is_url(str(bundle)) else path,
         digest=bundle_digest(path),
         plan=plan,
         selection=bundle_selection(path),

@@ -401,5 +401,7 @@ def choose_device(name: str | torch.device) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = first_line(str(error))
-        raise ConfigError(f"device={name}: {reason}. Choose auto, cpu or cuda.") from error
+        raise ConfigError(
+            f"device={name}: {reason}. Choose auto or cpu; for a GPU, read docs/install.md."
+        ) from error
     return device

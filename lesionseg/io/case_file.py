@@ -213,10 +213,11 @@ def read_row(path: Path) -> CaseRow:
     try:
         row = {**content.get("row", {}), **content.get("source", {}), **stated, "case": case}
         return _ROWS.validate_python(row)
-    except (ValidationError, TypeError) as error:
-        raise ContentError(
-            f"{path}: row, source, key or names are not those that predict writes. Remove the file."
-        ) from error
+    except TypeError:
+        fault = "row or source is not a group of keys"
+    except ValidationError as error:
+        fault = describe_misfits(error, row)
+    raise ContentError(f"{path}: {fault}. Remove the file, and predict the case again.")
 
 
 def _read_head(path: Path) -> dict[str, Any]:

@@ -38,6 +38,8 @@ SOURCES_OF_CASES = "sources.json"  # SHA-256 of the files of each development ca
 # sections and settings that do not change the result; `debug` is a setting of version 1.0, whose
 # runs can be resumed
 FREE = ("debug", "logger", "private", "report", "run_dir", "data.cache_dir", "trainer.workers")
+# settings that name files which `check_cases` compares by content; a folder may move
+_BY_CONTENT = ("data.root", "data.splits", "data.annotations")
 # settings that version 1.0 did not have, with the values that equal its behaviour
 ADDED: Mapping[str, Any] = {
     "data.colour": False,
@@ -79,7 +81,8 @@ def check_config(run_dir: Path, config: Mapping[str, Any]) -> None:
 
     The message names the settings that differ, and how to continue. Settings that do not change
     the result may differ: those in `FREE`, the devices of a search, and the loss of masks if the
-    model predicts boxes. Raise `OutputError` if the directory is a file.
+    model predicts boxes. So may the paths of the data once a training has begun, because
+    `check_cases` compares the files. Raise `OutputError` if the directory is a file.
     """
     if run_dir.exists() and not run_dir.is_dir():
         raise OutputError(f"run_dir={run_dir} is a file. Name a folder.")
@@ -91,12 +94,15 @@ def check_config(run_dir: Path, config: Mapping[str, Any]) -> None:
             f"run_dir={run_dir} belongs to {before.get('command')}. Name another one; in the same "
             "parent folder it finds the cases that are already prepared."
         )
-    changed = dict(_differences(before, config))
+    free = FREE
     if config.get("command") == "tune":  # processes of one search use different devices
-        changed.pop("trainer.devices", None)
+        free += ("trainer.devices",)
     model = before.get("model", {}).get("architecture", "")
     if "segmentation" not in sources_of(model):  # `loss` concerns only networks that draw masks
-        changed = {key: text for key, text in changed.items() if not key.startswith("loss.")}
+        free += ("loss",)
+    if config.get("command") != "prepare" and (run_dir / SOURCES_OF_CASES).is_file():
+        free += _BY_CONTENT
+    changed = dict(_differences(before, config, free))
     if changed:
         # the folder may have moved; the split stays that of the run
         data = {**before.get("data", {}), "root": config.get("data", {}).get("root")}
@@ -232,19 +238,27 @@ def save_config(run_dir: Path, config: Mapping[str, Any]) -> None:
     write_text(run_dir / CONFIG, yaml.safe_dump(dict(config), sort_keys=False))
 
 
-def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
-    """Yield the key and `old → new` of every setting that differs, except for those in `FREE`.
+def _differences(
+    before: Mapping[str, Any], now: Mapping[str, Any], free: Collection[str]
+) -> Iterable[tuple[str, str]]:
+    """Yield the key and `old → new` of every setting that differs, except for those in `free`.
 
-    Settings that version 1.0 did not have count with the values in `ADDED`.
+    Settings that version 1.0 did not have count with the values in `ADDED`. Two texts that are the
+    same path are equal, such as `../scans` and `/data/scans/`.
     """
     old = _leaves(before)
     new = _leaves(now)
     for key in sorted(old.keys() | new.keys()):
-        is_free = any(f"{key}.".startswith(f"{free}.") for free in FREE)
+        is_free = any(f"{key}.".startswith(f"{name}.") for name in free)
         value_before = old.get(key, ADDED.get(key))
         value_now = new.get(key, ADDED.get(key))
-        if value_before != value_now and not is_free:
+        if _resolved(value_before) != _resolved(value_now) and not is_free:
             yield key, f"{value_before} → {value_now}"
+
+
+def _resolved(value: object) -> object:
+    """Return the absolute path of a text without symbolic links, and any other value as it is."""
+    return Path(value).resolve() if isinstance(value, str) else value
 
 
 def save_sources(run: Path, splits: Splits, sources: Mapping[str, str]) -> None:

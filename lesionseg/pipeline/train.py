@@ -15,6 +15,7 @@ from lesionseg.core.selection import SELECTED
 from lesionseg.data.transforms import needs_trust
 from lesionseg.errors import DatasetError, count, duration
 from lesionseg.evaluation import find_preset
+from lesionseg.evaluation.operating_point_choice import FEW_PATIENTS
 from lesionseg.evaluation.scores import Scores, scores_table
 from lesionseg.inference.bundle import bundle_digest
 from lesionseg.io.files import locked_folder
@@ -38,7 +39,6 @@ from lesionseg.training.processes import broadcast_from_rank_zero, is_rank_zero,
 
 log = logging.getLogger(__name__)
 
-FEW_FOR_ONE_SPLIT = 10  # with fewer patients, cross-validation is offered
 ALL_FOLDS_NOTE = (
     "data.fold=all trains every fold in turn, and an ensemble of them predicts. The equivalent of "
     "nnU-Net's fold `all`, one network for all cases without validation, is "
@@ -158,7 +158,7 @@ def train(cfg: TrainConfig) -> TrainOutcome:
 
 
 def warn_of_few_patients(experiment: Experiment, plan: Plan) -> None:
-    """Warn before a training with few patients that cross-validation would use all of them.
+    """Warn before a training that few patients choose the threshold. Offer cross-validation.
 
     Do nothing if the settings name a fold, no case is for validation, or the patients cannot be
     divided into folds.
@@ -166,13 +166,13 @@ def warn_of_few_patients(experiment: Experiment, plan: Plan) -> None:
     cfg = experiment.cfg
     validated = {files.patient for files in experiment.survey.of_role("validation")}
     n_patients = len(validated | {files.patient for files in experiment.survey.of_role("train")})
-    if cfg.data.fold is not None or not validated or n_patients >= FEW_FOR_ONE_SPLIT:
+    if cfg.data.fold is not None or not 0 < len(validated) < FEW_PATIENTS:
         return
     with suppress(DatasetError):  # a split file without folds, or too few patients for folds
         n_folds = len(folds_of(experiment.survey, cfg.data))
         budget = budget_text(resolve_budget(cfg.trainer, plan, experiment.device))
         log.warning(
-            "Only %d patients: the threshold will be chosen on %d of them. data.fold=all chooses "
+            "%d patients: the threshold will be chosen on %d of them. data.fold=all chooses "
             "it on all of them, but trains %d networks, each for %s. To use it, stop this training "
             "and add data.fold=all.",
             n_patients,

@@ -106,6 +106,7 @@ class Sources:
             annotations=made.annotations,
         )
         self._merges_labels = made.merge_labels
+        self._folder = images.root if isinstance(images, Dataset) else images
         self._images = images if isinstance(images, Dataset) else _find_dataset(images, rules)
         cases: Sequence[CaseFiles] = ()
         if self._images is not None:
@@ -179,13 +180,10 @@ class Sources:
         """Return the files of a case. Raise `ReadError` if there are none."""
         names = [name for name in self._names_of(case) if name in self._files]
         if not names:
-            present = "The folder of the images has no case that can be used."
-            if self._files:
-                present = f"The images have the ids {join_names(sorted(self._files), 3)}."
+            known = join_names(sorted(self._files), 3) or "none that can be used"
             raise ReadError(
-                f"The image of the case {case!r} is missing. {present} Give the folder that was "
-                "predicted: the id of an image is its path below this folder, such as p1_scan for "
-                "p1/scan.nii.gz."
+                f"{self._folder} has no image of this case. Its images have the ids {known}. An "
+                "id is the path below the folder, such as p1_scan for p1/scan.nii.gz."
             )
         return self._files[names[0]]
 

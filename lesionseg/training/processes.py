@@ -34,7 +34,7 @@ def require_device(accelerator: str) -> None:
     if accelerator not in ("auto", "cpu") and training_device(accelerator) == "cpu":
         raise ConfigError(
             f"trainer.accelerator={accelerator}: torch finds no GPU here. Set "
-            "trainer.accelerator=auto to train on the CPU."
+            "trainer.accelerator=auto to train on the CPU; for a GPU, read docs/install.md."
         )
 
 

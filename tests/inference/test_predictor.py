@@ -220,9 +220,16 @@ def test_array_with_other_axes_or_without_voxels_is_an_error(plan, shape):
         predictor_of(Bright(), plan)(np.zeros(shape, np.float32), np.eye(4))
 
 
-def test_unknown_device_is_an_error():
+def test_unknown_device_is_an_error(monkeypatch):
     with pytest.raises(ConfigError):
         choose_device("warp")
+
+    def without_cuda(*_, **__):
+        raise AssertionError("Torch not compiled with CUDA enabled")
+
+    monkeypatch.setattr("torch.empty", without_cuda)
+    with pytest.raises(ConfigError, match=r"device=cuda: .*docs/install\.md"):
+        choose_device("cuda")
 
 
 def test_ensemble_averages_the_probabilities_of_its_members(volume, plan):

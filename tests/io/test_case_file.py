@@ -18,7 +18,7 @@ from lesionseg.io.case_file import (
     write_failures,
 )
 from lesionseg.io.prediction_folder import PredictionFolder
-from lesionseg.io.text import read_json
+from lesionseg.io.text import read_json, write_json
 
 GRID = Geometry.from_spacing((4, 5, 6), (1, 1, 1))
 ROW = CaseRow(
@@ -66,8 +66,23 @@ def test_file_of_another_program_states_no_scan(tmp_path):
     file = tmp_path / "a_candidates.json"
     file.write_text('{"candidates": []}')
     assert read_row(file) == CaseRow("a")
-    file.write_text('{"candidates": [], "row": {"n_candidates": "many"}}')
-    with pytest.raises(ContentError, match="a_candidates"):
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        ({"row": {"n_candidates": "many"}}, "n_candidates: many must be"),
+        ({"source": {"digest": [1]}}, "digest: "),
+        ({"key": 3}, "key: 3 must be text"),
+        ({"names": "mine"}, "names: mine must be"),
+        ({"row": ["status"]}, "row or source is not a group of keys"),
+        ({"source": 1}, "row or source is not a group of keys"),
+    ],
+)
+def test_wrong_key_of_a_row_is_named(content, named, tmp_path):
+    file = tmp_path / "a_candidates.json"
+    write_json(file, {"candidates": [], **content})
+    with pytest.raises(ContentError, match=rf"a_candidates.json: {named}.* predict the case again"):
         read_row(file)
 
 

@@ -393,7 +393,16 @@ def test_repository_of_a_pretrained_encoder_gives_its_checkpoint(hub):
 def test_info_reads_a_model_of_the_hub(hub, folder, capsys):
     hub.commit_folder("models/user/model", folder)
     assert run("info", ["bundle=hf://user/model", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["model"]["digest"] == bundle_digest(folder)
+    found = json.loads(capsys.readouterr().out)
+    assert (found["model"]["path"], found["model"]["digest"]) == (
+        "hf://user/model",
+        bundle_digest(folder),
+    )
+    assert " bundle=hf://user/model " in found["next"]
+    assert run("info", ["bundle=hf://user/model"]) == 0
+    text = capsys.readouterr().out
+    assert "Model:   hf://user/model, digest" in text
+    assert " bundle=hf://user/model " in text
     found = info(InfoConfig.of(bundle="hf://user/model")).model  # in Python
     assert found is not None
     assert found.digest == bundle_digest(folder)

@@ -76,6 +76,37 @@ def test_another_configuration_is_an_error_that_names_the_difference(tmp_path, c
         check_config(tmp_path, make_config(*change.split()))
 
 
+@pytest.mark.parametrize("key", ["data.root", "data.splits", "data.annotations", "model.init_from"])
+def test_same_path_in_another_spelling_is_no_other_configuration(tmp_path, monkeypatch, key):
+    here = tmp_path / "here"
+    (tmp_path / "scans").mkdir()
+    (tmp_path / "other").mkdir()
+    here.mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "scans")
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    spellings = ["../scans", "~/scans", "../link", "../scans/", "./../scans", f"{tmp_path}//scans"]
+    run_dir = tmp_path / "run"
+
+    def config(path):
+        chosen = {"data.root": "r", key: path}
+        return config_of(compose("train", [f"{name}={value}" for name, value in chosen.items()]))
+
+    save_config(run_dir, config(f"{tmp_path}/scans"))
+    for spelling in spellings:
+        check_config(run_dir, config(spelling))
+    with pytest.raises(ConfigError, match=rf"{key}: .*scans → \.\./other"):
+        check_config(run_dir, config("../other"))
+    # files are compared by content once they are known
+    write_json(run_dir / "sources.json", {})
+    monkeypatch.chdir(tmp_path)
+    if key.startswith("data."):
+        check_config(run_dir, config("moved"))
+    else:
+        with pytest.raises(ConfigError, match=key):
+            check_config(run_dir, config("moved"))
+
+
 def test_run_of_a_version_without_the_weight_of_dice_can_be_resumed(tmp_path):
     save_config(tmp_path, make_config())
     check_config(tmp_path, make_config("loss.dice_weight=1.0"))
@@ -402,18 +433,22 @@ def test_threshold_with_too_many_false_positives_on_test_cases_is_a_warning():
 
 
 @pytest.mark.parametrize(
-    ("n_cases", "fold", "words"),
+    ("n_cases", "n_validated", "fold", "words"),
     [
-        (6, None, "6 patients: the threshold will be chosen on 1 of them"),
-        (6, 0, ""),
-        (12, None, ""),
+        (6, 1, None, "6 patients: the threshold will be chosen on 1 of them"),
+        (6, 1, 0, ""),
+        (12, 2, None, "12 patients: the threshold will be chosen on 2 of them"),
+        (60, 19, None, "60 patients: the threshold will be chosen on 19 of them"),
+        (60, 20, None, ""),  # the number from which `select` has no doubt
+        (60, 0, None, ""),
     ],
 )
 def test_cross_validation_of_few_patients_is_offered_with_its_cost(
-    n_cases, fold, words, tmp_path, caplog
+    n_cases, n_validated, fold, words, tmp_path, caplog
 ):
     cases = tuple(CaseFiles(f"c{k}", (), group=f"p{k}") for k in range(n_cases))
-    roles = {files.case: "validation" if files.case == "c0" else "train" for files in cases}
+    roles = dict.fromkeys((files.case for files in cases), "train")
+    roles |= dict.fromkeys(list(roles)[:n_validated], "validation")
     dataset = Dataset("d", tmp_path, "manifest", 3, ("T1",), Labels.of({1: "a"}), cases)
     counts = dict.fromkeys(roles, 1)
     survey = Survey(dataset, None, Splits(roles, True, 0, ""), counts=counts)
