@@ -153,7 +153,7 @@ class InputCheckResult:
         return replace(self, warning=" ".join(filter(None, (self.warning, *remarks))))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Prediction:
     """All retained candidates of a case, on the grid of the scan's own file.
 
@@ -194,6 +194,15 @@ class Prediction:
     labels: Mapping[int, str] = field(default_factory=dict)
     n_outside: int = 0
     disagreement: float | None = None
+
+    def __repr__(self) -> str:
+        """Return three lines: the case, its candidates, and its grid. Arrays are left out."""
+        n_accepted = sum(candidate.accepted for candidate in self.candidates)
+        return (
+            f"{type(self).__name__} of case {self.case!r}\n"
+            f"  {count(len(self.candidates), 'candidate')}, of which {n_accepted} accepted\n"
+            f"  grid {self.geometry.describe()}"
+        )
 
     @property
     def warnings(self) -> tuple[str, ...]:

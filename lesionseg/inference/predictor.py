@@ -4,9 +4,9 @@ import logging
 from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
-from os import PathLike
+from os import PathLike, fspath
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -48,8 +48,12 @@ from lesionseg.inference.window import SlidingWindow, choose_device
 from lesionseg.io.case_ids import split_channel
 from lesionseg.io.cases import nan_to_background, read_image
 from lesionseg.io.channels import is_colour
+from lesionseg.io.nifti import volume_of_nibabel
 from lesionseg.io.volumes import strip_suffix
 from lesionseg.models.build import NetworkFactory, allowed_architectures, fast_memory_format
+
+if TYPE_CHECKING:
+    from nibabel.spatialimages import SpatialImage
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +122,11 @@ class Predictor:
         architectures: Mapping[str, NetworkFactory] | None = None,
         trust: bool = False,
     ) -> None:
-        given = [bundle] if isinstance(bundle, (str, PathLike, Bundle)) else list(bundle)
+        several = [bundle] if isinstance(bundle, (str, PathLike, Bundle)) else bundle
+        try:
+            given = [one if isinstance(one, Bundle) else fspath(one) for one in several]
+        except TypeError as error:
+            raise ConfigError("bundle: give the folder of a run or bundle, or a list.") from error
         joint = ensemble(given, allowed_architectures(trust, architectures))
         if not trust:
             require_trusted(joint.plan.prepare_extra, "plan.json")
@@ -191,7 +199,7 @@ class Predictor:
 
     def __call__(
         self,
-        image: StrPath | Sequence[StrPath] | NDArray[Any],
+        image: "StrPath | Sequence[StrPath] | NDArray[Any] | SpatialImage",
         affine: ArrayLike | None = None,
         *,
         missing: Sequence[str] = (),
@@ -199,39 +207,53 @@ class Predictor:
         """Predict one case. A warning is logged if the scan is unlike the training scans.
 
         Args:
-            image: its file, a list with one file per channel in the plan's order, or an array
-                `[*spatial]` or `[C, *spatial]`.
+            image: its file, a list with one file per channel in the plan's order, an image of
+                nibabel, or an array `[*spatial]` or `[C, *spatial]`.
             affine: map from indices of the array to RAS millimetres, as in nibabel and MONAI.
             missing: names of channels that are not in the files or the array. An array may have
                 placeholders for them.
 
         Returns:
             The prediction. Its case is named like the first file, without the number of the
-            channel, or "array". `mask()` has the axes of the array, or those of the file in the
-            order z, y, x. `warnings` has what the readers and the input check say about the scan.
+            channel, or "array". `mask()` has the axes of the array, or those of the file or the
+            image of nibabel in the order z, y, x. `warnings` has what the readers and the input
+            check say about the scan.
 
         Raises:
             ReadError: if a file cannot be read.
             GeometryError: if the grids of the files do not fit, or a grid is implausible.
             ContentError: if voxels are not finite, the scan has other channels or axes than the
                 plan or no voxels, or the network returns NaN.
-            ConfigError: if an array has no affine, or a name in `missing` is unknown.
+            ConfigError: if an array has no affine, `image` has another type, or a name in
+                `missing` is unknown.
             DatasetError: if the number of files is wrong, or channels are missing that the network
                 needs.
         """
         for name in missing:
             require_one_of("missing: the channel", name, self.plan.channel_names)
         lacking = tuple(c for c, n in enumerate(self.plan.channel_names) if n in missing)
+        case = "array"
+        volume = volume_of_nibabel(image)
+        if volume is not None:
+            case, _ = split_channel(strip_suffix(Path(image.get_filename() or case)))
+            image = volume.array
+            affine = volume.geometry.affine
         if not isinstance(image, np.ndarray):
-            paths = (image,) if isinstance(image, (str, PathLike)) else tuple(image)
+            try:
+                paths = list(map(Path, [image] if isinstance(image, (str, PathLike)) else image))
+            except TypeError as error:
+                raise ConfigError(
+                    "image: give a file, a list with a file per channel, an image of nibabel, or a "
+                    "numpy array with its affine."
+                ) from error
             if not paths:
                 raise DatasetError(
                     f"The list of files is empty. Give the files of the channels "
                     f"{', '.join(self.plan.channel_names)}."
                 )
             # the name of the first file without the number of its channel, such as _0000
-            case, _ = split_channel(strip_suffix(Path(paths[0])))
-            files = CaseFiles(case, tuple(map(Path, paths)), missing=lacking)
+            case, _ = split_channel(strip_suffix(paths[0]))
+            files = CaseFiles(case, tuple(paths), missing=lacking)
             found = self.decide(self.infer(self.prepare(files)), files.case)
             return _with_image(found, files.images[0])
         if affine is None:
@@ -251,7 +273,7 @@ class Predictor:
             for channel in lacking:
                 channels = np.insert(channels, channel, 0, axis=0)
         grid = Geometry(channels.shape[1:], np.asarray(affine, dtype=np.float64))
-        return _with_image(self.predict_volume(Volume(channels, grid, missing=lacking), "array"))
+        return _with_image(self.predict_volume(Volume(channels, grid, missing=lacking), case))
 
     def predict_volume(self, volume: Volume, case: str) -> Prediction:
         """Predict a volume `[C, *spatial]`. Candidates and masks are on its own grid.

@@ -8,7 +8,7 @@ from lesionseg.core import Prediction
 from lesionseg.io.predictions import write_prediction
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ScanPrediction(Prediction):
     """A prediction that knows the file of its scan.
 

@@ -4,6 +4,7 @@ import gzip
 import io
 import logging
 import math
+import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -59,11 +60,7 @@ def read_nifti(path: Path, pixel_mm: float | None, as_labels: bool) -> Volume:
         image = _parse(path, stream)
         geometry = _read_grid(path, image)
         data = image.dataobj
-        if data.dtype.kind not in "biuf":
-            raise ReadError(
-                f"{path}: the voxels are not plain numbers ({data.dtype}). Save each channel as a "
-                "file of integers or floating-point numbers."
-            )
+        _check_numbers(path, data.dtype)
         array = np.asarray(data.get_unscaled())
         if (data.slope, data.inter) != (1, 0):
             array = array.astype(np.float32)
@@ -84,6 +81,33 @@ def read_nifti(path: Path, pixel_mm: float | None, as_labels: bool) -> Volume:
                     "damaged: copy it again from its source."
                 )
         return Volume(np.ascontiguousarray(array.T)[np.newaxis], geometry)
+
+
+def volume_of_nibabel(image: Any) -> Volume | None:
+    """Return the volume `[1, *spatial]` float32 of an image of nibabel, as from its file.
+
+    Return None for another object. nibabel is not imported: without it, there is no such image.
+    Raises `ReadError` as `read_nifti` does.
+    """
+    nibabel = sys.modules.get("nibabel")
+    if nibabel is None or not isinstance(image, nibabel.spatialimages.SpatialImage):
+        return None
+    path = Path(image.get_filename() or "image")
+    image = nibabel.Nifti1Image.from_image(image)
+    image.extra["pixdim"] = image.header["pixdim"][1:4]
+    geometry = _read_grid(path, image)
+    _check_numbers(path, image.dataobj.dtype)
+    array = np.asarray(image.dataobj, dtype=np.float32).reshape(geometry.shape[::-1])
+    return Volume(np.ascontiguousarray(array.T)[np.newaxis], geometry)
+
+
+def _check_numbers(path: Path, dtype: np.dtype[Any]) -> None:
+    """Raise `ReadError` if voxels are no plain numbers, such as colours."""
+    if dtype.kind not in "biuf":
+        raise ReadError(
+            f"{path}: the voxels are not plain numbers ({dtype}). Save each channel as a file of "
+            "integers or floating-point numbers."
+        )
 
 
 def read_nifti_geometry(path: Path, pixel_mm: float | None) -> Geometry:

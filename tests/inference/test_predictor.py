@@ -19,7 +19,7 @@ from lesionseg.core import (
     Selection,
     Volume,
 )
-from lesionseg.errors import ConfigError, ContentError, DatasetError, OutputError
+from lesionseg.errors import ConfigError, ContentError, DatasetError, OutputError, ReadError
 from lesionseg.inference.bundle import Bundle
 from lesionseg.inference.predictor import Predictor
 from lesionseg.inference.scan_prediction import ScanPrediction
@@ -212,6 +212,80 @@ def test_nan_a_second_channel_or_two_axes_are_an_error(plan, image):
     geometry = Geometry.from_spacing(image.shape[1:], (1.0,) * (image.ndim - 1))
     with pytest.raises(ContentError):
         predictor_of(Bright(), plan).predict_volume(Volume(image, geometry), "case-7")
+
+
+def _oblique(image):
+    turn = np.diag([-0.9, 1.1, 1.3, 1.0])
+    turn[:3, :3] = Rotation.from_euler("xz", (7, 12), degrees=True).as_matrix() @ turn[:3, :3]
+    return nib.Nifti1Image(image.T.astype(np.int16), turn)
+
+
+def _scaled(image):
+    scan = nib.Nifti1Image(image.T.astype(np.int16), np.diag([1.0, 1, 1, 1]))
+    scan.header.set_slope_inter(0.5, 3)
+    return scan
+
+
+def _in_metres(image):
+    scan = nib.Nifti1Image(image.T, np.diag([0.001, 0.001, 0.001, 1.0]))
+    scan.header.set_xyzt_units("meter")
+    return scan
+
+
+def _with_a_time_axis(image):
+    return nib.Nifti2Image(image.T[..., np.newaxis], np.diag([1.0, 1, 1, 1]))
+
+
+@pytest.mark.parametrize("make", [_oblique, _scaled, _in_metres, _with_a_time_axis])
+@pytest.mark.parametrize("is_loaded", [False, True])
+def test_image_of_nibabel_gives_the_prediction_of_its_file(image, plan, tmp_path, make, is_loaded):
+    path = tmp_path / "P1_0000.nii.gz"
+    scan = make(image)
+    nib.save(scan, path)
+    predictor = predictor_of(Bright(), plan)
+    expected = predictor(path)
+    found = predictor(nib.load(path) if is_loaded else scan)
+    assert expected.candidates
+    assert found.case == "P1"
+    assert found.geometry.matches(expected.geometry)
+    assert np.array_equal(found.mask(), expected.mask())
+    for one, other in zip(found.candidates, expected.candidates, strict=True):
+        assert (one.id, one.accepted, one.start_vox) == (other.id, other.accepted, other.start_vox)
+        assert one.score == pytest.approx(other.score, abs=1e-6)
+
+
+def test_image_of_another_format_of_nibabel_is_predicted(image, plan):
+    predictor = predictor_of(Bright(), plan)
+    affine = np.diag([1.0, 1, 1, 1])
+    mgh = predictor(nib.MGHImage(image.T.astype(np.float32), affine))
+    nifti = predictor(nib.Nifti1Image(image.T.astype(np.float32), affine))
+    assert np.array_equal(mgh.mask(), nifti.mask())
+    assert mgh.case == "array"
+    with pytest.raises(ReadError, match="expected two or three axes"):
+        predictor(nib.Nifti1Image(np.zeros((4, 5, 6, 2), np.float32), affine))
+    with pytest.raises(ReadError, match="not plain numbers"):
+        predictor(nib.Nifti1Image(np.zeros((4, 5, 6), np.complex64), affine))
+
+
+@pytest.mark.parametrize("given", [5, None, [5], {1: "a"}, b"ab", [np.zeros((3, 3))], [None]])
+def test_scan_of_another_type_is_explained(plan, given):
+    with pytest.raises(ConfigError, match=r"^image: give a file, .* nibabel, or a numpy array"):
+        predictor_of(Bright(), plan)(given)
+
+
+@pytest.mark.parametrize("given", [5, None, [5], Bright(), [Bright()], b"ab"])
+def test_bundle_of_another_type_is_explained(given):
+    with pytest.raises(ConfigError, match=r"^bundle: give the folder of a run or bundle"):
+        Predictor(given)
+
+
+def test_prediction_is_shown_in_three_lines(image, volume, plan):
+    prediction = predictor_of(Bright(), plan)(image, volume.geometry.affine)
+    first, second, third = repr(prediction).splitlines()
+    n = len(prediction.candidates)
+    assert first == "ScanPrediction of case 'array'"
+    assert second.strip().startswith(f"{n} candidate")
+    assert str(SHAPE[::-1]) in third
 
 
 @pytest.mark.parametrize("shape", [(20,), (20, 20), (1, 1, 9, 9, 9), (0, 5, 5), (1, 5, 0, 5)])
