@@ -1,5 +1,6 @@
 """`export`: write a network for other programs, as ONNX, in MONAI's layout or as a bundle."""
 
+import json
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -151,8 +152,10 @@ def _export_monai(cfg: ExportConfig, bundle: Bundle, digest: str) -> ExportOutco
     if isinstance(files, BundleFiles) and files.card.is_file():  # it is no nnU-Net model
         text = files.card.read_text("utf-8")
     write_text(folder / README, monai_readme(plan, text))
-    paths = f"--bundle_root {shlex.quote(str(folder))} --config_file {shlex.quote(str(config))}"
-    command = f"python -m monai.bundle run {paths} --dataset_dir SCANS  # to {folder / 'eval'}"
+    given = {"bundle_root": str(folder), "config_file": str(config), "dataset_dir": "SCANS"}
+    # `python -m monai.bundle` would need another package, fire
+    code = f"from monai.bundle import run; run(**{json.dumps(given)})"
+    command = f"python -c {shlex.quote(code)}  # to {folder / 'eval'}"
     return ExportOutcome(config, difference, (_describe_difference(difference, bundle),), command)
 
 

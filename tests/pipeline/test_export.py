@@ -1,7 +1,11 @@
 """Exported networks give the same numbers in other programs as the bundle."""
 
+import os
 import shlex
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import nibabel
 import numpy as np
@@ -232,6 +236,22 @@ def _paint(probabilities):
     return np.where(probabilities.max(0) >= 0.5, best, 0)
 
 
+@pytest.mark.slow  # a process that imports torch and MONAI
+@pytest.mark.skipif(os.name == "nt", reason="the command is quoted for a POSIX shell")
+@pytest.mark.parametrize("name", ["exported", 'it\'s "two" wörds'])
+def test_printed_command_of_monai_runs_as_it_is(bundle, tmp_path, rng, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    programs = Path(sys.executable).parent
+    monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
+    for channel in range(2):
+        scan = _make_scan(rng, (20, 31, 45))
+        write_array(tmp_path / f"SCANS/a_000{channel}.nii.gz", scan, Geometry(scan.shape, TILTED))
+    command = export(bundle, name, format="monai").next
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / name / "eval" / "a_0000_mask.nii.gz").is_file()
+
+
 @pytest.mark.parametrize(
     ("affine", "shape", "overlap", "largest", "mean"),
     # ours are stored as float16 between the steps, and MONAI places the last tiles differently
@@ -350,10 +370,10 @@ def test_monai_bundle_reads_pictures_in_colour_as_we_do(plan, tmp_path, rng, n_c
 
 def test_next_command_of_monai_can_be_pasted_with_spaces_in_the_path(bundle, tmp_path):
     folder = tmp_path / "for MONAI"
-    words = shlex.split(export(bundle, folder, format="monai").next, comments=True)
-    named = dict(zip(words[4::2], words[5::2], strict=True))
-    assert named["--bundle_root"] == str(folder)
-    assert named["--config_file"] == str(folder / "configs" / "inference.json")
+    program, flag, code = shlex.split(export(bundle, folder, format="monai").next, comments=True)
+    assert (program, flag) == ("python", "-c")
+    for place in (folder, folder / "configs" / "inference.json"):
+        assert f'"{place}"' in code
 
 
 def test_later_regions_are_painted_over_earlier_ones(plan):
