@@ -16,6 +16,9 @@ from typing import IO, Any, TypeVar, cast
 
 T = TypeVar("T")
 
+# the signals by which schedulers stop a command; SLURM sends SIGUSR1 if the job asks for it
+STOP_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+
 _COMMAND = (
     "import sys; sys.path[:] = {!r}; from lesionseg.child_process import run_jobs; run_jobs()"
 )
@@ -44,7 +47,7 @@ class ChildProcess:
             stdout=subprocess.PIPE,
             stderr=stderr,
             pipesize=2**20,  # fewer and larger pieces
-            # only the parent may get a signal to its whole group, such as a scheduler's SIGTERM
+            # only the parent may get a signal to its whole group, such as those of a scheduler
             process_group=0 if os.name == "posix" else None,
             env={**os.environ, **environment},
         )

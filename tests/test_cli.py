@@ -3,6 +3,7 @@
 import json
 import logging
 import shlex
+import signal
 from typing import Any
 
 import pytest
@@ -274,10 +275,12 @@ def test_json_prints_the_result_of_one_command(other, capsys):
     assert "--json" in capsys.readouterr().err
 
 
-def test_sigterm_ends_with_status_130():
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="Windows has no SIGUSR1")
+def test_stop_signal_ends_with_status_130(name):
     code = (
         "import signal, sys; import lesionseg.cli.command as c; "
-        "c.run_recipe = lambda *_: signal.raise_signal(signal.SIGTERM); "
+        f"c.run_recipe = lambda *_: signal.raise_signal(signal.{name}); "
         "sys.exit(c.run('train', ['data.root=x']))"
     )
     done = python("-c", code)

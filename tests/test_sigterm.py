@@ -1,4 +1,4 @@
-"""SIGTERM to a complete process group, as schedulers send it, ends a command like Ctrl-C."""
+"""SIGTERM or SIGUSR1 to a complete process group, as of a scheduler, ends a command like Ctrl-C."""
 
 import os
 import signal
@@ -7,6 +7,8 @@ import sys
 import time
 
 import pytest
+
+from lesionseg.training.checkpoints import read_checkpoint
 
 TRAINING = """
 import sys
@@ -78,12 +80,16 @@ def test_sigterm_to_the_parent_ends_the_processes_that_it_spawned(tmp_path, repo
 
 
 @pytest.mark.skipif(not hasattr(os, "killpg"), reason="Windows has no process groups")
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
 @pytest.mark.parametrize("program", [TRAINING, DECODING], ids=["train", "predict"])
-def test_sigterm_to_the_whole_group_stops_without_a_traceback(tmp_path, repository, program):
+def test_signal_to_the_whole_group_stops_without_a_traceback(tmp_path, repository, program, name):
     process = start(repository, program, tmp_path / "run")
-    os.killpg(process.pid, signal.SIGTERM)
+    os.killpg(process.pid, getattr(signal, name))
     _, output = process.communicate(timeout=900)
     assert process.returncode == 130, output
     assert "Traceback" not in output
     assert "killed by signal" not in output
+    if program == TRAINING:
+        assert "Training stopped at step" in output
+        assert read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")["global_step"] > 0
     assert output.splitlines()[-1] == "Stopped. The same command continues."

@@ -13,6 +13,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
+from lesionseg.child_process import STOP_SIGNALS
 from lesionseg.cli.compose import compose, compose_plain, key_of, override_list, read_flags
 from lesionseg.cli.help import command_list, help_page
 from lesionseg.config import (
@@ -65,8 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(command: str, argv: Sequence[str], *, program: str | None = None) -> int:
     """Run one command and return its exit status. Print its outcome, or its error as a sentence.
 
-    It sets up the logging of the process, in which SIGTERM then acts like Ctrl-C. `--cfg` and
-    `--help` print settings and help instead. `--multirun` runs it for several values.
+    It sets up the logging of the process, in which SIGTERM and SIGUSR1 then act like Ctrl-C.
+    `--cfg` and `--help` print settings and help instead. `--multirun` runs it for several values.
 
     Args:
         command: the name of the command.
@@ -76,7 +77,8 @@ def run(command: str, argv: Sequence[str], *, program: str | None = None) -> int
 
     Returns:
         0 if all is done, 3 if some cases failed, 1 if there is no result, 2 for a wrong setting
-        (also if a training runs out of memory) and 130 after Ctrl-C or SIGTERM.
+        (also if a training runs out of memory) and 130 after Ctrl-C, SIGTERM or
+        SIGUSR1.
     """
     if (topic := _help_topic(argv)) is not None:
         return _say_help(command, program, topic)
@@ -85,7 +87,7 @@ def run(command: str, argv: Sequence[str], *, program: str | None = None) -> int
     shown.setLevel(logging.INFO)  # details go to the log of a run
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[shown])
     logging.getLogger("lesionseg").setLevel(logging.DEBUG)
-    _end_at_sigterm()
+    _end_at_stop_signals()
     # Waiting threads of libgomp spin, so two commands on the same cores would halve each other's
     # speed. With this limit both are fast; a single command has 0.99 of its speed (benchmarks/).
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
@@ -353,13 +355,14 @@ class _TerminalHandler(logging.StreamHandler[Any]):
         super().emit(record)
 
 
-def _end_at_sigterm() -> None:
-    """Make SIGTERM end a command like Ctrl-C. A process that is forked from it ends at once.
+def _end_at_stop_signals() -> None:
+    """Make SIGTERM and SIGUSR1 end a command like Ctrl-C. A process forked from it ends at once.
 
     Outside of the main thread, nothing changes.
     """
     with suppress(ValueError):  # only the main thread may set a handler
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-        if hasattr(os, "register_at_fork"):
-            restore_default = partial(signal.signal, signal.SIGTERM, signal.SIG_DFL)
-            os.register_at_fork(after_in_child=restore_default)
+        for number in STOP_SIGNALS:
+            signal.signal(number, signal.default_int_handler)
+            if hasattr(os, "register_at_fork"):
+                restore_default = partial(signal.signal, number, signal.SIG_DFL)
+                os.register_at_fork(after_in_child=restore_default)

@@ -200,7 +200,7 @@ class Prediction:
         n_accepted = sum(candidate.accepted for candidate in self.candidates)
         return (
             f"{type(self).__name__} of case {self.case!r}\n"
-            f"  {count(len(self.candidates), 'candidate')}, of which {n_accepted} accepted\n"
+            f"  {len(self.candidates)} candidates, {n_accepted} accepted\n"
             f"  grid {self.geometry.describe()}"
         )
 

@@ -31,9 +31,11 @@ from lesionseg.ops.components import candidates_of
 State = Literal["new", "enlarged", "stable", "shrunk", "gone", "merged", "split"]
 STATES: tuple[State, ...] = get_args(State)
 
-_MONTH = "(0[1-9]|1[0-2])"
-_DAY = r"(0[1-9]|[12]\d|3[01])"
-_DATE = re.compile(rf"\d{{4}}-{_MONTH}-{_DAY}.*|(\d\d)?\d\d{_MONTH}{_DAY}")
+# YYYY-MM-DD, YYYYMMDD and YYMMDD
+_DATE = re.compile(
+    r"\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01]).*"
+    r"|(\d\d)?\d\d(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])"
+)
 # no date of another form, such as 31.05, 1.10, 05.2024 or 05.31; 1.9 and 12.5 may be numbers
 _NUMBER = re.compile(
     r"(?!0\d+\.|([1-9]|[12]\d|3[01])\.(0[1-9]|1[0-2])$|([1-9]|1[0-2])\.(19|20)\d\d$)"

@@ -95,7 +95,7 @@ def predict_log(
             log.note("begin", f"lesionseg {__version__} predict begins.")
             yield log
     except KeyboardInterrupt:
-        text = "The run was stopped by SIGTERM or Ctrl-C. The same command continues."
+        text = "The run was stopped by a signal or Ctrl-C. The same command continues."
         log.note("end", text, logging.WARNING)
         raise
     except BaseException as error:

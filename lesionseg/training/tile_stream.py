@@ -18,6 +18,7 @@ from monai.data.utils import worker_init_fn
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
+from lesionseg.child_process import STOP_SIGNALS
 from lesionseg.config import TrainerConfig
 from lesionseg.data.cache import cores
 from lesionseg.data.tiles import TileDataset
@@ -94,13 +95,14 @@ def read_batches(
 
 
 def begin_worker(number: int) -> None:
-    """Seed a loader's worker as MONAI does, and make it exit at SIGTERM without an error.
+    """Seed a loader's worker as MONAI does, and make it exit at `STOP_SIGNALS` without an error.
 
-    A scheduler sends SIGTERM to the whole process group. torch would report the end of a worker as
-    a crash, with a traceback in the main process, which also ends by this signal.
+    A scheduler sends them to the whole process group. torch would report the end of a worker as a
+    crash, with a traceback in the main process, which also ends by this signal.
     """
     worker_init_fn(number)
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    for stop in STOP_SIGNALS:
+        signal.signal(stop, lambda *_: os._exit(0))
 
 
 def to_batch(items: Sequence[TileItem]) -> Batch:
