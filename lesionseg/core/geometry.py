@@ -181,10 +181,11 @@ def _apply_affine(points: ArrayLike, affine: NDArray[np.floating[Any]]) -> Numbe
 class Volume:
     """An array `[C, *spatial]` with its geometry. A radiograph is a volume with two spatial axes.
 
-    `valid` `[*spatial]` bool is True for voxels of the patient, and False for the padding, shutter
-    or collimator of a radiograph; None means that all voxels are valid. `missing` contains the
-    indices of channels without a file; these channels are 0. `remarks` contains the warnings of the
-    readers, each a sentence. Raises `GeometryError` if array and geometry have different shapes.
+    `valid` `[*spatial]` bool is False for the pixels of a radiograph that are padding or outside
+    its display shutter, otherwise True; None means that all voxels are valid. `missing` contains
+    the indices of channels without a file; these channels are 0. `remarks` contains the warnings of
+    the readers, each a sentence. Raises `GeometryError` if array and geometry have different
+    shapes.
     """
 
     array: NDArray[Any]

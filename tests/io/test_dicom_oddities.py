@@ -444,6 +444,276 @@ def test_error_for_an_unknown_compression_gives_advice(tmp_path, syntax, name):
         read_volume(path)
 
 
+def make_table(descriptor, data, kind="OW", type_of_descriptor="US"):
+    """Make a sequence with one table. `kind` is the type of its data."""
+    table = make_item()
+    table.add_new("LUTDescriptor", type_of_descriptor, descriptor)
+    table.add_new("LUTData", kind, data)
+    return Sequence([table])
+
+
+N = 1301  # an odd number of entries, which includes all values of PIXELS
+RISING = (np.arange(N) // 6).astype("<u2")  # 8 bits
+FALLING = np.arange(4095, -1, -1).astype("<u2")  # 12 bits
+LONG = np.arange(65535, -1, -1).astype("<u2")
+BYTES = RISING.astype("u1").tobytes()
+TABLES = {
+    "8 bits in words": (make_table([N, 0, 8], RISING.tobytes()), RISING[PIXELS]),
+    "8 bits in bytes": (make_table([N, 0, 8], BYTES + b"\0"), RISING[PIXELS]),
+    "8 bits in a list": (make_table([N, 0, 8], RISING.tolist(), "US"), RISING[PIXELS]),
+    "10 bits": (make_table([N, 0, 10], (4 * RISING).tobytes()), 4 * RISING[PIXELS]),
+    "12 bits that fall": (make_table([4096, 0, 12], FALLING.tobytes()), 4095 - PIXELS),
+    "65536 entries": (make_table([0, 0, 16], LONG.tobytes()), 65535 - PIXELS),
+    "40000 entries": (
+        make_table([40000, 0, 16], LONG[:40000].tobytes(), type_of_descriptor="SS"),
+        65535 - PIXELS,
+    ),
+    "words with a sign": (
+        make_table([N, 0, 16], LONG[:N].view("<i2").tolist(), "SS"),
+        65535 - PIXELS,
+    ),
+    "negative start": (
+        make_table([N, -60, 8], RISING.tobytes(), type_of_descriptor="SS"),
+        RISING[PIXELS + 60],
+    ),
+    "values below and above": (
+        make_table([101, 1050, 16], FALLING[:101].tobytes()),
+        4095 - np.clip(PIXELS - 1050.0, 0, 100),
+    ),
+    "first of two": (
+        Sequence([*make_table([N, 0, 8], BYTES + b"\0"), *make_table([N, 0, 8], bytes(N + 1))]),
+        RISING[PIXELS],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ["ModalityLUTSequence", "VOILUTSequence"])
+@pytest.mark.parametrize(("tables", "expected"), TABLES.values(), ids=TABLES)
+def test_table_of_any_encoding_is_applied(tmp_path, caplog, name, tables, expected):
+    path = write_xray(tmp_path / "a.dcm", **{name: tables})
+    np.testing.assert_array_equal(read_volume(path).array[0], expected)
+    remove_preamble(path, uid.ImplicitVRLittleEndian)
+    np.testing.assert_array_equal(read_volume(path).array[0], expected)
+    assert not warnings_of(caplog)
+
+
+@pytest.mark.parametrize("data", [BYTES + b"\0", RISING.tobytes()], ids=["bytes", "words"])
+def test_table_of_a_big_endian_file_is_applied(tmp_path, data):
+    swapped = np.frombuffer(data, "<u2").byteswap().tobytes()
+    path = write_xray(tmp_path / "a.dcm", VOILUTSequence=make_table([N, 0, 8], swapped))
+    remove_preamble(path, uid.ExplicitVRBigEndian)
+    np.testing.assert_array_equal(read_volume(path).array[0], RISING[PIXELS])
+
+
+def test_odd_length_of_a_table_is_read(tmp_path):
+    path = write_xray(tmp_path / "a.dcm", VOILUTSequence=make_table([N, 0, 8], BYTES + b"\0"))
+    content = path.read_bytes()
+    start = content.index(BYTES) - 4  # the lengths of data, item and sequence are stated
+    assert content[start : start + 4] == (N + 1).to_bytes(4, "little")
+    shorter = content.replace(BYTES + b"\0", BYTES)
+    for n in {N + 1, N + 1 + 28, N + 1 + 26, N + 1 + 34, N + 1 + 36}:
+        before, after = n.to_bytes(4, "little"), (n - 1).to_bytes(4, "little")
+        shorter = shorter.replace(before, after)
+    path.write_bytes(shorter)
+    np.testing.assert_array_equal(read_volume(path).array[0], RISING[PIXELS])
+
+
+@pytest.mark.parametrize("start", [-200, 65536 - 200], ids=["signed", "unsigned"])
+@pytest.mark.parametrize("name", ["ModalityLUTSequence", "VOILUTSequence"])
+def test_table_of_signed_pixels_is_applied(tmp_path, name, start):
+    pixels = PIXELS.astype(np.int16) - 1100
+    kind = "SS" if start < 0 else "US"
+    tables = make_table([40000, start, 16], LONG[:40000].tobytes(), "OW", kind)
+    path = write_dicom_file(tmp_path / "a.dcm", pixels, dicom.DX, Modality="DX", **{name: tables})
+    np.testing.assert_array_equal(read_volume(path).array[0], 65535 - (pixels + 200.0))
+
+
+def test_index_of_a_table_does_not_overflow(tmp_path):
+    steep = {"RescaleSlope": 100, "RescaleIntercept": -100_000}  # 0 to 23 000
+    path = write_xray(tmp_path / "a.dcm", VOILUTSequence=TABLES["12 bits that fall"][0], **steep)
+    expected = 4095 - np.clip(100.0 * PIXELS - 100_000, 0, 4095)
+    np.testing.assert_array_equal(read_volume(path).array[0], expected)
+    steep["RescaleIntercept"] = 0  # 100 000 and more
+    path = write_xray(tmp_path / "a.dcm", VOILUTSequence=TABLES["12 bits that fall"][0], **steep)
+    assert not read_volume(path).array.any()
+
+
+def test_table_comes_before_the_window_and_before_the_inversion(tmp_path):
+    path = write_xray(
+        tmp_path / "a.dcm",
+        PhotometricInterpretation="MONOCHROME1",
+        ModalityLUTSequence=TABLES["12 bits that fall"][0],
+        VOILUTSequence=TABLES["65536 entries"][0],
+        WindowCenter=2000,
+        WindowWidth=10,
+    )
+    # both tables fall, and MONOCHROME1 inverts once more
+    np.testing.assert_array_equal(read_volume(path).array[0], 1000.0 + 1230 - PIXELS + 61440)
+
+
+@pytest.mark.parametrize(
+    "tables",
+    [
+        make_table([N, 0, 16], RISING[:-1].tobytes()),
+        make_table([N, 0, 16], bytes(2)),
+        make_table([N, 0, 16], b""),
+        make_table([N, 0], RISING.tobytes()),
+    ],
+    ids=["one entry is missing", "one entry", "no data", "two numbers"],
+)
+@pytest.mark.parametrize("name", ["ModalityLUTSequence", "VOILUTSequence"])
+def test_incomplete_table_is_ignored_with_a_warning(tmp_path, caplog, name, tables):
+    path = write_xray(tmp_path / "a.dcm", **{name: tables})
+    np.testing.assert_array_equal(read_volume(path).array[0], PIXELS)
+    assert "table" in " ".join(warnings_of(caplog))
+
+
+@pytest.mark.parametrize(
+    ("kind", "modality", "is_applied"),
+    [(XA, "XA", False), (RF, "RF", False), (f"{XA}.1", "XA", False), (dicom.DX, "DX", True)],
+)
+def test_modality_table_of_fluoroscopy_is_not_for_display(tmp_path, kind, modality, is_applied):
+    tables, expected = TABLES["12 bits that fall"]
+    path = write_dicom_file(
+        tmp_path / "a.dcm", PIXELS, kind, Modality=modality, ModalityLUTSequence=tables
+    )
+    np.testing.assert_array_equal(read_volume(path).array[0], expected if is_applied else PIXELS)
+
+
+def test_functional_groups_of_an_enhanced_radiograph_are_read(tmp_path):
+    own = {"WindowCenter": 1150, "WindowWidth": 100}
+    spacing = {"ImagerPixelSpacing": [0.2, 0.3]}
+    shared = make_item(
+        PixelMeasuresSequence=make_sequence(PixelSpacing=[0.1, 0.15]),
+        FrameVOILUTSequence=make_sequence(WindowCenter=10, WindowWidth=1),
+        FrameDisplayShutterSequence=make_sequence(**edges(1, 4, 1, 5)),
+    )
+    frame = make_item(
+        FrameVOILUTSequence=make_sequence(**own),
+        FramePixelDataPropertiesSequence=make_sequence(**spacing),
+    )
+    path = write_dicom_file(
+        tmp_path / "a.dcm",
+        PIXELS,
+        f"{XA}.1",
+        Modality="XA",
+        NumberOfFrames=1,
+        SharedFunctionalGroupsSequence=Sequence([shared]),
+        PerFrameFunctionalGroupsSequence=Sequence([frame]),
+    )
+    plain = write_dicom_file(tmp_path / "b.dcm", PIXELS, XA, Modality="XA", **own)
+    volume = read_volume(path)
+    np.testing.assert_array_equal(volume.array[0][:, :5], read_volume(plain).array[0][:, :5])
+    assert not volume.valid[:, 5].any()
+    assert volume.valid[:, :5].all()
+    for geometry in (volume.geometry, read_geometry(path)):
+        assert geometry.spacing_mm == pytest.approx((0.1, 0.15))
+
+
+EDGES = (
+    "ShutterUpperHorizontalEdge",
+    "ShutterLowerHorizontalEdge",
+    "ShutterLeftVerticalEdge",
+    "ShutterRightVerticalEdge",
+)
+
+
+def edges(*values):
+    return {"ShutterShape": "RECTANGULAR", **dict(zip(EDGES, values, strict=True))}
+
+
+def circle(row, column, radius):
+    centre = {"CenterOfCircularShutter": [row, column]}
+    return {"ShutterShape": "CIRCULAR", **centre, "RadiusOfCircularShutter": radius}
+
+
+def polygon(*corners):
+    return {"ShutterShape": "POLYGONAL", "VerticesOfThePolygonalShutter": list(corners)}
+
+
+INNER = slice(1, 3), slice(2, 5)  # of four rows and six columns
+SHUTTERS = {
+    "rectangle": (edges(2, 3, 3, 5), INNER),
+    "edges outside": (edges(-9, 3, 0, 99), (slice(0, 3), slice(0, 6))),
+    "dot": (circle(3, 4, 0), (2, 3)),
+    "circle": (circle(3, 4, 1), ([1, 2, 2, 2, 3], [3, 2, 3, 4, 3])),
+    "circle outside": (circle(-2, 1, 3), (0, 0)),
+    "tall pixels": (
+        {**circle(2, 4, 2), "PixelSpacing": [0.4, 0.2]},
+        ([0, 1, 1, 1, 1, 1, 2], [3, 1, 2, 3, 4, 5, 3]),
+    ),
+    "both": (
+        {**edges(2, 3, 3, 5), **circle(3, 4, 1), "ShutterShape": ["RECTANGULAR", "CIRCULAR"]},
+        ([1, 2, 2, 2], [3, 2, 3, 4]),
+    ),
+    "white": ({**edges(2, 3, 3, 5), "ShutterPresentationValue": 65535}, INNER),
+}
+
+
+@pytest.mark.parametrize(("elements", "seen"), SHUTTERS.values(), ids=SHUTTERS)
+def test_pixels_outside_the_shutter_are_not_valid(tmp_path, elements, seen):
+    volume = read_volume(write_xray(tmp_path / "a.dcm", **elements))
+    expected = np.zeros(PIXELS.shape, dtype=bool)
+    expected[seen] = True
+    np.testing.assert_array_equal(volume.valid, expected)
+    darkest = PIXELS[expected].min()
+    np.testing.assert_array_equal(volume.array[0], np.where(expected, PIXELS, darkest))
+
+
+def test_pixels_outside_a_polygonal_shutter_are_not_valid(tmp_path):
+    pixels = np.arange(400, dtype=np.uint16).reshape(20, 20)
+    path = write_dicom_file(
+        tmp_path / "a.dcm", pixels, dicom.DX, Modality="DX", **polygon(-4, 3, 16, 3, 16, 23)
+    )
+    y, x = np.indices(pixels.shape) + 1
+    signed_distance = np.minimum(np.minimum(16 - y, x - 3), y - x + 7)  # rows to the nearest side
+    valid = read_volume(path).valid
+    assert valid[signed_distance > 0].all()
+    assert not valid[signed_distance < 0].any()
+
+
+@pytest.mark.parametrize(
+    ("elements", "words"),
+    [
+        (edges(0, 0, 0, 0), "shutter is ignored"),
+        (edges(3, 2, 5, 3), "shutter is ignored"),
+        ({**edges(2, 3, 3, 5), "ShutterLeftVerticalEdge": None}, "incomplete"),
+        ({"ShutterShape": "CIRCULAR", "CenterOfCircularShutter": [1, 1]}, "incomplete"),
+        (polygon(1, 1, 2, 2, 3), "incomplete"),
+        (polygon(), "incomplete"),
+        ({"ShutterShape": "BITMAP"}, "BITMAP"),
+        ({"ShutterShape": ""}, ""),
+        ({"ShutterShape": None, "ShutterLeftVerticalEdge": 3}, ""),
+    ],
+    ids=lambda v: str(v)[:50],
+)
+def test_impossible_shutter_is_ignored_with_a_warning(tmp_path, caplog, elements, words):
+    elements = {name: value for name, value in elements.items() if value is not None}
+    volume = read_volume(write_xray(tmp_path / "a.dcm", **elements))
+    assert volume.valid is None
+    np.testing.assert_array_equal(volume.array[0], PIXELS)
+    assert words in " ".join(warnings_of(caplog))
+    assert bool(warnings_of(caplog)) == bool(words)
+
+
+def test_shutter_that_leaves_only_padding_is_ignored(tmp_path, caplog):
+    padding = {"PixelPaddingValue": 1000, "PixelPaddingRangeLimit": 1050}  # the first row
+    volume = read_volume(write_xray(tmp_path / "a.dcm", **padding, **edges(1, 1, 1, 6)))
+    assert volume.valid.all(axis=1).tolist() == [False, True, True, True]
+    assert "shutter is ignored" in " ".join(warnings_of(caplog))
+
+
+def test_pixels_that_are_not_square_need_a_pixel_size(tmp_path):
+    path = write_xray(tmp_path / "a.dcm", PixelAspectRatio=[2, 1])
+    for read in (read_geometry, read_volume):
+        with pytest.raises(ReadError, match=r"a\.dcm: PixelAspectRatio.*pixel_mm"):
+            read(path)
+    assert read_geometry(path, pixel_mm=0.2).spacing_mm == pytest.approx((0.4, 0.2))
+    path = write_xray(path, PixelAspectRatio=[2, 1], PixelSpacing=[0.3, 0.3])
+    assert read_geometry(path).spacing_mm == pytest.approx((0.3, 0.3))  # spacing has priority
+    assert read_geometry(write_xray(path, PixelAspectRatio=[1, 1])).size_unit == "px"
+
+
 def test_empty_item_of_a_sequence_is_ignored(tmp_path):
     tables = Sequence([make_item()])
     path = write_xray(tmp_path / "a.dcm", VOILUTSequence=tables, ModalityLUTSequence=tables)

@@ -26,7 +26,7 @@ SUFFIXES = (".dcm", ".dicom", ".ima")
 # CR, DX, mammography, intra-oral, each for presentation and processing: PS3.4 table B.5-1
 _XRAY = re.compile(r"1\.2\.840\.10008\.5\.1\.4\.1\.1\.1(\.[123](\.1)?)?")
 # angiography and fluoroscopy, classic and enhanced: a single frame is read as a radiograph
-_FLUOROSCOPY = re.compile(r"1\.2\.840\.10008\.5\.1\.4\.1\.1\.12\.[12](\.1)?")
+FLUOROSCOPY = re.compile(r"1\.2\.840\.10008\.5\.1\.4\.1\.1\.12\.[12](\.1)?")
 _XRAY_MODALITIES = ("CR", "DX", "MG", "IO", "PX", "RG", "RF", "XA")
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 _SPECTROSCOPY = "1.2.840.10008.5.1.4.1.1.4.2"  # it has rows and columns, but no pixels
@@ -92,7 +92,8 @@ def read_header(path: Path, *, pixels: bool = False) -> "Header":
 
     Args:
         path: The file. If it states no transfer syntax, the syntax in which it is written is found
-            out and added to the header.
+            out and added to the header. The header of a radiograph also contains the elements of
+            its functional groups.
         pixels: True reads the pixels too.
 
     Raises:
@@ -119,7 +120,29 @@ def read_header(path: Path, *, pixels: bool = False) -> "Header":
             header.file_meta.TransferSyntaxUID = (
                 syntax if is_little_endian else uid.ExplicitVRBigEndian
             )
+        if is_radiograph(header):
+            header.update(frame_header(header))
         return header
+
+
+def frame_header(header: "Header", n: int = 0) -> "Header":
+    """Return the elements of frame n of an enhanced file as one flat header.
+
+    An enhanced file states elements of a frame, such as its position or window, in functional
+    groups: sequences with one item each. Elements of shared groups apply to all frames. Those of a
+    frame's own groups replace them.
+    """
+    from pydicom.dataset import Dataset
+
+    elements = Dataset()
+    elements.update(header)
+    shared = header.get("SharedFunctionalGroupsSequence") or ()  # one item, or none
+    frames = header.get("PerFrameFunctionalGroupsSequence") or ()
+    for group in (*shared[:1], *frames[n : n + 1]):
+        for sequence in group:
+            if sequence.VR == "SQ" and sequence.value and not sequence.tag.is_private:
+                elements.update(sequence.value[0])
+    return elements
 
 
 class _LimitedFile(BufferedReader):
@@ -213,7 +236,7 @@ def is_radiograph(header: "Header") -> bool:
     if _XRAY.fullmatch(kind):
         return True
     is_plane = n_frames(header) == 1 and number(header, "SamplesPerPixel", 1) == 1
-    if _FLUOROSCOPY.fullmatch(kind):
+    if FLUOROSCOPY.fullmatch(kind):
         return is_plane
     is_xray = text(header, "Modality") in _XRAY_MODALITIES
     return is_plane and is_xray and is_secondary_capture(header)

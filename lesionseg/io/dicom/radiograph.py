@@ -6,6 +6,7 @@ are empty or contain impossible values are ignored with a warning.
 """
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from lesionseg.core.arrays import Flags, Numbers
 from lesionseg.errors import ReadError
 from lesionseg.io.dicom.elements import Header, Remarks, number, numbers, text, value_of
 from lesionseg.io.dicom.headers import (
+    FLUOROSCOPY,
     check_image,
     image_header,
     is_radiograph,
@@ -25,11 +27,23 @@ from lesionseg.io.dicom.headers import (
     stored_pixels,
 )
 from lesionseg.io.limits import check_grid, convert_read_errors
+from lesionseg.ops.components import fill_polygons
 
 UNKNOWN = "unknown"  # the file states no pixel size
 DETECTOR = "at the detector"  # in this plane the X-ray shows the body larger than it is
 _MIN_VISIBLE = 0.01  # fraction of the pixels: a padding range that leaves fewer is wrong
 _SAME_SPACING = 1e-3  # relative difference between two pixel sizes that rounding can explain
+# the elements of a display shutter by its shape
+_SHUTTERS = {
+    "RECTANGULAR": (
+        "ShutterUpperHorizontalEdge",
+        "ShutterLowerHorizontalEdge",
+        "ShutterLeftVerticalEdge",
+        "ShutterRightVerticalEdge",
+    ),
+    "CIRCULAR": ("CenterOfCircularShutter", "RadiusOfCircularShutter"),
+    "POLYGONAL": ("VerticesOfThePolygonalShutter",),
+}
 # smallest width of a window by its function (PS3.3 C.11.2.1.2 and C.11.2.1.3); it must be positive
 _MIN_WIDTHS = {"LINEAR": 1.0, "LINEAR_EXACT": 0.0, "SIGMOID": 0.0}
 # PixelSpacing divided by the spacing of the detector: calibration on an object in the image gives
@@ -61,8 +75,9 @@ def radiograph_file(path: Path) -> Path | None:
 def read_radiograph(path: Path, pixel_mm: float | None = None) -> Volume:
     """Read a radiograph `[1, y, x]` float32, in which dense tissue is bright.
 
-    Padding pixels get the darkest value of the remaining image and are not `valid`. `pixel_mm` is
-    the pixel size of a file that states none. Elements that are ignored are logged as warnings.
+    Pixels of the padding and outside the display shutter get the darkest value of the remaining
+    image and are not `valid`. `pixel_mm` is the pixel size of a file that states none. Elements
+    that are ignored are logged as warnings.
 
     Raises:
         ReadError: The file is damaged, cannot be decoded, or is refused by `radiograph_geometry`.
@@ -80,7 +95,7 @@ def read_radiograph(path: Path, pixel_mm: float | None = None) -> Volume:
         grey = _apply_values_of_interest(grey, header, remarks)
         if is_inverse:
             grey = grey.max() + grey.min() - grey
-        valid = _find_valid_pixels(stored, header, remarks)
+        valid = _find_valid_pixels(stored, header, remarks, geometry)
         if valid is not None:
             grey[~valid] = grey[valid].min()
     remarks.log(path)
@@ -92,8 +107,9 @@ def rescale(
 ) -> NDArray[Any]:
     """Apply a file's modality table, or its slope and intercept, to stored pixels.
 
-    Elements that pydicom cannot use are replaced in the header: an empty or impossible slope by 1,
-    such an intercept by 0. A table that cannot be used is removed.
+    The table of angiography and fluoroscopy is not applied (PS3.4 N.2.1.2), because it leads back
+    to the intensity of the X-rays and is not meant for display. An empty or impossible slope is
+    replaced in the header by 1, such an intercept by 0. A table that is not applied is removed.
 
     Args:
         stored: Pixels as `stored_pixels` returns them.
@@ -101,8 +117,9 @@ def rescale(
         remarks: Receives a remark for each value that is replaced or ignored.
         name: The name of the file for remarks, if the image has several.
     """
-    from pydicom.pixels.processing import apply_modality_lut
-
+    if FLUOROSCOPY.fullmatch(text(header, "SOPClassUID")):
+        header.pop("ModalityLUTSequence", None)
+    looked_up = _look_up(stored, header, "ModalityLUTSequence", "modality table", remarks, name)
     if "RescaleSlope" in header or "RescaleIntercept" in header:
         slope = number(header, "RescaleSlope")
         intercept = number(header, "RescaleIntercept")
@@ -111,14 +128,53 @@ def rescale(
             remarks.add(f"RescaleSlope is {stated}; 1 is used", name)
         if intercept is None:
             remarks.add("RescaleIntercept is missing or not a number; 0 is used", name)
-        header.RescaleSlope = slope or 1.0
-        header.RescaleIntercept = intercept or 0.0
+        header.RescaleSlope = slope = slope or 1.0
+        header.RescaleIntercept = intercept = intercept or 0.0
+        stored = stored * slope + intercept
+    return stored if looked_up is None else looked_up
+
+
+def _look_up(
+    values: NDArray[Any],
+    header: "Header",
+    name: str,
+    meaning: str,
+    remarks: Remarks,
+    file: str = "",
+) -> Numbers | None:
+    """Apply the first table of a sequence (PS3.3 C.11.2.1.1). Return None if there is no table.
+
+    Values below or above the table get its first or last entry. The length of the data decides if
+    entries have bytes or words, because devices write entries of 8 bits in both. A table that is
+    incomplete is removed from the header with a remark.
+
+    Args:
+        values: The values before the table.
+        header: The elements of the file or frame.
+        name: The name of the sequence.
+        meaning: What the sequence contains, for remarks.
+        remarks: Receives the remark.
+        file: The name of the file for remarks, if the image has several.
+    """
+    tables = value_of(header, name)
+    if tables is None:
+        return None
     try:
-        return np.asarray(apply_modality_lut(stored, header))
-    except Exception:  # a damaged table can cause any error in the library
-        remarks.add("the modality table cannot be used and is ignored", name)
-        del header.ModalityLUTSequence
-        return np.asarray(apply_modality_lut(stored, header))
+        n_stated, first, _ = numbers(tables[0], "LUTDescriptor")
+        n = int(n_stated) % 65536 or 65536  # 65536 is stated as 0; large numbers may be negative
+        if first >= 32768 > values.max():
+            first -= 65536  # the values are signed, but the element is not
+        data = tables[0].get_item("LUTData").value  # bytes as stored, whatever type they have
+        is_big_endian = tables[0].original_encoding[1] is False
+        words = np.frombuffer(data + bytes(len(data) % 2), ">u2" if is_big_endian else "<u2")
+        has_bytes = 2 * len(words) == n + n % 2
+        entries = words.astype("<u2").view("u1" if has_bytes else "<u2")
+        index = np.clip(values - first, 0, n - 1).astype(np.int64)
+        return np.asarray(entries[range(n)][index], dtype=np.float64)  # fails if some are missing
+    except Exception:  # a damaged table can cause any error
+        remarks.add(f"the {meaning} cannot be used and is ignored", file)
+        delattr(header, name)
+        return None
 
 
 def _apply_values_of_interest(grey: NDArray[Any], header: "Header", remarks: Remarks) -> Numbers:
@@ -127,20 +183,17 @@ def _apply_values_of_interest(grey: NDArray[Any], header: "Header", remarks: Rem
     The values stay unchanged if there is none. Elements that cannot be used become remarks. The
     elements of the window are replaced in the header by those that are applied.
     """
-    from pydicom.pixels.processing import apply_voi
+    looked_up = _look_up(grey, header, "VOILUTSequence", "table of values of interest", remarks)
+    if looked_up is not None:
+        return looked_up
+    from pydicom.pixels.processing import apply_windowing
 
-    if value_of(header, "VOILUTSequence") is not None:
-        # a table needs integers as indices
-        index = grey.astype(np.int64) if grey.dtype.kind == "f" else grey
-        try:
-            return np.asarray(apply_voi(index, header), dtype=np.float64)
-        except Exception:  # a damaged table can cause any error in the library
-            remarks.add("the table of values of interest cannot be used and is ignored")
     function = text(header, "VOILUTFunction").upper() or "LINEAR"
     if function not in _MIN_WIDTHS:
         remarks.add(f"VOILUTFunction {function!r} is unknown; LINEAR is used")
         function = "LINEAR"
     header.VOILUTFunction = function
+    header.PhotometricInterpretation = "MONOCHROME2"
     values = np.asarray(grey, dtype=np.float64)
     centres = numbers(header, "WindowCenter")
     widths = numbers(header, "WindowWidth")
@@ -148,27 +201,16 @@ def _apply_values_of_interest(grey: NDArray[Any], header: "Header", remarks: Rem
     if stated != (None, None) and not (centres and widths):
         remarks.add("the window does not consist of a centre and a width and is ignored")
     for centre, width in zip(centres, widths, strict=False):
-        if width <= 0 or width < _MIN_WIDTHS[function]:
-            remarks.add(f"the window of width {width:g} is ignored")
-            continue
-        shown = _apply_window(values, header, centre, width)
-        if _has_greys(shown) or not _has_greys(values):
-            return shown
+        if width > 0 and width >= _MIN_WIDTHS[function]:
+            header.WindowCenter = centre
+            header.WindowWidth = width
+            shown = apply_windowing(values, header)
+            if _has_greys(shown) or not _has_greys(values):
+                return shown
         remarks.add(
-            f"the window of centre {centre:g} and width {width:g} shows no grey values and is "
-            "ignored"
+            f"the window of width {width:g} at {centre:g} shows no grey values and is ignored"
         )
     return values
-
-
-def _apply_window(values: Numbers, header: "Header", centre: float, width: float) -> Numbers:
-    """Apply one window. It and MONOCHROME2 are set in the header, where pydicom reads them."""
-    from pydicom.pixels.processing import apply_windowing
-
-    header.PhotometricInterpretation = "MONOCHROME2"
-    header.WindowCenter = centre
-    header.WindowWidth = width
-    return np.asarray(apply_windowing(values, header), dtype=np.float64)
 
 
 def _has_greys(values: Numbers) -> bool:
@@ -176,23 +218,55 @@ def _has_greys(values: Numbers) -> bool:
     return bool(((values > values.min()) & (values < values.max())).any())
 
 
-def _find_valid_pixels(stored: NDArray[Any], header: "Header", remarks: Remarks) -> Flags | None:
-    """Return the mask of the pixels that are not padding, or None if no pixel is padding.
+def _find_valid_pixels(
+    stored: NDArray[Any], header: "Header", remarks: Remarks, geometry: Geometry
+) -> Flags | None:
+    """Return the mask of the pixels outside padding and inside the shutter, or None if all are.
 
-    A padding that would hide more than 99 % of the pixels is ignored with a remark.
+    A padding or shutter that would hide more than 99 % of the pixels is ignored with a remark.
+    """
+    valid = np.ones(stored.shape, dtype=bool)
+    for name, seen in _visible_parts(stored, header, remarks, geometry):
+        if (valid & seen).mean() < _MIN_VISIBLE:
+            remarks.add(f"the {name} is ignored, because it would hide over 99 % of the image")
+        else:
+            valid &= seen
+    return None if valid.all() else valid
+
+
+def _visible_parts(
+    stored: NDArray[Any], header: "Header", remarks: Remarks, geometry: Geometry
+) -> Iterator[tuple[str, Flags]]:
+    """Yield the pixels that the padding and each shape of the display shutter leave visible.
+
+    Each mask follows the name of what hides the remaining pixels. Rows and columns of a shutter
+    count from 1, its edges are visible, and its radius counts columns (PS3.3 C.7.6.11). A shape
+    without its numbers is ignored with a remark.
     """
     value = number(header, "PixelPaddingValue")
-    if value is None:
-        return None
-    limit = number(header, "PixelPaddingRangeLimit", value) or 0.0
-    if stored.dtype.itemsize == 2:  # some devices write a signed value as unsigned, or the reverse
-        value, limit = np.array([value, limit]).astype(np.int64).astype(stored.dtype)
-    low, high = sorted((value, limit))
-    valid = (stored < low) | (stored > high)
-    if valid.mean() < _MIN_VISIBLE:
-        remarks.add("the padding is ignored, because it would hide over 99 % of the image")
-        return None
-    return None if valid.all() else np.asarray(valid)
+    if value is not None:
+        limit = number(header, "PixelPaddingRangeLimit", value) or 0.0
+        if stored.dtype.itemsize == 2:  # some devices write a signed value as unsigned, or reverse
+            value, limit = np.array([value, limit]).astype(np.int64).astype(stored.dtype)
+        low, high = sorted((value, limit))
+        yield "padding", (stored < low) | (stored > high)
+    y, x = np.indices(geometry.shape, sparse=True)
+    for shape in np.ravel(value_of(header, "ShutterShape") or []):
+        # the file counts from 1; the radius is corrected below
+        values = [v - 1 for name in _SHUTTERS.get(shape, ()) for v in numbers(header, name)]
+        try:
+            if shape == "RECTANGULAR":
+                top, bottom, left, right = values
+                seen = (top <= y) & (y <= bottom) & (left <= x) & (x <= right)
+            elif shape == "CIRCULAR":
+                row, column, radius = values
+                height = np.divide(*geometry.spacing_mm)  # of a pixel, in columns
+                seen = np.hypot((y - row) * height, x - column) <= radius + 1
+            else:
+                seen = fill_polygons([np.reshape(values, (-1, 2))], geometry.shape)
+            yield "shutter", seen
+        except ValueError:
+            remarks.add(f"the shutter {shape!s:.20} is unknown or incomplete and is ignored")
 
 
 def pixel_size(header: "Header", remarks: Remarks | None = None) -> tuple[tuple[float, float], str]:
@@ -213,7 +287,7 @@ def pixel_size(header: "Header", remarks: Remarks | None = None) -> tuple[tuple[
         return stated, "calibrated"
     if stated and device_mm and not np.allclose(stated, device_mm, rtol=_SAME_SPACING, atol=0):
         # the geometric mean of the ratios along both axes
-        ratio = math.sqrt(stated[0] * stated[1] / (device_mm[0] * device_mm[1]))
+        ratio = math.sqrt(math.prod(stated) / math.prod(device_mm))
         if not _USUAL_RATIO[0] < ratio < _USUAL_RATIO[1]:
             remarks.add(
                 f"PixelSpacing is {ratio:.2g} times the spacing of the detector or film scanner, "
@@ -278,9 +352,9 @@ def radiograph_geometry(
 ) -> Geometry:
     """Return a radiograph's grid of two axes, in mm or `mm at the detector`.
 
-    `pixel_mm` is the pixel size of a file that states none. None means 1 mm. Unusual properties of
-    the file are added to `remarks`. Raise `ReadError` if the image cannot be read as a radiograph,
-    or if its size is impossible.
+    `pixel_mm` is the width of a pixel of a file that states no spacing. None means 1 mm. Unusual
+    properties of the file are added to `remarks`. Raise `ReadError` if the image cannot be read as
+    a radiograph, if its size is impossible, or if its pixels are not square and of unknown size.
     """
     remarks = remarks or Remarks()
     with convert_read_errors(path):
@@ -289,8 +363,15 @@ def radiograph_geometry(
             remarks.add("the radiograph is FOR PROCESSING, so its grey values are raw")
         shape = int(header.Rows), int(header.Columns)
         mm, source = pixel_size(header, remarks)
-        if source == UNKNOWN and pixel_mm is not None:
-            mm = (pixel_mm, pixel_mm)
+        if source == UNKNOWN:
+            height, width = _read_pair(header, "PixelAspectRatio", remarks) or mm
+            if pixel_mm is None and height != width:
+                raise ReadError(
+                    f"{path}: PixelAspectRatio states pixels that are not square, and the file "
+                    "states no pixel size. State their width as pixel_mm."
+                )
+            width_mm = pixel_mm or 1.0
+            mm = (width_mm * height / width, width_mm)
         # lengths measured at the detector are larger than in the patient
         unit = f"mm {DETECTOR}" if source == DETECTOR else "mm"
         geometry = Geometry.from_spacing(shape, mm, unit)

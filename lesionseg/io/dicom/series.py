@@ -22,6 +22,7 @@ from lesionseg.io.dicom.headers import (
     LPS_TO_RAS,
     check_image,
     explain_unfit,
+    frame_header,
     image_header,
     is_dicom,
     read_header,
@@ -443,22 +444,12 @@ def _even_step(path: Path, slices: Sequence[DicomSlice], normal: Numbers) -> Num
 def read_slices(path: Path, header: "Header") -> Iterator[DicomSlice]:
     """Yield the slice of a classic file, or those of an enhanced file.
 
-    An enhanced frame has its elements, such as its position, in functional groups: sequences with
-    one item each. Elements in shared groups apply to all frames, those of a frame's own groups
-    replace them. The items are copied into one flat header, so that both kinds of files look alike.
+    The functional groups of an enhanced frame are copied into its header, so that both kinds of
+    files look alike.
     """
-    from pydicom.dataset import Dataset
-
-    shared = header.get("SharedFunctionalGroupsSequence", None) or ()  # one item, or none
     frames = header.get("PerFrameFunctionalGroupsSequence", None)
     if not frames:
         yield DicomSlice(path, None, header)
         return
-    for n, frame in enumerate(frames):
-        elements = Dataset()
-        elements.update(header)
-        for group in (*shared[:1], frame):
-            for sequence in group:
-                if sequence.VR == "SQ" and sequence.value and not sequence.tag.is_private:
-                    elements.update(sequence.value[0])
-        yield DicomSlice(path, n, elements)
+    for n in range(len(frames)):
+        yield DicomSlice(path, n, frame_header(header, n))
