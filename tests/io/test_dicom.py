@@ -147,6 +147,130 @@ def test_copies_of_several_slices_give_one_warning(series, caplog):
     assert len(caplog.records) == 1
 
 
+MAGNITUDE = ["ORIGINAL", "PRIMARY", "M", "ND"]
+PHASE = ["ORIGINAL", "PRIMARY", "P", "ND"]
+CONTRADICTIONS = [
+    ("FrameOfReferenceUID", "1.2.1", "1.2.2", {}),
+    ("ConvolutionKernel", "B30f", "B70f", {}),
+    ("ConvolutionKernel", ["Br40d", "3"], ["Br40d", "4"], {}),
+    ("ImageType", MAGNITUDE, PHASE, {}),
+    ("ImageType", MAGNITUDE, ["DERIVED", "PRIMARY", "DIFFUSION"], {"Modality": "MR"}),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "second", "elements"), CONTRADICTIONS, ids=lambda v: str(v)[:40]
+)
+def test_images_of_two_kinds_are_never_one_scan(series, name, first, second, elements):
+    changes = {z: {name: first if z < 3 else second, **elements} for z in range(5)}
+    with pytest.raises(GeometryError, match=f"differ in their {name}.*separate folders"):
+        read_volume(series(changes))
+    # the elements of a slice that is left out do not matter
+    changes = {z: {name: first, **elements} for z in range(4)}
+    outside = {"ImageOrientationPatient": [0, 1, 0, 0, 0, -1]}
+    changes[4] = {name: second, **elements, **outside}
+    assert read_volume(series(changes)).array.shape == (1, 4, 4, 6)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("FrameOfReferenceUID", ["1.2.1", None, "1.2.1", "", "1.2.1"]),
+        ("ConvolutionKernel", [None, "B30f", "B30f", "", None]),
+        ("ConvolutionKernel", [["Br40d", "3"]] * 5),
+        ("ImageType", [MAGNITUDE, "", ["ORIGINAL"], ["ORIGINAL", "PRIMARY"], [*MAGNITUDE, "NORM"]]),
+        ("ImageType", [["ORIGINAL", "PRIMARY", "AXIAL"], *[["DERIVED", "PRIMARY", "OTHER"]] * 4]),
+        ("EchoTime", [90, 90.0001, 89.9999, 90, 90]),
+        ("DiffusionBValue", [1000.0, 1000.0001, 1000.0, 1000.0, 1000.0]),
+        ("AcquisitionTime", ["100000", "101500", "100000", "101500", "100000"]),
+        ("AcquisitionNumber", [None] * 5),
+        ("AcquisitionNumber", [1] * 5),
+        ("AcquisitionNumber", [1, 2, 3, 4, 5]),  # GE: one rotation for each slice
+        ("AcquisitionNumber", [5, 4, 3, 2, 1]),
+        ("AcquisitionNumber", [1, None, 1, "", 1]),
+    ],
+    ids=lambda v: str(v)[:40],
+)
+def test_elements_that_do_not_contradict_each_other_are_one_scan(series, caplog, name, values):
+    folder = series({z: {name: value} for z, value in enumerate(values)})
+    assert read_volume(folder).array.shape == (1, 5, 4, 6)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("name", ["AcquisitionNumber", "TemporalPositionIdentifier"])
+@pytest.mark.parametrize(
+    "values",
+    [[1, 2, 1, 2, 1], [1, 1, 2, 1, 1], [2, 1, 1, 1, 2], [1, 2, 3, 1, 4], [1, 2, None, 1, 2]],
+    ids=str,
+)
+def test_passes_that_overlap_are_an_error(series, name, values):
+    changes = {z: {name: value} for z, value in enumerate(values)}
+    for read in (read_volume, read_geometry):
+        with pytest.raises(GeometryError, match=f"{name} overlap.*separate folders"):
+            read(series(changes))
+
+
+def test_passes_at_equal_places_are_an_error_that_names_the_element(series, grid):
+    folder = series({z: {"AcquisitionNumber": 1} for z in range(5)})
+    for z in range(5):
+        elements = {**slice_elements(grid, z), "AcquisitionNumber": 2}
+        write_dicom_file(folder / f"{z}.dcm", VOXELS[z], dicom.CT, Modality="CT", **elements)
+    with pytest.raises(GeometryError, match="AcquisitionNumber overlap"):
+        read_volume(folder)
+
+
+@pytest.mark.parametrize("values", [[1, 1, 1, 2, 2], [1, 1, 1, 1, 2], [2, 2, 1, 1, 1]], ids=str)
+def test_passes_that_follow_each_other_give_a_warning(series, caplog, values):
+    folder = series({z: {"AcquisitionNumber": value} for z, value in enumerate(values)})
+    assert read_volume(folder).array.shape == (1, 5, 4, 6)
+    (record,) = caplog.records
+    assert "AcquisitionNumber has 2 values" in record.getMessage()
+
+
+@pytest.mark.parametrize("z", [0, 2, 4])
+@pytest.mark.parametrize("name", ["direction", "pixel size"])
+def test_plane_that_differs_by_rounding_belongs_to_the_stack(series, grid, caplog, z, name):
+    place = slice_elements(grid, z)
+    across, down = np.reshape(place["ImageOrientationPatient"], (2, 3))
+    if name == "direction":
+        turned = [*(across + 3e-4 * down), *(down - 3e-4 * across)]
+        change = {"ImageOrientationPatient": turned}
+    else:
+        change = {"PixelSpacing": [0.75 * 1.00025, 0.5]}
+    volume = read_volume(series({z: change}))
+    assert volume.array.shape == (1, 5, 4, 6)
+    assert volume.geometry.distance_mm(grid) < 0.01
+    assert not caplog.records
+
+
+ADVICE = [
+    (dicom.CT, "CT", {}, "position of each slice.*dcm2niix"),
+    (dicom.CT, "CT", {"NumberOfFrames": 2}, "2 frames.*position of each slice.*dcm2niix"),
+    (dicom.SECONDARY_CAPTURE, "CT", {}, "dcm2niix"),
+    (dicom.ENHANCED_MR, "MR", {"NumberOfFrames": 2}, "2 frames.*dcm2niix"),
+    ("1.2.840.10008.5.1.4.1.1.6.1", "US", {}, "PNG"),
+    ("1.2.840.10008.5.1.4.1.1.3.1", "US", {"NumberOfFrames": 2}, "2 frames.*PNG"),
+    ("1.2.840.10008.5.1.4.1.1.6.1", "US", {"SamplesPerPixel": 3}, "in colour.*PNG"),
+    ("1.2.840.10008.5.1.4.1.1.6.1", "US", {"PhotometricInterpretation": "PALETTE COLOR"}, "PNG"),
+    ("1.2.840.10008.5.1.4.1.1.77.1.5.1", "OP", {}, "PNG"),
+    ("1.2.840.10008.5.1.4.1.1.77.1.5.1", "OP", {"SamplesPerPixel": 3}, "in colour.*PNG"),
+    ("1.2.840.10008.5.1.4.1.1.13.1.4", "MG", {}, "PNG"),
+    ("1.2.840.10008.5.1.4.1.1.77.1.4", "XC", {}, "PNG"),
+    (dicom.SECONDARY_CAPTURE, "OP", {}, "PNG"),
+]
+
+
+@pytest.mark.parametrize(
+    ("kind", "modality", "elements", "words"), ADVICE, ids=lambda v: str(v)[-30:]
+)
+def test_advice_depends_on_the_modality(tmp_path, kind, modality, elements, words):
+    elements = {"Modality": modality, **elements}
+    path = write_dicom_file(tmp_path / "a.dcm", VOXELS[0], kind, **elements)
+    with pytest.raises(ReadError, match=rf"a\.dcm: .*{words}") as caught:
+        read_volume(path)
+    assert ("dcm2niix" in words) != ("PNG" in str(caught.value))
+
+
 def test_frames_of_one_file_at_one_place_get_advice_that_can_be_followed(grid, tmp_path):
     frames = [(z, VOXELS[z], {}) for z in (0, 1, 2, 0, 1, 2)]
     path = dicom.write_frames(tmp_path / "a.dcm", grid, frames, dicom.ENHANCED_MR, Modality="MR")

@@ -703,12 +703,12 @@ def test_shutter_that_leaves_only_padding_is_ignored(tmp_path, caplog):
     assert "shutter is ignored" in " ".join(warnings_of(caplog))
 
 
-def test_pixels_that_are_not_square_need_a_pixel_size(tmp_path):
+def test_pixels_that_are_not_square_are_refused_without_a_pixel_size(tmp_path):
     path = write_xray(tmp_path / "a.dcm", PixelAspectRatio=[2, 1])
     for read in (read_geometry, read_volume):
-        with pytest.raises(ReadError, match=r"a\.dcm: PixelAspectRatio.*pixel_mm"):
-            read(path)
-    assert read_geometry(path, pixel_mm=0.2).spacing_mm == pytest.approx((0.4, 0.2))
+        for pixel_mm in (None, 0.2):
+            with pytest.raises(ReadError, match=r"a\.dcm: PixelAspectRatio.*square pixels"):
+                read(path, pixel_mm=pixel_mm)
     path = write_xray(path, PixelAspectRatio=[2, 1], PixelSpacing=[0.3, 0.3])
     assert read_geometry(path).spacing_mm == pytest.approx((0.3, 0.3))  # spacing has priority
     assert read_geometry(write_xray(path, PixelAspectRatio=[1, 1])).size_unit == "px"

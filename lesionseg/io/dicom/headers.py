@@ -260,24 +260,29 @@ def explain_unfit(header: "Header") -> str:
     of a segmentation (LABELMAP) does not matter, because its pixels are numbers of segments.
     """
     frames = n_frames(header)
+    advice = advice_on_unfit(header)
     if is_secondary_capture(header) and not is_radiograph(header):
-        return "a secondary capture (a screenshot), not a scan. Leave it out."
+        return f"a secondary capture (a screenshot), not a scan. {advice}"
     if _LOCALISER.search(text(header, "ImageType")):
         return "a localiser. Leave it out of the series' folder."
     if number(header, "SamplesPerPixel", 1) != 1:
-        return "in colour, but a scan has one value per voxel. Leave it out."
+        return f"in colour, but a scan has one value per voxel. {advice}"
     has_palette = text(header, "PhotometricInterpretation") == "PALETTE COLOR"
     if has_palette and text(header, "Modality") != "SEG":
-        return (
-            "in the colours of a palette, so its values are not intensities. Leave it out, or "
-            "export the scan that it was computed from."
-        )
+        return f"in the colours of a palette, so its values are not intensities. {advice}"
     if frames > 1 and "PerFrameFunctionalGroupsSequence" not in header:
-        return (
-            f"{frames} frames without a position in the patient, as in a film. Save one frame as "
-            "a separate DICOM file, or as PNG."
-        )
+        return f"{frames} frames without a position in the patient. {advice}"
     return ""
+
+
+def advice_on_unfit(header: "Header") -> str:
+    """Return what to do with an image that is not a scan. It depends on the modality."""
+    if text(header, "Modality") in ("CT", "MR", "PT", "NM"):
+        return (
+            "Export the original series again with a position of each slice, convert it with "
+            "dcm2niix, or leave the file out."
+        )
+    return "Save one frame as PNG, or leave the file out."
 
 
 def check_image(path: Path, header: "Header") -> None:

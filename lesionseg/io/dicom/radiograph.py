@@ -7,6 +7,7 @@ are empty or contain impossible values are ignored with a warning.
 
 import math
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,7 @@ _SHUTTERS = {
     "CIRCULAR": ("CenterOfCircularShutter", "RadiusOfCircularShutter"),
     "POLYGONAL": ("VerticesOfThePolygonalShutter",),
 }
-# smallest width of a window by its function (PS3.3 C.11.2.1.2 and C.11.2.1.3); it must be positive
-_MIN_WIDTHS = {"LINEAR": 1.0, "LINEAR_EXACT": 0.0, "SIGMOID": 0.0}
+_WINDOWS = ("LINEAR", "LINEAR_EXACT", "SIGMOID")  # functions of windows (PS3.3 C.11.2.1.3)
 # PixelSpacing divided by the spacing of the detector: calibration on an object in the image gives
 # ratios near 1 / magnification, so a ratio outside this range is probably an error
 _USUAL_RATIO = (0.25, 2.0)
@@ -189,7 +189,7 @@ def _apply_values_of_interest(grey: NDArray[Any], header: "Header", remarks: Rem
     from pydicom.pixels.processing import apply_windowing
 
     function = text(header, "VOILUTFunction").upper() or "LINEAR"
-    if function not in _MIN_WIDTHS:
+    if function not in _WINDOWS:
         remarks.add(f"VOILUTFunction {function!r} is unknown; LINEAR is used")
         function = "LINEAR"
     header.VOILUTFunction = function
@@ -201,9 +201,9 @@ def _apply_values_of_interest(grey: NDArray[Any], header: "Header", remarks: Rem
     if stated != (None, None) and not (centres and widths):
         remarks.add("the window does not consist of a centre and a width and is ignored")
     for centre, width in zip(centres, widths, strict=False):
-        if width > 0 and width >= _MIN_WIDTHS[function]:
-            header.WindowCenter = centre
-            header.WindowWidth = width
+        header.WindowCenter = centre
+        header.WindowWidth = width
+        with suppress(ValueError):  # the width is not possible
             shown = apply_windowing(values, header)
             if _has_greys(shown) or not _has_greys(values):
                 return shown
@@ -260,8 +260,8 @@ def _visible_parts(
                 seen = (top <= y) & (y <= bottom) & (left <= x) & (x <= right)
             elif shape == "CIRCULAR":
                 row, column, radius = values
-                height = np.divide(*geometry.spacing_mm)  # of a pixel, in columns
-                seen = np.hypot((y - row) * height, x - column) <= radius + 1
+                height, width = geometry.spacing_mm
+                seen = np.hypot((y - row) * height / width, x - column) <= radius + 1
             else:
                 seen = fill_polygons([np.reshape(values, (-1, 2))], geometry.shape)
             yield "shutter", seen
@@ -352,9 +352,9 @@ def radiograph_geometry(
 ) -> Geometry:
     """Return a radiograph's grid of two axes, in mm or `mm at the detector`.
 
-    `pixel_mm` is the width of a pixel of a file that states no spacing. None means 1 mm. Unusual
-    properties of the file are added to `remarks`. Raise `ReadError` if the image cannot be read as
-    a radiograph, if its size is impossible, or if its pixels are not square and of unknown size.
+    `pixel_mm` is the pixel size of a file that states none. None means 1 mm. Unusual properties of
+    the file are added to `remarks`. Raise `ReadError` if the image cannot be read as a radiograph,
+    if its size is impossible, or if its pixels are not square and of unknown size.
     """
     remarks = remarks or Remarks()
     with convert_read_errors(path):
@@ -365,13 +365,12 @@ def radiograph_geometry(
         mm, source = pixel_size(header, remarks)
         if source == UNKNOWN:
             height, width = _read_pair(header, "PixelAspectRatio", remarks) or mm
-            if pixel_mm is None and height != width:
+            if height != width:
                 raise ReadError(
                     f"{path}: PixelAspectRatio states pixels that are not square, and the file "
-                    "states no pixel size. State their width as pixel_mm."
+                    "states no pixel size. Save the image with square pixels, or with PixelSpacing."
                 )
-            width_mm = pixel_mm or 1.0
-            mm = (width_mm * height / width, width_mm)
+            mm = (pixel_mm or 1.0, pixel_mm or 1.0)
         # lengths measured at the detector are larger than in the patient
         unit = f"mm {DETECTOR}" if source == DETECTOR else "mm"
         geometry = Geometry.from_spacing(shape, mm, unit)

@@ -104,7 +104,7 @@ def read_source(path: Path, prediction: Prediction) -> ResultSource:
     else:
         header = read_header(radiograph)
         stack = [DicomSlice(radiograph, None, header)]
-        grid = radiograph_geometry(radiograph, header, pixel_mm=1.0)  # if the file states none
+        grid = radiograph_geometry(radiograph, header)
     tolerance_mm = 0.5 * min(grid.spacing_mm)
     predicted = prediction.geometry
     # the pixel size of a radiograph may be that of the settings

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from filecmp import cmp
 from functools import cached_property
+from itertools import groupby
+from math import isclose
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,6 +22,7 @@ from lesionseg.errors import GeometryError, ReadError
 from lesionseg.io.dicom.elements import Header, Remarks, number, numbers, text, value_of
 from lesionseg.io.dicom.headers import (
     LPS_TO_RAS,
+    advice_on_unfit,
     check_image,
     explain_unfit,
     frame_header,
@@ -41,7 +44,14 @@ from lesionseg.io.limits import check_grid, convert_read_errors
 _PREFIX = "series="
 _MAX_UNEVEN = 0.05  # fraction of the slice distance by which a single distance may differ
 _SAME_PLACE_MM = 1e-2
-_SAME_PLANE = 1e-4  # largest difference of directions, and relative difference of pixel sizes
+# largest difference of directions, and relative difference of pixel sizes, echo times and b-values,
+# that rounding explains; it moves the far corner of 512 pixels by a quarter of a pixel
+_ROUNDING = 5e-4
+# elements that may not differ within a scan; a file that lacks one does not contradict the others
+_SAME_TEXTS = ("FrameOfReferenceUID", "ConvolutionKernel", "ComplexImageComponent")
+_COMPLEX_PARTS = ("M", "P", "R", "I")  # magnitude, phase, real and imaginary part
+# elements that number the passes or times; the last one is that of enhanced files
+_GROUPS = ("AcquisitionNumber", "TemporalPositionIdentifier", "TemporalPositionIndex")
 _PLANE = {"direction": slice(6), "pixel size": slice(6, 8), "number of pixels": slice(8, 10)}
 _MIN_LENGTH = 1e-6  # a direction vector that is shorter is not valid
 _SEPARATE = (
@@ -114,11 +124,10 @@ class DicomSlice:
 
     def _refuse(self, name: str) -> NoReturn:
         """Raise `ReadError` for an element that does not state where the slice is located."""
-        stated = value_of(self.elements, name)
+        stated = text(self.elements, name)[:60] or "missing"
         raise ReadError(
-            f"{self.path}: {name} is {'missing' if stated is None else f'{stated!s:.60}'}. The "
-            "file does not state where its slice is located in the patient. Export the series "
-            "again as CT or MR images, or leave the file out."
+            f"{self.path}: {name} is {stated}. The file does not state where its slice is located "
+            f"in the patient. {advice_on_unfit(self.elements)}"
         )
 
     @cached_property
@@ -270,8 +279,8 @@ def read_stack(path: Path, remarks: Remarks | None = None) -> tuple[list[DicomSl
 
     Raises:
         ReadError: A file is damaged or cannot be read as a scan, or the grid is impossible.
-        GeometryError: The slices are of different patients, studies, series, echo times or
-            b-values, or do not form an even stack.
+        GeometryError: The slices are of different patients, studies, series, frames of reference,
+            kernels, echo times, b-values, passes or times, or do not form an even stack.
     """
     remarks = remarks or Remarks()
     headers = series_headers(path, remarks)
@@ -282,11 +291,14 @@ def read_stack(path: Path, remarks: Remarks | None = None) -> tuple[list[DicomSl
     check_grid(path, Geometry.from_spacing(first.shape, first.pixel_mm.tolist(), "mm in plane"))
     normal = np.cross(*first.directions)
     slices.sort(key=lambda piece: float(piece.position @ normal))
+    _check_groups(path, slices, remarks)
     if len(slices) == 1:
-        thickness = number(first.elements, "SliceThickness") or 0.0
-        stated = f"its thickness, {thickness:g} mm," if thickness > 0 else "1 mm"
-        remarks.add(f"the scan is a single slice; {stated} is used as spacing")
-        step = normal * (thickness if thickness > 0 else 1.0)
+        thickness = max(number(first.elements, "SliceThickness") or 0.0, 0.0) or 1.0
+        remarks.add(
+            f"the scan is a single slice; {thickness:g} mm is used as spacing: its thickness, or "
+            "1 mm if that is unknown"
+        )
+        step = normal * thickness
     else:
         try:
             step = _even_step(path, slices, normal)
@@ -326,29 +338,38 @@ def _identity(header: "Header") -> dict[str, str]:
 
 
 def _contrast(piece: DicomSlice) -> dict[str, Any]:
-    """Return echo time and b-value, by which several images of one place may differ.
+    """Return what differs between several images of one place.
 
-    Each is a tuple of numbers, which is empty if the file does not state it.
+    Echo time and b-value are -1 if the file does not state them. Texts are then left out.
     """
     echo = "EchoTime" if piece.frame is None else "EffectiveEchoTime"
-    return {
-        "echo time": tuple(numbers(piece.elements, echo)),
-        "b-value": tuple(numbers(piece.elements, "DiffusionBValue")),
+    contrast: dict[str, Any] = {
+        "echo time": number(piece.elements, echo, -1.0),
+        "b-value": number(piece.elements, "DiffusionBValue", -1.0),
     }
+    for name in _SAME_TEXTS:
+        if value := text(piece.elements, name):
+            contrast[name] = value
+    kind = np.ravel(value_of(piece.elements, "ImageType") or [])[2:3].tolist()
+    if kind and (kind[0] in _COMPLEX_PARTS or text(piece.elements, "Modality") == "MR"):
+        contrast["ImageType"] = kind
+    return contrast
 
 
 def _refuse_differences(path: Path, properties: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raise `GeometryError` if an image has other properties than the first one.
+    """Raise `GeometryError` if two images differ in a property that both have.
 
     Args:
         path: The scan, for the message.
         properties: The properties of each image by their names, by the name of the image.
     """
-    first_name, first = next(iter(properties.items()))
+    first: dict[str, tuple[str, Any]] = {}  # the first image that has a property
     for name, own in properties.items():
-        different = [key for key, value in own.items() if value != first[key]]
-        if different:
-            raise _mixture(path, name, first_name, different)
+        for key, value in own.items():
+            other, expected = first.setdefault(key, (name, value))
+            is_rounded = isinstance(value, float) and isclose(value, expected, rel_tol=_ROUNDING)
+            if value != expected and not is_rounded:
+                raise _mixture(path, name, other, [key])
 
 
 def _mixture(path: Path, name: str, other: str, different: Sequence[str]) -> GeometryError:
@@ -388,10 +409,10 @@ def _select_main_stack(
     """
     planes = np.stack([piece.plane for piece in slices])
     # if more than half of the numbers are equal, the median is one of them
-    is_same = np.abs(planes - np.median(planes, axis=0)) <= _SAME_PLANE
+    is_same = np.abs(planes - np.median(planes, axis=0)) <= _ROUNDING
     has_main = 2 * is_same.all(axis=1).sum() > len(slices)
     if not has_main:
-        is_same = np.abs(planes - planes[0]) <= _SAME_PLANE
+        is_same = np.abs(planes - planes[0]) <= _ROUNDING
     stack = []
     for piece, same in zip(slices, is_same, strict=True):
         different = [name for name, part in _PLANE.items() if not same[part].all()]
@@ -402,6 +423,28 @@ def _select_main_stack(
         else:
             raise _mixture(path, piece.name, slices[0].name, different)
     return stack
+
+
+def _check_groups(path: Path, slices: Sequence[DicomSlice], remarks: Remarks) -> None:
+    """Raise `GeometryError` if slices of two passes or times overlap along the normal.
+
+    Passes that follow each other become a remark, unless each slice has its own number. `slices`
+    are in ascending order. Slices without a number belong to any pass.
+    """
+    for name in _GROUPS:
+        stated = filter(None, (text(piece.elements, name) for piece in slices))
+        runs = [value for value, _ in groupby(stated)]
+        n_groups = len(set(runs))
+        if len(runs) > n_groups:
+            raise GeometryError(
+                f"{path}: slices that differ in their {name} overlap, so they belong to several "
+                f"passes or times. {_SEPARATE}"
+            )
+        if 1 < n_groups < len(slices):
+            remarks.add(
+                f"{name} has {n_groups} values, one after the other along the stack. Sort the "
+                "slices into separate folders if these are different passes or times"
+            )
 
 
 def _even_step(path: Path, slices: Sequence[DicomSlice], normal: Numbers) -> Numbers:
