@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from lesionseg.core import Geometry
+from lesionseg.core.geometry import describe_sides
 from lesionseg.errors import GeometryError
 from lesionseg.io.volumes import is_raster
 from lesionseg.io.warn_once import warn_once
@@ -99,6 +100,23 @@ class GridPair:
         self.check_header(can_ignore_headers=can_ignore_headers)
         GridPair(self.other, self.expected, self.path, self.seen).check_header()
 
+    def check_spacing(self) -> None:
+        """Raise `GeometryError` if the shapes are equal, but the spacings differ.
+
+        One of the headers is then wrong, and resampling would move the lesions. Grids that are the
+        same (`is_same`), or turned, are not wrong.
+        """
+        if self.seen.shape != self.expected.shape or self.is_same() or self._is_turned():
+            return
+        if not self._has_same_spacing():
+            own, other = (grid.spacing_mm[::-1] for grid in (self.seen, self.expected))
+            raise GeometryError(
+                f"{self.path}: voxels of {describe_sides(own)} mm, but {describe_sides(other)} mm "
+                f"in {self.other}, which has the same shape. Correct the header of the file whose "
+                "spacing is wrong (nibabel: Nifti1Image(mask, scan.affine)). If both are right, "
+                "resample the voxels with another program."
+            )
+
     def check(self, *, by_image: bool = False) -> None:
         """Raise `GeometryError` if the grids are not the same, see `is_same`.
 
@@ -119,6 +137,7 @@ class GridPair:
             warn_once(logger, text, self.path, other, difference, other)
             return
         self.check_header(can_ignore_headers=True)
+        self.check_spacing()
         advice = "Resample one onto the other."
         if self._is_turned():
             advice = f"{_TURNED} {advice}"

@@ -716,7 +716,9 @@ def _read(visit: VisitFiles, *, merge_labels: bool) -> Prediction:
     if merge_labels:
         prediction = prediction.merge_labels()
     if visit.image is not None:
-        GridPair(_mask_path(visit), prediction.geometry, visit.image, own).check_header()
+        grids = GridPair(_mask_path(visit), prediction.geometry, visit.image, own)
+        grids.check_header()
+        grids.check_spacing()
     lacks_masks = any(c.accepted and not c.has_mask for c in prediction.candidates)
     if lacks_masks or prediction.instances is None:
         raise refusal

@@ -175,6 +175,7 @@ def read_on_grid(
     if grids.is_same(by_image=by_image):
         return open_prediction(files, geometry=geometry, binary=binary, by_image=by_image)
     grids.check_headers(can_ignore_headers=True)
+    grids.check_spacing()
     if not resample:
         raise GeometryError(
             f"{where}: the prediction {own.describe()} is not on the grid of its reference "

@@ -385,6 +385,50 @@ def test_mask_that_lost_the_header_of_its_scan_fails(tmp_path, lost, side, resam
     assert outcome.scores["dice"].value == 1.0
 
 
+@pytest.mark.parametrize("settings", [{}, {"resample": True}, {"geometry": "image"}])
+@pytest.mark.parametrize("side", ["reference", "prediction"])
+@pytest.mark.parametrize(
+    ("factors", "spacing"),
+    [
+        ((1, 1, 0.5), "1 × 1 × 1.5 mm"),
+        ((2, 2, 2), "2 × 2 × 6 mm"),
+        ((1 / 1.2, 1 / 1.2, 1), "0.8333 × 0.8333 × 3 mm"),
+        ((3, 1, 1 / 3), "3 × 1 × 1 mm"),
+    ],
+    ids=["slices", "all", "in-plane", "exchanged"],
+)
+def test_equal_shape_with_another_spacing_fails(tmp_path, factors, spacing, side, settings):
+    wrong = Geometry(SHAPE, PLACED.affine @ np.diag([*factors[::-1], 1.0]))
+    for case in ("a", "b"):
+        for folder in ("reference", "prediction"):
+            grid = wrong if folder == side and case == "a" else PLACED
+            write_mask(tmp_path / folder / f"{case}.nii.gz", lesions(1), grid)
+    outcome = evaluate(*folders_of(tmp_path), **settings)
+    (failed,) = outcome.failed
+    assert (failed.case, outcome.exit_status) == ("a", 3)
+    assert f" {spacing}" in failed.message
+    assert " 1 × 1 × 3 mm" in failed.message
+    assert "header" in failed.message
+    assert "resample=true" not in failed.message
+
+
+@pytest.mark.parametrize("axes", [(0, 1, 2), (1, 0, 2), (2, 1, 0)])
+@pytest.mark.parametrize("is_flipped", [False, True])
+def test_the_same_grid_with_axes_in_another_order_is_resampled(tmp_path, axes, is_flipped):
+    cube = np.zeros((12, 12, 12), dtype=np.uint8)
+    cube[2:5, 4:9, 6:10] = 1
+    grid = Geometry.from_spacing(cube.shape, (3.0, 1.2, 1.0))
+    affine = grid.affine[:, [*axes, 3]]
+    turned = cube.transpose(axes)
+    if is_flipped:
+        affine = affine @ np.array([[-1, 0, 0, 11], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+        turned = turned[::-1]
+    write_mask(tmp_path / "reference" / "a.nii.gz", cube, grid)
+    write_mask(tmp_path / "prediction" / "a.nii.gz", turned, Geometry(cube.shape, affine))
+    scores = scores_of(*folders_of(tmp_path), resample=True)
+    assert scores["dice"].value == 1.0
+
+
 def test_prediction_without_its_header_is_scored_with_geometry_image(tmp_path):
     for name, grid in (("reference", PLACED), ("prediction", ON_MM_GRID)):
         write_mask(tmp_path / name / "a.nii.gz", lesions(2), grid)

@@ -315,6 +315,14 @@ def test_only_the_pair_with_a_mask_that_lost_its_header_fails(visits, visit):
     assert message.startswith(str(visits / visit))
 
 
+def test_visits_of_equal_shape_may_have_other_spacings(visits):
+    for folder, spacing in (("before", (2, 1, 1)), ("after", (2, 1.2, 1.2))):
+        grid = Geometry.from_spacing(SHAPE, spacing)
+        write_cubes(visits / folder, "c", OLD, geometry=grid)
+    outcome = follow_visits(visits)
+    assert (outcome.n_pairs, outcome.exit_status) == (3, 0)
+
+
 def test_reasons_are_printed_once_if_no_pair_can_be_compared(visits, caplog):
     for case in ("c", "d"):
         write_cubes(visits / "values" / "before", case, OLD, value=255)
