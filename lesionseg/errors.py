@@ -42,8 +42,8 @@ class ContentError(LesionsegError):
     """Voxels, labels, boxes or scores have values that are not allowed."""
 
 
-# errors of the files of a single case, after which other cases may be usable
-CASE_ERRORS = (ReadError, GeometryError, ContentError, DatasetError)
+# errors of a single case, after which other cases may be usable
+CASE_ERRORS = (ReadError, GeometryError, ContentError, DatasetError, MemoryError)
 
 
 class BundleError(LesionsegError):

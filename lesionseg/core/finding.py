@@ -41,16 +41,18 @@ class Finding:
     file: str = ""
 
 
-def finding_of(error: LesionsegError, case: str, where: object = "", kind: str = LISTED) -> Finding:
+def finding_of(error: Exception, case: str, where: object = "", kind: str = LISTED) -> Finding:
     """Return the finding of a case that an error describes. Its severity is `error`.
 
     Args:
-        error: the error.
+        error: the error of lesionseg, or a `MemoryError`.
         case: the case id. Empty for the dataset.
         where: the file or line with which the text begins, unless the error's text does already.
         kind: the kind of the finding.
     """
     text = str(error)
+    if isinstance(error, MemoryError):
+        text = f"The memory ran out ({text}). Use a machine with more of it, or crop the case."
     if where and not text.startswith(f"{where}: "):
         text = f"{where}: {text}"
     return Finding(kind, text, case, "error")

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
+from scipy.spatial import cKDTree
 
 from lesionseg.core import Candidate, Lesions, Prediction, Reference
 from lesionseg.core.arrays import Flags, Integers, Numbers
@@ -32,7 +33,7 @@ from lesionseg.core.lesions import box_slices
 from lesionseg.evaluation.box_precision import BoxPairs, encode_hits, pair_boxes
 from lesionseg.evaluation.criteria import SECONDARY_CRITERIA, Criterion
 from lesionseg.evaluation.tables import NEVER
-from lesionseg.ops.boxes import box_iou
+from lesionseg.ops.boxes import overlapping_pairs
 from lesionseg.ops.components import candidates_of, lesions_of
 
 # a candidate with a larger share in the ignored region is neither true nor false positive
@@ -289,8 +290,8 @@ def find_links(
 
     Candidate and lesion of a link have the same label, except under the coverage rule: it uses all
     pairs in `overlaps`, from which the caller may have removed pairs of different labels. The
-    caller removes the pairs of candidates that are `lost` `[n]`. The measure `centre` pairs all
-    candidates that are not `lost` with all lesions, also without an overlap.
+    caller removes the pairs of candidates that are `lost` `[n]`. The measure `centre` pairs the
+    candidates that are not `lost` with the lesions near them, also without an overlap.
 
     The weight of a link is the covered share of the lesion (measure `coverage`), the IoU or, for
     the assignment `largest_sum`, the Dice (`iou` and `overlap`), or a number that decreases with
@@ -306,8 +307,11 @@ def find_links(
         is_linked = (in_lesions >= rule.threshold - ROUNDING)[candidate]
     else:
         if rule.measure == "centre":  # a candidate may find a lesion without an overlap
-            shape = (len(candidates), len(lesions))
-            candidate, lesion = np.nonzero(np.broadcast_to(~lost[:, np.newaxis], shape))
+            tree = cKDTree(candidates.centres_mm)
+            reach_mm = rule.threshold * lesions.diameters_mm / 2 + ROUNDING
+            near = enumerate(tree.query_ball_point(lesions.centres_mm, reach_mm))
+            pairs = [(row, number) for number, rows in near for row in rows if not lost[row]]
+            candidate, lesion = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
             weight = 1 / (1 + _measure_distances(candidates, lesions, candidate, lesion))
             common = np.zeros((len(candidate), common.shape[1]))
         is_linked = find_hits(rule, candidates, lesions, candidate, lesion, weight)
@@ -510,17 +514,18 @@ def overlap_table(candidates: Lesions, lesions: Lesions) -> Overlaps:
     pair, voxels = np.unique(pair_of_voxel, return_counts=True)
     candidate, lesion = np.divmod(pair, max(n_lesions, 1))
     # a pair is compared by boxes if one of the two has no mask
-    is_box_pair = ~np.outer(candidates.has_voxels, lesions.has_voxels)
-    iou_of_boxes: Numbers = np.zeros(is_box_pair.shape)
-    if is_box_pair.any():
-        iou_of_boxes = box_iou(
-            torch.from_numpy(candidates.boxes), torch.from_numpy(lesions.boxes)
-        ).numpy()
-        by_box = np.nonzero(is_box_pair & (iou_of_boxes > 0))
-        candidate = np.concatenate([candidate, by_box[0]])
-        lesion = np.concatenate([lesion, by_box[1]])
-        voxels = np.concatenate([voxels, np.zeros_like(by_box[0])])
-    has_boxes = is_box_pair[candidate, lesion]
+    if not (candidates.has_voxels.all() and lesions.has_voxels.all()):
+        row, column, _ = overlapping_pairs(
+            torch.from_numpy(candidates.boxes),
+            np.zeros(len(candidates)),
+            torch.from_numpy(lesions.boxes),
+            np.zeros(n_lesions),
+        )
+        lacks_mask = ~(candidates.has_voxels[row] & lesions.has_voxels[column])
+        candidate = np.concatenate([candidate, row[lacks_mask]])
+        lesion = np.concatenate([lesion, column[lacks_mask]])
+    voxels = np.pad(voxels, (0, len(candidate) - len(pair)))
+    has_boxes = voxels == 0
     boxes = candidates.boxes[candidate]
     other_boxes = lesions.boxes[lesion]
     common = _intersect(boxes, other_boxes) * has_boxes[:, np.newaxis]
@@ -528,12 +533,11 @@ def overlap_table(candidates: Lesions, lesions: Lesions) -> Overlaps:
     size = np.where(has_boxes, _compute_volumes(boxes), candidates.n_voxels[candidate])
     other_size = np.where(has_boxes, _compute_volumes(other_boxes), lesions.n_voxels[lesion])
     shared = np.where(has_boxes, _compute_volumes(common), voxels)
-    iou_of_masks = voxels / np.maximum(size + other_size - voxels, 1)
     overlaps = Overlaps(
         candidate=candidate,
         lesion=lesion,
         voxels=voxels.astype(np.int64),
-        iou=np.where(has_boxes, iou_of_boxes[candidate, lesion], iou_of_masks),
+        iou=shared / (size + other_size - shared),
         of_candidate=shared / size,
         of_lesion=shared / other_size,
         common=common,

@@ -30,7 +30,6 @@ from lesionseg.errors import (
     ContentError,
     DatasetError,
     GeometryError,
-    LesionsegError,
     count,
     join_names,
 )
@@ -233,7 +232,7 @@ def follow(cfg: FollowConfig, *, progress: Advance | None = None) -> FollowOutco
     numbers = enumerate([*pairs, *unpredicted], start=1)
     names = {case: case if cfg.identifiers else f"case {number}" for number, case in numbers}
     followed: dict[str, FollowedPair] = {}
-    faults: dict[str, LesionsegError] = {}
+    faults: dict[str, Exception] = {}
     with bar("Following", progress) as advance:
         for done, (case, files) in enumerate(pairs.items(), start=1):
             try:
@@ -290,7 +289,7 @@ class FollowedPair:
     score: CaseRows | None
 
 
-def _nothing_followed(faults: Mapping[str, LesionsegError]) -> LesionsegError:
+def _nothing_followed(faults: Mapping[str, Exception]) -> Exception:
     """Return the error if no pair can be compared: the only one, or a `DatasetError` on all."""
     if len(faults) == 1:
         return next(iter(faults.values()))
@@ -510,7 +509,7 @@ def stable_point(
         raise ConfigError(f"stable=: {wrong}. Name the later visits of stable pairs.")
     results = []
     missing = DatasetError("it or its earlier visit has no prediction")
-    faults: dict[str, LesionsegError] = dict.fromkeys(stable - pairs.keys(), missing)
+    faults: dict[str, Exception] = dict.fromkeys(stable - pairs.keys(), missing)
     for case in sorted(stable & pairs.keys()):
         try:
             visits, _ = open_pair(pairs[case], rule, cfg)

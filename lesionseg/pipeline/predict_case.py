@@ -496,7 +496,7 @@ def _is_final(error: Exception) -> bool:
     """Return True if the same files will fail again, because the fault is in their content."""
     if isinstance(error, ResourceError | OutputError):
         return False
-    cause = error.__cause__
+    cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, MemoryError) or (isinstance(cause, OSError) and cause.errno):
             return False  # a disk, a network or a permission

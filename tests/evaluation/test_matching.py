@@ -1,5 +1,6 @@
 """Lesions are found by the common cover of candidates, as in a naive reference and by hand."""
 
+import tracemalloc
 from dataclasses import replace
 from itertools import combinations, permutations
 
@@ -11,6 +12,7 @@ from lesionseg.evaluation import PRESETS, SummarySettings, summarise
 from lesionseg.evaluation.criteria import BRATS, INSTANCES, Criterion
 from lesionseg.evaluation.matching import Links, assign, detection_scores, match
 from lesionseg.evaluation.tables import NEVER
+from lesionseg.ops.components import unscored_prediction
 from tests.evaluation.hand_cases import (
     evaluate_case,
     evaluate_hand_case,
@@ -324,3 +326,20 @@ def test_scores_equal_a_naive_scorer(block):
             assert recalls == pytest.approx(curve, abs=TOLERANCE, rel=TOLERANCE)
             volume = found["volume_ml_bias"].value
             assert volume == pytest.approx(bias, abs=TOLERANCE, rel=TOLERANCE)
+
+
+@pytest.mark.parametrize("rule", [p.criterion for p in PRESETS.values()], ids=list(PRESETS))
+def test_memory_grows_with_the_overlaps_and_not_with_the_product(rule):
+    """With 3375 lesions and candidates, a table of all pairs has 91 MB for each number."""
+    mask = np.zeros((30, 30, 30), dtype=np.uint8)
+    mask[::2, ::2, ::2] = 1
+    grid = Geometry.from_spacing(mask.shape, (3.0, 1.0, 1.0))
+    prediction = unscored_prediction("c", grid, mask, None)
+    tracemalloc.start()
+    found = match(Reference(grid, labels=mask), prediction, rule)
+    candidate_of, outcomes = found.decide_outcomes(np.ones(3375, dtype=np.bool_))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 60e6
+    assert (candidate_of == np.arange(3375)).all()
+    assert set(outcomes) == {"true_positive"}

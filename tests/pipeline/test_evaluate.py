@@ -7,6 +7,7 @@ import pytest
 from lesionseg.config import ReportSection
 from lesionseg.core import CaseFiles, Geometry, OperatingPoint
 from lesionseg.errors import ConfigError, DatasetError, OutputError
+from lesionseg.evaluation import match_case
 from lesionseg.io.predictions import write_prediction
 from lesionseg.io.text import read_csv, read_json, write_csv, write_json
 from lesionseg.pipeline.evaluate import cases_of_role
@@ -448,6 +449,20 @@ def test_prediction_that_is_resampled_must_show_half_of_the_place(tmp_path, shif
     outcome = evaluate(*folders, resample=True)
     assert len(outcome.failed) == n_failed
     assert all("located outside" in problem.message for problem in outcome.failed)
+
+
+def test_case_that_needs_too_much_memory_fails_alone(folders, monkeypatch):
+    def run_out(reference, *args, case, **settings):
+        if case == "b":
+            raise MemoryError("Unable to allocate 5.46 GiB")
+        return match_case(reference, *args, case=case, **settings)
+
+    monkeypatch.setattr("lesionseg.pipeline.match_files.match_case", run_out)
+    outcome = evaluate(*folders)
+    assert [fault.case for fault in outcome.failed] == ["b"]
+    assert outcome.exit_status == 3
+    assert columns(folders[2], "cases", "status") == ["ok", "ok", "failed"]
+    assert "5.46 GiB" in outcome.failed[0].message
 
 
 def test_prediction_that_is_the_file_of_the_reference_is_named(folders, caplog):

@@ -323,6 +323,18 @@ def test_visits_of_equal_shape_may_have_other_spacings(visits):
     assert (outcome.n_pairs, outcome.exit_status) == (3, 0)
 
 
+def test_pair_that_needs_too_much_memory_fails_alone(visits, monkeypatch):
+    def run_out(case, *args):
+        if case == "a":
+            raise MemoryError("Unable to allocate 5.46 GiB")
+        return compare_visits(case, *args)
+
+    monkeypatch.setattr("lesionseg.pipeline.follow.compare_visits", run_out)
+    outcome = follow_visits(visits)
+    assert (outcome.n_pairs, [fault.case for fault in outcome.failed]) == (1, ["a"])
+    assert "5.46 GiB" in pairs_of(visits)["a"]["message"]
+
+
 def test_reasons_are_printed_once_if_no_pair_can_be_compared(visits, caplog):
     for case in ("c", "d"):
         write_cubes(visits / "values" / "before", case, OLD, value=255)
