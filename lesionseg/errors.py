@@ -26,6 +26,10 @@ class DatasetError(LesionsegError):
     """A dataset folder, manifest or split cannot be used."""
 
 
+class RegionError(DatasetError):
+    """The regions of a dataset cannot be used. Its masks are not read without them."""
+
+
 class ReadError(LesionsegError):
     """A file is missing, truncated or of an unknown format."""
 

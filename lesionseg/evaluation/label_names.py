@@ -6,7 +6,9 @@ order of the alphabet: "nodule" is 2 next to "mass", and 1 if a table contains o
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import count
+from itertools import combinations, count
+
+import pandas as pd
 
 from lesionseg.core import Labels, Prediction
 from lesionseg.errors import DatasetError, join_names
@@ -37,6 +39,7 @@ class LabelNumbers:
         # upper and lower case may differ, but an equal name has priority
         self._value_of = {name.casefold(): value for value, name in self._names.items()}
         self._value_of.update({name: value for value, name in self._names.items()})
+        self._warned: set[int] = set()
 
     def apply(self, prediction: Prediction) -> Prediction:
         """Return the prediction with the dataset's number of each label.
@@ -44,12 +47,21 @@ class LabelNumbers:
         Upper and lower case of names may differ. If names are not compared, the labels keep their
         numbers, except that a single one gets the number of the dataset's only label. A label that
         the dataset does not have gets a number of its own for this and later predictions, and a
-        warning names it once.
+        warning names it once, also if it is only a value.
 
         Raises:
             DatasetError: if both sides have several labels, but no name in common.
         """
         stated = prediction.labels
+        values = {c.label for c in prediction.candidates} - self._names.keys() - self._warned
+        if self._names and values and not stated:
+            self._warned |= values
+            _log.warning(
+                "The predicted values %s are not among the labels of the reference, %s, and find "
+                "no lesion. Correct them, or set merge_labels=true to score all labels as one.",
+                sorted(values),
+                dict(self._names),
+            )
         are_distinct = len(set(stated.values())) == len(stated)
         if not stated or not self._names or not are_distinct:
             return prediction
@@ -79,9 +91,9 @@ class LabelNumbers:
     def _add(self, unknown: Sequence[str]) -> None:
         """Give labels that the dataset does not have free numbers, and name them in a warning."""
         _log.warning(
-            "The reference does not have these predicted labels. In numbers of a single label, "
-            "their candidates match none of its labels (%s): %s. Use equal names for equal labels, "
-            "or set merge_labels=true to score all labels as one.",
+            "The reference does not have these predicted labels. Their candidates match none of its "
+            "labels (%s): %s. Use equal names for equal labels, or set merge_labels=true to score "
+            "all labels as one.",
             self._known,
             join_names(unknown),
         )
@@ -106,3 +118,27 @@ def add_predicted_names(
             if candidate.label in stated:
                 all_names.setdefault(candidate.label, stated[candidate.label])
     return all_names
+
+
+def warn_of_exchange(matches: Sequence[MatchedCase], names: Mapping[int, str]) -> None:
+    """Warn of two labels whose mean Dice would both rise above 0.5 if they were exchanged."""
+
+    def dice(predicted: int, drawn: int) -> float:
+        """Return the mean Dice of two labels over the cases that have one of them."""
+        values = []
+        for one in matches:
+            is_drawn = one.match.lesions.labels == drawn
+            values.append(
+                one.match.compute_dice(is_drawn, one.match.candidates.labels == predicted)
+            )
+        return float(pd.Series(values, dtype=float).mean())
+
+    poor = [value for value in names if dice(value, value) <= 0.5]
+    for a, b in combinations(poor, 2):
+        if min(dice(a, b), dice(b, a)) > 0.5:
+            _log.warning(
+                "The labels %s and %s are probably exchanged: if they were the other way round, "
+                "both would have a Dice above 0.5.",
+                names[a],
+                names[b],
+            )

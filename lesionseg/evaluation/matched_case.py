@@ -404,7 +404,7 @@ class _Accepted:
         if not self.match.has_masks:
             return by_label
         for label in np.union1d(lesions, candidates).tolist():
-            dice = self._compute_dice(lesions == label, self.accepted & (candidates == label))
+            dice = self.match.compute_dice(lesions == label, self.accepted & (candidates == label))
             if dice is not None:
                 by_label[label] = dice
         return by_label
@@ -419,7 +419,7 @@ class _Accepted:
         candidates = self.match.candidates
         if not self.match.has_masks or len(lesions) == 0:
             return {}
-        dice = self._compute_dice(np.ones(len(lesions), dtype=np.bool_), self.accepted)
+        dice = self.match.compute_dice(np.ones(len(lesions), dtype=np.bool_), self.accepted)
         if not surface:
             return {"dice": dice}
         surfaces = surface_scores(
@@ -430,21 +430,6 @@ class _Accepted:
         )
         surface_dice, hd95_mm = surfaces or (0.0, None)
         return {"dice": dice, "surface_dice": surface_dice, "hd95_mm": hd95_mm}
-
-    def _compute_dice(self, is_in_reference: Flags, is_in_prediction: Flags) -> float | None:
-        """Compute the Dice of flagged lesions `[lesions]` and candidates `[n]`.
-
-        It follows from the counted voxels, so that no mask is needed. Return None if both are
-        empty.
-        """
-        pairs = self.match.overlaps
-        is_counted = is_in_prediction[pairs.candidate] & is_in_reference[pairs.lesion]
-        n_common = pairs.voxels[is_counted].sum()
-        n_reference = self.match.lesions.n_voxels[is_in_reference].sum()
-        n_predicted = self.match.candidates.n_voxels[is_in_prediction].sum()
-        if n_reference + n_predicted == 0:
-            return None
-        return float(2 * n_common / (n_reference + n_predicted))
 
     def _find_lesions_of_candidates(self) -> Rows:
         """Return the row of the lesion that candidates.csv names for each candidate, −1 for none.
@@ -493,8 +478,8 @@ def match_case(
         case: Id of the case.
         group: Id of the patient. If it is empty, the case is its own group.
         role: `train`, `validation`, `test`, `external`, or empty.
-        labels: Labels of the dataset. If they have regions, each region is also scored separately,
-            and all candidates get the label of the union.
+        labels: Labels of the dataset. Candidates of other labels find no lesion. If there are
+            regions, each is also scored separately, and all candidates get the label of the union.
         zones: Anatomical zones, on any grid. None leaves the zones of lesions empty, and those of
             candidates as predicted.
 
@@ -515,7 +500,8 @@ def match_case(
         unannotated = _match_unannotated(prediction, reference, preset)
         prediction = prediction.without_labels(reference.unannotated)
     given = _predict_nothing(case, reference.geometry) if prediction is None else prediction
-    matched = match(reference, given, preset.criterion)
+    known = None if labels is None else labels.lesion_names
+    matched = match(reference, given, preset.criterion, known)
     zones_of_lesions: Sequence[str] = [""] * len(matched.lesions)
     if zones is not None:
         given = given.with_zones(zones.of(matched.candidates))

@@ -13,7 +13,7 @@ lesion is found. If two matchings are equally good, the one that keeps the found
 """
 
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
@@ -116,7 +116,7 @@ class Match:
         candidates: The candidates.
         overlaps: The pairs of a candidate and a lesion that overlap.
         comparable: True for pairs `[pairs]` of `overlaps` whose labels may match. If labels are
-            pooled, all pairs are comparable.
+            pooled, these are the pairs of candidates whose label the dataset has.
         ignored: True for candidates `[n]` that are mostly located in the ignored region.
         lost: True for candidates `[n]` whose mask is located only in the ignored region. They are
             also `ignored`.
@@ -153,6 +153,21 @@ class Match:
     def box_hits(self) -> Sequence[int | None]:
         """The cells `box_hits` of the candidates, as `encode_hits` describes."""
         return encode_hits(self.candidates, self.box_pairs, self.scores, self.ignored)
+
+    def compute_dice(self, is_in_reference: Flags, is_in_prediction: Flags) -> float | None:
+        """Compute the Dice of flagged lesions `[lesions]` and candidates `[n]`.
+
+        It follows from the counted voxels, so that no mask is needed. Return None if both are
+        empty.
+        """
+        pairs = self.overlaps
+        is_counted = is_in_prediction[pairs.candidate] & is_in_reference[pairs.lesion]
+        n_common = pairs.voxels[is_counted].sum()
+        n_reference = self.lesions.n_voxels[is_in_reference].sum()
+        n_predicted = self.candidates.n_voxels[is_in_prediction].sum()
+        if n_reference + n_predicted == 0:
+            return None
+        return float(2 * n_common / (n_reference + n_predicted))
 
     def decide_outcomes(
         self, accepted: Flags, rule: Criterion | None = None
@@ -194,14 +209,19 @@ class Match:
         return candidate_of, outcomes
 
 
-def match(reference: Reference, prediction: Prediction, criterion: Criterion) -> Match:
+def match(
+    reference: Reference,
+    prediction: Prediction,
+    criterion: Criterion,
+    known: Collection[int] | None = None,
+) -> Match:
     """Link each lesion to the candidates that may find it. Both files must be on the same grid.
 
     Which lesions are found is decided later, for the accepted candidates (`decide_outcomes`).
 
     Usually a candidate finds only lesions of its own label. If several candidates may find a lesion
     together (`jointly`) and the case has several labels, labels are pooled: a candidate may find
-    any lesion.
+    any lesion. If `known` states the labels of the dataset, candidates of other labels find none.
 
     Returns:
         The lesions, the candidates with their scores, their overlaps, and the links under the
@@ -231,13 +251,14 @@ def match(reference: Reference, prediction: Prediction, criterion: Criterion) ->
         links=links,
         has_masks=prediction.instances is not None and bool(lesions.has_voxels.all()),
     )
-    has_several_labels = len({*candidates.labels.tolist(), *lesions.labels.tolist()}) > 1
-    if criterion.assignment != "jointly" or not has_several_labels:
+    labels = {*candidates.labels.tolist(), *lesions.labels.tolist()}
+    if criterion.assignment != "jointly" or len(labels) < 2:
         return within_labels
-    pooled = find_links(criterion, candidates, lesions, overlaps, lost)
+    is_known = np.isin(candidates.labels[overlaps.candidate], [*(known or labels)])
+    pooled = find_links(criterion, candidates, lesions, overlaps.where(is_known), lost)
     return replace(
         within_labels,
-        comparable=np.ones_like(same_label),
+        comparable=is_known,
         links={**links, criterion: pooled},
         within_labels=within_labels,
     )

@@ -22,6 +22,7 @@ from lesionseg.errors import (
     LesionsegError,
     OutputError,
     ReadError,
+    RegionError,
 )
 from lesionseg.io.case_file import (
     CaseRow,
@@ -97,6 +98,7 @@ class PredictionFiles:
 
         Raises:
             LesionsegError: The labels of probabilities are not valid.
+            RegionError: The regions of other labels are not valid.
         """
         if self.probabilities is not None:
             files = [folder / DATASET_JSON for folder in self.probabilities.parents[:LEVELS_UP]]
@@ -106,6 +108,8 @@ class PredictionFiles:
         file = self.mask.with_name(DATASET_JSON)
         try:
             return read_nnunet_labels(file) if file.is_file() else None
+        except RegionError:
+            raise
         except LesionsegError as error:
             warn_once(_log, "The labels next to the masks are not used. %s", error)
             return None

@@ -36,7 +36,7 @@ from lesionseg.evaluation import (
 )
 from lesionseg.evaluation.adjudication import adjudicate, read_answers
 from lesionseg.evaluation.compare import compare as compare_models
-from lesionseg.evaluation.label_names import LabelNumbers, add_predicted_names
+from lesionseg.evaluation.label_names import LabelNumbers, add_predicted_names, warn_of_exchange
 from lesionseg.evaluation.matched_case import MatchedCase
 from lesionseg.evaluation.scores import (
     SCORES_FILE,
@@ -261,6 +261,7 @@ def _match_all(
         raise DatasetError(_explain_nothing_scored(faults))
     for fault in faults:
         _log.warning("Not scored, %s: %s", fault.case, fault.message)
+    warn_of_exchange(matched, found.lesion_names)
     return matched, faults
 
 

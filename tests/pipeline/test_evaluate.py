@@ -170,6 +170,77 @@ def test_masks_without_images_keep_the_labels_of_their_dataset(
     assert not load("c", frozenset()).reference.any()  # the report does not draw ignored voxels
 
 
+THREE = {"a": 1, "b": 4, "c": 9}
+
+
+@pytest.mark.parametrize(
+    ("labels", "predicted", "found", "unknown"),
+    [
+        ({"lesion": 1}, (255, 255, 255), 0, "[255]"),
+        ({"lesion": 1}, (1, 2, 1), 2, "[2]"),
+        (THREE, (1, 2, 3), 1, "[2, 3]"),
+        (THREE, (1, 4, 9), 3, None),
+    ],
+)
+def test_values_that_the_labels_lack_find_no_lesion(
+    tmp_path, labels, predicted, found, unknown, caplog
+):
+    drawn = list(labels.values()) * 3
+    masks, prediction, out = tmp_path / "labelsTs", tmp_path / "prediction", tmp_path / "out"
+    write_json(
+        tmp_path / "dataset.json",
+        {
+            "channel_names": {"0": "T1"},
+            "labels": {"background": 0, **labels},
+            "numTraining": 1,
+            "file_ending": ".nii.gz",
+        },
+    )
+    for case in ("a", "b"):
+        for folder, values in ((masks, drawn), (prediction, predicted)):
+            one, two, three = (lesions(3, [i]) for i in range(3))
+            array = one * values[0] + two * values[1] + three * values[2]
+            write_mask(folder / f"{case}.nii.gz", array)
+    scores = scores_of(masks, prediction, out)
+    rows = columns(out, "labels", "label", "n_detected", "n_false_positive")
+    assert scores.count("n_true_positive") == sum(int(row[1]) for row in rows) == 2 * found
+    assert scores.count("n_false_positive") == sum(int(row[2]) for row in rows) == 2 * (3 - found)
+    assert {row[0] for row in rows} == {*labels, *map(str, {*predicted} - {*labels.values()})}
+    assert ("not among the labels" in caplog.text) == (unknown is not None)
+    assert unknown is None or f"values {unknown} are not" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("predicted", "is_exchanged"), [((4, 1), True), ((1, 4), False), ((4, 4), False)]
+)
+def test_labels_that_are_exchanged_are_named(tmp_path, predicted, is_exchanged, caplog):
+    facts = {"channel_names": {"0": "T1"}, "labels": {"background": 0, "cyst": 1, "scar": 4}}
+    write_json(tmp_path / "dataset.json", {**facts, "numTraining": 1, "file_ending": ".nii.gz"})
+    for folder, values in (("labelsTs", (1, 4)), ("prediction", predicted)):
+        array = lesions(3, [0]) * values[0] + lesions(3, [1]) * values[1]
+        write_mask(tmp_path / folder / "a.nii.gz", array)
+    scores_of(tmp_path / "labelsTs", tmp_path / "prediction", tmp_path / "out")
+    assert ("cyst and scar are probably exchanged" in caplog.text) == is_exchanged
+
+
+@pytest.mark.parametrize("of_prediction", [True, False])
+def test_regions_without_their_values_are_an_error(folders, tmp_path, of_prediction):
+    reference, prediction, out = folders
+    file = (prediction if of_prediction else tmp_path) / "dataset.json"
+    labels = {"background": 0, "whole": [1, 2], "core": 2}
+    write_json(
+        file,
+        {
+            "channel_names": {"0": "T1"},
+            "labels": labels,
+            "numTraining": 1,
+            "file_ending": ".nii.gz",
+        },
+    )
+    with pytest.raises(DatasetError, match="regions_class_order"):
+        evaluate(reference.rename(tmp_path / "labelsTs"), prediction, out)
+
+
 def test_masks_of_a_damaged_dataset_are_read_without_it(folders, tmp_path, caplog):
     reference, prediction, out = folders
     (tmp_path / "dataset.json").write_text("{")

@@ -25,7 +25,7 @@ from lesionseg.core.finding import (
     collect_errors,
     require_no_errors,
 )
-from lesionseg.errors import DatasetError, LesionsegError, ReadError, count, join_names
+from lesionseg.errors import DatasetError, LesionsegError, ReadError, RegionError, count, join_names
 from lesionseg.io.channels import check_channels
 from lesionseg.io.dicom.series import split_series
 from lesionseg.io.files import content_place
@@ -312,6 +312,9 @@ def read_dataset_of(masks: Mapping[str, Path], **rules: Unpack[ReadingRules]) ->
         The dataset with one case per mask, which may lack channels. A case whose image is missing
         has no images. None if the masks do not belong to one dataset. None, with a warning, if the
         dataset is damaged or one of its cases has the id of another mask.
+
+    Raises:
+        RegionError: The regions of the dataset cannot be used.
     """
     masks = {case: mask.absolute() for case, mask in masks.items()}  # `.` has no parent
     folders = {mask.parent for mask in masks.values()}
@@ -322,6 +325,8 @@ def read_dataset_of(masks: Mapping[str, Path], **rules: Unpack[ReadingRules]) ->
         return None
     try:
         dataset = list_dataset(folder.parent, **rules)
+    except RegionError:
+        raise
     except LesionsegError as error:
         logger.warning("The masks in %s are read without their dataset. %s", folder, error)
         return None

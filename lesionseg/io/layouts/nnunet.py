@@ -14,7 +14,7 @@ from pydantic import AliasChoices, BaseModel, Field
 
 from lesionseg.core import CaseFiles, Labels, Role
 from lesionseg.core.finding import LISTED, Finding, collect_errors
-from lesionseg.errors import DatasetError
+from lesionseg.errors import DatasetError, RegionError
 from lesionseg.io.case_ids import split_channel
 from lesionseg.io.channels import missing_channels
 from lesionseg.io.layouts.checks import (
@@ -400,7 +400,7 @@ def _mask_values_of_regions(
 ) -> tuple[int, ...]:
     """Return the value that nnU-Net writes into a mask for each region (`regions_class_order`).
 
-    Raise `DatasetError` if there is not one value for each region, if two are equal, or if a value
+    Raise `RegionError` if there is not one value for each region, if two are equal, or if a value
     does not belong to its region.
     """
     mask_values = facts.regions_class_order or []
@@ -409,7 +409,7 @@ def _mask_values_of_regions(
     pairs = zip(lesions.values(), mask_values, strict=False)
     has_other_value = any(value not in region for region, value in pairs)
     if has_other_value or not has_one_per_region or not are_different:
-        raise DatasetError(
+        raise RegionError(
             f"{path}: regions_class_order is {mask_values}. It needs {len(lesions)} different "
             "values: for each region, in the order of the labels, one of its values."
         )
