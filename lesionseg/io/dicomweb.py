@@ -14,8 +14,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl, urljoin, urlsplit
 
 from lesionseg.config import DICOMWEB_SCHEMES
 from lesionseg.core import CaseFiles
@@ -38,7 +39,7 @@ from lesionseg.io.scans import UNREADABLE, FoundScans, Scan, dicom_scan, leave_o
 
 if TYPE_CHECKING:
     from dicomweb_client.web import DICOMwebClient
-    from requests import PreparedRequest
+    from requests import PreparedRequest, Response
 
 logger = logging.getLogger(__name__)
 
@@ -50,11 +51,19 @@ _PATH = re.compile(r"(?P<service>.*?)(/studies/(?P<study>[\d.]+)(/series/(?P<ser
 _UID = re.compile(r"\d[\w.-]{0,63}")  # some devices deviate from the standard; no path separators
 _TAG = re.compile(r"[0-9A-Fa-f]{8}")
 _LOCAL = re.compile(r"localhost|127(\.\d+){3}|::1")
+_MODALITY = "00080060"
+_SERIES = "0020000E"
+_INSTANCE = "00080018"
 # the elements of an answer that are read
 _TAGS = (
-    "00080016", "00080018", "00080060", "0008103E", "0020000D", "0020000E", "00200011", "00280008",
+    "00080016", _INSTANCE, _MODALITY, "0008103E", "00100020", "0020000D", _SERIES, "00200011",
+    "00280008",
 )  # fmt: skip
 _TIMEOUT_SECONDS = (10.0, 120.0)  # to connect, and to wait for the next bytes
+_TOTAL_SECONDS = 1800.0  # for a search, for the images of a scan, or to store results
+_MAX_JSON_BYTES = 2**26
+_MAX_SLICE_BYTES = 2**28
+_MAX_FILE_BYTES = 2**31  # a file may contain all slices of a scan
 _ATTEMPTS = 3
 _ANY_SYNTAX = (("application/dicom", "*"),)  # as the server stores the images
 
@@ -120,7 +129,8 @@ class DicomWeb:
         if match["series"]:
             self.filters["SeriesInstanceUID"] = match["series"]
         self.url = f"{DICOMWEB_SCHEMES[parts.scheme]}://{host}{match['service']}"
-        self._client = _make_client(shown, self.url)
+        self._patients: dict[str, str] = {}  # IDs by series, as far as the server states them
+        self._client = _make_client(shown, self.url, self._check_answer)
         _check_attributes(shown, self.filters)
         if self.url.startswith("http:") and not _LOCAL.fullmatch(parts.hostname or ""):
             logger.warning(
@@ -129,44 +139,65 @@ class DicomWeb:
                 shown,
             )
 
-    def search_series(self) -> list[Header]:
-        """Return study UID, series UID, modality, number and description of each series.
+    def search_series(self) -> dict[str, Mapping[str, Any]]:
+        """Return what the server states of each series, by UID.
 
         Raises:
             ResourceError: The server cannot be searched.
         """
+        search = partial(self._client.search_for_series, self.study_uid)
         with self._requests("the search failed"):
-            found = self._client.search_for_series(
-                self.study_uid, search_filters=self.filters, get_remaining=True
-            )
-            return [_to_header(item) for item in found]
+            return self._search(partial(search, search_filters=self.filters), _SERIES)
 
-    def search_instances(self, series: Header) -> list[Header]:
+    def search_instances(self, series: Mapping[str, Any]) -> list[Header]:
         """Return the images of a series, sorted by UID, each with the elements of the series.
 
         Raises:
-            ResourceError: The server cannot be searched, or states a UID that is not one.
+            ResourceError: The server cannot be searched, or states a damaged value.
         """
-        study_uid = text(series, "StudyInstanceUID")
-        series_uid = text(series, "SeriesInstanceUID")
-        with self._requests(f"the search for the images of series {series_uid} failed"):
-            found = self._client.search_for_instances(study_uid, series_uid, get_remaining=True)
-            headers = [_to_header(item) for item in found]
-        instances = {text(header, "SOPInstanceUID"): header for header in headers}
+        with self._requests(f"series {_value_of(series, _SERIES)} cannot be searched"):
+            common = _to_header(series)
+            study_uid = text(common, "StudyInstanceUID")
+            series_uid = text(common, "SeriesInstanceUID")
+            search = partial(self._client.search_for_instances, study_uid, series_uid)
+            instances = {
+                uid: _to_header(item) for uid, item in self._search(search, _INSTANCE).items()
+            }
+        self._patients[series_uid] = text(common, "PatientID")
         for uid in (study_uid, series_uid, *instances):
             if not _UID.fullmatch(uid):  # UIDs become names of files
                 raise ResourceError(f"{self.address}: {uid!r} is not a UID.")
         for header in instances.values():
-            for element in series:
+            for element in common:
                 header.setdefault(element.tag, element)
         return [instances[uid] for uid in sorted(instances)]
+
+    def _search(self, search: Callable[..., Any], tag: str) -> dict[str, Mapping[str, Any]]:
+        """Return what the server states of each object on all pages of a search.
+
+        A server that ignores `offset` repeats its first page. The search therefore ends with the
+        first page that has no new object.
+
+        Args:
+            search: A search of the client, which takes `offset`.
+            tag: The UID of an object, the key in the result. Of equal objects, the last one counts.
+        """
+        found: dict[str, Mapping[str, Any]] = {}
+        n_listed = 0
+        n_known = -1
+        while n_known < len(found):
+            n_known = len(found)
+            page = search(offset=n_listed)
+            found |= {_value_of(item, tag): item for item in page}
+            n_listed += len(page)
+        return found
 
     def find_scans(self, folder: Path, unwanted: Callable[[Scan], str]) -> FoundScans:
         """Find the scans at the address. No image is fetched.
 
         The case id of a series is its UID, and that of a radiograph also has the UID of the image.
-        A series whose images cannot be listed is a scan with an error. Series of other objects,
-        such as reports and segmentations, are skipped.
+        A series with a damaged value, or whose images cannot be listed, is a scan with an error.
+        Series of other objects, such as reports and segmentations, are skipped.
 
         Args:
             folder: The folder into which the scans will be fetched.
@@ -176,16 +207,12 @@ class DicomWeb:
             ResourceError: The server cannot be searched.
             DatasetError: There is no series of images at the address.
         """
-        # of equal series in two answers, the last one
-        series = {
-            text(header, "SeriesInstanceUID"): header
-            for header in self.search_series()
-            if text(header, "Modality") not in NO_IMAGE
-        }
         scans: list[Scan] = []
-        for uid, header in series.items():
+        for uid, series in self.search_series().items():
+            if _value_of(series, _MODALITY) in NO_IMAGE:
+                continue
             try:
-                found = _scans_of_series(self, header, folder)
+                found = _scans_of_series(self, series, folder)
             except ReadError as error:
                 scan = Scan(CaseFiles(uid, (), group=uid), uid)
                 scans.append(scan.add_finding(UNREADABLE, str(error)))
@@ -201,20 +228,32 @@ class DicomWeb:
         """Fetch images of a series into files, each of which is named `<SOP Instance UID>.dcm`.
 
         Raises:
-            ResourceError: The server cannot be reached, or does not send all of these images.
+            ResourceError: The server cannot be reached, or does not send all of these images, of
+                this study, series and patient.
             OutputError: A file cannot be written.
         """
         missing = {file.stem: file for file in files}
-        with self._requests(f"series {series_uid} cannot be fetched"):
+        asked = {
+            "StudyInstanceUID": study_uid,
+            "SeriesInstanceUID": series_uid,
+            "PatientID": self._patients.get(series_uid),
+        }
+        most = _MAX_SLICE_BYTES if len(files) > 1 else _MAX_FILE_BYTES
+        with self._requests(f"series {series_uid} cannot be fetched", most):
             for image in self._retrieve(study_uid, series_uid, list(missing)):
-                file = missing.pop(str(image.SOPInstanceUID), None)
+                self._n_bytes = 0  # those of the next image
+                asked["PatientID"] = asked["PatientID"] or text(image, "PatientID")
+                if any(text(image, name) != value for name, value in asked.items()):
+                    continue
+                file = missing.pop(text(image, "SOPInstanceUID"), None)
                 if file is not None:
                     with atomic_path(file) as temporary:
                         image.save_as(temporary)
         if missing:
             raise ResourceError(
                 f"{self.address}: the server did not send {len(missing)} of "
-                f"{count(len(files), 'image')} of series {series_uid}. Run the command again."
+                f"{count(len(files), 'image')} of series {series_uid}, or not those of its study "
+                "and patient. Run the command again."
             )
 
     def _retrieve(
@@ -231,23 +270,33 @@ class DicomWeb:
     def store(self, files: Sequence[Path]) -> list[str]:
         """Store DICOM files in one request and return their SOP Instance UIDs.
 
+        A file is stored if the answer lists it, or if a search finds it afterwards.
+
         Raises:
-            ResourceError: The server cannot be reached or refuses the request.
+            ResourceError: The server cannot be reached, refuses the request, redirects it to
+                another host, or cannot be searched.
             OutputError: The server does not store one of them.
             ReadError: A file is missing or damaged.
         """
         datasets = [read_header(file, pixels=True) for file in files]
-        with self._requests("the results cannot be stored"):
+        uids = [str(dataset.SOPInstanceUID) for dataset in datasets]
+        with self._requests("the results cannot be stored, or not be found afterwards"):
             answer = self._client.store_instances(datasets)
-        if answer.get("FailedSOPSequence"):
+            items = answer.get("ReferencedSOPSequence") or ()
+            stored = {text(item, "ReferencedSOPInstanceUID") for item in items}
+            if not stored.issuperset(uids):
+                study_uid = datasets[0].StudyInstanceUID  # results of a scan have the same study
+                search = partial(self._client.search_for_instances, study_uid)
+                stored.update(self._search(search, _INSTANCE))
+        if answer.get("FailedSOPSequence") or not stored.issuperset(uids):
             raise OutputError(
                 f"{self.address}: the server did not store all results. Its log may have the "
                 "reason."
             )
-        return [str(dataset.SOPInstanceUID) for dataset in datasets]
+        return uids
 
     @contextmanager
-    def _requests(self, failure: str) -> Iterator[None]:
+    def _requests(self, failure: str, most_bytes: int = _MAX_JSON_BYTES) -> Iterator[None]:
         """Convert errors of requests into `ResourceError`, so that the next run tries again.
 
         After an error, the next request is made only once. After a request without error, later
@@ -255,7 +304,10 @@ class DicomWeb:
 
         Args:
             failure: The request that failed, for the message.
+            most_bytes: The largest size of an answer, or of an image in it.
         """
+        self._most_bytes = most_bytes
+        self._deadline = monotonic() + _TOTAL_SECONDS
         try:
             yield
         except (LesionsegError, MemoryError):
@@ -265,12 +317,50 @@ class DicomWeb:
             raise ResourceError(f"{self.address}: {failure}: {_explain(error)}") from error
         self._client.set_http_retry_params(max_attempts=_ATTEMPTS)
 
+    def _check_answer(self, answer: "Response", **_: object) -> None:
+        """Limit the body of an answer. requests calls this before it reads or redirects.
 
-def _make_client(shown: str, url: str) -> "DICOMwebClient":
+        Raises:
+            ResourceError: The server redirects results to another host.
+        """
+        from requests.sessions import SessionRedirectMixin
+
+        if answer.is_redirect and answer.request.method == "POST":
+            url = urljoin(answer.url, answer.headers["Location"])
+            # requests removes a password in the same cases
+            if SessionRedirectMixin().should_strip_auth(answer.url, url):
+                answer.close()
+                raise ResourceError(
+                    f"{self.address}: the server redirects to another host, {url!r}. Results "
+                    "contain patient data, so they were not sent there. Check the address."
+                )
+        self._n_bytes = 0
+        answer.raw.stream = partial(self._read_body, answer.raw)
+
+    def _read_body(self, raw: Any, n_bytes: int, decode_content: bool) -> Iterator[bytes]:
+        """Yield the blocks of a body as they arrive, each of at most `n_bytes`.
+
+        Raises:
+            ResourceError: The body is too large or takes too long.
+        """
+        while block := raw.read1(n_bytes, decode_content):
+            self._n_bytes += len(block)
+            if self._n_bytes > self._most_bytes or monotonic() > self._deadline:
+                raw.close()
+                raise ResourceError(
+                    f"{self.address}: the server sent more than {self._most_bytes >> 20} MiB, or "
+                    f"needed more than {_TOTAL_SECONDS:g} s. Its log may have the reason."
+                )
+            yield block
+
+
+def _make_client(
+    shown: str, url: str, check_answer: "Callable[[Response], None]"
+) -> "DICOMwebClient":
     """Return a client with the token, or user and password, of the environment.
 
     Without them, requests reads the netrc file. The logs of the packages are switched off. `shown`
-    is the setting, for messages.
+    is the setting, for messages. `check_answer` is called for each answer.
 
     Raises:
         ConfigError: The package dicomweb-client is not installed.
@@ -282,7 +372,8 @@ def _make_client(shown: str, url: str) -> "DICOMwebClient":
         raise ConfigError(
             f"{shown}: the package {error.name} is not installed. Run {pip_install('pacs')}."
         ) from error
-    for name in ("dicomweb_client", "pydicom"):  # their messages may quote patient data
+    # their messages may quote patient data
+    for name in ("dicomweb_client", "pydicom", "retrying", "urllib3"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     session = session_utils.create_session()
     token, user, password = map(os.environ.get, (TOKEN, USER, PASSWORD))
@@ -290,7 +381,13 @@ def _make_client(shown: str, url: str) -> "DICOMwebClient":
         session.auth = partial(_add_token, token)
     elif user and password:
         session.auth = (user, password)
-    client = DICOMwebClient(url, session=session, permissive_uid=True, timeout=_TIMEOUT_SECONDS)
+    client = DICOMwebClient(
+        url,
+        session=session,
+        callback=check_answer,
+        permissive_uid=True,
+        timeout=_TIMEOUT_SECONDS,
+    )
     client.set_http_retry_params(max_attempts=_ATTEMPTS)
     return client
 
@@ -329,7 +426,24 @@ def _explain(error: Exception) -> str:
         )
     if isinstance(error, exceptions.ConnectionError | exceptions.Timeout):
         return "the server cannot be reached. Check host, port and network."
-    return f"{error!r}. The log of the server may have the reason."
+    # the body that is no JSON, or the name of its media type
+    if "html" in getattr(error, "doc", str(error))[:1000].lower():
+        return (
+            f"the answer is an HTML page, such as a login page. Check the address. {_CREDENTIALS}"
+        )
+    return (
+        "the answer is damaged, or not one of DICOMweb. Check the path of the address. The log of "
+        "the server may have the reason."
+    )
+
+
+def _value_of(item: Mapping[str, Any], tag: str) -> str:
+    """Return the first value of an element of an answer as text, or "" if it has none."""
+    element = item.get(tag)
+    try:
+        return str(element["Value"][0]).strip()
+    except (KeyError, IndexError, TypeError):
+        return ""
 
 
 def _to_header(item: Mapping[str, Any]) -> Header:
@@ -388,14 +502,14 @@ class RemoteScan(Scan):
             files[0].parent.rmdir()
 
 
-def _scans_of_series(service: DicomWeb, series: Header, folder: Path) -> list[Scan]:
+def _scans_of_series(service: DicomWeb, series: Mapping[str, Any], folder: Path) -> list[Scan]:
     """Return the scans of a series: each radiograph, and the other images together.
 
     Raises:
         ResourceError: The server cannot be searched.
     """
-    place = folder / text(series, "SeriesInstanceUID")
     headers_of_scans: dict[str, dict[Path, Header]] = defaultdict(dict)
+    place = folder / _value_of(series, _SERIES)
     for header in service.search_instances(series):
         uid = text(header, "SOPInstanceUID")
         headers_of_scans[uid if is_radiograph(header) else ""][place / f"{uid}.dcm"] = header

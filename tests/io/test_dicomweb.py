@@ -1,13 +1,145 @@
-"""Addresses of DICOMweb servers. `tests/flow/test_pacs.py` runs the commands with a real server."""
+"""DICOMweb: addresses, and wrong answers of a server in a thread.
 
+`tests/flow/test_pacs.py` runs the commands with a real server.
+"""
+
+import gc
+import json
+import logging
+import warnings
+from http.server import BaseHTTPRequestHandler
+from itertools import count, repeat
+from urllib.parse import parse_qs, urlsplit
+
+import numpy as np
 import pytest
 
 from lesionseg.config import PredictConfig
-from lesionseg.errors import ConfigError
+from lesionseg.errors import ConfigError, DatasetError, LesionsegError, OutputError, ResourceError
 from lesionseg.io import dicomweb
 from lesionseg.io.dicomweb import DicomWeb
+from tests.io.dicom_files import CT, write_dicom_file
+from tests.io.hub_store import running_server
+
+# dicomweb-client does not close an answer of another type
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 
 UID = "1.2.840.1"
+STUDY = "1.2.3"
+SERIES = "1.2.3.4"
+IMAGES = [f"1.2.3.4.{number}" for number in range(3)]
+JSON = "application/dicom+json"
+PARTS = 'multipart/related; type="application/dicom"; boundary=part'
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Answer by `answer(path, query)` of the server, or by `store(body)`. Both return a tuple.
+
+    The tuple contains the body (bytes, blocks of bytes that are sent in chunks, or an object that
+    is sent as JSON), the content type, the status and further headers. All but the body may lack.
+    """
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        self.server.requests.append(self.path)
+        parts = urlsplit(self.path)
+        query = {key: values[0] for key, values in parse_qs(parts.query).items()}
+        self.send(*self.server.answer(parts.path, query))
+
+    def do_POST(self):
+        self.server.requests.append(self.path)
+        self.send(*self.server.store(self.rfile.read(int(self.headers["Content-Length"]))))
+
+    def send(self, body, kind=JSON, status=200, headers=()):
+        if isinstance(body, list | dict | None):
+            body = json.dumps(body).encode()
+        is_whole = isinstance(body, bytes)
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        for name, value in dict(headers).items():
+            self.send_header(name, value)
+        if is_whole:
+            self.send_header("Content-Length", str(len(body)))
+        else:
+            self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        try:
+            for block in [] if is_whole else body:
+                self.wfile.write(b"%x\r\n%s\r\n" % (len(block), block))
+            self.wfile.write(body if is_whole else b"0\r\n\r\n")
+        except OSError:  # the client has left
+            self.close_connection = True
+
+    def log_message(self, *_):
+        """Print nothing."""
+
+
+@pytest.fixture
+def pacs(monkeypatch):
+    """Run a server without series. The client does not repeat a failed request."""
+    pytest.importorskip("dicomweb_client")
+    monkeypatch.setattr(dicomweb, "_ATTEMPTS", 1)
+    with running_server(Handler) as server:
+        server.answer = lambda path, query: ([],)
+        server.handle_error = lambda *_: None  # the client has left
+        server.clients = []
+        yield server
+        for client in server.clients:
+            client._client._session.close()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def collect():
+    """Free unclosed answers before the tests of another module, which warnings fail."""
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        gc.collect()
+
+
+def client_of(server):
+    client = DicomWeb("input", f"dicomweb+http://{server.url.removeprefix('http://')}/rs")
+    server.clients.append(client)
+    return client
+
+
+def ask(server, level, folder):
+    """Search for series or images, or fetch images."""
+    match level:
+        case "series":
+            client_of(server).search_series()
+        case "instances":
+            client_of(server).search_instances(item())
+        case "image":
+            fetch(server, folder)
+
+
+def item(series=SERIES, image=None, study=STUDY, **values):
+    """Return what a server states of a series or an image."""
+    uids = {"0020000D": study, "0020000E": series, "00080018": image}
+    elements = {tag: {"vr": "UI", "Value": [uid]} for tag, uid in uids.items() if uid}
+    return {**elements, "00080060": {"vr": "CS", "Value": ["MR"]}, **values}
+
+
+def image_bytes(tmp_path, uid, **elements):
+    """Return a DICOM file with one pixel row."""
+    elements = {"StudyInstanceUID": STUDY, "SeriesInstanceUID": SERIES} | elements
+    pixels = np.zeros((1, 8), np.int16)
+    path = tmp_path / "made" / f"{uid}.dcm"
+    elements = {"SOPInstanceUID": uid, "PatientID": "P1", **elements}
+    return write_dicom_file(path, pixels, CT, **elements).read_bytes()
+
+
+def as_parts(images):
+    head = b"\r\n--part\r\nContent-Type: application/dicom\r\n\r\n"
+    return b"".join(head + image for image in images) + b"\r\n--part--\r\n"
+
+
+def fetch(server, folder, images=IMAGES, client=None):
+    files = [folder / f"{uid}.dcm" for uid in images]
+    (client or client_of(server)).fetch(STUDY, SERIES, files)
+    return files
 
 
 @pytest.mark.parametrize(
@@ -109,3 +241,285 @@ def test_connection_without_encryption_gives_a_warning(address, is_warned, caplo
     pytest.importorskip("dicomweb_client")
     DicomWeb("input", address)
     assert ("encrypted" in caplog.text) == is_warned
+
+
+def pages(items, size, ignores_offset=False, overlap=0):
+    """Return a search that answers with `size` objects. Later pages begin `overlap` earlier."""
+
+    def answer(path, query):
+        start = 0 if ignores_offset else max(0, int(query.get("offset", 0)) - overlap)
+        return (items[start : start + size],)
+
+    return answer
+
+
+SERIES_ITEMS = [item(f"1.2.3.{number}") for number in range(5)]
+IMAGE_ITEMS = [item(image=f"1.2.3.4.{number}") for number in range(5)]
+
+
+@pytest.mark.parametrize("level", ["series", "instances"])
+@pytest.mark.parametrize(
+    ("settings", "n_found"),
+    [
+        ({"size": 100}, 5),
+        ({"size": 2}, 5),
+        ({"size": 2, "overlap": 1}, 5),
+        ({"size": 100, "ignores_offset": True}, 5),
+        ({"size": 2, "ignores_offset": True}, 2),
+    ],
+)
+def test_search_ends_when_a_page_has_nothing_new(pacs, level, settings, n_found):
+    items = SERIES_ITEMS if level == "series" else IMAGE_ITEMS
+    pacs.answer = pages(items, **settings)
+    client = client_of(pacs)
+    found = client.search_series() if level == "series" else client.search_instances(item())
+    assert len(found) == n_found
+    assert len(pacs.requests) <= 5
+
+
+def test_series_that_two_pages_repeat_is_found_once(pacs, tmp_path):
+    items = [*SERIES_ITEMS[:2], *SERIES_ITEMS[:1], *SERIES_ITEMS[2:]]
+    pacs.answer = pages(items, 3)
+    assert [*client_of(pacs).search_series()] == [f"1.2.3.{number}" for number in range(5)]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"00200011": {"vr": "IS", "Value": ["A1"]}},
+        {"0008103E": 7},
+        {"0020000D": {"vr": "UI", "Value": ["../x"]}},
+        {"0020000D": {"vr": "UI"}},
+    ],
+)
+def test_series_with_a_damaged_value_fails_alone(pacs, tmp_path, value):
+    bad = item("1.2.3.9", **value)
+
+    def answer(path, query):
+        if int(query["offset"]):
+            return ([],)
+        return ([item(), bad],) if path.endswith("/series") else ([item(image=IMAGES[0])],)
+
+    pacs.answer = answer
+    scans = client_of(pacs).find_scans(tmp_path, lambda scan: "").scans
+    failed = {scan.case: scan.findings for scan in scans if scan.findings}
+    assert [*failed] == ["1.2.3.9"]
+    assert {scan.path for scan in scans} - {*failed} == {f"{SERIES}/{IMAGES[0]}.dcm"}
+    assert "Error(" not in str(failed)
+    assert "literal" not in str(failed)
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "words"),
+    [
+        (b"<html>log in</html>", JSON, "HTML page"),
+        (b"\n <!DOCTYPE html><html>log in</html>", "text/html; charset=utf-8", "HTML page"),
+        (None, JSON, "not one of DICOMweb"),
+        ([[1, 2], 3, "x"], JSON, "not one of DICOMweb"),
+        (b"{", JSON, "not one of DICOMweb"),
+        (b"[" * 100_000, JSON, "not one of DICOMweb"),
+        (b"[" + b"9" * 5000 + b"]", JSON, "not one of DICOMweb"),
+    ],
+)
+@pytest.mark.parametrize("level", ["series", "instances", "image"])
+def test_other_answer_is_described_without_python(pacs, tmp_path, level, body, kind, words):
+    pacs.answer = lambda path, query: (body, kind)
+    with pytest.raises(ResourceError) as error:
+        ask(pacs, level, tmp_path)
+    if level != "image" or kind != JSON:
+        assert words in str(error.value)
+    assert "Error(" not in str(error.value)
+
+
+@pytest.mark.parametrize("n_images", [1, 3])
+@pytest.mark.parametrize(
+    "other",
+    [{"StudyInstanceUID": "1.2.9"}, {"SeriesInstanceUID": "1.2.9"}, {"PatientID": "P2"}],
+)
+def test_image_of_another_study_series_or_patient_is_refused(pacs, tmp_path, other, n_images):
+    uids = IMAGES[:n_images]
+    sent = [image_bytes(tmp_path, uid) for uid in uids]
+    stated = item(**{"00100020": {"vr": "LO", "Value": ["P1"]}})
+
+    def answer(path, query):
+        if path.endswith("/instances"):
+            return ([item(image=uid) for uid in uids],)
+        return as_parts(sent), PARTS
+
+    pacs.answer = answer
+    client = client_of(pacs)
+    client.search_instances(stated)
+    assert all(file.is_file() for file in fetch(pacs, tmp_path / "right", uids, client))
+    sent[-1] = image_bytes(tmp_path, uids[-1], **other)
+    with pytest.raises(ResourceError, match=f"1 of {n_images} image"):
+        fetch(pacs, tmp_path / "wrong", uids, client)
+    assert not (tmp_path / "wrong" / f"{uids[-1]}.dcm").exists()
+
+
+def test_patient_that_the_search_does_not_state_is_the_same_in_all_images(pacs, tmp_path):
+    patients = ["P1", "P1", "P2"]
+    sent = [
+        image_bytes(tmp_path, uid, PatientID=patient)
+        for uid, patient in zip(IMAGES, patients, strict=True)
+    ]
+    pacs.answer = lambda path, query: (as_parts(sent), PARTS)
+    with pytest.raises(ResourceError, match="1 of 3 images"):
+        fetch(pacs, tmp_path)
+
+
+def test_missing_image_is_an_error_and_a_double_or_further_one_is_not(pacs, tmp_path):
+    sent = [image_bytes(tmp_path, uid) for uid in [*IMAGES, IMAGES[0], "1.2.3.4.9"]]
+    pacs.answer = lambda path, query: (as_parts(sent), PARTS)
+    assert len([file for file in fetch(pacs, tmp_path / "a") if file.is_file()]) == 3
+    del sent[1]
+    with pytest.raises(ResourceError, match="1 of 3 images"):
+        fetch(pacs, tmp_path / "b")
+
+
+@pytest.mark.parametrize("kind", [PARTS.replace("; boundary=part", ""), "multipart/related"])
+def test_answer_without_boundary_is_an_error(pacs, tmp_path, kind, capfd):
+    sent = [image_bytes(tmp_path, uid) for uid in IMAGES]
+    pacs.answer = lambda path, query: (as_parts(sent), kind)
+    with pytest.raises(ResourceError, match="not one of DICOMweb"):
+        fetch(pacs, tmp_path)
+    assert capfd.readouterr() == ("", "")
+    assert not logging.getLogger("urllib3.connection").isEnabledFor(logging.ERROR)
+
+
+@pytest.mark.parametrize("n_images", [1, 3])
+def test_body_without_an_end_is_cut_at_the_limit(pacs, tmp_path, monkeypatch, n_images):
+    sent = [image_bytes(tmp_path, uid) for uid in IMAGES[:n_images]]
+    most = len(as_parts(sent[:1])) + 100
+    monkeypatch.setattr(dicomweb, "_MAX_SLICE_BYTES", most)
+    monkeypatch.setattr(dicomweb, "_MAX_FILE_BYTES", most)
+
+    def flood():
+        yield as_parts(sent)[:200]
+        while True:
+            yield bytes(2**16)
+
+    pacs.answer = lambda path, query: (flood(), PARTS)
+    with pytest.raises(ResourceError, match="sent more than"):
+        fetch(pacs, tmp_path, IMAGES[:n_images])
+
+
+def test_limit_of_a_body_concerns_one_image_and_not_their_sum(pacs, tmp_path, monkeypatch):
+    sent = [image_bytes(tmp_path, uid) for uid in IMAGES]
+    monkeypatch.setattr(dicomweb, "_MAX_SLICE_BYTES", int(2.5 * len(sent[0])))
+    pacs.answer = lambda path, query: (
+        (as_parts([image])[: -len("\r\n--part--\r\n")] for image in sent),
+        PARTS,
+    )
+    assert all(file.is_file() for file in fetch(pacs, tmp_path))
+
+
+def test_answer_of_a_search_has_a_limit(pacs):
+    pacs.answer = lambda path, query: (repeat(b" " * 2**20),)
+    with pytest.raises(ResourceError, match="sent more than"):
+        ask(pacs, "series", None)
+
+
+@pytest.mark.parametrize("level", ["series", "instances", "image"])
+def test_answer_that_drips_ends_at_the_total_time(pacs, tmp_path, monkeypatch, level):
+    times = count(step=60.0)  # each block arrives a minute after the last one
+    monkeypatch.setattr(dicomweb, "monotonic", lambda: next(times))
+
+    pacs.answer = lambda path, query: (repeat(b" "), PARTS if level == "image" else JSON)
+    with pytest.raises(ResourceError, match="1800 s"):
+        ask(pacs, level, tmp_path)
+
+
+def test_search_without_an_end_ends_at_the_total_time(pacs, monkeypatch):
+    times = count(step=60.0)
+    monkeypatch.setattr(dicomweb, "monotonic", lambda: next(times))
+    pacs.answer = lambda path, query: ([item(f"1.2.{query['offset']}")],)
+    with pytest.raises(ResourceError, match="1800 s"):
+        client_of(pacs).search_series()
+
+
+def stored(*uids, failed=()):
+    """Return the answer to a request that stores these files."""
+
+    def sequence(values):
+        items = [{"00081155": {"vr": "UI", "Value": [uid]}} for uid in values]
+        return {"vr": "SQ", "Value": items}
+
+    answer = {"00081199": sequence(uids)} if uids else {}
+    return answer | ({"00081198": sequence(failed)} if failed else {})
+
+
+@pytest.mark.parametrize(
+    ("answer", "in_pacs", "is_sent"),
+    [
+        ((stored(*IMAGES[:2]),), (), True),
+        ((stored(*IMAGES[:2]), JSON, 202), (), True),
+        ((stored(*IMAGES),), (), True),
+        ((b"",), IMAGES, True),
+        (({},), IMAGES[:2], True),
+        ((stored(IMAGES[0]),), IMAGES[1:2], True),
+        ((stored(*IMAGES[:2]), f"{JSON}; charset=utf-8"), IMAGES, True),
+        ((b"",), (), False),
+        (({},), IMAGES[:1], False),
+        ((stored("1.2.9", "1.2.8"),), (), False),
+        ((stored(IMAGES[0]), JSON, 202), (), False),
+        ((stored(IMAGES[0], failed=IMAGES[1:2]), JSON, 202), (), False),
+        ((stored(failed=IMAGES[:2]), JSON, 409), (), False),
+        ((b"<html>welcome</html>", "text/html"), (), False),
+        ((b"<html>welcome</html>",), (), False),
+        ((None,), (), False),
+    ],
+)
+def test_results_are_sent_if_the_server_lists_or_finds_them(
+    pacs, tmp_path, answer, in_pacs, is_sent
+):
+    files = []
+    for uid in IMAGES[:2]:
+        image_bytes(tmp_path, uid)
+        files.append(tmp_path / "made" / f"{uid}.dcm")
+    pacs.store = lambda body: answer
+    pacs.answer = pages([item(image=uid) for uid in in_pacs], 10)
+    if is_sent:
+        assert client_of(pacs).store(files) == IMAGES[:2]
+        return
+    with pytest.raises((OutputError, ResourceError)) as error:
+        client_of(pacs).store(files)
+    assert "Error(" not in str(error.value)
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_results_are_not_redirected_to_another_host(pacs, tmp_path, status):
+    image_bytes(tmp_path, IMAGES[0])
+    files = [tmp_path / "made" / f"{IMAGES[0]}.dcm"]
+    with running_server(Handler) as other:
+        other.store = lambda body: (stored(IMAGES[0]),)
+        for host in (other.url, other.url.replace("127.0.0.1", "localhost")):
+            location = {"Location": f"{host}/rs/studies"}
+            pacs.store = lambda body: (b"", JSON, status, location)  # noqa: B023
+            with pytest.raises(ResourceError, match="another host"):
+                client_of(pacs).store(files)
+        assert not other.requests
+
+
+@pytest.mark.parametrize("status", [307, 308])
+def test_results_are_redirected_within_the_host(pacs, tmp_path, status):
+    image_bytes(tmp_path, IMAGES[0])
+    bodies = []
+
+    def store(body):
+        bodies.append(body)
+        if len(bodies) == 1:
+            return b"", JSON, status, {"Location": "/other/studies"}
+        return (stored(IMAGES[0]),)
+
+    pacs.store = store
+    assert client_of(pacs).store([tmp_path / "made" / f"{IMAGES[0]}.dcm"]) == IMAGES[:1]
+    assert pacs.requests == ["/rs/studies", "/other/studies"]
+    assert bodies[0] == bodies[1] != b""
+
+
+def test_page_without_series_is_not_an_empty_search(pacs, tmp_path):
+    with pytest.raises(DatasetError, match="no series"):
+        client_of(pacs).find_scans(tmp_path, lambda scan: "")
+    pacs.answer = lambda path, query: (None,)
+    with pytest.raises(LesionsegError, match="not one of DICOMweb"):
+        client_of(pacs).find_scans(tmp_path, lambda scan: "")
