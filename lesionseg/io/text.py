@@ -19,6 +19,9 @@ _MAX_TEXT_BYTES = 2**30
 _MAX_YAML_BYTES = 2**17  # the parser needs seconds for more
 _MAX_YAML_BRACKETS = 200  # the time of the parser is quadratic in their depth
 
+# of terminals and of the direction of text, and line breaks
+_CONTROLS = re.compile(r"[\0-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069]")
+
 # The beginning of a formula in spreadsheets (OWASP, CSV injection). Leading apostrophes count too,
 # so that text which begins with one in the data survives writing and reading.
 _FORMULA = re.compile(r"'*[=+\-@]")
@@ -336,12 +339,13 @@ def plain_text(cell: str) -> str:
 
 
 def printable_text(text: str) -> str:
-    r"""Return a text that contains file names in a form that can be written as UTF-8.
+    r"""Return a text that contains file names in a form that can be written and shown.
 
-    Bytes of a name that are not UTF-8 become `\udc…`.
+    Bytes of a name that are not UTF-8 become `\udc…`, and control characters `\x…` or `\u…`.
 
     >>> import os
     >>> print(printable_text(os.fsdecode(b"M\xfcller")), printable_text("Müller"))
     M\udcfcller Müller
     """
-    return text.encode("utf-8", "backslashreplace").decode()
+    shown = text.encode("utf-8", "backslashreplace").decode()
+    return _CONTROLS.sub(lambda match: repr(match[0])[1:-1], shown)

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from dataclasses import replace
 from errno import EACCES
 from pathlib import Path
 
@@ -349,3 +350,16 @@ def test_model_of_volumes_finds_stacks_but_no_pictures(tmp_path):
     (left_out,) = found.left_out
     assert left_out.message.startswith("Left out: 2 ×")
     assert "pictures, while this model reads volumes" in left_out.message
+
+
+@pytest.mark.parametrize("control", ["\x1b[31m", "\n", "\x9b", "\u202e"])
+@pytest.mark.parametrize("group", ["", "patient "])
+def test_row_of_a_scan_has_no_control_characters(tmp_path, control, group):
+    _touch(tmp_path, f"a{control}b.nii.gz")
+    (scan,) = find_scans(tmp_path, 1).scans
+    if group:
+        scan = replace(scan, files=replace(scan.files, group=group + control))
+    row = scan.row("")
+    for cell in (row.case, row.group, row.path):
+        assert control not in cell
+    assert row.group.startswith(group or "a")
