@@ -33,6 +33,7 @@ from lesionseg.inference.nnunet.model import nnunet_plan, read_nnunet_model
 from lesionseg.io.bundle_folder import BundleFiles
 from lesionseg.io.files import digest_of
 from lesionseg.io.model_address import find_model
+from lesionseg.io.model_files import read_model_text
 from lesionseg.io.nnunet_model import NnunetModelFiles
 from lesionseg.models.build import TRUSTED, NetworkFactory, build_with_weights, require_finite
 from lesionseg.plan.plan import Plan
@@ -216,7 +217,7 @@ def bundle_plan(bundle: str | PathLike[str]) -> Plan:
     files = find_model(bundle)
     if isinstance(files, NnunetModelFiles):
         return nnunet_plan(files)
-    return Plan.from_json(files.plan.read_text("utf-8", "replace"), files.plan)
+    return Plan.from_json(read_model_text(files.plan), files.plan)
 
 
 def bundle_selection(bundle: str | PathLike[str]) -> Selection:
@@ -232,7 +233,7 @@ def bundle_selection(bundle: str | PathLike[str]) -> Selection:
     path = files.plan if plan.schema_version == 1 else files.selection
     if not path.is_file():
         raise BundleError(f"{files.folder}: no {path.name}. Copy the bundle again.")
-    return Selection.from_json(path.read_text("utf-8", "replace"), path)
+    return Selection.from_json(read_model_text(path), path)
 
 
 def read_own_bundle(bundle: Path, network: Mapping[str, Any]) -> Bundle:
@@ -282,15 +283,16 @@ def _read_network(
     path: Path, plan: Plan, architectures: Mapping[str, NetworkFactory] | None
 ) -> nn.Module:
     """Read one network. Raise `BundleError` if its weights are damaged or do not fit."""
-    tensors = _read_tensors(path)
-    require_finite(tensors, path)
+    tensors = _read_tensors(path)  # mapped: their values are read when they are used
     try:
-        return build_with_weights(plan, tensors, architectures=architectures)
+        network = build_with_weights(plan, tensors, architectures=architectures)
     except RuntimeError as error:
         raise BundleError(
             f"{path}: the weights do not fit the plan's network. Use weights and plan of the same "
             f"training run. {error}"
         ) from error
+    require_finite(tensors, path)
+    return network
 
 
 def _read_tensors(path: Path) -> dict[str, torch.Tensor]:

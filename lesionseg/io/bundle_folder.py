@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from lesionseg.config import has_config
 from lesionseg.errors import BundleError, count, join_names
 from lesionseg.io.files import atomic_path, cache_folder, digest_of
-from lesionseg.io.model_files import ModelFiles, find_archive, list_archive
+from lesionseg.io.model_files import ModelFiles, find_archive, list_archive, read_model_text
 
 WEIGHTS = "weights.safetensors"
 _PLAN = "plan.json"
@@ -59,7 +59,7 @@ class BundleFiles:
         The sections Input, Output and Decisions are left out, because they repeat the plan and the
         selection. The result is empty if the bundle has no card.
         """
-        card = self.card.read_text("utf-8", "replace") if self.card.is_file() else ""
+        card = read_model_text(self.card) if self.card.is_file() else ""
         other_sections = _REPEATED.sub("", card)
         return dict(re.findall(r"^(?:- )?([\w ]+): +(\S.*)$", other_sections, re.MULTILINE))
 
@@ -108,7 +108,8 @@ def _unpack(archive: Path, path: Path) -> Path:
             unpacked, because folders below the bundle of a run may contain those of single folds.
 
     Raises:
-        BundleError: There is no bundle, or there are several in folders of equal depth.
+        BundleError: There is no bundle, there are several in folders of equal depth, or a file that
+            was unpacked before has changed.
     """
     names = [PurePosixPath(name) for name in list_archive(archive)]
     inner = path.relative_to(archive)
@@ -125,11 +126,18 @@ def _unpack(archive: Path, path: Path) -> Path:
             "of one model in the zip."
         )
     files = ModelFiles(archive / found[0], archive)
-    # each zip and each folder in it has its own target, so an existing file is the right one
+    # each zip and each folder in it has its own target
     target = cache_folder() / MODELS / digest_of(archive) / digest_of(str(found[0]))[:16]
     for name in names:
         file = target / name.name
-        if name.parent == found[0] and name.suffix in _SUFFIXES and not file.is_file():
+        if name.parent != found[0] or name.suffix not in _SUFFIXES:
+            continue
+        content = files.read_bytes(name.name)
+        if not file.is_file():
             with atomic_path(file) as new:
-                new.write_bytes(files.read_bytes(name.name))
+                new.write_bytes(content)
+        elif digest_of(file) != digest_of(content):
+            raise BundleError(
+                f"{file}: this copy of a file in {archive} was changed or damaged. Delete it."
+            )
     return target

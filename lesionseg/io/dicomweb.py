@@ -439,7 +439,7 @@ def _explain(error: Exception) -> str:
 
 def _value_of(item: Mapping[str, Any], tag: str) -> str:
     """Return the first value of an element of an answer as text, or "" if it has none."""
-    element = item.get(tag)
+    element: Any = item.get(tag)
     try:
         return str(element["Value"][0]).strip()
     except (KeyError, IndexError, TypeError):

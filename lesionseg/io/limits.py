@@ -76,9 +76,12 @@ def limit_voxels(most: int, advice: str) -> None:
         set_limits(replace(_limits, max_voxels=most, advice=advice))
 
 
-def largest_content(n_compressed: int) -> int:
-    """Return the largest number of bytes that so many bytes of deflate can contain."""
-    return n_compressed * _MAX_COMPRESSION + _ALWAYS_ALLOWED_BYTES
+def largest_content(n_compressed: int, ratio: int = _MAX_COMPRESSION) -> int:
+    """Return the largest number of bytes that so many bytes of deflate can contain.
+
+    `ratio` is the largest ratio for this content.
+    """
+    return n_compressed * ratio + _ALWAYS_ALLOWED_BYTES
 
 
 def check_size(path: Path, n_bytes: int, *, compressed: bool = True) -> None:

@@ -81,8 +81,8 @@ def local_model(place: str | PathLike[str]) -> Path:
     file = _fetch_from_hub(url) if is_of_hub else _fetch_from_web(url, sha256)
     if sha256 is not None and not (file.is_file() and digest_of(file) == sha256):
         raise BundleError(
-            f"{text}: {file} is not a file of this SHA-256: it was replaced or damaged, or it is a "
-            "folder. Delete a damaged copy; pin a folder by its commit, hf://user/model@COMMIT."
+            f"{text}: {file} is not a file of this SHA-256. Check the digest. If it is right, the "
+            "file is damaged: delete it. Pin a folder by its commit, hf://user/model@COMMIT."
         )
     path = file / (address["inner"] or "")
     try:
@@ -203,11 +203,12 @@ def _fetch_from_web(url: str, sha256: str | None) -> Path:
     """Download a file of a web server into the cache, if it is not there, and return its path.
 
     Without a pinned digest, the file is downloaded at each call, because it may have changed, and
-    the log states its digest. The caller checks the pinned digest.
+    the log states its digest. The caller checks the pinned digest of a file in the cache.
 
     Raises:
         ConfigError: The URL has another scheme, or its file could be replaced, see `_is_safe`.
         ReadError: The file cannot be downloaded.
+        BundleError: The downloaded file has another digest than the pinned one.
         OutputError: The cache cannot be written.
     """
     is_pinned = sha256 is not None
@@ -230,6 +231,11 @@ def _fetch_from_web(url: str, sha256: str | None) -> Path:
             except _WEB_ERRORS as error:  # the remaining errors are those of the disk
                 raise ReadError(f"{url}: {_explain_web_error(error)}") from error
             digest = digest_of(new)
+            if sha256 not in (None, digest):
+                raise BundleError(
+                    f"{url}: the server's file has the SHA-256 {digest}, not the pinned one. Check "
+                    "the address and the pinned digest."
+                )
             path = models / digest / name
             path.parent.mkdir(exist_ok=True)
             new.replace(path)
@@ -242,7 +248,8 @@ def _explain_web_error(error: Exception) -> str:
     """Return the reason of one of the `_WEB_ERRORS`, and the remedy. Close its connection."""
     if isinstance(error, HTTPError):
         error.close()  # it holds the connection
-        return f"the server answers with status {error.code} ({error.reason}). Check the address."
+        words = " ".join(str(error.reason).split())
+        return f"the server answers with status {error.code} ({words}). Check the address."
     if isinstance(error, OSError):
         cause = error.reason if isinstance(error, URLError) else error
         reason = getattr(cause, "strerror", None) or cause
@@ -265,10 +272,11 @@ def _download(url: str, path: Path, redirects: HTTPRedirectHandler) -> None:
         build_opener(redirects).open(request, timeout=_TIMEOUT_SECONDS) as answer,
         path.open("wb") as file,
     ):
-        # no more bytes than the server states are read
-        n_bytes = int(answer.headers["Content-Length"] or _MAX_BYTES)
+        n_bytes = answer.length  # None if the body is sent in chunks
+        if n_bytes is None:
+            raise ValueError("its size is not stated: download it yourself, and name that file")
         if n_bytes >= _MAX_BYTES:
-            raise ValueError("its size is not stated, or too large")
+            raise ValueError("it is too large")
         if n_bytes >= shutil.disk_usage(path.parent).free:
             raise OSError(ENOSPC, os.strerror(ENOSPC))
         shutil.copyfileobj(answer, file)

@@ -13,8 +13,9 @@ from typing import Any
 from lesionseg.errors import BundleError
 from lesionseg.io.limits import convert_read_errors, largest_content
 
-_MAX_BYTES = 2**33  # largest size of a checkpoint
-_MAX_JSON_BYTES = 2**26
+# largest size, and largest ratio of compression: most bits of weights are noise
+_WEIGHTS = (2**33, 50)
+_TEXT = (2**26, 1100)
 # of a damaged member; RuntimeError is that of an encrypted one or of an unknown compression
 _READ_ERRORS = (OSError, zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError)
 
@@ -35,20 +36,22 @@ class ModelFiles:
         """Return the path of one of the model's files, within the zip if there is one."""
         return str(self.root / name)
 
-    def read_bytes(self, name: str, most: int = _MAX_BYTES) -> bytes:
-        """Read one file of at most `most` bytes.
+    def read_bytes(self, name: str) -> bytes:
+        """Read one file: weights of at most 8 GiB, JSON or a model card of at most 64 MiB.
 
         Raise `BundleError` if it is missing, damaged, larger, or if its size in the zip is more
         than so many compressed bytes can contain.
         """
         path = self.root / name
+        most, ratio = _TEXT if path.suffix in (".json", ".md") else _WEIGHTS
         try:
             if self.archive is None:
                 _check_bytes(path, path.stat().st_size, most)
                 return path.read_bytes()
             with zipfile.ZipFile(self.archive) as archive:
                 info = archive.getinfo(path.relative_to(self.archive).as_posix())
-                _check_bytes(path, info.file_size, min(most, largest_content(info.compress_size)))
+                most = min(most, largest_content(info.compress_size, ratio))
+                _check_bytes(path, info.file_size, most)
                 return archive.read(info)
         except (KeyError, FileNotFoundError) as error:
             raise BundleError(f"{path}: this file is missing. Export the model again.") from error
@@ -58,7 +61,7 @@ class ModelFiles:
     def read_json(self, name: str) -> dict[str, Any]:
         """Read a JSON object of at most 64 MiB. Raise `BundleError` for anything else."""
         try:
-            content = json.loads(self.read_bytes(name, _MAX_JSON_BYTES).decode("utf-8-sig"))
+            content = json.loads(self.read_bytes(name).decode("utf-8-sig"))
             if isinstance(content, dict):
                 return content
             raise ValueError(f"it contains a {type(content).__name__}")
@@ -67,6 +70,11 @@ class ModelFiles:
                 f"{self.where(name)}: cannot be read as a JSON object: {error}. Export the model "
                 "again."
             ) from error
+
+
+def read_model_text(path: Path) -> str:
+    """Read a text of a bundle, with the limits of `ModelFiles`. Damaged characters are replaced."""
+    return ModelFiles(path.parent).read_bytes(path.name).decode("utf-8", "replace")
 
 
 def find_archive(path: Path) -> Path | None:

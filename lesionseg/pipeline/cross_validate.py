@@ -24,6 +24,7 @@ from lesionseg.evaluation.voxel_calibration import mean_calibration
 from lesionseg.inference.bundle import ensemble, read_own_bundle
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.files import locked_folder
+from lesionseg.io.model_files import read_model_text
 from lesionseg.io.predictions import find_predictions
 from lesionseg.io.text import write_json
 from lesionseg.pipeline.experiment import Experiment
@@ -85,7 +86,7 @@ def plan_of_first_begun(folds: Collection[Experiment]) -> Plan | None:
     paths += [fold.run / "plan.json" for fold in folds if has_config(fold.run)]
     for path in paths:
         if path.is_file():
-            return Plan.from_json(path.read_text("utf-8"), path)
+            return Plan.from_json(read_model_text(path), path)
     return None
 
 
@@ -94,7 +95,7 @@ def _check_plans_of_begun(folds: Collection[Experiment], plan: Plan) -> None:
     for fold in folds:
         path = fold.run / "plan.json"
         if has_config(fold.run) and path.is_file():
-            begun = Plan.from_json(path.read_text("utf-8"), path)
+            begun = Plan.from_json(read_model_text(path), path)
             _check_equal([plan, begun], ["the cross-validation", fold.run.name])
 
 

@@ -29,6 +29,7 @@ from lesionseg.inference.export_formats import (
 from lesionseg.io.bundle_folder import BundleFiles
 from lesionseg.io.files import atomic_path
 from lesionseg.io.model_address import find_model
+from lesionseg.io.model_files import read_model_text
 from lesionseg.io.text import write_json, write_text
 from lesionseg.models.build import NetworkFactory, allowed_architectures
 from lesionseg.pipeline.convert import BUNDLE, describe_points, write_own_bundle
@@ -150,7 +151,7 @@ def _export_monai(cfg: ExportConfig, bundle: Bundle, digest: str) -> ExportOutco
     files = find_model(cfg.bundle[0])
     text = ""
     if isinstance(files, BundleFiles) and files.card.is_file():  # it is no nnU-Net model
-        text = files.card.read_text("utf-8")
+        text = read_model_text(files.card)
     write_text(folder / README, monai_readme(plan, text))
     given = {"bundle_root": str(folder), "config_file": str(config), "dataset_dir": "SCANS"}
     # `python -m monai.bundle` would need another package, fire

@@ -24,6 +24,7 @@ from lesionseg.data.transforms import as_meta_tensor, check_transforms, try_on_t
 from lesionseg.errors import ConfigError
 from lesionseg.host_memory import physical_bytes
 from lesionseg.inference.bundle import bundle_plan
+from lesionseg.io.model_files import read_model_text
 from lesionseg.io.text import write_text
 from lesionseg.losses import make_loss
 from lesionseg.models.build import fast_dtype
@@ -194,7 +195,7 @@ def plan_run(experiment: Experiment, given: Plan | None = None, *, keeps_plan: b
     path = run / "plan.json"
     if keeps_plan and given is None and has_config(run) and path.is_file():
         log.info("Resuming: the run keeps its plan.")
-        given = Plan.from_json(path.read_text(encoding="utf-8"), path)
+        given = Plan.from_json(read_model_text(path), path)
     check_transforms(cfg)
     plan = given or _make_plan(experiment)
     # only a class that the user's own settings name is imported, not one that a file names

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from lesionseg.errors import LesionsegError
 from lesionseg.evaluation.scores import SCORES_FILE, Provenance, read_provenance
+from lesionseg.io.model_files import ModelFiles
 from lesionseg.io.text import read_json
 
 
@@ -33,7 +34,7 @@ def read_run(folder: Path) -> Provenance:
         if not (run / "bundle" / "plan.json").is_file():
             continue
         try:
-            plan = read_json(run / "bundle" / "plan.json")
+            plan = ModelFiles(run / "bundle").read_json("plan.json")
             model = str(plan["architecture"]["name"])
             why_model = str(plan.get("reasons", {}).get("model", ""))
             digest = bundle_digest(run / "bundle")

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from lesionseg.core import OperatingPoint, Selection
 from lesionseg.errors import BundleError, ConfigError, OutputError
 from lesionseg.inference.bundle import Bundle, bundle_digest, ensemble, read_bundle, write_bundle
-from lesionseg.io.bundle_folder import resolve_bundle
+from lesionseg.io.bundle_folder import BundleFiles, resolve_bundle
 from lesionseg.io.text import read_json
 from lesionseg.models.build import build_network
 from lesionseg.plan.plan import AnchorPlan, Plan
@@ -119,13 +119,37 @@ def test_error_names_the_tensors_that_do_not_fit(folder, plan):
     missing, odd, infinite = sorted(tensors)[:3]
     del tensors[missing]
     tensors |= {"unknown": torch.zeros(1), odd: torch.zeros(7, 7)}
+    # shapes are compared before the values are read
     tensors[infinite] = tensors[infinite] * float("nan")
-    for names in ((infinite,), (missing, odd, "unknown")):
+    for names in ((missing, odd, "unknown"), (infinite,)):
         save_file(tensors, folder / "weights.safetensors")
         with pytest.raises(BundleError) as caught:
             read_bundle(folder)
         assert all(name in str(caught.value) for name in names)
-        tensors[infinite] = build_network(plan).state_dict()[infinite]
+        tensors = build_network(plan).state_dict()
+        tensors[infinite] = tensors[infinite] * float("nan")
+
+
+def test_weights_of_another_network_are_not_read_into_memory(folder, monkeypatch):
+    header = json.dumps({"w": {"dtype": "U8", "shape": [2**30], "data_offsets": [0, 2**30]}})
+    with (folder / "weights.safetensors").open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header.encode())
+        file.truncate(8 + len(header) + 2**30)  # zeros that take no space on the disk
+
+    def read(*_):
+        raise AssertionError("the values are read")
+
+    monkeypatch.setattr("lesionseg.inference.bundle.require_finite", read)
+    with pytest.raises(BundleError, match="do not fit"):
+        read_bundle(folder)
+
+
+@pytest.mark.parametrize("name", ["plan.json", "selection.json", "model_card.md"])
+def test_text_of_a_bundle_has_a_limit(folder, name):
+    with (folder / name).open("ab") as file:
+        file.truncate(2**26 + 1)
+    with pytest.raises(BundleError, match=rf"{name}: the file has \d+ bytes"):
+        BundleFiles(folder).card_facts() if name == "model_card.md" else read_bundle(folder)
 
 
 @pytest.mark.parametrize(

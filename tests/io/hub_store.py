@@ -52,7 +52,10 @@ def make_certificate(path: Path) -> None:
 
 
 class WebFolder(SimpleHTTPRequestHandler):
-    """Serve a folder. `/to/URL` redirects to a URL, `/cut/NAME` sends the first half of a file."""
+    """Serve a folder. `/to/URL` redirects to a URL, `/cut/NAME` sends the first half of a file.
+
+    `/loop` redirects to itself, `/as/HEADERS/NAME` sends a file with other headers of its length.
+    """
 
     server: Server
 
@@ -62,6 +65,21 @@ class WebFolder(SimpleHTTPRequestHandler):
             self.send_response(302)
             self.send_header("Location", path.removeprefix("/to/"))
             self.end_headers()
+        elif path == "/loop":
+            self.send_response(302)
+            self.send_header("Location", path)
+            self.end_headers()
+        elif path.startswith("/as/"):
+            _, _, headers, name = path.split("/")
+            content = Path(self.directory, name).read_bytes()
+            self.send_response(200)
+            for header in headers.split(","):
+                key, _, value = header.rpartition(":")
+                self.send_header(key or "Transfer-Encoding", value)
+            self.end_headers()
+            if headers.endswith("chunked"):
+                content = b"%x\r\n%s\r\n0\r\n\r\n" % (len(content), content)
+            self.wfile.write(content)
         elif path.startswith("/cut/"):
             content = Path(self.directory, path.removeprefix("/cut/")).read_bytes()
             self.send_response(200)

@@ -203,6 +203,43 @@ def test_incomplete_download_is_an_error_and_leaves_nothing(web, site, folder, c
     assert not list(cache.iterdir())
 
 
+@pytest.mark.parametrize("headers", ["chunked", "Content-Length:100,chunked", "Content-Length:-1"])
+def test_download_of_unstated_length_is_refused(web, site, folder, cache, headers):
+    path = write_zip(site / "model.zip", folder)
+    with pytest.raises(ReadError, match="size is not stated: download it yourself"):
+        local_model(f"{web.url}/as/{headers}/model.zip#sha256={digest_of(path)}")
+    assert not list(cache.iterdir())
+
+
+def test_wrong_download_is_not_kept(web, site, folder, cache):
+    write_zip(site / "model.zip", folder)
+    with pytest.raises(BundleError, match="Check the address") as caught:
+        local_model(f"{web.url}/model.zip#sha256={DIGEST}")
+    assert "delete" not in str(caught.value).lower()
+    assert not list(cache.iterdir())
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "plan.json", "selection.json"])
+@pytest.mark.parametrize("place", ["web", "hub", "disk"])
+def test_changed_copy_of_an_unpacked_file_is_refused(web, site, hub, folder, cache, name, place):
+    path = write_zip(site / "model.zip", folder, "inner/")
+    hub.commit("models/user/zips", {"model.zip": path.read_bytes()})
+    address = {
+        "web": pinned(web, path),
+        "hub": f"hf://user/zips/model.zip#sha256={digest_of(path)}",
+        "disk": path,
+    }[place]
+    digest = bundle_digest(address)
+    (copy,) = cache.rglob(name)
+    content = copy.read_bytes()
+    copy.write_bytes(content[:-20] + bytes([content[-20] ^ 1]) + content[-19:])
+    for read in (read_bundle, bundle_plan, bundle_digest):
+        with pytest.raises(BundleError, match=f"{name}.*changed or damaged. Delete"):
+            read(address)
+    copy.unlink()
+    assert bundle_digest(address) == digest
+
+
 def test_file_that_does_not_fit_on_the_disk_is_an_error(web, site, folder, cache, monkeypatch):
     path = write_zip(site / "model.zip", folder)
     monkeypatch.setattr("lesionseg.io.model_address._MAX_BYTES", 1000)
@@ -223,7 +260,9 @@ def test_file_that_does_not_fit_on_the_disk_is_an_error(web, site, folder, cache
         ("WEB/model.zip#sha256=12", ConfigError, "64 hexadecimal"),
         ("WEB/model.zip#sha=12", ConfigError, "64 hexadecimal"),
         ("WEB/model.zip#sha256", ConfigError, "64 hexadecimal"),
-        (f"WEB/model.zip#sha256={DIGEST}", BundleError, "SHA-256"),
+        (f"WEB/model.zip#sha256={DIGEST}", BundleError, "server's file has the SHA-256"),
+        (f"WEB/to/WEB/to/file://x#sha256={DIGEST}", ReadError, "not allowed|unsafe"),
+        (f"WEB/loop#sha256={DIGEST}", ReadError, "infinite loop. The last 30x"),
         (f"WEB/nosuch.zip#sha256={DIGEST}", ReadError, "404"),
         ("WEB/page.html#sha256=PAGE", ReadError, "not a zip"),
         ("WEB/texts.zip#sha256=TEXTS", BundleError, "0 bundles"),
@@ -261,6 +300,7 @@ def test_wrong_address_is_an_error_that_names_it(web, site, hub, folder, address
     with pytest.raises(kind, match=word) as caught:
         local_model(address)
     assert str(caught.value).startswith(address.partition("#")[0])
+    assert "\n" not in str(caught.value)
 
 
 def test_model_of_the_hub_follows_its_branch_and_a_commit_stays(hub, folder, plan, caplog):
@@ -362,6 +402,29 @@ def test_zip_bomb_is_an_error_before_memory_is_allocated(folder, tmp_path, cache
     with pytest.raises(BundleError, match="bytes"):
         resolve_bundle(path)
     assert not list(cache.rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("name", "n_bytes"),
+    [("plan.json", 2**26 + 1), ("selection.json", 2**26 + 1), ("weights.safetensors", 2**25)],
+)
+def test_zip_bomb_is_not_unpacked(folder, tmp_path, cache, name, n_bytes):
+    (folder / name).write_bytes(bytes(n_bytes))
+    path = write_zip(tmp_path / "bomb.zip", folder)
+    assert path.stat().st_size < 2**20
+    with pytest.raises(BundleError, match=f"{name}: the file has {n_bytes} bytes"):
+        bundle_plan(path)
+    assert not list(cache.rglob(name))
+
+
+@pytest.mark.parametrize("name", ["plans.json", "dataset.json", "fold_0/checkpoint_final.pth"])
+def test_zip_bomb_of_an_nnunet_model_is_an_error(tmp_path, name):
+    model = SmallModel().write(tmp_path / "results")
+    (model / name).write_bytes(b" " * (2**26 + 1))
+    path = write_zip(tmp_path / "bomb.zip", model, f"{model.name}/")
+    for place in (path, *([model] if name.endswith("json") else [])):
+        with pytest.raises(BundleError, match=f"{name}: the file has {2**26 + 1} bytes"):
+            read_bundle(place)
 
 
 @pytest.mark.parametrize(
