@@ -601,6 +601,7 @@ class EvaluateConfig(OutputCommand):
     chosen_on_reference: FolderPath
     group: str | None
     compare: FolderPath
+    compare_chosen_on: FolderPath
     margin: Confidence | None
     adjudication: FilePath
     columns: FilePath

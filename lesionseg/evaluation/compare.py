@@ -48,6 +48,7 @@ _PERMUTATIONS = 4096  # enough for all permutations of 12 groups
 COMPARED = ("lesion_recall", "lesion_precision", "lesion_f1", "false_positives_per_case")
 NO_SHARES = {"false_positives_per_case"}
 COMPARED_MEANS = ("dice", "surface_dice")
+AT_THRESHOLDS = {*COMPARED, *COMPARED_MEANS}  # numbers that depend on the thresholds
 
 
 def compare(
@@ -58,13 +59,14 @@ def compare(
     margin: float | None = None,
     replicates: int = 1000,
     seed: int = 0,
+    why_not_at_thresholds: str = "",
 ) -> dict[str, Difference]:
     """Compute the differences `one − other` of the main numbers, with intervals and p-values.
 
-    Both models are compared at their own operating points. If both have scores, they are also
-    compared at equal false positives per case, by average precision and, from 8 cases on, by the
-    mean sensitivity at `fp_per_case`. A number that fewer than 5 groups contribute to has neither
-    interval nor p-value.
+    Both models are compared at their own operating points, unless `why_not_at_thresholds` says why
+    not. If both have scores, they are also compared at equal false positives per case, by average
+    precision and, from 8 cases on, by the mean sensitivity at `fp_per_case`. A number that fewer
+    than 5 groups contribute to has neither interval nor p-value.
 
     Args:
         one: Tables of the first model.
@@ -73,6 +75,8 @@ def compare(
         margin: Largest acceptable loss of the first model in the primary measure, between 0 and 1.
         replicates: Number of resampled data sets of the bootstrap.
         seed: Seed of the bootstrap and of the permutation test.
+        why_not_at_thresholds: The reason why the numbers that depend on thresholds cannot be
+            compared. They are then undefined. Empty if they can be compared.
 
     Returns:
         The differences by name. The primary one is `recall_at_1`, or `lesion_f1` unless both have
@@ -95,6 +99,9 @@ def compare(
     items = 1 + sum(len(x.lesions) + len(x.candidates) for x in (one, other))
     found = {}
     for name, (statistic, support) in _find_statistics(one, other, fp_per_case).items():
+        if why_not_at_thresholds and name in AT_THRESHOLDS:
+            found[name] = Difference(reason=why_not_at_thresholds)
+            continue
         is_share = name not in NO_SHARES
         found[name] = _compare_number(statistic, support, draws, items, seed, is_share=is_share)
     primary = PRIMARY if has_scores else PRIMARY_UNSCORED
@@ -180,7 +187,8 @@ def _compare_number(
         """Return both numbers and their difference `[replicates, 3]`, for weights of the groups."""
         none = np.zeros_like(weights)
         a, b = _compute_both(statistic, first=weights, second=none)
-        return np.stack([a, b, a - b], axis=1)
+        # sums of equal numbers in another order differ in the last digits
+        return np.stack([a, b, np.round(a - b, 12) + 0.0], axis=1)
 
     bounds = [SHARE, SHARE, DIFFERENCE_OF_SHARES] if is_share else [None] * 3
     names = ("one", "other", "difference")

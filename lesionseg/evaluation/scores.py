@@ -110,16 +110,24 @@ class Difference:
             a margin or an interval.
     """
 
-    one: float | None
-    other: float | None
-    difference: float | None
-    ci95: CI | None
+    one: float | None = None
+    other: float | None = None
+    difference: float | None = None
+    ci95: CI | None = None
     reason: str | None = None
     p_value: float | None = None
     p_holm: float | None = None
     primary: bool = False
     margin: float | None = None
     not_inferior: bool | None = None
+
+
+@dataclass(frozen=True)
+class ComparedProgram:
+    """A compared program: a name, which is that of its folder, and its operating point."""
+
+    name: str
+    operating_point: PointInUse
 
 
 class Provenance(BaseModel):
@@ -199,7 +207,9 @@ class Scores:
         missing_predictions: The cases without a prediction.
         failed_cases: The cases that could not be scored, and the reason of each.
         provenance: Versions, hashes, data and model.
-        comparison: Differences to a second model by name. Empty without one.
+        comparison: Differences between two programs by name. Empty for a single program.
+        programs: The two compared programs. Empty for a single program, or if an earlier version
+            compared them.
         schema_version: Version of the file's format.
     """
 
@@ -214,6 +224,7 @@ class Scores:
     failed_cases: Mapping[str, str] = field(default_factory=dict)
     provenance: Provenance = field(default_factory=Provenance)
     comparison: Mapping[str, Difference] = field(default_factory=dict)
+    programs: tuple[ComparedProgram, ...] = ()
     schema_version: int = SCHEMA_VERSION
 
     def __getitem__(self, name: str) -> Estimate:

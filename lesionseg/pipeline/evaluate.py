@@ -5,6 +5,7 @@ The inputs are two folders of masks, boxes or candidates from any program. The o
 """
 
 import logging
+import os
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -38,22 +39,24 @@ from lesionseg.evaluation.adjudication import adjudicate, read_answers
 from lesionseg.evaluation.compare import compare as compare_models
 from lesionseg.evaluation.label_names import LabelNumbers, add_predicted_names, warn_of_exchange
 from lesionseg.evaluation.matched_case import MatchedCase
+from lesionseg.evaluation.operating_point_choice import DEFAULT_AIM
 from lesionseg.evaluation.scores import (
     SCORES_FILE,
     SECOND_MODEL,
-    Difference,
+    ComparedProgram,
     remove_scores,
     scores_table,
     write_scores,
 )
-from lesionseg.evaluation.subgroups import read_columns
+from lesionseg.evaluation.subgroups import Columns, read_columns
 from lesionseg.io.predictions import PredictionFiles, list_predictions
 from lesionseg.io.references import References
 from lesionseg.io.text import read_csv, read_json
 from lesionseg.io.zone_files import ZoneFolder
 from lesionseg.pipeline.evaluate_operating_point import (
-    choose_point,
+    choose_here,
     decide_on_development,
+    explain_unlike,
     reference_rules,
     stated_aim,
 )
@@ -65,6 +68,7 @@ from lesionseg.pipeline.output_lock import hold_lock
 from lesionseg.pipeline.provenance import scores_provenance
 from lesionseg.pipeline.scores_folder import require_no_run
 from lesionseg.reporting.identity import read_run
+from lesionseg.reporting.words import comparison_notes, comparison_table
 
 _log = logging.getLogger(__name__)
 UNSTATED = ("train", "validation")  # possible roles of a case without a stated role
@@ -112,6 +116,8 @@ class EvaluateOutcome(Outcome):
         """
         lines = [
             *align_columns(scores_table({f"role {self.scores.evaluated_on}": self.scores})),
+            *align_columns(comparison_table(self.scores)),
+            *(f"Note:    {note}" for note in comparison_notes(self.scores)),
             f"Wrote:   {self.output / SCORES_FILE}",
         ]
         for faults, words, folder in (
@@ -154,7 +160,8 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
     a second model, or without cases to evaluate, those of an earlier run are removed.
 
     If `cfg.operating_point` is an aim and `cfg.chosen_on` is None, the operating point is chosen on
-    the evaluated cases.
+    the evaluated cases. A second model gets its own point for the same aim on the same cases. If
+    only one point is chosen on other cases, differences that depend on a threshold are undefined.
 
     Args:
         cfg: see conf/evaluate.yaml.
@@ -171,10 +178,10 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
     """
     require_no_run(Path(cfg.output), "test2")
     preset = find_preset(cfg.preset)
-    if cfg.margin is not None and cfg.compare is None:
+    if cfg.compare is None and (cfg.margin, cfg.compare_chosen_on) != (None, None):
         raise ConfigError(
-            "margin= is the margin between two models. Add the second one as compare=, or leave "
-            "margin= out."
+            "margin= and compare_chosen_on= belong to a comparison of two models. Add the second "
+            "one as compare=, or leave them out."
         )
     aim = stated_aim(cfg)
     inputs = _find_inputs(cfg)
@@ -185,45 +192,41 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
     if cfg.adjudication is not None:
         answers = read_answers(read_csv(Path(cfg.adjudication)), cfg.adjudication)
     columns = read_columns(inputs.cases, Path(cfg.columns) if cfg.columns else None)
-    selection = _stated_selection(cfg, aim, preset, inputs)
+    selection = _stated_selection(cfg, cfg.chosen_on, aim, inputs)
     output = Path(cfg.output)
     with KeptPredictions(output, inputs.predictions) as kept:
         matches, failed = _match_all(inputs, options, progress, kept.keep)
-        if matches and aim is not None and selection.point is None:
-            # the point is chosen on the evaluated cases themselves
-            seen = Tables.of(match.rows(surface=False) for match in matches)
-            selection = Selection((choose_point(seen, aim, cfg.rate_confidence),))
-        tables = Tables.of(
-            match.accept(selection.point, selection.calibration).rows() for match in matches
-        )
+        others: list[MatchedCase] = []
+        not_compared: list[Finding] = []
+        seen = matches
+        if second is not None and inputs.cases:
+            others, not_compared = _match_all(second, replace(options, zones=None), progress)
+            shared = {one.case for one in matches} & {other.case for other in others}
+            seen = [one for one in matches if one.case in shared]
+            others = [other for other in others if other.case in shared]
+            if not seen:
+                raise DatasetError(_explain_nothing_scored([*failed, *not_compared]))
+        selection = choose_here(selection, seen, aim, cfg.rate_confidence)
         failed += kept.keep_others(
             {files.case for files in inputs.labelled},
             LabelNumbers(inputs.dataset.labels if inputs.dataset else None),
             merge_labels=cfg.merge_labels,
         )
         kept.check_replaceable()  # before anything is written
-        names = add_predicted_names(inputs.lesion_names, matches)
-        settings = SummarySettings(
-            evaluated_on=inputs.role,
-            operating_point=selection.point,
-            labels=names,
-            replicates=cfg.replicates,
-            seed=cfg.seed,
-            provenance=_provenance(cfg, inputs),
-            columns=columns,
-            subgroups=cfg.subgroups,
-        )
-        scores = summarise(tables, preset, settings)
-        scores = replace(scores, failed_cases={fault.case: fault.message for fault in failed})
+        one = _score(cfg, inputs, columns, matches, selection, failed)
+        scores = one.scores
         if answers is not None:  # before the second model's files, because answers may be wrong
-            scores = replace(scores, rows=(*scores.rows, *adjudicate(tables, answers)))
-        not_compared = [] if second is None else [*second.faults]
-        if second is not None and inputs.cases:
-            comparison, not_compared = _score_second_model(cfg, second, tables, settings, options)
-            scores = replace(scores, comparison=comparison)
+            scores = replace(scores, rows=(*scores.rows, *adjudicate(one.tables, answers)))
+        if second is not None and others:
+            selection_of_second, reason = _select_second(cfg, second, others, scores)
+            other = _score(cfg, second, columns, others, selection_of_second, not_compared)
+            compared = _compare(cfg, one, other, reason)
+            scores = replace(scores, **compared)
+            other_scores = replace(other.scores, **compared)
+            write_scores(output / SECOND_MODEL, other.tables, other_scores, other.names)
         else:
             remove_scores(output / SECOND_MODEL)  # of an earlier run with a second model
-        write_scores(output, tables, scores, names)
+        write_scores(output, one.tables, scores, one.names)
         written = kept.finish(selection)
     replaces_all_given = written is not None and kept.has_all
     given = {  # the folders that the advice on `report` names
@@ -252,7 +255,10 @@ def _match_all(
     """
     faults = [*found.faults]
     matched: list[MatchedCase] = []
-    for one in match_cases(found.cases, found.predictions, options, progress=progress, keep=keep):
+    what = f"Scoring {found.folder}"
+    for one in match_cases(
+        found.cases, found.predictions, options, progress=progress, keep=keep, what=what
+    ):
         if isinstance(one, Finding):
             faults.append(one)
         else:
@@ -430,67 +436,103 @@ def _find_second_model(folder: Path, inputs: Inputs) -> Inputs:
 
 
 def _stated_selection(
-    cfg: EvaluateConfig, aim: Aim | None, preset: Preset, inputs: Inputs
+    cfg: EvaluateConfig, chosen_on: str | None, aim: Aim | None, inputs: Inputs
 ) -> Selection:
     """Return the selection if it does not depend on the evaluated cases, or an empty one.
 
-    The selection is chosen on the cases in `cfg.chosen_on`, or its score is given.
+    The selection is chosen on the cases in the folder `chosen_on`, or its score is given.
     """
-    if aim is not None and cfg.chosen_on is not None:
-        return decide_on_development(cfg, aim, preset, inputs.cases, inputs.role)
+    if aim is not None and chosen_on is not None:
+        return decide_on_development(cfg, chosen_on, aim, inputs.cases, inputs.role)
     if aim is not None and aim.kind == "score":
         return Selection((OperatingPoint(str(aim), aim.value),))
     return NO_SELECTION
 
 
-def _score_second_model(
+@dataclass(frozen=True, eq=False)
+class _Scored:
+    """The tables and scores of one program, and the names of its label values."""
+
+    tables: Tables
+    scores: Scores
+    names: Mapping[int, str]
+
+
+def _score(
     cfg: EvaluateConfig,
-    second: Inputs,
-    tables: Tables,
-    settings: SummarySettings,
-    options: MatchOptions,
-) -> tuple[Mapping[str, Difference], list[Finding]]:
-    """Write the scores of the second model. Compare both models on the cases that they share.
+    inputs: Inputs,
+    columns: Columns,
+    matches: Sequence[MatchedCase],
+    selection: Selection,
+    failed: Sequence[Finding],
+) -> _Scored:
+    """Score the cases of one program. Without an operating point, each prediction keeps its own."""
+    accepted = (match.accept(selection.point, selection.calibration) for match in matches)
+    tables = Tables.of(match.rows() for match in accepted)
+    names = add_predicted_names(inputs.lesion_names, matches)
+    settings = SummarySettings(
+        evaluated_on=inputs.role,
+        operating_point=selection.point,
+        labels=names,
+        replicates=cfg.replicates,
+        seed=cfg.seed,
+        provenance=_provenance(cfg, inputs),
+        columns=columns,
+        subgroups=cfg.subgroups,
+    )
+    scores = summarise(tables, find_preset(cfg.preset), settings)
+    scores = replace(scores, failed_cases={fault.case: fault.message for fault in failed})
+    return _Scored(tables, scores, names)
 
-    The folder is `output/compare`. `tables`, `settings` and `options` are those of the first model.
-    Its operating point, columns, subgroups and zones are not used.
 
-    Returns:
-        The differences, and the errors of cases of the second model.
+def _select_second(
+    cfg: EvaluateConfig, second: Inputs, matches: Sequence[MatchedCase], first: Scores
+) -> tuple[Selection, str]:
+    """Return the selection of the second program, for the same request as that of the first one.
 
-    Raises:
-        DatasetError: if both models have no scored case in common.
+    If the request does not apply to it, return an empty selection and the reason.
     """
-    preset = options.preset
-    scored = set(tables.cases["case"])
-    second = replace(second, cases=[c for c in second.cases if c.case in scored])
-    if not second.cases:
-        raise DatasetError(_explain_nothing_scored(second.faults))
-    matches, faults = _match_all(second, replace(options, zones=None))
-    second_tables = Tables.of(match.rows() for match in matches)
+    aim = stated_aim(cfg)
+    if cfg.compare_chosen_on is not None:
+        stored = first.operating_point
+        aim = aim or (None if stored.is_default else stored.aim) or DEFAULT_AIM
+    elif cfg.chosen_on is not None:
+        return NO_SELECTION, "chosen_on= chooses only one threshold. Add compare_chosen_on="
+    selection = _stated_selection(cfg, cfg.compare_chosen_on, aim, second)
+    try:
+        return choose_here(selection, matches, aim, cfg.rate_confidence), ""
+    except ConfigError as error:
+        return NO_SELECTION, str(error)
+
+
+def _name_folders(*folders: str) -> list[str]:
+    """Return the names of folders. Equal names get the parents in which the folders differ."""
+    paths = [Path(folder).resolve() for folder in folders]
+    names = [path.name for path in paths]
+    if len(set(names)) < len(set(paths)):
+        shared = os.path.commonpath(paths)
+        names = [path.relative_to(shared).as_posix() for path in paths]
+    return names
+
+
+def _compare(cfg: EvaluateConfig, one: _Scored, other: _Scored, reason: str) -> dict[str, Any]:
+    """Return the fields of scores that compare two programs, on the cases of the second one.
+
+    `reason`: why their thresholds cannot be compared. If it is empty, the operating points decide.
+    """
+    names = _name_folders(cfg.prediction, str(cfg.compare))
+    points = [scored.scores.operating_point for scored in (one, other)]
+    have_scores = one.tables.has_scores and other.tables.has_scores
     comparison = compare_models(
-        tables.of_cases(second_tables.cases["case"]),
-        second_tables,
-        fp_per_case=preset.fp_per_case,
+        one.tables.of_cases(other.tables.cases["case"]),
+        other.tables,
+        fp_per_case=find_preset(cfg.preset).fp_per_case,
         margin=cfg.margin,
         replicates=cfg.replicates,
         seed=cfg.seed,
+        why_not_at_thresholds=reason or explain_unlike(points, have_scores=have_scores),
     )
-    # the first model's point does not apply to the second, and subgroups are not compared
-    names = add_predicted_names(second.lesion_names, matches)
-    second_settings = replace(
-        settings,
-        operating_point=None,
-        labels=names,
-        provenance=_provenance(cfg, second),
-        columns={},
-        subgroups=None,
-    )
-    scores = summarise(second_tables, preset, second_settings)
-    failed_cases = {fault.case: fault.message for fault in faults}
-    scores = replace(scores, failed_cases=failed_cases)
-    write_scores(Path(cfg.output) / SECOND_MODEL, second_tables, scores, names)
-    return comparison, faults
+    return {"comparison": comparison, "programs": tuple(map(ComparedProgram, names, points))}
 
 
 def _provenance(cfg: EvaluateConfig, inputs: Inputs) -> dict[str, Any]:

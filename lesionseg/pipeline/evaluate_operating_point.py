@@ -16,9 +16,10 @@ from lesionseg.config import EvaluateConfig
 from lesionseg.core import Aim, CaseFiles, Finding, OperatingPoint, Selection
 from lesionseg.core.dataset import assign_groups
 from lesionseg.errors import ConfigError, ContentError, DatasetError, format_score, join_names
-from lesionseg.evaluation import CaseRows, Preset, Tables, choose
+from lesionseg.evaluation import CaseRows, MatchedCase, Preset, Tables, choose, find_preset
 from lesionseg.evaluation.calibration import fit_calibration
 from lesionseg.evaluation.operating_point_choice import DEFAULT_AIM
+from lesionseg.evaluation.scores import PointInUse
 from lesionseg.io.layouts.table import ReadingRules
 from lesionseg.io.predictions import PredictionFiles, find_predictions
 from lesionseg.io.references import References
@@ -83,10 +84,43 @@ def choose_point(tables: Tables, aim: Aim, confidence: float | None) -> Operatin
         raise ConfigError(f"operating_point={aim}: {error}") from error
 
 
-def decide_on_development(
-    cfg: EvaluateConfig, aim: Aim, preset: Preset, evaluated: Sequence[CaseFiles], role: str
+def choose_here(
+    selection: Selection,
+    matches: Sequence[MatchedCase],
+    aim: Aim | None,
+    confidence: float | None,
 ) -> Selection:
-    """Choose operating point and calibration on the predictions in `cfg.chosen_on`.
+    """Choose the operating point on the evaluated cases themselves, as `choose_point` does.
+
+    Return `selection` if it has a point, or if there is no aim or no case.
+    """
+    if not matches or aim is None or selection.point is not None:
+        return selection
+    tables = Tables.of(match.rows(surface=False) for match in matches)
+    return Selection((choose_point(tables, aim, confidence),))
+
+
+def explain_unlike(points: Sequence[PointInUse], *, have_scores: bool) -> str:
+    """Explain why the thresholds of two programs were not chosen alike; "" if they were.
+
+    They need the same request, and both or neither may be chosen on the evaluated cases. If one of
+    the programs has no scores, any threshold that was not chosen on cases is like its decisions.
+    """
+    are_equal = len({(point.is_default or point.name, point.optimistic) for point in points}) == 1
+    is_chosen = any(point.aim is not None and point.aim.kind != "score" for point in points)
+    if are_equal or not (have_scores or is_chosen):
+        return ""
+    return "the two thresholds were not chosen alike. Give operating_point=, which chooses both"
+
+
+def decide_on_development(
+    cfg: EvaluateConfig,
+    folder: str,
+    aim: Aim,
+    evaluated: Sequence[CaseFiles],
+    role: str,
+) -> Selection:
+    """Choose operating point and calibration on the predictions in a folder.
 
     With too few candidates, there is no calibration. If an evaluated case, or another case of its
     patient, is a development case, a warning says so, and the point counts as chosen on `role`, so
@@ -94,8 +128,8 @@ def decide_on_development(
 
     Args:
         cfg: the settings.
+        folder: the folder of predictions of development cases.
         aim: the operating point to choose.
-        preset: the match rule.
         evaluated: the evaluated cases with their groups.
         role: the role of the evaluated cases.
 
@@ -104,12 +138,12 @@ def decide_on_development(
         DatasetError: if the folder has no usable predictions, see `development_predictions`, or
             if no prediction has a reference or can be matched.
     """
-    predictions = development_predictions(Path(str(cfg.chosen_on)))
-    log.info("Choosing the operating point on development cases.")
+    predictions = development_predictions(Path(folder))
+    log.info("Choosing the operating point on the development cases in %s.", folder)
     tables = development_tables(
         predictions,
         Path(cfg.chosen_on_reference or cfg.reference),
-        preset,
+        find_preset(cfg.preset),
         group=cfg.group,
         resample=cfg.resample,
         rules=reference_rules(cfg),

@@ -61,6 +61,7 @@ def match_cases(
     *,
     progress: Advance | None = None,
     keep: Callable[[Prediction], None] | None = None,
+    what: str = "Scoring",
 ) -> Iterator[MatchedCase | Finding]:
     """Match each case with its prediction, if it has one. Only one case is in memory at a time.
 
@@ -72,9 +73,10 @@ def match_cases(
         options: settings for matching.
         progress: called with case, number done and total, instead of a bar.
         keep: called with each prediction, under the case's id.
+        what: the name of the step in progress lines.
     """
     numbers = LabelNumbers(options.dataset.labels if options.dataset else None)
-    with bar("Scoring", progress) as advance:
+    with bar(what, progress) as advance:
         for done, files in enumerate(cases, start=1):
             try:
                 yield _match_one(files, predictions.get(files.case), options, numbers, keep)

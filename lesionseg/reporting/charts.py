@@ -7,6 +7,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -14,14 +15,13 @@ import pandas as pd
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 from scipy.special import expit
 
 from lesionseg.errors import count, format_score
 from lesionseg.evaluation.intervals import CI, all_or_none_interval, wilson_interval
 from lesionseg.reporting.evaluation_tables import Evaluation, SizeClass
-from lesionseg.reporting.rendering import per_scan, rate, say
+from lesionseg.reporting.rendering import rate, say
 from lesionseg.reporting.words import FEW, size_class_words
 
 # colours of Okabe and Ito 2008, which colour-blind readers can distinguish, also in grey
@@ -45,7 +45,7 @@ MOST_SUBGROUPS = 24  # in their chart
 MOST_RINGS = 12  # with more patients, the chart of sizes has no rings
 RELIABLE = 10  # intervals of fewer patients are dashed
 DASHED = (0, (3, 2))  # style of a line
-LIGHT_EDGE = [withStroke(linewidth=3, foreground="white")]  # of text over lines
+MOST_LETTERS = 30  # of a line of the legend
 MIN_LESIONS = 5  # with fewer lesions in a size class, no trend of sizes is stated
 # the usual axis of an FROC curve begins and ends at these numbers of false positives per scan
 FIRST_RATE = 0.125
@@ -194,23 +194,21 @@ def has_size_trend(bins: Sequence[SizeClass]) -> bool:
 
 
 def froc_chart(models: Sequence[tuple[str, Evaluation]]) -> Chart | None:
-    """Draw the sensitivity of one or more models against false positives per scan.
+    """Draw the sensitivity of one or two models against false positives per scan.
 
     The axis is logarithmic above ⅛, as usual, and linear below, so that it includes 0. Return None
     if the first model has no threshold or no lesions.
 
     Args:
-        models: The name and tables of each model. The first three are drawn. The caption names
-            those that were scored on another number of scans than the first.
+        models: The name and tables of one or two models. The caption names the second one if it
+            was scored on another number of scans than the first.
     """
-    models = models[:3]
     first = models[0][1]
     if first.threshold is None or not len(first.lesions):
         return None
     figure, axes = new_figure()
     scans = first.n_scanned
-    n_found, n_false = first.count_at(first.threshold)
-    in_use = CurvePoint(first.threshold, n_found, n_false)
+    in_use = CurvePoint(first.threshold, *first.count_at(first.threshold))
     lower = find_lower_threshold(first)
     most_false = in_use.n_false if lower is None else max(in_use.n_false, lower.n_false)
     farthest = most_false / scans
@@ -219,34 +217,27 @@ def froc_chart(models: Sequence[tuple[str, Evaluation]]) -> Chart | None:
         right *= 2
     has_band = _draw_interval_band(axes, first, right)
     has_dotted_line = False
-    colours = (FOUND, OTHER, INK)
-    for (name, tables), colour in zip(models, colours, strict=False):
+    for (name, tables), colour in zip(models, (FOUND, OTHER), strict=False):
         has_dotted_line |= _draw_froc_curve(axes, name, tables, colour, right)
     _label_rate_axis(axes, right)
-    _draw_threshold_in_use(axes, first, in_use)
+    _draw_threshold(axes, first, in_use, "in use", ACCENT)
     if lower is not None:
-        _draw_lower_threshold(axes, first, lower)
+        _draw_threshold(axes, first, lower, "lower limit", "white")
     aim = first.scores.operating_point.aim
     if aim is not None and aim.kind == "fp_per_case" and 0 < aim.value < right:
-        axes.axvline(aim.value, color="#555555", linestyle="-.", linewidth=1, zorder=1)
-        axes.text(
-            aim.value,
-            0.02,
-            f" set for {rate(aim.value)}",
-            color="#555555",
-            fontsize=9,
-            path_effects=LIGHT_EDGE,
-        )
-    if len(models) > 1:
-        axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(models))
-    n_cases_of = [(name, len(tables.cases)) for name, tables in models[1:]]
+        words = f"set for {rate(aim.value)}"
+        axes.axvline(aim.value, color="#555555", linestyle="-.", linewidth=1, zorder=1, label=words)
+    # above the axes, because curves may be anywhere within them
+    with rc_context(RC):  # names of folders may contain dollar signs
+        figure.legend(frameon=False, fontsize=8, loc="outside upper left", ncols=2)
     caption = say(
         "froc_caption",
         chosen_on=first.scores.operating_point.chosen_on,
         has_lower=lower is not None,
         has_band=has_band,
         has_dotted_line=has_dotted_line,
-        others=[(name, n) for name, n in n_cases_of if n != len(first.cases)],
+        n_cases=len(first.cases),
+        models=models,
     )
     title = "A lower limit finds more, with more false positives"
     if lower is None:
@@ -260,23 +251,17 @@ def _draw_froc_curve(axes: Axes, name: str, tables: Evaluation, colour: str, rig
     A dotted line continues a curve that ends before the right end of the axis. Return True if
     there is such a line.
     """
+    label = fill(name.lstrip("_"), MOST_LETTERS)  # matplotlib hides names that begin with "_"
     if tables.threshold is None:  # such as masks that a reader drew
         false_rate = tables.scores.count("n_false_positive") / tables.n_scanned
-        axes.plot(false_rate, tables.lesions["detected"].mean(), "s", color=colour, label=name)
+        axes.plot(false_rate, tables.lesions["detected"].mean(), "s", color=colour, label=label)
         return False
     scores = np.unique(tables.lesions["detected_at"].dropna())[::-1]
-    points = [tables.count_at(score) for score in scores]
-    n_lesions = max(len(tables.lesions), 1)
-    scans = tables.n_scanned
-    x = [0.0]
-    y = [0.0]
-    for n_found, n_false in points:
-        x.append(n_false / scans)
-        y.append(n_found / n_lesions)
+    n_found, n_false = np.array([(0, 0), *map(tables.count_at, scores)]).T
     # lower thresholds add only false positives
-    x.append(len(tables.false_score) / scans)
-    y.append(y[-1])
-    axes.step(x, y, where="post", color=colour, linewidth=2.2, label=name)
+    x = np.append(n_false, len(tables.false_score)) / tables.n_scanned
+    y = np.append(n_found, n_found[-1]) / max(len(tables.lesions), 1)
+    axes.step(x, y, where="post", color=colour, linewidth=2.2, label=label)
     if x[-1] >= right:
         return False
     axes.plot((x[-1], right), (y[-1], y[-1]), ":", color=colour, linewidth=1.6)
@@ -317,43 +302,14 @@ def _label_rate_axis(axes: Axes, right: float) -> None:
     axes.set_xlabel("false positives per scan")
 
 
-def _draw_threshold_in_use(axes: Axes, tables: Evaluation, point: CurvePoint) -> None:
-    """Draw a dot at the operating point, and a label at a place that the curve does not cross."""
+def _draw_threshold(
+    axes: Axes, tables: Evaluation, point: CurvePoint, name: str, colour: str
+) -> None:
+    """Draw a dot at a threshold, whose name and numbers are an entry of the legend."""
     x = point.n_false / tables.n_scanned
     y = point.n_found / len(tables.lesions)
-    axes.plot(x, y, "o", markersize=10, color=ACCENT, mec="white", mew=1.5, zorder=5)
-    false_words = per_scan(x) if point.n_false else "no false positive"
-    axes.annotate(
-        f"in use: {point.n_found} of {len(tables.lesions)} found,\n{false_words}",
-        (x, y),
-        (0.98, 0.97 if y < 0.4 else 0.3),
-        textcoords="axes fraction",
-        ha="right",
-        va="top",
-        fontweight="bold",
-        # opaque, so that the line of the rate that was asked for does not cross the text
-        bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},
-        # thin and grey, so that nobody takes it for a part of the curve
-        arrowprops={"arrowstyle": "-", "color": "#999999", "linewidth": 0.7, "shrinkB": 5},
-    )
-
-
-def _draw_lower_threshold(axes: Axes, tables: Evaluation, point: CurvePoint) -> None:
-    """Draw a dot and a label at a lower threshold. The axes must have their final limits."""
-    x = point.n_false / tables.n_scanned
-    y = point.n_found / len(tables.lesions)
-    axes.plot(x, y, "o", markersize=7, mfc="white", mec=FOUND, mew=1.6, zorder=4)
-    place = axes.transAxes.inverted().transform(axes.transData.transform((x, y)))
-    # to the right of a dot in the right half, the label would leave the chart
-    is_left = float(place[0]) < 0.45
-    axes.annotate(
-        f"lower limit: {point.n_found} of {len(tables.lesions)} at {rate(x)} per scan",
-        (x, y),
-        (9 if is_left else -9, 8),
-        textcoords="offset points",
-        ha="left" if is_left else "right",
-        path_effects=LIGHT_EDGE,
-    )
+    label = f"{name}: {point.n_found} of {len(tables.lesions)} at {rate(x)} per scan"
+    axes.plot(x, y, "o", markersize=9, color=colour, mec=FOUND, mew=1.5, zorder=5, label=label)
 
 
 def find_lower_threshold(tables: Evaluation) -> CurvePoint | None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lesionseg.evaluation.scores import Difference, Provenance
+from lesionseg.evaluation.scores import Provenance
 from lesionseg.reporting.charts import Chart
 from lesionseg.reporting.films import Film, LabelKey
 from lesionseg.reporting.pictures import Card
@@ -65,7 +65,8 @@ class ReportContent:
         case_rows: One row per scan.
         label_rows: One row per label. Empty if there is only one.
         about: Names and values about the test.
-        comparison: Differences to another model. Empty if only one was evaluated.
+        comparison: Rows of the table that compares two programs, first the header. Empty if only
+            one was evaluated.
         n_compared: Number of scans on which the differences rest.
     """
 
@@ -90,7 +91,7 @@ class ReportContent:
     case_rows: Sequence[Mapping[str, Any]]
     label_rows: Sequence[Mapping[str, Any]]
     about: Sequence[tuple[str, str]]
-    comparison: Mapping[str, Difference]
+    comparison: Sequence[Sequence[str]]
     n_compared: int
 
     @property

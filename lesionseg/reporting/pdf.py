@@ -429,12 +429,14 @@ def _case_pages(rows: Sequence[Mapping[str, Any]]) -> list[_Page]:
 
 
 def _number_pages(content: ReportContent) -> list[_Page]:
-    """Draw the tables of the test and of all measures."""
+    """Draw the tables of both programs, of the test and of all measures."""
     measures = [(one.name, one.value, one.interval, one.meaning) for one in content.measures]
     if content.measures_note:
         measures.append(("", "", content.measures_note, ""))
     header = ("measure", "value", "95 % interval, or why there is none", "meaning")
+    compared = content.comparison or [()]
     return [
+        *_table_pages("Comparison of two programs", compared[0], compared[1:]),
         *_table_pages("About this test", ("", ""), content.about, widest=120),
         *_table_pages("All measures", header, measures),
     ]

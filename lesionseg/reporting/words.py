@@ -423,6 +423,21 @@ def measures(tables: Evaluation) -> tuple[list[Measure], str]:
     return found, f"– instead of an interval: {shared}." if shared else ""
 
 
+def comparison_table(scores: Scores, *, for_page: bool = False) -> list[list[str]]:
+    """Return a table of both programs' operating points and numbers with a header, as text.
+
+    The differences are those of the first program minus the second. The table is empty for a single
+    program. `for_page`: use the words of the page, and add the notes as rows of one cell.
+    """
+    lines = say_lines("comparison", scores=scores, for_page=for_page)
+    return [[cell.strip() for cell in line.split("|")] for line in lines]
+
+
+def comparison_notes(scores: Scores) -> list[str]:
+    """Return why differences or intervals are undefined, and the result for the margin."""
+    return say_lines("comparison_notes", scores=scores, for_page=False)
+
+
 def _find_shared(reasons: Iterable[str | None]) -> str:
     """Return the most frequent reason if it occurs at least twice, otherwise ""."""
     counts = Counter(reason for reason in reasons if reason)

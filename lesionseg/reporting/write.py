@@ -34,6 +34,7 @@ from lesionseg.reporting.rendering import render, say, say_lines, split_lines
 from lesionseg.reporting.viewer import remove_viewer_pages, write_viewer
 from lesionseg.reporting.words import (
     basis,
+    comparison_table,
     false_positive_words,
     headline,
     limit_words,
@@ -130,9 +131,6 @@ def write_report(
         pages = viewer if options.viewer else None
         pictures = _draw_pictures(tables, sources, pages, progress)
     content = _collect_content(models, study, pictures, history=scores_dir / "metrics.csv")
-    second = scores_dir / SECOND_MODEL
-    if compare is not None and compare.resolve() != second.resolve():
-        content = replace(content, comparison={})  # these are differences to `second`
     output.mkdir(parents=True, exist_ok=True)
     # files of an earlier page with other settings or cases would contradict this page
     (output / "report.pdf").unlink(missing_ok=True)
@@ -166,10 +164,18 @@ def _read_models(
         ContentError: if the other model was evaluated on other cases.
     """
     tables = read_evaluation(scores_dir, identifiers=identifiers)
-    if compare is None and (scores_dir / SECOND_MODEL / "scores.json").is_file():
-        compare = scores_dir / SECOND_MODEL
+    second = scores_dir / SECOND_MODEL
+    if compare is None and (second / "scores.json").is_file():
+        compare = second
+    elif compare is not None and compare.resolve() != second.resolve():
+        # the differences in these scores are those to `second`
+        tables = replace(tables, scores=replace(tables.scores, comparison={}, programs=()))
+    names = [program.name for program in tables.scores.programs] or [
+        "this program",
+        "other program",
+    ]
     if compare is None:
-        return [("this program", tables)]
+        return [("", tables)]
     other = read_evaluation(compare, identifiers=identifiers)
     one_has = {*tables.real_names, *tables.scores.failed_cases}
     other_has = {*other.real_names, *other.scores.failed_cases}
@@ -178,7 +184,7 @@ def _read_models(
             f"{compare}: this is an evaluation of other cases. Evaluate both models on the "
             "same cases."
         )
-    return [("this program", tables), ("other program", other)]
+    return [(names[0], tables), (names[1], other)]
 
 
 def _collect_content(
@@ -224,15 +230,9 @@ def _collect_content(
         case_rows=case_rows(tables),
         label_rows=label_rows(tables),
         about=about_lines(tables, study, identity),
-        comparison=scores.comparison,
-        n_compared=_count_compared(models),
+        comparison=comparison_table(scores, for_page=True),
+        n_compared=len(models[-1][1].cases),
     )
-
-
-def _count_compared(models: Sequence[tuple[str, Evaluation]]) -> int:
-    """Return the number of scans that were scored for all models."""
-    names = [set(tables.real_names) for _, tables in models]
-    return len(set.intersection(*names))
 
 
 def _draw_charts(

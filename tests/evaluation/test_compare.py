@@ -5,6 +5,7 @@ import pytest
 
 from lesionseg.errors import ContentError, DatasetError
 from lesionseg.evaluation.adjudication import Answer, adjudicate, read_answers
+from lesionseg.evaluation.compare import AT_THRESHOLDS
 from lesionseg.evaluation.compare import compare as compare_tables
 from lesionseg.evaluation.curves import average_precision, case_auroc, cpm, froc
 from tests.evaluation.hand_cases import box_of, evaluate_hand_case, result, tables_of
@@ -85,6 +86,36 @@ def test_models_are_compared_at_equal_false_positives():
     assert rows[0].p_holm == pytest.approx(min(1, len(rows) * rows[0].p_value))
     assert all(a.p_holm <= b.p_holm for a, b in itertools.pairwise(rows))
     assert compare(one, one, replicates=50)["cpm"].p_value == 1.0
+
+
+def test_copies_differ_by_exactly_zero_in_each_number():
+    """The sums of both models are formed in another order, which changes their last digits."""
+    rng = np.random.default_rng(0)
+    model = []
+    for i in range(37):
+        at = rng.random(3).tolist()
+        dice = rng.random()
+        model.append(result(f"c{i}", at, rng.random(2).tolist(), dice=dice, surface_dice=dice / 3))
+    found = compare(model, model, replicates=20)
+    assert {row.difference for row in found.values()} == {0.0}
+    assert not any(np.signbit(row.difference) for row in found.values())
+
+
+def test_numbers_at_unlike_thresholds_are_undefined_with_the_reason():
+    one = make_scored_model(0, 2.0)
+    other = make_scored_model(1, 0.0)
+    found = compare(one, other, replicates=20, margin=0.1, why_not_at_thresholds="unlike")
+    undefined = {name for name, row in found.items() if row.reason == "unlike"}
+    defined = {"recall_at_0.5", "recall_at_1", "recall_at_2", "cpm", "average_precision"}
+    assert defined == found.keys() - undefined
+    assert {*AT_THRESHOLDS} == undefined
+    for name in undefined:
+        row = found[name]
+        assert (row.one, row.other, row.difference, row.ci95, row.p_value) == (None,) * 5
+    # the p-values of the other numbers are corrected for their own number
+    assert max(found[name].p_holm for name in defined - {"recall_at_1"}) <= 4 * max(
+        found[name].p_value for name in defined
+    )
 
 
 def test_margin_is_compared_with_the_lower_end_of_the_interval(monkeypatch):

@@ -1,13 +1,17 @@
 """`evaluate` reads nnU-Net's probabilities: FROC, thresholds, and masks at a threshold."""
 
+import shutil
+
 import numpy as np
 import pytest
 
 from lesionseg.config import ReportSection
-from lesionseg.errors import ConfigError, ConflictError, DatasetError
+from lesionseg.errors import ConfigError, ConflictError, DatasetError, format_score
+from lesionseg.evaluation import read_scores
 from lesionseg.io.masks import read_mask
 from lesionseg.io.predictions import find_predictions
 from lesionseg.io.text import read_csv, read_json, write_json
+from lesionseg.pipeline import match_files
 from lesionseg.reporting.images import Sources
 from lesionseg.reporting.write import write_report
 from tests.commands import evaluate
@@ -266,6 +270,129 @@ def test_chosen_on_without_usable_cases_is_refused(dataset, tmp_path, model):
     (model / "fold_0").rename(tmp_path / "gone")
     with pytest.raises(DatasetError, match="fold_all"):
         scores_of(*paths, chosen_on=model)
+
+
+POINTS = ("fp_per_case:1", "sensitivity:0.9", "best_f1", "score:0.5", "auto", None)
+
+
+@pytest.fixture
+def copy(folders, tmp_path):
+    """Copy the predictions into a folder of the same name. Its last case is damaged below."""
+    write_truth(folders[0] / "P6.nii.gz")
+    write_case(folders[1], "P6", lesions=0.2, false=0.9)
+    return shutil.copytree(folders[1], tmp_path / "other" / "out")
+
+
+def compared(*paths, **settings):
+    """Return the comparison: values and difference of each number, and the two programs."""
+    scores = scores_of(*paths, **settings)
+    rows = {name: (x.one, x.other, x.difference) for name, x in scores.comparison.items()}
+    return rows, scores.programs
+
+
+@pytest.mark.parametrize("is_damaged", [False, True])
+@pytest.mark.parametrize("point", POINTS)
+def test_a_program_does_not_differ_from_its_copy(folders, copy, point, is_damaged):
+    if is_damaged:  # both thresholds are then chosen without this case
+        (copy / "P6.npz").write_bytes(b"no archive")
+    rows, programs = compared(*folders, compare=copy, operating_point=point)
+    assert {difference for _, _, difference in rows.values()} == {0.0}
+    assert len(rows) == 10
+    one, other = programs
+    assert one.operating_point == other.operating_point
+    assert (one.name, other.name) == ("out", "other/out")
+    for folder in (folders[2], folders[2] / "compare"):
+        content = read_json(folder / "scores.json")
+        assert [program["name"] for program in content["programs"]] == ["out", "other/out"]
+        assert content["comparison"]["lesion_recall"]["difference"] == 0
+
+
+def test_request_gives_each_program_its_own_threshold(folders, copy, capsys):
+    for i in range(7):
+        write_case(copy, f"P{i}", lesions=0.25, false=0.45)
+    outcome = evaluate(*folders, compare=copy, operating_point="best_f1")
+    one, other = outcome.scores.programs
+    assert one.operating_point.score != other.operating_point.score
+    assert {program.operating_point.name for program in (one, other)} == {"best_f1"}
+    second = read_scores(folders[2] / "compare" / "scores.json")
+    assert second.operating_point == other.operating_point
+    lines = {line.split("  ")[0]: line.split() for line in outcome.summary()}
+    assert lines["accepted from score"][-2:] == [
+        format_score(program.operating_point.score) for program in (one, other)
+    ]
+    recall = outcome.scores.comparison["lesion_recall"]
+    assert f"{recall.one:.3f}" in lines["lesion recall"]
+    assert f"{recall.other:.3f}" in lines["lesion recall"]
+
+
+AT_THRESHOLDS = {
+    *("lesion_recall", "lesion_precision", "lesion_f1", "false_positives_per_case", "dice"),
+    "surface_dice",
+}
+
+
+def left_out(scores):
+    """Return the names of numbers without values, and the reasons."""
+    rows = scores.comparison
+    undefined = {name for name, row in rows.items() if row.reason and row.difference is None}
+    for name in undefined:
+        assert (rows[name].one, rows[name].other, rows[name].p_value) == (None, None, None)
+    return undefined, {rows[name].reason for name in undefined}
+
+
+def test_threshold_of_one_program_on_development_cases_is_not_compared(dataset, tmp_path, model):
+    copy = shutil.copytree(tmp_path / "out", tmp_path / "copy")
+    paths = dataset, tmp_path / "out", tmp_path / "scores"
+    settings = {"compare": copy, "chosen_on": model, "operating_point": "fp_per_case:0.5"}
+    names, reasons = left_out(scores_of(*paths, **settings))
+    assert names == AT_THRESHOLDS
+    assert "compare_chosen_on=" in reasons.pop()
+    rows, programs = compared(*paths, **settings, compare_chosen_on=model)
+    assert {difference for _, _, difference in rows.values()} == {0.0}
+    assert [program.operating_point.chosen_on for program in programs] == ["out-of-fold"] * 2
+    with pytest.raises(ConfigError, match="compare_chosen_on"):
+        scores_of(*paths, chosen_on=model, compare_chosen_on=model)
+
+
+def test_stored_threshold_of_one_program_is_not_compared(dataset, tmp_path, model):
+    scores_of(
+        dataset,
+        tmp_path / "out",
+        tmp_path / "first",
+        chosen_on=model,
+        operating_point="fp_per_case:0.5",
+    )
+    stored = tmp_path / "first" / "predictions"
+    paths = dataset, stored, tmp_path / "scores"
+    names, reasons = left_out(scores_of(*paths, compare=tmp_path / "out"))
+    assert names == AT_THRESHOLDS
+    assert "not chosen alike" in reasons.pop()
+    # the second program gets the request of the stored point, or both get another one
+    for settings in ({"compare_chosen_on": model}, {"operating_point": "best_f1"}):
+        rows, _ = compared(*paths, compare=tmp_path / "out", **settings)
+        assert {difference for _, _, difference in rows.values()} == {0.0}
+
+
+def test_masks_without_scores_are_compared_unless_a_threshold_is_chosen(folders, tmp_path):
+    reader = tmp_path / "reader"
+    for i in range(6):
+        write_truth(reader / f"P{i}.nii.gz")
+    rows, _ = compared(*folders, compare=reader)
+    assert rows["lesion_recall"] == (0.5, 1.0, -0.5)
+    scores = scores_of(*folders, compare=reader, operating_point="fp_per_case:1")
+    names, reasons = left_out(scores)
+    assert names == AT_THRESHOLDS
+    assert "scores" in reasons.pop()
+    kept = folders[2] / "predictions"
+    assert left_out(scores_of(folders[0], kept, tmp_path / "2", compare=reader))[0] == names
+
+
+def test_progress_says_which_program_is_scored(folders, copy, monkeypatch):
+    steps = []
+    real = match_files.bar
+    monkeypatch.setattr(match_files, "bar", lambda what, *a: steps.append(what) or real(what, *a))
+    evaluate(*folders, compare=copy)
+    assert steps == [f"Scoring {folders[1]}", f"Scoring {copy}"]
 
 
 def test_regions_of_bare_masks_are_named_by_the_output_folder(tmp_path):

@@ -14,8 +14,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from lesionseg.cli import run
 from lesionseg.config import ReportConfig, ReportSection
 from lesionseg.core import Geometry, OperatingPoint
-from lesionseg.errors import ConfigError, ContentError, ReadError
+from lesionseg.errors import ConfigError, ContentError, ReadError, format_score
+from lesionseg.evaluation import read_scores
 from lesionseg.io.predictions import write_prediction
+from lesionseg.io.text import read_json, write_json
 from lesionseg.pipeline.report import ReportOutcome, remove_report
 from lesionseg.reporting import pdf
 from lesionseg.reporting.evaluation_tables import read_evaluation
@@ -212,6 +214,47 @@ def test_models_are_compared_if_a_prediction_of_one_could_not_be_scored(study, t
         tmp_path / "out", tmp_path / "page", options=options, compare=study / "scores"
     )
     assert "scored for both" not in path.read_text(encoding="utf-8")
+
+
+def test_page_and_pdf_show_both_programs_with_their_limits(study, tmp_path, monkeypatch):
+    other = shutil.copytree(study / "found", tmp_path / "found")
+    for path in other.glob("P2*"):
+        path.unlink()  # a case that the other program did not predict
+    out = tmp_path / "out"
+    places = [f"reference={study}/masks", f"prediction={study}/found", f"output={out}"]
+    assert run("evaluate", [*places, f"compare={other}", "operating_point=best_f1"]) == 0
+    scores = read_scores(out / "scores.json")
+    names = [program.name for program in scores.programs]
+    assert len(set(names)) == 2
+    recall = scores.comparison["lesion_recall"]
+    shown = [f"{value:.3f}" for value in (recall.one, recall.other)]
+    shown.append(f"{recall.difference:+.3f}")
+    shown += [format_score(program.operating_point.score) for program in scores.programs]
+    pages = keep_pages(monkeypatch)
+    text = write_report(out, tmp_path / "page").read_text(encoding="utf-8")
+    words = [
+        word.get_text()
+        for page in pages
+        if any("Comparison" in word.get_text() for word in page.texts)
+        for word in page.texts
+    ]
+    for word in [*names, *shown]:
+        assert f">{word}</t" in text
+        assert word in words
+    assert "sensitivity at 1 false positive per scan (primary)" in words
+
+
+def test_scores_of_an_earlier_version_are_compared_without_names(study, tmp_path):
+    out = tmp_path / "out"
+    places = [f"reference={study}/masks", f"prediction={study}/found", f"output={out}"]
+    assert run("evaluate", [*places, f"compare={study}/found"]) == 0
+    for path in (out / "scores.json", out / "compare" / "scores.json"):
+        content = read_json(path)
+        content.pop("programs")
+        write_json(path, content)
+    text = write_report(out, tmp_path / "page").read_text(encoding="utf-8")
+    assert "Comparison of this program and other program" in text
+    assert "Differences are this program minus other program" in text
 
 
 def test_table_of_an_earlier_setting_is_removed_if_no_false_positive_is_left(study, tmp_path):

@@ -299,6 +299,31 @@ def test_froc_axis_is_logarithmic_from_an_eighth_to_eight(tmp_path):
     assert np.ptp(np.diff(place)) < 1e-6
 
 
+def test_nothing_is_written_over_the_froc_curves(tmp_path):
+    """The limits and both names are entries of the legend, which is above the axes."""
+    scores = np.linspace(0.4, 0.95, 12).tolist()
+    point = OperatingPoint("fp_per_case:1", 0.7)
+    one, other = (
+        tables_of(
+            [hand_result(f"c{k}", scores[k : k + 3], scores[k : k + n]) for k in range(8)],
+            tmp_path / str(n),
+            point=point,
+        )
+        for n in (2, 4)
+    )
+    figure = froc_chart([("_one_$x$", one), (40 * "b", other)]).figure
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    assert not axes.texts
+    (legend,) = figure.legends
+    words = [text.get_text().replace("\n", "") for text in legend.get_texts()]
+    assert words[:2] == ["one_$x$", 40 * "b"]
+    assert [word.split(":")[0] for word in words[2:]] == ["in use", "lower limit", "set for 1"]
+    box = legend.get_window_extent()
+    assert not box.overlaps(axes.get_window_extent())
+    assert box.x1 <= figure.bbox.x1
+
+
 def test_froc_axis_extends_to_a_higher_rate(tmp_path):
     false = np.linspace(0.6, 0.9, 16).tolist()
     tables = tables_of([hand_result(case, [0.9, 0.7], false) for case in "ab"], tmp_path)
