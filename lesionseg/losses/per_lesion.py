@@ -46,7 +46,8 @@ class LesionBalancedLoss(DiceFocalLoss):
     A cell ends 10 voxels from its lesion (voxels of the finest axis, the same distance in mm along
     all axes). Voxels farther away belong only to the terms of the batch, so the terms per lesion do
     not depend on the size of the tile. The focal losses of the background of all cells are divided
-    by the normaliser of the batch, so an equal false positive has the same gradient next to any
+    by the normaliser of the batch, so an equal false positive has the same gradient of
+    `lesion_focal` next to any lesion. Its gradient of `lesion_dice` is larger next to a small
     lesion.
 
     The terms are `dice`, `focal`, `lesion_dice` and `lesion_focal`. The first two are those of
