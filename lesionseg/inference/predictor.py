@@ -6,7 +6,7 @@ from copy import copy
 from dataclasses import dataclass, replace
 from os import PathLike, fspath
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,9 +51,6 @@ from lesionseg.io.channels import is_colour
 from lesionseg.io.nifti import volume_of_nibabel
 from lesionseg.io.volumes import strip_suffix
 from lesionseg.models.build import NetworkFactory, allowed_architectures, fast_memory_format
-
-if TYPE_CHECKING:
-    from nibabel.spatialimages import SpatialImage
 
 log = logging.getLogger(__name__)
 
@@ -199,7 +196,7 @@ class Predictor:
 
     def __call__(
         self,
-        image: "StrPath | Sequence[StrPath] | NDArray[Any] | SpatialImage",
+        image: StrPath | Sequence[StrPath] | NDArray[Any] | Any,
         affine: ArrayLike | None = None,
         *,
         missing: Sequence[str] = (),
@@ -232,10 +229,10 @@ class Predictor:
         for name in missing:
             require_one_of("missing: the channel", name, self.plan.channel_names)
         lacking = tuple(c for c, n in enumerate(self.plan.channel_names) if n in missing)
-        case = "array"
-        volume = volume_of_nibabel(image)
-        if volume is not None:
-            case, _ = split_channel(strip_suffix(Path(image.get_filename() or case)))
+        path = Path("array")
+        loaded = volume_of_nibabel(image)
+        if loaded is not None:
+            path, volume = loaded
             image = volume.array
             affine = volume.geometry.affine
         if not isinstance(image, np.ndarray):
@@ -251,9 +248,7 @@ class Predictor:
                     f"The list of files is empty. Give the files of the channels "
                     f"{', '.join(self.plan.channel_names)}."
                 )
-            # the name of the first file without the number of its channel, such as _0000
-            case, _ = split_channel(strip_suffix(paths[0]))
-            files = CaseFiles(case, tuple(paths), missing=lacking)
+            files = CaseFiles(_case_of(paths[0]), tuple(paths), missing=lacking)
             found = self.decide(self.infer(self.prepare(files)), files.case)
             return _with_image(found, files.images[0])
         if affine is None:
@@ -273,7 +268,8 @@ class Predictor:
             for channel in lacking:
                 channels = np.insert(channels, channel, 0, axis=0)
         grid = Geometry(channels.shape[1:], np.asarray(affine, dtype=np.float64))
-        return _with_image(self.predict_volume(Volume(channels, grid, missing=lacking), case))
+        volume = Volume(channels, grid, missing=lacking)
+        return _with_image(self.predict_volume(volume, _case_of(path)))
 
     def predict_volume(self, volume: Volume, case: str) -> Prediction:
         """Predict a volume `[C, *spatial]`. Candidates and masks are on its own grid.
@@ -494,6 +490,11 @@ class Predictor:
         Raises `ContentError` if a probability is NaN.
         """
         return decide(inferred, case, self.plan, self.selection, self._accepted_by, on_slab)
+
+
+def _case_of(path: Path) -> str:
+    """Return the name of a scan's first file without the number of its channel, such as _0000."""
+    return split_channel(strip_suffix(path))[0]
 
 
 def _with_image(prediction: Prediction, image: Path | None = None) -> ScanPrediction:

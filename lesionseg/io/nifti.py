@@ -83,22 +83,23 @@ def read_nifti(path: Path, pixel_mm: float | None, as_labels: bool) -> Volume:
         return Volume(np.ascontiguousarray(array.T)[np.newaxis], geometry)
 
 
-def volume_of_nibabel(image: Any) -> Volume | None:
-    """Return the volume `[1, *spatial]` float32 of an image of nibabel, as from its file.
+def volume_of_nibabel(image: Any) -> tuple[Path, Volume] | None:
+    """Return the path of an image of nibabel, and its volume `[1, *spatial]` as from its file.
 
-    Return None for another object. nibabel is not imported: without it, there is no such image.
-    Raises `ReadError` as `read_nifti` does.
+    An image without a file has the path `array`. The volume is float32. Return None for another
+    object. nibabel is not imported: without it, there is no such image. Raises `ReadError` as
+    `read_nifti` does.
     """
     nibabel = sys.modules.get("nibabel")
     if nibabel is None or not isinstance(image, nibabel.spatialimages.SpatialImage):
         return None
-    path = Path(image.get_filename() or "image")
+    path = Path(image.get_filename() or "array")
     image = nibabel.Nifti1Image.from_image(image)
     image.extra["pixdim"] = image.header["pixdim"][1:4]
     geometry = _read_grid(path, image)
     _check_numbers(path, image.dataobj.dtype)
     array = np.asarray(image.dataobj, dtype=np.float32).reshape(geometry.shape[::-1])
-    return Volume(np.ascontiguousarray(array.T)[np.newaxis], geometry)
+    return path, Volume(np.ascontiguousarray(array.T)[np.newaxis], geometry)
 
 
 def _check_numbers(path: Path, dtype: np.dtype[Any]) -> None:

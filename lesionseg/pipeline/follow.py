@@ -763,12 +763,13 @@ def _check_changed_labels(visits: VisitPair, rule: ChangeRule) -> None:
     Masks that number their lesions, or number their labels differently, have such lesions.
     """
     states = {(c.state, *c.lesion_before, *c.lesion_after) for c in visits.changes}
-    pooled = [
+    gone, new = (
         visit.keep([c for c in visit.candidates if (state, c.id) in states]).with_one_label()
         for visit, state in ((visits.before, "gone"), (visits.after, "new"))
-    ]
-    case = visits.after.case
-    if any(c.lesion_before and c.lesion_after for c in compare_visits(case, *pooled, rule).changes):
+    )
+    case = new.case
+    pooled = compare_visits(case, gone, new, rule)
+    if any(c.lesion_before and c.lesion_after for c in pooled.changes):
         raise ContentError(
             f"Case {case}: a gone and a new lesion of different labels are at the same place. Give "
             "a lesion the same value in both masks, or set merge_labels=true to treat all labels "

@@ -94,7 +94,7 @@ def check_config(run_dir: Path, config: Mapping[str, Any]) -> None:
             f"run_dir={run_dir} belongs to {before.get('command')}. Name another one; in the same "
             "parent folder it finds the cases that are already prepared."
         )
-    free = FREE
+    free: tuple[str, ...] = FREE
     if config.get("command") == "tune":  # processes of one search use different devices
         free += ("trainer.devices",)
     model = before.get("model", {}).get("architecture", "")
