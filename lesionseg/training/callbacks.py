@@ -2,12 +2,14 @@
 
 import logging
 import math
+import signal
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, suppress
 from copy import deepcopy
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from pytorch_lightning.plugins import TorchCheckpointIO
 from pytorch_lightning.strategies.launchers import _MultiProcessingLauncher
 from torch import Tensor
 
+from lesionseg.child_process import STOP_SIGNALS
 from lesionseg.inference.window import SlidingWindow
 from lesionseg.io.files import atomic_path
 from lesionseg.ops.device_memory import first_line, is_out_of_memory
@@ -57,6 +60,9 @@ class LastCheckpoint(Checkpoint):
     checkpoint took, because a GPU is idle during it. All processes use the same clock
     (`LesionModule.minutes`). The file is called next.ckpt until Lightning has written the row of
     its step to metrics.csv.
+
+    If the training has one process, a signal of a scheduler (`STOP_SIGNALS`) ends it after its
+    step, with a checkpoint. During a validation, and at a second signal, it ends at once.
     """
 
     def __init__(self, folder: Path, pause: timedelta) -> None:
@@ -64,6 +70,8 @@ class LastCheckpoint(Checkpoint):
         self.pause = pause.total_seconds()
         self._due = self.pause  # seconds of training
         self._ended_early = False
+        self._is_stopping = False
+        self._handlers: dict[int, Any] = {}  # those of the signals before the training
 
     def setup(self, trainer: Any, module: Any, stage: str) -> None:
         """Remove the unfinished checkpoint of a training that was killed."""
@@ -73,10 +81,48 @@ class LastCheckpoint(Checkpoint):
     def on_train_start(self, trainer: Any, module: Any) -> None:
         """Schedule the first checkpoint one pause after the start, also of a resumed training."""
         self._due = 60 * module.minutes + self.pause
+        if trainer.world_size == 1:  # the processes of a training would stop at different steps
+            with suppress(ValueError):  # only the main thread may set a handler
+                for number in STOP_SIGNALS:
+                    handler = partial(self._stop, trainer)
+                    self._handlers[number] = signal.signal(number, handler)
 
-    def on_train_batch_start(self, trainer: Any, *_: Any) -> None:
-        """Rename the checkpoint of the previous step, whose row has been written by now."""
+    def _stop(self, trainer: Any, *_: Any) -> None:
+        """Stop before the next step. Raise `KeyboardInterrupt` if that may take long."""
+        batches = trainer.fit_loop.epoch_loop.batch_progress.current
+        is_validating = batches.processed > batches.completed
+        if self._is_stopping or is_validating:
+            raise KeyboardInterrupt
+        self._is_stopping = True
+
+    def on_exception(self, trainer: Any, module: Any, exception: BaseException) -> None:
+        """Restore the handlers of the signals.
+
+        A scheduler's signal also ends the loader's workers. If the training needs their next batch,
+        write the checkpoint here and raise `KeyboardInterrupt`.
+        """
+        self._restore_handlers()
+        batches = trainer.fit_loop.epoch_loop.batch_progress.current
+        is_between_steps = batches.ready == batches.completed
+        if self._is_stopping and is_between_steps and isinstance(exception, RuntimeError):
+            trainer.save_checkpoint(self.folder / LAST)
+            raise KeyboardInterrupt from exception
+
+    def _restore_handlers(self) -> None:
+        """Restore the handlers that the signals had before the training."""
+        while self._handlers:
+            signal.signal(*self._handlers.popitem())
+
+    def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
+        """Rename the checkpoint of the previous step, whose row has been written by now.
+
+        If the training is to stop and the step is complete, write a checkpoint and raise
+        `KeyboardInterrupt`.
+        """
         self._rename(trainer)
+        if self._is_stopping and batch_idx % trainer.accumulate_grad_batches == 0:
+            trainer.save_checkpoint(self.folder / LAST)
+            raise KeyboardInterrupt
 
     def _rename(self, trainer: Any) -> None:
         """Rename next.ckpt, if it exists, to last.ckpt."""
@@ -106,6 +152,9 @@ class LastCheckpoint(Checkpoint):
         self._ended_early = module.progress < 1
         trainer.save_checkpoint(self.folder / "next.ckpt")
         self._rename(trainer)
+        self._restore_handlers()
+        if self._is_stopping:
+            raise KeyboardInterrupt
 
     def on_save_checkpoint(self, trainer: Any, module: Any, checkpoint: dict[str, Any]) -> None:
         """Add whether the training ended before its budget was spent, such as by EarlyStopping."""

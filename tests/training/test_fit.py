@@ -1,5 +1,6 @@
 """Short trainings on tiles of noise with bright squares."""
 
+import os
 import shutil
 import signal
 import traceback
@@ -15,6 +16,7 @@ import torch
 from pytorch_lightning.callbacks import EarlyStopping, EMAWeightAveraging
 from torch.multiprocessing import ProcessRaisedException
 
+from lesionseg.child_process import STOP_SIGNALS
 from lesionseg.config import OptimConfig
 from lesionseg.errors import ConfigError, TrainingError
 from lesionseg.losses import DiceFocalLoss, FocalLoss
@@ -435,6 +437,31 @@ def test_training_stopped_by_ctrl_c_resumes(train, caplog, checkpoint_every_step
     assert train(max_steps=5).steps == 5
 
 
+@pytest.mark.skipif(not STOP_SIGNALS, reason="Windows has no such signals")
+@pytest.mark.parametrize("at", ["on_train_batch_start", "on_before_optimizer_step", "on_train_end"])
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_signal_of_a_scheduler_stops_after_the_step_with_a_checkpoint(
+    train, column, tmp_path, number, at
+):
+    """No checkpoint is due before: they are 15 seconds apart."""
+
+    def send(_, trainer, *__):
+        if trainer.global_step == (5 if at == "on_train_end" else 2):
+            os.kill(os.getpid(), number)
+
+    scheduler = type("Scheduler", (pl.Callback,), {at: send})()
+    handlers = [signal.getsignal(number) for number in STOP_SIGNALS]
+    with pytest.raises(KeyboardInterrupt):
+        train(max_steps=5, log_every_n_steps=1, plugs=[scheduler])
+    assert [signal.getsignal(number) for number in STOP_SIGNALS] == handlers
+    stopped = last_checkpoint(tmp_path / "run")["global_step"]
+    assert stopped == {"on_train_batch_start": 2, "on_train_end": 5}.get(at, 3)
+    resumed = train(max_steps=5, log_every_n_steps=1)
+    calm = train(max_steps=5, log_every_n_steps=1, run_dir=tmp_path / "calm")
+    assert torch.equal(weights(resumed.network), weights(calm.network))
+    assert column("loss") == column("loss", "calm")
+
+
 @pytest.mark.parametrize(
     ("error", "expected", "words"),
     [
@@ -516,6 +543,7 @@ class Trainer:
 
     accumulate_grad_batches = 1
     is_global_zero = True
+    world_size = 2
 
     def __init__(self, clock, seconds):
         self.clock = clock
@@ -525,6 +553,24 @@ class Trainer:
     def save_checkpoint(self, path):
         self.saved.append(round(self.clock.seconds))
         self.clock.advance(self.seconds)
+
+
+@pytest.mark.skipif(not STOP_SIGNALS, reason="Windows has no such signals")
+@pytest.mark.parametrize(("ready", "error"), [(3, KeyboardInterrupt), (4, None)])
+def test_signal_that_also_ended_the_loader_stops_with_a_checkpoint(tmp_path, ready, error):
+    """Without a next batch, the state between two steps is saved, and no other state."""
+    current = SimpleNamespace(ready=ready, started=3, processed=3, completed=3)
+    loop = SimpleNamespace(
+        epoch_loop=SimpleNamespace(batch_progress=SimpleNamespace(current=current))
+    )
+    saved = []
+    trainer = SimpleNamespace(world_size=1, fit_loop=loop, save_checkpoint=saved.append)
+    last = LastCheckpoint(tmp_path, timedelta(seconds=15))
+    last.on_train_start(trainer, SimpleNamespace(minutes=0.0))
+    os.kill(os.getpid(), STOP_SIGNALS[0])
+    with pytest.raises(error) if error else nullcontext():
+        last.on_exception(trainer, None, RuntimeError("DataLoader worker exited unexpectedly"))
+    assert saved == ([tmp_path / "last.ckpt"] if error else [])
 
 
 @pytest.mark.parametrize(("seconds", "saved"), [(0.0, [15, 30, 45, 60]), (1.0, [15, 66, 117, 168])])
