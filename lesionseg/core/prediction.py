@@ -177,6 +177,8 @@ class Prediction:
             program states none.
         n_outside: number of candidates that reach the operating point, but are not accepted because
             they are located outside the zones to keep.
+        n_off_grid: number of candidates that were left out because they are located outside the
+            grid of the reference.
         disagreement: disagreement of the networks of an ensemble, from 0 to 1. None for a single
             network, for a network without voxels, and for a scan that was not predicted.
     """
@@ -193,6 +195,7 @@ class Prediction:
     n_left_out: int = 0
     labels: Mapping[int, str] = field(default_factory=dict)
     n_outside: int = 0
+    n_off_grid: int = 0
     disagreement: float | None = None
 
     def __repr__(self) -> str:

@@ -133,7 +133,8 @@ def bootstrap(
     if not support.any():
         return [replace(row, value=None, reason=undefined) for row in rows]
     if (support > 0).sum() < MIN_GROUPS:
-        reasons = [undefined if row.value is None else TOO_FEW_GROUPS for row in rows]
+        few = _explain_too_few(support)
+        reasons = [undefined if row.value is None else few for row in rows]
         return [replace(row, reason=why) for row, why in zip(rows, reasons, strict=True)]
     n_at_once = max(1, MAX_ELEMENTS // max(items, 1))
     parts = []
@@ -210,7 +211,7 @@ def proportion(
     value = float(hits.sum() / total)
     groups = int((totals > 0).sum())
     if groups < MIN_GROUPS:
-        return Estimate(value, reason=TOO_FEW_GROUPS, name=name)
+        return Estimate(value, reason=_explain_too_few(totals), name=name)
     if value in SHARE:
         return Estimate(value, all_or_none_interval(value, groups), name=name)
     # a smaller effective sample, because few groups estimate the design effect (Korn & Graubard)
@@ -219,6 +220,13 @@ def proportion(
     if deff < _NO_VARIANCE:
         return Estimate(value, reason=_ALL_EQUAL, name=name)
     return Estimate(value, wilson_interval(float(hits.sum()), total, deff), name=name)
+
+
+def _explain_too_few(items: Numbers) -> str:
+    """Explain why there is no interval. `items` are those of each group `[groups]`."""
+    if len(items) < MIN_GROUPS:
+        return TOO_FEW_GROUPS
+    return f"{(items > 0).sum()} of {len(items)} patients count here, too few for an interval"
 
 
 def rate(counts: Numbers, exposure: Numbers, undefined: str, *, name: str = "") -> Estimate:
@@ -234,7 +242,7 @@ def rate(counts: Numbers, exposure: Numbers, undefined: str, *, name: str = "") 
         return Estimate(None, reason=undefined, name=name)
     value = float(counts.sum() / total)
     if groups < MIN_GROUPS:
-        return Estimate(value, reason=TOO_FEW_GROUPS, name=name)
+        return Estimate(value, reason=_explain_too_few(exposure), name=name)
     deff = count_design_effect(counts, exposure) * few_groups_factor(groups)
     events = counts.sum() / deff
     low, high = poisson_interval(events)

@@ -91,9 +91,9 @@ class LabelNumbers:
     def _add(self, unknown: Sequence[str]) -> None:
         """Give labels that the dataset does not have free numbers, and name them in a warning."""
         _log.warning(
-            "The reference does not have these predicted labels. Their candidates match none of its "
-            "labels (%s): %s. Use equal names for equal labels, or set merge_labels=true to score "
-            "all labels as one.",
+            "The reference does not have these predicted labels. Their candidates match none of "
+            "its labels (%s): %s. Use equal names for equal labels, or set merge_labels=true to "
+            "score all labels as one.",
             self._known,
             join_names(unknown),
         )

@@ -221,7 +221,7 @@ class _Accepted:
             "n_missed": int((self.found_by < 0).sum()),
             "n_false_positive": int(is_false.sum()),
             "n_ignored": int((self.outcomes == "ignored").sum()),
-            "n_outside": given.n_outside,
+            "n_outside": given.n_outside + given.n_off_grid,
             "reference_ml": _sum_ml(lesions, np.ones(len(lesions), dtype=np.bool_)),
             "predicted_ml": _sum_ml(match.candidates, self.accepted & ~match.lost),
             "false_positive_ml": None if is_unknown else sum((ml or 0.0 for ml in false_ml), 0.0),

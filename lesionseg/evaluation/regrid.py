@@ -25,8 +25,7 @@ def resample_prediction(prediction: Prediction, geometry: Geometry) -> Predictio
     is located between the new voxels keeps the voxel nearest to its centre, if this voxel is free
     and inside the grid. The sizes of candidates with voxels are measured again. Any other candidate
     becomes the bounding box of its moved corners, and keeps its sizes and its centre in mm.
-    Candidates outside the grid are left out with a warning: a reference says nothing about this
-    place. Removed objects outside the grid are left out without a warning.
+    Candidates outside the grid are left out, see `drop_off_grid`.
 
     Raises:
         GeometryError: if the grid has another number of axes.
@@ -53,21 +52,31 @@ def resample_prediction(prediction: Prediction, geometry: Geometry) -> Predictio
             )
         else:
             candidates.append(_move_box(c, own, geometry))
-    kept = _inside_grid(candidates, geometry)
-    if len(kept) < len(candidates):
-        place = "outside the grid of the reference or later visit"
-        n_left_out = len(candidates) - len(kept)
-        left_out = count(n_left_out, f"candidate {place} is", f"candidates {place} are")
-        logger.warning("Case %s: %s left out.", prediction.case, left_out)
     values = prediction.values
-    return replace(
+    moved = replace(
         prediction,
         geometry=geometry,
-        candidates=kept,
+        candidates=tuple(candidates),
         instances=instances,
-        removed=_inside_grid([_move_box(c, own, geometry) for c in prediction.removed], geometry),
+        removed=tuple(_move_box(c, own, geometry) for c in prediction.removed),
         values=None if values is None else _resample_nearest(values, own, geometry),
     )
+    return drop_off_grid(moved)
+
+
+def drop_off_grid(prediction: Prediction) -> Prediction:
+    """Leave out the candidates outside the grid, with a warning: a reference says nothing there.
+
+    `n_off_grid` counts them. Removed objects outside the grid are left out without a warning.
+    """
+    kept = _inside_grid(prediction.candidates, prediction.geometry)
+    n_left_out = len(prediction.candidates) - len(kept)
+    if n_left_out:
+        place = "outside the grid of the reference or later visit"
+        left_out = count(n_left_out, f"candidate {place} is", f"candidates {place} are")
+        logger.warning("Case %s: %s left out.", prediction.case, left_out)
+    removed = _inside_grid(prediction.removed, prediction.geometry)
+    return replace(prediction, candidates=kept, removed=removed, n_off_grid=n_left_out)
 
 
 def _resample_instances(

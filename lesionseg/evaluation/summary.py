@@ -223,7 +223,9 @@ class Summary:
         numbers = {
             "n_cases": len(tables.cases),
             "n_groups": len(tables.groups),
-            "n_lesion_free_cases": int(tables.is_lesion_free.sum()),
+            "n_lesion_free_cases": int(
+                (~tables.has_lesion & ((tables.case_share == 1) | ~tables.is_predicted)).sum()
+            ),
             "n_lesions": n_lesions,
             "n_candidates": len(tables.candidates),
             "n_true_positive": n_found,

@@ -33,6 +33,11 @@ POOLED = "pooled"
 BY_LABEL = "by label"
 MISSING = "missing"  # the status of a case without a prediction
 FAILED = "failed"  # the status of a case that could not be scored
+# columns that are empty in the files for a case without a prediction
+_OF_RESULT = (
+    *("n_candidates", "n_false_positive", "n_ignored", "n_outside", "n_counted"),
+    *("predicted_ml", "false_positive_ml", "splits", "merges"),
+)
 Row = dict[str, Any]
 
 
@@ -61,7 +66,7 @@ n_detected | integer | | Number of lesions found at the operating point.
 n_missed | integer | | Number of missed lesions.
 n_false_positive | integer | | Number of false positives.
 n_ignored | integer | | Number of accepted candidates that are neither true nor false positive.
-n_outside | integer | | Number of candidates outside `keep_zones`, which were not accepted.
+n_outside | integer | | Number of candidates outside `keep_zones` or the grid, which do not count.
 dice | number | | Dice of all labels together. Empty without masks or without a lesion.
 surface_dice | number | | Surface Dice. Empty in the same cases.
 hd95_mm | number | mm | HD95. Empty also if one of the masks is empty.
@@ -466,7 +471,8 @@ def write_tables(
 ) -> None:
     """Write cases.csv, lesions.csv and candidates.csv, each atomically.
 
-    In cases.csv, each region has columns for its Dice and its number of lesions.
+    In cases.csv, each region has columns for its Dice and its number of lesions. The volumes and
+    numbers of candidates of a case without a prediction are empty.
 
     Args:
         folder: The folder to write to.
@@ -476,6 +482,9 @@ def write_tables(
     """
     rows = list(_rows_to_write(tables.cases, CASES))
     by_case = {row["case"]: row for row in rows}
+    for row in rows:
+        if row["status"] == MISSING:
+            row.update(dict.fromkeys(_OF_RESULT))
     columns = [column.name for column in CASES]
     for name, column in column_names(tables.regions).items():
         part = tables.of_region(name).cases

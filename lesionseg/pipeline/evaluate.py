@@ -86,6 +86,7 @@ class EvaluateOutcome(Outcome):
             if there are none.
         failed: the errors of cases that could not be scored.
         not_compared: the errors of cases of the second model that could not be scored.
+        of_predicted: the scores of the cases with a prediction; None if all cases have one.
     """
 
     scores: Scores
@@ -94,6 +95,7 @@ class EvaluateOutcome(Outcome):
     kept: Path | None = None
     failed: tuple[Finding, ...] = ()
     not_compared: tuple[Finding, ...] = ()
+    of_predicted: Scores | None = None
 
     @property
     def exit_status(self) -> int:
@@ -114,8 +116,11 @@ class EvaluateOutcome(Outcome):
 
         The caveat is that the threshold was chosen on the evaluated cases, if it was.
         """
+        columns = {f"role {self.scores.evaluated_on}": self.scores}
+        if self.of_predicted is not None:
+            columns["predicted only"] = self.of_predicted
         lines = [
-            *align_columns(scores_table({f"role {self.scores.evaluated_on}": self.scores})),
+            *align_columns(scores_table(columns)),
             *align_columns(comparison_table(self.scores)),
             *(f"Note:    {note}" for note in comparison_notes(self.scores)),
             f"Wrote:   {self.output / SCORES_FILE}",
@@ -234,7 +239,9 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
         "reference": cfg.reference,
         "prediction": str(written) if replaces_all_given else cfg.prediction,
     }
-    return EvaluateOutcome(scores, output, given, written, tuple(failed), tuple(not_compared))
+    return EvaluateOutcome(
+        scores, output, given, written, tuple(failed), tuple(not_compared), one.of_predicted
+    )
 
 
 def _match_all(
@@ -451,11 +458,15 @@ def _stated_selection(
 
 @dataclass(frozen=True, eq=False)
 class _Scored:
-    """The tables and scores of one program, and the names of its label values."""
+    """The tables and scores of one program, and the names of its label values.
+
+    `of_predicted` contains the scores of the cases with a prediction; None if all cases have one.
+    """
 
     tables: Tables
     scores: Scores
     names: Mapping[int, str]
+    of_predicted: Scores | None
 
 
 def _score(
@@ -482,7 +493,11 @@ def _score(
     )
     scores = summarise(tables, find_preset(cfg.preset), settings)
     scores = replace(scores, failed_cases={fault.case: fault.message for fault in failed})
-    return _Scored(tables, scores, names)
+    of_predicted = None
+    if scores.missing_predictions:
+        part = tables.of_cases(tables.cases["case"][tables.is_predicted])
+        of_predicted = summarise(part, find_preset(cfg.preset), replace(settings, replicates=0))
+    return _Scored(tables, scores, names, of_predicted)
 
 
 def _select_second(
@@ -591,17 +606,21 @@ def model_of(predictions: Path) -> dict[str, Any]:
 
 
 def _read_nnunet_model(folder: Path) -> dict[str, Any]:
-    """Return the name of nnU-Net's plans and the number of its training cases.
+    """Return the name of nnU-Net's plans and the number of its training cases, as far as stated.
 
-    Return an empty dictionary if the folder does not state them.
+    nnU-Net writes the arguments of each prediction, which show at least that it is nnU-Net's.
     """
+    known: dict[str, Any] = {}
+    if (folder / "predict_from_raw_data_args.json").is_file():
+        known["model"] = "nnU-Net"
     with suppress(LesionsegError, KeyError, TypeError):
         plans = read_json(folder / "plans.json")
-        n_training = read_json(folder / "dataset.json")["numTraining"]
-        if plans["configurations"] and isinstance(n_training, int):  # both are empty if we wrote it
-            model = f"nnU-Net {plans['plans_name']} for {plans['dataset_name']}"
-            return {"model": model, "training_scans": n_training}
-    return {}
+        if plans["configurations"]:  # they are empty if we wrote it
+            known["model"] = f"nnU-Net {plans['plans_name']} for {plans['dataset_name']}"
+            n_training = read_json(folder / "dataset.json")["numTraining"]
+            if isinstance(n_training, int):
+                known["training_scans"] = n_training
+    return known
 
 
 def cases_of_role(
@@ -660,7 +679,7 @@ def _check_names(
     if missing:
         _log.warning(
             "These cases have no prediction, so all their lesions count as missed: %s",
-            ", ".join(missing),
+            join_names(missing),
         )
     if extra:
-        _log.warning("Predictions without a reference are left out: %s", ", ".join(extra))
+        _log.warning("Predictions without a reference are left out: %s", join_names(extra))

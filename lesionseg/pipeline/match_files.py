@@ -21,7 +21,7 @@ from lesionseg.evaluation import (
     match_case,
 )
 from lesionseg.evaluation.label_names import LabelNumbers
-from lesionseg.evaluation.regrid import resample_prediction
+from lesionseg.evaluation.regrid import drop_off_grid, resample_prediction
 from lesionseg.inference.open_prediction import open_prediction
 from lesionseg.io.grids import GridPair
 from lesionseg.io.predictions import PredictionFiles
@@ -175,7 +175,9 @@ def read_on_grid(
     where = path or files.candidates or files.case
     grids = GridPair(where, own, "the reference", geometry)
     if grids.is_same(by_image=by_image):
-        return open_prediction(files, geometry=geometry, binary=binary, by_image=by_image)
+        return drop_off_grid(
+            open_prediction(files, geometry=geometry, binary=binary, by_image=by_image)
+        )
     grids.check_headers(can_ignore_headers=True)
     grids.check_spacing()
     if not resample:

@@ -81,7 +81,7 @@ class Evaluation(Tables):
     @property
     def is_partly_annotated(self) -> bool:
         """True if a reader looked for some labels only in a scan without a marked lesion."""
-        return bool((~self.has_lesion & (self.case_share < 1)).any())
+        return bool((~self.has_lesion & self.is_predicted & (self.case_share < 1)).any())
 
     @property
     def found(self) -> pd.DataFrame:

@@ -13,7 +13,7 @@ import pandas as pd
 
 from lesionseg.config import ReportSection
 from lesionseg.core import Dataset, Prediction
-from lesionseg.errors import ContentError, LesionsegError, format_score, require_one_of
+from lesionseg.errors import ContentError, LesionsegError, format_score, join_names, require_one_of
 from lesionseg.evaluation.adjudication import Key, candidate_key
 from lesionseg.evaluation.scores import SECOND_MODEL, Provenance
 from lesionseg.io.text import read_csv, read_yaml, write_csv, write_text
@@ -304,8 +304,8 @@ def about_lines(
 def case_rows(tables: Evaluation) -> list[dict[str, Any]]:
     """Return one row per scan, by column. The scans of a patient follow each other.
 
-    Columns without any value are left out, and so are warnings and markings outside the zones if
-    there are none.
+    Columns without any value are left out, and so are warnings and markings outside the zones or
+    the reference if there are none. A scan without a prediction has no result instead of numbers.
     """
     columns = {
         "group": "patient",
@@ -313,7 +313,7 @@ def case_rows(tables: Evaluation) -> list[dict[str, Any]]:
         "n_lesions": "lesions",
         "n_detected": "found",
         "n_false_positive": "false positives",
-        "n_outside": "outside the zones",
+        "n_outside": "outside",
         "dice": "Dice",
         "reference_ml": "marked, ml",
         "predicted_ml": "predicted, ml",
@@ -323,8 +323,10 @@ def case_rows(tables: Evaluation) -> list[dict[str, Any]]:
     filled = cases.columns[cases.notna().any()]  # radiographs have no volumes, for example
     kept = {old: new for old, new in columns.items() if old in filled}
     for name, nothing in (("warning", ""), ("n_outside", 0)):
-        if name in kept and (cases[name] == nothing).all():
+        if name in kept and (cases[name].fillna(nothing) == nothing).all():
             kept.pop(name)
+    cases = cases.astype(object)
+    cases.loc[~tables.is_predicted, ["n_detected", "dice"]] = ["no result", None]
     if tables.patients_stated:
         # patients keep the order in which they first appear
         place_of = {group: place for place, group in enumerate(cases["group"].unique())}
@@ -463,6 +465,7 @@ def _draw_pictures(
     """
     on_film = choose_films(tables)  # cases whose whole image is shown
     wanted = list(_choose_pictures(tables, with_top=not on_film))
+    unread: dict[str, str] = {}
     cards: dict[int, Card] = {}  # by index in `wanted`
     films: dict[str, Film] = {}
     visible: set[str] = set()  # keys of `OUTLINES`
@@ -474,7 +477,7 @@ def _draw_pictures(
     cases = sorted({*indices_of, *on_film})
     page_names = _name_pages(cases)
     for case in cases:
-        scene = _load_scene(sources, tables, case)
+        scene = _load_scene(sources, tables, case, unread)
         if scene is not None:
             visible |= _find_visible_masks(scene)
             if viewer is not None:
@@ -487,6 +490,7 @@ def _draw_pictures(
         n_done += len(indices_of[case]) + (case in on_film)
         if progress is not None:
             progress(case, n_done, n_wanted)
+    _warn_of(unread)
     of_kind: dict[Kind, list[Card]] = defaultdict(list)
     for index in sorted(cards):  # the order of the page, not that of the cases
         of_kind[wanted[index].kind].append(cards[index])
@@ -550,8 +554,16 @@ def _choose_pictures(tables: Evaluation, *, with_top: bool) -> Iterator[_Wanted]
         yield _Wanted("found", row, "" if pd.isna(score) else f"rated {format_score(score)}")
 
 
-def _load_scene(sources: Sources, tables: Evaluation, case: str) -> Scene | None:
-    """Read a case. Return None, with a warning, if it cannot be read.
+def _warn_of(unread: Mapping[str, str]) -> None:
+    """Warn once of all cases that cannot be read, with the reason of the first one."""
+    for reason in [*unread.values()][:1]:
+        log.warning("The report has no pictures of %s: %s", join_names(unread), reason)
+
+
+def _load_scene(
+    sources: Sources, tables: Evaluation, case: str, unread: dict[str, str]
+) -> Scene | None:
+    """Read a case. Return None if it cannot be read, and add the reason to `unread`.
 
     If the prediction is not the one that was scored, a warning says so, and the scene lacks it.
     """
@@ -563,7 +575,7 @@ def _load_scene(sources: Sources, tables: Evaluation, case: str) -> Scene | None
     try:
         scene = sources.load(real_name, accepted, below)
     except LesionsegError as error:
-        log.warning("The report has no pictures of %s: %s", real_name, error)
+        unread[real_name] = str(error)
         return None
     if scene.prediction is not None and not _has_candidates(scene.prediction, own):
         log.warning(

@@ -123,3 +123,14 @@ def test_intervals_cover_in_93_to_99_of_100_studies(kind, groups):
         low, high = ends or (0, 1)
         held += low <= recall <= high
     assert 0.93 <= held / studies <= 0.995
+
+
+@pytest.mark.parametrize("compute", [proportion, rate])
+@pytest.mark.parametrize(
+    ("n_groups", "reason"), [(12, "1 of 12 patients count here"), (4, "fewer than 5 patients")]
+)
+def test_number_of_one_patient_states_why_it_has_no_interval(compute, n_groups, reason):
+    items = np.eye(n_groups)[0]
+    found = compute(items, items, "none")
+    assert (found.value, found.ci95) == (1.0, None)
+    assert found.reason.startswith(reason)

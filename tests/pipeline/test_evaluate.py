@@ -658,6 +658,76 @@ def test_resampled_candidates_keep_their_scores_and_get_new_sizes(folders):
     assert float(found[0]["diameter_mm"]) == pytest.approx((6 / np.pi * 24 * 3) ** (1 / 3))
 
 
+def test_case_without_a_prediction_is_not_an_empty_result(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("lesionseg.reporting.write.MOST_MISSED", 9)
+    reference, prediction, out = folders_of(tmp_path)
+    for case, n in (("a", 2), ("b", 0), ("c", 3), ("d", 0), ("e", 1), ("f", 1)):
+        write_mask(reference / f"{case}.nii.gz", lesions(n))
+    write_mask(prediction / "a.nii.gz", lesions(2, [0]))
+    write_mask(prediction / "b.nii.gz", lesions(0))
+    outcome = evaluate(reference, prediction, out)
+    scores = outcome.scores
+    assert counts(scores, "n_cases", "n_lesion_free_cases", "n_lesions") == (6, 2, 7)
+    assert (scores.count("n_true_positive"), scores["specificity"].value) == (1, 1.0)
+    assert len([line for line in caplog.text.splitlines() if "have no prediction" in line]) == 1
+    lines = {line[:22].strip(): line.split()[-2:] for line in outcome.summary()}
+    assert lines["cases"] == ["6", "2"]
+    assert lines["of them lesion-free"] == ["2", "1"]
+    assert lines["lesion recall"] == ["0.143", "0.500"]
+    rows = columns(out, "cases", "status", "n_missed", "n_candidates", "predicted_ml")
+    assert rows[0][:3] == ("ok", "1", "1")
+    assert rows[1] == ("ok", "0", "0", "0.0")
+    assert rows[2:] == [("missing", n, "", "") for n in "3011"]
+    for case in "ab":  # only these scans are given
+        write_scan(tmp_path / "scans" / f"{case}.nii.gz", GEOMETRY)
+    caplog.clear()
+    options = ReportSection.of(pdf=True, identifiers=True)
+    page = write_report(
+        out, tmp_path / "page", images=tmp_path / "scans", prediction=prediction, options=options
+    ).read_text()
+    assert "4 of 6 scans were not predicted" in page
+    assert page.count("no result</td>") == 4
+    assert "without a marked lesion" not in page
+    warned = [line for line in caplog.text.splitlines() if "no pictures of" in line]
+    assert len(warned) == 1
+    assert "c, e, f" in warned[0]
+
+
+def test_all_cases_are_predicted_in_one_column(folders):
+    outcome = evaluate(*folders)
+    assert outcome.of_predicted is None
+    assert "predicted only" not in "".join(outcome.summary())
+
+
+def test_candidates_outside_the_grid_are_no_false_positives(tmp_path):
+    folders = folders_of(tmp_path)
+    write_mask(folders[0] / "a.nii.gz", lesions(1))
+    folders[1].mkdir()
+    inside = {"score": 0.9, "start_vox": [2, 1, 2], "stop_vox": [4, 4, 6]}
+    beyond = {"score": 0.8, "start_vox": [2, 1, 20], "stop_vox": [4, 4, 26]}
+    write_json(folders[1] / "a_candidates.json", {"candidates": [inside, beyond]})
+    for settings in ({}, {"operating_point": "score:0.5"}):
+        scores_of(*folders, **settings)
+        names = ("n_candidates", "n_outside", "n_false_positive", "n_detected")
+        assert columns(folders[2], "cases", *names) == [("1", "1", "0", "1")]
+
+
+@pytest.mark.parametrize(
+    ("files", "model"),
+    [
+        (["predict_from_raw_data_args.json"], "nnU-Net"),
+        (["plans.json"], "nnU-Net Plans for Dataset001"),
+        (["plans.json", "predict_from_raw_data_args.json"], "nnU-Net Plans for Dataset001"),
+        ([], ""),
+    ],
+)
+def test_page_knows_that_nnunet_predicted(folders, files, model):
+    content = {"plans_name": "Plans", "dataset_name": "Dataset001", "configurations": {"2d": {}}}
+    for file in files:
+        write_json(folders[1] / file, content)
+    assert scores_of(*folders).provenance.model == model
+
+
 def test_rasters_of_another_size_are_resampled_to_the_same_field(tmp_path):
     reference = np.zeros((12, 16), np.uint8)
     reference[2:6, 4:8] = 1
