@@ -120,21 +120,19 @@ def add_predicted_names(
     return all_names
 
 
-def warn_of_exchange(matches: Sequence[MatchedCase], names: Mapping[int, str]) -> None:
+def warn_of_exchange(cases: Sequence[MatchedCase], names: Mapping[int, str]) -> None:
     """Warn of two labels whose mean Dice would both rise above 0.5 if they were exchanged."""
+    matches = [one.match for one in cases]
 
     def dice(predicted: int, drawn: int) -> float:
         """Return the mean Dice of two labels over the cases that have one of them."""
-        values = []
-        for one in matches:
-            is_drawn = one.match.lesions.labels == drawn
-            values.append(
-                one.match.compute_dice(is_drawn, one.match.candidates.labels == predicted)
-            )
-        return float(pd.Series(values, dtype=float).mean())
+        of_cases = [
+            one.compute_dice(one.lesions.labels == drawn, one.candidates.labels == predicted)
+            for one in matches
+        ]
+        return float(pd.Series(of_cases, dtype=float).mean())
 
-    poor = [value for value in names if dice(value, value) <= 0.5]
-    for a, b in combinations(poor, 2):
+    for a, b in combinations(names, 2):
         if min(dice(a, b), dice(b, a)) > 0.5:
             _log.warning(
                 "The labels %s and %s are probably exchanged: if they were the other way round, "

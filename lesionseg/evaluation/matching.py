@@ -538,9 +538,9 @@ def overlap_table(candidates: Lesions, lesions: Lesions) -> Overlaps:
     if not (candidates.has_voxels.all() and lesions.has_voxels.all()):
         row, column, _ = overlapping_pairs(
             torch.from_numpy(candidates.boxes),
-            np.zeros(len(candidates)),
+            0 * candidates.ids,
             torch.from_numpy(lesions.boxes),
-            np.zeros(n_lesions),
+            0 * lesions.ids,
         )
         lacks_mask = ~(candidates.has_voxels[row] & lesions.has_voxels[column])
         candidate = np.concatenate([candidate, row[lacks_mask]])
