@@ -211,8 +211,8 @@ def _parse(path: Path, stream: BinaryIO) -> Any:
     Its `extra["pixdim"]` has the voxel sizes as the file states them, including 0.
 
     Raises:
-        ReadError: The file is not NIfTI, states no voxels, has too long a header, or claims more
-            voxels than it can contain.
+        ReadError: The file is not NIfTI, states no voxels or an impossible place of them, or claims
+            more voxels than it can contain.
     """
     import nibabel
 
@@ -231,10 +231,12 @@ def _parse(path: Path, stream: BinaryIO) -> Any:
     block = start + stream.read(kind.header_class.sizeof_hdr - len(start))
     header = kind.header_class(block, check=False)
     offset = float(header["vox_offset"])
-    if not 0 <= offset <= _MAX_OFFSET:
+    lowest = kind.header_class.single_vox_offset  # header and four bytes about extensions
+    if not lowest <= offset <= _MAX_OFFSET or offset % 1:
         raise ReadError(
-            f"{path}: the header is too long ({offset:g} bytes before the voxels). The file is "
-            "damaged: copy it again from its source."
+            f"{path}: the header states {offset:g} bytes before the voxels, expected {lowest} to "
+            f"{_MAX_OFFSET}. The file is damaged or belongs to a pair .hdr/.img: copy it again "
+            "from its source, or convert the pair to one file."
         )
     stream.seek(0)
     try:

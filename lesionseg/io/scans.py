@@ -38,6 +38,7 @@ from lesionseg.io.result_names import CANDIDATES, OWN_ENDINGS, PROBABILITIES
 from lesionseg.io.text import printable_text
 from lesionseg.io.tiff import is_stack
 from lesionseg.io.volumes import (
+    PAIR_ADVICE,
     SUFFIXES,
     format_suffix,
     is_dicom_image,
@@ -584,6 +585,7 @@ def _left_out_notes(
         if path not in voxels:
             paths_of[kind].append(_relative_path(path, root))
     for (what, reason), paths in sorted(paths_of.items()):
+        reason += f". {PAIR_ADVICE}" if what == "*.hdr" else ""
         text = f"Left out: {len(paths)} × {what}, {reason} ({join_names(paths, _MAX_SHOWN)})"
         yield Finding(LEFT_OUT, text, severity="note", file=what)
 

@@ -21,6 +21,10 @@ SUFFIXES = tuple(suffix for form in FORMATS for suffix in form.suffixes)
 # types that some format cannot store, and their replacement
 _STORED = {"bool": "uint8", "int64": "int32", "uint64": "int32", "float16": "float32"}
 WRITTEN = tuple(suffix for form in FORMATS for suffix in form.written)
+PAIR_ADVICE = (
+    "Write a NIfTI pair as one file with nib-convert NAME.hdr NAME.nii.gz. An Analyze pair does "
+    "not state which side is left, so convert the scan from its DICOM files"
+)
 
 
 def format_suffix(path: Path) -> str:
@@ -182,4 +186,5 @@ def _find_format(path: Path) -> Format:
     for form in FORMATS:
         if suffix in form.suffixes:
             return form
-    raise ReadError(f"{path}: unknown format {suffix!r}, expected {', '.join(SUFFIXES)}.")
+    advice = f" {PAIR_ADVICE}." if suffix in (".hdr", ".img") else ""
+    raise ReadError(f"{path}: unknown format {suffix!r}, expected {', '.join(SUFFIXES)}.{advice}")

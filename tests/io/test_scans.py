@@ -301,6 +301,7 @@ def test_files_that_are_not_scans_are_counted_and_named(tmp_path):
     }
     messages = [note.message for note in found.left_out]
     assert "Left out: 1 × *.img, of an unknown format (old/b.img)" in messages
+    assert any("format. Write a NIfTI pair as one file" in message for message in messages)
 
 
 def test_table_names_cases_channels_and_pixel_sizes(tmp_path):

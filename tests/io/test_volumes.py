@@ -3,6 +3,7 @@
 import gzip
 import itertools
 import re
+import struct
 
 import nibabel
 import numpy as np
@@ -102,6 +103,50 @@ def test_big_endian_nifti_2_in_micrometres_is_read(tmp_path):
     assert volume.array.dtype.isnative
     np.testing.assert_array_equal(volume.array[0].T, array)
     assert volume.geometry.spacing_mm == (3, 2, 1)
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
+@pytest.mark.parametrize(
+    ("kind", "offset", "is_read"),
+    [
+        (nibabel.Nifti1Image, 352, True),
+        (nibabel.Nifti1Image, 353, True),
+        (nibabel.Nifti1Image, 352.5, False),
+        (nibabel.Nifti1Image, 348, False),
+        (nibabel.Nifti1Image, 100, False),
+        (nibabel.Nifti1Image, 0, False),
+        (nibabel.Nifti1Image, float("nan"), False),
+        (nibabel.Nifti2Image, 544, True),
+        (nibabel.Nifti2Image, 540, False),
+        (nibabel.Nifti2Image, 352, False),
+        (nibabel.Nifti2Image, 0, False),
+    ],
+)
+def test_header_of_nifti_is_never_read_as_voxels(tmp_path, name, kind, offset, is_read):
+    array = np.arange(1, 2001, dtype=np.int16).reshape(20, 10, 10)
+    image = kind(array, np.eye(4))
+    content = bytearray(image.to_bytes())
+    begin = image.header.single_vox_offset
+    if isinstance(offset, int) and offset > begin:
+        content[begin:begin] = bytes(offset - begin)
+    kind_of_field, place = ("<f", 108) if begin == 352 else ("<q", 168)
+    struct.pack_into(kind_of_field, content, place, offset)
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    if is_read:
+        np.testing.assert_array_equal(read_volume(path).array[0].T, array)
+    else:
+        with pytest.raises(ReadError, match=f"bytes before the voxels, expected {begin} to"):
+            read_volume(path)
+        with pytest.raises(ReadError, match="pair"):
+            read_geometry(path)
+
+
+@pytest.mark.parametrize("suffix", [".hdr", ".img"])
+def test_pair_of_nifti_is_refused_with_the_way_to_convert_it(tmp_path, suffix):
+    nibabel.save(nibabel.Nifti1Pair(np.ones((3, 4, 5), np.int16), np.eye(4)), tmp_path / "a.img")
+    with pytest.raises(ReadError, match=r"nib-convert NAME\.hdr NAME\.nii\.gz"):
+        read_volume(tmp_path / f"a{suffix}")
 
 
 def test_slope_and_intercept_of_nifti_are_applied(tmp_path):
