@@ -234,8 +234,8 @@ def _parse(path: Path, stream: BinaryIO) -> Any:
     lowest = kind.header_class.single_vox_offset  # header and four bytes about extensions
     if not lowest <= offset <= _MAX_OFFSET or offset % 1:
         raise ReadError(
-            f"{path}: the header states {offset:g} bytes before the voxels, expected {lowest} to "
-            f"{_MAX_OFFSET}. The file is damaged or belongs to a pair .hdr/.img: copy it again "
+            f"{path}: the header states {offset:g} bytes before the voxels, expected at least "
+            f"{lowest}. The file is damaged or belongs to a pair .hdr/.img: copy it again "
             "from its source, or convert the pair to one file."
         )
     stream.seek(0)

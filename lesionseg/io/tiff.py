@@ -38,8 +38,9 @@ _TRANSPARENCY_MASK = 4
 # parts of tifffile's warnings about values that it replaces or cannot read
 _VALUES = re.compile(r"(?:TiffTag|read_tags|read_bytes|could not read|read_segments)(?!.*ASCII)")
 _JPEG = (6, 7, 33007, 34892)  # compressions that lose exact values
+_FAX = (2, 3, 4)  # compressions of one bit per pixel
 _GREY = ("MINISBLACK", "MINISWHITE")
-_NEEDED_TAGS = ("Compression", "PhotometricInterpretation")
+_SLICES = ("ZYX", "IYX", "QYX")  # axes of a volume; the first one is stated, pages, or not stated
 
 
 def is_tiff(path: Path) -> bool:
@@ -73,10 +74,10 @@ def read_tiff(path: Path, pixel_mm: float | None, *, as_labels: bool) -> Volume:
                 "without a preview, or convert the stack to NIfTI or NRRD."
             )
         if n_planes > 1:
-            return _read_stack(path, tiff.series[0], as_labels=as_labels)
+            return _read_stack(path, tiff, as_labels=as_labels)
         page = pages[0]
         picture_grid(path, (page.imagelength, page.imagewidth), pixel_mm)
-        _check_pages(path, [page], as_labels=as_labels)
+        _check_pages(path, tiff, [page], as_labels=as_labels)
         picture = _read_picture(path, page, as_labels=as_labels)
     return picture.to_volume(path, pixel_mm, as_labels=as_labels)
 
@@ -162,20 +163,26 @@ def _count_planes(tiff: Any, pages: Sequence[Any]) -> int:
     return int(max(1, stated, *in_series))
 
 
-def _check_pages(path: Path, pages: Sequence[Any], *, as_labels: bool) -> None:
+def _check_pages(path: Path, tiff: Any, pages: Sequence[Any], *, as_labels: bool) -> None:
     """Raise `ReadError` for damaged pages, other pixels than numbers, and lossy masks.
 
     A mask (`as_labels`) must not be compressed as JPEG. All pages are of one kind.
 
-    tifffile returns zeros for a strip or tile without a place or without bytes. The default of a
-    missing tag, 1 bit per sample or no compression, is legal for an uncompressed page only.
+    tifffile returns zeros for a strip or tile without a place or without bytes. Codecs of images
+    ignore the stated number of bits.
     """
+    import tifffile
+
     first = pages[0]
-    is_damaged = any(name not in first.tags for name in _NEEDED_TAGS)
-    is_damaged |= "BitsPerSample" not in first.tags and first.compression != 1
+    is_image = first.compression in tifffile.TIFF.IMAGE_COMPRESSIONS
+    is_damaged = "PhotometricInterpretation" not in first.tags
+    is_damaged |= first.compression in _FAX and first.bitspersample != 1
+    is_damaged |= is_image and first.bitspersample < 8
     for page in pages:
         is_damaged |= min((*page.dataoffsets, *page.databytecounts), default=0) <= 0
         is_damaged |= len(page.dataoffsets) < math.prod(page.chunked)
+        if not is_image and first.compression not in _FAX:
+            is_damaged = is_damaged or not _has_exact_strips(tiff, page)
     if is_damaged:
         raise ReadError(
             f"{path}: the file is damaged: a tag or a part of the pixels is missing. Copy it again "
@@ -191,6 +198,25 @@ def _check_pages(path: Path, pages: Sequence[Any], *, as_labels: bool) -> None:
             f"{path}: a mask in JPEG has lost its exact values. Save it without JPEG, from the "
             "program that drew it."
         )
+
+
+def _has_exact_strips(tiff: Any, page: Any) -> bool:
+    """Return True if each strip or tile contains exactly the bytes of its rows.
+
+    tifffile ignores further bytes, which show that a tag is wrong or missing.
+    """
+    import tifffile
+    from imagecodecs import bitorder_decode
+
+    first = page.keyframe  # the page that states how all pages are stored
+    decompress = tifffile.TIFF.DECOMPRESSORS[first.compression]
+    for content, index in tiff.filehandle.read_segments(page.dataoffsets, page.databytecounts):
+        depth, rows, width, samples = first.decode(None, index)[2]
+        n_bytes = depth * rows * math.ceil(width * samples * first.bitspersample / 8)
+        ordered = bitorder_decode(content) if first.fillorder == 2 else content
+        if memoryview(decompress(ordered, out=n_bytes + 1)).nbytes != n_bytes:
+            return False
+    return True
 
 
 def _read_picture(path: Path, page: Any, *, as_labels: bool) -> Picture:
@@ -255,46 +281,53 @@ def _normalise_grey(
     """Return grey values with 0 as black, from 0 to 255 if an image has less than 8 bits.
 
     Booleans become uint8. The values of colours, of palettes and of a mask (`as_labels`) are not
-    scaled. Raise `ReadError` if 0 is white and the values are not unsigned integers.
+    scaled. tifffile, and scikit-image through it, store a boolean mask as it is and state that 0 is
+    white, so that 1 remains the lesion.
+
+    Raise `ReadError` if 0 is white and the values are not unsigned integers, or are a mask of one
+    bit from another program, whose lesions may be 0 or 1.
     """
     kind = _kind(page)
     bits = int(page.bitspersample)
     samples = samples.astype(np.uint8) if samples.dtype.kind == "b" else samples
-    if kind == "MINISWHITE":
-        if samples.dtype.kind != "u":
-            raise ReadError(f"{path}: white is stored as 0. Save the picture as PNG.")
+    is_bilevel_mask = as_labels and bits == 1
+    if kind == "MINISWHITE" and not (is_bilevel_mask and "tifffile" in page.software):
+        if samples.dtype.kind != "u" or is_bilevel_mask:
+            raise ReadError(
+                f"{path}: white is stored as 0. Save it with black as 0, for example as PNG."
+            )
         samples = ((2**bits - 1) - samples).astype(samples.dtype)
     if bits < 8 and not as_labels and kind in _GREY:
         samples = np.rint(samples * (255 / (2**bits - 1))).astype(np.uint8)
     return samples
 
 
-def _read_stack(path: Path, series: Any, *, as_labels: bool) -> Volume:
+def _read_stack(path: Path, tiff: Any, *, as_labels: bool) -> Volume:
     """Read the pages of a file as a volume `[1, z, y, x]`.
 
-    Raise `ReadError` if a page is missing or damaged, the pages are not grey with 0 as black, they
-    differ in size, or the spacing or the grid is not valid.
+    Raise `ReadError` if a page is missing or damaged, the pages are not grey, they are channels or
+    times by the metadata of the file, they differ in size, or the spacing or the grid is not valid.
     """
+    series = tiff.series[0]
     if any(page is None for page in series.pages):
         raise ReadError(
             f"{path}: the header states pages that the file does not have. Copy it again from "
             "its source, or save all pages in one file."
         )
-    _check_pages(path, series.pages, as_labels=as_labels)
-    kind = _kind(series.pages[0])
-    if kind not in _GREY or len(series.shape) != 3:
+    _check_pages(path, tiff, series.pages, as_labels=as_labels)
+    first = series.pages[0]
+    if _kind(first) not in _GREY or series.axes not in _SLICES:
         raise ReadError(
-            f"{path}: the pages have the shape {series.shape} ({series.axes}), expected grey "
-            "slices of one size. Save one volume per file, and each channel as a separate file."
+            f"{path}: the pages have the shape {series.shape} and the axes {series.axes}, expected "
+            "grey slices of one size (ZYX). Save one volume per file, and each channel (C) and "
+            "time (T) as a separate file."
         )
-    if kind == "MINISWHITE":
-        raise ReadError(f"{path}: white is stored as 0. Save the slices with black as 0.")
     shape = tuple(int(n) for n in series.shape)
     geometry = Geometry.from_spacing(shape, _read_spacing(path))
     check_grid(path, geometry)
-    array = np.asarray(series.asarray())
-    kept = np.uint8 if array.dtype.kind == "b" else array.dtype.newbyteorder("=")
-    return Volume(array.astype(kept, copy=False)[np.newaxis], geometry)
+    array = _normalise_grey(path, first, np.asarray(series.asarray()), as_labels=as_labels)
+    native = array.dtype.newbyteorder("=")
+    return Volume(array.astype(native, copy=False)[np.newaxis], geometry)
 
 
 def _spacing_names(path: Path) -> list[Path]:

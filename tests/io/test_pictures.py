@@ -169,6 +169,10 @@ def test_one_bit_tiff_is_0_and_255_in_images_and_0_and_1_in_masks(
     with tifffile.TiffFile(path) as tiff:
         assert tiff.pages[0].photometric == photometric
     expected = shown.astype(np.uint8)[np.newaxis]
+    if form == "mask" and photometric == 0:  # some programs store 1 for the lesion, others 0
+        with pytest.raises(ReadError, match=r"a\.tif: white is stored as 0.* as PNG"):
+            read_volume(path, as_labels=True)
+        return
     check(path, expected if form == "mask" else 255 * expected, as_labels=form == "mask")
     blank = Image.fromarray(np.zeros_like(shown))
     blank.save(path, compression=compression, tiffinfo={262: photometric})
@@ -501,13 +505,111 @@ def test_thumbnails_and_masks_in_a_tiff_are_not_pages(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"imagej": True}, {"truncate": True}, {"compression": "lzw"}], ids=str
+    "options",
+    [
+        {},
+        {"metadata": None},
+        {"imagej": True, "metadata": {"axes": "ZYX"}},
+        {"ome": True, "metadata": {"axes": "ZYX"}},
+        {"truncate": True},
+        {"compression": "lzw"},
+        {"photometric": "miniswhite"},
+    ],
+    ids=str,
 )
 def test_pages_of_a_tiff_are_slices(tmp_path, options):
     path = tmp_path / "a.tif"
     stack = draw_samples("uint8", 3, 20, 30)
-    tifffile.imwrite(path, stack, photometric="minisblack", **options)
-    check(path, stack[np.newaxis])
+    tifffile.imwrite(path, stack, **({"photometric": "minisblack"} | options))
+    check(path, (255 - stack if "photometric" in options else stack)[np.newaxis])
+
+
+@pytest.mark.parametrize("kind", ["imagej", "ome", "shaped"])
+@pytest.mark.parametrize(
+    ("axes", "shape", "is_read"),
+    [
+        ("ZYX", (3, 20, 30), True),
+        ("CYX", (3, 20, 30), False),
+        ("TYX", (3, 20, 30), False),
+        ("ZCYX", (4, 2, 20, 30), False),
+        ("TZYX", (2, 3, 20, 30), False),
+        ("TZCYX", (2, 1, 1, 20, 30), False),
+    ],
+)
+def test_channels_and_times_of_a_tiff_are_not_slices(tmp_path, kind, axes, shape, is_read):
+    path = tmp_path / "a.tif"
+    stack = draw_samples("uint8", *shape)
+    form = {} if kind == "shaped" else {kind: True}
+    tifffile.imwrite(path, stack, photometric="minisblack", metadata={"axes": axes}, **form)
+    if is_read:
+        check(path, stack[np.newaxis])
+    else:
+        with pytest.raises(ReadError, match=r"a\.tif: the pages have .* expected grey slices"):
+            read_volume(path)
+
+
+@pytest.mark.parametrize("shape", [(20, 30), (3, 20, 30)])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"compression": "zlib"}, {"tile": (16, 16)}, {"metadata": None}, {"rowsperstrip": 3}],
+    ids=str,
+)
+def test_boolean_mask_of_tifffile_keeps_its_stored_numbers(tmp_path, shape, options):
+    """tifffile states by default that 0 is white."""
+    path = tmp_path / "a.tif"
+    mask = draw_samples("uint8", *shape) > 200
+    tifffile.imwrite(path, mask, **options)
+    with tifffile.TiffFile(path) as tiff:
+        assert tiff.pages[0].photometric == tifffile.PHOTOMETRIC.MINISWHITE
+    check(path, mask.astype(np.uint8)[np.newaxis], as_labels=True)
+    check(path, np.where(mask, 0, 255).astype(np.uint8)[np.newaxis])  # as a viewer shows it
+
+
+BITS, ROWS = 258, 257  # tags of a TIFF
+
+
+@pytest.mark.parametrize("compression", [*COMPRESSIONS, "lzma", "jpeg"])
+@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
+@pytest.mark.parametrize(
+    ("tag", "numbers"), [(BITS, (1, 2, 4, 5, 6, 7, 8, 16, 32)), (ROWS, (20, 16, 10))]
+)
+def test_strip_that_is_longer_than_its_rows_is_an_error(tmp_path, compression, dtype, tag, numbers):
+    if compression == "jpeg":  # a picture that knows its size
+        numbers = numbers[:6] if tag == BITS else ()
+    path = tmp_path / "a.tif"
+    stored = RNG.integers(0, 3, (21, 32)).astype(dtype)  # the last of five strips has one row
+    tifffile.imwrite(path, stored, compression=compression, rowsperstrip=5, metadata=None)
+    assert read_volume(path).array.shape == (1, 21, 32)
+    intact = path.read_bytes()
+    with tifffile.TiffFile(path) as tiff:
+        entry = tiff.pages[0].tags[tag]
+    for number in numbers:
+        if number == entry.value:
+            continue
+        damaged = bytearray(intact)
+        struct.pack_into("<H", damaged, entry.valueoffset, number)
+        path.write_bytes(damaged)
+        for as_labels in (False, True):
+            with pytest.raises(ReadError, match=r"a\.tif"):
+                read_volume(path, as_labels=as_labels)
+
+
+@pytest.mark.parametrize("layout", [{"rowsperstrip": 21}, {"tile": (32, 32)}], ids=str)
+def test_bytes_after_the_rows_of_an_uncompressed_strip_are_an_error(tmp_path, layout):
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, draw_samples("uint8", 21, 32), metadata=None, **layout)
+    with tifffile.TiffFile(path) as tiff:
+        tags = tiff.pages[0].tags
+        entry = tags["StripByteCounts" if "rowsperstrip" in layout else "TileByteCounts"]
+    content = bytearray(path.read_bytes() + bytes(8 * 32 * 32))
+    for factor in (1, 2, 8):
+        struct.pack_into("<I", content, entry.valueoffset, factor * entry.value[0])
+        path.write_bytes(content)
+        if factor == 1:
+            assert read_volume(path).array.shape == (1, 21, 32)
+        else:
+            with pytest.raises(ReadError, match=r"a\.tif: the file is damaged"):
+                read_volume(path)
 
 
 def test_stack_with_a_preview_is_an_error_with_advice(tmp_path):
