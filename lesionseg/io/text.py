@@ -141,7 +141,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
     Raises:
         ReadError: The file is missing, is not a YAML mapping, contains aliases, is larger than
-            128 KiB, or has more than 200 opening brackets.
+            128 KiB, has more than 200 opening brackets, or an integer has more than 4300 digits.
     """
     import yaml
 
@@ -154,6 +154,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         content = yaml.safe_load(text)
         if not isinstance(content, dict):
             raise ValueError(f"{type(content).__name__}, expected lines key: value")
+        str(content)  # a message could not quote an integer of more than 4300 digits
     except (ValueError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ReadError(f"{path}: cannot be read as YAML: {reason}.") from error

@@ -118,14 +118,16 @@ def read_zone_names(path: Path) -> dict[int, str]:
         ContentError: The file contains no names, two values have the same name, or a table cannot
             be read.
     """
-    if path.suffix.lower() == ".json":
-        pairs = _json_pairs(read_json(path))
-    else:
-        try:
+    try:
+        if path.suffix.lower() == ".json":
+            pairs = _json_pairs(read_json(path))
+        else:
             pairs = _text_pairs(path.read_text("utf-8-sig", "replace"))
-        except csv.Error as error:
-            raise ContentError(f"{path}: the table cannot be read: {error}. Correct it.") from error
-    names = {int(v): name for v, name in pairs if v.isdecimal() and int(v) and name}
+        names = {int(v): name for v, name in pairs if v.isdecimal() and int(v) and name}
+    except (csv.Error, ValueError) as error:  # Python limits the digits of an integer to 4300
+        raise ContentError(
+            f"{path}: the table cannot be read: {error!s:.62}. Correct it."
+        ) from error
     if not names:
         raise ContentError(
             f"{path}: no line of the table has an integer and a name. Write lines such as "

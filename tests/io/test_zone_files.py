@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lesionseg.core import Geometry, Volume
-from lesionseg.errors import ContentError, DatasetError
+from lesionseg.errors import ContentError, DatasetError, LesionsegError
 from lesionseg.io.volumes import write_volume
 from lesionseg.io.zone_files import ZoneFolder, read_zone_names
 
@@ -71,6 +71,24 @@ def test_two_values_of_one_name_are_an_error(name, content, tmp_path):
     (tmp_path / name).write_text(content)
     with pytest.raises(ContentError, match=rf"{name}: the values 17 and 18 .* 'area'"):
         read_zone_names(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", "{number},area\n17,left\n"),
+        ("a.csv", "value,name\n{number},area\n"),
+        ("a.txt", "{number} area 220 216 20 0\n"),
+        ("a.json", '{{"{number}": "area"}}'),
+        ("a.json", '{{"labels": {{"area": "{number}"}}}}'),
+        ("a.json", '{{"area": {number}}}'),
+    ],
+)
+def test_value_of_thousands_of_digits_is_an_error(name, content, tmp_path):
+    (tmp_path / name).write_text(content.format(number="9" * 5000))
+    with pytest.raises(LesionsegError, match=rf"{name}: .* digits") as raised:
+        read_zone_names(tmp_path / name)
+    assert len(str(raised.value)) < 500
 
 
 @pytest.fixture
