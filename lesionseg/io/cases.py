@@ -188,6 +188,8 @@ def _read_stored_reference(
         if reference.labels is not None:
             unknown = np.isin(reference.labels, reference.unannotated)
             reference = replace(reference, labels=np.where(unknown, 0, reference.labels))
+            if reference.instances is not None:
+                reference = replace(reference, instances=np.where(unknown, 0, reference.instances))
     return reference
 
 
@@ -219,7 +221,8 @@ def _read_mask_file(
         names = dict(labels.merged or labels.mask_names)
         if labels.ignore is not None:
             names[labels.ignore] = IGNORE
-        return _apply_labels(path, read_dicom_reference(path, geometry, names), labels)
+        scans = [image for image in files.images if is_dicom_image(image)]
+        return _apply_labels(path, read_dicom_reference(path, geometry, names, scans), labels)
     has_ids = "instances" in files.annotations
     read = read_instances if has_ids else read_mask
     reference = read(path, geometry.spacing_mm[0], nan_background=dataset.nan_background)
@@ -256,7 +259,10 @@ def _apply_labels(path: Path, reference: Reference, labels: Labels) -> Reference
         reference = replace(reference, ignore=values == ignored)
         values = np.where(values == ignored, 0, values).astype(values.dtype)
     binary = (values > 0).astype(np.uint8)
-    reference = replace(reference, labels=binary if labels.merged else values)
+    reference = replace(reference, labels=values)
+    if labels.merged:
+        one_label = (1,) * len(reference.instance_labels)
+        reference = replace(reference, labels=binary, instance_labels=one_label)
     if not labels.regions:
         return reference
     instances, instance_labels = lesion_instances(binary)

@@ -14,6 +14,7 @@ from lesionseg.core.lesions import box_slices, centre_slices
 from lesionseg.errors import ContentError
 
 FULL_CONNECTIVITY = {2: 8, 3: 26}
+_ON_OUTLINE = 1e-3  # pixels, for the rounding of coordinates
 
 
 def label_components(mask: Flags) -> NDArray[np.int32]:
@@ -339,12 +340,14 @@ def _find_rows(ids: Integers, values: NDArray[np.integer[Any]]) -> Integers:
 
 
 def fill_polygons(polygons: Sequence[Numbers], shape: tuple[int, ...]) -> Flags:
-    """Return the pixels `[y, x]` with a centre inside an odd number of closed polygons.
+    """Return the pixels `[y, x]` with a centre on an outline, or inside an odd number of polygons.
 
     A polygon inside another one is therefore a hole. A centre is inside a polygon if a ray to the
-    left crosses its outline an odd number of times. A polygon that contains no centre adds the
-    pixel nearest to its middle, unless that is outside the image, so that no lesion is lost. It is
-    never a hole, because a hole smaller than a pixel would remove a whole pixel.
+    left crosses its outline an odd number of times. It is on the outline if it is at most 0.001
+    pixels away, because some programs draw an outline, also that of a hole, through the centres of
+    the outermost pixels of the lesion. A polygon without any centre adds the pixel nearest to its
+    middle, unless that is outside the image, so that no lesion is lost. It is never a hole, because
+    a hole smaller than a pixel would remove a whole pixel.
 
     Other libraries are not suitable. Pillow also paints every pixel that the outline touches, which
     enlarges small lesions. matplotlib has no rule for corners on pixel centres, and contours of
@@ -360,23 +363,27 @@ def fill_polygons(polygons: Sequence[Numbers], shape: tuple[int, ...]) -> Flags:
            [False, False, False]])
     """
     inside = np.zeros(shape, dtype=bool)
-    middles: list[Integers] = []  # of polygons without a centre
+    added = np.zeros(shape, dtype=bool)  # on outlines, or in the middle of small polygons
+    x = np.arange(shape[1])
     for corners in polygons:
-        low = np.clip(np.floor(corners.min(axis=0)).astype(int), 0, shape)
-        high = np.clip(np.ceil(corners.max(axis=0)).astype(int) + 1, 0, shape)
-        y, x = np.mgrid[low[0] : high[0], low[1] : high[1]]
-        is_odd = np.zeros(y.shape, dtype=bool)
+        is_odd = np.zeros(shape, dtype=bool)
+        is_near = np.zeros(shape, dtype=bool)
         next_corners = np.roll(corners, -1, axis=0)
         for (y0, x0), (y1, x1) in zip(corners, next_corners, strict=True):
-            if y0 == y1:
-                continue  # a ray along the side crosses its neighbours instead
+            ends = (np.floor(min(y0, y1)), np.ceil(max(y0, y1)) + 1)
+            rows = slice(*np.clip(ends, 0, shape[0]).astype(int))
+            y = np.arange(shape[0])[rows, np.newaxis]
+            # vectors in the plane as complex numbers
+            side = complex(x1 - x0, y1 - y0)
+            centres = (x - x0) + 1j * (y - y0)
+            along = (centres / (side or 1)).real.clip(0, 1)
+            is_near[rows] |= np.abs(centres - along * side) <= _ON_OUTLINE
             has_row = (y0 <= y) != (y1 <= y)
-            x_of_side = x0 + (y - y0) * (x1 - x0) / (y1 - y0)
-            is_odd ^= has_row & (x_of_side <= x)
-        inside[low[0] : high[0], low[1] : high[1]] ^= is_odd
-        if not is_odd.any():
-            middles.append(np.rint(corners.mean(axis=0)).astype(int))
-    for middle in middles:  # after all polygons, in whatever order the file states them
-        if (middle >= 0).all() and (middle < shape).all():
-            inside[tuple(middle)] = True
-    return inside
+            is_right = (centres * side.conjugate()).imag * side.imag <= 0
+            is_odd[rows] ^= has_row & is_right
+        inside ^= is_odd
+        added |= is_near
+        middle = np.rint(corners.mean(axis=0))
+        if not (is_odd | is_near).any() and (middle >= 0).all() and (middle < shape).all():
+            added[tuple(middle.astype(int))] = True
+    return inside | added  # after all polygons, in whatever order the file states them

@@ -119,12 +119,18 @@ def write_enhanced(path, grid):
     return write_frames(path, grid, frames, ENHANCED_MR, Modality="MR")
 
 
-def write_seg(path, grid, masks):
-    """Write a fractional SEG file of 8 bits with a frame for every slice that is not empty."""
+def write_seg(path, grid, masks, types=(), **elements):
+    """Write a fractional SEG file of 8 bits with a frame for every slice that is not empty.
+
+    `types` are the property types of the segments, if they state any.
+    """
     frames = []
     segments = Sequence()
     for number, (name, mask) in enumerate(masks.items(), start=1):
         segments.append(make_item(SegmentNumber=number, SegmentLabel=name))
+        if types:
+            code = make_sequence(CodeValue=types[number - 1], CodingSchemeDesignator="SCT")
+            segments[-1].SegmentedPropertyTypeCodeSequence = code
         own = {"SegmentIdentificationSequence": make_sequence(ReferencedSegmentNumber=number)}
         for z in np.flatnonzero(mask.any(axis=(1, 2))):
             frames.append((z, mask[z].astype(np.uint16) * 255, own))
@@ -137,6 +143,7 @@ def write_seg(path, grid, masks):
         SegmentationType="FRACTIONAL",
         MaximumFractionalValue=255,
         Modality="SEG",
+        **elements,
     )
 
 

@@ -20,6 +20,7 @@ from lesionseg.io.dicom.radiograph import pixel_size, radiograph_columns
 from lesionseg.io.layouts import read_dataset
 from lesionseg.io.scans import find_scans
 from lesionseg.io.volumes import read_geometry, read_volume, write_volume
+from lesionseg.ops.components import lesions_of
 from tests.io import dicom_files as dicom
 from tests.io.dicom_files import LPS, VOXELS, make_mask, slice_elements, to_lps, write_dicom_file
 
@@ -686,6 +687,153 @@ def test_segments_of_other_names_are_named(series, grid, tmp_path, caplog):
     labels = read_masks(tmp_path, "seg.dcm", '{"1": "GTV"}')[0]
     assert labels.any(axis=(1, 2)).tolist() == [True, True, False, False, False]
     assert "contour sets with names of no label are left out: Tumour." in caplog.text
+
+
+def touch(*slices):
+    """Make masks that touch each other: columns of three pixels, one next to the other."""
+    masks = []
+    for x in slices:
+        mask = np.zeros((5, 4, 6), dtype=bool)
+        mask[1:3, :3, x] = True
+        masks.append(mask)
+    return masks
+
+
+@pytest.mark.parametrize("merged", [False, True])
+@pytest.mark.parametrize(
+    ("names", "types", "are_lesions"),
+    [
+        (("lesion 1", "lesion 2", "cyst"), (), True),
+        (("lesion-1", "LESION 07", "cyst"), ("a", "a", "b"), True),
+        (("lesion 1", "lesion 2", "cyst"), ("a", "b", "b"), False),
+        (("lesion", "lesion 2", "cyst"), (), False),
+        (("lesion 1", "organ", "cyst"), (), False),
+    ],
+)
+def test_numbered_segments_are_lesions(series, grid, tmp_path, names, types, are_lesions, merged):
+    series()
+    masks = dict(zip(names, touch(1, 2, slice(4, 5)), strict=True))
+    masks[names[0]][4, 3, 5] = True  # two other parts of the same lesion
+    masks[names[0]][4, 0, 0] = True
+    dicom.write_seg(tmp_path / "seg.dcm", grid, masks, types)
+    text = '{"1": "lesion", "2": "cyst"}'
+    dataset = read_dataset(
+        dicom.write_manifest(tmp_path, "scan", "seg.dcm", text), merge_labels=merged
+    )
+    reference = read_case(dataset.cases[0], dataset).reference
+    lesions = lesions_of(reference)
+    assert len(lesions.ids) == (3 if are_lesions else 4)
+    assert sum(lesions.n_voxels) == np.count_nonzero(reference.labels)
+    assert set(lesions.labels.tolist()) == ({1} if merged else {1, 2})
+
+
+def test_numbered_segments_of_a_label_that_is_not_annotated_are_background(series, grid, tmp_path):
+    series()
+    names = ("lesion 1", "lesion 2", "cyst")
+    masks = dict(zip(names, touch(1, 2, slice(4, 5)), strict=True))
+    dicom.write_seg(tmp_path / "seg.dcm", grid, masks)
+    dicom.write_manifest(tmp_path, "scan", "seg.dcm", '{"1": "lesion", "2": "cyst"}')
+    table = "case,image,reference,annotated\nA,scan,seg.dcm,cyst\n"
+    (tmp_path / "manifest.csv").write_text(table)
+    dataset = read_dataset(tmp_path)
+    reference = read_case(dataset.cases[0], dataset).reference
+    assert reference.unannotated == (1,)
+    assert lesions_of(reference).labels.tolist() == [2]
+
+
+SCAN = {"FrameOfReferenceUID": "1.5", "StudyInstanceUID": "1.6", "PatientID": "P"}
+
+
+@pytest.mark.parametrize(
+    ("elements", "words"),
+    [
+        (SCAN, ""),
+        ({}, ""),
+        ({"FrameOfReferenceUID": "1.9"}, "another frame of reference"),
+        ({"ReferencedSeriesSequence": [dicom.SERIES]}, ""),
+        ({"ReferencedSeriesSequence": ["1.9", dicom.SERIES]}, ""),
+        ({"ReferencedSeriesSequence": ["1.9"]}, "another series"),
+        ({"StudyInstanceUID": "1.9"}, "another study"),
+        ({"PatientID": "Q"}, "another patient"),
+        ({"PatientID": ""}, ""),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("kind", ["seg", "rtstruct"])
+def test_reference_of_another_scan_is_noticed(
+    series, grid, tmp_path, caplog, kind, elements, words
+):
+    series(dict.fromkeys(range(5), SCAN))
+    path = tmp_path / "ref.dcm"
+    dicom.write_seg(path, grid, {"lesion": make_mask((1, 2, 3))})
+    if kind == "rtstruct":
+        dicom.write_rtstruct(path, grid, OUTER)
+    header = dcmread(path)
+    for name, value in {"SeriesInstanceUID": "1.7", **SCAN, **elements}.items():
+        if name == "ReferencedSeriesSequence":
+            items = [dicom.make_item(SeriesInstanceUID=series_uid) for series_uid in value]
+            header.ReferencedSeriesSequence = Sequence(items)
+        else:
+            setattr(header, name, value)
+    header.save_as(path)
+    if words in ("another frame of reference", "another series"):
+        with pytest.raises(GeometryError, match=rf"ref\.dcm: .* {words}"):
+            read_masks(tmp_path, "ref.dcm")
+        return
+    assert read_masks(tmp_path, "ref.dcm")[0].any()
+    assert ("another" in caplog.text) == bool(words)
+    assert words in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("frame", "series_uid", "words"),
+    [
+        ("1.5", dicom.SERIES, ""),
+        ("1.9", dicom.SERIES, "another frame of reference"),
+        ("1.5", "1.9", "another series"),
+    ],
+)
+def test_contours_refer_to_the_frame_and_series_of_the_scan(
+    series, grid, tmp_path, frame, series_uid, words
+):
+    series(dict.fromkeys(range(5), SCAN))
+    path = dicom.write_rtstruct(tmp_path / "rt.dcm", grid, OUTER)
+    header = dcmread(path)
+    of_series = dicom.make_sequence(SeriesInstanceUID=series_uid)
+    of_study = dicom.make_sequence(RTReferencedSeriesSequence=of_series)
+    header.ReferencedFrameOfReferenceSequence = dicom.make_sequence(
+        FrameOfReferenceUID=frame, RTReferencedStudySequence=of_study
+    )
+    header.save_as(path)
+    if words:
+        with pytest.raises(GeometryError, match=words):
+            read_masks(tmp_path, "rt.dcm")
+    else:
+        assert read_masks(tmp_path, "rt.dcm")[0].any()
+
+
+def shift(contour, slices, pixels=0):
+    """Return a contour on another slice, moved along x."""
+    return (contour[0] + slices, [(y, x + pixels) for y, x in contour[1]])
+
+
+@pytest.mark.parametrize(
+    ("drawn", "n_empty"),
+    [
+        ([INNER, shift(INNER, 1), shift(INNER, 2)], 0),
+        ([shift(INNER, -2), INNER, shift(INNER, 2)], 2),
+        ([shift(INNER, 2), shift(INNER, -1)], 2),
+        ([shift(INNER, -2, -0.5), shift(INNER, 2, 2.5)], 0),  # two lesions
+    ],
+)
+def test_empty_slices_between_contours_are_a_warning(
+    series, grid, tmp_path, caplog, drawn, n_empty
+):
+    series()
+    dicom.write_rtstruct(tmp_path / "rt.dcm", grid, *drawn)
+    read_masks(tmp_path, "rt.dcm")
+    assert ("empty slices" in caplog.text) == bool(n_empty)
+    assert n_empty == 0 or f"{n_empty} empty slices" in caplog.text
 
 
 def test_contour_set_without_contours_is_named(series, grid, tmp_path, caplog):

@@ -130,6 +130,20 @@ def test_every_voxel_has_the_position_of_the_scan(name, tmp_path):
     assert {tuple(p) for p in np.round(mm, 2) + 0.0} == {tuple(p) for p in np.round(expected, 2)}
 
 
+def test_segments_of_touching_candidates_are_read_as_lesions(tmp_path):
+    scan = write_patient_series(tmp_path, GRIDS["axial"])
+    instances = np.zeros((5, 4, 6), np.int32)
+    instances[1:3, :3, 1] = 1
+    instances[1:3, :3, 2] = 2
+    prediction = make_prediction(scan)
+    accepted = tuple(replace(one, label=1, accepted=True) for one in prediction.candidates[:2])
+    prediction = replace(prediction, candidates=accepted, instances=instances)
+    seg, _ = write_results(tmp_path, prediction, scan)
+    reference = read_dicom_reference(seg, prediction.geometry, LABELS, [scan])
+    np.testing.assert_array_equal(reference.instances, instances)
+    assert reference.instance_labels == (1, 1)
+
+
 def test_patient_study_and_source_are_those_of_the_scan(tmp_path):
     uneven = {
         "ImagePositionPatient": to_lps(GRIDS["oblique"], (3.04, 0, 0))

@@ -106,6 +106,44 @@ def test_hole_smaller_than_a_pixel_removes_no_pixel():
     assert np.argwhere(fill_polygons([small, smaller], (5, 6))).tolist() == [[2, 2]]
 
 
+@pytest.mark.parametrize("error", [0, 1e-9, 5e-4, -5e-4])
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 4), (2, 2), (3, 3), (10, 18)])
+@pytest.mark.parametrize("step", [1, -1])
+def test_outline_through_the_centres_of_the_outermost_pixels_includes_them(
+    error, height, width, step
+):
+    low = np.array([3, 2])
+    high = low + np.array([height - 1, width - 1])
+    corners = np.array([low, (low[0], high[1]), high, (high[0], low[1])])[::step]
+    rounding = error * np.array([[1, -1], [-1, 1], [1, 1], [-1, -1]])
+    filled = fill_polygons([corners + rounding], (16, 22))
+    expected = np.zeros((16, 22), bool)
+    expected[3 : 3 + height, 2 : 2 + width] = True
+    np.testing.assert_array_equal(filled, expected)
+
+
+def test_slanted_side_through_centres_includes_them():
+    triangle = np.array([[1, 1], [1, 7], [7, 1]]) + 3e-4
+    expected = [[y >= 1 and x >= 1 and x + y <= 8 for x in range(9)] for y in range(9)]
+    np.testing.assert_array_equal(fill_polygons([triangle], (9, 9)), expected)
+
+
+def test_centres_on_the_outline_of_a_hole_belong_to_the_lesion():
+    outer = np.array([[1, 1], [1, 7], [7, 7], [7, 1]])
+    hole = np.array([[3, 3], [3, 5], [5, 5], [5, 3]])
+    expected = np.zeros((9, 9), bool)
+    expected[1:8, 1:8] = True
+    expected[4, 4] = False
+    np.testing.assert_array_equal(fill_polygons([outer, hole], (9, 9)), expected)
+    np.testing.assert_array_equal(fill_polygons([hole, outer], (9, 9)), expected)
+    keyhole = np.array([*outer, outer[0], *hole, hole[0], outer[0]])
+    np.testing.assert_array_equal(fill_polygons([keyhole], (9, 9)), expected)
+    beyond = outer - [5, 0]  # a part of the outline is outside of the image
+    assert (
+        np.argwhere(fill_polygons([beyond], (9, 9)))[:, 0].tolist() == [0] * 7 + [1] * 7 + [2] * 7
+    )
+
+
 def test_read_only_array_has_the_same_components():
     labels = np.array([[1, 0, 1], [0, 0, 1]], np.uint8)
     expected = lesion_instances(labels)[0]

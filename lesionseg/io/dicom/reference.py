@@ -2,8 +2,9 @@
 
 import logging
 import re
-from collections import defaultdict
-from collections.abc import Mapping
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -11,38 +12,55 @@ import numpy as np
 from lesionseg.core import Geometry, Reference
 from lesionseg.core.arrays import Flags, Numbers
 from lesionseg.errors import ContentError, GeometryError, ReadError, count, join_names
-from lesionseg.io.dicom.elements import Header
+from lesionseg.io.dicom.elements import Header, text, value_of
 from lesionseg.io.dicom.headers import LPS_TO_RAS, check_image, read_header, stored_pixels
-from lesionseg.io.dicom.series import read_slices
+from lesionseg.io.dicom.series import read_slices, series_headers
 from lesionseg.io.limits import convert_read_errors
 from lesionseg.io.warn_once import warn_once
-from lesionseg.ops.components import fill_polygons
+from lesionseg.ops.components import fill_polygons, lesion_instances
 
 logger = logging.getLogger(__name__)
 
 Masks = dict[int, Flags]  # by the number of a segment or contour set
 _MAX_SHOWN = 10  # names in a message
+# sequences that refer to a scan, outer ones first
+_REFERENCES = (
+    "ReferencedSeriesSequence", "ReferencedFrameOfReferenceSequence", "RTReferencedStudySequence",
+    "RTReferencedSeriesSequence",
+)  # fmt: skip
+# elements that reference and scan share; another value of the first two is an error
+_ORIGIN = {
+    "FrameOfReferenceUID": "frame of reference",
+    "SeriesInstanceUID": "series",
+    "StudyInstanceUID": "study",
+    "PatientID": "patient",
+}
 _OFF_GRID = 0.1  # voxels: largest distance of a reference's points from voxel centres or slices
 
 
-def read_dicom_reference(path: Path, geometry: Geometry, labels: Mapping[int, str]) -> Reference:
+def read_dicom_reference(
+    path: Path, geometry: Geometry, labels: Mapping[int, str], scans: Sequence[Path] = ()
+) -> Reference:
     """Read a SEG or RTSTRUCT file as label values.
 
     Args:
         path: The file.
         geometry: The grid of the image, with three axes.
+        scans: The DICOM images of the case.
         labels: Names by label value. A segment or contour set gets the value whose name it has, in
             upper or lower case and with or without a number ("lesion 7"). Segments with other names
             are left out, with a warning. If there is only one segment and only one label, the name
             does not matter.
 
     Returns:
-        Label values on `geometry`. If two segments overlap, the later one keeps the voxel.
+        Label values on `geometry`. If two segments overlap, the later one keeps the voxel. Segments
+        that are numbered lesions (`_numbered_lesions`) give instances.
 
     Raises:
         ReadError: The file is damaged or of another kind, or a contour is not closed.
         ContentError: The file has segments, but none with the name of a label.
-        GeometryError: The file was drawn on another grid, or the image has two axes.
+        GeometryError: The file was drawn on another grid, frame of reference or series, or the
+            image has two axes.
     """
     header = read_header(path)
     modality = str(header.get("Modality", ""))
@@ -57,7 +75,9 @@ def read_dicom_reference(path: Path, geometry: Geometry, labels: Mapping[int, st
             "the mask of a radiograph as PNG, or give boxes."
         )
     with convert_read_errors(path):
-        label_of_segment = _match_labels(path, _segment_names(header), labels)
+        _check_origin(path, header, scans)
+        names = _segment_names(header)
+        label_of_segment = _match_labels(path, names, labels)
         masks = {number: np.zeros(geometry.shape, dtype=bool) for number in label_of_segment}
         if modality == "SEG":
             _draw_segments(path, header, geometry, masks)
@@ -66,7 +86,55 @@ def read_dicom_reference(path: Path, geometry: Geometry, labels: Mapping[int, st
         values = np.zeros(geometry.shape, dtype=np.min_scalar_type(max(labels)))
         for number, inside in masks.items():
             values[inside] = label_of_segment[number]
-    return Reference(geometry, labels=values)
+        lesions = _select_lesions(header, names, label_of_segment)
+    if not lesions:
+        return Reference(geometry, labels=values)
+    others = values.copy()
+    for number in lesions:
+        others[masks[number]] = 0
+    instances, instance_labels = lesion_instances(others)
+    for number in lesions:
+        instance_labels += (label_of_segment[number],)
+        instances[masks[number]] = len(instance_labels)
+    return Reference(geometry, values, instances, instance_labels)
+
+
+def _check_origin(path: Path, header: "Header", scans: Sequence[Path]) -> None:
+    """Compare the frame of reference, series, study and patient of a reference with the scans.
+
+    Warn about another study or patient. What the reference or the scans do not state is not
+    compared. Raise `GeometryError` for another frame of reference or series.
+    """
+    headers = [next(iter(series_headers(scan).values())) for scan in scans]
+    header.pop("SeriesInstanceUID", None)  # its own: only the referenced ones remain
+    places = [header]
+    for name in _REFERENCES:
+        places += [item for place in places for item in value_of(place, name) or ()]
+    for keyword, what in _ORIGIN.items():
+        known = {text(scan, keyword) for scan in headers} - {""}
+        stated = {text(place, keyword) for place in places} - {""}
+        if known and stated and known.isdisjoint(stated):
+            message = f"{path}: the reference belongs to another {what} than the scan."
+            if what not in ("study", "patient"):
+                raise GeometryError(f"{message} Name the scan that it was drawn on.")
+            warn_once(logger, "%s Check if they are a pair.", message)
+
+
+def _select_lesions(
+    header: "Header", names: Mapping[int, str], labels: Mapping[int, int]
+) -> list[int]:
+    """Return the numbers of segments of a SEG of which each is one lesion.
+
+    These are at least two segments of the same label and property type whose `names` end with a
+    number, such as "lesion 7". `labels` are the labels of the segments.
+    """
+    kinds = {}
+    for segment in header.get("SegmentSequence", ()):
+        number = int(segment.SegmentNumber)
+        if number in labels and names[number].strip()[-1:].isdigit():
+            kinds[number] = (labels[number], str(segment.get("SegmentedPropertyTypeCodeSequence")))
+    counts = Counter(kinds.values())
+    return [number for number, kind in kinds.items() if counts[kind] > 1]
 
 
 def _segment_names(header: "Header") -> dict[int, str]:
@@ -150,13 +218,12 @@ def _draw_contours(path: Path, header: "Header", geometry: Geometry, masks: Mask
     """Set the voxels inside each set of contours in its mask.
 
     A contour within another one of its set, or their overlap, is a hole. A repeated contour counts
-    once. Sets without contours cause a warning.
+    once. Sets without contours, and slices without one between two that overlap, cause a warning.
 
     Raises:
         ReadError: A contour is not closed.
         GeometryError: A contour is not within one slice of the image.
     """
-    empty = set(masks)
     for roi in header.get("ROIContourSequence", None) or ():
         number = int(roi.ReferencedROINumber)
         if number not in masks:
@@ -180,13 +247,28 @@ def _draw_contours(path: Path, header: "Header", geometry: Geometry, masks: Mask
             polygons[int(index[0, 0])][index.round(3).tobytes()] = index[:, 1:]
         for z, of_slice in polygons.items():
             masks[number][z] ^= fill_polygons(list(of_slice.values()), geometry.shape[1:])
-            empty.discard(number)
+        _warn_of_gaps(path, masks[number])
+    empty = [mask for mask in masks.values() if not mask.any()]
     if empty:
         logger.warning(
             "%s: nothing is drawn for %s, because contours are missing.",
             path,
             count(len(empty), "contour set"),
         )
+
+
+def _warn_of_gaps(path: Path, mask: Flags) -> None:
+    """Warn if slices are empty between two contours that overlap, probably those of one lesion."""
+    n_empty = 0
+    for z, after in pairwise(np.flatnonzero(mask.any(axis=(1, 2))).tolist()):
+        if (mask[z] & mask[after]).any():
+            n_empty += after - z - 1
+    if n_empty:
+        text = (
+            "%s: %d empty slices are between the contours of a lesion, so that it counts as "
+            "several lesions. Interpolate the contours in the program that drew them."
+        )
+        warn_once(logger, text, path, n_empty)
 
 
 def _round_to_grid(path: Path, points_lps: Numbers, geometry: Geometry, *, n_axes: int) -> Numbers:

@@ -15,7 +15,7 @@ from lesionseg.core.finding import Finding, Severity
 from lesionseg.errors import DatasetError, count, describe_misfits, join_names
 from lesionseg.io.case_ids import path_id
 from lesionseg.io.files import TEXT_SUFFIXES, is_file_or_broken_link
-from lesionseg.io.volumes import PAIR_ADVICE, SUFFIXES, is_image_file
+from lesionseg.io.volumes import SUFFIXES, is_image_file
 
 Count = Annotated[int, Field(ge=0, lt=10**9)]
 Number = Annotated[FiniteFloat, Field(gt=-1e9, lt=1e9)]
@@ -161,15 +161,12 @@ def find_unread_files(
     if folders:
         unread += [path for path in entries if path.is_dir()]
     kinds = sorted({"folders" if path.is_dir() else path.suffix for path in unread})
-    advice = f" Convert images to one of {', '.join(SUFFIXES)}."
-    if ".hdr" in kinds:
-        advice = f" {PAIR_ADVICE}."
     return findings_about(
         folder,
         [path.name for path in unread],
         "item",
         f"of formats that are not read here ({', '.join(kinds)})",
         kind="unread",
-        advice=advice,
+        advice=f" Convert images to one of {', '.join(SUFFIXES)}.",
         severity="warning",
     )
