@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lesionseg.core import Geometry, Volume
-from lesionseg.core.arrays import Flags
 from lesionseg.errors import ReadError
 from lesionseg.io.limits import check_grid, limits
 
@@ -57,7 +56,7 @@ class Picture:
 
         Colours that are all grey become grey values. Transparency gives a warning.
         """
-        if self.alpha is not None and self._is_transparent(self.alpha).any():
+        if self._has_opacity():
             logger.warning("%s: the picture is partly transparent. Its opacity is ignored.", path)
         colours = self.samples if self.palette is None else self.palette[self.samples[..., 0]]
         return self._turn_upright(_drop_equal_colours(colours))
@@ -65,38 +64,27 @@ class Picture:
     def _compute_labels(self, path: Path) -> NDArray[Any]:
         """Compute the label values `[1, y, x]` of a mask, turned upright.
 
-        Raise `ReadError` if the mask is in colour, or its palette or opacity is ambiguous.
+        Raise `ReadError` if the mask is in colour, its pixels differ in opacity, or its palette is
+        ambiguous.
         """
         values = _drop_equal_colours(self.samples)
         if self.palette is not None:
-            values = _palette_labels(path, np.unique(values), self.palette)[values]
+            _check_palette(path, np.unique(values), self.palette)
+            values = values.astype(np.uint16)
         if values.shape[-1] != 1:
             raise ReadError(
                 f"{path}: the mask is in colour. Save it with one label value per pixel."
             )
-        self._check_opacity(path, values[..., 0])
+        if self._has_opacity():
+            raise ReadError(
+                f"{path}: the opacity of the mask varies, so it may contain labels. Save the mask "
+                "without transparency, with one label value per pixel."
+            )
         return self._turn_upright(values)
 
-    def _is_transparent(self, alpha: NDArray[Any]) -> Flags:
-        """Return the pixels `[y, x]` that are not fully opaque."""
-        opaque = 1.0 if alpha.dtype.kind == "f" else np.iinfo(alpha.dtype).max
-        return np.asarray(alpha != opaque)
-
-    def _check_opacity(self, path: Path, values: NDArray[Any]) -> None:
-        """Raise `ReadError` if the opacity of a mask may contain labels."""
-        if self.alpha is None:
-            return
-        advice = "Save the mask without transparency, with one label value per pixel."
-        n_hidden = int(np.count_nonzero(values[self._is_transparent(self.alpha)]))
-        if n_hidden:
-            raise ReadError(
-                f"{path}: {n_hidden} labelled pixels of the mask are transparent. {advice}"
-            )
-        if self.alpha.size and np.ptp(self.alpha) and not values.any():
-            raise ReadError(
-                f"{path}: all values of the mask are 0, but its opacity varies, so the opacity may "
-                f"be the mask. {advice}"
-            )
+    def _has_opacity(self) -> bool:
+        """Return True if the pixels differ in opacity."""
+        return self.alpha is not None and bool((self.alpha != self.alpha[:1, :1]).any())
 
     def _turn_upright(self, values: NDArray[Any]) -> NDArray[Any]:
         """Turn values `[y, x, n]` upright, as viewers do, and return them as `[n, y, x]`."""
@@ -137,49 +125,25 @@ def _drop_equal_colours(values: NDArray[Any]) -> NDArray[Any]:
     return first if is_grey else values
 
 
-def _palette_labels(
-    path: Path, used: NDArray[Any], palette: NDArray[np.uint8]
-) -> NDArray[np.uint16]:
-    """Return the label `[k]` of each palette entry. Raise `ReadError` if it is ambiguous.
+def _check_palette(path: Path, used: NDArray[Any], palette: NDArray[np.uint8]) -> None:
+    """Raise `ReadError` if the indices of a mask may not be its labels.
 
-    - Colours: the index is the label if index 0 is the darkest colour, as in the palettes of
-      segmentation tools (in Pascal VOC, 0 is black).
-    - Two greys: the darker one is 0 and the brighter one is 1, in any order of the palette.
-    - More greys: the index is the label if the greys ascend with it.
-    - Greys that are too dark to see (0, 1, 2, …) are labels themselves. Each must be equal to its
-      index or to its rank among the greys.
+    In the palettes of segmentation tools, index 0 is the darkest colour (in Pascal VOC, black).
+    Greys that are too dark to see (0, 2, 5) are labels that a program has packed into a palette.
 
     Args:
         path: The file.
         used: The indices that the mask uses, in ascending order.
         palette: The colours `[k, 3]`.
     """
-    own_indices = np.arange(len(palette), dtype=np.uint16)
-    advice = "Save the mask without a palette, with one label value per pixel (0 is background)."
-    has_colours = (palette != palette[:, :1]).any()
-    if has_colours:
-        brightness = palette.astype(np.int64) @ (299, 587, 114)  # 1000 times that of ITU-R BT.601
-        is_as_dark = (used > 0) & (brightness[used] <= brightness[0])
-        if is_as_dark.any() or brightness.min() < brightness[0]:
-            raise ReadError(
-                f"{path}: index 0 is not the darkest colour of the mask's palette, so another "
-                f"index may be the background. {advice}"
-            )
-        return own_indices
-    greys = palette[:, 0].astype(np.uint16)
-    if np.array_equal(greys[used], used):
-        return own_indices
-    distinct, ranks = np.unique(greys, return_inverse=True)
-    is_too_dark_to_see = distinct.max() < _LABEL_GREYS
-    if is_too_dark_to_see and np.array_equal(greys[used], ranks[used]):
-        return greys
-    if not is_too_dark_to_see and len(distinct) == 2:
-        return ranks.astype(np.uint16)
-    do_greys_ascend = (np.diff(greys[np.union1d(0, used)].astype(int)) > 0).all()
-    if not is_too_dark_to_see and do_greys_ascend:
-        return own_indices
-    raise ReadError(
-        f"{path}: the greys of the mask's palette ({', '.join(map(str, greys[used][:8]))}) and its "
-        f"indices ({', '.join(map(str, used[:8]))}) do not agree, so either may be the label. "
-        f"{advice}"
+    brightness = palette.astype(np.int64) @ (299, 587, 114)  # 1000 times that of ITU-R BT.601
+    is_darkest = (
+        brightness[0] == brightness.min() and (brightness[used[used > 0]] > brightness[0]).all()
     )
+    are_labels = palette.max() < _LABEL_GREYS and (palette[used] != used[:, np.newaxis]).any()
+    if are_labels or not is_darkest:
+        raise ReadError(
+            f"{path}: index 0 is not the darkest colour of the mask's palette, or its colours are "
+            "label values, so the indices may not be the labels. Save the mask without a palette, "
+            "with one label value per pixel (0 is background)."
+        )

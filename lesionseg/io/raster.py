@@ -33,9 +33,9 @@ def read_raster(path: Path, pixel_mm: float | None, as_labels: bool) -> Volume:
     - Opacity is ignored, with a warning if the picture is partly transparent.
 
     A mask (`as_labels`) keeps the stored numbers, inverted if the file states that 0 is white (one
-    bit per pixel: only those of tifffile are read, as stored). A palette gives labels by the rules
-    of `io.picture`. Colour, JPEG compression and partly transparent labels are errors, because they
-    would invent or hide values.
+    bit per pixel: only those of tifffile are read, as stored). The indices of a palette are labels.
+    A palette whose index 0 is not the darkest, colour, JPEG compression and opacity that varies are
+    errors, because they would invent or hide values.
 
     Args:
         path: The file. Its content decides the format, not its suffix.
