@@ -9,11 +9,9 @@ if TYPE_CHECKING:
     from lesionseg.core.dataset import Case as Case
     from lesionseg.core.dataset import CaseFiles as CaseFiles
     from lesionseg.core.dataset import Dataset as Dataset
-    from lesionseg.core.dataset import ReaderAgreement as ReaderAgreement
     from lesionseg.core.dataset import Reference as Reference
     from lesionseg.core.dataset import Role as Role
     from lesionseg.core.dataset import StatedBoxes as StatedBoxes
-    from lesionseg.core.dataset import pool_readers as pool_readers
     from lesionseg.core.finding import Finding as Finding
     from lesionseg.core.geometry import Geometry as Geometry
     from lesionseg.core.geometry import Volume as Volume
@@ -49,7 +47,6 @@ _HOMES = {
     "NO_SELECTION": "selection",
     "OperatingPoint": "operating_point",
     "Prediction": "prediction",
-    "ReaderAgreement": "dataset",
     "Reference": "dataset",
     "Role": "dataset",
     "Selection": "selection",
@@ -62,7 +59,6 @@ _HOMES = {
     "equivalent_diameter_mm": "lesions",
     "joint_unit": "geometry",
     "numbers_first": "labels",
-    "pool_readers": "dataset",
 }
 __all__ = [*_HOMES]
 __getattr__, __dir__ = lazy_names(__name__, _HOMES)

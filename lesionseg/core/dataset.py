@@ -170,64 +170,6 @@ class Case:
 
 
 @dataclass(frozen=True)
-class ReaderAgreement:
-    """The agreement of one reader with the other readers of the same cases, for one label.
-
-    The reference consists of the merged boxes of the other readers.
-
-    Attributes:
-        label: name of the label.
-        reader: the reader.
-        n_cases: number of cases that this reader and at least one other read.
-        n_lesions: number of lesions of the other readers.
-        n_found: number of these that the reader marked.
-        n_false: number of boxes of the reader that match no lesion of the other readers.
-    """
-
-    label: str
-    reader: str
-    n_cases: int
-    n_lesions: int
-    n_found: int
-    n_false: int
-
-    @property
-    def sensitivity(self) -> float | None:
-        """Share of the other readers' lesions that the reader marked; None without lesions."""
-        return self.n_found / self.n_lesions if self.n_lesions else None
-
-    @property
-    def false_per_case(self) -> float:
-        """Mean number of false positives per case."""
-        return self.n_false / self.n_cases
-
-
-def pool_readers(
-    rows: Sequence[ReaderAgreement],
-) -> list[tuple[ReaderAgreement, list[ReaderAgreement]]]:
-    """Add up the counts of all readers of each label.
-
-    `false_per_case` of the sum is the mean over readers and their cases.
-
-    Returns:
-        For each label, in the order of `rows`, the sum, whose reader is "", and the label's rows.
-    """
-    pooled: list[tuple[ReaderAgreement, list[ReaderAgreement]]] = []
-    for label in dict.fromkeys(row.label for row in rows):
-        own = [row for row in rows if row.label == label]
-        total = ReaderAgreement(
-            label,
-            reader="",
-            n_cases=sum(row.n_cases for row in own),
-            n_lesions=sum(row.n_lesions for row in own),
-            n_found=sum(row.n_found for row in own),
-            n_false=sum(row.n_false for row in own),
-        )
-        pooled.append((total, own))
-    return pooled
-
-
-@dataclass(frozen=True)
 class Dataset:
     """The content of a data folder, in any layout.
 
@@ -248,8 +190,6 @@ class Dataset:
             that image's grid, even if origin or direction in its header differ.
         lesions_are_boxes: True if the dataset states lesions as boxes without outlines, in at
             least one case.
-        reader_agreement: agreement of several readers, one row per label and reader. Empty if
-            each case has one reader.
     """
 
     name: str
@@ -265,7 +205,6 @@ class Dataset:
     nan_background: bool = False
     grid_of_image: bool = False
     lesions_are_boxes: bool = False
-    reader_agreement: tuple[ReaderAgreement, ...] = ()
 
     @property
     def errors(self) -> list[Finding]:

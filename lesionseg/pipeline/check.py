@@ -22,7 +22,6 @@ from lesionseg.pipeline.log import bar, command_line
 from lesionseg.pipeline.outcome import Outcome
 from lesionseg.pipeline.run_dir import settings_of_training
 from lesionseg.pipeline.survey import (
-    agreement_lines,
     first_splits,
     open_dataset,
     require_lesions,
@@ -139,8 +138,6 @@ def check_dataset(cfg: PrepareConfig, page: Path) -> CheckOutcome:
         DatasetError: if the dataset has no known layout, or its description is wrong.
     """
     dataset = open_dataset(cfg.data)
-    for line in agreement_lines(dataset.reader_agreement):
-        log.info(line)
     inspected: list[_InspectedCase] = []
     with bar("Checking the dataset") as advance:
         n_digits = len(str(len(dataset.cases)))
@@ -162,7 +159,6 @@ def check_dataset(cfg: PrepareConfig, page: Path) -> CheckOutcome:
         dataset.channel_names,
         joint_unit(case.unit for case in inspected if case.unit).replace("px", PIXELS),
         Path(cfg.data.root).resolve().name,
-        agreement=dataset.reader_agreement,
         identifiers=cfg.identifiers,
     )
     shown = {case: look.name for case, look in looks.items()}

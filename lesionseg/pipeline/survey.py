@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import median
 
 from lesionseg.config import DataConfig
-from lesionseg.core import CaseFiles, Dataset, ReaderAgreement, Role, pool_readers
+from lesionseg.core import CaseFiles, Dataset, Role
 from lesionseg.core.dataset import compile_pattern
 from lesionseg.data.facts import read_records
 from lesionseg.errors import ConfigError, DatasetError, count, join_names
@@ -116,8 +116,6 @@ def take_survey(data: DataConfig, seed: int, facts: Path | None = None) -> Surve
         compile_pattern(data.group)
     dataset = open_dataset(data)
     require_usable(dataset)
-    for line in agreement_lines(dataset.reader_agreement):
-        log.info(line)
     with bar("Reading the dataset") as advance:
         records = read_records(dataset, facts, advance)
     known = {case: found for case, (found, _) in records.items() if found is not None}
@@ -147,25 +145,6 @@ def take_survey(data: DataConfig, seed: int, facts: Path | None = None) -> Surve
         boxed={case: counts[case] for case, found in developed.items() if found.boxed},
         sources={case: source for case, (_, source) in records.items()},
     )
-
-
-def agreement_lines(agreement: Sequence[ReaderAgreement]) -> list[str]:
-    """Return one sentence per label on the agreement of its readers.
-
-    A label without a sensitivity of any reader has no sentence.
-    """
-    lines: list[str] = []
-    for total, rows in pool_readers(agreement):
-        shares = [row.sensitivity for row in rows if row.sensitivity is not None]
-        if not shares:
-            continue
-        mean = 100 * (total.sensitivity or 0)
-        lines.append(
-            f"Agreement of {len(rows)} readers, {total.label}: a reader marks {mean:.0f} % of the "
-            f"lesions of the other readers ({100 * min(shares):.0f} to {100 * max(shares):.0f} %), "
-            f"with {total.false_per_case:.2g} other boxes per case."
-        )
-    return lines
 
 
 def require_lesions(

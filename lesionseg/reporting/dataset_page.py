@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from lesionseg.core import Case, CaseFiles, Finding, ReaderAgreement, pool_readers
+from lesionseg.core import Case, CaseFiles, Finding
 from lesionseg.core.arrays import Numbers
 from lesionseg.core.finding import LISTED, NO_CASE
 from lesionseg.errors import count
@@ -216,7 +216,6 @@ def write_dataset_report(
     unit: str,
     name: str,
     *,
-    agreement: Sequence[ReaderAgreement],
     identifiers: bool,
 ) -> None:
     """Write the page of a dataset atomically.
@@ -228,9 +227,7 @@ def write_dataset_report(
         channels: The names of the channels.
         unit: The unit of sizes.
         name: The name of the dataset.
-        agreement: The agreement of several readers.
-        identifiers: True also lists errors and warnings with the names of cases and files, and
-            names the readers.
+        identifiers: True also lists errors and warnings with the names of cases and files.
 
     Raises:
         OutputError: if the file cannot be written.
@@ -257,8 +254,6 @@ def write_dataset_report(
         findings=_findings_table(looks, findings),
         named=named,
         identifiers=identifiers,
-        readers=_agreement_table(agreement),
-        by_reader=_reader_table(agreement, identifiers=identifiers),
         looks=shown,
         unit=unit,
         flat=any(len(look.shape) == 2 for look in shown),
@@ -293,50 +288,6 @@ def _findings_table(
             if cases.count("") > n_entries:
                 table.append({**row, "cases": None, "which": "the whole dataset"})
     return table
-
-
-def _agreement_table(agreement: Sequence[ReaderAgreement]) -> list[dict[str, object]]:
-    """Return one row per label: the mean over the readers, and the lowest and highest reader."""
-    table: list[dict[str, object]] = []
-    for total, rows in pool_readers(agreement):
-        found = [row.sensitivity for row in rows if row.sensitivity is not None]
-        false = [row.false_per_case for row in rows]
-        table.append(
-            {
-                "label": total.label,
-                "readers": len(rows),
-                "lesions of the other readers": total.n_lesions,
-                "sensitivity of a reader": total.sensitivity,
-                "lowest and highest": _join_range(found),
-                "false positives per case": total.false_per_case,
-                "lowest and highest ": _join_range(false),
-            }
-        )
-    return table
-
-
-def _join_range(values: Sequence[float]) -> str:
-    """Return the lowest and highest value as text; "" without values."""
-    return f"{min(values):.2f} to {max(values):.2f}" if values else ""
-
-
-def _reader_table(
-    agreement: Sequence[ReaderAgreement], *, identifiers: bool
-) -> list[dict[str, object]]:
-    """Return one row per label and reader. Readers are numbered unless `identifiers` is True."""
-    names = sorted({row.reader for row in agreement})
-    return [
-        {
-            "label": row.label,
-            "reader": row.reader if identifiers else f"reader {names.index(row.reader) + 1}",
-            "cases": row.n_cases,
-            "lesions of the other readers": row.n_lesions,
-            "found": row.n_found,
-            "sensitivity": row.sensitivity,
-            "false positives per case": row.false_per_case,
-        }
-        for row in agreement
-    ]
 
 
 def _list_first(names: Sequence[str], most: int) -> str:

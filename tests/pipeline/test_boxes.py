@@ -1,4 +1,4 @@
-"""Datasets of boxes: page of a check, survey, cache, and references of several readers."""
+"""Datasets of boxes: survey, cache, and references of several readers."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from lesionseg.io.layouts import read_dataset
 from lesionseg.io.text import read_csv, write_json
 from lesionseg.pipeline.provenance import scores_provenance
 from lesionseg.pipeline.survey import take_survey
-from tests.commands import check, evaluate
+from tests.commands import evaluate
 from tests.io.layouts.box_folders import write_picture
 from tests.pipeline.cases import counts
 
@@ -34,27 +34,9 @@ def films(tmp_path):
     return root
 
 
-def test_page_of_a_check_shows_the_agreement_of_the_readers(films, tmp_path, caplog):
-    caplog.set_level("INFO")
-    page = tmp_path / "page.html"
-    outcome = check(films, page)
-    assert outcome.can_train
-    assert "Agreement of 3 readers, nodule" in caplog.text
-    text = page.read_text()
-    assert "Agreement of the readers" in text
-    assert "reader 3" in text
-    assert not any(reader in text for reader in READERS)
-    check(films, page, identifiers=True)
-    assert all(reader in page.read_text() for reader in READERS)
-
-
-def test_prepare_states_the_agreement_and_counts_merged_lesions(films, caplog):
-    caplog.set_level("INFO")
+def test_survey_counts_merged_lesions(films):
     survey = take_survey(DataConfig.of(root=films), seed=0)
     assert survey.counts == {"f0": 1, "f1": 1, "f2": 1, "f3": 1, "f4": 1, "f5": 0}
-    # Miller finds 5 of Otto's 5 lesions, Otto 5 of Miller's 6, Smith none of their 6: 10 of 17
-    expected = "Agreement of 3 readers, nodule: a reader marks 59 % of the lesions of the other "
-    assert expected + "readers (0 to 100 %), with 0.056 other boxes per case." in caplog.text
     survey = take_survey(DataConfig.of(root=films, min_readers=1), seed=0)
     assert survey.counts["f5"] == 1
 

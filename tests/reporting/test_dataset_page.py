@@ -75,7 +75,6 @@ def test_finding_about_the_dataset_counts_no_case():
 def test_headline_says_that_training_cannot_start(tmp_path):
     findings = [Finding("no_training", "no case is left for validation.", severity="error")]
     looks = {"a": CaseLook("case 1")}
-    options = {"agreement": (), "identifiers": False}
-    write_dataset_report(tmp_path / "page.html", looks, findings, ("T1",), "mm", "", **options)
-    page = (tmp_path / "page.html").read_text()
-    assert "<h1>Every case can be used, but training cannot start.</h1>" in page
+    page = tmp_path / "page.html"
+    write_dataset_report(page, looks, findings, ("T1",), "mm", "", identifiers=False)
+    assert "<h1>Every case can be used, but training cannot start.</h1>" in page.read_text()

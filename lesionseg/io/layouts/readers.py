@@ -1,14 +1,13 @@
-"""Several readers of one case: merging their boxes, and measuring how well they agree.
+"""Several readers of one case: merging their boxes.
 
 The merged box is that of weighted boxes fusion with equal weights (Solovyev et al. 2021,
 doi.org/10.1016/j.imavis.2021.104117, section 3).
 """
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from lesionseg.core import CaseFiles, Dataset, ReaderAgreement
+from lesionseg.core import CaseFiles, Dataset
 from lesionseg.core.finding import Finding
 from lesionseg.errors import count, join_names
 from lesionseg.io.layouts.stated_lesions import LESIONS, CaseLesions, StatedLesion
@@ -20,7 +19,7 @@ Corners = tuple[float, ...]  # of a box: all starts, then all stops
 
 
 def merge_readers(dataset: Dataset, min_readers: int | None) -> Dataset:
-    """Merge the boxes that several readers drew, and measure the agreement of the readers.
+    """Merge the boxes that several readers drew.
 
     Cases with one reader do not change. If the labels of the dataset are merged, the boxes of
     several readers get the merged label first.
@@ -31,10 +30,8 @@ def merge_readers(dataset: Dataset, min_readers: int | None) -> Dataset:
             `required_readers`.
 
     Returns:
-        The dataset with merged boxes, its `reader_agreement`, and, if boxes are ignored, a finding
-        that counts them. The same dataset if no case has several readers.
+        The dataset with merged boxes and, if boxes are ignored, a finding that counts them.
     """
-    several: list[CaseLesions] = []
     cases: list[CaseFiles] = []
     n_ignored: dict[str, int] = {}
     for files in dataset.cases:
@@ -43,16 +40,12 @@ def merge_readers(dataset: Dataset, min_readers: int | None) -> Dataset:
             if dataset.labels.merged:
                 boxes = tuple(replace(box, label=1) for box in stated.lesions)
                 stated = replace(stated, lesions=boxes)
-            several.append(stated)
             merged = merge_case(stated, min_readers)
             files = replace(files, annotations={LESIONS: merged})
             n_boxes = sum(box.is_ignored for box in merged.lesions)
             if n_boxes:
                 n_ignored[files.case] = n_boxes
         cases.append(files)
-    if not several:
-        return dataset
-    agreement = measure_agreement(several, dataset.labels.value_names, min_readers)
     findings = list(dataset.findings)
     if n_ignored:
         ignored = count(sum(n_ignored.values()), "box", "boxes")
@@ -61,9 +54,7 @@ def merge_readers(dataset: Dataset, min_readers: int | None) -> Dataset:
             f"(min_readers): neither learned nor scored, in {join_names(n_ignored, 5)}."
         )
         findings.append(Finding(IGNORED_BOXES, text, severity="note"))
-    return replace(
-        dataset, cases=tuple(cases), reader_agreement=agreement, findings=tuple(findings)
-    )
+    return replace(dataset, cases=tuple(cases), findings=tuple(findings))
 
 
 def required_readers(n_readers: int, min_readers: int | None = None) -> int:
@@ -138,71 +129,3 @@ def _iou(one: Corners, other: Corners) -> float:
         other_volume *= other_stop - other_start
     union = volume + other_volume - shared
     return shared / union if union > 0 else 0.0
-
-
-def measure_agreement(
-    several: Sequence[CaseLesions], names: Mapping[int, str], min_readers: int | None = None
-) -> tuple[ReaderAgreement, ...]:
-    """Compare each reader with the merged boxes of the other readers of the same cases.
-
-    A lesion of the other readers is found if the reader drew a box of its label with an IoU of at
-    least `SAME_LESION_IOU`. Each box finds at most one lesion. The other boxes of the reader are
-    false positives.
-
-    Args:
-        several: The boxes of the cases that at least two readers read.
-        names: The name of each label value. A label without a name is called by its value.
-        min_readers: The rule by which the boxes of the other readers are merged.
-
-    Returns:
-        One row per label and reader, in the order of labels, then of readers.
-    """
-    n_cases = Counter(reader for case in several for reader in case.readers)
-    n_lesions: Counter[tuple[int, str]] = Counter()
-    n_boxes_of: Counter[tuple[int, str]] = Counter()
-    n_found: Counter[tuple[int, str]] = Counter()
-    for case in several:
-        for reader in case.readers:
-            others = CaseLesions(
-                tuple(box for box in case.lesions if box.reader != reader),
-                tuple(other for other in case.readers if other != reader),
-            )
-            own = [box for box in case.lesions if box.reader == reader]
-            merged = merge_case(others, min_readers).lesions
-            reference = [box for box in merged if not box.is_ignored]
-            n_boxes_of.update((box.label, reader) for box in own)
-            n_lesions.update((box.label, reader) for box in reference)
-            n_found.update((label, reader) for label in _found_labels(reference, own))
-    rows: list[ReaderAgreement] = []
-    for label in sorted({label for label, _ in (*n_lesions, *n_boxes_of)}):
-        for reader in sorted(n_cases):
-            key = (label, reader)
-            rows.append(
-                ReaderAgreement(
-                    label=names.get(label, str(label)),
-                    reader=reader,
-                    n_cases=n_cases[reader],
-                    n_lesions=n_lesions[key],
-                    n_found=n_found[key],
-                    n_false=n_boxes_of[key] - n_found[key],
-                )
-            )
-    return tuple(rows)
-
-
-def _found_labels(lesions: Sequence[StatedLesion], boxes: Sequence[StatedLesion]) -> list[int]:
-    """Return the label of each lesion that a box finds, the highest IoU first.
-
-    Each lesion and box is in one pair at most.
-    """
-    pairs: list[tuple[float, int, int]] = []
-    for row, lesion in enumerate(lesions):
-        for column, box in enumerate(boxes):
-            overlap = _iou(lesion.box, box.box) if lesion.label == box.label else 0.0
-            if overlap >= SAME_LESION_IOU:
-                pairs.append((-overlap, row, column))
-    box_of: dict[int, int] = {}
-    for _, row, column in sorted(pairs):
-        if row not in box_of and column not in box_of.values():
-            box_of[row] = column
-    return [lesions[row].label for row in box_of]

@@ -1,16 +1,16 @@
-"""Several readers of a case: merging of their boxes, and their agreement."""
+"""Several readers of a case: merging of their boxes."""
 
 import itertools
 
 import numpy as np
 import pytest
 
-from lesionseg.core import Candidate, Prediction, ReaderAgreement, pool_readers
+from lesionseg.core import Candidate, Prediction
 from lesionseg.errors import LesionsegError
 from lesionseg.evaluation.criteria import PRESETS
 from lesionseg.evaluation.matched_case import match_case
 from lesionseg.io.layouts import read_dataset
-from lesionseg.io.layouts.readers import measure_agreement, merge_case
+from lesionseg.io.layouts.readers import merge_case
 from lesionseg.io.layouts.stated_lesions import CaseLesions, StatedLesion
 from lesionseg.io.text import write_json
 from tests.io.layouts.box_folders import (
@@ -99,43 +99,6 @@ def test_order_of_rows_does_not_matter():
     assert len(found) == 1
 
 
-def test_agreement_compares_each_reader_with_the_others():
-    tables = [
-        CaseLesions((FIRST, SHIFTED, FAR), ("A", "B", "C")),
-        CaseLesions((), ("A", "B")),
-    ]
-    # case 1: the other readers of A are B and C, and a box of one is enough: SHIFTED and FAR
-    assert measure_agreement(tables, {1: "nodule"}) == (
-        ReaderAgreement("nodule", "A", n_cases=2, n_lesions=2, n_found=1, n_false=0),
-        ReaderAgreement("nodule", "B", n_cases=2, n_lesions=2, n_found=1, n_false=0),
-        ReaderAgreement("nodule", "C", n_cases=1, n_lesions=1, n_found=0, n_false=1),
-    )
-    first = measure_agreement(tables, {1: "nodule"})[0]
-    assert (first.sensitivity, first.false_per_case) == (0.5, 0.0)
-
-
-def test_sensitivity_without_lesions_is_none():
-    assert ReaderAgreement("x", "A", 4, 0, 0, 2).sensitivity is None
-    assert ReaderAgreement("x", "A", 4, 0, 0, 2).false_per_case == 0.5
-
-
-def test_counts_of_readers_are_added_up_by_label():
-    rows = [
-        ReaderAgreement("mass", "A", n_cases=2, n_lesions=4, n_found=3, n_false=0),
-        ReaderAgreement("mass", "B", n_cases=6, n_lesions=6, n_found=2, n_false=2),
-        ReaderAgreement("cyst", "A", n_cases=2, n_lesions=0, n_found=0, n_false=1),
-    ]
-    (mass, readers_of_mass), (cyst, readers_of_cyst) = pool_readers(rows)
-    assert (mass.sensitivity, mass.false_per_case, len(readers_of_mass)) == (0.5, 0.25, 2)
-    assert (cyst.sensitivity, cyst.false_per_case, len(readers_of_cyst)) == (None, 0.5, 1)
-
-
-def test_second_box_on_a_found_lesion_is_a_false_positive():
-    twice = StatedLesion(1, (0.0, 1.0, 10.0, 11.0), "A")
-    rows = measure_agreement([CaseLesions((FIRST, twice, SHIFTED), ("A", "B"))], {1: "nodule"})
-    assert (rows[0].n_lesions, rows[0].n_found, rows[0].n_false) == (1, 1, 1)
-
-
 HEADER = "case,label,x0,y0,x1,y1,reader\n"
 ROWS = (
     "a,nodule,15,4,31,14,R1\n"
@@ -156,10 +119,9 @@ def folder(tmp_path):
 
 
 def test_readers_of_a_table_are_merged(folder):
-    dataset, cases = read_all(folder)
+    _, cases = read_all(folder)
     assert_rectangle(cases["a"])
     assert_negative(cases["b"])
-    assert [row.reader for row in dataset.reader_agreement] == ["R1", "R2", "R3"]
     _, cases = read_all(folder, min_readers=1)
     assert cases["a"].reference.boxes.tolist() == [[4, 16, 14, 32], [20, 40, 30, 50]]
     _, cases = read_all(folder, min_readers=3)
