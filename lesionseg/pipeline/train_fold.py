@@ -29,8 +29,7 @@ from lesionseg.pipeline.score_roles import (
     validation_scores,
 )
 from lesionseg.plan.plan import Plan
-from lesionseg.reporting.previews import draw_previews
-from lesionseg.training.callbacks import Previews, Progress, SpawnedLog
+from lesionseg.training.callbacks import Progress, SpawnedLog
 from lesionseg.training.checkpoints import LAST
 from lesionseg.training.fit import CHECKPOINTS, FitResult, fit, tiles_of
 from lesionseg.training.initial_weights import start_from
@@ -147,7 +146,7 @@ def train_network(
     # processes that Lightning spawns have no context of their own
     training_bar = partial(bar, "Training", shown=are_bars_shown())
     open_handler = partial(open_log, run / LOG, LOG_FORMAT, private=cfg.private)
-    ours = [Progress(training_bar), Previews(run, draw_previews), SpawnedLog(open_handler)]
+    ours = [Progress(training_bar), SpawnedLog(open_handler)]
     return fit(network, plan, tiles, cfg, run, validate=validate, callbacks=[*ours, *callbacks])
 
 

@@ -1,4 +1,4 @@
-"""Callbacks of a training: checkpoints, metrics.csv, progress, focal statistics, pictures."""
+"""Callbacks of a training: checkpoints, metrics.csv, progress, focal statistics."""
 
 import logging
 import math
@@ -7,7 +7,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack, suppress
-from copy import deepcopy
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -24,9 +23,7 @@ from pytorch_lightning.strategies.launchers import _MultiProcessingLauncher
 from torch import Tensor
 
 from lesionseg.child_process import STOP_SIGNALS
-from lesionseg.inference.window import SlidingWindow
 from lesionseg.io.files import atomic_path
-from lesionseg.ops.device_memory import first_line, is_out_of_memory
 from lesionseg.training.checkpoints import LAST
 from lesionseg.training.objective import FinestLogits
 from lesionseg.training.processes import broadcast_from_rank_zero, is_rank_zero
@@ -48,9 +45,6 @@ FOUND_AFTER = 0.25
 HARD_NAME = "grad_share/hard_background"
 LESION_NAME = "grad_share/lesion"
 P_NAME = "p/lesion"
-PREVIEW_MINUTES = 10.0
-PREVIEW_TILES = 4
-LEAST_P = 0.2  # lowest score of boxes in pictures; an early detector has low scores
 
 
 class LastCheckpoint(Checkpoint):
@@ -435,71 +429,3 @@ def _find_faults(means: Mapping[str, float], progress: float) -> dict[str, str]:
             "model.spacing_mm."
         )
     return warnings
-
-
-class Previews(pl.Callback):
-    """A callback that draws the first tiles with a lesion into `run_dir/previews`.
-
-    It draws every `PREVIEW_MINUTES` and at the end, in the first process. `draw(path, tiles)`
-    receives the image, the lesion mask and the mask of p ≥ 0.5 of each tile, and the boxes of a
-    detector with p ≥ `LEAST_P`. A resumed training draws other tiles, because a
-    checkpoint contains no images.
-    """
-
-    def __init__(self, run_dir: Path, draw: Callable[[Path, list[Any]], None]) -> None:
-        self.folder = run_dir / "previews"
-        self.draw = draw
-        self.tiles = list[tuple[Tensor, Tensor]]()
-        self._due = PREVIEW_MINUTES
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the time of the next picture, for a training that is resumed."""
-        return {"due": self._due}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore the time of the next picture."""
-        self._due = state_dict["due"]
-
-    def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, *_: Any) -> None:
-        """Keep the first `PREVIEW_TILES` tiles with a lesion, in the first process."""
-        if trainer.is_global_zero and len(self.tiles) < PREVIEW_TILES:
-            pairs = zip(batch["image"], batch["instances"], strict=True)
-            found = [(image.cpu(), ids.cpu()) for image, ids in pairs if (ids > 0).any()]
-            self.tiles += found[: PREVIEW_TILES - len(self.tiles)]
-
-    def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
-        """Draw if it is due."""
-        if module.minutes >= self._due:
-            self._draw_if_memory_allows(module)
-            self._due = module.minutes + PREVIEW_MINUTES
-
-    def on_train_end(self, trainer: Any, module: Any) -> None:
-        """Draw the same tiles with the output of the finished network."""
-        self._draw_if_memory_allows(module)
-
-    def _draw_if_memory_allows(self, module: Any) -> None:
-        """Draw the tiles. A lack of memory is only a warning, because a picture may be missing."""
-        try:
-            self._draw_tiles(module)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            log.warning(
-                "Memory ran out while the picture of step %d was drawn (%s). The training "
-                "continues without this picture.",
-                module.global_step,
-                first_line(str(error)),
-            )
-
-    def _draw_tiles(self, module: Any) -> None:
-        """Draw the tiles and the network's current output; nothing if no tile had a lesion yet."""
-        if not self.tiles:
-            return
-        window = SlidingWindow((deepcopy(module.network),), module.plan)
-        shown = []
-        for image, ids in self.tiles:
-            store, boxes = window(image.float())
-            predicted = (store.decode(store.values) >= 0.5).any(0).numpy()  # of any label
-            drawn_boxes = () if boxes is None else boxes.boxes[boxes.scores >= LEAST_P].numpy()
-            shown.append((image.float().numpy(), ids.numpy() > 0, predicted, drawn_boxes))
-        self.draw(self.folder / f"step_{module.global_step:06d}.png", shown)

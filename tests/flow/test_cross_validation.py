@@ -39,7 +39,6 @@ def folder(once):
 def test_cross_validation_writes_all_documented_files(folder):
     documented = """config.yaml plan.json selection.json splits.json fold_0/bundle fold_1/bundle
         oof/scores.json
-        fold_0/previews/step_000003.png
         oof/cases.csv oof/lesions.csv oof/candidates.csv report.html test/scores.json
         test/report.html bundle/weights.safetensors bundle/weights_1.safetensors
         bundle/plan.json bundle/selection.json bundle/model_card.md"""

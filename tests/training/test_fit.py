@@ -20,7 +20,7 @@ from lesionseg.child_process import STOP_SIGNALS
 from lesionseg.config import OptimConfig
 from lesionseg.errors import ConfigError, TrainingError
 from lesionseg.losses import DiceFocalLoss, FocalLoss
-from lesionseg.training.callbacks import History, LastCheckpoint, Previews, Progress
+from lesionseg.training.callbacks import History, LastCheckpoint, Progress
 from lesionseg.training.checkpoints import read_checkpoint
 from lesionseg.training.module import highest_rate, share_of_rate
 from tests.training.conftest import StepsOfSeconds, weights
@@ -519,16 +519,6 @@ def test_lack_of_memory_in_a_validation_is_not_called_that_of_a_step(train, minu
 
     with pytest.raises(ConfigError, match=f"ran out in the validation {advice}"):
         train(max_steps=3, validate=validate, validate_every_minutes=minutes)
-
-
-def test_training_continues_without_a_picture_that_does_not_fit_into_memory(
-    train, tmp_path, caplog
-):
-    def draw(*_):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
-
-    assert train(max_steps=2, plugs=[Previews(tmp_path, draw)]).steps == 2
-    assert "the picture of step 2" in caplog.text
 
 
 def test_loss_and_network_must_agree_on_the_activation(train):

@@ -8,7 +8,6 @@ import pytorch_lightning as pl
 import torch
 
 from lesionseg.errors import TrainingError
-from lesionseg.training.callbacks import Previews
 from tests.training.conftest import StepsOfSeconds, weights
 
 
@@ -74,27 +73,6 @@ def test_resumed_training_validates_at_the_same_steps(
     calm = read(tmp_path / "calm", "last.ckpt")
     killed = read(tmp_path / "killed", "last.ckpt")
     assert calm["minutes"] == pytest.approx(killed["minutes"])
-
-
-def test_resumed_training_draws_pictures_at_the_same_steps(
-    train, tmp_path, clock, checkpoint_every_step, monkeypatch
-):
-    """A step takes 3 s, and 10 s pass between two pictures."""
-    monkeypatch.setattr("lesionseg.training.callbacks.PREVIEW_MINUTES", 10 / 60)
-
-    def names_of_pictures(run_dir, *plugs):
-        names = []
-        previews = Previews(run_dir, lambda path, tiles: names.append(path.stem))
-        plugs = [StepsOfSeconds(clock, 3), previews, *plugs]
-        with suppress(Pulled):
-            train(run_dir=run_dir, plugs=plugs, max_steps=12)
-        return names
-
-    calm = names_of_pictures(tmp_path / "calm")
-    killed = names_of_pictures(tmp_path / "killed", PullsThePlug(7))
-    resumed = names_of_pictures(tmp_path / "killed")
-    assert len(calm) == 3  # two, and one at the end
-    assert killed + resumed == calm
 
 
 def test_validation_just_before_a_kill_is_not_forgotten(train, tmp_path, checkpoint_every_step):
