@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
 from lesionseg.child_process import STOP_SIGNALS
@@ -31,7 +30,6 @@ from lesionseg.errors import (
     WRONG_SETTING,
     ConfigError,
     LesionsegError,
-    pip_install,
     suggest,
 )
 from lesionseg.host_memory import pause_collection
@@ -229,7 +227,8 @@ def print_outcome(outcome: Outcome, *, as_json: bool = False) -> int:
 def multirun(command: str, argv: Sequence[str]) -> int:
     """Run a command once for each value of `a=1,2`, in sequence or through a launcher of Hydra.
 
-    Without `run_dir`, each job gets a folder with its number. A failed job does not end the others.
+    Without `run_dir`, each job gets a folder with its number. Other folders are not checked: jobs
+    may share one, as the shards of `predict` do. A failed job does not end the others.
     `sys.argv` is replaced, because Hydra reads it.
 
     Args:
@@ -240,8 +239,7 @@ def multirun(command: str, argv: Sequence[str]) -> int:
         The highest exit status of the jobs that ran in this process, or 0 if none did.
 
     Raises:
-        ConfigError: if Hydra refuses an override, a launcher is not installed, or jobs would write
-            into the same folder.
+        ConfigError: if Hydra refuses an override, or a launcher is not installed.
         LesionsegError: at the end, the error of one of the jobs that failed. All are logged.
     """
     import hydra
@@ -249,16 +247,11 @@ def multirun(command: str, argv: Sequence[str]) -> int:
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
 
-    submitit = next((a for a in argv if a.startswith("hydra/launcher=submitit")), None)
-    if submitit and find_spec("hydra_plugins.hydra_submitit_launcher") is None:
-        raise ConfigError(f"{submitit} needs hydra-submitit-launcher: {pip_install('slurm')}")
     overrides = override_list(command, argv, sweeps=True)
     try:
         swept = _swept_keys(overrides)
     except HydraException as error:
         raise ConfigError(str(error).splitlines()[0]) from error
-    for key in ("run_dir", "output"):
-        _require_separate_folders(command, overrides, swept, key)
     names_run_dir = any(key_of(override) == "run_dir" for override in overrides)
     if "run_dir" in COMMANDS[command].model_fields and not names_run_dir:
         # jobs may begin in the same second, so each gets its number
@@ -300,27 +293,6 @@ def _swept_keys(overrides: Sequence[str]) -> set[str]:
 
     parsed = OverridesParser.create().parse_overrides(list(overrides))
     return {override.key_or_group for override in parsed if override.is_sweep_override()}
-
-
-def _require_separate_folders(
-    command: str, overrides: Sequence[str], swept: set[str], key: str
-) -> None:
-    """Raise `ConfigError` if the jobs of a multirun would write into the same folder.
-
-    `key` is the setting that names the folder. A value with an interpolation passes, and so do the
-    shards of `predict`, which share a folder.
-    """
-    folders = [override for override in overrides if key_of(override) == key]
-    differing = swept - {key}
-    if command == "predict":  # shards write their results into one folder
-        differing -= {"shard_index"}
-    if folders and differing and "${" not in folders[-1]:
-        folder = "DIR" if key in swept else folders[-1].partition("=")[2].strip("'\"")
-        job = "fold_${data.fold}" if "data.fold" in swept else "${hydra:job.num}"
-        raise ConfigError(
-            f"{folders[-1]}: several jobs of this multirun would write into the same folder. Name "
-            f"a folder for each, such as '{key}={folder}/{job}'."
-        )
 
 
 @contextmanager

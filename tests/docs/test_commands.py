@@ -44,7 +44,7 @@ def find_commands(page):
             left_out = shlex.split(examples(name)[0]) if "…" in line or typed[3] else []
             flags, overrides = read_flags(words, name)
             overrides = [o.split(",")[0] if "--multirun" in flags else o for o in overrides]
-            found.append((name, [*left_out, *(o for o in overrides if "launcher" not in o)]))
+            found.append((name, [*left_out, *overrides]))
     return found
 
 

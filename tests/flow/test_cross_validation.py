@@ -111,16 +111,13 @@ def test_fold_with_other_settings_is_refused_by_name(folder, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_folds_of_submitted_jobs_are_combined(folder, tmp_path, monkeypatch):
-    """Submit with submitit on this machine, like with SLURM on a cluster."""
+def test_folds_of_a_multirun_are_combined(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # Hydra's own folder goes here
-    jobs = ["data.fold=0,1", "run_dir=submitted/fold_${data.fold}", *SMALL, *SETTINGS]
-    submitted = ["-m", "hydra/launcher=submitit_local", f"data.root={folder / 'raw'}"]
-    assert run("train", [*submitted, *jobs]) == 0
-    assert len(list(tmp_path.rglob("*_log.out"))) == 2  # submitit's log of each job
-    assert not Path("submitted/oof").exists()
-    train(folder / "raw", Path("submitted"), *ALL)
+    jobs = ["data.fold=0,1", "run_dir=jobs/fold_${data.fold}", *SMALL, *SETTINGS]
+    assert run("train", ["-m", f"data.root={folder / 'raw'}", *jobs]) == 0
+    assert not Path("jobs/oof").exists()
+    train(folder / "raw", Path("jobs"), *ALL)
     for k in (0, 1):
         name = Path(f"fold_{k}") / WEIGHTS
-        assert (Path("submitted") / name).read_bytes() == (folder / "cv" / name).read_bytes()
-    assert Path("submitted/oof/scores.json").is_file()
+        assert (Path("jobs") / name).read_bytes() == (folder / "cv" / name).read_bytes()
+    assert Path("jobs/oof/scores.json").is_file()
