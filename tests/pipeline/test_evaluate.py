@@ -360,7 +360,7 @@ def test_zones_give_recall_and_false_positives_by_zone(folders, tmp_path):
     zones[:, 5:] = 2  # the first lesion is located in 1, the remaining ones in 2
     for case in "abc":
         write_mask(tmp_path / "zones" / f"{case}.nii.gz", zones)
-    (tmp_path / "zones" / "names.json").write_text('{"front": 1, "back": 2}')
+    (tmp_path / "zones" / "names.csv").write_text("value,name\n1,front\n2,back\n")
     scores = scores_of(*folders, zones=tmp_path / "zones")
     assert subgroup(scores, "zone: front", "n_lesions", "n_true_positive") == [2, 1]
     assert subgroup(scores, "zone: back", "n_lesions", "n_true_positive") == [3, 2]
