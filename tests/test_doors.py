@@ -45,6 +45,8 @@ def test_lists_of_a_door_agree_and_each_name_is_from_its_own_package(name):
     door = import_module(name)
     homes = {public: f"{name}.{module}" for public, module in door._HOMES.items()}
     assert typed_homes(DOORS[name]) == homes
+    # a module that is imported becomes an attribute of its package, and would hide such a name
+    assert not {*homes} & {module.rpartition(".")[2] for module in homes.values()}
     assert {*door.__all__} - {"__version__"} == {*homes} == {*dir(door)} - {"__version__"}
     for public, module in homes.items():
         assert getattr(door, public) is getattr(import_module(module), public)

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from lesionseg.inference.bundle import write_bundle as write_bundle
     from lesionseg.inference.candidates import find_candidates as find_candidates
     from lesionseg.inference.decision import choose_operating_point as choose_operating_point
-    from lesionseg.inference.model_card import model_card as model_card
     from lesionseg.inference.predictor import Predictor as Predictor
     from lesionseg.inference.window import SlidingWindow as SlidingWindow
     from lesionseg.inference.window import choose_device as choose_device
@@ -29,7 +28,6 @@ _HOMES = {
     "choose_device": "window",
     "choose_operating_point": "decision",
     "find_candidates": "candidates",
-    "model_card": "model_card",
     "read_bundle": "bundle",
     "write_bundle": "bundle",
 }
