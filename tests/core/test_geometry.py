@@ -4,7 +4,10 @@ import numpy as np
 import pytest
 
 from lesionseg.core import Geometry, Volume
+from lesionseg.core.geometry import describe_sides
 from lesionseg.errors import GeometryError
+
+FLAT = Geometry.from_spacing((2, 2), (1, 1))
 
 
 @pytest.fixture
@@ -73,3 +76,64 @@ def test_overlap_is_the_share_of_the_smaller_grid(shape, shift_mm, expected):
     other = Geometry(shape, large.affine + np.eye(4, k=3) * shift_mm)
     assert large.overlap(other) == pytest.approx(expected, abs=0.05)
     assert other.overlap(large) == pytest.approx(expected, abs=0.05)
+
+
+def test_grid_of_another_dimension_than_its_affine_is_an_error():
+    with pytest.raises(GeometryError, match=r"\(4, 4\)"):
+        Geometry((2, 2), np.eye(4))
+
+
+def test_distance_is_that_of_the_farthest_corner():
+    here = Geometry.from_spacing((3, 4, 5), (1, 1, 1))
+    wider = Geometry.from_spacing((3, 4, 5), (1, 1, 2))
+    assert here.distance_mm(wider) == 4  # 4 steps of 1 mm more along x
+    moved = np.array(wider.affine)
+    moved[0, 3] = -4
+    assert here.distance_mm(Geometry(here.shape, moved)) == 4
+    assert here.describe_difference(wider) == "corners are up to 4 mm apart"
+    assert here.describe_difference(Geometry.from_spacing((3, 4), (1, 1))) == "the shapes differ"
+
+
+def test_overlap_ends_half_a_voxel_beyond_the_outer_centres():
+    large = Geometry.from_spacing((10, 10), (1, 1))
+    for sign in (1, -1):
+        beyond = large.affine + sign * 10 * np.eye(3, k=2)
+        assert large.overlap(Geometry((10, 10), beyond)) == 0
+    inner = Geometry((1, 10), large.affine)
+    assert large.overlap(inner) == 1
+
+
+def test_cropped_grid_keeps_the_positions_of_its_voxels(oblique):
+    part = oblique.crop((slice(1, 3), slice(2, 5), slice(0, 4)))
+    assert part.shape == (2, 3, 4)
+    assert np.allclose(part.to_mm([[0, 0, 0], [1, 2, 3]]), oblique.to_mm([[1, 2, 0], [2, 4, 3]]))
+
+
+def test_sizes_are_in_pixels_without_a_pixel_size():
+    assert Geometry.from_spacing((2, 2), (1, 1)).size_unit == "px"
+    assert Geometry.from_spacing((2, 2), (1, 0.5)).size_unit == "mm"
+    assert Geometry.from_spacing((2, 2, 2), (1, 1, 1)).size_unit == "mm"
+    assert Geometry.from_spacing((2, 2), (0.5, 0.5), "mm at the detector").size_unit != "px"
+
+
+@pytest.mark.parametrize(
+    ("sides", "text"),
+    [((1.5, 2), "1.5 × 2"), ((999.96, 1000, 1000.4), "1000 × 1000 × 1000"), ((123456,), "123456")],
+)
+def test_sides_have_four_digits_or_more(sides, text):
+    assert describe_sides(sides) == text
+
+
+def test_parallel_axes_are_an_error_and_small_voxels_are_not():
+    nearly = np.eye(3)
+    nearly[:2, 1] = (1, 0)
+    with pytest.raises(GeometryError, match="inverted"):
+        Geometry((2, 2), nearly)
+    one_tiny = np.diag([1e-4, 1.0, 1.0])  # small voxels are not flat
+    assert Geometry((2, 2), one_tiny).spacing_mm == pytest.approx((1e-4, 1))
+
+
+def test_missing_channels_are_not_present():
+    volume = Volume(np.arange(3)[:, None, None] * np.ones((3, 2, 2)), FLAT, missing=(1,))
+    assert [channel[0, 0] for channel in volume.present_channels] == [0, 2]
+    assert volume.brightness()[0, 0] == pytest.approx(0.587 + 2 * 0.114)
