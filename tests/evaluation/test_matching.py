@@ -57,8 +57,9 @@ def random_case(seed):
     drawn = random_instances(rng, shape, 8)
     labels = rng.integers(1, 3, int(reference.max())).tolist()
     given = rng.integers(1, 3, int(drawn.max())).tolist()
-    scores = (rng.integers(1, 6, len(given)) / 6).tolist()  # ties
-    return reference, tuple(labels), drawn, tuple(given), tuple(scores)
+    has_ties = seed // 2 % 2 == 0
+    scores = rng.integers(1, 6, len(given)) / 6 if has_ties else rng.random(len(given))
+    return reference, tuple(labels), drawn, tuple(given), tuple(scores.tolist())
 
 
 def masks_of(instances):
