@@ -125,10 +125,11 @@ def test_sides_have_four_digits_or_more(sides, text):
 
 
 def test_parallel_axes_are_an_error_and_small_voxels_are_not():
-    nearly = np.eye(3)
-    nearly[:2, 1] = (1, 0)
-    with pytest.raises(GeometryError, match="inverted"):
-        Geometry((2, 2), nearly)
+    for between in (0, 1e-10):
+        parallel = np.eye(3)
+        parallel[:2, 1] = (1, between)
+        with pytest.raises(GeometryError, match="inverted"):
+            Geometry((2, 2), parallel)
     one_tiny = np.diag([1e-4, 1.0, 1.0])  # small voxels are not flat
     assert Geometry((2, 2), one_tiny).spacing_mm == pytest.approx((1e-4, 1))
 

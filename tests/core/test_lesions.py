@@ -113,6 +113,19 @@ def test_small_boxes_are_drawn_over_large_ones_and_voxels_over_boxes():
     ]
 
 
+def test_order_of_drawn_boxes_follows_their_size_and_not_their_place():
+    boxes = np.array([[2, 3, 4, 5], [0, 0, 4, 5], [2, 2, 3, 4]])
+    drawn = measure(FLAT, [[], [], []], boxes).draw()
+    assert drawn.tolist()[2:] == [[20, 20, 30, 30, 10], [20, 20, 20, 10, 10]]
+
+
+def test_zone_of_voxels_is_that_of_most_of_them_and_not_of_their_centre():
+    values = np.ones(FLAT.shape, np.uint8)
+    values[1, 1:3] = 2
+    ring = [(0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (1, 3), (2, 0), (2, 1), (2, 2), (2, 3)]
+    assert Zones(values, FLAT, {}).of(measure(FLAT, [ring])) == ["1"]
+
+
 def test_zone_of_a_box_is_that_of_its_centre():
     values = np.zeros(FLAT.shape, np.uint8)
     values[2:] = 1

@@ -152,7 +152,8 @@ def test_candidates_outside_the_kept_zones_are_rejected_and_counted():
     found = _make_prediction().reject_outside_zones(["a"])
     assert [c.accepted for c in found.candidates] == [True, False, False]
     assert found.n_outside == 1
-    assert _make_prediction().reject_outside_zones(["b"]).n_outside == 1
+    assert _make_prediction().reject_outside_zones(["a", "b"]).n_outside == 0
+    assert _make_prediction().reject_outside_zones(["c"]).n_outside == 2
     zones = _make_prediction().with_zones(["p", "q", "r"])
     assert [c.zone for c in zones.candidates] == ["p", "q", "r"]
 
