@@ -39,8 +39,17 @@ def test_calibration_corrects_overconfident_scores_and_keeps_the_order():
     corrected = fit_calibration(result_of_candidates(sure, rng.random(6000) < p)).probability(sure)
     assert np.abs(corrected - p).mean() < 0.04
     assert (np.diff(corrected[np.argsort(sure)]) >= -1e-12).all()
-    with pytest.raises(ContentError):
-        fit_calibration(result_of_candidates(p[:20], np.arange(20) < 3))
+    for n_true in (9, 11):
+        with pytest.raises(ContentError, match=f"there are {n_true} and {20 - n_true}"):
+            fit_calibration(result_of_candidates(p[:20], np.arange(20) < n_true))
+    assert fit_calibration(result_of_candidates(p[:20], np.arange(20) < 10)).n_true == 10
+
+
+def test_probability_of_one_belongs_to_the_last_tenth():
+    p = np.array([0.95, 1.0] + [0.01] * 20)
+    found = describe_calibration(result_of_candidates(p, np.arange(22) < 11))
+    shares = {round(row.at, 3): row.n for row in found if row.name == "true_share"}
+    assert shares == {0.01: 20, 0.975: 2}
 
 
 def test_logistic_fit_solves_its_score_equations():

@@ -31,6 +31,9 @@ def test_hand_case_has_the_expected_result(preset, case):
     assert found.n_outcome("false_positive") == case.fp
     assert found.n_outcome("ignored") == case.ignored
     assert len(found.lesions) - found.n_detected == case.fn
+    assert (found.n_missed, found.n_false_positive) == (case.fn, case.fp)
+    assert found.n_ignored == case.ignored
+    assert 0 <= found.seconds < 60
     assert found.dice == (None if case.dice is None else pytest.approx(case.dice))
     if case.detected_at:
         assert tuple(x.detected_at for x in found.lesions) == case.detected_at
@@ -69,6 +72,16 @@ def test_sizes_in_three_axes_do_not_depend_on_the_order_of_axes():
     for name in ("dice", "surface_dice", "hd95_mm"):
         assert getattr(again, name) == getattr(found, name)
     assert again.lesions[0].diameter_mm == lesion.diameter_mm
+
+
+def test_volume_of_false_positives_is_that_of_their_voxels():
+    hand = replace(
+        CASES["elsewhere"], reference="1....|.....", prediction="...22|.1.22", scores=(0.9, 0.8)
+    )
+    found = evaluate_hand_case(hand, spacing_mm=(3.0, 2.0, 1.0))
+    assert found.false_positive_ml == pytest.approx(5 * 6 / 1000)
+    assert evaluate_hand_case("three_axes").false_positive_ml == 0
+    assert evaluate_hand_case("elsewhere").false_positive_ml is None  # no volume in 2-D
 
 
 def test_reference_of_boxes_is_scored_without_dice():

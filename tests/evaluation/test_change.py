@@ -7,15 +7,17 @@ import numpy as np
 import pytest
 
 from lesionseg.core import CaseFiles, Geometry
-from lesionseg.errors import DatasetError
+from lesionseg.errors import DatasetError, GeometryError
 from lesionseg.evaluation.change import (
     ChangeRule,
     Visit,
+    compare_visits,
     find_changes,
     order_visits,
     size_errors,
 )
 from lesionseg.ops.components import measure_instances
+from tests.evaluation.hand_cases import prediction_of
 
 SHAPE = (12, 24, 24)
 
@@ -107,6 +109,55 @@ def test_a_lesion_below_the_operating_point_before_is_not_new():
     # a lesion that the other visit could not show is left out
     hidden = Visit(ONE, ONE, np.ones(1, bool), np.zeros(1, bool))
     assert find_changes("a", make_visit(lesions()), hidden) == []
+
+
+@pytest.mark.parametrize(
+    ("times", "order"),
+    [
+        (("2", "10", "0.5"), [2, 0, 1]),
+        (("20240601", "2024-05-31", "20231231"), [2, 1, 0]),
+        (("2024-05-31T09:00", "2024-05-31T08:00", "2024-05-30"), [2, 1, 0]),
+    ],
+)
+def test_visits_are_ordered_by_number_or_date(times, order):
+    scans = [CaseFiles(t, (), group="P1", columns={"visit": t}) for t in times]
+    single = CaseFiles("only", (), group="P2")  # without a time
+    (visits, (other,)) = order_visits([*scans, single], Path("visits.csv"))
+    assert [times.index(files.case) for files in visits] == order
+    assert other is single
+
+
+@pytest.mark.parametrize("times", [("1", "1"), ("1", "2024-05-31"), ("first", "2")])
+def test_visits_without_an_order_are_an_error(times):
+    scans = [CaseFiles(f"s{i}", (), group="P1", columns={"visit": t}) for i, t in enumerate(times)]
+    with pytest.raises(DatasetError, match="P1 cannot be ordered"):
+        order_visits(scans, Path("visits.csv"))
+
+
+def test_new_lesions_of_the_later_visit_have_its_scores():
+    grid = Geometry.from_spacing((6, 9), (1, 1))
+    old = np.zeros(grid.shape, np.int32)
+    old[1:3, 1:3] = 1
+    both = old.copy()
+    both[1:3, 5:8] = 2
+    both[4:6, 5:8] = 3
+    before = prediction_of(old, (0.9,), grid)
+    after = prediction_of(both, (0.8, 0.3, 0.7), grid)
+    pair = compare_visits("a", before, after, ChangeRule())
+    assert sorted(change.state for change in pair.changes) == ["new", "new", "stable"]
+    new = pair.new_lesions()
+    assert [(c.id, c.score) for c in new.candidates] == [(3, 0.7), (2, 0.3)]
+    assert np.unique(new.instances).tolist() == [0, 2, 3]
+    # without scores, a lesion of the diameter d has the score d / (d + 10 mm)
+    bare = compare_visits("a", before, replace(after, has_scores=False), ChangeRule())
+    by_size = {c.lesion_after: c.score for c in bare.changes if c.state == "new"}
+    assert by_size == dict.fromkeys([(2,), (3,)], pytest.approx(1 / 11))
+    moved = np.array(grid.affine)
+    moved[0, 2] = 99
+    with pytest.raises(GeometryError, match="do not overlap"):
+        compare_visits(
+            "a", replace(before, geometry=Geometry(grid.shape, moved)), after, ChangeRule()
+        )
 
 
 def test_visit_without_a_time_is_named_as_missing():

@@ -34,6 +34,15 @@ def test_missing_interval_has_a_reason():
     assert (nothing.value, nothing.reason) == (None, NONE)
 
 
+def test_rate_of_fewer_than_five_groups_has_no_interval():
+    for n in (4, 5):
+        found = rate(np.ones(n), np.ones(n), NONE)
+        assert found.value == 1
+        assert (found.ci95 is None) == (n < 5)
+    # groups without a case do not count
+    assert rate(np.ones(6), np.array([1.0, 1, 1, 1, 0, 0]), NONE).ci95 is None
+
+
 def test_design_effect_equals_that_of_leaving_groups_out():
     hits = np.array([3.0, 1.0, 4.0, 0.0])
     totals = np.array([4.0, 3.0, 4.0, 2.0])
