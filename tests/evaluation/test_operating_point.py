@@ -165,6 +165,7 @@ def test_too_few_cases_allow_no_false_positive_and_have_no_confidence():
     # without a false positive, lesions are found above all of them, so the stricter score is used
     strict = choose(few, Aim("fp_per_case", 1.0), confidence=0.9)
     assert strict.score > choose(few, Aim("fp_per_case", 1.0)).score
+    assert strict.confidence == 0.9
     rare = choose(few, Aim("fp_per_case", 0.1))
     assert rare.false_positives_per_case == 0.0
     assert rare.expected_false_positives_per_case >= 0.25

@@ -375,6 +375,15 @@ def test_table_of_columns_without_rows_is_an_error(tmp_path):
             read_columns([CaseFiles("a", ())], table)
 
 
+def test_cells_of_a_table_replace_those_of_the_dataset(tmp_path):
+    table = tmp_path / "columns.csv"
+    table.write_text("case,site\na,North\nz,South\n")
+    cases = [CaseFiles("a", (), columns={"site": "?", "age": "70"}), CaseFiles("b", ())]
+    assert read_columns(cases, None) == {"a": {"site": "?", "age": "70"}, "b": {}}
+    assert read_columns(cases, table) == {"a": {"site": "North", "age": "70"}, "b": {}}
+    assert read_columns([], table) == {}
+
+
 def test_subgroups_of_numbers_are_in_ascending_order():
     sizes = {case: {"mm": ["10", "2.5", "", "9"][i % 4]} for i, case in enumerate(CASES)}
     assert list(divide_by(CASES, sizes, "mm")) == ["2.5", "9", "10", "not stated"]
