@@ -74,6 +74,12 @@ def count_levels(p, lesion, group="a"):
     return counts
 
 
+def test_voxel_counts_at_the_nearest_of_levels_a_twentieth_apart():
+    counts = count_levels(1 / (1 + np.exp([0.02, 0.03])), np.array([True, True]))
+    assert counts.dice(0.0) == pytest.approx(2 / 3)  # logits −.02 and −.03: levels 0 and −.05
+    assert counts.dice(-0.05) == 1
+
+
 def draw_voxels(seed, a=0.0, b=1.0):
     """Draw voxels that are lesion with logit a + b · stated logit."""
     rng = np.random.default_rng(seed)

@@ -35,6 +35,14 @@ def test_box_term_has_the_value_computed_by_hand():
     assert terms["boxes"].item() == pytest.approx((1 - giou + 0.5 * offset) / 5, rel=1e-5)
 
 
+def test_sum_without_positives_is_divided_by_one():
+    logits = torch.randn(1, 4, 1, generator=torch.Generator().manual_seed(0))
+    targets = _make_targets([[0, 0, 0, 0]], torch.zeros((0, 4)))
+    terms = DetectionLoss()(logits, torch.zeros(1, 4, 4), ANCHORS, targets)
+    expected = sigmoid_focal_loss(logits[0], torch.zeros(4, 1), reduction="sum")
+    assert terms["anchors"].item() == pytest.approx(expected.item(), rel=1e-6)
+
+
 @pytest.mark.parametrize("hard_negatives", [False, True])
 def test_lesion_free_tiles_give_finite_gradients_for_every_output(hard_negatives):
     logits = torch.randn(2, 4, 1, requires_grad=True)

@@ -57,6 +57,14 @@ def test_cross_entropies_equal_those_of_torch():
     torch.testing.assert_close(terms["cross_entropy"], F.cross_entropy(logits, labels.long()))
 
 
+def test_terms_have_weight_one_by_default():
+    x = torch.randn(1, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    y = (x[:, 0] > 0.5).long()
+    terms = DiceFocalLoss()(x, y)
+    torch.testing.assert_close(terms["dice"], dice_loss(x, y))
+    torch.testing.assert_close(terms["focal"], FocalLoss()(x, y)["focal"])
+
+
 def test_settings_that_give_no_training_loss_are_an_error():
     with pytest.raises(ConfigError):
         FocalLoss(activation="relu")

@@ -142,6 +142,8 @@ def test_sum_is_divided_by_lesion_voxels_or_by_the_normaliser():
     y[1, 0, 0] = 2  # 11 lesion voxels in total
     total = sigmoid_focal_loss(x, y, reduction="sum")
     torch.testing.assert_close(sigmoid_focal_loss(x, y), total / 11)
+    for number in (1, 0.25):
+        torch.testing.assert_close(sigmoid_focal_loss(x, y, normaliser=number), total / number)
     for normaliser in (40.0, 40, torch.tensor(40), torch.tensor(40.0)):
         torch.testing.assert_close(sigmoid_focal_loss(x, y, normaliser=normaliser), total / 40)
     torch.testing.assert_close(sigmoid_focal_loss(x, y, reduction="mean"), total / 100)
