@@ -11,6 +11,7 @@ Bundles of version 1.0 have no selection.json; their plan.json contains its keys
 """
 
 import logging
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import numpy as np
 import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
@@ -41,6 +43,11 @@ from lesionseg.plan.plan import Plan
 log = logging.getLogger(__name__)
 
 _CHECK = "input_check"
+# A number with a decimal point or an exponent. Other numbers in a bundle's texts are whole.
+_FLOAT = re.compile(rb"-?\d+(?:\.\d+(?:e[+-]?\d+)?|e[+-]?\d+)")
+# Numbers of plan and selection are equal up to this share, those of the input check, which are near
+# 1, up to this difference.
+_SAME = 1e-6
 _PICKLES = (b"PK\x03\x04", b"\x80")  # the zip archive of torch.save, and bare pickles
 
 
@@ -69,6 +76,9 @@ def write_bundle(
     """Write a bundle.
 
     The folder is complete or does not appear, and replaces an old one. Tensors keep their dtype.
+    A file that agrees with that of the old bundle (`_agree`) keeps its bytes and its date, because
+    another processor computes other last digits, and another digest of the bundle would predict all
+    scans again.
 
     Args:
         folder: the folder to write.
@@ -100,6 +110,9 @@ def write_bundle(
             save_file(tensors, path, metadata=metadata)
             # safetensors makes files that only the owner can read
             path.chmod(files.plan.stat().st_mode & 0o777)
+        for file in new.iterdir():
+            if _agree(folder / file.name, file):
+                shutil.copy2(folder / file.name, file)
         # an old bundle is moved away, and moved back if the new one cannot take its place
         old = folder.rename(_temporary_path(folder)) if folder.exists() else None
         try:
@@ -263,6 +276,29 @@ def bundle_digest(bundle: str | PathLike[str]) -> str:
     if files.selection.is_file():
         paths.append(files.selection)
     return digest_of(*paths)[:16]
+
+
+def _agree(old: Path, new: Path) -> bool:
+    """Return True if files of two bundles have equal texts and weights, and nearly equal numbers.
+
+    Return False if there is no old file.
+    """
+    if not old.is_file():
+        return False
+    (exact, numbers), (new_exact, new_numbers) = map(_split, (old, new))
+    return exact == new_exact and np.allclose(numbers, new_numbers, _SAME, _SAME)
+
+
+def _split(path: Path) -> tuple[list[bytes], list[float]]:
+    """Return what must be equal in a bundle's file (texts, weights), and the numbers in its text.
+
+    A file of weights begins with the length of its header, which is its text.
+    """
+    content = path.read_bytes()
+    start = 8 if path.suffix == ".safetensors" else 0
+    text = content[start : start + int.from_bytes(content[:start], "little") or None]
+    texts = _FLOAT.split(text.rstrip())  # spaces fill the header up
+    return [*texts, content[start + len(text) :]], [*map(float, _FLOAT.findall(text))]
 
 
 def _have_same_weights(one: nn.Module, other: nn.Module) -> bool:

@@ -7,6 +7,7 @@ of 150), `found` (predictions) and `scores` (the evaluation of these).
 
 import json
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,12 @@ import pytest
 
 from lesionseg.cli import run
 from lesionseg.core import Geometry, Volume
+from lesionseg.inference import bundle_digest
+from lesionseg.io.bundle_folder import BundleFiles
 from lesionseg.io.text import read_csv, read_json, write_json
 from lesionseg.io.volumes import read_volume, write_volume
 from tests.flow.cases import predict, scores_of, train
+from tests.inference.rounding import change_last_digits
 
 ARCHIVE = Path(__file__).parent / "earlier" / "version_1_1.zip"
 SHAPE = (16, 20, 20)
@@ -104,6 +108,21 @@ def test_complete_run_is_scored_again_with_the_same_weights(earlier):
     train("raw", Path("run"), *SETTINGS, "trainer.max_steps=120")
     assert scores_of(Path("run"))["schema_version"] == 4
     assert weights.read_bytes() == before
+
+
+def test_run_scored_again_on_another_processor_predicts_no_scan_again(earlier):
+    score = partial(train, "raw", Path("run"), *SETTINGS, "trainer.max_steps=120")
+    score()
+    files = BundleFiles(Path("run/bundle"))
+    for path in (files.weights, files.selection):
+        change_last_digits(path)
+    digest = bundle_digest("run")
+    predict("run", "raw/imagesTs", earlier / "again")
+    Path("run/finished.json").unlink()
+    score()
+    assert bundle_digest("run") == digest
+    rows = predict("run", "raw/imagesTs", earlier / "again")
+    assert {case: row["status"] for case, row in rows.items()} == {"P6": "kept", "P7": "kept"}
 
 
 def test_interrupted_run_continues_at_its_checkpoint(earlier):

@@ -4,20 +4,23 @@ import json
 import pickle
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from lesionseg.core import OperatingPoint, Selection
+from lesionseg.core import Calibration, OperatingPoint, Selection
 from lesionseg.errors import BundleError, ConfigError, OutputError
 from lesionseg.inference.bundle import Bundle, bundle_digest, ensemble, read_bundle, write_bundle
+from lesionseg.inference.input_check import InputCheck
 from lesionseg.io.bundle_folder import BundleFiles, resolve_bundle
 from lesionseg.io.text import read_json
 from lesionseg.models.build import build_network
 from lesionseg.plan.plan import AnchorPlan, Plan
 from tests.inference.networks import Bright
+from tests.inference.rounding import change_last_digits
 
 
 @pytest.fixture
@@ -58,6 +61,58 @@ def test_new_bundle_replaces_all_files_of_the_old_bundle(folder, plan):
     assert (
         len({p.stat().st_mode for p in folder.iterdir()}) == 1
     )  # all files have the same access rights
+
+
+CHOSEN = Selection(
+    (OperatingPoint("fp_per_case:1", 0.3, "validation"),),
+    voxel_calibration=Calibration(0.0, 1e-7, "validation"),
+)
+CHECK = InputCheck(medians={"log spacing": 0.7, "mean": 0.0}, tolerances={"mean": 0.4})
+
+
+def test_bundle_that_differs_by_rounding_keeps_its_bytes(tmp_path, plan):
+    folder = tmp_path / "bundle"
+    write = partial(write_bundle, folder, [build_network(plan)] * 2, plan)
+    write("# card\n", CHECK, CHOSEN)
+    files = BundleFiles(folder)
+    for path in (*files.weights_of(2), files.plan, files.selection):
+        change_last_digits(path)
+    before = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.iterdir()}
+    digest = bundle_digest(folder)
+    write("# new\n", CHECK, CHOSEN)
+    assert bundle_digest(folder) == digest
+    assert files.card.read_text() == "# new\n"
+    del before["model_card.md"]
+    for name, old in before.items():
+        assert ((folder / name).read_bytes(), (folder / name).stat().st_mtime_ns) == old
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"network": 1},
+        {"plan": {"lesion_fraction": 0.00101}},
+        {"plan": {"batch_size": 3}},
+        {"selection": {"operating_points": (OperatingPoint("fp_per_case:1", 0.30001),)}},
+        {"selection": {"voxel_calibration": Calibration(1e-4, 1.0, "validation")}},
+        {"selection": {"reasons": {"calibration": "another reason."}}},
+        {"check": {"medians": {"log spacing": 0.7001, "mean": 0.0}}},
+        {"check": {"medians": {"log extent": 0.7, "mean": 0.0}}},
+    ],
+)
+def test_bundle_with_other_content_replaces_the_old_one(tmp_path, plan, changes):
+    def write(changes):
+        write_bundle(
+            tmp_path / "bundle",
+            build_network(plan, seed=changes.get("network", 0)),
+            plan.with_(**{"lesion_fraction": 0.001, **changes.get("plan", {})}),
+            "# card\n",
+            CHECK.model_copy(update=changes.get("check", {})),
+            replace(CHOSEN, **changes.get("selection", {})),
+        )
+        return bundle_digest(tmp_path / "bundle")
+
+    assert write({}) != write(changes)
 
 
 def test_old_bundle_stays_if_the_new_bundle_cannot_be_written(folder, plan, monkeypatch):
