@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: demo test setup check slow data bench gpu docs viewer peers lock check-lock wheelhouse sbom release container brats
+.PHONY: demo test setup check portable slow data bench gpu docs viewer peers lock check-lock wheelhouse sbom release container brats
 
 demo: $(VENV)/.runtime  ## train, predict, evaluate and report on simulated brain MRI
 	$(BIN)/python scripts/train.py experiment=demo_mri
@@ -34,6 +34,17 @@ check: setup  ## ruff, mypy --strict, import rules
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# A processor with other instructions computes other last digits. NumPy warns of features that it is
+# told to disable and that the processor lacks, so those that it has are listed.
+FEATURES := from numpy._core._multiarray_umath import __cpu_dispatch__, __cpu_features__; \
+  print(*filter(__cpu_features__.get, __cpu_dispatch__))
+
+portable: setup  ## tests of computed numbers, with the instructions that the oldest processors have
+	features=$$($(BIN)/python -c '$(FEATURES)') && PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 \
+	  ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 OPENBLAS_CORETYPE=Nehalem \
+	  NPY_DISABLE_CPU_FEATURES="$$features" $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal \
+	  tests/golden tests/flow tests/inference tests/evaluation
 
 slow: setup  ## tests that take over a minute
 	OMP_NUM_THREADS=2 $(BIN)/python -m pytest -q -m slow
