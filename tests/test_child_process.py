@@ -12,8 +12,9 @@ import pytest
 
 from lesionseg.child_process import ChildEnded, ChildProcess
 from lesionseg.io.worker import run_in_worker
+from tests.pipeline.stall import wait_for_file
 
-PATIENCE = 60  # seconds, for a busy machine
+PATIENCE = 600  # seconds, for a busy machine
 
 
 @pytest.fixture
@@ -50,6 +51,11 @@ def first_child_of(pid):
     raise AssertionError("no child")
 
 
+def touch_and_sleep(path):
+    path.touch()
+    time.sleep(3600)
+
+
 def test_results_errors_and_warnings_appear_in_the_parent(child, caplog):
     assert child.run(abs, -7) == 7
     with pytest.raises(ValueError, match="invalid literal"):
@@ -59,17 +65,17 @@ def test_results_errors_and_warnings_appear_in_the_parent(child, caplog):
     assert "seen" in caplog.text
 
 
-def test_close_ends_a_running_job(child):
+def test_close_ends_a_running_job(child, tmp_path):
     ended = list[bool]()
 
     def work():
         with pytest.raises(ChildEnded):
-            child.run(time.sleep, 600)
+            child.run(touch_and_sleep, tmp_path / "begun")
         ended.append(True)
 
     thread = threading.Thread(target=work)
     thread.start()
-    time.sleep(0.1)
+    wait_for_file(tmp_path / "begun")
     child.close()
     thread.join(PATIENCE)
     assert ended == [True]

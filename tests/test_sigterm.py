@@ -73,7 +73,7 @@ def start(repository, program, run_dir):
 def test_sigterm_to_the_parent_ends_the_processes_that_it_spawned(tmp_path, repository):
     process = start(repository, SPAWNING, tmp_path / "run")
     process.terminate()
-    _, output = process.communicate(timeout=120)  # until no process can write to the pipe
+    _, output = process.communicate(timeout=900)  # until no process can write to the pipe
     assert process.returncode == 130, output
     assert "Traceback" not in output
     assert output.splitlines()[-1] == "Stopped. The same command continues."

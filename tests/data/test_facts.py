@@ -137,7 +137,7 @@ def test_cases_are_read_together_only_if_they_fit_into_memory(read, monkeypatch,
             n_reading["now"] += 1
             most.append(n_reading["now"])
         if fits and not is_first:
-            together.wait(timeout=60)  # an error if the two are not read at the same time
+            together.wait(timeout=600)  # an error if the two are not read at the same time
         case = read_case(files, dataset)
         time.sleep(0.05)  # for further cases to begin
         with lock:

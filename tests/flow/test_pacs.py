@@ -71,7 +71,7 @@ class Pacs:
             command = ["Orthanc", "--verbose", str(self.folder / "orthanc.json")]
             self.process = subprocess.Popen(command, stdout=log, stderr=log)
         for port in (self.http_port, self.dicom_port):
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + 600
             while not is_listening(port):
                 assert time.monotonic() < deadline, (self.folder / "log").read_text()[-2000:]
                 time.sleep(0.1)

@@ -62,7 +62,7 @@ def start(launcher, folder, run, *more):
 
 def wait_for(*nodes):
     """Wait for the launchers and return the output of each."""
-    outputs = [node.communicate(timeout=600)[0] for node in nodes]
+    outputs = [node.communicate(timeout=1800)[0] for node in nodes]
     assert [node.returncode for node in nodes] == [0] * len(nodes), "\n".join(outputs)
     return outputs
 

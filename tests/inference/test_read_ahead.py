@@ -73,14 +73,15 @@ def test_result_of_a_written_item_precedes_the_interruption(interruption):
 
 
 class WaitForNextCase(Bright):
-    """A network that waits for an event, at most for half a second."""
+    """A network that waits for an event, at most for `seconds`."""
 
-    def __init__(self, event):
+    def __init__(self, event, seconds):
         super().__init__()
         self.event = event
+        self.seconds = seconds
 
     def forward(self, image):
-        self.event.wait(0.5)
+        self.event.wait(self.seconds)
         return super().forward(image)
 
 
@@ -102,5 +103,6 @@ def test_predictions_of_volumes_follow_the_memory_of_the_settings(plan, rng, n_c
         return second_is_read.is_set()
 
     cases = [CaseFiles(name, ()) for name in ("first", "second")]
-    predictor = Predictor(Bundle((WaitForNextCase(second_is_read),), plan), settings=settings)
+    network = WaitForNextCase(second_is_read, seconds=600 if is_early else 0.5)
+    predictor = Predictor(Bundle((network,), plan), settings=settings)
     assert list(predict_volumes(predictor, cases, read, use)) == [is_early, True]

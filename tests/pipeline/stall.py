@@ -1,4 +1,4 @@
-"""A transform that does not end, as the preparation of a very large scan."""
+"""Work that takes as long as a test needs, such as the preparation of a very large scan."""
 
 import time
 
@@ -12,3 +12,9 @@ class Stall:
         if data["image"].shape[-1] >= LARGE:
             time.sleep(600)
         return data
+
+
+def wait_for_file(path):
+    """Wait until a file exists."""
+    while not path.exists():
+        time.sleep(0.01)

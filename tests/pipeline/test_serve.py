@@ -47,7 +47,7 @@ from lesionseg.io.volumes import read_geometry, read_volume, write_volume
 from lesionseg.models.build import TRUSTED, build_network
 from tests.inference.networks import Bright, make_bright
 from tests.pipeline.serve_app import InThisProcess, app_of
-from tests.pipeline.stall import LARGE
+from tests.pipeline.stall import LARGE, wait_for_file
 
 pytest.importorskip("fastapi")
 with warnings.catch_warnings():
@@ -642,7 +642,7 @@ def is_running(pid):
     return True
 
 
-@pytest.mark.parametrize(("seconds", "leaves"), [(600.0, True), (0.5, False)])
+@pytest.mark.parametrize(("seconds", "leaves"), [(600.0, True), (2.0, False)])
 def test_scan_ends_if_the_client_leaves_or_the_time_is_over_and_the_next_one_succeeds(
     light_model, seconds, leaves
 ):
@@ -661,7 +661,7 @@ def test_scan_ends_if_the_client_leaves_or_the_time_is_over_and_the_next_one_suc
             pass  # the only place is taken, even if the work has not begun
         assert full.value.status_code == 503
         asked = asyncio.create_task(queue.run(client, work))
-        await asyncio.to_thread(begun.wait)
+        await asyncio.to_thread(begun.wait, 60)  # a very busy machine may never begin it
         client.has_left = leaves
         with pytest.raises(HTTPException) as error:
             await asked
@@ -673,9 +673,8 @@ def test_scan_ends_if_the_client_leaves_or_the_time_is_over_and_the_next_one_suc
     assert asyncio.run(leave()) == 503
 
 
-def test_client_that_leaves_the_queue_does_not_end_the_scan_of_another(
-    light_model,
-):
+def test_client_that_leaves_the_queue_does_not_end_the_scan_of_another(light_model, tmp_path):
+    end = tmp_path / "end"
     queue = InferenceQueue(2, 600.0, light_model)
     light_model.wait()
     pid = light_model.run(os.getpid)
@@ -683,7 +682,8 @@ def test_client_that_leaves_the_queue_does_not_end_the_scan_of_another(
     async def leave():
         staying = Client()
         leaving = Client()
-        first = asyncio.create_task(queue.run(staying, partial(light_model.run, time.sleep, 1)))
+        work = partial(light_model.run, wait_for_file, end)
+        first = asyncio.create_task(queue.run(staying, work))
         await asyncio.sleep(0.1)
         second = asyncio.create_task(queue.run(leaving, partial(light_model.run, abs, -7)))
         await asyncio.sleep(0.1)
@@ -691,16 +691,19 @@ def test_client_that_leaves_the_queue_does_not_end_the_scan_of_another(
         with pytest.raises(HTTPException):
             await second
         assert not first.done()
+        end.touch()
         await first
 
     asyncio.run(leave())
     assert light_model.run(os.getpid) == pid
 
 
-def test_time_to_load_the_model_does_not_count():
+def test_time_to_load_the_model_does_not_count(monkeypatch):
+    move_on_after = uploads.move_on_after
+    monkeypatch.setattr(uploads, "move_on_after", lambda _: move_on_after(0.5))
     load = partial(time.sleep, 1)
     model = ModelProcess(load)
-    queue = InferenceQueue(1, 0.5, model)
+    queue = InferenceQueue(1, 600.0, model)  # of which waiting and loading have half a second
     client = Client()
     assert model.status == "loading"
     try:
@@ -829,7 +832,7 @@ def test_server_stops_a_slow_scan_and_at_sigterm_leaves_no_process_and_no_file(
         with pytest.raises(httpx.ReadTimeout):  # while the process prepares the scan
             client.post("/predict", files={"file": ("a.nii.gz", slow)}, timeout=9)
         server.terminate()
-        _, output = server.communicate(timeout=60)  # until no process can write to the pipe
+        _, output = server.communicate(timeout=600)  # until no process can write to the pipe
     assert "Traceback" not in output
     assert not is_running(child)
     assert [path.name for path in list_files(tmp_path / "temporary")] == [".lock"]
