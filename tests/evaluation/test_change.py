@@ -50,7 +50,8 @@ def test_five_simple_states_have_volumes_and_diameters():
     assert [c.state for c in found] == ["new", "enlarged", "stable", "shrunk", "gone"]
     new, enlarged, stable, shrunk, gone = found
     assert (new.lesion_before, new.lesion_after, gone.lesion_before) == ((), (4,), (4,))
-    assert (enlarged.volume_before_ml, enlarged.volume_after_ml) == (0.008, 0.216)
+    volumes = (enlarged.volume_before_ml, enlarged.volume_after_ml)
+    assert volumes == pytest.approx((0.008, 0.216))
     assert enlarged.change_percent == pytest.approx(2600)
     assert shrunk.change_ml == pytest.approx(0.027 - 0.216)
     assert stable.diameter_before_mm == pytest.approx(2 * (3 * 64 / (4 * np.pi)) ** (1 / 3))
@@ -87,7 +88,7 @@ def test_state_of_each_pair_of_visits(before, after, expected):
     assert [c.state for c in found] == expected
     if expected == ["merged"]:
         assert (found[0].lesion_before, found[0].lesion_after) == ((1, 2), (1,))
-        assert found[0].volume_before_ml == 0.128
+        assert found[0].volume_before_ml == pytest.approx(0.128)
 
 
 def test_fragment_within_the_error_of_the_grid_is_no_split():
