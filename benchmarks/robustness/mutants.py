@@ -128,7 +128,7 @@ def _find_changes(module: str, source: str) -> Iterator[Mutant]:
         for inner in ast.walk(annotation)
     }
     for position, node in enumerate(ast.walk(tree)):
-        if id(node) in skipped:
+        if id(node) in skipped or not isinstance(node, ast.expr | ast.stmt):
             continue
         for kind in _kinds(node):
             before = ast.unparse(node.test if isinstance(node, ast.If) else node)
@@ -167,8 +167,8 @@ def _change(mutant: Mutant) -> CodeType:
         case "not removed", ast.UnaryOp():
             node.operand = ast.UnaryOp(ast.Not(), node.operand)
         case "number + 1", ast.Constant():
-            node.value = node.value + 1
-        case ("if False" | "if True"), ast.If():
+            node.value += 1  # type: ignore[operator]
+        case (("if False" | "if True"), ast.If()):
             node.test = ast.Constant(mutant.kind == "if True")
         case _:
             raise SystemExit(f"{mutant.module} has changed since the mutants were drawn.")
