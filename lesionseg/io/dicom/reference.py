@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -23,11 +23,6 @@ logger = logging.getLogger(__name__)
 
 Masks = dict[int, Flags]  # by the number of a segment or contour set
 _MAX_SHOWN = 10  # names in a message
-# sequences that refer to a scan, outer ones first
-_REFERENCES = (
-    "ReferencedSeriesSequence", "ReferencedFrameOfReferenceSequence", "RTReferencedStudySequence",
-    "RTReferencedSeriesSequence",
-)  # fmt: skip
 # elements that reference and scan share; another value of the first two is an error
 _ORIGIN = {
     "FrameOfReferenceUID": "frame of reference",
@@ -54,7 +49,7 @@ def read_dicom_reference(
 
     Returns:
         Label values on `geometry`. If two segments overlap, the later one keeps the voxel. Segments
-        that are numbered lesions (`_numbered_lesions`) give instances.
+        that are numbered lesions (`_select_lesions`) give instances.
 
     Raises:
         ReadError: The file is damaged or of another kind, or a contour is not closed.
@@ -91,6 +86,7 @@ def read_dicom_reference(
         return Reference(geometry, labels=values)
     others = values.copy()
     for number in lesions:
+        masks[number] &= values == label_of_segment[number]  # without later segments
         others[masks[number]] = 0
     instances, instance_labels = lesion_instances(others)
     for number in lesions:
@@ -103,13 +99,14 @@ def _check_origin(path: Path, header: "Header", scans: Sequence[Path]) -> None:
     """Compare the frame of reference, series, study and patient of a reference with the scans.
 
     Warn about another study or patient. What the reference or the scans do not state is not
-    compared. Raise `GeometryError` for another frame of reference or series.
+    compared, and neither is the series of contours, which are also used on other series of their
+    frame. Raise `GeometryError` for another frame of reference or series.
     """
     headers = [next(iter(series_headers(scan).values())) for scan in scans]
     header.pop("SeriesInstanceUID", None)  # its own: only the referenced ones remain
     places = [header]
-    for name in _REFERENCES:
-        places += [item for place in places for item in value_of(place, name) or ()]
+    for name in ("ReferencedSeriesSequence", "ReferencedFrameOfReferenceSequence"):
+        places += value_of(header, name) or ()
     for keyword, what in _ORIGIN.items():
         known = {text(scan, keyword) for scan in headers} - {""}
         stated = {text(place, keyword) for place in places} - {""}
@@ -128,13 +125,13 @@ def _select_lesions(
     These are at least two segments of the same label and property type whose `names` end with a
     number, such as "lesion 7". `labels` are the labels of the segments.
     """
-    kinds = {}
+    groups = defaultdict(list)
     for segment in header.get("SegmentSequence", ()):
         number = int(segment.SegmentNumber)
         if number in labels and names[number].strip()[-1:].isdigit():
-            kinds[number] = (labels[number], str(segment.get("SegmentedPropertyTypeCodeSequence")))
-    counts = Counter(kinds.values())
-    return [number for number, kind in kinds.items() if counts[kind] > 1]
+            property_type = str(segment.get("SegmentedPropertyTypeCodeSequence"))
+            groups[labels[number], property_type].append(number)
+    return [number for group in groups.values() if len(group) > 1 for number in group]
 
 
 def _segment_names(header: "Header") -> dict[int, str]:
@@ -156,11 +153,11 @@ def _match_labels(
     The only segment gets the only label, whatever its name. Other segments are left out with a
     warning, once for the same names. Raise `ContentError` if all are left out.
     """
-    values = {number: _label_of(name, labels) for number, name in names.items()}
-    left_out = sorted(names[number] for number, value in values.items() if value == 0)
-    if len(names) == len(left_out) == len(labels) == 1:  # the only segment gets the only label
+    values = {n: value for n, name in names.items() if (value := _label_of(name, labels))}
+    left_out = sorted(names[number] for number in names.keys() - values)
+    if not values and len(names) == len(labels) == 1:  # the only segment gets the only label
         return dict(zip(names, labels, strict=True))
-    if left_out and len(left_out) == len(names):
+    if left_out and not values:
         raise ContentError(
             f"{path}: no segment or contour set is called {', '.join(labels.values())}, only "
             f"{join_names(left_out, _MAX_SHOWN)}. Add its name to labels.json."
@@ -173,7 +170,7 @@ def _match_labels(
             "labels.json if they are lesions.",
             join_names(left_out),
         )
-    return {number: value for number, value in values.items() if value != 0}
+    return values
 
 
 def _label_of(name: str, labels: Mapping[int, str]) -> int:
