@@ -31,6 +31,7 @@ from types import CodeType, ModuleType
 import matplotlib.pyplot  # noqa: F401
 import monai.networks  # noqa: F401
 import nibabel  # noqa: F401
+import numba
 import pandas  # noqa: F401
 import pytest
 import scipy.stats  # noqa: F401
@@ -230,6 +231,7 @@ def _run(mutant: Mutant | None, tests: Sequence[str], seconds: float) -> str:
             signal.setitimer(signal.ITIMER_PROF, seconds)  # of the processor
             seen = _FirstFailure()
             with tempfile.TemporaryDirectory() as folder:
+                numba.config.CACHE_DIR = f"{folder}/numba"  # not the code without the change
                 options = ["-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist"]
                 status = pytest.main([*options, f"--basetemp={folder}/t", *tests], plugins=[seen])
             failed = seen.failed or ("" if status in (0, 5) else f"status {status}")

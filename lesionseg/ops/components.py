@@ -365,7 +365,7 @@ def fill_polygons(polygons: Sequence[Numbers], shape: tuple[int, ...]) -> Flags:
     inside = np.zeros(shape, dtype=bool)
     added = np.zeros(shape, dtype=bool)  # on outlines, or in the middle of small polygons
     x = np.arange(shape[1])
-    for corners in polygons:
+    for corners in filter(len, polygons):
         is_odd = np.zeros(shape, dtype=bool)
         is_near = np.zeros(shape, dtype=bool)
         next_corners = np.roll(corners, -1, axis=0)

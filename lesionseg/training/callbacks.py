@@ -98,7 +98,7 @@ class LastCheckpoint(Checkpoint):
         self._restore_handlers()
         batches = trainer.fit_loop.epoch_loop.batch_progress.current
         is_between_steps = batches.ready == batches.completed
-        if self._is_stopping and is_between_steps and isinstance(exception, RuntimeError):
+        if self._is_stopping and is_between_steps:
             trainer.save_checkpoint(self.folder / LAST)
             raise KeyboardInterrupt from exception
 

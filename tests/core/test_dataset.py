@@ -7,13 +7,7 @@ import numpy as np
 import pytest
 
 from lesionseg.core import CaseFiles, Dataset, Geometry, Labels, Reference
-from lesionseg.core.dataset import (
-    ReaderAgreement,
-    assign_groups,
-    compile_pattern,
-    find_likely_visits,
-    pool_readers,
-)
+from lesionseg.core.dataset import assign_groups, compile_pattern, find_likely_visits
 from lesionseg.errors import ConfigError, DatasetError, GeometryError
 
 GRID = Geometry.from_spacing((2, 3), (1, 1))
@@ -65,17 +59,6 @@ def test_mask_of_a_reference_is_that_of_instances_if_there_are_any():
     assert Reference(GRID, labels).mask().tolist() == (labels > 0).tolist()
     assert Reference(GRID, labels, instances).mask().tolist() == (instances > 0).tolist()
     assert Reference(GRID).mask() is None
-
-
-def test_rates_of_pooled_readers_are_means_over_their_cases():
-    one = ReaderAgreement("mass", "A", n_cases=4, n_lesions=3, n_found=2, n_false=2)
-    two = ReaderAgreement("mass", "B", n_cases=2, n_lesions=1, n_found=1, n_false=4)
-    other = ReaderAgreement("node", "A", n_cases=1, n_lesions=0, n_found=0, n_false=0)
-    (pooled, own), (without, _) = pool_readers([one, two, other])
-    assert own == [one, two]
-    assert (pooled.reader, pooled.sensitivity, pooled.false_per_case) == ("", 0.75, 1.0)
-    assert one.false_per_case == 0.5
-    assert without.sensitivity is None
 
 
 @pytest.mark.parametrize(

@@ -113,6 +113,18 @@ def test_gradient_of_two_processes_equals_that_of_the_whole_batch(
     torch.testing.assert_close(torch.cat(halves) / 2, gradient(slice(0, 2), 30))
 
 
+def test_weight_of_dice_is_that_of_both_dice_terms():
+    logits = torch.randn(1, 1, 6, 6, generator=torch.Generator().manual_seed(0))
+    labels = torch.zeros(1, 6, 6, dtype=torch.long)
+    labels[0, 1:3, 1:3] = 1
+    nearest = nearest_lesions(labels)
+    one = LesionBalancedLoss()(logits, labels, nearest=nearest)
+    double = LesionBalancedLoss(dice_weight=2)(logits, labels, nearest=nearest)
+    assert {name: (double[name] / one[name]).item() for name in one} == pytest.approx(
+        {"dice": 2, "focal": 1, "lesion_dice": 2, "lesion_focal": 1}
+    )
+
+
 @pytest.mark.parametrize("normaliser", [None, 12.5, torch.tensor(12.5)])
 def test_terms_of_the_batch_equal_those_of_dice_focal_loss(
     normaliser,

@@ -90,6 +90,30 @@ def test_atss_agrees_with_the_papers_algorithm(dims, seed):
     assert positive == naive
 
 
+def test_missed_lesions_get_their_best_anchor_but_not_the_only_one_of_another_lesion():
+    level = AnchorLevel((2, 3), (4, 4), ((4.0, 4.0),))  # every anchor is a candidate of each lesion
+    anchors = grid_anchors([level])
+    n_rescued = 0
+    for seed in range(120):
+        generator = torch.Generator().manual_seed(seed)
+        start = torch.rand((5, 2), generator=generator) * torch.tensor([7.0, 11.0])
+        boxes = torch.cat([start, start + 0.5 + torch.rand((5, 2), generator=generator) * 9], dim=1)
+        owner = assign_by_naive_atss([level], boxes)
+        overlap = box_iou(boxes, anchors)
+        for lesion in sorted({*range(5)} - {*owner.values()}, key=lambda i: -overlap[i].max()):
+            owners = [*owner.values()]
+            free = [a for a in range(6) if owners.count(owner.get(a, -1)) != 1]
+            if free and overlap[lesion, free].max() > 0:  # otherwise the nearest of equal ones
+                owner[max(free, key=lambda a: overlap[lesion, a])] = lesion
+                n_rescued += 1
+            else:
+                break
+        else:
+            found = assign_atss([level], anchors, boxes).tolist()
+            assert {a: n for a, n in enumerate(found) if n >= 0} == owner, seed
+    assert n_rescued > 50
+
+
 @pytest.mark.parametrize("side", [0.5, 1.0, 2.0, 3.0])
 def test_lesion_of_any_size_and_position_has_an_anchor(side):
     generator = torch.Generator().manual_seed(int(side * 2))

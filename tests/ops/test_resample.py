@@ -78,6 +78,14 @@ def test_coarser_voxel_is_the_mean_over_its_extent(ratio, n_rows):
     np.testing.assert_allclose(found, expected, atol=2e-2)
 
 
+def test_linear_and_nearest_values_of_a_coarser_grid_are_single_samples():
+    line = torch.tensor([[0.0, 9, 0, 0, 3, 0, 0, 0]])
+    matrix = make_affine([3.0], [1.0])  # samples at 1, 4 and 7
+    for how in ("linear", "nearest"):
+        assert resample(line, matrix, (3,), how).tolist() == [[9, 3, 0]]
+    assert resample(line, matrix, (2,), "mean").tolist() == [[3, 1]]
+
+
 def test_coarser_voxel_of_a_rotated_grid_is_a_mean():
     linear = make_rotation(0.3, scale=2)
     matrix = make_affine(linear, 30 - linear @ [5.5, 5.5])

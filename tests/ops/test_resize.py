@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from lesionseg.ops.resize import resize
+from lesionseg.ops.resize import find_neighbours, resize
 
 SHAPES = [((7, 9, 8), (7, 13, 5)), ((4, 6, 6), (9, 6, 11)), ((1, 6, 5), (1, 3, 4))]
 
@@ -39,6 +39,18 @@ def test_axis_with_its_own_order_is_resized_after_clipped_slices(axis, order, rn
     orders = [order if a == axis else 3 for a in range(3)]
     found = resize(torch.from_numpy(array), after, orders, clip_along=axis).numpy()
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("order", [0, 1])
+def test_rows_from_a_part_of_the_input_equal_those_of_the_whole(order, rng):
+    array = torch.from_numpy(rng.normal(size=(3, 9)).astype(np.float32))
+    neighbours = find_neighbours(9, 14, order)
+    whole = neighbours.apply(array, axis=1)
+    for first in range(0, 14, 5):
+        rows = slice(first, min(first + 5, 14))
+        needed = neighbours.reach(rows)
+        part = neighbours.within(rows, needed.start).apply(array[:, needed], axis=1)
+        assert torch.equal(part, whole[:, rows])
 
 
 def test_array_that_has_the_new_shape_is_not_changed(rng):
