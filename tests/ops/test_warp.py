@@ -42,6 +42,16 @@ def test_compiled_loops_agree_with_scipy(rng, dims, bent):
             assert (found.numpy() == inside).mean() > 0.995
 
 
+@pytest.mark.parametrize("shape", [(1, 2, 3), (2, 1, 2), (2, 2, 1)])
+def test_axes_of_one_and_two_voxels_are_interpolated(shape):
+    image = torch.arange(6.0)[: np.prod(shape)].reshape(1, *shape)
+    halves = [0.5 if n == 2 else 0.0 for n in shape]
+    matrix = np.concatenate([np.eye(3), np.array(halves)[:, None]], axis=1)
+    found = warp_linear(image, Warp(matrix, (1, 1, 1)))
+    block = image[0][tuple(slice(0, 2 if n == 2 else 1) for n in shape)]
+    assert found.item() == pytest.approx(block.mean().item())
+
+
 def test_shift_reads_exact_voxels_and_zeros_outside():
     image = torch.arange(5.0).reshape(1, 5, 1).repeat(1, 1, 3)
     warp = Warp(np.array([[1.0, 0, -1], [0, 1, 0.5]]), (7, 3))

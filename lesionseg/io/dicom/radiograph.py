@@ -262,8 +262,10 @@ def _visible_parts(
                 row, column, radius = values
                 height, width = geometry.spacing_mm
                 seen = np.hypot((y - row) * height / width, x - column) <= radius + 1
-            else:
+            elif values:
                 seen = fill_polygons([np.reshape(values, (-1, 2))], geometry.shape)
+            else:
+                raise ValueError(shape)
             yield "shutter", seen
         except ValueError:
             remarks.add(f"the shutter {shape!s:.20} is unknown or incomplete and is ignored")
