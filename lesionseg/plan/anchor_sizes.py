@@ -25,6 +25,7 @@ BOX_FLOOR = 0.01
 _MOST_LESIONS = 1000  # used for the fit; more do not change the result
 # factors by which `_cluster` stretches and shrinks a side, one pass each
 _STEPS = (1.5, 1.25, 1.25, 1.12, 1.12, 1.12, 1.05, 1.05, 1.05)
+_LEAST_GAIN = 1e-9  # of the fit, by which a change of a size must improve it
 
 Extents = Numbers
 
@@ -170,7 +171,8 @@ def _cluster(sides: Extents, weights: Numbers, k: int) -> Extents:
     most like it. The search begins with the sizes of `k` lesions, of which some may be repeated.
     Their volumes are the nearest to those half-way between evenly spaced percentiles and evenly
     spaced logarithms. Then one side at a time is stretched or shrunk by smaller and smaller
-    factors. A change is kept if it improves the fit.
+    factors. A change is kept if it improves the fit by more than rounding, which differs between
+    processors.
     """
     log_volumes = np.log(sides.prod(axis=1))
     ranks = np.linspace(0, 1, len(log_volumes))
@@ -178,7 +180,7 @@ def _cluster(sides: Extents, weights: Numbers, k: int) -> Extents:
     even_by_rank = np.interp(np.linspace(0.02, 0.98, k), ranks, np.sort(log_volumes))
     even_by_size = np.linspace(even_by_rank[0], even_by_rank[-1], k)
     wanted = (even_by_rank + even_by_size) / 2
-    shapes = sides[np.abs(log_volumes[:, None] - wanted).argmin(axis=0)]
+    shapes = sides[np.abs(log_volumes[:, None] - wanted).round(9).argmin(axis=0)]
     for step in _STEPS:
         score = weights @ _best_iou(sides, shapes)
         for row, axis in np.ndindex(*shapes.shape):
@@ -186,7 +188,7 @@ def _cluster(sides: Extents, weights: Numbers, k: int) -> Extents:
                 candidate = shapes.copy()
                 candidate[row, axis] *= factor
                 score_of_candidate = weights @ _best_iou(sides, candidate)
-                if score_of_candidate > score:
+                if score_of_candidate > score + _LEAST_GAIN:
                     shapes = candidate
                     score = score_of_candidate
     return np.asarray(shapes[np.argsort(shapes.prod(axis=1), kind="stable")])

@@ -2,10 +2,12 @@
 
 from dataclasses import replace
 from itertools import pairwise
+from operator import attrgetter
 
 import numpy as np
 import pytest
 
+from lesionseg.plan import anchor_sizes
 from lesionseg.plan.anchor_sizes import fit_anchors
 from lesionseg.plan.plan import Architecture, total_strides
 
@@ -43,6 +45,22 @@ def test_single_slices_do_not_need_the_finest_level():
     found = fit_anchors([[1, 30, 30]] * 20, architecture).value
     assert found is not None
     assert total_strides(strides)[found.stages[0]] == (1, 8, 8)
+
+
+@pytest.mark.parametrize(("seed", "n", "dims"), [(0, 2, 3), (3, 3, 3), (8, 8, 3), (33, 33, 2)])
+@pytest.mark.parametrize("place", ["_best_iou", "np.log"])
+def test_rounding_of_another_processor_does_not_change_the_sizes(monkeypatch, place, seed, n, dims):
+    extents = np.random.default_rng(seed).integers(2, 30, (n, dims))
+    expected = fit(extents, dims).sizes
+    compute = attrgetter(place)(anchor_sizes)
+    digits = np.random.default_rng(0)
+
+    def round_differently(*arrays):
+        found = compute(*arrays)
+        return found * (1 + 2.2e-16 * digits.integers(-1, 2, found.shape))
+
+    monkeypatch.setattr(f"lesionseg.plan.anchor_sizes.{place}", round_differently)
+    assert fit(extents, dims).sizes == expected
 
 
 def test_boxes_of_low_probability_are_kept():
