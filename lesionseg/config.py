@@ -1,13 +1,14 @@
-"""The settings of every command: their types and ranges. Defaults and meanings are in `conf/`.
+"""The settings of the commands: their types and ranges. Defaults and meanings are in `conf/`.
 
-Each key is declared once in a model of this module and once in a YAML file of `conf/`. On the
-command line, Hydra composes the files and the overrides (`cli.compose`), and `read` checks the
-result. In Python, `TrainConfig.of(seed=1)` reads the remaining values from the same files, without
-Hydra. The error for an unknown key names the nearest known key.
+Each key is declared once in a model of this module, or in `settings.py` of an extra, and once in a
+YAML file of `conf/`. On the command line, Hydra composes the files and the overrides
+(`cli.compose`), and `read` checks the result. In Python, `TrainConfig.of(seed=1)` reads the
+remaining values from the same files, without Hydra. The error for an unknown key names the nearest
+known key.
 """
 
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from enum import Enum, auto
 from functools import cache
 from importlib.util import find_spec
@@ -16,7 +17,7 @@ from os import PathLike, fspath
 from pathlib import Path
 from pkgutil import resolve_name
 from types import MappingProxyType, NoneType, UnionType
-from typing import Annotated, Any, Literal, Self, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, Union, get_args, get_origin
 
 from pydantic import (
     AfterValidator,
@@ -36,6 +37,7 @@ from pydantic import (
 from pydantic_core import PydanticSerializationError
 
 from lesionseg.errors import ConfigError, LesionsegError, describe_misfits, suggest
+from lesionseg.extra import find_extra, has_extra
 
 FractionBelow1 = Annotated[float, Field(ge=0, lt=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
@@ -93,19 +95,6 @@ def _path_to_text(value: Any) -> Any:
 def _path_to_tuple(value: Any) -> Any:
     """Return a single path as a tuple of one, and any other value as it is."""
     return (value,) if isinstance(value, str | PathLike) else value
-
-
-def _validate_host(name: str) -> str:
-    """Return the name of a host. Raise `ValueError` if it has a `*` except as `*` or `*.name`."""
-    if "*" in name.removeprefix("*.") and name != "*":
-        raise ValueError("not a host: a * may stand for the first part only: *.example.org")
-    return name
-
-
-def _strip_brackets(host: str) -> str:
-    """Return a host without the brackets of an IPv6 address, which a socket does not accept."""
-    is_in_brackets = host.startswith("[") and host.endswith("]")
-    return host[1:-1] if is_in_brackets else host
 
 
 def _validate_whole_numbers(lightning: Arguments) -> Arguments:
@@ -320,6 +309,13 @@ class LossConfig(Settings):
     alpha: float | tuple[float, ...] | None = None
     gamma: float | None = None
 
+    def parameters(self) -> Mapping[str, Parameter]:
+        """Import the class and return its parameters by name; none if they are not known.
+
+        Raises `ConfigError` if the class cannot be imported.
+        """
+        return parameters_of(import_target(self.target, "loss")) or {}
+
     @field_validator("alpha", "gamma")
     @classmethod
     def _validate_range(cls, value: Any, before: ValidationInfo) -> Any:
@@ -456,16 +452,6 @@ class ReportSection(Settings):
     viewer: bool
 
 
-class TuneSection(Settings):
-    """The search of `tune`: the ranges of α and γ, and the rate at which trials are compared."""
-
-    alpha: tuple[Probability, Probability]
-    gamma: tuple[Gamma, Gamma]
-    n_trials: PositiveInt
-    fp_per_case: PositiveFloat
-    prune: bool
-
-
 class TrainConfig(Settings):
     """The settings of `train`."""
 
@@ -495,12 +481,6 @@ class PrepareConfig(TrainConfig):
 
     check: bool
     identifiers: bool
-
-
-class TuneConfig(TrainConfig):
-    """The settings of `tune`: those of its trainings, and its search."""
-
-    tune: TuneSection
 
 
 class OutputCommand(Settings):
@@ -682,56 +662,10 @@ class ReportConfig(OutputCommand):
     report: ReportSection
 
 
-class ExportConfig(Settings):
-    """The settings of `export`."""
-
-    bundle: Annotated[Bundles, PathKind.BUNDLE]
-    output: OutputPath
-    format: Literal["onnx", "monai", "bundle"]
-    opset: PositiveInt
-    reference: FolderPath
-    operating_point: str
-    rate_confidence: Confidence | None
-    group: str | None
-    trust: bool
-    private: bool
-
-    @model_validator(mode="after")
-    def _validate_reference(self) -> Self:
-        """Return self. Raise `ValueError` if a setting needs a reference or format that is absent.
-
-        A threshold is chosen only for a bundle, and only on the given reference.
-        """
-        if self.reference is not None and self.format != "bundle":
-            raise ValueError("reference= needs format=bundle")
-        others = (self.rate_confidence, self.group)
-        if self.reference is None and (self.operating_point != "auto" or others != (None, None)):
-            raise ValueError(
-                "operating_point=, rate_confidence= and group= need format=bundle reference=, "
-                "the masks of the model's validation cases"
-            )
-        return self
-
-
-class ServeConfig(Settings):
-    """The settings of `serve`."""
-
-    bundle: Annotated[Bundles, PathKind.BUNDLE]
-    inference: InferenceConfig
-    host: Annotated[str, AfterValidator(_strip_brackets)]
-    port: Annotated[int, Field(ge=1, le=65535)]
-    hosts: tuple[Annotated[str, AfterValidator(_validate_host)], ...]
-    max_upload_mb: PositiveFloat
-    max_waiting: PositiveInt
-    request_seconds: PositiveFloat
-    operating_point: str | None
-    device: str
-    trust: bool
-
-
 class InfoConfig(Settings):
     """The settings of `info`."""
 
+    private: ClassVar[bool] = True  # it writes no file
     bundle: Annotated[Text | None, PathKind.BUNDLE]
     data: DataFolder
 
@@ -743,18 +677,43 @@ class InfoConfig(Settings):
         return self
 
 
-COMMANDS: Mapping[str, type[Settings]] = {
-    "train": TrainConfig,
-    "prepare": PrepareConfig,
-    "tune": TuneConfig,
-    "predict": PredictConfig,
-    "evaluate": EvaluateConfig,
-    "follow": FollowConfig,
-    "report": ReportConfig,
-    "export": ExportConfig,
-    "serve": ServeConfig,
-    "info": InfoConfig,
-}
+class _Commands(Mapping[str, type[Settings]]):
+    """The settings of each command by its name. An extra that is missing is left out.
+
+    The settings of an extra are imported when they are asked for, because they import this module.
+    Those of a missing extra raise `ConfigError`.
+
+    Args:
+        kinds: the settings of all commands in the order of the help; None for an extra.
+    """
+
+    def __init__(self, kinds: Mapping[str, type[Settings] | None]) -> None:
+        self.kinds = kinds
+
+    def __getitem__(self, name: str) -> type[Settings]:
+        return self.kinds[name] or getattr(find_extra(name), f"{name.capitalize()}Config")
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name, kind in self.kinds.items() if kind or has_extra(name))
+
+    def __len__(self) -> int:
+        return len([*self])
+
+
+COMMANDS = _Commands(
+    {
+        "train": TrainConfig,
+        "prepare": PrepareConfig,
+        "tune": None,
+        "predict": PredictConfig,
+        "evaluate": EvaluateConfig,
+        "follow": FollowConfig,
+        "report": ReportConfig,
+        "export": None,
+        "serve": None,
+        "info": InfoConfig,
+    }
+)
 S = TypeVar("S", bound=Settings)
 # settings of one meaning: the folder of the results, that of the scans, the patient in a case id,
 # and the pixel size of images that state none; also by their earlier names

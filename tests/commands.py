@@ -7,6 +7,7 @@ import subprocess
 import sys
 from importlib import import_module
 
+from lesionseg.cli.command import find_recipe
 from lesionseg.config import COMMANDS, PrepareConfig
 
 
@@ -23,7 +24,7 @@ def python(*arguments, **options):
 
 def _command(name, *keys, **defaults):
     def call(*values, **settings):
-        recipe = getattr(import_module(f"lesionseg.pipeline.{name}"), name)
+        recipe = find_recipe(name)
         options = {}
         for key in ("architectures", "progress"):
             if key in settings:

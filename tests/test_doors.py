@@ -10,7 +10,7 @@ import lesionseg
 
 ROOT = Path(lesionseg.__file__).parent
 # their `__init__` contains code
-WITH_CODE = {"lesionseg.cli", "lesionseg.io.layouts", "lesionseg.pipeline.serve"}
+WITH_CODE = {"lesionseg.cli", "lesionseg.io.layouts"}
 
 
 def find_doors():

@@ -12,7 +12,6 @@ The last line is JSON. The exit status is 1 if a comparison fails.
 """
 
 import argparse
-import importlib
 import json
 import os
 import random
@@ -29,6 +28,7 @@ import torch
 
 from benchmarks.phantoms.visits import VisitSettings, write_visit_phantoms
 from lesionseg.cli import run
+from lesionseg.cli.command import find_recipe
 from lesionseg.io.files import TEMPORARY_NAMES
 from lesionseg.io.text import read_csv
 from lesionseg.phantoms import write_mri_phantoms
@@ -67,7 +67,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     for name in COMMANDS:  # import once for all forked processes
-        importlib.import_module(f"lesionseg.pipeline.{name}")
+        find_recipe(name)
     with tempfile.TemporaryDirectory() as temporary:
         root = (options.folder or Path(temporary)).resolve()
         write_data(root)

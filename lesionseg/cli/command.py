@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from importlib import import_module
@@ -18,7 +18,6 @@ from lesionseg.cli.help import command_list, help_page
 from lesionseg.config import (
     COMMANDS,
     InfoConfig,
-    ServeConfig,
     TrainConfig,
     conf_dir,
     read,
@@ -32,6 +31,7 @@ from lesionseg.errors import (
     LesionsegError,
     suggest,
 )
+from lesionseg.extra import find_extra
 from lesionseg.host_memory import pause_collection
 from lesionseg.pipeline.log import RepeatFilter, progress_bars
 from lesionseg.pipeline.outcome import Outcome
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     those of this process.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments and arguments[0] in COMMANDS:
+    if arguments and arguments[0] in COMMANDS.kinds:
         return run(arguments[0], arguments[1:], program="lesionseg")
     if arguments == ["--version"]:
         say(f"lesionseg {__version__}")
@@ -141,9 +141,12 @@ def _help_topic(argv: Sequence[str]) -> str | None:
 def _say_help(command: str, program: str | None, topic: str) -> int:
     """Print the help of a command, or of a part of its settings.
 
-    Return the exit status: 2 if there is no such topic, otherwise 0.
+    Return the exit status: 2 if there is no such topic, or the command is an extra that is missing,
+    otherwise 0.
     """
     try:
+        if COMMANDS.kinds[command] is None:
+            find_extra(command)
         say(help_page(command, program, topic))
     except ConfigError as error:
         sys.stderr.write(f"{error}\n")
@@ -162,13 +165,22 @@ def run_recipe(command: str, cfg: Any) -> Outcome:
     check_paths(cfg)
     if not isinstance(cfg, InfoConfig):  # `info` states the address
         cfg = with_local_models(cfg)  # last, because a download takes minutes
-    # uploads are always private, and `info` writes no file
-    is_private = isinstance(cfg, ServeConfig | InfoConfig) or cfg.private
-    with private_files() if is_private else nullcontext():
+    with private_files() if cfg.private else nullcontext():
         with pause_collection():  # the import takes a seventh less; the objects of torch stay
-            function = getattr(import_module(f"lesionseg.pipeline.{command}"), command)
+            function = find_recipe(command)
         outcome: Outcome = function(cfg)
     return outcome
+
+
+def find_recipe(command: str) -> Callable[..., Any]:
+    """Import the function of a command, which takes its settings.
+
+    Raises `ConfigError` if it is that of an extra that is missing.
+    """
+    is_core = COMMANDS.kinds[command]
+    home = import_module(f"lesionseg.pipeline.{command}") if is_core else find_extra(command)
+    recipe: Callable[..., Any] = getattr(home, command)
+    return recipe
 
 
 @contextmanager

@@ -20,10 +20,12 @@ def summary(command: str) -> str:
 
 
 def command_list() -> str:
-    """Return a paragraph for each command: its name and its sentence."""
+    """Return a paragraph for each command: its name, and its sentence or that it is missing."""
+    sentences = dict.fromkeys(COMMANDS.kinds, "is missing: this installation lacks the extra.")
+    sentences |= {name: summary(name) for name in COMMANDS}
     return "\n".join(
-        fill(summary(name), _WIDTH, initial_indent=f"  {name:<9} ", subsequent_indent=" " * 12)
-        for name in COMMANDS
+        fill(sentence, _WIDTH, initial_indent=f"  {name:<9} ", subsequent_indent=" " * 12)
+        for name, sentence in sentences.items()
     )
 
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from lesionseg.evaluation.criteria import Criterion as Criterion
     from lesionseg.evaluation.criteria import Preset as Preset
     from lesionseg.evaluation.criteria import find_preset as find_preset
+    from lesionseg.evaluation.intervals import wilson_interval as wilson_interval
     from lesionseg.evaluation.matched_case import MatchedCase as MatchedCase
     from lesionseg.evaluation.matched_case import match_case as match_case
     from lesionseg.evaluation.operating_point_choice import choose as choose
@@ -37,6 +38,7 @@ _HOMES = {
     "match_case": "matched_case",
     "read_scores": "scores",
     "summarise": "summary",
+    "wilson_interval": "intervals",
 }
 __all__ = [*_HOMES]
 __getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -10,24 +10,42 @@ from typing import TYPE_CHECKING
 from lesionseg.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from lesionseg.inference.box_candidates import MOST_ANCHORS as MOST_ANCHORS
+    from lesionseg.inference.box_candidates import SAME_LESION_IN_A_TILE as SAME_LESION_IN_A_TILE
     from lesionseg.inference.bundle import Bundle as Bundle
     from lesionseg.inference.bundle import bundle_digest as bundle_digest
+    from lesionseg.inference.bundle import ensemble as ensemble
+    from lesionseg.inference.bundle import joint_digest as joint_digest
     from lesionseg.inference.bundle import read_bundle as read_bundle
     from lesionseg.inference.bundle import write_bundle as write_bundle
     from lesionseg.inference.candidates import find_candidates as find_candidates
     from lesionseg.inference.decision import choose_operating_point as choose_operating_point
+    from lesionseg.inference.input_check import check_extent as check_extent
     from lesionseg.inference.predictor import Predictor as Predictor
+    from lesionseg.inference.probabilities import box_scores as box_scores
+    from lesionseg.inference.probabilities import label_probabilities as label_probabilities
+    from lesionseg.inference.read_ahead import memory_budget as memory_budget
+    from lesionseg.inference.read_ahead import needed_bytes as needed_bytes
     from lesionseg.inference.window import SlidingWindow as SlidingWindow
     from lesionseg.inference.window import choose_device as choose_device
 
 _HOMES = {
     "Bundle": "bundle",
+    "MOST_ANCHORS": "box_candidates",
     "Predictor": "predictor",
+    "SAME_LESION_IN_A_TILE": "box_candidates",
     "SlidingWindow": "window",
+    "box_scores": "probabilities",
     "bundle_digest": "bundle",
+    "check_extent": "input_check",
     "choose_device": "window",
     "choose_operating_point": "decision",
+    "ensemble": "bundle",
     "find_candidates": "candidates",
+    "joint_digest": "bundle",
+    "label_probabilities": "probabilities",
+    "memory_budget": "read_ahead",
+    "needed_bytes": "read_ahead",
     "read_bundle": "bundle",
     "write_bundle": "bundle",
 }

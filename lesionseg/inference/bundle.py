@@ -37,7 +37,13 @@ from lesionseg.io.files import digest_of
 from lesionseg.io.model_address import find_model
 from lesionseg.io.model_files import read_model_text
 from lesionseg.io.nnunet_model import NnunetModelFiles
-from lesionseg.models.build import TRUSTED, NetworkFactory, build_with_weights, require_finite
+from lesionseg.models.build import (
+    TRUSTED,
+    NetworkFactory,
+    allowed_architectures,
+    build_with_weights,
+    require_finite,
+)
 from lesionseg.plan.plan import Plan
 
 log = logging.getLogger(__name__)
@@ -175,6 +181,8 @@ def read_bundle(
 def ensemble(
     bundles: Sequence[str | PathLike[str] | Bundle],
     architectures: Mapping[str, NetworkFactory] | None = None,
+    *,
+    trust: bool = False,
 ) -> Bundle:
     """Combine bundles into one with all networks.
 
@@ -185,13 +193,15 @@ def ensemble(
     Args:
         bundles: the bundles, or what `read_bundle` reads.
         architectures: see `read_bundle`.
+        trust: import the classes that the bundles name.
 
     Raises:
         BundleError: if the list is empty, or if grid, labels or normalisation differ
             (`Plan.differences`).
         LesionsegError: if a bundle cannot be read (`read_bundle`).
     """
-    members = [b if isinstance(b, Bundle) else read_bundle(b, architectures) for b in bundles]
+    allowed = allowed_architectures(trust, architectures)
+    members = [b if isinstance(b, Bundle) else read_bundle(b, allowed) for b in bundles]
     if not members:
         raise BundleError("bundle: the list is empty. Name at least one bundle.")
     first, *others = members

@@ -50,7 +50,7 @@ from lesionseg.io.cases import nan_to_background, read_image
 from lesionseg.io.channels import is_colour
 from lesionseg.io.nifti import volume_of_nibabel
 from lesionseg.io.volumes import strip_suffix
-from lesionseg.models.build import NetworkFactory, allowed_architectures, fast_memory_format
+from lesionseg.models.build import NetworkFactory, fast_memory_format
 
 log = logging.getLogger(__name__)
 
@@ -124,7 +124,7 @@ class Predictor:
             given = [one if isinstance(one, Bundle) else fspath(one) for one in several]
         except TypeError as error:
             raise ConfigError("bundle: give the folder of a run or bundle, or a list.") from error
-        joint = ensemble(given, allowed_architectures(trust, architectures))
+        joint = ensemble(given, architectures, trust=trust)
         if not trust:
             require_trusted(joint.plan.prepare_extra, "plan.json")
         self.plan = joint.plan

@@ -10,19 +10,30 @@ from typing import TYPE_CHECKING
 from lesionseg.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from lesionseg.io.case_ids import split_channel as split_channel
     from lesionseg.io.cases import read_case as read_case
     from lesionseg.io.cases import read_image as read_image
+    from lesionseg.io.files import atomic_path as atomic_path
+    from lesionseg.io.files import locked_folder as locked_folder
+    from lesionseg.io.files import made_folder as made_folder
     from lesionseg.io.layouts import Layout as Layout
     from lesionseg.io.layouts import read_dataset as read_dataset
     from lesionseg.io.layouts.table import Row as Row
     from lesionseg.io.layouts.table import Table as Table
+    from lesionseg.io.limits import MAY_PASS as MAY_PASS
+    from lesionseg.io.limits import limit_voxels as limit_voxels
     from lesionseg.io.masks import read_mask as read_mask
+    from lesionseg.io.model_address import read_card as read_card
     from lesionseg.io.predictions import PredictionFiles as PredictionFiles
     from lesionseg.io.predictions import find_predictions as find_predictions
     from lesionseg.io.predictions import write_prediction as write_prediction
+    from lesionseg.io.scans import find_scans as find_scans
+    from lesionseg.io.scans import kind_of_name as kind_of_name
     from lesionseg.io.text import read_csv as read_csv
     from lesionseg.io.text import write_csv as write_csv
     from lesionseg.io.text import write_json as write_json
+    from lesionseg.io.text import write_text as write_text
+    from lesionseg.io.volumes import format_suffix as format_suffix
     from lesionseg.io.volumes import read_geometry as read_geometry
     from lesionseg.io.volumes import read_volume as read_volume
     from lesionseg.io.volumes import strip_suffix as strip_suffix
@@ -30,10 +41,19 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Layout": "layouts",
+    "MAY_PASS": "limits",
     "PredictionFiles": "predictions",
     "Row": "layouts.table",
     "Table": "layouts.table",
+    "atomic_path": "files",
     "find_predictions": "predictions",
+    "find_scans": "scans",
+    "format_suffix": "volumes",
+    "kind_of_name": "scans",
+    "limit_voxels": "limits",
+    "locked_folder": "files",
+    "made_folder": "files",
+    "read_card": "model_address",
     "read_case": "cases",
     "read_csv": "text",
     "read_dataset": "layouts",
@@ -41,10 +61,12 @@ _HOMES = {
     "read_image": "cases",
     "read_mask": "masks",
     "read_volume": "volumes",
+    "split_channel": "case_ids",
     "strip_suffix": "volumes",
     "write_csv": "text",
     "write_json": "text",
     "write_prediction": "predictions",
+    "write_text": "text",
     "write_volume": "volumes",
 }
 __all__ = [*_HOMES]

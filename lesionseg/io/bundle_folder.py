@@ -53,14 +53,17 @@ class BundleFiles:
         """The model card."""
         return self.folder / "model_card.md"
 
+    def card_text(self) -> str:
+        """Return the text of the card; empty if the bundle has none."""
+        return read_model_text(self.card) if self.card.is_file() else ""
+
     def card_facts(self) -> Mapping[str, str]:
         """Return the facts in the card, from lines such as `- date: 2026-01-31` or `license: mit`.
 
         The sections Input, Output and Decisions are left out, because they repeat the plan and the
         selection. The result is empty if the bundle has no card.
         """
-        card = read_model_text(self.card) if self.card.is_file() else ""
-        other_sections = _REPEATED.sub("", card)
+        other_sections = _REPEATED.sub("", self.card_text())
         return dict(re.findall(r"^(?:- )?([\w ]+): +(\S.*)$", other_sections, re.MULTILINE))
 
 

@@ -109,6 +109,15 @@ def find_model(place: str | PathLike[str]) -> BundleFiles | NnunetModelFiles:
     return find_nnunet_model(path) or BundleFiles(resolve_bundle(path))
 
 
+def read_card(place: str | PathLike[str]) -> str:
+    """Return the text of the model card of a bundle, which `find_model` finds.
+
+    It is empty for an nnU-Net model, or if the bundle has no card.
+    """
+    files = find_model(place)
+    return files.card_text() if isinstance(files, BundleFiles) else ""
+
+
 def _fetch_from_hub(url: str) -> Path:
     """Download the files of a model from the Hugging Face Hub. Return the path of the model.
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from lesionseg.models.build import build_network as build_network
     from lesionseg.models.build import fast_dtype as fast_dtype
     from lesionseg.models.build import fast_memory_format as fast_memory_format
+    from lesionseg.models.custom_network import n_logits as n_logits
     from lesionseg.models.heads import SegmentationHead as SegmentationHead
     from lesionseg.models.heads import prior_bias as prior_bias
     from lesionseg.models.unet import Decoder as Decoder
@@ -31,6 +32,7 @@ _HOMES = {
     "build_network": "build",
     "fast_dtype": "build",
     "fast_memory_format": "build",
+    "n_logits": "custom_network",
     "prior_bias": "heads",
 }
 __all__ = [*_HOMES]

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 from lesionseg.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from lesionseg.ops.anchors import grid_anchors as grid_anchors
     from lesionseg.ops.boxes import box_iou as box_iou
     from lesionseg.ops.boxes import box_volume as box_volume
+    from lesionseg.ops.boxes import decode_boxes as decode_boxes
     from lesionseg.ops.components import label_components as label_components
     from lesionseg.ops.components import lesion_instances as lesion_instances
     from lesionseg.ops.resample import resample_slabs as resample_slabs
@@ -23,6 +25,8 @@ _HOMES = {
     "box_iou": "boxes",
     "box_volume": "boxes",
     "cluster_boxes": "suppression",
+    "decode_boxes": "boxes",
+    "grid_anchors": "anchors",
     "label_components": "components",
     "lesion_instances": "components",
     "nms": "suppression",

@@ -1,10 +1,11 @@
 """Convert an nnU-Net model to our bundle, with operating points from its cross-validation."""
 
 import logging
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from lesionseg.config import ExportConfig, has_config
+from lesionseg.config import has_config
 from lesionseg.core import Aim, Selection
 from lesionseg.core.selection import OPERATING_POINT
 from lesionseg.errors import ConfigError, OutputError, count
@@ -19,51 +20,54 @@ from lesionseg.version import __version__
 
 log = logging.getLogger(__name__)
 
-BUNDLE = "bundle"  # as in a run's folder
 _MIRRORED = "nnU-Net validates with mirrored views, so these points need inference.flips=true."
 
 
-def write_own_bundle(cfg: ExportConfig, bundle: Bundle, output: Path, digest: str) -> Selection:
-    """Write weights as safetensors, plan, selection and a model card to `output/bundle`.
+def write_own_bundle(
+    bundle: Bundle,
+    folder: Path,
+    digest: str,
+    choose: Callable[[Selection], Selection] | None = None,
+) -> Selection:
+    """Write weights as safetensors, plan, selection and a model card of an nnU-Net model.
 
-    With `cfg.reference`, operating points and calibration are chosen on the predictions in
-    `fold_*/validation` of the model folder. Return the selection. It states whether its operating
-    points are those of mirrored views.
+    Return the selection. It states whether its operating points are those of mirrored views.
 
     Args:
-        cfg: the settings.
         bundle: the networks of the nnU-Net model.
-        output: the folder that receives `bundle`.
+        folder: the folder of the new bundle.
         digest: the digest of the nnU-Net model, for the model card.
+        choose: adds operating points to the selection, as `select_on_validation` does; None keeps
+            those of the bundle.
 
     Raises:
-        ConfigError: if the bundle is not nnU-Net's, or see `select_on_validation`.
-        DatasetError: see `select_on_validation`.
-        OutputError: if `output` contains a trained model, or the bundle cannot be written.
+        ConfigError: if the bundle is not nnU-Net's.
+        OutputError: if a trained model would be replaced, or the bundle cannot be written.
+        LesionsegError: if `choose` raises it.
     """
     plan = bundle.plan
     if plan.nnunet is None:
         raise ConfigError("format=bundle: this is a bundle already. Use it as bundle=.")
-    _require_no_training(output)
+    _require_no_training(folder)
     selection = bundle.selection
-    if cfg.reference is not None:
-        selection = select_on_validation(cfg, selection)
-    if cfg.reference is not None and plan.nnunet.mirror_axes:
+    if choose is not None:
+        selection = choose(selection)
+    if choose is not None and plan.nnunet.mirror_axes:
         why = f"{selection.reasons[OPERATING_POINT]} {_MIRRORED}"
         reasons = {**selection.reasons, OPERATING_POINT: why}
         selection = replace(selection, is_mirrored=True, reasons=reasons)
     provenance = {"lesionseg": __version__, "made from": plan.reasons["source"], "digest": digest}
     card = model_card(plan, selection, provenance=provenance)
-    write_bundle(output / BUNDLE, bundle.networks, plan, card, selection=selection)
+    write_bundle(folder, bundle.networks, plan, card, selection=selection)
     return selection
 
 
-def _require_no_training(output: Path) -> None:
-    """Raise `OutputError` if a folder is a run, or contains a bundle that we trained."""
-    has_bundle = BundleFiles(output / BUNDLE).plan.is_file()
-    if has_config(output) or (has_bundle and bundle_plan(output / BUNDLE).nnunet is None):
+def _require_no_training(folder: Path) -> None:
+    """Raise `OutputError` if a bundle that we trained, or that of a run, would be replaced."""
+    has_bundle = BundleFiles(folder).plan.is_file()
+    if has_config(folder.parent) or (has_bundle and bundle_plan(folder).nnunet is None):
         raise OutputError(
-            f"output={output}: this folder contains a trained model, whose bundle would be "
+            f"output={folder.parent}: this folder contains a trained model, whose bundle would be "
             "replaced. Choose another folder."
         )
 
@@ -78,24 +82,38 @@ def describe_points(selection: Selection) -> list[str]:
     return lines
 
 
-def select_on_validation(cfg: ExportConfig, selection: Selection) -> Selection:
+def select_on_validation(
+    selection: Selection,
+    *,
+    models: Sequence[str],
+    reference: Path,
+    operating_point: str,
+    rate_confidence: float | None,
+    group: str | None,
+) -> Selection:
     """Select operating points and calibration on nnU-Net's own validation predictions.
 
-    `selection`: the selection so far, which is returned with these.
+    Args:
+        selection: the selection so far, which is returned with these.
+        models: the model folder, with the predictions in `fold_*/validation`.
+        reference: the folder with the masks of the validation cases.
+        operating_point: the requested operating point, such as `fp_per_case:1`.
+        rate_confidence: the confidence of the expected rate; None for no upper bound.
+        group: a regular expression that finds the patient in a case id.
 
     Raises:
-        ConfigError: if `cfg` names several models, a zip or an address, if there are no
+        ConfigError: if there are several models, a zip or an address, if there are no
             predictions or they lack probabilities, or if the operating point cannot be parsed.
         DatasetError: if there is only the fold `all`, if two folds validated the same case, or if
             no prediction has a reference or can be matched.
     """
-    aim = Aim.parse(cfg.operating_point)
-    if len(cfg.bundle) != 1:
+    aim = Aim.parse(operating_point)
+    if len(models) != 1:
         raise ConfigError(
             "format=bundle: reference= needs a single model folder. Give one as bundle=, or leave "
             "reference= out."
         )
-    folder = Path(cfg.bundle[0])
+    folder = Path(models[0])
     if not folder.is_dir():
         raise ConfigError(
             f"bundle={folder}: operating points need the folder with fold_0/validation. Give the "
@@ -112,9 +130,9 @@ def select_on_validation(cfg: ExportConfig, selection: Selection) -> Selection:
         raise refusal
     tables = development_tables(
         predictions,
-        Path(str(cfg.reference)),
+        reference,
         find_preset("lesionseg"),
-        group=cfg.group,
+        group=group,
         rules=ReadingRules(grid_of_image=True),  # nnU-Net only warns of other headers
     )
     log.info("Operating points are chosen on %s.", count(len(tables.cases), "validation case"))
@@ -123,7 +141,7 @@ def select_on_validation(cfg: ExportConfig, selection: Selection) -> Selection:
         tables,
         selection,
         aim,
-        cfg.rate_confidence,
+        rate_confidence,
         chosen_on=OUT_OF_FOLD,
         fold_of=fold_of,
     )

@@ -15,6 +15,7 @@ from lesionseg.pipeline.chosen_model import (
     with_rate,
 )
 from lesionseg.pipeline.provenance import training_provenance
+from lesionseg.pipeline.run_dir import check_config, config_of
 from lesionseg.pipeline.survey import FACTS, Survey, cache_folder, labelled_cases, take_survey
 from lesionseg.plan.model_choice import ReferenceKinds
 from lesionseg.training.processes import training_device
@@ -64,6 +65,14 @@ class Experiment:
         cfg = with_model(named, model.value)
         origin = training_provenance(cfg, survey)
         return cls(cfg=cfg, survey=survey, run=run, origin=origin, why_model=model.reason)
+
+    @staticmethod
+    def check_run(cfg: TrainConfig, run: Path) -> None:
+        """Raise `ConfigError` if a run directory belongs to another configuration.
+
+        Its model and its learning rate count as those that `cfg` leaves open.
+        """
+        check_config(run, config_of(keep_choices_of_run(cfg, run)))
 
     def on_this_process(self, cfg: TrainConfig) -> "Experiment":
         """Return this experiment, which another process opened, with the settings of this process.

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from lesionseg.config import PredictConfig, ServeConfig
+from lesionseg.config import PredictConfig
 from lesionseg.core import CaseFiles, InputCheckResult, Prediction
 from lesionseg.core.arrays import Slab
 from lesionseg.errors import (
@@ -56,15 +56,15 @@ _FAULT = "fault"  # key of a scan that cannot be predicted, for any content of i
 
 
 def make_predictor(
-    cfg: PredictConfig | ServeConfig, architectures: Mapping[str, NetworkFactory] | None = None
+    cfg: PredictConfig, architectures: Mapping[str, NetworkFactory] | None = None
 ) -> Predictor:
-    """Return the predictor for the settings of `predict` or `serve`."""
+    """Return the predictor for the settings."""
     return Predictor(
         cfg.bundle,
         settings=cfg.inference,
         device=cfg.device,
         operating_point=cfg.operating_point,
-        pixel_mm=cfg.pixel_mm if isinstance(cfg, PredictConfig) else None,
+        pixel_mm=cfg.pixel_mm,
         architectures=architectures,
         trust=cfg.trust,
     )

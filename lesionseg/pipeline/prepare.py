@@ -12,7 +12,6 @@ from lesionseg.errors import DatasetError, count
 from lesionseg.host_memory import default_budget
 from lesionseg.inference.read_ahead import needed_bytes
 from lesionseg.pipeline.check import CheckOutcome, check_dataset
-from lesionseg.pipeline.chosen_model import keep_choices_of_run
 from lesionseg.pipeline.experiment import Experiment
 from lesionseg.pipeline.log import bar, command_line
 from lesionseg.pipeline.outcome import Outcome
@@ -26,8 +25,6 @@ from lesionseg.pipeline.planning import (
 from lesionseg.pipeline.run_dir import (
     SOURCES_OF_CASES,
     check_cases,
-    check_config,
-    config_of,
     default_run_dir,
     settings_of_training,
 )
@@ -93,7 +90,7 @@ def prepare(cfg: PrepareConfig) -> PrepareOutcome | CheckOutcome:
     run = Path(cfg.run_dir or default_run_dir(cfg.data.root, name))
     if cfg.check:
         return check_dataset(cfg, run / PAGE)
-    check_config(run, config_of(keep_choices_of_run(cfg, run)))
+    Experiment.check_run(cfg, run)
     experiment = Experiment.open(cfg, run)
     survey = experiment.survey
     is_same_data = True

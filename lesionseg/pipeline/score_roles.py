@@ -32,7 +32,7 @@ from lesionseg.evaluation import (
     match_case,
     summarise,
 )
-from lesionseg.evaluation.curves import froc
+from lesionseg.evaluation.curves import average_precision, froc
 from lesionseg.evaluation.intervals import MIN_GROUPS, Statistic, divide, draw_groups, value_of
 from lesionseg.evaluation.scores import write_scores
 from lesionseg.evaluation.voxel_calibration import LevelCounts, select_voxel_calibration
@@ -51,6 +51,7 @@ from lesionseg.pipeline.match_files import (
     match_cases,
     read_on_grid,
 )
+from lesionseg.pipeline.planning import with_focal_correction
 from lesionseg.pipeline.select import OUT_OF_FOLD, select
 from lesionseg.pipeline.survey import Survey, labelled_cases
 from lesionseg.plan.plan import Plan
@@ -312,6 +313,35 @@ def match_volumes(
     )
     with closing(predict_volumes(predictor, cases, read, match_if_labelled)) as matches:
         return [matched for matched in matches if matched is not None]
+
+
+def recall_and_precision(
+    network: nn.Module,
+    experiment: Experiment,
+    plan: Plan,
+    fp_per_case: float,
+    device: str | None = None,
+) -> tuple[float, float]:
+    """Return recall and average precision of a network on the validation cases of a training.
+
+    A number that is not defined is 0.
+
+    Args:
+        network: the network.
+        experiment: the training. Its settings have the losses of the network, whose effect on the
+            probabilities is undone.
+        plan: the plan of the network.
+        fp_per_case: the false positives per case at which the recall is computed.
+        device: the device for prediction, by default that of the network.
+    """
+    cases = experiment.cases("validation")
+    corrected = with_focal_correction(plan, experiment.cfg)
+    matches = match_volumes(network, experiment, cases, corrected, device)
+    tables = Tables.of(match.rows(surface=False) for match in matches)
+    n_groups = len(tables.groups)
+    recall = value_of(froc(tables, [fp_per_case]), n_groups)[0]
+    precision = value_of(average_precision(tables), n_groups)[0]
+    return recall or 0.0, precision or 0.0
 
 
 def validation_scores(matches: Sequence[MatchedCase]) -> dict[str, float]:

@@ -19,7 +19,6 @@ from lesionseg.evaluation.operating_point_choice import FEW_PATIENTS
 from lesionseg.evaluation.scores import Scores, scores_table
 from lesionseg.inference.bundle import bundle_digest
 from lesionseg.io.files import locked_folder
-from lesionseg.pipeline.chosen_model import keep_choices_of_run
 from lesionseg.pipeline.cross_validate import cross_validate
 from lesionseg.pipeline.experiment import BUNDLE, Experiment
 from lesionseg.pipeline.finished_run import reuse_finished, write_finished
@@ -27,7 +26,7 @@ from lesionseg.pipeline.log import align_columns, predict_command, run_log
 from lesionseg.pipeline.outcome import Outcome
 from lesionseg.pipeline.planning import begin
 from lesionseg.pipeline.report import check_report, remove_report, report_run
-from lesionseg.pipeline.run_dir import check_config, config_of, default_run_dir
+from lesionseg.pipeline.run_dir import default_run_dir
 from lesionseg.pipeline.score_roles import score_role
 from lesionseg.pipeline.survey import ALL_FOLDS, folds_of
 from lesionseg.pipeline.train_fold import TrainedModel, train_fold
@@ -116,7 +115,7 @@ def train(cfg: TrainConfig) -> TrainOutcome:
         stack.enter_context(join_processes(cfg.trainer))
         run = broadcast_from_rank_zero(lambda: own_run)  # the default name contains the time
         if is_rank_zero():
-            check_config(run, config_of(keep_choices_of_run(cfg, run)))
+            Experiment.check_run(cfg, run)
             stack.enter_context(locked_folder(run))
             note = stack.enter_context(run_log(run, private=cfg.private))
         opened = broadcast_from_rank_zero(partial(Experiment.open, cfg, run))

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from lesionseg.plan.plan import CandidateRule as CandidateRule
     from lesionseg.plan.plan import Normalisation as Normalisation
     from lesionseg.plan.plan import Plan as Plan
+    from lesionseg.plan.plan import sources_of as sources_of
     from lesionseg.plan.splits import Splits as Splits
     from lesionseg.plan.splits import make_splits as make_splits
 
@@ -27,6 +28,7 @@ _HOMES = {
     "fingerprint_of": "fingerprint",
     "make_plan": "make",
     "make_splits": "splits",
+    "sources_of": "plan",
 }
 __all__ = [*_HOMES]
 __getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -9,9 +9,25 @@ from typing import TYPE_CHECKING
 from lesionseg.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from lesionseg.reporting.charts import ACCENT as ACCENT
+    from lesionseg.reporting.charts import OTHER as OTHER
+    from lesionseg.reporting.charts import Chart as Chart
+    from lesionseg.reporting.charts import new_figure as new_figure
+    from lesionseg.reporting.images import Scene as Scene
+    from lesionseg.reporting.rendering import render as render
+    from lesionseg.reporting.viewer import NIIVUE as NIIVUE
+    from lesionseg.reporting.viewer import viewer_data as viewer_data
     from lesionseg.reporting.write import write_report as write_report
 
 _HOMES = {
+    "ACCENT": "charts",
+    "Chart": "charts",
+    "NIIVUE": "viewer",
+    "OTHER": "charts",
+    "Scene": "images",
+    "new_figure": "charts",
+    "render": "rendering",
+    "viewer_data": "viewer",
     "write_report": "write",
 }
 __all__ = [*_HOMES]

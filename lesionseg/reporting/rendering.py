@@ -170,7 +170,7 @@ def pixels(value: float) -> str:
 
 
 def render(template: str, **values: object) -> str:
-    """Fill a template of this package. All values are escaped."""
+    """Fill a template of this package or of an extra. All values are escaped."""
     return _templates().get_template(template).render(**values)
 
 
@@ -193,11 +193,11 @@ def split_lines(lines: Iterable[str]) -> list[tuple[str, str]]:
 
 @cache
 def _templates() -> "Environment":
-    """Return the templates of this package. Each one is compiled once in a process."""
+    """Return the templates of all packages. Each one is compiled once in a process."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
     environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
+        loader=FileSystemLoader([*TEMPLATES.parents[1].rglob(TEMPLATES.name)]),
         autoescape=select_autoescape(disabled_extensions=("txt.j2",), default=True),
         undefined=StrictUndefined,
         trim_blocks=True,

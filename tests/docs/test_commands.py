@@ -117,7 +117,9 @@ def test_site_builds_without_a_warning_and_fetches_nothing(tmp_path):
     assert (tmp_path / "notebooks" / "quick_start.ipynb").is_file()
     quick_start = tmp_path / "notebooks" / "quick_start.html"
     assert 'href="quick_start.ipynb"' in quick_start.read_text("utf-8")
-    assert 'id="lesionseg.evaluate"' in (tmp_path / "api" / "index.html").read_text("utf-8")
+    for page, name in (("index", "evaluate"), ("evaluation", "evaluation.match_case")):
+        text = (tmp_path / "api" / f"{page}.html").read_text("utf-8")
+        assert f'id="lesionseg.{name}"' in text
 
 
 @pytest.mark.slow

@@ -3,7 +3,6 @@
 import json
 import os
 import sys
-from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 
 from lesionseg import config
-from lesionseg.cli.command import private_files
+from lesionseg.cli.command import find_recipe, private_files
 from lesionseg.errors import DatasetError, OutputError, ReadError
 from lesionseg.io.case_ids import MAX_ID_BYTES, check_case_id, printable_id
 from lesionseg.io.files import LOCK, atomic_path, digest_of, locked_folder
@@ -298,10 +297,10 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("name", [name for name in config.COMMANDS if name in SETTINGS])
 def test_command_does_not_write_into_a_locked_folder(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    command = getattr(import_module(f"lesionseg.pipeline.{name}"), name)
+    command = find_recipe(name)
     cfg = config.COMMANDS[name].of(**SETTINGS[name])
     with locked_folder(Path("out")), pytest.raises(OutputError, match="another process"):
         command(cfg)

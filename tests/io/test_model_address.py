@@ -11,14 +11,7 @@ import pytest
 
 from lesionseg.cli import run
 from lesionseg.cli.paths import with_local_models
-from lesionseg.config import (
-    ExportConfig,
-    FollowConfig,
-    InfoConfig,
-    PredictConfig,
-    ServeConfig,
-    TrainConfig,
-)
+from lesionseg.config import COMMANDS, InfoConfig, TrainConfig
 from lesionseg.errors import BundleError, ConfigError, OutputError, ReadError
 from lesionseg.inference.bundle import (
     bundle_digest,
@@ -427,17 +420,17 @@ def test_zip_bomb_of_an_nnunet_model_is_an_error(tmp_path, name):
             read_bundle(place)
 
 
-@pytest.mark.parametrize(
-    "cfg",
-    [
-        PredictConfig.of(bundle=["hf://user/model", "local"], input="scans", output="out"),
-        ExportConfig.of(bundle=["hf://user/model", "local"], output="out"),
-        FollowConfig.of(visits="v.csv", bundle=["hf://user/model", "local"], output="out"),
-        ServeConfig.of(bundle=["hf://user/model", "local"]),
-    ],
-    ids=lambda cfg: type(cfg).__name__,
-)
-def test_commands_use_the_local_path_of_a_model(hub, folder, cfg):
+OTHER_SETTINGS = {
+    "predict": {"input": "scans", "output": "out"},
+    "export": {"output": "out"},
+    "follow": {"visits": "v.csv"},
+    "serve": {},
+}
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name in OTHER_SETTINGS])
+def test_commands_use_the_local_path_of_a_model(hub, folder, command):
+    cfg = COMMANDS[command].of(bundle=["hf://user/model", "local"], **OTHER_SETTINGS[command])
     hub.commit_folder("models/user/model", folder)
     local = with_local_models(cfg)
     first, second = local.bundle

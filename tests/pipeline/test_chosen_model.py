@@ -15,7 +15,6 @@ from lesionseg.models import build_network
 from lesionseg.pipeline.chosen_model import keep_choices_of_run, model_for, with_rate
 from lesionseg.pipeline.experiment import Experiment
 from lesionseg.pipeline.run_dir import check_config, config_of, save_config
-from lesionseg.pipeline.tune import tuned_groups
 from lesionseg.plan.model_choice import ReferenceKinds
 from lesionseg.plan.plan import AnchorPlan
 from tests.models.plans import plan_of
@@ -141,10 +140,9 @@ def test_training_from_a_bundle_uses_the_model_of_the_bundle(tmp_path):
     assert (model_for(named, masks).value, model_for(named, masks).reason) == ("unet", "")
 
 
-def test_experiment_replaces_auto_by_a_model_for_the_search(tmp_path):
+def test_experiment_replaces_auto_by_a_model_and_keeps_the_other_settings(tmp_path):
     raw = write_films(tmp_path / "raw", masks="ellipse")
-    cfg = compose("tune", [f"data.root={raw}", "detection.gamma=1", "model.base_features=4"])
+    cfg = compose("train", [f"data.root={raw}", "model.base_features=4"])
     opened = Experiment.open(cfg, tmp_path / "run").cfg
     assert opened.model.architecture == "retina_unet"
     assert opened.model.base_features == 4
-    assert tuned_groups(opened) == ("loss", "detection")

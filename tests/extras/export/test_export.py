@@ -18,9 +18,7 @@ from lesionseg.config import InferenceConfig
 from lesionseg.core import Calibration, CaseFiles, Geometry, Labels, Selection
 from lesionseg.data.tiling import TileGrid
 from lesionseg.errors import BundleError, ConfigError, OutputError
-from lesionseg.inference.box_candidates import BoxCollector
-from lesionseg.inference.bundle import Bundle, read_bundle, write_bundle
-from lesionseg.inference.export_formats import (
+from lesionseg.extras.export.formats import (
     CONFIG,
     METADATA,
     PROGRAM,
@@ -30,6 +28,8 @@ from lesionseg.inference.export_formats import (
     trace,
     write_onnx,
 )
+from lesionseg.inference.box_candidates import BoxCollector
+from lesionseg.inference.bundle import Bundle, read_bundle, write_bundle
 from lesionseg.inference.predictor import Predictor
 from lesionseg.inference.probabilities import label_probabilities
 from lesionseg.inference.window import SlidingWindow
@@ -432,9 +432,9 @@ def test_deviating_program_does_not_replace_an_earlier_one(
     own = {"mine": lambda _: Certain()}
     # torch takes seconds to write a program of ONNX
     monkeypatch.setattr(
-        "lesionseg.pipeline.export.write_onnx", lambda path, *_: path.write_text("new")
+        "lesionseg.extras.export.recipe.write_onnx", lambda path, *_: path.write_text("new")
     )
-    monkeypatch.setattr("lesionseg.pipeline.export.largest_difference", fail)
+    monkeypatch.setattr("lesionseg.extras.export.recipe.largest_difference", fail)
     with pytest.raises(OutputError, match="differs"):
         export(tmp_path / "bundle", tmp_path / "out", format=format, architectures=own)
     assert [file.read_text() for file in earlier] == ["earlier"] * len(names)

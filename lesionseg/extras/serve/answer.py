@@ -12,14 +12,9 @@ from typing import Literal
 from lesionseg.core import CaseFiles
 from lesionseg.errors import ContentError, DatasetError, LesionsegError, ReadError
 from lesionseg.host_memory import trim_memory
-from lesionseg.inference.input_check import check_extent
-from lesionseg.inference.predictor import Predictor
-from lesionseg.inference.read_ahead import needed_bytes
-from lesionseg.io.predictions import write_prediction
-from lesionseg.io.scans import find_scans
-from lesionseg.io.volumes import read_geometry
-from lesionseg.reporting import viewer
-from lesionseg.reporting.images import Scene
+from lesionseg.inference import Predictor, check_extent, needed_bytes
+from lesionseg.io import find_scans, read_geometry, write_prediction
+from lesionseg.reporting import NIIVUE, Scene, viewer_data
 
 CASE = "scan"
 Result = Literal["mask", "candidates", "all", "view"]
@@ -95,7 +90,7 @@ def predict_scan(
         if result == "all":
             return Answer(zipped.name, zipped.read_bytes(), warning)
         scene = Scene(volume.array[0], volume.geometry, prediction=prediction)
-        view = viewer.viewer_data(scene, with_picture=not viewer.NIIVUE.is_file())
+        view = viewer_data(scene, with_picture=not NIIVUE.is_file())
         view["zip"] = base64.b64encode(zipped.read_bytes()).decode()
         view["warning"] = warning
         channels = predictor.plan.channel_names

@@ -29,7 +29,6 @@ import numpy as np
 import pytest
 
 from lesionseg.cli.command import run_recipe
-from lesionseg.config import ServeConfig
 from lesionseg.core import Geometry, Volume
 from lesionseg.errors import (
     BundleError,
@@ -39,14 +38,15 @@ from lesionseg.errors import (
     ReadError,
     ResourceError,
 )
+from lesionseg.extras.serve import ServeConfig
 from lesionseg.inference.bundle import write_bundle
 from lesionseg.inference.predictor import Predictor
 from lesionseg.inference.read_ahead import needed_bytes
 from lesionseg.io import limits as io_limits
 from lesionseg.io.volumes import read_geometry, read_volume, write_volume
 from lesionseg.models.build import TRUSTED, build_network
+from tests.extras.serve.serve_app import InThisProcess, app_of
 from tests.inference.networks import Bright, make_bright
-from tests.pipeline.serve_app import InThisProcess, app_of
 from tests.pipeline.stall import LARGE, wait_for_file
 
 pytest.importorskip("fastapi")
@@ -57,13 +57,11 @@ with warnings.catch_warnings():
 import httpx
 from fastapi import FastAPI, HTTPException, UploadFile
 
-from lesionseg.pipeline.predict_case import make_predictor
-from lesionseg.pipeline.serve import slicer, uploads
-from lesionseg.pipeline.serve.app import ROUTES, make_app
-from lesionseg.pipeline.serve.home import server_folder
-from lesionseg.pipeline.serve.model_process import ModelProcess, load_model, running_model
-from lesionseg.pipeline.serve.uploads import InferenceQueue, store
-from lesionseg.reporting import viewer
+from lesionseg.extras.serve import slicer, uploads
+from lesionseg.extras.serve.app import ROUTES, make_app
+from lesionseg.extras.serve.home import server_folder
+from lesionseg.extras.serve.model_process import ModelProcess, load_model, running_model
+from lesionseg.extras.serve.uploads import InferenceQueue, store
 from lesionseg.reporting.rendering import render
 
 SHAPE = (12, 18, 20)
@@ -80,7 +78,8 @@ def predictor(bundle):
 @pytest.fixture
 def temporary(tmp_path, monkeypatch):
     """Return the folder of all temporary files. NiiVue is hidden."""
-    monkeypatch.setattr(viewer, "NIIVUE", tmp_path / "none")
+    for module in ("answer", "app"):
+        monkeypatch.setattr(f"lesionseg.extras.serve.{module}.NIIVUE", tmp_path / "none")
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     return tmp_path / "temporary"
@@ -154,8 +153,8 @@ def test_uploads_are_private_under_any_umask(bundle, temporary, monkeypatch):
             modes.append(path.stat().st_mode & 0o777)
 
     monkeypatch.setattr("uvicorn.run", record_modes)
-    monkeypatch.setattr("lesionseg.pipeline.serve.running_model", nullcontext)
-    monkeypatch.setattr("lesionseg.pipeline.serve.app.make_app", lambda *_: None)
+    monkeypatch.setattr("lesionseg.extras.serve.recipe.running_model", nullcontext)
+    monkeypatch.setattr("lesionseg.extras.serve.app.make_app", lambda *_: None)
     before = os.umask(0)
     try:
         run_recipe("serve", ServeConfig.of(bundle=bundle))
@@ -165,8 +164,8 @@ def test_uploads_are_private_under_any_umask(bundle, temporary, monkeypatch):
 
 
 def test_port_that_is_in_use_is_a_wrong_setting(bundle, temporary, monkeypatch):
-    monkeypatch.setattr("lesionseg.pipeline.serve.running_model", nullcontext)
-    monkeypatch.setattr("lesionseg.pipeline.serve.app.make_app", lambda *_: FastAPI())
+    monkeypatch.setattr("lesionseg.extras.serve.recipe.running_model", nullcontext)
+    monkeypatch.setattr("lesionseg.extras.serve.app.make_app", lambda *_: FastAPI())
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match=f"port={port}"):
@@ -178,7 +177,7 @@ def test_scans_of_a_killed_server_are_removed_at_the_next_start(temporary):
     code = (
         "import os, signal, sys, tempfile\n"
         "tempfile.tempdir = sys.argv[1]\n"
-        "from lesionseg.pipeline.serve.home import server_folder\n"
+        "from lesionseg.extras.serve.home import server_folder\n"
         "with server_folder() as home:\n"
         "    (home / 'scan.nii.gz').touch()\n"
         "    os._exit(9)\n"
@@ -214,7 +213,7 @@ def test_page_names_the_model_and_offers_an_example(client, plan):
 
 
 def test_requests_are_logged_without_names(client, scan, caplog):
-    caplog.set_level(logging.INFO, "lesionseg.pipeline.serve.access_log")
+    caplog.set_level(logging.INFO, "lesionseg.extras.serve.access_log")
     client.post("/predict?result=candidates", files={"file": (NAME, scan)})
     client.put("/datastore/?image=Doe_Jane", files={"file": (NAME, scan)})
     client.get("/Doe_Jane_1970.nii.gz")
@@ -386,7 +385,7 @@ def test_memory_limit_applies_to_pictures_after_the_model_is_loaded(
     grid = Geometry((400, 400), np.eye(3))
     write_volume(picture, Volume(np.zeros((1, 400, 400), np.uint8), grid))
     with monkeypatch.context() as patch:
-        patch.setattr("lesionseg.pipeline.predict_case.make_predictor", lambda _: predictor)
+        patch.setattr("lesionseg.inference.predictor.Predictor", lambda *_, **__: predictor)
         patch.setattr(io_limits, "_limits", io_limits.limits())  # `undo` restores the limits
         load_model(ServeConfig.of(bundle=bundle, inference={"max_memory_gb": 0.001}))
         with pytest.raises(ReadError, match=re.escape("inference.max_memory_gb")):
@@ -425,9 +424,9 @@ def test_open_server_without_names_warns_that_others_are_refused(
     caplog,
 ):
     monkeypatch.setattr("uvicorn.run", lambda *_, **__: None)
-    monkeypatch.setattr("lesionseg.pipeline.serve.running_model", nullcontext)
-    monkeypatch.setattr("lesionseg.pipeline.serve.app.make_app", lambda *_: None)
-    caplog.set_level(logging.INFO, "lesionseg.pipeline.serve")
+    monkeypatch.setattr("lesionseg.extras.serve.recipe.running_model", nullcontext)
+    monkeypatch.setattr("lesionseg.extras.serve.app.make_app", lambda *_: None)
+    caplog.set_level(logging.INFO, "lesionseg.extras.serve")
     run_recipe("serve", ServeConfig.of(bundle=bundle, host="::"))
     assert "http://[::]:8000" in caplog.text
     assert "'hosts=[" in caplog.text
@@ -788,7 +787,7 @@ def test_process_of_the_model_gives_the_mask_of_the_predictor(plan, scan, tempor
             answer = client.post("/predict", files={"file": (NAME, scan)})
             assert client.get("/health").json()["status"] == "ok"
     (tmp_path / "m.nii.gz").write_bytes(answer.content)
-    own = make_predictor(cfg)(tmp_path / NAME)
+    own = Predictor(cfg.bundle, device="cpu", trust=True)(tmp_path / NAME)
     assert own.mask().any()
     np.testing.assert_array_equal(read_volume(tmp_path / "m.nii.gz").array[0], own.mask())
     assert not list(temporary.iterdir())

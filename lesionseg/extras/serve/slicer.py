@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, HTTPException, Request, Response
 
-from lesionseg.pipeline.serve.answer import Answer
+from lesionseg.extras.serve.answer import Answer
 from lesionseg.version import __version__
 
 MODEL = "lesionseg"

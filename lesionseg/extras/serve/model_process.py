@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lesionseg.child_process import ChildEnded, ChildProcess
-from lesionseg.config import ServeConfig
 from lesionseg.errors import ResourceError
-from lesionseg.io.limits import limit_voxels
+from lesionseg.extras.serve.settings import ServeConfig
+from lesionseg.io import limit_voxels
 
 if TYPE_CHECKING:
-    from lesionseg.pipeline.serve.answer import Answer, Result
-    from lesionseg.plan.plan import Plan
+    from lesionseg.extras.serve.answer import Answer, Result
+    from lesionseg.plan import Plan
 
 T = TypeVar("T")
 
@@ -123,11 +123,16 @@ def load_model(cfg: ServeConfig) -> "Plan":
     whose grid is known only after they are decoded. Otherwise, a small compressed picture could
     fill the memory.
     """
-    from lesionseg.inference.read_ahead import memory_budget
-    from lesionseg.pipeline.predict_case import make_predictor
-    from lesionseg.pipeline.serve.answer import predict_scan
+    from lesionseg.extras.serve.answer import predict_scan
+    from lesionseg.inference import Predictor, memory_budget
 
-    predictor = make_predictor(cfg)
+    predictor = Predictor(
+        cfg.bundle,
+        settings=cfg.inference,
+        device=cfg.device,
+        operating_point=cfg.operating_point,
+        trust=cfg.trust,
+    )
     budget = memory_budget(cfg.inference)
     most = budget // _BYTES_PER_VOXEL
     limit_voxels(most, "Or start the server with a higher inference.max_memory_gb.")

@@ -16,15 +16,8 @@ from typing import Any
 from filelock import FileLock
 from torch import nn
 
-from lesionseg.config import (
-    AUTO_MODEL,
-    TrainerConfig,
-    TuneConfig,
-    has_config,
-    import_target,
-    parameters_of,
-)
-from lesionseg.data.cache import CachedCase
+from lesionseg.config import AUTO_MODEL
+from lesionseg.data import CachedCase
 from lesionseg.errors import (
     ConfigError,
     DatasetError,
@@ -33,23 +26,8 @@ from lesionseg.errors import (
     TrainingError,
     pip_install,
 )
-from lesionseg.evaluation import Tables, find_preset
-from lesionseg.evaluation.curves import average_precision, froc
-from lesionseg.evaluation.intervals import value_of, wilson_interval
-from lesionseg.io.files import locked_folder, made_folder
-from lesionseg.io.text import write_json
-from lesionseg.pipeline.chosen_model import keep_choices_of_run
-from lesionseg.pipeline.experiment import Experiment
-from lesionseg.pipeline.log import align_columns, command_line
-from lesionseg.pipeline.outcome import Outcome
-from lesionseg.pipeline.planning import begin, with_focal_correction
-from lesionseg.pipeline.prepare import prepare_cases
-from lesionseg.pipeline.run_dir import check_config, config_of, default_run_dir, loss_option
-from lesionseg.pipeline.score_roles import match_volumes
-from lesionseg.pipeline.survey import ALL_FOLDS
-from lesionseg.pipeline.train_fold import train_network
-from lesionseg.plan.plan import SOURCES, Plan, sources_of
-from lesionseg.reporting.tuning import (
+from lesionseg.evaluation import find_preset, wilson_interval
+from lesionseg.extras.tune.page import (
     State,
     TuningSearch,
     TuningTrial,
@@ -57,10 +35,28 @@ from lesionseg.reporting.tuning import (
     trial_table,
     write_tuning_page,
 )
-from lesionseg.training.callbacks import AfterValidation
-from lesionseg.training.module import budget_text
-from lesionseg.training.processes import join_processes, require_device
-from lesionseg.training.validation import SCORE
+from lesionseg.extras.tune.settings import TuneConfig
+from lesionseg.io import locked_folder, made_folder, write_json
+from lesionseg.pipeline import (
+    Experiment,
+    Outcome,
+    align_columns,
+    begin,
+    command_line,
+    default_run_dir,
+    loss_option,
+    prepare_cases,
+    recall_and_precision,
+    train_network,
+)
+from lesionseg.plan import Plan, sources_of
+from lesionseg.training import (
+    SCORE,
+    AfterValidation,
+    budget_text,
+    join_processes,
+    require_device,
+)
 
 log = logging.getLogger(__name__)
 
@@ -132,8 +128,8 @@ def tune(cfg: TuneConfig) -> TuneOutcome:
     check_tuning(cfg)
     find_preset(cfg.preset)  # a wrong preset is an error before a file is read
     run = Path(cfg.run_dir or default_run_dir(cfg.data.root, cfg.model.architecture, "tune"))
-    cfg = cfg.model_copy(update={"trainer": _trial_trainer(cfg.trainer)})
-    check_config(run, config_of(keep_choices_of_run(cfg, run)))
+    cfg = _with_trial_budget(cfg)
+    Experiment.check_run(cfg, run)
     if not cfg.trainer.has_one_device:
         raise ConfigError(
             "trainer.devices: a trial uses one device. Start the command once per device."
@@ -207,8 +203,8 @@ def _begin_search(experiment: Experiment) -> Plan:
             with FileLock(run / BEGIN_LOCK):
                 return begin(experiment)
         except LesionsegError:
-            if not has_config(run):
-                (run / BEGIN_LOCK).unlink(missing_ok=True)
+            if [*run.iterdir()] == [run / BEGIN_LOCK]:
+                (run / BEGIN_LOCK).unlink()
             raise
 
 
@@ -350,14 +346,16 @@ class _Trials:
             cfg=self.cfg.model_copy(update=changed),
             run=trial_folder(self.experiment.run, trial.number),
         )
-        plan_of_pair = with_focal_correction(self.plan, experiment.cfg)
         values: list[float] = []
 
         def validate(network: nn.Module, device: str | None = None) -> dict[str, float]:
             """Score the network. Report the scores to the trial, and add its score to `values`."""
-            scores = self._scores(network, experiment, plan_of_pair, device)
+            recall, precision = recall_and_precision(
+                network, experiment, self.plan, tune.fp_per_case, device
+            )
+            scores = {"recall": recall, "average_precision": precision}
             trial.set_user_attr("scores", scores)
-            values.append(scores["recall"] + TIE_WEIGHT * scores["average_precision"])
+            values.append(recall + TIE_WEIGHT * precision)
             trial.report(values[-1], len(values))
             return {**scores, SCORE: values[-1]}
 
@@ -386,21 +384,6 @@ class _Trials:
         log.info("Trial %d: α %.3f, γ %.2f: score %.3f.", trial.number, alpha, gamma, values[-1])
         return values[-1]
 
-    def _scores(
-        self, network: nn.Module, experiment: Experiment, plan: Plan, device: str | None
-    ) -> dict[str, float]:
-        """Return recall at the stated rate and average precision on the validation cases.
-
-        A number that is not defined is 0.
-        """
-        cases = experiment.cases("validation")
-        matches = match_volumes(network, experiment, cases, plan, device)
-        tables = Tables.of(match.rows(surface=False) for match in matches)
-        n_groups = len(tables.groups)
-        recall = value_of(froc(tables, [self.cfg.tune.fp_per_case]), n_groups)[0]
-        precision = value_of(average_precision(tables), n_groups)[0]
-        return {"recall": recall or 0.0, "average_precision": precision or 0.0}
-
 
 def check_tuning(cfg: TuneConfig) -> None:
     """Raise `ConfigError` if the settings cannot be searched.
@@ -414,7 +397,7 @@ def check_tuning(cfg: TuneConfig) -> None:
                 f"tune.{name}=[{low:g},{high:g}]: the bounds are swapped. Give the lower bound "
                 "first."
             )
-    if cfg.data.fold == ALL_FOLDS:
+    if cfg.data.fold == "all":
         raise ConfigError("data.fold=all: a search uses one fold. Name its number.")
     if cfg.model.architecture != AUTO_MODEL:
         tuned_groups(cfg)
@@ -433,8 +416,7 @@ def tuned_groups(cfg: TuneConfig) -> tuple[str, ...]:
     sources = sources_of(cfg.model.architecture)
     groups: list[str] = []
     if "segmentation" in sources:
-        takes = parameters_of(import_target(cfg.loss.target, "loss")) or {}
-        if not takes.keys() >= {"alpha", "gamma"}:
+        if not cfg.loss.parameters().keys() >= {"alpha", "gamma"}:
             raise ConfigError(
                 f"loss: {cfg.loss.target} has no α and γ to tune. Take loss=focal, loss=dice_focal "
                 "or loss=lesion_balanced."
@@ -461,7 +443,7 @@ def options_of_trials(cfg: TuneConfig, groups: Sequence[str]) -> dict[str, str]:
     left out.
     """
     options: dict[str, str] = {}
-    if cfg.model.architecture in SOURCES:
+    if cfg.model.architecture != "custom":
         options["model"] = cfg.model.architecture
     if "loss" in groups:
         option = loss_option(cfg.loss.target)
@@ -470,18 +452,19 @@ def options_of_trials(cfg: TuneConfig, groups: Sequence[str]) -> dict[str, str]:
     return options
 
 
-def _trial_trainer(trainer: TrainerConfig) -> TrainerConfig:
-    """Return the settings of a trial's trainer, with a budget and `N_VALIDATIONS` by default.
+def _with_trial_budget(cfg: TuneConfig) -> TuneConfig:
+    """Return the settings of a search whose trials have a budget and, by default, `N_VALIDATIONS`.
 
     A trial whose budget is stated only in steps is validated once, at its end.
     """
-    minutes = trainer.max_minutes
-    every = trainer.validate_every_minutes
-    if minutes is None and trainer.max_steps is None:
+    minutes = cfg.trainer.max_minutes
+    every = cfg.trainer.validate_every_minutes
+    if minutes is None and cfg.trainer.max_steps is None:
         minutes = TRIAL_MINUTES
     if every == "auto":
         every = minutes / N_VALIDATIONS if minutes else None
-    return trainer.model_copy(update={"max_minutes": minutes, "validate_every_minutes": every})
+    budget = {"max_minutes": minutes, "validate_every_minutes": every}
+    return cfg.model_copy(update={"trainer": cfg.trainer.model_copy(update=budget)})
 
 
 def configured_pair(cfg: TuneConfig, group: str) -> dict[str, float] | None:

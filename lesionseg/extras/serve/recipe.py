@@ -1,19 +1,13 @@
-"""`serve`: predict scans that are sent by HTTP. No scan and no result is kept.
-
-`app` has the page and the REST interface, `slicer` the interface of 3D Slicer's plug-in, `uploads`
-the received files and the queue, `model_process` the process that predicts, `answer` its work and
-the returned file, `hosts` the names of the server, `home` its folder for scans, `access_log` the
-log of requests. Use a proxy for encryption and passwords.
-"""
+"""Start the server of `serve`, and wait until it is stopped."""
 
 import logging
 from contextlib import suppress
 
-from lesionseg.config import ServeConfig
 from lesionseg.errors import ConfigError, pip_install
-from lesionseg.pipeline.outcome import Outcome
-from lesionseg.pipeline.serve.home import server_folder
-from lesionseg.pipeline.serve.model_process import running_model
+from lesionseg.extras.serve.home import server_folder
+from lesionseg.extras.serve.model_process import running_model
+from lesionseg.extras.serve.settings import ServeConfig
+from lesionseg.pipeline import Outcome
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +30,7 @@ def serve(cfg: ServeConfig) -> Outcome:
         import python_multipart  # noqa: F401
         import uvicorn
 
-        from lesionseg.pipeline.serve.hosts import with_brackets
+        from lesionseg.extras.serve.hosts import with_brackets
     except ImportError as error:
         raise ConfigError(
             f"serve needs the extra `serve` ({error}). Run {pip_install('serve')}."
@@ -48,7 +42,7 @@ def serve(cfg: ServeConfig) -> Outcome:
         server_folder() as home,
         running_model(cfg) as model,
     ):
-        from lesionseg.pipeline.serve.app import make_app  # while the process loads the model
+        from lesionseg.extras.serve.app import make_app  # while the process loads the model
 
         app = make_app(model, cfg, home)
         logger.info("Serving at http://%s:%d; stop with Ctrl-C.", with_brackets(cfg.host), cfg.port)

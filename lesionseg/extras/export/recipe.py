@@ -4,14 +4,13 @@ import json
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lesionseg.config import ExportConfig
-from lesionseg.data.transforms import require_trusted
+from lesionseg.data import require_trusted
 from lesionseg.errors import ConfigError
-from lesionseg.inference.bundle import Bundle, ensemble, joint_digest
-from lesionseg.inference.export_formats import (
+from lesionseg.extras.export.formats import (
     CONFIG,
     METADATA,
     PROGRAM,
@@ -26,17 +25,20 @@ from lesionseg.inference.export_formats import (
     write_onnx,
     write_program,
 )
-from lesionseg.io.bundle_folder import BundleFiles
-from lesionseg.io.files import atomic_path
-from lesionseg.io.model_address import find_model
-from lesionseg.io.model_files import read_model_text
-from lesionseg.io.text import write_json, write_text
-from lesionseg.models.build import NetworkFactory, allowed_architectures
-from lesionseg.pipeline.convert import BUNDLE, describe_points, write_own_bundle
-from lesionseg.pipeline.log import predict_command
-from lesionseg.pipeline.outcome import Outcome
-from lesionseg.pipeline.output_lock import hold_lock
+from lesionseg.extras.export.settings import ExportConfig
+from lesionseg.inference import Bundle, ensemble, joint_digest
+from lesionseg.io import atomic_path, read_card, write_json, write_text
+from lesionseg.models import NetworkFactory
+from lesionseg.pipeline import (
+    Outcome,
+    describe_points,
+    hold_lock,
+    predict_command,
+    select_on_validation,
+    write_own_bundle,
+)
 
+BUNDLE = "bundle"  # as in the folder of a run
 ONNX = "model.onnx"
 ONNX_NOTE = "model.json"
 
@@ -89,14 +91,24 @@ def export(
         DatasetError: if operating points cannot be chosen on these references.
         OutputError: if the result differs from the bundle's, or would replace a trained model.
     """
-    bundle = ensemble(cfg.bundle, allowed_architectures(cfg.trust, architectures))
+    bundle = ensemble(cfg.bundle, architectures, trust=cfg.trust)
     digest = joint_digest(cfg.bundle)
     if cfg.format == "onnx":
         return _export_onnx(cfg, bundle, digest)
     if cfg.format == "monai":
         return _export_monai(cfg, bundle, digest)
     folder = Path(cfg.output)
-    selection = write_own_bundle(cfg, bundle, folder, digest)
+    choose = None
+    if cfg.reference is not None:
+        choose = partial(
+            select_on_validation,
+            models=cfg.bundle,
+            reference=Path(cfg.reference),
+            operating_point=cfg.operating_point,
+            rate_confidence=cfg.rate_confidence,
+            group=cfg.group,
+        )
+    selection = write_own_bundle(bundle, folder / BUNDLE, digest, choose)
     command = predict_command(folder, is_mirrored=selection.is_mirrored)
     return ExportOutcome(folder / BUNDLE, 0.0, tuple(describe_points(selection)), command)
 
@@ -148,11 +160,7 @@ def _export_monai(cfg: ExportConfig, bundle: Bundle, digest: str) -> ExportOutco
         difference = largest_difference(bundle, write_program(path, program))
     write_json(config, inference_config(plan, bundle.selection.voxel_calibration))
     write_json(folder / METADATA, metadata(plan, digest))
-    files = find_model(cfg.bundle[0])
-    text = ""
-    if isinstance(files, BundleFiles) and files.card.is_file():  # it is no nnU-Net model
-        text = read_model_text(files.card)
-    write_text(folder / README, monai_readme(plan, text))
+    write_text(folder / README, monai_readme(plan, read_card(cfg.bundle[0])))
     given = {"bundle_root": str(folder), "config_file": str(config), "dataset_dir": "SCANS"}
     # `python -m monai.bundle` would need another package, fire
     code = f"from monai.bundle import run; run(**{json.dumps(given)})"

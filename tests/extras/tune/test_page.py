@@ -1,7 +1,7 @@
 """The recommended pair of a search for α and γ."""
 
+from lesionseg.extras.tune.page import TuningSearch, TuningTrial, _draw_finished, find_steadiest
 from lesionseg.reporting.charts import new_figure
-from lesionseg.reporting.tuning import TuningSearch, TuningTrial, _draw_finished, find_steadiest
 
 PEAK = [(0.20, 2.0, "complete", 0.80)]
 POOR_NEIGHBOURS = [

@@ -1,9 +1,9 @@
 """The server's application with a model in the test's process."""
 
+from lesionseg.extras.serve.answer import predict_scan
+from lesionseg.extras.serve.app import make_app
+from lesionseg.extras.serve.model_process import ModelProcess
 from lesionseg.inference.read_ahead import memory_budget
-from lesionseg.pipeline.serve.answer import predict_scan
-from lesionseg.pipeline.serve.app import make_app
-from lesionseg.pipeline.serve.model_process import ModelProcess
 
 
 class InThisProcess(ModelProcess):

@@ -9,9 +9,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
 
-from lesionseg.io.text import write_text
-from lesionseg.reporting.charts import ACCENT, OTHER, Chart, new_figure
-from lesionseg.reporting.rendering import render, say
+from lesionseg.io import write_text
+from lesionseg.reporting import ACCENT, OTHER, Chart, new_figure, render
 
 State = Literal["complete", "pruned", "unfinished", "failed"]
 BANDWIDTH = 0.12  # standard deviation of the smoothing kernel, relative to the range of each axis
@@ -120,12 +119,11 @@ def write_tuning_page(search: TuningSearch, path: Path) -> Path:
     recommended = find_steadiest(search)
     if recommended is not None:
         _draw_ring(axes, recommended)
-    caption = say(
-        "tuning_caption",
-        objective=search.objective,
-        has_stopped=bool(stopped),
-        has_ring=recommended is not None,
-    )
+    caption = f"Each dot is a completed training, coloured by its {search.objective}."
+    if stopped:
+        caption += " Crosses: trainings that were stopped early."
+    if recommended is not None:
+        caption += " Ring: the recommended α and γ."
     header, *rows = trial_table(search)
     html = render(
         "tuning.html.j2",

@@ -7,10 +7,7 @@ from filelock import FileLock
 
 from lesionseg.cli import compose, run
 from lesionseg.errors import ConfigError, TrainingError
-from lesionseg.io.text import read_json
-from lesionseg.phantoms import write_xray_phantoms
-from lesionseg.pipeline.run_dir import check_config, config_of, save_config
-from lesionseg.pipeline.tune import (
+from lesionseg.extras.tune.recipe import (
     SharedStudy,
     TuneOutcome,
     check_tuning,
@@ -20,6 +17,9 @@ from lesionseg.pipeline.tune import (
     tune,
     tuned_groups,
 )
+from lesionseg.io.text import read_json
+from lesionseg.phantoms import write_xray_phantoms
+from lesionseg.pipeline.run_dir import check_config, config_of, save_config
 
 SMALL = [
     *("data.validation_fraction=0.4", "inference.overlap=0", "optim.lr=0.01", "augment=none"),
@@ -76,7 +76,7 @@ def test_diverging_training_has_the_value_0_and_the_search_continues(root, tmp_p
     def diverges(*_, **__):
         raise TrainingError("The loss is no number.")
 
-    monkeypatch.setattr("lesionseg.pipeline.tune.train_network", diverges)
+    monkeypatch.setattr("lesionseg.extras.tune.recipe.train_network", diverges)
     found = search(root, tmp_path / "run", "tune.n_trials=2")
     assert [(trial.state, trial.value) for trial in found.trials] == [("complete", 0.0)] * 2
     assert "no number" in found.trials[0].note
@@ -98,7 +98,7 @@ def test_log_states_that_a_budget_in_steps_prunes_nothing(
     def diverges(*_, **__):
         raise TrainingError("The loss is no number.")
 
-    monkeypatch.setattr("lesionseg.pipeline.tune.train_network", diverges)
+    monkeypatch.setattr("lesionseg.extras.tune.recipe.train_network", diverges)
     with caplog.at_level(logging.INFO):
         search(root, tmp_path / "run", "tune.n_trials=1", *more)
     assert ("tune.prune" in caplog.text) == is_logged
@@ -185,7 +185,7 @@ def test_resumed_search_keeps_its_learning_rate(root, tmp_path, monkeypatch):
         rates.append(experiment.cfg.optim.lr)
         raise TrainingError("The loss is no number.")
 
-    monkeypatch.setattr("lesionseg.pipeline.tune.train_network", train_network)
+    monkeypatch.setattr("lesionseg.extras.tune.recipe.train_network", train_network)
     search(root, tmp_path / "run", "tune.n_trials=1")
     search(root, tmp_path / "run", "tune.n_trials=2", "optim.lr=auto")
     assert rates == [0.01, 0.01]

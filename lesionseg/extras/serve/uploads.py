@@ -29,12 +29,9 @@ from starlette.types import Message
 
 from lesionseg.child_process import ChildEnded
 from lesionseg.errors import ContentError, OutputError, ReadError, ResourceError
-from lesionseg.io.case_ids import split_channel
-from lesionseg.io.limits import MAY_PASS
-from lesionseg.io.scans import kind_of_name
-from lesionseg.io.volumes import format_suffix, strip_suffix
-from lesionseg.pipeline.serve.answer import CASE
-from lesionseg.pipeline.serve.model_process import ModelProcess
+from lesionseg.extras.serve.answer import CASE
+from lesionseg.extras.serve.model_process import ModelProcess
+from lesionseg.io import MAY_PASS, format_suffix, kind_of_name, split_channel, strip_suffix
 
 logger = logging.getLogger(__name__)
 

@@ -1,5 +1,6 @@
-"""An extension of mkdocstrings: bare doctests of docstrings become blocks of code."""
+"""Extensions of mkdocstrings: doctests become blocks of code; lazy names of packages are found."""
 
+import ast
 import re
 from typing import Any
 
@@ -21,3 +22,13 @@ class DoctestBlocks(griffe.Extension):
         """Fence the doctests of an object's docstring."""
         if obj.docstring is not None:
             obj.docstring.value = fenced(obj.docstring.value)
+
+
+class LazyNames(griffe.Extension):
+    """Called by griffe for each module."""
+
+    def on_module_members(self, *, mod: griffe.Module, **_kwargs: Any) -> None:
+        """Export the names in `_HOMES` of a package, whose `__all__` griffe cannot evaluate."""
+        homes = mod.members.get("_HOMES")
+        if homes is not None:
+            mod.exports = [*ast.literal_eval(str(homes.value))]

@@ -34,16 +34,18 @@ from torch.export import ExportedProgram
 
 from lesionseg.config import InferenceConfig
 from lesionseg.core import Calibration, describe_sides
-from lesionseg.core.arrays import Numbers
-from lesionseg.data.preprocess_image import LOCAL_STD_FLOOR, SAME_MM, window_of
+from lesionseg.data import LOCAL_STD_FLOOR, SAME_MM, window_of
 from lesionseg.errors import ConfigError, OutputError, pip_install
-from lesionseg.inference.box_candidates import MOST_ANCHORS, SAME_LESION_IN_A_TILE
-from lesionseg.inference.bundle import Bundle
-from lesionseg.inference.probabilities import box_scores, label_probabilities
-from lesionseg.models.custom_network import n_logits
-from lesionseg.ops.anchors import grid_anchors
-from lesionseg.ops.boxes import decode_boxes
-from lesionseg.plan.plan import Normalisation, Plan
+from lesionseg.inference import (
+    MOST_ANCHORS,
+    SAME_LESION_IN_A_TILE,
+    Bundle,
+    box_scores,
+    label_probabilities,
+)
+from lesionseg.models import n_logits
+from lesionseg.ops import decode_boxes, grid_anchors
+from lesionseg.plan import Normalisation, Plan
 from lesionseg.version import __version__
 
 OPSET = 18
@@ -313,7 +315,7 @@ def largest_difference(bundle: Bundle, run: Runner) -> float:
     return difference
 
 
-def _log_odds(probabilities: NDArray[np.float32]) -> Numbers:
+def _log_odds(probabilities: NDArray[np.float32]) -> NDArray[np.float64]:
     """Return log-odds of probabilities clipped to 1e-4 to 1 − 1e-4, for which float32 suffices."""
     limited = probabilities.astype(np.float64).clip(1e-4, 1 - 1e-4)
     return np.asarray(logit(limited))

@@ -1,9 +1,9 @@
 """A search on a pretend card uses the card of `trainer.devices`, also for validation."""
 
 from lesionseg.cli import compose
+from lesionseg.extras.tune import tune
 from lesionseg.inference.window import SlidingWindow
 from lesionseg.phantoms import write_xray_phantoms
-from lesionseg.pipeline.tune import tune
 from tests.gpu.pretend_cuda import pretend_cards
 
 SMALL = [

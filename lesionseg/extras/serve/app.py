@@ -15,19 +15,18 @@ from fastapi import Depends, FastAPI, HTTPException, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.staticfiles import StaticFiles
 
-from lesionseg.config import ServeConfig
 from lesionseg.errors import LesionsegError, OutputError
-from lesionseg.inference.bundle import joint_digest
+from lesionseg.extras.serve.access_log import AccessLog
+from lesionseg.extras.serve.answer import CASE, WARNING_HEADER, Answer, Result
+from lesionseg.extras.serve.hosts import KnownHosts, with_brackets
+from lesionseg.extras.serve.model_process import ModelProcess
+from lesionseg.extras.serve.settings import ServeConfig
+from lesionseg.extras.serve.slicer import slicer_router
+from lesionseg.extras.serve.uploads import STALLED_SECONDS, InferenceQueue, receive
+from lesionseg.inference import joint_digest
 from lesionseg.phantoms import write_ct_phantoms, write_mri_phantoms, write_xray_phantoms
-from lesionseg.pipeline.serve.access_log import AccessLog
-from lesionseg.pipeline.serve.answer import CASE, WARNING_HEADER, Answer, Result
-from lesionseg.pipeline.serve.hosts import KnownHosts, with_brackets
-from lesionseg.pipeline.serve.model_process import ModelProcess
-from lesionseg.pipeline.serve.slicer import slicer_router
-from lesionseg.pipeline.serve.uploads import STALLED_SECONDS, InferenceQueue, receive
-from lesionseg.plan.plan import Plan
-from lesionseg.reporting import viewer
-from lesionseg.reporting.rendering import render
+from lesionseg.plan import Plan
+from lesionseg.reporting import NIIVUE, render
 from lesionseg.version import __version__
 
 _MOST_UPLOADS = 4  # at once
@@ -191,8 +190,8 @@ def make_app(model: ModelProcess, cfg: ServeConfig, home: Path) -> FastAPI:
     app.include_router(
         slicer_router(server.labels, server.new_folder, server.receive_scan, server.predict)
     )
-    if viewer.NIIVUE.is_file():
-        app.mount("/niivue", StaticFiles(directory=viewer.NIIVUE.parent))
+    if NIIVUE.is_file():
+        app.mount("/niivue", StaticFiles(directory=NIIVUE.parent))
     _add_pages(app, server)
     _add_predictions(app, server)
     return app
@@ -224,7 +223,7 @@ def _add_pages(app: FastAPI, server: _Server) -> None:
 
     @app.get("/", response_class=HTMLResponse)
     async def index() -> str:
-        has_viewer = viewer.NIIVUE.is_file()
+        has_viewer = NIIVUE.is_file()
         return render("serve.html.j2", viewer=has_viewer, plan=plan, labels=server.labels)
 
     @app.get("/docs", response_class=HTMLResponse)
