@@ -97,13 +97,16 @@ def take_weights(network: nn.Module, plan: Plan, before: nn.Module, plan_before:
     A tensor of the backbone fits if stage, name and shape agree. The stages of a decoder are
     counted from the finest stage of the encoder, because the decoder of a RetinaNet ends at a
     coarser stage than that of a U-Net. The head of voxels fits if labels, regions and activation
-    agree, and that of a detector if labels, regions and sizes of anchors agree. The first
-    convolution is adapted to other channels (`adapt_channels`).
+    agree, and that of a detector if labels, regions and sizes of anchors agree. Two single labels
+    agree whatever their names, because both mean "lesion". The first convolution is adapted to
+    other channels (`adapt_channels`).
     """
     reasons: dict[str, str] = {}
     here = plan.labels
     there = plan_before.labels
-    if (here.names, here.regions) != (there.names, there.regions):
+    have_one_label = len(here.names) == len(there.names) == 1
+    have_equal_names = have_one_label or here.names == there.names
+    if not have_equal_names or here.regions != there.regions:
         were = ", ".join(there.names)
         are = ", ".join(here.names)
         reasons = give_all_heads(f"the labels were {were} and are {are}")

@@ -36,7 +36,17 @@ def test_equal_networks_transfer_all_weights(name):
         assert torch.equal(network.state_dict()[key], tensor), key
 
 
-@pytest.mark.parametrize(("labels", "before"), [(("nodule",), ("lesion",)), (("a", "b"), ("a",))])
+@pytest.mark.parametrize("name", ["unet", "retinanet", "retina_unet"])
+def test_single_label_of_another_name_keeps_the_heads(name):
+    network, old, done = transfer(plan_of(name, ("nodule",)), plan_of(name, ("lesion",)))
+    assert (done.fresh, done.why_fresh) == ((), "")
+    for key, tensor in old.state_dict().items():
+        assert torch.equal(network.state_dict()[key], tensor), key
+
+
+@pytest.mark.parametrize(
+    ("labels", "before"), [(("a", "b"), ("a",)), (("a",), ("a", "b")), (("a", "b"), ("a", "c"))]
+)
 def test_other_labels_give_new_heads_that_start_at_the_prior(labels, before):
     plan = plan_of("unet", labels)
     network, _, done = transfer(plan, plan_of("unet", before))
