@@ -149,7 +149,9 @@ def test_log_names_the_reused_and_the_new_tensors(nnunet_plan, tmp_path, caplog)
     assert bundle_plan(str(tmp_path / "run")).architecture == nnunet_plan.architecture
     with caplog.at_level(logging.INFO, "lesionseg"):
         start_from(
-            str(tmp_path / "run"), network, nnunet_plan.with_(labels=Labels((1,), ("nodule",)))
+            str(tmp_path / "run"),
+            network,
+            nnunet_plan.with_(labels=Labels((1, 2), ("nodule", "cyst"))),
         )
     n_tensors = len(old.state_dict())
     assert f"{n_tensors - 2} of {n_tensors} tensors taken" in caplog.text
