@@ -7,6 +7,7 @@ are never part of an address, a message or a result.
 import logging
 import os
 import re
+import sys
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -52,13 +53,15 @@ _UID = re.compile(r"\d[\w.-]{0,63}")  # some devices deviate from the standard; 
 _TAG = re.compile(r"[0-9A-Fa-f]{8}")
 _LOCAL = re.compile(r"localhost|127(\.\d+){3}|::1")
 _MODALITY = "00080060"
+_PATIENT = "00100020"
+_STUDY = "0020000D"
 _SERIES = "0020000E"
 _INSTANCE = "00080018"
 # the elements of an answer that are read
 _TAGS = (
-    "00080016", _INSTANCE, _MODALITY, "0008103E", "00100020", "0020000D", _SERIES, "00200011",
-    "00280008",
+    "00080016", _INSTANCE, _MODALITY, "0008103E", _PATIENT, _STUDY, _SERIES, "00200011", "00280008",
 )  # fmt: skip
+_ORIGIN = ("SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "PatientID")
 _TIMEOUT_SECONDS = (10.0, 120.0)  # to connect, and to wait for the next bytes
 _TOTAL_SECONDS = 1800.0  # for a search, for the images of a scan, or to store results
 _MAX_JSON_BYTES = 2**26
@@ -145,9 +148,11 @@ class DicomWeb:
         Raises:
             ResourceError: The server cannot be searched.
         """
-        search = partial(self._client.search_for_series, self.study_uid)
+        search = partial(
+            self._client.search_for_series, self.study_uid, search_filters=self.filters
+        )
         with self._requests("the search failed"):
-            return self._search(partial(search, search_filters=self.filters), _SERIES)
+            return self._search(search, _SERIES)
 
     def search_instances(self, series: Mapping[str, Any]) -> list[Header]:
         """Return the images of a series, sorted by UID, each with the elements of the series.
@@ -155,22 +160,17 @@ class DicomWeb:
         Raises:
             ResourceError: The server cannot be searched, or states a damaged value.
         """
-        with self._requests(f"series {_value_of(series, _SERIES)} cannot be searched"):
-            common = _to_header(series)
-            study_uid = text(common, "StudyInstanceUID")
-            series_uid = text(common, "SeriesInstanceUID")
-            search = partial(self._client.search_for_instances, study_uid, series_uid)
-            instances = {
-                uid: _to_header(item) for uid, item in self._search(search, _INSTANCE).items()
-            }
-        self._patients[series_uid] = text(common, "PatientID")
-        for uid in (study_uid, series_uid, *instances):
+        study_uid = _value_of(series, _STUDY)
+        series_uid = _value_of(series, _SERIES)
+        search = partial(self._client.search_for_instances, study_uid, series_uid)
+        with self._requests(f"series {series_uid} cannot be searched"):
+            found = self._search(search, _INSTANCE)
+            headers = [_to_header({**series, **found[uid]}) for uid in sorted(found)]
+        for uid in (study_uid, series_uid, *found):
             if not _UID.fullmatch(uid):  # UIDs become names of files
                 raise ResourceError(f"{self.address}: {uid!r} is not a UID.")
-        for header in instances.values():
-            for element in common:
-                header.setdefault(element.tag, element)
-        return [instances[uid] for uid in sorted(instances)]
+        self._patients[series_uid] = _value_of(series, _PATIENT)
+        return headers
 
     def _search(self, search: Callable[..., Any], tag: str) -> dict[str, Mapping[str, Any]]:
         """Return what the server states of each object on all pages of a search.
@@ -233,21 +233,15 @@ class DicomWeb:
             OutputError: A file cannot be written.
         """
         missing = {file.stem: file for file in files}
-        asked = {
-            "StudyInstanceUID": study_uid,
-            "SeriesInstanceUID": series_uid,
-            "PatientID": self._patients.get(series_uid),
-        }
+        patient = self._patients.get(series_uid)
         most = _MAX_SLICE_BYTES if len(files) > 1 else _MAX_FILE_BYTES
         with self._requests(f"series {series_uid} cannot be fetched", most):
             for image in self._retrieve(study_uid, series_uid, list(missing)):
                 self._n_bytes = 0  # those of the next image
-                asked["PatientID"] = asked["PatientID"] or text(image, "PatientID")
-                if any(text(image, name) != value for name, value in asked.items()):
-                    continue
-                file = missing.pop(text(image, "SOPInstanceUID"), None)
-                if file is not None:
-                    with atomic_path(file) as temporary:
+                patient = patient or text(image, "PatientID")
+                uid, *origin = (text(image, name) for name in _ORIGIN)
+                if uid in missing and origin == [study_uid, series_uid, patient]:
+                    with atomic_path(missing.pop(uid)) as temporary:
                         image.save_as(temporary)
         if missing:
             raise ResourceError(
@@ -280,15 +274,19 @@ class DicomWeb:
         """
         datasets = [read_header(file, pixels=True) for file in files]
         uids = [str(dataset.SOPInstanceUID) for dataset in datasets]
+        # a body of one block, because smaller ones cannot be sent again after a redirect
+        self._client.set_chunk_size(sys.maxsize)
+        stored = set[str]()
         with self._requests("the results cannot be stored, or not be found afterwards"):
-            answer = self._client.store_instances(datasets)
-            items = answer.get("ReferencedSOPSequence") or ()
-            stored = {text(item, "ReferencedSOPInstanceUID") for item in items}
+            with suppress(ValueError, AttributeError):  # the answer is not that of the standard
+                answer = self._client.store_instances(datasets)
+                for item in answer.get("ReferencedSOPSequence", ()):
+                    stored.add(text(item, "ReferencedSOPInstanceUID"))
             if not stored.issuperset(uids):
                 study_uid = datasets[0].StudyInstanceUID  # results of a scan have the same study
                 search = partial(self._client.search_for_instances, study_uid)
                 stored.update(self._search(search, _INSTANCE))
-        if answer.get("FailedSOPSequence") or not stored.issuperset(uids):
+        if not stored.issuperset(uids):
             raise OutputError(
                 f"{self.address}: the server did not store all results. Its log may have the "
                 "reason."
@@ -325,15 +323,16 @@ class DicomWeb:
         """
         from requests.sessions import SessionRedirectMixin
 
-        if answer.is_redirect and answer.request.method == "POST":
-            url = urljoin(answer.url, answer.headers["Location"])
-            # requests removes a password in the same cases
-            if SessionRedirectMixin().should_strip_auth(answer.url, url):
-                answer.close()
-                raise ResourceError(
-                    f"{self.address}: the server redirects to another host, {url!r}. Results "
-                    "contain patient data, so they were not sent there. Check the address."
-                )
+        url = urljoin(answer.url, answer.headers.get("Location"))
+        is_other_host = SessionRedirectMixin().should_strip_auth(answer.url, url)
+        if answer.is_redirect and answer.request.method == "POST" and is_other_host:
+            answer.close()
+            raise ResourceError(
+                f"{self.address}: the server redirects to another host, {url!r}. Results contain "
+                "patient data, so they were not sent there. Check the address."
+            )
+        if answer.status_code == 409:  # refused, perhaps because the server has the results
+            answer.status_code = 202  # no error: the search decides
         self._n_bytes = 0
         answer.raw.stream = partial(self._read_body, answer.raw)
 

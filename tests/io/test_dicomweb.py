@@ -122,10 +122,10 @@ def item(series=SERIES, image=None, study=STUDY, **values):
     return {**elements, "00080060": {"vr": "CS", "Value": ["MR"]}, **values}
 
 
-def image_bytes(tmp_path, uid, **elements):
-    """Return a DICOM file with one pixel row."""
+def image_bytes(tmp_path, uid, n_rows=1, **elements):
+    """Return a DICOM file with 8 columns of pixels."""
     elements = {"StudyInstanceUID": STUDY, "SeriesInstanceUID": SERIES} | elements
-    pixels = np.zeros((1, 8), np.int16)
+    pixels = np.zeros((n_rows, 8), np.int16)
     path = tmp_path / "made" / f"{uid}.dcm"
     elements = {"SOPInstanceUID": uid, "PatientID": "P1", **elements}
     return write_dicom_file(path, pixels, CT, **elements).read_bytes()
@@ -458,6 +458,9 @@ def stored(*uids, failed=()):
         (({},), IMAGES[:2], True),
         ((stored(IMAGES[0]),), IMAGES[1:2], True),
         ((stored(*IMAGES[:2]), f"{JSON}; charset=utf-8"), IMAGES, True),
+        (([stored(*IMAGES[:2])],), IMAGES[:2], True),
+        ((b"OK",), IMAGES[:2], True),
+        ((stored(failed=IMAGES[:2]), JSON, 409), IMAGES[:2], True),  # they were stored before
         ((b"",), (), False),
         (({},), IMAGES[:1], False),
         ((stored("1.2.9", "1.2.8"),), (), False),
@@ -500,9 +503,9 @@ def test_results_are_not_redirected_to_another_host(pacs, tmp_path, status):
         assert not other.requests
 
 
-@pytest.mark.parametrize("status", [307, 308])
-def test_results_are_redirected_within_the_host(pacs, tmp_path, status):
-    image_bytes(tmp_path, IMAGES[0])
+@pytest.mark.parametrize(("status", "n_rows"), [(307, 1), (308, 1), (307, 65_000)])
+def test_results_are_redirected_within_the_host(pacs, tmp_path, status, n_rows):
+    image_bytes(tmp_path, IMAGES[0], n_rows)
     bodies = []
 
     def store(body):
