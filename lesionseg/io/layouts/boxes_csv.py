@@ -135,14 +135,14 @@ def _read_row(case: str, cells: Mapping[str, str], value_of: Mapping[str, int], 
 def _parse_lesion(
     cells: Mapping[str, str], value_of: Mapping[str, int], where: str
 ) -> StatedLesion | None:
-    """Return the lesion in a row, or None if all coordinates are empty.
+    """Return the lesion in a row, or None if all coordinates are empty or it states no finding.
 
     Raise `DatasetError` if some are empty, one is not a number, an end is not after its start, the
     box is rotated, or the label is wrong.
     """
     axes = [axis for axis in _AXES if axis[0] in _CORNERS or any(map(cells.get, axis))]
     names = [name for axis in axes for name in axis]
-    if not any(map(cells.get, names)):
+    if NO_FINDING.fullmatch(cells["label"]) or not any(map(cells.get, names)):
         return None
     corners: dict[str, float] = {}
     for name in names:
@@ -159,7 +159,7 @@ def _parse_lesion(
                 f"If {high} is a length, write {low} + length. Otherwise write the corner with the "
                 "smaller coordinates first."
             )
-    if parse_number("rotation", cells.get("rotation") or "0") % 360:
+    if round(parse_number("rotation", cells.get("rotation") or "0"), 1) % 180:
         raise DatasetError(f"the box is rotated. {UPRIGHT}.")
     box = (*(corners[low] for low, _ in axes), *(corners[high] for _, high in axes))
     return StatedLesion(_parse_label(cells["label"], value_of), box, where=where)

@@ -29,6 +29,7 @@ from lesionseg.io.layouts.checks import (
     parse_as,
 )
 from lesionseg.io.layouts.stated_lesions import (
+    NO_FINDING,
     UPRIGHT,
     RunLengths,
     StatedLesion,
@@ -160,7 +161,10 @@ class _Annotation(BaseModel):
                 another program.
         """
         attributes = annotation.get("attributes")
-        stated = {**(attributes if isinstance(attributes, dict) else {}), **annotation}
+        stated = {**annotation}
+        if isinstance(attributes, dict):
+            own = {"reader": attributes.get("reader"), "rotation": attributes.get("rotation")}
+            stated = {**own, **annotation}
         match annotation:
             case {"segmentation": [int() | float(), *_]}:
                 raise ValueError("segmentation needs one more pair of brackets: [[x, y, …]]")
@@ -184,7 +188,7 @@ class _Annotation(BaseModel):
         outline = self.segmentation or self.run_lengths or ()
         if self.bbox is not None:
             x, y, width, height = self.bbox
-            turn = 0 if outline else (self.rotation or 0) % 180
+            turn = 0 if outline else round(self.rotation or 0, 1) % 180
             if turn % 90:
                 raise DatasetError(f"the box is rotated. {UPRIGHT}.")
             shift = (width - height) * turn / 180  # half the difference at 90 degrees
@@ -363,6 +367,7 @@ def _read_rows(
     The next of the case `ids` are those of its images. Entries that do not fit become findings.
     """
     n_images = Counter(_id_of(record, "id") for record in content.images)
+    no_finding = [str(one.id) for one in content.categories if NO_FINDING.fullmatch(one.name)]
     case_of: dict[str, str] = {}
     lesions_of: dict[str, dict[str, list[StatedLesion]]] = {}  # by image and reader
     rows: list[Row] = []
@@ -388,6 +393,8 @@ def _read_rows(
                     f"image {number[:40]} or category {category[:40]} is not listed. Add it to the "
                     "images or categories."
                 )
+            if category in no_finding:  # its box may be empty
+                annotation = {**annotation, "bbox": [0, 0, 1, 1], "segmentation": None}
             lesion = parse_as(_Annotation, annotation).lesion(label_of[category], where)
             if number in lesions_of:  # otherwise the entry of the image is wrong
                 lesions_of[number].setdefault(lesion.reader, []).append(lesion)

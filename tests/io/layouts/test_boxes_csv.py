@@ -321,7 +321,7 @@ def test_wrong_row_is_an_error_that_names_file_and_line(write_folder, rows, matc
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("rotation", ["0", "0.0", "360", "", "90", "12.5"])
+@pytest.mark.parametrize("rotation", ["0", "0.0", "180", "359.999", "", "90", "12.5"])
 def test_rotated_boxes_are_refused(write_folder, rotation):
     root = write_folder([f"a,nodule,{BRIGHT},{rotation}"], "case,label,x0,y0,x1,y1,rotation\n")
     if rotation in ("90", "12.5"):
@@ -350,9 +350,10 @@ def test_no_finding_with_a_dummy_box_is_a_case_without_lesions(write_folder, nam
     rows = [f"a,{name},0,0,1,1,r{reader}" for reader in (1, 2)]
     _, cases = read_all(write_folder([*rows, f"a,nodule,{BRIGHT},r3"], header))
     assert_negative(cases["a"])  # one of three readers
-    dataset, cases = read_all(write_folder([f"a,{name},0,0,1,1"]))
-    assert dataset.labels.value_names == {1: "lesion"}
-    assert_negative(cases["a"])
+    for box in ("0,0,1,1", "0,0,0,0", "-1,-1,-1,-1", "NaN,NaN,NaN,NaN"):
+        dataset, cases = read_all(write_folder([f"a,{name},{box}"]))
+        assert dataset.labels.value_names == {1: "lesion"}
+        assert_negative(cases["a"])
 
 
 def test_check_lists_a_wrong_row_and_keeps_the_other_cases(write_folder):

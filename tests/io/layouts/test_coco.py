@@ -521,9 +521,10 @@ def test_error_of_a_later_annotation_names_only_this_annotation(write_folder):
 BOX = {"bbox": [2, 1, 6, 2]}
 
 
-@pytest.mark.parametrize("turn", [0, 180, 90, -90, 270.0, "90", 360, None])
+@pytest.mark.parametrize("turn", [0, 1e-13, 180, 359.999, 90, -90, 270.0, "90", 360, None])
 def test_right_angles_of_cvat_turn_a_box_about_its_centre(write_folder, turn):
-    root = write_folder([{**BOX, "attributes": {"rotation": turn, "reader": "r"}}])
+    attributes = {"rotation": turn, "reader": "r", "iscrowd": "no", "mask_label": "high"}
+    root = write_folder([{**BOX, "attributes": attributes}])
     is_turned = turn in (90, -90, 270, "90")
     expected = [0, 4, 5, 6] if is_turned else [1, 2, 3, 8]  # the top is outside
     assert _read_case(root).reference.boxes.tolist() == [expected]
@@ -553,9 +554,10 @@ def test_rotation_does_not_change_a_polygon(write_folder):
     np.testing.assert_array_equal(labels, FILLED_SQUARE)
 
 
-def test_category_no_finding_states_that_there_is_no_lesion(write_folder):
+@pytest.mark.parametrize("box", [[0, 0, 1, 1], [0, 0, 0, 0], [-1, -1, -1, -1], [], None])
+def test_category_no_finding_states_that_there_is_no_lesion(write_folder, box):
     facts = {"categories": [{"id": 20, "name": "nodule"}, {"id": 9, "name": "No finding"}]}
-    root = write_folder([{"bbox": [0, 0, 1, 1], "category_id": 9}], facts=facts)
+    root = write_folder([{"bbox": box, "segmentation": [], "category_id": 9}], facts=facts)
     dataset, cases = read_all(root)
     assert dataset.labels.value_names == {2: "nodule"}
     assert_negative(cases["a"])
