@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl, urljoin, urlsplit
+from urllib.parse import parse_qsl, urljoin
 
 from lesionseg.config import DICOMWEB_SCHEMES
 from lesionseg.core import CaseFiles
@@ -34,7 +34,7 @@ from lesionseg.errors import (
 )
 from lesionseg.io.dicom.elements import Header, text
 from lesionseg.io.dicom.grouping import DicomScan, describe_headers
-from lesionseg.io.dicom.headers import NO_IMAGE, is_radiograph, n_frames, read_header
+from lesionseg.io.dicom.headers import NO_IMAGE, is_radiograph, read_header
 from lesionseg.io.files import atomic_path, digest_of
 from lesionseg.io.scans import UNREADABLE, FoundScans, Scan, dicom_scan, leave_out
 
@@ -48,10 +48,14 @@ USER = "DICOMWEB_USER"
 PASSWORD = "DICOMWEB_PASSWORD"
 TOKEN = "DICOMWEB_TOKEN"
 _CREDENTIALS = f"Set {USER} and {PASSWORD}, or {TOKEN}, or add the host to ~/.netrc."
-_PATH = re.compile(r"(?P<service>.*?)(/studies/(?P<study>[\d.]+)(/series/(?P<series>[\d.]+))?)?/*")
+_ADDRESS = re.compile(
+    r"(?P<scheme>[^:/]+)://(?P<host>(?P<name>[^][:/#]+|\[[^][/#]+\])(:\d+)?)"
+    r"(?P<service>(/(?!studies(/|$))[^/#]*)*?)"
+    r"(/studies/(?P<study>[\d.]+)(/series/(?P<series>[\d.]+))?)?/*"
+)
 _UID = re.compile(r"\d[\w.-]{0,63}")  # some devices deviate from the standard; no path separators
 _TAG = re.compile(r"[0-9A-Fa-f]{8}")
-_LOCAL = re.compile(r"localhost|127(\.\d+){3}|::1")
+_LOCAL = re.compile(r"(?i)localhost|127(\.\d+){3}|\[::1\]")
 _MODALITY = "00080060"
 _PATIENT = "00100020"
 _STUDY = "0020000D"
@@ -97,45 +101,34 @@ class DicomWeb:
 
     def __init__(self, setting: str, address: str) -> None:
         self.address = address
-        try:
-            parts = urlsplit(address)
-        except ValueError:  # its text may quote a password
-            raise ConfigError(
-                f"{setting}: this is not an address. Write dicomweb://host/path."
-            ) from None
-        host = parts.netloc.rpartition("@")[2]
-        shown = f"{setting}={parts.scheme}://{host}{parts.path}"
-        if host != parts.netloc:
+        place, _, query = address.partition("?")
+        shown = f"{setting}={re.sub('//.*@', '//', place)}"
+        if "@" in place:
             raise ConfigError(
                 f"{shown}: an address cannot contain a user or a password, because logs show it. "
                 f"Remove them. {_CREDENTIALS}"
             )
-        match = _PATH.fullmatch(parts.path)
-        if (
-            not parts.hostname
-            or parts.fragment
-            or match is None
-            or "/studies/" in f"{match['service']}/"
-        ):
+        match = _ADDRESS.fullmatch(place)
+        if match is None or "#" in query:
             raise ConfigError(
                 f"{shown}: this is not the address of a DICOMweb service. Write "
                 "dicomweb://host/path, and after it nothing, /studies/UID, or "
                 "/studies/UID/series/UID; filters follow as ?Modality=MR&StudyDate=20260107"
             )
-        if setting == "send" and (match["study"] or parts.query):
+        if setting == "send" and (match["study"] or query):
             raise ConfigError(
                 f"{shown}: name only the service, without studies and filters. Each result belongs "
                 "to the study of its scan."
             )
         self.study_uid: str | None = match["study"]
-        self.filters = dict(parse_qsl(parts.query, keep_blank_values=True))
+        self.filters = dict(parse_qsl(query, keep_blank_values=True))
         if match["series"]:
             self.filters["SeriesInstanceUID"] = match["series"]
-        self.url = f"{DICOMWEB_SCHEMES[parts.scheme]}://{host}{match['service']}"
+        self.url = f"{DICOMWEB_SCHEMES[match['scheme']]}://{match['host']}{match['service']}"
         self._patients: dict[str, str] = {}  # IDs by series, as far as the server states them
         self._client = _make_client(shown, self.url, self._check_answer)
         _check_attributes(shown, self.filters)
-        if self.url.startswith("http:") and not _LOCAL.fullmatch(parts.hostname or ""):
+        if self.url.startswith("http:") and not _LOCAL.fullmatch(match["name"]):
             logger.warning(
                 "%s: the connection is not encrypted, so others on the network can read images "
                 "and passwords. Use dicomweb:// if the server supports HTTPS.",
@@ -212,12 +205,11 @@ class DicomWeb:
             if _value_of(series, _MODALITY) in NO_IMAGE:
                 continue
             try:
-                found = _scans_of_series(self, series, folder)
+                for scan in _scans_of_series(self, series, folder):
+                    scans.append(leave_out(scan, unwanted))
             except ReadError as error:
                 scan = Scan(CaseFiles(uid, (), group=uid), uid)
                 scans.append(scan.add_finding(UNREADABLE, str(error)))
-                continue
-            scans += [leave_out(scan, unwanted) for scan in found]
         if not scans:
             raise DatasetError(
                 f"{self.address}: the server has no series of images there. Check UIDs and filters."
@@ -515,13 +507,12 @@ def _scans_of_series(service: DicomWeb, series: Mapping[str, Any], folder: Path)
     scans: list[Scan] = []
     for uid, headers in headers_of_scans.items():
         dicom = describe_headers(headers)
-        has_frames = any(n_frames(header) > 1 for header in headers.values())
         dicom = replace(
             dicom,
             name=uid,
             place=place if dicom.is_series else dicom.place,
             # the answer does not state the positions of frames
-            unfit="" if has_frames else dicom.unfit,
+            unfit="" if dicom.n_slices > len(headers) else dicom.unfit,
         )
         scans.append(RemoteScan(**vars(dicom_scan(dicom, folder)), service=service))
     return scans
