@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
+from glob import glob
 from importlib.resources import files
 from pathlib import Path
 from threading import Lock
@@ -118,7 +119,8 @@ def override_list(command: str, argv: Sequence[str], *, sweeps: bool = False) ->
     """
     for argument in argv:
         if "=" not in argument and not argument.startswith("~"):
-            is_model = any(Path(argument).glob("plan*.json"))  # a run, a bundle or one of nnU-Net
+            # a run, a bundle or one of nnU-Net; Path.glob fails if the name is too long
+            is_model = glob(f"{argument}/plan*.json")  # noqa: PTH207
             key = (is_model and _guess_key(command, "bundle")) or _guess_key(command)
             raise ConfigError(f"{argument!r} is not a setting. Write {key}={argument}")
     texts = {key for key, is_text in keys(COMMANDS[command]) if is_text}

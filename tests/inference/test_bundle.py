@@ -95,6 +95,7 @@ def test_bundle_that_differs_by_rounding_keeps_its_bytes(tmp_path, plan):
         {"plan": {"batch_size": 3}},
         {"selection": {"operating_points": (OperatingPoint("fp_per_case:1", 0.30001),)}},
         {"selection": {"voxel_calibration": Calibration(1e-4, 1.0, "validation")}},
+        {"selection": {"voxel_calibration": Calibration(0.0, 6e-7, "validation")}},
         {"selection": {"reasons": {"calibration": "another reason."}}},
         {"check": {"medians": {"log spacing": 0.7001, "mean": 0.0}}},
         {"check": {"medians": {"log extent": 0.7, "mean": 0.0}}},
