@@ -228,7 +228,16 @@ class DicomWeb:
         patient = self._patients.get(series_uid)
         most = _MAX_SLICE_BYTES if len(files) > 1 else _MAX_FILE_BYTES
         with self._requests(f"series {series_uid} cannot be fetched", most):
-            for image in self._retrieve(study_uid, series_uid, list(missing)):
+            images: Iterable[Header]
+            if len(files) == 1:  # other images of the series are not wanted
+                images = [
+                    self._client.retrieve_instance(
+                        study_uid, series_uid, files[0].stem, media_types=_ANY_SYNTAX
+                    )
+                ]
+            else:
+                images = self._client.iter_series(study_uid, series_uid, media_types=_ANY_SYNTAX)
+            for image in images:
                 self._n_bytes = 0  # those of the next image
                 patient = patient or text(image, "PatientID")
                 uid, *origin = (text(image, name) for name in _ORIGIN)
@@ -241,17 +250,6 @@ class DicomWeb:
                 f"{count(len(files), 'image')} of series {series_uid}, or not those of its study "
                 "and patient. Run the command again."
             )
-
-    def _retrieve(
-        self, study_uid: str, series_uid: str, instance_uids: Sequence[str]
-    ) -> Iterator[Header]:
-        """Yield the image if only one is wanted, otherwise all images of the series."""
-        if len(instance_uids) == 1:
-            yield self._client.retrieve_instance(
-                study_uid, series_uid, instance_uids[0], media_types=_ANY_SYNTAX
-            )
-        else:
-            yield from self._client.iter_series(study_uid, series_uid, media_types=_ANY_SYNTAX)
 
     def store(self, files: Sequence[Path]) -> list[str]:
         """Store DICOM files in one request and return their SOP Instance UIDs.
@@ -268,17 +266,17 @@ class DicomWeb:
         uids = [str(dataset.SOPInstanceUID) for dataset in datasets]
         # a body of one block, because smaller ones cannot be sent again after a redirect
         self._client.set_chunk_size(sys.maxsize)
-        stored = set[str]()
+        missing = {*uids}
         with self._requests("the results cannot be stored, or not be found afterwards"):
             with suppress(ValueError, AttributeError):  # the answer is not that of the standard
                 answer = self._client.store_instances(datasets)
                 for item in answer.get("ReferencedSOPSequence", ()):
-                    stored.add(text(item, "ReferencedSOPInstanceUID"))
-            if not stored.issuperset(uids):
+                    missing.discard(text(item, "ReferencedSOPInstanceUID"))
+            if missing:
                 study_uid = datasets[0].StudyInstanceUID  # results of a scan have the same study
                 search = partial(self._client.search_for_instances, study_uid)
-                stored.update(self._search(search, _INSTANCE))
-        if not stored.issuperset(uids):
+                missing.difference_update(self._search(search, _INSTANCE))
+        if missing:
             raise OutputError(
                 f"{self.address}: the server did not store all results. Its log may have the "
                 "reason."

@@ -161,10 +161,8 @@ class _Annotation(BaseModel):
                 another program.
         """
         attributes = annotation.get("attributes")
-        stated = {**annotation}
-        if isinstance(attributes, dict):
-            own = {"reader": attributes.get("reader"), "rotation": attributes.get("rotation")}
-            stated = {**own, **annotation}
+        own = attributes if isinstance(attributes, dict) else {}
+        stated = {"reader": own.get("reader"), "rotation": own.get("rotation"), **annotation}
         match annotation:
             case {"segmentation": [int() | float(), *_]}:
                 raise ValueError("segmentation needs one more pair of brackets: [[x, y, …]]")
