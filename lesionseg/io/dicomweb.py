@@ -318,8 +318,8 @@ class DicomWeb:
         if answer.is_redirect and answer.request.method == "POST" and is_other_host:
             answer.close()
             raise ResourceError(
-                f"{self.address}: the server redirects to another host, {url!r}. Results contain "
-                "patient data, so they were not sent there. Check the address."
+                f"{self.address}: the server redirects to another host or port, {url!r}. "
+                "Results contain patient data, so they were not sent there. Check the address."
             )
         if answer.status_code == 409:  # refused, perhaps because the server has the results
             answer.status_code = 202  # no error: the search decides
