@@ -65,7 +65,7 @@ _INSTANCE = "00080018"
 _TAGS = (
     "00080016", _INSTANCE, _MODALITY, "0008103E", _PATIENT, _STUDY, _SERIES, "00200011", "00280008",
 )  # fmt: skip
-_ORIGIN = ("SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "PatientID")
+_ORIGIN = ("SOPInstanceUID", "PatientID", "StudyInstanceUID", "SeriesInstanceUID")
 _TIMEOUT_SECONDS = (10.0, 120.0)  # to connect, and to wait for the next bytes
 _TOTAL_SECONDS = 1800.0  # for a search, for the images of a scan, or to store results
 _MAX_JSON_BYTES = 2**26
@@ -153,12 +153,16 @@ class DicomWeb:
         Raises:
             ResourceError: The server cannot be searched, or states a damaged value.
         """
-        study_uid = _value_of(series, _STUDY)
+        study_uid = self.study_uid or _value_of(series, _STUDY)
         series_uid = _value_of(series, _SERIES)
+        asked = {  # an answer may leave out what the request states
+            _STUDY: {"vr": "UI", "Value": [study_uid]},
+            _SERIES: {"vr": "UI", "Value": [series_uid]},
+        }
         search = partial(self._client.search_for_instances, study_uid, series_uid)
         with self._requests(f"series {series_uid} cannot be searched"):
             found = self._search(search, _INSTANCE)
-            headers = [_to_header({**series, **found[uid]}) for uid in sorted(found)]
+            headers = [_to_header({**series, **found[uid], **asked}) for uid in sorted(found)]
         for uid in (study_uid, series_uid, *found):
             if not _UID.fullmatch(uid):  # UIDs become names of files
                 raise ResourceError(f"{self.address}: {uid!r} is not a UID.")
@@ -239,9 +243,11 @@ class DicomWeb:
                 images = self._client.iter_series(study_uid, series_uid, media_types=_ANY_SYNTAX)
             for image in images:
                 self._n_bytes = 0  # those of the next image
-                patient = patient or text(image, "PatientID")
-                uid, *origin = (text(image, name) for name in _ORIGIN)
-                if uid in missing and origin == [study_uid, series_uid, patient]:
+                uid, own_patient, *origin = (text(image, name) for name in _ORIGIN)
+                if uid not in missing or origin != [study_uid, series_uid]:
+                    continue
+                patient = patient or own_patient
+                if own_patient in ("", patient):
                     with atomic_path(missing.pop(uid)) as temporary:
                         image.save_as(temporary)
         if missing:

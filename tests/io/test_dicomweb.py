@@ -309,6 +309,23 @@ def test_series_with_a_damaged_value_fails_alone(pacs, tmp_path, value):
     assert "literal" not in str(failed)
 
 
+@pytest.mark.parametrize("uids", [{}, {"0020000D": "1.2.8", "0020000E": "1.2.9"}])
+def test_answer_need_not_repeat_the_uids_of_the_request(pacs, tmp_path, uids):
+    stated = {tag: {"vr": "UI", "Value": [uid]} for tag, uid in uids.items()}
+    pacs.answer = lambda path, query: (
+        [
+            {**stated, "00080018": {"vr": "UI", "Value": [IMAGES[0]]}}
+            if path.endswith("/instances")
+            else {tag: value for tag, value in item().items() if tag != "0020000D"}
+        ],
+    )
+    service = DicomWeb("input", f"dicomweb+{pacs.url}/rs/studies/{STUDY}")
+    pacs.clients.append(service)
+    (scan,) = service.find_scans(tmp_path, lambda scan: "").scans
+    assert not scan.findings
+    assert (scan.dicom.study_uid, scan.dicom.series_uid) == (STUDY, SERIES)
+
+
 @pytest.mark.parametrize(
     ("body", "kind", "words"),
     [
@@ -357,11 +374,10 @@ def test_image_of_another_study_series_or_patient_is_refused(pacs, tmp_path, oth
 
 
 def test_patient_that_the_search_does_not_state_is_the_same_in_all_images(pacs, tmp_path):
-    patients = ["P1", "P1", "P2"]
-    sent = [
-        image_bytes(tmp_path, uid, PatientID=patient)
-        for uid, patient in zip(IMAGES, patients, strict=True)
-    ]
+    patients = ["P1", "", "P2"]  # an image without an ID contradicts none
+    sent = [image_bytes(tmp_path, "1.2.9", PatientID="P3", StudyInstanceUID="1.2.9")]
+    for uid, patient in zip(IMAGES, patients, strict=True):
+        sent.append(image_bytes(tmp_path, uid, PatientID=patient))
     pacs.answer = lambda path, query: (as_parts(sent), PARTS)
     with pytest.raises(ResourceError, match="1 of 3 images"):
         fetch(pacs, tmp_path)
