@@ -39,7 +39,6 @@ class LabelNumbers:
         # upper and lower case may differ, but an equal name has priority
         self._value_of = {name.casefold(): value for value, name in self._names.items()}
         self._value_of.update({name: value for value, name in self._names.items()})
-        self._warned: set[int] = set()
 
     def apply(self, prediction: Prediction) -> Prediction:
         """Return the prediction with the dataset's number of each label.
@@ -47,21 +46,12 @@ class LabelNumbers:
         Upper and lower case of names may differ. If names are not compared, the labels keep their
         numbers, except that a single one gets the number of the dataset's only label. A label that
         the dataset does not have gets a number of its own for this and later predictions, and a
-        warning names it once, also if it is only a value.
+        warning names it once.
 
         Raises:
             DatasetError: if both sides have several labels, but no name in common.
         """
         stated = prediction.labels
-        values = {c.label for c in prediction.candidates} - self._names.keys() - self._warned
-        if self._names and values and not stated:
-            self._warned |= values
-            _log.warning(
-                "The predicted values %s are not among the labels of the reference, %s, and find "
-                "no lesion. Correct them, or set merge_labels=true to score all labels as one.",
-                sorted(values),
-                dict(self._names),
-            )
         are_distinct = len(set(stated.values())) == len(stated)
         if not stated or not self._names or not are_distinct:
             return prediction
@@ -120,15 +110,37 @@ def add_predicted_names(
     return all_names
 
 
-def warn_of_exchange(cases: Sequence[MatchedCase], names: Mapping[int, str]) -> None:
-    """Warn of two labels whose mean Dice would both rise above 0.5 if they were exchanged."""
-    matches = [one.match for one in cases]
+def warn_of_labels(cases: Sequence[MatchedCase], names: Mapping[int, str]) -> None:
+    """Warn of predicted values that no label has, and of labels that are probably exchanged.
+
+    Two labels are exchanged if both would have a mean Dice above 0.5 the other way round.
+
+    Args:
+        cases: The matched cases.
+        names: The names of the dataset's labels. They are empty without a dataset. The labels are
+            then the values of the lesions.
+    """
+    known = {*names} or {label for case in cases for label in case.match.lesions.labels.tolist()}
+    values = {
+        candidate.label
+        for case in cases
+        for candidate in case.prediction.candidates
+        if not (names and case.prediction.labels)  # `LabelNumbers` warns of names
+    }
+    if known and values - known:
+        _log.warning(
+            "The predicted values %s are not among the labels of the reference, %s, and have rows "
+            "of their own in labels.csv. Correct them, or set merge_labels=true to score all "
+            "labels as one.",
+            sorted(values - known),
+            dict(names) or sorted(known),
+        )
 
     def dice(predicted: int, drawn: int) -> float:
         """Return the mean Dice of two labels over the cases that have one of them."""
         of_cases = [
-            one.compute_dice(one.lesions.labels == drawn, one.candidates.labels == predicted)
-            for one in matches
+            match.compute_dice(match.lesions.labels == drawn, match.candidates.labels == predicted)
+            for match in (case.match for case in cases)
         ]
         return float(pd.Series(of_cases, dtype=float).mean())
 

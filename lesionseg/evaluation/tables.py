@@ -35,8 +35,15 @@ MISSING = "missing"  # the status of a case without a prediction
 FAILED = "failed"  # the status of a case that could not be scored
 # columns that are empty in the files for a case without a prediction
 _OF_RESULT = (
-    *("n_candidates", "n_false_positive", "n_ignored", "n_outside", "n_counted"),
-    *("predicted_ml", "false_positive_ml", "splits", "merges"),
+    "n_candidates",
+    "n_false_positive",
+    "n_ignored",
+    "n_outside",
+    "n_counted",
+    "predicted_ml",
+    "false_positive_ml",
+    "splits",
+    "merges",
 )
 Row = dict[str, Any]
 

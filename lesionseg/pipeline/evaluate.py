@@ -37,7 +37,7 @@ from lesionseg.evaluation import (
 )
 from lesionseg.evaluation.adjudication import adjudicate, read_answers
 from lesionseg.evaluation.compare import compare as compare_models
-from lesionseg.evaluation.label_names import LabelNumbers, add_predicted_names, warn_of_exchange
+from lesionseg.evaluation.label_names import LabelNumbers, add_predicted_names, warn_of_labels
 from lesionseg.evaluation.matched_case import MatchedCase
 from lesionseg.evaluation.operating_point_choice import DEFAULT_AIM
 from lesionseg.evaluation.scores import (
@@ -223,12 +223,10 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
         if answers is not None:  # before the second model's files, because answers may be wrong
             scores = replace(scores, rows=(*scores.rows, *adjudicate(one.tables, answers)))
         if second is not None and others:
-            selection_of_second, reason = _select_second(cfg, second, others, scores)
-            other = _score(cfg, second, columns, others, selection_of_second, not_compared)
-            compared = _compare(cfg, one, other, reason)
-            scores = replace(scores, **compared)
-            other_scores = replace(other.scores, **compared)
-            write_scores(output / SECOND_MODEL, other.tables, other_scores, other.names)
+            other = _score_second(cfg, second, columns, others, not_compared, one)
+            compared = other.scores
+            scores = replace(scores, comparison=compared.comparison, programs=compared.programs)
+            write_scores(output / SECOND_MODEL, other.tables, compared, other.names)
         else:
             remove_scores(output / SECOND_MODEL)  # of an earlier run with a second model
         write_scores(output, one.tables, scores, one.names)
@@ -260,21 +258,20 @@ def _match_all(
     Raises:
         DatasetError: if there are cases, but none can be scored.
     """
-    faults = [*found.faults]
-    matched: list[MatchedCase] = []
-    what = f"Scoring {found.folder}"
-    for one in match_cases(
-        found.cases, found.predictions, options, progress=progress, keep=keep, what=what
-    ):
-        if isinstance(one, Finding):
-            faults.append(one)
-        else:
-            matched.append(one)
+    matched, unmatched = match_cases(
+        found.cases,
+        found.predictions,
+        options,
+        progress=progress,
+        keep=keep,
+        what=f"Scoring {found.folder}",
+    )
+    faults = [*found.faults, *unmatched]
     if found.cases and not matched:
         raise DatasetError(_explain_nothing_scored(faults))
     for fault in faults:
         _log.warning("Not scored, %s: %s", fault.case, fault.message)
-    warn_of_exchange(matched, found.lesion_names)
+    warn_of_labels(matched, found.lesion_names)
     return matched, faults
 
 
@@ -500,44 +497,33 @@ def _score(
     return _Scored(tables, scores, names, of_predicted)
 
 
-def _select_second(
-    cfg: EvaluateConfig, second: Inputs, matches: Sequence[MatchedCase], first: Scores
-) -> tuple[Selection, str]:
-    """Return the selection of the second program, for the same request as that of the first one.
+def _score_second(
+    cfg: EvaluateConfig,
+    second: Inputs,
+    columns: Columns,
+    matches: Sequence[MatchedCase],
+    failed: Sequence[Finding],
+    one: _Scored,
+) -> _Scored:
+    """Score the second program, and compare it with the first one (`one`) on its cases.
 
-    If the request does not apply to it, return an empty selection and the reason.
+    Its operating point answers the request of the first one. If the request does not apply to the
+    second program, or if the two points were not chosen alike, numbers that depend on a threshold
+    are not compared. The comparison is a part of the returned scores.
     """
     aim = stated_aim(cfg)
-    if cfg.compare_chosen_on is not None:
-        stored = first.operating_point
-        aim = aim or (None if stored.is_default else stored.aim) or DEFAULT_AIM
-    elif cfg.chosen_on is not None:
-        return NO_SELECTION, "chosen_on= chooses only one threshold. Add compare_chosen_on="
+    if aim is None and cfg.compare_chosen_on is not None:
+        stored = one.scores.operating_point
+        aim = DEFAULT_AIM if stored.is_default else stored.aim or DEFAULT_AIM
     selection = _stated_selection(cfg, cfg.compare_chosen_on, aim, second)
+    reason = ""
     try:
-        return choose_here(selection, matches, aim, cfg.rate_confidence), ""
+        if cfg.chosen_on is None:
+            selection = choose_here(selection, matches, aim, cfg.rate_confidence)
     except ConfigError as error:
-        return NO_SELECTION, str(error)
-
-
-def _name_folders(*folders: str) -> list[str]:
-    """Return the names of folders. Equal names get the parents in which the folders differ."""
-    paths = [Path(folder).resolve() for folder in folders]
-    names = [path.name for path in paths]
-    if len(set(names)) < len(set(paths)):
-        shared = os.path.commonpath(paths)
-        names = [path.relative_to(shared).as_posix() for path in paths]
-    return names
-
-
-def _compare(cfg: EvaluateConfig, one: _Scored, other: _Scored, reason: str) -> dict[str, Any]:
-    """Return the fields of scores that compare two programs, on the cases of the second one.
-
-    `reason`: why their thresholds cannot be compared. If it is empty, the operating points decide.
-    """
-    names = _name_folders(cfg.prediction, str(cfg.compare))
-    points = [scored.scores.operating_point for scored in (one, other)]
-    have_scores = one.tables.has_scores and other.tables.has_scores
+        reason = str(error)
+    other = _score(cfg, second, columns, matches, selection, failed)
+    points = [program.scores.operating_point for program in (one, other)]
     comparison = compare_models(
         one.tables.of_cases(other.tables.cases["case"]),
         other.tables,
@@ -545,9 +531,19 @@ def _compare(cfg: EvaluateConfig, one: _Scored, other: _Scored, reason: str) -> 
         margin=cfg.margin,
         replicates=cfg.replicates,
         seed=cfg.seed,
-        why_not_at_thresholds=reason or explain_unlike(points, have_scores=have_scores),
+        why_not_at_thresholds=reason or explain_unlike(points),
     )
-    return {"comparison": comparison, "programs": tuple(map(ComparedProgram, names, points))}
+    programs = tuple(map(ComparedProgram, _name_folders(cfg.prediction, str(cfg.compare)), points))
+    return replace(other, scores=replace(other.scores, comparison=comparison, programs=programs))
+
+
+def _name_folders(*folders: str) -> list[str]:
+    """Return the names of folders. Equal names get the parents in which the folders differ."""
+    paths = [Path(folder).resolve() for folder in folders]
+    if len({path.name for path in paths}) == len(paths):
+        return [path.name for path in paths]
+    shared = os.path.commonpath([path.parent for path in paths])
+    return [path.relative_to(shared).as_posix() for path in paths]
 
 
 def _provenance(cfg: EvaluateConfig, inputs: Inputs) -> dict[str, Any]:

@@ -7,16 +7,16 @@ folder.
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lesionseg.config import EvaluateConfig
-from lesionseg.core import Aim, CaseFiles, Finding, OperatingPoint, Selection
+from lesionseg.core import Aim, CaseFiles, OperatingPoint, Selection
 from lesionseg.core.dataset import assign_groups
 from lesionseg.errors import ConfigError, ContentError, DatasetError, format_score, join_names
-from lesionseg.evaluation import CaseRows, MatchedCase, Preset, Tables, choose, find_preset
+from lesionseg.evaluation import MatchedCase, Preset, Tables, choose, find_preset
 from lesionseg.evaluation.calibration import fit_calibration
 from lesionseg.evaluation.operating_point_choice import DEFAULT_AIM
 from lesionseg.evaluation.scores import PointInUse
@@ -52,13 +52,13 @@ def stated_aim(cfg: EvaluateConfig) -> Aim | None:
         aim = Aim.parse(text)
     elif cfg.chosen_on is not None:
         aim = DEFAULT_AIM
-    is_chosen = aim is not None and aim.kind != "score"
-    if cfg.chosen_on is not None and not is_chosen:
+    are_cases_given = cfg.chosen_on is not None or cfg.compare_chosen_on is not None
+    if are_cases_given and aim is not None and aim.kind == "score":
         raise ConfigError(
-            f"chosen_on= and operating_point={given}: a given score cannot be chosen on "
-            "cases. Write operating_point=fp_per_case:1, or leave chosen_on= out."
+            f"chosen_on= or compare_chosen_on= and operating_point={given}: a given score cannot "
+            "be chosen on cases. Write operating_point=fp_per_case:1, or leave the folders out."
         )
-    if cfg.chosen_on_reference is not None and cfg.chosen_on is None:
+    if cfg.chosen_on_reference is not None and not are_cases_given:
         raise ConfigError(
             "chosen_on_reference= needs chosen_on=, a folder of predictions. Add it, or leave "
             "chosen_on_reference= out."
@@ -96,21 +96,26 @@ def choose_here(
     """
     if not matches or aim is None or selection.point is not None:
         return selection
-    tables = Tables.of(match.rows(surface=False) for match in matches)
-    return Selection((choose_point(tables, aim, confidence),))
+    return Selection((choose_point(_tables_without_surfaces(matches), aim, confidence),))
 
 
-def explain_unlike(points: Sequence[PointInUse], *, have_scores: bool) -> str:
+def explain_unlike(points: Iterable[PointInUse]) -> str:
     """Explain why the thresholds of two programs were not chosen alike; "" if they were.
 
-    They need the same request, and both or neither may be chosen on the evaluated cases. If one of
-    the programs has no scores, any threshold that was not chosen on cases is like its decisions.
+    Thresholds that were chosen on cases need the same request, and both or neither may be chosen on
+    the evaluated cases. A threshold that was not chosen on cases is the program's own decision,
+    like those of masks without scores.
     """
-    are_equal = len({(point.is_default or point.name, point.optimistic) for point in points}) == 1
-    is_chosen = any(point.aim is not None and point.aim.kind != "score" for point in points)
-    if are_equal or not (have_scores or is_chosen):
+    requests = set()
+    for point in points:
+        is_chosen = point.aim is not None and point.aim.kind != "score"
+        requests.add(is_chosen and (point.is_default or point.name, point.optimistic))
+    if len(requests) == 1:
         return ""
-    return "the two thresholds were not chosen alike. Give operating_point=, which chooses both"
+    return (
+        "the two thresholds were not chosen alike. Choose both on the evaluated cases "
+        "(operating_point=), or both on others (chosen_on= and compare_chosen_on=)"
+    )
 
 
 def decide_on_development(
@@ -282,15 +287,15 @@ def development_tables(
         by_image=rules.get("grid_of_image", False),
     )
     grouped = assign_groups(cases, group, setting="group")
-    rows: list[CaseRows] = []
-    for matched in match_cases(grouped, predictions.files, options):
-        if isinstance(matched, Finding):
-            faults.append(matched)
-        else:
-            rows.append(matched.rows(surface=False))
-    tables = Tables.of(rows)
-    if not len(tables.cases):
+    matched, unmatched = match_cases(grouped, predictions.files, options)
+    faults += unmatched
+    if not matched:
         raise DatasetError(f"{reference}: {faults[0].message}")
     for fault in faults:
         log.warning("Not used to choose the operating point, %s: %s", fault.case, fault.message)
-    return tables
+    return _tables_without_surfaces(matched)
+
+
+def _tables_without_surfaces(matches: Iterable[MatchedCase]) -> Tables:
+    """Return the tables that the choice of an operating point needs."""
+    return Tables.of(match.rows(surface=False) for match in matches)

@@ -1,7 +1,7 @@
 """Read prediction files one by one and match them with the references of their cases."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -62,10 +62,8 @@ def match_cases(
     progress: Advance | None = None,
     keep: Callable[[Prediction], None] | None = None,
     what: str = "Scoring",
-) -> Iterator[MatchedCase | Finding]:
-    """Match each case with its prediction, if it has one. Only one case is in memory at a time.
-
-    Yield the error of a case that cannot be matched instead.
+) -> tuple[list[MatchedCase], list[Finding]]:
+    """Match each case with its prediction, if it has one. Only one scan is in memory at a time.
 
     Args:
         cases: the cases with references.
@@ -74,15 +72,22 @@ def match_cases(
         progress: called with case, number done and total, instead of a bar.
         keep: called with each prediction, under the case's id.
         what: the name of the step in progress lines.
+
+    Returns:
+        The matched cases, and the errors of the cases that cannot be matched.
     """
+    matched: list[MatchedCase] = []
+    faults: list[Finding] = []
     numbers = LabelNumbers(options.dataset.labels if options.dataset else None)
     with bar(what, progress) as advance:
         for done, files in enumerate(cases, start=1):
             try:
-                yield _match_one(files, predictions.get(files.case), options, numbers, keep)
+                predicted = predictions.get(files.case)
+                matched.append(_match_one(files, predicted, options, numbers, keep))
             except CASE_ERRORS as error:
-                yield finding_of(error, files.case)
+                faults.append(finding_of(error, files.case))
             advance(files.case, done, len(cases))
+    return matched, faults
 
 
 def _match_one(

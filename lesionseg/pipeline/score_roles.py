@@ -1,7 +1,7 @@
 """Score a network on the cases of a role of a training: validation, out-of-fold and test cases."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +13,6 @@ from lesionseg.core import (
     Aim,
     Case,
     CaseFiles,
-    Finding,
     OperatingPoint,
     Prediction,
     Role,
@@ -123,7 +122,7 @@ def score_predicted(
     """
     cfg = experiment.cfg
     dataset = experiment.dataset
-    matches = list(_match_own(experiment, experiment.cases("validation"), predictions))
+    matches = _match_own(experiment, experiment.cases("validation"), predictions)
     complete, calibration_of = select(
         Tables.of(match.rows(surface=False) for match in matches),
         selection,
@@ -193,19 +192,15 @@ def score_role(predictor: Predictor, experiment: Experiment, role: Role) -> Scor
 
 def _match_own(
     experiment: Experiment, cases: Sequence[CaseFiles], predictions: Mapping[str, PredictionFiles]
-) -> Iterator[MatchedCase]:
+) -> list[MatchedCase]:
     """Match the predictions of this training with the references of its cases.
 
     If files of cases are damaged, raise one `DatasetError` on all of them after the last case.
     """
-    faults: list[Finding] = []
     options = MatchOptions(experiment.preset, experiment.dataset)
-    for matched in match_cases(cases, predictions, options):
-        if isinstance(matched, Finding):
-            faults.append(matched)
-        else:
-            yield matched
+    matched, faults = match_cases(cases, predictions, options)
     require_no_errors(faults, experiment.run)
+    return matched
 
 
 def _cases_in_words(cases: Sequence[CaseFiles]) -> str:

@@ -490,7 +490,9 @@ def _draw_pictures(
         n_done += len(indices_of[case]) + (case in on_film)
         if progress is not None:
             progress(case, n_done, n_wanted)
-    _warn_of(unread)
+    if unread:
+        reason = next(iter(unread.values()))
+        log.warning("The report has no pictures of %s: %s", join_names(unread), reason)
     of_kind: dict[Kind, list[Card]] = defaultdict(list)
     for index in sorted(cards):  # the order of the page, not that of the cases
         of_kind[wanted[index].kind].append(cards[index])
@@ -552,12 +554,6 @@ def _choose_pictures(tables: Evaluation, *, with_top: bool) -> Iterator[_Wanted]
     for _, row in found.iloc[::step].iterrows():
         score = row["detected_at"]
         yield _Wanted("found", row, "" if pd.isna(score) else f"rated {format_score(score)}")
-
-
-def _warn_of(unread: Mapping[str, str]) -> None:
-    """Warn once of all cases that cannot be read, with the reason of the first one."""
-    for reason in [*unread.values()][:1]:
-        log.warning("The report has no pictures of %s: %s", join_names(unread), reason)
 
 
 def _load_scene(

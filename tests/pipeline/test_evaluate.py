@@ -210,6 +210,14 @@ def test_values_that_the_labels_lack_find_no_lesion(
     assert unknown is None or f"values {unknown} are not" in caplog.text
 
 
+@pytest.mark.parametrize(("value", "is_unknown"), [(255, True), (1, False)])
+def test_values_that_no_bare_reference_has_are_named(tmp_path, value, is_unknown, caplog):
+    write_mask(tmp_path / "masks" / "a.nii.gz", lesions(3, [0, 1]))
+    write_mask(tmp_path / "prediction" / "a.nii.gz", lesions(3, [0, 1]) * np.uint8(value))
+    scores_of(tmp_path / "masks", tmp_path / "prediction", tmp_path / "out")
+    assert ("values [255] are not among the labels" in caplog.text) == is_unknown
+
+
 @pytest.mark.parametrize(
     ("predicted", "is_exchanged"), [((4, 1), True), ((1, 4), False), ((4, 4), False)]
 )

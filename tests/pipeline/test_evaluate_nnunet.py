@@ -352,6 +352,13 @@ def test_threshold_of_one_program_on_development_cases_is_not_compared(dataset, 
     assert [program.operating_point.chosen_on for program in programs] == ["out-of-fold"] * 2
     with pytest.raises(ConfigError, match="compare_chosen_on"):
         scores_of(*paths, chosen_on=model, compare_chosen_on=model)
+    settings = {"compare": copy, "compare_chosen_on": model}
+    with pytest.raises(ConfigError, match="given score cannot be chosen"):
+        scores_of(*paths, **settings, operating_point="score:0.5")
+    settings |= {"chosen_on_reference": dataset, "operating_point": "fp_per_case:0.5"}
+    names, reasons = left_out(scores_of(*paths, **settings))
+    assert names == AT_THRESHOLDS
+    assert "chosen_on= and compare_chosen_on=" in reasons.pop()
 
 
 def test_stored_threshold_of_one_program_is_not_compared(dataset, tmp_path, model):
@@ -385,6 +392,11 @@ def test_masks_without_scores_are_compared_unless_a_threshold_is_chosen(folders,
     assert "scores" in reasons.pop()
     kept = folders[2] / "predictions"
     assert left_out(scores_of(folders[0], kept, tmp_path / "2", compare=reader))[0] == names
+
+
+def test_folders_of_one_name_get_the_parents_in_which_they_differ(folders):
+    copy = shutil.copytree(folders[1], folders[1] / "out")
+    assert [program.name for program in compared(*folders, compare=copy)[1]] == ["out", "out/out"]
 
 
 def test_progress_says_which_program_is_scored(folders, copy, monkeypatch):
