@@ -36,9 +36,9 @@ _DATE = re.compile(
     r"\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01]).*"
     r"|(\d\d)?\d\d(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])"
 )
-# no date of another form, such as 31.05, 1.10, 05.2024 or 05.31; 1.9 and 12.5 may be numbers
+# no date of another form: 31.05, 1.10, 05.2024, 2024.10 or 05.31; 1.9 and 12.5 may be numbers
 _NUMBER = re.compile(
-    r"(?!0\d+\.|([1-9]|[12]\d|3[01])\.(0[1-9]|1[0-2])$|([1-9]|1[0-2])\.(19|20)\d\d$)"
+    r"(?!0\d+\.|([1-9]|[12]\d|3[01]|(19|20)\d\d)\.(0[1-9]|1[0-2])$|([1-9]|1[0-2])\.(19|20)\d\d$)"
     r"(\d{1,4}|\d+\.\d+)"
 )
 HALF_SCORE_MM = 10.0  # diameter with score ½, if new lesions are ranked by size

@@ -1,5 +1,6 @@
 """Match the prediction of one case with its reference, and write the rows of the three tables."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -49,6 +50,7 @@ from lesionseg.evaluation.tables import (
 )
 from lesionseg.ops.components import lesion_instances
 
+_log = logging.getLogger(__name__)
 # Grids written by two programs differ by rounding; a twentieth of a voxel changes no result,
 # because voxels are compared by index.
 _GRID_TOLERANCE = 0.05
@@ -494,7 +496,7 @@ def match_case(
     if prediction is not None:
         if labels is not None and labels.regions:
             # regions overlap and do not divide lesions, so a candidate belongs to no single one
-            prediction = prediction.with_one_label()
+            prediction = _keep_known_values(prediction.with_one_label(), labels)
         _require_same_grid(case, reference.geometry, prediction.geometry)
         # they are matched separately first: one of them may explain a missed lesion
         unannotated = _match_unannotated(prediction, reference, preset)
@@ -651,6 +653,22 @@ def _cut_reference(reference: Reference, values: Sequence[int]) -> Reference:
         instance_labels=labels,
         ignore=reference.ignore,
     )
+
+
+def _keep_known_values(prediction: Prediction, labels: Labels) -> Prediction:
+    """Leave out the voxels whose value belongs to no region, with a warning."""
+    values = prediction.values
+    unknown = np.setdiff1d(0 if values is None else values, (0, *labels.mask_values)).tolist()
+    if not unknown:
+        return prediction
+    _log.warning(
+        "Case %s: the predicted values %s belong to no region of the reference and do not count. "
+        "Correct them, or set merge_labels=true to score all values as one label.",
+        prediction.case,
+        unknown,
+    )
+    known = _cut_prediction(prediction, labels.mask_values)
+    return replace(known or prediction, values=values)
 
 
 def _cut_prediction(

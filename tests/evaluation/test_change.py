@@ -128,7 +128,9 @@ def test_visits_are_ordered_by_number_or_date(times, order):
     assert other is single
 
 
-@pytest.mark.parametrize("times", [("1", "1"), ("1", "2024-05-31"), ("first", "2")])
+@pytest.mark.parametrize(
+    "times", [("1", "1"), ("1", "2024-05-31"), ("first", "2"), ("2024.9", "2024.10")]
+)
 def test_visits_without_an_order_are_an_error(times):
     scans = [CaseFiles(f"s{i}", (), group="P1", columns={"visit": t}) for i, t in enumerate(times)]
     with pytest.raises(DatasetError, match="P1 cannot be ordered"):

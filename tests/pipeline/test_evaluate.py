@@ -249,6 +249,21 @@ def test_regions_without_their_values_are_an_error(folders, tmp_path, of_predict
         evaluate(reference.rename(tmp_path / "labelsTs"), prediction, out)
 
 
+def test_values_of_no_region_do_not_count(tmp_path, caplog):
+    facts = {"channel_names": {"0": "T1"}, "numTraining": 1, "file_ending": ".nii.gz"}
+    labels = {"background": 0, "whole": [1, 2], "core": 2}
+    content = {**facts, "labels": labels, "regions_class_order": [1, 2]}
+    write_json(tmp_path / "dataset.json", content)
+    masks, prediction, out = tmp_path / "labelsTs", tmp_path / "prediction", tmp_path / "out"
+    for folder, values in ((masks, (1, 2)), (prediction, (1, 7))):
+        array = lesions(3, [0]) * values[0] + lesions(3, [1]) * values[1]
+        write_mask(folder / "a.nii.gz", array)
+    scores = scores_of(masks, prediction, out)
+    assert scores.count("n_true_positive") == 1
+    assert columns(out, "labels", "label", "n_detected") == [("whole", "1"), ("core", "0")]
+    assert "values [7] belong to no region" in caplog.text
+
+
 def test_masks_of_a_damaged_dataset_are_read_without_it(folders, tmp_path, caplog):
     reference, prediction, out = folders
     (tmp_path / "dataset.json").write_text("{")
