@@ -652,15 +652,15 @@ def open_pair(
 
     Raises:
         GeometryError: if the registration is poor, the grids do not overlap, or a header was lost.
-        ContentError: if a prediction has boxes without masks, a label has two names, the visits
-            share no label, or a gone and a new lesion of different labels are at the same place.
+        ContentError: if a prediction has boxes without masks, a label has two names, or a gone
+            and a new lesion of different labels are at the same place.
         DatasetError: if a scan to register is missing.
         ReadError: if a file is damaged.
     """
     earlier, later = files
     before = _read(earlier, merge_labels=cfg.merge_labels)
     after = _read(later, merge_labels=cfg.merge_labels)
-    _check_labels(later.case, before, after)
+    _check_names(later.case, before, after)
     first = _mask_path(earlier)
     second = _mask_path(later)
     GridPair(first, before.geometry, second, after.geometry).check_headers()
@@ -686,7 +686,7 @@ def open_pair(
         _log.info("%s: the two grids differ; the files' own positions are used.", later.case)
     matrix = None if alignment is None else alignment.matrix
     visits = compare_visits(later.case, before, after, rule, matrix)
-    _check_changed_labels(visits, rule)
+    _check_values(visits, rule)
     return visits, alignment
 
 
@@ -729,17 +729,14 @@ def _mask_path(visit: VisitFiles) -> str:
     return str(visit.prediction.mask or visit.prediction.instances)
 
 
-def _check_labels(case: str, before: Prediction, after: Prediction) -> None:
-    """Raise `ContentError` if the visits give a label different names, or share no label.
+def _check_names(case: str, before: Prediction, after: Prediction) -> None:
+    """Raise `ContentError` if the visits give a label different names.
 
     Labels are compared by number. Models may number the same labels differently. If both visits
-    have a single label, its name does not matter. Visits that state a common label may have lesions
-    of different labels. Visits without a common stated label, such as those of masks, must have
-    lesions with a value in common, unless one of them has no lesion.
+    have a single label, its name does not matter.
     """
-    common = before.labels.keys() & after.labels.keys()
     is_single = len(before.labels) == len(after.labels) == 1
-    for value in sorted(common):
+    for value in sorted(before.labels.keys() & after.labels.keys()):
         name = before.labels[value]
         other = after.labels[value]
         if other.casefold() != name.casefold() and not is_single:
@@ -747,33 +744,25 @@ def _check_labels(case: str, before: Prediction, after: Prediction) -> None:
                 f"Case {case}: label {value} is {name!r} in the earlier visit and {other!r} in the "
                 "later one. Predict both visits with the same model."
             )
-    first = {candidate.label for candidate in before.candidates}
-    second = {candidate.label for candidate in after.candidates}
-    if first and second and not common and first.isdisjoint(second):
-        raise ContentError(
-            f"Case {case}: the visits have different labels: before {sorted(first)}, after "
-            f"{sorted(second)}. All lesions would be gone or new. Write both masks with the same "
-            "values, such as 1 for every lesion, or set merge_labels=true."
-        )
 
 
-def _check_changed_labels(visits: VisitPair, rule: ChangeRule) -> None:
+def _check_values(visits: VisitPair, rule: ChangeRule) -> None:
     """Raise `ContentError` if a gone lesion and a new one are the same lesion with another label.
 
     Masks that number their lesions, or number their labels differently, have such lesions.
     """
     states = {(c.state, *c.lesion_before, *c.lesion_after) for c in visits.changes}
     gone, new = (
-        visit.keep([c for c in visit.candidates if (state, c.id) in states]).with_one_label()
+        visit.keep([c for c in visit.candidates if (state, c.id) in states])
         for visit, state in ((visits.before, "gone"), (visits.after, "new"))
     )
-    case = new.case
-    pooled = compare_visits(case, gone, new, rule)
-    if any(c.lesion_before and c.lesion_after for c in pooled.changes):
+    pooled = compare_visits(new.case, gone.with_one_label(), new.with_one_label(), rule)
+    if any(change.lesion_before and change.lesion_after for change in pooled.changes):
+        first, second = (sorted({c.label for c in one.candidates}) for one in (gone, new))
         raise ContentError(
-            f"Case {case}: a gone and a new lesion of different labels are at the same place. Give "
-            "a lesion the same value in both masks, or set merge_labels=true to treat all labels "
-            "as one."
+            f"Case {new.case}: lesions at the same place have different labels: before {first}, "
+            f"after {second}. They would be gone and new. Write both masks with the same values, "
+            "such as 1 for every lesion, or set merge_labels=true to treat all labels as one."
         )
 
 

@@ -273,7 +273,7 @@ def test_lesion_with_another_label_at_the_same_place_is_not_gone_and_new(
         write_array(visits / visit / "c.nii.gz", mask, GRID)
     outcome = follow_visits(visits, stable=["b", "c"])
     assert (outcome.n_pairs, len(outcome.failed), outcome.exit_status) == (2, 1, 3)
-    assert "different labels are at the same place" in pairs_of(visits)["c"]["message"]
+    assert "at the same place have different labels" in pairs_of(visits)["c"]["message"]
     assert "do not choose the operating point" in caplog.text
     assert follow_visits(visits, merge_labels=True).exit_status == 0
     pair = pairs_of(visits)["c"]
@@ -301,6 +301,13 @@ def test_only_the_pair_whose_masks_share_no_label_value_fails(visits, caplog):
     assert "different labels" in caplog.text
     page = page_of(visits)
     assert "Not compared, and not in these numbers: case 3." in page
+
+
+def test_labels_may_differ_if_no_lesion_is_at_the_same_place(visits):
+    write_cubes(visits / "before", "c", OLD, value=255)
+    write_cubes(visits / "after", "c", NEW)
+    assert follow_visits(visits).exit_status == 0
+    assert (pairs_of(visits)["c"]["gone"], pairs_of(visits)["c"]["new"]) == ("1", "1")
 
 
 @pytest.mark.parametrize("visit", ["before", "after"])
