@@ -89,6 +89,13 @@ class PointInUse:
         except ConfigError:
             return None
 
+    @property
+    def request(self) -> Aim | None:
+        """The request that a score was chosen for on cases. None if it was not chosen on cases."""
+        if self.is_default:
+            return Aim("auto")
+        return None if self.aim is None or self.aim.kind == "score" else self.aim
+
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:

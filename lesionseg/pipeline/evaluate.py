@@ -14,13 +14,10 @@ from typing import Any
 
 from lesionseg.config import EvaluateConfig
 from lesionseg.core import (
-    NO_SELECTION,
     UNKNOWN_ROLE,
-    Aim,
     CaseFiles,
     Dataset,
     Finding,
-    OperatingPoint,
     Prediction,
     Selection,
 )
@@ -197,7 +194,7 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
     if cfg.adjudication is not None:
         answers = read_answers(read_csv(Path(cfg.adjudication)), cfg.adjudication)
     columns = read_columns(inputs.cases, Path(cfg.columns) if cfg.columns else None)
-    selection = _stated_selection(cfg, cfg.chosen_on, aim, inputs)
+    selection = decide_on_development(cfg, cfg.chosen_on, aim, inputs.cases, inputs.role)
     output = Path(cfg.output)
     with KeptPredictions(output, inputs.predictions) as kept:
         matches, failed = _match_all(inputs, options, progress, kept.keep)
@@ -439,20 +436,6 @@ def _find_second_model(folder: Path, inputs: Inputs) -> Inputs:
     return replace(inputs, folder=folder, predictions=predictions, cases=cases, faults=faults)
 
 
-def _stated_selection(
-    cfg: EvaluateConfig, chosen_on: str | None, aim: Aim | None, inputs: Inputs
-) -> Selection:
-    """Return the selection if it does not depend on the evaluated cases, or an empty one.
-
-    The selection is chosen on the cases in the folder `chosen_on`, or its score is given.
-    """
-    if aim is not None and chosen_on is not None:
-        return decide_on_development(cfg, chosen_on, aim, inputs.cases, inputs.role)
-    if aim is not None and aim.kind == "score":
-        return Selection((OperatingPoint(str(aim), aim.value),))
-    return NO_SELECTION
-
-
 @dataclass(frozen=True, eq=False)
 class _Scored:
     """The tables and scores of one program, and the names of its label values.
@@ -513,9 +496,8 @@ def _score_second(
     """
     aim = stated_aim(cfg)
     if aim is None and cfg.compare_chosen_on is not None:
-        stored = one.scores.operating_point
-        aim = DEFAULT_AIM if stored.is_default else stored.aim or DEFAULT_AIM
-    selection = _stated_selection(cfg, cfg.compare_chosen_on, aim, second)
+        aim = one.scores.operating_point.request or DEFAULT_AIM
+    selection = decide_on_development(cfg, cfg.compare_chosen_on, aim, second.cases, second.role)
     reason = ""
     try:
         if cfg.chosen_on is None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lesionseg.config import EvaluateConfig
-from lesionseg.core import Aim, CaseFiles, OperatingPoint, Selection
+from lesionseg.core import NO_SELECTION, Aim, CaseFiles, OperatingPoint, Selection
 from lesionseg.core.dataset import assign_groups
 from lesionseg.errors import ConfigError, ContentError, DatasetError, format_score, join_names
 from lesionseg.evaluation import MatchedCase, Preset, Tables, choose, find_preset
@@ -90,10 +90,16 @@ def choose_here(
     aim: Aim | None,
     confidence: float | None,
 ) -> Selection:
-    """Choose the operating point on the evaluated cases themselves, as `choose_point` does.
+    """Return a selection with the given score, or choose it on the evaluated cases themselves.
 
-    Return `selection` if it has a point, or if there is no aim or no case.
+    Return `selection` if it has a point, or if there is no aim or no case. `confidence`: see
+    `choose`.
+
+    Raises:
+        ConfigError: if the cases do not allow the aim.
     """
+    if aim is not None and aim.kind == "score":
+        return Selection((OperatingPoint(str(aim), aim.value),))
     if not matches or aim is None or selection.point is not None:
         return selection
     return Selection((choose_point(_tables_without_surfaces(matches), aim, confidence),))
@@ -106,10 +112,7 @@ def explain_unlike(points: Iterable[PointInUse]) -> str:
     the evaluated cases. A threshold that was not chosen on cases is the program's own decision,
     like those of masks without scores.
     """
-    requests = set()
-    for point in points:
-        is_chosen = point.aim is not None and point.aim.kind != "score"
-        requests.add(is_chosen and (point.is_default or point.name, point.optimistic))
+    requests = {point.request and (point.request, point.optimistic) for point in points}
     if len(requests) == 1:
         return ""
     return (
@@ -120,12 +123,12 @@ def explain_unlike(points: Iterable[PointInUse]) -> str:
 
 def decide_on_development(
     cfg: EvaluateConfig,
-    folder: str,
-    aim: Aim,
+    folder: str | None,
+    aim: Aim | None,
     evaluated: Sequence[CaseFiles],
     role: str,
 ) -> Selection:
-    """Choose operating point and calibration on the predictions in a folder.
+    """Choose operating point and calibration on the predictions in a folder, if it is given.
 
     With too few candidates, there is no calibration. If an evaluated case, or another case of its
     patient, is a development case, a warning says so, and the point counts as chosen on `role`, so
@@ -133,7 +136,7 @@ def decide_on_development(
 
     Args:
         cfg: the settings.
-        folder: the folder of predictions of development cases.
+        folder: the folder of predictions of development cases. Without it, nothing is selected.
         aim: the operating point to choose.
         evaluated: the evaluated cases with their groups.
         role: the role of the evaluated cases.
@@ -143,6 +146,8 @@ def decide_on_development(
         DatasetError: if the folder has no usable predictions, see `development_predictions`, or
             if no prediction has a reference or can be matched.
     """
+    if folder is None or aim is None:
+        return NO_SELECTION
     predictions = development_predictions(Path(folder))
     log.info("Choosing the operating point on the development cases in %s.", folder)
     tables = development_tables(

@@ -53,6 +53,7 @@ log = logging.getLogger(__name__)
 MOST_MISSED = 60  # pictures of missed lesions
 MOST_FALSE = 30  # pictures of false positives
 MOST_FOUND = 12  # pictures of found lesions
+UNNAMED = ("this program", "other program")  # if their scores do not state names
 N_ON_TOP = 3  # pictures of missed lesions on the first screen
 MOST_ON_SLIDER = 100_000  # with more lesions and false positives, the page has no slider
 Progress = Callable[[str, int, int], None]
@@ -170,12 +171,9 @@ def _read_models(
     elif compare is not None and compare.resolve() != second.resolve():
         # the differences in these scores are those to `second`
         tables = replace(tables, scores=replace(tables.scores, comparison={}, programs=()))
-    names = [program.name for program in tables.scores.programs] or [
-        "this program",
-        "other program",
-    ]
     if compare is None:
         return [("", tables)]
+    names = [program.name for program in tables.scores.programs] or UNNAMED
     other = read_evaluation(compare, identifiers=identifiers)
     one_has = {*tables.real_names, *tables.scores.failed_cases}
     other_has = {*other.real_names, *other.scores.failed_cases}
@@ -184,7 +182,7 @@ def _read_models(
             f"{compare}: this is an evaluation of other cases. Evaluate both models on the "
             "same cases."
         )
-    return [(names[0], tables), (names[1], other)]
+    return list(zip(names, (tables, other), strict=True))
 
 
 def _collect_content(
@@ -333,9 +331,7 @@ def case_rows(tables: Evaluation) -> list[dict[str, Any]]:
         cases = cases.sort_values("group", key=lambda group: group.map(place_of), kind="stable")
     else:
         kept.pop("group", None)
-    rows: list[dict[str, Any]] = (
-        cases[list(kept)].rename(columns=kept).astype(object).to_dict("records")
-    )
+    rows: list[dict[str, Any]] = cases[list(kept)].rename(columns=kept).to_dict("records")
     return rows
 
 
