@@ -4,7 +4,6 @@ import gzip
 import io
 import logging
 import math
-import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -87,11 +86,11 @@ def volume_of_nibabel(image: Any) -> tuple[Path, Volume] | None:
     """Return the path of an image of nibabel, and its volume `[1, *spatial]` as from its file.
 
     An image without a file has the path `array`. The volume is float32. Return None for another
-    object. nibabel is not imported: without it, there is no such image. Raises `ReadError` as
-    `read_nifti` does.
+    object. Raises `ReadError` as `read_nifti` does.
     """
-    nibabel = sys.modules.get("nibabel")
-    if nibabel is None or not isinstance(image, nibabel.spatialimages.SpatialImage):
+    import nibabel
+
+    if not isinstance(image, nibabel.spatialimages.SpatialImage):
         return None
     path = Path(image.get_filename() or "array")
     image = nibabel.Nifti1Image.from_image(image)

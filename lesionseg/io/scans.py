@@ -685,8 +685,7 @@ def dicom_scan(dicom: DicomScan, root: Path) -> Scan:
     other_case = case_id(filter(None, [*parts, dicom.other_name])) if dicom.is_series else ""
     files = CaseFiles(case, (dicom.place,), group=case)
     scan = Scan(files, _relative_path(dicom.place, root), dicom=dicom, other_case=other_case)
-    reason, _, _ = dicom.unfit.partition(". ")  # without the advice that follows
-    return scan.add_finding(LEFT_OUT, reason.rstrip(".")) if reason else scan
+    return scan.add_finding(LEFT_OUT, dicom.unfit) if dicom.unfit else scan
 
 
 def _unreadable_scan(path: Path, reason: str, root: Path) -> Scan:

@@ -368,22 +368,22 @@ def fill_polygons(polygons: Sequence[Numbers], shape: tuple[int, ...]) -> Flags:
     for corners in filter(len, polygons):
         is_odd = np.zeros(shape, dtype=bool)
         is_near = np.zeros(shape, dtype=bool)
-        next_corners = np.roll(corners, -1, axis=0)
-        for (y0, x0), (y1, x1) in zip(corners, next_corners, strict=True):
-            ends = (np.floor(min(y0, y1)), np.ceil(max(y0, y1)) + 1)
-            rows = slice(*np.clip(ends, 0, shape[0]).astype(int))
+        points = corners @ (1j, 1)  # (y, x) as the complex number x + iy
+        for start, end in zip(points, np.roll(points, -1), strict=True):
+            low, high = sorted((start.imag, end.imag))
+            rows = slice(*np.clip((np.floor(low), np.ceil(high) + 1), 0, shape[0]).astype(int))
             y = np.arange(shape[0])[rows, np.newaxis]
-            # vectors in the plane as complex numbers
-            side = complex(x1 - x0, y1 - y0)
-            centres = (x - x0) + 1j * (y - y0)
-            along = (centres / (side or 1)).real.clip(0, 1)
-            is_near[rows] |= np.abs(centres - along * side) <= _ON_OUTLINE
-            has_row = (y0 <= y) != (y1 <= y)
-            is_right = (centres * side.conjugate()).imag * side.imag <= 0
-            is_odd[rows] ^= has_row & is_right
+            side = (end - start) or 1e-9  # a repeated corner
+            # each centre in the system in which the side leads from 0 to 1
+            centres = (x + 1j * y - start) / side
+            nearest = centres.real.clip(0, 1)
+            is_near[rows] |= np.abs((centres - nearest) * side) <= _ON_OUTLINE
+            has_row = (start.imag <= y) != (end.imag <= y)
+            is_odd[rows] ^= has_row & (centres.imag * side.imag <= 0)
         inside ^= is_odd
         added |= is_near
-        middle = np.rint(corners.mean(axis=0))
-        if not (is_odd | is_near).any() and (middle >= 0).all() and (middle < shape).all():
-            added[tuple(middle.astype(int))] = True
+        if not (is_odd | is_near).any():
+            middle = np.rint(corners.mean(axis=0)).astype(int)
+            if ((middle >= 0) & (middle < shape)).all():
+                added[tuple(middle)] = True
     return inside | added  # after all polygons, in whatever order the file states them

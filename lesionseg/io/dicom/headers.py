@@ -259,19 +259,16 @@ def explain_unfit(header: "Header") -> str:
     Localisers, screenshots, images in colour or of a palette, and films cannot be read. The palette
     of a segmentation (LABELMAP) does not matter, because its pixels are numbers of segments.
     """
-    frames = n_frames(header)
-    advice = advice_on_unfit(header)
     if is_secondary_capture(header) and not is_radiograph(header):
-        return f"a secondary capture (a screenshot), not a scan. {advice}"
+        return "a secondary capture (a screenshot), not a scan"
     if _LOCALISER.search(text(header, "ImageType")):
-        return "a localiser. Leave it out of the series' folder."
-    if number(header, "SamplesPerPixel", 1) != 1:
-        return f"in colour, but a scan has one value per voxel. {advice}"
+        return "a localiser"
     has_palette = text(header, "PhotometricInterpretation") == "PALETTE COLOR"
-    if has_palette and text(header, "Modality") != "SEG":
-        return f"in the colours of a palette, so its values are not intensities. {advice}"
-    if frames > 1 and "PerFrameFunctionalGroupsSequence" not in header:
-        return f"{frames} frames without a position in the patient. {advice}"
+    is_segmentation = text(header, "Modality") == "SEG"
+    if number(header, "SamplesPerPixel", 1) != 1 or (has_palette and not is_segmentation):
+        return "in colour or in the colours of a palette, but a scan has one intensity per voxel"
+    if n_frames(header) > 1 and "PerFrameFunctionalGroupsSequence" not in header:
+        return f"{n_frames(header)} frames without a position in the patient"
     return ""
 
 
@@ -292,7 +289,7 @@ def check_image(path: Path, header: "Header") -> None:
     its compression has no bound.
     """
     if reason := explain_unfit(header):
-        raise ReadError(f"{path}: {reason}")
+        raise ReadError(f"{path}: {reason}. {advice_on_unfit(header)}")
     syntax = header.file_meta.TransferSyntaxUID
     if _is_compressed(header) and syntax != _RLE:
         return

@@ -34,8 +34,7 @@ UNKNOWN = "unknown"  # the file states no pixel size
 DETECTOR = "at the detector"  # in this plane the X-ray shows the body larger than it is
 _MIN_VISIBLE = 0.01  # fraction of the pixels: a padding range that leaves fewer is wrong
 _SAME_SPACING = 1e-3  # relative difference between two pixel sizes that rounding can explain
-# the elements of a display shutter by its shape
-_SHUTTERS = {
+_SHUTTERS = {  # the elements of a display shutter by its shape
     "RECTANGULAR": (
         "ShutterUpperHorizontalEdge",
         "ShutterLowerHorizontalEdge",
@@ -44,6 +43,10 @@ _SHUTTERS = {
     ),
     "CIRCULAR": ("CenterOfCircularShutter", "RadiusOfCircularShutter"),
     "POLYGONAL": ("VerticesOfThePolygonalShutter",),
+}
+_TABLES = {
+    "ModalityLUTSequence": "modality table",
+    "VOILUTSequence": "table of values of interest",
 }
 _WINDOWS = ("LINEAR", "LINEAR_EXACT", "SIGMOID")  # functions of windows (PS3.3 C.11.2.1.3)
 # PixelSpacing divided by the spacing of the detector: calibration on an object in the image gives
@@ -108,8 +111,8 @@ def rescale(
     """Apply a file's modality table, or its slope and intercept, to stored pixels.
 
     The table of angiography and fluoroscopy is not applied (PS3.4 N.2.1.2), because it leads back
-    to the intensity of the X-rays and is not meant for display. An empty or impossible slope is
-    replaced in the header by 1, such an intercept by 0. A table that is not applied is removed.
+    to the intensity of the X-rays and is not meant for display. If there is a table, slope and
+    intercept do not matter. An empty or impossible slope counts as 1, such an intercept as 0.
 
     Args:
         stored: Pixels as `stored_pixels` returns them.
@@ -117,44 +120,39 @@ def rescale(
         remarks: Receives a remark for each value that is replaced or ignored.
         name: The name of the file for remarks, if the image has several.
     """
-    if FLUOROSCOPY.fullmatch(text(header, "SOPClassUID")):
-        header.pop("ModalityLUTSequence", None)
-    looked_up = _look_up(stored, header, "ModalityLUTSequence", "modality table", remarks, name)
-    if "RescaleSlope" in header or "RescaleIntercept" in header:
-        slope = number(header, "RescaleSlope")
-        intercept = number(header, "RescaleIntercept")
-        if not slope:
-            stated = "missing or not a number" if slope is None else "0"
-            remarks.add(f"RescaleSlope is {stated}; 1 is used", name)
-        if intercept is None:
-            remarks.add("RescaleIntercept is missing or not a number; 0 is used", name)
-        header.RescaleSlope = slope = slope or 1.0
-        header.RescaleIntercept = intercept = intercept or 0.0
-        stored = stored * slope + intercept
-    return stored if looked_up is None else looked_up
+    if not FLUOROSCOPY.fullmatch(text(header, "SOPClassUID")):
+        looked_up = _look_up(stored, header, "ModalityLUTSequence", remarks, name)
+        if looked_up is not None:
+            return looked_up
+    if "RescaleSlope" not in header and "RescaleIntercept" not in header:
+        return stored
+    slope = number(header, "RescaleSlope")
+    intercept = number(header, "RescaleIntercept")
+    if not slope:
+        stated = "missing or not a number" if slope is None else "0"
+        remarks.add(f"RescaleSlope is {stated}; 1 is used", name)
+    if intercept is None:
+        remarks.add("RescaleIntercept is missing or not a number; 0 is used", name)
+    return stored * (slope or 1.0) + (intercept or 0.0)
 
 
 def _look_up(
-    values: NDArray[Any],
-    header: "Header",
-    name: str,
-    meaning: str,
-    remarks: Remarks,
-    file: str = "",
+    values: NDArray[Any], header: "Header", name: str, remarks: Remarks, file: str = ""
 ) -> Numbers | None:
-    """Apply the first table of a sequence (PS3.3 C.11.2.1.1). Return None if there is no table.
+    """Apply the first table of a sequence (PS3.3 C.11.2.1.1).
 
     Values below or above the table get its first or last entry. The length of the data decides if
-    entries have bytes or words, because devices write entries of 8 bits in both. A table that is
-    incomplete is removed from the header with a remark.
+    entries have bytes or words, because devices write entries of 8 bits in both.
 
     Args:
         values: The values before the table.
         header: The elements of the file or frame.
         name: The name of the sequence.
-        meaning: What the sequence contains, for remarks.
-        remarks: Receives the remark.
+        remarks: Receives a remark if the table is incomplete.
         file: The name of the file for remarks, if the image has several.
+
+    Returns:
+        The entries of the values. None if there is no table, or if it is incomplete.
     """
     tables = value_of(header, name)
     if tables is None:
@@ -167,13 +165,12 @@ def _look_up(
         data = tables[0].get_item("LUTData").value  # bytes as stored, whatever type they have
         is_big_endian = tables[0].original_encoding[1] is False
         words = np.frombuffer(data + bytes(len(data) % 2), ">u2" if is_big_endian else "<u2")
-        has_bytes = 2 * len(words) == n + n % 2
-        entries = words.astype("<u2").view("u1" if has_bytes else "<u2")
-        index = np.clip(values - first, 0, n - 1).astype(np.int64)
-        return np.asarray(entries[range(n)][index], dtype=np.float64)  # fails if some are missing
+        entries = words.astype("<u2").view("u1" if len(data) <= n + 1 else "<u2")
+        index = np.rint(values - first).astype(np.int64)
+        # range(n) fails if entries are missing
+        return np.take(entries[range(n)], index, mode="clip").astype(np.float64)
     except Exception:  # a damaged table can cause any error
-        remarks.add(f"the {meaning} cannot be used and is ignored", file)
-        delattr(header, name)
+        remarks.add(f"the {_TABLES[name]} cannot be used and is ignored", file)
         return None
 
 
@@ -183,7 +180,7 @@ def _apply_values_of_interest(grey: NDArray[Any], header: "Header", remarks: Rem
     The values stay unchanged if there is none. Elements that cannot be used become remarks. The
     elements of the window are replaced in the header by those that are applied.
     """
-    looked_up = _look_up(grey, header, "VOILUTSequence", "table of values of interest", remarks)
+    looked_up = _look_up(grey, header, "VOILUTSequence", remarks)
     if looked_up is not None:
         return looked_up
     from pydicom.pixels.processing import apply_windowing
@@ -250,10 +247,10 @@ def _visible_parts(
             value, limit = np.array([value, limit]).astype(np.int64).astype(stored.dtype)
         low, high = sorted((value, limit))
         yield "padding", (stored < low) | (stored > high)
-    y, x = np.indices(geometry.shape, sparse=True)
+    rows, columns = geometry.shape
+    y, x = np.ogrid[1 : rows + 1, 1 : columns + 1]
     for shape in np.ravel(value_of(header, "ShutterShape") or []):
-        # the file counts from 1; the radius is corrected below
-        values = [v - 1 for name in _SHUTTERS.get(shape, ()) for v in numbers(header, name)]
+        values = [v for name in _SHUTTERS.get(shape, ()) for v in numbers(header, name)]
         try:
             if shape == "RECTANGULAR":
                 top, bottom, left, right = values
@@ -261,9 +258,10 @@ def _visible_parts(
             elif shape == "CIRCULAR":
                 row, column, radius = values
                 height, width = geometry.spacing_mm
-                seen = np.hypot((y - row) * height / width, x - column) <= radius + 1
+                seen = np.hypot((y - row) * height / width, x - column) <= radius
             elif values:
-                seen = fill_polygons([np.reshape(values, (-1, 2))], geometry.shape)
+                corners = np.reshape(values, (-1, 2))
+                seen = fill_polygons([corners - 1], geometry.shape)
             else:
                 raise ValueError(shape)
             yield "shutter", seen

@@ -102,7 +102,7 @@ def _check_origin(path: Path, header: "Header", scans: Sequence[Path]) -> None:
     compared, and neither is the series of contours, which are also used on other series of their
     frame. Raise `GeometryError` for another frame of reference or series.
     """
-    headers = [next(iter(series_headers(scan).values())) for scan in scans]
+    headers = [header for scan in scans for header in series_headers(scan).values()]
     header.pop("SeriesInstanceUID", None)  # its own: only the referenced ones remain
     places = [header]
     for name in ("ReferencedSeriesSequence", "ReferencedFrameOfReferenceSequence"):

@@ -50,8 +50,11 @@ _ROUNDING = 5e-4
 # elements that may not differ within a scan; a file that lacks one does not contradict the others
 _SAME_TEXTS = ("FrameOfReferenceUID", "ConvolutionKernel", "ComplexImageComponent")
 _COMPLEX_PARTS = ("M", "P", "R", "I")  # magnitude, phase, real and imaginary part
-# elements that number the passes or times; the last one is that of enhanced files
-_GROUPS = ("AcquisitionNumber", "TemporalPositionIdentifier", "TemporalPositionIndex")
+# elements that number the passes or times, of classic and of enhanced files
+_GROUPS = (
+    "AcquisitionNumber", "FrameAcquisitionNumber",
+    "TemporalPositionIdentifier", "TemporalPositionIndex",
+)  # fmt: skip
 _PLANE = {"direction": slice(6), "pixel size": slice(6, 8), "number of pixels": slice(8, 10)}
 _MIN_LENGTH = 1e-6  # a direction vector that is shorter is not valid
 _SEPARATE = (
@@ -347,9 +350,7 @@ def _contrast(piece: DicomSlice) -> dict[str, Any]:
         "echo time": number(piece.elements, echo, -1.0),
         "b-value": number(piece.elements, "DiffusionBValue", -1.0),
     }
-    for name in _SAME_TEXTS:
-        if value := text(piece.elements, name):
-            contrast[name] = value
+    contrast |= {name: value for name in _SAME_TEXTS if (value := text(piece.elements, name))}
     kind = np.ravel(value_of(piece.elements, "ImageType") or [])[2:3].tolist()
     if kind and (kind[0] in _COMPLEX_PARTS or text(piece.elements, "Modality") == "MR"):
         contrast["ImageType"] = kind
@@ -390,8 +391,7 @@ def _read_fit_slices(headers: Mapping[Path, "Header"], remarks: Remarks) -> list
     slices: list[DicomSlice] = []
     for file, header in headers.items():
         if file in unfit:
-            reason, _, _advice = unfit[file].partition(". ")
-            remarks.add(f"{reason}, left out", file.name)
+            remarks.add(f"{unfit[file]}, left out", file.name)
             continue
         with convert_read_errors(file):
             check_image(file, header)
