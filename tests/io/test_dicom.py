@@ -279,6 +279,32 @@ def test_frames_of_one_file_at_one_place_get_advice_that_can_be_followed(grid, t
         read_volume(path)
 
 
+@pytest.mark.parametrize(
+    ("sequence", "name", "values", "words"),
+    [
+        ("FrameContentSequence", "TemporalPositionIndex", [1, 2], "TemporalPositionIndex overlap"),
+        ("FrameContentSequence", "FrameAcquisitionNumber", [1, 2], "FrameAcquisitionNumber over"),
+        ("FrameContentSequence", "FrameAcquisitionNumber", [1, 2, 3, 4, 5], ""),
+        ("MRImageFrameTypeSequence", "FrameType", [MAGNITUDE, PHASE], "differ in their ImageType"),
+        ("MRImageFrameTypeSequence", "FrameType", [MAGNITUDE], ""),
+        ("MRImageFrameTypeSequence", "ComplexImageComponent", ["MAGNITUDE", "PHASE"], "Complex"),
+        ("CTReconstructionSequence", "ConvolutionKernel", ["B30f", "B70f"], "ConvolutionKernel"),
+    ],
+    ids=str,
+)
+def test_frames_of_two_kinds_are_never_one_scan(grid, tmp_path, sequence, name, values, words):
+    frames = [
+        (z, VOXELS[z], {sequence: dicom.make_sequence(**{name: values[z % len(values)]})})
+        for z in range(5)
+    ]
+    path = dicom.write_frames(tmp_path / "a.dcm", grid, frames, dicom.ENHANCED_MR, Modality="MR")
+    if words:
+        with pytest.raises(GeometryError, match=words):
+            read_volume(path)
+    else:
+        assert read_volume(path).array.shape == (1, 5, 4, 6)
+
+
 def test_distances_between_slices_that_differ_by_over_5_percent_are_an_error(series, grid):
     read_volume(series({2: {"ImagePositionPatient": to_lps(grid, (2.04, 0, 0))}}))
     with pytest.raises(GeometryError, match="not evenly spaced"):
@@ -753,6 +779,29 @@ def test_numbered_segments_of_a_label_that_is_not_annotated_are_background(serie
     assert lesions_of(reference).labels.tolist() == [2]
 
 
+@pytest.mark.parametrize(
+    ("names", "sizes"), [(("lesion 1", "lesion 2"), [6, 6]), (("lesion 1", "lesion"), [12])]
+)
+def test_numbered_contour_sets_are_lesions(series, grid, tmp_path, names, sizes):
+    series()
+    path = tmp_path / "rt.dcm"
+    header = None
+    for number, (name, x) in enumerate(zip(names, (0, 2), strict=True), start=1):
+        corners = ((0, x), (0, x + 1), (2, x + 1), (2, x))
+        dicom.write_rtstruct(path, grid, (1.0, corners), name=name)
+        own = dcmread(path)
+        own.StructureSetROISequence[0].ROINumber = number
+        own.ROIContourSequence[0].ReferencedROINumber = number
+        header = header or own
+        if header is not own:
+            header.StructureSetROISequence.append(own.StructureSetROISequence[0])
+            header.ROIContourSequence.append(own.ROIContourSequence[0])
+    header.save_as(path)
+    dataset = read_dataset(dicom.write_manifest(tmp_path, "scan", "rt.dcm"))
+    lesions = lesions_of(read_case(dataset.cases[0], dataset).reference)
+    assert lesions.n_voxels.tolist() == sizes
+
+
 SCAN = {"FrameOfReferenceUID": "1.5", "StudyInstanceUID": "1.6", "PatientID": "P"}
 
 
@@ -830,6 +879,8 @@ def shift(contour, slices, pixels=0):
         ([shift(INNER, -2), INNER, shift(INNER, 2)], 2),
         ([shift(INNER, 2), shift(INNER, -1)], 2),
         ([shift(INNER, -2, -0.5), shift(INNER, 2, 2.5)], 0),  # two lesions
+        # another lesion on the empty slice
+        ([shift(INNER, -1), shift(INNER, 1), *[shift(INNER, n, 3) for n in (-1, 0, 1)]], 1),
     ],
 )
 def test_empty_slices_between_contours_are_a_warning(

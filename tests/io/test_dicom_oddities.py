@@ -538,6 +538,14 @@ def test_index_of_a_table_does_not_overflow(tmp_path):
     assert not read_volume(path).array.any()
 
 
+def test_fractional_value_gets_the_nearest_entry_of_a_table(tmp_path):
+    thousandths = {"RescaleSlope": 0.0017, "RescaleIntercept": 0}
+    path = write_xray(
+        tmp_path / "a.dcm", VOILUTSequence=TABLES["12 bits that fall"][0], **thousandths
+    )
+    np.testing.assert_array_equal(read_volume(path).array[0], 4093)  # 1.7 to 2.1
+
+
 def test_table_comes_before_the_window_and_before_the_inversion(tmp_path):
     path = write_xray(
         tmp_path / "a.dcm",

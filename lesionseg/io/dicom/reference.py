@@ -4,7 +4,6 @@ import logging
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ from lesionseg.io.dicom.headers import LPS_TO_RAS, check_image, read_header, sto
 from lesionseg.io.dicom.series import read_slices, series_headers
 from lesionseg.io.limits import convert_read_errors
 from lesionseg.io.warn_once import warn_once
-from lesionseg.ops.components import fill_polygons, lesion_instances
+from lesionseg.ops.components import fill_polygons, label_components, lesion_instances
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +48,7 @@ def read_dicom_reference(
 
     Returns:
         Label values on `geometry`. If two segments overlap, the later one keeps the voxel. Segments
-        that are numbered lesions (`_select_lesions`) give instances.
+        and contour sets that are numbered lesions (`_select_lesions`) give instances.
 
     Raises:
         ReadError: The file is damaged or of another kind, or a contour is not closed.
@@ -81,7 +80,7 @@ def read_dicom_reference(
         values = np.zeros(geometry.shape, dtype=np.min_scalar_type(max(labels)))
         for number, inside in masks.items():
             values[inside] = label_of_segment[number]
-        lesions = _select_lesions(header, names, label_of_segment)
+    lesions = _select_lesions(header, names, label_of_segment)
     if not lesions:
         return Reference(geometry, labels=values)
     others = values.copy()
@@ -120,17 +119,19 @@ def _check_origin(path: Path, header: "Header", scans: Sequence[Path]) -> None:
 def _select_lesions(
     header: "Header", names: Mapping[int, str], labels: Mapping[int, int]
 ) -> list[int]:
-    """Return the numbers of segments of a SEG of which each is one lesion.
+    """Return the numbers of the segments or contour sets of which each is one lesion.
 
-    These are at least two segments of the same label and property type whose `names` end with a
-    number, such as "lesion 7". `labels` are the labels of the segments.
+    These are at least two of the same label and property type whose `names` end with a number, such
+    as "lesion 7". `labels` are their labels.
     """
+    type_of_segment = {
+        int(segment.SegmentNumber): str(segment.get("SegmentedPropertyTypeCodeSequence"))
+        for segment in header.get("SegmentSequence", ())
+    }
     groups = defaultdict(list)
-    for segment in header.get("SegmentSequence", ()):
-        number = int(segment.SegmentNumber)
-        if number in labels and names[number].strip()[-1:].isdigit():
-            property_type = str(segment.get("SegmentedPropertyTypeCodeSequence"))
-            groups[labels[number], property_type].append(number)
+    for number, label in labels.items():
+        if names[number].strip()[-1:].isdigit():
+            groups[label, type_of_segment.get(number)].append(number)
     return [number for group in groups.values() if len(group) > 1 for number in group]
 
 
@@ -255,17 +256,16 @@ def _draw_contours(path: Path, header: "Header", geometry: Geometry, masks: Mask
 
 
 def _warn_of_gaps(path: Path, mask: Flags) -> None:
-    """Warn if slices are empty between two contours that overlap, probably those of one lesion."""
-    n_empty = 0
-    for z, after in pairwise(np.flatnonzero(mask.any(axis=(1, 2))).tolist()):
-        if (mask[z] & mask[after]).any():
-            n_empty += after - z - 1
-    if n_empty:
+    """Warn if slices are empty between separate parts that overlap, perhaps those of one lesion."""
+    above = np.logical_or.accumulate(mask)
+    below = np.logical_or.accumulate(mask[::-1])[::-1]
+    gaps = above & below & ~mask
+    if label_components(mask | gaps).max() < label_components(mask).max():
         text = (
-            "%s: %d empty slices are between the contours of a lesion, so that it counts as "
-            "several lesions. Interpolate the contours in the program that drew them."
+            "%s: %d empty slices are between contours that overlap, so that they count as several "
+            "lesions. If they are one, interpolate them in the program that drew them."
         )
-        warn_once(logger, text, path, n_empty)
+        warn_once(logger, text, path, np.count_nonzero(gaps.any(axis=(1, 2))))
 
 
 def _round_to_grid(path: Path, points_lps: Numbers, geometry: Geometry, *, n_axes: int) -> Numbers:

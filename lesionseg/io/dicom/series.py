@@ -351,8 +351,9 @@ def _contrast(piece: DicomSlice) -> dict[str, Any]:
         "b-value": number(piece.elements, "DiffusionBValue", -1.0),
     }
     contrast |= {name: value for name in _SAME_TEXTS if (value := text(piece.elements, name))}
-    kind = np.ravel(value_of(piece.elements, "ImageType") or [])[2:3].tolist()
-    if kind and (kind[0] in _COMPLEX_PARTS or text(piece.elements, "Modality") == "MR"):
+    types = value_of(piece.elements, "FrameType") or value_of(piece.elements, "ImageType")
+    kind = next(iter(np.ravel(types)[2:]), "")
+    if kind and (kind in _COMPLEX_PARTS or text(piece.elements, "Modality") == "MR"):
         contrast["ImageType"] = kind
     return contrast
 
