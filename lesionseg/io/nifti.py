@@ -89,8 +89,9 @@ def volume_of_nibabel(image: Any) -> tuple[Path, Volume] | None:
     object. Raises `ReadError` as `read_nifti` does.
     """
     import nibabel
+    from nibabel.spatialimages import SpatialImage
 
-    if not isinstance(image, nibabel.spatialimages.SpatialImage):
+    if not isinstance(image, SpatialImage):
         return None
     path = Path(image.get_filename() or "array")
     image = nibabel.Nifti1Image.from_image(image)
