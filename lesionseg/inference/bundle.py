@@ -317,9 +317,8 @@ def _have_same_weights(one: nn.Module, other: nn.Module) -> bool:
     """Return True if two networks have equal weights of the same names, and at least one weight."""
     weights = one.state_dict()
     others = other.state_dict()
-    if not weights or weights.keys() != others.keys():
-        return False
-    return all(torch.equal(tensor, others[name]) for name, tensor in weights.items())
+    have_same_names = bool(weights) and weights.keys() == others.keys()
+    return have_same_names and all(torch.equal(weights[name], others[name]) for name in weights)
 
 
 def _temporary_path(folder: Path) -> Path:

@@ -265,8 +265,8 @@ def find_annotations(root: Path) -> list[AnnotationFile]:
     if not found:
         # `glob` finds nothing in a folder that cannot be listed, where `iterdir` raises an error
         for path in sorted(root.glob(f"*/{_ROBOFLOW}")):
-            if path.parent.name.lower() in PART_ROLES:
-                role = PART_ROLES[path.parent.name.lower()]
+            role = PART_ROLES.get(path.parent.name.lower())
+            if role is not None:
                 found.append(AnnotationFile(path, (path.parent,), role))
         found.sort(key=lambda file: list(PART_ROLES.values()).index(file.role or "test"))
     are_roles = any(file.role in ("validation", "test") for file in found)
