@@ -16,7 +16,12 @@ from lesionseg.io.dicom.headers import LPS_TO_RAS, check_image, read_header, sto
 from lesionseg.io.dicom.series import read_slices, series_headers
 from lesionseg.io.limits import convert_read_errors
 from lesionseg.io.warn_once import warn_once
-from lesionseg.ops.components import fill_polygons, label_components, lesion_instances
+from lesionseg.ops.components import (
+    fill_polygons,
+    foreground_slices,
+    label_components,
+    lesion_instances,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -257,6 +262,7 @@ def _draw_contours(path: Path, header: "Header", geometry: Geometry, masks: Mask
 
 def _warn_of_gaps(path: Path, mask: Flags) -> None:
     """Warn if slices are empty between separate parts that overlap, perhaps those of one lesion."""
+    mask = mask[foreground_slices(mask) or ()]
     above = np.logical_or.accumulate(mask)
     below = np.logical_or.accumulate(mask[::-1])[::-1]
     gaps = above & below & ~mask
