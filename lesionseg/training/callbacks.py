@@ -56,7 +56,8 @@ class LastCheckpoint(Checkpoint):
     its step to metrics.csv.
 
     If the training has one process, a signal of a scheduler (`STOP_SIGNALS`) ends it after its
-    step, with a checkpoint. During a validation, and at a second signal, it ends at once.
+    step, with a checkpoint. During a validation, and at a second signal, it ends at once. If
+    `has_stopped` is True, an error of the loader is a consequence of the signal.
     """
 
     def __init__(self, folder: Path, pause: timedelta) -> None:
@@ -64,6 +65,7 @@ class LastCheckpoint(Checkpoint):
         self.pause = pause.total_seconds()
         self._due = self.pause  # seconds of training
         self._ended_early = False
+        self.has_stopped = False
         self._is_stopping = False
         self._handlers: dict[int, Any] = {}  # those of the signals before the training
 
@@ -93,14 +95,14 @@ class LastCheckpoint(Checkpoint):
         """Restore the handlers of the signals.
 
         A scheduler's signal also ends the loader's workers. If the training needs their next batch,
-        write the checkpoint here and raise `KeyboardInterrupt`.
+        this error comes before the next step. Write the checkpoint, and set `has_stopped`.
         """
         self._restore_handlers()
         batches = trainer.fit_loop.epoch_loop.batch_progress.current
         is_between_steps = batches.ready == batches.completed
         if self._is_stopping and is_between_steps:
             trainer.save_checkpoint(self.folder / LAST)
-            raise KeyboardInterrupt from exception
+            self.has_stopped = True
 
     def _restore_handlers(self) -> None:
         """Restore the handlers that the signals had before the training."""

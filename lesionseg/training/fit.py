@@ -157,6 +157,10 @@ def fit(
             resumed = last if before else None
             try:
                 trainer.fit(module, data, ckpt_path=resumed, weights_only=True)
+            except Exception as error:
+                if any(getattr(one, "has_stopped", False) for one in trainer.checkpoint_callbacks):
+                    raise KeyboardInterrupt from error
+                raise
             finally:
                 _end_processes(trainer)
     after = broadcast_from_rank_zero(partial(read_checkpoint, last))

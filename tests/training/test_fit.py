@@ -1,5 +1,6 @@
 """Short trainings on tiles of noise with bright squares."""
 
+import itertools
 import os
 import shutil
 import signal
@@ -20,6 +21,7 @@ from lesionseg.child_process import STOP_SIGNALS
 from lesionseg.config import OptimConfig
 from lesionseg.errors import ConfigError, TrainingError
 from lesionseg.losses import DiceFocalLoss, FocalLoss
+from lesionseg.training import tile_stream
 from lesionseg.training.callbacks import History, LastCheckpoint, Progress
 from lesionseg.training.checkpoints import read_checkpoint
 from lesionseg.training.module import highest_rate, share_of_rate
@@ -546,21 +548,34 @@ class Trainer:
 
 
 @pytest.mark.skipif(not STOP_SIGNALS, reason="Windows has no such signals")
-@pytest.mark.parametrize(("ready", "error"), [(3, KeyboardInterrupt), (4, None)])
-def test_signal_that_also_ended_the_loader_stops_with_a_checkpoint(tmp_path, ready, error):
-    """Without a next batch, the state between two steps is saved, and no other state."""
-    current = SimpleNamespace(ready=ready, started=3, processed=3, completed=3)
-    loop = SimpleNamespace(
-        epoch_loop=SimpleNamespace(batch_progress=SimpleNamespace(current=current))
-    )
-    saved = []
-    trainer = SimpleNamespace(world_size=1, fit_loop=loop, save_checkpoint=saved.append)
-    last = LastCheckpoint(tmp_path, timedelta(seconds=15))
-    last.on_train_start(trainer, SimpleNamespace(minutes=0.0))
-    os.kill(os.getpid(), STOP_SIGNALS[0])
-    with pytest.raises(error) if error else nullcontext():
-        last.on_exception(trainer, None, RuntimeError("DataLoader worker exited unexpectedly"))
-    assert saved == ([tmp_path / "last.ckpt"] if error else [])
+@pytest.mark.parametrize("is_between_steps", [True, False])
+def test_error_after_a_signal_is_a_stop_only_between_steps(
+    train, tmp_path, monkeypatch, is_between_steps
+):
+    """The signal also ends the loader's workers. An error within a step stays an error."""
+    batches = tile_stream.read_batches
+
+    def read_two(*args, **given):
+        yield from itertools.islice(batches(*args, **given), 2)
+        os.kill(os.getpid(), STOP_SIGNALS[0])
+        raise ConnectionResetError("a worker has ended")
+
+    def fail(_, trainer, *__):
+        os.kill(os.getpid(), STOP_SIGNALS[0])
+        raise ValueError("within a step")
+
+    if is_between_steps:
+        monkeypatch.setattr(tile_stream, "read_batches", read_two)
+        with pytest.raises(KeyboardInterrupt):
+            train(max_steps=5)
+        # Lightning reads one batch ahead
+        assert last_checkpoint(tmp_path / "run")["global_step"] == 1
+    else:
+        with pytest.raises(ValueError, match="within a step"):
+            train(
+                max_steps=5,
+                plugs=[type("Fails", (pl.Callback,), {"on_before_optimizer_step": fail})()],
+            )
 
 
 @pytest.mark.parametrize(("seconds", "saved"), [(0.0, [15, 30, 45, 60]), (1.0, [15, 66, 117, 168])])
