@@ -146,6 +146,7 @@ class TileDataset(Dataset):  # type: ignore[misc]  # MONAI ships no types
             "label": as_meta_tensor(tile["labels"][None], affine, case.case),
             "instances": tile["instances"][None],
             "valid": tile["valid"][None],
+            "shares": tile["shares"][None],
         }
         if self.transform.transforms:
             epoch, number = divmod(index, self.n_tiles)
@@ -192,7 +193,32 @@ class TileDataset(Dataset):  # type: ignore[misc]  # MONAI ships no types
     def finish(self, raw: RawTile) -> TileTensors:
         """Apply the changes and return the tile, with instances in int32."""
         tile = apply_change(raw.tensors, raw.change, self.plan.tile_shape)
-        return tile | {"instances": tile["instances"].int()}
+        shares = self._lesion_shares(raw, tile["instances"])
+        return tile | {"instances": tile["instances"].int(), "shares": shares}
+
+    def _lesion_shares(self, raw: RawTile, instances: Tensor) -> Tensor:
+        """Return, at the voxels of each lesion, the share of it that the tile contains, in 255ths.
+
+        A lesion that does not touch the border of the tile is complete.
+        """
+        ids = instances.numpy()
+        lesions = self.cases[raw.choice.case].lesions
+        shares = np.zeros(ids.shape, np.uint8)
+        if not len(lesions):
+            return torch.from_numpy(shares)
+        counts = np.bincount(ids.reshape(-1), minlength=int(lesions.ids[-1]) + 1)
+        counts[0] = 0
+        share_of = (counts > 0).astype(np.float64)
+        cut = [np.unique(side) for axis in range(ids.ndim) for side in ids.take((0, -1), axis)]
+        linear = raw.change.movement.linear
+        volume = 1.0 if linear is None else abs(np.linalg.det(linear))
+        for number in np.unique(np.concatenate(cut)):
+            if number:
+                total = lesions.voxels[np.searchsorted(lesions.ids, number)]
+                share_of[number] = min(1.0, counts[number] * volume / total)
+        share_of = np.ceil(255 * share_of).astype(np.uint8)
+        np.take(share_of, ids, out=shares)
+        return torch.from_numpy(shares)
 
     def draw_change(self, number: int) -> Change:
         """Draw the augmentation of a tile. With channel dropout, also draw a channel to set to 0.

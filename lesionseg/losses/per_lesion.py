@@ -108,6 +108,7 @@ class LesionBalancedLoss(DiceFocalLoss):
         valid: Valid = None,
         normaliser: Normaliser = None,
         nearest: Integer[Tensor, "b *spatial"] | None = None,
+        cell_weights: Tensor | None = None,
     ) -> LossTerms:
         """Compute the terms of a batch.
 
@@ -157,7 +158,13 @@ class LesionBalancedLoss(DiceFocalLoss):
         batch_hit, batch_p, batch_voxels = self.sum_processes(batch)
         dice = dice_of_sums(batch_hit, batch_p, batch_voxels, self.smooth)
         has_class = (n_voxels > 0) & cells.is_cell
-        lesion_dice = self._mean(dice_of_sums(hit, p_sum, n_voxels, self.smooth), has_class)
+        if cell_weights is None:
+            weights = torch.ones_like(n_voxels[:, :1])
+        else:
+            weights = cell_weights[:, : cells.n_rows // len(nearest)].reshape(-1, 1)
+        lesion_dice = self._mean(
+            dice_of_sums(hit, p_sum, n_voxels, self.smooth), has_class, weights
+        )
         has_lesion = has_class.any(1, keepdim=True)
         size = n_voxels.sum(1, keepdim=True).clamp_min(1)
         of_lesion = cells.sum_voxels(focal.where(lesion.any(1, keepdim=True), 0))
@@ -167,7 +174,7 @@ class LesionBalancedLoss(DiceFocalLoss):
             reduce_losses(total, lesion, None, "per_positive", normaliser)
             for total in (focal_sum.sum(), background)
         )
-        lesion_focal = self._mean(of_lesion / size, has_lesion) + background
+        lesion_focal = self._mean(of_lesion / size, has_lesion, weights) + background
         return {
             "dice": self.dice_weight * dice.mean(),
             "focal": self.voxel_weight * batch_focal,
@@ -176,10 +183,11 @@ class LesionBalancedLoss(DiceFocalLoss):
         }
 
     def _mean(
-        self, values: Float[Tensor, "*n"], is_counted: Bool[Tensor, "*n"]
+        self, values: Float[Tensor, "*n"], is_counted: Bool[Tensor, "*n"], weights: Tensor
     ) -> Float[Tensor, ""]:
         """Return the mean of the counted values of all processes, or 0 if no value is counted."""
-        own = torch.stack([values.where(is_counted, 0).sum(), is_counted.sum().float()])
+        weights = (weights * is_counted).to(values.dtype)
+        own = torch.stack([(values.where(is_counted, 0) * weights).sum(), weights.sum()])
         total, n = self.sum_processes(own)
         mean: Tensor = total / n.clamp_min(1)
         return mean

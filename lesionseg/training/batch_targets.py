@@ -47,6 +47,12 @@ class BatchTargets:
             instances = renumber(batch["instances"], valid)
             made["instances"] = instances
             made["nearest"] = nearest_lesions(instances, self.reach)
+            n_ids = 256 if instances.dtype == torch.uint8 else int(instances.max()) + 1
+            table = torch.zeros(len(instances), n_ids, dtype=torch.uint8)
+            if "shares" in made:
+                shares = made.pop("shares").flatten(1)
+                table.scatter_reduce_(1, instances.flatten(1).long(), shares, "amax")
+                made["cell_weights"] = table / 255
         else:
             instances = batch["instances"].masked_fill(~valid, 0)
         if lacks_anchors and self.anchors is not None:

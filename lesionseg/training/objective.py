@@ -36,6 +36,7 @@ class LevelTargets:
     instances: Tensor
     valid: Tensor
     nearest: Tensor | None = None
+    cell_weights: Tensor | None = None
 
     @classmethod
     def of(cls, batch: Mapping[str, Tensor], regions: Sequence[Sequence[int]] = ()) -> Self:
@@ -44,7 +45,8 @@ class LevelTargets:
         labels = batch["labels"].masked_fill(~valid, 0)
         instances = batch["instances"].masked_fill(~valid, 0)
         labels = region_target(labels, regions) if regions else labels
-        return cls(labels, instances, valid, batch.get("nearest"))
+        weights = batch.get("cell_weights")
+        return cls(labels, instances, valid, batch.get("nearest"), weights)
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,6 +170,7 @@ class Objective:
                 valid=level.valid,
                 normaliser=normaliser,
                 nearest=level.nearest,
+                cell_weights=level.cell_weights,
             )
         return self.loss(  # type: ignore[no-any-return]
             logits.float(), level.labels, valid=level.valid, normaliser=normaliser
@@ -287,7 +290,7 @@ def coarsen(targets: LevelTargets, stride: Sequence[int]) -> LevelTargets:
         ids = ids.where(each == labels.reshape(sizes), 0)  # only voxels with the block's label
     ids = ids.amax(dim=within)
     nearest = torch.where(ids > 0, ids, middle.nearest)
-    return LevelTargets(labels, ids, valid, nearest)
+    return LevelTargets(labels, ids, valid, nearest, targets.cell_weights)
 
 
 def take_middle_voxels(targets: LevelTargets, stride: Sequence[int]) -> LevelTargets:
@@ -299,6 +302,7 @@ def take_middle_voxels(targets: LevelTargets, stride: Sequence[int]) -> LevelTar
         instances=targets.instances[places],
         valid=targets.valid[places],
         nearest=nearest,
+        cell_weights=targets.cell_weights,
     )
 
 

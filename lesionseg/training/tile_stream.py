@@ -122,6 +122,7 @@ def _plain_tensors(item: TileItem) -> Batch:
         "labels": item["label"][0],
         "instances": item["instances"][0],
         "valid": item["valid"][0],
+        "shares": item["shares"][0],
     }
     if "unannotated" in item:
         tensors["unannotated"] = item["unannotated"]
