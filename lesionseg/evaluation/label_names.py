@@ -144,7 +144,8 @@ def warn_of_labels(cases: Sequence[MatchedCase], names: Mapping[int, str]) -> No
         ]
         return float(pd.Series(of_cases, dtype=float).mean())
 
-    for a, b in combinations(names, 2):
+    poor = [label for label in names if dice(label, label) < 0.5]  # the others are not exchanged
+    for a, b in combinations(poor, 2):
         if min(dice(a, b), dice(b, a)) > 0.5:
             _log.warning(
                 "The labels %s and %s are probably exchanged: if they were the other way round, "

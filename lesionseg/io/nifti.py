@@ -4,6 +4,7 @@ import gzip
 import io
 import logging
 import math
+import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -88,6 +89,8 @@ def volume_of_nibabel(image: Any) -> tuple[Path, Volume] | None:
     An image without a file has the path `array`. The volume is float32. Return None for another
     object. Raises `ReadError` as `read_nifti` does.
     """
+    if "nibabel" not in sys.modules:  # an array must not wait for the import
+        return None
     import nibabel
     from nibabel.spatialimages import SpatialImage
 
