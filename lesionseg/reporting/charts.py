@@ -309,7 +309,8 @@ def _draw_threshold(
     x = point.n_false / tables.n_scanned
     y = point.n_found / len(tables.lesions)
     label = f"{name}: {point.n_found} of {len(tables.lesions)} at {rate(x)} per scan"
-    axes.plot(x, y, "o", markersize=9, color=colour, mec=FOUND, mew=1.5, zorder=5, label=label)
+    (dot,) = axes.plot(x, y, "o", markersize=9, color=colour, mec=FOUND, mew=1.5, label=label)
+    dot.set(zorder=5, clip_on=False)  # complete also at 0 and 100 %
 
 
 def find_lower_threshold(tables: Evaluation) -> CurvePoint | None:
