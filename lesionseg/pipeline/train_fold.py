@@ -156,7 +156,8 @@ def keep_bundle(experiment: Experiment, bundle: Bundle, scores: Scores | None) -
     The model card contains the experiment's provenance and `scores`, those of the validation cases;
     None without any.
     """
-    card = model_card(bundle.plan, bundle.selection, scores, experiment.origin)
+    evaluated = [] if scores is None else [scores]
+    card = model_card(bundle.plan, bundle.selection, evaluated, experiment.origin)
     write_bundle(
         experiment.bundle,
         bundle.networks,
