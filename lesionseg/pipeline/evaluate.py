@@ -46,8 +46,9 @@ from lesionseg.evaluation.scores import (
     write_scores,
 )
 from lesionseg.evaluation.subgroups import Columns, read_columns
-from lesionseg.io.predictions import PredictionFiles, list_predictions
 from lesionseg.io.references import References
+from lesionseg.io.results.case import PredictionFiles
+from lesionseg.io.results.index import list_predictions
 from lesionseg.io.text import read_csv, read_json
 from lesionseg.io.zone_files import ZoneFolder
 from lesionseg.pipeline.evaluate_operating_point import (

@@ -21,8 +21,9 @@ from lesionseg.evaluation.calibration import fit_calibration
 from lesionseg.evaluation.operating_point_choice import DEFAULT_AIM
 from lesionseg.evaluation.scores import PointInUse
 from lesionseg.io.layouts.table import ReadingRules
-from lesionseg.io.predictions import PredictionFiles, find_predictions
 from lesionseg.io.references import References
+from lesionseg.io.results.case import PredictionFiles
+from lesionseg.io.results.index import find_predictions
 from lesionseg.pipeline.match_files import MatchOptions, match_cases
 from lesionseg.pipeline.select import OUT_OF_FOLD
 

@@ -53,18 +53,15 @@ from lesionseg.evaluation.change import (
     write_changes,
 )
 from lesionseg.evaluation.scores import SCORES_FILE, write_scores
-from lesionseg.io.case_file import CaseRow
 from lesionseg.io.cases import read_finite
 from lesionseg.io.change_report import ChangeReport
 from lesionseg.io.dicom.results import require_highdicom
 from lesionseg.io.grids import GridPair
 from lesionseg.io.layouts.manifest import read_scan_list
 from lesionseg.io.masks import read_mask
-from lesionseg.io.predictions import (
-    PredictionFiles,
-    find_masks,
-    find_predictions,
-)
+from lesionseg.io.results.case import PredictionFiles
+from lesionseg.io.results.index import find_masks, find_predictions
+from lesionseg.io.results.row import CaseRow
 from lesionseg.io.scans import find_scans
 from lesionseg.io.text import write_csv
 from lesionseg.io.volumes import is_dicom_image, read_geometry

@@ -12,12 +12,13 @@ from pathlib import Path
 from lesionseg.config import MaskNames, PredictConfig, SeriesConfig, is_dicomweb, is_url
 from lesionseg.errors import ConfigError, DatasetError, LesionsegError, OutputError, count
 from lesionseg.inference.bundle import joint_digest
-from lesionseg.io.case_file import CaseRow
 from lesionseg.io.dicom.results import require_highdicom
 from lesionseg.io.dicomweb import DicomWeb
 from lesionseg.io.files import locked_folder
-from lesionseg.io.prediction_folder import PredictionFolder
 from lesionseg.io.remote import download
+from lesionseg.io.results.folder import PredictionFolder
+from lesionseg.io.results.index import TABLE, PredictionIndex, left_out_row
+from lesionseg.io.results.row import CaseRow
 from lesionseg.io.scans import FoundScans, Scan, find_scans
 from lesionseg.models.build import NetworkFactory
 from lesionseg.pipeline.log import Advance, bar
@@ -28,9 +29,9 @@ from lesionseg.pipeline.predict_case import (
     predict_cases,
 )
 from lesionseg.pipeline.predict_log import PredictLog, predict_log
+from lesionseg.pipeline.predict_outcome import PredictOutcome
 from lesionseg.pipeline.predict_selection import explain_unwanted, is_archive, select_shard
 from lesionseg.pipeline.predict_send import ResultSender
-from lesionseg.pipeline.predict_tables import TABLE, PredictionIndex, PredictOutcome, left_out_row
 from lesionseg.plan.plan import Plan
 
 logger = logging.getLogger(__name__)

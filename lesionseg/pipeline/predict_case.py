@@ -32,12 +32,13 @@ from lesionseg.inference.decision import Inferred
 from lesionseg.inference.nnunet.scan import NnunetScan
 from lesionseg.inference.predictor import Predictor, PreparedScan
 from lesionseg.inference.read_ahead import memory_budget, needed_bytes, read_ahead
-from lesionseg.io.case_file import CaseRow
 from lesionseg.io.dicom.result_origin import ResultOrigin
 from lesionseg.io.dicom.results import write_dicom_results
 from lesionseg.io.files import digest_of
-from lesionseg.io.prediction_folder import PredictionFolder
-from lesionseg.io.predictions import write_prediction
+from lesionseg.io.results.case import write_prediction
+from lesionseg.io.results.folder import PredictionFolder
+from lesionseg.io.results.index import Digests
+from lesionseg.io.results.row import CaseRow
 from lesionseg.io.scans import Scan
 from lesionseg.io.text import printable_text
 from lesionseg.io.volumes import is_dicom_image, read_geometry
@@ -45,7 +46,6 @@ from lesionseg.io.zone_files import ZoneFolder
 from lesionseg.models.build import NetworkFactory
 from lesionseg.ops.components import candidates_of, present_values
 from lesionseg.pipeline.predict_selection import explain_too_few_slices, is_archive
-from lesionseg.pipeline.predict_tables import Digests
 from lesionseg.version import __version__
 
 logger = logging.getLogger(__name__)

@@ -41,8 +41,9 @@ from lesionseg.inference.input_check import InputCheck
 from lesionseg.inference.predictor import Predictor
 from lesionseg.inference.read_ahead import predict_volumes
 from lesionseg.io.cases import read_case, read_image
-from lesionseg.io.predictions import PredictionFiles, find_predictions, write_prediction
 from lesionseg.io.references import open_reference
+from lesionseg.io.results.case import PredictionFiles, write_prediction
+from lesionseg.io.results.index import find_predictions
 from lesionseg.pipeline.experiment import Experiment
 from lesionseg.pipeline.log import bar
 from lesionseg.pipeline.match_files import (

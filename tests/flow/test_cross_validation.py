@@ -7,7 +7,7 @@ import pytest
 
 import lesionseg
 from lesionseg.cli import run
-from lesionseg.io.predictions import find_predictions
+from lesionseg.io.results.index import find_predictions
 from lesionseg.io.text import read_json
 from lesionseg.phantoms import write_mri_phantoms
 from tests.flow.cases import SMALL, TILE, plan_of, scores_of, train

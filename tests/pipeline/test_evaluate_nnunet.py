@@ -9,7 +9,7 @@ from lesionseg.config import ReportSection
 from lesionseg.errors import ConfigError, ConflictError, DatasetError, format_score
 from lesionseg.evaluation import read_scores
 from lesionseg.io.masks import read_mask
-from lesionseg.io.predictions import find_predictions
+from lesionseg.io.results.index import find_predictions
 from lesionseg.io.text import read_csv, read_json, write_json
 from lesionseg.pipeline import match_files
 from lesionseg.reporting.images import Sources

@@ -12,7 +12,7 @@ from lesionseg.evaluation.curves import froc
 from lesionseg.inference.bundle import Bundle
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.cases import read_case
-from lesionseg.io.predictions import write_prediction
+from lesionseg.io.results.case import write_prediction
 from lesionseg.io.text import read_json
 from lesionseg.ops.components import lesion_instances
 from lesionseg.phantoms import write_mri_phantoms, write_xray_phantoms

@@ -27,7 +27,7 @@ from lesionseg.inference.probabilities import SURE, compress_log_odds
 from lesionseg.io.grids import GridPair
 from lesionseg.io.masks import read_mask
 from lesionseg.io.nnunet_probabilities import ProbabilityFile
-from lesionseg.io.predictions import PredictionFiles
+from lesionseg.io.results.case import PredictionFiles
 from lesionseg.plan.plan import CandidateRule
 
 _log = logging.getLogger(__name__)

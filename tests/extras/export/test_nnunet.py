@@ -10,7 +10,7 @@ import torch
 from lesionseg.errors import ConfigError, OutputError
 from lesionseg.inference.bundle import bundle_plan, bundle_selection, read_bundle, write_bundle
 from lesionseg.inference.probabilities import label_probabilities
-from lesionseg.io.predictions import find_predictions
+from lesionseg.io.results.index import find_predictions
 from lesionseg.io.text import read_json
 from lesionseg.models.build import build_network
 from tests.commands import export, predict

@@ -9,12 +9,12 @@ from dataclasses import asdict
 import pytest
 
 from lesionseg.errors import ConflictError, DatasetError, OutputError
-from lesionseg.io import prediction_folder
-from lesionseg.io.case_file import ScanSource
 from lesionseg.io.contents import content_digest, file_state
 from lesionseg.io.files import digest_of
-from lesionseg.io.prediction_folder import PredictionFolder
 from lesionseg.io.remote import download, upload
+from lesionseg.io.results import folder as folder_module
+from lesionseg.io.results.folder import PredictionFolder
+from lesionseg.io.results.row import ScanSource
 
 ONE = ScanSource("aa")
 TWO = ScanSource("bb")
@@ -248,7 +248,7 @@ def test_upload_that_failed_is_repeated_by_the_next_run(tmp_path, monkeypatch, n
         raise OutputError("The network is down.")
 
     with monkeypatch.context() as patch:
-        patch.setattr(prediction_folder, "upload", upload_some)
+        patch.setattr(folder_module, "upload", upload_some)
         with pytest.raises(OutputError), PredictionFolder(copy, url).write_case("a") as part:
             write_results(part, "a", ONE)
     assert len(list(store.glob("*"))) == n_uploaded
@@ -269,7 +269,7 @@ def test_candidate_file_in_the_store_means_that_the_case_is_complete(tmp_path, m
             upload([path], *args)
             states.append({file.name: file.read_text() for file in store.iterdir()})
 
-    monkeypatch.setattr(prediction_folder, "upload", upload_one_by_one)
+    monkeypatch.setattr(folder_module, "upload", upload_one_by_one)
     results = PredictionFolder(copy, f"file://{store}")
     for content in ("old", "new"):
         with results.write_case("a") as part:
@@ -299,7 +299,7 @@ def test_new_candidate_file_is_kept_if_its_upload_failed(tmp_path, monkeypatch):
         upload(paths, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(prediction_folder, "upload", fail_to_upload)
+        patch.setattr(folder_module, "upload", fail_to_upload)
         with pytest.raises(OutputError), PredictionFolder(copy, url).write_case("a") as part:
             write_results(part, "a", ONE, "new")
     assert not (tmp_path / "store" / "a_candidates.json").exists()

@@ -21,21 +21,12 @@ from lesionseg.config import MaskNames, is_url
 from lesionseg.core import Geometry, Labels
 from lesionseg.errors import ConflictError, DatasetError, LesionsegError
 from lesionseg.io.bids_output import DESCRIPTION, write_bids_description
-from lesionseg.io.case_file import (
-    CaseRow,
-    ScanSource,
-    failed_file,
-    read_failures,
-    read_row,
-    read_sent,
-    write_failures,
-)
 from lesionseg.io.case_ids import check_case_id, comparison_key
 from lesionseg.io.files import TEMPORARY_NAMES, output_errors
 from lesionseg.io.nnunet_output import DESCRIPTIONS, write_description, write_probabilities
 from lesionseg.io.nnunet_output import ENDINGS as NNUNET_ENDINGS
 from lesionseg.io.remote import stored_names, upload
-from lesionseg.io.result_names import (
+from lesionseg.io.results.names import (
     CANDIDATES,
     FAILED,
     MASK_ENDINGS,
@@ -44,6 +35,15 @@ from lesionseg.io.result_names import (
     REPORT,
     SEGMENTATION,
     SENT,
+)
+from lesionseg.io.results.row import (
+    CaseRow,
+    ScanSource,
+    failed_file,
+    read_failures,
+    read_row,
+    read_sent,
+    write_failures,
 )
 from lesionseg.io.text import write_json
 from lesionseg.io.volumes import WRITTEN, result_suffix

@@ -12,26 +12,15 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    FiniteFloat,
-    NonNegativeInt,
-    PositiveInt,
-    TypeAdapter,
-    ValidationError,
-)
+from pydantic import TypeAdapter, ValidationError
 
 from lesionseg.config import MaskNames
-from lesionseg.core import Candidate, Geometry, InputCheckResult, OperatingPoint, Prediction
-from lesionseg.core.labels import LabelValue
-from lesionseg.errors import ContentError, GeometryError, ReadError, describe_misfits
+from lesionseg.errors import ContentError, ReadError, describe_misfits
 from lesionseg.io.case_ids import case_id_fault
 from lesionseg.io.files import digest_of
-from lesionseg.io.result_names import CANDIDATES, FAILED
+from lesionseg.io.results.names import CANDIDATES, FAILED
 from lesionseg.io.text import read_json, read_text, write_json
 
 _DONE = ("done", "warned", "blank", "kept")  # the statuses of a case that has results
@@ -190,7 +179,7 @@ class CaseRow:
         return {**{name: getattr(self, name) for name in self.columns()}, **self.amounts}
 
 
-_EMPTY: tuple[Any, ...] = ("", None, {}, [])  # values that files leave out
+EMPTY: tuple[Any, ...] = ("", None, {}, [])  # values that files leave out
 _NOT_STATED = {*CaseRow.OF_RUN, "is_unchanged", "names"}
 _SOURCE = tuple(c.name for c in fields(ScanSource))
 _ROWS = TypeAdapter(CaseRow)
@@ -265,6 +254,15 @@ def read_sent(path: Path) -> dict[str, list[str]]:
     return {}
 
 
+def facts_of(row: CaseRow) -> dict[str, Any]:
+    """Return `source`, `key` and `row` of a candidate file, which `read_row` reads."""
+    stated = _stated(row)
+    source = {name: stated.pop(name) for name in _SOURCE if name in stated}
+    key = stated.pop("key", "")
+    del stated["case"]  # the file states it itself
+    return {"source": source, "key": key, "row": stated}
+
+
 def _stated(row: CaseRow) -> dict[str, Any]:
     """Return the attributes of a row that a file states, without empty ones.
 
@@ -273,181 +271,5 @@ def _stated(row: CaseRow) -> dict[str, Any]:
     return {
         name: value
         for name, value in asdict(row).items()
-        if name not in _NOT_STATED and value not in _EMPTY
+        if name not in _NOT_STATED and value not in EMPTY
     }
-
-
-class _Entry(BaseModel):
-    """A candidate as its file states it."""
-
-    model_config = ConfigDict(strict=True)
-
-    score: Annotated[FiniteFloat, Field(ge=0, le=1)]
-    start_vox: list[FiniteFloat]
-    stop_vox: list[FiniteFloat]
-    id: PositiveInt | None = None
-    label: LabelValue = 1
-    centre_mm: list[FiniteFloat] | None = None
-    diameter_mm: FiniteFloat | None = None
-    volume_ml: FiniteFloat | None = None
-    has_mask: bool = False
-    accepted: bool = True
-    probability: Annotated[FiniteFloat, Field(ge=0, le=1)] | None = None
-    zone: str = ""
-
-    def to_candidate(self, place: int, geometry: Geometry) -> Candidate:
-        """Make the candidate and compute the values that the file does not state.
-
-        Args:
-            place: The number of the candidate in the file, from 1. It is the id if the file does
-                not state one.
-            geometry: The grid of the scan.
-
-        Raises:
-            ValueError: The numbers do not describe a box with the axes of this grid.
-        """
-        stated = self.model_dump(exclude_none=True)
-        for name, value in stated.items():
-            if isinstance(value, list):
-                stated[name] = tuple(value)
-        for name in ("start_vox", "stop_vox", "centre_mm"):
-            if name in stated and len(stated[name]) != geometry.dims:
-                raise ValueError(f"{name} {stated[name]} does not have {geometry.dims} numbers")
-        if not all(a < b for a, b in zip(self.start_vox, self.stop_vox, strict=True)):
-            raise ValueError(f"stop_vox {self.stop_vox} is not above start_vox {self.start_vox}")
-        box = (*self.start_vox, *self.stop_vox)
-        computed = Candidate.from_box(place, self.label, self.score, box, geometry)
-        return replace(computed, **stated)
-
-
-class CaseContent(BaseModel):
-    """The content of a candidate file.
-
-    The keys are attributes of `Prediction`, in which `scored` is called `has_scores`, and
-    `input_check` is called `input`. `shape` is that of the scan.
-    """
-
-    schema_version: Literal[1] = 1
-    shape: list[PositiveInt] | None = None
-    labels: dict[LabelValue, str] = {}
-    candidates: list[_Entry]
-    removed: list[_Entry] = []
-    operating_point: OperatingPoint | None = None
-    scored: bool = True
-    input_check: InputCheckResult | None = None
-    n_left_out: NonNegativeInt = 0
-    n_outside: NonNegativeInt = 0
-
-
-def write_candidates(
-    path: Path,
-    prediction: Prediction,
-    *,
-    names: MaskNames = "lesionseg",
-    row: CaseRow | None = None,
-) -> None:
-    """Write the candidate file of a case. Optional keys are left out if they are empty.
-
-    Args:
-        path: The file.
-        prediction: The prediction.
-        names: The names of the masks next to it.
-        row: The facts of the scan and the run that the file states as `source`, `key` and `row`.
-            None states none of them.
-    """
-    point = prediction.operating_point
-    stated = {} if row is None else _stated(row)
-    optional: dict[str, Any] = {
-        "source": {name: stated.pop(name) for name in _SOURCE if name in stated},
-        "key": stated.pop("key", ""),
-        "row": {name: value for name, value in stated.items() if name != "case"},
-        "names": "" if names == "lesionseg" else names,
-        "labels": {str(value): name for value, name in prediction.labels.items()},
-        "input_check": None if prediction.input is None else asdict(prediction.input),
-        "removed": list(map(_entry_json, prediction.removed)),
-        "n_left_out": prediction.n_left_out or None,
-        "n_outside": prediction.n_outside or None,
-        # False if the predicting program states no scores, so all of them are 1
-        "scored": None if prediction.has_scores else False,
-    }
-    content = {
-        "schema_version": 1,
-        "case": prediction.case,
-        "shape": list(prediction.geometry.shape),
-        "size_unit": prediction.geometry.size_unit,
-        "operating_point": None if point is None else asdict(point),
-        **{name: value for name, value in optional.items() if value not in _EMPTY},
-        "candidates": list(map(_entry_json, prediction.candidates)),  # last, see `_read_head`
-    }
-    write_json(path, content)
-
-
-def _entry_json(candidate: Candidate) -> dict[str, Any]:
-    """Return the attributes of a candidate, without an empty zone."""
-    entry = asdict(candidate)
-    if not candidate.zone:
-        del entry["zone"]
-    return entry
-
-
-def read_shape(path: Path) -> tuple[int, ...] | None:
-    """Return the shape of the scan that a candidate file states, or None if it states none.
-
-    Raises:
-        ReadError: The file is missing or not JSON.
-        ContentError: The shape is not a list of positive numbers.
-    """
-    content = read_json(path)
-    stated = content.get("shape") if isinstance(content, dict) else None
-    if stated is None:
-        return None
-    try:
-        return tuple(TypeAdapter(list[PositiveInt]).validate_python(stated))
-    except ValidationError as error:
-        raise ContentError(
-            f"{path}: shape is {str(stated)[:100]}, not a list of positive numbers. Correct it."
-        ) from error
-
-
-def read_candidates(
-    path: Path, grid: Geometry
-) -> tuple[CaseContent, list[Candidate], list[Candidate]]:
-    """Read a candidate file. Return its content, its candidates and its removed candidates.
-
-    Other programs may write an operating point with a score only. It is named after its score.
-
-    Args:
-        path: The file.
-        grid: The grid of the scan. Values that a candidate does not state are computed on it.
-
-    Raises:
-        ReadError: The file is missing or not JSON.
-        GeometryError: The file states another shape than that of the grid.
-        ContentError: A key or a candidate is not valid, or has a label without a name.
-    """
-    content = read_json(path)
-    point = content.get("operating_point") if isinstance(content, dict) else None
-    if isinstance(point, dict) and "name" not in point:
-        content["operating_point"] = {"name": f"score:{point.get('score')}", **point}
-    try:
-        stated = CaseContent.model_validate(content)
-        if stated.shape not in (None, [*grid.shape]):
-            raise GeometryError(
-                f"{path}: the candidates belong to a scan of {stated.shape} voxels, but the scan "
-                f"has {[*grid.shape]}. Predict this scan."
-            )
-        kept = [entry.to_candidate(n, grid) for n, entry in enumerate(stated.candidates, 1)]
-        removed = [entry.to_candidate(n, grid) for n, entry in enumerate(stated.removed, 1)]
-        _check_labels(stated.labels, [*kept, *removed])
-    except ValidationError as error:
-        raise ContentError(f"{path}: {describe_misfits(error, content)[:300]}.") from error
-    except ValueError as error:
-        raise ContentError(f"{path}: {error}. Correct the candidate.") from error
-    return stated, kept, removed
-
-
-def _check_labels(names: Mapping[int, str], candidates: Sequence[Candidate]) -> None:
-    """Raise `ValueError` if a file names its labels, but not that of a candidate."""
-    for candidate in candidates:
-        if names and candidate.label not in names:
-            raise ValueError(f"labels has no name for the label {candidate.label}")
