@@ -15,11 +15,14 @@ from lesionseg.inference.bundle import joint_digest
 from lesionseg.io.dicom.results import require_highdicom
 from lesionseg.io.dicomweb import DicomWeb
 from lesionseg.io.files import locked_folder
-from lesionseg.io.remote import download
+from lesionseg.io.nnunet_probabilities import write_description
+from lesionseg.io.remote import download, upload
 from lesionseg.io.results.folder import PredictionFolder
 from lesionseg.io.results.index import TABLE, PredictionIndex, left_out_row
+from lesionseg.io.results.names import write_bids_description
 from lesionseg.io.results.row import CaseRow
 from lesionseg.io.scans import FoundScans, Scan, find_scans
+from lesionseg.io.volumes import result_suffix
 from lesionseg.models.build import NetworkFactory
 from lesionseg.pipeline.log import Advance, bar
 from lesionseg.pipeline.predict_case import (
@@ -127,7 +130,7 @@ def _predict(
     ):
         _require_no_other_division(folder, cfg)
         results = PredictionFolder(folder, cfg.output, cfg.names)
-        _describe_output(cfg, results, scans, predictor.plan)
+        _describe_output(cfg, folder, scans, predictor.plan)
         if is_whole:  # another shard may be writing its cases now
             _complete_interrupted(results)
         scans = [_keep_earlier_id(scan, results) for scan in scans]
@@ -255,14 +258,16 @@ def _check_probability_settings(cfg: PredictConfig, plan: Plan) -> None:
         )
 
 
-def _describe_output(
-    cfg: PredictConfig, results: PredictionFolder, scans: Sequence[Scan], plan: Plan
-) -> None:
+def _describe_output(cfg: PredictConfig, folder: Path, scans: Sequence[Scan], plan: Plan) -> None:
     """Write the files that BIDS requires, or that nnU-Net expects next to its probabilities."""
-    results.describe()
-    first = next((scan.files.images[0] for scan in scans if scan.files.images), None)
-    if cfg.save_probabilities and first is not None:
-        results.describe_probabilities(plan.channel_names, plan.labels, first, plan.dims)
+    images = [image for scan in scans for image in scan.files.images]
+    written: list[Path] = []
+    if cfg.names == "bids":
+        written = write_bids_description(folder)
+    elif cfg.names == "nnunet" and cfg.save_probabilities and images:
+        suffix = result_suffix(images[0], plan.dims)
+        written = write_description(folder, plan.channel_names, plan.labels, suffix)
+    upload(written, folder, cfg.output)
 
 
 def _run_engine(

@@ -35,9 +35,11 @@ from lesionseg.inference.read_ahead import memory_budget, needed_bytes, read_ahe
 from lesionseg.io.dicom.result_origin import ResultOrigin
 from lesionseg.io.dicom.results import write_dicom_results
 from lesionseg.io.files import digest_of
+from lesionseg.io.nnunet_probabilities import write_probabilities
 from lesionseg.io.results.case import write_prediction
 from lesionseg.io.results.folder import PredictionFolder
 from lesionseg.io.results.index import Digests
+from lesionseg.io.results.names import PROBABILITIES
 from lesionseg.io.results.row import CaseRow
 from lesionseg.io.scans import Scan
 from lesionseg.io.text import printable_text
@@ -271,10 +273,10 @@ class CaseWork:
         self._record_content(item)
         item.update(key=self._key(scan.files, item.row.digest))
         self._require_zones(scan.case)
-        self.results.require_free(scan.case, item.row.source, overwrite=self.cfg.overwrite)
         plan = self.predictor.plan
         has_masks = plan.candidate_rule.source != "detection"
-        earlier = self.results.finished_row(scan.case, item.row.key, needs_mask=has_masks)
+        overwrite = self.cfg.overwrite
+        earlier = self.results.claim(scan.case, item.row, overwrite=overwrite, needs_mask=has_masks)
         earlier = earlier or self._earlier_failure(item.row)
         if earlier is not None:
             item.repeat(earlier)
@@ -376,8 +378,13 @@ class CaseWork:
             probabilities[label, first : first + len(slab)] = slab
 
         prediction = self.predictor.decide(inferred, case, keep)
-        grid = inferred.file_geometry
-        self.results.write_probabilities(new_files, case, probabilities, grid, labels)
+        if self.cfg.names == "nnunet":
+            grid = inferred.file_geometry
+            is_region = bool(labels.regions)
+            write_probabilities(new_files, case, probabilities, grid, are_regions=is_region)
+        else:
+            file = new_files / f"{case}{PROBABILITIES}"
+            np.savez_compressed(file, probabilities=probabilities)
         return prediction
 
     def _assign_zones(

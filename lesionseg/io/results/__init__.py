@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from lesionseg.io.results.names import SEGMENTATION as SEGMENTATION
     from lesionseg.io.results.names import SENT as SENT
     from lesionseg.io.results.row import CaseRow as CaseRow
-    from lesionseg.io.results.row import ScanSource as ScanSource
 
 _HOMES = {
     "CANDIDATES": "names",
@@ -33,7 +32,6 @@ _HOMES = {
     "REPORT": "names",
     "SEGMENTATION": "names",
     "SENT": "names",
-    "ScanSource": "row",
     "find_masks": "index",
     "find_predictions": "index",
     "list_predictions": "index",

@@ -13,7 +13,6 @@ from lesionseg.errors import DatasetError, ReadError
 from lesionseg.io.case_ids import check_case_id, without_first_channel
 from lesionseg.io.files import explain_missing, is_broken_link, is_file_or_broken_link
 from lesionseg.io.layouts.checks import find_unread_files
-from lesionseg.io.nnunet_probabilities import SUFFIX as NPZ
 from lesionseg.io.remote import upload
 from lesionseg.io.results.case import PredictionFiles
 from lesionseg.io.results.folder import PredictionFolder
@@ -29,7 +28,7 @@ _WRITE_SHARE = 0.05  # largest share of the time that is spent on writing the ta
 # digests of files that an earlier run has read, by path and state of the scan
 Digests = Mapping[tuple[str, str], str]
 # the names of files that are not masks, for messages
-_NAME_OF_KIND = {"candidates": f"<case>{CANDIDATES}", "probabilities": f"<case>{NPZ}"}
+_NAME_OF_KIND = {"candidates": f"<case>{CANDIDATES}", "probabilities": "<case>.npz"}
 _OF_NNUNET = (".npz", ".pkl", ".pt")  # further files that nnU-Net writes next to its predictions
 
 
@@ -232,7 +231,7 @@ class PredictionIndex:
             done = {row.case for row in rows if row.is_done}
             of_place = {(row.case, row.path): row for row in rows}
             rows += [row.as_kept() for row in self.results.rows() if row.case not in done]
-            for failure in self.results.all_failures():
+            for failure in self.results.failures():
                 newer = of_place.get((failure.case, failure.path))
                 if newer is None or not newer.replaces(failure):
                     rows.append(failure)

@@ -29,44 +29,6 @@ _SHOWN_DIGITS = 12  # digits of a digest in a message
 
 
 @dataclass(frozen=True)
-class ScanSource:
-    """The scan that a result was computed from. It contains no name and no PatientID.
-
-    Attributes:
-        digest: The SHA-256 of the files, see `content_digest`.
-        study_uid: The UID of a DICOM study, otherwise "".
-        series_uid: The UID of a DICOM series, otherwise "".
-        instance_uid: The UID of the instance if the scan is a single DICOM file, otherwise "".
-    """
-
-    digest: str
-    study_uid: str = ""
-    series_uid: str = ""
-    instance_uid: str = ""
-
-    def is_of_same_scan(self, other: "ScanSource") -> bool:
-        """Return True if both are known to be the same scan, possibly with changed content.
-
-        Files without UIDs are the same scan only if their content is equal. Single DICOM files are
-        compared by instance UID instead of series UID, because a series may contain several single
-        images, such as two views of a chest.
-        """
-        if self.digest == other.digest:
-            return True
-        if self.instance_uid or other.instance_uid:
-            return self.instance_uid == other.instance_uid
-        return bool(self.series_uid) and self.series_uid == other.series_uid
-
-    def __str__(self) -> str:
-        """Return a phrase with the instance or series UID, otherwise the start of the digest."""
-        if self.instance_uid:  # two images of one series are different scans
-            return f"instance {self.instance_uid}"
-        if self.series_uid:
-            return f"series {self.series_uid}"
-        return f"digest {self.digest[:_SHOWN_DIGITS]}…"
-
-
-@dataclass(frozen=True)
 class CaseRow:
     """A scan's line of `predictions.csv`; `amounts` are further columns, named by label and zone.
 
@@ -96,7 +58,7 @@ class CaseRow:
         study_uid: DICOM UID of the study; empty for files of other formats, like the other UIDs.
         series_uid: DICOM UID of the series.
         instance_uid: DICOM UID of the image.
-        digest: hash of the files' content.
+        digest: hash of the files' content, see `content_digest`.
         state: see `file_state`.
         finished: time at which the scan was predicted, failed or was skipped.
         amounts: counts and millilitres, with the columns `count_<label>`, `ml_<label>`,
@@ -148,14 +110,29 @@ class CaseRow:
         return self.status in _DONE
 
     @property
-    def source(self) -> ScanSource:
-        """Digest and UIDs of the scan."""
-        return ScanSource(self.digest, self.study_uid, self.series_uid, self.instance_uid)
-
-    @property
     def scan_uid(self) -> str:
         """UID of the image if the scan is a single DICOM file, otherwise of the series, or ""."""
         return self.instance_uid or self.series_uid
+
+    @property
+    def scan_name(self) -> str:
+        """A phrase with the instance or series UID, otherwise the start of the digest."""
+        if self.scan_uid:  # two images of one series are different scans
+            return f"{'instance' if self.instance_uid else 'series'} {self.scan_uid}"
+        return f"digest {self.digest[:_SHOWN_DIGITS]}…"
+
+    def is_of_same_scan(self, other: "CaseRow") -> bool:
+        """Return True if both are known to be of the same scan, possibly with changed content.
+
+        Files without UIDs are the same scan only if their content is equal. Single DICOM files are
+        compared by instance UID instead of series UID, because a series may contain several single
+        images, such as two views of a chest.
+        """
+        if self.digest == other.digest:
+            return True
+        if self.instance_uid or other.instance_uid:
+            return self.instance_uid == other.instance_uid
+        return bool(self.series_uid) and self.series_uid == other.series_uid
 
     def as_kept(self) -> "CaseRow":
         """Return the row for a later run, with the status `kept` instead of `done` or "".
@@ -172,7 +149,7 @@ class CaseRow:
         """
         if failure.path != self.path:
             return False
-        return failure.key != self.CONFLICT or self.source.is_of_same_scan(failure.source)
+        return failure.key != self.CONFLICT or self.is_of_same_scan(failure)
 
     def cells(self) -> dict[str, Any]:
         """Return the row's cells by column, including those of `amounts`."""
@@ -181,7 +158,7 @@ class CaseRow:
 
 EMPTY: tuple[Any, ...] = ("", None, {}, [])  # values that files leave out
 _NOT_STATED = {*CaseRow.OF_RUN, "is_unchanged", "names"}
-_SOURCE = tuple(c.name for c in fields(ScanSource))
+_SOURCE = ("digest", "study_uid", "series_uid", "instance_uid")  # what identifies the scan
 _ROWS = TypeAdapter(CaseRow)
 _FAILURES = TypeAdapter(list[CaseRow])
 
