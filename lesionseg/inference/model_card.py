@@ -10,7 +10,8 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from lesionseg.core import UNKNOWN_ROLE, OperatingPoint, Selection
+from lesionseg.core import UNKNOWN_ROLE, Selection
+from lesionseg.evaluation.operating_points import exceeds_aim
 from lesionseg.evaluation.scores import Scores
 from lesionseg.plan.plan import Plan
 
@@ -207,7 +208,7 @@ def fill(template: str, *, plan: Plan, **values: object) -> str:
     """Fill a template about a model, which can use the filters and the modality of the card."""
     page = Environment(trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
     page.filters["number"] = _number
-    page.tests["beyond_aim"] = _is_beyond_aim
+    page.tests["beyond_aim"] = exceeds_aim
     page.filters["interval"] = _interval
     modality = _MODALITIES[plan.modality]
     return page.from_string(template).render(plan=plan, modality=modality, **values)
@@ -221,18 +222,6 @@ def _numbers(scores: Scores) -> list[tuple[str, float | Sequence[float] | None]]
         *((title, scores[name].value) for name, title in _METRICS.items()),
         ("lesion recall, 95 % confidence", scores["lesion_recall"].ci95),
     ]
-
-
-def _is_beyond_aim(point: OperatingPoint) -> bool:
-    """Return True if more false positives are expected per new case than the point's aim.
-
-    False if the aim is no rate of false positives, or if no rate is expected.
-    """
-    aim = point.aim
-    expected = point.expected_false_positives_per_case
-    if aim.kind != "fp_per_case" or expected is None:
-        return False
-    return expected > aim.value + 1e-9  # a difference below this is rounding
 
 
 def _interval(value: float, ci95: Sequence[float] | None) -> str:

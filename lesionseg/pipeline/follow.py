@@ -12,7 +12,6 @@ import numpy as np
 from lesionseg.config import FollowConfig, PredictConfig
 from lesionseg.core import (
     UNKNOWN_ROLE,
-    Aim,
     CaseFiles,
     Finding,
     OperatingPoint,
@@ -34,6 +33,7 @@ from lesionseg.errors import (
     join_names,
 )
 from lesionseg.evaluation import (
+    Aim,
     CaseRows,
     SummarySettings,
     Tables,

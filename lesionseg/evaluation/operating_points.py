@@ -1,6 +1,7 @@
-"""Choose the score from which candidates are accepted, and estimate its rate on new patients.
+"""Operating points: parse a request, choose the score for it, find it again, and explain it.
 
-Let the threshold be just above the (m+1)-th false positive of n patients, by descending score.
+`choose` takes evaluated cases, and estimates the rate of its score on new patients. Let the
+threshold be just above the (m+1)-th false positive of n patients, by descending score.
 
 - The true rate is then gamma distributed, and new patients have (m+1)/n false positives on average.
 - If the rates of patients differ, with a variance of v times the squared mean, the average is
@@ -12,14 +13,16 @@ This is also the bound of conformal risk control (Angelopoulos et al., arXiv 220
 """
 
 import logging
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from scipy.special import betainc
 
-from lesionseg.core import Aim, OperatingPoint
+from lesionseg.core import OperatingPoint
 from lesionseg.core.arrays import Numbers
-from lesionseg.errors import ContentError
+from lesionseg.errors import ConfigError, ContentError, count, format_score
 from lesionseg.evaluation.intervals import (
     NO_CASE,
     NO_LESION,
@@ -28,18 +31,141 @@ from lesionseg.evaluation.intervals import (
     proportion,
     rate,
 )
-from lesionseg.evaluation.tables import NEVER, Tables
+
+if TYPE_CHECKING:  # pandas, which a prediction does not need
+    from lesionseg.evaluation.tables import Tables
 
 _log = logging.getLogger(__name__)
 
-DEFAULT_AIM = Aim("auto")
+AimKind = Literal["auto", "best_f1", "fp_per_case", "sensitivity", "score"]
+_WITHOUT_VALUE: tuple[AimKind, ...] = ("auto", "best_f1")
+_WITH_VALUE: tuple[AimKind, ...] = ("fp_per_case", "sensitivity", "score")
+_ADVICE = "Write auto, best_f1, fp_per_case:1, sensitivity:0.9 or score:0.5, with your own number"
 LESIONS_PER_FALSE_POSITIVE = 10
 FEW_PATIENTS = 20  # with fewer, the rate of a score varies much between sets of patients
+OUT_OF_FOLD = "out-of-fold"  # chosen on cases that the network did not see
 # the score if no candidate counts, because 0 would accept all faint candidates of new scans
 UNINFORMED_SCORE = 0.5
 _MARGIN = 1e-4  # distance to the next rejected score, so that rounding does not accept it
 # tolerance of whole numbers: 0.1 · 30 cases are 3 false positives, although the product is below 3
 _ROUNDING = 1e-9
+
+
+# --- the request ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Aim:
+    """The aim that the score of an operating point is chosen for.
+
+    `auto`: the default rule (`default_rate`). `best_f1`: the highest F1 of lesions. `fp_per_case`:
+    `value` false positives per case. `sensitivity`: a lesion recall of `value`. `score`: the score
+    `value` itself.
+    """
+
+    kind: AimKind
+    value: float = 0.0
+
+    @classmethod
+    def parse(cls, text: str | float, *, number_is_score: bool = False) -> "Aim":
+        """Parse an aim such as `fp_per_case:1` or `best_f1`.
+
+        Args:
+            text: The aim. A rate must be from 0 to 10⁶, any other number from 0 to 1.
+            number_is_score: True accepts a number without a kind as a score.
+
+        Raises:
+            ConfigError: If the text is not an aim.
+
+        >>> Aim.parse("fp_per_case:0.50")
+        Aim(kind='fp_per_case', value=0.5)
+        >>> str(Aim.parse("best_f1"))
+        'best_f1'
+        """
+        name, colon, number = str(text).strip().partition(":")
+        name = name.strip()
+        hint = ""
+        if not colon:
+            for kind in _WITHOUT_VALUE:
+                if name == kind:
+                    return cls(kind)
+            score = _parse_number(name)
+            if score is not None and 0 <= score <= 1:
+                if number_is_score:
+                    return cls("score", score)
+                hint = f" Did you mean score:{name}?"
+        value = _parse_number(number)
+        for kind in _WITH_VALUE:
+            highest = 1e6 if kind == "fp_per_case" else 1
+            if name == kind and value is not None and 0 <= value <= highest:
+                return cls(kind, value)
+        raise ConfigError(
+            f"operating_point={text}: this is not an operating point.{hint} {_ADVICE}."
+        )
+
+    def __str__(self) -> str:
+        if self.kind in _WITHOUT_VALUE:
+            return self.kind
+        return f"{self.kind}:{self.value:.10g}"
+
+    @property
+    def is_rate(self) -> bool:
+        """True if the aim is a rate of false positives per case."""
+        return self.kind in ("auto", "fp_per_case")
+
+    @property
+    def given(self) -> OperatingPoint | None:
+        """The operating point of a given score; None if cases choose the score."""
+        return OperatingPoint(str(self), self.value) if self.kind == "score" else None
+
+
+def _parse_number(text: str) -> float | None:
+    """Convert a text to a number; return None if it is not a number."""
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+DEFAULT_AIM = Aim("auto")
+DEFAULT_POINT = OperatingPoint("score:0.5", UNINFORMED_SCORE)  # if no cases chose one
+
+
+def find_operating_point(
+    points: Sequence[OperatingPoint], aim: Aim | None = None
+) -> OperatingPoint:
+    """Return the operating point of a bundle with this aim.
+
+    Args:
+        points: Operating points of the bundle.
+        aim: The aim. None and `auto` mean the first point, or score 0.5 without points. A
+            score is always accepted. Other aims must be those of a point.
+
+    Raises:
+        ConfigError: If no point has this aim. The message lists the available points.
+
+    >>> find_operating_point((), Aim("score", 0.37)).score
+    0.37
+    """
+    if aim is None or aim.kind == "auto":
+        return points[0] if points else DEFAULT_POINT
+    if aim.given is not None:
+        return aim.given
+    for point in points:
+        if Aim.parse(point.name) == aim:
+            return point
+    # all points were chosen on the same cases, so the first attainable recall is that of all
+    recalls = [p.attainable_recall for p in points if p.attainable_recall is not None]
+    attainable = ""
+    if aim.kind == "sensitivity" and recalls:
+        attainable = f" (attainable: 0 to {recalls[0]:.3g})"
+    raise ConfigError(
+        f"operating_point={aim}: the bundle has no such operating point{attainable}. "
+        f"Choose one of {', '.join([*(p.name for p in points), 'score:<0 to 1>'])}."
+    )
+
+
+# --- the choice ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -60,10 +186,11 @@ class _ChosenScore:
 
 
 def choose(
-    tables: Tables,
+    tables: "Tables",
     aim: Aim = DEFAULT_AIM,
     *,
     confidence: float | None = None,
+    chosen_on: str | None = None,
     quiet: bool = False,
 ) -> OperatingPoint:
     """Choose the operating point from evaluated cases that have scores.
@@ -85,6 +212,7 @@ def choose(
         tables: The evaluated cases.
         aim: The aim of the choice.
         confidence: A probability, used by `fp_per_case` and `auto`.
+        chosen_on: The role of the cases, for the record. None takes the roles in the tables.
         quiet: True gives no warning if no candidate counts on these cases, so that the score is
             `UNINFORMED_SCORE`.
 
@@ -124,14 +252,15 @@ def choose(
     false_positives = rate(false, tables.sums["cases"], NO_CASE)
     attainable_recall = None
     if len(tables.detected_at):
-        attainable_recall = float((tables.detected_at > NEVER).mean())
-    roles = sorted(set(tables.cases["role"]) - {""})
+        attainable_recall = float(np.isfinite(tables.detected_at).mean())
+    if chosen_on is None:
+        chosen_on = "+".join(sorted(set(tables.cases["role"]) - {""})) or None
     is_chosen = aim.kind != "score"
     patients = tables.cases["group"][tables.is_predicted]
     return OperatingPoint(
         name=str(aim),
         score=float(chosen.score),
-        chosen_on="+".join(roles) if roles and is_chosen else None,
+        chosen_on=chosen_on if is_chosen else None,
         lesion_recall=recall.value,
         false_positives_per_case=false_positives.value,
         lesion_recall_ci95=recall.ci95,
@@ -147,7 +276,7 @@ def choose(
     )
 
 
-def _find_score(tables: Tables, aim: Aim, confidence: float | None) -> _ChosenScore:
+def _find_score(tables: "Tables", aim: Aim, confidence: float | None) -> _ChosenScore:
     """Find the score for an aim, as `choose` describes. `auto` is no aim here."""
     if aim.kind == "score":
         return _ChosenScore(aim.value)
@@ -158,13 +287,13 @@ def _find_score(tables: Tables, aim: Aim, confidence: float | None) -> _ChosenSc
     return _find_score_of_rate(tables, aim.value, confidence)
 
 
-def _count_false(tables: Tables, threshold: float) -> Numbers:
+def _count_false(tables: "Tables", threshold: float) -> Numbers:
     """Count the false positives of each group `[groups]` with at least this score."""
     accepted = tables.false_group[tables.false_score >= threshold]
     return np.bincount(accepted, minlength=len(tables.groups)).astype(np.float64)
 
 
-def _expect_rate(tables: Tables, chosen: _ChosenScore, n_false: float) -> float:
+def _expect_rate(tables: "Tables", chosen: _ChosenScore, n_false: float) -> float:
     """Return the expected rate of false positives per new case, for `n_false` on these cases.
 
     The design effect is added to `n_false`, because it stands for the next false positive (see the
@@ -247,7 +376,7 @@ def most_false_positives(
     return int((probabilities >= confidence).sum()) - 1
 
 
-def _find_score_of_rate(tables: Tables, rate: float, confidence: float | None) -> _ChosenScore:
+def _find_score_of_rate(tables: "Tables", rate: float, confidence: float | None) -> _ChosenScore:
     """Find the lowest score that keeps a rate of false positives per case on new cases.
 
     If even zero false positives are too many, the score allows none. If only the score with this
@@ -265,7 +394,7 @@ def _find_score_of_rate(tables: Tables, rate: float, confidence: float | None) -
     return _ChosenScore(score, design_effect, keeps_confidence=most >= 0)
 
 
-def _find_score_allowing(tables: Tables, allowed: int) -> float:
+def _find_score_allowing(tables: "Tables", allowed: int) -> float:
     """Return the lowest score with at most this number of false positives.
 
     It is the lowest observed score if all are allowed, or `UNINFORMED_SCORE` if there is none.
@@ -276,14 +405,14 @@ def _find_score_allowing(tables: Tables, allowed: int) -> float:
     return _step_above(false[allowed], tables)
 
 
-def _find_score_of_sensitivity(tables: Tables, sensitivity: float) -> float:
+def _find_score_of_sensitivity(tables: "Tables", sensitivity: float) -> float:
     """Return a score that finds at least this share of the lesions, as `choose` describes.
 
     Raises:
         ContentError: if there are no lesions, or if too few are found at any score.
     """
     n = len(tables.detected_at)
-    found = np.sort(tables.detected_at[tables.detected_at > NEVER])[::-1]
+    found = np.sort(tables.detected_at[np.isfinite(tables.detected_at)])[::-1]
     if n == 0:
         raise ContentError(
             "These cases have no reference lesion, so no sensitivity can be aimed at. "
@@ -300,7 +429,7 @@ def _find_score_of_sensitivity(tables: Tables, sensitivity: float) -> float:
     return _step_above(below[-1], tables) if len(below) else float(score)
 
 
-def _find_score_of_best_f1(tables: Tables) -> float:
+def _find_score_of_best_f1(tables: "Tables") -> float:
     """Return the highest of the observed scores that have the highest F1 of lesions.
 
     Return `UNINFORMED_SCORE` if no score was observed.
@@ -315,7 +444,7 @@ def _find_score_of_best_f1(tables: Tables) -> float:
     return float(scores[int(f1.argmax())])
 
 
-def _step_above(score: float, tables: Tables) -> float:
+def _step_above(score: float, tables: "Tables") -> float:
     """Return a score slightly above this one and below the next observed one.
 
     If there is no number between the two, return the next observed score.
@@ -327,3 +456,151 @@ def _step_above(score: float, tables: Tables) -> float:
     if score + step > score:  # False if the step is lost by rounding
         return float(score + step)
     return float(higher[0])
+
+
+# --- the explanation -----------------------------------------------------------------------------
+
+
+def exceeds_aim(point: OperatingPoint) -> bool:
+    """Return True if more false positives are expected per new case than the point's aim.
+
+    Return False if the aim is not a rate of false positives, or if no rate is expected.
+    """
+    aim = Aim.parse(point.name)
+    expected = point.expected_false_positives_per_case
+    return aim.kind == "fp_per_case" and expected is not None and expected > aim.value + _ROUNDING
+
+
+def describe_point(point: OperatingPoint, best_f1: OperatingPoint | None = None) -> str:
+    """Describe an operating point: its aim, and its numbers on the cases that chose it.
+
+    `best_f1` is the point with the best F1 on these cases, which is described for comparison.
+    """
+    words = f"Threshold {format_score(point.score)} ({_describe_aim(point)})."
+    if point.lesion_recall is None or point.expected_false_positives_per_case is None:
+        return words
+    ends = point.false_positives_per_case_ci95
+    interval = f" (95 % interval {ends[0]:.2f} to {ends[1]:.2f})" if ends else ""
+    words += (
+        f" On {point.chosen_on or 'these'} cases: recall {point.lesion_recall:.2f}, "
+        f"{point.false_positives_per_case:.2f} false positives per scan, "
+        f"F1 {point.lesion_f1 or 0:.2f}. Expect "
+        f"{point.expected_false_positives_per_case:.2f} per scan on new patients{interval}."
+    )
+    if best_f1 is not None and best_f1.score != point.score:
+        words += (
+            f" The best F1 is {best_f1.lesion_f1 or 0:.2f} at threshold "
+            f"{format_score(best_f1.score)}: recall {best_f1.lesion_recall or 0:.2f}, "
+            f"{best_f1.false_positives_per_case:.2f} false positives per scan "
+            "(operating_point=best_f1)."
+        )
+    return words
+
+
+def _describe_aim(point: OperatingPoint) -> str:
+    """Return the aim of a point in words."""
+    aim = Aim.parse(point.name)
+    if aim.kind == "score":
+        return "given by hand"
+    if aim.kind == "sensitivity":
+        return f"aim: sensitivity {aim.value:g}"
+    if aim.kind == "best_f1":
+        return "aim: the best F1 of lesions"
+    noun = "false positive" if aim.value == 1 else "false positives"
+    words = f"aim: {aim.value:g} {noun} per scan"
+    if point.is_default and aim.value != 1:  # a higher rate, because the cases have many lesions
+        words += ", one per ten lesions: the default"
+    elif point.is_default:
+        words += ", the default"
+    return words
+
+
+def list_points(points: Iterable[OperatingPoint]) -> list[str]:
+    """Return a line on each operating point: its name, its score and, if known, expected rate."""
+    lines = []
+    for point in points:
+        expected = point.expected_false_positives_per_case
+        rate = "" if expected is None else f", {expected:.2f} false positives per case expected"
+        lines.append(f"         {point.name}: score {point.score:.4g}{rate}")
+    return lines
+
+
+def explain_doubt(point: OperatingPoint, confidence: float | None = None) -> str:
+    """Explain that the point was chosen on few patients, or on too few to keep to its rate.
+
+    Return "" if neither is the case, or if the point was not chosen on patients. `confidence` is
+    the requested probability, see `choose`.
+    """
+    if point.chosen_on is None or point.n_patients is None:
+        return ""
+    aim = Aim.parse(point.name)
+    is_beyond = exceeds_aim(point)
+    if aim.kind == "fp_per_case" and confidence:
+        is_beyond = point.confidence is None  # no score has the confidence
+    if point.n_patients >= FEW_PATIENTS and not is_beyond:
+        return ""
+    words = f"The threshold was chosen on only {count(point.n_patients, 'patient')}"
+    if is_beyond:
+        verb = "guarantee" if confidence else "expect"
+        words += f", too few to {verb} {aim.value:g} false positives per scan"
+    words += "."
+    if point.chosen_on != OUT_OF_FOLD:
+        words += " Use data.fold=all to choose it on all cases."
+    return words
+
+
+# --- in scores -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class PointInUse:
+    """The operating point that decided which candidates were accepted.
+
+    `name` and `score` are None if the prediction's own accepted candidates were taken.
+    `optimistic`: the point was chosen on these cases, or the program was developed on them.
+    `reason`: why there is no point; None if there is one. The other fields are those of
+    `core.OperatingPoint`.
+    """
+
+    name: str | None = None
+    score: float | None = None
+    chosen_on: str | None = None
+    optimistic: bool = False
+    reason: str | None = None
+    is_default: bool = False
+    expected_false_positives_per_case: float | None = None
+    confidence: float | None = None
+    n_cases: int | None = None
+    n_patients: int | None = None
+    n_false_positives: int | None = None
+
+    @property
+    def aim(self) -> Aim | None:
+        """The aim of the point. None if the point has no name, or its name is not a known aim."""
+        try:
+            return None if self.name is None else Aim.parse(self.name)
+        except ConfigError:
+            return None
+
+    @property
+    def request(self) -> Aim | None:
+        """The request that a score was chosen for on cases. None if it was not chosen on cases."""
+        if self.is_default:
+            return Aim("auto")
+        return None if self.aim is None or self.aim.kind == "score" else self.aim
+
+
+def explain_unlike(points: Iterable[PointInUse]) -> str:
+    """Explain why the thresholds of two programs were not chosen alike; "" if they were.
+
+    Thresholds that were chosen on cases need the same request, and both or neither may be chosen on
+    the evaluated cases. A threshold that was not chosen on cases is the program's own decision,
+    like those of masks without scores.
+    """
+    requests = {point.request and (point.request, point.optimistic) for point in points}
+    if len(requests) == 1:
+        return ""
+    return (
+        "the two thresholds were not chosen alike. Choose both on the evaluated cases "
+        "(operating_point=), or both on others (chosen_on= and compare_chosen_on=)"
+    )
