@@ -14,7 +14,7 @@ This is also the bound of conformal risk control (Angelopoulos et al., arXiv 220
 
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -248,43 +248,53 @@ def choose(
     is_found = tables.detected_at >= chosen.score
     found = tables.add_up("lesions", is_found)
     false = _count_false(tables, chosen.score)
+    n_lesions = len(is_found)
+    n_found = int(is_found.sum())
+    n_false = int(false.sum())
+    n_counted = n_found + n_false + n_lesions
     recall = proportion(found, tables.lesions_by_group, NO_LESION)
     false_positives = rate(false, tables.sums["cases"], NO_CASE)
-    attainable_recall = None
-    if len(tables.detected_at):
-        attainable_recall = float(np.isfinite(tables.detected_at).mean())
-    if chosen_on is None:
-        chosen_on = "+".join(sorted(set(tables.cases["role"]) - {""})) or None
-    is_chosen = aim.kind != "score"
-    patients = tables.cases["group"][tables.is_predicted]
-    return OperatingPoint(
+    point = OperatingPoint(
         name=str(aim),
         score=float(chosen.score),
-        chosen_on=chosen_on if is_chosen else None,
         lesion_recall=recall.value,
         false_positives_per_case=false_positives.value,
         lesion_recall_ci95=recall.ci95,
         false_positives_per_case_ci95=false_positives.ci95,
-        expected_false_positives_per_case=_expect_rate(tables, chosen, float(false.sum())),
-        attainable_recall=attainable_recall,
+        expected_false_positives_per_case=_expect_rate(tables, chosen, n_false),
+        attainable_recall=float(np.isfinite(tables.detected_at).mean()) if n_lesions else None,
         confidence=confidence if chosen.keeps_confidence else None,
         is_default=is_default,
-        lesion_f1=lesion_f1(int(is_found.sum()), float(false.sum()), len(is_found)),
-        n_cases=len(patients) if is_chosen else None,
-        n_patients=len(set(patients)) if is_chosen else None,
-        n_false_positives=int(false.sum()) if is_chosen else None,
+        lesion_f1=2 * n_found / n_counted if n_counted else None,
+    )
+    if aim.kind == "score":  # not chosen on these cases
+        return point
+    patients = tables.cases["group"][tables.is_predicted]
+    return replace(
+        point,
+        chosen_on=chosen_on or "+".join(sorted(set(tables.cases["role"]) - {""})) or None,
+        n_cases=len(patients),
+        n_patients=len(set(patients)),
+        n_false_positives=n_false,
     )
 
 
 def _find_score(tables: "Tables", aim: Aim, confidence: float | None) -> _ChosenScore:
-    """Find the score for an aim, as `choose` describes. `auto` is no aim here."""
+    """Find the score for an aim, as `choose` describes. `auto` is not an aim here."""
     if aim.kind == "score":
         return _ChosenScore(aim.value)
+    n_lesions = len(tables.detected_at)
+    found, false = tables.count_at(tables.observed)
     if aim.kind == "sensitivity":
-        return _ChosenScore(_find_score_of_sensitivity(tables, aim.value))
-    if aim.kind == "best_f1":
-        return _ChosenScore(_find_score_of_best_f1(tables))
-    return _find_score_of_rate(tables, aim.value, confidence)
+        wanted = _count_wanted(aim.value, found.max(initial=0), n_lesions)
+        return _ChosenScore(_reject(tables, (found >= wanted).sum() - 1))
+    if aim.kind == "fp_per_case":
+        return _find_score_of_rate(tables, aim.value, confidence)
+    f1 = 2 * found / (found + false + n_lesions)
+    # of several scores with the best F1, the highest one
+    return _ChosenScore(
+        max(zip(f1, tables.observed, strict=True), default=(0, UNINFORMED_SCORE))[1]
+    )
 
 
 def _count_false(tables: "Tables", threshold: float) -> Numbers:
@@ -322,16 +332,6 @@ def default_rate(n_lesions: int, n_cases: float) -> float:
         return 1.0
     per_case = n_lesions / n_cases / LESIONS_PER_FALSE_POSITIVE
     return max(1.0, float(f"{per_case:.2g}"))  # two digits, because the rate is part of the name
-
-
-def lesion_f1(n_found: int, n_false: float, n_lesions: int) -> float | None:
-    """Compute F1 of lesions, 2·TP / (2·TP + FP + FN). Return None if the denominator is 0.
-
-    >>> lesion_f1(n_found=8, n_false=4, n_lesions=12)
-    0.6666666666666666
-    """
-    total = n_found + n_false + n_lesions
-    return 2 * n_found / total if total else None
 
 
 def most_false_positives(
@@ -382,80 +382,55 @@ def _find_score_of_rate(tables: "Tables", rate: float, confidence: float | None)
     If even zero false positives are too many, the score allows none. If only the score with this
     rate on these cases finds a lesion, that one is used instead. Neither keeps `confidence`.
     """
-    score_here = _find_score_allowing(tables, int(np.floor(rate * tables.exposure + _ROUNDING)))
+    false_at = tables.count_at(tables.observed)[1]
+    score_here = _reject(tables, (false_at > rate * tables.exposure + _ROUNDING).sum())
     # estimated at this score, because fewer false positives show less of the difference
     false = _count_false(tables, score_here)
     design_effect = count_design_effect(false, tables.sums["cases"])
     n_groups = len(tables.groups)
     most = most_false_positives(rate, tables.exposure, design_effect, confidence, n_groups)
-    score = _find_score_allowing(tables, max(most, 0))
+    score = _reject(tables, (false_at > max(most, 0)).sum())
     if tables.count_at(score_here)[0] and not tables.count_at(score)[0]:
         return _ChosenScore(score_here, design_effect, keeps_confidence=False)
     return _ChosenScore(score, design_effect, keeps_confidence=most >= 0)
 
 
-def _find_score_allowing(tables: "Tables", allowed: int) -> float:
-    """Return the lowest score with at most this number of false positives.
-
-    It is the lowest observed score if all are allowed, or `UNINFORMED_SCORE` if there is none.
-    """
-    false = np.sort(tables.false_score)[::-1]
-    if len(false) <= allowed:
-        return float(tables.observed[0]) if len(tables.observed) else UNINFORMED_SCORE
-    return _step_above(false[allowed], tables)
-
-
-def _find_score_of_sensitivity(tables: "Tables", sensitivity: float) -> float:
-    """Return a score that finds at least this share of the lesions, as `choose` describes.
+def _count_wanted(sensitivity: float, n_found: int, n_lesions: int) -> int:
+    """Return the number of lesions that this sensitivity needs, at least 1.
 
     Raises:
-        ContentError: if there are no lesions, or if too few are found at any score.
+        ContentError: If there are no lesions, or if fewer (`n_found`) are found at any score.
     """
-    n = len(tables.detected_at)
-    found = np.sort(tables.detected_at[np.isfinite(tables.detected_at)])[::-1]
-    if n == 0:
+    if n_lesions == 0:
         raise ContentError(
             "These cases have no reference lesion, so no sensitivity can be aimed at. "
             "Choose fp_per_case or a score."
         )
-    wanted = max(1, int(np.ceil(sensitivity * n - _ROUNDING)))
-    if len(found) < wanted:
+    wanted = max(1, int(np.ceil(sensitivity * n_lesions - _ROUNDING)))
+    if n_found < wanted:
         raise ContentError(
             f"Sensitivity {sensitivity:g} cannot be reached: even with the threshold at 0, only "
-            f"{len(found)} of {n} lesions ({len(found) / n:.3g}) are found. Choose a lower one."
+            f"{n_found} of {n_lesions} lesions ({n_found / n_lesions:.3g}) are found. Choose a "
+            "lower one."
         )
-    score = found[wanted - 1]
-    below = tables.observed[tables.observed < score]
-    return _step_above(below[-1], tables) if len(below) else float(score)
+    return wanted
 
 
-def _find_score_of_best_f1(tables: "Tables") -> float:
-    """Return the highest of the observed scores that have the highest F1 of lesions.
+def _reject(tables: "Tables", n: int) -> float:
+    """Return a score slightly above the `n` lowest observed ones, which it rejects.
 
-    Return `UNINFORMED_SCORE` if no score was observed.
+    If there is no number below the next observed score, return that one. If none is rejected,
+    return the lowest observed score, or `UNINFORMED_SCORE` without one.
     """
-    if not len(tables.observed):
-        return UNINFORMED_SCORE
-    scores = tables.observed[::-1]
-    n_lesions = len(tables.detected_at)
-    found = n_lesions - np.searchsorted(np.sort(tables.detected_at), scores)
-    false = len(tables.false_score) - np.searchsorted(np.sort(tables.false_score), scores)
-    f1 = 2 * found / (found + false + n_lesions)
-    return float(scores[int(f1.argmax())])
-
-
-def _step_above(score: float, tables: "Tables") -> float:
-    """Return a score slightly above this one and below the next observed one.
-
-    If there is no number between the two, return the next observed score.
-    """
-    higher = tables.observed[tables.observed > score]
-    step = _MARGIN
-    if len(higher):
-        step = min(_MARGIN, (higher[0] - score) / 2)
-    if score + step > score:  # False if the step is lost by rounding
-        return float(score + step)
-    return float(higher[0])
+    scores = tables.observed
+    if n == 0:
+        return float(scores[0]) if len(scores) else UNINFORMED_SCORE
+    rejected = scores[n - 1]
+    if n == len(scores):
+        return float(rejected + _MARGIN)
+    step = min(_MARGIN, (scores[n] - rejected) / 2)
+    # the step may be lost by rounding
+    return float(rejected + step if rejected + step > rejected else scores[n])
 
 
 # --- the explanation -----------------------------------------------------------------------------

@@ -20,14 +20,8 @@ from lesionseg.evaluation.tables import Tables
 
 # a bundle with validation cases stores a score for each of these that the cases can reach
 AIMS = (
-    Aim("fp_per_case", 1),
-    Aim("fp_per_case", 0.5),
-    Aim("fp_per_case", 2),
-    Aim("fp_per_case", 4),
-    Aim("fp_per_case", 8),
-    Aim("sensitivity", 0.8),
-    Aim("sensitivity", 0.9),
-    Aim("best_f1"),
+    *("fp_per_case:1", "fp_per_case:0.5", "fp_per_case:2", "fp_per_case:4", "fp_per_case:8"),
+    *("sensitivity:0.8", "sensitivity:0.9", "best_f1"),
 )
 _N_FOLDS = 5
 
@@ -73,7 +67,7 @@ def select(
         remark = f"{error} The default is used instead. "
         first = choose_for(DEFAULT_AIM)
     points = {first.name: first}
-    for further in AIMS:
+    for further in map(Aim.parse, AIMS):
         with suppress(ContentError):  # this sensitivity is out of reach
             point = choose_for(further, quiet=True)
             points.setdefault(point.name, point)

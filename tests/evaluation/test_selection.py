@@ -35,7 +35,7 @@ def test_points_state_their_cases_and_the_expected_rate(results):
     )
     first = choice.operating_points[0]
     assert (first.name, first.chosen_on) == ("fp_per_case:3", "out-of-fold")
-    assert [p.name for p in choice.operating_points[1:]] == list(map(str, AIMS))
+    assert [p.name for p in choice.operating_points[1:]] == list(AIMS)
     assert 0.9 < choice.operating_points[1].expected_false_positives_per_case <= 1.0
     expected = 1.0 + 0.5 / len(results)  # all are accepted, and half a further one is expected
     assert first.expected_false_positives_per_case == pytest.approx(expected)
