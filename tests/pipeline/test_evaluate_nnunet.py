@@ -494,7 +494,8 @@ def test_development_cases_with_faults_are_left_out(dataset, tmp_path, reference
         scores = scores_of(*paths, chosen_on=model)
     assert scores.operating_point.chosen_on == "out-of-fold"
     assert "'P1' has no mask in labelsTr" in caplog.text
-    assert "on these 5 cases" in caplog.text
+    assert "On out-of-fold cases: recall" in caplog.text
+    assert scores.operating_point.n_cases == 5
     for file in (dataset / "labelsTr").iterdir():
         file.unlink()
     with pytest.raises(DatasetError, match="has no mask in labelsTr"):
