@@ -8,10 +8,10 @@ from lesionseg.config import ReportConfig, ReportSection
 from lesionseg.core import Dataset
 from lesionseg.errors import ReadError
 from lesionseg.evaluation.scores import SCORES_FILE, remove_scores
-from lesionseg.io.files import locked_folder
+from lesionseg.io.results.folder import claim
 from lesionseg.pipeline.log import bar, command_line
 from lesionseg.pipeline.outcome import Outcome
-from lesionseg.pipeline.scores_folder import find_scores, require_no_run
+from lesionseg.pipeline.scores_folder import find_scores
 from lesionseg.reporting.viewer import require_niivue
 from lesionseg.reporting.write import read_study, write_report
 
@@ -85,9 +85,8 @@ def report(cfg: ReportConfig) -> ReportOutcome:
             "output folder or a run directory as scores=."
         )
     output = Path(cfg.output)
-    if find_scores(output).resolve() != scores.resolve():
-        require_no_run(output, "report2")
-    with locked_folder(output), bar("Drawing pictures") as advance:
+    owner = "" if find_scores(output).resolve() == scores.resolve() else "report"
+    with claim(output, owner), bar("Drawing pictures") as advance:
         page = write_report(
             scores,
             output,
