@@ -126,6 +126,9 @@ class EvaluateOutcome(Outcome):
                 lines.append(f"Failed:  {names}{words}, see {folder / 'cases.csv'}")
         if self.kept is not None:
             lines.append(f"Wrote:   {self.kept}, masks and candidates of the probabilities")
+        why_not_promised = self.scores.operating_point.why_not_promised
+        if why_not_promised:
+            lines.append(f"Note:    the sensitivity is not promised: {why_not_promised}")
         if self.scores.is_point_chosen_here:
             lines.append(
                 "Note:    the threshold was chosen on these cases and looks better than it is"

@@ -14,7 +14,7 @@ from lesionseg.core.selection import SELECTED
 from lesionseg.data.transforms import needs_trust
 from lesionseg.errors import DatasetError, count, duration
 from lesionseg.evaluation import find_preset
-from lesionseg.evaluation.operating_points import FEW_PATIENTS, Aim
+from lesionseg.evaluation.operating_points import FEW_PATIENTS, Aim, explain_too_few
 from lesionseg.evaluation.scores import Scores, scores_table
 from lesionseg.inference.bundle import bundle_digest
 from lesionseg.io.files import locked_folder
@@ -27,7 +27,7 @@ from lesionseg.pipeline.planning import begin
 from lesionseg.pipeline.report import check_report, remove_report, report_run
 from lesionseg.pipeline.run_dir import default_run_dir
 from lesionseg.pipeline.score_roles import score_role
-from lesionseg.pipeline.survey import ALL_FOLDS, folds_of
+from lesionseg.pipeline.survey import ALL_FOLDS, Survey, folds_of
 from lesionseg.pipeline.train_fold import TrainedModel, train_fold
 from lesionseg.plan.make import network_spec
 from lesionseg.plan.plan import Plan
@@ -126,6 +126,8 @@ def train(cfg: TrainConfig) -> TrainOutcome:
         if finished is not None:
             return TrainOutcome(run)
 
+        if is_rank_zero():
+            explain_promise(experiment.survey, Aim.parse(cfg.operating_point), cfg.data.fold)
         if cfg.data.fold == ALL_FOLDS:
             if experiment.dataset.layout == "nnunet":
                 log.info(ALL_FOLDS_NOTE)
@@ -178,6 +180,31 @@ def warn_of_few_patients(experiment: Experiment, plan: Plan) -> None:
             n_folds,
             budget,
         )
+
+
+def explain_promise(survey: Survey, aim: Aim, fold: int | str | None) -> None:
+    """Say before a training whether its patients can promise the sensitivity that is asked for.
+
+    Do nothing if the aim is not a sensitivity. `fold` is the setting `data.fold`.
+    """
+    if aim.kind != "sensitivity":
+        return
+    cases = list(survey.of_role("validation"))
+    noun = "validation patient"
+    if fold == ALL_FOLDS:
+        cases += survey.of_role("train")
+        noun = "patient"
+    n_patients = len({files.patient for files in cases if survey.counts.get(files.case)})
+    patients = count(n_patients, f"{noun} with lesions", f"{noun}s with lesions")
+    why_not = explain_too_few(aim.value, n_patients)
+    if not why_not:
+        about = "approximately " if fold == ALL_FOLDS else ""
+        log.info("%s will choose the threshold, and can %spromise %s.", patients, about, aim)
+        return
+    advice = ""
+    if fold is None:
+        advice = " data.fold=all chooses it on all patients, and its promise is approximate."
+    log.warning("%s will choose the threshold: %s.%s", patients, why_not, advice)
 
 
 def closing_lines(trained: TrainedModel, scores: Mapping[str, Scores]) -> list[str]:
