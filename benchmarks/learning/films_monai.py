@@ -35,7 +35,7 @@ from lesionseg.models.build import build_network, fast_dtype  # noqa: E402
 from lesionseg.pipeline.experiment import Experiment  # noqa: E402
 from lesionseg.pipeline.planning import with_focal_correction  # noqa: E402
 from lesionseg.plan.plan import Plan  # noqa: E402
-from lesionseg.training.fit import GRADIENT_CLIP, tiles_of  # noqa: E402
+from lesionseg.training.fit import GRADIENT_CLIP, STEPS_PER_EPOCH  # noqa: E402
 from lesionseg.training.module import (  # noqa: E402
     highest_rate,
     make_optimiser,
@@ -95,7 +95,15 @@ def train_monai(
     optimiser = make_optimiser(network, cfg.optim, rate)
     kept = experiment.run / "checkpoints" / "last.ckpt"
     first = restore(kept, network, optimiser)
-    batches = batches_from(tiles_of(cases, plan, cfg), plan, first)
+    tiles = TileDataset(
+        cases,
+        plan,
+        cfg.sampling,
+        cfg.augment,
+        n_tiles=STEPS_PER_EPOCH * plan.batch_size,
+        seed=cfg.seed,
+    )
+    batches = batches_from(tiles, plan, first)
     detector.train()
     for step in range(first, steps):
         images, targets = next(batches)
@@ -111,7 +119,7 @@ def train_monai(
             losses = {name: round(term.item(), 3) for name, term in terms.items()}
             films.log.info("step %d: %s", step + 1, losses)
             keep(kept, network, optimiser, step + 1)
-    plan = with_focal_correction(plan, cfg)
+    plan = with_focal_correction(plan, cfg.loss, cfg.detection)
     return MonaiPredictor.of(detector, plan, experiment), steps
 
 

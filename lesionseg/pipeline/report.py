@@ -1,5 +1,6 @@
 """`report`: write a page and a PDF from the tables of `evaluate` and the images."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,11 @@ class ReportOutcome(Outcome):
 
     Attributes:
         page: the page to open.
-        cfg: the settings.
+        settings: the settings of an evaluation with the answers of a reader.
     """
 
     page: Path
-    cfg: ReportConfig
+    settings: Mapping[str, object]
 
     @property
     def adjudication(self) -> Path | None:
@@ -57,13 +58,7 @@ class ReportOutcome(Outcome):
         """
         if self.adjudication is None:
             return None
-        settings = {
-            "reference": self.cfg.reference or "MASKS",
-            "prediction": self.cfg.prediction or "FOUND",
-            "output": Path(self.cfg.scores) / "adjudicated",
-            "adjudication": self.adjudication,
-        }
-        return command_line("evaluate", settings)
+        return command_line("evaluate", {**self.settings, "adjudication": self.adjudication})
 
 
 def report(cfg: ReportConfig) -> ReportOutcome:
@@ -97,7 +92,12 @@ def report(cfg: ReportConfig) -> ReportOutcome:
             options=cfg.report,
             progress=advance,
         )
-    return ReportOutcome(page, cfg)
+    settings = {
+        "reference": cfg.reference or "MASKS",
+        "prediction": cfg.prediction or "FOUND",
+        "output": Path(cfg.scores) / "adjudicated",
+    }
+    return ReportOutcome(page, settings)
 
 
 def _path(text: str | None) -> Path | None:

@@ -47,6 +47,7 @@ from lesionseg.pipeline.train import (
 from lesionseg.pipeline.train_fold import TrainedModel
 from lesionseg.plan.plan import AnchorPlan
 from lesionseg.plan.splits import Splits
+from lesionseg.training.objective import make_objective
 from tests.commands import python
 from tests.pipeline.cases import small_training
 
@@ -211,7 +212,7 @@ def test_command_after_a_cross_validation_trains_a_fold_from_its_own_weights(tmp
 def test_command_after_prepare_repeats_patients_split_and_plan(chosen):
     chosen = shlex.split(chosen)
     cfg = compose("prepare", ["data.root=r", *chosen])
-    command = command_line("train", settings_of_training(cfg))
+    command = command_line("train", settings_of_training(config_of(cfg)))
     overrides = [word for word in shlex.split(command) if "=" in word]
     before = config_of(cfg)
     after = config_of(compose("train", overrides))
@@ -458,8 +459,7 @@ def test_cross_validation_of_few_patients_is_offered_with_its_cost(
     dataset = Dataset("d", tmp_path, "manifest", 3, ("T1",), Labels.of({1: "a"}), cases)
     counts = dict.fromkeys(roles, 1)
     survey = Survey(dataset, None, Splits(roles, True, 0, ""), counts=counts)
-    cfg = TrainConfig.of(data={"root": "d", "fold": fold}, trainer={"max_minutes": 1})
-    warn_of_few_patients(Experiment(cfg, survey, tmp_path), None)
+    warn_of_few_patients(survey, DataConfig.of(root="d", fold=fold), "1 minute")
     assert (words in caplog.text) if words else not caplog.text
     assert ("trains 5 networks, each for 1 minute." in caplog.text) == bool(words)
 
@@ -501,7 +501,8 @@ def test_promise_is_announced_before_a_training(aim, n_validated, fold, words, t
 def fits_alpha(plan, **settings):
     """Return True if the number of α values fits the plan."""
     try:
-        check_losses(plan, TrainConfig.of(**settings))
+        cfg = TrainConfig.of(**settings)
+        check_losses(make_objective(plan, cfg.loss, cfg.detection))
     except ConfigError as error:
         return "alpha" not in str(error)
     return True
