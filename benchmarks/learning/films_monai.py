@@ -63,10 +63,10 @@ class MonaiPredictor(Predictor):
     def infer(self, scan: Any, **_: Any) -> Inferred:
         """Run MONAI's sliding window on a prepared film."""
         inferred = super().infer(scan)
-        image = torch.from_numpy(np.ascontiguousarray(scan.image.array, dtype=np.float32))
+        image = torch.from_numpy(np.ascontiguousarray(scan.image, dtype=np.float32))
         found = self.detector([image], use_inferer=True)[0]
         boxes = found["box"].float()
-        dims = scan.image.geometry.dims
+        dims = scan.grid.dims
         has_size = (boxes[:, dims:] > boxes[:, :dims]).all(dim=1)
         order = found["label_scores"][has_size].argsort(descending=True)
         scores = found["label_scores"][has_size][order].float()
