@@ -234,7 +234,7 @@ def _pad(piece: Tensor, before: Integers, after: Integers, *, zeros: bool) -> Te
         index = np.arange(-n_before, n + n_after)
         if len(index) == n:
             continue
-        piece = take_along(piece, axis, _as_tensor(index.clip(0, n - 1), piece.device))
+        piece = take_along(piece, axis, index.clip(0, n - 1))
         if zeros:
             outside = (index < 0) | (index >= n)
             piece = piece.masked_fill(_broadcast_along(piece, axis, outside), 0)
@@ -377,32 +377,31 @@ def _take_mean(array: Tensor, axis: int, x: Numbers, ratio: float) -> Tensor:
         covered = np.minimum(high, voxel + 0.5) - np.maximum(low, voxel - 0.5)
         share = np.clip(covered, 0, None) / total
         if share.any():
-            index = _as_tensor(np.minimum(voxel, n - 1), array.device)
-            values = take_along(array, axis, index).float()
+            values = take_along(array, axis, np.minimum(voxel, n - 1)).float()
             mean += values * _broadcast_along(array, axis, share.astype(np.float32))
     return mean
 
 
-def take_along(array: Tensor, axis: int, index: Tensor) -> Tensor:
+def take_along(array: Tensor, axis: int, index: Integers) -> Tensor:
     """Return the values at `index` along an axis, as `torch.index_select` does.
 
     On a CPU, NumPy's function copies them 3 to 10 times as fast as that of torch.
     """
     if array.device.type != "cpu":
-        return array.index_select(axis, index.to(array.device))
-    return torch.from_numpy(array.numpy().take(index.numpy(), axis=axis))
+        return array.index_select(axis, _as_tensor(index, array.device))
+    return torch.from_numpy(array.numpy().take(index, axis=axis))
 
 
 @dataclass(frozen=True, eq=False)
 class Neighbours:
     """Two input positions `[n]` of each output position, and the weight `[n]` of the second."""
 
-    first: Tensor
-    second: Tensor
-    weight: Tensor
+    first: Integers
+    second: Integers
+    weight: NDArray[np.float32]
 
     @classmethod
-    def of(cls, x: Numbers, n: int, order: int) -> "Neighbours":
+    def of(cls, x: NDArray[np.floating[Any]], n: int, order: int) -> "Neighbours":
         """Return the neighbours of coordinates `x` on an axis of `n` values.
 
         `order` is 0 (nearest; halfway between two centres the higher index wins) or 1 (linear). The
@@ -418,11 +417,7 @@ class Neighbours:
             weight = inside - first
             # a value of weight 0 must not count, but 0 times an infinite value would be NaN
             second = np.where(weight > 0, np.minimum(first + 1, n - 1), first)
-        return cls(
-            torch.from_numpy(first.astype(np.int64)),
-            torch.from_numpy(second.astype(np.int64)),
-            torch.from_numpy(weight.astype(np.float32)),
-        )
+        return cls(first.astype(np.int64), second.astype(np.int64), weight.astype(np.float32))
 
     def within(self, rows: slice, start: int) -> "Neighbours":
         """Return the neighbours of some output positions, for an input that begins at `start`."""
@@ -439,12 +434,12 @@ class Neighbours:
         array, and is a view if the positions are consecutive.
         """
         if not self.weight.any():
-            if (self.first.diff() == 1).all():
+            if (np.diff(self.first) == 1).all():
                 return array.narrow(axis, int(self.first[0]), len(self.first))
             return take_along(array, axis, self.first)
         first = take_along(array, axis, self.first).float()
         second = take_along(array, axis, self.second).float()
-        return first.lerp_(second, _broadcast_along(array, axis, self.weight.numpy()))
+        return first.lerp_(second, _broadcast_along(array, axis, self.weight))
 
 
 @lru_cache(maxsize=64)

@@ -9,7 +9,7 @@ from torch import Tensor
 from lesionseg.inference.nnunet.scan import Resizing, network_spacing, spline_orders
 from lesionseg.inference.probabilities import label_probabilities
 from lesionseg.inference.stitch import Store
-from lesionseg.ops.interpolation import LINEAR, Neighbours, find_neighbours, resize
+from lesionseg.ops.interpolation import LINEAR, find_neighbours, resize
 from lesionseg.plan.nnunet_preprocessing import NnunetRecipe
 from lesionseg.plan.plan import Plan
 
@@ -57,7 +57,7 @@ def _resize_slabs(
         whole = torch.stack([resize(logits.decode(c), shape, orders) for c in logits.values])
         yield 0, whole
         return
-    row_neighbours = _find_input_rows(n_rows, shape[0], orders[0])
+    row_neighbours = find_neighbours(n_rows, shape[0], orders[0])
     for first in range(0, shape[0], rows_at_once):
         rows = slice(first, min(first + rows_at_once, shape[0]))
         needed = row_neighbours.reach(rows)  # the input rows from which these are interpolated
@@ -67,13 +67,3 @@ def _resize_slabs(
         resized_planes = (n_channels, read.shape[1], *shape[1:])
         in_plane = resize(read, resized_planes, (0, 0, *orders[1:]))
         yield first, row_neighbours.within(rows, needed.start).apply(in_plane, axis=1)
-
-
-def _find_input_rows(n_in: int, n_out: int, order: int) -> Neighbours:
-    """Return the input rows from which each output row is interpolated, and their weights.
-
-    Equal numbers of rows need no interpolation: each output row has one input row.
-    """
-    if n_in == n_out:
-        order = 0
-    return find_neighbours(n_in, n_out, order)
