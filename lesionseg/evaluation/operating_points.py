@@ -112,11 +112,6 @@ class Aim:
         return f"{self.kind}:{self.value:.10g}"
 
     @property
-    def is_rate(self) -> bool:
-        """True if the aim is a rate of false positives per case."""
-        return self.kind in ("auto", "fp_per_case")
-
-    @property
     def given(self) -> OperatingPoint | None:
         """The operating point of a given score; None if cases choose the score."""
         return OperatingPoint(str(self), self.value) if self.kind == "score" else None
@@ -169,27 +164,6 @@ def find_operating_point(
 
 
 # --- the choice ----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _ChosenScore:
-    """A score that was chosen for an aim.
-
-    Attributes:
-        score: The score.
-        design_effect: The design effect of the false positives, which lowers their number. It is 0
-            if the aim is not a rate.
-        keeps_confidence: True if the rate of new cases is at most the wanted one with the wanted
-            probability.
-        promised: The sensitivity that is promised, see `_promise_sensitivity`.
-        why_not_promised: Why a wanted sensitivity is not promised.
-    """
-
-    score: float
-    design_effect: float = 0.0
-    keeps_confidence: bool = False
-    promised: float | None = None
-    why_not_promised: str = ""
 
 
 def choose(
@@ -253,33 +227,29 @@ def choose(
             "used. A longer training may help.",
             UNINFORMED_SCORE,
         )
-    chosen = _find_score(tables, aim, confidence)
-    is_found = tables.detected_at >= chosen.score
+    point, design_effect = _find_score(tables, aim, confidence)
+    is_found = tables.detected_at >= point.score
     found = tables.add_up("lesions", is_found)
-    false = _count_false(tables, chosen.score)
+    false = _count_false(tables, point.score)
     n_lesions = len(is_found)
     n_found = int(is_found.sum())
     n_false = int(false.sum())
     n_counted = n_found + n_false + n_lesions
     recall = proportion(found, tables.lesions_by_group, NO_LESION)
     false_positives = rate(false, tables.sums["cases"], NO_CASE)
-    point = OperatingPoint(
-        name=str(aim),
-        score=float(chosen.score),
+    point = replace(
+        point,
         lesion_recall=recall.value,
         false_positives_per_case=false_positives.value,
         lesion_recall_ci95=recall.ci95,
         false_positives_per_case_ci95=false_positives.ci95,
-        expected_false_positives_per_case=_expect_rate(tables, chosen, n_false),
-        attainable_recall=float(np.isfinite(tables.detected_at).mean()) if n_lesions else None,
-        confidence=confidence if chosen.keeps_confidence else None,
-        is_default=is_default,
-        promised=chosen.promised,
-        why_not_promised=chosen.why_not_promised or None,
+        expected_false_positives_per_case=_expect_rate(tables, design_effect, n_false),
         expected_recall_per_patient=_expect_recall(tables, aim, found),
+        attainable_recall=float(np.isfinite(tables.detected_at).mean()) if n_lesions else None,
+        is_default=is_default,
         lesion_f1=2 * n_found / n_counted if n_counted else None,
     )
-    if aim.kind == "score":  # not chosen on these cases
+    if aim.given is not None:  # not chosen on these cases
         return point
     patients = tables.cases["group"][tables.is_predicted]
     return replace(
@@ -291,26 +261,31 @@ def choose(
     )
 
 
-def _find_score(tables: "Tables", aim: Aim, confidence: float | None) -> _ChosenScore:
-    """Find the score for an aim, as `choose` describes. `auto` is not an aim here."""
-    if aim.kind == "score":
-        return _ChosenScore(aim.value)
+def _find_score(
+    tables: "Tables", aim: Aim, confidence: float | None
+) -> tuple[OperatingPoint, float]:
+    """Find the score for an aim, as `choose` describes. `auto` is not an aim here.
+
+    Return the operating point with its score and what is promised of it, and the design effect of
+    the false positives. The latter is 0 if the aim is not a rate.
+    """
+    if aim.given is not None:
+        return aim.given, 0.0
     if aim.kind == "fp_per_case":
-        return _find_score_of_rate(tables, aim.value, confidence)
+        return _find_score_of_rate(tables, aim, confidence)
     n_lesions = len(tables.detected_at)
     found, false = tables.count_at(tables.observed)
     if aim.kind == "sensitivity":
-        promise, why_not = _promise_sensitivity(tables, aim.value)
-        if promise is not None:
-            return _ChosenScore(promise, promised=aim.value)
+        score, why_not = _promise_sensitivity(tables, aim.value)
+        if score is not None:
+            return OperatingPoint(str(aim), score, promised=aim.value), 0.0
         wanted = _count_wanted(aim.value, found.max(initial=0), n_lesions)
         score = _reject(tables, (found >= wanted).sum() - 1)
-        return _ChosenScore(score, why_not_promised=why_not)
+        return OperatingPoint(str(aim), score, why_not_promised=why_not), 0.0
     f1 = 2 * found / (found + false + n_lesions)
     # of several scores with the best F1, the highest one
-    return _ChosenScore(
-        max(zip(f1, tables.observed, strict=True), default=(0, UNINFORMED_SCORE))[1]
-    )
+    _, score = max(zip(f1, tables.observed, strict=True), default=(0, UNINFORMED_SCORE))
+    return OperatingPoint(str(aim), float(score)), 0.0
 
 
 def _count_false(tables: "Tables", threshold: float) -> Numbers:
@@ -319,7 +294,7 @@ def _count_false(tables: "Tables", threshold: float) -> Numbers:
     return np.bincount(accepted, minlength=len(tables.groups)).astype(np.float64)
 
 
-def _expect_rate(tables: "Tables", chosen: _ChosenScore, n_false: float) -> float:
+def _expect_rate(tables: "Tables", design_effect: float, n_false: int) -> float:
     """Return the expected rate of false positives per new case, for `n_false` on these cases.
 
     The design effect is added to `n_false`, because it stands for the next false positive (see the
@@ -328,7 +303,7 @@ def _expect_rate(tables: "Tables", chosen: _ChosenScore, n_false: float) -> floa
     rate of 0 on a few cases does not show that new cases have none.
     """
     accepts_all = n_false == len(tables.false_score)
-    added = 0.5 if accepts_all else chosen.design_effect
+    added = 0.5 if accepts_all else design_effect
     if n_false == 0:
         added = max(added, 0.5)
     return (n_false + added) / tables.exposure
@@ -405,23 +380,28 @@ def most_false_positives(
     return int((probabilities >= confidence).sum()) - 1
 
 
-def _find_score_of_rate(tables: "Tables", rate: float, confidence: float | None) -> _ChosenScore:
+def _find_score_of_rate(
+    tables: "Tables", aim: Aim, confidence: float | None
+) -> tuple[OperatingPoint, float]:
     """Find the lowest score that keeps a rate of false positives per case on new cases.
 
     If even zero false positives are too many, the score allows none. If only the score with this
     rate on these cases finds a lesion, that one is used instead. Neither keeps `confidence`.
     """
     false_at = tables.count_at(tables.observed)[1]
-    score_here = _reject(tables, (false_at > rate * tables.exposure + _ROUNDING).sum())
+    score_here = _reject(tables, (false_at > aim.value * tables.exposure + _ROUNDING).sum())
     # estimated at this score, because fewer false positives show less of the difference
     false = _count_false(tables, score_here)
     design_effect = count_design_effect(false, tables.sums["cases"])
     n_groups = len(tables.groups)
-    most = most_false_positives(rate, tables.exposure, design_effect, confidence, n_groups)
+    most = most_false_positives(aim.value, tables.exposure, design_effect, confidence, n_groups)
     score = _reject(tables, (false_at > max(most, 0)).sum())
+    is_kept = most >= 0
     if tables.count_at(score_here)[0] and not tables.count_at(score)[0]:
-        return _ChosenScore(score_here, design_effect, keeps_confidence=False)
-    return _ChosenScore(score, design_effect, keeps_confidence=most >= 0)
+        score = score_here
+        is_kept = False
+    point = OperatingPoint(str(aim), score, confidence=confidence if is_kept else None)
+    return point, design_effect
 
 
 def count_needed(sensitivity: float) -> int | None:
@@ -546,7 +526,7 @@ def describe_point(point: OperatingPoint, best_f1: OperatingPoint | None = None)
         f"F1 {point.lesion_f1 or 0:.2f}. Expect "
         f"{point.expected_false_positives_per_case:.2f} per scan on new patients{interval}."
     )
-    words += "".join(f" {sentence}" for sentence in describe_expected_recall(point))
+    words = f"{words} {describe_expected_recall(point)}".rstrip()
     if best_f1 is not None and best_f1.score != point.score:
         words += (
             f" The best F1 is {best_f1.lesion_f1 or 0:.2f} at threshold "
@@ -557,23 +537,23 @@ def describe_point(point: OperatingPoint, best_f1: OperatingPoint | None = None)
     return words
 
 
-def describe_expected_recall(point: "OperatingPoint | PointInUse") -> list[str]:
-    """Return sentences on the share of a new patient's lesions that is expected or promised.
+def describe_expected_recall(point: "OperatingPoint | PointInUse") -> str:
+    """Describe the share of a new patient's lesions that is expected or promised; "" if unknown.
 
     A promise on cases out of fold is approximate, because the networks of the folds differ.
     """
     expected = point.expected_recall_per_patient
     if expected is None:
-        return []
+        return ""
     if point.promised is not None:
         about = "approximately " if point.chosen_on == OUT_OF_FOLD else ""
-        return [
+        return (
             f"At least {point.promised:g} of a new patient's lesions are {about}promised, on "
             "average over patients like these."
-        ]
-    words = [f"Expect {expected:.2f} of a new patient's lesions."]
+        )
+    words = f"Expect {expected:.2f} of a new patient's lesions."
     if point.why_not_promised:
-        words.append(f"No sensitivity is promised: {point.why_not_promised}.")
+        words += f" No sensitivity is promised: {point.why_not_promised}."
     return words
 
 

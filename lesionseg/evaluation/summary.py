@@ -524,10 +524,9 @@ def _find_operating_point(
         _log.warning(
             "Cases without scores, whose candidates are all accepted: %s.", ", ".join(unscored)
         )
-    # a given point has no effect if all cases lack scores
-    is_applied = len(unscored) == 0 or len(unscored) < len(predicted)
     point = given
-    if given is None or not is_applied:
+    # a given point has no effect if all cases lack scores
+    if given is None or 0 < len(unscored) == len(predicted):
         stated = set(predicted["operating_point"])
         if len(stated) > 1:
             _log.warning("The predictions state different operating points; none is reported.")

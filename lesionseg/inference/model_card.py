@@ -81,7 +81,7 @@ case{% endif %}\
 {% if p.expected_false_positives_per_case is not none %}, and \
 {{ p.expected_false_positives_per_case | number }} expected on new cases\
 {% if p is beyond_aim %} (more than the aim: too few cases to expect less){% endif %}{% endif %}\
-{% for sentence in p | expected_recall %}. {{ sentence[:-1] }}{% endfor %}
+{% if p | expected_recall %}. {{ (p | expected_recall)[:-1] }}{% endif %}
 
 {% else %}
 - no operating point was chosen; accepted from score 0.5

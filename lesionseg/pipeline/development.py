@@ -64,7 +64,7 @@ def parse_aim(
             "chosen_on_reference= needs chosen_on=, a folder of predictions. Add it, or leave "
             "chosen_on_reference= out."
         )
-    if rate_confidence is not None and not (aim is not None and aim.is_rate):
+    if rate_confidence is not None and (aim is None or aim.kind not in ("auto", "fp_per_case")):
         raise ConfigError(
             "rate_confidence= applies to a rate. Add operating_point=fp_per_case:1 or another "
             "rate, or leave rate_confidence= out."

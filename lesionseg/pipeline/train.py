@@ -184,21 +184,20 @@ def explain_promise(survey: Survey, aim: Aim, fold: int | str | None) -> None:
     if aim.kind != "sensitivity":
         return
     cases = list(survey.of_role("validation"))
-    noun = "validation patient"
+    where, about = "Validation", ""
     if fold == ALL_FOLDS:
         cases += survey.of_role("train")
-        noun = "patient"
-    n_patients = len({files.patient for files in cases if survey.counts.get(files.case)})
-    patients = count(n_patients, f"{noun} with lesions", f"{noun}s with lesions")
-    why_not = explain_too_few(aim.value, n_patients)
+        where, about = "All folds", "approximately "
+    patients = {files.patient for files in cases if survey.counts.get(files.case)}
+    why_not = explain_too_few(aim.value, len(patients))
     if not why_not:
-        about = "approximately " if fold == ALL_FOLDS else ""
-        log.info("%s will choose the threshold, and can %spromise %s.", patients, about, aim)
+        words = count(len(patients), "patient")
+        log.info("%s: %s with lesions can %spromise %g.", where, words, about, aim.value)
         return
     advice = ""
     if fold is None:
-        advice = " data.fold=all chooses it on all patients, and its promise is approximate."
-    log.warning("%s will choose the threshold: %s.%s", patients, why_not, advice)
+        advice = " data.fold=all chooses on all patients, and its promise is approximate."
+    log.warning("%s: %s.%s", where, why_not, advice)
 
 
 def closing_lines(trained: TrainedModel, scores: Mapping[str, Scores]) -> list[str]:

@@ -151,10 +151,10 @@ def test_recall_per_patient_is_the_mean_of_shares():
 def test_promise_is_approximate_out_of_fold_and_a_missing_one_has_a_reason():
     results = [result(f"p{i}", [0.9, at]) for i, at in enumerate([0.2, 0.4, 0.6, 0.8])]
     point = choose_sensitivity(results, 0.8)
-    (words,) = describe_expected_recall(point)
+    words = describe_expected_recall(point)
     assert "0.8 of a new patient's lesions are promised" in words
-    (words,) = describe_expected_recall(replace(point, chosen_on="out-of-fold"))
+    words = describe_expected_recall(replace(point, chosen_on="out-of-fold"))
     assert "approximately promised" in words
-    expected, why = describe_expected_recall(choose_sensitivity(results, 0.9))
-    assert expected == "Expect 0.80 of a new patient's lesions."
-    assert "at least 9 are needed" in why
+    words = describe_expected_recall(choose_sensitivity(results, 0.9))
+    assert words.startswith("Expect 0.80 of a new patient's lesions.")
+    assert "at least 9 are needed" in words
