@@ -55,7 +55,8 @@ class Estimate:
         ci95: Its 95 % interval. None if it is undefined, or if the number never has one.
         reason: The reason why the value or its interval is undefined. None if both are defined, and
             for a number without an interval, such as a count.
-        n: Number of cases, lesions or candidates that the number rests on. None if not stated.
+        n: Number of patients, cases, lesions or candidates that the number rests on. None if not
+            stated.
         name: The name of the number.
         label: The label or region, empty for all labels together.
         subset: The subset of cases or lesions, or the criterion. Empty for all of them.

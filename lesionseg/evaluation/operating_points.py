@@ -237,6 +237,13 @@ def choose(
     n_counted = n_found + n_false + n_lesions
     recall = proportion(found, tables.lesions_by_group, NO_LESION)
     false_positives = rate(false, tables.sums["cases"], NO_CASE)
+    per_patient = mean_recall(found, tables.lesions_by_group)
+    expected_recall = per_patient.value
+    if expected_recall is not None and aim.kind == "sensitivity":
+        # a lower bound: the score follows the lesions of these patients, so a further patient
+        # counts as one whose lesions are all missed
+        n_patients = per_patient.n or 0
+        expected_recall *= n_patients / (n_patients + 1)
     point = replace(
         point,
         lesion_recall=recall.value,
@@ -244,7 +251,7 @@ def choose(
         lesion_recall_ci95=recall.ci95,
         false_positives_per_case_ci95=false_positives.ci95,
         expected_false_positives_per_case=_expect_rate(tables, design_effect, n_false),
-        expected_recall_per_patient=_expect_recall(tables, aim, found),
+        expected_recall_per_patient=expected_recall,
         attainable_recall=float(np.isfinite(tables.detected_at).mean()) if n_lesions else None,
         is_default=is_default,
         lesion_f1=2 * n_found / n_counted if n_counted else None,
@@ -307,19 +314,6 @@ def _expect_rate(tables: "Tables", design_effect: float, n_false: int) -> float:
     if n_false == 0:
         added = max(added, 0.5)
     return (n_false + added) / tables.exposure
-
-
-def _expect_recall(tables: "Tables", aim: Aim, found: Numbers) -> float | None:
-    """Return the expected share of found lesions of a new patient; None without lesions.
-
-    For a sensitivity, it is a lower bound: the score follows the lesions of these patients, so a
-    further patient counts as one whose lesions are all missed.
-    """
-    recall = mean_recall(found, tables.lesions_by_group).value
-    if recall is None or aim.kind != "sensitivity":
-        return recall
-    n = int((tables.lesions_by_group > 0).sum())
-    return recall * n / (n + 1)
 
 
 def default_rate(n_lesions: int, n_cases: float) -> float:
@@ -456,7 +450,8 @@ def mean_recall(found: Numbers, lesions: Numbers) -> Estimate:
     """
     shares = np.nan_to_num(divide(found, lesions))
     counted = (lesions > 0).astype(np.float64)
-    return proportion(shares, counted, NO_LESION, name="recall_per_patient", least_deff=0.0)
+    mean = proportion(shares, counted, NO_LESION, name="recall_per_patient", least_deff=0.0)
+    return replace(mean, n=int(counted.sum()))
 
 
 def _count_wanted(sensitivity: float, n_found: int, n_lesions: int) -> int:

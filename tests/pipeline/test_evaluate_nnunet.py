@@ -88,6 +88,16 @@ def test_report_on_nnunet_states_its_model(tmp_path, plans, model):
     assert scores.provenance.training_scans == (7 if model else None)
 
 
+def test_sensitivity_that_few_patients_cannot_promise_is_noted(folders):
+    outcome = evaluate(*folders, operating_point="sensitivity:0.9")
+    assert outcome.scores.operating_point.promised is None
+    why = "the sensitivity is not promised: 6 patients with lesions cannot promise 0.9"
+    assert any(why in line for line in outcome.summary())
+    outcome = evaluate(*folders, operating_point="sensitivity:0.8")
+    assert outcome.scores.operating_point.promised == 0.8
+    assert "promised" not in "".join(outcome.summary())
+
+
 def test_rate_gives_masks_and_candidates_at_its_threshold(
     folders,
 ):
