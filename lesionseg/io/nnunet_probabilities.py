@@ -125,6 +125,8 @@ class ProbabilityFile:
     def slabs(self) -> Iterator[ProbabilitySlab]:
         """Yield the slabs of all channels, ordered by channel, then by row.
 
+        A channel of an array in Fortran order is one slab.
+
         Raises:
             ReadError: The archive is truncated or damaged.
         """
@@ -134,8 +136,10 @@ class ProbabilityFile:
             archive.open(self.member) as stream,
         ):
             _read_header(self.path, stream)
-            if self.fortran_order:
-                yield from self._read_whole(stream)
+            if self.fortran_order:  # the rows of a channel are not consecutive
+                whole = self._read(stream, prod(self.shape) * self.dtype.itemsize)
+                for channel, rows in enumerate(whole.reshape(self.shape, order="F")):
+                    yield ProbabilitySlab(channel, 0, rows)
                 return
             row_bytes = prod(self.shape[2:]) * self.dtype.itemsize
             max_rows = max(1, _SLAB_BYTES // max(row_bytes, 1))
@@ -145,12 +149,6 @@ class ProbabilityFile:
                     values = self._read(stream, n_rows * row_bytes)
                     shaped = values.reshape((n_rows, *self.shape[2:]))
                     yield ProbabilitySlab(channel, first, shaped)
-
-    def _read_whole(self, stream: IO[bytes]) -> Iterator[ProbabilitySlab]:
-        """Yield each channel as one slab, because rows in Fortran order are not consecutive."""
-        values = self._read(stream, prod(self.shape) * self.dtype.itemsize)
-        for channel, rows in enumerate(values.reshape(self.shape, order="F")):
-            yield ProbabilitySlab(channel, 0, rows)
 
     def _read(self, stream: IO[bytes], n_bytes: int) -> NDArray[np.float32]:
         """Read the next `n_bytes` as a vector of float32.

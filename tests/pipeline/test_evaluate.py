@@ -92,7 +92,7 @@ def test_scores_of_a_training_are_not_replaced(folders, tmp_path, name):
     (folder / "scores.json").write_text("of the training")
     with pytest.raises(OutputError, match=r"such as .*run/evaluate"):
         scores_of(*folders[:2], folder)
-    with pytest.raises(OutputError, match=r"such as .*run/changes"):
+    with pytest.raises(OutputError, match=r"such as .*run/follow"):
         follow(folders[1], folders[1], folder)
     assert (folder / "scores.json").read_text() == "of the training"
     assert scores_of(*folders[:2], tmp_path / "run" / "evaluate").count("n_cases") == 3

@@ -571,16 +571,21 @@ def test_kept_predictions_are_removed_if_bare_masks_follow(
     assert not list((folders[2] / "predictions").iterdir())
 
 
-def test_nothing_is_written_if_results_of_predict_would_be_replaced(
-    folders,
-):
-    source = {"digest": "d", "study_uid": "", "series_uid": "", "instance_uid": ""}
-    content = {"case": "P0", "candidates": [], "source": source}
-    write_json(folders[2] / "predictions" / "P0_candidates.json", content)
-    with pytest.raises(
-        ConflictError, match=r"P0_candidates\.json, which may belong to another scan"
-    ):
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("P0_candidates.json", '{"case": "P0", "candidates": [], "source": {"digest": "d"}}'),
+        ("P0_candidates.json", "{"),
+        ("P0_mask.nii.gz", "of another program"),
+    ],
+)
+def test_nothing_is_written_if_results_of_others_would_be_replaced(folders, name, content):
+    file = folders[2] / "predictions" / name
+    file.parent.mkdir(parents=True)
+    file.write_text(content)
+    with pytest.raises(ConflictError, match=f"{name}, which may belong.*Name another output.$"):
         evaluate(*folders)
+    assert file.read_text() == content
     assert not (folders[2] / "scores.json").exists()
 
 

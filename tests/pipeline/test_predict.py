@@ -17,6 +17,7 @@ from lesionseg.evaluation.measures import counts_of
 from lesionseg.inference.bundle import write_bundle
 from lesionseg.io.files import locked_folder
 from lesionseg.io.layouts import read_dataset
+from lesionseg.io.results import folder as folder_module
 from lesionseg.io.results.index import find_predictions
 from lesionseg.io.text import read_csv, read_json
 from lesionseg.io.volumes import read_volume, write_volume
@@ -236,7 +237,7 @@ def test_runs_that_divide_the_scans_otherwise_do_not_run_together(
     bundle, scans, tmp_path, monkeypatch
 ):
     """Each would take the unfinished files of the other one for those of a killed program."""
-    monkeypatch.setattr(predict_module, "_RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(folder_module, "_WAIT_SECONDS", 0.01)
     out = tmp_path / "out"
     with locked_folder(out, ".predictions_0_of_2.csv.lock"):
         for others in ({}, {"num_shards": 3, "shard_index": 0}):

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from lesionseg.io.results.case import PredictionFiles as PredictionFiles
     from lesionseg.io.results.case import write_prediction as write_prediction
     from lesionseg.io.results.folder import PredictionFolder as PredictionFolder
+    from lesionseg.io.results.folder import claim as claim
     from lesionseg.io.results.index import PredictionIndex as PredictionIndex
     from lesionseg.io.results.index import find_masks as find_masks
     from lesionseg.io.results.index import find_predictions as find_predictions
@@ -32,6 +33,7 @@ _HOMES = {
     "REPORT": "names",
     "SEGMENTATION": "names",
     "SENT": "names",
+    "claim": "folder",
     "find_masks": "index",
     "find_predictions": "index",
     "list_predictions": "index",

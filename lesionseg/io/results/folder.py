@@ -195,9 +195,12 @@ class PredictionFolder:
             return f"{', '.join(unknown[:_MAX_SHOWN])}, which may belong to another scan"
         if recorded is None or recorded.is_of_same_scan(row):
             return ""
+        doubt = ", unless it is the same scan with changed content"
+        if recorded.series_uid or row.series_uid:  # another UID is certainly another scan
+            doubt = ""
         return (
             f"results of another scan under this id, of {recorded.scan_name}, but this scan is "
-            f"{row.scan_name}"
+            f"{row.scan_name}{doubt}"
         )
 
     def row(self, case: str) -> CaseRow | None:
@@ -264,7 +267,7 @@ class PredictionFolder:
         if after != before:
             with output_errors(file):
                 write_failures(file, after)
-            upload([file], self.path, self._url)
+            self._upload([file.name])
 
     def unsent_files(self, case: str, address: str) -> list[Path]:
         """Return the DICOM results of a case, unless `note_sent` recorded them for this address."""
@@ -319,14 +322,14 @@ class PredictionFolder:
         """
         part = self._hidden(case, _PART)
         shutil.rmtree(part, ignore_errors=True)
-        try:
-            with output_errors(self.path / case):
+        with output_errors(self.path / case):
+            try:
                 part.mkdir(parents=True)
                 yield part
-        except BaseException:
-            shutil.rmtree(part, ignore_errors=True)
-            raise
-        self._commit(case)
+            except BaseException:
+                shutil.rmtree(part, ignore_errors=True)
+                raise
+            self._commit(case)
 
     def recover(self, case: str) -> bool:
         """Finish or discard the files of a case that a killed program left.
@@ -341,16 +344,16 @@ class PredictionFolder:
         """
         part = self._hidden(case, _PART)
         moving = self._hidden(case, _MOVING)
-        for folder in (moving, part):
-            if folder.is_symlink():
-                with output_errors(self.path / case):
+        with output_errors(self.path / case):
+            for folder in (moving, part):
+                if folder.is_symlink():
                     folder.unlink()
-        if moving.is_dir():  # killed while moving or uploading
-            self._move(case, [f"{case}{CANDIDATES}"])
-            return True
-        if (part / f"{case}{CANDIDATES}").is_file():
-            self._commit(case)
-            return True
+            if moving.is_dir():  # killed while moving or uploading
+                self._move(case, [f"{case}{CANDIDATES}"])
+                return True
+            if (part / f"{case}{CANDIDATES}").is_file():
+                self._commit(case)
+                return True
         shutil.rmtree(part, ignore_errors=True)
         return False
 
@@ -398,7 +401,8 @@ class PredictionFolder:
         Raises:
             ConflictError: Another program has written a file of one of the new names. The new files
                 are then removed.
-            OutputError: A file cannot be removed, moved or uploaded.
+            OSError: A file cannot be removed or moved.
+            OutputError: A file cannot be uploaded.
         """
         part = self._hidden(case, _PART)
         old = self.files(case)
@@ -410,10 +414,9 @@ class PredictionFolder:
                     f"{self.path}: another program has written {file.name} in the meantime. Run "
                     "the command again."
                 )
-        with output_errors(self.path / case):
-            for name in old:
-                (self.path / name).unlink(missing_ok=True)
-            part.rename(self._hidden(case, _MOVING))
+        for name in old:
+            (self.path / name).unlink(missing_ok=True)
+        part.rename(self._hidden(case, _MOVING))
         self._present -= {*old}
         self._move(case, old)
 
@@ -426,6 +429,10 @@ class PredictionFolder:
         The empty folder is removed after the upload. If the upload fails or the program is killed,
         `recover` finds the folder and uploads all files of the case. `old` has the names of the
         earlier files, which are removed from the store too.
+
+        Raises:
+            OSError: A file cannot be removed or moved.
+            OutputError: A file cannot be uploaded.
         """
         moving = self._hidden(case, _MOVING)
         last = f"{case}{CANDIDATES}"
@@ -433,17 +440,17 @@ class PredictionFolder:
             (file.name for file in moving.iterdir()), key=lambda name: (name == last, name)
         )
         if last in old and last in names:
-            with output_errors(self.path / case):
-                (self.path / last).unlink(missing_ok=True)  # a download may have restored it
-            upload([self.path / last], self.path, self._url)
-        with output_errors(self.path / case):
-            for name in names:
-                (moving / name).replace(self.path / name)
+            (self.path / last).unlink(missing_ok=True)  # a download may have restored it
+            self._upload([last])
+        for name in names:
+            (moving / name).replace(self.path / name)
         self._present |= {*names}
         self._rows.pop(case, None)
         self._spellings[comparison_key(case)].add(case)
         new = sorted(self.files(case), key=lambda name: name == last)
-        removed = [name for name in old if name not in new]
-        upload([self.path / name for name in (*removed, *new)], self.path, self._url)
-        with output_errors(self.path / case):
-            moving.rmdir()
+        self._upload([*(name for name in old if name not in new), *new])
+        moving.rmdir()
+
+    def _upload(self, names: Sequence[str]) -> None:
+        """Upload these files, or remove from the store those that the folder does not have."""
+        upload([self.path / name for name in names], self.path, self._url)
