@@ -49,7 +49,9 @@ def path_id(path: Path) -> str:
     ('p1_view.1', 'p2_t1')
     """
     folders = [part for part in path.parent.parts if part not in (path.anchor, "..")]
-    return case_id([*folders, without_first_channel(strip_suffix(path))])
+    name = strip_suffix(path)
+    without_channel, number = split_channel(name)
+    return case_id([*folders, without_channel if number == 0 else name])
 
 
 def split_channel(name: str) -> tuple[str, int | None]:
@@ -62,12 +64,6 @@ def split_channel(name: str) -> tuple[str, int | None]:
     """
     match = _CHANNEL.fullmatch(name)
     return (match[1], int(match[2])) if match else (name, None)
-
-
-def without_first_channel(name: str) -> str:
-    """Return a name without the number of a first channel, `_0000`."""
-    case, number = split_channel(name)
-    return case if number == 0 else name
 
 
 def comparison_key(case: str) -> str:

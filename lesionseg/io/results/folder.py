@@ -51,7 +51,7 @@ _MAX_SHOWN = 3  # file names in a message
 
 @contextmanager
 def claim(folder: Path, owner: str = "", *, lock: str = LOCK) -> Iterator[None]:
-    """Hold an output folder within the context, so that nothing in it belongs to somebody else.
+    """Hold an output folder within the context, so that nobody else's results are replaced.
 
     Args:
         folder: The folder. It is created, and removed at the end if it is empty.

@@ -1,10 +1,10 @@
-"""The JSON files of a case: `<case>_candidates.json` (results) and `<case>_failed.json` (failures).
+"""The row of a case: its line in `predictions.csv`, and what its JSON files state.
 
-`<case>_sent.json` states where its DICOM results were stored.
-
-A candidate file states the scan, a hash of the settings and everything that `predictions.csv` shows
-of the case, apart from facts of a single run such as its duration. The same scan, bundle and
-settings give the same bytes. Other programs may write candidate files, too.
+These are `<case>_candidates.json` for results, `<case>_failed.json` for failures, and
+`<case>_sent.json`, which states where the DICOM results were stored. A candidate file states the
+scan, a hash of the settings and everything that `predictions.csv` shows of the case, apart from
+facts of a single run such as its duration. The same scan, bundle and settings give the same bytes.
+Other programs may write candidate files, too.
 """
 
 import json
