@@ -63,7 +63,8 @@ from lesionseg.io.results.index import find_predictions
 from lesionseg.io.text import read_json, write_json, write_text
 from lesionseg.pipeline.experiment import Experiment
 from lesionseg.pipeline.planning import plan_run
-from lesionseg.pipeline.score_roles import score_predicted
+from lesionseg.pipeline.score_cases import score_cases
+from lesionseg.pipeline.score_roles import select_and_score
 from lesionseg.pipeline.survey import Survey, take_survey
 from lesionseg.plan.plan import Plan
 
@@ -374,7 +375,11 @@ def score_kept(kept: Kept | Predictor, found: Survey, run: Path) -> Scores:
         image = read_image(files, found.dataset)
         write_prediction(run / "validation", kept.predict_volume(image, files.case))
     folder = run / "validation"
-    return score_predicted(experiment, find_predictions(folder), folder, NO_SELECTION)[1]
+    predictions = find_predictions(folder)
+    scored = score_cases(cases, predictions, experiment.match_options)
+    return select_and_score(
+        experiment, scored, predictions, folder, NO_SELECTION, is_group_safe=True
+    )[1]
 
 
 def draw_case(setting: Setting, files: CaseFiles, raw: Path, part: str) -> list[Path]:

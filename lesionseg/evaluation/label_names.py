@@ -31,7 +31,8 @@ class LabelNumbers:
     """
 
     def __init__(self, labels: Labels | None) -> None:
-        becomes_one_label = labels is not None and bool(labels.regions or labels.merged)
+        self._are_merged = labels is not None and bool(labels.merged)
+        becomes_one_label = self._are_merged or (labels is not None and bool(labels.regions))
         self._ignore = None if labels is None else labels.ignore
         self._names: Mapping[int, str] = {}
         if labels is not None and not becomes_one_label:
@@ -41,7 +42,7 @@ class LabelNumbers:
         self._value_of.update({name: value for value, name in self._names.items()})
 
     def apply(self, prediction: Prediction) -> Prediction:
-        """Return the prediction with the dataset's number of each label.
+        """Return the prediction with the dataset's number of each label, or with one if merged.
 
         Upper and lower case of names may differ. If names are not compared, the labels keep their
         numbers, except that a single one gets the number of the dataset's only label. A label that
@@ -51,6 +52,8 @@ class LabelNumbers:
         Raises:
             DatasetError: if both sides have several labels, but no name in common.
         """
+        if self._are_merged:
+            return prediction.merge_labels()
         stated = prediction.labels
         are_distinct = len(set(stated.values())) == len(stated)
         if not stated or not self._names or not are_distinct:

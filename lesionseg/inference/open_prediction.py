@@ -1,8 +1,19 @@
 """Read the prediction of a case that lesionseg, nnU-Net or another program wrote."""
 
+import logging
+from dataclasses import replace
+
+import numpy as np
+
 from lesionseg.core import Geometry, Prediction
+from lesionseg.errors import GeometryError
+from lesionseg.evaluation.regrid import drop_off_grid, resample_prediction
 from lesionseg.inference.nnunet.outputs import read_probabilities, with_nnunet_names
+from lesionseg.io.grids import GridPair
 from lesionseg.io.results.case import PredictionFiles
+from lesionseg.io.volumes import read_geometry
+
+log = logging.getLogger(__name__)
 
 
 def open_prediction(
@@ -32,3 +43,90 @@ def open_prediction(
     if files.mask is None or files.candidates is not None or binary:
         return found
     return with_nnunet_names(found, files.read_nnunet_labels())
+
+
+def read_on_grid(
+    files: PredictionFiles,
+    geometry: Geometry,
+    *,
+    resample: bool = False,
+    binary: bool = False,
+    by_image: bool = False,
+) -> Prediction:
+    """Read a prediction on the grid of its reference.
+
+    Boxes without masks have no grid of their own. If their file states another shape than that of
+    the reference, boxes of an image with two axes can be resampled, but not those of a volume.
+
+    Args:
+        files: the prediction. nnU-Net's probabilities have the grid of the mask next to them.
+        geometry: the grid of the reference.
+        resample: resample a prediction on another grid, with a warning.
+        binary: see `PredictionFiles.read`.
+        by_image: grids of equal shape and spacing are the same, see `GridPair.is_same`.
+
+    Returns:
+        The prediction. Two rasters are assumed to cover the same area, also with other sizes.
+
+    Raises:
+        GeometryError: if the prediction is on another grid and `resample` is False, or cannot be
+            resampled, or less than half of the smaller grid is inside the other one, or if a header
+            was lost.
+    """
+    path = files.instances or files.mask
+    # the grid of the prediction's own file; None for boxes on the grid of the reference
+    own = None
+    if path is not None:
+        own = read_geometry(path, pixel_mm=1.0)
+    else:
+        own = _other_grid_of_boxes(files, geometry)
+    if own is not None and own.dims == geometry.dims == 2:
+        # rasters have no position: assume that both cover the same area, for any size
+        zoom = np.array(geometry.shape) / np.array(own.shape)
+        to_reference = np.diag([*zoom, 1.0])
+        # align the edges of the outer pixels, not their centres
+        to_reference[:2, 2] = (zoom - 1) / 2
+        own = Geometry(own.shape, geometry.affine @ to_reference)
+    own = own or geometry
+    where = path or files.candidates or files.case
+    grids = GridPair(where, own, "the reference", geometry)
+    if grids.is_same(by_image=by_image):
+        return drop_off_grid(
+            open_prediction(files, geometry=geometry, binary=binary, by_image=by_image)
+        )
+    grids.check_headers(can_ignore_headers=True)
+    grids.check_spacing()
+    if not resample:
+        raise GeometryError(
+            f"{where}: the prediction {own.describe()} is not on the grid of its reference "
+            f"{geometry.describe()}: {own.describe_difference(geometry)}. Give resample=true, "
+            "or resample it with the program that wrote it."
+        )
+    if not grids.overlaps_by_half():
+        raise GeometryError(
+            f"{where}: the prediction {own.describe()} is located outside its reference "
+            f"{geometry.describe()}: less than half of the smaller grid is inside the other one. "
+            "Give the prediction of the same scan, or correct its header."
+        )
+    log.warning("Resampled onto the grid of its reference: %s", files.case)
+    grid = own if path is None else None  # masks state their grid
+    prediction = open_prediction(files, geometry=grid, binary=binary)
+    return resample_prediction(replace(prediction, geometry=own), geometry)
+
+
+def _other_grid_of_boxes(files: PredictionFiles, geometry: Geometry) -> Geometry | None:
+    """Return the grid of boxes without masks if their file states another shape, otherwise None.
+
+    Raise `GeometryError` if one of both shapes is that of a volume, because the file does not state
+    where the grid is.
+    """
+    shape = files.read_shape()
+    if shape in (None, geometry.shape):
+        return None
+    if len(shape) != 2 or geometry.dims != 2:
+        raise GeometryError(
+            f"{files.candidates}: the boxes belong to a scan of {shape} voxels, but the reference "
+            f"has {geometry.shape}. Boxes without masks cannot be resampled, so predict the scan "
+            "of the reference."
+        )
+    return Geometry.from_spacing(shape, (1.0, 1.0))

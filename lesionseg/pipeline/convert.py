@@ -15,9 +15,9 @@ from lesionseg.evaluation.selection import select
 from lesionseg.inference.bundle import Bundle, bundle_plan, write_bundle
 from lesionseg.inference.model_card import model_card
 from lesionseg.io.bundle_folder import BundleFiles
-from lesionseg.io.layouts.table import ReadingRules
+from lesionseg.io.layouts import ReadingRules
 from lesionseg.pipeline.development import development_predictions, development_tables
-from lesionseg.pipeline.match_files import MatchOptions
+from lesionseg.pipeline.score_cases import MatchOptions
 from lesionseg.version import __version__
 
 log = logging.getLogger(__name__)

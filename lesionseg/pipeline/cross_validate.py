@@ -205,8 +205,7 @@ def _describe_folds(
 ) -> Experiment:
     """Return the experiment with the provenance of all folds together.
 
-    Its splits state that no patient is divided only if those of every fold do. `model`: the name of
-    the architecture.
+    `model`: the name of the architecture.
     """
     minutes = 0.0
     steps = 0
@@ -216,16 +215,13 @@ def _describe_folds(
         minutes += made.training_minutes
         steps += made.training_steps or 0
         training_cases |= {files.case: files for files in fold.cases("train")}
-    experiment = experiment.with_origin(
+    return experiment.with_origin(
         folds=len(folds),
         training_minutes=round(minutes, 3),
         training_steps=steps,
         model=model,
         **training_counts(training_cases.values()),
     )
-    is_safe = all(fold.survey.is_group_safe("validation") for fold in folds)
-    splits = replace(experiment.survey.splits, group_safe=is_safe)
-    return replace(experiment, survey=replace(experiment.survey, splits=splits))
 
 
 def _check_equal(plans: Sequence[Plan], names: Sequence[str]) -> None:

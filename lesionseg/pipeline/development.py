@@ -14,15 +14,16 @@ from pathlib import Path
 
 from lesionseg.core import NO_SELECTION, CaseFiles, OperatingPoint, Selection
 from lesionseg.core.dataset import assign_groups
+from lesionseg.core.finding import require_no_errors
 from lesionseg.errors import ConfigError, ContentError, DatasetError, join_names
-from lesionseg.evaluation import Aim, MatchedCase, Tables, choose
+from lesionseg.evaluation import Aim, Tables, choose
 from lesionseg.evaluation.calibration import fit_calibration
 from lesionseg.evaluation.operating_points import DEFAULT_AIM, OUT_OF_FOLD, describe_point
 from lesionseg.io.layouts.table import ReadingRules
 from lesionseg.io.references import References
 from lesionseg.io.results.case import PredictionFiles
 from lesionseg.io.results.index import find_predictions
-from lesionseg.pipeline.match_files import MatchOptions, match_cases
+from lesionseg.pipeline.score_cases import MatchOptions, ScoredCases, score_cases
 
 log = logging.getLogger(__name__)
 
@@ -135,7 +136,7 @@ class PointRequest:
         log.info(describe_point(point))
         return Selection((point,), calibration)
 
-    def choose_here(self, selection: Selection, matches: Sequence[MatchedCase]) -> Selection:
+    def choose_here(self, selection: Selection, scored: ScoredCases) -> Selection:
         """Return a selection with the given score, or choose it on the evaluated cases themselves.
 
         Return `selection` if it has a point, or if there is no aim or no case.
@@ -147,10 +148,9 @@ class PointRequest:
             return selection
         if self.aim.given is not None:
             return Selection((self.aim.given,))
-        if not matches or selection.point is not None:
+        if not scored.matches or selection.point is not None:
             return selection
-        tables = Tables.of(match.rows(surface=False) for match in matches)
-        return Selection((self._choose(tables, self.aim),))
+        return Selection((self._choose(scored.tables(surface=False), self.aim),))
 
     def _choose(self, tables: Tables, aim: Aim, chosen_on: str | None = None) -> OperatingPoint:
         """Choose the point. Raise `ConfigError` if the cases do not allow it."""
@@ -217,7 +217,7 @@ def development_tables(
     rules: ReadingRules,
     group: str | None,
 ) -> Tables:
-    """Match and score development cases. Distances between surfaces are not computed.
+    """Score development cases. Distances between surfaces are not computed.
 
     A case whose files are damaged or do not fit together is left out with a warning. References
     without a prediction, and predictions without a reference, are left out.
@@ -243,7 +243,8 @@ def development_tables(
         for files in references.cases
         if files.case in predictions.files
     ]
-    if not cases and not faults:
+    if not cases:
+        require_no_errors(faults, reference)
         raise DatasetError(
             f"{reference}: no mask has the name of a development prediction, such as "
             f"{next(iter(predictions.files))}. Give the masks or the dataset of these cases as "
@@ -251,10 +252,5 @@ def development_tables(
         )
     grouped = assign_groups(cases, group, setting="group")
     options = replace(options, dataset=dataset, zones=None)
-    matched, unmatched = match_cases(grouped, predictions.files, options)
-    faults += unmatched
-    if not matched:
-        raise DatasetError(f"{reference}: {faults[0].message}")
-    for fault in faults:
-        log.warning("Not used to choose the operating point, %s: %s", fault.case, fault.message)
-    return Tables.of(match.rows(surface=False) for match in matched)
+    scored = score_cases(grouped, predictions.files, options, faults=faults)
+    return scored.tables(surface=False)

@@ -24,18 +24,9 @@ from lesionseg.core import (
 from lesionseg.core.dataset import assign_groups, find_likely_visits
 from lesionseg.core.finding import LISTED, errors_among
 from lesionseg.errors import SOME_FAILED, ConfigError, DatasetError, LesionsegError, join_names
-from lesionseg.evaluation import (
-    Preset,
-    Scores,
-    SummarySettings,
-    Tables,
-    find_preset,
-    summarise,
-)
+from lesionseg.evaluation import Preset, Scores, SummarySettings, find_preset, summarise
 from lesionseg.evaluation.adjudication import adjudicate, read_answers
 from lesionseg.evaluation.compare import compare as compare_models
-from lesionseg.evaluation.label_names import LabelNumbers, add_predicted_names, warn_of_labels
-from lesionseg.evaluation.matched_case import MatchedCase
 from lesionseg.evaluation.operating_points import DEFAULT_AIM, explain_unlike
 from lesionseg.evaluation.scores import (
     SCORES_FILE,
@@ -43,10 +34,9 @@ from lesionseg.evaluation.scores import (
     ComparedProgram,
     remove_scores,
     scores_table,
-    write_scores,
 )
-from lesionseg.evaluation.subgroups import Columns, read_columns
-from lesionseg.io.layouts.table import ReadingRules
+from lesionseg.evaluation.subgroups import read_columns
+from lesionseg.io.layouts import ReadingRules
 from lesionseg.io.references import References
 from lesionseg.io.results.case import PredictionFiles
 from lesionseg.io.results.index import list_predictions
@@ -55,10 +45,16 @@ from lesionseg.io.zone_files import ZoneFolder
 from lesionseg.pipeline.development import PointRequest, parse_aim
 from lesionseg.pipeline.kept_predictions import KeptPredictions
 from lesionseg.pipeline.log import Advance, align_columns, command_line
-from lesionseg.pipeline.match_files import MatchOptions, match_cases
 from lesionseg.pipeline.outcome import Outcome
 from lesionseg.pipeline.output_lock import hold_lock
 from lesionseg.pipeline.provenance import scores_provenance
+from lesionseg.pipeline.score_cases import (
+    Evaluation,
+    MatchOptions,
+    ScoredCases,
+    nothing_scored,
+    score_cases,
+)
 from lesionseg.reporting.identity import read_run
 from lesionseg.reporting.words import comparison_notes, comparison_table
 
@@ -195,9 +191,27 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
         merge_labels=cfg.merge_labels,
         annotations=cfg.annotations,
     )
-    inputs = _find_inputs(cfg, rules)
+    inputs = _find_inputs(
+        Path(cfg.reference),
+        Path(cfg.prediction),
+        rules,
+        evaluated_on=cfg.evaluated_on,
+        group=cfg.group,
+        may_score_nothing=cfg.chosen_on is not None,
+    )
     second = None if cfg.compare is None else _find_second_model(Path(cfg.compare), inputs)
-    options = _match_options(cfg, preset, inputs)
+    zones = None
+    if cfg.zones is not None:
+        zones = ZoneFolder.find(Path(cfg.zones))
+        zones.check([files.case for files in inputs.cases])
+    options = MatchOptions(
+        preset,
+        dataset=inputs.dataset,
+        role=inputs.role,
+        zones=zones,
+        resample=cfg.resample,
+        by_image=cfg.geometry == "image",
+    )
     # these tables are read before the cases, so that their errors come first
     answers = None
     if cfg.adjudication is not None:
@@ -213,37 +227,43 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
     )
     selection = request.choose_on_development(cfg.chosen_on, inputs.cases)
     output = Path(cfg.output)
+    of_masks = {"dataset": f"masks in {Path(cfg.reference).name}"}
+    settings = SummarySettings(
+        evaluated_on=inputs.role,
+        labels=options.lesion_names,
+        replicates=cfg.replicates,
+        seed=cfg.seed,
+        provenance=of_masks | scores_provenance(cfg.to_plain(), inputs.dataset),
+        columns=columns,
+        subgroups=cfg.subgroups,
+    )
     with KeptPredictions(output, inputs.predictions) as kept:
-        matches, failed = _match_all(inputs, options, progress, kept.keep)
-        others: list[MatchedCase] = []
-        not_compared: list[Finding] = []
-        seen = matches
+        scored = inputs.score(options, progress, kept.keep)
+        seen = scored
+        others = None
         if second is not None and inputs.cases:
-            others, not_compared = _match_all(second, replace(options, zones=None), progress)
-            shared = {one.case for one in matches} & {other.case for other in others}
-            seen = [one for one in matches if one.case in shared]
-            others = [other for other in others if other.case in shared]
-            if not seen:
-                raise DatasetError(_explain_nothing_scored([*failed, *not_compared]))
+            others = second.score(replace(options, zones=None), progress)
+            seen = scored.shared_with(others)
+            others = others.shared_with(scored)
+            if not seen.matches:
+                raise nothing_scored([*scored.faults, *others.faults])
         selection = request.choose_here(selection, seen)
-        failed += kept.keep_others(
-            {files.case for files in inputs.labelled},
-            LabelNumbers(inputs.dataset.labels if inputs.dataset else None),
-            merge_labels=cfg.merge_labels,
-        )
+        unread = kept.keep_others({files.case for files in inputs.labelled}, options.labels)
+        scored = replace(scored, faults=[*scored.faults, *unread])
         kept.check_replaceable()  # before anything is written
-        one = _score(cfg, inputs, columns, matches, selection, failed)
+        one = inputs.evaluate(scored, settings, selection)
         scores = one.scores
         if answers is not None:  # before the second model's files, because answers may be wrong
             scores = replace(scores, rows=(*scores.rows, *adjudicate(one.tables, answers)))
-        if second is not None and others:
-            other = _score_second(cfg, request, second, columns, others, not_compared, one)
-            compared = other.scores
-            scores = replace(scores, comparison=compared.comparison, programs=compared.programs)
-            write_scores(output / SECOND_MODEL, other.tables, compared, other.names)
+        if second is not None and others is not None:
+            compared = _score_second(cfg, request, second, others, settings, one)
+            scores = replace(
+                scores, comparison=compared.scores.comparison, programs=compared.scores.programs
+            )
+            compared.write(output / SECOND_MODEL)
         else:
             remove_scores(output / SECOND_MODEL)  # of an earlier run with a second model
-        write_scores(output, one.tables, scores, one.names)
+        replace(one, scores=scores).write(output)
         written = kept.finish(selection)
     replaces_all_given = written is not None and kept.has_all
     given = {  # the folders that the advice on `report` names
@@ -252,62 +272,13 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
         "prediction": str(written) if replaces_all_given else cfg.prediction,
     }
     return EvaluateOutcome(
-        scores, output, given, written, tuple(failed), tuple(not_compared), one.of_predicted
-    )
-
-
-def _match_all(
-    found: "Inputs",
-    options: MatchOptions,
-    progress: Advance | None = None,
-    keep: Callable[[Prediction], None] | None = None,
-) -> tuple[list[MatchedCase], list[Finding]]:
-    """Match all cases of a model, and warn of each that cannot be scored.
-
-    `progress` and `keep` are those of `match_cases`.
-
-    Returns:
-        The matched cases, and the errors of cases that cannot be scored, with those of `found`.
-
-    Raises:
-        DatasetError: if there are cases, but none can be scored.
-    """
-    matched, unmatched = match_cases(
-        found.cases,
-        found.predictions,
-        options,
-        progress=progress,
-        keep=keep,
-        what=f"Scoring {found.folder}",
-    )
-    faults = [*found.faults, *unmatched]
-    if found.cases and not matched:
-        raise DatasetError(_explain_nothing_scored(faults))
-    for fault in faults:
-        _log.warning("Not scored, %s: %s", fault.case, fault.message)
-    warn_of_labels(matched, found.lesion_names)
-    return matched, faults
-
-
-def _explain_nothing_scored(faults: Sequence[Finding]) -> str:
-    """Return the message if no case can be scored. Each different fault has a line."""
-    messages = dict.fromkeys(fault.message for fault in faults)
-    return "\n  ".join(["No case can be scored:", *messages])
-
-
-def _match_options(cfg: EvaluateConfig, preset: Preset, inputs: "Inputs") -> MatchOptions:
-    """Return the settings for matching. Raise `DatasetError` if the zones do not fit the cases."""
-    zones = None
-    if cfg.zones is not None:
-        zones = ZoneFolder.find(Path(cfg.zones))
-        zones.check([files.case for files in inputs.cases])
-    return MatchOptions(
-        preset,
-        dataset=inputs.dataset,
-        role=inputs.role,
-        zones=zones,
-        resample=cfg.resample,
-        by_image=cfg.geometry == "image",
+        scores,
+        output,
+        given,
+        written,
+        failed=tuple(scored.faults),
+        not_compared=tuple(others.faults) if others is not None else (),
+        of_predicted=_score_predicted(one, preset),
     )
 
 
@@ -333,31 +304,65 @@ class Inputs:
     role: str
     faults: Sequence[Finding]
 
-    @property
-    def lesion_names(self) -> Mapping[int, str]:
-        """The names of the label values; empty without a dataset."""
-        return self.dataset.labels.lesion_names if self.dataset else {}
+    def score(
+        self,
+        options: MatchOptions,
+        progress: Advance | None,
+        keep: Callable[[Prediction], None] | None = None,
+    ) -> ScoredCases:
+        """Match the cases with the predictions, see `score_cases`."""
+        return score_cases(
+            self.cases,
+            self.predictions,
+            options,
+            faults=self.faults,
+            keep=keep,
+            progress=progress,
+            what=f"Scoring {self.folder}",
+        )
+
+    def evaluate(
+        self, scored: ScoredCases, settings: SummarySettings, selection: Selection
+    ) -> Evaluation:
+        """Score the cases with a selection. The provenance gets the known facts of the model."""
+        provenance = {**settings.provenance, **model_of(self.folder)}
+        settings = replace(settings, operating_point=selection.point, provenance=provenance)
+        return scored.evaluate(settings, selection.calibration)
 
 
-def _find_inputs(cfg: EvaluateConfig, rules: ReadingRules) -> Inputs:
+def _find_inputs(
+    reference: Path,
+    folder: Path,
+    rules: ReadingRules,
+    *,
+    evaluated_on: str | None,
+    group: str | None,
+    may_score_nothing: bool,
+) -> Inputs:
     """Find references and predictions, and choose the cases to evaluate. Warn of the others.
 
     Warn too of cases that may be visits of one patient, or whose two masks are the same file.
-    If no case has the role, or `cfg.chosen_on` is given and none of the cases has a prediction,
+    If no case has the role, or with `may_score_nothing` if none of the cases has a prediction,
     there are no cases to evaluate.
 
+    Args:
+        reference: the folder of references.
+        folder: the folder of predictions.
+        rules: the rules by which references are read.
+        evaluated_on: see `cases_of_role`.
+        group: the setting by which cases form patients; None for the default.
+        may_score_nothing: warn if no prediction has the name of a reference.
+
     Raises:
-        DatasetError: if no case can be scored, or no prediction has the name of a reference. If
-            `cfg.chosen_on` is given, the latter is a warning.
+        DatasetError: if no case can be scored, or no prediction has the name of a reference.
     """
-    folder = Path(cfg.prediction)
-    references = References.find(Path(cfg.reference), **rules)
+    references = References.find(reference, **rules)
     labelled = references.cases
     if not labelled:  # each mask of a folder has an error
-        raise DatasetError(_explain_nothing_scored(references.findings))
+        raise nothing_scored(references.findings)
     found, of_predictions = _list_predictions(folder, labelled)
-    dataset = references.with_labels_of(found, merge_labels=cfg.merge_labels)
-    of_role = cases_of_role(labelled, found, cfg.evaluated_on)
+    dataset = references.with_labels_of(found, merge_labels=rules.get("merge_labels", False))
+    of_role = cases_of_role(labelled, found, evaluated_on)
     # cases whose files could not be listed are left out of both sides
     concerned = {*(files.case for files in of_role), *found}
     with_reference = concerned | _cases_to_score(dataset, of_role, references.findings)
@@ -366,9 +371,9 @@ def _find_inputs(cfg: EvaluateConfig, rules: ReadingRules) -> Inputs:
     chosen = [files for files in of_role if files.case not in unusable]
     predictions = {case: files for case, files in found.items() if case not in unusable}
     if faults and not chosen:
-        raise DatasetError(_explain_nothing_scored(faults))
+        raise nothing_scored(faults)
     has_scorable = any(files.case in predictions for files in chosen)
-    if chosen and cfg.chosen_on is not None and not has_scorable:
+    if chosen and may_score_nothing and not has_scorable:
         _log.warning(
             "No case to evaluate has a prediction, so nothing is scored. Masks of nnU-Net's "
             "probabilities are written for cases without a reference. To score, give the "
@@ -378,11 +383,11 @@ def _find_inputs(cfg: EvaluateConfig, rules: ReadingRules) -> Inputs:
     elif not chosen:
         _log.warning(
             "No case of the reference has the role %s (it has %s). The scores are empty.",
-            cfg.evaluated_on,
+            evaluated_on,
             " and ".join(sorted({files.role or UNSTATED[0] for files in labelled})),
         )
-    cases = assign_groups(chosen, cfg.group, setting="group")
-    if cfg.group is None:
+    cases = assign_groups(chosen, group, setting="group")
+    if group is None:
         for finding in find_likely_visits(cases, setting="group"):
             _log.warning(finding.message)
     _check_names(cases, labelled, predictions, folder)
@@ -393,7 +398,7 @@ def _find_inputs(cfg: EvaluateConfig, rules: ReadingRules) -> Inputs:
         cases=cases,
         folder=folder,
         predictions=predictions,
-        role=cfg.evaluated_on or _shared_role(chosen),
+        role=evaluated_on or _shared_role(chosen),
         faults=faults,
     )
 
@@ -453,59 +458,14 @@ def _find_second_model(folder: Path, inputs: Inputs) -> Inputs:
     return replace(inputs, folder=folder, predictions=predictions, cases=cases, faults=faults)
 
 
-@dataclass(frozen=True, eq=False)
-class _Scored:
-    """The tables and scores of one program, and the names of its label values.
-
-    `of_predicted` contains the scores of the cases with a prediction; None if all cases have one.
-    """
-
-    tables: Tables
-    scores: Scores
-    names: Mapping[int, str]
-    of_predicted: Scores | None
-
-
-def _score(
-    cfg: EvaluateConfig,
-    inputs: Inputs,
-    columns: Columns,
-    matches: Sequence[MatchedCase],
-    selection: Selection,
-    failed: Sequence[Finding],
-) -> _Scored:
-    """Score the cases of one program. Without an operating point, each prediction keeps its own."""
-    accepted = (match.accept(selection.point, selection.calibration) for match in matches)
-    tables = Tables.of(match.rows() for match in accepted)
-    names = add_predicted_names(inputs.lesion_names, matches)
-    settings = SummarySettings(
-        evaluated_on=inputs.role,
-        operating_point=selection.point,
-        labels=names,
-        replicates=cfg.replicates,
-        seed=cfg.seed,
-        provenance=_provenance(cfg, inputs),
-        columns=columns,
-        subgroups=cfg.subgroups,
-    )
-    scores = summarise(tables, find_preset(cfg.preset), settings)
-    scores = replace(scores, failed_cases={fault.case: fault.message for fault in failed})
-    of_predicted = None
-    if scores.missing_predictions:
-        part = tables.of_cases(tables.cases["case"][tables.is_predicted])
-        of_predicted = summarise(part, find_preset(cfg.preset), replace(settings, replicates=0))
-    return _Scored(tables, scores, names, of_predicted)
-
-
 def _score_second(
     cfg: EvaluateConfig,
     request: PointRequest,
     second: Inputs,
-    columns: Columns,
-    matches: Sequence[MatchedCase],
-    failed: Sequence[Finding],
-    one: _Scored,
-) -> _Scored:
+    scored: ScoredCases,
+    settings: SummarySettings,
+    one: Evaluation,
+) -> Evaluation:
     """Score the second program, and compare it with the first one (`one`) on its cases.
 
     Its operating point answers the request of the first one. If the request does not apply to the
@@ -518,22 +478,30 @@ def _score_second(
     reason = ""
     try:
         if cfg.chosen_on is None:
-            selection = request.choose_here(selection, matches)
+            selection = request.choose_here(selection, scored)
     except ConfigError as error:
         reason = str(error)
-    other = _score(cfg, second, columns, matches, selection, failed)
+    other = second.evaluate(scored, settings, selection)
     points = [program.scores.operating_point for program in (one, other)]
     comparison = compare_models(
         one.tables.of_cases(other.tables.cases["case"]),
         other.tables,
-        fp_per_case=find_preset(cfg.preset).fp_per_case,
+        fp_per_case=scored.preset.fp_per_case,
         margin=cfg.margin,
-        replicates=cfg.replicates,
-        seed=cfg.seed,
+        replicates=settings.replicates,
+        seed=settings.seed,
         why_not_at_thresholds=reason or explain_unlike(points),
     )
     programs = tuple(map(ComparedProgram, _name_folders(cfg.prediction, str(cfg.compare)), points))
     return replace(other, scores=replace(other.scores, comparison=comparison, programs=programs))
+
+
+def _score_predicted(one: Evaluation, preset: Preset) -> Scores | None:
+    """Return the scores of the cases with a prediction; None if all cases have one."""
+    if not one.scores.missing_predictions:
+        return None
+    predicted = one.tables.of_cases(one.tables.cases["case"][one.tables.is_predicted])
+    return summarise(predicted, preset, replace(one.settings, replicates=0))
 
 
 def _name_folders(*folders: str) -> list[str]:
@@ -543,12 +511,6 @@ def _name_folders(*folders: str) -> list[str]:
         return [path.name for path in paths]
     shared = os.path.commonpath([path.parent for path in paths])
     return [path.relative_to(shared).as_posix() for path in paths]
-
-
-def _provenance(cfg: EvaluateConfig, inputs: Inputs) -> dict[str, Any]:
-    """Return the provenance of the scores, with the facts of the model that are known."""
-    of_masks = {"dataset": f"masks in {Path(cfg.reference).name}"}
-    return of_masks | scores_provenance(cfg.to_plain(), inputs.dataset) | model_of(inputs.folder)
 
 
 def _cases_to_score(

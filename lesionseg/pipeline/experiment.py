@@ -7,7 +7,7 @@ from typing import Any
 
 from lesionseg.config import TrainConfig
 from lesionseg.core import CaseFiles, Dataset, Role
-from lesionseg.evaluation import Preset, find_preset
+from lesionseg.evaluation import find_preset
 from lesionseg.pipeline.chosen_model import (
     keep_choices_of_run,
     model_for,
@@ -15,6 +15,7 @@ from lesionseg.pipeline.chosen_model import (
 )
 from lesionseg.pipeline.provenance import training_provenance
 from lesionseg.pipeline.run_dir import check_config, config_of
+from lesionseg.pipeline.score_cases import MatchOptions
 from lesionseg.pipeline.survey import FACTS, Survey, cache_folder, labelled_cases, take_survey
 from lesionseg.plan.model_choice import ReferenceKinds
 from lesionseg.training.processes import training_device
@@ -89,9 +90,9 @@ class Experiment:
         return self.survey.dataset
 
     @property
-    def preset(self) -> Preset:
-        """The match rule."""
-        return find_preset(self.cfg.preset)
+    def match_options(self) -> MatchOptions:
+        """The settings for matching predictions of its cases."""
+        return MatchOptions(find_preset(self.cfg.preset), self.dataset)
 
     @property
     def bundle(self) -> Path:

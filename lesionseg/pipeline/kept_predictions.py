@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
 
-from lesionseg.core import Finding, Geometry, Prediction, Selection
+from lesionseg.core import Finding, Geometry, Labels, Prediction, Selection
 from lesionseg.core.finding import finding_of
 from lesionseg.errors import CASE_ERRORS
 from lesionseg.evaluation.label_names import LabelNumbers
@@ -64,22 +64,18 @@ class KeptPredictions:
         case = prediction.case
         write_prediction(folder, prediction, like=self._files[case].mask, row=_row(case))
 
-    def keep_others(
-        self, labelled: Collection[str], numbers: LabelNumbers, *, merge_labels: bool
-    ) -> list[Finding]:
+    def keep_others(self, labelled: Collection[str], labels: Labels | None) -> list[Finding]:
         """Find the candidates of the cases without a reference, and keep them as well.
 
         `labelled` are the ids of the cases with a reference, even if they are not evaluated. As in
-        evaluated cases, the values of labels become those of the reference (`numbers`), and
-        `merge_labels` merges them into one. Warn of cases that cannot be used, and return the
-        finding of each.
+        evaluated cases, the values of labels become those of the reference (`labels`). Warn of
+        cases that cannot be used, and return the finding of each.
         """
+        numbers = LabelNumbers(labels)
         faults: list[Finding] = []
         for case in sorted(self._files.keys() - labelled):
             try:
                 prediction = numbers.apply(open_prediction(self._files[case]))
-                if merge_labels:
-                    prediction = prediction.merge_labels()
             except CASE_ERRORS as error:
                 faults.append(finding_of(error, case))
                 log.warning("Not read, %s: %s", case, error)

@@ -1,59 +1,49 @@
 """Score a network on the cases of a role of a training: validation, out-of-fold and test cases."""
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from torch import nn
 
 from lesionseg.core import (
-    Case,
     CaseFiles,
     OperatingPoint,
-    Prediction,
     Role,
     Selection,
-    Volume,
 )
 from lesionseg.core.finding import require_no_errors
 from lesionseg.core.selection import VOXEL_CALIBRATION
 from lesionseg.errors import count
 from lesionseg.evaluation import (
     Aim,
-    MatchedCase,
     Scores,
     SummarySettings,
     Tables,
     choose,
-    match_case,
-    summarise,
 )
 from lesionseg.evaluation.curves import average_precision, froc
 from lesionseg.evaluation.intervals import MIN_GROUPS, Statistic, divide, draw_groups, value_of
 from lesionseg.evaluation.operating_points import OUT_OF_FOLD
-from lesionseg.evaluation.scores import write_scores
 from lesionseg.evaluation.selection import select
+from lesionseg.evaluation.subgroups import read_columns
 from lesionseg.evaluation.voxel_calibration import LevelCounts, select_voxel_calibration
 from lesionseg.inference.bundle import Bundle
 from lesionseg.inference.decision import OnSlab
 from lesionseg.inference.input_check import InputCheck
+from lesionseg.inference.open_prediction import read_on_grid
 from lesionseg.inference.predictor import Predictor
 from lesionseg.inference.read_ahead import predict_volumes
-from lesionseg.io.cases import read_case, read_image
+from lesionseg.io.cases import read_image
 from lesionseg.io.references import open_reference
 from lesionseg.io.results.case import PredictionFiles, write_prediction
 from lesionseg.io.results.index import find_predictions
 from lesionseg.pipeline.experiment import Experiment
-from lesionseg.pipeline.log import bar
-from lesionseg.pipeline.match_files import (
-    MatchOptions,
-    match_cases,
-    read_on_grid,
-)
 from lesionseg.pipeline.planning import with_focal_correction
+from lesionseg.pipeline.score_cases import PredictNow, ScoredCases, score_cases
 from lesionseg.pipeline.survey import Survey, labelled_cases
 from lesionseg.plan.plan import Plan
 from lesionseg.training.validation import SCORE, SCORE_ERROR
@@ -84,8 +74,7 @@ def score_validation(
         reference = open_reference(files, experiment.dataset)
         return counts[files.case].slab_counter(reference, plan)
 
-    log.info("Predicting %s.", _cases_in_words(cases))
-    _predict(predictor, experiment, cases, folder, slab_counter_of)
+    scored = _predict_and_score(predictor, experiment, cases, folder, slab_counter_of)
     fit, why = select_voxel_calibration(
         [*counts.values()], plan.candidate_rule.extent, "validation"
     )
@@ -96,37 +85,48 @@ def score_validation(
     )
     if fit is not None:
         log.info("Predicting again, because the calibration of voxels changes the outlines.")
-        _predict(predictor.with_selection(selection), experiment, cases, folder)
-    return score_predicted(experiment, find_predictions(folder), folder, selection)
+        calibrated = predictor.with_selection(selection)
+        scored = _predict_and_score(calibrated, experiment, cases, folder)
+    return select_and_score(
+        experiment,
+        scored,
+        find_predictions(folder),
+        folder,
+        selection,
+        is_group_safe=experiment.survey.is_group_safe("validation"),
+    )
 
 
-def score_predicted(
+def select_and_score(
     experiment: Experiment,
+    scored: ScoredCases,
     predictions: Mapping[str, PredictionFiles],
     folder: Path,
     selection: Selection,
+    *,
+    is_group_safe: bool,
     fold_of: Mapping[str, int] | None = None,
 ) -> tuple[Selection, Scores]:
-    """Select on predictions of the validation cases, write them to `folder` as selected, and score.
+    """Select on the validation cases, write their predictions to `folder` as selected, and score.
 
     The scores and tables are written next to `folder`. The scores are optimistic, because they are
     those of the cases on which the selection was made. They state this role.
 
     Args:
         experiment: the experiment.
+        scored: the validation cases, matched with `predictions`.
         predictions: the files of each validation case.
         folder: receives the predictions.
         selection: the selection so far, such as the calibration of voxels.
+        is_group_safe: False if a patient was also used for training, see `Survey.is_group_safe`.
         fold_of: the fold whose network was not trained on the case; None without folds.
 
     Returns:
         The complete selection and the scores.
     """
     cfg = experiment.cfg
-    dataset = experiment.dataset
-    matches = _match_own(experiment, experiment.cases("validation"), predictions)
     complete, calibration_of = select(
-        Tables.of(match.rows(surface=False) for match in matches),
+        scored.tables(surface=False),
         selection,
         Aim.parse(cfg.operating_point),
         cfg.rate_confidence,
@@ -134,14 +134,17 @@ def score_predicted(
         fold_of=fold_of,
     )
     point = complete.operating_points[0]
-    for i, match in enumerate(matches):
-        files = predictions[match.case]
-        before = read_on_grid(files, match.geometry, binary=bool(dataset.labels.regions))
-        before = replace(before, case=match.case)
-        prediction = before.accept(point, calibration_of[match.case])
-        write_prediction(folder, prediction)
-        matches[i] = match.accept(point, calibration_of[match.case])
-    return complete, _score(matches, experiment, folder.parent, point)
+    is_binary = bool(experiment.dataset.labels.regions)
+    matches = []
+    for match in scored.matches:
+        before = read_on_grid(predictions[match.case], match.geometry, binary=is_binary)
+        prediction = replace(before, case=match.case)
+        write_prediction(folder, prediction.accept(point, calibration_of[match.case]))
+        matches.append(match.accept(point, calibration_of[match.case]))
+    accepted = replace(scored, matches=matches)
+    return complete, _write_scores(
+        accepted, experiment, folder.parent, point, is_group_safe=is_group_safe
+    )
 
 
 def score_folds(
@@ -159,6 +162,9 @@ def score_folds(
 
     Returns:
         The complete selection and the scores.
+
+    Raises:
+        DatasetError: listing all cases whose files are damaged.
     """
     fold_of: dict[str, int] = {}
     predictions: dict[str, PredictionFiles] = {}
@@ -167,12 +173,22 @@ def score_folds(
         for files in labelled_cases(fold, "validation"):
             fold_of[files.case] = number
             predictions[files.case] = files_of[files.case]
-    # an experiment in which the validation cases of all folds are validation cases
-    roles: dict[str, Role] = dict.fromkeys(fold_of, "validation")
-    splits = replace(experiment.survey.splits, roles=roles)
-    joint = replace(experiment, survey=replace(experiment.survey, splits=splits))
-    folder = experiment.run / "oof" / "predictions"
-    return score_predicted(joint, predictions, folder, selection, fold_of)
+    cases = [
+        replace(files, role="validation")
+        for files in experiment.dataset.cases
+        if files.case in fold_of
+    ]
+    scored = score_cases(cases, predictions, experiment.match_options)
+    require_no_errors(scored.faults, experiment.run)
+    return select_and_score(
+        experiment,
+        scored,
+        predictions,
+        experiment.run / "oof" / "predictions",
+        selection,
+        is_group_safe=all(fold.is_group_safe("validation") for fold in folds.values()),
+        fold_of=fold_of,
+    )
 
 
 def score_role(predictor: Predictor, experiment: Experiment, role: Role) -> Scores | None:
@@ -183,133 +199,106 @@ def score_role(predictor: Predictor, experiment: Experiment, role: Role) -> Scor
     """
     cases = experiment.cases(role)
     output = experiment.run / role
-    folder = output / "predictions"
     if not cases:
         return None
-    log.info("Predicting %s.", _cases_in_words(cases))
-    _predict(predictor, experiment, cases, folder)
-    matches = _match_own(experiment, cases, find_predictions(folder))
-    return _score(matches, experiment, output, predictor.operating_point())
+    scored = _predict_and_score(predictor, experiment, cases, output / "predictions")
+    return _write_scores(
+        scored,
+        experiment,
+        output,
+        predictor.operating_point(),
+        is_group_safe=experiment.survey.is_group_safe(role),
+    )
 
 
-def _match_own(
-    experiment: Experiment, cases: Sequence[CaseFiles], predictions: Mapping[str, PredictionFiles]
-) -> list[MatchedCase]:
-    """Match the predictions of this training with the references of its cases.
-
-    If files of cases are damaged, raise one `DatasetError` on all of them after the last case.
-    """
-    options = MatchOptions(experiment.preset, experiment.dataset)
-    matched, faults = match_cases(cases, predictions, options)
-    require_no_errors(faults, experiment.run)
-    return matched
+def _predict_now(
+    predictor: Predictor,
+    experiment: Experiment,
+    cases: Sequence[CaseFiles],
+    on_slab: Callable[[CaseFiles], OnSlab | None] = lambda _: None,
+) -> PredictNow:
+    """Return a function that predicts cases for `score_cases`, see `predict_volumes`."""
+    read = partial(read_image, dataset=experiment.dataset)
+    return partial(predict_volumes, predictor, cases, read, on_slab=on_slab)
 
 
-def _cases_in_words(cases: Sequence[CaseFiles]) -> str:
-    """Return the number of cases and the role that they share, such as "3 test cases"."""
-    return count(len(cases), f"{cases[0].role} case")
-
-
-def _predict(
+def _predict_and_score(
     predictor: Predictor,
     experiment: Experiment,
     cases: Sequence[CaseFiles],
     folder: Path,
     on_slab: Callable[[CaseFiles], OnSlab | None] = lambda _: None,
-) -> None:
-    """Predict every case and write it to `folder`.
+) -> ScoredCases:
+    """Predict the cases of a role, write each prediction to `folder`, and match it.
 
-    Reading, the network and writing run at the same time. `on_slab`: returns, for a case, the
-    function that receives its probabilities slab by slab; by default there is none.
+    Reading, the network and matching run at the same time. For `on_slab`, see `predict_volumes`.
     """
-
-    def read(files: CaseFiles) -> Volume:
-        return read_image(files, experiment.dataset)
-
-    def write(files: CaseFiles, prediction: Prediction) -> str:
-        write_prediction(folder, prediction)
-        return files.case
-
-    predicted = predict_volumes(predictor, cases, read, write, on_slab=on_slab)
-    with bar("Predicting") as advance, closing(predicted) as written:
-        for done, case in enumerate(written, start=1):
-            advance(case, done, len(cases))
+    log.info("Predicting %s.", count(len(cases), f"{cases[0].role} case"))
+    return score_cases(
+        cases,
+        _predict_now(predictor, experiment, cases, on_slab),
+        experiment.match_options,
+        keep=partial(write_prediction, folder),
+        what="Predicting",
+    )
 
 
-def _score(
-    matches: Iterable[MatchedCase], experiment: Experiment, output: Path, point: OperatingPoint
+def _write_scores(
+    scored: ScoredCases,
+    experiment: Experiment,
+    output: Path,
+    point: OperatingPoint,
+    *,
+    is_group_safe: bool,
 ) -> Scores:
-    """Write the scores and tables of matched cases of one role into `output`. Return the scores.
+    """Write the scores and tables of the cases of one role into `output`. Return the scores.
 
     Candidates are accepted by `point`.
     """
-    tables = Tables.of(match.accept(point).rows() for match in matches)
-    role = tables.cases["role"].iloc[0]
-    labels = experiment.dataset.labels.lesion_names
     settings = SummarySettings(
-        evaluated_on=role,
+        evaluated_on=scored.matches[0].role,
         operating_point=point,
-        labels=labels,
-        split_is_group_safe=experiment.survey.is_group_safe(role),
+        labels=experiment.dataset.labels.lesion_names,
+        split_is_group_safe=is_group_safe,
         seed=experiment.cfg.seed,
         provenance=experiment.origin,
-        columns={files.case: files.columns for files in experiment.dataset.cases},
+        columns=read_columns(experiment.dataset.cases, None),
     )
-    scores = summarise(tables, experiment.preset, settings)
-    write_scores(output, tables, scores, labels)
-    return scores
+    evaluation = scored.evaluate(settings)
+    evaluation.write(output)
+    return evaluation.scores
 
 
 # --- whole volumes during training ---------------------------------------------------------------
 
 
-def match_volumes(
+def score_volumes(
     network: nn.Module,
     experiment: Experiment,
     cases: Sequence[CaseFiles],
     plan: Plan,
     device: str | None = None,
     check: InputCheck | None = None,
-) -> list[MatchedCase]:
+) -> ScoredCases:
     """Predict whole validation cases by a plan, and match the candidates on the files' own grids.
-
-    Cases without a reference are left out. Reading, the network and matching run at the same time.
 
     Args:
         network: the network.
         experiment: the training: its dataset, its match rule and its settings of inference.
-        cases: the cases.
+        cases: the cases, which have a reference.
         plan: the plan of the network.
         device: the device for prediction, by default that of the network.
         check: states the channels that may be empty.
     """
-    opened: dict[str, Case] = {}
-
-    def read(files: CaseFiles) -> Volume:
-        opened[files.case] = read_case(files, experiment.dataset)
-        return opened[files.case].image
-
-    def match_if_labelled(files: CaseFiles, prediction: Prediction) -> MatchedCase | None:
-        case = opened.pop(files.case)
-        if case.reference is None:
-            return None
-        return match_case(
-            case.reference,
-            prediction,
-            experiment.preset,
-            case=case.case,
-            group=case.group,
-            role="validation",
-        )
-
     predictor = Predictor(
         Bundle((network,), plan, check),
         settings=experiment.cfg.inference,
         device=device,
         trust=True,
     )
-    with closing(predict_volumes(predictor, cases, read, match_if_labelled)) as matches:
-        return [matched for matched in matches if matched is not None]
+    predict = _predict_now(predictor, experiment, cases)
+    # the training has a bar of its own
+    return score_cases(cases, predict, experiment.match_options, progress=lambda *_: None)
 
 
 def recall_and_precision(
@@ -334,16 +323,22 @@ def recall_and_precision(
     cases = experiment.cases("validation")
     cfg = experiment.cfg
     corrected = with_focal_correction(plan, cfg.loss, cfg.detection)
-    matches = match_volumes(network, experiment, cases, corrected, device)
-    tables = Tables.of(match.rows(surface=False) for match in matches)
+    scored = score_volumes(network, experiment, cases, corrected, device)
+    tables = scored.tables(surface=False)
     n_groups = len(tables.groups)
     recall = value_of(froc(tables, [fp_per_case]), n_groups)[0]
     precision = value_of(average_precision(tables), n_groups)[0]
     return recall or 0.0, precision or 0.0
 
 
-def validation_scores(matches: Sequence[MatchedCase]) -> dict[str, float]:
-    """Return numbers of validation cases by name, or an empty dictionary without cases.
+def validation_scores(
+    network: nn.Module,
+    experiment: Experiment,
+    cases: Sequence[CaseFiles],
+    plan: Plan,
+    check: InputCheck | None = None,
+) -> dict[str, float]:
+    """Return numbers of validation cases by name. For the arguments, see `score_volumes`.
 
     `recall_1fp` is the recall over all lesions at one false positive per case, 0 without lesions.
     `dice` is the mean Dice over the cases with a lesion. For the Dice, candidates are accepted by
@@ -352,17 +347,15 @@ def validation_scores(matches: Sequence[MatchedCase]) -> dict[str, float]:
     by which the weights are chosen. `score_error` is the standard error of `score`, see
     `_score_error`. If the network detects nothing, a warning says so.
     """
-    if not matches:
-        return {}
-    tables = Tables.of(match.rows(surface=False) for match in matches)
+    scored = score_volumes(network, experiment, cases, plan, check=check)
+    tables = scored.tables(surface=False)
     if not len(tables.candidates):
-        cases = count(len(matches), "validation case")
-        log.warning("The network detects nothing on %s.", cases)
+        log.warning("The network detects nothing on %s.", count(len(cases), "validation case"))
     point = choose(tables, Aim("fp_per_case", FP_PER_CASE), quiet=True)
     find = froc(tables, [FP_PER_CASE])
     recall = value_of(find, len(tables.groups))[0]
     scores = {"recall_1fp": recall or 0.0}
-    accepted = Tables.of(match.accept(point).rows(surface=False) for match in matches)
+    accepted = scored.tables(point, surface=False)
     dice = accepted.cases["dice"]
     if dice.notna().any():
         scores["dice"] = float(dice.mean())
@@ -379,10 +372,10 @@ def _score_error(tables: Tables, find: Statistic) -> float:
         return np.nan
     draws = draw_groups(len(tables.groups), _REPLICATES, np.random.default_rng(0)).astype(float)
     replicates = find(draws)[:, 0]
-    dice = tables.cases["dice"].to_numpy(float)
-    has_dice = ~np.isnan(dice)
-    if has_dice.any():
-        weights = draws[:, tables.group_of["cases"]]
-        total = weights @ np.where(has_dice, dice, 0.0)
-        replicates = replicates + divide(total, weights @ has_dice.astype(float))
+    dice = tables.cases["dice"]
+    if dice.notna().any():
+        total = tables.add_up("cases", dice.fillna(0))
+        replicates = replicates + divide(
+            draws @ total, draws @ tables.add_up("cases", dice.notna())
+        )
     return float(np.nanstd(replicates))

@@ -82,12 +82,9 @@ class Survey:
     def is_group_safe(self, role: str) -> bool:
         """Return True if no patient of the role was used for training.
 
-        For test and external cases, no patient may have been used for validation either. The joint
-        survey of all folds has only validation cases. Its `splits` state if each fold is safe.
+        For test and external cases, no patient may have been used for validation either.
         """
         seen = {files.patient for files in self.of_role("train")}
-        if role == "validation" and not seen:
-            return self.splits.group_safe
         if role != "validation":
             seen |= {files.patient for files in self.of_role("validation")}
         return not seen & {files.patient for files in self.of_role(role)}

@@ -7,7 +7,6 @@ from functools import partial
 
 import numpy as np
 import pytorch_lightning as pl
-from torch import nn
 
 from lesionseg.core import CaseFiles, Selection
 from lesionseg.data.cache import CachedCase
@@ -15,7 +14,7 @@ from lesionseg.data.tiles import TileDataset
 from lesionseg.evaluation.operating_points import DEFAULT_POINT, Aim
 from lesionseg.evaluation.scores import Scores
 from lesionseg.inference.bundle import Bundle, write_bundle
-from lesionseg.inference.input_check import InputCheck, training_ranges
+from lesionseg.inference.input_check import training_ranges
 from lesionseg.inference.model_card import model_card
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.text import write_text
@@ -24,11 +23,7 @@ from lesionseg.pipeline.experiment import Experiment
 from lesionseg.pipeline.log import LOG, LOG_FORMAT, are_bars_shown, bar, open_log
 from lesionseg.pipeline.prepare import prepare_cases
 from lesionseg.pipeline.provenance import training_counts
-from lesionseg.pipeline.score_roles import (
-    match_volumes,
-    score_validation,
-    validation_scores,
-)
+from lesionseg.pipeline.score_roles import score_validation, validation_scores
 from lesionseg.plan.plan import Plan
 from lesionseg.training.callbacks import Progress, SpawnedLog
 from lesionseg.training.checkpoints import LAST
@@ -103,7 +98,9 @@ def train_fold(experiment: Experiment, plan: Plan) -> TrainedModel | None:
             len(held_out),
             len(validation_cases),
         )
-        validate = partial(_validate, experiment=experiment, cases=held_out, plan=plan, check=check)
+        validate = partial(
+            validation_scores, experiment=experiment, cases=held_out, plan=plan, check=check
+        )
     fitted = train_network(experiment, plan, cases, validate)
     if not is_rank_zero():
         return None
@@ -234,15 +231,3 @@ def _choose_evenly(cases: Sequence[CaseFiles], n: int) -> list[CaseFiles]:
     """Return `n` evenly spaced cases, because the first ones by name are often of a single site."""
     places = np.linspace(0, len(cases) - 1, n)
     return [cases[round(i)] for i in places]
-
-
-def _validate(
-    network: nn.Module,
-    experiment: Experiment,
-    cases: Sequence[CaseFiles],
-    plan: Plan,
-    check: InputCheck | None,
-) -> Mapping[str, float]:
-    """Return the scores of the network on validation cases."""
-    # a function of the module, because processes that Lightning spawns receive it pickled
-    return validation_scores(match_volumes(network, experiment, cases, plan, check=check))

@@ -27,8 +27,7 @@ from lesionseg.io.case_ids import split_channel
 from lesionseg.io.cases import read_case, read_finite
 from lesionseg.io.channels import is_colour
 from lesionseg.io.grids import GridPair
-from lesionseg.io.layouts import list_dataset
-from lesionseg.io.layouts.table import ReadingRules
+from lesionseg.io.layouts import ReadingRules, list_dataset
 from lesionseg.io.references import References, open_reference
 from lesionseg.io.results.case import PredictionFiles
 from lesionseg.io.results.index import list_predictions

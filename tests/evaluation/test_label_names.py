@@ -73,6 +73,6 @@ def test_several_labels_without_a_common_name_are_an_error():
 def test_names_do_not_matter_if_all_candidates_become_one_label():
     merged = Labels.of({1: "cyst", 2: "scar"}).merge()
     regions = Labels((1, 2), ("whole", "core"), regions=((1, 2), (2,)))
-    for labels in (None, merged, regions):
+    for labels, numbers in ((None, [2, 1]), (merged, [1, 1]), (regions, [2, 1])):
         found = LabelNumbers(labels).apply(predict([2, 1], MASS_AND_NODULE))
-        assert [candidate.label for candidate in found.candidates] == [2, 1]
+        assert [candidate.label for candidate in found.candidates] == numbers

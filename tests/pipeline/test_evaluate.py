@@ -551,7 +551,7 @@ def test_case_that_needs_too_much_memory_fails_alone(folders, monkeypatch):
             raise MemoryError("Unable to allocate 5.46 GiB")
         return match_case(reference, *args, case=case, **settings)
 
-    monkeypatch.setattr("lesionseg.pipeline.match_files.match_case", run_out)
+    monkeypatch.setattr("lesionseg.pipeline.score_cases.match_case", run_out)
     outcome = evaluate(*folders)
     assert [fault.case for fault in outcome.failed] == ["b"]
     assert outcome.exit_status == 3

@@ -11,7 +11,7 @@ from lesionseg.evaluation import read_scores
 from lesionseg.io.masks import read_mask
 from lesionseg.io.results.index import find_predictions
 from lesionseg.io.text import read_csv, read_json, write_json
-from lesionseg.pipeline import match_files
+from lesionseg.pipeline import score_cases
 from lesionseg.reporting.images import Sources
 from lesionseg.reporting.write import write_report
 from tests.commands import evaluate
@@ -411,8 +411,8 @@ def test_folders_of_one_name_get_the_parents_in_which_they_differ(folders):
 
 def test_progress_says_which_program_is_scored(folders, copy, monkeypatch):
     steps = []
-    real = match_files.bar
-    monkeypatch.setattr(match_files, "bar", lambda what, *a: steps.append(what) or real(what, *a))
+    real = score_cases.bar
+    monkeypatch.setattr(score_cases, "bar", lambda what, *a: steps.append(what) or real(what, *a))
     evaluate(*folders, compare=copy)
     assert steps == [f"Scoring {folders[1]}", f"Scoring {copy}"]
 

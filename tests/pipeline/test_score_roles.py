@@ -20,7 +20,6 @@ from lesionseg.pipeline.experiment import Experiment
 from lesionseg.pipeline.planning import plan_run
 from lesionseg.pipeline.score_roles import (
     _score_error,
-    match_volumes,
     score_folds,
     score_validation,
     validation_scores,
@@ -104,7 +103,7 @@ def test_networks_are_scored_on_whole_radiographs(tmp_path, caplog):
     cases = experiment.cases("validation")[:1]
 
     def scores(shift):
-        return validation_scores(match_volumes(Brightness(2, shift), experiment, cases, plan))
+        return validation_scores(Brightness(2, shift), experiment, cases, plan)
 
     seen = scores(3.0)
     assert np.isnan(seen.pop("score_error"))  # of a single patient

@@ -1,0 +1,242 @@
+"""Score cases: from references and predictions to the three tables and the scores.
+
+Training, `evaluate`, cross-validation and `tune` call `score_cases`. Predictions are files, or a
+network makes them at this moment. Each case is matched once, for any operating point.
+"""
+
+import logging
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from lesionseg.core import (
+    Calibration,
+    CaseFiles,
+    Dataset,
+    Finding,
+    Labels,
+    OperatingPoint,
+    Prediction,
+)
+from lesionseg.core.finding import finding_of
+from lesionseg.errors import CASE_ERRORS, DatasetError
+from lesionseg.evaluation import (
+    MatchedCase,
+    Preset,
+    Scores,
+    SummarySettings,
+    Tables,
+    match_case,
+    summarise,
+)
+from lesionseg.evaluation.label_names import LabelNumbers, add_predicted_names, warn_of_labels
+from lesionseg.evaluation.scores import write_scores
+from lesionseg.inference.open_prediction import read_on_grid
+from lesionseg.io.references import open_reference
+from lesionseg.io.results.case import PredictionFiles
+from lesionseg.io.zone_files import ZoneFolder
+from lesionseg.pipeline.log import Advance, bar
+
+log = logging.getLogger(__name__)
+
+# predicts the cases, and yields what the given function makes of each prediction
+PredictNow = Callable[[Callable[[CaseFiles, Prediction], MatchedCase]], Generator[MatchedCase]]
+
+
+@dataclass(frozen=True)
+class MatchOptions:
+    """Settings for matching predictions with references.
+
+    Attributes:
+        preset: the rule of matching.
+        dataset: the dataset of the cases; None if there are only masks.
+        role: the role of cases that state none.
+        zones: the masks of zones; None without them.
+        resample: resample a prediction on another grid, see `read_on_grid`.
+        by_image: grids of equal shape and spacing are the same, see `read_on_grid`.
+    """
+
+    preset: Preset
+    dataset: Dataset | None = None
+    role: str = ""
+    zones: ZoneFolder | None = None
+    resample: bool = False
+    by_image: bool = False
+
+    @property
+    def labels(self) -> Labels | None:
+        """The labels of the dataset; None if nobody states them."""
+        return self.dataset.labels if self.dataset else None
+
+    @property
+    def lesion_names(self) -> Mapping[int, str]:
+        """The names of the label values; empty without a dataset."""
+        return self.dataset.labels.lesion_names if self.dataset else {}
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """The tables and scores of cases at one operating point.
+
+    Attributes:
+        tables: the three tables.
+        scores: the scores.
+        settings: the settings of the scores, with the names of all labels.
+    """
+
+    tables: Tables
+    scores: Scores
+    settings: SummarySettings
+
+    def write(self, folder: Path) -> None:
+        """Write the tables and scores.json into a folder."""
+        write_scores(folder, self.tables, self.scores, self.settings.labels)
+
+
+@dataclass(frozen=True, eq=False)
+class ScoredCases:
+    """Cases that are matched with their predictions, for any operating point.
+
+    Attributes:
+        preset: the rule of matching.
+        matches: the matched cases.
+        faults: the errors of the cases that cannot be scored.
+    """
+
+    preset: Preset
+    matches: Sequence[MatchedCase]
+    faults: Sequence[Finding] = ()
+
+    def tables(
+        self,
+        point: OperatingPoint | None = None,
+        calibration: Calibration | None = None,
+        *,
+        surface: bool = True,
+    ) -> Tables:
+        """Return the three tables at an operating point, see `MatchedCase.accept` and `rows`."""
+        accepted = (match.accept(point, calibration) for match in self.matches)
+        return Tables.of(match.rows(surface=surface) for match in accepted)
+
+    def shared_with(self, other: "ScoredCases") -> "ScoredCases":
+        """Return the cases that `other` contains as well."""
+        cases = {match.case for match in other.matches}
+        return replace(self, matches=[match for match in self.matches if match.case in cases])
+
+    def evaluate(
+        self, settings: SummarySettings, calibration: Calibration | None = None
+    ) -> Evaluation:
+        """Return the tables and scores at the operating point of the settings.
+
+        Without one, each prediction keeps its own. The names of labels that only candidates have
+        are added to the settings.
+        """
+        tables = self.tables(settings.operating_point, calibration)
+        settings = replace(settings, labels=add_predicted_names(settings.labels, self.matches))
+        scores = summarise(tables, self.preset, settings)
+        failed = {fault.case: fault.message for fault in self.faults}
+        return Evaluation(tables, replace(scores, failed_cases=failed), settings)
+
+
+def score_cases(
+    cases: Sequence[CaseFiles],
+    predictions: Mapping[str, PredictionFiles] | PredictNow,
+    options: MatchOptions,
+    *,
+    faults: Iterable[Finding] = (),
+    keep: Callable[[Prediction], None] | None = None,
+    progress: Advance | None = None,
+    what: str = "Scoring",
+) -> ScoredCases:
+    """Match each case with its prediction, and warn of each case that cannot be scored.
+
+    Args:
+        cases: the cases with references.
+        predictions: the prediction files by case, which are read one by one. All lesions of a case
+            without files are missed. Or a function that predicts the cases now, such as
+            `predict_volumes`. Errors of its cases are raised.
+        options: settings for matching.
+        faults: the errors of further cases, which are left out.
+        keep: called with each prediction, under the case's id.
+        progress: called with case, number done and total, instead of a bar.
+        what: the name of the step in progress lines.
+
+    Raises:
+        DatasetError: if there are cases, but none can be scored.
+    """
+    numbers = LabelNumbers(options.labels)
+    match = partial(_match_one, options=options, numbers=numbers, keep=keep)
+    matches: list[MatchedCase] = []
+    faults = [*faults]
+
+    def match_files(found: Mapping[str, PredictionFiles]) -> Generator[MatchedCase | None]:
+        """Yield each case matched with its files; None if this is not possible."""
+        for files in cases:
+            try:
+                matched = match(files, found.get(files.case))
+            except CASE_ERRORS as error:
+                faults.append(finding_of(error, files.case))
+                matched = None
+            yield matched
+
+    results = match_files(predictions) if isinstance(predictions, Mapping) else predictions(match)
+    with bar(what, progress) as advance, closing(results):
+        for done, (files, matched) in enumerate(zip(cases, results, strict=True), start=1):
+            if matched is not None:
+                matches.append(matched)
+            advance(files.case, done, len(cases))
+    if cases and not matches:
+        raise nothing_scored(faults)
+    for fault in faults:
+        log.warning("Not scored, %s: %s", fault.case, fault.message)
+    warn_of_labels(matches, options.lesion_names)
+    return ScoredCases(options.preset, matches, faults)
+
+
+def nothing_scored(faults: Iterable[Finding]) -> DatasetError:
+    """Return the error if no case can be scored. Each different fault has a line."""
+    messages = dict.fromkeys(fault.message for fault in faults)
+    return DatasetError("\n  ".join(["No case can be scored:", *messages]))
+
+
+def _match_one(
+    files: CaseFiles,
+    predicted: Prediction | PredictionFiles | None,
+    options: MatchOptions,
+    numbers: LabelNumbers,
+    keep: Callable[[Prediction], None] | None,
+) -> MatchedCase:
+    """Read the reference of a case, and its prediction if that is given as files. Match them.
+
+    `numbers`: the label values of the reference. For `keep`, see `score_cases`.
+    """
+    dataset = options.dataset
+    labels = options.labels
+    reference = open_reference(files, dataset)
+    if isinstance(predicted, PredictionFiles):
+        predicted = read_on_grid(
+            predicted,
+            reference.geometry,
+            resample=options.resample,
+            binary=labels is not None and bool(labels.regions or labels.merged),
+            by_image=options.by_image or (dataset is not None and dataset.grid_of_image),
+        )
+    if predicted is not None:
+        predicted = numbers.apply(predicted)
+        if keep is not None:
+            keep(replace(predicted, case=files.case))
+    zones = None
+    if options.zones is not None:
+        zones = options.zones.read(files.case, reference.geometry.spacing_mm[0])
+    return match_case(
+        reference,
+        predicted,
+        options.preset,
+        case=files.case,
+        group=files.group,
+        role=files.role or options.role,
+        labels=labels,
+        zones=zones,
+    )
