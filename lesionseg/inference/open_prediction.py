@@ -74,20 +74,14 @@ def read_on_grid(
             was lost.
     """
     path = files.instances or files.mask
-    # the grid of the prediction's own file; None for boxes on the grid of the reference
-    own = None
-    if path is not None:
-        own = read_geometry(path, pixel_mm=1.0)
-    else:
-        own = _other_grid_of_boxes(files, geometry)
-    if own is not None and own.dims == geometry.dims == 2:
+    own = _grid_of_boxes(files, geometry) if path is None else read_geometry(path, pixel_mm=1.0)
+    if own.dims == geometry.dims == 2:
         # rasters have no position: assume that both cover the same area, for any size
         zoom = np.array(geometry.shape) / np.array(own.shape)
         to_reference = np.diag([*zoom, 1.0])
         # align the edges of the outer pixels, not their centres
         to_reference[:2, 2] = (zoom - 1) / 2
         own = Geometry(own.shape, geometry.affine @ to_reference)
-    own = own or geometry
     where = path or files.candidates or files.case
     grids = GridPair(where, own, "the reference", geometry)
     if grids.is_same(by_image=by_image):
@@ -114,15 +108,15 @@ def read_on_grid(
     return resample_prediction(replace(prediction, geometry=own), geometry)
 
 
-def _other_grid_of_boxes(files: PredictionFiles, geometry: Geometry) -> Geometry | None:
-    """Return the grid of boxes without masks if their file states another shape, otherwise None.
+def _grid_of_boxes(files: PredictionFiles, geometry: Geometry) -> Geometry:
+    """Return the grid of boxes without masks: that of the reference, or one of the stated shape.
 
-    Raise `GeometryError` if one of both shapes is that of a volume, because the file does not state
-    where the grid is.
+    Raise `GeometryError` if the shapes differ and one is that of a volume, because the file does
+    not state where the grid is.
     """
     shape = files.read_shape()
-    if shape in (None, geometry.shape):
-        return None
+    if shape is None or shape == geometry.shape:
+        return geometry
     if len(shape) != 2 or geometry.dims != 2:
         raise GeometryError(
             f"{files.candidates}: the boxes belong to a scan of {shape} voxels, but the reference "

@@ -43,7 +43,7 @@ from lesionseg.io.results.case import PredictionFiles, write_prediction
 from lesionseg.io.results.index import find_predictions
 from lesionseg.pipeline.experiment import Experiment
 from lesionseg.pipeline.planning import with_focal_correction
-from lesionseg.pipeline.score_cases import PredictNow, ScoredCases, score_cases
+from lesionseg.pipeline.score_cases import ScoredCases, score_cases
 from lesionseg.pipeline.survey import Survey, labelled_cases
 from lesionseg.plan.plan import Plan
 from lesionseg.training.validation import SCORE, SCORE_ERROR
@@ -74,7 +74,8 @@ def score_validation(
         reference = open_reference(files, experiment.dataset)
         return counts[files.case].slab_counter(reference, plan)
 
-    scored = _predict_and_score(predictor, experiment, cases, folder, slab_counter_of)
+    log.info("Predicting %s.", count(len(cases), "validation case"))
+    scored = _score_now(predictor, experiment, cases, folder, slab_counter_of)
     fit, why = select_voxel_calibration(
         [*counts.values()], plan.candidate_rule.extent, "validation"
     )
@@ -86,7 +87,7 @@ def score_validation(
     if fit is not None:
         log.info("Predicting again, because the calibration of voxels changes the outlines.")
         calibrated = predictor.with_selection(selection)
-        scored = _predict_and_score(calibrated, experiment, cases, folder)
+        scored = _score_now(calibrated, experiment, cases, folder)
     return select_and_score(
         experiment,
         scored,
@@ -201,7 +202,8 @@ def score_role(predictor: Predictor, experiment: Experiment, role: Role) -> Scor
     output = experiment.run / role
     if not cases:
         return None
-    scored = _predict_and_score(predictor, experiment, cases, output / "predictions")
+    log.info("Predicting %s.", count(len(cases), f"{role} case"))
+    scored = _score_now(predictor, experiment, cases, output / "predictions")
     return _write_scores(
         scored,
         experiment,
@@ -211,34 +213,26 @@ def score_role(predictor: Predictor, experiment: Experiment, role: Role) -> Scor
     )
 
 
-def _predict_now(
+def _score_now(
     predictor: Predictor,
     experiment: Experiment,
     cases: Sequence[CaseFiles],
-    on_slab: Callable[[CaseFiles], OnSlab | None] = lambda _: None,
-) -> PredictNow:
-    """Return a function that predicts cases for `score_cases`, see `predict_volumes`."""
-    read = partial(read_image, dataset=experiment.dataset)
-    return partial(predict_volumes, predictor, cases, read, on_slab=on_slab)
-
-
-def _predict_and_score(
-    predictor: Predictor,
-    experiment: Experiment,
-    cases: Sequence[CaseFiles],
-    folder: Path,
+    folder: Path | None = None,
     on_slab: Callable[[CaseFiles], OnSlab | None] = lambda _: None,
 ) -> ScoredCases:
-    """Predict the cases of a role, write each prediction to `folder`, and match it.
+    """Predict cases, and match each prediction on its file's own grid.
 
-    Reading, the network and matching run at the same time. For `on_slab`, see `predict_volumes`.
+    Reading, the network and matching run at the same time. Predictions are written to `folder`.
+    Without it, there is no bar either, because a training has its own. For `on_slab`, see
+    `predict_volumes`.
     """
-    log.info("Predicting %s.", count(len(cases), f"{cases[0].role} case"))
+    read = partial(read_image, dataset=experiment.dataset)
     return score_cases(
         cases,
-        _predict_now(predictor, experiment, cases, on_slab),
+        partial(predict_volumes, predictor, cases, read, on_slab=on_slab),
         experiment.match_options,
-        keep=partial(write_prediction, folder),
+        keep=None if folder is None else partial(write_prediction, folder),
+        progress=(lambda *_: None) if folder is None else None,
         what="Predicting",
     )
 
@@ -280,7 +274,7 @@ def score_volumes(
     device: str | None = None,
     check: InputCheck | None = None,
 ) -> ScoredCases:
-    """Predict whole validation cases by a plan, and match the candidates on the files' own grids.
+    """Predict whole validation cases by a plan, and match the predictions.
 
     Args:
         network: the network.
@@ -296,9 +290,7 @@ def score_volumes(
         device=device,
         trust=True,
     )
-    predict = _predict_now(predictor, experiment, cases)
-    # the training has a bar of its own
-    return score_cases(cases, predict, experiment.match_options, progress=lambda *_: None)
+    return _score_now(predictor, experiment, cases)
 
 
 def recall_and_precision(

@@ -7,20 +7,24 @@ import pytest
 from torch import nn
 
 from lesionseg.config import DataConfig, TrainConfig
-from lesionseg.core import Selection
+from lesionseg.core import Calibration, Selection
+from lesionseg.evaluation import SummarySettings
 from lesionseg.evaluation.curves import froc
 from lesionseg.inference.bundle import Bundle
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.cases import read_case
 from lesionseg.io.results.case import write_prediction
+from lesionseg.io.results.index import find_predictions
 from lesionseg.io.text import read_json
 from lesionseg.ops.components import lesion_instances
 from lesionseg.phantoms import write_mri_phantoms, write_xray_phantoms
 from lesionseg.pipeline.experiment import Experiment
 from lesionseg.pipeline.planning import plan_run
+from lesionseg.pipeline.score_cases import score_cases
 from lesionseg.pipeline.score_roles import (
     _score_error,
     score_folds,
+    score_role,
     score_validation,
     validation_scores,
 )
@@ -113,6 +117,24 @@ def test_networks_are_scored_on_whole_radiographs(tmp_path, caplog):
     del nothing["score_error"]
     assert nothing == {"recall_1fp": 0.0, "dice": 0.0, "score": 0.0}
     assert "detects nothing on 1 validation case" in caplog.text
+
+
+def test_predictions_of_a_network_are_scored_like_their_files(tmp_path):
+    write_xray_phantoms(tmp_path / "raw", 6, seed=3, shape=(64, 64), pixel_mm=4.0)
+    found = take_survey(DataConfig.of(root=tmp_path / "raw"), 0)
+    experiment, plan = make_experiment(found, (64, 64), tmp_path / "run")
+    score_role(Predictor(Bundle((Brightness(2, 3.0),), plan)), experiment, "validation")
+    folder = experiment.run / "validation"
+    cases = experiment.cases("validation")
+    predictions = find_predictions(folder / "predictions")
+    scored = score_cases(cases, predictions, experiment.match_options)
+    names = found.dataset.labels.lesion_names
+    settings = SummarySettings(evaluated_on="validation", labels=names)
+    scored.evaluate(settings).write(tmp_path / "again")
+    for table in ("lesions.csv", "candidates.csv"):
+        again = (tmp_path / "again" / table).read_text()
+        assert again.count("\n") > 1
+        assert again == (folder / table).read_text()
 
 
 def test_score_error_is_that_of_the_sum_of_recall_and_dice():
