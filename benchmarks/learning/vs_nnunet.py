@@ -64,7 +64,7 @@ from lesionseg.io.text import read_json, write_json, write_text
 from lesionseg.pipeline.experiment import Experiment
 from lesionseg.pipeline.planning import plan_run
 from lesionseg.pipeline.score_cases import score_cases
-from lesionseg.pipeline.score_roles import select_and_score
+from lesionseg.pipeline.score_roles import select_and_accept, write_role_scores
 from lesionseg.pipeline.survey import Survey, take_survey
 from lesionseg.plan.plan import Plan
 
@@ -377,9 +377,8 @@ def score_kept(kept: Kept | Predictor, found: Survey, run: Path) -> Scores:
     folder = run / "validation"
     predictions = find_predictions(folder)
     scored = score_cases(cases, predictions, experiment.match_options)
-    return select_and_score(
-        experiment, scored, predictions, folder, NO_SELECTION, is_group_safe=True
-    )[1]
+    selection, scored = select_and_accept(experiment, scored, predictions, folder, NO_SELECTION)
+    return write_role_scores(scored, experiment, run, selection.point, is_group_safe=True)
 
 
 def draw_case(setting: Setting, files: CaseFiles, raw: Path, part: str) -> list[Path]:

@@ -6,7 +6,7 @@ The inputs are two folders of masks, boxes or candidates from any program. The o
 
 import logging
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,7 +18,6 @@ from lesionseg.core import (
     CaseFiles,
     Dataset,
     Finding,
-    Prediction,
     Selection,
 )
 from lesionseg.core.dataset import assign_groups, find_likely_visits
@@ -238,7 +237,7 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
         subgroups=cfg.subgroups,
     )
     with KeptPredictions(output, inputs.predictions) as kept:
-        scored = inputs.score(options, progress, kept.keep)
+        scored = inputs.score(replace(options, keep=kept.keep), progress)
         seen = scored
         others = None
         if second is not None and inputs.cases:
@@ -304,19 +303,13 @@ class Inputs:
     role: str
     faults: Sequence[Finding]
 
-    def score(
-        self,
-        options: MatchOptions,
-        progress: Advance | None,
-        keep: Callable[[Prediction], None] | None = None,
-    ) -> ScoredCases:
+    def score(self, options: MatchOptions, progress: Advance | None) -> ScoredCases:
         """Match the cases with the predictions, see `score_cases`."""
         return score_cases(
             self.cases,
             self.predictions,
             options,
             faults=self.faults,
-            keep=keep,
             progress=progress,
             what=f"Scoring {self.folder}",
         )

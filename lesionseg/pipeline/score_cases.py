@@ -56,6 +56,7 @@ class MatchOptions:
         zones: the masks of zones; None without them.
         resample: resample a prediction on another grid, see `read_on_grid`.
         by_image: grids of equal shape and spacing are the same, see `read_on_grid`.
+        keep: called with each prediction, under the case's id.
     """
 
     preset: Preset
@@ -64,6 +65,7 @@ class MatchOptions:
     zones: ZoneFolder | None = None
     resample: bool = False
     by_image: bool = False
+    keep: Callable[[Prediction], None] | None = None
 
     @property
     def labels(self) -> Labels | None:
@@ -146,7 +148,6 @@ def score_cases(
     options: MatchOptions,
     *,
     faults: Iterable[Finding] = (),
-    keep: Callable[[Prediction], None] | None = None,
     progress: Advance | None = None,
     what: str = "Scoring",
 ) -> ScoredCases:
@@ -159,15 +160,13 @@ def score_cases(
             `predict_volumes`. Errors of its cases are raised.
         options: settings for matching.
         faults: the errors of further cases, which are left out.
-        keep: called with each prediction, under the case's id.
         progress: called with case, number done and total, instead of a bar.
         what: the name of the step in progress lines.
 
     Raises:
         DatasetError: if there are cases, but none can be scored.
     """
-    numbers = LabelNumbers(options.labels)
-    match = partial(_match_one, options=options, numbers=numbers, keep=keep)
+    match = partial(_match_one, options=options, numbers=LabelNumbers(options.labels))
     matches: list[MatchedCase] = []
     faults = [*faults]
 
@@ -206,11 +205,10 @@ def _match_one(
     predicted: Prediction | PredictionFiles | None,
     options: MatchOptions,
     numbers: LabelNumbers,
-    keep: Callable[[Prediction], None] | None,
 ) -> MatchedCase:
     """Read the reference of a case, and its prediction if that is given as files. Match them.
 
-    `numbers`: the label values of the reference. For `keep`, see `score_cases`.
+    `numbers`: the label values of the reference.
     """
     dataset = options.dataset
     labels = options.labels
@@ -225,8 +223,8 @@ def _match_one(
         )
     if predicted is not None:
         predicted = numbers.apply(predicted)
-        if keep is not None:
-            keep(replace(predicted, case=files.case))
+        if options.keep is not None:
+            options.keep(replace(predicted, case=files.case))
     zones = None
     if options.zones is not None:
         zones = options.zones.read(files.case, reference.geometry.spacing_mm[0])

@@ -88,30 +88,26 @@ def score_validation(
         log.info("Predicting again, because the calibration of voxels changes the outlines.")
         calibrated = predictor.with_selection(selection)
         scored = _score_now(calibrated, experiment, cases, folder)
-    return select_and_score(
-        experiment,
-        scored,
-        find_predictions(folder),
-        folder,
-        selection,
-        is_group_safe=experiment.survey.is_group_safe("validation"),
+    selection, scored = select_and_accept(
+        experiment, scored, find_predictions(folder), folder, selection
+    )
+    is_group_safe = experiment.survey.is_group_safe("validation")
+    return selection, write_role_scores(
+        scored, experiment, experiment.run, selection.point, is_group_safe=is_group_safe
     )
 
 
-def select_and_score(
+def select_and_accept(
     experiment: Experiment,
     scored: ScoredCases,
     predictions: Mapping[str, PredictionFiles],
     folder: Path,
     selection: Selection,
-    *,
-    is_group_safe: bool,
     fold_of: Mapping[str, int] | None = None,
-) -> tuple[Selection, Scores]:
-    """Select on the validation cases, write their predictions to `folder` as selected, and score.
+) -> tuple[Selection, ScoredCases]:
+    """Select on the validation cases, and write their predictions to `folder` as selected.
 
-    The scores and tables are written next to `folder`. The scores are optimistic, because they are
-    those of the cases on which the selection was made. They state this role.
+    The scores of these cases are optimistic, because the selection was made on them.
 
     Args:
         experiment: the experiment.
@@ -119,11 +115,10 @@ def select_and_score(
         predictions: the files of each validation case.
         folder: receives the predictions.
         selection: the selection so far, such as the calibration of voxels.
-        is_group_safe: False if a patient was also used for training, see `Survey.is_group_safe`.
         fold_of: the fold whose network was not trained on the case; None without folds.
 
     Returns:
-        The complete selection and the scores.
+        The complete selection, and the cases with the candidates that it accepts.
     """
     cfg = experiment.cfg
     complete, calibration_of = select(
@@ -142,10 +137,7 @@ def select_and_score(
         prediction = replace(before, case=match.case)
         write_prediction(folder, prediction.accept(point, calibration_of[match.case]))
         matches.append(match.accept(point, calibration_of[match.case]))
-    accepted = replace(scored, matches=matches)
-    return complete, _write_scores(
-        accepted, experiment, folder.parent, point, is_group_safe=is_group_safe
-    )
+    return complete, replace(scored, matches=matches)
 
 
 def score_folds(
@@ -181,14 +173,13 @@ def score_folds(
     ]
     scored = score_cases(cases, predictions, experiment.match_options)
     require_no_errors(scored.faults, experiment.run)
-    return select_and_score(
-        experiment,
-        scored,
-        predictions,
-        experiment.run / "oof" / "predictions",
-        selection,
-        is_group_safe=all(fold.is_group_safe("validation") for fold in folds.values()),
-        fold_of=fold_of,
+    output = experiment.run / "oof"
+    selection, scored = select_and_accept(
+        experiment, scored, predictions, output / "predictions", selection, fold_of
+    )
+    is_group_safe = all(fold.is_group_safe("validation") for fold in folds.values())
+    return selection, write_role_scores(
+        scored, experiment, output, selection.point, is_group_safe=is_group_safe
     )
 
 
@@ -204,13 +195,9 @@ def score_role(predictor: Predictor, experiment: Experiment, role: Role) -> Scor
         return None
     log.info("Predicting %s.", count(len(cases), f"{role} case"))
     scored = _score_now(predictor, experiment, cases, output / "predictions")
-    return _write_scores(
-        scored,
-        experiment,
-        output,
-        predictor.operating_point(),
-        is_group_safe=experiment.survey.is_group_safe(role),
-    )
+    point = predictor.operating_point()
+    is_group_safe = experiment.survey.is_group_safe(role)
+    return write_role_scores(scored, experiment, output, point, is_group_safe=is_group_safe)
 
 
 def _score_now(
@@ -227,27 +214,27 @@ def _score_now(
     `predict_volumes`.
     """
     read = partial(read_image, dataset=experiment.dataset)
+    keep = None if folder is None else partial(write_prediction, folder)
     return score_cases(
         cases,
         partial(predict_volumes, predictor, cases, read, on_slab=on_slab),
-        experiment.match_options,
-        keep=None if folder is None else partial(write_prediction, folder),
+        replace(experiment.match_options, keep=keep),
         progress=(lambda *_: None) if folder is None else None,
         what="Predicting",
     )
 
 
-def _write_scores(
+def write_role_scores(
     scored: ScoredCases,
     experiment: Experiment,
     output: Path,
-    point: OperatingPoint,
+    point: OperatingPoint | None,
     *,
     is_group_safe: bool,
 ) -> Scores:
     """Write the scores and tables of the cases of one role into `output`. Return the scores.
 
-    Candidates are accepted by `point`.
+    Candidates are accepted by `point`. `is_group_safe`: see `Survey.is_group_safe`.
     """
     settings = SummarySettings(
         evaluated_on=scored.matches[0].role,
