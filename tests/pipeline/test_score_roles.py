@@ -7,7 +7,7 @@ import pytest
 from torch import nn
 
 from lesionseg.config import DataConfig, TrainConfig
-from lesionseg.core import Calibration, Selection
+from lesionseg.core import Selection
 from lesionseg.evaluation import SummarySettings
 from lesionseg.evaluation.curves import froc
 from lesionseg.inference.bundle import Bundle
