@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 from lesionseg.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from lesionseg.io.case_file import CaseRow as CaseRow
     from lesionseg.io.case_ids import split_channel as split_channel
     from lesionseg.io.cases import read_case as read_case
     from lesionseg.io.cases import read_image as read_image
     from lesionseg.io.files import atomic_path as atomic_path
+    from lesionseg.io.files import digest_of as digest_of
     from lesionseg.io.files import locked_folder as locked_folder
     from lesionseg.io.files import made_folder as made_folder
     from lesionseg.io.layouts import Layout as Layout
@@ -24,32 +26,52 @@ if TYPE_CHECKING:
     from lesionseg.io.limits import limit_voxels as limit_voxels
     from lesionseg.io.masks import read_mask as read_mask
     from lesionseg.io.model_address import read_card as read_card
+    from lesionseg.io.prediction_folder import PredictionFolder as PredictionFolder
     from lesionseg.io.predictions import PredictionFiles as PredictionFiles
     from lesionseg.io.predictions import find_predictions as find_predictions
     from lesionseg.io.predictions import write_prediction as write_prediction
+    from lesionseg.io.result_names import REPORT as REPORT
+    from lesionseg.io.result_names import SEGMENTATION as SEGMENTATION
+    from lesionseg.io.scans import UNREADABLE as UNREADABLE
+    from lesionseg.io.scans import FoundScans as FoundScans
+    from lesionseg.io.scans import Scan as Scan
+    from lesionseg.io.scans import dicom_scan as dicom_scan
     from lesionseg.io.scans import find_scans as find_scans
     from lesionseg.io.scans import kind_of_name as kind_of_name
+    from lesionseg.io.scans import leave_out as leave_out
     from lesionseg.io.text import read_csv as read_csv
     from lesionseg.io.text import write_csv as write_csv
     from lesionseg.io.text import write_json as write_json
     from lesionseg.io.text import write_text as write_text
     from lesionseg.io.volumes import format_suffix as format_suffix
+    from lesionseg.io.volumes import is_dicom_image as is_dicom_image
     from lesionseg.io.volumes import read_geometry as read_geometry
     from lesionseg.io.volumes import read_volume as read_volume
     from lesionseg.io.volumes import strip_suffix as strip_suffix
     from lesionseg.io.volumes import write_volume as write_volume
 
 _HOMES = {
+    "CaseRow": "case_file",
+    "FoundScans": "scans",
     "Layout": "layouts",
     "MAY_PASS": "limits",
     "PredictionFiles": "predictions",
+    "PredictionFolder": "prediction_folder",
+    "REPORT": "result_names",
     "Row": "layouts.table",
+    "SEGMENTATION": "result_names",
+    "Scan": "scans",
     "Table": "layouts.table",
+    "UNREADABLE": "scans",
     "atomic_path": "files",
+    "dicom_scan": "scans",
+    "digest_of": "files",
     "find_predictions": "predictions",
     "find_scans": "scans",
     "format_suffix": "volumes",
+    "is_dicom_image": "volumes",
     "kind_of_name": "scans",
+    "leave_out": "scans",
     "limit_voxels": "limits",
     "locked_folder": "files",
     "made_folder": "files",

@@ -6,10 +6,9 @@ from pathlib import Path
 
 from lesionseg.core import CaseFiles, Prediction
 from lesionseg.errors import ConflictError, DatasetError
+from lesionseg.extra import find_extra
 from lesionseg.io.dicom.elements import text
 from lesionseg.io.dicom.headers import read_header
-from lesionseg.io.dicom.result_origin import Comparison, ResultOrigin
-from lesionseg.io.dicom.results import write_dicom_results
 from lesionseg.io.files import digest_of
 from lesionseg.io.predictions import PredictionFiles
 from lesionseg.io.result_names import CANDIDATES, REPORT
@@ -90,13 +89,15 @@ class ChangeReport:
 
         Raises:
             ResourceError: The scan has got, lost or changed a file since the report was planned.
-            LesionsegError: The report cannot be written, see `write_dicom_results`.
+            ConfigError: The extra `pacs` or highdicom is missing.
+            LesionsegError: The report cannot be written, see `write_dicom_results` of the extra.
         """
-        comparison = Comparison(since, remark)
-        write_dicom_results(
+        pacs = find_extra("pacs", "dicom_output")
+        comparison = pacs.Comparison(since, remark)
+        pacs.write_dicom_results(
             self.scan.files.images[0],
             prediction,
-            ResultOrigin("follow-up", digest_of(repr(comparison))[:16]),
+            pacs.ResultOrigin("follow-up", digest_of(repr(comparison))[:16]),
             labels,
             folder=self.folder,
             comparison=comparison,

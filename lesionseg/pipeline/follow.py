@@ -53,10 +53,10 @@ from lesionseg.evaluation.change import (
     write_changes,
 )
 from lesionseg.evaluation.scores import SCORES_FILE, write_scores
+from lesionseg.extra import find_extra, has_extra
 from lesionseg.io.case_file import CaseRow
 from lesionseg.io.cases import read_finite
 from lesionseg.io.change_report import ChangeReport
-from lesionseg.io.dicom.results import require_highdicom
 from lesionseg.io.grids import GridPair
 from lesionseg.io.layouts.manifest import read_scan_list
 from lesionseg.io.masks import read_mask
@@ -82,6 +82,11 @@ from lesionseg.reporting.pictures import Card
 from lesionseg.version import __version__
 
 _log = logging.getLogger(__name__)
+
+_NO_PACS = (
+    "No DICOM report: this installation lacks the extra, lesionseg/extras/pacs. Install lesionseg "
+    "again to add it, or set dicom_output=false."
+)
 
 
 @dataclass(frozen=True)
@@ -222,7 +227,7 @@ def follow(cfg: FollowConfig, *, progress: Advance | None = None) -> FollowOutco
     pairs = {later.case: (first, later) for t in timelines for first, later in pairwise(t)}
     masks = _change_masks(cfg, pairs)
     if cfg.dicom_output and any(_is_dicom(later) for _, later in pairs.values()):
-        require_highdicom()  # a missing package is reported before a file is read
+        _check_report_writer()  # a missing package is reported before a file is read
     point = None
     if cfg.stable is not None:
         left_out = set(unpredicted)
@@ -320,8 +325,12 @@ def _follow_pair(
     """
     _, later = files
     report = None
+    message = ""
     if cfg.dicom_output and later.image is not None:
-        report = ChangeReport.plan(later.image, later.prediction, Path(cfg.output))
+        if has_extra("pacs"):
+            report = ChangeReport.plan(later.image, later.prediction, Path(cfg.output))
+        elif _is_dicom(later):
+            message = _NO_PACS
     visits, alignment = open_pair(files, rule, cfg)
     lowest = lowest_score(point)
     changes = [
@@ -335,9 +344,18 @@ def _follow_pair(
     score = None
     if mask is not None:
         score = _score(visits, read_mask(mask), point, later.patient)
-    message = "" if report is None else _write_report(report, visits, changes, point)
+    if report is not None:
+        message = _write_report(report, visits, changes, point)
     row = _row(files, changes, alignment, message)
     return FollowedPair(visits.after.geometry.size_unit, changes, row, cards, score)
+
+
+def _check_report_writer() -> None:
+    """Warn if the extra that writes reports is missing. Raise `ConfigError` without highdicom."""
+    if has_extra("pacs"):
+        find_extra("pacs").require_highdicom()
+    else:
+        _log.warning(_NO_PACS)
 
 
 def _is_dicom(visit: VisitFiles) -> bool:

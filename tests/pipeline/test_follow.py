@@ -26,8 +26,7 @@ from lesionseg.reporting.follow_page import (
 from tests.commands import follow
 from tests.evaluation.hand_cases import prediction_of
 from tests.inference.networks import make_bright
-from tests.io.dicom_files import write_dicom_file
-from tests.io.test_dicom_results import GRIDS, write_patient_series
+from tests.io.dicom_files import GRIDS, write_dicom_file, write_patient_series
 from tests.pipeline.cases import boxes, write_array, write_scan
 
 SHAPE = (16, 24, 24)
@@ -397,6 +396,7 @@ def test_boxes_without_masks_are_not_compared(tmp_path, has_images):
 
 def test_dicom_report_contains_states_and_both_volumes(tmp_path):
     """Follow DICOM series with one stable, one gone and one new lesion."""
+    pytest.importorskip("lesionseg.extras.pacs")
     hd = pytest.importorskip("highdicom")
     for visit, places in {"before": [(0, 0, 0, 2), (0, 2, 4, 2)], "after": [(0, 0, 0, 2)]}.items():
         scan = write_patient_series(tmp_path / f"{visit}_images" / "P1", GRIDS["axial"])
@@ -419,6 +419,7 @@ def test_dicom_report_contains_states_and_both_volumes(tmp_path):
 
 def test_dicom_report_lists_new_and_gone_lesions_that_are_too_thin(tmp_path):
     """Write a new lesion of score 0.75 and a gone one, each on one slice."""
+    pytest.importorskip("lesionseg.extras.pacs")
     hd = pytest.importorskip("highdicom")
     found = {}
     for visit, y in (("before", 0), ("after", 3)):
@@ -459,6 +460,7 @@ def write_visits_of_two_patients(folder):
 
 @pytest.mark.parametrize("obstacle", ["prediction", "another study", "another series"])
 def test_report_of_another_scan_is_not_replaced(tmp_path, obstacle, caplog):
+    pytest.importorskip("lesionseg.extras.pacs")
     pytest.importorskip("highdicom")
     write_visits_of_two_patients(tmp_path)
     out = tmp_path / "out"
@@ -483,6 +485,7 @@ def test_report_of_another_scan_is_not_replaced(tmp_path, obstacle, caplog):
 
 def test_scan_that_changes_while_its_pair_is_compared_gets_no_report(tmp_path, monkeypatch):
     """While P1 is compared, its folder gets the series of another patient on the same grid."""
+    pytest.importorskip("lesionseg.extras.pacs")
     pytest.importorskip("highdicom")
     write_visits_of_two_patients(tmp_path)
 
@@ -501,6 +504,7 @@ def test_scan_that_changes_while_its_pair_is_compared_gets_no_report(tmp_path, m
 
 
 def test_pair_whose_headers_allow_no_report_is_compared(tmp_path):
+    pytest.importorskip("lesionseg.extras.pacs")
     pytest.importorskip("highdicom")
     for visit in ("before", "after"):
         folder = tmp_path / f"{visit}_images" / "P1"
@@ -621,6 +625,7 @@ def test_visits_are_predicted_with_the_given_settings(timeline, tmp_path, bright
 
 
 def test_dicom_output_applies_to_the_predictions_too(tmp_path, bright):
+    pytest.importorskip("lesionseg.extras.pacs")
     pytest.importorskip("highdicom")
     for name in ("v1", "v2"):
         write_patient_series(tmp_path / name, GRIDS["axial"])

@@ -27,10 +27,9 @@ from pydicom.valuerep import DA, TM
 
 from lesionseg.core import Candidate, Geometry, Prediction
 from lesionseg.errors import GeometryError
+from lesionseg.extras.pacs.result_origin import Comparison, ResultOrigin
 from lesionseg.io.dicom import DicomSlice, read_slices
-from lesionseg.io.dicom.elements import Header
-from lesionseg.io.dicom.result_origin import Comparison, ResultOrigin
-from lesionseg.ops.components import present_values
+from lesionseg.ops import present_values
 
 RESEARCH_ONLY = "For research use only: not a medical device."
 # with more segments viewers become slow, and nobody reads the list of segments
@@ -68,12 +67,12 @@ class ResultSource:
         grid: The grid of the scan.
     """
 
-    headers: Mapping[Path, Header]
+    headers: Mapping[Path, Dataset]
     stack: Sequence[DicomSlice]
     grid: Geometry
 
     @property
-    def first(self) -> Header:
+    def first(self) -> Dataset:
         """The header of the first file."""
         return next(iter(self.headers.values()))
 
@@ -102,7 +101,7 @@ def read_source(path: Path, prediction: Prediction) -> ResultSource:
             f"{predicted.describe_difference(grid)}, {predicted.shape} and {grid.shape} voxels. "
             "Give masks on the grid of the scan, or predict it again."
         )
-    headers: dict[Path, Header] = {}  # an enhanced file has many slices
+    headers: dict[Path, Dataset] = {}  # an enhanced file has many slices
     for piece in stack:
         headers.setdefault(piece.path, piece.elements)
     source = ResultSource(headers, stack, grid)
