@@ -34,6 +34,7 @@ from lesionseg.inference.predictor import Predictor
 from lesionseg.io.prediction_folder import PredictionFolder
 from lesionseg.io.volumes import write_volume
 from lesionseg.models.build import build_network
+from lesionseg.pipeline import Outputs
 from lesionseg.pipeline.predict import find_input_scans
 from lesionseg.pipeline.predict_case import CaseWork, make_predictor, predict_cases
 from lesionseg.plan.plan import Architecture, Normalisation, Plan
@@ -220,7 +221,8 @@ def predict_folder(name: str, folder: Path, device: str = "cpu") -> dict[str, An
     base = _memory_mb("VmRSS")
     begin = time.perf_counter()
     results = PredictionFolder(output)
-    work = CaseWork(cfg, predictor, results, {}, joint_digest(cfg.bundle), zones=None)
+    digest = joint_digest(cfg.bundle)
+    work = CaseWork(cfg, predictor, results, {}, digest, zones=None, outputs=Outputs())
     rows = list(predict_cases(work, scans))
     seconds = (time.perf_counter() - begin) / len(scans)
     for row in rows:

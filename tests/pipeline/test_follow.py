@@ -518,6 +518,17 @@ def test_pair_whose_headers_allow_no_report_is_compared(tmp_path):
     assert not (tmp_path / "out" / "P1_scan_sr.dcm").exists()
 
 
+def test_missing_extra_for_reports_is_said(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("lesionseg.extra.find_spec", lambda _: None)
+    write_visits_of_two_patients(tmp_path)
+    outcome = follow_visits(tmp_path, has_images=True)
+    assert outcome.exit_status == 0
+    said = "No DICOM report: this installation lacks the extra, lesionseg/extras/pacs."
+    assert caplog.text.count(said) == 1
+    assert all(row["message"].startswith(said) for row in pairs_of(tmp_path).values())
+    assert not list((tmp_path / "out").glob("*.dcm"))
+
+
 # --- visits from a table: order, prediction before the comparison, refused tables ---
 
 VISITS = {

@@ -179,6 +179,23 @@ def test_results_that_another_process_wrote_are_sent(bundle, tmp_path):
     assert [file.name for file in results.unsent_files("P1", ADDRESS)] == FILES[:2]
 
 
+@pytest.mark.slow
+def test_results_of_a_cluster_are_those_of_one_machine_and_sent(
+    cluster, bundle, tmp_path, monkeypatch
+):
+    pytest.importorskip("dicomweb_client")
+    for case in ("P1", "P2"):
+        write_series(tmp_path / "in" / case, f"1.{case[1]}")
+    run(bundle, tmp_path / "in", tmp_path / "here", dicom_output=True)
+    stored = keep_what_is_stored(monkeypatch)
+    settings = {"dicom_output": True, "send": ADDRESS, "engine": "ray"}
+    outcome, _ = run(bundle, tmp_path / "in", tmp_path / "there", **settings)
+    assert (sorted(outcome.sent), sorted(stored)) == (["P1", "P2"], FILES)
+    for name in FILES:
+        there = tmp_path / "there" / name
+        assert there.read_bytes() == (tmp_path / "here" / name).read_bytes()
+
+
 def test_dicom_results_are_part_of_the_files_of_a_case(bundle, tmp_path, monkeypatch):
     """A run that ends after they were written and before the candidate file leaves none."""
     write_series(tmp_path / "in" / "P1", "1.1")
