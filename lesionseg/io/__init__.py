@@ -30,11 +30,13 @@ if TYPE_CHECKING:
     from lesionseg.io.predictions import PredictionFiles as PredictionFiles
     from lesionseg.io.predictions import find_predictions as find_predictions
     from lesionseg.io.predictions import write_prediction as write_prediction
+    from lesionseg.io.result_names import CANDIDATES as CANDIDATES
     from lesionseg.io.result_names import REPORT as REPORT
     from lesionseg.io.result_names import SEGMENTATION as SEGMENTATION
     from lesionseg.io.scans import UNREADABLE as UNREADABLE
     from lesionseg.io.scans import FoundScans as FoundScans
     from lesionseg.io.scans import Scan as Scan
+    from lesionseg.io.scans import describe_scan as describe_scan
     from lesionseg.io.scans import dicom_scan as dicom_scan
     from lesionseg.io.scans import find_scans as find_scans
     from lesionseg.io.scans import kind_of_name as kind_of_name
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
     from lesionseg.io.volumes import write_volume as write_volume
 
 _HOMES = {
+    "CANDIDATES": "result_names",
     "CaseRow": "case_file",
     "FoundScans": "scans",
     "Layout": "layouts",
@@ -64,6 +67,7 @@ _HOMES = {
     "Table": "layouts.table",
     "UNREADABLE": "scans",
     "atomic_path": "files",
+    "describe_scan": "scans",
     "dicom_scan": "scans",
     "digest_of": "files",
     "find_predictions": "predictions",

@@ -53,10 +53,9 @@ from lesionseg.evaluation.change import (
     write_changes,
 )
 from lesionseg.evaluation.scores import SCORES_FILE, write_scores
-from lesionseg.extra import find_extra, has_extra
+from lesionseg.extra import find_extra
 from lesionseg.io.case_file import CaseRow
 from lesionseg.io.cases import read_finite
-from lesionseg.io.change_report import ChangeReport
 from lesionseg.io.grids import GridPair
 from lesionseg.io.layouts.manifest import read_scan_list
 from lesionseg.io.masks import read_mask
@@ -82,11 +81,6 @@ from lesionseg.reporting.pictures import Card
 from lesionseg.version import __version__
 
 _log = logging.getLogger(__name__)
-
-_NO_PACS = (
-    "No DICOM report: this installation lacks the extra, lesionseg/extras/pacs. Install lesionseg "
-    "again to add it, or set dicom_output=false."
-)
 
 
 @dataclass(frozen=True)
@@ -226,8 +220,8 @@ def follow(cfg: FollowConfig, *, progress: Advance | None = None) -> FollowOutco
     # each visit with the one before, by the id of the later one
     pairs = {later.case: (first, later) for t in timelines for first, later in pairwise(t)}
     masks = _change_masks(cfg, pairs)
-    if cfg.dicom_output and any(_is_dicom(later) for _, later in pairs.values()):
-        _check_report_writer()  # a missing package is reported before a file is read
+    images = [later.image for _, later in pairs.values() if later.image is not None]
+    reports = _find_reports(images) if cfg.dicom_output else None
     point = None
     if cfg.stable is not None:
         left_out = set(unpredicted)
@@ -241,7 +235,10 @@ def follow(cfg: FollowConfig, *, progress: Advance | None = None) -> FollowOutco
     with bar("Following", progress) as advance:
         for done, (case, files) in enumerate(pairs.items(), start=1):
             try:
-                followed[case] = _follow_pair(cfg, files, rule, point, names[case], masks.get(case))
+                report = _plan_report(reports, files[1], Path(cfg.output))
+                followed[case] = _follow_pair(
+                    cfg, files, rule, point, names[case], masks.get(case), report
+                )
             except _FAULTS_OF_PAIR as error:
                 faults[case] = error
             advance(case, done, len(pairs))
@@ -309,11 +306,12 @@ def _follow_pair(
     point: OperatingPoint | None,
     name: str,
     mask: Path | None,
+    report: Any | None,
 ) -> FollowedPair:
-    """Compare the visits of a pair. Write its DICOM report if the settings ask for it.
+    """Compare the visits of a pair, and write its DICOM report.
 
     Changes with a score below that of `point` are not accepted. Without both scans, there are no
-    pictures, and without the later one no DICOM report.
+    pictures.
 
     Args:
         cfg: the settings.
@@ -322,15 +320,8 @@ def _follow_pair(
         point: the operating point of changes; None accepts all.
         name: the name of the pair on the page.
         mask: a mask of its new lesions, to score against; None for no score.
+        report: the planned DICOM report; None for no report.
     """
-    _, later = files
-    report = None
-    message = ""
-    if cfg.dicom_output and later.image is not None:
-        if has_extra("pacs"):
-            report = ChangeReport.plan(later.image, later.prediction, Path(cfg.output))
-        elif _is_dicom(later):
-            message = _NO_PACS
     visits, alignment = open_pair(files, rule, cfg)
     lowest = lowest_score(point)
     changes = [
@@ -343,24 +334,36 @@ def _follow_pair(
     cards = draw_changes(visits, changes, name, scans) if len(scans) == 2 else []
     score = None
     if mask is not None:
-        score = _score(visits, read_mask(mask), point, later.patient)
-    if report is not None:
-        message = _write_report(report, visits, changes, point)
+        score = _score(visits, read_mask(mask), point, files[1].patient)
+    message = "" if report is None else _write_report(report, visits, changes, point)
     row = _row(files, changes, alignment, message)
     return FollowedPair(visits.after.geometry.size_unit, changes, row, cards, score)
 
 
-def _check_report_writer() -> None:
-    """Warn if the extra that writes reports is missing. Raise `ConfigError` without highdicom."""
-    if has_extra("pacs"):
-        find_extra("pacs").require_highdicom()
-    else:
-        _log.warning(_NO_PACS)
+def _find_reports(images: Sequence[Path]) -> Any | None:
+    """Return the class `ChangeReport`, or None if the extra `pacs` is missing, which is logged.
+
+    Raise `ConfigError` if a scan is DICOM, and the package that writes reports is missing.
+    """
+    if not any(map(is_dicom_image, images)):
+        return None
+    try:
+        reports = find_extra("pacs").ChangeReport
+    except ConfigError as missing:
+        _log.warning("Scans in DICOM get no report. %s", missing)
+        return None
+    reports.check(images)
+    return reports
 
 
-def _is_dicom(visit: VisitFiles) -> bool:
-    """Return True if the scan of the visit is a DICOM image."""
-    return visit.image is not None and is_dicom_image(visit.image)
+def _plan_report(reports: Any | None, visit: VisitFiles, folder: Path) -> Any | None:
+    """Return the report of a later visit, and remove that of an earlier run from the folder.
+
+    Return None if `reports` is None, or if the visit has no scan, or none in DICOM.
+    """
+    if reports is None or visit.image is None:
+        return None
+    return reports.plan(visit.image, visit.prediction, folder)
 
 
 def _timelines(
@@ -477,7 +480,7 @@ def _write_change_scores(
 
 
 def _write_report(
-    report: ChangeReport,
+    report: Any,
     visits: VisitPair,
     changes: Sequence[LesionChange],
     point: OperatingPoint | None,

@@ -1,18 +1,23 @@
 """The DICOM report on the changes between two visits: where it is written, and of which scan."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from lesionseg.core import CaseFiles, Prediction
 from lesionseg.errors import ConflictError, DatasetError
-from lesionseg.extra import find_extra
-from lesionseg.io.dicom.elements import text
-from lesionseg.io.dicom.headers import read_header
-from lesionseg.io.files import digest_of
-from lesionseg.io.predictions import PredictionFiles
-from lesionseg.io.result_names import CANDIDATES, REPORT
-from lesionseg.io.scans import Scan, describe_scan
+from lesionseg.extras.pacs.result_origin import Comparison, ResultOrigin
+from lesionseg.extras.pacs.results import require_highdicom, write_dicom_results
+from lesionseg.io import (
+    CANDIDATES,
+    REPORT,
+    PredictionFiles,
+    Scan,
+    describe_scan,
+    digest_of,
+    is_dicom_image,
+)
+from lesionseg.io.dicom import read_header, text
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,15 @@ class ChangeReport:
     folder: Path
     scan: Scan
     state: str
+
+    @classmethod
+    def check(cls, images: Iterable[Path]) -> None:
+        """Raise `ConfigError` if an image is DICOM, and the package that writes reports is missing.
+
+        A missing package is thus reported before a visit is read.
+        """
+        if any(is_dicom_image(image) for image in images):
+            require_highdicom()
 
     @classmethod
     def plan(cls, image: Path, predicted: PredictionFiles, folder: Path) -> "ChangeReport | None":
@@ -89,15 +103,13 @@ class ChangeReport:
 
         Raises:
             ResourceError: The scan has got, lost or changed a file since the report was planned.
-            ConfigError: The extra `pacs` or highdicom is missing.
-            LesionsegError: The report cannot be written, see `write_dicom_results` of the extra.
+            LesionsegError: The report cannot be written, see `write_dicom_results`.
         """
-        pacs = find_extra("pacs", "dicom_output")
-        comparison = pacs.Comparison(since, remark)
-        pacs.write_dicom_results(
+        comparison = Comparison(since, remark)
+        write_dicom_results(
             self.scan.files.images[0],
             prediction,
-            pacs.ResultOrigin("follow-up", digest_of(repr(comparison))[:16]),
+            ResultOrigin("follow-up", digest_of(repr(comparison))[:16]),
             labels,
             folder=self.folder,
             comparison=comparison,
