@@ -31,10 +31,10 @@ from lesionseg.evaluation.intervals import (
     rate,
     ratio,
 )
+from lesionseg.evaluation.operating_points import PointInUse
 from lesionseg.evaluation.recall_by_size import SizeScale, recall_by_size, size_curve
 from lesionseg.evaluation.scores import (
     DEVELOPMENT_ROLES,
-    PointInUse,
     Provenance,
     Scores,
 )

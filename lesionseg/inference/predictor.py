@@ -14,7 +14,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from lesionseg.config import InferenceConfig
 from lesionseg.core import (
-    Aim,
     CaseFiles,
     Dataset,
     Geometry,
@@ -28,11 +27,12 @@ from lesionseg.core.arrays import Flags
 from lesionseg.data.preprocess_image import prepare_image
 from lesionseg.data.transforms import require_trusted
 from lesionseg.errors import BundleError, ConfigError, ContentError, DatasetError, require_one_of
+from lesionseg.evaluation.operating_points import Aim, find_operating_point
 from lesionseg.inference.agreement import Agreement
 from lesionseg.inference.body import Body, find_body
 from lesionseg.inference.box_candidates import no_boxes
 from lesionseg.inference.bundle import Bundle, ensemble
-from lesionseg.inference.decision import Inferred, OnSlab, choose_operating_point, decide
+from lesionseg.inference.decision import Inferred, OnSlab, decide
 from lesionseg.inference.input_check import (
     channels_without_contrast,
     check_extent,
@@ -95,7 +95,7 @@ class Predictor:
         device: "auto", "cpu", "cuda", …. None is "auto" for a folder, and the device of the
             network for a `Bundle`.
         operating_point: the operating point that accepts candidates, such as `fp_per_case:1`; see
-            `choose_operating_point`.
+            `find_operating_point`.
         pixel_mm: pixel size in mm of images that state none (PNG, some DICOM radiographs). None is
             the median of the training images.
         architectures: the caller's own factories by their names in the plan.
@@ -187,7 +187,7 @@ class Predictor:
 
         Raises `ConfigError` if the selection does not have it.
         """
-        return choose_operating_point(self.selection.operating_points, self._accepted_by)
+        return find_operating_point(self.selection.operating_points, self._accepted_by)
 
     @property
     def assumed_pixel_mm(self) -> float:

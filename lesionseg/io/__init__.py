@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from lesionseg.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from lesionseg.io.case_file import CaseRow as CaseRow
     from lesionseg.io.case_ids import split_channel as split_channel
     from lesionseg.io.cases import read_case as read_case
     from lesionseg.io.cases import read_image as read_image
@@ -26,13 +25,9 @@ if TYPE_CHECKING:
     from lesionseg.io.limits import limit_voxels as limit_voxels
     from lesionseg.io.masks import read_mask as read_mask
     from lesionseg.io.model_address import read_card as read_card
-    from lesionseg.io.prediction_folder import PredictionFolder as PredictionFolder
-    from lesionseg.io.predictions import PredictionFiles as PredictionFiles
-    from lesionseg.io.predictions import find_predictions as find_predictions
-    from lesionseg.io.predictions import write_prediction as write_prediction
-    from lesionseg.io.result_names import CANDIDATES as CANDIDATES
-    from lesionseg.io.result_names import REPORT as REPORT
-    from lesionseg.io.result_names import SEGMENTATION as SEGMENTATION
+    from lesionseg.io.results.case import PredictionFiles as PredictionFiles
+    from lesionseg.io.results.case import write_prediction as write_prediction
+    from lesionseg.io.results.index import find_predictions as find_predictions
     from lesionseg.io.scans import UNREADABLE as UNREADABLE
     from lesionseg.io.scans import FoundScans as FoundScans
     from lesionseg.io.scans import Scan as Scan
@@ -53,16 +48,11 @@ if TYPE_CHECKING:
     from lesionseg.io.volumes import write_volume as write_volume
 
 _HOMES = {
-    "CANDIDATES": "result_names",
-    "CaseRow": "case_file",
     "FoundScans": "scans",
     "Layout": "layouts",
     "MAY_PASS": "limits",
-    "PredictionFiles": "predictions",
-    "PredictionFolder": "prediction_folder",
-    "REPORT": "result_names",
+    "PredictionFiles": "results.case",
     "Row": "layouts.table",
-    "SEGMENTATION": "result_names",
     "Scan": "scans",
     "Table": "layouts.table",
     "UNREADABLE": "scans",
@@ -70,7 +60,7 @@ _HOMES = {
     "describe_scan": "scans",
     "dicom_scan": "scans",
     "digest_of": "files",
-    "find_predictions": "predictions",
+    "find_predictions": "results.index",
     "find_scans": "scans",
     "format_suffix": "volumes",
     "is_dicom_image": "volumes",
@@ -91,7 +81,7 @@ _HOMES = {
     "strip_suffix": "volumes",
     "write_csv": "text",
     "write_json": "text",
-    "write_prediction": "predictions",
+    "write_prediction": "results.case",
     "write_text": "text",
     "write_volume": "volumes",
 }

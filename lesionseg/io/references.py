@@ -18,7 +18,8 @@ from lesionseg.io.layouts import list_dataset, read_dataset_of, recognise_layout
 from lesionseg.io.layouts.readers import IGNORED_BOXES
 from lesionseg.io.layouts.table import ReadingRules
 from lesionseg.io.masks import read_mask
-from lesionseg.io.predictions import PredictionFiles, list_masks
+from lesionseg.io.results.case import PredictionFiles
+from lesionseg.io.results.index import list_masks
 from lesionseg.io.volumes import is_image_file, read_geometry
 
 logger = logging.getLogger(__name__)

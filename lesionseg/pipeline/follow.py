@@ -12,7 +12,6 @@ import numpy as np
 from lesionseg.config import FollowConfig, PredictConfig
 from lesionseg.core import (
     UNKNOWN_ROLE,
-    Aim,
     CaseFiles,
     Finding,
     OperatingPoint,
@@ -34,6 +33,7 @@ from lesionseg.errors import (
     join_names,
 )
 from lesionseg.evaluation import (
+    Aim,
     CaseRows,
     SummarySettings,
     Tables,
@@ -53,17 +53,14 @@ from lesionseg.evaluation.change import (
     write_changes,
 )
 from lesionseg.evaluation.scores import SCORES_FILE, write_scores
-from lesionseg.extra import find_extra
-from lesionseg.io.case_file import CaseRow
+from lesionseg.extra import find_extra, has_extra
 from lesionseg.io.cases import read_finite
 from lesionseg.io.grids import GridPair
 from lesionseg.io.layouts.manifest import read_scan_list
 from lesionseg.io.masks import read_mask
-from lesionseg.io.predictions import (
-    PredictionFiles,
-    find_masks,
-    find_predictions,
-)
+from lesionseg.io.results.case import PredictionFiles
+from lesionseg.io.results.index import find_masks, find_predictions
+from lesionseg.io.results.row import CaseRow
 from lesionseg.io.scans import find_scans
 from lesionseg.io.text import write_csv
 from lesionseg.io.volumes import is_dicom_image, read_geometry
@@ -221,7 +218,8 @@ def follow(cfg: FollowConfig, *, progress: Advance | None = None) -> FollowOutco
     pairs = {later.case: (first, later) for t in timelines for first, later in pairwise(t)}
     masks = _change_masks(cfg, pairs)
     images = [later.image for _, later in pairs.values() if later.image is not None]
-    reports = _find_reports(images) if cfg.dicom_output else None
+    if cfg.dicom_output and any(map(is_dicom_image, images)):
+        _check_reports(images)  # a missing package is reported before a file is read
     point = None
     if cfg.stable is not None:
         left_out = set(unpredicted)
@@ -235,10 +233,7 @@ def follow(cfg: FollowConfig, *, progress: Advance | None = None) -> FollowOutco
     with bar("Following", progress) as advance:
         for done, (case, files) in enumerate(pairs.items(), start=1):
             try:
-                report = _plan_report(reports, files[1], Path(cfg.output))
-                followed[case] = _follow_pair(
-                    cfg, files, rule, point, names[case], masks.get(case), report
-                )
+                followed[case] = _follow_pair(cfg, files, rule, point, names[case], masks.get(case))
             except _FAULTS_OF_PAIR as error:
                 faults[case] = error
             advance(case, done, len(pairs))
@@ -306,12 +301,11 @@ def _follow_pair(
     point: OperatingPoint | None,
     name: str,
     mask: Path | None,
-    report: Any | None,
 ) -> FollowedPair:
-    """Compare the visits of a pair, and write its DICOM report.
+    """Compare the visits of a pair. Write its DICOM report if the settings ask for it.
 
     Changes with a score below that of `point` are not accepted. Without both scans, there are no
-    pictures.
+    pictures, and without the later one no DICOM report.
 
     Args:
         cfg: the settings.
@@ -320,8 +314,8 @@ def _follow_pair(
         point: the operating point of changes; None accepts all.
         name: the name of the pair on the page.
         mask: a mask of its new lesions, to score against; None for no score.
-        report: the planned DICOM report; None for no report.
     """
+    report = _plan_report(files[1], Path(cfg.output)) if cfg.dicom_output else None
     visits, alignment = open_pair(files, rule, cfg)
     lowest = lowest_score(point)
     changes = [
@@ -340,30 +334,24 @@ def _follow_pair(
     return FollowedPair(visits.after.geometry.size_unit, changes, row, cards, score)
 
 
-def _find_reports(images: Sequence[Path]) -> Any | None:
-    """Return the class `ChangeReport`, or None if the extra `pacs` is missing, which is logged.
-
-    Raise `ConfigError` if a scan is DICOM, and the package that writes reports is missing.
-    """
-    if not any(map(is_dicom_image, images)):
-        return None
+def _check_reports(images: Sequence[Path]) -> None:
+    """Raise `ConfigError` if a package that writes reports is missing. Warn without the extra."""
     try:
-        reports = find_extra("pacs").ChangeReport
+        find_extra("pacs").ChangeReport.check(images)
     except ConfigError as missing:
+        if has_extra("pacs"):
+            raise
         _log.warning("Scans in DICOM get no report. %s", missing)
-        return None
-    reports.check(images)
-    return reports
 
 
-def _plan_report(reports: Any | None, visit: VisitFiles, folder: Path) -> Any | None:
+def _plan_report(visit: VisitFiles, folder: Path) -> Any | None:
     """Return the report of a later visit, and remove that of an earlier run from the folder.
 
-    Return None if `reports` is None, or if the visit has no scan, or none in DICOM.
+    Return None if the visit has no scan, or none in DICOM, or without the extra `pacs`.
     """
-    if reports is None or visit.image is None:
+    if visit.image is None or not has_extra("pacs"):
         return None
-    return reports.plan(visit.image, visit.prediction, folder)
+    return find_extra("pacs").ChangeReport.plan(visit.image, visit.prediction, folder)
 
 
 def _timelines(

@@ -12,13 +12,10 @@ from lesionseg.core.finding import finding_of
 from lesionseg.errors import CASE_ERRORS, ConflictError
 from lesionseg.evaluation.label_names import LabelNumbers
 from lesionseg.inference.open_prediction import open_prediction
-from lesionseg.io.case_file import CaseRow
-from lesionseg.io.prediction_folder import PredictionFolder
-from lesionseg.io.predictions import (
-    PredictionFiles,
-    find_predictions,
-    write_prediction,
-)
+from lesionseg.io.results.case import PredictionFiles, write_prediction
+from lesionseg.io.results.folder import PredictionFolder
+from lesionseg.io.results.index import find_predictions
+from lesionseg.io.results.row import CaseRow
 
 log = logging.getLogger(__name__)
 

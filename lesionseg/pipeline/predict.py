@@ -13,11 +13,15 @@ from lesionseg.config import MaskNames, PredictConfig, SeriesConfig, is_dicomweb
 from lesionseg.errors import ConfigError, DatasetError, LesionsegError, OutputError, count
 from lesionseg.extra import find_extra
 from lesionseg.inference.bundle import joint_digest
-from lesionseg.io.case_file import CaseRow
 from lesionseg.io.files import locked_folder
-from lesionseg.io.prediction_folder import PredictionFolder
-from lesionseg.io.remote import download
+from lesionseg.io.nnunet_probabilities import write_description
+from lesionseg.io.remote import download, upload
+from lesionseg.io.results.folder import PredictionFolder
+from lesionseg.io.results.index import PredictionIndex, left_out_row
+from lesionseg.io.results.names import write_bids_description
+from lesionseg.io.results.row import CaseRow
 from lesionseg.io.scans import FoundScans, Scan, find_scans
+from lesionseg.io.volumes import result_suffix
 from lesionseg.models.build import NetworkFactory
 from lesionseg.pipeline.log import Advance, bar
 from lesionseg.pipeline.predict_case import (
@@ -27,9 +31,9 @@ from lesionseg.pipeline.predict_case import (
     predict_cases,
 )
 from lesionseg.pipeline.predict_log import PredictLog, predict_log
+from lesionseg.pipeline.predict_outcome import PredictOutcome
 from lesionseg.pipeline.predict_outputs import Outputs, open_outputs
 from lesionseg.pipeline.predict_selection import Shard, explain_unwanted, is_archive
-from lesionseg.pipeline.predict_tables import PredictionIndex, PredictOutcome, left_out_row
 from lesionseg.plan.plan import Plan
 
 logger = logging.getLogger(__name__)
@@ -130,7 +134,8 @@ def _predict(
     ):
         _require_no_other_division(folder, shard)
         results = PredictionFolder(folder, cfg.output, cfg.names)
-        _describe_output(results, scans, plan, probabilities=cfg.save_probabilities)
+        first = next((scan.files.images[0] for scan in scans if scan.files.images), None)
+        _describe_output(results, cfg.output, plan, first if cfg.save_probabilities else None)
         if shard.is_whole:  # another shard may be writing its cases now
             _complete_interrupted(results)
         scans = [_keep_earlier_id(scan, results) for scan in scans]
@@ -210,14 +215,18 @@ def _require_no_other_division(folder: Path, shard: Shard) -> None:
                 time.sleep(_RETRY_SECONDS)
 
 
-def _describe_output(
-    results: PredictionFolder, scans: Sequence[Scan], plan: Plan, *, probabilities: bool
-) -> None:
-    """Write the files that BIDS requires, or that nnU-Net expects next to its probabilities."""
-    results.describe()
-    first = next((scan.files.images[0] for scan in scans if scan.files.images), None)
-    if probabilities and first is not None:
-        results.describe_probabilities(plan.channel_names, plan.labels, first, plan.dims)
+def _describe_output(results: PredictionFolder, url: str, plan: Plan, scan: Path | None) -> None:
+    """Write the files that BIDS requires, or that nnU-Net expects next to its probabilities.
+
+    `url`: the output in the settings. `scan`: one with probabilities; None if there is none.
+    """
+    written: list[Path] = []
+    if results.names == "bids":
+        written = write_bids_description(results.path)
+    elif results.names == "nnunet" and scan is not None:
+        suffix = result_suffix(scan, plan.dims)
+        written = write_description(results.path, plan.channel_names, plan.labels, suffix)
+    upload(written, results.path, url)
 
 
 def _run_engine(

@@ -30,10 +30,13 @@ from lesionseg.inference.decision import Inferred
 from lesionseg.inference.nnunet.scan import NnunetScan
 from lesionseg.inference.predictor import Predictor, PreparedScan
 from lesionseg.inference.read_ahead import memory_budget, needed_bytes, read_ahead
-from lesionseg.io.case_file import CaseRow
 from lesionseg.io.files import digest_of
-from lesionseg.io.prediction_folder import PredictionFolder
-from lesionseg.io.predictions import write_prediction
+from lesionseg.io.nnunet_probabilities import write_probabilities
+from lesionseg.io.results.case import write_prediction
+from lesionseg.io.results.folder import PredictionFolder
+from lesionseg.io.results.index import Digests
+from lesionseg.io.results.names import PROBABILITIES
+from lesionseg.io.results.row import CaseRow
 from lesionseg.io.scans import Scan
 from lesionseg.io.text import printable_text
 from lesionseg.io.volumes import read_geometry
@@ -42,7 +45,6 @@ from lesionseg.models.build import NetworkFactory
 from lesionseg.ops.components import candidates_of, present_values
 from lesionseg.pipeline.predict_outputs import Outputs
 from lesionseg.pipeline.predict_selection import explain_too_few_slices, is_archive
-from lesionseg.pipeline.predict_tables import Digests
 from lesionseg.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -278,10 +280,10 @@ class CaseWork:
         self._record_content(item)
         item.update(key=self._key(scan.files, item.row.digest))
         self._require_zones(scan.case)
-        self.results.require_free(scan.case, item.row.source, overwrite=self.cfg.overwrite)
         plan = self.predictor.plan
         has_masks = plan.candidate_rule.source != "detection"
-        earlier = self.results.finished_row(scan.case, item.row.key, needs_mask=has_masks)
+        overwrite = self.cfg.overwrite
+        earlier = self.results.claim(scan.case, item.row, overwrite=overwrite, needs_mask=has_masks)
         earlier = earlier or self._earlier_failure(item.row)
         if earlier is not None:
             item.repeat(earlier)
@@ -384,8 +386,13 @@ class CaseWork:
             probabilities[label, first : first + len(slab)] = slab
 
         prediction = self.predictor.decide(inferred, case, keep)
-        grid = inferred.file_geometry
-        self.results.write_probabilities(new_files, case, probabilities, grid, labels)
+        if self.cfg.names == "nnunet":
+            grid = inferred.file_geometry
+            is_region = bool(labels.regions)
+            write_probabilities(new_files, case, probabilities, grid, are_regions=is_region)
+        else:
+            file = new_files / f"{case}{PROBABILITIES}"
+            np.savez_compressed(file, probabilities=probabilities)
         return prediction
 
     def _assign_zones(

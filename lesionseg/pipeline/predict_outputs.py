@@ -7,8 +7,8 @@ from typing import Literal
 
 from lesionseg.core import Prediction
 from lesionseg.extra import find_extra, has_extra
-from lesionseg.io.case_file import CaseRow
-from lesionseg.io.prediction_folder import PredictionFolder
+from lesionseg.io.results.folder import PredictionFolder
+from lesionseg.io.results.row import CaseRow
 from lesionseg.io.scans import Scan
 from lesionseg.io.volumes import is_dicom_image
 

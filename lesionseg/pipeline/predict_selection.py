@@ -9,9 +9,9 @@ from pathlib import Path
 
 from lesionseg.config import SeriesConfig
 from lesionseg.errors import LesionsegError
+from lesionseg.io.results.index import TABLE
 from lesionseg.io.scans import Scan
 from lesionseg.io.volumes import read_geometry
-from lesionseg.pipeline.predict_tables import TABLE
 from lesionseg.plan.plan import Plan
 
 LEAST_SLICES = 2  # a scan of an archive with fewer slices is skipped, if the model reads volumes

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from lesionseg.config import TrainConfig
-from lesionseg.core import Aim
 from lesionseg.core.selection import SELECTED
 from lesionseg.data.transforms import needs_trust
 from lesionseg.errors import DatasetError, count, duration
 from lesionseg.evaluation import find_preset
-from lesionseg.evaluation.operating_point_choice import FEW_PATIENTS
+from lesionseg.evaluation.operating_points import FEW_PATIENTS, Aim
 from lesionseg.evaluation.scores import Scores, scores_table
 from lesionseg.inference.bundle import bundle_digest
 from lesionseg.io.files import locked_folder

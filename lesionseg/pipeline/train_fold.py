@@ -9,11 +9,11 @@ import numpy as np
 import pytorch_lightning as pl
 from torch import nn
 
-from lesionseg.core import Aim, CaseFiles, OperatingPoint, Selection
+from lesionseg.core import CaseFiles, Selection
 from lesionseg.data.cache import CachedCase
+from lesionseg.evaluation.operating_points import DEFAULT_POINT, Aim
 from lesionseg.evaluation.scores import Scores
 from lesionseg.inference.bundle import Bundle, write_bundle
-from lesionseg.inference.decision import DEFAULT_POINT
 from lesionseg.inference.input_check import InputCheck, training_ranges
 from lesionseg.inference.model_card import model_card
 from lesionseg.inference.predictor import Predictor
@@ -102,8 +102,7 @@ def train_fold(experiment: Experiment, plan: Plan) -> TrainedModel | None:
     trained = Bundle((fitted.network,), plan, check)
     predictor = Predictor(trained, settings=cfg.inference, device=fitted.device, trust=True)
     aim = Aim.parse(cfg.operating_point)
-    point = OperatingPoint(str(aim), aim.value) if aim.kind == "score" else DEFAULT_POINT
-    selection = Selection((point,))
+    selection = Selection((aim.given or DEFAULT_POINT,))
     scores = {}
     validation = score_validation(predictor, experiment)
     if validation is not None:
@@ -156,7 +155,8 @@ def keep_bundle(experiment: Experiment, bundle: Bundle, scores: Scores | None) -
     The model card contains the experiment's provenance and `scores`, those of the validation cases;
     None without any.
     """
-    card = model_card(bundle.plan, bundle.selection, scores, experiment.origin)
+    evaluated = [] if scores is None else [scores]
+    card = model_card(bundle.plan, bundle.selection, evaluated, experiment.origin)
     write_bundle(
         experiment.bundle,
         bundle.networks,

@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+from huggingface_hub import ModelCard
+
 from lesionseg.core import OperatingPoint, Selection
 from lesionseg.evaluation.intervals import Estimate
 from lesionseg.evaluation.scores import Scores
@@ -22,7 +24,7 @@ def test_card_lists_scores_and_calls_those_of_validation_optimistic(plan):
     scores = Scores(rows=(recall, Estimate(None, reason="no lesion", name="dice")))
     rows = "| lesion recall | 0.812 |", "| Dice, mean of cases with a lesion | undefined |"
     for role in ("validation", "test", "unknown"):
-        card = model_card(plan, Selection(), replace(scores, evaluated_on=role))
+        card = model_card(plan, Selection(), [replace(scores, evaluated_on=role)])
         assert contains(card, *rows)
         assert contains(card, "optimistic") == (role == "validation")
 
@@ -54,3 +56,21 @@ def test_card_states_the_lowest_score_of_boxes():
     ):
         rule = replace(plan.candidate_rule, source=source)
         assert text in model_card(plan.with_(candidate_rule=rule), Selection())
+
+
+def test_hub_reads_the_metadata_and_the_scores_of_each_role(tmp_path, plan):
+    recall = Estimate(0.8125, (0.7, 0.9), name="lesion_recall")
+    scores = Scores(rows=(recall, Estimate(None, reason="no lesion", name="dice")))
+    both = [replace(scores, evaluated_on=role) for role in ("validation", "test")]
+    path = tmp_path / "README.md"
+    path.write_text(model_card(plan, Selection(), both, {"dataset": "heads"}), encoding="utf-8")
+    data = ModelCard.load(path).data
+    assert (data.library_name, data.pipeline_tag) == ("lesionseg", "image-segmentation")
+    assert (data.license, data.model_name) == ("unknown", "Lesion model: lesion")
+    found = [
+        (r.dataset_name, r.dataset_split, r.metric_type, r.metric_value) for r in data.eval_results
+    ]
+    assert found == [
+        ("heads", "validation", "lesion_recall", 0.8125),
+        ("heads", "test", "lesion_recall", 0.8125),
+    ]

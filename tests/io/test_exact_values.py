@@ -15,8 +15,8 @@ from lesionseg.io.cases import read_case
 from lesionseg.io.exact_values import require_exact_values
 from lesionseg.io.layouts import read_dataset
 from lesionseg.io.masks import read_instances
-from lesionseg.io.predictions import PredictionFiles
 from lesionseg.io.references import open_reference
+from lesionseg.io.results.case import PredictionFiles
 from lesionseg.io.text import write_json
 from lesionseg.io.volumes import write_volume
 

@@ -8,7 +8,7 @@ from lesionseg.config import ReportSection
 from lesionseg.core import CaseFiles, Geometry, OperatingPoint
 from lesionseg.errors import ConfigError, DatasetError, OutputError
 from lesionseg.evaluation import match_case
-from lesionseg.io.predictions import write_prediction
+from lesionseg.io.results.case import write_prediction
 from lesionseg.io.text import read_csv, read_json, write_csv, write_json
 from lesionseg.pipeline.evaluate import cases_of_role
 from lesionseg.reporting.images import Sources

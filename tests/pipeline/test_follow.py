@@ -11,7 +11,7 @@ from lesionseg.errors import BundleError, ConfigError, ContentError, DatasetErro
 from lesionseg.evaluation.change import ChangeRule, compare_visits, order_visits
 from lesionseg.evaluation.scores import read_scores
 from lesionseg.io.layouts.manifest import read_scan_list
-from lesionseg.io.predictions import PredictionFiles, write_prediction
+from lesionseg.io.results.case import PredictionFiles, write_prediction
 from lesionseg.io.text import read_csv, read_json, write_json
 from lesionseg.io.volumes import read_geometry, read_volume
 from lesionseg.pipeline import predict as predict_module

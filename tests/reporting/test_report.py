@@ -16,7 +16,7 @@ from lesionseg.config import ReportConfig, ReportSection
 from lesionseg.core import Geometry, OperatingPoint
 from lesionseg.errors import ConfigError, ContentError, ReadError, format_score
 from lesionseg.evaluation import read_scores
-from lesionseg.io.predictions import write_prediction
+from lesionseg.io.results.case import write_prediction
 from lesionseg.io.text import read_json, write_json
 from lesionseg.pipeline.report import ReportOutcome, remove_report
 from lesionseg.reporting import pdf

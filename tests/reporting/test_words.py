@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lesionseg.core import Aim, Candidate, Geometry, OperatingPoint, Prediction, Reference
-from lesionseg.evaluation import PRESETS, SummarySettings, choose, summarise
+from lesionseg.core import Candidate, Geometry, OperatingPoint, Prediction, Reference
+from lesionseg.evaluation import PRESETS, Aim, SummarySettings, choose, summarise
 from lesionseg.evaluation.intervals import Estimate
 from lesionseg.evaluation.missed import WhyMissed
 from lesionseg.evaluation.scores import Provenance, scores_table, write_scores

@@ -8,16 +8,9 @@ from lesionseg.core import CaseFiles, Prediction
 from lesionseg.errors import ConflictError, DatasetError
 from lesionseg.extras.pacs.result_origin import Comparison, ResultOrigin
 from lesionseg.extras.pacs.results import require_highdicom, write_dicom_results
-from lesionseg.io import (
-    CANDIDATES,
-    REPORT,
-    PredictionFiles,
-    Scan,
-    describe_scan,
-    digest_of,
-    is_dicom_image,
-)
+from lesionseg.io import Scan, describe_scan, digest_of, is_dicom_image
 from lesionseg.io.dicom import read_header, text
+from lesionseg.io.results import CANDIDATES, REPORT, PredictionFiles
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from lesionseg.errors import ContentError, GeometryError, LesionsegError, ReadEr
 from lesionseg.extras.pacs.dicomweb import DicomWeb
 from lesionseg.extras.pacs.result_origin import ResultOrigin
 from lesionseg.extras.pacs.results import require_highdicom, write_dicom_results
-from lesionseg.io import CaseRow, PredictionFolder, Scan, is_dicom_image
+from lesionseg.io import Scan, is_dicom_image
+from lesionseg.io.results import CaseRow, PredictionFolder
 from lesionseg.pipeline import Outputs
 
 logger = logging.getLogger(__name__)

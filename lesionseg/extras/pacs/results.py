@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from lesionseg.core import Prediction
 from lesionseg.errors import ConfigError, ContentError, LesionsegError, pip_install
 from lesionseg.extras.pacs.result_origin import Comparison, ResultOrigin
-from lesionseg.io import REPORT, SEGMENTATION, atomic_path
+from lesionseg.io import atomic_path
+from lesionseg.io.results import REPORT, SEGMENTATION
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset

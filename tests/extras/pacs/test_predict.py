@@ -10,7 +10,7 @@ from lesionseg.errors import ConfigError, DatasetError
 from lesionseg.extras.pacs import DicomOutputs, DicomWeb
 from lesionseg.inference.bundle import write_bundle
 from lesionseg.inference.input_check import InputCheck
-from lesionseg.io import PredictionFolder
+from lesionseg.io.results import PredictionFolder
 from lesionseg.io.text import read_csv
 from lesionseg.io.volumes import read_volume
 from tests.commands import predict
