@@ -1,6 +1,6 @@
 """The operating point: the lowest score of an accepted candidate, as a bundle states it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,12 @@ class OperatingPoint:
         n_cases: number of cases that it was chosen on. None if unknown or not chosen.
         n_patients: number of their patients.
         n_false_positives: number of false positives in those cases.
+        promised: sensitivity that is promised for new patients: the mean share of their lesions
+            that are found. None if the aim is not a sensitivity, or if it cannot be promised.
+        why_not_promised: why a sensitivity is not promised. None if it is, or if none was asked
+            for.
+        expected_recall_per_patient: mean share of found lesions to expect in new patients with
+            lesions.
     """
 
     name: str
@@ -43,3 +49,7 @@ class OperatingPoint:
     n_cases: int | None = None
     n_patients: int | None = None
     n_false_positives: int | None = None
+    # not in the text of the point, which is a part of the key of a predicted case
+    promised: float | None = field(default=None, repr=False)
+    why_not_promised: str | None = field(default=None, repr=False)
+    expected_recall_per_patient: float | None = field(default=None, repr=False)

@@ -9,7 +9,8 @@ threshold be just above the (m+1)-th false positive of n patients, by descending
 - A rate k is therefore expected for m = k·n − d. Here d = 1 + k·v is the design effect: the
   variance of the patients' counts divided by their mean.
 
-This is also the bound of conformal risk control (Angelopoulos et al., arXiv 2208.02814).
+This is also the bound of conformal risk control (Angelopoulos et al., arXiv 2208.02814), which
+promises a sensitivity in the same way, see `_promise_sensitivity`.
 """
 
 import logging
@@ -26,7 +27,9 @@ from lesionseg.errors import ConfigError, ContentError, count, format_score
 from lesionseg.evaluation.intervals import (
     NO_CASE,
     NO_LESION,
+    Estimate,
     count_design_effect,
+    divide,
     few_groups_factor,
     proportion,
     rate,
@@ -178,11 +181,15 @@ class _ChosenScore:
             if the aim is not a rate.
         keeps_confidence: True if the rate of new cases is at most the wanted one with the wanted
             probability.
+        promised: The sensitivity that is promised, see `_promise_sensitivity`.
+        why_not_promised: Why a wanted sensitivity is not promised.
     """
 
     score: float
     design_effect: float = 0.0
     keeps_confidence: bool = False
+    promised: float | None = None
+    why_not_promised: str = ""
 
 
 def choose(
@@ -204,8 +211,10 @@ def choose(
       `confidence` of the result is None.
     - `auto`: `fp_per_case` with the rate of `default_rate`.
     - `best_f1`: the score with the highest F1 of lesions. If several have it, the highest score.
-    - `sensitivity`: a score that finds at least this share of the lesions. It is just above the
-      next lower observed score, or equal to the score of the last lesion if there is none.
+    - `sensitivity`: the highest score that promises this share of the lesions of a new patient, on
+      average over patients. If none can, a score that finds at least this share of the lesions of
+      these cases: just above the next lower observed score, or equal to the score of the last
+      lesion if there is none. `why_not_promised` of the result then states the reason.
     - `score`: this score.
 
     Args:
@@ -265,6 +274,9 @@ def choose(
         attainable_recall=float(np.isfinite(tables.detected_at).mean()) if n_lesions else None,
         confidence=confidence if chosen.keeps_confidence else None,
         is_default=is_default,
+        promised=chosen.promised,
+        why_not_promised=chosen.why_not_promised or None,
+        expected_recall_per_patient=_expect_recall(tables, aim, found),
         lesion_f1=2 * n_found / n_counted if n_counted else None,
     )
     if aim.kind == "score":  # not chosen on these cases
@@ -283,13 +295,17 @@ def _find_score(tables: "Tables", aim: Aim, confidence: float | None) -> _Chosen
     """Find the score for an aim, as `choose` describes. `auto` is not an aim here."""
     if aim.kind == "score":
         return _ChosenScore(aim.value)
+    if aim.kind == "fp_per_case":
+        return _find_score_of_rate(tables, aim.value, confidence)
     n_lesions = len(tables.detected_at)
     found, false = tables.count_at(tables.observed)
     if aim.kind == "sensitivity":
+        promise, why_not = _promise_sensitivity(tables, aim.value)
+        if promise is not None:
+            return _ChosenScore(promise, promised=aim.value)
         wanted = _count_wanted(aim.value, found.max(initial=0), n_lesions)
-        return _ChosenScore(_reject(tables, (found >= wanted).sum() - 1))
-    if aim.kind == "fp_per_case":
-        return _find_score_of_rate(tables, aim.value, confidence)
+        score = _reject(tables, (found >= wanted).sum() - 1)
+        return _ChosenScore(score, why_not_promised=why_not)
     f1 = 2 * found / (found + false + n_lesions)
     # of several scores with the best F1, the highest one
     return _ChosenScore(
@@ -316,6 +332,19 @@ def _expect_rate(tables: "Tables", chosen: _ChosenScore, n_false: float) -> floa
     if n_false == 0:
         added = max(added, 0.5)
     return (n_false + added) / tables.exposure
+
+
+def _expect_recall(tables: "Tables", aim: Aim, found: Numbers) -> float | None:
+    """Return the expected share of found lesions of a new patient; None without lesions.
+
+    For a sensitivity, it is a lower bound: the score follows the lesions of these patients, so a
+    further patient counts as one whose lesions are all missed.
+    """
+    recall = mean_recall(found, tables.lesions_by_group).value
+    if recall is None or aim.kind != "sensitivity":
+        return recall
+    n = int((tables.lesions_by_group > 0).sum())
+    return recall * n / (n + 1)
 
 
 def default_rate(n_lesions: int, n_cases: float) -> float:
@@ -395,6 +424,61 @@ def _find_score_of_rate(tables: "Tables", rate: float, confidence: float | None)
     return _ChosenScore(score, design_effect, keeps_confidence=most >= 0)
 
 
+def count_needed(sensitivity: float) -> int | None:
+    """Return the number of patients with lesions that a promise needs; None if none suffices.
+
+    >>> count_needed(0.8), count_needed(0.9), count_needed(1.0)
+    (4, 9, None)
+    """
+    if sensitivity == 1:
+        return None
+    return int(np.ceil(sensitivity / (1 - sensitivity) - _ROUNDING))
+
+
+def explain_too_few(sensitivity: float, n_patients: int) -> str:
+    """Explain that so few patients with lesions cannot promise a sensitivity; "" if they can."""
+    needed = count_needed(sensitivity)
+    if needed is None:
+        return f"no number of patients can promise a sensitivity of {sensitivity:g}"
+    if n_patients >= needed:
+        return ""
+    patients = count(n_patients, "patient")
+    return f"{patients} with lesions cannot promise {sensitivity:g}; at least {needed} are needed"
+
+
+def _promise_sensitivity(tables: "Tables", sensitivity: float) -> tuple[float | None, str]:
+    """Return the highest score that promises a sensitivity, or the reason why none does.
+
+    For a score, let R be the mean share of missed lesions over n patients with lesions. A lesion
+    without a candidate is missed at every score. The promise is (n·R + 1) / (n + 1) ≤ 1 −
+    `sensitivity`: conformal risk control, in which a new patient counts as one whose lesions are
+    all missed. It then holds on average over new patients like these.
+    """
+    by_score = np.argsort(tables.detected_at, kind="stable")
+    scores = tables.detected_at[by_score]
+    shares = 1 / tables.lesions_by_group[tables.group_of["lesions"]][by_score]
+    n = int((tables.lesions_by_group > 0).sum())
+    missed = np.cumsum(shares) - shares  # n·R at each of these scores
+    keeps = (missed + 1 <= (1 - sensitivity) * (n + 1) + _ROUNDING) & np.isfinite(scores)
+    if keeps.any():
+        return float(scores[keeps][-1]), ""
+    never = shares[~np.isfinite(scores)].sum() / max(n, 1)
+    return None, explain_too_few(sensitivity, n) or (
+        f"on average {never:.2g} of a patient's lesions have no candidate, too many to promise "
+        f"{sensitivity:g}"
+    )
+
+
+def mean_recall(found: Numbers, lesions: Numbers) -> Estimate:
+    """Compute the mean share of found lesions of the patients with lesions, with its interval.
+
+    `found` and `lesions` are the numbers of each patient `[groups]`.
+    """
+    shares = np.nan_to_num(divide(found, lesions))
+    counted = (lesions > 0).astype(np.float64)
+    return proportion(shares, counted, NO_LESION, name="recall_per_patient", least_deff=0.0)
+
+
 def _count_wanted(sensitivity: float, n_found: int, n_lesions: int) -> int:
     """Return the number of lesions that this sensitivity needs, at least 1.
 
@@ -462,6 +546,7 @@ def describe_point(point: OperatingPoint, best_f1: OperatingPoint | None = None)
         f"F1 {point.lesion_f1 or 0:.2f}. Expect "
         f"{point.expected_false_positives_per_case:.2f} per scan on new patients{interval}."
     )
+    words += "".join(f" {sentence}" for sentence in describe_expected_recall(point))
     if best_f1 is not None and best_f1.score != point.score:
         words += (
             f" The best F1 is {best_f1.lesion_f1 or 0:.2f} at threshold "
@@ -469,6 +554,26 @@ def describe_point(point: OperatingPoint, best_f1: OperatingPoint | None = None)
             f"{best_f1.false_positives_per_case:.2f} false positives per scan "
             "(operating_point=best_f1)."
         )
+    return words
+
+
+def describe_expected_recall(point: "OperatingPoint | PointInUse") -> list[str]:
+    """Return sentences on the share of a new patient's lesions that is expected or promised.
+
+    A promise on cases out of fold is approximate, because the networks of the folds differ.
+    """
+    expected = point.expected_recall_per_patient
+    if expected is None:
+        return []
+    if point.promised is not None:
+        about = "approximately " if point.chosen_on == OUT_OF_FOLD else ""
+        return [
+            f"At least {point.promised:g} of a new patient's lesions are {about}promised, on "
+            "average over patients like these."
+        ]
+    words = [f"Expect {expected:.2f} of a new patient's lesions."]
+    if point.why_not_promised:
+        words.append(f"No sensitivity is promised: {point.why_not_promised}.")
     return words
 
 
@@ -548,6 +653,9 @@ class PointInUse:
     n_cases: int | None = None
     n_patients: int | None = None
     n_false_positives: int | None = None
+    promised: float | None = None
+    why_not_promised: str | None = None
+    expected_recall_per_patient: float | None = None
 
     @property
     def aim(self) -> Aim | None:

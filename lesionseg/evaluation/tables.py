@@ -435,10 +435,10 @@ class Tables:
         found = self.detected_at[self.detected_at > NEVER]
         return np.unique(np.concatenate([found, self.false_score]))
 
-    def count_at(self, threshold: ArrayLike) -> tuple[Integers, Integers]:
+    def count_at(self, threshold: ArrayLike) -> tuple[Any, Any]:
         """Count the lesions found and the false positives if candidates from a score on count.
 
-        Several thresholds give an array of each count.
+        A number gives two integers, an array of thresholds gives two arrays.
         """
         scores = (np.sort(self.detected_at), np.sort(self.false_score))
         n_found, n_false = (len(s) - np.searchsorted(s, threshold) for s in scores)

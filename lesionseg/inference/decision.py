@@ -28,7 +28,7 @@ from lesionseg.inference.candidates import (
 )
 from lesionseg.inference.probabilities import calibrated_voxels
 from lesionseg.inference.stitch import Store
-from lesionseg.ops.resample import resample_slabs
+from lesionseg.ops.interpolation import resample_slabs
 from lesionseg.plan.plan import CandidateRule, Plan
 
 _log = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from lesionseg.core import UNKNOWN_ROLE, Selection
-from lesionseg.evaluation.operating_points import exceeds_aim
+from lesionseg.evaluation.operating_points import describe_expected_recall, exceeds_aim
 from lesionseg.evaluation.scores import Scores
 from lesionseg.plan.plan import Plan
 
@@ -80,7 +80,8 @@ earlier ones
 case{% endif %}\
 {% if p.expected_false_positives_per_case is not none %}, and \
 {{ p.expected_false_positives_per_case | number }} expected on new cases\
-{% if p is beyond_aim %} (more than the aim: too few cases to expect less){% endif %}{% endif %}
+{% if p is beyond_aim %} (more than the aim: too few cases to expect less){% endif %}{% endif %}\
+{% for sentence in p | expected_recall %}. {{ sentence[:-1] }}{% endfor %}
 
 {% else %}
 - no operating point was chosen; accepted from score 0.5
@@ -209,6 +210,7 @@ def fill(template: str, *, plan: Plan, **values: object) -> str:
     page = Environment(trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
     page.filters["number"] = _number
     page.tests["beyond_aim"] = exceeds_aim
+    page.filters["expected_recall"] = describe_expected_recall
     page.filters["interval"] = _interval
     modality = _MODALITIES[plan.modality]
     return page.from_string(template).render(plan=plan, modality=modality, **values)

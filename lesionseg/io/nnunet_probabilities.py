@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from lesionseg.core import Geometry, Labels
 from lesionseg.errors import ConfigError, ReadError
 from lesionseg.io.itk import itk_affine
-from lesionseg.io.layouts.nnunet import DATASET_JSON
+from lesionseg.io.layouts.nnunet import DATASET_JSON, write_dataset_json
 from lesionseg.io.limits import check_size, convert_read_errors, limits
 from lesionseg.io.nnunet_model import PLANS
 from lesionseg.io.text import read_json, write_json
@@ -195,19 +195,7 @@ def write_description(
             f"names=nnunet save_probabilities=true: nnU-Net needs the mask values 1 to "
             f"{len(labels)}, not {', '.join(map(str, labels.values))}. Use names=lesionseg."
         )
-    values: Sequence[Any] = labels.regions or labels.values  # a region is a tuple of values
-    value_of_name: dict[str, Any] = {"background": 0}
-    for name, value in zip(labels.names, values, strict=True):
-        value_of_name[name] = list(value) if isinstance(value, tuple) else value
-    facts: dict[str, Any] = {
-        "channel_names": {str(i): name for i, name in enumerate(channel_names)},
-        "labels": value_of_name,
-        "file_ending": suffix,
-        "numTraining": 0,
-    }
-    if labels.regions:
-        facts["regions_class_order"] = list(labels.values)
-    write_json(folder / DATASET_JSON, facts)
+    write_dataset_json(folder, channel_names, labels, suffix, numTraining=0)
     plans = {
         "dataset_name": "lesionseg",
         "plans_name": "lesionseg",

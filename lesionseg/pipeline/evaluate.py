@@ -59,7 +59,6 @@ from lesionseg.pipeline.match_files import MatchOptions, match_cases
 from lesionseg.pipeline.outcome import Outcome
 from lesionseg.pipeline.output_lock import hold_lock
 from lesionseg.pipeline.provenance import scores_provenance
-from lesionseg.pipeline.scores_folder import require_no_run
 from lesionseg.reporting.identity import read_run
 from lesionseg.reporting.words import comparison_notes, comparison_table
 
@@ -127,6 +126,9 @@ class EvaluateOutcome(Outcome):
                 lines.append(f"Failed:  {names}{words}, see {folder / 'cases.csv'}")
         if self.kept is not None:
             lines.append(f"Wrote:   {self.kept}, masks and candidates of the probabilities")
+        why_not_promised = self.scores.operating_point.why_not_promised
+        if why_not_promised:
+            lines.append(f"Note:    the sensitivity is not promised: {why_not_promised}")
         if self.scores.is_point_chosen_here:
             lines.append(
                 "Note:    the threshold was chosen on these cases and looks better than it is"
@@ -139,7 +141,7 @@ class EvaluateOutcome(Outcome):
         return command_line("report", {"scores": self.output, **self.given, "output": "REPORT"})
 
 
-@hold_lock("output")
+@hold_lock("output", "evaluate")
 def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> EvaluateOutcome:
     """Compare a folder of predictions with references. Write scores.json and four tables.
 
@@ -174,7 +176,6 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
             cannot be used. Nothing is written then.
         OutputError: if the scores of a training or the results of `predict` would be replaced.
     """
-    require_no_run(Path(cfg.output), "test2")
     preset = find_preset(cfg.preset)
     if cfg.compare is None and (cfg.margin, cfg.compare_chosen_on) != (None, None):
         raise ConfigError(

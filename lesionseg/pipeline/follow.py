@@ -67,7 +67,6 @@ from lesionseg.io.volumes import is_dicom_image, read_geometry
 from lesionseg.pipeline.log import Advance, align_columns, bar, command_line
 from lesionseg.pipeline.outcome import Outcome
 from lesionseg.pipeline.output_lock import hold_lock
-from lesionseg.pipeline.scores_folder import require_no_run
 from lesionseg.reporting.follow_page import (
     draw_changes,
     lowest_score,
@@ -182,7 +181,7 @@ class FollowOutcome(Outcome):
         return command_line("report", {"scores": self.output, "output": "REPORT"})
 
 
-@hold_lock("output")
+@hold_lock("output", "follow")
 def follow(cfg: FollowConfig, *, progress: Advance | None = None) -> FollowOutcome:
     """Compare the visits of each patient. Write changes.csv, pairs.csv and follow.html.
 
@@ -206,7 +205,6 @@ def follow(cfg: FollowConfig, *, progress: Advance | None = None) -> FollowOutco
         BundleError: if the bundle cannot be used.
         OutputError: if the scores of a training would be replaced.
     """
-    require_no_run(Path(cfg.output), "changes")
     rule = ChangeRule(cfg.overlap, cfg.confidence)
     if cfg.operating_point is not None and cfg.bundle is None:
         raise ConfigError(

@@ -2,7 +2,6 @@
 
 import logging
 import shutil
-import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
@@ -13,10 +12,9 @@ from lesionseg.config import MaskNames, PredictConfig, SeriesConfig, is_dicomweb
 from lesionseg.errors import ConfigError, DatasetError, LesionsegError, OutputError, count
 from lesionseg.extra import find_extra
 from lesionseg.inference.bundle import joint_digest
-from lesionseg.io.files import locked_folder
 from lesionseg.io.nnunet_probabilities import write_description
 from lesionseg.io.remote import download, upload
-from lesionseg.io.results.folder import PredictionFolder
+from lesionseg.io.results.folder import PredictionFolder, claim_table
 from lesionseg.io.results.index import PredictionIndex, left_out_row
 from lesionseg.io.results.names import write_bids_description
 from lesionseg.io.results.row import CaseRow
@@ -38,7 +36,6 @@ from lesionseg.plan.plan import Plan
 
 logger = logging.getLogger(__name__)
 
-_RETRY_SECONDS = 1.0
 # files of an output at a URL that a run reads: case files, tables and logs, but no masks
 _DOWNLOADED = (".json", ".csv", ".log", ".jsonl")
 
@@ -116,7 +113,7 @@ def _predict(
             found = pacs.find_scans(fetched, unwanted)
     except DatasetError:
         if cfg.send is not None and shard.is_whole and folder.is_dir():
-            with locked_folder(folder, shard.lock):
+            with claim_table(folder, shard.table):
                 outputs.finish(PredictionFolder(folder, cfg.output, cfg.names))
         raise
     scans = shard.select(found.scans)
@@ -128,11 +125,10 @@ def _predict(
     share = f"Shard {shard.index} of {shard.n_shards} predicts {len(scans) or 'none'} of "
     log.note("input", listed if shard.is_whole else share + listed)
     with (
-        locked_folder(folder, shard.lock),
+        claim_table(folder, shard.table),
         _removed(fetched),
         bar("Predicting", progress) as advance,
     ):
-        _require_no_other_division(folder, shard)
         results = PredictionFolder(folder, cfg.output, cfg.names)
         first = next((scan.files.images[0] for scan in scans if scan.files.images), None)
         _describe_output(results, cfg.output, plan, first if cfg.save_probabilities else None)
@@ -192,27 +188,6 @@ def _removed(folder: Path) -> Iterator[None]:
         yield
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _require_no_other_division(folder: Path, shard: Shard) -> None:
-    """Raise `OutputError` if the folder is written by a run that divides the scans otherwise.
-
-    Two such runs could predict the same scan, and each would take the unfinished files of the other
-    one for those of a killed program. Shards of one division never predict the same scan, because
-    the shard of a scan depends only on its case id.
-    """
-    ours = shard.lock if shard.is_whole else f"_of_{shard.n_shards}.csv.lock"
-    for lock in folder.glob(".predictions*.csv.lock"):
-        if lock.name.endswith(ours):
-            continue
-        for is_last in (False, True):  # another job may try the same lock at this moment
-            try:
-                with locked_folder(folder, lock.name):  # fails if another process holds it
-                    break
-            except OutputError:
-                if is_last:
-                    raise
-                time.sleep(_RETRY_SECONDS)
 
 
 def _describe_output(results: PredictionFolder, url: str, plan: Plan, scan: Path | None) -> None:
@@ -357,25 +332,19 @@ def find_input_scans(
 
 
 def _check_places(place: str, output: Path) -> None:
-    """Raise `ConfigError` if the output is a file, or the input itself, or contains the input.
+    """Raise `ConfigError` if the output is a file, or is or contains the input (`place`).
 
-    `place` is the input. A table of scans may be in the output. A URL is not compared with it.
+    A table of scans may be in the output. A URL is not compared with it.
     """
     if output.exists() and not output.is_dir():
         raise ConfigError(f"output={output} is a file. Name a folder.")
-    if is_url(place):
-        return
-    source = Path(place)
-    if source.is_dir() and output.exists() and source.samefile(output):
-        raise ConfigError(
-            f"output={output} is the input folder itself. Name another folder, for example "
-            "one inside it."
-        )
-    results = output.resolve()
+    source = Path(place).resolve()
     is_table = source.is_file() and source.suffix.lower() == ".csv"
-    resolved = source.resolve()  # wildcards are names that no folder has
-    if not is_table and results in (resolved, *resolved.parents):
+    if is_url(place) or is_table or not output.exists():
+        return
+    # wildcards are names that no folder has
+    if any(folder.exists() and folder.samefile(output) for folder in (source, *source.parents)):
         raise ConfigError(
-            f"output={output} contains the input {source}, so its scans would count as results. "
-            "Name another folder."
+            f"output={output} contains the input {place}, so its scans would count as results. "
+            "Name another folder, for example one inside the input."
         )

@@ -27,7 +27,6 @@ from lesionseg.errors import (
 from lesionseg.evaluation.measures import counts_of
 from lesionseg.host_memory import peak_memory_mb, trim_memory
 from lesionseg.inference.decision import Inferred
-from lesionseg.inference.nnunet.scan import NnunetScan
 from lesionseg.inference.predictor import Predictor, PreparedScan
 from lesionseg.inference.read_ahead import memory_budget, needed_bytes, read_ahead
 from lesionseg.io.files import digest_of
@@ -250,7 +249,7 @@ class CaseWork:
         n_unknown = len(unfinished) - len(known)
         return sum(known) + n_unknown * max(known, default=0) <= self.budget
 
-    def read(self, item: StartedScan) -> PreparedScan | NnunetScan | None:
+    def read(self, item: StartedScan) -> PreparedScan | None:
         """Return the scan on the plan's grid, or None if there is nothing to do.
 
         A scan has nothing to do if it is left out, if its result or failure is already recorded for
@@ -319,7 +318,7 @@ class CaseWork:
         digest = self.digests.get((scan.path, state)) or scan.digest()
         item.update(digest=digest, state=state)
 
-    def infer(self, item: StartedScan, prepared: PreparedScan | NnunetScan) -> Inferred:
+    def infer(self, item: StartedScan, prepared: PreparedScan) -> Inferred:
         """Run the networks. Keep probabilities in a file if they do not fit into memory."""
         is_large = needed_bytes(prepared.file_geometry, self.predictor.plan) > self.budget
         folder = self.results.path if is_large else None

@@ -53,11 +53,6 @@ class Shard:
             return TABLE
         return f"predictions_{self.index}_of_{self.n_shards}.csv"
 
-    @property
-    def lock(self) -> str:
-        """The name of the lock of a run that writes this table."""
-        return f".{self.table}.lock"
-
     def select(self, scans: Sequence[Scan]) -> list[Scan]:
         """Return the scans that belong to the shard."""
         return [scan for scan in scans if self._has(scan)]

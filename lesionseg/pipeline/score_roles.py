@@ -332,7 +332,8 @@ def recall_and_precision(
         device: the device for prediction, by default that of the network.
     """
     cases = experiment.cases("validation")
-    corrected = with_focal_correction(plan, experiment.cfg)
+    cfg = experiment.cfg
+    corrected = with_focal_correction(plan, cfg.loss, cfg.detection)
     matches = match_volumes(network, experiment, cases, corrected, device)
     tables = Tables.of(match.rows(surface=False) for match in matches)
     n_groups = len(tables.groups)

@@ -22,7 +22,7 @@ from lesionseg.evaluation.change import (
 )
 from lesionseg.io.cases import read_finite
 from lesionseg.io.text import write_text
-from lesionseg.ops.resample import resample_to
+from lesionseg.ops.interpolation import resample_to
 from lesionseg.reporting.charts import ACCENT, FOUND, OTHER, Chart, new_figure
 from lesionseg.reporting.images import Scene
 from lesionseg.reporting.pictures import DPI, INCHES, Card, data_uri, draw_cutout

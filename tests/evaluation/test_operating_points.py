@@ -120,9 +120,9 @@ def results():
             1.5,
             1.75,
         ),  # no further candidates, and half of one is expected
-        # the highest score with this sensitivity; none seen in two cases does not mean none at all
-        (Aim("sensitivity", 1 / 3), 1 / 3, 0.0, 0.25),
-        (Aim("sensitivity", 2 / 3), 2 / 3, 0.5, 0.5),
+        # two patients promise 1/3 with a missed one, 2/3 without, and 0.9 not at all
+        (Aim("sensitivity", 1 / 3), 2 / 3, 0.5, 0.5),
+        (Aim("sensitivity", 2 / 3), 1.0, 1.5, 1.75),
         (Aim("sensitivity", 0.9), 1.0, 1.5, 1.75),
         (Aim("score", 0.45), 2 / 3, 1.0, 1.0),
     ],

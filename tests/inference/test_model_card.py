@@ -46,6 +46,17 @@ def test_card_states_if_more_false_positives_are_expected_than_the_aim(plan):
     assert "more than the aim" not in second
 
 
+def test_card_states_the_recall_to_expect_on_a_new_patient(plan):
+    kept = OperatingPoint(
+        "sensitivity:0.9", 0.4, "validation", promised=0.9, expected_recall_per_patient=0.92
+    )
+    broken = replace(kept, promised=None, why_not_promised="8 patients are too few")
+    card = model_card(plan, Selection((kept, broken)))
+    first, second = (line for line in card.splitlines() if line.startswith("- operating point"))
+    assert "At least 0.9 of a new patient's lesions are promised" in first
+    assert "Expect 0.92 of a new patient's lesions. No sensitivity is promised: 8 pat" in second
+
+
 def test_card_states_the_lowest_score_of_boxes():
     anchors = AnchorPlan(stages=(1,), sizes=(((3.0, 3.0),),), floor=0.01)
     plan = plan_of("retina_unet", anchors=anchors)

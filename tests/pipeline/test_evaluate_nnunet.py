@@ -567,7 +567,9 @@ def test_nothing_is_written_if_results_of_predict_would_be_replaced(
     source = {"digest": "d", "study_uid": "", "series_uid": "", "instance_uid": ""}
     content = {"case": "P0", "candidates": [], "source": source}
     write_json(folders[2] / "predictions" / "P0_candidates.json", content)
-    with pytest.raises(ConflictError, match="results that predict wrote"):
+    with pytest.raises(
+        ConflictError, match=r"P0_candidates\.json, which may belong to another scan"
+    ):
         evaluate(*folders)
     assert not (folders[2] / "scores.json").exists()
 

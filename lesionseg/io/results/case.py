@@ -5,7 +5,6 @@ values of all retained candidates. Other programs may also write these files.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,7 +18,6 @@ from pydantic import (
     FiniteFloat,
     NonNegativeInt,
     PositiveInt,
-    TypeAdapter,
     ValidationError,
 )
 
@@ -44,10 +42,9 @@ from lesionseg.errors import (
     describe_misfits,
 )
 from lesionseg.io.case_ids import check_case_id
-from lesionseg.io.exact_values import require_exact_values
 from lesionseg.io.grids import GridPair
 from lesionseg.io.layouts.nnunet import DATASET_JSON, read_nnunet_labels
-from lesionseg.io.masks import read_instances, read_mask
+from lesionseg.io.masks import read_instances, read_mask, require_exact_values
 from lesionseg.io.nnunet_probabilities import LEVELS_UP
 from lesionseg.io.results.names import CANDIDATES, MASK_ENDINGS
 from lesionseg.io.results.row import EMPTY, CaseRow, facts_of, read_row
@@ -130,9 +127,10 @@ class PredictionFiles:
 
         Raises:
             ReadError: The file is not JSON.
-            ContentError: The shape is not a list of positive numbers.
+            ContentError: A key or a candidate is not valid.
         """
-        return None if self.candidates is None else read_shape(self.candidates)
+        stated = None if self.candidates is None else CaseContent.read(self.candidates).shape
+        return None if stated is None else tuple(stated)
 
     def read(
         self,
@@ -191,6 +189,8 @@ class PredictionFiles:
                     f"{self.instances}: the ids {unknown[:10]} are not in {self.candidates.name}. "
                     "Write both files together."
                 )
+        # the mask of another program states the regions of the accepted candidates
+        regions = self.mask if binary and self.regions is None else self.regions
         ranked = sorted(kept, key=lambda candidate: (-candidate.score, candidate.id))
         prediction = Prediction(
             case=self.case,
@@ -199,7 +199,7 @@ class PredictionFiles:
             instances=instances,
             operating_point=stated.operating_point,
             has_scores=stated.scored,
-            values=_read_region_values(self, binary=binary),
+            values=None if regions is None else read_mask(regions).labels,
             removed=tuple(removed),
             input=stated.input_check,
             n_left_out=stated.n_left_out,
@@ -299,20 +299,6 @@ def _check_mask(files: PredictionFiles, prediction: Prediction) -> None:
         )
 
 
-def _read_region_values(files: PredictionFiles, *, binary: bool) -> NDArray[Any] | None:
-    """Read the mask values that state the regions of each voxel.
-
-    Other programs write no regions file. If the values are regions (`binary`), their mask states
-    them for the accepted candidates. Return None if there is no such file.
-    """
-    file = files.regions
-    if file is None and binary:
-        file = files.mask
-    if file is None:
-        return None
-    return read_mask(file).labels
-
-
 def _common_grid(files: PredictionFiles, geometry: Geometry | None, *, by_image: bool) -> Geometry:
     """Return the grid of a case and check that all masks are on it.
 
@@ -326,8 +312,9 @@ def _common_grid(files: PredictionFiles, geometry: Geometry | None, *, by_image:
     """
     grid = geometry
     source_of_grid = Path("the scan")
-    is_plane = geometry is not None and geometry.dims == 2
-    pixel_mm = geometry.spacing_mm[0] if geometry is not None and is_plane else None
+    pixel_mm = None
+    if geometry is not None and geometry.dims == 2:
+        pixel_mm = geometry.spacing_mm[0]
     for file in filter(None, (files.instances, files.mask, files.regions)):
         own = read_geometry(file, pixel_mm=pixel_mm)
         if grid is None:
@@ -392,11 +379,10 @@ class _Entry(BaseModel):
         """
         stated = self.model_dump(exclude_none=True)
         for name, value in stated.items():
-            if isinstance(value, list):
+            if isinstance(value, list):  # one number per axis
+                if len(value) != geometry.dims:
+                    raise ValueError(f"{name} {value} does not have {geometry.dims} numbers")
                 stated[name] = tuple(value)
-        for name in ("start_vox", "stop_vox", "centre_mm"):
-            if name in stated and len(stated[name]) != geometry.dims:
-                raise ValueError(f"{name} {stated[name]} does not have {geometry.dims} numbers")
         if not all(a < b for a, b in zip(self.start_vox, self.stop_vox, strict=True)):
             raise ValueError(f"stop_vox {self.stop_vox} is not above start_vox {self.start_vox}")
         box = (*self.start_vox, *self.stop_vox)
@@ -421,6 +407,25 @@ class CaseContent(BaseModel):
     input_check: InputCheckResult | None = None
     n_left_out: NonNegativeInt = 0
     n_outside: NonNegativeInt = 0
+
+    @classmethod
+    def read(cls, path: Path) -> "CaseContent":
+        """Read a candidate file.
+
+        Other programs may write an operating point with a score only. It is named after its score.
+
+        Raises:
+            ReadError: The file is missing or not JSON.
+            ContentError: A key or a candidate is not valid.
+        """
+        content = read_json(path)
+        point = content.get("operating_point") if isinstance(content, dict) else None
+        if isinstance(point, dict) and "name" not in point:
+            content["operating_point"] = {"name": f"score:{point.get('score')}", **point}
+        try:
+            return cls.model_validate(content)
+        except ValidationError as error:
+            raise ContentError(f"{path}: {describe_misfits(error, content)[:300]}.") from error
 
 
 def write_candidates(
@@ -471,31 +476,10 @@ def _entry_json(candidate: Candidate) -> dict[str, Any]:
     return entry
 
 
-def read_shape(path: Path) -> tuple[int, ...] | None:
-    """Return the shape of the scan that a candidate file states, or None if it states none.
-
-    Raises:
-        ReadError: The file is missing or not JSON.
-        ContentError: The shape is not a list of positive numbers.
-    """
-    content = read_json(path)
-    stated = content.get("shape") if isinstance(content, dict) else None
-    if stated is None:
-        return None
-    try:
-        return tuple(TypeAdapter(list[PositiveInt]).validate_python(stated))
-    except ValidationError as error:
-        raise ContentError(
-            f"{path}: shape is {str(stated)[:100]}, not a list of positive numbers. Correct it."
-        ) from error
-
-
 def read_candidates(
     path: Path, grid: Geometry
 ) -> tuple[CaseContent, list[Candidate], list[Candidate]]:
     """Read a candidate file. Return its content, its candidates and its removed candidates.
-
-    Other programs may write an operating point with a score only. It is named after its score.
 
     Args:
         path: The file.
@@ -506,29 +490,18 @@ def read_candidates(
         GeometryError: The file states another shape than that of the grid.
         ContentError: A key or a candidate is not valid, or has a label without a name.
     """
-    content = read_json(path)
-    point = content.get("operating_point") if isinstance(content, dict) else None
-    if isinstance(point, dict) and "name" not in point:
-        content["operating_point"] = {"name": f"score:{point.get('score')}", **point}
+    stated = CaseContent.read(path)
+    if stated.shape not in (None, [*grid.shape]):
+        raise GeometryError(
+            f"{path}: the candidates belong to a scan of {stated.shape} voxels, but the scan "
+            f"has {[*grid.shape]}. Predict this scan."
+        )
     try:
-        stated = CaseContent.model_validate(content)
-        if stated.shape not in (None, [*grid.shape]):
-            raise GeometryError(
-                f"{path}: the candidates belong to a scan of {stated.shape} voxels, but the scan "
-                f"has {[*grid.shape]}. Predict this scan."
-            )
         kept = [entry.to_candidate(n, grid) for n, entry in enumerate(stated.candidates, 1)]
         removed = [entry.to_candidate(n, grid) for n, entry in enumerate(stated.removed, 1)]
-        _check_labels(stated.labels, [*kept, *removed])
-    except ValidationError as error:
-        raise ContentError(f"{path}: {describe_misfits(error, content)[:300]}.") from error
+        unnamed = {candidate.label for candidate in (*kept, *removed)} - stated.labels.keys()
+        if stated.labels and unnamed:
+            raise ValueError(f"labels has no name for the label {min(unnamed)}")
     except ValueError as error:
         raise ContentError(f"{path}: {error}. Correct the candidate.") from error
     return stated, kept, removed
-
-
-def _check_labels(names: Mapping[int, str], candidates: Sequence[Candidate]) -> None:
-    """Raise `ValueError` if a file names its labels, but not that of a candidate."""
-    for candidate in candidates:
-        if names and candidate.label not in names:
-            raise ValueError(f"labels has no name for the label {candidate.label}")

@@ -45,6 +45,7 @@ from lesionseg.io.volumes import WRITTEN
 _PART = ".part"  # folder of a case whose files are being written
 _MOVING = ".moving"  # folder of a case whose files are complete and are being moved
 _OF_TRAINING = ("oof", "test")  # folders of a run directory with scores and a report
+_WAIT_SECONDS = 1.0
 _MAX_SHOWN = 3  # file names in a message
 
 
@@ -71,6 +72,32 @@ def claim(folder: Path, owner: str = "", *, lock: str = LOCK) -> Iterator[None]:
             f"another folder, such as {run / owner}."
         )
     with locked_folder(folder, lock):
+        yield
+
+
+@contextmanager
+def claim_table(folder: Path, table: str) -> Iterator[None]:
+    """Hold an output folder within the context for the scans of one table: all, or a shard.
+
+    Runs that divide the scans otherwise could predict the same scan, and each would take the
+    unfinished files of the other one for those of a killed program. Shards of one division never
+    predict the same scan, because the shard of a scan depends only on its case id.
+
+    Args:
+        folder: The folder, see `claim`.
+        table: `predictions.csv`, or `predictions_<shard>_of_<number>.csv`.
+
+    Raises:
+        OutputError: Another process writes this table, or that of another division, or the folder
+            cannot be created.
+    """
+    own = f".{table}.lock"
+    with claim(folder, lock=own):
+        for other in folder.glob(".predictions*.csv.lock"):
+            if other.name.partition("_of_")[2] != own.partition("_of_")[2]:
+                # fails if another process holds it; another job may try it at this moment
+                with locked_folder(folder, other.name, wait_seconds=_WAIT_SECONDS):
+                    continue
         yield
 
 

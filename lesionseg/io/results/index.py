@@ -10,7 +10,7 @@ from typing import Any
 from lesionseg.core import CaseFiles
 from lesionseg.core.finding import Finding, collect_errors, require_no_errors
 from lesionseg.errors import DatasetError, ReadError
-from lesionseg.io.case_ids import check_case_id, without_first_channel
+from lesionseg.io.case_ids import check_case_id
 from lesionseg.io.files import explain_missing, is_broken_link, is_file_or_broken_link
 from lesionseg.io.layouts.checks import find_unread_files
 from lesionseg.io.remote import upload
@@ -94,8 +94,7 @@ def _with_ids_of_references(
         numbered = f"{case}_0000"
         is_only_numbered_known = numbered in known and case not in known
         is_free = numbered not in predictions
-        stem = stems.get(case, numbered)
-        had_channel_number = without_first_channel(stem) != stem
+        had_channel_number = stems.get(case, numbered).endswith("_0000")
         is_renamed = is_only_numbered_known and is_free and had_channel_number
         renamed[numbered if is_renamed else case] = files
     return renamed
