@@ -11,7 +11,6 @@ from pathlib import Path
 from lesionseg.config import MaskNames, PredictConfig, SeriesConfig, is_dicomweb, is_url
 from lesionseg.errors import ConfigError, DatasetError, LesionsegError, OutputError, count
 from lesionseg.extra import find_extra
-from lesionseg.inference.bundle import joint_digest
 from lesionseg.io.nnunet_probabilities import write_description
 from lesionseg.io.remote import download, upload
 from lesionseg.io.results.folder import PredictionFolder, claim_table
@@ -24,13 +23,10 @@ from lesionseg.models.build import NetworkFactory
 from lesionseg.pipeline.log import Advance, bar
 from lesionseg.pipeline.predict_case import (
     CaseWork,
-    make_predictor,
-    open_zones,
-    predict_cases,
 )
 from lesionseg.pipeline.predict_log import PredictLog, predict_log
 from lesionseg.pipeline.predict_outcome import PredictOutcome
-from lesionseg.pipeline.predict_outputs import Outputs, open_outputs
+from lesionseg.pipeline.predict_outputs import Outputs
 from lesionseg.pipeline.predict_selection import Shard, explain_unwanted, is_archive
 from lesionseg.plan.plan import Plan
 
@@ -96,13 +92,12 @@ def _predict(
     If no scan is found, only results that wait are sent to the PACS, before the error. A shard
     sends none of them.
     """
-    # addresses are checked before the model is loaded
+    # the address is checked before the model is loaded
     is_pacs = is_dicomweb(cfg.input)
     pacs = find_extra("pacs", "input").DicomWeb("input", cfg.input) if is_pacs else None
-    outputs = open_outputs(cfg.dicom_output, cfg.send)
-    digest = joint_digest(cfg.bundle)  # of the networks that are loaded now
-    predictor = make_predictor(cfg, architectures)
-    plan = predictor.plan
+    work = CaseWork(cfg, architectures)
+    plan = work.predictor.plan
+    outputs = work.outputs
     fetched = folder / f".{shard.table}.fetched"
     try:
         if pacs is None:
@@ -118,9 +113,8 @@ def _predict(
         raise
     scans = shard.select(found.scans)
     outputs.check(scans)
-    zones = open_zones(cfg.zones, cfg.inference.keep_zones)
-    if zones is not None:
-        zones.check([scan.case for scan in found.scans])
+    if work.zones is not None:
+        work.zones.check([scan.case for scan in found.scans])
     listed = f"{count(len(found.scans), 'scan')} in {cfg.input}."
     share = f"Shard {shard.index} of {shard.n_shards} predicts {len(scans) or 'none'} of "
     log.note("input", listed if shard.is_whole else share + listed)
@@ -138,9 +132,8 @@ def _predict(
         with closing(PredictionIndex(folder / shard.table, results, cfg.output)) as index:
             for kind in found.left_out if shard.index == 0 else ():
                 index.put(left_out_row(kind))
-            work = CaseWork(cfg, predictor, results, index.digests, digest, zones, outputs)
             rows: list[CaseRow] = []
-            with closing(_run_engine(work, scans, architectures)) as finished:
+            with closing(_run_engine(work, scans, index, architectures)) as finished:
                 for finished_row in finished:
                     row = _send(finished_row, outputs, results)
                     _record(row, results, index, log)
@@ -207,14 +200,16 @@ def _describe_output(results: PredictionFolder, url: str, plan: Plan, scan: Path
 def _run_engine(
     work: CaseWork,
     scans: Sequence[Scan],
+    index: PredictionIndex,
     architectures: Mapping[str, NetworkFactory] | None,
 ) -> Generator[CaseRow]:
     """Predict the scans in this process or on a Ray cluster, as the settings state."""
+    results = index.results
     if work.cfg.engine == "ray":
         from lesionseg.pipeline.predict_ray import predict_on_ray
 
-        return predict_on_ray(work.cfg, work.results.path, scans, work.digests, architectures)
-    return predict_cases(work, scans)
+        return predict_on_ray(work.cfg, results.path, scans, index.digests, architectures)
+    return work.predict(scans, results, index.digests)
 
 
 def _record(

@@ -26,6 +26,7 @@ from lesionseg.errors import (
 )
 from lesionseg.evaluation.measures import counts_of
 from lesionseg.host_memory import peak_memory_mb, trim_memory
+from lesionseg.inference.bundle import joint_digest
 from lesionseg.inference.decision import Inferred
 from lesionseg.inference.predictor import Predictor, PreparedScan
 from lesionseg.inference.read_ahead import memory_budget, needed_bytes, read_ahead
@@ -42,7 +43,7 @@ from lesionseg.io.volumes import read_geometry
 from lesionseg.io.zone_files import ZoneFolder
 from lesionseg.models.build import NetworkFactory
 from lesionseg.ops.components import candidates_of, present_values
-from lesionseg.pipeline.predict_outputs import Outputs
+from lesionseg.pipeline.predict_outputs import open_outputs
 from lesionseg.pipeline.predict_selection import explain_too_few_slices, is_archive
 from lesionseg.version import __version__
 
@@ -89,21 +90,6 @@ def open_zones(folder: str | None, kept: Sequence[str] | None) -> ZoneFolder | N
     return zones
 
 
-def predict_cases(work: "CaseWork", scans: Sequence[Scan]) -> Generator[CaseRow]:
-    """Predict scans. Yield the row of each, in order, after its results are written.
-
-    The row of a scan that fails states the reason, and its earlier results stay. Close the
-    generator to stop; the results written so far stay.
-    """
-    started = [StartedScan(scan, scan.row(work.bundle)) for scan in scans]
-    read = partial(work.attempt, work.read)
-    infer = partial(work.attempt, work.infer)
-    write = partial(work.attempt, work.write)
-    for item in read_ahead(started, read, infer, write, fits=work.fits):
-        item.scan.release()
-        yield item.row
-
-
 @dataclass
 class StartedScan:
     """A scan that is predicted, and its row, which the steps complete.
@@ -148,36 +134,51 @@ class StartedScan:
 
 
 class CaseWork:
-    """The steps `read`, `infer` and `write` of scans. `attempt` runs one and handles errors.
+    """The model of a run, with which it predicts scans in the steps `read`, `infer` and `write`.
 
     Args:
         cfg: the settings.
+        architectures: the caller's own networks; see `Predictor`.
+
+    Attributes:
+        outputs: further files that are written with those of a case.
+        bundle: the digest of the model's bundles, see `joint_digest`.
         predictor: the model.
+        zones: the masks of zones; None without the setting.
         results: the folder of the results, in which unchanged results are kept.
         digests: the digests of files that earlier runs have read.
-        bundle: the digest of the model's bundles, see `joint_digest`.
-        zones: the masks of zones; None without the setting.
-        outputs: further files that are written with those of a case.
     """
 
+    results: PredictionFolder  # given to `predict`, like the digests
+    digests: Digests
+
     def __init__(
-        self,
-        cfg: PredictConfig,
-        predictor: Predictor,
-        results: PredictionFolder,
-        digests: Digests,
-        bundle: str,
-        zones: ZoneFolder | None,
-        outputs: Outputs,
+        self, cfg: PredictConfig, architectures: Mapping[str, NetworkFactory] | None = None
     ) -> None:
         self.cfg = cfg
-        self.predictor = predictor
+        self.outputs = open_outputs(cfg.dicom_output, cfg.send)  # a wrong address ends the run
+        self.bundle = joint_digest(cfg.bundle)  # of the networks that are loaded now
+        self.predictor = make_predictor(cfg, architectures)
+        self.zones = open_zones(cfg.zones, cfg.inference.keep_zones)
+        self.budget = memory_budget(cfg.inference)
+
+    def predict(
+        self, scans: Sequence[Scan], results: PredictionFolder, digests: Digests
+    ) -> Generator[CaseRow]:
+        """Predict scans. Yield the row of each, in order, after its results are written.
+
+        The row of a scan that fails states the reason, and its earlier results stay. Close the
+        generator to stop; the results written so far stay.
+        """
         self.results = results
         self.digests = digests
-        self.zones = zones
-        self.outputs = outputs
-        self.bundle = bundle
-        self.budget = memory_budget(cfg.inference)
+        started = [StartedScan(scan, scan.row(self.bundle)) for scan in scans]
+        read = partial(self.attempt, self.read)
+        infer = partial(self.attempt, self.infer)
+        write = partial(self.attempt, self.write)
+        for item in read_ahead(started, read, infer, write, fits=self.fits):
+            item.scan.release()
+            yield item.row
 
     def attempt(self, step: Callable[..., Any], item: StartedScan, *made: Any) -> Any:
         """Run one step, unless the row of the scan is final. Return its result.

@@ -15,7 +15,6 @@ from typing import Any
 from lesionseg.config import PredictConfig
 from lesionseg.errors import ConfigError, pip_install
 from lesionseg.host_memory import default_budget
-from lesionseg.inference.bundle import joint_digest
 from lesionseg.io.results.folder import PredictionFolder
 from lesionseg.io.results.index import Digests
 from lesionseg.io.results.row import CaseRow
@@ -23,11 +22,7 @@ from lesionseg.io.scans import Scan
 from lesionseg.models.build import NetworkFactory
 from lesionseg.pipeline.predict_case import (
     CaseWork,
-    make_predictor,
-    open_zones,
-    predict_cases,
 )
-from lesionseg.pipeline.predict_outputs import open_outputs
 
 ATTEMPTS = 3
 _CORES_PER_ACTOR = 2  # on a CPU: one computes while the other one reads and writes
@@ -167,25 +162,13 @@ class _Actor:
     ) -> None:
         if cfg.private:  # Ray's workers do not inherit the umask of this command
             os.umask(0o077)
-        self._cfg = cfg
-        self._bundle = joint_digest(cfg.bundle)  # of the networks that are loaded now
-        self._predictor = make_predictor(cfg, architectures)
-        self._zones = open_zones(cfg.zones, cfg.inference.keep_zones)
-        self._outputs = open_outputs(cfg.dicom_output, cfg.send)
+        self._work = CaseWork(cfg, architectures)
         self._output = output
         self._digests = digests
 
     def predict(self, scans: Sequence[Scan]) -> list[CaseRow]:
         """Predict scans and return their rows."""
+        cfg = self._work.cfg
         # listed again in each call, because an actor that died may have written some of the cases
-        results = PredictionFolder(self._output, self._cfg.output, self._cfg.names)
-        work = CaseWork(
-            self._cfg,
-            self._predictor,
-            results,
-            self._digests,
-            self._bundle,
-            self._zones,
-            self._outputs,
-        )
-        return list(predict_cases(work, scans))
+        results = PredictionFolder(self._output, cfg.output, cfg.names)
+        return list(self._work.predict(scans, results, self._digests))

@@ -14,7 +14,7 @@ from lesionseg.io.layouts.manifest import read_scan_list
 from lesionseg.io.results.case import PredictionFiles, write_prediction
 from lesionseg.io.text import read_csv, read_json, write_json
 from lesionseg.io.volumes import read_geometry, read_volume
-from lesionseg.pipeline import predict as predict_module
+from lesionseg.pipeline import predict_case
 from lesionseg.pipeline.follow import FollowOutcome, visits_of_folders
 from lesionseg.reporting.follow_page import (
     _find_visit_of_candidates,
@@ -599,12 +599,12 @@ def test_scores_are_optimistic_if_a_stable_pair_is_of_a_scored_patient(timeline,
 @pytest.fixture
 def bright(bundle, monkeypatch):
     """Return a bundle whose network finds bright voxels."""
-    make_predictor = predict_module.make_predictor
+    make_predictor = predict_case.make_predictor
 
     def make_bright_predictor(cfg, _):
         return make_predictor(cfg, {"mine": make_bright})
 
-    monkeypatch.setattr(predict_module, "make_predictor", make_bright_predictor)
+    monkeypatch.setattr(predict_case, "make_predictor", make_bright_predictor)
     return bundle
 
 
@@ -621,14 +621,14 @@ def test_bundle_predicts_the_visits_before_they_are_compared(timeline, tmp_path,
 
 
 def test_visits_are_predicted_with_the_given_settings(timeline, tmp_path, bright, monkeypatch):
-    make_predictor = predict_module.make_predictor
+    make_predictor = predict_case.make_predictor
     used = []
 
     def make_and_note(cfg, architectures):
         used.append((cfg.inference.overlap, cfg.inference.flips, cfg.device))
         return make_predictor(cfg, architectures)
 
-    monkeypatch.setattr(predict_module, "make_predictor", make_and_note)
+    monkeypatch.setattr(predict_case, "make_predictor", make_and_note)
     settings = {"inference": {"overlap": 0.25, "flips": True}, "device": "cpu"}
     follow_table(timeline, bundle=bright, **settings)
     assert used == [(0.25, True, "cpu")]

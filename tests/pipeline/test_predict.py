@@ -20,7 +20,7 @@ from lesionseg.io.layouts import read_dataset
 from lesionseg.io.results.index import find_predictions
 from lesionseg.io.text import read_csv, read_json
 from lesionseg.io.volumes import read_volume, write_volume
-from lesionseg.pipeline import predict as predict_module
+from lesionseg.pipeline import predict_case
 from tests.commands import evaluate, predict, report
 from tests.inference.networks import Bright, make_bright
 from tests.pipeline.cases import boxes, write_array
@@ -214,7 +214,7 @@ def test_runs_that_divide_the_scans_otherwise_do_not_run_together(
     bundle, scans, tmp_path, monkeypatch
 ):
     """Each would take the unfinished files of the other one for those of a killed program."""
-    monkeypatch.setattr(predict_module, "_RETRY_SECONDS", 0.01)
+    monkeypatch.setattr("lesionseg.io.results.folder._WAIT_SECONDS", 0.01)
     out = tmp_path / "out"
     with locked_folder(out, ".predictions_0_of_2.csv.lock"):
         for others in ({}, {"num_shards": 3, "shard_index": 0}):
@@ -242,8 +242,8 @@ def test_shard_without_scans_does_not_fail(bundle, scans, tmp_path):
 def test_python_returns_the_table_of_a_shard_and_of_a_url(bundle, scans, tmp_path, monkeypatch):
     fsspec = pytest.importorskip("fsspec")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    make_predictor = predict_module.make_predictor
-    monkeypatch.setattr(predict_module, "make_predictor", lambda cfg, _: make_predictor(cfg, MINE))
+    make_predictor = predict_case.make_predictor
+    monkeypatch.setattr(predict_case, "make_predictor", lambda cfg, _: make_predictor(cfg, MINE))
     url = f"memory://{tmp_path.name}"
     assert list(lesionseg.predict(bundle, scans / "a.nii.gz", url).case) == ["a"]
     store = fsspec.filesystem("memory")
