@@ -29,13 +29,13 @@ from torch import nn
 from benchmarks.common import table
 from lesionseg.config import InferenceConfig, PredictConfig
 from lesionseg.core import Geometry, Labels, Volume
-from lesionseg.inference.bundle import Bundle, joint_digest, read_bundle, write_bundle
+from lesionseg.inference.bundle import Bundle, read_bundle, write_bundle
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.results.folder import PredictionFolder
 from lesionseg.io.volumes import write_volume
 from lesionseg.models.build import build_network
 from lesionseg.pipeline.predict import find_input_scans
-from lesionseg.pipeline.predict_case import CaseWork, make_predictor, predict_cases
+from lesionseg.pipeline.predict_case import CaseWork
 from lesionseg.plan.plan import Architecture, Normalisation, Plan
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -211,7 +211,8 @@ def predict_folder(name: str, folder: Path, device: str = "cpu") -> dict[str, An
         inference=PRESETS.get(name, PRESETS["balanced"]),
         device=device,
     )
-    predictor = make_predictor(cfg)
+    work = CaseWork(cfg)
+    predictor = work.predictor
     scans = find_input_scans(folder / "in", output, predictor.plan, cfg.series).scans
     _warm_up(predictor)
     spent = [0.0]
@@ -219,9 +220,7 @@ def predict_folder(name: str, folder: Path, device: str = "cpu") -> dict[str, An
         _add_time_of(network, spent)
     base = _memory_mb("VmRSS")
     begin = time.perf_counter()
-    results = PredictionFolder(output)
-    work = CaseWork(cfg, predictor, results, {}, joint_digest(cfg.bundle), zones=None)
-    rows = list(predict_cases(work, scans))
+    rows = list(work.predict(scans, PredictionFolder(output), {}))
     seconds = (time.perf_counter() - begin) / len(scans)
     for row in rows:
         if row.status != "done":

@@ -47,12 +47,6 @@ Gamma = Annotated[float, Field(ge=0, le=HIGHEST_GAMMA)]
 Arguments = dict[str, Any]
 MaskNames = Literal["lesionseg", "nnunet", "bids"]  # the names of predicted masks
 TARGET = "_target_"
-# beginnings of the addresses of DICOMweb servers, and the protocol of each
-DICOMWEB_SCHEMES: Mapping[str, str] = {
-    "dicomweb": "https",
-    "dicomweb+https": "https",
-    "dicomweb+http": "http",
-}
 OWN_LOSSES = "lesionseg.losses."  # the classes of our losses
 CONFIG = "config.yaml"  # the settings of a run, in its directory
 AUTO_MODEL = "auto"  # the architecture that leaves the choice to `plan.model_choice`
@@ -537,6 +531,17 @@ class PredictConfig(OutputCommand):
     num_shards: PositiveInt
     shard_index: NonNegativeInt
 
+    def with_absolute_paths(self) -> Self:
+        """Return the settings with absolute paths of bundles, input and zones. URLs stay."""
+        changes = {
+            "bundle": tuple(
+                place if is_url(place) else str(Path(place).absolute()) for place in self.bundle
+            ),
+            "input": self.input if is_url(self.input) else str(Path(self.input).absolute()),
+            "zones": self.zones and str(Path(self.zones).resolve()),
+        }
+        return self.model_copy(update=changes)
+
     @model_validator(mode="after")
     def _validate_zones(self) -> Self:
         """Return self. Raise `ValueError` if zones are named without their masks."""
@@ -778,8 +783,7 @@ def is_dicomweb(place: str) -> bool:
     >>> is_dicomweb("dicomweb")  # a folder
     False
     """
-    scheme, separator, _ = place.partition("://")
-    return bool(separator) and scheme in DICOMWEB_SCHEMES
+    return re.match(r"dicomweb(\+https?)?://", place) is not None
 
 
 def has_config(folder: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Find the extras: commands that the core does not import, and that an installation may lack."""
+"""Find the extras: commands and outputs that the core does not import, and that may be missing."""
 
 from importlib import import_module
 from importlib.util import find_spec
@@ -7,6 +7,7 @@ from types import ModuleType
 from lesionseg.errors import ConfigError
 
 _PACKAGE = "lesionseg.extras"  # nothing else in the core names it
+WITHOUT_COMMAND = ("pacs",)  # extras that settings of other commands ask for
 
 
 def has_extra(name: str) -> bool:
@@ -15,14 +16,15 @@ def has_extra(name: str) -> bool:
     return spec is not None and spec.origin is not None
 
 
-def find_extra(name: str) -> ModuleType:
-    """Return the package of an extra, whose public names are its command and its settings.
+def find_extra(name: str, setting: str = "") -> ModuleType:
+    """Return the package of an extra, whose public names the core uses.
 
-    Raises `ConfigError` if the extra is missing.
+    Raises `ConfigError` if the extra is missing. The message begins with the `setting` that asks
+    for the extra, or with its name.
     """
     if not has_extra(name):
         raise ConfigError(
-            f"{name}: this installation lacks the extra, lesionseg/extras/{name}. Install "
-            "lesionseg again to add it."
+            f"{setting or name}: this installation lacks the extra, lesionseg/extras/{name}. "
+            "Install lesionseg again to add it."
         )
     return import_module(f"{_PACKAGE}.{name}")

@@ -8,6 +8,7 @@ from textwrap import fill, wrap
 from lesionseg.cli.compose import options_of_groups
 from lesionseg.config import COMMANDS, conf_dir, files_of
 from lesionseg.errors import ConfigError, suggest
+from lesionseg.extra import WITHOUT_COMMAND, has_extra
 
 _WIDTH = 80  # columns of a terminal
 _EVERYTHING = "all"
@@ -20,8 +21,10 @@ def summary(command: str) -> str:
 
 
 def command_list() -> str:
-    """Return a paragraph for each command: its name, and its sentence or that it is missing."""
-    sentences = dict.fromkeys(COMMANDS.kinds, "is missing: this installation lacks the extra.")
+    """Return a paragraph with a sentence for each command, and for each extra that is missing."""
+    missing = [name for name in WITHOUT_COMMAND if not has_extra(name)]
+    names = [*COMMANDS.kinds, *missing]
+    sentences = dict.fromkeys(names, "is missing: this installation lacks the extra.")
     sentences |= {name: summary(name) for name in COMMANDS}
     return "\n".join(
         fill(sentence, _WIDTH, initial_indent=f"  {name:<9} ", subsequent_indent=" " * 12)

@@ -94,7 +94,7 @@ def predict_volumes(
 ) -> Generator[R]:
     """Apply `use` to each prediction and yield the results in the order of `cases`.
 
-    The validation of a training uses this function, and `predict` its own `predict_cases`. If a
+    The validation of a training uses this function, and `predict` its own `CaseWork.predict`. If a
     step fails for a case, its error is raised after the results of the cases before it.
 
     Args:

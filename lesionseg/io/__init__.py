@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from lesionseg.io.cases import read_case as read_case
     from lesionseg.io.cases import read_image as read_image
     from lesionseg.io.files import atomic_path as atomic_path
+    from lesionseg.io.files import digest_of as digest_of
     from lesionseg.io.files import locked_folder as locked_folder
     from lesionseg.io.files import made_folder as made_folder
     from lesionseg.io.layouts import Layout as Layout
@@ -27,29 +28,44 @@ if TYPE_CHECKING:
     from lesionseg.io.results.case import PredictionFiles as PredictionFiles
     from lesionseg.io.results.case import write_prediction as write_prediction
     from lesionseg.io.results.index import find_predictions as find_predictions
+    from lesionseg.io.scans import UNREADABLE as UNREADABLE
+    from lesionseg.io.scans import FoundScans as FoundScans
+    from lesionseg.io.scans import Scan as Scan
+    from lesionseg.io.scans import describe_scan as describe_scan
+    from lesionseg.io.scans import dicom_scan as dicom_scan
     from lesionseg.io.scans import find_scans as find_scans
     from lesionseg.io.scans import kind_of_name as kind_of_name
+    from lesionseg.io.scans import leave_out as leave_out
     from lesionseg.io.text import read_csv as read_csv
     from lesionseg.io.text import write_csv as write_csv
     from lesionseg.io.text import write_json as write_json
     from lesionseg.io.text import write_text as write_text
     from lesionseg.io.volumes import format_suffix as format_suffix
+    from lesionseg.io.volumes import is_dicom_image as is_dicom_image
     from lesionseg.io.volumes import read_geometry as read_geometry
     from lesionseg.io.volumes import read_volume as read_volume
     from lesionseg.io.volumes import strip_suffix as strip_suffix
     from lesionseg.io.volumes import write_volume as write_volume
 
 _HOMES = {
+    "FoundScans": "scans",
     "Layout": "layouts",
     "MAY_PASS": "limits",
     "PredictionFiles": "results.case",
     "Row": "layouts.table",
+    "Scan": "scans",
     "Table": "layouts.table",
+    "UNREADABLE": "scans",
     "atomic_path": "files",
+    "describe_scan": "scans",
+    "dicom_scan": "scans",
+    "digest_of": "files",
     "find_predictions": "results.index",
     "find_scans": "scans",
     "format_suffix": "volumes",
+    "is_dicom_image": "volumes",
     "kind_of_name": "scans",
+    "leave_out": "scans",
     "limit_voxels": "limits",
     "locked_folder": "files",
     "made_folder": "files",

@@ -143,6 +143,12 @@ class Scan:
             instance_uid=dicom.instance_uid if dicom else "",
         )
 
+    def shorten_paths(self, text: str) -> str:
+        """Return a message in which the files of the scan have names instead of paths."""
+        for image in self.files.images:
+            text = text.replace(f"{image.parent}/", "")
+        return text
+
     @property
     def contents(self) -> list[tuple[Path, ...]]:
         """The files of each channel's image. Raises `ReadError` if one cannot be read."""

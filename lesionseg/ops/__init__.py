@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from lesionseg.ops.boxes import decode_boxes as decode_boxes
     from lesionseg.ops.components import label_components as label_components
     from lesionseg.ops.components import lesion_instances as lesion_instances
+    from lesionseg.ops.components import present_values as present_values
     from lesionseg.ops.interpolation import resample_slabs as resample_slabs
     from lesionseg.ops.interpolation import resample_to as resample_to
     from lesionseg.ops.suppression import batched_nms as batched_nms
@@ -30,6 +31,7 @@ _HOMES = {
     "label_components": "components",
     "lesion_instances": "components",
     "nms": "suppression",
+    "present_values": "components",
     "resample_slabs": "interpolation",
     "resample_to": "interpolation",
 }

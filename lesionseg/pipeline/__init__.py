@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from lesionseg.pipeline.outcome import Outcome as Outcome
     from lesionseg.pipeline.output_lock import hold_lock as hold_lock
     from lesionseg.pipeline.planning import begin as begin
+    from lesionseg.pipeline.predict_outputs import Outputs as Outputs
     from lesionseg.pipeline.prepare import prepare_cases as prepare_cases
     from lesionseg.pipeline.run_dir import default_run_dir as default_run_dir
     from lesionseg.pipeline.run_dir import loss_option as loss_option
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Experiment": "experiment",
     "Outcome": "outcome",
+    "Outputs": "predict_outputs",
     "align_columns": "log",
     "begin": "planning",
     "command_line": "log",

@@ -53,9 +53,8 @@ from lesionseg.evaluation.change import (
     write_changes,
 )
 from lesionseg.evaluation.scores import SCORES_FILE, write_scores
+from lesionseg.extra import find_extra, has_extra
 from lesionseg.io.cases import read_finite
-from lesionseg.io.change_report import ChangeReport
-from lesionseg.io.dicom.results import require_highdicom
 from lesionseg.io.grids import GridPair
 from lesionseg.io.layouts.manifest import read_scan_list
 from lesionseg.io.masks import read_mask
@@ -216,8 +215,9 @@ def follow(cfg: FollowConfig, *, progress: Advance | None = None) -> FollowOutco
     # each visit with the one before, by the id of the later one
     pairs = {later.case: (first, later) for t in timelines for first, later in pairwise(t)}
     masks = _change_masks(cfg, pairs)
-    if cfg.dicom_output and any(_is_dicom(later) for _, later in pairs.values()):
-        require_highdicom()  # a missing package is reported before a file is read
+    images = [later.image for _, later in pairs.values() if later.image is not None]
+    if cfg.dicom_output and any(map(is_dicom_image, images)):
+        _check_reports(images)  # a missing package is reported before a file is read
     point = None
     if cfg.stable is not None:
         left_out = set(unpredicted)
@@ -313,10 +313,7 @@ def _follow_pair(
         name: the name of the pair on the page.
         mask: a mask of its new lesions, to score against; None for no score.
     """
-    _, later = files
-    report = None
-    if cfg.dicom_output and later.image is not None:
-        report = ChangeReport.plan(later.image, later.prediction, Path(cfg.output))
+    report = _plan_report(files[1], Path(cfg.output)) if cfg.dicom_output else None
     visits, alignment = open_pair(files, rule, cfg)
     lowest = lowest_score(point)
     changes = [
@@ -329,15 +326,30 @@ def _follow_pair(
     cards = draw_changes(visits, changes, name, scans) if len(scans) == 2 else []
     score = None
     if mask is not None:
-        score = _score(visits, read_mask(mask), point, later.patient)
+        score = _score(visits, read_mask(mask), point, files[1].patient)
     message = "" if report is None else _write_report(report, visits, changes, point)
     row = _row(files, changes, alignment, message)
     return FollowedPair(visits.after.geometry.size_unit, changes, row, cards, score)
 
 
-def _is_dicom(visit: VisitFiles) -> bool:
-    """Return True if the scan of the visit is a DICOM image."""
-    return visit.image is not None and is_dicom_image(visit.image)
+def _check_reports(images: Sequence[Path]) -> None:
+    """Raise `ConfigError` if a package that writes reports is missing. Warn without the extra."""
+    try:
+        find_extra("pacs").ChangeReport.check(images)
+    except ConfigError as missing:
+        if has_extra("pacs"):
+            raise
+        _log.warning("Scans in DICOM get no report. %s", missing)
+
+
+def _plan_report(visit: VisitFiles, folder: Path) -> Any | None:
+    """Return the report of a later visit, and remove that of an earlier run from the folder.
+
+    Return None if the visit has no scan, or none in DICOM, or without the extra `pacs`.
+    """
+    if visit.image is None or not has_extra("pacs"):
+        return None
+    return find_extra("pacs").ChangeReport.plan(visit.image, visit.prediction, folder)
 
 
 def _timelines(
@@ -454,7 +466,7 @@ def _write_change_scores(
 
 
 def _write_report(
-    report: ChangeReport,
+    report: Any,
     visits: VisitPair,
     changes: Sequence[LesionChange],
     point: OperatingPoint | None,

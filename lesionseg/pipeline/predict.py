@@ -10,13 +10,11 @@ from pathlib import Path
 
 from lesionseg.config import MaskNames, PredictConfig, SeriesConfig, is_dicomweb, is_url
 from lesionseg.errors import ConfigError, DatasetError, LesionsegError, OutputError, count
-from lesionseg.inference.bundle import joint_digest
-from lesionseg.io.dicom.results import require_highdicom
-from lesionseg.io.dicomweb import DicomWeb
+from lesionseg.extra import find_extra
 from lesionseg.io.nnunet_probabilities import write_description
 from lesionseg.io.remote import download, upload
 from lesionseg.io.results.folder import PredictionFolder, claim_table
-from lesionseg.io.results.index import TABLE, PredictionIndex, left_out_row
+from lesionseg.io.results.index import PredictionIndex, left_out_row
 from lesionseg.io.results.names import write_bids_description
 from lesionseg.io.results.row import CaseRow
 from lesionseg.io.scans import FoundScans, Scan, find_scans
@@ -25,14 +23,11 @@ from lesionseg.models.build import NetworkFactory
 from lesionseg.pipeline.log import Advance, bar
 from lesionseg.pipeline.predict_case import (
     CaseWork,
-    make_predictor,
-    open_zones,
-    predict_cases,
 )
 from lesionseg.pipeline.predict_log import PredictLog, predict_log
 from lesionseg.pipeline.predict_outcome import PredictOutcome
-from lesionseg.pipeline.predict_selection import explain_unwanted, is_archive, select_shard
-from lesionseg.pipeline.predict_send import ResultSender
+from lesionseg.pipeline.predict_outputs import Outputs
+from lesionseg.pipeline.predict_selection import Shard, explain_unwanted, is_archive
 from lesionseg.plan.plan import Plan
 
 logger = logging.getLogger(__name__)
@@ -70,16 +65,16 @@ def predict(
         OutputError: if another process writes to the output folder, or a file that belongs to no
             single case cannot be written.
     """
+    if cfg.engine == "ray":  # its processes run in another folder
+        cfg = cfg.with_absolute_paths()
     folder = download(cfg.output, new=True, endings=_DOWNLOADED)
     _check_places(cfg.input, folder)  # before the log is written into the folder
-    is_whole = cfg.num_shards == 1
-    # each shard writes its own table, so two processes never write the same file
-    name = TABLE if is_whole else f"predictions_{cfg.shard_index}_of_{cfg.num_shards}.csv"
-    stem = name.removesuffix(".csv")
+    shard = Shard(cfg.shard_index, cfg.num_shards)
+    stem = shard.table.removesuffix(".csv")
     with predict_log(
         folder, stem, url=cfg.output, json_lines=cfg.json_lines, private=cfg.private
     ) as log:
-        outcome = _predict(cfg, folder, folder / name, log, architectures, progress)
+        outcome = _predict(cfg, folder, shard, log, architectures, progress)
         log.note_end(outcome)
     return outcome
 
@@ -87,84 +82,85 @@ def predict(
 def _predict(
     cfg: PredictConfig,
     folder: Path,
-    table_path: Path,
+    shard: Shard,
     log: PredictLog,
     architectures: Mapping[str, NetworkFactory] | None,
     progress: Advance | None,
 ) -> PredictOutcome:
-    """Predict into a folder, with the rows in `table_path`. The other arguments: see `predict`.
+    """Predict the scans of a shard into a folder. The other arguments: see `predict`.
 
     If no scan is found, only results that wait are sent to the PACS, before the error. A shard
     sends none of them.
     """
-    source = DicomWeb("input", cfg.input) if is_dicomweb(cfg.input) else None
-    target = None if cfg.send is None else DicomWeb("send", cfg.send)
-    digest = joint_digest(cfg.bundle)  # of the networks that are loaded now
-    predictor = make_predictor(cfg, architectures)
-    _check_probability_settings(cfg, predictor.plan)
-    fetched = folder / f".{table_path.name}.fetched"
-    is_whole = cfg.num_shards == 1
+    # the address is checked before the model is loaded
+    is_pacs = is_dicomweb(cfg.input)
+    pacs = find_extra("pacs", "input").DicomWeb("input", cfg.input) if is_pacs else None
+    work = CaseWork(cfg, architectures)
+    plan = work.predictor.plan
+    outputs = work.outputs
+    fetched = folder / f".{shard.table}.fetched"
     try:
-        found = _find(cfg, folder, predictor.plan, source, fetched)
+        if pacs is None:
+            source = download(cfg.input)
+            found = find_input_scans(source, folder, plan, cfg.series, names=cfg.names)
+        else:
+            unwanted = partial(explain_unwanted, cfg=cfg.series, plan=plan, archive=True)
+            found = pacs.find_scans(fetched, unwanted)
     except DatasetError:
-        if target is not None and is_whole and folder.is_dir():
-            with claim_table(folder, table_path.name):
-                results = PredictionFolder(folder, cfg.output, cfg.names)
-                ResultSender(target, results).send_waiting()
+        if cfg.send is not None and shard.is_whole and folder.is_dir():
+            with claim_table(folder, shard.table):
+                outputs.finish(PredictionFolder(folder, cfg.output, cfg.names))
         raise
-    scans = select_shard(found.scans, cfg.shard_index, cfg.num_shards)
-    if cfg.dicom_output and any(scan.dicom for scan in scans):
-        require_highdicom()
-    zones = open_zones(cfg)
-    if zones is not None:
-        zones.check([scan.case for scan in found.scans])
-    log.note("input", _describe_input(cfg, len(scans), len(found.scans)))
-    rows: list[CaseRow] = []
+    scans = shard.select(found.scans)
+    outputs.check(scans)
+    if work.zones is not None:
+        work.zones.check([scan.case for scan in found.scans])
+    listed = f"{count(len(found.scans), 'scan')} in {cfg.input}."
+    share = f"Shard {shard.index} of {shard.n_shards} predicts {len(scans) or 'none'} of "
+    log.note("input", listed if shard.is_whole else share + listed)
     with (
-        claim_table(folder, table_path.name),
+        claim_table(folder, shard.table),
         _removed(fetched),
         bar("Predicting", progress) as advance,
     ):
         results = PredictionFolder(folder, cfg.output, cfg.names)
-        _describe_output(cfg, folder, scans, predictor.plan)
-        if is_whole:  # another shard may be writing its cases now
+        first = next((scan.files.images[0] for scan in scans if scan.files.images), None)
+        _describe_output(results, cfg.output, plan, first if cfg.save_probabilities else None)
+        if shard.is_whole:  # another shard may be writing its cases now
             _complete_interrupted(results)
         scans = [_keep_earlier_id(scan, results) for scan in scans]
-        with closing(PredictionIndex(table_path, results, cfg.output)) as index:
-            work = CaseWork(cfg, predictor, results, index.digests, digest, zones)
-            if cfg.shard_index == 0:
-                for kind in found.left_out:
-                    index.put(left_out_row(kind))
-            sender = ResultSender(target, results)
-            with closing(_run_engine(work, scans, architectures)) as finished:
+        with closing(PredictionIndex(folder / shard.table, results, cfg.output)) as index:
+            for kind in found.left_out if shard.index == 0 else ():
+                index.put(left_out_row(kind))
+            rows: list[CaseRow] = []
+            with closing(_run_engine(work, scans, index, architectures)) as finished:
                 for finished_row in finished:
-                    row = _send(finished_row, sender)
+                    row = _send(finished_row, outputs, results)
                     _record(row, results, index, log)
                     rows.append(row)
                     advance(row.case, len(rows), len(scans))
-            if is_whole:
-                sender.send_waiting()
+            if shard.is_whole:
+                outputs.finish(results)
                 _forget_remedied(results, found.scans, rows, found.root)
     rows.sort(key=lambda row: (row.case, row.path))
     return PredictOutcome(
         tuple(rows),
         folder,
         found.left_out,
-        table_path.name,
-        sent=None if target is None else tuple(sender.sent),
-        unsent=tuple(sender.unsent),
+        shard.table,
+        sent=None if cfg.send is None else tuple(outputs.sent),
+        unsent=tuple(outputs.unsent),
     )
 
 
-def _send(row: CaseRow, sender: ResultSender) -> CaseRow:
-    """Store the DICOM results of a case in the PACS. Return its row, with the reason if it fails.
+def _send(row: CaseRow, outputs: Outputs, results: PredictionFolder) -> CaseRow:
+    """Send the further files of a case. Return its row, with the reason if this fails.
 
     The row of a failed or skipped scan is not changed, because later runs compare its message.
     """
     if not row.is_done:
         return row
-    sender.send(row.case)
-    reason = sender.unsent.get(row.case, "")
+    reason = outputs.after_commit(row.case, results)
     return replace(row, message=f"{row.message} {reason}".strip())
 
 
@@ -187,69 +183,33 @@ def _removed(folder: Path) -> Iterator[None]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _find(
-    cfg: PredictConfig, output: Path, plan: Plan, pacs: DicomWeb | None, fetched: Path
-) -> FoundScans:
-    """Find the scans of the input. Those of a PACS will be fetched into the folder `fetched`.
+def _describe_output(results: PredictionFolder, url: str, plan: Plan, scan: Path | None) -> None:
+    """Write the files that BIDS requires, or that nnU-Net expects next to its probabilities.
 
-    Files at a URL are downloaded now.
-
-    `output`: the folder of results, which are not scans. `pacs`: None for an input of files.
-
-    Raises:
-        DatasetError: if no scan is found.
-        ReadError: if the input cannot be read, downloaded or searched.
+    `url`: the output in the settings. `scan`: one with probabilities; None if there is none.
     """
-    if pacs is not None:
-        unwanted = partial(explain_unwanted, cfg=cfg.series, plan=plan, archive=True)
-        return pacs.find_scans(fetched, unwanted)
-    source = download(cfg.input)
-    if cfg.engine == "ray":  # its processes run in another folder
-        source = source.absolute()
-    return find_input_scans(source, output, plan, cfg.series, names=cfg.names)
-
-
-def _describe_input(cfg: PredictConfig, n_own: int, n_found: int) -> str:
-    """Return the sentence of the log on the scans of the input, and on those of this shard."""
-    found = f"{count(n_found, 'scan')} in {cfg.input}"
-    if cfg.num_shards == 1:
-        return f"{found}."
-    own = str(n_own) if n_own else "none"
-    return f"Shard {cfg.shard_index} of {cfg.num_shards} predicts {own} of {found}."
-
-
-def _check_probability_settings(cfg: PredictConfig, plan: Plan) -> None:
-    """Raise `ConfigError` if the settings ask for probabilities, but the model predicts boxes."""
-    if cfg.save_probabilities and not plan.has_voxels:
-        raise ConfigError(
-            "save_probabilities=true: this model predicts boxes, so there are no probabilities. "
-            "Leave the setting out."
-        )
-
-
-def _describe_output(cfg: PredictConfig, folder: Path, scans: Sequence[Scan], plan: Plan) -> None:
-    """Write the files that BIDS requires, or that nnU-Net expects next to its probabilities."""
-    images = [image for scan in scans for image in scan.files.images]
     written: list[Path] = []
-    if cfg.names == "bids":
-        written = write_bids_description(folder)
-    elif cfg.names == "nnunet" and cfg.save_probabilities and images:
-        suffix = result_suffix(images[0], plan.dims)
-        written = write_description(folder, plan.channel_names, plan.labels, suffix)
-    upload(written, folder, cfg.output)
+    if results.names == "bids":
+        written = write_bids_description(results.path)
+    elif results.names == "nnunet" and scan is not None:
+        suffix = result_suffix(scan, plan.dims)
+        written = write_description(results.path, plan.channel_names, plan.labels, suffix)
+    upload(written, results.path, url)
 
 
 def _run_engine(
     work: CaseWork,
     scans: Sequence[Scan],
+    index: PredictionIndex,
     architectures: Mapping[str, NetworkFactory] | None,
 ) -> Generator[CaseRow]:
     """Predict the scans in this process or on a Ray cluster, as the settings state."""
+    results = index.results
     if work.cfg.engine == "ray":
         from lesionseg.pipeline.predict_ray import predict_on_ray
 
-        return predict_on_ray(work.cfg, work.results.path, scans, work.digests, architectures)
-    return predict_cases(work, scans)
+        return predict_on_ray(work.cfg, results.path, scans, index.digests, architectures)
+    return work.predict(scans, results, index.digests)
 
 
 def _record(

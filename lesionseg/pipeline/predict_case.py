@@ -17,22 +17,19 @@ from lesionseg.core import CaseFiles, InputCheckResult, Prediction
 from lesionseg.core.arrays import Slab
 from lesionseg.errors import (
     CASE_ERRORS,
+    ConfigError,
     ConflictError,
-    ContentError,
     DatasetError,
-    GeometryError,
     LesionsegError,
     OutputError,
-    ReadError,
     ResourceError,
 )
 from lesionseg.evaluation.measures import counts_of
 from lesionseg.host_memory import peak_memory_mb, trim_memory
+from lesionseg.inference.bundle import joint_digest
 from lesionseg.inference.decision import Inferred
 from lesionseg.inference.predictor import Predictor, PreparedScan
 from lesionseg.inference.read_ahead import memory_budget, needed_bytes, read_ahead
-from lesionseg.io.dicom.result_origin import ResultOrigin
-from lesionseg.io.dicom.results import write_dicom_results
 from lesionseg.io.files import digest_of
 from lesionseg.io.nnunet_probabilities import write_probabilities
 from lesionseg.io.results.case import write_prediction
@@ -42,25 +39,27 @@ from lesionseg.io.results.names import PROBABILITIES
 from lesionseg.io.results.row import CaseRow
 from lesionseg.io.scans import Scan
 from lesionseg.io.text import printable_text
-from lesionseg.io.volumes import is_dicom_image, read_geometry
+from lesionseg.io.volumes import read_geometry
 from lesionseg.io.zone_files import ZoneFolder
 from lesionseg.models.build import NetworkFactory
 from lesionseg.ops.components import candidates_of, present_values
+from lesionseg.pipeline.predict_outputs import open_outputs
 from lesionseg.pipeline.predict_selection import explain_too_few_slices, is_archive
 from lesionseg.version import __version__
 
 logger = logging.getLogger(__name__)
 
-WARNED = "No DICOM results: the scan has a warning. dicom_output=all writes them."
-NO_SEGMENTATION = "No DICOM segmentation: no accepted candidate has voxels."
 _FAULT = "fault"  # key of a scan that cannot be predicted, for any content of its files
 
 
 def make_predictor(
     cfg: PredictConfig, architectures: Mapping[str, NetworkFactory] | None = None
 ) -> Predictor:
-    """Return the predictor for the settings."""
-    return Predictor(
+    """Return the predictor for the settings.
+
+    Raise `ConfigError` if they ask for probabilities, but the model predicts boxes.
+    """
+    predictor = Predictor(
         cfg.bundle,
         settings=cfg.inference,
         device=cfg.device,
@@ -69,35 +68,26 @@ def make_predictor(
         architectures=architectures,
         trust=cfg.trust,
     )
+    if cfg.save_probabilities and not predictor.plan.has_voxels:
+        raise ConfigError(
+            "save_probabilities=true: this model predicts boxes, so there are no probabilities. "
+            "Leave the setting out."
+        )
+    return predictor
 
 
-def open_zones(cfg: PredictConfig) -> ZoneFolder | None:
-    """Return the masks of zones that the settings name, or None if they name none.
+def open_zones(folder: str | None, kept: Sequence[str] | None) -> ZoneFolder | None:
+    """Return the masks of zones in a folder, or None without a folder. `kept`: zones to keep.
 
     Raises:
-        ConfigError: if `inference.keep_zones` has an unknown name.
+        ConfigError: if `kept` has an unknown name.
         DatasetError: if the folder has no masks, or several tables of names.
     """
-    if cfg.zones is None:
+    if folder is None:
         return None
-    zones = ZoneFolder.find(Path(cfg.zones))
-    zones.check_names(cfg.inference.keep_zones or ())
+    zones = ZoneFolder.find(Path(folder))
+    zones.check_names(kept or ())
     return zones
-
-
-def predict_cases(work: "CaseWork", scans: Sequence[Scan]) -> Generator[CaseRow]:
-    """Predict scans. Yield the row of each, in order, after its results are written.
-
-    The row of a scan that fails states the reason, and its earlier results stay. Close the
-    generator to stop; the results written so far stay.
-    """
-    started = [StartedScan(scan, scan.row(work.bundle)) for scan in scans]
-    read = partial(work.attempt, work.read)
-    infer = partial(work.attempt, work.infer)
-    write = partial(work.attempt, work.write)
-    for item in read_ahead(started, read, infer, write, fits=work.fits):
-        item.scan.release()
-        yield item.row
 
 
 @dataclass
@@ -144,33 +134,51 @@ class StartedScan:
 
 
 class CaseWork:
-    """The steps `read`, `infer` and `write` of scans. `attempt` runs one and handles errors.
+    """The model of a run, with which it predicts scans in the steps `read`, `infer` and `write`.
 
     Args:
         cfg: the settings.
+        architectures: the caller's own networks; see `Predictor`.
+
+    Attributes:
+        outputs: further files that are written with those of a case.
+        bundle: the digest of the model's bundles, see `joint_digest`.
         predictor: the model.
+        zones: the masks of zones; None without the setting.
         results: the folder of the results, in which unchanged results are kept.
         digests: the digests of files that earlier runs have read.
-        bundle: the digest of the model's bundles, see `joint_digest`.
-        zones: the masks of zones; None without the setting.
     """
 
+    results: PredictionFolder  # given to `predict`, like the digests
+    digests: Digests
+
     def __init__(
-        self,
-        cfg: PredictConfig,
-        predictor: Predictor,
-        results: PredictionFolder,
-        digests: Digests,
-        bundle: str,
-        zones: ZoneFolder | None,
+        self, cfg: PredictConfig, architectures: Mapping[str, NetworkFactory] | None = None
     ) -> None:
         self.cfg = cfg
-        self.predictor = predictor
+        self.outputs = open_outputs(cfg.dicom_output, cfg.send)  # a wrong address ends the run
+        self.bundle = joint_digest(cfg.bundle)  # of the networks that are loaded now
+        self.predictor = make_predictor(cfg, architectures)
+        self.zones = open_zones(cfg.zones, cfg.inference.keep_zones)
+        self.budget = memory_budget(cfg.inference)
+
+    def predict(
+        self, scans: Sequence[Scan], results: PredictionFolder, digests: Digests
+    ) -> Generator[CaseRow]:
+        """Predict scans. Yield the row of each, in order, after its results are written.
+
+        The row of a scan that fails states the reason, and its earlier results stay. Close the
+        generator to stop; the results written so far stay.
+        """
         self.results = results
         self.digests = digests
-        self.zones = zones
-        self.bundle = bundle
-        self.budget = memory_budget(cfg.inference)
+        started = [StartedScan(scan, scan.row(self.bundle)) for scan in scans]
+        read = partial(self.attempt, self.read)
+        infer = partial(self.attempt, self.infer)
+        write = partial(self.attempt, self.write)
+        for item in read_ahead(started, read, infer, write, fits=self.fits):
+            item.scan.release()
+            yield item.row
 
     def attempt(self, step: Callable[..., Any], item: StartedScan, *made: Any) -> Any:
         """Run one step, unless the row of the scan is final. Return its result.
@@ -202,7 +210,7 @@ class CaseWork:
         key = item.row.key if _is_final(error) else ""
         if isinstance(error, ConflictError):
             key = CaseRow.CONFLICT
-        item.finish("failed", printable_text(_shorten_paths(text, item.scan)), key=key)
+        item.finish("failed", printable_text(item.scan.shorten_paths(text)), key=key)
         earlier = self._earlier_failure(item.row)
         if earlier is not None and earlier.message == item.row.message:
             item.repeat(earlier)
@@ -330,13 +338,14 @@ class CaseWork:
         with self.results.write_case(item.case) as new_files:
             prediction = self._find_candidates(item.case, inferred, new_files)
             zone_names, prediction = self._assign_zones(item.case, inferred, prediction)
-            message = self._write_dicom(item, prediction, new_files)
-            image = item.scan.files.images[0]
-            row = replace(item.row, message=message, **self._describe(prediction, zone_names))
+            row = replace(item.row, **self._describe(prediction, zone_names))
+            mask_names = self.predictor.plan.labels.value_names
+            message = self.outputs.add_files(row, item.scan, prediction, mask_names, new_files)
+            row = replace(row, message=message)
             write_prediction(
                 new_files,
                 prediction,
-                like=image,
+                like=item.scan.files.images[0],
                 names=self.cfg.names,
                 row=row,
             )
@@ -410,45 +419,6 @@ class CaseWork:
             prediction = prediction.reject_outside_zones(kept)
         return names, prediction
 
-    def _write_dicom(self, item: StartedScan, prediction: Prediction, new_files: Path) -> str:
-        """Write a DICOM scan's segmentation and report. Return why one is missing, or "".
-
-        Return "" also if none are wanted, because the settings ask for none or the scan has another
-        format, and if only the report is written, because the model has no masks to segment. A scan
-        without contrast gets none. A scan with a warning gets them only if the settings ask for
-        `all`. Headers that do not allow them are the reason, and are logged as a warning.
-        """
-        scan = item.scan
-        image = scan.files.images[0]
-        # a file that was being copied when the folder was listed has no `scan.dicom`
-        if not self.cfg.dicom_output or not is_dicom_image(image):
-            return ""
-        status = _status(prediction.input)
-        if status == "blank":
-            return "No DICOM results: the scan has no contrast."
-        if status == "warned" and self.cfg.dicom_output != "all":
-            return WARNED
-        plan = self.predictor.plan
-        try:
-            is_segmented = write_dicom_results(
-                image,
-                prediction,
-                ResultOrigin(self.bundle, item.row.key),
-                plan.labels.lesion_names,
-                folder=new_files,
-                mask_labels=plan.labels.value_names,
-            )
-        except ContentError as error:  # the mask and the candidates are written nevertheless
-            message = f"No DICOM results: {_shorten_paths(str(error), scan)}"
-            logger.warning("%s: %s", scan.case, message)
-            return message
-        except (ReadError, GeometryError):
-            item.scan.require_unchanged(item.row.state)
-            raise
-        if is_segmented or prediction.instances is None:
-            return ""
-        return NO_SEGMENTATION
-
     def _key(self, files: CaseFiles, digest: str) -> str:
         """Return a hash of the version, the bundle, the settings and a case's content (`digest`).
 
@@ -464,16 +434,9 @@ class CaseWork:
                 zone_mask = digest_of(self.zones.masks[files.case])
         inference = cfg.inference.model_copy(update={"max_memory_gb": None})
         model = (self.bundle, inference, self.predictor.operating_point(), cfg.pixel_mm)
-        output = (cfg.save_probabilities, cfg.names, cfg.dicom_output, zones, zone_mask)
+        output = (cfg.save_probabilities, cfg.names, self.outputs.written, zones, zone_mask)
         text = repr((__version__, model, output, files.missing, files.pixel_mm, digest))
         return digest_of(text)[:16]
-
-
-def _shorten_paths(text: str, scan: Scan) -> str:
-    """Return a message in which the files of the scan have names instead of paths."""
-    for image in scan.files.images:
-        text = text.replace(f"{image.parent}/", "")
-    return text
 
 
 def _skip(item: StartedScan, reason: str) -> None:

@@ -12,10 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lesionseg.config import PredictConfig, is_url
+from lesionseg.config import PredictConfig
 from lesionseg.errors import ConfigError, pip_install
 from lesionseg.host_memory import default_budget
-from lesionseg.inference.bundle import joint_digest
 from lesionseg.io.results.folder import PredictionFolder
 from lesionseg.io.results.index import Digests
 from lesionseg.io.results.row import CaseRow
@@ -23,9 +22,6 @@ from lesionseg.io.scans import Scan
 from lesionseg.models.build import NetworkFactory
 from lesionseg.pipeline.predict_case import (
     CaseWork,
-    make_predictor,
-    open_zones,
-    predict_cases,
 )
 
 ATTEMPTS = 3
@@ -46,7 +42,7 @@ def predict_on_ray(
     is none, a temporary cluster is started on this machine.
 
     Args:
-        cfg: the settings.
+        cfg: the settings, with absolute paths.
         output: the folder of the results.
         scans: the scans.
         digests: the digests of files that earlier runs have read.
@@ -76,29 +72,35 @@ def predict_on_ray(
         # as long as the actors: one that is restarted reads the objects again.
         digests_ref = ray.put(digests)
         architectures_ref = ray.put(architectures)
-        actors = _start_actors(cfg, output, len(scans), digests_ref, architectures_ref)
+        n_actors, resources = _share_cluster(cfg.device, len(scans))
+        max_memory_gb = cfg.inference.max_memory_gb
+        if not max_memory_gb:  # all actors may run on one machine
+            max_memory_gb = default_budget() / 1e9 / max(n_actors, 1)
+        inference = cfg.inference.model_copy(update={"max_memory_gb": max_memory_gb})
+        # this process sends results
+        cfg = cfg.model_copy(update={"inference": inference, "send": None})
+        actor_class = ray.remote(_Actor).options(
+            max_restarts=-1, max_task_retries=ATTEMPTS - 1, **resources
+        )
+        actors = [
+            actor_class.remote(cfg, output.resolve(), digests_ref, architectures_ref)
+            for _ in range(n_actors)
+        ]
         yield from _distribute(actors, scans)
     finally:
         if is_own_cluster:
             ray.shutdown()
 
 
-def _start_actors(
-    cfg: PredictConfig,
-    output: Path,
-    n_scans: int,
-    digests_ref: Any,
-    architectures_ref: Any,
-) -> list[Any]:
-    """Start one actor per GPU or, without GPUs, one per two CPU cores, but not more than scans.
+def _share_cluster(device: str, n_scans: int) -> tuple[int, dict[str, int | None]]:
+    """Return the number of actors, and the resources of each.
 
-    They share the memory of this machine unless the settings limit it. `digests_ref` and
-    `architectures_ref` are Ray's references to the arguments of `predict_on_ray`. Raise
+    There is one per GPU or, without GPUs, one per two CPU cores, but not more than scans. Raise
     `ConfigError` if the cluster has no CPU core.
     """
     import ray
 
-    gpus = int(ray.cluster_resources().get("GPU", 0)) if cfg.device != "cpu" else 0
+    gpus = int(ray.cluster_resources().get("GPU", 0)) if device != "cpu" else 0
     cores = int(ray.cluster_resources().get("CPU", 0))
     if not cores:
         raise ConfigError(
@@ -106,37 +108,11 @@ def _start_actors(
             "out."
         )
     n_possible = gpus if gpus else max(cores // _CORES_PER_ACTOR, 1)
-    n_actors = min(n_possible, n_scans)
-    max_memory_gb = cfg.inference.max_memory_gb
-    if not max_memory_gb:  # all actors may run on one machine
-        max_memory_gb = default_budget() / 1e9 / max(n_actors, 1)
-    inference = cfg.inference.model_copy(update={"max_memory_gb": max_memory_gb})
-    cfg = with_absolute_paths(cfg).model_copy(update={"inference": inference})
-    actor_class = ray.remote(_Actor).options(
-        num_gpus=1 if gpus else None,
-        num_cpus=None if gpus else min(_CORES_PER_ACTOR, cores),
-        max_restarts=-1,
-        max_task_retries=ATTEMPTS - 1,
-    )
-    return [
-        actor_class.remote(cfg, output.resolve(), digests_ref, architectures_ref)
-        for _ in range(n_actors)
-    ]
-
-
-def with_absolute_paths(cfg: PredictConfig) -> PredictConfig:
-    """Return the settings with absolute paths of bundles, input and zones. URLs stay.
-
-    Actors run in another folder. `output` stays, because they get the folder of the results.
-    """
-    changes = {
-        "bundle": tuple(
-            place if is_url(place) else str(Path(place).absolute()) for place in cfg.bundle
-        ),
-        "input": cfg.input if is_url(cfg.input) else str(Path(cfg.input).absolute()),
-        "zones": cfg.zones and str(Path(cfg.zones).resolve()),
+    resources = {
+        "num_gpus": 1 if gpus else None,
+        "num_cpus": None if gpus else min(_CORES_PER_ACTOR, cores),
     }
-    return cfg.model_copy(update=changes)
+    return min(n_possible, n_scans), resources
 
 
 def _distribute(actors: Sequence[Any], scans: Sequence[Scan]) -> Iterator[CaseRow]:
@@ -186,18 +162,13 @@ class _Actor:
     ) -> None:
         if cfg.private:  # Ray's workers do not inherit the umask of this command
             os.umask(0o077)
-        self._cfg = cfg
-        self._bundle = joint_digest(cfg.bundle)  # of the networks that are loaded now
-        self._predictor = make_predictor(cfg, architectures)
-        self._zones = open_zones(cfg)
+        self._work = CaseWork(cfg, architectures)
         self._output = output
         self._digests = digests
 
     def predict(self, scans: Sequence[Scan]) -> list[CaseRow]:
         """Predict scans and return their rows."""
+        cfg = self._work.cfg
         # listed again in each call, because an actor that died may have written some of the cases
-        results = PredictionFolder(self._output, self._cfg.output, self._cfg.names)
-        work = CaseWork(
-            self._cfg, self._predictor, results, self._digests, self._bundle, self._zones
-        )
-        return list(predict_cases(work, scans))
+        results = PredictionFolder(self._output, cfg.output, cfg.names)
+        return list(self._work.predict(scans, results, self._digests))

@@ -3,11 +3,13 @@
 import re
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 
 from lesionseg.config import SeriesConfig
 from lesionseg.errors import LesionsegError
+from lesionseg.io.results.index import TABLE
 from lesionseg.io.scans import Scan
 from lesionseg.io.volumes import read_geometry
 from lesionseg.plan.plan import Plan
@@ -23,20 +25,43 @@ def is_archive(source: Path) -> bool:
     return not source.is_file() and not source.name.startswith("series=")
 
 
-def select_shard(scans: Sequence[Scan], index: int, n_shards: int) -> list[Scan]:
-    """Return the scans that one job of a job array predicts.
+@dataclass(frozen=True)
+class Shard:
+    """The scans that one job of a job array predicts.
 
     The shard of a scan depends only on its id. Each job lists the input itself, and scans may be
     added or removed between two listings. A division by position in the list would then give a scan
     to two jobs, or to none.
+
+    Attributes:
+        index: the number of the job, from 0.
+        n_shards: the number of jobs. A single job predicts all scans.
     """
-    return [scan for scan in scans if _shard_of(scan, n_shards) == index]
 
+    index: int
+    n_shards: int
 
-def _shard_of(scan: Scan, n_shards: int) -> int:
-    """Return the number of the shard to which a scan belongs."""
-    encoded = scan.stable_id.encode(errors="surrogatepass")  # names may not be UTF-8
-    return int.from_bytes(blake2b(encoded, digest_size=8).digest()) % n_shards
+    @property
+    def is_whole(self) -> bool:
+        """True if there is only one job."""
+        return self.n_shards == 1
+
+    @property
+    def table(self) -> str:
+        """The name of the table. Each job has its own, so two never write the same file."""
+        if self.is_whole:
+            return TABLE
+        return f"predictions_{self.index}_of_{self.n_shards}.csv"
+
+    def select(self, scans: Sequence[Scan]) -> list[Scan]:
+        """Return the scans that belong to the shard."""
+        return [scan for scan in scans if self._has(scan)]
+
+    def _has(self, scan: Scan) -> bool:
+        """Return True if a scan belongs to the shard."""
+        encoded = scan.stable_id.encode(errors="surrogatepass")  # names may not be UTF-8
+        digest = blake2b(encoded, digest_size=8).digest()
+        return int.from_bytes(digest) % self.n_shards == self.index
 
 
 def explain_unwanted(scan: Scan, cfg: SeriesConfig, plan: Plan, *, archive: bool) -> str:

@@ -21,7 +21,6 @@ from lesionseg.evaluation.change import (
     count_states,
 )
 from lesionseg.io.cases import read_finite
-from lesionseg.io.change_report import ChangeReport
 from lesionseg.io.text import write_text
 from lesionseg.ops.interpolation import resample_to
 from lesionseg.reporting.charts import ACCENT, FOUND, OTHER, Chart, new_figure
@@ -146,7 +145,7 @@ def lowest_score(point: OperatingPoint | None) -> float:
 
 
 def write_change_report(
-    report: ChangeReport,
+    report: Any,
     prediction: Prediction,
     changes: Sequence[LesionChange],
     point: OperatingPoint | None,

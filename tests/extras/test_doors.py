@@ -11,10 +11,12 @@ import pytest
 import lesionseg
 from lesionseg.cli import main
 from lesionseg.config import COMMANDS
+from lesionseg.extra import WITHOUT_COMMAND
 from tests.commands import python
 
 ROOT = Path(lesionseg.__file__).parents[1]
 EXTRAS = [path.parent.name for path in sorted(ROOT.glob("lesionseg/extras/*/__init__.py"))]
+EXTRA_COMMANDS = [extra for extra in EXTRAS if extra not in WITHOUT_COMMAND]
 MOST_NAMES = 30  # that an extra takes from outside
 # every extra may use them; the settings of an extra may use all of `config`
 FREE = {"lesionseg.errors", "lesionseg.lazy", "lesionseg.version"}
@@ -35,8 +37,9 @@ def names_from_outside(extra):
     return taken
 
 
-def test_extras_are_commands():
-    assert {*EXTRAS} <= {name for name, kind in COMMANDS.kinds.items() if kind is None}
+def test_extras_are_commands_unless_settings_ask_for_them():
+    assert {*EXTRA_COMMANDS} <= {name for name, kind in COMMANDS.kinds.items() if kind is None}
+    assert not {*WITHOUT_COMMAND} & {*COMMANDS.kinds}
 
 
 @pytest.mark.parametrize("extra", EXTRAS)
@@ -60,7 +63,7 @@ def test_only_one_module_of_the_core_names_the_package_of_the_extras():
     assert naming == ["extra.py"]
 
 
-@pytest.mark.parametrize("extra", EXTRAS)
+@pytest.mark.parametrize("extra", EXTRA_COMMANDS)
 @pytest.mark.parametrize("arguments", [["--help"], ["--cfg"], ["bundle=x"]])
 def test_command_of_a_missing_extra_is_one_sentence(extra, arguments, monkeypatch, capsys):
     monkeypatch.setattr("lesionseg.extra.find_spec", lambda _: None)
@@ -105,7 +108,8 @@ def test_rest_works_without_an_extra(extra, clone, tmp_path):
         (*pytest_, "tests/flow/test_end_to_end.py"),
     ]
     removed = [f"lesionseg/extras/{extra}", f"tests/extras/{extra}"]
-    removed += [f"conf/{extra}.yaml", f"scripts/{extra}.py"]
+    if extra not in WITHOUT_COMMAND:
+        removed += [f"conf/{extra}.yaml", f"scripts/{extra}.py"]
     for name in removed:
         shutil.move(clone / name, tmp_path / name.replace("/", "-"))
     try:

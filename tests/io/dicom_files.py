@@ -17,6 +17,17 @@ RTSTRUCT = "1.2.840.10008.5.1.4.1.1.481.3"
 SERIES = "1.2.3.4"
 STUDY = "1.2.3"
 LPS = np.array([-1.0, -1.0, 1.0])
+PATIENT = {
+    "PatientName": "Müller^Äsop",
+    "PatientID": "77-1",
+    "PatientBirthDate": "19480229",
+    "PatientSex": "F",
+    "AccessionNumber": "A7",
+    "StudyDate": "20240131",
+    "StudyTime": "101112",
+    "SpecificCharacterSet": "ISO_IR 100",
+    "FrameOfReferenceUID": "1.2.9",
+}
 # the pixels of series and enhanced files
 VOXELS = np.arange(5 * 4 * 6, dtype=np.int16).reshape(5, 4, 6)
 
@@ -30,6 +41,15 @@ def grid_of(axes, spacing=(3.0, 0.75, 0.5), angles=(0, 0, 0), shape=(5, 4, 6)):
     affine[:3, :3] = rotation @ directions * spacing
     affine[:3, 3] = (12.5, -40.25, 7.75)
     return Geometry(shape, affine)
+
+
+GRIDS = {
+    "axial": grid_of("SPL"),
+    "head first": grid_of("IPL"),
+    "coronal": grid_of("AIL"),
+    "oblique": grid_of("SPL", angles=(20, -10, -35)),
+    "oblique sagittal": grid_of("RIP", angles=(-15, 25, 8)),
+}
 
 
 def make_item(**elements):
@@ -191,3 +211,8 @@ def write_series(root, grid, changes=None, folder="scan"):
         }
         write_dicom_file(root / folder / f"{name}.dcm", VOXELS[z], CT, **elements)
     return root / folder
+
+
+def write_patient_series(root, grid, **elements):
+    changes = {z: {**PATIENT, **elements} for z in range(grid.shape[0])}
+    return write_series(root, grid, changes)

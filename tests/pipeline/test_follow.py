@@ -10,12 +10,11 @@ from lesionseg.core import Geometry, OperatingPoint
 from lesionseg.errors import BundleError, ConfigError, ContentError, DatasetError, GeometryError
 from lesionseg.evaluation.change import ChangeRule, compare_visits, order_visits
 from lesionseg.evaluation.scores import read_scores
-from lesionseg.io.change_report import ChangeReport
 from lesionseg.io.layouts.manifest import read_scan_list
 from lesionseg.io.results.case import PredictionFiles, write_prediction
 from lesionseg.io.text import read_csv, read_json, write_json
 from lesionseg.io.volumes import read_geometry, read_volume
-from lesionseg.pipeline import predict as predict_module
+from lesionseg.pipeline import predict_case
 from lesionseg.pipeline.follow import FollowOutcome, visits_of_folders
 from lesionseg.reporting.follow_page import (
     _find_visit_of_candidates,
@@ -26,8 +25,7 @@ from lesionseg.reporting.follow_page import (
 from tests.commands import follow
 from tests.evaluation.hand_cases import prediction_of
 from tests.inference.networks import make_bright
-from tests.io.dicom_files import write_dicom_file
-from tests.io.test_dicom_results import GRIDS, write_patient_series
+from tests.io.dicom_files import GRIDS, write_dicom_file, write_patient_series
 from tests.pipeline.cases import boxes, write_array, write_scan
 
 SHAPE = (16, 24, 24)
@@ -397,6 +395,7 @@ def test_boxes_without_masks_are_not_compared(tmp_path, has_images):
 
 def test_dicom_report_contains_states_and_both_volumes(tmp_path):
     """Follow DICOM series with one stable, one gone and one new lesion."""
+    pytest.importorskip("lesionseg.extras.pacs")
     hd = pytest.importorskip("highdicom")
     for visit, places in {"before": [(0, 0, 0, 2), (0, 2, 4, 2)], "after": [(0, 0, 0, 2)]}.items():
         scan = write_patient_series(tmp_path / f"{visit}_images" / "P1", GRIDS["axial"])
@@ -419,6 +418,7 @@ def test_dicom_report_contains_states_and_both_volumes(tmp_path):
 
 def test_dicom_report_lists_new_and_gone_lesions_that_are_too_thin(tmp_path):
     """Write a new lesion of score 0.75 and a gone one, each on one slice."""
+    pacs = pytest.importorskip("lesionseg.extras.pacs")
     hd = pytest.importorskip("highdicom")
     found = {}
     for visit, y in (("before", 0), ("after", 3)):
@@ -441,7 +441,7 @@ def test_dicom_report_lists_new_and_gone_lesions_that_are_too_thin(tmp_path):
     assert "ml (too thin to be sure). New but too thin to be sure: candidate 1." in comment
     # at an operating point above its score the new lesion is left out
     visits = compare_visits("P1_scan", found["before"], found["after"], ChangeRule())
-    planned = ChangeReport.plan(scan, PredictionFiles("P1_scan"), tmp_path / "high")
+    planned = pacs.ChangeReport.plan(scan, PredictionFiles("P1_scan"), tmp_path / "high")
     write_change_report(planned, visits.after, visits.changes, OperatingPoint("high", 0.9))
     n_groups, comment = read_report(tmp_path / "high" / "P1_scan_sr.dcm")
     assert n_groups == 0
@@ -459,6 +459,7 @@ def write_visits_of_two_patients(folder):
 
 @pytest.mark.parametrize("obstacle", ["prediction", "another study", "another series"])
 def test_report_of_another_scan_is_not_replaced(tmp_path, obstacle, caplog):
+    pytest.importorskip("lesionseg.extras.pacs")
     pytest.importorskip("highdicom")
     write_visits_of_two_patients(tmp_path)
     out = tmp_path / "out"
@@ -483,6 +484,7 @@ def test_report_of_another_scan_is_not_replaced(tmp_path, obstacle, caplog):
 
 def test_scan_that_changes_while_its_pair_is_compared_gets_no_report(tmp_path, monkeypatch):
     """While P1 is compared, its folder gets the series of another patient on the same grid."""
+    pytest.importorskip("lesionseg.extras.pacs")
     pytest.importorskip("highdicom")
     write_visits_of_two_patients(tmp_path)
 
@@ -501,6 +503,7 @@ def test_scan_that_changes_while_its_pair_is_compared_gets_no_report(tmp_path, m
 
 
 def test_pair_whose_headers_allow_no_report_is_compared(tmp_path):
+    pytest.importorskip("lesionseg.extras.pacs")
     pytest.importorskip("highdicom")
     for visit in ("before", "after"):
         folder = tmp_path / f"{visit}_images" / "P1"
@@ -512,6 +515,17 @@ def test_pair_whose_headers_allow_no_report_is_compared(tmp_path):
     (pair,) = pairs_of(tmp_path).values()
     assert pair["message"].startswith("No DICOM report: ")
     assert not (tmp_path / "out" / "P1_scan_sr.dcm").exists()
+
+
+def test_missing_extra_for_reports_is_said(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("lesionseg.extra.find_spec", lambda _: None)
+    write_visits_of_two_patients(tmp_path)
+    with caplog.at_level("INFO"):
+        outcome = follow_visits(tmp_path, has_images=True)
+    assert outcome.exit_status == 0
+    assert caplog.text.count("lesionseg/extras/pacs") == 1
+    assert {*pairs_of(tmp_path)} == {"P1_scan", "P2_scan"}
+    assert not list((tmp_path / "out").glob("*.dcm"))
 
 
 # --- visits from a table: order, prediction before the comparison, refused tables ---
@@ -585,12 +599,12 @@ def test_scores_are_optimistic_if_a_stable_pair_is_of_a_scored_patient(timeline,
 @pytest.fixture
 def bright(bundle, monkeypatch):
     """Return a bundle whose network finds bright voxels."""
-    make_predictor = predict_module.make_predictor
+    make_predictor = predict_case.make_predictor
 
     def make_bright_predictor(cfg, _):
         return make_predictor(cfg, {"mine": make_bright})
 
-    monkeypatch.setattr(predict_module, "make_predictor", make_bright_predictor)
+    monkeypatch.setattr(predict_case, "make_predictor", make_bright_predictor)
     return bundle
 
 
@@ -607,20 +621,21 @@ def test_bundle_predicts_the_visits_before_they_are_compared(timeline, tmp_path,
 
 
 def test_visits_are_predicted_with_the_given_settings(timeline, tmp_path, bright, monkeypatch):
-    make_predictor = predict_module.make_predictor
+    make_predictor = predict_case.make_predictor
     used = []
 
     def make_and_note(cfg, architectures):
         used.append((cfg.inference.overlap, cfg.inference.flips, cfg.device))
         return make_predictor(cfg, architectures)
 
-    monkeypatch.setattr(predict_module, "make_predictor", make_and_note)
+    monkeypatch.setattr(predict_case, "make_predictor", make_and_note)
     settings = {"inference": {"overlap": 0.25, "flips": True}, "device": "cpu"}
     follow_table(timeline, bundle=bright, **settings)
     assert used == [(0.25, True, "cpu")]
 
 
 def test_dicom_output_applies_to_the_predictions_too(tmp_path, bright):
+    pytest.importorskip("lesionseg.extras.pacs")
     pytest.importorskip("highdicom")
     for name in ("v1", "v2"):
         write_patient_series(tmp_path / name, GRIDS["axial"])

@@ -21,9 +21,7 @@ from lesionseg.io.results import folder as folder_module
 from lesionseg.io.results.index import find_predictions
 from lesionseg.io.text import read_csv, read_json
 from lesionseg.io.volumes import read_volume, write_volume
-from lesionseg.pipeline import predict as predict_module
-from lesionseg.pipeline.predict_ray import with_absolute_paths
-from lesionseg.pipeline.predict_send import ResultSender
+from lesionseg.pipeline import predict_case
 from tests.commands import evaluate, predict, report
 from tests.inference.networks import Bright, make_bright
 from tests.pipeline.cases import boxes, write_array
@@ -122,26 +120,6 @@ def test_labels_whose_columns_would_agree_have_different_columns():
         "count__5_mm_2": 2,
         "ml__5_mm_2": 12.0,
     }
-
-
-def test_sending_of_scans_that_are_not_dicom_states_that_nothing_was_sent(bundle, scans, tmp_path):
-    pytest.importorskip("dicomweb_client")
-    outcome = run(bundle, scans, tmp_path / "out", send="dicomweb://pacs.example.org/dicom-web")
-    assert (outcome.sent, outcome.unsent) == ((), ())
-    assert "Sent: the DICOM results of 0 cases." in outcome.summary()
-    assert run(bundle, scans, tmp_path / "out").sent is None
-
-
-def test_results_that_wait_are_sent_although_no_scan_is_found(bundle, scans, tmp_path, monkeypatch):
-    pytest.importorskip("dicomweb_client")
-    settings = {"send": "dicomweb://pacs.example.org/dicom-web"}
-    run(bundle, scans, tmp_path / "out", **settings)
-    sent = []
-    monkeypatch.setattr(ResultSender, "send", lambda _, case: sent.append(case))
-    (tmp_path / "night").mkdir()
-    with pytest.raises(DatasetError, match="no image found"):
-        run(bundle, tmp_path / "night", tmp_path / "out", **settings)
-    assert sorted(sent) == sorted(CASES)
 
 
 def test_second_run_keeps_unchanged_cases(bundle, scans, tmp_path):
@@ -265,8 +243,8 @@ def test_shard_without_scans_does_not_fail(bundle, scans, tmp_path):
 def test_python_returns_the_table_of_a_shard_and_of_a_url(bundle, scans, tmp_path, monkeypatch):
     fsspec = pytest.importorskip("fsspec")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    make_predictor = predict_module.make_predictor
-    monkeypatch.setattr(predict_module, "make_predictor", lambda cfg, _: make_predictor(cfg, MINE))
+    make_predictor = predict_case.make_predictor
+    monkeypatch.setattr(predict_case, "make_predictor", lambda cfg, _: make_predictor(cfg, MINE))
     url = f"memory://{tmp_path.name}"
     assert list(lesionseg.predict(bundle, scans / "a.nii.gz", url).case) == ["a"]
     store = fsspec.filesystem("memory")
@@ -480,14 +458,14 @@ def test_workers_of_a_cluster_get_absolute_paths(tmp_path, monkeypatch):
 
     def absolute(path):
         cfg = PredictConfig.of(bundle="bundle", input=path, output="out", zones="zones")
-        return with_absolute_paths(cfg)
+        return cfg.with_absolute_paths()
 
     assert absolute("scans/a.nii").input == str(tmp_path / "scans" / "a.nii")
     assert absolute("scans/*/FLAIR*").input == str(tmp_path / "scans" / "*" / "FLAIR*")
     assert absolute("s3://bucket/scans").input == "s3://bucket/scans"
     assert absolute("a.nii").bundle == (str(tmp_path / "bundle"),)
     hub = PredictConfig.of(bundle="hf://user/model", input="a.nii", output="out")
-    assert with_absolute_paths(hub).bundle == ("hf://user/model",)
+    assert hub.with_absolute_paths().bundle == ("hf://user/model",)
     assert absolute("a.nii").zones == str(tmp_path / "zones")
 
 

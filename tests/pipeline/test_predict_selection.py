@@ -1,14 +1,10 @@
 """Selection of the scans of an archive, and of the results that get a DICOM report."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
 from lesionseg.core import Geometry
 from lesionseg.errors import ConfigError
-from lesionseg.inference.bundle import write_bundle
-from lesionseg.inference.input_check import InputCheck
 from lesionseg.io.results.index import TABLE
 from lesionseg.io.text import read_csv
 from tests.commands import predict
@@ -151,48 +147,6 @@ def test_invalid_regular_expression_is_a_wrong_setting(bundle, archive, tmp_path
         run(bundle, archive, tmp_path / "out", series={"description": "("})
 
 
-@pytest.fixture
-def make_checked_bundle(bundle, plan, tmp_path):
-    """Return a function that writes a bundle trained on scans of the given extent along S."""
-
-    def make(middle):
-        name = "log extent along S in mm"
-        check = InputCheck(medians={name: np.log(middle)}, tolerances={name: 0.5})
-        mine = replace(plan, architecture=replace(plan.architecture, name="mine"))
-        folder = tmp_path / f"bundle{middle}"
-        write_bundle(folder, Bright(), mine, "", check)
-        return folder
-
-    return make
-
-
-def test_scan_unlike_the_training_scans_gets_dicom_results_only_on_request(
-    make_checked_bundle, archive, tmp_path
-):
-    pytest.importorskip("highdicom")
-    scan = archive / "P1" / "t1"
-    out = tmp_path / "out"
-    _, rows = run(make_checked_bundle(24.0), scan, tmp_path / "like", dicom_output=True)
-    assert rows["t1"].status == "done"
-    assert (tmp_path / "like" / "t1_sr.dcm").is_file()
-    outcome, rows = run(make_checked_bundle(240.0), scan, out, dicom_output=True)
-    assert (rows["t1"].status, outcome.exit_status) == ("warned", 0)
-    assert "unlike" in rows["t1"].warning
-    assert "dicom_output=all" in rows["t1"].message
-    assert (out / "t1_mask.nii.gz").is_file()
-    assert not list(out.glob("*.dcm"))
-    # the warning remains if the result is kept
-    outcome, rows = run(make_checked_bundle(240.0), scan, out, dicom_output=True)
-    assert (rows["t1"].status, rows["t1"].is_unchanged) == ("warned", True)
-    assert "1 kept" in outcome.summary()[0]
-    _, rows = run(make_checked_bundle(240.0), scan, out, dicom_output="all")
-    assert rows["t1"].status == "warned"
-    assert {f.name for f in out.glob("*.dcm")} == {"t1_sr.dcm", "t1_seg.dcm"}
-    # results that are no longer requested are removed
-    run(make_checked_bundle(240.0), scan, out, dicom_output=True)
-    assert not list(out.glob("*.dcm"))
-
-
 def test_scan_without_contrast_is_blank_and_has_no_detection(bundle, tmp_path):
     folder = tmp_path / "in"
     out = tmp_path / "out"
@@ -210,36 +164,6 @@ def test_scan_without_contrast_is_blank_and_has_no_detection(bundle, tmp_path):
     again, _ = run(bundle, folder, out)
     assert again.exit_status == 0
     assert {row.case: row.status for row in again.rows} == {**statuses, "fine": "kept"}
-
-
-def test_a_blank_series_gets_no_dicom_results(bundle, tmp_path):
-    folder = tmp_path / "in"
-    for z in range(4):
-        write_dicom_file(
-            folder / f"{z}.dcm",
-            np.full((18, 20), 7, np.int16),
-            CT,
-            Modality="MR",
-            RescaleSlope=1,
-            RescaleIntercept=0,
-            **slice_elements(GRID, z),
-        )
-    _, rows = run(bundle, folder, tmp_path / "out", dicom_output="all")
-    assert rows["in"].status == "blank"
-    assert not list((tmp_path / "out").glob("*.dcm"))
-
-
-def test_series_whose_headers_allow_no_dicom_results_gets_its_other_results(bundle, tmp_path):
-    pytest.importorskip("highdicom")
-    write_series(tmp_path / "in" / "P1", "1.1", SOPInstanceUID=None)
-    out = tmp_path / "out"
-    outcome, rows = run(bundle, tmp_path / "in", out, dicom_output=True)
-    assert (rows["P1"].status, outcome.exit_status) == ("done", 0)
-    assert rows["P1"].message.startswith("No DICOM results: P1: the headers do not allow")
-    assert (out / "P1_mask.nii.gz").is_file()
-    assert not list(out.glob("*.dcm"))
-    _, rows = run(bundle, tmp_path / "in", out, dicom_output=True)
-    assert rows["P1"].status == "kept"
 
 
 def test_spacing_in_micrometres_fails_and_is_stated(bundle, tmp_path):

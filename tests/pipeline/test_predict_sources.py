@@ -14,7 +14,7 @@ from lesionseg.io.results.index import TABLE, PredictionIndex
 from lesionseg.io.scans import find_scans
 from lesionseg.io.text import read_csv, read_json
 from lesionseg.io.volumes import read_volume
-from lesionseg.pipeline.predict_selection import select_shard
+from lesionseg.pipeline.predict_selection import Shard
 from tests.commands import predict
 from tests.inference.networks import make_bright
 from tests.io.dicom_files import CT, grid_of, slice_elements, write_dicom_file
@@ -228,7 +228,7 @@ def test_series_keeps_its_shard_if_another_joins_its_folder(places):
 
     def shards():
         scans = find_scans(inbox, 1).scans
-        numbered = [(i, scan) for i in range(8) for scan in select_shard(scans, i, 8)]
+        numbered = [(i, scan) for i in range(8) for scan in Shard(i, 8).select(scans)]
         return {scan.dicom.series_uid: i for i, scan in numbered}
 
     for n in range(4):

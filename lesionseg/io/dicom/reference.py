@@ -13,7 +13,7 @@ from lesionseg.core.arrays import Flags, Numbers
 from lesionseg.errors import ContentError, GeometryError, ReadError, count, join_names
 from lesionseg.io.dicom.elements import Header, text, value_of
 from lesionseg.io.dicom.headers import LPS_TO_RAS, check_image, read_header, stored_pixels
-from lesionseg.io.dicom.series import read_slices, series_headers
+from lesionseg.io.dicom.series import series_headers, slices_of_file
 from lesionseg.io.limits import convert_read_errors
 from lesionseg.io.warn_once import warn_once
 from lesionseg.ops.components import (
@@ -206,7 +206,7 @@ def _draw_segments(path: Path, header: "Header", geometry: Geometry, masks: Mask
     kind = str(header.get("SegmentationType", "BINARY"))
     if kind == "FRACTIONAL":
         threshold = int(header.get("MaximumFractionalValue", 255)) / 2
-    for frame, pixels in zip(read_slices(path, header), stored_pixels(path), strict=True):
+    for frame, pixels in zip(slices_of_file(path, header), stored_pixels(path), strict=True):
         numbers = set(masks)
         if kind != "LABELMAP":  # otherwise, each pixel is the number of its segment
             numbers &= {int(frame.elements.ReferencedSegmentNumber)}

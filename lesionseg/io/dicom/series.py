@@ -139,6 +139,11 @@ class DicomSlice:
         return np.concatenate([self.directions.ravel(), np.log(self.pixel_mm), self.shape])
 
     @property
+    def thickness_mm(self) -> float:
+        """Thickness in millimetres, as the file states it, or 0 if it does not."""
+        return number(self.elements, "SliceThickness") or 0.0
+
+    @property
     def axes_mm(self) -> Numbers:
         """LPS vectors from one row and from one column to the next, in millimetres `[2, 3]`."""
         return self.directions[::-1] * self.pixel_mm[:, None]
@@ -177,10 +182,20 @@ def read_dicom(path: Path, pixel_mm: float | None = None) -> Volume:
 
 def read_dicom_geometry(path: Path, pixel_mm: float | None = None) -> Geometry:
     """Read the grid from the headers, without warnings. Arguments are those of `read_dicom`."""
+    return read_slices(path, pixel_mm)[1]
+
+
+def read_slices(path: Path, pixel_mm: float | None = None) -> tuple[list[DicomSlice], Geometry]:
+    """Read the slices of an image, without their pixels, and their grid.
+
+    A radiograph is its only slice. Arguments and errors are those of `read_dicom`.
+    """
     radiograph = radiograph_file(path)
-    if radiograph is not None:
-        return radiograph_geometry(radiograph, read_header(radiograph), pixel_mm=pixel_mm)
-    return read_stack(path)[1]
+    if radiograph is None:
+        return read_stack(path)
+    header = read_header(radiograph)
+    grid = radiograph_geometry(radiograph, header, pixel_mm=pixel_mm)
+    return [DicomSlice(radiograph, None, header)], grid
 
 
 def split_series(path: Path) -> tuple[Path, str] | None:
@@ -296,7 +311,7 @@ def read_stack(path: Path, remarks: Remarks | None = None) -> tuple[list[DicomSl
     slices.sort(key=lambda piece: float(piece.position @ normal))
     _check_groups(path, slices, remarks)
     if len(slices) == 1:
-        thickness = max(number(first.elements, "SliceThickness") or 0.0, 0.0) or 1.0
+        thickness = max(first.thickness_mm, 0.0) or 1.0
         remarks.add(
             f"the scan is a single slice; {thickness:g} mm is used as spacing: its thickness, or "
             "1 mm if that is unknown"
@@ -396,7 +411,7 @@ def _read_fit_slices(headers: Mapping[Path, "Header"], remarks: Remarks) -> list
             continue
         with convert_read_errors(file):
             check_image(file, header)
-            slices += read_slices(file, header)
+            slices += slices_of_file(file, header)
     return slices
 
 
@@ -485,7 +500,7 @@ def _even_step(path: Path, slices: Sequence[DicomSlice], normal: Numbers) -> Num
     return np.asarray(whole / len(steps))
 
 
-def read_slices(path: Path, header: "Header") -> Iterator[DicomSlice]:
+def slices_of_file(path: Path, header: "Header") -> Iterator[DicomSlice]:
     """Yield the slice of a classic file, or those of an enhanced file.
 
     The functional groups of an enhanced frame are copied into its header, so that both kinds of

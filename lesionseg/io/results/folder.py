@@ -273,7 +273,8 @@ class PredictionFolder:
         """Return the DICOM results of a case, unless `note_sent` recorded them for this address."""
         if address in read_sent(self.path / f"{case}{SENT}"):
             return []
-        return [self.path / name for name in self._find(case, (SEGMENTATION, REPORT))]
+        files = [self.path / f"{case}{ending}" for ending in (SEGMENTATION, REPORT)]
+        return [file for file in files if file.is_file()]  # another process may have written them
 
     def note_sent(self, case: str, address: str, uids: Sequence[str]) -> None:
         """Record that the DICOM results of a case, with these UIDs, are stored at an address.

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from lesionseg.core import Prediction
 from lesionseg.errors import ConfigError, ContentError, LesionsegError, pip_install
-from lesionseg.io.dicom.result_origin import Comparison, ResultOrigin
-from lesionseg.io.files import atomic_path
-from lesionseg.io.results.names import REPORT, SEGMENTATION
+from lesionseg.extras.pacs.result_origin import Comparison, ResultOrigin
+from lesionseg.io import atomic_path
+from lesionseg.io.results import REPORT, SEGMENTATION
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
@@ -71,7 +71,7 @@ def write_dicom_results(
         GeometryError: The slices do not form an even stack, or the prediction is on another grid.
     """
     require_highdicom()
-    from lesionseg.io.dicom.result_objects import ResultObjects, read_source
+    from lesionseg.extras.pacs.result_objects import ResultObjects, read_source
 
     logging.getLogger("highdicom").setLevel(logging.CRITICAL)  # warnings may quote patient data
     report = folder / f"{prediction.case}{REPORT}"

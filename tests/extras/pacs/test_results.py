@@ -8,48 +8,31 @@ from pydicom import dcmread
 
 from lesionseg.core import Candidate, OperatingPoint, Prediction
 from lesionseg.errors import ContentError, GeometryError
+from lesionseg.extras.pacs import ResultOrigin, write_dicom_results
 from lesionseg.io.dicom.headers import image_header
 from lesionseg.io.dicom.reference import read_dicom_reference
-from lesionseg.io.dicom.result_origin import ResultOrigin
-from lesionseg.io.dicom.results import write_dicom_results
 from lesionseg.io.volumes import read_geometry
 from tests.io.dicom_files import (
     DX,
     ENHANCED_MR,
+    GRIDS,
     LPS,
+    PATIENT,
     VOXELS,
-    grid_of,
     make_sequence,
     to_lps,
     write_dicom_file,
     write_enhanced,
     write_frames,
+    write_patient_series,
     write_series,
 )
 
 hd = pytest.importorskip("highdicom")
 
-PATIENT = {
-    "PatientName": "Müller^Äsop",
-    "PatientID": "77-1",
-    "PatientBirthDate": "19480229",
-    "PatientSex": "F",
-    "AccessionNumber": "A7",
-    "StudyDate": "20240131",
-    "StudyTime": "101112",
-    "SpecificCharacterSet": "ISO_IR 100",
-    "FrameOfReferenceUID": "1.2.9",
-}
 POINT = OperatingPoint("fp_per_case:1", 0.5, "validation")
 ORIGIN = ResultOrigin("0123456789abcdef", "fedcba9876543210", "1.2.3")
 LABELS = {1: "lesion", 2: "cyst"}
-GRIDS = {
-    "axial": grid_of("SPL"),
-    "head first": grid_of("IPL"),
-    "coronal": grid_of("AIL"),
-    "oblique": grid_of("SPL", angles=(20, -10, -35)),
-    "oblique sagittal": grid_of("RIP", angles=(-15, 25, 8)),
-}
 
 
 def make_instances(dims=3):
@@ -86,11 +69,6 @@ def make_prediction(scan, *, drawn=True, **changes):
         candidates.append(candidate)
     prediction = Prediction("A", geometry, tuple(candidates), ids if drawn else None)
     return replace(prediction, operating_point=POINT, **changes)
-
-
-def write_patient_series(root, grid, **elements):
-    changes = {z: {**PATIENT, **elements} for z in range(grid.shape[0])}
-    return write_series(root, grid, changes)
 
 
 def write_results(folder, prediction, scan, origin=ORIGIN):

@@ -16,8 +16,7 @@ import pytest
 
 from lesionseg.config import PredictConfig
 from lesionseg.errors import ConfigError, DatasetError, LesionsegError, OutputError, ResourceError
-from lesionseg.io import dicomweb
-from lesionseg.io.dicomweb import DicomWeb
+from lesionseg.extras.pacs import DicomWeb, dicomweb
 from tests.io.dicom_files import CT, write_dicom_file
 from tests.io.hub_store import running_server
 

@@ -19,7 +19,6 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urljoin
 
-from lesionseg.config import DICOMWEB_SCHEMES
 from lesionseg.core import CaseFiles
 from lesionseg.errors import (
     ConfigError,
@@ -32,14 +31,27 @@ from lesionseg.errors import (
     pip_install,
     suggest,
 )
-from lesionseg.io.dicom.elements import Header, text
-from lesionseg.io.dicom.grouping import DicomScan, describe_headers
-from lesionseg.io.dicom.headers import NO_IMAGE, is_radiograph, read_header
-from lesionseg.io.files import atomic_path, digest_of
-from lesionseg.io.scans import UNREADABLE, FoundScans, Scan, dicom_scan, leave_out
+from lesionseg.io import (
+    UNREADABLE,
+    FoundScans,
+    Scan,
+    atomic_path,
+    dicom_scan,
+    digest_of,
+    leave_out,
+)
+from lesionseg.io.dicom import (
+    NO_IMAGE,
+    DicomScan,
+    describe_headers,
+    is_radiograph,
+    read_header,
+    text,
+)
 
 if TYPE_CHECKING:
     from dicomweb_client.web import DICOMwebClient
+    from pydicom.dataset import Dataset
     from requests import PreparedRequest, Response
 
 logger = logging.getLogger(__name__)
@@ -49,7 +61,7 @@ PASSWORD = "DICOMWEB_PASSWORD"
 TOKEN = "DICOMWEB_TOKEN"
 _CREDENTIALS = f"Set {USER} and {PASSWORD}, or {TOKEN}, or add the host to ~/.netrc."
 _ADDRESS = re.compile(
-    r"(?P<scheme>[^:/]+)://(?P<host>(?P<name>[^][:/#]+|\[[^][/#]+\])(:\d+)?)"
+    r"dicomweb(\+(?P<protocol>https?))?://(?P<host>(?P<name>[^][:/#]+|\[[^][/#]+\])(:\d+)?)"
     r"(?P<service>(/(?!studies(/|$))[^/#]*)*?)"
     r"(/studies/(?P<study>[\d.]+)(/series/(?P<series>[\d.]+))?)?/*"
 )
@@ -124,7 +136,7 @@ class DicomWeb:
         self.filters = dict(parse_qsl(query, keep_blank_values=True))
         if match["series"]:
             self.filters["SeriesInstanceUID"] = match["series"]
-        self.url = f"{DICOMWEB_SCHEMES[match['scheme']]}://{match['host']}{match['service']}"
+        self.url = f"{match['protocol'] or 'https'}://{match['host']}{match['service']}"
         self._patients: dict[str, str] = {}  # IDs by series, as far as the server states them
         self._client = _make_client(shown, self.url, self._check_answer)
         _check_attributes(shown, self.filters)
@@ -147,7 +159,7 @@ class DicomWeb:
         with self._requests("the search failed"):
             return self._search(search, _SERIES)
 
-    def search_instances(self, series: Mapping[str, Any]) -> list[Header]:
+    def search_instances(self, series: Mapping[str, Any]) -> "list[Dataset]":
         """Return the images of a series, sorted by UID, each with the elements of the series.
 
         Raises:
@@ -232,7 +244,7 @@ class DicomWeb:
         patient = self._patients.get(series_uid)
         most = _MAX_SLICE_BYTES if len(files) > 1 else _MAX_FILE_BYTES
         with self._requests(f"series {series_uid} cannot be fetched", most):
-            images: Iterable[Header]
+            images: Iterable[Dataset]
             if len(files) == 1:  # other images of the series are not wanted
                 images = [
                     self._client.retrieve_instance(
@@ -441,7 +453,7 @@ def _value_of(item: Mapping[str, Any], tag: str) -> str:
         return ""
 
 
-def _to_header(item: Mapping[str, Any]) -> Header:
+def _to_header(item: Mapping[str, Any]) -> "Dataset":
     """Return the elements of an answer that are read. Names of patients are not among them."""
     from pydicom import Dataset
 
@@ -503,7 +515,7 @@ def _scans_of_series(service: DicomWeb, series: Mapping[str, Any], folder: Path)
     Raises:
         ResourceError: The server cannot be searched.
     """
-    headers_of_scans: dict[str, dict[Path, Header]] = defaultdict(dict)
+    headers_of_scans: dict[str, dict[Path, Dataset]] = defaultdict(dict)
     place = folder / _value_of(series, _SERIES)
     for header in service.search_instances(series):
         uid = text(header, "SOPInstanceUID")

@@ -27,17 +27,9 @@ from pydicom.valuerep import DA, TM
 
 from lesionseg.core import Candidate, Geometry, Prediction
 from lesionseg.errors import GeometryError
-from lesionseg.io.dicom.elements import Header, number
-from lesionseg.io.dicom.headers import read_header
-from lesionseg.io.dicom.radiograph import (
-    UNKNOWN,
-    pixel_size,
-    radiograph_file,
-    radiograph_geometry,
-)
-from lesionseg.io.dicom.result_origin import Comparison, ResultOrigin
-from lesionseg.io.dicom.series import DicomSlice, read_stack
-from lesionseg.ops.components import present_values
+from lesionseg.extras.pacs.result_origin import Comparison, ResultOrigin
+from lesionseg.io.dicom import DicomSlice, read_slices
+from lesionseg.ops import present_values
 
 RESEARCH_ONLY = "For research use only: not a medical device."
 # with more segments viewers become slow, and nobody reads the list of segments
@@ -75,12 +67,12 @@ class ResultSource:
         grid: The grid of the scan.
     """
 
-    headers: Mapping[Path, Header]
+    headers: Mapping[Path, Dataset]
     stack: Sequence[DicomSlice]
     grid: Geometry
 
     @property
-    def first(self) -> Header:
+    def first(self) -> Dataset:
         """The header of the first file."""
         return next(iter(self.headers.values()))
 
@@ -98,13 +90,7 @@ def read_source(path: Path, prediction: Prediction) -> ResultSource:
         GeometryError: The slices do not form an even stack, or the prediction is on another grid.
             Only the shape of a radiograph's grid counts.
     """
-    radiograph = radiograph_file(path)
-    if radiograph is None:
-        stack, grid = read_stack(path)
-    else:
-        header = read_header(radiograph)
-        stack = [DicomSlice(radiograph, None, header)]
-        grid = radiograph_geometry(radiograph, header)
+    stack, grid = read_slices(path)
     tolerance_mm = 0.5 * min(grid.spacing_mm)
     predicted = prediction.geometry
     # the pixel size of a radiograph may be that of the settings
@@ -115,12 +101,12 @@ def read_source(path: Path, prediction: Prediction) -> ResultSource:
             f"{predicted.describe_difference(grid)}, {predicted.shape} and {grid.shape} voxels. "
             "Give masks on the grid of the scan, or predict it again."
         )
-    headers: dict[Path, Header] = {}  # an enhanced file has many slices
+    headers: dict[Path, Dataset] = {}  # an enhanced file has many slices
     for piece in stack:
         headers.setdefault(piece.path, piece.elements)
     source = ResultSource(headers, stack, grid)
     _complete_headers(source)
-    if radiograph is None:
+    if not source.is_radiograph:
         _share_plane(source)
     elif not all(name in source.first for name in _LOCATED):
         # without a position the frame of reference has no meaning
@@ -160,7 +146,7 @@ def _share_plane(source: ResultSource) -> None:
     """
     first = source.stack[0]
     distance = float(f"{source.grid.spacing_mm[0]:.6g}")
-    thickness = number(first.elements, "SliceThickness") or distance
+    thickness = first.thickness_mm or distance
     orientation = PlaneOrientationSequence("PATIENT", first.directions.ravel().tolist())
     for header in source.headers.values():
         if "PerFrameFunctionalGroupsSequence" in header:
@@ -501,7 +487,7 @@ class ResultObjects:
         shape = "of a disc of equal area" if is_radiograph else "of a ball of equal volume"
         if unit == "px":
             length_unit = sr.CodedConcept("{pixels}", "UCUM", "pixels")
-        elif is_radiograph and pixel_size(self.source.first)[1] == UNKNOWN:
+        elif self.source.grid.size_unit == "px":
             shape += ", with an assumed pixel size"
         elif unit != "mm":
             shape += f", {unit.removeprefix('mm ')}"  # at the detector

@@ -1,0 +1,105 @@
+"""The DICOM results of `predict`: written with the other files of a case, and sent to a PACS."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+from lesionseg.core import Prediction
+from lesionseg.errors import ContentError, GeometryError, LesionsegError, ReadError
+from lesionseg.extras.pacs.dicomweb import DicomWeb
+from lesionseg.extras.pacs.result_origin import ResultOrigin
+from lesionseg.extras.pacs.results import require_highdicom, write_dicom_results
+from lesionseg.io import Scan, is_dicom_image
+from lesionseg.io.results import CaseRow, PredictionFolder
+from lesionseg.pipeline import Outputs
+
+logger = logging.getLogger(__name__)
+
+WARNED = "No DICOM results: the scan has a warning. dicom_output=all writes them."
+NO_SEGMENTATION = "No DICOM segmentation: no accepted candidate has voxels."
+
+
+class DicomOutputs(Outputs):
+    """The segmentation and the report of each DICOM scan, and the PACS in which they are stored.
+
+    The output folder records for each case where its results were stored.
+
+    Args:
+        written: True, or "all" to include scans with a warning.
+        send: The address of a DICOMweb service. None stores nothing.
+    """
+
+    def __init__(self, written: bool | Literal["all"], send: str | None) -> None:
+        super().__init__(written)
+        self._service = None if send is None else DicomWeb("send", send)
+
+    def check(self, scans: Sequence[Scan]) -> None:
+        """Raise `ConfigError` if a scan is DICOM, but highdicom is not installed."""
+        if any(scan.dicom for scan in scans):
+            require_highdicom()
+
+    def add_files(
+        self,
+        row: CaseRow,
+        scan: Scan,
+        prediction: Prediction,
+        mask_names: Mapping[int, str],
+        folder: Path,
+    ) -> str:
+        """Write a DICOM scan's segmentation and report. Return why one is missing, or "".
+
+        Return "" also for a scan of another format, and if only the report is written, because the
+        model has no masks to segment. A scan without contrast gets none. A scan with a warning gets
+        them only if the settings ask for `all`. Headers that do not allow them are the reason, and
+        are logged as a warning.
+        """
+        image = scan.files.images[0]
+        # a file that was being copied when the folder was listed has no `scan.dicom`
+        if not is_dicom_image(image):
+            return ""
+        if row.status == "blank":
+            return "No DICOM results: the scan has no contrast."
+        if row.status == "warned" and self.written != "all":
+            return WARNED
+        origin = ResultOrigin(row.bundle, row.key)
+        try:
+            is_segmented = write_dicom_results(
+                image, prediction, origin, prediction.labels, folder=folder, mask_labels=mask_names
+            )
+        except ContentError as error:  # the mask and the candidates are written nevertheless
+            message = f"No DICOM results: {scan.shorten_paths(str(error))}"
+            logger.warning("%s: %s", scan.case, message)
+            return message
+        except (ReadError, GeometryError):
+            scan.require_unchanged(row.state)
+            raise
+        if is_segmented or prediction.instances is None:
+            return ""
+        return NO_SEGMENTATION
+
+    def after_commit(self, case: str, results: PredictionFolder) -> str:
+        """Store the results of a case in the PACS, unless they are stored or have just failed.
+
+        Return the reason if they are not stored, which is also logged as a warning. The next run
+        tries again.
+        """
+        if self._service is None or case in self.unsent:
+            return self.unsent.get(case, "")
+        address = self._service.address
+        files = results.unsent_files(case, address)
+        if not files:
+            return ""
+        try:
+            results.note_sent(case, address, self._service.store(files))
+        except LesionsegError as error:
+            logger.warning("%s: the DICOM results are not in the PACS. %s", case, error)
+            self.unsent[case] = f"Not in the PACS: {error}"
+            return self.unsent[case]
+        self.sent.append(case)
+        return ""
+
+    def finish(self, results: PredictionFolder) -> None:
+        """Store the results that wait, of all cases in the folder. Their scans may be gone."""
+        for case in results.cases():
+            self.after_commit(case, results)

@@ -1,0 +1,92 @@
+"""Further files that `predict` writes with those of a case, and may send: the seam for an extra."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+from lesionseg.core import Prediction
+from lesionseg.extra import find_extra, has_extra
+from lesionseg.io.results.folder import PredictionFolder
+from lesionseg.io.results.row import CaseRow
+from lesionseg.io.scans import Scan
+from lesionseg.io.volumes import is_dicom_image
+
+logger = logging.getLogger(__name__)
+
+_MISSING = (
+    "No DICOM results: this installation lacks the extra, lesionseg/extras/pacs. Install lesionseg "
+    "again to add it, or set dicom_output=false."
+)
+
+
+class Outputs:
+    """Further files of a case, and where they are sent. This class writes and sends none.
+
+    Args:
+        written: what is written. The key of a case contains it in the place of `dicom_output`.
+        reason: why a DICOM scan has no such files, for its row; empty if nobody asked for them.
+
+    Attributes:
+        sent: the cases whose files were sent.
+        unsent: the reasons why files could not be sent, by case.
+    """
+
+    def __init__(self, written: bool | Literal["all"] = False, reason: str = "") -> None:
+        self.written = written
+        self.sent: list[str] = []
+        self.unsent: dict[str, str] = {}
+        self._reason = reason
+
+    def check(self, scans: Sequence[Scan]) -> None:
+        """Raise `ConfigError` if the files of these scans cannot be written: before the first."""
+        if self._reason and any(scan.dicom for scan in scans):
+            logger.warning("%s", self._reason)
+
+    def add_files(
+        self,
+        row: CaseRow,
+        scan: Scan,
+        prediction: Prediction,
+        mask_names: Mapping[int, str],
+        folder: Path,
+    ) -> str:
+        """Write further files of a case. Return a sentence for its row, or "".
+
+        An error fails the case. The files take effect together with the other files of the case.
+
+        Args:
+            row: the row of the case, with status, key and digest of the bundle.
+            scan: the scan.
+            prediction: the prediction.
+            mask_names: the names of the values of the mask.
+            folder: the folder of the new files.
+        """
+        if self._reason and is_dicom_image(scan.files.images[0]):
+            return self._reason
+        return ""
+
+    def after_commit(self, case: str, results: PredictionFolder) -> str:
+        """Send the files of a case, which is new or kept. Return why this failed, or ""."""
+        return ""
+
+    def finish(self, results: PredictionFolder) -> None:
+        """Send the files that wait, of all cases in the folder, at the end of the run."""
+
+
+def open_outputs(dicom_output: bool | Literal["all"], send: str | None) -> Outputs:
+    """Return the further outputs that the settings ask for.
+
+    Without the extra `pacs`, `dicom_output=true`, which is the default, writes nothing.
+
+    Raises:
+        ConfigError: if the extra is missing, and `dicom_output` is "all" or `send` is given; or if
+            `send` is wrong.
+    """
+    if not dicom_output:
+        return Outputs()
+    if dicom_output == "all" or send is not None or has_extra("pacs"):
+        setting = "dicom_output=all" if send is None else "send"
+        outputs: Outputs = find_extra("pacs", setting).DicomOutputs(dicom_output, send)
+        return outputs
+    return Outputs(reason=_MISSING)

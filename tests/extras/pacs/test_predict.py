@@ -1,0 +1,238 @@
+"""`predict` writes the DICOM results of a case with its other files, and sends them to a PACS."""
+
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from lesionseg.errors import ConfigError, DatasetError
+from lesionseg.extras.pacs import DicomOutputs, DicomWeb
+from lesionseg.inference.bundle import write_bundle
+from lesionseg.inference.input_check import InputCheck
+from lesionseg.io.results import PredictionFolder
+from lesionseg.io.text import read_csv
+from lesionseg.io.volumes import read_volume
+from tests.commands import predict
+from tests.inference.networks import Bright
+from tests.inference.nnunet.small_models import SmallModel
+from tests.io.dicom_files import CT, slice_elements, write_dicom_file
+from tests.pipeline.cases import write_array
+from tests.pipeline.test_predict_selection import GRID, SHAPE, VOXELS, run, write_series
+
+hd = pytest.importorskip("highdicom")
+
+ADDRESS = "dicomweb://pacs.example.org/dicom-web"
+FILES = ["P1_seg.dcm", "P1_sr.dcm", "P2_seg.dcm", "P2_sr.dcm"]
+
+
+@pytest.fixture
+def make_checked_bundle(bundle, plan, tmp_path):
+    """Return a function that writes a bundle trained on scans of the given extent along S."""
+
+    def make(middle):
+        name = "log extent along S in mm"
+        check = InputCheck(medians={name: np.log(middle)}, tolerances={name: 0.5})
+        mine = replace(plan, architecture=replace(plan.architecture, name="mine"))
+        folder = tmp_path / f"bundle{middle}"
+        write_bundle(folder, Bright(), mine, "", check)
+        return folder
+
+    return make
+
+
+def test_scan_unlike_the_training_scans_gets_dicom_results_only_on_request(
+    make_checked_bundle, tmp_path
+):
+    scan = tmp_path / "t1"
+    write_series(scan, "1.1")
+    out = tmp_path / "out"
+    _, rows = run(make_checked_bundle(24.0), scan, tmp_path / "like", dicom_output=True)
+    assert rows["t1"].status == "done"
+    assert (tmp_path / "like" / "t1_sr.dcm").is_file()
+    outcome, rows = run(make_checked_bundle(240.0), scan, out, dicom_output=True)
+    assert (rows["t1"].status, outcome.exit_status) == ("warned", 0)
+    assert "unlike" in rows["t1"].warning
+    assert "dicom_output=all" in rows["t1"].message
+    assert (out / "t1_mask.nii.gz").is_file()
+    assert not list(out.glob("*.dcm"))
+    # the warning remains if the result is kept
+    outcome, rows = run(make_checked_bundle(240.0), scan, out, dicom_output=True)
+    assert (rows["t1"].status, rows["t1"].is_unchanged) == ("warned", True)
+    assert "1 kept" in outcome.summary()[0]
+    _, rows = run(make_checked_bundle(240.0), scan, out, dicom_output="all")
+    assert rows["t1"].status == "warned"
+    assert {f.name for f in out.glob("*.dcm")} == {"t1_sr.dcm", "t1_seg.dcm"}
+    # results that are no longer requested are removed
+    run(make_checked_bundle(240.0), scan, out, dicom_output=True)
+    assert not list(out.glob("*.dcm"))
+
+
+def test_a_blank_series_gets_no_dicom_results(bundle, tmp_path):
+    folder = tmp_path / "in"
+    for z in range(4):
+        write_dicom_file(
+            folder / f"{z}.dcm",
+            np.full((18, 20), 7, np.int16),
+            CT,
+            Modality="MR",
+            RescaleSlope=1,
+            RescaleIntercept=0,
+            **slice_elements(GRID, z),
+        )
+    _, rows = run(bundle, folder, tmp_path / "out", dicom_output="all")
+    assert rows["in"].status == "blank"
+    assert not list((tmp_path / "out").glob("*.dcm"))
+
+
+def test_series_whose_headers_allow_no_dicom_results_gets_its_other_results(bundle, tmp_path):
+    write_series(tmp_path / "in" / "P1", "1.1", SOPInstanceUID=None)
+    out = tmp_path / "out"
+    outcome, rows = run(bundle, tmp_path / "in", out, dicom_output=True)
+    assert (rows["P1"].status, outcome.exit_status) == ("done", 0)
+    assert rows["P1"].message.startswith("No DICOM results: P1: the headers do not allow")
+    assert (out / "P1_mask.nii.gz").is_file()
+    assert not list(out.glob("*.dcm"))
+    _, rows = run(bundle, tmp_path / "in", out, dicom_output=True)
+    assert rows["P1"].status == "kept"
+
+
+def test_a_dicom_series_gives_a_dicom_segmentation(tmp_path):
+    model = SmallModel().write(tmp_path / "results")
+    noise = np.random.default_rng(0).normal(100, 30, SHAPE)
+    for z in range(SHAPE[0]):
+        write_dicom_file(
+            tmp_path / "archive" / "P1" / f"{z:03d}.dcm",
+            noise[z].astype(np.int16),
+            CT,
+            Modality="MR",
+            SeriesInstanceUID="1.2",
+            SeriesDescription="FLAIR",
+            RescaleSlope=1,
+            RescaleIntercept=0,
+            **slice_elements(GRID, z),
+        )
+    predict(model, tmp_path / "archive", tmp_path / "found", device="cpu")
+    (row,) = read_csv(tmp_path / "found" / "predictions.csv")
+    assert row["status"] == "done", row
+    (segmentation,) = (tmp_path / "found").rglob("*seg*.dcm")
+    mask = read_volume(next((tmp_path / "found").glob("*_mask.nii.gz"))).array[0]
+    assert mask.any()
+    written = hd.seg.segread(segmentation).get_volume(combine_segments=True)
+    assert (written.array > 0).sum() == (mask > 0).sum()
+
+
+def test_sending_of_scans_that_are_not_dicom_states_that_nothing_was_sent(bundle, tmp_path):
+    pytest.importorskip("dicomweb_client")
+    write_array(tmp_path / "in" / "a.nii", VOXELS.astype(np.float32))
+    settings = {"dicom_output": True, "send": ADDRESS}
+    outcome, _ = run(bundle, tmp_path / "in", tmp_path / "out", **settings)
+    assert (outcome.sent, outcome.unsent) == ((), ())
+    assert "Sent: the DICOM results of 0 cases." in outcome.summary()
+    outcome, _ = run(bundle, tmp_path / "in", tmp_path / "out", dicom_output=True)
+    assert outcome.sent is None
+
+
+def test_results_that_wait_are_sent_although_no_scan_is_found(bundle, tmp_path, monkeypatch):
+    pytest.importorskip("dicomweb_client")
+    for case in ("P1", "P2"):
+        write_series(tmp_path / "in" / case, f"1.{case[1]}")
+    run(bundle, tmp_path / "in", tmp_path / "out", dicom_output=True)
+    stored = keep_what_is_stored(monkeypatch)
+    (tmp_path / "night").mkdir()
+    settings = {"dicom_output": True, "send": ADDRESS}
+    with pytest.raises(DatasetError, match="no image found"):
+        run(bundle, tmp_path / "night", tmp_path / "out", **settings)
+    assert stored == FILES
+
+
+def keep_what_is_stored(monkeypatch):
+    """Replace the server by a list of the names of the files that it gets."""
+    stored = []
+
+    def store(_, files):
+        stored.extend(file.name for file in files)
+        return [file.name for file in files]
+
+    monkeypatch.setattr(DicomWeb, "store", store)
+    return stored
+
+
+def test_results_of_new_and_kept_cases_are_sent_once(bundle, tmp_path, monkeypatch):
+    pytest.importorskip("dicomweb_client")
+    stored = keep_what_is_stored(monkeypatch)
+    settings = {"dicom_output": True, "send": ADDRESS}
+    write_series(tmp_path / "in" / "P1", "1.1")
+    run(bundle, tmp_path / "in", tmp_path / "out", dicom_output=True)
+    write_series(tmp_path / "in" / "P2", "1.2")
+    outcome, _ = run(bundle, tmp_path / "in", tmp_path / "out", **settings)
+    assert (outcome.sent, stored) == (("P1", "P2"), FILES)
+    outcome, _ = run(bundle, tmp_path / "in", tmp_path / "out", **settings)
+    assert (outcome.sent, stored) == ((), FILES)
+
+
+def test_results_that_another_process_wrote_are_sent(bundle, tmp_path):
+    """The processes of Ray write the results, and the one that started them sends them."""
+    results = PredictionFolder(tmp_path / "out")
+    write_series(tmp_path / "in" / "P1", "1.1")
+    run(bundle, tmp_path / "in", tmp_path / "out", dicom_output=True)
+    assert [file.name for file in results.unsent_files("P1", ADDRESS)] == FILES[:2]
+
+
+@pytest.mark.slow
+def test_results_of_a_cluster_are_those_of_one_machine_and_sent(
+    cluster, bundle, tmp_path, monkeypatch
+):
+    pytest.importorskip("dicomweb_client")
+    for case in ("P1", "P2"):
+        write_series(tmp_path / "in" / case, f"1.{case[1]}")
+    run(bundle, tmp_path / "in", tmp_path / "here", dicom_output=True)
+    stored = keep_what_is_stored(monkeypatch)
+    settings = {"dicom_output": True, "send": ADDRESS, "engine": "ray"}
+    outcome, _ = run(bundle, tmp_path / "in", tmp_path / "there", **settings)
+    assert (sorted(outcome.sent), sorted(stored)) == (["P1", "P2"], FILES)
+    for name in FILES:
+        there = tmp_path / "there" / name
+        assert there.read_bytes() == (tmp_path / "here" / name).read_bytes()
+
+
+def test_dicom_results_are_part_of_the_files_of_a_case(bundle, tmp_path, monkeypatch):
+    """A run that ends after they were written and before the candidate file leaves none."""
+    write_series(tmp_path / "in" / "P1", "1.1")
+    out = tmp_path / "out"
+    add_files = DicomOutputs.add_files
+
+    def stop(self, *values):
+        add_files(self, *values)
+        folder = values[-1]
+        assert {file.name for file in folder.iterdir()} == {*FILES[:2]}
+        assert folder == out / ".P1.part"
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DicomOutputs, "add_files", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(bundle, tmp_path / "in", out, dicom_output=True)
+    assert not [*out.rglob("P1_*"), *out.rglob("*.dcm")]
+    _, rows = run(bundle, tmp_path / "in", out, dicom_output=True)
+    assert rows["P1"].status == "done"
+    assert {file.name for file in out.glob("*.dcm")} == {*FILES[:2]}
+
+
+def test_missing_package_is_an_error_before_the_first_case(bundle, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "highdicom.sr", None)
+    write_series(tmp_path / "in" / "P1", "1.1")
+    with pytest.raises(ConfigError, match=r"need the package highdicom.*dicom_output=false"):
+        run(bundle, tmp_path / "in", tmp_path / "out", dicom_output=True)
+    assert not [*tmp_path.glob("out/P1*")]
+
+
+def test_results_without_the_extra_are_written_again_with_it(bundle, tmp_path, monkeypatch):
+    write_series(tmp_path / "in" / "P1", "1.1")
+    with monkeypatch.context() as patch:
+        patch.setattr("lesionseg.extra.find_spec", lambda _: None)
+        run(bundle, tmp_path / "in", tmp_path / "out", dicom_output=True)
+    assert not [*tmp_path.glob("out/*.dcm")]
+    outcome, _ = run(bundle, tmp_path / "in", tmp_path / "out", dicom_output=True)
+    assert not outcome.rows[0].is_unchanged
+    assert {file.name for file in tmp_path.glob("out/*.dcm")} == {*FILES[:2]}
