@@ -28,10 +28,10 @@ import torch
 
 from benchmarks.phantoms.visits import VisitSettings, write_visit_phantoms
 from lesionseg.cli import run
-from lesionseg.cli.command import find_recipe
 from lesionseg.io.files import TEMPORARY_NAMES
 from lesionseg.io.text import read_csv
 from lesionseg.phantoms import write_mri_phantoms
+from lesionseg.pipeline import find_recipe
 
 SMALL = (
     "trainer.max_minutes=null trainer.max_steps=6 trainer.workers=0 "

@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from lesionseg.evaluation.matched_case import MatchedCase as MatchedCase
     from lesionseg.evaluation.matched_case import match_case as match_case
     from lesionseg.evaluation.operating_point_choice import choose as choose
+    from lesionseg.evaluation.regrid import resample_prediction as resample_prediction
     from lesionseg.evaluation.scores import Scores as Scores
     from lesionseg.evaluation.scores import read_scores as read_scores
+    from lesionseg.evaluation.scores import write_scores as write_scores
     from lesionseg.evaluation.summary import SummarySettings as SummarySettings
     from lesionseg.evaluation.summary import summarise as summarise
     from lesionseg.evaluation.tables import CaseRows as CaseRows
@@ -37,8 +39,10 @@ _HOMES = {
     "find_preset": "criteria",
     "match_case": "matched_case",
     "read_scores": "scores",
+    "resample_prediction": "regrid",
     "summarise": "summary",
     "wilson_interval": "intervals",
+    "write_scores": "scores",
 }
 __all__ = [*_HOMES]
 __getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -23,7 +23,7 @@ from lesionseg.core import (
 )
 from lesionseg.core.arrays import Flags
 from lesionseg.errors import GeometryError
-from lesionseg.evaluation.criteria import INSTANCES, SECONDARY_CRITERIA, Preset
+from lesionseg.evaluation.criteria import INSTANCES, PRESETS, SECONDARY_CRITERIA, Preset
 from lesionseg.evaluation.matching import (
     Match,
     Outcomes,
@@ -461,7 +461,7 @@ class _Accepted:
 def match_case(
     reference: Reference,
     prediction: Prediction | None,
-    preset: Preset,
+    preset: Preset = PRESETS["lesionseg"],
     *,
     case: str,
     group: str = "",

@@ -1,6 +1,6 @@
 """The DICOM report on the changes between two visits: where it is written, and of which scan."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,11 +9,12 @@ from lesionseg.errors import ConflictError, DatasetError
 from lesionseg.io.dicom.elements import text
 from lesionseg.io.dicom.headers import read_header
 from lesionseg.io.dicom.result_origin import Comparison, ResultOrigin
-from lesionseg.io.dicom.results import write_dicom_results
+from lesionseg.io.dicom.results import require_highdicom, write_dicom_results
 from lesionseg.io.files import digest_of
 from lesionseg.io.predictions import PredictionFiles
 from lesionseg.io.result_names import CANDIDATES, REPORT
 from lesionseg.io.scans import Scan, describe_scan
+from lesionseg.io.volumes import is_dicom_image
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,15 @@ class ChangeReport:
     folder: Path
     scan: Scan
     state: str
+
+    @classmethod
+    def check(cls, images: Iterable[Path]) -> None:
+        """Raise `ConfigError` if an image is DICOM, and the package that writes reports is missing.
+
+        A missing package is thus reported before a visit is read.
+        """
+        if any(is_dicom_image(image) for image in images):
+            require_highdicom()
 
     @classmethod
     def plan(cls, image: Path, predicted: PredictionFiles, folder: Path) -> "ChangeReport | None":

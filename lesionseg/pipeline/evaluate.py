@@ -63,7 +63,6 @@ from lesionseg.pipeline.match_files import MatchOptions, match_cases
 from lesionseg.pipeline.outcome import Outcome
 from lesionseg.pipeline.output_lock import hold_lock
 from lesionseg.pipeline.provenance import scores_provenance
-from lesionseg.pipeline.scores_folder import require_no_run
 from lesionseg.reporting.identity import read_run
 from lesionseg.reporting.words import comparison_notes, comparison_table
 
@@ -143,7 +142,7 @@ class EvaluateOutcome(Outcome):
         return command_line("report", {"scores": self.output, **self.given, "output": "REPORT"})
 
 
-@hold_lock("output")
+@hold_lock("output", instead="test2")
 def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> EvaluateOutcome:
     """Compare a folder of predictions with references. Write scores.json and four tables.
 
@@ -178,7 +177,6 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
             cannot be used. Nothing is written then.
         OutputError: if the scores of a training or the results of `predict` would be replaced.
     """
-    require_no_run(Path(cfg.output), "test2")
     preset = find_preset(cfg.preset)
     if cfg.compare is None and (cfg.margin, cfg.compare_chosen_on) != (None, None):
         raise ConfigError(

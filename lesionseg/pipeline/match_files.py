@@ -13,7 +13,6 @@ from lesionseg.core import (
     Geometry,
     Prediction,
 )
-from lesionseg.core.finding import finding_of
 from lesionseg.errors import CASE_ERRORS, GeometryError
 from lesionseg.evaluation import (
     MatchedCase,
@@ -85,7 +84,7 @@ def match_cases(
                 predicted = predictions.get(files.case)
                 matched.append(_match_one(files, predicted, options, numbers, keep))
             except CASE_ERRORS as error:
-                faults.append(finding_of(error, files.case))
+                faults.append(Finding.of(error, files.case))
             advance(files.case, done, len(cases))
     return matched, faults
 

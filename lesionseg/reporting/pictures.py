@@ -3,12 +3,13 @@
 import base64
 import io
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
@@ -36,6 +37,7 @@ REFERENCE = "#56b4e9"  # colour of the outline of the reference
 ACCEPTED = "#f0a500"  # colour of accepted candidates
 BELOW = "white"  # colour of candidates that are not accepted
 DARK_EDGE = [withStroke(linewidth=1.8, foreground="black")]  # of white marks on bright tissue
+NAME_EDGE = [withStroke(linewidth=2, foreground="black")]  # of the names of cut-outs
 # letters at the left and the upper edge of the axial, coronal and sagittal plane
 EDGES = (("R", "A"), ("R", "S"), ("A", "S"))
 
@@ -48,6 +50,34 @@ class Card:
     case: str
     size: str
     words: str
+
+    @classmethod
+    def draw(
+        cls,
+        scenes: Mapping[str, Scene],
+        start: Sequence[float],
+        stop: Sequence[float],
+        *,
+        words: tuple[str, str, str],
+        planes: int = 3,
+        focus: Flags | None = None,
+    ) -> "Card":
+        """Draw cut-outs of one or several scenes around the same box, next to each other.
+
+        Args:
+            scenes: The scenes by name. If there are several, each cut-out shows its name.
+            start: First corner of the box in voxels of the scenes' grid.
+            stop: Last corner of the box, exclusive.
+            words: The scan, the size and a description of the lesion.
+            planes: Number of planes, see `draw_cutout`.
+            focus: Mask of the one candidate that the picture is about, see `draw_cutout`.
+        """
+        figures = {
+            name: draw_cutout(scene, start, stop, planes=planes, focus=focus)
+            for name, scene in scenes.items()
+        }
+        figure = _set_side_by_side(figures) if len(figures) > 1 else next(iter(figures.values()))
+        return cls(data_uri(figure), *words)
 
 
 def display_axes(geometry: Geometry) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -157,6 +187,23 @@ def draw_cutout(
         axes.text(0.02, 0.5, left, transform=axes.transAxes, **look)
         axes.text(0.5, 0.93, upper, transform=axes.transAxes, **look)
     return figure
+
+
+def _set_side_by_side(figures: Mapping[str, Figure]) -> Figure:
+    """Return a figure of several figures of equal size, each with its name in the corner."""
+    n = len(figures)
+    width = next(iter(figures.values())).get_figwidth()
+    joined = Figure(figsize=(n * width, INCHES), facecolor="black")
+    for k, (name, figure) in enumerate(figures.items()):
+        figure.set_dpi(DPI)
+        canvas: Any = FigureCanvasAgg(figure)
+        canvas.draw()
+        axes = joined.add_axes((k / n, 0, 1 / n, 1))
+        axes.imshow(np.asarray(canvas.buffer_rgba()))
+        axes.set_axis_off()
+        look: Any = {"color": "white", "fontsize": 8, "path_effects": NAME_EDGE}
+        axes.text(0.03, 0.03, name, transform=axes.transAxes, **look)
+    return joined
 
 
 def _style_outlines(

@@ -7,9 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lesionseg.core import Volume
-from lesionseg.core.arrays import Numbers
 from lesionseg.errors import GeometryError
-from lesionseg.io.itk import itk_image
+from lesionseg.io import itk_image
 
 MIN_FOREGROUND_DICE = 0.8  # heads rotated by a few degrees reach 0.95; another body part does not
 _TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # ITK's millimetres run to the left and the back
@@ -24,7 +23,7 @@ class Alignment:
     field of view of both scans.
     """
 
-    matrix: Numbers
+    matrix: NDArray[np.float64]
     mutual_information: float
     foreground_dice: float
 

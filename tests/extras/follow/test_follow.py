@@ -8,21 +8,18 @@ import pytest
 from benchmarks.phantoms.visits import VisitSettings, write_visit_phantoms
 from lesionseg.core import Geometry, OperatingPoint
 from lesionseg.errors import BundleError, ConfigError, ContentError, DatasetError, GeometryError
-from lesionseg.evaluation.change import ChangeRule, compare_visits, order_visits
 from lesionseg.evaluation.scores import read_scores
-from lesionseg.io.change_report import ChangeReport
+from lesionseg.extras.follow.changes import ChangeRule, compare_visits
+from lesionseg.extras.follow.dicom_report import find_reports, write_change_report
+from lesionseg.extras.follow.page import _find_visit_of_candidates, _lesions_to_outline
+from lesionseg.extras.follow.recipe import FollowOutcome
+from lesionseg.extras.follow.visits import order_visits, visits_of_folders
+from lesionseg.io.cases import read_finite
 from lesionseg.io.layouts.manifest import read_scan_list
 from lesionseg.io.predictions import PredictionFiles, write_prediction
 from lesionseg.io.text import read_csv, read_json, write_json
 from lesionseg.io.volumes import read_geometry, read_volume
 from lesionseg.pipeline import predict as predict_module
-from lesionseg.pipeline.follow import FollowOutcome, visits_of_folders
-from lesionseg.reporting.follow_page import (
-    _find_visit_of_candidates,
-    _lesions_to_outline,
-    _read_on_grid,
-    write_change_report,
-)
 from tests.commands import follow
 from tests.evaluation.hand_cases import prediction_of
 from tests.inference.networks import make_bright
@@ -212,8 +209,7 @@ def test_scans_with_nan_around_the_head_are_registered_and_drawn(tmp_path):
     follow_folders(tmp_path, has_images=True, register="rigid")
     (pair,) = pairs_of(tmp_path).values()
     assert float(pair["foreground_dice"]) > 0.9
-    grid = volume.geometry
-    assert _read_on_grid(path, grid, None, grid).min() == 0  # NaN would make the picture black
+    assert read_finite(path, volume.geometry).array.min() == 0  # NaN would make the picture black
 
 
 def test_a_poor_registration_is_refused(tmp_path):
@@ -336,7 +332,7 @@ def test_pair_that_needs_too_much_memory_fails_alone(visits, monkeypatch):
             raise MemoryError("Unable to allocate 5.46 GiB")
         return compare_visits(case, *args)
 
-    monkeypatch.setattr("lesionseg.pipeline.follow.compare_visits", run_out)
+    monkeypatch.setattr("lesionseg.extras.follow.pairs.compare_visits", run_out)
     outcome = follow_visits(visits)
     assert (outcome.n_pairs, [fault.case for fault in outcome.failed]) == (1, ["a"])
     assert "5.46 GiB" in pairs_of(visits)["a"]["message"]
@@ -441,7 +437,7 @@ def test_dicom_report_lists_new_and_gone_lesions_that_are_too_thin(tmp_path):
     assert "ml (too thin to be sure). New but too thin to be sure: candidate 1." in comment
     # at an operating point above its score the new lesion is left out
     visits = compare_visits("P1_scan", found["before"], found["after"], ChangeRule())
-    planned = ChangeReport.plan(scan, PredictionFiles("P1_scan"), tmp_path / "high")
+    planned = find_reports([]).plan(scan, PredictionFiles("P1_scan"), tmp_path / "high")
     write_change_report(planned, visits.after, visits.changes, OperatingPoint("high", 0.9))
     n_groups, comment = read_report(tmp_path / "high" / "P1_scan_sr.dcm")
     assert n_groups == 0
@@ -492,7 +488,7 @@ def test_scan_that_changes_while_its_pair_is_compared_gets_no_report(tmp_path, m
             write_patient_series(folder, GRIDS["axial"], PatientID="other")
         return compare_visits(case, *args)
 
-    monkeypatch.setattr("lesionseg.pipeline.follow.compare_visits", compare)
+    monkeypatch.setattr("lesionseg.extras.follow.pairs.compare_visits", compare)
     outcome = follow_visits(tmp_path, has_images=True)
     assert outcome.exit_status == 3
     assert not (tmp_path / "out" / "P1_scan_sr.dcm").exists()

@@ -1,0 +1,223 @@
+"""The page of `follow`, which shows the changes of lesions between two visits."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lesionseg.core import OperatingPoint, Prediction
+from lesionseg.extras.follow.changes import (
+    STATES,
+    ChangeRule,
+    LesionChange,
+    VisitPair,
+    count_states,
+)
+from lesionseg.io import read_finite
+from lesionseg.reporting import Card, Chart, Scene, new_figure, write_page
+
+VISITS = ("earlier", "later")
+# colours of lesions in the chart, which colour-blind readers can distinguish
+MORE = "#d55e00"  # new, larger, merged or split
+LESS = "#0072b2"  # gone or smaller
+UNSURE = "#b3b3b3"  # without a sure change
+MAX_PICTURES = 40  # pictures of the largest lesions; the tables list every change
+# the changes that the page shows with pictures, in this order
+WITH_PICTURES = ("new", "enlarged", "shrunk", "gone", "merged", "split")
+
+
+def draw_changes(
+    pair: VisitPair, changes: Sequence[LesionChange], name: str, images: Sequence[Path]
+) -> list[tuple[LesionChange, Card]]:
+    """Draw the accepted changes at both visits, at the same place and with both outlines.
+
+    Return the `MAX_PICTURES` largest with their pictures.
+
+    Args:
+        pair: The two visits.
+        changes: Changes of the pair. `accepted` decides which are drawn.
+        name: The name of the pair on the page.
+        images: The scans of the earlier and the later visit.
+    """
+    accepted = [change for change in changes if change.accepted]
+    accepted.sort(key=lambda change: change.max_diameter_mm, reverse=True)
+    if not accepted:
+        return []
+    grid = pair.after.geometry
+    before = _lesions_to_outline(pair.before, [c.lesion_before for c in accepted])
+    after = _lesions_to_outline(pair.after, [c.lesion_after for c in accepted])
+    scenes = {}
+    for visit, image, matrix in zip(VISITS, images, (pair.matrix, None), strict=True):
+        scan = read_finite(image, grid, matrix=matrix).array[0].astype(np.float32)
+        scenes[visit] = Scene(scan, grid, reference=before, accepted=after)
+    cards = []
+    for change in accepted[:MAX_PICTURES]:
+        lesions = [c for c in pair.before.candidates if c.id in change.lesion_before]
+        lesions += [c for c in pair.after.candidates if c.id in change.lesion_after]
+        start = np.min([c.start_vox for c in lesions], axis=0).tolist()
+        stop = np.max([c.stop_vox for c in lesions], axis=0).tolist()
+        diameters = (change.diameter_before_mm, change.diameter_after_mm)
+        sizes = [f"{d:.1f} {grid.size_unit}" for d in diameters if d]
+        visit = _find_visit_of_candidates(pair, change)
+        words = (name, " → ".join(sizes), _describe(change, visit))
+        cards.append((change, Card.draw(scenes, start, stop, words=words, planes=1)))
+    return cards
+
+
+def _lesions_to_outline(
+    visit: Prediction, of_changes: Iterable[Sequence[int]]
+) -> NDArray[np.bool_]:
+    """Return the voxels of a visit's accepted candidates and of the candidates of changes.
+
+    A lesion of a change need not be accepted at both visits. Boxes have no voxels.
+    """
+    if visit.instances is None:
+        return np.zeros(visit.geometry.shape, dtype=bool)
+    ids = {candidate.id for candidate in visit.candidates if candidate.accepted}
+    ids.update(number for numbers in of_changes for number in numbers)
+    return np.isin(visit.instances, sorted(ids))
+
+
+def _find_visit_of_candidates(pair: VisitPair, change: LesionChange) -> str:
+    """Return the visit at which the lesion is only a candidate below the threshold, or ""."""
+    visits = (pair.before, pair.after)
+    of_visits = (change.lesion_before, change.lesion_after)
+    for name, visit, ids in zip(VISITS, visits, of_visits, strict=True):
+        own = [candidate for candidate in visit.candidates if candidate.id in ids]
+        if own and not any(candidate.accepted for candidate in own):
+            return name
+    return ""
+
+
+def _describe(change: LesionChange, visit: str) -> str:
+    """Describe a change. `visit` is the one at which the lesion is only a candidate, or ""."""
+    words: str = change.state
+    if change.change_percent is not None:
+        words += f", {change.change_percent:+.0f} % (detectable from "
+        words += f"{change.smallest_change_percent:.0f} %)"
+    return f"{words}; below the limit at the {visit} visit" if visit else words
+
+
+def write_follow_page(
+    path: Path,
+    changes: Sequence[LesionChange],
+    names: Mapping[str, str],
+    cards: Iterable[tuple[LesionChange, Card]],
+    rule: ChangeRule,
+    point: OperatingPoint | None,
+    unit: str,
+    alignments: Mapping[str, str],
+) -> None:
+    """Write the page of all pairs of visits.
+
+    Args:
+        path: The file to write.
+        changes: The changes of all pairs.
+        names: The name of each pair on the page by its id, also of pairs that were not compared.
+        cards: The changes with their pictures.
+        rule: The rule by which the changes were found.
+        point: The operating point that accepts new lesions. None accepts all of them.
+        unit: The unit of diameters.
+        alignments: How the visits of each compared pair were aligned, `headers` or `rigid`, in the
+            order of the page.
+    """
+    accepted = [c for c in changes if c.accepted]
+    pairs = [_row_of_pair(case, names[case], changes) for case in alignments]
+    kinds_of_alignment = list(dict.fromkeys(alignments.values()))
+    if len(kinds_of_alignment) > 1:
+        for row, kind in zip(pairs, alignments.values(), strict=True):
+            row["aligned by"] = kind
+    change_rows = [_row_of_change(names[c.case], c, unit) for c in accepted]
+    has_volumes = any(
+        c.volume_before_ml is not None or c.volume_after_ml is not None for c in changes
+    )
+    if not has_volumes:  # 2-D images
+        for row in pairs + change_rows:
+            del row["ml before"]
+            del row["ml after"]
+    write_page(
+        path,
+        "follow.html.j2",
+        states=STATES,
+        sizes={
+            state: [c.max_diameter_mm for c in accepted if c.state == state] for state in STATES
+        },
+        n_thin=sum(change.is_too_thin and change.reaches(point) for change in changes),
+        n_stable=sum(change.state == "stable" for change in changes),
+        unit=unit,
+        charts=[_draw_chart(changes, unit)] if changes else [],
+        rule=rule,
+        point=point,
+        sections=_group_cards(cards),
+        aligned=kinds_of_alignment,
+        pairs=pairs,
+        not_compared=[name for case, name in names.items() if case not in alignments],
+        changes=change_rows,
+    )
+
+
+def _group_cards(
+    cards: Iterable[tuple[LesionChange, Card]],
+) -> dict[str, list[Card]]:
+    """Return the pictures of each kind in `WITH_PICTURES` that has any, the largest lesion first.
+
+    Only the pictures of the largest `MAX_PICTURES` lesions of all kinds are shown.
+    """
+    largest = sorted(cards, key=lambda drawn: drawn[0].max_diameter_mm, reverse=True)
+    sections: dict[str, list[Card]] = {state: [] for state in WITH_PICTURES}
+    for change, card in largest[:MAX_PICTURES]:
+        if change.state in sections:
+            sections[change.state].append(card)
+    return {state: own for state, own in sections.items() if own}
+
+
+def _draw_chart(changes: Sequence[LesionChange], unit: str) -> Chart:
+    """Draw the diameter of each lesion at the later visit against that at the earlier one."""
+    figure, axes = new_figure()
+    smaller = ("gone", "shrunk")
+    for change in sorted(changes, key=lambda one: one.accepted):  # accepted changes on top
+        colour = LESS if change.state in smaller else MORE
+        if change.state == "stable" or not change.accepted:
+            colour = UNSURE
+        x = change.diameter_before_mm or 0.0
+        y = change.diameter_after_mm or 0.0
+        axes.plot(x, y, "o", color=colour, mec="white", mew=0.6, markersize=6)
+    top = 1.08 * max(axes.get_xlim()[1], axes.get_ylim()[1])
+    axes.plot([0, top], [0, top], color="0.6", linewidth=1, zorder=0)
+    axes.set(xlim=(-0.02 * top, top), ylim=(-0.02 * top, top))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.set(xlabel=f"diameter at the earlier visit, {unit}", ylabel=f"at the later visit, {unit}")
+    caption = "Orange: new, larger, merged or split. Blue: gone or smaller. Grey: no sure change."
+    return Chart("Every lesion, earlier and later", caption, figure)
+
+
+def _row_of_pair(case: str, name: str, changes: Sequence[LesionChange]) -> dict[str, object]:
+    """Return the row of a pair of visits by column.
+
+    The numbers are those of sure changes and stable lesions, the volumes those of all lesions.
+    """
+    own = [c for c in changes if c.case == case]
+    return {
+        "pair": name,
+        **count_states(c for c in own if c.accepted or c.state == "stable"),
+        "ml before": sum(c.volume_before_ml or 0.0 for c in own),
+        "ml after": sum(c.volume_after_ml or 0.0 for c in own),
+    }
+
+
+def _row_of_change(name: str, change: LesionChange, unit: str) -> dict[str, object]:
+    """Return the row of a change by column."""
+    return {
+        "pair": name,
+        "change": change.state,
+        "lesion before": " ".join(map(str, change.lesion_before)),
+        "lesion after": " ".join(map(str, change.lesion_after)),
+        f"{unit} before": change.diameter_before_mm,
+        f"{unit} after": change.diameter_after_mm,
+        "ml before": change.volume_before_ml,
+        "ml after": change.volume_after_ml,
+        "change, %": change.change_percent,
+        "detectable from, %": change.smallest_change_percent,
+    }
