@@ -123,6 +123,11 @@ class Geometry:
         """Volume of one voxel in mm³ (area of a pixel in mm²): |det affine|."""
         return float(abs(np.linalg.det(self.affine[: self.dims, : self.dims])))
 
+    @property
+    def centre_mm(self) -> Numbers:
+        """The centre of the grid `[dims]` in RAS millimetres."""
+        return self.to_mm(np.subtract(self.shape, 1) / 2)
+
     def to_mm(self, index: ArrayLike) -> Numbers:
         """Convert array indices `[n, dims]` (z, y, x) to RAS millimetres `[n, dims]` (x, y, z)."""
         return _apply_affine(index, self.affine)
@@ -150,10 +155,10 @@ class Geometry:
         return Geometry(self.shape, matrix @ self.affine, self.unit)
 
     def contains(self, points_mm: ArrayLike) -> Flags:
-        """Flag the points `[n, dims]` that are located inside a voxel of the grid."""
+        """Flag the points `[n, dims]`, or one point, that are inside a voxel of the grid."""
         index = self.to_index(points_mm)  # a voxel extends by 0.5 from its whole-numbered centre
         is_inside = (index >= -0.5) & (index <= np.subtract(self.shape, 0.5))
-        return np.asarray(is_inside.all(axis=1))
+        return np.asarray(is_inside.all(axis=-1))
 
     def overlap(self, other: "Geometry") -> float:
         """Return the share of the smaller grid that is inside the other grid, from 8000 samples."""

@@ -28,7 +28,6 @@ from lesionseg.evaluation.matching import (
     Match,
     Outcomes,
     Rows,
-    flag_accepted,
     match,
     sum_shares,
 )
@@ -135,7 +134,7 @@ class MatchedCase:
         """
         begin = perf_counter()
         by_label = self.match.within_labels
-        accepted = flag_accepted(self.prediction.candidates)
+        accepted = self.prediction.accepted
         # these criteria compare equal labels, so pooled and separate labels have the same result
         secondary = {
             rule.name: self.match.decide_outcomes(accepted, rule) for rule in SECONDARY_CRITERIA

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
@@ -37,7 +36,6 @@ REFERENCE = "#56b4e9"  # colour of the outline of the reference
 ACCEPTED = "#f0a500"  # colour of accepted candidates
 BELOW = "white"  # colour of candidates that are not accepted
 DARK_EDGE = [withStroke(linewidth=1.8, foreground="black")]  # of white marks on bright tissue
-NAME_EDGE = [withStroke(linewidth=2, foreground="black")]  # of the names of cut-outs
 # letters at the left and the upper edge of the axial, coronal and sagittal plane
 EDGES = (("R", "A"), ("R", "S"), ("A", "S"))
 
@@ -62,21 +60,17 @@ class Card:
         planes: int = 3,
         focus: Flags | None = None,
     ) -> "Card":
-        """Draw cut-outs of one or several scenes around the same box, next to each other.
+        """Draw the picture with `draw_cutouts`, which has the other arguments.
 
         Args:
-            scenes: The scenes by name. If there are several, each cut-out shows its name.
-            start: First corner of the box in voxels of the scenes' grid.
+            scenes: The scenes by name.
+            start: First corner of the box.
             stop: Last corner of the box, exclusive.
             words: The scan, the size and a description of the lesion.
-            planes: Number of planes, see `draw_cutout`.
-            focus: Mask of the one candidate that the picture is about, see `draw_cutout`.
+            planes: Number of planes.
+            focus: Mask of the one accepted candidate that the picture is about.
         """
-        figures = {
-            name: draw_cutout(scene, start, stop, planes=planes, focus=focus)
-            for name, scene in scenes.items()
-        }
-        figure = _set_side_by_side(figures) if len(figures) > 1 else next(iter(figures.values()))
+        figure = draw_cutouts(scenes, start, stop, planes=planes, focus=focus)
         return cls(data_uri(figure), *words)
 
 
@@ -120,15 +114,15 @@ class _Outline:
         return self if self.mask is None else replace(self, mask=self.mask[part])
 
 
-def draw_cutout(
-    scene: Scene,
+def draw_cutouts(
+    scenes: Mapping[str, Scene],
     start: Sequence[float],
     stop: Sequence[float],
     *,
     planes: int = 3,
     focus: Flags | None = None,
 ) -> Figure:
-    """Draw slices through the voxel of a mask that is nearest to the middle of a box.
+    """Draw slices of each scene through the voxel of a mask that is nearest to the middle of a box.
 
     The mask is `focus` or, without it, that of the lesions, then that of the accepted candidates.
     If none of them has a voxel in the box, the slices pass through its middle.
@@ -137,13 +131,31 @@ def draw_cutout(
     left. A 2-D image is shown as a whole with a frame, and as the cut-out within the frame.
 
     Args:
-        scene: The scan and its masks.
-        start: First corner of the box in voxels of the scene's grid.
+        scenes: Scans on one grid with their masks, by the names that are written into the slices.
+        start: First corner of the box in voxels of the grid.
         stop: Last corner of the box, exclusive.
         planes: Number of planes. In 2-D, one plane shows only the cut-out.
         focus: Mask of the one accepted candidate that the picture is about. All other outlines of
             candidates are faded. None fades no outline.
     """
+    n = min(planes, len(start))
+    figure, panels = _make_panels(n * len(scenes))
+    for k, (name, scene) in enumerate(scenes.items()):
+        own = panels[n * k : n * (k + 1)]
+        _draw_cutout(own, scene, start, stop, focus)
+        look: Any = {"color": "white", "fontsize": 8, "path_effects": DARK_EDGE}
+        own[0].text(0.03, 0.03, name, transform=own[0].transAxes, **look)
+    return figure
+
+
+def _draw_cutout(
+    panels: Sequence[Axes],
+    scene: Scene,
+    start: Sequence[float],
+    stop: Sequence[float],
+    focus: Flags | None,
+) -> None:
+    """Draw slices of a scene into the panels, as `draw_cutouts` describes."""
     order, flips = display_axes(scene.geometry)
     spacing = np.array([scene.geometry.spacing_mm[a] for a in order])
     unit = short_unit(scene.geometry.size_unit)
@@ -165,16 +177,14 @@ def draw_cutout(
     box_mm = (box[1] - box[0]) * spacing
     side = _choose_side(image_mm, box_mm)
     if image.ndim == 2:
-        figure, panels = _make_panels(min(planes, 2))
         _crop(panels[-1], shown, masks, spacing, middle, side, unit)
-        if planes == 1:
-            return figure
+        if len(panels) == 1:
+            return
         limits = np.percentile(shown, WINDOW)
         _show(panels[0], shown, masks, spacing, limits)
         top, left = (m * s - side / 2 for m, s in zip(middle, spacing, strict=True))
         panels[0].add_patch(Rectangle((left, top), side, side, fill=False, ec=BELOW, lw=0.8))
-        return figure
-    figure, panels = _make_panels(planes)
+        return
     for axis, axes in enumerate(panels):
         in_plane = [k for k in range(3) if k != axis]
         index: list[Any] = [slice(None)] * 3
@@ -186,24 +196,6 @@ def draw_cutout(
         look: Any = {"color": "white", "fontsize": 7, "path_effects": DARK_EDGE}
         axes.text(0.02, 0.5, left, transform=axes.transAxes, **look)
         axes.text(0.5, 0.93, upper, transform=axes.transAxes, **look)
-    return figure
-
-
-def _set_side_by_side(figures: Mapping[str, Figure]) -> Figure:
-    """Return a figure of several figures of equal size, each with its name in the corner."""
-    n = len(figures)
-    width = next(iter(figures.values())).get_figwidth()
-    joined = Figure(figsize=(n * width, INCHES), facecolor="black")
-    for k, (name, figure) in enumerate(figures.items()):
-        figure.set_dpi(DPI)
-        canvas: Any = FigureCanvasAgg(figure)
-        canvas.draw()
-        axes = joined.add_axes((k / n, 0, 1 / n, 1))
-        axes.imshow(np.asarray(canvas.buffer_rgba()))
-        axes.set_axis_off()
-        look: Any = {"color": "white", "fontsize": 8, "path_effects": NAME_EDGE}
-        axes.text(0.03, 0.03, name, transform=axes.transAxes, **look)
-    return joined
 
 
 def _style_outlines(

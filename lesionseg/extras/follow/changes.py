@@ -16,7 +16,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from scipy.special import ndtri
 
-from lesionseg.core import Geometry, Lesions, OperatingPoint, Prediction
+from lesionseg.core import Lesions, OperatingPoint, Prediction
 from lesionseg.errors import GeometryError
 from lesionseg.evaluation import resample_prediction
 from lesionseg.io import write_csv
@@ -176,14 +176,12 @@ def size_errors(lesions: Lesions) -> Numbers:
     sums = np.zeros(len(lesions))
     for row in np.flatnonzero(lesions.has_voxels):
         voxels = lesions.voxels_of(int(row))
-        # the first plane of each axis stays empty, so that voxels which `roll` moves around the end
-        # are the predecessors of no voxel
-        mask = np.zeros(np.ptp(voxels, axis=0) + 2, dtype=np.bool_)
-        mask[tuple((voxels - voxels.min(axis=0) + 1).T)] = True
+        mask = np.zeros(np.ptp(voxels, axis=0) + 1, dtype=np.bool_)
+        mask[tuple((voxels - voxels.min(axis=0)).T)] = True
         for axis in range(mask.ndim):
-            has_predecessor = np.roll(mask, 1, axis)
-            n_faces = np.count_nonzero(mask & ~has_predecessor)  # of one side
-            sums[row] += n_faces**2
+            # a face of one side is where a voxel of the lesion differs from the one before it
+            differs = np.diff(mask, axis=axis, prepend=False)
+            sums[row] += np.count_nonzero(mask & differs) ** 2
     return np.asarray(lesions.geometry.voxel_size * np.sqrt(sums / 6))
 
 
@@ -222,7 +220,6 @@ class VisitPair:
     Attributes:
         before: The earlier visit, resampled onto the grid of the later one.
         after: The later visit.
-        placed: The grid of the earlier visit, moved into the space of the later one.
         changes: The changes.
         matrix: Affine from the RAS mm of the earlier visit to those of the later one. None if both
             visits have the same coordinates.
@@ -230,7 +227,6 @@ class VisitPair:
 
     before: Prediction
     after: Prediction
-    placed: Geometry
     changes: list[LesionChange]
     matrix: Numbers | None
 
@@ -279,7 +275,10 @@ def compare_visits(
     grid = after.geometry
     own = before.geometry
     placed = own if matrix is None else own.move(matrix)
-    if own.dims != grid.dims or not _share_space(placed, grid):
+    share_space = own.dims == grid.dims and (
+        grid.contains(placed.centre_mm) or placed.contains(grid.centre_mm)
+    )
+    if not share_space:
         raise GeometryError(
             f"Case {case}: the visits do not overlap in space or have different numbers of axes; "
             f"before {placed.describe()}, after {grid.describe()}. If the numbers of axes are "
@@ -297,34 +296,22 @@ def compare_visits(
     earlier = Visit(
         lesions,
         candidates_of(moved),
-        np.array([c.accepted for c in before.candidates], dtype=np.bool_),
+        before.accepted,
         grid.contains(centres_mm),
     )
     lesions = candidates_of(after)
-    later = Visit(
-        lesions,
-        lesions,
-        np.array([c.accepted for c in after.candidates], dtype=np.bool_),
-        placed.contains(lesions.centres_mm),
-    )
-    score_of = {}
-    for c in after.candidates:
-        by_size = c.diameter_mm / (c.diameter_mm + HALF_SCORE_MM)
-        score_of[c.id] = c.score if after.has_scores else by_size
+    later = Visit(lesions, lesions, after.accepted, placed.contains(lesions.centres_mm))
+    score_of = {
+        c.id: c.score if after.has_scores else c.diameter_mm / (c.diameter_mm + HALF_SCORE_MM)
+        for c in after.candidates
+    }
     changes = []
     for change in find_changes(case, earlier, later, rule):
         if change.state == "new":
             # a new lesion has no partner that could join others to it, so there is one id
             change = replace(change, score=score_of[change.lesion_after[0]])
         changes.append(change)
-    return VisitPair(moved, after, placed, changes, matrix)
-
-
-def _share_space(one: Geometry, other: Geometry) -> bool:
-    """Return True if the centre of at least one grid is inside the other grid."""
-    centre_mm = one.to_mm([[(n - 1) / 2 for n in one.shape]])
-    other_centre_mm = other.to_mm([[(n - 1) / 2 for n in other.shape]])
-    return bool(other.contains(centre_mm) or one.contains(other_centre_mm))
+    return VisitPair(moved, after, changes, matrix)
 
 
 @dataclass(frozen=True, eq=False)
@@ -332,22 +319,16 @@ class _Side:
     """The lesions of a group at one visit.
 
     Attributes:
-        ids: The ids of the lesions. Empty, like the arrays, if the visit has none.
-        sizes: Their sizes `[n]` in mm³, in 2-D in mm².
-        diameters_mm: Their equivalent diameters `[n]`.
-        errors: The standard errors of the sizes `[n]`.
+        lesions: All lesions of the visit.
+        rows: The rows of the group. Empty if the visit has none.
+        errors: The standard errors of their sizes `[n]`.
         accepted: True if they are accepted candidates.
-        label: Their label value. 0 without a lesion.
-        dims: Number of axes.
     """
 
-    ids: tuple[int, ...]
-    sizes: Numbers
-    diameters_mm: Numbers
+    lesions: Lesions
+    rows: Rows
     errors: Numbers
     accepted: bool
-    label: int
-    dims: int
 
     @classmethod
     def of(cls, visit: Visit, rows: Rows, errors: Numbers) -> "_Side":
@@ -355,18 +336,28 @@ class _Side:
         accepted = bool(visit.accepted[rows].any())
         if accepted:
             rows = rows[visit.accepted[rows]]
-        lesions = visit.lesions
-        return cls(
-            ids=tuple(lesions.ids[rows].tolist()),
-            sizes=np.asarray(
-                lesions.n_voxels[rows] * lesions.geometry.voxel_size, dtype=np.float64
-            ),
-            diameters_mm=lesions.diameters_mm[rows],
-            errors=errors[rows],
-            accepted=accepted,
-            label=int(lesions.labels[rows[0]]) if len(rows) else 0,
-            dims=lesions.geometry.dims,
-        )
+        return cls(visit.lesions, rows, errors[rows], accepted)
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """The ids of the lesions."""
+        return tuple(self.lesions.ids[self.rows].tolist())
+
+    @property
+    def label(self) -> int:
+        """Their label value. 0 without a lesion."""
+        return int(self.lesions.labels[self.rows].max(initial=0))
+
+    @property
+    def dims(self) -> int:
+        """Number of axes."""
+        return self.lesions.geometry.dims
+
+    @property
+    def sizes(self) -> Numbers:
+        """The sizes `[n]` in mm³, in 2-D in mm²."""
+        voxel_size = self.lesions.geometry.voxel_size
+        return np.asarray(voxel_size * self.lesions.n_voxels[self.rows], dtype=np.float64)
 
     def n_whole(self, rule: ChangeRule) -> int:
         """Count the lesions that are not pieces (see `find_changes`). Return at least 1."""
@@ -388,7 +379,8 @@ class _Side:
         """The equivalent diameter of the summed size. None without a lesion."""
         if not self.ids:
             return None
-        return float((self.diameters_mm**self.dims).sum() ** (1 / self.dims))
+        diameters_mm = self.lesions.diameters_mm[self.rows]
+        return float((diameters_mm**self.dims).sum() ** (1 / self.dims))
 
 
 def _describe_change(case: str, before: _Side, after: _Side, rule: ChangeRule) -> LesionChange:
@@ -496,7 +488,7 @@ def _find_overlaps(
     """
     id_at_voxel = others.draw()
     highest = int(others.ids.max(initial=0))
-    pairs: list[tuple[int, int]] = []
+    are_linked = np.zeros((len(lesions), len(others)), dtype=np.bool_)
     for row in np.flatnonzero(is_free & lesions.has_voxels):
         voxels = lesions.voxels_of(int(row))
         if grow:
@@ -505,9 +497,8 @@ def _find_overlaps(
         n_common = n_by_id[others.ids]
         smaller = np.minimum(lesions.n_voxels[row], others.n_voxels)
         enough = (n_common >= overlap * smaller) & (n_common > 0)
-        enough &= is_other_free & (others.labels == lesions.labels[row])
-        pairs += [(int(row), int(other)) for other in np.flatnonzero(enough)]
-    return np.array(pairs, dtype=np.int64).reshape(-1, 2)
+        are_linked[row] = enough & is_other_free & (others.labels == lesions.labels[row])
+    return np.argwhere(are_linked)
 
 
 def _grow(voxels: Rows, shape: tuple[int, ...]) -> Rows:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from lesionseg.core import OperatingPoint, Prediction
+from lesionseg.core import OperatingPoint, Prediction, joint_unit
 from lesionseg.extras.follow.changes import (
     STATES,
     ChangeRule,
@@ -14,6 +14,7 @@ from lesionseg.extras.follow.changes import (
     VisitPair,
     count_states,
 )
+from lesionseg.extras.follow.pairs import FollowedPair
 from lesionseg.io import read_finite
 from lesionseg.reporting import Card, Chart, Scene, new_figure, write_page
 
@@ -101,41 +102,34 @@ def _describe(change: LesionChange, visit: str) -> str:
 
 def write_follow_page(
     path: Path,
-    changes: Sequence[LesionChange],
+    followed: Mapping[str, FollowedPair],
+    *,
     names: Mapping[str, str],
-    cards: Iterable[tuple[LesionChange, Card]],
     rule: ChangeRule,
     point: OperatingPoint | None,
-    unit: str,
-    alignments: Mapping[str, str],
 ) -> None:
     """Write the page of all pairs of visits.
 
     Args:
         path: The file to write.
-        changes: The changes of all pairs.
+        followed: The compared pairs by id, in the order of the page.
         names: The name of each pair on the page by its id, also of pairs that were not compared.
-        cards: The changes with their pictures.
         rule: The rule by which the changes were found.
         point: The operating point that accepts new lesions. None accepts all of them.
-        unit: The unit of diameters.
-        alignments: How the visits of each compared pair were aligned, `headers` or `rigid`, in the
-            order of the page.
     """
-    accepted = [c for c in changes if c.accepted]
-    pairs = [_row_of_pair(case, names[case], changes) for case in alignments]
-    kinds_of_alignment = list(dict.fromkeys(alignments.values()))
-    if len(kinds_of_alignment) > 1:
-        for row, kind in zip(pairs, alignments.values(), strict=True):
-            row["aligned by"] = kind
-    change_rows = [_row_of_change(names[c.case], c, unit) for c in accepted]
-    has_volumes = any(
-        c.volume_before_ml is not None or c.volume_after_ml is not None for c in changes
-    )
-    if not has_volumes:  # 2-D images
-        for row in pairs + change_rows:
-            del row["ml before"]
-            del row["ml after"]
+    pairs = followed.values()
+    changes = [change for pair in pairs for change in pair.changes]
+    accepted = [change for change in changes if change.accepted]
+    unit = joint_unit(pair.unit for pair in pairs)
+    alignments = list(dict.fromkeys(pair.alignment for pair in pairs))
+    rows = [_row_of_pair(names[case], pair) for case, pair in followed.items()]
+    change_rows = [_row_of_change(names[change.case], change, unit) for change in accepted]
+    left_out = set() if len(alignments) > 1 else {"aligned by"}
+    if all(c.volume_before_ml is c.volume_after_ml is None for c in changes):  # 2-D images
+        left_out |= {"ml before", "ml after"}
+    for row in rows + change_rows:
+        for column in left_out:
+            row.pop(column, None)
     write_page(
         path,
         "follow.html.j2",
@@ -149,26 +143,24 @@ def write_follow_page(
         charts=[_draw_chart(changes, unit)] if changes else [],
         rule=rule,
         point=point,
-        sections=_group_cards(cards),
-        aligned=kinds_of_alignment,
-        pairs=pairs,
-        not_compared=[name for case, name in names.items() if case not in alignments],
+        sections=_group_cards(card for pair in pairs for card in pair.cards),
+        aligned=alignments,
+        pairs=rows,
+        not_compared=[name for case, name in names.items() if case not in followed],
         changes=change_rows,
     )
 
 
-def _group_cards(
-    cards: Iterable[tuple[LesionChange, Card]],
-) -> dict[str, list[Card]]:
+def _group_cards(cards: Iterable[tuple[LesionChange, Card]]) -> dict[str, list[Card]]:
     """Return the pictures of each kind in `WITH_PICTURES` that has any, the largest lesion first.
 
     Only the pictures of the largest `MAX_PICTURES` lesions of all kinds are shown.
     """
     largest = sorted(cards, key=lambda drawn: drawn[0].max_diameter_mm, reverse=True)
-    sections: dict[str, list[Card]] = {state: [] for state in WITH_PICTURES}
-    for change, card in largest[:MAX_PICTURES]:
-        if change.state in sections:
-            sections[change.state].append(card)
+    shown = largest[:MAX_PICTURES]
+    sections = {
+        state: [card for change, card in shown if change.state == state] for state in WITH_PICTURES
+    }
     return {state: own for state, own in sections.items() if own}
 
 
@@ -193,17 +185,17 @@ def _draw_chart(changes: Sequence[LesionChange], unit: str) -> Chart:
     return Chart("Every lesion, earlier and later", caption, figure)
 
 
-def _row_of_pair(case: str, name: str, changes: Sequence[LesionChange]) -> dict[str, object]:
+def _row_of_pair(name: str, pair: FollowedPair) -> dict[str, object]:
     """Return the row of a pair of visits by column.
 
     The numbers are those of sure changes and stable lesions, the volumes those of all lesions.
     """
-    own = [c for c in changes if c.case == case]
     return {
         "pair": name,
-        **count_states(c for c in own if c.accepted or c.state == "stable"),
-        "ml before": sum(c.volume_before_ml or 0.0 for c in own),
-        "ml after": sum(c.volume_after_ml or 0.0 for c in own),
+        **count_states(c for c in pair.changes if c.accepted or c.state == "stable"),
+        "ml before": sum(c.volume_before_ml or 0.0 for c in pair.changes),
+        "ml after": sum(c.volume_after_ml or 0.0 for c in pair.changes),
+        "aligned by": pair.alignment,
     }
 
 

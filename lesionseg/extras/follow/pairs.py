@@ -1,17 +1,41 @@
 """Read both visits of a pair, register them, and compare their lesions."""
 
 import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from lesionseg.core import Prediction
 from lesionseg.errors import ContentError, DatasetError, GeometryError
-from lesionseg.extras.follow.changes import ChangeRule, VisitPair, compare_visits
+from lesionseg.evaluation import MatchedCase
+from lesionseg.extras.follow.changes import ChangeRule, LesionChange, VisitPair, compare_visits
 from lesionseg.extras.follow.registration import MIN_FOREGROUND_DICE, Alignment, register_rigid
 from lesionseg.extras.follow.visits import FilePair, VisitFiles
 from lesionseg.io import GridPair, read_finite, read_geometry
+from lesionseg.reporting import Card
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class FollowedPair:
+    """The comparison of two visits: its changes, row of pairs.csv and pictures.
+
+    `match` compares the new lesions with those of a reference, if there is one. `unit` is the unit
+    of lesion sizes. The volumes of the visits are not kept, because all pairs together may not fit
+    into memory.
+    """
+
+    unit: str
+    changes: Sequence[LesionChange]
+    row: Mapping[str, Any]
+    cards: Sequence[tuple[LesionChange, Card]]
+    match: MatchedCase | None
+
+    @property
+    def alignment(self) -> str:
+        """How the visits were aligned: `headers` or `rigid`."""
+        return str(self.row["registered"])
 
 
 @dataclass(frozen=True)
@@ -49,9 +73,8 @@ class PairReader:
         before = _read(earlier, merge_labels=self.merge_labels)
         after = _read(later, merge_labels=self.merge_labels)
         _check_names(later.case, before, after)
-        first = _mask_path(earlier)
-        second = _mask_path(later)
-        GridPair(first, before.geometry, second, after.geometry).check_headers()
+        grids = GridPair(_mask_path(earlier), before.geometry, _mask_path(later), after.geometry)
+        grids.check_headers()
         is_one_grid = before.geometry.matches(after.geometry)
         needs_alignment = self.register == "rigid"
         if self.register == "auto":  # scans on one grid count as registered

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lesionseg.core import Aim, Finding, OperatingPoint, Reference, joint_unit
+from lesionseg.core import Aim, Finding, OperatingPoint, Reference
 from lesionseg.errors import (
     CASE_ERRORS,
     SOME_FAILED,
@@ -38,7 +38,7 @@ from lesionseg.extras.follow.changes import (
 )
 from lesionseg.extras.follow.dicom_report import find_reports, plan_report, write_change_report
 from lesionseg.extras.follow.page import draw_changes, write_follow_page
-from lesionseg.extras.follow.pairs import PairReader
+from lesionseg.extras.follow.pairs import FollowedPair, PairReader
 from lesionseg.extras.follow.registration import Alignment
 from lesionseg.extras.follow.settings import FollowConfig
 from lesionseg.extras.follow.visits import (
@@ -50,7 +50,6 @@ from lesionseg.extras.follow.visits import (
 )
 from lesionseg.io import find_predictions, read_mask, read_scan_list, write_csv
 from lesionseg.pipeline import Outcome, bar, command_line, find_recipe, hold_lock
-from lesionseg.reporting import Card
 from lesionseg.version import __version__
 
 _log = logging.getLogger(__name__)
@@ -211,16 +210,7 @@ def follow(cfg: FollowConfig, *, progress: Advance | None = None) -> FollowOutco
     rows = [pair.row for pair in followed.values()]
     failed_rows = [{"case": one.case, "message": one.message} for one in failed]
     write_csv(folder / "pairs.csv", [*rows, *failed_rows], tuple(rows[0]))
-    write_follow_page(
-        folder / "follow.html",
-        changes,
-        names=names,
-        cards=[card for pair in followed.values() for card in pair.cards],
-        rule=rule,
-        point=point,
-        unit=joint_unit({pair.unit for pair in followed.values()}),
-        alignments={case: pair.row["registered"] for case, pair in followed.items()},
-    )
+    write_follow_page(folder / "follow.html", followed, names=names, rule=rule, point=point)
     return FollowOutcome(
         changes=changes,
         n_pairs=len(followed),
@@ -228,22 +218,6 @@ def follow(cfg: FollowConfig, *, progress: Advance | None = None) -> FollowOutco
         failed=tuple(failed),
         has_images=all(visit.image is not None for files in pairs.values() for visit in files),
     )
-
-
-@dataclass(frozen=True, eq=False)
-class FollowedPair:
-    """The comparison of two visits: its changes, row of pairs.csv and pictures.
-
-    `match` compares the new lesions with those of a reference, if there is one. `unit` is the unit
-    of lesion sizes. The volumes of the visits are not kept, because all pairs together may not fit
-    into memory.
-    """
-
-    unit: str
-    changes: Sequence[LesionChange]
-    row: Mapping[str, Any]
-    cards: Sequence[tuple[LesionChange, Card]]
-    match: MatchedCase | None
 
 
 def _nothing_followed(faults: Mapping[str, Exception]) -> Exception:
