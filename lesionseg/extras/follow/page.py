@@ -24,8 +24,6 @@ MORE = "#d55e00"  # new, larger, merged or split
 LESS = "#0072b2"  # gone or smaller
 UNSURE = "#b3b3b3"  # without a sure change
 MAX_PICTURES = 40  # pictures of the largest lesions; the tables list every change
-# the changes that the page shows with pictures, in this order
-WITH_PICTURES = ("new", "enlarged", "shrunk", "gone", "merged", "split")
 
 
 def draw_changes(
@@ -82,11 +80,10 @@ def _lesions_to_outline(
 
 def _find_visit_of_candidates(pair: VisitPair, change: LesionChange) -> str:
     """Return the visit at which the lesion is only a candidate below the threshold, or ""."""
-    visits = (pair.before, pair.after)
-    of_visits = (change.lesion_before, change.lesion_after)
-    for name, visit, ids in zip(VISITS, visits, of_visits, strict=True):
-        own = [candidate for candidate in visit.candidates if candidate.id in ids]
-        if own and not any(candidate.accepted for candidate in own):
+    visits = ((pair.before, change.lesion_before), (pair.after, change.lesion_after))
+    for name, (visit, ids) in zip(VISITS, visits, strict=True):
+        accepted = [c.accepted for c in visit.candidates if c.id in ids]
+        if accepted and not any(accepted):
             return name
     return ""
 
@@ -152,14 +149,14 @@ def write_follow_page(
 
 
 def _group_cards(cards: Iterable[tuple[LesionChange, Card]]) -> dict[str, list[Card]]:
-    """Return the pictures of each kind in `WITH_PICTURES` that has any, the largest lesion first.
+    """Return the pictures of each state that has any, the largest lesion first.
 
     Only the pictures of the largest `MAX_PICTURES` lesions of all kinds are shown.
     """
     largest = sorted(cards, key=lambda drawn: drawn[0].max_diameter_mm, reverse=True)
     shown = largest[:MAX_PICTURES]
     sections = {
-        state: [card for change, card in shown if change.state == state] for state in WITH_PICTURES
+        state: [card for change, card in shown if change.state == state] for state in STATES
     }
     return {state: own for state, own in sections.items() if own}
 

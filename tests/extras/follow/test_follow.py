@@ -477,6 +477,22 @@ def test_report_of_another_scan_is_not_replaced(tmp_path, obstacle, caplog):
     assert (out / "P2_scan_sr.dcm").is_file()
 
 
+def test_without_the_extra_that_writes_reports_there_is_one_sentence(tmp_path, monkeypatch, caplog):
+    def lack():
+        raise ConfigError("pacs: this installation lacks the extra.")
+
+    write_visits_of_two_patients(tmp_path)
+    monkeypatch.setattr("lesionseg.extras.follow.dicom_report._find_pacs", lack)
+    caplog.set_level("INFO")
+    outcome = follow_visits(tmp_path, has_images=True)
+    assert (outcome.n_pairs, outcome.exit_status) == (2, 0)
+    assert caplog.text.count("lacks the extra") == 1
+    assert not list((tmp_path / "out").glob("*_sr.dcm"))
+    caplog.clear()
+    follow_visits(tmp_path, has_images=True, dicom_output=False)
+    assert "lacks the extra" not in caplog.text
+
+
 def test_scan_that_changes_while_its_pair_is_compared_gets_no_report(tmp_path, monkeypatch):
     """While P1 is compared, its folder gets the series of another patient on the same grid."""
     pytest.importorskip("highdicom")
