@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from lesionseg.io.text import write_json as write_json
     from lesionseg.io.text import write_text as write_text
     from lesionseg.io.volumes import format_suffix as format_suffix
+    from lesionseg.io.volumes import is_dicom_image as is_dicom_image
     from lesionseg.io.volumes import read_geometry as read_geometry
     from lesionseg.io.volumes import read_volume as read_volume
     from lesionseg.io.volumes import strip_suffix as strip_suffix
@@ -54,6 +55,7 @@ _HOMES = {
     "find_predictions": "predictions",
     "find_scans": "scans",
     "format_suffix": "volumes",
+    "is_dicom_image": "volumes",
     "itk_image": "itk",
     "kind_of_name": "scans",
     "limit_voxels": "limits",

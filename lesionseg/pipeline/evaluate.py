@@ -142,7 +142,7 @@ class EvaluateOutcome(Outcome):
         return command_line("report", {"scores": self.output, **self.given, "output": "REPORT"})
 
 
-@hold_lock("output", instead="test2")
+@hold_lock("output", "evaluate")
 def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> EvaluateOutcome:
     """Compare a folder of predictions with references. Write scores.json and four tables.
 

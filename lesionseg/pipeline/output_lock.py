@@ -9,16 +9,17 @@ from typing import Any, TypeVar, cast
 from lesionseg.io.files import locked_folder
 from lesionseg.pipeline.scores_folder import require_no_run
 
+_EXAMPLES = {"evaluate": "test2", "follow": "changes"}  # folders for the message of each owner
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def hold_lock(key: str, *, instead: str = "") -> Callable[[F], F]:
+def hold_lock(key: str, owner: str = "") -> Callable[[F], F]:
     """Decorate a command so that it holds the lock of a folder while it runs.
 
     Args:
         key: The setting that names the folder. If it is None, nothing is locked.
-        instead: The name of a folder for the message of `require_no_run`, which is called first.
-            Without it, the folder may be that of a training.
+        owner: The command if it writes scores, which may not replace those of a training, see
+            `require_no_run`.
     """
 
     def decorate(command: F) -> F:
@@ -26,8 +27,8 @@ def hold_lock(key: str, *, instead: str = "") -> Callable[[F], F]:
         def run_locked(cfg: Any, *args: Any, **options: Any) -> Any:
             folder = getattr(cfg, key)
             with nullcontext() if folder is None else locked_folder(Path(folder)):
-                if instead:
-                    require_no_run(Path(folder), instead)
+                if owner:
+                    require_no_run(Path(folder), _EXAMPLES[owner])
                 return command(cfg, *args, **options)
 
         return cast(F, run_locked)

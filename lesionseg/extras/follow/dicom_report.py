@@ -12,6 +12,7 @@ from lesionseg.core import OperatingPoint, Prediction
 from lesionseg.errors import ConfigError, ContentError, GeometryError
 from lesionseg.extras.follow.changes import LesionChange
 from lesionseg.extras.follow.visits import VisitFiles
+from lesionseg.io import is_dicom_image
 
 _log = logging.getLogger(__name__)
 
@@ -22,20 +23,22 @@ def _find_pacs() -> ModuleType:
 
 
 def find_reports(visits: Iterable[VisitFiles]) -> Any | None:
-    """Return the class `ChangeReport`, or None if the extra `pacs` is missing, which is logged.
+    """Return the class `ChangeReport`, or None if no later visit has a DICOM scan.
 
-    Args:
-        visits: The later visits.
+    If the extra `pacs` is missing, return None, too, and warn.
 
     Raises:
-        ConfigError: If a scan is DICOM, and the package that writes reports is missing.
+        ConfigError: If the package that writes reports is missing.
     """
+    images = [visit.image for visit in visits if visit.image is not None]
+    if not any(map(is_dicom_image, images)):
+        return None
     try:
         reports = _find_pacs().ChangeReport
     except ConfigError as missing:
-        _log.info("Scans in DICOM get no report. %s", missing)
+        _log.warning("Scans in DICOM get no report. %s", missing)
         return None
-    reports.check(visit.image for visit in visits if visit.image is not None)
+    reports.check(images)
     return reports
 
 

@@ -133,7 +133,7 @@ class FollowOutcome(Outcome):
         return command_line("report", {"scores": self.output, "output": "REPORT"})
 
 
-@hold_lock("output", instead="changes")
+@hold_lock("output", "follow")
 def follow(cfg: FollowConfig, *, progress: Advance | None = None) -> FollowOutcome:
     """Compare the visits of each patient. Write changes.csv, pairs.csv and follow.html.
 
