@@ -10,7 +10,7 @@ from lesionseg.core import Geometry, OperatingPoint
 from lesionseg.errors import BundleError, ConfigError, ContentError, DatasetError, GeometryError
 from lesionseg.evaluation.scores import read_scores
 from lesionseg.extras.follow.changes import ChangeRule, compare_visits
-from lesionseg.extras.follow.dicom_report import find_reports, write_change_report
+from lesionseg.extras.follow.dicom_report import find_reports, plan_report, write_change_report
 from lesionseg.extras.follow.page import _find_visit_of_candidates, _lesions_to_outline
 from lesionseg.extras.follow.recipe import FollowOutcome
 from lesionseg.extras.follow.visits import VisitFiles, order_visits, visits_of_folders
@@ -437,9 +437,8 @@ def test_dicom_report_lists_new_and_gone_lesions_that_are_too_thin(tmp_path):
     assert "ml (too thin to be sure). New but too thin to be sure: candidate 1." in comment
     # at an operating point above its score the new lesion is left out
     visits = compare_visits("P1_scan", found["before"], found["after"], ChangeRule())
-    planned = find_reports([VisitFiles("P1_scan", PredictionFiles("P1_scan"), scan)]).plan(
-        scan, PredictionFiles("P1_scan"), tmp_path / "high"
-    )
+    later = VisitFiles("P1_scan", PredictionFiles("P1_scan"), scan)
+    planned = plan_report(find_reports([later]), later, tmp_path / "high")
     write_change_report(planned, visits.after, visits.changes, OperatingPoint("high", 0.9))
     n_groups, comment = read_report(tmp_path / "high" / "P1_scan_sr.dcm")
     assert n_groups == 0
