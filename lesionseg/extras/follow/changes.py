@@ -237,8 +237,11 @@ class VisitPair:
         error or below the operating point are left out. The remaining ones are accepted, because
         the caller decides by their scores.
         """
-        sure = [c for c in self.changes if c.state == "new" and c.accepted]
-        score_of = {c.lesion_after[0]: c.score for c in sure if c.score is not None}
+        score_of = {
+            change.lesion_after[0]: change.score
+            for change in self.changes
+            if change.accepted and change.score is not None  # only new lesions have scores
+        }
         new = [
             replace(c, score=score_of[c.id], accepted=True)
             for c in self.after.candidates
