@@ -31,7 +31,7 @@ from lesionseg.config import InferenceConfig, PredictConfig
 from lesionseg.core import Geometry, Labels, Volume
 from lesionseg.inference.bundle import Bundle, joint_digest, read_bundle, write_bundle
 from lesionseg.inference.predictor import Predictor
-from lesionseg.io.prediction_folder import PredictionFolder
+from lesionseg.io.results.folder import PredictionFolder
 from lesionseg.io.volumes import write_volume
 from lesionseg.models.build import build_network
 from lesionseg.pipeline.predict import find_input_scans

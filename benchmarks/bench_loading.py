@@ -37,7 +37,7 @@ from monai import transforms as mt
 
 from benchmarks.common import table
 from benchmarks.peers.monai_chain import monai_chain
-from lesionseg.config import AugmentConfig, SamplingConfig, TrainConfig
+from lesionseg.config import AugmentConfig, DetectionConfig, LossConfig, SamplingConfig
 from lesionseg.core import Geometry, Labels, Reference, Volume
 from lesionseg.data.cache import CachedCase, read_cached_case, write_cached_case
 from lesionseg.data.preprocess import PreparedCase
@@ -118,7 +118,7 @@ def measure_targets(case: CachedCase, plan: Plan, n: int) -> table.Row:
     """Return the row of the targets of the default loss."""
     tiles = TileDataset([case], plan, SamplingConfig.of(), AugmentConfig.of(), n_tiles=n, seed=0)
     batches = [to_batch([tiles[i]]) for i in range(TURN)]
-    add_targets = make_objective(plan, TrainConfig.of()).batch_targets
+    add_targets = make_objective(plan, LossConfig.of(), DetectionConfig.of()).batch_targets
     times = take_turns(n, ours=lambda i: add_targets(batches[i % TURN]), tile=tiles.__getitem__)
     ours, tile = (float(np.mean([used for used, _ in times[name]])) for name in ("ours", "tile"))
     return table.Row("targets_per_tile", ours, "ms", "read and augment", tile)

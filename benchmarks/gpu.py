@@ -41,6 +41,7 @@ from benchmarks.common.memory import peak_bytes
 from lesionseg.config import TrainConfig
 from lesionseg.core import Labels
 from lesionseg.data.cache import CachedCase
+from lesionseg.data.tiles import TileDataset
 from lesionseg.inference.bundle import write_bundle
 from lesionseg.inference.stitch import Store
 from lesionseg.inference.window import SlidingWindow
@@ -51,8 +52,8 @@ from lesionseg.models.memory_formula import CONTEXT_GB, WORKSPACE_GB, tensors_gb
 from lesionseg.ops.suppression import nms
 from lesionseg.phantoms import write_ct_phantoms, write_mri_phantoms
 from lesionseg.plan.plan import AnchorPlan, Architecture, Normalisation, Plan
-from lesionseg.training.fit import fit, tiles_of
-from lesionseg.training.module import highest_rate, make_optimiser
+from lesionseg.training.fit import fit
+from lesionseg.training.module import LesionModule, highest_rate, make_optimiser
 from lesionseg.training.objective import make_objective, noise_batch
 from lesionseg.training.trial_steps import try_steps
 
@@ -292,7 +293,7 @@ class TrainingStep:
         cfg = TrainConfig.of(loss=LOSSES[loss])
         self.network = build_network(plan).to(scale.device)
         set_memory_format(self.network, memory_format)
-        self.objective = make_objective(plan, cfg)
+        self.objective = make_objective(plan, cfg.loss, cfg.detection)
         rate = highest_rate(cfg.optim, plan, plan.batch_size)
         self.optimiser = make_optimiser(self.network, cfg.optim, rate)
         batch = noise_batch(plan, plan.batch_size)
@@ -415,14 +416,14 @@ def memory_rows_of(scale: Scale, plan: Plan, what: str) -> list[table.Row]:
 
     cuDNN takes its workspaces from torch, so the prediction of both includes them.
     """
-    cfg = TrainConfig.of()
+    module = module_of(plan, TrainConfig.of())
     if scale.device != "cuda":
-        peak = peak_bytes(lambda: try_steps(plan, cfg, scale.device), scale.device)
+        peak = peak_bytes(lambda: try_steps(module, scale.device), scale.device)
         return rows_against(what, "GB", peak / 1e9, predicted=tensors_gb(plan))
     gc.collect()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    try_steps(plan, cfg, scale.device)
+    try_steps(module, scale.device)
     used = torch.cuda.max_memory_allocated() / 1e9
     reserved = torch.cuda.max_memory_reserved() / 1e9
     predicted = tensors_gb(plan) + WORKSPACE_GB
@@ -500,13 +501,19 @@ def train_for_a_while(
         "compile": compiled,
     }
     cfg = TrainConfig.of(trainer=trainer)
-    fit(build_network(plan), plan, tiles_of(cases, plan, cfg), cfg, run, callbacks=[laps])
+    tiles = TileDataset(cases, plan, cfg.sampling, cfg.augment)
+    fit(module_of(plan, cfg), tiles, run, callbacks=[laps])
     return laps
+
+
+def module_of(plan: Plan, cfg: TrainConfig) -> LesionModule:
+    """Return the module of a training by a plan, with the losses of the settings."""
+    objective = make_objective(plan, cfg.loss, cfg.detection)
+    return LesionModule(build_network(plan), objective, cfg.trainer, cfg.optim)
 
 
 def prepare_heads(folder: Path, plan: Plan, n_lesions: tuple[int, int]) -> list[CachedCase]:
     """Simulate heads a little larger than a tile, and prepare them."""
-    from lesionseg.pipeline.experiment import Experiment
     from lesionseg.pipeline.prepare import prepare_cases
     from lesionseg.pipeline.survey import take_survey
 
@@ -517,7 +524,7 @@ def prepare_heads(folder: Path, plan: Plan, n_lesions: tuple[int, int]) -> list[
     cfg = TrainConfig.of(data={"root": folder / "raw", "validation_fraction": 0})
     survey = take_survey(cfg.data, seed=0)
     plan = plan.with_(channel_names=survey.dataset.channel_names)
-    return prepare_cases(Experiment(cfg, survey, folder / "run"), plan)
+    return prepare_cases(survey, plan, folder / "cache")
 
 
 class DeviceStore(Store):

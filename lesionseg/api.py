@@ -225,7 +225,7 @@ def predict(
     if not outcome.rows and not table.is_file():  # a shard without scans
         from pandas import DataFrame
 
-        from lesionseg.io.case_file import CaseRow
+        from lesionseg.io.results.row import CaseRow
 
         return DataFrame(columns=CaseRow.columns())
     return read_table(table)

@@ -31,9 +31,10 @@ from pydantic import (
 from scipy import ndimage
 
 from lesionseg.config import Probability, Settings, read
-from lesionseg.core import Geometry, Volume
+from lesionseg.core import Geometry, Labels, Volume
 from lesionseg.core.arrays import Integers, Numbers
 from lesionseg.errors import ConfigError, OutputError, require_one_of
+from lesionseg.io.layouts.nnunet import write_dataset_json
 from lesionseg.io.text import read_json, write_json
 from lesionseg.io.volumes import write_volume
 from lesionseg.ops.components import label_components
@@ -889,17 +890,17 @@ def write_nnunet_raw(
         write_array(folder / f"images{part}" / f"{case}_0000.nii.gz", stored, geometry)
         mask = (lesions > 0).astype(np.uint8)
         write_array(folder / f"labels{part}" / f"{case}.nii.gz", mask, geometry)
-    content = {
-        "name": name,
-        "description": about,
-        "licence": "CC0-1.0",
-        "file_ending": ".nii.gz",
-        "channel_names": {"0": channel},
-        "labels": {"background": 0, "lesion": 1},
-        "numTraining": n_cases - n_test,
-        "numTest": n_test,
-    }
-    write_json(folder / "dataset.json", content)
+    write_dataset_json(
+        folder,
+        [channel],
+        Labels.of({1: "lesion"}),
+        ".nii.gz",
+        name=name,
+        description=about,
+        licence="CC0-1.0",
+        numTraining=n_cases - n_test,
+        numTest=n_test,
+    )
 
 
 def write_array(path: Path, array: NDArray[Any], geometry: Geometry) -> None:

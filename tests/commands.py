@@ -38,7 +38,15 @@ def _command(name, *keys, **defaults):
 def check(root, page, data=(), **settings):
     """Check a dataset, as `prepare check=true` does, and write the page. `data`: its settings."""
     check_dataset = import_module("lesionseg.pipeline.check").check_dataset
-    return check_dataset(PrepareConfig.of(data={"root": root, **dict(data)}, **settings), page)
+    settings_of_training = import_module("lesionseg.pipeline.run_dir").settings_of_training
+    config_of = import_module("lesionseg.pipeline.run_dir").config_of
+    cfg = PrepareConfig.of(data={"root": root, **dict(data)}, **settings)
+    repeated = settings_of_training(config_of(cfg))
+    if cfg.run_dir is not None:
+        repeated["run_dir"] = cfg.run_dir
+    return check_dataset(
+        cfg.data, cfg.model, cfg.seed, page, settings=repeated, identifiers=cfg.identifiers
+    )
 
 
 predict = _command("predict", "bundle", "input", "output")

@@ -13,8 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lesionseg.core import Aim
-from lesionseg.evaluation.operating_point_choice import choose
+from lesionseg.evaluation.operating_points import Aim, choose
 from lesionseg.evaluation.tables import Tables, read_tables
 
 REPEATS = 1000

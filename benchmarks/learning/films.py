@@ -160,10 +160,11 @@ def train_ours(
 ) -> tuple[Predictor, int]:
     """Train the plan's network. Return its predictor and the number of steps."""
     fitted = train_network(experiment, plan, cases, validate=None)
+    cfg = experiment.cfg
     predictor = Predictor(
-        Bundle((fitted.network,), with_focal_correction(plan, experiment.cfg)),
+        Bundle((fitted.network,), with_focal_correction(plan, cfg.loss, cfg.detection)),
         device=fitted.device,
-        settings=experiment.cfg.inference,
+        settings=cfg.inference,
     )
     return predictor, fitted.steps
 
@@ -186,7 +187,7 @@ def make_cell(
     found = held.as_development(take_survey(held.data, 0, output / "cache" / "facts"))
     experiment = Experiment.on(cfg.model_copy(update={"data": held.data}), found, run)
     plan = plan_run(experiment)
-    cases = prepare_cases(experiment, plan)
+    cases = prepare_cases(found, plan, experiment.cache)
     is_new = not (run / "checkpoints" / "last.ckpt").is_file()
     before = time.process_time()
     predictor, steps = train(experiment, plan, cases)

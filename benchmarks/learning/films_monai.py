@@ -35,7 +35,7 @@ from lesionseg.models.build import build_network, fast_dtype  # noqa: E402
 from lesionseg.pipeline.experiment import Experiment  # noqa: E402
 from lesionseg.pipeline.planning import with_focal_correction  # noqa: E402
 from lesionseg.plan.plan import Plan  # noqa: E402
-from lesionseg.training.fit import GRADIENT_CLIP, tiles_of  # noqa: E402
+from lesionseg.training.fit import GRADIENT_CLIP, STEPS_PER_EPOCH  # noqa: E402
 from lesionseg.training.module import (  # noqa: E402
     highest_rate,
     make_optimiser,
@@ -63,10 +63,10 @@ class MonaiPredictor(Predictor):
     def infer(self, scan: Any, **_: Any) -> Inferred:
         """Run MONAI's sliding window on a prepared film."""
         inferred = super().infer(scan)
-        image = torch.from_numpy(np.ascontiguousarray(scan.image.array, dtype=np.float32))
+        image = torch.from_numpy(np.ascontiguousarray(scan.image, dtype=np.float32))
         found = self.detector([image], use_inferer=True)[0]
         boxes = found["box"].float()
-        dims = scan.image.geometry.dims
+        dims = scan.grid.dims
         has_size = (boxes[:, dims:] > boxes[:, :dims]).all(dim=1)
         order = found["label_scores"][has_size].argsort(descending=True)
         scores = found["label_scores"][has_size][order].float()
@@ -95,7 +95,15 @@ def train_monai(
     optimiser = make_optimiser(network, cfg.optim, rate)
     kept = experiment.run / "checkpoints" / "last.ckpt"
     first = restore(kept, network, optimiser)
-    batches = batches_from(tiles_of(cases, plan, cfg), plan, first)
+    tiles = TileDataset(
+        cases,
+        plan,
+        cfg.sampling,
+        cfg.augment,
+        n_tiles=STEPS_PER_EPOCH * plan.batch_size,
+        seed=cfg.seed,
+    )
+    batches = batches_from(tiles, plan, first)
     detector.train()
     for step in range(first, steps):
         images, targets = next(batches)
@@ -111,7 +119,7 @@ def train_monai(
             losses = {name: round(term.item(), 3) for name, term in terms.items()}
             films.log.info("step %d: %s", step + 1, losses)
             keep(kept, network, optimiser, step + 1)
-    plan = with_focal_correction(plan, cfg)
+    plan = with_focal_correction(plan, cfg.loss, cfg.detection)
     return MonaiPredictor.of(detector, plan, experiment), steps
 
 

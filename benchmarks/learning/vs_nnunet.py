@@ -58,7 +58,8 @@ from lesionseg.evaluation import Scores
 from lesionseg.inference.decision import find_by_rule
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.cases import read_case, read_image
-from lesionseg.io.predictions import find_predictions, write_prediction
+from lesionseg.io.results.case import write_prediction
+from lesionseg.io.results.index import find_predictions
 from lesionseg.io.text import read_json, write_json, write_text
 from lesionseg.pipeline.experiment import Experiment
 from lesionseg.pipeline.planning import plan_run

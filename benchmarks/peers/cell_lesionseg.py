@@ -46,7 +46,7 @@ def main() -> None:
     found = held.as_development(take_survey(held.data, seed=0))
     experiment = Experiment.on(cfg.model_copy(update={"data": held.data}), found, output)
     plan = plan_run(experiment)
-    cases = prepare_cases(experiment, plan)
+    cases = prepare_cases(found, plan, experiment.cache)
     before = minutes_before_training(job["began"], output)
     if job.get("clock") == "processor":
         before = 0.0
@@ -78,7 +78,7 @@ def main() -> None:
 def predict(fitted: FitResult, plan: Plan, cfg: Any, found: Survey, output: Path) -> None:
     """Write the log-odds of each scored case."""
     predictor = Predictor(
-        Bundle((fitted.network,), with_focal_correction(plan, cfg)),
+        Bundle((fitted.network,), with_focal_correction(plan, cfg.loss, cfg.detection)),
         device=fitted.device,
         settings=cfg.inference,
     )

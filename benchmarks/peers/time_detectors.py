@@ -24,7 +24,7 @@ from benchmarks.peers.torchvision_on_cpu import supply_nms
 
 supply_nms()
 
-from lesionseg.config import TrainConfig  # noqa: E402
+from lesionseg.config import DetectionConfig  # noqa: E402
 from lesionseg.core import Labels  # noqa: E402
 from lesionseg.inference.window import SlidingWindow  # noqa: E402
 from lesionseg.losses import FocalLoss  # noqa: E402
@@ -75,7 +75,7 @@ def prepare_ours(side: int) -> dict[str, Callable[[], object]]:
     layout = fast_memory_format(3, DEVICE)
     network = build_network(make_plan()).to(DEVICE)
     network.to(memory_format=layout)  # type: ignore[call-overload]
-    objective = make_objective(make_plan(), TrainConfig.of(), FocalLoss())
+    objective = make_objective(make_plan(), FocalLoss(), DetectionConfig.of())
     optimiser = torch.optim.AdamW(network.parameters())
     batch = {name: value.to(DEVICE) for name, value in make_tiles().items()}
 

@@ -16,17 +16,19 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from benchmarks.peers.training_work import SIZES, Job, Laps, Size, memory_mb
 from lesionseg.config import TrainConfig
 from lesionseg.core import Labels
 from lesionseg.data.cache import CachedCase, read_cached_case
+from lesionseg.data.tiles import TileDataset
 from lesionseg.models.build import build_network
 from lesionseg.plan.plan import Normalisation, Plan
-from lesionseg.training.fit import fit, tiles_of
-from lesionseg.training.objective import noise_batch
+from lesionseg.training.fit import fit
+from lesionseg.training.module import LesionModule
+from lesionseg.training.objective import make_objective, noise_batch
 
 
 class Watch(pl.Callback):
@@ -69,7 +71,6 @@ def prepare(folder: Path, size: Size) -> None:
 
     All cases are for training.
     """
-    from lesionseg.pipeline.experiment import Experiment
     from lesionseg.pipeline.prepare import prepare_cases
     from lesionseg.pipeline.survey import take_survey
     from lesionseg.plan.make import make_plan
@@ -80,7 +81,7 @@ def prepare(folder: Path, size: Size) -> None:
     plan = make_plan(found.fingerprint, found.dataset, memory_gb=8, device="cpu")
     plan = plan.with_(tile_shape=size.tile, batch_size=size.batch, architecture=size.architecture())
     (folder / "plan.json").write_text(plan.to_json())
-    prepare_cases(Experiment(cfg, found, folder / "run"), plan)
+    prepare_cases(found, plan, folder / "cache")
     print(json.dumps({"cases": len(read_cases(folder))}))
 
 
@@ -110,14 +111,6 @@ def plan_of(job: Job) -> Plan:
     )
 
 
-def fit_in_memory(
-    network: nn.Module, plan: Plan, cfg: TrainConfig, run: Path, watch: pl.Callback
-) -> None:
-    """Train repeatedly on one batch until `watch` ends the training."""
-    tiles = InMemory(noise_batch(plan, plan.batch_size))
-    fit(network, plan, tiles, cfg, run, callbacks=[watch])
-
-
 def work(job: Job) -> dict[str, float]:
     """Train, and return the times of steps and tiles and the memory."""
     torch.set_num_threads(job.threads)
@@ -135,11 +128,14 @@ def work(job: Job) -> dict[str, float]:
     network = build_network(plan)
     weights = sum(p.numel() for p in network.parameters())
     with tempfile.TemporaryDirectory() as run:
-        if job.what == "step":
-            fit_in_memory(network, plan, cfg, Path(run), Watch(laps))
+        if job.what == "step":  # repeatedly on one batch
+            tiles = InMemory(noise_batch(plan, plan.batch_size))
         else:
-            tiles = tiles_of(read_cases(Path(job.folder)), plan, cfg)
-            fit(network, plan, tiles, cfg, Path(run), callbacks=[Watch(laps)])
+            cases = read_cases(Path(job.folder))
+            tiles = TileDataset(cases, plan, cfg.sampling, cfg.augment)
+        objective = make_objective(plan, cfg.loss, cfg.detection)
+        module = LesionModule(network, objective, cfg.trainer, cfg.optim)
+        fit(module, tiles, Path(run), callbacks=[Watch(laps)])
     grown = memory_mb("VmHWM") - base
     return {"peak_mb": grown, "weights": weights} | laps.result()
 

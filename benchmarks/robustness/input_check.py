@@ -244,7 +244,7 @@ def main() -> None:
         scans: list[Any] = [predictor.prepare_volume(damage(v), name) for v in volumes]
         warned[name] = 0
         for scan in scans:
-            array = scan.image.array
+            array = scan.image
             found = compare_scan(bundle.check, array, scan.file_geometry, bundle.plan, ())
             warned[name] += bool(found.warning)
         print(f"| {name} | {warned[name]} of {len(volumes)} |")

@@ -13,7 +13,7 @@ import numpy as np
 
 from benchmarks.robustness.interval_coverage import simple_measures
 from lesionseg.evaluation.intervals import rate, wilson_interval
-from lesionseg.evaluation.operating_point_choice import most_false_positives
+from lesionseg.evaluation.operating_points import most_false_positives
 
 PATIENTS = (5, 10, 20, 50, 100, 200)
 LESIONS = (10, 20, 50, 100, 200, 500)

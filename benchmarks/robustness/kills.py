@@ -22,16 +22,21 @@ import sys
 import tempfile
 import time
 import traceback
+import zipfile
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from benchmarks.phantoms.visits import VisitSettings, write_visit_phantoms
 from lesionseg.cli import run
+from lesionseg.io import read_volume
 from lesionseg.io.files import TEMPORARY_NAMES
 from lesionseg.io.text import read_csv
 from lesionseg.phantoms import write_mri_phantoms
 from lesionseg.pipeline import find_recipe
+from tests.flow.test_earlier_version import ARCHIVES, write_dataset
+from tests.io.dicom_files import CT, STUDY, slice_elements, write_dicom_file
 
 SMALL = (
     "trainer.max_minutes=null trainer.max_steps=6 trainer.workers=0 "
@@ -39,7 +44,7 @@ SMALL = (
     "model.base_features=4 model.batch_size=2 model.tile_shape=[16,16,16]"
 )
 OF_THE_DAY = (b"training_minutes", b"git_commit", b'"seconds"')
-TIMES = ("seconds", "minutes", "peak_memory_mb")
+TIMES = ("seconds", "minutes", "peak_memory_mb", "finished")
 WITH_TIMES = ("run/tune.html",)  # pages with times in sentences
 # in the order of their inputs; {0} is the folder of the data
 COMMANDS = {
@@ -47,6 +52,8 @@ COMMANDS = {
     "prepare": f"data.root={{0}}/raw run_dir=run {SMALL}",
     "predict": "bundle={0}/train/calm/run/bundle input={0}/raw/imagesTr output=out "
     "save_probabilities=true",
+    "predict-dicom": "bundle={0}/earlier/run/bundle input={0}/earlier/archive output=out "
+    "dicom_output=all operating_point=score:0.5",
     "evaluate": "reference={0}/raw/labelsTr prediction={0}/predict/calm/out output=out "
     "replicates=200",
     "follow": "before={0}/visits/before after={0}/visits/after output=out "
@@ -67,7 +74,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     for name in COMMANDS:  # import once for all forked processes
-        find_recipe(name)
+        find_recipe(name.partition("-")[0])
     with tempfile.TemporaryDirectory() as temporary:
         root = (options.folder or Path(temporary)).resolve()
         write_data(root)
@@ -85,9 +92,25 @@ def write_data(root: Path) -> None:
         shutil.rmtree(root / "raw", ignore_errors=True)
         size = (16, 18, 16)
         write_mri_phantoms(root / "raw", 5, seed=0, n_test=1, shape=size, spacing_mm=(8.0,) * 3)
+        write_archive(root / "earlier")
         write_visit_phantoms(root / "part", 6, VisitSettings(shape=(16, 40, 40)))
         (root / "part").rename(root / "visits")
         time.sleep(3)  # facts of files that changed a moment ago are not kept
+
+
+def write_archive(folder: Path) -> None:
+    """Write the bundle of an earlier version, and the scans of its dataset as DICOM series."""
+    with zipfile.ZipFile(ARCHIVES / "version_2_0_dev.zip") as files:
+        files.extractall(folder)
+    write_dataset(folder / "raw")
+    for number, image in enumerate(sorted((folder / "raw").glob("images*/*.nii")), 1):
+        scan = read_volume(image)
+        study = f"{STUDY}.{number}"
+        ids = {"StudyInstanceUID": study, "SeriesInstanceUID": f"{study}.1", "SeriesNumber": 1}
+        for z, pixels in enumerate(scan.array[0].astype(np.int16)):
+            file = folder / "archive" / image.stem / f"{z:02}.dcm"
+            place = slice_elements(scan.geometry, z)
+            write_dicom_file(file, pixels, CT, Modality="MR", **place, **ids)
 
 
 def run_undisturbed(root: Path, name: str) -> None:

@@ -112,7 +112,7 @@ def _check_is_folder(setting: str, path: Path) -> None:
     if not path.exists():
         raise DatasetError(f"{setting}: the folder does not exist.{_hint(path)}")
     if not path.is_dir():
-        from lesionseg.io.result_names import OTHER_BOXES
+        from lesionseg.io.results.names import OTHER_BOXES
 
         advice = f" {OTHER_BOXES}" if path.suffix in (".json", ".txt") else ""
         raise DatasetError(f"{setting} is a file. Name a folder.{advice}")

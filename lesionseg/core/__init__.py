@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from lesionseg.core.lesions import Lesions as Lesions
     from lesionseg.core.lesions import Zones as Zones
     from lesionseg.core.lesions import equivalent_diameter_mm as equivalent_diameter_mm
-    from lesionseg.core.operating_point import Aim as Aim
     from lesionseg.core.operating_point import OperatingPoint as OperatingPoint
     from lesionseg.core.prediction import Calibration as Calibration
     from lesionseg.core.prediction import Candidate as Candidate
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
     from lesionseg.core.selection import Selection as Selection
 
 _HOMES = {
-    "Aim": "operating_point",
     "Calibration": "prediction",
     "Candidate": "prediction",
     "Case": "dataset",

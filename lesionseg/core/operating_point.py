@@ -1,73 +1,6 @@
-"""Operating points: the lowest score of an accepted candidate, and the aim it is chosen for."""
+"""The operating point: the lowest score of an accepted candidate, as a bundle states it."""
 
-from dataclasses import dataclass
-from typing import Literal
-
-from lesionseg.errors import ConfigError
-
-AimKind = Literal["auto", "best_f1", "fp_per_case", "sensitivity", "score"]
-_WITHOUT_VALUE: tuple[AimKind, ...] = ("auto", "best_f1")
-_WITH_VALUE: tuple[AimKind, ...] = ("fp_per_case", "sensitivity", "score")
-_ADVICE = "Write auto, best_f1, fp_per_case:1, sensitivity:0.9 or score:0.5, with your own number"
-
-
-@dataclass(frozen=True)
-class Aim:
-    """The aim that the score of an operating point is chosen for.
-
-    `auto`: the default rule (`evaluation.operating_point_choice.default_rate`). `best_f1`: the
-    highest F1 of lesions. `fp_per_case`: `value` false positives per case. `sensitivity`: a
-    lesion recall of `value`. `score`: the score `value` itself.
-    """
-
-    kind: AimKind
-    value: float = 0.0
-
-    @classmethod
-    def parse(cls, text: str | float) -> "Aim":
-        """Parse an aim such as `fp_per_case:1` or `best_f1`.
-
-        Raises:
-            ConfigError: if the text is not an aim, such as a number without a kind. A rate must be
-                from 0 to 10⁶, any other number from 0 to 1.
-
-        >>> Aim.parse("fp_per_case:0.50")
-        Aim(kind='fp_per_case', value=0.5)
-        >>> str(Aim.parse("best_f1"))
-        'best_f1'
-        """
-        name, colon, number = str(text).strip().partition(":")
-        name = name.strip()
-        if not colon:
-            for kind in _WITHOUT_VALUE:
-                if name == kind:
-                    return cls(kind)
-        value = _parse_number(number)
-        for kind in _WITH_VALUE:
-            highest = 1e6 if kind == "fp_per_case" else 1
-            if name == kind and value is not None and 0 <= value <= highest:
-                return cls(kind, value)
-        hint = ""
-        if not colon:  # perhaps a number without a kind
-            score = _parse_number(name)
-            if score is not None and 0 <= score <= 1:
-                hint = f" Did you mean score:{name}?"
-        raise ConfigError(
-            f"operating_point={text}: this is not an operating point.{hint} {_ADVICE}."
-        )
-
-    def __str__(self) -> str:
-        if self.kind in _WITHOUT_VALUE:
-            return self.kind
-        return f"{self.kind}:{self.value:.10g}"
-
-
-def _parse_number(text: str) -> float | None:
-    """Convert a text to a number; return None if it is not a number."""
-    try:
-        return float(text)
-    except ValueError:
-        return None
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -75,7 +8,7 @@ class OperatingPoint:
     """The lowest score of an accepted candidate, and the aim that it was chosen for.
 
     Attributes:
-        name: the aim as text (`str(Aim)`), as in files.
+        name: the aim as text (`str(evaluation.operating_points.Aim)`), as in files.
         score: candidates with this score or a higher one are accepted.
         chosen_on: role of the cases that it was chosen on, such as `validation` or `out-of-fold`.
             Several roles are joined by `+`. None for a score given by hand, or if the cases have
@@ -93,6 +26,12 @@ class OperatingPoint:
         n_cases: number of cases that it was chosen on. None if unknown or not chosen.
         n_patients: number of their patients.
         n_false_positives: number of false positives in those cases.
+        promised: sensitivity that is promised for new patients: the mean share of their lesions
+            that are found. None if the aim is not a sensitivity, or if it cannot be promised.
+        why_not_promised: why a sensitivity is not promised. None if it is, or if none was asked
+            for.
+        expected_recall_per_patient: mean share of found lesions to expect in new patients with
+            lesions.
     """
 
     name: str
@@ -110,8 +49,7 @@ class OperatingPoint:
     n_cases: int | None = None
     n_patients: int | None = None
     n_false_positives: int | None = None
-
-    @property
-    def aim(self) -> Aim:
-        """The aim, parsed from the name. Raises `ConfigError` if the name is not an aim."""
-        return Aim.parse(self.name)
+    # not in the text of the point, which is a part of the key of a predicted case
+    promised: float | None = field(default=None, repr=False)
+    why_not_promised: str | None = field(default=None, repr=False)
+    expected_recall_per_patient: float | None = field(default=None, repr=False)

@@ -121,6 +121,10 @@ class Candidate:
             has_mask=False,
         )
 
+    def at(self, point: OperatingPoint) -> "Candidate":
+        """Return the candidate, accepted if it has at least the score of the operating point."""
+        return replace(self, accepted=self.score >= point.score)
+
 
 @dataclass(frozen=True)
 class InputCheckResult:
@@ -298,7 +302,7 @@ class Prediction:
         """
         if not self.has_scores:
             return self
-        candidates = tuple(replace(c, accepted=c.score >= point.score) for c in self.candidates)
+        candidates = tuple(candidate.at(point) for candidate in self.candidates)
         if calibration is not None and candidates:
             chances = calibration.probability([c.score for c in candidates]).tolist()
             pairs = zip(candidates, chances, strict=True)

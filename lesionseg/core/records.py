@@ -1,44 +1,60 @@
-"""Read frozen dataclasses from JSON files."""
+"""Check plain data, such as the content of a JSON file, and convert it to a type."""
 
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import from_json
 
-from lesionseg.errors import LesionsegError
+from lesionseg.errors import DatasetError, LesionsegError, describe_misfits
 
 T = TypeVar("T")
 
+_adapter_of = cache(TypeAdapter)  # coco.json may have 100 000 entries of one type
 
-def read_record(
+
+def parse_as(
     kind: type[T],
-    text: str,
-    where: str | Path,
-    error: type[LesionsegError],
+    content: Any,
+    where: str | Path = "",
+    error: type[LesionsegError] = DatasetError,
     key_of: Mapping[str, str] | None = None,
 ) -> T:
-    """Read a dataclass from JSON and check its types. Unknown keys are ignored.
+    """Convert plain data to a dataclass or model, and check its types.
 
     Args:
-        kind: the dataclass.
-        text: the JSON text.
-        where: name of the file in error messages.
-        error: the class of the error to raise.
-        key_of: the key in the file for each field whose key differs from its name.
+        kind: The dataclass or model. It decides if unknown keys are ignored.
+        content: The content of a file, or an entry of it.
+        where: The name of the file, with which the message begins; empty if the caller adds it.
+        error: The class of the error to raise.
+        key_of: The key in the file for each field whose key differs from its name.
 
     Raises:
-        LesionsegError: an error of the class `error`, which names `where` and the first wrong key.
+        LesionsegError: An error of the class `error`, which names `where` and the wrong keys.
     """
     try:
-        return TypeAdapter(kind).validate_json(text)
+        return _adapter_of(kind).validate_python(content)  # type: ignore[no-any-return]
     except ValidationError as failed:
-        first = failed.errors(include_url=False)[0]
-        key = ".".join(map(str, first["loc"])) or "the content"
-        # the input of a missing key is the object that lacks it
-        is_missing = first["type"] == "missing"
-        fault = "missing" if is_missing else f"{str(first['input'])[:60]}. {first['msg']}"
-        for name, in_file in (key_of or {}).items():
-            if key == name or key.startswith(f"{name}."):
-                key = in_file + key.removeprefix(name)
-        raise error(f"{where}: {key} is {fault}.") from failed
+        beginning = f"{where}: " if where else ""
+        misfits = describe_misfits(failed, content)[:300]
+        for name, key in (key_of or {}).items():
+            misfits = misfits.replace(name, key)
+        raise error(f"{beginning}{misfits}.") from failed
+
+
+def read_record(kind: type[T], text: str, where: str | Path, error: type[LesionsegError]) -> T:
+    """Read a dataclass from JSON and check its types, see `parse_as`."""
+    return parse_as(kind, read_object(text, where, error), where, error)
+
+
+def read_object(text: str, where: str | Path, error: type[LesionsegError]) -> dict[str, Any]:
+    """Read an object from JSON. Raise an error of the class `error` if the text is none."""
+    try:
+        content = from_json(text)
+    except ValueError as failed:
+        raise error(f"{where}: this is not JSON ({failed}).") from failed
+    if not isinstance(content, dict):
+        raise error(f"{where}: this is not a JSON object, but {str(content)[:60]}.")
+    return content

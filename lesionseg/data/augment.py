@@ -26,7 +26,7 @@ from torch import Tensor
 from lesionseg.config import AugmentConfig
 from lesionseg.core.arrays import Flags, Numbers
 from lesionseg.errors import ConfigError
-from lesionseg.ops.resize import multiply_along
+from lesionseg.ops.interpolation import multiply_along
 from lesionseg.ops.warp import Warp, warp_linear, warp_nearest
 from lesionseg.plan.plan import Plan
 

@@ -18,7 +18,7 @@ from lesionseg.core.arrays import Flags, Numbers
 from lesionseg.data.transforms import run_on_volume
 from lesionseg.errors import ContentError, GeometryError, count
 from lesionseg.io.limits import check_resampled
-from lesionseg.ops.resample import resample_to
+from lesionseg.ops.interpolation import resample_to
 from lesionseg.plan.plan import Normalisation, Plan
 
 logger = logging.getLogger(__name__)

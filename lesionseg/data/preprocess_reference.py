@@ -16,7 +16,7 @@ from lesionseg.data.preprocess_image import SAME_MM, to_canonical
 from lesionseg.errors import ContentError
 from lesionseg.ops.boxes import move_boxes
 from lesionseg.ops.components import lesions_of
-from lesionseg.ops.resample import resample_to
+from lesionseg.ops.interpolation import resample_to
 from lesionseg.plan.plan import Plan
 
 logger = logging.getLogger(__name__)

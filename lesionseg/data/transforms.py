@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lesionseg.config import TARGET, TrainConfig, import_target, parameters_of
+from lesionseg.config import TARGET, import_target, parameters_of
 from lesionseg.config import build as build_object
 from lesionseg.core import Volume
 from lesionseg.core.arrays import Numbers
@@ -38,14 +38,14 @@ _PLAIN = "monai.transforms.intensity.dictionary"
 _DTYPES = {"image": torch.float32, "label": torch.uint8, "instances": torch.int32}
 
 
-def check_transforms(cfg: TrainConfig) -> None:
-    """Raise `ConfigError` if a transform cannot be built, or one of `prepare.extra` is random.
+def check_transforms(prepare: Sequence[Spec], augment: Sequence[Spec]) -> None:
+    """Raise `ConfigError` if a transform cannot be built, or one of `prepare` is random.
 
-    `prepare.extra` also runs at prediction.
+    `prepare` is `prepare.extra`, which also runs at prediction, and `augment` is `augment.extra`.
     """
-    for spec in cfg.augment.extra:
+    for spec in augment:
         build(spec, "augment.extra")
-    for spec in cfg.prepare.extra:
+    for spec in prepare:
         if _is_random(build(spec, "prepare.extra")):
             raise ConfigError(f"prepare.extra: {spec[TARGET]} is random. Move it to augment.extra.")
 

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from lesionseg.evaluation.intervals import wilson_interval as wilson_interval
     from lesionseg.evaluation.matched_case import MatchedCase as MatchedCase
     from lesionseg.evaluation.matched_case import match_case as match_case
-    from lesionseg.evaluation.operating_point_choice import choose as choose
+    from lesionseg.evaluation.operating_points import Aim as Aim
+    from lesionseg.evaluation.operating_points import choose as choose
+    from lesionseg.evaluation.operating_points import list_points as list_points
     from lesionseg.evaluation.regrid import resample_prediction as resample_prediction
     from lesionseg.evaluation.scores import Scores as Scores
     from lesionseg.evaluation.scores import read_scores as read_scores
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from lesionseg.evaluation.tables import Tables as Tables
 
 _HOMES = {
+    "Aim": "operating_points",
     "CaseRows": "tables",
     "Criterion": "criteria",
     "MatchedCase": "matched_case",
@@ -35,8 +38,9 @@ _HOMES = {
     "Scores": "scores",
     "SummarySettings": "summary",
     "Tables": "tables",
-    "choose": "operating_point_choice",
+    "choose": "operating_points",
     "find_preset": "criteria",
+    "list_points": "operating_points",
     "match_case": "matched_case",
     "read_scores": "scores",
     "resample_prediction": "regrid",

@@ -118,9 +118,7 @@ class MatchedCase:
             self,
             prediction=self.prediction.accept(point, calibration),
             regions={n: part.accept(point, calibration) for n, part in self.regions.items()},
-            unannotated=[
-                (replace(c, accepted=c.score >= point.score), rows) for c, rows in self.unannotated
-            ],
+            unannotated=[(candidate.at(point), rows) for candidate, rows in self.unannotated],
         )
 
     def rows(self, *, surface: bool = True) -> CaseRows:

@@ -12,7 +12,7 @@ from lesionseg.core import Candidate, Geometry, Prediction
 from lesionseg.errors import GeometryError, count
 from lesionseg.ops.boxes import move_boxes
 from lesionseg.ops.components import candidates_of, present_values
-from lesionseg.ops.resample import resample_to
+from lesionseg.ops.interpolation import resample_to
 
 logger = logging.getLogger(__name__)
 

@@ -15,11 +15,11 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
-from lesionseg.core import Aim
-from lesionseg.errors import ConfigError, ContentError, ReadError, describe_misfits, format_score
+from lesionseg.errors import ContentError, ReadError, describe_misfits, format_score
 from lesionseg.evaluation.box_precision import IOUS
 from lesionseg.evaluation.criteria import Preset
 from lesionseg.evaluation.intervals import CI, Estimate
+from lesionseg.evaluation.operating_points import PointInUse
 from lesionseg.evaluation.tables import COLUMNS, Tables, write_tables
 from lesionseg.io.text import read_json, write_csv, write_json
 
@@ -57,44 +57,6 @@ _PRINTED_OF_BOXES = {
     "box AP, IoU 0.5": "box_ap_50",
     "box AP, IoU 0.5 to 0.95 (COCO)": "box_ap_50_95",
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class PointInUse:
-    """The operating point that decided which candidates were accepted.
-
-    `name` and `score` are None if the prediction's own accepted candidates were taken.
-    `optimistic`: the point was chosen on these cases, or the program was developed on them.
-    `reason`: why there is no point; None if there is one. The other fields are those of
-    `core.OperatingPoint`.
-    """
-
-    name: str | None = None
-    score: float | None = None
-    chosen_on: str | None = None
-    optimistic: bool = False
-    reason: str | None = None
-    is_default: bool = False
-    expected_false_positives_per_case: float | None = None
-    confidence: float | None = None
-    n_cases: int | None = None
-    n_patients: int | None = None
-    n_false_positives: int | None = None
-
-    @property
-    def aim(self) -> Aim | None:
-        """The aim of the point. None if the point has no name, or its name is not a known aim."""
-        try:
-            return None if self.name is None else Aim.parse(self.name)
-        except ConfigError:
-            return None
-
-    @property
-    def request(self) -> Aim | None:
-        """The request that a score was chosen for on cases. None if it was not chosen on cases."""
-        if self.is_default:
-            return Aim("auto")
-        return None if self.aim is None or self.aim.kind == "score" else self.aim
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,7 +187,7 @@ class Scores:
     preset: str = "lesionseg"
     image_axes: tuple[int, ...] = ()
     size_unit: str = "mm"
-    operating_point: PointInUse = PointInUse()
+    operating_point: PointInUse = field(default_factory=PointInUse)
     split_is_group_safe: bool | None = None
     missing_predictions: tuple[str, ...] = ()
     failed_cases: Mapping[str, str] = field(default_factory=dict)

@@ -31,10 +31,10 @@ from lesionseg.evaluation.intervals import (
     rate,
     ratio,
 )
+from lesionseg.evaluation.operating_points import PointInUse, mean_recall
 from lesionseg.evaluation.recall_by_size import SizeScale, recall_by_size, size_curve
 from lesionseg.evaluation.scores import (
     DEVELOPMENT_ROLES,
-    PointInUse,
     Provenance,
     Scores,
 )
@@ -144,6 +144,7 @@ def summarise(tables: Tables, preset: Preset, settings: SummarySettings) -> Scor
         *whole.counts(),
         *whole.overlap(),
         *(whole.ratio(name) for name in RATIOS),
+        mean_recall(tables.sums["found"], tables.lesions_by_group),
         whole.cpm(),
         whole.average_precision(),
         whole.case_auroc(),

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
 from lesionseg.core.arrays import Flags, Integers, Numbers
@@ -435,10 +435,14 @@ class Tables:
         found = self.detected_at[self.detected_at > NEVER]
         return np.unique(np.concatenate([found, self.false_score]))
 
-    def count_at(self, threshold: float) -> tuple[int, int]:
-        """Count the lesions found and the false positives if candidates from a score on count."""
-        n_found = int((self.detected_at >= threshold).sum())
-        return n_found, int((self.false_score >= threshold).sum())
+    def count_at(self, threshold: ArrayLike) -> tuple[Any, Any]:
+        """Count the lesions found and the false positives if candidates from a score on count.
+
+        A number gives two integers, an array of thresholds gives two arrays.
+        """
+        scores = (np.sort(self.detected_at), np.sort(self.false_score))
+        n_found, n_false = (len(s) - np.searchsorted(s, threshold) for s in scores)
+        return n_found, n_false
 
 
 def _build(cells: Mapping[Column, Sequence[Any]]) -> pd.DataFrame:

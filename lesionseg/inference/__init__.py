@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from lesionseg.inference.bundle import read_bundle as read_bundle
     from lesionseg.inference.bundle import write_bundle as write_bundle
     from lesionseg.inference.candidates import find_candidates as find_candidates
-    from lesionseg.inference.decision import choose_operating_point as choose_operating_point
     from lesionseg.inference.input_check import check_extent as check_extent
     from lesionseg.inference.predictor import Predictor as Predictor
     from lesionseg.inference.probabilities import box_scores as box_scores
@@ -39,7 +38,6 @@ _HOMES = {
     "bundle_digest": "bundle",
     "check_extent": "input_check",
     "choose_device": "window",
-    "choose_operating_point": "decision",
     "ensemble": "bundle",
     "find_candidates": "candidates",
     "joint_digest": "bundle",

@@ -5,7 +5,7 @@ bundle/
 ├── weights_1.safetensors … of further members of an ensemble; selection.json has their number
 ├── plan.json             decided before training: grid, normalisation, architecture by name
 ├── selection.json        chosen after training: operating points, calibration, number of members
-└── model_card.md         for people
+└── README.md             the model card, for people and the Hugging Face Hub
 
 Bundles of version 1.0 have no selection.json; their plan.json contains its keys, too.
 """

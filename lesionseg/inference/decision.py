@@ -8,18 +8,17 @@ import numpy as np
 
 from lesionseg.core import (
     UNION,
-    Aim,
     Calibration,
     Candidate,
     Geometry,
     InputCheckResult,
     Labels,
-    OperatingPoint,
     Prediction,
     Selection,
 )
 from lesionseg.core.arrays import Flags, Slab
-from lesionseg.errors import ConfigError, GeometryError
+from lesionseg.errors import GeometryError
+from lesionseg.evaluation.operating_points import Aim, find_operating_point
 from lesionseg.inference.box_candidates import Boxes, box_candidates, fuse
 from lesionseg.inference.candidates import (
     SparseProbabilities,
@@ -29,14 +28,13 @@ from lesionseg.inference.candidates import (
 )
 from lesionseg.inference.probabilities import calibrated_voxels
 from lesionseg.inference.stitch import Store
-from lesionseg.ops.resample import resample_slabs
+from lesionseg.ops.interpolation import resample_slabs
 from lesionseg.plan.plan import CandidateRule, Plan
 
 _log = logging.getLogger(__name__)
 
 # called with the number of a label in the plan, the slab's first row, and its probabilities
 OnSlab = Callable[[int, int, Slab], None]
-DEFAULT_POINT = OperatingPoint("score:0.5", 0.5)
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +106,7 @@ def decide(
         case: id of the case.
         plan: the plan.
         selection: operating points and calibrations.
-        accepted_by: aim of the operating point, see `choose_operating_point`.
+        accepted_by: aim of the operating point, see `find_operating_point`.
         on_slab: called with the probabilities of each label, slab by slab.
 
     Raises:
@@ -118,7 +116,7 @@ def decide(
     rule = plan.candidate_rule
     geometry = inferred.file_geometry
     valid = inferred.valid
-    point = choose_operating_point(selection.operating_points, accepted_by)
+    point = find_operating_point(selection.operating_points, accepted_by)
     channels = []
     for label in range(len(inferred.store.values)):
         slabs = inferred.slabs(label, selection.voxel_calibration, on_slab)
@@ -247,37 +245,3 @@ def highest_probabilities(channels: Sequence[SparseProbabilities]) -> SparseProb
         place = np.searchsorted(index, channel.index)
         probabilities[place] = np.maximum(probabilities[place], channel.probabilities)
     return SparseProbabilities(channels[0].shape, index, probabilities)
-
-
-def choose_operating_point(
-    points: Sequence[OperatingPoint], aim: Aim | None = None
-) -> OperatingPoint:
-    """Return the operating point with this aim.
-
-    Args:
-        points: operating points of a bundle.
-        aim: the aim. None and `auto` mean the first point, or score 0.5 without points. A
-            score is always accepted. Other aims must be those of a point.
-
-    Raises:
-        ConfigError: if no point has this aim. The message names the available points.
-
-    >>> choose_operating_point((), Aim("score", 0.37)).score
-    0.37
-    """
-    if aim is None or aim.kind == "auto":
-        return points[0] if points else DEFAULT_POINT
-    if aim.kind == "score":
-        return OperatingPoint(str(aim), aim.value)
-    for point in points:
-        if point.aim == aim:
-            return point
-    # all points were chosen on the same cases, so the first attainable recall is that of all
-    recalls = [p.attainable_recall for p in points if p.attainable_recall is not None]
-    attainable = ""
-    if aim.kind == "sensitivity" and recalls:
-        attainable = f" (attainable: 0 to {recalls[0]:.3g})"
-    raise ConfigError(
-        f"operating_point={aim}: the bundle has no such operating point{attainable}. "
-        f"Choose one of {', '.join([*(p.name for p in points), 'score:<0 to 1>'])}."
-    )

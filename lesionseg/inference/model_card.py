@@ -1,11 +1,17 @@
-"""The model card in Markdown: purpose, input, output, performance and limits of a bundle."""
+"""The model card in Markdown: purpose, input, output, performance and limits of a bundle.
 
+It begins with the metadata that the Hugging Face Hub reads, so that a bundle is a repository there.
+"""
+
+import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from lesionseg.core import UNKNOWN_ROLE, OperatingPoint, Selection
+from lesionseg.core import UNKNOWN_ROLE, Selection
+from lesionseg.evaluation.operating_points import describe_expected_recall, exceeds_aim
 from lesionseg.evaluation.scores import Scores
 from lesionseg.plan.plan import Plan
 
@@ -15,6 +21,12 @@ _CAUTIONS = {
     UNKNOWN_ROLE: "their role was not stated: they may have been used in training",
 }
 _MODALITIES = {"mri": "MRI", "ct": "CT", "xray": "X-ray images", "colour": "colour pictures"}
+_METRICS = {  # those of the metadata, which the Hub shows
+    "lesion_recall": "lesion recall",
+    "false_positives_per_case": "false positives per case",
+    "dice": "Dice, mean of cases with a lesion",
+    "cpm": "CPM (mean recall of the FROC)",
+}
 _CARD = """\
 # Lesion model: {{ plan.labels.names | join(", ") }}
 
@@ -68,7 +80,8 @@ earlier ones
 case{% endif %}\
 {% if p.expected_false_positives_per_case is not none %}, and \
 {{ p.expected_false_positives_per_case | number }} expected on new cases\
-{% if p is beyond_aim %} (more than the aim: too few cases to expect less){% endif %}{% endif %}
+{% if p is beyond_aim %} (more than the aim: too few cases to expect less){% endif %}{% endif %}\
+{% for sentence in p | expected_recall %}. {{ sentence[:-1] }}{% endfor %}
 
 {% else %}
 - no operating point was chosen; accepted from score 0.5
@@ -83,18 +96,19 @@ case{% endif %}\
 
 ## Performance
 
-{% if scores is none %}
-Not evaluated.
-{% else %}
-On {{ scores.evaluated_on }} data ({{ caution }}).
+{% for role, caution, numbers in performance %}
+On {{ role }} data ({{ caution }}).
 
 | score | value |
 |---|---|
 {% for name, value in numbers %}
 | {{ name }} | {{ value | number }} |
 {% endfor %}
-{% endif %}
 
+{% else %}
+Not evaluated.
+
+{% endfor %}
 ## Decisions
 
 {% for name, reason in reasons | dictsort %}
@@ -116,7 +130,7 @@ Not recorded.
 def model_card(
     plan: Plan,
     selection: Selection,
-    scores: Scores | None = None,
+    scores: Sequence[Scores] = (),
     provenance: Mapping[str, Any] | None = None,
 ) -> str:
     """Compose the model card of a trained network.
@@ -124,32 +138,79 @@ def model_card(
     Args:
         plan: plan of the network.
         selection: choices made after training.
-        scores: scores of the cases of one role. None if the network was not evaluated.
+        scores: scores of the cases of each role. Empty if the network was not evaluated.
         provenance: version, date, data and seed of the run. None if they are unknown.
 
     Returns:
-        The card in Markdown. Undefined scores are called "undefined".
+        The card in Markdown, after the metadata in YAML. Undefined scores are called "undefined",
+        and the metadata leaves them out.
     """
-    caution = ""
-    if scores is not None:
-        caution = _CAUTIONS.get(scores.evaluated_on, "development data: optimistic")
-    return fill(
+    known = provenance or {}
+    return _metadata(plan, scores, str(known.get("dataset", "unknown"))) + fill(
         _CARD,
         plan=plan,
         selection=selection,
         reasons={**plan.reasons, **selection.reasons},
-        scores=scores,
-        caution=caution,
-        numbers=[] if scores is None else _numbers(scores),
-        provenance=provenance or {},
+        performance=[
+            (
+                of_role.evaluated_on,
+                _CAUTIONS.get(of_role.evaluated_on, "development data: optimistic"),
+                _numbers(of_role),
+            )
+            for of_role in scores
+        ],
+        provenance=known,
     )
+
+
+def _metadata(plan: Plan, scores: Sequence[Scores], dataset: str) -> str:
+    """Return the metadata of a model card of the Hugging Face Hub, one key in each line.
+
+    The values are words, or JSON, which is YAML. The keys are those of
+    https://huggingface.co/docs/hub/model-cards.
+    """
+    has_masks = plan.candidate_rule.source != "detection"
+    task = "image-segmentation" if has_masks else "object-detection"
+    results = [
+        {
+            "task": {"type": task},
+            "dataset": {"name": dataset, "type": dataset, "split": of_role.evaluated_on},
+            "metrics": metrics,
+        }
+        for of_role in scores
+        if (metrics := _metrics(of_role))
+    ]
+    found: dict[str, Any] = {
+        "license": "unknown",
+        "library_name": "lesionseg",
+        "pipeline_tag": task,
+        "tags": ["medical", "lesion-detection", "focal-loss", plan.modality, f"{plan.dims}d"],
+    }
+    if results:
+        name = f"Lesion model: {', '.join(plan.labels.names)}"
+        found["model-index"] = [{"name": name, "results": results}]
+    dump = partial(json.dumps, ensure_ascii=False)
+    texts = {key: v if isinstance(v, str) else dump(v) for key, v in found.items()}
+    lines = [f"{key}: {text}" for key, text in texts.items()]
+    return "\n".join(["---", *lines, "---", "", ""])
+
+
+def _metrics(scores: Scores) -> list[dict[str, Any]]:
+    """Return the defined scores of the metadata, each as a metric of the Hub."""
+    values = {name: scores[name].value for name in _METRICS}
+    return [
+        {"type": name, "name": _METRICS[name], "value": round(value, 4)}
+        for name, value in values.items()
+        if value is not None
+    ]
 
 
 def fill(template: str, *, plan: Plan, **values: object) -> str:
     """Fill a template about a model, which can use the filters and the modality of the card."""
     page = Environment(trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
     page.filters["number"] = _number
-    page.tests["beyond_aim"] = _is_beyond_aim
+    page.tests["beyond_aim"] = exceeds_aim
+    page.filters["expected_recall"] = describe_expected_recall
     page.filters["interval"] = _interval
     modality = _MODALITIES[plan.modality]
     return page.from_string(template).render(plan=plan, modality=modality, **values)
@@ -160,24 +221,9 @@ def _numbers(scores: Scores) -> list[tuple[str, float | Sequence[float] | None]]
     return [
         ("cases", scores.count("n_cases")),
         ("lesions", scores.count("n_lesions")),
-        ("lesion recall", scores["lesion_recall"].value),
+        *((title, scores[name].value) for name, title in _METRICS.items()),
         ("lesion recall, 95 % confidence", scores["lesion_recall"].ci95),
-        ("false positives per case", scores["false_positives_per_case"].value),
-        ("Dice, mean of cases with a lesion", scores["dice"].value),
-        ("CPM (mean recall of the FROC)", scores["cpm"].value),
     ]
-
-
-def _is_beyond_aim(point: OperatingPoint) -> bool:
-    """Return True if more false positives are expected per new case than the point's aim.
-
-    False if the aim is no rate of false positives, or if no rate is expected.
-    """
-    aim = point.aim
-    expected = point.expected_false_positives_per_case
-    if aim.kind != "fp_per_case" or expected is None:
-        return False
-    return expected > aim.value + 1e-9  # a difference below this is rounding
 
 
 def _interval(value: float, ci95: Sequence[float] | None) -> str:

@@ -2,7 +2,7 @@
 
 from lesionseg.core import Geometry, Prediction
 from lesionseg.inference.nnunet.outputs import read_probabilities, with_nnunet_names
-from lesionseg.io.predictions import PredictionFiles
+from lesionseg.io.results.case import PredictionFiles
 
 
 def open_prediction(

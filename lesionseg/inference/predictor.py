@@ -14,7 +14,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from lesionseg.config import InferenceConfig
 from lesionseg.core import (
-    Aim,
     CaseFiles,
     Dataset,
     Geometry,
@@ -28,20 +27,20 @@ from lesionseg.core.arrays import Flags
 from lesionseg.data.preprocess_image import prepare_image
 from lesionseg.data.transforms import require_trusted
 from lesionseg.errors import BundleError, ConfigError, ContentError, DatasetError, require_one_of
+from lesionseg.evaluation.operating_points import Aim, find_operating_point
 from lesionseg.inference.agreement import Agreement
 from lesionseg.inference.body import Body, find_body
 from lesionseg.inference.box_candidates import no_boxes
 from lesionseg.inference.bundle import Bundle, ensemble
-from lesionseg.inference.decision import Inferred, OnSlab, choose_operating_point, decide
+from lesionseg.inference.decision import Inferred, OnSlab, decide
 from lesionseg.inference.input_check import (
     channels_without_contrast,
     check_extent,
     check_missing,
     compare_scan,
 )
-from lesionseg.inference.nnunet.logits import NnunetWindow
 from lesionseg.inference.nnunet.restore import restore_probabilities
-from lesionseg.inference.nnunet.scan import NnunetScan, prepare_scan
+from lesionseg.inference.nnunet.scan import Resizing, prepare_scan
 from lesionseg.inference.scan_prediction import ScanPrediction
 from lesionseg.inference.stitch import Store
 from lesionseg.inference.window import SlidingWindow, choose_device
@@ -59,15 +58,21 @@ StrPath = str | PathLike[str]
 
 @dataclass(frozen=True, eq=False)
 class PreparedScan:
-    """A scan on the plan's grid, normalised, and the grid of its file.
+    """A scan that is ready for the networks, and the grid of its file.
 
-    `body` is the mask of the patient; None means the whole image. `valid` is that of `core.Volume`
-    on the file's grid. Missing channels (`image.missing`) are 0. `blank` contains the names of
-    channels without contrast. `remarks` are those of `core.Volume`.
+    `image` `[C, *grid]` float32 is normalised, and its `missing` channels are 0. `grid` is the
+    plan's, on which probabilities are predicted. For an nnU-Net model, `image` is resized, and
+    `resizing` leads back to `grid`, that of the file in the axis order of the model. `body` is the
+    mask of the patient; None means the whole image. `valid` is that of `core.Volume` on the file's
+    grid. `blank` contains the names of channels without contrast. `remarks` are those of
+    `core.Volume`.
     """
 
-    image: Volume
+    image: NDArray[np.float32]
+    grid: Geometry
     file_geometry: Geometry
+    resizing: Resizing | None = None
+    missing: tuple[int, ...] = ()
     body: Body | None = None
     valid: Flags | None = None
     blank: tuple[str, ...] = ()
@@ -95,7 +100,7 @@ class Predictor:
         device: "auto", "cpu", "cuda", …. None is "auto" for a folder, and the device of the
             network for a `Bundle`.
         operating_point: the operating point that accepts candidates, such as `fp_per_case:1`; see
-            `choose_operating_point`.
+            `find_operating_point`.
         pixel_mm: pixel size in mm of images that state none (PNG, some DICOM radiographs). None is
             the median of the training images.
         architectures: the caller's own factories by their names in the plan.
@@ -143,8 +148,7 @@ class Predictor:
         memory_format = None
         if chosen is not None and not in_memory:
             memory_format = fast_memory_format(dims, chosen)
-        window_class = SlidingWindow if recipe is None else NnunetWindow
-        self.window = window_class(
+        self.window = SlidingWindow(
             joint.networks,
             self.plan,
             self.settings,
@@ -187,7 +191,7 @@ class Predictor:
 
         Raises `ConfigError` if the selection does not have it.
         """
-        return choose_operating_point(self.selection.operating_points, self._accepted_by)
+        return find_operating_point(self.selection.operating_points, self._accepted_by)
 
     @property
     def assumed_pixel_mm(self) -> float:
@@ -331,13 +335,13 @@ class Predictor:
         )
         return read_image(files, unlabelled, is_input=True)
 
-    def prepare(self, files: CaseFiles) -> PreparedScan | NnunetScan:
+    def prepare(self, files: CaseFiles) -> PreparedScan:
         """Read and prepare a case. The memory of the volume is reused if possible."""
         return self.prepare_volume(self.read(files), str(files.images[0]), overwrite=True)
 
     def prepare_volume(
         self, volume: Volume, where: str, *, overwrite: bool = False
-    ) -> PreparedScan | NnunetScan:
+    ) -> PreparedScan:
         """Resample a volume to the plan's grid and normalise it.
 
         An nnU-Net model prepares it by its own recipe. If the plan has `nan_background`, NaN voxels
@@ -380,10 +384,8 @@ class Predictor:
         check_extent(volume.geometry, plan, where)
         # before normalisation, which would enlarge the noise of an empty channel
         blank = channels_without_contrast(volume, plan.channel_names)
-        if plan.nnunet is not None:
-            scan = prepare_scan(volume, plan.nnunet, where)
-            return replace(scan, blank=blank, remarks=volume.remarks)
         body: Body | None = None
+        resizing: Resizing | None = None
 
         def look(image: Volume) -> None:
             """Set `body`, before normalisation and without the missing channels."""
@@ -393,10 +395,19 @@ class Predictor:
                 given = np.delete(given, volume.missing, axis=0)
             body = find_body(Volume(given, image.geometry), plan.modality)
 
-        image = prepare_image(volume, plan, where=where, overwrite=overwrite, look=look)
+        if plan.nnunet is None:
+            prepared = prepare_image(volume, plan, where=where, overwrite=overwrite, look=look)
+            image = prepared.array
+            grid = prepared.geometry
+        else:
+            image, resizing = prepare_scan(volume, plan.nnunet, where)
+            grid = resizing.view
         return PreparedScan(
             image=image,
+            grid=grid,
             file_geometry=volume.geometry,
+            resizing=resizing,
+            missing=volume.missing,
             body=body,
             valid=volume.valid,
             blank=blank,
@@ -405,7 +416,7 @@ class Predictor:
 
     def infer(
         self,
-        scan: PreparedScan | NnunetScan,
+        scan: PreparedScan,
         *,
         folder: Path | None = None,
     ) -> Inferred:
@@ -420,28 +431,34 @@ class Predictor:
             folder: folder of the file for probabilities. None keeps them in memory.
 
         Raises:
-            BundleError: if the scan was prepared for an nnU-Net model, but this is none.
+            BundleError: if the scan was prepared for an nnU-Net model, but this is none, or vice
+                versa.
             GeometryError: if an output of the network does not fit the plan.
             ContentError: if a score of a detector's boxes is NaN.
             OutputError: if the file for probabilities cannot be made.
         """
-        if isinstance(scan, NnunetScan):
-            return self._infer_nnunet(scan, folder)
-        image = scan.image
         plan = self.plan
+        if (scan.resizing is None) != (plan.nnunet is None):
+            raise BundleError(
+                "The scan was prepared with another model. Prepare the scan with this model."
+            )
         checked = compare_scan(
-            self._check, image.array, scan.file_geometry, plan, image.missing, scan.blank
+            self._check, scan.image, scan.file_geometry, plan, scan.missing, scan.blank
         ).with_remarks(scan.remarks)
-        store = Store((plan.n_voxel_channels, *image.geometry.shape), folder=folder)
+        store = Store((plan.n_voxel_channels, *scan.grid.shape), folder=folder)
         boxes = None if plan.anchors is None else no_boxes(plan.dims)
         agreement = self._new_agreement()
         if not checked.blank:
-            store, boxes = self.window(
-                torch.from_numpy(image.array), body=scan.body, store=store, agreement=agreement
-            )
+            image = torch.from_numpy(scan.image)
+            outputs = store
+            if scan.resizing is not None:
+                outputs = self.window.new_store(image.shape[1:], folder)
+            _, boxes = self.window(image, body=scan.body, store=outputs, agreement=agreement)
+            if scan.resizing is not None and plan.nnunet is not None:
+                restore_probabilities(outputs, scan.resizing, plan.nnunet, plan, store)
         return Inferred(
             store=store,
-            plan_geometry=image.geometry,
+            plan_geometry=scan.grid,
             file_geometry=scan.file_geometry,
             input=checked,
             boxes=boxes,
@@ -453,36 +470,6 @@ class Predictor:
         """Return a new count of marked voxels. None unless several networks predict voxels."""
         is_ensemble = len(self.window.networks) > 1
         return Agreement() if is_ensemble and self.plan.has_voxels else None
-
-    def _infer_nnunet(self, scan: NnunetScan, folder: Path | None) -> Inferred:
-        """Run nnU-Net's networks. The probabilities are on the grid `scan.view`.
-
-        Raises `BundleError` if the networks are not nnU-Net's.
-        """
-        if not isinstance(self.window, NnunetWindow):
-            raise BundleError(
-                "plan.json: nnunet is missing, but the scan was prepared with it. Prepare the scan "
-                "with this model."
-            )
-        plan = self.plan
-        image = scan.image.numpy()
-        checked = compare_scan(
-            self._check, image, scan.file_geometry, plan, (), scan.blank
-        ).with_remarks(scan.remarks)
-        agreement = self._new_agreement()
-        if checked.blank:
-            store = Store((plan.n_voxel_channels, *scan.view.shape), folder=folder)
-        else:
-            logits = self.window.logits(scan, folder=folder, agreement=agreement)
-            store = restore_probabilities(logits, scan, plan, folder=folder)
-        return Inferred(
-            store=store,
-            plan_geometry=scan.view,
-            file_geometry=scan.file_geometry,
-            input=checked,
-            valid=scan.valid,
-            disagreement=None if agreement is None else agreement.disagreement(),
-        )
 
     def decide(self, inferred: Inferred, case: str, on_slab: OnSlab | None = None) -> Prediction:
         """Return the prediction of a case on its file's grid, from the outputs of `infer`.

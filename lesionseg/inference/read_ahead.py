@@ -9,7 +9,6 @@ from lesionseg.config import InferenceConfig
 from lesionseg.core import CaseFiles, Geometry, Prediction, Volume
 from lesionseg.host_memory import default_budget
 from lesionseg.inference.decision import Inferred, OnSlab
-from lesionseg.inference.nnunet.scan import NnunetScan
 from lesionseg.inference.predictor import Predictor, PreparedScan
 from lesionseg.models.custom_network import n_logits
 from lesionseg.plan.plan import Plan
@@ -111,7 +110,7 @@ def predict_volumes(
     budget = memory_budget(predictor.settings)
     bytes_of: dict[str, int] = {}  # by case, as soon as it is read
 
-    def prepare(files: CaseFiles) -> PreparedScan | NnunetScan:
+    def prepare(files: CaseFiles) -> PreparedScan:
         """Read and prepare a case."""
         volume = read(files)
         bytes_of[files.case] = needed_bytes(volume.geometry, predictor.plan)

@@ -5,7 +5,7 @@ from os import PathLike
 from pathlib import Path
 
 from lesionseg.core import Prediction
-from lesionseg.io.predictions import write_prediction
+from lesionseg.io.results.case import write_prediction
 
 
 @dataclass(frozen=True, eq=False, repr=False)

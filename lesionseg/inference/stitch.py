@@ -9,12 +9,14 @@ import mmap
 import os
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from math import prod
 from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
+from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 
 from lesionseg.errors import OutputError
@@ -24,6 +26,7 @@ TakeRows = Callable[[int, Tensor], None]
 # GPU, few copies to synchronise with
 _BYTES_PER_CALL = 1 << 22
 _BYTES_PER_CALL_GPU = 1 << 26
+_HIGHEST = 10.0  # the value in the middle of nnU-Net's Gaussian
 _SIGMA_SCALE = 0.125  # standard deviation of the tile weight, as a share of each side
 # the smallest positive float16. Probabilities above 0.5 are stored as negative numbers, so p = 1 is
 # stored as minus this number instead of 0
@@ -150,27 +153,19 @@ class Store:
     def write(
         self,
         where: Sequence[slice],
-        probabilities: Float[Tensor, "k *where"],
+        values: Float[Tensor, "k *where"],
         inside: Bool[Tensor, "*where"] | None = None,
     ) -> None:
-        """Store the probabilities of a part of the volume. Voxels that are not `inside` get 0."""
-        p = torch.where(
-            probabilities > 0.5, (probabilities - 1).clamp_max(-_SMALLEST), probabilities
-        )
-        self._store(where, p, inside)
-
-    def _store(
-        self,
-        where: Sequence[slice],
-        values: Float[Tensor, "k *where"],
-        inside: Bool[Tensor, "*where"] | None,
-    ) -> None:
-        """Store the values of a part of the volume as float16, with 0 outside of `inside`."""
-        numbers = values.to(torch.float16).cpu()
+        """Store the values of a part of the volume. Voxels that are not `inside` get 0."""
+        numbers = self.encode(values).to(torch.float16).cpu()
         if inside is not None:  # on the CPU, because the mask would have to be copied to the GPU
             numbers.masked_fill_(~inside, 0)
         self.values[(slice(None), *where)] = numbers
         self.release()  # otherwise the pages of a file would fill the memory that it should save
+
+    def encode(self, p: Tensor) -> Tensor:
+        """Convert probabilities to the numbers that are stored as float16."""
+        return torch.where(p > 0.5, (p - 1).clamp_max(-_SMALLEST), p)
 
     def decode(self, values: Tensor) -> Tensor:
         """Convert stored numbers to probabilities float32."""
@@ -188,6 +183,19 @@ class Store:
             self._map.madvise(mmap.MADV_DONTNEED)
 
 
+class LogitStore(Store):
+    """Logits `[K, *shape]` as float16, in memory or in a nameless file."""
+
+    def encode(self, p: Tensor) -> Tensor:
+        """Clip logits to the range of float16."""
+        most = torch.finfo(torch.float16).max
+        return p.clamp(-most, most)
+
+    def decode(self, values: Tensor) -> Tensor:
+        """Convert stored numbers to logits float32."""
+        return values.float()
+
+
 def gaussian_weight(tile_shape: Sequence[int]) -> Tensor:
     """Return a Gaussian over a tile `[*tile_shape]` float32: 1 at its centre, at least 0.001.
 
@@ -202,3 +210,24 @@ def gaussian_weight(tile_shape: Sequence[int]) -> Tensor:
         offset = torch.arange(n, dtype=torch.float64) - (n - 1) / 2
         weight = weight[..., None] * torch.exp(-0.5 * (offset / (_SIGMA_SCALE * n)) ** 2)
     return (weight / weight.max()).clamp(min=1e-3).float()
+
+
+@lru_cache(maxsize=4)
+def nnunet_weight(tile_shape: tuple[int, ...]) -> Tensor:
+    """Return nnU-Net's Gaussian over a tile `[*tile_shape]` float32, with 10 in the middle.
+
+    Its standard deviation is an eighth of the tile along each axis. As in nnU-Net, values are
+    rounded to 16 bits, and all values are above 0.
+
+    >>> nnunet_weight((1, 5)).mul(100).round().int().tolist()
+    [[6, 278, 1000, 278, 6]]
+    """
+    weight = np.ones((), dtype=np.float64)
+    for n in tile_shape:
+        peak = np.zeros(n)
+        peak[n // 2] = 1
+        along_axis = gaussian_filter1d(peak, n * _SIGMA_SCALE, mode="constant", cval=0)
+        weight = weight[..., np.newaxis] * along_axis
+    rounded = torch.from_numpy(weight / weight.max() * _HIGHEST).half()
+    least = rounded[rounded > 0].min()
+    return rounded.clamp_min(least).float()

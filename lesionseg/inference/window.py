@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import combinations, product
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,7 +26,13 @@ from lesionseg.inference.agreement import Agreement
 from lesionseg.inference.body import Body
 from lesionseg.inference.box_candidates import BoxCollector, Boxes
 from lesionseg.inference.probabilities import label_probabilities
-from lesionseg.inference.stitch import Stitcher, Store, gaussian_weight
+from lesionseg.inference.stitch import (
+    LogitStore,
+    Stitcher,
+    Store,
+    gaussian_weight,
+    nnunet_weight,
+)
 from lesionseg.models.build import autocast_dtype, set_memory_format
 from lesionseg.models.custom_network import n_logits
 from lesionseg.models.heads import DetectorOutput
@@ -35,6 +42,8 @@ from lesionseg.ops.device_memory import first_line, free_bytes, is_out_of_memory
 from lesionseg.plan.plan import Plan
 
 log = logging.getLogger(__name__)
+
+_SLICES_AT_ONCE = 8  # tiles of a 2-D network of nnU-Net on a CPU, which one slice does not fill
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,15 +132,20 @@ class SlidingWindow:
     """A sliding window with networks on a device. Call it with an image.
 
     Logits are converted to probabilities before tiles, views and networks are averaged
-    (`label_probabilities`). The networks are moved to the device and put into eval mode. A GPU
-    computes as many tiles at a time as a training step has (`batch_size`), a CPU one. If they do
-    not fit into memory, `batch_size` is halved for good.
+    (`label_probabilities`). The logits of an nnU-Net model are averaged instead, as by
+    `nnUNetPredictor`, with its tiles, padding, weights and mirrored views. Tiles for such a model
+    have three axes; a 2-D network processes them slice by slice.
+
+    The networks are moved to the device and put into eval mode. A GPU computes as many tiles at a
+    time as a training step has (`batch_size`), a CPU one. If they do not fit into memory,
+    `batch_size` is halved for good.
 
     Args:
         networks: the members of an ensemble, or one network.
         plan: tile shape, channels and labels.
         settings: overlap of tiles, mirrored views and precision. None uses the defaults in `conf/`.
-            With the precision "auto", the device computes in the type of `autocast_dtype`.
+            With the precision "auto", the device computes in the type of `autocast_dtype`, and a
+            GPU with an nnU-Net model in float16.
         device: device of the computation. None is the device of the first network.
         memory_format: memory format of the weights. None keeps it, for a network in training.
     """
@@ -164,18 +178,35 @@ class SlidingWindow:
                 set_memory_format(network, memory_format)
         # one tile occupies all cores of a CPU, so a batch would only take more memory there
         self.batch_size = plan.batch_size if self.device.type == "cuda" else 1
-        # all combinations of the axes along which tiles were flipped in training
-        self.flips = mirrored_views(plan.allowed_flips if settings.flips else ())
+        flip_axes = plan.allowed_flips
         self.tile_shape = plan.tile_shape
-
-    @property
-    def n_outputs(self) -> int:
-        """The number of channels that `predict` returns for each voxel."""
-        return self.plan.n_voxel_channels
+        self.n_outputs = plan.n_voxel_channels  # channels that `predict` returns for each voxel
+        recipe = plan.nnunet
+        self.is_in_slices = recipe is not None and recipe.network_dims == 2
+        if recipe is not None:
+            flip_axes = recipe.mirror_axes
+            # a prepared scan always has three axes, that of a picture with one slice
+            self.tile_shape = (1,) * (3 - len(plan.tile_shape)) + plan.tile_shape
+            self.n_outputs = n_logits(plan)
+            if self.device.type == "cuda" and settings.precision == "auto":
+                self.dtype = torch.float16
+            if self.device.type == "cpu" and self.is_in_slices:
+                self.batch_size = _SLICES_AT_ONCE
+        # all combinations of the axes along which tiles were flipped in training
+        self.flips = mirrored_views(flip_axes if settings.flips else ())
 
     def tile_weight(self) -> Tensor:
         """Return the weights of the average over overlapping tiles, `[*tile]`."""
-        return gaussian_weight(self.tile_shape)
+        weight_of = gaussian_weight if self.plan.nnunet is None else nnunet_weight
+        return weight_of(self.tile_shape)
+
+    def new_store(self, shape: tuple[int, ...], folder: Path | None = None) -> Store:
+        """Return a store for the outputs `[K, *shape]`: probabilities, or logits of nnU-Net.
+
+        `folder` is that of its file; None keeps it in memory.
+        """
+        kind = Store if self.plan.nnunet is None else LogitStore
+        return kind((self.n_outputs, *shape), folder=folder)
 
     def __call__(
         self,
@@ -187,14 +218,15 @@ class SlidingWindow:
     ) -> tuple[Store, Boxes | None]:
         """Return probabilities `[K, *spatial]` of the plan's labels and a detector's boxes.
 
-        Overlapping tiles are averaged with Gaussian weights. Image and sums are on the device,
-        unless they need more than half of the free memory of a GPU.
+        An nnU-Net model gives logits instead of probabilities. Overlapping tiles are averaged with
+        Gaussian weights. Image and sums are on the device, unless they need more than half of the
+        free memory of a GPU.
 
         Args:
             image: prepared image `[C, *spatial]`.
             body: mask of the body. Tiles without a part of the body are skipped. Outside the body,
                 probabilities are 0 and boxes are dropped. None is the whole image.
-            store: receives the probabilities. None is a new store in memory.
+            store: receives the outputs. None is a new store in memory, see `new_store`.
             agreement: receives the voxels that the networks mark, if there are several.
 
         Returns:
@@ -213,7 +245,7 @@ class SlidingWindow:
                 f"The image has {image.shape[0]} channels and {len(shape)} spatial axes; the plan "
                 f"has {len(plan.channel_names)} and {len(self.tile_shape)}."
             )
-        store = store or Store((self.n_outputs, *shape))
+        store = store or self.new_store(shape)
         covered = _CoveredPart.of(shape, self.tile_shape, self.overlap, body)
         grid = covered.grid
         tiles = covered.tiles()
@@ -298,7 +330,7 @@ class SlidingWindow:
         collector: BoxCollector | None = None,
         agreement: Agreement | None = None,
     ) -> Float[Tensor, "b k *tile"]:
-        """Return mean probabilities float32 over networks and mirrored views.
+        """Return mean probabilities or logits float32 over networks and mirrored views.
 
         Boxes are added to `collector`, with the `numbers` of the tiles in its grid. The voxels that
         each of several networks marks are added to `agreement`. Raises `GeometryError` if an output
@@ -309,6 +341,8 @@ class SlidingWindow:
         total = None
         own = None  # the sum over the views of one network
         marks = []
+        if self.is_in_slices:  # the tiles have one slice
+            tiles = tiles[:, :, 0]
         tiles = self._fill_batch(tiles.to(self.device))
         readings = list(product(self.networks, self.flips))
         for reading, (network, axes) in enumerate(readings):
@@ -329,7 +363,9 @@ class SlidingWindow:
         if agreement is not None:
             agreement.add(marks)
         mean = torch.as_tensor(total)
-        return mean if len(readings) == 1 else mean / len(readings)
+        if len(readings) > 1:
+            mean = mean / len(readings)
+        return mean[:, :, None] if self.is_in_slices else mean
 
     def _voxel_values(self, output: Sequence[Tensor], tiles: Tensor, n_tiles: int) -> Tensor:
         """Convert the logits of the first `n_tiles` tiles to the values that are averaged.
@@ -349,11 +385,15 @@ class SlidingWindow:
 
     def marked(self, values: Float[Tensor, "b k *tile"]) -> Bool[Tensor, "b labels *tile"]:
         """Return the voxels whose probability is sufficient for a candidate, for each label."""
+        if self.plan.nnunet is not None:
+            values = label_probabilities(values, self.plan)
         return values >= self.plan.candidate_rule.extent
 
     def convert_logits(self, logits: Float[Tensor, "b n *tile"]) -> Float[Tensor, "b k *tile"]:
         """Convert the logits of one view to the values that are averaged over views."""
-        return label_probabilities(logits, self.plan)
+        return (
+            label_probabilities(logits, self.plan) if self.plan.nnunet is None else logits.float()
+        )
 
     def _fill_batch(self, tiles: Tensor) -> Tensor:
         """Repeat the last tile on a GPU until their number is a power of two or fills the batch.

@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from lesionseg.io.limits import limit_voxels as limit_voxels
     from lesionseg.io.masks import read_mask as read_mask
     from lesionseg.io.model_address import read_card as read_card
-    from lesionseg.io.predictions import PredictionFiles as PredictionFiles
-    from lesionseg.io.predictions import find_predictions as find_predictions
-    from lesionseg.io.predictions import write_prediction as write_prediction
+    from lesionseg.io.results.case import PredictionFiles as PredictionFiles
+    from lesionseg.io.results.case import write_prediction as write_prediction
+    from lesionseg.io.results.index import find_predictions as find_predictions
     from lesionseg.io.scans import find_scans as find_scans
     from lesionseg.io.scans import kind_of_name as kind_of_name
     from lesionseg.io.text import read_csv as read_csv
@@ -48,11 +48,11 @@ _HOMES = {
     "GridPair": "grids",
     "Layout": "layouts",
     "MAY_PASS": "limits",
-    "PredictionFiles": "predictions",
+    "PredictionFiles": "results.case",
     "Row": "layouts.table",
     "Table": "layouts.table",
     "atomic_path": "files",
-    "find_predictions": "predictions",
+    "find_predictions": "results.index",
     "find_scans": "scans",
     "format_suffix": "volumes",
     "is_dicom_image": "volumes",
@@ -75,7 +75,7 @@ _HOMES = {
     "strip_suffix": "volumes",
     "write_csv": "text",
     "write_json": "text",
-    "write_prediction": "predictions",
+    "write_prediction": "results.case",
     "write_text": "text",
     "write_volume": "volumes",
 }

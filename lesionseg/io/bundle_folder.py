@@ -16,6 +16,8 @@ MODELS = "models"  # the folder of models in the cache
 _SUFFIXES = (".safetensors", ".json", ".md")
 # sections of the model card whose facts are those of the plan and the selection
 _REPEATED = re.compile(r"^## (?:Input|Output|Decisions)\n(?:(?!#).*\n)*", re.MULTILINE)
+# the lines before the card, which the Hugging Face Hub reads, with the line of the license
+_METADATA = re.compile(r"\A---\n(?:(?!---|license:).*\n)*(license: .*\n)?(?:(?!---).*\n)*---\n")
 _MAX_SHOWN = 8  # file names in the message about a wrong folder
 
 
@@ -50,8 +52,9 @@ class BundleFiles:
 
     @property
     def card(self) -> Path:
-        """The model card."""
-        return self.folder / "model_card.md"
+        """The model card, which is `model_card.md` in bundles before version 2.0."""
+        earlier = self.folder / "model_card.md"
+        return earlier if earlier.is_file() else self.folder / "README.md"
 
     def card_text(self) -> str:
         """Return the text of the card; empty if the bundle has none."""
@@ -61,9 +64,10 @@ class BundleFiles:
         """Return the facts in the card, from lines such as `- date: 2026-01-31` or `license: mit`.
 
         The sections Input, Output and Decisions are left out, because they repeat the plan and the
-        selection. The result is empty if the bundle has no card.
+        selection, and so is the metadata except for the license. The result is empty if the bundle
+        has no card.
         """
-        other_sections = _REPEATED.sub("", self.card_text())
+        other_sections = _REPEATED.sub("", _METADATA.sub(r"\1", self.card_text()))
         return dict(re.findall(r"^(?:- )?([\w ]+): +(\S.*)$", other_sections, re.MULTILINE))
 
 

@@ -14,12 +14,11 @@ from lesionseg.errors import ContentError, GeometryError
 from lesionseg.io.channels import check_channels, is_colour
 from lesionseg.io.dicom.headers import is_dicom
 from lesionseg.io.dicom.reference import read_dicom_reference
-from lesionseg.io.exact_values import require_exact_values
 from lesionseg.io.grids import GridPair
 from lesionseg.io.layouts.drawn_lesions import read_stated_reference
 from lesionseg.io.layouts.manifest import IGNORE
 from lesionseg.io.layouts.stated_lesions import LESIONS
-from lesionseg.io.masks import read_instances, read_mask
+from lesionseg.io.masks import read_instances, read_mask, require_exact_values
 from lesionseg.io.raster import is_reoriented
 from lesionseg.io.volumes import is_dicom_image, is_raster, read_geometry, read_volume
 from lesionseg.io.warn_once import collect_warnings, warn_once

@@ -11,8 +11,8 @@ from lesionseg.io.dicom.headers import read_header
 from lesionseg.io.dicom.result_origin import Comparison, ResultOrigin
 from lesionseg.io.dicom.results import require_highdicom, write_dicom_results
 from lesionseg.io.files import digest_of
-from lesionseg.io.predictions import PredictionFiles
-from lesionseg.io.result_names import CANDIDATES, REPORT
+from lesionseg.io.results.case import PredictionFiles
+from lesionseg.io.results.names import CANDIDATES, REPORT
 from lesionseg.io.scans import Scan, describe_scan
 from lesionseg.io.volumes import is_dicom_image
 

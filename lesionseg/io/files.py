@@ -123,7 +123,7 @@ def explain_missing(path: Path) -> str:
 
 
 @contextmanager
-def locked_folder(folder: Path, name: str = LOCK) -> Iterator[None]:
+def locked_folder(folder: Path, name: str = LOCK, *, wait_seconds: float = 0) -> Iterator[None]:
     """Hold the lock of a folder within the context, so that no second process writes into it.
 
     A folder that does not exist is created, and removed at the end if it is empty. With the lock
@@ -133,6 +133,7 @@ def locked_folder(folder: Path, name: str = LOCK) -> Iterator[None]:
     Args:
         folder: The folder.
         name: The file of the lock within the folder.
+        wait_seconds: How long to wait for the lock.
 
     Raises:
         OutputError: Another process holds the lock, or the folder cannot be created.
@@ -141,7 +142,7 @@ def locked_folder(folder: Path, name: str = LOCK) -> Iterator[None]:
     with made_folder(folder):
         with output_errors(folder):
             try:
-                lock.acquire(timeout=0)
+                lock.acquire(timeout=wait_seconds)
             except Timeout as error:
                 raise OutputError(
                     f"{folder}: another process is writing into this folder. Wait until it has "

@@ -40,7 +40,8 @@ _CHECKPOINTS = (".pth", ".pt")
 _SMALL_FILES = (
     "*plan.json",
     "*selection.json",
-    "*model_card.md",
+    "*README.md",
+    "*model_card.md",  # of earlier versions
     f"*{PLANS}",
     f"*{DATASET_JSON}",
 )

@@ -15,7 +15,7 @@ from lesionseg.core import Labels
 from lesionseg.errors import BundleError, LesionsegError, count, join_names
 from lesionseg.io.bundle_folder import WEIGHTS
 from lesionseg.io.files import digest_of
-from lesionseg.io.layouts.nnunet import DATASET_JSON, nnunet_labels
+from lesionseg.io.layouts.nnunet import DATASET_JSON, nnunet_channels_and_labels
 from lesionseg.io.model_files import ModelFiles, find_archive, list_archive
 
 PLANS = "plans.json"
@@ -72,10 +72,13 @@ class NnunetModelFiles(ModelFiles):
         """Read `dataset.json`. Raise `BundleError` if it is not a JSON object."""
         return self.read_json(DATASET_JSON)
 
-    def read_labels(self) -> Labels:
-        """Read the labels in `dataset.json`. Raise `BundleError` if they are not valid."""
+    def read_channels_and_labels(self) -> tuple[tuple[str, ...], Labels]:
+        """Read the names of the channels, and the labels, in `dataset.json`.
+
+        Raise `BundleError` if they are not valid.
+        """
         try:
-            return nnunet_labels(self.read_description(), Path(self.description_path))
+            return nnunet_channels_and_labels(self.read_description(), Path(self.description_path))
         except LesionsegError as error:
             raise BundleError(str(error)) from error
 

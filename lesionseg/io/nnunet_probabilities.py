@@ -1,12 +1,16 @@
-"""Reading nnU-Net's probabilities slab by slab: `<case>.npz`, written with `--save_probabilities`.
+"""nnU-Net's probabilities of a case, `<case>.npz`: written as nnU-Net does, read slab by slab.
 
-The archive contains one array `[K, z, y, x]`, `probabilities` of nnU-Net v2 or `softmax` of v1.
-Header and voxels are read as plain bytes. Nothing is unpickled, and `<case>.pkl` is not opened.
+The archive contains one array `[K, z, y, x]`, `probabilities` of nnU-Net v2 or `softmax` of v1. The
+background is first, unless labels are regions. Header and voxels are read as plain bytes. Nothing
+is unpickled, and `<case>.pkl` is not opened. It is written, because `nnUNetv2_ensemble` and
+`nnUNetv2_evaluate_folder` read the geometry only in this form, next to `dataset.json` and
+`plans.json`.
 """
 
+import pickle
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -16,17 +20,23 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from lesionseg.errors import ReadError
+from lesionseg.core import Geometry, Labels
+from lesionseg.errors import ConfigError, ReadError
+from lesionseg.io.itk import itk_affine
+from lesionseg.io.layouts.nnunet import DATASET_JSON, write_dataset_json
 from lesionseg.io.limits import check_size, convert_read_errors, limits
 from lesionseg.io.nnunet_model import PLANS
-from lesionseg.io.text import read_json
+from lesionseg.io.text import read_json, write_json
 
-SUFFIX = ".npz"
+ENDINGS = (".npz", ".pkl")
 LEVELS_UP = 3  # folders from an output in fold_0/validation up to the model folder
 _NAMES = ("probabilities.npy", "softmax.npy")
 _MAX_CHANNELS = 256
 _SLAB_BYTES = 2**24
 _ADVICE = "Copy it again, or write it again with nnUNetv2_predict --save_probabilities."
+_READERS = {".nii": "NibabelIO", ".png": "NaturalImage2DIO"}
+_READER = "SimpleITKIO"
+_ACROSS_MM = 999.0  # nnU-Net's spacing along the third axis of a picture
 _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 
 
@@ -81,24 +91,20 @@ class ProbabilityFile:
                 with archive.open(info) as stream:
                     shape, fortran_order, dtype = _read_header(path, stream)
                     n_header = stream.tell()
-        if dtype.kind != "f" or dtype.itemsize not in (2, 4, 8):
-            raise ReadError(
-                f"{path}: the array contains {dtype} instead of 16, 32 or 64-bit floating-point "
-                f"numbers, so it was not read. {_ADVICE}"
-            )
-        if len(shape) not in (3, 4) or min(shape) < 1 or shape[0] > _MAX_CHANNELS:
-            raise ReadError(
-                f"{path}: the array has the shape {shape} instead of [K, z, y, x]. {_ADVICE}"
-            )
-        if prod(shape[1:]) > limits().max_voxels:
-            raise ReadError(
-                f"{path}: the array has too many voxels: {prod(shape[1:])}, at most "
-                f"{limits().max_voxels}. {_ADVICE}"
-            )
-        n_bytes = prod(shape) * dtype.itemsize
-        check_size(path, n_bytes)
-        if info.file_size != n_header + n_bytes:
-            raise ReadError(f"{path}: the array's size differs from its header. {_ADVICE}")
+        fault = ""
+        if dtype.str[1:] not in ("f2", "f4", "f8"):
+            fault = f"contains {dtype} instead of 16, 32 or 64-bit floating-point numbers"
+        elif len(shape) not in (3, 4) or min(shape) < 1 or shape[0] > _MAX_CHANNELS:
+            fault = f"has the shape {shape} instead of [K, z, y, x]"
+        elif prod(shape[1:]) > limits().max_voxels:
+            fault = f"has too many voxels: {prod(shape[1:])}, at most {limits().max_voxels}"
+        else:
+            n_bytes = prod(shape) * dtype.itemsize
+            check_size(path, n_bytes)
+            if info.file_size != n_header + n_bytes:
+                fault = "has another size than its header states"
+        if fault:
+            raise ReadError(f"{path}: the array {fault}, so it was not read. {_ADVICE}")
         return cls(path, shape, dtype, member, fortran_order)
 
     def reader_name(self) -> str:
@@ -170,3 +176,85 @@ def _read_header(path: Path, stream: IO[bytes]) -> tuple[tuple[int, ...], bool, 
         raise ReadError(f"{path}: the array's format {version} is unknown. {_ADVICE}")
     shape, fortran_order, dtype = _HEADERS[version](stream)
     return shape, fortran_order, dtype
+
+
+def write_description(
+    folder: Path, channel_names: Sequence[str], labels: Labels, suffix: str
+) -> list[Path]:
+    """Write and return `dataset.json` and `plans.json`. `suffix` is the suffix of the masks.
+
+    Raise `ConfigError` if nnU-Net cannot represent the labels: it knows regions and the values
+    1 to n.
+
+    `numTraining` is 0 and `configurations` is empty, because no training belongs to the folder. The
+    labels are those that a network predicts, without the value to ignore. That is why
+    `nnUNetv2_evaluate_folder` needs the `dataset.json` of the dataset.
+    """
+    if not labels.regions and labels.values != tuple(range(1, len(labels) + 1)):
+        raise ConfigError(
+            f"names=nnunet save_probabilities=true: nnU-Net needs the mask values 1 to "
+            f"{len(labels)}, not {', '.join(map(str, labels.values))}. Use names=lesionseg."
+        )
+    write_dataset_json(folder, channel_names, labels, suffix, numTraining=0)
+    plans = {
+        "dataset_name": "lesionseg",
+        "plans_name": "lesionseg",
+        "image_reader_writer": _READERS.get(suffix, _READER),
+        "label_manager": "LabelManager",
+        "transpose_forward": [0, 1, 2],
+        "transpose_backward": [0, 1, 2],
+        "configurations": {},
+    }
+    write_json(folder / PLANS, plans)
+    return [folder / DATASET_JSON, folder / PLANS]
+
+
+def write_probabilities(
+    folder: Path,
+    case: str,
+    probabilities: NDArray[np.float16],
+    geometry: Geometry,
+    *,
+    are_regions: bool,
+) -> None:
+    """Write `<case>.npz` and `<case>.pkl` of probabilities `[labels, *spatial]`.
+
+    Unless labels are regions, a background channel is added: 1 minus the sum of the labels. In a
+    voxel whose sum is above 1, the labels are divided by the sum and the background is 0. A picture
+    gets an axis of length 1, as in nnU-Net: `[labels, 1, y, x]`.
+    """
+    if geometry.dims == 2:
+        probabilities = probabilities[:, np.newaxis]
+    if not are_regions:
+        total = probabilities.sum(axis=0, dtype=np.float32)
+        with_background = np.empty((len(probabilities) + 1, *total.shape), dtype=np.float16)
+        with_background[0] = (1 - total).clip(min=0)
+        scaled = with_background[1:]
+        np.divide(probabilities, total.clip(min=1), out=scaled, casting="same_kind")
+        probabilities = with_background
+    np.savez_compressed(folder / f"{case}.npz", probabilities=probabilities)
+    with (folder / f"{case}.pkl").open("wb") as file:
+        pickle.dump(_properties(geometry), file, protocol=4)
+
+
+def _properties(geometry: Geometry) -> dict[str, Any]:
+    """Return the geometry in the form of nnU-Net's readers, as plain numbers, lists and tuples.
+
+    `spacing` has the order (z, y, x), the other entries have (x, y, z). SimpleITK's coordinates are
+    LPS, those of nibabel are RAS. A picture has `spacing` only, with pixels of size 1 as nnU-Net's.
+    """
+    spacing = [float(mm) for mm in geometry.spacing_mm]
+    if geometry.dims == 2:
+        return {"spacing": [_ACROSS_MM, 1.0, 1.0]}
+    lps_affine = itk_affine(geometry.affine)
+    directions = lps_affine[:3, :3] / spacing[::-1]  # unit vectors in the columns
+    return {
+        "spacing": spacing,
+        "sitk_stuff": {
+            "spacing": tuple(spacing[::-1]),
+            "origin": tuple(lps_affine[:3, 3].tolist()),
+            "direction": tuple(directions.reshape(-1).tolist()),
+        },
+        # of the indices (x, y, z)
+        "nibabel_stuff": {"original_affine": geometry.affine[:, [2, 1, 0, 3]].tolist()},
+    }

@@ -13,12 +13,12 @@ from lesionseg.core import CaseFiles, Dataset, Finding, Geometry, Labels, Refere
 from lesionseg.core.finding import require_no_errors
 from lesionseg.errors import DatasetError, LesionsegError
 from lesionseg.io.cases import read_reference
-from lesionseg.io.exact_values import require_exact_values
 from lesionseg.io.layouts import list_dataset, read_dataset_of, recognise_layout
 from lesionseg.io.layouts.readers import IGNORED_BOXES
 from lesionseg.io.layouts.table import ReadingRules
-from lesionseg.io.masks import read_mask
-from lesionseg.io.predictions import PredictionFiles, list_masks
+from lesionseg.io.masks import read_mask, require_exact_values
+from lesionseg.io.results.case import PredictionFiles
+from lesionseg.io.results.index import list_masks
 from lesionseg.io.volumes import is_image_file, read_geometry
 
 logger = logging.getLogger(__name__)

@@ -22,8 +22,6 @@ from lesionseg.core import CaseFiles, Finding
 from lesionseg.core.finding import Severity
 from lesionseg.errors import DatasetError, LesionsegError, ReadError, ResourceError, join_names
 from lesionseg.io import itk
-from lesionseg.io.bids_output import bids_case_id
-from lesionseg.io.case_file import CaseRow
 from lesionseg.io.case_ids import case_id, comparison_key, printable_id, split_channel
 from lesionseg.io.channels import missing_channels
 from lesionseg.io.contents import content_digest, content_files, file_state
@@ -34,7 +32,8 @@ from lesionseg.io.files import TEXT_SUFFIXES, is_file_or_broken_link
 from lesionseg.io.formats import DICOM
 from lesionseg.io.layouts.manifest import read_scan_rows
 from lesionseg.io.limits import convert_read_errors
-from lesionseg.io.result_names import CANDIDATES, OWN_ENDINGS, PROBABILITIES
+from lesionseg.io.results.names import CANDIDATES, OWN_ENDINGS, PROBABILITIES, bids_case_id
+from lesionseg.io.results.row import CaseRow
 from lesionseg.io.text import printable_text
 from lesionseg.io.tiff import is_stack
 from lesionseg.io.volumes import (

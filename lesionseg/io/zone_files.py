@@ -14,7 +14,7 @@ import numpy as np
 from lesionseg.core import Zones
 from lesionseg.errors import ConfigError, ContentError, DatasetError, join_names
 from lesionseg.io.masks import read_mask
-from lesionseg.io.predictions import find_masks
+from lesionseg.io.results.index import find_masks
 from lesionseg.io.text import read_csv, read_csv_columns
 
 _log = logging.getLogger(__name__)

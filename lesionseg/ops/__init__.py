@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from lesionseg.ops.components import candidates_of as candidates_of
     from lesionseg.ops.components import label_components as label_components
     from lesionseg.ops.components import lesion_instances as lesion_instances
-    from lesionseg.ops.resample import resample_slabs as resample_slabs
-    from lesionseg.ops.resample import resample_to as resample_to
+    from lesionseg.ops.interpolation import resample_slabs as resample_slabs
+    from lesionseg.ops.interpolation import resample_to as resample_to
     from lesionseg.ops.suppression import batched_nms as batched_nms
     from lesionseg.ops.suppression import cluster_boxes as cluster_boxes
     from lesionseg.ops.suppression import nms as nms
@@ -32,8 +32,8 @@ _HOMES = {
     "label_components": "components",
     "lesion_instances": "components",
     "nms": "suppression",
-    "resample_slabs": "resample",
-    "resample_to": "resample",
+    "resample_slabs": "interpolation",
+    "resample_to": "interpolation",
 }
 __all__ = [*_HOMES]
 __getattr__, __dir__ = lazy_names(__name__, _HOMES)

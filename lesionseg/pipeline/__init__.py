@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 from lesionseg.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from lesionseg.pipeline.convert import describe_points as describe_points
     from lesionseg.pipeline.convert import select_on_validation as select_on_validation
     from lesionseg.pipeline.convert import write_own_bundle as write_own_bundle
     from lesionseg.pipeline.experiment import Experiment as Experiment
@@ -31,7 +30,6 @@ _HOMES = {
     "begin": "planning",
     "command_line": "log",
     "default_run_dir": "run_dir",
-    "describe_points": "convert",
     "find_recipe": "outcome",
     "hold_lock": "output_lock",
     "loss_option": "run_dir",

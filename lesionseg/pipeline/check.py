@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lesionseg.config import AUTO_MODEL, ModelConfig, PrepareConfig
+from lesionseg.config import AUTO_MODEL, DataConfig, ModelConfig
 from lesionseg.core import Case, CaseFiles, Dataset, Finding, describe_sides, joint_unit
 from lesionseg.core.finding import Severity, collect_errors
 from lesionseg.io.files import digest_of
@@ -20,7 +20,6 @@ from lesionseg.ops.components import lesion_mask
 from lesionseg.pipeline.chosen_model import model_for
 from lesionseg.pipeline.log import bar, command_line
 from lesionseg.pipeline.outcome import Outcome
-from lesionseg.pipeline.run_dir import settings_of_training
 from lesionseg.pipeline.survey import (
     first_splits,
     open_dataset,
@@ -124,20 +123,32 @@ class _InspectedCase:
     is_boxed: bool = False
 
 
-def check_dataset(cfg: PrepareConfig, page: Path) -> CheckOutcome:
-    """Inspect the cases of `cfg.data.root` one by one, compare them, and write the page.
+def check_dataset(
+    data: DataConfig,
+    model: ModelConfig,
+    seed: int,
+    page: Path,
+    *,
+    settings: Mapping[str, object],
+    identifiers: bool = False,
+) -> CheckOutcome:
+    """Inspect the cases of `data.root` one by one, compare them, and write the page.
 
     The page contains the numbers of the cases, and the table `pseudonyms.csv` next to it lists
-    their names. With `cfg.identifiers`, the page contains the names, and there is no such table.
+    their names. With `identifiers`, the page contains the names, and there is no such table.
 
     Args:
-        cfg: the settings of the check, and of the training that follows.
+        data: the dataset, and its split into folds.
+        model: the model of the training that follows.
+        seed: the seed of the split.
         page: the file of the page.
+        settings: the settings of the next command.
+        identifiers: True if the page may contain names of cases.
 
     Raises:
         DatasetError: if the dataset has no known layout, or its description is wrong.
     """
-    dataset = open_dataset(cfg.data)
+    dataset = open_dataset(data)
     inspected: list[_InspectedCase] = []
     with bar("Checking the dataset") as advance:
         n_digits = len(str(len(dataset.cases)))
@@ -148,9 +159,17 @@ def check_dataset(cfg: PrepareConfig, page: Path) -> CheckOutcome:
             advance(name, number, len(dataset.cases))
     order = {case.files.case: i for i, case in enumerate(inspected)}
     # findings without a case come first
-    findings = sorted(_find_all(dataset, inspected, cfg), key=lambda f: order.get(f.case, -1))
+    references = {
+        case.files.case: case.reference_facts for case in inspected if case.reference_facts
+    }
+    found = [
+        *_findings_of_cases(dataset, inspected, references),
+        *_training_faults(dataset, inspected, references, data, seed),
+        *_notes_on_model(dataset, inspected, model),
+    ]
+    findings = sorted(found, key=lambda f: order.get(f.case, -1))
     looks = {case.files.case: case.look for case in inspected}
-    if cfg.identifiers:
+    if identifiers:
         looks = {case: replace(look, name=case) for case, look in looks.items()}
     write_dataset_report(
         page,
@@ -158,29 +177,27 @@ def check_dataset(cfg: PrepareConfig, page: Path) -> CheckOutcome:
         findings,
         dataset.channel_names,
         joint_unit(case.unit for case in inspected if case.unit).replace("px", PIXELS),
-        Path(cfg.data.root).resolve().name,
-        identifiers=cfg.identifiers,
+        Path(data.root).resolve().name,
+        identifiers=identifiers,
     )
     shown = {case: look.name for case, look in looks.items()}
     write_pseudonyms(
-        page.parent, {} if cfg.identifiers else {look: case for case, look in shown.items()}
+        page.parent, {} if identifiers else {look: case for case, look in shown.items()}
     )
-    settings = settings_of_training(cfg)
-    if cfg.run_dir is not None:
-        settings["run_dir"] = cfg.run_dir
     if any(finding.kind == NEEDS_DETECTOR for finding in findings):
-        settings["model"] = "retinanet"
+        settings = {**settings, "model": "retinanet"}
     return CheckOutcome(tuple(findings), shown, page, settings)
 
 
-def _find_all(
-    dataset: Dataset, inspected: Sequence[_InspectedCase], cfg: PrepareConfig
+def _findings_of_cases(
+    dataset: Dataset,
+    inspected: Sequence[_InspectedCase],
+    references: Mapping[str, ReferenceFacts],
 ) -> Iterator[Finding]:
-    """Yield the findings of the listing, of each case and of their comparison.
+    """Yield the findings of the listing, of each case, of their comparison, and of references.
 
-    Doubts about references, faults of the training, and notes on the model follow. A finding of the
-    listing on a case that could not be listed has no case. If entries are rejected, their cases are
-    not called free of lesions, and no label is called empty.
+    A finding of the listing on a case that could not be listed has no case. If entries are
+    rejected, their cases are not called free of lesions, and no label is called empty.
     """
     cases = {case.files.case for case in inspected}
     for finding in dataset.findings:
@@ -192,14 +209,9 @@ def _find_all(
             if finding.kind != "lesion_free" or finding.case not in faulty:
                 yield finding
     yield from _compare(inspected)
-    references = {
-        case.files.case: case.reference_facts for case in inspected if case.reference_facts
-    }
     for doubt in find_doubts(dataset, references):
         if doubt.kind != "empty_label" or not dataset.errors:
             yield doubt
-    yield from _training_faults(dataset, inspected, references, cfg)
-    yield from _notes_on_model(dataset, inspected, cfg.model)
 
 
 def _finding(
@@ -241,7 +253,8 @@ def _training_faults(
     dataset: Dataset,
     inspected: Sequence[_InspectedCase],
     references: Mapping[str, ReferenceFacts],
-    cfg: PrepareConfig,
+    data: DataConfig,
+    seed: int,
 ) -> list[Finding]:
     """Return the finding that `train` could not start even if every case were readable.
 
@@ -259,7 +272,7 @@ def _training_faults(
     findings: list[Finding] = []
     with collect_errors(findings, "", kind="no_training"):
         require_lesions(dataset, counts, references)
-        first_splits(dataset, counts, LesionFacts(sizes, labels), cfg.data, cfg.seed)
+        first_splits(dataset, counts, LesionFacts(sizes, labels), data, seed)
     return findings
 
 

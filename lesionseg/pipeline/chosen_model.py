@@ -23,13 +23,13 @@ def keep_choices_of_run(cfg: C, run: Path) -> C:
     if not has_config(run):
         return cfg
     before = dict(dotted_items(read_yaml(run / CONFIG)))
-    model = before.get("model.architecture")
-    if cfg.model.architecture == AUTO_MODEL and isinstance(model, str):
-        cfg = with_model(cfg, model)
-    rate = before.get("optim.lr")
-    if cfg.optim.lr == "auto" and isinstance(rate, float):
-        cfg = with_rate(cfg, rate)
-    return cfg
+    model = cfg.model.architecture
+    if model == AUTO_MODEL:
+        model = before.get("model.architecture", model)
+    rate = cfg.optim.lr
+    if rate == "auto":
+        rate = before.get("optim.lr", rate)
+    return with_choices(cfg, model, rate)
 
 
 def model_for(model: ModelConfig, kinds: ReferenceKinds) -> Decision[str]:
@@ -55,11 +55,8 @@ def model_for(model: ModelConfig, kinds: ReferenceKinds) -> Decision[str]:
     return Decision(before, "it is the model of the bundle") if is_usable else chosen
 
 
-def with_model(cfg: C, name: str) -> C:
-    """Return the settings with this model."""
-    return cfg.model_copy(update={"model": cfg.model.model_copy(update={"architecture": name})})
-
-
-def with_rate(cfg: C, rate: float | Literal["auto"]) -> C:
-    """Return the settings with this learning rate."""
-    return cfg.model_copy(update={"optim": cfg.optim.model_copy(update={"lr": rate})})
+def with_choices(cfg: C, model: str, rate: float | Literal["auto"]) -> C:
+    """Return the settings with this model and this learning rate."""
+    architecture = cfg.model.model_copy(update={"architecture": model})
+    optim = cfg.optim.model_copy(update={"lr": rate})
+    return cfg.model_copy(update={"model": architecture, "optim": optim})

@@ -6,16 +6,18 @@ from dataclasses import replace
 from pathlib import Path
 
 from lesionseg.config import has_config
-from lesionseg.core import Aim, Selection
+from lesionseg.core import Selection
 from lesionseg.core.selection import OPERATING_POINT
 from lesionseg.errors import ConfigError, OutputError, count
-from lesionseg.evaluation import find_preset
+from lesionseg.evaluation import Aim, find_preset
+from lesionseg.evaluation.operating_points import OUT_OF_FOLD
+from lesionseg.evaluation.selection import select
 from lesionseg.inference.bundle import Bundle, bundle_plan, write_bundle
 from lesionseg.inference.model_card import model_card
 from lesionseg.io.bundle_folder import BundleFiles
 from lesionseg.io.layouts.table import ReadingRules
-from lesionseg.pipeline.evaluate_operating_point import development_predictions, development_tables
-from lesionseg.pipeline.select import OUT_OF_FOLD, select
+from lesionseg.pipeline.development import development_predictions, development_tables
+from lesionseg.pipeline.match_files import MatchOptions
 from lesionseg.version import __version__
 
 log = logging.getLogger(__name__)
@@ -72,16 +74,6 @@ def _require_no_training(folder: Path) -> None:
         )
 
 
-def describe_points(selection: Selection) -> list[str]:
-    """Return a line on each operating point: its name, its score and, if known, expected rate."""
-    lines = []
-    for point in selection.operating_points:
-        expected = point.expected_false_positives_per_case
-        rate = "" if expected is None else f", {expected:.2f} false positives per case expected"
-        lines.append(f"         {point.name}: score {point.score:.4g}{rate}")
-    return lines
-
-
 def select_on_validation(
     selection: Selection,
     *,
@@ -131,9 +123,9 @@ def select_on_validation(
     tables = development_tables(
         predictions,
         reference,
-        find_preset("lesionseg"),
-        group=group,
-        rules=ReadingRules(grid_of_image=True),  # nnU-Net only warns of other headers
+        MatchOptions(find_preset("lesionseg"), by_image=True),
+        ReadingRules(grid_of_image=True),  # nnU-Net only warns of other headers
+        group,
     )
     log.info("Operating points are chosen on %s.", count(len(tables.cases), "validation case"))
     fold_of = {case: predictions.fold_of[case] for case in tables.cases["case"]}

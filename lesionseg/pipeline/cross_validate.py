@@ -25,7 +25,7 @@ from lesionseg.inference.bundle import ensemble, read_own_bundle
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.files import locked_folder
 from lesionseg.io.model_files import read_model_text
-from lesionseg.io.predictions import find_predictions
+from lesionseg.io.results.index import find_predictions
 from lesionseg.io.text import write_json
 from lesionseg.pipeline.experiment import Experiment
 from lesionseg.pipeline.planning import begin

@@ -36,7 +36,7 @@ from lesionseg.evaluation.adjudication import adjudicate, read_answers
 from lesionseg.evaluation.compare import compare as compare_models
 from lesionseg.evaluation.label_names import LabelNumbers, add_predicted_names, warn_of_labels
 from lesionseg.evaluation.matched_case import MatchedCase
-from lesionseg.evaluation.operating_point_choice import DEFAULT_AIM
+from lesionseg.evaluation.operating_points import DEFAULT_AIM, explain_unlike
 from lesionseg.evaluation.scores import (
     SCORES_FILE,
     SECOND_MODEL,
@@ -46,17 +46,13 @@ from lesionseg.evaluation.scores import (
     write_scores,
 )
 from lesionseg.evaluation.subgroups import Columns, read_columns
-from lesionseg.io.predictions import PredictionFiles, list_predictions
+from lesionseg.io.layouts.table import ReadingRules
 from lesionseg.io.references import References
+from lesionseg.io.results.case import PredictionFiles
+from lesionseg.io.results.index import list_predictions
 from lesionseg.io.text import read_csv, read_json
 from lesionseg.io.zone_files import ZoneFolder
-from lesionseg.pipeline.evaluate_operating_point import (
-    choose_here,
-    decide_on_development,
-    explain_unlike,
-    reference_rules,
-    stated_aim,
-)
+from lesionseg.pipeline.development import PointRequest, parse_aim
 from lesionseg.pipeline.kept_predictions import KeptPredictions
 from lesionseg.pipeline.log import Advance, align_columns, command_line
 from lesionseg.pipeline.match_files import MatchOptions, match_cases
@@ -130,6 +126,9 @@ class EvaluateOutcome(Outcome):
                 lines.append(f"Failed:  {names}{words}, see {folder / 'cases.csv'}")
         if self.kept is not None:
             lines.append(f"Wrote:   {self.kept}, masks and candidates of the probabilities")
+        why_not_promised = self.scores.operating_point.why_not_promised
+        if why_not_promised:
+            lines.append(f"Note:    the sensitivity is not promised: {why_not_promised}")
         if self.scores.is_point_chosen_here:
             lines.append(
                 "Note:    the threshold was chosen on these cases and looks better than it is"
@@ -183,8 +182,20 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
             "margin= and compare_chosen_on= belong to a comparison of two models. Add the second "
             "one as compare=, or leave them out."
         )
-    aim = stated_aim(cfg)
-    inputs = _find_inputs(cfg)
+    aim = parse_aim(
+        cfg.operating_point,
+        rate_confidence=cfg.rate_confidence,
+        chosen_on=cfg.chosen_on,
+        compare_chosen_on=cfg.compare_chosen_on,
+        chosen_on_reference=cfg.chosen_on_reference,
+    )
+    rules = ReadingRules(
+        grid_of_image=cfg.geometry == "image",
+        min_readers=cfg.min_readers,
+        merge_labels=cfg.merge_labels,
+        annotations=cfg.annotations,
+    )
+    inputs = _find_inputs(cfg, rules)
     second = None if cfg.compare is None else _find_second_model(Path(cfg.compare), inputs)
     options = _match_options(cfg, preset, inputs)
     # these tables are read before the cases, so that their errors come first
@@ -192,7 +203,15 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
     if cfg.adjudication is not None:
         answers = read_answers(read_csv(Path(cfg.adjudication)), cfg.adjudication)
     columns = read_columns(inputs.cases, Path(cfg.columns) if cfg.columns else None)
-    selection = decide_on_development(cfg, cfg.chosen_on, aim, inputs.cases, inputs.role)
+    request = PointRequest(
+        aim,
+        cfg.rate_confidence,
+        reference=Path(cfg.chosen_on_reference or cfg.reference),
+        options=options,
+        rules=rules,
+        group=cfg.group,
+    )
+    selection = request.choose_on_development(cfg.chosen_on, inputs.cases)
     output = Path(cfg.output)
     with KeptPredictions(output, inputs.predictions) as kept:
         matches, failed = _match_all(inputs, options, progress, kept.keep)
@@ -206,7 +225,7 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
             others = [other for other in others if other.case in shared]
             if not seen:
                 raise DatasetError(_explain_nothing_scored([*failed, *not_compared]))
-        selection = choose_here(selection, seen, aim, cfg.rate_confidence)
+        selection = request.choose_here(selection, seen)
         failed += kept.keep_others(
             {files.case for files in inputs.labelled},
             LabelNumbers(inputs.dataset.labels if inputs.dataset else None),
@@ -218,7 +237,7 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
         if answers is not None:  # before the second model's files, because answers may be wrong
             scores = replace(scores, rows=(*scores.rows, *adjudicate(one.tables, answers)))
         if second is not None and others:
-            other = _score_second(cfg, second, columns, others, not_compared, one)
+            other = _score_second(cfg, request, second, columns, others, not_compared, one)
             compared = other.scores
             scores = replace(scores, comparison=compared.comparison, programs=compared.programs)
             write_scores(output / SECOND_MODEL, other.tables, compared, other.names)
@@ -320,7 +339,7 @@ class Inputs:
         return self.dataset.labels.lesion_names if self.dataset else {}
 
 
-def _find_inputs(cfg: EvaluateConfig) -> Inputs:
+def _find_inputs(cfg: EvaluateConfig, rules: ReadingRules) -> Inputs:
     """Find references and predictions, and choose the cases to evaluate. Warn of the others.
 
     Warn too of cases that may be visits of one patient, or whose two masks are the same file.
@@ -332,7 +351,7 @@ def _find_inputs(cfg: EvaluateConfig) -> Inputs:
             `cfg.chosen_on` is given, the latter is a warning.
     """
     folder = Path(cfg.prediction)
-    references = References.find(Path(cfg.reference), **reference_rules(cfg))
+    references = References.find(Path(cfg.reference), **rules)
     labelled = references.cases
     if not labelled:  # each mask of a folder has an error
         raise DatasetError(_explain_nothing_scored(references.findings))
@@ -480,6 +499,7 @@ def _score(
 
 def _score_second(
     cfg: EvaluateConfig,
+    request: PointRequest,
     second: Inputs,
     columns: Columns,
     matches: Sequence[MatchedCase],
@@ -492,14 +512,13 @@ def _score_second(
     second program, or if the two points were not chosen alike, numbers that depend on a threshold
     are not compared. The comparison is a part of the returned scores.
     """
-    aim = stated_aim(cfg)
-    if aim is None and cfg.compare_chosen_on is not None:
-        aim = one.scores.operating_point.request or DEFAULT_AIM
-    selection = decide_on_development(cfg, cfg.compare_chosen_on, aim, second.cases, second.role)
+    if request.aim is None and cfg.compare_chosen_on is not None:
+        request = replace(request, aim=one.scores.operating_point.request or DEFAULT_AIM)
+    selection = request.choose_on_development(cfg.compare_chosen_on, second.cases)
     reason = ""
     try:
         if cfg.chosen_on is None:
-            selection = choose_here(selection, matches, aim, cfg.rate_confidence)
+            selection = request.choose_here(selection, matches)
     except ConfigError as error:
         reason = str(error)
     other = _score(cfg, second, columns, matches, selection, failed)

@@ -11,8 +11,7 @@ from lesionseg.evaluation import Preset, find_preset
 from lesionseg.pipeline.chosen_model import (
     keep_choices_of_run,
     model_for,
-    with_model,
-    with_rate,
+    with_choices,
 )
 from lesionseg.pipeline.provenance import training_provenance
 from lesionseg.pipeline.run_dir import check_config, config_of
@@ -62,8 +61,9 @@ class Experiment:
         """
         named = keep_choices_of_run(cfg, run)
         model = model_for(named.model, ReferenceKinds.of(survey.fingerprint))
-        cfg = with_model(named, model.value)
-        origin = training_provenance(cfg, survey)
+        cfg = with_choices(named, model.value, named.optim.lr)
+        device = training_device(cfg.trainer.accelerator)
+        origin = training_provenance(survey, cfg.data, cfg.seed, device)
         return cls(cfg=cfg, survey=survey, run=run, origin=origin, why_model=model.reason)
 
     @staticmethod
@@ -80,8 +80,8 @@ class Experiment:
         Each node has, for example, a cache folder of its own. The model and the learning rate stay
         those of this experiment.
         """
-        cfg = with_model(cfg, self.cfg.model.architecture)
-        return replace(self, cfg=with_rate(cfg, self.cfg.optim.lr))
+        chosen = with_choices(cfg, self.cfg.model.architecture, self.cfg.optim.lr)
+        return replace(self, cfg=chosen)
 
     @property
     def dataset(self) -> Dataset:
@@ -97,6 +97,11 @@ class Experiment:
     def bundle(self) -> Path:
         """The folder of the model."""
         return self.run / BUNDLE
+
+    @property
+    def cache(self) -> Path:
+        """The folder of prepared cases."""
+        return cache_folder(self.cfg.data, self.run)
 
     @property
     def device(self) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,11 @@ from lesionseg.evaluation.scores import SCORES_FILE, has_current_format
 from lesionseg.io.bundle_folder import BundleFiles
 from lesionseg.io.files import digest_of
 from lesionseg.io.text import read_text, write_json
-from lesionseg.pipeline.experiment import Experiment
+from lesionseg.pipeline.experiment import BUNDLE
 from lesionseg.pipeline.log import command_line
 from lesionseg.pipeline.report import report_run
-from lesionseg.pipeline.run_dir import config_of, settings_to_train_further
-from lesionseg.pipeline.survey import ALL_FOLDS
+from lesionseg.pipeline.run_dir import settings_to_train_further
+from lesionseg.pipeline.survey import ALL_FOLDS, Survey
 
 FINISHED = "finished.json"
 
@@ -42,11 +43,14 @@ class FinishedRun:
     data: str
     report: str
 
-    def lines(self, experiment: Experiment) -> tuple[str, ...]:
-        """Return the time of the end, and the command that trains these weights further."""
-        settings = settings_to_train_further(experiment.run, config_of(experiment.cfg))
+    def lines(self, run: Path, config: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return the time of the end, and the command that trains these weights further.
+
+        `config` is the configuration of the run, as `config_of` returns it.
+        """
+        settings = settings_to_train_further(run, config)
         note = "starts from these weights"
-        if experiment.cfg.data.fold == ALL_FOLDS:
+        if config["data"].get("fold") == ALL_FOLDS:
             note = "starts from the weights of one fold; the others in the same way"
         return (
             f"Finished at {self.at}, after {self.minutes:.1f} minutes. Nothing is repeated.",
@@ -54,41 +58,40 @@ class FinishedRun:
         )
 
 
-def write_finished(experiment: Experiment, page: Path | None, minutes: float) -> None:
+def write_finished(
+    run: Path, survey: Survey, report: ReportSection, page: Path | None, minutes: float
+) -> None:
     """Write the record of a run that has its bundle, its scores and its report.
 
     `page` is the report, None if there is none. `minutes` is the duration of this command.
     """
-    run = experiment.run
     scores = [folder / SCORES_FILE for folder in (run, run / "oof", run / "test")]
-    bundle = BundleFiles(experiment.bundle)
+    bundle = BundleFiles(run / BUNDLE)
     files = [bundle.weights, bundle.plan, *filter(Path.is_file, scores)]
     record = FinishedRun(
         at=time.strftime("%Y-%m-%d %H:%M"),
         minutes=round(minutes, 2),
         files=tuple(path.relative_to(run).as_posix() for path in files),
         page=None if page is None else page.relative_to(run).as_posix(),
-        data=_data_digest(experiment),
-        report=_report_digest(experiment.cfg.report),
+        data=_data_digest(survey),
+        report=_report_digest(report),
     )
     write_json(run / FINISHED, asdict(record))
 
 
-def reuse_finished(experiment: Experiment) -> FinishedRun | None:
+def reuse_finished(run: Path, survey: Survey, report: ReportSection) -> FinishedRun | None:
     """Return the record of a finished run. Draw its report again if that is not up to date.
 
     This is the case if the settings of the report or its study file have changed, or the page is
     missing. Return None if the run is not finished: its record is missing or damaged, a file is
     missing, cases or their roles have changed, or its scores have the format of an earlier version.
     """
-    run = experiment.run
-    report = experiment.cfg.report
     try:
         text = read_text(run / FINISHED)
         record = read_record(FinishedRun, text, FINISHED, ReadError)
     except ReadError:
         return None
-    if record.data != _data_digest(experiment):
+    if record.data != _data_digest(survey):
         return None
     files = [run / name for name in record.files]
     scores = [path for path in files if path.name == SCORES_FILE]
@@ -97,7 +100,7 @@ def reuse_finished(experiment: Experiment) -> FinishedRun | None:
     is_drawn = record.page is None or (run / record.page).is_file()
     if is_drawn and record.report == _report_digest(report):
         return record
-    page = report_run(run, experiment.dataset, report)
+    page = report_run(run, survey.dataset, report)
     drawn = replace(
         record,
         page=None if page is None else page.relative_to(run).as_posix(),
@@ -107,9 +110,9 @@ def reuse_finished(experiment: Experiment) -> FinishedRun | None:
     return drawn
 
 
-def _data_digest(experiment: Experiment) -> str:
+def _data_digest(survey: Survey) -> str:
     """Return a digest of the cases and their roles."""
-    return _digest([experiment.survey.sources, experiment.survey.splits.roles])
+    return _digest([survey.sources, survey.splits.roles])
 
 
 def _report_digest(report: ReportSection) -> str:

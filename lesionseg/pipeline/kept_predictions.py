@@ -8,16 +8,13 @@ from pathlib import Path
 from uuid import uuid4
 
 from lesionseg.core import Finding, Geometry, Prediction, Selection
-from lesionseg.errors import CASE_ERRORS, ConflictError
+from lesionseg.errors import CASE_ERRORS
 from lesionseg.evaluation.label_names import LabelNumbers
 from lesionseg.inference.open_prediction import open_prediction
-from lesionseg.io.case_file import CaseRow
-from lesionseg.io.prediction_folder import PredictionFolder
-from lesionseg.io.predictions import (
-    PredictionFiles,
-    find_predictions,
-    write_prediction,
-)
+from lesionseg.io.results.case import PredictionFiles, write_prediction
+from lesionseg.io.results.folder import PredictionFolder
+from lesionseg.io.results.index import find_predictions
+from lesionseg.io.results.row import CaseRow
 
 log = logging.getLogger(__name__)
 
@@ -32,9 +29,8 @@ class KeptPredictions:
     """
 
     def __init__(self, output: Path, predictions: Mapping[str, PredictionFiles]) -> None:
-        self.folder = output / FOLDER
+        self.results = PredictionFolder(output / FOLDER)
         self._temporary = output / f".{uuid4().hex[:8]}-{FOLDER}"
-        candidates = [files.candidates for files in predictions.values()]
         self._files = {
             case: files
             for case, files in predictions.items()
@@ -42,8 +38,8 @@ class KeptPredictions:
         }
         # True if all predictions come from probabilities
         self.has_all = len(self._files) == len(predictions)
-        # the evaluated files, which may be in `folder`
-        self._given = {file.resolve() for file in candidates if file is not None}
+        # the evaluated files, which may be in the folder of the results
+        self._given = {f.candidates.resolve() for f in predictions.values() if f.candidates}
         self._geometry: dict[str, Geometry] = {}
 
     def __enter__(self) -> "KeptPredictions":
@@ -58,15 +54,14 @@ class KeptPredictions:
         Do nothing if the prediction does not come from probabilities, or has no mask next to them.
         """
         files = self._files.get(prediction.case)
-        if files is None or files.mask is None:
-            return
-        self._geometry[prediction.case] = prediction.geometry
-        write_prediction(
-            self._temporary,
-            prediction,
-            like=files.mask,
-            row=CaseRow(prediction.case, key=_KEY),
-        )
+        if files is not None and files.mask is not None:
+            self._geometry[prediction.case] = prediction.geometry
+            self._write(self._temporary, prediction)
+
+    def _write(self, folder: Path, prediction: Prediction) -> None:
+        """Write the files of a case in the format of the mask that nnU-Net wrote."""
+        case = prediction.case
+        write_prediction(folder, prediction, like=self._files[case].mask, row=_row(case))
 
     def keep_others(
         self, labelled: Collection[str], numbers: LabelNumbers, *, merge_labels: bool
@@ -91,51 +86,37 @@ class KeptPredictions:
                 self.keep(prediction)
         return faults
 
-    def finish(self, selection: Selection) -> Path | None:
-        """Accept the candidates of all kept cases and move the files to `output/predictions`.
+    def check_replaceable(self) -> None:
+        """Raise `ConflictError` if a kept case would replace files that `evaluate` did not write.
 
-        Without an operating point, the candidates stay as they are. The files of earlier
+        They are those of `predict`, of other programs, and damaged ones.
+        """
+        for case in self._geometry:
+            self.results.claim(case, _row(case), overwrite=None)
+
+    def finish(self, selection: Selection) -> Path | None:
+        """Accept the candidates of all kept cases and write them to `output/predictions`.
+
+        Without an operating point, the candidates stay as they are. The results of earlier
         evaluations in that folder are removed, except for those that were evaluated. Return the
         folder, or None if nothing was kept.
         """
-        if not self._geometry:
-            self._remove_earlier()
-            return None
-        for case, files in find_predictions(self._temporary).items():
+        new = find_predictions(self._temporary) if self._geometry else {}
+        for case, files in new.items():
+            prediction = replace(files.read(geometry=self._geometry[case]), case=case)
             if selection.point is not None:
-                geometry = self._geometry[case]
-                prediction = replace(files.read(geometry=geometry), case=case)
-                self.keep(prediction.accept(selection.point, selection.calibration))
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._remove_earlier()
-        for file in sorted(self._temporary.iterdir()):
-            file.replace(self.folder / file.name)
-        return self.folder
+                prediction = prediction.accept(selection.point, selection.calibration)
+            with self.results.write_case(case) as part:
+                self._write(part, prediction)
+        for case in self.results.cases():
+            row = self.results.row(case)
+            is_given = self.results.candidate_file(case).resolve() in self._given
+            is_earlier = row is not None and row.key == _KEY and case not in new
+            if is_earlier and not is_given:
+                self.results.remove(case)
+        return self.results.path if new else None
 
-    def _remove_earlier(self) -> None:
-        """Remove the files of earlier evaluations, which may have had other cases and labels.
 
-        The evaluated files, and those of `predict` and of other programs, remain.
-        """
-        results = PredictionFolder(self.folder)
-        for case in results.cases():
-            row = results.row(case)
-            is_given = results.candidate_file(case).resolve() in self._given
-            if row is not None and row.key == _KEY and not is_given:
-                results.remove(case)
-
-    def check_replaceable(self) -> None:
-        """Raise `ConflictError` if `predict` may have written results of a kept case to the folder.
-
-        Only `predict` writes the digest of a scan into the file of candidates. A damaged file may
-        be one of `predict`, so it is not replaced either.
-        """
-        results = PredictionFolder(self.folder)
-        for case in self._geometry:
-            row = results.row(case)
-            earlier = results.candidate_file(case)
-            if earlier.is_file() and (row is None or row.digest):
-                raise ConflictError(
-                    f"{self.folder} contains results that predict wrote, or that are damaged, such "
-                    f"as {earlier.name}. Name another output."
-                )
+def _row(case: str) -> CaseRow:
+    """Return what the candidate file of a kept case states."""
+    return CaseRow(case, key=_KEY)

@@ -23,8 +23,8 @@ from lesionseg.evaluation.label_names import LabelNumbers
 from lesionseg.evaluation.regrid import drop_off_grid, resample_prediction
 from lesionseg.inference.open_prediction import open_prediction
 from lesionseg.io.grids import GridPair
-from lesionseg.io.predictions import PredictionFiles
 from lesionseg.io.references import open_reference
+from lesionseg.io.results.case import PredictionFiles
 from lesionseg.io.volumes import read_geometry
 from lesionseg.io.zone_files import ZoneFolder
 from lesionseg.pipeline.log import Advance, bar

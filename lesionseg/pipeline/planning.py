@@ -14,7 +14,7 @@ from lesionseg.config import (
     DetectionConfig,
     LossConfig,
     ModelConfig,
-    TrainConfig,
+    Spec,
     TrainerConfig,
     has_config,
 )
@@ -27,7 +27,7 @@ from lesionseg.inference.bundle import bundle_plan
 from lesionseg.io.model_files import read_model_text
 from lesionseg.io.text import write_text
 from lesionseg.losses import make_loss
-from lesionseg.models.build import fast_dtype
+from lesionseg.models.build import TRUSTED, build_network, fast_dtype
 from lesionseg.models.custom_network import backbone_pyramid, n_logits, probe_network
 from lesionseg.models.heads import DetectorOutput
 from lesionseg.models.memory_formula import step_gb
@@ -49,7 +49,13 @@ from lesionseg.plan.make import make_plan, network_spec
 from lesionseg.plan.plan import Architecture, FocalCorrection, Plan, sources_of
 from lesionseg.plan.rules import Decision
 from lesionseg.training.fit import check_trainer
-from lesionseg.training.objective import make_detection_loss, make_objective, noise_batch
+from lesionseg.training.module import LesionModule
+from lesionseg.training.objective import (
+    Objective,
+    make_detection_loss,
+    make_objective,
+    noise_batch,
+)
 from lesionseg.training.processes import (
     broadcast_from_rank_zero,
     require_compiler,
@@ -87,23 +93,29 @@ def _begin(experiment: Experiment, given: Plan | None) -> Plan:
     survey = experiment.survey
     check_cases(run, survey.splits, survey.sources)
     require_masks(experiment.survey, architecture)
-    _warn_of_unused_losses(cfg)
+    _warn_of_unused_losses(architecture, cfg.loss, cfg.detection)
     if cfg.data.fold != ALL_FOLDS:  # each fold has its own roles
         warn_of_seen_cases(cfg.model.init_from, survey.splits, survey.dataset.cases)
+
+    def take_steps(plan: Plan) -> None:
+        network = build_network(plan, architectures=TRUSTED)
+        objective = make_objective(plan, cfg.loss, cfg.detection)
+        try_steps(LesionModule(network, objective, cfg.trainer, cfg.optim))
+
     is_new = given is None and not has_config(run)
     if is_new:  # a finished run that is only scored again needs none of these
         require_device(cfg.trainer.accelerator)
         require_compiler(cfg.trainer)
-        check_trainer(cfg, run)
-    plan = with_focal_correction(plan_run(experiment, given), cfg)
-    check_losses(plan, cfg)
+        check_trainer(cfg.trainer, run, cfg.callbacks, cfg.logger)
+    plan = with_focal_correction(plan_run(experiment, given), cfg.loss, cfg.detection)
+    check_losses(make_objective(plan, cfg.loss, cfg.detection))
     if architecture == "custom" and cfg.optim.backbone_lr_scale != 1:
         raise ConfigError(
             "optim.backbone_lr_scale: lesionseg does not know which weights of model=custom are "
             "its backbone. Leave it at 1."
         )
     if is_new and experiment.device == "cuda":  # the tile of an existing run stays as it is
-        plan = fit_to_memory(plan, partial(try_steps, cfg=cfg))
+        plan = fit_to_memory(plan, take_steps)
     save_run(experiment, plan)
     # the folds of a cross-validation have the same plan, which is logged once
     is_one_of_several_folds = given is not None and cfg.data.fold != ALL_FOLDS
@@ -128,20 +140,19 @@ def save_run(experiment: Experiment, plan: Plan) -> None:
         log.info("Results go to %s; run_dir=%s resumes it.", run, run)
 
 
-def _warn_of_unused_losses(cfg: TrainConfig) -> None:
+def _warn_of_unused_losses(architecture: str, loss: LossConfig, detection: DetectionConfig) -> None:
     """Warn of settings of a loss that differ from the defaults but that the model does not use."""
-    architecture = cfg.model.architecture
     sources = sources_of(architecture)
-    if "segmentation" not in sources and cfg.loss != LossConfig.of():
+    if "segmentation" not in sources and loss != LossConfig.of():
         log.warning(
             "model=%s predicts boxes only, so %s is ignored. Use detection.alpha=%s and "
             "detection.gamma=%s instead.",
             architecture,
-            cfg.loss.target.rpartition(".")[2],
-            cfg.detection.alpha,
-            cfg.detection.gamma,
+            loss.target.rpartition(".")[2],
+            detection.alpha,
+            detection.gamma,
         )
-    if "detection" not in sources and cfg.detection != DetectionConfig.of():
+    if "detection" not in sources and detection != DetectionConfig.of():
         log.warning(
             "model=%s has no anchors, so the detection.* settings are ignored. Use loss.* instead.",
             architecture,
@@ -196,7 +207,7 @@ def plan_run(experiment: Experiment, given: Plan | None = None, *, keeps_plan: b
     if keeps_plan and given is None and has_config(run) and path.is_file():
         log.info("Resuming: the run keeps its plan.")
         given = Plan.from_json(read_model_text(path), path)
-    check_transforms(cfg)
+    check_transforms(cfg.prepare.extra, cfg.augment.extra)
     plan = given or _make_plan(experiment)
     # only a class that the user's own settings name is imported, not one that a file names
     plan = plan.with_(architecture=replace(plan.architecture, network=network_spec(cfg.model)))
@@ -208,7 +219,7 @@ def plan_run(experiment: Experiment, given: Plan | None = None, *, keeps_plan: b
     )
     build_augmentation(cfg.augment, plan)  # raises an error for wrong flip axes and transforms
     if not has_config(run):
-        try_augmentation(plan, cfg)
+        try_augmentation(plan, cfg.augment.extra)
     return plan
 
 
@@ -225,7 +236,7 @@ def _make_plan(experiment: Experiment) -> Plan:
     if not is_for_other_machine:
         require_device(trainer.accelerator)  # before a plan for another device is written
     device = "cuda" if is_for_other_machine else training_device(trainer.accelerator)
-    before = _plan_before(experiment.cfg)
+    before = _plan_before(model.init_from, extra)
     dims = survey.fingerprint.dims
     pyramid = checkpoint_architecture(model, dims)
     if pyramid is None and model.backbone:
@@ -295,24 +306,22 @@ def narrow_if_short(
     return Decision(narrow, reason)
 
 
-def _plan_before(cfg: TrainConfig) -> Plan | None:
-    """Return the plan of the bundle from whose weights the training starts.
+def _plan_before(init_from: str | None, extra: Sequence[Spec]) -> Plan | None:
+    """Return the plan of the bundle `init_from` from whose weights the training starts.
 
-    Return None if it starts from random weights or from a checkpoint.
+    Return None if it starts from random weights or from a checkpoint. `extra` is `prepare.extra`.
 
     Raises:
         ConfigError: if the bundle's images were prepared by other transforms, or if it is an
             nnU-Net model.
     """
-    init_from = cfg.model.init_from
     if init_from is None or is_checkpoint(init_from):
         return None
     before = plan_to_start_from(init_from)
-    extra = list(cfg.prepare.extra)
-    if list(before.prepare_extra) != extra:
+    if list(before.prepare_extra) != list(extra):
         raise ConfigError(
             f"model.init_from: the bundle's images were prepared by {before.prepare_extra}, "
-            f"not by prepare.extra={extra}. Set prepare.extra to the bundle's, or leave "
+            f"not by prepare.extra={list(extra)}. Set prepare.extra to the bundle's, or leave "
             "model.init_from out."
         )
     return before
@@ -368,19 +377,19 @@ def checkpoint_architecture(model: ModelConfig, dims: int) -> Architecture | Non
     return architecture
 
 
-def with_focal_correction(plan: Plan, cfg: TrainConfig) -> Plan:
-    """Return the plan with the α and γ of its focal losses.
+def with_focal_correction(plan: Plan, loss: LossConfig, detection: DetectionConfig) -> Plan:
+    """Return the plan with the α and γ of its focal losses, `loss` and `detection`.
 
     Inference needs them to undo the effect of the losses on probabilities (`losses.focal`). They
     are None for a loss whose scores are not corrected.
     """
     if plan.has_boxes:
         # hard negatives have no correction
-        alpha, gamma = make_detection_loss(cfg.detection).link or (None, None)
+        alpha, gamma = make_detection_loss(detection).link or (None, None)
         anchors = replace(planned_anchors(plan), alpha=_hashable_alpha(alpha), gamma=gamma)
         plan = plan.with_(anchors=anchors)
-    loss = make_loss(cfg.loss, plan.activation, has_boxes=plan.has_boxes)
-    link = getattr(loss, "link", None)
+    voxel_loss = make_loss(loss, plan.activation, has_boxes=plan.has_boxes)
+    link = getattr(voxel_loss, "link", None)
     if link is None:
         return plan.with_(link=None)
     alpha, gamma = link
@@ -394,9 +403,9 @@ def _hashable_alpha(
     return tuple(alpha) if isinstance(alpha, Sequence) else alpha
 
 
-def try_augmentation(plan: Plan, cfg: TrainConfig) -> None:
+def try_augmentation(plan: Plan, extra: Sequence[Spec]) -> None:
     """Raise `ConfigError` if a transform of `augment.extra` fails on a tile of noise."""
-    if not cfg.augment.extra:
+    if not extra:
         return
     batch = noise_batch(plan, 1)
     affine = np.eye(plan.dims + 1)
@@ -407,15 +416,15 @@ def try_augmentation(plan: Plan, cfg: TrainConfig) -> None:
         "instances": batch["instances"],
         "valid": batch["valid"],
     }
-    try_on_tile(cfg.augment.extra, tile)
+    try_on_tile(extra, tile)
 
 
-def check_losses(plan: Plan, cfg: TrainConfig) -> None:
-    """Raise `ConfigError` if a loss does not fit the plan, such as an α for other labels.
+def check_losses(objective: Objective) -> None:
+    """Raise `ConfigError` if a loss does not fit its plan, such as an α for other labels.
 
     The losses are computed once, on a tile of noise and logits of zero, before the run begins.
     """
-    objective = make_objective(plan, cfg)
+    plan = objective.plan
     targets = objective.targets(noise_batch(plan, 1))
     voxels = torch.zeros((1, n_logits(plan), *plan.tile_shape))
     output: Any = [voxels]

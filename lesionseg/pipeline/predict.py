@@ -2,7 +2,6 @@
 
 import logging
 import shutil
-import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
@@ -12,13 +11,16 @@ from pathlib import Path
 from lesionseg.config import MaskNames, PredictConfig, SeriesConfig, is_dicomweb, is_url
 from lesionseg.errors import ConfigError, DatasetError, LesionsegError, OutputError, count
 from lesionseg.inference.bundle import joint_digest
-from lesionseg.io.case_file import CaseRow
 from lesionseg.io.dicom.results import require_highdicom
 from lesionseg.io.dicomweb import DicomWeb
-from lesionseg.io.files import locked_folder
-from lesionseg.io.prediction_folder import PredictionFolder
-from lesionseg.io.remote import download
+from lesionseg.io.nnunet_probabilities import write_description
+from lesionseg.io.remote import download, upload
+from lesionseg.io.results.folder import PredictionFolder, claim_table
+from lesionseg.io.results.index import TABLE, PredictionIndex, left_out_row
+from lesionseg.io.results.names import write_bids_description
+from lesionseg.io.results.row import CaseRow
 from lesionseg.io.scans import FoundScans, Scan, find_scans
+from lesionseg.io.volumes import result_suffix
 from lesionseg.models.build import NetworkFactory
 from lesionseg.pipeline.log import Advance, bar
 from lesionseg.pipeline.predict_case import (
@@ -28,14 +30,13 @@ from lesionseg.pipeline.predict_case import (
     predict_cases,
 )
 from lesionseg.pipeline.predict_log import PredictLog, predict_log
+from lesionseg.pipeline.predict_outcome import PredictOutcome
 from lesionseg.pipeline.predict_selection import explain_unwanted, is_archive, select_shard
 from lesionseg.pipeline.predict_send import ResultSender
-from lesionseg.pipeline.predict_tables import TABLE, PredictionIndex, PredictOutcome, left_out_row
 from lesionseg.plan.plan import Plan
 
 logger = logging.getLogger(__name__)
 
-_RETRY_SECONDS = 1.0
 # files of an output at a URL that a run reads: case files, tables and logs, but no masks
 _DOWNLOADED = (".json", ".csv", ".log", ".jsonl")
 
@@ -107,7 +108,7 @@ def _predict(
         found = _find(cfg, folder, predictor.plan, source, fetched)
     except DatasetError:
         if target is not None and is_whole and folder.is_dir():
-            with locked_folder(folder, _lock_of(table_path.name)):
+            with claim_table(folder, table_path.name):
                 results = PredictionFolder(folder, cfg.output, cfg.names)
                 ResultSender(target, results).send_waiting()
         raise
@@ -120,13 +121,12 @@ def _predict(
     log.note("input", _describe_input(cfg, len(scans), len(found.scans)))
     rows: list[CaseRow] = []
     with (
-        locked_folder(folder, _lock_of(table_path.name)),
+        claim_table(folder, table_path.name),
         _removed(fetched),
         bar("Predicting", progress) as advance,
     ):
-        _require_no_other_division(folder, cfg)
         results = PredictionFolder(folder, cfg.output, cfg.names)
-        _describe_output(cfg, results, scans, predictor.plan)
+        _describe_output(cfg, folder, scans, predictor.plan)
         if is_whole:  # another shard may be writing its cases now
             _complete_interrupted(results)
         scans = [_keep_earlier_id(scan, results) for scan in scans]
@@ -218,33 +218,6 @@ def _describe_input(cfg: PredictConfig, n_own: int, n_found: int) -> str:
     return f"Shard {cfg.shard_index} of {cfg.num_shards} predicts {own} of {found}."
 
 
-def _lock_of(table: str) -> str:
-    """Return the name of the lock of a run that writes this table."""
-    return f".{table}.lock"
-
-
-def _require_no_other_division(folder: Path, cfg: PredictConfig) -> None:
-    """Raise `OutputError` if the folder is written by a run that divides the scans otherwise.
-
-    Two such runs could predict the same scan, and each would take the unfinished files of the other
-    one for those of a killed program. Shards of one division never predict the same scan, because
-    the shard of a scan depends only on its case id.
-    """
-    ours = f"_of_{cfg.num_shards}.csv" if cfg.num_shards > 1 else TABLE
-    for lock in folder.glob(_lock_of("predictions*.csv")):
-        table = lock.name.removeprefix(".").removesuffix(".lock")
-        if table.endswith(ours):
-            continue
-        for is_last in (False, True):  # another job may try the same lock at this moment
-            try:
-                with locked_folder(folder, lock.name):  # fails if another process holds it
-                    break
-            except OutputError:
-                if is_last:
-                    raise
-                time.sleep(_RETRY_SECONDS)
-
-
 def _check_probability_settings(cfg: PredictConfig, plan: Plan) -> None:
     """Raise `ConfigError` if the settings ask for probabilities, but the model predicts boxes."""
     if cfg.save_probabilities and not plan.has_voxels:
@@ -254,14 +227,16 @@ def _check_probability_settings(cfg: PredictConfig, plan: Plan) -> None:
         )
 
 
-def _describe_output(
-    cfg: PredictConfig, results: PredictionFolder, scans: Sequence[Scan], plan: Plan
-) -> None:
+def _describe_output(cfg: PredictConfig, folder: Path, scans: Sequence[Scan], plan: Plan) -> None:
     """Write the files that BIDS requires, or that nnU-Net expects next to its probabilities."""
-    results.describe()
-    first = next((scan.files.images[0] for scan in scans if scan.files.images), None)
-    if cfg.save_probabilities and first is not None:
-        results.describe_probabilities(plan.channel_names, plan.labels, first, plan.dims)
+    images = [image for scan in scans for image in scan.files.images]
+    written: list[Path] = []
+    if cfg.names == "bids":
+        written = write_bids_description(folder)
+    elif cfg.names == "nnunet" and cfg.save_probabilities and images:
+        suffix = result_suffix(images[0], plan.dims)
+        written = write_description(folder, plan.channel_names, plan.labels, suffix)
+    upload(written, folder, cfg.output)
 
 
 def _run_engine(
@@ -392,25 +367,19 @@ def find_input_scans(
 
 
 def _check_places(place: str, output: Path) -> None:
-    """Raise `ConfigError` if the output is a file, or the input itself, or contains the input.
+    """Raise `ConfigError` if the output is a file, or is or contains the input (`place`).
 
-    `place` is the input. A table of scans may be in the output. A URL is not compared with it.
+    A table of scans may be in the output. A URL is not compared with it.
     """
     if output.exists() and not output.is_dir():
         raise ConfigError(f"output={output} is a file. Name a folder.")
-    if is_url(place):
-        return
-    source = Path(place)
-    if source.is_dir() and output.exists() and source.samefile(output):
-        raise ConfigError(
-            f"output={output} is the input folder itself. Name another folder, for example "
-            "one inside it."
-        )
-    results = output.resolve()
+    source = Path(place).resolve()
     is_table = source.is_file() and source.suffix.lower() == ".csv"
-    resolved = source.resolve()  # wildcards are names that no folder has
-    if not is_table and results in (resolved, *resolved.parents):
+    if is_url(place) or is_table or not output.exists():
+        return
+    # wildcards are names that no folder has
+    if any(folder.exists() and folder.samefile(output) for folder in (source, *source.parents)):
         raise ConfigError(
-            f"output={output} contains the input {source}, so its scans would count as results. "
-            "Name another folder."
+            f"output={output} contains the input {place}, so its scans would count as results. "
+            "Name another folder, for example one inside the input."
         )

@@ -29,15 +29,17 @@ from lesionseg.errors import (
 from lesionseg.evaluation.measures import counts_of
 from lesionseg.host_memory import peak_memory_mb, trim_memory
 from lesionseg.inference.decision import Inferred
-from lesionseg.inference.nnunet.scan import NnunetScan
 from lesionseg.inference.predictor import Predictor, PreparedScan
 from lesionseg.inference.read_ahead import memory_budget, needed_bytes, read_ahead
-from lesionseg.io.case_file import CaseRow
 from lesionseg.io.dicom.result_origin import ResultOrigin
 from lesionseg.io.dicom.results import write_dicom_results
 from lesionseg.io.files import digest_of
-from lesionseg.io.prediction_folder import PredictionFolder
-from lesionseg.io.predictions import write_prediction
+from lesionseg.io.nnunet_probabilities import write_probabilities
+from lesionseg.io.results.case import write_prediction
+from lesionseg.io.results.folder import PredictionFolder
+from lesionseg.io.results.index import Digests
+from lesionseg.io.results.names import PROBABILITIES
+from lesionseg.io.results.row import CaseRow
 from lesionseg.io.scans import Scan
 from lesionseg.io.text import printable_text
 from lesionseg.io.volumes import is_dicom_image, read_geometry
@@ -45,7 +47,6 @@ from lesionseg.io.zone_files import ZoneFolder
 from lesionseg.models.build import NetworkFactory
 from lesionseg.ops.components import candidates_of, present_values
 from lesionseg.pipeline.predict_selection import explain_too_few_slices, is_archive
-from lesionseg.pipeline.predict_tables import Digests
 from lesionseg.version import __version__
 
 logger = logging.getLogger(__name__)
@@ -241,7 +242,7 @@ class CaseWork:
         n_unknown = len(unfinished) - len(known)
         return sum(known) + n_unknown * max(known, default=0) <= self.budget
 
-    def read(self, item: StartedScan) -> PreparedScan | NnunetScan | None:
+    def read(self, item: StartedScan) -> PreparedScan | None:
         """Return the scan on the plan's grid, or None if there is nothing to do.
 
         A scan has nothing to do if it is left out, if its result or failure is already recorded for
@@ -271,10 +272,10 @@ class CaseWork:
         self._record_content(item)
         item.update(key=self._key(scan.files, item.row.digest))
         self._require_zones(scan.case)
-        self.results.require_free(scan.case, item.row.source, overwrite=self.cfg.overwrite)
         plan = self.predictor.plan
         has_masks = plan.candidate_rule.source != "detection"
-        earlier = self.results.finished_row(scan.case, item.row.key, needs_mask=has_masks)
+        overwrite = self.cfg.overwrite
+        earlier = self.results.claim(scan.case, item.row, overwrite=overwrite, needs_mask=has_masks)
         earlier = earlier or self._earlier_failure(item.row)
         if earlier is not None:
             item.repeat(earlier)
@@ -310,7 +311,7 @@ class CaseWork:
         digest = self.digests.get((scan.path, state)) or scan.digest()
         item.update(digest=digest, state=state)
 
-    def infer(self, item: StartedScan, prepared: PreparedScan | NnunetScan) -> Inferred:
+    def infer(self, item: StartedScan, prepared: PreparedScan) -> Inferred:
         """Run the networks. Keep probabilities in a file if they do not fit into memory."""
         is_large = needed_bytes(prepared.file_geometry, self.predictor.plan) > self.budget
         folder = self.results.path if is_large else None
@@ -376,8 +377,13 @@ class CaseWork:
             probabilities[label, first : first + len(slab)] = slab
 
         prediction = self.predictor.decide(inferred, case, keep)
-        grid = inferred.file_geometry
-        self.results.write_probabilities(new_files, case, probabilities, grid, labels)
+        if self.cfg.names == "nnunet":
+            grid = inferred.file_geometry
+            is_region = bool(labels.regions)
+            write_probabilities(new_files, case, probabilities, grid, are_regions=is_region)
+        else:
+            file = new_files / f"{case}{PROBABILITIES}"
+            np.savez_compressed(file, probabilities=probabilities)
         return prediction
 
     def _assign_zones(

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from lesionseg.errors import LesionsegError, OutputError, count
-from lesionseg.io.case_file import CaseRow
 from lesionseg.io.remote import upload
+from lesionseg.io.results.row import CaseRow
 from lesionseg.pipeline.log import LateLog, RepeatFilter, added_handlers
-from lesionseg.pipeline.predict_tables import PredictOutcome
+from lesionseg.pipeline.predict_outcome import PredictOutcome
 from lesionseg.version import __version__
 
 _STAMP = "%Y-%m-%dT%H:%M:%S%z"

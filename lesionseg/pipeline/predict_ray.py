@@ -16,8 +16,9 @@ from lesionseg.config import PredictConfig, is_url
 from lesionseg.errors import ConfigError, pip_install
 from lesionseg.host_memory import default_budget
 from lesionseg.inference.bundle import joint_digest
-from lesionseg.io.case_file import CaseRow
-from lesionseg.io.prediction_folder import PredictionFolder
+from lesionseg.io.results.folder import PredictionFolder
+from lesionseg.io.results.index import Digests
+from lesionseg.io.results.row import CaseRow
 from lesionseg.io.scans import Scan
 from lesionseg.models.build import NetworkFactory
 from lesionseg.pipeline.predict_case import (
@@ -26,7 +27,6 @@ from lesionseg.pipeline.predict_case import (
     open_zones,
     predict_cases,
 )
-from lesionseg.pipeline.predict_tables import Digests
 
 ATTEMPTS = 3
 _CORES_PER_ACTOR = 2  # on a CPU: one computes while the other one reads and writes

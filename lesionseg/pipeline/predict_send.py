@@ -4,7 +4,7 @@ import logging
 
 from lesionseg.errors import LesionsegError
 from lesionseg.io.dicomweb import DicomWeb
-from lesionseg.io.prediction_folder import PredictionFolder
+from lesionseg.io.results.folder import PredictionFolder
 
 logger = logging.getLogger(__name__)
 

@@ -1,6 +1,7 @@
 """`prepare`: read and check every case, plan, and fill the cache."""
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,11 +26,13 @@ from lesionseg.pipeline.planning import (
 from lesionseg.pipeline.run_dir import (
     SOURCES_OF_CASES,
     check_cases,
+    config_of,
     default_run_dir,
     settings_of_training,
 )
-from lesionseg.pipeline.survey import cache_folder
+from lesionseg.pipeline.survey import Survey
 from lesionseg.plan.plan import Plan
+from lesionseg.training.objective import make_objective
 
 log = logging.getLogger(__name__)
 
@@ -48,13 +51,13 @@ class PrepareOutcome(Outcome):
         plan: the plan, with a reason for each decision.
         run: the run directory.
         n_cases: number of prepared training cases.
-        cfg: the settings.
+        settings: the settings of a training on these cases.
     """
 
     plan: Plan
     run: Path
     n_cases: int
-    cfg: PrepareConfig
+    settings: Mapping[str, object]
 
     def record(self) -> dict[str, Any]:
         """Return the run directory, the plan and the number of prepared cases."""
@@ -69,10 +72,7 @@ class PrepareOutcome(Outcome):
     @property
     def next(self) -> str:
         """The command that trains on the prepared cases."""
-        settings = settings_of_training(self.cfg)
-        if self.cfg.run_dir is not None:  # in the same folder, where the cache is
-            settings["run_dir"] = self.run.parent / "NAME"
-        return command_line("train", settings)
+        return command_line("train", self.settings)
 
 
 @hold_lock("run_dir")
@@ -88,8 +88,18 @@ def prepare(cfg: PrepareConfig) -> PrepareOutcome | CheckOutcome:
     """
     name = "check" if cfg.check else cfg.model.architecture
     run = Path(cfg.run_dir or default_run_dir(cfg.data.root, name))
+    settings = settings_of_training(config_of(cfg))
+    if cfg.run_dir is not None:  # a training in the same folder finds the cache
+        settings["run_dir"] = cfg.run_dir if cfg.check else run.parent / "NAME"
     if cfg.check:
-        return check_dataset(cfg, run / PAGE)
+        return check_dataset(
+            cfg.data,
+            cfg.model,
+            cfg.seed,
+            run / PAGE,
+            settings=settings,
+            identifiers=cfg.identifiers,
+        )
     Experiment.check_run(cfg, run)
     experiment = Experiment.open(cfg, run)
     survey = experiment.survey
@@ -101,19 +111,20 @@ def prepare(cfg: PrepareConfig) -> PrepareOutcome | CheckOutcome:
         log.info("The data have changed, so the plan is made again.")
         (run / SOURCES_OF_CASES).unlink(missing_ok=True)
     plan = plan_run(experiment, keeps_plan=is_same_data)
-    check_losses(with_focal_correction(plan, experiment.cfg), experiment.cfg)
+    loss = experiment.cfg.loss
+    detection = experiment.cfg.detection
+    check_losses(make_objective(with_focal_correction(plan, loss, detection), loss, detection))
     plan = plan.with_(reasons={**plan.reasons, "trial_steps": NOT_TRIED})
     save_run(experiment, plan)
-    cases = prepare_cases(experiment, plan)
-    return PrepareOutcome(plan, run, len(cases), cfg)
+    cases = prepare_cases(survey, plan, experiment.cache)
+    return PrepareOutcome(plan, run, len(cases), settings)
 
 
-def prepare_cases(experiment: Experiment, plan: Plan) -> list[CachedCase]:
-    """Return the training cases on the plan's grid. The cache receives those that it lacks.
+def prepare_cases(survey: Survey, plan: Plan, cache: Path) -> list[CachedCase]:
+    """Return the training cases on the plan's grid. The folder `cache` receives missing cases.
 
     Several cases are prepared at the same time: one per core, but no more than fit into memory.
     """
-    survey = experiment.survey
     found = survey.fingerprint
     grids = set(zip(found.shapes, found.spacings_mm, strict=True))
     largest = max(needed_bytes(Geometry.from_spacing(*grid), plan) for grid in grids)
@@ -127,7 +138,7 @@ def prepare_cases(experiment: Experiment, plan: Plan) -> list[CachedCase]:
             replace(survey.dataset, cases=()),
             survey.of_role("train"),
             plan=plan,
-            folder=cache_folder(experiment.cfg.data, experiment.run),
+            folder=cache,
             source=lambda files: survey.sources[files.case],
             progress=advance,
             workers=n_together,

@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lesionseg.config import TrainConfig
+from lesionseg.config import DataConfig
 from lesionseg.core import CaseFiles, Dataset
 from lesionseg.io.files import digest_of
 from lesionseg.phantoms import SETTINGS
@@ -44,8 +44,12 @@ def scores_provenance(settings: Mapping[str, Any], dataset: Dataset | None) -> d
     }
 
 
-def training_provenance(cfg: TrainConfig, survey: "Survey") -> dict[str, Any]:
+def training_provenance(
+    survey: "Survey", data: DataConfig, seed: int, device: str
+) -> dict[str, Any]:
     """Return the provenance of scores, and git commit, packages, machine, seed and digest of files.
+
+    `data` are the settings by which references are read. `device` is `cuda` or `cpu`.
 
     `git_commit` is that of lesionseg's clone, ends in `+` if files were changed, and is None if git
     fails or lesionseg was installed without its repository. Packages that are not installed are
@@ -53,25 +57,22 @@ def training_provenance(cfg: TrainConfig, survey: "Survey") -> dict[str, Any]:
     """
     import torch
 
-    from lesionseg.training.processes import training_device
-
     packages: dict[str, str] = {}
     for name in PACKAGES:
         with suppress(PackageNotFoundError):
             packages[name] = version(name)
     machine = f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
-    device = training_device(cfg.trainer.accelerator)
     if device == "cuda":
         machine = torch.cuda.get_device_name(device)
     dataset = survey.dataset
     sources = "".join(survey.sources[files.case] for files in dataset.cases)
     return {
-        **scores_provenance(cfg.data.to_plain(), dataset),
+        **scores_provenance(data.to_plain(), dataset),
         "git_commit": _git_commit(),
         "python": platform.python_version(),
         "packages": packages,
         "device": machine,
-        "seed": cfg.seed,
+        "seed": seed,
         "data_sha256": digest_of(sources),
     }
 

@@ -1,5 +1,6 @@
 """`report`: write a page and a PDF from the tables of `evaluate` and the images."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,10 @@ from lesionseg.config import ReportConfig, ReportSection
 from lesionseg.core import Dataset
 from lesionseg.errors import ReadError
 from lesionseg.evaluation.scores import SCORES_FILE, remove_scores
-from lesionseg.io.files import locked_folder
+from lesionseg.io.results.folder import claim
 from lesionseg.pipeline.log import bar, command_line
 from lesionseg.pipeline.outcome import Outcome
-from lesionseg.pipeline.scores_folder import find_scores, require_no_run
+from lesionseg.pipeline.scores_folder import find_scores
 from lesionseg.reporting.viewer import require_niivue
 from lesionseg.reporting.write import read_study, write_report
 
@@ -24,11 +25,11 @@ class ReportOutcome(Outcome):
 
     Attributes:
         page: the page to open.
-        cfg: the settings.
+        settings: the settings of an evaluation with the answers of a reader.
     """
 
     page: Path
-    cfg: ReportConfig
+    settings: Mapping[str, object]
 
     @property
     def adjudication(self) -> Path | None:
@@ -57,13 +58,7 @@ class ReportOutcome(Outcome):
         """
         if self.adjudication is None:
             return None
-        settings = {
-            "reference": self.cfg.reference or "MASKS",
-            "prediction": self.cfg.prediction or "FOUND",
-            "output": Path(self.cfg.scores) / "adjudicated",
-            "adjudication": self.adjudication,
-        }
-        return command_line("evaluate", settings)
+        return command_line("evaluate", {**self.settings, "adjudication": self.adjudication})
 
 
 def report(cfg: ReportConfig) -> ReportOutcome:
@@ -85,9 +80,8 @@ def report(cfg: ReportConfig) -> ReportOutcome:
             "output folder or a run directory as scores=."
         )
     output = Path(cfg.output)
-    if find_scores(output).resolve() != scores.resolve():
-        require_no_run(output, "report2")
-    with locked_folder(output), bar("Drawing pictures") as advance:
+    owner = "" if find_scores(output).resolve() == scores.resolve() else "report"
+    with claim(output, owner), bar("Drawing pictures") as advance:
         page = write_report(
             scores,
             output,
@@ -98,7 +92,12 @@ def report(cfg: ReportConfig) -> ReportOutcome:
             options=cfg.report,
             progress=advance,
         )
-    return ReportOutcome(page, cfg)
+    settings = {
+        "reference": cfg.reference or "MASKS",
+        "prediction": cfg.prediction or "FOUND",
+        "output": Path(cfg.scores) / "adjudicated",
+    }
+    return ReportOutcome(page, settings)
 
 
 def _path(text: str | None) -> Path | None:

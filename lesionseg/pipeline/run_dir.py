@@ -200,9 +200,12 @@ def settings_to_repeat(
     return settings
 
 
-def settings_of_training(cfg: TrainConfig) -> dict[str, object]:
-    """Return the overrides with which `train` uses the plan and the patients of `prepare`."""
-    return settings_to_repeat(config_of(cfg), (*_REPEATED, "trainer"))
+def settings_of_training(config: Mapping[str, Any]) -> dict[str, object]:
+    """Return the overrides with which `train` uses the plan and the patients of `prepare`.
+
+    `config` is the configuration of `prepare`, as `config_of` returns it.
+    """
+    return settings_to_repeat(config, (*_REPEATED, "trainer"))
 
 
 def loss_option(target: str) -> str | None:

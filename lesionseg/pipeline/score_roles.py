@@ -10,7 +10,6 @@ import numpy as np
 from torch import nn
 
 from lesionseg.core import (
-    Aim,
     Case,
     CaseFiles,
     OperatingPoint,
@@ -23,6 +22,7 @@ from lesionseg.core.finding import require_no_errors
 from lesionseg.core.selection import VOXEL_CALIBRATION
 from lesionseg.errors import count
 from lesionseg.evaluation import (
+    Aim,
     MatchedCase,
     Scores,
     SummarySettings,
@@ -33,7 +33,9 @@ from lesionseg.evaluation import (
 )
 from lesionseg.evaluation.curves import average_precision, froc
 from lesionseg.evaluation.intervals import MIN_GROUPS, Statistic, divide, draw_groups, value_of
+from lesionseg.evaluation.operating_points import OUT_OF_FOLD
 from lesionseg.evaluation.scores import write_scores
+from lesionseg.evaluation.selection import select
 from lesionseg.evaluation.voxel_calibration import LevelCounts, select_voxel_calibration
 from lesionseg.inference.bundle import Bundle
 from lesionseg.inference.decision import OnSlab
@@ -41,8 +43,9 @@ from lesionseg.inference.input_check import InputCheck
 from lesionseg.inference.predictor import Predictor
 from lesionseg.inference.read_ahead import predict_volumes
 from lesionseg.io.cases import read_case, read_image
-from lesionseg.io.predictions import PredictionFiles, find_predictions, write_prediction
 from lesionseg.io.references import open_reference
+from lesionseg.io.results.case import PredictionFiles, write_prediction
+from lesionseg.io.results.index import find_predictions
 from lesionseg.pipeline.experiment import Experiment
 from lesionseg.pipeline.log import bar
 from lesionseg.pipeline.match_files import (
@@ -51,7 +54,6 @@ from lesionseg.pipeline.match_files import (
     read_on_grid,
 )
 from lesionseg.pipeline.planning import with_focal_correction
-from lesionseg.pipeline.select import OUT_OF_FOLD, select
 from lesionseg.pipeline.survey import Survey, labelled_cases
 from lesionseg.plan.plan import Plan
 from lesionseg.training.validation import SCORE, SCORE_ERROR
@@ -330,7 +332,8 @@ def recall_and_precision(
         device: the device for prediction, by default that of the network.
     """
     cases = experiment.cases("validation")
-    corrected = with_focal_correction(plan, experiment.cfg)
+    cfg = experiment.cfg
+    corrected = with_focal_correction(plan, cfg.loss, cfg.detection)
     matches = match_volumes(network, experiment, cases, corrected, device)
     tables = Tables.of(match.rows(surface=False) for match in matches)
     n_groups = len(tables.groups)

@@ -9,13 +9,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lesionseg.config import TrainConfig
-from lesionseg.core import Aim
+from lesionseg.config import DataConfig, TrainConfig
 from lesionseg.core.selection import SELECTED
 from lesionseg.data.transforms import needs_trust
 from lesionseg.errors import DatasetError, count, duration
 from lesionseg.evaluation import find_preset
-from lesionseg.evaluation.operating_point_choice import FEW_PATIENTS
+from lesionseg.evaluation.operating_points import FEW_PATIENTS, Aim, explain_too_few
 from lesionseg.evaluation.scores import Scores, scores_table
 from lesionseg.inference.bundle import bundle_digest
 from lesionseg.io.files import locked_folder
@@ -26,12 +25,11 @@ from lesionseg.pipeline.log import align_columns, predict_command, run_log
 from lesionseg.pipeline.outcome import Outcome
 from lesionseg.pipeline.planning import begin
 from lesionseg.pipeline.report import check_report, remove_report, report_run
-from lesionseg.pipeline.run_dir import default_run_dir
+from lesionseg.pipeline.run_dir import config_of, default_run_dir
 from lesionseg.pipeline.score_roles import score_role
-from lesionseg.pipeline.survey import ALL_FOLDS, folds_of
+from lesionseg.pipeline.survey import ALL_FOLDS, Survey, folds_of
 from lesionseg.pipeline.train_fold import TrainedModel, train_fold
 from lesionseg.plan.make import network_spec
-from lesionseg.plan.plan import Plan
 from lesionseg.reporting.words import explain_excess
 from lesionseg.training.module import budget_text, resolve_budget
 from lesionseg.training.processes import broadcast_from_rank_zero, is_rank_zero, join_processes
@@ -51,27 +49,27 @@ class TrainOutcome(Outcome):
 
     Attributes:
         run: the run directory.
-        cfg: the settings. None for all processes of a training on several devices except the
-            first, which report nothing.
+        next: the command that predicts with the trained model. None for all processes of a training
+            on several devices except the first, which report nothing.
         lines: the scores, the selection and the duration; if the training was finished before, its
             end and the command that trains further.
         page: the report; None if neither a validation nor a test case has a reference.
     """
 
     run: Path
-    cfg: TrainConfig | None = None
+    next: str | None = None
     lines: tuple[str, ...] = ()
     page: Path | None = None
 
     def record(self) -> dict[str, Any]:
         """Return the run directory, the bundle and the page."""
-        if self.cfg is None:
+        if self.next is None:
             return {}
         return {"run": self.run, "bundle": self.run / BUNDLE, "page": self.page}
 
     def summary(self) -> list[str]:
         """Return the scores, the selection, the bundle and the page, or that there is no page."""
-        if self.cfg is None:
+        if self.next is None:
             return []
         page = (
             "The report needs at least one validation or test case with a reference, so none was "
@@ -80,17 +78,6 @@ class TrainOutcome(Outcome):
         if self.page is not None:
             page = f"Open:    {self.page}"
         return [*self.lines, f"Bundle:  {self.run / BUNDLE}", page]
-
-    @property
-    def next(self) -> str | None:
-        """The command that predicts with the trained model; None for a process without report."""
-        if self.cfg is None:
-            return None
-        return predict_command(
-            self.run,
-            is_mirrored=self.cfg.inference.flips,
-            needs_trust=needs_trust(network_spec(self.cfg.model), self.cfg.prepare.extra),
-        )
 
 
 def train(cfg: TrainConfig) -> TrainOutcome:
@@ -120,13 +107,22 @@ def train(cfg: TrainConfig) -> TrainOutcome:
             note = stack.enter_context(run_log(run, private=cfg.private))
         opened = broadcast_from_rank_zero(partial(Experiment.open, cfg, run))
         experiment = opened.on_this_process(cfg)
-        finished = broadcast_from_rank_zero(partial(reuse_finished, experiment))
+        survey = experiment.survey
+        predict = predict_command(
+            run,
+            is_mirrored=cfg.inference.flips,
+            needs_trust=needs_trust(network_spec(cfg.model), cfg.prepare.extra),
+        )
+        finished = broadcast_from_rank_zero(partial(reuse_finished, run, survey, cfg.report))
         if finished is not None and is_rank_zero():
             page = None if finished.page is None else run / finished.page
-            return TrainOutcome(run, cfg, finished.lines(experiment), page)
+            lines = finished.lines(run, config_of(experiment.cfg))
+            return TrainOutcome(run, predict, lines, page)
         if finished is not None:
             return TrainOutcome(run)
 
+        if is_rank_zero():
+            explain_promise(experiment.survey, Aim.parse(cfg.operating_point), cfg.data.fold)
         if cfg.data.fold == ALL_FOLDS:
             if experiment.dataset.layout == "nnunet":
                 log.info(ALL_FOLDS_NOTE)
@@ -134,7 +130,8 @@ def train(cfg: TrainConfig) -> TrainOutcome:
         else:
             plan = begin(experiment)
             if is_rank_zero():
-                warn_of_few_patients(experiment, plan)
+                budget = resolve_budget(cfg.trainer, plan, experiment.device)
+                warn_of_few_patients(survey, cfg.data, budget_text(budget))
             trained = train_fold(experiment, plan)
         if trained is None:  # the first process scores and reports
             return TrainOutcome(run)
@@ -150,26 +147,24 @@ def train(cfg: TrainConfig) -> TrainOutcome:
             remove_report(run / "test")
         page = report_run(run, experiment.dataset, cfg.report)
         minutes = (time.monotonic() - started) / 60
-        lines = [*closing_lines(trained, scores), f"Finished in {minutes:.1f} minutes."]
-        write_finished(experiment, page, minutes)
+        lines = (*closing_lines(trained, scores), f"Finished in {minutes:.1f} minutes.")
+        write_finished(run, survey, cfg.report, page, minutes)
         note("\n".join(lines))
-    return TrainOutcome(run, cfg, (*align_columns(scores_table(scores)), "", *lines), page)
+    return TrainOutcome(run, predict, (*align_columns(scores_table(scores)), "", *lines), page)
 
 
-def warn_of_few_patients(experiment: Experiment, plan: Plan) -> None:
+def warn_of_few_patients(survey: Survey, data: DataConfig, budget: str) -> None:
     """Warn before a training that few patients choose the threshold. Offer cross-validation.
 
     Do nothing if the settings name a fold, no case is for validation, or the patients cannot be
-    divided into folds.
+    divided into folds. `budget` is the text of the limits of a training.
     """
-    cfg = experiment.cfg
-    validated = {files.patient for files in experiment.survey.of_role("validation")}
-    n_patients = len(validated | {files.patient for files in experiment.survey.of_role("train")})
-    if cfg.data.fold is not None or not 0 < len(validated) < FEW_PATIENTS:
+    validated = {files.patient for files in survey.of_role("validation")}
+    n_patients = len(validated | {files.patient for files in survey.of_role("train")})
+    if data.fold is not None or not 0 < len(validated) < FEW_PATIENTS:
         return
     with suppress(DatasetError):  # a split file without folds, or too few patients for folds
-        n_folds = len(folds_of(experiment.survey, cfg.data))
-        budget = budget_text(resolve_budget(cfg.trainer, plan, experiment.device))
+        n_folds = len(folds_of(survey, data))
         log.warning(
             "%d patients: the threshold will be chosen on %d of them. data.fold=all chooses "
             "it on all of them, but trains %d networks, each for %s. To use it, stop this training "
@@ -179,6 +174,31 @@ def warn_of_few_patients(experiment: Experiment, plan: Plan) -> None:
             n_folds,
             budget,
         )
+
+
+def explain_promise(survey: Survey, aim: Aim, fold: int | str | None) -> None:
+    """Say before a training whether its patients can promise the sensitivity that is asked for.
+
+    Do nothing if the aim is not a sensitivity. `fold` is the setting `data.fold`.
+    """
+    if aim.kind != "sensitivity":
+        return
+    cases = list(survey.of_role("validation"))
+    noun = "validation patient"
+    if fold == ALL_FOLDS:
+        cases += survey.of_role("train")
+        noun = "patient"
+    n_patients = len({files.patient for files in cases if survey.counts.get(files.case)})
+    patients = count(n_patients, f"{noun} with lesions", f"{noun}s with lesions")
+    why_not = explain_too_few(aim.value, n_patients)
+    if not why_not:
+        about = "approximately " if fold == ALL_FOLDS else ""
+        log.info("%s will choose the threshold, and can %spromise %s.", patients, about, aim)
+        return
+    advice = ""
+    if fold is None:
+        advice = " data.fold=all chooses it on all patients, and its promise is approximate."
+    log.warning("%s will choose the threshold: %s.%s", patients, why_not, advice)
 
 
 def closing_lines(trained: TrainedModel, scores: Mapping[str, Scores]) -> list[str]:

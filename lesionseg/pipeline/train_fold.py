@@ -9,11 +9,12 @@ import numpy as np
 import pytorch_lightning as pl
 from torch import nn
 
-from lesionseg.core import Aim, CaseFiles, OperatingPoint, Selection
+from lesionseg.core import CaseFiles, Selection
 from lesionseg.data.cache import CachedCase
+from lesionseg.data.tiles import TileDataset
+from lesionseg.evaluation.operating_points import DEFAULT_POINT, Aim
 from lesionseg.evaluation.scores import Scores
 from lesionseg.inference.bundle import Bundle, write_bundle
-from lesionseg.inference.decision import DEFAULT_POINT
 from lesionseg.inference.input_check import InputCheck, training_ranges
 from lesionseg.inference.model_card import model_card
 from lesionseg.inference.predictor import Predictor
@@ -31,9 +32,21 @@ from lesionseg.pipeline.score_roles import (
 from lesionseg.plan.plan import Plan
 from lesionseg.training.callbacks import Progress, SpawnedLog
 from lesionseg.training.checkpoints import LAST
-from lesionseg.training.fit import CHECKPOINTS, FitResult, fit, tiles_of
+from lesionseg.training.fit import (
+    CHECKPOINTS,
+    STEPS_PER_EPOCH,
+    FitResult,
+    fit,
+    with_lesion_in_each_step,
+)
 from lesionseg.training.initial_weights import start_from
-from lesionseg.training.module import budget_text, resolve_budget
+from lesionseg.training.module import (
+    LesionModule,
+    budget_text,
+    count_tiles_per_step,
+    resolve_budget,
+)
+from lesionseg.training.objective import make_objective
 from lesionseg.training.processes import (
     call_on_local_rank_zero_first,
     is_rank_zero,
@@ -73,7 +86,9 @@ def train_fold(experiment: Experiment, plan: Plan) -> TrainedModel | None:
     if not experiment.bundle.exists():  # a run that is only scored again needs no GPU
         require_device(cfg.trainer.accelerator)
         require_compiler(cfg.trainer)
-    cases = call_on_local_rank_zero_first(partial(prepare_cases, experiment, plan))
+    cases = call_on_local_rank_zero_first(
+        partial(prepare_cases, experiment.survey, plan, experiment.cache)
+    )
     budget = resolve_budget(cfg.trainer, plan, experiment.device)
     log.info("Training ends after %s.", budget_text(budget))
     validate = None
@@ -102,8 +117,7 @@ def train_fold(experiment: Experiment, plan: Plan) -> TrainedModel | None:
     trained = Bundle((fitted.network,), plan, check)
     predictor = Predictor(trained, settings=cfg.inference, device=fitted.device, trust=True)
     aim = Aim.parse(cfg.operating_point)
-    point = OperatingPoint(str(aim), aim.value) if aim.kind == "score" else DEFAULT_POINT
-    selection = Selection((point,))
+    selection = Selection((aim.given or DEFAULT_POINT,))
     scores = {}
     validation = score_validation(predictor, experiment)
     if validation is not None:
@@ -142,12 +156,32 @@ def train_network(
     network = build_network(plan, architectures=TRUSTED, seed=cfg.seed)
     if cfg.model.init_from and not (run / CHECKPOINTS / LAST).is_file():
         start_from(cfg.model.init_from, network, plan)
-    tiles = tiles_of(cases, plan, cfg)
+    objective = make_objective(plan, cfg.loss, cfg.detection)
+    module = LesionModule(network, objective, cfg.trainer, cfg.optim)
+    tiles_per_step = count_tiles_per_step(cfg.trainer, plan)
+    tiles = TileDataset(
+        cases,
+        plan,
+        with_lesion_in_each_step(cfg.sampling, tiles_per_step),
+        cfg.augment,
+        n_tiles=STEPS_PER_EPOCH * tiles_per_step,
+        seed=cfg.seed,
+        channel_dropout=cfg.data.channel_dropout,
+    )
+    tiles[0]  # so that an error of the cases appears here and not in a worker process
+    log.debug("Sampling: %s", tiles.sampler.mix)
     # processes that Lightning spawns have no context of their own
     training_bar = partial(bar, "Training", shown=are_bars_shown())
     open_handler = partial(open_log, run / LOG, LOG_FORMAT, private=cfg.private)
     ours = [Progress(training_bar), SpawnedLog(open_handler)]
-    return fit(network, plan, tiles, cfg, run, validate=validate, callbacks=[*ours, *callbacks])
+    return fit(
+        module,
+        tiles,
+        run,
+        validate=validate,
+        callbacks=[*cfg.callbacks, *ours, *callbacks],
+        loggers=cfg.logger,
+    )
 
 
 def keep_bundle(experiment: Experiment, bundle: Bundle, scores: Scores | None) -> None:
@@ -156,7 +190,8 @@ def keep_bundle(experiment: Experiment, bundle: Bundle, scores: Scores | None) -
     The model card contains the experiment's provenance and `scores`, those of the validation cases;
     None without any.
     """
-    card = model_card(bundle.plan, bundle.selection, scores, experiment.origin)
+    evaluated = [] if scores is None else [scores]
+    card = model_card(bundle.plan, bundle.selection, evaluated, experiment.origin)
     write_bundle(
         experiment.bundle,
         bundle.networks,

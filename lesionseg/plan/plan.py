@@ -9,11 +9,10 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field, FiniteFloat
-from pydantic_core import from_json
 
 from lesionseg.config import TARGET, Gamma
 from lesionseg.core import Labels
-from lesionseg.core.records import read_record
+from lesionseg.core.records import parse_as, read_object
 from lesionseg.core.selection import SELECTED
 from lesionseg.errors import BundleError
 from lesionseg.ops.anchors import AnchorLevel
@@ -344,7 +343,9 @@ class Plan:
 
         Reasons for parts of the selection, which version 1 has, are skipped.
         """
-        plan = read_record(cls, _with_labels(text), where, BundleError, _FLAT_KEYS)
+        content = read_object(text, where, BundleError)
+        labels = {name: content.pop(key) for key, name in _LABEL_KEYS.items() if key in content}
+        plan = parse_as(cls, {**content, "labels": labels}, where, BundleError, _FLAT_KEYS)
         _require_consistent(plan, where)
         network = dict(to_tuples(plan.architecture.network))
         reasons = {name: why for name, why in plan.reasons.items() if name not in SELECTED}
@@ -385,21 +386,6 @@ def _require_consistent(plan: Plan, where: str | Path) -> None:
             raise BundleError(
                 f"{where}: {key} does not fit the other keys. Restore the file that train wrote."
             )
-
-
-def _with_labels(text: str) -> str:
-    """Return `plan.json` with the keys that describe labels moved into one key, `labels`.
-
-    A text that is not a JSON object is returned as it is.
-    """
-    try:
-        content = from_json(text)
-    except ValueError:
-        return text  # `read_record` reports the error
-    if not isinstance(content, dict):
-        return text
-    labels = {name: content.pop(key) for key, name in _LABEL_KEYS.items() if key in content}
-    return json.dumps({**content, "labels": labels})
 
 
 def to_tuples(value: Any) -> Any:

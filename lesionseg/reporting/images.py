@@ -29,8 +29,9 @@ from lesionseg.io.channels import is_colour
 from lesionseg.io.grids import GridPair
 from lesionseg.io.layouts import list_dataset
 from lesionseg.io.layouts.table import ReadingRules
-from lesionseg.io.predictions import PredictionFiles, list_predictions
 from lesionseg.io.references import References, open_reference
+from lesionseg.io.results.case import PredictionFiles
+from lesionseg.io.results.index import list_predictions
 from lesionseg.io.scans import find_scans
 from lesionseg.ops.components import lesion_mask
 

@@ -9,7 +9,7 @@ import pandas as pd
 
 from lesionseg.errors import count, format_score
 from lesionseg.evaluation.intervals import CI, poisson_interval
-from lesionseg.evaluation.operating_point_choice import FEW_PATIENTS
+from lesionseg.evaluation.operating_points import FEW_PATIENTS
 from lesionseg.evaluation.scores import PERCENT_OF_WIDTH, Scores
 from lesionseg.evaluation.subgroups import NOT_STATED
 from lesionseg.reporting.evaluation_tables import SMALL_MM, Evaluation, SizeClass

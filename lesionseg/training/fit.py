@@ -24,18 +24,10 @@ from torch import nn
 from torch.multiprocessing.spawn import ProcessRaisedException
 from torch.utils.data import Dataset
 
-from lesionseg.config import TrainConfig, TrainerConfig, build, check_arguments
-from lesionseg.data.cache import CachedCase
-from lesionseg.data.tiles import TileDataset
+from lesionseg.config import SamplingConfig, Spec, TrainerConfig, build, check_arguments
 from lesionseg.errors import ConfigError, TrainingError, count, find_error
 from lesionseg.host_memory import reuse_memory
-from lesionseg.models.build import (
-    TRUSTED,
-    build_network,
-    fast_dtype,
-    set_memory_format,
-    training_memory_format,
-)
+from lesionseg.models.build import fast_dtype
 from lesionseg.ops.device_memory import first_line, is_out_of_memory, says_out_of_memory
 from lesionseg.plan.plan import Plan
 from lesionseg.training.batch_targets import Batch
@@ -52,8 +44,7 @@ from lesionseg.training.checkpoints import (
     read_if_present,
     unusable_checkpoint,
 )
-from lesionseg.training.module import LesionModule, count_tiles_per_step, resolve_budget
-from lesionseg.training.objective import make_objective
+from lesionseg.training.module import LesionModule, count_tiles_per_step
 from lesionseg.training.processes import (
     PATIENCE,
     broadcast_from_rank_zero,
@@ -95,17 +86,15 @@ class FitResult:
 
 
 def fit(
-    network: nn.Module,
-    plan: Plan,
+    module: LesionModule,
     tiles: Dataset[Batch],
-    cfg: TrainConfig,
     run_dir: Path,
     *,
     validate: Validate | None = None,
-    loss: nn.Module | None = None,
-    callbacks: Sequence[pl.Callback] = (),
+    callbacks: Sequence[pl.Callback | Spec] = (),
+    loggers: Sequence[Spec] = (),
 ) -> FitResult:
-    """Train `network` in place on numbered `tiles`, and return it with the chosen weights.
+    """Train the module's network on numbered `tiles`, and return it with the chosen weights.
 
     The last weights are kept, unless a validation chooses earlier ones, those of the best score. An
     interrupted training continues from `run_dir/checkpoints/last.ckpt`. A finished training is not
@@ -113,14 +102,13 @@ def fit(
     Errors of reading tiles and of `validate` are passed on, except a lack of memory.
 
     Args:
-        network: from `build_network(plan)`, or another one with the same outputs.
-        plan: tile shape, batch size, channels and labels.
+        module: the network, its objective, plan, budget and optimiser.
         tiles: see `read_batches`.
-        cfg: all settings of `train`.
         run_dir: receives checkpoints and metrics.csv.
         validate: returns scores by name for the network in eval mode.
-        loss: replaces the configured loss of voxels.
-        callbacks: Lightning callbacks, in addition to the configured ones.
+        callbacks: Lightning callbacks, or their classes and arguments, which are built if the
+            training is not finished.
+        loggers: classes and arguments of Lightning loggers.
 
     Returns:
         The network, and the numbers of steps and minutes.
@@ -129,12 +117,10 @@ def fit(
         TrainingError: if a checkpoint cannot be read or does not fit the network, if an interrupted
             training cannot continue on these devices, or if the gradient of ten steps in a row is
             not finite.
-        ConfigError: if memory runs out in a step or in a validation, if loss and plan do not fit
-            together, if the loss has trainable weights, or if Lightning refuses the settings or
-            lacks a package.
+        ConfigError: if memory runs out in a step or in a validation, or if Lightning refuses the
+            settings or lacks a package.
     """
     last = run_dir / CHECKPOINTS / LAST
-    module = lesion_module(plan, cfg, network, loss)
     settings = module.settings
     before = broadcast_from_rank_zero(partial(read_if_present, last)) or {}
     steps_before = before.get("global_step", 0)
@@ -142,18 +128,19 @@ def fit(
     ended_early = before.get("ended_early", False)  # checkpoints of 1.0 do not state it
     max_steps = settings.max_steps
     max_minutes = settings.max_minutes
-    if _has_default_budget(cfg.trainer):
+    if module.has_default_budget:
         # it follows from the device, and this start may have found another one
         max_steps = before.get("max_steps", max_steps)
         max_minutes = before.get("max_minutes", max_minutes)
     has_steps_left = max_steps is None or steps_before < max_steps
     has_minutes_left = max_minutes is None or minutes_before < max_minutes
+    device = training_device(settings.accelerator)
     if has_steps_left and has_minutes_left and not ended_early:
-        _require_same_steps(before, module, cfg.trainer, last)
-        data = LesionData(tiles, plan, settings)
-        on_cpu = training_device(cfg.trainer.accelerator) == "cpu"
+        _require_same_steps(before, module, last)
+        data = LesionData(tiles, module.plan, settings)
+        on_cpu = device == "cpu"
         with _explain_errors(module, last, steps_before), _lightning_settings(on_cpu=on_cpu):
-            trainer = make_trainer(module, cfg, run_dir, steps_before, callbacks, validate)
+            trainer = make_trainer(module, run_dir, steps_before, callbacks, loggers, validate)
             resumed = last if before else None
             try:
                 trainer.fit(module, data, ckpt_path=resumed, weights_only=True)
@@ -165,22 +152,15 @@ def fit(
                 _end_processes(trainer)
     after = broadcast_from_rank_zero(partial(read_checkpoint, last))
     _load_kept_weights(module, run_dir / CHECKPOINTS, after)
+    network = module.network
     network.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     steps = after["global_step"]
     minutes = after["minutes"]
     log.info("Trained %d steps in %.1f minutes.", steps, minutes)
-    device = training_device(cfg.trainer.accelerator)
     return FitResult(network.eval(), steps, after["skipped"], minutes, device)
 
 
-def _has_default_budget(trainer: TrainerConfig) -> bool:
-    """Return True if the settings state neither minutes nor steps."""
-    return trainer.max_minutes is None and trainer.max_steps is None
-
-
-def _require_same_steps(
-    before: Mapping[str, Any], module: LesionModule, trainer: TrainerConfig, last: Path
-) -> None:
+def _require_same_steps(before: Mapping[str, Any], module: LesionModule, last: Path) -> None:
     """Raise `TrainingError` if an interrupted training began with steps that differ from these.
 
     They differ if they had another number of tiles, which the learning rate follows, or if the
@@ -190,19 +170,18 @@ def _require_same_steps(
         before: the content of the checkpoint, empty for a new training. What it does not state, as
             in version 1.0, does not differ.
         module: the module of this start.
-        trainer: its settings before defaults were resolved.
         last: the file of the checkpoint, for messages.
     """
-    n_tiles = count_tiles_per_step(trainer, module.plan)
+    n_tiles = count_tiles_per_step(module.settings, module.plan)
     n_before = before.get("tiles_per_step", n_tiles)
-    device = training_device(trainer.accelerator)
+    device = training_device(module.settings.accelerator)
     device_before = before.get("device", device)
     if n_before != n_tiles:
         raise TrainingError(
             f"{last}: this training has {n_before} tiles per step, but {n_tiles} on the devices "
             "that were found here. Continue on as many devices as before."
         )
-    if device_before != device and _has_default_budget(trainer):
+    if device_before != device and module.has_default_budget:
         raise TrainingError(
             f"{last}: this training began on {device_before} with the default budget of that "
             f"device, and torch finds only {device} here. Continue on {device_before}."
@@ -305,94 +284,36 @@ def _load_kept_weights(module: LesionModule, folder: Path, after: dict[str, Any]
         raise unusable_checkpoint(path, str(error)) from error
 
 
-def tiles_of(cases: Sequence[CachedCase], plan: Plan, cfg: TrainConfig) -> TileDataset:
-    """Return the training tiles of `cases`.
+def with_lesion_in_each_step(sampling: SamplingConfig, tiles_per_step: int) -> SamplingConfig:
+    """Return the settings with a share of lesion tiles that gives each step at least one.
 
-    If a step has two or more tiles and the share of lesion tiles is above 0, each step has at least
-    one. A step is one of the optimiser, with the tiles of all processes and accumulated batches.
-    Tile 0 is read once, so that an error of the cases appears here and not in a worker process.
-
-    Args:
-        cases: prepared cases.
-        plan: the tile shape, batch size and channels.
-        cfg: all settings of `train`.
-
-    Returns:
-        The tiles, numbered without an upper limit.
-
-    Raises:
-        ConfigError: if `cases` is empty, or the settings do not fit the plan.
-        ReadError: if the case of tile 0 cannot be read.
+    A step is one of the optimiser, with the tiles of all processes and accumulated batches. A share
+    of 0 and the share of steps of one tile stay.
     """
-    tiles_per_step = count_tiles_per_step(cfg.trainer, plan)
-    sampling = cfg.sampling
-    if sampling.lesion_share and tiles_per_step > 1:
-        share = max(sampling.lesion_share, 1 / tiles_per_step)
-        sampling = sampling.model_copy(update={"lesion_share": share})
-    tiles = TileDataset(
-        cases,
-        plan,
-        sampling,
-        cfg.augment,
-        n_tiles=STEPS_PER_EPOCH * tiles_per_step,
-        seed=cfg.seed,
-        channel_dropout=cfg.data.channel_dropout,
-    )
-    tiles[0]
-    log.debug("Sampling: %s", tiles.sampler.mix)
-    return tiles
-
-
-def lesion_module(
-    plan: Plan,
-    cfg: TrainConfig,
-    network: nn.Module | None = None,
-    loss: nn.Module | None = None,
-) -> LesionModule:
-    """Return the Lightning module for a `pl.Trainer`.
-
-    Args:
-        plan: the architecture, tiles and labels.
-        cfg: all settings of `train`.
-        network: the network, whose memory format is changed to that of the training. By default,
-            that of the plan is built from the seed.
-        loss: the loss of voxels; by default, the configured one.
-
-    Returns:
-        The network with its objective, budget and optimiser.
-
-    Raises:
-        ConfigError: if loss and plan do not fit together, or the loss has trainable weights.
-    """
-    objective = make_objective(plan, cfg, loss)
-    if any(weight.requires_grad for weight in objective.loss.parameters()):
-        raise ConfigError("loss: it has weights, which are not trained. Use constants instead.")
-    network = network or build_network(plan, architectures=TRUSTED, seed=cfg.seed)
-    device = training_device(cfg.trainer.accelerator)
-    layout = training_memory_format(plan, torch.device(device))
-    set_memory_format(network, layout)
-    settings = resolve_budget(cfg.trainer, plan, device)
-    return LesionModule(network, objective, plan, settings, cfg.optim)
+    if not sampling.lesion_share or tiles_per_step == 1:
+        return sampling
+    share = max(sampling.lesion_share, 1 / tiles_per_step)
+    return sampling.model_copy(update={"lesion_share": share})
 
 
 def make_trainer(
     module: LesionModule,
-    cfg: TrainConfig,
     run_dir: Path,
     n_steps: int,
-    callbacks: Sequence[pl.Callback],
+    callbacks: Sequence[pl.Callback | Spec],
+    loggers: Sequence[Spec],
     validate: Validate | None,
 ) -> pl.Trainer:
-    """Return Lightning's trainer with our callbacks and the user's own.
+    """Return Lightning's trainer with our callbacks and those of the caller.
 
     An existing metrics.csv in `run_dir` keeps the rows of the first `n_steps` steps.
 
     Args:
         module: the module to train.
-        cfg: all settings of `train`, with the user's callbacks and loggers.
         run_dir: receives checkpoints and metrics.csv.
         n_steps: the number of steps that a resumed training has already taken.
-        callbacks: further callbacks.
+        callbacks: see `fit`.
+        loggers: see `fit`.
         validate: see `fit`; None trains without validations.
 
     Raises:
@@ -400,29 +321,30 @@ def make_trainer(
     """
     settings = module.settings
     ours: list[pl.Callback] = [FocalStatistics()]
-    ours += [build(spec, "callbacks") for spec in cfg.callbacks]
-    ours += callbacks
+    ours += [build(it, "callbacks") if isinstance(it, Mapping) else it for it in callbacks]
     if validate is not None:
         every = settings.validate_every_minutes
         minutes = float(every) if isinstance(every, int | float) else None
         ours.append(VolumeValidation(validate, minutes, run_dir / CHECKPOINTS))
     # after the validation, so that the checkpoint contains its result
     ours.append(LastCheckpoint(run_dir / CHECKPOINTS, CHECKPOINT_EVERY))
-    loggers = [build(_with_save_dir(spec, run_dir), "logger") for spec in cfg.logger]
-    return _construct_trainer(settings, run_dir, ours, [History(run_dir, n_steps), *loggers])
+    built = [build(_with_save_dir(spec, run_dir), "logger") for spec in loggers]
+    return _construct_trainer(settings, run_dir, ours, [History(run_dir, n_steps), *built])
 
 
-def check_trainer(cfg: TrainConfig, run_dir: Path) -> None:
+def check_trainer(
+    settings: TrainerConfig, run_dir: Path, callbacks: Sequence[Spec], loggers: Sequence[Spec]
+) -> None:
     """Raise `ConfigError` if the settings of Lightning's trainer, callbacks or loggers are wrong.
 
     The trainer is constructed without the user's callbacks and loggers, because their constructors
     may write files. Their classes are imported, and the names of their arguments are checked.
     """
-    check_arguments(cfg.callbacks, "callbacks")
-    check_arguments([_with_save_dir(spec, run_dir) for spec in cfg.logger], "logger")
-    callbacks: list[pl.Callback] = [LastCheckpoint(run_dir / CHECKPOINTS, CHECKPOINT_EVERY)]
+    check_arguments(callbacks, "callbacks")
+    check_arguments([_with_save_dir(spec, run_dir) for spec in loggers], "logger")
+    ours: list[pl.Callback] = [LastCheckpoint(run_dir / CHECKPOINTS, CHECKPOINT_EVERY)]
     with _lightning_settings(on_cpu=False):
-        _construct_trainer(cfg.trainer, run_dir, callbacks, ())
+        _construct_trainer(settings, run_dir, ours, ())
 
 
 def _with_save_dir(spec: Mapping[str, Any], run_dir: Path) -> dict[str, Any]:

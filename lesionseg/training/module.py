@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from lesionseg.config import OptimConfig, TrainerConfig
-from lesionseg.errors import TrainingError
+from lesionseg.errors import ConfigError, TrainingError
 from lesionseg.losses import PositiveAverage, VoxelLoss
 from lesionseg.losses.base import own_sums
+from lesionseg.models.build import set_memory_format, training_memory_format
 from lesionseg.models.weights import is_head
 from lesionseg.plan.plan import Plan
 from lesionseg.plan.rules import NNUNET_VOXELS
@@ -24,7 +25,7 @@ from lesionseg.training.compilation import (
 )
 from lesionseg.training.host_copy import HostCopy
 from lesionseg.training.objective import Objective
-from lesionseg.training.processes import n_processes, sum_over_processes
+from lesionseg.training.processes import n_processes, sum_over_processes, training_device
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +46,9 @@ POLY_POWER = 0.9  # Chen et al. 2017 (DeepLab); nnU-Net's schedule
 class LesionModule(pl.LightningModule):
     """The training of `network` with `objective` until the budget of `settings` is spent.
 
+    The memory format of the network is changed to that of the training. If `settings` states no
+    budget, it is that of `resolve_budget`. A loss with trainable weights is a `ConfigError`.
+
     A batch contains `plan.batch_size` tiles. Terms per positive are divided by a normaliser, the
     moving average of the number of positives in the batches of all processes. Accumulated batches
     count by their mean. Processes average their gradients, so each one divides by the normaliser
@@ -57,15 +61,20 @@ class LesionModule(pl.LightningModule):
         self,
         network: nn.Module,
         objective: Objective,
-        plan: Plan,
         settings: TrainerConfig,
         optim: OptimConfig,
     ) -> None:
+        if any(weight.requires_grad for weight in objective.loss.parameters()):
+            raise ConfigError("loss: it has weights, which are not trained. Use constants instead.")
         super().__init__()
+        plan = objective.plan
+        device = training_device(settings.accelerator)
+        set_memory_format(network, training_memory_format(plan, torch.device(device)))
         self.network = network
         self.objective = objective
         self.plan = plan
-        self.settings = settings
+        self.has_default_budget = settings.max_minutes is None and settings.max_steps is None
+        self.settings = resolve_budget(settings, plan, device)
         self.optim = optim
         self.loss = objective.loss  # registered, so that its buffers move to the device
         self.normalisers = PositiveAverage(objective.expected_positives(plan.batch_size))

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor, nn
 
-from lesionseg.config import DetectionConfig, TrainConfig
+from lesionseg.config import DetectionConfig, LossConfig
 from lesionseg.errors import ConfigError
 from lesionseg.losses import AnchorTargets, DetectionLoss, make_loss
 from lesionseg.losses.base import count_positives, mask_unannotated, region_target
@@ -216,21 +216,24 @@ def _reach_of_cells(plan: Plan) -> tuple[float, ...]:
     return tuple(CELL_REACH * min(plan.spacing_mm) / spacing for spacing in plan.spacing_mm)
 
 
-def make_objective(plan: Plan, cfg: TrainConfig, loss: nn.Module | None = None) -> Objective:
+def make_objective(
+    plan: Plan, loss: LossConfig | nn.Module, detection: DetectionConfig
+) -> Objective:
     """Return the objective of the plan's network.
 
-    `loss` replaces the configured loss of voxels. Raises `ConfigError` if the configured loss
-    cannot be built, or if the loss is for another activation than the network: independent labels
-    (sigmoid) or exclusive ones (softmax).
+    `loss` is the loss of voxels or its settings, `detection` the settings of the loss of anchors.
+    Raises `ConfigError` if the loss cannot be built, or if it is for another activation than the
+    network: independent labels (sigmoid) or exclusive ones (softmax).
     """
-    loss = loss or make_loss(cfg.loss, plan.activation, has_boxes=plan.has_boxes)
+    if isinstance(loss, LossConfig):
+        loss = make_loss(loss, plan.activation, has_boxes=plan.has_boxes)
     activation = getattr(loss, "activation", plan.activation)
     if activation != plan.activation:
         raise ConfigError(
             f"The network's logits are for {plan.activation}, the loss is for {activation}. Set "
             f"model.activation={activation}, or +loss.activation={plan.activation}."
         )
-    return Objective(plan, loss, make_detection_loss(cfg.detection))
+    return Objective(plan, loss, make_detection_loss(detection))
 
 
 def make_detection_loss(settings: DetectionConfig) -> DetectionLoss:

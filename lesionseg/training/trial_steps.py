@@ -10,16 +10,15 @@ from math import prod
 
 import torch
 
-from lesionseg.config import TrainConfig
 from lesionseg.core import describe_sides
 from lesionseg.errors import ConfigError, count
-from lesionseg.models.build import TRUSTED, autocast_dtype, build_network
+from lesionseg.models.build import autocast_dtype
 from lesionseg.ops.cudnn_benchmark import fastest_convolutions
 from lesionseg.ops.device_memory import is_out_of_memory
 from lesionseg.plan.plan import Plan, total_stride
 from lesionseg.training.callbacks import FocalStatistics
-from lesionseg.training.module import highest_rate, make_optimiser
-from lesionseg.training.objective import make_objective, noise_batch
+from lesionseg.training.module import LesionModule, highest_rate, make_optimiser
+from lesionseg.training.objective import noise_batch
 
 log = logging.getLogger(__name__)
 
@@ -123,8 +122,8 @@ def _with_reasons(smaller: Plan, plan: Plan) -> Plan:
     return smaller.with_(reasons=reasons)
 
 
-def try_steps(plan: Plan, cfg: TrainConfig, device: str = "cuda") -> None:
-    """Take two training steps on `device`, to find out if they fit into its memory.
+def try_steps(module: LesionModule, device: str = "cuda") -> None:
+    """Take two steps of a training on `device`, to find out if they fit into its memory.
 
     Raise an error for which `is_out_of_memory` is True if they do not. The first step creates the
     optimiser's moments, so only the second one needs all the memory of a training.
@@ -132,12 +131,14 @@ def try_steps(plan: Plan, cfg: TrainConfig, device: str = "cuda") -> None:
     cuDNN chooses its fastest algorithms as in training, because they may need larger workspaces.
     """
     gpu = torch.device(device)
-    network = build_network(plan, architectures=TRUSTED).to(gpu).train()
-    objective = make_objective(plan, cfg)
-    optimiser = make_optimiser(network, cfg.optim, highest_rate(cfg.optim, plan, plan.batch_size))
+    plan = module.plan
+    network = module.network.to(gpu).train()
+    objective = module.objective
+    rate = highest_rate(module.optim, plan, plan.batch_size)
+    optimiser = make_optimiser(network, module.optim, rate)
     batch = objective.batch_targets(noise_batch(plan, plan.batch_size))
     batch = {name: tensor.to(gpu) for name, tensor in batch.items()}
-    is_autocast = cfg.trainer.precision != "32-true"
+    is_autocast = module.settings.precision != "32-true"
     dtype = autocast_dtype(gpu)
     statistics = FocalStatistics()
     with fastest_convolutions():

@@ -1,5 +1,6 @@
 """Dataclasses from JSON."""
 
+import re
 from dataclasses import dataclass
 
 import pytest
@@ -16,7 +17,7 @@ class Point:
 
 
 def read(text):
-    return read_record(Point, text, "points.json", DatasetError, {"tags": "labels"})
+    return read_record(Point, text, "points.json", DatasetError)
 
 
 def test_unknown_keys_are_ignored():
@@ -26,14 +27,14 @@ def test_unknown_keys_are_ignored():
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
-        ("{}", "points.json: x is missing"),
-        ('{"x": "far"}', "points.json: x is far"),
-        ('{"x": 1, "tags": [1]}', "points.json: labels.0 is 1"),
-        ('{"x": 1, "tags": 2}', "points.json: labels is 2"),
-        ('{"x": 1, "tagsize": "big"}', "points.json: tagsize is big"),
-        ("[", "points.json: the content is"),
+        ("{}", "points.json: x: the key is missing"),
+        ('{"x": "far"}', "points.json: x: far"),
+        ('{"x": 1, "tags": [1]}', "points.json: tags[0]: 1"),
+        ('{"x": 1, "tags": 2}', "points.json: tags: 2"),
+        ('{"x": 1, "tagsize": "big"}', "points.json: tagsize: big"),
+        ("[", "points.json: this is not JSON"),
     ],
 )
-def test_error_names_the_file_and_the_first_wrong_key_as_in_the_file(text, fault):
-    with pytest.raises(DatasetError, match=fault.replace(".", r"\.")):
+def test_error_names_the_file_and_the_wrong_key(text, fault):
+    with pytest.raises(DatasetError, match=re.escape(fault)):
         read(text)

@@ -37,10 +37,14 @@ def test_first_operating_point_is_used():
 @pytest.mark.parametrize(
     ("key", "value", "expected"),
     [
-        ("n_members", 10**9, "n_members is 1000000000"),
-        ("schema_version", 9, "schema_version is 9"),
-        ("calibration", {"slope": "steep"}, "calibration.slope is steep"),
-        ("operating_points", [{"name": "score:1"}], r"operating_points\.0\.score is missing\.$"),
+        ("n_members", 10**9, "n_members: 1000000000"),
+        ("schema_version", 9, "schema_version: 9"),
+        ("calibration", {"slope": "steep"}, r"calibration\.slope: steep"),
+        (
+            "operating_points",
+            [{"name": "score:1"}],
+            r"operating_points\[0\]\.score: the key is missing\.$",
+        ),
     ],
 )
 def test_error_names_the_key_of_an_invalid_value(key, value, expected):

@@ -11,7 +11,7 @@ from monai.transforms import Compose, LoadImaged, MapTransform, RandSimulateLowR
 from scipy.ndimage import binary_erosion
 
 from lesionseg.cli import compose
-from lesionseg.config import AugmentConfig, TrainConfig
+from lesionseg.config import AugmentConfig
 from lesionseg.core import Geometry, Labels, Reference, Volume
 from lesionseg.data.cache import read_cached_case, write_cached_case
 from lesionseg.data.low_resolution import RandLowResolutiond
@@ -247,7 +247,7 @@ def test_transform_of_the_plan_that_moves_the_image_is_an_error(plan, volume):
 def test_random_transform_of_the_plan_and_unknown_transform_are_an_error():
     chain = {"_target_": "monai.transforms.Compose"}
     within = {**chain, "transforms": [SMOOTH]}
-    check_transforms(TrainConfig.of(prepare={"extra": [SMOOTH, within]}))
+    check_transforms([SMOOTH, within], [])
     random = make_spec("RandBiasFieldd")
     for section, spec, name in (
         ("prepare", random, "RandBiasFieldd"),
@@ -255,7 +255,7 @@ def test_random_transform_of_the_plan_and_unknown_transform_are_an_error():
         ("augment", make_spec("RandBias"), "RandBias"),
     ):
         with pytest.raises(ConfigError, match=rf"{section}\.extra.*{name}"):
-            check_transforms(TrainConfig.of(**{section: {"extra": [spec]}}))
+            check_transforms(**{"prepare": [], "augment": [], section: [spec]})
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from tests.commands import python
 
 ROOT = Path(__file__).parents[2]
 NOTES = sorted((ROOT / "benchmarks").rglob("*.md"))
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *NOTES]
+PAGES = [ROOT / "README.md", ROOT / "AGENTS.md", *sorted((ROOT / "docs").rglob("*.md")), *NOTES]
 PROGRAM = r"(?:PYTHONPATH=\S+ )?(?:python|torchrun .*) scripts/(\w+)\.py|lesionseg (\w+)"
 TYPED = re.compile(rf"^(?:{PROGRAM}|({'|'.join(COMMANDS)})(?=(?: \S+)*=)) (.*)$")
 SETTING = re.compile(r"^\+?([a-z_]+(?:\.[a-z_]+)*)=")

@@ -7,7 +7,7 @@ import pytest
 
 from lesionseg.core import Geometry, OperatingPoint, Volume
 from lesionseg.inference.candidates import find_candidates
-from lesionseg.io.predictions import write_prediction
+from lesionseg.io.results.case import write_prediction
 from lesionseg.io.volumes import write_volume
 from lesionseg.phantoms import write_mri_phantoms
 from lesionseg.plan.plan import CandidateRule

@@ -7,7 +7,7 @@ import pytest
 
 import lesionseg
 from lesionseg.cli import run
-from lesionseg.io.predictions import find_predictions
+from lesionseg.io.results.index import find_predictions
 from lesionseg.io.text import read_json
 from lesionseg.phantoms import write_mri_phantoms
 from tests.flow.cases import SMALL, TILE, plan_of, scores_of, train
@@ -41,7 +41,7 @@ def test_cross_validation_writes_all_documented_files(folder):
         oof/scores.json
         oof/cases.csv oof/lesions.csv oof/candidates.csv report.html test/scores.json
         test/report.html bundle/weights.safetensors bundle/weights_1.safetensors
-        bundle/plan.json bundle/selection.json bundle/model_card.md"""
+        bundle/plan.json bundle/selection.json bundle/README.md"""
     assert [name for name in documented.split() if not (folder / "cv" / name).exists()] == []
 
 

@@ -1,8 +1,12 @@
-"""Files of version 1.1 open, continue, or are refused with the command that writes them again.
+"""Files of earlier versions open, continue, or are refused with the command that writes them again.
 
 `earlier/version_1_1.zip` has four folders, which commit 3cf5bbb6 wrote for the dataset of
 `write_dataset`: `run` (a complete run with its bundle), `half` (a run that was killed after step 80
 of 150), `found` (predictions) and `scores` (the evaluation of these).
+
+`earlier/version_2_0_dev.zip` has `run`, `found` and `scores` of commit 84b5a715, the test scan P7
+as the DICOM series `series`, and `night`, its predictions with
+`dicom_output=all operating_point=score:0.5`. Nothing in it is predicted again.
 """
 
 import json
@@ -22,19 +26,30 @@ from lesionseg.io.volumes import read_volume, write_volume
 from tests.flow.cases import predict, scores_of, train
 from tests.inference.rounding import change_last_digits
 
-ARCHIVE = Path(__file__).parent / "earlier" / "version_1_1.zip"
+ARCHIVES = Path(__file__).parent / "earlier"
 SHAPE = (16, 20, 20)
 SETTINGS = ["model.base_features=1", "model.tile_shape=[16,16,16]"]
 
 
 @pytest.fixture
 def earlier(tmp_path, monkeypatch):
-    """Return a working directory with the files of the earlier version and their dataset `raw`."""
-    with zipfile.ZipFile(ARCHIVE) as archive:
-        archive.extractall(tmp_path)
-    write_dataset(tmp_path / "raw")
-    monkeypatch.chdir(tmp_path)  # the runs state their dataset relative to it
-    return tmp_path
+    """Return a working directory with the files of version 1.1 and their dataset `raw`."""
+    return unpack("version_1_1.zip", tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def earlier_2(tmp_path, monkeypatch):
+    """Return a working directory with the files of an early 2.0 and their dataset `raw`."""
+    return unpack("version_2_0_dev.zip", tmp_path, monkeypatch)
+
+
+def unpack(name, folder, monkeypatch):
+    """Unpack an archive and write its dataset `raw` into a folder, which becomes the current."""
+    with zipfile.ZipFile(ARCHIVES / name) as archive:
+        archive.extractall(folder)
+    write_dataset(folder / "raw")
+    monkeypatch.chdir(folder)  # the runs state their dataset relative to it
+    return folder
 
 
 def write_dataset(root):
@@ -133,3 +148,38 @@ def test_interrupted_run_continues_at_its_checkpoint(earlier):
     assert 80 < int(after[len(before)]["step"]) < 90  # the step after the checkpoint
     assert int(after[-1]["step"]) == 149
     assert predict("half", "raw/imagesTs", earlier / "again")["P6"]["status"] == "done"
+
+
+def test_second_start_over_results_of_an_early_2_0_predicts_no_case(earlier_2):
+    rows = predict("run/bundle", "raw/imagesTs", earlier_2 / "found")
+    assert {case: row["status"] for case, row in rows.items()} == {"P6": "kept", "P7": "kept"}
+    before = {file: file.read_bytes() for file in Path("night").glob("series_*")}
+    settings = ["dicom_output=all", "operating_point=score:0.5"]
+    (row,) = predict("run/bundle", "series", earlier_2 / "night", *settings).values()
+    assert row["status"] == "kept"
+    assert {file: file.read_bytes() for file in Path("night").glob("series_*")} == before
+    assert {"night/series_seg.dcm", "night/series_sr.dcm"} <= {str(file) for file in before}
+
+
+def test_complete_run_of_an_early_2_0_stays_complete(earlier_2):
+    before = {name: Path("run", name).read_bytes() for name in ("scores.json", "selection.json")}
+    train("raw", Path("run"), *SETTINGS, "trainer.max_steps=120")
+    assert {name: Path("run", name).read_bytes() for name in before} == before
+
+
+def test_scores_of_an_early_2_0_are_read_and_found_again(earlier_2):
+    images = ["images=raw/imagesTs", "reference=raw/labelsTs", "prediction=found"]
+    assert run("report", ["scores=scores", "output=page", *images, "report.pdf=false"]) == 0
+    before = scores_of(Path("scores"))
+    found = ["reference=raw/labelsTs", "prediction=found", "replicates=20"]
+    assert run("evaluate", [*found, "output=again"]) == 0
+    after = scores_of(Path("again"))
+    assert values_of(after) == values_of(before)
+
+
+def values_of(scores):
+    """Return the values of a scores.json by name, label, subset and threshold."""
+    return {
+        tuple(str(row[key]) for key in ("name", "label", "subset", "at")): row["value"]
+        for row in scores["scores"]
+    }

@@ -34,7 +34,7 @@ def test_run_writes_all_documented_files(folder):
         checkpoints/last.ckpt
         train.log metrics.csv validation
         scores.json cases.csv lesions.csv candidates.csv report.html
-        bundle/weights.safetensors bundle/plan.json bundle/selection.json bundle/model_card.md
+        bundle/weights.safetensors bundle/plan.json bundle/selection.json bundle/README.md
         test/scores.json test/cases.csv test/lesions.csv test/candidates.csv test/report.html"""
     assert [name for name in documented.split() if not (folder / "run" / name).exists()] == []
     names = [p.name.lower() for p in (folder / "run").rglob("*")]

@@ -18,10 +18,10 @@ import pytest
 from lesionseg.core import Geometry
 from lesionseg.inference.bundle import write_bundle
 from lesionseg.io.contents import content_digest
-from lesionseg.io.prediction_folder import PredictionFolder
+from lesionseg.io.results.folder import PredictionFolder
+from lesionseg.io.results.index import TABLE
 from lesionseg.io.text import read_csv, read_json
 from lesionseg.io.volumes import read_volume
-from lesionseg.pipeline.predict_tables import TABLE
 from lesionseg.training.tile_stream import START_METHOD
 from tests.commands import predict
 from tests.inference.networks import Bright

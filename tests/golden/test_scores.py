@@ -5,7 +5,7 @@ import pytest
 
 import lesionseg
 from lesionseg.core import Geometry, OperatingPoint
-from lesionseg.io.predictions import write_prediction
+from lesionseg.io.results.case import write_prediction
 from lesionseg.io.text import read_json
 from tests.evaluation.hand_cases import prediction_of
 from tests.golden.common import check, read_table, to_number

@@ -58,7 +58,7 @@ def step_bytes(plan, cfg):
     """
     with pretend_cards(numbers=False), mock.patch.object(functional, "avg_pool3d", _average):
         network = _without_numbers(plan)
-        objective = make_objective(plan, cfg)
+        objective = make_objective(plan, cfg.loss, cfg.detection)
         with CountBytes() as counted:
             targets = objective.targets(_batch(plan, objective.batch_targets.nearest))
             counts = targets.counts()

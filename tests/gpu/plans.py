@@ -57,4 +57,4 @@ class Cubes:
 
 def make_step(plan, cfg):
     """Return the network of a plan in train mode, its objective, and the plan."""
-    return build_network(plan).train(), make_objective(plan, cfg), plan
+    return build_network(plan).train(), make_objective(plan, cfg.loss, cfg.detection), plan

@@ -11,7 +11,6 @@ from lesionseg.config import InferenceConfig
 from lesionseg.inference.body import Body
 from lesionseg.inference.box_candidates import BoxCollector
 from lesionseg.inference.bundle import bundle_plan
-from lesionseg.inference.nnunet.logits import NnunetWindow
 from lesionseg.inference.stitch import Store
 from lesionseg.inference.window import SlidingWindow
 from lesionseg.models.build import build_network
@@ -127,7 +126,7 @@ def test_nnunet_model_on_a_card_computes_in_fp16_or_in_the_precision_of_the_sett
     settings = InferenceConfig.of(precision=precision)
     network = RecordPrecision()
     with pretend_cards():
-        window = NnunetWindow([network], plan, settings, device=torch.device("cuda"))
+        window = SlidingWindow([network], plan, settings, device=torch.device("cuda"))
         window.predict(torch.zeros(1, 1, *window.tile_shape))
     assert network.seen == [dtype]
 

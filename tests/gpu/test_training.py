@@ -11,6 +11,7 @@ from lesionseg.training.fit import fit
 from lesionseg.training.objective import make_objective
 from tests.gpu.plans import ARCHITECTURES, Cubes, card_config, card_plan
 from tests.gpu.pretend_cuda import pretend_cards
+from tests.training.conftest import make_module
 
 # Waits of the host in a step that is not logged, by network. The flag of the previous step is read
 # by an event, which is not counted.
@@ -33,7 +34,7 @@ STEPS = [
 def make_outputs(plan, cfg, device):
     """Return an objective, the targets of a batch, the output in fp32, and the network."""
     network = build_network(plan).to(device).train()
-    objective = make_objective(plan, cfg)
+    objective = make_objective(plan, cfg.loss, cfg.detection)
     tiles = Cubes()
     batch = objective.batch_targets(default_collate([tiles[0], tiles[1]]))
     batch = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
@@ -110,7 +111,7 @@ def test_step_waits_only_for_the_previous_step(name, tmp_path):
     cfg = card_config(f"model={name}", "trainer.max_steps=3")
     with pretend_cards() as cards:
         counter = WaitCounter(cards)
-        result = fit(build_network(plan), plan, Cubes(), cfg, tmp_path, callbacks=[counter])
+        result = fit(make_module(plan, cfg), Cubes(), tmp_path, callbacks=[counter])
         second = cards.waits[counter.n_waits[1] : counter.n_waits[2]]
     assert (result.device, result.steps, result.skipped) == ("cuda", 3, 0)
     assert [wait.kind for wait in second].count("event") == 1
@@ -142,7 +143,7 @@ def test_step_without_finite_gradient_is_skipped_and_counted(bf16, tmp_path):
     cfg = card_config("trainer.max_steps=3")
     weights = WeightRecorder()
     with pretend_cards(bf16=bf16):
-        result = fit(build_network(plan), plan, BadCubes(), cfg, tmp_path, callbacks=[weights])
+        result = fit(make_module(plan, cfg), BadCubes(), tmp_path, callbacks=[weights])
     assert (result.steps, result.skipped) == (3, 1)
     assert torch.equal(weights.seen[0], weights.seen[1])
     assert not torch.equal(weights.seen[1], weights.seen[2])

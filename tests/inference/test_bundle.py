@@ -56,7 +56,7 @@ def test_bundle_without_the_weights_of_a_member_is_an_error(folder, plan):
 def test_new_bundle_replaces_all_files_of_the_old_bundle(folder, plan):
     (folder / "stale.txt").write_text("old")
     write_bundle(folder, build_network(plan, seed=9), plan, "# new\n")
-    names = ["model_card.md", "plan.json", "selection.json", "weights.safetensors"]
+    names = ["README.md", "plan.json", "selection.json", "weights.safetensors"]
     assert sorted(p.name for p in folder.iterdir()) == names
     assert (
         len({p.stat().st_mode for p in folder.iterdir()}) == 1
@@ -82,7 +82,7 @@ def test_bundle_that_differs_by_rounding_keeps_its_bytes(tmp_path, plan):
     write("# new\n", CHECK, CHOSEN)
     assert bundle_digest(folder) == digest
     assert files.card.read_text() == "# new\n"
-    del before["model_card.md"]
+    del before["README.md"]
     for name, old in before.items():
         assert ((folder / name).read_bytes(), (folder / name).stat().st_mtime_ns) == old
 
@@ -200,12 +200,12 @@ def test_weights_of_another_network_are_not_read_into_memory(folder, monkeypatch
         read_bundle(folder)
 
 
-@pytest.mark.parametrize("name", ["plan.json", "selection.json", "model_card.md"])
+@pytest.mark.parametrize("name", ["plan.json", "selection.json", "README.md"])
 def test_text_of_a_bundle_has_a_limit(folder, name):
     with (folder / name).open("ab") as file:
         file.truncate(2**26 + 1)
     with pytest.raises(BundleError, match=rf"{name}: the file has \d+ bytes"):
-        BundleFiles(folder).card_facts() if name == "model_card.md" else read_bundle(folder)
+        BundleFiles(folder).card_facts() if name == "README.md" else read_bundle(folder)
 
 
 @pytest.mark.parametrize(

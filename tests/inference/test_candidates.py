@@ -5,10 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lesionseg.core import Aim, Geometry, OperatingPoint
-from lesionseg.errors import ConfigError, ContentError, GeometryError
+from lesionseg.core import Geometry, OperatingPoint
+from lesionseg.errors import ContentError, GeometryError
 from lesionseg.inference.candidates import PROMINENCE, find_candidates
-from lesionseg.inference.decision import choose_operating_point
 from lesionseg.ops.components import label_components, lesion_instances
 from lesionseg.plan.plan import CandidateRule
 
@@ -177,18 +176,6 @@ def test_operating_point_accepts_candidates_from_its_score_upwards():
     assert [c.accepted for c in found.candidates] == [True, True, False]
     assert found.mask().tolist() == [[1, 0, 1, 0, 0]]
     assert found.operating_point == OperatingPoint("score:0.5", 0.5)
-
-
-def test_operating_points_are_found_by_their_aim():
-    points = (OperatingPoint("fp_per_case:1", 0.4), OperatingPoint("sensitivity:0.9", 0.2))
-    assert choose_operating_point(points) is points[0]
-    assert choose_operating_point(points, Aim("auto")) is points[0]
-    assert choose_operating_point(points, Aim.parse("sensitivity:0.90")) is points[1]
-    assert choose_operating_point(points, Aim("score", 0.37)).score == 0.37
-    assert choose_operating_point(()).score == 0.5
-    for aim in (Aim("fp_per_case", 2), Aim("best_f1")):
-        with pytest.raises(ConfigError, match="fp_per_case:1"):
-            choose_operating_point(points, aim)
 
 
 # --- each candidate is one connected component ---------------------------------------------------

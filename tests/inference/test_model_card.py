@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+from huggingface_hub import ModelCard
+
 from lesionseg.core import OperatingPoint, Selection
 from lesionseg.evaluation.intervals import Estimate
 from lesionseg.evaluation.scores import Scores
@@ -22,7 +24,7 @@ def test_card_lists_scores_and_calls_those_of_validation_optimistic(plan):
     scores = Scores(rows=(recall, Estimate(None, reason="no lesion", name="dice")))
     rows = "| lesion recall | 0.812 |", "| Dice, mean of cases with a lesion | undefined |"
     for role in ("validation", "test", "unknown"):
-        card = model_card(plan, Selection(), replace(scores, evaluated_on=role))
+        card = model_card(plan, Selection(), [replace(scores, evaluated_on=role)])
         assert contains(card, *rows)
         assert contains(card, "optimistic") == (role == "validation")
 
@@ -44,6 +46,17 @@ def test_card_states_if_more_false_positives_are_expected_than_the_aim(plan):
     assert "more than the aim" not in second
 
 
+def test_card_states_the_recall_to_expect_on_a_new_patient(plan):
+    kept = OperatingPoint(
+        "sensitivity:0.9", 0.4, "validation", promised=0.9, expected_recall_per_patient=0.92
+    )
+    broken = replace(kept, promised=None, why_not_promised="8 patients are too few")
+    card = model_card(plan, Selection((kept, broken)))
+    first, second = (line for line in card.splitlines() if line.startswith("- operating point"))
+    assert "At least 0.9 of a new patient's lesions are promised" in first
+    assert "Expect 0.92 of a new patient's lesions. No sensitivity is promised: 8 pat" in second
+
+
 def test_card_states_the_lowest_score_of_boxes():
     anchors = AnchorPlan(stages=(1,), sizes=(((3.0, 3.0),),), floor=0.01)
     plan = plan_of("retina_unet", anchors=anchors)
@@ -54,3 +67,21 @@ def test_card_states_the_lowest_score_of_boxes():
     ):
         rule = replace(plan.candidate_rule, source=source)
         assert text in model_card(plan.with_(candidate_rule=rule), Selection())
+
+
+def test_hub_reads_the_metadata_and_the_scores_of_each_role(tmp_path, plan):
+    recall = Estimate(0.8125, (0.7, 0.9), name="lesion_recall")
+    scores = Scores(rows=(recall, Estimate(None, reason="no lesion", name="dice")))
+    both = [replace(scores, evaluated_on=role) for role in ("validation", "test")]
+    path = tmp_path / "README.md"
+    path.write_text(model_card(plan, Selection(), both, {"dataset": "heads"}), encoding="utf-8")
+    data = ModelCard.load(path).data
+    assert (data.library_name, data.pipeline_tag) == ("lesionseg", "image-segmentation")
+    assert (data.license, data.model_name) == ("unknown", "Lesion model: lesion")
+    found = [
+        (r.dataset_name, r.dataset_split, r.metric_type, r.metric_value) for r in data.eval_results
+    ]
+    assert found == [
+        ("heads", "validation", "lesion_recall", 0.8125),
+        ("heads", "test", "lesion_recall", 0.8125),
+    ]

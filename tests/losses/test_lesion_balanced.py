@@ -82,6 +82,29 @@ def test_ratio_of_gradients_does_not_depend_on_the_size_of_the_tile():
     assert [ratio(64), ratio(128)] == pytest.approx([ratio(32)] * 2, rel=0.1)
 
 
+@pytest.mark.parametrize("size", SIDES)
+def test_missed_lesion_costs_n_of_n_plus_1_and_learns_from_the_focal_term(size):
+    """docs/focal.md states both for a lesion at p = 0.001."""
+    labels = torch.zeros(1, 32, 32, 32, dtype=torch.uint8)
+    labels[(0, *(slice(11, 11 + n) for n in SIDES[size]))] = 1
+    nearest = nearest_lesions(labels)
+
+    def terms(p):
+        logits = torch.full((1, 1, 32, 32, 32), -20.0)
+        logits[0, labels > 0] = torch.logit(torch.tensor(p))
+        logits.requires_grad_()
+        return logits, LesionBalancedLoss()(logits, labels, nearest=nearest, normaliser=100)
+
+    _, found = terms(1e-9)
+    assert found["lesion_dice"].item() == pytest.approx(0.5 * size / (size + 1), rel=1e-3)
+    gradients = {}
+    for name in ("lesion_dice", "lesion_focal"):
+        logits, found = terms(1e-3)
+        found[name].backward()
+        gradients[name] = logits.grad.abs()[0, labels > 0].sum().item()
+    assert 0.935 < gradients["lesion_focal"] / sum(gradients.values()) < 0.98
+
+
 @pytest.mark.parametrize("other", [DiceFocalLoss, LesionBalancedLoss])
 def test_gradient_of_two_processes_equals_that_of_the_whole_batch(
     other,

@@ -12,7 +12,7 @@ from lesionseg.errors import ConfigError
 from lesionseg.inference.bundle import write_bundle
 from lesionseg.io.text import read_json, write_json
 from lesionseg.models import build_network
-from lesionseg.pipeline.chosen_model import keep_choices_of_run, model_for, with_rate
+from lesionseg.pipeline.chosen_model import keep_choices_of_run, model_for, with_choices
 from lesionseg.pipeline.experiment import Experiment
 from lesionseg.pipeline.run_dir import check_config, config_of, save_config
 from lesionseg.plan.model_choice import ReferenceKinds
@@ -121,7 +121,7 @@ def test_run_keeps_its_learning_rate_if_the_configuration_says_auto(tmp_path):
 def test_every_process_keeps_the_learning_rate_of_the_run(tmp_path):
     raw = write_films(tmp_path / "raw", masks="ellipse")
     asked = compose("train", [f"data.root={raw}"])
-    save_config(tmp_path / "run", config_of(with_rate(asked, 0.003)))
+    save_config(tmp_path / "run", config_of(with_choices(asked, "auto", 0.003)))
     opened = Experiment.open(asked, tmp_path / "run").on_this_process(asked)
     assert (asked.optim.lr, opened.cfg.optim.lr) == ("auto", 0.003)
 

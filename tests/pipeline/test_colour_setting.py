@@ -16,7 +16,7 @@ from lesionseg.inference.bundle import Bundle
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.cases import read_case
 from lesionseg.io.layouts import read_dataset, require_usable
-from lesionseg.io.predictions import write_prediction
+from lesionseg.io.results.case import write_prediction
 from lesionseg.io.scans import find_scans
 from lesionseg.io.text import read_json, write_json
 from lesionseg.pipeline.run_dir import check_config, save_config

@@ -5,7 +5,8 @@ import pytest
 
 from lesionseg.config import ReportSection
 from lesionseg.evaluation import read_scores
-from lesionseg.io.predictions import find_predictions, write_prediction
+from lesionseg.io.results.case import write_prediction
+from lesionseg.io.results.index import find_predictions
 from lesionseg.io.text import read_csv, read_json
 from lesionseg.io.volumes import read_geometry
 from lesionseg.reporting.write import write_report

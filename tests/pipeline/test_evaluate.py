@@ -8,7 +8,7 @@ from lesionseg.config import ReportSection
 from lesionseg.core import CaseFiles, Geometry, OperatingPoint
 from lesionseg.errors import ConfigError, DatasetError, OutputError
 from lesionseg.evaluation import match_case
-from lesionseg.io.predictions import write_prediction
+from lesionseg.io.results.case import write_prediction
 from lesionseg.io.text import read_csv, read_json, write_csv, write_json
 from lesionseg.pipeline.evaluate import cases_of_role
 from lesionseg.reporting.images import Sources
@@ -90,12 +90,12 @@ def test_scores_of_a_training_are_not_replaced(folders, tmp_path, name):
     folder.mkdir(parents=True)
     (tmp_path / "run" / "config.yaml").write_text("command: train\n")
     (folder / "scores.json").write_text("of the training")
-    with pytest.raises(OutputError, match=r"such as .*run/test2"):
+    with pytest.raises(OutputError, match=r"such as .*run/evaluate"):
         scores_of(*folders[:2], folder)
     with pytest.raises(OutputError, match=r"such as .*run/changes"):
         follow(folders[1], folders[1], folder)
     assert (folder / "scores.json").read_text() == "of the training"
-    assert scores_of(*folders[:2], tmp_path / "run" / "test2").count("n_cases") == 3
+    assert scores_of(*folders[:2], tmp_path / "run" / "evaluate").count("n_cases") == 3
 
 
 def test_page_of_a_training_is_drawn_only_from_its_own_scores(folders, tmp_path):
@@ -103,7 +103,7 @@ def test_page_of_a_training_is_drawn_only_from_its_own_scores(folders, tmp_path)
     scores_of(*folders[:2], run)
     scores_of(*folders[:2], run / "oof")
     (run / "config.yaml").write_text("command: train\n")
-    with pytest.raises(OutputError, match=r"such as .*run/report2"):
+    with pytest.raises(OutputError, match=r"such as .*run/report"):
         report(run / "oof", run)
     report(run, run)
     report(run / "oof", run / "oof")

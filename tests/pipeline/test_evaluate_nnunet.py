@@ -9,7 +9,7 @@ from lesionseg.config import ReportSection
 from lesionseg.errors import ConfigError, ConflictError, DatasetError, format_score
 from lesionseg.evaluation import read_scores
 from lesionseg.io.masks import read_mask
-from lesionseg.io.predictions import find_predictions
+from lesionseg.io.results.index import find_predictions
 from lesionseg.io.text import read_csv, read_json, write_json
 from lesionseg.pipeline import match_files
 from lesionseg.reporting.images import Sources
@@ -494,7 +494,8 @@ def test_development_cases_with_faults_are_left_out(dataset, tmp_path, reference
         scores = scores_of(*paths, chosen_on=model)
     assert scores.operating_point.chosen_on == "out-of-fold"
     assert "'P1' has no mask in labelsTr" in caplog.text
-    assert "on these 5 cases" in caplog.text
+    assert "On out-of-fold cases: recall" in caplog.text
+    assert scores.operating_point.n_cases == 5
     for file in (dataset / "labelsTr").iterdir():
         file.unlink()
     with pytest.raises(DatasetError, match="has no mask in labelsTr"):
@@ -566,7 +567,9 @@ def test_nothing_is_written_if_results_of_predict_would_be_replaced(
     source = {"digest": "d", "study_uid": "", "series_uid": "", "instance_uid": ""}
     content = {"case": "P0", "candidates": [], "source": source}
     write_json(folders[2] / "predictions" / "P0_candidates.json", content)
-    with pytest.raises(ConflictError, match="results that predict wrote"):
+    with pytest.raises(
+        ConflictError, match=r"P0_candidates\.json, which may belong to another scan"
+    ):
         evaluate(*folders)
     assert not (folders[2] / "scores.json").exists()
 

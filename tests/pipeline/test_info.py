@@ -64,7 +64,9 @@ def test_facts_of_a_bundle_are_those_of_its_files(run, plan):
     assert "operating point fp_per_case" not in found["stated"]  # its name contains a colon
     assert found["stated"].items() >= {name: str(fact) for name, fact in FACTS.items()}.items()
     assert not {"network", "mask value 1", "spacing_mm"} & found["stated"].keys()  # of the plan
-    assert found["card"] == bundle / "model_card.md"
+    assert found["stated"]["license"] == "unknown"
+    assert not {"tags", "library_name"} & found["stated"].keys()  # of the Hub
+    assert found["card"] == bundle / "README.md"
     text = "\n".join(outcome.summary())
     for fact in ("T1", "lesion", "score 0.25", "4 patients", "recall 0.9", "best_f1", "12"):
         assert fact in text

@@ -12,8 +12,8 @@ from lesionseg.inference.open_prediction import open_prediction
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.layouts.nnunet import read_nnunet_labels
 from lesionseg.io.masks import read_mask
-from lesionseg.io.nnunet_output import write_description
-from lesionseg.io.predictions import find_predictions
+from lesionseg.io.nnunet_probabilities import write_description
+from lesionseg.io.results.index import find_predictions
 from lesionseg.io.text import read_csv
 from lesionseg.io.volumes import write_volume
 from tests.commands import evaluate, predict

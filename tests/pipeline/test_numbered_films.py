@@ -5,7 +5,7 @@ from PIL import Image
 
 from lesionseg.core import CaseFiles
 from lesionseg.io.layouts import read_dataset
-from lesionseg.io.predictions import list_predictions
+from lesionseg.io.results.index import list_predictions
 from lesionseg.io.scans import find_scans
 from lesionseg.io.text import write_json
 from tests.pipeline.test_chosen_model import write_films

@@ -17,7 +17,7 @@ from lesionseg.evaluation.measures import counts_of
 from lesionseg.inference.bundle import write_bundle
 from lesionseg.io.files import locked_folder
 from lesionseg.io.layouts import read_dataset
-from lesionseg.io.predictions import find_predictions
+from lesionseg.io.results.index import find_predictions
 from lesionseg.io.text import read_csv, read_json
 from lesionseg.io.volumes import read_volume, write_volume
 from lesionseg.pipeline import predict as predict_module

@@ -9,8 +9,8 @@ from lesionseg.core import Geometry
 from lesionseg.errors import ConfigError
 from lesionseg.inference.bundle import write_bundle
 from lesionseg.inference.input_check import InputCheck
+from lesionseg.io.results.index import TABLE
 from lesionseg.io.text import read_csv
-from lesionseg.pipeline.predict_tables import TABLE
 from tests.commands import predict
 from tests.inference.networks import Bright, make_bright
 from tests.io.dicom_files import CT, DX, grid_of, slice_elements, write_dicom_file

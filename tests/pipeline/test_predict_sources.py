@@ -10,11 +10,11 @@ import pytest
 
 from lesionseg.core import Geometry
 from lesionseg.inference.predictor import Predictor
+from lesionseg.io.results.index import TABLE, PredictionIndex
 from lesionseg.io.scans import find_scans
 from lesionseg.io.text import read_csv, read_json
 from lesionseg.io.volumes import read_volume
 from lesionseg.pipeline.predict_selection import select_shard
-from lesionseg.pipeline.predict_tables import TABLE, PredictionIndex
 from tests.commands import predict
 from tests.inference.networks import make_bright
 from tests.io.dicom_files import CT, grid_of, slice_elements, write_dicom_file

@@ -17,7 +17,8 @@ from lesionseg.config import DataConfig, LossConfig, TrainConfig
 from lesionseg.core import CaseFiles, Dataset, Labels, Selection
 from lesionseg.errors import ConfigError, DatasetError, OutputError, TrainingError
 from lesionseg.evaluation.intervals import Estimate
-from lesionseg.evaluation.scores import PointInUse, Provenance, Scores
+from lesionseg.evaluation.operating_points import Aim, PointInUse
+from lesionseg.evaluation.scores import Provenance, Scores
 from lesionseg.io.files import locked_folder
 from lesionseg.io.text import write_json
 from lesionseg.phantoms import simulate_once, write_mri_phantoms
@@ -37,10 +38,16 @@ from lesionseg.pipeline.run_dir import (
     warn_of_seen_cases,
 )
 from lesionseg.pipeline.survey import Survey, take_survey
-from lesionseg.pipeline.train import closing_lines, explain_nothing_found, warn_of_few_patients
+from lesionseg.pipeline.train import (
+    closing_lines,
+    explain_nothing_found,
+    explain_promise,
+    warn_of_few_patients,
+)
 from lesionseg.pipeline.train_fold import TrainedModel
 from lesionseg.plan.plan import AnchorPlan
 from lesionseg.plan.splits import Splits
+from lesionseg.training.objective import make_objective
 from tests.commands import python
 from tests.pipeline.cases import small_training
 
@@ -205,7 +212,7 @@ def test_command_after_a_cross_validation_trains_a_fold_from_its_own_weights(tmp
 def test_command_after_prepare_repeats_patients_split_and_plan(chosen):
     chosen = shlex.split(chosen)
     cfg = compose("prepare", ["data.root=r", *chosen])
-    command = command_line("train", settings_of_training(cfg))
+    command = command_line("train", settings_of_training(config_of(cfg)))
     overrides = [word for word in shlex.split(command) if "=" in word]
     before = config_of(cfg)
     after = config_of(compose("train", overrides))
@@ -452,10 +459,40 @@ def test_cross_validation_of_few_patients_is_offered_with_its_cost(
     dataset = Dataset("d", tmp_path, "manifest", 3, ("T1",), Labels.of({1: "a"}), cases)
     counts = dict.fromkeys(roles, 1)
     survey = Survey(dataset, None, Splits(roles, True, 0, ""), counts=counts)
-    cfg = TrainConfig.of(data={"root": "d", "fold": fold}, trainer={"max_minutes": 1})
-    warn_of_few_patients(Experiment(cfg, survey, tmp_path), None)
+    warn_of_few_patients(survey, DataConfig.of(root="d", fold=fold), "1 minute")
     assert (words in caplog.text) if words else not caplog.text
     assert ("trains 5 networks, each for 1 minute." in caplog.text) == bool(words)
+
+
+@pytest.mark.parametrize(
+    ("aim", "n_validated", "fold", "words"),
+    [
+        (
+            "sensitivity:0.9",
+            9,
+            None,
+            "9 validation patients with lesions will choose",
+        ),
+        ("sensitivity:0.9", 8, None, "cannot promise 0.9; at least 9 are needed. data.fold=all"),
+        ("sensitivity:0.9", 8, 2, "at least 9 are needed."),
+        ("sensitivity:0.9", 8, "all", "20 patients with lesions"),
+        ("sensitivity:0.99", 8, "all", "at least 99 are needed."),
+        ("fp_per_case:1", 8, None, ""),
+    ],
+)
+def test_promise_is_announced_before_a_training(aim, n_validated, fold, words, tmp_path, caplog):
+    """Divide 20 patients with lesions and 20 without, who do not count."""
+    cases = tuple(CaseFiles(f"c{k:02d}", (), group=f"p{k}") for k in range(40))
+    roles = dict.fromkeys((files.case for files in cases), "train")
+    roles |= dict.fromkeys(list(roles)[:n_validated] + list(roles)[20:], "validation")
+    counts = {files.case: int(k < 20) for k, files in enumerate(cases)}
+    dataset = Dataset("d", tmp_path, "manifest", 3, ("T1",), Labels.of({1: "a"}), cases)
+    survey = Survey(dataset, None, Splits(roles, True, 0, ""), counts=counts)
+    with caplog.at_level("INFO"):
+        explain_promise(survey, Aim.parse(aim), fold)
+    assert (words in caplog.text) if words else not caplog.text
+    assert ("data.fold=all" in caplog.text) == (fold is None and "needed" in words)
+    assert ("approximately" in caplog.text) == (aim == "sensitivity:0.9" and fold == "all")
 
 
 # --- wrong settings of a loss or a machine are refused before the run directory is used ---
@@ -464,7 +501,8 @@ def test_cross_validation_of_few_patients_is_offered_with_its_cost(
 def fits_alpha(plan, **settings):
     """Return True if the number of α values fits the plan."""
     try:
-        check_losses(plan, TrainConfig.of(**settings))
+        cfg = TrainConfig.of(**settings)
+        check_losses(make_objective(plan, cfg.loss, cfg.detection))
     except ConfigError as error:
         return "alpha" not in str(error)
     return True

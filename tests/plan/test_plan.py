@@ -44,18 +44,18 @@ def test_heads_follow_from_name_anchors_and_candidate_source(plan, name, anchors
 @pytest.mark.parametrize(
     ("key", "value", "expected"),
     [
-        ("schema_version", 9, "schema_version is 9"),
-        ("label_values", [0], r"label_values\.0 is 0"),
+        ("schema_version", 9, "schema_version: 9"),
+        ("label_values", [0], r"label_values\[0\]: 0"),
         ("label_names", ["a", "b"], "label_names does not fit"),
-        ("regions", [[1, "x"]], r"regions\.0\.1 is x"),
-        ("candidate_rule.floor", float("nan"), r"candidate_rule\.floor is nan"),
-        ("spacing_mm", [1, 1, -1.5], r"spacing_mm\.2 is -1\.5"),
+        ("regions", [[1, "x"]], r"regions\[0\]\[1\]: x"),
+        ("candidate_rule.floor", float("nan"), r"candidate_rule\.floor: nan"),
+        ("spacing_mm", [1, 1, -1.5], r"spacing_mm\[2\]: -1\.5"),
         ("spacing_mm", [1, 1], "spacing_mm or tile_shape does not fit"),
-        ("modality", "xxx", "modality is xxx.*'mri', 'ct', 'xray' or 'colour'"),
-        ("architecture.blocks", 10**7, r"architecture\.blocks is 10000000"),
-        ("link", {"alpha": None, "gamma": 1e9}, r"link\.gamma is"),
-        ("dims", "many", "dims is many"),
-        ("channel_names", "T1", "channel_names is T1"),
+        ("modality", "xxx", "modality: xxx.*'mri', 'ct', 'xray' or 'colour'"),
+        ("architecture.blocks", 10**7, r"architecture\.blocks: 10000000"),
+        ("link", {"alpha": None, "gamma": 1e9}, r"link\.gamma: "),
+        ("dims", "many", "dims: many"),
+        ("channel_names", "T1", "channel_names: T1"),
     ],
 )
 def test_a_value_out_of_range_is_named_by_its_key(plan, key, value, expected):

@@ -14,7 +14,7 @@ from PIL import Image
 from lesionseg.config import ReportSection
 from lesionseg.core import Candidate, Geometry, OperatingPoint, Prediction, Volume
 from lesionseg.errors import ReadError
-from lesionseg.io.predictions import write_prediction
+from lesionseg.io.results.case import write_prediction
 from lesionseg.io.text import write_json
 from lesionseg.io.volumes import write_volume
 from lesionseg.reporting.evaluation_tables import read_evaluation

@@ -9,7 +9,7 @@ from lesionseg.cli import run
 from lesionseg.core import CaseFiles, OperatingPoint
 from lesionseg.evaluation.scores import Provenance
 from lesionseg.inference.bundle import bundle_digest
-from lesionseg.io.predictions import write_prediction
+from lesionseg.io.results.case import write_prediction
 from lesionseg.io.text import read_json, write_json
 from lesionseg.pipeline.provenance import training_counts
 from lesionseg.reporting.identity import read_identity

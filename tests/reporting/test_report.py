@@ -12,11 +12,11 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from lesionseg.cli import run
-from lesionseg.config import ReportConfig, ReportSection
+from lesionseg.config import ReportSection
 from lesionseg.core import Geometry, OperatingPoint
 from lesionseg.errors import ConfigError, ContentError, ReadError, format_score
 from lesionseg.evaluation import read_scores
-from lesionseg.io.predictions import write_prediction
+from lesionseg.io.results.case import write_prediction
 from lesionseg.io.text import read_json, write_json
 from lesionseg.pipeline.report import ReportOutcome, remove_report
 from lesionseg.reporting import pdf
@@ -286,8 +286,8 @@ def test_scale_bar_is_at_most_four_tenths_of_its_panel(side, bar):
 
 def test_next_command_does_not_replace_the_scores(tmp_path):
     (tmp_path / "adjudicate.csv").write_text("case")
-    cfg = ReportConfig.of(scores=tmp_path, output=tmp_path)
-    command = ReportOutcome(tmp_path / "report.html", cfg).next
+    settings = {"reference": "MASKS", "output": tmp_path / "adjudicated"}
+    command = ReportOutcome(tmp_path / "report.html", settings).next
     assert f" output={tmp_path / 'adjudicated'} " in command
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lesionseg.core import Aim, Candidate, Geometry, OperatingPoint, Prediction, Reference
-from lesionseg.evaluation import PRESETS, SummarySettings, choose, summarise
+from lesionseg.core import Candidate, Geometry, OperatingPoint, Prediction, Reference
+from lesionseg.evaluation import PRESETS, Aim, SummarySettings, choose, summarise
 from lesionseg.evaluation.intervals import Estimate
 from lesionseg.evaluation.missed import WhyMissed
 from lesionseg.evaluation.scores import Provenance, scores_table, write_scores
@@ -18,6 +18,7 @@ from lesionseg.reporting.words import (
     explain_excess,
     false_positive_words,
     headline,
+    limit_words,
     measures,
     read_questions,
     size_class_words,
@@ -180,6 +181,22 @@ def test_limit_states_the_scans_with_a_prediction_that_it_was_chosen_on():
     with_missing = result_tables([*results, hand_result("c", [None], status="missing")])
     point = choose(with_missing, Aim("best_f1"))
     assert (point.n_cases, point.n_patients, point.n_false_positives) == (2, 1, 0)
+
+
+def test_page_states_the_promise_and_the_recall_of_patients(tmp_path):
+    # of two patients, half of the lesions of one are found, and all of the other
+    results = [hand_result("a", [0.9, None]), hand_result("b", [0.8])]
+    aim = Aim("sensitivity", 0.3)
+    point = replace(choose(result_tables(results), aim), score=0.5)
+    assert point.promised == 0.3
+    tables = tables_of(results, tmp_path / "promised", point=point)
+    assert "find 30 % of the lesions of a new patient, on average" in limit_words(tables)
+    assert "of a new patient's lesions expected" in limit_words(tables)
+    (shown,) = (one for one in measures(tables)[0] if one.name == "sensitivity per patient")
+    assert shown.value == "0.75"
+    point = choose(result_tables(results[1:]), Aim("sensitivity", 0.9))
+    words = limit_words(tables_of(results, tmp_path / "not", point=point))
+    assert "without a promise: 1 patient with lesions cannot promise 0.9" in words
 
 
 def test_average_precision_below_one_is_not_shown_as_one(tmp_path):

@@ -9,6 +9,7 @@ import torch
 from lesionseg.config import TrainConfig
 from lesionseg.losses import FocalLoss
 from lesionseg.models import build_network
+from lesionseg.training import LesionModule, make_objective
 from lesionseg.training.fit import fit
 from tests.models.plans import plan_of
 
@@ -65,17 +66,25 @@ def make_config(optim=None, **trainer):
     return TrainConfig.of(trainer=chosen, optim=optim or {"lr": 1e-2})
 
 
+def make_module(plan, cfg, network=None, loss=None):
+    """Return the module of a training. By default, network and loss are those of the settings."""
+    network = network or build_network(plan)
+    objective = make_objective(plan, loss or cfg.loss, cfg.detection)
+    return LesionModule(network, objective, cfg.trainer, cfg.optim)
+
+
 @pytest.fixture
 def train(tmp_path):
     """Return a function that trains with `make_config`. Keywords of `fit` are passed to it."""
 
     def run(*, run_dir=None, tiles=None, plan=None, network=None, **given):
         plan = plan or small_plan()
-        parts = {"loss": FocalLoss(), "callbacks": given.pop("plugs", ())}
-        parts |= {key: given.pop(key) for key in ("loss", "validate") if key in given}
+        callbacks = given.pop("plugs", ())
+        validate = given.pop("validate", None)
+        loss = given.pop("loss", FocalLoss())
+        module = make_module(plan, make_config(**given), network, loss)
         folder = run_dir or tmp_path / "run"
-        network = network or build_network(plan)
-        return fit(network, plan, tiles or Squares(), make_config(**given), folder, **parts)
+        return fit(module, tiles or Squares(), folder, validate=validate, callbacks=callbacks)
 
     return run
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lesionseg.config import TrainConfig
+from lesionseg.config import DetectionConfig, LossConfig
 from lesionseg.losses import FocalLoss
 from lesionseg.models.build import build_network
 from lesionseg.pipeline.planning import with_focal_correction
@@ -26,7 +26,7 @@ def make_detector_plan(name="retinanet", dims=2):
 
 
 def objective_for(plan):
-    return make_objective(plan, TrainConfig.of(), FocalLoss())
+    return make_objective(plan, FocalLoss(), DetectionConfig.of())
 
 
 def make_two_tiles(dims=2):
@@ -82,8 +82,8 @@ def test_terms_are_finite_and_every_weight_gets_a_gradient(name, dims, free):
 
 
 def test_plan_stores_the_focal_correction_for_inference():
-    cfg = TrainConfig.of(detection={"alpha": 0.3, "gamma": 1.5})
-    plan = with_focal_correction(make_detector_plan(), cfg)
+    detection = DetectionConfig.of(alpha=0.3, gamma=1.5)
+    plan = with_focal_correction(make_detector_plan(), LossConfig.of(), detection)
     assert (plan.anchors.alpha, plan.anchors.gamma) == (0.3, 1.5)
     assert type(plan).from_json(plan.to_json()) == plan
 
@@ -111,7 +111,7 @@ def test_unannotated_label_of_a_tile_gives_no_gradient():
 def test_probability_in_lesions_of_anchors_is_independent_of_a_softmax_over_voxels(name, expected):
     """Anchors have p = 0.1 by a sigmoid. Voxels have p = (1 + 1) / (2 + 1 + 1) by a softmax."""
     plan = make_detector_plan(name).with_(activation="softmax")
-    objective = make_objective(plan, TrainConfig.of(), FocalLoss(activation="softmax"))
+    objective = make_objective(plan, FocalLoss(activation="softmax"), DetectionConfig.of())
     batch = make_two_tiles()
     output = build_network(plan)(batch["image"])
     voxels = []

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lesionseg.config import AugmentConfig, SamplingConfig
+from lesionseg.config import AugmentConfig, DetectionConfig, SamplingConfig
 from lesionseg.core import Geometry, Reference, Volume
 from lesionseg.data.cache import read_cached_case, write_cached_case
 from lesionseg.data.preprocess import PreparedCase
@@ -15,10 +15,11 @@ from lesionseg.io.text import read_csv
 from lesionseg.losses import FocalLoss, LesionBalancedLoss, nearest_lesions
 from lesionseg.models import build_network
 from lesionseg.training.batch_targets import BatchTargets, renumber
-from lesionseg.training.fit import fit, tiles_of
+from lesionseg.training.fit import STEPS_PER_EPOCH, fit, with_lesion_in_each_step
+from lesionseg.training.module import count_tiles_per_step
 from lesionseg.training.objective import make_objective
 from lesionseg.training.tile_stream import to_batch
-from tests.training.conftest import make_config
+from tests.training.conftest import make_config, make_module
 
 
 @pytest.fixture
@@ -62,18 +63,19 @@ def test_label_that_no_case_annotates_changes_no_weights(cases, plan, tmp_path):
     before = [p.clone() for p in network.parameters()]
     unknown = [replace(case, unannotated=(1,)) for case in cases]
     cfg = make_config(max_steps=2, optim={"weight_decay": 0.0})
-    fit(network, plan, tiles_of(unknown, plan, cfg), cfg, tmp_path / "run", loss=FocalLoss())
+    module = make_module(plan, cfg, network, FocalLoss())
+    fit(module, TileDataset(unknown, plan, cfg.sampling, cfg.augment), tmp_path / "run")
     assert all(torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
 
 
 def test_loss_that_needs_nearest_lesions_gets_them(cases, plan, tmp_path):
     cfg = make_config(max_steps=5, workers=1)
-    tiles = tiles_of(cases, plan, cfg)
+    tiles = TileDataset(cases, plan, cfg.sampling, cfg.augment)
     run = tmp_path / "run"
     batch = BatchTargets(nearest=True)(to_batch([tiles[0], tiles[1]]))
     known = batch["instances"].masked_fill(~batch["valid"], 0)
     assert torch.equal(batch["nearest"].int(), nearest_lesions(known))
-    result = fit(build_network(plan), plan, tiles, cfg, run, loss=LesionBalancedLoss())
+    result = fit(make_module(plan, cfg, loss=LesionBalancedLoss()), tiles, run)
     assert (result.steps, result.skipped, result.device) == (5, 0, "cpu")
     (row,) = read_csv(run / "metrics.csv")
     terms = ("loss_dice", "loss_focal", "loss_lesion_dice", "loss_lesion_focal")
@@ -85,8 +87,9 @@ def test_loss_that_needs_nearest_lesions_gets_them(cases, plan, tmp_path):
 def test_each_step_of_two_or_more_tiles_has_a_lesion_tile(cases, plan, batches, share, number):
     """Accumulated batches belong to one step."""
     cfg = make_config(max_steps=1, accumulate_grad_batches=batches)
-    cfg = cfg.model_copy(update={"sampling": SamplingConfig.of(lesion_share=share)})
-    tiles = tiles_of(cases, plan.with_(batch_size=2), cfg)
+    n = count_tiles_per_step(cfg.trainer, plan.with_(batch_size=2))
+    sampling = with_lesion_in_each_step(SamplingConfig.of(lesion_share=share), n)
+    tiles = TileDataset(cases, plan, sampling, n_tiles=STEPS_PER_EPOCH * n)
     kinds = [tiles.sampler.choose(*divmod(i, tiles.n_tiles)).kind for i in range(len(tiles))]
     per_step = 2 * batches
     steps = [kinds[i : i + per_step] for i in range(0, len(kinds), per_step)]
@@ -110,5 +113,5 @@ def test_valid_lesions_of_each_tile_are_numbered_from_one():
 def test_cells_end_at_an_equal_distance_in_mm(cases, plan):
     """With 1 × 1 × 4 mm, ten voxels of the finest axis are 2.5 slices."""
     coarse = plan.with_(spacing_mm=(4.0, 1.0, 1.0))
-    objective = make_objective(coarse, make_config(), LesionBalancedLoss())
+    objective = make_objective(coarse, LesionBalancedLoss(), DetectionConfig.of())
     assert objective.batch_targets.reach == (2.5, 10.0, 10.0)

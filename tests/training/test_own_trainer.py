@@ -7,16 +7,17 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import nn
 
 from lesionseg.losses import FocalLoss
-from lesionseg.training import LesionData, VolumeValidation, lesion_module
+from lesionseg.models import build_network
+from lesionseg.training import LesionData, VolumeValidation
 from lesionseg.training.callbacks import AfterValidation
-from tests.training.conftest import make_config, weights
+from tests.training.conftest import make_config, make_module, weights
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning warns about workers and loggers
 
 
 def fit_module(folder, plan, tiles, cfg, ckpt_path=None, **options):
     torch.manual_seed(0)
-    module = lesion_module(plan, cfg, loss=FocalLoss())
+    module = make_module(plan, cfg, build_network(plan, seed=cfg.seed), FocalLoss())
     trainer = pl.Trainer(
         default_root_dir=folder,
         accelerator="cpu",
@@ -40,7 +41,7 @@ def test_module_under_lightning_trains_like_fit(train, make_plan, squares, tmp_p
 def test_network_may_have_a_weight_of_another_rank(make_plan):
     network = nn.Conv2d(1, 1, 3, padding=1)
     network.scale = nn.Parameter(torch.ones(1, 1, 1, 1, 1))
-    module = lesion_module(make_plan(), make_config(max_steps=1), network, FocalLoss())
+    module = make_module(make_plan(), make_config(max_steps=1), network, FocalLoss())
     assert module.network is network
 
 

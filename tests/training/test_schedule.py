@@ -8,13 +8,13 @@ import torch
 from lesionseg.config import OptimConfig, TrainConfig, TrainerConfig
 from lesionseg.models import build_network
 from lesionseg.plan.plan import AnchorPlan
-from lesionseg.training import lesion_module
 from lesionseg.training.module import (
     highest_rate,
     make_optimiser,
     resolve_budget,
     share_of_rate,
 )
+from tests.training.conftest import make_module
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_learning_rate_is_scaled_by_all_tiles_of_a_step(
 ):
     plan = make_plan(batch_size=batch).with_(dims=dims)
     cfg = TrainConfig.of(optim={"name": name, "lr": 1.0})
-    module = lesion_module(plan, cfg, torch.nn.PReLU())
+    module = make_module(plan, cfg, torch.nn.PReLU())
     module.trainer = SimpleNamespace(
         world_size=world, accumulate_grad_batches=1, precision="32-true"
     )

@@ -134,5 +134,6 @@ def test_middle_voxels_equal_nearest_exact_interpolation(stride):
     ],
 )
 def test_nearest_lesions_are_computed_only_for_terms_per_lesion(model, settings, needed):
-    objective = make_objective(card_plan(model), card_config(f"model={model}", *settings))
+    cfg = card_config(f"model={model}", *settings)
+    objective = make_objective(card_plan(model), cfg.loss, cfg.detection)
     assert objective.batch_targets.nearest == needed

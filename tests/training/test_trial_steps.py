@@ -5,12 +5,10 @@ import torch
 
 from lesionseg.errors import ConfigError
 from lesionseg.losses import FocalLoss
-from lesionseg.models.build import build_network
 from lesionseg.models.memory_formula import step_gb
 from lesionseg.plan.plan import Architecture
-from lesionseg.training import trial_steps
-from lesionseg.training.trial_steps import fit_to_memory
-from tests.training.conftest import make_config
+from lesionseg.training.trial_steps import fit_to_memory, try_steps
+from tests.training.conftest import make_config, make_module
 
 
 def limited_steps(limit, error=torch.OutOfMemoryError):
@@ -102,15 +100,10 @@ def test_out_of_memory_error_names_the_settings_to_reduce(train, make_plan, batc
     assert "step 1" in str(error.value)
 
 
-def test_trial_steps_let_cudnn_choose_algorithms_like_training(make_plan, monkeypatch):
+def test_trial_steps_let_cudnn_choose_algorithms_like_training(make_plan):
     seen = []
-
-    def build_watched(plan, **options):
-        network = build_network(plan, **options)
-        network.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.benchmark))
-        return network
-
-    monkeypatch.setattr(trial_steps, "build_network", build_watched)
-    trial_steps.try_steps(make_plan(batch_size=2), make_config(), "cpu")
+    module = make_module(make_plan(batch_size=2), make_config())
+    module.network.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.benchmark))
+    try_steps(module, "cpu")
     assert seen == [True, True]
     assert torch.backends.cudnn.benchmark is False

@@ -503,12 +503,16 @@ def metadata(plan: Plan, digest: str) -> dict[str, Any]:
         "name": "lesionseg",
         "task": f"Segmentation of {', '.join(plan.labels.names)}",
         "description": "For research only, not a medical device. See docs/README.md.",
-        "authors": "see docs/README.md",
-        "copyright": "see docs/README.md",
+        "intended_use": f"Research on {', '.join(plan.labels.names)} in "
+        f"{_MODALITIES[plan.modality]} images. Not for diagnosis or treatment.",
+        "authors": f"whoever trained the lesionseg bundle {digest}",
+        "copyright": f"whoever trained the lesionseg bundle {digest}",
+        "license": "unknown",  # that of the weights, which whoever trained them states
         "network_data_format": {
             "inputs": {
                 "image": _data_format(plan, plan.channel_names)
                 | {"type": "image", "format": "magnitude", "modality": _MODALITIES[plan.modality]}
+                | {"value_range": _value_range(plan.normalisation)}
             },
             "outputs": {
                 "pred": _data_format(plan, plan.labels.names)
@@ -524,10 +528,23 @@ def _data_format(plan: Plan, names: Sequence[str]) -> dict[str, Any]:
         "num_channels": len(names),
         "spatial_shape": list(plan.tile_shape),
         "dtype": "float32",
-        "value_range": [],
         "is_patch_data": True,
         "channel_def": {str(c): name for c, name in enumerate(names)},
     }
+
+
+def _value_range(channels: Sequence[Normalisation]) -> list[float]:
+    """Return the lowest and highest normalised value, if fixed limits are clipped to.
+
+    The list is empty if a channel is scaled by its own values.
+    """
+    ends = [
+        (limit - channel.mean) / channel.std
+        for channel in channels
+        for limit in (channel.lower, channel.upper)
+        if channel.scheme == "dataset" and limit is not None
+    ]
+    return [min(ends), max(ends)] if len(ends) == 2 * len(channels) else []
 
 
 def _step(target: str, **arguments: Any) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from lesionseg.data import require_trusted
 from lesionseg.errors import ConfigError
+from lesionseg.evaluation import list_points
 from lesionseg.extras.export.formats import (
     CONFIG,
     METADATA,
@@ -31,7 +32,6 @@ from lesionseg.io import atomic_path, read_card, write_json, write_text
 from lesionseg.models import NetworkFactory
 from lesionseg.pipeline import (
     Outcome,
-    describe_points,
     hold_lock,
     predict_command,
     select_on_validation,
@@ -110,7 +110,8 @@ def export(
         )
     selection = write_own_bundle(bundle, folder / BUNDLE, digest, choose)
     command = predict_command(folder, is_mirrored=selection.is_mirrored)
-    return ExportOutcome(folder / BUNDLE, 0.0, tuple(describe_points(selection)), command)
+    lines = tuple(list_points(selection.operating_points))
+    return ExportOutcome(folder / BUNDLE, 0.0, lines, command)
 
 
 def _export_onnx(cfg: ExportConfig, bundle: Bundle, digest: str) -> ExportOutcome:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lesionseg.core import Aim, Finding, OperatingPoint, Reference
+from lesionseg.core import Finding, OperatingPoint, Reference
 from lesionseg.errors import (
     CASE_ERRORS,
     SOME_FAILED,
@@ -20,6 +20,7 @@ from lesionseg.errors import (
     join_names,
 )
 from lesionseg.evaluation import (
+    Aim,
     MatchedCase,
     SummarySettings,
     Tables,

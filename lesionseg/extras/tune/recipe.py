@@ -176,7 +176,9 @@ def _search(experiment: Experiment, cfg: TuneConfig) -> TuningSearch:
         "seed": cfg.seed,
         "provenance": experiment.origin,
     }
-    trials = _Trials(experiment, cfg, groups, plan, prepare_cases(experiment, plan))
+    trials = _Trials(
+        experiment, cfg, groups, plan, prepare_cases(experiment.survey, plan, experiment.cache)
+    )
     lock = FileLock(run / BEGIN_LOCK)
     with lock:
         study = open_study(cfg, run)

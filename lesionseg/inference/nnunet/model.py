@@ -7,7 +7,7 @@ supported networks, but never imported. Checkpoints are read as tensors and numb
 from collections.abc import Mapping
 from dataclasses import replace
 from io import BytesIO
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import torch
 from pydantic import (
@@ -15,13 +15,12 @@ from pydantic import (
     BaseModel,
     Field,
     FiniteFloat,
-    TypeAdapter,
-    ValidationError,
 )
 from torch import nn
 
 from lesionseg.core import Labels
-from lesionseg.errors import BundleError, ConfigError, describe_misfits
+from lesionseg.core.records import parse_as
+from lesionseg.errors import BundleError, ConfigError
 from lesionseg.inference.nnunet.outputs import NNUNET_RULE
 from lesionseg.io.nnunet_model import NnunetModelFiles
 from lesionseg.models.build import build_network, build_with_weights, require_finite
@@ -34,8 +33,6 @@ from lesionseg.plan.nnunet_preprocessing import (
     NnunetScheme,
 )
 from lesionseg.plan.plan import Architecture, Modality, Normalisation, Plan
-
-T = TypeVar("T")
 
 _NETWORKS = {"PlainConvUNet": "unet", "ResidualEncoderUNet": "residual_unet"}
 _PREPROCESSOR = "DefaultPreprocessor"
@@ -119,14 +116,6 @@ class _Plans(BaseModel):
     original_median_spacing_after_transp: list[float] = []
 
 
-class _DatasetJson(BaseModel):
-    """The keys of `dataset.json` that are used, besides the labels."""
-
-    channel_names: dict[int, str] = Field(
-        validation_alias=AliasChoices("channel_names", "modality"), min_length=1
-    )
-
-
 def read_nnunet_model(files: NnunetModelFiles) -> tuple[tuple[nn.Module, ...], Plan]:
     """Read the networks of all folds, in eval mode, and the plan that they share.
 
@@ -162,19 +151,17 @@ def _plan_of(files: NnunetModelFiles, checkpoint: NnunetCheckpoint) -> Plan:
     a larger one, as of a 2-D training, only takes more memory in prediction. Raises `BundleError`
     if the model is not supported, or its files do not fit each other.
     """
-    plans = _validate(_Plans, files.read_plans(), files.plans_path)
-    dataset_json = _validate(_DatasetJson, files.read_description(), files.description_path)
-    channels = tuple(dataset_json.channel_names[i] for i in sorted(dataset_json.channel_names))
+    plans = parse_as(_Plans, files.read_plans(), files.plans_path, BundleError)
+    channels, labels = files.read_channels_and_labels()
     name = checkpoint.configuration or files.configuration
     where = f"{files.plans_path}: configurations.{name}"
-    config = _validate(_Configuration, _inherit(plans, name, files.plans_path), where)
+    config = parse_as(_Configuration, _inherit(plans, name, files.plans_path), where, BundleError)
     if plans.label_manager != _LABEL_MANAGER:
         raise BundleError(
             f"{files.plans_path}: label_manager is {plans.label_manager}, but only "
             f"{_LABEL_MANAGER} is known here. Predict with nnU-Net and give its probabilities to "
             "evaluate."
         )
-    labels = files.read_labels()
     architecture = _architecture(config, where, checkpoint, files)
     recipe = _recipe(plans, config, name, checkpoint, where, len(channels))
     _require_fitting_layers(files, checkpoint, labels, len(channels))
@@ -437,7 +424,7 @@ def _recipe(
 
 def _build_recipe(content: Mapping[str, Any], where: str) -> NnunetRecipe:
     """Build the recipe from its fields. Raise `BundleError` if a value is out of range."""
-    recipe = _validate(NnunetRecipe, content, where)
+    recipe = parse_as(NnunetRecipe, content, where, BundleError)
     if any(axis >= recipe.network_dims for axis in recipe.mirror_axes):
         raise BundleError(
             f"{where}: mirror axes {recipe.mirror_axes} do not fit the patch. Use plans and "
@@ -477,7 +464,7 @@ def _resampling(function: str, options: Mapping[str, Any], where: str) -> Nnunet
             "nnU-Net and give its probabilities to evaluate."
         )
     content = {**options, **_RESAMPLING[function]}
-    stated = _validate(_ResamplingOptions, content, f"{where}_kwargs")
+    stated = parse_as(_ResamplingOptions, content, f"{where}_kwargs", BundleError)
     return NnunetResampling(
         order=stated.order,
         order_z=stated.order_z,
@@ -528,11 +515,3 @@ def _network(plan: Plan, checkpoint: NnunetCheckpoint, where: str) -> nn.Module:
         raise BundleError(
             f"{where}: the weights do not fit the plans. Use the files of one training. {error}"
         ) from error
-
-
-def _validate(kind: type[T], content: Mapping[str, Any], where: str) -> T:
-    """Convert a part of the plans to `kind`. Raise `BundleError` naming `where` on a misfit."""
-    try:
-        return TypeAdapter(kind).validate_python(dict(content))
-    except ValidationError as error:
-        raise BundleError(f"{where}: {describe_misfits(error, content)[:300]}.") from error

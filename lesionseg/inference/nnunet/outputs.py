@@ -21,13 +21,14 @@ from numpy.typing import NDArray
 from lesionseg.core import Geometry, Labels, Prediction
 from lesionseg.core.arrays import Integers, Numbers
 from lesionseg.errors import ContentError, GeometryError, ReadError
+from lesionseg.evaluation.operating_points import DEFAULT_POINT
 from lesionseg.inference.candidates import SparseProbabilities
-from lesionseg.inference.decision import DEFAULT_POINT, find_by_rule
+from lesionseg.inference.decision import find_by_rule
 from lesionseg.inference.probabilities import SURE, compress_log_odds
 from lesionseg.io.grids import GridPair
 from lesionseg.io.masks import read_mask
 from lesionseg.io.nnunet_probabilities import ProbabilityFile
-from lesionseg.io.predictions import PredictionFiles
+from lesionseg.io.results.case import PredictionFiles
 from lesionseg.plan.plan import CandidateRule
 
 _log = logging.getLogger(__name__)

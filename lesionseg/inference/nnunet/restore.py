@@ -1,35 +1,32 @@
 """Restore logits on the network's grid to probabilities on the file's grid, in slabs of rows."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lesionseg.inference.nnunet.logits import LogitStore, recipe_of
-from lesionseg.inference.nnunet.scan import NnunetScan, network_spacing, spline_orders
+from lesionseg.inference.nnunet.scan import Resizing, network_spacing, spline_orders
 from lesionseg.inference.probabilities import label_probabilities
 from lesionseg.inference.stitch import Store
-from lesionseg.ops.resize import LINEAR, Neighbours, find_neighbours, resize
+from lesionseg.ops.interpolation import LINEAR, find_neighbours, resize
+from lesionseg.plan.nnunet_preprocessing import NnunetRecipe
 from lesionseg.plan.plan import Plan
 
 _SLAB_VOXELS = 1 << 21  # voxels of all channels in a slab
 
 
 def restore_probabilities(
-    logits: LogitStore, scan: NnunetScan, plan: Plan, *, folder: Path | None = None
-) -> Store:
-    """Return the probabilities `[K, *view]` of the plan's labels. The memory of `logits` is freed.
+    logits: Store, scan: Resizing, recipe: NnunetRecipe, plan: Plan, store: Store
+) -> None:
+    """Write the probabilities `[K, *view]` to `store`. The memory of `logits` is freed.
 
-    Logits are resized to the cropped volume and converted to probabilities. Outside of it,
-    probabilities are 0. `folder` is that of the file for probabilities; None keeps them in memory.
+    Logits are resized to the cropped volume and converted to probabilities of the plan's labels.
+    Outside of it, probabilities are 0.
     """
-    recipe = recipe_of(plan)
-    store = Store((plan.n_voxel_channels, *scan.view.shape), folder=folder)
     # for each axis of the view, the axis of the network
     network_axes = [recipe.transpose.index(axis) for axis in range(3)]
-    for first_row, values in _resize_slabs(logits, scan, plan):
+    for first_row, values in _resize_slabs(logits, scan, recipe):
         p = label_probabilities(values[None], plan)[0]
         start = scan.crop[0].start + first_row
         part = (slice(start, start + p.shape[1]), *scan.crop[1:])
@@ -40,21 +37,19 @@ def restore_probabilities(
             part_of_view = part_of_view[1:]
         store.write(part_of_view, p)
     logits.close()
-    return store
 
 
 def _resize_slabs(
-    logits: LogitStore, scan: NnunetScan, plan: Plan
+    logits: Store, scan: Resizing, recipe: NnunetRecipe
 ) -> Iterator[tuple[int, Float[Tensor, "k rows y x"]]]:
     """Yield rows of the logits on the cropped volume's grid, with the first row's number.
 
     A row is a plane across the first axis. Only the input rows between which the yielded rows are
     interpolated are read, unless the splines need the whole volume.
     """
-    recipe = recipe_of(plan)
     before = network_spacing(recipe, scan.spacing)
     orders, _ = spline_orders(recipe.logit_resampling, before, scan.spacing)
-    shape = scan.cropped_shape
+    shape = tuple(part.stop - part.start for part in scan.crop)
     n_channels, n_rows = logits.values.shape[:2]
     row_voxels = n_channels * shape[1] * shape[2]
     rows_at_once = max(1, _SLAB_VOXELS // max(row_voxels, 1))
@@ -62,7 +57,7 @@ def _resize_slabs(
         whole = torch.stack([resize(logits.decode(c), shape, orders) for c in logits.values])
         yield 0, whole
         return
-    row_neighbours = _find_input_rows(n_rows, shape[0], orders[0])
+    row_neighbours = find_neighbours(n_rows, shape[0], orders[0])
     for first in range(0, shape[0], rows_at_once):
         rows = slice(first, min(first + rows_at_once, shape[0]))
         needed = row_neighbours.reach(rows)  # the input rows from which these are interpolated
@@ -72,13 +67,3 @@ def _resize_slabs(
         resized_planes = (n_channels, read.shape[1], *shape[1:])
         in_plane = resize(read, resized_planes, (0, 0, *orders[1:]))
         yield first, row_neighbours.within(rows, needed.start).apply(in_plane, axis=1)
-
-
-def _find_input_rows(n_in: int, n_out: int, order: int) -> Neighbours:
-    """Return the input rows from which each output row is interpolated, and their weights.
-
-    Equal numbers of rows need no interpolation: each output row has one input row.
-    """
-    if n_in == n_out:
-        order = 0
-    return find_neighbours(n_in, n_out, order)

@@ -10,16 +10,14 @@ from dataclasses import dataclass
 import cc3d
 import numpy as np
 import torch
-from jaxtyping import Float
 from numpy.typing import NDArray
-from torch import Tensor
 
 from lesionseg.core import Geometry, Volume
 from lesionseg.core.arrays import Flags
 from lesionseg.data.preprocess_image import to_canonical
 from lesionseg.io.limits import check_resampled
 from lesionseg.ops.components import foreground_slices
-from lesionseg.ops.resize import resize
+from lesionseg.ops.interpolation import resize
 from lesionseg.plan.nnunet_preprocessing import NnunetNormalisation, NnunetRecipe, NnunetResampling
 
 _SMALLEST_STD = 1e-8
@@ -28,36 +26,28 @@ _SLICE_MM = 999.0
 
 
 @dataclass(frozen=True, eq=False)
-class NnunetScan:
-    """A prepared scan: `image` `[C, *resized]` float32 in the network's axis order.
+class Resizing:
+    """The steps from the voxels of a file to the image of an nnU-Net model.
 
     `view` is the grid of the file's voxels in the axis order that the model's reader gives them.
     The recipe then transposes these axes to those of the network. `crop` is the part of the
     transposed volume that was kept before resizing, and `spacing` is the spacing of the transposed
-    volume. `valid` and `remarks` are those of `core.Volume`. `blank` contains the names of channels
-    without contrast.
+    volume.
     """
 
-    image: Float[Tensor, "c z y x"]
     view: Geometry
-    file_geometry: Geometry
     crop: tuple[slice, ...]
     spacing: tuple[float, ...]
-    valid: Flags | None = None
-    blank: tuple[str, ...] = ()
-    remarks: tuple[str, ...] = ()
-
-    @property
-    def cropped_shape(self) -> tuple[int, ...]:
-        """Shape of the cropped volume before it was resized."""
-        return tuple(part.stop - part.start for part in self.crop)
 
 
-def prepare_scan(volume: Volume, recipe: NnunetRecipe, where: str) -> NnunetScan:
+def prepare_scan(
+    volume: Volume, recipe: NnunetRecipe, where: str
+) -> tuple[NDArray[np.float32], Resizing]:
     """Prepare a volume `[C, *file]` by the recipe of an nnU-Net model. The volume is not changed.
 
-    The scan is cropped to the smallest box around the voxels that are not 0 in at least one
-    channel, if there are any.
+    Return the image `[C, *resized]` in the network's axis order, and how it was resized. The scan
+    is cropped to the smallest box around the voxels that are not 0 in at least one channel, if
+    there are any.
 
     Raises:
         GeometryError: if the resized volume has more voxels than `FileLimits` allows. The message
@@ -87,14 +77,7 @@ def prepare_scan(volume: Volume, recipe: NnunetRecipe, where: str) -> NnunetScan
         normalise(cropped[channel], scheme, inside)
         values = torch.from_numpy(cropped[channel])
         image[channel] = resize(values, shape, orders, clip_along=thick_axis)
-    return NnunetScan(
-        image=image,
-        view=view.geometry,
-        file_geometry=volume.geometry,
-        crop=crop,
-        spacing=spacing,
-        valid=volume.valid,
-    )
+    return image.numpy(), Resizing(view.geometry, crop, spacing)
 
 
 def network_spacing(recipe: NnunetRecipe, spacing: Sequence[float]) -> tuple[float, ...]:

@@ -10,7 +10,7 @@ from lesionseg.core import Prediction
 from lesionseg.errors import ConfigError, ContentError, LesionsegError, pip_install
 from lesionseg.io.dicom.result_origin import Comparison, ResultOrigin
 from lesionseg.io.files import atomic_path
-from lesionseg.io.result_names import REPORT, SEGMENTATION
+from lesionseg.io.results.names import REPORT, SEGMENTATION
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset

@@ -6,20 +6,19 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated
 
-from pydantic import BaseModel, Field, FiniteFloat, ValidationError
+from pydantic import Field, FiniteFloat
 
 from lesionseg.config import CONFIG
 from lesionseg.core.finding import Finding, Severity
-from lesionseg.errors import DatasetError, count, describe_misfits, join_names
+from lesionseg.errors import count, join_names
 from lesionseg.io.case_ids import path_id
 from lesionseg.io.files import TEXT_SUFFIXES, is_file_or_broken_link
 from lesionseg.io.volumes import SUFFIXES, is_image_file
 
 Count = Annotated[int, Field(ge=0, lt=10**9)]
 Number = Annotated[FiniteFloat, Field(gt=-1e9, lt=1e9)]
-M = TypeVar("M", bound=BaseModel)
 _NOT_IMAGES = {"masks", "labels", "annotations"}  # folders without images
 # files in the folders of runs, predictions and scores
 _OWN_RESULTS = {CONFIG, "predictions.csv", "scores.json"}
@@ -55,18 +54,6 @@ def findings_about(
     listed = join_names(names, most)
     text = f"{where}: {count(len(names), noun)} {words}: {listed}.{advice}"
     return [Finding(kind, text, severity=severity)]
-
-
-def parse_as(model: type[M], entry: Any, path: Path | None = None) -> M:
-    """Parse the content of a file, or an entry of it, as a `model`.
-
-    Raise `DatasetError` if keys or values do not fit. The message begins with `path`, if given.
-    """
-    try:
-        return model.model_validate(entry)
-    except ValidationError as error:
-        where = f"{path}: " if path else ""
-        raise DatasetError(f"{where}{describe_misfits(error, entry)[:300]}.") from error
 
 
 def distinct_ids(cases: Sequence[str], images: Sequence[Path], root: Path) -> list[str]:

@@ -17,6 +17,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from lesionseg.core import CaseFiles, Labels, Role
 from lesionseg.core.finding import Finding, collect_errors
+from lesionseg.core.records import parse_as
 from lesionseg.errors import DatasetError, count
 from lesionseg.io.case_ids import path_id
 from lesionseg.io.layouts.checks import (
@@ -26,7 +27,6 @@ from lesionseg.io.layouts.checks import (
     find_unread_files,
     findings_about,
     list_images,
-    parse_as,
 )
 from lesionseg.io.layouts.stated_lesions import (
     NO_FINDING,

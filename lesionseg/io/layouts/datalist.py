@@ -14,9 +14,10 @@ from pydantic import BaseModel, Field
 
 from lesionseg.core import CaseFiles, Labels, Role, numbers_first
 from lesionseg.core.finding import LISTED, Finding, collect_errors
+from lesionseg.core.records import parse_as
 from lesionseg.errors import DatasetError, ReadError, count
 from lesionseg.io.case_ids import path_id
-from lesionseg.io.layouts.checks import Count, Number, distinct_ids, listed_file, parse_as
+from lesionseg.io.layouts.checks import Count, Number, distinct_ids, listed_file
 from lesionseg.io.layouts.manifest import LABELS, read_labels
 from lesionseg.io.layouts.nnunet import DATASET_JSON
 from lesionseg.io.layouts.stated_lesions import StatedLesion

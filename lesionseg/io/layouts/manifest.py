@@ -9,9 +9,10 @@ from pydantic import BaseModel, PositiveInt, RootModel
 
 from lesionseg.core import CaseFiles, Labels, Role, numbers_first
 from lesionseg.core.finding import LISTED, Finding, collect_errors, require_no_errors
+from lesionseg.core.records import parse_as
 from lesionseg.errors import DatasetError, require_one_of
 from lesionseg.io.files import is_file_or_broken_link
-from lesionseg.io.layouts.checks import Count, listed_file, parse_as
+from lesionseg.io.layouts.checks import Count, listed_file
 from lesionseg.io.layouts.table import Row, Table, column_findings
 from lesionseg.io.text import read_csv_lines, read_json
 

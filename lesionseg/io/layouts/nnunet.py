@@ -14,6 +14,7 @@ from pydantic import AliasChoices, BaseModel, Field
 
 from lesionseg.core import CaseFiles, Labels, Role
 from lesionseg.core.finding import LISTED, Finding, collect_errors
+from lesionseg.core.records import parse_as
 from lesionseg.errors import DatasetError, RegionError
 from lesionseg.io.case_ids import split_channel
 from lesionseg.io.channels import missing_channels
@@ -21,14 +22,13 @@ from lesionseg.io.layouts.checks import (
     Count,
     find_unread_files,
     findings_about,
-    parse_as,
 )
 from lesionseg.io.layouts.manifest import IGNORE
 from lesionseg.io.layouts.table import Row, Table
 from lesionseg.io.nifti import SUFFIXES as NIFTI
 from lesionseg.io.raster import SUFFIXES as RASTERS
 from lesionseg.io.split_files import PICKLED, SPLITS_FINAL
-from lesionseg.io.text import read_json
+from lesionseg.io.text import read_json, write_json
 from lesionseg.io.volumes import is_image_file, is_raster, strip_suffix
 
 DATASET_JSON = "dataset.json"
@@ -81,16 +81,41 @@ def read_nnunet_labels(path: Path) -> Labels:
         ReadError: The file is missing or not JSON.
         DatasetError: A key such as `channel_names` is missing or wrong, or labels are not valid.
     """
-    return nnunet_labels(read_json(path), path)
+    return _parse_labels(parse_as(_DatasetJson, read_json(path), path), path)
 
 
-def nnunet_labels(content: object, path: Path) -> Labels:
-    """Return the labels in the content of a `dataset.json`.
+def nnunet_channels_and_labels(content: object, path: Path) -> tuple[tuple[str, ...], Labels]:
+    """Return the names of a model's channels, and its labels, from the content of a `dataset.json`.
 
-    Raise `DatasetError`, which names `path`, if the labels are not valid or a key is missing or
-    wrong.
+    Raise `DatasetError`, which names `path`, if they are not valid or a key is missing or wrong.
     """
-    return _parse_labels(parse_as(_DatasetJson, content, path), path)
+    facts = parse_as(_DatasetJson, content, path)
+    names = [facts.channel_names[number] for number in sorted(facts.channel_names)]
+    return tuple(names), _parse_labels(facts, path)
+
+
+def write_dataset_json(
+    folder: Path, channel_names: Sequence[str], labels: Labels, ending: str, **facts: Any
+) -> None:
+    """Write nnU-Net's `dataset.json` without the value to ignore.
+
+    Args:
+        folder: The folder of the file.
+        channel_names: The names of the channels.
+        labels: The labels. A region is a list of values.
+        ending: The suffix of the images and masks.
+        facts: Further keys, such as `numTraining`.
+    """
+    values: Sequence[Any] = [list(region) for region in labels.regions] or labels.values
+    content = {
+        **facts,
+        "file_ending": ending,
+        "channel_names": {str(number): name for number, name in enumerate(channel_names)},
+        "labels": {"background": 0, **dict(zip(labels.names, values, strict=True))},
+    }
+    if labels.regions:
+        content["regions_class_order"] = list(labels.values)
+    write_json(folder / DATASET_JSON, content)
 
 
 def read_nnunet(root: Path) -> Table:

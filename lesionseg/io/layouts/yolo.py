@@ -18,6 +18,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from lesionseg.core import CaseFiles, Labels, Role
 from lesionseg.core.finding import LISTED, Finding, collect_errors
+from lesionseg.core.records import parse_as
 from lesionseg.errors import DatasetError, LesionsegError, count
 from lesionseg.io.case_ids import path_id
 from lesionseg.io.files import is_file_or_broken_link
@@ -26,7 +27,6 @@ from lesionseg.io.layouts.checks import (
     distinct_ids,
     findings_about,
     list_images,
-    parse_as,
 )
 from lesionseg.io.layouts.stated_lesions import (
     StatedLesion,

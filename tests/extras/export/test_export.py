@@ -25,6 +25,7 @@ from lesionseg.extras.export.formats import (
     README,
     inference_config,
     largest_difference,
+    metadata,
     trace,
     write_onnx,
 )
@@ -206,6 +207,20 @@ def _make_scan(rng, shape):
     image[(slice(18, 22), slice(14, 18), slice(8, 12))[-len(shape) :]] += 60
     image[..., :3] = 0
     return image
+
+
+def test_monai_metadata_has_intended_use_authors_license_and_value_ranges(plan):
+    channels = [
+        Normalisation("dataset", lower=-100.0, upper=300.0, mean=50.0, std=50.0),
+        Normalisation("dataset", lower=-10.0, upper=10.0, mean=0.0, std=1.0),
+    ]
+    found = metadata(plan.with_(normalisation=tuple(channels)), "0123")
+    assert found["network_data_format"]["inputs"]["image"]["value_range"] == [-10.0, 10.0]
+    assert "Not for diagnosis" in found["intended_use"]
+    assert "0123" in found["authors"]
+    assert found["license"] == "unknown"
+    scaled = metadata(plan.with_(normalisation=(channels[0], Normalisation("zscore"))), "0123")
+    assert scaled["network_data_format"]["inputs"]["image"]["value_range"] == []
 
 
 def _run_monai(root, bundle, overlap=0.5):

@@ -10,7 +10,7 @@ import torch
 from lesionseg.errors import ConfigError, OutputError
 from lesionseg.inference.bundle import bundle_plan, bundle_selection, read_bundle, write_bundle
 from lesionseg.inference.probabilities import label_probabilities
-from lesionseg.io.predictions import find_predictions
+from lesionseg.io.results.index import find_predictions
 from lesionseg.io.text import read_json
 from lesionseg.models.build import build_network
 from tests.commands import export, predict
@@ -63,7 +63,7 @@ def test_exported_bundle_has_operating_points_of_the_cross_validation(tmp_path):
     )
     # nnU-Net validates with mirrored views
     assert "inference.flips=true" in outcome.next
-    assert "inference.flips=true" in (tmp_path / "out" / "bundle" / "model_card.md").read_text()
+    assert "inference.flips=true" in (tmp_path / "out" / "bundle" / "README.md").read_text()
     selection = bundle_selection(tmp_path / "out")
     first = selection.operating_points[0]
     assert (first.name, first.chosen_on) == ("fp_per_case:0.5", "out-of-fold")
@@ -77,14 +77,14 @@ def test_exported_bundle_has_operating_points_of_the_cross_validation(tmp_path):
     assert found.operating_point is not None
     assert found.operating_point.name == "fp_per_case:0.5"
     assert all(c.probability is not None for c in found.candidates)
-    assert "out-of-fold" in (tmp_path / "out" / "bundle" / "model_card.md").read_text()
+    assert "out-of-fold" in (tmp_path / "out" / "bundle" / "README.md").read_text()
 
 
 def test_points_of_a_model_without_mirroring_need_no_flips(tmp_path):
     model, labels = write_validated_model(tmp_path, mirror_axes=None)
     outcome = export(model, tmp_path / "out", format="bundle", reference=labels)
     assert "flips" not in outcome.next
-    assert "flips" not in (tmp_path / "out" / "bundle" / "model_card.md").read_text()
+    assert "flips" not in (tmp_path / "out" / "bundle" / "README.md").read_text()
 
 
 def test_exported_fold_has_operating_points_of_its_own_validation(tmp_path):
@@ -128,7 +128,7 @@ def test_export_does_not_replace_a_bundle_that_was_trained(tmp_path):
     for name in ("trained", "running"):
         with pytest.raises(OutputError, match="trained model"):
             export(model, tmp_path / name, format="bundle")
-    assert (tmp_path / "trained" / "bundle" / "model_card.md").read_text() == "the card"
+    assert (tmp_path / "trained" / "bundle" / "README.md").read_text() == "the card"
 
 
 def export_foreign_bundle(tmp_path):

@@ -16,7 +16,7 @@ from lesionseg.extras.follow.recipe import FollowOutcome
 from lesionseg.extras.follow.visits import VisitFiles, order_visits, visits_of_folders
 from lesionseg.io.cases import read_finite
 from lesionseg.io.layouts.manifest import read_scan_list
-from lesionseg.io.predictions import PredictionFiles, write_prediction
+from lesionseg.io.results.case import PredictionFiles, write_prediction
 from lesionseg.io.text import read_csv, read_json, write_json
 from lesionseg.io.volumes import read_geometry, read_volume
 from lesionseg.pipeline import predict as predict_module

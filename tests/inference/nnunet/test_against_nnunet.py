@@ -21,7 +21,7 @@ from lesionseg.data.preprocess_image import to_canonical
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.masks import read_mask
 from lesionseg.io.nnunet_probabilities import ProbabilityFile
-from lesionseg.io.predictions import find_predictions
+from lesionseg.io.results.index import find_predictions
 from lesionseg.io.scans import find_scans
 from lesionseg.io.text import read_json
 from tests.commands import evaluate, predict

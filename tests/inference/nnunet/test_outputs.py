@@ -15,7 +15,7 @@ from lesionseg.inference.nnunet.outputs import (
     read_probabilities,
 )
 from lesionseg.inference.open_prediction import open_prediction
-from lesionseg.io.predictions import find_predictions
+from lesionseg.io.results.index import find_predictions
 from lesionseg.io.text import write_json
 from tests.inference.nnunet.probability_files import (
     blobs,

@@ -12,11 +12,10 @@ from scipy.ndimage import gaussian_filter
 from lesionseg.core import CaseFiles, Geometry, Volume
 from lesionseg.errors import ContentError
 from lesionseg.io.cases import read_case
-from lesionseg.io.exact_values import require_exact_values
 from lesionseg.io.layouts import read_dataset
-from lesionseg.io.masks import read_instances
-from lesionseg.io.predictions import PredictionFiles
+from lesionseg.io.masks import read_instances, require_exact_values
 from lesionseg.io.references import open_reference
+from lesionseg.io.results.case import PredictionFiles
 from lesionseg.io.text import write_json
 from lesionseg.io.volumes import write_volume
 

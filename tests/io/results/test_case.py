@@ -10,12 +10,8 @@ from PIL import Image
 
 from lesionseg.core import Candidate, Geometry, InputCheckResult, OperatingPoint, Prediction, Volume
 from lesionseg.errors import ContentError, DatasetError, GeometryError, OutputError, ReadError
-from lesionseg.io.predictions import (
-    PredictionFiles,
-    find_masks,
-    find_predictions,
-    write_prediction,
-)
+from lesionseg.io.results.case import PredictionFiles, write_prediction
+from lesionseg.io.results.index import find_masks, find_predictions
 from lesionseg.io.text import read_json, write_json
 from lesionseg.io.volumes import write_volume
 

@@ -4,20 +4,37 @@ import json
 import os
 import sys
 from contextlib import suppress
-from dataclasses import asdict
 
 import pytest
 
 from lesionseg.errors import ConflictError, DatasetError, OutputError
-from lesionseg.io import prediction_folder
-from lesionseg.io.case_file import ScanSource
 from lesionseg.io.contents import content_digest, file_state
 from lesionseg.io.files import digest_of
-from lesionseg.io.prediction_folder import PredictionFolder
 from lesionseg.io.remote import download, upload
+from lesionseg.io.results import folder as folder_module
+from lesionseg.io.results.folder import PredictionFolder
+from lesionseg.io.results.row import CaseRow
 
-ONE = ScanSource("aa")
-TWO = ScanSource("bb")
+
+def scan(digest, study_uid="", series_uid="", instance_uid=""):
+    """Return the row of a scan of the case `a`."""
+    return CaseRow(
+        "a",
+        digest=digest,
+        study_uid=study_uid,
+        series_uid=series_uid,
+        instance_uid=instance_uid,
+    )
+
+
+def source_of(row):
+    """Return what a candidate file states of the scan."""
+    names = ("digest", "study_uid", "series_uid", "instance_uid")
+    return {name: getattr(row, name) for name in names}
+
+
+ONE = scan("aa")
+TWO = scan("bb")
 
 
 def write_results(folder, case, source, content="1"):
@@ -26,7 +43,7 @@ def write_results(folder, case, source, content="1"):
         (folder / f"{case}_{kind}.nii").write_text(content)
     candidates = {"candidates": []}
     if source is not None:
-        candidates["source"] = asdict(source)
+        candidates["source"] = source_of(source)
     (folder / f"{case}_candidates.json").write_text(json.dumps(candidates))
 
 
@@ -37,41 +54,41 @@ def read_texts(folder):
 def test_only_results_of_the_same_content_may_be_replaced(tmp_path):
     write_results(tmp_path, "a", ONE)
     results = PredictionFolder(tmp_path)
-    results.require_free("a", ONE)
-    results.require_free("b", TWO)
+    results.claim("a", ONE)
+    results.claim("b", TWO)
     with pytest.raises(ConflictError, match="overwrite=true"):
-        results.require_free("a", TWO)
-    results.require_free("a", TWO, overwrite=True)
+        results.claim("a", TWO)
+    results.claim("a", TWO, overwrite=True)
 
 
 def test_message_about_two_images_of_one_series_names_their_instances(tmp_path):
-    write_results(tmp_path, "a", ScanSource("aa", "1", "1.1", "1.1.1"))
+    write_results(tmp_path, "a", scan("aa", "1", "1.1", "1.1.1"))
     with pytest.raises(ConflictError, match=r"of instance 1\.1\.1, but .* is instance 1\.1\.2"):
-        PredictionFolder(tmp_path).require_free("a", ScanSource("bb", "1", "1.1", "1.1.2"))
+        PredictionFolder(tmp_path).claim("a", scan("bb", "1", "1.1", "1.1.2"))
 
 
 @pytest.mark.parametrize(
     ("recorded", "now", "is_same"),
     [
-        (ScanSource("aa", "1", "1.1"), ScanSource("bb", "1", "1.1"), True),
-        (ScanSource("aa", "1", "1.1"), ScanSource("bb", "1", "1.2"), False),
+        (scan("aa", "1", "1.1"), scan("bb", "1", "1.1"), True),
+        (scan("aa", "1", "1.1"), scan("bb", "1", "1.2"), False),
         # two films of one series
-        (ScanSource("aa", "1", "1.1", "1.1.1"), ScanSource("bb", "1", "1.1", "1.1.2"), False),
-        (ScanSource("aa", "1", "1.1", "1.1.1"), ScanSource("bb", "1", "1.1", "1.1.1"), True),
-        (ScanSource("aa", "1", "1.1"), ScanSource("bb", "1", "1.1", "1.1.1"), False),
-        (ScanSource("aa"), ScanSource("bb"), False),
-        (ScanSource("aa", "1", "1.1"), ScanSource("aa"), True),
-        (ScanSource("aa", "1", ""), ScanSource("bb", "1", ""), False),
+        (scan("aa", "1", "1.1", "1.1.1"), scan("bb", "1", "1.1", "1.1.2"), False),
+        (scan("aa", "1", "1.1", "1.1.1"), scan("bb", "1", "1.1", "1.1.1"), True),
+        (scan("aa", "1", "1.1"), scan("bb", "1", "1.1", "1.1.1"), False),
+        (scan("aa"), scan("bb"), False),
+        (scan("aa", "1", "1.1"), scan("aa"), True),
+        (scan("aa", "1", ""), scan("bb", "1", ""), False),
     ],
 )
 def test_changed_scan_is_recognised_by_its_uids(tmp_path, recorded, now, is_same):
     write_results(tmp_path, "a", recorded)
     assert recorded.is_of_same_scan(now) == now.is_of_same_scan(recorded) == is_same
     if is_same:
-        PredictionFolder(tmp_path).require_free("a", now)
+        PredictionFolder(tmp_path).claim("a", now)
     else:
         with pytest.raises(ConflictError):
-            PredictionFolder(tmp_path).require_free("a", now)
+            PredictionFolder(tmp_path).claim("a", now)
 
 
 @pytest.mark.parametrize(
@@ -90,15 +107,15 @@ def test_changed_scan_is_recognised_by_its_uids(tmp_path, recorded, now, is_same
 def test_result_without_a_source_is_not_replaced(tmp_path, name):
     (tmp_path / name).write_text("{}")
     with pytest.raises(ConflictError, match=name):
-        PredictionFolder(tmp_path).require_free("a", ONE)
-    PredictionFolder(tmp_path).require_free("a", ONE, overwrite=True)
+        PredictionFolder(tmp_path).claim("a", ONE)
+    PredictionFolder(tmp_path).claim("a", ONE, overwrite=True)
 
 
 def test_names_of_nnunet_do_not_replace_a_mask(tmp_path):
     (tmp_path / "a.nii.gz").write_text("someone's mask")
-    PredictionFolder(tmp_path).require_free("a", ONE)
+    PredictionFolder(tmp_path).claim("a", ONE)
     with pytest.raises(ConflictError, match=r"a\.nii\.gz"):
-        PredictionFolder(tmp_path, names="nnunet").require_free("a", ONE)
+        PredictionFolder(tmp_path, names="nnunet").claim("a", ONE)
 
 
 def test_names_of_bids_replace_own_masks_only(tmp_path):
@@ -106,8 +123,8 @@ def test_names_of_bids_replace_own_masks_only(tmp_path):
     (tmp_path / "sub-2_label-lesion_mask.nii.gz").write_text("someone's mask")
     results = PredictionFolder(tmp_path, names="bids")
     with pytest.raises(ConflictError, match="sub-2_label-lesion_mask"):
-        results.require_free("sub-2", TWO)
-    results.require_free("sub-1", ONE)
+        results.claim("sub-2", TWO)
+    results.claim("sub-1", ONE)
     with results.write_case("sub-1") as part:
         (part / "sub-1_label-lesion_mask.nii").write_text("new")
         (part / "sub-1_candidates.json").write_text("{}")
@@ -124,7 +141,7 @@ def test_hidden_file_of_a_file_system_is_no_case(tmp_path):
 def write_nnunet_results(folder, case, source, content, mask="a.nii.gz"):
     """Write the files of a case with the names that `names=nnunet` uses."""
     (folder / mask).write_text(content)
-    candidates = {"candidates": [], "source": asdict(source), "names": "nnunet"}
+    candidates = {"candidates": [], "source": source_of(source), "names": "nnunet"}
     (folder / f"{case}_candidates.json").write_text(json.dumps(candidates))
 
 
@@ -134,12 +151,12 @@ def test_names_of_nnunet_do_not_replace_a_file_next_to_other_results(tmp_path, n
     (tmp_path / name).write_text("someone's")
     results = PredictionFolder(tmp_path, names="nnunet")
     with pytest.raises(ConflictError, match=name):
-        results.require_free("a", ONE)
+        results.claim("a", ONE)
     (tmp_path / ".a.part").mkdir()  # of a killed run with the usual names
     write_results(tmp_path / ".a.part", "a", ONE)
     assert PredictionFolder(tmp_path, names="nnunet").recover_all() == ["a"]
     assert (tmp_path / name).read_text() == "someone's"
-    results.require_free("a", ONE, overwrite=True)
+    results.claim("a", ONE, overwrite=True)
     with results.write_case("a") as part:
         write_nnunet_results(part, "a", ONE, "new", name)
     assert (tmp_path / name).read_text() == "new"
@@ -150,7 +167,7 @@ def test_names_of_nnunet_do_not_replace_a_file_next_to_other_results(tmp_path, n
 def test_own_files_with_names_of_nnunet_are_replaced(tmp_path, names):
     write_nnunet_results(tmp_path, "a", ONE, "old")
     results = PredictionFolder(tmp_path, names=names)
-    results.require_free("a", ONE)
+    results.claim("a", ONE)
     with results.write_case("a") as part:
         write_results(part, "a", ONE)
     assert not (tmp_path / "a.nii.gz").exists()
@@ -169,8 +186,8 @@ def test_ambiguous_id_is_an_error_with_names_of_nnunet(tmp_path):
     # a_instances.nii.gz would be the mask of one case and the instances of another
     for case in ("b_instances", "b_mask", "b_regions", "b_candidates"):
         with pytest.raises(DatasetError):
-            PredictionFolder(tmp_path, names="nnunet").require_free(case, ONE)
-        PredictionFolder(tmp_path).require_free(case, ONE)
+            PredictionFolder(tmp_path, names="nnunet").claim(case, ONE)
+        PredictionFolder(tmp_path).claim(case, ONE)
 
 
 def test_id_that_differs_only_in_case_or_accent_encoding_is_a_conflict(tmp_path):
@@ -178,8 +195,8 @@ def test_id_that_differs_only_in_case_or_accent_encoding_is_a_conflict(tmp_path)
     results = PredictionFolder(tmp_path)
     for case in ("p1é", "P1É", "P1e\u0301"):
         with pytest.raises(ConflictError, match="P1é"):
-            results.require_free(case, TWO)
-    results.require_free("P1", TWO)
+            results.claim(case, TWO)
+    results.claim("P1", TWO)
 
 
 def test_new_files_replace_all_old_files(tmp_path):
@@ -233,7 +250,7 @@ def test_case_has_its_old_or_its_new_files_after_a_kill_at_any_moment(
     expected = "new" if killed_at else "old"  # the first change makes the folder of the new files
     assert read_texts(tmp_path) == {"a_mask.nii": expected, "a_instances.nii": expected}
     assert len(list(tmp_path.iterdir())) == 3
-    again.require_free("a", ONE)
+    again.claim("a", ONE)
 
 
 @pytest.mark.parametrize("n_uploaded", [0, 1])
@@ -248,7 +265,7 @@ def test_upload_that_failed_is_repeated_by_the_next_run(tmp_path, monkeypatch, n
         raise OutputError("The network is down.")
 
     with monkeypatch.context() as patch:
-        patch.setattr(prediction_folder, "upload", upload_some)
+        patch.setattr(folder_module, "upload", upload_some)
         with pytest.raises(OutputError), PredictionFolder(copy, url).write_case("a") as part:
             write_results(part, "a", ONE)
     assert len(list(store.glob("*"))) == n_uploaded
@@ -269,11 +286,11 @@ def test_candidate_file_in_the_store_means_that_the_case_is_complete(tmp_path, m
             upload([path], *args)
             states.append({file.name: file.read_text() for file in store.iterdir()})
 
-    monkeypatch.setattr(prediction_folder, "upload", upload_one_by_one)
+    monkeypatch.setattr(folder_module, "upload", upload_one_by_one)
     results = PredictionFolder(copy, f"file://{store}")
     for content in ("old", "new"):
         with results.write_case("a") as part:
-            write_results(part, "a", ScanSource(content), content)
+            write_results(part, "a", scan(content), content)
     n_complete = 0
     for state in states:
         if "a_candidates.json" in state:
@@ -299,7 +316,7 @@ def test_new_candidate_file_is_kept_if_its_upload_failed(tmp_path, monkeypatch):
         upload(paths, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(prediction_folder, "upload", fail_to_upload)
+        patch.setattr(folder_module, "upload", fail_to_upload)
         with pytest.raises(OutputError), PredictionFolder(copy, url).write_case("a") as part:
             write_results(part, "a", ONE, "new")
     assert not (tmp_path / "store" / "a_candidates.json").exists()

@@ -8,16 +8,10 @@ import pytest
 
 from lesionseg.core import Candidate, Geometry, Prediction
 from lesionseg.errors import ContentError
-from lesionseg.io import case_file
-from lesionseg.io.case_file import (
-    CaseRow,
-    failed_file,
-    read_failures,
-    read_row,
-    write_candidates,
-    write_failures,
-)
-from lesionseg.io.prediction_folder import PredictionFolder
+from lesionseg.io.results import row as row_module
+from lesionseg.io.results.case import write_candidates
+from lesionseg.io.results.folder import PredictionFolder
+from lesionseg.io.results.row import CaseRow, failed_file, read_failures, read_row, write_failures
 from lesionseg.io.text import read_json, write_json
 
 GRID = Geometry.from_spacing((4, 5, 6), (1, 1, 1))
@@ -50,7 +44,7 @@ def test_row_of_a_case_file_is_what_was_written(tmp_path, n, monkeypatch):
     content = read_json(file)
     assert content["source"] == {"digest": "d", "series_uid": "1.2"}
     assert not {*of_run, "digest", "key"} & content["row"].keys()
-    monkeypatch.setattr(case_file, "read_json", lambda _: pytest.fail("the candidates are read"))
+    monkeypatch.setattr(row_module, "read_json", lambda _: pytest.fail("the candidates are read"))
     assert read_row(file) == ROW
 
 

@@ -1,15 +1,102 @@
+"""Operating points: requests as text, the choice of the score, and finding it again."""
+
 import numpy as np
 import pytest
 
-from lesionseg.core import Aim
-from lesionseg.errors import ContentError
+from lesionseg.core import OperatingPoint
+from lesionseg.errors import ConfigError, ContentError
 from lesionseg.evaluation import choose as choose_of_tables
-from lesionseg.evaluation.operating_point_choice import default_rate, most_false_positives
+from lesionseg.evaluation.operating_points import (
+    Aim,
+    default_rate,
+    find_operating_point,
+    most_false_positives,
+)
 from tests.evaluation.hand_cases import replace, result, tables_of
 
 
 def choose(results, *aim, **options):
     return choose_of_tables(tables_of(results), *aim, **options)
+
+
+# --- requests ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "value"),
+    [
+        ("auto", "auto", 0),
+        (" best_f1 ", "best_f1", 0),
+        ("fp_per_case:0", "fp_per_case", 0),
+        ("fp_per_case: 1000000", "fp_per_case", 1e6),
+        ("sensitivity:1", "sensitivity", 1),
+        ("sensitivity:0", "sensitivity", 0),
+        ("score:0.5", "score", 0.5),
+        ("score:1", "score", 1),
+    ],
+)
+def test_aim_is_parsed_and_written(text, kind, value):
+    aim = Aim.parse(text)
+    assert (aim.kind, aim.value) == (kind, value)
+    assert Aim.parse(str(aim)) == aim
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "auto:1",
+        "best_f1:",
+        "score",
+        "score:",
+        "score:1.01",
+        "score:-0.1",
+        "score:nan",
+        "sensitivity:1.5",
+        "fp_per_case:1000001",
+        "fp_per_case:-1",
+        "recall:0.5",
+        "",
+    ],
+)
+def test_other_texts_are_errors_without_a_suggestion(text):
+    with pytest.raises(ConfigError, match="operating_point=") as error:
+        Aim.parse(text)
+    assert "Did you mean" not in str(error.value)
+
+
+@pytest.mark.parametrize(("text", "is_score"), [(0, True), (0.5, True), (1, True), (2, False)])
+def test_number_without_a_kind_may_be_a_score(text, is_score):
+    with pytest.raises(ConfigError) as error:
+        Aim.parse(text)
+    assert (f"Did you mean score:{text}?" in str(error.value)) is is_score
+
+
+def test_score_after_a_wrong_kind_is_not_suggested():
+    with pytest.raises(ConfigError) as error:
+        Aim.parse("0.5:0.5")
+    assert "Did you mean" not in str(error.value)
+
+
+def test_number_may_be_allowed_as_a_score():
+    assert Aim.parse(0.3, number_is_score=True) == Aim("score", 0.3)
+    assert Aim.parse("1e-05", number_is_score=True) == Aim("score", 1e-5)
+    with pytest.raises(ConfigError, match="operating_point=2: "):
+        Aim.parse(2, number_is_score=True)
+
+
+def test_operating_points_are_found_by_their_aim():
+    points = (OperatingPoint("fp_per_case:1", 0.4), OperatingPoint("sensitivity:0.9", 0.2))
+    assert find_operating_point(points) is points[0]
+    assert find_operating_point(points, Aim("auto")) is points[0]
+    assert find_operating_point(points, Aim.parse("sensitivity:0.90")) is points[1]
+    assert find_operating_point(points, Aim("score", 0.37)).score == 0.37
+    assert find_operating_point(()).score == 0.5
+    for aim in (Aim("fp_per_case", 2), Aim("best_f1")):
+        with pytest.raises(ConfigError, match="fp_per_case:1"):
+            find_operating_point(points, aim)
+
+
+# --- the choice ---------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -33,9 +120,9 @@ def results():
             1.5,
             1.75,
         ),  # no further candidates, and half of one is expected
-        # the highest score with this sensitivity; none seen in two cases does not mean none at all
-        (Aim("sensitivity", 1 / 3), 1 / 3, 0.0, 0.25),
-        (Aim("sensitivity", 2 / 3), 2 / 3, 0.5, 0.5),
+        # two patients promise 1/3 with a missed one, 2/3 without, and 0.9 not at all
+        (Aim("sensitivity", 1 / 3), 2 / 3, 0.5, 0.5),
+        (Aim("sensitivity", 2 / 3), 1.0, 1.5, 1.75),
         (Aim("sensitivity", 0.9), 1.0, 1.5, 1.75),
         (Aim("score", 0.45), 2 / 3, 1.0, 1.0),
     ],
@@ -45,8 +132,8 @@ def test_requested_rate_or_sensitivity_is_reached(results, asked, recall, seen, 
     assert point.lesion_recall == pytest.approx(recall)
     assert point.false_positives_per_case == pytest.approx(seen)
     assert point.expected_false_positives_per_case == pytest.approx(expected)
-    assert point.aim.kind == asked.kind
-    assert point.aim.value == pytest.approx(asked.value)
+    assert Aim.parse(point.name).kind == asked.kind
+    assert Aim.parse(point.name).value == pytest.approx(asked.value)
     assert point.chosen_on == (None if asked.kind == "score" else "validation")
     assert (point.attainable_recall, point.lesion_recall_ci95) == (1.0, None)  # of two patients
 
@@ -195,9 +282,9 @@ def test_the_default_rate_is_one_or_a_tenth_of_the_lesions(n_lesions, n_cases, r
 
 def test_default_rate_grows_with_the_number_of_lesions():
     many = [result(f"c{i}", [0.9] * 30, [0.5] * 5) for i in range(4)]
-    assert choose(many).aim == Aim("fp_per_case", 3.0)
+    assert choose(many).name == "fp_per_case:3"
     few = [result(f"c{i}", [0.9] * 3, [0.5] * 5) for i in range(4)]
-    assert choose(few).aim == Aim("fp_per_case", 1.0)
+    assert choose(few).name == "fp_per_case:1"
 
 
 def test_best_f1_equals_a_search_of_all_scores():
@@ -217,7 +304,7 @@ def test_best_f1_equals_a_search_of_all_scores():
         )
         best = max(best, 2 * found / (found + false + 20))
     assert point.lesion_f1 == pytest.approx(best)
-    assert str(point.aim) == "best_f1"
+    assert point.name == "best_f1"
 
 
 def test_no_false_positive_on_a_few_cases_does_not_promise_none_on_new_ones():

@@ -1,4 +1,4 @@
-"""A folder of predictions in which a result never replaces the result of another scan.
+"""A folder of results: who may write there, and how the files of a case replace earlier ones.
 
 The files of a case are first written into a hidden folder, `.<case>.part`, and then moved.
 Therefore a case has all of its files or none, even if the program is killed. The candidate file
@@ -14,46 +14,91 @@ from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
-from lesionseg.config import MaskNames, is_url
-from lesionseg.core import Geometry, Labels
-from lesionseg.errors import ConflictError, DatasetError, LesionsegError
-from lesionseg.io.bids_output import DESCRIPTION, write_bids_description
-from lesionseg.io.case_file import (
+from lesionseg.config import MaskNames, has_config, is_url
+from lesionseg.errors import ConflictError, DatasetError, LesionsegError, OutputError
+from lesionseg.io.case_ids import check_case_id, comparison_key
+from lesionseg.io.files import LOCK, TEMPORARY_NAMES, locked_folder, output_errors
+from lesionseg.io.remote import stored_names, upload
+from lesionseg.io.results.names import (
+    ALL_FAILED,
+    CANDIDATES,
+    FAILED,
+    FILES,
+    FILES_OF_NNUNET,
+    MASK_ENDINGS,
+    REPORT,
+    SEGMENTATION,
+    SENT,
+    looks_like_result,
+)
+from lesionseg.io.results.row import (
     CaseRow,
-    ScanSource,
     failed_file,
     read_failures,
     read_row,
     read_sent,
     write_failures,
 )
-from lesionseg.io.case_ids import check_case_id, comparison_key
-from lesionseg.io.files import TEMPORARY_NAMES, output_errors
-from lesionseg.io.nnunet_output import DESCRIPTIONS, write_description, write_probabilities
-from lesionseg.io.nnunet_output import ENDINGS as NNUNET_ENDINGS
-from lesionseg.io.remote import stored_names, upload
-from lesionseg.io.result_names import (
-    CANDIDATES,
-    FAILED,
-    MASK_ENDINGS,
-    OWN_ENDINGS,
-    PROBABILITIES,
-    REPORT,
-    SEGMENTATION,
-    SENT,
-)
 from lesionseg.io.text import write_json
-from lesionseg.io.volumes import WRITTEN, result_suffix
+from lesionseg.io.volumes import WRITTEN
 
-_MASKS = (*OWN_ENDINGS, MASK_ENDINGS["bids"])
-_OTHERS = (CANDIDATES, PROBABILITIES, REPORT, SEGMENTATION, SENT)
 _PART = ".part"  # folder of a case whose files are being written
 _MOVING = ".moving"  # folder of a case whose files are complete and are being moved
+_OF_TRAINING = ("oof", "test")  # folders of a run directory with scores and a report
+_WAIT_SECONDS = 1.0
 _MAX_SHOWN = 3  # file names in a message
-_ALL_FAILED = f"[!.]*{FAILED}"  # without the temporary files of a killed program
+
+
+@contextmanager
+def claim(folder: Path, owner: str = "", *, lock: str = LOCK) -> Iterator[None]:
+    """Hold an output folder within the context, so that nothing in it belongs to somebody else.
+
+    Args:
+        folder: The folder. It is created, and removed at the end if it is empty.
+        owner: The command whose scores or report are written there, such as `evaluate`. It may not
+            replace those of a training. "" may write into a run directory.
+        lock: The file of the lock, see `locked_folder`.
+
+    Raises:
+        OutputError: `folder` is a run directory or its folder `oof` or `test`, another process is
+            writing there, or it cannot be created.
+    """
+    run = folder.absolute()
+    if run.name in _OF_TRAINING and not has_config(run):
+        run = run.parent
+    if owner and has_config(run):
+        raise OutputError(
+            f"output={folder}: scores and report of the training in {run} would be replaced. Name "
+            f"another folder, such as {run / owner}."
+        )
+    with locked_folder(folder, lock):
+        yield
+
+
+@contextmanager
+def claim_table(folder: Path, table: str) -> Iterator[None]:
+    """Hold an output folder within the context for the scans of one table: all, or a shard.
+
+    Runs that divide the scans otherwise could predict the same scan, and each would take the
+    unfinished files of the other one for those of a killed program. Shards of one division never
+    predict the same scan, because the shard of a scan depends only on its case id.
+
+    Args:
+        folder: The folder, see `claim`.
+        table: `predictions.csv`, or `predictions_<shard>_of_<number>.csv`.
+
+    Raises:
+        OutputError: Another process writes this table, or that of another division, or the folder
+            cannot be created.
+    """
+    own = f".{table}.lock"
+    with claim(folder, lock=own):
+        for other in folder.glob(".predictions*.csv.lock"):
+            if other.name.partition("_of_")[2] != own.partition("_of_")[2]:
+                # fails if another process holds it; another job may try it at this moment
+                with locked_folder(folder, other.name, wait_seconds=_WAIT_SECONDS):
+                    continue
+        yield
 
 
 class PredictionFolder:
@@ -82,51 +127,14 @@ class PredictionFolder:
                 self._spellings[comparison_key(case)].add(case)
         self._rows: dict[str, CaseRow | None] = {}  # those that were read, None without a file
 
-    def describe(self) -> None:
-        """Write and upload the description that BIDS requires. Only for masks with names of BIDS.
-
-        With other names, nothing is written.
-        """
-        if self.names == "bids":
-            write_bids_description(self.path)
-            upload([self.path / DESCRIPTION], self.path, self._url)
-
-    def describe_probabilities(
-        self, channel_names: Sequence[str], labels: Labels, scan: Path, dims: int
-    ) -> None:
-        """Write and upload the files that nnU-Net expects next to its probabilities.
-
-        With names other than those of nnU-Net, nothing is written. `scan` is a scan with `dims`
-        axes, whose format the masks get.
-
-        Raises:
-            ConfigError: nnU-Net cannot represent the labels.
-            OutputError: A file cannot be written or uploaded.
-        """
-        if self.names == "nnunet":
-            write_description(self.path, channel_names, labels, result_suffix(scan, dims))
-            upload([self.path / name for name in DESCRIPTIONS], self.path, self._url)
-
-    def write_probabilities(
+    def claim(
         self,
-        part: Path,
         case: str,
-        probabilities: NDArray[np.float16],
-        geometry: Geometry,
-        labels: Labels,
-    ) -> None:
-        """Write the probabilities `[labels, *spatial]` of a case.
-
-        `part` is the folder of the case's new files, see `write_case`. With names of nnU-Net, the
-        files are those of nnU-Net, see `nnunet_output.write_probabilities`.
-        """
-        if self.names == "nnunet":
-            is_region = bool(labels.regions)
-            write_probabilities(part, case, probabilities, geometry, are_regions=is_region)
-        else:
-            np.savez_compressed(part / f"{case}{PROBABILITIES}", probabilities=probabilities)
-
-    def require_free(self, case: str, source: ScanSource, *, overwrite: bool = False) -> None:
+        row: CaseRow,
+        *,
+        overwrite: bool | None = False,
+        needs_mask: bool = True,
+    ) -> CaseRow | None:
         """Check that results of a scan may be written under a case id.
 
         Files that a killed program left under this id are finished or discarded first, see
@@ -134,8 +142,14 @@ class PredictionFolder:
 
         Args:
             case: The case id.
-            source: The scan.
-            overwrite: True allows results of any other scan to be replaced.
+            row: The scan and its key.
+            overwrite: True allows results of any other scan to be replaced. None is the same as
+                False, for a command without this setting.
+            needs_mask: True if results are complete only with a mask, False for a model without
+                masks.
+
+        Returns:
+            The row of complete results with the same key. None if they have to be written.
 
         Raises:
             ConflictError: The folder has results of another or an unknown scan under this id, or
@@ -145,51 +159,45 @@ class PredictionFolder:
             OutputError: The files that a killed program left cannot be finished, see `recover`.
         """
         check_case_id(case, self.path)
-        if self.names == "nnunet" and case.endswith((*_MASKS, "_candidates")):
+        if self.names == "nnunet" and looks_like_result(case):
             raise DatasetError(
                 f"With names=nnunet, the mask of {case!r} would have the name of another result. "
                 "Rename the scan."
             )
         self.recover(case)
-        if overwrite:
-            return
+        recorded = self.row(case)
+        if not overwrite:
+            reason = self._find_conflict(case, row, recorded)
+            if reason:
+                advice = "" if overwrite is None else ", or set overwrite=true to replace it"
+                raise ConflictError(f"{self.path} contains {reason}. Name another output{advice}.")
+        if recorded is None or recorded.key != row.key or not recorded.is_done:
+            return None
+        masks = {f"{case}{MASK_ENDINGS[self.names]}{suffix}" for suffix in WRITTEN}
+        return None if needs_mask and masks.isdisjoint(self._present) else recorded
+
+    def _find_conflict(self, case: str, row: CaseRow, recorded: CaseRow | None) -> str:
+        """Return what a scan would replace under a case id, or "". `recorded` is in the folder."""
         others = self._spellings[comparison_key(case)] - {case}
         if others:
-            raise ConflictError(
-                f"{self.path} contains results of {min(others)!r}, which has the same file name as "
-                f"{case!r} on Windows and macOS. Rename the scan, or name another output."
+            return (
+                f"results of {min(others)!r}, which has the same file name as {case!r} on Windows "
+                "and macOS, so rename the scan"
             )
         own = self.files(case)
-        named_by_nnunet = self._files_named_by_nnunet(case) if self.names == "nnunet" else []
-        of_others = [name for name in named_by_nnunet if name not in own]
-        present = own + of_others
-        if not present:
-            return
-        row = self.row(case)
-        if row is None or not row.digest:
-            shown = ", ".join(present[:_MAX_SHOWN])
-            raise ConflictError(
-                f"{self.path} contains {shown}, which does not state its scan. Name another "
-                "output, or set overwrite=true to replace it."
-            )
-        if of_others:
-            raise ConflictError(
-                f"{self.path} contains {of_others[0]}, which does not belong to the results of "
-                f"{case!r} there, because they were written without names=nnunet. Name another "
-                "output, or set overwrite=true to replace it."
-            )
-        recorded = row.source
-        if recorded.is_of_same_scan(source):
-            return
-        advice = (
-            "If it is the same scan with changed content, set overwrite=true. Otherwise name "
-            "another output."
+        is_known = recorded is not None and (
+            recorded.key == row.key != "" or "" not in (recorded.digest, row.digest)
         )
-        if recorded.series_uid or source.series_uid:  # another UID is certainly another scan
-            advice = "Name another output, or set overwrite=true to replace them."
-        raise ConflictError(
-            f"{self.path} contains results of another scan under this id, of {recorded}, but this "
-            f"scan is {source}. {advice}"
+        unknown = [] if is_known else [*own]
+        if self.names == "nnunet":
+            unknown += [name for name in self._find(case, FILES_OF_NNUNET) if name not in own]
+        if unknown:
+            return f"{', '.join(unknown[:_MAX_SHOWN])}, which may belong to another scan"
+        if recorded is None or recorded.is_of_same_scan(row):
+            return ""
+        return (
+            f"results of another scan under this id, of {recorded.scan_name}, but this scan is "
+            f"{row.scan_name}"
         )
 
     def row(self, case: str) -> CaseRow | None:
@@ -218,13 +226,13 @@ class PredictionFolder:
         found = [self.row(case) for case in self.cases()]
         return [row for row in found if row is not None and row.digest]
 
-    def failures(self, case: str) -> list[CaseRow]:
-        """Return the rows of the scans that failed under a case id and were not predicted later."""
-        return read_failures(failed_file(self.path, case))
+    def failures(self, case: str | None = None) -> list[CaseRow]:
+        """Return the rows of the scans that failed and were not predicted later.
 
-    def all_failures(self) -> list[CaseRow]:
-        """Return the rows of `failures` for all case ids."""
-        return [row for file in self.path.glob(_ALL_FAILED) for row in read_failures(file)]
+        They are those of a case id, or of all cases.
+        """
+        files = self.path.glob(ALL_FAILED) if case is None else [failed_file(self.path, case)]
+        return [row for file in files for row in read_failures(file)]
 
     def update_failures(self, row: CaseRow) -> None:
         """Record a scan that failed, and forget earlier failures that the row replaces.
@@ -235,36 +243,34 @@ class PredictionFolder:
         Raises:
             OutputError: The file of failures cannot be written or uploaded.
         """
-        is_failed = row.status == "failed"
-        if is_failed and row.is_unchanged:
-            return
-        before = self.failures(row.case)
-        after = [failure for failure in before if not row.replaces(failure)]
-        if is_failed:
-            after.append(row)
-        if after != before:
-            self._write_failures(failed_file(self.path, row.case), after)
+        new = [row] if row.status == "failed" else []
+        if not (new and row.is_unchanged):
+            self._change_failures(failed_file(self.path, row.case), row.replaces, new)
 
     def forget_failures(self, is_obsolete: Callable[[CaseRow], bool]) -> None:
         """Remove the failures for which `is_obsolete` returns True, and upload changed files."""
-        for file in self.path.glob(_ALL_FAILED):
-            before = read_failures(file)
-            after = [row for row in before if not is_obsolete(row)]
-            if after != before:
-                self._write_failures(file, after)
+        for file in self.path.glob(ALL_FAILED):
+            self._change_failures(file, is_obsolete, [])
 
-    def _write_failures(self, file: Path, rows: Sequence[CaseRow]) -> None:
-        """Write the failures of a case and upload the file, or remove it if there are none."""
-        with output_errors(file):
-            write_failures(file, rows)
-        upload([file], self.path, self._url)
+    def _change_failures(
+        self, file: Path, is_obsolete: Callable[[CaseRow], bool], new: Sequence[CaseRow]
+    ) -> None:
+        """Write the failures of a case that are not obsolete and new ones, and upload the file.
+
+        Without failures, the file is removed.
+        """
+        before = read_failures(file)
+        after = [row for row in before if not is_obsolete(row)] + [*new]
+        if after != before:
+            with output_errors(file):
+                write_failures(file, after)
+            upload([file], self.path, self._url)
 
     def unsent_files(self, case: str, address: str) -> list[Path]:
         """Return the DICOM results of a case, unless `note_sent` recorded them for this address."""
         if address in read_sent(self.path / f"{case}{SENT}"):
             return []
-        names = [f"{case}{ending}" for ending in (SEGMENTATION, REPORT)]
-        return [self.path / name for name in names if name in self._present]
+        return [self.path / name for name in self._find(case, (SEGMENTATION, REPORT))]
 
     def note_sent(self, case: str, address: str, uids: Sequence[str]) -> None:
         """Record that the DICOM results of a case, with these UIDs, are stored at an address.
@@ -288,36 +294,18 @@ class PredictionFolder:
 
         `<case>.nii.gz`, `.npz` and `.pkl` are among them if the candidate file states that masks
         are named in nnU-Net's way. This may also be the candidate file that is about to replace the
-        present one, because `require_free` was called before it was written.
+        present one, because `claim` was called before it was written.
         """
         rows = [self.row(case)]
         with suppress(LesionsegError):
-            rows.append(read_row(self._part_folder(case) / f"{case}{CANDIDATES}"))
+            rows.append(read_row(self._hidden(case, _PART) / f"{case}{CANDIDATES}"))
         is_nnunet = any(row is not None and row.names == "nnunet" for row in rows)
-        endings = [*_OTHERS, *(f"{stem}{suffix}" for stem in _MASKS for suffix in WRITTEN)]
-        own = [f"{case}{ending}" for ending in endings if f"{case}{ending}" in self._present]
-        return own + self._files_named_by_nnunet(case) if is_nnunet else own
+        return self._find(case, (*FILES, *FILES_OF_NNUNET) if is_nnunet else FILES)
 
-    def _files_named_by_nnunet(self, case: str) -> list[str]:
-        """Return the names of the files in nnU-Net's way, also those of other programs."""
-        stem = f"{case}{MASK_ENDINGS['nnunet']}"
-        names = [f"{case}{ending}" for ending in NNUNET_ENDINGS]
-        names += [f"{stem}{suffix}" for suffix in WRITTEN]
+    def _find(self, case: str, endings: Sequence[str]) -> list[str]:
+        """Return the names of the case's present files with these endings."""
+        names = [f"{case}{ending}" for ending in endings]
         return [name for name in names if name in self._present]
-
-    def finished_row(self, case: str, key: str, *, needs_mask: bool) -> CaseRow | None:
-        """Return the row of a case that has results with this key. Otherwise return None.
-
-        Args:
-            case: The case id.
-            key: The hash of scan, bundle and settings.
-            needs_mask: True if a mask must exist as well, False for a model without masks.
-        """
-        row = self.row(case)
-        if row is None or not row.is_done or row.key != key:
-            return None
-        masks = {f"{case}{MASK_ENDINGS[self.names]}{suffix}" for suffix in WRITTEN}
-        return None if needs_mask and masks.isdisjoint(self._present) else row
 
     @contextmanager
     def write_case(self, case: str) -> Iterator[Path]:
@@ -329,14 +317,14 @@ class PredictionFolder:
             OutputError: A file cannot be written or uploaded.
             ConflictError: Another program has written files of this case in the meantime.
         """
-        part = self._part_folder(case)
-        self._remove(part)
+        part = self._hidden(case, _PART)
+        shutil.rmtree(part, ignore_errors=True)
         try:
             with output_errors(self.path / case):
                 part.mkdir(parents=True)
                 yield part
         except BaseException:
-            self._remove(part)
+            shutil.rmtree(part, ignore_errors=True)
             raise
         self._commit(case)
 
@@ -351,18 +339,19 @@ class PredictionFolder:
             ConflictError: Another program has written a file of one of the new names.
             OutputError: A file cannot be removed, moved or uploaded.
         """
-        for folder in (self._moving_folder(case), self._part_folder(case)):
+        part = self._hidden(case, _PART)
+        moving = self._hidden(case, _MOVING)
+        for folder in (moving, part):
             if folder.is_symlink():
                 with output_errors(self.path / case):
                     folder.unlink()
-        if self._moving_folder(case).is_dir():  # killed while moving or uploading
+        if moving.is_dir():  # killed while moving or uploading
             self._move(case, [f"{case}{CANDIDATES}"])
             return True
-        part = self._part_folder(case)
         if (part / f"{case}{CANDIDATES}").is_file():
             self._commit(case)
             return True
-        self._remove(part)
+        shutil.rmtree(part, ignore_errors=True)
         return False
 
     def recover_all(self) -> list[str]:
@@ -392,18 +381,12 @@ class PredictionFolder:
         """Return the path of the candidate file of a case."""
         return self.path / f"{case}{CANDIDATES}"
 
-    def _part_folder(self, case: str) -> Path:
-        """Return the folder in which the files of a case are written."""
-        return self.path / f".{case}{_PART}"
+    def _hidden(self, case: str, state: str) -> Path:
+        """Return the folder of a case's new files, whose name ends in their state.
 
-    def _moving_folder(self, case: str) -> Path:
-        """Return the path to which `_part_folder` is renamed once the earlier files are removed."""
-        return self.path / f".{case}{_MOVING}"
-
-    def _remove(self, part: Path) -> None:
-        """Remove the folder of files that were not completely written, if it exists."""
-        if part.is_dir():
-            shutil.rmtree(part, ignore_errors=True)
+        It is `.part` while they are written, and `.moving` once the earlier files are removed.
+        """
+        return self.path / f".{case}{state}"
 
     def _commit(self, case: str) -> None:
         """Remove the case's earlier files and move the new files to their place.
@@ -417,12 +400,12 @@ class PredictionFolder:
                 are then removed.
             OutputError: A file cannot be removed, moved or uploaded.
         """
-        part = self._part_folder(case)
+        part = self._hidden(case, _PART)
         old = self.files(case)
         for file in part.iterdir():
             is_present = file.name in self._present or (self.path / file.name).exists()
             if file.name not in old and is_present:
-                self._remove(part)
+                shutil.rmtree(part, ignore_errors=True)
                 raise ConflictError(
                     f"{self.path}: another program has written {file.name} in the meantime. Run "
                     "the command again."
@@ -430,7 +413,7 @@ class PredictionFolder:
         with output_errors(self.path / case):
             for name in old:
                 (self.path / name).unlink(missing_ok=True)
-            part.rename(self._moving_folder(case))
+            part.rename(self._hidden(case, _MOVING))
         self._present -= {*old}
         self._move(case, old)
 
@@ -444,10 +427,11 @@ class PredictionFolder:
         `recover` finds the folder and uploads all files of the case. `old` has the names of the
         earlier files, which are removed from the store too.
         """
-        moving = self._moving_folder(case)
+        moving = self._hidden(case, _MOVING)
         last = f"{case}{CANDIDATES}"
-        names = sorted(file.name for file in moving.iterdir())
-        names.sort(key=lambda name: name == last)
+        names = sorted(
+            (file.name for file in moving.iterdir()), key=lambda name: (name == last, name)
+        )
         if last in old and last in names:
             with output_errors(self.path / case):
                 (self.path / last).unlink(missing_ok=True)  # a download may have restored it

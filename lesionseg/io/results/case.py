@@ -5,49 +5,50 @@ values of all retained candidates. Other programs may also write these files.
 """
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+)
 
 from lesionseg.config import MaskNames
-from lesionseg.core import CaseFiles, Geometry, Labels, Prediction, Volume
-from lesionseg.core.finding import Finding, collect_errors, require_no_errors
+from lesionseg.core import (
+    Candidate,
+    Geometry,
+    InputCheckResult,
+    Labels,
+    OperatingPoint,
+    Prediction,
+    Volume,
+)
+from lesionseg.core.labels import LabelValue
 from lesionseg.errors import (
     ContentError,
-    DatasetError,
+    GeometryError,
     LesionsegError,
     OutputError,
     ReadError,
     RegionError,
+    describe_misfits,
 )
-from lesionseg.io.case_file import (
-    CaseRow,
-    read_candidates,
-    read_row,
-    read_shape,
-    write_candidates,
-)
-from lesionseg.io.case_ids import check_case_id, without_first_channel
-from lesionseg.io.exact_values import require_exact_values
-from lesionseg.io.files import explain_missing, is_broken_link, is_file_or_broken_link
+from lesionseg.io.case_ids import check_case_id
 from lesionseg.io.grids import GridPair
-from lesionseg.io.layouts.checks import find_unread_files
 from lesionseg.io.layouts.nnunet import DATASET_JSON, read_nnunet_labels
-from lesionseg.io.masks import read_instances, read_mask
+from lesionseg.io.masks import read_instances, read_mask, require_exact_values
 from lesionseg.io.nnunet_probabilities import LEVELS_UP
-from lesionseg.io.nnunet_probabilities import SUFFIX as NPZ
-from lesionseg.io.result_names import (
-    CANDIDATES,
-    KINDS,
-    MASK_ENDINGS,
-    OTHER_BOXES,
-    case_and_kind,
-)
-from lesionseg.io.text import read_csv
+from lesionseg.io.results.names import CANDIDATES, MASK_ENDINGS
+from lesionseg.io.results.row import EMPTY, CaseRow, facts_of, read_row
+from lesionseg.io.text import read_json, write_json
 from lesionseg.io.volumes import (
     format_suffix,
     is_image_file,
@@ -61,11 +62,9 @@ from lesionseg.ops.components import present_values, unscored_prediction
 
 _log = logging.getLogger(__name__)
 
+
 # with names=nnunet: the suffix of instances and regions, by the suffix of the masks
 _OTHER_SUFFIX = {".png": ".tif", ".nrrd": ".mha"}
-# the names of files that are not masks, for messages
-_NAME_OF_KIND = {"candidates": f"<case>{CANDIDATES}", "probabilities": f"<case>{NPZ}"}
-_OF_NNUNET = (".npz", ".pkl", ".pt")  # further files that nnU-Net writes next to its predictions
 
 
 @dataclass(frozen=True)
@@ -128,9 +127,10 @@ class PredictionFiles:
 
         Raises:
             ReadError: The file is not JSON.
-            ContentError: The shape is not a list of positive numbers.
+            ContentError: A key or a candidate is not valid.
         """
-        return None if self.candidates is None else read_shape(self.candidates)
+        stated = None if self.candidates is None else CaseContent.read(self.candidates).shape
+        return None if stated is None else tuple(stated)
 
     def read(
         self,
@@ -189,6 +189,8 @@ class PredictionFiles:
                     f"{self.instances}: the ids {unknown[:10]} are not in {self.candidates.name}. "
                     "Write both files together."
                 )
+        # the mask of another program states the regions of the accepted candidates
+        regions = self.mask if binary and self.regions is None else self.regions
         ranked = sorted(kept, key=lambda candidate: (-candidate.score, candidate.id))
         prediction = Prediction(
             case=self.case,
@@ -197,7 +199,7 @@ class PredictionFiles:
             instances=instances,
             operating_point=stated.operating_point,
             has_scores=stated.scored,
-            values=_read_region_values(self, binary=binary),
+            values=None if regions is None else read_mask(regions).labels,
             removed=tuple(removed),
             input=stated.input_check,
             n_left_out=stated.n_left_out,
@@ -274,134 +276,6 @@ def _name_by_mask(mask: Path, prediction: Prediction) -> tuple[Prediction, MaskN
     return replace(prediction, case=stem.removesuffix(MASK_ENDINGS[names])), names
 
 
-def find_predictions(folder: Path) -> dict[str, PredictionFiles]:
-    """Return the files of the predicted cases of a folder by case id, see `list_predictions`.
-
-    Raises:
-        DatasetError: The folder is missing or contains no prediction, or a case cannot be used.
-    """
-    found, findings = list_predictions(folder)
-    require_no_errors(findings, folder)
-    return found
-
-
-def list_predictions(
-    folder: Path, references: Sequence[CaseFiles] = ()
-) -> tuple[dict[str, PredictionFiles], list[Finding]]:
-    """Find the predicted cases of a folder.
-
-    This includes the files of `write_prediction`, masks of other programs (`<case>_mask.*`,
-    `<case>_label-lesion_mask.*` or `<case>.*`), nnU-Net's probabilities `<case>.npz`, and candidate
-    files without masks.
-
-    Args:
-        folder: The folder.
-        references: The cases with a reference. Predictions get the ids of these cases, see
-            `_with_ids_of_references`.
-
-    Returns:
-        The files by case id, sorted, and the findings. An error describes a case that is left out:
-        it has two files of a kind, such as masks, its file is a link to nothing, or its id cannot
-        be a file name (`check_case_id`). A warning lists the files that are not read.
-
-    Raises:
-        DatasetError: The folder is missing or contains no prediction.
-        ReadError: There are references, and a table of `predict` in the folder cannot be read.
-    """
-    by_case, findings = _files_by_case(folder, (*KINDS, "candidates", "probabilities"))
-    found = {case: PredictionFiles(case, **files) for case, files in by_case.items()}
-    findings += find_unread_files(folder, folders=False, usual=_OF_NNUNET)
-    return _with_ids_of_references(found, references, folder), findings
-
-
-def _with_ids_of_references(
-    predictions: Mapping[str, PredictionFiles], cases: Sequence[CaseFiles], folder: Path
-) -> dict[str, PredictionFiles]:
-    """Return predictions under the ids of their references. Other predictions keep their ids.
-
-    For a model with one channel, `_0000` at the end of a file name is a channel number. Thus
-    `predict` gives the film `film_0000.png` the id `film`, but the id of a mask `film_0000.png` in
-    a folder of masks is `film_0000`. A prediction `film` gets the id `film_0000` if there is a
-    reference `film_0000`, but neither a reference `film` nor a prediction `film_0000`. If a table
-    of `predict` lists it, the scan must also have had the channel number `_0000` at the end of its
-    name. Raise `ReadError` if such a table cannot be read.
-    """
-    known = {files.case for files in cases}
-    if not known:
-        return {**predictions}
-    rows = [row for table in folder.glob("predictions*.csv") for row in read_csv(table)]
-    stems = {row.get("case", ""): strip_suffix(Path(row.get("path", ""))) for row in rows}
-    renamed: dict[str, PredictionFiles] = {}
-    for case, files in predictions.items():
-        numbered = f"{case}_0000"
-        is_only_numbered_known = numbered in known and case not in known
-        is_free = numbered not in predictions
-        stem = stems.get(case, numbered)
-        had_channel_number = without_first_channel(stem) != stem
-        is_renamed = is_only_numbered_known and is_free and had_channel_number
-        renamed[numbered if is_renamed else case] = files
-    return renamed
-
-
-def find_masks(folder: Path) -> dict[str, Path]:
-    """Return the reference mask of each case id in a folder, see `list_masks`.
-
-    Raises:
-        DatasetError: The folder is missing or contains no mask, or a mask cannot be used.
-    """
-    masks, findings = list_masks(folder)
-    require_no_errors(findings, folder)
-    return masks
-
-
-def list_masks(folder: Path) -> tuple[dict[str, Path], list[Finding]]:
-    """Return reference masks by case id, and an error for each case that is left out.
-
-    Masks are found by the rules of `list_predictions`.
-
-    Raises:
-        DatasetError: The folder is missing or contains no mask.
-    """
-    by_case, findings = _files_by_case(folder, ("mask",))
-    return {case: files["mask"] for case, files in by_case.items()}, findings
-
-
-def _files_by_case(
-    folder: Path, kinds: Collection[str]
-) -> tuple[dict[str, dict[str, Path]], list[Finding]]:
-    """Return the files of the given kinds by case and kind, and an error for each case left out.
-
-    Hidden files and files of other kinds are skipped. Raise `DatasetError` if the folder is missing
-    or no file is found.
-    """
-    if not folder.is_dir():
-        raise DatasetError(f"{folder}: the folder does not exist. Check its name.")
-    by_case: dict[str, dict[str, Path]] = {}
-    findings: list[Finding] = []
-    for file in sorted(folder.iterdir()):
-        case, kind = case_and_kind(file)
-        if kind not in kinds or not is_file_or_broken_link(file):
-            continue
-        first = by_case.setdefault(case, {}).setdefault(kind, file)
-        with collect_errors(findings, case):
-            if is_broken_link(file):
-                raise DatasetError(explain_missing(file))
-            if first != file:
-                raise DatasetError(f"{file} and {first.name} belong to the same case. Keep one.")
-            check_case_id(case, file)
-    if not by_case:
-        names = ", ".join(_NAME_OF_KIND.get(kind, f"<case>_{kind}.*") for kind in kinds)
-        raise DatasetError(
-            f"{folder}: the folder contains no predictions or masks. {OTHER_BOXES} Name files of "
-            f"predictions <case>.* or {names}."
-        )
-    first_of_case: dict[str, Finding] = {}
-    for finding in findings:
-        first_of_case.setdefault(finding.case, finding)
-    found = {case: by_case[case] for case in sorted(by_case) if case not in first_of_case}
-    return found, [*first_of_case.values()]
-
-
 def _check_mask(files: PredictionFiles, prediction: Prediction) -> None:
     """Raise `ContentError` if the mask does not consist of the accepted candidates.
 
@@ -425,20 +299,6 @@ def _check_mask(files: PredictionFiles, prediction: Prediction) -> None:
         )
 
 
-def _read_region_values(files: PredictionFiles, *, binary: bool) -> NDArray[Any] | None:
-    """Read the mask values that state the regions of each voxel.
-
-    Other programs write no regions file. If the values are regions (`binary`), their mask states
-    them for the accepted candidates. Return None if there is no such file.
-    """
-    file = files.regions
-    if file is None and binary:
-        file = files.mask
-    if file is None:
-        return None
-    return read_mask(file).labels
-
-
 def _common_grid(files: PredictionFiles, geometry: Geometry | None, *, by_image: bool) -> Geometry:
     """Return the grid of a case and check that all masks are on it.
 
@@ -452,8 +312,9 @@ def _common_grid(files: PredictionFiles, geometry: Geometry | None, *, by_image:
     """
     grid = geometry
     source_of_grid = Path("the scan")
-    is_plane = geometry is not None and geometry.dims == 2
-    pixel_mm = geometry.spacing_mm[0] if geometry is not None and is_plane else None
+    pixel_mm = None
+    if geometry is not None and geometry.dims == 2:
+        pixel_mm = geometry.spacing_mm[0]
     for file in filter(None, (files.instances, files.mask, files.regions)):
         own = read_geometry(file, pixel_mm=pixel_mm)
         if grid is None:
@@ -485,3 +346,162 @@ def _read_masks(files: PredictionFiles, grid: Geometry, *, binary: bool) -> Pred
         instances = read_instances(files.instances).instances
     prediction = unscored_prediction(files.case, grid, labels, instances)
     return replace(prediction, values=values if binary and files.mask else None)
+
+
+class _Entry(BaseModel):
+    """A candidate as its file states it."""
+
+    model_config = ConfigDict(strict=True)
+
+    score: Annotated[FiniteFloat, Field(ge=0, le=1)]
+    start_vox: list[FiniteFloat]
+    stop_vox: list[FiniteFloat]
+    id: PositiveInt | None = None
+    label: LabelValue = 1
+    centre_mm: list[FiniteFloat] | None = None
+    diameter_mm: FiniteFloat | None = None
+    volume_ml: FiniteFloat | None = None
+    has_mask: bool = False
+    accepted: bool = True
+    probability: Annotated[FiniteFloat, Field(ge=0, le=1)] | None = None
+    zone: str = ""
+
+    def to_candidate(self, place: int, geometry: Geometry) -> Candidate:
+        """Make the candidate and compute the values that the file does not state.
+
+        Args:
+            place: The number of the candidate in the file, from 1. It is the id if the file does
+                not state one.
+            geometry: The grid of the scan.
+
+        Raises:
+            ValueError: The numbers do not describe a box with the axes of this grid.
+        """
+        stated = self.model_dump(exclude_none=True)
+        for name, value in stated.items():
+            if isinstance(value, list):  # one number per axis
+                if len(value) != geometry.dims:
+                    raise ValueError(f"{name} {value} does not have {geometry.dims} numbers")
+                stated[name] = tuple(value)
+        if not all(a < b for a, b in zip(self.start_vox, self.stop_vox, strict=True)):
+            raise ValueError(f"stop_vox {self.stop_vox} is not above start_vox {self.start_vox}")
+        box = (*self.start_vox, *self.stop_vox)
+        computed = Candidate.from_box(place, self.label, self.score, box, geometry)
+        return replace(computed, **stated)
+
+
+class CaseContent(BaseModel):
+    """The content of a candidate file.
+
+    The keys are attributes of `Prediction`, in which `scored` is called `has_scores`, and
+    `input_check` is called `input`. `shape` is that of the scan.
+    """
+
+    schema_version: Literal[1] = 1
+    shape: list[PositiveInt] | None = None
+    labels: dict[LabelValue, str] = {}
+    candidates: list[_Entry]
+    removed: list[_Entry] = []
+    operating_point: OperatingPoint | None = None
+    scored: bool = True
+    input_check: InputCheckResult | None = None
+    n_left_out: NonNegativeInt = 0
+    n_outside: NonNegativeInt = 0
+
+    @classmethod
+    def read(cls, path: Path) -> "CaseContent":
+        """Read a candidate file.
+
+        Other programs may write an operating point with a score only. It is named after its score.
+
+        Raises:
+            ReadError: The file is missing or not JSON.
+            ContentError: A key or a candidate is not valid.
+        """
+        content = read_json(path)
+        point = content.get("operating_point") if isinstance(content, dict) else None
+        if isinstance(point, dict) and "name" not in point:
+            content["operating_point"] = {"name": f"score:{point.get('score')}", **point}
+        try:
+            return cls.model_validate(content)
+        except ValidationError as error:
+            raise ContentError(f"{path}: {describe_misfits(error, content)[:300]}.") from error
+
+
+def write_candidates(
+    path: Path,
+    prediction: Prediction,
+    *,
+    names: MaskNames = "lesionseg",
+    row: CaseRow | None = None,
+) -> None:
+    """Write the candidate file of a case. Optional keys are left out if they are empty.
+
+    Args:
+        path: The file.
+        prediction: The prediction.
+        names: The names of the masks next to it.
+        row: The facts of the scan and the run that the file states as `source`, `key` and `row`.
+            None states none of them.
+    """
+    point = prediction.operating_point
+    optional: dict[str, Any] = {
+        **({} if row is None else facts_of(row)),
+        "names": "" if names == "lesionseg" else names,
+        "labels": {str(value): name for value, name in prediction.labels.items()},
+        "input_check": None if prediction.input is None else asdict(prediction.input),
+        "removed": list(map(_entry_json, prediction.removed)),
+        "n_left_out": prediction.n_left_out or None,
+        "n_outside": prediction.n_outside or None,
+        # False if the predicting program states no scores, so all of them are 1
+        "scored": None if prediction.has_scores else False,
+    }
+    content = {
+        "schema_version": 1,
+        "case": prediction.case,
+        "shape": list(prediction.geometry.shape),
+        "size_unit": prediction.geometry.size_unit,
+        "operating_point": None if point is None else asdict(point),
+        **{name: value for name, value in optional.items() if value not in EMPTY},
+        "candidates": list(map(_entry_json, prediction.candidates)),  # last, see `_read_head`
+    }
+    write_json(path, content)
+
+
+def _entry_json(candidate: Candidate) -> dict[str, Any]:
+    """Return the attributes of a candidate, without an empty zone."""
+    entry = asdict(candidate)
+    if not candidate.zone:
+        del entry["zone"]
+    return entry
+
+
+def read_candidates(
+    path: Path, grid: Geometry
+) -> tuple[CaseContent, list[Candidate], list[Candidate]]:
+    """Read a candidate file. Return its content, its candidates and its removed candidates.
+
+    Args:
+        path: The file.
+        grid: The grid of the scan. Values that a candidate does not state are computed on it.
+
+    Raises:
+        ReadError: The file is missing or not JSON.
+        GeometryError: The file states another shape than that of the grid.
+        ContentError: A key or a candidate is not valid, or has a label without a name.
+    """
+    stated = CaseContent.read(path)
+    if stated.shape not in (None, [*grid.shape]):
+        raise GeometryError(
+            f"{path}: the candidates belong to a scan of {stated.shape} voxels, but the scan "
+            f"has {[*grid.shape]}. Predict this scan."
+        )
+    try:
+        kept = [entry.to_candidate(n, grid) for n, entry in enumerate(stated.candidates, 1)]
+        removed = [entry.to_candidate(n, grid) for n, entry in enumerate(stated.removed, 1)]
+        unnamed = {candidate.label for candidate in (*kept, *removed)} - stated.labels.keys()
+        if stated.labels and unnamed:
+            raise ValueError(f"labels has no name for the label {min(unnamed)}")
+    except ValueError as error:
+        raise ContentError(f"{path}: {error}. Correct the candidate.") from error
+    return stated, kept, removed

@@ -1,0 +1,269 @@
+"""The predicted cases of a folder: those that its files show, and `predictions.csv`."""
+
+import logging
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from lesionseg.core import CaseFiles
+from lesionseg.core.finding import Finding, collect_errors, require_no_errors
+from lesionseg.errors import DatasetError, ReadError
+from lesionseg.io.case_ids import check_case_id
+from lesionseg.io.files import explain_missing, is_broken_link, is_file_or_broken_link
+from lesionseg.io.layouts.checks import find_unread_files
+from lesionseg.io.remote import upload
+from lesionseg.io.results.case import PredictionFiles
+from lesionseg.io.results.folder import PredictionFolder
+from lesionseg.io.results.names import CANDIDATES, KINDS, OTHER_BOXES, case_and_kind
+from lesionseg.io.results.row import CaseRow
+from lesionseg.io.text import read_csv, write_csv
+from lesionseg.io.volumes import strip_suffix
+
+_log = logging.getLogger(__name__)
+
+TABLE = "predictions.csv"
+_WRITE_SHARE = 0.05  # largest share of the time that is spent on writing the table
+# digests of files that an earlier run has read, by path and state of the scan
+Digests = Mapping[tuple[str, str], str]
+# the names of files that are not masks, for messages
+_NAME_OF_KIND = {"candidates": f"<case>{CANDIDATES}", "probabilities": "<case>.npz"}
+_OF_NNUNET = (".npz", ".pkl", ".pt")  # further files that nnU-Net writes next to its predictions
+
+
+def find_predictions(folder: Path) -> dict[str, PredictionFiles]:
+    """Return the files of the predicted cases of a folder by case id, see `list_predictions`.
+
+    Raises:
+        DatasetError: The folder is missing or contains no prediction, or a case cannot be used.
+    """
+    found, findings = list_predictions(folder)
+    require_no_errors(findings, folder)
+    return found
+
+
+def list_predictions(
+    folder: Path, references: Sequence[CaseFiles] = ()
+) -> tuple[dict[str, PredictionFiles], list[Finding]]:
+    """Find the predicted cases of a folder.
+
+    This includes the files of `write_prediction`, masks of other programs (`<case>_mask.*`,
+    `<case>_label-lesion_mask.*` or `<case>.*`), nnU-Net's probabilities `<case>.npz`, and candidate
+    files without masks.
+
+    Args:
+        folder: The folder.
+        references: The cases with a reference. Predictions get the ids of these cases, see
+            `_with_ids_of_references`.
+
+    Returns:
+        The files by case id, sorted, and the findings. An error describes a case that is left out:
+        it has two files of a kind, such as masks, its file is a link to nothing, or its id cannot
+        be a file name (`check_case_id`). A warning lists the files that are not read.
+
+    Raises:
+        DatasetError: The folder is missing or contains no prediction.
+        ReadError: There are references, and a table of `predict` in the folder cannot be read.
+    """
+    by_case, findings = _files_by_case(folder, (*KINDS, "candidates", "probabilities"))
+    found = {case: PredictionFiles(case, **files) for case, files in by_case.items()}
+    findings += find_unread_files(folder, folders=False, usual=_OF_NNUNET)
+    return _with_ids_of_references(found, references, folder), findings
+
+
+def _with_ids_of_references(
+    predictions: Mapping[str, PredictionFiles], cases: Sequence[CaseFiles], folder: Path
+) -> dict[str, PredictionFiles]:
+    """Return predictions under the ids of their references. Other predictions keep their ids.
+
+    For a model with one channel, `_0000` at the end of a file name is a channel number. Thus
+    `predict` gives the film `film_0000.png` the id `film`, but the id of a mask `film_0000.png` in
+    a folder of masks is `film_0000`. A prediction `film` gets the id `film_0000` if there is a
+    reference `film_0000`, but neither a reference `film` nor a prediction `film_0000`. If a table
+    of `predict` lists it, the scan must also have had the channel number `_0000` at the end of its
+    name. Raise `ReadError` if such a table cannot be read.
+    """
+    known = {files.case for files in cases}
+    if not known:
+        return {**predictions}
+    rows = [row for table in folder.glob("predictions*.csv") for row in read_csv(table)]
+    stems = {row.get("case", ""): strip_suffix(Path(row.get("path", ""))) for row in rows}
+    renamed: dict[str, PredictionFiles] = {}
+    for case, files in predictions.items():
+        numbered = f"{case}_0000"
+        is_only_numbered_known = numbered in known and case not in known
+        is_free = numbered not in predictions
+        had_channel_number = stems.get(case, numbered).endswith("_0000")
+        is_renamed = is_only_numbered_known and is_free and had_channel_number
+        renamed[numbered if is_renamed else case] = files
+    return renamed
+
+
+def find_masks(folder: Path) -> dict[str, Path]:
+    """Return the reference mask of each case id in a folder, see `list_masks`.
+
+    Raises:
+        DatasetError: The folder is missing or contains no mask, or a mask cannot be used.
+    """
+    masks, findings = list_masks(folder)
+    require_no_errors(findings, folder)
+    return masks
+
+
+def list_masks(folder: Path) -> tuple[dict[str, Path], list[Finding]]:
+    """Return reference masks by case id, and an error for each case that is left out.
+
+    Masks are found by the rules of `list_predictions`.
+
+    Raises:
+        DatasetError: The folder is missing or contains no mask.
+    """
+    by_case, findings = _files_by_case(folder, ("mask",))
+    return {case: files["mask"] for case, files in by_case.items()}, findings
+
+
+def _files_by_case(
+    folder: Path, kinds: Collection[str]
+) -> tuple[dict[str, dict[str, Path]], list[Finding]]:
+    """Return the files of the given kinds by case and kind, and an error for each case left out.
+
+    Hidden files and files of other kinds are skipped. Raise `DatasetError` if the folder is missing
+    or no file is found.
+    """
+    if not folder.is_dir():
+        raise DatasetError(f"{folder}: the folder does not exist. Check its name.")
+    by_case: dict[str, dict[str, Path]] = {}
+    findings: list[Finding] = []
+    for file in sorted(folder.iterdir()):
+        case, kind = case_and_kind(file)
+        if kind not in kinds or not is_file_or_broken_link(file):
+            continue
+        first = by_case.setdefault(case, {}).setdefault(kind, file)
+        with collect_errors(findings, case):
+            if is_broken_link(file):
+                raise DatasetError(explain_missing(file))
+            if first != file:
+                raise DatasetError(f"{file} and {first.name} belong to the same case. Keep one.")
+            check_case_id(case, file)
+    if not by_case:
+        names = ", ".join(_NAME_OF_KIND.get(kind, f"<case>_{kind}.*") for kind in kinds)
+        raise DatasetError(
+            f"{folder}: the folder contains no predictions or masks. {OTHER_BOXES} Name files of "
+            f"predictions <case>.* or {names}."
+        )
+    first_of_case: dict[str, Finding] = {}
+    for finding in findings:
+        first_of_case.setdefault(finding.case, finding)
+    found = {case: by_case[case] for case in sorted(by_case) if case not in first_of_case}
+    return found, [*first_of_case.values()]
+
+
+def left_out_row(note: Finding) -> CaseRow:
+    """Return the row of files of one kind that the model cannot read as scans."""
+    return CaseRow(case=note.file, status="skipped", message=f"{note.message}.")
+
+
+class PredictionIndex:
+    """`predictions.csv` in an output folder: the rows of its case files and of this run.
+
+    The table of a shard has only the rows of its run. Earlier tables are read because no case file
+    states durations, or the states of files, by which unchanged files are recognised (`digests`).
+    Without digests, the files are read again.
+
+    The table is always replaced as a whole, in the first `put` and in `close`. Further calls of
+    `put` write it only if less than a twentieth of the time is spent on writing.
+
+    A table that a killed run has left under a temporary name is removed.
+
+    Args:
+        path: the table.
+        results: the output folder.
+        url: the output in the settings. The table is uploaded to it if it is a URL.
+
+    Attributes:
+        digests: the digests of files that an earlier run has read.
+    """
+
+    def __init__(self, path: Path, results: PredictionFolder, url: str = "") -> None:
+        self.path = path
+        self.results = results
+        self._url = url
+        self._is_whole = path.name == TABLE
+        self._new: list[CaseRow] = []  # the rows of this run
+        self._next_write = 0.0
+        # a run that was killed may have left an incomplete table under a temporary name
+        results.remove_incomplete(path.name)
+        self._earlier: dict[tuple[str, ...], dict[str, str]] = {}  # cells, by `_result_of`
+        tables = path.parent.glob("predictions*.csv")
+        for table in sorted(tables, key=lambda file: file.stat().st_mtime_ns):
+            with suppress(ReadError):  # a damaged table is written again
+                self._earlier |= {_result_of(cells): cells for cells in read_csv(table)}
+        self.digests: Digests = {
+            (cells.get("path", ""), cells.get("state", "")): cells.get("digest", "")
+            for cells in self._earlier.values()
+        }
+
+    def put(self, row: CaseRow) -> None:
+        """Add the row of a scan. A failure to write is only a warning, as `close` tries again."""
+        self._new.append(row)
+        if perf_counter() < self._next_write:
+            return
+        try:
+            self.write()
+        except Exception as error:
+            _log.warning("The table is written later: %s", error)
+
+    def has_earlier(self, row: CaseRow) -> bool:
+        """Return True if an earlier table has the row with the same status and message."""
+        cells = self._earlier.get(_result_of(row.cells()), {})
+        return (cells.get("status"), cells.get("message")) == (row.status, row.message)
+
+    def rows(self) -> list[CaseRow]:
+        """Return the rows of the table, sorted by case.
+
+        Besides the rows of this run, these are the rows of the case files and of earlier failures
+        that no row of this run replaces. The table of a shard has only those of this run.
+        """
+        rows = [*self._new]
+        if self._is_whole:
+            done = {row.case for row in rows if row.is_done}
+            of_place = {(row.case, row.path): row for row in rows}
+            rows += [row.as_kept() for row in self.results.rows() if row.case not in done]
+            for failure in self.results.failures():
+                newer = of_place.get((failure.case, failure.path))
+                if newer is None or not newer.replaces(failure):
+                    rows.append(failure)
+        return sorted(rows, key=lambda row: (row.case, not row.is_done, row.path))
+
+    def _cells(self, row: CaseRow) -> dict[str, Any]:
+        """Return a row's cells. Empty ones of `CaseRow.OF_RUN` come from an earlier table."""
+        cells = row.cells()
+        earlier = self._earlier.get(_result_of(cells), {})
+        for name in CaseRow.OF_RUN:
+            cells[name] = earlier.get(name) if cells[name] in ("", None) else cells[name]
+        return cells
+
+    def write(self) -> None:
+        """Write the table with the rows so far, unless there are none, and upload it to the URL.
+
+        Raises:
+            OutputError: if it cannot be written.
+        """
+        begin = perf_counter()
+        rows = [self._cells(row) for row in self.rows()]
+        if not rows:  # a shard without scans
+            return
+        columns = CaseRow.columns()
+        further = sorted({name for cells in rows for name in cells} - {*columns})
+        write_csv(self.path, rows, [*columns, *further])
+        upload([self.path], self.path.parent, self._url)
+        now = perf_counter()
+        self._next_write = now + (now - begin) / _WRITE_SHARE
+
+    close = write  # for `closing`
+
+
+def _result_of(cells: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the cells that are equal in two tables if a row is of the same result or failure."""
+    return tuple(cells.get(name, "") for name in ("case", "path", "digest", "key"))

@@ -1,0 +1,252 @@
+"""The JSON files of a case: `<case>_candidates.json` (results) and `<case>_failed.json` (failures).
+
+`<case>_sent.json` states where its DICOM results were stored.
+
+A candidate file states the scan, a hash of the settings and everything that `predictions.csv` shows
+of the case, apart from facts of a single run such as its duration. The same scan, bundle and
+settings give the same bytes. Other programs may write candidate files, too.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from lesionseg.config import MaskNames
+from lesionseg.errors import ContentError, ReadError, describe_misfits
+from lesionseg.io.case_ids import case_id_fault
+from lesionseg.io.files import digest_of
+from lesionseg.io.results.names import CANDIDATES, FAILED
+from lesionseg.io.text import read_json, read_text, write_json
+
+_DONE = ("done", "warned", "blank", "kept")  # the statuses of a case that has results
+_LIST = '\n "candidates": ['  # the beginning of the candidates, as `write_json` writes it
+_SHOWN_DIGITS = 12  # digits of a digest in a message
+
+
+@dataclass(frozen=True)
+class CaseRow:
+    """A scan's line of `predictions.csv`; `amounts` are further columns, named by label and zone.
+
+    Attributes:
+        case: id of the case.
+        group: patient, from the input's table; the case id if the table states none.
+        visit: visit, from the input's table.
+        status: done, warned (unlike the training scans), blank (without contrast), kept (done in an
+            earlier run), failed or skipped.
+        message: the reason if the scan failed or was skipped, or why DICOM results are missing.
+        seconds: duration of the prediction.
+        n_candidates: number of candidates; None without results.
+        n_accepted: number of accepted candidates.
+        volume_ml: volume of accepted candidates; None in 2-D and for boxes without masks.
+        peak_memory_mb: peak memory of the process up to the end of this scan.
+        bundle: digest of the model.
+        key: hash of bundle, settings and content; `CONFLICT` for a scan that would replace results
+            of another scan, "fault" for one that cannot be predicted whatever its content; "" if
+            the scan failed for an external reason or was left out.
+        warning: differences from the training scans, and candidates that are missing.
+        input_score: size of these differences; 1 is the limit.
+        disagreement: 1 − the share of the voxels marked by any network of an ensemble that all its
+            networks mark; None for a single network.
+        missing: channels that the scan lacks.
+        operating_point: the name of the operating point.
+        path: path of the scan below the input.
+        study_uid: DICOM UID of the study; empty for files of other formats, like the other UIDs.
+        series_uid: DICOM UID of the series.
+        instance_uid: DICOM UID of the image.
+        digest: hash of the files' content, see `content_digest`.
+        state: see `file_state`.
+        finished: time at which the scan was predicted, failed or was skipped.
+        amounts: counts and millilitres, with the columns `count_<label>`, `ml_<label>`,
+            `zone_count_<zone>`, `zone_ml_<zone>`.
+        is_unchanged: the row is the same as before this run. This is not a column.
+        names: the names of the case's masks. This is not a column.
+    """
+
+    case: str
+    group: str = ""
+    visit: str = ""
+    status: str = ""
+    message: str = ""
+    seconds: float | None = None
+    n_candidates: int | None = None
+    n_accepted: int | None = None
+    volume_ml: float | None = None
+    peak_memory_mb: int | None = None
+    bundle: str = ""
+    key: str = ""
+    warning: str = ""
+    input_score: float | None = None
+    disagreement: float | None = None
+    missing: str = ""
+    operating_point: str = ""
+    path: str = ""
+    study_uid: str = ""
+    series_uid: str = ""
+    instance_uid: str = ""
+    digest: str = ""
+    state: str = ""
+    finished: str = ""
+    amounts: Mapping[str, Any] = field(default_factory=dict)
+    is_unchanged: bool = False
+    names: MaskNames = "lesionseg"
+
+    CONFLICT: ClassVar[str] = "conflict"  # key of a scan that would replace results of another scan
+    # facts of a single run, which differ between two runs with the same results
+    OF_RUN: ClassVar[tuple[str, ...]] = ("seconds", "peak_memory_mb", "state", "finished")
+
+    @classmethod
+    def columns(cls) -> list[str]:
+        """Return the columns of `predictions.csv`, without those of `amounts`."""
+        return [c.name for c in fields(cls) if c.name not in ("amounts", "is_unchanged", "names")]
+
+    @property
+    def is_done(self) -> bool:
+        """True if the case has results."""
+        return self.status in _DONE
+
+    @property
+    def scan_uid(self) -> str:
+        """UID of the image if the scan is a single DICOM file, otherwise of the series, or ""."""
+        return self.instance_uid or self.series_uid
+
+    @property
+    def scan_name(self) -> str:
+        """A phrase with the instance or series UID, otherwise the start of the digest."""
+        if self.scan_uid:  # two images of one series are different scans
+            return f"{'instance' if self.instance_uid else 'series'} {self.scan_uid}"
+        return f"digest {self.digest[:_SHOWN_DIGITS]}…"
+
+    def is_of_same_scan(self, other: "CaseRow") -> bool:
+        """Return True if both are known to be of the same scan, possibly with changed content.
+
+        Files without UIDs are the same scan only if their content is equal. Single DICOM files are
+        compared by instance UID instead of series UID, because a series may contain several single
+        images, such as two views of a chest.
+        """
+        if self.digest == other.digest:
+            return True
+        if self.instance_uid or other.instance_uid:
+            return self.instance_uid == other.instance_uid
+        return bool(self.series_uid) and self.series_uid == other.series_uid
+
+    def as_kept(self) -> "CaseRow":
+        """Return the row for a later run, with the status `kept` instead of `done` or "".
+
+        Other statuses stay. `done` means that the scan was predicted in this run.
+        """
+        return replace(self, status="kept") if self.status in ("done", "") else self
+
+    def replaces(self, failure: "CaseRow") -> bool:
+        """Return True if the row replaces a failure that was recorded under its case id.
+
+        It replaces failures of the same path. A conflict is only replaced by a row of the same
+        scan: it stays if another scan at this path is predicted.
+        """
+        if failure.path != self.path:
+            return False
+        return failure.key != self.CONFLICT or self.is_of_same_scan(failure)
+
+    def cells(self) -> dict[str, Any]:
+        """Return the row's cells by column, including those of `amounts`."""
+        return {**{name: getattr(self, name) for name in self.columns()}, **self.amounts}
+
+
+EMPTY: tuple[Any, ...] = ("", None, {}, [])  # values that files leave out
+_NOT_STATED = {*CaseRow.OF_RUN, "is_unchanged", "names"}
+_SOURCE = ("digest", "study_uid", "series_uid", "instance_uid")  # what identifies the scan
+_ROWS = TypeAdapter(CaseRow)
+_FAILURES = TypeAdapter(list[CaseRow])
+
+
+def read_row(path: Path) -> CaseRow:
+    """Read the row of a candidate file, without its candidates.
+
+    What the file does not state has its default. A file of another program states neither digest
+    nor key nor status. The case id is that of the file name.
+
+    Raises:
+        ReadError: The file is missing or not JSON.
+        ContentError: A value has another type.
+    """
+    content = _read_head(path)
+    case = path.name.removesuffix(CANDIDATES)
+    stated = {"key": content.get("key", ""), "names": content.get("names", "lesionseg")}
+    try:
+        row = {**content.get("row", {}), **content.get("source", {}), **stated, "case": case}
+        return _ROWS.validate_python(row)
+    except TypeError:
+        fault = "row or source is not a group of keys"
+    except ValidationError as error:
+        fault = describe_misfits(error, row)
+    raise ContentError(f"{path}: {fault}. Remove the file, and predict the case again.")
+
+
+def _read_head(path: Path) -> dict[str, Any]:
+    """Read the keys before the candidates, or all keys if `row` is not among these.
+
+    `predict` writes the candidates last, because an output folder may have many thousand cases with
+    hundreds of candidates, and each run reads what their files state. A file that contains JSON
+    other than an object has no keys.
+    """
+    head, mark, _ = read_text(path).partition(_LIST)
+    if mark:
+        with suppress(ValueError):
+            content: dict[str, Any] = json.loads(head.removesuffix(",") + "}")
+            if "row" in content:
+                return content
+    whole = read_json(path)
+    return whole if isinstance(whole, dict) else {}
+
+
+def failed_file(folder: Path, case: str) -> Path:
+    """Return the file of a case's failures. An id that cannot be a file name becomes a digest."""
+    name = digest_of(case)[:16] if case_id_fault(case) else case
+    return folder / f"{name}{FAILED}"
+
+
+def read_failures(path: Path) -> list[CaseRow]:
+    """Read the scans that failed under a case id. A missing or damaged file has none."""
+    with suppress(ReadError, ValidationError):
+        return _FAILURES.validate_python(read_json(path))
+    return []
+
+
+def write_failures(path: Path, rows: Sequence[CaseRow]) -> None:
+    """Write the scans that failed under a case id, or remove the file if there are none."""
+    if rows:
+        write_json(path, [{**_stated(row), "finished": row.finished} for row in rows])
+    else:
+        path.unlink(missing_ok=True)
+
+
+def read_sent(path: Path) -> dict[str, list[str]]:
+    """Return the UIDs of the stored results by address. A missing or damaged file has none."""
+    with suppress(ReadError, ValidationError):
+        return TypeAdapter(dict[str, list[str]]).validate_python(read_json(path))
+    return {}
+
+
+def facts_of(row: CaseRow) -> dict[str, Any]:
+    """Return `source`, `key` and `row` of a candidate file, which `read_row` reads."""
+    stated = _stated(row)
+    source = {name: stated.pop(name) for name in _SOURCE if name in stated}
+    key = stated.pop("key", "")
+    del stated["case"]  # the file states it itself
+    return {"source": source, "key": key, "row": stated}
+
+
+def _stated(row: CaseRow) -> dict[str, Any]:
+    """Return the attributes of a row that a file states, without empty ones.
+
+    Facts of a single run, such as its duration, and the names of masks are left out.
+    """
+    return {
+        name: value
+        for name, value in asdict(row).items()
+        if name not in _NOT_STATED and value not in EMPTY
+    }

@@ -1,0 +1,260 @@
+"""Choose operating points on predictions of development cases, as `evaluate` and `export` do.
+
+Scores are too optimistic if the point is chosen on the evaluated cases themselves. `chosen_on=`
+names a folder of development predictions instead, such as the cross-validation of an nnU-Net model
+folder.
+"""
+
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from lesionseg.core import NO_SELECTION, CaseFiles, OperatingPoint, Selection
+from lesionseg.core.dataset import assign_groups
+from lesionseg.errors import ConfigError, ContentError, DatasetError, join_names
+from lesionseg.evaluation import Aim, MatchedCase, Tables, choose
+from lesionseg.evaluation.calibration import fit_calibration
+from lesionseg.evaluation.operating_points import DEFAULT_AIM, OUT_OF_FOLD, describe_point
+from lesionseg.io.layouts.table import ReadingRules
+from lesionseg.io.references import References
+from lesionseg.io.results.case import PredictionFiles
+from lesionseg.io.results.index import find_predictions
+from lesionseg.pipeline.match_files import MatchOptions, match_cases
+
+log = logging.getLogger(__name__)
+
+_SHOWN = 5  # the most patients that a message lists
+_VALIDATION = "validation"
+_FOLD = re.compile(r"fold_(\d+)")
+
+
+def parse_aim(
+    operating_point: str | float | None,
+    *,
+    rate_confidence: float | None,
+    chosen_on: str | None,
+    compare_chosen_on: str | None,
+    chosen_on_reference: str | None,
+) -> Aim | None:
+    """Parse the aim of `evaluate`, and check the settings that belong to it.
+
+    A bare number is a score. With `chosen_on` and no aim, the aim is the default. Without both,
+    return None: each prediction then keeps its own operating point.
+
+    Raises:
+        ConfigError: if the aim is unknown, or if settings contradict each other.
+    """
+    aim = None
+    if operating_point is not None:
+        aim = Aim.parse(operating_point, number_is_score=True)
+    elif chosen_on is not None:
+        aim = DEFAULT_AIM
+    are_cases_given = chosen_on is not None or compare_chosen_on is not None
+    if are_cases_given and aim is not None and aim.given is not None:
+        raise ConfigError(
+            f"chosen_on= or compare_chosen_on= and operating_point={operating_point}: a given "
+            "score cannot be chosen on cases. Write operating_point=fp_per_case:1, or leave the "
+            "folders out."
+        )
+    if chosen_on_reference is not None and not are_cases_given:
+        raise ConfigError(
+            "chosen_on_reference= needs chosen_on=, a folder of predictions. Add it, or leave "
+            "chosen_on_reference= out."
+        )
+    if rate_confidence is not None and not (aim is not None and aim.is_rate):
+        raise ConfigError(
+            "rate_confidence= applies to a rate. Add operating_point=fp_per_case:1 or another "
+            "rate, or leave rate_confidence= out."
+        )
+    return aim
+
+
+@dataclass(frozen=True)
+class PointRequest:
+    """The operating point that `evaluate` is asked for, and how its development cases are read.
+
+    Attributes:
+        aim: the aim; None: each prediction keeps its own operating point.
+        confidence: a probability, see `choose`.
+        reference: the folder of references of development cases.
+        options: the match rule, and how predictions are read.
+        rules: the rules by which references are read.
+        group: the setting by which cases form patients; None for the default.
+    """
+
+    aim: Aim | None
+    confidence: float | None
+    reference: Path
+    options: MatchOptions
+    rules: ReadingRules
+    group: str | None
+
+    def choose_on_development(
+        self, folder: str | None, evaluated: Sequence[CaseFiles]
+    ) -> Selection:
+        """Choose operating point and calibration on the predictions in a folder, if it is given.
+
+        With too few candidates, there is no calibration. If an evaluated case, or another case of
+        its patient, is a development case, a warning says so, and the point counts as chosen on the
+        role of the evaluated cases, so that the scores state that they are too optimistic.
+
+        Args:
+            folder: the folder of predictions of development cases. Without it, nothing is selected.
+            evaluated: the evaluated cases with their groups.
+
+        Raises:
+            ConfigError: if the cases do not allow the aim.
+            DatasetError: if the folder has no usable predictions, see `development_predictions`, or
+                if no prediction has a reference or can be matched.
+        """
+        if folder is None or self.aim is None:
+            return NO_SELECTION
+        predictions = development_predictions(Path(folder))
+        log.info("Choosing the operating point on the development cases in %s.", folder)
+        tables = development_tables(
+            predictions, self.reference, self.options, self.rules, self.group
+        )
+        chosen_on = OUT_OF_FOLD if predictions.fold_of else _VALIDATION
+        cases = set(tables.cases["case"])
+        patients = set(tables.groups)
+        shared = [c.group for c in evaluated if c.case in cases or c.group in patients]
+        if shared:
+            log.warning(
+                "The operating point is chosen on patients who are evaluated (%s), so the scores "
+                "are too optimistic. Give predictions of other patients as chosen_on=.",
+                join_names(dict.fromkeys(shared), _SHOWN),
+            )
+            chosen_on = self.options.role
+        point = self._choose(tables, self.aim, chosen_on)
+        calibration = None
+        with suppress(ContentError):  # too few candidates
+            calibration = fit_calibration(tables, fitted_on=chosen_on)
+        log.info(describe_point(point))
+        return Selection((point,), calibration)
+
+    def choose_here(self, selection: Selection, matches: Sequence[MatchedCase]) -> Selection:
+        """Return a selection with the given score, or choose it on the evaluated cases themselves.
+
+        Return `selection` if it has a point, or if there is no aim or no case.
+
+        Raises:
+            ConfigError: if the cases do not allow the aim.
+        """
+        if self.aim is None:
+            return selection
+        if self.aim.given is not None:
+            return Selection((self.aim.given,))
+        if not matches or selection.point is not None:
+            return selection
+        tables = Tables.of(match.rows(surface=False) for match in matches)
+        return Selection((self._choose(tables, self.aim),))
+
+    def _choose(self, tables: Tables, aim: Aim, chosen_on: str | None = None) -> OperatingPoint:
+        """Choose the point. Raise `ConfigError` if the cases do not allow it."""
+        try:
+            return choose(tables, aim, confidence=self.confidence, chosen_on=chosen_on)
+        except ContentError as error:
+            raise ConfigError(f"operating_point={aim}: {error}") from error
+
+
+@dataclass(frozen=True)
+class DevelopmentPredictions:
+    """Predictions of development cases by case id, and the fold that validated each.
+
+    `fold_of` is empty if the cases were not cross-validated.
+    """
+
+    files: Mapping[str, PredictionFiles]
+    fold_of: Mapping[str, int]
+
+
+def development_predictions(folder: Path) -> DevelopmentPredictions:
+    """Find the development predictions in a folder.
+
+    A model folder of nnU-Net, or a cross-validation of ours, contains them in `fold_0/validation`
+    and so on. The folder of one fold can be given as well. The fold `all` is ignored, because it
+    validates on its own training cases. A run of ours without folds contains them in `validation`.
+    Any other folder contains the predictions directly.
+
+    Raises:
+        DatasetError: if there is only the fold `all`, if two folds validated the same case, or if
+            a folder contains no prediction.
+    """
+    folds: dict[int, Path] = {}
+    for fold in [folder, *sorted(folder.glob("fold_*"))]:  # or the folder of a single fold
+        numbered = _FOLD.fullmatch(fold.name)  # not a copy such as fold_0_old
+        if numbered is not None and (fold / _VALIDATION).is_dir():
+            folds[int(numbered[1])] = fold / _VALIDATION
+    if not folds:
+        if folder.name == "fold_all" or (folder / "fold_all").is_dir():
+            raise DatasetError(
+                f"{folder}: fold_all was trained on the cases that it validates on. Train folds 0 "
+                "to 4, or give a folder of predictions of other cases."
+            )
+        of_run = folder / _VALIDATION
+        return DevelopmentPredictions(find_predictions(of_run if of_run.is_dir() else folder), {})
+    found: dict[str, PredictionFiles] = {}
+    fold_of: dict[str, int] = {}
+    for number, validation in folds.items():
+        for case, files in find_predictions(validation).items():
+            if case in found:
+                raise DatasetError(
+                    f"{validation}: the case {case!r} was validated in another fold, too. Remove "
+                    "the predictions that do not belong to this cross-validation."
+                )
+            found[case] = files
+            fold_of[case] = number
+    return DevelopmentPredictions(found, fold_of)
+
+
+def development_tables(
+    predictions: DevelopmentPredictions,
+    reference: Path,
+    options: MatchOptions,
+    rules: ReadingRules,
+    group: str | None,
+) -> Tables:
+    """Match and score development cases. Distances between surfaces are not computed.
+
+    A case whose files are damaged or do not fit together is left out with a warning. References
+    without a prediction, and predictions without a reference, are left out.
+
+    Args:
+        predictions: the predictions of development cases.
+        reference: the folder of their references.
+        options: the match rule, and how predictions are read. The dataset is that of `reference`.
+        rules: the rules by which references are read.
+        group: the setting by which cases form patients; None for the default.
+
+    Raises:
+        DatasetError: if no case remains, or no prediction has a reference.
+    """
+    references = References.find_all(reference, **rules)
+    merge_labels = rules.get("merge_labels", False)
+    dataset = references.with_labels_of(predictions.files, merge_labels=merge_labels)
+    # faults of cases that are not predicted do not matter
+    faults = [fault for fault in references.findings if fault.case in predictions.files]
+    # all cases get the same role, not those of the dataset
+    cases = [
+        replace(files, role="validation")
+        for files in references.cases
+        if files.case in predictions.files
+    ]
+    if not cases and not faults:
+        raise DatasetError(
+            f"{reference}: no mask has the name of a development prediction, such as "
+            f"{next(iter(predictions.files))}. Give the masks or the dataset of these cases as "
+            "chosen_on_reference= (evaluate) or reference= (export)."
+        )
+    grouped = assign_groups(cases, group, setting="group")
+    options = replace(options, dataset=dataset, zones=None)
+    matched, unmatched = match_cases(grouped, predictions.files, options)
+    faults += unmatched
+    if not matched:
+        raise DatasetError(f"{reference}: {faults[0].message}")
+    for fault in faults:
+        log.warning("Not used to choose the operating point, %s: %s", fault.case, fault.message)
+    return Tables.of(match.rows(surface=False) for match in matched)

@@ -1,0 +1,114 @@
+"""The outcome of a run of `predict`."""
+
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lesionseg.core import Finding
+from lesionseg.errors import NOTHING_RAN, SOME_FAILED, count
+from lesionseg.io.results.index import TABLE
+from lesionseg.io.results.row import CaseRow
+from lesionseg.pipeline.log import command_line
+from lesionseg.pipeline.outcome import Outcome
+
+
+@dataclass(frozen=True)
+class PredictOutcome(Outcome):
+    """The results of one call of `predict`.
+
+    Attributes:
+        rows: one row per scan, sorted by case id.
+        folder: the output folder.
+        left_out: notes on files that the model cannot read as scans.
+        table: the name of the table in the folder. Each shard has its own.
+        sent: the cases whose DICOM results were stored in a PACS; None if no PACS was given.
+        unsent: the cases for which this failed.
+    """
+
+    rows: tuple[CaseRow, ...]
+    folder: Path
+    left_out: tuple[Finding, ...] = ()
+    table: str = TABLE
+    sent: tuple[str, ...] | None = None
+    unsent: tuple[str, ...] = ()
+
+    @property
+    def exit_status(self) -> int:
+        """3 if a scan failed, except unchanged since an earlier run, or results were not sent.
+
+        Otherwise 1 if all scans were skipped or there were none, and 0 in all other cases. A shard
+        never has 1, because the other shards may have scans to predict.
+        """
+        failed = any(row.status == "failed" and not row.is_unchanged for row in self.rows)
+        if failed or self.unsent:
+            return SOME_FAILED
+        is_shard = self.table != TABLE
+        return 0 if is_shard or any(row.status != "skipped" for row in self.rows) else NOTHING_RAN
+
+    def counts(self) -> list[str]:
+        """Return lines with the numbers of scans that were predicted, kept, failed and so on.
+
+        The last ones are the notes on files that were left out.
+        """
+        n = Counter(row.status for row in self.rows)
+        known = sum(row.status == "failed" and row.is_unchanged for row in self.rows)
+        kept = sum(row.is_done and row.is_unchanged for row in self.rows)
+        predicted = sum(row.is_done for row in self.rows) - kept
+        accepted = count(sum(row.n_accepted or 0 for row in self.rows), "candidate")
+        before = f", {known} failed before and unchanged" if known else ""
+        lines = [
+            f"{count(len(self.rows) - n['skipped'], 'case')}: {predicted} predicted, {kept} kept "
+            f"from an earlier run, {n['failed'] - known} failed{before}; {accepted} accepted."
+        ]
+        if n["warned"]:
+            unlike = count(n["warned"], "scan is", "scans are")
+            lines.append(f"Warned: {unlike} unlike the training scans.")
+        if n["blank"]:
+            blank = count(n["blank"], "scan has", "scans have")
+            lines.append(f"Blank: {blank} a channel without contrast, so nothing was detected.")
+        if n["failed"]:
+            lines.append(
+                f"Failed: {self.table} has the reasons; a file that changes is tried again."
+            )
+        if n["skipped"]:
+            lines.append(f"Skipped: {count(n['skipped'], 'scan')}; {self.table} has the reasons.")
+        if self.sent is not None:
+            lines.append(f"Sent: the DICOM results of {count(len(self.sent), 'case')}.")
+        if self.unsent:
+            waiting = count(len(self.unsent), "case")
+            lines.append(f"Not sent: the DICOM results of {waiting}; the same command tries again.")
+        return [*lines, *(f"{note.message}." for note in self.left_out)]
+
+    def record(self) -> dict[str, Any]:
+        """Return the paths of folder and table, the cells of each row, and the other attributes."""
+        return {
+            "output": self.folder,
+            "table": self.folder / self.table,
+            "cases": [row.cells() for row in self.rows],
+            "sent": self.sent,
+            "unsent": self.unsent,
+            "left_out": [asdict(note) for note in self.left_out],
+        }
+
+    def summary(self) -> list[str]:
+        """Return the counts, the new warnings, and the files, or that a shard had no scan."""
+        lines = self.counts()
+        if not self.rows:
+            return [*lines, "No scan of the input belongs to this shard."]
+        new = [row for row in self.rows if row.warning and not row.is_unchanged]
+        lines += [f"{row.case}: {row.warning}" for row in new]
+        wrote = f"Wrote:   {self.folder / self.table}"
+        if not any(row.is_done for row in self.rows):
+            return [*lines, wrote]
+        return [*lines, f"{wrote}, with masks and candidates next to it"]
+
+    @property
+    def next(self) -> str | None:
+        """The command that evaluates the results; None if no scan has any."""
+        if not any(row.is_done for row in self.rows):
+            return None
+        return command_line(
+            "evaluate",
+            {"reference": "MASKS", "prediction": self.folder, "output": "SCORES"},
+        )
