@@ -75,6 +75,9 @@ def _to_texts(value: Any) -> Any:
     return value
 
 
+Texts = Annotated[tuple[str, ...], BeforeValidator(_to_texts)]  # or one text
+
+
 def _to_capitals(value: Any) -> Any:
     """Return one or several texts as a tuple in capitals, and any other value as it is."""
     texts = _to_texts(value)
@@ -432,9 +435,7 @@ class PredictInferenceConfig(InferenceConfig):
 
     model_config = ConfigDict(from_attributes=True)  # accepts an `InferenceConfig`
 
-    keep_zones: (
-        Annotated[tuple[str, ...], BeforeValidator(_to_texts), Field(min_length=1)] | None
-    ) = None
+    keep_zones: Annotated[Texts, Field(min_length=1)] | None = None
 
 
 class ReportSection(Settings):
@@ -601,60 +602,6 @@ class EvaluateConfig(OutputCommand):
     seed: NonNegativeInt
 
 
-class FollowConfig(OutputCommand):
-    """The settings of `follow`."""
-
-    before: FolderPath
-    after: FolderPath
-    output: OutputPath
-    visits: FilePath
-    bundle: Annotated[Bundles | None, PathKind.BUNDLE]
-    predictions: FolderPath
-    inference: InferenceConfig
-    device: str
-    operating_point: str | None
-    before_images: FolderPath
-    after_images: FolderPath
-    register_: Literal["auto", "headers", "rigid"] = Field(alias="register")
-    reference: FolderPath
-    stable: Annotated[tuple[str, ...], BeforeValidator(_to_texts)] | None
-    false_new_per_pair: NonNegativeFloat
-    overlap: Annotated[float, Field(gt=0, le=1)]
-    confidence: Confidence
-    merge_labels: bool
-    dicom_output: bool
-    identifiers: bool
-    trust: bool
-    replicates: NonNegativeInt
-    seed: NonNegativeInt
-
-    @model_validator(mode="after")
-    def _validate_sources(self) -> Self:
-        """Return self. Raise `ValueError` if it is not clear which visits to compare.
-
-        These are two folders of predictions, or a table of visits with a bundle or predictions.
-        Such a table already names the images.
-        """
-        folders = [self.before, self.after]
-        has_all_folders = None not in folders
-        has_no_folder = folders == [None, None]
-        has_no_table = self.visits is None and self.bundle is None and self.predictions is None
-        has_one_source = (self.bundle is None) != (self.predictions is None)
-        are_two_folders = has_all_folders and has_no_table
-        is_table = self.visits is not None and has_one_source and has_no_folder
-        if not are_two_folders and not is_table:
-            raise ValueError(
-                "give before= and after=, or visits= with either bundle= or predictions="
-            )
-        has_images = (self.before_images, self.after_images) != (None, None)
-        if is_table and has_images:
-            raise ValueError(
-                "before_images= and after_images= belong to before= and after=; with visits=, the "
-                "table names the scans"
-            )
-        return self
-
-
 class ReportConfig(OutputCommand):
     """The settings of `report`."""
 
@@ -712,7 +659,7 @@ COMMANDS = _Commands(
         "tune": None,
         "predict": PredictConfig,
         "evaluate": EvaluateConfig,
-        "follow": FollowConfig,
+        "follow": None,
         "report": ReportConfig,
         "export": None,
         "serve": None,

@@ -7,8 +7,8 @@ import subprocess
 import sys
 from importlib import import_module
 
-from lesionseg.cli.command import find_recipe
 from lesionseg.config import COMMANDS, PrepareConfig
+from lesionseg.pipeline import find_recipe
 
 
 def python(*arguments, **options):

@@ -30,11 +30,11 @@ import torch
 
 from benchmarks.phantoms.visits import VisitSettings, write_visit_phantoms
 from lesionseg.cli import run
-from lesionseg.cli.command import find_recipe
 from lesionseg.io import read_volume
 from lesionseg.io.files import TEMPORARY_NAMES
 from lesionseg.io.text import read_csv
 from lesionseg.phantoms import write_mri_phantoms
+from lesionseg.pipeline import find_recipe
 from tests.flow.test_earlier_version import ARCHIVES, write_dataset
 from tests.io.dicom_files import CT, STUDY, slice_elements, write_dicom_file
 

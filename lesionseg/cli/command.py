@@ -6,10 +6,9 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
-from importlib import import_module
 from typing import Any
 
 from lesionseg.child_process import STOP_SIGNALS
@@ -34,7 +33,7 @@ from lesionseg.errors import (
 from lesionseg.extra import find_extra
 from lesionseg.host_memory import pause_collection
 from lesionseg.pipeline.log import RepeatFilter, progress_bars
-from lesionseg.pipeline.outcome import Outcome
+from lesionseg.pipeline.outcome import Outcome, find_recipe
 from lesionseg.version import __version__
 
 log = logging.getLogger(__name__)
@@ -170,17 +169,6 @@ def run_recipe(command: str, cfg: Any) -> Outcome:
             function = find_recipe(command)
         outcome: Outcome = function(cfg)
     return outcome
-
-
-def find_recipe(command: str) -> Callable[..., Any]:
-    """Import the function of a command, which takes its settings.
-
-    Raises `ConfigError` if it is that of an extra that is missing.
-    """
-    is_core = COMMANDS.kinds[command]
-    home = import_module(f"lesionseg.pipeline.{command}") if is_core else find_extra(command)
-    recipe: Callable[..., Any] = getattr(home, command)
-    return recipe
 
 
 @contextmanager

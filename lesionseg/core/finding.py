@@ -1,6 +1,6 @@
 """A finding: something odd about a case, a file or a whole dataset.
 
-A reader raises an error for a file that cannot be read, and `finding_of` turns it into the finding
+A reader raises an error for a file that cannot be read, and `Finding.of` turns it into the finding
 of its case. Oddities of readable files are returned as findings. No function chooses between
 raising and collecting. A command decides what stops it, for example with `require_no_errors`.
 """
@@ -40,22 +40,23 @@ class Finding:
     severity: Severity = "warning"
     file: str = ""
 
+    @classmethod
+    def of(cls, error: Exception, case: str, where: object = "", kind: str = LISTED) -> "Finding":
+        """Return the finding of a case that an error describes. Its severity is `error`.
 
-def finding_of(error: Exception, case: str, where: object = "", kind: str = LISTED) -> Finding:
-    """Return the finding of a case that an error describes. Its severity is `error`.
-
-    Args:
-        error: the error of lesionseg, or a `MemoryError`.
-        case: the case id. Empty for the dataset.
-        where: the file or line with which the text begins, unless the error's text does already.
-        kind: the kind of the finding.
-    """
-    text = str(error)
-    if isinstance(error, MemoryError):
-        text = f"The memory ran out ({text}). Use a machine with more of it, or crop the case."
-    if where and not text.startswith(f"{where}: "):
-        text = f"{where}: {text}"
-    return Finding(kind, text, case, "error")
+        Args:
+            error: the error of lesionseg, or a `MemoryError`.
+            case: the case id. Empty for the dataset.
+            where: the file or line with which the text begins, unless the error's text does
+                already.
+            kind: the kind of the finding.
+        """
+        text = str(error)
+        if isinstance(error, MemoryError):
+            text = f"The memory ran out ({text}). Use a machine with more of it, or crop the case."
+        if where and not text.startswith(f"{where}: "):
+            text = f"{where}: {text}"
+        return cls(kind, text, case, "error")
 
 
 @contextmanager
@@ -64,12 +65,12 @@ def collect_errors(
 ) -> Iterator[None]:
     """Append an error that is raised within the context to `findings`, instead of raising it.
 
-    Only the errors of lesionseg are. See `finding_of` for the other arguments.
+    Only the errors of lesionseg are. See `Finding.of` for the other arguments.
     """
     try:
         yield
     except LesionsegError as error:
-        findings.append(finding_of(error, case, where, kind))
+        findings.append(Finding.of(error, case, where, kind))
 
 
 def errors_among(findings: Iterable[Finding]) -> list[Finding]:

@@ -123,6 +123,11 @@ class Geometry:
         """Volume of one voxel in mm³ (area of a pixel in mm²): |det affine|."""
         return float(abs(np.linalg.det(self.affine[: self.dims, : self.dims])))
 
+    @property
+    def centre_mm(self) -> Numbers:
+        """The centre of the grid `[dims]` in RAS millimetres."""
+        return self.to_mm(np.subtract(self.shape, 1) / 2)
+
     def to_mm(self, index: ArrayLike) -> Numbers:
         """Convert array indices `[n, dims]` (z, y, x) to RAS millimetres `[n, dims]` (x, y, z)."""
         return _apply_affine(index, self.affine)
@@ -145,14 +150,22 @@ class Geometry:
         corners = [np.multiply(corner, last) for corner in np.ndindex((2,) * self.dims)]
         return float(np.linalg.norm(self.to_mm(corners) - other.to_mm(corners), axis=1).max())
 
+    def move(self, matrix: Numbers) -> "Geometry":
+        """Return the grid at the place to which `matrix` `[dims+1, dims+1]` moves RAS mm."""
+        return Geometry(self.shape, matrix @ self.affine, self.unit)
+
+    def contains(self, points_mm: ArrayLike) -> Flags:
+        """Flag the points `[n, dims]`, or one point, that are inside a voxel of the grid."""
+        index = self.to_index(points_mm)  # a voxel extends by 0.5 from its whole-numbered centre
+        is_inside = (index >= -0.5) & (index <= np.subtract(self.shape, 0.5))
+        return np.asarray(is_inside.all(axis=-1))
+
     def overlap(self, other: "Geometry") -> float:
         """Return the share of the smaller grid that is inside the other grid, from 8000 samples."""
         small, large = sorted((self, other), key=lambda grid: grid.voxel_size * prod(grid.shape))
         rng = np.random.default_rng(0)
         points = rng.uniform(-0.5, np.subtract(small.shape, 0.5), (_N_SAMPLES, self.dims))
-        index = large.to_index(small.to_mm(points))
-        is_inside = (index >= -0.5) & (index <= np.subtract(large.shape, 0.5))
-        return float(is_inside.all(axis=1).mean())
+        return float(large.contains(small.to_mm(points)).mean())
 
     def describe(self) -> str:
         """Describe shape, spacing and RAS position for a message. x comes first, as in files."""

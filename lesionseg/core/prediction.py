@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pydantic import Field
 
-from lesionseg.core.arrays import Integers, Numbers
+from lesionseg.core.arrays import Flags, Integers, Numbers
 from lesionseg.core.geometry import Geometry
 from lesionseg.core.labels import UNION
 from lesionseg.core.lesions import box_centres_mm, box_diameters_mm, equivalent_diameter_mm
@@ -201,6 +201,11 @@ class Prediction:
     n_outside: int = 0
     n_off_grid: int = 0
     disagreement: float | None = None
+
+    @property
+    def accepted(self) -> Flags:
+        """True for each accepted candidate `[n]`."""
+        return np.array([candidate.accepted for candidate in self.candidates], dtype=np.bool_)
 
     def __repr__(self) -> str:
         """Return three lines: the case, its candidates, and its grid. Arrays are left out."""

@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from lesionseg.evaluation.operating_points import Aim as Aim
     from lesionseg.evaluation.operating_points import choose as choose
     from lesionseg.evaluation.operating_points import list_points as list_points
+    from lesionseg.evaluation.regrid import resample_prediction as resample_prediction
     from lesionseg.evaluation.scores import Scores as Scores
     from lesionseg.evaluation.scores import read_scores as read_scores
+    from lesionseg.evaluation.scores import write_scores as write_scores
     from lesionseg.evaluation.summary import SummarySettings as SummarySettings
     from lesionseg.evaluation.summary import summarise as summarise
     from lesionseg.evaluation.tables import CaseRows as CaseRows
@@ -41,8 +43,10 @@ _HOMES = {
     "list_points": "operating_points",
     "match_case": "matched_case",
     "read_scores": "scores",
+    "resample_prediction": "regrid",
     "summarise": "summary",
     "wilson_interval": "intervals",
+    "write_scores": "scores",
 }
 __all__ = [*_HOMES]
 __getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -23,12 +23,11 @@ from lesionseg.core import (
 )
 from lesionseg.core.arrays import Flags
 from lesionseg.errors import GeometryError
-from lesionseg.evaluation.criteria import INSTANCES, SECONDARY_CRITERIA, Preset
+from lesionseg.evaluation.criteria import INSTANCES, PRESETS, SECONDARY_CRITERIA, Preset
 from lesionseg.evaluation.matching import (
     Match,
     Outcomes,
     Rows,
-    flag_accepted,
     match,
     sum_shares,
 )
@@ -133,7 +132,7 @@ class MatchedCase:
         """
         begin = perf_counter()
         by_label = self.match.within_labels
-        accepted = flag_accepted(self.prediction.candidates)
+        accepted = self.prediction.accepted
         # these criteria compare equal labels, so pooled and separate labels have the same result
         secondary = {
             rule.name: self.match.decide_outcomes(accepted, rule) for rule in SECONDARY_CRITERIA
@@ -459,7 +458,7 @@ class _Accepted:
 def match_case(
     reference: Reference,
     prediction: Prediction | None,
-    preset: Preset,
+    preset: Preset = PRESETS["lesionseg"],
     *,
     case: str,
     group: str = "",

@@ -27,7 +27,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
-from lesionseg.core import Candidate, Lesions, Prediction, Reference
+from lesionseg.core import Lesions, Prediction, Reference
 from lesionseg.core.arrays import Flags, Integers, Numbers
 from lesionseg.core.lesions import box_slices
 from lesionseg.evaluation.box_precision import BoxPairs, encode_hits, pair_boxes
@@ -262,11 +262,6 @@ def match(
         links={**links, criterion: pooled},
         within_labels=within_labels,
     )
-
-
-def flag_accepted(candidates: Sequence[Candidate]) -> Flags:
-    """Flag the accepted candidates `[n]`."""
-    return np.array([c.accepted for c in candidates], dtype=np.bool_)
 
 
 def _save_memory(lesions: Lesions) -> Lesions:

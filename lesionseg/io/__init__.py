@@ -12,13 +12,17 @@ from lesionseg.lazy import lazy_names
 if TYPE_CHECKING:
     from lesionseg.io.case_ids import split_channel as split_channel
     from lesionseg.io.cases import read_case as read_case
+    from lesionseg.io.cases import read_finite as read_finite
     from lesionseg.io.cases import read_image as read_image
     from lesionseg.io.files import atomic_path as atomic_path
     from lesionseg.io.files import digest_of as digest_of
     from lesionseg.io.files import locked_folder as locked_folder
     from lesionseg.io.files import made_folder as made_folder
+    from lesionseg.io.grids import GridPair as GridPair
+    from lesionseg.io.itk import itk_image as itk_image
     from lesionseg.io.layouts import Layout as Layout
     from lesionseg.io.layouts import read_dataset as read_dataset
+    from lesionseg.io.layouts.manifest import read_scan_list as read_scan_list
     from lesionseg.io.layouts.table import Row as Row
     from lesionseg.io.layouts.table import Table as Table
     from lesionseg.io.limits import MAY_PASS as MAY_PASS
@@ -49,6 +53,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "FoundScans": "scans",
+    "GridPair": "grids",
     "Layout": "layouts",
     "MAY_PASS": "limits",
     "PredictionFiles": "results.case",
@@ -64,6 +69,7 @@ _HOMES = {
     "find_scans": "scans",
     "format_suffix": "volumes",
     "is_dicom_image": "volumes",
+    "itk_image": "itk",
     "kind_of_name": "scans",
     "leave_out": "scans",
     "limit_voxels": "limits",
@@ -73,9 +79,11 @@ _HOMES = {
     "read_case": "cases",
     "read_csv": "text",
     "read_dataset": "layouts",
+    "read_finite": "cases",
     "read_geometry": "volumes",
     "read_image": "cases",
     "read_mask": "masks",
+    "read_scan_list": "layouts.manifest",
     "read_volume": "volumes",
     "split_channel": "case_ids",
     "strip_suffix": "volumes",

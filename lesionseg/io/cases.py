@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lesionseg.core import Case, CaseFiles, Dataset, Geometry, Labels, Reference, Volume
-from lesionseg.core.arrays import Flags
+from lesionseg.core.arrays import Flags, Numbers
 from lesionseg.errors import ContentError, GeometryError
 from lesionseg.io.channels import check_channels, is_colour
 from lesionseg.io.dicom.headers import is_dicom
@@ -297,10 +297,31 @@ def check_dims(path: Path, geometry: Geometry, dims: int, *, is_input: bool = Fa
     raise GeometryError(f"{path}: the image has the shape {geometry.shape}, but {others}")
 
 
-def read_finite(path: Path) -> Volume:
-    """Read an image file with NaN as background, see `finite_values`."""
+def read_finite(
+    path: Path, grid: Geometry | None = None, *, matrix: Numbers | None = None
+) -> Volume:
+    """Read an image file with NaN as background, see `finite_values`.
+
+    Args:
+        path: The file.
+        grid: The grid onto which the image is resampled linearly. None keeps that of the file.
+        matrix: Affine in RAS mm by which the image is moved before it is resampled.
+
+    Returns:
+        The image. Channels that were resampled are float32, and 0 outside the file's grid.
+
+    Raises:
+        ReadError: The file is damaged.
+        ContentError: A voxel is infinite, or all voxels are NaN.
+    """
     volume = read_volume(path)
-    return replace(volume, array=finite_values(path, volume.array, nan_background=True))
+    array = finite_values(path, volume.array, nan_background=True)
+    own = volume.geometry if matrix is None else volume.geometry.move(matrix)
+    if grid is None or own.matches(grid):
+        return replace(volume, array=array, geometry=own)
+    from lesionseg.ops import resample_to  # torch is imported only if it is needed
+
+    return Volume(resample_to(array, own, grid, "linear").numpy(), grid)
 
 
 def finite_values(path: Path, stored: NDArray[Any], *, nan_background: bool) -> NDArray[Any]:

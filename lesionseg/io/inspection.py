@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lesionseg.core import Case, CaseFiles, Dataset, Finding, Geometry
-from lesionseg.core.finding import finding_of
 from lesionseg.errors import GeometryError, LesionsegError, ReadError
 from lesionseg.io.cases import (
     check_dims,
@@ -68,7 +67,7 @@ def inspect_case(files: CaseFiles, dataset: Dataset) -> Inspection:
                     )
                     findings.append(Finding("unoriented", text, files.case))
         except LesionsegError as error:
-            unexplained = finding_of(error, files.case, kind="unreadable")
+            unexplained = Finding.of(error, files.case, kind="unreadable")
             findings = _find_errors(files, dataset) or [unexplained]
     findings += [Finding("remark", text, files.case, "note") for text in warnings]
     patient, has_text = _read_dicom_facts(files.images)
@@ -97,7 +96,7 @@ def _find_errors(files: CaseFiles, dataset: Dataset) -> list[Finding]:
                 kind = "geometry"
             elif isinstance(error, ReadError):
                 kind = "unreadable"
-            findings.append(finding_of(error, files.case, kind=kind))
+            findings.append(Finding.of(error, files.case, kind=kind))
 
     with collect("channels"):
         check_channels(files, dataset)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from lesionseg.ops.boxes import box_iou as box_iou
     from lesionseg.ops.boxes import box_volume as box_volume
     from lesionseg.ops.boxes import decode_boxes as decode_boxes
+    from lesionseg.ops.components import candidates_of as candidates_of
     from lesionseg.ops.components import label_components as label_components
     from lesionseg.ops.components import lesion_instances as lesion_instances
     from lesionseg.ops.components import present_values as present_values
@@ -25,6 +26,7 @@ _HOMES = {
     "batched_nms": "suppression",
     "box_iou": "boxes",
     "box_volume": "boxes",
+    "candidates_of": "components",
     "cluster_boxes": "suppression",
     "decode_boxes": "boxes",
     "grid_anchors": "anchors",

@@ -9,9 +9,11 @@ if TYPE_CHECKING:
     from lesionseg.pipeline.convert import write_own_bundle as write_own_bundle
     from lesionseg.pipeline.experiment import Experiment as Experiment
     from lesionseg.pipeline.log import align_columns as align_columns
+    from lesionseg.pipeline.log import bar as bar
     from lesionseg.pipeline.log import command_line as command_line
     from lesionseg.pipeline.log import predict_command as predict_command
     from lesionseg.pipeline.outcome import Outcome as Outcome
+    from lesionseg.pipeline.outcome import find_recipe as find_recipe
     from lesionseg.pipeline.output_lock import hold_lock as hold_lock
     from lesionseg.pipeline.planning import begin as begin
     from lesionseg.pipeline.predict_outputs import Outputs as Outputs
@@ -26,9 +28,11 @@ _HOMES = {
     "Outcome": "outcome",
     "Outputs": "predict_outputs",
     "align_columns": "log",
+    "bar": "log",
     "begin": "planning",
     "command_line": "log",
     "default_run_dir": "run_dir",
+    "find_recipe": "outcome",
     "hold_lock": "output_lock",
     "loss_option": "run_dir",
     "predict_command": "log",

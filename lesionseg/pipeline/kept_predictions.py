@@ -8,7 +8,6 @@ from pathlib import Path
 from uuid import uuid4
 
 from lesionseg.core import Finding, Geometry, Labels, Prediction, Selection
-from lesionseg.core.finding import finding_of
 from lesionseg.errors import CASE_ERRORS
 from lesionseg.evaluation.label_names import LabelNumbers
 from lesionseg.inference.open_prediction import open_prediction
@@ -77,7 +76,7 @@ class KeptPredictions:
             try:
                 prediction = numbers.apply(open_prediction(self._files[case]))
             except CASE_ERRORS as error:
-                faults.append(finding_of(error, case))
+                faults.append(Finding.of(error, case))
                 log.warning("Not read, %s: %s", case, error)
             else:
                 self.keep(prediction)

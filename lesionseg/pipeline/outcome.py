@@ -1,6 +1,23 @@
-"""The result of a command, which `cli` prints and a notebook uses."""
+"""The function of a command, and its result, which `cli` prints and a notebook uses."""
 
+from collections.abc import Callable
+from importlib import import_module
 from typing import Any
+
+from lesionseg.config import COMMANDS
+from lesionseg.extra import find_extra
+
+
+def find_recipe(command: str) -> Callable[..., Any]:
+    """Import the function of a command, which takes its settings and returns an `Outcome`.
+
+    Raises:
+        ConfigError: if it is that of an extra that is missing.
+    """
+    is_core = COMMANDS.kinds[command]
+    home = import_module(f"lesionseg.pipeline.{command}") if is_core else find_extra(command)
+    recipe: Callable[..., Any] = getattr(home, command)
+    return recipe
 
 
 class Outcome:

@@ -20,7 +20,6 @@ from lesionseg.core import (
     OperatingPoint,
     Prediction,
 )
-from lesionseg.core.finding import finding_of
 from lesionseg.errors import CASE_ERRORS, DatasetError
 from lesionseg.evaluation import (
     MatchedCase,
@@ -176,7 +175,7 @@ def score_cases(
             try:
                 matched = match(files, found.get(files.case))
             except CASE_ERRORS as error:
-                faults.append(finding_of(error, files.case))
+                faults.append(Finding.of(error, files.case))
                 matched = None
             yield matched
 

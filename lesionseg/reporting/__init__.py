@@ -14,13 +14,16 @@ if TYPE_CHECKING:
     from lesionseg.reporting.charts import Chart as Chart
     from lesionseg.reporting.charts import new_figure as new_figure
     from lesionseg.reporting.images import Scene as Scene
+    from lesionseg.reporting.pictures import Card as Card
     from lesionseg.reporting.rendering import render as render
+    from lesionseg.reporting.rendering import write_page as write_page
     from lesionseg.reporting.viewer import NIIVUE as NIIVUE
     from lesionseg.reporting.viewer import viewer_data as viewer_data
     from lesionseg.reporting.write import write_report as write_report
 
 _HOMES = {
     "ACCENT": "charts",
+    "Card": "pictures",
     "Chart": "charts",
     "NIIVUE": "viewer",
     "OTHER": "charts",
@@ -28,6 +31,7 @@ _HOMES = {
     "new_figure": "charts",
     "render": "rendering",
     "viewer_data": "viewer",
+    "write_page": "rendering",
     "write_report": "write",
 }
 __all__ = [*_HOMES]

@@ -13,12 +13,11 @@ from lesionseg.core.arrays import Numbers
 from lesionseg.core.finding import LISTED, NO_CASE
 from lesionseg.errors import count
 from lesionseg.io.channels import is_colour
-from lesionseg.io.text import write_text
 from lesionseg.ops.components import lesion_mask, lesions_of
 from lesionseg.plan.plausibility import DOUBTS
 from lesionseg.reporting.charts import FOUND, Chart, new_figure
 from lesionseg.reporting.pictures import draw_overview
-from lesionseg.reporting.rendering import render
+from lesionseg.reporting.rendering import write_page
 
 # each kind of finding, and its explanation on the page
 MEANING: Mapping[str, str] = {
@@ -240,7 +239,8 @@ def write_dataset_report(
                 named.append({"case": case, "finding": finding.message})
     shown = [*looks.values()]
     diameters = [d for look in shown for d in look.diameters]
-    html = render(
+    write_page(
+        path,
         "dataset.html.j2",
         name=name,
         n_lesion_free=sum(f.kind in ("lesion_free", "only_ignored") for f in findings),
@@ -259,7 +259,6 @@ def write_dataset_report(
         flat=any(len(look.shape) == 2 for look in shown),
         charts=_draw_charts(shown, channels, unit),
     )
-    write_text(path, html)
 
 
 def _findings_table(

@@ -3,7 +3,7 @@
 import base64
 import io
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -49,6 +49,30 @@ class Card:
     size: str
     words: str
 
+    @classmethod
+    def draw(
+        cls,
+        scenes: Mapping[str, Scene],
+        start: Sequence[float],
+        stop: Sequence[float],
+        *,
+        words: tuple[str, str, str],
+        planes: int = 3,
+        focus: Flags | None = None,
+    ) -> "Card":
+        """Draw the picture with `draw_cutouts`, which has the other arguments.
+
+        Args:
+            scenes: The scenes by name.
+            start: First corner of the box.
+            stop: Last corner of the box, exclusive.
+            words: The scan, the size and a description of the lesion.
+            planes: Number of planes.
+            focus: Mask of the one accepted candidate that the picture is about.
+        """
+        figure = draw_cutouts(scenes, start, stop, planes=planes, focus=focus)
+        return cls(data_uri(figure), *words)
+
 
 def display_axes(geometry: Geometry) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Return the axis order and the flips for the display of an image.
@@ -90,15 +114,15 @@ class _Outline:
         return self if self.mask is None else replace(self, mask=self.mask[part])
 
 
-def draw_cutout(
-    scene: Scene,
+def draw_cutouts(
+    scenes: Mapping[str, Scene],
     start: Sequence[float],
     stop: Sequence[float],
     *,
     planes: int = 3,
     focus: Flags | None = None,
 ) -> Figure:
-    """Draw slices through the voxel of a mask that is nearest to the middle of a box.
+    """Draw slices of each scene through the voxel of a mask that is nearest to the middle of a box.
 
     The mask is `focus` or, without it, that of the lesions, then that of the accepted candidates.
     If none of them has a voxel in the box, the slices pass through its middle.
@@ -107,13 +131,31 @@ def draw_cutout(
     left. A 2-D image is shown as a whole with a frame, and as the cut-out within the frame.
 
     Args:
-        scene: The scan and its masks.
-        start: First corner of the box in voxels of the scene's grid.
+        scenes: Scans on one grid with their masks, by the names that are written into the slices.
+        start: First corner of the box in voxels of the grid.
         stop: Last corner of the box, exclusive.
         planes: Number of planes. In 2-D, one plane shows only the cut-out.
         focus: Mask of the one accepted candidate that the picture is about. All other outlines of
             candidates are faded. None fades no outline.
     """
+    n = min(planes, len(start))
+    figure, panels = _make_panels(n * len(scenes))
+    for k, (name, scene) in enumerate(scenes.items()):
+        own = panels[n * k : n * (k + 1)]
+        _draw_cutout(own, scene, start, stop, focus)
+        look: Any = {"color": "white", "fontsize": 8, "path_effects": DARK_EDGE}
+        own[0].text(0.03, 0.03, name, transform=own[0].transAxes, **look)
+    return figure
+
+
+def _draw_cutout(
+    panels: Sequence[Axes],
+    scene: Scene,
+    start: Sequence[float],
+    stop: Sequence[float],
+    focus: Flags | None,
+) -> None:
+    """Draw slices of a scene into the panels, as `draw_cutouts` describes."""
     order, flips = display_axes(scene.geometry)
     spacing = np.array([scene.geometry.spacing_mm[a] for a in order])
     unit = short_unit(scene.geometry.size_unit)
@@ -135,16 +177,14 @@ def draw_cutout(
     box_mm = (box[1] - box[0]) * spacing
     side = _choose_side(image_mm, box_mm)
     if image.ndim == 2:
-        figure, panels = _make_panels(min(planes, 2))
         _crop(panels[-1], shown, masks, spacing, middle, side, unit)
-        if planes == 1:
-            return figure
+        if len(panels) == 1:
+            return
         limits = np.percentile(shown, WINDOW)
         _show(panels[0], shown, masks, spacing, limits)
         top, left = (m * s - side / 2 for m, s in zip(middle, spacing, strict=True))
         panels[0].add_patch(Rectangle((left, top), side, side, fill=False, ec=BELOW, lw=0.8))
-        return figure
-    figure, panels = _make_panels(planes)
+        return
     for axis, axes in enumerate(panels):
         in_plane = [k for k in range(3) if k != axis]
         index: list[Any] = [slice(None)] * 3
@@ -156,7 +196,6 @@ def draw_cutout(
         look: Any = {"color": "white", "fontsize": 7, "path_effects": DARK_EDGE}
         axes.text(0.02, 0.5, left, transform=axes.transAxes, **look)
         axes.text(0.5, 0.93, upper, transform=axes.transAxes, **look)
-    return figure
 
 
 def _style_outlines(

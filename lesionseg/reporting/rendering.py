@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lesionseg.core.dataset import EACH_IS_A_PATIENT
 from lesionseg.errors import count, duration, format_score
+from lesionseg.io.text import write_text
 from lesionseg.version import __version__
 
 if TYPE_CHECKING:
@@ -172,6 +173,11 @@ def pixels(value: float) -> str:
 def render(template: str, **values: object) -> str:
     """Fill a template of this package or of an extra. All values are escaped."""
     return _templates().get_template(template).render(**values)
+
+
+def write_page(path: Path, template: str, **values: object) -> None:
+    """Fill a template, see `render`, and write the page atomically."""
+    write_text(path, render(template, **values))
 
 
 def say_lines(sentence: str, **values: object) -> list[str]:

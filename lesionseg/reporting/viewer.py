@@ -18,11 +18,10 @@ from numpy.typing import NDArray
 from lesionseg.core import Geometry, Volume
 from lesionseg.core.arrays import Numbers
 from lesionseg.errors import ConfigError
-from lesionseg.io.text import write_text
 from lesionseg.io.volumes import write_volume
 from lesionseg.reporting.images import Scene, candidate_ids
 from lesionseg.reporting.pictures import draw_overview
-from lesionseg.reporting.rendering import render
+from lesionseg.reporting.rendering import write_page
 
 NIIVUE = Path(__file__).parent / "niivue" / "niivue.umd.js"
 # A larger scan is thinned: the page shows every 2nd, 3rd … voxel along each axis.
@@ -64,8 +63,8 @@ def write_viewer(
     data = viewer_data(scene)
     if threshold is not None:
         data["threshold"] = threshold
-    page = render("viewer.html.j2", title=title, niivue=NIIVUE.name, data=data)
-    write_text(folder / f"{name}.html", page)
+    page = folder / f"{name}.html"
+    write_page(page, "viewer.html.j2", title=title, niivue=NIIVUE.name, data=data)
 
 
 def remove_viewer_pages(folder: Path) -> None:

@@ -16,7 +16,7 @@ from lesionseg.core import Dataset, Prediction
 from lesionseg.errors import ContentError, LesionsegError, format_score, join_names, require_one_of
 from lesionseg.evaluation.adjudication import Key, candidate_key
 from lesionseg.evaluation.scores import SECOND_MODEL, Provenance
-from lesionseg.io.text import read_csv, read_yaml, write_csv, write_text
+from lesionseg.io.text import read_csv, read_yaml, write_csv
 from lesionseg.reporting import charts
 from lesionseg.reporting.charts import Chart
 from lesionseg.reporting.content import Pictures, ReportContent
@@ -29,8 +29,8 @@ from lesionseg.reporting.films import Film, choose_films, draw_film, label_keys
 from lesionseg.reporting.identity import read_identity
 from lesionseg.reporting.images import Scene, Sources
 from lesionseg.reporting.pdf import write_pdf
-from lesionseg.reporting.pictures import Card, data_uri, draw_cutout
-from lesionseg.reporting.rendering import render, say, say_lines, split_lines
+from lesionseg.reporting.pictures import Card
+from lesionseg.reporting.rendering import say, say_lines, split_lines, write_page
 from lesionseg.reporting.viewer import remove_viewer_pages, write_viewer
 from lesionseg.reporting.words import (
     basis,
@@ -135,7 +135,7 @@ def write_report(
     output.mkdir(parents=True, exist_ok=True)
     # files of an earlier page with other settings or cases would contradict this page
     (output / "report.pdf").unlink(missing_ok=True)
-    write_text(output / "report.html", render("report.html.j2", report=content))
+    write_page(output / "report.html", "report.html.j2", report=content)
     write_adjudication(adjudication, tables)
     write_pseudonyms(output, tables.names)
     if options.pdf:
@@ -603,9 +603,9 @@ def _draw_card(scene: Scene, wanted: _Wanted, tables: Evaluation) -> Card:
     is_false_positive = wanted.kind == "false_positive"
     focus = scene.mask_of(int(row["candidate"])) if is_false_positive else None
     planes = 1 if wanted.kind == "top" else 3
-    figure = draw_cutout(scene, start, stop, planes=planes, focus=focus)
     size = size_words(row, tables)
     has_several_labels = bool(label_keys(tables))
     if wanted.kind != "top" and has_several_labels:
         size = f"{row['label']}, {size}"
-    return Card(data_uri(figure), str(row["case"]), size, wanted.words)
+    words = (str(row["case"]), size, wanted.words)
+    return Card.draw({"": scene}, start, stop, words=words, planes=planes, focus=focus)

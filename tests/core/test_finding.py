@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lesionseg.core.finding import Finding, collect_errors, finding_of, require_no_errors
+from lesionseg.core.finding import Finding, collect_errors, require_no_errors
 from lesionseg.errors import DatasetError, ReadError
 
 ROOT = Path("data")
@@ -13,9 +13,9 @@ ROOT = Path("data")
 def test_error_becomes_the_finding_of_its_case_and_names_its_place_once():
     error = ReadError("a.nii: the file is truncated.")
     expected = Finding("unreadable", "a.nii: the file is truncated.", "a", "error")
-    assert finding_of(error, "a", kind="unreadable") == expected
-    assert finding_of(error, "a", "a.nii", "unreadable") == expected
-    assert finding_of(error, "a", "line 2").message == "line 2: a.nii: the file is truncated."
+    assert Finding.of(error, "a", kind="unreadable") == expected
+    assert Finding.of(error, "a", "a.nii", "unreadable") == expected
+    assert Finding.of(error, "a", "line 2").message == "line 2: a.nii: the file is truncated."
 
 
 def test_collecting_continues_after_an_error_but_not_after_a_mistake_in_the_code():

@@ -138,3 +138,20 @@ def test_missing_channels_are_not_present():
     volume = Volume(np.arange(3)[:, None, None] * np.ones((3, 2, 2)), FLAT, missing=(1,))
     assert [channel[0, 0] for channel in volume.present_channels] == [0, 2]
     assert volume.brightness()[0, 0] == pytest.approx(0.587 + 2 * 0.114)
+
+
+def test_moved_grid_has_moved_voxels_and_contains_its_centre(oblique):
+    way_mm = np.array([5.0, -3.0, 2.0])
+    shift = np.eye(4)
+    shift[:3, 3] = way_mm
+    moved = oblique.move(shift)
+    np.testing.assert_allclose(moved.to_mm([[1, 2, 3]]), oblique.to_mm([[1, 2, 3]]) + way_mm)
+    np.testing.assert_allclose(moved.centre_mm, oblique.centre_mm + way_mm)
+    assert moved.unit == oblique.unit
+    assert oblique.contains(oblique.centre_mm)
+
+
+def test_grid_contains_points_up_to_half_a_voxel_beyond_its_outer_centres():
+    grid = Geometry.from_spacing((4, 5), (2, 1))
+    points = grid.to_mm([[-0.5, 0], [3.5, 4.5], [-0.6, 0], [0, 4.6]])
+    assert grid.contains(points).tolist() == [True, True, False, False]

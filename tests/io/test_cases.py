@@ -8,9 +8,9 @@ import pytest
 import SimpleITK as sitk
 from PIL import Image
 
-from lesionseg.core import CaseFiles, Dataset, Labels
+from lesionseg.core import CaseFiles, Dataset, Geometry, Labels
 from lesionseg.errors import ContentError, DatasetError, GeometryError, ReadError
-from lesionseg.io.cases import read_case, read_image
+from lesionseg.io.cases import read_case, read_finite, read_image
 from lesionseg.io.inspection import inspect_case
 from lesionseg.io.masks import read_mask
 from lesionseg.io.volumes import read_volume
@@ -229,3 +229,20 @@ def test_faults_after_an_unreadable_first_image_name_the_file_with_the_grid(data
     second = r"and A_0001\.nii\.gz are not on one grid \(shapes \(%d, 4, 5\) and \(3, 4, 5\)\)"
     assert re.search(r"A_0002\.nii\.gz " + second % 2, image)
     assert re.search(r"A\.nii\.gz " + second % 6, mask)
+
+
+def test_image_is_moved_and_resampled_onto_another_grid(tmp_path, write_nifti):
+    """The image has 1 mm voxels, the other grid 2 mm ones at every second voxel."""
+    values = np.arange(48, dtype=np.float32).reshape(6, 4, 2)
+    path = write_nifti(tmp_path / "a.nii.gz", values)
+    own = read_finite(path)
+    axes = own.geometry.affine @ np.diag([2.0, 2.0, 2.0, 1.0])
+    coarse = Geometry(tuple((n + 1) // 2 for n in own.geometry.shape), axes)
+    found = read_finite(path, coarse)
+    np.testing.assert_allclose(found.array, own.array[:, ::2, ::2, ::2])
+    assert found.geometry.matches(coarse)
+    shift = np.eye(4)
+    shift[:3, 3] = own.geometry.affine[:3, 2]  # by one voxel along the last array axis
+    moved = read_finite(path, own.geometry, matrix=shift)
+    np.testing.assert_allclose(moved.array[..., 1:], own.array[..., :-1], rtol=1e-5)
+    assert read_finite(path, matrix=shift).geometry.matches(own.geometry.move(shift))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from lesionseg import config
-from lesionseg.cli.command import find_recipe, private_files
+from lesionseg.cli.command import private_files
 from lesionseg.errors import DatasetError, OutputError, ReadError
 from lesionseg.io.case_ids import MAX_ID_BYTES, check_case_id, printable_id
 from lesionseg.io.files import LOCK, atomic_path, digest_of, locked_folder
@@ -23,6 +23,7 @@ from lesionseg.io.text import (
     write_json,
     write_text,
 )
+from lesionseg.pipeline import find_recipe
 
 
 def test_file_is_complete_on_the_disk_before_it_is_renamed(tmp_path, monkeypatch):

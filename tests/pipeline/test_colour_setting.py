@@ -22,7 +22,7 @@ from lesionseg.io.text import read_json, write_json
 from lesionseg.pipeline.run_dir import check_config, save_config
 from lesionseg.pipeline.survey import open_dataset, take_survey
 from lesionseg.reporting.images import Sources
-from lesionseg.reporting.pictures import draw_cutout
+from lesionseg.reporting.pictures import draw_cutouts
 from lesionseg.reporting.write import write_report
 from tests.commands import check
 from tests.inference.networks import Bright
@@ -281,7 +281,7 @@ def test_report_shows_the_colours_of_pictures_and_the_greys_of_others(tmp_path, 
     drawn = draw_pictures()["colour"]
     np.testing.assert_array_equal(scene.colours, np.moveaxis(drawn, -1, 0))
     np.testing.assert_allclose(scene.image, drawn @ LUMA, rtol=1e-6)
-    (whole, _) = draw_cutout(scene, (10, 8), (20, 24)).axes
+    (whole, _) = draw_cutouts({"": scene}, (10, 8), (20, 24)).axes
     np.testing.assert_array_equal(whole.images[0].get_array(), drawn)
     for case in ("grey", "equal", "lossy"):
         assert sources.load(case, frozenset()).colours is None

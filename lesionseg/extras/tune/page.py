@@ -9,8 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
 
-from lesionseg.io import write_text
-from lesionseg.reporting import ACCENT, OTHER, Chart, new_figure, render
+from lesionseg.reporting import ACCENT, OTHER, Chart, new_figure, write_page
 
 State = Literal["complete", "pruned", "unfinished", "failed"]
 BANDWIDTH = 0.12  # standard deviation of the smoothing kernel, relative to the range of each axis
@@ -125,7 +124,8 @@ def write_tuning_page(search: TuningSearch, path: Path) -> Path:
     if recommended is not None:
         caption += " Ring: the recommended α and γ."
     header, *rows = trial_table(search)
-    html = render(
+    write_page(
+        path,
         "tuning.html.j2",
         search=search,
         recommended=recommended,
@@ -133,7 +133,6 @@ def write_tuning_page(search: TuningSearch, path: Path) -> Path:
         chart_of_pairs=Chart("Trained pairs of α and γ", caption, figure),
         rows=[dict(zip(header, row, strict=True)) for row in rows],
     )
-    write_text(path, html)
     return path
 
 

@@ -8,20 +8,18 @@ import pytest
 from benchmarks.phantoms.visits import VisitSettings, write_visit_phantoms
 from lesionseg.core import Geometry, OperatingPoint
 from lesionseg.errors import BundleError, ConfigError, ContentError, DatasetError, GeometryError
-from lesionseg.evaluation.change import ChangeRule, compare_visits, order_visits
 from lesionseg.evaluation.scores import read_scores
+from lesionseg.extras.follow.changes import ChangeRule, compare_visits
+from lesionseg.extras.follow.dicom_report import find_reports, plan_report, write_change_report
+from lesionseg.extras.follow.page import _find_visit_of_candidates, _lesions_to_outline
+from lesionseg.extras.follow.recipe import FollowOutcome
+from lesionseg.extras.follow.visits import VisitFiles, order_visits, visits_of_folders
+from lesionseg.io.cases import read_finite
 from lesionseg.io.layouts.manifest import read_scan_list
 from lesionseg.io.results.case import PredictionFiles, write_prediction
 from lesionseg.io.text import read_csv, read_json, write_json
 from lesionseg.io.volumes import read_geometry, read_volume
 from lesionseg.pipeline import predict_case
-from lesionseg.pipeline.follow import FollowOutcome, visits_of_folders
-from lesionseg.reporting.follow_page import (
-    _find_visit_of_candidates,
-    _lesions_to_outline,
-    _read_on_grid,
-    write_change_report,
-)
 from tests.commands import follow
 from tests.evaluation.hand_cases import prediction_of
 from tests.inference.networks import make_bright
@@ -210,8 +208,7 @@ def test_scans_with_nan_around_the_head_are_registered_and_drawn(tmp_path):
     follow_folders(tmp_path, has_images=True, register="rigid")
     (pair,) = pairs_of(tmp_path).values()
     assert float(pair["foreground_dice"]) > 0.9
-    grid = volume.geometry
-    assert _read_on_grid(path, grid, None, grid).min() == 0  # NaN would make the picture black
+    assert read_finite(path, volume.geometry).array.min() == 0  # NaN would make the picture black
 
 
 def test_a_poor_registration_is_refused(tmp_path):
@@ -334,7 +331,7 @@ def test_pair_that_needs_too_much_memory_fails_alone(visits, monkeypatch):
             raise MemoryError("Unable to allocate 5.46 GiB")
         return compare_visits(case, *args)
 
-    monkeypatch.setattr("lesionseg.pipeline.follow.compare_visits", run_out)
+    monkeypatch.setattr("lesionseg.extras.follow.pairs.compare_visits", run_out)
     outcome = follow_visits(visits)
     assert (outcome.n_pairs, [fault.case for fault in outcome.failed]) == (1, ["a"])
     assert "5.46 GiB" in pairs_of(visits)["a"]["message"]
@@ -418,7 +415,7 @@ def test_dicom_report_contains_states_and_both_volumes(tmp_path):
 
 def test_dicom_report_lists_new_and_gone_lesions_that_are_too_thin(tmp_path):
     """Write a new lesion of score 0.75 and a gone one, each on one slice."""
-    pacs = pytest.importorskip("lesionseg.extras.pacs")
+    pytest.importorskip("lesionseg.extras.pacs")
     hd = pytest.importorskip("highdicom")
     found = {}
     for visit, y in (("before", 0), ("after", 3)):
@@ -441,7 +438,8 @@ def test_dicom_report_lists_new_and_gone_lesions_that_are_too_thin(tmp_path):
     assert "ml (too thin to be sure). New but too thin to be sure: candidate 1." in comment
     # at an operating point above its score the new lesion is left out
     visits = compare_visits("P1_scan", found["before"], found["after"], ChangeRule())
-    planned = pacs.ChangeReport.plan(scan, PredictionFiles("P1_scan"), tmp_path / "high")
+    later = VisitFiles("P1_scan", PredictionFiles("P1_scan"), scan)
+    planned = plan_report(find_reports([later]), later, tmp_path / "high")
     write_change_report(planned, visits.after, visits.changes, OperatingPoint("high", 0.9))
     n_groups, comment = read_report(tmp_path / "high" / "P1_scan_sr.dcm")
     assert n_groups == 0
@@ -482,6 +480,22 @@ def test_report_of_another_scan_is_not_replaced(tmp_path, obstacle, caplog):
     assert (out / "P2_scan_sr.dcm").is_file()
 
 
+def test_without_the_extra_that_writes_reports_there_is_one_sentence(tmp_path, monkeypatch, caplog):
+    def lack(_):
+        raise ConfigError("pacs: this installation lacks the extra.")
+
+    write_visits_of_two_patients(tmp_path)
+    monkeypatch.setattr("lesionseg.extras.follow.dicom_report.find_extra", lack)
+    caplog.set_level("INFO")
+    outcome = follow_visits(tmp_path, has_images=True)
+    assert (outcome.n_pairs, outcome.exit_status) == (2, 0)
+    assert caplog.text.count("lacks the extra") == 1
+    assert not list((tmp_path / "out").glob("*_sr.dcm"))
+    caplog.clear()
+    follow_visits(tmp_path, has_images=True, dicom_output=False)
+    assert "lacks the extra" not in caplog.text
+
+
 def test_scan_that_changes_while_its_pair_is_compared_gets_no_report(tmp_path, monkeypatch):
     """While P1 is compared, its folder gets the series of another patient on the same grid."""
     pytest.importorskip("lesionseg.extras.pacs")
@@ -494,7 +508,7 @@ def test_scan_that_changes_while_its_pair_is_compared_gets_no_report(tmp_path, m
             write_patient_series(folder, GRIDS["axial"], PatientID="other")
         return compare_visits(case, *args)
 
-    monkeypatch.setattr("lesionseg.pipeline.follow.compare_visits", compare)
+    monkeypatch.setattr("lesionseg.extras.follow.pairs.compare_visits", compare)
     outcome = follow_visits(tmp_path, has_images=True)
     assert outcome.exit_status == 3
     assert not (tmp_path / "out" / "P1_scan_sr.dcm").exists()
@@ -515,17 +529,6 @@ def test_pair_whose_headers_allow_no_report_is_compared(tmp_path):
     (pair,) = pairs_of(tmp_path).values()
     assert pair["message"].startswith("No DICOM report: ")
     assert not (tmp_path / "out" / "P1_scan_sr.dcm").exists()
-
-
-def test_missing_extra_for_reports_is_said(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("lesionseg.extra.find_spec", lambda _: None)
-    write_visits_of_two_patients(tmp_path)
-    with caplog.at_level("INFO"):
-        outcome = follow_visits(tmp_path, has_images=True)
-    assert outcome.exit_status == 0
-    assert caplog.text.count("lesionseg/extras/pacs") == 1
-    assert {*pairs_of(tmp_path)} == {"P1_scan", "P2_scan"}
-    assert not list((tmp_path / "out").glob("*.dcm"))
 
 
 # --- visits from a table: order, prediction before the comparison, refused tables ---

@@ -7,9 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lesionseg.core import Volume
-from lesionseg.core.arrays import Numbers
 from lesionseg.errors import GeometryError
-from lesionseg.io.itk import itk_image
+from lesionseg.io import itk_image
 
 MIN_FOREGROUND_DICE = 0.8  # heads rotated by a few degrees reach 0.95; another body part does not
 _TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])  # ITK's millimetres run to the left and the back
@@ -24,7 +23,7 @@ class Alignment:
     field of view of both scans.
     """
 
-    matrix: Numbers
+    matrix: NDArray[np.float64]
     mutual_information: float
     foreground_dice: float
 
@@ -77,12 +76,10 @@ def register_rigid(fixed: Volume, moving: Volume) -> Alignment:
         raise GeometryError(text) from error
     finally:
         sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(n_threads)
-    # the images of the origin and of the three unit vectors determine the rigid movement
-    corners = np.concatenate([np.zeros((1, 3)), np.eye(3)])
-    moved = np.array([transform.TransformPoint(p.tolist()) for p in corners])
+    movement = sitk.Euler3DTransform(transform)
     to_moving = np.eye(4)
-    to_moving[:3, :3] = (moved[1:] - moved[0]).T
-    to_moving[:3, 3] = moved[0]
+    to_moving[:3, :3] = np.reshape(movement.GetMatrix(), (3, 3))
+    to_moving[:3, 3] = movement.TransformPoint((0.0, 0.0, 0.0))
     # SimpleITK's transform maps fixed to moving points; lesions need the inverse
     matrix = np.asarray(np.linalg.inv(_TO_RAS @ to_moving @ _TO_RAS), dtype=np.float64)
     # the method minimises, so its metric is the negative mutual information

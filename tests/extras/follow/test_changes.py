@@ -8,14 +8,14 @@ import pytest
 
 from lesionseg.core import CaseFiles, Geometry
 from lesionseg.errors import DatasetError, GeometryError
-from lesionseg.evaluation.change import (
+from lesionseg.extras.follow.changes import (
     ChangeRule,
     Visit,
     compare_visits,
     find_changes,
-    order_visits,
     size_errors,
 )
+from lesionseg.extras.follow.visits import order_visits
 from lesionseg.ops.components import measure_instances
 from tests.evaluation.hand_cases import prediction_of
 

@@ -5,8 +5,8 @@ import pytest
 
 from benchmarks.phantoms.visits import VisitSettings, simulate_visits
 from lesionseg.core import Geometry, Volume
-from lesionseg.data.registration import register_rigid
 from lesionseg.errors import GeometryError
+from lesionseg.extras.follow.registration import register_rigid
 
 
 def make_movement(degrees, shift_mm):

@@ -3,44 +3,32 @@
 Sizes are measured on the grid of each visit. Lesions are compared by overlap on one common grid.
 """
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from scipy.special import ndtri
 
-from lesionseg.core import CaseFiles, Geometry, Lesions, Prediction
-from lesionseg.core.arrays import Flags, Numbers
-from lesionseg.core.lesions import equivalent_diameter_mm
-from lesionseg.errors import DatasetError, GeometryError
-from lesionseg.evaluation.matching import (
-    Rows,
-    connected_parts,
-    flag_accepted,
-    overlap_table,
-)
-from lesionseg.evaluation.regrid import resample_prediction
-from lesionseg.io.text import write_csv
-from lesionseg.ops.components import candidates_of
+from lesionseg.core import Lesions, OperatingPoint, Prediction
+from lesionseg.errors import GeometryError
+from lesionseg.evaluation import resample_prediction
+from lesionseg.io import write_csv
+from lesionseg.ops import candidates_of
+
+Flags = NDArray[np.bool_]
+Numbers = NDArray[np.float64]
+Rows = NDArray[np.int64]
 
 State = Literal["new", "enlarged", "stable", "shrunk", "gone", "merged", "split"]
 STATES: tuple[State, ...] = get_args(State)
 
-# YYYY-MM-DD, YYYYMMDD and YYMMDD
-_DATE = re.compile(
-    r"\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01]).*"
-    r"|(\d\d)?\d\d(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])"
-)
-# no date of another form: 31.05, 1.10, 05.2024, 2024.10 or 05.31; 1.9 and 12.5 may be numbers
-_NUMBER = re.compile(
-    r"(?!0\d+\.|([1-9]|[12]\d|3[01]|(19|20)\d\d)\.(0[1-9]|1[0-2])$|([1-9]|1[0-2])\.(19|20)\d\d$)"
-    r"(\d{1,4}|\d+\.\d+)"
-)
 HALF_SCORE_MM = 10.0  # diameter with score ½, if new lesions are ranked by size
 
 
@@ -126,6 +114,27 @@ class LesionChange:
     change_percent: float | None = None
     smallest_change_percent: float
 
+    @property
+    def max_diameter_mm(self) -> float:
+        """The larger diameter of both visits."""
+        return max(self.diameter_before_mm or 0.0, self.diameter_after_mm or 0.0)
+
+    @property
+    def is_too_thin(self) -> bool:
+        """True if a new or gone lesion is too thin to be sure.
+
+        If the smallest detectable change is 100 % or more, even the whole lesion is within the
+        error of measurement.
+        """
+        return self.state in ("new", "gone") and self.smallest_change_percent >= 100
+
+    def reaches(self, point: OperatingPoint | None) -> bool:
+        """Return True unless it is a new lesion with a score below the operating point.
+
+        All new lesions reach the operating point None.
+        """
+        return point is None or self.score is None or self.score >= point.score
+
 
 def count_states(changes: Iterable[LesionChange]) -> dict[str, int]:
     """Count the changes of each of `STATES`."""
@@ -167,14 +176,12 @@ def size_errors(lesions: Lesions) -> Numbers:
     sums = np.zeros(len(lesions))
     for row in np.flatnonzero(lesions.has_voxels):
         voxels = lesions.voxels_of(int(row))
-        # the first plane of each axis stays empty, so that voxels which `roll` moves around the end
-        # are the predecessors of no voxel
-        mask = np.zeros(np.ptp(voxels, axis=0) + 2, dtype=np.bool_)
-        mask[tuple((voxels - voxels.min(axis=0) + 1).T)] = True
+        mask = np.zeros(np.ptp(voxels, axis=0) + 1, dtype=np.bool_)
+        mask[tuple((voxels - voxels.min(axis=0)).T)] = True
         for axis in range(mask.ndim):
-            has_predecessor = np.roll(mask, 1, axis)
-            n_faces = np.count_nonzero(mask & ~has_predecessor)  # of one side
-            sums[row] += n_faces**2
+            # a face of one side is where a voxel of the lesion differs from the one before it
+            differs = np.diff(mask, axis=axis, prepend=False)
+            sums[row] += np.count_nonzero(mask & differs) ** 2
     return np.asarray(lesions.geometry.voxel_size * np.sqrt(sums / 6))
 
 
@@ -213,7 +220,6 @@ class VisitPair:
     Attributes:
         before: The earlier visit, resampled onto the grid of the later one.
         after: The later visit.
-        placed: The grid of the earlier visit, moved into the space of the later one.
         changes: The changes.
         matrix: Affine from the RAS mm of the earlier visit to those of the later one. None if both
             visits have the same coordinates.
@@ -221,7 +227,6 @@ class VisitPair:
 
     before: Prediction
     after: Prediction
-    placed: Geometry
     changes: list[LesionChange]
     matrix: Numbers | None
 
@@ -232,8 +237,11 @@ class VisitPair:
         error or below the operating point are left out. The remaining ones are accepted, because
         the caller decides by their scores.
         """
-        sure = [c for c in self.changes if c.state == "new" and c.accepted]
-        score_of = {c.lesion_after[0]: c.score for c in sure if c.score is not None}
+        score_of = {
+            change.lesion_after[0]: change.score
+            for change in self.changes
+            if change.accepted and change.score is not None  # only new lesions have scores
+        }
         new = [
             replace(c, score=score_of[c.id], accepted=True)
             for c in self.after.candidates
@@ -269,8 +277,11 @@ def compare_visits(
     """
     grid = after.geometry
     own = before.geometry
-    placed = own if matrix is None else Geometry(own.shape, matrix @ own.affine)
-    if own.dims != grid.dims or not _share_space(placed, grid):
+    placed = own if matrix is None else own.move(matrix)
+    share_space = own.dims == grid.dims and (
+        grid.contains(placed.centre_mm) or placed.contains(grid.centre_mm)
+    )
+    if not share_space:
         raise GeometryError(
             f"Case {case}: the visits do not overlap in space or have different numbers of axes; "
             f"before {placed.describe()}, after {grid.describe()}. If the numbers of axes are "
@@ -288,96 +299,22 @@ def compare_visits(
     earlier = Visit(
         lesions,
         candidates_of(moved),
-        flag_accepted(before.candidates),
-        _is_inside(centres_mm, grid),
+        before.accepted,
+        grid.contains(centres_mm),
     )
     lesions = candidates_of(after)
-    later = Visit(
-        lesions, lesions, flag_accepted(after.candidates), _is_inside(lesions.centres_mm, placed)
-    )
-    score_of = {}
-    for c in after.candidates:
-        by_size = c.diameter_mm / (c.diameter_mm + HALF_SCORE_MM)
-        score_of[c.id] = c.score if after.has_scores else by_size
+    later = Visit(lesions, lesions, after.accepted, placed.contains(lesions.centres_mm))
+    score_of = {
+        c.id: c.score if after.has_scores else c.diameter_mm / (c.diameter_mm + HALF_SCORE_MM)
+        for c in after.candidates
+    }
     changes = []
     for change in find_changes(case, earlier, later, rule):
         if change.state == "new":
             # a new lesion has no partner that could join others to it, so there is one id
             change = replace(change, score=score_of[change.lesion_after[0]])
         changes.append(change)
-    return VisitPair(moved, after, placed, changes, matrix)
-
-
-def order_visits(scans: Iterable[CaseFiles], table: Path) -> list[list[CaseFiles]]:
-    """Order the visits of each patient by time.
-
-    Args:
-        scans: The scans. Their `group` is the patient, and their column `visit` contains a number
-            or a date such as 2024-05-31, 20240531 or 240531.
-        table: The file's name for messages.
-
-    Returns:
-        The visits of each patient, in the order in which patients first appear. A patient may have
-        a single visit.
-
-    Raises:
-        DatasetError: if no patient has two visits, or if the times of a patient's visits are
-            missing, equal or of another form, or mix numbers and dates.
-    """
-    patients: dict[str, list[CaseFiles]] = {}
-    for files in scans:
-        patients.setdefault(files.group, []).append(files)
-    if all(len(visits) < 2 for visits in patients.values()):
-        raise DatasetError(
-            f"{table}: no patient has two visits. Give both scans of a patient the same name in "
-            "the column group."
-        )
-    for group, visits in patients.items():
-        texts = {files.case: files.columns.get("visit", "").strip() for files in visits}
-        time_of = {case: _parse_time(text) for case, text in texts.items()}
-        if len(visits) > 1 and not _have_an_order([time_of[files.case] for files in visits]):
-            shown = ", ".join(text or "missing" for text in texts.values())
-            raise DatasetError(
-                f"{table}: the visits of {group} cannot be ordered ({shown}). Give each its own "
-                "number such as 6 or 0.5, or a date such as 2024-05-31 (not 31.05 or 31052024), in "
-                "the column visit."
-            )
-        visits.sort(key=lambda files: time_of[files.case])
-    return list(patients.values())
-
-
-def _have_an_order(times: Sequence[Any]) -> bool:
-    """Return True if the times are distinct, and all of them are dates or all of them numbers."""
-    kinds = {type(time) for time in times}
-    return None not in times and len(kinds) == 1 and len(set(times)) == len(times)
-
-
-def _parse_time(text: str) -> Any:
-    """Return a value to sort the visits of a patient by.
-
-    Dates such as "2024-05-31", "20240531" and "240531" give the text "20240531". Text after a date
-    with hyphens, such as a time, is kept. Numbers such as "2" give a float. Anything else gives
-    None, also a number that looks like another form of a date, such as "31052024" or "05.2024".
-    """
-    text = re.sub(r"\.0+$", "", text)  # a table program may write 20240531.0
-    if not _DATE.fullmatch(text):
-        return float(text) if _NUMBER.fullmatch(text) else None
-    century = "" if len(text) > 6 else "19" if text > "69" else "20"
-    return century + text.replace("-", "")
-
-
-def _share_space(one: Geometry, other: Geometry) -> bool:
-    """Return True if the centre of at least one grid is inside the other grid."""
-    centre_mm = one.to_mm([[(n - 1) / 2 for n in one.shape]])
-    other_centre_mm = other.to_mm([[(n - 1) / 2 for n in other.shape]])
-    return bool((_is_inside(centre_mm, other) | _is_inside(other_centre_mm, one)).all())
-
-
-def _is_inside(points_mm: Numbers, geometry: Geometry) -> Flags:
-    """Flag the points `[n, dims]` that are inside a voxel of the grid."""
-    index = geometry.to_index(points_mm)  # a voxel extends by 0.5 from its whole-numbered centre
-    last = np.array(geometry.shape) - 0.5
-    return np.asarray(((index >= -0.5) & (index <= last)).all(axis=1))
+    return VisitPair(moved, after, changes, matrix)
 
 
 @dataclass(frozen=True, eq=False)
@@ -385,20 +322,16 @@ class _Side:
     """The lesions of a group at one visit.
 
     Attributes:
-        ids: The ids of the lesions. Empty, like the arrays, if the visit has none.
-        sizes: Their sizes `[n]` in mm³, in 2-D in mm².
-        errors: The standard errors of the sizes `[n]`.
+        lesions: All lesions of the visit.
+        rows: The rows of the group. Empty if the visit has none.
+        errors: The standard errors of their sizes `[n]`.
         accepted: True if they are accepted candidates.
-        label: Their label value. 0 without a lesion.
-        dims: Number of axes.
     """
 
-    ids: tuple[int, ...]
-    sizes: Numbers
+    lesions: Lesions
+    rows: Rows
     errors: Numbers
     accepted: bool
-    label: int
-    dims: int
 
     @classmethod
     def of(cls, visit: Visit, rows: Rows, errors: Numbers) -> "_Side":
@@ -406,17 +339,28 @@ class _Side:
         accepted = bool(visit.accepted[rows].any())
         if accepted:
             rows = rows[visit.accepted[rows]]
-        lesions = visit.lesions
-        return cls(
-            ids=tuple(lesions.ids[rows].tolist()),
-            sizes=np.asarray(
-                lesions.n_voxels[rows] * lesions.geometry.voxel_size, dtype=np.float64
-            ),
-            errors=errors[rows],
-            accepted=accepted,
-            label=int(lesions.labels[rows[0]]) if len(rows) else 0,
-            dims=lesions.geometry.dims,
-        )
+        return cls(visit.lesions, rows, errors[rows], accepted)
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """The ids of the lesions."""
+        return tuple(self.lesions.ids[self.rows].tolist())
+
+    @property
+    def label(self) -> int:
+        """Their label value. 0 without a lesion."""
+        return int(self.lesions.labels[self.rows].max(initial=0))
+
+    @property
+    def dims(self) -> int:
+        """Number of axes."""
+        return self.lesions.geometry.dims
+
+    @property
+    def sizes(self) -> Numbers:
+        """The sizes `[n]` in mm³, in 2-D in mm²."""
+        voxel_size = self.lesions.geometry.voxel_size
+        return np.asarray(voxel_size * self.lesions.n_voxels[self.rows], dtype=np.float64)
 
     def n_whole(self, rule: ChangeRule) -> int:
         """Count the lesions that are not pieces (see `find_changes`). Return at least 1."""
@@ -436,7 +380,10 @@ class _Side:
     @property
     def diameter_mm(self) -> float | None:
         """The equivalent diameter of the summed size. None without a lesion."""
-        return float(equivalent_diameter_mm(self.size, self.dims)) if self.ids else None
+        if not self.ids:
+            return None
+        diameters_mm = self.lesions.diameters_mm[self.rows]
+        return float((diameters_mm**self.dims).sum() ** (1 / self.dims))
 
 
 def _describe_change(case: str, before: _Side, after: _Side, rule: ChangeRule) -> LesionChange:
@@ -494,68 +441,67 @@ def _group_lesions(before: Visit, after: Visit, overlap: float) -> Iterator[tupl
     A new lesion yields no rows before, a lesion that is gone no rows after. A lesion without a
     partner is left out if it is outside the other visit's field of view.
     """
-    rows_before, rows_after = _find_links(before.placed, after.placed, overlap)
-    for part in connected_parts(rows_before, rows_after):
-        yield np.unique(rows_before[part]), np.unique(rows_after[part])
-    none = np.zeros(0, dtype=np.int64)
-    for row in np.setdiff1d(np.flatnonzero(before.comparable), rows_before):
-        yield row[np.newaxis], none
-    for row in np.setdiff1d(np.flatnonzero(after.comparable), rows_after):
-        yield none, row[np.newaxis]
+    n_before = len(before.placed)
+    n_lesions = n_before + len(after.placed)
+    links = _find_links(before.placed, after.placed, overlap)
+    ends = (links[:, 0], n_before + links[:, 1])
+    graph = coo_array((np.ones(len(links)), ends), shape=(n_lesions, n_lesions))
+    _, group_of = connected_components(graph, directed=False)
+    comparable = np.concatenate([before.comparable, after.comparable])
+    for group in np.unique(group_of):
+        rows = np.flatnonzero(group_of == group)
+        if len(rows) > 1 or comparable[rows].all():
+            yield rows[rows < n_before], rows[rows >= n_before] - n_before
 
 
-def _find_links(before: Lesions, after: Lesions, overlap: float) -> tuple[Rows, Rows]:
-    """Find pairs of rows with the same label that share enough voxels, as `find_changes` describes.
+def _find_links(before: Lesions, after: Lesions, overlap: float) -> Rows:
+    """Find pairs of rows `[pairs, 2]` that belong together, as `find_changes` describes.
 
     Rows without a partner are compared with each other again, with one of both grown by one voxel,
     so a pair may occur twice. Boxes without voxels are only compared with grown lesions.
     """
-    table = overlap_table(before, after)
-    smaller = np.minimum(before.n_voxels[table.candidate], after.n_voxels[table.lesion])
-    enough = (table.voxels >= overlap * smaller) & (table.voxels > 0)
-    enough &= before.labels[table.candidate] == after.labels[table.lesion]
-    rows_before = table.candidate[enough]
-    rows_after = table.lesion[enough]
-    is_free_before = ~np.isin(np.arange(len(before)), rows_before)
-    is_free_after = ~np.isin(np.arange(len(after)), rows_after)
-    # first the lesions before are grown, then those after
-    grown_before, near_after = _find_neighbours(
-        before, after, is_free_before, is_free_after, overlap
-    )
-    grown_after, near_before = _find_neighbours(
-        after, before, is_free_after, is_free_before, overlap
-    )
-    return (
-        np.concatenate([rows_before, grown_before, near_before]),
-        np.concatenate([rows_after, near_after, grown_after]),
-    )
+    links = _find_overlaps(before, before.has_voxels, after, after.has_voxels, overlap)
+    is_free = ~np.isin(np.arange(len(before)), links[:, 0])
+    is_other_free = ~np.isin(np.arange(len(after)), links[:, 1])
+    grown_before = _find_overlaps(before, is_free, after, is_other_free, overlap, grow=True)
+    grown_after = _find_overlaps(after, is_other_free, before, is_free, overlap, grow=True)
+    return np.concatenate([links, grown_before, grown_after[:, ::-1]])
 
 
-def _find_neighbours(
+def _find_overlaps(
     lesions: Lesions,
-    others: Lesions,
     is_free: Flags,
+    others: Lesions,
     is_other_free: Flags,
     overlap: float,
-) -> tuple[Rows, Rows]:
-    """Find pairs of free rows that share enough voxels if `lesions` are grown by one voxel.
+    *,
+    grow: bool = False,
+) -> Rows:
+    """Find pairs of free rows `[pairs, 2]` with the same label that share enough voxels.
 
-    A free row has no partner yet. A row may occur in several pairs. `overlap` is the least share of
-    the smaller lesion. A box without voxels in `others` has those of `Lesions.draw`.
+    A row may occur in several pairs. A box without voxels in `others` has those of `Lesions.draw`.
+
+    Args:
+        lesions: The lesions whose voxels are compared.
+        is_free: True for lesions `[n]` to compare.
+        others: The lesions of the other visit on the same grid.
+        is_other_free: True for `others` `[m]` to compare.
+        overlap: The least share of the smaller lesion that both have in common.
+        grow: Grow each of `lesions` by one voxel first.
     """
     id_at_voxel = others.draw()
     highest = int(others.ids.max(initial=0))
-    pairs: list[tuple[int, int]] = []
+    are_linked = np.zeros((len(lesions), len(others)), dtype=np.bool_)
     for row in np.flatnonzero(is_free & lesions.has_voxels):
-        grown = _grow(lesions.voxels_of(int(row)), lesions.geometry.shape)
-        n_by_id = np.bincount(id_at_voxel[tuple(grown.T)], minlength=highest + 1)
+        voxels = lesions.voxels_of(int(row))
+        if grow:
+            voxels = _grow(voxels, lesions.geometry.shape)
+        n_by_id = np.bincount(id_at_voxel[tuple(voxels.T)], minlength=highest + 1)
         n_common = n_by_id[others.ids]
         smaller = np.minimum(lesions.n_voxels[row], others.n_voxels)
         enough = (n_common >= overlap * smaller) & (n_common > 0)
-        enough &= is_other_free & (others.labels == lesions.labels[row])
-        pairs += [(int(row), int(other)) for other in np.flatnonzero(enough)]
-    found = np.array(pairs, dtype=np.int64).reshape(-1, 2)
-    return found[:, 0], found[:, 1]
+        are_linked[row] = enough & is_other_free & (others.labels == lesions.labels[row])
+    return np.argwhere(are_linked)
 
 
 def _grow(voxels: Rows, shape: tuple[int, ...]) -> Rows:

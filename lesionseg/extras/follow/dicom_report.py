@@ -1,0 +1,120 @@
+"""The DICOM report on the changes of a pair of visits, which the extra `pacs` writes."""
+
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from lesionseg.core import OperatingPoint, Prediction
+from lesionseg.errors import ConfigError, ContentError, GeometryError
+from lesionseg.extra import find_extra
+from lesionseg.extras.follow.changes import LesionChange
+from lesionseg.extras.follow.visits import VisitFiles
+from lesionseg.io import is_dicom_image
+
+_log = logging.getLogger(__name__)
+
+
+def find_reports(visits: Iterable[VisitFiles]) -> Any | None:
+    """Return the class `ChangeReport`, or None if no later visit has a DICOM scan.
+
+    If the extra `pacs` is missing, return None, too, and warn.
+
+    Raises:
+        ConfigError: If the package that writes reports is missing.
+    """
+    images = [visit.image for visit in visits if visit.image is not None]
+    if not any(map(is_dicom_image, images)):
+        return None
+    try:
+        reports = find_extra("pacs").ChangeReport
+    except ConfigError as missing:
+        _log.warning("Scans in DICOM get no report. %s", missing)
+        return None
+    reports.check(images)
+    return reports
+
+
+def plan_report(reports: Any | None, visit: VisitFiles, folder: Path) -> Any | None:
+    """Return the report of a later visit, and remove that of an earlier run from the folder.
+
+    Return None if `reports` is None, or if the visit has no scan, or none in DICOM.
+
+    Raises:
+        LesionsegError: If the report would replace other results, see `ChangeReport.plan`.
+    """
+    if reports is None or visit.image is None:
+        return None
+    return reports.plan(visit.image, visit.prediction, folder)
+
+
+def write_change_report(
+    report: Any,
+    prediction: Prediction,
+    changes: Sequence[LesionChange],
+    point: OperatingPoint | None,
+) -> str:
+    """Write a DICOM structured report of the later visit, with the changes since the earlier one.
+
+    New lesions below the operating point are left out. The comment lists the lesions that are gone,
+    and those that are new but too thin to be sure.
+
+    Args:
+        report: The planned `ChangeReport`.
+        prediction: The later visit.
+        changes: The changes of the pair.
+        point: The operating point of changes; None accepts all.
+
+    Returns:
+        The reason why the scan does not allow a report, which is also a warning, or "".
+
+    Raises:
+        OutputError: If the file cannot be written.
+        ResourceError: If the scan has changed since the report was planned.
+    """
+    # by id of a lesion at the later visit: its change and its earlier volume
+    since: dict[int, tuple[str, float | None]] = {}
+    for change in changes:
+        if change.reaches(point):
+            for lesion in change.lesion_after:
+                since[lesion] = (change.state, change.volume_before_ml)
+    candidates = tuple(replace(c, accepted=c.id in since) for c in prediction.candidates)
+    try:
+        report.write(
+            replace(prediction, candidates=candidates, operating_point=None),
+            {c.label: f"lesion of label {c.label}" for c in candidates},
+            since,
+            _remark(changes, point, prediction.geometry.size_unit),
+        )
+    except (ContentError, GeometryError) as error:
+        _log.warning("%s has no DICOM report: %s", prediction.case, error)
+        return f"No DICOM report: {error}"
+    return ""
+
+
+def _remark(changes: Sequence[LesionChange], point: OperatingPoint | None, unit: str) -> str:
+    """List the lesions that are gone, and those that are new but too thin to be sure."""
+    gone = [_size_before(change, unit) for change in changes if change.state == "gone"]
+    remark = f"Compared with an earlier visit. Gone since: {', '.join(gone) or 'nothing'}."
+    thin = [
+        str(lesion)
+        for change in changes
+        if change.state == "new" and change.is_too_thin and change.reaches(point)
+        for lesion in change.lesion_after
+    ]
+    if thin:
+        remark += f" New but too thin to be sure: candidate {', '.join(thin)}."
+    return remark
+
+
+def _size_before(change: LesionChange, unit: str) -> str:
+    """Return the size at the earlier visit with its unit, and a note if the lesion is too thin.
+
+    The size is the volume, in 2-D the diameter.
+    """
+    if change.volume_before_ml is None:
+        size = f"{change.diameter_before_mm or 0:.3g} {unit}"
+    else:
+        size = f"{change.volume_before_ml:.3g} ml"
+    return f"{size} (too thin to be sure)" if change.is_too_thin else size

@@ -1,0 +1,188 @@
+"""Read both visits of a pair, register them, and compare their lesions."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from lesionseg.core import Prediction
+from lesionseg.errors import ContentError, DatasetError, GeometryError
+from lesionseg.evaluation import MatchedCase
+from lesionseg.extras.follow.changes import ChangeRule, LesionChange, VisitPair, compare_visits
+from lesionseg.extras.follow.registration import MIN_FOREGROUND_DICE, Alignment, register_rigid
+from lesionseg.extras.follow.visits import FilePair, VisitFiles
+from lesionseg.io import GridPair, read_finite, read_geometry
+from lesionseg.reporting import Card
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class FollowedPair:
+    """The comparison of two visits: its changes, row of pairs.csv and pictures.
+
+    `match` compares the new lesions with those of a reference, if there is one. `unit` is the unit
+    of lesion sizes. The volumes of the visits are not kept, because all pairs together may not fit
+    into memory.
+    """
+
+    unit: str
+    changes: Sequence[LesionChange]
+    row: Mapping[str, Any]
+    cards: Sequence[tuple[LesionChange, Card]]
+    match: MatchedCase | None
+
+    @property
+    def alignment(self) -> str:
+        """How the visits were aligned: `headers` or `rigid`."""
+        return str(self.row["registered"])
+
+
+@dataclass(frozen=True)
+class PairReader:
+    """The settings by which two visits are read and compared.
+
+    Attributes:
+        rule: Which lesions are the same, and which differences are changes.
+        register: `rigid` registers the scans, `headers` uses the positions in the files. `auto`
+            registers the scans if they are given and the predictions are not on one grid.
+        merge_labels: Merge all labels into one.
+    """
+
+    rule: ChangeRule
+    register: Literal["auto", "headers", "rigid"] = "auto"
+    merge_labels: bool = False
+
+    def read(self, files: FilePair) -> tuple[VisitPair, Alignment | None]:
+        """Read and compare two visits. Return the comparison and the alignment of the scans.
+
+        The alignment is None if the scans are not registered.
+
+        Args:
+            files: The earlier and the later visit.
+
+        Raises:
+            GeometryError: If the registration is poor, the grids do not overlap, or a header was
+                lost.
+            ContentError: If a prediction has boxes without masks, a label has two names, or a gone
+                and a new lesion of different labels are at the same place.
+            DatasetError: If a scan to register is missing.
+            ReadError: If a file is damaged.
+        """
+        earlier, later = files
+        before = _read(earlier, merge_labels=self.merge_labels)
+        after = _read(later, merge_labels=self.merge_labels)
+        _check_names(later.case, before, after)
+        grids = GridPair(_mask_path(earlier), before.geometry, _mask_path(later), after.geometry)
+        grids.check_headers()
+        is_one_grid = before.geometry.matches(after.geometry)
+        needs_alignment = self.register == "rigid"
+        if self.register == "auto":  # scans on one grid count as registered
+            needs_alignment = not is_one_grid and earlier.image is not None
+        alignment = None
+        if needs_alignment:
+            alignment = _register(earlier, later)
+        elif not is_one_grid:
+            _log.info("%s: the two grids differ; the files' own positions are used.", later.case)
+        matrix = None if alignment is None else alignment.matrix
+        visits = compare_visits(later.case, before, after, self.rule, matrix)
+        _check_values(visits, self.rule)
+        return visits, alignment
+
+
+def _register(earlier: VisitFiles, later: VisitFiles) -> Alignment:
+    """Register the earlier scan to the later one.
+
+    Raises:
+        DatasetError: If a scan is missing.
+        GeometryError: If the registration is poor.
+    """
+    if earlier.image is None or later.image is None:
+        raise DatasetError(
+            f"Case {later.case} has no scan to register with. Give before_images= and "
+            "after_images=, named by case, or register=headers."
+        )
+    alignment = register_rigid(read_finite(later.image), read_finite(earlier.image))
+    if alignment.foreground_dice < MIN_FOREGROUND_DICE:
+        raise GeometryError(
+            f"Case {later.case}: the registration is poor (Dice of foregrounds "
+            f"{alignment.foreground_dice:.2f}, not {MIN_FOREGROUND_DICE}). Register the scans "
+            "with another program and give register=headers."
+        )
+    return alignment
+
+
+def _read(visit: VisitFiles, *, merge_labels: bool) -> Prediction:
+    """Read the prediction of a visit without the rejected candidates that have no mask.
+
+    `merge_labels` merges all labels into one. The masks of radiographs are pictures, so their pixel
+    size is that of the scan.
+
+    Raises:
+        ContentError: if the prediction or an accepted candidate has no mask.
+        GeometryError: if the mask has lost the header of its scan.
+    """
+    files = visit.prediction
+    refusal = ContentError(
+        f"{files.candidates or visit.case}: boxes without masks cannot be compared by size. "
+        "Give masks; model=retina_unet writes them."
+    )
+    if files.mask is None and files.instances is None:
+        raise refusal  # before `read`, which needs a grid
+    geometry = None
+    if visit.image is not None:
+        own = read_geometry(visit.image)
+        geometry = own if own.dims == 2 else None
+    prediction = files.read(geometry=geometry, binary=merge_labels)
+    if merge_labels:
+        prediction = prediction.merge_labels()
+    if visit.image is not None:
+        grids = GridPair(_mask_path(visit), prediction.geometry, visit.image, own)
+        grids.check_header()
+        grids.check_spacing()
+    lacks_masks = any(c.accepted and not c.has_mask for c in prediction.candidates)
+    if lacks_masks or prediction.instances is None:
+        raise refusal
+    return replace(prediction, candidates=tuple(c for c in prediction.candidates if c.has_mask))
+
+
+def _mask_path(visit: VisitFiles) -> str:
+    """Return the path of a visit's mask, for messages."""
+    return str(visit.prediction.mask or visit.prediction.instances)
+
+
+def _check_names(case: str, before: Prediction, after: Prediction) -> None:
+    """Raise `ContentError` if the visits give a label different names.
+
+    Labels are compared by number. Models may number the same labels differently. If both visits
+    have a single label, its name does not matter.
+    """
+    is_single = len(before.labels) == len(after.labels) == 1
+    for value in sorted(before.labels.keys() & after.labels.keys()):
+        name = before.labels[value]
+        other = after.labels[value]
+        if other.casefold() != name.casefold() and not is_single:
+            raise ContentError(
+                f"Case {case}: label {value} is {name!r} in the earlier visit and {other!r} in the "
+                "later one. Predict both visits with the same model."
+            )
+
+
+def _check_values(visits: VisitPair, rule: ChangeRule) -> None:
+    """Raise `ContentError` if a gone lesion and a new one are the same lesion with another label.
+
+    Masks that number their lesions, or number their labels differently, have such lesions.
+    """
+    states = {(c.state, *c.lesion_before, *c.lesion_after) for c in visits.changes}
+    gone, new = (
+        visit.keep([c for c in visit.candidates if (state, c.id) in states])
+        for visit, state in ((visits.before, "gone"), (visits.after, "new"))
+    )
+    pooled = compare_visits(new.case, gone.with_one_label(), new.with_one_label(), rule)
+    if any(change.lesion_before and change.lesion_after for change in pooled.changes):
+        first, second = (sorted({c.label for c in one.candidates}) for one in (gone, new))
+        raise ContentError(
+            f"Case {new.case}: lesions at the same place have different labels: before {first}, "
+            f"after {second}. They would be gone and new. Write both masks with the same values, "
+            "such as 1 for every lesion, or set merge_labels=true to treat all labels as one."
+        )

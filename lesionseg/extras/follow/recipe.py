@@ -1,0 +1,446 @@
+"""`follow`: find how each lesion changed between two visits of a patient."""
+
+import logging
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lesionseg.core import Finding, OperatingPoint, Reference
+from lesionseg.errors import (
+    CASE_ERRORS,
+    SOME_FAILED,
+    ConfigError,
+    ConflictError,
+    DatasetError,
+    count,
+    join_names,
+)
+from lesionseg.evaluation import (
+    Aim,
+    MatchedCase,
+    SummarySettings,
+    Tables,
+    choose,
+    match_case,
+    summarise,
+    write_scores,
+)
+from lesionseg.extras.follow.changes import (
+    STATES,
+    ChangeRule,
+    LesionChange,
+    VisitPair,
+    count_states,
+    write_changes,
+)
+from lesionseg.extras.follow.dicom_report import find_reports, plan_report, write_change_report
+from lesionseg.extras.follow.page import draw_changes, write_follow_page
+from lesionseg.extras.follow.pairs import FollowedPair, PairReader
+from lesionseg.extras.follow.registration import Alignment
+from lesionseg.extras.follow.settings import FollowConfig
+from lesionseg.extras.follow.visits import (
+    FilePair,
+    VisitFiles,
+    order_visits,
+    visits_of_folders,
+    visits_of_table,
+)
+from lesionseg.io import find_predictions, read_mask, read_scan_list, write_csv
+from lesionseg.pipeline import Outcome, bar, command_line, find_recipe, hold_lock
+from lesionseg.version import __version__
+
+_log = logging.getLogger(__name__)
+
+Advance = Callable[[str, float, int], None]  # called with case, number done and total
+SCORES_FILE = "scores.json"  # of `write_scores`
+UNKNOWN_ROLE = "unknown"  # of the scored pairs
+# errors of the files of a pair; errors of settings, packages and the output concern all pairs
+_FAULTS_OF_PAIR = (*CASE_ERRORS, ConflictError)
+
+
+@dataclass(frozen=True)
+class FollowOutcome(Outcome):
+    """The changes of all lesions, as in `output/changes.csv`.
+
+    Attributes:
+        changes: one change per lesion, or per group of lesions that merged or split.
+        n_pairs: number of compared pairs of visits.
+        output: the output folder.
+        failed: the visits that could not be predicted and the pairs that could not be compared.
+        has_images: scans of both visits were given for every pair.
+    """
+
+    changes: tuple[LesionChange, ...]
+    n_pairs: int
+    output: Path
+    failed: tuple[Finding, ...] = ()
+    has_images: bool = False
+
+    @property
+    def exit_status(self) -> int:
+        """3 if a visit could not be predicted or a pair could not be compared, otherwise 0."""
+        return SOME_FAILED if self.failed else 0
+
+    def record(self) -> dict[str, Any]:
+        """Return folder, page, number of compared pairs, `failed`, and changes per state."""
+        return {
+            "output": self.output,
+            "page": self.output / "follow.html",
+            "n_pairs": self.n_pairs,
+            "failed": [asdict(finding) for finding in self.failed],
+            "states": count_states(self.changes),
+        }
+
+    def summary(self) -> list[str]:
+        """Return a table of the lesions by state, the files, and advice.
+
+        The table has a row per state: all lesions, and accepted changes in total and per pair. A
+        stable lesion is no change.
+        """
+        total = count_states(self.changes)
+        accepted = count_states(c for c in self.changes if c.accepted)
+        lines = [f"{'':8}  lesions  sure changes  per pair"]
+        for state in STATES:
+            sure = "–"
+            per_pair = "–"
+            if state != "stable":  # a stable lesion is no change, so it cannot be a sure one
+                sure = str(accepted[state])
+                per_pair = f"{accepted[state] / self.n_pairs:.2f}"
+            lines.append(f"{state:8}  {total[state]:7}  {sure:>12}  {per_pair:>8}")
+        table = f"Wrote:   {self.output / 'changes.csv'} ({count(self.n_pairs, 'pair')})"
+        lines += [table, f"Open:    {self.output / 'follow.html'}"]
+        if self.failed:
+            lines.append(f"Failed:  {len(self.failed)}; pairs.csv has the reasons.")
+        if not self.has_scores:
+            if not self.has_images:
+                lines.append("To add pictures, give before_images= and after_images=.")
+            lines.append("To add scores, give reference=, a folder of masks of the new lesions.")
+        return lines
+
+    @property
+    def has_scores(self) -> bool:
+        """True if the output folder has scores of new lesions."""
+        return (self.output / SCORES_FILE).is_file()
+
+    @property
+    def next(self) -> str | None:
+        """The command that writes the report on the scores; None without scores."""
+        if not self.has_scores:
+            return None
+        return command_line("report", {"scores": self.output, "output": "REPORT"})
+
+
+@hold_lock("output", "follow")
+def follow(cfg: FollowConfig, *, progress: Advance | None = None) -> FollowOutcome:
+    """Compare the visits of each patient. Write changes.csv, pairs.csv and follow.html.
+
+    The visits are the cases of two folders, or the rows of a table, in which each visit is compared
+    with the one before. With a `bundle`, the scans of the table are predicted first, into
+    `output/predictions`. A pair that cannot be compared, or a visit that cannot be predicted, is
+    listed in a warning and in pairs.csv. With a `reference`, the scores of new lesions are written,
+    with `dicom_output` DICOM reports. The scores.json of an earlier run is removed.
+
+    Args:
+        cfg: see conf/follow.yaml.
+        progress: called with case, number done and total, instead of a bar.
+
+    Returns:
+        The changes of all lesions.
+
+    Raises:
+        ConfigError: if settings contradict each other, or a package is missing.
+        DatasetError: if no pair can be compared, or no mask of `reference` has the name of a pair.
+        LesionsegError: if there is only one pair and it cannot be compared.
+        BundleError: if the bundle cannot be used.
+        OutputError: if the scores of a training would be replaced.
+    """
+    folder = Path(cfg.output)
+    rule = ChangeRule(cfg.overlap, cfg.confidence)
+    reader = PairReader(rule, cfg.register_, cfg.merge_labels)
+    if cfg.operating_point is not None and cfg.bundle is None:
+        raise ConfigError(
+            "operating_point= needs bundle=, because it applies to new predictions. Add bundle=, "
+            "or leave operating_point= out."
+        )
+    timelines, unpredicted = _timelines(cfg, progress)
+    # each visit with the one before, by the id of the later one
+    pairs = {later.case: (first, later) for t in timelines for first, later in pairwise(t)}
+    masks = {} if cfg.reference is None else _change_masks(Path(cfg.reference), pairs)
+    reports = find_reports(later for _, later in pairs.values()) if cfg.dicom_output else None
+    point = None
+    if cfg.stable is not None:
+        left_out = set(unpredicted)
+        if unpredicted:  # a visit may have lost the visit that it would be compared with
+            left_out |= {visit.case for visits in timelines for visit in visits} - pairs.keys()
+        point = stable_point(cfg.stable, pairs, reader, left_out, cfg.false_new_per_pair)
+    numbers = enumerate([*pairs, *unpredicted], start=1)
+    names = {case: case if cfg.identifiers else f"case {number}" for number, case in numbers}
+    followed: dict[str, FollowedPair] = {}
+    faults: dict[str, Exception] = {}
+    with bar("Following", progress) as advance:
+        for done, (case, files) in enumerate(pairs.items(), start=1):
+            try:
+                report = plan_report(reports, files[1], folder)
+                name = names[case]
+                followed[case] = _follow_pair(files, reader, point, name, masks.get(case), report)
+            except _FAULTS_OF_PAIR as error:
+                faults[case] = error
+            advance(case, done, len(pairs))
+    if not followed:
+        raise _nothing_followed(faults)
+    for case, fault in faults.items():
+        _log.warning("Not followed, %s: %s", case, fault)
+    stable = {pairs[case][1].patient for case in followed if case in (cfg.stable or ())}
+    settings = SummarySettings(
+        evaluated_on=UNKNOWN_ROLE,
+        operating_point=point,
+        replicates=cfg.replicates,
+        seed=cfg.seed,
+        provenance={"lesionseg": __version__, "scored": "new lesions between two visits"},
+    )
+    _write_change_scores(folder, followed.values(), stable, settings)
+    for case, why in unpredicted.items():
+        faults[case] = DatasetError(f"The visit could not be predicted: {why}")
+    failed = [Finding.of(error, case) for case, error in faults.items()]
+    changes = tuple(change for pair in followed.values() for change in pair.changes)
+    write_changes(folder / "changes.csv", changes)
+    rows = [pair.row for pair in followed.values()]
+    failed_rows = [{"case": one.case, "message": one.message} for one in failed]
+    write_csv(folder / "pairs.csv", [*rows, *failed_rows], tuple(rows[0]))
+    write_follow_page(folder / "follow.html", followed, names=names, rule=rule, point=point)
+    return FollowOutcome(
+        changes=changes,
+        n_pairs=len(followed),
+        output=folder,
+        failed=tuple(failed),
+        has_images=all(visit.image is not None for files in pairs.values() for visit in files),
+    )
+
+
+def _nothing_followed(faults: Mapping[str, Exception]) -> Exception:
+    """Return the error if no pair can be compared: the only one, or a `DatasetError` on all."""
+    if len(faults) == 1:
+        return next(iter(faults.values()))
+    messages = "\n  ".join(str(error) for error in faults.values())
+    return DatasetError(f"No pair can be followed:\n  {messages}")
+
+
+def _follow_pair(
+    files: FilePair,
+    reader: PairReader,
+    point: OperatingPoint | None,
+    name: str,
+    mask: Path | None,
+    report: Any | None,
+) -> FollowedPair:
+    """Compare the visits of a pair, and write its DICOM report.
+
+    Changes with a score below that of `point` are not accepted. Without both scans, there are no
+    pictures.
+
+    Args:
+        files: the earlier and the later visit.
+        reader: reads and compares the visits.
+        point: the operating point of changes; None accepts all.
+        name: the name of the pair on the page.
+        mask: a mask of its new lesions, to score against; None for no score.
+        report: the planned DICOM report; None for no report.
+    """
+    visits, alignment = reader.read(files)
+    changes = [
+        change if change.reaches(point) else replace(change, accepted=False)
+        for change in visits.changes
+    ]
+    scans = [visit.image for visit in files if visit.image is not None]
+    cards = draw_changes(visits, changes, name, scans) if len(scans) == 2 else []
+    match = None
+    if mask is not None:
+        match = _match(visits, read_mask(mask), files[1].patient).accept(point)
+    message = ""
+    if report is not None:
+        message = write_change_report(report, visits.after, changes, point)
+    row = _row(files, changes, alignment, message)
+    return FollowedPair(visits.after.geometry.size_unit, changes, row, cards, match)
+
+
+def _timelines(
+    cfg: FollowConfig, progress: Advance | None
+) -> tuple[list[list[VisitFiles]], dict[str, str]]:
+    """Return the visits of each patient in order, and the reasons of failed predictions by case.
+
+    The visits are those of the folders or of the table in the settings. With a bundle, the scans of
+    the table are predicted.
+    """
+    if cfg.before is not None and cfg.after is not None:
+        before = Path(cfg.before)
+        after = Path(cfg.after)
+        return visits_of_folders(before, after, cfg.before_images, cfg.after_images), {}
+    # the settings ensure a table of visits with either a bundle or predictions
+    table = Path(str(cfg.visits))
+    patients = order_visits(read_scan_list(table), table)
+    predictions = Path(cfg.predictions or Path(cfg.output) / "predictions")
+    unpredicted: dict[str, str] = {}
+    if cfg.bundle is not None:
+        unpredicted = _predict_visits(cfg, predictions, progress)
+    timelines = visits_of_table(patients, predictions, unpredicted)
+    orders = (f"{one[0].patient}: {', '.join(v.visit for v in one)}" for one in timelines if one)
+    _log.info("Order of the visits: %s", join_names(orders))
+    return timelines, unpredicted
+
+
+def _predict_visits(cfg: FollowConfig, folder: Path, progress: Advance | None) -> dict[str, str]:
+    """Predict the visits of the table into `folder`. Return why visits failed, by case.
+
+    Each of them is named in a warning.
+    """
+    predict = find_recipe("predict")
+    unpredicted: dict[str, str] = {}
+    for row in predict(cfg.of_predict(folder), progress=progress).rows:
+        if row.is_done:
+            continue
+        why = row.message
+        if row.key == row.CONFLICT:  # its message names a setting that `follow` lacks
+            why = f"{folder} contains other results of this name. Name another output."
+        unpredicted[row.case] = why
+        _log.warning("Visit %s could not be predicted: %s", row.case, why)
+    return unpredicted
+
+
+def _change_masks(folder: Path, pairs: Mapping[str, FilePair]) -> Mapping[str, Path]:
+    """Find the masks of new lesions in a folder by case. Warn of pairs without one.
+
+    Raises:
+        DatasetError: if no mask has the name of a pair.
+    """
+    found = find_predictions(folder)
+    masks = {case: files.mask for case, files in found.items() if files.mask is not None}
+    missing = [case for case in pairs if case not in masks]
+    if len(missing) == len(pairs):
+        raise DatasetError(
+            f"{folder}: no reference of change has the name of a pair, such as "
+            f"{missing[0]}. Name the masks after the later visits."
+        )
+    if missing:
+        _log.warning("These pairs have no reference of change: %s", ", ".join(missing))
+    return masks
+
+
+def _write_change_scores(
+    folder: Path,
+    followed: Iterable[FollowedPair],
+    stable_patients: Collection[str],
+    settings: SummarySettings,
+) -> None:
+    """Remove scores.json of an earlier run, and write the scores of new lesions if there are any.
+
+    Warn if patients who are scored have chosen the operating point in `settings`. These are
+    `stable_patients`.
+    """
+    (folder / SCORES_FILE).unlink(missing_ok=True)
+    matches = [pair.match for pair in followed if pair.match is not None]
+    if not matches:
+        return
+    tables = Tables.of(match.rows() for match in matches)
+    shared = tables.cases["case"][tables.cases["group"].isin(stable_patients)].tolist()
+    point = settings.operating_point
+    if point is not None and shared:
+        _log.warning(
+            "stable= names pairs of patients who are scored (%s), so the operating point is chosen "
+            "on them and the scores are too optimistic. Name stable pairs of other patients.",
+            join_names(shared),
+        )
+        settings = replace(settings, operating_point=replace(point, chosen_on=UNKNOWN_ROLE))
+    write_scores(folder, tables, summarise(tables, matches[0].preset, settings))
+
+
+def stable_point(
+    stable: Collection[str],
+    pairs: Mapping[str, FilePair],
+    reader: PairReader,
+    left_out: Collection[str],
+    false_new_per_pair: float,
+) -> OperatingPoint:
+    """Choose the score with at most `false_new_per_pair` new lesions expected per stable pair.
+
+    Pairs in `stable` have no new lesion, so each new candidate in them is false. If all of
+    these candidates are within the rate, the score is 0. Stable pairs that cannot be compared are
+    listed in a warning.
+
+    Args:
+        stable: the ids of stable pairs.
+        pairs: the files of each pair.
+        reader: reads and compares the visits.
+        left_out: visits that are not compared, because their prediction or an earlier one failed.
+        false_new_per_pair: the expected number of false new lesions.
+
+    Raises:
+        ConfigError: if `stable` names no case, or one that is neither a pair nor left out.
+        DatasetError: if no stable pair can be compared.
+    """
+    stable = set(stable)
+    unknown = sorted(stable - pairs.keys() - set(left_out))
+    if unknown or not stable:
+        wrong = f"these are not pairs: {', '.join(unknown)}" if unknown else "no case was given"
+        raise ConfigError(f"stable=: {wrong}. Name the later visits of stable pairs.")
+    matches = []
+    missing = DatasetError("it or its earlier visit has no prediction")
+    faults: dict[str, Exception] = dict.fromkeys(stable - pairs.keys(), missing)
+    for case in sorted(stable & pairs.keys()):
+        try:
+            visits, _ = reader.read(pairs[case])
+            matches.append(_match(visits, None, pairs[case][1].patient))
+        except _FAULTS_OF_PAIR as error:
+            faults[case] = error
+    lines = "\n  ".join(f"{case}: {why}" for case, why in sorted(faults.items()))
+    if not matches:
+        raise DatasetError(f"stable=: no stable pair can be compared:\n  {lines}")
+    if faults:
+        _log.warning("These stable pairs do not choose the operating point:\n  %s", lines)
+    tables = Tables.of(match.rows() for match in matches)
+    point = choose(tables, Aim("fp_per_case", false_new_per_pair), quiet=True)
+    if point.score <= min(tables.candidates["score"], default=1.0):
+        return replace(point, score=0.0)
+    return point
+
+
+def _match(visits: VisitPair, reference: Reference | None, group: str) -> MatchedCase:
+    """Match the new lesions of a pair with a reference of true new lesions.
+
+    If `reference` is None, the pair is stable, so all new lesions are false positives. `group` is
+    the patient.
+    """
+    new = visits.new_lesions()
+    role = UNKNOWN_ROLE
+    if reference is None:
+        role = "stable"
+        reference = Reference(new.geometry, np.zeros(new.geometry.shape, dtype=np.uint8))
+    return match_case(reference, new, case=new.case, group=group, role=role)
+
+
+def _row(
+    files: FilePair, changes: Sequence[LesionChange], alignment: Alignment | None, message: str
+) -> dict[str, Any]:
+    """Return the row of a pair in pairs.csv. `message`: why it has no DICOM report, or ""."""
+    earlier, later = files
+    before = [c.volume_before_ml for c in changes if c.volume_before_ml is not None]
+    after = [c.volume_after_ml for c in changes if c.volume_after_ml is not None]
+    has_volumes = bool(before or after or not changes)  # lesions of 2-D images have none
+    return {
+        "case": later.case,
+        **count_states(changes),
+        "new_accepted": sum(c.state == "new" and c.accepted for c in changes),
+        "volume_before_ml": sum(before, 0.0) if has_volumes else None,
+        "volume_after_ml": sum(after, 0.0) if has_volumes else None,
+        "registered": "rigid" if alignment else "headers",
+        "mutual_information": None if alignment is None else alignment.mutual_information,
+        "foreground_dice": None if alignment is None else alignment.foreground_dice,
+        "earlier": earlier.case if earlier.case != later.case else "",
+        "group": later.group,
+        "earlier_visit": earlier.visit,
+        "visit": later.visit,
+        "message": message,
+    }

@@ -1,0 +1,212 @@
+"""The visits of each patient: which ones belong together, and their files."""
+
+import logging
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lesionseg.core import CaseFiles
+from lesionseg.errors import ConfigError, DatasetError
+from lesionseg.io import PredictionFiles, find_predictions, find_scans
+
+_log = logging.getLogger(__name__)
+
+# YYYY-MM-DD, YYYYMMDD and YYMMDD
+_DATE = re.compile(
+    r"\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01]).*"
+    r"|(\d\d)?\d\d(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])"
+)
+# no date of another form: 31.05, 1.10, 05.2024, 2024.10 or 05.31; 1.9 and 12.5 may be numbers
+_NUMBER = re.compile(
+    r"(?!0\d+\.|([1-9]|[12]\d|3[01]|(19|20)\d\d)\.(0[1-9]|1[0-2])$|([1-9]|1[0-2])\.(19|20)\d\d$)"
+    r"(\d{1,4}|\d+\.\d+)"
+)
+
+
+@dataclass(frozen=True)
+class VisitFiles:
+    """A patient at one visit.
+
+    Attributes:
+        case: the case id of the visit.
+        prediction: the files of the prediction.
+        image: the scan; None if it was not given.
+        group: the id of the patient; empty if the patient has the id of the visit.
+        visit: its date or number, as the table of visits states it; empty without a table.
+    """
+
+    case: str
+    prediction: PredictionFiles
+    image: Path | None = None
+    group: str = ""
+    visit: str = ""
+
+    @property
+    def patient(self) -> str:
+        """The id of the patient."""
+        return self.group or self.case
+
+
+FilePair = tuple[VisitFiles, VisitFiles]  # the earlier and the later visit
+
+
+def visits_of_folders(
+    before: Path, after: Path, before_images: str | None, after_images: str | None
+) -> list[list[VisitFiles]]:
+    """Return both visits of each case that both folders contain. Warn of cases with one visit.
+
+    `before_images` and `after_images` are the folders of their scans, or both are None.
+
+    Raises:
+        ConfigError: if only one folder of images is given.
+        DatasetError: if the folders have no case in common.
+    """
+    if (before_images is None) != (after_images is None):
+        raise ConfigError("Give both before_images= and after_images=, or neither.")
+    first = find_predictions(before)
+    second = find_predictions(after)
+    in_both = sorted(first.keys() & second.keys())
+    in_one = sorted(first.keys() ^ second.keys())
+    if not in_both:
+        raise DatasetError(
+            f"{before} (with {', '.join(sorted(first)[:3])}) and {after} (with "
+            f"{', '.join(sorted(second)[:3])}) have no case in common. Give the files of a "
+            "patient the same name in both."
+        )
+    if in_one:
+        _log.warning("These cases have one visit only: %s", ", ".join(in_one))
+    sides = (
+        (first, _scans_of_cases(before_images, in_both)),
+        (second, _scans_of_cases(after_images, in_both)),
+    )
+    return [
+        [VisitFiles(case, found[case], scans.get(case)) for found, scans in sides]
+        for case in in_both
+    ]
+
+
+def _scans_of_cases(folder: str | None, cases: Sequence[str]) -> dict[str, Path]:
+    """Return the scans in a folder by case. Warn of `cases` without a scan.
+
+    Return an empty dictionary if no folder is given.
+    """
+    if folder is None:
+        return {}
+    scans = {files.case: files.images[0] for files in find_scans(Path(folder), 1).cases()}
+    without = [case for case in cases if case not in scans]
+    if without:
+        _log.warning(
+            "%s has no scan with the name of these cases (it has %s): %s",
+            folder,
+            ", ".join(list(scans)[:3]),
+            ", ".join(without),
+        )
+    return scans
+
+
+def visits_of_table(
+    patients: Sequence[Sequence[CaseFiles]], folder: Path, unpredicted: Mapping[str, str]
+) -> list[list[VisitFiles]]:
+    """Return the visits of each patient that have predictions in `folder`, in order.
+
+    Visits that could not be predicted are left out, because files in `folder` with their names
+    are results of an earlier run. `unpredicted` states the reason for each of them. Visits that
+    cannot be compared with another one are listed in a warning.
+
+    Raises:
+        DatasetError: if no patient has two such visits.
+    """
+    found = find_predictions(folder) if len(unpredicted) < sum(map(len, patients)) else {}
+    timelines: list[list[VisitFiles]] = []
+    missing: list[str] = []
+    for visits in patients:
+        timeline = [
+            VisitFiles(
+                files.case,
+                found[files.case],
+                files.images[0],
+                group=files.group,
+                visit=files.columns.get("visit", ""),
+            )
+            for files in visits
+            if files.case in found and files.case not in unpredicted
+        ]
+        timelines.append(timeline)
+        followed = {visit.case for visit in timeline} if len(timeline) > 1 else set()
+        missing += [files.case for files in visits if files.case not in followed]
+    if all(len(timeline) < 2 for timeline in timelines):
+        if unpredicted:
+            reasons = "\n  ".join(f"{case}: {why}" for case, why in unpredicted.items())
+            raise DatasetError(
+                f"No pair can be followed, because visits could not be predicted:\n  {reasons}"
+            )
+        raise DatasetError(
+            f"{folder}: no patient has predictions of two visits. Predict the missing visits, or "
+            "add bundle= to predict all of them."
+        )
+    if missing:
+        _log.warning(
+            "These visits have no prediction, or their patient has no other visit: %s",
+            ", ".join(missing),
+        )
+    return timelines
+
+
+def order_visits(scans: Iterable[CaseFiles], table: Path) -> list[list[CaseFiles]]:
+    """Order the visits of each patient by time.
+
+    Args:
+        scans: The scans. Their `group` is the patient, and their column `visit` contains a number
+            or a date such as 2024-05-31, 20240531 or 240531.
+        table: The file's name for messages.
+
+    Returns:
+        The visits of each patient, in the order in which patients first appear. A patient may have
+        a single visit.
+
+    Raises:
+        DatasetError: if no patient has two visits, or if the times of a patient's visits are
+            missing, equal or of another form, or mix numbers and dates.
+    """
+    patients: dict[str, list[CaseFiles]] = {}
+    for files in scans:
+        patients.setdefault(files.group, []).append(files)
+    if all(len(visits) < 2 for visits in patients.values()):
+        raise DatasetError(
+            f"{table}: no patient has two visits. Give both scans of a patient the same name in "
+            "the column group."
+        )
+    for group, visits in patients.items():
+        texts = {files.case: files.columns.get("visit", "").strip() for files in visits}
+        time_of = {case: _parse_time(text) for case, text in texts.items()}
+        if len(visits) > 1 and not _have_an_order([time_of[files.case] for files in visits]):
+            shown = ", ".join(text or "missing" for text in texts.values())
+            raise DatasetError(
+                f"{table}: the visits of {group} cannot be ordered ({shown}). Give each its own "
+                "number such as 6 or 0.5, or a date such as 2024-05-31 (not 31.05 or 31052024), in "
+                "the column visit."
+            )
+        visits.sort(key=lambda files: time_of[files.case])
+    return list(patients.values())
+
+
+def _have_an_order(times: Sequence[Any]) -> bool:
+    """Return True if the times are distinct, and all of them are dates or all of them numbers."""
+    kinds = {type(time) for time in times}
+    return None not in times and len(kinds) == 1 and len(set(times)) == len(times)
+
+
+def _parse_time(text: str) -> Any:
+    """Return a value to sort the visits of a patient by.
+
+    Dates such as "2024-05-31", "20240531" and "240531" give the text "20240531". Text after a date
+    with hyphens, such as a time, is kept. Numbers such as "2" give a float. Anything else gives
+    None, also a number that looks like another form of a date, such as "31052024" or "05.2024".
+    """
+    text = re.sub(r"\.0+$", "", text)  # a table program may write 20240531.0
+    if not _DATE.fullmatch(text):
+        return float(text) if _NUMBER.fullmatch(text) else None
+    century = "" if len(text) > 6 else "19" if text > "69" else "20"
+    return century + text.replace("-", "")
