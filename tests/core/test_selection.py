@@ -1,6 +1,7 @@
 """The selection after training and its file."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -32,6 +33,16 @@ def test_selection_survives_a_round_trip():
 def test_first_operating_point_is_used():
     assert FULL.point == POINT
     assert Selection().point is None
+
+
+def test_promise_does_not_change_the_key_of_a_predicted_case():
+    """The text of the operating point is a part of the key, and earlier versions had no promise."""
+    promised = replace(POINT, promised=0.9, expected_recall_per_patient=0.9)
+    broken = replace(POINT, why_not_promised="too few patients")
+    assert repr(promised) == repr(broken) == repr(POINT)
+    assert repr(POINT).endswith("n_cases=None, n_patients=None, n_false_positives=None)")
+    for point in (promised, broken):
+        assert Selection.from_json(Selection((point,)).to_json()).point == point
 
 
 @pytest.mark.parametrize(
