@@ -16,7 +16,7 @@ from datetime import timedelta
 from pathlib import Path
 import lesionseg.cli.command as c
 from lesionseg.training import fit
-from tests.training.conftest import Squares, make_config, small_plan
+from tests.training.conftest import Squares, make_config, make_module, small_plan
 from lesionseg.losses import DiceFocalLoss
 from lesionseg.models import build_network
 
@@ -24,7 +24,7 @@ def train(*_):
     fit.CHECKPOINT_EVERY = timedelta(0)
     plan = small_plan()
     cfg = make_config(max_steps=100000, workers=2)
-    fit.fit(build_network(plan), plan, Squares(), cfg, Path(sys.argv[1]), loss=DiceFocalLoss())
+    fit.fit(make_module(plan, cfg, loss=DiceFocalLoss()), Squares(), Path(sys.argv[1]))
 
 c.run_recipe = train
 sys.exit(c.run("train", ["data.root=x", f"run_dir={sys.argv[1]}"]))

@@ -35,7 +35,7 @@ def parse_as(
         LesionsegError: An error of the class `error`, which names `where` and the wrong keys.
     """
     try:
-        return _adapter_of(kind).validate_python(content)  # type: ignore[no-any-return]
+        return _adapter_of(kind).validate_python(content)  # type: ignore[arg-type, no-any-return]
     except ValidationError as failed:
         beginning = f"{where}: " if where else ""
         misfits = describe_misfits(failed, content)[:300]

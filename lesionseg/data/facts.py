@@ -22,6 +22,7 @@ from lesionseg.io.contents import case_digest, image_state
 from lesionseg.io.files import digest_of
 from lesionseg.io.text import write_text
 from lesionseg.plan.fingerprint import MOST_SAMPLED, SAMPLED, CaseFacts, facts_of
+from lesionseg.plan.plan import to_tuples
 from lesionseg.plan.plausibility import ReferenceFacts
 
 Record = tuple[CaseFacts | None, str]
@@ -207,19 +208,12 @@ def _facts_from_json(values: dict[str, Any] | None) -> CaseFacts | None:
     """Return the facts that `_facts_to_json` converted; None stays None."""
     if values is None:
         return None
-    plain = {name: _to_tuples(value) for name, value in values.items()}
-    plain["reference"] = ReferenceFacts(
-        **{k: _to_tuples(v) for k, v in values["reference"].items()}
-    )
+    plain = to_tuples(values)
+    plain["reference"] = ReferenceFacts(**plain["reference"])
     for name in _SAMPLES:
         sample = np.frombuffer(b64decode(values[name]), "<f4")
         plain[name] = sample.reshape(len(values["nonzero"]), -1)
     return CaseFacts(**plain)
-
-
-def _to_tuples(value: Any) -> Any:
-    """Convert lists to tuples, also within lists."""
-    return tuple(map(_to_tuples, value)) if isinstance(value, list) else value
 
 
 def _read_entries(folder: Path | None) -> dict[str, dict[str, Any]]:

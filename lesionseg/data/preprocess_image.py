@@ -73,13 +73,7 @@ def prepare_image(
             than `FileLimits` allows.
         ConfigError: if a transform of `plan.prepare_extra` fails.
     """
-    kind = f"{volume.array.shape[0]} channels, {volume.geometry.dims} axes"
-    expected = f"{len(plan.channel_names)} channels, {plan.dims} axes"
-    if kind != expected:
-        raise ContentError(
-            f"{where or 'image'}: has {kind}; the plan is for {expected}. Give the files that the "
-            "plan expects."
-        )
+    check_axes(volume, plan, where or "image")
     prepared = _resample_to_plan(volume, plan, where=where, overwrite=overwrite)
     if look is not None:
         look(prepared)
@@ -89,6 +83,18 @@ def prepare_image(
     for channel in volume.missing:
         prepared.array[channel] = 0
     return Volume(prepared.array, prepared.geometry, missing=volume.missing)
+
+
+def check_axes(volume: Volume, plan: Plan, where: str) -> None:
+    """Raise `ContentError` if channels or axes are not those of the plan."""
+    n_channels = volume.array.shape[0]
+    dims = volume.geometry.dims
+    if n_channels != len(plan.channel_names) or dims != plan.dims:
+        raise ContentError(
+            f"{where}: {n_channels} channels and {dims} spatial axes; this model was trained "
+            f"on {len(plan.channel_names)} ({', '.join(plan.channel_names)}) and {plan.dims}. "
+            "Give an image with these channels and axes."
+        )
 
 
 def _resample_to_plan(volume: Volume, plan: Plan, *, where: str | None, overwrite: bool) -> Volume:

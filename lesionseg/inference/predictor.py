@@ -24,7 +24,7 @@ from lesionseg.core import (
     describe_sides,
 )
 from lesionseg.core.arrays import Flags
-from lesionseg.data.preprocess_image import prepare_image
+from lesionseg.data.preprocess_image import check_axes, prepare_image
 from lesionseg.data.transforms import require_trusted
 from lesionseg.errors import BundleError, ConfigError, ContentError, DatasetError, require_one_of
 from lesionseg.evaluation.operating_points import Aim, find_operating_point
@@ -361,14 +361,7 @@ class Predictor:
         """
         plan = self.plan
         check_missing(plan, volume.missing)
-        n_channels = volume.array.shape[0]
-        dims = volume.geometry.dims
-        if n_channels != len(plan.channel_names) or dims != plan.dims:
-            raise ContentError(
-                f"{where}: {n_channels} channels and {dims} spatial axes; this model was trained "
-                f"on {len(plan.channel_names)} ({', '.join(plan.channel_names)}) and {plan.dims}. "
-                "Give an image with these channels and axes."
-            )
+        check_axes(volume, plan, where)
         if volume.array.size == 0:
             shape = describe_sides(volume.geometry.shape)
             raise ContentError(f"{where}: an image of {shape} voxels is empty. Give another image.")

@@ -96,12 +96,6 @@ def _begin(experiment: Experiment, given: Plan | None) -> Plan:
     _warn_of_unused_losses(architecture, cfg.loss, cfg.detection)
     if cfg.data.fold != ALL_FOLDS:  # each fold has its own roles
         warn_of_seen_cases(cfg.model.init_from, survey.splits, survey.dataset.cases)
-
-    def take_steps(plan: Plan) -> None:
-        network = build_network(plan, architectures=TRUSTED)
-        objective = make_objective(plan, cfg.loss, cfg.detection)
-        try_steps(LesionModule(network, objective, cfg.trainer, cfg.optim))
-
     is_new = given is None and not has_config(run)
     if is_new:  # a finished run that is only scored again needs none of these
         require_device(cfg.trainer.accelerator)
@@ -114,6 +108,12 @@ def _begin(experiment: Experiment, given: Plan | None) -> Plan:
             "optim.backbone_lr_scale: lesionseg does not know which weights of model=custom are "
             "its backbone. Leave it at 1."
         )
+
+    def take_steps(tried: Plan) -> None:
+        network = build_network(tried, architectures=TRUSTED)
+        objective = make_objective(tried, cfg.loss, cfg.detection)
+        try_steps(LesionModule(network, objective, cfg.trainer, cfg.optim))
+
     if is_new and experiment.device == "cuda":  # the tile of an existing run stays as it is
         plan = fit_to_memory(plan, take_steps)
     save_run(experiment, plan)

@@ -10,10 +10,9 @@ import pytorch_lightning as pl
 import torch
 
 from lesionseg.losses import DiceFocalLoss
-from lesionseg.models import build_network
 from lesionseg.training import callbacks, fit
 from lesionseg.training.tile_stream import START_METHOD
-from tests.training.conftest import Squares, make_config, small_plan
+from tests.training.conftest import Squares, make_config, make_module, small_plan
 
 STEPS = 12
 
@@ -29,15 +28,8 @@ class WaitsForItsEnd(pl.Callback):
 def train(run_dir, callbacks=()):
     """Train a few steps on a few small tiles."""
     cfg = make_config(max_steps=STEPS, log_every_n_steps=1, workers=1)
-    return fit.fit(
-        build_network(small_plan()),
-        small_plan(),
-        Squares(),
-        cfg,
-        run_dir,
-        loss=DiceFocalLoss(),
-        callbacks=callbacks,
-    )
+    module = make_module(small_plan(), cfg, loss=DiceFocalLoss())
+    return fit.fit(module, Squares(), run_dir, callbacks=callbacks)
 
 
 def train_until_killed(run_dir):
