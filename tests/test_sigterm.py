@@ -18,7 +18,6 @@ import lesionseg.cli.command as c
 from lesionseg.training import fit
 from tests.training.conftest import Squares, make_config, make_module, small_plan
 from lesionseg.losses import DiceFocalLoss
-from lesionseg.models import build_network
 
 def train(*_):
     fit.CHECKPOINT_EVERY = timedelta(0)
