@@ -1,12 +1,12 @@
 """Whole images of two axes, such as films, with the boxes of lesions and markings.
 
-A box is stated in pixels of the image, x first. The page draws it as SVG over the picture, and the
-PDF draws it with matplotlib, so that both are sharp at any size.
+A box is stated in rows of the image, x first, so that the units of both axes have the same length
+in mm. The page draws it as SVG over the picture, so that it is sharp at any size.
 """
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from typing import Any, Literal
 
@@ -44,7 +44,7 @@ class LabelKey:
 
 @dataclass(frozen=True)
 class FilmBox:
-    """A box on a film, in pixels of the image.
+    """A box on a film, in rows of the image.
 
     Attributes:
         kind: `reference` for a lesion, `accepted` for a marking, and `below` for a marking under
@@ -75,7 +75,7 @@ class FilmBox:
 
 @dataclass(frozen=True)
 class FilmTag:
-    """The text of a box and the rectangle behind it, in pixels of the image.
+    """The text of a box and the rectangle behind it, in rows of the image.
 
     Attributes:
         box: The box of the text.
@@ -107,9 +107,8 @@ class Film:
 
     Attributes:
         uri: The picture as a data URI. It may have fewer pixels than the image.
-        width: Number of columns of the image.
+        width: Width of the image, in rows.
         height: Number of rows of the image.
-        aspect: Width over height of the image in mm.
         case: Name of the scan.
         words: Caption.
         boxes: The boxes in the order of drawing: errors last, and dashed ones after solid ones, so
@@ -117,16 +116,15 @@ class Film:
     """
 
     uri: str
-    width: int
+    width: float
     height: int
-    aspect: float
     case: str
     words: str
     boxes: Sequence[FilmBox]
 
     @property
     def text_size(self) -> float:
-        """Height of the text in pixels of the image."""
+        """Height of the text in rows of the image."""
         return TEXT_SIZE * self.width
 
     def tags(self) -> list[FilmTag]:
@@ -228,16 +226,16 @@ def draw_film(scene: Scene, case: str, tables: Evaluation) -> Film:
     drawing_order = sorted(shown, key=lambda box: (box.is_error, box.kind != "reference"))
     height, width = scene.geometry.shape
     spacing_y, spacing_x = scene.geometry.spacing_mm
+    stretch = spacing_x / spacing_y
     return Film(
         uri=draw_picture(scene),
-        width=width,
+        width=width * stretch,
         height=height,
-        aspect=width * spacing_x / (height * spacing_y),
         case=case,
         words=_caption(
             lesions, markings, tables, len(boxes) - len(shown), several_labels=bool(keys)
         ),
-        boxes=drawing_order,
+        boxes=[replace(box, x=box.x * stretch, width=box.width * stretch) for box in drawing_order],
     )
 
 
@@ -279,7 +277,7 @@ def _box(
     *,
     is_error: bool,
 ) -> FilmBox:
-    """Return the box of `row`, which is one of lesions.csv or candidates.csv."""
+    """Return the box of `row`, one of lesions.csv or candidates.csv, in pixels of the image."""
     x = float(row["start_x_vox"])
     y = float(row["start_y_vox"])
     return FilmBox(

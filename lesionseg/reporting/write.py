@@ -55,6 +55,7 @@ MOST_FALSE = 30  # pictures of false positives
 MOST_FOUND = 12  # pictures of found lesions
 UNNAMED = ("this program", "other program")  # if their scores do not state names
 N_ON_TOP = 3  # pictures of missed lesions on the first screen
+MOST_PRINTED = 200  # scans in the table of the PDF, because a longer table takes minutes
 MOST_ON_SLIDER = 100_000  # with more lesions and false positives, the page has no slider
 Progress = Callable[[str, int, int], None]
 Kind = Literal["top", "missed", "false_positive", "found"]
@@ -135,11 +136,12 @@ def write_report(
     output.mkdir(parents=True, exist_ok=True)
     # files of an earlier page with other settings or cases would contradict this page
     (output / "report.pdf").unlink(missing_ok=True)
-    write_page(output / "report.html", "report.html.j2", report=content)
+    write_page(output / "report.html", "report.html.j2", report=content, most_rows=None)
     write_adjudication(adjudication, tables)
     write_pseudonyms(output, tables.names)
     if options.pdf:
-        write_pdf(output / "report.pdf", content)
+        printed = render("report.html.j2", report=content, most_rows=MOST_PRINTED)
+        write_pdf(output / "report.pdf", printed)
     return output / "report.html"
 
 

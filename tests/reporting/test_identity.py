@@ -14,7 +14,9 @@ from lesionseg.io.text import read_json, write_json
 from lesionseg.pipeline.provenance import training_counts
 from lesionseg.reporting.identity import read_identity
 from lesionseg.reporting.rendering import say, say_lines
+from lesionseg.version import __version__
 from tests.evaluation.hand_cases import CASES, make_prediction, make_reference
+from tests.pdf_pages import HAS_PANGO, read_objects
 from tests.pipeline.cases import write_array
 
 TRAINED = {
@@ -113,10 +115,13 @@ def test_page_and_pdf_have_title_and_identity(tmp_path, trained_run):
     digest = bundle_digest(trained_run / "bundle")
     line = f"dataset MS · evaluated 2026-01-31 · model unet {digest} · trained on 12 patients"
     assert line in html
-    pdf = (tmp_path / "page" / "report.pdf").read_bytes()
-    assert f"/Title ({title})".encode() in pdf
-    assert line.encode("utf-16-be") in pdf
-    assert b"D:20260131" in pdf
+    if HAS_PANGO:
+        pdf = read_objects(tmp_path / "page" / "report.pdf")
+        assert f"/Title ({title})".encode() in pdf
+        assert line.encode("utf-16-be").hex().encode() in pdf
+        assert b"/Keywords (research use only: not a medical device)" in pdf
+        assert f"/Creator (lesionseg {__version__})".encode() in pdf
+        assert b"D:20260131" in pdf
 
 
 def test_a_case_without_a_stated_patient_counts_as_one_patient():

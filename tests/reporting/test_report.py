@@ -9,7 +9,6 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from lesionseg.cli import run
 from lesionseg.config import ReportSection
@@ -19,15 +18,14 @@ from lesionseg.evaluation import read_scores
 from lesionseg.io.results.case import write_prediction
 from lesionseg.io.text import read_json, write_json
 from lesionseg.pipeline.report import ReportOutcome, remove_report
-from lesionseg.reporting import pdf
 from lesionseg.reporting.evaluation_tables import read_evaluation
 from lesionseg.reporting.pictures import _choose_bar
 from lesionseg.reporting.viewer import NIIVUE
 from lesionseg.reporting.words import headline, tiles
 from lesionseg.reporting.write import read_study, write_adjudication, write_report
 from tests.evaluation.hand_cases import prediction_of
+from tests.pdf_pages import HAS_PANGO
 from tests.pipeline.cases import write_array, write_scan
-from tests.reporting.pdf_pages import keep_pages
 
 GRID = Geometry.from_spacing((16, 32, 32), (2.0, 1.0, 1.0))
 
@@ -83,7 +81,7 @@ def test_page_has_pictures_and_no_names(study, page):
     assert "case 1" in text
     named = pd.read_csv(study / "page/pseudonyms.csv").set_index("pseudonym")["name"]
     assert named["case 1"] == "P0_$x$"
-    assert (study / "page/report.pdf").stat().st_size > 10_000
+    assert (study / "page/report.pdf").is_file() == HAS_PANGO
     assert not re.search(r"(?:src|href)=.https?:", text)
 
 
@@ -110,19 +108,6 @@ def test_found_lesions_are_shown_from_the_smallest_to_the_largest(study, tmp_pat
     path = write_report(*places, images=study / "scans", options=options)
     found = path.read_text(encoding="utf-8").partition('id="found"')[2].partition("</details>")[0]
     assert re.findall(r"<b>(\d)", found) == ["6", "8"]
-
-
-def test_pdf_has_false_positives_and_scans_within_its_margins(study, tmp_path, monkeypatch):
-    figures = keep_pages(monkeypatch)
-    draw_report(study, tmp_path, study / "found", with_pdf=True)
-    texts = [text.get_text() for figure in figures for text in figure.texts]
-    assert "False positives, highest rating first" in texts
-    assert "Scan by scan" in texts
-    assert texts.count("lesion in the reference") == 2  # the first page and that of false positives
-    for figure in figures:
-        renderer = FigureCanvasAgg(figure).get_renderer()
-        right = max(one.get_window_extent(renderer).x1 for one in figure.texts)
-        assert right < (pdf.WIDTH - pdf.EDGE + 0.1) * figure.dpi
 
 
 def test_page_has_names_on_request_and_no_pictures_without_images(study, tmp_path):
@@ -173,7 +158,7 @@ def test_answers_of_a_table_with_further_columns_are_kept(study, tmp_path):
 
 def test_files_of_an_earlier_page_are_removed(study, tmp_path):
     write_report(study / "scores", tmp_path)
-    assert (tmp_path / "report.pdf").is_file()
+    (tmp_path / "report.pdf").touch()
     assert (tmp_path / "pseudonyms.csv").is_file()
     write_report(study / "scores", tmp_path, options=ReportSection.of(identifiers=True, pdf=False))
     assert not (tmp_path / "report.pdf").exists()
@@ -216,7 +201,7 @@ def test_models_are_compared_if_a_prediction_of_one_could_not_be_scored(study, t
     assert "scored for both" not in path.read_text(encoding="utf-8")
 
 
-def test_page_and_pdf_show_both_programs_with_their_limits(study, tmp_path, monkeypatch):
+def test_page_shows_both_programs_with_their_limits(study, tmp_path):
     other = shutil.copytree(study / "found", tmp_path / "found")
     for path in other.glob("P2*"):
         path.unlink()  # a case that the other program did not predict
@@ -230,18 +215,10 @@ def test_page_and_pdf_show_both_programs_with_their_limits(study, tmp_path, monk
     shown = [f"{value:.3f}" for value in (recall.one, recall.other)]
     shown.append(f"{recall.difference:+.3f}")
     shown += [format_score(program.operating_point.score) for program in scores.programs]
-    pages = keep_pages(monkeypatch)
     text = write_report(out, tmp_path / "page").read_text(encoding="utf-8")
-    words = [
-        word.get_text()
-        for page in pages
-        if any("Comparison" in word.get_text() for word in page.texts)
-        for word in page.texts
-    ]
     for word in [*names, *shown]:
         assert f">{word}</t" in text
-        assert word in words
-    assert "sensitivity at 1 false positive per scan (primary)" in words
+    assert "sensitivity at 1 false positive per scan (primary)" in text
 
 
 def test_scores_of_an_earlier_version_are_compared_without_names(study, tmp_path):
@@ -348,14 +325,14 @@ def test_viewer_pages_of_an_earlier_report_are_removed(study, tmp_path):
     assert [path.name for path in (tmp_path / "viewer").iterdir()] == [NIIVUE.name]
 
 
-def draw_report(study, output, prediction, with_pdf=False):
+def draw_report(study, output, prediction):
     path = write_report(
         study / "scores",
         output,
         images=study / "scans",
         reference=study / "masks",
         prediction=prediction,
-        options=ReportSection.of(pdf=with_pdf),
+        options=ReportSection.of(pdf=False),
     )
     return path.read_text(encoding="utf-8")
 

@@ -1,7 +1,15 @@
 """The recommended pair of a search for α and γ."""
 
-from lesionseg.extras.tune.page import TuningSearch, TuningTrial, _draw_finished, find_steadiest
+from lesionseg.extras.tune.page import (
+    TuningSearch,
+    TuningTrial,
+    _draw_finished,
+    find_steadiest,
+    write_tuning_page,
+)
 from lesionseg.reporting.charts import new_figure
+from lesionseg.reporting.pdf import write_pdf
+from tests.pdf_pages import check_pages, keep_documents, needs_pango
 
 PEAK = [(0.20, 2.0, "complete", 0.80)]
 POOR_NEIGHBOURS = [
@@ -56,3 +64,14 @@ def test_dots_have_the_recall_and_not_the_value_that_breaks_ties():
     dots = _draw_finished(axes, search)
     assert dots.get_array().tolist() == [1.0]
     assert [text.get_text() for text in axes.texts] == ["1.00"]
+
+
+@needs_pango
+def test_page_is_printed_completely(tmp_path, monkeypatch):
+    documents = keep_documents(monkeypatch)
+    scores = dict.fromkeys(("recall", "average_precision", "false_positives_per_case"), 0.5)
+    trials = [TuningTrial(k, 0.2, 2.0, "complete", 0.5, scores, note="x" * 40) for k in range(3)]
+    search = TuningSearch((0.05, 0.95), (0.0, 5.0), tuple(trials), "recall", "Search")
+    page = write_tuning_page(search, tmp_path / "page.html")
+    write_pdf(tmp_path / "page.pdf", page.read_text(encoding="utf-8"))
+    assert "x" * 40 in check_pages(documents[0])

@@ -1,0 +1,153 @@
+"""The PDF of a page: its content, the fonts and files that it reads, and how to do without it."""
+
+import logging
+import os
+import re
+import sys
+from base64 import b64encode
+
+import numpy as np
+import pytest
+
+from lesionseg.cli import run
+from lesionseg.config import ReportSection
+from lesionseg.core import Geometry, OperatingPoint
+from lesionseg.io.predictions import write_prediction
+from lesionseg.reporting.pdf import write_pdf
+from lesionseg.reporting.write import write_report
+from tests.commands import follow, python
+from tests.evaluation.hand_cases import prediction_of
+from tests.pdf_pages import check_pages, find_pictures, keep_documents, needs_pango, read_objects
+from tests.pipeline.cases import write_array, write_scan
+
+GRID = Geometry.from_spacing((16, 32, 32), (2.0, 1.0, 1.0))
+CASE = "hospital-north_department-of-radiology_patient-{}_session-1_flair-registered-to-t1"
+PROGRAMS = [f"{name}_trained_on_all_scans_of_four_hospitals_2026" for name in ("one", "two")]
+NO_FONT = '<?xml version="1.0"?><fontconfig><cachedir>{}</cachedir></fontconfig>'
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """Write four scans with long names, and the results of two programs with long names."""
+    root = tmp_path_factory.mktemp("study")
+    point = OperatingPoint("score:0.5", 0.5, "validation")
+    for k in range(4):
+        case = CASE.format(k)
+        truth = np.zeros(GRID.shape, np.uint8)
+        truth[3:6, 4:10, 4:10] = truth[8:9, 20:22, 20:22] = 1
+        write_scan(root / "scans" / f"{case}.nii.gz", GRID, seed=k)
+        write_array(root / "masks" / f"{case}.nii.gz", truth, GRID)
+        for k_program, program in enumerate(PROGRAMS):
+            found = np.zeros(GRID.shape, np.int32)
+            found[3:6, 4:9, 5:10] = 1
+            found[10:12, 4:7, 25:28] = 2 if k > k_program else 0
+            scores = [0.9, 0.6][: found.max()]
+            prediction = prediction_of(found, scores, GRID, case=case, operating_point=point)
+            write_prediction(root / program, prediction)
+    places = [f"reference={root}/masks", f"prediction={root / PROGRAMS[0]}"]
+    places += [f"compare={root / PROGRAMS[1]}", f"output={root}/scores"]
+    assert run("evaluate", [*places, "evaluated_on=test"]) == 0
+    return root
+
+
+@pytest.fixture
+def documents(monkeypatch):
+    """Return a list that will contain each document that WeasyPrint lays out."""
+    return keep_documents(monkeypatch)
+
+
+def draw_report(study, output, **settings):
+    options = ReportSection.of(identifiers=True, **settings)
+    return write_report(study / "scores", output, images=study / "scans", options=options)
+
+
+@needs_pango
+def test_pdf_shows_every_section_within_its_margins(study, tmp_path, documents, caplog, capfd):
+    page = draw_report(study, tmp_path).read_text(encoding="utf-8")
+    (document,) = documents
+    text = check_pages(document)
+    sections = re.findall("<summary>([^<]*)", page)
+    assert len(sections) > 8
+    for section in sections:
+        assert (section in text) != (section == "What another limit would find")
+    assert "Try other limits" in page
+    assert "Try other limits" not in text
+    n_pictures = sum(len(find_pictures(one)) for one in document.pages)
+    assert n_pictures == page.count("data:image/jpeg") + page.count("<svg")
+    assert CASE.format(3) in text.replace(" ", "")
+    assert len(document.pages) <= 5
+    assert not [one for one in caplog.records if one.levelno > logging.INFO]
+    assert capfd.readouterr().err == ""
+
+
+@needs_pango
+def test_long_table_of_scans_is_cut_in_the_pdf_alone(study, tmp_path, documents, monkeypatch):
+    monkeypatch.setattr("lesionseg.reporting.write.MOST_PRINTED", 3)
+    page = draw_report(study, tmp_path).read_text(encoding="utf-8")
+    text = check_pages(documents[0])
+    assert "Scan by scan (the first 3 of 4)" in text
+    table = page.partition("Scan by scan</summary>")[2].partition("</table>")[0]
+    assert [CASE.format(k) in table for k in range(4)] == [True] * 4
+
+
+@needs_pango
+def test_every_machine_writes_the_same_pdf(study, tmp_path):
+    """Without an installed font, and in processes whose sets have different orders."""
+    page = draw_report(study, tmp_path, pdf=False)
+    (tmp_path / "fonts.conf").write_text(NO_FONT.format(tmp_path / "cache"))
+    program = (
+        "import sys; from pathlib import Path; from lesionseg.reporting.pdf import write_pdf\n"
+        "write_pdf(Path(sys.argv[2]), Path(sys.argv[1]).read_text(encoding='utf-8'))"
+    )
+    for seed, fonts in ((1, {"FONTCONFIG_FILE": str(tmp_path / "fonts.conf")}), (2, {})):
+        environment = {**os.environ, **fonts, "PYTHONHASHSEED": str(seed)}
+        done = python("-c", program, page, tmp_path / f"{seed}.pdf", env=environment)
+        assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "1.pdf").read_bytes() == (tmp_path / "2.pdf").read_bytes()
+    fonts = re.findall(rb"/BaseFont /\w+\+([\w-]+)", read_objects(tmp_path / "1.pdf"))
+    assert {*fonts} == {b"embedded", b"embedded-Bold"}
+
+
+@needs_pango
+def test_pdf_contains_no_file_of_the_machine(tmp_path):
+    from PIL import Image
+
+    picture = tmp_path / "secret.png"
+    Image.new("RGB", (3, 3), "red").save(picture)
+    data = f"data:image/png;base64,{b64encode(picture.read_bytes()).decode()}"
+    for address, is_shown in ((picture.as_uri(), False), ("secret.png", False), (data, True)):
+        html = f'<img src="{address}"><link rel="stylesheet" href="{address}">'
+        write_pdf(tmp_path / "a.pdf", html)
+        assert (b"/Image" in (tmp_path / "a.pdf").read_bytes()) == is_shown
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [("ImportError", "WeasyPrint is missing (pip install"), ("OSError", "does not find Pango")],
+)
+def test_without_weasyprint_an_old_pdf_is_removed(
+    study, tmp_path, monkeypatch, caplog, error, reason
+):
+    (tmp_path / "weasyprint.py").write_text(f"raise {error}('cannot load library')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "weasyprint", raising=False)
+    caplog.set_level(logging.INFO)
+    for write in (draw_report, lambda *_: write_pdf(tmp_path / "report.pdf", "<p>new")):
+        (tmp_path / "report.pdf").write_text("of an earlier page")
+        caplog.clear()
+        write(study, tmp_path)
+        assert not (tmp_path / "report.pdf").exists()
+        (message,) = [text for text in caplog.messages if "report.pdf" in text]
+        assert reason in message
+        assert message.endswith(": print the page in a browser.")
+    assert (tmp_path / "report.html").is_file()
+
+
+@needs_pango
+def test_follow_up_page_is_printed_completely(study, tmp_path, documents):
+    visits = [study / program for program in PROGRAMS]
+    page = follow(*visits, tmp_path / "out", identifiers=True).output / "follow.html"
+    write_pdf(tmp_path / "page.pdf", page.read_text(encoding="utf-8"))
+    text = check_pages(documents[0])
+    assert "All changes" in text
+    assert "detectable" in text  # the last column
