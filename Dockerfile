@@ -12,7 +12,7 @@ FROM python:${PYTHON}-slim AS build
 ARG TORCH=cpu
 WORKDIR /source
 COPY requirements-runtime.lock requirements.lock ./
-# the extras dicom, hub, pacs and serve, at the versions of requirements.lock
+# the extras dicom, hub, pacs, pdf and serve, at the versions of requirements.lock
 RUN python -m venv /opt/lesionseg \
  && if [ "$TORCH" = cpu ]; then \
       /opt/lesionseg/bin/pip install --no-cache-dir \
@@ -20,21 +20,20 @@ RUN python -m venv /opt/lesionseg \
         --index-url https://download.pytorch.org/whl/cpu; \
     fi \
  && /opt/lesionseg/bin/pip install --no-cache-dir -r requirements-runtime.lock \
-      -c requirements.lock fastapi uvicorn python-multipart pydicom highdicom python-gdcm \
+      -c requirements.lock fastapi uvicorn python-multipart pydicom highdicom python-gdcm weasyprint \
       dicomweb-client huggingface-hub
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml README.md LICENSE NOTICE ./
 COPY lesionseg lesionseg
 COPY conf conf
 RUN /opt/lesionseg/bin/pip install --no-cache-dir --no-deps .
 
 FROM python:${PYTHON}-slim
 ARG TORCH=cpu
-# Triton, with which torch.compile works on a GPU, compiles its launchers
-RUN if [ "$TORCH" = cuda ]; then \
-      apt-get update \
-      && apt-get install -y --no-install-recommends gcc libc6-dev \
-      && rm -rf /var/lib/apt/lists/*; \
-    fi
+# Pango lays out report.pdf. Triton, with which torch.compile works on a GPU, compiles its launchers.
+RUN apt-get update \
+ && apt-get install -y --no-install-recommends libpango-1.0-0 libpangoft2-1.0-0 \
+ && if [ "$TORCH" = cuda ]; then apt-get install -y --no-install-recommends gcc libc6-dev; fi \
+ && rm -rf /var/lib/apt/lists/*
 COPY --from=build /opt/lesionseg /opt/lesionseg
 RUN useradd --create-home --uid 10001 lesionseg
 USER 10001

@@ -295,7 +295,7 @@ def follow(
 
 
 def report(scores: StrPath, output: StrPath, *, progress: bool = False, **settings: Any) -> Path:
-    """Write a report on scores as a page and a PDF, as `lesionseg report` does.
+    """Write a report on scores as a page, with the extra `pdf` also as a PDF.
 
     Args:
         scores: the output of `evaluate`, or a run directory.

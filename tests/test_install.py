@@ -52,13 +52,18 @@ def test_install_command_of_an_extra_names_its_packages(extra):
 
 
 @pytest.mark.parametrize("name", ["Dockerfile", "apptainer.def"])
-def test_container_has_the_extras_dicom_and_serve_at_locked_versions(name):
+def test_container_has_the_extras_dicom_pdf_and_serve_at_locked_versions(name):
     text = (ROOT / name).read_text(encoding="utf-8")
     (listed,) = re.findall(r"-c requirements\.lock ([\w -]+)", text)
-    wanted = {Requirement(line).name for line in [*EXTRAS["dicom"], *EXTRAS["serve"]]}
+    extras = [*EXTRAS["dicom"], *EXTRAS["pdf"], *EXTRAS["serve"]]
+    wanted = {Requirement(line).name for line in extras}
     assert set(listed.split()) == wanted
     assert wanted <= _read_lock().keys()
     assert "HEALTHCHECK" not in text  # only serve answers one
+    pango = "apt-get install -y --no-install-recommends libpango-1.0-0 libpangoft2-1.0-0"
+    assert pango in text  # WeasyPrint needs both
+    guide = (ROOT / "docs" / "install.md").read_text(encoding="utf-8")
+    assert "libpango-1.0-0 libpangoft2-1.0-0" in guide
 
 
 def test_container_gets_all_files_that_its_recipe_copies():
