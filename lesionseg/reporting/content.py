@@ -1,4 +1,4 @@
-"""The content of a report, which the page and the PDF share."""
+"""The content of the page of a report."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -41,7 +41,7 @@ class Pictures:
 
 @dataclass(frozen=True, eq=False)
 class ReportContent:
-    """Everything that the page and the PDF show.
+    """Everything that the page shows.
 
     Attributes:
         title: Title of the page.

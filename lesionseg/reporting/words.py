@@ -1,4 +1,4 @@
-"""The sentences of the report, for page and PDF. `templates/sentences.txt.j2` has the words."""
+"""The sentences of the report. `templates/sentences.txt.j2` has the words."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence

@@ -194,7 +194,7 @@ def _collect_content(
     *,
     history: Path,
 ) -> ReportContent:
-    """Collect everything that the page and the PDF show.
+    """Collect everything that the page shows.
 
     Args:
         models: The names and tables of the model, and of the one it is compared with.
