@@ -30,7 +30,7 @@ from lesionseg.reporting.identity import read_identity
 from lesionseg.reporting.images import Scene, Sources
 from lesionseg.reporting.pdf import write_pdf
 from lesionseg.reporting.pictures import Card
-from lesionseg.reporting.rendering import say, say_lines, split_lines, write_page
+from lesionseg.reporting.rendering import render, say, say_lines, split_lines, write_page
 from lesionseg.reporting.viewer import remove_viewer_pages, write_viewer
 from lesionseg.reporting.words import (
     basis,

@@ -12,7 +12,7 @@ import pytest
 from lesionseg.cli import run
 from lesionseg.config import ReportSection
 from lesionseg.core import Geometry, OperatingPoint
-from lesionseg.io.predictions import write_prediction
+from lesionseg.io.results.case import write_prediction
 from lesionseg.reporting.pdf import write_pdf
 from lesionseg.reporting.write import write_report
 from tests.commands import follow, python
