@@ -28,7 +28,7 @@ from lesionseg.pipeline.report import check_report, remove_report, report_run
 from lesionseg.pipeline.run_dir import config_of, default_run_dir
 from lesionseg.pipeline.score_roles import score_role
 from lesionseg.pipeline.survey import ALL_FOLDS, Survey, folds_of
-from lesionseg.pipeline.train_fold import TrainedModel, train_fold
+from lesionseg.pipeline.train_fold import TrainedModel, train_fold, write_card
 from lesionseg.plan.make import network_spec
 from lesionseg.reporting.words import explain_excess
 from lesionseg.training.module import budget_text, resolve_budget
@@ -143,6 +143,7 @@ def train(cfg: TrainConfig) -> TrainOutcome:
         )
         if tested is not None:
             scores["test"] = tested
+            write_card(trained.experiment, [*scores.values()])
         else:  # the run may have had test cases before
             remove_report(run / "test")
         page = report_run(run, experiment.dataset, cfg.report)

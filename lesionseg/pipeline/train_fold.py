@@ -13,10 +13,11 @@ from lesionseg.data.cache import CachedCase
 from lesionseg.data.tiles import TileDataset
 from lesionseg.evaluation.operating_points import DEFAULT_POINT, Aim
 from lesionseg.evaluation.scores import Scores
-from lesionseg.inference.bundle import Bundle, write_bundle
+from lesionseg.inference.bundle import Bundle, bundle_plan, bundle_selection, write_bundle
 from lesionseg.inference.input_check import training_ranges
 from lesionseg.inference.model_card import model_card
 from lesionseg.inference.predictor import Predictor
+from lesionseg.io.bundle_folder import BundleFiles
 from lesionseg.io.text import write_text
 from lesionseg.models.build import TRUSTED, build_network
 from lesionseg.pipeline.experiment import Experiment
@@ -198,6 +199,16 @@ def keep_bundle(experiment: Experiment, bundle: Bundle, scores: Scores | None) -
         selection=bundle.selection,
     )
     write_text(experiment.run / "selection.json", bundle.selection.to_json())
+
+
+def write_card(experiment: Experiment, scores: Sequence[Scores]) -> None:
+    """Write the model card of a run's bundle again, with the scores of each role.
+
+    The test cases are scored with the bundle, so it exists before their scores.
+    """
+    bundle = experiment.bundle
+    card = model_card(bundle_plan(bundle), bundle_selection(bundle), scores, experiment.origin)
+    write_text(BundleFiles(bundle).card, card)
 
 
 def choose_validated(

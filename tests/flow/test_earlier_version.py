@@ -174,7 +174,7 @@ def test_scores_of_an_early_2_0_are_read_and_found_again(earlier_2):
     found = ["reference=raw/labelsTs", "prediction=found", "replicates=20"]
     assert run("evaluate", [*found, "output=again"]) == 0
     after = scores_of(Path("again"))
-    assert values_of(after) == values_of(before)
+    assert values_of(after).items() >= values_of(before).items()  # later versions add scores
 
 
 def values_of(scores):

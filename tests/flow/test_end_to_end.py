@@ -49,6 +49,8 @@ def test_scores_state_their_role_and_provenance(folder):
     assert test["operating_point"]["score"] == validation["operating_point"]["score"]
     assert validation["provenance"]["simulated"] is True
     assert {"seed", "git_commit", "data_sha256", "packages"} <= set(validation["provenance"])
+    card = (folder / "run" / "bundle" / "README.md").read_text(encoding="utf-8")
+    assert all(f"On {role} data (" in card for role in ("validation", "test"))
     rows = read_csv(folder / "run" / "metrics.csv")
     p = [float(row["p/lesion"]) for row in rows if row["p/lesion"]]
     assert p[-1] > p[0]
