@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from lesionseg.io.scans import kind_of_name as kind_of_name
     from lesionseg.io.scans import leave_out as leave_out
     from lesionseg.io.text import read_csv as read_csv
+    from lesionseg.io.text import read_json as read_json
     from lesionseg.io.text import write_csv as write_csv
     from lesionseg.io.text import write_json as write_json
     from lesionseg.io.text import write_text as write_text
@@ -82,6 +83,7 @@ _HOMES = {
     "read_finite": "cases",
     "read_geometry": "volumes",
     "read_image": "cases",
+    "read_json": "text",
     "read_mask": "masks",
     "read_scan_list": "layouts.manifest",
     "read_volume": "volumes",

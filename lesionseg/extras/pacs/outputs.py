@@ -2,28 +2,40 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
+
+from pydantic import TypeAdapter, ValidationError
 
 from lesionseg.core import Prediction
 from lesionseg.errors import ContentError, GeometryError, LesionsegError, ReadError
 from lesionseg.extras.pacs.dicomweb import DicomWeb
 from lesionseg.extras.pacs.result_origin import ResultOrigin
 from lesionseg.extras.pacs.results import require_highdicom, write_dicom_results
-from lesionseg.io import Scan, is_dicom_image
-from lesionseg.io.results import CaseRow, PredictionFolder
+from lesionseg.io import Scan, is_dicom_image, read_json, write_json
+from lesionseg.io.results import REPORT, SEGMENTATION, SENT, CaseRow, PredictionFolder
 from lesionseg.pipeline import Outputs
 
 logger = logging.getLogger(__name__)
 
 WARNED = "No DICOM results: the scan has a warning. dicom_output=all writes them."
 NO_SEGMENTATION = "No DICOM segmentation: no accepted candidate has voxels."
+_RECORD = TypeAdapter(dict[str, list[str]])
+
+
+def read_sent(record: Path) -> dict[str, list[str]]:
+    """Return the UIDs of the stored results by address. A missing or damaged record has none."""
+    with suppress(ReadError, ValidationError):
+        return _RECORD.validate_python(read_json(record))
+    return {}
 
 
 class DicomOutputs(Outputs):
     """The segmentation and the report of each DICOM scan, and the PACS in which they are stored.
 
-    The output folder records for each case where its results were stored.
+    The file `<case>_sent.json` records where the results of a case were stored, by the address and
+    the UIDs. New results of the case remove it, as every file of the case.
 
     Args:
         written: True, or "all" to include scans with a warning.
@@ -87,11 +99,14 @@ class DicomOutputs(Outputs):
         if self._service is None or case in self.unsent:
             return self.unsent.get(case, "")
         address = self._service.address
-        files = results.unsent_files(case, address)
-        if not files:
+        record = results.path / f"{case}{SENT}"
+        sent = read_sent(record)
+        files = [results.path / f"{case}{ending}" for ending in (SEGMENTATION, REPORT)]
+        files = [file for file in files if file.is_file()]
+        if address in sent or not files:
             return ""
         try:
-            results.note_sent(case, address, self._service.store(files))
+            write_json(record, {**sent, address: self._service.store(files)})
         except LesionsegError as error:
             logger.warning("%s: the DICOM results are not in the PACS. %s", case, error)
             self.unsent[case] = f"Not in the PACS: {error}"

@@ -26,9 +26,6 @@ from lesionseg.io.results.names import (
     FILES,
     FILES_OF_NNUNET,
     MASK_ENDINGS,
-    REPORT,
-    SEGMENTATION,
-    SENT,
     looks_like_result,
 )
 from lesionseg.io.results.row import (
@@ -36,10 +33,8 @@ from lesionseg.io.results.row import (
     failed_file,
     read_failures,
     read_row,
-    read_sent,
     write_failures,
 )
-from lesionseg.io.text import write_json
 from lesionseg.io.volumes import WRITTEN
 
 _PART = ".part"  # folder of a case whose files are being written
@@ -268,26 +263,6 @@ class PredictionFolder:
             with output_errors(file):
                 write_failures(file, after)
             self._upload([file.name])
-
-    def unsent_files(self, case: str, address: str) -> list[Path]:
-        """Return the DICOM results of a case, unless `note_sent` recorded them for this address."""
-        if address in read_sent(self.path / f"{case}{SENT}"):
-            return []
-        files = [self.path / f"{case}{ending}" for ending in (SEGMENTATION, REPORT)]
-        return [file for file in files if file.is_file()]  # another process may have written them
-
-    def note_sent(self, case: str, address: str, uids: Sequence[str]) -> None:
-        """Record that the DICOM results of a case, with these UIDs, are stored at an address.
-
-        Earlier records of other addresses stay. New results of the case remove all of them.
-
-        Raises:
-            OutputError: The record cannot be written.
-        """
-        name = f"{case}{SENT}"
-        with output_errors(self.path / name):
-            write_json(self.path / name, {**read_sent(self.path / name), address: [*uids]})
-        self._present.add(name)
 
     def cases(self) -> list[str]:
         """Return the ids of the cases that have a candidate file, sorted."""

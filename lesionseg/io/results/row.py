@@ -1,10 +1,9 @@
 """The row of a case: its line in `predictions.csv`, and what its JSON files state.
 
-These are `<case>_candidates.json` for results, `<case>_failed.json` for failures, and
-`<case>_sent.json`, which states where the DICOM results were stored. A candidate file states the
-scan, a hash of the settings and everything that `predictions.csv` shows of the case, apart from
-facts of a single run such as its duration. The same scan, bundle and settings give the same bytes.
-Other programs may write candidate files, too.
+These are `<case>_candidates.json` for results and `<case>_failed.json` for failures. A candidate
+file states the scan, a hash of the settings and everything that `predictions.csv` shows of the
+case, apart from facts of a single run such as its duration. The same scan, bundle and settings give
+the same bytes. Other programs may write candidate files, too.
 """
 
 import json
@@ -222,13 +221,6 @@ def write_failures(path: Path, rows: Sequence[CaseRow]) -> None:
         write_json(path, [{**_stated(row), "finished": row.finished} for row in rows])
     else:
         path.unlink(missing_ok=True)
-
-
-def read_sent(path: Path) -> dict[str, list[str]]:
-    """Return the UIDs of the stored results by address. A missing or damaged file has none."""
-    with suppress(ReadError, ValidationError):
-        return TypeAdapter(dict[str, list[str]]).validate_python(read_json(path))
-    return {}
 
 
 def facts_of(row: CaseRow) -> dict[str, Any]:

@@ -18,8 +18,8 @@ import pytest
 
 from lesionseg.errors import SOME_FAILED, ConfigError, DatasetError, ResourceError
 from lesionseg.extras.pacs.dicomweb import PASSWORD, USER, DicomWeb
+from lesionseg.extras.pacs.outputs import read_sent
 from lesionseg.inference.bundle import write_bundle
-from lesionseg.io.results.row import read_sent
 from lesionseg.io.text import read_csv
 from lesionseg.io.volumes import read_volume
 from tests.commands import predict
