@@ -15,6 +15,7 @@ from lesionseg.inference.bundle import bundle_digest, bundle_plan, bundle_select
 from lesionseg.inference.model_card import fill
 from lesionseg.inference.read_ahead import needed_bytes
 from lesionseg.io.bundle_folder import BundleFiles
+from lesionseg.io.layouts.nnunet import DATASET_JSON
 from lesionseg.io.model_address import find_model, local_model
 from lesionseg.models.build import ARCHITECTURES, build_network
 from lesionseg.plan.plan import Plan
@@ -150,7 +151,7 @@ def model_facts(bundle: str | PathLike[str]) -> ModelFacts:
         path = files.folder
         stated = files.card_facts()
     else:
-        stated = {"made from": plan.reasons["source"], **files.read_description()}
+        stated = {"made from": plan.reasons["source"], **files.read_json(DATASET_JSON)}
     n_weights = None
     if plan.architecture.name in ARCHITECTURES and not plan.architecture.network:
         with torch.device("meta"):

@@ -15,10 +15,10 @@ from lesionseg.io.cases import (
 )
 from lesionseg.io.channels import check_channels
 from lesionseg.io.contents import content_files
+from lesionseg.io.dicom.elements import text
 from lesionseg.io.dicom.headers import is_dicom, is_secondary_capture, read_header
 from lesionseg.io.files import digest_of
 from lesionseg.io.grids import GridPair
-from lesionseg.io.limits import convert_read_errors
 from lesionseg.io.nifti import SUFFIXES as NIFTI
 from lesionseg.io.nifti import states_orientation
 from lesionseg.io.volumes import read_volume
@@ -130,13 +130,9 @@ def _read_dicom_facts(images: tuple[Path, ...]) -> tuple[str, bool]:
     for image in images:
         with suppress(LesionsegError):  # the findings of the case already contain this error
             file = next(iter(content_files(image)), image)
-            if not is_dicom(file):
-                continue
-            header = read_header(file)
-            with convert_read_errors(file):
-                patient_id = str(header.get("PatientID", "") or "").strip()
-                stated = str(header.get("BurnedInAnnotation", "") or "").upper()
+            if is_dicom(file):
+                header = read_header(file)
+                patient = patient or text(header, "PatientID")
+                stated = text(header, "BurnedInAnnotation").upper()
                 has_text |= stated == "YES" or (not stated and is_secondary_capture(header))
-            if patient_id and not patient:
-                patient = digest_of(patient_id)
-    return patient, has_text
+    return patient and digest_of(patient), has_text

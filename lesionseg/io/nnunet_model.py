@@ -9,7 +9,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from lesionseg.core import Labels
 from lesionseg.errors import BundleError, LesionsegError, count, join_names
@@ -54,31 +53,14 @@ class NnunetModelFiles(ModelFiles):
         parts = self.name.split("__")
         return parts[index] if len(parts) == 3 else ""
 
-    @property
-    def plans_path(self) -> str:
-        """The path of the plans as text, for messages."""
-        return self.where(PLANS)
-
-    @property
-    def description_path(self) -> str:
-        """The path of `dataset.json`, which describes the training data, for messages."""
-        return self.where(DATASET_JSON)
-
-    def read_plans(self) -> dict[str, Any]:
-        """Read the plans. Raise `BundleError` if they are not a JSON object."""
-        return self.read_json(PLANS)
-
-    def read_description(self) -> dict[str, Any]:
-        """Read `dataset.json`. Raise `BundleError` if it is not a JSON object."""
-        return self.read_json(DATASET_JSON)
-
     def read_channels_and_labels(self) -> tuple[tuple[str, ...], Labels]:
         """Read the names of the channels, and the labels, in `dataset.json`.
 
         Raise `BundleError` if they are not valid.
         """
         try:
-            return nnunet_channels_and_labels(self.read_description(), Path(self.description_path))
+            content = self.read_json(DATASET_JSON)
+            return nnunet_channels_and_labels(content, Path(self.where(DATASET_JSON)))
         except LesionsegError as error:
             raise BundleError(str(error)) from error
 

@@ -22,7 +22,8 @@ from lesionseg.core import Labels
 from lesionseg.core.records import parse_as
 from lesionseg.errors import BundleError, ConfigError
 from lesionseg.inference.nnunet.outputs import NNUNET_RULE
-from lesionseg.io.nnunet_model import NnunetModelFiles
+from lesionseg.io.layouts.nnunet import DATASET_JSON
+from lesionseg.io.nnunet_model import PLANS, NnunetModelFiles
 from lesionseg.models.build import build_network, build_with_weights, require_finite
 from lesionseg.models.nnunet_checkpoint import NnunetCheckpoint, read_nnunet_checkpoint
 from lesionseg.models.weights import architecture_of
@@ -151,14 +152,15 @@ def _plan_of(files: NnunetModelFiles, checkpoint: NnunetCheckpoint) -> Plan:
     a larger one, as of a 2-D training, only takes more memory in prediction. Raises `BundleError`
     if the model is not supported, or its files do not fit each other.
     """
-    plans = parse_as(_Plans, files.read_plans(), files.plans_path, BundleError)
+    path = files.where(PLANS)
+    plans = parse_as(_Plans, files.read_json(PLANS), path, BundleError)
     channels, labels = files.read_channels_and_labels()
     name = checkpoint.configuration or files.configuration
-    where = f"{files.plans_path}: configurations.{name}"
-    config = parse_as(_Configuration, _inherit(plans, name, files.plans_path), where, BundleError)
+    where = f"{path}: configurations.{name}"
+    config = parse_as(_Configuration, _inherit(plans, name, path), where, BundleError)
     if plans.label_manager != _LABEL_MANAGER:
         raise BundleError(
-            f"{files.plans_path}: label_manager is {plans.label_manager}, but only "
+            f"{path}: label_manager is {plans.label_manager}, but only "
             f"{_LABEL_MANAGER} is known here. Predict with nnU-Net and give its probabilities to "
             "evaluate."
         )
@@ -214,8 +216,8 @@ def _require_fitting_layers(
     if checkpoint.n_outputs != n_outputs or checkpoint.n_inputs != n_channels:
         raise BundleError(
             f"{files.where(files.folds[0])}: the weights have {checkpoint.n_inputs} inputs and "
-            f"{checkpoint.n_outputs} outputs, but {files.description_path} needs {n_channels} and "
-            f"{n_outputs}. Use the files of one training."
+            f"{checkpoint.n_outputs} outputs, but {files.where(DATASET_JSON)} needs {n_channels} "
+            f"and {n_outputs}. Use the files of one training."
         )
 
 

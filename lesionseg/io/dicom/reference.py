@@ -62,7 +62,7 @@ def read_dicom_reference(
             image has two axes.
     """
     header = read_header(path)
-    modality = str(header.get("Modality", ""))
+    modality = text(header, "Modality")
     if modality not in ("SEG", "RTSTRUCT"):
         raise ReadError(
             f"{path}: the modality of the reference is {modality or 'not stated'}, expected SEG or "
@@ -203,7 +203,7 @@ def _draw_segments(path: Path, header: "Header", geometry: Geometry, masks: Mask
     """
     check_image(path, header)
     threshold = 0.5
-    kind = str(header.get("SegmentationType", "BINARY"))
+    kind = text(header, "SegmentationType")
     if kind == "FRACTIONAL":
         threshold = int(header.get("MaximumFractionalValue", 255)) / 2
     for frame, pixels in zip(slices_of_file(path, header), stored_pixels(path), strict=True):
@@ -234,7 +234,7 @@ def _draw_contours(path: Path, header: "Header", geometry: Geometry, masks: Mask
         # polygons by slice and content: a contour that the file repeats would cancel out
         polygons: dict[int, dict[bytes, Numbers]] = defaultdict(dict)
         for contour in roi.get("ContourSequence", None) or ():
-            kind = str(contour.get("ContourGeometricType", ""))
+            kind = text(contour, "ContourGeometricType")
             if kind not in ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR", "POINT"):
                 raise ReadError(
                     f"{path}: a contour is not closed ({kind or 'type not stated'}). Export closed "
