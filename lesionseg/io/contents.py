@@ -40,6 +40,12 @@ def content_files(path: Path) -> tuple[Path, ...]:
     return (path,) if spacing is None else (path, spacing)
 
 
+def voxel_files(images: Iterable[Path]) -> set[Path]:
+    """Return the files that contain the voxels of the headers among some images (NRRD, MHD)."""
+    headers = {image for image in images if image.suffix.lower() in itk.SUFFIXES}
+    return {file for header in headers for file in content_files(header)} - headers
+
+
 def content_digest(images: Sequence[Sequence[Path]]) -> str:
     """Compute the SHA-256 of a scan's files as hexadecimal digits.
 

@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from errno import EACCES
 from fnmatch import fnmatch
+from glob import has_magic
 from itertools import takewhile
 from pathlib import Path
 from typing import Literal
@@ -21,10 +22,9 @@ from lesionseg.config import MaskNames
 from lesionseg.core import CaseFiles, Finding
 from lesionseg.core.finding import Severity
 from lesionseg.errors import DatasetError, LesionsegError, ReadError, ResourceError, join_names
-from lesionseg.io import itk
 from lesionseg.io.case_ids import case_id, comparison_key, printable_id, split_channel
 from lesionseg.io.channels import missing_channels
-from lesionseg.io.contents import content_digest, content_files, file_state
+from lesionseg.io.contents import content_digest, content_files, file_state, voxel_files
 from lesionseg.io.dicom.grouping import DicomScan, describe_dicom, dicom_stem, group_dicom
 from lesionseg.io.dicom.headers import is_dicom
 from lesionseg.io.dicom.series import split_series
@@ -54,7 +54,6 @@ LEFT_OUT = "left_out"  # kind of the notes on scans and files that are not meant
 _UNKNOWN = "of an unknown format"
 _NO_IMAGE = ("DICOM", "objects that are not images")  # kind and reason of DICOM files
 _CLASH = "clash"  # kind of the error that another scan or channel has the same name
-_WILDCARDS = set("*?[")
 _LABELS = {"labelsTr", "labelsTs", "labelsVal"}  # folders of nnU-Net's layout without scans
 # names in lower case: files of file managers, the index of a DICOM CD, and folders of file systems
 _SKIPPED_NAMES = {
@@ -294,13 +293,8 @@ def find_scans(
         scans = _read_table(source, channels)
     elif split_series(source) is not None:
         scans = [dicom_scan(describe_dicom(source), root)]
-    elif source.is_file() and is_dicom_image(source):
-        scans, objects = _dicom_scans([source], root, {source})
-        notes += _left_out_notes(dict.fromkeys(objects, _NO_IMAGE), [], root)
-    elif source.is_file():
-        scans = [*_file_scans([source], root, channels)]
     else:
-        root = _folder_before_wildcards(source)
+        root = root if source.is_file() else _folder_before_wildcards(source)
         scans, notes = _search(source, root, channels, dims, results)
     if unwanted is not None:
         scans = [leave_out(scan, unwanted) for scan in scans]
@@ -376,7 +370,7 @@ def _folder_before_wildcards(source: Path) -> Path:
     """
     if source.exists():
         return source
-    fixed = takewhile(lambda part: not _WILDCARDS & set(part), source.parts)
+    fixed = takewhile(lambda part: not has_magic(part), source.parts)
     return Path(*fixed)
 
 
@@ -410,17 +404,22 @@ def _mark_clashes(scans: Sequence[Scan]) -> Iterator[Scan]:
 def _search(
     source: Path, root: Path, channels: int, dims: int | None, results: Path | None
 ) -> tuple[list[Scan], list[Finding]]:
-    """Return the scans in a folder or of a glob, and notes on the remaining files.
+    """Return the scans in a file, in a folder or of a glob, and notes on the remaining files.
 
-    `root` is the folder before the wildcards. The other arguments are those of `find_scans`.
+    `root` is the folder of the file or before the wildcards. The other arguments are those of
+    `find_scans`.
 
     Raises:
         DatasetError: `source` does not exist, or `root` cannot be opened.
     """
-    if not source.is_dir() and not _WILDCARDS & set(str(source)):
+    is_file = source.is_file()
+    is_glob = not is_file and not source.is_dir()
+    if is_glob and not has_magic(str(source)):
         raise DatasetError(f"{source}: the input does not exist. Check its name.")
     walk = _Walk(results)
-    if source.is_dir():
+    if is_file:  # also a file that the search of a folder leaves out
+        walk.files[source] = None
+    elif not is_glob:
         walk.enter(source)
     else:
         walk.match(root, source.relative_to(root).parts)
@@ -432,7 +431,7 @@ def _search(
     for file in walk.files:
         if is_dicom_image(file):
             dicom[file.parent].append(file)
-        elif kind := _explain_no_scan(file, dims):
+        elif not is_file and (kind := _explain_no_scan(file, dims)):
             no_scans[file] = kind
         else:
             images.append(file)
@@ -440,7 +439,7 @@ def _search(
     scans += [_unreadable_scan(path, reason, root) for path, reason in walk.unreadable.items()]
     for folder, files in dicom.items():
         matched = set(files)
-        if not source.is_dir():  # a series has all of its slices, also those that do not match
+        if is_glob:  # a series has all of its slices, also those that do not match
             files = sorted(matched.union(filter(is_dicom, folder.iterdir())))
         found, objects = _dicom_scans(files, root, matched)
         scans += found
@@ -487,7 +486,7 @@ class _Walk:
             self._add(folder)
             return
         part, *rest = parts
-        if not _WILDCARDS & set(part):
+        if not has_magic(part):
             path = folder / part
             with self._record_unreadable(path):
                 if path.exists() or path.is_symlink():
@@ -580,11 +579,8 @@ def _left_out_notes(
         images: The files that are scans, other than DICOM.
         root: The folder below which the paths in the notes begin.
     """
-    voxels = set[Path]()
-    if any(reason == _UNKNOWN for _, reason in no_scans.values()):
-        for image in images:
-            if image.suffix.lower() in itk.SUFFIXES:
-                voxels.update(content_files(image))
+    is_any_unknown = any(reason == _UNKNOWN for _, reason in no_scans.values())
+    voxels = voxel_files(images) if is_any_unknown else set()
     paths_of: dict[tuple[str, str], list[str]] = defaultdict(list)
     for path, kind in no_scans.items():
         if path not in voxels:

@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
@@ -14,6 +14,7 @@ from lesionseg.config import CONFIG
 from lesionseg.core.finding import Finding, Severity
 from lesionseg.errors import count, join_names
 from lesionseg.io.case_ids import path_id
+from lesionseg.io.contents import voxel_files
 from lesionseg.io.files import TEXT_SUFFIXES, is_file_or_broken_link
 from lesionseg.io.volumes import SUFFIXES, is_image_file
 
@@ -22,8 +23,6 @@ Number = Annotated[FiniteFloat, Field(gt=-1e9, lt=1e9)]
 _NOT_IMAGES = {"masks", "labels", "annotations"}  # folders without images
 # files in the folders of runs, predictions and scores
 _OWN_RESULTS = {CONFIG, "predictions.csv", "scores.json"}
-# suffixes of files with the voxels of a header
-_VOXEL_SUFFIXES = (".raw", ".zraw", ".raw.gz", ".gz", ".bz2", ".txt", ".hex", ".ascii")
 
 
 def findings_about(
@@ -93,35 +92,23 @@ def list_images(folder: Path) -> list[Path]:
     listed, so that reading it reports the error.
     """
     found: list[Path] = []
-    seen: set[str] = set()
-    links = _list_images_below([folder], found, seen)
-    while links:  # after all folders without a link
-        links = _list_images_below(links, found, seen)
+    seen: set[str] = set()  # real paths of the searched folders
+    starts = [folder]
+    while starts:
+        links: list[Path] = []  # searched after all folders without a link
+        for top, folders, names in chain.from_iterable(map(os.walk, starts)):
+            place = os.path.realpath(top)
+            has_results = bool(seen) and not _OWN_RESULTS.isdisjoint(names)
+            if place in seen or has_results:
+                folders.clear()  # `os.walk` enters the folders that remain in this list
+                continue
+            seen.add(place)
+            folders[:] = [name for name in folders if name[0] != "." and name not in _NOT_IMAGES]
+            links += [link for name in folders if (link := Path(top, name)).is_symlink()]
+            images = filter(is_image_file, (Path(top, name) for name in names))
+            found += filter(is_file_or_broken_link, images)
+        starts = sorted(links)
     return sorted(found)
-
-
-def _list_images_below(starts: Iterable[Path], found: list[Path], seen: set[str]) -> list[Path]:
-    """Append the images in some folders and their subfolders to `found`.
-
-    Files and folders are left out by the rules of `list_images`.
-
-    Links to folders are not followed, but returned in sorted order. Folders whose real path is in
-    `seen` are left out, and the real path of each searched folder is added.
-    """
-    links: list[Path] = []
-    for top, folders, names in chain.from_iterable(os.walk(start) for start in starts):
-        place = os.path.realpath(top)
-        has_results = bool(seen) and not _OWN_RESULTS.isdisjoint(names)
-        if place in seen or has_results:
-            folders.clear()  # `os.walk` enters the folders that remain in this list
-            continue
-        seen.add(place)
-        folders[:] = [name for name in folders if name[0] != "." and name not in _NOT_IMAGES]
-        paths = [Path(top) / name for name in names]
-        found += [path for path in paths if is_image_file(path) and is_file_or_broken_link(path)]
-        subfolders = [Path(top) / name for name in folders]
-        links += [path for path in subfolders if path.is_symlink()]
-    return sorted(links)
 
 
 def find_unread_files(
@@ -137,22 +124,20 @@ def find_unread_files(
         usual: Further suffixes that are not named.
     """
     entries = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
-    with_voxels = any(path.suffix.lower() in (".mhd", ".nhdr") for path in entries)
+    files = [path for path in entries if not path.is_dir()]
     known = (*SUFFIXES, *usual, *TEXT_SUFFIXES)
-    if with_voxels:
-        known += _VOXEL_SUFFIXES
-    unread = []
-    for path in entries:
-        if path.suffix and not path.name.lower().endswith(known) and not path.is_dir():
-            unread.append(path)
-    if folders:
+    unread = [path for path in files if path.suffix and not path.name.lower().endswith(known)]
+    if unread:  # otherwise no header is read
+        unread = sorted({*unread} - voxel_files(files))
+    kinds = {path.suffix for path in unread}
+    if folders and len(files) < len(entries):
         unread += [path for path in entries if path.is_dir()]
-    kinds = sorted({"folders" if path.is_dir() else path.suffix for path in unread})
+        kinds.add("folders")
     return findings_about(
         folder,
         [path.name for path in unread],
         "item",
-        f"of formats that are not read here ({', '.join(kinds)})",
+        f"of formats that are not read here ({', '.join(sorted(kinds))})",
         kind="unread",
         advice=f" Convert images to one of {', '.join(SUFFIXES)}.",
         severity="warning",
