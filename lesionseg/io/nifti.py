@@ -144,23 +144,23 @@ def write_nifti(path: Path, array: NDArray[Any], geometry: Geometry, like: Path 
     """
     import nibabel
 
-    affine = np.eye(4)  # a plane gets the position z = 0
-    if geometry.dims == 3:
-        affine[:] = geometry.affine[:, _REVERSED]
-    else:
-        affine[np.ix_(_PLANE, _PLANE)] = geometry.affine[:, [1, 0, 2]]  # (y, x) to (x, y)
-    image = nibabel.Nifti1Image(array.T, affine)
-    image.header.set_xyzt_units("mm")
-    image.header["sform_code"] = 0  # nibabel writes 2
     source = None
     if like is not None and like.name.lower().endswith(SUFFIXES):
         with convert_read_errors(like), _open(like) as stream:
             source = _parse(like, stream)
             if not _read_grid(like, source).matches(geometry):
                 source = None
+    affine = np.eye(4)  # a plane gets the position z = 0
     if source is not None:
         affine = source.affine
-        image = nibabel.Nifti1Image(array.T, affine)
+    elif geometry.dims == 3:
+        affine[:] = geometry.affine[:, _REVERSED]
+    else:
+        affine[np.ix_(_PLANE, _PLANE)] = geometry.affine[:, [1, 0, 2]]  # (y, x) to (x, y)
+    image = nibabel.Nifti1Image(array.T, affine)
+    image.header.set_xyzt_units("mm")
+    image.header["sform_code"] = 0  # nibabel writes 2
+    if source is not None:
         for name in _POSITION:
             image.header[name] = source.header[name]
         # with a qform, the header has the voxel sizes of the qform

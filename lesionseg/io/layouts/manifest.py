@@ -115,13 +115,12 @@ def _add_reference(
     )
 
 
-def read_scan_list(path: Path, channels: int | None = None) -> list[CaseFiles]:
+def read_scan_list(path: Path) -> list[CaseFiles]:
     """Read a table with the columns `case`, `image` and perhaps `image_0001` and so on.
 
     Args:
-        path: The table. Paths are relative to it. The images are not opened.
-        channels: The number of channels. An empty cell among their columns is a missing channel.
-            None takes all columns.
+        path: The table. Paths are relative to it. The images are not opened. An empty cell in a
+            column of images is a missing channel.
 
     Returns:
         The cases, sorted by case id. A case without `group` has its id as group.
@@ -131,13 +130,20 @@ def read_scan_list(path: Path, channels: int | None = None) -> list[CaseFiles]:
             have the same case id.
         ReadError: The table cannot be read.
     """
-    cases, findings = read_scan_rows(path, channels)
+    cases, findings = read_scan_rows(path)
     require_no_errors(findings, path)
     return sorted(cases, key=lambda files: files.case)
 
 
-def read_scan_rows(path: Path, channels: int | None) -> tuple[list[CaseFiles], list[Finding]]:
+def read_scan_rows(
+    path: Path, channels: int | None = None
+) -> tuple[list[CaseFiles], list[Finding]]:
     """Read a table like `read_scan_list`, but do not raise errors of single rows.
+
+    Args:
+        path: The table.
+        channels: The number of channels. Only the empty cells of so many columns are missing
+            channels. None takes all columns.
 
     Returns:
         The cases in the order of the rows, and an error for each row that cannot be used. Rows with
@@ -175,21 +181,15 @@ def _read_lines(path: Path) -> tuple[list[tuple[int, dict[str, str]]], tuple[str
     rows = read_csv_lines(path)
     if not rows:
         raise DatasetError(f"{path}: the table has no case. Write one row per case.")
-    for name in ("case", "image"):
-        if name not in rows[0][1]:
-            raise DatasetError(
-                f"{path}: the table has no column {name!r}, only {', '.join(rows[0][1])}. Add it."
-            )
     columns = rows[0][1]
-    further = [name for name in columns if _is_further_image(name)]
-    numbers = {name: name.removeprefix("image_") for name in further}
-    ordered = sorted(further, key=lambda name: numbers_first(numbers[name]))
-    return rows, ("image", *ordered)
-
-
-def _is_further_image(column: str) -> bool:
-    """Return True for the column of a further channel, such as `image_0001`."""
-    return column.startswith("image_") and column.removeprefix("image_").isdigit()
+    for name in ("case", "image"):
+        if name not in columns:
+            raise DatasetError(
+                f"{path}: the table has no column {name!r}, only {', '.join(columns)}. Add it."
+            )
+    numbers = [name.removeprefix("image_") for name in columns if name.startswith("image_")]
+    further = sorted(filter(str.isdigit, numbers), key=numbers_first)
+    return rows, ("image", *(f"image_{number}" for number in further))
 
 
 def _make_case(

@@ -81,7 +81,7 @@ def read_nnunet_labels(path: Path) -> Labels:
         ReadError: The file is missing or not JSON.
         DatasetError: A key such as `channel_names` is missing or wrong, or labels are not valid.
     """
-    return _parse_labels(parse_as(_DatasetJson, read_json(path), path), path)
+    return nnunet_channels_and_labels(read_json(path), path)[1]
 
 
 def nnunet_channels_and_labels(content: object, path: Path) -> tuple[tuple[str, ...], Labels]:
