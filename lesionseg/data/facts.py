@@ -122,7 +122,7 @@ class _RecordReader:
         """Return a digest of the case's entry in the dataset, its files, and the reading settings.
 
         Files count by path, size, times of change and inode. Return None if a file is missing or
-        has just changed, or the voxels may be in another file than the header.
+        has just changed.
         """
         reference = (files.reference,) if files.reference else ()
         states = image_state((*files.images, *reference))

@@ -107,17 +107,13 @@ def file_state(paths: Iterable[Path]) -> str:
 def image_state(images: Iterable[Path]) -> str | None:
     """Return the `file_state` of all files of images, or None if it is not known for certain.
 
-    For a DICOM series these are the files of its folder. The state is unknown if the voxels may be
-    in another file than the header (NRRD and MetaImage), or if a file is missing or has changed in
-    the last two seconds.
+    For a DICOM series these are the files of its folder. The state is unknown if a file is missing
+    or has changed in the last two seconds.
     """
     files: list[Path] = []
     try:
         for image in images:
-            series = split_series(image)  # the folder of a DICOM series and the series in it
-            place = image if series is None else series[0]
-            if place.suffix.lower() in itk.SUFFIXES:  # the header may name another file
-                return None
+            place, _ = split_series(image) or (image, "")
             files += sorted(place.iterdir()) if place.is_dir() else content_files(place)
         recent = time_ns() - _RECENT_NS
         if any(file.stat().st_mtime_ns > recent for file in files):

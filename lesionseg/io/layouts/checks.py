@@ -4,6 +4,7 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +12,7 @@ from typing import Annotated
 from pydantic import Field, FiniteFloat
 
 from lesionseg.config import CONFIG
+from lesionseg.core import CaseFiles
 from lesionseg.core.finding import Finding, Severity
 from lesionseg.errors import count, join_names
 from lesionseg.io.case_ids import path_id
@@ -55,19 +57,21 @@ def findings_about(
     return [Finding(kind, text, severity=severity)]
 
 
-def distinct_ids(cases: Sequence[str], images: Sequence[Path], root: Path) -> list[str]:
-    """Return the ids of cases. An id that several have becomes the path of the image below `root`.
+def with_distinct_ids(cases: Sequence[CaseFiles], root: Path) -> list[CaseFiles]:
+    """Return cases in which an id that several have is the path of the image below `root`.
 
     `p1/t1.nii` and `p2/t1.nii` become `p1_t1` and `p2_t1`. An image that is not below `root` gives
     its whole path.
     """
-    n_cases = Counter(cases)
-    ids: list[str] = []
-    for case, image in zip(cases, images, strict=True):
-        if n_cases[case] > 1:
-            case = path_id(image.relative_to(root) if image.is_relative_to(root) else image)
-        ids.append(case)
-    return ids
+    n_cases = Counter(files.case for files in cases)
+    distinct: list[CaseFiles] = []
+    for files in cases:
+        if n_cases[files.case] > 1:
+            image = files.images[0]
+            place = image.relative_to(root) if image.is_relative_to(root) else image
+            files = replace(files, case=path_id(place))
+        distinct.append(files)
+    return distinct
 
 
 def listed_file(folder: Path, name: str) -> Path:

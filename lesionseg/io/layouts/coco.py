@@ -23,10 +23,10 @@ from lesionseg.io.case_ids import path_id
 from lesionseg.io.layouts.checks import (
     Count,
     Number,
-    distinct_ids,
     find_unread_files,
     findings_about,
     list_images,
+    with_distinct_ids,
 )
 from lesionseg.io.layouts.stated_lesions import (
     NO_FINDING,
@@ -303,16 +303,16 @@ def read_coco(root: Path, annotations: Path | None = None) -> Table:
         content = parse_as(_Content, read_json(file.path, allow_nan=True), file.path)
         contents.append((file, content))
     names, label_of, findings = _find_labels(root, contents)
-    short_ids: list[str] = []
-    places: list[Path] = []
+    cases: list[CaseFiles] = []
     for file, content in contents:
         for record in content.images:
             name = str(_to_slashes(record.get("file_name")))
-            short_ids.append(_case_id(name))
-            places.append(Path(name))
+            place = Path(name)
             with suppress(DatasetError):  # reading the entry reports the error
-                places[-1] = file.find_image(name)
-    ids = iter(distinct_ids(short_ids, places, root))  # such as train/a.png and valid/a.png
+                place = file.find_image(name)
+            cases.append(CaseFiles(_case_id(name), (place,)))
+    # such as train/a.png and valid/a.png
+    ids = (files.case for files in with_distinct_ids(cases, root))
     rows: list[Row] = []
     for file, content in contents:
         rows += _read_rows(root, file, content, ids, label_of, findings)

@@ -17,7 +17,7 @@ from lesionseg.core.finding import LISTED, Finding, collect_errors
 from lesionseg.core.records import parse_as
 from lesionseg.errors import DatasetError, ReadError, count
 from lesionseg.io.case_ids import path_id
-from lesionseg.io.layouts.checks import Count, Number, distinct_ids, listed_file
+from lesionseg.io.layouts.checks import Count, Number, listed_file, with_distinct_ids
 from lesionseg.io.layouts.manifest import LABELS, read_labels
 from lesionseg.io.layouts.nnunet import DATASET_JSON
 from lesionseg.io.layouts.stated_lesions import StatedLesion
@@ -106,10 +106,8 @@ def read_datalist(root: Path) -> Table:
             )
     findings: list[Finding] = []
     rows = _read_rows(root, path, content, findings)
-    cases = [row.files.case for row in rows]
-    ids = distinct_ids(cases, [row.files.images[0] for row in rows], root)
-    pairs = zip(rows, ids, strict=True)
-    rows = [replace(row, files=replace(row.files, case=case)) for row, case in pairs]
+    cases = with_distinct_ids([row.files for row in rows], root)
+    rows = [replace(row, files=files) for row, files in zip(rows, cases, strict=True)]
     n_channels = len(rows[0].files.images) if rows else 1
     names = content.get("modality")
     if not isinstance(names, dict) or len(names) != n_channels:

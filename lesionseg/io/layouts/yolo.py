@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -24,9 +24,9 @@ from lesionseg.io.case_ids import path_id
 from lesionseg.io.files import is_file_or_broken_link
 from lesionseg.io.layouts.checks import (
     Count,
-    distinct_ids,
     findings_about,
     list_images,
+    with_distinct_ids,
 )
 from lesionseg.io.layouts.stated_lesions import (
     StatedLesion,
@@ -63,15 +63,6 @@ class _DataFile(BaseModel):
     path: str = "."
     nc: int | None = None
     kpt_shape: tuple[Count, ...] | None = None  # number of key points, values of each
-
-
-@dataclass(frozen=True)
-class _Image:
-    """An image of a part, and the path from which its case id is made."""
-
-    file: Path
-    inner: Path
-    role: Role
 
 
 def find_yolo(root: Path) -> Path | None:
@@ -123,20 +114,17 @@ def read_yolo(root: Path) -> Table:
     if n_points:
         text = f"{path}: the key points (kpt_shape) are left out, only the boxes are read."
         findings.append(Finding("left_out", text, severity="note"))
-    images = _find_images(root, path, content, findings)
-    short_ids = [path_id(image.inner) for image in images]
     # such as train/images/a.png and val/images/a.png
-    ids = distinct_ids(short_ids, [image.file for image in images], root)
-    has_roles = any(image.role != "train" for image in images)
+    cases = with_distinct_ids(_find_images(root, path, content, findings), root)
+    has_roles = any(files.role != "train" for files in cases)
     rows: list[Row] = []
     tables: set[Path] = set()
-    for case, image in zip(ids, images, strict=True):
-        role = image.role if has_roles else None
-        rows.append(Row(CaseFiles(case, (image.file,), role=role)))
-        table = _label_file(root, image.file)
+    for files in cases:
+        rows.append(Row(files if has_roles else replace(files, role=None)))
+        table = _label_file(root, files.images[0])
         if table is not None:
             tables.add(table)
-            rows += _read_lines(case, table, value_of, n_points, findings)
+            rows += _read_lines(files.case, table, value_of, n_points, findings)
     if not tables:
         raise DatasetError(
             f"{path}: no image has a text file with boxes. Put the text file of images/a.png at "
@@ -148,14 +136,15 @@ def read_yolo(root: Path) -> Table:
 
 def _find_images(
     root: Path, path: Path, content: _DataFile, findings: list[Finding]
-) -> list[_Image]:
+) -> list[CaseFiles]:
     """Find the images of each part. A folder or list that an earlier part has is left out.
 
-    `path` is `data.yaml`. A missing folder `test` becomes a finding, and so does each unknown key
-    that names a folder with further images, unless the folder contains a part. Raise `DatasetError`
-    if the folder of another part is missing, or if there is no image.
+    The case id is the path below the folder. `path` is `data.yaml`. A missing folder `test` becomes
+    a finding, and so does each unknown key that names a folder with further images, unless the
+    folder contains a part. Raise `DatasetError` if the folder of another part is missing, or if
+    there is no image.
     """
-    images: list[_Image] = []
+    images: list[CaseFiles] = []
     seen: set[Path] = set()
     for key, entry in _entries(content):
         role = PART_ROLES.get(key.lower())
@@ -202,20 +191,21 @@ def _entries(content: _DataFile) -> Iterator[tuple[str, str]]:
 
 def _images_of(
     place: Path, root: Path, content: _DataFile, role: Role, findings: list[Finding]
-) -> list[_Image]:
+) -> list[CaseFiles]:
     """Return the images in a folder, or of each line of a text file.
 
     A line that names no file becomes a finding.
     """
     if place.is_dir():
-        return [_Image(file, file.relative_to(place), role) for file in list_images(place)]
-    images: list[_Image] = []
+        files = list_images(place)
+        return [CaseFiles(path_id(f.relative_to(place)), (f,), role=role) for f in files]
+    images: list[CaseFiles] = []
     for number, line in enumerate(read_text(place).splitlines(), start=1):
         entry = line.strip().replace("\\", "/")
         file = _find_place((place.parent, root / content.path, root), root, entry)
         if file is not None:
             inner = re.sub(r"(?i)^(.*/)?images/", "", file.relative_to(root).as_posix())
-            images.append(_Image(file, Path(inner), role))
+            images.append(CaseFiles(path_id(Path(inner)), (file,), role=role))
         elif entry:
             text = (
                 f"{place}: line {number}: {entry[:200]!r} is not a file below {root}. Correct its "
