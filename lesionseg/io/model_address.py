@@ -187,26 +187,18 @@ def _explain_hub_error(error: Exception) -> str:
 
 
 class _SafeRedirects(HTTPRedirectHandler):
-    """Follow redirects only to https://, and to http:// if a digest pins the content."""
+    """Follow redirects only to URLs that begin with one of `schemes`."""
 
-    def __init__(self, *, is_pinned: bool) -> None:
-        self._is_pinned = is_pinned
+    def __init__(self, schemes: tuple[str, ...]) -> None:
+        self._schemes = schemes
 
     def redirect_request(
         self, req: Request, fp: IO[bytes], code: int, msg: str, headers: Any, newurl: str
     ) -> Request | None:
         """Return the request of the new URL. Raise `HTTPError` if it is not safe."""
-        if not _is_safe(newurl, is_pinned=self._is_pinned):
+        if not newurl.startswith(self._schemes):
             raise HTTPError(newurl, code, f"it redirects to the unsafe {newurl}", headers, fp)
         return super().redirect_request(req, fp, code, msg, headers, newurl)
-
-
-def _is_safe(url: str, *, is_pinned: bool) -> bool:
-    """Return True if a file that is replaced during its transfer is noticed.
-
-    HTTPS notices it, and so does a pinned digest.
-    """
-    return url.startswith(("https://", "http://") if is_pinned else "https://")
 
 
 def _fetch_from_web(url: str, sha256: str | None) -> Path:
@@ -216,13 +208,14 @@ def _fetch_from_web(url: str, sha256: str | None) -> Path:
     the log states its digest. The caller checks the pinned digest of a file in the cache.
 
     Raises:
-        ConfigError: The URL has another scheme, or its file could be replaced, see `_is_safe`.
+        ConfigError: The URL has another scheme, or its file could be replaced unnoticed.
         ReadError: The file cannot be downloaded.
         BundleError: The downloaded file has another digest than the pinned one.
         OutputError: The cache cannot be written.
     """
-    is_pinned = sha256 is not None
-    if not _is_safe(url, is_pinned=is_pinned):
+    # a file that is replaced during its transfer is noticed by HTTPS, and by a pinned digest
+    schemes = ("https://",) if sha256 is None else ("https://", "http://")
+    if not url.startswith(schemes):
         raise ConfigError(
             f"{url}: a model is read from a local path, from hf://user/model or from "
             "https://…/model.zip, but from http:// only if #sha256= pins its content."
@@ -237,7 +230,7 @@ def _fetch_from_web(url: str, sha256: str | None) -> Path:
         with TemporaryDirectory(dir=models) as temporary:
             new = Path(temporary, name)
             try:
-                _download(url, new, _SafeRedirects(is_pinned=is_pinned))
+                _download(url, new, _SafeRedirects(schemes))
             except _WEB_ERRORS as error:  # the remaining errors are those of the disk
                 raise ReadError(f"{url}: {_explain_web_error(error)}") from error
             digest = digest_of(new)

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Unpack
@@ -11,7 +10,7 @@ import numpy as np
 
 from lesionseg.core import CaseFiles, Dataset, Finding, Geometry, Labels, Reference
 from lesionseg.core.finding import require_no_errors
-from lesionseg.errors import DatasetError, LesionsegError
+from lesionseg.errors import DatasetError
 from lesionseg.io.cases import read_reference
 from lesionseg.io.layouts import list_dataset, read_dataset_of, recognise_layout
 from lesionseg.io.layouts.readers import IGNORED_BOXES
@@ -19,7 +18,7 @@ from lesionseg.io.layouts.table import ReadingRules
 from lesionseg.io.masks import read_mask, require_exact_values
 from lesionseg.io.results.case import PredictionFiles
 from lesionseg.io.results.index import list_masks
-from lesionseg.io.volumes import is_image_file, read_geometry
+from lesionseg.io.volumes import count_axes, is_image_file, read_geometry
 
 logger = logging.getLogger(__name__)
 
@@ -121,16 +120,11 @@ class References:
             return None
         masks = [files.reference for files in self.cases if files.reference is not None]
         folder = masks[0].parent if masks else Path()
-        dims = 3
-        for mask in masks:
-            with suppress(LesionsegError, OSError):  # reading the case reports the error
-                dims = read_geometry(mask, pixel_mm=1.0).dims
-                break
         return Dataset(
             name=folder.name,
             root=folder,
             layout="masks",
-            dims=dims,
+            dims=count_axes(masks, 3),
             channel_names=("image",),
             labels=labels,
             cases=tuple(self.cases),

@@ -90,25 +90,22 @@ def download(place: str, *, new: bool = False, endings: str | tuple[str, ...] = 
         removed = known - listed.keys()
         for name in removed:
             (copy / name).unlink(missing_ok=True)
-        kept: dict[str, str] = {}
+        current: dict[str, str] = {}
+        wanted: dict[str, _StoredFile] = {}
         for name, stored in listed.items():
             is_unchanged = name in known and before.get(name) == stored.state
             if is_unchanged and stored.state and (copy / name).is_file():
-                kept[name] = stored.state
-        wanted = {
-            name: stored
-            for name, stored in listed.items()
-            if name not in kept and name.endswith(endings)
-        }
+                current[name] = stored.state
+            elif name.endswith(endings):
+                wanted[name] = stored
         if wanted:
-            write_json(states, kept)  # so that an interrupted download is repeated
+            write_json(states, current)  # so that an interrupted download is repeated
             _fetch(system, wanted, copy)
         for name, stored in wanted.items():
             _set_time(copy / name, stored.state or digest_of(copy / name))
-        for name in listed:  # the local copy of another file may be older
-            is_current = name in kept or name in wanted
-            kept[name] = listed[name].state if is_current else ""
-        write_json(states, kept)
+            current[name] = stored.state
+        # the local copy of another file may be older, so that it has no state
+        write_json(states, {**dict.fromkeys(listed, ""), **current})
         uploads.unlink(missing_ok=True)
     if not listed and not new:
         raise ReadError(f"{place}: there are no files at this URL. Check its spelling.")

@@ -3,12 +3,13 @@
 A folder is DICOM. A file of an unknown suffix is DICOM if it begins like DICOM.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
 from lesionseg.core import Geometry, Volume
-from lesionseg.errors import OutputError, ReadError
+from lesionseg.errors import LesionsegError, OutputError, ReadError
 from lesionseg.io.dicom.headers import is_dicom
 from lesionseg.io.dicom.series import split_series
 from lesionseg.io.files import atomic_path, explain_missing
@@ -119,6 +120,14 @@ def read_geometry(path: Path, *, pixel_mm: float | None = None) -> Geometry:
     """
     form = _find_format(path)
     return _run(form, path, form.read_grid, pixel_mm)
+
+
+def count_axes(images: Iterable[Path], default: int) -> int:
+    """Return the number of axes of the first image that can be read, or `default` without one."""
+    for image in images:
+        with suppress(LesionsegError, OSError):  # reading the case reports the error
+            return read_geometry(image).dims
+    return default
 
 
 def write_volume(path: Path, volume: Volume, like: Path | None = None) -> None:

@@ -30,7 +30,7 @@ from lesionseg.io.layouts.stated_lesions import (
     StatedLesion,
     lesions_are_boxes,
 )
-from lesionseg.io.volumes import is_dicom_image, read_geometry
+from lesionseg.io.volumes import count_axes, is_dicom_image
 
 MAX_LESIONS = 10_000  # per case
 _FACTS = ("reference", "group", "role", "fold")  # any row of a case may state them
@@ -141,7 +141,7 @@ def read_table(table: Table, root: Path, layout: str, rules: ReadingRules) -> Da
         name=table.name or root.name,
         root=root,
         layout=table.layout or layout,
-        dims=_count_axes(cases),
+        dims=count_axes((files.images[0] for files in cases), 2),
         channel_names=table.channel_names,
         labels=_without_no_finding(table.labels, findings),
         cases=tuple(cases),
@@ -397,14 +397,6 @@ def _check_lesion(
             f"the case {files.case!r} has a lesion of the label {name}, which its column "
             "annotated does not name. Add it there."
         )
-
-
-def _count_axes(cases: Iterable[CaseFiles]) -> int:
-    """Return the number of axes of the first image that can be read, or 2 if there is none."""
-    for case in cases:
-        with suppress(LesionsegError, OSError):  # reading the cases reports the error
-            return read_geometry(case.images[0]).dims
-    return 2
 
 
 def _add_radiograph_columns(case: CaseFiles) -> CaseFiles:

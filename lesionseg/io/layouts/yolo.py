@@ -149,18 +149,9 @@ def _find_images(
     for key, entry in _entries(content):
         role = PART_ROLES.get(key.lower())
         place = _find_place((root / content.path, root), root, entry)
-        if place is None and role in ("train", "validation"):
-            raise DatasetError(
-                f"{path}: {key} is {entry[:200]!r}, which is not a folder below {root}, nor a text "
-                f"file that lists images. Write its path, relative to {path.name}."
-            )
-        if place is None and role is not None:
-            text = f"{path}: test ({entry[:200]}) is not a folder with images, left out."
-            findings.append(Finding("left_out", text, severity="note"))
-        elif role is not None and place is not None and place not in seen:
-            seen.add(place)
-            images += _images_of(place, root, content, role, findings)
-        elif role is None and place is not None and place.is_dir():
+        if role is None:
+            if place is None or not place.is_dir():
+                continue
             has_part = any(part.is_relative_to(place) for part in seen)
             if not has_part and list_images(place):
                 text = (
@@ -168,6 +159,17 @@ def _find_images(
                     "are left out. Call it train, val or test to use them."
                 )
                 findings.append(Finding("left_out", text))
+        elif place is None and role != "test":
+            raise DatasetError(
+                f"{path}: {key} is {entry[:200]!r}, which is not a folder below {root}, nor a text "
+                f"file that lists images. Write its path, relative to {path.name}."
+            )
+        elif place is None:
+            text = f"{path}: test ({entry[:200]}) is not a folder with images, left out."
+            findings.append(Finding("left_out", text, severity="note"))
+        elif place not in seen:
+            seen.add(place)
+            images += _images_of(place, root, content, role, findings)
     if not images:
         raise DatasetError(
             f"{path}: the folders train, val and test contain no image. Correct their paths."
