@@ -58,6 +58,10 @@ class GridPair:
         """Return True if at least half of the smaller grid is inside the other one."""
         return self.seen.overlap(self.expected) >= _MIN_OVERLAP
 
+    def _headers_differ(self) -> bool:
+        """Return True if the shapes are equal, but not the places of the voxels (`is_same`)."""
+        return self.seen.shape == self.expected.shape and not self.is_same()
+
     def _has_lost_header(self) -> bool:
         """Return True if a volume was probably saved without the header of its scan.
 
@@ -68,7 +72,7 @@ class GridPair:
         """
         seen = self.seen
         expected = self.expected
-        if seen.dims != 3 or seen.shape != expected.shape or self.is_same():
+        if seen.dims != 3 or not self._headers_differ():
             return False
         axes = seen.affine[:3, :3]
         first = seen.affine[:3, 3]
@@ -106,9 +110,7 @@ class GridPair:
         One of the headers is then wrong, and resampling would move the lesions. Grids that are the
         same (`is_same`), or turned, are not wrong.
         """
-        if self.seen.shape != self.expected.shape or self.is_same() or self._is_turned():
-            return
-        if not self._has_same_spacing():
+        if self._headers_differ() and not self._is_turned() and not self._has_same_spacing():
             own, other = (grid.spacing_mm[::-1] for grid in (self.seen, self.expected))
             raise GeometryError(
                 f"{self.path}: voxels of {describe_sides(own)} mm, but {describe_sides(other)} mm "
@@ -165,7 +167,7 @@ class GridPair:
 
         The headers are then probably right, and one file stores the same region mirrored or turned.
         """
-        if self.seen.shape != self.expected.shape or self.is_same():
+        if not self._headers_differ():
             return False
         last = np.array(self.seen.shape) - 1
         corners = np.array(list(product((0, 1), repeat=self.seen.dims))) * last
