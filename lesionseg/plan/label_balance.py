@@ -1,6 +1,7 @@
 """Divide units (patients) so that training and validation both have each label, if possible."""
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -154,33 +155,29 @@ class _Division:
         return int(self.rng.choice(np.flatnonzero(allowed & (scores == best))))
 
 
-def deal_by_label(
-    units: Sequence[str], labels: UnitLabels, n_folds: int, rng: np.random.Generator
-) -> list[set[str]]:
-    """Deal units to folds so that the units of a label are in as many folds as possible.
+def stratify_by_label(units: Sequence[str], labels: UnitLabels) -> list[list[str]]:
+    """Divide units by the rarest of their labels, from the rarest label to the most frequent one.
 
-    The units are dealt by the rarest of their labels, from the rarest label to the most frequent
-    one, and at last those without a lesion. Each block of `n_folds` units goes to different folds,
-    first to those with the fewest units, ties at random.
-
-    Args:
-        units: all units; those of a label are dealt in this order.
-        labels: the labels of each unit's lesions.
-        n_folds: number of folds.
-        rng: orders folds of equal size.
-
-    Returns:
-        The units of each fold. Their numbers differ by at most one.
+    Units without a lesion come last. `labels` are those of each unit's lesions.
     """
-    frequency: dict[int, int] = {}
-    for name in units:
-        for value in labels[name]:
-            frequency[value] = frequency.get(value, 0) + 1
+    frequency = Counter(value for name in units for value in labels[name])
     rarest_first = sorted(frequency, key=lambda value: (frequency[value], value))
     strata: list[list[str]] = [[] for _ in range(len(rarest_first) + 1)]
     for name in units:
         ranks = [rarest_first.index(value) for value in labels[name]]
         strata[min(ranks, default=len(rarest_first))].append(name)
+    return strata
+
+
+def deal(strata: Iterable[Sequence[str]], n_folds: int, rng: np.random.Generator) -> list[set[str]]:
+    """Deal units to folds so that the units of a stratum are in as many folds as possible.
+
+    The strata are dealt in turn. Each block of `n_folds` units of a stratum goes to different
+    folds, first to those with the fewest units, ties at random.
+
+    Returns:
+        The units of each fold. Their numbers differ by at most one.
+    """
     folds: list[set[str]] = [set() for _ in range(n_folds)]
     for members in strata:
         for start in range(0, len(members), n_folds):

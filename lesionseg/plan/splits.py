@@ -13,7 +13,7 @@ from lesionseg.core.records import read_record
 from lesionseg.errors import ConfigError, DatasetError, count, join_names, suggest
 from lesionseg.io.case_ids import path_id
 from lesionseg.io.split_files import SplitFile
-from lesionseg.plan.label_balance import deal_by_label, hold_each_label
+from lesionseg.plan.label_balance import deal, hold_each_label, stratify_by_label
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ def make_splits(
 
     1. With `fold`, the cases of that fold. The folds are those of the split file or of the dataset.
        If there are none, `n_folds` folds are drawn, balanced by numbers and sizes of lesions, or by
-       labels if there are several (`label_balance.deal_by_label`).
+       labels if there are several (`label_balance.stratify_by_label`).
     2. With a split file, its validation cases. If it is a list of folds, those of the first fold.
        The file is `given` or, unless `validation_fraction` is 0, the one in the dataset's folder.
     3. With a `validation_fraction` of 0, no cases. All development cases are then for training,
@@ -350,15 +350,14 @@ def _make_folds(
     for name, unit in units.items():
         size[name] = float(np.median([lesions.sizes.get(case, 0.0) for case in unit.cases]))
     ordered = _order_by_lesions(units, size, n_folds)
-    unit_labels = {name: unit.labels for name, unit in units.items()}
+    strata = [ordered]
+    balance = "numbers and sizes of lesions"
     if _has_several_labels(units):
-        dealt = deal_by_label(ordered, unit_labels, n_folds, rng)
+        unit_labels = {name: unit.labels for name, unit in units.items()}
+        strata = stratify_by_label(ordered, unit_labels)
         balance = "labels"
-    else:
-        dealt = _deal_in_blocks(ordered, n_folds, rng)
-        balance = "numbers and sizes of lesions"
     cases_of_folds: list[set[str]] = []
-    for names in dealt:
+    for names in deal(strata, n_folds, rng):
         if names:  # with fewer groups than folds, some folds are empty
             cases_of_folds.append({case for name in names for case in units[name].cases})
     origin = f"{len(cases_of_folds)} random folds of groups, balanced by {balance}"
@@ -390,18 +389,6 @@ def _order_by_lesions(
     for members in classes:
         ordered += sorted(members, key=lambda name: size[name])
     return ordered
-
-
-def _deal_in_blocks(
-    ordered: Sequence[str], n_folds: int, rng: np.random.Generator
-) -> list[set[str]]:
-    """Deal each block of `n_folds` consecutive groups to the folds at random, one to each."""
-    dealt: list[set[str]] = [set() for _ in range(n_folds)]
-    for start in range(0, len(ordered), n_folds):
-        block = ordered[start : start + n_folds]
-        for name, fold in zip(block, rng.permutation(n_folds), strict=False):
-            dealt[int(fold)].add(name)
-    return dealt
 
 
 def _stated_folds(development: Sequence[CaseFiles]) -> dict[int, set[str]]:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lesionseg.core import CaseFiles
-from lesionseg.plan.label_balance import deal_by_label, hold_each_label
+from lesionseg.plan.label_balance import deal, hold_each_label, stratify_by_label
 from lesionseg.plan.splits import LesionFacts, make_splits
 
 
@@ -111,7 +111,7 @@ def test_validation_grows_only_if_the_labels_need_it():
 def test_folds_have_equal_sizes_and_spread_each_label():
     for seed, table in random_tables(60):
         single = {case: frozenset(sorted(labels)[:1]) for case, labels in table.items()}
-        folds = deal_by_label(list(table), single, 4, np.random.default_rng(seed))
+        folds = deal(stratify_by_label(list(table), single), 4, np.random.default_rng(seed))
         assert sorted(name for fold in folds for name in fold) == list(table)
         sizes = [len(fold) for fold in folds]
         assert max(sizes) - min(sizes) <= 1
