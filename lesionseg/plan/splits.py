@@ -14,6 +14,7 @@ from lesionseg.errors import ConfigError, DatasetError, count, join_names, sugge
 from lesionseg.io.case_ids import path_id
 from lesionseg.io.split_files import SplitFile
 from lesionseg.plan.label_balance import deal, hold_each_label, stratify_by_label
+from lesionseg.plan.rules import Decision
 
 logger = logging.getLogger(__name__)
 
@@ -58,14 +59,6 @@ class LesionFacts:
 
 
 @dataclass(frozen=True)
-class _Assignment:
-    """The roles of cases, and a note on the origin of the roles."""
-
-    roles: Mapping[str, Role]
-    note: str
-
-
-@dataclass(frozen=True)
 class _Unit:
     """Cases that are drawn together, with the number and the labels of their lesions."""
 
@@ -74,12 +67,9 @@ class _Unit:
     labels: frozenset[int]
 
 
-@dataclass(frozen=True)
-class _Folds:
-    """The cases of each fold by its number, ascending, and a description of the folds' origin."""
-
-    cases: Mapping[int, set[str]]
-    origin: str
+# the roles of cases, or the cases of each fold by its number, ascending; with a note on the origin
+_Roles = Decision[Mapping[str, Role]]
+_Folds = Decision[Mapping[int, set[str]]]
 
 
 def make_splits(
@@ -142,24 +132,24 @@ def make_splits(
     if file is not None:
         assigned = _follow_file(file, dataset, stated, fold)
         if given is None and fold is None and validation_fraction <= 0:
-            assigned = _ignore_validation_of_file(file, assigned.roles)
+            assigned = _use_all_for_training(assigned.value, file)
     elif fold is not None:
         folds = _make_folds(development, counts, lesions, n_folds, rng)
-        _require_fold(fold, folds.cases, dataset.root)
+        _require_fold(fold, folds.value, dataset.root)
         assigned = _validate_on_fold(fold, folds, stated)
     elif validation_fraction <= 0:
         assigned = _use_all_for_training(stated)
     elif "validation" in stated.values():
-        assigned = _Assignment(stated, "validation cases that the dataset states")
+        assigned = Decision(stated, "validation cases that the dataset states")
     elif any(case.fold is not None for case in development):
-        folds = _Folds(_stated_folds(development), "the dataset")
-        assigned = _validate_on_fold(min(folds.cases), folds, stated)
+        folds = Decision(_stated_folds(development), "the dataset")
+        assigned = _validate_on_fold(min(folds.value), folds, stated)
     else:
         validation, note = _draw_validation(
             development, counts, lesions.labels, validation_fraction, rng
         )
-        assigned = _Assignment(_hold_out(validation, stated), note)
-    roles = assigned.roles
+        assigned = Decision(_hold_out(validation, stated), note)
+    roles = assigned.value
     if validation_fraction <= 0 and "validation" in roles.values():
         raise ConfigError(
             "data.validation_fraction=0 contradicts data.splits or data.fold. Leave out one of "
@@ -171,12 +161,7 @@ def make_splits(
     tested = _find_shared_groups(dataset, roles, "validation", _TEST)
     only_tested = {name: other for name, other in tested.items() if name not in divided}
     _warn_of_divided_groups(only_tested, "validation")
-    return Splits(roles, group_safe=not divided, seed=seed, note=assigned.note)
-
-
-def _use_validation_for_training(roles: Mapping[str, Role]) -> dict[str, Role]:
-    """Return the roles with the validation cases as training cases."""
-    return {case: "train" if role == "validation" else role for case, role in roles.items()}
+    return Splits(roles, group_safe=not divided, seed=seed, note=assigned.reason)
 
 
 def _hold_out(validation: Collection[str], stated: Mapping[str, Role]) -> dict[str, Role]:
@@ -184,44 +169,25 @@ def _hold_out(validation: Collection[str], stated: Mapping[str, Role]) -> dict[s
 
     Test and external cases keep their roles.
     """
-    roles = _use_validation_for_training(stated)
-    roles.update(dict.fromkeys(validation, "validation"))
-    return roles
+    roles = {case: "train" if role == "validation" else role for case, role in stated.items()}
+    return roles | dict.fromkeys(validation, "validation")
 
 
-def _validate_on_fold(fold: int, folds: _Folds, stated: Mapping[str, Role]) -> _Assignment:
+def _validate_on_fold(fold: int, folds: _Folds, stated: Mapping[str, Role]) -> _Roles:
     """Use the cases of one fold for validation, and all other development cases for training."""
-    return _Assignment(_hold_out(folds.cases[fold], stated), f"fold {fold} of {folds.origin}")
+    return Decision(_hold_out(folds.value[fold], stated), f"fold {fold} of {folds.reason}")
 
 
-def _use_all_for_training(stated: Mapping[str, Role]) -> _Assignment:
-    """Use all development cases for training, with a warning if the dataset has validation cases.
+def _use_all_for_training(roles: Mapping[str, Role], file: Path | None = None) -> _Roles:
+    """Use all development cases for training, as `data.validation_fraction=0` asks for.
 
-    This is the rule for `data.validation_fraction=0` without a split file.
-    """
-    if "validation" in stated.values():
-        logger.warning(
-            "data.validation_fraction=0: the dataset's validation cases are used for training."
-        )
-    return _Assignment(
-        _use_validation_for_training(stated),
-        "no validation, because data.validation_fraction=0",
-    )
-
-
-def _ignore_validation_of_file(file: Path, roles: Mapping[str, Role]) -> _Assignment:
-    """Use the validation cases of the dataset's own split file for training.
-
-    A warning is logged if there are such cases.
+    A warning is logged if the dataset, or its own split file, has validation cases.
     """
     if "validation" in roles.values():
-        logger.warning(
-            "data.validation_fraction=0: validation cases of %s are used for training.", file
-        )
-    return _Assignment(
-        _use_validation_for_training(roles),
-        f"cases of {file.name}, all for training, because data.validation_fraction=0",
-    )
+        whose = "the dataset's validation cases" if file is None else f"validation cases of {file}"
+        logger.warning("data.validation_fraction=0: %s are used for training.", whose)
+    origin = "no validation" if file is None else f"cases of {file.name}, all for training"
+    return Decision(_hold_out((), roles), f"{origin}, because data.validation_fraction=0")
 
 
 def _warn_of_divided_groups(divided: Mapping[str, str], used_for: str) -> None:
@@ -253,7 +219,7 @@ def _warn_of_divided_groups(divided: Mapping[str, str], used_for: str) -> None:
 
 def _follow_file(
     file: Path, dataset: Dataset, stated: Mapping[str, Role], fold: int | None
-) -> _Assignment:
+) -> _Roles:
     """Assign roles by a split file, which replaces the `stated` ones (`_resolve_roles`).
 
     The note for the log names the file, its fold and the number of cases that it leaves out.
@@ -265,7 +231,7 @@ def _follow_file(
     n_out = len(stated.keys() - roles.keys())
     if n_out:
         note += f", which leaves out {count(n_out, 'labelled case')}"
-    return _Assignment(roles, note)
+    return Decision(roles, note)
 
 
 def fold_numbers(
@@ -289,7 +255,7 @@ def fold_numbers(
     else:
         development = _stated_roles(dataset, counts)[1]
         rng = np.random.default_rng()
-        numbers = tuple(_make_folds(development, counts, LesionFacts(), n_folds, rng).cases)
+        numbers = tuple(_make_folds(development, counts, LesionFacts(), n_folds, rng).value)
     if len(numbers) < 2:
         raise DatasetError(
             f"{path or dataset.root}: cross-validation needs at least two folds, but there "
@@ -344,7 +310,7 @@ def _make_folds(
     """
     stated = _stated_folds(development)
     if stated:
-        return _Folds(stated, "the dataset")
+        return Decision(stated, "the dataset")
     units = _make_units(development, counts, lesions.labels, rng)
     size: dict[str, float] = {}
     for name, unit in units.items():
@@ -361,7 +327,7 @@ def _make_folds(
         if names:  # with fewer groups than folds, some folds are empty
             cases_of_folds.append({case for name in names for case in units[name].cases})
     origin = f"{len(cases_of_folds)} random folds of groups, balanced by {balance}"
-    return _Folds(dict(enumerate(cases_of_folds)), origin)
+    return Decision(dict(enumerate(cases_of_folds)), origin)
 
 
 def _order_by_lesions(
