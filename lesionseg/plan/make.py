@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache, partial
 from math import prod
 from typing import Any, TypeVar
@@ -90,23 +90,30 @@ def make_plan(
     chosen = asked  # with the values that `before` fixes
     if before is not None:
         check_compatible(before, asked, fingerprint, dataset)
-        chosen = _keep_grid_and_tile(asked, before)
+        tile_shape = asked.tile_shape or before.tile_shape
+        kept = {"spacing_mm": before.spacing_mm, "tile_shape": tile_shape}
+        chosen = asked.model_copy(update=kept)
     if pyramid is not None:
         _check_pyramid(pyramid, asked)
         if not pyramid.network:  # the tile is planned for the width of the checkpoint
             chosen = chosen.model_copy(update={"base_features": pyramid.features[0]})
     draft = _draft(fingerprint, dataset, device, chosen, before)
-    completion = _Completion(
-        draft,
-        choose_anchors=cache(partial(_choose_anchors, fingerprint, draft, before, device)),
-    )
-    step_gb = None
-    if step_memory is not None:
-        step_gb = partial(completion.predict_step_gb, step_memory)
+    choose_anchors = cache(partial(_choose_anchors, fingerprint, draft, before, device))
+
+    def complete(architecture: Architecture, tile: Sequence[int], batch: int) -> Plan:
+        """Complete the draft by the sizes that are decided last, and the anchors that fit."""
+        return draft.with_(
+            architecture=architecture,
+            tile_shape=tuple(tile),
+            batch_size=batch,
+            anchors=choose_anchors(architecture).value,
+        )
+
+    # the rules try many sizes, and predict the memory of each by a complete plan
     budget = rules.budget(
         device,
         memory_gb,
-        step_gb,
+        None if step_memory is None else lambda *sizes: step_memory(complete(*sizes)),
         n_channels=len(dataset.channel_names),
         dims=draft.dims,
     )
@@ -126,8 +133,7 @@ def make_plan(
         chosen.batch_size,
         lambda: rules.batch_size(architecture.value, tile.value, allowed, sizes.n_voxels),
     )
-    plan = completion.complete(architecture.value, tile.value, batch.value)
-    anchors = completion.choose_anchors(architecture.value)
+    plan = complete(architecture.value, tile.value, batch.value)
     reasons = {
         **draft.reasons,
         "budget": budget.reason,
@@ -135,7 +141,7 @@ def make_plan(
         "architecture": architecture.reason,
         "batch_size": batch.reason,
         "model": model.reason,
-        "anchors": anchors.reason,
+        "anchors": choose_anchors(architecture.value).reason,
     }
     if step_memory is not None and device.startswith("cuda"):
         reasons["memory"] = f"a training step is predicted to take {step_memory(plan):.1f} GB"
@@ -144,46 +150,6 @@ def make_plan(
         reasons["tile_shape"] = tile.reason if asked.tile_shape else FOLLOWED
     # a model that the user named, and a network without anchors, have no reason
     return plan.with_(reasons={name: reason for name, reason in reasons.items() if reason})
-
-
-@dataclass(frozen=True)
-class _Completion:
-    """Completes a draft by the sizes that are decided last: architecture, tile and batch.
-
-    The rules try many sizes to find those that fit into the device's memory, and each try needs a
-    complete plan.
-
-    Attributes:
-        draft: the plan without these sizes.
-        choose_anchors: function that chooses the anchors for an architecture.
-    """
-
-    draft: Plan
-    choose_anchors: Callable[[Architecture], Decision[AnchorPlan | None]]
-
-    def complete(self, architecture: Architecture, tile: Sequence[int], batch: int) -> Plan:
-        """Return the plan with this architecture, tile and batch, and the anchors that fit."""
-        return self.draft.with_(
-            architecture=architecture,
-            tile_shape=tuple(tile),
-            batch_size=batch,
-            anchors=self.choose_anchors(architecture).value,
-        )
-
-    def predict_step_gb(
-        self, step_memory: StepMemory, architecture: Architecture, tile: Sequence[int], batch: int
-    ) -> float:
-        """Predict the memory, in 10⁹ bytes, of a training step with these sizes."""
-        return step_memory(self.complete(architecture, tile, batch))
-
-
-def _keep_grid_and_tile(asked: ModelConfig, before: Plan) -> ModelConfig:
-    """Return the settings with the spacing of `before`, and its tile if they have none."""
-    kept = {
-        "spacing_mm": before.spacing_mm,
-        "tile_shape": asked.tile_shape or before.tile_shape,
-    }
-    return asked.model_copy(update=kept)
 
 
 def _choose_model(fingerprint: Fingerprint, asked: ModelConfig) -> Decision[ModelConfig]:
@@ -405,7 +371,7 @@ def _draft(
         labels=dataset.labels.predicted(),
         spacing_mm=spacing.value,
         normalisation=tuple(scale.value for scale in scales),
-        # tile, batch and architecture are placeholders until `_Completion` decides them
+        # tile, batch and architecture are placeholders until `make_plan` decides them
         tile_shape=(),
         batch_size=1,
         architecture=Architecture(chosen.architecture, (), (), ()),
@@ -573,7 +539,7 @@ def check_compatible(
             f"here they are {', '.join(dataset.channel_names)}. The first layer of your own "
             "network is not known, so give the same channels in the same order."
         )
-    _warn_if_channels_differ(dataset.channel_names, before.channel_names)
+    _warn_if_channels_differ(channels, dataset.channel_names, before.channel_names)
     for key, asked, kept in (
         ("spacing_mm", chosen.spacing_mm, before.spacing_mm),
         ("base_features", chosen.base_features, architecture.features[0]),
@@ -612,9 +578,13 @@ def _require_kept(key: str, asked: object, kept: object, source: str) -> None:
         raise ConfigError(f"model.{key}={asked}: {source} has {kept}. Leave out model.{key}.")
 
 
-def _warn_if_channels_differ(here: Sequence[str], before: Sequence[str]) -> None:
-    """Log a warning if the number or the names of the channels differ. The order may differ."""
-    sources = channel_sources(here, before)
+def _warn_if_channels_differ(
+    sources: Sequence[int | None], here: Sequence[str], before: Sequence[str]
+) -> None:
+    """Log a warning if the number or the names of the channels differ. The order may differ.
+
+    `sources` are the `channel_sources` of the channels `here`.
+    """
     seen = f"{', '.join(before)} in the bundle, {', '.join(here)} here"
     if None in sources or len(here) != len(before):
         logger.warning(

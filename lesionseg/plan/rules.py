@@ -353,9 +353,15 @@ def budget(
 
     Raises `ConfigError` for a GPU without `step_gb`.
     """
+
+    def fits_cpu(architecture: Architecture, tile: Sequence[int], batch: int) -> bool:
+        """Return True if two cores of a CPU compute a training step in about 1.4 s."""
+        macs = multiplications(architecture, tile, batch, n_channels=n_channels)
+        return macs <= CPU_MULTIPLICATIONS
+
     if not device.startswith("cuda"):
         found = DeviceBudget(
-            partial(_fits_cpu, n_channels),
+            fits_cpu,
             longest=320,
             base_features=16,
             widest=128,
@@ -367,8 +373,14 @@ def budget(
     if step_gb is None:
         raise ConfigError("make_plan: a plan for a GPU needs step_memory.")
     most_voxels = NNUNET_VOXELS[3] if dims == 3 else inf
+
+    def fits_gpu(architecture: Architecture, tile: Sequence[int], batch: int) -> bool:
+        """Return True if a step has at most `most_voxels` and fits into the share of the memory."""
+        is_small = batch * prod(tile) <= most_voxels
+        return is_small and step_gb(architecture, tile, batch) <= GPU_MEMORY_SHARE * memory_gb
+
     found = DeviceBudget(
-        partial(_fits_gpu, step_gb, memory_gb, most_voxels),
+        fits_gpu,
         longest=256 if dims == 3 else 2048,
         base_features=32,
         widest=320,
@@ -380,24 +392,6 @@ def budget(
     if dims == 3:
         reason += "; a step has at most 2 × 128³ voxels, as many as one of nnU-Net"
     return Decision(found, reason)
-
-
-def _fits_cpu(n_channels: int, architecture: Architecture, tile: Sequence[int], batch: int) -> bool:
-    """Return True if two cores of a CPU compute a training step in about 1.4 s."""
-    return multiplications(architecture, tile, batch, n_channels=n_channels) <= CPU_MULTIPLICATIONS
-
-
-def _fits_gpu(
-    step_gb: StepGb,
-    memory_gb: float,
-    most_voxels: float,
-    architecture: Architecture,
-    tile: Sequence[int],
-    batch: int,
-) -> bool:
-    """Return True if a step has at most `most_voxels` and fits into the share of the memory."""
-    is_small = batch * prod(tile) <= most_voxels
-    return is_small and step_gb(architecture, tile, batch) <= GPU_MEMORY_SHARE * memory_gb
 
 
 def multiplications(
@@ -460,9 +454,8 @@ def tile_shape(
         if not growth.is_affordable(rounded):
             rounded = _round_to_strides(tile, stride, median_shape, 1.0)
         rounded = growth.grow(rounded, growth.step_by_stride)
-    tile = rounded
-    why = _explain_tile(tile, median_shape, allowed)
-    return Decision(tile, f"{describe_sides(tile)}, {why}")
+    why = _explain_tile(rounded, median_shape, allowed)
+    return Decision(rounded, f"{describe_sides(rounded)}, {why}")
 
 
 @dataclass(frozen=True)
