@@ -16,7 +16,6 @@ from bisect import bisect_left
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import pairwise
 from typing import Self
 
 import numpy as np
@@ -624,25 +623,18 @@ def union_volume(boxes: Numbers) -> float:
     >>> union_volume(np.array([[0.0, 0.0, 2.0, 2.0], [1.0, 1.0, 3.0, 3.0]]))
     7.0
     """
-    if len(boxes) == 0:
-        return 0.0
     dims = boxes.shape[1] // 2
     edges = [np.unique(boxes[:, [axis, axis + dims]]) for axis in range(dims)]
+    # for each axis `[n, parts]`: the parts between neighbouring edges that each box contains
+    contained = [
+        (boxes[:, [axis]] <= edge[:-1]) & (boxes[:, [axis + dims]] >= edge[1:])
+        for axis, edge in enumerate(edges)
+    ]
     if dims > 2:
         flat = np.delete(boxes, [0, dims], axis=1)
-        volume = 0.0
-        for start, stop in pairwise(edges[0]):
-            across = (boxes[:, 0] <= start) & (boxes[:, dims] >= stop)
-            volume += (stop - start) * union_volume(flat[across])
-        return float(volume)
-    # `inside` is True for the cells between neighbouring edges that a box contains
-    inside = np.zeros([len(edge) - 1 for edge in edges], dtype=np.bool_)
-    for box in boxes:
-        cells = []
-        for axis, edge in enumerate(edges):
-            first, last = np.searchsorted(edge, (box[axis], box[axis + dims]))
-            cells.append(slice(first, last))
-        inside[tuple(cells)] = True
+        areas = [union_volume(flat[across]) for across in contained[0].T]
+        return float(np.diff(edges[0]) @ areas)
+    inside = contained[0].T.astype(np.float64) @ contained[1] > 0
     return float(inside @ np.diff(edges[1]) @ np.diff(edges[0]))
 
 

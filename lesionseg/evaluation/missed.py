@@ -49,6 +49,22 @@ class WhyMissed(StrEnum):
     """The candidate was removed because it is smaller than the plan allows."""
 
 
+# the reason for a lesion that a candidate only touches, by the measure of the rule
+_WHY_TOUCHED = {
+    "coverage": WhyMissed.OVERLAP_TOO_SMALL,
+    "centre": WhyMissed.CENTRE_TOO_FAR,
+    "iou": WhyMissed.IOU_TOO_SMALL,
+    "overlap": WhyMissed.WRONG_LABEL,  # any contact is enough if the label is right
+}
+# the reason for a lesion that a candidate nearly finds
+_WHY_NEAR = {
+    "coverage": WhyMissed.CANDIDATE_TOO_LARGE,
+    "centre": WhyMissed.CENTRE_TOO_FAR,
+    "iou": WhyMissed.MERGED,
+    "overlap": WhyMissed.MERGED,
+}
+
+
 class Miss(NamedTuple):
     """The cells of a missed lesion in the table of lesions, which state the reason.
 
@@ -142,7 +158,8 @@ class Misses:
 
     def _explain_near_miss(self, pairs: Rows, row: int) -> Miss | None:
         """Return a miss with the best of the pairs that come close; None if none comes close."""
-        return self._describe_best(self._why_near, row, self._find_near_pairs(pairs, row))
+        why = _WHY_NEAR[self.match.criterion.measure]
+        return self._describe_best(why, row, self._find_near_pairs(pairs, row))
 
     def _explain_other_label(self, pairs: Rows, row: int) -> Miss | None:
         """Return a miss if a pair would find the lesion with the right label, otherwise None."""
@@ -183,7 +200,7 @@ class Misses:
 
     def _explain_touch(self, pairs: Rows, row: int) -> Miss | None:
         """Return a miss with the best of these pairs; None without pairs."""
-        return self._describe_best(self._why_touched, row, pairs)
+        return self._describe_best(_WHY_TOUCHED[self.match.criterion.measure], row, pairs)
 
     def _explain_removed(self, row: int, least: float) -> Miss | None:
         """Return a miss if a candidate at this lesion was removed for its size; otherwise None.
@@ -195,26 +212,6 @@ class Misses:
         if not scores:
             return None
         return Miss(WhyMissed.REMOVED_BY_SIZE, self.covered(row), nearest_score=max(scores))
-
-    @property
-    def _why_touched(self) -> WhyMissed:
-        """The reason for a lesion that a candidate only touches, by the measure of the rule."""
-        measure = self.match.criterion.measure
-        if measure == "coverage":
-            return WhyMissed.OVERLAP_TOO_SMALL
-        if measure == "centre":
-            return WhyMissed.CENTRE_TOO_FAR
-        if measure == "iou":
-            return WhyMissed.IOU_TOO_SMALL
-        return WhyMissed.WRONG_LABEL  # "overlap": any contact is enough if the label is right
-
-    @property
-    def _why_near(self) -> WhyMissed:
-        """The reason for a lesion that a candidate nearly finds, by the measure of the rule."""
-        measure = self.match.criterion.measure
-        if measure == "coverage":
-            return WhyMissed.CANDIDATE_TOO_LARGE
-        return WhyMissed.CENTRE_TOO_FAR if measure == "centre" else WhyMissed.MERGED
 
     def _find_near_pairs(self, pairs: Rows, row: int) -> Rows:
         """Select the pairs that come close to finding a missed lesion.

@@ -306,11 +306,9 @@ def check_cases(run: Path, splits: Splits, sources: Mapping[str, str]) -> None:
         if old != new and {old, new} & _DEVELOPMENT:
             changes.append(f"{case} ({old or 'new'} → {new or 'gone'})")
     if changes:
-        rest = f" and {len(changes) - _SHOWN} more" if len(changes) > _SHOWN else ""
         raise DatasetError(
-            f"{path}: this run began with other cases: {', '.join(changes[:_SHOWN])}{rest}. Name "
-            "another run_dir= to train on the data as they are now, or restore the "
-            "cases to resume."
+            f"{path}: this run began with other cases: {join_names(changes, _SHOWN)}. Name another "
+            "run_dir= to train on the data as they are now, or restore the cases to resume."
         )
 
 
