@@ -245,10 +245,8 @@ def _measure_channel(dataset: Dataset, facts: Sequence[CaseFacts], c: int) -> Ch
     if dataset.dims == 3:
         has_hounsfield_units = bool(np.median([sample.min() for sample in samples]) < MIN_MRI)
     is_ct = is_named_ct or has_hounsfield_units
-    if is_ct:
-        body = np.concatenate([sample[sample > AIR_HU] for sample in samples])
-    else:
-        body = np.concatenate([sample[sample != 0] for sample in samples])
+    body = np.concatenate(samples)
+    body = body[body > AIR_HU if is_ct else body != 0]
     return ChannelStatistics(
         name=name,
         is_ct=is_ct,

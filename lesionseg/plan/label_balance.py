@@ -2,6 +2,8 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -33,7 +35,6 @@ def hold_each_label(
     if len(values) < 2:
         return list(held)
     division = _Division(
-        units=units,
         has_label=np.array([[v in labels[name] for v in values] for name in units]),
         is_held=np.isin(np.array(units, dtype=object), list(held)),
         rng=rng,
@@ -44,24 +45,21 @@ def hold_each_label(
     return [name for name, is_held in zip(units, division.is_held, strict=True) if is_held]
 
 
+@dataclass(frozen=True, eq=False)
 class _Division:
     """A division of units into validation (held) and training, with the labels of each unit.
 
-    `has_label` is `[units, labels]` bool, and `is_held` is `[units]` bool.
+    `has_label` is `[units, labels]` bool. `is_held` is `[units]` bool, and changes.
     """
 
-    def __init__(
-        self,
-        units: Sequence[str],
-        has_label: Flags,
-        is_held: Flags,
-        rng: np.random.Generator,
-    ) -> None:
-        self.units = units
-        self.has_label = has_label
-        self.is_held = is_held.astype(np.bool_)
-        self.rng = rng
-        self.is_shared = has_label.sum(axis=0) >= 2  # a label of a single unit is for training
+    has_label: Flags
+    is_held: Flags
+    rng: np.random.Generator
+
+    @cached_property
+    def is_shared(self) -> Flags:
+        """True for the labels of several units. A label of a single unit is for training."""
+        return np.asarray(self.has_label.sum(axis=0) >= 2)
 
     @property
     def _n_held(self) -> Integers:
@@ -111,11 +109,11 @@ class _Division:
                 continue
             if not keeps_validation:
                 continue
-            gone = self._draw_best(can_go, np.zeros(len(self.units), dtype=np.int64))
+            gone = self._draw_best(can_go, np.zeros(len(self.is_held), dtype=np.int64))
             self.is_held[gone] = False
             if is_spare.any():
                 # units are in the order of their numbers of lesions
-                near = -np.abs(np.arange(len(self.units)) - gone)
+                near = -np.abs(np.arange(len(self.is_held)) - gone)
                 self.is_held[self._draw_best(is_spare, near)] = True
 
     def _exchange_nearest(self, can_go: Flags, is_spare: Flags) -> None:
