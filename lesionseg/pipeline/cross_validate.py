@@ -28,7 +28,7 @@ from lesionseg.io.model_files import read_model_text
 from lesionseg.io.results.index import find_predictions
 from lesionseg.io.text import write_json
 from lesionseg.pipeline.experiment import Experiment
-from lesionseg.pipeline.planning import begin
+from lesionseg.pipeline.planning import begin, plan_of_run
 from lesionseg.pipeline.provenance import training_counts
 from lesionseg.pipeline.run_dir import SPLITS, check_cases, check_config, config_of
 from lesionseg.pipeline.score_roles import score_folds
@@ -93,9 +93,8 @@ def plan_of_first_begun(folds: Collection[Experiment]) -> Plan | None:
 def _check_plans_of_begun(folds: Collection[Experiment], plan: Plan) -> None:
     """Raise `ConfigError` if a fold that has begun has another plan than the cross-validation."""
     for fold in folds:
-        path = fold.run / "plan.json"
-        if has_config(fold.run) and path.is_file():
-            begun = Plan.from_json(read_model_text(path), path)
+        begun = plan_of_run(fold.run)
+        if begun is not None:
             _check_equal([plan, begun], ["the cross-validation", fold.run.name])
 
 

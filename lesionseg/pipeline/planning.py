@@ -46,7 +46,7 @@ from lesionseg.pipeline.run_dir import (
 from lesionseg.pipeline.survey import ALL_FOLDS, may_lack, require_masks
 from lesionseg.plan.fingerprint import Fingerprint
 from lesionseg.plan.make import make_plan, network_spec
-from lesionseg.plan.plan import Architecture, FocalCorrection, Plan, sources_of
+from lesionseg.plan.plan import Architecture, FocalCorrection, Plan, sources_of, to_tuples
 from lesionseg.plan.rules import Decision
 from lesionseg.training.fit import check_trainer
 from lesionseg.training.module import LesionModule
@@ -203,10 +203,10 @@ def plan_run(experiment: Experiment, given: Plan | None = None, *, keeps_plan: b
     cfg = experiment.cfg
     survey = experiment.survey
     run = experiment.run
-    path = run / "plan.json"
-    if keeps_plan and given is None and has_config(run) and path.is_file():
-        log.info("Resuming: the run keeps its plan.")
-        given = Plan.from_json(read_model_text(path), path)
+    if keeps_plan and given is None:
+        given = plan_of_run(run)
+        if given is not None:
+            log.info("Resuming: the run keeps its plan.")
     check_transforms(cfg.prepare.extra, cfg.augment.extra)
     plan = given or _make_plan(experiment)
     # only a class that the user's own settings name is imported, not one that a file names
@@ -221,6 +221,14 @@ def plan_run(experiment: Experiment, given: Plan | None = None, *, keeps_plan: b
     if not has_config(run):
         try_augmentation(plan, cfg.augment.extra)
     return plan
+
+
+def plan_of_run(run: Path) -> Plan | None:
+    """Read the plan of a run that has begun; None if there is none."""
+    path = run / "plan.json"
+    if not (has_config(run) and path.is_file()):
+        return None
+    return Plan.from_json(read_model_text(path), path)
 
 
 def _make_plan(experiment: Experiment) -> Plan:
@@ -386,21 +394,14 @@ def with_focal_correction(plan: Plan, loss: LossConfig, detection: DetectionConf
     if plan.has_boxes:
         # hard negatives have no correction
         alpha, gamma = make_detection_loss(detection).link or (None, None)
-        anchors = replace(planned_anchors(plan), alpha=_hashable_alpha(alpha), gamma=gamma)
+        anchors = replace(planned_anchors(plan), alpha=to_tuples(alpha), gamma=gamma)
         plan = plan.with_(anchors=anchors)
     voxel_loss = make_loss(loss, plan.activation, has_boxes=plan.has_boxes)
     link = getattr(voxel_loss, "link", None)
     if link is None:
         return plan.with_(link=None)
     alpha, gamma = link
-    return plan.with_(link=FocalCorrection(_hashable_alpha(alpha), gamma))
-
-
-def _hashable_alpha(
-    alpha: float | Sequence[float] | None,
-) -> float | tuple[float, ...] | None:
-    """Return α with a list of one value per label as a tuple, as in a plan that is read."""
-    return tuple(alpha) if isinstance(alpha, Sequence) else alpha
+    return plan.with_(link=FocalCorrection(to_tuples(alpha), gamma))
 
 
 def try_augmentation(plan: Plan, extra: Sequence[Spec]) -> None:

@@ -127,7 +127,8 @@ def _predict(
         first = next((scan.files.images[0] for scan in scans if scan.files.images), None)
         _describe_output(results, cfg.output, plan, first if cfg.save_probabilities else None)
         if shard.is_whole:  # another shard may be writing its cases now
-            _complete_interrupted(results)
+            for case in results.recover_all():
+                logger.info("The results of %s, from an interrupted run, were completed.", case)
         scans = [_keep_earlier_id(scan, results) for scan in scans]
         with closing(PredictionIndex(folder / shard.table, results, cfg.output)) as index:
             for kind in found.left_out if shard.index == 0 else ():
@@ -162,15 +163,6 @@ def _send(row: CaseRow, outputs: Outputs, results: PredictionFolder) -> CaseRow:
         return row
     reason = outputs.after_commit(row.case, results)
     return replace(row, message=f"{row.message} {reason}".strip())
-
-
-def _complete_interrupted(results: PredictionFolder) -> None:
-    """Complete the results of the cases that a killed run has written but not moved. Log them.
-
-    Incomplete results of a killed run are removed.
-    """
-    for case in results.recover_all():
-        logger.info("The results of %s, from an interrupted run, were completed.", case)
 
 
 @contextmanager

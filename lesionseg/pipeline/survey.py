@@ -125,8 +125,7 @@ def take_survey(data: DataConfig, seed: int, facts: Path | None = None) -> Surve
     lesions = LesionFacts(sizes, {case: facts.labels for case, facts in references.items()})
     splits = first_splits(dataset, counts, lesions, data, seed)
     development = _development_cases(dataset, splits, data)
-    held_out = {c.case for c in dataset.cases if c.role in ("test", "external")}
-    used = development | held_out | splits.roles.keys()
+    used = development | splits.roles.keys()
     left_out = [case for case in known if case not in used]
     if left_out:
         file = data.splits or dataset.split_file
