@@ -206,7 +206,10 @@ class _Accepted:
         lesions = match.lesions
         given = self.case.prediction
         is_false = self.outcomes == "false_positive"
-        is_false_by = {name: row == "false_positive" for name, (_, row) in self.secondary.items()}
+        n_false_by = {
+            f"n_false_{name}": int((outcomes == "false_positive").sum())
+            for name, (_, outcomes) in self.secondary.items()
+        }
         is_in_2d = lesions.geometry.dims == 2
         false_ml = [self._volumes_ml[row] for row in np.flatnonzero(is_false)]
         is_unknown = is_in_2d or None in false_ml
@@ -237,7 +240,7 @@ class _Accepted:
             "n_counted": int((self.accepted & ~match.ignored).sum()),
             "unannotated": [label for label, known in self.case.annotated.items() if not known],
             **self._measure_pairs(),
-            **{f"n_false_{name}": int(flags.sum()) for name, flags in is_false_by.items()},
+            **n_false_by,
         }
 
     def describe_lesions(self) -> list[Row]:
@@ -498,7 +501,10 @@ def match_case(
         # they are matched separately first: one of them may explain a missed lesion
         unannotated = _match_unannotated(prediction, reference, preset)
         prediction = prediction.without_labels(reference.unannotated)
-    given = _predict_nothing(case, reference.geometry) if prediction is None else prediction
+    given = prediction
+    if given is None:
+        grid = reference.geometry
+        given = Prediction(case, grid, (), np.zeros(grid.shape, dtype=np.int32))
     known = None if labels is None else labels.lesion_names
     matched = match(reference, given, preset.criterion, known)
     zones_of_lesions: Sequence[str] = [""] * len(matched.lesions)
@@ -553,11 +559,6 @@ def _require_same_grid(case: str, grid: Geometry, other: Geometry) -> None:
             f"reference {grid.describe()}: {grid.describe_difference(other)}. Resample it "
             "onto the reference's grid."
         )
-
-
-def _predict_nothing(case: str, geometry: Geometry) -> Prediction:
-    """Return a prediction without candidates for a case whose prediction is missing."""
-    return Prediction(case, geometry, (), np.zeros(geometry.shape, dtype=np.int32))
 
 
 def _scorable_regions(

@@ -260,10 +260,8 @@ class Tables:
 
     def of_zone(self, zone: str) -> "Tables":
         """Return the tables of all cases, with only the lesions and candidates of one zone."""
-        _, lesions, candidates = self.frames
-        return Tables(
-            self.cases, lesions[lesions["zone"] == zone], candidates[candidates["zone"] == zone]
-        )
+        parts = (frame[frame["zone"] == zone] for frame in (self.lesions, self.candidates))
+        return Tables(self.cases, *parts)
 
     def of_label(self, label: int) -> "Tables":
         """Return the tables of one label, without the cases in which it is not annotated.
@@ -532,7 +530,7 @@ def _rows_to_write(table: pd.DataFrame, columns: Sequence[Column]) -> Iterator[R
 
 def _cell(value: Any) -> Any:
     """Return a cell, None for a missing value."""
-    return None if value is None or value is pd.NA or value != value else value
+    return None if pd.isna(value) else value
 
 
 def read_tables(folder: Path) -> Tables:
