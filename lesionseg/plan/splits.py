@@ -60,10 +60,11 @@ class LesionFacts:
 
 @dataclass(frozen=True)
 class _Unit:
-    """Cases that are drawn together, with the number and the labels of their lesions."""
+    """Cases that are drawn together, with the number, size and labels of their lesions."""
 
     cases: tuple[str, ...]
     n_lesions: int
+    size: float
     labels: frozenset[int]
 
 
@@ -145,9 +146,7 @@ def make_splits(
         folds = Decision(_stated_folds(development), "the dataset")
         assigned = _validate_on_fold(min(folds.value), folds, stated)
     else:
-        validation, note = _draw_validation(
-            development, counts, lesions.labels, validation_fraction, rng
-        )
+        validation, note = _draw_validation(development, counts, lesions, validation_fraction, rng)
         assigned = Decision(_hold_out(validation, stated), note)
     roles = assigned.value
     if validation_fraction <= 0 and "validation" in roles.values():
@@ -311,11 +310,8 @@ def _make_folds(
     stated = _stated_folds(development)
     if stated:
         return Decision(stated, "the dataset")
-    units = _make_units(development, counts, lesions.labels, rng)
-    size: dict[str, float] = {}
-    for name, unit in units.items():
-        size[name] = float(np.median([lesions.sizes.get(case, 0.0) for case in unit.cases]))
-    ordered = _order_by_lesions(units, size, n_folds)
+    units = _make_units(development, counts, lesions, rng)
+    ordered = _order_by_lesions(units, n_folds)
     strata = [ordered]
     balance = "numbers and sizes of lesions"
     if _has_several_labels(units):
@@ -330,9 +326,7 @@ def _make_folds(
     return Decision(dict(enumerate(cases_of_folds)), origin)
 
 
-def _order_by_lesions(
-    units: Mapping[str, _Unit], size: Mapping[str, float], n_folds: int
-) -> list[str]:
+def _order_by_lesions(units: Mapping[str, _Unit], n_folds: int) -> list[str]:
     """Order groups so that neighbours are similar, and can be dealt to different folds.
 
     Groups without lesions come first. The remaining groups are divided by their number of lesions
@@ -341,7 +335,6 @@ def _order_by_lesions(
 
     Args:
         units: the groups, in ascending order of their numbers of lesions.
-        size: size of the lesions of each group.
         n_folds: number of folds.
     """
     free = [name for name, unit in units.items() if unit.n_lesions == 0]
@@ -353,7 +346,7 @@ def _order_by_lesions(
         classes.append(with_lesions[start : start + class_size])
     ordered: list[str] = []
     for members in classes:
-        ordered += sorted(members, key=lambda name: size[name])
+        ordered += sorted(members, key=lambda name: units[name].size)
     return ordered
 
 
@@ -449,7 +442,7 @@ def _require_known(
 def _make_units(
     pool: Sequence[CaseFiles],
     counts: Mapping[str, int],
-    labels: Mapping[str, Sequence[int]],
+    lesions: LesionFacts,
     rng: np.random.Generator,
 ) -> dict[str, _Unit]:
     """Divide cases into the units that are drawn. Return them by name.
@@ -467,7 +460,8 @@ def _make_units(
         units[name] = _Unit(
             cases=tuple(cases),
             n_lesions=sum(counts[case] for case in cases),
-            labels=frozenset(value for case in with_lesions for value in labels.get(case, ())),
+            size=float(np.median([lesions.sizes.get(case, 0.0) for case in cases])),
+            labels=frozenset().union(*(lesions.labels.get(case, ()) for case in with_lesions)),
         )
     names = list(units)
     # sorting is stable, so units of equal numbers stay in random order
@@ -483,7 +477,7 @@ def _has_several_labels(units: Mapping[str, _Unit]) -> bool:
 def _draw_validation(
     pool: Sequence[CaseFiles],
     counts: Mapping[str, int],
-    labels: Mapping[str, Sequence[int]],
+    lesions: LesionFacts,
     fraction: float,
     rng: np.random.Generator,
 ) -> tuple[set[str], str]:
@@ -499,7 +493,7 @@ def _draw_validation(
     if len(pool) < 2:
         logger.warning("There is only one labelled case, so there is no validation.")
         return set(), "no validation, because there is a single labelled case"
-    units = _make_units(pool, counts, labels, rng)
+    units = _make_units(pool, counts, lesions, rng)
     ordered = list(units)
     # at least one group for validation and one for training
     n_drawn = min(max(round(fraction * len(ordered)), 1), len(ordered) - 1)
