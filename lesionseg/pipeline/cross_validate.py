@@ -112,7 +112,7 @@ def _experiments_of_folds(experiment: Experiment) -> dict[int, Experiment]:
         folds[number] = replace(
             experiment,
             cfg=cfg.model_copy(update={"data": data, "run_dir": str(run)}),
-            survey=with_fold(experiment.survey, cfg.data, cfg.seed, number),
+            survey=with_fold(experiment.survey, data, cfg.seed),
             run=run,
         )
     return folds

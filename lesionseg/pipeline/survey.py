@@ -195,32 +195,13 @@ def first_splits(
     fold = data.fold
     if fold == ALL_FOLDS:
         fold = fold_numbers(dataset, counts, given=_given(data), n_folds=data.n_folds)[0]
-    number = None if fold is None else int(fold)
-    return _divide(dataset, counts, lesions, data, seed, number)
-
-
-def _divide(
-    dataset: Dataset,
-    counts: Mapping[str, int],
-    lesions: LesionFacts,
-    data: DataConfig,
-    seed: int,
-    fold: int | None,
-) -> Splits:
-    """Return the roles of a fold. Without a number, divide once, or as the split file states.
-
-    Raises:
-        DatasetError: if the split cannot be made, if no training case has a lesion, or if no case
-            is left for validation although the settings ask for it.
-        ConfigError: if `data.validation_fraction=0` contradicts the split file or the fold.
-    """
     splits = make_splits(
         dataset,
         counts,
         validation_fraction=data.validation_fraction,
         seed=seed,
         given=_given(data),
-        fold=fold,
+        fold=None if fold is None else int(fold),
         n_folds=data.n_folds,
         lesions=lesions,
     )
@@ -255,13 +236,13 @@ def _development_cases(dataset: Dataset, splits: Splits, data: DataConfig) -> se
     return cases
 
 
-def with_fold(survey: Survey, data: DataConfig, seed: int, fold: int | None) -> Survey:
-    """Return the survey with the roles of a fold; None: those of a single division.
+def with_fold(survey: Survey, data: DataConfig, seed: int) -> Survey:
+    """Return the survey with the roles of the fold that the settings name.
 
     Raises:
         DatasetError: if the fold has no case for validation, or no lesion for training.
     """
-    splits = _divide(survey.dataset, survey.counts, survey.lesions, data, seed, fold)
+    splits = first_splits(survey.dataset, survey.counts, survey.lesions, data, seed)
     return replace(survey, splits=splits)
 
 

@@ -51,7 +51,8 @@ def test_gathered_predictions_are_accepted_and_calibrated_out_of_fold(tmp_path, 
     write_mri_phantoms(tmp_path / "raw", 6, seed=0, shape=(16, 18, 16), spacing_mm=(8.0,) * 3)
     data = DataConfig.of(root=tmp_path / "raw", fold="all", n_folds=3)
     found = take_survey(data, 0)
-    folds = {k: with_fold(found, data, 0, k) for k in folds_of(found, data)}
+    of_fold = {k: data.model_copy(update={"fold": k}) for k in folds_of(found, data)}
+    folds = {k: with_fold(found, settings, 0) for k, settings in of_fold.items()}
     for number, fold in folds.items():
         for files in labelled_cases(fold, "validation"):
             prediction = make_prediction(files, found.dataset, rng)
