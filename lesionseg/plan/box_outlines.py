@@ -82,9 +82,5 @@ def is_box_outline(crop: Flags) -> bool:
 
 def _ellipse(shape: tuple[int, ...], growth: float) -> Flags:
     """Return the pixels in the inscribed ellipse, whose semi-axes are longer by `growth` pixels."""
-    distances = np.zeros(shape)
-    for axis, n in enumerate(shape):
-        centres = np.arange(n) + 0.5 - n / 2
-        scaled = (centres / (n / 2 + growth)) ** 2
-        distances += scaled[:, None] if axis == 0 else scaled[None]
-    return np.asarray(distances <= 1)
+    rows, columns = (((np.arange(n) + 0.5 - n / 2) / (n / 2 + growth)) ** 2 for n in shape)
+    return np.asarray(rows[:, None] + columns <= 1)

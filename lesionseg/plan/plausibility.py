@@ -168,11 +168,10 @@ def _dataset_doubts(dataset: Dataset, facts: Mapping[str, ReferenceFacts]) -> li
             detail += f" Read as sizes, {n_outside} of them {verb} outside."
         doubts.append(_doubt("box_corners", "", detail))
     present = {label for one in facts.values() for label in one.labels}
-    absent: dict[int, str] = {}
-    if present and not dataset.labels.merged:
-        for label, name in dataset.labels.mask_names.items():
-            if label not in present:
-                absent[label] = name
+    if not present or dataset.labels.merged:
+        return doubts
+    names = dataset.labels.mask_names
+    absent = {label: name for label, name in names.items() if label not in present}
     if absent and dataset.layout == "coco":
         detail = f" {', '.join(map(repr, absent.values()))}. "
         if 1 in absent:  # the lowest id
@@ -223,15 +222,13 @@ def doubt_lines(doubts: Sequence[Finding]) -> list[str]:
         by_kind.setdefault(doubt.kind, []).append(doubt)
     lines: list[str] = []
     for kind, own in by_kind.items():
-        line = question = DOUBTS[kind]
-        first = own[0]
-        if first.case:
-            cases = [doubt.case for doubt in own]
+        line = DOUBTS[kind]
+        details = [doubt.message.removeprefix(line) for doubt in own]
+        cases = [doubt.case for doubt in own if doubt.case]
+        if cases:
             line += f" {count(len(cases), 'case')}: {join_names(cases)}"
-            if detail := first.message.removeprefix(question):
-                line += f" ({first.case}:{detail})"
+            line += f" ({cases[0]}:{details[0]})" if details[0] else ""
         else:
-            details = [doubt.message.removeprefix(question) for doubt in own]
             line += "".join(dict.fromkeys(details))
         lines.append(line)
     return lines
