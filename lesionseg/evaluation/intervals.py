@@ -135,8 +135,7 @@ def bootstrap(
         return [replace(row, value=None, reason=undefined) for row in rows]
     if (support > 0).sum() < MIN_GROUPS:
         few = _explain_too_few(support)
-        reasons = [undefined if row.value is None else few for row in rows]
-        return [replace(row, reason=why) for row, why in zip(rows, reasons, strict=True)]
+        return [replace(row, reason=undefined if row.value is None else few) for row in rows]
     n_at_once = max(1, MAX_ELEMENTS // max(items, 1))
     parts = []
     for first in range(0, max(len(draws), 1), n_at_once):  # one empty part without replicates

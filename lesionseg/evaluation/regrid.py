@@ -112,12 +112,11 @@ def _resample_nearest(array: NDArray[Any], source: Geometry, geometry: Geometry)
 
 def _inside_grid(candidates: Sequence[Candidate], geometry: Geometry) -> tuple[Candidate, ...]:
     """Return the candidates whose box shares a place with the grid."""
-    inside = []
-    for candidate in candidates:
-        begins = np.less(candidate.start_vox, geometry.shape).all()
-        if begins and np.greater(candidate.stop_vox, 0).all():
-            inside.append(candidate)
-    return tuple(inside)
+    return tuple(
+        c
+        for c in candidates
+        if np.less(c.start_vox, geometry.shape).all() and np.greater(c.stop_vox, 0).all()
+    )
 
 
 def _move_box(candidate: Candidate, source: Geometry, geometry: Geometry) -> Candidate:

@@ -230,10 +230,8 @@ def _development_cases(dataset: Dataset, splits: Splits, data: DataConfig) -> se
     file = data.splits or dataset.split_file
     if file is not None and data.fold == ALL_FOLDS:
         folds += SplitFile.read(Path(file)).folds
-    cases: set[str] = set()
-    for roles in folds:
-        cases.update(case for case, role in roles.items() if role in ("train", "validation"))
-    return cases
+    used = ("train", "validation")
+    return {case for roles in folds for case, role in roles.items() if role in used}
 
 
 def with_fold(survey: Survey, data: DataConfig, seed: int) -> Survey:
