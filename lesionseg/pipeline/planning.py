@@ -209,9 +209,9 @@ def plan_run(experiment: Experiment, given: Plan | None = None, *, keeps_plan: b
             log.info("Resuming: the run keeps its plan.")
     check_transforms(cfg.prepare.extra, cfg.augment.extra)
     plan = given or _make_plan(experiment)
-    # only a class that the user's own settings name is imported, not one that a file names
-    plan = plan.with_(architecture=replace(plan.architecture, network=network_spec(cfg.model)))
     plan = plan.with_(
+        # only a class that the user's own settings name is imported, not one that a file names
+        architecture=replace(plan.architecture, network=network_spec(cfg.model)),
         may_lack=may_lack(cfg.data, plan.channel_names),
         flip_axes=cfg.augment.flip_axes,
         nan_background=survey.dataset.nan_background,

@@ -600,12 +600,10 @@ def limit_to_small_tiles(
     largest = min(prod(largest_tile), prod(sizes.median_shape))
     # the mean number of lesions per tile is n_lesions · largest / n_voxels
     is_crowded = len(sizes.lesion_voxels) * largest >= CROWDED * sizes.n_voxels
-    if largest <= SMALL_TILE or not is_crowded:
-        return allowed
-    has_large_lesions = np.percentile(sizes.lesion_voxels, 90) >= SMALL_TILE / 8
-    if has_large_lesions:
-        return allowed
-    return replace(allowed, most_voxels=SMALL_TILE, batch=MOST_SMALL_TILES, limits_share=False)
+    suits_small_tiles = largest > SMALL_TILE and is_crowded
+    if suits_small_tiles and np.percentile(sizes.lesion_voxels, 90) < SMALL_TILE / 8:
+        return replace(allowed, most_voxels=SMALL_TILE, batch=MOST_SMALL_TILES, limits_share=False)
+    return allowed
 
 
 def batch_size(
