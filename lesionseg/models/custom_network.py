@@ -94,30 +94,21 @@ def custom_network(plan: Plan) -> CustomNetwork:
 
     Raises `ConfigError` if it cannot be imported or constructed.
     """
-    network = _construct(
-        "model.network",
-        plan.architecture.network,
-        n_inputs=len(plan.channel_names),
-        n_outputs=n_logits(plan),
-        tile=plan.tile_shape,
-    )
+    spec = plan.architecture.network
+    n_inputs = len(plan.channel_names)
+    network = _construct("model.network", spec, n_inputs, n_logits(plan), plan.tile_shape)
     bias = prior_bias(plan.lesion_fraction, len(plan.labels), plan.activation)
     return CustomNetwork(network, bias)
 
 
-def custom_backbone(plan: Plan) -> CustomNetwork:
-    """Build the backbone that the plan of a detector names by `_target_`.
+def custom_backbone(
+    spec: Mapping[str, Any], n_channels: int, tile: tuple[int, ...]
+) -> CustomNetwork:
+    """Build the backbone of a detector that `spec` names by `_target_`.
 
     Raises `ConfigError` if it cannot be imported or constructed.
     """
-    network = _construct(
-        "model.backbone",
-        plan.architecture.network,
-        n_inputs=len(plan.channel_names),
-        n_outputs=None,
-        tile=plan.tile_shape,
-    )
-    return CustomNetwork(network)
+    return CustomNetwork(_construct("model.backbone", spec, n_channels, None, tile))
 
 
 def _construct(
@@ -305,13 +296,8 @@ def backbone_pyramid(name: str, spec: dict[str, Any], dims: int, n_channels: int
     """
     ones = (1,) * dims
     tile = (_BACKBONE_SIDE,) * dims
-
-    def make() -> CustomNetwork:
-        """Build the backbone."""
-        return CustomNetwork(_construct("model.backbone", spec, n_channels, None, tile))
-
     try:
-        maps = _run(make, n_channels, tile)
+        maps = _run(partial(custom_backbone, spec, n_channels, tile), n_channels, tile)
     except ConfigError:
         raise
     except Exception as error:  # a backbone may raise any type
@@ -346,21 +332,20 @@ def _run(make: Callable[[], nn.Module], n_channels: int, tile: tuple[int, ...]) 
     by another error than `ConfigError`. Errors on the CPU are passed on.
     """
     try:
-        return _run_on(make(), n_channels, tile, "meta")
+        return _run_on("meta", make, n_channels, tile)
     except ConfigError:
         raise
     except Exception:  # an operation that the meta device lacks, or a tile that does not fit
-        return _run_on(make(), n_channels, tile, "cpu")
+        return _run_on("cpu", make, n_channels, tile)
 
 
 def _run_on(
-    network: nn.Module, n_channels: int, tile: tuple[int, ...], device: str
+    device: str, make: Callable[[], nn.Module], n_channels: int, tile: tuple[int, ...]
 ) -> list[Tensor]:
-    """Move a network to a device, and return its outputs in train mode for one tile of zeros."""
+    """Return the outputs of `_run` on a device."""
+    network = make().to(device).train()
     with torch.no_grad():
-        outputs: list[Tensor] = network.to(device).train()(
-            torch.zeros((1, n_channels, *tile), device=device)
-        )
+        outputs: list[Tensor] = network(torch.zeros((1, n_channels, *tile), device=device))
     return outputs
 
 
@@ -373,13 +358,11 @@ def _strides(
     """
     shapes = [tuple(x.shape[2:]) for x in outputs]
     strides: list[tuple[int, ...]] = []
-    are_whole = True
     for shape in shapes:
         sides = list(zip(tile, shape, strict=True))
-        are_whole &= all(n % side == 0 for n, side in sides)
+        if any(n % side for n, side in sides):
+            raise ConfigError(
+                f"The network's outputs {shapes} do not divide a tile of {list(tile)}. {remedy}"
+            )
         strides.append(tuple(n // side for n, side in sides))
-    if not are_whole:
-        raise ConfigError(
-            f"The network's outputs {shapes} do not divide a tile of {list(tile)}. {remedy}"
-        )
     return tuple(strides)

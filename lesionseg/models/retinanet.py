@@ -66,13 +66,15 @@ def detector(plan: Plan) -> RetinaNet:
     bias: tuple[float, ...] = ()
     if plan.architecture.name == "retina_unet":
         bias = prior_bias(plan.lesion_fraction, len(plan.labels), plan.activation)
+    network = plan.architecture.network
+    n_channels = len(plan.channel_names)
     return RetinaNet(
         dims=plan.dims,
-        in_channels=len(plan.channel_names),
+        in_channels=n_channels,
         architecture=plan.architecture,
         n_labels=len(plan.labels.lesion_names),
         anchors=planned_anchors(plan),
-        encoder=custom_backbone(plan) if plan.architecture.network else None,
+        encoder=custom_backbone(network, n_channels, plan.tile_shape) if network else None,
         bias=bias,
     )
 

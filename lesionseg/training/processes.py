@@ -194,19 +194,8 @@ def broadcast_from_rank_zero(make: Callable[[], T]) -> T:
     """
     if not distributed.is_initialized():
         return make()
-    shared: list[Any] = [None]  # torch replaces the items of this list in the other processes
-    failure: Exception | None = None
-    if is_rank_zero():
-        try:
-            shared = [make()]
-        except Exception as error:  # the other processes would wait for a day
-            failure = error
-            shared = [_to_shared_error(error)]
-    distributed.broadcast_object_list(shared)
-    if failure is not None:
-        raise failure
-    if isinstance(shared[0], LesionsegError):
-        raise shared[0]
+    shared: list[Any] = _call_if(make, is_turn=is_rank_zero()) or [None]
+    distributed.broadcast_object_list(shared)  # replaces the item in the other processes
     made: T = shared[0]
     return made
 
@@ -239,20 +228,23 @@ def call_on_local_rank_zero_first(make: Callable[[], T]) -> T:
     if not distributed.is_initialized():
         return make()
     comes_first = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID")) == "0"
-    made: list[T] = []
-    for is_turn in (comes_first, not comes_first):
-        failure: Exception | None = None
-        if is_turn:
-            try:
-                made = [make()]
-            except Exception as error:  # the other processes would wait for a day
-                failure = error
-        _raise_together(failure)
+    made = _call_if(make, is_turn=comes_first)
+    made += _call_if(make, is_turn=not comes_first)
     return made[0]
 
 
-def _raise_together(failure: Exception | None) -> None:
-    """Raise an error in all processes if one of them failed. All processes call it together."""
+def _call_if(make: Callable[[], T], *, is_turn: bool) -> list[T]:
+    """Call `make` if it is this process's turn. Return a list of its result, otherwise an empty one.
+
+    All processes call this together. If `make` fails in one of them, all of them raise an error.
+    """
+    made: list[T] = []
+    failure: Exception | None = None
+    if is_turn:
+        try:
+            made.append(make())
+        except Exception as error:  # the other processes would wait for a day
+            failure = error
     shared: list[Any] = [None] * distributed.get_world_size()
     distributed.all_gather_object(shared, failure and _to_shared_error(failure))
     if failure is not None:
@@ -260,3 +252,4 @@ def _raise_together(failure: Exception | None) -> None:
     for error in shared:
         if error is not None:
             raise error
+    return made

@@ -208,7 +208,7 @@ def test_wrong_channels_are_refused_and_our_own_plans_unchanged():
 def test_backbone_keeps_its_own_number_of_output_channels(chosen, width):
     target = make_target("Pyramid", **chosen)
     assert backbone_pyramid("retinanet", target, 3, 2).features == (width, width)
-    maps = custom_backbone(make_plan("retinanet", **target))(torch.zeros(1, 2, 16, 16, 16))
+    maps = custom_backbone(target, 2, (16, 16, 16))(torch.zeros(1, 2, 16, 16, 16))
     assert [tuple(x.shape[1:3]) for x in maps] == [(width, 16), (width, 8)]
 
 
