@@ -1,77 +1,337 @@
-"""Read a checkpoint of nnU-Net v2: its weights by our names, and facts about its training."""
+"""Read a checkpoint of nnU-Net v2 or nnssl: its weights by our names, and facts about its training.
 
+Checkpoints of nnU-Net v2 and of nnssl (its ResEnc, as of OpenMind, arXiv 2412.17041) are read
+without running code. Their plain and residual encoder U-Nets are our U-Nets with `layout: nnunet`.
+Only the biases of convolutions before an instance norm are left out, because the norm removes them.
+All sizes are read from the shapes of the weights.
+"""
+
+import pickle
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
+import torch
 from torch import Tensor
 
-from lesionseg.errors import BundleError
-from lesionseg.models.weights import (
-    find_unknown,
-    load_plain,
-    rename_weights,
-    unwrap_weights,
-)
+from lesionseg.config import AUTO_MODEL
+from lesionseg.errors import BundleError, ConfigError
+from lesionseg.models.weights import FIRST, RESIDUAL_STEM, Weights
+from lesionseg.plan.make import backbone_kind
+from lesionseg.plan.plan import Architecture
 
-_FIRST = ("encoder.stages.0.0.conv.weight", "encoder.stem.conv.weight")
+# Prefixes that torch.compile and data-parallel wrappers add to names.
+_WRAPPED = re.compile(r"^(?:module\.|_orig_mod\.)+")
+_BLOCK = r"encoder\.stages\.(\d+)\.blocks\.(\d+)\."
+# Patterns of nnU-Net's names, and our names. N is the stage of the decoder, which we count from the
+# finest and nnU-Net from the coarsest.
+_NAMES: tuple[tuple[str, str], ...] = (
+    (r"encoder\.stages\.(\d+)\.0\.convs\.(\d+)\.(conv|norm)", r"encoder.stages.\1.\2.\3"),
+    (r"encoder\.stem\.convs\.0\.(conv|norm)", r"encoder.stem.\1"),
+    (_BLOCK + r"conv1\.(conv|norm)", r"encoder.stages.\1.\2.first.\3"),
+    (_BLOCK + r"conv2\.conv", r"encoder.stages.\1.\2.second"),
+    (_BLOCK + r"conv2\.norm", r"encoder.stages.\1.\2.norm"),
+    (_BLOCK + r"skip\.(\d+)\.conv", r"encoder.stages.\1.\2.past.\3"),
+    (_BLOCK + r"skip\.0\.norm", r"encoder.stages.\1.\2.past.1"),
+    (_BLOCK + r"skip\.1\.norm", r"encoder.stages.\1.\2.past.2"),
+    (r"decoder\.transpconvs\.(\d+)", r"decoder.ups.N"),
+    (r"decoder\.stages\.(\d+)\.convs\.(\d+)\.(conv|norm)", r"decoder.stages.N.\2.\3"),
+    (r"decoder\.seg_layers\.(\d+)", r"heads.N.conv"),
+)
+# nnU-Net lists the layers of a block by name, and again by number in the order in which they run.
+_TWICE = re.compile(r"\.all_modules\.(\d+)\.")
+_LAYERS = {0: "conv", 1: "norm"}
+_RESENC_L_STRIDE = (2, 2, 2)  # of each stage except the first
+# Convolutions with a bias: no norm follows them.
+_BIASED = ("decoder.ups.", "heads.")
 _LAST = "heads.0.conv.weight"
 
 
 @dataclass(frozen=True, eq=False)
 class NnunetCheckpoint:
-    """The content of an nnU-Net checkpoint.
+    """The content of a checkpoint of nnU-Net or nnssl. Facts that it does not state are empty.
 
-    `unknown` contains the names of tensors that belong to neither of nnU-Net's two networks.
-    `mirror_axes` are the axes along which its trainer allows mirrored views.
+    Attributes:
+        weights: the tensors by our names.
+        unknown: names of tensors that belong to neither of nnU-Net's two networks.
+        trainer: the class of the trainer.
+        configuration: the name of the configuration in the plans.
+        mirror_axes: axes along which the trainer allows mirrored views.
+        channel_names: names of the input channels in their order.
+        is_resenc_l: True if nnssl states its preset ResEncL.
     """
 
-    weights: Mapping[str, Tensor]
+    weights: dict[str, Tensor]
     unknown: tuple[str, ...]
     trainer: str
     configuration: str
     mirror_axes: tuple[int, ...]
+    channel_names: tuple[str, ...]
+    is_resenc_l: bool
 
     @property
     def n_inputs(self) -> int:
         """The number of channels of the input."""
-        first = next(self.weights[name] for name in _FIRST if name in self.weights)
+        first = next(self.weights[name] for name in FIRST if name in self.weights)
         return int(first.shape[1])
 
     @property
     def n_outputs(self) -> int:
-        """The number of channels of the logits."""
-        return len(self.weights[_LAST])
+        """The number of channels of the logits; 0 without a head."""
+        return len(self.weights.get(_LAST, ()))
 
 
-def read_nnunet_checkpoint(source: BinaryIO, where: str) -> NnunetCheckpoint:
-    """Read a checkpoint of nnU-Net.
+def is_checkpoint(name: str | None) -> bool:
+    """Return True if `model.init_from` names a torch file (.pth, .pt), otherwise False.
 
-    `where` names the file in messages. Facts that the file does not state are empty. Raises
-    `BundleError` if the file contains more than tensors and numbers, no U-Net, or mirror axes that
-    are not a list of numbers.
+    Other values are a bundle, a run or None.
     """
+    return name is not None and Path(name).suffix in (".pth", ".pt")
+
+
+def read_nnunet_checkpoint(source: Path | BinaryIO, where: str | None = None) -> NnunetCheckpoint:
+    """Read a checkpoint of nnU-Net or nnssl.
+
+    Args:
+        source: the file.
+        where: the name of the file in messages. None for the path.
+
+    Raises:
+        BundleError: if the file is missing, if it contains more than tensors and numbers, if its
+            network is not one of nnU-Net's two, or if the mirror axes are not a list of numbers.
+    """
+    where = where or str(source)
     content = load_plain(source, where)
     theirs = unwrap_weights(content)
-    weights = rename_weights(theirs)
-    if _LAST not in weights or not any(name in weights for name in _FIRST):
+    weights, unknown = rename_weights(theirs)
+    if not any(name in weights for name in FIRST):
         seen = ", ".join([*theirs][:3]) or "no tensor"
         raise BundleError(
-            f"{where}: contains no U-Net of nnU-Net v2 ({seen}). Predict with nnU-Net and give its "
-            "probabilities to evaluate."
+            f"{where}: contains no U-Net of nnU-Net v2, but {seen}. Give a checkpoint of nnU-Net, "
+            "or one of nnssl whose network is a ResEnc (not a Primus). To score another network, "
+            "predict with nnU-Net and give its probabilities to evaluate."
         )
-    stated = content.get("init_args")
-    options: Mapping[str, Any] = stated if isinstance(stated, Mapping) else {}
+    options = _section(content, "init_args")
     axes = content.get("inference_allowed_mirroring_axes") or ()
     if not isinstance(axes, tuple | list) or not all(isinstance(axis, int) for axis in axes):
         raise BundleError(
             f"{where}: inference_allowed_mirroring_axes is {axes!r}, not a list of axes. Export "
             "the model from nnU-Net again."
         )
+    pretraining = _section(_section(content, "nnssl_adaptation_plan"), "architecture_plans")
     return NnunetCheckpoint(
         weights=weights,
-        unknown=tuple(find_unknown(theirs)),
+        unknown=tuple(unknown),
         trainer=str(content.get("trainer_name") or ""),
         configuration=str(options.get("configuration") or ""),
         mirror_axes=tuple(axes),
+        channel_names=_find_channel_names(_section(options, "dataset_json")),
+        is_resenc_l=pretraining.get("arch_class_name") == "ResEncL",
     )
+
+
+def _section(content: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """Return a dictionary within a checkpoint, or an empty one if the checkpoint has none."""
+    section = content.get(key)
+    return section if isinstance(section, Mapping) else {}
+
+
+def _find_channel_names(dataset: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the channel names in the `dataset.json` of a checkpoint in their order.
+
+    Return an empty tuple if it does not state them, or does not number them from 0.
+    """
+    stated = _section(dataset, "channel_names") or _section(dataset, "modality")
+    name_of_number = {str(number): str(name) for number, name in stated.items()}
+    numbers = [str(number) for number in range(len(name_of_number))]
+    if set(numbers) != set(name_of_number):
+        return ()
+    return tuple(name_of_number[number] for number in numbers)
+
+
+def load_plain(source: Path | BinaryIO, where: str) -> Mapping[str, Any]:
+    """Read a file of `torch.save` that contains only tensors and numbers. No code in it is run.
+
+    `where` names the file in messages. The result is empty if the content is not a dictionary.
+    Raises `BundleError` if the file is missing or damaged, or contains anything else.
+    """
+    # nnU-Net's log contains numpy scalars, which numpy pickles as a call of this function
+    scalar: Any = np.float64(0).__reduce__()[0]
+    allowed: list[Any] = [np.dtype]
+    allowed += {type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "?")}
+    # its name in a file, before and since numpy 2
+    allowed.append((scalar, "numpy.core.multiarray.scalar"))
+    allowed.append((scalar, "numpy._core.multiarray.scalar"))
+    try:
+        with torch.serialization.safe_globals(allowed):
+            read: Any = torch.load(source, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        raise BundleError(
+            f"{where} {'contains' if named else 'is damaged, or contains'} more than tensors and "
+            f"numbers, and was not read{f': {named[1]}' if named else ''}. If you trust its "
+            "author, save only its weights: torch.save({'network_weights': torch.load(FILE, "
+            "weights_only=False)['network_weights']}, NEW)."
+        ) from error
+    except Exception as error:  # a damaged pickle may raise any type, such as KeyError
+        reason = f"{type(error).__name__} {error}".rstrip(" .")
+        raise BundleError(
+            f"The checkpoint {where} cannot be read ({reason}). Check the path, or copy the file "
+            "again."
+        ) from error
+    return read if isinstance(read, Mapping) else {}
+
+
+def unwrap_weights(content: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the tensors of a checkpoint by nnU-Net's names, without prefixes of wrappers.
+
+    They are in its entry `network_weights` or `state_dict`, or are the content itself. The result
+    is empty if there are none.
+    """
+    inner = content.get("network_weights", content.get("state_dict", content))
+    inner = inner if isinstance(inner, Mapping) else {}
+    return {_WRAPPED.sub("", str(k)): v for k, v in inner.items() if isinstance(v, Tensor)}
+
+
+def rename_weights(theirs: Weights) -> tuple[dict[str, Tensor], list[str]]:
+    """Return nnU-Net's tensors by our names, and the names of those that our U-Net does not have.
+
+    Repeated tensors are left out: nnU-Net lists each layer twice, and the encoder again in the
+    decoder. So are biases before an instance norm, which have no effect.
+    """
+    last = _last_stage(theirs)
+    weights: dict[str, Tensor] = {}
+    unknown = []
+    for name, tensor in theirs.items():
+        # Numbered layers are those that run, and replace the named ones before them. In nnssl's
+        # SparK encoders, the named ones are other layers, which were never trained.
+        once = re.sub(r"^decoder\.encoder\.", "encoder.", name)
+        part, _, kind = _TWICE.sub(_layer_name, once).rpartition(".")
+        ours = _our_name(part, last)
+        if not ours or kind not in ("weight", "bias"):
+            unknown.append(name)
+        # our convolutions before a norm have no bias, because the norm would remove it
+        elif kind == "weight" or "norm" in part or ours.startswith(_BIASED):
+            weights[f"{ours}.{kind}"] = tensor
+    return weights, unknown
+
+
+def _layer_name(match: re.Match[str]) -> str:
+    """Return `.conv.` or `.norm.` for the number of a layer in its block, the match's first group.
+
+    Any other number gives `.unknown.`.
+    """
+    return f".{_LAYERS.get(int(match[1]), 'unknown')}."
+
+
+def _last_stage(theirs: Weights) -> int:
+    """Return the number of the decoder's finest stage, as nnU-Net counts; 0 without a decoder."""
+    stages = [m[1] for name in theirs if (m := re.match(r"decoder\.transpconvs\.(\d+)\.", name))]
+    return max(map(int, stages), default=0)
+
+
+def _our_name(part: str, last: int) -> str:
+    """Return our name of one of nnU-Net's layers; "" if our U-Net does not have the layer.
+
+    `last` is the result of `_last_stage`.
+    """
+    for pattern, ours in _NAMES:
+        match = re.fullmatch(pattern, part)
+        if match is None:
+            continue
+        name = match.expand(ours)
+        if "N" in name:
+            stage_from_finest = last - int(match[1])
+            name = name.replace("N", str(stage_from_finest))
+        return name
+    return ""
+
+
+def architecture_of(
+    weights: Weights, name: str, where: str, *, is_resenc_l: bool = False
+) -> Architecture:
+    """Return the architecture of our network `name` that fits the weights.
+
+    Args:
+        weights: the tensors by our names.
+        name: a name of `ARCHITECTURES`, or "auto" for the U-Net with the encoder of the weights.
+        where: the name of the weights' file, for messages.
+        is_resenc_l: True if the network is nnssl's preset ResEncL. Its encoder alone is enough,
+            because its strides, which the weights of an encoder do not show, are known.
+
+    Raises:
+        ConfigError: if the backbone of the weights is of another kind than that of `name`.
+        BundleError: if the depths of the stages are not those of a U-Net that nnU-Net plans.
+    """
+    residual = RESIDUAL_STEM in weights
+    if name == AUTO_MODEL:
+        name = "residual_unet" if residual else "unet"
+    _require_backbone(residual, name, where)
+    conv = "first.conv.weight" if residual else "conv.weight"
+    # the first convolution of each stage, and the transposed convolutions between the stages
+    first = _numbered_weights(weights, f"encoder.stages.{{}}.0.{conv}")
+    ups = _numbered_weights(weights, "decoder.ups.{}.weight")
+    n = len(first)
+    encoder_depths = []
+    for i in range(n):
+        blocks = _numbered_weights(weights, f"encoder.stages.{i}.{{}}.{conv}")
+        encoder_depths.append(len(blocks))
+    decoder_depths = set()
+    for i in range(n - 1):
+        blocks = _numbered_weights(weights, f"decoder.stages.{i}.{{}}.conv.weight")
+        decoder_depths.add(len(blocks))
+    # the kernel of a transposed convolution is its stride
+    strides = [tuple(weight.shape[2:]) for weight in ups]
+    if is_resenc_l and not ups:  # contrastive pretraining has no decoder
+        strides = [_RESENC_L_STRIDE] * (n - 1)
+        decoder_depths = {1}
+    # our U-Net has the same number of blocks in all stages, except in a residual encoder
+    depths = decoder_depths if residual else {*decoder_depths, *encoder_depths}
+    if len(strides) != n - 1 or len(depths) != 1:
+        raise BundleError(
+            f"{where}: our U-Net cannot have {encoder_depths} blocks in the encoder, "
+            f"{sorted(decoder_depths)} in the decoder's stages, and {len(ups)} transposed "
+            "convolutions. Use weights of a U-Net that nnU-Net has planned."
+        )
+    # a convolution's weight is [out, in, *kernel]
+    dims = first[0].ndim - 2
+    full_resolution = (1,) * dims
+    return Architecture(
+        name=name,
+        features=tuple(len(weight) for weight in first),
+        strides=(full_resolution, *strides),
+        kernels=tuple(tuple(weight.shape[2:]) for weight in first),
+        blocks=depths.pop(),
+        n_supervised=max(n - 2, 1),  # as in nnU-Net, all resolutions except the two coarsest
+        encoder_blocks=tuple(encoder_depths) if residual else (),
+        layout="nnunet",
+    )
+
+
+def _require_backbone(residual: bool, name: str, where: str) -> None:
+    """Raise `ConfigError` if the network `name` has another kind of backbone than the weights.
+
+    `residual` is True if the weights are those of a residual U-Net. `where` names their file.
+    """
+    kind = "residual_unet" if residual else "plain"
+    wanted = backbone_kind(name)
+    if kind != wanted:
+        raise ConfigError(
+            f"model.init_from: {where} has a {kind} backbone, the network has a {wanted} one. Set "
+            f"model={'residual_unet' if residual else 'unet'}."
+        )
+
+
+def _numbered_weights(weights: Weights, pattern: str) -> list[Tensor]:
+    """Return the weights whose names are `pattern` with 0, 1, … in the braces.
+
+    For example, `decoder.ups.{}.weight` returns those of `decoder.ups.0.weight`,
+    `decoder.ups.1.weight` and so on, until a name does not exist.
+    """
+    found: list[Tensor] = []
+    while (name := pattern.format(len(found))) in weights:
+        found.append(weights[name])
+    return found

@@ -6,7 +6,8 @@ from typing import Literal, TypeVar
 from lesionseg.config import AUTO_MODEL, CONFIG, ModelConfig, TrainConfig, dotted_items, has_config
 from lesionseg.inference.bundle import bundle_plan
 from lesionseg.io.text import read_yaml
-from lesionseg.models.weights import RESIDUAL_STEM, is_checkpoint, read_checkpoint
+from lesionseg.models.nnunet_checkpoint import is_checkpoint, read_nnunet_checkpoint
+from lesionseg.models.weights import RESIDUAL_STEM
 from lesionseg.plan.model_choice import ReferenceKinds, choose_model
 from lesionseg.plan.plan import SOURCES
 from lesionseg.plan.rules import Decision
@@ -46,7 +47,7 @@ def model_for(model: ModelConfig, kinds: ReferenceKinds) -> Decision[str]:
     if model.init_from is None:
         return chosen
     if is_checkpoint(model.init_from):
-        has_stem = RESIDUAL_STEM in read_checkpoint(Path(model.init_from)).weights
+        has_stem = RESIDUAL_STEM in read_nnunet_checkpoint(Path(model.init_from)).weights
         if has_stem and chosen.value == "unet":
             return Decision("residual_unet", "the checkpoint has a residual encoder")
         return chosen

@@ -31,8 +31,12 @@ from lesionseg.models.build import TRUSTED, build_network, fast_dtype
 from lesionseg.models.custom_network import backbone_pyramid, n_logits, probe_network
 from lesionseg.models.heads import DetectorOutput
 from lesionseg.models.memory_formula import step_gb
+from lesionseg.models.nnunet_checkpoint import (
+    architecture_of,
+    is_checkpoint,
+    read_nnunet_checkpoint,
+)
 from lesionseg.models.retinanet import planned_anchors
-from lesionseg.models.weights import architecture_of, is_checkpoint, read_checkpoint
 from lesionseg.pipeline.experiment import Experiment
 from lesionseg.pipeline.log import LOG
 from lesionseg.pipeline.run_dir import (
@@ -370,7 +374,7 @@ def checkpoint_architecture(model: ModelConfig, dims: int) -> Architecture | Non
     """
     if model.init_from is None or not is_checkpoint(model.init_from):
         return None
-    checkpoint = read_checkpoint(Path(model.init_from))
+    checkpoint = read_nnunet_checkpoint(Path(model.init_from))
     architecture = architecture_of(
         checkpoint.weights,
         model.architecture,

@@ -7,13 +7,8 @@ from pathlib import Path
 from torch import nn
 
 from lesionseg.inference.bundle import bundle_digest, read_own_bundle
-from lesionseg.models.weights import (
-    give_all_heads,
-    is_checkpoint,
-    read_checkpoint,
-    take_tensors,
-    take_weights,
-)
+from lesionseg.models.nnunet_checkpoint import is_checkpoint, read_nnunet_checkpoint
+from lesionseg.models.weights import give_all_heads, take_tensors, take_weights
 from lesionseg.plan.plan import Plan
 
 log = logging.getLogger(__name__)
@@ -38,7 +33,7 @@ def start_from(bundle: str, network: nn.Module, plan: Plan) -> None:
     if is_checkpoint(bundle):
         source = f"checkpoint {path.name}"
         heads = give_all_heads("the meaning of the checkpoint's outputs is not known")
-        checkpoint = read_checkpoint(path)
+        checkpoint = read_nnunet_checkpoint(path)
         transfer = take_tensors(
             network,
             checkpoint.weights,

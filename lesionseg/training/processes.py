@@ -234,7 +234,7 @@ def call_on_local_rank_zero_first(make: Callable[[], T]) -> T:
 
 
 def _call_if(make: Callable[[], T], *, is_turn: bool) -> list[T]:
-    """Call `make` if it is this process's turn. Return a list of its result, otherwise an empty one.
+    """Call `make` if it is this process's turn. Return a list of its result, or an empty list.
 
     All processes call this together. If `make` fails in one of them, all of them raise an error.
     """

@@ -10,7 +10,7 @@ import torch
 
 from lesionseg.errors import BundleError
 from lesionseg.models import build_network
-from lesionseg.models.weights import architecture_of, read_checkpoint
+from lesionseg.models.nnunet_checkpoint import architecture_of, read_nnunet_checkpoint
 from lesionseg.training.initial_weights import start_from
 from tests.models.nnssl_checkpoint import (
     RESENC,
@@ -32,7 +32,7 @@ def old():
 
 
 def architecture_in(path):
-    checkpoint = read_checkpoint(path)
+    checkpoint = read_nnunet_checkpoint(path)
     return architecture_of(checkpoint.weights, "auto", "x", is_resenc_l=checkpoint.is_resenc_l)
 
 
@@ -78,7 +78,7 @@ def test_layers_that_run_are_taken_not_those_of_the_same_name(tmp_path, old):
         if name.startswith("encoder.") and ".all_modules." not in name:
             weights[name] = torch.zeros_like(tensor)
     path = write_pretrained(tmp_path / "checkpoint_final.pth", weights)
-    read = read_checkpoint(path).weights
+    read = read_nnunet_checkpoint(path).weights
     for name, tensor in old.state_dict().items():
         assert torch.equal(read[name], tensor), name
 
@@ -98,7 +98,7 @@ def test_one_pretrained_channel_is_shared_by_all_channels(tmp_path, old, caplog)
 def test_transformer_is_refused(tmp_path):
     path = write_pretrained(tmp_path / "x.pth", {"eva.pos_embed": torch.zeros(1, 8, 4)})
     with pytest.raises(BundleError, match=r"eva\.pos_embed.* Primus"):
-        read_checkpoint(path)
+        read_nnunet_checkpoint(path)
 
 
 @pytest.mark.slow
@@ -112,7 +112,7 @@ def test_outputs_are_those_of_the_package_that_nnssl_uses(tmp_path):
     # all weights, those of the only trained head too
     architecture = replace(architecture_in(path), n_supervised=1)
     network = build_network(plan_of(architecture=architecture)).eval()
-    read = read_checkpoint(path).weights
+    read = read_nnunet_checkpoint(path).weights
     network.load_state_dict({name: read[name] for name in network.state_dict()})
     network.double()
     with torch.no_grad():

@@ -6,7 +6,7 @@ import torch
 
 from lesionseg.errors import BundleError, ConfigError
 from lesionseg.models import build_network
-from lesionseg.models.weights import architecture_of, read_checkpoint
+from lesionseg.models.nnunet_checkpoint import architecture_of, read_nnunet_checkpoint
 from lesionseg.plan.plan import Architecture
 from lesionseg.training.initial_weights import start_from
 from tests.models import plans
@@ -47,7 +47,7 @@ def test_network_gives_equal_outputs_after_renaming(tmp_path, architecture):
         init_args={"plans": {}, "device": torch.device("cpu")},
         current_epoch=3,
     )
-    read = read_checkpoint(path).weights
+    read = read_nnunet_checkpoint(path).weights
     assert architecture_of(read, architecture.name, path.name) == architecture
     again = build_network(plan_of(architecture), seed=5)
     again.load_state_dict(read)
@@ -59,7 +59,7 @@ def test_prefixes_of_wrappers_and_bare_weights_are_read(tmp_path):
     path, network = write_checkpoint(tmp_path, PLAIN)
     bare = {f"module._orig_mod.{k}": v for k, v in to_nnunet_weights(network.state_dict()).items()}
     torch.save(bare, path)
-    assert set(read_checkpoint(path).weights) == set(network.state_dict())
+    assert set(read_nnunet_checkpoint(path).weights) == set(network.state_dict())
 
 
 def first_weights(folder, names, dataset_json):
@@ -102,24 +102,24 @@ class Foreign:
 def test_files_without_weights_or_with_foreign_objects_are_refused(tmp_path):
     path = tmp_path / "x.pth"
     with pytest.raises(BundleError):
-        read_checkpoint(path)
+        read_nnunet_checkpoint(path)
     torch.save({"network_weights": {"blocks.0.attention": torch.zeros(2)}}, path)
     # torch raises KeyError for the last one
     contents = (path.read_bytes(), b"no checkpoint at all", b"hello world, not a checkpoint")
     for content in contents:
         path.write_bytes(content)
         with pytest.raises(BundleError):
-            read_checkpoint(path)
+            read_nnunet_checkpoint(path)
     path, _ = write_checkpoint(tmp_path, PLAIN, init_args=Foreign())
     with pytest.raises(BundleError, match="Foreign"):
-        read_checkpoint(path)
+        read_nnunet_checkpoint(path)
 
 
 def test_another_backbone_and_incomplete_stages_are_refused(tmp_path):
     path, _ = write_checkpoint(tmp_path, RESIDUAL)
     with pytest.raises(ConfigError):
-        architecture_of(read_checkpoint(path).weights, "unet", path.name)
-    weights = read_checkpoint(write_checkpoint(tmp_path, PLAIN)[0]).weights
+        architecture_of(read_nnunet_checkpoint(path).weights, "unet", path.name)
+    weights = read_nnunet_checkpoint(write_checkpoint(tmp_path, PLAIN)[0]).weights
     assert architecture_of(weights, "retina_unet", "x").features == PLAIN.features
     less = {k: v for k, v in weights.items() if not k.startswith("encoder.stages.2.1.")}
     with pytest.raises(BundleError):

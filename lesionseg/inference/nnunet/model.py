@@ -25,8 +25,11 @@ from lesionseg.inference.nnunet.outputs import NNUNET_RULE
 from lesionseg.io.layouts.nnunet import DATASET_JSON
 from lesionseg.io.nnunet_model import PLANS, NnunetModelFiles
 from lesionseg.models.build import build_network, build_with_weights, require_finite
-from lesionseg.models.nnunet_checkpoint import NnunetCheckpoint, read_nnunet_checkpoint
-from lesionseg.models.weights import architecture_of
+from lesionseg.models.nnunet_checkpoint import (
+    NnunetCheckpoint,
+    architecture_of,
+    read_nnunet_checkpoint,
+)
 from lesionseg.plan.nnunet_preprocessing import (
     NnunetNormalisation,
     NnunetRecipe,
