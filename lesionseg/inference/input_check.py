@@ -22,7 +22,6 @@ similar contrast, are not detected.
 """
 
 import math
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -132,41 +131,38 @@ class InputCheck(BaseModel, frozen=True):
             if nothing could be compared. Then a sentence about the difference if this is above 1,
             otherwise "".
         """
-        distances: dict[str, float] = {}
-        for name, value in numbers.items():
-            if name in self.medians and name in self.tolerances:
-                distances[name] = abs(value - self.medians[name]) / self.tolerances[name]
-        similarities: dict[str, float] = {}
-        distances_of_polarity: dict[str, float] = {}
-        for channel, own in features.items():
-            if channel in self.polarities:
-                polarity = self.polarities[channel]
-                similarities[channel] = polarity.similarity(own)
-                # 0 at the mean similarity of the training scans, which is 1, and 1 at the limit
-                distances_of_polarity[channel] = (1 - similarities[channel]) / (1 - polarity.limit)
-        score = max([*distances.values(), *distances_of_polarity.values()], default=None)
-        worst_channel = max(
-            distances_of_polarity, key=distances_of_polarity.__getitem__, default=""
-        )
-        if distances_of_polarity.get(worst_channel, 0) > 1:
+        known = self.medians.keys() & self.tolerances.keys()
+        distances = {
+            name: abs(value - self.medians[name]) / self.tolerances[name]
+            for name, value in numbers.items()
+            if name in known
+        }
+        similarities = {
+            channel: self.polarities[channel].similarity(own)
+            for channel, own in features.items()
+            if channel in self.polarities
+        }
+        # 0 at the mean similarity of the training scans, which is 1, and 1 at the limit
+        by_polarity = {c: (1 - s) / (1 - self.polarities[c].limit) for c, s in similarities.items()}
+        score = max([*distances.values(), *by_polarity.values()], default=None)
+        if score is None or score <= 1:
+            return score, ""
+        worst_channel = max(by_polarity, key=by_polarity.__getitem__, default="")
+        if by_polarity.get(worst_channel, 0) > 1:
             return score, (
                 f"{UNLIKE}: {worst_channel} looks like a photographic negative, or is upside "
                 f"down (similarity of dark and bright {similarities[worst_channel]:.2f}, training: "
                 f"from {self.polarities[worst_channel].lowest:.2f}, on average 1)."
             )
-        worst_name = max(distances, key=distances.__getitem__, default="")
-        if distances.get(worst_name, 0) > 1:
-            return score, self._describe(worst_name, numbers[worst_name])
-        return score, ""
+        worst_name = max(distances, key=distances.__getitem__)
+        return score, self._describe(worst_name, numbers[worst_name])
 
     def _describe(self, name: str, value: float) -> str:
         """Return a sentence about a statistic that is unlike those of the training scans."""
         middle = self.medians[name]
         width = self.tolerances[name]
-        low = middle - width
-        high = middle + width
-        if name.startswith("log "):
-            value, low, high = np.exp([value, low, high]).tolist()
+        shown = [value, middle - width, middle + width]
+        value, low, high = np.exp(shown).tolist() if name.startswith("log ") else shown
         return (
             f"{UNLIKE}: {name.removeprefix('log ')} is {value:.3g} "
             f"(accepted: {low:.3g} to {high:.3g})."
@@ -191,14 +187,12 @@ def training_ranges(
     )
     if check is None:
         return None
-    n_blank = Counter(
-        name
-        for case in sampled
-        for name, channel in zip(plan.channel_names, case.image, strict=True)
-        if _is_blank(channel, None)
-    )
-    sparse = tuple(name for name in plan.channel_names if 2 * n_blank[name] >= len(sampled))
-    return check.model_copy(update={"sparse_channels": sparse})
+    sparse = []
+    for channel, name in enumerate(plan.channel_names):
+        n_blank = sum(_is_blank(case.image[channel], None) for case in sampled)
+        if 2 * n_blank >= len(sampled):
+            sparse.append(name)
+    return check.model_copy(update={"sparse_channels": tuple(sparse)})
 
 
 def make_input_check(
@@ -453,39 +447,41 @@ def compare_scan(
     is then skipped only if no channel has contrast, because it is unknown whether a channel is
     sparse in the training scans. `InputCheckResult.empty` names the channels without contrast.
     """
-    given = [c for c in range(len(image)) if c not in missing]
-    names = [plan.channel_names[c] for c in given]
+    given = {plan.channel_names[c]: image[c] for c in range(len(image)) if c not in missing}
     lacking = tuple(plan.channel_names[c] for c in missing)
+    sparse = () if check is None else check.sparse_channels
+    empty = tuple(
+        name
+        for name, channel in given.items()
+        if name not in sparse and (name in blank or np.ptp(channel) == 0)
+    )
+    is_predicted = not empty or (check is None and len(empty) < len(given))
     score: float | None = None
     warning = ""
-    without_contrast = []
-    sparse = () if check is None else check.sparse_channels
-    for c in given:
-        name = plan.channel_names[c]
-        if name not in sparse and (name in blank or np.ptp(image[c]) == 0):
-            without_contrast.append(name)
-    is_predicted = check is None and len(without_contrast) < len(given)
-    if without_contrast:
-        warning = (
-            f"Channel {without_contrast[0]} is empty: all or nearly all of its voxels are equal. "
-        )
+    if empty:
+        advice = "Nothing was detected."
         if is_predicted:
-            warning += "Do not rely on the result unless it is often empty in training scans."
-        else:
-            warning += "Nothing was detected."
+            advice = "Do not rely on the result unless it is often empty in training scans."
+        warning = (
+            f"Channel {empty[0]} is empty: all or nearly all of its voxels are equal. {advice}"
+        )
     elif check is not None:
-        channels = [image[c] for c in given]
-        order = file.canonical_order  # that of the training scans' statistics
-        shape = [file.shape[a] for a in order]
-        spacing_mm = [file.spacing_mm[a] for a in order]
-        numbers = grid_statistics(shape, spacing_mm) | image_statistics(channels, names)
-        score, warning = check.compare(numbers, polarity_features(channels, names))
+        channels = list(given.values())
+        numbers = grid_statistics(*_canonical_grid(file))
+        numbers |= image_statistics(channels, list(given))
+        score, warning = check.compare(numbers, polarity_features(channels, list(given)))
     if lacking:
         without = f"Predicted without {', '.join(lacking)}, so expect a lower sensitivity."
         warning = f"{without} {warning}".strip()
     if is_predicted:
-        return InputCheckResult(score, warning, lacking, empty=tuple(without_contrast))
-    return InputCheckResult(score, warning, lacking, blank=tuple(without_contrast))
+        return InputCheckResult(score, warning, lacking, empty=empty)
+    return InputCheckResult(score, warning, lacking, blank=empty)
+
+
+def _canonical_grid(geometry: Geometry) -> tuple[list[int], list[float]]:
+    """Return shape and spacing in the canonical order of axes, that of the training scans."""
+    order = geometry.canonical_order
+    return [geometry.shape[axis] for axis in order], [geometry.spacing_mm[axis] for axis in order]
 
 
 def channels_without_contrast(volume: Volume, names: Sequence[str]) -> tuple[str, ...]:
@@ -495,11 +491,11 @@ def channels_without_contrast(volume: Volume, names: Sequence[str]) -> tuple[str
     been scaled. Missing channels and invalid voxels (`Volume.valid`) are ignored, unless all voxels
     are invalid.
     """
-    found = []
-    for c, name in enumerate(names):
-        if c not in volume.missing and _is_blank(volume.array[c], volume.valid):
-            found.append(name)
-    return tuple(found)
+    return tuple(
+        name
+        for c, name in enumerate(names)
+        if c not in volume.missing and _is_blank(volume.array[c], volume.valid)
+    )
 
 
 def _is_blank(channel: NDArray[Any], valid: Flags | None) -> bool:
@@ -528,22 +524,20 @@ def check_extent(geometry: Geometry, plan: Plan, where: str) -> None:
     be resampled to a few voxels, or to too many. No volume extends over more than 5 m. The spacing
     is not checked if the plan has another number of axes.
     """
-    order = geometry.canonical_order
-    spacing = [geometry.spacing_mm[axis] for axis in order]
-    extent = [geometry.shape[axis] * geometry.spacing_mm[axis] for axis in order]
-    ratios: list[float] = []
+    shape, spacing = _canonical_grid(geometry)
+    extent = np.multiply(shape, spacing)
+    ratios = np.ones(1)
     if len(plan.spacing_mm) == geometry.dims:  # otherwise `prepare_volume` raises an error
-        ratios = [mm / usual for mm, usual in zip(spacing, plan.spacing_mm, strict=True)]
-    is_odd = any(not 1 / MOST_RATIO <= ratio <= MOST_RATIO for ratio in ratios)
-    is_huge = geometry.dims == 3 and max(extent) > MOST_EXTENT_MM
+        ratios = np.divide(spacing, plan.spacing_mm)
+    is_odd = max(ratios.max(), 1 / ratios.min()) > MOST_RATIO
+    is_huge = geometry.dims == 3 and extent.max() > MOST_EXTENT_MM
     if not is_odd and not is_huge:
         return
     unit = ""
-    # a wrong unit gives a ratio of about 1000 or 1/1000; scans differ by a factor of up to 5
-    if ratios and all(0.2 <= ratio * 1000 <= 5 for ratio in ratios):
-        unit = ", perhaps micrometres for millimetres"
-    elif ratios and all(0.2 <= ratio / 1000 <= 5 for ratio in ratios):
-        unit = ", perhaps metres for millimetres"
+    for factor, written in ((1000, "micrometres"), (1 / 1000, "metres")):
+        # a wrong unit gives a ratio of about 1/1000 or 1000; scans differ by a factor of up to 5
+        if ((ratios * factor >= 0.2) & (ratios * factor <= 5)).all():
+            unit = f", perhaps {written} for millimetres"
     raise GeometryError(
         f"{where}: the header states voxels of {describe_sides(spacing)} mm and an extent of "
         f"{describe_sides(extent)} mm; this model works on voxels of "
