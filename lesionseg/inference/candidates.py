@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lesionseg.core import Candidate, Geometry, Prediction
-from lesionseg.core.arrays import Flags, Integers
+from lesionseg.core.arrays import Integers
 from lesionseg.errors import ContentError, GeometryError
 from lesionseg.ops.compiled import compile_loops, root_of
 from lesionseg.ops.components import label_components
@@ -69,22 +69,6 @@ class PeakRegion:
     def peak(self) -> int:
         """Flat index of the first voxel that has the highest probability."""
         return int(self.voxels[self.probabilities.argmax()])
-
-
-@dataclass(frozen=True, eq=False)
-class _Choice:
-    """The regions that become candidates.
-
-    Attributes:
-        kept: the candidates, by descending score.
-        removed: the regions that are too small, by descending score; the highest ones up to the
-            limit of candidates.
-        n_left_out: number of large regions that are left out because of the limit of candidates.
-    """
-
-    kept: Sequence[PeakRegion]
-    removed: Sequence[PeakRegion]
-    n_left_out: int
 
 
 def collect_sparse(
@@ -403,16 +387,23 @@ def find_candidates(
         sparse = as_sparse(channel, geometry, rule)
         regions = join_touching(grow_regions(sparse, rule), sparse)
         found += [replace(one, label=label) for one in regions]
-    choice = _choose_regions(_separate_labels(found, rule, geometry.shape), rule, keep_from)
+    found = _divide_shared_voxels(found, rule, geometry.shape)
+    # a part of a divided region may not reach the floor
+    by_height = [one for one in found if one.height >= rule.floor]
+    by_height.sort(key=lambda one: (-one.height, one.peak))
+    large = [one for one in by_height if len(one.voxels) >= rule.min_voxels]
+    small = [one for one in by_height if len(one.voxels) < rule.min_voxels]
+    limit = rule.candidate_limit
+    kept = large[:limit] + [one for one in large[limit:] if one.score >= keep_from]
     instances = np.zeros(geometry.shape, dtype=np.int32)
     flat_instances = instances.reshape(-1)  # a view, to which writing is faster than to `flat`
     candidates = []
-    for number, kept in enumerate(choice.kept, start=1):
-        flat_instances[kept.voxels] = number
-        candidates.append(_make_candidate(number, kept, geometry))
+    for number, region in enumerate(_sort_by_score(kept), start=1):
+        flat_instances[region.voxels] = number
+        candidates.append(_make_candidate(number, region, geometry))
     removed = []  # they are numbered from 1 again, because they are not in `instances`
-    for number, small in enumerate(choice.removed, start=1):
-        candidate = _make_candidate(number, small, geometry)
+    for number, region in enumerate(_sort_by_score(small[:limit]), start=1):
+        candidate = _make_candidate(number, region, geometry)
         removed.append(replace(candidate, has_mask=False, accepted=False))
     return Prediction(
         case,
@@ -420,42 +411,6 @@ def find_candidates(
         tuple(candidates),
         instances,
         removed=tuple(removed),
-        n_left_out=choice.n_left_out,
-    )
-
-
-def _separate_labels(
-    found: Sequence[PeakRegion], rule: CandidateRule, shape: tuple[int, ...]
-) -> Sequence[PeakRegion]:
-    """Divide the voxels that large regions of several labels share.
-
-    Regions of one label do not share voxels, so there is nothing to do for a single label.
-    """
-    is_large = np.array([len(one.voxels) >= rule.min_voxels for one in found], dtype=np.bool_)
-    labels_of_large = {found[row].label for row in np.flatnonzero(is_large).tolist()}
-    if len(labels_of_large) < 2:
-        return found
-    return _divide_shared_voxels(found, is_large, shape)
-
-
-def _choose_regions(found: Sequence[PeakRegion], rule: CandidateRule, keep_from: float) -> _Choice:
-    """Choose the regions that become candidates, by size, height and score.
-
-    Regions whose peak is below the floor of the rule are dropped. The limit of candidates is
-    applied to the highest peaks. A region beyond it is kept only if its score is at least
-    `keep_from`.
-    """
-    # a part of a divided region may not reach the floor
-    by_height = [one for one in found if one.height >= rule.floor]
-    by_height.sort(key=lambda one: (-one.height, one.peak))
-    large = [one for one in by_height if len(one.voxels) >= rule.min_voxels]
-    small = [one for one in by_height if len(one.voxels) < rule.min_voxels]
-    limit = rule.candidate_limit
-    kept = large[:limit]
-    kept += [one for one in large[limit:] if one.score >= keep_from]
-    return _Choice(
-        kept=_sort_by_score(kept),
-        removed=_sort_by_score(small[:limit]),
         n_left_out=len(large) - len(kept),
     )
 
@@ -472,17 +427,19 @@ def _make_candidate(number: int, found: PeakRegion, geometry: Geometry) -> Candi
 
 
 def _divide_shared_voxels(
-    found: Sequence[PeakRegion], is_large: Flags, shape: tuple[int, ...]
-) -> list[PeakRegion]:
+    found: Sequence[PeakRegion], rule: CandidateRule, shape: tuple[int, ...]
+) -> Sequence[PeakRegion]:
     """Assign each voxel that several large regions share to the one with the highest probability.
 
     Ties go to the first region. If this divides a region, each of its connected parts becomes a
-    region, so that a candidate is one object.
+    region, so that a candidate is one object. Regions of one label do not share voxels.
     """
-    large_rows = np.flatnonzero(is_large).tolist()
-    voxels = np.concatenate([found[row].voxels for row in large_rows])
-    probabilities = np.concatenate([found[row].probabilities for row in large_rows])
-    row_of_voxel = np.repeat(large_rows, [len(found[row].voxels) for row in large_rows])
+    large = {row: one for row, one in enumerate(found) if len(one.voxels) >= rule.min_voxels}
+    if len({one.label for one in large.values()}) < 2:
+        return found
+    voxels = np.concatenate([one.voxels for one in large.values()])
+    probabilities = np.concatenate([one.probabilities for one in large.values()])
+    row_of_voxel = np.repeat(list(large), [len(one.voxels) for one in large.values()])
     # numpy keeps the last of several values for a voxel, so the highest probability comes last, and
     # of equal ones that of the first region
     order = np.lexsort((-row_of_voxel, probabilities))
@@ -491,7 +448,7 @@ def _divide_shared_voxels(
     divided: list[PeakRegion] = []
     for row, one in enumerate(found):
         is_own = owner[one.voxels] == row
-        if not is_large[row] or is_own.all():
+        if row not in large or is_own.all():
             divided.append(one)
             continue
         rest = PeakRegion(one.voxels[is_own], one.probabilities[is_own], one.label)
