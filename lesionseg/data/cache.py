@@ -19,7 +19,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -37,7 +37,7 @@ from lesionseg.io.cases import read_case
 from lesionseg.io.contents import case_digest
 from lesionseg.io.files import digest_of
 from lesionseg.ops.components import group_voxels
-from lesionseg.plan.plan import Plan
+from lesionseg.plan.plan import Plan, to_tuples
 
 logger = logging.getLogger(__name__)
 
@@ -327,24 +327,13 @@ def read_cached_case(folder: Path) -> CachedCase:
     """
     path = folder / "case.json"
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        if raw["version"] != CACHE_VERSION:
-            raise ValueError(f"version {raw['version']}")
-        seeds = raw["valid_seeds"]
-        cached = CachedCase(
-            case=raw["case"],
-            group=raw["group"],
-            folder=folder,
-            source=raw["source"],
-            geometry=Geometry(tuple(raw["shape"]), np.array(raw["affine"])),
-            channels=raw["channels"],
-            lesions=LesionIndex.from_json(len(raw["shape"]), **raw["lesions"]),
-            has_valid=raw["has_valid"],
-            is_mixed=raw["is_mixed"],
-            valid_seeds=None if seeds is None else tuple(map(tuple, seeds)),
-            missing=tuple(raw["missing"]),
-            unannotated=tuple(raw["unannotated"]),
-        )
+        raw = dict(to_tuples(json.loads(path.read_text(encoding="utf-8"))))
+        version = raw.pop("version")
+        if version != CACHE_VERSION:
+            raise ValueError(f"version {version}")
+        geometry = Geometry(raw.pop("shape"), np.array(raw.pop("affine")))
+        lesions = LesionIndex.from_json(geometry.dims, **raw.pop("lesions"))
+        cached = CachedCase(folder=folder, geometry=geometry, lesions=lesions, **raw)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ReadError(
             f"{path}: the cached case is missing or damaged ({error!r}). Prepare it again."
@@ -413,18 +402,16 @@ def fill_cache(
         return prepare_case(read_files(files), plan)
 
     make = partial(_find_or_make, place, prepare, source or case_digest)
-    filled: dict[int, CachedCase] = {}
-    with ThreadPoolExecutor(workers or min(cores(), MAX_WORKERS)) as pool:
-        futures = {pool.submit(make, files): i for i, files in enumerate(cases)}
-        try:
-            for future in as_completed(futures):
-                filled[futures[future]] = future.result()
-                if progress is not None:
-                    progress(cases[futures[future]].case, len(filled), len(cases))
-        except BaseException:  # otherwise the end of `with` would wait for all queued cases
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    return [filled[i] for i in range(len(cases))]
+    filled: list[CachedCase] = []
+    pool = ThreadPoolExecutor(workers or min(cores(), MAX_WORKERS))
+    try:
+        for cached in pool.map(make, cases):
+            filled.append(cached)
+            if progress is not None:
+                progress(cached.case, len(filled), len(cases))
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return filled
 
 
 def cores() -> int:
