@@ -58,18 +58,24 @@ def prepare_reference(
     instances = lesions.draw()
     if reference.ignore is not None:  # a box may contain ignored voxels
         instances[reference.ignore] = 0
-    values_of_voxels = None
+    present = lesions.labels
     if plan.labels.regions:  # a lesion of regions may have voxels of several mask values
-        values_of_voxels = _mask_values_of(reference, instances)
-    present = lesions.labels if values_of_voxels is None else values_of_voxels
-    _require_known_values(present, mask_values, where)
+        present = np.ones(np.count_nonzero(instances), dtype=np.uint8)
+        if reference.labels is not None:
+            present = np.asarray(reference.labels[instances > 0])
+    unknown = sorted(set(np.unique(present).tolist()) - set(mask_values))
+    if unknown:
+        raise ContentError(
+            f"{where or 'reference'}: contains the labels {unknown}, which are not among the "
+            f"plan's {list(mask_values)}. Correct the mask, or plan again with these labels."
+        )
     moved, covered = _read_instances(instances, reference.geometry, geometry)
     label_of_id = np.zeros(int(lesions.ids.max(initial=0)) + 1, dtype=np.uint8)
     _restore_lost(moved, instances, len(label_of_id) - 1, reference.geometry, geometry)
-    if values_of_voxels is not None:
+    if plan.labels.regions:
         label_of_id[1:] = 1
         labels = _resample_labels(
-            values_of_voxels, instances, reference.geometry, moved, geometry, mask_values
+            present, instances, reference.geometry, moved, geometry, mask_values
         )
     else:
         channels = [plan.labels.values.index(value) + 1 for value in lesions.labels.tolist()]
@@ -86,25 +92,6 @@ def prepare_reference(
         ignore=_find_ignored(reference, geometry, moved, covered),
         annotated=dict.fromkeys(unannotated, False),
     )
-
-
-def _mask_values_of(reference: Reference, instances: NDArray[np.int32]) -> NDArray[np.integer[Any]]:
-    """Return the mask value of each lesion voxel, in C order; 1 if there is no mask of labels."""
-    if reference.labels is not None:
-        return np.asarray(reference.labels[instances > 0])
-    return np.ones(np.count_nonzero(instances), dtype=np.uint8)
-
-
-def _require_known_values(
-    present: NDArray[np.integer[Any]], mask_values: Sequence[int], where: str | None
-) -> None:
-    """Raise `ContentError` if the plan does not have one of the label values of a reference."""
-    unknown = sorted(set(np.unique(present).tolist()) - set(mask_values))
-    if unknown:
-        raise ContentError(
-            f"{where or 'reference'}: contains the labels {unknown}, which are not among the "
-            f"plan's {list(mask_values)}. Correct the mask, or plan again with these labels."
-        )
 
 
 def _find_ignored(
@@ -275,7 +262,10 @@ def _restore_extents(
     if not len(rows):
         return
     ids = lesions.ids[rows]
-    places = _places_of_boxes(lesions, rows, geometry)
+    # the voxels whose centre a box contains; along an axis without one, a single voxel
+    highest = [*geometry.shape, *geometry.shape]
+    boxes = move_boxes(lesions.boxes[rows], lesions.geometry, geometry).clip(0, highest)
+    places = [centre_slices(box, geometry.dims) for box in boxes]
     sharing = np.flatnonzero(_find_sharing(moved, ids, places))
     if len(sharing):
         is_shared = np.isin(moved, ids[sharing]) | ((moved == 0) & (covered > 0))
@@ -283,19 +273,6 @@ def _restore_extents(
     for i in np.flatnonzero(~np.isin(ids, moved)).tolist():  # too many boxes share few voxels
         centre = np.array([(side.start + side.stop - 1) / 2 for side in places[i]])
         moved[_find_free_voxel(moved, centre)] = ids[i]
-
-
-def _places_of_boxes(
-    lesions: Lesions, rows: Integers, geometry: Geometry
-) -> list[tuple[slice, ...]]:
-    """Return the slices of the plan's grid whose voxel centres each box of `rows` contains.
-
-    Along an axis on which a box contains no centre, it has one voxel (`centre_slices`). Boxes are
-    clipped at the border of the grid.
-    """
-    highest = [*geometry.shape, *geometry.shape]
-    boxes = move_boxes(lesions.boxes[rows], lesions.geometry, geometry).clip(0, highest)
-    return [centre_slices(box, geometry.dims) for box in boxes]
 
 
 def _find_sharing(
