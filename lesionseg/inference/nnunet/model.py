@@ -4,15 +4,16 @@ The plans are checked key by key. A class that they name is compared with the na
 supported networks, but never imported. Checkpoints are read as tensors and numbers.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from io import BytesIO
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, cast, get_args
 
 import torch
 from pydantic import (
     AliasChoices,
     BaseModel,
+    BeforeValidator,
     Field,
     FiniteFloat,
 )
@@ -81,7 +82,7 @@ class _ResamplingOptions(BaseModel):
 class _Architecture(BaseModel):
     """The class of a network and its arguments."""
 
-    network_class_name: str
+    network_class_name: str = ""
     arch_kwargs: dict[str, Any] = {}
 
 
@@ -97,8 +98,11 @@ class _Configuration(BaseModel):
     resampling_fn_data_kwargs: dict[str, Any] = {}
     resampling_fn_probabilities: str = _SPLINES
     resampling_fn_probabilities_kwargs: dict[str, Any] = {}
-    architecture: _Architecture | None = None
-    UNet_class_name: str | None = None
+    # old plans have none, or null
+    architecture: Annotated[_Architecture, BeforeValidator(lambda stated: stated or {})] = (
+        _Architecture()
+    )
+    UNet_class_name: str = ""
     previous_stage: str | None = None
     batch_size: int = 2
 
@@ -161,21 +165,15 @@ def _plan_of(files: NnunetModelFiles, checkpoint: NnunetCheckpoint) -> Plan:
     name = checkpoint.configuration or files.configuration
     where = f"{path}: configurations.{name}"
     config = parse_as(_Configuration, _inherit(plans, name, path), where, BundleError)
-    if plans.label_manager != _LABEL_MANAGER:
-        raise BundleError(
-            f"{path}: label_manager is {plans.label_manager}, but only "
-            f"{_LABEL_MANAGER} is known here. Predict with nnU-Net and give its probabilities to "
-            "evaluate."
-        )
+    _require_known("label_manager", plans.label_manager, [_LABEL_MANAGER], path)
     architecture = _architecture(config, where, checkpoint, files)
     recipe = _recipe(plans, config, name, checkpoint, where, len(channels))
     _require_fitting_layers(files, checkpoint, labels, len(channels))
     dims = 2 if _reads_pictures(plans, recipe) else 3
     if dims == 2:
         # nnU-Net plans to put the axis of 999 mm first, where `prepare_scan` adds it to a picture
-        recipe = replace(recipe, transpose=(0, 1, 2))
-    if dims == 2 and plans.image_reader_writer != _PICTURES:
-        recipe = replace(recipe, uses_pixel_size=True)
+        uses_pixel_size = plans.image_reader_writer != _PICTURES
+        recipe = replace(recipe, transpose=(0, 1, 2), uses_pixel_size=uses_pixel_size)
     # a 2-D network of a volume has tiles of one slice
     tile_shape = (1,) * (dims - len(recipe.patch)) + recipe.patch
     folds = ", ".join(files.folds)
@@ -290,23 +288,15 @@ def _network_kind(
             f"{where}: this is a cascade, which needs the predictions of {config.previous_stage}. "
             "Use the model of 3d_fullres or 2d."
         )
-    if config.preprocessor_name != _PREPROCESSOR:
-        raise BundleError(
-            f"{where}: preprocessor_name is {config.preprocessor_name}, but only {_PREPROCESSOR} "
-            "is known here. Predict with nnU-Net and give its probabilities to evaluate."
-        )
-    stated = config.UNet_class_name or ""
-    options: Mapping[str, Any] = {}
-    if config.architecture is not None:
-        stated = config.architecture.network_class_name
-        options = config.architecture.arch_kwargs
+    _require_known("preprocessor_name", config.preprocessor_name, [_PREPROCESSOR], where)
+    stated = config.architecture.network_class_name or config.UNet_class_name
     name = stated.rpartition(".")[2]
     if name not in _NETWORKS:
         raise BundleError(
             f"{where}: the network {stated or 'not stated'} is none of {', '.join(_NETWORKS)}; it "
             "was not imported. Predict with nnU-Net and give its probabilities to evaluate."
         )
-    unknown_option = _find_unknown_option(options)
+    unknown_option = _find_unknown_option(config.architecture.arch_kwargs)
     if checkpoint.unknown or unknown_option:
         what = unknown_option or f"layers such as {checkpoint.unknown[0]}"
         trainer = checkpoint.trainer or files.trainer or "the trainer"
@@ -317,29 +307,36 @@ def _network_kind(
     return _NETWORKS[name]
 
 
+def _require_known(what: str, stated: str, known: Collection[str], where: str) -> None:
+    """Raise `BundleError` unless the name in the plans is one of nnU-Net's that are known here."""
+    if stated not in known:
+        raise BundleError(
+            f"{where}: {what} is {stated}, but only {', '.join(known)} can be used here. Predict "
+            "with nnU-Net and give its probabilities to evaluate."
+        )
+
+
 def _find_unknown_option(options: Mapping[str, Any]) -> str:
     """Describe the first option that differs from nnU-Net's default; "" if there is none.
 
     Only normalisation, activation and squeeze-excitation are checked: sizes follow from the
     weights, and dropout is inactive in prediction.
     """
-    norm = options.get("norm_op")
-    if norm is not None and "InstanceNorm" not in str(norm):
-        return f"norm_op {norm}"
+    norm = str(options.get("norm_op") or "InstanceNorm")
     norm_options = options.get("norm_op_kwargs") or {}
-    has_other_eps = norm_options.get("eps", _EPS) != _EPS
-    if has_other_eps or norm_options.get("affine", True) is not True:
-        return f"norm_op_kwargs {norm_options}"
-    nonlinearity = options.get("nonlin")
-    if nonlinearity is not None and str(nonlinearity).rpartition(".")[2] != "LeakyReLU":
-        return f"nonlin {nonlinearity}"
-    nonlinearity_options = options.get("nonlin_kwargs") or {}
-    if nonlinearity_options.get("negative_slope", _SLOPE) != _SLOPE:
-        return f"nonlin_kwargs {nonlinearity_options}"
-    for name in ("nonlin_first", "squeeze_excitation"):
-        if options.get(name):
-            return name
-    return ""
+    has_eps = norm_options.get("eps", _EPS) == _EPS
+    nonlinearity = str(options.get("nonlin") or "LeakyReLU").rpartition(".")[2]
+    slope = (options.get("nonlin_kwargs") or {}).get("negative_slope", _SLOPE)
+    has_default = {
+        "norm_op": "InstanceNorm" in norm,
+        "norm_op_kwargs": has_eps and norm_options.get("affine", True) is True,
+        "nonlin": nonlinearity == "LeakyReLU",
+        "nonlin_kwargs": slope == _SLOPE,
+        "nonlin_first": not options.get("nonlin_first"),
+        "squeeze_excitation": not options.get("squeeze_excitation"),
+    }
+    changed = [name for name, is_default in has_default.items() if not is_default]
+    return f"{changed[0]} {options[changed[0]]}" if changed else ""
 
 
 def _check_strides(
@@ -350,15 +347,13 @@ def _check_strides(
     The plans state one number or one list for each stage, such as [1, [1, 2, 2], 2]. Old plans
     state none, and are not checked.
     """
-    if config.architecture is None or "strides" not in config.architecture.arch_kwargs:
+    options = config.architecture.arch_kwargs
+    if "strides" not in options:
         return
-    stated = config.architecture.arch_kwargs["strides"]
+    stated = options["strides"]
     dims = len(strides[0])
-    expected: tuple[tuple[int, ...], ...] = ()
     try:
-        for of_stage in stated:
-            per_axis = (of_stage,) * dims if isinstance(of_stage, int) else tuple(of_stage)
-            expected += (per_axis,)
+        expected = tuple((n,) * dims if isinstance(n, int) else tuple(n) for n in stated)
     except TypeError as error:
         raise BundleError(
             f"{where}: architecture.arch_kwargs.strides is {stated}, not a list with the strides "
@@ -424,11 +419,6 @@ def _recipe(
         "reorients": plans.image_reader_writer.endswith(_REORIENTING),
         "mirror_axes": checkpoint.mirror_axes,
     }
-    return _build_recipe(content, where)
-
-
-def _build_recipe(content: Mapping[str, Any], where: str) -> NnunetRecipe:
-    """Build the recipe from its fields. Raise `BundleError` if a value is out of range."""
     recipe = parse_as(NnunetRecipe, content, where, BundleError)
     if any(axis >= recipe.network_dims for axis in recipe.mirror_axes):
         raise BundleError(
@@ -445,14 +435,9 @@ def _normalisation(
 
     Raises `BundleError` if the scheme is unknown.
     """
-    known = get_args(NnunetScheme)
-    if scheme not in known:
-        raise BundleError(
-            f"{where}: the normalisation {scheme} is none of {', '.join(known)}. Predict with "
-            "nnU-Net and give its probabilities to evaluate."
-        )
+    _require_known("the normalisation", scheme, get_args(NnunetScheme), where)
     return NnunetNormalisation(
-        scheme=next(name for name in known if name == scheme),  # typed, unlike `scheme`
+        scheme=cast(NnunetScheme, scheme),
         use_mask=use_mask and scheme == "ZScoreNormalization",
         mean=intensities.mean,
         std=intensities.std,
@@ -463,11 +448,7 @@ def _normalisation(
 
 def _resampling(function: str, options: Mapping[str, Any], where: str) -> NnunetResampling:
     """Return the resampling of a function. Raise `BundleError` if it or an option is unknown."""
-    if function not in _RESAMPLING:
-        raise BundleError(
-            f"{where}: the resampling {function} is none of {', '.join(_RESAMPLING)}. Predict with "
-            "nnU-Net and give its probabilities to evaluate."
-        )
+    _require_known("the resampling", function, _RESAMPLING, where)
     content = {**options, **_RESAMPLING[function]}
     stated = parse_as(_ResamplingOptions, content, f"{where}_kwargs", BundleError)
     return NnunetResampling(
