@@ -60,19 +60,12 @@ class AxisOrder:
     axes: tuple[int, ...]
     flipped: tuple[bool, ...]
 
-    @classmethod
-    def same(cls, dims: int) -> "AxisOrder":
-        """Return the order of an array with the same axes as the mask."""
-        return cls(tuple(range(dims)), (False,) * dims)
-
     def shape(self, array_shape: Sequence[int]) -> tuple[int, ...]:
         """Return the shape of the array in the mask's axis order."""
         return tuple(array_shape[axis] for axis in self.axes)
 
     def flat_index(self, index: Integers, array_shape: tuple[int, ...]) -> Integers:
         """Convert flat indices `[n]` of the array to flat indices of the mask."""
-        if self == AxisOrder.same(len(array_shape)):
-            return index
         places = np.unravel_index(index, array_shape)
         moved = [
             array_shape[axis] - 1 - places[axis] if is_flipped else places[axis]
@@ -351,7 +344,9 @@ def _list_axis_orders(file: ProbabilityFile, geometry: Geometry) -> list[AxisOrd
         for axes in permutations(range(dims))
         for flipped in product((False, True), repeat=dims)
     ]
-    likely = [AxisOrder.same(dims), _find_reoriented_order(geometry)]
+    likely = every_order[:1]  # that of the mask
+    if dims == 3:
+        likely.append(_find_reoriented_order(geometry))
     if file.reader_name().endswith(_REORIENTING):
         likely.reverse()
     return list(dict.fromkeys([*likely, *every_order]))  # without repetitions
@@ -359,15 +354,12 @@ def _list_axis_orders(file: ProbabilityFile, geometry: Geometry) -> list[AxisOrd
 
 def _find_reoriented_order(geometry: Geometry) -> AxisOrder:
     """Return the order of an array whose axes run along +S, +A, +R."""
-    if geometry.dims != 3:
-        return AxisOrder.same(geometry.dims)
     mask_axis_along = geometry.canonical_order  # of S, A, R
     axes = tuple(mask_axis_along.index(axis) for axis in range(3))
-    cosines = geometry.affine[:3, :3] / geometry.spacing_mm
     flipped = []
     for mask_axis, array_axis in enumerate(axes):
         world_axis = 2 - array_axis  # the rows of the affine are R, A, S
-        flipped.append(bool(cosines[world_axis, mask_axis] < 0))
+        flipped.append(bool(geometry.affine[world_axis, mask_axis] < 0))
     return AxisOrder(axes, tuple(flipped))
 
 
