@@ -427,8 +427,8 @@ def _make_candidate(number: int, found: PeakRegion, geometry: Geometry) -> Candi
 
 
 def _divide_shared_voxels(
-    found: Sequence[PeakRegion], rule: CandidateRule, shape: tuple[int, ...]
-) -> Sequence[PeakRegion]:
+    found: list[PeakRegion], rule: CandidateRule, shape: tuple[int, ...]
+) -> list[PeakRegion]:
     """Assign each voxel that several large regions share to the one with the highest probability.
 
     Ties go to the first region. If this divides a region, each of its connected parts becomes a

@@ -440,7 +440,8 @@ class Predictor:
         ).with_remarks(scan.remarks)
         store = Store((plan.n_voxel_channels, *scan.grid.shape), folder=folder)
         boxes = None if plan.anchors is None else no_boxes(plan.dims)
-        agreement = self._new_agreement()
+        is_ensemble = len(self.window.networks) > 1
+        agreement = Agreement() if is_ensemble and plan.has_voxels else None
         if not checked.blank:
             image = torch.from_numpy(scan.image)
             outputs = store
@@ -458,11 +459,6 @@ class Predictor:
             valid=scan.valid,
             disagreement=None if agreement is None else agreement.disagreement(),
         )
-
-    def _new_agreement(self) -> Agreement | None:
-        """Return a new count of marked voxels. None unless several networks predict voxels."""
-        is_ensemble = len(self.window.networks) > 1
-        return Agreement() if is_ensemble and self.plan.has_voxels else None
 
     def decide(self, inferred: Inferred, case: str, on_slab: OnSlab | None = None) -> Prediction:
         """Return the prediction of a case on its file's grid, from the outputs of `infer`.

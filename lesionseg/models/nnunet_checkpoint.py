@@ -275,14 +275,13 @@ def architecture_of(
     first = _numbered_weights(weights, f"encoder.stages.{{}}.0.{conv}")
     ups = _numbered_weights(weights, "decoder.ups.{}.weight")
     n = len(first)
-    encoder_depths = []
-    for i in range(n):
-        blocks = _numbered_weights(weights, f"encoder.stages.{i}.{{}}.{conv}")
-        encoder_depths.append(len(blocks))
-    decoder_depths = set()
-    for i in range(n - 1):
-        blocks = _numbered_weights(weights, f"decoder.stages.{i}.{{}}.conv.weight")
-        decoder_depths.add(len(blocks))
+    encoder_depths = [
+        len(_numbered_weights(weights, f"encoder.stages.{i}.{{}}.{conv}")) for i in range(n)
+    ]
+    decoder_depths = {
+        len(_numbered_weights(weights, f"decoder.stages.{i}.{{}}.conv.weight"))
+        for i in range(n - 1)
+    }
     # the kernel of a transposed convolution is its stride
     strides = [tuple(weight.shape[2:]) for weight in ups]
     if is_resenc_l and not ups:  # contrastive pretraining has no decoder

@@ -249,7 +249,7 @@ def _call_if(make: Callable[[], T], *, is_turn: bool) -> list[T]:
     distributed.all_gather_object(shared, failure and _to_shared_error(failure))
     if failure is not None:
         raise failure
-    for error in shared:
-        if error is not None:
-            raise error
+    for other in shared:
+        if other is not None:
+            raise other
     return made
