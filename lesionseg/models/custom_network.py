@@ -18,6 +18,7 @@ from lesionseg.config import TARGET, build, import_target, parameters_of
 from lesionseg.core import describe_sides
 from lesionseg.errors import ConfigError, count
 from lesionseg.models.heads import prior_bias
+from lesionseg.ops.device_memory import first_line
 from lesionseg.plan.plan import Architecture, Plan, total_strides
 
 # Names of the arguments that the plan fills in: channels, logits, axes, tile.
@@ -210,8 +211,7 @@ def _round_tile(plan: Plan, *, by_hand: bool) -> tuple[Plan, tuple[tuple[int, ..
 
 def _describe(error: Exception) -> str:
     """Return the type of an error and the first line of its message."""
-    first_line = (str(error).splitlines() or [""])[0]
-    return f"{type(error).__name__}: {first_line}"
+    return f"{type(error).__name__}: {first_line(str(error))}"
 
 
 def _with_reason_of_tile(rounded: Plan, plan: Plan) -> Plan:
