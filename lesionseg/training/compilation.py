@@ -13,7 +13,7 @@ from lesionseg.config import TrainerConfig
 from lesionseg.models.build import CHANNELS_LAST, set_memory_format
 from lesionseg.ops.device_memory import first_line
 from lesionseg.plan.plan import Plan
-from lesionseg.training.objective import Objective, noise_batch
+from lesionseg.training.objective import Objective, try_step
 from lesionseg.training.processes import find_missing_compiler
 
 log = logging.getLogger(__name__)
@@ -47,11 +47,7 @@ def should_compile(settings: TrainerConfig, device: str) -> bool:
 
 
 def compile_network_and_loss(
-    network: nn.Module,
-    objective: Objective | None,
-    plan: Plan,
-    *,
-    backend: str = "inductor",
+    network: nn.Module, objective: Objective | None, plan: Plan, *, backend: str = "inductor"
 ) -> None:
     """Compile a network and the loss of its voxels in place, so that the names of weights stay.
 
@@ -79,7 +75,6 @@ def compile_network_and_loss(
 def keep_compiled_if_possible(
     network: nn.Module,
     objective: Objective,
-    plan: Plan,
     autocast: Callable[[], AbstractContextManager[None]],
 ) -> None:
     """Try a compiled step. If it fails, log the reason, and undo `compile_network_and_loss`.
@@ -87,13 +82,12 @@ def keep_compiled_if_possible(
     Args:
         network: the network to train. Its weights and buffers do not change; gradients are removed.
         objective: the objective of the training, whose loss may be compiled with the network.
-        plan: the plan of the network. It states the size of a batch.
         autocast: returns the context in which a training step runs.
     """
     state = deepcopy(network.state_dict())
     try:
         with torch.random.fork_rng(), torch.enable_grad(), autocast():
-            _try_step(network, objective, plan)
+            try_step(network, objective)
     except Exception as error:  # compilers raise many types
         cause = getattr(error, "inner_exception", error)  # torch's own type has a long message
         log.warning(
@@ -107,13 +101,3 @@ def keep_compiled_if_possible(
         set_memory_format(network, torch.contiguous_format)
     network.load_state_dict(state)
     network.zero_grad()
-
-
-def _try_step(network: nn.Module, objective: Objective, plan: Plan) -> None:
-    """Compute loss and gradient of a batch of noise, which compiles both directions."""
-    device = next(network.parameters()).device
-    batch = objective.batch_targets(noise_batch(plan, plan.batch_size))
-    targets = objective.targets({name: tensor.to(device) for name, tensor in batch.items()})
-    output = network(batch["image"].to(device))
-    terms = objective.terms(output, targets, torch.ones_like(targets.counts()))
-    torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]

@@ -131,7 +131,7 @@ class LesionModule(pl.LightningModule):
             )
             if self.settings.compile == "auto":
                 autocast = self.trainer.precision_plugin.forward_context
-                keep_compiled_if_possible(self.network, self.objective, self.plan, autocast)
+                keep_compiled_if_possible(self.network, self.objective, autocast)
         if voxel_loss is not None and world > 1:  # a trial step does not wait for other processes
             voxel_loss.sum_processes = sum_over_processes
 
@@ -234,13 +234,8 @@ class LesionModule(pl.LightningModule):
         step, because a GPU would have to wait for the result now.
         """
         self.count_skipped()  # the previous step
-        weights: list[nn.Parameter] = []
-        gradients: list[Tensor] = []
-        for weight in self.network.parameters():
-            if weight.grad is not None:
-                weights.append(weight)
-                gradients.append(weight.grad)
-        norm = nn.utils.get_total_norm(gradients)
+        weights = [weight for weight in self.network.parameters() if weight.grad is not None]
+        norm = nn.utils.get_total_norm([w.grad for w in weights if w.grad is not None])
         is_finite = torch.isfinite(norm)
         if gradient_clip_algorithm == "value":
             nn.utils.clip_grad_value_(weights, gradient_clip_val or inf)
@@ -320,10 +315,12 @@ class LesionModule(pl.LightningModule):
         device and tiles of a step.
         """
         self.count_skipped()
-        checkpoint |= {"minutes": self.minutes, "skipped": self.skipped, "recent": self.recent}
-        checkpoint["skipped_in_a_row"] = self.skipped_in_a_row
-        # the conditions of the steps, which a resumed training has to repeat
         checkpoint |= {
+            "minutes": self.minutes,
+            "skipped": self.skipped,
+            "skipped_in_a_row": self.skipped_in_a_row,
+            "recent": self.recent,
+            # the conditions of the steps, which a resumed training has to repeat
             "max_steps": self.settings.max_steps,
             "max_minutes": self.settings.max_minutes,
             "device": self.device.type,

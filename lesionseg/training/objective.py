@@ -1,6 +1,6 @@
 """Targets of a batch, and the named terms of the loss of a network's output."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from inspect import signature
 from math import prod
@@ -258,6 +258,24 @@ def noise_batch(plan: Plan, n_tiles: int) -> dict[str, Tensor]:
     image = torch.randn((n_tiles, len(plan.channel_names), *plan.tile_shape), generator=noise)
     valid = torch.ones(shape, dtype=torch.bool)
     return {"image": image, "labels": labels, "instances": labels.int(), "valid": valid}
+
+
+def try_step(
+    network: nn.Module, objective: Objective, observe: Callable[[FinestLogits], None] | None = None
+) -> None:
+    """Compute loss and gradient of a batch of noise of the plan's size, on the network's device.
+
+    The caller sets autocast. `observe` is called with the finest logits before the backward pass.
+    """
+    device = next(network.parameters()).device
+    batch = objective.batch_targets(noise_batch(objective.plan, objective.plan.batch_size))
+    targets = objective.targets({name: tensor.to(device) for name, tensor in batch.items()})
+    output = network(batch["image"].to(device))
+    if observe is not None:
+        observe(objective.finest_logits(output, targets))
+    terms = objective.terms(output, targets, torch.ones_like(targets.counts()))
+    with torch.autocast(device.type, enabled=False):
+        torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
 
 
 def coarsen(targets: LevelTargets, stride: Sequence[int]) -> LevelTargets:

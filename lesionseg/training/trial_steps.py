@@ -18,7 +18,7 @@ from lesionseg.ops.device_memory import is_out_of_memory
 from lesionseg.plan.plan import Plan, total_stride
 from lesionseg.training.callbacks import FocalStatistics
 from lesionseg.training.module import LesionModule, highest_rate, make_optimiser
-from lesionseg.training.objective import noise_batch
+from lesionseg.training.objective import try_step
 
 log = logging.getLogger(__name__)
 
@@ -131,25 +131,17 @@ def try_steps(module: LesionModule, device: str = "cuda") -> None:
     cuDNN chooses its fastest algorithms as in training, because they may need larger workspaces.
     """
     gpu = torch.device(device)
-    plan = module.plan
     network = module.network.to(gpu).train()
-    objective = module.objective
-    rate = highest_rate(module.optim, plan, plan.batch_size)
+    rate = highest_rate(module.optim, module.plan, module.plan.batch_size)
     optimiser = make_optimiser(network, module.optim, rate)
-    batch = objective.batch_targets(noise_batch(plan, plan.batch_size))
-    batch = {name: tensor.to(gpu) for name, tensor in batch.items()}
     is_autocast = module.settings.precision != "32-true"
     dtype = autocast_dtype(gpu)
     statistics = FocalStatistics()
     with fastest_convolutions():
         for _ in range(2):
             optimiser.zero_grad()
-            targets = objective.targets(batch)
             with torch.autocast(gpu.type, dtype, enabled=is_autocast):
-                output = network(batch["image"])
-            statistics.observe(objective.finest_logits(output, targets))
-            terms = objective.terms(output, targets, torch.ones_like(targets.counts()))
-            torch.stack(list(terms.values())).sum().backward()  # type: ignore[no-untyped-call]
+                try_step(network, module.objective, statistics.observe)
             optimiser.step()
     if gpu.type == "cuda":
         torch.cuda.synchronize()  # raise an error of queued operations here
