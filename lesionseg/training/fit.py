@@ -10,6 +10,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from torch.utils.data import Dataset
 from lesionseg.config import SamplingConfig, Spec, TrainerConfig, build, check_arguments
 from lesionseg.errors import ConfigError, TrainingError, count, find_error
 from lesionseg.host_memory import reuse_memory
-from lesionseg.models.build import fast_dtype
+from lesionseg.models.build import autocast_dtype
 from lesionseg.ops.device_memory import first_line, is_out_of_memory, says_out_of_memory
 from lesionseg.plan.plan import Plan
 from lesionseg.training.batch_targets import Batch
@@ -64,6 +65,12 @@ GRADIENT_CLIP = 12.0  # default norm; trainer.lightning.gradient_clip_val replac
 # Default number of steps from one row of metrics.csv to the next, by device.
 # trainer.lightning.log_every_n_steps replaces it. A GPU waits for the host at each row.
 LOG_EVERY = {"cpu": 5, "cuda": 50}
+# Lightning's names of the number formats in which a device trains fastest
+PRECISIONS: Mapping[torch.dtype, Any] = {
+    torch.bfloat16: "bf16-mixed",
+    torch.float16: "16-mixed",
+    torch.float32: "32-true",
+}
 SECONDS_TO_END = 10.0  # for a spawned process to end after an interruption
 # the error at the end of a traceback; its message may have several lines
 _ERROR_LINE = re.compile(r"^(?P<name>[\w.]+): (?P<message>.*)\Z", re.MULTILINE | re.DOTALL)
@@ -132,10 +139,10 @@ def fit(
         # it follows from the device, and this start may have found another one
         max_steps = before.get("max_steps", max_steps)
         max_minutes = before.get("max_minutes", max_minutes)
-    has_steps_left = max_steps is None or steps_before < max_steps
-    has_minutes_left = max_minutes is None or minutes_before < max_minutes
+    are_steps_spent = steps_before >= (max_steps or inf)
+    are_minutes_spent = minutes_before >= (max_minutes or inf)
     device = training_device(settings.accelerator)
-    if has_steps_left and has_minutes_left and not ended_early:
+    if not (are_steps_spent or are_minutes_spent or ended_early):
         _require_same_steps(before, module, last)
         data = LesionData(tiles, module.plan, settings)
         on_cpu = device == "cpu"
@@ -366,7 +373,7 @@ def _construct_trainer(
     environment = find_launcher(settings)
     precision = settings.precision
     if precision == "auto":
-        precision = _fastest_precision(device)
+        precision = PRECISIONS[autocast_dtype(device)]
     # a dictionary, because the user's settings may replace any of these
     arguments: dict[str, Any] = {
         "accelerator": "gpu" if device.type == "cuda" else "cpu",
@@ -419,13 +426,6 @@ def _choose_strategy(settings: TrainerConfig, environment: ClusterEnvironment | 
         return "auto"
     start = "spawn" if environment is None else "popen"
     return DDPStrategy(start_method=start, timeout=PATIENCE)  # type: ignore[arg-type]
-
-
-def _fastest_precision(device: torch.device) -> Any:
-    """Return Lightning's name of the number format in which a device trains fastest."""
-    if fast_dtype(device) == torch.bfloat16:
-        return "bf16-mixed"
-    return "16-mixed" if device.type == "cuda" else "32-true"
 
 
 def _out_of_memory(plan: Plan, why: str, step: int | None = None) -> ConfigError:
