@@ -29,6 +29,7 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    StringConstraints,
     ValidationError,
     ValidationInfo,
     field_validator,
@@ -76,12 +77,6 @@ def _to_texts(value: Any) -> Any:
 
 
 Texts = Annotated[tuple[str, ...], BeforeValidator(_to_texts)]  # or one text
-
-
-def _to_capitals(value: Any) -> Any:
-    """Return one or several texts as a tuple in capitals, and any other value as it is."""
-    texts = _to_texts(value)
-    return tuple(text.upper() for text in texts) if isinstance(texts, tuple) else texts
 
 
 def _path_to_text(value: Any) -> Any:
@@ -504,7 +499,10 @@ class SeriesConfig(Settings):
     of slices. None means 2 in a folder or a glob, otherwise 1.
     """
 
-    modality: Annotated[tuple[str, ...] | None, BeforeValidator(_to_capitals)]
+    modality: Annotated[
+        tuple[Annotated[str, StringConstraints(to_upper=True)], ...] | None,
+        BeforeValidator(_to_texts),
+    ]
     description: Annotated[str, AfterValidator(_validate_pattern)] | None
     min_slices: PositiveInt | None
 
@@ -781,16 +779,20 @@ def _read_option(group: str, choice: str) -> dict[str, Any]:
     Raises `ConfigError` if the option is unknown.
     """
     path = conf_dir() / group / f"{choice}.yaml"
-    known = sorted(file.stem for file in path.parent.glob("*.yaml"))
-    if choice not in known:
-        hint = f"{suggest(choice, known)} There are {', '.join(known)}."
-        raise ConfigError(f"There is no {group}={choice}.{hint}")
+    require_option(group, choice, sorted(file.stem for file in path.parent.glob("*.yaml")))
     own = _read_yaml(path)
     merged: dict[str, Any] = {}
     for entry in own.pop("defaults", ()):
         if entry != "_self_":
             merged = _merge(merged, _read_option(group, entry))
     return _merge(merged, own)
+
+
+def require_option(group: str, choice: str, known: Sequence[str]) -> None:
+    """Raise `ConfigError` if a choice is not one of the known options of a group."""
+    if choice not in known:
+        hint = f"{suggest(choice, known)} There are {', '.join(known)}."
+        raise ConfigError(f"There is no {group}={choice}.{hint}")
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -893,7 +895,10 @@ def settings_of(
     given: dict[str, Any] = {}  # merged first, so that no section replaces a key before it
     for key, value in values.items():
         if key not in choices:
-            given = _merge(given, _nest(key.split("."), _to_plain(value)))
+            section = _to_plain(value)
+            for name in reversed(key.split(".")):
+                section = {name: section}
+            given = _merge(given, section)
     plain = _merge(composed, given)
     require_given(command, plain)
     return read(COMMANDS[command], plain)
@@ -926,17 +931,6 @@ def chosen_options(command: str, values: Mapping[str, Any]) -> dict[str, str]:
     return {
         group: values[group] for group in groups_of(command) if isinstance(values.get(group), str)
     }
-
-
-def _nest(path: Sequence[str], value: Any) -> dict[str, Any]:
-    """Return nested sections whose innermost one contains the value.
-
-    >>> _nest(["trainer", "max_steps"], 9)
-    {'trainer': {'max_steps': 9}}
-    """
-    for name in reversed(path):
-        value = {name: value}
-    return dict(value)
 
 
 def import_target(target: str, key: str) -> Any:

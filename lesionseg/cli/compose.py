@@ -20,6 +20,7 @@ from lesionseg.config import (
     keys,
     read,
     require_given,
+    require_option,
     suggest_key,
 )
 from lesionseg.errors import ConfigError, suggest
@@ -173,9 +174,7 @@ def _check_options(options: Mapping[str, Sequence[str]], values: Mapping[str, st
     """
     for group in sorted(options.keys() & values.keys()):
         for value in values[group].split(","):  # several in a multirun
-            if value not in options[group]:
-                hint = f"{suggest(value, options[group])} There are {', '.join(options[group])}."
-                raise ConfigError(f"There is no {group}={value}.{hint}")
+            require_option(group, value, options[group])
 
 
 def options_of_groups(command: str, overrides: Sequence[str] = ()) -> dict[str, list[str]]:
