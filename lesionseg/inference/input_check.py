@@ -247,26 +247,17 @@ def _fit_polarity(scans: Sequence[PolarityFeatures]) -> Polarity | None:
     weights = _feature_weights(features)
     if weights is None:
         return None
-    similarities = _similarities_to_others(features)
+    similarities = []
+    for i, own in enumerate(features):
+        weights_of_others = _feature_weights(np.delete(features, i, axis=0))
+        if weights_of_others is not None:
+            similarities.append(float(own @ weights_of_others))
     return Polarity(
         picture=tuple(_unit_length(total).tolist()),
         weights=tuple(weights.tolist()),
         lowest=min(similarities, default=0.0),
         limit=_lowest_accepted(similarities),
     )
-
-
-def _similarities_to_others(features: Numbers) -> list[float]:
-    """Return the similarity of each scan, by the weights of the remaining scans.
-
-    `features` is `[n, 3]`, one row per scan. Scans for which the weights are undefined are omitted.
-    """
-    similarities = []
-    for i, own in enumerate(features):
-        weights = _feature_weights(np.delete(features, i, axis=0))
-        if weights is not None:
-            similarities.append(float(own @ weights))
-    return similarities
 
 
 def _lowest_accepted(similarities: Sequence[float]) -> float:

@@ -269,8 +269,9 @@ def try_step(
     """
     device = next(network.parameters()).device
     batch = objective.batch_targets(noise_batch(objective.plan, objective.plan.batch_size))
-    targets = objective.targets({name: tensor.to(device) for name, tensor in batch.items()})
-    output = network(batch["image"].to(device))
+    batch = {name: tensor.to(device) for name, tensor in batch.items()}
+    targets = objective.targets(batch)
+    output = network(batch["image"])
     if observe is not None:
         observe(objective.finest_logits(output, targets))
     terms = objective.terms(output, targets, torch.ones_like(targets.counts()))
