@@ -278,16 +278,12 @@ def survey_of(tmp_path):
     write_xray_phantoms(tmp_path / "raw", 3, seed=0, shape=(48, 48), pixel_mm=8.0)
     survey = take_survey(DataConfig.of(root=tmp_path / "raw"), 0)
 
-    def change(patients, roles, group_safe=False):
+    def change(patients, roles):
         files = zip(survey.dataset.cases, patients, strict=True)
         cases = tuple(replace(case, group=patient) for case, patient in files)
         names = [case.case for case in cases]
         splits = replace(survey.splits, roles=dict(zip(names, roles, strict=True)))
-        return replace(
-            survey,
-            dataset=replace(survey.dataset, cases=cases),
-            splits=replace(splits, group_safe=group_safe),
-        )
+        return replace(survey, dataset=replace(survey.dataset, cases=cases), splits=splits)
 
     return change
 
@@ -308,12 +304,6 @@ def test_role_is_safe_only_if_its_patients_were_not_used_before(
     survey = survey_of(patients, ("train", "validation", "test"))
     assert survey.is_group_safe("validation") == is_validation_safe
     assert survey.is_group_safe("test") == is_test_safe
-
-
-@pytest.mark.parametrize("group_safe", [True, False])
-def test_splits_state_if_the_validation_cases_of_all_folds_are_safe(survey_of, group_safe):
-    survey = survey_of("abc", ("validation",) * 3, group_safe)
-    assert survey.is_group_safe("validation") == group_safe
 
 
 def test_plan_stores_that_nan_is_background(tmp_path):
