@@ -144,11 +144,11 @@ def join_names(names: Iterable[object], most: int = 20) -> str:
 def format_score(score: float) -> str:
     """Format a score, a threshold or a measure with three digits.
 
-    A number just below 1 has as many digits as distinguish it from 1, at most six. A number of
-    four or more digits is rounded to a whole number.
+    A number above 0.99 shows two digits of its difference from 1, with at most six decimals. A
+    number of four or more digits is rounded to a whole number.
 
-    >>> format_score(0.5648), format_score(0.0034), format_score(0.9998), format_score(1 - 1e-9)
-    ('0.565', '0.0034', '0.9998', '0.999999')
+    >>> format_score(0.5648), format_score(0.0034), format_score(0.99977), format_score(1 - 1e-9)
+    ('0.565', '0.0034', '0.99977', '0.999999')
     >>> format_score(1.0), format_score(15.151), format_score(1234.5)
     ('1', '15.2', '1234')
     """
@@ -156,8 +156,7 @@ def format_score(score: float) -> str:
         return f"{score:.0f}"
     if not 0.99 < score < 1:
         return f"{score:.3g}"
-    # enough decimals that the last one shows the first digit of the difference from 1
-    n_decimals = min(6, max(3, ceil(-log10(1 - score))))
+    n_decimals = min(6, 1 + ceil(-log10(1 - score)))
     shown = min(score, 1 - 1e-6)
     return f"{shown:.{n_decimals}f}".rstrip("0")
 

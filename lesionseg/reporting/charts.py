@@ -442,8 +442,8 @@ def load_chart(tables: Evaluation) -> Chart | None:
         axes.axhline(level, color=ACCENT, linestyle=style, linewidth=1.2)
     axes.set(xlabel="mean of both volumes, ml", ylabel="difference, ml")
     caption = (
-        f"Predicted minus marked volume: mean {mean:+.2g} ml, limits of agreement (dashed) "
-        f"±{limits:.2g} ml around it."
+        f"Predicted minus marked volume: mean {mean:+.2g} ml (solid). About 95 % of the scans are "
+        f"within ±{limits:.2g} ml of it (dashed)."
     )
     return Chart("Lesion volume per scan", caption, figure)
 

@@ -19,7 +19,8 @@ class Pictures:
     """The pictures of a report. All fields are empty for a report without images.
 
     Attributes:
-        top: The largest missed lesions, in one plane, for the first screen.
+        top: The largest missed lesions or, without any, the smallest found ones, in one plane, for
+            the first screen.
         missed: Missed lesions, largest first.
         false_positives: False positives, highest score first.
         found: Some of the found lesions, smallest first.

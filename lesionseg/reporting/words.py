@@ -361,14 +361,10 @@ def study_lines(tables: Evaluation, study: Mapping[str, str]) -> list[tuple[str,
 def read_questions() -> dict[str, str]:
     """Return the keys of study.yaml, each with its name on the page.
 
-    The name is followed by the items of the guidelines that the answer belongs to. The program
-    cannot know the answers, so a user states them.
+    The program cannot know the answers, so a user states them.
     """
-    lines = [line.split("|") for line in say_lines("questions")]
-    return {
-        key.strip(): f"{name.strip()} ({items.strip()})" if items.strip() else name.strip()
-        for key, name, items in lines
-    }
+    lines = [line.split(" | ") for line in say_lines("questions")]
+    return {key: name.strip() for key, name in lines}
 
 
 @dataclass(frozen=True)

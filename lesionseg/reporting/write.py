@@ -54,7 +54,7 @@ MOST_MISSED = 60  # pictures of missed lesions
 MOST_FALSE = 30  # pictures of false positives
 MOST_FOUND = 12  # pictures of found lesions
 UNNAMED = ("this program", "other program")  # if their scores do not state names
-N_ON_TOP = 3  # pictures of missed lesions on the first screen
+N_ON_TOP = 3  # pictures of lesions on the first screen
 MOST_PRINTED = 200  # scans in the table of the PDF, because a longer table takes minutes
 MOST_ON_SLIDER = 100_000  # with more lesions and false positives, the page has no slider
 Progress = Callable[[str, int, int], None]
@@ -535,23 +535,31 @@ def _find_visible_masks(scene: Scene) -> set[str]:
 def _choose_pictures(tables: Evaluation, *, with_top: bool) -> Iterator[_Wanted]:
     """Yield the pictures to draw, in the order of the page, at most `MOST_…` of each kind.
 
-    Found lesions are taken at equal steps from all found ones, by ascending size. `with_top`: False
-    leaves out those of the first screen, where whole images take their place.
+    Found lesions are taken at equal steps from all found ones, by ascending size. The first screen
+    has the largest missed lesions or, without any, the smallest found ones. `with_top`: False
+    leaves them out, because whole images take their place.
     """
     missed = tables.missed
-    for _, row in missed.head(N_ON_TOP if with_top else 0).iterrows():
-        yield _Wanted("top", row, why_missed(row, tables))
+    found = tables.found.sort_values(tables.size_column)
+    on_top = missed if len(missed) else found
+    for _, row in on_top.head(N_ON_TOP if with_top else 0).iterrows():
+        yield _Wanted("top", row, _lesion_words(row, tables))
     for _, row in missed.head(MOST_MISSED).iterrows():
-        yield _Wanted("missed", row, why_missed(row, tables))
+        yield _Wanted("missed", row, _lesion_words(row, tables))
     for _, row in (
         tables.false_positives.sort_values("score", ascending=False).head(MOST_FALSE).iterrows()
     ):
         yield _Wanted("false_positive", row, false_positive_words(row))
-    found = tables.found.sort_values(tables.size_column)
     step = max(1, ceil(len(found) / MOST_FOUND))
     for _, row in found.iloc[::step].iterrows():
-        score = row["detected_at"]
-        yield _Wanted("found", row, "" if pd.isna(score) else f"rated {format_score(score)}")
+        yield _Wanted("found", row, _lesion_words(row, tables))
+
+
+def _lesion_words(row: pd.Series, tables: Evaluation) -> str:
+    """Return why a lesion was missed, or the rating of the marking that finds it."""
+    if not row["detected"]:
+        return why_missed(row, tables)
+    return "" if pd.isna(row["detected_at"]) else f"rated {format_score(row['detected_at'])}"
 
 
 def _load_scene(

@@ -20,8 +20,9 @@ from lesionseg.io.text import read_json, write_json
 from lesionseg.pipeline.report import ReportOutcome, remove_report
 from lesionseg.reporting.evaluation_tables import read_evaluation
 from lesionseg.reporting.pictures import _choose_bar
+from lesionseg.reporting.rendering import TEMPLATES
 from lesionseg.reporting.viewer import NIIVUE
-from lesionseg.reporting.words import headline, tiles
+from lesionseg.reporting.words import headline, size_text, tiles
 from lesionseg.reporting.write import read_study, write_adjudication, write_report
 from tests.evaluation.hand_cases import prediction_of
 from tests.pdf_pages import HAS_PANGO
@@ -108,6 +109,29 @@ def test_found_lesions_are_shown_from_the_smallest_to_the_largest(study, tmp_pat
     path = write_report(*places, images=study / "scans", options=options)
     found = path.read_text(encoding="utf-8").partition('id="found"')[2].partition("</details>")[0]
     assert re.findall(r"<b>(\d)", found) == ["6", "8"]
+
+
+def test_first_screen_shows_the_smallest_found_lesions_if_none_is_missed(study, tmp_path):
+    shutil.copytree(study / "scores", tmp_path / "scores")
+    lesions = pd.read_csv(tmp_path / "scores/lesions.csv").assign(detected=True)
+    lesions.to_csv(tmp_path / "scores/lesions.csv", index=False)
+    places = tmp_path / "scores", tmp_path / "page"
+    path = write_report(*places, images=study / "scans", options=ReportSection.of(pdf=False))
+    screen = path.read_text(encoding="utf-8").partition('<p class="limits">')[0]
+    found = screen.partition("Smallest lesions it found")[2]
+    found, _, false = found.partition("The false positives with the highest rating")
+    smallest = lesions["diameter_mm"].min()
+    assert re.findall(r"<b>([\d.]+) mm</b>", found) == 3 * [size_text(smallest)]
+    assert false.count("<figure>") == 3
+
+
+def test_dark_style_of_a_page_sets_every_colour_again():
+    style = (TEMPLATES / "style.css").read_text(encoding="utf-8")
+    light, dark = re.findall(r":root {(.*)}", style)
+    assert "color-scheme: dark" in dark
+    assert re.findall(r"--\w+", light) == re.findall(r"--\w+", dark)
+    before = style.partition(dark)[0]
+    assert before.rpartition("@media")[2].startswith(" screen and (prefers-color-scheme: dark)")
 
 
 def test_page_has_names_on_request_and_no_pictures_without_images(study, tmp_path):

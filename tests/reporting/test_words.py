@@ -151,16 +151,24 @@ def test_small_share_is_stated_as_counts(hits, n, words):
     assert share_words(hits, n) == words
 
 
+EXPECT = (
+    "expect 1 false positive per scan on new scans, because none on %s does not prove that there "
+    "are none."
+)
+
+
 @pytest.mark.parametrize(
     ("made", "n_cases", "words", "is_weak"),
     [
         ({"training_steps": 19, "training_minutes": 3.2}, 1,
-         "Trained 19 steps in 3 minutes; limit chosen on 1 scan (0 false positives).", True),
+         "Trained 19 steps in 3 minutes; limit chosen on 1 scan (0 false positives); " + EXPECT
+         % "1 scan", True),
         ({"training_steps": 2000, "training_minutes": 60.0}, 20,
-         "Trained 2000 steps in 60 minutes; limit chosen on 20 scans (0 false positives).", False),
+         "Trained 2000 steps in 60 minutes; limit chosen on 20 scans (0 false positives); "
+         + EXPECT % "20 scans", False),
         ({"training_steps": 3000, "training_minutes": 240.0, "folds": 5}, 40,
          "Trained 3000 steps in 4 hours, 5 networks together; limit chosen on 40 scans (0 false "
-         "positives).", True),
+         "positives); " + EXPECT % "40 scans", True),
         ({"training_steps": 1, "training_minutes": 0.1}, None,
          "Trained 1 step in 6 seconds.", True),
     ],
@@ -170,6 +178,15 @@ def test_page_states_training_and_choice_of_the_limit(made, n_cases, words, is_w
     tables = tables_of([hand_result("a", [0.9])], tmp_path, point=point)
     tables = replace(tables, scores=replace(tables.scores, provenance=Provenance(**made)))
     assert basis(tables) == Basis(words, is_weak)
+
+
+def test_page_says_why_more_false_positives_are_expected_than_the_limit_had(tmp_path):
+    point = replace(POINT, n_cases=4, n_patients=4, n_false_positives=3)
+    words = basis(tables_of([hand_result("a", [0.9])], tmp_path / "fewer", point=point)).words
+    assert words.endswith("on new scans, because the limit was fitted to those scans.")
+    point = replace(point, n_false_positives=4)
+    words = basis(tables_of([hand_result("a", [0.9])], tmp_path / "equal", point=point)).words
+    assert words == "Limit chosen on 4 scans (4 false positives)."
 
 
 def test_scores_of_an_earlier_version_state_no_training(tmp_path):
@@ -205,7 +222,7 @@ def test_average_precision_below_one_is_not_shown_as_one(tmp_path):
     numbers = replace(almost, name="average_precision"), Estimate(1.0, name="lesion_recall")
     scores = replace(tables.scores, rows=(*tables.scores.rows, *numbers))
     shown = {one.name: one for one in measures(replace(tables, scores=scores))[0]}
-    assert shown["average precision"].value == "0.9998"
+    assert shown["average precision"].value == "0.99984"
     assert shown["average precision"].interval == "0.9995 to 1"
     assert shown["sensitivity"].value == "1"
     rows = {row[0]: row[1] for row in scores_table({"test": scores})}
@@ -352,11 +369,11 @@ def test_froc_axis_extends_to_a_higher_rate(tmp_path):
 # --- identity ---
 
 
-def test_guideline_items_without_an_answer_are_not_stated(tmp_path):
+def test_questions_without_an_answer_are_not_stated(tmp_path):
     tables = tables_of([hand_result("a", [0.9])], tmp_path)
     lines = dict(study_lines(tables, {"sites": "one hospital, 3 T", "remarks": "pilot"}))
-    assert lines["Sites and scanners (STARD 8, CLAIM 7)"] == "one hospital, 3 T"
-    assert lines["Included (STARD 6, CLAIM 8)"] == "not stated"
+    assert lines["Sites and scanners"] == "one hospital, 3 T"
+    assert lines["Age"] == lines["Sex"] == lines["Included"] == "not stated"
     assert lines["Remarks"] == "pilot"
     assert "Contact" not in lines
     assert len(lines) == len(read_questions()) - 2  # without title and contact
