@@ -517,6 +517,7 @@ class PredictConfig(OutputCommand):
     operating_point: str | None
     pixel_mm: PositiveFloat | None
     save_probabilities: bool
+    preview: bool
     names: MaskNames
     overwrite: bool
     series: SeriesConfig

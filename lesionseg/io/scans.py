@@ -562,7 +562,8 @@ def _explain_no_scan(file: Path, dims: int | None) -> tuple[str, str] | None:
         return f"*{suffix}", "segmentations of scans next to them"
     if stem.endswith(OWN_ENDINGS):
         return f"*_{stem.rpartition('_')[2]}.*", "named like a result of predict"
-    if file.with_name(f"{stem}{CANDIDATES}").is_file():
+    case = stem.removesuffix("_preview")
+    if file.with_name(f"{case}{CANDIDATES}").is_file():
         return f"*{suffix}", "results of predict"
     if dims == 3 and is_raster(file) and not is_stack(file):
         return f"*{suffix}", "pictures, while this model reads volumes"

@@ -30,12 +30,13 @@ from lesionseg.inference.bundle import joint_digest
 from lesionseg.inference.decision import Inferred
 from lesionseg.inference.predictor import Predictor, PreparedScan
 from lesionseg.inference.read_ahead import memory_budget, needed_bytes, read_ahead
+from lesionseg.io.dicom.headers import read_acquisition
 from lesionseg.io.files import digest_of
 from lesionseg.io.nnunet_probabilities import write_probabilities
 from lesionseg.io.results.case import write_prediction
 from lesionseg.io.results.folder import PredictionFolder
 from lesionseg.io.results.index import Digests
-from lesionseg.io.results.names import PROBABILITIES
+from lesionseg.io.results.names import PREVIEW, PROBABILITIES
 from lesionseg.io.results.row import CaseRow
 from lesionseg.io.scans import Scan
 from lesionseg.io.text import printable_text
@@ -282,8 +283,13 @@ class CaseWork:
         self._require_zones(scan.case)
         plan = self.predictor.plan
         has_masks = plan.candidate_rule.source != "detection"
-        overwrite = self.cfg.overwrite
-        earlier = self.results.claim(scan.case, item.row, overwrite=overwrite, needs_mask=has_masks)
+        earlier = self.results.claim(
+            scan.case,
+            item.row,
+            overwrite=self.cfg.overwrite,
+            needs_mask=has_masks,
+            needs_preview=self.cfg.preview,
+        )
         earlier = earlier or self._earlier_failure(item.row)
         if earlier is not None:
             item.repeat(earlier)
@@ -294,6 +300,8 @@ class CaseWork:
             _skip(item, reason)
             return None
         scan.fetch()
+        if scan.dicom is not None:
+            item.update(**read_acquisition(scan.dicom.files[0]))
         prepared = self.predictor.prepare(scan.files)
         item.scan.require_unchanged(item.row.state)
         trim_memory()
@@ -349,6 +357,10 @@ class CaseWork:
                 names=self.cfg.names,
                 row=row,
             )
+            if self.cfg.preview:
+                from lesionseg.reporting import write_preview  # imports matplotlib
+
+                write_preview(new_files / f"{item.case}{PREVIEW}", item.scan.files, prediction)
             item.scan.require_unchanged(item.row.state)
         item.row = replace(row, finished=self.results.finish_time(item.case))
         return item

@@ -11,6 +11,9 @@ from lesionseg.io.results.index import TABLE
 from lesionseg.io.results.row import CaseRow
 from lesionseg.pipeline.log import command_line
 from lesionseg.pipeline.outcome import Outcome
+from lesionseg.pipeline.predict_outputs import WITHHELD
+
+_MIN_WITHHELD = 3  # scans of a run without DICOM results; fewer may be chance
 
 
 @dataclass(frozen=True)
@@ -37,14 +40,31 @@ class PredictOutcome(Outcome):
     def exit_status(self) -> int:
         """3 if a scan failed, except unchanged since an earlier run, or results were not sent.
 
+        Also 3 if the DICOM results of most new scans were withheld, see `withheld_warning`.
         Otherwise 1 if all scans were skipped or there were none, and 0 in all other cases. A shard
         never has 1, because the other shards may have scans to predict.
         """
         failed = any(row.status == "failed" and not row.is_unchanged for row in self.rows)
-        if failed or self.unsent:
+        if failed or self.unsent or self.withheld_warning:
             return SOME_FAILED
         is_shard = self.table != TABLE
         return 0 if is_shard or any(row.status != "skipped" for row in self.rows) else NOTHING_RAN
+
+    @property
+    def withheld_warning(self) -> str:
+        """A sentence if DICOM results were withheld for at least 3 scans and half of the new ones.
+
+        New scans are those that were predicted in this run. Otherwise "".
+        """
+        new = [row for row in self.rows if row.is_done and not row.is_unchanged]
+        n = sum(row.message.startswith(WITHHELD) for row in new)
+        if n < max(_MIN_WITHHELD, len(new) / 2):
+            return ""
+        verb = "written" if self.sent is None else "sent"
+        return (
+            f"{n} of {len(new)} scans are unlike the training scans: no SEG or SR was {verb} for "
+            "these."
+        )
 
     def counts(self) -> list[str]:
         """Return lines with the numbers of scans that were predicted, kept, failed and so on.
@@ -88,25 +108,29 @@ class PredictOutcome(Outcome):
             "cases": [row.cells() for row in self.rows],
             "sent": self.sent,
             "unsent": self.unsent,
+            "withheld_warning": self.withheld_warning,
             "left_out": [asdict(note) for note in self.left_out],
         }
 
     def summary(self) -> list[str]:
-        """Return the counts, the new warnings, and the files, or that a shard had no scan."""
+        """Return the counts, the new warnings, and the files, or that a shard had no scan.
+
+        The last line is `withheld_warning`, if it is not empty.
+        """
         lines = self.counts()
         if not self.rows:
             return [*lines, "No scan of the input belongs to this shard."]
         new = [row for row in self.rows if row.warning and not row.is_unchanged]
         lines += [f"{row.case}: {row.warning}" for row in new]
         wrote = f"Wrote:   {self.folder / self.table}"
-        if not any(row.is_done for row in self.rows):
-            return [*lines, wrote]
-        return [*lines, f"{wrote}, with masks and candidates next to it"]
+        if any(row.is_done for row in self.rows):
+            wrote += ", with masks and candidates next to it"
+        return [*lines, wrote, *filter(None, [self.withheld_warning])]
 
     @property
     def next(self) -> str | None:
-        """The command that evaluates the results; None if no scan has any."""
-        if not any(row.is_done for row in self.rows):
+        """The command that evaluates the results; None if no scan has any, or with a warning."""
+        if self.withheld_warning or not any(row.is_done for row in self.rows):
             return None
         return command_line(
             "evaluate",

@@ -14,6 +14,8 @@ from lesionseg.io.volumes import is_dicom_image
 
 logger = logging.getLogger(__name__)
 
+# the message of a case that has no DICOM results because its scan has a warning
+WITHHELD = "No DICOM results: the scan has a warning. dicom_output=all writes them."
 _MISSING = (
     "No DICOM results: this installation lacks the extra, lesionseg/extras/pacs. Install lesionseg "
     "again to add it, or set dicom_output=false."

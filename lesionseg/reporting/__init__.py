@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from lesionseg.reporting.charts import new_figure as new_figure
     from lesionseg.reporting.images import Scene as Scene
     from lesionseg.reporting.pictures import Card as Card
+    from lesionseg.reporting.pictures import write_preview as write_preview
     from lesionseg.reporting.rendering import render as render
     from lesionseg.reporting.rendering import write_page as write_page
     from lesionseg.reporting.viewer import NIIVUE as NIIVUE
@@ -32,6 +33,7 @@ _HOMES = {
     "render": "rendering",
     "viewer_data": "viewer",
     "write_page": "rendering",
+    "write_preview": "pictures",
     "write_report": "write",
 }
 __all__ = [*_HOMES]

@@ -17,6 +17,7 @@ from lesionseg.core import (
     Geometry,
     Prediction,
     Reference,
+    Volume,
 )
 from lesionseg.core.arrays import Flags
 from lesionseg.core.lesions import box_slices
@@ -150,12 +151,8 @@ class Sources:
             found = read_case(files, self._images)
         geometry = found.image.geometry
         reference = self._read_reference(found)
-        channels = found.image.present_channels
-        colours = _read_colours(files)
-        is_in_colour = colours is not None and len(channels) == 3
-        image = found.image.brightness() if is_in_colour else channels[0]
         mask = _reference_mask(reference, geometry)
-        scene = Scene(image, geometry, mask, colours=colours)
+        scene = replace(scene_of(found.image, files), reference=mask)
         names = [name for name in self._names_of(case) if name in self._predictions]
         if not names:
             return scene
@@ -241,6 +238,15 @@ def _read_colours(files: CaseFiles) -> NDArray[Any] | None:
         return None
     array = read_finite(files.images[0]).array
     return array if len(array) == 3 else None
+
+
+def scene_of(image: Volume, files: CaseFiles) -> Scene:
+    """Return the scene of an image without masks. `files` are those of its case."""
+    channels = image.present_channels
+    colours = _read_colours(files)
+    is_in_colour = colours is not None and len(channels) == 3
+    shown = image.brightness() if is_in_colour else channels[0]
+    return Scene(shown, image.geometry, colours=colours)
 
 
 def _reference_mask(reference: Reference | None, geometry: Geometry) -> Flags | None:

@@ -5,6 +5,7 @@ import io
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,11 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 
-from lesionseg.core import Geometry
+from lesionseg.core import CaseFiles, Geometry, Prediction
 from lesionseg.core.arrays import Flags, Numbers
-from lesionseg.reporting.images import Scene
+from lesionseg.errors import format_score
+from lesionseg.io.cases import read_finite
+from lesionseg.reporting.images import Scene, candidate_ids, scene_of
 from lesionseg.reporting.words import short_unit
 
 SMALL_EXTENT_MM = 8.0  # lesions under this are small
@@ -29,6 +32,8 @@ WINDOW = (1, 99.5)  # of a complete plane
 CUTOUT_WINDOW = (1, 99.7)  # of a cut-out, from the values of its complete plane
 INCHES = 1.75  # side of a panel
 DPI = 110
+PREVIEW_DPI = 200
+MOST_ROWS = 4  # candidates in a preview
 JPEG_QUALITY = 82
 OUTLINE = 1.1  # width of an outline in points
 FADED = 0.4  # opacity of all other outlines in a picture of one candidate
@@ -142,20 +147,56 @@ def draw_cutouts(
     figure, panels = _make_panels(n * len(scenes))
     for k, (name, scene) in enumerate(scenes.items()):
         own = panels[n * k : n * (k + 1)]
-        _draw_cutout(own, scene, start, stop, focus)
-        look: Any = {"color": "white", "fontsize": 8, "path_effects": DARK_EDGE}
-        own[0].text(0.03, 0.03, name, transform=own[0].transAxes, **look)
+        _draw_cutout(own, scene, name, start, stop, focus)
     return figure
+
+
+def write_preview(file: Path, files: CaseFiles, prediction: Prediction) -> None:
+    """Write a PNG file with a row of slices through each accepted candidate, and its score.
+
+    At most `MOST_ROWS` candidates are shown, those with the highest scores. Each row states how
+    many are accepted. Without any, the slices pass through the middle of the scan.
+
+    Args:
+        file: The PNG file.
+        files: The files of the scan. Its first channel, or a picture in colour, is shown.
+        prediction: The prediction on the grid of the scan.
+
+    Raises:
+        ReadError: if the scan cannot be read.
+        OSError: if the file cannot be written.
+    """
+    geometry = prediction.geometry  # states the pixel size also if a picture does not
+    accepted = [candidate for candidate in prediction.candidates if candidate.accepted]
+    drawn = candidate_ids(prediction, {candidate.id for candidate in accepted}) > 0
+    scene = replace(
+        scene_of(read_finite(files.images[0]), files), geometry=geometry, accepted=drawn
+    )
+    among = f", of {len(accepted)} accepted"
+    rows: list[tuple[str, Sequence[float], Sequence[float]]] = [
+        (f"candidate {one.id}: {format_score(one.score)}{among}", one.start_vox, one.stop_vox)
+        for one in accepted[:MOST_ROWS]
+    ]
+    if not rows:
+        rows = [("no accepted candidate", [0] * geometry.dims, geometry.shape)]
+    n = geometry.dims
+    figure, panels = _make_panels(n, len(rows))
+    for k, row in enumerate(rows):
+        _draw_cutout(panels[n * k : n * (k + 1)], scene, *row)
+    figure.savefig(file, dpi=PREVIEW_DPI)
 
 
 def _draw_cutout(
     panels: Sequence[Axes],
     scene: Scene,
+    name: str,
     start: Sequence[float],
     stop: Sequence[float],
-    focus: Flags | None,
+    focus: Flags | None = None,
 ) -> None:
-    """Draw slices of a scene into the panels, as `draw_cutouts` describes."""
+    """Draw slices of a scene and its name into the panels, as `draw_cutouts` describes."""
+    label: Any = {"color": "white", "fontsize": 8, "path_effects": DARK_EDGE}
+    panels[0].text(0.03, 0.03, name, transform=panels[0].transAxes, **label)
     order, flips = display_axes(scene.geometry)
     spacing = np.array([scene.geometry.spacing_mm[a] for a in order])
     unit = short_unit(scene.geometry.size_unit)
@@ -304,10 +345,11 @@ def jpeg_uri(buffer: io.BytesIO) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def _make_panels(n: int) -> tuple[Figure, list[Axes]]:
-    """Make a black figure of n square panels next to each other."""
-    figure = Figure(figsize=(n * INCHES, INCHES), facecolor="black")
-    panels = [figure.add_axes((k / n, 0, 1 / n, 1)) for k in range(n)]
+def _make_panels(n: int, rows: int = 1) -> tuple[Figure, list[Axes]]:
+    """Make a black figure of square panels: rows of n, from the top."""
+    figure = Figure(figsize=(n * INCHES, rows * INCHES), facecolor="black")
+    places = [(k / n, 1 - row / rows) for row in range(1, rows + 1) for k in range(n)]
+    panels = [figure.add_axes((left, bottom, 1 / n, 1 / rows)) for left, bottom in places]
     for axes in panels:
         axes.set_axis_off()
     return figure, panels

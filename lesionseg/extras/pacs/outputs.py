@@ -15,11 +15,10 @@ from lesionseg.extras.pacs.result_origin import ResultOrigin
 from lesionseg.extras.pacs.results import require_highdicom, write_dicom_results
 from lesionseg.io import Scan, is_dicom_image, read_json, write_json
 from lesionseg.io.results import REPORT, SEGMENTATION, SENT, CaseRow, PredictionFolder
-from lesionseg.pipeline import Outputs
+from lesionseg.pipeline import WITHHELD, Outputs
 
 logger = logging.getLogger(__name__)
 
-WARNED = "No DICOM results: the scan has a warning. dicom_output=all writes them."
 NO_SEGMENTATION = "No DICOM segmentation: no accepted candidate has voxels."
 _RECORD = TypeAdapter(dict[str, list[str]])
 
@@ -73,7 +72,7 @@ class DicomOutputs(Outputs):
         if row.status == "blank":
             return "No DICOM results: the scan has no contrast."
         if row.status == "warned" and self.written != "all":
-            return WARNED
+            return WITHHELD
         origin = ResultOrigin(row.bundle, row.key)
         try:
             is_segmented = write_dicom_results(

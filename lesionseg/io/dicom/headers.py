@@ -6,6 +6,7 @@ import re
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
+from datetime import date
 from io import BufferedReader, FileIO
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from lesionseg.errors import ReadError, ResourceError, pip_install
 from lesionseg.io.dicom.elements import Header, number, text, value_of
 from lesionseg.io.files import is_file_or_broken_link
 from lesionseg.io.limits import check_size, convert_read_errors
+from lesionseg.io.text import printable_text
 from lesionseg.io.worker import run_in_worker
 
 # DICOM's x and y axes point to the patient's left and back, those of our affines to right and front
@@ -32,6 +34,7 @@ _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 _SPECTROSCOPY = "1.2.840.10008.5.1.4.1.1.4.2"  # it has rows and columns, but no pixels
 NO_IMAGE = ("SEG", "RTSTRUCT", "RTPLAN", "RTDOSE", "SR", "PR", "KO", "REG", "DOC")
 _LOCALISER = re.compile(r"\b(LOCALI[SZ]ER|SCOUT|TOPOGRAM)\b", re.I)  # among the image types
+_SCANNER = ("Manufacturer", "ManufacturerModelName", "StationName")
 _PREAMBLE = 132
 # a low tag of group 2 or 8, with which a file without preamble begins: (0002,0000) or (0008,0005).
 # In explicit files, of both byte orders, two letters follow, which are the type of the value.
@@ -223,6 +226,19 @@ def read_series_uid(file: Path) -> str:
         header = _read_elements(file, pixels=False, names=["SeriesInstanceUID"])
         return text(header, "SeriesInstanceUID")
     return ""
+
+
+def read_acquisition(file: Path) -> dict[str, str]:
+    """Read the cells `acquired` and `scanner` of a scan's row from one of its files.
+
+    They are empty as far as the header does not state them. Raise `ReadError` if it is damaged.
+    """
+    header = read_header(file)
+    acquired = ""
+    with suppress(ValueError):  # empty, or not a date; files of old archives separate it by dots
+        acquired = date.fromisoformat(text(header, "StudyDate").replace(".", "")).isoformat()
+    scanner = ", ".join(filter(None, (text(header, name) for name in _SCANNER)))
+    return {"acquired": acquired, "scanner": printable_text(scanner)}
 
 
 def is_radiograph(header: "Header") -> bool:

@@ -26,6 +26,7 @@ from lesionseg.io.results.names import (
     FILES,
     FILES_OF_NNUNET,
     MASK_ENDINGS,
+    PREVIEW,
     looks_like_result,
 )
 from lesionseg.io.results.row import (
@@ -129,6 +130,7 @@ class PredictionFolder:
         *,
         overwrite: bool | None = False,
         needs_mask: bool = True,
+        needs_preview: bool = False,
     ) -> CaseRow | None:
         """Check that results of a scan may be written under a case id.
 
@@ -142,6 +144,7 @@ class PredictionFolder:
                 False, for a command without this setting.
             needs_mask: True if results are complete only with a mask, False for a model without
                 masks.
+            needs_preview: True if results are complete only with a picture.
 
         Returns:
             The row of complete results with the same key. None if they have to be written.
@@ -169,7 +172,9 @@ class PredictionFolder:
         if recorded is None or recorded.key != row.key or not recorded.is_done:
             return None
         masks = {f"{case}{MASK_ENDINGS[self.names]}{suffix}" for suffix in WRITTEN}
-        return None if needs_mask and masks.isdisjoint(self._present) else recorded
+        lacks_mask = needs_mask and masks.isdisjoint(self._present)
+        lacks_preview = needs_preview and f"{case}{PREVIEW}" not in self._present
+        return None if lacks_mask or lacks_preview else recorded
 
     def _find_conflict(self, case: str, row: CaseRow, recorded: CaseRow | None) -> str:
         """Return what a scan would replace under a case id, or "". `recorded` is in the folder."""

@@ -14,6 +14,7 @@ CANDIDATES = "_candidates.json"
 FAILED = "_failed.json"
 ALL_FAILED = f"[!.]*{FAILED}"  # pattern, without the temporary files of a killed program
 PROBABILITIES = "_probabilities.npz"
+PREVIEW = "_preview.png"
 SEGMENTATION = "_seg.dcm"
 REPORT = "_sr.dcm"
 SENT = "_sent.json"  # where the DICOM results were stored
@@ -28,9 +29,10 @@ OWN_ENDINGS = tuple(f"_{kind}" for kind in KINDS)
 _STEMS = (*OWN_ENDINGS, MASK_ENDINGS["bids"])
 # the endings of all files of a case, the candidate file first
 FILES = (
-    *(CANDIDATES, PROBABILITIES, REPORT, SEGMENTATION, SENT),
+    *(CANDIDATES, PREVIEW, PROBABILITIES, REPORT, SEGMENTATION, SENT),
     *(f"{stem}{suffix}" for stem in _STEMS for suffix in WRITTEN),
 )
+_IGNORED = (SEGMENTATION, REPORT, PROBABILITIES, PREVIEW)  # no masks, candidates or scores
 FILES_OF_NNUNET = (*OF_NNUNET, *WRITTEN)  # further ones with `names=nnunet`
 # for messages
 OTHER_BOXES = (
@@ -49,11 +51,11 @@ def case_and_kind(file: Path) -> tuple[str, str]:
 
     The kind is one of `KINDS`, "candidates", or "probabilities" for `<case>.npz` of nnU-Net. It is
     "" for files to ignore. These include `<case>_probabilities.npz` of lesionseg, because the
-    candidate file has the scores.
+    candidate file has the scores, and the picture `<case>_preview.png`.
     """
     stem = strip_suffix(file)
     case, _, kind = stem.rpartition("_")
-    if file.name.startswith(".") or file.name.endswith((SEGMENTATION, REPORT, PROBABILITIES)):
+    if file.name.startswith(".") or file.name.endswith(_IGNORED):
         return stem, ""
     if file.name.endswith(".npz"):
         return stem, "probabilities"
@@ -68,7 +70,7 @@ def case_and_kind(file: Path) -> tuple[str, str]:
 
 def looks_like_result(case: str) -> bool:
     """Return True if a mask that is named after the case id alone would be another result."""
-    return case.endswith((*_STEMS, "_candidates"))
+    return case.endswith((*_STEMS, "_candidates", "_preview"))
 
 
 def bids_case_id(case: str) -> str:

@@ -57,6 +57,9 @@ class CaseRow:
         study_uid: DICOM UID of the study; empty for files of other formats, like the other UIDs.
         series_uid: DICOM UID of the series.
         instance_uid: DICOM UID of the image.
+        acquired: StudyDate as an ISO date; empty if the scan is not DICOM, or was predicted by an
+            earlier version, like `scanner`.
+        scanner: manufacturer, model and station, as far as the DICOM header states them.
         digest: hash of the files' content, see `content_digest`.
         state: see `file_state`.
         finished: time at which the scan was predicted, failed or was skipped.
@@ -87,6 +90,8 @@ class CaseRow:
     study_uid: str = ""
     series_uid: str = ""
     instance_uid: str = ""
+    acquired: str = ""
+    scanner: str = ""
     digest: str = ""
     state: str = ""
     finished: str = ""
