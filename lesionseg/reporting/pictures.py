@@ -152,7 +152,7 @@ def draw_cutouts(
 
 
 def write_preview(file: Path, files: CaseFiles, prediction: Prediction) -> None:
-    """Write a PNG file with a row of slices through each accepted candidate, and its score.
+    """Write a PNG file with a row of slices through each accepted candidate: id, score and rank.
 
     At most `MOST_ROWS` candidates are shown, those with the highest scores. Each row states how
     many are accepted. Without any, the slices pass through the middle of the scan.
@@ -172,13 +172,12 @@ def write_preview(file: Path, files: CaseFiles, prediction: Prediction) -> None:
     scene = replace(
         scene_of(read_finite(files.images[0]), files), geometry=geometry, accepted=drawn
     )
-    among = f", of {len(accepted)} accepted"
     rows: list[tuple[str, Sequence[float], Sequence[float]]] = [
-        (f"candidate {one.id}: {format_score(one.score)}{among}", one.start_vox, one.stop_vox)
-        for one in accepted[:MOST_ROWS]
+        (f"#{c.id}: {format_score(c.score)} ({k} of {len(accepted)})", c.start_vox, c.stop_vox)
+        for k, c in enumerate(accepted[:MOST_ROWS], start=1)
     ]
     if not rows:
-        rows = [("no accepted candidate", [0] * geometry.dims, geometry.shape)]
+        rows = [("none accepted", [0] * geometry.dims, geometry.shape)]
     n = geometry.dims
     figure, panels = _make_panels(n, len(rows))
     for k, row in enumerate(rows):

@@ -20,7 +20,7 @@ from lesionseg.inference.bundle import write_bundle
 from lesionseg.io.contents import content_digest
 from lesionseg.io.results.folder import PredictionFolder
 from lesionseg.io.results.index import TABLE
-from lesionseg.io.text import read_csv, read_json
+from lesionseg.io.text import read_csv, read_json, write_csv, write_json
 from lesionseg.io.volumes import read_volume
 from lesionseg.training.tile_stream import START_METHOD
 from tests.commands import predict
@@ -70,6 +70,9 @@ def write_series(folder, patient, prefix="IM"):
             SOPInstanceUID=f"1.2.{patient}.3.{z}",
             SeriesNumber=3,
             SeriesDescription="FLAIR",
+            StudyDate=f"202601{patient + 1:02d}",
+            Manufacturer="ACME",
+            StationName=f"MR{patient}",
             RescaleSlope=1,
             RescaleIntercept=0,
             **slice_elements(GRID, z),
@@ -162,6 +165,13 @@ class NightlyOutput:
             candidates = read_json(self.folder / f"{row['case']}_candidates.json")
             assert candidates["source"]["digest"] == row["digest"]
             assert candidates["source"].get("series_uid", "") == row["series_uid"]
+            patient = self.results[row["case"]].patient
+            place = (row["acquired"], row["scanner"])
+            is_dicom = row["series_uid"] != ""
+            expected = (f"2026-01-{patient + 1:02d}", f"ACME, MR{patient}")
+            assert place == (expected if is_dicom else ("", ""))
+            stated = (candidates["row"].get("acquired", ""), candidates["row"].get("scanner", ""))
+            assert stated == place
 
     def compute_digests(self, case):
         """Return the SHA-256 digest of each result file of a case."""
@@ -378,3 +388,24 @@ def test_results_stay_unchanged_while_an_inbox_is_emptied_each_night(output, inb
     del output.results["FLAIR"]
     output.predict_night(inbox, new=[("FLAIR", 13)], overwrite=True)
     assert output.n_nights >= 12
+
+
+def test_results_of_a_version_without_date_and_scanner_are_kept(output, tmp_path):
+    write_series(tmp_path / "in" / "P1", 1)
+    output.predict_night(tmp_path / "in", new=[("P1", 1)])
+    file = output.folder / "P1_candidates.json"
+    content = read_json(file)
+    for name in ("acquired", "scanner"):
+        del content["row"][name]
+    write_json(file, content)
+    table = output.folder / TABLE
+    earlier = [
+        {name: cell for name, cell in row.items() if name not in ("acquired", "scanner")}
+        for row in read_csv(table)
+    ]
+    write_csv(table, earlier, list(earlier[0]))
+    (row,) = output.predict(tmp_path / "in").rows
+    assert (row.status, row.is_unchanged) == ("kept", True)
+    (cells,) = read_csv(table)
+    assert (cells["acquired"], cells["scanner"], cells["seconds"] != "") == ("", "", True)
+    assert read_json(file) == content

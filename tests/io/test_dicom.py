@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 from pydicom import Dataset as Elements
-from pydicom import dcmread, uid
+from pydicom import config, dcmread, uid
 from pydicom.sequence import Sequence
 
 from lesionseg.core import Geometry, Volume
@@ -15,7 +15,7 @@ from lesionseg.errors import GeometryError, LesionsegError, ReadError
 from lesionseg.io.cases import read_case, read_reference
 from lesionseg.io.contents import content_files
 from lesionseg.io.dicom import headers
-from lesionseg.io.dicom.headers import read_header, read_series_uid
+from lesionseg.io.dicom.headers import read_acquisition, read_header, read_series_uid
 from lesionseg.io.dicom.radiograph import pixel_size, radiograph_columns
 from lesionseg.io.layouts import read_dataset
 from lesionseg.io.scans import find_scans
@@ -905,3 +905,24 @@ def test_contour_between_two_slices_is_an_error(series, grid, tmp_path):
     dicom.write_rtstruct(tmp_path / "rt.dcm", grid, (2.4, ((0, 0), (0, 2), (2, 2))))
     with pytest.raises(GeometryError, match=r"rt\.dcm"):
         read_masks(tmp_path, "rt.dcm")
+
+
+@pytest.mark.parametrize(
+    ("elements", "acquired", "scanner"),
+    [
+        ({"StudyDate": "20260107", "Manufacturer": "M"}, "2026-01-07", "M"),
+        ({"StudyDate": "2026.01.07", "StationName": "MR1"}, "2026-01-07", "MR1"),  # ACR-NEMA
+        (
+            {"Manufacturer": "M", "ManufacturerModelName": "X 3T", "StationName": "MR1"},
+            "",
+            "M, X 3T, MR1",
+        ),
+        ({"StudyDate": "", "Manufacturer": " ", "StationName": "a\x07b"}, "", "a\\x07b"),
+        ({"StudyDate": "202601", "ManufacturerModelName": "X"}, "", "X"),
+    ],
+)
+def test_date_and_scanner_are_those_of_the_header(tmp_path, elements, acquired, scanner):
+    file = tmp_path / "a.dcm"
+    with config.disable_value_validation():
+        write_dicom_file(file, VOXELS[0], dicom.CT, **elements)
+    assert read_acquisition(file) == {"acquired": acquired, "scanner": scanner}

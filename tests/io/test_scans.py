@@ -364,3 +364,10 @@ def test_row_of_a_scan_has_no_control_characters(tmp_path, control, group):
     for cell in (row.case, row.group, row.path):
         assert control not in cell
     assert row.group.startswith(group or "a")
+
+
+def test_picture_of_a_result_is_no_scan(tmp_path):
+    _touch(tmp_path, "found/a_candidates.json", "found/a_preview.png", "knee_preview.png")
+    found = find_scans(tmp_path, 1, dims=2)
+    assert [scan.path for scan in found.scans] == ["knee_preview.png"]
+    assert "results of predict (found/a_preview.png)" in found.left_out[0].message

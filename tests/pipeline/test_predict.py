@@ -135,6 +135,51 @@ def test_second_run_keeps_unchanged_cases(bundle, scans, tmp_path):
     assert statuses(again) == dict.fromkeys(CASES, "done")
 
 
+def test_preview_is_written_where_it_is_missing_and_removed_with_its_case(
+    bundle, scans, tmp_path, monkeypatch
+):
+    out = tmp_path / "out"
+
+    def previews():
+        return sorted(file.name for file in out.glob("*.png"))
+
+    run(bundle, scans, out)
+    before = contents(out)
+    assert previews() == []
+    everything = [f"{case}_preview.png" for case in CASES]
+    assert statuses(run(bundle, scans, out, preview=True)) == dict.fromkeys(CASES, "done")
+    assert previews() == everything
+    assert {name: file for name, file in contents(out).items() if name in before} == before
+    # neither setting predicts a complete case again
+    for preview in (True, False):
+        outcome = run(bundle, scans, out, preview=preview)
+        assert statuses(outcome) == dict.fromkeys(CASES, "kept")
+        assert previews() == everything
+    (out / "more_b_preview.png").unlink()
+    expected = {"a": "kept", "more_b": "done", "more_c": "kept"}
+    assert statuses(run(bundle, scans, out, preview=True)) == expected
+    assert previews() == everything
+    # a picture that cannot be drawn fails its case, and the earlier files stay
+    (out / "a_preview.png").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr("matplotlib.figure.Figure.savefig", lambda *_, **__: 1 / 0)
+        outcome = run(bundle, scans, out, preview=True)
+    assert (statuses(outcome)["a"], outcome.exit_status) == ("failed", 3)
+    assert (out / "a_candidates.json").is_file()
+    assert not [*out.glob(".a*")]
+    # results of other settings replace the pictures
+    run(bundle, scans, out, operating_point="score:0.2")
+    assert previews() == []
+
+
+def test_preview_would_replace_the_mask_of_a_case_with_this_name(bundle, scans, tmp_path):
+    (scans / "a.nii.gz").rename(scans / "a_preview.nii.gz")
+    outcome = run(bundle, scans, tmp_path / "out", names="nnunet", preview=True)
+    assert statuses(outcome) == {"a_preview": "failed", "more_b": "done", "more_c": "done"}
+    with pytest.raises(ConfigError, match="preview"):
+        run(bundle, scans, tmp_path / "out", preview="often")
+
+
 def test_failed_cases_get_rows_and_leave_no_files(bundle, scans, tmp_path):
     out = tmp_path / "out"
     run(bundle, scans, out)

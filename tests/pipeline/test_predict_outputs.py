@@ -1,11 +1,14 @@
 """`predict` without the extra that writes DICOM results, and the key of a case."""
 
 import logging
+from dataclasses import replace
 
 import pytest
 
 from lesionseg.errors import ConfigError
-from lesionseg.pipeline import predict_case
+from lesionseg.io.results.row import CaseRow
+from lesionseg.pipeline import WITHHELD, predict_case
+from lesionseg.pipeline.predict_outcome import PredictOutcome
 from tests.pipeline.cases import write_array
 from tests.pipeline.test_predict_selection import VOXELS, run, write_series
 
@@ -80,3 +83,36 @@ def test_key_states_the_dicom_results_as_earlier_versions_did(
     run(bundle, tmp_path / "in", tmp_path / "out", dicom_output=dicom_output)
     (text,) = texts
     assert f"(False, 'lesionseg', {dicom_output!r}, None, '')" in text
+
+
+@pytest.mark.parametrize(
+    ("n_withheld", "n_other", "n_kept", "status"),
+    [
+        (14, 0, 0, 3),
+        (3, 3, 0, 3),  # exactly half
+        (3, 4, 0, 0),
+        (2, 0, 0, 0),  # too few
+        (3, 0, 9, 3),  # kept scans do not count
+        (0, 1, 14, 0),
+    ],
+)
+def test_status_is_3_if_most_new_scans_have_no_dicom_results_because_of_warnings(
+    tmp_path, n_withheld, n_other, n_kept, status
+):
+    withheld = CaseRow("a", status="warned", message=f"{WITHHELD} Not in the PACS: closed.")
+    other = CaseRow("b", status="blank", message="No DICOM results: the scan has no contrast.")
+    kept = replace(withheld, is_unchanged=True)
+    rows = (withheld,) * n_withheld + (other,) * n_other + (kept,) * n_kept
+    failed = CaseRow("c", status="failed", is_unchanged=True)
+    outcome = PredictOutcome((*rows, *[failed] * 20), tmp_path)
+    assert outcome.exit_status == status
+    n_new = n_withheld + n_other
+    said = f"{n_withheld} of {n_new} scans are unlike the training scans: no SEG or SR was written"
+    sent = replace(outcome, sent=())
+    for one, words in ((outcome, said), (sent, said.replace("written", "sent"))):
+        assert one.summary()[-1].startswith(words) == (status == 3)
+        assert (one.next is None) == (status == 3)
+        assert (one.record()["withheld_warning"] == "") == (status == 0)
+        assert (
+            f"{n_withheld + n_kept} scans are unlike" in "\n".join(one.counts()) or n_withheld < 2
+        )

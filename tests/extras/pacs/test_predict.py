@@ -68,6 +68,41 @@ def test_scan_unlike_the_training_scans_gets_dicom_results_only_on_request(
     assert not list(out.glob("*.dcm"))
 
 
+def test_night_of_scans_unlike_the_training_scans_ends_with_3_once(make_checked_bundle, tmp_path):
+    unlike = make_checked_bundle(240.0)
+    archive = tmp_path / "in"
+    out = tmp_path / "out"
+    for case in "12":
+        write_series(archive / f"P{case}", f"1.{case}")
+    outcome, _ = run(unlike, archive, out, dicom_output=True)
+    assert outcome.exit_status == 0  # two scans may be chance
+    for case in "345":
+        write_series(archive / f"P{case}", f"1.{case}")
+    outcome, rows = run(unlike, archive, out, dicom_output=True)
+    assert outcome.exit_status == 3
+    words = "3 of 3 scans are unlike the training scans: no SEG or SR was written for these."
+    assert outcome.summary()[-1] == words
+    assert words in (out / "predictions.log").read_text()
+    assert {row.status for row in rows.values()} == {"warned"}
+    outcome, _ = run(unlike, archive, out, dicom_output=True)  # the same night again
+    assert (outcome.exit_status, outcome.summary()[-1][:6]) == (0, "Wrote:")
+    for dicom_output in ("all", False):
+        outcome, _ = run(unlike, archive, tmp_path / str(dicom_output), dicom_output=dicom_output)
+        assert outcome.exit_status == 0
+    for case in "abc":
+        write_array(tmp_path / "nifti" / f"{case}.nii", VOXELS.astype(np.float32))
+    outcome, rows = run(unlike, tmp_path / "nifti", tmp_path / "plain", dicom_output=True)
+    assert ({row.status for row in rows.values()}, outcome.exit_status) == ({"warned"}, 0)
+    # each shard counts its own scans
+    statuses = [
+        run(unlike, archive, tmp_path / "jobs", dicom_output=True, num_shards=2, shard_index=i)[0]
+        for i in range(2)
+    ]
+    assert {outcome.exit_status for outcome in statuses} <= {0, 3}
+    for outcome in statuses:
+        assert (outcome.exit_status == 3) == (len(outcome.rows) >= 3)
+
+
 def test_a_blank_series_gets_no_dicom_results(bundle, tmp_path):
     folder = tmp_path / "in"
     for z in range(4):

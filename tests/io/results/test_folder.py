@@ -98,6 +98,7 @@ def test_changed_scan_is_recognised_by_its_uids(tmp_path, recorded, now, is_same
         "a_mask.png",
         "a_instances.mha",
         "a_regions.nrrd",
+        "a_preview.png",
         "a_probabilities.npz",
         "a_seg.dcm",
         "a_sr.dcm",

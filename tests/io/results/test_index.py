@@ -14,7 +14,9 @@ def _touch(folder, names):
 
 def test_files_of_a_folder_are_grouped_by_case(tmp_path):
     _touch(tmp_path, "B_mask.png A_mask.nii.gz A_instances.nii.gz A_candidates.json C.nrrd")
-    _touch(tmp_path, "D_candidates.json predictions.csv dataset.json .E.nii a_seg.dcm")
+    _touch(
+        tmp_path, "D_candidates.json predictions.csv dataset.json .E.nii a_seg.dcm A_preview.png"
+    )
     found = find_predictions(tmp_path)
     assert list(found) == ["A", "B", "C", "D"]
     assert found["A"] == PredictionFiles(
