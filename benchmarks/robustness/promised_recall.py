@@ -112,9 +112,9 @@ def main() -> None:
     out.writerow(COLUMNS)
     if given.folder:
         tables = read_tables(given.folder)
-        share = f"{100 * np.mean(tables.detected_at == NEVER):.1f}"
+        without = f"{100 * np.mean(tables.detected_at == NEVER):.1f}"
         rows = measure(draw_studies(tables), SENSITIVITIES_OF_A_SHORT_TRAINING)
-        out.writerows([DRAWN, share, *row] for row in rows)
+        out.writerows([DRAWN, without, *row] for row in rows)
         return
     for n in PATIENTS:
         for share in SHARES_WITHOUT:
