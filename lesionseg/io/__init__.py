@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from lesionseg.io.scans import dicom_scan as dicom_scan
     from lesionseg.io.scans import find_scans as find_scans
     from lesionseg.io.scans import kind_of_name as kind_of_name
-    from lesionseg.io.scans import leave_out as leave_out
     from lesionseg.io.text import read_csv as read_csv
     from lesionseg.io.text import read_json as read_json
     from lesionseg.io.text import write_csv as write_csv
@@ -72,7 +71,6 @@ _HOMES = {
     "is_dicom_image": "volumes",
     "itk_image": "itk",
     "kind_of_name": "scans",
-    "leave_out": "scans",
     "limit_voxels": "limits",
     "locked_folder": "files",
     "made_folder": "files",

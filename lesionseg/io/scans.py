@@ -125,6 +125,14 @@ class Scan:
         finding = Finding(kind, message, self.case, severity)
         return replace(self, findings=(*self.findings, finding))
 
+    def unless(self, unwanted: "Callable[[Scan], str]") -> "Scan":
+        """Return the scan with a note if `unwanted` gives a reason to leave it out.
+
+        A scan with findings is returned unchanged.
+        """
+        reason = "" if self.findings else unwanted(self)
+        return self.add_finding(LEFT_OUT, reason) if reason else self
+
     def row(self, bundle: str = "") -> CaseRow:
         """Return the row of the scan before it is predicted: without status, key and digest.
 
@@ -297,20 +305,11 @@ def find_scans(
         root = root if source.is_file() else _folder_before_wildcards(source)
         scans, notes = _search(source, root, channels, dims, results)
     if unwanted is not None:
-        scans = [leave_out(scan, unwanted) for scan in scans]
+        scans = [scan.unless(unwanted) for scan in scans]
     if names == "bids":
         scans = [_named_as_in_bids(scan) for scan in scans]
     ordered = sorted(scans, key=lambda scan: scan.key)
     return FoundScans(source, root, tuple(_mark_clashes(ordered)), tuple(notes))
-
-
-def leave_out(scan: Scan, unwanted: Callable[[Scan], str]) -> Scan:
-    """Return the scan with a note if `unwanted` gives a reason to leave it out.
-
-    A scan with findings is returned unchanged.
-    """
-    reason = "" if scan.findings else unwanted(scan)
-    return scan.add_finding(LEFT_OUT, reason) if reason else scan
 
 
 def _named_as_in_bids(scan: Scan) -> Scan:

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from lesionseg.pipeline.outcome import find_recipe as find_recipe
     from lesionseg.pipeline.output_lock import hold_lock as hold_lock
     from lesionseg.pipeline.planning import begin as begin
-    from lesionseg.pipeline.predict_outputs import WITHHELD as WITHHELD
     from lesionseg.pipeline.predict_outputs import Outputs as Outputs
     from lesionseg.pipeline.prepare import prepare_cases as prepare_cases
     from lesionseg.pipeline.run_dir import default_run_dir as default_run_dir
@@ -28,7 +27,6 @@ _HOMES = {
     "Experiment": "experiment",
     "Outcome": "outcome",
     "Outputs": "predict_outputs",
-    "WITHHELD": "predict_outputs",
     "align_columns": "log",
     "bar": "log",
     "begin": "planning",

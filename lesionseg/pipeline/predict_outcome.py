@@ -11,7 +11,7 @@ from lesionseg.io.results.index import TABLE
 from lesionseg.io.results.row import CaseRow
 from lesionseg.pipeline.log import command_line
 from lesionseg.pipeline.outcome import Outcome
-from lesionseg.pipeline.predict_outputs import WITHHELD
+from lesionseg.pipeline.predict_outputs import Outputs
 
 _MIN_WITHHELD = 3  # scans of a run without DICOM results; fewer may be chance
 
@@ -57,7 +57,7 @@ class PredictOutcome(Outcome):
         New scans are those that were predicted in this run. Otherwise "".
         """
         new = [row for row in self.rows if row.is_done and not row.is_unchanged]
-        n = sum(row.message.startswith(WITHHELD) for row in new)
+        n = sum(row.message.startswith(Outputs.WITHHELD) for row in new)
         if n < max(_MIN_WITHHELD, len(new) / 2):
             return ""
         verb = "written" if self.sent is None else "sent"

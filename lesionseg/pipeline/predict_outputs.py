@@ -14,8 +14,6 @@ from lesionseg.io.volumes import is_dicom_image
 
 logger = logging.getLogger(__name__)
 
-# the message of a case that has no DICOM results because its scan has a warning
-WITHHELD = "No DICOM results: the scan has a warning. dicom_output=all writes them."
 _MISSING = (
     "No DICOM results: this installation lacks the extra, lesionseg/extras/pacs. Install lesionseg "
     "again to add it, or set dicom_output=false."
@@ -33,6 +31,9 @@ class Outputs:
         sent: the cases whose files were sent.
         unsent: the reasons why files could not be sent, by case.
     """
+
+    # the message of a case whose scan is unlike the training scans
+    WITHHELD = "No DICOM results: the scan has a warning. dicom_output=all writes them."
 
     def __init__(self, written: bool | Literal["all"] = False, reason: str = "") -> None:
         self.written = written

@@ -7,7 +7,7 @@ import pytest
 
 from lesionseg.errors import ConfigError
 from lesionseg.io.results.row import CaseRow
-from lesionseg.pipeline import WITHHELD, predict_case
+from lesionseg.pipeline import Outputs, predict_case
 from lesionseg.pipeline.predict_outcome import PredictOutcome
 from tests.pipeline.cases import write_array
 from tests.pipeline.test_predict_selection import VOXELS, run, write_series
@@ -99,7 +99,7 @@ def test_key_states_the_dicom_results_as_earlier_versions_did(
 def test_status_is_3_if_most_new_scans_have_no_dicom_results_because_of_warnings(
     tmp_path, n_withheld, n_other, n_kept, status
 ):
-    withheld = CaseRow("a", status="warned", message=f"{WITHHELD} Not in the PACS: closed.")
+    withheld = CaseRow("a", status="warned", message=f"{Outputs.WITHHELD} Not in the PACS: closed.")
     other = CaseRow("b", status="blank", message="No DICOM results: the scan has no contrast.")
     kept = replace(withheld, is_unchanged=True)
     rows = (withheld,) * n_withheld + (other,) * n_other + (kept,) * n_kept

@@ -38,7 +38,6 @@ from lesionseg.io import (
     atomic_path,
     dicom_scan,
     digest_of,
-    leave_out,
 )
 from lesionseg.io.dicom import (
     NO_IMAGE,
@@ -222,7 +221,7 @@ class DicomWeb:
                 continue
             try:
                 for scan in _scans_of_series(self, series, folder):
-                    scans.append(leave_out(scan, unwanted))
+                    scans.append(scan.unless(unwanted))
             except ReadError as error:
                 scan = Scan(CaseFiles(uid, (), group=uid), uid)
                 scans.append(scan.add_finding(UNREADABLE, str(error)))

@@ -13,9 +13,9 @@ from lesionseg.errors import ContentError, GeometryError, LesionsegError, ReadEr
 from lesionseg.extras.pacs.dicomweb import DicomWeb
 from lesionseg.extras.pacs.result_origin import ResultOrigin
 from lesionseg.extras.pacs.results import require_highdicom, write_dicom_results
-from lesionseg.io import Scan, is_dicom_image, read_json, write_json
+from lesionseg.io import Scan, is_dicom_image, write_json
 from lesionseg.io.results import REPORT, SEGMENTATION, SENT, CaseRow, PredictionFolder
-from lesionseg.pipeline import WITHHELD, Outputs
+from lesionseg.pipeline import Outputs
 
 logger = logging.getLogger(__name__)
 
@@ -25,8 +25,8 @@ _RECORD = TypeAdapter(dict[str, list[str]])
 
 def read_sent(record: Path) -> dict[str, list[str]]:
     """Return the UIDs of the stored results by address. A missing or damaged record has none."""
-    with suppress(ReadError, ValidationError):
-        return _RECORD.validate_python(read_json(record))
+    with suppress(OSError, ValidationError):
+        return _RECORD.validate_json(record.read_bytes())
     return {}
 
 
@@ -72,7 +72,7 @@ class DicomOutputs(Outputs):
         if row.status == "blank":
             return "No DICOM results: the scan has no contrast."
         if row.status == "warned" and self.written != "all":
-            return WITHHELD
+            return self.WITHHELD
         origin = ResultOrigin(row.bundle, row.key)
         try:
             is_segmented = write_dicom_results(
