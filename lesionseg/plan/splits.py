@@ -5,6 +5,7 @@ import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 
@@ -460,7 +461,7 @@ def _make_units(
         units[name] = _Unit(
             cases=tuple(cases),
             n_lesions=sum(counts[case] for case in cases),
-            size=float(np.median([lesions.sizes.get(case, 0.0) for case in cases])),
+            size=median(lesions.sizes.get(case, 0.0) for case in cases),
             labels=frozenset().union(*(lesions.labels.get(case, ()) for case in with_lesions)),
         )
     names = list(units)
