@@ -14,6 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
+from PIL import Image
+from scipy.ndimage import binary_dilation
 
 from lesionseg.core import CaseFiles, Geometry, Prediction
 from lesionseg.core.arrays import Flags, Numbers
@@ -32,6 +34,7 @@ WINDOW = (1, 99.5)  # of a complete plane
 CUTOUT_WINDOW = (1, 99.7)  # of a cut-out, from the values of its complete plane
 INCHES = 1.75  # side of a panel
 DPI = 110
+SLICE_SIDE = 512  # pixels of the longer side of a complete slice
 PREVIEW_DPI = 200
 MOST_ROWS = 4  # candidates in a preview
 JPEG_QUALITY = 82
@@ -316,6 +319,39 @@ def draw_overview(image: NDArray[Any], geometry: Geometry, mask: Flags | None) -
     outline = _Outline(lesions, REFERENCE, "-")
     _show(axes, turned, (outline,), spacing, np.percentile(turned, WINDOW))
     return data_uri(figure)
+
+
+def draw_slices(image: NDArray[Any], geometry: Geometry, mask: Flags) -> list[str]:
+    """Draw every axial slice of a scan with the outline of a mask, as JPEG in data URIs.
+
+    The slices run from superior to inferior, as `display_axes` orders them. A 2-D image is one
+    slice. Pixels are square, and the longer side of a slice has `SLICE_SIDE` of them.
+
+    Args:
+        image: The image `[*spatial]`.
+        geometry: Grid of the image and the mask.
+        mask: Mask of the outlined candidates `[*spatial]`.
+    """
+    order, flips = display_axes(geometry)
+    low, high = np.percentile(image, WINDOW)
+    grey = ((image - low) * (255 / max(float(high - low), 1e-6))).clip(0, 255).astype(np.uint8)
+    planes, masks = (
+        np.flip(array.transpose(order), flips).reshape(-1, *array.transpose(order).shape[-2:])
+        for array in (grey, mask)
+    )
+    sides_mm = np.multiply(planes.shape[1:], [geometry.spacing_mm[axis] for axis in order[-2:]])
+    height, width = (int(side) for side in np.ceil(SLICE_SIDE * sides_mm / sides_mm.max()))
+    drawn = []
+    for plane, inside in zip(planes, masks, strict=True):
+        picture = (
+            Image.fromarray(np.ascontiguousarray(plane)).resize((width, height)).convert("RGB")
+        )
+        shape = np.asarray(Image.fromarray(np.ascontiguousarray(inside)).resize((width, height), 0))
+        picture.paste(ACCEPTED, mask=Image.fromarray(binary_dilation(shape) & ~shape))
+        buffer = io.BytesIO()
+        picture.save(buffer, format="JPEG", quality=JPEG_QUALITY)
+        drawn.append(jpeg_uri(buffer))
+    return drawn
 
 
 def display_levels(image: NDArray[Any], window: tuple[float, float]) -> NDArray[np.uint8]:

@@ -20,7 +20,7 @@ from lesionseg.core.arrays import Numbers
 from lesionseg.errors import ConfigError
 from lesionseg.io.volumes import write_volume
 from lesionseg.reporting.images import Scene, candidate_ids
-from lesionseg.reporting.pictures import draw_overview
+from lesionseg.reporting.pictures import display_axes, draw_slices
 from lesionseg.reporting.rendering import write_page
 
 NIIVUE = Path(__file__).parent / "niivue" / "niivue.umd.js"
@@ -77,7 +77,7 @@ def remove_viewer_pages(folder: Path) -> None:
             page.unlink()
 
 
-def viewer_data(scene: Scene, *, with_picture: bool = False) -> dict[str, Any]:
+def viewer_data(scene: Scene, *, with_slices: bool = False) -> dict[str, Any]:
     """Return the data for the script of `viewer_parts.html.j2`.
 
     - `volumes`: image, candidates and reference as `.nii.gz` in base64. They contain every
@@ -88,8 +88,9 @@ def viewer_data(scene: Scene, *, with_picture: bool = False) -> dict[str, Any]:
     - `unit`: the unit of diameters.
     - `flat`: True for a 2-D image.
     - `step`: 1, or more for a scan of more than `MAX_VOXELS` voxels.
-    - `picture`: one slice with the accepted candidates, for a page without NiiVue. It is present
-      only for `with_picture` and with a prediction.
+    - `slices`: only for `with_slices` and with a prediction, for a page without NiiVue. All axial
+      slices with the accepted candidates, see `draw_slices`. The `slice` of a candidate is the one
+      through its centre.
     """
     # with this step, the thinned scan has about `MAX_VOXELS` voxels or fewer
     step = max(1, ceil((scene.image.size / MAX_VOXELS) ** (1 / scene.geometry.dims)))
@@ -122,10 +123,22 @@ def viewer_data(scene: Scene, *, with_picture: bool = False) -> dict[str, Any]:
         "flat": scene.geometry.dims == 2,
         "step": step,
     }
-    if with_picture and prediction is not None:
+    if with_slices and prediction is not None:
         accepted = candidate_ids(prediction, {c.id for c in candidates if c.accepted}) > 0
-        data["picture"] = draw_overview(scene.image, scene.geometry, accepted)
+        data["slices"] = draw_slices(scene.image, scene.geometry, accepted)
+        for row, candidate in zip(rows, candidates, strict=True):
+            row["slice"] = _slice_through(candidate.centre_mm, scene.geometry)
     return data
+
+
+def _slice_through(centre_mm: Sequence[float], geometry: Geometry) -> int:
+    """Return the slice of `draw_slices` that contains a position. A 2-D image has slice 0."""
+    if geometry.dims == 2:
+        return 0
+    order, flips = display_axes(geometry)
+    n = geometry.shape[order[0]]
+    index = round(float(np.linalg.solve(geometry.affine, [*centre_mm, 1.0])[order[0]]))
+    return min(max(n - 1 - index if 0 in flips else index, 0), n - 1)
 
 
 def _scale_to_grey(image: NDArray[Any]) -> NDArray[np.uint8]:

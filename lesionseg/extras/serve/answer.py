@@ -90,7 +90,7 @@ def predict_scan(
         if result == "all":
             return Answer(zipped.name, zipped.read_bytes(), warning)
         scene = Scene(volume.array[0], volume.geometry, prediction=prediction)
-        view = viewer_data(scene, with_picture=not NIIVUE.is_file())
+        view = viewer_data(scene, with_slices=not NIIVUE.is_file())
         view["zip"] = base64.b64encode(zipped.read_bytes()).decode()
         view["warning"] = warning
         channels = predictor.plan.channel_names
