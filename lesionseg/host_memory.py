@@ -197,9 +197,9 @@ def reuse_memory(*, is_wanted: bool = True) -> Iterator[None]:
 
 
 def trim_memory() -> None:
-    """Return all free blocks to the system, even those between used ones, in milliseconds.
+    """Give all free blocks back to the system, even those between used ones.
 
-    Without glibc nothing happens.
+    This takes milliseconds. Without glibc nothing happens.
     """
     library = _glibc()
     if library is not None:

@@ -214,7 +214,8 @@ def find_by_rule(
     channels = [as_sparse(channel, geometry, rule) for channel in probabilities]
     if len(channels) != len(labels):
         raise GeometryError(
-            f"The probabilities have {len(channels)} channels, but there are {len(labels)} regions."
+            f"{case}: the probabilities have {len(channels)} channels, but there are "
+            f"{len(labels)} regions. Give one channel per region."
         )
     union = highest_probabilities(channels)
     found = find_candidates([union], geometry, rule, tuple(UNION), case, keep_from=keep_from)

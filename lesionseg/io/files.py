@@ -51,7 +51,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def output_errors(path: Path) -> Iterator[None]:
-    """Convert an `OSError` into an `OutputError` that names the path."""
+    """Raise `OutputError`, which names the path, instead of an `OSError`."""
     try:
         yield
     except OSError as error:
@@ -65,8 +65,7 @@ def digest_of(*parts: str | bytes | memoryview | Path) -> str:
     """Compute the SHA-256 of the parts, one after the other, as 64 hexadecimal digits.
 
     A text counts as UTF-8, with "?" for what cannot be encoded, and a path as the content of its
-    file. The digest of one file equals
-    the output of `sha256sum`.
+    file. The digest of one file equals the output of `sha256sum`.
     """
     digest = hashlib.sha256()
     for part in parts:

@@ -159,7 +159,7 @@ def check_resampled(where: str, shape: Sequence[int]) -> None:
 
 @contextmanager
 def convert_read_errors(path: Path) -> Iterator[None]:
-    """Convert every error within the context into a `LesionsegError` that names the file.
+    """Raise every error within the context as a `LesionsegError` that names the file.
 
     Errors of lesionseg stay as they are, except that a `GeometryError` gets the path if it lacks
     it. Other errors become a `ResourceError` if they may pass (no memory, network, permissions),

@@ -121,7 +121,7 @@ def read_text(path: Path, most_bytes: int = _MAX_TEXT_BYTES) -> str:
         content = path.read_bytes()
     except OSError as error:
         reason = (error.strerror or "unknown reason").lower()
-        raise ReadError(f"{path}: cannot be read: {reason}.") from error
+        raise ReadError(f"{path}: cannot be read: {reason}. Check the path.") from error
     encoding = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     try:
         text = content.decode(encoding)
@@ -246,7 +246,8 @@ def _read_names(rows: Iterator[list[str]]) -> list[str]:
 def read_csv_lines(path: Path) -> list[tuple[int, dict[str, str]]]:
     """Read a table like `read_csv`, with the number of the line at which each row ends.
 
-    Values that look like several rows between two ditto marks give a warning.
+    Values that look like several rows between two ditto marks give a warning. Raise `ReadError` if
+    the table cannot be read, see `read_csv`.
     """
     text = read_text(path)
     reader = _read_cells(text)

@@ -68,10 +68,11 @@ def read_tiff(path: Path, pixel_mm: float | None, *, as_labels: bool) -> Volume:
         pages = _list_full_pages(path, tiff)
         n_planes = _count_planes(tiff, pages)
         if n_planes > 1 and len(tiff.series) > 1:
+            shapes = [series.shape for series in tiff.series]
             raise ReadError(
-                f"{path}: the pages ({n_planes} without previews) do not form one volume: they "
-                "differ in size or kind, or the file also has a preview. Save slices of one size "
-                "without a preview, or convert the stack to NIfTI or NRRD."
+                f"{path}: the pages do not form one volume, but stacks of the shapes "
+                f"{' and '.join(map(str, shapes))}. Save only the slices, in one size and data "
+                "type, or convert them to NIfTI or NRRD."
             )
         if n_planes > 1:
             return _read_stack(path, tiff, as_labels=as_labels)

@@ -171,9 +171,10 @@ def load_plain(source: Path | BinaryIO, where: str) -> Mapping[str, Any]:
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL (\S+)", str(error))
         raise BundleError(
-            f"{where} {'contains' if named else 'is damaged, or contains'} more than tensors and "
-            f"numbers, and was not read{f': {named[1]}' if named else ''}. If you trust its "
-            "author, save only its weights: torch.save({'network_weights': torch.load(FILE, "
+            f"{where} was not read, because it may run code: it "
+            f"{'contains' if named else 'is damaged, or contains'} more than tensors and numbers"
+            f"{f' ({named[1]})' if named else ''}. If you trust its author, save only its weights: "
+            "torch.save({'network_weights': torch.load(FILE, "
             "weights_only=False)['network_weights']}, NEW)."
         ) from error
     except Exception as error:  # a damaged pickle may raise any type, such as KeyError

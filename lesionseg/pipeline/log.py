@@ -91,15 +91,17 @@ def quoted_text(value: object) -> str:
 
 
 def in_quotes(value: str) -> str:
-    r"""Return a text in single quotes, or unchanged if it has quotes already.
+    r"""Return a text in single quotes, or unchanged if it already is a quoted text of Hydra.
 
     Hydra reads a backslash as itself unless a quote follows. Backslashes before a quote, and before
     the end, where the closing quote is added, are therefore doubled. A quote gets a backslash.
 
     >>> print(in_quotes(r"C:\scans"), in_quotes("C:\\"), in_quotes("it's"), in_quotes("'"))
     'C:\scans' 'C:\\' 'it\'s' '\''
+    >>> print(in_quotes("'a, b'"), in_quotes("'a' or 'b'"))
+    'a, b' '\'a\' or \'b\''
     """
-    if re.fullmatch(r"""(['"]).*\1""", value, re.DOTALL):
+    if re.fullmatch(r"""(['"])(?:\\.|(?!\1)[^\\])*\1""", value, re.DOTALL):
         return value
     before_quotes = re.sub(r"(\\*)'", r"\1\1\\'", value)
     before_end = re.sub(r"(\\+)$", r"\1\1", before_quotes)

@@ -90,7 +90,10 @@ def begin(experiment: Experiment, given: Plan | None = None) -> Plan:
 
 
 def _begin(experiment: Experiment, given: Plan | None) -> Plan:
-    """Do the work of `begin` in one process. On a GPU, a new plan is tried in training steps."""
+    """Do the work of `begin`, with the same errors, in one process.
+
+    On a GPU, a new plan is tried in training steps.
+    """
     cfg = experiment.cfg
     run = experiment.run
     architecture = cfg.model.architecture

@@ -83,7 +83,7 @@ class _Division:
             self.is_held[self._draw_best(gains > 0, gains - losses)] = True
 
     def drop_beyond(self, most: int) -> None:
-        """Return units to training until validation has `most`, or has no dispensable unit."""
+        """Move units to training until validation has `most`, or has no dispensable unit."""
         while self.is_held.sum() > most:
             can_go = self._dispensable()
             if not can_go.any():
@@ -92,7 +92,7 @@ class _Division:
             self.is_held[self._draw_best(can_go, gains)] = False
 
     def return_to_training(self) -> None:
-        """Return one unit of each label that training lacks to training, as far as possible.
+        """Move a unit of each label that training lacks to training, as far as possible.
 
         A training unit that no label needs replaces each, if there is one.
         """

@@ -47,7 +47,7 @@ class LesionModule(pl.LightningModule):
     """The training of `network` with `objective` until the budget of `settings` is spent.
 
     The memory format of the network is changed to that of the training. If `settings` states no
-    budget, it is that of `resolve_budget`. A loss with trainable weights is a `ConfigError`.
+    budget, it is that of `resolve_budget`.
 
     A batch contains `plan.batch_size` tiles. Terms per positive are divided by a normaliser, the
     moving average of the number of positives in the batches of all processes. Accumulated batches
@@ -55,6 +55,9 @@ class LesionModule(pl.LightningModule):
     over the number of processes. Dice and the means over lesions are computed from the sums of all
     processes. A step whose gradient is not finite does not change the weights. It is counted in the
     next step, because reading the flag at once would make a GPU wait.
+
+    Raises:
+        ConfigError: If the loss has trainable parameters.
     """
 
     def __init__(
@@ -65,7 +68,9 @@ class LesionModule(pl.LightningModule):
         optim: OptimConfig,
     ) -> None:
         if any(weight.requires_grad for weight in objective.loss.parameters()):
-            raise ConfigError("loss: it has weights, which are not trained. Use constants instead.")
+            raise ConfigError(
+                "loss: the custom loss has trainable parameters. Register them as buffers."
+            )
         super().__init__()
         plan = objective.plan
         device = training_device(settings.accelerator)

@@ -66,8 +66,8 @@ def _make_own(folder: Path) -> None:
     is_own = not hasattr(os, "getuid") or found.st_uid == os.getuid()
     if not stat.S_ISDIR(found.st_mode) or not is_own:
         raise OutputError(
-            f"{folder}: this is not a folder of your own. Remove it, or name another folder by the "
-            "environment variable TMPDIR."
+            f"{folder}: this is a link, or it belongs to another user. Remove it, or name another "
+            "folder by the environment variable TMPDIR."
         )
     folder.chmod(0o700)
 

@@ -41,6 +41,7 @@ _DIRECTORY_BYTES = 1024 * MAX_FILES  # of the directory of a zip
 _MAX_FIELDS = 20  # of a form, besides its files
 STALLED_SECONDS = 60.0  # without a byte, after which an upload is given up
 _MAX_SUFFIX = 16  # characters of the suffix of a stored file
+_FREE_SPACE = "Free space on its disk, or start it with another TMPDIR."
 _SentFile = tuple[Path, Callable[[], Any]]  # its name, and a function that opens it
 
 
@@ -86,7 +87,9 @@ async def receive(
     except TimeoutError:  # an OSError, too
         raise
     except OSError as error:
-        raise OutputError(f"The server cannot write the scan: {error.strerror}.") from error
+        raise OutputError(
+            f"The server cannot write the scan: {error.strerror}. {_FREE_SPACE}"
+        ) from error
 
 
 def store(
@@ -142,7 +145,9 @@ def store(
         raise ReadError(f"The zip cannot be read: {error}. Make it again.") from error
     except OSError as error:
         if error.errno in MAY_PASS:  # an error of the server, not of the sent files
-            raise OutputError(f"The server cannot write the scan: {error.strerror}.") from error
+            raise OutputError(
+                f"The server cannot write the scan: {error.strerror}. {_FREE_SPACE}"
+            ) from error
         raise ReadError(f"The files cannot be stored: {error.strerror}. Rename them.") from error
     return [name.name for name, _ in sent] if are_channels else []
 

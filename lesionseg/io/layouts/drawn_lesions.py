@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lesionseg.core import CaseFiles, Geometry, Reference, StatedBoxes
+from lesionseg.core import CaseFiles, Geometry, Reference, StatedBoxes, describe_sides
 from lesionseg.core.arrays import Flags, Integers
 from lesionseg.core.lesions import box_slices, clip_boxes
 from lesionseg.errors import ContentError, GeometryError, count
@@ -121,7 +121,7 @@ def _require_stated_size(image: Path, stated: tuple[int, ...] | None, geometry: 
 
     `stated` is height and width, or None if the annotations state no size.
     """
-    if stated not in (None, geometry.shape):
+    if stated and stated != geometry.shape:
         advice = "Correct height and width, or the image."
         if stated == geometry.shape[::-1]:
             advice = (
@@ -129,7 +129,8 @@ def _require_stated_size(image: Path, stated: tuple[int, ...] | None, geometry: 
                 "remove the picture's orientation tag (EXIF); otherwise exchange height and width."
             )
         raise GeometryError(
-            f"{image} has {geometry.shape} pixels, but its annotations state {stated}. {advice}"
+            f"{image} is {describe_sides(geometry.shape[::-1])} (width × height), but its "
+            f"annotations state {describe_sides(stated[::-1])}. {advice}"
         )
 
 

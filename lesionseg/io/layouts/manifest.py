@@ -235,7 +235,7 @@ def read_labels(root: Path) -> Labels:
     lesions = {value: name for value, name in named.items() if name != IGNORE}
     if not lesions or len(ignored) > 1:
         raise DatasetError(
-            f"{path}: the labels {named} must be at least one lesion and at most one value to "
+            f"{path}: the labels {named} need at least one lesion, and may have one value to "
             'ignore. Write {"1": "lesion", "9": "ignore"}.'
         )
     value_of: dict[str, int] = {}

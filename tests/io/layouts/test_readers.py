@@ -193,7 +193,7 @@ def test_readers_of_coco_are_merged(tmp_path, coco_content):
 def test_wrong_image_size_with_several_readers_is_an_error(tmp_path, coco_content):
     coco_content["images"][0]["height"] = 41
     write_json(tmp_path / "annotations.json", coco_content)
-    with pytest.raises(LesionsegError, match=r"annotations state \(41, 64\)"):
+    with pytest.raises(LesionsegError, match="annotations state 64 × 41"):
         read_all(tmp_path)
 
 
