@@ -28,9 +28,9 @@ _FORMULA = re.compile(r"'*[=+\-@]")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text atomically, with the same bytes on every system.
+    r"""Write UTF-8 text atomically, with the same bytes on every system.
 
-    Bytes of a file name that are not UTF-8 are written as `\\udc…`.
+    Bytes of a file name that are not UTF-8 are written as `\udc…`.
     """
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
@@ -317,9 +317,9 @@ def _find_separator(text: str) -> str:
 
 
 def escape_formula(cell: Any) -> Any:
-    """Return a cell that spreadsheets do not run as a formula.
+    r"""Return a cell that spreadsheets do not run as a formula.
 
-    Text loses the spaces around it, and its line ends become `\\n`. Other values stay.
+    Text loses the spaces around it, and its line ends become `\n`. Other values stay.
 
     >>> [escape_formula(cell) for cell in ("=1+1", "-0.5", -0.5, "case")]
     ["'=1+1", '-0.5', -0.5, 'case']

@@ -18,7 +18,7 @@ _ON_OUTLINE = 1e-3  # pixels, for the rounding of coordinates
 
 
 def label_components(mask: Flags) -> NDArray[np.int32]:
-    """Number the connected components of a mask of two or three axes.
+    """Label the connected components of a mask of two or three axes.
 
     Voxels that share a face, an edge or a corner belong together (8 neighbours in 2-D, 26 in 3-D).
 

@@ -72,7 +72,7 @@ class BatchTargets:
 def renumber(
     instances: Integer[Tensor, "b *tile"], valid: Bool[Tensor, "b *tile"]
 ) -> Integer[Tensor, "b *tile"]:
-    """Number each tile's lesions 1, 2, … in the order of their ids. Invalid voxels become 0.
+    """Renumber each tile's lesions 1, 2, … in the order of their ids. Invalid voxels become 0.
 
     The result is uint8 if no tile has more than 255 lesions, otherwise int32. With uint8, four
     times fewer bytes are moved to a GPU, and a loss knows an upper limit without reading values.
