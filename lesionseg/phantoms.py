@@ -823,7 +823,7 @@ def draw_cases(
         progress: called with case, number done and total.
 
     Raises:
-        ConfigError: before the first case, if the numbers cannot be simulated.
+        ConfigError: If the numbers cannot be simulated, before the first case.
     """
     shape, spacing_mm = grid
     least, most = n_lesions

@@ -240,7 +240,7 @@ def multirun(command: str, argv: Sequence[str]) -> int:
 
     Raises:
         ConfigError: if Hydra refuses an override, or a launcher is not installed.
-        LesionsegError: at the end, the error of one of the jobs that failed. All are logged.
+        LesionsegError: If jobs failed: the error of one of them, at the end. All are logged.
     """
     import hydra
     from hydra.core.hydra_config import HydraConfig

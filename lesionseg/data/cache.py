@@ -387,7 +387,7 @@ def fill_cache(
     Raises:
         ConfigError: if the folder is remote.
         OutputError: if the disk is not writable.
-        LesionsegError: the first error of a case.
+        LesionsegError: If a case fails: the first error.
     """
     if "://" in str(folder):
         raise ConfigError(

@@ -44,7 +44,7 @@ def read_records(
     finished cases and the number of all cases.
 
     Raises:
-        LesionsegError: the error of the case, if exactly one case cannot be used.
+        LesionsegError: If exactly one case cannot be used: its error.
         DatasetError: if several cases cannot be used.
     """
     reader = _RecordReader(dataset, folder)

@@ -35,7 +35,8 @@ def open_prediction(
         by_image: True if grids of equal shape and spacing are the same.
 
     Raises:
-        LesionsegError: see `PredictionFiles.read` and `read_probabilities`.
+        LesionsegError: If the files cannot be read, see `PredictionFiles.read` and
+            `read_probabilities`.
     """
     if files.candidates is None and files.probabilities is not None:
         return read_probabilities(files, geometry=geometry, by_image=by_image)

@@ -48,8 +48,8 @@ class Experiment:
         The only file that is written is `facts.json` of the cache.
 
         Raises:
-            DatasetError: listing the bad files; see `take_survey`.
-            ConfigError: see `take_survey`.
+            DatasetError: If files are bad, which it lists; see `take_survey`.
+            ConfigError: If a setting is wrong; see `take_survey`.
         """
         facts = cache_folder(cfg.data, run) / FACTS
         return cls.on(cfg, take_survey(cfg.data, cfg.seed, facts), run)

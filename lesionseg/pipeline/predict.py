@@ -302,7 +302,7 @@ def find_input_scans(
 
     Raises:
         DatasetError: if no scan is found.
-        ReadError: see `find_scans`.
+        ReadError: If the input cannot be searched, see `find_scans`.
     """
     archive = is_archive(source)
     found = find_scans(

@@ -157,7 +157,7 @@ def score_folds(
         The complete selection and the scores.
 
     Raises:
-        DatasetError: listing all cases whose files are damaged.
+        DatasetError: If files are damaged. It lists their cases.
     """
     fold_of: dict[str, int] = {}
     predictions: dict[str, PredictionFiles] = {}

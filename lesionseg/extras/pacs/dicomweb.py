@@ -104,10 +104,10 @@ class DicomWeb:
             `send`, only the service.
 
     Raises:
-        ConfigError: The address contains a user or password, is incomplete, or names more than the
-            service for `send`. Or a filter is not the keyword or tag of a DICOM attribute. Some
-            servers ignore such a filter and return all series. Or the package dicomweb-client is
-            not installed.
+        ConfigError: If the address contains a user or password, is incomplete, or names more than
+            the service for `send`, if the package dicomweb-client is not installed, or if a filter
+            is not the keyword or tag of a DICOM attribute. Some servers ignore such a filter and
+            return all series.
     """
 
     def __init__(self, setting: str, address: str) -> None:

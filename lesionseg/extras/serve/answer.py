@@ -64,8 +64,8 @@ def predict_scan(
         sent: the sent names of the channels' files, for the page.
 
     Raises:
-        ContentError: if the scan needs more than `budget` even so. It has not been decoded then. Or
-            if the model has no such result.
+        ContentError: If the model has no such result, or if the scan needs more than `budget` even
+            so. It has not been decoded then.
         LesionsegError: if the scan cannot be predicted. The message names no folder of the server.
     """
     try:

@@ -122,8 +122,8 @@ class _Server:
         """Write the scan of a request to `folder`. Return the sent names of the channels' files.
 
         Raises:
-            HTTPException: with status 408 if the upload stalls or takes more than
-                `cfg.request_seconds`. Otherwise a few slow clients could block the server.
+            HTTPException: If the upload stalls or takes more than `cfg.request_seconds` (status
+                408). Otherwise a few slow clients could block the server.
             LesionsegError: if the scan cannot be stored, see `receive`.
         """
         try:

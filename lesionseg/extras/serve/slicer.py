@@ -53,7 +53,7 @@ class KeptScans:
         The folder gets another name.
 
         Raises:
-            HTTPException: with status 409 if another scan is kept under the same key.
+            HTTPException: If another scan is kept under the same key (status 409).
         """
         # scans that were predicted or removed leave their keys, which must not count
         self._folders = {k: kept for k, kept in self._folders.items() if kept.is_dir()}

@@ -63,7 +63,7 @@ async def receive(
         The sent names of the channels' files in the order of `channels`. Empty for DICOM.
 
     Raises:
-        HTTPException: with status 400 if the form cannot be read, 413 if the request is too large.
+        HTTPException: If the form cannot be read (status 400) or is too large (413).
         OutputError: if the disk is full, because large files of a form are kept on it.
         LesionsegError: if the scan cannot be stored, see `store`.
         TimeoutError: if no byte arrives for `STALLED_SECONDS`.
@@ -317,7 +317,7 @@ class InferenceQueue:
         """Reserve a place in the queue for a scan, from its upload to its answer.
 
         Raises:
-            HTTPException: with status 503 if the queue is full.
+            HTTPException: If the queue is full (status 503).
         """
         if self._n_places >= self._max_waiting:
             raise _busy("Too many scans are waiting.", seconds=10)
@@ -334,8 +334,8 @@ class InferenceQueue:
         the client leaves, the work ends, and the error answers nobody.
 
         Raises:
-            HTTPException: with status 503 if it took too long, the model cannot be loaded, or the
-                server stops.
+            HTTPException: If it took too long, the model cannot be loaded, or the server stops
+                (status 503).
             ResourceError: if the process of the model crashed.
         """
         # a server that stops cancels the task
