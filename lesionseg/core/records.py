@@ -32,7 +32,7 @@ def parse_as(
         key_of: The key in the file for each field whose key differs from its name.
 
     Raises:
-        LesionsegError: If keys are wrong. It is of the class `error`, and names `where` and the keys.
+        LesionsegError: If keys are wrong. It has the class `error`, and names `where` and the keys.
     """
     try:
         return _adapter_of(kind).validate_python(content)  # type: ignore[arg-type, no-any-return]

@@ -61,7 +61,7 @@ class LesionIndex:
 
     Attributes:
         ids: voxel value in the instances `[n]`, ascending.
-        labels: k for the plan's k-th label `[n]`; 1 with regions.
+        labels: The number k of the plan's k-th label `[n]`; 1 with regions.
         voxels: number of voxels `[n]`.
         boxes: `[n, 2·dims]`, half-open, in voxels of the plan's grid.
         seeds: at most 32 evenly spaced voxels of each lesion `[m, dims]`.

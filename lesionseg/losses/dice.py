@@ -50,8 +50,8 @@ def dice_loss(
         labels: `[B, *spatial]`, 0 for background and k for class k, or 0/1 `[B, K, *spatial]`.
         activation: `sigmoid` or `softmax`.
         valid: `[B, *spatial]`, False for voxels to ignore. None uses all voxels.
-        smooth: s, in voxels, above 0. Without lesions, it keeps the loss within [0, 1] and gives it
-            a gradient that lowers p.
+        smooth: The term s, in voxels, above 0. Without lesions, it keeps the loss within [0, 1] and
+            gives it a gradient that lowers p.
         per_tile: True computes the loss of each tile and returns the mean over tiles and classes.
         sum_processes: As in `VoxelLoss`. It is not used if `per_tile` is True.
 

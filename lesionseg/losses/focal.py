@@ -465,7 +465,7 @@ def _log_h(log_v: Tensor, log_rest: Tensor, gamma: float) -> Tensor:
 
     Args:
         log_v: log v.
-        log_rest: log(1−v).
+        log_rest: The logarithm of 1−v.
         gamma: γ.
     """
     # (1−v) − γ·v·log v = (1−v)·(1 + γ·quotient) with quotient = v·(−log v)/(1−v), which tends to 1

@@ -92,11 +92,11 @@ class NightlyOutput:
     """An output folder, and the results that it must contain after each night.
 
     Attributes:
-        bundle: folder of the model.
-        folder: output folder.
-        architecture: type of the model's network.
-        results: the result of each case.
-        n_nights: number of predictions until now.
+        bundle: Folder of the model.
+        folder: Output folder.
+        architecture: Type of the model's network.
+        results: The result of each case.
+        n_nights: Number of predictions until now.
     """
 
     bundle: Path
@@ -109,11 +109,11 @@ class NightlyOutput:
         """Predict a folder. Check the statuses of its cases, and that older results are unchanged.
 
         Args:
-            source: folder of the scans.
-            new: pairs of case and patient that are predicted for the first time.
-            kept: cases whose earlier results are kept.
-            failed: cases that fail.
-            status: expected exit status.
+            source: Folder of the scans.
+            new: Pairs of case and patient that are predicted for the first time.
+            kept: Cases whose earlier results are kept.
+            failed: Cases that fail.
+            status: Expected exit status.
             overwrite: True if the results of another scan may be replaced.
         """
         outcome = self.predict(source, overwrite=overwrite)

@@ -584,11 +584,11 @@ def pretend_cards(
     """Make torch report cards, and yield their record.
 
     Args:
-        memory_gb: memory of each card, in 10⁹ bytes.
-        n_cards: number of cards.
+        memory_gb: Memory of each card, in 10⁹ bytes.
+        n_cards: Number of cards.
         bf16: True if they compute in bf16.
-        free_gb: memory that the driver reports as free. None means 95 % of the memory.
-        cached_gb: memory that the allocator of torch has reserved but not given out.
+        free_gb: Memory that the driver reports as free. None means 95 % of the memory.
+        cached_gb: Memory that the allocator of torch has reserved but not given out.
         numbers: False for tensors that only have a shape and take no memory.
     """
     free = 0.95 * memory_gb if free_gb is None else free_gb
