@@ -89,7 +89,8 @@ class PredictOutcome(Outcome):
             lines.append(f"Blank: {blank} a channel without contrast, so nothing was detected.")
         if n["failed"]:
             lines.append(
-                f"Failed: {self.table} has the reasons; a failed file is tried again after it changes."
+                f"Failed: {self.table} has the reasons; a failed file is tried again after it "
+                "changes."
             )
         if n["skipped"]:
             lines.append(f"Skipped: {count(n['skipped'], 'scan')}; {self.table} has the reasons.")
