@@ -290,8 +290,7 @@ def follow(
 
     places = {"before": before, "after": after, "output": output}
     given = {name: place for name, place in places.items() if place is not None}
-    outcome = _call("follow", given | settings, progress)
-    return read_table(outcome.output / "changes.csv")
+    return read_table(_call("follow", given | settings, progress).output / "changes.csv")
 
 
 def report(scores: StrPath, output: StrPath, *, progress: bool = False, **settings: Any) -> Path:

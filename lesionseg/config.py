@@ -1012,8 +1012,7 @@ def build(spec: Mapping[str, Any], key: str) -> Any:
         arguments = {name: construct(part) for name, part in value.items() if name != TARGET}
         if TARGET not in value:
             return arguments
-        make = import_target(value[TARGET], key)
-        return make(**arguments)
+        return import_target(value[TARGET], key)(**arguments)
 
     try:
         return construct(spec)

@@ -482,8 +482,7 @@ class _ChestSpace:
         narrow = 1 + 0.35 * np.clip(self.z / up, 0, 1) ** 2
         # |x| mirrors one lung to the other side
         both = (self.z, self.y * narrow, (np.abs(self.x) - 0.44 * side) * narrow)
-        radii = (0.92 * up, 0.72 * front, 0.36 * side) * size
-        return ellipsoid_depth(both, (0, 0, 0), radii)
+        return ellipsoid_depth(both, (0, 0, 0), (0.92 * up, 0.72 * front, 0.36 * side) * size)
 
     def heart_depth(self) -> Field:
         """Return the depth in mm below the surface of the heart. It is negative outside.
@@ -538,8 +537,7 @@ def _draw_vessels(rng: Generator, grid: Grid, space: _ChestSpace) -> Field:
     """Draw the share 0..1 of vessels in each voxel. They become thinner away from the hilum."""
     hilum = space.hilum_distance()
     large = _vessel_share(rng, grid, 55, 4.5 * np.exp(-1.5 * hilum))
-    small = _vessel_share(rng, grid, 24, 1.4 * np.exp(-0.7 * hilum))
-    return np.asarray(np.maximum(large, small))
+    return np.asarray(np.maximum(large, _vessel_share(rng, grid, 24, 1.4 * np.exp(-0.7 * hilum))))
 
 
 def _draw_air(rng: Generator, grid: Grid, space: _ChestSpace) -> Field:
@@ -839,8 +837,7 @@ def draw_cases(
     geometry = Geometry.from_spacing(tuple(shape), tuple(spacing_mm))
     for index in range(n_cases):
         n_free_before = _count_lesion_free(index, lesion_free_share)
-        n_free = _count_lesion_free(index + 1, lesion_free_share)
-        is_lesion_free = n_free > n_free_before
+        is_lesion_free = _count_lesion_free(index + 1, lesion_free_share) > n_free_before
         case = f"{prefix}_{index:03d}"
         rng = default_rng([seed, index])
         image, lesions = simulate(rng, (0, 0) if is_lesion_free else n_lesions)

@@ -240,8 +240,7 @@ class Dataset:
                 "image": images[0] if len(images) == 1 else images,
                 "label": None if case.reference is None else str(case.reference),
             }
-            stated = {name: value for name, value in entry.items() if value is not None}
-            entries.append(stated)
+            entries.append({name: value for name, value in entry.items() if value is not None})
         return entries
 
 

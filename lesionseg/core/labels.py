@@ -110,8 +110,7 @@ class Labels:
             return self.value_names
         pairs = zip(self.regions, self.names, strict=True)
         by_size = sorted(pairs, key=lambda pair: -len(pair[0]))
-        names = {value: name for region, name in by_size for value in region}
-        return dict(sorted(names.items()))
+        return dict(sorted({value: name for region, name in by_size for value in region}.items()))
 
     @property
     def mask_values(self) -> tuple[int, ...]:

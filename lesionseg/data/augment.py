@@ -116,8 +116,7 @@ class Movement:
         if self.linear is None:
             return tuple((0, n) for n in tile_shape)
         matrix = self.matrix(tile_shape)
-        ends = [(0, n - 1) for n in tile_shape]
-        corners = np.array(list(itertools.product(*ends)))
+        corners = np.array(list(itertools.product(*[(0, n - 1) for n in tile_shape])))
         reached = corners @ matrix[:, :-1].T + matrix[:, -1]
         # a spline never exceeds its largest knot
         margin = 0 if self.bend is None else np.abs(self.bend.knots).max(initial=0)
@@ -305,8 +304,7 @@ class Augmentation:
             n_knots.append(math.floor((n - 1) / d) + 4)
         largest = ELASTIC_VOXELS / coarseness * is_moved  # of each component, in voxels
         shares = draw.uniform(len(spacing), *n_knots)  # from −1 to 1
-        knots = (shares.T * largest).T.astype(np.float32)
-        return Bend(knots, distance)
+        return Bend((shares.T * largest).T.astype(np.float32), distance)
 
     def _intensity(self, draw: Draw) -> Intensity:
         """Draw the changes of intensities, each with the probability of the settings."""

@@ -484,5 +484,4 @@ def cache_key(dataset: Dataset, plan: Plan) -> str:
         "ignore_label": dataset.labels.ignore,
         "extra": plan.prepare_extra,
     }
-    text = json.dumps(decisions, sort_keys=True)
-    return digest_of(text)[:16]
+    return digest_of(json.dumps(decisions, sort_keys=True))[:16]

@@ -124,8 +124,7 @@ class _RecordReader:
         Files count by path, size, times of change and inode. Return None if a file is missing or
         has just changed.
         """
-        reference = (files.reference,) if files.reference else ()
-        states = image_state((*files.images, *reference))
+        states = image_state(filter(None, (*files.images, files.reference)))
         if states is None:
             return None
         content = _VERSION, vars(files), states, self.settings, self.n_voxels

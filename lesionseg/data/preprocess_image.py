@@ -110,8 +110,7 @@ def _resample_to_plan(volume: Volume, plan: Plan, *, where: str | None, overwrit
         if not overwrite and np.may_share_memory(array, volume.array):
             array = array.copy()
         return Volume(array, geometry)
-    most = max(view.geometry.shape)
-    if max(geometry.shape) <= _LEAST_VOXELS < most:
+    if max(geometry.shape) <= _LEAST_VOXELS < max(view.geometry.shape):
         spacing = describe_sides(view.geometry.spacing_mm)
         raise GeometryError(
             f"{where or 'image'}: with voxels of {spacing} mm, the whole scan has only "
@@ -145,8 +144,7 @@ def to_canonical(volume: Volume) -> Volume:
         new_to_old[old, new] = 1 if runs_up else -1
         new_to_old[old, 3] = 0 if runs_up else geometry.shape[old] - 1
         steps.append(slice(None, None, 1 if runs_up else -1))
-    transposed = volume.array.transpose([0, *(1 + axis for axis in old_axes)])
-    view = transposed[tuple(steps)]
+    view = volume.array.transpose([0, *(1 + axis for axis in old_axes)])[tuple(steps)]
     return Volume(view, Geometry(view.shape[1:], geometry.affine @ new_to_old))
 
 

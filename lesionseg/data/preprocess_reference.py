@@ -83,14 +83,13 @@ def prepare_reference(
         _restore_extents(moved, covered, lesions, geometry)
         labels = label_of_id[moved]
     known = [value for value in reference.unannotated if value in mask_values]
-    unannotated = [mask_values.index(value) + 1 for value in known]
     return Reference(
         geometry,
         labels=labels,
         instances=moved,
         instance_labels=tuple(label_of_id[1:].tolist()),
         ignore=_find_ignored(reference, geometry, moved, covered),
-        annotated=dict.fromkeys(unannotated, False),
+        annotated=dict.fromkeys([mask_values.index(value) + 1 for value in known], False),
     )
 
 
@@ -165,8 +164,7 @@ def _read_nearest(array: NDArray[Any], source: Geometry, geometry: Geometry) -> 
     view = to_canonical(Volume(array[np.newaxis], source))
     if view.geometry.matches(geometry, SAME_MM):
         return np.ascontiguousarray(view.array[0])
-    moved = resample_to(view.array, view.geometry, geometry, "nearest", edge="extend")
-    return moved[0].numpy()
+    return resample_to(view.array, view.geometry, geometry, "nearest", edge="extend")[0].numpy()
 
 
 def _read_instances(
@@ -209,8 +207,7 @@ def _share_of_voxels(
     first = np.floor(reached.min(axis=0) + 0.5).clip(0, last_index).astype(int)
     last = np.ceil(reached.max(axis=0) - 0.5).clip(first, last_index).astype(int)
     there = tuple(slice(a, b + 1) for a, b in zip(first.tolist(), last.tolist(), strict=True))
-    share = resample_to(mask[np.newaxis], source, geometry.crop(there), "share")
-    return there, share[0].numpy()
+    return there, resample_to(mask[np.newaxis], source, geometry.crop(there), "share")[0].numpy()
 
 
 def _restore_lost(

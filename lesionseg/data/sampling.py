@@ -215,8 +215,7 @@ def draw_evenly(n_lesions: int, n: int, rng: np.random.Generator) -> Integers:
 
     The shuffled numbers are drawn at equal distances.
     """
-    order = rng.permutation(n_lesions)
-    return rng.permutation(order[_draw_places(n_lesions, n, rng)])
+    return rng.permutation(rng.permutation(n_lesions)[_draw_places(n_lesions, n, rng)])
 
 
 def _draw_places(n_places: int, n: int, rng: np.random.Generator) -> Integers:

@@ -145,5 +145,4 @@ def _space_starts(n: int, tile: int, overlap: float) -> list[int]:
     They are as few as the smallest `overlap`, a share of the tile, allows.
     """
     step = max(tile * (1 - overlap), 1.0)
-    count = math.ceil((n - tile) / step) + 1
-    return [int(s) for s in np.linspace(0, n - tile, count).round()]
+    return [int(s) for s in np.linspace(0, n - tile, math.ceil((n - tile) / step) + 1).round()]

@@ -105,8 +105,7 @@ def compare(
         is_share = name not in NO_SHARES
         found[name] = _compare_number(statistic, support, draws, items, seed, is_share=is_share)
     primary = PRIMARY if has_scores else PRIMARY_UNSCORED
-    corrected = _correct_p_values(found, primary)
-    return corrected | {primary: _as_primary(found[primary], margin)}
+    return _correct_p_values(found, primary) | {primary: _as_primary(found[primary], margin)}
 
 
 def _find_statistics(
@@ -185,8 +184,7 @@ def _compare_number(
 
     def compute_columns(weights: NDArray[Any]) -> Numbers:
         """Return both numbers and their difference `[replicates, 3]`, for weights of the groups."""
-        none = np.zeros_like(weights)
-        a, b = _compute_both(statistic, first=weights, second=none)
+        a, b = _compute_both(statistic, first=weights, second=np.zeros_like(weights))
         # sums of equal numbers in another order differ in the last digits
         return np.stack([a, b, np.round(a - b, 12) + 0.0], axis=1)
 
@@ -218,8 +216,7 @@ def _compute_both(
     its weights are exchanged.
     """
     one = statistic(np.hstack((first, second)))[:, 0]
-    other = statistic(np.hstack((second, first)))[:, 0]
-    return one, other
+    return one, statistic(np.hstack((second, first)))[:, 0]
 
 
 def _test_by_swapping(statistic: Statistic, n_groups: int, items: int, seed: int) -> float:

@@ -85,8 +85,7 @@ def average_precision(tables: Tables) -> Statistic:
     def statistic(weights: Weights) -> Numbers:
         """Return the average precision `[replicates, 1]`."""
         hits = accumulate(weights, found_group)[:, n_true]
-        accepted = accumulate(weights, group)[:, n_accepted]
-        precision = np.nan_to_num(divide(hits, accepted))
+        precision = np.nan_to_num(divide(hits, accumulate(weights, group)[:, n_accepted]))
         steps = np.diff(hits, axis=1, prepend=0)
         return divide((steps * precision).sum(1), weights @ lesions)[:, None]
 
@@ -120,8 +119,7 @@ def case_auroc(tables: Tables) -> Statistic:
         n_below = (negative[:, end_of_lower] + negative[:, end_of_not_higher]) / 2
         of_positive = np.take(weights, positive_group, axis=1).astype(np.float64)
         n_won = (of_positive * n_below).sum(1)
-        n_pairs = of_positive.sum(1) * negative[:, -1]
-        return divide(n_won, n_pairs)[:, None]
+        return divide(n_won, of_positive.sum(1) * negative[:, -1])[:, None]
 
     return statistic
 

@@ -97,8 +97,7 @@ def value_of(statistic: Statistic, n_groups: int) -> list[float | None]:
 
     The data have a weight of 1 in each of `n_groups` groups.
     """
-    values = statistic(np.ones((1, n_groups)))[0]
-    return [None if np.isnan(v) else float(v) for v in values]
+    return [None if np.isnan(v) else float(v) for v in statistic(np.ones((1, n_groups)))[0]]
 
 
 def bootstrap(
@@ -143,8 +142,7 @@ def bootstrap(
     replicates = np.concatenate(parts)
     groups = effective_groups(support)
     estimates = []
-    ends = bounds or (SHARE,) * len(values)
-    for row, column, end in zip(rows, replicates.T, ends, strict=True):
+    for row, column, end in zip(rows, replicates.T, bounds or (SHARE,) * len(values), strict=True):
         interval, reason = percentiles(column, groups, end)
         if row.value is None:
             interval, reason = None, undefined
@@ -244,8 +242,7 @@ def rate(counts: Numbers, exposure: Numbers, undefined: str, *, name: str = "") 
     if groups < MIN_GROUPS:
         return Estimate(value, reason=_explain_too_few(exposure), name=name)
     deff = count_design_effect(counts, exposure) * few_groups_factor(groups)
-    events = counts.sum() / deff
-    low, high = poisson_interval(events)
+    low, high = poisson_interval(counts.sum() / deff)
     return Estimate(value, (low * deff / total, high * deff / total), name=name)
 
 

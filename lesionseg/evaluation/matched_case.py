@@ -146,8 +146,7 @@ class MatchedCase:
             found.cases.append({**own, "part": BY_LABEL, "label": label, "dice": dice})
         parts = {"": whole}
         if by_label is not None:
-            within = _Accepted(self, by_label, accepted, secondary)
-            parts = {POOLED: whole, BY_LABEL: within}
+            parts = {POOLED: whole, BY_LABEL: _Accepted(self, by_label, accepted, secondary)}
         for part, decided in parts.items():
             own = own | {"part": part}
             found.lesions.extend(own | row for row in decided.describe_lesions())
@@ -665,8 +664,7 @@ def _keep_known_values(prediction: Prediction, labels: Labels) -> Prediction:
         prediction.case,
         unknown,
     )
-    known = _cut_prediction(prediction, labels.mask_values)
-    return replace(known or prediction, values=values)
+    return replace(_cut_prediction(prediction, labels.mask_values) or prediction, values=values)
 
 
 def _cut_prediction(

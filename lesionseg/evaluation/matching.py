@@ -236,8 +236,7 @@ def match(
     links = {}
     for rule in SECONDARY_CRITERIA:
         links[rule] = find_links(rule, candidates, lesions, overlaps, lost)
-    of_equal_label = overlaps.where(same_label)
-    links[criterion] = find_links(criterion, candidates, lesions, of_equal_label, lost)
+    links[criterion] = find_links(criterion, candidates, lesions, overlaps.where(same_label), lost)
     within_labels = Match(
         scores=np.array([c.score for c in prediction.candidates], dtype=np.float64),
         lesions=_save_memory(lesions),
@@ -291,8 +290,7 @@ def _find_ignored(
     for row in np.flatnonzero(n_drawn == 0):
         part = ignore[box_slices(candidates.boxes[row], ignore.ndim)]
         ignored_share[row] = part.mean() if part.size else 0.0
-    is_lost = (n_inside > 0) & (candidates.n_voxels == 0)
-    return ignored_share > MAX_IGNORED_SHARE, is_lost
+    return ignored_share > MAX_IGNORED_SHARE, (n_inside > 0) & (candidates.n_voxels == 0)
 
 
 # --- links -----------------------------------------------------------------------------------
@@ -495,8 +493,7 @@ def connected_parts(first: Rows, second: Rows) -> list[Rows]:
     # the nodes of the graph are all of the first kind, then all of the second
     n_first = int(first.max()) + 1
     n_nodes = n_first + int(second.max()) + 1
-    ends = (first, n_first + second)
-    graph = coo_array((np.ones(len(first)), ends), shape=(n_nodes, n_nodes))
+    graph = coo_array((np.ones(len(first)), (first, n_first + second)), shape=(n_nodes, n_nodes))
     _, part_of_node = connected_components(graph, directed=False)
     return _group_equal(part_of_node[first])
 
@@ -632,8 +629,7 @@ def union_volume(boxes: Numbers) -> float:
     ]
     if dims > 2:
         flat = np.delete(boxes, [0, dims], axis=1)
-        areas = [union_volume(flat[across]) for across in contained[0].T]
-        return float(np.diff(edges[0]) @ areas)
+        return float(np.diff(edges[0]) @ [union_volume(flat[across]) for across in contained[0].T])
     inside = contained[0].T.astype(np.float64) @ contained[1] > 0
     return float(inside @ np.diff(edges[1]) @ np.diff(edges[0]))
 
@@ -641,8 +637,7 @@ def union_volume(boxes: Numbers) -> float:
 def _intersect(a: Numbers, b: Numbers) -> Numbers:
     """Return the intersections `[n, 2·dims]` of overlapping boxes, pair by pair."""
     dims = a.shape[1] // 2
-    start = np.maximum(a[:, :dims], b[:, :dims])
-    return np.hstack([start, np.minimum(a[:, dims:], b[:, dims:])])
+    return np.hstack([np.maximum(a[:, :dims], b[:, :dims]), np.minimum(a[:, dims:], b[:, dims:])])
 
 
 def _compute_volumes(boxes: Numbers) -> Numbers:

@@ -74,8 +74,7 @@ def measure_extent(voxels: Integers, spacing_mm: Sequence[float]) -> Extent:
     # the first and last pixels of each row contain all corners of the convex hull
     starts = np.flatnonzero(np.diff(plane[:, 0], prepend=-1))
     ends = np.append(starts[1:], len(plane)) - 1
-    points = plane[np.concatenate([starts, ends])] * mm
-    long_mm, short_mm = _measure_axes(points, mm)
+    long_mm, short_mm = _measure_axes(plane[np.concatenate([starts, ends])] * mm, mm)
     has_few_voxels = len(voxels) < NEAR_RESOLUTION_VOXELS
     has_one_slice = dims == 3 and n_slices == 1
     return Extent(n_slices, long_mm, short_mm, has_few_voxels or has_one_slice)

@@ -124,8 +124,7 @@ class Misses:
 
     def covered(self, row: int) -> float:
         """Return the share of a lesion that candidates cover, as `Miss.covered` states it."""
-        by_accepted = float(self.covered_by_accepted[row])
-        return by_accepted or self._sum_shares(self._find_touching(row))
+        return float(self.covered_by_accepted[row]) or self._sum_shares(self._find_touching(row))
 
     def explain(self, row: int) -> Miss:
         """Return the first reason that applies to a missed lesion, or `NO_RESPONSE` if none does.
@@ -140,7 +139,6 @@ class Misses:
         accepted = touching[is_accepted & is_same_label]
         accepted_other_label = touching[is_accepted & ~is_same_label]
         rejected = touching[~is_accepted & is_same_label]
-        any_other_label = touching[~is_same_label]
         return (
             self._explain_near_miss(accepted, row)
             or self._explain_other_label(accepted_other_label, row)
@@ -150,7 +148,7 @@ class Misses:
             or self._explain_removed(row, self.least)
             or self._explain_touch(accepted_other_label, row)
             or self._explain_near_miss(rejected, row)
-            or self._explain_other_label(any_other_label, row)
+            or self._explain_other_label(touching[~is_same_label], row)
             or self._explain_touch(touching, row)
             or self._explain_removed(row, 0.0)
             or Miss(WhyMissed.NO_RESPONSE)

@@ -106,13 +106,11 @@ def size_curve(tables: Tables, draws: Draws, scale: SizeScale) -> list[Estimate]
     def statistic(weights: Weights) -> Numbers:
         """Return curve, d50, d90, intercept and slope `[replicates, points + 4]`."""
         found = weights @ n_found
-        total = weights @ n_all
-        fits = fit_logistic(log_diameters, found, total, n_of_size, ridge=_RIDGE)
+        fits = fit_logistic(log_diameters, found, weights @ n_all, n_of_size, ridge=_RIDGE)
         intercept = fits[:, :1]
         slope = fits[:, 1:]
         curve = expit(intercept + slope * np.log(points))
-        crossings = _find_crossings(intercept, slope, low, high)
-        return np.concatenate([curve, crossings, fits], axis=1)
+        return np.concatenate([curve, _find_crossings(intercept, slope, low, high), fits], axis=1)
 
     *curve, d50, d90, intercept, slope = bootstrap(
         statistic,

@@ -121,8 +121,7 @@ def _inside_grid(candidates: Sequence[Candidate], geometry: Geometry) -> tuple[C
 
 def _move_box(candidate: Candidate, source: Geometry, geometry: Geometry) -> Candidate:
     """Return the candidate without voxels. Its box encloses the moved corners of the old box."""
-    box = [*candidate.start_vox, *candidate.stop_vox]
-    moved = move_boxes([box], source, geometry)[0].tolist()
+    moved = move_boxes([[*candidate.start_vox, *candidate.stop_vox]], source, geometry)[0].tolist()
     return replace(
         candidate,
         start_vox=tuple(moved[: geometry.dims]),

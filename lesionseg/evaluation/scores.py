@@ -260,9 +260,8 @@ class Scores:
     def to_json(self) -> dict[str, Any]:
         """Return the content of scores.json."""
         rows = [_row_to_json(row) for row in self.rows]
-        kind = TypeAdapter(type(self))
         return {
-            **kind.dump_python(self, mode="json", exclude={"rows"}),
+            **TypeAdapter(type(self)).dump_python(self, mode="json", exclude={"rows"}),
             "provenance": self.provenance.model_dump(mode="json", exclude_unset=True),
             "scores": [row for row in rows if row["at"] is None],
             "curves": [row for row in rows if row["at"] is not None],

@@ -78,8 +78,7 @@ def select(
         folds = (tables.group_of["cases"] % _N_FOLDS).tolist()
         fold_of = dict(zip(tables.cases["case"], folds, strict=True))
     of_folds: dict[int, Calibration] = {}
-    numbers = set() if calibration is None else set(fold_of.values())
-    for number in sorted(numbers):
+    for number in sorted(set() if calibration is None else set(fold_of.values())):
         with suppress(ContentError):  # the other folds have too few candidates
             others = {case for case, fold in fold_of.items() if fold != number}
             of_folds[number] = fit_calibration(tables.of_cases(others))

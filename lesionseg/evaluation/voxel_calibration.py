@@ -124,8 +124,7 @@ def _fit_voxels(counts: Sequence[LevelCounts]) -> Calibration:
     n_false = int(voxels.sum() - lesion.sum())
     if not n_true or not n_false:
         return Calibration(0.0, 1.0, n_true=n_true, n_false=n_false)
-    fits = fit_logistic(_LEVELS, lesion[None], voxels[None], ridge=1.0)
-    intercept, slope = fits[0].tolist()
+    intercept, slope = fit_logistic(_LEVELS, lesion[None], voxels[None], ridge=1.0)[0].tolist()
     return Calibration(intercept, slope, n_true=n_true, n_false=n_false)
 
 

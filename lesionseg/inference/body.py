@@ -64,8 +64,7 @@ class Body:
         box = []
         for span, width, inner in zip(blocks, self.block, self.bounds, strict=True):
             start = max(span.start * width, inner.start)
-            stop = min(span.stop * width, inner.stop)
-            box.append(slice(start, stop))
+            box.append(slice(start, min(span.stop * width, inner.stop)))
         return tuple(box)
 
     def touches(self, slices: tuple[slice, ...]) -> bool:

@@ -63,8 +63,7 @@ class Boxes:
 
 def no_boxes(dims: int) -> Boxes:
     """Return an empty `Boxes`."""
-    labels = torch.zeros(0, dtype=torch.int64)
-    return Boxes(torch.zeros((0, 2 * dims)), torch.zeros(0), labels)
+    return Boxes(torch.zeros((0, 2 * dims)), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
 
 
 class _View(NamedTuple):
@@ -101,8 +100,7 @@ class BoxCollector:
         self._weight = gaussian_weight(plan.tile_shape)
         # The first view is empty, so that `finish` can concatenate the views if there are none.
         none = torch.zeros(0)
-        no_view = _View(torch.zeros((0, 2 * plan.dims)), none, none.long(), none.long())
-        self._views = [no_view]
+        self._views = [_View(torch.zeros((0, 2 * plan.dims)), none, none.long(), none.long())]
         # Tile, mirrored axes, reading and packed boxes of views that are still on their way from
         # the GPU.
         self._waiting: list[tuple[int, Sequence[int], int, Tensor]] = []
@@ -193,9 +191,8 @@ class BoxCollector:
         best = batched_nms(boxes, scores, labels, SAME_LESION_IN_A_TILE)
         boxes = flip_back(boxes[best], flipped, self.plan.tile_shape)
         scores = scores[best] * self._edge_weights(boxes, tile)
-        start = torch.tensor(self.grid.starts[tile], dtype=torch.float32)
         return _View(
-            boxes=boxes + start.repeat(2),
+            boxes=boxes + torch.tensor(self.grid.starts[tile], dtype=torch.float32).repeat(2),
             scores=scores,
             labels=labels[best],
             readings=torch.full_like(labels[best], reading),
@@ -301,8 +298,7 @@ def restore_boxes(
 ) -> NDArray[np.float32]:
     """Convert boxes `[n, 2·dims]` on the plan's grid to the file's grid, clipped to it."""
     moved = move_boxes(boxes, plan_geometry, file_geometry)
-    highest = np.array(2 * file_geometry.shape, dtype=np.float64)
-    return moved.clip(0, highest).astype(np.float32)
+    return moved.clip(0, np.array(2 * file_geometry.shape, dtype=np.float64)).astype(np.float32)
 
 
 def box_candidates(

@@ -252,8 +252,7 @@ def bundle_selection(bundle: str | PathLike[str]) -> Selection:
     files = find_model(bundle)
     if isinstance(files, NnunetModelFiles):
         return Selection(n_members=len(files.folds))
-    plan = bundle_plan(files.folder)
-    path = files.plan if plan.schema_version == 1 else files.selection
+    path = files.plan if bundle_plan(files.folder).schema_version == 1 else files.selection
     if not path.is_file():
         raise BundleError(f"{files.folder}: no {path.name}. Copy the bundle again.")
     return Selection.from_json(read_model_text(path), path)

@@ -65,9 +65,8 @@ class Inferred:
         therefore continue for half a voxel; beyond that, they are 0. `calibration` is applied to
         them, and then invalid voxels become 0. `on_slab` is called with each slab.
         """
-        stored = self.store.values[label][None]
         moved = resample_slabs(
-            stored,
+            self.store.values[label][None],
             self.plan_geometry,
             self.file_geometry,
             "linear",

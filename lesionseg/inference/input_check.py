@@ -177,8 +177,7 @@ def training_ranges(
     Images are those of at most 64 cases with all channels, grids those of the fingerprint.
     """
     complete = [case for case in cases if not case.missing]
-    step = max(1, math.ceil(len(complete) / N_SCANS))
-    sampled = complete[::step]
+    sampled = complete[:: max(1, math.ceil(len(complete) / N_SCANS))]
     grids = zip(fingerprint.shapes, fingerprint.spacings_mm, strict=True)
     check = make_input_check(
         [grid_statistics(shape, spacing_mm) for shape, spacing_mm in grids],
@@ -241,8 +240,7 @@ def _fit_polarity(scans: Sequence[PolarityFeatures]) -> Polarity | None:
     total = np.sum([scan.picture for scan in scans], axis=0)
     rows = []
     for scan in scans:
-        mean_of_others = _unit_length(total - scan.picture)
-        rows.append(scan.values(mean_of_others))
+        rows.append(scan.values(_unit_length(total - scan.picture)))
     features = np.stack(rows)
     weights = _feature_weights(features)
     if weights is None:

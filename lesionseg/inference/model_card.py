@@ -191,8 +191,7 @@ def _metadata(plan: Plan, scores: Sequence[Scores], dataset: str) -> str:
         found["model-index"] = [{"name": name, "results": results}]
     dump = partial(json.dumps, ensure_ascii=False)
     texts = {key: v if isinstance(v, str) else dump(v) for key, v in found.items()}
-    lines = [f"{key}: {text}" for key, text in texts.items()]
-    return "\n".join(["---", *lines, "---", "", ""])
+    return "\n".join(["---", *[f"{key}: {text}" for key, text in texts.items()], "---", "", ""])
 
 
 def _metrics(scores: Scores) -> list[dict[str, Any]]:

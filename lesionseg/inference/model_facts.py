@@ -130,8 +130,7 @@ class ModelFacts:
 
     def lines(self) -> list[str]:
         """Return the facts as lines for a reader."""
-        text = fill(_TEXT, plan=self.plan, selection=self.selection, facts=self)
-        return text.splitlines()
+        return fill(_TEXT, plan=self.plan, selection=self.selection, facts=self).splitlines()
 
 
 def model_facts(bundle: str | PathLike[str]) -> ModelFacts:

@@ -125,8 +125,7 @@ def predict_volumes(
 
         The size of the last case is unknown, because it has not been read yet.
         """
-        largest = max(bytes_of.get(files.case, 0) for files in items)
-        return len(items) * largest <= budget
+        return len(items) * max(bytes_of.get(files.case, 0) for files in items) <= budget
 
     return read_ahead(cases, prepare, lambda _, scan: predictor.infer(scan), decide, fits=fits)
 

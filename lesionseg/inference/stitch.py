@@ -229,5 +229,4 @@ def nnunet_weight(tile_shape: tuple[int, ...]) -> Tensor:
         along_axis = gaussian_filter1d(peak, n * _SIGMA_SCALE, mode="constant", cval=0)
         weight = weight[..., np.newaxis] * along_axis
     rounded = torch.from_numpy(weight / weight.max() * _HIGHEST).half()
-    least = rounded[rounded > 0].min()
-    return rounded.clamp_min(least).float()
+    return rounded.clamp_min(rounded[rounded > 0].min()).float()

@@ -120,9 +120,8 @@ class _CoveredPart:
         kept = torch.ones(len(found), dtype=torch.bool)
         if self.body is not None:
             centres, _ = split_box(moved)
-            last_voxel = torch.tensor(self.shape) - 1
             # rounding may put the centre of a thin box on the outer face of the last voxel
-            voxels = centres.long().clamp(min=0).minimum(last_voxel)
+            voxels = centres.long().clamp(min=0).minimum(torch.tensor(self.shape) - 1)
             for i, voxel in enumerate(voxels.tolist()):
                 kept[i] = self.body.touches(tuple(slice(v, v + 1) for v in voxel))
         return Boxes(moved[kept], found.scores[kept], found.labels[kept], found.n_left_out)

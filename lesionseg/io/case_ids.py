@@ -94,7 +94,6 @@ def case_id_fault(case: str) -> str:
     Return "" if it can. Letters of all scripts are allowed.
     """
     n_bytes = len(case.encode(errors="replace"))
-    is_windows = sys.platform == "win32"
     faults = {
         "is empty": not case,
         "begins with a dot": case.startswith("."),
@@ -102,7 +101,7 @@ def case_id_fault(case: str) -> str:
         "contains a path separator": "/" in case or "\\" in case,
         "contains bytes that are not UTF-8": any(category(c) == _SURROGATE for c in case),
         "contains an invisible character": any(category(c) in _INVISIBLE for c in case),
-        "contains a character that Windows forbids": is_windows
+        "contains a character that Windows forbids": sys.platform == "win32"
         and bool(set(case) & set('<>:"|?*')),
         f"is too long, {n_bytes} of {MAX_ID_BYTES} bytes": n_bytes > MAX_ID_BYTES,
     }

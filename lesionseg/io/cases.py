@@ -226,8 +226,7 @@ def _read_mask_file(
     read = read_instances if has_ids else read_mask
     reference = read(path, geometry.spacing_mm[0], nan_background=dataset.nan_background)
     image = files.images[0] if files.images else path
-    grids = GridPair(path, reference.geometry, image, geometry)
-    grids.check(by_image=dataset.grid_of_image)
+    GridPair(path, reference.geometry, image, geometry).check(by_image=dataset.grid_of_image)
     reference = replace(reference, geometry=geometry)
     return reference if has_ids else _apply_labels(path, reference, labels)
 

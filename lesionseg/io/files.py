@@ -184,10 +184,8 @@ def _remove_temporary_files(folder: Path) -> None:
     cannot be removed.
     """
     for depth in range(_MAX_DEPTH):
-        pattern = f"{'*/' * depth}{TEMPORARY_NAMES}*"
-        for temporary in folder.glob(pattern):
+        for temporary in folder.glob(f"{'*/' * depth}{TEMPORARY_NAMES}*"):
             folders = temporary.parents[: depth + 1]  # from that of the file up to `folder`
-            locks = {lock for inner in folders for lock in inner.glob(_LOCKS)}
-            if not locks - {folder / LOCK}:
+            if not {lock for inner in folders for lock in inner.glob(_LOCKS)} - {folder / LOCK}:
                 with suppress(OSError):
                     temporary.unlink()

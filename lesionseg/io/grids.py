@@ -76,8 +76,7 @@ class GridPair:
             return False
         axes = seen.affine[:3, :3]
         first = seen.affine[:3, 3]
-        centre = seen.centre_mm
-        distances = np.abs([first, centre, first - expected.affine[:3, 3]]).max(axis=1)
+        distances = np.abs([first, seen.centre_mm, first - expected.affine[:3, 3]]).max(axis=1)
         is_default = distances.min() <= _TOLERANCE_MM and np.isin(axes, (-1, 0, 1)).all()
         if not is_default or self._is_turned():
             return False

@@ -76,8 +76,7 @@ def read_itk(path: Path, pixel_mm: float | None, as_labels: bool) -> Volume:
 
     reader, geometry = _read_header(path)
     _check_compressed_voxels(path, _count_bytes(reader))
-    array = np.asarray(sitk.GetArrayFromImage(reader.Execute()))
-    return Volume(array[np.newaxis], geometry)
+    return Volume(np.asarray(sitk.GetArrayFromImage(reader.Execute()))[np.newaxis], geometry)
 
 
 def read_itk_geometry(path: Path, pixel_mm: float | None) -> Geometry:
@@ -213,8 +212,7 @@ def _names_in_metaimage(path: Path, head: bytes) -> list[str] | None:
     found = _METAIMAGE_FILE.search(head)
     if found is None or _CONTROL_CHARACTER.search(head[: found.end()]):
         return None
-    lines_before = head[: found.start()].split(b"\n")
-    lines_with_text = [line for line in lines_before if line.strip()]
+    lines_with_text = [line for line in head[: found.start()].split(b"\n") if line.strip()]
     if lines_with_text and not _KEY_WITH_VALUE.match(lines_with_text[-1]):
         return None
     return [_decode_name(found[1])]

@@ -91,8 +91,7 @@ def read_instances(
     new_id_of_value = np.cumsum(values > 0).astype(np.int32)  # 0 stays 0, even if it is absent
     instances = new_id_of_value[inverse.reshape(reference.geometry.shape)]
     labels = (instances > 0).astype(np.uint8)
-    n_lesions = int(np.count_nonzero(values))
-    return Reference(reference.geometry, labels, instances, (1,) * n_lesions)
+    return Reference(reference.geometry, labels, instances, (1,) * int(np.count_nonzero(values)))
 
 
 def require_exact_values(

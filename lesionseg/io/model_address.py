@@ -78,8 +78,7 @@ def local_model(place: str | PathLike[str]) -> Path:
         raise ConfigError(f"{text}: write sha256= and 64 hexadecimal digits after #, or nothing.")
     url = address["url"]
     sha256 = address["sha256"] and address["sha256"].lower()
-    is_of_hub = url.startswith("hf://")
-    file = _fetch_from_hub(url) if is_of_hub else _fetch_from_web(url, sha256)
+    file = _fetch_from_hub(url) if url.startswith("hf://") else _fetch_from_web(url, sha256)
     if sha256 is not None and not (file.is_file() and digest_of(file) == sha256):
         raise BundleError(
             f"{text}: {file} is not a file of this SHA-256. Check the digest. If it is right, the "

@@ -82,8 +82,7 @@ def find_archive(path: Path) -> Path | None:
 
     Return None if neither the path nor a folder on it is an existing `.zip` file.
     """
-    candidates = (path, *path.parents)
-    return next((p for p in candidates if p.suffix == ".zip" and p.is_file()), None)
+    return next((p for p in (path, *path.parents) if p.suffix == ".zip" and p.is_file()), None)
 
 
 def list_archive(archive: Path) -> list[str]:

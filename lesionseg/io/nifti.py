@@ -253,8 +253,7 @@ def _parse(path: Path, stream: BinaryIO) -> Any:
             f"{path}: the header states no voxels (shape {tuple(image.shape)}). The file is "
             "damaged: copy it again from its source."
         )
-    n_voxels = math.prod(int(n) for n in image.shape)
-    n_bytes = n_voxels * image.get_data_dtype().itemsize
+    n_bytes = math.prod(int(n) for n in image.shape) * image.get_data_dtype().itemsize
     check_size(path, n_bytes, compressed=_is_gzip(path))
     return image
 

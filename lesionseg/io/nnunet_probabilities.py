@@ -227,8 +227,7 @@ def write_probabilities(
         total = probabilities.sum(axis=0, dtype=np.float32)
         with_background = np.empty((len(probabilities) + 1, *total.shape), dtype=np.float16)
         with_background[0] = (1 - total).clip(min=0)
-        scaled = with_background[1:]
-        np.divide(probabilities, total.clip(min=1), out=scaled, casting="same_kind")
+        np.divide(probabilities, total.clip(min=1), out=with_background[1:], casting="same_kind")
         probabilities = with_background
     np.savez_compressed(folder / f"{case}.npz", probabilities=probabilities)
     with (folder / f"{case}.pkl").open("wb") as file:

@@ -87,8 +87,7 @@ def download(place: str, *, new: bool = False, endings: str | tuple[str, ...] = 
         listed = _list_files(system, root, is_encoded=place.startswith(_WEB))
         # other local files may be those of a process that has not uploaded them yet
         known = _list_known(before, changes)
-        removed = known - listed.keys()
-        for name in removed:
+        for name in known - listed.keys():
             (copy / name).unlink(missing_ok=True)
         current: dict[str, str] = {}
         wanted: dict[str, _StoredFile] = {}
@@ -178,8 +177,7 @@ def _fetch(system: Any, files: Mapping[str, _StoredFile], copy: Path) -> None:
     """Download several files at once. The keys of `files` are their paths below `copy`."""
     for name in files:
         (copy / name).parent.mkdir(parents=True, exist_ok=True)
-    sources = [stored.path for stored in files.values()]
-    system.get(sources, [str(copy / name) for name in files])
+    system.get([stored.path for stored in files.values()], [str(copy / name) for name in files])
 
 
 def _set_time(path: Path, state: str) -> None:

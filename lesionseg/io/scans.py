@@ -369,8 +369,7 @@ def _folder_before_wildcards(source: Path) -> Path:
     """
     if source.exists():
         return source
-    fixed = takewhile(lambda part: not has_magic(part), source.parts)
-    return Path(*fixed)
+    return Path(*takewhile(lambda part: not has_magic(part), source.parts))
 
 
 def _mark_clashes(scans: Sequence[Scan]) -> Iterator[Scan]:
@@ -632,8 +631,7 @@ def _numbered_scans(
     by_number = {number: channel_files[number][0] for number in sorted(channel_files)}
     images = tuple(by_number.values())
     case = case_id([*_folders_between(root, images[0].parent), name])
-    missing = missing_channels(by_number, channels)
-    files = CaseFiles(case, images, group=case, missing=missing)
+    files = CaseFiles(case, images, group=case, missing=missing_channels(by_number, channels))
     scan = Scan(files, _relative_path(images[0], root))
     repeated = [same for same in channel_files.values() if len(same) > 1]
     if repeated:

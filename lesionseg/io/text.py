@@ -308,8 +308,7 @@ def _find_separator(text: str) -> str:
             widths += map(len, csv.reader(lines, delimiter=separator, skipinitialspace=True))
         if not widths or widths[0] < 2:
             continue
-        has_equal_widths = len(set(widths)) == 1
-        score = (has_equal_widths, widths[0])
+        score = (len(set(widths)) == 1, widths[0])
         if score > best_score:
             best = separator
             best_score = score

@@ -94,8 +94,7 @@ def is_stack(path: Path) -> bool:
 
     try:
         with tifffile.TiffFile(path, _multifile=False) as tiff:
-            n_planes = _count_planes(tiff, _list_full_pages(path, tiff))
-            return n_planes > 1 and len(tiff.series) == 1
+            return _count_planes(tiff, _list_full_pages(path, tiff)) > 1 and len(tiff.series) == 1
     except Exception:  # damaged bytes can make tifffile raise any error
         return False
 
@@ -323,12 +322,10 @@ def _read_stack(path: Path, tiff: Any, *, as_labels: bool) -> Volume:
             "grey slices of one size (ZYX). Save one volume per file, and each channel (C) and "
             "time (T) as a separate file."
         )
-    shape = tuple(int(n) for n in series.shape)
-    geometry = Geometry.from_spacing(shape, _read_spacing(path))
+    geometry = Geometry.from_spacing(tuple(int(n) for n in series.shape), _read_spacing(path))
     check_grid(path, geometry)
     array = _normalise_grey(path, first, np.asarray(series.asarray()), as_labels=as_labels)
-    native = array.dtype.newbyteorder("=")
-    return Volume(array.astype(native, copy=False)[np.newaxis], geometry)
+    return Volume(array.astype(array.dtype.newbyteorder("="), copy=False)[np.newaxis], geometry)
 
 
 def _spacing_names(path: Path) -> list[Path]:

@@ -136,6 +136,5 @@ def _sum_hardest(class_logits: Float[Tensor, "b n k"], targets: AnchorTargets) -
     background = loss.masked_fill(is_left_out, 0)  # cross-entropy is never below 0
     n_hardest = NEGATIVES * max(len(targets.places), len(targets.labels))
     hardest = background.topk(min(n_hardest, len(background))).values
-    positives = loss.index_select(0, targets.places)
-    total: Tensor = positives.sum() + hardest.sum() + 0 * x.sum()
+    total: Tensor = loss.index_select(0, targets.places).sum() + hardest.sum() + 0 * x.sum()
     return total

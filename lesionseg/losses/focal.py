@@ -90,8 +90,7 @@ def sigmoid_focal_loss(
     keep = None if valid is None else valid.bool()
     if keep is not None and keep.shape != logits.shape:
         keep = keep.unsqueeze(1).expand_as(logits)
-    is_label_map = target.shape != logits.shape
-    _check_labels(target, keep, n_classes if is_label_map else 1)
+    _check_labels(target, keep, n_classes if target.shape != logits.shape else 1)
     positive = _expand_alpha(alpha, n_classes)
     negative = positive if alpha is None else [1 - a for a in positive]
     loss: Tensor
@@ -227,8 +226,7 @@ def softmax_focal_loss(
     index = target.long().unsqueeze(1)
     true_logit = x.gather(1, index)[:, 0]
     others = torch.logsumexp(x.scatter(1, index, -torch.inf), dim=1)
-    weight = constant(weights, x)[index[:, 0]]
-    loss = _apply_formula(others - true_logit, gamma) * weight
+    loss = _apply_formula(others - true_logit, gamma) * constant(weights, x)[index[:, 0]]
     return reduce_losses(loss, target > 0, keep, reduction, normaliser)
 
 

@@ -51,8 +51,7 @@ class CustomNetwork(nn.Module):
         if self.bias is None:
             return levels
         bias = self.bias.reshape([-1] + [1] * (image.ndim - 2))
-        used = levels if self.training else levels[:1]
-        return [level + bias for level in used]
+        return [level + bias for level in (levels if self.training else levels[:1])]
 
 
 def as_levels(output: Any, ndim: int, *, is_backbone: bool) -> list[Tensor]:
@@ -142,8 +141,7 @@ def _construct(
 
 def n_logits(plan: Plan) -> int:
     """Return the number of logits per voxel: one per label, and one for softmax's background."""
-    n_background = 1 if plan.activation == "softmax" else 0
-    return len(plan.labels) + n_background
+    return len(plan.labels) + (1 if plan.activation == "softmax" else 0)
 
 
 def probe_network(plan: Plan, *, by_hand: bool, keeps_batch: bool = False) -> Plan:
@@ -164,13 +162,12 @@ def probe_network(plan: Plan, *, by_hand: bool, keeps_batch: bool = False) -> Pl
         rounded = _limit_batch(rounded, plan)
     step = _tile_step(rounded)
     features = plan.architecture.features[0]
-    ones = (1,) * plan.dims
     architecture = replace(  # two stages whose only purpose is to state the step
         plan.architecture,
         levels=levels,
         n_supervised=len(levels),
         features=(features, features),
-        strides=(ones, (step,) * plan.dims),
+        strides=((1,) * plan.dims, (step,) * plan.dims),
         kernels=((3,) * plan.dims,) * 2,
     )
     name = plan.architecture.network.get(TARGET)
@@ -233,8 +230,7 @@ def _limit_batch(rounded: Plan, plan: Plan) -> Plan:
 
     A plan that already has fewer tiles keeps them.
     """
-    n_voxels = plan.batch_size * prod(plan.tile_shape)
-    batch = max(2, n_voxels // prod(rounded.tile_shape))
+    batch = max(2, plan.batch_size * prod(plan.tile_shape) // prod(rounded.tile_shape))
     if batch >= plan.batch_size:
         return rounded
     reason = (
@@ -307,9 +303,8 @@ def backbone_pyramid(name: str, spec: dict[str, Any], dims: int, n_channels: int
             "model.backbone.…; only input channels, axes and tile are filled in, by their usual "
             "names."
         ) from error
-    remedy = "Choose a backbone that pads its convolutions."
     # strides from the tile to the tile itself and to each map
-    totals = (ones, *_strides(maps, tile, remedy))
+    totals = (ones, *_strides(maps, tile, "Choose a backbone that pads its convolutions."))
     steps: list[tuple[int, ...]] = []
     for finer, coarser in pairwise(totals):
         steps.append(tuple(c // f for f, c in zip(finer, coarser, strict=True)))

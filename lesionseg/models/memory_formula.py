@@ -53,8 +53,7 @@ def tensors_gb(plan: Plan) -> float:
         architecture = replace(architecture, name="unet", network={})
         plan = plan.with_(architecture=architecture)
     with torch.device("meta"):
-        network = build_network(plan, architectures=TRUSTED)
-        n_weights = sum(p.numel() for p in network.parameters())
+        n_weights = sum(p.numel() for p in build_network(plan, architectures=TRUSTED).parameters())
     bytes_per_voxel: float = len(plan.channel_names) * (FULL + HALF) + MASK_BYTES
     bytes_per_voxel += sum(_encoder_bytes(architecture)) + sum(_decoder_bytes(plan))
     if plan.has_voxels:
@@ -127,8 +126,7 @@ def _heads_bytes(plan: Plan) -> float:
     finest = widths[0]
     coarser = widths[1 : architecture.n_supervised]
     loss = FULL * (finest + sum(coarser)) + LOSS_BYTES * n_logits(plan)
-    backward = 2 * FULL * finest + HALF * sum(coarser) + GRADIENT_BYTES * n_logits(plan)
-    return max(loss, backward)
+    return max(loss, 2 * FULL * finest + HALF * sum(coarser) + GRADIENT_BYTES * n_logits(plan))
 
 
 def _detector_bytes(plan: Plan) -> list[float]:
@@ -143,6 +141,5 @@ def _detector_bytes(plan: Plan) -> list[float]:
     outputs = anchors.n_shapes * (len(plan.labels.lesion_names) + 2 * plan.dims)
     # the last layer of a tower has its input in fp32
     tower = anchors.depth * _block_bytes(anchors.width) + FULL * anchors.width
-    lateral = HALF * anchors.width
-    level = lateral + 2 * tower + ANCHOR_BYTES * outputs
+    level = HALF * anchors.width + 2 * tower + ANCHOR_BYTES * outputs
     return [shares[stage] * level for stage in anchors.stages]

@@ -75,8 +75,7 @@ class NnunetCheckpoint:
     @property
     def n_inputs(self) -> int:
         """The number of channels of the input."""
-        first = next(self.weights[name] for name in FIRST if name in self.weights)
-        return int(first.shape[1])
+        return int(next(self.weights[name] for name in FIRST if name in self.weights).shape[1])
 
     @property
     def n_outputs(self) -> int:
@@ -298,11 +297,10 @@ def architecture_of(
         )
     # a convolution's weight is [out, in, *kernel]
     dims = first[0].ndim - 2
-    full_resolution = (1,) * dims
     return Architecture(
         name=name,
         features=tuple(len(weight) for weight in first),
-        strides=(full_resolution, *strides),
+        strides=((1,) * dims, *strides),
         kernels=tuple(tuple(weight.shape[2:]) for weight in first),
         blocks=depths.pop(),
         n_supervised=max(n - 2, 1),  # as in nnU-Net, all resolutions except the two coarsest

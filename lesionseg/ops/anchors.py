@@ -48,8 +48,7 @@ def grid_anchors(
     for level in levels:
         axes = []
         for n, stride in zip(level.shape, level.stride, strict=True):
-            cells = torch.arange(n, device=device, dtype=torch.float32)
-            axes.append((cells + 0.5) * stride)
+            axes.append((torch.arange(n, device=device, dtype=torch.float32) + 0.5) * stride)
         centres = torch.cartesian_prod(*axes).reshape(-1, 1, len(axes))
         half = torch.tensor(level.sizes, device=device, dtype=torch.float32)[None] / 2
         anchors.append(torch.cat([centres - half, centres + half], dim=-1).flatten(0, 1))
@@ -152,8 +151,7 @@ def assign_atss(
     """
     if len(boxes) == 0 or len(anchors) == 0:
         return torch.full((len(anchors),), BACKGROUND, device=anchors.device)
-    centres = split_box(boxes.float())[0]
-    candidates = _nearest_anchors(levels, centres)
+    candidates = _nearest_anchors(levels, split_box(boxes.float())[0])
     owner = torch.arange(len(boxes), device=boxes.device)[:, None].expand_as(candidates)
     overlap = paired_iou(anchors[candidates.flatten()], boxes[owner.flatten()])
     overlap = overlap.view_as(candidates)
@@ -191,8 +189,7 @@ def _assign_missed_lesions(
     # number of anchors of each lesion; the first count is that of the background
     counts = torch.bincount(assigned.clamp(min=-1) + 1, minlength=len(candidates) + 1)[1:]
     without = (exists & (counts == 0)).nonzero()[:, 0]
-    order = torch.argsort(overlap.amax(1)[without], descending=True, stable=True)
-    for lesion in without[order]:
+    for lesion in without[torch.argsort(overlap.amax(1)[without], descending=True, stable=True)]:
         row = candidates[lesion]
         owner = assigned[row]
         free = (owner < 0) | (counts[owner.clamp(min=0)] > 1)

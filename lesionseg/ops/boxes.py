@@ -239,8 +239,7 @@ def tile_boxes(
         low.append(reduce_rows(coordinate, "amin"))
         high.append(reduce_rows(coordinate + 1, "amax"))
     highest_id = reduce_rows(ids, "amax")  # 0 for a row without a lesion
-    first_voxel = reduce_rows(voxels, "amin")
-    found = torch.where(highest_id > 0, labels.flatten()[first_voxel].long(), 0)
+    found = torch.where(highest_id > 0, labels.flatten()[reduce_rows(voxels, "amin")].long(), 0)
     boxes = torch.stack([*low, *high], dim=1).float()
     return boxes.view(n_tiles, m, -1), found.view(n_tiles, m)
 

@@ -132,8 +132,7 @@ def foreground_slices(array: NDArray[Any]) -> tuple[slice, ...] | None:
     slices = []
     rest = array
     for axis in range(array.ndim):
-        other_axes = tuple(a for a in range(array.ndim) if a != axis)
-        used = np.flatnonzero(rest.any(axis=other_axes))
+        used = np.flatnonzero(rest.any(axis=tuple(a for a in range(array.ndim) if a != axis)))
         if len(used) == 0:
             return None
         slices.append(slice(int(used[0]), int(used[-1]) + 1))
@@ -376,8 +375,7 @@ def fill_polygons(polygons: Sequence[Numbers], shape: tuple[int, ...]) -> Flags:
             side = (end - start) or 1e-9  # a repeated corner
             # each centre in the system in which the side leads from 0 to 1
             centres = (x + 1j * y - start) / side
-            nearest = centres.real.clip(0, 1)
-            is_near[rows] |= np.abs((centres - nearest) * side) <= _ON_OUTLINE
+            is_near[rows] |= np.abs((centres - centres.real.clip(0, 1)) * side) <= _ON_OUTLINE
             has_row = (start.imag <= y) != (end.imag <= y)
             is_odd[rows] ^= has_row & (centres.imag * side.imag <= 0)
         inside ^= is_odd

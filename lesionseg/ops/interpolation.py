@@ -181,8 +181,7 @@ def _largest_drift(matrix: Numbers, other: Numbers, out_shape: Sequence[int]) ->
     `out_shape`, for the input axis along which it is largest.
     """
     last_index = np.array([*(n - 1 for n in out_shape), 1.0])
-    drift = np.abs(matrix - other)[:-1] @ last_index
-    return float(drift.max())
+    return float((np.abs(matrix - other)[:-1] @ last_index).max())
 
 
 def index_matrix(source: Geometry, target: Geometry) -> Numbers:
@@ -219,12 +218,10 @@ def _find_input_range(matrix: Numbers, shape: Sequence[int]) -> tuple[Integers, 
     extent. One more voxel on each side is the neighbour with which a value is interpolated. Indices
     may be outside the input.
     """
-    ends = [(-0.5, n - 0.5) for n in shape]
-    corners = np.array(list(itertools.product(*ends)))
+    corners = np.array(list(itertools.product(*[(-0.5, n - 0.5) for n in shape])))
     moved = corners @ matrix[:-1, :-1].T + matrix[:-1, -1]
     lowest = np.floor(moved.min(axis=0)).astype(np.int64) - 1
-    highest = np.ceil(moved.max(axis=0)).astype(np.int64) + 1
-    return lowest, highest
+    return lowest, np.ceil(moved.max(axis=0)).astype(np.int64) + 1
 
 
 def _pad(piece: Tensor, before: Integers, after: Integers, *, zeros: bool) -> Tensor:
@@ -298,8 +295,7 @@ class _Resampling:
         def sample(offset: Sequence[float]) -> Tensor:
             """Sample at one position within each output voxel."""
             coordinates = self._coordinates(offset)
-            sizes = piece.shape[1:]
-            pairs = zip(coordinates, sizes, strict=True)
+            pairs = zip(coordinates, piece.shape[1:], strict=True)
             inside = np.logical_and.reduce([_is_inside(x, n, self.reach) for x, n in pairs])
             take = _sample_nearest if how in ("nearest", "share") else _sample_linear
             return take(piece, coordinates).masked_fill(~_as_tensor(inside, piece.device), 0)

@@ -91,8 +91,7 @@ def _as_3d(image: Tensor) -> NDArray[np.float32]:
     A contiguous image shares its memory with the result.
     """
     array = image.contiguous().numpy()
-    missing = [1] * (4 - array.ndim)
-    return array.reshape([array.shape[0], *missing, *array.shape[1:]])
+    return array.reshape([array.shape[0], *[1] * (4 - array.ndim), *array.shape[1:]])
 
 
 _compile_loops = make_compiler("contract", "nsz")

@@ -128,13 +128,12 @@ def select_on_validation(
         group,
     )
     log.info("Operating points are chosen on %s.", count(len(tables.cases), "validation case"))
-    fold_of = {case: predictions.fold_of[case] for case in tables.cases["case"]}
     complete, _ = select(
         tables,
         selection,
         aim,
         rate_confidence,
         chosen_on=OUT_OF_FOLD,
-        fold_of=fold_of,
+        fold_of={case: predictions.fold_of[case] for case in tables.cases["case"]},
     )
     return complete

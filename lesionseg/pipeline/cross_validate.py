@@ -60,8 +60,7 @@ def cross_validate(experiment: Experiment) -> TrainedModel | None:
         check_config(fold.run, config_of(fold.cfg))
         # finished folds are checked as well, because they are kept
         check_cases(fold.run, fold.survey.splits, fold.survey.sources)
-    given = None if has_config(run) else plan_of_first_begun(folds.values())
-    plan = begin(experiment, given)
+    plan = begin(experiment, None if has_config(run) else plan_of_first_begun(folds.values()))
     broadcast_from_rank_zero(partial(_check_plans_of_begun, folds.values(), plan))
     if is_rank_zero():
         _write_splits(run, folds.values())
@@ -124,8 +123,7 @@ def _require_unseen_test_cases(folds: Mapping[int, Survey]) -> None:
     A patient's other cases count as well, unless all cases are of a single group. A patient that
     is divided within each fold is not an error here, because `make_splits` has warned of it.
     """
-    dataset = next(iter(folds.values())).dataset
-    groups = {files.case: files.patient for files in dataset.cases}
+    groups = {files.case: files.patient for files in next(iter(folds.values())).dataset.cases}
     if len(set(groups.values())) == 1:
         groups = {case: case for case in groups}
     tested: dict[str, dict[int, str]] = {}  # a test case of each group and fold

@@ -252,5 +252,4 @@ def development_tables(
         )
     grouped = assign_groups(cases, group, setting="group")
     options = replace(options, dataset=dataset, zones=None)
-    scored = score_cases(grouped, predictions.files, options, faults=faults)
-    return scored.tables(surface=False)
+    return score_cases(grouped, predictions.files, options, faults=faults).tables(surface=False)

@@ -91,11 +91,10 @@ class EvaluateOutcome(Outcome):
 
     def record(self) -> dict[str, Any]:
         """Return the paths of the folder and of scores.json, and the cases without scores."""
-        failed = [*self.failed, *self.not_compared]
         return {
             "output": self.output,
             "scores": self.output / SCORES_FILE,
-            "failed": [asdict(finding) for finding in failed],
+            "failed": [asdict(finding) for finding in [*self.failed, *self.not_compared]],
         }
 
     def summary(self) -> list[str]:

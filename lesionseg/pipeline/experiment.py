@@ -81,8 +81,7 @@ class Experiment:
         Each node has, for example, a cache folder of its own. The model and the learning rate stay
         those of this experiment.
         """
-        chosen = with_choices(cfg, self.cfg.model.architecture, self.cfg.optim.lr)
-        return replace(self, cfg=chosen)
+        return replace(self, cfg=with_choices(cfg, self.cfg.model.architecture, self.cfg.optim.lr))
 
     @property
     def dataset(self) -> Dataset:

@@ -87,8 +87,7 @@ def reuse_finished(run: Path, survey: Survey, report: ReportSection) -> Finished
     missing, cases or their roles have changed, or its scores have the format of an earlier version.
     """
     try:
-        text = read_text(run / FINISHED)
-        record = read_record(FinishedRun, text, FINISHED, ReadError)
+        record = read_record(FinishedRun, read_text(run / FINISHED), FINISHED, ReadError)
     except ReadError:
         return None
     if record.data != _data_digest(survey):
@@ -123,5 +122,4 @@ def _report_digest(report: ReportSection) -> str:
 
 def _digest(content: Any) -> str:
     """Return a short hash of plain data."""
-    text = json.dumps(content, sort_keys=True, default=dict)
-    return digest_of(text)[:16]
+    return digest_of(json.dumps(content, sort_keys=True, default=dict))[:16]

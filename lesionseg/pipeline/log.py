@@ -163,8 +163,7 @@ class _ProgressLog:
             return
         self._logged_time = time_left
         finished = item if total == 1 else f"{done:g} of {total}"
-        percent = 100 * done / total
-        log.info("%s: %s (%.0f %%), %s left.", self._step, finished, percent, time_left)
+        log.info("%s: %s (%.0f %%), %s left.", self._step, finished, 100 * done / total, time_left)
 
 
 @contextmanager

@@ -403,8 +403,7 @@ def with_focal_correction(plan: Plan, loss: LossConfig, detection: DetectionConf
         alpha, gamma = make_detection_loss(detection).link or (None, None)
         anchors = replace(planned_anchors(plan), alpha=to_tuples(alpha), gamma=gamma)
         plan = plan.with_(anchors=anchors)
-    voxel_loss = make_loss(loss, plan.activation, has_boxes=plan.has_boxes)
-    link = getattr(voxel_loss, "link", None)
+    link = getattr(make_loss(loss, plan.activation, has_boxes=plan.has_boxes), "link", None)
     if link is None:
         return plan.with_(link=None)
     alpha, gamma = link

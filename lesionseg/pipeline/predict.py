@@ -304,13 +304,12 @@ def find_input_scans(
         DatasetError: if no scan is found.
         ReadError: If the input cannot be searched, see `find_scans`.
     """
-    archive = is_archive(source)
     found = find_scans(
         source,
         len(plan.channel_names),
         dims=plan.dims,
         results=output.resolve(),
-        unwanted=partial(explain_unwanted, cfg=series, plan=plan, archive=archive),
+        unwanted=partial(explain_unwanted, cfg=series, plan=plan, archive=is_archive(source)),
         names=names,
     )
     if not found.scans:

@@ -324,14 +324,12 @@ class CaseWork:
         """
         scan = item.scan
         state = scan.state()
-        digest = self.digests.get((scan.path, state)) or scan.digest()
-        item.update(digest=digest, state=state)
+        item.update(digest=self.digests.get((scan.path, state)) or scan.digest(), state=state)
 
     def infer(self, item: StartedScan, prepared: PreparedScan) -> Inferred:
         """Run the networks. Keep probabilities in a file if they do not fit into memory."""
         is_large = needed_bytes(prepared.file_geometry, self.predictor.plan) > self.budget
-        folder = self.results.path if is_large else None
-        inferred = self.predictor.infer(prepared, folder=folder)
+        inferred = self.predictor.infer(prepared, folder=self.results.path if is_large else None)
         trim_memory()  # otherwise glibc would keep the memory of the tiles
         return inferred
 
@@ -391,8 +389,7 @@ class CaseWork:
         if not self.cfg.save_probabilities:
             return self.predictor.decide(inferred, case)
         labels = self.predictor.plan.labels
-        shape = (len(labels), *inferred.file_geometry.shape)
-        probabilities = np.zeros(shape, dtype=np.float16)
+        probabilities = np.zeros((len(labels), *inferred.file_geometry.shape), dtype=np.float16)
 
         def keep(label: int, first: int, slab: Slab) -> None:
             probabilities[label, first : first + len(slab)] = slab
@@ -403,8 +400,7 @@ class CaseWork:
             is_region = bool(labels.regions)
             write_probabilities(new_files, case, probabilities, grid, are_regions=is_region)
         else:
-            file = new_files / f"{case}{PROBABILITIES}"
-            np.savez_compressed(file, probabilities=probabilities)
+            np.savez_compressed(new_files / f"{case}{PROBABILITIES}", probabilities=probabilities)
         return prediction
 
     def _assign_zones(

@@ -65,7 +65,6 @@ def training_provenance(
     if device == "cuda":
         machine = torch.cuda.get_device_name(device)
     dataset = survey.dataset
-    sources = "".join(survey.sources[files.case] for files in dataset.cases)
     return {
         **scores_provenance(data.to_plain(), dataset),
         "git_commit": _git_commit(),
@@ -73,7 +72,7 @@ def training_provenance(
         "packages": packages,
         "device": machine,
         "seed": seed,
-        "data_sha256": digest_of(sources),
+        "data_sha256": digest_of("".join(survey.sources[files.case] for files in dataset.cases)),
     }
 
 

@@ -218,8 +218,7 @@ def loss_option(target: str) -> str | None:
 
 def _leaves(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the value of each setting that is not a section, by dotted key."""
-    items = dotted_items(config)
-    return {key: value for key, value in items if not isinstance(value, Mapping)}
+    return {key: value for key, value in dotted_items(config) if not isinstance(value, Mapping)}
 
 
 def save_config(run_dir: Path, config: Mapping[str, Any]) -> None:

@@ -71,8 +71,7 @@ def score_validation(
     counts = {files.case: LevelCounts(files.group) for files in cases}
 
     def slab_counter_of(files: CaseFiles) -> OnSlab:
-        reference = open_reference(files, experiment.dataset)
-        return counts[files.case].slab_counter(reference, plan)
+        return counts[files.case].slab_counter(open_reference(files, experiment.dataset), plan)
 
     log.info("Predicting %s.", count(len(cases), "validation case"))
     scored = _score_now(predictor, experiment, cases, folder, slab_counter_of)
@@ -86,8 +85,7 @@ def score_validation(
     )
     if fit is not None:
         log.info("Predicting again, because the calibration of voxels changes the outlines.")
-        calibrated = predictor.with_selection(selection)
-        scored = _score_now(calibrated, experiment, cases, folder)
+        scored = _score_now(predictor.with_selection(selection), experiment, cases, folder)
     selection, scored = select_and_accept(
         experiment, scored, find_predictions(folder), folder, selection
     )
@@ -302,12 +300,10 @@ def recall_and_precision(
     cases = experiment.cases("validation")
     cfg = experiment.cfg
     corrected = with_focal_correction(plan, cfg.loss, cfg.detection)
-    scored = score_volumes(network, experiment, cases, corrected, device)
-    tables = scored.tables(surface=False)
+    tables = score_volumes(network, experiment, cases, corrected, device).tables(surface=False)
     n_groups = len(tables.groups)
     recall = value_of(froc(tables, [fp_per_case]), n_groups)[0]
-    precision = value_of(average_precision(tables), n_groups)[0]
-    return recall or 0.0, precision or 0.0
+    return recall or 0.0, value_of(average_precision(tables), n_groups)[0] or 0.0
 
 
 def validation_scores(
@@ -332,8 +328,7 @@ def validation_scores(
         log.warning("The network detects nothing on %s.", count(len(cases), "validation case"))
     point = choose(tables, Aim("fp_per_case", FP_PER_CASE), quiet=True)
     find = froc(tables, [FP_PER_CASE])
-    recall = value_of(find, len(tables.groups))[0]
-    scores = {"recall_1fp": recall or 0.0}
+    scores = {"recall_1fp": value_of(find, len(tables.groups))[0] or 0.0}
     accepted = scored.tables(point, surface=False)
     dice = accepted.cases["dice"]
     if dice.notna().any():

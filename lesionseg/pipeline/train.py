@@ -165,14 +165,13 @@ def warn_of_few_patients(survey: Survey, data: DataConfig, budget: str) -> None:
     if data.fold is not None or not 0 < len(validated) < FEW_PATIENTS:
         return
     with suppress(DatasetError):  # a split file without folds, or too few patients for folds
-        n_folds = len(folds_of(survey, data))
         log.warning(
             "%d patients: the threshold will be chosen on %d of them. data.fold=all chooses "
             "it on all of them, but trains %d networks, each for %s. To use it, stop this training "
             "and add data.fold=all.",
             n_patients,
             len(validated),
-            n_folds,
+            len(folds_of(survey, data)),
             budget,
         )
 

@@ -189,12 +189,11 @@ def keep_bundle(experiment: Experiment, bundle: Bundle, scores: Scores | None) -
     None without any.
     """
     evaluated = [] if scores is None else [scores]
-    card = model_card(bundle.plan, bundle.selection, evaluated, experiment.origin)
     write_bundle(
         experiment.bundle,
         bundle.networks,
         bundle.plan,
-        card,
+        model_card(bundle.plan, bundle.selection, evaluated, experiment.origin),
         check=bundle.check,
         selection=bundle.selection,
     )
@@ -240,5 +239,4 @@ def choose_validated(
 
 def _choose_evenly(cases: Sequence[CaseFiles], n: int) -> list[CaseFiles]:
     """Return `n` evenly spaced cases, because the first ones by name are often of a single site."""
-    places = np.linspace(0, len(cases) - 1, n)
-    return [cases[round(i)] for i in places]
+    return [cases[round(i)] for i in np.linspace(0, len(cases) - 1, n)]

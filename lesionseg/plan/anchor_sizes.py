@@ -106,8 +106,7 @@ def _sample_by_volume(sides: Extents) -> Extents:
     """Return at most `_MOST_LESIONS` lesions, evenly spaced in the ascending order of volume."""
     ascending = sides[np.argsort(sides.prod(axis=1), kind="stable")]
     n_used = min(len(ascending), _MOST_LESIONS)
-    evenly_spaced = np.linspace(0, len(ascending) - 1, n_used).astype(int)
-    return np.asarray(ascending[evenly_spaced])
+    return np.asarray(ascending[np.linspace(0, len(ascending) - 1, n_used).astype(int)])
 
 
 def _explain_fit(
@@ -136,8 +135,7 @@ def _make_anchors(
     sizes = []
     for level in range(len(stages)):
         end = min(N_SHAPES * level + n_each, len(shapes))
-        own = shapes[end - n_each : end].round(2)
-        sizes.append(tuple(tuple(size) for size in own.tolist()))
+        sizes.append(tuple(tuple(size) for size in shapes[end - n_each : end].round(2).tolist()))
     width = ceil(architecture.features[stages[0]] / 8) * 8  # group norms have 8 groups
     return AnchorPlan(stages, tuple(sizes), width=min(max(width, 16), 128), floor=BOX_FLOOR)
 

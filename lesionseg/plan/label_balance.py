@@ -149,8 +149,7 @@ class _Division:
 
     def _draw_best(self, allowed: Flags, scores: Integers) -> int:
         """Draw one of the allowed units with the highest score."""
-        best = scores[allowed].max()
-        return int(self.rng.choice(np.flatnonzero(allowed & (scores == best))))
+        return int(self.rng.choice(np.flatnonzero(allowed & (scores == scores[allowed].max()))))
 
 
 def stratify_by_label(units: Sequence[str], labels: UnitLabels) -> list[list[str]]:

@@ -141,8 +141,7 @@ def _count_repeated(stated: StatedBoxes) -> tuple[int, int]:
     is_earlier = others < rows
     is_same = (np.abs(boxes[rows] - boxes[others]) <= _EQUAL_VOX).all(axis=1)
     equal = np.unique(rows[is_earlier & is_same])
-    near = np.setdiff1d(rows[is_earlier & (ious > SAME_LESION_IOU)], equal)
-    return len(equal), len(near)
+    return len(equal), len(np.setdiff1d(rows[is_earlier & (ious > SAME_LESION_IOU)], equal))
 
 
 def find_doubts(dataset: Dataset, facts: Mapping[str, ReferenceFacts]) -> list[Finding]:
@@ -196,8 +195,7 @@ def _case_doubts(facts: Mapping[str, ReferenceFacts]) -> list[Finding]:
     doubts: list[Finding] = []
     for case, one in facts.items():
         if one.share > MOST_SHARE:
-            detail = f" They fill {100 * one.share:.3g} %."
-            doubts.append(_doubt("mostly_lesion", case, detail))
+            doubts.append(_doubt("mostly_lesion", case, f" They fill {100 * one.share:.3g} %."))
         elif one.touches_all:
             doubts.append(_doubt("touches_borders", case))
         elif one.is_wide:

@@ -235,8 +235,7 @@ def candidate_rule(
     smallest = float(np.percentile(lesion_voxels, 5)) if len(lesion_voxels) else 0.0
     least = 1
     if smallest > 10:
-        tenth = smallest // 10
-        least = int(min(max(tenth, 2), 10))
+        least = int(min(max(smallest // 10, 2), 10))
     rule = CandidateRule(
         floor=max(CandidateRule().floor, prior_),
         min_voxels=least,

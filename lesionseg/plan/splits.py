@@ -204,7 +204,6 @@ def _warn_of_divided_groups(divided: Mapping[str, str], used_for: str) -> None:
         who = f"Patient {names[0]} is"
         if len(names) > 1:
             who = f"{len(names)} patients are"
-        listed = f": {join_names(names)}" if len(names) > 1 else ""
         logger.warning(
             "%s in both %s and %s%s. Therefore %s scores will be too optimistic. Give all cases of "
             "a patient one role (column role, data.splits), or correct the patients (column "
@@ -212,7 +211,7 @@ def _warn_of_divided_groups(divided: Mapping[str, str], used_for: str) -> None:
             who,
             used_for,
             other,
-            listed,
+            f": {join_names(names)}" if len(names) > 1 else "",
             other,
         )
 
@@ -316,8 +315,7 @@ def _make_folds(
     strata = [ordered]
     balance = "numbers and sizes of lesions"
     if _has_several_labels(units):
-        unit_labels = {name: unit.labels for name, unit in units.items()}
-        strata = stratify_by_label(ordered, unit_labels)
+        strata = stratify_by_label(ordered, {name: unit.labels for name, unit in units.items()})
         balance = "labels"
     cases_of_folds: list[set[str]] = []
     for names in deal(strata, n_folds, rng):
@@ -340,8 +338,7 @@ def _order_by_lesions(units: Mapping[str, _Unit], n_folds: int) -> list[str]:
     """
     free = [name for name, unit in units.items() if unit.n_lesions == 0]
     with_lesions = [name for name, unit in units.items() if unit.n_lesions > 0]
-    third = len(with_lesions) / 3
-    class_size = n_folds * max(1, round(third / n_folds))
+    class_size = n_folds * max(1, round(len(with_lesions) / 3 / n_folds))
     classes = [free]
     for start in range(0, len(with_lesions), class_size):
         classes.append(with_lesions[start : start + class_size])

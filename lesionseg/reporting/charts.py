@@ -357,9 +357,8 @@ def curve_chart(tables: Evaluation) -> Chart | None:
         return None
     figure, axes = new_figure()
     low = diameters[0]
-    high = diameters[-1]
     # `geomspace` needs a lower end above 0, and a curve needs some width
-    x = np.geomspace(max(low, 1e-3), max(high, low * 1.01), 200)
+    x = np.geomspace(max(low, 1e-3), max(diameters[-1], low * 1.01), 200)
     axes.plot(x, expit(intercept + slope * np.log(x)), color=FOUND)
     lesions = tables.lesions
     axes.plot(lesions[tables.size_column], lesions["detected"] * 1.0, "|", color=INK, alpha=0.4)
@@ -419,8 +418,7 @@ def reliability_chart(tables: Evaluation) -> Chart | None:
     axes.scatter(stated, true, s=areas, color=FOUND, alpha=0.8, clip_on=False)
     axes.set(xlim=(-0.04, 1.04), ylim=(-0.04, 1.04))
     axes.set(xlabel=f"{of} of the marking", ylabel="share that was a lesion")
-    caption = f"On the line, the {of} equals the share of lesions."
-    return Chart("Calibration", caption, figure)
+    return Chart("Calibration", f"On the line, the {of} equals the share of lesions.", figure)
 
 
 def load_chart(tables: Evaluation) -> Chart | None:
@@ -432,8 +430,7 @@ def load_chart(tables: Evaluation) -> Chart | None:
     highest = tables.scores["volume_ml_upper_limit"].value
     if mean is None or highest is None:
         return None
-    predicted = tables.cases[tables.is_predicted]
-    volumes = predicted[["reference_ml", "predicted_ml"]].dropna()
+    volumes = tables.cases[tables.is_predicted][["reference_ml", "predicted_ml"]].dropna()
     difference = volumes["predicted_ml"] - volumes["reference_ml"]
     limits = highest - mean
     figure, axes = new_figure()

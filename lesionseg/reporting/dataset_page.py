@@ -282,8 +282,7 @@ def _findings_table(
                 table.append({**row, "cases": len(names), "which": _list_first(names, 20)})
             n_entries = sum(map(_is_unlisted, own))
             if n_entries:
-                which = "not in the pictures below"
-                table.append({**row, "cases": n_entries, "which": which})
+                table.append({**row, "cases": n_entries, "which": "not in the pictures below"})
             if cases.count("") > n_entries:
                 table.append({**row, "cases": None, "which": "the whole dataset"})
     return table

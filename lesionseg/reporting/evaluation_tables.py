@@ -188,11 +188,10 @@ def _with_pseudonyms(tables: Evaluation) -> Evaluation:
             group=table["group"].map(groups).fillna("–"),
         )
 
-    names = {shown: real for one in (groups, cases) for real, shown in one.items()}
     return replace(
         tables,
         cases=rename(tables.cases),
         lesions=rename(tables.lesions),
         candidates=rename(tables.candidates),
-        names=names,
+        names={shown: real for one in (groups, cases) for real, shown in one.items()},
     )

@@ -220,8 +220,7 @@ def draw_film(scene: Scene, case: str, tables: Evaluation) -> Film:
         *_marking_boxes(markings, keys),
         *_nearest_boxes(lesions, markings, keys),
     ]
-    errors_first = sorted(boxes, key=lambda box: not box.is_error)
-    shown = errors_first[:MOST_BOXES]
+    shown = sorted(boxes, key=lambda box: not box.is_error)[:MOST_BOXES]
     # later boxes are drawn over earlier ones: errors are on top, and markings above lesions
     drawing_order = sorted(shown, key=lambda box: (box.is_error, box.kind != "reference"))
     height, width = scene.geometry.shape
@@ -248,8 +247,7 @@ def _lesion_boxes(lesions: pd.DataFrame, keys: Mapping[str, LabelKey]) -> Iterat
 
 def _marking_boxes(markings: pd.DataFrame, keys: Mapping[str, LabelKey]) -> Iterator[FilmBox]:
     """Yield the boxes of accepted markings, the highest score first."""
-    accepted = markings[markings["accepted"]]
-    for _, row in accepted.sort_values("score", ascending=False).iterrows():
+    for _, row in markings[markings["accepted"]].sort_values("score", ascending=False).iterrows():
         is_false = row["outcome"] == "false_positive"
         yield _box("accepted", row, keys, _score_words(row), is_error=is_false)
 
@@ -259,8 +257,7 @@ def _nearest_boxes(
 ) -> Iterator[FilmBox]:
     """Yield the boxes of markings below the limit that explain why a lesion was missed."""
     nearest = lesions[~lesions["detected"]]["nearest_candidate"]
-    below = markings[~markings["accepted"] & markings["candidate"].isin(nearest)]
-    for _, row in below.iterrows():
+    for _, row in markings[~markings["accepted"] & markings["candidate"].isin(nearest)].iterrows():
         yield _box("below", row, keys, _score_words(row), is_error=False)
 
 
@@ -326,8 +323,7 @@ def draw_picture(scene: Scene) -> str:
     image = scene.image
     if scene.colours is not None:
         image = np.moveaxis(scene.colours, 0, -1)
-    levels = display_levels(image, WINDOW)
-    picture = Image.fromarray(levels)
+    picture = Image.fromarray(display_levels(image, WINDOW))
     picture.thumbnail((LARGEST_SIDE, LARGEST_SIDE), Image.Resampling.BOX)
     buffer = io.BytesIO()
     picture.save(buffer, format="JPEG", quality=JPEG_QUALITY)

@@ -150,8 +150,7 @@ class Sources:
         else:
             found = read_case(files, self._images)
         geometry = found.image.geometry
-        reference = self._read_reference(found)
-        mask = _reference_mask(reference, geometry)
+        mask = _reference_mask(self._read_reference(found), geometry)
         scene = replace(scene_of(found.image, files), reference=mask)
         names = [name for name in self._names_of(case) if name in self._predictions]
         if not names:
@@ -291,5 +290,4 @@ def candidate_ids(
             drawn[box_slices(box, drawn.ndim)] = candidate.id
     if prediction.instances is None:
         return drawn
-    has_mask = np.isin(prediction.instances, sorted(ids))
-    return np.where(has_mask, prediction.instances, drawn)
+    return np.where(np.isin(prediction.instances, sorted(ids)), prediction.instances, drawn)

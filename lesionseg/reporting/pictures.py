@@ -78,8 +78,7 @@ class Card:
             planes: Number of planes.
             focus: Mask of the one accepted candidate that the picture is about.
         """
-        figure = draw_cutouts(scenes, start, stop, planes=planes, focus=focus)
-        return cls(data_uri(figure), *words)
+        return cls(data_uri(draw_cutouts(scenes, start, stop, planes=planes, focus=focus)), *words)
 
 
 def display_axes(geometry: Geometry) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -149,8 +148,7 @@ def draw_cutouts(
     n = min(planes, len(start))
     figure, panels = _make_panels(n * len(scenes))
     for k, (name, scene) in enumerate(scenes.items()):
-        own = panels[n * k : n * (k + 1)]
-        _draw_cutout(own, scene, name, start, stop, focus)
+        _draw_cutout(panels[n * k : n * (k + 1)], scene, name, start, stop, focus)
     return figure
 
 
@@ -217,14 +215,12 @@ def _draw_cutout(
     to_centre_on = (reference, accepted) if chosen is None else (chosen,)
     middle = _find_middle(image.shape, box, to_centre_on)
     image_mm = np.array(image.shape) * spacing
-    box_mm = (box[1] - box[0]) * spacing
-    side = _choose_side(image_mm, box_mm)
+    side = _choose_side(image_mm, (box[1] - box[0]) * spacing)
     if image.ndim == 2:
         _crop(panels[-1], shown, masks, spacing, middle, side, unit)
         if len(panels) == 1:
             return
-        limits = np.percentile(shown, WINDOW)
-        _show(panels[0], shown, masks, spacing, limits)
+        _show(panels[0], shown, masks, spacing, np.percentile(shown, WINDOW))
         top, left = (m * s - side / 2 for m, s in zip(middle, spacing, strict=True))
         panels[0].add_patch(Rectangle((left, top), side, side, fill=False, ec=BELOW, lw=0.8))
         return
@@ -278,8 +274,7 @@ def _choose_side(image_mm: Numbers, box_mm: Numbers) -> float:
         least = MIN_SHARE_2D * longest
     # a large lesion needs less than `SIDE_PER_EXTENT` times its extent
     wanted = min(SIDE_PER_EXTENT * extent, extent + least)
-    most = max(1.3 * extent, longest)
-    return min(max(least, wanted), most)
+    return min(max(least, wanted), max(1.3 * extent, longest))
 
 
 def _reorient(
@@ -456,12 +451,11 @@ def _show(
     """
     height, width = np.array(image.shape[:2]) * spacing
     low = float(limits[0])
-    high = float(limits[1])
     axes.imshow(
         image,
         cmap="gray",
         vmin=low,
-        vmax=max(high, low + 1e-6),
+        vmax=max(float(limits[1]), low + 1e-6),
         extent=(0, width, height, 0),
         interpolation="nearest",
     )
@@ -505,6 +499,5 @@ def _find_middle(
     for mask in masks:
         if mask is not None and mask[inside].any():
             voxels = np.argwhere(mask[inside]) + start
-            nearest = voxels[np.argmin(((voxels - centre) ** 2).sum(axis=1))]
-            return tuple(int(v) for v in nearest)
+            return tuple(int(v) for v in voxels[np.argmin(((voxels - centre) ** 2).sum(axis=1))])
     return tuple(int(v) for v in np.clip(np.round(centre), start, stop - 1))

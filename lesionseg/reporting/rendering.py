@@ -193,8 +193,7 @@ def say(sentence: str, **values: object) -> str:
 
 def split_lines(lines: Iterable[str]) -> list[tuple[str, str]]:
     """Split each line into a name and the words after the first colon; "" without a colon."""
-    parts = [line.partition(": ") for line in lines]
-    return [(name, words) for name, _, words in parts]
+    return [(name, words) for name, _, words in [line.partition(": ") for line in lines]]
 
 
 @cache

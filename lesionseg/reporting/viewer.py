@@ -167,8 +167,7 @@ def _convert_mm(centre_mm: Sequence[float], geometry: Geometry) -> list[float]:
 
 def _encode_base64(array: NDArray[Any], geometry: Geometry, step: int) -> str:
     """Encode every `step`-th voxel as `.nii.gz` in base64. A 2-D image becomes a single slice."""
-    every_step = (slice(None, None, step),) * array.ndim
-    thinned = array[every_step]
+    thinned = array[(slice(None, None, step),) * array.ndim]
     if thinned.ndim == 2:
         thinned = thinned[np.newaxis]
     grid = Geometry(thinned.shape, _affine(geometry) @ np.diag([step, step, step, 1.0]))

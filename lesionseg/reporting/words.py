@@ -337,8 +337,7 @@ def limit_words(tables: Evaluation) -> str:
     """Describe the limit: its choice and its expected rate. Return "" without a limit."""
     if tables.threshold is None:
         return ""
-    point = tables.scores.operating_point
-    return say("limit_words", point=point, threshold=tables.threshold)
+    return say("limit_words", point=tables.scores.operating_point, threshold=tables.threshold)
 
 
 def study_lines(tables: Evaluation, study: Mapping[str, str]) -> list[tuple[str, str]]:

@@ -130,8 +130,7 @@ def write_report(
     remove_viewer_pages(viewer)
     pictures = Pictures()
     if sources is not None:
-        pages = viewer if options.viewer else None
-        pictures = _draw_pictures(tables, sources, pages, progress)
+        pictures = _draw_pictures(tables, sources, viewer if options.viewer else None, progress)
     content = _collect_content(models, study, pictures, history=scores_dir / "metrics.csv")
     output.mkdir(parents=True, exist_ok=True)
     # files of an earlier page with other settings or cases would contradict this page
@@ -375,8 +374,7 @@ def slider_data(tables: Evaluation) -> dict[str, Any] | None:
     rows = found.where(found.notna(), None).to_numpy().tolist()  # JSON has no NaN
     sizes = []
     for part in tables.size_classes:
-        words = size_class_words(part, tables.scores.size_unit)
-        sizes.append([part.least, part.below, words])
+        sizes.append([part.least, part.below, size_class_words(part, tables.scores.size_unit)])
     return {
         "cases": tables.n_scanned,
         "start": tables.threshold,
@@ -550,8 +548,7 @@ def _choose_pictures(tables: Evaluation, *, with_top: bool) -> Iterator[_Wanted]
         tables.false_positives.sort_values("score", ascending=False).head(MOST_FALSE).iterrows()
     ):
         yield _Wanted("false_positive", row, false_positive_words(row))
-    step = max(1, ceil(len(found) / MOST_FOUND))
-    for _, row in found.iloc[::step].iterrows():
+    for _, row in found.iloc[:: max(1, ceil(len(found) / MOST_FOUND))].iterrows():
         yield _Wanted("found", row, _lesion_words(row, tables))
 
 

@@ -80,8 +80,7 @@ class LastCheckpoint(Checkpoint):
         if trainer.world_size == 1:  # the processes of a training would stop at different steps
             with suppress(ValueError):  # only the main thread may set a handler
                 for number in STOP_SIGNALS:
-                    handler = partial(self._stop, trainer)
-                    self._handlers[number] = signal.signal(number, handler)
+                    self._handlers[number] = signal.signal(number, partial(self._stop, trainer))
 
     def _stop(self, trainer: Any, *_: Any) -> None:
         """Stop before the next step. Raise `KeyboardInterrupt` if that may take long."""
@@ -375,8 +374,7 @@ class FocalStatistics(pl.Callback):
         self._rows.append(latest)
         if not trainer.is_global_zero or len(self._rows) < STRETCH:
             return
-        means = pd.DataFrame(list(self._rows)).mean()
-        warnings = _find_faults(means.to_dict(), module.progress)
+        warnings = _find_faults(pd.DataFrame(list(self._rows)).mean().to_dict(), module.progress)
         for name in warnings.keys() - self._warned:
             self._warned.add(name)
             log.warning("Step %d: %s", trainer.global_step, warnings[name])

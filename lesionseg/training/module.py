@@ -413,8 +413,7 @@ def resolve_budget(settings: TrainerConfig, plan: Plan, device: str) -> TrainerC
 def _steps_like_nnunet(settings: TrainerConfig, plan: Plan) -> int:
     """Return the number of steps with as many voxels as nnU-Net's training, at most its 250 000."""
     voxels_per_step = count_tiles_per_step(settings, plan) * prod(plan.tile_shape)
-    share = NNUNET_VOXELS[plan.dims] / voxels_per_step
-    return round(NNUNET_STEPS * min(share, 1.0))
+    return round(NNUNET_STEPS * min(NNUNET_VOXELS[plan.dims] / voxels_per_step, 1.0))
 
 
 def count_tiles_per_step(settings: TrainerConfig, plan: Plan) -> int:

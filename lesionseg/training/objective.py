@@ -122,8 +122,7 @@ class Objective:
         if not self.strides:
             return Targets(anchors, ())
         finest = LevelTargets.of(batch, self.plan.labels.channel_labels)
-        is_nnunet = self.plan.architecture.layout == "nnunet"
-        reduce = take_middle_voxels if is_nnunet else coarsen
+        reduce = take_middle_voxels if self.plan.architecture.layout == "nnunet" else coarsen
         return Targets(anchors, tuple(reduce(finest, stride) for stride in self.strides))
 
     def terms(self, output: Any, targets: Targets, normalisers: Tensor) -> Terms:
@@ -151,8 +150,7 @@ class Objective:
             # in eval mode the network returns only the finest level
             levels = zip(weights, voxels, targets.levels, normalisers, strict=False)
             for weight, logits, level, normaliser in levels:
-                terms = self._voxel_terms(logits, level, normaliser)
-                for name, term in terms.items():
+                for name, term in self._voxel_terms(logits, level, normaliser).items():
                     total[name] = total.get(name, 0.0) + weight * term
         return total
 
@@ -253,8 +251,7 @@ def noise_batch(plan: Plan, n_tiles: int) -> dict[str, Tensor]:
     noise = torch.Generator().manual_seed(0)
     shape = (n_tiles, *plan.tile_shape)
     labels = torch.zeros(shape, dtype=torch.uint8)
-    middle = tuple(slice(n // 2 - 1, n // 2 + 2) for n in plan.tile_shape)
-    labels[(slice(None), *middle)] = 1
+    labels[(slice(None), *(slice(n // 2 - 1, n // 2 + 2) for n in plan.tile_shape))] = 1
     image = torch.randn((n_tiles, len(plan.channel_names), *plan.tile_shape), generator=noise)
     valid = torch.ones(shape, dtype=torch.bool)
     return {"image": image, "labels": labels, "instances": labels.int(), "valid": valid}
@@ -308,19 +305,17 @@ def coarsen(targets: LevelTargets, stride: Sequence[int]) -> LevelTargets:
         sizes = [1 if axis in within else n for axis, n in enumerate(each.shape)]
         ids = ids.where(each == labels.reshape(sizes), 0)  # only voxels with the block's label
     ids = ids.amax(dim=within)
-    nearest = torch.where(ids > 0, ids, middle.nearest)
-    return LevelTargets(labels, ids, valid, nearest)
+    return LevelTargets(labels, ids, valid, torch.where(ids > 0, ids, middle.nearest))
 
 
 def take_middle_voxels(targets: LevelTargets, stride: Sequence[int]) -> LevelTargets:
     """Return coarse targets as in nnU-Net: the voxel at, or after, the middle of each block."""
     places: Any = (..., *(slice(s // 2, None, s) for s in stride))
-    nearest = None if targets.nearest is None else targets.nearest[places]
     return LevelTargets(
         labels=targets.labels[places],
         instances=targets.instances[places],
         valid=targets.valid[places],
-        nearest=nearest,
+        nearest=None if targets.nearest is None else targets.nearest[places],
     )
 
 

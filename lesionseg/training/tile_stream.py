@@ -217,8 +217,7 @@ def loader_workers(
     elif device == "cpu":
         workers = 1
     else:
-        n_free_cores = _count_own_cores(n_processes) - 1
-        workers = min(max(n_free_cores, 1), MOST_WORKERS)
+        workers = min(max(_count_own_cores(n_processes) - 1, 1), MOST_WORKERS)
     try:
         shared = shutil.disk_usage(SHARED_MEMORY).free
     except OSError:  # the folder exists only on Linux

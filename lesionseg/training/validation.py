@@ -59,8 +59,7 @@ class VolumeValidation(Checkpoint):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the best score with its error, and the time of the next validation."""
-        best = {"best_score": self.best_score, "best_error": self.best_error}
-        return {**best, "due": self._due}
+        return {"best_score": self.best_score, "best_error": self.best_error, "due": self._due}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the best score with its error, and the time of the next validation.

@@ -289,8 +289,7 @@ def largest_difference(bundle: Bundle, run: Runner) -> float:
     shape = (1, len(plan.channel_names), *network_tile(plan))
     tiles = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
     with torch.inference_mode():
-        network = ExportedNetwork(bundle)
-        own = _arrays(network(torch.from_numpy(tiles)))
+        own = _arrays(ExportedNetwork(bundle)(torch.from_numpy(tiles)))
     theirs = run(tiles)
     if plan.nnunet is not None:
         own = _convert_to_probabilities(own, plan)
@@ -317,8 +316,7 @@ def largest_difference(bundle: Bundle, run: Runner) -> float:
 
 def _log_odds(probabilities: NDArray[np.float32]) -> NDArray[np.float64]:
     """Return log-odds of probabilities clipped to 1e-4 to 1 − 1e-4, for which float32 suffices."""
-    limited = probabilities.astype(np.float64).clip(1e-4, 1 - 1e-4)
-    return np.asarray(logit(limited))
+    return np.asarray(logit(probabilities.astype(np.float64).clip(1e-4, 1 - 1e-4)))
 
 
 def _convert_to_probabilities(

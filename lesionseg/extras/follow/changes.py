@@ -496,8 +496,7 @@ def _find_overlaps(
         voxels = lesions.voxels_of(int(row))
         if grow:
             voxels = _grow(voxels, lesions.geometry.shape)
-        n_by_id = np.bincount(id_at_voxel[tuple(voxels.T)], minlength=highest + 1)
-        n_common = n_by_id[others.ids]
+        n_common = np.bincount(id_at_voxel[tuple(voxels.T)], minlength=highest + 1)[others.ids]
         smaller = np.minimum(lesions.n_voxels[row], others.n_voxels)
         enough = (n_common >= overlap * smaller) & (n_common > 0)
         are_linked[row] = enough & is_other_free & (others.labels == lesions.labels[row])

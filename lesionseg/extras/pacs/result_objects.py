@@ -212,8 +212,7 @@ class ResultObjects:
 
     def uid(self, kind: str, *parts: object) -> str:
         """Return a UID that depends only on series, `kind`, key of the origin and `parts`."""
-        series_uid = self.source.first.SeriesInstanceUID
-        return _derive_uid(series_uid, kind, self.origin.key, *parts)
+        return _derive_uid(self.source.first.SeriesInstanceUID, kind, self.origin.key, *parts)
 
     def tracking_name(self, candidate: Candidate) -> str:
         """Return the name of a candidate in both objects: its label and its id.

@@ -79,8 +79,7 @@ def predict_scan(
         prediction = predictor.decide(inferred, CASE)
         warning = " ".join(prediction.warnings)
         with TemporaryDirectory(dir=folder) as output:
-            like = scan.images[0]
-            write_prediction(Path(output), prediction, like=like)
+            write_prediction(Path(output), prediction, like=scan.images[0])
             if result in ("mask", "candidates"):
                 written = next(Path(output).glob(f"{CASE}_{result}*"), None)
                 if written is None:

@@ -223,8 +223,7 @@ def _add_pages(app: FastAPI, server: _Server) -> None:
 
     @app.get("/", response_class=HTMLResponse)
     async def index() -> str:
-        has_viewer = NIIVUE.is_file()
-        return render("serve.html.j2", viewer=has_viewer, plan=plan, labels=server.labels)
+        return render("serve.html.j2", viewer=NIIVUE.is_file(), plan=plan, labels=server.labels)
 
     @app.get("/docs", response_class=HTMLResponse)
     async def describe(request: Request) -> str:

@@ -61,8 +61,7 @@ class KeptScans:
             # scans of two people may have the same name
             raise HTTPException(409, "A scan with this name is already waiting. Rename the volume.")
         if len(self._folders) >= MAX_SCANS:
-            oldest = next(iter(self._folders))
-            shutil.rmtree(self._folders.pop(oldest), ignore_errors=True)
+            shutil.rmtree(self._folders.pop(next(iter(self._folders))), ignore_errors=True)
         kept = folder.rename(f"{folder}-kept")
         self._folders[key] = kept
         asyncio.get_running_loop().call_later(SCAN_SECONDS, shutil.rmtree, kept, True)

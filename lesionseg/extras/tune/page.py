@@ -112,8 +112,7 @@ def write_tuning_page(search: TuningSearch, path: Path) -> Path:
     figure.colorbar(dots, label=search.objective)
     stopped = [trial for trial in search.trials if trial.state == "pruned"]
     alphas = [trial.alpha for trial in stopped]
-    gammas = [trial.gamma for trial in stopped]
-    axes.plot(alphas, gammas, "x", color=OTHER, clip_on=False)
+    axes.plot(alphas, [trial.gamma for trial in stopped], "x", color=OTHER, clip_on=False)
     axes.set(xlabel="α", ylabel="γ", xlim=search.alpha, ylim=search.gamma)
     recommended = find_steadiest(search)
     if recommended is not None:

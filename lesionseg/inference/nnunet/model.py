@@ -135,8 +135,7 @@ def read_nnunet_model(files: NnunetModelFiles) -> tuple[tuple[nn.Module, ...], P
     plan = _plan_of(files, checkpoints[0])
     networks = []
     for fold, checkpoint in zip(files.folds, checkpoints, strict=True):
-        where = files.where(files.checkpoint(fold))
-        networks.append(_network(plan, checkpoint, where))
+        networks.append(_network(plan, checkpoint, files.where(files.checkpoint(fold))))
     return tuple(networks), plan
 
 

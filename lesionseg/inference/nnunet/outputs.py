@@ -223,8 +223,7 @@ def _find_voxels(file: ProbabilityFile, *, are_regions: bool) -> Integers:
             break
         flat = slab.values.reshape(-1)
         is_excluded = flat < limit if are_regions else flat > 1 - limit
-        is_possible = ~is_excluded
-        found.append(np.flatnonzero(is_possible) + slab.first_row * n_row)
+        found.append(np.flatnonzero(~is_excluded) + slab.first_row * n_row)
     return np.unique(np.concatenate(found))
 
 
@@ -378,8 +377,7 @@ def _move_to_mask_grid(
         p = voxels.values[channel].astype(np.float64)
         rest = 1 - p
         if not are_regions:
-            others = np.delete(voxels.values, channel, axis=0)
-            rest = others.sum(axis=0, dtype=np.float64)
+            rest = np.delete(voxels.values, channel, axis=0).sum(axis=0, dtype=np.float64)
         kept = by_index[p[by_index] >= _LOWEST]
         ranked = rank_sure(p[kept], rest[kept])
         channels.append(SparseProbabilities(order.shape(shape), index[kept], ranked))

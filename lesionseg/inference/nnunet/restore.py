@@ -54,8 +54,7 @@ def _resize_slabs(
     row_voxels = n_channels * shape[1] * shape[2]
     rows_at_once = max(1, _SLAB_VOXELS // max(row_voxels, 1))
     if max(orders) > LINEAR:  # splines of higher orders need the whole volume
-        whole = torch.stack([resize(logits.decode(c), shape, orders) for c in logits.values])
-        yield 0, whole
+        yield 0, torch.stack([resize(logits.decode(c), shape, orders) for c in logits.values])
         return
     row_neighbours = find_neighbours(n_rows, shape[0], orders[0])
     for first in range(0, shape[0], rows_at_once):

@@ -128,13 +128,12 @@ def group_dicom(files: Sequence[Path]) -> DicomFolder:
         folder = scan.files[0].parent
         is_unique = scan.number != "" and n_of_number[scan.number] == 1
         named = folder / f"series={scan.number if is_unique else key}"
-        slices = [file for file, uid in slice_uids.items() if uid in ("", key)]
         described[key] = replace(
             scan,
             place=folder if is_only_scan else named,
             name="" if n_readable <= 1 else scan.name,
             other_name=scan.name if n_readable <= 1 else "",
-            files=(*scan.files, *slices),
+            files=(*scan.files, *[file for file, uid in slice_uids.items() if uid in ("", key)]),
             neighbours=frozenset(files),
         )
     return DicomFolder([*described.values()], unreadable, others)

@@ -260,8 +260,7 @@ def _visible_parts(
                 height, width = geometry.spacing_mm
                 seen = np.hypot((y - row) * height / width, x - column) <= radius
             elif values:
-                corners = np.reshape(values, (-1, 2))
-                seen = fill_polygons([corners - 1], geometry.shape)
+                seen = fill_polygons([np.reshape(values, (-1, 2)) - 1], geometry.shape)
             else:
                 raise ValueError(shape)
             yield "shutter", seen

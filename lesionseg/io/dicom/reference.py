@@ -189,8 +189,7 @@ def _label_of(name: str, labels: Mapping[int, str]) -> int:
     """
     value_of_name = {text.strip().lower(): value for value, text in labels.items()}
     whole = name.strip().lower()
-    without_number = re.sub(r"[\s_-]*\d+$", "", whole)
-    return value_of_name.get(whole, 0) or value_of_name.get(without_number, 0)
+    return value_of_name.get(whole, 0) or value_of_name.get(re.sub(r"[\s_-]*\d+$", "", whole), 0)
 
 
 def _draw_segments(path: Path, header: "Header", geometry: Geometry, masks: Masks) -> None:
@@ -264,8 +263,7 @@ def _warn_of_gaps(path: Path, mask: Flags) -> None:
     """Warn if slices are empty between separate parts that overlap, perhaps those of one lesion."""
     mask = mask[foreground_slices(mask) or ()]
     above = np.logical_or.accumulate(mask)
-    below = np.logical_or.accumulate(mask[::-1])[::-1]
-    gaps = above & below & ~mask
+    gaps = above & np.logical_or.accumulate(mask[::-1])[::-1] & ~mask
     if label_components(mask | gaps).max() < label_components(mask).max():
         text = (
             "%s: %d empty slices are between contours that overlap, so that they count as several "

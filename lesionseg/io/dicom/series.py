@@ -174,8 +174,7 @@ def read_dicom(path: Path, pixel_mm: float | None = None) -> Volume:
             file = piece.path
             pixels = stored_pixels(file)
         with convert_read_errors(file):
-            frame = pixels[piece.frame or 0]
-            values[0, z] = rescale(frame, piece.elements, remarks, file.name)
+            values[0, z] = rescale(pixels[piece.frame or 0], piece.elements, remarks, file.name)
     remarks.log(path)
     return Volume(values, geometry)
 
@@ -327,8 +326,7 @@ def read_stack(path: Path, remarks: Remarks | None = None) -> tuple[list[DicomSl
     affine[:3, 0] = step
     affine[:3, 1:3] = first.axes_mm.T
     affine[:3, 3] = slices[0].position
-    shape = (len(slices), *first.shape)
-    geometry = Geometry(shape, LPS_TO_RAS @ affine)
+    geometry = Geometry((len(slices), *first.shape), LPS_TO_RAS @ affine)
     check_grid(path, geometry)
     return slices, geometry
 

@@ -446,8 +446,7 @@ def _find_unlisted(
         findings += find_unread_files(folder, folders=False)  # folders may contain more images
         unlisted |= set(filter(is_image_file, folder.iterdir()))
     names = [file.name for file in sorted(unlisted.difference(listed))]
-    words = "not listed, left out"
-    return [*findings, *findings_about(root, names, "image", words)]
+    return [*findings, *findings_about(root, names, "image", "not listed, left out")]
 
 
 def _find_crowds(root: Path, rows: Iterable[Row]) -> list[Finding]:

@@ -231,8 +231,7 @@ def _reference_of_boxes(
         ignore: The pixels of ignored regions, or None. Those in boxes are set to False in place.
     """
     if not lesions:
-        empty = np.zeros(geometry.shape, dtype=np.uint8)
-        return Reference(geometry, labels=empty, ignore=ignore)
+        return Reference(geometry, labels=np.zeros(geometry.shape, dtype=np.uint8), ignore=ignore)
     if ignore is not None:
         for box in boxes:
             ignore[box_slices(box, geometry.dims)] = False
@@ -291,8 +290,7 @@ def _check_boxes(
         boxes: The box of each lesion.
         n_pixels: The number of pixels of each lesion.
     """
-    triples = zip(lesions, boxes, n_pixels, strict=True)
-    for number, (lesion, box, n) in enumerate(triples, start=1):
+    for number, (lesion, box, n) in enumerate(zip(lesions, boxes, n_pixels, strict=True), start=1):
         wide = np.concatenate([box[:2] - 1, box[2:] + 1])  # one pixel more because of rounding
         n_inside = int((instances[box_slices(wide, 2)] == number).sum())
         if 2 * n_inside < n:

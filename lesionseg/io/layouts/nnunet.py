@@ -324,10 +324,9 @@ def _find_differences(path: Path, facts: _DatasetJson, cases: Sequence[str]) -> 
         named = {strip_suffix(Path(entry)) for entry in entries if isinstance(entry, str)}
         # some lists name the file of the first channel, others the case
         named |= {split_channel(name)[0] for name in named}
-        unlisted = [case for case in cases if named and case not in named]
         return findings_about(
             path,
-            unlisted,
+            [case for case in cases if named and case not in named],
             "case",
             "of imagesTr not in the list training",
             kind="listed_otherwise",

@@ -196,8 +196,7 @@ def _join_rows(table: Table, findings: list[Finding]) -> list[CaseFiles]:
     cases: list[CaseFiles] = []
     repeated: list[object] = []
     absent: list[str] = []
-    by_case = _group_rows(table.rows, findings)
-    for rows in by_case.values():
+    for rows in _group_rows(table.rows, findings).values():
         files = _add_facts(rows, findings)
         has_image_only = len(rows) == 1 and rows[0].lesions is None and files.reference is None
         is_absent = table.is_complete and has_image_only

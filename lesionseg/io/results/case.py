@@ -291,8 +291,7 @@ def _check_mask(files: PredictionFiles, prediction: Prediction) -> None:
         return
     if files.regions is None:  # the values of the regions may come from the mask itself
         prediction = replace(prediction, values=None)
-    is_drawn = np.asarray(read_mask(files.mask).labels) > 0
-    if not np.array_equal(is_drawn, prediction.mask() > 0):
+    if not np.array_equal(np.asarray(read_mask(files.mask).labels) > 0, prediction.mask() > 0):
         raise ContentError(
             f"{files.mask}: this mask was edited: it differs from the accepted candidates in "
             f"{files.instances.name}, which are used instead. {advice}"
@@ -386,8 +385,7 @@ class _Entry(BaseModel):
         if not all(a < b for a, b in zip(self.start_vox, self.stop_vox, strict=True)):
             raise ValueError(f"stop_vox {self.stop_vox} is not above start_vox {self.start_vox}")
         box = (*self.start_vox, *self.stop_vox)
-        computed = Candidate.from_box(place, self.label, self.score, box, geometry)
-        return replace(computed, **stated)
+        return replace(Candidate.from_box(place, self.label, self.score, box, geometry), **stated)
 
 
 class CaseContent(BaseModel):
