@@ -199,7 +199,7 @@ def lesion_share(rng: Generator, diameter: float, spacing_mm: Spacing, jitter: F
     Returns:
         A box around the lesion, with an odd number of voxels along each axis.
     """
-    spacing = np.asarray(spacing_mm, dtype=np.float64)
+    spacing = np.asarray(spacing_mm, dtype=float)
     dims = len(spacing_mm)
     half = np.ceil(0.95 * diameter / spacing).astype(int) + 1  # voxels on each side of the middle
     coordinates_mm: list[Field] = []  # of the subsamples along each axis

@@ -63,7 +63,7 @@ class Geometry:
     unit: str = "mm"
 
     def __post_init__(self) -> None:
-        affine = np.array(self.affine, dtype=np.float64)
+        affine = np.array(self.affine, dtype=float)
         affine.setflags(write=False)
         object.__setattr__(self, "shape", tuple(int(n) for n in self.shape))
         object.__setattr__(self, "affine", affine)
@@ -187,7 +187,7 @@ class Geometry:
 
 def _apply_affine(points: ArrayLike, affine: NDArray[np.floating[Any]]) -> Numbers:
     """Transform points `[n, dims]` by an affine `[dims+1, dims+1]`."""
-    return np.asarray(np.asarray(points, np.float64) @ affine[:-1, :-1].T + affine[:-1, -1])
+    return np.asarray(np.asarray(points, float) @ affine[:-1, :-1].T + affine[:-1, -1])
 
 
 @dataclass(frozen=True, eq=False)

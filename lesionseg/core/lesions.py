@@ -30,7 +30,7 @@ def equivalent_diameter_mm(volume_mm: ArrayLike, dims: int) -> Numbers:
     >>> float(np.round(equivalent_diameter_mm(4 / 3 * np.pi * 5**3, 3), 6))
     10.0
     """
-    volume = np.asarray(volume_mm, dtype=np.float64)
+    volume = np.asarray(volume_mm, dtype=float)
     return np.asarray(2 * (volume / _UNIT_BALL[dims]) ** (1 / dims))
 
 
@@ -43,7 +43,7 @@ def box_diameters_mm(boxes: NDArray[Any], geometry: Geometry) -> Numbers:
     [4.0]
     """
     sides = np.maximum(boxes[:, geometry.dims :] - boxes[:, : geometry.dims], 0)
-    volumes = np.prod(sides, axis=1, dtype=np.float64) * geometry.voxel_size
+    volumes = np.prod(sides, axis=1, dtype=float) * geometry.voxel_size
     return np.asarray(volumes ** (1 / geometry.dims))
 
 
@@ -74,7 +74,7 @@ def centre_slices(box: Sequence[float] | NDArray[Any], dims: int) -> tuple[slice
     >>> centre_slices((0.4, 2.6, 3.4, 2.9), 2)
     (slice(0, 3, None), slice(2, 3, None))
     """
-    ends = np.asarray(box, dtype=np.float64)
+    ends = np.asarray(box, dtype=float)
     start = np.ceil(ends[:dims] - 0.5)  # i + 0.5 is the centre of voxel i
     stop = np.ceil(ends[dims:] - 0.5)
     is_between = stop <= start
@@ -91,7 +91,7 @@ def clip_boxes(boxes: ArrayLike, shape: Sequence[int], where: object) -> NDArray
     Raises `ContentError` naming `where` if a box is empty or outside the grid.
     """
     dims = len(shape)
-    given = np.asarray(boxes, dtype=np.float64).reshape(-1, 2 * dims)
+    given = np.asarray(boxes, dtype=float).reshape(-1, 2 * dims)
     clipped = np.clip(given, 0, [*shape, *shape]).astype(np.float32)
     for box in given[~(clipped[:, :dims] < clipped[:, dims:]).all(axis=1)]:
         sides = []
@@ -149,7 +149,7 @@ class Lesions:
         rows without voxels. The box of other rows is the bounding box of their voxels.
         """
         counts = np.diff(first)
-        present = np.ones(len(ids), dtype=np.bool_) if boxes is not None else counts > 0
+        present = np.ones(len(ids), dtype=bool) if boxes is not None else counts > 0
         # the rows that are left out have no voxels, so `index` stays complete
         counts = counts[present]
         first = np.concatenate([[0], np.cumsum(counts)])

@@ -43,8 +43,8 @@ class Calibration:
 
 def logit(p: ArrayLike) -> Numbers:
     """Compute ln(p / (1 − p)). First, p is clipped to [1e-6, 1 − 1e-6]."""
-    clipped = np.clip(np.asarray(p, dtype=np.float64), 1e-6, 1 - 1e-6)
-    return np.asarray(np.log(clipped / (1 - clipped)), dtype=np.float64)
+    clipped = np.clip(np.asarray(p, dtype=float), 1e-6, 1 - 1e-6)
+    return np.asarray(np.log(clipped / (1 - clipped)), dtype=float)
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class Candidate:
 
         Its diameter is that of the ellipsoid inscribed in the box.
         """
-        boxes = np.asarray([box], dtype=np.float64)
+        boxes = np.asarray([box], dtype=float)
         return cls(
             id=id,
             label=label,
@@ -205,7 +205,7 @@ class Prediction:
     @property
     def accepted(self) -> Flags:
         """True for each accepted candidate `[n]`."""
-        return np.array([candidate.accepted for candidate in self.candidates], dtype=np.bool_)
+        return np.array([candidate.accepted for candidate in self.candidates], dtype=bool)
 
     def __repr__(self) -> str:
         """Return three lines: the case, its candidates, and its grid. Arrays are left out."""

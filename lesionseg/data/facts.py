@@ -48,8 +48,8 @@ def read_records(
         DatasetError: if several cases cannot be used.
     """
     reader = _RecordReader(dataset, folder)
-    records = dict[str, Record]()
-    errors = list[LesionsegError]()
+    records: dict[str, Record] = {}
+    errors: list[LesionsegError] = []
     pool = ThreadPoolExecutor(min(cores(), MAX_WORKERS))
     try:
         for files, made in zip(dataset.cases, pool.map(reader.read, dataset.cases), strict=True):
@@ -83,7 +83,7 @@ class _RecordReader:
         names = {f.name for f in fields(dataset)} - _IRRELEVANT
         self.settings = {name: getattr(dataset, name) for name in sorted(names)}
         self._known = _read_entries(folder)
-        self._new = dict[str, Any]()
+        self._new: dict[str, Any] = {}
         self._memory = _SharedMemory(default_budget())
 
     def read(self, files: CaseFiles) -> Record | LesionsegError:

@@ -281,4 +281,4 @@ def _iterate_slabs(channel: NDArray[np.float32], inside: Flags | None) -> Iterat
     for start in range(0, len(channel), rows):
         slab = channel[start : start + rows]
         inner = slab if inside is None else slab[inside[start : start + rows]]
-        yield inner.astype(np.float64)
+        yield inner.astype(float)

@@ -292,7 +292,7 @@ def _find_sharing(
     is_short = (last - first < stop - start - 1).any(axis=1)
     # a box of one voxel keeps it
     has_several = (stop - start > 1).any(axis=1)
-    is_sharing = np.zeros(len(ids), dtype=np.bool_)
+    is_sharing = np.zeros(len(ids), dtype=bool)
     for i in np.flatnonzero(is_short).tolist():
         overlaps = ((start[i] < stop) & (start < stop[i])).all(axis=1)
         is_similar = (2 * (stop - start) >= stop[i] - start[i]).any(axis=1)

@@ -108,8 +108,8 @@ def _take_lesions(row: Integers, pairs: BoxPairs) -> Flags:
 
     Return `[ious, row]` True for those that take one.
     """
-    hit = np.zeros((len(IOUS), len(row)), dtype=np.bool_)
-    taken = np.zeros((len(IOUS), int(pairs.lesion.max(initial=-1)) + 1), dtype=np.bool_)
+    hit = np.zeros((len(IOUS), len(row)), dtype=bool)
+    taken = np.zeros((len(IOUS), int(pairs.lesion.max(initial=-1)) + 1), dtype=bool)
     starts = np.searchsorted(pairs.candidate, row, side="left")
     stops = np.searchsorted(pairs.candidate, row, side="right")
     every = np.arange(len(IOUS))
@@ -148,7 +148,7 @@ class BoxHits:
     @classmethod
     def of(cls, tables: Tables) -> "BoxHits":
         """Read the column `box_hits` of the candidates."""
-        cells = tables.candidates["box_hits"].astype(np.float64)
+        cells = tables.candidates["box_hits"].astype(float)
         is_counted = np.asarray(cells >= 0)
         rows = tables.candidates[is_counted]
         codes = rows["box_hits"].to_numpy(np.int64)
@@ -163,7 +163,7 @@ class BoxHits:
         """
         tables = self.tables
         group = tables.group_of["candidates"][self.is_counted]
-        score = self.rows["score"].to_numpy(np.float64)
+        score = self.rows["score"].to_numpy(float)
         parts = []
         for label in sorted(set(tables.lesions["label"])):
             own = np.flatnonzero(self.rows["label"] == label)
@@ -191,15 +191,15 @@ class BoxHits:
         """
         low, high = RANGES[RSNA]
         names = self.tables.cases["case"]
-        is_accepted = self.rows["accepted"].to_numpy(np.bool_)
+        is_accepted = self.rows["accepted"].to_numpy(bool)
         case = self.rows["case"][is_accepted]
         hits = pd.DataFrame(self.hit[_within(low, high)][:, is_accepted].T, index=case.index)
         n_true = hits.astype(np.int64).groupby(case).sum().reindex(names, fill_value=0)
         both = pd.concat([case, self.tables.lesions["case"]])
         n_all = both.value_counts().reindex(names, fill_value=0)
         # TP / (TP + FP + FN), at each IoU
-        true = n_true.to_numpy(np.float64)
-        scores = divide(true, n_all.to_numpy(np.float64)[:, np.newaxis] - true)
+        true = n_true.to_numpy(float)
+        scores = divide(true, n_all.to_numpy(float)[:, np.newaxis] - true)
         return np.asarray(scores.mean(axis=1))
 
 

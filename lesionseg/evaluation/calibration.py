@@ -40,7 +40,7 @@ def scores_and_outcomes(tables: Tables, column: str = "score") -> tuple[Numbers,
     table = tables.candidates
     counted = table[(table["outcome_any"] != "ignored") & table[column].notna()]
     true = counted["outcome_any"] == "true_positive"
-    return counted[column].to_numpy(np.float64), true.to_numpy(np.bool_)
+    return counted[column].to_numpy(float), true.to_numpy(bool)
 
 
 def fit_calibration(tables: Tables, *, fitted_on: str | None = None) -> Calibration:
@@ -91,7 +91,7 @@ def describe_calibration(tables: Tables) -> list[Estimate]:
     p, true = scores_and_outcomes(tables, of)
     if min(int(true.sum()), int((~true).sum())) < MIN_FOR_CURVE:
         return [Estimate(None, reason=TOO_FEW, name="calibration_slope")]
-    y = true.astype(np.float64)
+    y = true.astype(float)
     # the ridge keeps the slope finite if a probability separates the outcomes perfectly
     slope = fit_logistic(logit(p), y[None], np.ones((1, len(y))), ridge=1e-6)[0, 1]
     numbers = {"calibration_brier": ((p - y) ** 2).mean(), "calibration_slope": slope}

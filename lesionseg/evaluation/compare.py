@@ -128,7 +128,7 @@ def _find_statistics(
     terms = {name: [RATIOS[name].terms(model.sums) for model in (one, other)] for name in COMPARED}
     for name in COMPARED_MEANS:
         # The Dice of 0 of a failed case would be the mean of a model that predicts only boxes.
-        values = [model.cases[name].to_numpy(np.float64) for model in (one, other)]
+        values = [model.cases[name].to_numpy(float) for model in (one, other)]
         is_known = ~np.isnan(values).any(axis=0) & (not (one.lacks_masks or other.lacks_masks))
         counts = one.add_up("cases", is_known)
         terms[name] = [(one.add_up("cases", np.where(is_known, x, 0.0)), counts) for x in values]

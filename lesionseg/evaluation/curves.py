@@ -100,7 +100,7 @@ def case_auroc(tables: Tables) -> Statistic:
     prediction. The result is undefined if a replicate lacks one kind of case.
     """
     known = tables.has_lesion | tables.is_lesion_free
-    case_score = tables.cases["case_score"].to_numpy(np.float64)[known]
+    case_score = tables.cases["case_score"].to_numpy(float)[known]
     order = np.argsort(case_score, kind="stable")
     score = case_score[order]
     group = tables.group_of["cases"][known][order]
@@ -117,7 +117,7 @@ def case_auroc(tables: Tables) -> Statistic:
         negative = accumulate(weights, group[~positive])  # sums of weights, lowest score first
         # ties count half
         n_below = (negative[:, end_of_lower] + negative[:, end_of_not_higher]) / 2
-        of_positive = np.take(weights, positive_group, axis=1).astype(np.float64)
+        of_positive = np.take(weights, positive_group, axis=1).astype(float)
         n_won = (of_positive * n_below).sum(1)
         return divide(n_won, of_positive.sum(1) * negative[:, -1])[:, None]
 

@@ -223,7 +223,7 @@ class _Accepted:
             "n_false_positive": int(is_false.sum()),
             "n_ignored": int((self.outcomes == "ignored").sum()),
             "n_outside": given.n_outside + given.n_off_grid,
-            "reference_ml": _sum_ml(lesions, np.ones(len(lesions), dtype=np.bool_)),
+            "reference_ml": _sum_ml(lesions, np.ones(len(lesions), dtype=bool)),
             "predicted_ml": _sum_ml(match.candidates, self.accepted & ~match.lost),
             "false_positive_ml": None if is_unknown else sum((ml or 0.0 for ml in false_ml), 0.0),
             "splits": int(self._is_split.sum()),
@@ -331,7 +331,7 @@ class _Accepted:
     def _is_merged(self) -> Flags:
         """True for lesions `[lesions]` that overlap an accepted candidate of several lesions."""
         pairs = self.match.overlaps
-        is_merged = np.zeros(len(self.match.lesions), dtype=np.bool_)
+        is_merged = np.zeros(len(self.match.lesions), dtype=bool)
         is_merged[pairs.lesion[self.match.comparable & self._is_merging[pairs.candidate]]] = True
         return is_merged
 
@@ -420,7 +420,7 @@ class _Accepted:
         candidates = self.match.candidates
         if not self.match.has_masks or len(lesions) == 0:
             return {}
-        dice = self.match.compute_dice(np.ones(len(lesions), dtype=np.bool_), self.accepted)
+        dice = self.match.compute_dice(np.ones(len(lesions), dtype=bool), self.accepted)
         if not surface:
             return {"dice": dice}
         surfaces = surface_scores(

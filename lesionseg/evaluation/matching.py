@@ -186,7 +186,7 @@ class Match:
             ones are false positives.
         """
         links = self.links[rule or self.criterion]
-        found = np.zeros(len(self.lesions), dtype=np.bool_)
+        found = np.zeros(len(self.lesions), dtype=bool)
         if rule is None and accepted.any():
             found = self.detected_at >= self.scores[accepted].min()  # lesions that stay found
         candidate_of = assign(links, accepted, found)
@@ -238,7 +238,7 @@ def match(
         links[rule] = find_links(rule, candidates, lesions, overlaps, lost)
     links[criterion] = find_links(criterion, candidates, lesions, overlaps.where(same_label), lost)
     within_labels = Match(
-        scores=np.array([c.score for c in prediction.candidates], dtype=np.float64),
+        scores=np.array([c.score for c in prediction.candidates], dtype=float),
         lesions=_save_memory(lesions),
         candidates=_save_memory(candidates),
         overlaps=overlaps,
@@ -276,7 +276,7 @@ def _find_ignored(
     The voxels of `candidates` are those outside the ignored region. A box without voxels is judged
     by the share of the box that is ignored.
     """
-    none = np.zeros(len(candidates), dtype=np.bool_)
+    none = np.zeros(len(candidates), dtype=bool)
     ignore = reference.ignore
     if ignore is None or len(candidates) == 0:
         return none, none
@@ -284,7 +284,7 @@ def _find_ignored(
     if prediction.instances is not None:
         highest = int(candidates.ids.max())
         counts = np.bincount(prediction.instances[ignore].reshape(-1), minlength=highest + 1)
-        n_inside = counts[candidates.ids].astype(np.float64)
+        n_inside = counts[candidates.ids].astype(float)
     n_drawn = n_inside + candidates.n_voxels
     ignored_share = n_inside / np.maximum(n_drawn, 1)
     for row in np.flatnonzero(n_drawn == 0):
@@ -630,7 +630,7 @@ def union_volume(boxes: Numbers) -> float:
     if dims > 2:
         flat = np.delete(boxes, [0, dims], axis=1)
         return float(np.diff(edges[0]) @ [union_volume(flat[across]) for across in contained[0].T])
-    inside = contained[0].T.astype(np.float64) @ contained[1] > 0
+    inside = contained[0].T.astype(float) @ contained[1] > 0
     return float(inside @ np.diff(edges[1]) @ np.diff(edges[0]))
 
 

@@ -63,7 +63,7 @@ def measure_extent(voxels: Integers, spacing_mm: Sequence[float]) -> Extent:
     dims = len(spacing_mm)
     n_slices = 1
     plane = voxels
-    mm = np.asarray(spacing_mm, dtype=np.float64)
+    mm = np.asarray(spacing_mm, dtype=float)
     if dims == 3:
         axis = through_plane_axis(spacing_mm)
         counts = np.bincount(voxels[:, axis] - voxels[:, axis].min())
@@ -163,7 +163,7 @@ def _area_table(spacing: tuple[float, ...]) -> tuple[Numbers, NDArray[np.uint8]]
     from monai.metrics.utils import get_code_to_measure_table
 
     areas, kernel = get_code_to_measure_table(spacing)
-    return areas.numpy().astype(np.float64), kernel[0, 0].numpy().astype(np.uint8)
+    return areas.numpy().astype(float), kernel[0, 0].numpy().astype(np.uint8)
 
 
 def counts_of(

@@ -298,7 +298,7 @@ def _find_score(
 def _count_false(tables: "Tables", threshold: float) -> Numbers:
     """Count the false positives of each group `[groups]` with at least this score."""
     accepted = tables.false_group[tables.false_score >= threshold]
-    return np.bincount(accepted, minlength=len(tables.groups)).astype(np.float64)
+    return np.bincount(accepted, minlength=len(tables.groups)).astype(float)
 
 
 def _expect_rate(tables: "Tables", design_effect: float, n_false: int) -> float:
@@ -449,7 +449,7 @@ def mean_recall(found: Numbers, lesions: Numbers) -> Estimate:
     `found` and `lesions` are the numbers of each patient `[groups]`.
     """
     shares = np.nan_to_num(divide(found, lesions))
-    counted = (lesions > 0).astype(np.float64)
+    counted = (lesions > 0).astype(float)
     mean = proportion(shares, counted, NO_LESION, name="recall_per_patient", least_deff=0.0)
     return replace(mean, n=int(counted.sum()))
 

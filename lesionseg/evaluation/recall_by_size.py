@@ -57,7 +57,7 @@ class SizeScale:
         if (units == "px").any() and (tables.cases["axes"] == 2).all():
             unit = PERCENT_OF_WIDTH
             edges = preset.size_edges_percent
-        return cls(unit, edges, tables.lesions[size_column(unit)].to_numpy(np.float64))
+        return cls(unit, edges, tables.lesions[size_column(unit)].to_numpy(float))
 
 
 def recall_by_size(tables: Tables, scale: SizeScale) -> list[Estimate]:
@@ -65,7 +65,7 @@ def recall_by_size(tables: Tables, scale: SizeScale) -> list[Estimate]:
 
     `at` of a row is the lower bound of the class.
     """
-    is_found = tables.lesions["detected"].to_numpy(np.bool_)
+    is_found = tables.lesions["detected"].to_numpy(bool)
     found = []
     for low, high in zip(scale.edges, [*scale.edges[1:], np.inf], strict=True):
         inside = (scale.sizes >= low) & (scale.sizes < high)
@@ -86,7 +86,7 @@ def size_curve(tables: Tables, draws: Draws, scale: SizeScale) -> list[Estimate]
     found and missed lesions perfectly, the slope is therefore steep instead of infinite. Only the
     slope is stated, as undefined, if fewer than `MIN_FOR_CURVE` lesions were found, or missed.
     """
-    is_found = tables.lesions["detected"].to_numpy(np.bool_)
+    is_found = tables.lesions["detected"].to_numpy(bool)
     n_lesions = len(is_found)
     if min(int(is_found.sum()), int((~is_found).sum())) < MIN_FOR_CURVE:
         return [Estimate(None, reason=TOO_FEW, name="size_slope")]
@@ -95,9 +95,9 @@ def size_curve(tables: Tables, draws: Draws, scale: SizeScale) -> list[Estimate]
     shape = (len(tables.groups), len(diameters))
     places = (tables.group_of["lesions"], columns)
     # values at equal places of a sparse array `[groups, sizes]` are added
-    n_found = csr_array((is_found.astype(np.float64), places), shape=shape)
+    n_found = csr_array((is_found.astype(float), places), shape=shape)
     n_all = csr_array((np.ones(n_lesions), places), shape=shape)
-    n_of_size = np.bincount(columns).astype(np.float64)
+    n_of_size = np.bincount(columns).astype(float)
     log_diameters = np.log(diameters)
     low = float(diameters[0])
     high = float(diameters[-1])

@@ -396,7 +396,7 @@ class Summary:
         volumes = cases["predicted_ml"] - cases["reference_ml"]
         if (volumes.isna() & (cases["axes"] == 3)).any():
             volumes = volumes.mask(volumes.notna())
-        counts = (cases["n_counted"] - cases["n_lesions"]).astype(np.float64)
+        counts = (cases["n_counted"] - cases["n_lesions"]).astype(float)
         return [
             *self._compare_with_reference("volume_ml", volumes, NO_VOLUME),
             *self._compare_with_reference("n_lesions", counts, NO_CASE),

@@ -273,7 +273,7 @@ class Tables:
         every = self.every or self
         cases = self.cases
         is_known = [label not in unannotated for unannotated in cases["unannotated"]]
-        cases = cases[np.array(is_known, dtype=np.bool_)]
+        cases = cases[np.array(is_known, dtype=bool)]
         lesions, candidates = (
             frame[
                 frame["part"].isin(["", BY_LABEL])
@@ -286,8 +286,8 @@ class Tables:
         dice = cases["case"].map(dict(zip(dice_rows["case"], dice_rows["dice"], strict=True)))
         has_dice = cases["case"].isin(lesions["case"]) & (not self.lacks_masks)
         cases = cases.assign(
-            dice=dice.astype(np.float64).where(has_dice),
-            annotated_share=(cases["status"] != MISSING).astype(np.float64),
+            dice=dice.astype(float).where(has_dice),
+            annotated_share=(cases["status"] != MISSING).astype(float),
         )
         return Tables(cases, lesions, candidates)
 
@@ -329,8 +329,8 @@ class Tables:
 
     def add_up(self, table: str, values: Any) -> Numbers:
         """Add up a value or flag of each row of a table over each group `[groups]`."""
-        numbers = np.asarray(values, dtype=np.float64)
-        return np.bincount(self.group_of[table], numbers, len(self.groups)).astype(np.float64)
+        numbers = np.asarray(values, dtype=float)
+        return np.bincount(self.group_of[table], numbers, len(self.groups)).astype(float)
 
     @cached_property
     def lesions_by_group(self) -> Numbers:
@@ -360,7 +360,7 @@ class Tables:
     @cached_property
     def case_share(self) -> Numbers:
         """The share of each case `[cases]` that counts, as the divisor of rates."""
-        return np.asarray(self.cases["annotated_share"], np.float64)
+        return np.asarray(self.cases["annotated_share"], float)
 
     @property
     def exposure(self) -> float:
@@ -370,12 +370,12 @@ class Tables:
     @cached_property
     def is_predicted(self) -> Flags:
         """True for each case `[cases]` with a prediction."""
-        return np.asarray(self.cases["status"] != MISSING, np.bool_)
+        return np.asarray(self.cases["status"] != MISSING, bool)
 
     @cached_property
     def has_lesion(self) -> Flags:
         """True for each case `[cases]` with a lesion."""
-        return np.asarray(self.cases["case"].isin(self.lesions["case"]), np.bool_)
+        return np.asarray(self.cases["case"].isin(self.lesions["case"]), bool)
 
     @property
     def is_lesion_free(self) -> Flags:
@@ -391,7 +391,7 @@ class Tables:
     def false_by_case(self) -> Numbers:
         """Number of false positives of each case `[cases]` at the operating point."""
         counts = self.false_positives["case"].value_counts()
-        return np.asarray(self.cases["case"].map(counts).fillna(0), np.float64)
+        return np.asarray(self.cases["case"].map(counts).fillna(0), float)
 
     @property
     def has_scores(self) -> bool:
@@ -410,17 +410,17 @@ class Tables:
     @cached_property
     def detected_at(self) -> Numbers:
         """The highest score at which each lesion `[lesions]` is found, or `NEVER`."""
-        return np.asarray(self.lesions["detected_at"].fillna(NEVER), np.float64)
+        return np.asarray(self.lesions["detected_at"].fillna(NEVER), float)
 
     @cached_property
     def _is_false(self) -> Flags:
         """True for the candidates that are false positives if all candidates are accepted."""
-        return np.asarray(self.candidates["outcome_any"] == "false_positive", np.bool_)
+        return np.asarray(self.candidates["outcome_any"] == "false_positive", bool)
 
     @cached_property
     def false_score(self) -> Numbers:
         """Score of each candidate that is false if all are accepted; 0 without scores."""
-        return np.asarray(self.candidates["score"].fillna(0.0), np.float64)[self._is_false]
+        return np.asarray(self.candidates["score"].fillna(0.0), float)[self._is_false]
 
     @cached_property
     def false_group(self) -> Integers:
@@ -460,7 +460,7 @@ def _as_array(cells: Sequence[Any], column: Column) -> Any:
     None becomes NaN in a number, NA in an integer and False in a flag. Texts stay as they are.
     """
     if column.kind == "number":
-        return np.array(cells, dtype=np.float64)
+        return np.array(cells, dtype=float)
     if column.kind == "integer" and None in cells:
         return pd.array(cells, dtype="Int64")
     types = {"integer": np.int64, "flag": np.bool_}
@@ -580,7 +580,7 @@ def _as_declared(table: pd.DataFrame, columns: Sequence[Column], path: Path) -> 
                 "Run evaluate again, which writes all tables together."
             )
         if column.kind == "flag" and values.notna().all():
-            table[name] = values.astype(np.bool_)  # an empty column has another type
+            table[name] = values.astype(bool)  # an empty column has another type
     return table
 
 

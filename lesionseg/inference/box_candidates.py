@@ -298,7 +298,7 @@ def restore_boxes(
 ) -> NDArray[np.float32]:
     """Convert boxes `[n, 2·dims]` on the plan's grid to the file's grid, clipped to it."""
     moved = move_boxes(boxes, plan_geometry, file_geometry)
-    return moved.clip(0, np.array(2 * file_geometry.shape, dtype=np.float64)).astype(np.float32)
+    return moved.clip(0, np.array(2 * file_geometry.shape, dtype=float)).astype(np.float32)
 
 
 def box_candidates(

@@ -63,7 +63,7 @@ class PeakRegion:
         highest = self.probabilities
         if len(highest) > TOP_VOXELS:
             highest = np.partition(highest, -TOP_VOXELS)[-TOP_VOXELS:]
-        return float(highest.mean(dtype=np.float64))
+        return float(highest.mean(dtype=float))
 
     @property
     def peak(self) -> int:
@@ -463,7 +463,7 @@ def _connected_parts(region: PeakRegion, shape: tuple[int, ...]) -> list[PeakReg
     # components are labelled in the bounding box of the region, not in the whole volume
     place = np.stack(np.unravel_index(region.voxels, shape))
     place -= place.min(axis=1, keepdims=True)
-    box = np.zeros(place.max(axis=1) + 1, dtype=np.bool_)
+    box = np.zeros(place.max(axis=1) + 1, dtype=bool)
     box[tuple(place)] = True
     part_of_voxel = label_components(box)[tuple(place)]
     parts = []

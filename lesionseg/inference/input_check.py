@@ -339,7 +339,7 @@ def polarity_features(
     """Compute the features of each channel of a prepared image, from at most 48 places per axis."""
     features = {}
     for name, channel in zip(channel_names, channels, strict=True):
-        sample = _sample(channel).astype(np.float64)
+        sample = _sample(channel).astype(float)
         low, middle, high = np.percentile(sample, (1, 50, 99))
         width = max(high - low, _LEAST_SCALE)
         features[name] = PolarityFeatures(
@@ -374,7 +374,7 @@ def coarse_picture(channel: NDArray[Any]) -> Numbers:
     The scalar product of two such vectors is their correlation. Exchanging dark and bright
     multiplies the vector by -1. A channel of equal voxels gives zeros.
     """
-    means = _sample(channel).astype(np.float64)
+    means = _sample(channel).astype(float)
     for axis, n in enumerate(means.shape):
         edges = np.linspace(0, n, COARSE[means.ndim] + 1)
         blocks = []

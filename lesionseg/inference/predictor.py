@@ -271,7 +271,7 @@ class Predictor:
             # the array leaves the missing channels out; otherwise it has placeholders for them
             for channel in lacking:
                 channels = np.insert(channels, channel, 0, axis=0)
-        grid = Geometry(channels.shape[1:], np.asarray(affine, dtype=np.float64))
+        grid = Geometry(channels.shape[1:], np.asarray(affine, dtype=float))
         volume = Volume(channels, grid, missing=lacking)
         return _with_image(self.predict_volume(volume, _case_of(path)))
 

@@ -222,7 +222,7 @@ def nnunet_weight(tile_shape: tuple[int, ...]) -> Tensor:
     >>> nnunet_weight((1, 5)).mul(100).round().int().tolist()
     [[6, 278, 1000, 278, 6]]
     """
-    weight = np.ones((), dtype=np.float64)
+    weight = np.ones((), dtype=float)
     for n in tile_shape:
         peak = np.zeros(n)
         peak[n // 2] = 1

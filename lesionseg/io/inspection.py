@@ -55,7 +55,7 @@ def inspect_case(files: CaseFiles, dataset: Dataset) -> Inspection:
     orientation is a finding, too.
     """
     case = None
-    findings = list[Finding]()
+    findings: list[Finding] = []
     with collect_warnings(silent=True) as warnings:  # the page of the check may show file names
         try:
             case = read_case(files, dataset)

@@ -277,7 +277,7 @@ def _read_grid(path: Path, image: Any) -> Geometry:
         shape = shape[:-1]
     if len(shape) not in (2, 3):
         raise ReadError(f"{path}: the shape is {shape}, expected two or three axes. {ONE_VALUE}")
-    affine = _mm_scale(image) @ np.asarray(image.affine, dtype=np.float64)
+    affine = _mm_scale(image) @ np.asarray(image.affine, dtype=float)
     _check_affine(path, image, affine, len(shape))
     geometry = _make_geometry(path, shape, affine)
     check_grid(path, geometry, _UNITS.get(_unit(image), ""))

@@ -172,7 +172,7 @@ def candidates_of(prediction: Prediction, ignore: Flags | None = None) -> Lesion
     Raises `ContentError` if the instance mask contains an id that no candidate has.
     """
     candidates = prediction.candidates
-    boxes = np.array([(*c.start_vox, *c.stop_vox) for c in candidates], dtype=np.float64)
+    boxes = np.array([(*c.start_vox, *c.stop_vox) for c in candidates], dtype=float)
     boxes = boxes.reshape(-1, 2 * prediction.geometry.dims)
     ids = np.array([c.id for c in candidates], dtype=np.int64)
     labels = [c.label for c in candidates]
@@ -264,7 +264,7 @@ def lesion_mask(reference: Reference) -> Flags:
 
 def fill_boxes(boxes: Sequence[Sequence[float]] | NDArray[Any], shape: tuple[int, ...]) -> Flags:
     """Return a mask of `shape` with all voxels that the boxes touch."""
-    mask = np.zeros(shape, dtype=np.bool_)
+    mask = np.zeros(shape, dtype=bool)
     for box in boxes:
         mask[box_slices(box, len(shape))] = True
     return mask

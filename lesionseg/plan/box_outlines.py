@@ -49,7 +49,7 @@ def count_box_outlines(reference: Reference, lesions: Lesions) -> OutlineCounts:
     for row in rows.tolist():
         voxels = lesions.voxels_of(row)
         corner = voxels.min(axis=0)
-        crop = np.zeros(voxels.max(axis=0) + 1 - corner, dtype=np.bool_)
+        crop = np.zeros(voxels.max(axis=0) + 1 - corner, dtype=bool)
         crop[tuple((voxels - corner).T)] = True
         n_boxes += is_box_outline(crop)
     return OutlineCounts(len(rows), n_boxes)

@@ -260,6 +260,6 @@ def _measure_spread(values: NDArray[np.float32]) -> Spread | None:
     """Compute mean, standard deviation and percentiles; None if there are no values."""
     if values.size == 0:
         return None
-    wide = values.astype(np.float64)
+    wide = values.astype(float)
     lower, upper = np.percentile(wide, CLIPPED)
     return Spread(float(wide.mean()), float(wide.std()), float(lower), float(upper))

@@ -338,7 +338,7 @@ def dice_chart(tables: Evaluation) -> Chart | None:
     mean = tables.scores["dice"].value
     if mean is None:
         return None
-    values = np.sort(tables.cases["dice"].dropna().to_numpy(np.float64))
+    values = np.sort(tables.cases["dice"].dropna().to_numpy(float))
     figure, axes = new_figure()
     axes.plot(np.arange(1, len(values) + 1), values, "o", color=FOUND, markersize=5)
     axes.axhline(mean, color=ACCENT, linestyle="--", linewidth=1.2)

@@ -164,8 +164,8 @@ def findings_lines(findings: Sequence[Finding], pseudonyms: Mapping[str, str]) -
     contains the name of each case on the page. It is printed next to the case's own name, except
     for notes, so that a reader finds the picture.
     """
-    lines = list[str]()
-    notes = dict[str, list[str]]()
+    lines: list[str] = []
+    notes: dict[str, list[str]] = {}
     for finding in findings:
         if finding.severity == "note":
             # the line names the cases itself, so cases with the same note can share it

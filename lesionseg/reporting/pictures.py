@@ -359,7 +359,7 @@ def display_levels(image: NDArray[Any], window: tuple[float, float]) -> NDArray[
     if image.ndim == 3 and image.dtype == np.uint8:
         return image
     low, high = np.percentile(image, window)
-    scaled = (image.astype(np.float64) - low) / max(float(high - low), 1e-6)
+    scaled = (image.astype(float) - low) / max(float(high - low), 1e-6)
     return np.asarray(np.rint(255 * np.clip(scaled, 0, 1)), dtype=np.uint8)
 
 

@@ -154,7 +154,7 @@ def _affine(geometry: Geometry) -> Numbers:
     if geometry.dims == 3:
         return geometry.affine
     y, x = geometry.spacing_mm
-    return np.array([[0, 0, x, 0], [0, -y, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1]], dtype=np.float64)
+    return np.array([[0, 0, x, 0], [0, -y, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1]], dtype=float)
 
 
 def _convert_mm(centre_mm: Sequence[float], geometry: Geometry) -> list[float]:

@@ -80,7 +80,7 @@ def write_dicom_results(
             warnings.simplefilter("ignore")
             objects = ResultObjects(read_source(scan, prediction), prediction, origin, labels)
             seg = None
-            segments = dict[int, int]()
+            segments: dict[int, int] = {}
             if comparison is None:
                 seg, segments = objects.make_segmentation(mask_labels or labels)
             made = objects.make_report(seg, segments, comparison or Comparison())

@@ -374,10 +374,10 @@ def _move_to_mask_grid(
     first_label = 0 if are_regions else 1  # channel 0 is otherwise the background
     channels = []
     for channel in range(first_label, len(voxels.values)):
-        p = voxels.values[channel].astype(np.float64)
+        p = voxels.values[channel].astype(float)
         rest = 1 - p
         if not are_regions:
-            rest = np.delete(voxels.values, channel, axis=0).sum(axis=0, dtype=np.float64)
+            rest = np.delete(voxels.values, channel, axis=0).sum(axis=0, dtype=float)
         kept = by_index[p[by_index] >= _LOWEST]
         ranked = rank_sure(p[kept], rest[kept])
         channels.append(SparseProbabilities(order.shape(shape), index[kept], ranked))

@@ -177,8 +177,8 @@ def normalise(channel: NDArray[np.float32], scheme: NnunetNormalisation, inside:
     """
     if scheme.scheme == "ZScoreNormalization":
         values = channel[inside] if scheme.use_mask else channel
-        mean = np.float32(values.mean(dtype=np.float64))
-        std = np.float32(max(values.std(dtype=np.float64), _SMALLEST_STD))
+        mean = np.float32(values.mean(dtype=float))
+        std = np.float32(max(values.std(dtype=float), _SMALLEST_STD))
         if scheme.use_mask:
             channel[inside] = (values - mean) / std
         else:

@@ -168,7 +168,7 @@ def _look_up(
         entries = words.astype("<u2").view("u1" if len(data) <= n + 1 else "<u2")
         index = np.rint(values - first).astype(np.int64)
         # range(n) fails if entries are missing
-        return np.take(entries[range(n)], index, mode="clip").astype(np.float64)
+        return np.take(entries[range(n)], index, mode="clip").astype(float)
     except Exception:  # a damaged table can cause any error
         remarks.add(f"the {_TABLES[name]} cannot be used and is ignored", file)
         return None
@@ -191,7 +191,7 @@ def _apply_values_of_interest(grey: NDArray[Any], header: "Header", remarks: Rem
         function = "LINEAR"
     header.VOILUTFunction = function
     header.PhotometricInterpretation = "MONOCHROME2"
-    values = np.asarray(grey, dtype=np.float64)
+    values = np.asarray(grey, dtype=float)
     centres = numbers(header, "WindowCenter")
     widths = numbers(header, "WindowWidth")
     stated = (value_of(header, "WindowCenter"), value_of(header, "WindowWidth"))

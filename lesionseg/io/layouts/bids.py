@@ -44,7 +44,7 @@ def read_bids(root: Path) -> Table:
     """
     masks: dict[str, Path] = {}
     images: dict[str, dict[str, Path]] = {}
-    findings = list[Finding]()
+    findings: list[Finding] = []
     found = _find_masks(root)
     n_masks = Counter(map(_session_of, found))
     for mask in found:

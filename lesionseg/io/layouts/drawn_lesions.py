@@ -210,7 +210,7 @@ def _clip(lesions: Sequence[StatedLesion], shape: tuple[int, ...]) -> NDArray[np
 
 def _stated_boxes(lesions: Sequence[StatedLesion], labels: Integers) -> StatedBoxes:
     """Return the boxes of lesions before they are clipped."""
-    boxes = np.array([one.box for one in lesions], dtype=np.float64)
+    boxes = np.array([one.box for one in lesions], dtype=float)
     return StatedBoxes(boxes, tuple(labels.tolist()))
 
 

@@ -154,8 +154,8 @@ def read_scan_rows(
         ReadError: The table cannot be read.
     """
     rows, images = _read_lines(path)
-    cases = list[CaseFiles]()
-    findings = list[Finding]()
+    cases: list[CaseFiles] = []
+    findings: list[Finding] = []
     n_rows = Counter(row["case"] for _, row in rows if row["case"])
     repeated = {case: n for case, n in n_rows.items() if n > 1}
     for case, n in repeated.items():

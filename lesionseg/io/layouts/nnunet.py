@@ -131,7 +131,7 @@ def read_nnunet(root: Path) -> Table:
         ReadError: `dataset.json` cannot be read.
     """
     path = root / DATASET_JSON
-    findings = list[Finding]()
+    findings: list[Finding] = []
     content = read_json(path, allow_nan=True)
     facts = parse_as(_DatasetJson, content, path)
     names = _channel_names(facts, path)

@@ -195,7 +195,7 @@ def find_missing_files(dataset: Dataset) -> list[Finding]:
 
     No file is opened.
     """
-    findings = list[Finding]()
+    findings: list[Finding] = []
     for files in dataset.cases:
         case = files.case
         with collect_errors(findings, case, files.images[0]):
