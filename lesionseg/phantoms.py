@@ -51,7 +51,6 @@ __all__ = [
 Field = NDArray[np.floating[Any]]
 Shape = Sequence[int]
 Spacing = Sequence[float]
-Placed = tuple[tuple[slice, ...], Field]  # box of a lesion, and share 0..1 of each voxel in it
 Range = tuple[int, int]  # least and most, inclusive
 Simulated = tuple[Field, NDArray[Any]]  # image and lesions `[*shape]`
 Progress = Callable[[str, int, int], None]
@@ -72,7 +71,6 @@ def _validate_order(values: Range) -> Range:
 # the types of the settings `data.phantoms.*`; `simulate_once` checks that the values have them
 Shape3 = Annotated[tuple[PositiveInt, ...], Len(3, 3)]
 Spacing3 = Annotated[tuple[PositiveFloat, ...], Len(3, 3)]
-Shape2 = tuple[PositiveInt, PositiveInt]
 NumberOfLesions = Annotated[tuple[PositiveInt, PositiveInt], AfterValidator(_validate_order)]
 
 
@@ -221,7 +219,7 @@ def lesion_share(rng: Generator, diameter: float, spacing_mm: Spacing, jitter: F
 
 def place_at(
     centre: Integers, share: Field, tissue: Field, labels: NDArray[Any], gap: int
-) -> Placed | None:
+) -> tuple[tuple[slice, ...], Field] | None:
     """Return a lesion at a voxel, restricted to the tissue in which it may grow.
 
     `labels` is not changed. A voxel is lesion if at least half of it is covered.
@@ -382,7 +380,7 @@ def write_mri_phantoms(
         progress: called with case, number done and total.
 
     Raises:
-        ConfigError: if the numbers cannot be simulated, such as no case.
+        ConfigError: if `n_test` is negative or larger than `n_cases`.
     """
 
     def simulate(rng: Generator, n: Range) -> Simulated:
@@ -396,27 +394,18 @@ def write_mri_phantoms(
             diameter_mm=(2.0, 7.0, 15.0),  # least, median, most
             gap=1,
         )
-        _brighten_lesions(rng, signal, lesions, contrast)
+        for lesion in lesions:
+            # A lesion of 6 mm is 0.62 brighter than white matter, which has the signal 1. Small
+            # lesions tend to be fainter, as in patients.
+            excess = 0.62 * (lesion.diameter_mm / 6) ** 0.25 * np.exp(rng.normal(0, 0.25))
+            brightness = np.float32(contrast * np.clip(excess, 0.25, 1.2))
+            signal[lesion.box] += lesion.share * brightness
         return acquire_mri(rng, signal, spacing_mm), instances
 
     about = f"SIMULATED FLAIR scans of heads with white-matter lesions; no patient. Seed {seed}."
     grid = Grid(shape, spacing_mm)
     cases = draw_cases(simulate, "SIM", n_cases, seed, lesion_free_share, grid, n_lesions, progress)
     write_nnunet_raw(folder, cases, n_cases, n_test, "simulated_flair", "FLAIR", about)
-
-
-def _brighten_lesions(
-    rng: Generator, signal: Field, lesions: Sequence[_Lesion], contrast: float
-) -> None:
-    """Add lesions to a FLAIR signal in place. Small lesions tend to be fainter, as in patients.
-
-    A lesion of 6 mm is 0.62 brighter than white matter, which has the signal 1. The excess of a
-    lesion is random, and limited to 0.25 to 1.2. It is multiplied by `contrast`.
-    """
-    for lesion in lesions:
-        excess = 0.62 * (lesion.diameter_mm / 6) ** 0.25 * np.exp(rng.normal(0, 0.25))
-        brightness = np.float32(contrast * np.clip(excess, 0.25, 1.2))
-        signal[lesion.box] += lesion.share * brightness
 
 
 def _vessel_share(rng: Generator, grid: Grid, wave_mm: float, radius_mm: Field) -> Field:
@@ -580,7 +569,7 @@ def write_ct_phantoms(
         progress: called with case, number done and total.
 
     Raises:
-        ConfigError: if the numbers cannot be simulated, such as no case.
+        ConfigError: if `n_test` is negative or larger than `n_cases`.
     """
 
     def simulate(rng: Generator, n: Range) -> Simulated:
@@ -594,7 +583,12 @@ def write_ct_phantoms(
             diameter_mm=(3.0, 6.0, 15.0),  # least, median, most
             gap=2,
         )
-        _add_nodules(rng, hounsfield, lesions, contrast)
+        for lesion in lesions:
+            is_solid = rng.random() > 0.2  # the others are ground glass
+            level = rng.uniform(-60, 80) if is_solid else rng.uniform(-650, -400)
+            # a vessel in a nodule of ground glass stays as dense as it is
+            excess = np.maximum(np.float32(level) - hounsfield[lesion.box], 0)
+            hounsfield[lesion.box] += lesion.share * np.float32(contrast) * excess
         return _acquire_ct(rng, hounsfield, spacing_mm), instances
 
     about = f"SIMULATED chest CT with lung nodules; no patient. Seed {seed}."
@@ -603,22 +597,6 @@ def write_ct_phantoms(
         simulate, "SIMC", n_cases, seed, lesion_free_share, grid, n_nodules, progress
     )
     write_nnunet_raw(folder, cases, n_cases, n_test, "simulated_chest_ct", "CT", about)
-
-
-def _add_nodules(
-    rng: Generator, hounsfield: Field, lesions: Sequence[_Lesion], contrast: float
-) -> None:
-    """Add nodules to the Hounsfield units of a chest, in place.
-
-    Four of five are solid, the others ground glass. The difference from the lung is multiplied by
-    `contrast`. Denser voxels stay as they are.
-    """
-    for lesion in lesions:
-        is_solid = rng.random() > 0.2
-        level = rng.uniform(-60, 80) if is_solid else rng.uniform(-650, -400)
-        # a vessel in a nodule of ground glass stays as dense as it is
-        excess = np.maximum(np.float32(level) - hounsfield[lesion.box], 0)
-        hounsfield[lesion.box] += lesion.share * np.float32(contrast) * excess
 
 
 def _acquire_ct(rng: Generator, hounsfield: Field, spacing_mm: Spacing) -> Field:
@@ -653,7 +631,7 @@ def write_xray_phantoms(
     *,
     seed: NonNegativeInt,
     lesion_free_share: Probability = 1 / 4,
-    shape: Shape2 = (512, 512),
+    shape: tuple[PositiveInt, PositiveInt] = (512, 512),
     pixel_mm: PositiveFloat = 0.7,
     contrast: FiniteFloat = 1.0,
     n_nodules: NumberOfLesions = (1, 4),
@@ -674,9 +652,6 @@ def write_xray_phantoms(
         contrast: factor for the difference between nodules and lung.
         n_nodules: least and most nodules of a case with nodules. One that fits nowhere is omitted.
         progress: called with case, number done and total.
-
-    Raises:
-        ConfigError: if the numbers cannot be simulated, such as no case.
     """
     # the chest is 0.66 as deep as the shorter side of the image, in 48 layers along the rays
     n_layers = 48
@@ -749,19 +724,30 @@ def _write_coco(folder: Path, cases: Iterable[SimulatedCase], about: str, pixel_
         write_array(folder / "images" / png, levels.astype(np.uint16), geometry)
         write_array(folder / "masks" / png, instances.astype(np.uint16), geometry)
         height, width = geometry.shape
-        image = {
-            "id": number,
-            "file_name": png,
-            "mask_file": png,
-            "patient": case,
-            "width": width,
-            "height": height,
-            "pixel_mm": pixel_mm,
-        }
-        images.append(image)
-        for label, box in enumerate(ndimage.find_objects(instances), start=1):
-            area = int((instances == label).sum())
-            annotations.append(_annotate(len(annotations) + 1, number, label, box, area))
+        images.append(
+            {
+                "id": number,
+                "file_name": png,
+                "mask_file": png,
+                "patient": case,
+                "width": width,
+                "height": height,
+                "pixel_mm": pixel_mm,
+            }
+        )
+        for label, (rows, columns) in enumerate(ndimage.find_objects(instances), start=1):
+            size = columns.stop - columns.start, rows.stop - rows.start
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": number,
+                    "category_id": 1,
+                    "bbox": [float(n) for n in (columns.start, rows.start, *size)],
+                    "area": int((instances == label).sum()),
+                    "iscrowd": 0,
+                    "mask_label": label,
+                }
+            )
     document = {
         "info": {"description": about, "license": "CC0-1.0"},
         "categories": [{"id": 1, "name": "nodule", "supercategory": "lesion"}],
@@ -769,32 +755,6 @@ def _write_coco(folder: Path, cases: Iterable[SimulatedCase], about: str, pixel_
         "annotations": annotations,
     }
     write_json(folder / "annotations.json", document)
-
-
-def _annotate(
-    number: int, image: int, label: int, box: tuple[slice, slice], area: int
-) -> dict[str, Any]:
-    """Return the COCO annotation of a nodule.
-
-    Args:
-        number: id of the annotation.
-        image: id of the image.
-        label: value of the nodule in the mask file.
-        box: rows and columns of the nodule.
-        area: number of its pixels.
-    """
-    rows, columns = box
-    width = columns.stop - columns.start
-    height = rows.stop - rows.start
-    return {
-        "id": number,
-        "image_id": image,
-        "category_id": 1,
-        "bbox": [float(columns.start), float(rows.start), float(width), float(height)],
-        "area": area,
-        "iscrowd": 0,
-        "mask_label": label,
-    }
 
 
 def draw_cases(
@@ -819,36 +779,18 @@ def draw_cases(
         grid: the grid of all cases.
         n_lesions: least and most lesions of a case with lesions.
         progress: called with case, number done and total.
-
-    Raises:
-        ConfigError: If the numbers cannot be simulated, before the first case.
     """
-    shape, spacing_mm = grid
-    least, most = n_lesions
-    is_valid_range = 1 <= least <= most
-    is_share = 0 <= lesion_free_share <= 1
-    if n_cases < 1 or len(shape) != len(spacing_mm) or not is_valid_range or not is_share:
-        raise ConfigError(
-            f"Cannot simulate {n_cases=}, {shape=}, {spacing_mm=}, {n_lesions=}, "
-            f"{lesion_free_share=}. Set n_cases to at least 1, shape and spacing_mm to as many "
-            "numbers, n_lesions to least and most, of at least 1, and lesion_free_share to a "
-            "number from 0 to 1."
-        )
-    geometry = Geometry.from_spacing(tuple(shape), tuple(spacing_mm))
+    geometry = Geometry.from_spacing(tuple(grid.shape), tuple(grid.spacing_mm))
+    n_lesion_free = 0
     for index in range(n_cases):
-        n_free_before = _count_lesion_free(index, lesion_free_share)
-        is_lesion_free = _count_lesion_free(index + 1, lesion_free_share) > n_free_before
+        n_free_before = n_lesion_free
+        n_lesion_free = int((index + 1) * lesion_free_share + 1e-9)  # 0.29 · 100 is 28.999…
         case = f"{prefix}_{index:03d}"
         rng = default_rng([seed, index])
-        image, lesions = simulate(rng, (0, 0) if is_lesion_free else n_lesions)
+        image, lesions = simulate(rng, (0, 0) if n_lesion_free > n_free_before else n_lesions)
         yield SimulatedCase(case, image, lesions, geometry)
         if progress:
             progress(case, index + 1, n_cases)
-
-
-def _count_lesion_free(n_cases: int, share: float) -> int:
-    """Return how many of the first `n_cases` cases have no lesion."""
-    return int(n_cases * share + 1e-9)  # 0.29 · 100 is 28.999… in floating point
 
 
 def write_nnunet_raw(

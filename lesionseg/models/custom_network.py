@@ -6,10 +6,10 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import pairwise
 from math import prod
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -184,6 +184,10 @@ def _round_tile(plan: Plan, *, by_hand: bool) -> tuple[Plan, tuple[tuple[int, ..
     outputs do not fit the labels or the tile.
     """
     message = ""  # of the first error, which is that of the plan's own tile
+    remedy = (
+        "Set model.tile_shape to sides that it accepts, or correct the arguments model.network.…; "
+        "only channels, axes and tile are filled in, by their usual names."
+    )
     for multiple in (1, 8, 16, 32, 64):
         tile = tuple(max(round(n / multiple), 1) * multiple for n in plan.tile_shape)
         rounded = plan.with_(tile_shape=tile)
@@ -194,35 +198,26 @@ def _round_tile(plan: Plan, *, by_hand: bool) -> tuple[Plan, tuple[tuple[int, ..
         except Exception as error:  # a network may raise any type
             message = message or _describe(error)
             continue
-        if by_hand and tile != plan.tile_shape:
-            raise _unfit_tile(plan, message, f"Set model.tile_shape={list(tile)}.")
-        if tile != plan.tile_shape:
-            rounded = _with_reason_of_tile(rounded, plan)
-        return rounded, strides
-    remedy = (
-        "Set model.tile_shape to sides that it accepts, or correct the arguments model.network.…; "
-        "only channels, axes and tile are filled in, by their usual names."
+        if tile == plan.tile_shape:
+            return rounded, strides
+        if by_hand:
+            remedy = f"Set model.tile_shape={list(tile)}."
+            break
+        reason = (
+            f"{describe_sides(tile)}, so that the network accepts it; the rules chose "
+            f"{plan.reasons.get('tile_shape', describe_sides(plan.tile_shape))}"
+        )
+        reasons = {**plan.reasons, "tile_shape": reason}
+        reasons.pop("memory", None)  # it states the memory of the other tile
+        return rounded.with_(reasons=reasons), strides
+    raise ConfigError(
+        f"The network does not accept tiles of {list(plan.tile_shape)}: {message}. {remedy}"
     )
-    raise _unfit_tile(plan, message, remedy)
 
 
 def _describe(error: Exception) -> str:
     """Return the type of an error and the first line of its message."""
     return f"{type(error).__name__}: {first_line(str(error))}"
-
-
-def _with_reason_of_tile(rounded: Plan, plan: Plan) -> Plan:
-    """Return the rounded plan with the reason for its tile, without the one for its memory.
-
-    `plan` is as the rules made it.
-    """
-    reasons = dict(plan.reasons)
-    reasons["tile_shape"] = (
-        f"{describe_sides(rounded.tile_shape)}, so that the network accepts it; the rules chose "
-        f"{plan.reasons.get('tile_shape', describe_sides(plan.tile_shape))}"
-    )
-    reasons.pop("memory", None)  # it states the memory of the other tile
-    return rounded.with_(reasons=reasons)
 
 
 def _limit_batch(rounded: Plan, plan: Plan) -> Plan:
@@ -238,12 +233,6 @@ def _limit_batch(rounded: Plan, plan: Plan) -> Plan:
         f"{describe_sides(plan.tile_shape)}, but at least 2 tiles"
     )
     return rounded.with_(batch_size=batch, reasons={**rounded.reasons, "batch_size": reason})
-
-
-def _unfit_tile(plan: Plan, message: str, remedy: str) -> ConfigError:
-    """Return the error of a network that does not accept the plan's tile."""
-    tile = list(plan.tile_shape)
-    return ConfigError(f"The network does not accept tiles of {tile}: {message}. {remedy}")
 
 
 def _tile_step(plan: Plan) -> int:
@@ -305,10 +294,7 @@ def backbone_pyramid(name: str, spec: dict[str, Any], dims: int, n_channels: int
         ) from error
     # strides from the tile to the tile itself and to each map
     totals = (ones, *_strides(maps, tile, "Choose a backbone that pads its convolutions."))
-    steps: list[tuple[int, ...]] = []
-    for finer, coarser in pairwise(totals):
-        steps.append(tuple(c // f for f, c in zip(finer, coarser, strict=True)))
-    strides = tuple(steps)
+    strides = tuple(map(tuple, np.floor_divide(totals[1:], totals[:-1]).tolist()))
     # the products differ from the totals if a division above had a remainder
     if total_strides(strides) != totals[1:]:
         raise ConfigError(
@@ -320,27 +306,24 @@ def backbone_pyramid(name: str, spec: dict[str, Any], dims: int, n_channels: int
     return Architecture(name, features, strides, kernels, n_supervised=1, network=spec)
 
 
-def _run(make: Callable[[], nn.Module], n_channels: int, tile: tuple[int, ...]) -> list[Tensor]:
+def _run(
+    make: Callable[[], nn.Module], n_channels: int, tile: tuple[int, ...], device: str = "meta"
+) -> list[Tensor]:
     """Return the outputs of the network that `make` builds for a tile of zeros, in train mode.
 
     The network runs on torch's meta device, which computes no numbers, or on the CPU if that fails
     by another error than `ConfigError`. Errors on the CPU are passed on.
     """
     try:
-        return _run_on("meta", make, n_channels, tile)
+        network = make().to(device).train()
+        with torch.no_grad():
+            outputs: list[Tensor] = network(torch.zeros((1, n_channels, *tile), device=device))
     except ConfigError:
         raise
     except Exception:  # an operation that the meta device lacks, or a tile that does not fit
-        return _run_on("cpu", make, n_channels, tile)
-
-
-def _run_on(
-    device: str, make: Callable[[], nn.Module], n_channels: int, tile: tuple[int, ...]
-) -> list[Tensor]:
-    """Return the outputs of `_run` on a device."""
-    network = make().to(device).train()
-    with torch.no_grad():
-        outputs: list[Tensor] = network(torch.zeros((1, n_channels, *tile), device=device))
+        if device == "cpu":
+            raise
+        return _run(make, n_channels, tile, "cpu")
     return outputs
 
 
@@ -352,12 +335,8 @@ def _strides(
     Raises `ConfigError` with the remedy if an output does not divide the tile.
     """
     shapes = [tuple(x.shape[2:]) for x in outputs]
-    strides: list[tuple[int, ...]] = []
-    for shape in shapes:
-        sides = list(zip(tile, shape, strict=True))
-        if any(n % side for n, side in sides):
-            raise ConfigError(
-                f"The network's outputs {shapes} do not divide a tile of {list(tile)}. {remedy}"
-            )
-        strides.append(tuple(n // side for n, side in sides))
-    return tuple(strides)
+    if np.remainder(tile, shapes).any():
+        raise ConfigError(
+            f"The network's outputs {shapes} do not divide a tile of {list(tile)}. {remedy}"
+        )
+    return tuple(map(tuple, np.floor_divide(tile, shapes).tolist()))

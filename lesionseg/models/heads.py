@@ -9,7 +9,6 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lesionseg.errors import ConfigError
 from lesionseg.models.blocks import CONV, GroupNorm, convolution
 from lesionseg.plan.plan import Activation, AnchorPlan
 
@@ -84,27 +83,18 @@ def prior_bias(lesion_fraction: float, n_labels: int, activation: Activation) ->
     are 1 + n logits: 0 for background (p = 1−π) and log(p/(1−π)) for each label.
 
     Args:
-        lesion_fraction: the prior probability π of any lesion, between 0 and 1.
+        lesion_fraction: the prior probability π of any lesion, between 0 and 1, both excluded.
         n_labels: the number n of labels.
         activation: `sigmoid` or `softmax`.
 
     Returns:
         One bias per channel of logits.
 
-    Raises:
-        ConfigError: if π is not between 0 and 1, or `n_labels` is 0.
-
     >>> [round(b, 3) for b in prior_bias(0.01, 1, "sigmoid")]
     [-4.595]
     >>> [round(b, 3) for b in prior_bias(0.01, 1, "softmax")]
     [0.0, -4.595]
     """
-    if not 0 < lesion_fraction < 1 or n_labels < 1:
-        raise ConfigError(
-            f"The prior probability {lesion_fraction} over {n_labels} labels is not possible: give "
-            "plan.lesion_fraction and plan.anchors.prior between 0 and 1, both excluded, and at "
-            "least one label."
-        )
     p = lesion_fraction / n_labels
     if activation == "sigmoid":
         bias = log(p) - log(1 - p)

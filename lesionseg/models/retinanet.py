@@ -20,8 +20,7 @@ class RetinaNet(nn.Module):
     `bias` (one number per channel of the segmentation) it is a Retina U-Net (Jaeger et al. 2020,
     arXiv 1811.08661). Its whole decoder also computes `segmentation`: the logits of
     `architecture.n_supervised` levels in train mode, and only the finest ones in eval mode.
-    `encoder` replaces our own encoder, which raises `GeometryError` if the input does not fit the
-    total stride (`Encoder`).
+    `encoder` replaces our own `Encoder`.
     """
 
     def __init__(

@@ -1,16 +1,14 @@
 """U-Nets: an encoder and a decoder that compute feature pyramids, and a head per level."""
 
 from collections.abc import Sequence
-from math import prod
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lesionseg.errors import ConfigError, GeometryError
 from lesionseg.models.blocks import UP, ConvBlock, ResidualBlock, Stage, initialise
 from lesionseg.models.heads import SegmentationHead, prior_bias
-from lesionseg.plan.plan import Architecture, Plan, total_stride
+from lesionseg.plan.plan import Architecture, Plan
 
 
 class Encoder(nn.Module):
@@ -19,19 +17,16 @@ class Encoder(nn.Module):
     It maps `[B, in_channels, *spatial]` to one map
     `[B, features[i], *(spatial / product of strides)]` per stage, finest first. The stride of the
     first stage is not used. A `residual` encoder has a stem and stages of residual blocks;
-    `architecture.encoder_blocks` contains the number of blocks per stage. Raises `ConfigError` if
-    the tables do not fit each other. `forward` raises `GeometryError` unless every axis is a
-    multiple of the total stride, and at least one is larger than it: instance norm cannot normalise
-    a single voxel at the coarsest stage.
+    `architecture.encoder_blocks` contains the number of blocks per stage. Every axis of an input
+    must be a multiple of the total stride, and at least one larger than it: instance norm cannot
+    normalise a single voxel at the coarsest stage.
     """
 
     def __init__(
         self, dims: int, in_channels: int, architecture: Architecture, *, residual: bool = False
     ) -> None:
         super().__init__()
-        _check_tables(architecture, dims)
         n = len(architecture.features)
-        self.total_stride = total_stride(architecture)
         self.channels = architecture.features
         ones = (1,) * dims
         kernels = architecture.kernels
@@ -65,15 +60,7 @@ class Encoder(nn.Module):
                     nn.init.zeros_(block.norm.weight)
 
     def forward(self, x: Float[Tensor, "b c *spatial"]) -> list[Tensor]:
-        """Return feature maps, finest first. Raise `GeometryError` if `x` has an unfit shape."""
-        shape = tuple(x.shape[2:])
-        stride = self.total_stride
-        fits = len(shape) == len(stride) and prod(shape) > prod(stride)
-        if not fits or any(n % s for n, s in zip(shape, stride, strict=True)):
-            raise GeometryError(
-                f"The network cannot take an input of {shape}. Plan tiles whose sides are "
-                f"multiples of {stride}, and larger along at least one axis."
-            )
+        """Return feature maps, finest first."""
         x = self.stem(x)
         pyramid = []
         for stage in self.stages:
@@ -150,8 +137,7 @@ class UNet(nn.Module):
     `forward` maps an image `[B, C, *spatial]` to a list of fp32 logits `[B, K, *spatial]`. In eval
     mode the list has one entry, at full resolution. In train mode it has
     `architecture.n_supervised` entries, finest first, each at the resolution of its stage. K is
-    `len(bias)`. For `residual` see `Encoder`. Raises `GeometryError` if the input does not fit the
-    total stride (`Encoder`).
+    `len(bias)`. For `residual` and the shapes of inputs see `Encoder`.
     """
 
     def __init__(

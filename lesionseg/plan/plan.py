@@ -166,7 +166,7 @@ class AnchorPlan:
     sizes: tuple[tuple[tuple[Annotated[float, Field(ge=1e-3, le=1e6)], ...], ...], ...]
     width: Voxels = 32
     depth: Annotated[int, Field(ge=0, le=64)] = 1
-    prior: Share = 0.01
+    prior: Annotated[float, Field(gt=0, lt=1)] = 0.01
     alpha: Share | tuple[Share, ...] | None = None
     gamma: Gamma | None = None
     merge_iou: Share = 0.2
@@ -239,7 +239,7 @@ class Plan:
     tile_shape: tuple[Voxels, ...]
     batch_size: Voxels = field(metadata=_MAY_DIFFER)
     architecture: Architecture = field(metadata=_MAY_DIFFER)
-    lesion_fraction: Share = field(metadata=_MAY_DIFFER)
+    lesion_fraction: Annotated[float, Field(gt=0, lt=1)] = field(metadata=_MAY_DIFFER)
     activation: Activation = "sigmoid"
     candidate_rule: CandidateRule = field(default_factory=CandidateRule, metadata=_MAY_DIFFER)
     link: FocalCorrection | None = None
@@ -361,7 +361,9 @@ def _require_consistent(plan: Plan, where: str | Path) -> None:
     architecture = plan.architecture
     anchors = plan.anchors
     n_labels = len(plan.labels)
-    n_stages = {len(architecture.features), len(architecture.strides), len(architecture.kernels)}
+    n_features = len(architecture.features)
+    n_stages = {n_features, len(architecture.strides), len(architecture.kernels)}
+    rows = (*architecture.strides, *architecture.kernels)
     n_axes = {plan.dims, len(plan.spacing_mm), len(plan.tile_shape)}
     flips = plan.flip_axes or ()
     are_flips_distinct = len(set(flips)) == len(flips)
@@ -374,12 +376,13 @@ def _require_consistent(plan: Plan, where: str | Path) -> None:
         "spacing_mm or tile_shape": len(n_axes) == 1,
         "flip_axes": are_flips_distinct and all(axis < plan.dims for axis in flips),
         "tile_shape": prod(plan.tile_shape) <= _MOST_TILE_VOXELS,
-        "architecture.strides or kernels": len(n_stages) == 1,
+        "architecture.strides or kernels": len(n_stages) == len(set(map(len, rows))) == 1,
+        "architecture.encoder_blocks": len(architecture.encoder_blocks) in (0, n_features),
     }
     if anchors is not None:
         n_levels = len(anchors.stages)
         has_sizes = n_levels > 0 and len(anchors.sizes) == n_levels
-        exists = has_sizes and max(anchors.stages) < len(architecture.features)
+        exists = has_sizes and max(anchors.stages) < n_features
         is_consistent_by_key["anchors.stages"] = exists
     for key, is_consistent in is_consistent_by_key.items():
         if not is_consistent:

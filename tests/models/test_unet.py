@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import nn
 
-from lesionseg.errors import ConfigError, GeometryError
 from lesionseg.models import build_network
 from lesionseg.models.blocks import InstanceNorm, ResidualBlock
 from lesionseg.models.build import set_memory_format, training_memory_format
@@ -69,13 +68,6 @@ def test_every_supervised_head_first_predicts_the_prior(name, labels, pi, activa
         assert p.mean().item() == pytest.approx(pi / len(labels), rel=0.1)
 
 
-@pytest.mark.parametrize("name", ["unet", "residual_unet"])
-@pytest.mark.parametrize("shape", [(8, 10), (6, 8), (4, 4), (8, 8, 8)])
-def test_size_that_is_no_multiple_of_the_total_stride_is_refused(name, shape):
-    with pytest.raises(GeometryError):
-        build_network(plan_of(name))(torch.zeros(1, 1, *shape))
-
-
 def test_weights_depend_only_on_the_seed_and_keep_the_global_state():
     before = torch.random.get_rng_state()
     first = build_network(plan_of(), seed=1).state_dict()
@@ -112,21 +104,6 @@ def test_instance_norm_equals_that_of_torch(dims, last, noise):
     weight = torch.randn(x.shape, generator=noise)
     gradients = [torch.autograd.grad((y * weight).sum(), x)[0] for y in (seen, expected)]
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("features", (4, 8)),
-        ("kernels", ((3, 3),) * 2),
-        ("kernels", ((4, 4),) * 3),
-        ("n_supervised", 4),
-        ("encoder_blocks", (1, 2)),
-    ],
-)
-def test_inconsistent_architectures_are_refused(key, value):
-    with pytest.raises(ConfigError):
-        build_network(plan_of(table={key: value}))
 
 
 def test_layout_of_nnunet_starts_without_prior_and_with_identity_blocks():

@@ -121,20 +121,6 @@ def test_two_visits_differ_by_the_stated_changes_only(tmp_path):
     assert sorted(p.parent.name for p in tmp_path.rglob("*.nii.gz")) == folders
 
 
-@pytest.mark.parametrize(
-    ("write", "wrong"),
-    [
-        (write_mri_phantoms, {"n_test": 3}),
-        (write_mri_phantoms, {"n_lesions": (5, 2)}),
-        (write_ct_phantoms, {"shape": (32, 32)}),
-        (write_mri_phantoms, {"lesion_free_share": 2.0}),
-    ],
-)
-def test_impossible_number_is_an_error_that_names_it(write, wrong, tmp_path):
-    with pytest.raises(ConfigError, match=next(iter(wrong))):
-        write(tmp_path, 2, seed=0, **wrong)
-
-
 WRONG_SETTINGS = {
     "mri": [
         *({"n_lesions": n} for n in (5, [3], [1, 2, 3], [0, 4], [5, 2], ["a", 2])),
