@@ -90,7 +90,8 @@ class LesionIndex:
         for voxels in np.split(all_voxels, first[1:]) if len(ids) else ():
             n_voxels.append(len(voxels))
             boxes.append(np.concatenate([voxels.min(axis=0), voxels.max(axis=0) + 1]))
-            seeds.append(voxels[_space_evenly(len(voxels), MAX_SEEDS)])
+            n_seeds = min(len(voxels), MAX_SEEDS)  # evenly spaced
+            seeds.append(voxels[np.linspace(0, len(voxels) - 1, n_seeds).round().astype(np.int64)])
         return cls.from_json(
             instances.ndim,
             ids=ids,
@@ -300,11 +301,6 @@ def write_cached_case(folder: Path, prepared: PreparedCase, source: str) -> None
 def _save(folder: Path, name: str, array: NDArray[Any]) -> None:
     """Write an array to a .npy file of the case."""
     np.save(folder / f"{name}.npy", np.ascontiguousarray(array), allow_pickle=False)
-
-
-def _space_evenly(n: int, most: int) -> Integers:
-    """Return at most `most` evenly spaced indices below `n`, or all if there are fewer."""
-    return np.asarray(np.linspace(0, max(n - 1, 0), min(n, most)).round().astype(np.int64))
 
 
 def _draw_seeds(is_background: Flags) -> list[list[int]]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from lesionseg.core import CaseFiles, Dataset, Volume
+from lesionseg.core import CaseFiles, Dataset
 from lesionseg.data.cache import MAX_WORKERS, cores
 from lesionseg.errors import DatasetError, LesionsegError, OutputError
 from lesionseg.host_memory import default_budget
@@ -99,7 +99,9 @@ class _RecordReader:
         try:
             with self._memory.hold():
                 case = read_case(files, self.dataset)
-                self._memory.note(_needed_bytes(case.image))
+                # The image has 4 bytes per value. Reference, lesions and copies of a channel took 8
+                # more bytes per voxel in a test; the rest is a reserve.
+                self._memory.note(case.image.array.nbytes + 12 * prod(case.image.geometry.shape))
                 reference = case.reference
                 facts = None if reference is None else facts_of(case, reference, self.n_voxels)
                 del case, reference
@@ -129,15 +131,6 @@ class _RecordReader:
             return None
         content = _VERSION, vars(files), states, self.settings, self.n_voxels
         return digest_of(json.dumps(content, sort_keys=True, default=str))
-
-
-def _needed_bytes(image: Volume) -> int:
-    """Return the peak memory of a case while its facts are computed.
-
-    Its image has 4 bytes per value. Reference, lesions and copies of a channel took 8 more bytes
-    per voxel in a test; the rest is a reserve.
-    """
-    return image.array.nbytes + 12 * prod(image.geometry.shape)
 
 
 class _SharedMemory:

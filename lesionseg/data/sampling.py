@@ -17,7 +17,6 @@ from lesionseg.config import SamplingConfig
 from lesionseg.core.arrays import Integers
 from lesionseg.data.cache import CachedCase
 from lesionseg.data.tiling import clip_start
-from lesionseg.errors import ConfigError
 
 # the seed voxel of a lesion is within this share of the tile, around its centre
 INNER_SHARE = 0.75
@@ -68,10 +67,7 @@ class TileSampler:
     voxels, the tile is placed around a valid background voxel.
 
     If no case has a lesion, all tiles are background. For given arguments, the choice depends only
-    on the epoch and the number of the tile.
-
-    Raises:
-        ConfigError: if there are no cases or tiles.
+    on the epoch and the number of the tile. There must be at least one case and one tile.
     """
 
     def __init__(
@@ -83,10 +79,6 @@ class TileSampler:
         n_tiles: int,
         seed: int,
     ) -> None:
-        if not cases or n_tiles < 1:
-            raise ConfigError(
-                f"Cannot sample {n_tiles} tiles from {len(cases)} cases. Give at least one of each."
-            )
         self.cases = tuple(cases)
         self.tile_shape = tuple(tile_shape)
         self.settings = settings
@@ -139,7 +131,9 @@ class TileSampler:
         n = round(self.settings.lesion_share * self.n_tiles)
         if n and len(self._groups):
             places = _draw_places(self.n_tiles, n, rng)
-            table[places] = draw_evenly(len(self._groups), n, rng)
+            # the shuffled lesions at equal distances
+            lesions = rng.permutation(len(self._groups))
+            table[places] = rng.permutation(lesions[_draw_places(len(lesions), n, rng)])
         return table
 
     def _start_around(self, case: int, centre: Sequence[int], rng: "_Numbers") -> tuple[int, ...]:
@@ -208,14 +202,6 @@ class _Numbers:
     def below(self, n: int) -> int:
         """Return the next number as an integer from 0 to n−1."""
         return int(next(self._left) * n)
-
-
-def draw_evenly(n_lesions: int, n: int, rng: np.random.Generator) -> Integers:
-    """Draw `n` numbers below `n_lesions`. How often they are drawn differs by at most one.
-
-    The shuffled numbers are drawn at equal distances.
-    """
-    return rng.permutation(rng.permutation(n_lesions)[_draw_places(n_lesions, n, rng)])
 
 
 def _draw_places(n_places: int, n: int, rng: np.random.Generator) -> Integers:

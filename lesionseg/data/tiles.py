@@ -79,8 +79,8 @@ class TileDataset(Dataset):  # type: ignore[misc]  # MONAI ships no types
 
     Raises:
         ConfigError: if `channel_dropout` is set and the plan requires all channels, or if a
-            transform of `augmentation` cannot be built. On first use, if there are no cases, if the
-            plan does not have a flip axis, or if a transform fails.
+            transform of `augmentation` cannot be built. On first use, if the plan does not have a
+            flip axis, or if a transform fails.
     """
 
     def __init__(

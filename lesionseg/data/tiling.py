@@ -16,8 +16,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lesionseg.errors import ConfigError
-
 
 @dataclass(frozen=True)
 class TileGrid:
@@ -28,32 +26,15 @@ class TileGrid:
     convolution. `starts` and `slices` refer to the padded array.
 
     Args:
-        shape: voxels of the volume along each spatial axis.
-        tile_shape: voxels of a tile along each spatial axis.
+        shape: voxels of the volume along each spatial axis, at least 1.
+        tile_shape: voxels of a tile along each spatial axis, at least 1.
         overlap: smallest share of a tile that its neighbour also covers, in [0, 1). Positions are
             rounded to voxels, so the overlap may be one voxel smaller.
-
-    Raises:
-        ConfigError: if the overlap is outside [0, 1), the numbers of axes differ, or a length is
-            below 1.
     """
 
     shape: tuple[int, ...]
     tile_shape: tuple[int, ...]
     overlap: float = 0.5
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "shape", tuple(int(n) for n in self.shape))
-        object.__setattr__(self, "tile_shape", tuple(int(n) for n in self.tile_shape))
-        if not 0 <= self.overlap < 1:
-            raise ConfigError(
-                f"The overlap {self.overlap} of tiles is outside [0, 1). Give one in this range."
-            )
-        if len(self.shape) != len(self.tile_shape) or min(self.shape + self.tile_shape) < 1:
-            raise ConfigError(
-                f"A tile {self.tile_shape} does not fit a volume {self.shape}. Give as many axes, "
-                "and at least one voxel along each."
-            )
 
     @cached_property
     def pad(self) -> tuple[tuple[int, int], ...]:
@@ -70,10 +51,8 @@ class TileGrid:
     @cached_property
     def starts(self) -> tuple[tuple[int, ...], ...]:
         """The first voxel of every tile in the padded array, in C order."""
-        axes = []
-        for n, tile in zip(self.padded_shape, self.tile_shape, strict=True):
-            axes.append(_space_starts(n, tile, self.overlap))
-        return tuple(itertools.product(*axes))
+        pairs = zip(self.padded_shape, self.tile_shape, strict=True)
+        return tuple(itertools.product(*(_space_starts(*pair, self.overlap) for pair in pairs)))
 
     @cached_property
     def inside(self) -> tuple[slice, ...]:
@@ -101,12 +80,10 @@ def clip_start(
     >>> clip_start((-3, 90, 5), (64, 100, 10), (32, 32, 32))
     (0, 68, -11)
     """
-    clipped = []
-    for s, n, tile in zip(start, shape, tile_shape, strict=True):
-        clipped.append(
-            min(max(int(s), 0), n - tile) if n >= tile else -_compute_padding(n, tile)[0]
-        )
-    return tuple(clipped)
+    return tuple(
+        min(max(int(s), 0), n - tile) if n >= tile else -_compute_padding(n, tile)[0]
+        for s, n, tile in zip(start, shape, tile_shape, strict=True)
+    )
 
 
 def read_tile(array: NDArray[Any], start: Sequence[int], tile_shape: Sequence[int]) -> NDArray[Any]:

@@ -159,13 +159,6 @@ def test_start_of_a_tile_is_clipped_to_the_volume():
     assert clip_start((-4, 7, 100), (10, 10, 10), (4, 4, 4)) == (0, 6, 6)
 
 
-def test_wrong_overlap_or_number_of_axes_is_an_error():
-    with pytest.raises(ConfigError, match="overlap"):
-        TileGrid((8, 8), (4, 4), 1.0)
-    with pytest.raises(ConfigError, match="does not fit a volume"):
-        TileGrid((8, 8), (4, 4, 4))
-
-
 @pytest.mark.parametrize("start", [(3, 5), (-2, 4), (6, -3), (-1, -1), (9, 9), (20, 20)])
 def test_tile_is_the_zero_padded_slice(rng, start):
     array = rng.integers(1, 99, size=(2, 10, 11)).astype(np.int32)
