@@ -8,13 +8,12 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from html import escape
-from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lesionseg.cli.command import run_recipe
 from lesionseg.cli.compose import compose_plain
-from lesionseg.config import chosen_options, expand_home, settings_of
+from lesionseg.config import StrPath, chosen_options, expand_home, settings_of
 from lesionseg.errors import ReadError, require_one_of
 from lesionseg.pipeline.log import override_text, progress_bars
 
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
     from lesionseg.pipeline.check import CheckOutcome
     from lesionseg.plan.plan import Plan
 
-StrPath = str | PathLike[str]
 TABLES = ("cases", "lesions", "candidates", "metrics")
 
 

@@ -42,6 +42,9 @@ from lesionseg.extra import find_extra, has_extra
 
 FractionBelow1 = Annotated[float, Field(ge=0, lt=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
+Voxels = Annotated[int, Field(ge=1, le=2**16)]
+Axis = Annotated[int, Field(ge=0, le=2)]
+StrPath = str | PathLike[str]
 Confidence = Annotated[float, Field(gt=0, lt=1)]
 HIGHEST_GAMMA = 100  # of our focal losses
 Gamma = Annotated[float, Field(ge=0, le=HIGHEST_GAMMA)]
@@ -158,7 +161,6 @@ def _validate_distinct(values: tuple[int, ...]) -> tuple[int, ...]:
 
 Text = Annotated[str, BeforeValidator(_path_to_text)]
 Spec = Annotated[Arguments, AfterValidator(_validate_target)]
-Loggers = Annotated[tuple[Spec, ...], BeforeValidator(_find_loggers)]
 # one path or several; the predictions of several bundles are averaged
 Bundles = Annotated[tuple[Text, ...], BeforeValidator(_path_to_tuple)]
 
@@ -184,6 +186,15 @@ class PathKind(Enum):
 FolderPath = Annotated[Text | None, PathKind.FOLDER]
 FilePath = Annotated[Text | None, PathKind.FILE]
 OutputPath = Annotated[Text, PathKind.OUTPUT]
+
+
+def _validate_pattern(text: str) -> str:
+    """Return the text. Raise `ValueError` if it is not a regular expression."""
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise ValueError(f"not a regular expression ({error})") from error
+    return text
 
 
 class Settings(BaseModel):
@@ -226,7 +237,7 @@ class DataFolder(Settings):
 
     root: Annotated[Text | None, PathKind.SCANS]
     annotations: Text | None
-    group: str | None
+    group: Annotated[str, AfterValidator(_validate_pattern)] | None
 
 
 class DataConfig(DataFolder):
@@ -260,8 +271,8 @@ class ModelConfig(Settings):
     activation: Literal["sigmoid", "softmax"]
     # the ranges are those of plan.json
     spacing_mm: tuple[Annotated[float, Field(ge=1e-3, le=100)], ...] | None
-    tile_shape: tuple[Annotated[int, Field(ge=1, le=2**16)], ...] | None
-    batch_size: Annotated[int, Field(ge=1, le=2**16)] | None
+    tile_shape: tuple[Voxels, ...] | None
+    batch_size: Voxels | None
     base_features: Annotated[int, Field(ge=1, le=2**12)] | None
     init_from: Annotated[Text | None, PathKind.WEIGHTS]
     layout: Literal["lesionseg", "nnunet"] | None = None
@@ -457,7 +468,7 @@ class TrainConfig(Settings):
     inference: InferenceConfig
     report: ReportSection
     callbacks: tuple[Spec, ...]
-    logger: Loggers
+    logger: Annotated[tuple[Spec, ...], BeforeValidator(_find_loggers)]
     preset: str
     operating_point: str
     rate_confidence: Confidence | None
@@ -480,15 +491,6 @@ class OutputCommand(Settings):
     """
 
     private: bool
-
-
-def _validate_pattern(text: str) -> str:
-    """Return the text. Raise `ValueError` if it is not a regular expression."""
-    try:
-        re.compile(text)
-    except re.error as error:
-        raise ValueError(f"not a regular expression ({error})") from error
-    return text
 
 
 class SeriesConfig(Settings):
@@ -584,7 +586,7 @@ class EvaluateConfig(OutputCommand):
     rate_confidence: Confidence | None
     chosen_on: FolderPath
     chosen_on_reference: FolderPath
-    group: str | None
+    group: Annotated[str, AfterValidator(_validate_pattern)] | None
     compare: FolderPath
     compare_chosen_on: FolderPath
     margin: Confidence | None

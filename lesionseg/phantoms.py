@@ -51,6 +51,7 @@ __all__ = [
 Field = NDArray[np.floating[Any]]
 Shape = Sequence[int]
 Spacing = Sequence[float]
+Placed = tuple[tuple[slice, ...], Field]  # box of a lesion, and share 0..1 of each voxel in it
 Range = tuple[int, int]  # least and most, inclusive
 Simulated = tuple[Field, NDArray[Any]]  # image and lesions `[*shape]`
 Progress = Callable[[str, int, int], None]
@@ -219,7 +220,7 @@ def lesion_share(rng: Generator, diameter: float, spacing_mm: Spacing, jitter: F
 
 def place_at(
     centre: Integers, share: Field, tissue: Field, labels: NDArray[Any], gap: int
-) -> tuple[tuple[slice, ...], Field] | None:
+) -> Placed | None:
     """Return a lesion at a voxel, restricted to the tissue in which it may grow.
 
     `labels` is not changed. A voxel is lesion if at least half of it is covered.

@@ -134,7 +134,7 @@ def test_series_in_a_folder_is_an_input(place, capsys):
     assert run("predict", arguments_of("predict", input="masks/series=3")) == 1
     assert "model" in capsys.readouterr().err  # which is empty
     assert run("predict", arguments_of("predict", input="gone/series=3")) == 1
-    assert "input=gone/series=3: the input does not exist" in capsys.readouterr().err
+    assert "input=gone/series=3: there is no such file" in capsys.readouterr().err
 
 
 def test_no_heavy_package_is_imported_before_paths_are_checked(place):

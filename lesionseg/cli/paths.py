@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from lesionseg.config import DataConfig, DataFolder, PathKind, Settings, is_url
-from lesionseg.errors import BundleError, ConfigError, DatasetError, OutputError, ReadError, suggest
+from lesionseg.errors import ConfigError, DatasetError, OutputError, ReadError, suggest
 
 S = TypeVar("S", bound=Settings)
 
@@ -39,7 +39,7 @@ def check_paths(cfg: Settings, prefix: str = "") -> None:
         for kind in field.metadata:
             if not isinstance(kind, PathKind):
                 continue
-            for path in _list_paths(value):
+            for path in [value] if isinstance(value, str) else value or ():
                 _require_place(kind, key, path)
                 if not is_url(path) and (kind is not PathKind.DATASET or has_layout):
                     _check(kind, f"{key}={path}", Path(path))
@@ -90,7 +90,10 @@ def _check(kind: PathKind, setting: str, path: Path) -> None:
     an `OutputError` or a `ReadError`.
     """
     try:
-        _CHECKS[kind](setting, path)
+        if not path.exists() and not _may_be_missing(kind, path):
+            raise ReadError(f"{setting}: there is no such file or folder.{_hint(path)}")
+        if kind in _CHECKS:
+            _CHECKS[kind](setting, path)
     except OSError as error:  # no permission, or a name that is too long
         place = f" at {error.filename}" if error.filename not in (None, str(path)) else ""
         kind_of_error = OutputError if kind in _OUTPUTS else ReadError
@@ -100,17 +103,19 @@ def _check(kind: PathKind, setting: str, path: Path) -> None:
         ) from error
 
 
-def _list_paths(value: Any) -> tuple[str, ...]:
-    """Return the paths in the value of a setting: none, one or several."""
-    if value is None:
-        return ()
-    return (value,) if isinstance(value, str) else tuple(value)
+def _may_be_missing(kind: PathKind, path: Path) -> bool:
+    """Return True for results, a path in a zip, and a pattern or a series of scans."""
+    if kind is PathKind.SCANS:
+        from lesionseg.io.dicom.series import split_series
+
+        return bool(_PATTERN & set(str(path))) or split_series(path) is not None
+    if kind is PathKind.BUNDLE:
+        return any(parent.is_file() for parent in path.parents)
+    return kind in _OUTPUTS
 
 
 def _check_is_folder(setting: str, path: Path) -> None:
-    """Raise `DatasetError` if there is no folder at `path`. `setting` is for the message."""
-    if not path.exists():
-        raise DatasetError(f"{setting}: the folder does not exist.{_hint(path)}")
+    """Raise `DatasetError` if `path` is a file. `setting` is for the message."""
     if not path.is_dir():
         from lesionseg.io.results.names import OTHER_BOXES
 
@@ -119,7 +124,7 @@ def _check_is_folder(setting: str, path: Path) -> None:
 
 
 def _check_has_files(setting: str, path: Path) -> None:
-    """Raise `DatasetError` if there is no folder at `path`, or if it is empty."""
+    """Raise `DatasetError` if `path` is not a folder, or if it is empty."""
     _check_is_folder(setting, path)
     if next(path.iterdir(), None) is None:
         raise DatasetError(f"{setting}: the folder is empty.")
@@ -134,56 +139,33 @@ def _check_dataset(setting: str, path: Path) -> None:
 
 
 def _check_file(setting: str, path: Path) -> None:
-    """Raise `ReadError` if there is no file at `path`."""
-    if not path.exists():
-        raise ReadError(f"{setting}: the file does not exist.{_hint(path)}")
+    """Raise `ReadError` if `path` is a folder."""
     if path.is_dir():
         raise ReadError(f"{setting} is a folder. Name a file.")
 
 
 def _check_scans(setting: str, path: Path) -> None:
-    """Raise `DatasetError` if a path does not exist, and no file matches it as a pattern.
+    """Raise `DatasetError` if no file matches a path that is a pattern.
 
-    An empty folder passes, because `predict` reports it. `folder/series=3`, a series in a folder,
-    passes too.
+    An empty folder passes, because `predict` reports it.
     """
-    from lesionseg.io.dicom.series import split_series
-
-    if not path.exists() and split_series(path) is None:
-        is_pattern = bool(_PATTERN & set(str(path)))
-        if not is_pattern:
-            raise DatasetError(f"{setting}: the input does not exist.{_hint(path)}")
+    if not path.exists() and _PATTERN & set(str(path)):
         pattern = str(path.relative_to(path.anchor))  # `glob` accepts only relative patterns
         if next(Path(path.anchor or ".").glob(pattern), None) is None:
             raise DatasetError(f"{setting}: no file matches this pattern.")
 
 
 def _check_bundle(setting: str, path: Path) -> None:
-    """Raise an error if a path is not a bundle, a run directory with one, or an nnU-Net model.
-
-    It is a `ReadError` if the path does not exist, otherwise, or in a zip, that of `find_model`.
-    """
+    """Raise an error if a path is not a bundle, a run directory with one, or an nnU-Net model."""
     from lesionseg.io.model_address import find_model
 
-    try:
-        find_model(path)
-    except BundleError:
-        is_in_zip = any(parent.is_file() for parent in path.parents)
-        if path.exists() or is_in_zip:
-            raise
-        raise ReadError(f"{setting}: the folder does not exist.{_hint(path)}") from None
-
-
-def _check_existing(setting: str, path: Path) -> None:
-    """Raise `ReadError` if there is no file or folder at `path`."""
-    if not path.exists():
-        raise ReadError(f"{setting}: there is no such file or folder.{_hint(path)}")
+    find_model(path)  # it raises the error
 
 
 def _check_scores(setting: str, path: Path) -> None:
     """Raise an error if `path` is not a folder with scores, or a run directory that has them.
 
-    It is a `DatasetError` if there is no folder or it is empty, and a `ReadError` without scores.
+    It is a `DatasetError` if it is no folder or empty, and a `ReadError` without scores.
     """
     from lesionseg.pipeline.scores_folder import find_scores
 
@@ -227,8 +209,6 @@ _CHECKS: Mapping[PathKind, Callable[[str, Path], None]] = {
     PathKind.FILE: _check_file,
     PathKind.SCANS: _check_scans,
     PathKind.BUNDLE: _check_bundle,
-    PathKind.WEIGHTS: _check_existing,
-    PathKind.EXISTING: _check_existing,
     PathKind.SCORES: _check_scores,
     PathKind.OUTPUT: _check_output,
     PathKind.OUTPUT_OR_URL: _check_output,

@@ -336,14 +336,6 @@ def assign_groups(
     return tuple(replace(case, group=groups[case.case]) for case in cases)
 
 
-def compile_pattern(pattern: str, setting: str = "data.group") -> re.Pattern[str]:
-    """Compile the pattern of a setting. Raise `ConfigError` if it is not a regular expression."""
-    try:
-        return re.compile(pattern)
-    except re.error as error:
-        raise ConfigError(f"{setting}={pattern} is not a regular expression: {error}.") from error
-
-
 def _match_groups(cases: Iterable[str], pattern: str, setting: str) -> dict[str, str]:
     """Return the part of each case id that a pattern matches: its first capture group, or all.
 
@@ -351,7 +343,10 @@ def _match_groups(cases: Iterable[str], pattern: str, setting: str) -> dict[str,
         ConfigError: if the pattern is not a regular expression.
         DatasetError: if the pattern does not match a case id, or the group would be empty.
     """
-    compiled = compile_pattern(pattern, setting)
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise ConfigError(f"{setting}={pattern} is not a regular expression: {error}.") from error
     groups: dict[str, str] = {}
     for case in cases:
         match = compiled.search(case)

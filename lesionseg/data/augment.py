@@ -299,9 +299,9 @@ class Augmentation:
         spacing = np.array(self.plan.spacing_mm)
         coarseness = spacing / spacing.min()  # 1 for the finest axis
         distance = tuple(float(d) for d in (ELASTIC_SPACING / coarseness).clip(1))
-        n_knots = []  # a cubic B-spline over n voxels needs 3 knots more than intervals
-        for n, d in zip(self.plan.tile_shape, distance, strict=True):
-            n_knots.append(math.floor((n - 1) / d) + 4)
+        # a cubic B-spline over n voxels needs 3 knots more than intervals
+        sides = np.subtract(self.plan.tile_shape, 1)
+        n_knots = (np.floor(sides / distance) + 4).astype(int).tolist()
         largest = ELASTIC_VOXELS / coarseness * is_moved  # of each component, in voxels
         shares = draw.uniform(len(spacing), *n_knots)  # from −1 to 1
         return Bend((shares.T * largest).T.astype(np.float32), distance)

@@ -29,7 +29,7 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from lesionseg.core import Case, CaseFiles, Dataset, Geometry
+from lesionseg.core import CaseFiles, Dataset, Geometry
 from lesionseg.core.arrays import Flags, Integers
 from lesionseg.data.preprocess import PreparedCase, prepare_case
 from lesionseg.errors import ConfigError, ContentError, OutputError, ReadError
@@ -356,7 +356,6 @@ def fill_cache(
     plan: Plan,
     folder: Path | str,
     *,
-    read: Callable[[CaseFiles], Case] | None = None,
     progress: Callable[[str, int, int], None] | None = None,
     workers: int | None = None,
     source: Callable[[CaseFiles], str] | None = None,
@@ -371,7 +370,6 @@ def fill_cache(
         cases: to prepare.
         plan: the grid and normalisation. Each plan has its own entries.
         folder: the cache's folder.
-        read: reads a case's files; None for `read_case`.
         progress: called in this thread after each case with its id, the number of finished cases
             and the number of all cases.
         workers: number of threads, each with one case; None for one per core, at most eight.
@@ -391,13 +389,7 @@ def fill_cache(
             "or choose a local one."
         )
     place = Path(folder) / cache_key(dataset, plan)
-    read_files = read or partial(read_case, dataset=dataset)
-
-    def prepare(files: CaseFiles) -> PreparedCase:
-        """Read a case, and prepare it for the plan."""
-        return prepare_case(read_files(files), plan)
-
-    make = partial(_find_or_make, place, prepare, source or case_digest)
+    make = partial(_find_or_make, place, dataset, plan, source or case_digest)
     filled: list[CachedCase] = []
     pool = ThreadPoolExecutor(workers or min(cores(), MAX_WORKERS))
     try:
@@ -419,7 +411,8 @@ def cores() -> int:
 
 def _find_or_make(
     place: Path,
-    prepare: Callable[[CaseFiles], PreparedCase],
+    dataset: Dataset,
+    plan: Plan,
     source: Callable[[CaseFiles], str],
     files: CaseFiles,
 ) -> CachedCase:
@@ -442,7 +435,7 @@ def _find_or_make(
                 return cached
             if entry.exists():
                 logger.warning("The cached case %s is damaged and is prepared again.", files.case)
-            prepared = prepare(files)
+            prepared = prepare_case(read_case(files, dataset), plan)
             scratch = folder / f".{name}"
             for leftover in (scratch, entry):  # of a killed process, or damaged
                 shutil.rmtree(leftover, ignore_errors=True)

@@ -154,9 +154,8 @@ def plan_geometry(oriented: Geometry, plan: Plan) -> Geometry:
     A shear, as of a tilted CT gantry, is removed. An axis keeps its spacing if it differs by at
     most 1e-3 mm. If all axes keep theirs and there is no shear, `oriented` itself is returned.
     """
-    target = []
-    for own, planned in zip(oriented.spacing_mm, plan.spacing_mm, strict=True):
-        target.append(own if abs(own - planned) <= SAME_MM else planned)
+    both = zip(oriented.spacing_mm, plan.spacing_mm, strict=True)
+    target = [own if abs(own - planned) <= SAME_MM else planned for own, planned in both]
     linear = oriented.affine[:-1, :-1]
     axes = linear / np.linalg.norm(linear, axis=0)
     # a shear of 1e-3 moves the last of 500 voxels by half a voxel

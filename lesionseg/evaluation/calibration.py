@@ -97,9 +97,7 @@ def describe_calibration(tables: Tables) -> list[Estimate]:
     numbers = {"calibration_brier": ((p - y) ** 2).mean(), "calibration_slope": slope}
     if p.any():
         numbers["observed_expected"] = y.sum() / p.sum()
-    found = []
-    for name, number in numbers.items():
-        found.append(Estimate(float(number), n=len(true), name=name, subset=of))
+    found = [Estimate(float(x), n=len(true), name=k, subset=of) for k, x in numbers.items()]
     bins = np.minimum((p * N_BINS).astype(np.int64), N_BINS - 1)
     for i in np.unique(bins).tolist():
         inside = bins == i

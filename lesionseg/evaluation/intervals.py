@@ -136,10 +136,8 @@ def bootstrap(
         few = _explain_too_few(support)
         return [replace(row, reason=undefined if row.value is None else few) for row in rows]
     n_at_once = max(1, MAX_ELEMENTS // max(items, 1))
-    parts = []
-    for first in range(0, max(len(draws), 1), n_at_once):  # one empty part without replicates
-        parts.append(statistic(draws[first : first + n_at_once]))
-    replicates = np.concatenate(parts)
+    firsts = range(0, max(len(draws), 1), n_at_once)  # one empty part without replicates
+    replicates = np.concatenate([statistic(draws[n : n + n_at_once]) for n in firsts])
     groups = effective_groups(support)
     estimates = []
     for row, column, end in zip(rows, replicates.T, bounds or (SHARE,) * len(values), strict=True):

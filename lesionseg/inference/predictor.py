@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from lesionseg.config import InferenceConfig
+from lesionseg.config import InferenceConfig, StrPath
 from lesionseg.core import (
     CaseFiles,
     Dataset,
@@ -52,8 +52,6 @@ from lesionseg.io.volumes import strip_suffix
 from lesionseg.models.build import NetworkFactory, fast_memory_format
 
 log = logging.getLogger(__name__)
-
-StrPath = str | PathLike[str]
 
 
 @dataclass(frozen=True, eq=False)

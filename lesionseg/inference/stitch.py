@@ -21,7 +21,6 @@ from torch import Tensor
 
 from lesionseg.errors import OutputError
 
-TakeRows = Callable[[int, Tensor], None]
 # size of the rows that are given to `take_rows` at a time: on a CPU, small temporary arrays; on a
 # GPU, few copies to synchronise with
 _BYTES_PER_CALL = 1 << 22
@@ -60,7 +59,7 @@ class Stitcher:
         shape: Sequence[int],
         n_channels: int,
         weight: Float[Tensor, "*tile"],
-        take_rows: TakeRows,
+        take_rows: Callable[[int, Tensor], None],
         device: torch.device | None = None,
     ) -> None:
         self._weight = weight.to(device=device, dtype=torch.float32)

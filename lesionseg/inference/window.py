@@ -91,10 +91,8 @@ class _CoveredPart:
         """Return True if the tile contains a part of the body."""
         if self.body is None:
             return True
-        in_image = []
-        for span, offset in zip(self.grid.slices(number), self.offset, strict=True):
-            in_image.append(slice(span.start + offset, span.stop + offset))
-        return self.body.touches(tuple(in_image))
+        spans = zip(self.grid.slices(number), self.offset, strict=True)
+        return self.body.touches(tuple(slice(s.start + n, s.stop + n) for s, n in spans))
 
     def write_rows(self, store: Store, first: int, average: Tensor) -> None:
         """Write finished rows of the padded tile grid to their place in the image.
@@ -222,7 +220,7 @@ class SlidingWindow:
         free memory of a GPU.
 
         Args:
-            image: prepared image `[C, *spatial]`.
+            image: prepared image `[C, *spatial]`, with the plan's channels and axes.
             body: mask of the body. Tiles without a part of the body are skipped. Outside the body,
                 probabilities are 0 and boxes are dropped. None is the whole image.
             store: receives the outputs. None is a new store in memory, see `new_store`.
@@ -233,17 +231,11 @@ class SlidingWindow:
             if it predicts none, or if the plan's rule uses only voxels.
 
         Raises:
-            GeometryError: if the image or an output of the network does not fit the plan.
+            GeometryError: if an output of the network does not fit the plan.
             ContentError: if a score of a detector's boxes is NaN.
         """
         plan = self.plan
         shape = tuple(image.shape[1:])
-        has_channels = image.shape[0] == len(plan.channel_names)
-        if not has_channels or len(shape) != len(self.tile_shape):
-            raise GeometryError(
-                f"The image has {image.shape[0]} channels and {len(shape)} spatial axes; the plan "
-                f"has {len(plan.channel_names)} and {len(self.tile_shape)}."
-            )
         store = store or self.new_store(shape)
         covered = _CoveredPart.of(shape, self.tile_shape, self.overlap, body)
         grid = covered.grid

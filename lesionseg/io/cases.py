@@ -107,11 +107,12 @@ def _read_channels(files: CaseFiles, dataset: Dataset, *, is_input: bool) -> Vol
             if n_channels > 1 or is_input:
                 logger.warning("%s is in colour. Only its brightness is used.", file)
             else:  # the text is the same for all cases, so that it is shown once
-                text = (
+                warn_once(
+                    logger,
                     "%s: pictures are in colour. Only their brightness is used. Set "
-                    "data.colour=true to use their three colours."
+                    "data.colour=true to use their three colours.",
+                    dataset.root,
                 )
-                warn_once(logger, text, dataset.root)
             brightness = volume.brightness()
             # floating point is not rounded: the values may be from 0 to 1
             is_whole = values.dtype.kind in "iu"

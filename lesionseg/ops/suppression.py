@@ -123,18 +123,10 @@ def cluster_boxes(
         `[n]` indices: that of a kept box is its own, that of a dropped box is the kept box of the
         highest score whose IoU with it is above the threshold.
 
-    Raises:
-        ContentError: if the shapes do not fit together.
-
     >>> boxes = torch.tensor([[0.0, 0, 4, 4], [0, 1, 4, 5], [9, 9, 10, 10]])
     >>> cluster_boxes(boxes, torch.tensor([0.5, 0.9, 0.1]), torch.zeros(3).long(), 0.5).tolist()
     [1, 1, 2]
     """
-    if groups.shape != scores.shape:
-        raise ContentError(
-            f"Groups {tuple(groups.shape)} and scores {tuple(scores.shape)} do not fit together. "
-            "Give one group for each box."
-        )
     keeper = torch.empty(len(groups), dtype=torch.int64, device=groups.device)
     for group in sorted(set(groups.tolist())):
         index = torch.nonzero(groups == group)[:, 0]

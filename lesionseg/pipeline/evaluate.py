@@ -378,6 +378,7 @@ def _find_inputs(
             evaluated_on,
             " and ".join(sorted({files.role or UNSTATED[0] for files in labelled})),
         )
+    roles = {files.role or UNKNOWN_ROLE for files in chosen}
     cases = assign_groups(chosen, group, setting="group")
     if group is None:
         for finding in find_likely_visits(cases, setting="group"):
@@ -390,7 +391,7 @@ def _find_inputs(
         cases=cases,
         folder=folder,
         predictions=predictions,
-        role=evaluated_on or _shared_role(chosen),
+        role=evaluated_on or (roles.pop() if len(roles) == 1 else UNKNOWN_ROLE),
         faults=faults,
     )
 
@@ -425,12 +426,6 @@ def _warn_of_same_files(
             "itself: %s. Name the folder of the predictions as prediction=.",
             join_names(same),
         )
-
-
-def _shared_role(cases: Iterable[CaseFiles]) -> str:
-    """Return the role that all cases state, or `unknown` if a role differs or is not stated."""
-    stated = {files.role or UNKNOWN_ROLE for files in cases}
-    return stated.pop() if len(stated) == 1 else UNKNOWN_ROLE
 
 
 def _find_second_model(folder: Path, inputs: Inputs) -> Inputs:

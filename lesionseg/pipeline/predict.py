@@ -14,7 +14,7 @@ from lesionseg.extra import find_extra
 from lesionseg.io.nnunet_probabilities import write_description
 from lesionseg.io.remote import download, upload
 from lesionseg.io.results.folder import PredictionFolder, claim_table
-from lesionseg.io.results.index import PredictionIndex, left_out_row
+from lesionseg.io.results.index import PredictionIndex
 from lesionseg.io.results.names import write_bids_description
 from lesionseg.io.results.row import CaseRow
 from lesionseg.io.scans import FoundScans, Scan, find_scans
@@ -132,7 +132,7 @@ def _predict(
         scans = [_keep_earlier_id(scan, results) for scan in scans]
         with closing(PredictionIndex(folder / shard.table, results, cfg.output)) as index:
             for kind in found.left_out if shard.index == 0 else ():
-                index.put(left_out_row(kind))
+                index.put(CaseRow(kind.file, status="skipped", message=f"{kind.message}."))
             rows: list[CaseRow] = []
             with closing(_run_engine(work, scans, index, architectures)) as finished:
                 for finished_row in finished:
@@ -318,12 +318,10 @@ def find_input_scans(
 
 
 def _check_places(place: str, output: Path) -> None:
-    """Raise `ConfigError` if the output is a file, or is or contains the input (`place`).
+    """Raise `ConfigError` if the output is or contains the input (`place`).
 
     A table of scans may be in the output. A URL is not compared with it.
     """
-    if output.exists() and not output.is_dir():
-        raise ConfigError(f"output={output} is a file. Name a folder.")
     source = Path(place).resolve()
     is_table = source.is_file() and source.suffix.lower() == ".csv"
     if is_url(place) or is_table or not output.exists():

@@ -116,7 +116,8 @@ class StartedScan:
 
     def finish(self, status: str, message: str, **values: Any) -> None:
         """Make the row final: the scan failed or is skipped. `values`: further attributes."""
-        self.update(status=status, message=message, finished=_now(), **values)
+        now = datetime.now().astimezone().isoformat(timespec="seconds")
+        self.update(status=status, message=message, finished=now, **values)
 
     def repeat(self, earlier: CaseRow) -> None:
         """Replace the row by that of an earlier run, and mark it as unchanged.
@@ -450,11 +451,6 @@ class CaseWork:
 def _skip(item: StartedScan, reason: str) -> None:
     """Make the row that of a skipped scan. `reason`: a sentence without capital and full stop."""
     item.finish("skipped", f"{reason[:1].upper()}{reason[1:]}.")
-
-
-def _now() -> str:
-    """Return the present time as text, with the time zone."""
-    return datetime.now().astimezone().isoformat(timespec="seconds")
 
 
 def _status(checked: InputCheckResult | None) -> str:

@@ -82,10 +82,8 @@ def check_config(run_dir: Path, config: Mapping[str, Any]) -> None:
     The message names the settings that differ, and how to continue. Settings that do not change
     the result may differ: those in `FREE`, the devices of a search, and the loss of masks if the
     model predicts boxes. So may the paths of the data once a training has begun, because
-    `check_cases` compares the files. Raise `OutputError` if the directory is a file.
+    `check_cases` compares the files.
     """
-    if run_dir.exists() and not run_dir.is_dir():
-        raise OutputError(f"run_dir={run_dir} is a file. Name a folder.")
     if not has_config(run_dir):
         return
     before = read_yaml(run_dir / CONFIG)

@@ -41,7 +41,6 @@ from lesionseg.pipeline.log import Advance, bar
 log = logging.getLogger(__name__)
 
 # predicts the cases, and yields what the given function makes of each prediction
-PredictNow = Callable[[Callable[[CaseFiles, Prediction], MatchedCase]], Generator[MatchedCase]]
 
 
 @dataclass(frozen=True)
@@ -143,7 +142,8 @@ class ScoredCases:
 
 def score_cases(
     cases: Sequence[CaseFiles],
-    predictions: Mapping[str, PredictionFiles] | PredictNow,
+    predictions: Mapping[str, PredictionFiles]
+    | Callable[[Callable[[CaseFiles, Prediction], MatchedCase]], Generator[MatchedCase]],
     options: MatchOptions,
     *,
     faults: Iterable[Finding] = (),

@@ -9,7 +9,6 @@ from statistics import median
 
 from lesionseg.config import DataConfig
 from lesionseg.core import CaseFiles, Dataset, Role
-from lesionseg.core.dataset import compile_pattern
 from lesionseg.data.facts import read_records
 from lesionseg.errors import ConfigError, DatasetError, count, join_names
 from lesionseg.io.layouts import list_dataset, require_usable
@@ -109,8 +108,6 @@ def take_survey(data: DataConfig, seed: int, facts: Path | None = None) -> Surve
         ConfigError: if `data.group` is not a regular expression, if phantoms were simulated with
             other settings, or see `first_splits`.
     """
-    if data.group is not None:
-        compile_pattern(data.group)
     dataset = open_dataset(data)
     require_usable(dataset)
     with bar("Reading the dataset") as advance:

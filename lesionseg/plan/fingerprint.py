@@ -10,11 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, FiniteFloat
 
+from lesionseg.config import Probability
 from lesionseg.core import Case, Dataset, Reference
 from lesionseg.core.records import read_record
 from lesionseg.errors import DatasetError
 from lesionseg.ops.components import lesion_mask, lesions_of
-from lesionseg.plan.plan import Millimetres, Modality, Share
+from lesionseg.plan.plan import Millimetres, Modality
 from lesionseg.plan.plausibility import ReferenceFacts, reference_facts
 
 CLIPPED = (0.5, 99.5)  # percentiles to which CT is clipped (Isensee et al. 2021)
@@ -82,7 +83,7 @@ class Fingerprint:
     lesions_per_case: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...]
     diameters_mm: tuple[FiniteFloat, ...]
     lesion_voxels: tuple[int, ...]
-    lesion_fraction: Share
+    lesion_fraction: Probability
     extents_mm: tuple[tuple[FiniteFloat, ...], ...] = ()
     n_boxed: Annotated[int, Field(ge=0)] = 0
     n_outlines: Annotated[int, Field(ge=0)] = 0

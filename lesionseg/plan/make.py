@@ -32,7 +32,6 @@ from lesionseg.plan.rules import Decision, DeviceBudget, GridSizes
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-StepMemory = Callable[[Plan], float]
 
 BY_USER = "set by the user"
 FOLLOWED = "as in the bundle that training starts from"
@@ -57,7 +56,7 @@ def make_plan(
     device: str,
     overrides: ModelConfig | None = None,
     before: Plan | None = None,
-    step_memory: StepMemory | None = None,
+    step_memory: Callable[[Plan], float] | None = None,
     pyramid: Architecture | None = None,
 ) -> Plan:
     """Decide everything that training and inference have to agree on.

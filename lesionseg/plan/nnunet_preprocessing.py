@@ -5,10 +5,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, FiniteFloat
 
+from lesionseg.config import Axis, Voxels
+
 _Order = Annotated[int, Field(ge=0, le=5)]
-_Axis = Annotated[int, Field(ge=0, le=2)]
-_Side = Annotated[int, Field(ge=1, le=2**16)]
-_Spacing = Annotated[float, Field(ge=1e-3, le=1e4)]
 
 NnunetScheme = Literal[
     "ZScoreNormalization",
@@ -66,15 +65,17 @@ class NnunetRecipe:
     """
 
     configuration: str
-    spacing: Annotated[tuple[_Spacing, ...], Field(min_length=2, max_length=3)]
-    patch: Annotated[tuple[_Side, ...], Field(min_length=2, max_length=3)]
+    spacing: Annotated[
+        tuple[Annotated[float, Field(ge=1e-3, le=1e4)], ...], Field(min_length=2, max_length=3)
+    ]
+    patch: Annotated[tuple[Voxels, ...], Field(min_length=2, max_length=3)]
     normalisation: tuple[NnunetNormalisation, ...]
     image_resampling: NnunetResampling
     logit_resampling: NnunetResampling
-    transpose: tuple[_Axis, _Axis, _Axis] = (0, 1, 2)
+    transpose: tuple[Axis, Axis, Axis] = (0, 1, 2)
     reorients: bool = False
     uses_pixel_size: bool = False
-    mirror_axes: Annotated[tuple[_Axis, ...], Field(max_length=3)] = ()
+    mirror_axes: Annotated[tuple[Axis, ...], Field(max_length=3)] = ()
 
     @property
     def network_dims(self) -> int:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field, FiniteFloat
 
-from lesionseg.config import TARGET, Gamma
+from lesionseg.config import TARGET, Axis, Gamma, Probability, Voxels
 from lesionseg.core import Labels
 from lesionseg.core.records import parse_as, read_object
 from lesionseg.core.selection import SELECTED
@@ -30,11 +30,8 @@ Layout = Literal["lesionseg", "nnunet"]
 CandidateSource = Literal["segmentation", "detection", "both"]
 
 # ranges of the values in a file; pydantic rejects NaN and infinity for them
-Share = Annotated[float, Field(ge=0, le=1)]
 Millimetres = Annotated[float, Field(ge=1e-3, le=100)]
-Voxels = Annotated[int, Field(ge=1, le=2**16)]
 _Blocks = Annotated[int, Field(ge=1, le=100)]
-_Axis = Annotated[int, Field(ge=0, le=2)]
 
 # possible sources of candidates for each of our networks, the default first
 SOURCES: Mapping[str, tuple[CandidateSource, ...]] = {
@@ -134,8 +131,8 @@ class CandidateRule:
     """
 
     ratio: Annotated[float, Field(ge=1, le=1e6)] = 1.6
-    extent: Share = 0.35
-    floor: Share = 0.05
+    extent: Probability = 0.35
+    floor: Probability = 0.05
     min_voxels: Annotated[int, Field(ge=0, le=2**31)] = 2
     candidate_limit: Annotated[int, Field(ge=1, le=2**31)] = 10_000
     source: CandidateSource = "segmentation"
@@ -167,10 +164,10 @@ class AnchorPlan:
     width: Voxels = 32
     depth: Annotated[int, Field(ge=0, le=64)] = 1
     prior: Annotated[float, Field(gt=0, lt=1)] = 0.01
-    alpha: Share | tuple[Share, ...] | None = None
+    alpha: Probability | tuple[Probability, ...] | None = None
     gamma: Gamma | None = None
-    merge_iou: Share = 0.2
-    floor: Share | None = None
+    merge_iou: Probability = 0.2
+    floor: Probability | None = None
     mean_iou: FiniteFloat | None = field(default=None, compare=False)
     small_recall: FiniteFloat | None = field(default=None, compare=False)
 
@@ -187,7 +184,7 @@ class FocalCorrection:
     Inference undoes their effect (`losses.focal`), so that outputs are probabilities.
     """
 
-    alpha: Share | tuple[Share, ...] | None
+    alpha: Probability | tuple[Probability, ...] | None
     gamma: Gamma
 
 
@@ -246,7 +243,7 @@ class Plan:
     anchors: AnchorPlan | None = None
     prepare_extra: tuple[Mapping[str, Any], ...] = ()
     may_lack: bool = field(default=False, metadata=_MAY_DIFFER)
-    flip_axes: tuple[_Axis, ...] | None = field(default=None, metadata=_MAY_DIFFER)
+    flip_axes: tuple[Axis, ...] | None = field(default=None, metadata=_MAY_DIFFER)
     raster_mm: Millimetres | None = field(default=None, metadata=_MAY_DIFFER)
     nan_background: bool = field(default=False, metadata=_MAY_DIFFER)
     grid_of_image: bool = field(default=False, metadata=_MAY_DIFFER)

@@ -42,7 +42,6 @@ NAMED_SCALES: Mapping[str, Normalisation] = {
 # share of the longer side of the median image.
 LOCAL_SHARE = 0.05
 # returns the memory in GB of a training step with an architecture, a tile shape and a batch size
-StepGb = Callable[[Architecture, Sequence[int], int], float]
 GPU_MEMORY_SHARE = 0.9  # a plan may use this share of a GPU's memory
 NNUNET_VOXELS = {3: 2 * 128**3, 2: 12 * 512**2}  # voxels of nnU-Net's step, by number of axes
 # multiplications of a training step on a CPU: 1.4 s on two cores with 65·10⁹ per second
@@ -336,7 +335,7 @@ class DeviceBudget:
 def budget(
     device: str,
     memory_gb: float,
-    step_gb: StepGb | None = None,
+    step_gb: Callable[[Architecture, Sequence[int], int], float] | None = None,
     *,
     n_channels: int = 1,
     dims: int = 3,

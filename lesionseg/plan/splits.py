@@ -317,10 +317,9 @@ def _make_folds(
     if _has_several_labels(units):
         strata = stratify_by_label(ordered, {name: unit.labels for name, unit in units.items()})
         balance = "labels"
-    cases_of_folds: list[set[str]] = []
-    for names in deal(strata, n_folds, rng):
-        if names:  # with fewer groups than folds, some folds are empty
-            cases_of_folds.append({case for name in names for case in units[name].cases})
+    # with fewer groups than folds, some folds are empty
+    dealt = filter(None, deal(strata, n_folds, rng))
+    cases_of_folds = [{case for name in names for case in units[name].cases} for names in dealt]
     origin = f"{len(cases_of_folds)} random folds of groups, balanced by {balance}"
     return Decision(dict(enumerate(cases_of_folds)), origin)
 

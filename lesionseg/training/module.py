@@ -362,16 +362,15 @@ def make_optimiser(
             has_full_rate = settings.backbone_lr_scale == 1 or is_head(name)
             has_no_decay = weight.ndim < 2  # a bias, or the scale of a norm
             groups.setdefault((has_full_rate, has_no_decay), []).append(weight)
-    parts: list[dict[str, Any]] = []
     # False sorts before True: the last group has the full rate, which is logged as `lr`
-    for has_full_rate, has_no_decay in sorted(groups):
-        parts.append(
-            {
-                "params": groups[has_full_rate, has_no_decay],
-                "weight_decay": 0.0 if has_no_decay else settings.weight_decay,
-                "lr": rate * (1.0 if has_full_rate else settings.backbone_lr_scale),
-            }
-        )
+    parts = [
+        {
+            "params": groups[has_full_rate, has_no_decay],
+            "weight_decay": 0.0 if has_no_decay else settings.weight_decay,
+            "lr": rate * (1.0 if has_full_rate else settings.backbone_lr_scale),
+        }
+        for has_full_rate, has_no_decay in sorted(groups)
+    ]
     if settings.name == "adamw":
         # Focal loss shrinks its own gradient as the network learns. With torch's default of 0.999,
         # AdamW divides by the large first gradients for about 1000 steps and hardly moves.

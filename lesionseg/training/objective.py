@@ -101,7 +101,8 @@ class Objective:
         self.batch_targets = BatchTargets(
             nearest=bool(self.strides) and needs_nearest,
             anchors=AnchorGrid.of(plan) if plan.has_boxes else None,
-            reach=_reach_of_cells(plan),
+            # voxels along each axis, equal in mm along all
+            reach=tuple(CELL_REACH * min(plan.spacing_mm) / mm for mm in plan.spacing_mm),
         )
 
     def expected_positives(self, n_tiles: int) -> tuple[float, ...]:
@@ -207,11 +208,6 @@ class Objective:
             labels=finest.labels,
             valid=finest.valid,
         )
-
-
-def _reach_of_cells(plan: Plan) -> tuple[float, ...]:
-    """Return the distance at which cells end, in voxels along each axis: equal in mm along all."""
-    return tuple(CELL_REACH * min(plan.spacing_mm) / spacing for spacing in plan.spacing_mm)
 
 
 def make_objective(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from lesionseg.core import CaseFiles, Dataset, Geometry, Labels, Reference
-from lesionseg.core.dataset import assign_groups, compile_pattern, find_likely_visits
+from lesionseg.core.dataset import assign_groups, find_likely_visits
 from lesionseg.errors import ConfigError, DatasetError, GeometryError
 
 GRID = Geometry.from_spacing((2, 3), (1, 1))
@@ -159,4 +159,4 @@ def test_pattern_without_a_group_in_a_case_is_an_error(pattern):
 
 def test_pattern_that_is_no_regular_expression_is_an_error():
     with pytest.raises(ConfigError, match=r"data\.group"):
-        compile_pattern("(")
+        assign_groups(make_cases("P1"), "(")

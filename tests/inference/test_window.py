@@ -120,11 +120,10 @@ def test_low_precision_changes_probabilities_little(plan):
     assert 0 < float((exact - fast).abs().max()) < 0.02
 
 
-def test_image_or_network_that_does_not_fit_the_plan_is_an_error(plan):
+def test_network_that_does_not_fit_the_plan_is_an_error(plan):
     two = replace(plan, labels=Labels((1, 2), ("a", "b")))
-    for shape, own in (((2, 20, 20, 20), plan), ((1, 20, 20), plan), ((1, 16, 16, 16), two)):
-        with pytest.raises(GeometryError):
-            slide(Identity(), torch.zeros(shape), own)
+    with pytest.raises(GeometryError):
+        slide(Identity(), torch.zeros(1, 16, 16, 16), two)
 
 
 # --- probabilities of extreme logits -------------------------------------------------------------

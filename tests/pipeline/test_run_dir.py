@@ -154,7 +154,7 @@ def test_file_or_locked_folder_as_run_directory_is_an_error(tmp_path, capsys):
     assert "another process is writing into this folder" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == [tmp_path / "manifest.csv"]
     (tmp_path / "run").touch()
-    with pytest.raises(OutputError, match="is a file"):
+    with pytest.raises(OutputError, match="File exists"):
         save_config(tmp_path / "run", make_config())
 
 

@@ -175,14 +175,11 @@ def describe_headers(headers: Mapping[Path, Header]) -> DicomScan:
         description=text(header, "SeriesDescription"),
         n_slices=sum(map(n_frames, headers.values())),
         is_radiograph=is_radiograph(header),
-        is_localiser=all(map(_is_localiser, headers.values())),
+        is_localiser=all(
+            _LOCALISER.search(text(header, "SeriesDescription")) for header in headers.values()
+        ),
         unfit=explain_unfit(header) if are_all_unfit else "",
     )
-
-
-def _is_localiser(header: Header) -> bool:
-    """Return True if the description of the series names a localiser."""
-    return _LOCALISER.search(text(header, "SeriesDescription")) is not None
 
 
 def dicom_stem(file: Path) -> str:

@@ -301,7 +301,15 @@ def read_stack(path: Path, remarks: Remarks | None = None) -> tuple[list[DicomSl
     """
     remarks = remarks or Remarks()
     headers = series_headers(path, remarks)
-    _refuse_differences(path, {file.name: _identity(header) for file, header in headers.items()})
+    identities = {
+        file.name: {
+            "series": series_key(header),
+            "study": text(header, "StudyInstanceUID"),
+            "patient": text(header, "PatientID"),
+        }
+        for file, header in headers.items()
+    }
+    _refuse_differences(path, identities)
     slices = _select_main_stack(path, _read_fit_slices(headers, remarks), remarks)
     _refuse_differences(path, {piece.name: _contrast(piece) for piece in slices})
     first = slices[0]
@@ -342,15 +350,6 @@ def series_key(header: "Header") -> str:
         return uid
     identity = repr([text(header, name) for name in _INSTEAD_OF_UID])
     return f"without-uid-{digest_of(identity)[:_UID_DIGITS]}"
-
-
-def _identity(header: "Header") -> dict[str, str]:
-    """Return series, study and patient of a file, which are the same in a whole series."""
-    return {
-        "series": series_key(header),
-        "study": text(header, "StudyInstanceUID"),
-        "patient": text(header, "PatientID"),
-    }
 
 
 def _contrast(piece: DicomSlice) -> dict[str, Any]:

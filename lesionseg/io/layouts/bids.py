@@ -81,11 +81,8 @@ def read_bids(root: Path) -> Table:
 
 def _find_masks(root: Path) -> list[Path]:
     """Return the masks `sub-*_label-lesion_mask` and similar of a folder and subfolders, sorted."""
-    found = []
-    for file in sorted(root.rglob("sub-*_label-*")):
-        if is_image_file(file) and _MASK.fullmatch(strip_suffix(file)):
-            found.append(file)
-    return found
+    found = sorted(filter(is_image_file, root.rglob("sub-*_label-*")))
+    return [file for file in found if _MASK.fullmatch(strip_suffix(file))]
 
 
 def _find_without_mask(root: Path, masks: Collection[str]) -> list[Finding]:

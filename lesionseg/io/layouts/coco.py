@@ -85,7 +85,6 @@ def _reader_text(name: object) -> str:
 IdText = Annotated[str, BeforeValidator(_id_text), Field(max_length=100)]
 FilePath = Annotated[str, BeforeValidator(_to_slashes), Field(max_length=4000)]
 Side = Annotated[Number, Field(gt=0)]
-Polygon = Annotated[tuple[Number, ...], Field(min_length=6), AfterValidator(_require_pairs)]
 Reader = Annotated[str, BeforeValidator(_reader_text)]
 
 
@@ -143,7 +142,13 @@ class _Annotation(BaseModel):
     bbox: Annotated[tuple[Number, Number, Side, Side] | None, BeforeValidator(_none_if_empty)] = (
         None  # x, y, width, height
     )
-    segmentation: Annotated[tuple[Polygon, ...] | None, BeforeValidator(_none_if_empty)] = None
+    segmentation: Annotated[
+        tuple[
+            Annotated[tuple[Number, ...], Field(min_length=6), AfterValidator(_require_pairs)], ...
+        ]
+        | None,
+        BeforeValidator(_none_if_empty),
+    ] = None
     run_lengths: RunLengths | None = None
     mask_label: Count | None = None
     iscrowd: bool = False  # a region to ignore

@@ -36,7 +36,6 @@ _LISTS: Mapping[str, Role | None] = {
 _FOLDERS_OF_NNUNET = ("imagesTr", "gt_segmentations")
 Class = Annotated[int, Field(ge=0, lt=255)]  # label 1 to 255, the values of an 8-bit mask
 # x0, y0, x1, y1 in pixels, or centre and size in LPS millimetres
-Box = Annotated[list[Number], Field(min_length=4, max_length=6)]
 
 
 class _Entry(BaseModel):
@@ -44,7 +43,7 @@ class _Entry(BaseModel):
 
     image: str | Annotated[list[str], Field(min_length=1)]
     label: str | list[Class] | None = None
-    box: list[Box] | None = None
+    box: list[Annotated[list[Number], Field(min_length=4, max_length=6)]] | None = None
     patient: str = ""
     group: str = ""  # the name of `patient` in `Dataset.datalist`
     case: str = ""

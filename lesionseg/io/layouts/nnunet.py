@@ -5,7 +5,7 @@ medicaldecathlon.com.
 """
 
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,8 +90,7 @@ def nnunet_channels_and_labels(content: object, path: Path) -> tuple[tuple[str, 
     Raise `DatasetError`, which names `path`, if they are not valid or a key is missing or wrong.
     """
     facts = parse_as(_DatasetJson, content, path)
-    names = [facts.channel_names[number] for number in sorted(facts.channel_names)]
-    return tuple(names), _parse_labels(facts, path)
+    return _channel_names(facts, path), _parse_labels(facts, path)
 
 
 def write_dataset_json(
@@ -136,9 +135,10 @@ def read_nnunet(root: Path) -> Table:
     facts = parse_as(_DatasetJson, content, path)
     names = _channel_names(facts, path)
     labels = _parse_labels(facts, path)
-    found = {}
-    for folder in ("imagesTr", "labelsTr", "imagesTs", "labelsTs"):
-        found[folder] = _find_images(root / folder, facts.file_ending, findings)
+    found = {
+        folder: _find_images(root / folder, facts.file_ending, findings)
+        for folder in ("imagesTr", "labelsTr", "imagesTs", "labelsTs")
+    }
     # the test cases are named in the same way as the training cases
     naming = _find_naming(found["imagesTr"], found["labelsTr"], len(names), findings)
     rows: list[Row] = []
@@ -252,14 +252,18 @@ def _find_images(folder: Path, ending: str | None, findings: list[Finding]) -> l
         findings.append(Finding("file_ending", f"{text} All images are read.", severity="note"))
         return files
     stems = {strip_suffix(file) for file in own}
-    left_out: set[Path] = set()
-    for file in {*files} - {*own}:
-        is_other_kind = is_raster(file) != is_raster(own[0])
-        is_copy = file.name.lower().endswith(NIFTI) and strip_suffix(file) in stems
-        if is_other_kind or is_copy:
-            left_out.add(file)
+    left_out = [
+        file
+        for file in files
+        if file not in own
+        # of another kind, or a copy
+        and (
+            is_raster(file) != is_raster(own[0])
+            or (file.name.lower().endswith(NIFTI) and strip_suffix(file) in stems)
+        )
+    ]
     words = f"next to those that end in {ending} (file_ending in dataset.json), left out"
-    findings += findings_about(folder, [file.name for file in sorted(left_out)], "file", words)
+    findings += findings_about(folder, [file.name for file in left_out], "file", words)
     return [file for file in files if file not in left_out]
 
 
@@ -306,12 +310,8 @@ def _find_naming(
 
 def _split_numbered(names: Iterable[str]) -> dict[str, tuple[str, int]]:
     """Return case id and channel number of each name that ends in four digits, by the name."""
-    numbered: dict[str, tuple[str, int]] = {}
-    for name in names:
-        case, number = split_channel(name)
-        if number is not None:
-            numbered[name] = (case, number)
-    return numbered
+    parts = {name: split_channel(name) for name in names}
+    return {name: (case, n) for name, (case, n) in parts.items() if n is not None}
 
 
 def _find_differences(path: Path, facts: _DatasetJson, cases: Sequence[str]) -> list[Finding]:
@@ -375,12 +375,10 @@ def _parse_labels(facts: _DatasetJson, path: Path) -> Labels:
     """
     values_of = _values_by_name(facts)
     ignored = values_of.get(IGNORE, ())
-    lesions: dict[str, tuple[int, ...]] = {}
-    for name, values in values_of.items():
-        if name != IGNORE and values != (0,):
-            lesions[name] = values
+    lesions = {k: v for k, v in values_of.items() if k != IGNORE and v != (0,)}
     are_repeated = len(set(values_of.values())) < len(facts.labels)
-    if are_repeated or len(ignored) > 1 or not _are_valid_lesions(lesions.values(), ignored):
+    are_lesions = all(v and {0, *ignored}.isdisjoint(v) for v in lesions.values())
+    if are_repeated or len(ignored) > 1 or not (lesions and are_lesions):
         raise DatasetError(
             f"{path}: the labels {facts.labels} are not valid. They need different names and "
             "values, 0 for the background, and at least one lesion. Write "
@@ -408,15 +406,6 @@ def _values_by_name(facts: _DatasetJson) -> dict[str, tuple[int, ...]]:
         else:
             values_of[str(key)] = (value,)
     return values_of
-
-
-def _are_valid_lesions(lesions: Collection[tuple[int, ...]], ignored: Sequence[int]) -> bool:
-    """Return True if there are lesions, and none is empty or contains 0 or an ignored value."""
-    not_lesions = {0, *ignored}
-    for values in lesions:
-        if not values or not not_lesions.isdisjoint(values):
-            return False
-    return bool(lesions)
 
 
 def _mask_values_of_regions(

@@ -12,7 +12,7 @@ from stat import S_ISDIR
 from typing import Unpack
 
 from lesionseg.core import CaseFiles, Dataset, Role
-from lesionseg.core.dataset import EACH_IS_A_PATIENT, compile_pattern
+from lesionseg.core.dataset import EACH_IS_A_PATIENT
 from lesionseg.core.finding import (
     LISTED,
     NO_CASE,
@@ -125,8 +125,6 @@ def read_dataset(root: Path, **rules: Unpack[ReadingRules]) -> Dataset:
             The message lists the first 100 of them.
         ReadError: A table cannot be read.
     """
-    if group := rules.get("group"):
-        compile_pattern(group)
     dataset = list_dataset(root, **rules)
     require_usable(dataset)
     return dataset

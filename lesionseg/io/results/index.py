@@ -159,11 +159,6 @@ def _files_by_case(
     return found, [*first_of_case.values()]
 
 
-def left_out_row(note: Finding) -> CaseRow:
-    """Return the row of files of one kind that the model cannot read as scans."""
-    return CaseRow(case=note.file, status="skipped", message=f"{note.message}.")
-
-
 class PredictionIndex:
     """`predictions.csv` in an output folder: the rows of its case files and of this run.
 
