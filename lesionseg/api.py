@@ -308,8 +308,7 @@ def report(scores: StrPath, output: StrPath, *, progress: bool = False, **settin
         DatasetError: if the folder `scores` does not exist or is empty.
         ReadError: if `scores` has no `scores.json`.
     """
-    page: Path = _call("report", {"scores": scores, "output": output, **settings}, progress).page
-    return page
+    return _call("report", {"scores": scores, "output": output, **settings}, progress).page
 
 
 def _call(command: str, settings: Mapping[str, Any], progress: bool) -> Any:

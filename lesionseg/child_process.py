@@ -89,7 +89,7 @@ class ChildProcess:
             logging.getLogger(record.name).handle(record)
         if failed:
             raise value
-        return value  # type: ignore[no-any-return]  # it is of the type that `function` returns
+        return value
 
     def close(self) -> None:
         """Kill the process and wait for its end. A running `run` raises `ChildEnded`."""

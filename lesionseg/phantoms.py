@@ -148,7 +148,7 @@ def coverage(depth_mm: Field, width_mm: float) -> Field:
         width_mm: size of a voxel. While the surface passes through the voxel, the share increases
             linearly from 0 to 1.
     """
-    return np.asarray(np.clip(depth_mm / np.float32(width_mm) + np.float32(0.5), 0, 1))
+    return np.clip(depth_mm / np.float32(width_mm) + np.float32(0.5), 0, 1)
 
 
 def ellipsoid_depth(
@@ -183,7 +183,7 @@ def rippled_radius(rng: Generator, points: Field) -> Field:
     radius = np.linalg.norm(points @ (turn * (stretch / stretch.prod() ** (1 / dims))), axis=1)
     waves = rng.normal(0, 1.8, size=(dims, 3))
     phases = rng.uniform(0, 2 * np.pi, size=3)
-    return np.asarray(radius + 0.12 * np.cos(points @ waves + phases).sum(axis=1))
+    return radius + 0.12 * np.cos(points @ waves + phases).sum(axis=1)
 
 
 def lesion_share(rng: Generator, diameter: float, spacing_mm: Spacing, jitter: Field) -> Field:
@@ -488,7 +488,7 @@ class _ChestSpace:
         """Return the distance from the nearer lung's root over the smallest half extent."""
         side = self.half_mm[2]
         distance_mm = np.sqrt(self.z**2 + self.y**2 + (np.abs(self.x) - 0.2 * side) ** 2)
-        return np.asarray(distance_mm / np.float32(self.half_mm.min()))
+        return distance_mm / np.float32(self.half_mm.min())
 
 
 def _draw_chest(rng: Generator, grid: Grid) -> tuple[Field, Field]:
@@ -527,7 +527,7 @@ def _draw_vessels(rng: Generator, grid: Grid, space: _ChestSpace) -> Field:
     """Draw the share 0..1 of vessels in each voxel. They become thinner away from the hilum."""
     hilum = space.hilum_distance()
     large = _vessel_share(rng, grid, 55, 4.5 * np.exp(-1.5 * hilum))
-    return np.asarray(np.maximum(large, _vessel_share(rng, grid, 24, 1.4 * np.exp(-0.7 * hilum))))
+    return np.maximum(large, _vessel_share(rng, grid, 24, 1.4 * np.exp(-0.7 * hilum)))
 
 
 def _draw_air(rng: Generator, grid: Grid, space: _ChestSpace) -> Field:
@@ -537,7 +537,7 @@ def _draw_air(rng: Generator, grid: Grid, space: _ChestSpace) -> Field:
     """
     fine = smooth_field(rng, grid.shape, grid.spacing_mm, 7.0)
     coarse = smooth_field(rng, grid.shape, grid.spacing_mm, 25.0)
-    return np.asarray(rng.normal(-860, 20) - np.float32(0.4) * space.y + 12 * fine + 18 * coarse)
+    return rng.normal(-860, 20) - np.float32(0.4) * space.y + 12 * fine + 18 * coarse
 
 
 def write_ct_phantoms(
@@ -605,7 +605,7 @@ def _acquire_ct(rng: Generator, hounsfield: Field, spacing_mm: Spacing) -> Field
     white = rng.standard_normal(hounsfield.shape, dtype=np.float32)
     grain = ndimage.gaussian_filter(white, [0.5 / s for s in spacing_mm])
     blurred = ndimage.gaussian_filter(hounsfield, [0.6 / s for s in spacing_mm])
-    return np.asarray(blurred + np.float32(40 / grain.std()) * grain)
+    return blurred + np.float32(40 / grain.std()) * grain
 
 
 def _acquire_radiograph(rng: Generator, attenuation: Field) -> Field:
@@ -623,7 +623,7 @@ def _acquire_radiograph(rng: Generator, attenuation: Field) -> Field:
     density = -np.log(np.maximum(counts, 1) / photons)
     density -= 0.5 * ndimage.gaussian_filter(density, wide, mode="nearest", truncate=2.0)
     lower, upper = np.percentile(density, (0.02, 99.7))
-    return np.asarray(np.rint(np.clip((density - lower) / (upper - lower), 0, 1) * 4095))
+    return np.rint(np.clip((density - lower) / (upper - lower), 0, 1) * 4095)
 
 
 def write_xray_phantoms(
@@ -700,7 +700,7 @@ def _project(values: Field, depth_mm: float, shape: tuple[int, int]) -> Field:
         shape: rows and columns of the radiograph.
     """
     sums = values.sum(axis=1)[::-1] * depth_mm  # the first row of a picture is its top
-    return np.asarray(ndimage.zoom(sums, 2, order=1)[: shape[0], : shape[1]])
+    return ndimage.zoom(sums, 2, order=1)[: shape[0], : shape[1]]
 
 
 def _thickness_mm(lesion: _Lesion) -> Field:
@@ -713,7 +713,7 @@ def _thickness_mm(lesion: _Lesion) -> Field:
     is_lesion = np.pad(lesion.share >= 0.5, 1)
     from_edge = ndimage.distance_transform_edt(is_lesion)[1:-1, 1:-1]
     d = from_edge / from_edge.max()  # 0 at the edge, 1 at the centre
-    return np.asarray(lesion.diameter_mm * np.sqrt(d * (2 - d)))
+    return lesion.diameter_mm * np.sqrt(d * (2 - d))
 
 
 def _write_coco(folder: Path, cases: Iterable[SimulatedCase], about: str, pixel_mm: float) -> None:

@@ -31,7 +31,7 @@ def equivalent_diameter_mm(volume_mm: ArrayLike, dims: int) -> Numbers:
     10.0
     """
     volume = np.asarray(volume_mm, dtype=float)
-    return np.asarray(2 * (volume / _UNIT_BALL[dims]) ** (1 / dims))
+    return 2 * (volume / _UNIT_BALL[dims]) ** (1 / dims)
 
 
 def box_diameters_mm(boxes: NDArray[Any], geometry: Geometry) -> Numbers:
@@ -44,7 +44,7 @@ def box_diameters_mm(boxes: NDArray[Any], geometry: Geometry) -> Numbers:
     """
     sides = np.maximum(boxes[:, geometry.dims :] - boxes[:, : geometry.dims], 0)
     volumes = np.prod(sides, axis=1, dtype=float) * geometry.voxel_size
-    return np.asarray(volumes ** (1 / geometry.dims))
+    return volumes ** (1 / geometry.dims)
 
 
 def box_centres_mm(boxes: NDArray[Any], geometry: Geometry) -> Numbers:

@@ -35,7 +35,7 @@ def parse_as(
         LesionsegError: If keys are wrong. It has the class `error`, and names `where` and the keys.
     """
     try:
-        return _adapter_of(kind).validate_python(content)  # type: ignore[arg-type, no-any-return]
+        return _adapter_of(kind).validate_python(content)  # type: ignore[arg-type]
     except ValidationError as failed:
         beginning = f"{where}: " if where else ""
         misfits = describe_misfits(failed, content)[:300]

@@ -198,7 +198,7 @@ class Draw:
     def uniform(self, *shape: int) -> Numbers:
         """Draw an array of `shape`, uniform in −1 … 1."""
         drawn = torch.rand(shape, generator=self.generator, dtype=torch.float64)
-        return np.asarray(drawn.mul_(2).sub_(1).numpy())
+        return drawn.mul_(2).sub_(1).numpy()
 
     def happens(self, probability: float) -> bool:
         """Return True with this probability."""
@@ -409,7 +409,7 @@ def _change_intensity(image: Tensor, change: Intensity) -> Tensor:
 
 def _ratios(values: Numbers) -> Numbers:
     """Return the ratio of the larger to the smaller value for each pair, `[n, n]`."""
-    return np.asarray(np.maximum.outer(values, values) / np.minimum.outer(values, values))
+    return np.maximum.outer(values, values) / np.minimum.outer(values, values)
 
 
 def rotation_matrix(angles: Numbers) -> Numbers:
@@ -457,7 +457,7 @@ def _blur_matrix(n: int, sigma: float) -> Numbers:
         return np.eye(n)
     distance = np.abs(np.arange(n)[:, None] - np.arange(n))
     weights = np.exp(-0.5 * (distance / sigma) ** 2) * (distance <= max(1.0, _TRUNCATE * sigma))
-    return np.asarray(weights / weights.sum(axis=1, keepdims=True))
+    return weights / weights.sum(axis=1, keepdims=True)
 
 
 def _enlarge_matrix(n: int, m: int) -> Numbers:
@@ -468,4 +468,4 @@ def _enlarge_matrix(n: int, m: int) -> Numbers:
     if n == m:
         return np.eye(n)
     x = ((np.arange(n) + 0.5) * m / n - 0.5).clip(0, m - 1)
-    return np.asarray((1 - np.abs(x[:, None] - np.arange(m))).clip(0))
+    return (1 - np.abs(x[:, None] - np.arange(m))).clip(0)

@@ -20,5 +20,4 @@ class RandLowResolutiond(RandSimulateLowResolutiond):  # type: ignore[misc]  # M
         """Return the data. Each image `[C, *spatial]` may have lost resolution."""
         image = data[self.keys[0]]
         self.sim_lowres_tfm.upsample_mode = LINEAR[image.ndim - 1]
-        changed: dict[Hashable, Any] = super().__call__(data)
-        return changed
+        return super().__call__(data)

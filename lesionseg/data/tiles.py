@@ -164,7 +164,7 @@ class TileDataset(Dataset):  # type: ignore[misc]  # MONAI ships no types
         tile = np.eye(dims + 1)
         tile[:dims] = raw.change.movement.matrix(self.plan.tile_shape)
         tile[:dims, dims] += raw.choice.start
-        return np.asarray(self.cases[raw.choice.case].geometry.affine @ tile)
+        return self.cases[raw.choice.case].geometry.affine @ tile
 
     def raw(self, number: int) -> RawTile:
         """Read a tile and draw its changes, which `finish` then applies.

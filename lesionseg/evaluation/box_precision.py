@@ -200,7 +200,7 @@ class BoxHits:
         # TP / (TP + FP + FN), at each IoU
         true = n_true.to_numpy(float)
         scores = divide(true, n_all.to_numpy(float)[:, np.newaxis] - true)
-        return np.asarray(scores.mean(axis=1))
+        return scores.mean(axis=1)
 
 
 def _within(low: float, high: float) -> Flags:

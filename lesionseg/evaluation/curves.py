@@ -57,8 +57,7 @@ def cpm(tables: Tables, fp_per_case: Sequence[float]) -> Statistic:
 
     def statistic(weights: Weights) -> Numbers:
         """Return the mean recall `[replicates, 1]`."""
-        mean: Numbers = curve(weights).mean(axis=1, keepdims=True)
-        return mean
+        return curve(weights).mean(axis=1, keepdims=True)
 
     return statistic
 

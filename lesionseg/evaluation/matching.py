@@ -357,7 +357,7 @@ def find_hits(
     """
     if rule.measure == "centre":
         distance_mm = _measure_distances(candidates, lesions, candidate, lesion)
-        return np.asarray(distance_mm < rule.threshold * lesions.diameters_mm[lesion] / 2)
+        return distance_mm < rule.threshold * lesions.diameters_mm[lesion] / 2
     if rule.measure == "overlap":
         return iou > 0
     return iou >= rule.threshold
@@ -368,7 +368,7 @@ def _measure_distances(
 ) -> Numbers:
     """Return the distance of the centres of each pair in mm `[pairs]`."""
     difference_mm = candidates.centres_mm[candidate] - lesions.centres_mm[lesion]
-    return np.asarray(np.linalg.norm(difference_mm, axis=-1))
+    return np.linalg.norm(difference_mm, axis=-1)
 
 
 def detection_scores(links: Links, scores: Numbers) -> Numbers:
@@ -643,4 +643,4 @@ def _intersect(a: Numbers, b: Numbers) -> Numbers:
 def _compute_volumes(boxes: Numbers) -> Numbers:
     """Return the volume `[n]` of each box."""
     dims = boxes.shape[1] // 2
-    return np.asarray(np.prod(boxes[:, dims:] - boxes[:, :dims], axis=1))
+    return np.prod(boxes[:, dims:] - boxes[:, :dims], axis=1)

@@ -248,7 +248,12 @@ class Tables:
                 for row in getattr(result, name):
                     for column, values in by_column.items():
                         values.append(row.get(column.name))
-        every = cls(*map(_build, cells.values()))
+        every = cls(
+            *(
+                pd.DataFrame({one.name: _as_array(own, one) for one, own in columns.items()})
+                for columns in cells.values()
+            )
+        )
         cases, lesions, candidates = map(_drop_parts, every.frames)
         return cls(cases, lesions, candidates, every)
 
@@ -380,7 +385,7 @@ class Tables:
     @property
     def is_lesion_free(self) -> Flags:
         """True for each predicted case `[cases]` whose reader looked for all labels in vain."""
-        return np.asarray(~self.has_lesion & (self.case_share == 1))
+        return ~self.has_lesion & (self.case_share == 1)
 
     @property
     def false_positives(self) -> pd.DataFrame:
@@ -441,11 +446,6 @@ class Tables:
         scores = (np.sort(self.detected_at), np.sort(self.false_score))
         n_found, n_false = (len(s) - np.searchsorted(s, threshold) for s in scores)
         return n_found, n_false
-
-
-def _build(cells: Mapping[Column, Sequence[Any]]) -> pd.DataFrame:
-    """Build a table from the cells of each column. None is a missing value."""
-    return pd.DataFrame({one.name: _as_array(values, one) for one, values in cells.items()})
 
 
 def _drop_parts(frame: pd.DataFrame) -> pd.DataFrame:

@@ -134,7 +134,7 @@ def _find_tissue(array: NDArray[np.float32], modality: Modality, block: tuple[in
     kept = sizes >= _SMALLEST_PIECE * sizes.max()
     kept[pieces[is_no_noise]] = True
     kept[0] = False
-    return np.asarray(kept[pieces])
+    return kept[pieces]
 
 
 def _tissue_limits(channel: NDArray[np.float32], modality: Modality) -> tuple[float, float]:

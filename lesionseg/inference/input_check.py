@@ -285,7 +285,7 @@ def _feature_weights(rows: Numbers) -> Numbers | None:
 def _unit_length(vectors: Numbers) -> Numbers:
     """Scale vectors `[..., n]` to length 1. Vectors of zeros are unchanged."""
     lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    return np.asarray(vectors / np.where(lengths > 0, lengths, 1))
+    return vectors / np.where(lengths > 0, lengths, 1)
 
 
 def grid_statistics(shape: Sequence[int], spacing_mm: Sequence[float]) -> dict[str, float]:

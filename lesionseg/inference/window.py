@@ -372,19 +372,15 @@ class SlidingWindow:
                 f"The network returned the shape {tuple(output[0].shape)} for tiles "
                 f"{tuple(tiles.shape)}, but the plan needs logits of the shape {expected}."
             )
-        return self.convert_logits(output[0][:n_tiles])
+        logits = output[0][:n_tiles]
+        # nnU-Net averages logits over views
+        return logits.float() if self.plan.nnunet else label_probabilities(logits, self.plan)
 
     def marked(self, values: Float[Tensor, "b k *tile"]) -> Bool[Tensor, "b labels *tile"]:
         """Return the voxels whose probability is sufficient for a candidate, for each label."""
         if self.plan.nnunet is not None:
             values = label_probabilities(values, self.plan)
         return values >= self.plan.candidate_rule.extent
-
-    def convert_logits(self, logits: Float[Tensor, "b n *tile"]) -> Float[Tensor, "b k *tile"]:
-        """Convert the logits of one view to the values that are averaged over views."""
-        return (
-            label_probabilities(logits, self.plan) if self.plan.nnunet is None else logits.float()
-        )
 
     def _fill_batch(self, tiles: Tensor) -> Tensor:
         """Repeat the last tile on a GPU until their number is a power of two or fills the batch.

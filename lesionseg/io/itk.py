@@ -63,7 +63,7 @@ def itk_affine(affine: Numbers) -> Numbers:
     signs = np.ones(dims + 1)
     signs[:2] = -1  # the first two axes point in opposite directions
     reversed_axes = [*reversed(range(dims)), dims]  # the last column is the position
-    return np.asarray(np.diag(signs) @ affine[:, reversed_axes])
+    return np.diag(signs) @ affine[:, reversed_axes]
 
 
 def read_itk(path: Path, pixel_mm: float | None, as_labels: bool) -> Volume:

@@ -358,7 +358,7 @@ def _qform(image: Any) -> Numbers:
         qform = np.asarray(image.get_qform())
         return qform if np.isfinite(qform).all() else np.asarray(image.affine)
     except ValueError:
-        return np.asarray(image.affine)
+        return image.affine
 
 
 def _unit(image: Any) -> int:

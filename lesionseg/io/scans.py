@@ -20,7 +20,6 @@ from typing import Literal
 
 from lesionseg.config import MaskNames
 from lesionseg.core import CaseFiles, Finding
-from lesionseg.core.finding import Severity
 from lesionseg.errors import DatasetError, LesionsegError, ReadError, ResourceError, join_names
 from lesionseg.io.case_ids import case_id, comparison_key, printable_id, split_channel
 from lesionseg.io.channels import missing_channels
@@ -121,8 +120,7 @@ class Scan:
 
     def add_finding(self, kind: str, message: str) -> "Scan":
         """Return the scan with a note of the kind `LEFT_OUT`, or an error of another kind."""
-        severity: Severity = "note" if kind == LEFT_OUT else "error"
-        finding = Finding(kind, message, self.case, severity)
+        finding = Finding(kind, message, self.case, "note" if kind == LEFT_OUT else "error")
         return replace(self, findings=(*self.findings, finding))
 
     def unless(self, unwanted: "Callable[[Scan], str]") -> "Scan":

@@ -118,7 +118,7 @@ def _sum_box_losses(
     overlap = 1 - paired_giou(decode_boxes(deltas, own_anchors), targets.boxes.float())
     offsets = encode_boxes(targets.boxes, own_anchors)
     distance = F.smooth_l1_loss(deltas, offsets, beta=OFFSET_BETA, reduction="none").sum(-1)
-    total: Tensor = (OVERLAP_WEIGHT * overlap + OFFSET_WEIGHT * distance).sum()
+    total = (OVERLAP_WEIGHT * overlap + OFFSET_WEIGHT * distance).sum()
     return total + 0 * box_deltas.float().sum()  # a gradient for the head even without lesions
 
 
@@ -136,5 +136,4 @@ def _sum_hardest(class_logits: Float[Tensor, "b n k"], targets: AnchorTargets) -
     background = loss.masked_fill(is_left_out, 0)  # cross-entropy is never below 0
     n_hardest = NEGATIVES * max(len(targets.places), len(targets.labels))
     hardest = background.topk(min(n_hardest, len(background))).values
-    total: Tensor = loss.index_select(0, targets.places).sum() + hardest.sum() + 0 * x.sum()
-    return total
+    return loss.index_select(0, targets.places).sum() + hardest.sum() + 0 * x.sum()

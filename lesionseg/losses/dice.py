@@ -279,7 +279,7 @@ class DiceFocalLoss(VoxelLoss):
             per_tile=self.per_tile,
             sum_processes=self.sum_processes,
         )
-        terms: LossTerms = self.voxel_term(logits, labels, valid=valid, normaliser=normaliser)
+        terms = self.voxel_term(logits, labels, valid=valid, normaliser=normaliser)
         weighted = {name: self.voxel_weight * term for name, term in terms.items()}
         return {"dice": self.dice_weight * dice, **weighted}
 

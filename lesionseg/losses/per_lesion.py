@@ -184,8 +184,7 @@ class LesionBalancedLoss(DiceFocalLoss):
         """Return the mean of the counted values of all processes, or 0 if no value is counted."""
         own = torch.stack([values.where(is_counted, 0).sum(), is_counted.sum().float()])
         total, n = self.sum_processes(own)
-        mean: Tensor = total / n.clamp_min(1)
-        return mean
+        return total / n.clamp_min(1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -297,8 +296,7 @@ def _write_cells(ids: NDArray[Any], reach: Sequence[float], out: NDArray[Any]) -
 
 def _parabola(margin: int, unit: float) -> NDArray[np.float32]:
     """Return (difference / unit)² for the differences from −`margin` to `margin`."""
-    squared: NDArray[Any] = (np.arange(-margin, margin + 1) / unit) ** 2
-    return squared.astype(np.float32)
+    return ((np.arange(-margin, margin + 1) / unit) ** 2).astype(np.float32)
 
 
 def _closeness(

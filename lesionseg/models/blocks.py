@@ -107,8 +107,7 @@ class ConvBlock(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c *spatial"]) -> Float[Tensor, "b k *smaller"]:
         """Return the features of the block."""
-        out: Tensor = self.activation(self.norm(self.conv(x)))
-        return out
+        return self.activation(self.norm(self.conv(x)))
 
 
 class ResidualBlock(nn.Module):
@@ -137,8 +136,7 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c *spatial"]) -> Float[Tensor, "b k *smaller"]:
         """Return the activated sum of both convolutions and the skip connection `past`."""
-        out: Tensor = self.activation(self.norm(self.second(self.first(x))) + self.past(x))
-        return out
+        return self.activation(self.norm(self.second(self.first(x))) + self.past(x))
 
 
 class Stage(nn.Sequential):

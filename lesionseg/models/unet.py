@@ -69,28 +69,6 @@ class Encoder(nn.Module):
         return pyramid
 
 
-def _check_tables(architecture: Architecture, dims: int) -> None:
-    """Raise `ConfigError` if an architecture's tables do not fit each other or the axes.
-
-    Even kernels do not fit either.
-    """
-    n = len(architecture.features)
-    rows = (*architecture.strides, *architecture.kernels)
-    checks = {
-        "number of stages": n == len(architecture.strides) == len(architecture.kernels),
-        "number of axes": all(len(row) == dims for row in rows),
-        "even kernels": all(k % 2 == 1 for row in architecture.kernels for k in row),
-        "number of encoder_blocks": len(architecture.encoder_blocks) in (0, n),
-        "n_supervised": 1 <= architecture.n_supervised <= n,
-    }
-    wrong = [name for name, is_right in checks.items() if not is_right]
-    if wrong:
-        raise ConfigError(
-            f"plan.architecture: the tables do not fit each other and {dims} axes "
-            f"({', '.join(wrong)}): {architecture}. Correct the plan."
-        )
-
-
 class Decoder(nn.Module):
     """A decoder that upsamples from the coarsest map and concatenates each finer map.
 

@@ -18,8 +18,8 @@ def free_bytes(device: torch.device) -> int:
 
     During validation in a training, nearly all free memory is in that cache.
     """
-    free: int = torch.cuda.mem_get_info(device)[0]
-    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + cached
 
 
 def is_out_of_memory(error: BaseException) -> bool:

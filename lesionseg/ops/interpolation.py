@@ -478,14 +478,14 @@ def _is_inside(x: Numbers, n: int, reach: float) -> Flags:
 
     Voxels are counted along one axis, and coordinates refer to their centres.
     """
-    return np.asarray((x >= -reach) & (x <= n - 1 + reach))
+    return (x >= -reach) & (x <= n - 1 + reach)
 
 
 def _round_coordinates(x: Numbers) -> Numbers:
     """Round coordinates to multiples of `_ROUNDING_VOX`. Whole ones stay exactly whole."""
     per_unit = round(1 / _ROUNDING_VOX)
     # a product with 1e-5 would turn 3 into 3.0000000000000004, and touch the next voxel
-    return np.asarray(np.round(x * per_unit) / per_unit)
+    return np.round(x * per_unit) / per_unit
 
 
 def _as_tensor(values: NDArray[np.generic], device: torch.device) -> Tensor:

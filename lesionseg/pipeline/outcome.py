@@ -16,8 +16,7 @@ def find_recipe(command: str) -> Callable[..., Any]:
     """
     is_core = COMMANDS.kinds[command]
     home = import_module(f"lesionseg.pipeline.{command}") if is_core else find_extra(command)
-    recipe: Callable[..., Any] = getattr(home, command)
-    return recipe
+    return getattr(home, command)
 
 
 class Outcome:

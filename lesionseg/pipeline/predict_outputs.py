@@ -90,6 +90,5 @@ def open_outputs(dicom_output: bool | Literal["all"], send: str | None) -> Outpu
         return Outputs()
     if dicom_output == "all" or send is not None or has_extra("pacs"):
         setting = "dicom_output=all" if send is None else "send"
-        outputs: Outputs = find_extra("pacs", setting).DicomOutputs(dicom_output, send)
-        return outputs
+        return find_extra("pacs", setting).DicomOutputs(dicom_output, send)
     return Outputs(reason=_MISSING)

@@ -106,7 +106,7 @@ def _sample_by_volume(sides: Extents) -> Extents:
     """Return at most `_MOST_LESIONS` lesions, evenly spaced in the ascending order of volume."""
     ascending = sides[np.argsort(sides.prod(axis=1), kind="stable")]
     n_used = min(len(ascending), _MOST_LESIONS)
-    return np.asarray(ascending[np.linspace(0, len(ascending) - 1, n_used).astype(int)])
+    return ascending[np.linspace(0, len(ascending) - 1, n_used).astype(int)]
 
 
 def _explain_fit(
@@ -189,10 +189,10 @@ def _cluster(sides: Extents, weights: Numbers, k: int) -> Extents:
                 if score_of_candidate > score + _LEAST_GAIN:
                     shapes = candidate
                     score = score_of_candidate
-    return np.asarray(shapes[np.argsort(shapes.prod(axis=1), kind="stable")])
+    return shapes[np.argsort(shapes.prod(axis=1), kind="stable")]
 
 
 def _best_iou(sides: Extents, shapes: Extents) -> Numbers:
     """Return the IoU of each lesion with its best size, if both have the same centre."""
     iou = centred_iou(torch.from_numpy(sides), torch.from_numpy(shapes))
-    return np.asarray(iou.numpy().max(axis=1))
+    return iou.numpy().max(axis=1)

@@ -83,4 +83,4 @@ def is_box_outline(crop: Flags) -> bool:
 def _ellipse(shape: tuple[int, ...], growth: float) -> Flags:
     """Return the pixels in the inscribed ellipse, whose semi-axes are longer by `growth` pixels."""
     rows, columns = (((np.arange(n) + 0.5 - n / 2) / (n / 2 + growth)) ** 2 for n in shape)
-    return np.asarray(rows[:, None] + columns <= 1)
+    return rows[:, None] + columns <= 1

@@ -59,17 +59,17 @@ class _Division:
     @cached_property
     def is_shared(self) -> Flags:
         """True for the labels of several units. A label of a single unit is for training."""
-        return np.asarray(self.has_label.sum(axis=0) >= 2)
+        return self.has_label.sum(axis=0) >= 2
 
     @property
     def _n_held(self) -> Integers:
         """The number of validation units with each label."""
-        return np.asarray(self.has_label[self.is_held].sum(axis=0))
+        return self.has_label[self.is_held].sum(axis=0)
 
     @property
     def _n_trained(self) -> Integers:
         """The number of training units with each label."""
-        return np.asarray(self.has_label[~self.is_held].sum(axis=0))
+        return self.has_label[~self.is_held].sum(axis=0)
 
     def add_missing_labels(self) -> None:
         """Add units until validation has each shared label.
@@ -145,7 +145,7 @@ class _Division:
         has_lesions = self.has_label.any(axis=1)
         if (self.is_held & has_lesions).sum() == 1:
             is_last |= has_lesions
-        return np.asarray(self.is_held & ~is_last)
+        return self.is_held & ~is_last
 
     def _draw_best(self, allowed: Flags, scores: Integers) -> int:
         """Draw one of the allowed units with the highest score."""

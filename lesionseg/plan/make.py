@@ -424,11 +424,8 @@ def _warn_of_masks(fingerprint: Fingerprint, scales: Sequence[Normalisation]) ->
 def _require_values_per_axis(chosen: ModelConfig, dims: int) -> None:
     """Raise `ConfigError` if the spacing or tile that the user sets has another number of axes."""
     axes = "z, y, x" if dims == 3 else "y, x"
-    settings: dict[str, Sequence[float] | None] = {
-        "spacing_mm": chosen.spacing_mm,
-        "tile_shape": chosen.tile_shape,
-    }
-    for name, values in settings.items():
+    for name in ("spacing_mm", "tile_shape"):
+        values = getattr(chosen, name)
         if values is not None and len(values) != dims:
             raise ConfigError(
                 f"model.{name}={list(values)} has {len(values)} values, but the images have "

@@ -145,8 +145,8 @@ def _scale_to_grey(image: NDArray[Any]) -> NDArray[np.uint8]:
     """Scale an image to 0 for black and 255 for white, between two percentiles. NaN counts as 0."""
     values: NDArray[np.float32] = np.nan_to_num(np.asarray(image, dtype=np.float32))
     low, high = np.percentile(values, _WINDOW)
-    scaled: NDArray[np.float32] = (values - low) * (255.0 / max(float(high - low), 1e-6))
-    return scaled.round().clip(0, 255).astype(np.uint8)
+    scale = 255.0 / max(float(high - low), 1e-6)
+    return ((values - low) * scale).round().clip(0, 255).astype(np.uint8)
 
 
 def _affine(geometry: Geometry) -> Numbers:

@@ -332,8 +332,7 @@ def case_rows(tables: Evaluation) -> list[dict[str, Any]]:
         cases = cases.sort_values("group", key=lambda group: group.map(place_of), kind="stable")
     else:
         kept.pop("group", None)
-    rows: list[dict[str, Any]] = cases[list(kept)].rename(columns=kept).to_dict("records")
-    return rows
+    return cases[list(kept)].rename(columns=kept).to_dict("records")
 
 
 def label_rows(tables: Evaluation) -> list[dict[str, Any]]:

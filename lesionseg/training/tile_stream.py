@@ -110,8 +110,7 @@ def to_batch(items: Sequence[TileItem]) -> Batch:
 
     Masks become `[B, *tile]`.
     """
-    batch: Batch = default_collate([_plain_tensors(item) for item in items])
-    return batch
+    return default_collate([_plain_tensors(item) for item in items])
 
 
 def _plain_tensors(item: TileItem) -> Batch:

@@ -316,7 +316,7 @@ def largest_difference(bundle: Bundle, run: Runner) -> float:
 
 def _log_odds(probabilities: NDArray[np.float32]) -> NDArray[np.float64]:
     """Return log-odds of probabilities clipped to 1e-4 to 1 − 1e-4, for which float32 suffices."""
-    return np.asarray(logit(probabilities.astype(float).clip(1e-4, 1 - 1e-4)))
+    return logit(probabilities.astype(float).clip(1e-4, 1 - 1e-4))
 
 
 def _convert_to_probabilities(

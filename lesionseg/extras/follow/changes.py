@@ -182,7 +182,7 @@ def size_errors(lesions: Lesions) -> Numbers:
             # a face of one side is where a voxel of the lesion differs from the one before it
             differs = np.diff(mask, axis=axis, prepend=False)
             sums[row] += np.count_nonzero(mask & differs) ** 2
-    return np.asarray(lesions.geometry.voxel_size * np.sqrt(sums / 6))
+    return lesions.geometry.voxel_size * np.sqrt(sums / 6)
 
 
 def find_changes(
@@ -509,4 +509,4 @@ def _grow(voxels: Rows, shape: tuple[int, ...]) -> Rows:
     steps = np.array(list(product((-1, 0, 1), repeat=dims)))
     grown = np.unique((voxels[:, None] + steps).reshape(-1, dims), axis=0)
     is_inside = ((grown >= 0) & (grown < shape)).all(axis=1)
-    return np.asarray(grown[is_inside])
+    return grown[is_inside]

@@ -119,8 +119,32 @@ def write_follow_page(
     accepted = [change for change in changes if change.accepted]
     unit = joint_unit(pair.unit for pair in pairs)
     alignments = list(dict.fromkeys(pair.alignment for pair in pairs))
-    rows = [_row_of_pair(names[case], pair) for case, pair in followed.items()]
-    change_rows = [_row_of_change(names[change.case], change, unit) for change in accepted]
+    # the numbers are those of sure changes and stable lesions, the volumes those of all lesions
+    rows = [
+        {
+            "pair": names[case],
+            **count_states(c for c in pair.changes if c.accepted or c.state == "stable"),
+            "ml before": sum(c.volume_before_ml or 0.0 for c in pair.changes),
+            "ml after": sum(c.volume_after_ml or 0.0 for c in pair.changes),
+            "aligned by": pair.alignment,
+        }
+        for case, pair in followed.items()
+    ]
+    change_rows = [
+        {
+            "pair": names[change.case],
+            "change": change.state,
+            "lesion before": " ".join(map(str, change.lesion_before)),
+            "lesion after": " ".join(map(str, change.lesion_after)),
+            f"{unit} before": change.diameter_before_mm,
+            f"{unit} after": change.diameter_after_mm,
+            "ml before": change.volume_before_ml,
+            "ml after": change.volume_after_ml,
+            "change, %": change.change_percent,
+            "detectable from, %": change.smallest_change_percent,
+        }
+        for change in accepted
+    ]
     left_out = set() if len(alignments) > 1 else {"aligned by"}
     if all(c.volume_before_ml is c.volume_after_ml is None for c in changes):  # 2-D images
         left_out |= {"ml before", "ml after"}
@@ -180,33 +204,3 @@ def _draw_chart(changes: Sequence[LesionChange], unit: str) -> Chart:
     axes.set(xlabel=f"diameter at the earlier visit, {unit}", ylabel=f"at the later visit, {unit}")
     caption = "Orange: new, larger, merged or split. Blue: gone or smaller. Grey: no sure change."
     return Chart("Every lesion, earlier and later", caption, figure)
-
-
-def _row_of_pair(name: str, pair: FollowedPair) -> dict[str, object]:
-    """Return the row of a pair of visits by column.
-
-    The numbers are those of sure changes and stable lesions, the volumes those of all lesions.
-    """
-    return {
-        "pair": name,
-        **count_states(c for c in pair.changes if c.accepted or c.state == "stable"),
-        "ml before": sum(c.volume_before_ml or 0.0 for c in pair.changes),
-        "ml after": sum(c.volume_after_ml or 0.0 for c in pair.changes),
-        "aligned by": pair.alignment,
-    }
-
-
-def _row_of_change(name: str, change: LesionChange, unit: str) -> dict[str, object]:
-    """Return the row of a change by column."""
-    return {
-        "pair": name,
-        "change": change.state,
-        "lesion before": " ".join(map(str, change.lesion_before)),
-        "lesion after": " ".join(map(str, change.lesion_after)),
-        f"{unit} before": change.diameter_before_mm,
-        f"{unit} after": change.diameter_after_mm,
-        "ml before": change.volume_before_ml,
-        "ml after": change.volume_after_ml,
-        "change, %": change.change_percent,
-        "detectable from, %": change.smallest_change_percent,
-    }

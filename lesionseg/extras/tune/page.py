@@ -116,7 +116,16 @@ def write_tuning_page(search: TuningSearch, path: Path) -> Path:
     axes.set(xlabel="α", ylabel="γ", xlim=search.alpha, ylim=search.gamma)
     recommended = find_steadiest(search)
     if recommended is not None:
-        _draw_ring(axes, recommended)
+        axes.plot(  # a ring around its dot
+            [recommended.alpha],
+            [recommended.gamma],
+            "o",
+            mfc="none",
+            mec=ACCENT,
+            mew=2,
+            markersize=15,
+            clip_on=False,
+        )
     caption = f"Each dot is a completed training, coloured by its {search.objective}."
     if stopped:
         caption += " Crosses: trainings that were stopped early."
@@ -160,20 +169,6 @@ def _recall(trial: TuningTrial) -> float:
     The value of a trial also contains the average precision.
     """
     return trial.scores.get("recall", 0.0)
-
-
-def _draw_ring(axes: Axes, trial: TuningTrial) -> None:
-    """Draw a ring around the dot of a training."""
-    axes.plot(
-        [trial.alpha],
-        [trial.gamma],
-        "o",
-        mfc="none",
-        mec=ACCENT,
-        mew=2,
-        markersize=15,
-        clip_on=False,
-    )
 
 
 def find_steadiest(search: TuningSearch) -> TuningTrial | None:

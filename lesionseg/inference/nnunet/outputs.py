@@ -235,7 +235,7 @@ def _labels_from_probabilities(voxels: _Voxels, labels: Labels) -> Integers:
     """
     if not labels.regions:
         value_of = np.array([0, *labels.values], dtype=np.int64)
-        return np.asarray(value_of[voxels.values.argmax(axis=0)])
+        return value_of[voxels.values.argmax(axis=0)]
     painted = np.zeros(len(voxels.index), dtype=np.int64)
     for value, p in zip(labels.values, voxels.values, strict=True):
         painted[p > 0.5] = value

@@ -359,7 +359,7 @@ def _drop_unused_bits(pixels: NDArray[Any], header: "Header") -> NDArray[Any]:
     n_unused = 8 * pixels.dtype.itemsize - int(header.BitsStored)
     if header.HighBit != header.BitsStored - 1 or n_unused <= 0:
         return pixels
-    return np.asarray((pixels << n_unused) >> n_unused)
+    return (pixels << n_unused) >> n_unused
 
 
 def set_decoder_defaults(header: "Header") -> None:

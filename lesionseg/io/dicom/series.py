@@ -112,7 +112,7 @@ class DicomSlice:
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
         if lengths.min() < _MIN_LENGTH:
             self._refuse(name)
-        return np.asarray(vectors / lengths)
+        return vectors / lengths
 
     @cached_property
     def pixel_mm(self) -> Numbers:
@@ -494,7 +494,7 @@ def _even_step(path: Path, slices: Sequence[DicomSlice], normal: Numbers) -> Num
             f"{path}: the gantry was tilted. Convert the series with dcm2niix, which "
             "straightens it, and use its NIfTI file."
         )
-    return np.asarray(whole / len(steps))
+    return whole / len(steps)
 
 
 def slices_of_file(path: Path, header: "Header") -> Iterator[DicomSlice]:

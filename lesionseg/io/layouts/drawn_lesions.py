@@ -329,7 +329,7 @@ def _read_instances(
         )
     number_of_value = np.zeros(max([0, int(mask.max()), *number_of]) + 1, dtype=np.int32)
     number_of_value[list(number_of)] = list(number_of.values())
-    return np.asarray(number_of_value[mask])
+    return number_of_value[mask]
 
 
 def _draw_parts(lesions: Sequence[StatedLesion], shape: tuple[int, ...]) -> list[DrawnPart]:
