@@ -115,7 +115,7 @@ def millimetre_axes(shape: Shape, spacing_mm: Spacing) -> list[Field]:
     [[-0.5, 0.5], [-2.0, 0.0, 2.0]]
     """
     axes = [(np.arange(n) - (n - 1) / 2) * s for n, s in zip(shape, spacing_mm, strict=True)]
-    return [np.asarray(axis, dtype=np.float32) for axis in np.ix_(*axes)]
+    return [np.asarray(axis, np.float32) for axis in np.ix_(*axes)]
 
 
 def smooth_field(rng: Generator, shape: Shape, spacing_mm: Spacing, wave_mm: float) -> Field:
@@ -132,12 +132,12 @@ def smooth_field(rng: Generator, shape: Shape, spacing_mm: Spacing, wave_mm: flo
         node = np.floor(position).astype(int)
         t = position - node
         weights = ((1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3)
-        matrix = np.zeros((n, field.shape[axis]), dtype=np.float32)
+        matrix = np.zeros((n, field.shape[axis]), np.float32)
         for offset, weight in enumerate(weights):
             column = np.clip(node - 1 + offset, 0, field.shape[axis] - 1)
             np.add.at(matrix, (np.arange(n), column), weight / 6)
         field = np.moveaxis(np.tensordot(matrix, field, axes=(1, axis)), 0, axis)
-    return np.asarray((field - field.mean()) / max(float(field.std()), 1e-6), dtype=np.float32)
+    return np.asarray((field - field.mean()) / max(float(field.std()), 1e-6), np.float32)
 
 
 def coverage(depth_mm: Field, width_mm: float) -> Field:
@@ -164,7 +164,7 @@ def ellipsoid_depth(
     floor = np.float32(1e-3)  # makes the quotient at the centre finite: it equals the radius
     value = np.sqrt(sum(x * x for x in scaled)) + floor
     slope = np.sqrt(sum((x / np.float32(r)) ** 2 for x, r in zip(scaled, radii_mm, strict=True)))
-    return np.asarray((1 - value) * value / (slope + floor / min(radii_mm)), dtype=np.float32)
+    return np.asarray((1 - value) * value / (slope + floor / min(radii_mm)), np.float32)
 
 
 def rippled_radius(rng: Generator, points: Field) -> Field:
@@ -198,7 +198,7 @@ def lesion_share(rng: Generator, diameter: float, spacing_mm: Spacing, jitter: F
     Returns:
         A box around the lesion, with an odd number of voxels along each axis.
     """
-    spacing = np.asarray(spacing_mm, dtype=float)
+    spacing = np.asarray(spacing_mm, float)
     dims = len(spacing_mm)
     half = np.ceil(0.95 * diameter / spacing).astype(int) + 1  # voxels on each side of the middle
     coordinates_mm: list[Field] = []  # of the subsamples along each axis
@@ -279,7 +279,7 @@ def _place_lesions(
         diameter_mm: least, median and most of the log-normal diameters; others are clipped.
         gap: least number of voxels between two lesions, and to the border of the volume.
     """
-    instances = np.zeros(tissue.shape, dtype=np.int32)
+    instances = np.zeros(tissue.shape, np.int32)
     lesions: list[_Lesion] = []
     places = np.flatnonzero(tissue > 0.5)
     n = int(rng.integers(n_lesions[0], n_lesions[1] + 1)) if len(places) else 0
@@ -337,7 +337,7 @@ def draw_head(rng: Generator, grid: Grid) -> tuple[Field, Field]:
     signal = (
         0.9 * scalp + (0.12 * coverage(brain, voxel) + white + 1.12 * (tissue - white)) * texture
     )
-    return np.asarray(signal, dtype=np.float32), white
+    return np.asarray(signal, np.float32), white
 
 
 def acquire_mri(rng: Generator, signal: Field, spacing_mm: Spacing) -> Field:
@@ -348,7 +348,7 @@ def acquire_mri(rng: Generator, signal: Field, spacing_mm: Spacing) -> Field:
     coil = np.exp(np.float32(0.12) * smooth_field(rng, signal.shape, spacing_mm, 220.0))
     noise = rng.standard_normal((2, *signal.shape), dtype=np.float32) * np.float32(0.05)
     scale = np.float32(300 * np.exp(rng.normal(0, 0.2)))
-    return np.asarray(np.hypot(signal * coil + noise[0], noise[1]) * scale, dtype=np.float32)
+    return np.asarray(np.hypot(signal * coil + noise[0], noise[1]) * scale, np.float32)
 
 
 def write_mri_phantoms(
@@ -509,7 +509,7 @@ def _draw_chest(rng: Generator, grid: Grid) -> tuple[Field, Field]:
     shell = coverage(4 - np.abs(torso - 10), voxel)
     rib = shell * (np.cos((space.z + 0.5 * space.y) * 2 * np.pi / 24) > 0.2)
     spine = coverage(15 - np.hypot(space.x, space.y + 0.7 * space.half_mm[1]), voxel)
-    hounsfield = np.full(grid.shape, -1000, dtype=np.float32)
+    hounsfield = np.full(grid.shape, -1000, np.float32)
     # share and Hounsfield units of each tissue; a later one replaces the earlier ones
     tissues: list[tuple[Field, Any]] = [
         (coverage(torso, voxel), 40),
@@ -669,7 +669,7 @@ def write_xray_phantoms(
         attenuation = _project(per_mm, depth_mm, shape)
         lung_mm = _project(lung, depth_mm, shape)
         # a nodule is placed where the rays pass through much lung
-        deep_lung = np.asarray(lung_mm > 0.4 * lung_mm.max(), dtype=np.float32)
+        deep_lung = np.asarray(lung_mm > 0.4 * lung_mm.max(), np.float32)
         lesions, instances = _place_lesions(
             rng,
             tissue=deep_lung,

@@ -63,7 +63,7 @@ class Geometry:
     unit: str = "mm"
 
     def __post_init__(self) -> None:
-        affine = np.array(self.affine, dtype=float)
+        affine = np.array(self.affine, float)
         affine.setflags(write=False)
         object.__setattr__(self, "shape", tuple(int(n) for n in self.shape))
         object.__setattr__(self, "affine", affine)
@@ -85,7 +85,7 @@ class Geometry:
         """
         dims = len(shape)
         affine = np.eye(dims + 1)
-        affine[:dims, :dims] = np.fliplr(np.diag(np.asarray(spacing_mm, dtype=float)[::-1]))
+        affine[:dims, :dims] = np.fliplr(np.diag(np.asarray(spacing_mm, float)[::-1]))
         return cls(tuple(shape), affine, unit)
 
     @property

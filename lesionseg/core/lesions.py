@@ -30,7 +30,7 @@ def equivalent_diameter_mm(volume_mm: ArrayLike, dims: int) -> Numbers:
     >>> float(np.round(equivalent_diameter_mm(4 / 3 * np.pi * 5**3, 3), 6))
     10.0
     """
-    volume = np.asarray(volume_mm, dtype=float)
+    volume = np.asarray(volume_mm, float)
     return 2 * (volume / _UNIT_BALL[dims]) ** (1 / dims)
 
 
@@ -74,7 +74,7 @@ def centre_slices(box: Sequence[float] | NDArray[Any], dims: int) -> tuple[slice
     >>> centre_slices((0.4, 2.6, 3.4, 2.9), 2)
     (slice(0, 3, None), slice(2, 3, None))
     """
-    ends = np.asarray(box, dtype=float)
+    ends = np.asarray(box, float)
     start = np.ceil(ends[:dims] - 0.5)  # i + 0.5 is the centre of voxel i
     stop = np.ceil(ends[dims:] - 0.5)
     is_between = stop <= start
@@ -91,7 +91,7 @@ def clip_boxes(boxes: ArrayLike, shape: Sequence[int], where: object) -> NDArray
     Raises `ContentError` naming `where` if a box is empty or outside the grid.
     """
     dims = len(shape)
-    given = np.asarray(boxes, dtype=float).reshape(-1, 2 * dims)
+    given = np.asarray(boxes, float).reshape(-1, 2 * dims)
     clipped = np.clip(given, 0, [*shape, *shape]).astype(np.float32)
     for box in given[~(clipped[:, :dims] < clipped[:, dims:]).all(axis=1)]:
         sides = []
@@ -149,7 +149,7 @@ class Lesions:
         rows without voxels. The box of other rows is the bounding box of their voxels.
         """
         counts = np.diff(first)
-        present = np.ones(len(ids), dtype=bool) if boxes is not None else counts > 0
+        present = np.ones(len(ids), bool) if boxes is not None else counts > 0
         # the rows that are left out have no voxels, so `index` stays complete
         counts = counts[present]
         first = np.concatenate([[0], np.cumsum(counts)])
@@ -168,7 +168,7 @@ class Lesions:
         return cls(
             geometry=geometry,
             ids=ids[present],
-            labels=np.asarray(labels, dtype=np.int64)[present],
+            labels=np.asarray(labels, np.int64)[present],
             boxes=own_boxes,
             centres_mm=centres,
             diameters_mm=np.where(counts > 0, diameters, box_diameters_mm(own_boxes, geometry)),
@@ -214,7 +214,7 @@ class Lesions:
         A box without voxels gets the voxels of `centre_slices`, because a detector learns the box
         of the drawn voxels. Smaller boxes are drawn over larger ones, and voxels over boxes.
         """
-        instances = np.zeros(self.geometry.shape, dtype=np.int32)
+        instances = np.zeros(self.geometry.shape, np.int32)
         dims = self.geometry.dims
         volumes = np.prod(self.boxes[:, dims:] - self.boxes[:, :dims], axis=1)
         for row in np.argsort(-volumes, kind="stable"):

@@ -43,8 +43,8 @@ class Calibration:
 
 def logit(p: ArrayLike) -> Numbers:
     """Compute ln(p / (1 − p)). First, p is clipped to [1e-6, 1 − 1e-6]."""
-    clipped = np.clip(np.asarray(p, dtype=float), 1e-6, 1 - 1e-6)
-    return np.asarray(np.log(clipped / (1 - clipped)), dtype=float)
+    clipped = np.clip(np.asarray(p, float), 1e-6, 1 - 1e-6)
+    return np.log(clipped / (1 - clipped))
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class Candidate:
 
         Its diameter is that of the ellipsoid inscribed in the box.
         """
-        boxes = np.asarray([box], dtype=float)
+        boxes = np.asarray([box], float)
         return cls(
             id=id,
             label=label,
@@ -205,7 +205,7 @@ class Prediction:
     @property
     def accepted(self) -> Flags:
         """True for each accepted candidate `[n]`."""
-        return np.array([candidate.accepted for candidate in self.candidates], dtype=bool)
+        return np.array([candidate.accepted for candidate in self.candidates], bool)
 
     def __repr__(self) -> str:
         """Return three lines: the case, its candidates, and its grid. Arrays are left out."""
@@ -334,8 +334,8 @@ class Prediction:
         candidates are boxes.
         """
         if self.instances is None:
-            return np.zeros(self.geometry.shape, dtype=np.uint8)
-        label_of = np.zeros(max([c.id for c in self.candidates], default=0) + 1, dtype=np.uint8)
+            return np.zeros(self.geometry.shape, np.uint8)
+        label_of = np.zeros(max([c.id for c in self.candidates], default=0) + 1, np.uint8)
         for candidate in self.candidates:
             label_of[candidate.id] = candidate.label if candidate.accepted else 0
         labels = label_of[self.instances]

@@ -109,11 +109,11 @@ class LesionIndex:
 
         Raise `ValueError` if they do not fit together.
         """
-        ids = np.array(ids, dtype=np.int64)
-        labels = np.array(labels, dtype=np.int64)
-        voxels = np.array(voxels, dtype=np.int64)
-        boxes = np.array(boxes, dtype=np.int64).reshape(-1, 2 * dims)
-        seeds = np.array(seeds, dtype=np.int64).reshape(-1, dims)
+        ids = np.array(ids, np.int64)
+        labels = np.array(labels, np.int64)
+        voxels = np.array(voxels, np.int64)
+        boxes = np.array(boxes, np.int64).reshape(-1, 2 * dims)
+        seeds = np.array(seeds, np.int64).reshape(-1, dims)
         # a lesion has as many seeds as voxels, but at most `MAX_SEEDS`
         seed_ends = np.cumsum([0, *np.minimum(voxels, MAX_SEEDS)])
         have_equal_lengths = len(ids) == len(labels) == len(voxels) == len(boxes)
@@ -138,7 +138,7 @@ class LesionIndex:
 
     def label_of_id(self) -> NDArray[np.uint8]:
         """Return the label of the lesion with each id, from id 0 (background, 0) on."""
-        table = np.zeros(int(self.ids[-1]) + 1 if len(self) else 1, dtype=np.uint8)
+        table = np.zeros(int(self.ids[-1]) + 1 if len(self) else 1, np.uint8)
         table[self.ids] = self.labels
         return table
 
@@ -279,7 +279,7 @@ def write_cached_case(folder: Path, prepared: PreparedCase, source: str) -> None
         _save(folder, "valid", valid)
         valid_seeds = _draw_seeds(valid & (instances == 0))
     inside = instances > 0
-    label_of_id = np.array((0, *reference.instance_labels), dtype=np.uint8)
+    label_of_id = np.array((0, *reference.instance_labels), np.uint8)
     entry = {
         "version": CACHE_VERSION,
         "source": source,

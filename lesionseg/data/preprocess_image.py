@@ -106,7 +106,7 @@ def _resample_to_plan(volume: Volume, plan: Plan, *, where: str | None, overwrit
     view = to_canonical(volume)
     geometry = plan_geometry(view.geometry, plan)
     if geometry is view.geometry:
-        array = np.ascontiguousarray(view.array, dtype=np.float32)
+        array = np.ascontiguousarray(view.array, np.float32)
         if not overwrite and np.may_share_memory(array, volume.array):
             array = array.copy()
         return Volume(array, geometry)

@@ -60,7 +60,7 @@ def prepare_reference(
         instances[reference.ignore] = 0
     present = lesions.labels
     if plan.labels.regions:  # a lesion of regions may have voxels of several mask values
-        present = np.ones(np.count_nonzero(instances), dtype=np.uint8)
+        present = np.ones(np.count_nonzero(instances), np.uint8)
         if reference.labels is not None:
             present = np.asarray(reference.labels[instances > 0])
     unknown = sorted(set(np.unique(present).tolist()) - set(mask_values))
@@ -70,7 +70,7 @@ def prepare_reference(
             f"plan's {list(mask_values)}. Correct the mask, or plan again with these labels."
         )
     moved, covered = _read_instances(instances, reference.geometry, geometry)
-    label_of_id = np.zeros(int(lesions.ids.max(initial=0)) + 1, dtype=np.uint8)
+    label_of_id = np.zeros(int(lesions.ids.max(initial=0)) + 1, np.uint8)
     _restore_lost(moved, instances, len(label_of_id) - 1, reference.geometry, geometry)
     if plan.labels.regions:
         label_of_id[1:] = 1
@@ -143,9 +143,9 @@ def _resample_labels(
         geometry: the plan's grid.
         mask_values: the values that become the labels 1, 2, …
     """
-    label_of_value = np.zeros(max(mask_values) + 1, dtype=np.uint8)
+    label_of_value = np.zeros(max(mask_values) + 1, np.uint8)
     label_of_value[list(mask_values)] = np.arange(1, len(mask_values) + 1)
-    before = np.zeros(instances.shape, dtype=np.uint8)
+    before = np.zeros(instances.shape, np.uint8)
     before[instances > 0] = label_of_value[values]
     labels = np.where(moved > 0, _read_nearest(before, source, geometry), np.uint8(0))
     # a restored voxel may be outside of its mask: it gets the lesion's most frequent label
@@ -179,9 +179,9 @@ def _read_instances(
     if view.geometry.matches(geometry, SAME_MM):
         moved = np.ascontiguousarray(view.array[0])
         return moved, (moved > 0).astype(np.float32)
-    moved = np.zeros(geometry.shape, dtype=np.int32)
-    most = np.zeros(geometry.shape, dtype=np.float32)
-    total = np.zeros(geometry.shape, dtype=np.float32)
+    moved = np.zeros(geometry.shape, np.int32)
+    most = np.zeros(geometry.shape, np.float32)
+    total = np.zeros(geometry.shape, np.float32)
     for number, place in enumerate(ndimage.find_objects(view.array[0]), start=1):
         if place is not None:
             mask = view.array[0][place] == number
@@ -292,7 +292,7 @@ def _find_sharing(
     is_short = (last - first < stop - start - 1).any(axis=1)
     # a box of one voxel keeps it
     has_several = (stop - start > 1).any(axis=1)
-    is_sharing = np.zeros(len(ids), dtype=bool)
+    is_sharing = np.zeros(len(ids), bool)
     for i in np.flatnonzero(is_short).tolist():
         overlaps = ((start[i] < stop) & (start < stop[i])).all(axis=1)
         is_similar = (2 * (stop - start) >= stop[i] - start[i]).any(axis=1)
@@ -314,7 +314,7 @@ def _draw_stripes(
         places: the voxels of each box.
         is_shared: True for the voxels that may be drawn.
     """
-    n_boxes = np.zeros(moved.shape, dtype=np.int32)
+    n_boxes = np.zeros(moved.shape, np.int32)
     for place in places:
         n_boxes[place] += 1
     n_before = np.zeros_like(n_boxes)  # boxes of each voxel that have been drawn
@@ -329,7 +329,7 @@ def _ends_of(
     places: Sequence[tuple[slice, ...]],
 ) -> tuple[Integers, Integers]:
     """Return the starts and the stops of slices, each `[n, dims]`."""
-    ends = np.array([[(s.start, s.stop) for s in place] for place in places], dtype=np.int64)
+    ends = np.array([[(s.start, s.stop) for s in place] for place in places], np.int64)
     return ends[..., 0], ends[..., 1]
 
 

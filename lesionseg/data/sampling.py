@@ -127,7 +127,7 @@ class TileSampler:
         Without lesions all are −1. The same epoch gives the same numbers.
         """
         rng = np.random.default_rng([self.seed, epoch])
-        table = np.full(self.n_tiles, -1, dtype=np.int64)
+        table = np.full(self.n_tiles, -1, np.int64)
         n = round(self.settings.lesion_share * self.n_tiles)
         if n and len(self._groups):
             places = _draw_places(self.n_tiles, n, rng)

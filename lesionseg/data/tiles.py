@@ -226,8 +226,8 @@ def _read_masks(
     # The last id is the highest. int32 instead of uint16, because torch supports few operations on
     # uint16.
     fits_uint8 = len(lesions) == 0 or lesions.ids[-1] < 256
-    instances = np.zeros(shape, dtype=np.uint8 if fits_uint8 else np.int32)
-    labels = np.zeros(shape, dtype=np.uint8)
+    instances = np.zeros(shape, np.uint8 if fits_uint8 else np.int32)
+    labels = np.zeros(shape, np.uint8)
     # the part of each lesion's box that is in the tile, in voxels of the volume
     low = np.maximum(lesions.boxes[:, :dims], tile_start)
     high = np.minimum(lesions.boxes[:, dims:], tile_stop)

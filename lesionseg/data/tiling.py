@@ -104,7 +104,7 @@ def read_tile(array: NDArray[Any], start: Sequence[int], tile_shape: Sequence[in
     inside = array[tuple(source)]
     if inside.shape[-len(tile_shape) :] == tuple(tile_shape):
         return np.array(inside)
-    tile = np.zeros((*inside.shape[: -len(tile_shape)], *tile_shape), dtype=array.dtype)
+    tile = np.zeros((*inside.shape[: -len(tile_shape)], *tile_shape), array.dtype)
     if inside.size:
         tile[tuple(target)] = inside
     return tile

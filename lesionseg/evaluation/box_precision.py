@@ -108,8 +108,8 @@ def _take_lesions(row: Integers, pairs: BoxPairs) -> Flags:
 
     Return `[ious, row]` True for those that take one.
     """
-    hit = np.zeros((len(IOUS), len(row)), dtype=bool)
-    taken = np.zeros((len(IOUS), int(pairs.lesion.max(initial=-1)) + 1), dtype=bool)
+    hit = np.zeros((len(IOUS), len(row)), bool)
+    taken = np.zeros((len(IOUS), int(pairs.lesion.max(initial=-1)) + 1), bool)
     starts = np.searchsorted(pairs.candidate, row, side="left")
     stops = np.searchsorted(pairs.candidate, row, side="right")
     every = np.arange(len(IOUS))

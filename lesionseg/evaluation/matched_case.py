@@ -223,7 +223,7 @@ class _Accepted:
             "n_false_positive": int(is_false.sum()),
             "n_ignored": int((self.outcomes == "ignored").sum()),
             "n_outside": given.n_outside + given.n_off_grid,
-            "reference_ml": _sum_ml(lesions, np.ones(len(lesions), dtype=bool)),
+            "reference_ml": _sum_ml(lesions, np.ones(len(lesions), bool)),
             "predicted_ml": _sum_ml(match.candidates, self.accepted & ~match.lost),
             "false_positive_ml": None if is_unknown else sum((ml or 0.0 for ml in false_ml), 0.0),
             "splits": int(self._is_split.sum()),
@@ -331,7 +331,7 @@ class _Accepted:
     def _is_merged(self) -> Flags:
         """True for lesions `[lesions]` that overlap an accepted candidate of several lesions."""
         pairs = self.match.overlaps
-        is_merged = np.zeros(len(self.match.lesions), dtype=bool)
+        is_merged = np.zeros(len(self.match.lesions), bool)
         is_merged[pairs.lesion[self.match.comparable & self._is_merging[pairs.candidate]]] = True
         return is_merged
 
@@ -420,7 +420,7 @@ class _Accepted:
         candidates = self.match.candidates
         if not self.match.has_masks or len(lesions) == 0:
             return {}
-        dice = self.match.compute_dice(np.ones(len(lesions), dtype=bool), self.accepted)
+        dice = self.match.compute_dice(np.ones(len(lesions), bool), self.accepted)
         if not surface:
             return {"dice": dice}
         surfaces = surface_scores(
@@ -448,7 +448,7 @@ class _Accepted:
         # ascending overlap, and those of equal overlap in reverse, so that the first lesion is last
         order = np.flatnonzero(self.match.comparable)[::-1]
         order = order[np.argsort(overlap[order], kind="stable")]
-        lesion_of = np.full(len(self.accepted), -1, dtype=np.int64)
+        lesion_of = np.full(len(self.accepted), -1, np.int64)
         lesion_of[pairs.candidate[order]] = pairs.lesion[order]
         if not is_joint:
             # also in reverse, so that a candidate that finds several lesions gets the first one
@@ -503,7 +503,7 @@ def match_case(
     given = prediction
     if given is None:
         grid = reference.geometry
-        given = Prediction(case, grid, (), np.zeros(grid.shape, dtype=np.int32))
+        given = Prediction(case, grid, (), np.zeros(grid.shape, np.int32))
     known = None if labels is None else labels.lesion_names
     matched = match(reference, given, preset.criterion, known)
     zones_of_lesions: Sequence[str] = [""] * len(matched.lesions)

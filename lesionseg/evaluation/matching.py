@@ -186,7 +186,7 @@ class Match:
             ones are false positives.
         """
         links = self.links[rule or self.criterion]
-        found = np.zeros(len(self.lesions), dtype=bool)
+        found = np.zeros(len(self.lesions), bool)
         if rule is None and accepted.any():
             found = self.detected_at >= self.scores[accepted].min()  # lesions that stay found
         candidate_of = assign(links, accepted, found)
@@ -238,7 +238,7 @@ def match(
         links[rule] = find_links(rule, candidates, lesions, overlaps, lost)
     links[criterion] = find_links(criterion, candidates, lesions, overlaps.where(same_label), lost)
     within_labels = Match(
-        scores=np.array([c.score for c in prediction.candidates], dtype=float),
+        scores=np.array([c.score for c in prediction.candidates], float),
         lesions=_save_memory(lesions),
         candidates=_save_memory(candidates),
         overlaps=overlaps,
@@ -276,7 +276,7 @@ def _find_ignored(
     The voxels of `candidates` are those outside the ignored region. A box without voxels is judged
     by the share of the box that is ignored.
     """
-    none = np.zeros(len(candidates), dtype=bool)
+    none = np.zeros(len(candidates), bool)
     ignore = reference.ignore
     if ignore is None or len(candidates) == 0:
         return none, none
@@ -324,7 +324,7 @@ def find_links(
             reach_mm = rule.threshold * lesions.diameters_mm / 2 + ROUNDING
             near = enumerate(tree.query_ball_point(lesions.centres_mm, reach_mm))
             pairs = [(row, number) for number, rows in near for row in rows if not lost[row]]
-            candidate, lesion = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
+            candidate, lesion = np.array(pairs, np.int64).reshape(-1, 2).T
             weight = 1 / (1 + _measure_distances(candidates, lesions, candidate, lesion))
             common = np.zeros((len(candidate), common.shape[1]))
         is_linked = find_hits(rule, candidates, lesions, candidate, lesion, weight)
@@ -437,7 +437,7 @@ def assign(links: Links, accepted: Flags, prefer: Flags) -> Rows:
         Rows of candidates `[n_lesions]`, −1 for a lesion that is not found.
     """
     links = links.where(accepted[links.candidate])
-    candidate_of = np.full(links.n_lesions, -1, dtype=np.int64)
+    candidate_of = np.full(links.n_lesions, -1, np.int64)
     rule = links.criterion
     if rule.is_one_to_one:
         for candidates, lesions, weight in _split_parts(links):
@@ -516,9 +516,9 @@ def overlap_table(candidates: Lesions, lesions: Lesions) -> Overlaps:
     """
     n_lesions = len(lesions)
     # one number for each lesion voxel within a candidate: candidate row · n_lesions + lesion row
-    pair_of_voxel = np.zeros(0, dtype=np.int64)
+    pair_of_voxel = np.zeros(0, np.int64)
     if candidates.instances is not None and len(candidates) and len(lesions.voxels):
-        row_of_id = np.full(int(candidates.ids.max()) + 1, -1, dtype=np.int64)
+        row_of_id = np.full(int(candidates.ids.max()) + 1, -1, np.int64)
         row_of_id[candidates.ids] = np.arange(len(candidates))
         candidate_row = row_of_id[candidates.instances[tuple(lesions.voxels.T)]]
         lesion_row = np.repeat(np.arange(n_lesions), lesions.n_voxels)

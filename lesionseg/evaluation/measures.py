@@ -63,7 +63,7 @@ def measure_extent(voxels: Integers, spacing_mm: Sequence[float]) -> Extent:
     dims = len(spacing_mm)
     n_slices = 1
     plane = voxels
-    mm = np.asarray(spacing_mm, dtype=float)
+    mm = np.asarray(spacing_mm, float)
     if dims == 3:
         axis = through_plane_axis(spacing_mm)
         counts = np.bincount(voxels[:, axis] - voxels[:, axis].min())
@@ -144,11 +144,11 @@ def _find_surface(voxels: Integers, spacing: tuple[float, ...]) -> tuple[Numbers
     mask. A table gives the area for each code.
     """
     low = voxels.min(axis=0)
-    mask = np.zeros(np.ptp(voxels, axis=0) + 3, dtype=np.uint8)  # with a border of one voxel
+    mask = np.zeros(np.ptp(voxels, axis=0) + 3, np.uint8)  # with a border of one voxel
     mask[tuple((voxels - low + 1).T)] = 1
     areas, number_of_voxel = _area_table(spacing)
     n_corners = np.array(mask.shape) - 1
-    code = np.zeros(n_corners, dtype=np.uint8)
+    code = np.zeros(n_corners, np.uint8)
     for step in product((0, 1), repeat=mask.ndim):
         part = tuple(slice(s, s + n) for s, n in zip(step, n_corners, strict=True))
         code += mask[part] * number_of_voxel[step]

@@ -37,7 +37,7 @@ def resample_prediction(prediction: Prediction, geometry: Geometry) -> Predictio
         )
     own = prediction.geometry
     instances = None
-    has_voxels = np.zeros(len(prediction.candidates), dtype=bool)
+    has_voxels = np.zeros(len(prediction.candidates), bool)
     if prediction.instances is not None:
         instances = _resample_instances(prediction, prediction.instances, geometry)
         lesions = candidates_of(replace(prediction, geometry=geometry, instances=instances))

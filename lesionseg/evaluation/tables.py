@@ -278,7 +278,7 @@ class Tables:
         every = self.every or self
         cases = self.cases
         is_known = [label not in unannotated for unannotated in cases["unannotated"]]
-        cases = cases[np.array(is_known, dtype=bool)]
+        cases = cases[np.array(is_known, bool)]
         lesions, candidates = (
             frame[
                 frame["part"].isin(["", BY_LABEL])
@@ -334,7 +334,7 @@ class Tables:
 
     def add_up(self, table: str, values: Any) -> Numbers:
         """Add up a value or flag of each row of a table over each group `[groups]`."""
-        numbers = np.asarray(values, dtype=float)
+        numbers = np.asarray(values, float)
         return np.bincount(self.group_of[table], numbers, len(self.groups)).astype(float)
 
     @cached_property
@@ -460,11 +460,11 @@ def _as_array(cells: Sequence[Any], column: Column) -> Any:
     None becomes NaN in a number, NA in an integer and False in a flag. Texts stay as they are.
     """
     if column.kind == "number":
-        return np.array(cells, dtype=float)
+        return np.array(cells, float)
     if column.kind == "integer" and None in cells:
         return pd.array(cells, dtype="Int64")
     types = {"integer": np.int64, "flag": np.bool_}
-    filled: NDArray[Any] = np.empty(len(cells), dtype=types.get(column.kind, np.object_))
+    filled: NDArray[Any] = np.empty(len(cells), types.get(column.kind, np.object_))
     filled[:] = cells
     return filled
 

@@ -105,7 +105,7 @@ def find_body(image: Volume, modality: Modality) -> Body | None:
         before = np.logical_or.accumulate(inside, axis=axis)
         after = np.flip(np.logical_or.accumulate(np.flip(inside, axis), axis=axis), axis)
         between |= before & after
-    cube = np.ones((3,) * inside.ndim, dtype=bool)
+    cube = np.ones((3,) * inside.ndim, bool)
     blocks = np.asarray(ndimage.binary_dilation(between, cube, iterations=_MARGIN_BLOCKS))
     body = Body(blocks, block, _bounds(image.array))
     # A cautious, low estimate of the share of the image: the share of blocks, multiplied by that of
@@ -122,7 +122,7 @@ def _find_tissue(array: NDArray[np.float32], modality: Modality, block: tuple[in
     These are steps 1 and 2 of the module's docstring.
     """
     maxima = [block_maxima(channel, block) for channel in array]
-    tissue = np.zeros(maxima[0].shape, dtype=bool)
+    tissue = np.zeros(maxima[0].shape, bool)
     is_no_noise = np.zeros_like(tissue)
     for channel, highest in zip(array, maxima, strict=True):
         tissue_limit, noise_limit = _tissue_limits(channel, modality)

@@ -298,7 +298,7 @@ def restore_boxes(
 ) -> NDArray[np.float32]:
     """Convert boxes `[n, 2·dims]` on the plan's grid to the file's grid, clipped to it."""
     moved = move_boxes(boxes, plan_geometry, file_geometry)
-    return moved.clip(0, np.array(2 * file_geometry.shape, dtype=float)).astype(np.float32)
+    return moved.clip(0, np.array(2 * file_geometry.shape, float)).astype(np.float32)
 
 
 def box_candidates(
@@ -344,7 +344,7 @@ def fuse(voxels: Prediction, boxes: Sequence[Candidate]) -> Prediction:
         if j not in fused_boxes:
             scored.append((box, box.score / 2))
     scored.sort(key=lambda pair: -pair[1])  # stable: at ties, candidates from voxels come first
-    new_id_of = np.zeros(len(voxels.candidates) + 1, dtype=np.int32)  # by old id; 0 is background
+    new_id_of = np.zeros(len(voxels.candidates) + 1, np.int32)  # by old id; 0 is background
     for number, (candidate, _) in enumerate(scored, start=1):
         if candidate.has_mask:
             new_id_of[candidate.id] = number

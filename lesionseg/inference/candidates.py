@@ -140,7 +140,7 @@ def grow_regions(sparse: SparseProbabilities, rule: CandidateRule) -> list[PeakR
     p = sparse.probabilities
     shape = (1, *sparse.shape)[-3:]  # 2-D is 3-D with one slice
     starts = row_starts(sparse.index, shape)
-    state = np.zeros(len(p), dtype=np.int32)
+    state = np.zeros(len(p), np.int32)
     peaks = _peaks(p, sparse.index, starts, shape, np.float32(rule.floor), state)
     peaks = peaks[np.argsort(-p[peaks], kind="stable")]
     thresholds = (rule.ratio, np.float32(rule.extent), PROMINENCE)
@@ -209,8 +209,8 @@ def _peaks(p: Any, index: Any, starts: Any, shape: Any, floor: Any, state: Any) 
 
     `state` is working memory. It is all free before and after.
     """
-    stack = np.empty(len(p), dtype=np.int32)
-    places = np.empty(27, dtype=np.int64)
+    stack = np.empty(len(p), np.int32)
+    places = np.empty(27, np.int64)
     n_stack = 0
     for v in range(len(p)):
         if p[v] < floor:
@@ -247,9 +247,9 @@ def _grow(
     do not get them. `thresholds` are the rule's ratio and extent, and `PROMINENCE`.
     """
     ratio, extent, prominence = thresholds
-    taken = np.empty(1024, dtype=np.int64)  # doubled when it is full
-    ends = np.empty(len(peaks), dtype=np.int64)
-    places = np.empty(27, dtype=np.int64)
+    taken = np.empty(1024, np.int64)  # doubled when it is full
+    ends = np.empty(len(peaks), np.int64)
+    places = np.empty(27, np.int64)
     begin = 0  # of the current region in `taken`
     n_kept = 0
     number = 0
@@ -308,7 +308,7 @@ def join_touching(regions: Sequence[PeakRegion], sparse: SparseProbabilities) ->
     shape = (1, *sparse.shape)[-3:]  # 2-D is 3-D with one slice
     voxels = np.concatenate([region.voxels for region in regions])
     number = np.repeat(np.arange(len(regions)), [len(region.voxels) for region in regions])
-    region_at = np.full(len(sparse.index), _NO_REGION, dtype=np.int64)
+    region_at = np.full(len(sparse.index), _NO_REGION, np.int64)
     region_at[np.searchsorted(sparse.index, voxels)] = number
     parent = np.arange(len(regions), dtype=np.int64)  # at first, each region is a set of its own
     _unite_touching(sparse.index, row_starts(sparse.index, shape), shape, region_at, parent)
@@ -330,7 +330,7 @@ def _unite_touching(index: Any, starts: Any, shape: Any, region_at: Any, parent:
 
     The root of a set is its first region, so that joined regions keep the order of their peaks.
     """
-    places = np.empty(27, dtype=np.int64)
+    places = np.empty(27, np.int64)
     for v in range(len(index)):
         if region_at[v] == _NO_REGION:
             continue
@@ -395,7 +395,7 @@ def find_candidates(
     small = [one for one in by_height if len(one.voxels) < rule.min_voxels]
     limit = rule.candidate_limit
     kept = large[:limit] + [one for one in large[limit:] if one.score >= keep_from]
-    instances = np.zeros(geometry.shape, dtype=np.int32)
+    instances = np.zeros(geometry.shape, np.int32)
     flat_instances = instances.reshape(-1)  # a view, to which writing is faster than to `flat`
     candidates = []
     for number, region in enumerate(_sort_by_score(kept), start=1):
@@ -443,7 +443,7 @@ def _divide_shared_voxels(
     # numpy keeps the last of several values for a voxel, so the highest probability comes last, and
     # of equal ones that of the first region
     order = np.lexsort((-row_of_voxel, probabilities))
-    owner = np.full(prod(shape), -1, dtype=np.int32)
+    owner = np.full(prod(shape), -1, np.int32)
     owner[voxels[order]] = row_of_voxel[order]
     divided: list[PeakRegion] = []
     for row, one in enumerate(found):
@@ -463,7 +463,7 @@ def _connected_parts(region: PeakRegion, shape: tuple[int, ...]) -> list[PeakReg
     # components are labelled in the bounding box of the region, not in the whole volume
     place = np.stack(np.unravel_index(region.voxels, shape))
     place -= place.min(axis=1, keepdims=True)
-    box = np.zeros(place.max(axis=1) + 1, dtype=bool)
+    box = np.zeros(place.max(axis=1) + 1, bool)
     box[tuple(place)] = True
     part_of_voxel = label_components(box)[tuple(place)]
     parts = []

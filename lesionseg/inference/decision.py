@@ -219,7 +219,7 @@ def find_by_rule(
     union = highest_probabilities(channels)
     found = find_candidates([union], geometry, rule, tuple(UNION), case, keep_from=keep_from)
     is_in_candidate = found.mask() > 0
-    values = np.zeros(geometry.shape, dtype=np.uint8)
+    values = np.zeros(geometry.shape, np.uint8)
     for channel, value in zip(channels, labels.values, strict=True):
         # the union contains every voxel of every channel
         highest = union.probabilities[np.searchsorted(union.index, channel.index)]
@@ -240,7 +240,7 @@ def highest_probabilities(channels: Sequence[SparseProbabilities]) -> SparseProb
     [0.5, 0.8999999761581421, 0.25]
     """
     index = np.unique(np.concatenate([channel.index for channel in channels]))
-    probabilities = np.zeros(len(index), dtype=np.float32)
+    probabilities = np.zeros(len(index), np.float32)
     for channel in channels:
         place = np.searchsorted(index, channel.index)
         probabilities[place] = np.maximum(probabilities[place], channel.probabilities)

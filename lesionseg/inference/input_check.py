@@ -328,8 +328,8 @@ def _difference_of_neighbours(channel: NDArray[Any], axis: int) -> float:
     planes = np.moveaxis(channel, axis, 0)
     first = np.arange(0, max(n - 1, 1), steps[axis])
     following = np.minimum(first + 1, n - 1)
-    here = np.asarray(planes[first][(slice(None), *in_plane)], dtype=np.float32)
-    there = np.asarray(planes[following][(slice(None), *in_plane)], dtype=np.float32)
+    here = np.asarray(planes[first][(slice(None), *in_plane)], np.float32)
+    there = np.asarray(planes[following][(slice(None), *in_plane)], np.float32)
     return float(np.abs(there - here).mean())
 
 
@@ -394,7 +394,7 @@ def _steps(shape: Sequence[int]) -> list[int]:
 def _sample(channel: NDArray[Any]) -> NDArray[np.float32]:
     """Return the voxels at evenly spaced places, at most 48 along each axis."""
     places = tuple(slice(None, None, step) for step in _steps(channel.shape))
-    return np.asarray(channel[places], dtype=np.float32)
+    return np.asarray(channel[places], np.float32)
 
 
 def _axes(dims: int) -> tuple[str, ...]:

@@ -26,7 +26,7 @@ from lesionseg.core import (
 from lesionseg.core.arrays import Flags
 from lesionseg.data.preprocess_image import check_axes, prepare_image
 from lesionseg.data.transforms import require_trusted
-from lesionseg.errors import BundleError, ConfigError, ContentError, DatasetError, require_one_of
+from lesionseg.errors import ConfigError, ContentError, DatasetError, require_one_of
 from lesionseg.evaluation.operating_points import Aim, find_operating_point
 from lesionseg.inference.agreement import Agreement
 from lesionseg.inference.body import Body, find_body
@@ -269,7 +269,7 @@ class Predictor:
             # the array leaves the missing channels out; otherwise it has placeholders for them
             for channel in lacking:
                 channels = np.insert(channels, channel, 0, axis=0)
-        grid = Geometry(channels.shape[1:], np.asarray(affine, dtype=float))
+        grid = Geometry(channels.shape[1:], np.asarray(affine, float))
         volume = Volume(channels, grid, missing=lacking)
         return _with_image(self.predict_volume(volume, _case_of(path)))
 
@@ -290,7 +290,7 @@ class Predictor:
         inferred = self.infer(self.prepare_volume(volume, "volume"))
         calibration = self.selection.voxel_calibration
         n_labels = len(inferred.store.values)
-        channels = np.empty((n_labels, *inferred.file_geometry.shape), dtype=np.float32)
+        channels = np.empty((n_labels, *inferred.file_geometry.shape), np.float32)
         for label in range(n_labels):
             np.concatenate(list(inferred.slabs(label, calibration)), out=channels[label])
         return channels
@@ -418,21 +418,15 @@ class Predictor:
         no channel has contrast (`compare_scan`).
 
         Args:
-            scan: the prepared scan.
+            scan: the scan that this predictor prepared.
             folder: folder of the file for probabilities. None keeps them in memory.
 
         Raises:
-            BundleError: if the scan was prepared for an nnU-Net model, but this is none, or vice
-                versa.
             GeometryError: if an output of the network does not fit the plan.
             ContentError: if a score of a detector's boxes is NaN.
             OutputError: if the file for probabilities cannot be made.
         """
         plan = self.plan
-        if (scan.resizing is None) != (plan.nnunet is None):
-            raise BundleError(
-                "The scan was prepared with another model. Prepare the scan with this model."
-            )
         checked = compare_scan(
             self._check, scan.image, scan.file_geometry, plan, scan.missing, scan.blank
         ).with_remarks(scan.remarks)

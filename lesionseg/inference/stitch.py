@@ -132,7 +132,7 @@ class Store:
         n_bytes = 2 * prod(shape)
         if folder is None or not n_bytes:
             # numpy's zeros need no memory until they are written
-            self.values = torch.from_numpy(np.zeros(shape, dtype=np.float16))
+            self.values = torch.from_numpy(np.zeros(shape, np.float16))
             return
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -221,7 +221,7 @@ def nnunet_weight(tile_shape: tuple[int, ...]) -> Tensor:
     >>> nnunet_weight((1, 5)).mul(100).round().int().tolist()
     [[6, 278, 1000, 278, 6]]
     """
-    weight = np.ones((), dtype=float)
+    weight = np.ones((), float)
     for n in tile_shape:
         peak = np.zeros(n)
         peak[n // 2] = 1

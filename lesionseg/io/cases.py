@@ -91,7 +91,7 @@ def _read_channels(files: CaseFiles, dataset: Dataset, *, is_input: bool) -> Vol
         # a grey picture gets equal channels
         array = np.repeat(colours, n_channels // len(colours), axis=0)
         return replace(first, array=array.astype(np.float32))
-    array = np.zeros((n_channels, *first.geometry.shape), dtype=np.float32)  # 0 if missing
+    array = np.zeros((n_channels, *first.geometry.shape), np.float32)  # 0 if missing
     valid = first.valid
     present = [c for c in range(n_channels) if c not in files.missing]
     for channel, file in zip(present, files.images, strict=True):

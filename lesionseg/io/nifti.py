@@ -101,7 +101,7 @@ def volume_of_nibabel(image: Any) -> tuple[Path, Volume] | None:
     image.extra["pixdim"] = image.header["pixdim"][1:4]
     geometry = _read_grid(path, image)
     _check_numbers(path, image.dataobj.dtype)
-    array = np.asarray(image.dataobj, dtype=np.float32).reshape(geometry.shape[::-1])
+    array = np.asarray(image.dataobj, np.float32).reshape(geometry.shape[::-1])
     return path, Volume(np.ascontiguousarray(array.T)[np.newaxis], geometry)
 
 
@@ -277,7 +277,7 @@ def _read_grid(path: Path, image: Any) -> Geometry:
         shape = shape[:-1]
     if len(shape) not in (2, 3):
         raise ReadError(f"{path}: the shape is {shape}, expected two or three axes. {ONE_VALUE}")
-    affine = _mm_scale(image) @ np.asarray(image.affine, dtype=float)
+    affine = _mm_scale(image) @ np.asarray(image.affine, float)
     _check_affine(path, image, affine, len(shape))
     geometry = _make_geometry(path, shape, affine)
     check_grid(path, geometry, _UNITS.get(_unit(image), ""))

@@ -161,7 +161,7 @@ class ProbabilityFile:
             raise ReadError(f"{self.path}: the archive is damaged ({error}). {_ADVICE}") from error
         if len(content) < n_bytes:
             raise ReadError(f"{self.path}: the file is truncated. {_ADVICE}")
-        return np.frombuffer(content, dtype=self.dtype).astype(np.float32)
+        return np.frombuffer(content, self.dtype).astype(np.float32)
 
 
 def _read_header(path: Path, stream: IO[bytes]) -> tuple[tuple[int, ...], bool, "np.dtype[Any]"]:
@@ -225,7 +225,7 @@ def write_probabilities(
         probabilities = probabilities[:, np.newaxis]
     if not are_regions:
         total = probabilities.sum(axis=0, dtype=np.float32)
-        with_background = np.empty((len(probabilities) + 1, *total.shape), dtype=np.float16)
+        with_background = np.empty((len(probabilities) + 1, *total.shape), np.float16)
         with_background[0] = (1 - total).clip(min=0)
         np.divide(probabilities, total.clip(min=1), out=with_background[1:], casting="same_kind")
         probabilities = with_background

@@ -406,12 +406,10 @@ def _search(
     `find_scans`.
 
     Raises:
-        DatasetError: `source` does not exist, or `root` cannot be opened.
+        DatasetError: `root` cannot be opened.
     """
     is_file = source.is_file()
     is_glob = not is_file and not source.is_dir()
-    if is_glob and not has_magic(str(source)):
-        raise DatasetError(f"{source}: the input does not exist. Check its name.")
     walk = _Walk(results)
     if is_file:  # also a file that the search of a folder leaves out
         walk.files[source] = None

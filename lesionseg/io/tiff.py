@@ -348,7 +348,7 @@ def _read_spacing(path: Path) -> tuple[float, ...]:
     content = read_json(file)
     spacing = content.get("spacing") if isinstance(content, dict) else None
     with suppress(ValueError, TypeError):
-        numbers = np.array(spacing, dtype=float)
+        numbers = np.array(spacing, float)
         if numbers.shape == (3,) and np.isfinite(numbers).all() and numbers.min() > 0:
             return tuple(numbers.tolist())
     raise ReadError(

@@ -80,7 +80,7 @@ def _run_in_time(where: object, seconds: float, read: Callable[[], T]) -> T:
     begin = monotonic()
     timer.start()
     try:
-        return worker.run(  # type: ignore[no-any-return]  # it is what `read` returns
+        return worker.run(  # it is what `read` returns
             _read_within_limits, limits(), seconds, read
         )
     except ChildEnded as error:

@@ -52,7 +52,7 @@ def move_boxes(boxes: ArrayLike, source: Geometry, target: Geometry) -> Numbers:
     [[-0.5, 1.5, 3.5, 5.5]]
     """
     dims = source.dims
-    sides = np.asarray(boxes, dtype=float).reshape(-1, 2, dims)
+    sides = np.asarray(boxes, float).reshape(-1, 2, dims)
     # the side (0 start, 1 stop) of each corner along each axis
     picks = np.array(list(itertools.product((0, 1), repeat=dims)))
     corners = sides[:, picks, np.arange(dims)] - 0.5  # faces are half a voxel before centres

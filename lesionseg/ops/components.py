@@ -35,7 +35,7 @@ def label_components(mask: Flags) -> NDArray[np.int32]:
     >>> label_components(np.array([[1, 0, 0, 1], [0, 1, 0, 1]], dtype=bool)).tolist()
     [[1, 0, 0, 2], [0, 1, 0, 2]]
     """
-    return lesion_instances(np.asarray(mask, dtype=np.uint8))[0]
+    return lesion_instances(np.asarray(mask, np.uint8))[0]
 
 
 def lesion_instances(
@@ -172,9 +172,9 @@ def candidates_of(prediction: Prediction, ignore: Flags | None = None) -> Lesion
     Raises `ContentError` if the instance mask contains an id that no candidate has.
     """
     candidates = prediction.candidates
-    boxes = np.array([(*c.start_vox, *c.stop_vox) for c in candidates], dtype=float)
+    boxes = np.array([(*c.start_vox, *c.stop_vox) for c in candidates], float)
     boxes = boxes.reshape(-1, 2 * prediction.geometry.dims)
-    ids = np.array([c.id for c in candidates], dtype=np.int64)
+    ids = np.array([c.id for c in candidates], np.int64)
     labels = [c.label for c in candidates]
     instances = prediction.instances
     lesions = measure_instances(prediction.geometry, ids, labels, boxes, instances, ignore)
@@ -196,7 +196,7 @@ def unscored_prediction(
     if instances is None:
         instances, of_instance = lesion_instances(labels)
     else:
-        label_of = np.ones(int(instances.max(initial=0)) + 1, dtype=np.int64)
+        label_of = np.ones(int(instances.max(initial=0)) + 1, np.int64)
         inside = (instances > 0) & (labels > 0)
         numbers, first = np.unique(instances[inside], return_index=True)
         label_of[numbers] = labels[inside][first]
@@ -236,8 +236,8 @@ def measure_instances(
     Raises:
         ContentError: if `instances` contains an id that is not in `ids`.
     """
-    index = np.zeros(0, dtype=np.int64)
-    owner = np.zeros(0, dtype=np.int64)  # the row of the lesion of each voxel in `index`
+    index = np.zeros(0, np.int64)
+    owner = np.zeros(0, np.int64)  # the row of the lesion of each voxel in `index`
     if instances is not None:
         index = nonzero_voxels(instances)
         owner = _find_rows(ids, instances.reshape(-1)[index])
@@ -264,7 +264,7 @@ def lesion_mask(reference: Reference) -> Flags:
 
 def fill_boxes(boxes: Sequence[Sequence[float]] | NDArray[Any], shape: tuple[int, ...]) -> Flags:
     """Return a mask of `shape` with all voxels that the boxes touch."""
-    mask = np.zeros(shape, dtype=bool)
+    mask = np.zeros(shape, bool)
     for box in boxes:
         mask[box_slices(box, len(shape))] = True
     return mask
@@ -325,7 +325,7 @@ def _group_by_owner(owner: NDArray[np.integer[Any]], n: int) -> tuple[Integers, 
 def _find_rows(ids: Integers, values: NDArray[np.integer[Any]]) -> Integers:
     """Return the row in `ids` of each value. Raise `ContentError` for values that have none."""
     highest = int(max(ids.max(initial=0), values.max(initial=0)))
-    row_of = np.full(highest + 1, -1, dtype=np.int64)
+    row_of = np.full(highest + 1, -1, np.int64)
     row_of[ids] = np.arange(len(ids))
     # a negative index would count from the end of `row_of`
     rows = np.where(values < 0, -1, row_of[np.maximum(values, 0)])
@@ -361,12 +361,12 @@ def fill_polygons(polygons: Sequence[Numbers], shape: tuple[int, ...]) -> Flags:
     array([[ True,  True, False],
            [False, False, False]])
     """
-    inside = np.zeros(shape, dtype=bool)
-    added = np.zeros(shape, dtype=bool)  # on outlines, or in the middle of small polygons
+    inside = np.zeros(shape, bool)
+    added = np.zeros(shape, bool)  # on outlines, or in the middle of small polygons
     x = np.arange(shape[1])
     for corners in filter(len, polygons):
-        is_odd = np.zeros(shape, dtype=bool)
-        is_near = np.zeros(shape, dtype=bool)
+        is_odd = np.zeros(shape, bool)
+        is_near = np.zeros(shape, bool)
         points = corners @ (1j, 1)  # (y, x) as the complex number x + iy
         for start, end in zip(points, np.roll(points, -1), strict=True):
             low, high = sorted((start.imag, end.imag))

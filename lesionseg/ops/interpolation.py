@@ -194,7 +194,7 @@ def index_matrix(source: Geometry, target: Geometry) -> Numbers:
             f"An array with {source.dims} axes cannot be resampled to a grid with {target.dims}. "
             "Give grids with the same number of axes."
         )
-    return np.asarray(np.linalg.inv(source.affine) @ target.affine, dtype=float)
+    return np.linalg.inv(source.affine) @ target.affine
 
 
 def as_torch(array: NDArray[Any]) -> Tensor:

@@ -65,7 +65,7 @@ def _suppress(
     longest = np.maximum((ranked[:, dims:] - ranked[:, :dims]).max(axis=0), 1e-6)
     axis = int(np.argmax(np.ptp(ranked[:, :dims], axis=0) / longest))
     place = np.argsort(ranked[:, axis], kind="stable")
-    position = np.empty(n, dtype=np.int64)
+    position = np.empty(n, np.int64)
     position[place] = np.arange(n)
     starts, stops = (np.ascontiguousarray(b[place].T) for b in np.hsplit(ranked, [dims]))
     keeper = _suppress_sorted(
@@ -162,12 +162,12 @@ def _suppress_sorted(
         rank.
     """
     dims, n = starts.shape
-    volume = np.ones(n, dtype=np.float32)
+    volume = np.ones(n, np.float32)
     for d in range(dims):
         for j in range(n):
             volume[j] *= max(stops[d, j] - starts[d, j], np.float32(0))
-    keeper = np.full(n, -1, dtype=np.int64)  # by column
-    common = np.empty(n, dtype=np.float32)
+    keeper = np.full(n, -1, np.int64)  # by column
+    common = np.empty(n, np.float32)
     for rank in range(n):
         i = position[rank]
         if keeper[i] >= 0:

@@ -54,8 +54,8 @@ def warp_nearest(
     masks have the same shape, and there is at least one.
     """
     dims = len(warp.shape)
-    shape = np.array((1,) * (3 - dims) + tuple(masks[0].shape), dtype=np.int64)
-    places = np.empty((1,) * (3 - dims) + warp.shape, dtype=np.int32)
+    shape = np.array((1,) * (3 - dims) + tuple(masks[0].shape), np.int64)
+    places = np.empty((1,) * (3 - dims) + warp.shape, np.int32)
     matrix, bend = _with_three_axes(warp)
     _fill_nearest_places(shape, matrix, bend, places)
     warped = [torch.zeros(warp.shape, dtype=mask.dtype) for mask in masks]
@@ -75,9 +75,9 @@ def _with_three_axes(warp: Warp) -> tuple[NDArray[np.float32], NDArray[np.float3
     warp is an empty array, because the compiled loops need an array.
     """
     extra = 3 - len(warp.shape)
-    matrix = np.zeros((3, 4), dtype=np.float32)
+    matrix = np.zeros((3, 4), np.float32)
     matrix[extra:, extra:] = warp.matrix
-    bend = np.zeros((3, 0, 0, 0), dtype=np.float32)
+    bend = np.zeros((3, 0, 0, 0), np.float32)
     if warp.bend is not None:
         bend = warp.bend.numpy().reshape([len(warp.shape), *[1] * extra, *warp.shape])
         if extra:

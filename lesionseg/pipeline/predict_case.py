@@ -390,7 +390,7 @@ class CaseWork:
         if not self.cfg.save_probabilities:
             return self.predictor.decide(inferred, case)
         labels = self.predictor.plan.labels
-        probabilities = np.zeros((len(labels), *inferred.file_geometry.shape), dtype=np.float16)
+        probabilities = np.zeros((len(labels), *inferred.file_geometry.shape), np.float16)
 
         def keep(label: int, first: int, slab: Slab) -> None:
             probabilities[label, first : first + len(slab)] = slab

@@ -58,8 +58,8 @@ def fit_anchors(
     Returns:
         The anchors, with the reason.
     """
-    sides = np.maximum(np.asarray(extents, dtype=float), 1.0)  # at least one voxel along each axis
-    strides = np.asarray(total_strides(architecture.strides), dtype=float)
+    sides = np.maximum(np.asarray(extents, float), 1.0)  # at least one voxel along each axis
+    strides = np.asarray(total_strides(architecture.strides), float)
     # no anchors at full resolution, unless the backbone has no coarser stage
     is_first_full_resolution = strides[0].max() == 1
     finest = 1 if is_first_full_resolution and len(strides) > 1 else 0

@@ -1,6 +1,6 @@
 """Find masks that were drawn from boxes: filled rectangles, and ellipses inscribed in a box."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,8 +14,7 @@ TOLERANCE = 1.0  # in pixels; programs that draw an ellipse differ by less
 MOST_PER_CASE = 64  # evenly spaced lesions that are tested in a case
 
 
-@dataclass(frozen=True)
-class OutlineCounts:
+class OutlineCounts(NamedTuple):
     """The number of lesions that were tested, and of those with the outline of a box."""
 
     n_tested: int = 0
@@ -49,7 +48,7 @@ def count_box_outlines(reference: Reference, lesions: Lesions) -> OutlineCounts:
     for row in rows.tolist():
         voxels = lesions.voxels_of(row)
         corner = voxels.min(axis=0)
-        crop = np.zeros(voxels.max(axis=0) + 1 - corner, dtype=bool)
+        crop = np.zeros(voxels.max(axis=0) + 1 - corner, bool)
         crop[tuple((voxels - corner).T)] = True
         n_boxes += is_box_outline(crop)
     return OutlineCounts(len(rows), n_boxes)

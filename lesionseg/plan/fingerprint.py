@@ -190,15 +190,8 @@ def fingerprint_of(dataset: Dataset, facts: Sequence[CaseFacts]) -> Fingerprint:
 
     Args:
         dataset: the dataset. Its axes and channel names are used.
-        facts: the statistics of each labelled case.
-
-    Raises:
-        DatasetError: if there is no labelled case.
+        facts: the statistics of each labelled case, at least one.
     """
-    if not facts:
-        raise DatasetError(
-            f"{dataset.root}: no case has a reference. Add masks or boxes for some cases."
-        )
     channels = tuple(_measure_channel(dataset, facts, c) for c in range(len(dataset.channel_names)))
     scanned = sum(n.scanned_mm for n in facts)  # 0 if all voxels are ignored
     modality: Modality = "mri"
@@ -228,7 +221,7 @@ def _sample(values: NDArray[Any], most: int) -> NDArray[np.float32]:
     n = values.shape[1]
     # A constant step could always hit the same column of the image, such as its edge.
     places = np.linspace(0, max(n - 1, 0), min(n, most)).astype(int)
-    return np.array(values[:, places], dtype=np.float32)
+    return np.array(values[:, places], np.float32)
 
 
 def _measure_channel(dataset: Dataset, facts: Sequence[CaseFacts], c: int) -> ChannelStatistics:

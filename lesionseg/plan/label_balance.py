@@ -36,7 +36,7 @@ def hold_each_label(
         return list(held)
     division = _Division(
         has_label=np.array([[v in labels[name] for v in values] for name in units]),
-        is_held=np.isin(np.array(units, dtype=object), list(held)),
+        is_held=np.isin(np.array(units, object), list(held)),
         rng=rng,
     )
     division.add_missing_labels()
@@ -109,7 +109,7 @@ class _Division:
                 continue
             if not keeps_validation:
                 continue
-            gone = self._draw_best(can_go, np.zeros(len(self.is_held), dtype=np.int64))
+            gone = self._draw_best(can_go, np.zeros(len(self.is_held), np.int64))
             self.is_held[gone] = False
             if is_spare.any():
                 # units are in the order of their numbers of lesions

@@ -167,7 +167,7 @@ def _sizes_on_grid(fingerprint: Fingerprint, draft: Plan) -> GridSizes:
     """
     sizes_mm = np.asarray(fingerprint.shapes) * np.asarray(fingerprint.spacings_mm)
     shapes = np.maximum(np.round(sizes_mm / np.asarray(draft.spacing_mm)), 1)
-    diameters_mm = np.asarray(fingerprint.diameters_mm, dtype=float)
+    diameters_mm = np.asarray(fingerprint.diameters_mm, float)
     # a ball of diameter d has the volume π/6 · d³, a disc the area π/4 · d²
     volume_of_unit_ball = np.pi / (6 if draft.dims == 3 else 4)
     voxels_of_unit_ball = volume_of_unit_ball / np.prod(draft.spacing_mm)

@@ -134,7 +134,7 @@ def _count_repeated(stated: StatedBoxes) -> tuple[int, int]:
 
     The latter have an IoU above `SAME_LESION_IOU` with an earlier box of their label.
     """
-    boxes = np.asarray(stated.boxes, dtype=float)
+    boxes = np.asarray(stated.boxes, float)
     labels = np.array(stated.labels)
     tensor = torch.from_numpy(boxes)
     rows, others, ious = overlapping_pairs(tensor, labels, tensor, labels)

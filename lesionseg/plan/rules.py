@@ -92,7 +92,7 @@ def spacing(
     one small mark would decide that a tile shows only a tenth of an image. Axes that are at least
     twice as coarse as the finest one keep their spacing.
     """
-    table = np.asarray(spacings_mm, dtype=float)
+    table = np.asarray(spacings_mm, float)
     is_flat = table.shape[1] == 2
     element = grid_element(table.shape[1])
     spacing = np.median(table, axis=0)
@@ -298,12 +298,12 @@ class DeviceBudget:
             spacing_mm: spacing of the plan's grid.
             exact: halve only even sides. This is for a tile that the user has chosen.
         """
-        size = np.array(tile, dtype=float)
-        mm = np.array(spacing_mm, dtype=float)
+        size = np.array(tile, float)
+        mm = np.array(spacing_mm, float)
         strides: list[tuple[int, ...]] = []
         kernels: list[tuple[int, ...]] = []
-        is_convolved = np.zeros(len(size), dtype=bool)
-        stride = np.ones(len(size), dtype=int)
+        is_convolved = np.zeros(len(size), bool)
+        stride = np.ones(len(size), int)
         while not strides or stride.max() > 1:
             size = size / stride
             mm = mm * stride

@@ -82,7 +82,6 @@ class Sources:
             labels were merged.
 
     Raises:
-        ReadError: if a folder does not exist.
         DatasetError: if the images or the references have no case that can be used.
     """
 
@@ -93,12 +92,6 @@ class Sources:
         prediction: Path | None = None,
         made: Provenance = NO_PROVENANCE,
     ) -> None:
-        for folder in (images, reference, prediction):
-            if isinstance(folder, Path) and not folder.exists():
-                raise ReadError(
-                    f"{folder}: this folder does not exist. The pictures of the report need the "
-                    "folder that was evaluated."
-                )
         rules = ReadingRules(
             grid_of_image=True,
             min_readers=made.min_readers,
@@ -282,7 +275,7 @@ def candidate_ids(
     """
     if ids is None:
         ids = {candidate.id for candidate in prediction.candidates}
-    drawn = np.zeros(prediction.geometry.shape, dtype=np.int32)
+    drawn = np.zeros(prediction.geometry.shape, np.int32)
     # in reverse, so that the best candidate is drawn last
     for candidate in reversed(_without_mask(prediction)):
         if candidate.id in ids:

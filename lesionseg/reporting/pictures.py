@@ -209,7 +209,7 @@ def _draw_cutout(
     below = _reorient(scene.below, order, flips)
     chosen = _reorient(focus, order, flips)
     masks = _style_outlines(reference, accepted, below, chosen)
-    box = np.array([start, stop], dtype=float)[:, list(order)]
+    box = np.array([start, stop], float)[:, list(order)]
     for axis in flips:  # the mirrored stop becomes the start
         box[:, axis] = image.shape[axis] - box[::-1, axis]
     to_centre_on = (reference, accepted) if chosen is None else (chosen,)
@@ -360,7 +360,7 @@ def display_levels(image: NDArray[Any], window: tuple[float, float]) -> NDArray[
         return image
     low, high = np.percentile(image, window)
     scaled = (image.astype(float) - low) / max(float(high - low), 1e-6)
-    return np.asarray(np.rint(255 * np.clip(scaled, 0, 1)), dtype=np.uint8)
+    return np.asarray(np.rint(255 * np.clip(scaled, 0, 1)), np.uint8)
 
 
 def data_uri(figure: Figure) -> str:

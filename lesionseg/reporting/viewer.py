@@ -143,7 +143,7 @@ def _slice_through(centre_mm: Sequence[float], geometry: Geometry) -> int:
 
 def _scale_to_grey(image: NDArray[Any]) -> NDArray[np.uint8]:
     """Scale an image to 0 for black and 255 for white, between two percentiles. NaN counts as 0."""
-    values: NDArray[np.float32] = np.nan_to_num(np.asarray(image, dtype=np.float32))
+    values: NDArray[np.float32] = np.nan_to_num(np.asarray(image, np.float32))
     low, high = np.percentile(values, _WINDOW)
     scale = 255.0 / max(float(high - low), 1e-6)
     return ((values - low) * scale).round().clip(0, 255).astype(np.uint8)
@@ -154,7 +154,7 @@ def _affine(geometry: Geometry) -> Numbers:
     if geometry.dims == 3:
         return geometry.affine
     y, x = geometry.spacing_mm
-    return np.array([[0, 0, x, 0], [0, -y, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1]], dtype=float)
+    return np.array([[0, 0, x, 0], [0, -y, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1]], float)
 
 
 def _convert_mm(centre_mm: Sequence[float], geometry: Geometry) -> list[float]:

@@ -176,7 +176,7 @@ def size_errors(lesions: Lesions) -> Numbers:
     sums = np.zeros(len(lesions))
     for row in np.flatnonzero(lesions.has_voxels):
         voxels = lesions.voxels_of(int(row))
-        mask = np.zeros(np.ptp(voxels, axis=0) + 1, dtype=bool)
+        mask = np.zeros(np.ptp(voxels, axis=0) + 1, bool)
         mask[tuple((voxels - voxels.min(axis=0)).T)] = True
         for axis in range(mask.ndim):
             # a face of one side is where a voxel of the lesion differs from the one before it
@@ -360,7 +360,7 @@ class _Side:
     def sizes(self) -> Numbers:
         """The sizes `[n]` in mm³, in 2-D in mm²."""
         voxel_size = self.lesions.geometry.voxel_size
-        return np.asarray(voxel_size * self.lesions.n_voxels[self.rows], dtype=float)
+        return voxel_size * self.lesions.n_voxels[self.rows]
 
     def n_whole(self, rule: ChangeRule) -> int:
         """Count the lesions that are not pieces (see `find_changes`). Return at least 1."""
@@ -491,7 +491,7 @@ def _find_overlaps(
     """
     id_at_voxel = others.draw()
     highest = int(others.ids.max(initial=0))
-    are_linked = np.zeros((len(lesions), len(others)), dtype=bool)
+    are_linked = np.zeros((len(lesions), len(others)), bool)
     for row in np.flatnonzero(is_free & lesions.has_voxels):
         voxels = lesions.voxels_of(int(row))
         if grow:

@@ -72,7 +72,7 @@ def _lesions_to_outline(
     A lesion of a change need not be accepted at both visits. Boxes have no voxels.
     """
     if visit.instances is None:
-        return np.zeros(visit.geometry.shape, dtype=bool)
+        return np.zeros(visit.geometry.shape, bool)
     ids = {candidate.id for candidate in visit.candidates if candidate.accepted}
     ids.update(number for numbers in of_changes for number in numbers)
     return np.isin(visit.instances, sorted(ids))

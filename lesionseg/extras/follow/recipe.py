@@ -417,7 +417,7 @@ def _match(visits: VisitPair, reference: Reference | None, group: str) -> Matche
     role = UNKNOWN_ROLE
     if reference is None:
         role = "stable"
-        reference = Reference(new.geometry, np.zeros(new.geometry.shape, dtype=np.uint8))
+        reference = Reference(new.geometry, np.zeros(new.geometry.shape, np.uint8))
     return match_case(reference, new, case=new.case, group=group, role=role)
 
 

@@ -81,7 +81,7 @@ def register_rigid(fixed: Volume, moving: Volume) -> Alignment:
     to_moving[:3, :3] = np.reshape(movement.GetMatrix(), (3, 3))
     to_moving[:3, 3] = movement.TransformPoint((0.0, 0.0, 0.0))
     # SimpleITK's transform maps fixed to moving points; lesions need the inverse
-    matrix = np.asarray(np.linalg.inv(_TO_RAS @ to_moving @ _TO_RAS), dtype=float)
+    matrix = np.asarray(np.linalg.inv(_TO_RAS @ to_moving @ _TO_RAS), float)
     # the method minimises, so its metric is the negative mutual information
     information = -float(method.GetMetricValue())
     return Alignment(matrix, information, _foreground_dice(fixed_image, moving_image, transform))

@@ -150,7 +150,7 @@ def _draw_finished(axes: Axes, search: TuningSearch) -> PathCollection:
     dots = axes.scatter(
         [trial.alpha for trial in finished],
         [trial.gamma for trial in finished],
-        c=np.array([_recall(trial) for trial in finished], dtype=float),
+        c=np.array([_recall(trial) for trial in finished], float),
         s=90,
         vmin=0,
         vmax=1,
@@ -190,6 +190,6 @@ def find_steadiest(search: TuningSearch) -> TuningTrial | None:
     ranges = np.array([np.ptp(axis) or 1.0 for axis in (search.alpha, search.gamma)])
     distances = (candidates[:, None] - points) / (BANDWIDTH * ranges)
     weights = np.exp(-(distances**2).sum(-1) / 2)  # a Gaussian kernel, 1 for the trial itself
-    values = np.array([t.value for t in counted], dtype=float)
+    values = np.array([t.value for t in counted], float)
     smoothed = (weights @ values + values.mean()) / (weights.sum(-1) + 1)
     return successful[int(smoothed.argmax())]

@@ -71,7 +71,7 @@ class AxisOrder:
             array_shape[axis] - 1 - places[axis] if is_flipped else places[axis]
             for axis, is_flipped in zip(self.axes, self.flipped, strict=True)
         ]
-        return np.asarray(np.ravel_multi_index(moved, self.shape(array_shape)), dtype=np.int64)
+        return np.asarray(np.ravel_multi_index(moved, self.shape(array_shape)), np.int64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,7 +185,7 @@ def _read_voxels(file: ProbabilityFile, *, are_regions: bool) -> _Voxels:
     """
     n_row = prod(file.shape[2:])
     index = _find_voxels(file, are_regions=are_regions)
-    values = np.empty((file.shape[0], len(index)), dtype=np.float32)
+    values = np.empty((file.shape[0], len(index)), np.float32)
     lowest = np.float32(0)
     highest = np.float32(1)
     for slab in file.slabs():
@@ -234,9 +234,9 @@ def _labels_from_probabilities(voxels: _Voxels, labels: Labels) -> Integers:
     their probability is above 0.5, later ones over earlier ones.
     """
     if not labels.regions:
-        value_of = np.array([0, *labels.values], dtype=np.int64)
+        value_of = np.array([0, *labels.values], np.int64)
         return value_of[voxels.values.argmax(axis=0)]
-    painted = np.zeros(len(voxels.index), dtype=np.int64)
+    painted = np.zeros(len(voxels.index), np.int64)
     for value, p in zip(labels.values, voxels.values, strict=True):
         painted[p > 0.5] = value
     return painted

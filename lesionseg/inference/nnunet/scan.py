@@ -64,7 +64,7 @@ def prepare_scan(
     spacing = tuple(spacing[axis] for axis in recipe.transpose)
     is_not_zero = np.logical_or.reduce(array != 0, axis=0)  # in any channel
     crop = foreground_slices(is_not_zero) or tuple(slice(0, n) for n in is_not_zero.shape)
-    cropped = np.array(array[(slice(None), *crop)], dtype=np.float32, order="C")
+    cropped = np.array(array[(slice(None), *crop)], np.float32, order="C")
     inside = is_not_zero[crop]
     target = network_spacing(recipe, spacing)
     shape = resized_shape(cropped.shape[1:], spacing, target)

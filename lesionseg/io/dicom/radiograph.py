@@ -191,7 +191,7 @@ def _apply_values_of_interest(grey: NDArray[Any], header: "Header", remarks: Rem
         function = "LINEAR"
     header.VOILUTFunction = function
     header.PhotometricInterpretation = "MONOCHROME2"
-    values = np.asarray(grey, dtype=float)
+    values = np.asarray(grey, float)
     centres = numbers(header, "WindowCenter")
     widths = numbers(header, "WindowWidth")
     stated = (value_of(header, "WindowCenter"), value_of(header, "WindowWidth"))
@@ -222,7 +222,7 @@ def _find_valid_pixels(
 
     A padding or shutter that would hide more than 99 % of the pixels is ignored with a remark.
     """
-    valid = np.ones(stored.shape, dtype=bool)
+    valid = np.ones(stored.shape, bool)
     for name, seen in _visible_parts(stored, header, remarks, geometry):
         if (valid & seen).mean() < _MIN_VISIBLE:
             remarks.add(f"the {name} is ignored, because it would hide over 99 % of the image")

@@ -77,12 +77,12 @@ def read_dicom_reference(
         _check_origin(path, header, scans)
         names = _segment_names(header)
         label_of_segment = _match_labels(path, names, labels)
-        masks = {number: np.zeros(geometry.shape, dtype=bool) for number in label_of_segment}
+        masks = {number: np.zeros(geometry.shape, bool) for number in label_of_segment}
         if modality == "SEG":
             _draw_segments(path, header, geometry, masks)
         else:
             _draw_contours(path, header, geometry, masks)
-        values = np.zeros(geometry.shape, dtype=np.min_scalar_type(max(labels)))
+        values = np.zeros(geometry.shape, np.min_scalar_type(max(labels)))
         for number, inside in masks.items():
             values[inside] = label_of_segment[number]
     lesions = _select_lesions(header, names, label_of_segment)
@@ -239,7 +239,7 @@ def _draw_contours(path: Path, header: "Header", geometry: Geometry, masks: Mask
                     f"{path}: a contour is not closed ({kind or 'type not stated'}). Export closed "
                     "contours (CLOSED_PLANAR), or a mask as NIfTI."
                 )
-            points_lps = np.array(contour.ContourData, dtype=float).reshape(-1, 3)
+            points_lps = np.array(contour.ContourData, float).reshape(-1, 3)
             index = _round_to_grid(path, points_lps, geometry, n_axes=1)
             if np.ptp(index[:, 0]):
                 raise GeometryError(

@@ -166,7 +166,7 @@ def read_dicom(path: Path, pixel_mm: float | None = None) -> Volume:
         return read_radiograph(radiograph, pixel_mm)
     remarks = Remarks()
     slices, geometry = read_stack(path, remarks)
-    values = np.empty((1, *geometry.shape), dtype=np.float32)
+    values = np.empty((1, *geometry.shape), np.float32)
     file = Path()
     pixels = np.empty(0)
     for z, piece in enumerate(slices):

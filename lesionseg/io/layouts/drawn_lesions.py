@@ -103,7 +103,7 @@ def read_stated_reference(
     label_type = np.min_scalar_type(int(labels.max(initial=0)))
     label_of_number = np.array([0, *labels]).astype(label_type)
     # consecutive numbers: if the second of three lesions is covered, the third gets the number 2
-    new_number = np.array([0, *np.cumsum(is_visible)], dtype=np.int32)
+    new_number = np.array([0, *np.cumsum(is_visible)], np.int32)
     return Reference(
         geometry,
         labels=label_of_number[numbers],
@@ -205,12 +205,12 @@ def _clip(lesions: Sequence[StatedLesion], shape: tuple[int, ...]) -> NDArray[np
     Raise `ContentError` that names the first annotation whose box is empty or outside the image.
     """
     boxes = [clip_boxes(one.box, shape, one.where) for one in lesions]
-    return np.concatenate([np.zeros((0, 2 * len(shape)), dtype=np.float32), *boxes])
+    return np.concatenate([np.zeros((0, 2 * len(shape)), np.float32), *boxes])
 
 
 def _stated_boxes(lesions: Sequence[StatedLesion], labels: Integers) -> StatedBoxes:
     """Return the boxes of lesions before they are clipped."""
-    boxes = np.array([one.box for one in lesions], dtype=float)
+    boxes = np.array([one.box for one in lesions], float)
     return StatedBoxes(boxes, tuple(labels.tolist()))
 
 
@@ -231,7 +231,7 @@ def _reference_of_boxes(
         ignore: The pixels of ignored regions, or None. Those in boxes are set to False in place.
     """
     if not lesions:
-        return Reference(geometry, labels=np.zeros(geometry.shape, dtype=np.uint8), ignore=ignore)
+        return Reference(geometry, labels=np.zeros(geometry.shape, np.uint8), ignore=ignore)
     if ignore is not None:
         for box in boxes:
             ignore[box_slices(box, geometry.dims)] = False
@@ -255,8 +255,8 @@ def _draw_instances(lesions: Sequence[StatedLesion], shape: tuple[int, ...]) -> 
         if not parts[index].mask.any():
             centre = np.reshape(lesion.box, (2, 2)).mean(axis=0).astype(int)
             y, x = np.clip(centre, 0, np.array(shape) - 1).tolist()
-            parts[index] = DrawnPart(y, x, np.ones((1, 1), dtype=bool))
-    instances = np.zeros(shape, dtype=np.int32)
+            parts[index] = DrawnPart(y, x, np.ones((1, 1), bool))
+    instances = np.zeros(shape, np.int32)
     from_largest = np.argsort([-int(part.mask.sum()) for part in parts], kind="stable")
     for index in from_largest:
         parts[index].paint(instances, index + 1)
@@ -265,7 +265,7 @@ def _draw_instances(lesions: Sequence[StatedLesion], shape: tuple[int, ...]) -> 
 
 def _draw_ignored(regions: Sequence[StatedLesion], shape: tuple[int, ...]) -> Flags:
     """Return the pixels of ignored regions: of the outline or, if there is none, of the box."""
-    inside = np.zeros(shape, dtype=bool)
+    inside = np.zeros(shape, bool)
     for region, box in zip(regions, _clip(regions, shape), strict=True):
         if region.outline:
             _draw_parts([region], shape)[0].paint(inside, 1)
@@ -327,7 +327,7 @@ def _read_instances(
             f"(values without annotation: {unknown}). Give each annotation its own mask_label, "
             "from 1."
         )
-    number_of_value = np.zeros(max([0, int(mask.max()), *number_of]) + 1, dtype=np.int32)
+    number_of_value = np.zeros(max([0, int(mask.max()), *number_of]) + 1, np.int32)
     number_of_value[list(number_of)] = list(number_of.values())
     return number_of_value[mask]
 

@@ -181,7 +181,7 @@ class PredictionFiles:
         instances = None
         with_voxels: set[int] = set()
         if self.instances is not None:
-            instances = np.asarray(read_mask(self.instances).labels, dtype=np.int32)
+            instances = np.asarray(read_mask(self.instances).labels, np.int32)
             with_voxels = set(present_values(instances)) - {0}
             unknown = sorted(with_voxels - ids)
             if unknown:
@@ -335,7 +335,7 @@ def _read_masks(files: PredictionFiles, grid: Geometry, *, binary: bool) -> Pred
     Raise `ContentError` if the values of the mask or the ids of the instances were changed, see
     `require_exact_values`.
     """
-    values = np.zeros(grid.shape, dtype=np.uint8)
+    values = np.zeros(grid.shape, np.uint8)
     if files.mask is not None:
         values = np.asarray(read_mask(files.mask).labels)
         require_exact_values(files.mask, values)
