@@ -68,9 +68,7 @@ def default_budget(root: Path = _ROOT) -> int:
     free = [group.free for group in _limiting_groups(root)]
     info = root / "proc/meminfo"
     lines = info.read_text().splitlines() if info.is_file() else []
-    for line in lines:
-        if line.startswith("MemAvailable:"):
-            free.append(int(line.split()[1]) * 1024)
+    free += [1024 * int(s.split()[1]) for s in lines if s.startswith("MemAvailable:")]
     return int(min(free) * _DEFAULT_SHARE) if free else _UNKNOWN_BYTES // 2
 
 
@@ -109,10 +107,9 @@ def _limiting_groups(root: Path) -> list[_Group]:
         names = [name for name in path.split("/") if name]
         if ".." in names:  # the group is not below the one that this process sees as the root
             names = []
-        for depth in range(len(names), -1, -1):
-            group = _read_group(mount.joinpath(*names[:depth]), version)
-            if group is not None:
-                groups.append(group)
+        folder = mount.joinpath(*names)
+        own_and_parents = [folder, *folder.parents][: len(names) + 1]
+        groups += filter(None, (_read_group(group, version) for group in own_and_parents))
     return groups
 
 

@@ -184,11 +184,10 @@ def options_of_groups(command: str, overrides: Sequence[str] = ()) -> dict[str, 
     `ConfigError` if such a folder does not exist.
     """
     roots = [conf_dir(), *_user_folders(overrides)]
-    found: dict[str, list[str]] = {}
-    for name in groups_of(command):
-        options = {path.stem for root in roots for path in (root / name).glob("*.yaml")}
-        found[name] = sorted(options)
-    return found
+    return {
+        name: sorted({path.stem for root in roots for path in (root / name).glob("*.yaml")})
+        for name in groups_of(command)
+    }
 
 
 def _user_folders(overrides: Sequence[str]) -> list[Path]:

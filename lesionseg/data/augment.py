@@ -370,10 +370,12 @@ def _move_and_blur(
         image = image.to(torch.float32, copy=True)
     if change.blur is not None or coarse != shape:
         sigmas = change.blur or (0.0,) * len(shape)
-        weights = []
-        for n, n_coarse, sigma in zip(shape, coarse, sigmas, strict=True):
-            matrix = _blur_matrix(n, sigma) @ _enlarge_matrix(n, n_coarse)
-            weights.append(torch.from_numpy(matrix.astype(np.float32)))
+        weights = [
+            torch.from_numpy(
+                (_blur_matrix(n, sigma) @ _enlarge_matrix(n, n_coarse)).astype(np.float32)
+            )
+            for n, n_coarse, sigma in zip(shape, coarse, sigmas, strict=True)
+        ]
         image = multiply_along_axes(image, weights)
     return image
 

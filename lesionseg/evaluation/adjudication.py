@@ -43,12 +43,8 @@ def candidate_key(row: Mapping[Any, Any]) -> Key:
         ValueError: if a cell is not a number.
         OverflowError: if the candidate is infinite.
     """
-    box: list[float] = []
-    for end in ("start", "stop"):
-        for axis in "zyx":
-            cell = row.get(f"{end}_{axis}_vox")
-            if cell not in (None, "") and cell == cell:
-                box.append(round(float(cell), 2))
+    cells = [row.get(f"{end}_{axis}_vox") for end in ("start", "stop") for axis in "zyx"]
+    box = [round(float(cell), 2) for cell in cells if cell not in (None, "") and cell == cell]
     return str(row["case"]), int(float(row["candidate"])), tuple(box)
 
 

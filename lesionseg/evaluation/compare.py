@@ -143,15 +143,18 @@ def _find_statistics(
 
 def _concatenate(one: Tables, other: Tables) -> Tables:
     """Return tables with the rows of both models. Groups of `other` are separate and come last."""
-    pairs = zip(one.frames, other.frames, strict=True)
-    frames = []
-    for first, second in pairs:
-        both = [
-            first.assign(group="1 " + first["group"]),
-            second.assign(group="2 " + second["group"]),
-        ]
-        frames.append(pd.concat(both, ignore_index=True))
-    return Tables(*frames)
+    return Tables(
+        *(
+            pd.concat(
+                [
+                    first.assign(group="1 " + first["group"]),
+                    second.assign(group="2 " + second["group"]),
+                ],
+                ignore_index=True,
+            )
+            for first, second in zip(one.frames, other.frames, strict=True)
+        )
+    )
 
 
 def _as_primary(found: Difference, margin: float | None) -> Difference:

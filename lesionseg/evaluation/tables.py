@@ -240,9 +240,10 @@ class Tables:
 
         `results` may be a generator, so that the rows of only one case are in memory.
         """
-        cells: dict[str, dict[Column, list[Any]]] = {}
-        for name, columns in COLUMNS.items():
-            cells[name] = {column: [] for column in (*columns, *_IN_MEMORY[name])}
+        cells: dict[str, dict[Column, list[Any]]] = {
+            name: {column: [] for column in (*columns, *_IN_MEMORY[name])}
+            for name, columns in COLUMNS.items()
+        }
         for result in results:
             for name, by_column in cells.items():
                 for row in getattr(result, name):

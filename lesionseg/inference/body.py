@@ -61,10 +61,10 @@ class Body:
     def box(self) -> tuple[slice, ...]:
         """The bounding box of the body in voxels; that of `bounds` if no block is body."""
         blocks = foreground_slices(self.blocks) or tuple(slice(0, n) for n in self.blocks.shape)
-        box = []
-        for span, width, inner in zip(blocks, self.block, self.bounds, strict=True):
-            start = max(span.start * width, inner.start)
-            box.append(slice(start, min(span.stop * width, inner.stop)))
+        box = [
+            slice(max(span.start * width, inner.start), min(span.stop * width, inner.stop))
+            for span, width, inner in zip(blocks, self.block, self.bounds, strict=True)
+        ]
         return tuple(box)
 
     def touches(self, slices: tuple[slice, ...]) -> bool:

@@ -335,14 +335,12 @@ def fuse(voxels: Prediction, boxes: Sequence[Candidate]) -> Prediction:
     with 0, as in an ensemble. Ids follow the new scores. Removed objects have half their score too.
     """
     partner = _partners(voxels.candidates, boxes)
-    scored: list[tuple[Candidate, float]] = []
-    for i, candidate in enumerate(voxels.candidates):
-        box_score = boxes[partner[i]].score if i in partner else 0.0
-        scored.append((candidate, (candidate.score + box_score) / 2))
+    scored = [
+        (candidate, (candidate.score + (boxes[partner[i]].score if i in partner else 0.0)) / 2)
+        for i, candidate in enumerate(voxels.candidates)
+    ]
     fused_boxes = set(partner.values())
-    for j, box in enumerate(boxes):
-        if j not in fused_boxes:
-            scored.append((box, box.score / 2))
+    scored += [(box, box.score / 2) for j, box in enumerate(boxes) if j not in fused_boxes]
     scored.sort(key=lambda pair: -pair[1])  # stable: at ties, candidates from voxels come first
     new_id_of = np.zeros(len(voxels.candidates) + 1, np.int32)  # by old id; 0 is background
     for number, (candidate, _) in enumerate(scored, start=1):

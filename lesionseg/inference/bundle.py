@@ -109,10 +109,10 @@ def write_bundle(
         files.selection.write_text(selection.to_json() + "\n", encoding="utf-8")
         files.card.write_text(card, encoding="utf-8")
         for path, member in zip(files.weights_of(len(networks)), networks, strict=True):
-            tensors = {}
-            for key, tensor in member.state_dict().items():
-                # clone, because safetensors rejects tensors that share memory
-                tensors[key] = tensor.detach().cpu().contiguous().clone()
+            tensors = {  # clone, because safetensors rejects tensors that share memory
+                key: tensor.detach().cpu().contiguous().clone()
+                for key, tensor in member.state_dict().items()
+            }
             save_file(tensors, path, metadata=metadata)
             # safetensors makes files that only the owner can read
             path.chmod(files.plan.stat().st_mode & 0o777)

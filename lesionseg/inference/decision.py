@@ -116,10 +116,12 @@ def decide(
     geometry = inferred.file_geometry
     valid = inferred.valid
     point = find_operating_point(selection.operating_points, accepted_by)
-    channels = []
-    for label in range(len(inferred.store.values)):
-        slabs = inferred.slabs(label, selection.voxel_calibration, on_slab)
-        channels.append(collect_sparse(slabs, geometry.shape, rule))
+    channels = [
+        collect_sparse(
+            inferred.slabs(label, selection.voxel_calibration, on_slab), geometry.shape, rule
+        )
+        for label in range(len(inferred.store.values))
+    ]
     inferred.store.close()
     boxes = None
     n_left_out = 0

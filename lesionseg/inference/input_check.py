@@ -186,12 +186,12 @@ def training_ranges(
     )
     if check is None:
         return None
-    sparse = []
-    for channel, name in enumerate(plan.channel_names):
-        n_blank = sum(_is_blank(case.image[channel], None) for case in sampled)
-        if 2 * n_blank >= len(sampled):
-            sparse.append(name)
-    return check.model_copy(update={"sparse_channels": tuple(sparse)})
+    sparse = tuple(
+        name
+        for channel, name in enumerate(plan.channel_names)
+        if 2 * sum(_is_blank(case.image[channel], None) for case in sampled) >= len(sampled)
+    )
+    return check.model_copy(update={"sparse_channels": sparse})
 
 
 def make_input_check(
@@ -224,10 +224,8 @@ def make_input_check(
             tolerances[name] = max(least, by_spread, by_farthest)
     polarities = {}
     if len(features) >= LEAST_SCANS:
-        for name in features[0]:
-            polarity = _fit_polarity([own[name] for own in features])
-            if polarity is not None:
-                polarities[name] = polarity
+        fitted = {name: _fit_polarity([own[name] for own in features]) for name in features[0]}
+        polarities = {name: found for name, found in fitted.items() if found is not None}
     return InputCheck(medians=medians, tolerances=tolerances, polarities=polarities)
 
 
@@ -238,18 +236,15 @@ def _fit_polarity(scans: Sequence[PolarityFeatures]) -> Polarity | None:
     because a new scan does not contribute to the mean picture and the weights either.
     """
     total = np.sum([scan.picture for scan in scans], axis=0)
-    rows = []
-    for scan in scans:
-        rows.append(scan.values(_unit_length(total - scan.picture)))
-    features = np.stack(rows)
+    features = np.stack([scan.values(_unit_length(total - scan.picture)) for scan in scans])
     weights = _feature_weights(features)
     if weights is None:
         return None
-    similarities = []
-    for i, own in enumerate(features):
-        weights_of_others = _feature_weights(np.delete(features, i, axis=0))
-        if weights_of_others is not None:
-            similarities.append(float(own @ weights_of_others))
+    similarities = [
+        float(own @ weights_of_others)
+        for i, own in enumerate(features)
+        if (weights_of_others := _feature_weights(np.delete(features, i, axis=0))) is not None
+    ]
     return Polarity(
         picture=tuple(_unit_length(total).tolist()),
         weights=tuple(weights.tolist()),

@@ -8,7 +8,7 @@ import logging
 import os
 import re
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from errno import EACCES
@@ -650,7 +650,7 @@ def _single_file_scan(file: Path, name: str, root: Path) -> Scan:
 
 
 def _dicom_scans(
-    files: Sequence[Path], root: Path, matched: Collection[Path]
+    files: Sequence[Path], root: Path, matched: set[Path]
 ) -> tuple[list[Scan], list[Path]]:
     """Return the scans of a folder's DICOM files, and the files that are not images.
 
@@ -658,12 +658,10 @@ def _dicom_scans(
     returned.
     """
     found = group_dicom(files)
-    scans = [
-        dicom_scan(scan, root) for scan in found.scans if any(f in matched for f in scan.files)
-    ]
-    for file in found.damaged:  # reading the scan reports the error
-        if file in matched:
-            scans.append(_single_file_scan(file, dicom_stem(file), root))
+    scans = [dicom_scan(scan, root) for scan in found.scans if matched.intersection(scan.files)]
+    # reading a damaged scan reports the error
+    damaged = [file for file in found.damaged if file in matched]
+    scans += [_single_file_scan(file, dicom_stem(file), root) for file in damaged]
     return scans, [file for file in found.others if file in matched]
 
 
@@ -704,10 +702,9 @@ def _read_table(table: Path, channels: int) -> list[Scan]:
         with suppress(LesionsegError, OSError):  # reading the scan reports the error
             scan = replace(scan, dicom=describe_scan(files).dicom)
         scans.append(scan)
-    for finding in findings:
-        unusable = CaseFiles(finding.case, (), group=finding.case)
-        scans.append(Scan(unusable, finding.case, findings=(finding,)))
-    return scans
+    return scans + [
+        Scan(CaseFiles(one.case, (), group=one.case), one.case, findings=(one,)) for one in findings
+    ]
 
 
 def _relative_path(path: Path, root: Path) -> str:

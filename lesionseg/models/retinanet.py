@@ -42,9 +42,9 @@ class RetinaNet(nn.Module):
         self.head = DetectionHead(dims, [channels[s] for s in self.stages], n_labels, anchors)
         if bias:
             block = architecture.strides[0]
-            self.segmentation = nn.ModuleList()
-            for width in channels[: architecture.n_supervised]:
-                self.segmentation.append(SegmentationHead(dims, width, bias, block))
+            widths = channels[: architecture.n_supervised]
+            heads = [SegmentationHead(dims, width, bias, block) for width in widths]
+            self.segmentation = nn.ModuleList(heads)
 
     def forward(self, image: Float[Tensor, "b c *spatial"]) -> DetectorOutput:
         """Return logits and boxes of every anchor, and the logits of voxels if there are any."""

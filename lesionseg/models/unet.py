@@ -93,10 +93,10 @@ class Decoder(nn.Module):
             up = UP[dims](wide, narrow, kernel_size=stride, stride=stride, bias=bias)
             initialise(up)
             self.ups.append(up)
-        self.stages = nn.ModuleList()
-        for width, kernel in zip(fine, architecture.kernels[first:-1], strict=True):
-            stage = Stage(dims, 2 * width, width, kernel=kernel, stride=ones, n_blocks=n_blocks)
-            self.stages.append(stage)
+        self.stages = nn.ModuleList(
+            Stage(dims, 2 * width, width, kernel=kernel, stride=ones, n_blocks=n_blocks)
+            for width, kernel in zip(fine, architecture.kernels[first:-1], strict=True)
+        )
 
     def forward(self, pyramid: Sequence[Tensor]) -> list[Tensor]:
         """Return decoded maps, finest first, one for each map of `pyramid`."""

@@ -46,9 +46,10 @@ def grid_anchors(
         return torch.zeros((0, 0), device=device)
     anchors = []
     for level in levels:
-        axes = []
-        for n, stride in zip(level.shape, level.stride, strict=True):
-            axes.append((torch.arange(n, device=device, dtype=torch.float32) + 0.5) * stride)
+        axes = [
+            (torch.arange(n, device=device, dtype=torch.float32) + 0.5) * stride
+            for n, stride in zip(level.shape, level.stride, strict=True)
+        ]
         centres = torch.cartesian_prod(*axes).reshape(-1, 1, len(axes))
         half = torch.tensor(level.sizes, device=device, dtype=torch.float32)[None] / 2
         anchors.append(torch.cat([centres - half, centres + half], dim=-1).flatten(0, 1))

@@ -466,10 +466,10 @@ def _sample_linear(array: Tensor, coordinates: Sequence[Numbers]) -> Tensor:
 
 def _sample_nearest(array: Tensor, coordinates: Sequence[Numbers]) -> Tensor:
     """Return the nearest values at scattered coordinates. The outermost values continue outside."""
-    index = []
-    for x, n in zip(coordinates, array.shape[1:], strict=True):
-        nearest = np.clip(np.floor(x + 0.5), 0, n - 1).astype(np.int64)
-        index.append(_as_tensor(nearest, array.device))
+    index = [
+        _as_tensor(np.clip(np.floor(x + 0.5), 0, n - 1).astype(np.int64), array.device)
+        for x, n in zip(coordinates, array.shape[1:], strict=True)
+    ]
     return torch.stack([channel[tuple(index)] for channel in array])
 
 
@@ -509,10 +509,10 @@ def spline_matrix(n_in: int, n_out: int, order: int) -> NDArray[np.float32]:
     >>> spline_matrix(3, 3, 3).round(6).tolist()
     [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
     """
-    columns = []
-    for unit in np.eye(n_in):
-        column = ndimage.zoom(unit, n_out / n_in, order=order, mode="nearest", grid_mode=True)
-        columns.append(column)
+    columns = [
+        ndimage.zoom(unit, n_out / n_in, order=order, mode="nearest", grid_mode=True)
+        for unit in np.eye(n_in)
+    ]
     return np.stack(columns, axis=1).astype(np.float32)
 
 

@@ -296,14 +296,13 @@ def _inspect(files: CaseFiles, dataset: Dataset, pseudonym: str) -> _InspectedCa
     is_ignored = _has_ignored_regions(case)
     if any(channel.min() == channel.max() for channel in image.present_channels):
         findings.append(_finding("constant", files.case))
-    for kind, applies in (
-        ("detector", image.geometry.unit != "mm"),
-        ("unlabelled", lesions is None),
-        ("lesion_free", is_empty and not is_ignored),
-        ("only_ignored", is_empty and is_ignored),
-    ):
-        if applies:
-            findings.append(_finding(kind, files.case, severity="note"))
+    notes = {
+        "detector": image.geometry.unit != "mm",
+        "unlabelled": lesions is None,
+        "lesion_free": is_empty and not is_ignored,
+        "only_ignored": is_empty and is_ignored,
+    }
+    findings += [_finding(kind, files.case, severity="note") for kind in notes if notes[kind]]
     reference_key = ""
     if lesions is not None and np.count_nonzero(lesions) >= SAME_REFERENCE_VOXELS:
         reference_key = _digest(lesions)

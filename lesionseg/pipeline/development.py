@@ -183,11 +183,12 @@ def development_predictions(folder: Path) -> DevelopmentPredictions:
         DatasetError: if there is only the fold `all`, if two folds validated the same case, or if
             a folder contains no prediction.
     """
-    folds: dict[int, Path] = {}
-    for fold in [folder, *sorted(folder.glob("fold_*"))]:  # or the folder of a single fold
-        numbered = _FOLD.fullmatch(fold.name)  # not a copy such as fold_0_old
-        if numbered is not None and (fold / _VALIDATION).is_dir():
-            folds[int(numbered[1])] = fold / _VALIDATION
+    folds = {
+        int(numbered[1]): fold / _VALIDATION
+        for fold in [folder, *sorted(folder.glob("fold_*"))]  # or the folder of a single fold
+        # not a copy such as fold_0_old
+        if (numbered := _FOLD.fullmatch(fold.name)) and (fold / _VALIDATION).is_dir()
+    }
     if not folds:
         if folder.name == "fold_all" or (folder / "fold_all").is_dir():
             raise DatasetError(

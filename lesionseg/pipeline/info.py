@@ -52,9 +52,8 @@ class InfoOutcome(Outcome):
     def summary(self) -> list[str]:
         """Return a line per known fact, and the first findings."""
         lines = [] if self.model is None else self.model.lines()
-        for name, value in self.dataset.items():
-            if value:
-                lines.append(f"{name.capitalize() + ':':<8} {_in_words(value)}")
+        known = {name: value for name, value in self.dataset.items() if value}
+        lines += [f"{name.capitalize() + ':':<8} {_in_words(known[name])}" for name in known]
         lines += [f"- {it.severity}: {it.message}" for it in self.findings[:_MOST_FINDINGS]]
         n_hidden = len(self.findings) - _MOST_FINDINGS
         return [*lines, f"- and {n_hidden} more"] if n_hidden > 0 else lines

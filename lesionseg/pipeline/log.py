@@ -210,13 +210,10 @@ def align_columns(table: Sequence[Sequence[str]]) -> list[str]:
     ['          a', 'recall  0.5']
     """
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = []
-    for row in table:
-        cells = [row[0].ljust(widths[0])]
-        for cell, width in zip(row[1:], widths[1:], strict=True):
-            cells.append(cell.rjust(width))
-        lines.append("  ".join(cells).rstrip())
-    return lines
+    return [
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()
+        for row in table
+    ]
 
 
 class RepeatFilter(logging.Filter):

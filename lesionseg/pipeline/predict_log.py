@@ -133,8 +133,6 @@ class _JsonLines(logging.Formatter):
         row = getattr(record, "row", None)
         if row is not None:
             for name, cell in row.cells().items():
-                is_empty = cell in ("", None)
-                key = "reason" if name == "message" else name  # `message` is that of the record
-                if not is_empty:
-                    content[key] = cell
+                if cell not in ("", None):  # `message` is that of the record
+                    content["reason" if name == "message" else name] = cell
         return json.dumps(content, ensure_ascii=False)

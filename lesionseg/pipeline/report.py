@@ -7,7 +7,6 @@ from typing import Any
 
 from lesionseg.config import ReportConfig, ReportSection
 from lesionseg.core import Dataset
-from lesionseg.errors import ReadError
 from lesionseg.evaluation.scores import SCORES_FILE, remove_scores
 from lesionseg.io.results.folder import claim
 from lesionseg.pipeline.log import bar, command_line
@@ -70,15 +69,10 @@ def report(cfg: ReportConfig) -> ReportOutcome:
 
     Raises:
         OutputError: if the report of a training would be replaced by one on other scores.
-        ReadError: if `scores.json` is missing or cannot be read.
+        ReadError: if `scores.json` cannot be read.
     """
     scores = find_scores(Path(cfg.scores))
     compare = None if cfg.compare is None else find_scores(Path(cfg.compare))
-    if not (scores / SCORES_FILE).is_file():
-        raise ReadError(
-            f"{scores / SCORES_FILE}: the file is missing. Run evaluate first, and give its "
-            "output folder or a run directory as scores=."
-        )
     output = Path(cfg.output)
     owner = "" if find_scores(output).resolve() == scores.resolve() else "report"
     with claim(output, owner), bar("Drawing pictures") as advance:

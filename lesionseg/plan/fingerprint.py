@@ -161,10 +161,10 @@ def facts_of(case: Case, reference: Reference, most: int = SAMPLED) -> CaseFacts
     if reference.ignore is not None:
         n_annotated = int(np.count_nonzero(~reference.ignore))
     start, stop = np.split(lesions.boxes, 2, axis=1)
-    extents_mm = []
-    for sides_vox in np.maximum(stop - start, 1):
-        sides_mm = [float(sides_vox[a]) * geometry.spacing_mm[a] for a in order]
-        extents_mm.append(tuple(round(side, 4) for side in sides_mm))
+    sides_vox = np.maximum(stop - start, 1).astype(float).tolist()
+    extents_mm = [
+        tuple(round(sides[a] * geometry.spacing_mm[a], 4) for a in order) for sides in sides_vox
+    ]
     channels = array.reshape(len(array), -1)
     return CaseFacts(
         shape=tuple(geometry.shape[a] for a in order),

@@ -287,10 +287,14 @@ class Plan:
         if self.anchors is None:
             return ()
         strides = total_strides(self.architecture.strides)
-        levels = []
-        for stage, sizes in zip(self.anchors.stages, self.anchors.sizes, strict=True):
-            shape = tuple(n // s for n, s in zip(self.tile_shape, strides[stage], strict=True))
-            levels.append(AnchorLevel(shape, strides[stage], sizes))
+        levels = [
+            AnchorLevel(
+                tuple(n // s for n, s in zip(self.tile_shape, strides[stage], strict=True)),
+                strides[stage],
+                sizes,
+            )
+            for stage, sizes in zip(self.anchors.stages, self.anchors.sizes, strict=True)
+        ]
         return tuple(levels)
 
     @property

@@ -273,16 +273,14 @@ def _draw_interval_band(axes: Axes, tables: Evaluation, right: float) -> bool:
 
     Return True if there are at least two.
     """
-    rates = []
-    low = []
-    high = []
-    for point in tables.scores.curve("froc"):
-        if point.ci95 and point.at is not None and point.at <= right:
-            rates.append(point.at)
-            low.append(point.ci95[0])
-            high.append(point.ci95[1])
-    if len(rates) < 2:
+    band = [
+        (point.at, *point.ci95)
+        for point in tables.scores.curve("froc")
+        if point.ci95 and point.at is not None and point.at <= right
+    ]
+    if len(band) < 2:
         return False
+    rates, low, high = zip(*band, strict=True)
     axes.fill_between(rates, low, high, color=FOUND, alpha=0.15, linewidth=0)
     return True
 

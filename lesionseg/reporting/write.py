@@ -352,11 +352,13 @@ def label_rows(tables: Evaluation) -> list[dict[str, Any]]:
         columns["box AP, IoU 0.5 to 0.95"] = "box_ap_50_95"
     else:
         columns["Dice"] = "dice"
-    rows: list[dict[str, Any]] = []
-    for label in scores.labels:
-        numbers = {words: scores.find(name, label=label).value for words, name in columns.items()}
-        rows.append({"label": label, **numbers})
-    return rows
+    return [
+        {
+            "label": label,
+            **{words: scores.find(name, label=label).value for words, name in columns.items()},
+        }
+        for label in scores.labels
+    ]
 
 
 def slider_data(tables: Evaluation) -> dict[str, Any] | None:
@@ -371,9 +373,10 @@ def slider_data(tables: Evaluation) -> dict[str, Any] | None:
         return None
     found = tables.lesions[["detected_at", tables.size_column, "case", "lesion"]].astype(object)
     rows = found.where(found.notna(), None).to_numpy().tolist()  # JSON has no NaN
-    sizes = []
-    for part in tables.size_classes:
-        sizes.append([part.least, part.below, size_class_words(part, tables.scores.size_unit)])
+    sizes = [
+        [part.least, part.below, size_class_words(part, tables.scores.size_unit)]
+        for part in tables.size_classes
+    ]
     return {
         "cases": tables.n_scanned,
         "start": tables.threshold,

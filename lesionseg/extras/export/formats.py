@@ -415,9 +415,6 @@ def inference_config(plan: Plan, calibration: Calibration | None = None) -> dict
             f"[f'_{{c:04d}}{suffix}'.join(f.rsplit('{ending}', 1)) for c in range({n_channels})]"
         )
     compressed = "" if plan.dims == 2 else f" + glob.glob(@dataset_dir + '/*{ending}.gz')"
-    normalisations = {}
-    for c, normalisation in enumerate(plan.normalisation):
-        normalisations[f"normalise_{c}"] = _normalisation_text(normalisation)
     return {
         "imports": [
             "$import glob",
@@ -437,7 +434,7 @@ def inference_config(plan: Plan, calibration: Calibration | None = None) -> dict
         "data": f"$[{{'image': {files}}} for f in @images]",
         "network_def": "$move_to_device_pass("
         f"torch.export.load(@bundle_root + '/{PROGRAM}'), str(@device)).module()",
-        **normalisations,
+        **{f"normalise_{c}": _normalisation_text(one) for c, one in enumerate(plan.normalisation)},
         "preprocessing": _step("Compose", transforms=_preprocessing(plan)),
         "dataset": _step("Dataset", data="@data", transform="@preprocessing"),
         "inferer": _step(

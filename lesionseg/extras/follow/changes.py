@@ -360,7 +360,7 @@ class _Side:
     def sizes(self) -> Numbers:
         """The sizes `[n]` in mm³, in 2-D in mm²."""
         voxel_size = self.lesions.geometry.voxel_size
-        return voxel_size * self.lesions.n_voxels[self.rows]
+        return np.asarray(voxel_size * self.lesions.n_voxels[self.rows], float)
 
     def n_whole(self, rule: ChangeRule) -> int:
         """Count the lesions that are not pieces (see `find_changes`). Return at least 1."""

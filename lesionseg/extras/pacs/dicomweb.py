@@ -220,8 +220,7 @@ class DicomWeb:
             if _value_of(series, _MODALITY) in NO_IMAGE:
                 continue
             try:
-                for scan in _scans_of_series(self, series, folder):
-                    scans.append(scan.unless(unwanted))
+                scans += [one.unless(unwanted) for one in _scans_of_series(self, series, folder)]
             except ReadError as error:
                 scan = Scan(CaseFiles(uid, (), group=uid), uid)
                 scans.append(scan.add_finding(UNREADABLE, str(error)))

@@ -318,9 +318,8 @@ class ResultObjects:
             source="lesionseg",
             parameters=self.parameters,
         )
-        descriptions = []
-        for n, name in enumerate(names, start=1):
-            description = seg.SegmentDescription(
+        return [
+            seg.SegmentDescription(
                 segment_number=n,
                 segment_label=name,
                 segmented_property_type=_LESION,
@@ -331,8 +330,8 @@ class ResultObjects:
                 tracking_uid=self.uid("tracking", name),
                 display_color=color.CIELabColor(*_COLOURS[(n - 1) % len(_COLOURS)]),
             )
-            descriptions.append(description)
-        return descriptions
+            for n, name in enumerate(names, start=1)
+        ]
 
     def make_report(
         self,

@@ -92,8 +92,7 @@ def trial_table(search: TuningSearch) -> list[list[str]]:
     table = [header]
     for trial in search.trials:
         row = [str(trial.number), f"{trial.alpha:.3f}", f"{trial.gamma:.2f}"]
-        for name in names:
-            row.append(f"{trial.scores[name]:.3f}" if name in trial.scores else "–")
+        row += [f"{trial.scores[n]:.3f}" if n in trial.scores else "–" for n in names]
         seconds = "–" if trial.seconds is None else f"{trial.seconds:.0f}"
         row += [trial.state, seconds]
         if has_notes:

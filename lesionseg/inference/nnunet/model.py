@@ -133,9 +133,10 @@ def read_nnunet_model(files: NnunetModelFiles) -> tuple[tuple[nn.Module, ...], P
     """
     checkpoints = [_read_fold(files, fold) for fold in files.folds]
     plan = _plan_of(files, checkpoints[0])
-    networks = []
-    for fold, checkpoint in zip(files.folds, checkpoints, strict=True):
-        networks.append(_network(plan, checkpoint, files.where(files.checkpoint(fold))))
+    networks = [
+        _network(plan, checkpoint, files.where(files.checkpoint(fold)))
+        for fold, checkpoint in zip(files.folds, checkpoints, strict=True)
+    ]
     return tuple(networks), plan
 
 

@@ -142,13 +142,13 @@ def _select_lesions(
 
 def _segment_names(header: "Header") -> dict[int, str]:
     """Return the names of the segments or contour sets by their numbers, without the background."""
-    names: dict[int, str] = {}
-    for segment in header.get("SegmentSequence", ()):
-        names[int(segment.SegmentNumber)] = str(segment.get("SegmentLabel"))
+    names = {
+        int(one.SegmentNumber): str(one.get("SegmentLabel"))
+        for one in header.get("SegmentSequence", ())
+    }
     names.pop(0, None)  # the background of a LABELMAP
-    for roi in header.get("StructureSetROISequence", ()):
-        names[int(roi.ROINumber)] = str(roi.get("ROIName"))
-    return names
+    rois = header.get("StructureSetROISequence", ())
+    return names | {int(roi.ROINumber): str(roi.get("ROIName")) for roi in rois}
 
 
 def _match_labels(

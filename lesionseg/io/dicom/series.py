@@ -237,10 +237,11 @@ def series_headers(path: Path, remarks: Remarks | None = None) -> dict[Path, "He
             headers[file] = header
         elif _might_be_a_slice(file):
             remarks.add("not a DICOM image, left out", file.name)
-    wanted: dict[Path, Header] = {}
-    for file, header in headers.items():
-        if name in (None, text(header, "SeriesNumber"), series_key(header)):
-            wanted[file] = header
+    wanted = {
+        file: header
+        for file, header in headers.items()
+        if name in (None, text(header, "SeriesNumber"), series_key(header))
+    }
     _leave_out_copies(wanted, remarks)
     uids = {series_key(header) for header in wanted.values()}
     for file, fault in damaged.items():

@@ -303,10 +303,10 @@ def read_coco(root: Path, annotations: Path | None = None) -> Table:
         for image in list_images(root):
             images.setdefault(image.name, []).append(image)
         files = [AnnotationFile(annotations, (root / "images", root), images=images)]
-    contents: list[tuple[AnnotationFile, _Content]] = []
-    for file in files:
-        content = parse_as(_Content, read_json(file.path, allow_nan=True), file.path)
-        contents.append((file, content))
+    contents = [
+        (file, parse_as(_Content, read_json(file.path, allow_nan=True), file.path))
+        for file in files
+    ]
     names, label_of, findings = _find_labels(root, contents)
     cases: list[CaseFiles] = []
     for file, content in contents:

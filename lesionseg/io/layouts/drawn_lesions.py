@@ -153,10 +153,10 @@ def _to_pixels(lesion: StatedLesion, image: Path, geometry: Geometry) -> StatedL
     if lesion.unit == "mm":
         return _to_voxels(lesion, geometry)
     if lesion.unit == "share":
-        polygons = []
-        for polygon in lesion.outline:
-            points = np.reshape(polygon, (-1, 2)) * geometry.shape[::-1]
-            polygons.append(tuple(points.ravel().tolist()))
+        polygons = [
+            tuple((np.reshape(polygon, (-1, 2)) * geometry.shape[::-1]).ravel().tolist())
+            for polygon in lesion.outline
+        ]
         box = np.multiply(lesion.box, 2 * geometry.shape)
         return replace(lesion, box=tuple(box.tolist()), outline=tuple(polygons))
     return lesion

@@ -214,7 +214,7 @@ def _match_rows(
             findings.append(Finding(LISTED, text, case, "error"))
     for case, files in sorted(masks.items()):
         mask = files[min(files)]  # a mask has one file, usually without a number
-        rows.append(Row(CaseFiles(case, (), reference=mask), mask))
+        rows.append(Row(CaseFiles(case, (), mask), mask))
     return rows
 
 

@@ -315,10 +315,11 @@ def _parse_line(
 
 def _find_orphans(path: Path, used: set[Path]) -> list[Finding]:
     """Return a finding on the text files next to used ones that belong to no image, if any."""
-    orphans: list[str] = []
-    for folder in sorted({file.parent for file in used}):
-        for file in sorted(folder.glob("*.txt")):
-            if file not in used and file.name not in _NO_LABELS:
-                orphans.append(file.name)
+    orphans = [
+        file.name
+        for folder in sorted({file.parent for file in used})
+        for file in sorted(folder.glob("*.txt"))
+        if file not in used and file.name not in _NO_LABELS
+    ]
     words = "without an image, left out"
     return findings_about(path, orphans, "text file", words, most=5, severity="warning")
