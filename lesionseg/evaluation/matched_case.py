@@ -511,9 +511,8 @@ def match_case(
         given = given.with_zones(zones.of(matched.candidates))
         zones_of_lesions = zones.of(matched.lesions)
     # Each region is scored like a case of one label. The calls get no labels and end there.
-    matched_regions = {}
-    for name, values in _scorable_regions(labels, prediction).items():
-        matched_regions[name] = match_case(
+    matched_regions = {
+        name: match_case(
             _cut_reference(reference, values),
             _cut_prediction(prediction, values),
             preset,
@@ -521,6 +520,8 @@ def match_case(
             group=group,
             role=role,
         )
+        for name, values in _scorable_regions(labels, prediction).items()
+    }
     # the maps are left out, because all cases stay in memory
     return MatchedCase(
         prediction=replace(given, instances=None, values=None),

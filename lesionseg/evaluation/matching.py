@@ -233,9 +233,9 @@ def match(
     overlaps = overlap_table(candidates, lesions)
     overlaps = overlaps.where(~lost[overlaps.candidate])
     same_label = candidates.labels[overlaps.candidate] == lesions.labels[overlaps.lesion]
-    links = {}
-    for rule in SECONDARY_CRITERIA:
-        links[rule] = find_links(rule, candidates, lesions, overlaps, lost)
+    links = {
+        rule: find_links(rule, candidates, lesions, overlaps, lost) for rule in SECONDARY_CRITERIA
+    }
     links[criterion] = find_links(criterion, candidates, lesions, overlaps.where(same_label), lost)
     within_labels = Match(
         scores=np.array([c.score for c in prediction.candidates], float),

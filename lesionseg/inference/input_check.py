@@ -487,9 +487,7 @@ def _is_blank(channel: NDArray[Any], valid: Flags | None) -> bool:
 
     Equal means equal to the median of a sample, with a relative difference of up to 1e-5.
     """
-    values = channel
-    if valid is not None and valid.any():
-        values = channel[valid]
+    values = channel[valid] if valid is not None and valid.any() else channel
     sample = _sample(values)
     median = float(np.median(sample))
     tolerance = EQUAL * abs(median)

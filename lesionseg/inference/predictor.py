@@ -138,9 +138,7 @@ class Predictor:
         self._accepted_by = None if operating_point is None else Aim.parse(operating_point)
         in_memory = all(isinstance(one, Bundle) for one in given)
         # device and memory format of a network in memory are kept, because it may be in training
-        chosen = None
-        if device is not None or not in_memory:
-            chosen = choose_device(device or "auto")
+        chosen = choose_device(device or "auto") if device is not None or not in_memory else None
         recipe = self.plan.nnunet
         dims = self.plan.dims if recipe is None else recipe.network_dims
         memory_format = None

@@ -100,9 +100,8 @@ def _encoder_bytes(architecture: Architecture) -> list[float]:
 def _decoder_bytes(plan: Plan) -> list[float]:
     """Return the bytes that each stage of the decoder keeps per voxel of the image."""
     architecture = plan.architecture
-    first = 0
-    if plan.anchors is not None and not plan.has_voxels:
-        first = plan.anchors.stages[0]  # the decoder ends at the finest stage with anchors
+    # the decoder of a RetinaNet ends at the finest stage with anchors
+    first = plan.anchors.stages[0] if plan.anchors is not None and not plan.has_voxels else 0
     stages = list(zip(architecture.features, _shares(architecture), strict=True))[first:-1]
     found = []
     for features, share in stages:

@@ -90,9 +90,7 @@ def train_fold(experiment: Experiment, plan: Plan) -> TrainedModel | None:
     validate = None
     validation_cases = experiment.cases("validation")
     held_out = choose_validated(validation_cases, experiment.survey.counts, VALIDATE_CASES)
-    check = None
-    if is_rank_zero():
-        check = training_ranges(cases, plan, experiment.survey.fingerprint)
+    check = training_ranges(cases, plan, experiment.survey.fingerprint) if is_rank_zero() else None
     if budget.validate_every_minutes is not None and held_out:
         log.info(
             "During the training, %d of %d validation cases choose the weights.",

@@ -232,9 +232,7 @@ def candidate_rule(
     carries no information, so the floor is at least π.
     """
     smallest = float(np.percentile(lesion_voxels, 5)) if len(lesion_voxels) else 0.0
-    least = 1
-    if smallest > 10:
-        least = int(min(max(smallest // 10, 2), 10))
+    least = int(min(max(smallest // 10, 2), 10)) if smallest > 10 else 1
     rule = CandidateRule(
         floor=max(CandidateRule().floor, prior_),
         min_voxels=least,

@@ -201,9 +201,7 @@ def _warn_of_divided_groups(divided: Mapping[str, str], used_for: str) -> None:
     for name, other in divided.items():
         names_of.setdefault(other, []).append(name)
     for other, names in names_of.items():
-        who = f"Patient {names[0]} is"
-        if len(names) > 1:
-            who = f"{len(names)} patients are"
+        who = f"{len(names)} patients are" if len(names) > 1 else f"Patient {names[0]} is"
         logger.warning(
             "%s in both %s and %s%s. Therefore %s scores will be too optimistic. Give all cases of "
             "a patient one role (column role, data.splits), or correct the patients (column "
@@ -451,15 +449,17 @@ def _make_units(
     members: dict[str, list[str]] = {}
     for case in pool:
         members.setdefault(case.case if one_group else case.patient, []).append(case.case)
-    units: dict[str, _Unit] = {}
-    for name, cases in sorted(members.items()):
-        with_lesions = [case for case in cases if counts[case] > 0]
-        units[name] = _Unit(
+    units = {
+        name: _Unit(
             cases=tuple(cases),
             n_lesions=sum(counts[case] for case in cases),
             size=median(lesions.sizes.get(case, 0.0) for case in cases),
-            labels=frozenset().union(*(lesions.labels.get(case, ()) for case in with_lesions)),
+            labels=frozenset().union(
+                *(lesions.labels.get(case, ()) for case in cases if counts[case] > 0)
+            ),
         )
+        for name, cases in sorted(members.items())
+    }
     names = list(units)
     # sorting is stable, so units of equal numbers stay in random order
     shuffled = [names[i] for i in rng.permutation(len(names))]

@@ -320,9 +320,7 @@ def _caption(
 
 def draw_picture(scene: Scene) -> str:
     """Return the image as a JPEG in a data URI, with at most `LARGEST_SIDE` pixels per side."""
-    image = scene.image
-    if scene.colours is not None:
-        image = np.moveaxis(scene.colours, 0, -1)
+    image = np.moveaxis(scene.colours, 0, -1) if scene.colours is not None else scene.image
     picture = Image.fromarray(display_levels(image, WINDOW))
     picture.thumbnail((LARGEST_SIDE, LARGEST_SIDE), Image.Resampling.BOX)
     buffer = io.BytesIO()

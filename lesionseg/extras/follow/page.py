@@ -46,10 +46,15 @@ def draw_changes(
     grid = pair.after.geometry
     before = _lesions_to_outline(pair.before, [c.lesion_before for c in accepted])
     after = _lesions_to_outline(pair.after, [c.lesion_after for c in accepted])
-    scenes = {}
-    for visit, image, matrix in zip(VISITS, images, (pair.matrix, None), strict=True):
-        scan = read_finite(image, grid, matrix=matrix).array[0].astype(np.float32)
-        scenes[visit] = Scene(scan, grid, reference=before, accepted=after)
+    scenes = {
+        visit: Scene(
+            read_finite(image, grid, matrix=matrix).array[0].astype(np.float32),
+            grid,
+            reference=before,
+            accepted=after,
+        )
+        for visit, image, matrix in zip(VISITS, images, (pair.matrix, None), strict=True)
+    }
     cards = []
     for change in accepted[:MAX_PICTURES]:
         lesions = [c for c in pair.before.candidates if c.id in change.lesion_before]

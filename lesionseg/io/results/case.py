@@ -311,9 +311,7 @@ def _common_grid(files: PredictionFiles, geometry: Geometry | None, *, by_image:
     """
     grid = geometry
     source_of_grid = Path("the scan")
-    pixel_mm = None
-    if geometry is not None and geometry.dims == 2:
-        pixel_mm = geometry.spacing_mm[0]
+    pixel_mm = geometry.spacing_mm[0] if geometry is not None and geometry.dims == 2 else None
     for file in filter(None, (files.instances, files.mask, files.regions)):
         own = read_geometry(file, pixel_mm=pixel_mm)
         if grid is None:
@@ -340,9 +338,7 @@ def _read_masks(files: PredictionFiles, grid: Geometry, *, binary: bool) -> Pred
         values = np.asarray(read_mask(files.mask).labels)
         require_exact_values(files.mask, values)
     labels = (values > 0).astype(np.uint8) if binary else values
-    instances = None
-    if files.instances is not None:
-        instances = read_instances(files.instances).instances
+    instances = read_instances(files.instances).instances if files.instances is not None else None
     prediction = unscored_prediction(files.case, grid, labels, instances)
     return replace(prediction, values=values if binary and files.mask else None)
 
