@@ -521,6 +521,7 @@ class PredictConfig(OutputCommand):
     save_probabilities: bool
     preview: bool
     names: MaskNames
+    subject: Literal["PatientID"] | None
     overwrite: bool
     series: SeriesConfig
     dicom_output: bool | Literal["all"]
@@ -545,10 +546,12 @@ class PredictConfig(OutputCommand):
         return self.model_copy(update=changes)
 
     @model_validator(mode="after")
-    def _validate_zones(self) -> Self:
-        """Return self. Raise `ValueError` if zones are named without their masks."""
+    def _validate_needs(self) -> Self:
+        """Return self. Raise `ValueError` if a setting lacks another one that it needs."""
         if self.inference.keep_zones is not None and self.zones is None:
             raise ValueError("inference.keep_zones needs the masks of zones=FOLDER")
+        if self.subject is not None and self.names != "bids":
+            raise ValueError("subject=PatientID needs names=bids")
         return self
 
     @model_validator(mode="after")

@@ -10,7 +10,8 @@ from lesionseg.errors import DatasetError, LesionsegError
 from lesionseg.io.files import digest_of
 from lesionseg.io.volumes import strip_suffix
 
-# file systems allow 255 bytes; the longest name is ".xxxxxxxx-<id>_label-lesion_mask.nii.gz"
+# file systems allow 255 bytes; the longest name is
+# ".xxxxxxxx-<entities>_space-orig_label-lesion_desc-<suffix>_mask.nii.gz"
 MAX_ID_BYTES = 200
 _CHANNEL = re.compile(r"(.+)_(\d{4})")  # nnU-Net's names of the files of a case
 _DIGEST_DIGITS = 10  # digits of the digest that replaces the middle of an id that is too long

@@ -31,7 +31,13 @@ from lesionseg.io.files import TEXT_SUFFIXES, is_file_or_broken_link
 from lesionseg.io.formats import DICOM
 from lesionseg.io.layouts.manifest import read_scan_rows
 from lesionseg.io.limits import convert_read_errors
-from lesionseg.io.results.names import CANDIDATES, OWN_ENDINGS, PROBABILITIES, bids_case_id
+from lesionseg.io.results.names import (
+    CANDIDATES,
+    OWN_ENDINGS,
+    PROBABILITIES,
+    bids_case_id,
+    bids_label,
+)
 from lesionseg.io.results.row import CaseRow
 from lesionseg.io.text import printable_text
 from lesionseg.io.tiff import is_stack
@@ -260,6 +266,7 @@ def find_scans(
     results: Path | None = None,
     unwanted: Callable[[Scan], str] | None = None,
     names: MaskNames = "lesionseg",
+    by_patient_id: bool = False,
 ) -> FoundScans:
     """Find the scans of an input.
 
@@ -286,6 +293,8 @@ def find_scans(
         unwanted: Returns the reason why a scan is not meant to be predicted, or "".
         names: The names of the masks of the scans. With `bids`, case ids are those of
             `bids_case_id`, and an id without a subject is an error of its scan.
+        by_patient_id: True makes the BIDS subject of a DICOM scan of its PatientID. Scans of two
+            patients with the same subject get an error.
 
     Raises:
         DatasetError: `source` does not exist or cannot be opened, or is a table without cases or
@@ -305,24 +314,41 @@ def find_scans(
     if unwanted is not None:
         scans = [scan.unless(unwanted) for scan in scans]
     if names == "bids":
-        scans = [_named_as_in_bids(scan) for scan in scans]
+        patients: dict[str, set[str]] = defaultdict(set)
+        for scan in scans if by_patient_id else ():
+            if scan.dicom is not None:
+                patients[comparison_key(_subject_of(scan))].add(scan.dicom.patient_id)
+        scans = [_named_as_in_bids(scan, patients) for scan in scans]
     ordered = sorted(scans, key=lambda scan: scan.key)
     return FoundScans(source, root, tuple(_mark_clashes(ordered)), tuple(notes))
 
 
-def _named_as_in_bids(scan: Scan) -> Scan:
-    """Return a scan with an id of BIDS, or with the error that its id has no subject.
+def _named_as_in_bids(scan: Scan, patients: Mapping[str, Collection[str]]) -> Scan:
+    """Return a scan with an id of BIDS, or with the error that it has no subject of its own.
 
     A scan with findings is returned unchanged. A scan with a new id has no `other_case`.
+    `patients`: the PatientIDs of each subject; empty if PatientIDs do not give the subjects.
     """
     if scan.findings:
         return scan
+    subject = _subject_of(scan) if patients else ""
+    same = sorted(patients.get(comparison_key(subject), ()))
     try:
-        case = bids_case_id(scan.case)
+        if subject and len(same) > 1:
+            raise DatasetError(
+                f"subject=PatientID: the patients {join_names(map(repr, same), _MAX_SHOWN)} would "
+                f"all be sub-{subject}. Predict each of them into another output."
+            )
+        case = bids_case_id(scan.case, subject)
     except DatasetError as error:
         return scan.add_finding("name", str(error))
     group = case if scan.files.group == scan.case else scan.files.group
     return replace(scan, files=replace(scan.files, case=case, group=group), other_case="")
+
+
+def _subject_of(scan: Scan) -> str:
+    """Return the letters and digits of the PatientID. "" if there are none."""
+    return "" if scan.dicom is None else bids_label(scan.dicom.patient_id)
 
 
 def describe_scan(files: CaseFiles) -> Scan:

@@ -8,14 +8,14 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from lesionseg.config import MaskNames, PredictConfig, SeriesConfig, is_dicomweb, is_url
+from lesionseg.config import PredictConfig, is_dicomweb, is_url
 from lesionseg.errors import ConfigError, DatasetError, LesionsegError, OutputError, count
 from lesionseg.extra import find_extra
 from lesionseg.io.nnunet_probabilities import write_description
 from lesionseg.io.remote import download, upload
+from lesionseg.io.results.bids_files import write_bids_description
 from lesionseg.io.results.folder import PredictionFolder, claim_table
-from lesionseg.io.results.index import PredictionIndex
-from lesionseg.io.results.names import write_bids_description
+from lesionseg.io.results.index import PredictionIndex, left_out_row
 from lesionseg.io.results.row import CaseRow
 from lesionseg.io.scans import FoundScans, Scan, find_scans
 from lesionseg.io.volumes import result_suffix
@@ -102,7 +102,7 @@ def _predict(
     try:
         if pacs is None:
             source = download(cfg.input)
-            found = find_input_scans(source, folder, plan, cfg.series, names=cfg.names)
+            found = find_input_scans(source, folder, plan, cfg)
         else:
             unwanted = partial(explain_unwanted, cfg=cfg.series, plan=plan, archive=True)
             found = pacs.find_scans(fetched, unwanted)
@@ -287,18 +287,11 @@ def _is_of_series(row: CaseRow, scan: Scan, series_uid: str) -> bool:
     return False
 
 
-def find_input_scans(
-    source: Path,
-    output: Path,
-    plan: Plan,
-    series: SeriesConfig,
-    *,
-    names: MaskNames = "lesionseg",
-) -> FoundScans:
+def find_input_scans(source: Path, output: Path, plan: Plan, cfg: PredictConfig) -> FoundScans:
     """Find the scans of `source`, except results of an earlier run in `output`.
 
-    Scans that are not predicted, because of `series` or because they are localisers or single
-    slices of an archive, are included with the reason. `names`: the names of masks in `output`.
+    Scans that are not predicted, because of `cfg.series` or because they are localisers or single
+    slices of an archive, are included with the reason.
 
     Raises:
         DatasetError: if no scan is found.
@@ -309,8 +302,9 @@ def find_input_scans(
         len(plan.channel_names),
         dims=plan.dims,
         results=output.resolve(),
-        unwanted=partial(explain_unwanted, cfg=series, plan=plan, archive=is_archive(source)),
-        names=names,
+        unwanted=partial(explain_unwanted, cfg=cfg.series, plan=plan, archive=is_archive(source)),
+        names=cfg.names,
+        by_patient_id=cfg.subject == "PatientID",
     )
     if not found.scans:
         raise DatasetError(found.explain_nothing_found())

@@ -33,6 +33,7 @@ from lesionseg.inference.read_ahead import memory_budget, needed_bytes, read_ahe
 from lesionseg.io.dicom.headers import read_acquisition
 from lesionseg.io.files import digest_of
 from lesionseg.io.nnunet_probabilities import write_probabilities
+from lesionseg.io.results.bids_files import write_sidecar
 from lesionseg.io.results.case import write_prediction
 from lesionseg.io.results.folder import PredictionFolder
 from lesionseg.io.results.index import Digests
@@ -356,6 +357,9 @@ class CaseWork:
                 names=self.cfg.names,
                 row=row,
             )
+            if self.cfg.names == "bids" and prediction.instances is not None:
+                images = item.scan.files.images
+                write_sidecar(new_files, item.case, images, self.results.path)
             if self.cfg.preview:
                 from lesionseg.reporting import write_preview  # imports matplotlib
 

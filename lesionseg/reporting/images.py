@@ -32,6 +32,7 @@ from lesionseg.io.layouts import ReadingRules, list_dataset
 from lesionseg.io.references import References, open_reference
 from lesionseg.io.results.case import PredictionFiles
 from lesionseg.io.results.index import list_predictions
+from lesionseg.io.results.names import without_bids_suffix
 from lesionseg.io.scans import find_scans
 from lesionseg.ops.components import lesion_mask
 
@@ -192,11 +193,14 @@ class Sources:
         """Return the names that the image and the prediction of a case may have.
 
         Those of the film `p1_0000` may also be named `p1`, unless the dataset has another case of
-        this name.
+        this name. With `names=bids`, the prediction of `sub-1` may be named `sub-1_FLAIR`.
         """
         short_name, number = split_channel(case)
         if number != 0:
-            return [case]
+            return [
+                case,
+                *(name for name in self._predictions if without_bids_suffix(name) == case),
+            ]
         is_other_case = self._images is not None and short_name in self._files
         return [case] if is_other_case else [case, short_name]
 

@@ -369,7 +369,14 @@ def test_probabilities_of_a_network_of_boxes_have_no_labels(rng):
 
 
 @pytest.mark.parametrize(
-    "name", ["out", "out/found.nii.gz", "out/P1_mask.nii", "out/sub-1_label-lesion_mask.nii"]
+    "name",
+    [
+        "out",
+        "out/found.nii.gz",
+        "out/P1_mask.nii",
+        "out/sub-1_label-lesion_mask.nii",
+        "out/sub-1_space-orig_label-lesion_desc-FLAIR_mask.nii",
+    ],
 )
 def test_saved_mask_has_the_axes_of_the_file_of_the_scan(image, plan, tmp_path, name):
     scan = nib.Nifti1Image(image.T, np.diag([-1.0, 1.0, 1.0, 1.0]))

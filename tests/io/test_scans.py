@@ -371,3 +371,34 @@ def test_picture_of_a_result_is_no_scan(tmp_path):
     found = find_scans(tmp_path, 1, dims=2)
     assert [scan.path for scan in found.scans] == ["knee_preview.png"]
     assert "results of predict (found/a_preview.png)" in found.left_out[0].message
+
+
+def _name_by_patient(root):
+    """Find scans with names of BIDS and subjects of PatientIDs. Return the errors by case id."""
+    scans = find_scans(root, 1, names="bids", by_patient_id=True).scans
+    return {scan.case: scan.fault for scan in scans}
+
+
+def test_subject_is_the_patient_id_only_on_request(tmp_path):
+    for n, patient in enumerate(("P-1", "P-1", "P2", "")):
+        place = tmp_path / ("sub-9" if n == 3 else "night") / f"{n}.dcm"
+        write_dicom_file(place, np.ones((8, 9), np.uint16), DX, PatientID=patient)
+    found = _name_by_patient(tmp_path)
+    # a scan without PatientID has the subject of its path
+    assert found == dict.fromkeys(
+        ("sub-P1_night0", "sub-P1_night1", "sub-P2_night2", "sub-9_3"), ""
+    )
+    scans = find_scans(tmp_path, 1, names="bids").scans
+    assert sorted(scan.case for scan in scans if not scan.fault) == ["sub-9_3"]
+    assert not any("P1" in scan.case for scan in find_scans(tmp_path, 1).scans)
+
+
+def test_patients_with_the_same_subject_are_an_error_that_lists_them(tmp_path):
+    for n, patient in enumerate(("P-1", "p1", "P2")):
+        place = tmp_path / f"{n}.dcm"
+        write_dicom_file(place, np.ones((8, 9), np.uint16), DX, PatientID=patient)
+    found = _name_by_patient(tmp_path)
+    assert found.pop("sub-P2_2") == ""
+    assert len(found) == 2
+    for message in found.values():
+        assert "'P-1', 'p1'" in message

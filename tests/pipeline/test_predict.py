@@ -16,7 +16,6 @@ from lesionseg.errors import BundleError, ConfigError, DatasetError, OutputError
 from lesionseg.evaluation.measures import counts_of
 from lesionseg.inference.bundle import write_bundle
 from lesionseg.io.files import locked_folder
-from lesionseg.io.layouts import read_dataset
 from lesionseg.io.results import folder as folder_module
 from lesionseg.io.results.index import find_predictions
 from lesionseg.io.text import read_csv, read_json
@@ -335,60 +334,6 @@ def test_little_memory_changes_no_result(bundle, scans, tmp_path):
     run(bundle, scans, tmp_path / "little", names="nnunet", inference=limits)
     assert contents(tmp_path / "plenty") == contents(tmp_path / "little")
     assert not (tmp_path / "little" / "a_mask.nii.gz").exists()
-
-
-@pytest.fixture
-def bids(tmp_path, scans):
-    """Write a BIDS folder of two sessions, the second of which has two runs."""
-    image = read_volume(scans / "a.nii.gz")
-    root = tmp_path / "bids"
-    for name in ("ses-a_FLAIR", "ses-a_T1w", "ses-b_run-1_FLAIR", "ses-b_run-2_FLAIR"):
-        folder = root / "sub-1" / name[:5] / "anat"
-        folder.mkdir(parents=True, exist_ok=True)
-        write_volume(folder / f"sub-1_{name}.nii.gz", image)
-    return root
-
-
-def test_bids_reader_and_evaluate_read_results_named_as_in_bids(bundle, bids, tmp_path):
-    out = bids / "derivatives" / "lesionseg"
-    first = run(bundle, f"{bids}/sub-1/*/anat/*_FLAIR.nii.gz", out, names="bids")
-    runs = ("sub-1_ses-b_run-1", "sub-1_ses-b_run-2")
-    assert statuses(first) == dict.fromkeys(("sub-1_ses-a", *runs), "done")
-    description = read_json(out / "dataset_description.json")
-    assert description["DatasetType"] == "derivative"
-    made_by = {"Name": "lesionseg", "Version": lesionseg.__version__}
-    assert description["GeneratedBy"] == [made_by]
-    mask = out / "sub-1_ses-a_label-lesion_mask.nii.gz"
-    prediction = find_predictions(out)["sub-1_ses-a"].read()
-    np.testing.assert_array_equal(read_volume(mask).array[0], prediction.mask())
-
-    shutil.copytree(out, tmp_path / "reference", ignore=shutil.ignore_patterns("*[!k].nii.gz"))
-    for other in (tmp_path / "reference").glob("*_candidates.json"):
-        other.unlink()
-    scored = evaluate(tmp_path / "reference", out, tmp_path / "scores", replicates=0)
-    assert scored.scores["lesion_recall"].value == 1
-    assert scored.scores["n_cases"].value == 3
-
-    again = run(bundle, f"{bids}/sub-1/*/anat/*_FLAIR.nii.gz", out, names="bids")
-    assert set(statuses(again).values()) == {"kept"}
-    for file in out.glob("*_run-*"):  # the reader takes one mask of a session
-        file.unlink()
-    (case,) = read_dataset(bids).cases
-    assert (case.case, case.reference) == ("sub-1_ses-a", mask)
-    assert [image.name for image in case.images] == [
-        "sub-1_ses-a_FLAIR.nii.gz",
-        "sub-1_ses-a_T1w.nii.gz",
-    ]
-
-
-def test_bids_names_need_a_subject_and_one_scan_per_name(bundle, bids, scans, tmp_path):
-    outcome = run(bundle, scans, tmp_path / "out", names="bids")
-    assert statuses(outcome) == dict.fromkeys(CASES, "failed")
-    assert all("sub-<label>" in row.message for row in outcome.rows)
-    session = bids / "sub-1" / "ses-a"  # FLAIR and T1w
-    two = run(bundle, session, tmp_path / "two", names="bids")
-    assert statuses(two) == {"sub-1_ses-a": "failed"}
-    assert all("glob" in row.message for row in two.rows)
 
 
 def test_regions_are_painted_and_zones_named(plan, scans, tmp_path):

@@ -42,6 +42,8 @@ class DicomScan:
         study_uid: The UID of the study.
         series_uid: The UID of the series.
         instance_uid: The UID of a single file. "" for a series.
+        patient_id: The PatientID, which may identify the patient. No file may contain it unless the
+            user asked for it.
         modality: The modality, such as CT.
         description: The description of the series.
         n_slices: The number of slices, including the frames of a file.
@@ -61,6 +63,7 @@ class DicomScan:
     study_uid: str = ""
     series_uid: str = ""
     instance_uid: str = ""
+    patient_id: str = ""
     modality: str = ""
     description: str = ""
     n_slices: int = 1
@@ -171,6 +174,7 @@ def describe_headers(headers: Mapping[Path, Header]) -> DicomScan:
         study_uid=text(header, "StudyInstanceUID"),
         series_uid=text(header, "SeriesInstanceUID"),
         instance_uid="" if is_series else text(header, "SOPInstanceUID"),
+        patient_id=text(header, "PatientID"),
         modality=text(header, "Modality"),
         description=text(header, "SeriesDescription"),
         n_slices=sum(map(n_frames, headers.values())),

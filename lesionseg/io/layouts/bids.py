@@ -21,7 +21,7 @@ _MASK = re.compile(
     r".*_label-(?:lesions?[0-9]*|L)(?:_[a-z]+-[A-Za-z0-9]+)*_(?:mask|dseg)", re.IGNORECASE
 )
 _SESSION = re.compile(r"(sub-[A-Za-z0-9]+)(?:_(ses-[A-Za-z0-9]+))?_.*")
-_ENTITY = re.compile(r"_([a-z]+)-([A-Za-z0-9]+)")
+_ENTITY = re.compile(r"_(?!space-orig_)([a-z]+)-([A-Za-z0-9]+)")  # a scan is in its own space
 _NOT_OF_THE_SCAN = ("label", "desc")  # entities that describe a derivative, not its scan
 # these, further ones that do not distinguish scans, and the suffix
 _AFTER_SCAN = re.compile(r"_(?:(?:label|desc|space|res|den|mod|hemi|seg)-[A-Za-z0-9]+|[A-Za-z]+$)")

@@ -46,7 +46,12 @@ from lesionseg.io.grids import GridPair
 from lesionseg.io.layouts.nnunet import DATASET_JSON, read_nnunet_labels
 from lesionseg.io.masks import read_instances, read_mask, require_exact_values
 from lesionseg.io.nnunet_probabilities import LEVELS_UP
-from lesionseg.io.results.names import CANDIDATES, MASK_ENDINGS
+from lesionseg.io.results.names import (
+    BIDS_SUFFIXES,
+    CANDIDATES,
+    case_and_kind,
+    mask_stem,
+)
 from lesionseg.io.results.row import EMPTY, CaseRow, facts_of, read_row
 from lesionseg.io.text import read_json, write_json
 from lesionseg.io.volumes import (
@@ -230,50 +235,58 @@ def write_prediction(
         prediction: The prediction.
         like: The file of the scan. Masks get its format, see `result_suffix`, and its header, see
             `write_volume`. None writes `.nii.gz`, or `.png` for two axes.
-        names: The names of the masks, see `MASK_ENDINGS`. With `nnunet`, instances and regions get
+        names: The names of the masks, see `mask_stem`. With `nnunet`, instances and regions get
             another suffix, because nnU-Net's commands treat every file with the suffix of the masks
-            as a mask. If `place` is a file, its name decides instead.
+            as a mask. With `bids`, the mask is NIfTI. If `place` is a file, its name decides
+            instead.
         row: The facts of the scan and the run that the candidate file states.
 
     Raises:
         OutputError: The case id cannot be a file name, `place` is a file of a picture that is not
             PNG, or a file cannot be written.
     """
-    folder = place
-    suffix = result_suffix(like or Path(), prediction.geometry.dims)
     if is_image_file(place):
         folder = place.parent
         prediction, names = _name_by_mask(place, prediction)
+        mask = strip_suffix(place)
         suffix = format_suffix(place).lower()
+    else:
+        folder = place
+        mask = mask_stem(prediction.case, names)
+        suffix = result_suffix(like or Path(), prediction.geometry.dims)
+        suffix = BIDS_SUFFIXES[0] if names == "bids" else suffix
     case = prediction.case
     instances = prediction.instances
     check_case_id(case, folder, OutputError)
     other_suffix = _OTHER_SUFFIX.get(suffix, ".nrrd") if names == "nnunet" else suffix
 
-    def write(ending: str, array: NDArray[Any]) -> None:
+    def write(name: str, array: NDArray[Any]) -> None:
         volume = Volume(array[np.newaxis], prediction.geometry)
-        write_volume(folder / f"{case}{ending}", volume, like)
+        write_volume(folder / name, volume, like)
 
     if instances is not None:
         is_short = instances.max(initial=0) <= np.iinfo(np.uint16).max
-        write(f"{MASK_ENDINGS[names]}{suffix}", prediction.mask())
-        write(f"_instances{other_suffix}", instances.astype(np.uint16 if is_short else np.int32))
+        ids = instances.astype(np.uint16 if is_short else np.int32)
+        write(f"{mask}{suffix}", prediction.mask())
+        write(f"{case}_instances{other_suffix}", ids)
         if prediction.values is not None:
             regions = np.where(instances > 0, prediction.values, np.uint8(0))
-            write(f"_regions{other_suffix}", regions)
+            write(f"{case}_regions{other_suffix}", regions)
     write_candidates(folder / f"{case}{CANDIDATES}", prediction, names=names, row=row)
 
 
 def _name_by_mask(mask: Path, prediction: Prediction) -> tuple[Prediction, MaskNames]:
     """Return the prediction with the case id in the file name of its mask, and the kind of name.
 
-    Raise `OutputError` for the mask of a picture whose suffix is not `.png`.
+    The kind is `lesionseg` if the name ends in `_mask`, otherwise `nnunet`. Raise `OutputError` for
+    the mask of a picture whose suffix is not `.png`.
     """
     if prediction.geometry.dims == 2 and format_suffix(mask).lower() != ".png":
         raise OutputError(f"{mask}: the mask of a picture is PNG. Name a file in .png.")
-    stem = strip_suffix(mask)
-    names = next(names for names, ending in MASK_ENDINGS.items() if stem.endswith(ending))
-    return replace(prediction, case=stem.removesuffix(MASK_ENDINGS[names])), names
+    if not strip_suffix(mask).endswith("_mask"):
+        return replace(prediction, case=strip_suffix(mask)), "nnunet"
+    case, _ = case_and_kind(mask)
+    return replace(prediction, case=case), "lesionseg"
 
 
 def _check_mask(files: PredictionFiles, prediction: Prediction) -> None:

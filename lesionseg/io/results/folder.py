@@ -21,13 +21,16 @@ from lesionseg.io.files import LOCK, TEMPORARY_NAMES, locked_folder, output_erro
 from lesionseg.io.remote import stored_names, upload
 from lesionseg.io.results.names import (
     ALL_FAILED,
+    BIDS_MASKS,
+    BIDS_SUFFIXES,
     CANDIDATES,
+    EARLIER_BIDS,
     FAILED,
     FILES,
     FILES_OF_NNUNET,
-    MASK_ENDINGS,
     PREVIEW,
     looks_like_result,
+    mask_stem,
 )
 from lesionseg.io.results.row import (
     CaseRow,
@@ -40,6 +43,7 @@ from lesionseg.io.volumes import WRITTEN
 
 _PART = ".part"  # folder of a case whose files are being written
 _MOVING = ".moving"  # folder of a case whose files are complete and are being moved
+_FILES = "**/*.*"  # pattern of the files of a case; its folders have no dot
 _OF_TRAINING = ("oof", "test")  # folders of a run directory with scores and a report
 _WAIT_SECONDS = 1.0
 _MAX_SHOWN = 3  # file names in a message
@@ -106,6 +110,9 @@ class PredictionFolder:
         path: The folder, which may not exist yet.
         url: The URL that files are uploaded to, or the path itself (see `remote.upload`).
         names: The names of the masks, see `write_prediction`.
+
+    Raises:
+        OutputError: If an earlier version has written masks with `names=bids` into the folder.
     """
 
     def __init__(self, path: Path, url: str = "", names: MaskNames = "lesionseg") -> None:
@@ -114,7 +121,13 @@ class PredictionFolder:
         self._url = url
         self._present = stored_names(path, url)  # masks at a URL are not downloaded
         if path.is_dir():
-            self._present |= {file.name for file in path.iterdir()}
+            self._present |= _list_names(path, "*") | _list_names(path, BIDS_MASKS)
+        earlier = [name for name in self._present if "/" not in name and EARLIER_BIDS in name]
+        if names == "bids" and earlier:
+            raise OutputError(
+                f"{path}: an earlier version has written {min(earlier)}, but names=bids now has a "
+                "folder for each subject. Name another output, or move these results away."
+            )
         # the case ids that some file system cannot distinguish, by their common key
         self._spellings: dict[str, set[str]] = defaultdict(set)
         for name in self._present:
@@ -171,7 +184,7 @@ class PredictionFolder:
                 raise ConflictError(f"{self.path} contains {reason}. Name another output{advice}.")
         if recorded is None or recorded.key != row.key or not recorded.is_done:
             return None
-        masks = {f"{case}{MASK_ENDINGS[self.names]}{suffix}" for suffix in WRITTEN}
+        masks = {f"{mask_stem(case, self.names)}{suffix}" for suffix in WRITTEN}
         lacks_mask = needs_mask and masks.isdisjoint(self._present)
         lacks_preview = needs_preview and f"{case}{PREVIEW}" not in self._present
         return None if lacks_mask or lacks_preview else recorded
@@ -287,9 +300,10 @@ class PredictionFolder:
         return self._find(case, (*FILES, *FILES_OF_NNUNET) if is_nnunet else FILES)
 
     def _find(self, case: str, endings: Sequence[str]) -> list[str]:
-        """Return the names of the case's present files with these endings."""
+        """Return the names of the case's present files with these endings, and those of BIDS."""
         names = [f"{case}{ending}" for ending in endings]
-        return [name for name in names if name in self._present]
+        names += [f"{mask_stem(case, 'bids')}{suffix}" for suffix in BIDS_SUFFIXES]
+        return [name for name in dict.fromkeys(names) if name in self._present]
 
     @contextmanager
     def write_case(self, case: str) -> Iterator[Path]:
@@ -387,12 +401,12 @@ class PredictionFolder:
         """
         part = self._hidden(case, _PART)
         old = self.files(case)
-        for file in part.iterdir():
-            is_present = file.name in self._present or (self.path / file.name).exists()
-            if file.name not in old and is_present:
+        for name in _list_names(part, _FILES):
+            is_present = name in self._present or (self.path / name).exists()
+            if name not in old and is_present:
                 shutil.rmtree(part, ignore_errors=True)
                 raise ConflictError(
-                    f"{self.path}: another program has written {file.name} in the meantime. Run "
+                    f"{self.path}: another program has written {name} in the meantime. Run "
                     "the command again."
                 )
         for name in old:
@@ -417,21 +431,25 @@ class PredictionFolder:
         """
         moving = self._hidden(case, _MOVING)
         last = f"{case}{CANDIDATES}"
-        names = sorted(
-            (file.name for file in moving.iterdir()), key=lambda name: (name == last, name)
-        )
+        names = sorted(_list_names(moving, _FILES), key=lambda name: (name == last, name))
         if last in old and last in names:
             (self.path / last).unlink(missing_ok=True)  # a download may have restored it
             self._upload([last])
         for name in names:
+            (self.path / name).parent.mkdir(parents=True, exist_ok=True)
             (moving / name).replace(self.path / name)
         self._present |= {*names}
         self._rows.pop(case, None)
         self._spellings[comparison_key(case)].add(case)
         new = sorted(self.files(case), key=lambda name: name == last)
         self._upload([*(name for name in old if name not in new), *new])
-        moving.rmdir()
+        shutil.rmtree(moving)  # the folders of a subject remain in it
 
     def _upload(self, names: Sequence[str]) -> None:
         """Upload these files, or remove from the store those that the folder does not have."""
         upload([self.path / name for name in names], self.path, self._url)
+
+
+def _list_names(folder: Path, pattern: str) -> set[str]:
+    """Return the paths below a folder of the files and folders that a pattern matches."""
+    return {path.relative_to(folder).as_posix() for path in folder.glob(pattern)}

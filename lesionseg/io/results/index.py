@@ -1,6 +1,7 @@
 """The predicted cases of a folder: those that its files show, and `predictions.csv`."""
 
 import logging
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -16,7 +17,14 @@ from lesionseg.io.layouts.checks import find_unread_files
 from lesionseg.io.remote import upload
 from lesionseg.io.results.case import PredictionFiles
 from lesionseg.io.results.folder import PredictionFolder
-from lesionseg.io.results.names import CANDIDATES, KINDS, OTHER_BOXES, case_and_kind
+from lesionseg.io.results.names import (
+    BIDS_MASKS,
+    CANDIDATES,
+    KINDS,
+    OTHER_BOXES,
+    case_and_kind,
+    without_bids_suffix,
+)
 from lesionseg.io.results.row import CaseRow
 from lesionseg.io.text import read_csv, write_csv
 from lesionseg.io.volumes import strip_suffix
@@ -49,8 +57,8 @@ def list_predictions(
     """Find the predicted cases of a folder.
 
     This includes the files of `write_prediction`, masks of other programs (`<case>_mask.*`,
-    `<case>_label-lesion_mask.*` or `<case>.*`), nnU-Net's probabilities `<case>.npz`, and candidate
-    files without masks.
+    `<case>_label-lesion_mask.*` or `<case>.*`), nnU-Net's probabilities `<case>.npz`, candidate
+    files without masks, and masks `sub-*/**/*_label-lesion*_mask.*` of BIDS.
 
     Args:
         folder: The folder.
@@ -83,20 +91,28 @@ def _with_ids_of_references(
     reference `film_0000`, but neither a reference `film` nor a prediction `film_0000`. If a table
     of `predict` lists it, the scan must also have had the channel number `_0000` at the end of its
     name. Raise `ReadError` if such a table cannot be read.
+
+    With `names=bids`, the prediction `sub-01_FLAIR` gets the id `sub-01`, by which a BIDS dataset
+    names the session, under the same conditions. It must be the only prediction of this session.
     """
     known = {files.case for files in cases}
     if not known:
         return {**predictions}
+    sessions = Counter(map(without_bids_suffix, predictions))
     rows = [row for table in folder.glob("predictions*.csv") for row in read_csv(table)]
     stems = {row.get("case", ""): strip_suffix(Path(row.get("path", ""))) for row in rows}
     renamed: dict[str, PredictionFiles] = {}
     for case, files in predictions.items():
         numbered = f"{case}_0000"
+        session = without_bids_suffix(case)
         is_only_numbered_known = numbered in known and case not in known
         is_free = numbered not in predictions
         had_channel_number = stems.get(case, numbered).endswith("_0000")
-        is_renamed = is_only_numbered_known and is_free and had_channel_number
-        renamed[numbered if is_renamed else case] = files
+        if is_only_numbered_known and is_free and had_channel_number:
+            case = numbered
+        elif session in known and case not in known and sessions[session] == 1:
+            case = session
+        renamed[case] = files
     return renamed
 
 
@@ -135,7 +151,7 @@ def _files_by_case(
         raise DatasetError(f"{folder}: the folder does not exist. Check its name.")
     by_case: dict[str, dict[str, Path]] = {}
     findings: list[Finding] = []
-    for file in sorted(folder.iterdir()):
+    for file in sorted((*folder.iterdir(), *folder.glob(BIDS_MASKS))):
         case, kind = case_and_kind(file)
         if kind not in kinds or not is_file_or_broken_link(file):
             continue

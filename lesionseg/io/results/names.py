@@ -6,9 +6,7 @@ from pathlib import Path
 from lesionseg.config import MaskNames
 from lesionseg.errors import DatasetError
 from lesionseg.io.nnunet_probabilities import ENDINGS as OF_NNUNET
-from lesionseg.io.text import write_json
 from lesionseg.io.volumes import WRITTEN, is_image_file, strip_suffix
-from lesionseg.version import __version__
 
 CANDIDATES = "_candidates.json"
 FAILED = "_failed.json"
@@ -18,32 +16,34 @@ PREVIEW = "_preview.png"
 SEGMENTATION = "_seg.dcm"
 REPORT = "_sr.dcm"
 SENT = "_sent.json"  # where the DICOM results were stored
-# the endings of a mask by the setting `names`; the longest ending first
-MASK_ENDINGS: dict[MaskNames, str] = {
-    "bids": "_label-lesion_mask",
+EARLIER_BIDS = "_label-lesion_mask"  # of masks that earlier versions wrote with `names=bids`
+_MASK_ENDINGS: dict[MaskNames, str] = {
+    "bids": EARLIER_BIDS,
     "lesionseg": "_mask",
     "nnunet": "",
 }
 KINDS = ("mask", "instances", "regions")  # of the masks of a case
 OWN_ENDINGS = tuple(f"_{kind}" for kind in KINDS)
-_STEMS = (*OWN_ENDINGS, MASK_ENDINGS["bids"])
-# the endings of all files of a case, the candidate file first
+# the endings of all files of a case, except those of BIDS, the candidate file first
 FILES = (
     *(CANDIDATES, PREVIEW, PROBABILITIES, REPORT, SEGMENTATION, SENT),
-    *(f"{stem}{suffix}" for stem in _STEMS for suffix in WRITTEN),
+    *(f"{stem}{suffix}" for stem in (*OWN_ENDINGS, EARLIER_BIDS) for suffix in WRITTEN),
 )
 _IGNORED = (SEGMENTATION, REPORT, PROBABILITIES, PREVIEW)  # no masks, candidates or scores
 FILES_OF_NNUNET = (*OF_NNUNET, *WRITTEN)  # further ones with `names=nnunet`
+BIDS_SUFFIXES = (".nii.gz", ".json")  # of a mask with `names=bids`, and of its sidecar
+BIDS_MASKS = "sub-*/**/*_label-lesion*_mask.*"  # pattern of these files
 # for messages
 OTHER_BOXES = (
     "Boxes of another program (COCO results, text files of YOLO) are read from one file "
     '<case>_candidates.json per image: {"candidates": [{"score": 0.9, "start_vox": [y, x], '
     '"stop_vox": [y, x]}]}, see "Case files" in docs/reference.md.'
 )
-# `label` and `desc` describe a derivative, not its scan
-_LAST_ENTITIES = re.compile(
-    r"(?:.*_)?(sub-[A-Za-z0-9]+(?:_(?!label-|desc-)[a-z]+-[A-Za-z0-9]+)*)(?:_.*)?"
-)
+# the entities that BIDS allows in the name of a mask, besides subject, label and description
+_ENTITIES = re.compile("(?:_(?:ses|task|acq|ce|rec|run|echo|part|space)-[A-Za-z0-9]+(?![^_]))")
+_NOT_OF_THE_SCAN = re.compile("_(?:label-[^_]*|desc-[^_]*|space-orig(?![^_]))")
+_BIDS_CASE = re.compile(f"(sub-[A-Za-z0-9]+{_ENTITIES.pattern}*)(_[A-Za-z0-9]+)?")
+_BIDS_MASK = re.compile(r"(.+?)(?:_space-orig)?_label-lesion(?:_desc-([A-Za-z0-9]+))?_mask")
 
 
 def case_and_kind(file: Path) -> tuple[str, str]:
@@ -63,45 +63,77 @@ def case_and_kind(file: Path) -> tuple[str, str]:
         return case, "candidates"
     if not is_image_file(file) or kind == "candidates":
         return stem, ""
-    if stem.endswith(MASK_ENDINGS["bids"]):
-        return stem.removesuffix(MASK_ENDINGS["bids"]), "mask"
+    if match := _BIDS_MASK.fullmatch(stem):
+        return "_".join(filter(None, match.groups())), "mask"
     return (case, kind) if kind in KINDS else (stem, "mask")
+
+
+def mask_stem(case: str, names: MaskNames) -> str:
+    """Return the path of a case's mask below the folder of results, without its suffix.
+
+    With `bids`, the case id is one of `bids_case_id`. The mask of another id has no folder.
+
+    >>> mask_stem("sub-01_ses-2_run-1_FLAIR", "bids")
+    'sub-01/ses-2/anat/sub-01_ses-2_run-1_space-orig_label-lesion_desc-FLAIR_mask'
+    """
+    match = _BIDS_CASE.fullmatch(case)
+    if names != "bids" or match is None:
+        return f"{case}{_MASK_ENDINGS[names]}"
+    entities, suffix = match.groups(default="")
+    folder = "/".join(re.findall("(?:sub|ses)-[A-Za-z0-9]+", entities))
+    space = "" if "_space-" in entities else "_space-orig"
+    description = suffix.replace("_", "_desc-")
+    return f"{folder}/anat/{entities}{space}_label-lesion{description}_mask"
 
 
 def looks_like_result(case: str) -> bool:
     """Return True if a mask that is named after the case id alone would be another result."""
-    return case.endswith((*_STEMS, "_candidates", "_preview"))
+    return case.endswith((*OWN_ENDINGS, "_candidates", "_preview"))
 
 
-def bids_case_id(case: str) -> str:
-    """Return the last subject in a case id and the entities after it, without the suffix.
+def bids_case_id(case: str, subject: str = "") -> str:
+    """Return the last subject in a case id, the entities after it, and the remaining text.
 
-    The entities `label` and `desc`, which describe a derivative and not its scan, end the id. Names
-    are those of bids-specification.readthedocs.io.
+    The remaining text, such as FLAIR, loses all characters except letters and digits. The entities
+    `label` and `desc`, which describe a derivative and not its scan, and `space-orig` are left out.
+    Names are those of bids-specification.readthedocs.io.
+
+    Args:
+        case: The case id.
+        subject: The label of the subject. "" takes the last subject in the case id.
 
     Raises:
-        DatasetError: The case id has no subject.
+        DatasetError: If there is no subject.
 
     >>> bids_case_id("sub-01_ses-2_anat_sub-01_ses-2_run-1_FLAIR")
-    'sub-01_ses-2_run-1'
+    'sub-01_ses-2_run-1_FLAIR'
+    >>> bids_case_id("2026-01-07_P017_FLAIR", subject="17")
+    'sub-17_20260107P017FLAIR'
     """
-    match = _LAST_ENTITIES.fullmatch(case)
-    if match is None:
+    _, _, end = f"_{case}".rpartition("_sub-")
+    label, _, rest = end.partition("_")
+    subject = subject or label
+    if not subject or subject != bids_label(subject):
         raise DatasetError(
             f"names=bids: the case id {case!r} has no subject. Begin the name of the file or of "
-            "its folder with sub-<label>, or use names=lesionseg."
+            "its folder with sub-<label>, in letters and digits, or use names=lesionseg."
         )
-    return match[1]
+    rest = _NOT_OF_THE_SCAN.sub("", f"_{rest}")
+    suffix = bids_label(_ENTITIES.sub("", rest))
+    entities = "".join(_ENTITIES.findall(rest))
+    return f"sub-{subject}{entities}_{suffix}".removesuffix("_")
 
 
-def write_bids_description(folder: Path) -> list[Path]:
-    """Write `dataset_description.json`, which BIDS requires of derivatives. Return the file."""
-    path = folder / "dataset_description.json"
-    content = {
-        "Name": "Lesion masks",
-        "BIDSVersion": "1.10.0",
-        "DatasetType": "derivative",
-        "GeneratedBy": [{"Name": "lesionseg", "Version": __version__}],
-    }
-    write_json(path, content)
-    return [path]
+def bids_label(text: str) -> str:
+    """Return the letters and digits of a text, of which the labels of BIDS consist."""
+    return "".join(re.findall("[A-Za-z0-9]", text))
+
+
+def without_bids_suffix(case: str) -> str:
+    """Return the subject and the entities of an id of `bids_case_id`, and another id unchanged.
+
+    >>> without_bids_suffix("sub-01_ses-2_FLAIR")
+    'sub-01_ses-2'
+    """
+    match = _BIDS_CASE.fullmatch(case)
+    return match[1] if match else case

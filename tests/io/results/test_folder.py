@@ -119,18 +119,51 @@ def test_names_of_nnunet_do_not_replace_a_mask(tmp_path):
         PredictionFolder(tmp_path, names="nnunet").claim("a", ONE)
 
 
+def write_bids_results(folder, mask, source):
+    """Write the files of the case `sub-1_FLAIR` with the names that `names=bids` uses."""
+    place = folder / "sub-1" / "anat"
+    place.mkdir(parents=True)
+    stem = "sub-1_space-orig_label-lesion_desc-FLAIR_mask"
+    (place / f"{stem}.nii.gz").write_text(mask)
+    (place / f"{stem}.json").write_text("{}")
+    content = {"candidates": [], "source": source_of(source), "names": "bids"}
+    (folder / "sub-1_FLAIR_candidates.json").write_text(json.dumps(content))
+
+
 def test_names_of_bids_replace_own_masks_only(tmp_path):
-    write_results(tmp_path, "sub-1", ONE)
-    (tmp_path / "sub-2_label-lesion_mask.nii.gz").write_text("someone's mask")
+    write_bids_results(tmp_path, "old", ONE)
+    (tmp_path / "sub-1" / "anat" / "sub-1_space-orig_label-lesion_desc-T1w_mask.json").touch()
     results = PredictionFolder(tmp_path, names="bids")
-    with pytest.raises(ConflictError, match="sub-2_label-lesion_mask"):
-        results.claim("sub-2", TWO)
-    results.claim("sub-1", ONE)
-    with results.write_case("sub-1") as part:
-        (part / "sub-1_label-lesion_mask.nii").write_text("new")
-        (part / "sub-1_candidates.json").write_text("{}")
-    names = {"sub-1_label-lesion_mask.nii", "sub-2_label-lesion_mask.nii.gz"}
-    assert {file.name for file in tmp_path.glob("*.nii*")} == names
+    with pytest.raises(ConflictError, match="desc-T1w_mask"):
+        results.claim("sub-1_T1w", TWO)
+    with pytest.raises(ConflictError, match="another scan"):
+        results.claim("sub-1_FLAIR", TWO)
+    results.claim("sub-1_FLAIR", ONE)
+    with results.write_case("sub-1_FLAIR") as part:
+        write_bids_results(part, "new", ONE)
+    (mask,) = tmp_path.rglob("*.nii.gz")
+    assert (mask.parent, mask.read_text()) == (tmp_path / "sub-1" / "anat", "new")
+    assert not [*tmp_path.glob(".sub*")]
+
+
+def test_mask_in_the_folder_of_a_subject_is_completed_after_a_kill_and_removed_with_its_case(
+    tmp_path,
+):
+    (tmp_path / ".sub-1_FLAIR.moving").mkdir()
+    write_bids_results(tmp_path / ".sub-1_FLAIR.moving", "new", ONE)
+    results = PredictionFolder(tmp_path)
+    assert results.recover_all() == ["sub-1_FLAIR"]
+    assert [file.read_text() for file in tmp_path.rglob("*.nii.gz")] == ["new"]
+    with results.write_case("sub-1_FLAIR") as part:
+        write_results(part, "sub-1_FLAIR", ONE)
+    assert not [*tmp_path.rglob("*.nii.gz")]
+
+
+def test_results_that_an_earlier_version_named_as_in_bids_are_refused(tmp_path):
+    (tmp_path / "sub-1_label-lesion_mask.nii.gz").write_text("old")
+    PredictionFolder(tmp_path)
+    with pytest.raises(OutputError, match=r"sub-1_label-lesion_mask\.nii\.gz.*Name another output"):
+        PredictionFolder(tmp_path, names="bids")
 
 
 def test_hidden_file_of_a_file_system_is_no_case(tmp_path):
