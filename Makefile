@@ -59,7 +59,7 @@ bench: setup  ## every speed claim, quickly, and the test of one
 gpu:  ## speed and memory of training and inference on this machine's GPU, in ten minutes
 	PYTHONPATH=. $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) benchmarks/gpu.py
 
-docs: setup  ## the site, into site/: pages, notebooks and the API from its docstrings; no network
+docs: $(if $(wildcard $(BIN)/mkdocs),,setup)  ## the site, into site/: pages, notebooks and the API from its docstrings; no network
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 NIIVUE := lesionseg/reporting/niivue
