@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import tomllib
+from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
 
 import pytest
@@ -94,3 +95,19 @@ def test_apptainer_caches_are_in_the_home_of_the_user():
     caches = re.findall(r"^\w+(?:CACHE_DIR|CONFIGDIR)=(.*)$", printed, flags=re.M)
     assert len(caches) == 4
     assert all(folder.startswith("/home/me/.cache/") for folder in caches)
+
+
+def test_notice_lists_all_packages_under_a_copyleft_licence():
+    notice = (ROOT / "NOTICE").read_text(encoding="utf-8")
+    found = set[str]()
+    for name in _read_lock().keys() - {"pathspec"}:  # only mypy needs it, which is not shipped
+        try:
+            about = metadata(name)
+        except PackageNotFoundError:  # of another system
+            continue
+        short = (about.get("License") or "")[:60]  # some packages have the whole text here
+        stated = [about.get("License-Expression", ""), short, *about.get_all("Classifier", [])]
+        if re.search(r"GPL|GNU|MPL|EPL|CDDL", " ".join(stated)):
+            found.add(name)
+    assert {"connected-components-3d", "tqdm"} <= found
+    assert [name for name in sorted(found) if f"- {name}" not in notice] == []
