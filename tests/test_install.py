@@ -9,6 +9,7 @@ from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 
 from lesionseg.errors import pip_install
@@ -111,3 +112,14 @@ def test_notice_lists_all_packages_under_a_copyleft_licence():
             found.add(name)
     assert {"connected-components-3d", "tqdm"} <= found
     assert [name for name in sorted(found) if f"- {name}" not in notice] == []
+
+
+def test_hooks_before_a_commit_run_the_locked_tools():
+    text = (ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8")
+    (repository,) = yaml.safe_load(text)["repos"]
+    packages = {"ruff": "ruff", "mypy": "mypy", "lint-imports": "import-linter"}
+    for hook in repository["hooks"]:
+        program = hook["entry"].split()[0]
+        assert hook["language"] == "system"
+        assert program.startswith(".venv/bin/")  # of `make setup`, which installs the lock
+        assert packages[Path(program).name] in _read_lock()
