@@ -291,21 +291,24 @@ def follow(
     return read_table(_call("follow", given | settings, progress).output / "changes.csv")
 
 
-def report(scores: StrPath, output: StrPath, *, progress: bool = False, **settings: Any) -> Path:
+def report(
+    scores: StrPath | None, output: StrPath, *, progress: bool = False, **settings: Any
+) -> Path:
     """Write a report on scores as a page, with the extra `pdf` also as a PDF.
 
     Args:
-        scores: the output of `evaluate`, or a run directory.
+        scores: the output of `evaluate`, or a run directory. None with `predictions`, an output of
+            `predict`, for the month page.
         output: the folder of the page.
         progress: draw a progress bar on the terminal.
         settings: see `train`.
 
     Returns:
-        The path of `report.html`.
+        The path of `report.html`, or of `month.html`.
 
     Raises:
         ConfigError: if a key or value is wrong.
-        DatasetError: if the folder `scores` does not exist or is empty.
+        DatasetError: if the folder does not exist, is empty or, of `predictions`, has no results.
         ReadError: if `scores` has no `scores.json`.
     """
     return _call("report", {"scores": scores, "output": output, **settings}, progress).page

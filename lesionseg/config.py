@@ -609,13 +609,24 @@ class EvaluateConfig(OutputCommand):
 class ReportConfig(OutputCommand):
     """The settings of `report`."""
 
-    scores: Annotated[Text, PathKind.SCORES]
+    scores: Annotated[Text | None, PathKind.SCORES]
+    predictions: FolderPath
     output: OutputPath
     images: Annotated[Text | None, PathKind.EXISTING]
     reference: FolderPath
     prediction: FolderPath
     compare: Annotated[Text | None, PathKind.SCORES]
     report: ReportSection
+
+    @model_validator(mode="after")
+    def _validate_subject(self) -> Self:
+        """Return self. Raise `ValueError` unless either scores or predictions are given."""
+        if (self.scores is None) == (self.predictions is None):
+            raise ValueError(
+                "give scores= for a report on an evaluation (prediction= draws outlines into it), "
+                "or predictions= for the month page of an output of predict"
+            )
+        return self
 
 
 class InfoConfig(Settings):

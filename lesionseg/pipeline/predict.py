@@ -10,6 +10,7 @@ from pathlib import Path
 
 from lesionseg.config import PredictConfig, is_dicomweb, is_url
 from lesionseg.errors import ConfigError, DatasetError, LesionsegError, OutputError, count
+from lesionseg.evaluation.drift import watch
 from lesionseg.extra import find_extra
 from lesionseg.io.nnunet_probabilities import write_description
 from lesionseg.io.remote import download, upload
@@ -140,9 +141,11 @@ def _predict(
                     _record(row, results, index, log)
                     rows.append(row)
                     advance(row.case, len(rows), len(scans))
+            drifts: tuple[str, ...] = ()
             if shard.is_whole:
                 outputs.finish(results)
                 _forget_remedied(results, found.scans, rows, found.root)
+                drifts = _find_new_drifts(results, rows)
     rows.sort(key=lambda row: (row.case, row.path))
     return PredictOutcome(
         tuple(rows),
@@ -151,7 +154,15 @@ def _predict(
         shard.table,
         sent=None if cfg.send is None else tuple(outputs.sent),
         unsent=tuple(outputs.unsent),
+        drifts=drifts,
     )
+
+
+def _find_new_drifts(results: PredictionFolder, rows: Sequence[CaseRow]) -> tuple[str, ...]:
+    """Return a sentence for each drift to which a scan that was predicted in this run belongs."""
+    new = {row.case for row in rows if row.is_done and not row.is_unchanged}
+    drifts = [drift for value in watch(results) for drift in value.find_drifts()]
+    return tuple(drift.sentence for drift in drifts if new & {row.case for row in drift.rows})
 
 
 def _send(row: CaseRow, outputs: Outputs, results: PredictionFolder) -> CaseRow:

@@ -69,7 +69,7 @@ class PredictLog:
 
     def note_end(self, outcome: PredictOutcome) -> None:
         """Write the numbers of scans and the exit status."""
-        for line in filter(None, [*outcome.counts(), outcome.withheld_warning]):
+        for line in filter(None, [*outcome.counts(), *outcome.drifts, outcome.withheld_warning]):
             self.note("summary", line)
         self.note("end", f"The run ended with exit status {outcome.exit_status}.")
 

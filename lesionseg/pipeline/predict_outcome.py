@@ -27,6 +27,7 @@ class PredictOutcome(Outcome):
         table: the name of the table in the folder. Each shard has its own.
         sent: the cases whose DICOM results were stored in a PACS; None if no PACS was given.
         unsent: the cases for which this failed.
+        drifts: a sentence for each drift (`evaluation.drift`) with a scan of this run.
     """
 
     rows: tuple[CaseRow, ...]
@@ -35,6 +36,7 @@ class PredictOutcome(Outcome):
     table: str = TABLE
     sent: tuple[str, ...] | None = None
     unsent: tuple[str, ...] = ()
+    drifts: tuple[str, ...] = ()
 
     @property
     def exit_status(self) -> int:
@@ -110,13 +112,14 @@ class PredictOutcome(Outcome):
             "sent": self.sent,
             "unsent": self.unsent,
             "withheld_warning": self.withheld_warning,
+            "drifts": self.drifts,
             "left_out": [asdict(note) for note in self.left_out],
         }
 
     def summary(self) -> list[str]:
         """Return the counts, the new warnings, and the files, or that a shard had no scan.
 
-        The last line is `withheld_warning`, if it is not empty.
+        The last lines are `drifts` and, if it is not empty, `withheld_warning`.
         """
         lines = self.counts()
         if not self.rows:
@@ -126,7 +129,7 @@ class PredictOutcome(Outcome):
         wrote = f"Wrote:   {self.folder / self.table}"
         if any(row.is_done for row in self.rows):
             wrote += ", with masks and candidates next to it"
-        return [*lines, wrote, *filter(None, [self.withheld_warning])]
+        return [*lines, wrote, *self.drifts, *filter(None, [self.withheld_warning])]
 
     @property
     def next(self) -> str | None:

@@ -1,21 +1,25 @@
 """`report`: write a page and a PDF from the tables of `evaluate` and the images."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lesionseg.config import ReportConfig, ReportSection
 from lesionseg.core import Dataset
+from lesionseg.errors import DatasetError
+from lesionseg.evaluation.drift import watch
 from lesionseg.evaluation.scores import SCORES_FILE, remove_scores
-from lesionseg.io.results.folder import claim
+from lesionseg.io.results.folder import PredictionFolder, claim
 from lesionseg.pipeline.log import bar, command_line
 from lesionseg.pipeline.outcome import Outcome
 from lesionseg.pipeline.scores_folder import find_scores
+from lesionseg.reporting.month import write_month_page
 from lesionseg.reporting.viewer import require_niivue
 from lesionseg.reporting.write import read_study, write_report
 
 ADJUDICATION = "adjudicate.csv"
+MONTH_PAGE = "month.html"
 
 
 @dataclass(frozen=True)
@@ -60,17 +64,44 @@ class ReportOutcome(Outcome):
         return command_line("evaluate", {**self.settings, "adjudication": self.adjudication})
 
 
-def report(cfg: ReportConfig) -> ReportOutcome:
+@dataclass(frozen=True)
+class MonthOutcome(Outcome):
+    """The page of a model in use.
+
+    Attributes:
+        page: the page to open.
+        drifts: a sentence for each drift since the first scans.
+    """
+
+    page: Path
+    drifts: Sequence[str]
+
+    def record(self) -> dict[str, Any]:
+        """Return the page and the sentences."""
+        return {"page": self.page, "drifts": self.drifts}
+
+    def summary(self) -> list[str]:
+        """Return the sentences and the page."""
+        return [*self.drifts, f"Open:    {self.page}"]
+
+
+def report(cfg: ReportConfig) -> ReportOutcome | MonthOutcome:
     """Write `output/report.html`, and the tables and pictures next to it.
+
+    With `cfg.predictions` instead of `cfg.scores`, write `output/month.html`, a page on a model in
+    use that needs no reference.
 
     `cfg.scores` is the output folder of `evaluate` or a run directory. A run directory also
     contains the predictions and the history of the training. The scores of a cross-validation are
     those of its out-of-fold cases. A run directory can be the output only for its own scores.
 
     Raises:
+        DatasetError: if `cfg.predictions` has no results.
         OutputError: if the report of a training would be replaced by one on other scores.
         ReadError: if `scores.json` cannot be read.
     """
+    if cfg.scores is None:
+        return _report_month(Path(cfg.predictions or ""), Path(cfg.output))
     scores = find_scores(Path(cfg.scores))
     compare = None if cfg.compare is None else find_scores(Path(cfg.compare))
     output = Path(cfg.output)
@@ -92,6 +123,25 @@ def report(cfg: ReportConfig) -> ReportOutcome:
         "output": Path(cfg.scores) / "adjudicated",
     }
     return ReportOutcome(page, settings)
+
+
+def _report_month(predictions: Path, output: Path) -> MonthOutcome:
+    """Write `output/month.html` on all scans in an output folder of `predict`.
+
+    Raise `DatasetError` if the folder has no results of `predict`.
+    """
+    results = PredictionFolder(predictions)
+    watched = watch(results)
+    if not watched:
+        raise DatasetError(
+            f"predictions={predictions}: the folder has no results of predict. Masks of other "
+            "programs state neither model nor scan. Name an output folder of predict."
+        )
+    rows = sorted([*results.rows(), *results.failures()], key=lambda row: row.day)
+    with claim(output):
+        write_month_page(output / MONTH_PAGE, rows, watched)
+    drifts = [drift.sentence for value in watched for drift in value.find_drifts()]
+    return MonthOutcome(output / MONTH_PAGE, drifts)
 
 
 def _path(text: str | None) -> Path | None:

@@ -13,6 +13,7 @@ import lesionseg
 from lesionseg.config import InferenceConfig, PredictConfig
 from lesionseg.core import Candidate, Geometry, Labels
 from lesionseg.errors import BundleError, ConfigError, DatasetError, OutputError
+from lesionseg.evaluation.drift import N_FIRST
 from lesionseg.evaluation.measures import counts_of
 from lesionseg.inference.bundle import write_bundle
 from lesionseg.io.files import locked_folder
@@ -22,6 +23,7 @@ from lesionseg.io.text import read_csv, read_json
 from lesionseg.io.volumes import read_volume, write_volume
 from lesionseg.pipeline import predict_case
 from tests.commands import evaluate, predict, report
+from tests.evaluation.test_drift import make_rows, write_rows
 from tests.inference.networks import Bright, make_bright
 from tests.pipeline.cases import boxes, write_array
 
@@ -66,6 +68,22 @@ def contents(folder):
 
 
 CASES = ("a", "more_b", "more_c")
+
+
+def test_night_with_a_drift_ends_with_its_sentence_and_status_0(bundle, scans, tmp_path):
+    out = tmp_path / "out"
+    (one,) = run(bundle, scans / "a.nii.gz", tmp_path / "other").rows
+    first = make_rows([None] * N_FIRST, one.bundle)
+    write_rows(out, [replace(row, acquired="2020-01-01", n_accepted=9) for row in first])
+    for number in range(3):
+        shutil.copy(scans / "a.nii.gz", scans / f"a{number}.nii.gz")
+    outcome = run(bundle, scans, out)
+    assert outcome.exit_status == 0
+    assert outcome.summary()[-1] == outcome.drifts[0]
+    assert "the number of accepted candidates (n_accepted) is below" in outcome.drifts[0]
+    assert outcome.drifts[0] in (out / "predictions.log").read_text()
+    again = run(bundle, scans, out)  # nothing is new
+    assert again.drifts == ()
 
 
 def test_every_scan_gets_its_files_in_its_own_format_and_geometry(bundle, scans, tmp_path):

@@ -8,14 +8,22 @@ and leaves the results of the case as they are.
 
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
+from pydantic import TypeAdapter, ValidationError
+
 from lesionseg.config import MaskNames, has_config, is_url
-from lesionseg.errors import ConflictError, DatasetError, LesionsegError, OutputError
+from lesionseg.errors import (
+    ConflictError,
+    DatasetError,
+    LesionsegError,
+    OutputError,
+    ReadError,
+)
 from lesionseg.io.case_ids import check_case_id, comparison_key
 from lesionseg.io.files import LOCK, TEMPORARY_NAMES, locked_folder, output_errors
 from lesionseg.io.remote import stored_names, upload
@@ -28,6 +36,7 @@ from lesionseg.io.results.names import (
     FAILED,
     FILES,
     FILES_OF_NNUNET,
+    FIRST_SCANS,
     PREVIEW,
     looks_like_result,
     mask_stem,
@@ -39,6 +48,7 @@ from lesionseg.io.results.row import (
     read_row,
     write_failures,
 )
+from lesionseg.io.text import read_json, write_json
 from lesionseg.io.volumes import WRITTEN
 
 _PART = ".part"  # folder of a case whose files are being written
@@ -47,6 +57,7 @@ _FILES = "**/*.*"  # pattern of the files of a case; its folders have no dot
 _OF_TRAINING = ("oof", "test")  # folders of a run directory with scores and a report
 _WAIT_SECONDS = 1.0
 _MAX_SHOWN = 3  # file names in a message
+_CASES_BY_MODEL = TypeAdapter(dict[str, list[str]])
 
 
 @contextmanager
@@ -242,6 +253,24 @@ class PredictionFolder:
         found = [self.row(case) for case in self.cases()]
         return [row for row in found if row is not None and row.digest]
 
+    def keep_first(self, found: Mapping[str, Sequence[CaseRow]]) -> dict[str, list[str]]:
+        """Return the case ids of the first scans of each model, by the digest of the model.
+
+        They are those of `found`, or those of an earlier call: `first_scans.json` keeps them, so
+        that they stay the same if a case is removed. A damaged file, and a folder that cannot be
+        written, keep none.
+        """
+        path = self.path / FIRST_SCANS
+        kept: dict[str, list[str]] = {}
+        with suppress(ReadError, ValidationError):
+            kept = _CASES_BY_MODEL.validate_python(read_json(path))
+        first = {model: [row.case for row in rows] for model, rows in found.items()} | kept
+        if first != kept:
+            with suppress(OutputError):
+                write_json(path, first)
+                self._upload([FIRST_SCANS])
+        return first
+
     def failures(self, case: str | None = None) -> list[CaseRow]:
         """Return the rows of the scans that failed and were not predicted later.
 
@@ -355,9 +384,11 @@ class PredictionFolder:
     def recover_all(self) -> list[str]:
         """Call `recover` for every case that a killed program left. Return the finished cases.
 
-        Incomplete files of failures are removed. No other process may be writing into the folder.
+        Incomplete files of failures and of the first scans are removed. No other process may be
+        writing into the folder.
         """
         self.remove_incomplete(f"*{FAILED}")
+        self.remove_incomplete(FIRST_SCANS)
         hidden = [Path(name) for name in self._present if name.startswith(".")]
         cases = sorted({name.stem[1:] for name in hidden if name.suffix in (_PART, _MOVING)})
         return [case for case in cases if self.recover(case)]

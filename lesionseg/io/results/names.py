@@ -16,6 +16,7 @@ PREVIEW = "_preview.png"
 SEGMENTATION = "_seg.dcm"
 REPORT = "_sr.dcm"
 SENT = "_sent.json"  # where the DICOM results were stored
+FIRST_SCANS = "first_scans.json"  # the cases that `PredictionFolder.keep_first` keeps
 EARLIER_BIDS = "_label-lesion_mask"  # of masks that earlier versions wrote with `names=bids`
 _MASK_ENDINGS: dict[MaskNames, str] = {
     "bids": EARLIER_BIDS,

@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
+from datetime import date
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -112,6 +113,14 @@ class CaseRow:
     def is_done(self) -> bool:
         """True if the case has results."""
         return self.status in _DONE
+
+    @property
+    def day(self) -> str:
+        """The ISO date in `acquired`, otherwise that in `finished`. "" if neither has one."""
+        for text in (self.acquired, self.finished):
+            with suppress(ValueError):
+                return date.fromisoformat(text[:10]).isoformat()
+        return ""
 
     @property
     def scan_uid(self) -> str:

@@ -360,10 +360,32 @@ def test_new_candidate_file_is_kept_if_its_upload_failed(tmp_path, monkeypatch):
     assert (tmp_path / "store" / "a_candidates.json").is_file()
 
 
+def test_first_scans_of_a_model_stay_those_of_the_first_call(tmp_path):
+    PredictionFolder(tmp_path).keep_first({"m1": [CaseRow("a"), CaseRow("b")]})
+    later = {"m1": [CaseRow("c")], "m2": [CaseRow("d")]}
+    both = {"m1": ["a", "b"], "m2": ["d"]}
+    assert PredictionFolder(tmp_path).keep_first(later) == both
+    assert PredictionFolder(tmp_path).keep_first({}) == both
+
+
+def test_first_scans_are_stored_with_the_results_at_a_url(tmp_path):
+    url = f"file://{(tmp_path / 'store').as_posix()}"
+    PredictionFolder(tmp_path / "copy", url).keep_first({"m1": [CaseRow("a")]})
+    assert PredictionFolder(tmp_path / "store").keep_first({}) == {"m1": ["a"]}
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '{"m1": "a"}'])
+def test_damaged_file_of_the_first_scans_is_replaced(tmp_path, text):
+    (tmp_path / "first_scans.json").write_text(text)
+    PredictionFolder(tmp_path).keep_first({"m1": [CaseRow("b")]})
+    assert PredictionFolder(tmp_path).keep_first({}) == {"m1": ["b"]}
+
+
 def test_incomplete_files_are_removed(tmp_path):
     (tmp_path / ".a.part").mkdir()
     (tmp_path / ".a.part" / "a_mask.nii").write_text("half")
     (tmp_path / ".0a1b2c3d-a_failed.json").write_text("[")
+    (tmp_path / ".0a1b2c3d-first_scans.json").write_text("{")
     assert PredictionFolder(tmp_path).recover_all() == []
     assert list(tmp_path.iterdir()) == []
 

@@ -106,3 +106,16 @@ def test_failures_of_an_id_that_cannot_be_a_file_name_are_recorded(tmp_path, cas
     assert read_failures(file) == [row]
     file.write_text("{")  # damaged
     assert read_failures(file) == []
+
+
+@pytest.mark.parametrize(
+    ("acquired", "finished", "day"),
+    [
+        ("2026-01-07", "2026-03-02T02:15:00+01:00", "2026-01-07"),
+        ("", "2026-03-02T02:15:00+01:00", "2026-03-02"),
+        ("spring", "2026-03-02T02:15:00+01:00", "2026-03-02"),
+        ("", "", ""),
+    ],
+)
+def test_day_is_that_of_the_acquisition_otherwise_of_the_prediction(acquired, finished, day):
+    assert CaseRow("a", acquired=acquired, finished=finished).day == day

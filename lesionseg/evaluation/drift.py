@@ -1,0 +1,102 @@
+"""Drift of a model in use: do new scans and their results still resemble the first ones?
+
+A watched value drifts if it is above the values of all first scans for several scans in a row, or
+below them. If nothing changes, k later scans are all above n first ones in one of
+(n + k)! / (n! k!) orders, whatever the distribution of the value.
+"""
+
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from math import inf
+
+from lesionseg.errors import format_score
+from lesionseg.io.results.folder import PredictionFolder
+from lesionseg.io.results.row import CaseRow
+
+N_FIRST = 30  # scans of a model with which its later ones are compared
+IN_A_ROW = 6  # scans outside the range of the first ones (benchmarks/notes/reliability.md)
+# columns of `predictions.csv`, and their meaning
+WATCHED: Mapping[str, str] = {
+    "input_score": "the difference from the training scans",
+    "n_accepted": "the number of accepted candidates",
+}
+
+
+@dataclass(frozen=True)
+class Drift:
+    """Scans in a row whose value is above the range of the first scans, or below it.
+
+    Attributes:
+        rows: the scans.
+        sentence: their number and days, the value and the range.
+    """
+
+    rows: Sequence[CaseRow]
+    sentence: str
+
+
+class WatchedValue:
+    """A watched value of the scans of one model.
+
+    Args:
+        name: one of `WATCHED`.
+        rows: the scans of the model, in the order of their days.
+        first: the ids of the first scans of the model. Empty if there were too few until now.
+
+    Attributes:
+        rows: the scans that have the value.
+        first: the first scans among `rows`.
+        low: the smallest value of the first scans; -inf without any.
+        high: the largest value of the first scans; inf without any.
+    """
+
+    def __init__(self, name: str, rows: Sequence[CaseRow], first: Collection[str]) -> None:
+        self.name = name
+        self.rows = [row for row in rows if getattr(row, name) is not None]
+        self.first = [row for row in self.rows if row.case in first]
+        self.low = min(self.of(self.first), default=-inf)
+        self.high = max(self.of(self.first), default=inf)
+
+    def of(self, rows: Sequence[CaseRow]) -> list[float]:
+        """Return the values of scans."""
+        return [getattr(row, self.name) for row in rows]
+
+    @property
+    def sides(self) -> list[int]:
+        """1 for each scan above the range of the first scans, -1 below it, otherwise 0.
+
+        The smallest and the largest value of the first scans belong to the range.
+        """
+        return [(value > self.high) - (value < self.low) for value in self.of(self.rows)]
+
+    def find_drifts(self, in_a_row: int = IN_A_ROW) -> list[Drift]:
+        """Find the sequences of at least `in_a_row` scans that are all on one side of the range."""
+        drifts = []
+        for side, group in groupby(zip(self.sides, self.rows, strict=True), lambda pair: pair[0]):
+            rows = [row for _, row in group]
+            if side and len(rows) >= in_a_row:
+                sentence = (
+                    f"{len(rows)} scans in a row, {rows[0].day} to {rows[-1].day}: "
+                    f"{WATCHED[self.name]} ({self.name}) is {'above' if side > 0 else 'below'} "
+                    f"the range of the first scans, {format_score(self.low)} to "
+                    f"{format_score(self.high)}."
+                )
+                drifts.append(Drift(rows, sentence))
+        return drifts
+
+
+def watch(results: PredictionFolder) -> list[WatchedValue]:
+    """Return the watched values of each model in a folder of results, the present model last.
+
+    Scans without a day are left out.
+    """
+    models = defaultdict[str, list[CaseRow]](list)
+    for row in sorted(results.rows(), key=lambda row: (row.day, row.finished, row.case)):
+        if row.day:
+            models[row.bundle].append(row)
+    enough = {model: rows[:N_FIRST] for model, rows in models.items() if len(rows) >= N_FIRST}
+    first = results.keep_first(enough)
+    by_age = sorted(models.items(), key=lambda item: item[1][-1].day)
+    return [WatchedValue(name, rows, first.get(m, ())) for m, rows in by_age for name in WATCHED]
