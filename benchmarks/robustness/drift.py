@@ -1,17 +1,19 @@
 """Measure how often the month page gives an alarm: in years without a change, and after one.
 
     python benchmarks/robustness/drift.py --write FOLDER
+    lesionseg train data.root=FOLDER/train run_dir=FOLDER/run trainer.max_steps=150 \\
+      model.tile_shape=[32,32,32] model.base_features=8 operating_point=fp_per_case:0.5
     for kind in same noise blur; do
-      lesionseg predict bundle=RUN input=FOLDER/$kind output=FOLDER/found_$kind inference=fast
+      lesionseg predict bundle=FOLDER/run input=FOLDER/$kind output=FOLDER/found_$kind
     done
     python benchmarks/robustness/drift.py FOLDER
 
-The first command writes simulated heads: 120 as in the demo, the first 40 of them with noise of 4 %
-of the highest intensity, and these blurred by 0.6 voxels. The last command fits a smooth
-distribution (a Gaussian kernel estimate of log `input_score` and `n_accepted`) to the results of
-each kind, draws scans from it, and prints the share of repeats with an alarm. A year without a
-change has 2 500 scans of `same` after the first 30. A change has 10 scans of another kind after 100
-of `same`; only an alarm among these 10 counts.
+The first command writes small simulated heads: 20 for the training, 120 others, and 40 of these
+with noise of 4 % of the highest intensity, and blurred by 0.6 voxels. The last command fits a
+smooth distribution (a Gaussian kernel estimate of log `input_score` and `n_accepted`) to the
+results of each kind, draws scans from it, and prints the share of repeats with an alarm. A year
+without a change has 2 500 scans of `same` after the first 30. A change has 10 scans of another kind
+after 100 of `same`; only an alarm among these 10 counts.
 """
 
 import argparse
@@ -33,6 +35,7 @@ from lesionseg.io.results.row import CaseRow
 from lesionseg.io.volumes import read_volume, write_volume
 from lesionseg.phantoms import write_mri_phantoms
 
+SHAPE = (64, 80, 64)  # voxels of 1.5 mm
 HEADS = 120
 CHANGED = 40  # heads that are predicted with noise, and blurred
 NOISE = 0.04  # standard deviation, as a share of the highest intensity
@@ -48,7 +51,8 @@ CHANGES = ("noise", "blur")
 
 def write_scans(folder: Path) -> None:
     """Write the simulated heads, and some of them with noise and blurred."""
-    write_mri_phantoms(folder / "raw", HEADS, seed=107, contrast=1.5)
+    write_mri_phantoms(folder / "train", 20, seed=1, shape=SHAPE, contrast=1.5)
+    write_mri_phantoms(folder / "raw", HEADS, seed=107, shape=SHAPE, contrast=1.5)
     rng = np.random.default_rng(0)
     for number, path in enumerate(sorted((folder / "raw" / "imagesTr").iterdir())):
         scan = read_volume(path)

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from itertools import groupby
 from math import inf
 
-from lesionseg.errors import format_score
 from lesionseg.io.results.folder import PredictionFolder
 from lesionseg.io.results.row import CaseRow
 
@@ -80,15 +79,14 @@ class WatchedValue:
                 sentence = (
                     f"{len(rows)} scans in a row, {rows[0].day} to {rows[-1].day}: "
                     f"{WATCHED[self.name]} ({self.name}) is {'above' if side > 0 else 'below'} "
-                    f"the range of the first scans, {format_score(self.low)} to "
-                    f"{format_score(self.high)}."
+                    f"the range of the first scans, {self.low:.3g} to {self.high:.3g}."
                 )
                 drifts.append(Drift(rows, sentence))
         return drifts
 
 
 def watch(results: PredictionFolder) -> list[WatchedValue]:
-    """Return the watched values of each model in a folder of results, the present model last.
+    """Return the watched values of each model in a folder of results, the latest model last.
 
     Scans without a day are left out.
     """
@@ -98,5 +96,8 @@ def watch(results: PredictionFolder) -> list[WatchedValue]:
             models[row.bundle].append(row)
     enough = {model: rows[:N_FIRST] for model, rows in models.items() if len(rows) >= N_FIRST}
     first = results.keep_first(enough)
-    by_age = sorted(models.items(), key=lambda item: item[1][-1].day)
-    return [WatchedValue(name, rows, first.get(m, ())) for m, rows in by_age for name in WATCHED]
+    return [
+        WatchedValue(name, rows, first.get(model, ()))
+        for model, rows in models.items()
+        for name in WATCHED
+    ]

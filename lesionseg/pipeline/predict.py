@@ -160,7 +160,7 @@ def _predict(
 
 def _find_new_drifts(results: PredictionFolder, rows: Sequence[CaseRow]) -> tuple[str, ...]:
     """Return a sentence for each drift to which a scan that was predicted in this run belongs."""
-    new = {row.case for row in rows if row.is_done and not row.is_unchanged}
+    new = {row.case for row in rows if not row.is_unchanged}
     drifts = [drift for value in watch(results) for drift in value.find_drifts()]
     return tuple(drift.sentence for drift in drifts if new & {row.case for row in drift.rows})
 

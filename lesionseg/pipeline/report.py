@@ -7,8 +7,6 @@ from typing import Any
 
 from lesionseg.config import ReportConfig, ReportSection
 from lesionseg.core import Dataset
-from lesionseg.errors import DatasetError
-from lesionseg.evaluation.drift import watch
 from lesionseg.evaluation.scores import SCORES_FILE, remove_scores
 from lesionseg.io.results.folder import PredictionFolder, claim
 from lesionseg.pipeline.log import bar, command_line
@@ -19,7 +17,6 @@ from lesionseg.reporting.viewer import require_niivue
 from lesionseg.reporting.write import read_study, write_report
 
 ADJUDICATION = "adjudicate.csv"
-MONTH_PAGE = "month.html"
 
 
 @dataclass(frozen=True)
@@ -101,7 +98,10 @@ def report(cfg: ReportConfig) -> ReportOutcome | MonthOutcome:
         ReadError: if `scores.json` cannot be read.
     """
     if cfg.scores is None:
-        return _report_month(Path(cfg.predictions or ""), Path(cfg.output))
+        page = Path(cfg.output) / "month.html"
+        with claim(page.parent):
+            drifts = write_month_page(page, PredictionFolder(Path(cfg.predictions or "")))
+        return MonthOutcome(page, drifts)
     scores = find_scores(Path(cfg.scores))
     compare = None if cfg.compare is None else find_scores(Path(cfg.compare))
     output = Path(cfg.output)
@@ -123,25 +123,6 @@ def report(cfg: ReportConfig) -> ReportOutcome | MonthOutcome:
         "output": Path(cfg.scores) / "adjudicated",
     }
     return ReportOutcome(page, settings)
-
-
-def _report_month(predictions: Path, output: Path) -> MonthOutcome:
-    """Write `output/month.html` on all scans in an output folder of `predict`.
-
-    Raise `DatasetError` if the folder has no results of `predict`.
-    """
-    results = PredictionFolder(predictions)
-    watched = watch(results)
-    if not watched:
-        raise DatasetError(
-            f"predictions={predictions}: the folder has no results of predict. Masks of other "
-            "programs state neither model nor scan. Name an output folder of predict."
-        )
-    rows = sorted([*results.rows(), *results.failures()], key=lambda row: row.day)
-    with claim(output):
-        write_month_page(output / MONTH_PAGE, rows, watched)
-    drifts = [drift.sentence for value in watched for drift in value.find_drifts()]
-    return MonthOutcome(output / MONTH_PAGE, drifts)
 
 
 def _path(text: str | None) -> Path | None:

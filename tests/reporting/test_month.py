@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from lesionseg.evaluation.drift import N_FIRST, watch
+from lesionseg.evaluation.drift import N_FIRST
 from lesionseg.io.results.folder import PredictionFolder
 from lesionseg.io.results.row import CaseRow
 from lesionseg.reporting.month import _summarise, write_month_page
@@ -13,11 +13,8 @@ from tests.evaluation.test_drift import make_rows, write_rows
 
 def write_page(folder):
     """Write the page on a folder of results. Return its text."""
-    results = PredictionFolder(folder)
-    rows = sorted([*results.rows(), *results.failures()], key=lambda row: row.day)
-    page = folder / "month.html"
-    write_month_page(page, rows, watch(results))
-    return page.read_text()
+    write_month_page(folder / "month.html", PredictionFolder(folder))
+    return (folder / "month.html").read_text()
 
 
 def headline(page):
