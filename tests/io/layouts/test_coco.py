@@ -8,7 +8,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from lesionseg.core import Labels
-from lesionseg.errors import ContentError, DatasetError, GeometryError, ReadError
+from lesionseg.errors import ContentError, DatasetError, LesionsegError, ReadError
 from lesionseg.io.cases import read_case
 from lesionseg.io.layouts import read_dataset
 from lesionseg.io.layouts.drawn_lesions import draw_outlines
@@ -74,26 +74,12 @@ def test_image_fields_give_patient_pixel_size_role_and_columns(write_folder):
     assert read_case(files, dataset).image.geometry.spacing_mm == (0.2, 0.2)
 
 
-def test_boxes_become_starts_and_stops_in_the_order_y_x(write_folder):
-    root = write_folder([{"bbox": [2, 1, 3.5, 4]}, {"bbox": [0, 0, 1, 2], "category_id": 30}])
-    reference, instances, labels = _read_masks(root)
-    assert reference.boxes.tolist() == [[1, 2, 5, 5.5], [0, 0, 2, 1]]
+def test_boxes_become_starts_and_stops_in_the_order_y_x_inside_the_image(write_folder):
+    boxes = [{"bbox": [2, 1, 3.5, 4]}, {"bbox": [-2, 5, 6, 60], "category_id": 30}]
+    reference, instances, labels = _read_masks(write_folder(boxes))
+    assert reference.boxes.tolist() == [[1, 2, 5, 5.5], [5, 0, 8, 4]]
     assert (reference.box_labels, reference.boxes.dtype) == ((1, 2), np.float32)
     assert instances is labels is None
-
-
-def test_box_is_clipped_to_the_image(write_folder):
-    reference, _, _ = _read_masks(write_folder([{"bbox": [-2, 5, 6, 60]}]))
-    assert reference.boxes.tolist() == [[5, 0, 8, 4]]
-
-
-def test_dataset_states_if_lesions_are_boxes_without_outlines(write_folder):
-    box = {"bbox": [2, 1, 3, 3], "mask_label": 1}
-    outline = {"bbox": [2, 1, 3, 3], "mask_label": 1, "segmentation": SQUARE}
-    assert read_dataset(write_folder([box])).lesions_are_boxes
-    assert not read_dataset(write_folder([outline])).lesions_are_boxes
-    assert not read_dataset(write_folder([box], TWO)).lesions_are_boxes
-    assert not read_dataset(write_folder()).lesions_are_boxes
 
 
 POLYGON = {"bbox": [2, 1, 3, 3], "mask_label": 1, "segmentation": SQUARE, "category_id": 30}
@@ -101,17 +87,12 @@ FILLED_SQUARE = np.zeros((8, 10))
 FILLED_SQUARE[1:4, 2:5] = 1
 
 
-def test_polygon_is_filled(write_folder):
-    reference, instances, labels = _read_masks(write_folder([POLYGON]))
+@pytest.mark.parametrize(("merged", "label"), [(False, 2), (True, 1)])
+def test_polygon_is_filled(write_folder, merged, label):
+    reference, instances, labels = _read_masks(write_folder([POLYGON]), merge_labels=merged)
     np.testing.assert_array_equal(instances, FILLED_SQUARE)
-    np.testing.assert_array_equal(labels, FILLED_SQUARE * 2)
-    assert reference.instance_labels == (2,)
-
-
-def test_merged_labels_of_a_polygon_are_1(write_folder):
-    reference, _, labels = _read_masks(write_folder([POLYGON]), merge_labels=True)
-    np.testing.assert_array_equal(labels, FILLED_SQUARE)
-    assert reference.instance_labels == (1,)
+    np.testing.assert_array_equal(labels, FILLED_SQUARE * label)
+    assert reference.instance_labels == (label,)
 
 
 def test_polygon_smaller_than_a_pixel_keeps_one_pixel(write_folder):
@@ -166,20 +147,6 @@ def test_instance_mask_is_preferred_to_polygons(write_folder, caplog):
     assert (instances[1, 1], instances[5, 5]) == (1, 2)
 
 
-def test_missing_mask_is_an_error_instead_of_a_box(write_folder):
-    for annotation in ({**LESION, "mask_label": 4}, POLYGON):
-        root = write_folder([annotation], mask_file="gone.png")
-        with pytest.raises(DatasetError, match=r"masks/gone\.png of case 'a' does not exist"):
-            read_dataset(root)
-
-
-def test_annotation_without_its_value_in_the_mask_is_an_error(write_folder):
-    root = write_folder([{**LESION, "id": 3}], TWO)
-    match = r"^\S*annotations\.json: annotation 3: .*mask, a\.png.*states no mask_label"
-    with pytest.raises(DatasetError, match=match):
-        read_dataset(root)
-
-
 def test_crowd_next_to_a_mask_needs_no_value_in_it(write_folder):
     nodule = {"bbox": [5, 5, 1, 1], "mask_label": 4}
     mass = {"bbox": [1, 1, 2, 2], "mask_label": 9, "category_id": 30}
@@ -199,56 +166,94 @@ def test_crowds_are_ignored(write_folder):
     assert not labels.any()
 
 
-@pytest.mark.parametrize(
-    "lesion", [{"bbox": [2, 1, 3, 3]}, {"bbox": [2, 1, 3, 3], "segmentation": SQUARE}]
-)
-def test_lesion_in_a_crowd_is_not_ignored(write_folder, lesion):
+@pytest.mark.parametrize("outline", [{}, {"segmentation": SQUARE}])
+def test_lesion_in_a_crowd_is_not_ignored(write_folder, outline):
     crowd = {"bbox": [1, 0, 7, 7], "iscrowd": 1}
-    reference = _read_case(write_folder([lesion, crowd])).reference
-    assert reference.ignore.sum() == 49 - 9
-    assert not reference.ignore[1:4, 2:5].any()
+    ignore = _read_case(write_folder([{**LESION, **outline}, crowd])).reference.ignore
+    assert (ignore.sum(), ignore[1:4, 2:5].any()) == (49 - 9, False)
 
 
-LESION = {"bbox": [2, 1, 3, 3]}
+LESION = {"bbox": [2, 1, 3, 3], "id": 3}
 ANNOTATIONS = [
     ({"bbox": [2, 1, 3]}, "bbox"),
-    ({"bbox": [2, 1, 0, 4], "id": 5}, "annotation 5: bbox"),
-    ({"bbox": [2, 1, float("nan"), 4]}, "annotation None: bbox.2.: nan"),
+    ({"bbox": [2, 1, 0, 4]}, "annotation 3: bbox"),
+    ({"bbox": [2, 1, float("nan"), 4]}, "bbox.2.: nan"),
+    ({"bbox": None}, "annotation 3: .*Write a bbox or a segmentation"),
     ({"image_id": None}, "not listed"),
-    (
-        {"bbox": None, "segmentation": [[50, 50, 53, 50, 53, 53]], "id": 4},
-        r"annotations\.json: annotation 4: the box .*x 50 to 53 of 0 to 10",
-    ),
     ({"bbox": [6, 4, 3, 3], "segmentation": SQUARE}, "disagree.*0 of 9"),
-    ({"segmentation": [[1.0, 2.0]], "id": 4}, "annotation 4: segmentation"),
+    ({"segmentation": [[1.0, 2.0]]}, "annotation 3: segmentation"),
+    ({"segmentation": [[2, 1, 5, 1, 5, 4, 2]]}, "segmentation"),
     ({"segmentation": [["a"] * 6]}, "segmentation"),
     ({"segmentation": [[1e9] * 6]}, "segmentation"),
     ({"segmentation": [[1e5] * 6]}, "cannot be drawn"),
     ({"segmentation": {"counts": [9], "size": [3, 3]}}, "have the size"),
     ({"segmentation": {"size": [8, 10]}}, "counts"),
+    # forms of other programs
+    ({"attributes": {"rotation": 30}}, "the box is rotated"),
+    ({"rotation": 30}, "the box is rotated"),
+    ({"bbox": [5, 2, 6, 2, 30]}, "form of a rotated box"),
+    ({"bbox": [0.2, 0.1, 0.6, 0.2]}, "annotation 3: .*shares of the image"),
 ]
+OUTLINES = [
+    ({"size": [8, 10], "counts": [80]}, "empty"),
+    ([[50, 50, 53, 50, 53, 53]], "annotation 3: the box .*x 50 to 53 of 0 to 10"),
+    ([[0.2, 0.1, 0.8, 0.1, 0.8, 0.3]], "shares of the image"),
+    (SQUARE[0], "one more pair of brackets"),
+    (5, "there is no place"),
+]
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [*ANNOTATIONS, *(({"bbox": None, "segmentation": o}, match) for o, match in OUTLINES)],
+)
+def test_invalid_annotation_is_an_error(write_folder, change, match):
+    with pytest.raises(LesionsegError, match=match):
+        _read_case(write_folder([{**LESION, **change}]))
+
+
 SAME_ID = [{"id": 7, "file_name": name} for name in ("a.png", "b.png")]
+SAME_CATEGORY = [{"id": 20, "name": name} for name in ("nodule", "mass")]
+IN_MASK = {**LESION, "mask_label": 4}
 WRONG = [
     ({"width": 20}, r"a\.png .*annotations state"),
+    ({"height": 10, "width": 8}, "orientation tag"),  # the sides are exchanged
+    ({"height": 9, "width": 8}, "Correct"),
+    ({"pixel_mm": float("nan")}, "pixel_mm of 'a' is nan"),
+    ({"file_name": f"{'a' * 300}.png"}, "file name too long"),
     ({"facts": {"images": SAME_ID}}, r"annotations\.json: b\.png has the id 7 of another image"),
     ({"facts": {"images": []}}, r"annotations\.json"),
     ({"facts": {"images": [1]}}, r"annotations\.json"),
     ({"facts": {"images": [{"id": 1}]}}, r"annotations\.json"),
+    ({"facts": {"categories": SAME_CATEGORY}}, "category 20 is called 'mass', but 'nodule'"),
     ({"mask": np.ones((4, 4)), "annotations": [{**LESION, "mask_label": 1}]}, "its image"),
+    ({"mask_file": "gone.png", "annotations": [IN_MASK]}, r"masks/gone\.png of case 'a'"),
+    ({"mask_file": "gone.png", "annotations": [POLYGON]}, r"masks/gone\.png of case 'a'"),
+    # only the second annotation is named
+    (
+        {"mask": TWO, "annotations": [{**IN_MASK, "id": 1}, LESION]},
+        r"^\S+: annotation 3: .* a\.png",
+    ),
 ]
-
-
-@pytest.mark.parametrize(("change", "match"), ANNOTATIONS)
-def test_invalid_annotation_is_an_error(write_folder, change, match):
-    root = write_folder([{**LESION, **change}])
-    with pytest.raises((DatasetError, ReadError, ContentError, GeometryError), match=match):
-        _read_case(root)
 
 
 @pytest.mark.parametrize(("wrong", "match"), WRONG)
 def test_invalid_image_or_mask_is_an_error(write_folder, wrong, match):
-    with pytest.raises((DatasetError, ReadError, ContentError, GeometryError), match=match):
+    with pytest.raises(LesionsegError, match=match):
         _read_case(write_folder(**wrong))
+
+
+@pytest.mark.parametrize(
+    ("settings", "are_boxes"),
+    [
+        ({"annotations": [LESION]}, True),
+        ({"annotations": [POLYGON]}, False),
+        ({"annotations": [IN_MASK], "mask": TWO}, False),
+        ({}, False),
+    ],
+)
+def test_dataset_states_if_lesions_are_boxes_without_outlines(write_folder, settings, are_boxes):
+    assert read_dataset(write_folder(**settings)).lesions_are_boxes == are_boxes
 
 
 @pytest.mark.parametrize("labels", [(4,), (4, 4), (4, 9, 0), ()])
@@ -261,67 +266,54 @@ def test_mask_that_does_not_fit_its_annotations_is_an_error(write_folder, labels
 # --- folders of other programs ---
 
 
-def write_coco(path, names, categories=((1, "nodule"),), boxes=((20, 30, 9, 9),), folder=None):
-    """Write a COCO file with equal boxes for images of 96 by 96 pixels, and these images."""
-    category = categories[0][0]
-    images = []
-    annotations = []
+def write_coco(path, names, categories=((1, "nodule"),), folder=None):
+    """Write a COCO file with a box in each of the images of 96 by 96 pixels, and these images."""
+    entries = {"images": [], "annotations": []}
     for k, name in enumerate(names):
         image = (folder or path.parent / "images") / name
         image.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.zeros((96, 96), np.uint8)).save(image)
-        images.append({"id": k, "file_name": name, "width": 96, "height": 96})
-        for box in boxes:
-            annotations.append({"id": k, "image_id": k, "category_id": category, "bbox": box})
+        Image.new("L", (96, 96)).save(image)
+        entries["images"].append({"id": k, "file_name": name, "width": 96, "height": 96})
+        box = {"id": k, "image_id": k, "category_id": categories[0][0], "bbox": [20, 30, 9, 9]}
+        entries["annotations"].append(box)
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = {
-        "images": images,
-        "annotations": annotations,
-        "categories": [{"id": number, "name": name} for number, name in categories],
-    }
-    write_json(path, content)
+    named = [{"id": number, "name": name} for number, name in categories]
+    write_json(path, {**entries, "categories": named})
     return path.parent
-
-
-def roles_of(dataset):
-    return [(case.case, case.role) for case in dataset.cases]
 
 
 def test_equal_names_in_different_folders_are_different_cases(tmp_path):
     names = ("p1/view1.png", "p2/view1.png", "images/p3/view1.png", "p1/view1.v2.png")
-    dataset = read_dataset(write_coco(tmp_path / "annotations.json", names[:2]))
-    assert [c.case for c in dataset.cases] == ["p1_view1", "p2_view1"]
-    for case, name in zip(dataset.cases, names, strict=False):
-        assert case.images == (tmp_path / "images" / name,)
-        assert read_case(case, dataset).reference.boxes.tolist() == [[30, 20, 39, 29]]
-    root = write_coco(tmp_path / "b" / "annotations.json", names, folder=tmp_path / "b")
+    root = write_coco(tmp_path / "annotations.json", names, folder=tmp_path)
     ids = [c.case for c in read_dataset(root).cases]
     assert ids == ["p1_view1", "p2_view1", "p3_view1", "p1_view1.v2"]
 
 
-def test_names_of_coco_files_give_roles(tmp_path):
-    train = tmp_path / "annotations" / "instances_train2017.json"
-    write_coco(train, ("a.png", "b.png"), folder=tmp_path / "train2017")
-    (tmp_path / "annotations" / "captions_train2017.json").write_text("{}")
-    dataset = read_dataset(tmp_path)
-    assert roles_of(dataset) == [("a", None), ("b", None)]  # a single file gives no roles
-    assert dataset.cases[0].images[0] == tmp_path / "train2017" / "a.png"
-    val = tmp_path / "annotations" / "instances_val2017.json"
-    write_coco(val, ("c.png",), folder=tmp_path / "images" / "val2017")
-    dataset = read_dataset(tmp_path)
-    assert roles_of(dataset) == [("a", "train"), ("b", "train"), ("c", "validation")]
-    assert read_case(dataset.cases[2], dataset).image.geometry.shape == (96, 96)
-    write_coco(val, ("c.png",), ((1, "mass"),), folder=tmp_path / "images" / "val2017")
-    with pytest.raises(DatasetError, match="category 1 is called 'mass', but 'nodule'"):
-        read_dataset(tmp_path)
+PARTS = [
+    ("annotations/instances_{}2017.json", "images/{}2017", "val"),
+    ("annotations/instances_{}.json", "{}", "Val"),
+    ("{}/_annotations.coco.json", "{}", "valid"),
+    ("{}/_annotations.coco.json", "{}", "Valid"),
+]
 
 
-def test_folders_of_roboflow_give_roles(tmp_path):
-    for part, role in (("train", "train"), ("valid", "validation"), ("test", "test")):
-        folder = tmp_path / part
-        write_coco(folder / "_annotations.coco.json", (f"{role}.png",), folder=folder)
+@pytest.mark.parametrize(("table", "folder", "validation"), PARTS)
+def test_names_of_files_and_folders_give_roles(tmp_path, table, folder, validation):
+    for part in ("train", validation, "test"):
+        images = tmp_path / folder.format(part)
+        write_coco(tmp_path / table.format(part), (f"{part}.png",), folder=images)
+    (tmp_path / "annotations").mkdir(exist_ok=True)
+    (tmp_path / "annotations" / "captions_train2017.json").write_text("{}")  # not read
     dataset = read_dataset(tmp_path)
-    assert roles_of(dataset) == [(r, r) for r in ("train", "validation", "test")]
+    roles = {"train": "train", validation: "validation", "test": "test"}
+    assert {case.case: case.role for case in dataset.cases} == roles
+    assert all(case.images[0].is_file() for case in dataset.cases)
+
+
+def test_single_file_gives_no_roles(tmp_path):
+    path = tmp_path / "annotations" / "instances_train2017.json"
+    dataset = read_dataset(write_coco(path, ("a.png",), folder=tmp_path / "train2017").parent)
+    assert [case.role for case in dataset.cases] == [None]
 
 
 def test_unused_category_of_roboflow_does_not_take_the_name_of_the_lesions(tmp_path):
@@ -335,18 +327,6 @@ def test_unused_category_of_roboflow_does_not_take_the_name_of_the_lesions(tmp_p
     assert read_dataset(root, merge_labels=True).labels.value_names == {1: "lesion"}
 
 
-def test_names_of_parts_may_be_capitalised(tmp_path):
-    for part, name in (("Train", "a.png"), ("Test", "b.png")):
-        path = tmp_path / "cvat" / "annotations" / f"instances_{part}.json"
-        write_coco(path, (name,), folder=tmp_path / "cvat" / "images" / part)
-        folder = tmp_path / "roboflow" / part
-        write_coco(folder / "_annotations.coco.json", (name,), folder=folder)
-    for root in ("cvat", "roboflow"):
-        dataset = read_dataset(tmp_path / root)
-        assert sorted(roles_of(dataset)) == [("a", "train"), ("b", "test")]
-        assert all(case.images[0].is_file() for case in dataset.cases)
-
-
 def test_polygon_without_a_box_gets_the_box_of_its_pixels(write_folder):
     reference, instances, _ = _read_masks(
         write_folder([{"segmentation": SQUARE}, {"segmentation": SQUARE}])
@@ -356,39 +336,20 @@ def test_polygon_without_a_box_gets_the_box_of_its_pixels(write_folder):
     assert np.argwhere(instances).tolist() == [[y, x] for y in (1, 2, 3) for x in (2, 3, 4)]
 
 
-def test_empty_or_invalid_segmentation_without_a_box_is_an_error(write_folder):
-    empty = {"size": [8, 10], "counts": [80]}
-    for segmentation, match in ((empty, "empty"), ([[1, 2, 3]], "segmentation")):
-        with pytest.raises((ContentError, DatasetError), match=match):
-            _read_case(write_folder([{"segmentation": segmentation}]))
-
-
-@pytest.mark.parametrize("polygon", [[2, 1, 5, 1, 5, 4, 2], [2, 1, 5, 1], ["a"] * 6, 7])
-@pytest.mark.parametrize("size", [{}, {"width": None, "height": None}])
-def test_invalid_polygon_of_one_of_several_readers_is_an_error(write_folder, polygon, size):
-    good = {"segmentation": SQUARE, "reader": "A", "id": 1}
-    wrong = {"segmentation": [polygon], "reader": "B", "id": 2}
-    match = r"annotations\.json: annotation 2: segmentation"
-    with pytest.raises(DatasetError, match=match):
-        read_dataset(write_folder([good, wrong], **size))
-    boxes = [{**good, "reader": reader} for reader in "AB"]
-    reference = _read_case(write_folder(boxes, **size)).reference
+def test_invalid_polygon_of_one_of_several_readers_is_an_error(write_folder):
+    """Their polygons only give boxes."""
+    own = {reader: {"segmentation": SQUARE, "reader": reader} for reader in "AB"}
+    unknown_size = {"width": None, "height": None}
+    reference = _read_case(write_folder([*own.values()], **unknown_size)).reference
     assert reference.boxes.tolist() == [[1, 2, 4, 5]]
-
-
-def test_annotation_without_box_and_segmentation_is_an_error(write_folder):
-    with pytest.raises(DatasetError, match="Write a bbox or a segmentation"):
-        _read_case(write_folder([{"id": 3}]))
+    wrong = {**own["B"], "id": 2, "segmentation": [[2, 1, 5, 1, 5, 4, 2]]}
+    with pytest.raises(DatasetError, match=r"annotations\.json: annotation 2: segmentation"):
+        read_dataset(write_folder([own["A"], wrong], **unknown_size))
 
 
 def test_nan_in_unused_fields_is_allowed(write_folder):
     root = write_folder([{"bbox": [2, 1, 3, 3], "area": float("nan")}], score=float("nan"))
     assert _read_case(root).reference.boxes.tolist() == [[1, 2, 4, 5]]
-
-
-def test_pixel_size_of_nan_is_an_error(write_folder):
-    with pytest.raises(DatasetError, match="pixel_mm of 'a' is nan"):
-        _read_case(write_folder(pixel_mm=float("nan")))
 
 
 def test_remark_names_unlisted_images(write_folder):
@@ -446,33 +407,30 @@ FRACATLAS = "Annotations/COCO JSON/COCO_fracture_masks.json"
 
 def test_file_of_any_name_and_place_is_read_if_it_is_named(tmp_path):
     """FracAtlas publishes its annotations so, with images in two folders."""
-    root = tmp_path
-    write_coco(root / FRACATLAS, ("a.png",), folder=root / "images" / "Fractured")
-    write_picture(root / "images" / "Non_fractured" / "b.png")
+    images = tmp_path / "images"
+    write_coco(tmp_path / FRACATLAS, ("a.png",), folder=images / "Fractured")
+    write_picture(images / "Non_fractured" / "b.png")
     with pytest.raises(DatasetError, match=r"COCO_fracture_masks\.json .*data\.annotations"):
-        read_dataset(root)
-    dataset = read_dataset(root, annotations=FRACATLAS)
-    (case,) = dataset.cases
-    assert (case.case, case.images) == ("a", (root / "images" / "Fractured" / "a.png",))
-    assert read_case(case, dataset).reference.boxes.tolist() == [[30, 20, 39, 29]]
-    references = References.find(root, annotations=FRACATLAS)
-    assert (references.cases, references.are_masks) == ([case], False)
+        read_dataset(tmp_path)
+    dataset, cases = read_all(tmp_path, annotations=FRACATLAS)
+    assert cases["a"].reference.boxes.tolist() == [[30, 20, 39, 29]]
+    references = References.find(tmp_path, annotations=FRACATLAS)
+    assert (references.cases, references.are_masks) == ([*dataset.cases], False)
     assert "1 image not listed, left out: b.png" in dataset.findings[0].message
-    write_picture(root / "images" / "Non_fractured" / "a.png")
+    write_picture(images / "Non_fractured" / "a.png")
     with pytest.raises(DatasetError, match=r"are both called a\.png"):
-        read_dataset(root, annotations=FRACATLAS)
+        read_dataset(tmp_path, annotations=FRACATLAS)
     with pytest.raises(ReadError, match=r"gone\.json"):
-        read_dataset(root, annotations="gone.json")
+        read_dataset(tmp_path, annotations="gone.json")
 
 
 def test_drawings_are_cropped_because_an_image_may_have_hundreds_of_lesions():
     square = ((300.0, 200.0, 310.0, 200.0, 310.0, 204.0, 300.0, 204.0),)
     (part,) = run_in_worker(draw_outlines, "a", [StatedLesion(1, outline=square)], (3000, 4000))
-    assert (part.top, part.left, part.mask.shape) == (200, 300, (4, 10))
+    assert part.mask.shape == (4, 10)
     image = np.zeros((3000, 4000), np.uint8)
     part.paint(image, 7)
-    assert np.array_equal(np.argwhere(image)[[0, -1]], [[200, 300], [203, 309]])
-    assert image.sum() == 7 * 40
+    assert image[200:204, 300:310].sum() == image.sum() == 7 * 40
 
 
 def test_separators_of_windows_in_file_names_are_read(write_folder):
@@ -494,28 +452,9 @@ def test_ids_with_decimals_are_whole_numbers(write_folder):
         assert [one.label for one in case.annotations["lesions"].lesions] == [1]
 
 
-@pytest.mark.parametrize(("size", "advice"), [((10, 8), "orientation tag"), ((9, 8), "Correct")])
-def test_advice_for_exchanged_sides_keeps_boxes_on_their_picture(write_folder, size, advice):
-    height, width = size
-    root = write_folder([{"bbox": [3, 2, 2, 2]}], height=height, width=width)
-    with pytest.raises(GeometryError, match=advice):
-        _read_case(root)
-
-
 def test_null_names_no_reader(write_folder):
     dataset = read_dataset(write_folder([{**LESION, "reader": None}]))
     assert dataset.cases[0].annotations["lesions"].readers == ()
-
-
-def test_file_name_that_is_too_long_is_an_error(write_folder):
-    with pytest.raises(DatasetError, match="cannot be accessed: file name too long"):
-        read_dataset(write_folder(file_name=f"{'a' * 300}.png"))
-
-
-def test_error_of_a_later_annotation_names_only_this_annotation(write_folder):
-    root = write_folder([{**LESION, "mask_label": 4, "id": 1}, {**LESION, "id": 2}], TWO)
-    with pytest.raises(DatasetError, match=r"^\S*annotations\.json: annotation 2: the case"):
-        read_dataset(root)
 
 
 BOX = {"bbox": [2, 1, 6, 2]}
@@ -528,23 +467,6 @@ def test_right_angles_of_cvat_turn_a_box_about_its_centre(write_folder, turn):
     is_turned = turn in (90, -90, 270, "90")
     expected = [0, 4, 5, 6] if is_turned else [1, 2, 3, 8]  # the top is outside
     assert _read_case(root).reference.boxes.tolist() == [expected]
-
-
-@pytest.mark.parametrize(
-    ("wrong", "match"),
-    [
-        ({**BOX, "attributes": {"rotation": 30}}, "the box is rotated. Write the upright box"),
-        ({**BOX, "rotation": 30}, "the box is rotated"),
-        ({"bbox": [5, 2, 6, 2, 30]}, "form of a rotated box. Write the upright box"),
-        ({"bbox": [0.2, 0.1, 0.6, 0.2]}, "shares of the image. Multiply x by the width"),
-        ({"segmentation": [[0.2, 0.1, 0.8, 0.1, 0.8, 0.3]]}, "shares of the image"),
-        ({"segmentation": SQUARE[0]}, "segmentation needs one more pair of brackets"),
-        ({"segmentation": 5}, "there is no place"),
-    ],
-)
-def test_annotation_in_the_form_of_another_program_is_refused(write_folder, wrong, match):
-    with pytest.raises(DatasetError, match=f"annotation 3: .*{match}"):
-        read_dataset(write_folder([{"id": 3, **wrong}]))
 
 
 def test_rotation_does_not_change_a_polygon(write_folder):
@@ -565,20 +487,16 @@ def test_category_no_finding_states_that_there_is_no_lesion(write_folder, box):
 
 @pytest.mark.parametrize("is_roboflow", [True, False])
 def test_equal_file_names_in_several_files_give_ids_by_path(tmp_path, is_roboflow):
-    places = []
-    for part in ("train", "valid"):
-        folder = tmp_path / ("" if is_roboflow else "images") / part
-        places.append(tmp_path / "annotations" / f"instances_{part}.json")
-        if is_roboflow:
-            places[-1] = folder / "_annotations.coco.json"
-        write_coco(places[-1], ("a.png", f"{part}.png"), folder=folder)
-    dataset, cases = read_all(tmp_path)
     prefix = "" if is_roboflow else "images_"
-    ids = [f"{prefix}train_a", "train", f"{prefix}valid_a", "valid"]
-    assert [case.case for case in dataset.cases] == ids
-    assert [case.role for case in dataset.cases] == ["train", "train", "validation", "validation"]
-    for case in cases.values():
-        assert case.reference.boxes.tolist() == [[30, 20, 39, 29]]
+    for part in ("train", "valid"):
+        folder = tmp_path / prefix.replace("_", "/") / part
+        table = tmp_path / "annotations" / f"instances_{part}.json"
+        if is_roboflow:
+            table = folder / "_annotations.coco.json"
+        write_coco(table, ("a.png", f"{part}.png"), folder=folder)
+    _, cases = read_all(tmp_path)
+    assert [*cases] == [f"{prefix}train_a", "train", f"{prefix}valid_a", "valid"]
+    assert all(case.reference.boxes.tolist() == [[30, 20, 39, 29]] for case in cases.values())
 
 
 def test_image_that_two_files_list_is_an_error(tmp_path):
