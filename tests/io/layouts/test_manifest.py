@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lesionseg.core import Labels
-from lesionseg.errors import ContentError, DatasetError, LesionsegError, ReadError
+from lesionseg.errors import ContentError, DatasetError, ReadError
 from lesionseg.io.cases import read_case
 from lesionseg.io.layouts import list_dataset, read_dataset
 from lesionseg.io.layouts.manifest import read_scan_list
@@ -71,10 +71,9 @@ def test_image_columns_are_in_the_order_of_their_numbers(write_manifest):
     root = write_manifest(f"case,image,{columns}\nA,a.nii,{cells}\n")
     dataset = list_dataset(root)
     assert dataset.channel_names == ("image", "image_1", "image_2", "image_9", "image_10")
-    names = [file.name for file in dataset.cases[0].images]
-    assert names == ["a.nii", "1.nii", "2.nii", "9.nii", "10.nii"]
+    names = ("a.nii", "1.nii", "2.nii", "9.nii", "10.nii")
     (listed,) = read_scan_list(root / "manifest.csv")
-    assert listed.images == dataset.cases[0].images
+    assert listed.images == dataset.cases[0].images == tuple(root / name for name in names)
 
 
 def test_labels_json_names_the_values(write_manifest):
@@ -86,10 +85,8 @@ def test_labels_json_names_the_values(write_manifest):
 
 def test_label_that_does_not_fit_into_a_predicted_mask_is_an_error_unless_merged(write_manifest):
     root = write_manifest(ONE, '{"1": "cyst", "1000": "scar"}')
-    with pytest.raises(DatasetError, match=r"the label 1000 \(scar\) is above 255"):
+    with pytest.raises(DatasetError, match=r"label 1000 \(scar\).*255.*data\.merge_labels=true"):
         read_dataset(root)
-    (problem,) = list_dataset(root).errors
-    assert "data.merge_labels=true" in problem.message
     assert read_dataset(root, merge_labels=True).labels.value_names == {1: "lesion"}
 
 
@@ -100,15 +97,13 @@ def test_value_called_ignore_is_ignored(write_manifest):
     assert (int(reference.labels.sum()), int(reference.ignore.sum())) == (0, 1)
 
 
-def test_two_values_of_one_name_are_an_error(write_manifest):
-    root = write_manifest(ONE, '{"1": "lesion", "2": "cyst", "3": "lesion"}')
-    with pytest.raises(DatasetError, match="the values 1 and 3 are both called 'lesion'"):
-        read_dataset(root)
+TWICE = '{"1": "lesion", "2": "cyst", "3": "lesion"}'
 
 
-@pytest.mark.parametrize("labels", ["[]", "{}", '{"1": "ignore"}', '{"lesion": 1}'])
-def test_labels_json_without_labels_by_value_is_an_error(write_manifest, labels):
-    with pytest.raises(DatasetError, match=r"labels\.json"):
+@pytest.mark.parametrize("labels", ["[]", "{}", '{"1": "ignore"}', '{"lesion": 1}', TWICE])
+def test_labels_json_without_distinct_labels_by_value_is_an_error(write_manifest, labels):
+    match = "values 1 and 3 are both called 'lesion'" if labels == TWICE else r"labels\.json"
+    with pytest.raises(DatasetError, match=match):
         read_dataset(write_manifest(ONE, labels))
 
 
@@ -127,6 +122,8 @@ def test_labels_json_without_labels_by_value_is_an_error(write_manifest, labels)
         ("case,image,reference,instances\nA,a.nii,a,b\n", "not both"),
         # one instance mask for several labels
         ("case,image,instances,annotated\nA,a.nii,m.nii,scar\n", "line 2: .*'cyst'"),
+        ("case,image,annotated\nA,a.nii,\nB,a.nii,cysts\n", "line 3.*Did you mean 'cyst'"),
+        ("case,image\nA,C:" + "\\scans" * 60 + "\\a.nii\n", "does not exist"),
     ],
 )
 def test_wrong_row_is_an_error_with_advice(write_manifest, text, match):
@@ -134,11 +131,10 @@ def test_wrong_row_is_an_error_with_advice(write_manifest, text, match):
         read_dataset(write_manifest(text, CYST))
 
 
-def test_repeated_id_is_one_problem(write_manifest):
-    root = write_manifest("case,image\nA,a.nii\nA,b.nii\n")
-    dataset = list_dataset(root)
-    assert len(dataset.errors) == 1
-    assert [case.images[0].name for case in dataset.cases] == ["a.nii"]
+def test_patient_in_training_and_test_is_a_warning(write_manifest, caplog):
+    rows = "A,a.nii,m.nii,P1,train\nB,b.nii,m.nii,P1,test\n"
+    read_dataset(write_manifest(f"case,image,reference,group,role\n{rows}"))
+    assert "share 1 patient" in caplog.text
 
 
 def test_separators_of_windows_are_read(write_manifest):
@@ -148,8 +144,6 @@ def test_separators_of_windows_are_read(write_manifest):
 
 def test_empty_cell_is_a_missing_channel_if_allowed(write_manifest):
     root = write_manifest("case,image,image_0001\nA,,a.nii\nB,b.nii,a.nii\n")
-    with pytest.raises(DatasetError, match="one file per channel"):
-        read_dataset(root)
     dataset = read_dataset(root, may_lack=True)
     assert [(c.missing, len(c.images)) for c in dataset.cases] == [((0,), 1), ((), 2)]
     assert read_case(dataset.cases[0], dataset).image.array.shape[0] == 2
@@ -181,11 +175,6 @@ def test_labels_of_partly_annotated_cases_cannot_be_merged(write_manifest):
         read_dataset(root, merge_labels=True)
 
 
-def test_error_for_an_unknown_annotated_label_suggests_a_similar_one(write_manifest):
-    with pytest.raises(LesionsegError, match=r"line 4.*Did you mean 'cysts'"):
-        read_dataset(write_manifest(ANNOTATED, CYST.replace("cyst", "cysts")))
-
-
 def test_instance_masks_in_a_table_with_semicolons_are_read(write_manifest, write_nifti):
     root = write_manifest("case;image;instances;age\nA;a.nii;ids.nii.gz;61\n")
     ids = np.zeros((5, 4, 3), np.uint8)
@@ -207,16 +196,14 @@ def test_nndetection_instances_get_their_classes(tmp_path, write_nifti, classes)
     raw = tmp_path / "raw_splitted"
     write_nifti(raw / "imagesTr" / "c1_0000.nii.gz", np.ones(mask.shape, np.int16))
     write_nifti(raw / "labelsTr" / "c1.nii.gz", mask)
-    instances = {"1": len(classes) - 1, "7": 0}
-    write_json(raw / "labelsTr" / "c1.json", {"instances": instances})
+    write_json(raw / "labelsTr" / "c1.json", {"instances": {"1": len(classes) - 1, "7": 0}})
     labels = {str(i): name for i, name in enumerate(classes)}
     write_json(tmp_path / "dataset.json", {"labels": labels, "dim": 3})
     nndetection_to_manifest.convert(tmp_path)
     dataset = read_dataset(tmp_path)
     assert dataset.labels.value_names == dict(enumerate(classes, start=1))
     found = read_reference(dataset)
-    assert found.labels[0, 2, 1] == len(classes)
-    assert found.labels[2, 0, 4] == 1
+    assert (found.labels[0, 2, 1], found.labels[2, 0, 4]) == (len(classes), 1)
     assert len(lesions_of(found)) == 2
 
 
@@ -254,8 +241,7 @@ def test_remark_names_cases_without_a_fold_if_others_have_one(write_manifest):
 
 @pytest.mark.parametrize("size", ["nan", "0", "-1", "inf", "0,14"])
 def test_invalid_pixel_size_is_an_error_with_an_example(write_manifest, size):
-    root = write_manifest(f'case,image,reference,pixel_mm\nA,a.nii,m.nii,"{size}"\n')
-    dataset = read_dataset(root)
+    dataset = read_dataset(write_manifest(f'case,image,pixel_mm\nA,a.nii,"{size}"\n'))
     with pytest.raises(DatasetError, match=f"pixel_mm of 'A' is {size}.*such as 0.143"):
         read_case(dataset.cases[0], dataset)
 
@@ -265,9 +251,3 @@ def test_instance_masks_need_the_label_1_unless_labels_are_merged(write_manifest
     with pytest.raises(DatasetError, match=r"instance masks have the label 1.*\[2\]"):
         read_dataset(root)
     assert read_reference(read_dataset(root, merge_labels=True)).instance_labels == (1,)
-
-
-def test_missing_file_may_have_a_long_path_of_windows(write_manifest):
-    root = write_manifest("case,image\nA,C:" + "\\scans" * 60 + "\\a.nii\n")
-    with pytest.raises(DatasetError, match="does not exist"):
-        read_dataset(root)
