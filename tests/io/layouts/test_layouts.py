@@ -1,13 +1,12 @@
 """Recognition of a dataset folder, and groups of cases in all layouts."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from lesionseg.core import CaseFiles
 from lesionseg.core.dataset import assign_groups
-from lesionseg.errors import ConfigError, DatasetError
+from lesionseg.errors import DatasetError
 from lesionseg.io.layouts import read_dataset
 
 
@@ -48,27 +47,21 @@ def test_annotations_of_other_programs_are_named_with_the_way_to_convert_them(
         read_dataset(tmp_path)
 
 
-@pytest.fixture
-def link_mask():
-    """Link one file of an nnU-Net folder to another one."""
-
-    def link(root, source, target, make=Path.symlink_to):
-        (root / target).unlink()
-        make(root / target, root / source)
-        return root
-
-    return link
+def link_mask(root, target, make=Path.symlink_to):
+    """Replace a file of an nnU-Net folder by a link to the mask of case A."""
+    (root / target).unlink()
+    make(root / target, root / "labelsTr" / "A.nii.gz")
+    return root
 
 
 @pytest.mark.parametrize("make", [Path.symlink_to, Path.hardlink_to])
-def test_one_mask_of_two_cases_is_a_warning(nnunet_folder, link_mask, caplog, make):
-    root = link_mask(nnunet_folder(channels=1), "labelsTr/A.nii.gz", "labelsTr/B.nii.gz", make)
-    read_dataset(root)
+def test_one_mask_of_two_cases_is_a_warning(nnunet_folder, caplog, make):
+    read_dataset(link_mask(nnunet_folder(channels=1), "labelsTr/B.nii.gz", make))
     assert "is the mask of several cases: A, B" in caplog.text
 
 
-def test_image_that_is_its_own_mask_is_an_error(nnunet_folder, link_mask):
-    root = link_mask(nnunet_folder(channels=1), "labelsTr/A.nii.gz", "imagesTr/A_0000.nii.gz")
+def test_image_that_is_its_own_mask_is_an_error(nnunet_folder):
+    root = link_mask(nnunet_folder(channels=1), "imagesTr/A_0000.nii.gz")
     with pytest.raises(DatasetError, match="image as well as the mask of case 'A'"):
         read_dataset(root)
 
@@ -87,6 +80,7 @@ def test_error_for_a_folder_of_datasets_names_them(nnunet_folder):
         ("MSCS_19L MSCS_19R MSCS_26L", "MSCS_19 MSCS_19 MSCS_26L"),
         ("P1_L P1_R P2-L P2-R P3.L P3.R", "P1 P1 P2 P2 P3 P3"),
         ("PAUL PETER L R", "PAUL PETER L R"),
+        ("sub-01L sub-01R", "sub-01L sub-01R"),
         ("sub-01_ses-1 sub-01_ses-2 sub-02_FLAIR", "sub-01 sub-01 sub-02"),
     ],
 )
@@ -95,29 +89,6 @@ def test_groups_follow_from_names(ids, groups):
     assert [case.group for case in assign_groups(cases, None)] == groups.split()
 
 
-def test_only_ids_without_a_bids_subject_are_paired_by_their_side(caplog):
-    caplog.set_level("INFO")
-    for ids, expected in (("sub-01L sub-01R", 2), ("P1L P1R", 1)):
-        caplog.clear()
-        cases = assign_groups([CaseFiles(case, ()) for case in ids.split()], None)
-        assert len({case.group for case in cases}) == expected
-        assert ("2 cases, 1 patient" in caplog.text) == (expected == 1)
-
-
-def test_pattern_for_groups_overrides_groups_of_the_dataset():
-    cases = [CaseFiles("sub-01_v1", (Path("a"),), role="test", fold=2, group="ann")]
-    assert assign_groups(cases, None) == (cases[0],)
-    assert assign_groups(cases, r"_v(\d)") == (replace(cases[0], group="1"),)
-    assert assign_groups(cases, r"sub-\d+") == (replace(cases[0], group="sub-01"),)
-
-
 def test_groups_of_the_dataset_are_kept_if_some_cases_have_none():
     cases = [CaseFiles("P1L", (Path("a"),), group="ann"), CaseFiles("P1R", (Path("b"),))]
     assert [c.group for c in assign_groups(cases, None)] == ["ann", "P1R"]
-
-
-def test_invalid_pattern_for_groups_is_an_error():
-    cases = [CaseFiles("sub-01_v1", (Path("a"),), role="test", fold=2, group="ann")]
-    for pattern, error in ((r"_w(\d)", DatasetError), (r"(x?)", DatasetError), ("(", ConfigError)):
-        with pytest.raises(error):
-            assign_groups(cases, pattern)

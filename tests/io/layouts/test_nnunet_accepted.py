@@ -5,8 +5,6 @@ import numpy as np
 import pytest
 import tifffile
 
-from lesionseg.core import CaseFiles
-from lesionseg.core.dataset import find_likely_visits
 from lesionseg.errors import ContentError, DatasetError, GeometryError, ReadError
 from lesionseg.io.cases import read_case
 from lesionseg.io.inspection import inspect_case
@@ -211,23 +209,3 @@ def test_ignored_value_stays_ignored_if_labels_are_merged(nnunet_folder):
     dataset = read_dataset(root, merge_labels=True)
     reference = read_case(dataset.cases[0], dataset).reference
     assert (int(reference.labels.sum()), int(reference.ignore.sum())) == (2, 1)
-
-
-@pytest.mark.parametrize(
-    ("names", "suggested"),
-    [
-        (["P08_0", "P08_1", "P09_0", "P09_1", "P09_2"], True),
-        (["a-1", "a-2", "b-1", "b-2"], True),
-        (["LUNA_001", "LUNA_002", "LUNA_003"], False),  # three digits are the numbers of cases
-        ([f"case_{i}" for i in range(30)], False),  # the only prefix is the name of the study
-        ([f"site{s}_{i}" for s in "ab" for i in range(40)], False),  # the prefixes are sites
-        (["P1", "P2", "P3"], False),
-        (["P1_0", "P2_0", "P3_0", "P3_1"], True),
-        (["P1_0", "P2_0", "P3_0", "P4_0", "P5_0", "P5_1"], False),
-    ],
-)
-def test_pattern_for_groups_is_suggested_if_names_look_like_visits(names, suggested):
-    remarks = find_likely_visits([CaseFiles(name, ()) for name in names])
-    assert [r"data.group='(.+)[_-]\d{1,2}'" in remark.message for remark in remarks] == (
-        [True] if suggested else []
-    )
