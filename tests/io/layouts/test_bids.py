@@ -30,12 +30,10 @@ def bids(tmp_path, write_nifti):
 def test_sessions_are_cases_and_subjects_groups(bids):
     dataset = read_dataset(bids)
     assert (dataset.layout, dataset.channel_names) == ("bids", ("FLAIR", "T1w"))
-    groups = [(c.case, c.group) for c in dataset.cases]
-    assert groups == [(case, case[:6]) for case in SESSIONS]
+    assert [(c.case, c.group) for c in dataset.cases] == [(case, case[:6]) for case in SESSIONS]
     for files in dataset.cases:
         case = read_case(files, dataset)
-        assert case.image.array.shape == (2, 3, 4, 5)
-        assert case.reference.labels.sum() == 2
+        assert (case.image.array.shape, case.reference.labels.sum()) == ((2, 3, 4, 5), 2)
 
 
 def test_images_not_in_all_sessions_or_on_another_grid_are_no_channels(bids, write_nifti, caplog):
@@ -54,10 +52,16 @@ def test_images_in_the_folder_of_the_mask_are_preferred(tmp_path, write_nifti):
     assert [c.case for c in read_dataset(tmp_path).cases] == ["sub-1"]
 
 
-def test_mask_of_a_run_belongs_to_the_image_of_this_run(bids, write_nifti):
-    folder = bids / "sub-02" / "ses-a" / "anat"
-    masks = bids / "derivatives" / "lesions" / "sub-02" / "ses-a" / "anat"
-    session = "sub-02_ses-a"
+@pytest.fixture
+def last(bids):
+    """Return the folders of the images and of the mask of the last session."""
+    place = Path("sub-02", "ses-a", "anat")
+    return bids / place, bids / "derivatives" / "lesions" / place
+
+
+def test_mask_of_a_run_belongs_to_the_image_of_this_run(bids, last, write_nifti):
+    folder, masks = last
+    session = SESSIONS[-1]
     (folder / f"{session}_FLAIR.nii.gz").rename(folder / f"{session}_run-1_FLAIR.nii.gz")
     write_nifti(folder / f"{session}_run-2_FLAIR.nii.gz", np.full(SHAPE, 7, np.int16))
     with pytest.raises(DatasetError, match=r"several images.*run-1_FLAIR.*run-2_FLAIR"):
@@ -80,9 +84,10 @@ def test_image_with_the_entities_of_the_mask_is_preferred(tmp_path, write_nifti)
 
 
 @pytest.mark.parametrize("entity", ["run", "acq", "ce", "rec", "dir"])
-def test_scans_of_a_session_with_a_mask_each_are_cases_of_one_group(bids, write_nifti, entity):
-    folder = bids / "sub-02" / "ses-a" / "anat"
-    masks = bids / "derivatives" / "lesions" / "sub-02" / "ses-a" / "anat"
+def test_scans_of_a_session_with_a_mask_each_are_cases_of_one_group(
+    bids, last, write_nifti, entity
+):
+    folder, masks = last
     (folder / "sub-02_ses-a_FLAIR.nii.gz").unlink()
     (masks / "sub-02_ses-a_label-lesion_mask.nii.gz").unlink()
     scans = [f"sub-02_ses-a_{entity}-{number}" for number in (1, 2)]
@@ -91,40 +96,24 @@ def test_scans_of_a_session_with_a_mask_each_are_cases_of_one_group(bids, write_
         write_nifti(masks / f"{scan}_label-lesion_desc-x_mask.nii.gz", MASK)
     dataset = read_dataset(bids)
     assert [c.case for c in dataset.cases] == [*SESSIONS[:2], *scans]
-    assert [c.group for c in dataset.cases[2:]] == ["sub-02", "sub-02"]
-    values = [read_case(c, dataset).image.array[0].max() for c in dataset.cases[2:]]
-    assert values == [1, 2]
-    assert [c.images[1].name for c in dataset.cases[2:]] == ["sub-02_ses-a_T1w.nii.gz"] * 2
+    for value, files in enumerate(dataset.cases[2:], start=1):
+        assert (files.group, files.images[1].name) == ("sub-02", "sub-02_ses-a_T1w.nii.gz")
+        assert read_case(files, dataset).image.array[0].max() == value
 
 
-@pytest.mark.parametrize("name", ["run-2_label-lesion", "label-lesion_desc-b", "label-L"])
-def test_two_masks_of_the_same_images_are_an_error(bids, write_nifti, name):
-    folder = bids / "derivatives" / "lesions" / "sub-02" / "ses-a" / "anat"
-    write_nifti(folder / f"sub-02_ses-a_{name}_mask.nii.gz", MASK)
-    with pytest.raises(DatasetError, match=r"second lesion mask of the images.*manifest\.csv"):
+@pytest.mark.parametrize(
+    "name", ["run-2_label-lesion", "label-lesion_desc-b", "label-L", "other/label-lesion"]
+)
+def test_two_masks_of_the_same_images_are_an_error(last, bids, write_nifti, name):
+    place, _, entities = name.rpartition("/")
+    write_nifti(last[1] / place / f"sub-02_ses-a_{entities}_mask.nii.gz", MASK)
+    with pytest.raises(DatasetError, match=r"second lesion mask.*sub-02_ses-a.*manifest\.csv"):
         read_dataset(bids)
-
-
-def test_two_masks_of_a_session_are_an_error(bids, write_nifti):
-    write_nifti(bids / "derivatives" / "other" / "sub-02_ses-a_label-lesion_mask.nii.gz", MASK)
-    with pytest.raises(DatasetError, match=r"second lesion mask.*sub-02_ses-a"):
-        read_dataset(bids)
-
-
-def test_sessions_without_a_mask_are_named(bids):
-    folder = bids / "derivatives" / "lesions" / "sub-02" / "ses-a" / "anat"
-    (folder / "sub-02_ses-a_label-lesion_mask.nii.gz").unlink()
-    dataset = read_dataset(bids)
-    assert [c.case for c in dataset.cases] == list(SESSIONS[:2])
-    (remark,) = dataset.findings
-    assert "1 session without a lesion mask, left out: sub-02_ses-a." in remark.message
 
 
 def test_check_lists_all_faults_despite_a_damaged_first_mask(bids, write_nifti):
     write_nifti(bids / "derivatives" / "other" / "sub-02_ses-a_label-lesion_mask.nii.gz", MASK)
-    first = next((bids / "derivatives" / "lesions").rglob("sub-01_ses-a_label*"))
-    first.write_bytes(b"damaged")
+    next((bids / "derivatives" / "lesions").rglob("sub-01_ses-a_label*")).write_bytes(b"damaged")
     messages = "\n".join(p.message for p in list_dataset(bids).errors)
-    assert "second lesion mask" in messages
-    assert "not a NIfTI image" in messages
-    assert "no labelled case" in messages
+    for words in ("second lesion mask", "not a NIfTI image", "no labelled case"):
+        assert words in messages

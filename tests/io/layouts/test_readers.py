@@ -28,75 +28,69 @@ FAR = StatedLesion(1, (0.0, 50.0, 10.0, 60.0), "C")
 OTHER_LABEL = StatedLesion(2, (0.0, 0.0, 10.0, 10.0), "C")
 
 
-def rows_of(stated, *, ignored=False):
-    """Return label, start and stop of each box that is kept, or ignored."""
-    boxes = [box for box in stated.lesions if box.is_ignored == ignored]
-    return [(box.label, *box.box) for box in boxes]
+def rows_of(*lesions, readers="ABC", least=None, ignored=False):
+    """Merge lesions. Return label, start and stop of each box that is kept, or ignored."""
+    merged = merge_case(CaseLesions(lesions, tuple(readers)), least).lesions
+    return [(one.label, *one.box) for one in merged if one.is_ignored == ignored]
 
 
-def test_merged_box_is_the_mean_of_boxes_of_one_label():
-    table = CaseLesions((FIRST, SHIFTED, FAR, OTHER_LABEL), ("A", "B", "C"))
-    assert rows_of(merge_case(table)) == [(1, 0, 1, 10, 11)]
-    assert rows_of(merge_case(table, min_readers=1)) == [
-        (1, 0, 1, 10, 11),
-        (1, 0, 50, 10, 60),
-        (2, 0, 0, 10, 10),
-    ]
-    assert rows_of(merge_case(table, min_readers=3)) == []
+def box(reader, x0, x1, label=1, y0=0.0):
+    """Make a box of 10 rows that a reader marked."""
+    return StatedLesion(label, (y0, x0, y0 + 10, x1), reader)
 
 
-def test_lesions_of_too_few_readers_are_ignored():
-    table = CaseLesions((FIRST, SHIFTED, FAR, OTHER_LABEL), ("A", "B", "C"))
-    assert rows_of(merge_case(table), ignored=True) == [
-        (1, 0, 50, 10, 60),
-        (2, 0, 0, 10, 10),
-    ]
-    assert rows_of(merge_case(table, min_readers=1), ignored=True) == []
+FIRST = box("A", 0, 10)
+SHIFTED = box("B", 2, 12)  # IoU with FIRST: 80 / 120
+FAR = box("C", 50, 60)
+OTHER_LABEL = box("C", 0, 10, label=2)
+FOUR = (FIRST, SHIFTED, FAR, OTHER_LABEL)
+MEAN, OWN, OTHER = (1, 0, 1, 10, 11), (1, 0, 50, 10, 60), (2, 0, 0, 10, 10)
+
+
+@pytest.mark.parametrize(
+    ("least", "kept", "ignored"),
+    [(None, [MEAN], [OWN, OTHER]), (1, [MEAN, OWN, OTHER], []), (3, [], [MEAN, OWN, OTHER])],
+)
+def test_merged_box_is_the_mean_of_boxes_of_one_label(least, kept, ignored):
+    assert rows_of(*FOUR, least=least) == kept
+    assert rows_of(*FOUR, least=least, ignored=True) == ignored
 
 
 def test_lesion_of_one_of_two_readers_is_kept():
-    table = CaseLesions((FIRST, FAR), ("A", "C"))
-    assert rows_of(merge_case(table)) == [(1, 0, 0, 10, 10), (1, 0, 50, 10, 60)]
-    assert rows_of(merge_case(table, min_readers=9)) == []  # both readers are required
+    assert rows_of(FIRST, FAR, readers="AC") == [(1, 0, 0, 10, 10), OWN]
+    assert rows_of(FIRST, FAR, readers="AC", least=9) == []  # both readers are required
 
 
 def test_reader_without_lesions_counts_as_a_reader():
-    assert rows_of(merge_case(CaseLesions((FIRST,), ("A", "B", "C")))) == []
-    assert len(rows_of(merge_case(CaseLesions((FIRST,), ("A", "B"))))) == 1
+    assert rows_of(FIRST) == []
+    assert len(rows_of(FIRST, readers="AB")) == 1
 
 
 def test_two_boxes_of_one_reader_count_as_one_reader():
-    twice = StatedLesion(1, (0.0, 2.0, 10.0, 12.0), "A")
-    assert rows_of(merge_case(CaseLesions((FIRST, twice), ("A", "B", "C")))) == []
+    assert rows_of(FIRST, box("A", 2, 12)) == []
 
 
-def test_boxes_below_half_overlap_are_different_lesions():
-    half = StatedLesion(1, (0.0, 0.0, 10.0, 5.0), "B")  # IoU of exactly 0.5
-    less = StatedLesion(1, (0.0, 0.0, 10.0, 4.9), "B")
-    assert len(rows_of(merge_case(CaseLesions((FIRST, half), ("A", "B"))))) == 1
-    assert len(rows_of(merge_case(CaseLesions((FIRST, less), ("A", "B"))))) == 2
+@pytest.mark.parametrize(("x1", "n"), [(5, 1), (4.9, 2)])
+def test_boxes_below_half_overlap_are_different_lesions(x1, n):
+    assert len(rows_of(FIRST, box("B", 0, x1), readers="AB")) == n
 
 
 def test_third_box_is_compared_with_the_mean_of_two_boxes():
-    first = StatedLesion(1, (0.0, 0.0, 10.0, 10.0), "A")
-    second = StatedLesion(1, (0.0, 3.0, 10.0, 13.0), "B")
+    two = (FIRST, box("B", 3, 13))
     # IoU with the first is 1/3, with the mean of both 65/135
-    third = StatedLesion(1, (0.0, 5.0, 10.0, 15.0), "C")
-    table = CaseLesions((first, second, third), ("A", "B", "C"))
-    assert len(rows_of(merge_case(table, min_readers=1))) == 2
+    assert len(rows_of(*two, box("C", 5, 15), least=1)) == 2
     # IoU with the mean of both is 70/130
-    nearer = StatedLesion(1, (0.0, 4.5, 10.0, 14.5), "C")
-    table = CaseLesions((first, second, nearer), ("A", "B", "C"))
-    assert rows_of(merge_case(table)) == [(1, 0, 2.5, 10, 12.5)]
+    assert rows_of(*two, box("C", 4.5, 14.5)) == [(1, 0, 2.5, 10, 12.5)]
 
 
 def test_order_of_rows_does_not_matter():
-    boxes = [FIRST, SHIFTED, StatedLesion(1, (1.0, 4.0, 11.0, 14.0), "C"), FAR]
-    found = set()
-    for order in itertools.permutations(boxes):
-        table = CaseLesions(order, ("A", "B", "C"))
-        found.add(tuple(rows_of(merge_case(table, 1))))
+    boxes = [FIRST, SHIFTED, box("C", 4, 14, y0=1.0), FAR]
+    found = {tuple(rows_of(*order, least=1)) for order in itertools.permutations(boxes)}
     assert len(found) == 1
+
+
+def test_boxes_without_an_area_do_not_overlap():
+    assert len(rows_of(box("A", 5, 5), box("B", 5, 5), readers="AB")) == 2
 
 
 HEADER = "case,label,x0,y0,x1,y1,reader\n"
@@ -142,19 +136,16 @@ def test_pixels_of_a_box_of_one_reader_are_neither_lesion_nor_background(folder)
 
 
 def test_candidates_in_a_box_of_one_reader_are_not_false_positives(folder):
-    _, cases = read_all(folder)
-    reference = cases["a"].reference
+    reference = read_all(folder)[1]["a"].reference
+    boxes = [(4, 16, 14, 32), (20, 40, 30, 50), (30, 2, 36, 8)]
     candidates = tuple(
         Candidate.from_box(number, 1, 0.9, box, reference.geometry)
-        for number, box in enumerate([(4, 16, 14, 32), (20, 40, 30, 50), (30, 2, 36, 8)], start=1)
+        for number, box in enumerate(boxes, start=1)
     )
     prediction = Prediction("a", reference.geometry, candidates, None)
     rows = match_case(reference, prediction, PRESETS["lesionseg"], case="a").rows()
-    assert [row["outcome"] for row in rows.candidates] == [
-        "true_positive",
-        "ignored",
-        "false_positive",
-    ]
+    outcomes = [row["outcome"] for row in rows.candidates]
+    assert outcomes == ["true_positive", "ignored", "false_positive"]
 
 
 def test_labels_are_merged_before_the_boxes(folder):
@@ -166,18 +157,14 @@ def test_labels_are_merged_before_the_boxes(folder):
     assert_rectangle(cases["a"])
 
 
-@pytest.fixture(params=["field", "attribute"])
+@pytest.fixture(params=[lambda reader: {"reader": reader}, lambda r: {"attributes": {"reader": r}}])
 def coco_content(request, tmp_path):
     """Make COCO annotations of two readers, each named by a field or by an attribute."""
     write_picture(tmp_path / "images" / "a.png")
-    annotations = []
-    for reader, x in (("R1", 15), ("R2", 17), ("R2", 45)):
-        annotation = {"image_id": 1, "category_id": 0, "bbox": [x, 4, 16, 10]}
-        if request.param == "field":
-            annotation["reader"] = reader
-        else:
-            annotation["attributes"] = {"reader": reader}
-        annotations.append(annotation)
+    annotations = [
+        {"image_id": 1, "category_id": 0, "bbox": [x, 4, 16, 10], **request.param(reader)}
+        for reader, x in (("R1", 15), ("R2", 17), ("R2", 45))
+    ]
     image = {"id": 1, "file_name": "a.png", "width": 64, "height": 40, "readers": ["R1", "R2", 3]}
     categories = [{"id": 0, "name": "nodule"}]
     return {"images": [image], "annotations": annotations, "categories": categories}
@@ -188,9 +175,6 @@ def test_readers_of_coco_are_merged(tmp_path, coco_content):
     dataset, cases = read_all(tmp_path)
     assert dataset.lesions_are_boxes
     assert_rectangle(cases["a"])
-
-
-def test_wrong_image_size_with_several_readers_is_an_error(tmp_path, coco_content):
     coco_content["images"][0]["height"] = 41
     write_json(tmp_path / "annotations.json", coco_content)
     with pytest.raises(LesionsegError, match="annotations state 64 × 41"):
@@ -209,8 +193,3 @@ def test_annotation_without_reader_or_box_is_an_error(tmp_path, coco_content, fa
     write_json(tmp_path / "annotations.json", coco_content)
     with pytest.raises(LesionsegError, match=rf"annotations\.json: annotation None: .*{match}"):
         read_dataset(tmp_path)
-
-
-def test_boxes_without_an_area_do_not_overlap():
-    boxes = tuple(StatedLesion(1, (1.0, 1.0, 1.0, 5.0), reader) for reader in "AB")
-    assert len(merge_case(CaseLesions(boxes, ("A", "B"))).lesions) == 2
