@@ -31,17 +31,12 @@ def make_ramp(geometry, dtype="int16"):
     return Volume(np.arange(np.prod(shape)).astype(dtype).reshape(shape), geometry)
 
 
-def one_channel(root):
-    """Make a dataset of volumes with one channel."""
-    return Dataset("scans", root, "files", 3, ("T1",), Labels.of({1: "lesion"}), ())
-
-
-def check_round_trip(path, volume, pixel_mm=None):
+def check_round_trip(path, volume):
     """Check that a volume is read as it was written. Return the volume that was read."""
     write_volume(path, volume)
-    again = read_volume(path, pixel_mm=pixel_mm)
+    again = read_volume(path)
     np.testing.assert_array_equal(again.array, volume.array)
-    assert read_geometry(path, pixel_mm=pixel_mm).matches(again.geometry)
+    assert read_geometry(path).matches(again.geometry)
     return again
 
 
@@ -61,15 +56,21 @@ def test_every_orientation_survives_a_round_trip_and_agrees_with_simpleitk(
     np.testing.assert_allclose(theirs, volume.geometry.to_mm([[2, 3, 4]])[0], atol=1e-4)
 
 
-@pytest.mark.parametrize("suffix", [".mhd", ".nhdr"])
-def test_header_is_read_with_the_file_of_its_voxels(tmp_path, suffix):
+def write_by_itk(path, *, is_compressed):
+    """Write 2 × 3 × 4 voxels by SimpleITK with a spacing and an origin. Return them."""
     image = sitk.GetImageFromArray(np.arange(24, dtype=np.int16).reshape(2, 3, 4))
     image.SetSpacing((0.5, 0.75, 3))
     image.SetOrigin((10, -20, 30))
+    sitk.WriteImage(image, str(path), is_compressed)
+    return sitk.GetArrayFromImage(image)
+
+
+@pytest.mark.parametrize("suffix", [".mhd", ".nhdr"])
+def test_header_is_read_with_the_file_of_its_voxels(tmp_path, suffix):
     path = tmp_path / f"a{suffix}"
-    sitk.WriteImage(image, str(path), suffix == ".mhd")
+    expected = write_by_itk(path, is_compressed=suffix == ".mhd")
     volume = read_volume(path)
-    np.testing.assert_array_equal(volume.array[0], sitk.GetArrayFromImage(image))
+    np.testing.assert_array_equal(volume.array[0], expected)
     np.testing.assert_allclose(volume.geometry.to_mm([[1, 1, 1]]), [[-10.5, 19.25, 33]])
     assert len(content_files(path)) == 2
 
@@ -83,21 +84,19 @@ def test_limit_of_a_server_is_named_for_a_resampled_image(monkeypatch):
 
 def test_bytes_before_compressed_voxels_are_skipped(tmp_path):
     path = tmp_path / "a.mhd"
-    image = sitk.GetImageFromArray(np.arange(24, dtype=np.int16).reshape(2, 3, 4))
-    sitk.WriteImage(image, str(path), True)
+    expected = write_by_itk(path, is_compressed=True)
     voxels = tmp_path / "a.zraw"
     voxels.write_bytes(b"skipped" + voxels.read_bytes())
     path.write_text(path.read_text().replace("DimSize", "HeaderSize = 7\nDimSize"))
-    np.testing.assert_array_equal(read_volume(path).array[0], sitk.GetArrayFromImage(image))
+    np.testing.assert_array_equal(read_volume(path).array[0], expected)
 
 
 def test_big_endian_nifti_2_in_micrometres_is_read(tmp_path):
     path = tmp_path / "a.nii"
-    array = np.arange(24).reshape(2, 3, 4)
-    header = nibabel.Nifti2Image(array.astype(np.int16), np.eye(4)).header
+    array = np.arange(24, dtype=">i2").reshape(2, 3, 4)
+    header = nibabel.Nifti2Image(array, np.eye(4)).header.as_byteswapped(">")
     header.set_xyzt_units("micron")
-    affine = np.diag([1000.0, 2000, 3000, 1])
-    nibabel.Nifti2Image(array.astype(">i2"), affine, header.as_byteswapped(">")).to_filename(path)
+    nibabel.save(nibabel.Nifti2Image(array, np.diag([1000.0, 2000, 3000, 1]), header), path)
     volume = read_volume(path)
     path.unlink()  # the array does not depend on the file
     assert volume.array.dtype.isnative
@@ -113,33 +112,29 @@ def test_big_endian_nifti_2_in_micrometres_is_read(tmp_path):
         (nibabel.Nifti1Image, 353, True),
         (nibabel.Nifti1Image, 352.5, False),
         (nibabel.Nifti1Image, 348, False),
-        (nibabel.Nifti1Image, 100, False),
         (nibabel.Nifti1Image, 0, False),
         (nibabel.Nifti1Image, float("nan"), False),
         (nibabel.Nifti2Image, 544, True),
         (nibabel.Nifti2Image, 540, False),
         (nibabel.Nifti2Image, 352, False),
-        (nibabel.Nifti2Image, 0, False),
     ],
 )
 def test_header_of_nifti_is_never_read_as_voxels(tmp_path, name, kind, offset, is_read):
     array = np.arange(1, 2001, dtype=np.int16).reshape(20, 10, 10)
     image = kind(array, np.eye(4))
-    content = bytearray(image.to_bytes())
     begin = image.header.single_vox_offset
-    if isinstance(offset, int) and offset > begin:
-        content[begin:begin] = bytes(offset - begin)
-    kind_of_field, place = ("<f", 108) if begin == 352 else ("<q", 168)
-    struct.pack_into(kind_of_field, content, place, offset)
+    content = bytearray(image.to_bytes())
+    content[begin:begin] = bytes(offset == 353)
+    field = ("<f", content, 108) if begin == 352 else ("<q", content, 168)
+    struct.pack_into(*field, offset)
     path = tmp_path / name
     path.write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
     if is_read:
         np.testing.assert_array_equal(read_volume(path).array[0].T, array)
     else:
-        with pytest.raises(ReadError, match=f"bytes before the voxels, expected at least {begin}"):
-            read_volume(path)
-        with pytest.raises(ReadError, match="pair"):
-            read_geometry(path)
+        for read in (read_volume, read_geometry):
+            with pytest.raises(ReadError, match=f"at least {begin}.*pair"):
+                read(path)
 
 
 @pytest.mark.parametrize("suffix", [".hdr", ".img"])
@@ -150,12 +145,11 @@ def test_pair_of_nifti_is_refused_with_the_way_to_convert_it(tmp_path, suffix):
 
 
 def test_slope_and_intercept_of_nifti_are_applied(tmp_path):
-    path = tmp_path / "a.nii"
-    array = np.arange(24).reshape(2, 3, 4)
-    scaled = nibabel.Nifti1Image(array.astype(np.int16), np.eye(4))
+    array = np.arange(24, dtype=np.int16).reshape(2, 3, 4)
+    scaled = nibabel.Nifti1Image(array, np.eye(4))
     scaled.header.set_slope_inter(0.5, -10)
-    nibabel.save(scaled, path)
-    volume = read_volume(path)
+    nibabel.save(scaled, tmp_path / "a.nii")
+    volume = read_volume(tmp_path / "a.nii")
     assert volume.array.dtype == np.float32
     np.testing.assert_array_equal(volume.array[0].T, array * 0.5 - 10)
 
@@ -171,32 +165,31 @@ def test_nifti_of_two_axes_has_two_spatial_axes(tmp_path, write_nifti):
     assert again.geometry.matches(volume.geometry, 1e-5)
 
 
-@pytest.mark.parametrize("shape", [(5, 4, 3, 2), (7,)])
-def test_nifti_of_one_axis_or_of_several_time_points_is_an_error(tmp_path, write_nifti, shape):
-    path = write_nifti(tmp_path / "many.nii", np.zeros(shape, np.uint8))
-    with pytest.raises(ReadError, match=r"many\.nii"):
-        read_volume(path)
-
-
 @pytest.mark.parametrize(
-    ("shape", "expected"), [((5, 4, 1), (1, 1, 4, 5)), ((5, 4, 3, 1), (1, 3, 4, 5))]
+    ("shape", "expected"),
+    [((7,), None), ((5, 4, 3, 2), None), ((5, 4, 1), (1, 4, 5)), ((5, 4, 3, 1), (3, 4, 5))],
 )
 def test_nifti_of_one_slice_or_one_time_point_is_a_volume(tmp_path, write_nifti, shape, expected):
     path = write_nifti(tmp_path / "c.nii", np.zeros(shape, np.uint8))
-    assert read_volume(path).array.shape == expected
+    if expected:
+        assert read_volume(path).array.shape == (1, *expected)
+        return
+    with pytest.raises(ReadError, match=r"c\.nii"):
+        read_volume(path)
 
 
 def test_nifti_form_codes_and_matrices_of_the_scan_are_copied(tmp_path, oblique):
     path = tmp_path / "scan.nii.gz"
     write_volume(path, make_ramp(oblique))
     scan = nibabel.load(path)
-    assert (int(scan.header["sform_code"]), int(scan.header["qform_code"])) == (1, 1)
+    codes = [(int(scan.header["sform_code"]), int(scan.header["qform_code"]))]
     scan.set_sform(scan.affine, code=4)
     scan.set_qform(None, code=0)
     nibabel.save(scan, path)
     write_volume(tmp_path / "mask.nii.gz", make_ramp(oblique, "uint8"), like=path)
     mask = nibabel.load(tmp_path / "mask.nii.gz")
-    assert (int(mask.header["sform_code"]), int(mask.header["qform_code"])) == (4, 0)
+    codes.append((int(mask.header["sform_code"]), int(mask.header["qform_code"])))
+    assert codes == [(1, 1), (4, 0)]
     np.testing.assert_array_equal(mask.get_sform(), scan.get_sform())
 
 
@@ -211,23 +204,22 @@ def test_header_without_the_length_of_its_compressed_voxels_is_an_error(tmp_path
 @pytest.mark.parametrize(("unit", "mm"), [("micron", 0.001), ("meter", 1000.0), ("mm", 1.0)])
 @pytest.mark.parametrize("codes", [(1, 1), (0, 2), (2, 0), (0, 0)])
 def test_mask_is_written_in_the_unit_of_length_of_the_scan(tmp_path, unit, mm, codes):
-    per_unit = np.diag([1 / mm, 1 / mm, 1 / mm, 1])
-    affine = per_unit @ np.array([[-1.5, 0, 0, 9], [0, 2, 0, -8], [0, 0, 3, 7], [0, 0, 0, 1]])
+    affine = np.diag([-1.5 / mm, 2 / mm, 3 / mm, 1])
+    affine[:3, 3] = np.divide((9, -8, 7), mm)
     scan = nibabel.Nifti1Image(np.zeros((5, 4, 3), np.int16), affine)
     scan.header.set_xyzt_units(unit)
     scan.set_sform(affine, codes[0])
     scan.set_qform(affine, codes[1])
-    nibabel.save(scan, tmp_path / "scan.nii.gz")
-    geometry = read_geometry(tmp_path / "scan.nii.gz")
+    paths = [tmp_path / "scan.nii.gz", tmp_path / "mask.nii.gz"]
+    nibabel.save(scan, paths[0])
+    geometry = read_geometry(paths[0])
     np.testing.assert_allclose(geometry.spacing_mm, (3, 2, 1.5), rtol=1e-5)
-    path = tmp_path / "mask.nii.gz"
-    write_volume(path, Volume(np.ones((1, 3, 4, 5), np.uint8), geometry), tmp_path / "scan.nii.gz")
-    mask = nibabel.load(path)
-    scan = nibabel.load(tmp_path / "scan.nii.gz")
+    write_volume(paths[1], make_ramp(geometry, "uint8"), paths[0])
+    scan, mask = map(nibabel.load, paths)
     assert mask.header.get_xyzt_units()[0] == unit
     np.testing.assert_allclose(mask.affine, scan.affine, rtol=1e-5)
     np.testing.assert_allclose(mask.header.get_zooms(), scan.header.get_zooms(), rtol=1e-5)
-    assert read_geometry(path).matches(geometry, 1e-4)
+    assert read_geometry(paths[1]).matches(geometry, 1e-4)
 
 
 def write_header(path, q_code, s_code, sform=None, **fields):
@@ -236,11 +228,11 @@ def write_header(path, q_code, s_code, sform=None, **fields):
     image = nibabel.Nifti1Image(np.arange(60, dtype=np.int16).reshape(5, 4, 3), affine)
     image.set_qform(affine, q_code)
     image.set_sform(affine if sform is None else sform, s_code)
-    nibabel.save(image, path)
-    header = nibabel.Nifti1Header(path.read_bytes()[:348], check=False)
+    content = image.to_bytes()
+    header = nibabel.Nifti1Header(content[:348], check=False)
     for name, value in fields.items():
         header[name] = value
-    path.write_bytes(header.binaryblock + path.read_bytes()[348:])
+    path.write_bytes(header.binaryblock + content[348:])
     return path
 
 
@@ -289,19 +281,19 @@ def test_header_without_size_or_position_is_an_error(tmp_path, codes, fields, wo
 @pytest.mark.parametrize(
     ("codes", "sform", "words"),
     [
-        ((1, 1), [-1.5, 2, 3, 1], "left and right"),
-        ((0, 1), [3, 4, 6, 1], "pixdim states 1.5 × 2 × 3 mm"),
-        ((1, 1), [1.5, 2, 3.01, 1], None),
+        ((1, 1), [-1.5, 2, 3, 1], ["left and right"]),
+        ((0, 1), [3, 4, 6, 1], ["pixdim states 1.5 × 2 × 3 mm"]),
+        ((1, 1), [1.5, 2, 3.01, 1], []),
     ],
 )
 def test_contradictions_of_a_header_are_remarks_of_its_volume(tmp_path, codes, sform, words):
     path = write_header(tmp_path / "a.nii", *codes, sform=np.diag(sform))
+    dataset = Dataset("scans", tmp_path, "files", 3, ("T1",), Labels.of({1: "lesion"}), ())
     for _ in range(2):  # the second time, the log does not repeat the warning
-        remarks = read_image(CaseFiles("a", (path,)), one_channel(tmp_path)).remarks
-        assert len(remarks) == (words is not None)
-        if words:
-            assert remarks[0].startswith("a.nii: ")
-            assert words in remarks[0]
+        remarks = read_image(CaseFiles("a", (path,)), dataset).remarks
+        assert len(remarks) == len(words)
+        assert all(remark.startswith("a.nii: ") for remark in remarks)
+        assert all(word in remarks[0] for word in words)
 
 
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
@@ -309,75 +301,34 @@ def test_compression_of_nifti_is_recognised_by_content_not_by_suffix(tmp_path, w
     array = np.arange(60, dtype=np.int16).reshape(5, 4, 3)
     path = write_nifti(tmp_path / name, array)
     content = path.read_bytes()
-    is_compressed = name.endswith(".gz")
-    path.write_bytes(gzip.decompress(content) if is_compressed else gzip.compress(content))
+    path.write_bytes(gzip.decompress(content) if name == "a.nii.gz" else gzip.compress(content))
     np.testing.assert_array_equal(read_volume(path).array[0].T, array)
     assert read_geometry(path).shape == (3, 4, 5)
     assert states_orientation(path)
     write_volume(tmp_path / "mask.nii.gz", read_volume(path), like=path)
     np.testing.assert_array_equal(read_volume(tmp_path / "mask.nii.gz").array[0].T, array)
-    path.write_bytes(gzip.compress(content)[:40])
-    with pytest.raises(ReadError, match=name):
-        read_volume(path)
-
-
-@pytest.mark.parametrize("name", ["a.png", "a.tif"])
-@pytest.mark.parametrize("dtype", ["uint8", "uint16"])
-def test_pictures_survive_a_round_trip(tmp_path, name, dtype):
-    picture = Volume(GREY.astype(dtype)[np.newaxis], PLANE)
-    volume = check_round_trip(tmp_path / name, picture, pixel_mm=0.2)
-    assert volume.array.dtype == dtype
-    assert volume.geometry.spacing_mm == (0.2, 0.2)
-    np.testing.assert_allclose(
-        volume.geometry.to_mm([[2, 1]]), [[0.2, 0.4]]
-    )  # rows are numbered from the top
 
 
 COLOUR = np.stack([GREY, GREY.T.reshape(3, 4), 255 - GREY], axis=-1)
-PLANES = np.ascontiguousarray(np.moveaxis(COLOUR, -1, 0))
-
-
-@pytest.mark.parametrize("name", ["a.png", "a.tif", "a.bmp"])
-def test_colour_picture_has_three_channels(tmp_path, name):
-    path = tmp_path / name
-    Image.fromarray(COLOUR).save(path)
-    volume = read_volume(path)
-    np.testing.assert_array_equal(volume.array, PLANES)
-    assert volume.geometry.shape == read_geometry(path).shape == (3, 4)
-    with pytest.raises(ReadError, match="mask is in colour"):
-        read_volume(path, as_labels=True)
 
 
 def test_colour_fills_three_named_channels_or_becomes_brightness(tmp_path):
     Image.fromarray(COLOUR).save(tmp_path / "a.png")
-    Image.fromarray(GREY).convert("RGBA").save(tmp_path / "grey.png")
-    np.testing.assert_array_equal(read_volume(tmp_path / "grey.png").array, GREY[np.newaxis])
+    Image.fromarray(GREY).save(tmp_path / "grey.png")
 
     def read(name, *channels):
         dataset = Dataset("x", tmp_path, "nnunet", 2, channels, Labels.of({1: "lesion"}), ())
         return read_image(CaseFiles("a", (tmp_path / name,)), dataset).array
 
-    np.testing.assert_array_equal(read("a.png", "R", "G", "B"), PLANES)
+    np.testing.assert_array_equal(read("a.png", "R", "G", "B"), np.moveaxis(COLOUR, -1, 0))
     np.testing.assert_array_equal(read("grey.png", "R", "G", "B"), np.stack([GREY] * 3))
-    luma = np.rint(COLOUR @ [0.299, 0.587, 0.114])
-    np.testing.assert_array_equal(read("a.png", "photo"), luma[np.newaxis])
+    luma = COLOUR @ [0.299, 0.587, 0.114]
+    np.testing.assert_array_equal(read("a.png", "photo"), np.rint(luma)[np.newaxis])
     # values from 0 to 1 are not rounded
     tifffile.imwrite(tmp_path / "unit.tif", (COLOUR / 255).astype(np.float32), photometric="rgb")
-    exact = COLOUR @ [0.299, 0.587, 0.114] / 255
-    np.testing.assert_allclose(read("unit.tif", "photo"), exact[np.newaxis], rtol=1e-6)
+    np.testing.assert_allclose(read("unit.tif", "photo"), luma[np.newaxis] / 255, rtol=1e-6)
     with pytest.raises(LesionsegError, match="one file per channel"):
         read("a.png", "R", "G")
-
-
-def test_palette_gives_greys_in_images_and_indices_in_masks(tmp_path):
-    image = Image.fromarray(np.array([[0, 1], [2, 2]], np.uint8))
-    image.putpalette([0, 0, 0, 128, 128, 128, 255, 255, 255])
-    image.save(tmp_path / "a.png")
-    assert read_volume(tmp_path / "a.png").array.tolist() == [[[0, 128], [255, 255]]]
-    labels = read_volume(tmp_path / "a.png", as_labels=True).array
-    assert labels.tolist() == [[[0, 1], [2, 2]]]
-    image.save(tmp_path / "a.tif")
-    assert read_volume(tmp_path / "a.tif").array[0].tolist() == [[0, 128], [255, 255]]
 
 
 def test_colour_pages_of_a_tiff_are_an_error(tmp_path):
@@ -396,35 +347,28 @@ def test_stated_orientation_is_applied(tmp_path, suffix, turn):
     path = tmp_path / f"a{suffix}"
     stored = picture[:, ::-1] if turn in (2, 3, 6, 7) else picture
     stored = stored[::-1] if turn in (3, 4, 7, 8) else stored
-    stored = np.ascontiguousarray(stored.T if turn > 4 else stored)
-    if suffix == ".tif":
-        tifffile.imwrite(path, stored, extratags=[(274, "H", 1, turn, True)])
-    else:
-        exif = Image.Exif()
-        exif[274] = turn
-        Image.fromarray(stored).save(path, exif=exif, quality=100)
+    tags = Image.Exif()
+    tags[274] = turn
+    options = {"tiffinfo": tags} if suffix == ".tif" else {"exif": tags, "quality": 100}
+    Image.fromarray(stored.T if turn > 4 else stored).save(path, **options)
     volume = read_volume(path)
     assert np.abs(volume.array[0].astype(int) - picture).max() < 8
     assert read_geometry(path).matches(volume.geometry)
 
 
-@pytest.mark.parametrize("kind", ["one member", "two members", "bytes after the voxels", "scaled"])
-def test_large_gzip_is_read_like_a_small_one(tmp_path, monkeypatch, write_nifti, rng, kind):
-    array = rng.normal(size=(5, 6, 7)).astype(np.float32)
-    path = write_nifti(tmp_path / "a.nii", array)
-    content = path.read_bytes()
-    if kind == "scaled":
-        image = nibabel.load(path)
-        image.header.set_slope_inter(2, 1)
-        nibabel.save(nibabel.Nifti1Image(array.astype(np.int16), image.affine, image.header), path)
-        content = path.read_bytes()
-    packed = gzip.compress(content)
-    if kind == "two members":
-        packed = gzip.compress(content[:500]) + gzip.compress(content[500:])
-    if kind == "bytes after the voxels":
-        packed = gzip.compress(content + b"more")
+@pytest.mark.parametrize("slope", [None, 2])
+@pytest.mark.parametrize("kind", ["one member", "two members", "bytes after the voxels"])
+def test_large_gzip_is_read_like_a_small_one(tmp_path, monkeypatch, kind, slope):
+    image = nibabel.Nifti1Image(np.arange(210, dtype=np.int16).reshape(5, 6, 7), np.eye(4))
+    image.header.set_slope_inter(slope, slope)
+    content = image.to_bytes()
+    packed = {
+        "one member": gzip.compress(content),
+        "two members": gzip.compress(content[:500]) + gzip.compress(content[500:]),
+        "bytes after the voxels": gzip.compress(content + b"more"),
+    }
     path = tmp_path / "b.nii.gz"
-    path.write_bytes(packed)
+    path.write_bytes(packed[kind])
     expected = read_volume(path)
     monkeypatch.setattr("lesionseg.io.nifti._LARGE_BYTES", 1)
     found = read_volume(path)
@@ -434,15 +378,15 @@ def test_large_gzip_is_read_like_a_small_one(tmp_path, monkeypatch, write_nifti,
 
 
 @pytest.mark.parametrize("damage", ["checksum", "truncated", "bytes after the stream", "voxels"])
-def test_damaged_large_gzip_is_an_error(tmp_path, monkeypatch, write_nifti, rng, damage):
+def test_damaged_large_gzip_is_an_error(tmp_path, monkeypatch, damage):
     monkeypatch.setattr("lesionseg.io.nifti._LARGE_BYTES", 1)
-    content = write_nifti(tmp_path / "a.nii", rng.normal(size=(5, 6, 7))).read_bytes()
-    packed = gzip.compress(content[:-8] if damage == "voxels" else content)
+    content = nibabel.Nifti1Image(np.ones((5, 6, 7), np.int16), np.eye(4)).to_bytes()
+    packed = gzip.compress(content)
     damaged = {
         "checksum": packed[:-8] + b"abcd" + packed[-4:],
         "truncated": packed[:-9],
         "bytes after the stream": packed + b"junkjunk",
-        "voxels": packed,
+        "voxels": gzip.compress(content[:-8]),
     }
     path = tmp_path / "b.nii.gz"
     path.write_bytes(damaged[damage])
