@@ -1,7 +1,6 @@
 """Masks with the values of a compressed or smoothed picture, and masks of many labels or ids."""
 
 import io
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +15,8 @@ from lesionseg.io.layouts import read_dataset
 from lesionseg.io.masks import read_instances, require_exact_values
 from lesionseg.io.references import open_reference
 from lesionseg.io.results.case import PredictionFiles
-from lesionseg.io.text import write_json
 from lesionseg.io.volumes import write_volume
+from tests.io.dicom_files import write_manifest
 
 Y, X = np.mgrid[:64, :64]
 
@@ -48,10 +47,9 @@ def resize(plane):
 
 def draw_ids(n, radius=1.5):
     """Draw the disc of each id from 1 to n on a grid, at a distance of 4 pixels."""
-    plane = np.zeros((64, 64), np.int32)
-    for number in range(n):
-        plane[np.hypot(Y - 4 * (number // 16) - 2, X - 4 * (number % 16) - 2) < radius] = number + 1
-    return plane
+    number = Y // 4 * 16 + X // 4
+    is_drawn = (np.hypot(Y % 4 - 2, X % 4 - 2) < radius) & (number < n)
+    return np.where(is_drawn, number + 1, 0).astype(np.int32)
 
 
 CHANGED = {
@@ -91,39 +89,26 @@ def test_labels_and_ids_are_exact(name):
         require_exact_values(Path("m.png"), EXACT[name])
 
 
-def write_dataset(root, layout, mask):
-    """Write an nnU-Net folder or a manifest of one case, whose files have a suffix of `layout`."""
-    kind, suffix = layout.split()
-    image = np.random.default_rng(0).integers(0, 255, mask.shape).astype(np.uint8)
-    stack = suffix != ".png"
-    for name, array in (("imagesTr/A_0000", image), ("labelsTr/A", mask)):
-        array = np.stack([array, array]) if stack else array
-        geometry = Geometry.from_spacing(array.shape, (1.0,) * array.ndim)
-        (root / name).parent.mkdir(parents=True)
-        write_volume(root / f"{name}{suffix}", Volume(array[np.newaxis], geometry))
-    if kind == "manifest":
-        row = f"A,imagesTr/A_0000{suffix},labelsTr/A{suffix}"
-        (root / "manifest.csv").write_text(f"case,image,reference\n{row}\n")
-    else:
-        facts = {"channel_names": {"0": "T2"}, "labels": {"background": 0, "lesion": 1}}
-        facts |= {"numTraining": 1, "file_ending": suffix}
-        write_json(root / "dataset.json", facts)
-    return root
+def read_reference(root, suffix, mask, *, merged):
+    """Write a case of an image and a mask with a manifest. Read its reference."""
+    grid = Geometry.from_spacing(mask.shape, (1.0, 1.0))
+    for name, array in (("image", 0 * mask), ("mask", mask)):
+        write_volume(root / f"{name}{suffix}", Volume(array[np.newaxis], grid))
+    write_manifest(root, f"image{suffix}", f"mask{suffix}")
+    dataset = read_dataset(root, merge_labels=merged)
+    return read_case(dataset.cases[0], dataset).reference
 
 
 @pytest.mark.parametrize("merged", [False, True])
-@pytest.mark.parametrize("layout", ["manifest .png", "manifest .nii.gz", "nnunet .nrrd"])
-def test_compressed_masks_are_refused_even_if_labels_are_merged(tmp_path, layout, merged):
-    root = write_dataset(tmp_path, layout, CHANGED["jpeg 75"])
-    dataset = read_dataset(root, merge_labels=merged)
+@pytest.mark.parametrize("suffix", [".png", ".nii.gz", ".nrrd"])
+def test_compressed_masks_are_refused_even_if_labels_are_merged(tmp_path, suffix, merged):
     with pytest.raises(ContentError, match="Threshold it at half"):
-        read_case(dataset.cases[0], dataset)
+        read_reference(tmp_path, suffix, CHANGED["jpeg 75"], merged=merged)
 
 
 def test_many_labels_may_be_merged(tmp_path):
-    root = write_dataset(tmp_path, "manifest .nii.gz", EXACT["250 ids"].astype(np.uint8))
-    dataset = read_dataset(root, merge_labels=True)
-    assert read_case(dataset.cases[0], dataset).reference.labels.max() == 1
+    mask = EXACT["250 ids"].astype(np.uint8)
+    assert read_reference(tmp_path, ".nii.gz", mask, merged=True).labels.max() == 1
 
 
 def test_compressed_masks_without_a_dataset_cannot_be_scored(tmp_path):
@@ -132,10 +117,10 @@ def test_compressed_masks_without_a_dataset_cannot_be_scored(tmp_path):
     files = PredictionFiles("A", mask=path)
     for read in (
         lambda: open_reference(CaseFiles("A", (), reference=path), None),
-        lambda: files.read(),
+        files.read,
         lambda: read_instances(path),
     ):
         with pytest.raises(ContentError, match="Threshold it at half"):
             read()
     Image.fromarray(EXACT["0 and 255"]).save(path)
-    assert len(replace(files, mask=path).read().candidates) == 1
+    assert len(files.read().candidates) == 1
