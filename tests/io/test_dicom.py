@@ -6,7 +6,6 @@ import zlib
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from pydicom import Dataset as Elements
 from pydicom import config, dcmread, uid
 from pydicom.sequence import Sequence
 
@@ -26,16 +25,14 @@ from tests.io.dicom_files import LPS, VOXELS, make_mask, slice_elements, to_lps,
 
 
 def test_slices_are_sorted_by_position_and_rescaled_by_their_own_slope(series, grid, tmp_path):
-    volume = read_volume(series())
     expected = VOXELS * np.arange(1, 6)[:, None, None] - 1000.0
-    np.testing.assert_array_equal(volume.array[0], expected)
-    assert volume.geometry.distance_mm(grid) < 1e-6  # 3 mm by position, not 5 by thickness
-    assert read_geometry(series()).distance_mm(grid) < 1e-6
-    volume = read_volume(
-        dicom.write_enhanced(tmp_path / "mr.dcm", grid)
-    )  # through per-frame groups
-    np.testing.assert_array_equal(volume.array[0], expected + 1000)
-    assert volume.geometry.distance_mm(grid) < 1e-6
+    enhanced = dicom.write_enhanced(tmp_path / "mr.dcm", grid)  # the same by per-frame groups
+    for path, values in ((series(), expected), (enhanced, expected + 1000)):
+        volume = read_volume(path)
+        np.testing.assert_array_equal(volume.array[0], values)
+        # 3 mm by position, not 5 by thickness
+        assert volume.geometry.distance_mm(grid) < 1e-6
+        assert read_geometry(path).distance_mm(grid) < 1e-6
 
 
 def test_series_is_read_like_by_simpleitk(series):
@@ -55,8 +52,13 @@ UNFIT = [
     ({"SOPClassUID": dicom.SECONDARY_CAPTURE}, GeometryError, "secondary capture"),
     ({"EchoTime": 80.0}, GeometryError, "echo time"),
     ({"DiffusionBValue": 1000.0}, GeometryError, "b-value"),
-    ({"ImagePositionPatient": None}, ReadError, "ImagePositionPatient"),
+    ({"ImagePositionPatient": None}, ReadError, "ImagePositionPatient is .*leave the file out"),
+    ({"ImagePositionPatient": ""}, ReadError, "ImagePositionPatient is .*leave the file out"),
+    ({"ImagePositionPatient": [1, 2]}, ReadError, "ImagePositionPatient is .*leave the file out"),
+    ({"ImageOrientationPatient": [0] * 6}, ReadError, "ImageOrientationPatient is "),
+    ({"PixelSpacing": None}, ReadError, "PixelSpacing is .*leave the file out"),
     ({"PixelSpacing": [-1, 1]}, ReadError, "PixelSpacing"),
+    ({"PixelSpacing": [0, 0]}, ReadError, "PixelSpacing"),
     ({"SeriesInstanceUID": "1.2.3.5"}, GeometryError, "series"),
     ({"SeriesInstanceUID": None}, GeometryError, "series"),
     ({"StudyInstanceUID": "1.2.4"}, GeometryError, "study"),
@@ -82,47 +84,35 @@ def test_error_names_a_slice_that_does_not_fit_the_volume(series, change, error,
         ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, "a localiser"),
         (
             {"SOPClassUID": dicom.SECONDARY_CAPTURE, "ImagePositionPatient": None},
-            "a secondary capture (a screenshot)",
+            r"a secondary capture \(a screenshot\)",
         ),
         ({"ImageOrientationPatient": [0, 1, 0, 0, 0, -1]}, "another direction"),
         ({"PixelSpacing": [1.5, 1.5]}, "another pixel size"),
+        ({"Rows": 3, "PixelData": b"\0" * 36}, "another number of pixels"),
     ],
-    ids=["localiser", "screenshot", "direction", "pixel size"],
+    ids=["localiser", "screenshot", "direction", "pixel size", "smaller"],
 )
 def test_images_of_a_series_outside_its_stack_are_left_out_and_named(
     series, grid, caplog, elements, reason
 ):
     folder = series()
     expected = read_volume(folder)
-    place = slice_elements(grid, 1)
     for name in ("scout1.dcm", "scout2.dcm"):
-        write_dicom_file(
-            folder / name, VOXELS[0], dicom.CT, **{"Modality": "CT", **place, **elements}
-        )
+        facts = {"Modality": "CT", **slice_elements(grid, 1), **elements}
+        write_dicom_file(folder / name, VOXELS[0], dicom.CT, **facts)
     volume = read_volume(folder)
     np.testing.assert_array_equal(volume.array, expected.array)
     assert volume.geometry.distance_mm(expected.geometry) < 1e-9
     assert read_geometry(folder).distance_mm(expected.geometry) < 1e-9
-    assert f"scout1.dcm, scout2.dcm: {reason}" in caplog.text
-
-
-def test_smaller_image_of_a_series_is_left_out(series, grid, caplog):
-    place = {"ImagePositionPatient": to_lps(grid, (5, 0, 0))}  # the next place after the last slice
-    folder = series()
-    write_dicom_file(
-        folder / "f.dcm", VOXELS[0, :3], dicom.CT, **{**slice_elements(grid, 4), **place}
-    )
-    assert read_volume(folder).array.shape == (1, 5, 4, 6)
-    assert "f.dcm: another number of pixels" in caplog.text
+    assert re.search(rf"scout1\.dcm, scout2\.dcm: {reason}", caplog.text)
 
 
 def test_series_without_a_main_stack_is_an_error(series, grid):
     folder = series()
     sagittal = {"ImageOrientationPatient": [0, 1, 0, 0, 0, -1]}
     for z in range(5):
-        write_dicom_file(
-            folder / f"s{z}.dcm", VOXELS[z], dicom.CT, **{**slice_elements(grid, z), **sagittal}
-        )
+        elements = {**slice_elements(grid, z), **sagittal}
+        write_dicom_file(folder / f"s{z}.dcm", VOXELS[z], dicom.CT, **elements)
     with pytest.raises(GeometryError, match="differ in their direction"):
         read_volume(folder)
 
@@ -132,20 +122,16 @@ def test_duplicate_slices_are_an_error(series, grid):
         read_volume(series({2: slice_elements(grid, 1)}))
 
 
-def test_copy_of_a_slice_is_left_out_with_a_warning(series, grid, caplog):
+@pytest.mark.parametrize("names", ["c", "abcde"])
+def test_copies_of_slices_are_left_out_with_one_warning(series, caplog, names):
     folder = series()
     expected = read_volume(folder)
-    (folder / "c (1).dcm").write_bytes((folder / "c.dcm").read_bytes())
+    for name in names:
+        (folder / f"{name} (1).dcm").write_bytes((folder / f"{name}.dcm").read_bytes())
     np.testing.assert_array_equal(read_volume(folder).array, expected.array)
-    assert ": c.dcm: a copy" in caplog.text
-
-
-def test_copies_of_several_slices_give_one_warning(series, caplog):
-    folder = series()
-    for file in [*folder.iterdir()]:
-        file.with_name(f"copy of {file.name}").write_bytes(file.read_bytes())
-    read_volume(folder)
-    assert len(caplog.records) == 1
+    (record,) = caplog.records
+    assert "c.dcm" in record.getMessage()
+    assert "a copy" in record.getMessage()
 
 
 MAGNITUDE = ["ORIGINAL", "PRIMARY", "M", "ND"]
@@ -244,19 +230,18 @@ def test_plane_that_differs_by_rounding_belongs_to_the_stack(series, grid, caplo
     assert not caplog.records
 
 
+ULTRASOUND = "1.2.840.10008.5.1.4.1.1.6.1"
+SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.5.1"
 ADVICE = [
     (dicom.CT, "CT", {}, "position of each slice.*dcm2niix"),
     (dicom.CT, "CT", {"NumberOfFrames": 2}, "2 frames.*position of each slice.*dcm2niix"),
     (dicom.SECONDARY_CAPTURE, "CT", {}, "dcm2niix"),
     (dicom.ENHANCED_MR, "MR", {"NumberOfFrames": 2}, "2 frames.*dcm2niix"),
-    ("1.2.840.10008.5.1.4.1.1.6.1", "US", {}, "PNG"),
-    ("1.2.840.10008.5.1.4.1.1.3.1", "US", {"NumberOfFrames": 2}, "2 frames.*PNG"),
-    ("1.2.840.10008.5.1.4.1.1.6.1", "US", {"SamplesPerPixel": 3}, "in colour.*PNG"),
-    ("1.2.840.10008.5.1.4.1.1.6.1", "US", {"PhotometricInterpretation": "PALETTE COLOR"}, "PNG"),
-    ("1.2.840.10008.5.1.4.1.1.77.1.5.1", "OP", {}, "PNG"),
-    ("1.2.840.10008.5.1.4.1.1.77.1.5.1", "OP", {"SamplesPerPixel": 3}, "in colour.*PNG"),
+    (ULTRASOUND, "US", {"NumberOfFrames": 2}, "2 frames.*PNG"),
+    (ULTRASOUND, "US", {"SamplesPerPixel": 3}, "in colour.*PNG"),
+    (ULTRASOUND, "US", {"PhotometricInterpretation": "PALETTE COLOR"}, "PNG"),
+    (SLIDE, "OP", {}, "PNG"),
     ("1.2.840.10008.5.1.4.1.1.13.1.4", "MG", {}, "PNG"),
-    ("1.2.840.10008.5.1.4.1.1.77.1.4", "XC", {}, "PNG"),
     (dicom.SECONDARY_CAPTURE, "OP", {}, "PNG"),
 ]
 
@@ -265,8 +250,7 @@ ADVICE = [
     ("kind", "modality", "elements", "words"), ADVICE, ids=lambda v: str(v)[-30:]
 )
 def test_advice_depends_on_the_modality(tmp_path, kind, modality, elements, words):
-    elements = {"Modality": modality, **elements}
-    path = write_dicom_file(tmp_path / "a.dcm", VOXELS[0], kind, **elements)
+    path = write_dicom_file(tmp_path / "a.dcm", VOXELS[0], kind, Modality=modality, **elements)
     with pytest.raises(ReadError, match=rf"a\.dcm: .*{words}") as caught:
         read_volume(path)
     assert ("dcm2niix" in words) != ("PNG" in str(caught.value))
@@ -316,12 +300,11 @@ def test_missing_slices_are_an_error(series):
     (folder / "c.dcm").unlink()
     with pytest.raises(GeometryError, match="not evenly spaced"):
         read_volume(folder)
-    for name in ("d", "b"):  # three slices are left, with distances of 3 and 6 mm
-        (folder / f"{name}.dcm").rename(folder.parent / name)
-        with pytest.raises(GeometryError, match=r"6 mm between .*, elsewhere 3 mm"):
-            read_volume(folder)
-        (folder.parent / name).rename(folder / f"{name}.dcm")
-    assert read_volume(folder / "d.dcm").geometry.spacing_mm[0] == pytest.approx(5)  # its thickness
+    (folder / "d.dcm").rename(folder.parent / "d.dcm")  # distances of 6 and 3 mm are left
+    with pytest.raises(GeometryError, match=r"6 mm between .*, elsewhere 3 mm"):
+        read_volume(folder)
+    # the thickness of a single slice
+    assert read_volume(folder.parent / "d.dcm").geometry.spacing_mm[0] == pytest.approx(5)
 
 
 def test_slices_shifted_by_over_half_a_row_in_total_are_an_error(series, grid):
@@ -337,7 +320,7 @@ def test_slices_shifted_by_over_half_a_row_in_total_are_an_error(series, grid):
 def test_error_names_a_truncated_last_slice(series, suffix):
     """Check that a scan of five slices is never read as a scan of four slices."""
     folder = series()
-    for file in list(folder.iterdir()):
+    for file in [*folder.iterdir()]:
         file.rename(file.with_suffix(suffix))
     assert read_volume(folder).array.shape == (1, 5, 4, 6)
     assert len(content_files(folder)) == 5
@@ -347,9 +330,8 @@ def test_error_names_a_truncated_last_slice(series, suffix):
         file.write_bytes(whole[:n])
         with pytest.raises(LesionsegError, match=r"\bb(\.dcm)?\b"):
             read_volume(folder)
-        assert [c.images for c in find_scans(folder, 1).cases()] == [
-            (folder,)
-        ]  # the error follows when it is read
+        # the error follows when it is read
+        assert [c.images for c in find_scans(folder, 1).cases()] == [(folder,)]
 
 
 def test_damaged_element_is_an_error_in_every_reader(series):
@@ -364,27 +346,29 @@ def test_damaged_element_is_an_error_in_every_reader(series):
 
 def test_files_that_are_not_scans_are_left_out(series):
     folder = series()
+    # a report, a plan, a vendor's own
     for kind in ("1.2.840.10008.5.1.4.1.1.88.11", "1.2.840.10008.5.1.4.1.1.481.5", "1.3.12.2.1107"):
-        write_dicom_file(
-            folder / f"{kind}.dcm", None, kind, Modality="OT"
-        )  # a report, a plan, a vendor's own
+        write_dicom_file(folder / f"{kind}.dcm", None, kind, Modality="OT")
     (folder / "DICOMDIR").write_bytes(b"\0" * 128 + b"DICM")
     (folder / "README").write_text("Scan of a phantom.")
     assert read_volume(folder).array.shape == (1, 5, 4, 6)
 
 
+def rename_all(folder, prefix):
+    for file in [*folder.glob("?.dcm")]:
+        file.rename(file.with_name(f"{prefix}_{file.name}"))
+
+
 def test_each_series_of_a_flat_folder_is_a_case(series, tmp_path):
     folder = series({z: {"SeriesNumber": 4} for z in range(5)})
-    for file in list(folder.iterdir()):
-        file.rename(file.with_name(f"first_{file.name}"))
+    rename_all(folder, "first")
     other = {"SeriesInstanceUID": "1.2.3.5", "SeriesNumber": 7, "RescaleSlope": 1}
     series(dict.fromkeys(range(5), other))
-    found = {c.case: c.images[0] for c in find_scans(folder, 1).cases()}
-    first, second = sorted(found)
-    assert re.fullmatch("scan_4_[0-9a-f]{8}", first)
-    assert re.fullmatch("scan_7_[0-9a-f]{8}", second)
-    assert found[second] == folder / "series=7"
-    np.testing.assert_array_equal(read_volume(found[second]).array[0], VOXELS - 1000.0)
+    first, second = find_scans(folder, 1).cases()
+    assert re.fullmatch("scan_4_[0-9a-f]{8}", first.case)
+    assert re.fullmatch("scan_7_[0-9a-f]{8}", second.case)
+    assert second.images == (folder / "series=7",)
+    np.testing.assert_array_equal(read_volume(second.images[0]).array[0], VOXELS - 1000.0)
     (tmp_path / "manifest.csv").write_text("case,image\nA,scan/series=1.2.3.5\n")
     dataset = read_dataset(tmp_path)
     assert read_case(dataset.cases[0], dataset).image.array.shape == (1, 5, 4, 6)
@@ -393,20 +377,19 @@ def test_each_series_of_a_flat_folder_is_a_case(series, tmp_path):
 
 
 def test_series_without_uid_are_separated_by_patient_and_number(series):
-    unknown = {"SeriesInstanceUID": None, "PatientID": "A", "SeriesNumber": 4}
+    unknown = {"SeriesInstanceUID": None, "PatientID": "A", "SeriesNumber": 4, "RescaleSlope": 1}
     folder = series(dict.fromkeys(range(5), unknown))
     (single,) = find_scans(folder, 1).cases()
-    assert (single.case, single.images[0]) == ("scan", folder)
+    assert (single.case, single.images) == ("scan", (folder,))
     for n, change in enumerate(({"SeriesNumber": 5}, {"PatientID": "B"})):
-        for file in list(folder.glob("?.dcm")):
-            file.rename(file.with_name(f"{n}_{file.name}"))
-        series({z: {**unknown, **change, "RescaleSlope": 1} for z in range(5)})
-    found = {c.case: c.images[0] for c in find_scans(folder, 1).cases()}
-    assert len(found) == 3
-    assert [case[:7] for case in sorted(found)] == ["scan_4_", "scan_4_", "scan_5_"]
-    for image in found.values():
-        assert read_volume(image).array.shape == (1, 5, 4, 6)
-        assert len(content_files(image)) == 5
+        rename_all(folder, n)
+        elements = {**unknown, **change}
+        series(dict.fromkeys(range(5), elements))
+    found = find_scans(folder, 1).cases()
+    assert [one.case[:7] for one in found] == ["scan_4_", "scan_4_", "scan_5_"]
+    for one in found:
+        assert read_volume(one.images[0]).array.shape == (1, 5, 4, 6)
+        assert len(content_files(one.images[0])) == 5
     with pytest.raises(GeometryError, match=r"differ in their series.*separate folders"):
         read_volume(folder)
 
@@ -440,14 +423,6 @@ def write_deflated(path):
 def deflate(*contents):
     packer = zlib.compressobj(1, zlib.DEFLATED, -zlib.MAX_WBITS)
     return b"".join(map(packer.compress, contents)) + packer.flush()
-
-
-def test_deflated_file_that_grows_beyond_256_mib_is_an_error(tmp_path):
-    path = tmp_path / "a.dcm"
-    head, content = write_deflated(path)
-    path.write_bytes(head + deflate(content, *[bytes(2**24)] * 17))
-    with pytest.raises(ReadError, match=r"a\.dcm: .* inflates to more than 256 MiB"):
-        read_volume(path)
 
 
 def lengthen_group_2(head):
@@ -497,15 +472,13 @@ def write_xray(path, **elements):
 
 
 def test_dense_tissue_is_bright_for_both_photometric_interpretations(tmp_path):
-    volume = read_volume(write_xray(tmp_path / "a.dcm"))
-    np.testing.assert_array_equal(volume.array, PIXELS[np.newaxis].astype(np.float32))
+    path = write_xray(tmp_path / "a.dcm")
+    np.testing.assert_array_equal(read_volume(path).array[0], PIXELS)
     for shape in (None, "INVERSE"):
-        path = write_xray(
-            tmp_path / "b.dcm",
-            PhotometricInterpretation="MONOCHROME1",
-            PresentationLUTShape=shape,
+        inverse = {"PhotometricInterpretation": "MONOCHROME1", "PresentationLUTShape": shape}
+        np.testing.assert_array_equal(
+            read_volume(write_xray(path, **inverse)).array[0], 500.0 - PIXELS
         )
-        np.testing.assert_array_equal(read_volume(path).array[0], 500.0 - PIXELS)
 
 
 def test_window_maps_its_ends_to_0_and_4095(tmp_path):
@@ -513,14 +486,6 @@ def test_window_maps_its_ends_to_0_and_4095(tmp_path):
     assert seen.min() == seen[0, 0] == seen[0, 1] == 0
     assert seen.max() == seen[1, 1] == seen[1, 2] == 4095
     assert 0 < seen[0, 2] < seen[1, 0] < 4095
-
-
-def test_table_of_grey_values_is_applied(tmp_path):
-    table = Elements()
-    table.LUTDescriptor = [501, 0, 16]
-    table.LUTData = (2 * np.arange(501, dtype=np.uint16)).tobytes()
-    path = write_xray(tmp_path / "b.dcm", VOILUTSequence=Sequence([table]))
-    np.testing.assert_array_equal(read_volume(path).array[0], 2.0 * PIXELS)
 
 
 def test_padding_has_the_lowest_value_and_is_invalid(tmp_path):
@@ -563,18 +528,14 @@ DISTANCES = {"DistanceSourceToDetector": 1800, "DistanceSourceToPatient": 1500}
 SIZES = [
     ({"PixelSpacing": [0.1, 0.1], "PixelSpacingCalibrationType": "GEOMETRY"}, 0.1, "calibrated"),
     ({"PixelSpacing": [0.16, 0.16], **IMAGER}, 0.16, "calibrated"),  # it differs from IMAGER
-    ({"PixelSpacing": [0.2, 0.2], **IMAGER}, 0.2, "at the detector"),
     ({"PixelSpacing": [0.20001, 0.2], **IMAGER}, 0.2, "at the detector"),
     ({"PixelSpacing": [0.16, 0.16], **IMAGER, FACTOR: 1.1}, 0.16, "calibrated"),
     ({"PixelSpacing": [0.2, 0.2], **IMAGER, FACTOR: 1.25}, 0.16, MAGNIFIED),
     ({"PixelSpacing": [0.1, 0.1], "NominalScannedPixelSpacing": [0.2, 0.2]}, 0.1, "calibrated"),
     ({"NominalScannedPixelSpacing": [0.2, 0.2]}, 0.2, "at the detector"),
-    ({**IMAGER, FACTOR: ""}, 0.2, "at the detector"),
     ({**IMAGER, FACTOR: 0}, 0.2, "at the detector"),
     ({**IMAGER, **DISTANCES, "DistanceSourceToPatient": 0}, 0.2, "at the detector"),
     ({**IMAGER, "PixelSpacing": ""}, 0.2, "at the detector"),
-    ({**IMAGER, "PixelSpacing": [0, 0]}, 0.2, "at the detector"),
-    ({**IMAGER, FACTOR: 1.25}, 0.16, MAGNIFIED),
     ({**IMAGER, **DISTANCES}, 0.2 / 1.2, MAGNIFIED),
     ({"PixelSpacing": [0.1, 0.1]}, 0.1, "at the detector"),
     ({"PixelSpacing": [-1, 1]}, 1.0, "unknown"),
@@ -603,16 +564,15 @@ def test_pixel_size_and_its_source_follow_from_the_elements(tmp_path, elements, 
 )
 def test_radiograph_without_a_pixel_size_has_that_of_the_table(tmp_path, elements, mm, unit):
     path = write_xray(tmp_path / "a.dcm", **elements)
+    (tmp_path / "manifest.csv").write_text("case,image,pixel_mm\na,a.dcm,0.3\n")
+    dataset = read_dataset(tmp_path)
     for geometry in (
         read_geometry(path, pixel_mm=0.3),
         read_volume(path, pixel_mm=0.3).geometry,
+        read_case(dataset.cases[0], dataset).image.geometry,
     ):
         assert geometry.spacing_mm == pytest.approx((mm, mm))
         assert geometry.size_unit == unit
-    (tmp_path / "manifest.csv").write_text("case,image,pixel_mm\na,a.dcm,0.3\n")
-    dataset = read_dataset(tmp_path)
-    case = read_case(dataset.cases[0], dataset)
-    assert case.image.geometry.spacing_mm == pytest.approx((mm, mm))
     with pytest.raises(ReadError, match="mm"):
         read_volume(write_xray(tmp_path / "b.dcm"), pixel_mm=1e9)
 
@@ -626,31 +586,43 @@ def test_folder_of_several_radiographs_is_an_error(tmp_path):
         read_volume(tmp_path)
 
 
-def read_masks(root, reference, labels=None):
-    """Read the labels and the ignored voxels of the only case."""
-    dataset = read_dataset(dicom.write_manifest(root, "scan", reference, labels))
-    found = read_case(dataset.cases[0], dataset).reference
-    return found.labels, found.ignore
+def read_found(root, reference, labels=None, **rules):
+    """Read the reference of the only case."""
+    dicom.write_manifest(root, "scan", reference, labels)
+    return read_only_case(root, **rules)
+
+
+def read_only_case(root, **rules):
+    dataset = read_dataset(root, **rules)
+    return read_case(dataset.cases[0], dataset).reference
+
+
+def read_labels(root, reference, labels=None):
+    return read_found(root, reference, labels).labels
+
+
+LABELS = '{"1": "lesion", "2": "cyst"}'
+NUMBERED = ("lesion 1", "lesion 2", "cyst")
 
 
 def test_seg_is_read_as_label_values(series, grid, tmp_path):
     series()
-    path = tmp_path / "seg.dcm"
     masks = {
         "Lung": make_mask((0, 0, 0)),
         "LESION": make_mask((1, 2, 3), (3, 1, 0)),
         "cyst": make_mask((4, 3, 5)),
+        "Ignore": make_mask((2, 2, 2)),
     }
-    dicom.write_seg(path, grid, {**masks, "Ignore": make_mask((2, 2, 2))})
-    labels, ignore = read_masks(tmp_path, "seg.dcm", '{"1": "lesion", "2": "cyst", "9": "ignore"}')
-    np.testing.assert_array_equal(labels, masks["LESION"] + 2 * masks["cyst"])
-    np.testing.assert_array_equal(ignore, make_mask((2, 2, 2)))
+    dicom.write_seg(tmp_path / "seg.dcm", grid, masks)
+    found = read_found(tmp_path, "seg.dcm", '{"1": "lesion", "2": "cyst", "9": "ignore"}')
+    np.testing.assert_array_equal(found.labels, masks["LESION"] + 2 * masks["cyst"])
+    np.testing.assert_array_equal(found.ignore, masks["Ignore"])
 
 
 @pytest.mark.parametrize("kind", ["MONOCHROME2", "PALETTE COLOR"])
 def test_pixels_of_a_label_map_are_numbers_of_segments(series, grid, tmp_path, kind):
     series()
-    drawn = make_mask((1, 2, 3)) + 2 * make_mask((4, 3, 5))
+    drawn = make_mask((1, 2, 3)) + 2 * make_mask((4, 3, 5)).astype(np.uint16)
     segments = [
         dicom.make_item(SegmentNumber=n, SegmentLabel=name)
         for n, name in enumerate(("Background", "lesion", "cyst"))
@@ -658,15 +630,15 @@ def test_pixels_of_a_label_map_are_numbers_of_segments(series, grid, tmp_path, k
     dicom.write_frames(
         tmp_path / "seg.dcm",
         grid,
-        [(z, drawn[z].astype(np.uint16), {}) for z in range(5)],
+        [(z, plane, {}) for z, plane in enumerate(drawn)],
         "1.2.840.10008.5.1.4.1.1.66.7",
         SegmentSequence=Sequence(segments),
         SegmentationType="LABELMAP",
         PhotometricInterpretation=kind,
         Modality="SEG",
     )
-    labels, _ = read_masks(tmp_path, "seg.dcm", '{"1": "cyst", "2": "lesion"}')
-    np.testing.assert_array_equal(labels, make_mask((4, 3, 5)) + 2 * make_mask((1, 2, 3)))
+    labels = read_labels(tmp_path, "seg.dcm", '{"1": "cyst", "2": "lesion"}')
+    np.testing.assert_array_equal(labels, np.array([0, 2, 1])[drawn])
 
 
 def test_seg_without_a_known_label_is_an_error(series, grid, tmp_path):
@@ -674,17 +646,17 @@ def test_seg_without_a_known_label_is_an_error(series, grid, tmp_path):
     masks = {"a": make_mask((1, 2, 3)), "b": make_mask((1, 1, 1))}
     dicom.write_seg(tmp_path / "seg.dcm", grid, masks)
     with pytest.raises(LesionsegError, match=r"seg\.dcm: no segment or contour set is called"):
-        read_masks(tmp_path, "seg.dcm")
+        read_labels(tmp_path, "seg.dcm")
 
 
 def test_seg_on_another_grid_is_an_error(series, grid, tmp_path):
     series()
     affine = grid.affine.copy()
     affine[:3, 3] += 1.0
-    other = Geometry(grid.shape, affine)
-    dicom.write_seg(tmp_path / "seg.dcm", other, {"lesion": make_mask((1, 2, 3))})
+    mask = make_mask((1, 2, 3))
+    dicom.write_seg(tmp_path / "seg.dcm", Geometry(grid.shape, affine), {"lesion": mask})
     with pytest.raises(GeometryError, match=r"seg\.dcm"):
-        read_masks(tmp_path, "seg.dcm")
+        read_labels(tmp_path, "seg.dcm")
 
 
 OUTER = (2.0, ((-0.5, -0.5), (-0.5, 4.5), (3.5, 4.5), (3.5, -0.5)))
@@ -703,16 +675,16 @@ def test_contours_are_filled_except_for_holes(series, grid, tmp_path, drawn, hol
     expected = np.zeros((5, 4, 6), dtype=np.uint8)
     expected[2, :, :5] = 1
     expected[2, hole, hole] = 0
-    np.testing.assert_array_equal(read_masks(tmp_path, "rt.dcm")[0], expected)
+    np.testing.assert_array_equal(read_labels(tmp_path, "rt.dcm"), expected)
 
 
 def test_segments_of_other_names_are_named(series, grid, tmp_path, caplog):
     series()
     masks = {name: make_mask((z, 0, 0)) for z, name in enumerate(("GTV-1", "gtv2", "Tumour"))}
     dicom.write_seg(tmp_path / "seg.dcm", grid, masks)
-    labels = read_masks(tmp_path, "seg.dcm", '{"1": "GTV"}')[0]
+    labels = read_labels(tmp_path, "seg.dcm", '{"1": "GTV"}')
     assert labels.any(axis=(1, 2)).tolist() == [True, True, False, False, False]
-    assert "contour sets with names of no label are left out: Tumour." in caplog.text
+    assert "names of no label are left out: Tumour." in caplog.text
 
 
 def touch(*slices):
@@ -739,14 +711,9 @@ def touch(*slices):
 def test_numbered_segments_are_lesions(series, grid, tmp_path, names, types, are_lesions, merged):
     series()
     masks = dict(zip(names, touch(1, 2, slice(4, 5)), strict=True))
-    masks[names[0]][4, 3, 5] = True  # two other parts of the same lesion
-    masks[names[0]][4, 0, 0] = True
+    masks[names[0]][4, [3, 0], [5, 0]] = True  # two other parts of the same lesion
     dicom.write_seg(tmp_path / "seg.dcm", grid, masks, types)
-    text = '{"1": "lesion", "2": "cyst"}'
-    dataset = read_dataset(
-        dicom.write_manifest(tmp_path, "scan", "seg.dcm", text), merge_labels=merged
-    )
-    reference = read_case(dataset.cases[0], dataset).reference
+    reference = read_found(tmp_path, "seg.dcm", LABELS, merge_labels=merged)
     lesions = lesions_of(reference)
     assert len(lesions.ids) == (3 if are_lesions else 4)
     assert sum(lesions.n_voxels) == np.count_nonzero(reference.labels)
@@ -755,26 +722,20 @@ def test_numbered_segments_are_lesions(series, grid, tmp_path, names, types, are
 
 def test_later_segment_keeps_the_voxels_of_a_numbered_one(series, grid, tmp_path):
     series()
-    masks = dict(zip(("lesion 1", "lesion 2", "cyst"), touch(1, 2, slice(2, 4)), strict=True))
-    masks["lesion 2"][1:3, :3, 3] = True
-    masks["cyst"][1:3, :3, 2] = False
+    masks = dict(zip(NUMBERED, touch(1, slice(2, 4), 3), strict=True))
     dicom.write_seg(tmp_path / "seg.dcm", grid, masks)
-    dicom.write_manifest(tmp_path, "scan", "seg.dcm", '{"1": "lesion", "2": "cyst"}')
-    dataset = read_dataset(tmp_path)
-    lesions = lesions_of(read_case(dataset.cases[0], dataset).reference)
+    lesions = lesions_of(read_found(tmp_path, "seg.dcm", LABELS))
     assert sorted(zip(lesions.labels, lesions.n_voxels, strict=True)) == [(1, 6), (1, 6), (2, 6)]
 
 
 def test_numbered_segments_of_a_label_that_is_not_annotated_are_background(series, grid, tmp_path):
     series()
-    names = ("lesion 1", "lesion 2", "cyst")
-    masks = dict(zip(names, touch(1, 2, slice(4, 5)), strict=True))
+    masks = dict(zip(NUMBERED, touch(1, 2, slice(4, 5)), strict=True))
     dicom.write_seg(tmp_path / "seg.dcm", grid, masks)
-    dicom.write_manifest(tmp_path, "scan", "seg.dcm", '{"1": "lesion", "2": "cyst"}')
+    (tmp_path / "labels.json").write_text(LABELS)
     table = "case,image,reference,annotated\nA,scan,seg.dcm,cyst\n"
     (tmp_path / "manifest.csv").write_text(table)
-    dataset = read_dataset(tmp_path)
-    reference = read_case(dataset.cases[0], dataset).reference
+    reference = read_only_case(tmp_path)
     assert reference.unannotated == (1,)
     assert lesions_of(reference).labels.tolist() == [2]
 
@@ -785,21 +746,16 @@ def test_numbered_segments_of_a_label_that_is_not_annotated_are_background(serie
 def test_numbered_contour_sets_are_lesions(series, grid, tmp_path, names, sizes):
     series()
     path = tmp_path / "rt.dcm"
-    header = None
+    headers = []
     for number, (name, x) in enumerate(zip(names, (0, 2), strict=True), start=1):
         corners = ((0, x), (0, x + 1), (2, x + 1), (2, x))
-        dicom.write_rtstruct(path, grid, (1.0, corners), name=name)
-        own = dcmread(path)
-        own.StructureSetROISequence[0].ROINumber = number
-        own.ROIContourSequence[0].ReferencedROINumber = number
-        header = header or own
-        if header is not own:
-            header.StructureSetROISequence.append(own.StructureSetROISequence[0])
-            header.ROIContourSequence.append(own.ROIContourSequence[0])
-    header.save_as(path)
-    dataset = read_dataset(dicom.write_manifest(tmp_path, "scan", "rt.dcm"))
-    lesions = lesions_of(read_case(dataset.cases[0], dataset).reference)
-    assert lesions.n_voxels.tolist() == sizes
+        headers.append(dcmread(dicom.write_rtstruct(path, grid, (1.0, corners), name=name)))
+        headers[-1].StructureSetROISequence[0].ROINumber = number
+        headers[-1].ROIContourSequence[0].ReferencedROINumber = number
+    for sequence in ("StructureSetROISequence", "ROIContourSequence"):
+        headers[0][sequence].value.extend(headers[1][sequence].value)
+    headers[0].save_as(path)
+    assert lesions_of(read_found(tmp_path, "rt.dcm")).n_voxels.tolist() == sizes
 
 
 SCAN = {"FrameOfReferenceUID": "1.5", "StudyInstanceUID": "1.6", "PatientID": "P"}
@@ -809,7 +765,6 @@ SCAN = {"FrameOfReferenceUID": "1.5", "StudyInstanceUID": "1.6", "PatientID": "P
     ("elements", "words"),
     [
         (SCAN, ""),
-        ({}, ""),
         ({"FrameOfReferenceUID": "1.9"}, "another frame of reference"),
         ({"ReferencedSeriesSequence": [dicom.SERIES]}, ""),
         ({"ReferencedSeriesSequence": ["1.9", dicom.SERIES]}, ""),
@@ -826,30 +781,32 @@ def test_reference_of_another_scan_is_noticed(
 ):
     series(dict.fromkeys(range(5), SCAN))
     path = tmp_path / "ref.dcm"
-    dicom.write_seg(path, grid, {"lesion": make_mask((1, 2, 3))})
-    if kind == "rtstruct":
+    if kind == "seg":
+        dicom.write_seg(path, grid, {"lesion": make_mask((1, 2, 3))})
+    else:
         dicom.write_rtstruct(path, grid, OUTER)
     header = dcmread(path)
-    for name, value in {"SeriesInstanceUID": "1.7", **SCAN, **elements}.items():
-        if name == "ReferencedSeriesSequence":
-            items = [dicom.make_item(SeriesInstanceUID=series_uid) for series_uid in value]
-            header.ReferencedSeriesSequence = Sequence(items)
-        else:
-            setattr(header, name, value)
+    elements = {"SeriesInstanceUID": "1.7", **SCAN, **elements}
+    named = elements.pop("ReferencedSeriesSequence", None)
+    if named is not None:
+        items = [dicom.make_item(SeriesInstanceUID=series_uid) for series_uid in named]
+        header.ReferencedSeriesSequence = Sequence(items)
+    for name, value in elements.items():
+        setattr(header, name, value)
     header.save_as(path)
     if words in ("another frame of reference", "another series"):
         with pytest.raises(GeometryError, match=rf"ref\.dcm: .* {words}"):
-            read_masks(tmp_path, "ref.dcm")
+            read_labels(tmp_path, "ref.dcm")
         return
-    assert read_masks(tmp_path, "ref.dcm")[0].any()
+    assert read_labels(tmp_path, "ref.dcm").any()
     warned = " ".join(row.getMessage() for row in caplog.records if row.levelname == "WARNING")
     assert ("another" in warned) == bool(words)
     assert words in warned
 
 
-@pytest.mark.parametrize(("frame", "words"), [("1.5", ""), ("1.9", "another frame of reference")])
+@pytest.mark.parametrize(("frame", "is_read"), [("1.5", True), ("1.9", False)])
 def test_contours_may_refer_to_another_series_in_the_frame_of_the_scan(
-    series, grid, tmp_path, frame, words
+    series, grid, tmp_path, frame, is_read
 ):
     series(dict.fromkeys(range(5), SCAN))
     path = dicom.write_rtstruct(tmp_path / "rt.dcm", grid, OUTER)
@@ -860,11 +817,11 @@ def test_contours_may_refer_to_another_series_in_the_frame_of_the_scan(
         FrameOfReferenceUID=frame, RTReferencedStudySequence=of_study
     )
     header.save_as(path)
-    if words:
-        with pytest.raises(GeometryError, match=words):
-            read_masks(tmp_path, "rt.dcm")
-    else:
-        assert read_masks(tmp_path, "rt.dcm")[0].any()
+    if is_read:
+        assert read_labels(tmp_path, "rt.dcm").any()
+        return
+    with pytest.raises(GeometryError, match="another frame of reference"):
+        read_labels(tmp_path, "rt.dcm")
 
 
 def shift(contour, slices, pixels=0):
@@ -877,7 +834,6 @@ def shift(contour, slices, pixels=0):
     [
         ([INNER, shift(INNER, 1), shift(INNER, 2)], 0),
         ([shift(INNER, -2), INNER, shift(INNER, 2)], 2),
-        ([shift(INNER, 2), shift(INNER, -1)], 2),
         ([shift(INNER, -2, -0.5), shift(INNER, 2, 2.5)], 0),  # two lesions
         # another lesion on the empty slice
         ([shift(INNER, -1), shift(INNER, 1), *[shift(INNER, n, 3) for n in (-1, 0, 1)]], 1),
@@ -888,15 +844,14 @@ def test_empty_slices_between_contours_are_a_warning(
 ):
     series()
     dicom.write_rtstruct(tmp_path / "rt.dcm", grid, *drawn)
-    read_masks(tmp_path, "rt.dcm")
-    assert ("empty slices" in caplog.text) == bool(n_empty)
-    assert n_empty == 0 or f"{n_empty} empty slices" in caplog.text
+    read_labels(tmp_path, "rt.dcm")
+    assert re.findall(r"(\d+) empty slices", caplog.text) == [str(n_empty)] * bool(n_empty)
 
 
 def test_contour_set_without_contours_is_named(series, grid, tmp_path, caplog):
     series()
     dicom.write_rtstruct(tmp_path / "rt.dcm", grid)
-    assert not read_masks(tmp_path, "rt.dcm")[0].any()
+    assert not read_labels(tmp_path, "rt.dcm").any()
     assert "nothing is drawn for 1 contour set" in caplog.text
 
 
@@ -904,7 +859,7 @@ def test_contour_between_two_slices_is_an_error(series, grid, tmp_path):
     series()
     dicom.write_rtstruct(tmp_path / "rt.dcm", grid, (2.4, ((0, 0), (0, 2), (2, 2))))
     with pytest.raises(GeometryError, match=r"rt\.dcm"):
-        read_masks(tmp_path, "rt.dcm")
+        read_labels(tmp_path, "rt.dcm")
 
 
 @pytest.mark.parametrize(
