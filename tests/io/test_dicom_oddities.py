@@ -30,13 +30,9 @@ XA = "1.2.840.10008.5.1.4.1.1.12.1"
 RF = "1.2.840.10008.5.1.4.1.1.12.2"
 RADIOGRAPHS = [
     (dicom.SECONDARY_CAPTURE, "CR"),  # RSNA pneumonia, SIIM pneumothorax
-    (dicom.SECONDARY_CAPTURE, "DX"),
     (dicom.SECONDARY_CAPTURE, "MG"),  # CBIS-DDSM
     (f"{dicom.SECONDARY_CAPTURE}.2", "DX"),  # Multi-frame Grayscale Byte, with one frame
-    (f"{dicom.SECONDARY_CAPTURE}.3", "CR"),
     (XA, "XA"),
-    (RF, "RF"),
-    (f"{XA}.1", "XA"),
     (f"{RF}.1", "RF"),
 ]
 
@@ -44,19 +40,12 @@ RADIOGRAPHS = [
 @pytest.mark.parametrize(("kind", "modality"), RADIOGRAPHS)
 @pytest.mark.parametrize("frames", [None, 1])
 def test_one_grey_frame_of_an_x_ray_modality_is_a_radiograph(tmp_path, kind, modality, frames):
-    path = write_dicom_file(
-        tmp_path / "in" / "a.dcm",
-        PIXELS,
-        kind,
-        Modality=modality,
-        PixelSpacing=[0.143, 0.143],
-        ConversionType="WSD",
-        NumberOfFrames=frames,
-    )
+    facts = {"PixelSpacing": [0.143, 0.143], "ConversionType": "WSD", "NumberOfFrames": frames}
+    path = write_dicom_file(tmp_path / "a.dcm", PIXELS, kind, Modality=modality, **facts)
     volume = read_volume(path)
     np.testing.assert_array_equal(volume.array[0], PIXELS)
     assert volume.geometry.spacing_mm == pytest.approx((0.143, 0.143))
-    assert [c.images for c in find_scans(tmp_path / "in", 1).cases()] == [(path,)]
+    assert [c.images for c in find_scans(tmp_path, 1).cases()] == [(path,)]
 
 
 COLOUR = {"SamplesPerPixel": 3, "PhotometricInterpretation": "RGB", "PlanarConfiguration": 0}
@@ -77,11 +66,11 @@ NOT_RADIOGRAPHS = [
 def test_screenshots_colour_images_and_films_are_not_radiographs(
     tmp_path, kind, pixels, elements, words
 ):
-    path = write_dicom_file(tmp_path / "in" / "a.dcm", pixels, kind, **elements)
+    path = write_dicom_file(tmp_path / "a.dcm", pixels, kind, **elements)
     with pytest.raises(ReadError, match=rf"a\.dcm: .*{words}"):
         read_volume(path)
     with pytest.raises(DatasetError):
-        find_scans(tmp_path / "in", 1).cases()
+        find_scans(tmp_path, 1).cases()
 
 
 def test_spectroscopy_is_no_image_although_it_has_rows(tmp_path):
@@ -92,8 +81,7 @@ def test_spectroscopy_is_no_image_although_it_has_rows(tmp_path):
     for source in (tmp_path, path):
         found = find_scans(source, 1)
         assert found.scans == ()
-        (note,) = found.left_out
-        assert "objects that are not images" in note.message
+        assert ["not images" in note.message for note in found.left_out] == [True]
 
 
 def test_file_of_two_classes_without_pixels_is_an_error(tmp_path):
@@ -125,6 +113,28 @@ def warnings_of(caplog):
     return [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
 
 
+EDGES = (
+    "ShutterUpperHorizontalEdge",
+    "ShutterLowerHorizontalEdge",
+    "ShutterLeftVerticalEdge",
+    "ShutterRightVerticalEdge",
+)
+
+
+def edges(*values):
+    return {"ShutterShape": "RECTANGULAR", **dict(zip(EDGES, values, strict=True))}
+
+
+def circle(row, column, radius):
+    centre = {"CenterOfCircularShutter": [row, column]}
+    return {"ShutterShape": "CIRCULAR", **centre, "RadiusOfCircularShutter": radius}
+
+
+def polygon(*corners):
+    return {"ShutterShape": "POLYGONAL", "VerticesOfThePolygonalShutter": list(corners)}
+
+
+NO_LUT = make_sequence(LUTDescriptor=[4, 0, 16])  # without data
 IGNORED = [
     ({"WindowCenter": 200, "WindowWidth": 0}, "window of width 0"),
     ({"WindowCenter": 200, "WindowWidth": 0.5}, "window of width 0.5"),
@@ -133,40 +143,47 @@ IGNORED = [
     ({"WindowCenter": 40000, "WindowWidth": 20}, "shows no grey values"),
     ({"WindowCenter": 1200, "WindowWidth": 1}, "shows no grey values"),
     ({"WindowCenter": "", "WindowWidth": ""}, ""),
-    ({"WindowCenter": 200, "WindowWidth": ""}, "does not consist of a centre and a width"),
     ({"WindowCenter": 200}, "does not consist of a centre and a width"),
     ({"VOILUTFunction": "ODD"}, "VOILUTFunction 'ODD'"),
-    ({"VOILUTFunction": ""}, ""),
-    ({"VOILUTSequence": Sequence()}, ""),
-    ({"VOILUTSequence": make_sequence(LUTDescriptor=[4, 0, 16])}, "table of values of interest"),
+    ({"VOILUTFunction": "", "ImageType": "", "SeriesNumber": "", "NumberOfFrames": ""}, ""),
+    ({"VOILUTSequence": Sequence(), "ModalityLUTSequence": Sequence()}, ""),
+    ({"VOILUTSequence": NO_LUT}, "table of values of interest"),
+    ({"VOILUTSequence": Sequence([make_item()])}, "table of values of interest"),
+    ({"ModalityLUTSequence": NO_LUT}, "modality table"),
+    ({"ModalityLUTSequence": Sequence([make_item()])}, "modality table"),
     ({"RescaleSlope": "", "RescaleIntercept": ""}, "RescaleSlope is missing"),
     ({"RescaleSlope": 1, "RescaleIntercept": ""}, "RescaleIntercept is missing"),
     ({"RescaleSlope": 1}, "RescaleIntercept is missing"),
     ({"RescaleSlope": 0, "RescaleIntercept": 0}, "RescaleSlope is 0"),
     ({"RescaleSlope": [1, 2], "RescaleIntercept": [0, 3]}, ""),
-    ({"ModalityLUTSequence": Sequence()}, ""),
-    ({"ModalityLUTSequence": make_sequence(LUTDescriptor=[4, 0, 16])}, "modality table"),
     ({"PixelPaddingValue": ""}, ""),
     ({"PixelPaddingValue": 0, "PixelPaddingRangeLimit": ""}, ""),
     ({"PixelPaddingValue": 4095, "PixelPaddingRangeLimit": 0}, "padding is ignored"),
     ({"PresentationLUTShape": "", "PresentationIntentType": ""}, ""),
-    ({"ImageType": ""}, ""),
-    ({"NumberOfFrames": ""}, ""),
-    ({"SeriesNumber": ""}, ""),
     ({"PhotometricInterpretation": ""}, ""),
-    ({"PhotometricInterpretation": None}, ""),
-    ({"SamplesPerPixel": None}, ""),
-    ({"PixelRepresentation": None}, ""),
-    ({"BitsStored": None, "HighBit": None}, ""),
+    ({"PhotometricInterpretation": None, "SamplesPerPixel": None}, ""),
+    ({"PixelRepresentation": None, "BitsStored": None, "HighBit": None}, ""),
     ({"PixelSpacing": [0.2], "ImagerPixelSpacing": ""}, "PixelSpacing does not consist of two"),
     ({"EstimatedRadiographicMagnificationFactor": "", "DistanceSourceToPatient": ""}, ""),
+    # shutters
+    (edges(0, 0, 0, 0), "shutter is ignored"),
+    (edges(3, 2, 5, 3), "shutter is ignored"),
+    ({"ShutterShape": "RECTANGULAR", "ShutterUpperHorizontalEdge": 2}, "incomplete"),
+    ({"ShutterShape": "CIRCULAR", "CenterOfCircularShutter": [1, 1]}, "incomplete"),
+    (polygon(1, 1, 2, 2, 3), "incomplete"),
+    (polygon(), "incomplete"),
+    ({"ShutterShape": "BITMAP"}, "BITMAP"),
+    ({"ShutterShape": ""}, ""),
+    ({"ShutterLeftVerticalEdge": 3}, ""),
 ]
 
 
 @pytest.mark.parametrize(("elements", "words"), IGNORED, ids=lambda v: str(v)[:60])
 def test_impossible_element_is_ignored_with_a_warning(tmp_path, caplog, elements, words):
     path = write_xray(tmp_path / "a.dcm", **elements)
-    np.testing.assert_array_equal(read_volume(path).array[0], PIXELS)
+    volume = read_volume(path)
+    np.testing.assert_array_equal(volume.array[0], PIXELS)
+    assert volume.valid is None
     assert read_geometry(path).shape == (4, 6)
     warnings = warnings_of(caplog)
     assert bool(warnings) == bool(words), warnings
@@ -175,20 +192,21 @@ def test_impossible_element_is_ignored_with_a_warning(tmp_path, caplog, elements
 
 
 NUMBERS = [
-    {"WindowWidth": 12345, "WindowCenter": 250},
-    {"RescaleSlope": 12345},
-    {"PixelSpacing": [12345, 12345]},
-    {"SeriesNumber": 12345},
-    {"EstimatedRadiographicMagnificationFactor": 12345},
-    {"NumberOfFrames": 12345},
-    {"DistanceSourceToDetector": 12345},
+    "WindowWidth",
+    "RescaleSlope",
+    "PixelSpacing",
+    "SeriesNumber",
+    "EstimatedRadiographicMagnificationFactor",
+    "NumberOfFrames",
+    "DistanceSourceToDetector",
 ]
 
 
-@pytest.mark.parametrize("elements", NUMBERS, ids=lambda elements: next(iter(elements)))
-def test_text_instead_of_a_number_is_ignored(tmp_path, monkeypatch, elements):
+@pytest.mark.parametrize("name", NUMBERS)
+def test_text_instead_of_a_number_is_ignored(tmp_path, monkeypatch, name):
     monkeypatch.setattr(config.settings, "writing_validation_mode", config.IGNORE)
-    path = write_xray(tmp_path / "a.dcm", **elements)
+    value = [12345, 12345] if name == "PixelSpacing" else 12345
+    path = write_xray(tmp_path / "a.dcm", **{name: value, "WindowCenter": 250})
     content = path.read_bytes()
     assert b"12345" in content
     path.write_bytes(content.replace(b"12345", b"a.bcd"))
@@ -207,9 +225,8 @@ def test_text_instead_of_a_padding_value_is_ignored(tmp_path):
 def test_first_usable_window_is_used(tmp_path):
     two = write_xray(tmp_path / "a.dcm", WindowCenter=[0, 1150], WindowWidth=[0, 100])
     one = write_xray(tmp_path / "b.dcm", WindowCenter=1150, WindowWidth=100)
-    seen = read_volume(two).array[0]
-    expected = read_volume(one).array[0]
-    np.testing.assert_array_equal(seen, expected)
+    seen = read_volume(two).array
+    np.testing.assert_array_equal(seen, read_volume(one).array)
     assert len(np.unique(seen)) > 4
 
 
@@ -240,25 +257,10 @@ def test_series_with_impossible_rescale_elements_warns_once(
 @pytest.mark.parametrize("thickness", ["", None, 0, -3])
 def test_single_slice_without_a_thickness_is_1_mm_thick(series, thickness):
     folder = series({z: {"SliceThickness": thickness} for z in range(5)})
-    geometry = read_volume(folder / "d.dcm").geometry
-    assert geometry.spacing_mm[0] == pytest.approx(1)
-    of_slice = np.linalg.det(geometry.affine[:3, :3])
-    of_volume = np.linalg.det(read_volume(folder).geometry.affine[:3, :3])
-    assert of_slice == pytest.approx(of_volume / 3)  # the slices are 3 mm apart
-
-
-@pytest.mark.parametrize(
-    ("name", "invalid"),
-    [
-        ("ImageOrientationPatient", [0] * 6),
-        ("ImagePositionPatient", [1, 2]),
-        ("PixelSpacing", [0] * 2),
-    ],
-)
-def test_error_for_a_slice_without_position_gives_possible_advice(series, name, invalid):
-    for value in (None, "", invalid):
-        with pytest.raises(ReadError, match=rf"c\.dcm: {name} is .*leave the file out"):
-            read_volume(series({2: {name: value}}))
+    slab = read_volume(folder / "d.dcm").geometry
+    assert slab.spacing_mm[0] == pytest.approx(1)
+    whole = read_volume(folder).geometry  # its slices are 3 mm apart
+    np.testing.assert_allclose(3 * slab.affine[:3, 0], whole.affine[:3, 0])
 
 
 def remove_preamble(path, syntax, *, keep_file_meta=False):
@@ -286,26 +288,25 @@ SYNTAXES = [uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.Explicit
 @pytest.mark.parametrize("syntax", SYNTAXES, ids=lambda s: s.name)
 @pytest.mark.parametrize("name", ["b.dcm", "IM0001", "1.2.840.77", "0001.IMA"])
 def test_file_without_preamble_is_read_under_any_name(tmp_path, syntax, name):
-    path = remove_preamble(write_xray(tmp_path / "in" / name), syntax)
+    path = remove_preamble(write_xray(tmp_path / name), syntax)
     assert is_dicom_image(path)
     np.testing.assert_array_equal(read_volume(path).array[0], PIXELS)
-    assert [c.images for c in find_scans(tmp_path / "in", 1).cases()] == [(path,)]
+    assert [c.images for c in find_scans(tmp_path, 1).cases()] == [(path,)]
     if syntax == uid.ExplicitVRLittleEndian:
         path = remove_preamble(write_xray(path), syntax, keep_file_meta=True)
         np.testing.assert_array_equal(read_volume(path).array[0], PIXELS)
 
 
-def test_slice_without_preamble_stays_in_its_series(series):
+@pytest.mark.parametrize("name", ["d", "b"])  # the first and the last slice by position
+def test_slice_without_preamble_stays_in_its_series(series, name):
     folder = series()
     whole = read_volume(folder)
-    for name in ("d", "b"):  # the first and the last slice by position
-        file = folder / f"{name}.dcm"
-        remove_preamble(file, uid.ImplicitVRLittleEndian)
-        np.testing.assert_array_equal(read_volume(folder).array, whole.array)
-        file = file.rename(folder / name)
-        assert file in content_files(folder)
-        np.testing.assert_array_equal(read_volume(folder).array, whole.array)
-        assert [c.images for c in find_scans(folder, 1).cases()] == [(folder,)]
+    file = remove_preamble(folder / f"{name}.dcm", uid.ImplicitVRLittleEndian)
+    np.testing.assert_array_equal(read_volume(folder).array, whole.array)
+    file = file.rename(folder / name)
+    assert file in content_files(folder)
+    np.testing.assert_array_equal(read_volume(folder).array, whole.array)
+    assert [c.images for c in find_scans(folder, 1).cases()] == [(folder,)]
 
 
 @pytest.mark.parametrize("name", ["IM0099", "0006.bak", "README", "1.2.3.99"])
@@ -314,11 +315,10 @@ def test_stray_file_in_a_series_gives_a_warning_and_a_remark(series, caplog, nam
     (folder / name).write_text("Not a slice, but perhaps the remains of one. " * 20)
     (folder / "notes.txt").write_text("A slice would not have this name.")
     assert read_volume(folder).array.shape == (1, 5, 4, 6)
-    warnings = warnings_of(caplog)
-    assert warnings == [f"{folder}: {name}: not a DICOM image, left out."]
+    assert warnings_of(caplog) == [f"{folder}: {name}: not a DICOM image, left out."]
     dataset = Dataset("x", folder, "manifest", 3, ("CT",), Labels.of({1: "lesion"}), ())
-    inspection = inspect_case(CaseFiles("scan", (folder,)), dataset)
-    assert any(name in finding.message for finding in inspection.findings)
+    findings = inspect_case(CaseFiles("scan", (folder,)), dataset).findings
+    assert any(name in finding.message for finding in findings)
 
 
 def test_error_names_a_dcm_file_that_is_not_dicom(series):
@@ -377,20 +377,19 @@ CODECS = [
 def test_lossless_codecs_give_the_exact_pixels(tmp_path, rng, bits, name, syntax, encode):
     kind = np.uint8 if bits == 8 else np.uint16
     pixels = rng.integers(0, 2**bits, (24, 32)).astype(kind)
-    pixels[0, 0] = 0
-    pixels[0, 1] = 2**bits - 1
-    path = write_compressed(tmp_path / "a.dcm", pixels, encode(pixels, bits), syntax, bits)
-    np.testing.assert_array_equal(read_volume(path).array[0], pixels)
+    pixels[0, :2] = (0, 2**bits - 1)
+    blank = np.zeros((2000, 1800), kind)  # in a much smaller file than any image with content
+    for values in (pixels, blank):
+        path = tmp_path / "a.dcm"
+        write_compressed(path, values, encode(values, bits), syntax, bits)
+        np.testing.assert_array_equal(read_volume(path).array[0], values)
 
 
 def test_baseline_jpeg_is_decoded(tmp_path):
     y, x = np.mgrid[:16, :24]
     smooth = (5 * y + 4 * x).astype(np.uint8)
-    stream = io.BytesIO()
-    Image.fromarray(smooth).save(stream, "jpeg", quality=95)
-    path = write_compressed(
-        tmp_path / "a.dcm", smooth, stream.getvalue(), uid.JPEGBaseline8Bit, bits=8
-    )
+    stream = imagecodecs.jpeg_encode(smooth, level=95)
+    path = write_compressed(tmp_path / "a.dcm", smooth, stream, uid.JPEGBaseline8Bit, 8)
     assert np.abs(read_volume(path).array[0] - smooth).max() <= 6
 
 
@@ -399,9 +398,8 @@ def test_baseline_jpeg_is_decoded(tmp_path):
 def test_bits_above_bits_stored_are_not_part_of_the_value(
     tmp_path, rng, is_signed, name, syntax, encode
 ):
-    values = rng.integers(0, 2**11, (24, 32)).astype(np.uint16)
-    expected = values.astype(int) - 1000 if is_signed else values
-    stored = (expected.astype(np.int64) & 0xFFF).astype(np.uint16)
+    expected = rng.integers(-1000 * is_signed, 1000, (24, 32))
+    stored = (expected & 0xFFF).astype(np.uint16)
     if not is_signed:
         stored[4:9] |= 0x8000  # an overlay
     path = write_compressed(tmp_path / "a.dcm", stored, encode(stored, 16), syntax, 12)
@@ -409,15 +407,6 @@ def test_bits_above_bits_stored_are_not_part_of_the_value(
     header.PixelRepresentation = int(is_signed)
     header.save_as(path)
     np.testing.assert_array_equal(read_volume(path).array[0], expected)
-
-
-@pytest.mark.parametrize("bits", [8, 12, 16])
-@pytest.mark.parametrize(("name", "syntax", "encode"), CODECS, ids=[c[0] for c in CODECS])
-def test_blank_image_passes_the_size_check(tmp_path, bits, name, syntax, encode):
-    """Read a file that is much smaller than that of any image with content."""
-    blank = np.zeros((2000, 1800), np.uint8 if bits == 8 else np.uint16)
-    path = write_compressed(tmp_path / "b.dcm", blank, encode(blank, bits), syntax, bits)
-    assert not read_volume(path).array.any()
 
 
 @pytest.mark.parametrize(
@@ -461,7 +450,6 @@ TABLES = {
     "8 bits in words": (make_table([N, 0, 8], RISING.tobytes()), RISING[PIXELS]),
     "8 bits in bytes": (make_table([N, 0, 8], BYTES + b"\0"), RISING[PIXELS]),
     "8 bits in a list": (make_table([N, 0, 8], RISING.tolist(), "US"), RISING[PIXELS]),
-    "10 bits": (make_table([N, 0, 10], (4 * RISING).tobytes()), 4 * RISING[PIXELS]),
     "12 bits that fall": (make_table([4096, 0, 12], FALLING.tobytes()), 4095 - PIXELS),
     "65536 entries": (make_table([0, 0, 16], LONG.tobytes()), 65535 - PIXELS),
     "40000 entries": (
@@ -528,22 +516,22 @@ def test_table_of_signed_pixels_is_applied(tmp_path, name, start):
     np.testing.assert_array_equal(read_volume(path).array[0], 65535 - (pixels + 200.0))
 
 
-def test_index_of_a_table_does_not_overflow(tmp_path):
-    steep = {"RescaleSlope": 100, "RescaleIntercept": -100_000}  # 0 to 23 000
-    path = write_xray(tmp_path / "a.dcm", VOILUTSequence=TABLES["12 bits that fall"][0], **steep)
-    expected = 4095 - np.clip(100.0 * PIXELS - 100_000, 0, 4095)
-    np.testing.assert_array_equal(read_volume(path).array[0], expected)
-    steep["RescaleIntercept"] = 0  # 100 000 and more
-    path = write_xray(tmp_path / "a.dcm", VOILUTSequence=TABLES["12 bits that fall"][0], **steep)
-    assert not read_volume(path).array.any()
-
-
-def test_fractional_value_gets_the_nearest_entry_of_a_table(tmp_path):
-    thousandths = {"RescaleSlope": 0.0017, "RescaleIntercept": 0}
+@pytest.mark.parametrize(
+    ("slope", "intercept", "expected"),
+    [
+        (100, -100_000, 4095 - np.clip(100.0 * PIXELS - 100_000, 0, 4095)),  # 0 to 23 000
+        (100, 0, 0),  # 100 000 and more
+        (0.0017, 0, 4093),  # 1.7 to 2.1: the nearest entry
+    ],
+)
+def test_rescaled_value_gets_the_nearest_entry_of_a_table(tmp_path, slope, intercept, expected):
     path = write_xray(
-        tmp_path / "a.dcm", VOILUTSequence=TABLES["12 bits that fall"][0], **thousandths
+        tmp_path / "a.dcm",
+        VOILUTSequence=TABLES["12 bits that fall"][0],
+        RescaleSlope=slope,
+        RescaleIntercept=intercept,
     )
-    np.testing.assert_array_equal(read_volume(path).array[0], 4093)  # 1.7 to 2.1
+    np.testing.assert_array_equal(read_volume(path).array[0], expected)
 
 
 def test_table_comes_before_the_window_and_before_the_inversion(tmp_path):
@@ -590,7 +578,6 @@ def test_modality_table_of_fluoroscopy_is_not_for_display(tmp_path, kind, modali
 
 def test_functional_groups_of_an_enhanced_radiograph_are_read(tmp_path):
     own = {"WindowCenter": 1150, "WindowWidth": 100}
-    spacing = {"ImagerPixelSpacing": [0.2, 0.3]}
     shared = make_item(
         PixelMeasuresSequence=make_sequence(PixelSpacing=[0.1, 0.15]),
         FrameVOILUTSequence=make_sequence(WindowCenter=10, WindowWidth=1),
@@ -598,45 +585,20 @@ def test_functional_groups_of_an_enhanced_radiograph_are_read(tmp_path):
     )
     frame = make_item(
         FrameVOILUTSequence=make_sequence(**own),
-        FramePixelDataPropertiesSequence=make_sequence(**spacing),
+        FramePixelDataPropertiesSequence=make_sequence(ImagerPixelSpacing=[0.2, 0.3]),
     )
-    path = write_dicom_file(
-        tmp_path / "a.dcm",
-        PIXELS,
-        f"{XA}.1",
-        Modality="XA",
-        NumberOfFrames=1,
-        SharedFunctionalGroupsSequence=Sequence([shared]),
-        PerFrameFunctionalGroupsSequence=Sequence([frame]),
-    )
+    groups = {
+        "SharedFunctionalGroupsSequence": Sequence([shared]),
+        "PerFrameFunctionalGroupsSequence": Sequence([frame]),
+        "NumberOfFrames": 1,
+    }
+    path = write_dicom_file(tmp_path / "a.dcm", PIXELS, f"{XA}.1", Modality="XA", **groups)
     plain = write_dicom_file(tmp_path / "b.dcm", PIXELS, XA, Modality="XA", **own)
     volume = read_volume(path)
     np.testing.assert_array_equal(volume.array[0][:, :5], read_volume(plain).array[0][:, :5])
-    assert not volume.valid[:, 5].any()
-    assert volume.valid[:, :5].all()
+    assert volume.valid.all(axis=0).tolist() == [True] * 5 + [False]
     for geometry in (volume.geometry, read_geometry(path)):
         assert geometry.spacing_mm == pytest.approx((0.1, 0.15))
-
-
-EDGES = (
-    "ShutterUpperHorizontalEdge",
-    "ShutterLowerHorizontalEdge",
-    "ShutterLeftVerticalEdge",
-    "ShutterRightVerticalEdge",
-)
-
-
-def edges(*values):
-    return {"ShutterShape": "RECTANGULAR", **dict(zip(EDGES, values, strict=True))}
-
-
-def circle(row, column, radius):
-    centre = {"CenterOfCircularShutter": [row, column]}
-    return {"ShutterShape": "CIRCULAR", **centre, "RadiusOfCircularShutter": radius}
-
-
-def polygon(*corners):
-    return {"ShutterShape": "POLYGONAL", "VerticesOfThePolygonalShutter": list(corners)}
 
 
 INNER = slice(1, 3), slice(2, 5)  # of four rows and six columns
@@ -670,38 +632,12 @@ def test_pixels_outside_the_shutter_are_not_valid(tmp_path, elements, seen):
 
 def test_pixels_outside_a_polygonal_shutter_are_not_valid(tmp_path):
     pixels = np.arange(400, dtype=np.uint16).reshape(20, 20)
-    path = write_dicom_file(
-        tmp_path / "a.dcm", pixels, dicom.DX, Modality="DX", **polygon(-4, 3, 16, 3, 16, 23)
-    )
+    shutter = polygon(-4, 3, 16, 3, 16, 23)
+    path = write_dicom_file(tmp_path / "a.dcm", pixels, dicom.DX, Modality="DX", **shutter)
     y, x = np.indices(pixels.shape) + 1
     signed_distance = np.minimum(np.minimum(16 - y, x - 3), y - x + 7)  # rows to the nearest side
-    valid = read_volume(path).valid
-    assert valid[signed_distance > 0].all()
-    assert not valid[signed_distance < 0].any()
-
-
-@pytest.mark.parametrize(
-    ("elements", "words"),
-    [
-        (edges(0, 0, 0, 0), "shutter is ignored"),
-        (edges(3, 2, 5, 3), "shutter is ignored"),
-        ({**edges(2, 3, 3, 5), "ShutterLeftVerticalEdge": None}, "incomplete"),
-        ({"ShutterShape": "CIRCULAR", "CenterOfCircularShutter": [1, 1]}, "incomplete"),
-        (polygon(1, 1, 2, 2, 3), "incomplete"),
-        (polygon(), "incomplete"),
-        ({"ShutterShape": "BITMAP"}, "BITMAP"),
-        ({"ShutterShape": ""}, ""),
-        ({"ShutterShape": None, "ShutterLeftVerticalEdge": 3}, ""),
-    ],
-    ids=lambda v: str(v)[:50],
-)
-def test_impossible_shutter_is_ignored_with_a_warning(tmp_path, caplog, elements, words):
-    elements = {name: value for name, value in elements.items() if value is not None}
-    volume = read_volume(write_xray(tmp_path / "a.dcm", **elements))
-    assert volume.valid is None
-    np.testing.assert_array_equal(volume.array[0], PIXELS)
-    assert words in " ".join(warnings_of(caplog))
-    assert bool(warnings_of(caplog)) == bool(words)
+    is_clear = signed_distance != 0
+    np.testing.assert_array_equal(read_volume(path).valid[is_clear], signed_distance[is_clear] > 0)
 
 
 def test_shutter_that_leaves_only_padding_is_ignored(tmp_path, caplog):
@@ -711,18 +647,12 @@ def test_shutter_that_leaves_only_padding_is_ignored(tmp_path, caplog):
     assert "shutter is ignored" in " ".join(warnings_of(caplog))
 
 
-def test_pixels_that_are_not_square_are_refused_without_a_pixel_size(tmp_path):
+@pytest.mark.parametrize("pixel_mm", [None, 0.2])
+def test_pixels_that_are_not_square_are_refused_without_a_pixel_size(tmp_path, pixel_mm):
     path = write_xray(tmp_path / "a.dcm", PixelAspectRatio=[2, 1])
     for read in (read_geometry, read_volume):
-        for pixel_mm in (None, 0.2):
-            with pytest.raises(ReadError, match=r"a\.dcm: PixelAspectRatio.*square pixels"):
-                read(path, pixel_mm=pixel_mm)
+        with pytest.raises(ReadError, match=r"a\.dcm: PixelAspectRatio.*square pixels"):
+            read(path, pixel_mm=pixel_mm)
     path = write_xray(path, PixelAspectRatio=[2, 1], PixelSpacing=[0.3, 0.3])
     assert read_geometry(path).spacing_mm == pytest.approx((0.3, 0.3))  # spacing has priority
     assert read_geometry(write_xray(path, PixelAspectRatio=[1, 1])).size_unit == "px"
-
-
-def test_empty_item_of_a_sequence_is_ignored(tmp_path):
-    tables = Sequence([make_item()])
-    path = write_xray(tmp_path / "a.dcm", VOILUTSequence=tables, ModalityLUTSequence=tables)
-    np.testing.assert_array_equal(read_volume(path).array[0], PIXELS)
