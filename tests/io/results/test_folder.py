@@ -16,35 +16,30 @@ from lesionseg.io.results.folder import PredictionFolder
 from lesionseg.io.results.row import CaseRow
 
 
-def scan(digest, study_uid="", series_uid="", instance_uid=""):
-    """Return the row of a scan of the case `a`."""
-    return CaseRow(
-        "a",
-        digest=digest,
-        study_uid=study_uid,
-        series_uid=series_uid,
-        instance_uid=instance_uid,
-    )
+def scan(digest, *uids):
+    """Return the row of a scan of the case `a` with UIDs of study, series and instance."""
+    names = ("study_uid", "series_uid", "instance_uid")
+    return CaseRow("a", digest=digest, **dict(zip(names, uids, strict=False)))
 
 
-def source_of(row):
-    """Return what a candidate file states of the scan."""
+def write_results(folder, case, source, content="1", mask=None):
+    """Write files for a case with the names that `write_prediction` uses.
+
+    `mask` is the file of the mask with the names of nnU-Net, which has no file of instances.
+    """
+    if not folder.exists():
+        folder.mkdir()
+    for name in [mask] if mask else [f"{case}_mask.nii", f"{case}_instances.nii"]:
+        (folder / name).write_text(content)
     names = ("digest", "study_uid", "series_uid", "instance_uid")
-    return {name: getattr(row, name) for name in names}
+    candidates = {"candidates": [], "source": {name: getattr(source, name) for name in names}}
+    if mask:
+        candidates["names"] = "nnunet"
+    (folder / f"{case}_candidates.json").write_text(json.dumps(candidates))
 
 
 ONE = scan("aa")
 TWO = scan("bb")
-
-
-def write_results(folder, case, source, content="1"):
-    """Write files for a case with the names that `write_prediction` uses."""
-    for kind in ("mask", "instances"):
-        (folder / f"{case}_{kind}.nii").write_text(content)
-    candidates = {"candidates": []}
-    if source is not None:
-        candidates["source"] = source_of(source)
-    (folder / f"{case}_candidates.json").write_text(json.dumps(candidates))
 
 
 def read_texts(folder):
@@ -59,12 +54,6 @@ def test_only_results_of_the_same_content_may_be_replaced(tmp_path):
     with pytest.raises(ConflictError, match="overwrite=true"):
         results.claim("a", TWO)
     results.claim("a", TWO, overwrite=True)
-
-
-def test_message_about_two_images_of_one_series_names_their_instances(tmp_path):
-    write_results(tmp_path, "a", scan("aa", "1", "1.1", "1.1.1"))
-    with pytest.raises(ConflictError, match=r"of instance 1\.1\.1, but .* is instance 1\.1\.2"):
-        PredictionFolder(tmp_path).claim("a", scan("bb", "1", "1.1", "1.1.2"))
 
 
 @pytest.mark.parametrize(
@@ -86,9 +75,10 @@ def test_changed_scan_is_recognised_by_its_uids(tmp_path, recorded, now, is_same
     assert recorded.is_of_same_scan(now) == now.is_of_same_scan(recorded) == is_same
     if is_same:
         PredictionFolder(tmp_path).claim("a", now)
-    else:
-        with pytest.raises(ConflictError):
-            PredictionFolder(tmp_path).claim("a", now)
+        return
+    both = recorded.instance_uid and now.instance_uid
+    with pytest.raises(ConflictError, match=r"1\.1\.1, but .*1\.1\.2" if both else None):
+        PredictionFolder(tmp_path).claim("a", now)
 
 
 @pytest.mark.parametrize(
@@ -110,24 +100,6 @@ def test_result_without_a_source_is_not_replaced(tmp_path, name):
     with pytest.raises(ConflictError, match=name):
         PredictionFolder(tmp_path).claim("a", ONE)
     PredictionFolder(tmp_path).claim("a", ONE, overwrite=True)
-
-
-def test_names_of_nnunet_do_not_replace_a_mask(tmp_path):
-    (tmp_path / "a.nii.gz").write_text("someone's mask")
-    PredictionFolder(tmp_path).claim("a", ONE)
-    with pytest.raises(ConflictError, match=r"a\.nii\.gz"):
-        PredictionFolder(tmp_path, names="nnunet").claim("a", ONE)
-
-
-def write_bids_results(folder, mask, source):
-    """Write the files of the case `sub-1_FLAIR` with the names that `names=bids` uses."""
-    place = folder / "sub-1" / "anat"
-    place.mkdir(parents=True)
-    stem = "sub-1_space-orig_label-lesion_desc-FLAIR_mask"
-    (place / f"{stem}.nii.gz").write_text(mask)
-    (place / f"{stem}.json").write_text("{}")
-    content = {"candidates": [], "source": source_of(source), "names": "bids"}
-    (folder / "sub-1_FLAIR_candidates.json").write_text(json.dumps(content))
 
 
 def test_names_of_bids_replace_own_masks_only(tmp_path):
@@ -172,34 +144,28 @@ def test_hidden_file_of_a_file_system_is_no_case(tmp_path):
     assert PredictionFolder(tmp_path).cases() == ["a"]
 
 
-def write_nnunet_results(folder, case, source, content, mask="a.nii.gz"):
-    """Write the files of a case with the names that `names=nnunet` uses."""
-    (folder / mask).write_text(content)
-    candidates = {"candidates": [], "source": source_of(source), "names": "nnunet"}
-    (folder / f"{case}_candidates.json").write_text(json.dumps(candidates))
-
-
 @pytest.mark.parametrize("name", ["a.nii.gz", "a.npz", "a.pkl"])
 def test_names_of_nnunet_do_not_replace_a_file_next_to_other_results(tmp_path, name):
     write_results(tmp_path, "a", ONE)
-    (tmp_path / name).write_text("someone's")
+    file = tmp_path / name
+    file.write_text("someone's")
+    PredictionFolder(tmp_path).claim("a", ONE)
     results = PredictionFolder(tmp_path, names="nnunet")
     with pytest.raises(ConflictError, match=name):
         results.claim("a", ONE)
-    (tmp_path / ".a.part").mkdir()  # of a killed run with the usual names
-    write_results(tmp_path / ".a.part", "a", ONE)
+    write_results(tmp_path / ".a.part", "a", ONE)  # of a killed run with the usual names
     assert PredictionFolder(tmp_path, names="nnunet").recover_all() == ["a"]
-    assert (tmp_path / name).read_text() == "someone's"
+    assert file.read_text() == "someone's"
     results.claim("a", ONE, overwrite=True)
     with results.write_case("a") as part:
-        write_nnunet_results(part, "a", ONE, "new", name)
-    assert (tmp_path / name).read_text() == "new"
+        write_results(part, "a", ONE, "new", name)
+    assert file.read_text() == "new"
     assert not (tmp_path / "a_mask.nii").exists()
 
 
 @pytest.mark.parametrize("names", ["lesionseg", "nnunet"])
 def test_own_files_with_names_of_nnunet_are_replaced(tmp_path, names):
-    write_nnunet_results(tmp_path, "a", ONE, "old")
+    write_results(tmp_path, "a", ONE, "old", "a.nii.gz")
     results = PredictionFolder(tmp_path, names=names)
     results.claim("a", ONE)
     with results.write_case("a") as part:
@@ -210,8 +176,7 @@ def test_own_files_with_names_of_nnunet_are_replaced(tmp_path, names):
 def test_results_with_names_of_nnunet_are_completed_after_a_kill(tmp_path):
     """The killed program had removed the old candidate file, but not yet the old mask."""
     (tmp_path / "a.nii.gz").write_text("old")
-    (tmp_path / ".a.part").mkdir()
-    write_nnunet_results(tmp_path / ".a.part", "a", ONE, "new")
+    write_results(tmp_path / ".a.part", "a", ONE, "new", "a.nii.gz")
     assert PredictionFolder(tmp_path, names="nnunet").recover_all() == ["a"]
     assert (tmp_path / "a.nii.gz").read_text() == "new"
 
@@ -287,12 +252,20 @@ def test_case_has_its_old_or_its_new_files_after_a_kill_at_any_moment(
     again.claim("a", ONE)
 
 
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    """Return the folder that is the store, its URL, and the local copy of the results."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    url = f"file://{tmp_path / 'store'}"
+    return tmp_path / "store", url, download(url, new=True)
+
+
+NAMES = ["a_candidates.json", "a_instances.nii", "a_mask.nii"]
+
+
 @pytest.mark.parametrize("n_uploaded", [0, 1])
-def test_upload_that_failed_is_repeated_by_the_next_run(tmp_path, monkeypatch, n_uploaded):
-    store = tmp_path / "store"
-    copy = tmp_path / "cache" / "copy"
-    copy.mkdir(parents=True)
-    url = f"file://{store}"
+def test_upload_that_failed_is_repeated_by_the_next_run(store, monkeypatch, n_uploaded):
+    folder, url, copy = store
 
     def upload_some(paths, *args):
         upload(list(paths)[:n_uploaded], *args)
@@ -302,49 +275,41 @@ def test_upload_that_failed_is_repeated_by_the_next_run(tmp_path, monkeypatch, n
         patch.setattr(folder_module, "upload", upload_some)
         with pytest.raises(OutputError), PredictionFolder(copy, url).write_case("a") as part:
             write_results(part, "a", ONE)
-    assert len(list(store.glob("*"))) == n_uploaded
+    assert len([*folder.glob("*")]) == n_uploaded
     assert PredictionFolder(copy, url).recover_all() == ["a"]
-    names = ["a_candidates.json", "a_instances.nii", "a_mask.nii"]
-    assert sorted(file.name for file in store.iterdir()) == names
-    assert sorted(file.name for file in copy.iterdir()) == names
+    assert sorted(file.name for file in folder.iterdir()) == NAMES
+    assert {*NAMES} <= {file.name for file in copy.iterdir()}
 
 
-def test_candidate_file_in_the_store_means_that_the_case_is_complete(tmp_path, monkeypatch):
-    store = tmp_path / "store"
-    copy = tmp_path / "cache" / "copy"
-    copy.mkdir(parents=True)
+def test_candidate_file_in_the_store_means_that_the_case_is_complete(store, monkeypatch):
+    folder, url, copy = store
     states = []
 
     def upload_one_by_one(paths, *args):
         for path in paths:
             upload([path], *args)
-            states.append({file.name: file.read_text() for file in store.iterdir()})
+            states.append({file.name: file.read_text() for file in folder.iterdir()})
 
     monkeypatch.setattr(folder_module, "upload", upload_one_by_one)
-    results = PredictionFolder(copy, f"file://{store}")
+    results = PredictionFolder(copy, url)
     for content in ("old", "new"):
         with results.write_case("a") as part:
             write_results(part, "a", scan(content), content)
-    n_complete = 0
-    for state in states:
-        if "a_candidates.json" in state:
-            n_complete += 1
-            content = "old" if '"old"' in state["a_candidates.json"] else "new"
-            assert (state["a_mask.nii"], state["a_instances.nii"]) == (content, content)
-    assert n_complete == 2
+    complete = [state for state in states if "a_candidates.json" in state]
+    assert len(complete) == 2
+    for state, content in zip(complete, ("old", "new"), strict=True):
+        assert f'"{content}"' in state["a_candidates.json"]
+        assert (state["a_mask.nii"], state["a_instances.nii"]) == (content, content)
 
 
-def test_new_candidate_file_is_kept_if_its_upload_failed(tmp_path, monkeypatch):
+def test_new_candidate_file_is_kept_if_its_upload_failed(store, monkeypatch):
     """The store lacks the file, because the earlier one was removed before the upload."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    url = f"file://{tmp_path / 'store'}"
-    copy = download(url, new=True)
+    folder, url, copy = store
     with PredictionFolder(copy, url).write_case("a") as part:
         write_results(part, "a", ONE, "old")
-    copy = download(url)
 
     def fail_to_upload(paths, *args):
-        paths = list(paths)
+        paths = [*paths]
         if any(path.is_file() for path in paths):
             raise OutputError("The network is down.")
         upload(paths, *args)
@@ -353,11 +318,10 @@ def test_new_candidate_file_is_kept_if_its_upload_failed(tmp_path, monkeypatch):
         patch.setattr(folder_module, "upload", fail_to_upload)
         with pytest.raises(OutputError), PredictionFolder(copy, url).write_case("a") as part:
             write_results(part, "a", ONE, "new")
-    assert not (tmp_path / "store" / "a_candidates.json").exists()
-    copy = download(url)
-    assert PredictionFolder(copy, url).recover_all() == ["a"]
-    assert read_texts(tmp_path / "store") == {"a_mask.nii": "new", "a_instances.nii": "new"}
-    assert (tmp_path / "store" / "a_candidates.json").is_file()
+    assert not (folder / "a_candidates.json").exists()
+    assert PredictionFolder(download(url), url).recover_all() == ["a"]
+    assert read_texts(folder) == {"a_mask.nii": "new", "a_instances.nii": "new"}
+    assert (folder / "a_candidates.json").is_file()
 
 
 def test_first_scans_of_a_model_stay_those_of_the_first_call(tmp_path):
@@ -391,9 +355,9 @@ def test_incomplete_files_are_removed(tmp_path):
 
 
 def test_digest_depends_on_content_and_order_of_channels(tmp_path):
-    for name, text in {"a": "1", "b": "2", "c": "1", "d": "2"}.items():
-        (tmp_path / name).write_text(text)
     a, b, c, d = (tmp_path / name for name in "abcd")
+    for file, text in ((a, "1"), (b, "2"), (c, "1"), (d, "2")):
+        file.write_text(text)
     # sha256sum of a file that contains "1"
     assert content_digest([[a]]) == digest_of(c)
     assert digest_of(a)[:8] == "6b86b273"
@@ -403,15 +367,13 @@ def test_digest_depends_on_content_and_order_of_channels(tmp_path):
 
 def test_state_changes_with_a_file_of_the_same_name_size_and_date(tmp_path):
     file = tmp_path / "a.nii"
-    other = tmp_path / "b.nii"
-    file.write_text("1")
-    other.write_text("2")
-    os.utime(file, ns=(10**18, 10**18))
-    before = file_state([file])
-    other.replace(file)
-    os.utime(file, ns=(10**18, 10**18))
-    assert file_state([file]) != before
-    assert file_state([file]) == file_state([file])
+    states = []
+    for text in "12":
+        (tmp_path / "b.nii").write_text(text)
+        (tmp_path / "b.nii").replace(file)
+        os.utime(file, ns=(10**18, 10**18))
+        states.append(file_state([file]))
+    assert states[0] != states[1] == file_state([file])
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="links need permissions on Windows")
@@ -419,12 +381,10 @@ def test_state_changes_with_a_file_of_the_same_name_size_and_date(tmp_path):
 def test_files_behind_a_link_are_not_moved(tmp_path, ending):
     """A link under the name of an unfinished case may lead to any folder of the user."""
     other = tmp_path / "documents"
-    other.mkdir()
-    for name in ("keep", "a_candidates.json"):
-        (other / name).write_text("{}")
+    write_results(other, "a", ONE)
     folder = tmp_path / "out"
     folder.mkdir()
     (folder / f".a.{ending}").symlink_to(other)
     assert PredictionFolder(folder).recover_all() == []
-    assert sorted(path.name for path in other.iterdir()) == ["a_candidates.json", "keep"]
-    assert not list(folder.iterdir())
+    assert sorted(path.name for path in other.iterdir()) == NAMES
+    assert not [*folder.iterdir()]
