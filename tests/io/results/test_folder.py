@@ -307,6 +307,7 @@ def test_new_candidate_file_is_kept_if_its_upload_failed(store, monkeypatch):
     folder, url, copy = store
     with PredictionFolder(copy, url).write_case("a") as part:
         write_results(part, "a", ONE, "old")
+    copy = download(url)
 
     def fail_to_upload(paths, *args):
         paths = [*paths]

@@ -14,26 +14,17 @@ def _touch(folder, names):
 
 def test_files_of_a_folder_are_grouped_by_case(tmp_path):
     _touch(tmp_path, "B_mask.png A_mask.nii.gz A_instances.nii.gz A_candidates.json C.nrrd")
-    _touch(
-        tmp_path, "D_candidates.json predictions.csv dataset.json .E.nii a_seg.dcm A_preview.png"
-    )
+    _touch(tmp_path, "D_candidates.json predictions.csv dataset.json .E.nii a_seg.dcm")
+    _touch(tmp_path, "A_preview.png F.seg.nrrd G_mask.seg.nrrd H_label-lesion_mask.SEG.NRRD")
     found = find_predictions(tmp_path)
-    assert list(found) == ["A", "B", "C", "D"]
-    assert found["A"] == PredictionFiles(
-        "A",
-        mask=tmp_path / "A_mask.nii.gz",
-        instances=tmp_path / "A_instances.nii.gz",
-        candidates=tmp_path / "A_candidates.json",
-    )
+    assert list(found) == list("ABCDFGH")
+    kinds = {kind: tmp_path / f"A_{kind}.nii.gz" for kind in ("mask", "instances")}
+    assert found["A"] == PredictionFiles("A", candidates=tmp_path / "A_candidates.json", **kinds)
     assert found["C"] == PredictionFiles("C", mask=tmp_path / "C.nrrd")
     assert found["D"] == PredictionFiles("D", candidates=tmp_path / "D_candidates.json")
-    masks = {"A": "A_mask.nii.gz", "B": "B_mask.png", "C": "C.nrrd"}
-    assert find_masks(tmp_path) == {case: tmp_path / name for case, name in masks.items()}
-
-
-def test_seg_nrrd_of_slicer_is_an_ending(tmp_path):
-    _touch(tmp_path, "A.seg.nrrd B_mask.seg.nrrd C_label-lesion_mask.SEG.NRRD")
-    assert list(find_predictions(tmp_path)) == list(find_masks(tmp_path)) == ["A", "B", "C"]
+    masks = find_masks(tmp_path)
+    assert list(masks) == list("ABCFGH")
+    assert masks["B"] == tmp_path / "B_mask.png"
 
 
 def test_message_names_the_file_of_boxes_of_other_programs(tmp_path):
@@ -60,21 +51,13 @@ def test_error_about_an_empty_folder_names_files_that_are_found(tmp_path):
 
 
 @pytest.mark.parametrize("find", [find_masks, find_predictions])
-def test_empty_or_missing_folder_is_an_error(tmp_path, find):
+def test_folder_without_or_with_ambiguous_files_is_an_error(tmp_path, find):
     for folder in (tmp_path / "gone", tmp_path):
         with pytest.raises(DatasetError):
             find(folder)
-
-
-@pytest.mark.parametrize("find", [find_masks, find_predictions])
-def test_two_masks_of_a_case_are_an_error(tmp_path, find):
     _touch(tmp_path, "A_mask.nii.gz A.nii.gz")
     with pytest.raises(DatasetError, match=r"A_mask\.nii\.gz.*same case"):
         find(tmp_path)
-
-
-@pytest.mark.parametrize("find", [find_masks, find_predictions])
-def test_file_name_with_an_invisible_character_is_an_error(tmp_path, find):
-    (tmp_path / "a\nb_mask.nii.gz").touch()
+    (tmp_path / "A.nii.gz").rename(tmp_path / "a\nb_mask.nii.gz")
     with pytest.raises(DatasetError, match="invisible"):
         find(tmp_path)
