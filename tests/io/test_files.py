@@ -65,33 +65,25 @@ def test_file_inside_a_file_is_an_error(tmp_path):
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no file modes")
 @pytest.mark.parametrize("mask", [0o022, 0o027, 0o077])
 def test_atomic_files_and_their_folders_follow_the_umask(tmp_path, mask):
+    folder = tmp_path / "open"
     before = os.umask(mask)
     try:
-        write_text(tmp_path / "open" / "a.txt", "x")
-        write_text(tmp_path / "open" / "a.txt", "replaced")
-        write_csv(tmp_path / "open" / "a.csv", [{"a": 1}], ["a"])
-        write_json(tmp_path / "open" / "a.json", {})
+        for text in ("x", "replaced"):
+            write_text(folder / "a.txt", text)
+        write_csv(folder / "a.csv", [{"a": 1}], ["a"])
+        write_json(folder / "a.json", {})
         with locked_folder(tmp_path / "locked"):
-            lock = (tmp_path / "locked" / LOCK).stat().st_mode & 0o777
+            lock = (tmp_path / "locked" / LOCK).stat().st_mode
             write_text(tmp_path / "locked" / "a.txt", "x")
         with private_files():
             write_text(tmp_path / "mine" / "pseudonyms.csv", "x")
     finally:
         os.umask(before)
     modes = {str(p.relative_to(tmp_path)): p.stat().st_mode & 0o777 for p in tmp_path.rglob("*")}
-    file = 0o666 & ~mask
-    folder = 0o777 & ~mask
-    assert lock == file
-    assert modes == {
-        "open": folder,
-        "open/a.txt": file,
-        "open/a.csv": file,
-        "open/a.json": file,
-        "locked": folder,
-        "locked/a.txt": file,
-        "mine": 0o700,
-        "mine/pseudonyms.csv": 0o600,
-    }
+    assert (modes.pop("mine"), modes.pop("mine/pseudonyms.csv")) == (0o700, 0o600)
+    assert lock & 0o777 == 0o666 & ~mask
+    names = ("locked", "locked/a.txt", "open", *(f"open/a.{end}" for end in ("csv", "json", "txt")))
+    assert modes == {name: (0o666 if "." in name else 0o777) & ~mask for name in names}
 
 
 def test_json_of_numpy_and_path_values_survives_a_round_trip(tmp_path):
@@ -136,7 +128,6 @@ DAMAGED = [
     (read_yaml, b""),
     (read_yaml, b"a: &a [*a]"),
     (read_yaml, make_yaml_bomb()),
-    (read_yaml, b"names: " + b"[" * 100_000),
     (read_yaml, b"a: " + b"9" * 5000),
     (read_yaml, b"a: {b: [0x" + b"f" * 5000 + b"]}"),
     (read_yaml, b"a: 0b" + b"1" * 20_000),
@@ -179,12 +170,6 @@ def test_column_names_that_cannot_be_read_are_an_error(tmp_path):
     table.write_text('case,"' + 200_000 * "x")
     with pytest.raises(ReadError, match="closing double quote"):
         read_csv_columns(table)
-
-
-def test_table_with_byte_order_mark_and_spaces_is_read(tmp_path):
-    path = tmp_path / "a.csv"
-    path.write_bytes(b"\xef\xbb\xbfcase, image\r\nA, a.nii \r\n")
-    assert read_csv(path) == [{"case": "A", "image": "a.nii"}]
 
 
 def test_unknown_column_of_a_row_is_an_error(tmp_path):
@@ -257,37 +242,33 @@ def test_locked_folder_cannot_be_locked_again_until_it_is_released(tmp_path):
             pass
     with locked_folder(tmp_path / "new" / "run"):
         pass
-    assert list(tmp_path.iterdir()) == []  # the lock removes the empty folders that it made
+    assert [*tmp_path.iterdir()] == []  # the lock removes the empty folders that it made
     with locked_folder(folder):
         (folder / "a").touch()
-    assert [p.name for p in folder.iterdir()] == ["a"]
-
-
-def test_locking_a_file_is_an_error(tmp_path):
-    (tmp_path / "out").touch()
-    with pytest.raises(OutputError, match="out"):
-        locked_folder(tmp_path / "out").__enter__()
+    assert [*folder.iterdir()] == [folder / "a"]
+    with pytest.raises(OutputError, match="a: "):
+        locked_folder(folder / "a").__enter__()
 
 
 def test_locking_a_folder_removes_temporary_files_of_killed_processes(tmp_path):
-    temporary = [tmp_path / ".5f85e7d9-report.pdf", tmp_path / "run" / "test" / ".00000000-a.csv"]
+    temporary = [".5f85e7d9-report.pdf", "run/test/.00000000-a.csv"]
     remaining = [
-        tmp_path / ".hidden-file",
-        tmp_path / "5f85e7d9-report.pdf",
+        ".hidden-file",
+        "5f85e7d9-report.pdf",
         # a folder in use by another process
-        tmp_path / "fold_0" / LOCK,
-        tmp_path / "fold_0" / "test" / ".00000000-a.csv",
+        f"fold_0/{LOCK}",
+        "fold_0/test/.00000000-a.csv",
         # a folder into which `predict` writes
-        tmp_path / "night" / ".predictions.csv.lock",
-        tmp_path / "night" / ".P1.part" / ".00000000-P1_mask.nii.gz",
+        "night/.predictions.csv.lock",
+        "night/.P1.part/.00000000-P1_mask.nii.gz",
     ]
-    for file in [*temporary, *remaining]:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.touch()
+    for name in (*temporary, *remaining):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
     for name, expected in ((".part", temporary), (LOCK, [])):
         with locked_folder(tmp_path, name):
-            assert [file for file in temporary if file.exists()] == expected
-    assert all(file.exists() for file in remaining)
+            assert [name for name in temporary if (tmp_path / name).exists()] == expected
+    assert all((tmp_path / name).exists() for name in remaining)
 
 
 SETTINGS = {
@@ -307,17 +288,16 @@ def test_command_does_not_write_into_a_locked_folder(name, tmp_path, monkeypatch
         command(cfg)
 
 
+A = {"case": "A", "image": "a.nii"}
 TABLES = [
-    ("case;image;age, years\nA;a.nii;3\n", {"case": "A", "image": "a.nii", "age, years": "3"}),
-    (
-        "case,image,labels\nA,a.nii,scar;cyst\n",
-        {"case": "A", "image": "a.nii", "labels": "scar;cyst"},
-    ),
-    ("case;image;ml\nA;a.nii;0,5\n", {"case": "A", "image": "a.nii", "ml": "0,5"}),
+    ("case;image;age, years\nA;a.nii;3\n", {**A, "age, years": "3"}),
+    ("case,image,labels\nA,a.nii,scar;cyst\n", {**A, "labels": "scar;cyst"}),
+    ("case;image;ml\nA;a.nii;0,5\n", {**A, "ml": "0,5"}),
     ("case;a, b\nA;1\n", {"case": "A", "a, b": "1"}),
-    ("case,image\nA,a.nii\n,,\n", {"case": "A", "image": "a.nii"}),
-    ("case,image\n,\nA,a.nii,,,\n\n", {"case": "A", "image": "a.nii"}),
-    ("case\timage\rA\ta.nii\r", {"case": "A", "image": "a.nii"}),
+    ("case,image\nA,a.nii\n,,\n", A),
+    ("case,image\n,\nA,a.nii,,,\n\n", A),
+    ("case, image\r\nA, a.nii \r\n", A),
+    ("case\timage\rA\ta.nii\r", A),
     ('case,image\nA,"a,b.nii"\n', {"case": "A", "image": "a,b.nii"}),
 ]
 

@@ -32,31 +32,35 @@ def read_all(path):
     return whole
 
 
+def make_values(*shape):
+    return np.random.default_rng(0).random(shape).astype(np.float32)
+
+
 @pytest.mark.parametrize("name", ["probabilities", "softmax"])
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_probabilities_survive_a_round_trip(tmp_path, name, dtype):
-    values = np.random.default_rng(0).random((3, 5, 7, 6)).astype(dtype)
+    values = make_values(3, 5, 7, 6).astype(dtype)
     np.savez_compressed(tmp_path / "a.npz", **{name: values})
     np.testing.assert_array_equal(read_all(tmp_path / "a.npz"), values.astype(np.float32))
 
 
-def test_transposed_array_survives_a_round_trip(tmp_path):
-    values = np.random.default_rng(0).random((2, 5, 7, 6)).astype(np.float32)
-    for number, view in enumerate((values.transpose(0, 3, 1, 2), np.asfortranarray(values))):
-        np.savez(tmp_path / f"{number}.npz", probabilities=view)
-        np.testing.assert_array_equal(read_all(tmp_path / f"{number}.npz"), view)
+@pytest.mark.parametrize("view", [lambda v: v.transpose(0, 3, 1, 2), np.asfortranarray])
+def test_transposed_array_survives_a_round_trip(tmp_path, view):
+    values = view(make_values(2, 5, 7, 6))
+    np.savez(tmp_path / "a.npz", probabilities=values)
+    np.testing.assert_array_equal(read_all(tmp_path / "a.npz"), values)
 
 
 def test_large_array_is_read_in_slabs(tmp_path, monkeypatch):
     monkeypatch.setattr("lesionseg.io.nnunet_probabilities._SLAB_BYTES", 4 * 42 * 2)
-    values = np.random.default_rng(0).random((2, 5, 7, 6)).astype(np.float32)
+    values = make_values(2, 5, 7, 6)
     np.savez_compressed(tmp_path / "a.npz", probabilities=values)
     rows = [len(slab.values) for slab in ProbabilityFile.open(tmp_path / "a.npz").slabs()]
     assert rows == [2, 2, 1] * 2
     np.testing.assert_array_equal(read_all(tmp_path / "a.npz"), values)
 
 
-def write_archive(path, member, content):
+def write_archive(path, content, member="probabilities.npy"):
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
         file.writestr(member, content)
     return path
@@ -76,18 +80,12 @@ def assert_refused(path, words):
 
 def test_array_of_objects_is_an_error_and_is_not_unpickled(tmp_path):
     marker = tmp_path / "ran"
-    objects = np.empty((2, 1, 1, 1), dtype=object)
-    objects[0, 0, 0, 0] = Touch(marker)
-    assert_refused(
-        write_archive(tmp_path / "a.npz", "probabilities.npy", encode_npy(objects)),
-        "floating-point",
-    )
-    assert_refused(
-        write_archive(tmp_path / "b.npz", "probabilities.npy", pickle.dumps(Touch(marker))),
-        "cannot",
-    )
-    (tmp_path / "c.npz").write_bytes(pickle.dumps(Touch(marker)))
-    assert_refused(tmp_path / "c.npz", "not an .npz archive")
+    path = tmp_path / "a.npz"
+    objects = np.array([Touch(marker)], dtype=object).reshape(1, 1, 1, 1)
+    assert_refused(write_archive(path, encode_npy(objects)), "floating-point")
+    assert_refused(write_archive(path, pickle.dumps(Touch(marker))), "cannot")
+    path.write_bytes(pickle.dumps(Touch(marker)))
+    assert_refused(path, "not an .npz archive")
     assert not marker.exists()
 
 
@@ -98,30 +96,33 @@ def test_pickle_next_to_the_archive_is_not_opened(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
+GOOD = encode_npy(np.zeros((2, 3, 4, 5), np.float32))
+DAMAGED = [
+    (GOOD[:-8], "another size"),
+    (b"hello", "cannot be read"),
+    (encode_npy(np.zeros((2, 3, 4, 5), np.int32)), "int32"),
+    (encode_npy(np.zeros((2, 3), np.float32)), "shape"),
+]
+
+
+@pytest.mark.parametrize(("content", "words"), DAMAGED, ids=[words for _, words in DAMAGED])
+def test_error_names_a_damaged_array(tmp_path, content, words):
+    assert_refused(write_archive(tmp_path / "a.npz", content), words)
+
+
 def test_error_names_a_damaged_archive(tmp_path):
-    good = encode_npy(np.zeros((2, 3, 4, 5), np.float32))
-    assert_refused(write_archive(tmp_path / "other.npz", "seg.npy", good), "contains seg.npy")
-    assert_refused(
-        write_archive(tmp_path / "short.npz", "probabilities.npy", good[:-8]), "another size"
-    )
-    assert_refused(
-        write_archive(tmp_path / "text.npz", "probabilities.npy", b"hello"), "cannot be read"
-    )
-    whole = encode_npy(np.zeros((2, 3, 4, 5), np.int32))
-    assert_refused(write_archive(tmp_path / "int.npz", "probabilities.npy", whole), "int32")
-    flat = encode_npy(np.zeros((2, 3), np.float32))
-    assert_refused(write_archive(tmp_path / "flat.npz", "probabilities.npy", flat), "shape")
-    assert_refused(tmp_path / "missing.npz", "archive")
-    cut = write_archive(tmp_path / "cut.npz", "probabilities.npy", good).read_bytes()
-    (tmp_path / "cut.npz").write_bytes(cut[: len(cut) // 2])
-    assert_refused(tmp_path / "cut.npz", "archive")
+    path = tmp_path / "a.npz"
+    assert_refused(path, "archive")
+    assert_refused(write_archive(path, GOOD, "seg.npy"), "contains seg.npy")
+    path.write_bytes(path.read_bytes()[:100])
+    assert_refused(path, "archive")
 
 
 def test_small_archive_that_claims_many_voxels_is_an_error(tmp_path):
     header = BytesIO()
     facts = {"descr": "<f4", "fortran_order": False, "shape": (2, 3000, 3000, 2000)}
     np.lib.format.write_array_header_1_0(header, facts)
-    path = write_archive(tmp_path / "a.npz", "probabilities.npy", header.getvalue() + bytes(1000))
+    path = write_archive(tmp_path / "a.npz", header.getvalue() + bytes(1000))
     before = limits()
     assert_refused(path, "too many voxels")
     try:
@@ -133,6 +134,6 @@ def test_small_archive_that_claims_many_voxels_is_an_error(tmp_path):
 
 @pytest.mark.parametrize("content", ["[]", "{}", '{"image_reader_writer": null}'])
 def test_reader_that_is_not_stated_has_no_name(tmp_path, content):
-    np.savez_compressed(tmp_path / "a.npz", probabilities=np.zeros((2, 3, 4, 5), np.float32))
+    np.savez_compressed(tmp_path / "a.npz", probabilities=make_values(2, 3, 4, 5))
     (tmp_path / "plans.json").write_text(content)
     assert ProbabilityFile.open(tmp_path / "a.npz").reader_name() == ""
