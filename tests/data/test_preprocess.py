@@ -103,11 +103,11 @@ def test_affine_of_the_prepared_image_gives_the_positions_of_its_values(spacing)
     expected = centres_of(prepared.geometry)
     place = geometry.to_index(expected)
     # a coarser voxel is the mean over its extent, which must be inside as well
-    reach = np.maximum(np.array(spacing) / geometry.spacing_mm, 1) / 2 - 0.5
+    reach = np.maximum(np.divide(spacing, geometry.spacing_mm), 1) / 2 - 0.5
     inside = ((place >= reach) & (place <= np.array(SHAPE) - 1 - reach)).all(axis=1)
     assert inside.mean() > 0.3
     # the mean over a part of a file voxel is its value, not the value at the middle of the part
-    atol = 0.05 * max(geometry.spacing_mm) if (reach > 0).any() else 1e-3
+    atol = 0.05 * max(geometry.spacing_mm) if reach.any() else 1e-3
     found = prepared.array.reshape(3, -1).T
     np.testing.assert_allclose(found[inside], expected[inside], atol=atol)
 
@@ -140,15 +140,15 @@ def test_raster_is_not_reoriented_and_its_pixels_keep_their_position():
     np.testing.assert_allclose(coarse.array.reshape(-1), expected, atol=0.05 * 0.4)
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "uint16", ">i2", ">f4", "float64", "bool"])
 @pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (2.0, 1.0, 0.5)])
-def test_every_dtype_of_files_gives_the_same_image(rng, spacing):
+def test_every_dtype_of_files_gives_the_same_image(rng, spacing, dtype):
     array = rng.integers(0, 2, size=(1, *SHAPE))
     plan = make_plan(spacing)
     expected = prepare_image(Volume(array.astype(np.float32), make_oblique()), plan)
-    for dtype in ("uint8", "int16", "uint16", ">i2", ">f4", "float64", "bool"):
-        prepared = prepare_image(Volume(array.astype(dtype), make_oblique()), plan)
-        np.testing.assert_array_equal(prepared.array, expected.array)
-        assert prepare_labels(array[0].astype(dtype), plan, make_oblique())[0].labels.max() == 1
+    prepared = prepare_image(Volume(array.astype(dtype), make_oblique()), plan)
+    np.testing.assert_array_equal(prepared.array, expected.array)
+    assert prepare_labels(array[0].astype(dtype), plan, make_oblique())[0].labels.max() == 1
 
 
 def test_wrong_number_of_channels_is_an_error():
@@ -163,14 +163,14 @@ def test_grid_that_exceeds_memory_is_an_error():
         prepare_image(volume, make_plan(), where="a")
 
 
-@pytest.mark.parametrize(("spacing", "is_error"), [(0.0015, True), (0.05, True), (0.3, False)])
-def test_scan_of_only_one_or_two_prepared_voxels_is_an_error(spacing, is_error):
+@pytest.mark.parametrize("spacing", [0.0015, 0.05, 0.3])
+def test_scan_of_only_one_or_two_prepared_voxels_is_an_error(spacing):
     volume = Volume(np.zeros((1, 30, 40, 40), np.float32), make_straight((30, 40, 40), spacing))
-    if is_error:
-        with pytest.raises(GeometryError, match=r"case7: with voxels of .*Correct the spacing"):
-            prepare_image(volume, make_plan(), where="case7")
-    else:
+    if spacing == 0.3:
         assert prepare_image(volume, make_plan()).array.shape == (1, 9, 12, 12)
+        return
+    with pytest.raises(GeometryError, match=r"case7: with voxels of .*Correct the spacing"):
+        prepare_image(volume, make_plan(), where="case7")
 
 
 def test_touching_labels_are_separate_lesions_with_consecutive_labels():
@@ -182,15 +182,10 @@ def test_touching_labels_are_separate_lesions_with_consecutive_labels():
     assert prepared.instance_labels == (2, 1)
     np.testing.assert_array_equal(prepared.labels, np.where(labels == 7, 2, labels == 3))
     assert prepared.ignore is None
-    empty, _ = prepare_labels(np.zeros(SHAPE, np.uint8), plan)
-    assert empty.instance_labels == ()
-    assert not empty.labels.any()
-
-
-def test_unknown_label_is_an_error_that_names_the_case():
-    plan = make_plan(label_values=(3, 7))
-    with pytest.raises(ContentError, match="case7"):
-        prepare_labels(np.full(SHAPE, 9, np.uint8), plan)
+    empty, _ = prepare_labels(0 * labels, plan)
+    assert (empty.instance_labels, empty.labels.max()) == ((), 0)
+    with pytest.raises(ContentError, match="case7"):  # an unknown label
+        prepare_labels(labels + 2, plan)
 
 
 def test_lesion_smaller_than_a_voxel_keeps_one_voxel():
@@ -198,12 +193,10 @@ def test_lesion_smaller_than_a_voxel_keeps_one_voxel():
     labels = np.zeros((30, 30, 30), np.uint8)
     labels[tuple(np.transpose(small))] = 1
     prepared, grid = prepare_labels(labels, make_plan((3.0, 3.0, 3.0)))
-    assert len(prepared.instance_labels) == 4
-    assert np.bincount(prepared.instances.ravel())[1:].min() == 1
-    for number in range(1, 5):
-        (voxel,) = np.argwhere(prepared.instances == number)
-        away = grid.to_mm([voxel]) - make_straight(labels.shape).to_mm(small)
-        assert np.linalg.norm(away, axis=1).min() <= 3.0
+    assert np.bincount(prepared.instances.ravel())[1:].tolist() == [1] * 4
+    found = grid.to_mm(np.argwhere(prepared.instances))
+    away = found[:, None] - make_straight(labels.shape).to_mm(small)
+    assert np.linalg.norm(away, axis=2).min(axis=1).max() <= 3.0
 
 
 def test_lesion_that_is_invisible_in_its_voxel_is_ignored():
@@ -253,15 +246,25 @@ def test_reference_and_image_are_reoriented_together():
     np.testing.assert_array_equal(prepared.reference.ignore, labels == 2)
 
 
+def prepare_boxes(boxes, shape=(40, 40), spacing=1.0, ignore=None, labels=None):
+    """Prepare boxes on pixels of 1 mm, by default all of label 1, for a plan of another spacing."""
+    labels = labels or (1,) * len(boxes)
+    source = make_straight(shape)
+    boxes = np.array(boxes, np.float32)
+    reference = Reference(source, boxes=boxes, box_labels=labels, ignore=ignore)
+    plan = make_plan((spacing, spacing), label_values=(1, 2, 3))
+    return prepare_reference(reference, plan_geometry(source, plan), plan)
+
+
 def test_ignored_voxels_contain_no_lesion():
     labels = np.zeros((6, 8), np.uint8)
     labels[1:3, 1:7] = 1
     ignore = np.zeros((6, 8), bool)
     ignore[:, 4:] = True
-    boxes = {"boxes": np.array([[1, 1, 3, 7]], np.float32), "box_labels": (1,)}
-    for marked in ({"labels": labels}, boxes):
-        reference = Reference(make_straight((6, 8)), ignore=ignore, **marked)
-        prepared = prepare_reference(reference, make_straight((6, 8)), make_plan((1.0, 1.0)))
+    for prepared in (
+        prepare_labels(labels, make_plan((1.0, 1.0)), ignore=ignore)[0],
+        prepare_boxes([[1, 1, 3, 7]], (6, 8), ignore=ignore),
+    ):
         assert np.count_nonzero(prepared.labels) == np.count_nonzero(prepared.instances) == 6
         np.testing.assert_array_equal(prepared.ignore, ignore)
 
@@ -269,18 +272,15 @@ def test_ignored_voxels_contain_no_lesion():
 def test_ignored_box_is_left_out():
     ignore = np.zeros((64, 64), bool)
     ignore[:20] = True
-    boxes = np.array([[5, 5, 10, 10], [40, 40, 50, 50], [10, 30, 22, 40]], np.float32)
-    reference = Reference(make_straight((64, 64)), boxes=boxes, box_labels=(1,) * 3, ignore=ignore)
-    prepared = prepare_reference(reference, reference.geometry, make_plan((1.0, 1.0)))
+    boxes = [[5, 5, 10, 10], [40, 40, 50, 50], [10, 30, 22, 40]]
+    prepared = prepare_boxes(boxes, ignore.shape, ignore=ignore)
     assert LesionIndex.of(prepared.instances, prepared.instance_labels).ids.tolist() == [2, 3]
     np.testing.assert_array_equal(prepared.ignore, ignore)
     assert np.argwhere(prepared.instances == 3).min(axis=0).tolist() == [20, 30]
 
 
 def test_boxes_are_filled_and_the_smaller_box_keeps_its_pixels():
-    boxes = np.array([[2, 3, 4, 5], [0, 0, 8, 8]], np.float32)
-    reference = Reference(make_straight((10, 12)), boxes=boxes, box_labels=(1, 1))
-    prepared = prepare_reference(reference, reference.geometry, make_plan((1.0, 1.0)))
+    prepared = prepare_boxes([[2, 3, 4, 5], [0, 0, 8, 8]], (10, 12))
     assert np.bincount(prepared.instances.ravel()).tolist() == [120 - 64, 4, 60]
     assert prepared.instances[2, 3] == 1
 
@@ -297,32 +297,21 @@ def test_boxes_are_filled_and_the_smaller_box_keeps_its_pixels():
 )
 def test_boxes_that_cover_each_other_keep_their_extent_and_label(boxes, spacing):
     labels = (1, 2, 3)[: len(boxes)]
-    source = make_straight((40, 40))
-    reference = Reference(source, boxes=np.array(boxes, np.float32), box_labels=labels)
-    plan = make_plan((spacing, spacing), label_values=(1, 2, 3))
-    prepared = prepare_reference(reference, plan_geometry(source, plan), plan)
-    learned, found = tile_boxes(
-        torch.from_numpy(prepared.instances)[None], torch.from_numpy(prepared.labels)[None]
-    )
+    prepared = prepare_boxes(boxes, spacing=spacing, labels=labels)
+    tile = [torch.from_numpy(array)[None] for array in (prepared.instances, prepared.labels)]
+    learned, found = tile_boxes(*tile)
     assert found[0].tolist() == list(labels)
     np.testing.assert_allclose(learned[0], np.array(boxes) / spacing, atol=1)
 
 
 @pytest.mark.parametrize("box", [[3, 3, 4, 5], [3, 3, 5, 5]])
 def test_boxes_at_a_place_with_fewer_voxels_keep_one_each(box):
-    source = make_straight((12, 12))
-    boxes = np.array([box] * 5, np.float32)
-    reference = Reference(source, boxes=boxes, box_labels=(1,) * 5)
-    prepared = prepare_reference(reference, source, make_plan((1.0, 1.0)))
+    prepared = prepare_boxes([box] * 5, (12, 12))
     assert set(np.unique(prepared.instances)) == {0, 1, 2, 3, 4, 5}
 
 
 def test_box_narrower_than_a_voxel_of_the_plan_keeps_its_length():
-    boxes = np.array([[4, 11, 36, 12]], np.float32)
-    source = make_straight((40, 40))
-    plan = make_plan((4.0, 4.0))
-    reference = Reference(source, boxes=boxes, box_labels=(1,))
-    prepared = prepare_reference(reference, plan_geometry(source, plan), plan)
+    prepared = prepare_boxes([[4, 11, 36, 12]], spacing=4.0)
     assert np.argwhere(prepared.instances).tolist() == [[row, 2] for row in range(1, 9)]
     assert prepared.ignore is None
 
@@ -352,18 +341,16 @@ def test_missing_channel_is_zero_after_normalisation(scheme, spacing, rng):
     image[1] = 0
     lacking = prepare_image(Volume(image, make_oblique(), missing=(1,)), plan)
     assert lacking.missing == (1,)
-    assert not lacking.array[1].any()
-    np.testing.assert_array_equal(lacking.array[0], whole.array[0])
+    np.testing.assert_array_equal(lacking.array, whole.array * [[[[1]]], [[[0]]]])
     np.testing.assert_array_equal(lacking.present_channels, lacking.array[:1])
 
 
-@pytest.mark.parametrize("scheme", ["zscore", "range"])
-def test_normalised_channel_has_mean_0_and_variance_1(scheme, rng):
+@pytest.mark.parametrize(("scheme", "outlier"), [("zscore", 100), ("range", 65535)])
+def test_normalised_channel_has_mean_0_and_variance_1(scheme, outlier, rng):
     array = rng.normal(100, 20, size=(1, 50, 60)).astype(np.float32)
-    array[0, 0, 0] = 65535 if scheme == "range" else 100  # the tails are clipped
+    array[0, 0, 0] = outlier  # the tails are clipped
     normalise(array, (Normalisation(scheme),))
-    assert array.mean() == pytest.approx(0, abs=1e-4)
-    assert array.std() == pytest.approx(1, abs=1e-4)
+    assert (array.mean(), array.std()) == (pytest.approx(0, abs=1e-4), pytest.approx(1, abs=1e-4))
     assert array.max() < 5
 
 
@@ -396,19 +383,6 @@ def test_local_contrast_equals_a_naive_computation(rng):
     contrast = (by_range[0] - mean) / (np.sqrt(square - mean**2) + 0.1)
     expected = by_range[0] + contrast
     np.testing.assert_allclose(found[0], expected, atol=1e-4)
-
-
-def test_local_contrast_enlarges_a_faint_lesion_on_a_slow_change_of_brightness(rng):
-    """The lesion stands out from the noise of the whole film three times as much."""
-    film = rng.normal(0, 5, size=(200, 200)) + np.linspace(0, 1000, 200)[None]
-    film[90:110, 40:60] += 20
-    stands_out = {}
-    for scheme in ("range", "local"):
-        changed = film.astype(np.float32)[None].copy()
-        normalise(changed, (Normalisation(scheme, sigma=12.0),))
-        above = changed[0, 60:80, 40:60].mean()  # the same columns, so the same brightness
-        stands_out[scheme] = changed[0, 90:110, 40:60].mean() - above
-    assert stands_out["local"] > 3 * stands_out["range"] > 0
 
 
 def test_local_normalisation_does_not_depend_on_the_units(rng):
