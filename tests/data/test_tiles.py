@@ -25,17 +25,19 @@ def cases(tmp_path, rng):
     for name, shape in (("a", (20, 24, 28)), ("b", (9, 20, 7))):
         geometry = Geometry.from_spacing(shape, (1, 1, 1))
         instances = np.zeros(shape, np.int32)
-        ignore = None
         instances[2:4, 3:6, 4:6] = 1
-        if name == "b":
-            ignore = np.zeros(shape, bool)
-            ignore[:2, :2, :2] = True
-        image = rng.normal(size=(2, *shape)).astype(np.float32)
-        labels = (instances > 0).astype(np.uint8)
-        reference = Reference(geometry, labels, instances, (1,), ignore=ignore)
-        volume = Volume(image, geometry)
+        ignore = np.zeros(shape, bool)
+        ignore[:2, :2, :2] = True
+        image = Volume(rng.normal(size=(2, *shape)).astype(np.float32), geometry)
+        reference = Reference(
+            geometry,
+            instances.astype(np.uint8),
+            instances,
+            (1,),
+            ignore=ignore if name == "b" else None,
+        )
         (tmp_path / name).mkdir()
-        write_cached_case(tmp_path / name, PreparedCase(name, name, volume, reference), "hash")
+        write_cached_case(tmp_path / name, PreparedCase(name, name, image, reference), "hash")
         cases.append(read_cached_case(tmp_path / name))
     return cases
 
@@ -59,12 +61,17 @@ def make_tiles(cases, plan):
     return make
 
 
+def padded_tile(array, start, shape):
+    """Return a tile `[c, *spatial]` of an array that continues with zeros."""
+    padded = np.pad(np.asarray(array), [(0, 0), *[(30, 30)] * len(shape)])
+    return padded[:, *(slice(s + 30, s + 30 + n) for s, n in zip(start, shape, strict=True))]
+
+
 def test_item_is_the_tile_that_the_sampler_chose(cases, make_tiles):
     dataset = make_tiles()
+    assert isinstance(dataset, Dataset)
     for i in range(20):
-        epoch, number = divmod(i, 9)
-        choice = dataset.sampler.choose(epoch, number)
-        item = dataset[i]
+        choice = dataset.sampler.choose(*divmod(i, 9))
         case = cases[choice.case]
         valid = np.ones(case.shape, bool) if case.valid is None else case.valid
         expected = {
@@ -73,40 +80,29 @@ def test_item_is_the_tile_that_the_sampler_chose(cases, make_tiles):
             "instances": case.instances[None],
             "valid": valid[None],
         }
-        tile = tuple(slice(s + 30, s + 30 + t) for s, t in zip(choice.start, TILE, strict=True))
+        item = dataset[i]
+        types = {"image": "float32", "label": "uint8", "instances": "int32", "valid": "bool"}
         for key, array in expected.items():
-            padded = np.pad(np.asarray(array), [(0, 0), *[(30, 30)] * 3])
-            np.testing.assert_array_equal(item[key], padded[:, *tile])
-
-
-def test_items_have_the_documented_types(make_tiles):
-    dataset = make_tiles()
-    item = dataset[19]
-    assert {key: tensor.dtype for key, tensor in item.items()} == {
-        "image": torch.float32,
-        "label": torch.uint8,
-        "instances": torch.int32,
-        "valid": torch.bool,
-    }
-    assert isinstance(dataset, Dataset)
-    assert all(isinstance(item[key], MetaTensor) for key in ("image", "label"))
+            assert item[key].dtype == getattr(torch, types[key])
+            np.testing.assert_array_equal(item[key], padded_tile(array, choice.start, TILE))
+        assert all(isinstance(item[key], MetaTensor) for key in ("image", "label"))
 
 
 @pytest.mark.parametrize("augmentation", [None, AugmentConfig.of()])
 def test_channel_dropout_sets_a_channel_of_some_tiles_to_zero(make_tiles, augmentation):
     whole = make_tiles(augmentation)
     dropped = make_tiles(augmentation, 0.5)
-    again = make_tiles(augmentation, 0.5)
     missing = [dropped.raw(i).change.missing for i in range(200)]
-    assert 70 < sum(m == () for m in missing) < 130
-    assert {m: missing.count(m) > 30 for m in missing} == {(): True, (0,): True, (1,): True}
+    assert {*missing} == {(), (0,), (1,)}
+    assert 70 < missing.count(()) < 130
+    assert min(missing.count((0,)), missing.count((1,))) > 30
+    again = make_tiles(augmentation, 0.5)
     for i in range(12, 24):
-        before = whole[i]
+        expected = dict(whole[i])
+        expected["image"] = expected["image"].clone()
+        expected["image"][list(missing[i])] = 0
         item = again[i]
-        expected = before["image"].clone()
-        expected[list(missing[i])] = 0
-        assert torch.equal(item["image"], expected)
-        assert all(torch.equal(item[key], before[key]) for key in ("label", "instances", "valid"))
+        assert all(torch.equal(item[key], tensor) for key, tensor in expected.items())
 
 
 def test_channel_dropout_drops_no_channel_of_a_case_that_lacks_one(cases, make_tiles):
@@ -147,24 +143,26 @@ def test_tiles_have_at_least_the_requested_overlap(shape, tile, overlap):
 
 def test_axis_shorter_than_the_tile_is_padded_on_both_sides():
     grid = TileGrid((5, 40), (8, 16))
-    assert grid.pad == ((1, 2), (0, 0))
-    assert grid.padded_shape == (8, 40)
+    assert (grid.pad, grid.padded_shape) == (((1, 2), (0, 0)), (8, 40))
     assert grid.inside == (slice(1, 6), slice(0, 40))
     assert {start[0] for start in grid.starts} == {0}
     assert len(TileGrid((3, 4, 5), (8, 8, 8))) == 1
-    assert clip_start((3, 1), (5, 9), (8, 8)) == (-grid.pad[0][0], 1)
 
 
-def test_start_of_a_tile_is_clipped_to_the_volume():
-    assert clip_start((-4, 7, 100), (10, 10, 10), (4, 4, 4)) == (0, 6, 6)
+@pytest.mark.parametrize(
+    ("start", "shape", "tile", "expected"),
+    [
+        ((3, 1), (5, 9), (8, 8), (-1, 1)),
+        ((-4, 7, 100), (10, 10, 10), (4, 4, 4), (0, 6, 6)),
+    ],
+)
+def test_start_of_a_tile_is_clipped_to_the_volume(start, shape, tile, expected):
+    assert clip_start(start, shape, tile) == expected
 
 
 @pytest.mark.parametrize("start", [(3, 5), (-2, 4), (6, -3), (-1, -1), (9, 9), (20, 20)])
 def test_tile_is_the_zero_padded_slice(rng, start):
     array = rng.integers(1, 99, size=(2, 10, 11)).astype(np.int32)
     tile = read_tile(array, start, (4, 5))
-    padded = np.pad(array, [(0, 0), (30, 30), (30, 30)])
-    y = start[0] + 30
-    x = start[1] + 30
-    np.testing.assert_array_equal(tile, padded[:, y : y + 4, x : x + 5])
+    np.testing.assert_array_equal(tile, padded_tile(array, start, (4, 5)))
     assert not np.shares_memory(tile, array)
