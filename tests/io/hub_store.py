@@ -61,33 +61,27 @@ class WebFolder(SimpleHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path = unquote(self.path)
-        if path.startswith("/to/"):
-            self.send_response(302)
-            self.send_header("Location", path.removeprefix("/to/"))
-            self.end_headers()
-        elif path == "/loop":
-            self.send_response(302)
-            self.send_header("Location", path)
-            self.end_headers()
-        elif path.startswith("/as/"):
-            _, _, headers, name = path.split("/")
-            content = Path(self.directory, name).read_bytes()
-            self.send_response(200)
-            for header in headers.split(","):
-                key, _, value = header.rpartition(":")
-                self.send_header(key or "Transfer-Encoding", value)
-            self.end_headers()
-            if headers.endswith("chunked"):
+        _, route, *rest = path.split("/")
+        if route in ("to", "loop"):
+            self._answer(302, {"Location": path.removeprefix("/to/")})
+        elif route in ("as", "cut"):
+            content = Path(self.directory, rest[-1]).read_bytes()
+            headers = {"Content-Length": str(len(content))}
+            if route == "as":
+                stated = (header.rpartition(":") for header in rest[0].split(","))
+                headers = {key or "Transfer-Encoding": value for key, _, value in stated}
+            if "Transfer-Encoding" in headers:
                 content = b"%x\r\n%s\r\n0\r\n\r\n" % (len(content), content)
-            self.wfile.write(content)
-        elif path.startswith("/cut/"):
-            content = Path(self.directory, path.removeprefix("/cut/")).read_bytes()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content[: len(content) // 2])
+            self._answer(200, headers, content[: len(content) // (2 if route == "cut" else 1)])
         else:
             super().do_GET()
+
+    def _answer(self, status: int, headers: dict[str, str], content: bytes = b"") -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(content)
 
     def log_request(self, code: Any = "-", size: Any = "-") -> None:
         self.server.requests.append((self.path, int(code)))
@@ -182,11 +176,7 @@ class _HubHandler(BaseHTTPRequestHandler):
     do_POST = do_GET
 
     def _refuse(self, status: int, code: str) -> None:
-        self.send_response(status)
-        self.send_header("X-Error-Code", code)
-        self.send_header("X-Error-Message", code)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
+        self._send(b"", {"X-Error-Code": code, "X-Error-Message": code}, status)
 
     def _send_json(self, content: Any) -> None:
         self._send(json.dumps(content).encode(), {"Content-Type": "application/json"})
@@ -199,10 +189,9 @@ class _HubHandler(BaseHTTPRequestHandler):
         etag = f'"{hashlib.sha1(files[path]).hexdigest()}"'
         return self._send(files[path], {"X-Repo-Commit": commit, "ETag": etag})
 
-    def _send(self, content: bytes, headers: dict[str, str]) -> None:
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(content)))
-        for name, value in headers.items():
+    def _send(self, content: bytes, headers: dict[str, str], status: int = 200) -> None:
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": str(len(content))}.items():
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
