@@ -7,6 +7,7 @@ from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 from scipy.spatial.transform import Rotation
 
 from lesionseg.core import Geometry
+from lesionseg.io.volumes import read_volume
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
 ENHANCED_MR = "1.2.840.10008.5.1.4.1.1.4.1"
@@ -50,6 +51,11 @@ GRIDS = {
     "oblique": grid_of("SPL", angles=(20, -10, -35)),
     "oblique sagittal": grid_of("RIP", angles=(-15, 25, 8)),
 }
+
+
+def check_pixels(path, expected):
+    """Check the values of the only channel of a file or series."""
+    np.testing.assert_array_equal(read_volume(path).array[0], expected)
 
 
 def make_item(**elements):

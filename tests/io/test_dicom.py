@@ -21,7 +21,15 @@ from lesionseg.io.scans import find_scans
 from lesionseg.io.volumes import read_geometry, read_volume, write_volume
 from lesionseg.ops.components import lesions_of
 from tests.io import dicom_files as dicom
-from tests.io.dicom_files import LPS, VOXELS, make_mask, slice_elements, to_lps, write_dicom_file
+from tests.io.dicom_files import (
+    LPS,
+    VOXELS,
+    check_pixels,
+    make_mask,
+    slice_elements,
+    to_lps,
+    write_dicom_file,
+)
 
 
 def test_slices_are_sorted_by_position_and_rescaled_by_their_own_slope(series, grid, tmp_path):
@@ -368,7 +376,7 @@ def test_each_series_of_a_flat_folder_is_a_case(series, tmp_path):
     assert re.fullmatch("scan_4_[0-9a-f]{8}", first.case)
     assert re.fullmatch("scan_7_[0-9a-f]{8}", second.case)
     assert second.images == (folder / "series=7",)
-    np.testing.assert_array_equal(read_volume(second.images[0]).array[0], VOXELS - 1000.0)
+    check_pixels(second.images[0], VOXELS - 1000.0)
     (tmp_path / "manifest.csv").write_text("case,image\nA,scan/series=1.2.3.5\n")
     dataset = read_dataset(tmp_path)
     assert read_case(dataset.cases[0], dataset).image.array.shape == (1, 5, 4, 6)
@@ -473,12 +481,10 @@ def write_xray(path, **elements):
 
 def test_dense_tissue_is_bright_for_both_photometric_interpretations(tmp_path):
     path = write_xray(tmp_path / "a.dcm")
-    np.testing.assert_array_equal(read_volume(path).array[0], PIXELS)
+    check_pixels(path, PIXELS)
     for shape in (None, "INVERSE"):
         inverse = {"PhotometricInterpretation": "MONOCHROME1", "PresentationLUTShape": shape}
-        np.testing.assert_array_equal(
-            read_volume(write_xray(path, **inverse)).array[0], 500.0 - PIXELS
-        )
+        check_pixels(write_xray(path, **inverse), 500.0 - PIXELS)
 
 
 def test_window_maps_its_ends_to_0_and_4095(tmp_path):

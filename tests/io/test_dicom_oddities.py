@@ -23,7 +23,7 @@ from lesionseg.io.inspection import inspect_case
 from lesionseg.io.scans import find_scans
 from lesionseg.io.volumes import is_dicom_image, read_geometry, read_volume
 from tests.io import dicom_files as dicom
-from tests.io.dicom_files import VOXELS, make_item, make_sequence, write_dicom_file
+from tests.io.dicom_files import VOXELS, check_pixels, make_item, make_sequence, write_dicom_file
 
 PIXELS = np.arange(100, 124, dtype=np.uint16).reshape(4, 6) * 10
 XA = "1.2.840.10008.5.1.4.1.1.12.1"
@@ -210,7 +210,7 @@ def test_text_instead_of_a_number_is_ignored(tmp_path, monkeypatch, name):
     content = path.read_bytes()
     assert b"12345" in content
     path.write_bytes(content.replace(b"12345", b"a.bcd"))
-    np.testing.assert_array_equal(read_volume(path).array[0], PIXELS)
+    check_pixels(path, PIXELS)
 
 
 def test_text_instead_of_a_padding_value_is_ignored(tmp_path):
@@ -219,7 +219,7 @@ def test_text_instead_of_a_padding_value_is_ignored(tmp_path):
     content = path.read_bytes()
     assert element in content
     path.write_bytes(content.replace(element, b"LO\x02\x00xy"))
-    np.testing.assert_array_equal(read_volume(path).array[0], PIXELS)
+    check_pixels(path, PIXELS)
 
 
 def test_first_usable_window_is_used(tmp_path):
@@ -247,7 +247,7 @@ def test_series_with_impossible_rescale_elements_warns_once(
     series, caplog, elements, expected, words
 ):
     folder = series(dict.fromkeys(range(5), elements))
-    np.testing.assert_array_equal(read_volume(folder).array[0], expected)
+    check_pixels(folder, expected)
     warnings = warnings_of(caplog)
     assert bool(warnings) == bool(words)
     assert all("d.dcm, a.dcm, c.dcm and 2 more: " in message for message in warnings)
@@ -290,11 +290,11 @@ SYNTAXES = [uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.Explicit
 def test_file_without_preamble_is_read_under_any_name(tmp_path, syntax, name):
     path = remove_preamble(write_xray(tmp_path / name), syntax)
     assert is_dicom_image(path)
-    np.testing.assert_array_equal(read_volume(path).array[0], PIXELS)
+    check_pixels(path, PIXELS)
     assert [c.images for c in find_scans(tmp_path, 1).cases()] == [(path,)]
     if syntax == uid.ExplicitVRLittleEndian:
         path = remove_preamble(write_xray(path), syntax, keep_file_meta=True)
-        np.testing.assert_array_equal(read_volume(path).array[0], PIXELS)
+        check_pixels(path, PIXELS)
 
 
 @pytest.mark.parametrize("name", ["d", "b"])  # the first and the last slice by position
@@ -382,7 +382,7 @@ def test_lossless_codecs_give_the_exact_pixels(tmp_path, rng, bits, name, syntax
     for values in (pixels, blank):
         path = tmp_path / "a.dcm"
         write_compressed(path, values, encode(values, bits), syntax, bits)
-        np.testing.assert_array_equal(read_volume(path).array[0], values)
+        check_pixels(path, values)
 
 
 def test_baseline_jpeg_is_decoded(tmp_path):
@@ -406,7 +406,7 @@ def test_bits_above_bits_stored_are_not_part_of_the_value(
     header = dcmread(path)
     header.PixelRepresentation = int(is_signed)
     header.save_as(path)
-    np.testing.assert_array_equal(read_volume(path).array[0], expected)
+    check_pixels(path, expected)
 
 
 @pytest.mark.parametrize(
@@ -479,9 +479,9 @@ TABLES = {
 @pytest.mark.parametrize(("tables", "expected"), TABLES.values(), ids=TABLES)
 def test_table_of_any_encoding_is_applied(tmp_path, caplog, name, tables, expected):
     path = write_xray(tmp_path / "a.dcm", **{name: tables})
-    np.testing.assert_array_equal(read_volume(path).array[0], expected)
+    check_pixels(path, expected)
     remove_preamble(path, uid.ImplicitVRLittleEndian)
-    np.testing.assert_array_equal(read_volume(path).array[0], expected)
+    check_pixels(path, expected)
     assert not warnings_of(caplog)
 
 
@@ -490,7 +490,7 @@ def test_table_of_a_big_endian_file_is_applied(tmp_path, data):
     swapped = np.frombuffer(data, "<u2").byteswap().tobytes()
     path = write_xray(tmp_path / "a.dcm", VOILUTSequence=make_table([N, 0, 8], swapped))
     remove_preamble(path, uid.ExplicitVRBigEndian)
-    np.testing.assert_array_equal(read_volume(path).array[0], RISING[PIXELS])
+    check_pixels(path, RISING[PIXELS])
 
 
 def test_odd_length_of_a_table_is_read(tmp_path):
@@ -503,7 +503,7 @@ def test_odd_length_of_a_table_is_read(tmp_path):
         before, after = n.to_bytes(4, "little"), (n - 1).to_bytes(4, "little")
         shorter = shorter.replace(before, after)
     path.write_bytes(shorter)
-    np.testing.assert_array_equal(read_volume(path).array[0], RISING[PIXELS])
+    check_pixels(path, RISING[PIXELS])
 
 
 @pytest.mark.parametrize("start", [-200, 65536 - 200], ids=["signed", "unsigned"])
@@ -513,7 +513,7 @@ def test_table_of_signed_pixels_is_applied(tmp_path, name, start):
     kind = "SS" if start < 0 else "US"
     tables = make_table([40000, start, 16], LONG[:40000].tobytes(), "OW", kind)
     path = write_dicom_file(tmp_path / "a.dcm", pixels, dicom.DX, Modality="DX", **{name: tables})
-    np.testing.assert_array_equal(read_volume(path).array[0], 65535 - (pixels + 200.0))
+    check_pixels(path, 65535 - (pixels + 200.0))
 
 
 @pytest.mark.parametrize(
@@ -531,7 +531,7 @@ def test_rescaled_value_gets_the_nearest_entry_of_a_table(tmp_path, slope, inter
         RescaleSlope=slope,
         RescaleIntercept=intercept,
     )
-    np.testing.assert_array_equal(read_volume(path).array[0], expected)
+    check_pixels(path, expected)
 
 
 def test_table_comes_before_the_window_and_before_the_inversion(tmp_path):
@@ -544,7 +544,7 @@ def test_table_comes_before_the_window_and_before_the_inversion(tmp_path):
         WindowWidth=10,
     )
     # both tables fall, and MONOCHROME1 inverts once more
-    np.testing.assert_array_equal(read_volume(path).array[0], 1000.0 + 1230 - PIXELS + 61440)
+    check_pixels(path, 1000.0 + 1230 - PIXELS + 61440)
 
 
 @pytest.mark.parametrize(
@@ -560,7 +560,7 @@ def test_table_comes_before_the_window_and_before_the_inversion(tmp_path):
 @pytest.mark.parametrize("name", ["ModalityLUTSequence", "VOILUTSequence"])
 def test_incomplete_table_is_ignored_with_a_warning(tmp_path, caplog, name, tables):
     path = write_xray(tmp_path / "a.dcm", **{name: tables})
-    np.testing.assert_array_equal(read_volume(path).array[0], PIXELS)
+    check_pixels(path, PIXELS)
     assert "table" in " ".join(warnings_of(caplog))
 
 
@@ -573,7 +573,7 @@ def test_modality_table_of_fluoroscopy_is_not_for_display(tmp_path, kind, modali
     path = write_dicom_file(
         tmp_path / "a.dcm", PIXELS, kind, Modality=modality, ModalityLUTSequence=tables
     )
-    np.testing.assert_array_equal(read_volume(path).array[0], expected if is_applied else PIXELS)
+    check_pixels(path, expected if is_applied else PIXELS)
 
 
 def test_functional_groups_of_an_enhanced_radiograph_are_read(tmp_path):
