@@ -2,15 +2,14 @@
 
 import errno
 import os
-import threading
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
+from unittest import mock
 
 import pytest
 
 from lesionseg.errors import ConfigError, OutputError, ReadError
 from lesionseg.io.remote import download, upload
+from tests.io.hub_store import running_server, web_folder
 
 fsspec = pytest.importorskip("fsspec")
 
@@ -44,18 +43,21 @@ def test_local_path_is_not_copied(tmp_path):
 
 
 def test_new_changed_and_removed_results_are_uploaded(tmp_path, monkeypatch):
+    store = fsspec.filesystem("memory")
     copy = download("memory://results", new=True)
     assert read_texts(copy) == {}
     (copy / "deep").mkdir()
-    (copy / "deep" / "a_mask.nii.gz").write_text("mask")
-    upload([copy / "deep" / "a_mask.nii.gz"], copy, "memory://results")
-    assert fsspec.filesystem("memory").cat("/results/deep/a_mask.nii.gz") == b"mask"
+    mask = copy / "deep" / "a_mask.nii.gz"
+    mask.write_text("mask")
+    upload([mask], copy, "memory://results")
+    assert store.cat("/results/deep/a_mask.nii.gz") == b"mask"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
     again = download("memory://results")
     assert read_texts(again) == {"deep/a_mask.nii.gz": "mask"}
-    (again / "deep" / "a_mask.nii.gz").unlink()
-    upload([again / "deep" / "a_mask.nii.gz"], again, "memory://results")
-    assert not fsspec.filesystem("memory").exists("/results/deep/a_mask.nii.gz")
+    mask = again / "deep" / "a_mask.nii.gz"
+    mask.unlink()
+    upload([mask], again, "memory://results")
+    assert not store.exists("/results/deep/a_mask.nii.gz")
 
 
 def test_uploaded_results_that_the_store_lost_are_removed_locally(tmp_path):
@@ -77,13 +79,8 @@ def web(tmp_path):
     """Serve `tmp_path/web` by HTTP, which lists the names of files without sizes or dates."""
     pytest.importorskip("aiohttp")
     (tmp_path / "web").mkdir()
-    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path / "web"))
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield tmp_path / "web", f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+    with running_server(web_folder(tmp_path / "web")) as server:
+        yield tmp_path / "web", server.url
 
 
 @pytest.mark.parametrize("has_dates", [True, False])
@@ -110,8 +107,7 @@ def test_encoded_names_of_a_web_server_are_decoded(web):
     assert read_texts(download(url)) == texts
     (folder / "P 1.nii.gz").write_text("changed")
     os.utime(folder / "P 1.nii.gz", (1e9, 1e9))
-    copy = download(url)
-    assert read_texts(copy) == {**texts, "P 1.nii.gz": "changed"}
+    assert read_texts(download(url)) == {**texts, "P 1.nii.gz": "changed"}
 
 
 @pytest.mark.parametrize("name", ["..%2Fa.nii", "..%5Ca.nii", "a%00.nii", "%2E%2E/a.nii"])
@@ -136,19 +132,11 @@ def test_error_names_a_missing_or_unknown_url():
     [
         ("hf://datasets/x", "Install huggingface_hub to access HfFileSystem", "pip install"),
         ("gs://bucket/x", "Please install gcsfs to access Google Storage", "gcsfs"),
-        ("s3://bucket/x", "Install s3fs to access S3", "pip install"),
-        (
-            "hf://datasets/x",
-            "No module named 'fsspec'",
-            "pip install",
-        ),
+        ("hf://datasets/x", "No module named 'fsspec'", "pip install"),
     ],
 )
 def test_missing_package_of_a_store_is_named(monkeypatch, url, message, advised):
-    def refuse(place, **_):
-        raise ImportError(message)
-
-    monkeypatch.setattr("fsspec.core.url_to_fs", refuse)
+    monkeypatch.setattr("fsspec.core.url_to_fs", mock.Mock(side_effect=ImportError(message)))
     with pytest.raises(ConfigError, match=advised) as caught:
         download(url)
     assert ("pip install" in str(caught.value)) == ("pip" in advised)
@@ -156,10 +144,7 @@ def test_missing_package_of_a_store_is_named(monkeypatch, url, message, advised)
 
 def test_store_that_cannot_be_opened_is_an_error_with_its_url(tmp_path, monkeypatch):
     """Stores such as FTP connect when they are opened, and raise errors of their own packages."""
-
-    def refuse(place, **_):
-        raise ConnectionRefusedError("connection refused")
-
+    refuse = mock.Mock(side_effect=ConnectionRefusedError("connection refused"))
     monkeypatch.setattr("fsspec.core.url_to_fs", refuse)
     with pytest.raises(ReadError, match=r"^ftp://host/x: .*connection refused"):
         download("ftp://host/x")
@@ -168,12 +153,10 @@ def test_store_that_cannot_be_opened_is_an_error_with_its_url(tmp_path, monkeypa
 
 
 def test_full_disk_is_an_error_of_the_cache(monkeypatch):
-    def refuse(*_):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
     store = fsspec.filesystem("memory")
     store.pipe("/full/a.nii", b"one")
-    monkeypatch.setattr(type(store), "get", refuse)
+    full = OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(type(store), "get", mock.Mock(side_effect=full))
     with pytest.raises(OutputError, match=r"No space left on device\. Free space .*cache"):
         download("memory://full")
 
