@@ -50,29 +50,30 @@ def read(dataset, tmp_path):
 def read_entries(dataset, folder):
     """Read the entries of facts.json by case."""
     stored = read_json(folder / "facts" / FACTS_FILE)
-    entries = {}
-    for files in dataset.cases:
-        if str(files.images[0]) in stored:
-            entries[files.case] = stored[str(files.images[0])]
-    return entries
+    images = {files.case: str(files.images[0]) for files in dataset.cases}
+    return {case: stored[image] for case, image in images.items() if image in stored}
 
 
-def are_equal(record, other):
-    pairs = zip(asdict(record[0]).values(), asdict(other[0]).values(), strict=True)
-    return record[1] == other[1] and all(np.array_equal(a, b) for a, b in pairs)
+def are_equal(records, others):
+    """Return True if the records of the cases in `records` are those in `others`."""
+    for case, (facts_of_case, source) in records.items():
+        other, other_source = others[case]
+        pairs = zip(asdict(facts_of_case).values(), asdict(other).values(), strict=True)
+        if source != other_source or not all(np.array_equal(a, b) for a, b in pairs):
+            return False
+    return True
 
 
 def test_records_are_remembered_until_a_file_changes(dataset, read, monkeypatch):
     first = read()
     case = read_case(dataset.cases[0], dataset)
-    record = first[case.case]
-    assert are_equal(record, (facts_of(case, case.reference), record[1]))
+    stated = (facts_of(case, case.reference), first[case.case][1])
+    assert are_equal({case.case: stated}, first)
     with monkeypatch.context() as patch:
         patch.setattr(facts, "read_case", lambda *_: 1 / 0)
-        again = read()
-    assert all(are_equal(record, again[case]) for case, record in first.items())
+        assert are_equal(first, read())
     files, _, bad = dataset.cases
-    files.images[0].write_bytes(b"\0" * files.images[0].stat().st_size)
+    files.images[0].write_bytes(bytes(files.images[0].stat().st_size))
     os.utime(files.images[0], (OLD, OLD))  # the size and the date of before
     bad.images[0].write_bytes(b"no scan")
     with pytest.raises(DatasetError, match="2 cases cannot be used"):
@@ -83,11 +84,9 @@ def test_copied_files_are_read_again_but_keep_their_source(dataset, read):
     """Prepared cases are found by the source, so they are not made again."""
     first = read()
     for files in dataset.cases:
-        copy = files.images[0].with_suffix(".copy")
-        shutil.copy2(files.images[0], copy)
+        copy = shutil.copy2(files.images[0], files.images[0].with_suffix(".copy"))
         copy.replace(files.images[0])
-    again = read()
-    assert all(are_equal(record, again[case]) for case, record in first.items())
+    assert are_equal(first, read())
 
 
 def test_entries_of_new_files_and_of_other_labels_are_not_used(dataset, read, tmp_path):
@@ -108,8 +107,7 @@ def test_cases_are_read_again_if_the_file_is_damaged_or_cannot_be_written(
     (tmp_path / "facts" / FACTS_FILE).write_text(text)
     first = read()
     (tmp_path / "file").write_text("a file")
-    second = read_records(dataset, tmp_path / "file", lambda *_: None)
-    assert all(are_equal(record, second[case]) for case, record in first.items())
+    assert are_equal(first, read_records(dataset, tmp_path / "file", lambda *_: None))
     assert len(read_entries(dataset, tmp_path)) == 3
 
 
