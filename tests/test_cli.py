@@ -4,7 +4,9 @@ import json
 import logging
 import shlex
 import signal
+from operator import attrgetter
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import yaml
@@ -50,39 +52,48 @@ def test_paths_and_patterns_are_passed_unchanged(text):
     assert compose_with_required("evaluate", f"group={text}").group == text
 
 
-def test_values_of_several_types_are_accepted():
-    assert compose_with_required("train", "run_dir='a b'").run_dir == "a b"
-    assert compose_with_required("predict", "bundle=[a b, it's=[1]]").bundle == ("a b", "it's=[1]")
-    assert compose_with_required("predict", "bundle=a,b [1]").bundle == ("a,b [1]",)
-    assert compose_with_required("train", "loss.alpha=[0.2,0.4]").loss.alpha == (0.2, 0.4)
-    assert compose_with_required("train", "trainer.devices=[0,2]").trainer.devices == (0, 2)
-    lightning = compose_with_required(
-        "train", "trainer.lightning.profiler=simple"
-    ).trainer.lightning
-    assert lightning == {"profiler": "simple"}
-    own = compose_with_required(
-        "train", "loss=custom", "loss._target_=my.Loss", "loss.power=3"
-    ).loss
-    assert own.to_plain() == {"_target_": "my.Loss", "power": 3}
-    assert compose_with_required("train", "model.tile_shape=[8,8]").to_plain()["model"][
-        "tile_shape"
-    ] == [8, 8]
+@pytest.mark.parametrize(
+    ("command", "override", "expected"),
+    [
+        ("train", "run_dir='a b'", "a b"),
+        ("train", "loss.alpha=[0.2,0.4]", (0.2, 0.4)),
+        ("train", "trainer.devices=[0,2]", (0, 2)),
+        ("predict", "bundle=[a b, it's=[1]]", ("a b", "it's=[1]")),
+        ("predict", "bundle=a,b [1]", ("a,b [1]",)),
+        ("predict", "bundle=['a,b', \"c, d\", it's]", ("a,b", "c, d", "it's")),
+        ("predict", "bundle=[runs/a(1, runs/b]", ("runs/a(1", "runs/b")),
+        ("predict", "output=dicomweb", "dicomweb"),  # a folder with the name of a scheme
+        ("predict", "inference.keep_zones=[liver, 5]", ("liver", "5")),
+        ("predict", "inference.keep_zones=liver", ("liver",)),
+    ],
+)
+def test_values_of_several_types_are_accepted(command, override, expected):
+    zones = ["zones=."] if "zones" in override else []
+    cfg = compose_with_required(command, override, *zones)
+    assert attrgetter(override.partition("=")[0])(cfg) == expected
 
 
 @pytest.mark.parametrize(
-    ("override", "nearest"),
+    ("command", "override", "meant"),
     [
-        ("los.gamma=2", "loss.gamma"),
-        ("+trainer.max_minute=2", "trainer.max_minutes"),
-        ("model=unett", "unet"),
-        ("loss=dice-focal", "dice_focal"),
-        ("experiment=demo_mr", "demo_mri"),
-        ("+sead=1", "seed"),
+        ("train", "los.gamma=2", "loss.gamma"),
+        ("train", "+trainer.max_minute=2", "trainer.max_minutes"),
+        ("train", "model=unett", "unet"),
+        ("train", "loss=dice-focal", "dice_focal"),
+        ("train", "experiment=demo_mr", "demo_mri"),
+        ("train", "+sead=1", "seed"),
+        ("train", "modle=unet", "model"),
+        ("train", "modle=unett", "model"),
+        # another word for the same thing
+        ("prepare", "output=page", "run_dir"),
+        ("train", "input=scans", "data.root"),
+        ("predict", "run_dir=out", "output"),
+        ("train", "max_steps=10", "trainer.max_steps"),
     ],
 )
-def test_message_of_a_mistyped_override_proposes_the_nearest(override, nearest):
-    with pytest.raises(ConfigError, match=f"Did you mean '{nearest}'"):
-        compose_with_required("train", override)
+def test_message_about_an_unknown_key_or_option_proposes_the_meant_one(command, override, meant):
+    with pytest.raises(ConfigError, match=f"Did you mean '{meant}'"):
+        compose_with_required(command, override)
 
 
 @pytest.mark.parametrize(
@@ -101,6 +112,11 @@ def test_override_that_hydra_cannot_use_is_an_error(override, reason):
 def test_key_of_an_open_section_can_be_added_and_removed():
     added = ["model.network.depth=3", "~trainer.lightning.benchmark"]
     assert override_list("train", added) == ["++model.network.depth=3", added[1]]
+    mine = ["loss=custom", "loss._target_=my.Loss", "loss.power=3", "model.tile_shape=[8,8]"]
+    cfg = compose_with_required("train", *mine, "trainer.lightning.profiler=simple")
+    assert cfg.trainer.lightning == {"profiler": "simple"}
+    assert cfg.loss.to_plain() == {"_target_": "my.Loss", "power": 3}
+    assert cfg.to_plain()["model"]["tile_shape"] == [8, 8]
 
 
 def test_no_experiment_is_the_default():
@@ -133,29 +149,12 @@ def test_path_without_a_key_is_explained(command, folder, meant, tmp_path, monke
 
 
 @pytest.mark.parametrize(
-    ("command", "override", "meant"),
-    [
-        ("prepare", "output=page", "run_dir"),
-        ("train", "input=scans", "data.root"),
-        ("predict", "run_dir=out", "output"),
-        ("train", "max_steps=10", "trainer.max_steps"),
-        ("train", "modle=unet", "model"),
-        ("train", "modle=unett", "model"),
-    ],
-)
-def test_an_unknown_key_names_the_setting_of_its_meaning(command, override, meant):
-    with pytest.raises(ConfigError, match=f"Did you mean '{meant}'"):
-        compose(command, ["check=true", override] if command == "prepare" else [override])
-
-
-@pytest.mark.parametrize(
     ("override", "expected"),
     [
         ("loss.gamma=two", "loss.gamma: two"),
         ("loss.alpha=1.5", "loss.alpha: 1.5, .* 0 to 1"),
         ("loss.alpha=[0.5,2]", "loss.alpha: .* 0 to 1"),
         ("loss.gamma=null", "loss.gamma: null, .* 0 to 100"),
-        ("loss.gamma=101", "loss.gamma: 101, .* 0 to 100"),
         ("detection.gamma=101", "detection.gamma: 101"),
         ("trainer.precision=fp8", "trainer.precision: fp8 .*'bf16-mixed'"),
         ("model.tile_shape=[32,0]", r"model.tile_shape\[1\]: 0"),
@@ -200,24 +199,18 @@ def test_missing_setting_is_named_and_help_lists_examples_and_options(command, c
     page = capsys.readouterr().out
     assert f"  lesionseg {command} {examples(command)[0]}" in page.replace(" \\\n     ", "")
     assert all(f"--help={group}" in page for group in options_of_groups(command))
-
-
-def test_list_of_commands_has_80_columns(capsys):
     assert main(["--help"]) == 0
-    page = capsys.readouterr().out
-    assert all(f"\n  {command} " in page for command in COMMANDS)
-    assert [line for line in page.splitlines() if len(line) > 80] == []
+    assert f"\n  {command} " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help_of_all_settings_lists_every_key_and_option_in_80_columns(command, capsys):
+def test_help_of_all_settings_lists_every_key_and_option(command, capsys):
     assert main([command, "--help=all"]) == 0
     page = capsys.readouterr().out
     for line in [line for file in files_of(command) for line in setting_lines(file)]:
         assert line.split(":")[0] + ":" in page
     for group, options in options_of_groups(command).items():
         assert all(f"  {group}={option}" in page for option in options)
-    assert [line for line in page.splitlines() if len(line) > 80] == []
 
 
 def test_help_of_a_group_or_section_lists_its_keys(capsys):
@@ -242,29 +235,19 @@ def test_cfg_prints_the_settings_and_runs_nothing(capsys):
 
 
 def test_error_is_a_message_on_the_command_line_and_an_exception_in_python(tmp_path, capsys):
-    nowhere = f"scores={tmp_path / 'nowhere'}"
-    assert run("report", [nowhere, "output=o"]) == 1
-    printed = capsys.readouterr().err
-    assert "nowhere" in printed
-    assert "Traceback" not in printed
-    with pytest.raises(LesionsegError, match="nowhere"):
-        lesionseg.report(tmp_path / "nowhere", "o")
-
-
-def test_json_states_the_error_and_the_exit_status(tmp_path, capsys):
-    assert run("report", [f"scores={tmp_path / 'nowhere'}", "output=o", "--json"]) == 1
+    nowhere = tmp_path / "nowhere"
+    assert run("report", [f"scores={nowhere}", "output=o", "--json"]) == 1
     printed = capsys.readouterr()
-    record = json.loads(printed.out)
-    assert record["exit_status"] == 1
-    assert "nowhere" in record["error"]
     assert "nowhere" in printed.err
+    assert "Traceback" not in printed.err
+    record = json.loads(printed.out)
+    assert (record["exit_status"], "nowhere" in record["error"]) == (1, True)
+    with pytest.raises(LesionsegError, match="nowhere"):
+        lesionseg.report(nowhere, "o")
 
 
 def test_json_states_that_a_command_was_stopped(monkeypatch, capsys):
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("lesionseg.cli.command.run_recipe", interrupt)
+    monkeypatch.setattr("lesionseg.cli.command.run_recipe", Mock(side_effect=KeyboardInterrupt))
     assert run("report", ["scores=s", "output=o", "--json"]) == 130
     assert json.loads(capsys.readouterr().out)["exit_status"] == 130
 
@@ -299,8 +282,6 @@ BEGUN_AGAIN = [
     ("train", ["data.root=my_run_dir=r"]),
     ("train", ["experiment=demo_mri", "run_dir=null"]),
     ("train", ["-m", "experiment=demo_mri", "seed=0,1"]),  # the jobs get folders with the time
-    ("prepare", ["data.root=x"]),
-    ("tune", ["data.root=x"]),
     ("evaluate", REQUIRED["evaluate"]),
 ]
 
@@ -310,44 +291,30 @@ BEGUN_AGAIN = [
     [(*case, True) for case in CONTINUED] + [(*case, False) for case in BEGUN_AGAIN],
 )
 def test_only_a_command_with_a_fixed_folder_is_said_to_continue(
-    monkeypatch,
-    tmp_path,
-    capsys,
-    command,
-    argv,
-    can_continue,
+    monkeypatch, tmp_path, capsys, command, argv, can_continue
 ):
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("lesionseg.cli.command.run_recipe", interrupt)
+    monkeypatch.setattr("lesionseg.cli.command.run_recipe", Mock(side_effect=KeyboardInterrupt))
     assert run(command, argv) == 130
     last_line = capsys.readouterr().err.splitlines()[-1]
     assert last_line == ("Stopped. The same command continues." if can_continue else "Stopped.")
 
 
 @pytest.mark.parametrize(
-    ("command", "continues"),
-    [("predict", " The same command then continues."), ("evaluate", "")],
+    ("command", "continues"), [("predict", "The same command then continues."), ("evaluate", "")]
 )
 def test_lack_of_memory_is_one_sentence(monkeypatch, capsys, command, continues):
-    def allocate(*_):
-        raise MemoryError("Unable to allocate 64. GiB for an array")
-
-    monkeypatch.setattr("lesionseg.cli.command.run_recipe", allocate)
+    recipe = Mock(side_effect=MemoryError("Unable to allocate 64. GiB for an array"))
+    monkeypatch.setattr("lesionseg.cli.command.run_recipe", recipe)
     assert run(command, REQUIRED[command]) == 1
-    assert capsys.readouterr().err == (
-        "Error: The memory ran out: Unable to allocate 64. GiB for an array. "
-        f"Free memory, or use a machine with more of it.{continues}\n"
-    )
+    printed = capsys.readouterr().err.strip()
+    assert printed.startswith("Error: The memory ran out: Unable to allocate 64. GiB")
+    assert printed.endswith(continues)
+    assert ("continues" in printed) == bool(continues)
 
 
 def test_other_runtime_errors_are_raised(monkeypatch):
-    def fail(*_):
-        raise RuntimeError("odd")
-
-    monkeypatch.setattr("lesionseg.cli.command.run_recipe", fail)
+    monkeypatch.setattr("lesionseg.cli.command.run_recipe", Mock(side_effect=RuntimeError("odd")))
     with pytest.raises(RuntimeError, match="odd"):
         run("predict", REQUIRED["predict"])
 
@@ -386,14 +353,13 @@ def test_jobs_of_a_multirun_have_their_own_folders(jobs):
 
 
 def test_several_texts_of_a_multirun_are_its_jobs(jobs):
-    swept = ["operating_point=best_f1,fp_per_case:2", "run_dir=runs/${hydra:job.num}"]
-    assert run("train", ["-m", "data.root='a,b'", "data.group=(P[0-9]{1,3})_", *swept]) == 0
     pattern = "(P[0-9]{1,3})_"
-    found = [(c.data.root, c.data.group, c.operating_point, c.run_dir) for c in jobs]
-    assert found == [
-        ("a,b", pattern, "best_f1", "runs/0"),
-        ("a,b", pattern, "fp_per_case:2", "runs/1"),
-    ]
+    swept = ["operating_point=best_f1,fp_per_case:2", "run_dir=runs/${hydra:job.num}"]
+    assert run("train", ["-m", "data.root='a,b'", f"data.group={pattern}", *swept]) == 0
+    for number, point in enumerate(("best_f1", "fp_per_case:2")):
+        cfg = jobs[number]
+        found = (cfg.data.root, cfg.data.group, cfg.operating_point, cfg.run_dir)
+        assert found == ("a,b", pattern, point, f"runs/{number}")
     assert run("train", ["-m", "data.root=x", "run_dir=runs/a,runs/b"]) == 0
     assert [cfg.run_dir for cfg in jobs[2:]] == ["runs/a", "runs/b"]
 
@@ -440,32 +406,18 @@ def test_several_folders_of_options_with_any_names_are_searched(
 ):
     for variable in ("HOME", "USERPROFILE"):  # the second one on Windows
         monkeypatch.setenv(variable, str(tmp_path))
-    (tmp_path / name / "loss").mkdir(parents=True)
-    (tmp_path / name / "loss" / "mine.yaml").write_text("_target_: lesionseg.losses.FocalLoss\n")
-    (tmp_path / "other" / "optim").mkdir(parents=True)
-    (tmp_path / "other" / "optim" / "slow.yaml").write_text("defaults: [adamw]\nlr: 0.0001\n")
+    for file, text in (
+        (f"{name}/loss/mine.yaml", "_target_: lesionseg.losses.FocalLoss\n"),
+        ("other/optim/slow.yaml", "defaults: [adamw]\nlr: 0.0001\n"),
+    ):
+        (tmp_path / file).parent.mkdir(parents=True)
+        (tmp_path / file).write_text(text)
     folders = ["--config-dir", str(tmp_path / "other"), f"--config-dir=~/{name}"]
     assert run("train", [*folders, "loss=mine", "optim=slow", "data.root=x", "-c"]) == 0
     found = yaml.safe_load(capsys.readouterr().out)
     assert found["loss"] == {"_target_": "lesionseg.losses.FocalLoss"}
     assert (found["optim"]["name"], found["optim"]["lr"]) == ("adamw", 0.0001)
     assert run("train", ["hydra.searchpath=[file://a", "data.root=x"]) == 2
-
-
-@pytest.mark.parametrize("given", ["[liver,5]", "[5, liver]", "liver"])
-def test_kept_zones_are_one_name_or_a_list_of_names_and_values(given):
-    cfg = compose_with_required("predict", "zones=.", f"inference.keep_zones={given}")
-    assert set(cfg.inference.keep_zones) == set(given.strip("[]").replace(" ", "").split(","))
-
-
-def test_items_of_a_list_may_contain_commas_in_quotes():
-    found = compose_with_required("predict", "bundle=['a,b', \"c, d\", it's]")
-    assert found.bundle == ("a,b", "c, d", "it's")
-
-
-def test_bracket_in_a_name_does_not_join_the_items_of_a_list():
-    found = compose_with_required("predict", "bundle=[runs/a(1, runs/b]")
-    assert found.bundle == ("runs/a(1", "runs/b")
 
 
 def test_home_folder_is_expanded_in_paths(monkeypatch, tmp_path):
@@ -555,10 +507,6 @@ def test_network_of_the_user_that_the_model_cannot_use_is_named(model, message):
         TrainConfig.of(model=model)
 
 
-def test_folder_with_the_name_of_a_scheme_is_a_folder():
-    assert compose_with_required("predict", "output=dicomweb").output == "dicomweb"
-
-
 def test_class_in_a_module_with_an_error_is_named(monkeypatch, tmp_path):
     (tmp_path / "faulty_module.py").write_text("undefined\n", encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
@@ -568,17 +516,10 @@ def test_class_in_a_module_with_an_error_is_named(monkeypatch, tmp_path):
 
 WRONG = {
     "trainer": [
-        *({"max_minutes": 0}, {"max_steps": 0}, {"workers": -1}),
+        *({"max_minutes": 0}, {"max_steps": 0}, {"workers": -1}, {"accelerator": "gpuu"}),
         *({"lightning": {"accumulate_grad_batches": n}} for n in (1.5, "two", 0, None)),
-        *({"lightning": {"log_every_n_steps": 0}}, {"lightning": {"num_nodes": "two"}}),
-        {"lightning": {"num_nodes": True}},
-        *(
-            {"devices": [1, 1]},
-            {"accelerator": "gpuu"},
-            {"devices": []},
-            {"devices": [-1]},
-            {"devices": "cuda:1"},
-        ),
+        *({"lightning": {"log_every_n_steps": 0}}, {"lightning": {"num_nodes": True}}),
+        *({"devices": devices} for devices in ([1, 1], [], [-1], "cuda:1")),
     ],
     "model": [{"base_features": 8, "architecture": "custom", "network": {"_target_": "a.B"}}],
     "optim": [{"name": "lion"}, {"lr": 0.0}, {"lr": float("nan")}],
