@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import yaml
-from PIL import Image
 
 from lesionseg.cli import run
 from lesionseg.cli.compose import compose
@@ -18,6 +17,7 @@ from lesionseg.pipeline.run_dir import check_config, config_of, save_config
 from lesionseg.plan.model_choice import ReferenceKinds
 from lesionseg.plan.plan import AnchorPlan
 from tests.models.plans import plan_of
+from tests.pipeline.cases import write_array
 
 SIDE = 64
 
@@ -25,33 +25,27 @@ SIDE = 64
 def write_films(root, *, masks, n=5):
     """Write films with one lesion each as COCO: boxes, and masks of a shape if it is given."""
     rng = np.random.default_rng(0)
-    (root / "images").mkdir(parents=True)
-    (root / "masks").mkdir()
-    images = []
-    annotations = []
-    rows, columns = np.ogrid[:SIDE, :SIDE]
+    content = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "nodule"}]}
+    rows, columns = np.mgrid[:SIDE, :SIDE] + 0.5
     for i in range(n):
-        top, left = (int(v) for v in rng.integers(4, 30, size=2))
-        height, width = (int(v) for v in rng.integers(14, 30, size=2))
-        y = (rows + 0.5 - top - height / 2) / (height / 2)
-        x = (columns + 0.5 - left - width / 2) / (width / 2)
+        top, left = rng.integers(4, 30, size=2).tolist()
+        height, width = rng.integers(14, 30, size=2).tolist()
+        y = (rows - top) / height * 2 - 1
+        x = (columns - left) / width * 2 - 1
         mask = y**2 + x**2 <= 1
         if masks == "lesion":
             mask &= y + x < 0.4
-        film = rng.integers(0, 90, size=(SIDE, SIDE)) + 90 * mask
+        film = rng.integers(0, 90, size=mask.shape) + 90 * mask
         name = f"film_{i:04d}.png"
-        Image.fromarray(film.astype(np.uint8)).save(root / "images" / name)
-        entry = {"id": i + 1, "file_name": name, "width": SIDE, "height": SIDE}
-        box = {"id": i + 1, "image_id": i + 1, "category_id": 1, "iscrowd": 0}
-        box |= {"bbox": [left, top, width, height]}
+        write_array(root / "images" / name, film.astype(np.uint8))
+        image = {"id": i, "file_name": name}
+        lesion = {"id": i, "image_id": i, "category_id": 1, "bbox": [left, top, width, height]}
         if masks is not None:
-            Image.fromarray(mask.astype(np.uint8)).save(root / "masks" / name)
-            entry["mask_file"] = name
-            box["mask_label"] = 1
-        images.append(entry)
-        annotations.append(box)
-    content = {"images": images, "annotations": annotations}
-    content |= {"categories": [{"id": 1, "name": "nodule"}]}
+            write_array(root / "masks" / name, mask.astype(np.uint8))
+            image["mask_file"] = name
+            lesion["mask_label"] = 1
+        content["images"].append(image)
+        content["annotations"].append(lesion)
     write_json(root / "annotations.json", content)
     return root
 
@@ -74,16 +68,15 @@ def test_references_determine_the_model_of_a_run(tmp_path, capsys, masks, model)
 
 def test_a_named_model_is_obeyed_and_the_check_states_the_choice(tmp_path, capsys):
     raw = write_films(tmp_path / "raw", masks="ellipse")
-    command = [f"data.root={raw}", "model.tile_shape=[64,64]"]
-    assert run("prepare", [*command, f"run_dir={tmp_path / 'named'}", "model=unet"]) == 0
-    plan = read_json(tmp_path / "named" / "plan.json")
+    command = [f"data.root={raw}", "model.tile_shape=[64,64]", f"run_dir={tmp_path / 'run'}"]
+    assert run("prepare", [*command, "model=unet"]) == 0
+    plan = read_json(tmp_path / "run" / "plan.json")
     assert plan["architecture"]["name"] == "unet"
     assert "model" not in plan["reasons"]
     capsys.readouterr()
-    assert run("prepare", [*command, f"run_dir={tmp_path / 'check'}", "check=true"]) == 0
-    shown = capsys.readouterr().out
-    assert "chooses: retina_unet, because 5 of 5 masks" in shown
-    assert "retina_unet, because" in (tmp_path / "check" / "dataset_report.html").read_text()
+    assert run("prepare", [*command, "check=true"]) == 0
+    assert "chooses: retina_unet, because 5 of 5 masks" in capsys.readouterr().out
+    assert "retina_unet, because" in (tmp_path / "run" / "dataset_report.html").read_text()
 
 
 def test_check_of_boxes_proposes_no_other_model(tmp_path, capsys):
@@ -94,28 +87,22 @@ def test_check_of_boxes_proposes_no_other_model(tmp_path, capsys):
     assert "model=retinanet" not in shown
 
 
-def test_run_keeps_its_model_if_the_configuration_says_auto(tmp_path):
-    asked = TrainConfig.of(data={"root": "x"})
-    named = TrainConfig.of(data={"root": "x"}, model={"architecture": "residual_unet"})
-    assert keep_choices_of_run(asked, tmp_path).model.architecture == "auto"
-    save_config(tmp_path, config_of(named))
-    kept = keep_choices_of_run(asked, tmp_path)
-    assert kept.model.architecture == "residual_unet"
-    check_config(tmp_path, config_of(kept))
-    other = TrainConfig.of(data={"root": "x"}, model={"architecture": "unet"})
-    with pytest.raises(ConfigError, match="residual_unet → unet"):
-        check_config(tmp_path, config_of(keep_choices_of_run(other, tmp_path)))
-
-
-def test_run_keeps_its_learning_rate_if_the_configuration_says_auto(tmp_path):
-    asked = TrainConfig.of(data={"root": "x"})
-    save_config(tmp_path, config_of(TrainConfig.of(data={"root": "x"}, optim={"lr": 0.003})))
-    kept = keep_choices_of_run(asked, tmp_path)
-    assert kept.optim.lr == 0.003
-    check_config(tmp_path, config_of(kept))
-    other = TrainConfig.of(data={"root": "x"}, optim={"lr": 0.02})
-    with pytest.raises(ConfigError, match=r"optim\.lr: 0\.003 → 0\.02"):
-        check_config(tmp_path, config_of(keep_choices_of_run(other, tmp_path)))
+@pytest.mark.parametrize(
+    ("section", "key", "kept", "other"),
+    [("model", "architecture", "residual_unet", "unet"), ("optim", "lr", 0.003, 0.02)],
+)
+def test_run_keeps_its_choice_if_the_configuration_says_auto(tmp_path, section, key, kept, other):
+    asked, first, changed = (
+        TrainConfig.of(data={"root": "x"}, **{section: {key: value}})
+        for value in ("auto", kept, other)
+    )
+    assert keep_choices_of_run(asked, tmp_path) == asked
+    save_config(tmp_path, config_of(first))
+    found = keep_choices_of_run(asked, tmp_path)
+    assert getattr(getattr(found, section), key) == kept
+    check_config(tmp_path, config_of(found))
+    with pytest.raises(ConfigError, match=f"{kept} → {other}"):
+        check_config(tmp_path, config_of(keep_choices_of_run(changed, tmp_path)))
 
 
 def test_every_process_keeps_the_learning_rate_of_the_run(tmp_path):
@@ -132,17 +119,8 @@ def test_training_from_a_bundle_uses_the_model_of_the_bundle(tmp_path):
     write_bundle(tmp_path / "run" / "bundle", build_network(plan), plan, "")
     model = ModelConfig.of(init_from=str(tmp_path / "run"))
     masks = ReferenceKinds(dims=2, n_with_lesions=4)
+    boxes = ReferenceKinds(dims=2, n_with_lesions=4, n_boxed=4)
     assert model_for(model, masks).value == "retina_unet"
-    assert (
-        model_for(model, ReferenceKinds(dims=2, n_with_lesions=4, n_boxed=4)).value == "retinanet"
-    )
-    named = ModelConfig.of(init_from=str(tmp_path / "run"), architecture="unet")
-    assert (model_for(named, masks).value, model_for(named, masks).reason) == ("unet", "")
-
-
-def test_experiment_replaces_auto_by_a_model_and_keeps_the_other_settings(tmp_path):
-    raw = write_films(tmp_path / "raw", masks="ellipse")
-    cfg = compose("train", [f"data.root={raw}", "model.base_features=4"])
-    opened = Experiment.open(cfg, tmp_path / "run").cfg
-    assert opened.model.architecture == "retina_unet"
-    assert opened.model.base_features == 4
+    assert model_for(model, boxes).value == "retinanet"
+    named = model_for(model.model_copy(update={"architecture": "unet"}), masks)
+    assert (named.value, named.reason) == ("unet", "")

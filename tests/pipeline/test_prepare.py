@@ -1,6 +1,5 @@
 """`prepare`: survey, plans for another GPU, and the initial weights of a training."""
 
-import json
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -8,14 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from lesionseg.cli import run
 from lesionseg.config import DataConfig, ModelConfig, TrainConfig
 from lesionseg.core import Labels
-from lesionseg.errors import BundleError, ConfigError, DatasetError
+from lesionseg.errors import BundleError, ConfigError, DatasetError, LesionsegError
 from lesionseg.inference.bundle import bundle_plan, write_bundle
-from lesionseg.io.text import read_json, write_json
+from lesionseg.io.text import write_json
 from lesionseg.models import build_network
 from lesionseg.phantoms import (
     SETTINGS,
@@ -28,9 +26,12 @@ from lesionseg.pipeline.planning import checkpoint_architecture, describe_tile, 
 from lesionseg.pipeline.survey import may_lack, take_survey
 from lesionseg.plan.plan import Plan
 from lesionseg.training.initial_weights import start_from
+from tests.flow.cases import write_raw
+from tests.io.layouts.box_folders import write_picture
+from tests.io.layouts.test_contract import BOX, OUTSIDE, Boxes
 from tests.models import plans
 from tests.models.test_nnunet_weights import PLAIN, plan_of, write_checkpoint
-from tests.pipeline.cases import boxes, write_array
+from tests.pipeline.cases import boxes
 
 
 @pytest.fixture(scope="module")
@@ -57,81 +58,46 @@ def test_plan_fits_the_stated_gpu_memory(raw, tmp_path, monkeypatch, name):
 
 
 @pytest.fixture(scope="module")
-def head_scans(tmp_path_factory):
-    root = tmp_path_factory.mktemp("heads")
-    write_mri_phantoms(root, 3, seed=0, shape=(16, 18, 16), spacing_mm=(8.0, 8.0, 8.0))
-    return take_survey(DataConfig.of(root=root), seed=0)
+def surveys(tmp_path_factory):
+    """Return the surveys of simulated heads, of films, and of the films as if in colour."""
+    root = tmp_path_factory.mktemp("surveys")
+    write_mri_phantoms(root / "heads", 3, seed=0, shape=(16, 18, 16), spacing_mm=(8.0, 8.0, 8.0))
+    write_xray_phantoms(root / "films", 4, seed=0, shape=(64, 64), pixel_mm=4.0)
+    heads, films = (take_survey(DataConfig.of(root=root / n), seed=0) for n in ("heads", "films"))
+    colour = replace(films, fingerprint=replace(films.fingerprint, modality="colour"))
+    return {"heads": heads, "films": films, "colour": colour}
 
 
 @pytest.mark.parametrize(
-    ("minutes", "threads", "fast", "model", "features"),
+    ("scans", "model", "minutes", "threads", "fast", "features"),
     [
-        (20, 1, torch.float32, {"architecture": "unet"}, 8),
-        (10, 3, torch.float32, {"architecture": "unet"}, 8),
-        (20, 2, torch.float32, {"architecture": "unet"}, 16),  # 40 minutes of one core
-        (None, 1, torch.float32, {"architecture": "unet"}, 16),  # the default hour, or steps
-        (20, 1, torch.bfloat16, {"architecture": "unet"}, 16),  # makes more steps
-        (20, 1, torch.float32, {"architecture": "unet", "base_features": 12}, 12),
-        (20, 1, torch.float32, {"architecture": "retina_unet"}, 16),  # not compared
+        ("heads", "unet", 20, 1, torch.float32, 8),
+        ("heads", "auto", 20, 1, torch.float32, 8),
+        ("heads", "unet", 10, 3, torch.float32, 8),
+        ("heads", "unet", 20, 2, torch.float32, 16),  # 40 minutes of one core
+        ("heads", "unet", None, 1, torch.float32, 16),  # the default hour, or steps
+        ("heads", "unet", 20, 1, torch.bfloat16, 16),  # makes more steps
+        ("heads", "retina_unet", 20, 1, torch.float32, 16),  # not compared
+        ("films", "retinanet", 20, 1, torch.float32, 8),
+        ("films", "retina_unet", 20, 1, torch.float32, 8),
+        ("films", "unet", 20, 1, torch.float32, 16),  # not compared
+        ("films", "retinanet", 60, 1, torch.float32, 16),
+        ("films", "retinanet", 20, 1, torch.bfloat16, 16),
+        ("colour", "retinanet", 20, 1, torch.float32, 16),
     ],
 )
-def test_unet_is_narrow_only_in_short_trainings_on_a_slow_cpu(
-    head_scans, tmp_path, monkeypatch, minutes, threads, fast, model, features
+def test_network_is_narrow_only_in_short_trainings_on_a_slow_cpu(
+    surveys, tmp_path, monkeypatch, scans, model, minutes, threads, fast, features
 ):
     monkeypatch.setattr("torch.get_num_threads", lambda: threads)
     monkeypatch.setattr("lesionseg.pipeline.planning.fast_dtype", lambda device: fast)
     trainer = {"accelerator": "cpu", "max_minutes": minutes}
-    cfg = TrainConfig.of(trainer=trainer, model=model)
-    plan = plan_run(Experiment(cfg, head_scans, tmp_path))
+    cfg = TrainConfig.of(trainer=trainer, model={"architecture": model})
+    plan = plan_run(Experiment.on(cfg, surveys[scans], tmp_path))
     assert plan.architecture.features[0] == features
     assert ("features" in plan.reasons) == (features == 8)
-
-
-def test_short_training_with_the_default_model_is_narrow(head_scans, tmp_path, monkeypatch):
-    monkeypatch.setattr("torch.get_num_threads", lambda: 1)
-    monkeypatch.setattr("lesionseg.pipeline.planning.fast_dtype", lambda device: torch.float32)
-    cfg = TrainConfig.of(trainer={"accelerator": "cpu", "max_minutes": 20})
-    experiment = Experiment.on(cfg, head_scans, tmp_path)
-    assert experiment.cfg.model.architecture == "unet"
-    assert "masks" in experiment.why_model
-    assert plan_run(experiment).architecture.features[0] == 8
-
-
-@pytest.fixture(scope="module")
-def films(tmp_path_factory):
-    root = tmp_path_factory.mktemp("films")
-    write_xray_phantoms(root, 4, seed=0, shape=(64, 64), pixel_mm=4.0)
-    return take_survey(DataConfig.of(root=root), seed=0)
-
-
-@pytest.mark.parametrize(
-    ("name", "minutes", "fast", "features"),
-    [
-        ("retinanet", 20, torch.float32, 8),
-        ("retina_unet", 20, torch.float32, 8),
-        ("unet", 20, torch.float32, 16),  # not compared
-        ("retinanet", 60, torch.float32, 16),
-        ("retinanet", 20, torch.bfloat16, 16),
-    ],
-)
-def test_detector_on_radiographs_is_narrow_in_short_trainings_on_a_slow_cpu(
-    films, tmp_path, monkeypatch, name, minutes, fast, features
-):
-    monkeypatch.setattr("torch.get_num_threads", lambda: 1)
-    monkeypatch.setattr("lesionseg.pipeline.planning.fast_dtype", lambda device: fast)
-    trainer = {"accelerator": "cpu", "max_minutes": minutes}
-    cfg = TrainConfig.of(trainer=trainer, model={"architecture": name})
-    assert plan_run(Experiment(cfg, films, tmp_path)).architecture.features[0] == features
-
-
-def test_detector_on_pictures_in_colour_keeps_its_width(films, tmp_path, monkeypatch):
-    monkeypatch.setattr("torch.get_num_threads", lambda: 1)
-    monkeypatch.setattr("lesionseg.pipeline.planning.fast_dtype", lambda device: torch.float32)
-    in_colour = replace(films, fingerprint=replace(films.fingerprint, modality="colour"))
-    cfg = TrainConfig.of(
-        trainer={"accelerator": "cpu", "max_minutes": 20}, model={"architecture": "retinanet"}
-    )
-    assert plan_run(Experiment(cfg, in_colour, tmp_path)).architecture.features[0] == 16
+    wide = cfg.model_copy(update={"model": cfg.model.model_copy(update={"base_features": 12})})
+    assert plan_run(Experiment.on(wide, surveys[scans], tmp_path)).architecture.features[0] == 12
 
 
 # --- weights of a bundle or of a checkpoint ---
@@ -143,37 +109,31 @@ def nnunet_plan(plan):
 
 
 def test_log_names_the_reused_and_the_new_tensors(nnunet_plan, tmp_path, caplog):
+    run = tmp_path / "run"
     old = build_network(nnunet_plan, seed=1)
     network = build_network(nnunet_plan, seed=2)
-    write_bundle(tmp_path / "run" / "bundle", [old, old], nnunet_plan, "card")
-    assert bundle_plan(str(tmp_path / "run")).architecture == nnunet_plan.architecture
+    write_bundle(run / "bundle", [old, old], nnunet_plan, "card")
+    assert bundle_plan(str(run)).architecture == nnunet_plan.architecture
+    now = nnunet_plan.with_(labels=Labels((1, 2), ("nodule", "cyst")))
     with caplog.at_level(logging.INFO, "lesionseg"):
-        start_from(
-            str(tmp_path / "run"),
-            network,
-            nnunet_plan.with_(labels=Labels((1, 2), ("nodule", "cyst"))),
-        )
+        start_from(str(run), network, now)
     n_tensors = len(old.state_dict())
-    assert f"{n_tensors - 2} of {n_tensors} tensors taken" in caplog.text
-    assert "ensemble of 2" in caplog.text
-    assert "heads.0 (2)" in caplog.text
+    for words in (f"{n_tensors - 2} of {n_tensors} tensors", "ensemble of 2", "heads.0 (2)"):
+        assert words in caplog.text
     stem = "encoder.stages.0.0.conv.weight"
     assert torch.equal(network.state_dict()[stem], old.state_dict()[stem])
     with pytest.raises(BundleError):
         bundle_plan(str(tmp_path / "none"))
 
 
-def test_checkpoint_initialises_the_backbone_and_is_logged(tmp_path, caplog):
+def test_checkpoint_initialises_the_backbone(tmp_path):
     path, old = write_checkpoint(tmp_path, PLAIN)
-    own = plan_of(PLAIN)
-    network = build_network(own, seed=2)
+    network = build_network(plan_of(PLAIN), seed=2)
     model = ModelConfig.of(init_from=str(path))
     assert checkpoint_architecture(model, 3) == PLAIN
     with pytest.raises(ConfigError, match="spatial axes"):
         checkpoint_architecture(model, 2)
-    with caplog.at_level(logging.INFO, "lesionseg"):
-        start_from(str(path), network, own)
-    assert "tensors taken" in caplog.text
+    start_from(str(path), network, plan_of(PLAIN))
     for name, tensor in network.state_dict().items():
         assert torch.equal(tensor, old.state_dict()[name]) != name.startswith("heads"), name
 
@@ -186,40 +146,33 @@ def test_dropout_of_the_only_channel_is_refused():
         may_lack(DataConfig.of(channel_dropout=0.3), ("FLAIR",))
 
 
-def write_coco_boxes(root, box=(8, 10, 9, 8)):
-    """Write four radiographs of 32 by 32 with COCO boxes. One of them is lesion-free."""
-    (root / "images").mkdir(parents=True)
-    images = []
-    boxes = []
-    for i in range(4):
-        Image.fromarray(np.full((32, 32), 90, np.uint8)).save(root / "images" / f"{i}.png")
-        images.append({"id": i, "file_name": f"{i}.png", "width": 32, "height": 32})
-        boxes.append({"id": i, "image_id": i, "category_id": 1, "bbox": [*box]})
-    content = {"images": images, "annotations": boxes[1:], "categories": [{"id": 1, "name": "n"}]}
-    write_json(root / "annotations.json", content)
-    return root
-
-
 @pytest.mark.parametrize("model", ["unet", "retina_unet"])
 def test_training_voxels_on_boxes_without_masks_is_refused(model, tmp_path, capsys):
-    root = write_coco_boxes(tmp_path / "raw")
-    folder = tmp_path / "run"
-    assert run("train", [f"data.root={root}", f"run_dir={folder}", f"model={model}"]) == 1
-    assert "3 references without a mask (case 1: 1 box)" in capsys.readouterr().err
-    assert not folder.exists()
+    Boxes().write(tmp_path / "raw")
+    settings = [f"data.root={tmp_path / 'raw'}", f"run_dir={tmp_path / 'run'}", f"model={model}"]
+    assert run("train", settings) == 1
+    assert "1 reference without a mask (case a: 1 box)" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
-def test_dataset_without_usable_references_is_refused(tmp_path):
-    data = DataConfig.of(root=write_coco_boxes(tmp_path / "raw", box=(40, 40, 5, 5)))
-    with pytest.raises(DatasetError, match=r"(?s)3 cases cannot be used(.*outside){3}"):
-        take_survey(data, seed=0)
-    table = tmp_path / "raw" / "annotations.json"
-    table.write_text(json.dumps({**read_json(table), "annotations": []}))
-    with pytest.raises(DatasetError, match="no lesion in 4 references"):
-        take_survey(data, seed=0)
-    (tmp_path / "raw" / "manifest.csv").write_text("case,image\na,images/0.png\n")
+@pytest.mark.parametrize(
+    ("cases", "box", "match"),
+    [
+        ("ab", OUTSIDE, r"line 2: .*outside"),
+        ("bcd", BOX, "no lesion in 3 references"),
+    ],
+)
+def test_dataset_without_usable_references_is_refused(tmp_path, cases, box, match):
+    Boxes().write(tmp_path, cases=cases, box=box)
+    with pytest.raises(LesionsegError, match=match):
+        take_survey(DataConfig.of(root=tmp_path), seed=0)
+
+
+def test_dataset_without_references_is_refused(tmp_path):
+    write_picture(tmp_path / "0.png")
+    (tmp_path / "manifest.csv").write_text("case,image\na,0.png\n")
     with pytest.raises(DatasetError, match=r"no reference to learn from \(1 case\)"):
-        take_survey(data, seed=0)
+        take_survey(DataConfig.of(root=tmp_path), seed=0)
 
 
 def test_test_case_of_a_split_file_is_left_out_of_the_fingerprint(tmp_path):
@@ -307,22 +260,19 @@ def test_role_is_safe_only_if_its_patients_were_not_used_before(
 
 
 def test_plan_stores_that_nan_is_background(tmp_path):
-    root = tmp_path / "data"
-    rows = ["case,image,reference"]
+    cases = {}
     for k in range(3):
-        image = np.random.default_rng(k).normal(100, 5, (16, 16, 16)).astype(np.float32)
+        image = np.random.default_rng(k).normal(100, 5, (16, 16, 16))
         image[:4] = np.nan
-        mask = boxes((16, 16, 16), (6, 6, 6, 4))
-        write_array(root / f"i{k}.nii", image)
-        write_array(root / f"m{k}.nii", mask)
-        rows.append(f"c{k},i{k}.nii,m{k}.nii")
-    (root / "manifest.csv").write_text("\n".join(rows))
+        cases[f"c{k}"] = ("Tr", image, boxes(image.shape, (6, 6, 6, 4)))
+    root = write_raw(tmp_path / "data", {"background": 0, "lesion": 1}, cases)
+    data = DataConfig.of(root=str(root))
     with pytest.raises(DatasetError, match=r"1024 voxels are NaN.*data\.nan=background"):
-        take_survey(DataConfig.of(root=str(root)), seed=0)
-    survey = take_survey(DataConfig.of(root=str(root), nan="background"), seed=0)
+        take_survey(data, seed=0)
+    data = data.model_copy(update={"nan": "background"})
+    survey = take_survey(data, seed=0)
     assert survey.fingerprint.channels[0].nonzero_share == 0.75
-    cfg = TrainConfig.of(data={"root": str(root), "nan": "background"})
-    experiment = Experiment(cfg, survey, tmp_path / "run")
+    experiment = Experiment(TrainConfig.of(data=data), survey, tmp_path / "run")
     plan = plan_run(experiment)
     save_run(experiment, plan)
     assert plan.nan_background

@@ -4,10 +4,11 @@ import logging
 import shlex
 import shutil
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
+from itertools import count
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -85,14 +86,11 @@ def test_another_configuration_is_an_error_that_names_the_difference(tmp_path, c
 
 @pytest.mark.parametrize("key", ["data.root", "data.splits", "data.annotations", "model.init_from"])
 def test_same_path_in_another_spelling_is_no_other_configuration(tmp_path, monkeypatch, key):
-    here = tmp_path / "here"
-    (tmp_path / "scans").mkdir()
-    (tmp_path / "other").mkdir()
-    here.mkdir()
+    for name in ("here", "scans", "other"):
+        (tmp_path / name).mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "scans")
-    monkeypatch.chdir(here)
+    monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setenv("HOME", str(tmp_path))
-    spellings = ["../scans", "~/scans", "../link", "../scans/", "./../scans", f"{tmp_path}//scans"]
     run_dir = tmp_path / "run"
 
     def config(path):
@@ -100,18 +98,16 @@ def test_same_path_in_another_spelling_is_no_other_configuration(tmp_path, monke
         return config_of(compose("train", [f"{name}={value}" for name, value in chosen.items()]))
 
     save_config(run_dir, config(f"{tmp_path}/scans"))
-    for spelling in spellings:
-        check_config(run_dir, config(spelling))
+    for same in ("../scans", "~/scans", "../link", "../scans/", "./../scans", f"{tmp_path}//scans"):
+        check_config(run_dir, config(same))
     with pytest.raises(ConfigError, match=rf"{key}: .*scans → \.\./other"):
         check_config(run_dir, config("../other"))
     # files are compared by content once they are known
     write_json(run_dir / "sources.json", {})
     monkeypatch.chdir(tmp_path)
-    if key.startswith("data."):
+    is_compared = key == "model.init_from"
+    with pytest.raises(ConfigError, match=key) if is_compared else nullcontext():
         check_config(run_dir, config("moved"))
-    else:
-        with pytest.raises(ConfigError, match=key):
-            check_config(run_dir, config("moved"))
 
 
 def test_run_of_a_version_without_the_weight_of_dice_can_be_resumed(tmp_path):
@@ -126,13 +122,9 @@ def test_loss_of_masks_may_differ_only_if_the_model_has_none(tmp_path, model):
     chosen = ["data.root=r", f"model={model}"]
     save_config(tmp_path, config_of(compose("train", [*chosen, "loss=dice_focal"])))
     now = config_of(compose("train", chosen))
-    if model == "retinanet":
+    refused = pytest.raises(ConfigError, match=r"loss\._target_: .*DiceFocalLoss → ")
+    with nullcontext() if model == "retinanet" else refused:
         check_config(tmp_path, now)
-    else:
-        with pytest.raises(
-            ConfigError, match=r"loss\._target_: .*DiceFocalLoss → .*LesionBalanced"
-        ):
-            check_config(tmp_path, now)
     with pytest.raises(ConfigError, match="seed: 0 → 1"):
         check_config(tmp_path, {**now, "seed": 1})
 
@@ -367,16 +359,14 @@ def test_error_ends_the_log_and_leaves_neither_handler_nor_new_run(tmp_path, err
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no file modes")
-def test_log_of_an_earlier_run_becomes_private(tmp_path):
+def test_log_of_an_earlier_run_becomes_private_or_is_an_error(tmp_path):
     save_config(tmp_path, {})
-    (tmp_path / LOG).touch(0o644)
+    log_file = tmp_path / LOG
+    log_file.touch(0o644)
     with run_log(tmp_path, private=True):
-        assert (tmp_path / LOG).stat().st_mode & 0o777 == 0o600
-
-
-def test_log_that_cannot_be_written_is_an_error(tmp_path):
-    save_config(tmp_path, {})
-    (tmp_path / LOG).mkdir()
+        assert log_file.stat().st_mode & 0o777 == 0o600
+    log_file.unlink()
+    log_file.mkdir()
     with pytest.raises(OutputError, match="cannot be written"), run_log(tmp_path):
         pass
 
@@ -397,16 +387,15 @@ def test_without_logging_set_up_warnings_are_printed_and_the_plan_is_logged(tmp_
 # --- messages during and after a training ---
 
 
-def test_progress_lines_do_not_repeat_the_remaining_time(monkeypatch, caplog, capsys):
+def test_progress_lines_do_not_repeat_the_remaining_time(monkeypatch, caplog):
     caplog.set_level(logging.INFO, "lesionseg")
-    clock = iter(np.arange(0, 10**6, 6.0))
-    monkeypatch.setattr("lesionseg.pipeline.log.time.monotonic", lambda: next(clock))
+    clock = count(0, 6)
+    monkeypatch.setattr("lesionseg.pipeline.log.time.monotonic", lambda: float(next(clock)))
     with bar("Training") as advance:
         for done in range(101):
             advance("loss 0.5", done / 100, 1)
     times = [record.getMessage().rpartition(", ")[2] for record in caplog.records]
-    assert len(times) > 5
-    assert len(times) == len(set(times))
+    assert len(times) == len(set(times)) > 5
 
 
 def make_scores(n_lesions, n_found, minutes=3.0):
@@ -416,27 +405,34 @@ def make_scores(n_lesions, n_found, minutes=3.0):
 
 
 def test_training_that_finds_nothing_is_explained_with_advice():
-    lines = explain_nothing_found({"validation": make_scores(12, 3), "test": make_scores(1, 0)})
-    assert lines[0] == "It found none of 1 lesion of the test cases after 3 minutes of training."
-    assert "trainer.max_minutes=60" in lines[1]
-    assert "docs/troubleshooting.md" in lines[1]
-    assert (
-        explain_nothing_found({"validation": make_scores(12, 3), "test": make_scores(0, 0)}) == []
-    )
-    (line, _) = explain_nothing_found({"validation": make_scores(12, 0, minutes=0.5)})
-    assert "none of 12 lesions of the validation cases after 30 seconds" in line
+    validation = {"validation": make_scores(12, 3)}
+    said, advice = explain_nothing_found(validation | {"test": make_scores(1, 0)})
+    assert "none of 1 lesion of the test cases after 3 minutes" in said
+    assert "trainer.max_minutes=60" in advice
+    assert explain_nothing_found(validation | {"test": make_scores(0, 0)}) == []
+    (said, _) = explain_nothing_found({"validation": make_scores(12, 0, minutes=0.5)})
+    assert "none of 12 lesions of the validation cases after 30 seconds" in said
 
 
 def test_threshold_with_too_many_false_positives_on_test_cases_is_a_warning():
     point = PointInUse(name="fp_per_case:1", score=0.5, expected_false_positives_per_case=1.3)
     few = make_scores(12, 3)
-    numbers = {"n_false_positive": 136, "false_positives_per_case": 34.0}
-    rows = [Estimate(number, name=name) for name, number in numbers.items()]
+    rows = (
+        Estimate(136, name="n_false_positive"),
+        Estimate(34.0, name="false_positives_per_case"),
+    )
     many = replace(few, operating_point=point, rows=(*few.rows, *rows))
     trained = TrainedModel(None, SimpleNamespace(selection=Selection()), {"out of fold": many})
     (line,) = closing_lines(trained, {"out of fold": many, "test": many})
-    assert line.startswith("Warning, test cases: the threshold is set for 1 false positive")
-    assert "these scans have 34" in line
+    assert "test cases: the threshold is set for 1 false positive" in line
+    assert "have 34" in line
+
+
+def survey_of(folder, roles, counts):
+    """Return a survey of one case per patient, with these roles and numbers of lesions."""
+    cases = tuple(CaseFiles(case, (), group=f"p{case}") for case in roles)
+    dataset = Dataset("d", folder, "manifest", 3, ("T1",), Labels.of({1: "a"}), cases)
+    return Survey(dataset, None, Splits(roles, True, 0, ""), counts=counts)
 
 
 @pytest.mark.parametrize(
@@ -444,7 +440,6 @@ def test_threshold_with_too_many_false_positives_on_test_cases_is_a_warning():
     [
         (6, 1, None, "6 patients: the threshold will be chosen on 1 of them"),
         (6, 1, 0, ""),
-        (12, 2, None, "12 patients: the threshold will be chosen on 2 of them"),
         (60, 19, None, "60 patients: the threshold will be chosen on 19 of them"),
         (60, 20, None, ""),  # the number from which `select` has no doubt
         (60, 0, None, ""),
@@ -453,26 +448,18 @@ def test_threshold_with_too_many_false_positives_on_test_cases_is_a_warning():
 def test_cross_validation_of_few_patients_is_offered_with_its_cost(
     n_cases, n_validated, fold, words, tmp_path, caplog
 ):
-    cases = tuple(CaseFiles(f"c{k}", (), group=f"p{k}") for k in range(n_cases))
-    roles = dict.fromkeys((files.case for files in cases), "train")
-    roles |= dict.fromkeys(list(roles)[:n_validated], "validation")
-    dataset = Dataset("d", tmp_path, "manifest", 3, ("T1",), Labels.of({1: "a"}), cases)
-    counts = dict.fromkeys(roles, 1)
-    survey = Survey(dataset, None, Splits(roles, True, 0, ""), counts=counts)
+    roles = {f"c{k}": "validation" if k < n_validated else "train" for k in range(n_cases)}
+    survey = survey_of(tmp_path, roles, dict.fromkeys(roles, 1))
     warn_of_few_patients(survey, DataConfig.of(root="d", fold=fold), "1 minute")
-    assert (words in caplog.text) if words else not caplog.text
+    assert words in caplog.text
     assert ("trains 5 networks, each for 1 minute." in caplog.text) == bool(words)
+    assert bool(caplog.text) == bool(words)
 
 
 @pytest.mark.parametrize(
     ("aim", "n_validated", "fold", "words"),
     [
-        (
-            "sensitivity:0.9",
-            9,
-            None,
-            "Validation: 9 patients with lesions can promise 0.9.",
-        ),
+        ("sensitivity:0.9", 9, None, "9 patients with lesions can promise 0.9."),
         ("sensitivity:0.9", 8, None, "cannot promise 0.9; at least 9 are needed. data.fold=all"),
         ("sensitivity:0.9", 8, 2, "at least 9 are needed."),
         ("sensitivity:0.9", 8, "all", "All folds: 20 patients with lesions can"),
@@ -482,15 +469,13 @@ def test_cross_validation_of_few_patients_is_offered_with_its_cost(
 )
 def test_promise_is_announced_before_a_training(aim, n_validated, fold, words, tmp_path, caplog):
     """Divide 20 patients with lesions and 20 without, who do not count."""
-    cases = tuple(CaseFiles(f"c{k:02d}", (), group=f"p{k}") for k in range(40))
-    roles = dict.fromkeys((files.case for files in cases), "train")
-    roles |= dict.fromkeys(list(roles)[:n_validated] + list(roles)[20:], "validation")
-    counts = {files.case: int(k < 20) for k, files in enumerate(cases)}
-    dataset = Dataset("d", tmp_path, "manifest", 3, ("T1",), Labels.of({1: "a"}), cases)
-    survey = Survey(dataset, None, Splits(roles, True, 0, ""), counts=counts)
+    train = range(n_validated, 20)
+    roles = {f"c{k:02d}": "train" if k in train else "validation" for k in range(40)}
+    counts = {case: int(case < "c20") for case in roles}
     with caplog.at_level("INFO"):
-        explain_promise(survey, Aim.parse(aim), fold)
-    assert (words in caplog.text) if words else not caplog.text
+        explain_promise(survey_of(tmp_path, roles, counts), Aim.parse(aim), fold)
+    assert words in caplog.text
+    assert bool(caplog.text) == bool(words)
     assert ("data.fold=all" in caplog.text) == (fold is None and "needed" in words)
     assert ("approximately" in caplog.text) == (aim == "sensitivity:0.9" and fold == "all")
 
@@ -510,12 +495,11 @@ def fits_alpha(plan, **settings):
 
 def test_alpha_has_one_value_per_voxel_class_or_anchor_label(plan):
     two = plan.with_(labels=Labels((1, 2), ("a", "b")))
-    focal = {"_target_": "lesionseg.losses.FocalLoss"}
     for activation, n in (("sigmoid", 2), ("softmax", 3)):
-        right = LossConfig.model_validate(focal | {"alpha": [0.2] * n})
-        wrong = LossConfig.model_validate(focal | {"alpha": [0.2]})
-        assert fits_alpha(two.with_(activation=activation), loss=right)
-        assert not fits_alpha(two.with_(activation=activation), loss=wrong)
+        for n_alpha in (1, n):
+            loss = {"_target_": "lesionseg.losses.FocalLoss", "alpha": [0.2] * n_alpha}
+            fits = fits_alpha(two.with_(activation=activation), loss=LossConfig(**loss))
+            assert fits == (n_alpha == n)
     anchors = AnchorPlan(stages=(1,), sizes=(((4.0,) * 3, (6.0,) * 3),), width=8, depth=1)
     shape = replace(plan.architecture, name="retina_unet")
     boxed = two.with_(architecture=shape, anchors=anchors)
@@ -525,20 +509,19 @@ def test_alpha_has_one_value_per_voxel_class_or_anchor_label(plan):
 def test_refused_setting_leaves_no_run_directory(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     command = small_training(tmp_path)
+    stopping = "pytorch_lightning.callbacks.EarlyStop"
     for key, wrong in (
         ("loss.alpha", "[0.2,0.3]"),
         ("trainer.accelerator", "gpu"),
-        ("trainer.accelerator", "gpuu"),
         ("augment.flip_axes", "[2]"),  # radiographs have two axes
         ("augment.flip_axes", "[1,1]"),
-        ("callbacks", "[{_target_: pytorch_lightning.callbacks.EarlyStop}]"),
-        ("callbacks", "[{_target_: pytorch_lightning.callbacks.EarlyStopping, monitr: x}]"),
+        ("callbacks", f"[{{_target_: {stopping}}}]"),
+        ("callbacks", f"[{{_target_: {stopping}ping, monitr: x}}]"),
         ("callbacks", "[{_target_: math.pi}]"),
         (
             "callbacks",
             "[{_target_: pytorch_lightning.callbacks.Timer, duration: {_target_: datetime.no}}]",
         ),
-        ("logger", "[{_target_: pytorch_lightning.loggers.CSVLog}]"),
         ("logger", "[{_target_: pytorch_lightning.loggers.CSVLogger, save_to: x}]"),
         ("trainer.lightning", "{gradient_clip: 1}"),
         ("trainer.lightning", "{profiler: simpel}"),
@@ -552,22 +535,16 @@ def test_refused_setting_leaves_no_run_directory(tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("wrong", ["wandb", "wandbb", "[csv,wandbb]"])
-def test_logger_without_a_package_or_class_is_refused_before_the_run(
+def test_logger_is_found_by_its_name_or_refused_before_the_run(
     wrong, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr(
-        "lesionseg.config.find_spec", lambda package: None if package == "wandb" else 1
-    )
-    command = small_training(tmp_path)
-    assert run("train", [*command, f"logger={wrong}"]) == 2
+    monkeypatch.setattr("lesionseg.config.find_spec", lambda package: package != "wandb" or None)
+    assert run("train", [*small_training(tmp_path), f"logger={wrong}"]) == 2
     assert "logger" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize("named", ["csv", ["csv"]])
-def test_logger_is_found_by_its_name(named):
-    (spec,) = TrainConfig.of(logger=named).logger
-    assert spec == {"_target_": "pytorch_lightning.loggers.CSVLogger"}
+    for named in ("csv", ["csv"]):
+        (spec,) = TrainConfig.of(logger=named).logger
+        assert spec == {"_target_": "pytorch_lightning.loggers.CSVLogger"}
 
 
 def test_unfinished_training_needs_its_gpu_on_another_machine(tmp_path, capsys, monkeypatch):
