@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -55,13 +56,17 @@ def test_damaged_header_fails_one_night_until_it_changes(run_predict, tmp_path):
     assert run_predict()[0] == 3
 
 
+def statuses(output):
+    """Return the status of each case in the table."""
+    return {row["case"]: row["status"] for row in read_csv(output / "predictions.csv")}
+
+
 def test_folder_that_cannot_be_opened_fails_every_night(run_predict, tmp_path, monkeypatch):
     write_scan(tmp_path / "in" / "P1" / "a.nii.gz", GRID)
     (tmp_path / "in" / "P2").mkdir()
     monkeypatch.setattr("os.access", lambda path, _: Path(path).name != "P2")
     assert [run_predict()[0], run_predict()[0]] == [3, 3]
-    rows = {row["case"]: row["status"] for row in read_csv(tmp_path / "out" / "predictions.csv")}
-    assert rows == {"P1_a": "kept", "P2": "failed"}
+    assert statuses(tmp_path / "out") == {"P1_a": "kept", "P2": "failed"}
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no file modes")
@@ -116,23 +121,18 @@ def test_exit_status_and_messages_follow_each_night(run_predict, tmp_path):
     (inbox / "b.nii.gz").write_text("no image")
     (inbox / "c.img").write_text("?")
     status, printed, messages = run_predict()
-    assert status == 3
-    assert (messages + printed).count("b failed: ") == 1
-    assert "2 cases: 1 predicted, 0 kept from an earlier run, 1 failed" in printed
+    assert (status, (messages + printed).count("b failed: ")) == (3, 1)
+    assert "1 predicted, 0 kept from an earlier run, 1 failed" in printed
     assert "*.img, of an unknown format (c.img)" in printed
-    rows = {row["case"]: row["status"] for row in read_csv(out / "predictions.csv")}
-    assert rows == {"*.img": "skipped", "a": "done", "b": "failed"}
-
+    assert statuses(out) == {"*.img": "skipped", "a": "done", "b": "failed"}
     # an unchanged case that failed before does not fail the run again
     status, printed, messages = run_predict()
     assert (status, "b failed" in messages + printed) == (0, False)
     assert "0 failed, 1 failed before and unchanged; " in printed
-    rows = {row["case"]: row["status"] for row in read_csv(out / "predictions.csv")}
-    assert rows == {"*.img": "skipped", "a": "kept", "b": "failed"}
+    assert statuses(out) == {"*.img": "skipped", "a": "kept", "b": "failed"}
     # a file that changes is tried again, and a new failure counts
     (inbox / "b.nii.gz").write_text("no image either")
     assert run_predict()[0] == 3
-    (inbox / "b.nii.gz").unlink()
     write_scan(inbox / "b.nii.gz", GRID, seed=1)
     status, printed, _ = run_predict()
     assert (status, "1 predicted, 1 kept" in printed) == (0, True)
@@ -147,18 +147,12 @@ def test_exit_status_and_messages_follow_each_night(run_predict, tmp_path):
 
 def test_cases_with_failures_outside_of_the_file_run_again(run_predict, tmp_path, monkeypatch):
     write_scan(tmp_path / "in" / "a.nii.gz", GRID)
-    with monkeypatch.context() as patch:
-        patch.setattr("lesionseg.io.scans.content_digest", lambda _: 1 / 0)
-        assert [run_predict()[0], run_predict()[0]] == [3, 3]
-    with monkeypatch.context() as patch:
-
-        def full(*_, **__):
-            raise OSError(28, "No space left on device")
-
-        patch.setattr("lesionseg.pipeline.predict_case.write_prediction", full)
-        assert [run_predict()[0], run_predict()[0]] == [3, 3]
-        left = {file.name for file in (tmp_path / "out").glob("*a*_*")}
-        assert left == {"a_failed.json"}
+    full = Mock(side_effect=OSError(28, "No space left on device"))
+    for function in ("io.scans.content_digest", "pipeline.predict_case.write_prediction"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"lesionseg.{function}", full)
+            assert [run_predict()[0], run_predict()[0]] == [3, 3]
+    assert {file.name for file in (tmp_path / "out").glob("*a*_*")} == {"a_failed.json"}
     assert run_predict()[0] == 0
 
 
@@ -175,34 +169,31 @@ def test_stopped_run_records_the_scans_that_it_finished(run_predict, tmp_path, m
     with monkeypatch.context() as patch:
         patch.setattr(CaseWork, "infer", stop_at_second)
         assert run_predict()[0] == 130
-    log = (tmp_path / "out" / "predictions.log").read_text().splitlines()
-    assert " a: done, " in log[-2]
-    assert "WARNING The run was stopped" in log[-1]
-    assert [row["case"] for row in read_csv(tmp_path / "out" / "predictions.csv")] == ["a"]
+    *_, finished, stopped = (tmp_path / "out" / "predictions.log").read_text().splitlines()
+    assert " a: done, " in finished
+    assert "WARNING The run was stopped" in stopped
+    assert statuses(tmp_path / "out") == {"a": "done"}
     status, printed, _ = run_predict()
-    assert status == 0
-    assert "1 predicted, 1 kept" in printed
+    assert (status, "1 predicted, 1 kept" in printed) == (0, True)
 
 
 def test_log_has_times_and_one_line_per_scan(run_predict, tmp_path):
+    out = tmp_path / "out"
     write_scan(tmp_path / "in" / "a.nii.gz", GRID)
     (tmp_path / "in" / "b.nii.gz").write_text("no image")
     run_predict("json_lines=true")
     run_predict()
-    lines = (tmp_path / "out" / "predictions.log").read_text().splitlines()
+    text = (out / "predictions.log").read_text()
     stamp = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d{4} (INFO|WARNING|ERROR) "
-    assert all(re.match(stamp, line) for line in lines)
-    text = "\n".join(lines)
-    assert text.count("predict begins.") == 2
-    assert text.count(" a: done, ") == 1
-    assert text.count("b: failed") == 1
-    assert "WARNING b: failed" in text
-    assert text.count("exit status 3") == text.count("exit status 0") == 1
-    written = (tmp_path / "out" / "predictions.jsonl").read_text(encoding="utf-8")
+    assert all(re.match(stamp, line) for line in text.splitlines())
+    expected = {"predict begins.": 2, " a: done, ": 1, "WARNING b: failed": 1, "b: failed": 1}
+    expected |= {"exit status 3": 1, "exit status 0": 1}
+    assert {words: text.count(words) for words in expected} == expected
+    written = (out / "predictions.jsonl").read_text(encoding="utf-8")
     objects = [json.loads(line) for line in written.splitlines()]
     assert {"time", "level", "event", "message"} <= set.intersection(*map(set, objects))
     cases = {each["case"]: each for each in objects if each["event"] == "case"}
     assert (cases["a"]["status"], cases["b"]["status"]) == ("done", "failed")
-    assert cases["a"]["digest"] == read_csv(tmp_path / "out" / "predictions.csv")[0]["digest"]
+    assert cases["a"]["digest"] == read_csv(out / "predictions.csv")[0]["digest"]
     assert cases["b"]["message"] == f"b: failed. {cases['b']['reason']}"
     assert objects[-1]["event"] == "end"
