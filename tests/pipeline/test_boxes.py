@@ -11,7 +11,7 @@ from lesionseg.pipeline.provenance import scores_provenance
 from lesionseg.pipeline.survey import take_survey
 from tests.commands import evaluate
 from tests.io.layouts.box_folders import write_picture
-from tests.pipeline.cases import counts
+from tests.pipeline.cases import counts, write_boxes
 
 HEADER = "case,label,x0,y0,x1,y1,reader\n"
 READERS = ("Miller", "Otto", "Smith")
@@ -35,10 +35,9 @@ def films(tmp_path):
 
 
 def test_survey_counts_merged_lesions(films):
-    survey = take_survey(DataConfig.of(root=films), seed=0)
-    assert survey.counts == {"f0": 1, "f1": 1, "f2": 1, "f3": 1, "f4": 1, "f5": 0}
-    survey = take_survey(DataConfig.of(root=films, min_readers=1), seed=0)
-    assert survey.counts["f5"] == 1
+    for min_readers, last in ((None, 0), (1, 1)):
+        survey = take_survey(DataConfig.of(root=films, min_readers=min_readers), seed=0)
+        assert survey.counts == {"f0": 1, "f1": 1, "f2": 1, "f3": 1, "f4": 1, "f5": last}
 
 
 def test_scores_of_a_training_state_the_rule_for_several_readers(films):
@@ -51,69 +50,58 @@ def test_scores_of_a_training_state_the_rule_for_several_readers(films):
 
 def test_keys_of_cached_cases_depend_on_boxes_but_not_on_lines(films):
     table = films / "boxes.csv"
-    before = {c.case: case_digest(c) for c in read_dataset(films).cases}
-    table.write_text(table.read_text().replace(HEADER, HEADER + "\n\n"))
-    assert {c.case: case_digest(c) for c in read_dataset(films).cases} == before
-    table.write_text(table.read_text().replace("f0,nodule,15", "f0,nodule,13"))
-    after = {c.case: case_digest(c) for c in read_dataset(films).cases}
-    assert {case for case in before if before[case] != after[case]} == {"f0"}
+    text = table.read_text()
+
+    def digests():
+        return {files.case: case_digest(files) for files in read_dataset(films).cases}
+
+    before = digests()
+    table.write_text(text.replace(HEADER, HEADER + "\n\n"))
+    assert digests() == before
+    table.write_text(text.replace("f0,nodule,15", "f0,nodule,13"))
+    assert {case for case, digest in digests().items() if before[case] != digest} == {"f0"}
+
+
+def write_found(folder, label, **more):
+    """Write a candidate at the lesion of the films f0 to f4."""
+    for number in range(6):
+        found = [(0.9, [4, 16], [14, 32], label)] if number < 5 else []
+        write_boxes(folder, f"f{number}", *found, **more)
+    return folder
 
 
 def test_evaluate_merges_readers_of_the_reference_by_the_same_rule(films, tmp_path):
-    for number in range(6):
-        candidate = {"id": 1, "label": 1, "score": 0.9, "start_vox": [4, 16], "stop_vox": [14, 32]}
-        write_json(
-            tmp_path / "found" / f"f{number}_candidates.json",
-            {"candidates": [candidate] if number < 5 else []},
-        )
-    folders = (films, tmp_path / "found")
-    scores = evaluate(*folders, tmp_path / "a").scores
-    assert counts(scores, "n_lesions", "n_true_positive", "n_false_positive") == (5, 5, 0)
-    scores = evaluate(*folders, tmp_path / "b", min_readers=1).scores
-    assert counts(scores, "n_lesions", "n_true_positive", "n_false_positive") == (6, 5, 0)
+    found = write_found(tmp_path / "found", label=1)
+    for min_readers, n_lesions in ((None, 5), (1, 6)):
+        scores = evaluate(films, found, tmp_path / "scores", min_readers=min_readers).scores
+        numbers = counts(scores, "n_lesions", "n_true_positive", "n_false_positive")
+        assert numbers == (n_lesions, 5, 0)
 
 
 def test_annotations_of_another_place_are_read_by_survey_and_evaluate(tmp_path):
     root = tmp_path / "films"
-    images = []
+    content = {"images": [], "categories": [{"id": 1, "name": "nodule"}]}
     for number in range(6):
         write_picture(root / "images" / f"part{number % 2}" / f"f{number}.png")
-        images.append({"id": number, "file_name": f"f{number}.png"})
+        content["images"].append({"id": number, "file_name": f"f{number}.png"})
     lesion = {"category_id": 1, "bbox": [16, 4, 16, 10]}
-    write_json(
-        root / "notes" / "export 2.json",
-        {
-            "images": images,
-            "annotations": [{"image_id": number, **lesion} for number in range(5)],
-            "categories": [{"id": 1, "name": "nodule"}],
-        },
-    )
+    content["annotations"] = [{"image_id": number, **lesion} for number in range(5)]
+    write_json(root / "notes" / "export 2.json", content)
     stated = {"annotations": "notes/export 2.json"}
     survey = take_survey(DataConfig.of(root=root, **stated), seed=0)
     assert survey.counts == {"f0": 1, "f1": 1, "f2": 1, "f3": 1, "f4": 1, "f5": 0}
-    found = write_candidates(tmp_path / "found", {"1": "nodule"}, 1)
-    run = evaluate(root, found, tmp_path / "scores", **stated)
-    assert counts(run.scores, "n_lesions", "n_true_positive") == (5, 5)
-
-
-def write_candidates(folder, labels, label):
-    """Write a candidate of a label at the lesion of the films f0 to f4."""
-    for number in range(6):
-        candidate = {"label": label, "score": 0.9, "start_vox": [4, 16], "stop_vox": [14, 32]}
-        content = {"labels": labels, "candidates": [candidate] if number < 5 else []}
-        write_json(folder / f"f{number}_candidates.json", content)
-    return folder
+    found = write_found(tmp_path / "found", label=1, labels={"1": "nodule"})
+    scores = evaluate(root, found, tmp_path / "scores", **stated).scores
+    assert counts(scores, "n_lesions", "n_true_positive") == (5, 5)
 
 
 def test_label_that_the_reference_lacks_is_scored_under_its_own_name(films, tmp_path, caplog):
-    found = write_candidates(tmp_path / "found", {"1": "mass", "2": "nodule"}, label=1)
+    found = write_found(tmp_path / "found", label=1, labels={"1": "mass", "2": "nodule"})
     scores = evaluate(films, found, tmp_path / "a").scores
     for label in ("", "nodule"):  # a candidate of a label that the dataset lacks finds nothing
         assert scores.find("lesion_recall", label=label).value == 0
-    assert (
-        scores.find("n_lesions", label="mass").value,
-        scores.find("n_candidates", label="mass").value,
-    ) == (0, 5)
+    assert scores.find("n_lesions", label="mass").value == 0
+    assert scores.find("n_candidates", label="mass").value == 5
     assert {row["label"] for row in read_csv(tmp_path / "a" / "candidates.csv")} == {"mass"}
     assert caplog.text.count("match none of its labels (nodule): mass.") == 1
     scores = evaluate(films, found, tmp_path / "b", merge_labels=True).scores
