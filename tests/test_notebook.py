@@ -46,19 +46,13 @@ def evaluation(tmp_path_factory):
 def test_run_has_scores_tables_charts_and_a_page(evaluation, tmp_path):
     assert evaluation.scores["lesion_recall"].value == 0.5
     assert evaluation.to_pandas("lesions")["detected"].tolist() == [True, False] * 2
-    assert list(evaluation.to_pandas("cases")["case"]) == ["a", "b"]
     assert "<td>lesion recall</td><td>0.500</td>" in evaluation._repr_html_()
-    assert evaluation.plot().axes
-    assert evaluation.report(tmp_path, report__pdf=False).is_file()
-
-
-def test_run_of_a_cross_validation_has_its_out_of_fold_scores(evaluation, tmp_path):
     shutil.copytree(evaluation.folder, tmp_path / "cv" / "oof")
-    run = lesionseg.Run(tmp_path / "cv")
-    assert run.scores == evaluation.scores
-    assert list(run.to_pandas("cases")["case"]) == ["a", "b"]
-    assert run.plot().axes
-    assert run.report(tmp_path / "page", report__pdf=False).is_file()
+    for run in (evaluation, lesionseg.Run(tmp_path / "cv")):  # the second one is cross-validated
+        assert run.scores == evaluation.scores
+        assert list(run.to_pandas("cases")["case"]) == ["a", "b"]
+        assert run.plot().axes
+        assert run.report(tmp_path / run.folder.name, report__pdf=False).is_file()
 
 
 def test_ids_are_read_as_text_and_boxes_as_numbers(evaluation, tmp_path):
@@ -71,27 +65,26 @@ def test_ids_are_read_as_text_and_boxes_as_numbers(evaluation, tmp_path):
 
 
 def test_names_that_look_like_missing_values_are_read_as_text(tmp_path):
-    names = ["NA", "None", "null", "nan", "true"]
-    for name in names:
-        mask = boxes((8, 8, 8), (2, 2, 2, 3))
-        for folder in ("reference", "prediction"):
-            write_array(tmp_path / folder / f"{name}.nii.gz", mask)
+    names = ["NA", "None", "nan", "null", "true"]
     folders = tmp_path / "reference", tmp_path / "prediction"
+    for name in names:
+        for folder in folders:
+            write_array(folder / f"{name}.nii.gz", boxes((8, 8, 8), (2, 2, 2, 3)))
     run = lesionseg.evaluate(*folders, tmp_path / "scores", replicates=10)
-    assert sorted(run.to_pandas("cases")["case"]) == sorted(names)
-    lesions = run.to_pandas("lesions")
-    assert sorted(lesions["case"]) == sorted(names)
-    assert lesions["zone"].isna().all()
     changes = lesionseg.follow(*folders, tmp_path / "followed", replicates=10)
-    assert sorted(changes["case"]) == sorted(names)
+    lesions = run.to_pandas("lesions")
+    for table in (run.to_pandas("cases"), lesions, changes):
+        assert sorted(table["case"]) == names
+    assert lesions["zone"].isna().all()
 
 
 def test_table_of_visits_is_followed(tmp_path):
-    for case in ("first", "second"):
+    rows = ["case,image,group,visit"]
+    for number, case in enumerate(("first", "second")):
         write_array(tmp_path / "scans" / f"{case}.nii.gz", boxes((8, 8, 8), (2, 2, 2, 3)))
-    rows = [f"{case},scans/{case}.nii.gz,P1,{n}" for n, case in enumerate(("first", "second"))]
+        rows.append(f"{case},scans/{case}.nii.gz,P1,{number}")
     table = tmp_path / "visits.csv"
-    table.write_text("\n".join(["case,image,group,visit", *rows]))
+    table.write_text("\n".join(rows))
     settings = {"visits": table, "predictions": tmp_path / "scans", "replicates": 10}
     changes = lesionseg.follow(output=tmp_path / "followed", **settings)
     assert changes["state"].tolist() == ["stable"]
@@ -115,27 +108,23 @@ def test_missing_tables_and_unknown_settings_are_named(evaluation, tmp_path):
         lesionseg.evaluate("a", "b", "c", presett="iou50")
 
 
-def test_settings_have_the_names_of_the_command_line(monkeypatch):
-    recipe = Mock(return_value=TrainOutcome(Path("runs/a")))
-    monkeypatch.setattr("lesionseg.api.run_recipe", recipe)
-    settings = {"loss.gamma": 1.5, "model__tile_shape": (32, 32, 32), "trainer__max_steps": None}
-    run = lesionseg.train("my data", loss="focal", **settings)
-    assert run.folder == Path("runs/a")
-    (_, cfg), _ = recipe.call_args
-    assert (cfg.data.root, cfg.loss.gamma, cfg.trainer.max_steps) == ("my data", 1.5, None)
-    assert list(cfg.model.tile_shape) == [32, 32, 32]
-    lesionseg.train("my data", data={"fold": 1}, loss={"gamma": 1.5}, trainer={"max_steps": None})
-    (_, other), _ = recipe.call_args
-    assert (other.data.root, other.data.fold) == ("my data", 1)
-    assert (other.loss.gamma, other.trainer) == (1.5, cfg.trainer)
-
-
 def settings_of_train(monkeypatch, **settings):
     """Return the settings with which `lesionseg.train` calls the recipe."""
     recipe = Mock(return_value=TrainOutcome(Path("runs/a")))
     monkeypatch.setattr("lesionseg.api.run_recipe", recipe)
-    lesionseg.train("my data", **settings)
+    assert lesionseg.train("my data", **settings).folder == Path("runs/a")
     return recipe.call_args.args[1]
+
+
+def test_settings_have_the_names_of_the_command_line(monkeypatch):
+    settings = {"loss.gamma": 1.5, "model__tile_shape": (32, 32, 32), "trainer__max_steps": None}
+    cfg = settings_of_train(monkeypatch, loss="focal", **settings)
+    assert (cfg.data.root, cfg.loss.gamma, cfg.trainer.max_steps) == ("my data", 1.5, None)
+    assert list(cfg.model.tile_shape) == [32, 32, 32]
+    sections = {"data": {"fold": 1}, "loss": {"gamma": 1.5}, "trainer": {"max_steps": None}}
+    other = settings_of_train(monkeypatch, **sections)
+    assert (other.data.root, other.data.fold) == ("my data", 1)
+    assert (other.loss.gamma, other.trainer) == (1.5, cfg.trainer)
 
 
 def test_experiment_is_changed_by_sections_and_by_objects(monkeypatch):
@@ -200,12 +189,6 @@ def test_run_accepts_a_path_as_text_and_has_test_scores(evaluation, tmp_path):
     assert lesionseg.Run(str(tmp_path / "run")).test.scores == evaluation.scores
 
 
-def test_public_names_are_in_dir():
-    commands = {"evaluate", "follow", "predict", "prepare", "report", "train"}
-    assert {"Predictor", "Run", *commands} <= {*dir(lesionseg)}
-    assert all(callable(getattr(lesionseg, name)) for name in commands)
-
-
 @pytest.mark.parametrize(
     ("values", "message"),
     [
@@ -213,7 +196,6 @@ def test_public_names_are_in_dir():
         ({"loss": "focall"}, "Did you mean 'focal'"),
         ({"trainer.max_steps": "many"}, "trainer.max_steps"),
         ({"augment": {"flips": []}}, "Did you mean 'augment.flip_axes'"),
-        ({"loss": 3}, "^loss: 3"),
         ({"report": True}, "^report: True"),
     ],
 )

@@ -10,6 +10,9 @@ from lesionseg.core import Geometry, Volume
 from lesionseg.io.text import read_csv, read_json, write_json
 from lesionseg.io.volumes import write_volume
 
+# sizes of simulated heads
+HEADS = {"shape": (16, 18, 16), "spacing_mm": (8.0, 8.0, 8.0)}
+FINE_HEADS = {"shape": (32, 40, 32), "spacing_mm": (4.0, 4.0, 4.0)}
 TILE = "model.tile_shape=[16,16,16]"
 SMALL = [
     "trainer.max_minutes=null",

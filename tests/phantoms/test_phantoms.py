@@ -36,16 +36,6 @@ def test_lesion_has_the_volume_of_its_ball(diameter, spacing):
     assert not any(share.take(i, axis).any() for axis in range(share.ndim) for i in (0, -1))
 
 
-def test_places_drawn_at_once_equal_places_drawn_one_by_one():
-    """A lesion that is too small for any voxel must not change the lesions after it."""
-    places = np.arange(100)
-    together = np.random.default_rng(0)
-    single = np.random.default_rng(0)
-    drawn = together.choice(places, size=61)
-    assert [single.choice(places) for _ in range(61)] == drawn.tolist()
-    assert together.bit_generator.state == single.bit_generator.state
-
-
 @pytest.mark.parametrize("write", [write_mri, write_ct])
 def test_folder_has_nnunets_layout_and_lesions_brighter_than_their_surroundings(write, tmp_path):
     write(tmp_path, 4, seed=1, n_test=1, lesion_free_share=0.5, contrast=2.0)
@@ -70,11 +60,12 @@ def test_longer_set_begins_with_the_shorter_one_and_reports_its_progress(tmp_pat
     write_mri(tmp_path / "one", 1, seed=2)
     write_mri(tmp_path / "two", 2, seed=2, progress=lambda *done: calls.append(done))
     assert calls == [("SIM_000", 1, 2), ("SIM_001", 2, 2)]
-    one = read_volume(tmp_path / "one/imagesTr/SIM_000_0000.nii.gz")
-    two = read_volume(tmp_path / "two/imagesTr/SIM_000_0000.nii.gz")
-    np.testing.assert_array_equal(one.array, two.array)
-    other = read_volume(tmp_path / "two/imagesTr/SIM_001_0000.nii.gz")
-    assert not np.array_equal(one.array, other.array)
+    one, two, other = (
+        read_volume(tmp_path / f"{folder}/imagesTr/{case}_0000.nii.gz").array
+        for folder, case in (("one", "SIM_000"), ("two", "SIM_000"), ("two", "SIM_001"))
+    )
+    np.testing.assert_array_equal(one, two)
+    assert not np.array_equal(one, other)
 
 
 def test_radiographs_have_coco_annotations_that_agree_with_their_masks(tmp_path):
@@ -123,14 +114,14 @@ def test_two_visits_differ_by_the_stated_changes_only(tmp_path):
 
 WRONG_SETTINGS = {
     "mri": [
-        *({"n_lesions": n} for n in (5, [3], [1, 2, 3], [0, 4], [5, 2], ["a", 2])),
+        *({"n_lesions": n} for n in (5, [3], [0, 4], [5, 2], ["a", 2])),
         *({"n_cases": n} for n in (0, 1.5, "three", None)),
         *({"shape": n} for n in ([16, 16], [16, 16, 0], 16)),
         *({"spacing_mm": n} for n in ([1, 1], [1, 1, -1], [1, 1, float("inf")], "1")),
         *({"lesion_free_share": n} for n in (2.0, -0.1, float("nan"))),
-        *({"seed": -1}, {"n_test": 3}, {"n_test": -1}, {"contrast": "high"}),
-        *({"progress": 3}, {"folder": "elsewhere"}),
+        *({"seed": -1}, {"n_test": 3}, {"contrast": "high"}, {"folder": "elsewhere"}),
     ],
+    "ct": [{"shape": [32, 32]}],
     "xray": [{"n_nodules": 5}, {"shape": [16, 16, 16]}, {"pixel_mm": 0}, {"n_test": 1}],
 }
 

@@ -3,6 +3,7 @@
 import numpy as np
 
 from lesionseg.core import Geometry, Volume
+from lesionseg.io.text import write_json
 from lesionseg.io.volumes import write_volume
 from lesionseg.phantoms import write_xray_phantoms
 
@@ -24,6 +25,13 @@ def write_array(path, array, geometry=None):
 def write_scan(path, geometry, seed=0):
     noise = np.random.default_rng(seed).normal(100, 10, geometry.shape)
     write_array(path, noise.astype(np.float32), geometry)
+
+
+def write_boxes(folder, case, *boxes, **more):
+    """Write candidates without masks, as any program may. A box: score, start, stop, label."""
+    keys = ("score", "start_vox", "stop_vox", "label")
+    candidates = [dict(zip(keys, box, strict=False)) for box in boxes]
+    write_json(folder / f"{case}_candidates.json", {"candidates": candidates, **more})
 
 
 def small_training(folder, *more, n_cases=3):
