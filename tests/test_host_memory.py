@@ -63,61 +63,53 @@ V1_LINES = "12:cpuset:/\n9:cpu,memory:/slurm/job_7/step_0\n0::/init.scope\n"
 CHILD = "job_7/step_0/user/"
 
 
+NO_LIMIT = 500_000_000 * 1024 / GIB  # the available memory of the machine
+
+
 @pytest.mark.parametrize(
     ("groups", "files", "limit", "free"),
     [
         # a container with its own namespace: the root's files are those of the container
-        ("0::/\n", group_v2("", 16 * GIB, 6 * GIB, cached=2 * GIB), 16 * GIB, 12 * GIB),
+        ("0::/\n", group_v2("", 16 * GIB, 6 * GIB, cached=2 * GIB), 16, 12),
         # a container that sees the path of the machine, which does not exist within it
-        ("0::/docker/4f\n", group_v2("", 16 * GIB, 6 * GIB), 16 * GIB, 10 * GIB),
-        ("0::/../4f\n", group_v2("", 16 * GIB, 6 * GIB), 16 * GIB, 10 * GIB),
+        ("0::/docker/4f\n", group_v2("", 16 * GIB, 6 * GIB), 16, 10),
+        ("0::/../4f\n", group_v2("", 16 * GIB, 6 * GIB), 16, 10),
         # SLURM: the limit is that of the job, two levels above the task
         (
             f"0::/{CHILD}\n",
             group_v2(CHILD, "max", GIB) | group_v2("job_7/", 16 * GIB, 4 * GIB),
-            16 * GIB,
-            12 * GIB,
+            16,
+            12,
         ),
         # the smallest limit and the least free memory are of different groups
         (
             f"0::/{CHILD}\n",
             group_v2(CHILD, 8 * GIB, GIB) | group_v2("job_7/", 16 * GIB, 11 * GIB),
-            8 * GIB,
-            5 * GIB,
+            8,
+            5,
         ),
         (
             V1_LINES,
             group_v1("slurm/job_7/step_0/", NO_LIMIT_V1, GIB)
             | group_v1("slurm/job_7/", 16 * GIB, 6 * GIB, cached=2 * GIB),
-            16 * GIB,
-            12 * GIB,
+            16,
+            12,
         ),
-        (V1_LINES, group_v1("", 16 * GIB, 6 * GIB), 16 * GIB, 10 * GIB),  # a container
+        (V1_LINES, group_v1("", 16 * GIB, 6 * GIB), 16, 10),  # a container
         # more is used than allowed, until the kernel frees memory
-        ("0::/\n", group_v2("", 16 * GIB, 17 * GIB), 16 * GIB, 0),
+        ("0::/\n", group_v2("", 16 * GIB, 17 * GIB), 16, 0),
+        # no limit
+        ("0::/user.slice\n", group_v2("user.slice/", "max", GIB), 512, NO_LIMIT),
+        (V1_LINES, group_v1("", NO_LIMIT_V1, GIB), 512, NO_LIMIT),
+        (V1_LINES, {}, 512, NO_LIMIT),  # the files are not mounted
+        ("", {}, 512, NO_LIMIT),
     ],
 )
 def test_memory_is_limited_by_the_control_group(machine, monkeypatch, groups, files, limit, free):
     monkeypatch.setattr(host_memory, "_machine_bytes", lambda: 512 * GIB)
     root = machine(groups, **files)
-    assert physical_bytes(root) == limit
-    assert default_budget(root) == int(0.6 * free)
-
-
-@pytest.mark.parametrize(
-    ("groups", "files"),
-    [
-        ("0::/user.slice\n", group_v2("user.slice/", "max", GIB)),
-        (V1_LINES, group_v1("", NO_LIMIT_V1, GIB)),
-        (V1_LINES, {}),  # the files are not mounted
-        ("", {}),
-    ],
-)
-def test_memory_without_a_limit_is_that_of_the_machine(machine, monkeypatch, groups, files):
-    monkeypatch.setattr(host_memory, "_machine_bytes", lambda: 512 * GIB)
-    root = machine(groups, **files)
-    assert physical_bytes(root) == 512 * GIB
-    assert default_budget(root) == int(0.6 * 500_000_000 * 1024)
+    assert physical_bytes(root) == limit * GIB
+    assert default_budget(root) == int(0.6 * free * GIB)
 
 
 def test_memory_of_another_system_is_assumed(tmp_path, monkeypatch):
