@@ -11,7 +11,7 @@ from lesionseg.io.results.case import write_prediction
 from lesionseg.io.volumes import write_volume
 from lesionseg.phantoms import write_mri_phantoms
 from lesionseg.plan.plan import CandidateRule
-from tests.flow.cases import TILE, evaluate, predict, train
+from tests.flow.cases import FINE_HEADS, TILE, evaluate, predict, train
 
 COUNTS = ("n_true_positive", "n_false_negative", "n_false_positive", "n_lesions")
 
@@ -44,7 +44,7 @@ def assert_counts_agree(references, predictions, folder, threshold):
 
 def test_counts_agree_for_an_undertrained_network_on_volumes(tmp_path):
     raw = tmp_path / "raw"
-    write_mri_phantoms(raw, 6, seed=3, n_test=2, shape=(32, 40, 32), spacing_mm=(4.0, 4.0, 4.0))
+    write_mri_phantoms(raw, 6, seed=3, n_test=2, **FINE_HEADS)
     run_dir = train(raw, tmp_path / "run", TILE, "trainer.max_steps=30", "optim.lr=0.02")
     predict(run_dir, raw / "imagesTs", tmp_path / "out", "operating_point=score:0.1")
     found = assert_counts_agree(raw / "labelsTs", tmp_path / "out", tmp_path, "score:0.1")

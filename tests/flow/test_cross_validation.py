@@ -10,7 +10,7 @@ from lesionseg.cli import run
 from lesionseg.io.results.index import find_predictions
 from lesionseg.io.text import read_json
 from lesionseg.phantoms import write_mri_phantoms
-from tests.flow.cases import SMALL, TILE, plan_of, scores_of, train
+from tests.flow.cases import HEADS, SMALL, TILE, plan_of, scores_of, train
 
 SETTINGS = [TILE, "data.n_folds=2", "trainer.max_steps=3", "trainer.accelerator=cpu"]
 ALL = [*SETTINGS, "data.fold=all"]
@@ -18,9 +18,7 @@ WEIGHTS = Path("bundle") / "weights.safetensors"
 
 
 def write_data(folder):
-    write_mri_phantoms(
-        folder / "raw", 5, seed=0, n_test=1, shape=(16, 18, 16), spacing_mm=(8.0, 8.0, 8.0)
-    )
+    write_mri_phantoms(folder / "raw", 5, seed=0, n_test=1, **HEADS)
 
 
 @pytest.fixture(scope="session")

@@ -9,9 +9,9 @@ import pytest
 
 from lesionseg.cli import run
 from lesionseg.io.text import read_csv, read_json
-from lesionseg.io.volumes import read_volume
+from lesionseg.io.volumes import read_geometry, read_volume
 from lesionseg.phantoms import write_mri_phantoms, write_xray_phantoms
-from tests.flow.cases import TILE, evaluate, predict, scores_of, train
+from tests.flow.cases import FINE_HEADS, TILE, evaluate, predict, scores_of, train
 
 STEPS = [TILE, "trainer.max_steps=20"]
 
@@ -21,12 +21,16 @@ def folder(once):
     """Train 20 steps on seven small phantoms, one of them in the test role."""
 
     def make(folder):
-        write_mri_phantoms(
-            folder / "raw", 7, seed=0, n_test=1, shape=(32, 40, 32), spacing_mm=(4.0, 4.0, 4.0)
-        )
+        write_mri_phantoms(folder / "raw", 7, seed=0, n_test=1, **FINE_HEADS)
         train(folder / "raw", folder / "run", *STEPS)
 
     return once("end_to_end", make)
+
+
+@pytest.fixture
+def copy(folder, tmp_path):
+    """Copy the finished run."""
+    return shutil.copytree(folder / "run", tmp_path / "run")
 
 
 def test_run_writes_all_documented_files(folder):
@@ -62,28 +66,22 @@ def change_times(folder):
     return {p.relative_to(folder): p.stat().st_mtime_ns for p in files}
 
 
-def test_finished_training_is_stated_and_repeats_nothing(folder, tmp_path, capsys, caplog):
-    copy = shutil.copytree(folder / "run", tmp_path / "run")
+def test_finished_training_is_stated_and_repeats_nothing(folder, copy, capsys, caplog):
     before = change_times(copy)
     train(folder / "raw", copy, *STEPS)
     assert change_times(copy) == before
     printed = capsys.readouterr().out
     assert re.search(r"Finished at \d{4}-\d\d-\d\d \d\d:\d\d", printed)
-    assert f"Open:    {copy / 'test' / 'report.html'}" in printed
+    page = copy / "test" / "report.html"
+    assert f"Open:    {page}" in printed
     assert f"model.init_from={copy} run_dir=NEW" in printed
-    assert "Predicting" not in caplog.text
-
-
-def test_other_settings_of_the_report_write_it_again_without_predictions(folder, tmp_path, caplog):
-    copy = shutil.copytree(folder / "run", tmp_path / "run")
-    assert "SIM_006" not in (copy / "test" / "report.html").read_text()
+    assert "SIM_006" not in page.read_text()
     train(folder / "raw", copy, *STEPS, "report.identifiers=true")
-    assert "SIM_006" in (copy / "test" / "report.html").read_text()
+    assert "SIM_006" in page.read_text()
     assert "Predicting" not in caplog.text
 
 
-def test_finished_training_restores_missing_results(folder, tmp_path, caplog):
-    copy = shutil.copytree(folder / "run", tmp_path / "run")
+def test_finished_training_restores_missing_results(folder, copy, caplog):
     shutil.rmtree(copy / "test")
     weights = (copy / "bundle" / "weights.safetensors").read_bytes()
     train(folder / "raw", copy, *STEPS)
@@ -92,36 +90,33 @@ def test_finished_training_restores_missing_results(folder, tmp_path, caplog):
     assert caplog.text.count("Predicting 1 validation case.") == 1
 
 
-def test_finished_training_explains_how_to_continue(folder, tmp_path, capsys, caplog):
-    copy = shutil.copytree(folder / "run", tmp_path / "run")
-    train(folder / "raw", copy, TILE, "trainer.max_steps=40", status=2)
-    printed = capsys.readouterr().err
-    assert "trainer.max_steps: 20 → 40" in printed
-    assert f"model.init_from={copy} run_dir=NEW trainer.max_steps=40" in printed
-    train(folder / "raw", copy, *STEPS, "loss.gamma=3", status=2)
-    printed = capsys.readouterr().err
-    assert "loss.gamma: 1.0 → 3" in printed
-    assert f"model.init_from={copy} run_dir=NEW (" in printed
+def test_finished_training_explains_how_to_continue(folder, copy, tmp_path, capsys, caplog):
+    again = f"model.init_from={copy} run_dir=NEW"
+    for other, named, advice in (
+        ([TILE, "trainer.max_steps=40"], "trainer.max_steps: 20 → 40", " trainer.max_steps=40"),
+        ([*STEPS, "loss.gamma=3"], "loss.gamma: 1.0 → 3", " ("),
+    ):
+        train(folder / "raw", copy, *other, status=2)
+        printed = capsys.readouterr().err
+        assert named in printed
+        assert again + advice in printed
     advised = [TILE, "trainer.max_steps=2", f"model.init_from={copy}"]
     train(folder / "raw", tmp_path / "new", *advised)
     assert "tensors taken" in caplog.text
 
 
 def test_prediction_and_evaluation_of_a_bundle_equal_those_of_the_run(folder, tmp_path):
-    scans = folder / "raw" / "imagesTs"
-    labels = folder / "raw" / "labelsTs"
+    found, scores = tmp_path / "p q", tmp_path / "s"
+    scans, labels = folder / "raw" / "imagesTs", folder / "raw" / "labelsTs"
     # the precision of the run: in bf16, the mask may differ by some voxels
-    predict(folder / "run", scans, tmp_path / "p q", "inference.precision=fp32")
-    scan = nib.load(next(scans.glob("*.nii.gz")))
-    mask = nib.load(next((tmp_path / "p q").glob("*_mask.nii.gz")))
-    assert mask.shape == scan.shape
-    assert np.abs(mask.affine - scan.affine).max() <= 1e-5
-    again = evaluate(labels, tmp_path / "p q", tmp_path / "s")
+    predict(folder / "run", scans, found, "inference.precision=fp32")
+    scan = read_geometry(next(scans.iterdir()))
+    assert scan.matches(read_geometry(next(found.glob("*_mask.nii.gz"))), 1e-5)
+    again = evaluate(labels, found, scores)
     ours = scores_of(folder / "run" / "test")
     assert again["dice"]["mean"] == pytest.approx(ours["dice"]["mean"])
     assert again["n_true_positive"] == ours["n_true_positive"]
-    settings = [f"scores={tmp_path / 's'}", f"output={tmp_path}", f"images={scans}"]
-    settings.append("report.pdf=false")
+    settings = [f"scores={scores}", f"output={tmp_path}", f"images={scans}", "report.pdf=false"]
     assert run("report", [*settings, f"reference={labels}"]) == 0
     assert "<html" in (tmp_path / "report.html").read_text()
 
@@ -140,12 +135,11 @@ def test_scans_are_compared_with_the_training_scans(folder, tmp_path):
 
 def test_radiographs_are_trained_and_predicted_on_a_coarser_grid(tmp_path):
     raw = tmp_path / "raw"
-    output = tmp_path / "predicted"
     write_xray_phantoms(raw, 6, seed=0, shape=(96, 96), pixel_mm=4.0)
     coarser = "model.tile_shape=[32,32]", "model.spacing_mm=[6,6]"
     run_dir = train(raw, tmp_path / "run", *coarser, "trainer.max_steps=4")
     assert read_json(run_dir / "plan.json")["spacing_mm"] == [6.0, 6.0]
-    rows = predict(run_dir, raw / "images", output)
+    rows = predict(run_dir, raw / "images", tmp_path / "predicted")
     assert not any("grid" in row["warning"] for row in rows.values())
-    masks = [read_volume(path) for path in output.glob("*_mask.png")]
+    masks = [read_volume(path) for path in (tmp_path / "predicted").glob("*_mask.png")]
     assert [mask.geometry.shape for mask in masks] == [(96, 96)] * 6

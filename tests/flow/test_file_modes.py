@@ -9,7 +9,7 @@ import pytest
 
 from lesionseg.cli import run
 from lesionseg.phantoms import write_mri_phantoms
-from tests.flow.cases import TILE, evaluate, predict, train
+from tests.flow.cases import HEADS, TILE, evaluate, predict, train
 from tests.pdf_pages import HAS_PANGO
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no file modes")
@@ -40,9 +40,7 @@ def trained_folder(once):
 
     def make(folder):
         with with_umask(0o027):
-            write_mri_phantoms(
-                folder / "raw", 6, seed=0, n_test=1, shape=(16, 18, 16), spacing_mm=(8.0, 8.0, 8.0)
-            )
+            write_mri_phantoms(folder / "raw", 6, seed=0, n_test=1, **HEADS)
             steps = [TILE, "trainer.max_steps=2", "report.pdf=true"]
             train(folder / "raw", folder / "runs" / "one", *steps)
 

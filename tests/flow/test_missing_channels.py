@@ -13,7 +13,7 @@ from lesionseg.io.text import read_csv, read_json, write_json
 from lesionseg.io.volumes import read_volume, write_volume
 from lesionseg.phantoms import write_mri_phantoms
 from lesionseg.plan.plan import Plan
-from tests.flow.cases import TILE, predict, scores_of, train
+from tests.flow.cases import HEADS, TILE, predict, scores_of, train
 
 SETTINGS = [TILE, "trainer.max_steps=4", "trainer.accelerator=cpu"]
 FLAIR = "raw/imagesTs/SIM_006_0000.nii.gz"
@@ -21,7 +21,7 @@ FLAIR = "raw/imagesTs/SIM_006_0000.nii.gz"
 
 def write_channels(raw):
     """Write simulated heads of two channels. A training, a validation and a test case lack one."""
-    write_mri_phantoms(raw, 8, seed=0, n_test=2, shape=(16, 18, 16), spacing_mm=(8.0, 8.0, 8.0))
+    write_mri_phantoms(raw, 8, seed=0, n_test=2, **HEADS)
     for first in list(raw.glob("images*/*_0000.nii.gz")):  # add a T1 with dark lesions
         flair = read_volume(first)
         dark = np.where(flair.array > 0, 1000 - flair.array, 0).astype(np.float32)

@@ -8,13 +8,13 @@ from lesionseg.cli.compose import compose
 from lesionseg.core import Geometry, Volume
 from lesionseg.data.preprocess_image import prepare_image
 from lesionseg.phantoms import write_mri_phantoms
-from tests.flow.cases import TILE, plan_of, train
+from tests.flow.cases import FINE_HEADS, TILE, plan_of, train
 from tests.models.nnssl_checkpoint import nnssl_weights, pretrained_network, write_pretrained
 
 
 def test_training_starts_from_a_pretrained_encoder(tmp_path, caplog, capsys):
     raw = tmp_path / "raw"
-    write_mri_phantoms(raw, 4, seed=0, n_test=0, shape=(32, 40, 32), spacing_mm=(4.0, 4.0, 4.0))
+    write_mri_phantoms(raw, 4, seed=0, n_test=0, **FINE_HEADS)
     weights = nnssl_weights(pretrained_network(), with_decoder=False)
     path = write_pretrained(tmp_path / "checkpoint_final.pth", weights)
     settings = ["experiment=openmind", f"model.init_from={path}"]

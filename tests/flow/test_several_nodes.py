@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from lesionseg.io.text import read_csv
 from lesionseg.phantoms import write_mri_phantoms
-from tests.flow.cases import SMALL, TILE
+from tests.flow.cases import HEADS, SMALL, TILE
 
 pytestmark = pytest.mark.slow  # fifteen processes that import torch
 
@@ -71,9 +71,7 @@ def wait_for(*nodes):
 def folder(tmp_path_factory):
     """Write data and train on it with one node of four processes."""
     folder = tmp_path_factory.mktemp("nodes")
-    write_mri_phantoms(
-        folder / "raw", 4, seed=0, n_test=1, shape=(16, 18, 16), spacing_mm=(8.0, 8.0, 8.0)
-    )
+    write_mri_phantoms(folder / "raw", 4, seed=0, n_test=1, **HEADS)
     one = "--standalone --nproc-per-node 4"
     wait_for(start(one, folder, folder / "one", "trainer.devices=4"))
     return folder
