@@ -4,27 +4,24 @@ import numpy as np
 from PIL import Image
 
 from lesionseg.cli import run
-from lesionseg.io.text import write_json
 from tests.flow.cases import plan_of, predict, train
+from tests.inference.nnunet.probability_files import write_labels
+from tests.pipeline.cases import boxes, write_array
 
 
 def write_pictures(root):
     """Write five pictures of 64 by 48 with a red square each. Two are named by channel."""
     rng = np.random.default_rng(0)
-    for part in ("imagesTr", "labelsTr"):
-        (root / part).mkdir(parents=True)
     for i in range(5):
-        pixels = rng.integers(60, 90, (64, 48, 3))
-        mask = np.zeros((64, 48), np.uint8)
-        square = slice(8 * i, 8 * i + 12), slice(10, 24)
-        pixels[square] = (220, 40 + i, 30)
-        mask[square] = 1
+        pixels = rng.integers(60, 90, (64, 48, 3)).astype(np.uint8)
+        mask = boxes((64, 48), (8 * i, 10, 12))
+        pixels[mask > 0] = (220, 40 + i, 30)
+        write_array(root / "labelsTr" / f"c{i}.png", mask)
+        (root / "imagesTr").mkdir(exist_ok=True)
         suffix = "_0000.png" if i < 2 else ".png"
-        Image.fromarray(pixels.astype(np.uint8)).save(root / "imagesTr" / f"c{i}{suffix}")
-        Image.fromarray(mask).save(root / "labelsTr" / f"c{i}.png")
+        Image.fromarray(pixels).save(root / "imagesTr" / f"c{i}{suffix}")
     names = {"0": "R", "1": "G", "2": "B"}
-    content = {"channel_names": names, "labels": {"background": 0, "lesion": 1}}
-    write_json(root / "dataset.json", content)
+    write_labels(root, {"background": 0, "lesion": 1}, channel_names=names, file_ending=".png")
 
 
 def test_colour_pictures_are_checked_trained_on_and_predicted(tmp_path, capsys):

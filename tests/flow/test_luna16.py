@@ -24,9 +24,8 @@ SETTINGS += ["optim.lr=0.01", "augment=none"]
 def write_luna(root):
     """Write two subsets of four scans with nodules of 6 mm. One finding is excluded."""
     draw = np.random.default_rng(0)
-    header = "seriesuid,coordX,coordY,coordZ,diameter_mm"
-    found = [header]
-    excluded = [header]
+    header = "seriesuid,coordX,coordY,coordZ,diameter_mm\n"
+    found, excluded = header, header
     grid = np.stack(np.indices(SHAPE), axis=-1) * SPACING + ORIGIN
     for number in range(8):
         scan = f"1.3.6.1.4.1.14519.5.2.1.6279.6001.{100 + number}"
@@ -34,18 +33,18 @@ def write_luna(root):
         if number < 7:
             z, y, x = np.add((-180.0, -3.0, -2.0), draw.uniform(-2, 2, 3))  # world, LPS
             voxels[np.linalg.norm(grid - (z, y, x), axis=-1) <= 3] = 20
-            found.append(f"{scan},{x},{y},{z},6.0")
+            found += f"{scan},{x},{y},{z},6.0\n"
         if number == 4:
             voxels[np.linalg.norm(grid - (-170.0, 6.0, 6.0), axis=-1) <= 2] = 0
-            excluded.append(f"{scan},6.0,6.0,-170.0,-1")
+            excluded += f"{scan},6.0,6.0,-170.0,-1\n"
         image = sitk.GetImageFromArray(voxels.astype(np.int16))
         image.SetSpacing(SPACING[::-1])
         image.SetOrigin(ORIGIN[::-1])
         file = root / f"subset{number % 2}" / f"{scan}.mhd"
         file.parent.mkdir(exist_ok=True, parents=True)
         sitk.WriteImage(image, str(file))
-    (root / "annotations.csv").write_text("\n".join(found) + "\n")
-    (root / "annotations_excluded.csv").write_text("\n".join(excluded) + "\n")
+    (root / "annotations.csv").write_text(found)
+    (root / "annotations_excluded.csv").write_text(excluded)
     luna16_to_manifest.convert(root)
 
 
