@@ -20,36 +20,36 @@ HERE = Path(__file__).parent
 def check(name, values, rtol=1e-5, atol=1e-6):
     """Compare a tree of numbers, texts, lists and mappings with `<name>.json`."""
     path = HERE / f"{name}.json"
-    found = to_plain(values)
+    plain = to_plain(values)
     if os.environ.get("GOLDEN_WRITE"):
-        lines = (f"{json.dumps(key)}: {json.dumps(value)}" for key, value in found.items())
+        lines = (f"{json.dumps(key)}: {json.dumps(value)}" for key, value in plain.items())
         path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
         return
-    wanted = read_json(path)
-    differences = list(find_differences(wanted, found, rtol, atol, name))
+    wanted = dict(leaves(read_json(path), name))
+    found = dict(leaves(plain, name))
+    assert found.keys() == wanted.keys()
+    differences = [
+        f"{at}: {wanted[at]!r} became {found[at]!r}"
+        for at in wanted
+        if not is_close(wanted[at], found[at], rtol, atol)
+    ]
     assert not differences, f"{len(differences)} differ:\n" + "\n".join(differences[:12])
 
 
-def find_differences(wanted, found, rtol, atol, at):
-    """Yield one line for each value that is missing or different in `wanted` or `found`."""
-    if isinstance(wanted, dict) and isinstance(found, dict):
-        for key in sorted({*wanted, *found}):
-            if key in wanted and key in found:
-                yield from find_differences(wanted[key], found[key], rtol, atol, f"{at}.{key}")
-            else:
-                yield f"{at}.{key}: only in the {'golden' if key in wanted else 'new'} values"
-    elif isinstance(wanted, list) and isinstance(found, list) and len(wanted) == len(found):
-        for i, (a, b) in enumerate(zip(wanted, found, strict=True)):
-            yield from find_differences(a, b, rtol, atol, f"{at}[{i}]")
-    elif is_number(wanted) and is_number(found):
-        if not math.isclose(wanted, found, rel_tol=rtol, abs_tol=atol):
-            yield f"{at}: {wanted!r} became {found!r}"
-    elif wanted != found:
-        yield f"{at}: {str(wanted)[:80]} became {str(found)[:80]}"
+def leaves(tree, at):
+    """Yield place and value of each number and text, and of each empty list or mapping."""
+    if isinstance(tree, dict | list) and tree:
+        for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
+            yield from leaves(value, f"{at}.{key}")
+    else:
+        yield at, tree
 
 
-def is_number(value):
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def is_close(wanted, found, rtol, atol):
+    is_number = [isinstance(x, int | float) and not isinstance(x, bool) for x in (wanted, found)]
+    if all(is_number):
+        return math.isclose(wanted, found, rel_tol=rtol, abs_tol=atol)
+    return wanted == found
 
 
 def to_plain(value):
