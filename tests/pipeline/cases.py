@@ -6,6 +6,9 @@ from lesionseg.core import Geometry, Volume
 from lesionseg.io.text import write_json
 from lesionseg.io.volumes import write_volume
 from lesionseg.phantoms import write_xray_phantoms
+from tests.commands import predict
+from tests.inference.networks import make_bright
+from tests.io.dicom_files import CT, grid_of, slice_elements, write_dicom_file
 
 
 def boxes(shape, *places, value=1):
@@ -25,6 +28,22 @@ def write_array(path, array, geometry=None):
 def write_scan(path, geometry, seed=0):
     noise = np.random.default_rng(seed).normal(100, 10, geometry.shape)
     write_array(path, noise.astype(np.float32), geometry)
+
+
+def write_dicom_series(folder, voxels, uid, prefix="", **elements):
+    """Write an MR series with slices 2 mm apart. An array `[z, y, x]` has a file per slice."""
+    grid = grid_of("SPL", spacing=(2.0, 1.0, 1.0), shape=voxels.shape)
+    shared = {"Modality": "MR", "SeriesInstanceUID": uid, "SeriesNumber": 3}
+    shared |= {"RescaleSlope": 1, "RescaleIntercept": 0, **elements}
+    for z, pixels in enumerate(voxels.astype(np.int16)):
+        file = folder / f"{prefix}{z:03d}.dcm"
+        write_dicom_file(file, pixels, CT, **shared, **slice_elements(grid, z))
+
+
+def predict_bright(bundle, source, output, **options):
+    """Run `predict` with a bundle of the network `Bright`. DICOM results are written on request."""
+    options = {"dicom_output": False, "architectures": {"mine": make_bright}, **options}
+    return predict(bundle, source, output, device="cpu", **options)
 
 
 def write_boxes(folder, case, *boxes, **more):

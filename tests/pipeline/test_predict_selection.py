@@ -7,10 +7,15 @@ from lesionseg.core import Geometry
 from lesionseg.errors import ConfigError
 from lesionseg.io.results.index import TABLE
 from lesionseg.io.text import read_csv
-from tests.commands import predict
-from tests.inference.networks import Bright, make_bright
-from tests.io.dicom_files import CT, DX, grid_of, slice_elements, write_dicom_file
-from tests.pipeline.cases import boxes, write_array, write_scan
+from tests.inference.networks import Bright
+from tests.io.dicom_files import DX, grid_of, write_dicom_file
+from tests.pipeline.cases import (
+    boxes,
+    predict_bright,
+    write_array,
+    write_dicom_series,
+    write_scan,
+)
 
 SHAPE = (12, 18, 20)
 GRID = grid_of("SPL", spacing=(2.0, 1.0, 1.0), shape=SHAPE)
@@ -18,33 +23,13 @@ VOXELS = np.random.default_rng(0).normal(100, 3, SHAPE) + 70 * boxes(SHAPE, (3, 
 
 
 def write_series(folder, uid, n_slices=12, modality="MR", description="", **elements):
-    for z in range(n_slices):
-        write_dicom_file(
-            folder / f"{z:03d}.dcm",
-            VOXELS[z].astype(np.int16),
-            CT,
-            Modality=modality,
-            SeriesInstanceUID=uid,
-            SeriesNumber=3,
-            SeriesDescription=description,
-            RescaleSlope=1,
-            RescaleIntercept=0,
-            **slice_elements(GRID, z),
-            **elements,
-        )
+    facts = {"Modality": modality, "SeriesDescription": description, **elements}
+    write_dicom_series(folder, VOXELS[:n_slices], uid, **facts)
 
 
-def run(bundle, source, output, dicom_output=False, **options):
+def run(*paths, **options):
     """Run `predict`. Return its outcome and its rows by case."""
-    outcome = predict(
-        bundle,
-        source,
-        output,
-        architectures={"mine": make_bright},
-        device="cpu",
-        dicom_output=dicom_output,
-        **options,
-    )
+    outcome = predict_bright(*paths, **options)
     return outcome, {row.case: row for row in outcome.rows}
 
 
@@ -158,13 +143,3 @@ def test_scan_without_contrast_is_blank_and_has_no_detection(bundle, tmp_path):
         row = rows[case]
         assert (row.n_candidates, row.n_accepted, row.volume_ml) == (0, 0, 0)
         assert "T1 is empty" in row.warning
-
-
-def test_spacing_in_micrometres_fails_and_is_stated(bundle, tmp_path):
-    micro = Geometry.from_spacing(SHAPE, (0.0015, 0.0015, 0.0015))
-    write_array(tmp_path / "in" / "a.nii", VOXELS.astype(np.float32), micro)
-    write_array(tmp_path / "in" / "b.nii", VOXELS.astype(np.float32))
-    outcome, rows = run(bundle, tmp_path / "in", tmp_path / "out")
-    assert (rows["a"].status, rows["b"].status, outcome.exit_status) == ("failed", "done", 3)
-    assert "0.0015 × 0.0015 × 0.0015 mm" in rows["a"].message
-    assert rows["a"].message.startswith("a.nii: ")

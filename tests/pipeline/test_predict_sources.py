@@ -17,14 +17,10 @@ from lesionseg.io.scans import find_scans
 from lesionseg.io.text import read_csv, read_json
 from lesionseg.io.volumes import read_volume
 from lesionseg.pipeline.predict_selection import Shard
-from tests.commands import predict
-from tests.inference.networks import make_bright
-from tests.io.dicom_files import CT, grid_of, slice_elements, write_dicom_file
-from tests.pipeline.cases import boxes, write_array
+from tests.pipeline.cases import boxes, predict_bright, write_array, write_dicom_series
 
 SHAPE = (12, 18, 20)
 TIMES = (".csv", ".log", "_failed.json")  # files that contain times
-GRID = grid_of("SPL", spacing=(2.0, 1.0, 1.0), shape=SHAPE)
 
 
 def make_image(seed):
@@ -40,31 +36,8 @@ def write(path, seed):
 
 
 def write_series(folder, seed, uid, number=3, prefix="IM"):
-    for z, pixels in enumerate(make_image(seed)):
-        write_dicom_file(
-            folder / f"{prefix}{z:03d}.dcm",
-            pixels.astype(np.int16),
-            CT,
-            Modality="MR",
-            SeriesInstanceUID=uid,
-            SeriesNumber=number,
-            StudyInstanceUID="1.2",
-            RescaleSlope=1,
-            RescaleIntercept=0,
-            **slice_elements(GRID, z),
-        )
-
-
-def run(bundle, source, output, **options):
-    return predict(
-        bundle,
-        source,
-        output,
-        architectures={"mine": make_bright},
-        device="cpu",
-        dicom_output=False,
-        **options,
-    )
+    numbers = {"SeriesNumber": number, "StudyInstanceUID": "1.2"}
+    write_dicom_series(folder, make_image(seed), uid, prefix, **numbers)
 
 
 def statuses(outcome):
@@ -110,25 +83,25 @@ def test_a_series_that_changed_is_predicted_again_and_another_fails(bundle, plac
     inbox, out = places
     series = inbox / "P1" / "FLAIR"
     write_series(series, 1, "1.2.3")
-    (row,) = run(bundle, inbox, out).rows
+    (row,) = predict_bright(bundle, inbox, out).rows
     assert (row.case, row.study_uid, row.series_uid) == ("P1_FLAIR", "1.2", "1.2.3")
     source = read_json(out / "P1_FLAIR_candidates.json")["source"]
     assert source == {"digest": row.digest, "study_uid": "1.2", "series_uid": "1.2.3"}
-    assert statuses(run(bundle, inbox, out)) == {"P1/FLAIR": "kept"}
+    assert statuses(predict_bright(bundle, inbox, out)) == {"P1/FLAIR": "kept"}
     write_series(series, 2, "1.2.3")
-    assert statuses(run(bundle, inbox, out)) == {"P1/FLAIR": "done"}
+    assert statuses(predict_bright(bundle, inbox, out)) == {"P1/FLAIR": "done"}
     before = contents(out)
     write_series(series, 3, "1.2.4")
-    assert statuses(run(bundle, inbox, out)) == {"P1/FLAIR": "failed"}
+    assert statuses(predict_bright(bundle, inbox, out)) == {"P1/FLAIR": "failed"}
     assert contents(out) == before
     # the same series again, but damaged: the earlier results stay
     write_series(series, 2, "1.2.3")
     (series / "IM005.dcm").unlink()
-    (row,) = run(bundle, inbox, out).rows
+    (row,) = predict_bright(bundle, inbox, out).rows
     assert (row.status, "evenly" in row.message) == ("failed", True)
     assert contents(out) == before
     write_series(series, 3, "1.2.4")
-    assert statuses(run(bundle, inbox, out, overwrite=True)) == {"P1/FLAIR": "done"}
+    assert statuses(predict_bright(bundle, inbox, out, overwrite=True)) == {"P1/FLAIR": "done"}
     assert contents(out) != before
     assert "PatientID" not in (out / TABLE).read_text() + str(before)
 
@@ -140,14 +113,14 @@ def test_name_that_is_not_utf_8_fails_only_its_case(bundle, places):
     write(inbox / "P1.nii.gz", 1)
     write(inbox / os.fsdecode(b"M\xfcller.nii.gz"), 2)
     (inbox / os.fsdecode(b"Bef\xfcnde.hdr")).touch()  # a file of an unknown format
-    first = run(bundle, inbox, out, json_lines=True)
+    first = predict_bright(bundle, inbox, out, json_lines=True)
     assert (statuses(first), first.exit_status) == ({name: "failed", "P1.nii.gz": "done"}, 3)
     rows = {row["path"]: row["message"] for row in read_csv(out / TABLE)}
     assert "bytes that are not UTF-8" in rows[name]
     assert r"Bef\udcfcnde.hdr" in rows[""]
     lines = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
     assert name in [line.get("path") for line in lines]
-    assert run(bundle, inbox, out).exit_status == 0  # the failure is known
+    assert predict_bright(bundle, inbox, out).exit_status == 0  # the failure is known
 
 
 @pytest.mark.parametrize("step", ["prepare", "infer"])
@@ -160,12 +133,12 @@ def test_series_that_grows_during_the_run_fails_and_is_predicted_on_the_next_nig
     last = inbox / "P1" / "IM011.dcm"
     late = last.rename(inbox.parent / last.name)
     with interrupted(step, lambda: shutil.copy(late, last)):
-        first = run(bundle, inbox, out)
+        first = predict_bright(bundle, inbox, out)
     (row,) = first.rows
     assert (row.status, first.exit_status) == ("failed", 3)
     assert "The scan changed while it was read" in row.message
     assert [file.name for file in out.glob("*P1_*")] == ["P1_failed.json"]
-    assert statuses(run(bundle, inbox, out)) == {"P1": "done"}
+    assert statuses(predict_bright(bundle, inbox, out)) == {"P1": "done"}
     assert len(read_mask(out, "P1")) == 12
 
 
@@ -173,10 +146,10 @@ def test_series_that_grows_during_the_run_fails_and_is_predicted_on_the_next_nig
 def test_file_that_is_replaced_during_the_run_keeps_its_earlier_results(bundle, places, step):
     inbox, out = places
     write(inbox / "a.nii.gz", 1)
-    run(bundle, inbox, out)
+    predict_bright(bundle, inbox, out)
     before = contents(out)
     with interrupted(step, lambda: write(inbox / "a.nii.gz", 2)):
-        (row,) = run(bundle, inbox, out, operating_point="score:0.9").rows
+        (row,) = predict_bright(bundle, inbox, out, operating_point="score:0.9").rows
     assert "The scan changed while it was read" in row.message
     assert contents(out) == before
 
@@ -185,60 +158,64 @@ def test_files_of_other_settings_than_those_of_their_row_are_not_kept(bundle, pl
     """Settings change, the run is killed before it writes the row, and they change back."""
     inbox, out = places
     write(inbox / "a.nii.gz", 1)
-    run(bundle, inbox, out)
+    predict_bright(bundle, inbox, out)
     before = contents(out)
     with monkeypatch.context() as patch:
         patch.setattr(PredictionIndex, "put", Mock(side_effect=KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            run(bundle, inbox, out, operating_point="score:0.99999")
+            predict_bright(bundle, inbox, out, operating_point="score:0.99999")
     assert contents(out) != before
-    assert statuses(run(bundle, inbox, out)) == {"a.nii.gz": "done"}
+    assert statuses(predict_bright(bundle, inbox, out)) == {"a.nii.gz": "done"}
     assert contents(out) == before
-    assert statuses(run(bundle, inbox, out)) == {"a.nii.gz": "kept"}
+    assert statuses(predict_bright(bundle, inbox, out)) == {"a.nii.gz": "kept"}
 
 
 def test_series_is_kept_if_a_glob_matches_some_slices_and_if_its_files_are_renamed(bundle, places):
     inbox, out = places
     write_series(inbox / "P1", 1, "1.2.3")
     glob = inbox / "*" / "IM00?.dcm"
-    assert statuses(run(bundle, glob, out)) == {"P1": "done"}
+    assert statuses(predict_bright(bundle, glob, out)) == {"P1": "done"}
     assert len(read_mask(out, "P1")) == 12
-    assert statuses(run(bundle, glob, out)) == {"P1": "kept"}
+    assert statuses(predict_bright(bundle, glob, out)) == {"P1": "kept"}
     for number, file in enumerate(sorted((inbox / "P1").iterdir(), reverse=True)):
         file.rename(file.with_name(f"x{number}.dcm"))
-    assert statuses(run(bundle, inbox, out)) == {"P1": "kept"}
+    assert statuses(predict_bright(bundle, inbox, out)) == {"P1": "kept"}
 
 
 @pytest.mark.parametrize(("first", "second"), [("1.2.3", "1.2.4"), (None, None)])
 def test_series_keeps_its_id_if_another_joins_or_leaves_its_folder(bundle, places, first, second):
     inbox, out = places
     write_series(inbox, 1, first, number=3, prefix="a")
-    assert [row.case for row in run(bundle, inbox, out).rows] == ["inbox"]
+    assert [row.case for row in predict_bright(bundle, inbox, out).rows] == ["inbox"]
     write_series(inbox, 2, second, number=4, prefix="b")
-    rows = {row.case: row.status for row in run(bundle, inbox, out).rows}
+    rows = {row.case: row.status for row in predict_bright(bundle, inbox, out).rows}
     assert rows.pop("inbox") == "kept"
     ((name, status),) = rows.items()
     assert (name[:8], status) == ("inbox_4_", "done")
     for file in inbox.glob("a*"):
         file.unlink()
-    assert [(r.case, r.status) for r in run(bundle, inbox, out).rows] == [(name, "kept")]
+    assert [(r.case, r.status) for r in predict_bright(bundle, inbox, out).rows] == [(name, "kept")]
 
 
-def test_series_keeps_its_shard_if_another_joins_its_folder(places):
-    """Its case id changes, and two jobs may list the folder before and after the change."""
+def test_scan_keeps_its_shard_if_the_input_grows_between_two_jobs(places):
+    """A division by position, or by the id of a series, would predict scans twice or never."""
     inbox, _ = places
 
     def shards():
-        scans = find_scans(inbox, 1).scans
-        return {scan.dicom.series_uid: i for i in range(8) for scan in Shard(i, 8).select(scans)}
+        scans = [
+            (i, scan) for i in range(8) for scan in Shard(i, 8).select(find_scans(inbox, 1).scans)
+        ]
+        return {scan.dicom.series_uid if scan.dicom else scan.case: i for i, scan in scans}
 
     for n in range(4):
         write_series(inbox / f"P{n}", 1, f"1.2.{n}")
+        write(inbox / f"film{n}.nii.gz", n)
     before = shards()
     for n in range(4):
         write_series(inbox / f"P{n}", 2, f"1.3.{n}", prefix="T1")
+        write(inbox / f"a{n}.nii.gz", n)
     after = shards()
-    assert len(after) == 8
+    assert len(after) == 16
     assert after.items() >= before.items()
 
 
@@ -247,12 +224,12 @@ def test_scans_of_a_table_keep_their_source(bundle, places):
     write_series(inbox / "scan", 1, "1.2.3")
     table = inbox / "list.csv"
     table.write_text("case,image\nA,scan\n")
-    (row,) = run(bundle, table, out).rows
+    (row,) = predict_bright(bundle, table, out).rows
     assert (row.case, row.status, row.series_uid) == ("A", "done", "1.2.3")
     write_series(inbox / "scan", 2, "1.2.4")
-    assert [r.status for r in run(bundle, table, out).rows] == ["failed"]
+    assert [r.status for r in predict_bright(bundle, table, out).rows] == ["failed"]
     table.write_text("case,image\nA,scan\nA,scan\n../B,scan\nC,scan\n")
-    found = {(row.case, row.status) for row in run(bundle, table, out).rows}
+    found = {(row.case, row.status) for row in predict_bright(bundle, table, out).rows}
     assert found == {("A", "failed"), ("'../B'", "failed"), ("C", "done")}
 
 
@@ -261,7 +238,7 @@ def test_broken_file_fails_only_its_own_series(bundle, places):
     write_series(inbox, 1, "1.2.3", prefix="a")
     write_series(inbox, 2, "1.2.4", number=4, prefix="b")
     whole = cut_header(inbox / "b005.dcm", "1.2.4")
-    rows = {row.series_uid: row for row in run(bundle, inbox, out).rows}
+    rows = {row.series_uid: row for row in predict_bright(bundle, inbox, out).rows}
     assert {uid: row.status for uid, row in rows.items()} == {"1.2.3": "done", "1.2.4": "failed"}
     assert "b005.dcm" in rows["1.2.4"].message
     # a series whose only file is broken
@@ -271,7 +248,7 @@ def test_broken_file_fails_only_its_own_series(bundle, places):
         file.unlink()
     cut_header(inbox / "c000.dcm", "1.2.5")
     found = {"series=3": "kept", "series=4": "done", "c000.dcm": "failed"}
-    assert statuses(run(bundle, inbox, out)) == found
+    assert statuses(predict_bright(bundle, inbox, out)) == found
 
 
 @pytest.mark.parametrize("n_files", [1, 2], ids=["only file", "one of two files"])
@@ -286,7 +263,7 @@ def test_broken_file_of_another_series_does_not_fail_the_only_whole_series(bundl
     expected = {"series=3": "done", broken.name: "failed"}
     if n_files == 2:
         expected["b000.dcm"] = "skipped"  # a single slice
-    outcome = run(bundle, inbox, out)
+    outcome = predict_bright(bundle, inbox, out)
     assert (statuses(outcome), outcome.exit_status) == (expected, 3)
 
 
@@ -298,11 +275,11 @@ def test_rows_of_cut_slices_end_when_the_series_is_copied_again(bundle, places):
     inbox, out = places
     write_series(inbox / "P1", 1, "1.2.3")
     whole = {file: cut_header(file, "1.2.3") for file in (inbox / "P1").iterdir()}
-    run(bundle, inbox, out)
+    predict_bright(bundle, inbox, out)
     assert {status for _, status in table_of(out)} == {"failed"}
     for file, content in whole.items():
         file.write_bytes(content)
-    run(bundle, inbox, out)
+    predict_bright(bundle, inbox, out)
     assert table_of(out) == [("P1", "done")]
 
 
@@ -310,11 +287,11 @@ def test_rows_of_a_clash_end_when_a_folder_is_renamed(bundle, places):
     inbox, out = places
     write(inbox / "a_b" / "c.nii.gz", 1)
     write(inbox / "a" / "b_c.nii.gz", 2)
-    run(bundle, inbox, out)
+    predict_bright(bundle, inbox, out)
     assert table_of(out) == [("a/b_c.nii.gz", "failed"), ("a_b/c.nii.gz", "failed")]
-    assert run(bundle, inbox, out).exit_status == 0  # the clash is known
+    assert predict_bright(bundle, inbox, out).exit_status == 0  # the clash is known
     (inbox / "a").rename(inbox / "x")
-    run(bundle, inbox, out)
+    predict_bright(bundle, inbox, out)
     assert table_of(out) == [("a_b/c.nii.gz", "done"), ("x/b_c.nii.gz", "done")]
 
 
@@ -324,10 +301,10 @@ def test_row_of_a_failure_stays_if_its_file_is_gone(bundle, places):
     for patient in ("P1", "P2"):
         write(inbox / patient / "a.nii.gz", 1)
         (inbox / patient / "b.nii.gz").write_text("no image")
-    run(bundle, inbox, out)
+    predict_bright(bundle, inbox, out)
     (inbox / "P1" / "b.nii.gz").unlink()
     shutil.rmtree(inbox / "P2")
-    run(bundle, inbox, out)
+    predict_bright(bundle, inbox, out)
     remaining = {"a": "kept", "b": "failed"}.items()
     expected = [(f"{p}/{x}.nii.gz", status) for p in ("P1", "P2") for x, status in remaining]
     assert table_of(out) == expected
@@ -340,10 +317,10 @@ def test_series_is_tried_again_without_its_broken_file(bundle, places):
     last = inbox / "IM011.dcm"
     cut_header(last, "1.2.3")
     for status in (3, 0):  # the second time, the failure is known
-        outcome = run(bundle, inbox, out)
+        outcome = predict_bright(bundle, inbox, out)
         assert (statuses(outcome), outcome.exit_status) == ({"inbox": "failed"}, status)
     last.unlink()
-    assert statuses(run(bundle, inbox, out)) == {"inbox": "done"}
+    assert statuses(predict_bright(bundle, inbox, out)) == {"inbox": "done"}
     assert len(read_mask(out, "inbox")) == 11
 
 
@@ -363,7 +340,7 @@ def test_link_to_nothing_has_a_row(bundle, places, name, status, source):
     inbox, out = places
     write(inbox / "a.nii.gz", seed=1)
     (inbox / name).symlink_to(".git/annex/objects/B")
-    outcome = run(bundle, inbox / source, out)
+    outcome = predict_bright(bundle, inbox / source, out)
     assert outcome.exit_status == (3 if status == "failed" else 0)
     rows = {row["case"]: row for row in read_csv(out / TABLE)}
     assert rows.pop("a")["status"] == "done"
@@ -379,5 +356,5 @@ def test_series_with_a_slice_that_is_a_link_to_nothing_fails(bundle, places):
     last = inbox / "P1" / "IM011.dcm"
     last.unlink()
     last.symlink_to("gone")  # without the row, the series would be shorter by a slice
-    (row,) = run(bundle, inbox, out).rows
+    (row,) = predict_bright(bundle, inbox, out).rows
     assert (row.status, "points to nothing" in row.message) == ("failed", True)
