@@ -21,13 +21,10 @@ from lesionseg.io.results.index import TABLE
 from lesionseg.io.text import read_csv, read_json, write_csv, write_json
 from lesionseg.io.volumes import read_volume
 from lesionseg.training.tile_stream import START_METHOD
-from tests.commands import predict
 from tests.inference.networks import Bright
-from tests.io.dicom_files import CT, grid_of, slice_elements, write_dicom_file
-from tests.pipeline.cases import write_array
+from tests.pipeline.cases import predict_bright, write_array, write_dicom_series
 
 SHAPE = (8, 12, 14)
-GRID = grid_of("SPL", spacing=(2.0, 1.0, 1.0), shape=SHAPE)
 
 
 def make_lesion(patient):
@@ -56,25 +53,10 @@ def write_series(folder, patient):
 
     Series number and file names are the same for all patients.
     """
-    for z, pixels in enumerate(make_image(patient)):
-        write_dicom_file(
-            folder / f"IM{z:03d}.dcm",
-            pixels.astype(np.int16),
-            CT,
-            Modality="MR",
-            PatientID=f"secret{patient}",
-            StudyInstanceUID=f"1.2.{patient}",
-            SeriesInstanceUID=f"1.2.{patient}.3",
-            SOPInstanceUID=f"1.2.{patient}.3.{z}",
-            SeriesNumber=3,
-            SeriesDescription="FLAIR",
-            StudyDate=f"202601{patient + 1:02d}",
-            Manufacturer="ACME",
-            StationName=f"MR{patient}",
-            RescaleSlope=1,
-            RescaleIntercept=0,
-            **slice_elements(GRID, z),
-        )
+    facts = {"PatientID": f"secret{patient}", "StudyInstanceUID": f"1.2.{patient}"}
+    facts |= {"SeriesDescription": "FLAIR", "StudyDate": f"202601{patient + 1:02d}"}
+    facts |= {"Manufacturer": "ACME", "StationName": f"MR{patient}"}
+    write_dicom_series(folder, make_image(patient), f"1.2.{patient}.3", "IM", **facts)
 
 
 @dataclass(frozen=True)
@@ -123,14 +105,8 @@ class NightlyOutput:
 
     def predict(self, source):
         """Predict a folder. Return the outcome."""
-        return predict(
-            self.bundle,
-            source,
-            self.folder,
-            device="cpu",
-            dicom_output=False,
-            architectures={"mine": lambda _: self.architecture()},
-        )
+        own = {"mine": lambda _: self.architecture()}
+        return predict_bright(self.bundle, source, self.folder, architectures=own)
 
     def store_results(self, new):
         """Store the digests of new results, given as pairs of case and patient."""

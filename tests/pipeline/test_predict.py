@@ -22,13 +22,11 @@ from lesionseg.io.results.index import find_predictions
 from lesionseg.io.text import read_csv, read_json
 from lesionseg.io.volumes import read_volume, write_volume
 from lesionseg.pipeline import predict_case
-from tests.commands import evaluate, predict, report
-from tests.evaluation.test_drift import make_rows, write_rows
+from tests.commands import evaluate, report
 from tests.inference.networks import Bright, make_bright
-from tests.pipeline.cases import boxes, write_array
+from tests.pipeline.cases import boxes, predict_bright, write_array
 
 SHAPE = (12, 18, 20)
-MINE = {"mine": make_bright}
 
 
 @pytest.fixture
@@ -44,10 +42,6 @@ def scans(tmp_path, rng):
     }.items():
         write_array(folder / name, image, Geometry(SHAPE, affine))
     return folder
-
-
-def run(bundle, source, output, **options):
-    return predict(bundle, source, output, architectures=MINE, **options)
 
 
 def statuses(outcome):
@@ -88,7 +82,7 @@ def test_night_with_a_drift_ends_with_its_sentence_and_status_0(bundle, scans, t
 
 def test_every_scan_gets_its_files_in_its_own_format_and_geometry(bundle, scans, tmp_path):
     out = tmp_path / "out"
-    outcome = run(bundle, scans, out, save_probabilities=True)
+    outcome = predict_bright(bundle, scans, out, save_probabilities=True)
     assert outcome.exit_status == 0
     assert statuses(outcome) == dict.fromkeys(CASES, "done")
     found = find_predictions(out)
@@ -142,14 +136,14 @@ def test_labels_whose_columns_would_agree_have_different_columns():
 
 def test_second_run_keeps_unchanged_cases(bundle, scans, tmp_path):
     out = tmp_path / "out"
-    run(bundle, scans, out)
+    predict_bright(bundle, scans, out)
     before = contents(out)
     (out / "more_b_mask.mha").unlink()
     os.utime(scans / "more" / "c.nii", (1, 1))  # another date, the same content
     expected = {"a": "kept", "more_b": "done", "more_c": "kept"}
-    assert statuses(run(bundle, scans, out)) == expected
+    assert statuses(predict_bright(bundle, scans, out)) == expected
     assert contents(out) == before
-    again = run(bundle, scans, out, operating_point="score:0.2")
+    again = predict_bright(bundle, scans, out, operating_point="score:0.2")
     assert statuses(again) == dict.fromkeys(CASES, "done")
 
 
@@ -162,49 +156,51 @@ def test_preview_is_written_where_it_is_missing_and_removed_with_its_case(
     def previews():
         return {file.name for file in out.glob("*.png")}
 
-    run(bundle, scans, out)
+    predict_bright(bundle, scans, out)
     before = contents(out)
     assert previews() == set()
-    assert statuses(run(bundle, scans, out, preview=True)) == dict.fromkeys(CASES, "done")
+    assert statuses(predict_bright(bundle, scans, out, preview=True)) == dict.fromkeys(
+        CASES, "done"
+    )
     assert previews() == everything
     assert contents(out).items() >= before.items()
     # neither setting predicts a complete case again
     for preview in (True, False):
-        again = run(bundle, scans, out, preview=preview)
+        again = predict_bright(bundle, scans, out, preview=preview)
         assert statuses(again) == dict.fromkeys(CASES, "kept")
         assert previews() == everything
     (out / "more_b_preview.png").unlink()
     expected = {"a": "kept", "more_b": "done", "more_c": "kept"}
-    assert statuses(run(bundle, scans, out, preview=True)) == expected
+    assert statuses(predict_bright(bundle, scans, out, preview=True)) == expected
     # a picture that cannot be drawn fails its case, and the earlier files stay
     (out / "a_preview.png").unlink()
     with monkeypatch.context() as patch:
         patch.setattr("matplotlib.figure.Figure.savefig", lambda *_, **__: 1 / 0)
-        assert statuses(run(bundle, scans, out, preview=True))["a"] == "failed"
+        assert statuses(predict_bright(bundle, scans, out, preview=True))["a"] == "failed"
     assert (out / "a_candidates.json").is_file()
     assert not [*out.glob(".a*")]
     # results of other settings replace the pictures
-    run(bundle, scans, out, operating_point="score:0.2")
+    predict_bright(bundle, scans, out, operating_point="score:0.2")
     assert previews() == set()
 
 
 def test_preview_would_replace_the_mask_of_a_case_with_this_name(bundle, scans, tmp_path):
     (scans / "a.nii.gz").rename(scans / "a_preview.nii.gz")
-    outcome = run(bundle, scans, tmp_path / "out", names="nnunet", preview=True)
+    outcome = predict_bright(bundle, scans, tmp_path / "out", names="nnunet", preview=True)
     assert statuses(outcome) == {"a_preview": "failed", "more_b": "done", "more_c": "done"}
     with pytest.raises(ConfigError, match="preview"):
-        run(bundle, scans, tmp_path / "out", preview="often")
+        predict_bright(bundle, scans, tmp_path / "out", preview="often")
 
 
 def test_failed_cases_get_rows_and_leave_no_files(bundle, scans, tmp_path):
     out = tmp_path / "out"
-    run(bundle, scans, out)
+    predict_bright(bundle, scans, out)
     whole = (scans / "a.nii.gz").read_bytes()
     (scans / "cut.nii.gz").write_bytes(whole[: len(whole) // 2])
     nan = read_volume(scans / "more" / "c.nii")
     nan.array[0, 0, 0, 0] = np.nan
     write_volume(scans / "nan.nii", nan)
-    outcome = run(bundle, scans, out)
+    outcome = predict_bright(bundle, scans, out)
     expected = {**dict.fromkeys(CASES, "kept"), "cut": "failed", "nan": "failed"}
     assert (statuses(outcome), outcome.exit_status) == (expected, 3)
     left = {f.name for f in out.iterdir() if f.name.startswith(("cut", "nan", "."))}
@@ -217,7 +213,7 @@ def test_warning_of_the_reader_is_in_the_row_and_in_the_case_file(bundle, scans,
     image = nibabel.load(scans / "a.nii.gz")
     image.set_sform(np.diag([-1.0, 1, 1, 1]) @ image.affine, code=1)
     nibabel.save(image, scans / "a.nii.gz")
-    (row,) = run(bundle, scans / "a.nii.gz", tmp_path / "out").rows
+    (row,) = predict_bright(bundle, scans / "a.nii.gz", tmp_path / "out").rows
     assert row.status == "done"
     assert "left and right" in row.warning
     assert str(tmp_path) not in row.warning
@@ -234,7 +230,7 @@ def test_missing_bundle_or_input_and_unusable_output_are_refused(bundle, tmp_pat
         ((tmp_path / "empty", scans, tmp_path / "out"), BundleError),
     ):
         with pytest.raises(error):
-            run(*paths)
+            predict_bright(*paths)
 
 
 @pytest.mark.parametrize("source", ["inbox", "inbox/*", "inbox/more", "inbox/more/c.nii"])
@@ -242,29 +238,19 @@ def test_output_that_contains_the_input_is_refused(bundle, tmp_path, scans, sour
     """Otherwise, the scans of subfolders would be left out as results without a message."""
     scans.rename(tmp_path / "inbox")
     with pytest.raises(ConfigError, match="contains the input"):
-        run(bundle, tmp_path / source, tmp_path)
+        predict_bright(bundle, tmp_path / source, tmp_path)
     assert not list(tmp_path.glob("predictions*"))
     for output in (tmp_path / "out", tmp_path / "inbox" / "out"):
-        assert run(bundle, tmp_path / source, output).exit_status == 0
+        assert predict_bright(bundle, tmp_path / source, output).exit_status == 0
 
 
 def test_shards_divide_the_cases_and_a_last_call_joins_their_tables(bundle, scans, tmp_path):
     out = tmp_path / "out"
-    shares = [run(bundle, scans, out, num_shards=3, shard_index=i) for i in range(3)]
+    shares = [predict_bright(bundle, scans, out, num_shards=3, shard_index=i) for i in range(3)]
     assert [list(statuses(share)) for share in shares] == [[], ["more_c"], ["a", "more_b"]]
     assert not (out / "predictions.csv").exists()
-    assert statuses(run(bundle, scans, out)) == dict.fromkeys(CASES, "kept")
+    assert statuses(predict_bright(bundle, scans, out)) == dict.fromkeys(CASES, "kept")
     assert [row["case"] for row in read_csv(out / "predictions.csv")] == [*CASES]
-
-
-def test_scans_keep_their_shard_if_the_input_grows_between_two_jobs(bundle, scans, tmp_path):
-    """A division by position would predict `more_c` in two jobs, and `more_b` in none."""
-    out = tmp_path / "out"
-    first = run(bundle, scans, out, num_shards=3, shard_index=2)
-    shutil.copy(scans / "a.nii.gz", scans / "0.nii.gz")
-    others = [run(bundle, scans, out, num_shards=3, shard_index=i) for i in (0, 1)]
-    assert list(statuses(first)) == ["a", "more_b"]
-    assert [case for share in others for case in statuses(share)] == ["0", "more_c"]
 
 
 def test_runs_that_divide_the_scans_otherwise_do_not_run_together(
@@ -283,16 +269,16 @@ def test_runs_that_divide_the_scans_otherwise_do_not_run_together(
             locked_folder(out, f".{lock}.csv.lock"),
             pytest.raises(OutputError, match="another process is writing"),
         ):
-            run(bundle, scans, out, **others)
+            predict_bright(bundle, scans, out, **others)
     with locked_folder(out, ".predictions_0_of_2.csv.lock"):
-        assert run(bundle, scans, out, **second).exit_status == 0
+        assert predict_bright(bundle, scans, out, **second).exit_status == 0
     (out / ".predictions_0_of_2.csv.lock").touch()  # of a killed process
-    assert run(bundle, scans, out).exit_status == 0
+    assert predict_bright(bundle, scans, out).exit_status == 0
 
 
 def test_shard_without_scans_does_not_fail(bundle, scans, tmp_path):
     (tmp_path / "out").mkdir()  # by another job
-    shard = run(bundle, scans, tmp_path / "out", num_shards=4, shard_index=2)
+    shard = predict_bright(bundle, scans, tmp_path / "out", num_shards=4, shard_index=2)
     assert (shard.rows, shard.exit_status) == ((), 0)
     assert not any(line.startswith("Wrote") for line in shard.summary())
     assert "none of 3 scans" in (tmp_path / "out" / "predictions_2_of_4.log").read_text()
@@ -302,7 +288,8 @@ def test_python_returns_the_table_of_a_shard_and_of_a_url(bundle, scans, tmp_pat
     fsspec = pytest.importorskip("fsspec")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     make_predictor = predict_case.make_predictor
-    monkeypatch.setattr(predict_case, "make_predictor", lambda cfg, _: make_predictor(cfg, MINE))
+    mine = {"mine": make_bright}
+    monkeypatch.setattr(predict_case, "make_predictor", lambda cfg, _: make_predictor(cfg, mine))
     url = f"memory://{tmp_path.name}"
     assert list(lesionseg.predict(bundle, scans / "a.nii.gz", url).case) == ["a"]
     store = fsspec.filesystem("memory")
@@ -325,7 +312,7 @@ def test_results_at_a_url_are_kept_by_a_machine_that_downloads_no_mask(
 
     def run_on(machine):
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / machine))
-        return statuses(run(bundle, scans, url))
+        return statuses(predict_bright(bundle, scans, url))
 
     expected = {"cut": "failed"} | dict.fromkeys(CASES, "done")
     assert run_on("first") == expected
@@ -340,9 +327,9 @@ def test_results_at_a_url_are_kept_by_a_machine_that_downloads_no_mask(
 
 
 def test_little_memory_changes_no_result(bundle, scans, tmp_path):
-    run(bundle, scans, tmp_path / "plenty", names="nnunet")
+    predict_bright(bundle, scans, tmp_path / "plenty", names="nnunet")
     limits = {"max_memory_gb": 1e-6}
-    run(bundle, scans, tmp_path / "little", names="nnunet", inference=limits)
+    predict_bright(bundle, scans, tmp_path / "little", names="nnunet", inference=limits)
     assert contents(tmp_path / "plenty") == contents(tmp_path / "little")
     assert not (tmp_path / "little" / "a_mask.nii.gz").exists()
 
@@ -365,7 +352,7 @@ def test_bids_reader_and_evaluate_read_results_named_as_in_bids(bundle, bids, tm
     places = bundle, f"{bids}/sub-1/*/anat/*_FLAIR.nii.gz", out
     session = "sub-1_ses-a"
     cases = (session, "sub-1_ses-b_run-1", "sub-1_ses-b_run-2")
-    assert statuses(run(*places, names="bids")) == dict.fromkeys(cases, "done")
+    assert statuses(predict_bright(*places, names="bids")) == dict.fromkeys(cases, "done")
     description = read_json(out / "dataset_description.json")
     assert description["DatasetType"] == "derivative"
     made_by = {"Name": "lesionseg", "Version": lesionseg.__version__}
@@ -379,7 +366,7 @@ def test_bids_reader_and_evaluate_read_results_named_as_in_bids(bundle, bids, tm
     assert scored.scores["lesion_recall"].value == 1
     assert scored.scores["n_cases"].value == 3
 
-    assert statuses(run(*places, names="bids")) == dict.fromkeys(cases, "kept")
+    assert statuses(predict_bright(*places, names="bids")) == dict.fromkeys(cases, "kept")
     for file in out.glob("*_run-*"):  # the reader takes one mask of a session
         file.unlink()
     (case,) = read_dataset(bids).cases
@@ -394,7 +381,7 @@ def test_bids_names_need_a_subject_and_one_scan_per_name(bundle, bids, scans, tm
         (scans, CASES, "sub-<label>"),
         (session, ["sub-1_ses-a"], "glob"),
     ):
-        outcome = run(bundle, source, tmp_path / "out", names="bids")
+        outcome = predict_bright(bundle, source, tmp_path / "out", names="bids")
         assert statuses(outcome) == dict.fromkeys(cases, "failed")
         assert all(advice in row.message for row in outcome.rows)
 
@@ -416,20 +403,20 @@ def test_regions_are_painted_and_zones_named(plan, scans, zones, tmp_path):
     write_bundle(tmp_path / "bundle", Bright(n_labels=2), mine, "")
     own = {"architectures": {"mine": lambda _: Bright(n_labels=2)}, "zones": zones}
     paths = tmp_path / "bundle", scans / "a.nii.gz", tmp_path / "out"
-    amounts = predict(*paths, **own).rows[0].amounts
+    amounts = predict_bright(*paths, **own).rows[0].amounts
     assert amounts["zone_count_front"] == amounts["zone_count_back"] == 1
     assert (tmp_path / "out" / "a_regions.nii.gz").is_file()
     (zones / "names.csv").write_text("1,front\n2,rear\n")
-    assert predict(*paths, **own).rows[0].amounts["zone_count_rear"] == 1
+    assert predict_bright(*paths, **own).rows[0].amounts["zone_count_rear"] == 1
 
 
 def test_candidates_outside_the_kept_zones_are_not_accepted(bundle, scans, zones, tmp_path):
     scan, out = scans / "a.nii.gz", tmp_path / "out"
-    whole = run(bundle, scan, out, zones=zones).rows[0]
+    whole = predict_bright(bundle, scan, out, zones=zones).rows[0]
     assert (whole.n_candidates, whole.n_accepted, whole.warning) == (2, 2, "")
     assert "n_outside" not in (out / "a_candidates.json").read_text()
 
-    (row,) = run(bundle, scan, out, zones=zones, inference={"keep_zones": ["back"]}).rows
+    (row,) = predict_bright(bundle, scan, out, zones=zones, inference={"keep_zones": ["back"]}).rows
     assert (row.status, row.n_candidates, row.n_accepted) == ("done", 2, 1)
     assert row.warning.startswith("1 candidate outside the kept zones")
     assert (row.amounts["zone_count_front"], row.amounts["zone_count_back"]) == (0, 1)
@@ -453,10 +440,10 @@ def test_scores_and_page_count_the_candidates_outside_the_kept_zones(
 ):
     scan, out, scores = scans / "a.nii.gz", tmp_path / "out", tmp_path / "scores"
     references = tmp_path / "references"
-    run(bundle, scan, tmp_path / "masks", zones=zones)  # both lesions
+    predict_bright(bundle, scan, tmp_path / "masks", zones=zones)  # both lesions
     references.mkdir()
     shutil.copy(tmp_path / "masks" / "a_mask.nii.gz", references / "a.nii.gz")
-    run(bundle, scan, out, zones=zones, inference={"keep_zones": ["back"]})
+    predict_bright(bundle, scan, out, zones=zones, inference={"keep_zones": ["back"]})
     # another operating point ignores the zones
     for settings, n_outside in (({}, 1), ({"operating_point": "score:0.1"}, 0)):
         evaluate(references, out, scores, replicates=0, **settings)
@@ -469,16 +456,18 @@ def test_kept_zones_need_their_names_and_masks(bundle, scans, zones, tmp_path):
     out = tmp_path / "out"
     back = {"keep_zones": ["back"]}
     with pytest.raises(ConfigError, match="zones=FOLDER"):
-        run(bundle, scans, out, inference=back)
+        predict_bright(bundle, scans, out, inference=back)
     with pytest.raises(ConfigError, match=r"rear.*front, back"):
-        run(bundle, scans, out, zones=zones, inference={"keep_zones": ["back", "rear"]})
-    outcome = run(bundle, scans, out, zones=zones, inference=back)
+        predict_bright(bundle, scans, out, zones=zones, inference={"keep_zones": ["back", "rear"]})
+    outcome = predict_bright(bundle, scans, out, zones=zones, inference=back)
     assert statuses(outcome) == {"a": "done", "more_b": "failed", "more_c": "failed"}
     assert "keep_zones" in outcome.rows[1].message
     (zones / "names.csv").unlink()
     with pytest.raises(ConfigError, match="values of the masks"):
-        run(bundle, scans, out, zones=zones, inference=back)
-    (row,) = run(bundle, scans / "a.nii.gz", out, zones=zones, inference={"keep_zones": [1]}).rows
+        predict_bright(bundle, scans, out, zones=zones, inference=back)
+    (row,) = predict_bright(
+        bundle, scans / "a.nii.gz", out, zones=zones, inference={"keep_zones": [1]}
+    ).rows
     assert row.amounts["zone_count_1"] == row.n_accepted == 1
 
 
@@ -500,8 +489,8 @@ def test_workers_of_a_cluster_get_absolute_paths(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_cluster_writes_the_same_files_as_one_machine(cluster, bundle, scans, tmp_path):
     (scans / "bad.nii.gz").write_text("no image")
-    here = run(bundle, scans, tmp_path / "here")
-    there = run(bundle, scans, tmp_path / "there", engine="ray", device="cpu")
+    here = predict_bright(bundle, scans, tmp_path / "here")
+    there = predict_bright(bundle, scans, tmp_path / "there", engine="ray")
     assert statuses(there) == statuses(here)
     assert contents(tmp_path / "there") == contents(tmp_path / "here")
 
@@ -520,14 +509,9 @@ def test_only_the_case_that_kills_its_workers_fails(cluster, bundle, scans, tmp_
     write_volume(scans / "d.nii", scan)
     scan.array[0, 0, 0, 0] = 1e6
     write_volume(scans / "a.nii.gz", scan)
-    outcome = predict(
-        bundle,
-        scans,
-        tmp_path / "out",
-        engine="ray",
-        device="cpu",
-        architectures={"mine": lambda _: Dying()},
-    )
+    dying = {"mine": lambda _: Dying()}
+    paths = bundle, scans, tmp_path / "out"
+    outcome = predict_bright(*paths, engine="ray", architectures=dying)
     assert statuses(outcome) == {"a": "failed", "d": "done", "more_b": "done", "more_c": "done"}
 
 
@@ -538,6 +522,6 @@ def test_several_bundles_state_their_disagreement_in_table_and_case_file(
     write_bundle(tmp_path / "second", Bright(level=9.0), second, "")  # it marks nothing
     for bundles, expected in ([bundle], ""), ([bundle, tmp_path / "second"], "1.0"):
         out = tmp_path / f"out{len(bundles)}"
-        run([*map(str, bundles)], scans / "a.nii.gz", out)
+        predict_bright([*map(str, bundles)], scans / "a.nii.gz", out)
         stated = read_json(out / "a_candidates.json")["row"].get("disagreement", "")
         assert read_csv(out / "predictions.csv")[0]["disagreement"] == str(stated) == expected

@@ -22,6 +22,23 @@ from tests.pipeline.cases import write_scan
 GRID = Geometry.from_spacing((12, 18, 20), (1.0, 1.0, 1.0))
 
 
+@pytest.mark.skipif(not hasattr(os, "O_NOFOLLOW"), reason="Windows cannot refuse links")
+@pytest.mark.parametrize("name", ["predictions.log", "predictions.jsonl"])
+def test_log_is_not_written_through_a_link_or_into_a_folder(run_predict, tmp_path, name):
+    write_scan(tmp_path / "in" / "a.nii.gz", GRID)
+    log = tmp_path / "out" / name
+    log.mkdir(parents=True)
+    status, _, messages = run_predict("json_lines=true")
+    assert status == 1
+    assert re.fullmatch(rf"Error: .*{name}: cannot be written: .*\n?", messages)
+    log.rmdir()
+    (tmp_path / "other").write_text("mine")
+    log.symlink_to(tmp_path / "other")
+    status, _, messages = run_predict("json_lines=true")
+    assert (status, messages.count("it is a link")) == (1, 1)
+    assert (tmp_path / "other").read_text() == "mine"
+
+
 @pytest.fixture
 def small_bundle(tmp_path, plan):
     """Write a bundle that the command line can load."""
@@ -77,26 +94,6 @@ def test_logs_of_earlier_runs_become_private(run_predict, tmp_path):
         assert run_predict("json_lines=true", f"private={private}")[0] == 0
         is_private = [file.stat().st_mode & 0o077 == 0 for file in logs]
         assert is_private == [private == "true"] * 2
-
-
-def test_log_that_cannot_be_written_is_one_sentence(run_predict, tmp_path):
-    write_scan(tmp_path / "in" / "a.nii.gz", GRID)
-    (tmp_path / "out" / "predictions.log").mkdir(parents=True)
-    status, _, messages = run_predict()
-    assert status == 1
-    assert re.fullmatch(r"Error: .*predictions\.log: cannot be written: .*\n?", messages)
-
-
-@pytest.mark.skipif(not hasattr(os, "O_NOFOLLOW"), reason="Windows cannot refuse links")
-@pytest.mark.parametrize("name", ["predictions.log", "predictions.jsonl"])
-def test_log_is_not_written_through_a_link(run_predict, tmp_path, name):
-    write_scan(tmp_path / "in" / "a.nii.gz", GRID)
-    (tmp_path / "out").mkdir()
-    (tmp_path / "other").write_text("mine")
-    (tmp_path / "out" / name).symlink_to(tmp_path / "other")
-    status, _, messages = run_predict("json_lines=true")
-    assert (status, messages.count("it is a link")) == (1, 1)
-    assert (tmp_path / "other").read_text() == "mine"
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
