@@ -42,23 +42,34 @@ def machine(tmp_path):
     return write
 
 
+def to_bytes(gib):
+    """Return a number of GiB in bytes. Words stay as they are."""
+    return gib if isinstance(gib, str) else int(gib * GIB)
+
+
 def group_v2(folder, limit, used, cached=0):
-    """Return the files of a control group of version 2, with new and old files in its cache."""
-    statistics = f"anon 5\ninactive_file {cached // 2}\nactive_file {cached // 2}\nslab 1\n"
-    names = ("memory.max", "memory.current", "memory.stat")
-    texts = (f"{limit}\n", f"{used}\n", statistics)
-    return {f"{folder}{name}": text for name, text in zip(names, texts, strict=True)}
+    """Return the files of a control group of version 2, from GiB. Half of its cache is old."""
+    half = to_bytes(cached / 2)
+    texts = {
+        "max": f"{to_bytes(limit)}\n",
+        "current": f"{to_bytes(used)}\n",
+        "stat": f"anon 5\ninactive_file {half}\nactive_file {half}\nslab 1\n",
+    }
+    return {f"{folder}memory.{name}": text for name, text in texts.items()}
 
 
 def group_v1(folder, limit, used, cached=0):
-    """Return the files of a control group of version 1, with a child group that caches files."""
-    statistics = f"inactive_file 7\ntotal_inactive_file {cached}\ntotal_active_file 0\n"
-    names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "memory.stat")
-    texts = (f"{limit}\n", f"{used}\n", statistics)
-    return {f"memory/{folder}{name}": text for name, text in zip(names, texts, strict=True)}
+    """Return the files of a control group of version 1, from GiB. A child group caches files."""
+    cache = f"total_inactive_file {to_bytes(cached)}\ntotal_active_file 0\n"
+    texts = {
+        "limit_in_bytes": f"{to_bytes(limit)}\n",
+        "usage_in_bytes": f"{to_bytes(used)}\n",
+        "stat": f"inactive_file 7\n{cache}",
+    }
+    return {f"memory/{folder}memory.{name}": text for name, text in texts.items()}
 
 
-NO_LIMIT_V1 = 2**63 - 4096  # as Linux states it
+NO_LIMIT_V1 = str(2**63 - 4096)  # as Linux states it
 V1_LINES = "12:cpuset:/\n9:cpu,memory:/slurm/job_7/step_0\n0::/init.scope\n"
 CHILD = "job_7/step_0/user/"
 
@@ -70,37 +81,37 @@ NO_LIMIT = 500_000_000 * 1024 / GIB  # the available memory of the machine
     ("groups", "files", "limit", "free"),
     [
         # a container with its own namespace: the root's files are those of the container
-        ("0::/\n", group_v2("", 16 * GIB, 6 * GIB, cached=2 * GIB), 16, 12),
+        ("0::/\n", group_v2("", 16, 6, cached=2), 16, 12),
         # a container that sees the path of the machine, which does not exist within it
-        ("0::/docker/4f\n", group_v2("", 16 * GIB, 6 * GIB), 16, 10),
-        ("0::/../4f\n", group_v2("", 16 * GIB, 6 * GIB), 16, 10),
+        ("0::/docker/4f\n", group_v2("", 16, 6), 16, 10),
+        ("0::/../4f\n", group_v2("", 16, 6), 16, 10),
         # SLURM: the limit is that of the job, two levels above the task
         (
             f"0::/{CHILD}\n",
-            group_v2(CHILD, "max", GIB) | group_v2("job_7/", 16 * GIB, 4 * GIB),
+            group_v2(CHILD, "max", 1) | group_v2("job_7/", 16, 4),
             16,
             12,
         ),
         # the smallest limit and the least free memory are of different groups
         (
             f"0::/{CHILD}\n",
-            group_v2(CHILD, 8 * GIB, GIB) | group_v2("job_7/", 16 * GIB, 11 * GIB),
+            group_v2(CHILD, 8, 1) | group_v2("job_7/", 16, 11),
             8,
             5,
         ),
         (
             V1_LINES,
-            group_v1("slurm/job_7/step_0/", NO_LIMIT_V1, GIB)
-            | group_v1("slurm/job_7/", 16 * GIB, 6 * GIB, cached=2 * GIB),
+            group_v1("slurm/job_7/step_0/", NO_LIMIT_V1, 1)
+            | group_v1("slurm/job_7/", 16, 6, cached=2),
             16,
             12,
         ),
-        (V1_LINES, group_v1("", 16 * GIB, 6 * GIB), 16, 10),  # a container
+        (V1_LINES, group_v1("", 16, 6), 16, 10),  # a container
         # more is used than allowed, until the kernel frees memory
-        ("0::/\n", group_v2("", 16 * GIB, 17 * GIB), 16, 0),
+        ("0::/\n", group_v2("", 16, 17), 16, 0),
         # no limit
-        ("0::/user.slice\n", group_v2("user.slice/", "max", GIB), 512, NO_LIMIT),
-        (V1_LINES, group_v1("", NO_LIMIT_V1, GIB), 512, NO_LIMIT),
+        ("0::/user.slice\n", group_v2("user.slice/", "max", 1), 512, NO_LIMIT),
+        (V1_LINES, group_v1("", NO_LIMIT_V1, 1), 512, NO_LIMIT),
         (V1_LINES, {}, 512, NO_LIMIT),  # the files are not mounted
         ("", {}, 512, NO_LIMIT),
     ],

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lesionseg.cli import run
+from lesionseg.config import DataConfig
 from lesionseg.io.text import read_json
-from tests.flow.cases import SMALL, TILE, write_raw
+from lesionseg.pipeline.survey import take_survey
+from tests.flow.cases import write_raw
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,14 +27,9 @@ def raw(tmp_path):
     return write_raw(tmp_path / "raw", {"background": 0, "lesion": 1}, cases, file_ending=".nii.gz")
 
 
-def prepare_roles(raw, folder, *settings):
-    """Run `prepare`. Return the cases of each role."""
-    given = [f"data.root={raw}", f"run_dir={folder}", TILE, *SMALL, *settings]
-    assert run("prepare", given) == 0
-    found = {}
-    for case, role in read_json(folder / "splits.json")["roles"].items():
-        found.setdefault(role, set()).add(case)
-    return found
+def cases_of_roles(survey):
+    roles = ("train", "validation", "test")
+    return [{files.case for files in survey.of_role(role)} for role in roles]
 
 
 def test_split_files_are_printed_on_their_page():
@@ -44,17 +40,13 @@ def test_split_files_are_printed_on_their_page():
 
 
 def test_split_files_are_followed(raw, tmp_path):
-    single = ROOT / "examples" / "splits.json"
-    folds = ROOT / "examples" / "splits_folds.json"
-    assert prepare_roles(raw, tmp_path / "runs" / "a", f"data.splits={single}") == {
-        "train": {"P01", "P02", "P03", "P04"},
-        "validation": {"P05"},
-        "test": {"P06"},
-    }
-    assert prepare_roles(raw, tmp_path / "runs" / "b", f"data.splits={folds}", "data.fold=1") == {
-        "train": {"P01", "P02", "P05", "P06"},
-        "validation": {"P03", "P04"},
-    }
-    of_another_run = tmp_path / "runs" / "a" / "splits.json"
-    again = prepare_roles(raw, tmp_path / "runs" / "c", f"data.splits={of_another_run}")
-    assert again["validation"] == {"P05"}
+    def survey_by(file, **settings):
+        return take_survey(DataConfig.of(root=str(raw), splits=str(file), **settings), seed=0)
+
+    single = survey_by(ROOT / "examples" / "splits.json")
+    assert cases_of_roles(single) == [{"P01", "P02", "P03", "P04"}, {"P05"}, {"P06"}]
+    folds = survey_by(ROOT / "examples" / "splits_folds.json", fold=1)
+    assert cases_of_roles(folds) == [{"P01", "P02", "P05", "P06"}, {"P03", "P04"}, set()]
+    of_another_run = tmp_path / "splits.json"
+    of_another_run.write_text(single.splits.to_json())
+    assert cases_of_roles(survey_by(of_another_run)) == cases_of_roles(single)

@@ -10,7 +10,7 @@ from PIL import Image
 from lesionseg.cli import run
 from lesionseg.config import DataConfig
 from lesionseg.core import Geometry, OperatingPoint, Prediction
-from lesionseg.errors import ConfigError, DatasetError
+from lesionseg.errors import DatasetError
 from lesionseg.inference.bundle import Bundle
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.cases import read_case
@@ -18,7 +18,6 @@ from lesionseg.io.layouts import read_dataset, require_usable
 from lesionseg.io.results.case import write_prediction
 from lesionseg.io.scans import find_scans
 from lesionseg.io.text import read_json, write_json
-from lesionseg.pipeline.run_dir import check_config, save_config
 from lesionseg.pipeline.survey import open_dataset, take_survey
 from lesionseg.reporting.images import Sources
 from lesionseg.reporting.pictures import draw_cutouts
@@ -107,14 +106,6 @@ def test_prepare_plans_three_channels_and_is_resumed_with_the_same_setting(tmp_p
     assert (plan["modality"], len(plan["normalisation"])) == ("colour", 3)
     assert run("prepare", command) == 2
     assert "data.colour: True → False" in " ".join(capsys.readouterr().err.split())
-
-
-def test_run_of_a_version_without_the_setting_can_be_resumed(tmp_path):
-    now = {"command": "train", "data": {"colour": False, "geometry": "header", "nan": "error"}}
-    save_config(tmp_path, {"command": "train", "data": {}})
-    check_config(tmp_path, now)
-    with pytest.raises(ConfigError, match=r"data\.colour: False → True"):
-        check_config(tmp_path, {"command": "train", "data": {**now["data"], "colour": True}})
 
 
 # --- what cannot be learnt in colour ---

@@ -1,14 +1,11 @@
 """Numbered films are cases of a model with one channel, in training, prediction and evaluation."""
 
-import numpy as np
 import pytest
 
 from lesionseg.core import CaseFiles
 from lesionseg.io.layouts import read_dataset
 from lesionseg.io.results.index import list_predictions
 from lesionseg.io.scans import find_scans
-from tests.inference.nnunet.probability_files import write_labels
-from tests.pipeline.cases import write_array
 from tests.pipeline.test_chosen_model import write_films
 
 
@@ -18,17 +15,6 @@ def test_eight_numbered_films_are_eight_cases(tmp_path):
     for cases in (read_dataset(raw).cases, find_scans(raw / "images", channels=1).cases()):
         assert [case.case for case in cases] == ["film", *names[1:]]
         assert [case.images[0].stem for case in cases] == names
-
-
-def test_numbered_films_with_masks_of_the_same_names_are_cases_of_an_nnunet_folder(tmp_path):
-    names = [f"film_{i:04d}" for i in range(8)]
-    for name in names:
-        write_array(tmp_path / "imagesTr" / f"{name}.png", np.full((8, 8), 7, np.uint8))
-        write_array(tmp_path / "labelsTr" / f"{name}.png", np.zeros((8, 8), np.uint8))
-    write_labels(tmp_path, {"background": 0, "lesion": 1}, file_ending=".png")
-    cases = read_dataset(tmp_path).cases
-    assert [case.case for case in cases] == names
-    assert [len(case.images) for case in cases] == [1] * 8
 
 
 @pytest.mark.parametrize(
