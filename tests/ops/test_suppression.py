@@ -62,11 +62,6 @@ def test_kept_boxes_equal_those_found_by_hand(boxes, scores, threshold, kept):
     assert nms(torch.as_tensor(boxes), torch.tensor(scores), threshold).tolist() == kept
 
 
-def test_no_boxes_keep_nothing():
-    nothing = torch.zeros(0)
-    assert batched_nms(torch.zeros((0, 4)), nothing, nothing.long(), 0.5).tolist() == []
-
-
 def test_tensors_that_do_not_fit_together_are_an_error():
     with pytest.raises(ContentError, match="do not fit together"):
         nms(torch.zeros(3, 4), torch.zeros(2), 0.5)
