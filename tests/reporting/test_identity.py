@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pytest
 
-from lesionseg.cli import run
 from lesionseg.core import CaseFiles, OperatingPoint
 from lesionseg.evaluation.scores import Provenance
 from lesionseg.inference.bundle import bundle_digest
@@ -14,7 +13,8 @@ from lesionseg.io.text import read_json, write_json
 from lesionseg.pipeline.provenance import training_counts
 from lesionseg.reporting.identity import read_identity
 from lesionseg.reporting.rendering import say, say_lines
-from lesionseg.version import __version__
+from lesionseg.reporting.write import write_report
+from tests.commands import evaluate
 from tests.evaluation.hand_cases import CASES, make_prediction, make_reference
 from tests.pdf_pages import HAS_PANGO, read_objects
 from tests.pipeline.cases import write_array
@@ -68,59 +68,52 @@ def test_unreadable_bundle_leaves_the_digest_unknown(trained_run):
     assert read_identity(trained_run, Provenance(training_steps=1)).bundle == ""
 
 
-def evaluate(root, prediction):
-    places = [f"reference={root / 'masks'}", f"prediction={prediction}"]
-    assert run("evaluate", [*places, f"output={root / 'scores'}"]) == 0
-    return read_json(root / "scores" / "scores.json")
+def evaluate_masks(root, prediction):
+    """Evaluate a prediction. Return the provenance of the scores."""
+    return evaluate(root / "masks", prediction, root / "scores").scores.provenance
 
 
 def write_case(root, folder):
-    hand = CASES["three_axes"]
-    point = OperatingPoint("score:0.5", 0.5)
-    reference = make_reference(hand)
-    prediction = make_prediction(hand)
-    write_array(
-        root / "masks" / f"{prediction.case}.nii.gz", reference.instances, prediction.geometry
+    prediction = replace(
+        make_prediction(CASES["three_axes"]), operating_point=OperatingPoint("score:0.5", 0.5)
     )
-    write_prediction(folder, replace(prediction, operating_point=point))
+    path = root / "masks" / f"{prediction.case}.nii.gz"
+    write_array(path, make_reference(CASES["three_axes"]).instances, prediction.geometry)
+    write_prediction(folder, prediction)
 
 
 def test_evaluate_records_date_dataset_and_predicting_model(tmp_path, trained_run):
     write_case(tmp_path, tmp_path / "found")
-    provenance = evaluate(tmp_path, tmp_path / "found")["provenance"]
-    assert len(provenance["date"]) == len("2026-01-31")
-    assert provenance["dataset"] == "masks in masks"
-    assert "bundle" not in provenance
+    found = evaluate_masks(tmp_path, tmp_path / "found")
+    assert len(found.date) == len("2026-01-31")
+    assert (found.dataset, found.bundle) == ("masks in masks", "")
     (tmp_path / "found" / "predictions.csv").write_text("case,bundle\nthree_axes,0123\n")
-    assert evaluate(tmp_path, tmp_path / "found")["provenance"]["bundle"] == "0123"
+    assert evaluate_masks(tmp_path, tmp_path / "found").bundle == "0123"
     write_case(tmp_path, trained_run / "test" / "predictions")
-    provenance = evaluate(tmp_path, trained_run / "test" / "predictions")["provenance"]
-    assert provenance["bundle"] == bundle_digest(trained_run / "bundle")
-    assert (provenance["training_patients"], provenance["training_scans"]) == (12, 20)
+    found = evaluate_masks(tmp_path, trained_run / "test" / "predictions")
+    assert found.bundle == bundle_digest(trained_run / "bundle")
+    assert (found.training_patients, found.training_scans) == (12, 20)
 
 
 def test_page_and_pdf_have_title_and_identity(tmp_path, trained_run):
     write_case(tmp_path, tmp_path / "found")
-    evaluate(tmp_path, tmp_path / "found")
-    shutil.copytree(tmp_path / "scores", trained_run / "test")
-    scores = read_json(trained_run / "test" / "scores.json")
-    write_json(
-        trained_run / "test" / "scores.json",
-        {**scores, "evaluated_on": "test", "provenance": scores["provenance"] | TRAINED},
-    )
-    assert run("report", [f"scores={trained_run / 'test'}", f"output={tmp_path / 'page'}"]) == 0
+    evaluate_masks(tmp_path, tmp_path / "found")
+    scores = shutil.copytree(tmp_path / "scores", trained_run / "test") / "scores.json"
+    content = read_json(scores)
+    known = content["provenance"] | TRAINED
+    write_json(scores, content | {"evaluated_on": "test", "provenance": known})
+    page = write_report(trained_run / "test", tmp_path / "page")
     title = "MS: lesions found and missed in test scans, 2026-01-31"
-    html = (tmp_path / "page" / "report.html").read_text(encoding="utf-8")
+    html = page.read_text(encoding="utf-8")
     assert f"<title>{title}</title>" in html
     digest = bundle_digest(trained_run / "bundle")
     line = f"dataset MS · evaluated 2026-01-31 · model unet {digest} · trained on 12 patients"
     assert line in html
     if HAS_PANGO:
-        pdf = read_objects(tmp_path / "page" / "report.pdf")
+        pdf = read_objects(page.with_suffix(".pdf"))
         assert f"/Title ({title})".encode() in pdf
         assert line.encode("utf-16-be").hex().encode() in pdf
         assert b"/Keywords (research use only: not a medical device)" in pdf
-        assert f"/Creator (lesionseg {__version__})".encode() in pdf
         assert b"D:20260131" in pdf
 
 

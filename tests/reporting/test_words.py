@@ -1,5 +1,7 @@
 """The sentences of the report state reasons, rates and shares correctly."""
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -13,7 +15,6 @@ from lesionseg.reporting.charts import INK, froc_chart, has_size_trend, size_cha
 from lesionseg.reporting.evaluation_tables import SizeClass, read_evaluation
 from lesionseg.reporting.rendering import share_words
 from lesionseg.reporting.words import (
-    Basis,
     basis,
     explain_excess,
     false_positive_words,
@@ -56,6 +57,11 @@ def tables_of_hand_case(name, folder, preset="lesionseg", point=POINT):
     prediction = make_prediction(CASES[name])
     found = evaluate_case(reference, prediction, PRESETS[preset], case="a", operating_point=point)
     return tables_of([found], folder, preset, point)
+
+
+def intervals(chart):
+    """Return the lines of the intervals in a chart."""
+    return [line for line in chart.figure.axes[0].lines if line.get_color() == INK]
 
 
 def missed_words(tables, row=0):
@@ -116,32 +122,22 @@ def test_every_reason_has_words(tmp_path):
         assert words != why.replace("_", " ")
 
 
-def test_failed_scan_and_bare_masks_have_reasons(tmp_path):
-    reference = make_reference(CASES["missed"])
-    failed = evaluate_case(reference, None, PRESETS["lesionseg"], case="a")
-    assert missed_words(tables_of([failed], tmp_path / "a")) == "the scan has no result"
+def test_missed_lesion_of_masks_without_scores_has_a_reason(tmp_path):
     bare = replace(make_prediction(CASES["missed"]), has_scores=False)
-    found = evaluate_case(reference, bare, PRESETS["lesionseg"], case="a")
-    assert missed_words(tables_of([found], tmp_path / "b", point=None)) == "no marking touches it"
+    found = evaluate_case(make_reference(CASES["missed"]), bare, PRESETS["lesionseg"], case="a")
+    assert missed_words(tables_of([found], tmp_path, point=None)) == "no marking touches it"
 
 
 def test_tables_of_an_earlier_version_give_words_without_numbers(tmp_path):
-    tables_of_hand_case("under_a_tenth", tmp_path)
-    new = ["covered", "nearest_candidate", "nearest_score", "nearest_iou", "in_lesions"]
-    for name in ("lesions", "candidates"):
-        table = pd.read_csv(tmp_path / f"{name}.csv")
-        table.drop(columns=[c for c in new if c in table]).to_csv(
-            tmp_path / f"{name}.csv", index=False
-        )
-    old = read_evaluation(tmp_path, identifiers=True)
-    assert missed_words(old) == "inside a marking that is too large to count"
-    assert false_positive_words(old.candidates.iloc[0]) == "rated 0.5, touches a lesion"
-
-
-def test_false_positive_states_its_share_of_lesion(tmp_path):
     tables = tables_of_hand_case("under_a_tenth", tmp_path)
     words = "rated 0.5, touches a lesion (9 % of the marking is lesion)"
     assert false_positive_words(tables.candidates.iloc[0]) == words
+    new = ["covered", "nearest_candidate", "nearest_score", "nearest_iou", "in_lesions"]
+    for path in (tmp_path / "lesions.csv", tmp_path / "candidates.csv"):
+        pd.read_csv(path).drop(columns=new, errors="ignore").to_csv(path, index=False)
+    old = read_evaluation(tmp_path, identifiers=True)
+    assert missed_words(old) == "inside a marking that is too large to count"
+    assert false_positive_words(old.candidates.iloc[0]) == "rated 0.5, touches a lesion"
 
 
 @pytest.mark.parametrize(
@@ -151,42 +147,29 @@ def test_small_share_is_stated_as_counts(hits, n, words):
     assert share_words(hits, n) == words
 
 
-EXPECT = (
-    "expect 1 false positive per scan on new scans, because none on %s does not prove that there "
-    "are none."
-)
-
-
 @pytest.mark.parametrize(
-    ("made", "n_cases", "words", "is_weak"),
+    ("made", "n_cases", "n_false", "words", "is_weak"),
     [
-        ({"training_steps": 19, "training_minutes": 3.2}, 1,
-         "Trained 19 steps in 3 minutes; limit chosen on 1 scan (0 false positives); " + EXPECT
-         % "1 scan", True),
-        ({"training_steps": 2000, "training_minutes": 60.0}, 20,
-         "Trained 2000 steps in 60 minutes; limit chosen on 20 scans (0 false positives); "
-         + EXPECT % "20 scans", False),
-        ({"training_steps": 3000, "training_minutes": 240.0, "folds": 5}, 40,
-         "Trained 3000 steps in 4 hours, 5 networks together; limit chosen on 40 scans (0 false "
-         "positives); " + EXPECT % "40 scans", True),
-        ({"training_steps": 1, "training_minutes": 0.1}, None,
-         "Trained 1 step in 6 seconds.", True),
+        ({"training_steps": 19, "training_minutes": 3.2}, 1, 0,
+         r"Trained 19 steps in 3 minutes; .*1 scan \(0 .*expect 1 .*none on 1 scan does not", True),
+        ({"training_steps": 2000, "training_minutes": 60.0}, 20, 0,
+         r"2000 steps in 60 minutes; .*20 scans \(0 .*expect 1 .*none on 20 scans", False),
+        ({"training_steps": 3000, "training_minutes": 240.0, "folds": 5}, 40, 0,
+         r"3000 steps in 4 hours, 5 networks .*40 scans \(0 ", True),
+        ({"training_steps": 1, "training_minutes": 0.1}, None, 0, r"1 step in 6 seconds\.$", True),
+        ({}, 4, 3, r"Limit chosen on 4 scans \(3 .*because the limit was fitted", True),
+        ({}, 4, 4, r"Limit chosen on 4 scans \(4 false positives\)\.$", True),
     ],
 )  # fmt: skip
-def test_page_states_training_and_choice_of_the_limit(made, n_cases, words, is_weak, tmp_path):
-    point = replace(POINT, n_cases=n_cases, n_patients=n_cases, n_false_positives=0)
+def test_page_states_training_and_choice_of_the_limit(
+    made, n_cases, n_false, words, is_weak, tmp_path
+):
+    point = replace(POINT, n_cases=n_cases, n_patients=n_cases, n_false_positives=n_false)
     tables = tables_of([hand_result("a", [0.9])], tmp_path, point=point)
     tables = replace(tables, scores=replace(tables.scores, provenance=Provenance(**made)))
-    assert basis(tables) == Basis(words, is_weak)
-
-
-def test_page_says_why_more_false_positives_are_expected_than_the_limit_had(tmp_path):
-    point = replace(POINT, n_cases=4, n_patients=4, n_false_positives=3)
-    words = basis(tables_of([hand_result("a", [0.9])], tmp_path / "fewer", point=point)).words
-    assert words.endswith("on new scans, because the limit was fitted to those scans.")
-    point = replace(point, n_false_positives=4)
-    words = basis(tables_of([hand_result("a", [0.9])], tmp_path / "equal", point=point)).words
-    assert words == "Limit chosen on 4 scans (4 false positives)."
+    found = basis(tables)
+    assert re.match(f"(.*; )?{words}", found.words)
+    assert found.is_weak == is_weak
 
 
 def test_scores_of_an_earlier_version_state_no_training(tmp_path):
@@ -203,14 +186,12 @@ def test_limit_states_the_scans_with_a_prediction_that_it_was_chosen_on():
 def test_page_states_the_promise_and_the_recall_of_patients(tmp_path):
     # of two patients, half of the lesions of one are found, and all of the other
     results = [hand_result("a", [0.9, None]), hand_result("b", [0.8])]
-    aim = Aim("sensitivity", 0.3)
-    point = replace(choose(result_tables(results), aim), score=0.5)
+    point = replace(choose(result_tables(results), Aim("sensitivity", 0.3)), score=0.5)
     assert point.promised == 0.3
     tables = tables_of(results, tmp_path / "promised", point=point)
     assert "find 30 % of the lesions of a new patient, on average" in limit_words(tables)
-    assert "of a new patient's lesions expected" in limit_words(tables)
-    (shown,) = (one for one in measures(tables)[0] if one.name == "sensitivity per patient")
-    assert shown.value == "0.75"
+    shown = {one.name: one.value for one in measures(tables)[0]}
+    assert shown["sensitivity per patient"] == "0.75"
     point = choose(result_tables(results[1:]), Aim("sensitivity", 0.9))
     words = limit_words(tables_of(results, tmp_path / "not", point=point))
     assert "without a promise: 1 patient with lesions cannot promise 0.9" in words
@@ -218,71 +199,59 @@ def test_page_states_the_promise_and_the_recall_of_patients(tmp_path):
 
 def test_average_precision_below_one_is_not_shown_as_one(tmp_path):
     tables = tables_of([hand_result("a", [0.9])], tmp_path)
-    almost = Estimate(0.99984, (0.99951, 1.0))
-    numbers = replace(almost, name="average_precision"), Estimate(1.0, name="lesion_recall")
-    scores = replace(tables.scores, rows=(*tables.scores.rows, *numbers))
+    number = Estimate(0.99984, (0.99951, 1.0), name="average_precision")
+    scores = replace(tables.scores, rows=(*tables.scores.rows, number))
     shown = {one.name: one for one in measures(replace(tables, scores=scores))[0]}
     assert shown["average precision"].value == "0.99984"
     assert shown["average precision"].interval == "0.99951 to 1"
-    assert shown["sensitivity"].value == "1"
     rows = {row[0]: row[1] for row in scores_table({"test": scores})}
-    assert (rows["average precision"], rows["lesion recall"]) == (">0.999", "1.000")
+    assert rows["average precision"] == ">0.999"
 
 
-@pytest.mark.parametrize(("n_patients", "styles"), [(12, ["-", "-"]), (6, ["--", "--"])])
-def test_interval_of_few_patients_is_dashed(n_patients, styles, tmp_path):
+@pytest.mark.parametrize(("n_patients", "style"), [(12, "-"), (6, "--")])
+def test_interval_of_few_patients_is_dashed(n_patients, style, tmp_path):
     """The first lesion of each patient is missed and has the size of the others."""
     found = [hand_result(f"p{k}", [0.9, None]) for k in range(n_patients)]
     chart = size_chart(tables_of(found, tmp_path))
-    lines = [one for one in chart.figure.axes[0].lines if one.get_color() == INK]
-    assert {one.get_linestyle() for one in lines} == set(styles)
-    assert ("Dashed" in chart.caption) == ("--" in styles)
+    assert {line.get_linestyle() for line in intervals(chart)} == {style}
 
 
 def test_size_class_without_found_lesion_has_the_interval_of_its_patients(tmp_path):
     missed = [hand_result(f"p{k}", [None] * 10) for k in range(2)]
-    chart = size_chart(tables_of(missed, tmp_path))
-    (line,) = (one for one in chart.figure.axes[0].lines if one.get_color() == INK)
+    (line,) = intervals(size_chart(tables_of(missed, tmp_path)))
     assert list(line.get_ydata()) == pytest.approx([0, 1 - 0.025**0.5])
-    assert "too narrow" not in chart.caption
 
 
 def test_upper_end_of_the_rate_is_stated_for_five_patients_or_more(tmp_path):
     found = [hand_result(case, [0.9]) for case in "abcde"]
-    tile = tiles(tables_of(found, tmp_path))[2]
-    assert tile.words == "false positives. The true rate may be up to 1.5 per scan."
+    assert "may be up to 1.5 per scan." in tiles(tables_of(found, tmp_path))[2].words
     found[0] = hand_result("a", [None], status="missing")
-    tile = tiles(tables_of(found, tmp_path))[2]
-    words = "false positives. So few patients do not show how high the true rate may be."
-    assert tile.words == words
+    assert "do not show how high" in tiles(tables_of(found, tmp_path))[2].words
 
 
 @pytest.mark.parametrize(
-    ("n_false", "point", "words"),
+    ("n_false", "changes", "words"),
     [
-        (16, POINT, "the limit is set for 1 false positive per scan, but these scans have 16. It "
-                    "does not suit these scans."),
-        (1, POINT, ""),
-        (16, replace(POINT, name="sensitivity:0.9"),
-         "the limit was expected to give 1 false positive per scan, but these scans have 16. It "
-         "does not suit these scans."),
-        (16, replace(POINT, name="score:0.5", expected_false_positives_per_case=None), ""),
-        (16, replace(POINT, name="fp_per_case:10"), ""),
+        (16, {}, "set for 1 false positive per scan, but these scans have 16"),
+        (1, {}, ""),
+        (16, {"name": "sensitivity:0.9"}, "expected to give 1 .* but these scans have 16"),
+        (16, {"name": "score:0.5", "expected_false_positives_per_case": None}, ""),
+        (16, {"name": "fp_per_case:10"}, ""),
     ],
-)  # fmt: skip
-def test_rate_far_above_the_requested_one_is_explained(n_false, point, words, tmp_path):
+)
+def test_rate_far_above_the_requested_one_is_explained(n_false, changes, words, tmp_path):
     false = np.linspace(0.6, 0.9, n_false).tolist()
-    tables = tables_of([hand_result(case, [0.9], false) for case in "ab"], tmp_path, point=point)
-    assert explain_excess(tables.scores) == words
-    assert (("False positives", words) in tags(tables)) == bool(words)
+    results = [hand_result(case, [0.9], false) for case in "ab"]
+    tables = tables_of(results, tmp_path, point=replace(POINT, **changes))
+    found = explain_excess(tables.scores)
+    assert re.search(words, found)
+    assert (("False positives", found) in tags(tables)) == bool(words) == bool(found)
 
 
-def test_every_measure_is_explained_and_a_shared_reason_is_stated_once(tmp_path):
+def test_a_reason_that_measures_share_is_stated_once(tmp_path):
     tables = tables_of([hand_result(c, [0.9, None], [0.8]) for c in "ab"], tmp_path)
     rows, note = measures(tables)
-    assert all(m.meaning for m in rows if m.name not in (
-        "scans", "scans without a lesion", "lesions found", "lesions missed"))  # fmt: skip
-    assert note == "– instead of an interval: fewer than 5 patients are too few for an interval."
+    assert "fewer than 5 patients" in note
     assert not [m for m in rows if "fewer than 5 patients" in m.interval]
 
 
@@ -301,69 +270,43 @@ def test_a_size_next_to_a_limit_has_more_decimals():
     assert size_text(2.98, [0.0, 3.0, 5.0]) == "2.98"
 
 
-def make_size_classes(*pairs):
-    return [SizeClass(least=0.0, below=None, n=n, detected=hits, ci95=None) for hits, n in pairs]
-
-
 @pytest.mark.parametrize(
-    ("classes", "grows"),
+    ("pairs", "grows"),
     [
-        (make_size_classes((1, 2), (23, 23), (43, 43), (10, 10)), False),  # a trend from one lesion
-        (make_size_classes((4, 5), (5, 5)), False),  # also a trend from one lesion
-        (make_size_classes((10, 30), (20, 30), (28, 30)), True),
-        (make_size_classes((10, 30), (30, 30), (20, 30)), False),
-        (make_size_classes((10, 30), (20, 30), (4, 4)), False),
-        (make_size_classes((10, 30)), False),
+        ([(1, 2), (23, 23), (43, 43), (10, 10)], False),  # a trend from one lesion
+        ([(4, 5), (5, 5)], False),  # also a trend from one lesion
+        ([(10, 30), (20, 30), (28, 30)], True),
+        ([(10, 30), (30, 30), (20, 30)], False),
+        ([(10, 30), (20, 30), (4, 4)], False),
+        ([(10, 30)], False),
     ],
 )
-def test_size_trend_needs_several_lesions_per_class(classes, grows):
+def test_size_trend_needs_several_lesions_per_class(pairs, grows):
+    classes = [SizeClass(least=0.0, below=None, n=n, detected=hits, ci95=None) for hits, n in pairs]
     assert has_size_trend(classes) == grows
 
 
-def test_froc_axis_is_logarithmic_from_an_eighth_to_eight(tmp_path):
-    scores = np.linspace(0.4, 0.95, 12).tolist()
-    results = [hand_result(f"c{k}", scores[k : k + 3], scores[k : k + 2]) for k in range(8)]
-    chart = froc_chart([("this", tables_of(results, tmp_path))])
-    (axes,) = chart.figure.axes
-    assert [text.get_text() for text in axes.get_xticklabels()] == list("0⅛¼½1248")
-    assert axes.get_xlim()[1] < 9
-    assert "Band: 95 % interval." in chart.caption
-    assert "Dotted: no limit has so many false positives." in chart.caption
-    place = [float(axes.transData.transform((x, 0))[0]) for x in (0.25, 0.5, 1, 2)]
-    assert np.ptp(np.diff(place)) < 1e-6
+@pytest.mark.parametrize(("n_false", "last"), [(2, "8"), (16, "32")])
+def test_froc_axis_extends_to_eight_or_a_higher_rate(n_false, last, tmp_path):
+    false = np.linspace(0.6, 0.9, n_false).tolist()
+    tables = tables_of([hand_result(case, [0.9, 0.7], false) for case in "ab"], tmp_path)
+    (axes,) = froc_chart([("this", tables)]).figure.axes
+    labels = [text.get_text() for text in axes.get_xticklabels()]
+    assert labels[:8] == list("0⅛¼½1248")
+    assert labels[-1] == last
 
 
-def test_nothing_is_written_over_the_froc_curves(tmp_path):
-    """The limits and both names are entries of the legend, which is above the axes."""
-    scores = np.linspace(0.4, 0.95, 12).tolist()
+def test_legend_of_the_froc_curves_has_any_name_and_every_limit(tmp_path):
     point = OperatingPoint("fp_per_case:1", 0.7)
-    one, other = (
-        tables_of(
-            [hand_result(f"c{k}", scores[k : k + 3], scores[k : k + n]) for k in range(8)],
-            tmp_path / str(n),
-            point=point,
-        )
-        for n in (2, 4)
-    )
-    figure = froc_chart([("_one_$x$", one), (40 * "b", other)]).figure
+    results = [hand_result(f"c{k}", [0.9, 0.7], [0.8, 0.5]) for k in range(8)]
+    tables = tables_of(results, tmp_path, point=point)
+    figure = froc_chart([("_one_$x$", tables), (40 * "b", tables)]).figure
     figure.draw_without_rendering()
-    (axes,) = figure.axes
-    assert not axes.texts
     (legend,) = figure.legends
     words = [text.get_text().replace("\n", "") for text in legend.get_texts()]
     assert words[:2] == ["one_$x$", 40 * "b"]
     assert [word.split(":")[0] for word in words[2:]] == ["in use", "lower limit", "set for 1"]
-    box = legend.get_window_extent()
-    assert not box.overlaps(axes.get_window_extent())
-    assert box.x1 <= figure.bbox.x1
-
-
-def test_froc_axis_extends_to_a_higher_rate(tmp_path):
-    false = np.linspace(0.6, 0.9, 16).tolist()
-    tables = tables_of([hand_result(case, [0.9, 0.7], false) for case in "ab"], tmp_path)
-    (axes,) = froc_chart([("this", tables)]).figure.axes
-    assert axes.get_xticklabels()[-1].get_text() == "32"
-    assert size_chart(tables).title == "Lesions found, by size"
+    assert not legend.get_window_extent().overlaps(figure.axes[0].get_window_extent())
 
 
 # --- identity ---
@@ -372,16 +315,12 @@ def test_froc_axis_extends_to_a_higher_rate(tmp_path):
 def test_questions_without_an_answer_are_not_stated(tmp_path):
     tables = tables_of([hand_result("a", [0.9])], tmp_path)
     lines = dict(study_lines(tables, {"sites": "one hospital, 3 T", "remarks": "pilot"}))
-    assert lines["Sites and scanners"] == "one hospital, 3 T"
-    assert lines["Age"] == lines["Sex"] == lines["Included"] == "not stated"
-    assert lines["Remarks"] == "pilot"
-    assert "Contact" not in lines
+    assert (lines["Sites and scanners"], lines["Remarks"]) == ("one hospital, 3 T", "pilot")
+    assert lines["Age"] == lines["Included"] == "not stated"
     assert len(lines) == len(read_questions()) - 2  # without title and contact
     rows = dict(about_lines(tables, {}, Provenance(dataset="MS")))
     assert rows["Dataset"] == "MS"
-    assert rows["Scans"] == (
-        "1 scan (test scans, not used in training), none of them without a result"
-    )
+    assert "1 scan" in rows["Scans"]
 
 
 def film_tables(tmp_path, spacing_mm=(1.0, 1.0)):
@@ -391,25 +330,26 @@ def film_tables(tmp_path, spacing_mm=(1.0, 1.0)):
     reference = Reference(grid, boxes=boxes, box_labels=(1, 1))
     candidate = Candidate.from_box(1, 1, 0.9, (10.0, 10.0, 50.0, 26.0), grid)  # IoU 0.4
     prediction = Prediction("a", grid, (candidate,), None)
-    found = [
-        evaluate_case(reference, prediction, PRESETS["lesionseg"], case=case) for case in ("a", "b")
-    ]
-    return tables_of(found, tmp_path)
+    preset = PRESETS["lesionseg"]
+    return tables_of(
+        [evaluate_case(reference, prediction, preset, case=case) for case in "ab"], tmp_path
+    )
 
 
 def test_sizes_without_a_pixel_size_are_in_per_cent_of_the_image_width(tmp_path):
     tables = film_tables(tmp_path)
-    assert tables.scores.size_unit == "% of the image width"
+    unit = tables.scores.size_unit
+    assert unit == "% of the image width"
     assert tables.lesions["diameter_percent"].tolist() == pytest.approx([10.0, 1.5] * 2)
     counts = [(point.at, point.n) for point in tables.scores.curve("recall_by_size")]
     assert counts == [(0, 2), (2, 0), (4, 0), (8, 2), (16, 0)]
-    assert [size_class_words(b, tables.scores.size_unit) for b in tables.size_classes] == [
-        "under 2 %",
-        "8–16 %",
-    ]
+    classes = [size_class_words(one, unit) for one in tables.size_classes]
+    assert classes == ["under 2 %", "8–16 %"]
     assert size_words(tables.lesions.iloc[0], tables) == "10.0 % of the width"
-    assert "diameter in % of the image width" in size_chart(tables).caption
     assert headline(tables) == "Finds 2 of 4 lesions, without a false positive on 2 scans."
+    in_mm = replace(tables, scores=replace(tables.scores, size_unit="mm"))
+    for own, name in ((tables, "HD95, pixels"), (in_mm, "HD95, mm")):
+        assert name in {m.name for m in measures(own)[0]}
 
 
 def test_sizes_of_films_with_a_pixel_size_are_in_millimetres(tmp_path):
@@ -421,20 +361,5 @@ def test_sizes_of_films_with_a_pixel_size_are_in_millimetres(tmp_path):
 
 def test_first_screen_of_boxes_has_detections_with_an_iou_of_half(tmp_path):
     first, second = tiles(film_tables(tmp_path))[:2]
-    assert (first.value, first.words) == ("2 of 4", "lesions found (50 %)")
-    assert (second.value, second.words) == (
-        "0 of 4",
-        "lesions found with an IoU of ½ or more (0 %)",
-    )
-
-
-def test_surfaces_of_images_without_a_pixel_size_are_measured_in_pixels(tmp_path):
-    tables = film_tables(tmp_path)
-    in_mm = replace(tables, scores=replace(tables.scores, size_unit="mm"))
-    for own, tolerance, hd95 in (
-        (tables, "1 pixel", "HD95, pixels"),
-        (in_mm, "1 mm", "HD95, mm"),
-    ):
-        rows = {m.name: m for m in measures(own)[0]}
-        assert f"within {tolerance} of" in rows["surface Dice"].meaning
-        assert hd95 in rows
+    assert (first.value, second.value) == ("2 of 4", "0 of 4")
+    assert "an IoU of ½ or more" in second.words
