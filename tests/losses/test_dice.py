@@ -41,20 +41,18 @@ def test_gradient_of_lesion_free_tiles_reduces_probabilities():
 
 
 def test_cross_entropies_equal_those_of_torch():
-    logits = torch.randn(2, 3, 6, 7, 8, generator=torch.Generator().manual_seed(3)) - 2
-    labels = torch.zeros(2, 6, 7, 8, dtype=torch.uint8)
-    labels[0, 1:3, 1:3, 1:4] = 1
-    labels[1, 4:, 5:, 6:] = 2
-    first_class = logits[:, :1]
-    loss = CrossEntropyLoss(lesion_weight=5)
-    terms = loss(first_class, labels.clamp_max(1), normaliser=3.0)
+    draw = torch.Generator().manual_seed(3)
+    logits = torch.randn(2, 3, 6, 7, 8, generator=draw) - 2
+    labels = torch.randint(0, 3, (2, 6, 7, 8), generator=draw)
+    lesion = (labels > 0).to(torch.uint8)
+    terms = CrossEntropyLoss(lesion_weight=5)(logits[:, :1], lesion, normaliser=3.0)
     expected = F.binary_cross_entropy_with_logits(
-        first_class[:, 0], (labels > 0).float(), pos_weight=torch.tensor(5.0)
+        logits[:, 0], lesion.float(), pos_weight=torch.tensor(5.0)
     )
     torch.testing.assert_close(terms, {"cross_entropy": expected})
     terms = DiceCrossEntropyLoss(activation="softmax")(logits, labels)
     assert list(terms) == ["dice", "cross_entropy"]
-    torch.testing.assert_close(terms["cross_entropy"], F.cross_entropy(logits, labels.long()))
+    torch.testing.assert_close(terms["cross_entropy"], F.cross_entropy(logits, labels))
 
 
 def test_terms_have_weight_one_by_default():
@@ -65,28 +63,32 @@ def test_terms_have_weight_one_by_default():
     torch.testing.assert_close(terms["focal"], FocalLoss()(x, y)["focal"])
 
 
-def test_settings_that_give_no_training_loss_are_an_error():
-    with pytest.raises(ConfigError):
-        FocalLoss(activation="relu")
-    with pytest.raises(ConfigError):
-        FocalLoss(reduction="none")
-    with pytest.raises(ConfigError):
-        CrossEntropyLoss(lesion_weight=0)
-
-
-WEIGHTED = (
-    (FocalLoss, "weight"),
-    (CrossEntropyLoss, "weight"),
-    (DiceFocalLoss, "focal_weight"),
-    (DiceFocalLoss, "dice_weight"),
-    (DiceCrossEntropyLoss, "cross_entropy_weight"),
-    (DiceCrossEntropyLoss, "dice_weight"),
-    (LesionBalancedLoss, "focal_weight"),
-    (LesionBalancedLoss, "lesion_weight"),
+@pytest.mark.parametrize(
+    ("make", "settings"),
+    [
+        (FocalLoss, {"activation": "relu"}),
+        (FocalLoss, {"reduction": "none"}),
+        (CrossEntropyLoss, {"lesion_weight": 0}),
+    ],
 )
+def test_settings_that_give_no_training_loss_are_an_error(make, settings):
+    with pytest.raises(ConfigError):
+        make(**settings)
 
 
-@pytest.mark.parametrize(("make", "name"), WEIGHTED)
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (FocalLoss, "weight"),
+        (CrossEntropyLoss, "weight"),
+        (DiceFocalLoss, "focal_weight"),
+        (DiceFocalLoss, "dice_weight"),
+        (DiceCrossEntropyLoss, "cross_entropy_weight"),
+        (DiceCrossEntropyLoss, "dice_weight"),
+        (LesionBalancedLoss, "focal_weight"),
+        (LesionBalancedLoss, "lesion_weight"),
+    ],
+)
 @pytest.mark.parametrize("value", [-1, math.nan, math.inf, "1"])
 def test_weight_that_is_negative_or_not_finite_is_an_error(make, name, value):
     with pytest.raises(ConfigError, match=rf"loss\.{name}="):
@@ -133,17 +135,9 @@ def test_loss_with_nnunet_settings_equals_nnunets_plus_one(per_tile):
     logits = torch.randn(2, 2, 40, generator=torch.Generator().manual_seed(5))
     labels = torch.zeros(2, 40, dtype=torch.uint8)
     labels[0, 3:9] = 1
-    with_focal = DiceFocalLoss(
-        0.5,
-        0.0,
-        reduction="mean",
-        focal_weight=2.0,
-        activation="softmax",
-        smooth=1e-5,
-        per_tile=per_tile,
-    )
-    with_entropy = DiceCrossEntropyLoss(activation="softmax", smooth=1e-5, per_tile=per_tile)
+    options = {"activation": "softmax", "smooth": 1e-5, "per_tile": per_tile}
+    with_focal = DiceFocalLoss(0.5, 0.0, reduction="mean", focal_weight=2.0, **options)
     expected = compute_nnunet_loss_by_loops(logits, labels, per_tile)
-    for loss in (with_focal, with_entropy):
+    for loss in (with_focal, DiceCrossEntropyLoss(**options)):
         total = float(sum(loss(logits, labels).values()))
         assert total - 1 == pytest.approx(expected, abs=1e-6)

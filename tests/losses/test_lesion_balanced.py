@@ -8,6 +8,7 @@ from lesionseg.errors import ConfigError, GeometryError
 from lesionseg.losses import DiceFocalLoss, LesionBalancedLoss, nearest_lesions
 
 TILE = (2, 24, 24)
+SIDES = {2: (1, 1, 2), 20: (2, 2, 5), 500: (5, 10, 10)}  # of a box with this many voxels
 
 
 def make_two_lesions():
@@ -15,9 +16,16 @@ def make_two_lesions():
     instances = torch.zeros(TILE, dtype=torch.int32)
     instances[0, 4, 4] = 7
     instances[0, 13:20, 13:20] = 2
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn((2, 1, *TILE[1:]), generator=generator) - 2
+    logits = torch.randn((2, 1, *TILE[1:]), generator=torch.Generator().manual_seed(0)) - 2
     return logits, (instances > 0).to(torch.uint8), instances
+
+
+def make_box(size, side):
+    """Make labels of a tile of `side`³ voxels with a lesion of `size` voxels in the middle."""
+    labels = torch.zeros(1, side, side, side, dtype=torch.uint8)
+    start = side // 2 - 5
+    labels[(0, *(slice(start, start + n) for n in SIDES[size]))] = 1
+    return labels, start
 
 
 @pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
@@ -34,8 +42,7 @@ def test_lesion_terms_equal_a_loop_over_lesions(activation):
     found = loss(logits, labels, valid=valid, normaliser=30, nearest=nearest)
     one = DiceFocalLoss(0.4, 1.5, activation=activation, focal_weight=0.3)
     whole = one(logits, labels, valid=valid, normaliser=30)
-    for name, term in whole.items():
-        torch.testing.assert_close(found[name], term)
+    torch.testing.assert_close({name: found[name] for name in whole}, whole)
     dice = [one(logits, labels, valid=valid & (nearest == i))["dice"] for i in (2, 7)]
     torch.testing.assert_close(found["lesion_dice"], 2 * sum(dice) / 2)
     lesions = [one(logits, labels, valid=instances == i)["focal"] for i in (2, 7)]
@@ -44,26 +51,20 @@ def test_lesion_terms_equal_a_loop_over_lesions(activation):
     torch.testing.assert_close(found["lesion_focal"], 2 * (sum(lesions) / 2 + around))
 
 
-SIDES = {2: (1, 1, 2), 20: (2, 2, 5), 500: (5, 10, 10)}  # of a box with this many voxels
-
-
 def gradients_of_term(term, size, side):
     """Return the gradients of a lesion and of a false positive of 27 voxels, with p = ½ in both.
 
     The lesion is in the middle of a tile of `side`³ voxels, and p is 1e-4 elsewhere.
     """
-    labels = torch.zeros(1, side, side, side, dtype=torch.uint8)
-    start = side // 2 - 5
-    labels[(0, *(slice(start, start + n) for n in SIDES[size]))] = 1
-    logits = torch.full((1, 1, side, side, side), -9.2)
-    logits[0, labels > 0] = 0.0
-    beside = (0, 0, *(slice(start - 4, start - 1),) * 3)
-    logits[beside] = 0.0
-    logits.requires_grad_()
+    labels, start = make_box(size, side)
+    lesion = labels[:, None] > 0
+    false = torch.zeros_like(lesion)
+    false[(0, 0, *(slice(start - 4, start - 1),) * 3)] = True
+    logits = torch.where(lesion | false, 0.0, -9.2).requires_grad_()
     nearest = nearest_lesions(labels)
     LesionBalancedLoss()(logits, labels, nearest=nearest, normaliser=100)[term].backward()
     gradient = logits.grad.abs()
-    return gradient[0, labels > 0].sum().item(), gradient[beside].sum().item()
+    return gradient[lesion].sum().item(), gradient[false].sum().item()
 
 
 def test_equal_errors_have_equal_gradients_next_to_lesions_of_any_size():
@@ -85,24 +86,22 @@ def test_ratio_of_gradients_does_not_depend_on_the_size_of_the_tile():
 @pytest.mark.parametrize("size", SIDES)
 def test_missed_lesion_costs_n_of_n_plus_1_and_learns_from_the_focal_term(size):
     """docs/focal.md states both for a lesion at p = 0.001."""
-    labels = torch.zeros(1, 32, 32, 32, dtype=torch.uint8)
-    labels[(0, *(slice(11, 11 + n) for n in SIDES[size]))] = 1
-    nearest = nearest_lesions(labels)
+    labels, _ = make_box(size, 32)
 
-    def terms(p):
-        logits = torch.full((1, 1, 32, 32, 32), -20.0)
-        logits[0, labels > 0] = torch.logit(torch.tensor(p))
-        logits.requires_grad_()
-        return logits, LesionBalancedLoss()(logits, labels, nearest=nearest, normaliser=100)
+    def compute(name, p):
+        """Return a term, and the gradient of the lesion."""
+        at = torch.logit(torch.tensor(p))
+        logits = torch.where(labels[:, None] > 0, at, -20.0).requires_grad_()
+        loss = LesionBalancedLoss()
+        term = loss(logits, labels, nearest=nearest_lesions(labels), normaliser=100)[name]
+        term.backward()
+        return term.item(), logits.grad[labels[:, None] > 0].abs().sum().item()
 
-    _, found = terms(1e-9)
-    assert found["lesion_dice"].item() == pytest.approx(0.5 * size / (size + 1), rel=1e-3)
-    gradients = {}
-    for name in ("lesion_dice", "lesion_focal"):
-        logits, found = terms(1e-3)
-        found[name].backward()
-        gradients[name] = logits.grad.abs()[0, labels > 0].sum().item()
-    assert 0.935 < gradients["lesion_focal"] / sum(gradients.values()) < 0.98
+    missed, _ = compute("lesion_dice", 1e-9)
+    assert missed == pytest.approx(0.5 * size / (size + 1), rel=1e-3)
+    _, of_dice = compute("lesion_dice", 1e-3)
+    _, of_focal = compute("lesion_focal", 1e-3)
+    assert 0.935 < of_focal / (of_focal + of_dice) < 0.98
 
 
 @pytest.mark.parametrize("other", [DiceFocalLoss, LesionBalancedLoss])
@@ -137,10 +136,8 @@ def test_gradient_of_two_processes_equals_that_of_the_whole_batch(
 
 
 def test_weight_of_dice_is_that_of_both_dice_terms():
-    logits = torch.randn(1, 1, 6, 6, generator=torch.Generator().manual_seed(0))
-    labels = torch.zeros(1, 6, 6, dtype=torch.long)
-    labels[0, 1:3, 1:3] = 1
-    nearest = nearest_lesions(labels)
+    logits, labels, instances = make_two_lesions()
+    nearest = nearest_lesions(instances)
     one = LesionBalancedLoss()(logits, labels, nearest=nearest)
     double = LesionBalancedLoss(dice_weight=2)(logits, labels, nearest=nearest)
     assert {name: (double[name] / one[name]).item() for name in one} == pytest.approx(
@@ -149,16 +146,13 @@ def test_weight_of_dice_is_that_of_both_dice_terms():
 
 
 @pytest.mark.parametrize("normaliser", [None, 12.5, torch.tensor(12.5)])
-def test_terms_of_the_batch_equal_those_of_dice_focal_loss(
-    normaliser,
-):
+def test_terms_of_the_batch_equal_those_of_dice_focal_loss(normaliser):
     """Without `normaliser`, the divisor is the number of lesion voxels."""
     logits, labels, instances = make_two_lesions()
     nearest = nearest_lesions(instances)
     found = LesionBalancedLoss(0.4, 1.5)(logits, labels, normaliser=normaliser, nearest=nearest)
     whole = DiceFocalLoss(0.4, 1.5, focal_weight=0.06)(logits, labels, normaliser=normaliser)
-    for name, term in whole.items():
-        torch.testing.assert_close(found[name], term)
+    torch.testing.assert_close({name: found[name] for name in whole}, whole)
     with pytest.raises(ConfigError, match="normaliser=0 must be above 0"):
         LesionBalancedLoss()(logits, labels, normaliser=0, nearest=nearest)
 
@@ -179,29 +173,20 @@ def test_lesion_terms_are_zero_without_lesions():
     assert terms["lesion_dice"] == terms["lesion_focal"] == 0
     (gradient,) = torch.autograd.grad(sum(terms.values()), logits)
     assert torch.isfinite(gradient).all()
+    with pytest.raises(GeometryError, match="nearest="):
+        LesionBalancedLoss()(logits, nothing)
 
 
 def test_terms_per_lesion_are_left_out_if_the_network_has_boxes():
     assert LesionBalancedLoss().lesion_weight == 0.5
     loss = LesionBalancedLoss(0.4, 1.5, has_boxes=True)
-    assert loss.lesion_weight == 0
-    assert not loss.needs_nearest
+    assert (loss.lesion_weight, loss.needs_nearest) == (0, False)
     logits, labels, _ = make_two_lesions()
-    found = loss(logits, labels)
     whole = DiceFocalLoss(0.4, 1.5, focal_weight=0.06)(logits, labels)
-    assert found.keys() == whole.keys()
-    for name, term in whole.items():
-        torch.testing.assert_close(found[name], term)
+    torch.testing.assert_close(loss(logits, labels), whole)
     assert LesionBalancedLoss(lesion_weight=0.2, has_boxes=True).needs_nearest
     with pytest.raises(ConfigError, match=r"loss\.lesion_weight='much' is not a number"):
         LesionBalancedLoss(lesion_weight="much")
-
-
-def test_missing_nearest_lesions_are_an_error():
-    logits = torch.zeros(1, 1, 9, 9, requires_grad=True)
-    nothing = torch.zeros(1, 9, 9, dtype=torch.int32)
-    with pytest.raises(GeometryError, match=r"Pass nearest=nearest_lesions\(instances\)"):
-        LesionBalancedLoss()(logits, nothing)
 
 
 def test_small_probabilities_of_a_large_cell_keep_their_sum():

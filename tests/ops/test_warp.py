@@ -29,25 +29,26 @@ def test_compiled_loops_agree_with_scipy(rng, dims, bent):
         points = np.tensordot(warp.matrix, index, 1) + (warp.bend.numpy() if bent else 0)
         edge = np.array(source).reshape(-1, *[1] * dims) - 0.5
         inside = ((points >= -0.5) & (points <= edge)).all(0)
-        for order, found in (
-            (1, warp_linear(torch.from_numpy(image)[None], warp)[0]),
-            (0, warp_nearest([torch.from_numpy(image)], warp)[0]),
-        ):
-            values = ndimage.map_coordinates(image, points, order=order, mode="nearest")
+        mask = torch.ones(source, dtype=torch.bool)
+        given = [torch.from_numpy(image), mask.int(), mask]
+        nearest = warp_nearest(given, warp)
+        assert [one.dtype for one in nearest] == [one.dtype for one in given]
+        linear = warp_linear(given[0][None], warp)[0]
+        by_order = [
+            ndimage.map_coordinates(image, points, order=order, mode="nearest") * inside
+            for order in (1, 0)
+        ]
+        expected = [*by_order, inside, inside]
+        for found, values in zip([linear, *nearest], expected, strict=True):
             # rounding may move a point across an edge
-            assert np.isclose(found.numpy(), values * inside, atol=2e-4).mean() > 0.995
-        masks = [torch.ones(source, dtype=torch.int32), torch.ones(source, dtype=torch.bool)]
-        for mask, found in zip(masks, warp_nearest(masks, warp), strict=True):
-            assert found.dtype == mask.dtype
-            assert (found.numpy() == inside).mean() > 0.995
+            assert np.isclose(found.numpy(), values, atol=2e-4).mean() > 0.995
 
 
 @pytest.mark.parametrize("shape", [(1, 2, 3), (2, 1, 2), (2, 2, 1)])
 def test_axes_of_one_and_two_voxels_are_interpolated(shape):
-    image = torch.arange(6.0)[: np.prod(shape)].reshape(1, *shape)
-    halves = [0.5 if n == 2 else 0.0 for n in shape]
-    matrix = np.concatenate([np.eye(3), np.array(halves)[:, None]], axis=1)
-    found = warp_linear(image, Warp(matrix, (1, 1, 1)))
+    image = torch.arange(float(np.prod(shape))).reshape(1, *shape)
+    between = np.array([[0.5 if n == 2 else 0.0] for n in shape])
+    found = warp_linear(image, Warp(np.hstack([np.eye(3), between]), (1, 1, 1)))
     block = image[0][tuple(slice(0, 2 if n == 2 else 1) for n in shape)]
     assert found.item() == pytest.approx(block.mean().item())
 
