@@ -173,15 +173,15 @@ def make_prediction(case, spacing_mm=None):
 def prediction_of(instances, scores, geometry, labels=(), accepted_from=0.0, case="case", **more):
     """Return a prediction with a candidate for each instance, by falling score."""
     dims = instances.ndim
-    n = len(scores)
+    boxes = mask_boxes(instances, len(scores)).tolist()
+    rows = zip(scores, labels or (1,) * len(scores), boxes, strict=True)
     candidates = []
-    rows = zip(scores, labels or (1,) * n, mask_boxes(instances, n).tolist(), strict=True)
     for number, (score, label, box) in enumerate(rows, start=1):
         place = tuple(box[:dims]), tuple(box[dims:]), (0.0,) * dims
-        is_in = score >= accepted_from
-        candidates.append(Candidate(number, label, score, *place, 1.0, None, accepted=is_in))
-    ranked = tuple(sorted(candidates, key=lambda c: (-c.score, c.id)))
-    return Prediction(case, geometry, ranked, instances, **more)
+        one = Candidate(number, label, score, *place, 1.0, None, accepted=score >= accepted_from)
+        candidates.append(one)
+    candidates.sort(key=lambda c: (-c.score, c.id))
+    return Prediction(case, geometry, tuple(candidates), instances, **more)
 
 
 def evaluate_hand_case(hand, preset="lesionseg", spacing_mm=None, case=None, **options):
@@ -209,6 +209,24 @@ def result(case, detected_at=(), false=(), **changes):
     candidates += [replace(wrong, score=score, box_hits=None) for score in false]
     cells = {"lesions": lesions, "candidates": candidates, "n_counted": len(candidates)}
     return base.change(**{"case": case, "group": case, "role": "validation", **cells, **changes})
+
+
+def naive_curves(at, false, n_cases, rates):
+    """Return the average precision, and the recall at each rate, by a loop over all scores.
+
+    `at` are the scores at which the lesions are found, below 0 for never, and `false` those of the
+    false positives.
+    """
+    area = 0.0
+    before = 0
+    recalls = dict.fromkeys(rates, 0.0)
+    for score in sorted({x for x in (*at, *false) if x >= 0}, reverse=True):
+        found = sum(x >= score for x in at)
+        mistaken = sum(x >= score for x in false)
+        area += (found - before) / len(at) * found / (found + mistaken)
+        before = found
+        recalls |= {rate: found / len(at) for rate in rates if mistaken <= rate * n_cases}
+    return area, list(recalls.values())
 
 
 SIDES = "any_overlap", "iou50", "centre_distance"

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.special import expit, logit
 
 from lesionseg.core import Calibration, Geometry, Reference
 from lesionseg.errors import ContentError
@@ -19,8 +20,7 @@ def result_of_candidates(p, true):
     return tables_of([result("x", p[true].tolist(), p[~true].tolist())])
 
 
-def test_calibrated_scores_have_slope_and_ratio_of_one():
-    rng = np.random.default_rng(0)
+def test_calibrated_scores_have_slope_and_ratio_of_one(rng):
     p = rng.uniform(0.02, 0.98, 8000)
     found = describe_calibration(result_of_candidates(p, rng.random(8000) < p))
     value_of = {row.name: row.value for row in found}
@@ -32,10 +32,9 @@ def test_calibrated_scores_have_slope_and_ratio_of_one():
     assert undefined.reason
 
 
-def test_calibration_corrects_overconfident_scores_and_keeps_the_order():
-    rng = np.random.default_rng(0)
+def test_calibration_corrects_overconfident_scores_and_keeps_the_order(rng):
     p = rng.uniform(0.02, 0.98, 6000)
-    sure = 1 / (1 + np.exp(-3 * np.log(p / (1 - p))))
+    sure = expit(3 * logit(p))
     corrected = fit_calibration(result_of_candidates(sure, rng.random(6000) < p)).probability(sure)
     assert np.abs(corrected - p).mean() < 0.04
     assert (np.diff(corrected[np.argsort(sure)]) >= -1e-12).all()
@@ -52,15 +51,13 @@ def test_probability_of_one_belongs_to_the_last_tenth():
     assert shares == {0.01: 20, 0.975: 2}
 
 
-def test_logistic_fit_solves_its_score_equations():
-    rng = np.random.default_rng(3)
+def test_logistic_fit_solves_its_score_equations(rng):
     x = rng.normal(3, 2, 60)
     totals = rng.integers(0, 4, (5, 60)).astype(float)
-    true = totals * (rng.random(60) < 1 / (1 + np.exp(3 - x)))
-    for (a, b), t, n in zip(fit_logistic(x, true, totals), true, totals, strict=True):
-        left = t - n / (1 + np.exp(-a - b * x))
-        assert left.sum() == pytest.approx(0, abs=1e-6)
-        assert (left * x).sum() == pytest.approx(0, abs=1e-5)
+    true = totals * (rng.random(60) < expit(x - 3))
+    a, b = fit_logistic(x, true, totals).T[..., np.newaxis]
+    left = true - totals * expit(a + b * x)
+    np.testing.assert_allclose([left.sum(1), (left * x).sum(1)], 0, atol=1e-5)
     same = fit_logistic(np.full(5, 2.0), np.array([[1.0, 1, 0, 0, 0]]), np.ones((1, 5)))
     assert same[0, 1] == 0.0
 
@@ -74,25 +71,21 @@ def count_levels(p, lesion, group="a"):
     return counts
 
 
-def test_voxel_counts_at_the_nearest_of_levels_a_twentieth_apart():
-    counts = count_levels(1 / (1 + np.exp([0.02, 0.03])), np.array([True, True]))
-    assert counts.dice(0.0) == pytest.approx(2 / 3)  # logits −.02 and −.03: levels 0 and −.05
-    assert counts.dice(-0.05) == 1
+def test_dice_of_all_voxels_equals_the_value_by_hand():
+    counts = count_levels(np.array([0.9, 0.7, 0.2, 0.01]), np.array([True, False, True, False]))
+    assert counts.dice(0.0) == pytest.approx(2 / 4)  # threshold one half: 2 voxels, 1 of 2 hits
+    assert counts.dice(-2.0) == pytest.approx(4 / 5)
+    assert np.isnan(count_levels(np.array([0.5]), np.array([False])).dice(0.0))
+    # a voxel counts at the nearest of levels a twentieth apart: logits −.02 and −.03
+    counts = count_levels(expit([-0.02, -0.03]), np.array([True, True]))
+    assert (counts.dice(0.0), counts.dice(-0.05)) == (pytest.approx(2 / 3), 1)
 
 
 def draw_voxels(seed, a=0.0, b=1.0):
     """Draw voxels that are lesion with logit a + b · stated logit."""
     rng = np.random.default_rng(seed)
     stated = rng.normal(-3, 0.4, 40_000)
-    lesion = rng.random(len(stated)) < 1 / (1 + np.exp(-(a + b * stated)))
-    return count_levels(1 / (1 + np.exp(-stated)), lesion, f"p{seed}")
-
-
-def test_dice_of_all_voxels_equals_the_value_by_hand():
-    counts = count_levels(np.array([0.9, 0.7, 0.2, 0.01]), np.array([True, False, True, False]))
-    assert counts.dice(0.0) == pytest.approx(2 / 4)  # threshold one half: 2 voxels, 1 of 2 hits
-    assert counts.dice(-2.0) == pytest.approx(4 / 5)
-    assert np.isnan(count_levels(np.array([0.5]), np.array([False])).dice(0.0))
+    return count_levels(expit(stated), rng.random(len(stated)) < expit(a + b * stated), f"p{seed}")
 
 
 def test_slabs_are_counted_without_ignored_voxels(plan):
@@ -105,19 +98,17 @@ def test_slabs_are_counted_without_ignored_voxels(plan):
     count = counts.slab_counter(Reference(geometry, labels=labels, ignore=ignore), plan)
     for row, p in enumerate((0.1, 0.8, 0.8, 0.1)):
         count(0, row, np.full((1, 3, 2), p, np.float32))
-    assert (counts.voxels.sum(), counts.lesion.sum()) == (18, 6)
-    assert counts.dice(0.0) == 1.0
+    assert (counts.voxels.sum(), counts.lesion.sum(), counts.dice(0.0)) == (18, 6, 1.0)
 
 
 def test_underconfident_network_gets_a_calibration():
-    fit, why = select_voxel_calibration(
-        [draw_voxels(s, 3.0, 0.8) for s in range(3)], 0.4, "validation"
-    )
+    drawn = [draw_voxels(s, 3.0, 0.8) for s in range(3)]
+    fit, why = select_voxel_calibration(drawn, 0.4, "validation")
     assert (fit.intercept, fit.slope) == (pytest.approx(3, abs=0.1), pytest.approx(0.8, abs=0.05))
     assert (fit.fitted_on, fit.n_true + fit.n_false) == ("validation", 120_000)
     assert "+0." in why
     assert "only 3 patients" in why  # fewer than an interval needs
-    assert select_voxel_calibration([draw_voxels(0, 3.0, 0.8)], 0.4, "validation")[0] is not None
+    assert select_voxel_calibration(drawn[:1], 0.4, "validation")[0] is not None
 
 
 def test_calibrated_probabilities_get_no_calibration():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lesionseg.evaluation.curves import accumulate, average_precision, case_auroc, cpm, froc
-from tests.evaluation.hand_cases import result, tables_of
+from tests.evaluation.hand_cases import naive_curves, result, tables_of
 
 # 5 lesions, of which one is never found, and 3 false positives on 2 cases; no two scores are equal
 UNTIED = (
@@ -23,14 +23,6 @@ def test_average_precision_of_untied_scores_is_the_sum_by_hand():
     assert value(average_precision(tables_of(UNTIED))) == pytest.approx([expected])
 
 
-def test_equal_scores_enter_the_average_precision_together():
-    tied = tables_of([result("a", detected_at=(0.9, 0.5, 0.5), false=(0.5, 0.4))])
-    # 1/3 at precision 1, then 2/3 at 3 of 4 candidates
-    assert value(average_precision(tied), [1.0]) == pytest.approx([1 / 3 + 2 / 3 * 3 / 4])
-    apart = tables_of([result("a", detected_at=(0.9, 0.5, 0.49), false=(0.51, 0.4))])
-    assert value(average_precision(apart), [1.0]) == pytest.approx([(1 + 2 / 3 + 3 / 4) / 3])
-
-
 @pytest.mark.parametrize(
     ("found", "false", "expected"),
     [
@@ -40,6 +32,9 @@ def test_equal_scores_enter_the_average_precision_together():
         ((None, None), (0.9,), 0.0),
         ((None, None), (), 0.0),
         ((0.4, None), (), 0.5),
+        # equal scores enter together: 1/3 at precision 1, then 2/3 at 3 of 4 candidates
+        ((0.9, 0.5, 0.5), (0.5, 0.4), 1 / 3 + 2 / 3 * 3 / 4),
+        ((0.9, 0.5, 0.49), (0.51, 0.4), (1 + 2 / 3 + 3 / 4) / 3),
     ],
 )
 def test_average_precision_by_hand(found, false, expected):
@@ -47,45 +42,47 @@ def test_average_precision_by_hand(found, false, expected):
     assert value(average_precision(tables), [1.0]) == pytest.approx([expected])
 
 
-def test_numbers_without_lesions_are_undefined():
-    tables = tables_of([result("a", false=(0.5,))])
-    for statistic in (average_precision(tables), froc(tables, [1.0]), cpm(tables, [1.0])):
+def test_numbers_are_zero_without_detections_and_undefined_without_lesions():
+    never = tables_of([result("a", detected_at=(None,))])
+    assert value(froc(never, [1.0, 8.0]), [1.0]) == [0.0, 0.0]
+    free = tables_of([result("a", false=(0.5,))])
+    for statistic in (average_precision(free), froc(free, [1.0]), cpm(free, [1.0])):
         assert np.isnan(value(statistic, [1.0])).all()
 
 
-@pytest.mark.parametrize(
-    ("rate", "recall"),
-    [
-        (0.0, 1 / 5),  # the lesion above the first false positive
-        (0.49, 1 / 5),
-        (0.5, 3 / 5),  # one false positive on two cases: down to the second one
-        (1.0, 4 / 5),
-        (1.5, 4 / 5),  # all candidates
-        (100.0, 4 / 5),
-    ],
-)
-def test_recall_at_a_rate_is_that_of_the_lowest_threshold_that_keeps_it(rate, recall):
-    assert value(froc(tables_of(UNTIED), [rate])) == pytest.approx([recall])
-
-
-def test_lesion_with_the_score_of_a_false_positive_is_found_with_it():
-    tables = tables_of([result("a", detected_at=(0.5,), false=(0.5, 0.1))])
-    assert value(froc(tables, [0.0, 1.0]), [1.0]) == [0.0, 1.0]
-
-
-def test_mean_over_rates_is_that_of_the_curve():
+def test_recall_at_a_rate_is_that_of_the_lowest_threshold_that_keeps_it():
+    # two cases: below a rate of 0.5, only the lesion above the first false positive is found
+    rates = [0.0, 0.49, 0.5, 1.0, 1.5, 100.0]
+    recalls = [1 / 5, 1 / 5, 3 / 5, 4 / 5, 4 / 5, 4 / 5]
     tables = tables_of(UNTIED)
-    assert value(cpm(tables, [0.0, 0.5, 1.0])) == pytest.approx([(1 + 3 + 4) / 15])
+    assert value(froc(tables, rates)) == pytest.approx(recalls)
+    assert value(cpm(tables, rates)) == pytest.approx([np.mean(recalls)])
+    # a lesion is found together with a false positive of its score
+    tied = tables_of([result("a", detected_at=(0.5,), false=(0.5, 0.1))])
+    assert value(froc(tied, [0.0, 1.0]), [1.0]) == [0.0, 1.0]
 
 
-def test_weight_of_a_case_counts_it_that_often():
-    twice = (*UNTIED, result("c", detected_at=(0.7, 0.3), false=(0.5, 0.2)))
-    for statistic in (average_precision, lambda t: froc(t, [0.0, 0.5, 1.0, 1.4])):
-        one = value(statistic(tables_of(UNTIED)), (1.0, 2.0))
-        assert one == pytest.approx(value(statistic(tables_of(twice)), (1.0, 1.0, 1.0)))
-    # a case of weight 0 is not there
-    alone = value(average_precision(tables_of(UNTIED[:1])), [1.0])
-    assert value(average_precision(tables_of(UNTIED)), (1.0, 0.0)) == pytest.approx(alone)
+def random_results(rng):
+    """Return nine cases of six patients with equal scores. Some are only partly annotated."""
+    results = []
+    for i in range(9):
+        at = [None if rng.random() < 0.3 else rng.integers(1, 10) / 10 for _ in range(i % 4)]
+        false = (rng.integers(1, 10, rng.integers(0, 6)) / 10).tolist()
+        cells = {"group": f"{i % 6}", "annotated": {1: True, 2: bool(i % 3)}}
+        results.append(result(f"c{i}", at, false, case_score=rng.integers(0, 10) / 10, **cells))
+    return results
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_weight_of_a_group_equals_repeating_its_cases(seed):
+    rng = np.random.default_rng(seed)
+    results = random_results(rng)
+    weights = rng.multinomial(6, np.full(6, 1 / 6), 5)  # some groups have weight 0
+    for curve in (lambda t: froc(t, [0.0, 0.5, 1.0, 2.0]), average_precision, case_auroc):
+        found = curve(tables_of(results))(weights.astype(float))
+        for row, often in zip(found, weights, strict=True):
+            again = tables_of([r for r in results for _ in range(often[int(r.group)])])
+            np.testing.assert_allclose(row, value(curve(again), np.ones(len(again.groups))))
 
 
 @pytest.mark.parametrize(
@@ -100,52 +97,33 @@ def test_weight_of_a_case_counts_it_that_often():
 )
 def test_auroc_counts_pairs_of_cases_and_ties_half(ill, well, expected):
     cases = [result(f"i{i}", (score,), case_score=score) for i, score in enumerate(ill)]
+    alone = tables_of(cases)
     cases += [result(f"w{i}", case_score=score) for i, score in enumerate(well)]
     weights = np.ones(len(cases))
     assert value(case_auroc(tables_of(cases)), weights) == pytest.approx([expected])
-    assert np.isnan(value(case_auroc(tables_of(cases[:1])), [1.0])).all()
-
-
-def test_auroc_of_weighted_cases_equals_that_of_repeated_ones():
-    cases = [result("a", (0.7,), case_score=0.7), result("b", case_score=0.8)]
-    cases += [result("c", case_score=0.7), result("d", case_score=0.1)]
-    # pairs of the ill case: 0 (twice), ½ (three times) and 1 (once), of 6
-    assert value(case_auroc(tables_of(cases)), (5.0, 2.0, 3.0, 1.0)) == pytest.approx([2.5 / 6])
+    assert np.isnan(value(case_auroc(alone), weights[: len(ill)])).all()
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_curves_of_random_scores_equal_naive_loops(seed):
     rng = np.random.default_rng(seed)
     n_cases = int(rng.integers(1, 5))
-    cases = []
-    for _ in range(n_cases):
-        draws = [rng.random(rng.integers(0, 5)) for _ in range(2)]
-        if seed % 2:
-            draws = [np.ceil(scores * 4) / 4 for scores in draws]
-        lesions = [None if rng.random() < 0.3 else at for at in draws[0].tolist()]
-        cases.append((lesions, draws[1].tolist()))
-    tables = tables_of(result(f"c{i}", tuple(at), tuple(f)) for i, (at, f) in enumerate(cases))
-    at = np.array([-1.0 if x is None else x for lesions, _ in cases for x in lesions])
-    false = np.array([x for _, own in cases for x in own])
-    if not len(at):
-        return
-    area = 0.0
-    before = 0
+    scores = rng.random((n_cases, 5))
+    if seed % 2:  # with ties
+        scores = np.ceil(scores * 4) / 4
+    at, false = np.split(scores, [3], axis=1)
+    at[rng.random(at.shape) < 0.3] = -1  # never found
+    results = []
+    for case, (own, wrong) in enumerate(zip(at.tolist(), false.tolist(), strict=True)):
+        results.append(result(f"c{case}", [None if x < 0 else x for x in own], wrong))
     rates = (0.0, 0.3, 1.0, 2.5)
-    recalls = dict.fromkeys(rates, 0.0)
-    for score in sorted({*at, *false} - {-1.0}, reverse=True):
-        found = int((at >= score).sum())
-        mistaken = int((false >= score).sum())
-        area += (found - before) / len(at) * found / (found + mistaken)
-        before = found
-        recalls |= {rate: found / len(at) for rate in rates if mistaken <= rate * n_cases}
+    area, recalls = naive_curves(at.ravel(), false.ravel(), n_cases, rates)
     ones = np.ones(n_cases)
-    assert value(average_precision(tables), ones) == pytest.approx([area])
-    assert value(froc(tables, rates), ones) == pytest.approx(list(recalls.values()))
+    assert value(average_precision(tables_of(results)), ones) == pytest.approx([area])
+    assert value(froc(tables_of(results), rates), ones) == pytest.approx(recalls)
 
 
 def test_sums_of_weights_begin_with_zero():
     weights = np.array([[1, 2], [3, 0]], np.uint8)
-    groups = np.array([0, 1, 1])
-    assert accumulate(weights, groups).tolist() == [[0, 1, 3, 5], [0, 3, 3, 3]]
+    assert accumulate(weights, np.array([0, 1, 1])).tolist() == [[0, 1, 3, 5], [0, 3, 3, 3]]
     assert accumulate(weights, np.zeros(0, int)).tolist() == [[0], [0]]

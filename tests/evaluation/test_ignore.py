@@ -32,11 +32,10 @@ def make_reference(ignored=True, lesion=True):
 def make_prediction(*boxes, masks=True):
     """Return rectangles with falling scores."""
     instances = np.zeros(SHAPE, np.int32)
-    rows = []
     for number, (top, left, bottom, right) in enumerate(boxes, start=1):
         instances[top:bottom, left:right] = number
-    summarise_case = np.linspace(0.9, 0.5, len(boxes)).tolist()
-    for c in prediction_of(instances, summarise_case, GEOMETRY).candidates:
+    rows = []
+    for c in prediction_of(instances, (0.9, 0.5)[: len(boxes)], GEOMETRY).candidates:
         middle = GEOMETRY.to_mm([np.add(c.start_vox, c.stop_vox) / 2 - 0.5])[0]
         rows.append(replace(c, has_mask=masks, centre_mm=tuple(middle.tolist())))
     return Prediction("a", GEOMETRY, tuple(rows), instances if masks else None)
@@ -92,23 +91,19 @@ def test_ignored_box_is_not_a_missed_lesion():
     assert (len(found.lesions), found.n_detected) == (1, 1)
 
 
-def evaluate_regions(values, truth):
-    labels = Labels((1, 2), ("whole", "core"), regions=((1, 2), (2,)))
-    instances = (truth > 0).astype(np.int32)
-    given = Reference(GEOMETRY, labels=truth, instances=instances, instance_labels=(1,))
-    given_prediction = replace(make_prediction(HIT, INSIDE), values=values)
-    return evaluate_case(given, given_prediction, PRESET, case="a", labels=labels)
-
-
 def test_each_region_is_scored_separately():
     truth = np.zeros(SHAPE, np.uint8)
     values = np.zeros(SHAPE, np.uint8)
     truth[LESION] = 1
     truth[3:5, 3:5] = 2
-    values[2:6, 2:7] = 1
-    values[3:9, 16:22] = 1
+    values[2:6, 2:7] = values[3:9, 16:22] = 1
     values[3:5, 3:6] = 2
-    found = evaluate_regions(values, truth)
+    labels = Labels((1, 2), ("whole", "core"), regions=((1, 2), (2,)))
+    instances = (truth > 0).astype(np.int32)
+    given = Reference(GEOMETRY, labels=truth, instances=instances, instance_labels=(1,))
+    boxes = make_prediction(HIT, INSIDE)
+    masks = replace(boxes, values=values)
+    found = evaluate_case(given, masks, PRESET, case="a", labels=labels)
     assert found.dice == pytest.approx(2 * 20 / (20 + 20 + 36))
     assert tables_of([found]).regions == ["whole", "core"]
     core = found.of_region("core")
@@ -119,5 +114,5 @@ def test_each_region_is_scored_separately():
     scores = summarise_case(found, labels={1: "lesion"})
     assert scores.find("dice", label="core").value == core.dice
     assert scores.find("n_lesions", label="core").value == 1
-    # boxes have no regions
-    assert tables_of([evaluate_regions(None, truth)]).regions == []
+    without = evaluate_case(given, boxes, PRESET, case="a", labels=labels)
+    assert tables_of([without]).regions == []  # boxes have no regions

@@ -10,12 +10,12 @@ GEOMETRY = Geometry.from_spacing((8, 8), (1.0, 1.0))
 
 
 def predict(labels, names):
-    """Return a prediction with one candidate of each given label value."""
-    candidates = []
-    for number, label in enumerate(labels, start=1):
-        candidates.append(Candidate.from_box(number, label, 0.5, (0, 0, 2, 2), GEOMETRY))
-    removed = (Candidate.from_box(9, labels[0], 0.5, (0, 0, 2, 2), GEOMETRY),)
-    return Prediction("a", GEOMETRY, tuple(candidates), None, removed=removed, labels=names)
+    """Return a prediction with one candidate of each given label value, and a removed one."""
+    drawn = [
+        Candidate.from_box(n, label, 0.5, (0, 0, 2, 2), GEOMETRY)
+        for n, label in enumerate(labels, 1)
+    ]
+    return Prediction("a", GEOMETRY, tuple(drawn), None, removed=(drawn[0],), labels=names)
 
 
 def renumber(labels, names, reference):
@@ -58,9 +58,7 @@ def test_unknown_label_gets_a_free_number_and_is_named_once(caplog):
     other = numbers.apply(predict([1], {1: "cyst"}))
     assert other.candidates[0].label == 1  # both sides have a single label
     assert caplog.text.count("match none of its labels (nodule): mass.") == 1
-
-
-def test_single_unknown_label_does_not_count_as_the_first_of_several(caplog):
+    # a single unknown label does not count as the first of several
     assert renumber([1], {1: "lesion"}, MASS_AND_NODULE) == ([3], {3: "lesion"})
     assert "match none of its labels (mass, nodule): lesion." in caplog.text
 

@@ -2,6 +2,7 @@
 
 import tracemalloc
 from dataclasses import replace
+from functools import partial
 from itertools import combinations, permutations
 
 import numpy as np
@@ -17,6 +18,7 @@ from tests.evaluation.hand_cases import (
     evaluate_case,
     evaluate_hand_case,
     mask_boxes,
+    naive_curves,
     prediction_of,
     tables_of,
 )
@@ -125,17 +127,16 @@ def test_boxes_are_matched_like_filled_masks(bare):
             continue
         labels = (1,) * int(reference.max())
         geometry = grid(reference)
-        boxes = mask_boxes(reference, len(labels)).astype(np.float32)
         truth = Reference(geometry, instances=reference, instance_labels=labels)
         if bare != "prediction":
+            boxes = mask_boxes(reference, len(labels)).astype(np.float32)
             truth = Reference(geometry, boxes=boxes, box_labels=labels)
         given = prediction_of(drawn, scores, geometry)
         if bare != "reference":
             rows = tuple(replace(c, has_mask=False) for c in given.candidates)
             given = Prediction("a", geometry, rows, None)
-        check(
-            match(truth, given, PRESET.criterion), fill_boxes(reference), fill_boxes(drawn), scores
-        )
+        links = match(truth, given, PRESET.criterion)
+        check(links, fill_boxes(reference), fill_boxes(drawn), scores)
 
 
 def test_split_and_merged_lesions_are_marked():
@@ -241,92 +242,67 @@ def naive_scores(cases):
         true = true + sum(supported[i] for i in shown)
         drawn = sum(candidates[i].sum() for i in shown)
         both = sum((candidates[i] & m).sum() for i in shown for m in lesions)
+        present = sum(m.sum() for m in lesions)
         (ill if lesions else well).append(max(scores, default=0.0))
         if lesions:
-            dice.append(2 * both / (drawn + sum(m.sum() for m in lesions)))
+            dice.append(2 * both / (drawn + present))
         else:
             free_false.append(sum(not supported[i] for i in shown))
-        volumes.append((drawn - sum(m.sum() for m in lesions)) * VOXEL_MM3 / 1000)
-    n = len(cases)
-    hits = [a >= POINT for a in at]
+        volumes.append((drawn - present) * VOXEL_MM3 / 1000)
+    hits = np.array(at) >= POINT
     wrong = sum(s >= POINT for s in false)
-
-    def count_from(score):
-        return sum(a >= score for a in at), sum(s >= score for s in false)
-
-    area = 0.0
-    before = 0
-    curve = dict.fromkeys(RATES, 0.0)
-    for score in sorted({*at, *false} - {-np.inf}, reverse=True):
-        found, mistaken = count_from(score)
-        area += (found - before) / len(at) * found / (found + mistaken)
-        before = found
-        curve |= {r: found / len(at) for r in RATES if mistaken <= r * n}
+    area, recalls = naive_curves(at, false, len(cases), RATES)
     bins = [np.searchsorted(EDGES, sizes, side="right") == i for i in range(1, len(EDGES))]
-    by_size = [np.mean(np.array(hits)[inside]) for inside in bins if inside.any()]
-    return (
-        {
-            "lesion_recall": np.mean(hits),
-            "lesion_precision": true / accepted,
-            "lesion_f1": 2 * sum(hits) / (sum(hits) + len(at) + wrong),
-            "false_positives_per_case": wrong / n,
-            "false_positives_per_lesion_free_case": np.mean(free_false),
-            "specificity": np.mean([count == 0 for count in free_false]),
-            "average_precision": area,
-            "cpm": np.mean(list(curve.values())),
-            "case_auroc": np.mean([0.5 if a == b else a > b for a in ill for b in well]),
-            "dice": np.mean(dice),
-        },
-        list(curve.values()),
-        by_size,
-        np.mean(volumes),
-    )
-
-
-def select_label(label, items, labels):
-    return [x for x, own in zip(items, labels, strict=True) if label in (None, own)]
+    by_size = [hits[inside].mean() for inside in bins if inside.any()]
+    numbers = {
+        "lesion_recall": hits.mean(),
+        "lesion_precision": true / accepted,
+        "lesion_f1": 2 * hits.sum() / (hits.sum() + len(at) + wrong),
+        "false_positives_per_case": wrong / len(cases),
+        "false_positives_per_lesion_free_case": np.mean(free_false),
+        "specificity": np.mean([count == 0 for count in free_false]),
+        "average_precision": area,
+        "cpm": np.mean(recalls),
+        "case_auroc": np.mean([0.5 if a == b else a > b for a in ill for b in well]),
+        "dice": np.mean(dice),
+        "volume_ml_bias": np.mean(volumes),
+    }
+    return numbers, {"froc": recalls, "recall_by_size": by_size}
 
 
 @pytest.mark.parametrize("block", range(4))
 def test_scores_equal_a_naive_scorer(block):
     cases = {None: [], 1: [], 2: []}
     results = []
-    preset = PRESETS["lesionseg"]
     for seed in range(80 * block, 80 * (block + 1), 2):  # even seeds have three axes
         reference, labels, drawn, given, scores = random_case(seed)
+        lesions = [*zip(labels, masks_of(reference), strict=True)]
+        candidates = [*zip(given, masks_of(drawn), scores, strict=True)]
         for label, some in cases.items():
-            lesions = select_label(label, masks_of(reference), labels)
-            some.append(
-                (
-                    lesions,
-                    select_label(label, masks_of(drawn), given),
-                    select_label(label, scores, given),
-                )
-            )
+            own = [x for x in candidates if label in (None, x[0])]
+            masks = [mask for value, mask in lesions if label in (None, value)]
+            some.append((masks, [mask for _, mask, _ in own], [score for *_, score in own]))
         geometry = Geometry.from_spacing(reference.shape, SPACING)
         values = np.array([0, *labels])[reference]
         truth = Reference(geometry, values, instances=reference, instance_labels=labels)
         prediction = prediction_of(drawn, scores, geometry, given)
         point = OperatingPoint("", POINT)
         name = f"c{seed:03d}"
-        results.append(evaluate_case(truth, prediction, preset, case=name, operating_point=point))
+        results.append(evaluate_case(truth, prediction, PRESET, case=name, operating_point=point))
     settings = SummarySettings(evaluated_on="test", replicates=0)
-    found = summarise(tables_of(results), preset, settings)
+    found = summarise(tables_of(results), PRESET, settings)
+    close = partial(pytest.approx, abs=TOLERANCE, rel=TOLERANCE)
     for label, own in cases.items():
-        numbers, curve, by_size, bias = naive_scores(own)
+        numbers, curves = naive_scores(own)
         name = "" if label is None else f"{label}"
         known = {row.name for row in found.rows if row.label == name and not row.subset}
+        assert label is not None or numbers.keys() <= known
         for key in numbers.keys() & known:
-            value = found.find(key, label=name).value
-            assert value == pytest.approx(numbers[key], abs=TOLERANCE, rel=TOLERANCE), (label, key)
+            assert found.find(key, label=name).value == close(numbers[key]), (label, key)
         if label is None:
-            assert numbers.keys() <= known
-            rows = [row.value for row in found.curve("recall_by_size") if row.n]
-            assert rows == pytest.approx(by_size, abs=TOLERANCE, rel=TOLERANCE)
-            recalls = [point.value for point in found.curve("froc")]
-            assert recalls == pytest.approx(curve, abs=TOLERANCE, rel=TOLERANCE)
-            volume = found["volume_ml_bias"].value
-            assert volume == pytest.approx(bias, abs=TOLERANCE, rel=TOLERANCE)
+            for curve, values in curves.items():
+                rows = [row.value for row in found.curve(curve) if row.value is not None]
+                assert rows == close(values)
 
 
 @pytest.mark.parametrize("rule", [p.criterion for p in PRESETS.values()], ids=list(PRESETS))

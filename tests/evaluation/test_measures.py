@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from monai.metrics import compute_hausdorff_distance
 from monai.metrics.utils import get_edge_surface_distance
 
 from lesionseg.evaluation.measures import measure_extent as measure
@@ -48,13 +47,11 @@ def make_blob(seed, shape):
 
 
 def test_surface_scores_of_shifted_equal_and_empty_masks():
-    a = np.zeros((9, 8), bool)
-    b = np.zeros((9, 8), bool)
-    a[2, 2:6] = b[5, 2:6] = True
-    masks = np.argwhere(a), np.argwhere(b), (2.5, 1.0)
-    assert surface_scores(*masks, 7.5) == (1.0, 7.5)
-    assert surface_scores(*masks, 5.0)[0] == pytest.approx(0.5)
-    assert surface_scores(*masks, 4.9)[0] == 0.0
+    line = np.array([[2, x] for x in range(2, 6)])
+    shifted = np.add(line, [3, 0])
+    assert surface_scores(line, shifted, (2.5, 1.0), 7.5) == (1.0, 7.5)
+    assert surface_scores(line, shifted, (2.5, 1.0), 5.0)[0] == pytest.approx(0.5)
+    assert surface_scores(line, shifted, (2.5, 1.0), 4.9)[0] == 0.0
     some = np.argwhere(make_blob(3, (6, 7, 8)))
     none = np.zeros((0, 3), dtype=np.int64)
     assert surface_scores(some, some, (2.0, 1.0, 1.0), 0.0) == (1.0, 0.0)
@@ -88,19 +85,10 @@ def test_surface_scores_equal_monai_on_padded_masks(seed, spacing):
     assert hd95 == pytest.approx(max(farthest), rel=1e-5)
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning")  # MONAI warns about itself
 def test_hd95_by_area_can_be_0_if_border_voxels_differ_by_a_voxel():
     """Compare a cube of 8³ voxels with the cube without 16 voxels of one face: Dice 0.984."""
-    a = np.zeros((12, 12, 12), bool)
-    a[2:10, 2:10, 2:10] = True
+    a = np.ones((8, 8, 8), bool)
     b = a.copy()
-    b[2, 2:4, 2:10] = False
+    b[0, :2] = False
     _, hd95 = surface_scores(np.argwhere(a), np.argwhere(b), (1.5, 1.5, 1.5), 1.0)
-    between_voxels = compute_hausdorff_distance(
-        torch.from_numpy(b)[None, None],
-        torch.from_numpy(a)[None, None],
-        percentile=95,
-        spacing=[1.5, 1.5, 1.5],
-    )
-    assert hd95 == 0.0  # less than 5 % of the area moved
-    assert float(between_voxels) == 1.5  # more than 5 % of the border voxels moved
+    assert hd95 == 0.0  # less than 5 % of the area moved; 1.5 by border voxels

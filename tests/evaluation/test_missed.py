@@ -60,32 +60,27 @@ def test_each_way_to_miss_has_its_own_reason(preset, hand, row, why):
     assert evaluate_lesion(hand, preset, row).why_missed == why
 
 
-def test_covered_lesion_in_a_huge_candidate_states_both_shares():
-    result = evaluate_hand_case("under_a_tenth", operating_point=POINT)
-    (lesion,) = result.lesions
-    (candidate,) = result.candidates
-    assert (lesion.covered, lesion.nearest_candidate, lesion.nearest_score) == (1.0, 1, 0.5)
-    assert candidate.in_lesions == pytest.approx(1 / 11)
-    assert candidate.outcome == "false_positive"
-
-
-def test_barely_touched_lesion_states_its_covered_share():
-    lesion = evaluate_lesion("contained")
-    assert lesion.covered == pytest.approx(1 / 20)
-    assert lesion.nearest_iou == pytest.approx(1 / 20)
-    assert evaluate_hand_case("contained").candidates[0].in_lesions == 1.0
-
-
-def test_a_found_lesion_has_no_reason_and_states_its_cover():
-    lesion = evaluate_hand_case("fragments").lesions[0]
-    assert (lesion.why_missed, lesion.nearest_candidate) == (WhyMissed.FOUND, None)
-    assert lesion.covered == pytest.approx(2 / 20)
+@pytest.mark.parametrize(
+    ("name", "covered", "nearest", "in_lesions"),
+    [
+        ("under_a_tenth", 1.0, (1, 0.5, pytest.approx(1 / 11)), 1 / 11),
+        ("contained", 1 / 20, (1, 0.9, pytest.approx(1 / 20)), 1.0),
+        ("fragments", 2 / 20, (None, None, None), 1.0),  # found
+    ],
+)
+def test_lesion_states_its_cover_and_a_missed_one_its_nearest_candidate(
+    name, covered, nearest, in_lesions
+):
+    result = evaluate_hand_case(name, operating_point=POINT if name == "under_a_tenth" else None)
+    lesion = result.lesions[0]
+    assert lesion.covered == pytest.approx(covered)
+    assert (lesion.nearest_candidate, lesion.nearest_score, lesion.nearest_iou) == nearest
+    assert result.candidates[0].in_lesions == pytest.approx(in_lesions)
 
 
 def test_accepted_huge_candidate_precedes_a_fitting_rejected_one():
     # candidate 1 covers half of the lesion and is far too large; candidate 2 would find it
-    hand = draw_case("11...................", "12111111111111111111.", 0.9, 0.2)
-    lesion = evaluate_lesion(hand)
+    lesion = evaluate_lesion(draw_case("11" + 19 * ".", "121111111111111111111", 0.9, 0.2))
     assert lesion.why_missed == WhyMissed.CANDIDATE_TOO_LARGE
     assert lesion.nearest_candidate == 1
 
@@ -123,62 +118,56 @@ def test_a_failed_case_is_the_reason_for_all_its_lesions():
 
 
 @pytest.mark.parametrize(
-    ("score", "row", "label", "preset", "why"),
+    ("score", "row", "label", "preset", "is_reason"),
     [
-        (0.7, 1, 1, "lesionseg", WhyMissed.REMOVED_BY_SIZE),
-        (0.7, 0, 1, "lesionseg", WhyMissed.NO_RESPONSE),  # next to the lesion
-        (0.4, 1, 1, "lesionseg", WhyMissed.REMOVED_BY_SIZE),  # a low score is stated, too
-        (0.7, 1, 2, "lesionseg", WhyMissed.REMOVED_BY_SIZE),  # this rule ignores labels
-        (0.7, 1, 2, "instances", WhyMissed.NO_RESPONSE),
+        (0.7, 1, 1, "lesionseg", True),
+        (0.7, 0, 1, "lesionseg", False),  # next to the lesion
+        (0.4, 1, 1, "lesionseg", True),  # a low score is stated, too
+        (0.7, 1, 2, "lesionseg", True),  # this rule ignores labels
+        (0.7, 1, 2, "instances", False),
     ],
 )
 @pytest.mark.parametrize("masked", [True, False])
-def test_candidate_removed_by_size_explains_a_missed_lesion(score, row, label, preset, why, masked):
-    place = (row, 1), (row + 1, 2), (0.0, 0.0)
-    removed = Candidate(1, label, score, *place, 1.0, None, False, accepted=False)
+def test_candidate_removed_by_size_explains_a_missed_lesion(
+    score, row, label, preset, is_reason, masked
+):
+    removed = Candidate.from_box(1, label, score, (row, 1, row + 1, 2), grid(2, 4))
     marked = make_reference(CASES["missed"])
     if not masked:
-        boxes = np.array([[1, 1, 2, 3]], dtype=np.float32)
-        marked = Reference(marked.geometry, boxes=boxes, box_labels=(1,))
-    empty = np.zeros(marked.geometry.shape, np.int32)
-    given = Prediction("a", marked.geometry, (), empty, removed=(removed,))
-    result = evaluate_case(marked, given, PRESETS[preset], case="a", operating_point=POINT)
+        marked = reference_of_boxes((1, 1, 2, 3))
+    given = Prediction("a", grid(2, 4), (), np.zeros((2, 4), np.int32), removed=(removed,))
+    result = evaluate(marked, given, preset, POINT)
     (lesion,) = result.lesions
+    why = WhyMissed.REMOVED_BY_SIZE if is_reason else WhyMissed.NO_RESPONSE
     assert lesion.why_missed == why
-    assert lesion.nearest_score == (score if why == WhyMissed.REMOVED_BY_SIZE else None)
+    assert lesion.nearest_score == (score if is_reason else None)
     assert result.candidates == ()  # nothing else changes
 
 
-def test_candidate_of_an_unannotated_label_gives_the_reason_wrong_label():
+@pytest.mark.parametrize(
+    ("point", "why"), [(0.5, WhyMissed.WRONG_LABEL), (0.95, WhyMissed.NO_RESPONSE)]
+)
+def test_candidate_of_an_unannotated_label_gives_the_reason_wrong_label(point, why):
     found = prediction_of(np.array([[1, 1, 0, 0]], np.int32), (0.9,), grid(1, 4), (2,))
     marked = replace(reference_of([[1, 1, 0, 0]], (1,)), annotated={1: True, 2: False})
-    result = evaluate(marked, found)
-    assert [x.why_missed for x in result.lesions] == [WhyMissed.WRONG_LABEL]
+    result = evaluate(marked, found, point=OperatingPoint("score", point))
+    assert [x.why_missed for x in result.lesions] == [why]
     assert result.candidates == ()
-    faint = evaluate(marked, found, point=OperatingPoint("score:0.95", 0.95))
-    assert [x.why_missed for x in faint.lesions] == [WhyMissed.NO_RESPONSE]
 
 
 def test_boxes_give_the_reasons_of_filled_masks():
-    geometry = grid(20, 20)
-    boxes = np.array([[0, 0, 2, 2], [10, 10, 20, 20], [10, 0, 12, 2]], dtype=np.float32)
-    marked = Reference(geometry, boxes=boxes, box_labels=(1, 1, 1))
-    drawn = [(0, 0, 10, 10), (10, 10, 11, 15)]
-    rows = [Candidate.from_box(n, 1, 0.9, box, geometry) for n, box in enumerate(drawn, 1)]
-    lesions = evaluate(marked, Prediction("a", geometry, tuple(rows), None)).lesions
-    assert [x.why_missed for x in lesions] == [
-        WhyMissed.CANDIDATE_TOO_LARGE,
-        WhyMissed.OVERLAP_TOO_SMALL,
-        WhyMissed.NO_RESPONSE,
+    marked = reference_of_boxes((0, 0, 2, 2), (10, 10, 20, 20), (10, 0, 12, 2), size=20)
+    lesions = evaluate(marked, boxes_of((0, 0, 10, 10), (10, 10, 11, 15))).lesions
+    assert [(x.why_missed, x.covered) for x in lesions] == [
+        (WhyMissed.CANDIDATE_TOO_LARGE, 1.0),
+        (WhyMissed.OVERLAP_TOO_SMALL, 0.05),
+        (WhyMissed.NO_RESPONSE, 0.0),
     ]
-    assert [x.covered for x in lesions] == [1.0, 0.05, 0.0]
 
 
 def test_two_equal_boxes_cover_a_lesion_once():
-    geometry = grid(1, 20)
-    marked = Reference(geometry, boxes=np.array([[0, 0, 1, 20]], np.float32), box_labels=(1,))
-    rows = [Candidate.from_box(n, 1, 0.9, (0, 0, 1, 1), geometry) for n in (1, 2)]
-    (lesion,) = evaluate(marked, Prediction("a", geometry, tuple(rows), None)).lesions
+    marked = reference_of_boxes((0, 0, 1, 20), size=20)
+    (lesion,) = evaluate(marked, boxes_of((0, 0, 1, 1), (0, 0, 1, 1))).lesions
     assert lesion.covered == pytest.approx(1 / 20)
 
 
@@ -188,14 +177,10 @@ def test_each_reason_is_true_on_random_cases(seed, preset):
     rng = np.random.default_rng(seed)
     truth = random_instances(rng, 8)
     found = random_instances(rng, 6)
-    scores = tuple(rng.choice([0.2, 0.4, 0.6, 0.8], size=int(found.max())).tolist())
-    labels = tuple(rng.integers(1, 3, size=len(scores)).tolist())
-    marked = Reference(
-        grid(*truth.shape),
-        instances=truth,
-        instance_labels=tuple(rng.integers(1, 3, size=int(truth.max())).tolist()),
-    )
-    prediction = prediction_of(found, scores, grid(*truth.shape), labels)
+    scores = rng.choice([0.2, 0.4, 0.6, 0.8], size=found.max()).tolist()
+    labels = rng.integers(1, 3, size=found.max()).tolist()
+    marked = reference_of(truth, tuple(rng.integers(1, 3, size=truth.max()).tolist()))
+    prediction = prediction_of(found, tuple(scores), grid(*truth.shape), tuple(labels))
     result = evaluate(marked, prediction, preset, POINT)
     threshold = PRESETS[preset].criterion.threshold
     for lesion in result.lesions:
@@ -217,9 +202,7 @@ def test_each_reason_is_true_on_random_cases(seed, preset):
             assert share < threshold
         elif why == WhyMissed.CANDIDATE_TOO_LARGE:
             assert share >= threshold
-            assert ((found == near.candidate) & (truth > 0)).sum() < threshold * (
-                found == near.candidate
-            ).sum()
+            assert (truth[found == near.candidate] > 0).mean() < threshold
         elif why == WhyMissed.IOU_TOO_SMALL:
             assert lesion.nearest_iou < threshold
         elif why == WhyMissed.WRONG_LABEL:
@@ -239,6 +222,17 @@ def reference_of(instances, labels):
     return Reference(grid(*ids.shape), instances=ids, instance_labels=labels)
 
 
+def reference_of_boxes(*boxes, size=None):
+    shape = grid(size, size) if size else grid(2, 4)
+    return Reference(shape, boxes=np.array(boxes, np.float32), box_labels=(1,) * len(boxes))
+
+
+def boxes_of(*boxes):
+    """Return a prediction of boxes with a score of 0.9 in a plane of 20 x 20 pixels."""
+    rows = [Candidate.from_box(n, 1, 0.9, box, grid(20, 20)) for n, box in enumerate(boxes, 1)]
+    return Prediction("a", grid(20, 20), tuple(rows), None)
+
+
 def evaluate(marked, prediction, preset="lesionseg", point=None):
     return evaluate_case(marked, prediction, PRESETS[preset], case="a", operating_point=point)
 
@@ -256,11 +250,7 @@ def random_instances(rng, n):
 
 def test_candidate_that_completes_the_cover_is_named_with_its_own_score():
     """Two rejected candidates cover 8 % and 4 % of a lesion, which must be covered to 10 %."""
-    instances = np.zeros((1, 60), np.int32)
-    instances[0, :4] = 1
-    instances[0, 46:48] = 2
-    prediction = prediction_of(instances, (0.4, 0.3), grid(1, 60))
-    reference = reference_of([[1] * 50 + [0] * 10], (1,))
-    (lesion,) = evaluate(reference, prediction, point=OperatingPoint("score:0.5", 0.5)).lesions
+    hand = draw_case(50 * "1" + 10 * ".", "1111" + 42 * "." + "22" + 12 * ".", 0.4, 0.3)
+    lesion = evaluate_lesion(hand)
     assert lesion.why_missed == WhyMissed.BELOW_OPERATING_POINT
     assert (lesion.nearest_candidate, lesion.nearest_score) == (2, 0.3)

@@ -50,14 +50,13 @@ def test_number_of_patients_that_a_promise_needs(sensitivity, needed):
     assert count_needed(sensitivity) == needed
 
 
-def test_threshold_of_a_promise_by_hand():
+@pytest.mark.parametrize(("sensitivity", "score"), [(0.8, 0.2), (0.7, 0.4), (0.6, 0.6)])
+def test_threshold_of_a_promise_by_hand(sensitivity, score):
     # four patients, (4·R + 1) / 5 ≤ 1 − S: 0.8 allows no missed lesion, 0.6 those of one patient
     results = [result(f"p{i}", [0.9, at]) for i, at in enumerate([0.2, 0.4, 0.6, 0.8])]
-    for sensitivity, score, promised in ((0.8, 0.2, 0.8), (0.7, 0.4, 0.7), (0.6, 0.6, 0.6)):
-        point = choose_sensitivity(results, sensitivity)
-        assert (point.score, point.promised, point.why_not_promised) == (score, promised, None)
-    assert choose_sensitivity(results, 0.8).expected_recall_per_patient == pytest.approx(0.8)
-    assert choose_sensitivity(results, 0.6).expected_recall_per_patient == pytest.approx(0.6)
+    point = choose_sensitivity(results, sensitivity)
+    assert (point.score, point.promised, point.why_not_promised) == (score, sensitivity, None)
+    assert point.expected_recall_per_patient >= sensitivity - 1e-9
 
 
 def test_patients_count_equally_and_those_without_lesions_not_at_all():
@@ -75,35 +74,34 @@ def test_scans_of_one_patient_count_together():
     scans = [result(f"s{i}", [0.9, 0.1 * i]) for i in range(1, 5)]
     joint = [replace(scan, group="p") for scan in scans]
     assert choose_sensitivity(scans, 0.8).promised == 0.8
-    point = choose_sensitivity(joint, 0.8)
-    assert point.promised is None
-    assert point.why_not_promised.startswith("1 patient with lesions cannot promise 0.8")
+    assert choose_sensitivity(joint, 0.8).why_not_promised.startswith("1 patient with lesions")
     # (2·R + 1) / 3 ≤ 0.4: one of the eight lesions may be missed; four scans of their own: two
-    assert choose_sensitivity([*joint, result("q", [0.9])], 0.6).score == 0.2
-    assert choose_sensitivity([*scans, result("q", [0.9])], 0.6).score == pytest.approx(0.3)
+    other = result("q", [0.9])
+    assert choose_sensitivity([*joint, other], 0.6).score == 0.2
+    assert choose_sensitivity([*scans, other], 0.6).score == pytest.approx(0.3)
 
 
 def test_without_a_promise_the_threshold_is_that_of_the_pooled_lesions():
     results = [result(f"p{i}", [0.9 - i / 10]) for i in range(8)]
     point = choose_sensitivity(results, 0.9)
-    assert point.lesion_recall == 1.0
-    assert point.promised is None
-    assert point.why_not_promised == (
-        "8 patients with lesions cannot promise 0.9; at least 9 are needed"
-    )
+    assert (point.lesion_recall, point.promised) == (1.0, None)
+    words = "8 patients with lesions cannot promise 0.9; at least 9 are needed"
+    assert point.why_not_promised == words
+    assert words in describe_expected_recall(point)
     assert "no number" in choose_sensitivity(results, 1.0).why_not_promised
     assert choose(tables_of(results), Aim("fp_per_case", 1)).why_not_promised is None
 
 
-def test_lesions_without_a_candidate_are_missed_at_every_threshold():
-    results = [result(f"p{i}", [0.9, 0.8, 0.7, 0.6, 0.5]) for i in range(19)]
-    results[0] = result("p0", [0.9, 0.8, 0.7, 0.6, None])
-    assert choose_sensitivity(results, 0.9).promised == 0.9
-    for i in range(6):
-        results[i] = result(f"p{i}", [0.9, 0.8, 0.7, 0.6, None])
+@pytest.mark.parametrize(("n", "promised"), [(1, 0.9), (6, None)])
+def test_lesions_without_a_candidate_are_missed_at_every_threshold(n, promised):
+    """`n` of 19 patients have such a lesion."""
+    lasts = [None] * n + [0.5] * (19 - n)
+    results = [result(f"p{i}", [0.9, 0.8, 0.7, 0.6, last]) for i, last in enumerate(lasts)]
     point = choose_sensitivity(results, 0.9)
-    assert (point.promised, point.score) == (None, 0.5)
-    assert "0.063 of a patient's lesions have no candidate" in point.why_not_promised
+    assert point.promised == promised
+    if promised is None:
+        assert point.score == 0.5
+        assert "0.063 of a patient's lesions have no candidate" in point.why_not_promised
     with pytest.raises(ContentError, match="0 of 2"):
         choose_sensitivity([result("p", [None, None])], 0.1)
 
@@ -148,13 +146,9 @@ def test_recall_per_patient_is_the_mean_of_shares():
     assert nobody.reason
 
 
-def test_promise_is_approximate_out_of_fold_and_a_missing_one_has_a_reason():
-    results = [result(f"p{i}", [0.9, at]) for i, at in enumerate([0.2, 0.4, 0.6, 0.8])]
-    point = choose_sensitivity(results, 0.8)
+def test_promise_is_approximate_out_of_fold():
+    point = choose_sensitivity([result(f"p{i}", [0.9, 0.5]) for i in range(4)], 0.8)
     words = describe_expected_recall(point)
     assert "0.8 of a new patient's lesions are promised" in words
     words = describe_expected_recall(replace(point, chosen_on="out-of-fold"))
     assert "approximately promised" in words
-    words = describe_expected_recall(choose_sensitivity(results, 0.9))
-    assert words.startswith("Expect 0.80 of a new patient's lesions.")
-    assert "at least 9 are needed" in words

@@ -1,7 +1,6 @@
 """The disagreement of an ensemble on a scan."""
 
 from dataclasses import replace
-from itertools import product
 
 import pytest
 import torch
@@ -16,13 +15,6 @@ from tests.inference.networks import Bright, Identity
 from tests.inference.nnunet.small_models import SmallModel
 
 
-def count(*marks):
-    agreement = Agreement()
-    for of_networks in marks:
-        agreement.add([torch.tensor(one, dtype=torch.bool) for one in of_networks])
-    return agreement.disagreement()
-
-
 @pytest.mark.parametrize(
     ("marks", "expected"),
     [
@@ -35,24 +27,22 @@ def count(*marks):
     ],
 )
 def test_disagreement_is_one_minus_intersection_over_union(marks, expected):
-    assert count(*marks) == pytest.approx(expected)
+    agreement = Agreement()
+    for of_networks in marks:
+        agreement.add([torch.tensor(one, dtype=torch.bool) for one in of_networks])
+    assert agreement.disagreement() == pytest.approx(expected)
 
 
 def test_window_counts_the_mean_of_each_networks_views(plan):
-    shape = (16, 16, 32)
+    """These networks are equal in all views."""
     flat = replace(plan, tile_shape=(16, 16, 16))
-    image = torch.randn((1, *shape), generator=torch.Generator().manual_seed(0)) * 2
+    image = torch.randn((1, 16, 16, 32), generator=torch.Generator().manual_seed(0)) * 2
     networks = (Identity(), Bright(level=0.5, gain=1.0))
     settings = InferenceConfig.of(precision="fp32", overlap=0.0, flips=True)
     agreement = Agreement()
     SlidingWindow(networks, flat, settings)(image, agreement=agreement)
-    limit = flat.candidate_rule.extent
-    n_all = n_any = 0
-    for place in product(*map(range, shape)):  # these networks are equal in all views
-        value = float(image[(0, *place)])
-        marks = [1 / (1 + torch.tensor(-logit).exp()) >= limit for logit in (value, value - 0.5)]
-        n_all += all(marks)
-        n_any += any(marks)
+    one, other = (logit.sigmoid() >= flat.candidate_rule.extent for logit in (image, image - 0.5))
+    n_all, n_any = (one & other).sum().item(), (one | other).sum().item()
     assert agreement.disagreement() == pytest.approx(1 - n_all / n_any)
     assert 0 < n_all < n_any
 
@@ -74,8 +64,9 @@ def test_folds_of_an_nnunet_model_have_a_disagreement(tmp_path):
     folder = SmallModel(n_folds=2).write(tmp_path)
     array = torch.randn((1, 12, 20, 24), generator=torch.Generator().manual_seed(1)).numpy()
     volume = Volume(array, Geometry.from_spacing(array.shape[1:], (2.0, 1.0, 1.0)))
-    found = Predictor(folder, device="cpu").predict_volume(volume, "case").disagreement
-    assert found is not None
-    assert 0 < found <= 1
-    one = Predictor(folder / "fold_0", device="cpu").predict_volume(volume, "case")
-    assert one.disagreement is None
+    both, one = (
+        Predictor(path, device="cpu").predict_volume(volume, "case").disagreement
+        for path in (folder, folder / "fold_0")
+    )
+    assert 0 < both <= 1
+    assert one is None

@@ -1,5 +1,6 @@
 """Boxes: merging over tiles, resampling to the file's grid, and fusion with voxel candidates."""
 
+import itertools
 import math
 from dataclasses import replace
 
@@ -65,20 +66,28 @@ def collect(*outputs, width=16, plan=PLAN):
     return collector.finish()
 
 
+def collect_tiles(box, *, n_readings=1):
+    """Collect a box of score 0.8 that the first network finds in each of two tiles."""
+    grid = TileGrid((16, 24), PLAN.tile_shape, 0.5)
+    collector = BoxCollector(grid, PLAN, n_readings=n_readings)
+    for i, start in enumerate(grid.starts):
+        in_tile = [v - start[a % 2] for a, v in enumerate(box)]
+        collector.add(make_output((in_tile, 0.8, 1)), [i], (), 0)
+        for network in range(1, n_readings):
+            collector.add(make_output(), [i], (), network)  # finds nothing
+    return collector.finish()
+
+
 def assert_close(boxes, expected):
     torch.testing.assert_close(boxes, torch.tensor(expected), atol=1e-3, rtol=0)
 
 
-def test_lesion_found_in_every_tile_is_one_box_with_its_score():
-    grid = TileGrid((16, 24), PLAN.tile_shape, 0.5)
+@pytest.mark.parametrize(("n_readings", "score"), [(1, 0.8), (2, 0.4)])
+def test_lesion_found_in_every_tile_is_one_box_with_the_mean_of_networks(n_readings, score):
     lesion = [6.0, 10.0, 9.0, 13.0]
-    collector = BoxCollector(grid, PLAN)
-    for i, start in enumerate(grid.starts):
-        in_tile = [v - start[a % 2] for a, v in enumerate(lesion)]
-        collector.add(make_output((in_tile, 0.8, 1)), [i], ())
-    found = collector.finish()
+    found = collect_tiles(lesion, n_readings=n_readings)
     assert_close(found.boxes, [lesion])
-    assert found.scores.item() == pytest.approx(0.8, abs=1e-3)
+    assert_close(found.scores, [score])
 
 
 @pytest.mark.parametrize("end", [17, 15.7])  # a network may draw a cut box slightly too short
@@ -114,18 +123,11 @@ def test_padding_is_subtracted_from_boxes():
     assert_close(found.boxes, [[4.0, 2, 8, 6]])
 
 
-def test_no_output_gives_no_boxes():
+def test_boxes_with_nan_are_dropped_and_a_score_that_is_nan_is_an_error():
     assert len(collect()) == 0
-
-
-def test_boxes_with_nan_are_dropped():
     output = make_output(([4.0, 4, 8, 8], 0.9, 1))
     output.box_deltas[0, :, 0] = torch.nan
     assert len(collect(output)) == 0
-
-
-def test_score_that_is_nan_is_an_error():
-    output = make_output(([4.0, 4, 8, 8], 0.9, 1))
     output.class_logits[0, 0, 0] = torch.nan
     with pytest.raises(ContentError, match="contain NaN"):
         collect(output)
@@ -143,18 +145,19 @@ def test_scores_are_corrected_for_the_focal_loss():
 GRID = Geometry.from_spacing((20, 20, 20), (2.0, 1.0, 1.0))
 
 
-def test_boxes_on_the_same_grid_are_not_changed():
+@pytest.mark.parametrize(
+    ("n", "mm", "expected"),
+    [
+        (20, 2.0, [[2, 3, 4, 5, 6, 7]]),
+        # voxel centres of the first slices coincide: index z of the plan is 2 z of the file
+        (40, 1.0, [[3.5, 3, 4, 9.5, 6, 7]]),
+    ],
+)
+def test_boxes_are_scaled_to_the_spacing_of_the_file(n, mm, expected):
     boxes = np.array([[2, 3, 4, 5, 6, 7]], dtype=np.float32)
-    np.testing.assert_allclose(restore_boxes(boxes, GRID, GRID), boxes, atol=1e-4)
-    assert restore_boxes(np.zeros((0, 6), np.float32), GRID, GRID).shape == (0, 6)
-
-
-def test_boxes_are_scaled_to_the_spacing_of_the_file():
-    boxes = np.array([[2, 3, 4, 5, 6, 7]], dtype=np.float32)
-    fine = Geometry.from_spacing((40, 20, 20), (1.0, 1.0, 1.0))
-    # voxel centres of the first slices coincide: index z of the plan is 2 z of the file
-    expected = [[3.5, 3, 4, 9.5, 6, 7]]
-    np.testing.assert_allclose(restore_boxes(boxes, GRID, fine), expected, atol=1e-4)
+    file = Geometry.from_spacing((n, 20, 20), (mm, 1.0, 1.0))
+    np.testing.assert_allclose(restore_boxes(boxes, GRID, file), expected, atol=1e-4)
+    assert restore_boxes(boxes[:0], GRID, file).shape == (0, 6)
 
 
 def test_flips_and_axis_order_are_as_exact_as_for_a_mask():
@@ -180,17 +183,8 @@ def test_boxes_become_candidates_without_masks():
 
 
 def make_candidate(number, box, score, has_mask=False, label=1):
-    return Candidate(
-        id=number,
-        label=label,
-        score=score,
-        start_vox=tuple(box[:2]),
-        stop_vox=tuple(box[2:]),
-        centre_mm=(0.0, 0.0),
-        diameter_mm=1.0,
-        volume_ml=None,
-        has_mask=has_mask,
-    )
+    grid = Geometry.from_spacing((9, 9), (1.0, 1.0))
+    return replace(Candidate.from_box(number, label, score, box, grid), has_mask=has_mask)
 
 
 def test_candidates_of_both_heads_come_first_and_keep_their_mask():
@@ -213,8 +207,8 @@ def test_candidates_of_both_heads_come_first_and_keep_their_mask():
 
 
 def test_boxes_of_a_case_without_voxel_candidates_are_kept():
-    geometry = Geometry.from_spacing((2, 4), (1.0, 1.0))
-    empty = Prediction("a", geometry, (), np.zeros((2, 4), np.int32))
+    grid = Geometry.from_spacing((2, 4), (1.0, 1.0))
+    empty = Prediction("a", grid, (), np.zeros(grid.shape, np.int32))
     assert fuse(empty, []).candidates == ()
     (only,) = fuse(empty, [make_candidate(1, [0, 0, 1, 1], 0.8)]).candidates
     assert only.score == pytest.approx(0.4)
@@ -224,14 +218,12 @@ def test_tile_with_many_lesions_gives_a_box_for_each():
     plan = PLAN.with_(tile_shape=(128, 128))
     anchors = grid_anchors(plan.anchor_levels)
     logits = torch.full((1, len(anchors), 2), -20.0)
-    deltas = torch.zeros(1, len(anchors), 4)
-    centres = anchors.unflatten(1, (2, 2)).mean(dim=1)
+    centres = (anchors[:, :2] + anchors[:, 2:]) / 2
     logits[0, (centres % 8 == 5).all(dim=1), 0] = 2.0  # every 8 pixels, with boxes of 4
     collector = BoxCollector(TileGrid((128, 128), plan.tile_shape), plan)
-    collector.add(DetectorOutput(logits, deltas), [0], ())
+    collector.add(DetectorOutput(logits, torch.zeros(1, len(anchors), 4)), [0], ())
     found = collector.finish()
-    assert len(found) == 16 * 16
-    assert found.n_left_out == 0
+    assert (len(found), found.n_left_out) == (16 * 16, 0)
 
 
 def test_score_of_an_ensemble_is_the_mean_over_its_networks():
@@ -247,17 +239,6 @@ def test_score_of_an_ensemble_is_the_mean_over_its_networks():
     assert found.labels.tolist() == [1, 2]
 
 
-def test_tiles_of_one_network_count_once_in_the_mean_of_an_ensemble():
-    grid = TileGrid((16, 24), PLAN.tile_shape, 0.5)
-    lesion = [6.0, 10.0, 9.0, 13.0]  # inside both tiles
-    collector = BoxCollector(grid, PLAN, n_readings=2)
-    for i, start in enumerate(grid.starts):
-        in_tile = [v - start[a % 2] for a, v in enumerate(lesion)]
-        collector.add(make_output((in_tile, 0.8, 1)), [i], (), 0)
-        collector.add(make_output(), [i], (), 1)  # finds nothing
-    assert_close(collector.finish().scores, [0.4])
-
-
 @pytest.mark.parametrize(
     ("limit", "n_found", "n_left_out"),
     [(3, 4, 4), (5, 8, 0), (100, 8, 0)],  # 4 boxes at first, then 16
@@ -267,59 +248,40 @@ def test_lowest_boxes_are_not_merged_if_the_case_has_enough(
 ):
     monkeypatch.setattr(boxes_module, "MERGED_AT_FIRST", 4)
     plan = PLAN.with_(candidate_rule=replace(PLAN.candidate_rule, candidate_limit=limit))
-    corners = [(row, column) for row in (1.0, 9.0) for column in (1.0, 5.0, 9.0, 12.0)]
-    output = make_output(
-        *(([y, x, y + 3, x + 3], 0.9 - 0.1 * i, 1) for i, (y, x) in enumerate(corners))
-    )
-    found = collect(output, plan=plan)
+    corners = itertools.product((1.0, 9.0), (1.0, 5.0, 9.0, 12.0))
+    boxes = [([y, x, y + 3, x + 3], 0.9 - 0.1 * i, 1) for i, (y, x) in enumerate(corners)]
+    found = collect(make_output(*boxes), plan=plan)
     assert (len(found), found.n_left_out) == (n_found, n_left_out)
-    assert_close(found.boxes, collect(output).boxes[:n_found].tolist())
+    assert_close(found.boxes, [box for box, *_ in boxes[:n_found]])
 
 
-def test_box_is_kept_if_its_score_reaches_the_floor_of_the_anchors():
+def test_box_is_kept_if_its_score_reaches_the_floor_of_the_anchors(monkeypatch):
     output = make_output(([1.0, 1, 4, 4], 0.02, 1), ([9.0, 9, 12, 12], 0.004, 1))
     assert len(collect(output)) == 0  # without it, the floor of the candidate rule is used
+    monkeypatch.setattr(boxes_module, "MOST_ANCHORS", 1)  # others are too low to be left out
     found = collect(output, plan=make_plan(floor=0.01))
     assert found.scores.tolist() == pytest.approx([0.02], abs=1e-4)
     assert found.n_left_out == 0
 
 
-def test_anchors_of_low_scores_are_not_counted_as_left_out(monkeypatch):
-    monkeypatch.setattr(boxes_module, "MOST_ANCHORS", 1)
-    output = make_output(([1.0, 1, 4, 4], 0.9, 1), ([9.0, 9, 12, 12], 0.02, 1))
-    assert collect(output, plan=make_plan(floor=0.01)).n_left_out == 0
-
-
 def test_anchors_beyond_the_limit_of_nms_are_counted_as_left_out(monkeypatch):
     monkeypatch.setattr(boxes_module, "MOST_ANCHORS", 2)
-    found = collect(
-        make_output(([1.0, 1, 4, 4], 0.9, 1), ([9.0, 9, 12, 12], 0.8, 1), ([1.0, 9, 4, 12], 0.7, 1))
-    )
-    assert len(found) == 2
-    assert found.n_left_out == 1
+    boxes = [([1.0, 1, 4, 4], 0.9, 1), ([9.0, 9, 12, 12], 0.8, 1), ([1.0, 9, 4, 12], 0.7, 1)]
+    found = collect(make_output(*boxes))
+    assert (len(found), found.n_left_out) == (2, 1)
 
 
-def test_partners_equal_those_of_a_search_in_the_whole_table(monkeypatch):
+def test_partners_equal_those_of_a_search_in_the_whole_table(monkeypatch, rng):
     monkeypatch.setattr("lesionseg.ops.boxes._MAX_PAIRS", 30)
-    rng = np.random.default_rng(0)
-    geometry = Geometry.from_spacing((40, 40), (1.0, 1.0))
-
-    def draw_candidates(n):
-        starts = rng.uniform(0, 30, (n, 2))
-        corners = np.concatenate([starts, starts + rng.uniform(2, 9, (n, 2))], axis=1)
-        candidates = []
-        for i, corner in enumerate(corners, start=1):
-            label = int(rng.integers(1, 3))
-            candidates.append(Candidate.from_box(i, label, 0.5, corner.tolist(), geometry))
-        return candidates
-
-    def table_of(candidates):
-        return torch.tensor([[*c.start_vox, *c.stop_vox] for c in candidates])
-
-    voxels = draw_candidates(20)
-    others = draw_candidates(25)
-    overlap = box_iou(table_of(voxels), table_of(others)).numpy()
-    overlap *= np.array([[v.label == o.label for o in others] for v in voxels])
+    starts = rng.uniform(0, 30, (45, 2))
+    corners = np.hstack([starts, starts + rng.uniform(2, 9, (45, 2))])
+    labels = rng.integers(1, 3, 45)
+    drawn = [
+        make_candidate(i, box, 0.5, label=label)
+        for i, (box, label) in enumerate(zip(corners.tolist(), labels.tolist(), strict=True))
+    ]
+    table = torch.from_numpy(corners)
+    overlap = box_iou(table[:20], table[20:]).numpy() * (labels[:20, None] == labels[20:])
     expected = {}
     while overlap.max() >= 0.1:
         i, j = np.unravel_index(overlap.argmax(), overlap.shape)
@@ -327,4 +289,4 @@ def test_partners_equal_those_of_a_search_in_the_whole_table(monkeypatch):
         overlap[i] = 0
         overlap[:, j] = 0
     assert len(expected) > 5
-    assert _partners(voxels, others) == expected
+    assert _partners(drawn[:20], drawn[20:]) == expected

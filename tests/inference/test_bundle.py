@@ -6,6 +6,7 @@ import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from lesionseg.io.bundle_folder import BundleFiles, resolve_bundle
 from lesionseg.io.text import read_json
 from lesionseg.models.build import build_network
 from lesionseg.plan.plan import AnchorPlan, Plan
-from tests.inference.networks import Bright
+from tests.inference.networks import Bright, make_bright
 from tests.inference.rounding import change_last_digits
 
 
@@ -43,13 +44,17 @@ def test_bundle_survives_a_round_trip(folder, plan):
             assert torch.equal(network(image)[0], member.eval()(image)[0])
 
 
-def test_bundle_without_the_weights_of_a_member_is_an_error(folder, plan):
-    before = bundle_digest(folder)
+def test_bundle_without_the_weights_of_a_member_or_its_selection_is_an_error(folder, plan):
+    digests = {bundle_digest(folder)}
     write_bundle(folder, [build_network(plan, seed=seed) for seed in (5, 6, 7)], plan, "# card\n")
-    whole = bundle_digest(folder)
+    digests.add(bundle_digest(folder))
     (folder / "weights_1.safetensors").unlink()
-    assert len({before, whole, bundle_digest(folder)}) == 3
+    digests.add(bundle_digest(folder))
+    assert len(digests) == 3
     with pytest.raises(BundleError):
+        read_bundle(folder)
+    (folder / "selection.json").unlink()
+    with pytest.raises(BundleError, match=r"no selection\.json"):
         read_bundle(folder)
 
 
@@ -58,9 +63,7 @@ def test_new_bundle_replaces_all_files_of_the_old_bundle(folder, plan):
     write_bundle(folder, build_network(plan, seed=9), plan, "# new\n")
     names = ["README.md", "plan.json", "selection.json", "weights.safetensors"]
     assert sorted(p.name for p in folder.iterdir()) == names
-    assert (
-        len({p.stat().st_mode for p in folder.iterdir()}) == 1
-    )  # all files have the same access rights
+    assert len({p.stat().st_mode for p in folder.iterdir()}) == 1  # equal access rights
 
 
 CHOSEN = Selection(
@@ -73,18 +76,20 @@ CHECK = InputCheck(medians={"log spacing": 0.7, "mean": 0.0}, tolerances={"mean"
 def test_bundle_that_differs_by_rounding_keeps_its_bytes(tmp_path, plan):
     folder = tmp_path / "bundle"
     write = partial(write_bundle, folder, [build_network(plan)] * 2, plan)
+
+    def state():
+        return {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in folder.iterdir()}
+
     write("# card\n", CHECK, CHOSEN)
     files = BundleFiles(folder)
     for path in (*files.weights_of(2), files.plan, files.selection):
         change_last_digits(path)
-    before = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.iterdir()}
+    before = state()
     digest = bundle_digest(folder)
     write("# new\n", CHECK, CHOSEN)
     assert bundle_digest(folder) == digest
     assert files.card.read_text() == "# new\n"
-    del before["README.md"]
-    for name, old in before.items():
-        assert ((folder / name).read_bytes(), (folder / name).stat().st_mtime_ns) == old
+    assert state() | {"README.md": before["README.md"]} == before
 
 
 @pytest.mark.parametrize(
@@ -118,11 +123,8 @@ def test_bundle_with_other_content_replaces_the_old_one(tmp_path, plan, changes)
 
 def test_old_bundle_stays_if_the_new_bundle_cannot_be_written(folder, plan, monkeypatch):
     before = bundle_digest(folder)
-
-    def raise_full_disk(*_, **__):
-        raise OSError("disk full")
-
-    monkeypatch.setattr("lesionseg.inference.bundle.save_file", raise_full_disk)
+    full_disk = Mock(side_effect=OSError("disk full"))
+    monkeypatch.setattr("lesionseg.inference.bundle.save_file", full_disk)
     with pytest.raises(OutputError):
         write_bundle(folder, build_network(plan), plan, "")
     assert bundle_digest(folder) == before
@@ -171,19 +173,17 @@ def test_weights_that_begin_with_the_first_byte_of_a_pickle_are_read(folder, pla
 
 
 def test_error_names_the_tensors_that_do_not_fit(folder, plan):
-    tensors = {name: t.clone() for name, t in build_network(plan).state_dict().items()}
+    tensors = build_network(plan).state_dict()
     missing, odd, infinite = sorted(tensors)[:3]
-    del tensors[missing]
-    tensors |= {"unknown": torch.zeros(1), odd: torch.zeros(7, 7)}
+    not_finite = tensors | {infinite: tensors[infinite] * float("nan")}
     # shapes are compared before the values are read
-    tensors[infinite] = tensors[infinite] * float("nan")
-    for names in ((missing, odd, "unknown"), (infinite,)):
-        save_file(tensors, folder / "weights.safetensors")
+    other_shapes = not_finite | {"unknown": torch.zeros(1), odd: torch.zeros(7, 7)}
+    del other_shapes[missing]
+    for content, names in ((other_shapes, (missing, odd, "unknown")), (not_finite, (infinite,))):
+        save_file(content, folder / "weights.safetensors")
         with pytest.raises(BundleError) as caught:
             read_bundle(folder)
         assert all(name in str(caught.value) for name in names)
-        tensors = build_network(plan).state_dict()
-        tensors[infinite] = tensors[infinite] * float("nan")
 
 
 def test_weights_of_another_network_are_not_read_into_memory(folder, monkeypatch):
@@ -191,13 +191,11 @@ def test_weights_of_another_network_are_not_read_into_memory(folder, monkeypatch
     with (folder / "weights.safetensors").open("wb") as file:
         file.write(len(header).to_bytes(8, "little") + header.encode())
         file.truncate(8 + len(header) + 2**30)  # zeros that take no space on the disk
-
-    def read(*_):
-        raise AssertionError("the values are read")
-
-    monkeypatch.setattr("lesionseg.inference.bundle.require_finite", read)
+    is_read = Mock()
+    monkeypatch.setattr("lesionseg.inference.bundle.require_finite", is_read)
     with pytest.raises(BundleError, match="do not fit"):
         read_bundle(folder)
+    assert not is_read.called
 
 
 @pytest.mark.parametrize("name", ["plan.json", "selection.json", "README.md"])
@@ -209,12 +207,7 @@ def test_text_of_a_bundle_has_a_limit(folder, name):
 
 
 @pytest.mark.parametrize(
-    "changes",
-    [
-        {"width": 2**16},
-        {"width": 2**16, "depth": 64},
-        {"sizes": (((4.0, 4.0, 4.0),) * 1000,)},
-    ],
+    "changes", [{"width": 2**16, "depth": 64}, {"sizes": (((4.0, 4.0, 4.0),) * 1000,)}]
 )
 def test_plan_of_a_too_large_network_is_an_error_before_memory_is_allocated(
     tmp_path, plan, changes
@@ -225,13 +218,12 @@ def test_plan_of_a_too_large_network_is_an_error_before_memory_is_allocated(
         anchors=anchors,
         candidate_rule=replace(plan.candidate_rule, source="detection"),
     )
-    folder = tmp_path / "bundle"
-    write_bundle(folder, build_network(plan), plan, "# card\n")
-    assert read_bundle(folder).plan == plan
+    write_bundle(tmp_path / "bundle", build_network(plan), plan, "# card\n")
+    assert read_bundle(tmp_path / "bundle").plan == plan
     damaged = plan.with_(anchors=replace(anchors, **changes))
-    (folder / "plan.json").write_text(damaged.to_json())
+    (tmp_path / "bundle" / "plan.json").write_text(damaged.to_json())
     with pytest.raises(BundleError, match="size mismatch"):
-        read_bundle(folder)
+        read_bundle(tmp_path / "bundle")
 
 
 def test_damaged_files_are_an_error(folder):
@@ -249,66 +241,47 @@ def test_damaged_files_are_an_error(folder):
     read_bundle(folder)
 
 
-def write_bundle_of_version_1_0(folder):
-    """Write a bundle whose plan.json also contains the selection. Return both."""
+def test_bundle_of_version_1_0_is_read_with_its_selection(folder):
+    """Its plan.json also contains the selection."""
     old = Path(__file__).parents[1] / "plan" / "plan_schema_1.json"
     plan = Plan.from_json(old.read_text("utf-8"))
+    selection = Selection.from_json(old.read_text("utf-8"))
     write_bundle(folder, build_network(plan), plan, "# card\n")
     (folder / "selection.json").unlink()
     shutil.copy(old, folder / "plan.json")
-    return plan, Selection.from_json(old.read_text("utf-8"))
-
-
-def test_bundle_of_version_1_0_is_read_with_its_selection(folder):
-    plan, selection = write_bundle_of_version_1_0(folder)
     found = read_bundle(folder)
     assert (found.plan, found.selection) == (plan, selection)
     assert len(selection.operating_points) == 9
     assert selection.voxel_calibration is not None
 
 
-def test_bundle_without_its_selection_is_an_error(folder):
-    (folder / "selection.json").unlink()
-    with pytest.raises(BundleError, match=r"no selection\.json\. Copy the bundle again"):
-        read_bundle(folder)
-
-
-def make_own_network(_):
-    return Bright(0.0, 0.0)
-
-
 def test_own_network_is_passed_as_an_object_and_never_imported(tmp_path, plan):
     named = replace(plan, architecture=replace(plan.architecture, name="mine"))
     write_bundle(tmp_path / "b", Bright(3.0, 2.0), named, "")
-    network = read_bundle(tmp_path / "b", {"mine": make_own_network}).networks[0]
+    network = read_bundle(tmp_path / "b", {"mine": make_bright}).networks[0]
     assert isinstance(network, Bright)
-    assert network.level.item() == 3.0
+    assert (network.level.item(), network.gain.item()) == (3.0, 2.0)
     with pytest.raises(ConfigError):
         read_bundle(tmp_path / "b")
 
 
-def test_ensemble_of_equal_networks_is_warned_about(tmp_path, plan, caplog):
-    for name in ("a", "b"):
-        network = build_network(plan)
-        next(network.parameters()).data.normal_()
-        write_bundle(tmp_path / name, network, plan, "")
-    ensemble([tmp_path / "a", tmp_path / "b"])
+def test_ensemble_of_equal_networks_is_warned_about(plan, caplog):
+    one, other = (Bundle((build_network(plan, seed=seed),), plan) for seed in (1, 2))
+    ensemble([one, other])
     assert "same weights" not in caplog.text
-    ensemble([tmp_path / "a", tmp_path / "b", tmp_path / "a"])
+    ensemble([one, other, one])
     assert "two of the 3 networks have the same weights" in caplog.text
 
 
 def test_ensemble_of_bundles_with_different_plans_is_an_error(plan):
-    bundles = [Bundle((build_network(plan),), plan) for _ in range(2)]
-    assert ensemble(bundles).selection.n_members == 2
-    flipped = [replace(bundles[0], plan=plan.with_(flip_axes=axes)) for axes in ((0, 1), (1, 2))]
+    bundle = Bundle((build_network(plan),), plan)
+    assert ensemble([bundle, bundle]).selection.n_members == 2
+    flipped = [replace(bundle, plan=plan.with_(flip_axes=axes)) for axes in ((0, 1), (1, 2))]
     assert ensemble(flipped).plan.flip_axes == (1,)  # those of all members
-    others = {
-        "spacing_mm": replace(plan, spacing_mm=(2.0, 2.0, 2.0)),
-        "anchors": replace(plan, anchors=AnchorPlan((1,), ())),
-    }
-    for name, other in others.items():
+    others = {"spacing_mm": (2.0, 2.0, 2.0), "anchors": AnchorPlan((1,), ())}
+    for name, value in others.items():
+        other = replace(bundle, plan=replace(plan, **{name: value}))
         with pytest.raises(BundleError, match=f"number 2 has another {name}"):
-            ensemble([bundles[0], replace(bundles[1], plan=other)])
+            ensemble([bundle, other])
     with pytest.raises(BundleError):
         ensemble([])

@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from lesionseg.core import Candidate, Geometry, InputCheckResult, Labels, Prediction
+from lesionseg.core import Geometry, InputCheckResult, Labels
 from lesionseg.data.preprocess_image import plan_geometry
 from lesionseg.errors import GeometryError
 from lesionseg.inference.decision import Inferred, find_by_rule, limit_candidates
 from lesionseg.inference.stitch import Store
 from lesionseg.plan.plan import CandidateRule
+from tests.evaluation.hand_cases import prediction_of
 from tests.models.plans import plan_of
 
 WHOLE = (1, 2, 4)
@@ -60,35 +61,30 @@ def test_probabilities_of_zero_give_no_candidate():
     assert not found.values.any()
 
 
-def test_missing_channel_is_an_error():
-    with pytest.raises(GeometryError):
-        find([0.0] * 8)
-
-
-def test_regions_on_another_grid_are_an_error():
+@pytest.mark.parametrize("shape", [(1, 1, 8), (2, 1, 9)])
+def test_missing_channel_or_another_grid_is_an_error(shape):
     labels = Labels((1, 4), ("whole", "core"), (WHOLE, CORE))
+    grid = Geometry.from_spacing((1, 8), (1.0, 1.0))
     with pytest.raises(GeometryError):
-        find_by_rule(
-            np.zeros((2, 1, 9), np.float32),
-            Geometry.from_spacing((1, 8), (1.0, 1.0)),
-            CandidateRule(),
-            labels,
-        )
+        find_by_rule(np.zeros(shape, np.float32), grid, CandidateRule(), labels)
 
 
 def test_candidates_beyond_the_limit_are_kept_if_they_reach_the_threshold():
-    geometry = Geometry.from_spacing((1, 6), (1.0, 1.0))
     instances = np.array([[1, 0, 2, 0, 3, 3]], np.int32)
-    box = (0, 0, 1, 1)
-    candidates = (
-        Candidate.from_box(1, 1, 0.9, box, geometry),
-        Candidate.from_box(2, 1, 0.6, box, geometry),
-        Candidate.from_box(3, 1, 0.2, box, geometry),
-    )
-    kept = limit_candidates(Prediction("A", geometry, candidates, instances), 1, keep_from=0.5)
+    geometry = Geometry.from_spacing(instances.shape, (1.0, 1.0))
+    given = prediction_of(instances, (0.9, 0.6, 0.2), geometry)
+    kept = limit_candidates(given, 1, keep_from=0.5)
     assert [c.id for c in kept.candidates] == [1, 2]
     assert kept.instances.tolist() == [[1, 0, 2, 0, 0, 0]]
     assert kept.n_left_out == 1
+
+
+def restore(grid, file):
+    """Return probabilities of 0.75 on a grid of the plan on the grid of the file."""
+    store = Store((1, *grid.shape))
+    store.write(tuple(slice(0, n) for n in grid.shape), torch.full((1, *grid.shape), 0.75))
+    inferred = Inferred(store, grid, file, InputCheckResult(None, ""))
+    return np.concatenate(list(inferred.slabs(0, None)))
 
 
 @pytest.mark.parametrize("n_slices", [8, 12, 13, 17])
@@ -96,20 +92,12 @@ def test_lesion_in_all_slices_of_a_fine_scan_has_probabilities_in_all_of_them(n_
     """The plan's grid of 5 mm ends up to 1.25 mm before the scan's, or after it."""
     plan = plan_of(dims=3).with_(spacing_mm=(5.0, 1.0, 1.0))
     file = Geometry.from_spacing((n_slices, 3, 3), (1.0, 1.0, 1.0))
-    grid = plan_geometry(file, plan)
-    store = Store((1, *grid.shape))
-    store.write(tuple(slice(0, n) for n in grid.shape), torch.full((1, *grid.shape), 0.75))
-    inferred = Inferred(store, grid, file, InputCheckResult(None, ""))
-    slabs = np.concatenate(list(inferred.slabs(0, None)))
-    np.testing.assert_allclose(slabs, np.full(file.shape, 0.75), atol=1e-3)
+    found = restore(plan_geometry(file, plan), file)
+    np.testing.assert_allclose(found, np.full(file.shape, 0.75), atol=1e-3)
 
 
 def test_probabilities_half_a_voxel_and_more_outside_the_grid_of_the_plan_are_zero():
     grid = Geometry.from_spacing((2, 3, 3), (5.0, 1.0, 1.0))
-    file = Geometry.from_spacing((16, 3, 3), (1.0, 1.0, 1.0))
-    store = Store((1, *grid.shape))
-    store.write((slice(0, 2), slice(0, 3), slice(0, 3)), torch.full((1, *grid.shape), 0.75))
-    inferred = Inferred(store, grid, file, InputCheckResult(None, ""))
-    slabs = np.concatenate(list(inferred.slabs(0, None)))
-    assert (slabs[:10] > 0.7).all()  # the grid ends at 7.5 mm, and half a voxel is 2.5 mm
-    assert (slabs[10:] == 0).all()
+    found = restore(grid, Geometry.from_spacing((16, 3, 3), (1.0, 1.0, 1.0)))
+    assert (found[:10] > 0.7).all()  # the grid ends at 7.5 mm, and half a voxel is 2.5 mm
+    assert (found[10:] == 0).all()

@@ -1,6 +1,7 @@
 """The predictor: orientation of scans, channels, calibration, ensembles, and empty images."""
 
 from dataclasses import replace
+from unittest.mock import Mock
 
 import nibabel as nib
 import numpy as np
@@ -37,7 +38,6 @@ SPACING_MM = (1.0, 1.0, 1.0)
 EXACT = InferenceConfig.of(precision="fp32")
 CODES = ("SAR", "SAL", "SPL", "IPL", "RAS", "LPS", "PIR", "ASL", "RSA")
 BLOBS = (((6, 8, 7), 3.2, 90), ((15, 18, 9), 4.4, 110), ((12, 9, 23), 2.4, 75))
-EMPTY = np.zeros((1, 9, 9, 9), np.float32)
 
 
 def predictor_of(network, plan, selection=NO_SELECTION, **settings):
@@ -49,10 +49,11 @@ def predictor_of(network, plan, selection=NO_SELECTION, **settings):
 @pytest.fixture
 def image(rng):
     """Return noise with three bright blobs in SAR order. No flip or turn leaves it unchanged."""
-    grid = np.stack(np.indices(SHAPE), -1)
     image = rng.normal(100, 4, SHAPE)
     for centre, radius, height in BLOBS:
-        image += height * (((grid - centre) ** 2).sum(-1) < radius**2)
+        image[np.linalg.norm(np.moveaxis(np.indices(SHAPE), 0, -1) - centre, axis=-1) < radius] += (
+            height
+        )
     return image.astype(np.float32)
 
 
@@ -126,11 +127,12 @@ def test_array_in_the_axis_order_of_nibabel_gives_the_same_candidates(image, vol
 def test_operating_point_decides_which_candidates_are_accepted(volume, plan):
     fit = Calibration(intercept=-2.0, slope=1.0)
     selection = Selection((OperatingPoint("fp_per_case:1", 1.0),), calibration=fit)
-    strict = predictor_of(Bright(), plan, selection=selection).predict_volume(volume, "a")
-    assert strict.operating_point == selection.point
+    strict = predictor_of(Bright(), plan, selection=selection)
     lenient = predictor_of(Bright(), plan, selection=selection, operating_point="score:0")
+    found = strict.predict_volume(volume, "a")
+    assert found.operating_point == selection.point
     accepted = lenient.predict_volume(volume, "a").candidates
-    assert len(accepted) == len(strict.candidates)
+    assert len(accepted) == len(found.candidates)
     assert all(c.accepted for c in accepted)
     chances = fit.probability([c.score for c in accepted])
     assert [c.probability for c in accepted] == pytest.approx(chances.tolist())
@@ -140,45 +142,50 @@ def test_operating_point_decides_which_candidates_are_accepted(volume, plan):
 
 @pytest.mark.parametrize("chosen", [True, False, None])
 @pytest.mark.parametrize("flips", [True, False])
-def test_warning_if_the_operating_point_was_chosen_on_other_views(plan, caplog, chosen, flips):
-    point = OperatingPoint("fp_per_case:1", 0.4, chosen_on="validation")
-    selection = Selection((point,), is_mirrored=chosen)
-    settings = InferenceConfig.of(flips=flips)
-    predictor = predictor_of(Bright(), plan, selection=selection, settings=settings)
-    assert predictor.is_mirrored == flips
-    is_other = chosen not in (None, flips)
-    assert (f"Set inference.flips={str(chosen).lower()}." in caplog.text) == is_other
-    caplog.clear()
-    given = "score:0.3"  # it does not depend on any view
-    predictor_of(Bright(), plan, selection=selection, settings=settings, operating_point=given)
-    assert not caplog.text
-
-
-@pytest.mark.parametrize(("trained_at", "taken"), [(0.1, 0.1), (None, 0.2)])
-def test_raster_without_a_pixel_size_gets_that_of_the_training(
-    rng, plan, tmp_path, trained_at, taken
+@pytest.mark.parametrize("given", ["", "score:0.3"])  # a given score does not depend on any view
+def test_warning_if_the_operating_point_was_chosen_on_other_views(
+    plan, caplog, chosen, flips, given
 ):
+    point = OperatingPoint("fp_per_case:1", 0.4, chosen_on="validation")
+    predictor = predictor_of(
+        Bright(),
+        plan,
+        selection=Selection((point,), is_mirrored=chosen),
+        settings=InferenceConfig.of(flips=flips),
+        operating_point=given or None,
+    )
+    assert predictor.is_mirrored == flips
+    is_other = not given and chosen not in (None, flips)
+    assert (f"inference.flips={str(chosen).lower()}" in caplog.text) == is_other
+
+
+@pytest.mark.parametrize(
+    ("name", "trained_at", "given", "taken"),
+    [
+        ("x.png", 0.1, None, 0.1),
+        ("x.png", None, None, 0.2),
+        ("x.dcm", 0.1, None, 0.1),
+        ("x.dcm", 0.1, 0.3, 0.3),
+    ],
+)
+def test_radiograph_without_a_pixel_size_gets_that_of_the_training(
+    rng, plan, tmp_path, name, trained_at, given, taken
+):
+    image = rng.integers(0, 255, (40, 30)).astype(np.uint16)
+    if name == "x.dcm":
+        write_dicom_file(tmp_path / name, image, DX, Modality="DX")
+    else:
+        grid = Geometry.from_spacing(image.shape, (1, 1))
+        write_volume(tmp_path / name, Volume(image[None].astype(np.uint8), grid))
     flat = replace(plan, dims=2, modality="xray", tile_shape=(16, 16), spacing_mm=(0.2, 0.2))
-    image = rng.integers(0, 255, (1, 40, 30)).astype(np.uint8)
-    write_volume(tmp_path / "x.png", Volume(image, Geometry.from_spacing((40, 30), (1, 1))))
-    settings = InferenceConfig.of(flips=True)
-    predictor = predictor_of(Bright(), replace(flat, raster_mm=trained_at), settings=settings)
-    found = predictor(tmp_path / "x.png")
-    assert found.geometry.spacing_mm == (taken, taken)
-    listed = CaseFiles("x", (tmp_path / "x.png",), columns={"pixel_mm": ""})  # an empty cell
-    assert predictor.read(listed).geometry.spacing_mm == (taken, taken)
+    flat = replace(flat, raster_mm=trained_at)
+    predictor = predictor_of(Bright(), flat, pixel_mm=given)
+    listed = CaseFiles("x", (tmp_path / name,), columns={"pixel_mm": ""})  # an empty cell
+    assert predictor.read(listed).geometry.spacing_mm == pytest.approx((taken, taken))
+    found = predictor(tmp_path / name)
+    assert found.geometry.spacing_mm == pytest.approx((taken, taken))
     assert found.mask().shape == (40, 30)
     assert {c.volume_ml for c in found.candidates} == {None}
-
-
-def test_radiograph_without_a_pixel_size_gets_that_of_the_training(plan, tmp_path):
-    flat = replace(plan, dims=2, modality="xray", tile_shape=(16, 16), spacing_mm=(0.2, 0.2))
-    pixels = np.arange(24, dtype=np.uint16).reshape(4, 6)
-    scan = write_dicom_file(tmp_path / "x.dcm", pixels, DX, Modality="DX")
-    for given, taken in ((None, 0.1), (0.3, 0.3)):
-        predictor = predictor_of(Bright(), replace(flat, raster_mm=0.1), pixel_mm=given)
-        found = predictor.read(CaseFiles("x", (scan,)))
-        assert found.geometry.spacing_mm == pytest.approx((taken, taken))
 
 
 def test_channels_are_read_from_one_file_each(volume, plan, tmp_path):
@@ -207,36 +214,21 @@ def test_voxel_probabilities_are_calibrated(volume, plan):
     assert (raw.probabilities(volume) == p).all()  # the first one keeps its own selection
 
 
-@pytest.mark.parametrize("image", [np.where(EMPTY == 0, np.nan, 1), EMPTY.repeat(2, 0), EMPTY[0]])
-def test_nan_a_second_channel_or_two_axes_are_an_error(plan, image):
-    geometry = Geometry.from_spacing(image.shape[1:], (1.0,) * (image.ndim - 1))
-    with pytest.raises(ContentError):
-        predictor_of(Bright(), plan).predict_volume(Volume(image, geometry), "case-7")
-
-
-def _oblique(image):
+def _oblique_and_scaled(image):
     turn = np.diag([-0.9, 1.1, 1.3, 1.0])
     turn[:3, :3] = Rotation.from_euler("xz", (7, 12), degrees=True).as_matrix() @ turn[:3, :3]
-    return nib.Nifti1Image(image.T.astype(np.int16), turn)
-
-
-def _scaled(image):
-    scan = nib.Nifti1Image(image.T.astype(np.int16), np.diag([1.0, 1, 1, 1]))
+    scan = nib.Nifti1Image(image.T.astype(np.int16), turn)
     scan.header.set_slope_inter(0.5, 3)
     return scan
 
 
-def _in_metres(image):
-    scan = nib.Nifti1Image(image.T, np.diag([0.001, 0.001, 0.001, 1.0]))
+def _in_metres_with_a_time_axis(image):
+    scan = nib.Nifti2Image(image.T[..., np.newaxis], np.diag([0.001, 0.001, 0.001, 1.0]))
     scan.header.set_xyzt_units("meter")
     return scan
 
 
-def _with_a_time_axis(image):
-    return nib.Nifti2Image(image.T[..., np.newaxis], np.diag([1.0, 1, 1, 1]))
-
-
-@pytest.mark.parametrize("make", [_oblique, _scaled, _in_metres, _with_a_time_axis])
+@pytest.mark.parametrize("make", [_oblique_and_scaled, _in_metres_with_a_time_axis])
 @pytest.mark.parametrize("is_loaded", [False, True])
 def test_image_of_nibabel_gives_the_prediction_of_its_file(image, plan, tmp_path, make, is_loaded):
     path = tmp_path / "P1_0000.nii.gz"
@@ -256,113 +248,83 @@ def test_image_of_nibabel_gives_the_prediction_of_its_file(image, plan, tmp_path
 
 def test_image_of_another_format_of_nibabel_is_predicted(image, plan):
     predictor = predictor_of(Bright(), plan)
-    affine = np.diag([1.0, 1, 1, 1])
-    mgh = predictor(nib.MGHImage(image.T.astype(np.float32), affine))
-    nifti = predictor(nib.Nifti1Image(image.T.astype(np.float32), affine))
+    scan = image.T.astype(np.float32)
+    mgh, nifti = (predictor(make(scan, np.eye(4))) for make in (nib.MGHImage, nib.Nifti1Image))
     assert np.array_equal(mgh.mask(), nifti.mask())
     assert mgh.case == "array"
-    with pytest.raises(ReadError, match="expected two or three axes"):
-        predictor(nib.Nifti1Image(np.zeros((4, 5, 6, 2), np.float32), affine))
-    with pytest.raises(ReadError, match="not plain numbers"):
-        predictor(nib.Nifti1Image(np.zeros((4, 5, 6), np.complex64), affine))
+    four_axes = np.zeros((4, 5, 6, 2), np.float32)
+    for array, words in ((four_axes, "axes"), (np.zeros((4, 5, 6), np.complex64), "numbers")):
+        with pytest.raises(ReadError, match=words):
+            predictor(nib.Nifti1Image(array, np.eye(4)))
 
 
 @pytest.mark.parametrize("given", [5, None, [5], {1: "a"}, b"ab", [np.zeros((3, 3))], [None]])
 def test_scan_of_another_type_is_explained(plan, given):
-    with pytest.raises(ConfigError, match=r"^image: give a file, .* nibabel, or a numpy array"):
+    with pytest.raises(ConfigError, match=r"^image: "):
         predictor_of(Bright(), plan)(given)
 
 
 @pytest.mark.parametrize("given", [5, None, [5], Bright(), [Bright()], b"ab"])
 def test_bundle_of_another_type_is_explained(given):
-    with pytest.raises(ConfigError, match=r"^bundle: give the folder of a run or bundle"):
+    with pytest.raises(ConfigError, match=r"^bundle: "):
         Predictor(given)
 
 
-def test_prediction_is_shown_in_three_lines(image, volume, plan):
-    prediction = predictor_of(Bright(), plan)(image, volume.geometry.affine)
-    first, second, third = repr(prediction).splitlines()
-    n = len(prediction.candidates)
-    assert first == "ScanPrediction of case 'array'"
-    assert second.strip().startswith(f"{n} candidate")
-    assert str(SHAPE[::-1]) in third
-
-
-@pytest.mark.parametrize("shape", [(20,), (20, 20), (1, 1, 9, 9, 9), (0, 5, 5), (1, 5, 0, 5)])
-def test_array_with_other_axes_or_without_voxels_is_an_error(plan, shape):
-    with pytest.raises(ContentError, match=r"array: .*Give an"):
+@pytest.mark.parametrize("shape", [(20,), (20, 20), (1, 1, 9, 9, 9), (0, 5, 5), (2, 9, 9, 9)])
+def test_array_with_other_axes_channels_or_no_voxels_is_an_error(plan, shape):
+    with pytest.raises(ContentError):
         predictor_of(Bright(), plan)(np.zeros(shape, np.float32), np.eye(4))
 
 
 def test_unknown_device_is_an_error(monkeypatch):
     with pytest.raises(ConfigError):
         choose_device("warp")
-
-    def without_cuda(*_, **__):
-        raise AssertionError("Torch not compiled with CUDA enabled")
-
+    without_cuda = Mock(side_effect=AssertionError("Torch not compiled with CUDA enabled"))
     monkeypatch.setattr("torch.empty", without_cuda)
     with pytest.raises(ConfigError, match=r"device=cuda: .*docs/install\.md"):
         choose_device("cuda")
 
 
-def test_ensemble_averages_the_probabilities_of_its_members(volume, plan):
-    members = (Bright(0.0, 1.0), Bright(1.0, 3.0))
-    single = [predictor_of(m, plan).probabilities(volume) for m in members]
-    both = Predictor(Bundle(members, plan)).probabilities(volume)
-    assert np.allclose(both, (single[0] + single[1]) / 2, atol=3e-4)  # stored as float16
-
-
 def test_nan_of_a_scan_is_background_if_the_plan_states_it(volume, plan, tmp_path):
-    outside = np.zeros((1, *SHAPE), bool)
-    outside[:, :3] = True
-    zeros = Volume(np.where(outside, 0, volume.array).astype(np.float32), volume.geometry)
-    nan = Volume(np.where(outside, np.nan, volume.array).astype(np.float32), volume.geometry)
+    nan, zeros = (replace(volume, array=volume.array.copy()) for _ in range(2))
+    nan.array[:, :3] = np.nan
+    zeros.array[:, :3] = 0
     expected = predictor_of(Bright(), plan).predict_volume(zeros, "a")
     assert expected.candidates
     write_volume(tmp_path / "a.nii.gz", nan)
     files = CaseFiles("a", (tmp_path / "a.nii.gz",))
-    for strict in (plan, plan.with_(nan_background=False)):
+    strict = predictor_of(Bright(), plan)
+    for step in (lambda: strict.read(files), lambda: strict.predict_volume(nan, "a")):
         with pytest.raises(ContentError, match="NaN"):
-            predictor_of(Bright(), strict).read(files)
+            step()
     tolerant = predictor_of(Bright(), plan.with_(nan_background=True))
     for scan in (nan, tolerant.read(files)):
-        prediction = tolerant.predict_volume(scan, "a")
-        assert prediction.candidates == expected.candidates
+        assert tolerant.predict_volume(scan, "a").candidates == expected.candidates
     assert np.isnan(nan.array).any()  # the caller's array is not changed
 
 
-@pytest.mark.parametrize("image", [np.zeros(SHAPE), np.full(SHAPE, 100.0)], ids=["0", "100"])
-def test_image_of_equal_voxels_has_no_candidates(plan, image):
+@pytest.mark.parametrize("level", [0, 100])
+def test_image_of_equal_voxels_has_no_candidates(plan, level):
     """Predict with a network and a calibration that give every voxel a high probability."""
-    network = Bright(level=-100.0)
     selection = Selection(voxel_calibration=Calibration(intercept=20.0))
-    predictor = predictor_of(network, plan, selection=selection, settings=EXACT)
-    blank = predictor(image.astype(np.float32), np.eye(4))
+    predictor = predictor_of(Bright(level=-100.0), plan, selection=selection, settings=EXACT)
+    image = np.full(SHAPE, level, np.float32)
+    blank = predictor(image, np.eye(4))
     assert blank.candidates == ()
     assert not blank.instances.any()
     assert blank.input.blank == ("T1",)
-    assert "T1 is empty" in blank.input.warning
     image[3, 4:9] += 50
     image[8] -= 20
-    assert predictor(image.astype(np.float32), np.eye(4)).candidates
+    assert predictor(image, np.eye(4)).candidates
 
 
-def test_detector_finds_no_box_in_an_image_of_equal_voxels():
-    sizes = (((3.0, 3.0), (4.0, 4.0)), ((8.0, 8.0), (9.0, 9.0)))
-    anchors = AnchorPlan(stages=(1, 2), sizes=sizes, width=8, depth=1)
+def test_detector_has_no_box_of_equal_voxels_and_no_probabilities(rng):
+    anchors = AnchorPlan(stages=(1, 2), sizes=(((3.0, 3.0),), ((8.0, 8.0),)), width=8, depth=1)
     plan = plan_of("retinanet", anchors=anchors, table={"n_supervised": 2})
     rule = replace(plan.candidate_rule, source="detection")
     predictor = predictor_of(build_network(plan), plan.with_(candidate_rule=rule), settings=EXACT)
     prediction = predictor(np.full((32, 32), 7, np.float32), np.eye(3))
     assert (prediction.candidates, prediction.input.blank) == ((), ("channel 0",))
-
-
-def test_probabilities_of_a_network_of_boxes_have_no_labels(rng):
-    anchors = AnchorPlan(stages=(1, 2), sizes=(((3.0, 3.0),), ((8.0, 8.0),)), width=8, depth=1)
-    plan = plan_of("retinanet", anchors=anchors, table={"n_supervised": 2})
-    rule = replace(plan.candidate_rule, source="detection")
-    predictor = predictor_of(build_network(plan), plan.with_(candidate_rule=rule), settings=EXACT)
     image = rng.normal(0, 1, (1, 32, 20)).astype(np.float32)
     found = predictor.probabilities(Volume(image, Geometry.from_spacing((32, 20), (1.0, 1.0))))
     assert (found.shape, found.dtype) == ((0, 32, 20), np.float32)
@@ -383,12 +345,11 @@ def test_saved_mask_has_the_axes_of_the_file_of_the_scan(image, plan, tmp_path, 
     nib.save(scan, tmp_path / "P1_0000.nii.gz")
     prediction = predictor_of(Bright(), plan)(tmp_path / "P1_0000.nii.gz")
     prediction.save(tmp_path / name)
-    path = tmp_path / "out" / "P1_mask.nii.gz" if name == "out" else tmp_path / name
-    saved = nib.load(path)
+    saved = nib.load(tmp_path / "out" / "P1_mask.nii.gz" if name == "out" else tmp_path / name)
     assert np.array_equal(saved.affine, scan.affine)
-    expected = np.asarray(saved.dataobj) > 0
-    assert dice(expected, image.T > 150) > 0.9
-    assert dice(expected, prediction.mask().T > 0) == 1
+    mask = np.asarray(saved.dataobj) > 0
+    assert dice(mask, image.T > 150) > 0.9
+    assert np.array_equal(mask, prediction.mask().T > 0)
     (found,) = (f.read() for f in find_predictions(tmp_path / "out").values())
     assert [c.score for c in found.candidates] == [c.score for c in prediction.candidates]
 
@@ -404,9 +365,7 @@ def test_mask_of_a_picture_is_saved_only_as_png(tmp_path):
 
 def test_warnings_of_a_scan_are_logged_and_returned(volume, plan, caplog):
     predictor = predictor_of(Bright(), plan)
-    empty = np.zeros(SHAPE, np.float32)
-    prediction = predictor(empty, volume.geometry.affine)
-    (warning,) = prediction.warnings
-    assert warning == prediction.input.warning
+    (warning,) = predictor(0 * volume.array[0], volume.geometry.affine).warnings
+    assert "T1 is empty" in warning
     assert warning in caplog.text
     assert predictor(volume.array[0], volume.geometry.affine).warnings == ()

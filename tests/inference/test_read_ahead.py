@@ -1,5 +1,6 @@
 """Steps over many volumes that overlap in time, unless memory is short."""
 
+from functools import partial
 from threading import Event
 
 import numpy as np
@@ -13,31 +14,19 @@ from lesionseg.inference.read_ahead import needed_bytes, predict_volumes, read_a
 from tests.inference.networks import Bright
 
 
-def make_steps(log):
-    """Make three steps that log the item and their number, and pass on the item."""
-
-    def make_step(number):
-        def step(item, *_):
-            log.append((item, number))
-            return item
-
-        return step
-
-    return [make_step(number) for number in range(3)]
-
-
 @pytest.mark.parametrize("fits", [True, False])
 def test_results_are_in_order_and_items_do_not_overlap_if_memory_is_short(fits):
     log = []
-    first, second, third = make_steps(log)
-    found = read_ahead(range(3), first, second, third, fits=lambda _: fits)
-    assert list(found) == [0, 1, 2]
+
+    def do(number, item, *_):
+        log.append((item, number))
+        return item
+
+    steps = [partial(do, number) for number in range(3)]
+    assert list(read_ahead(range(3), *steps, fits=lambda _: fits)) == [0, 1, 2]
     assert sorted(log) == [(i, step) for i in range(3) for step in range(3)]
     assert fits or log == sorted(log)
-
-
-def test_no_items_give_no_results():
-    assert list(read_ahead([], print, print, print)) == []
+    assert list(read_ahead([], *steps)) == []
 
 
 def pass_nothing(*_):
@@ -64,8 +53,7 @@ def test_result_of_a_written_item_precedes_the_interruption(interruption):
         return item
 
     found = read_ahead([0, 1, 2, 3], pass_nothing, infer, lambda item, _: item)
-    assert next(found) == 0
-    assert next(found) == 1
+    assert [next(found), next(found)] == [0, 1]
     with pytest.raises(interruption):
         next(found)
     with pytest.raises(StopIteration):

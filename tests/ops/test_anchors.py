@@ -126,7 +126,4 @@ def test_lesion_of_any_size_and_position_has_an_anchor(side):
 def test_all_anchors_are_background_without_lesions():
     found = assign_atss(LEVELS[2], grid_anchors(LEVELS[2]), torch.zeros((0, 4)))
     assert set(found.tolist()) == {BACKGROUND}
-
-
-def test_no_anchors_give_an_empty_assignment():
     assert assign_atss([], torch.zeros((0, 4)), torch.zeros((1, 4))).shape == (0,)

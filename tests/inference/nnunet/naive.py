@@ -5,10 +5,9 @@ from math import ceil
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from scipy import ndimage
 
-Array = NDArray[np.floating]
+from tests.inference.nnunet.small_models import LOGIT_OPTIONS
 
 
 def predict(model, image, spacing, *, mirrored):
@@ -26,21 +25,16 @@ def predict(model, image, spacing, *, mirrored):
     target = model.spacing if len(model.spacing) == 3 else (spacing[0], *model.spacing)
     shape = [round(a / b * n) for a, b, n in zip(spacing, target, image.shape[1:], strict=True)]
     cropped = image.shape[1:]
-    options = dict(model.image_options)
-    image = np.stack([resize(c, shape, spacing, target, options) for c in image])
+    image = np.stack([resize(c, shape, spacing, target, model.image_options) for c in image])
     logits = slide(model, image, mirrored)
-    options = dict(model.logit_options)
-    logits = np.stack([resize(c, cropped, target, spacing, options) for c in logits])
+    logits = np.stack([resize(c, cropped, target, spacing, LOGIT_OPTIONS) for c in logits])
     if model.regions_class_order:
         p = 1 / (1 + np.exp(-logits))
-        out = np.zeros((len(p), *whole))
     else:
-        p = np.exp(logits) / np.exp(logits).sum(0)
-        out = np.zeros((len(p), *whole))
-        out[0] = 1
+        p = (np.exp(logits) / np.exp(logits).sum(0))[1:]
+    out = np.zeros((len(p), *whole))
     out[(slice(None), *crop)] = p
-    out = out.transpose(0, *(1 + model.transpose.index(a) for a in range(3)))
-    return out if model.regions_class_order else out[1:]
+    return out.transpose(0, *(1 + model.transpose.index(a) for a in range(3)))
 
 
 def normalise(model, c, channel, present):
@@ -57,13 +51,7 @@ def normalise(model, c, channel, present):
     return channel / 255 if scheme == "RGBTo01Normalization" else channel
 
 
-def resize(
-    array,
-    shape,
-    before,
-    after,
-    options,
-):
+def resize(array, shape, before, after, options):
     """Resize one channel. Thick slices are resized one by one, then along their axis."""
     if tuple(shape) == array.shape:
         return array
@@ -104,24 +92,21 @@ def slide(model, image, mirrored):
     total = np.zeros((model.n_outputs, *padded.shape[1:]))
     weights = np.zeros(padded.shape[1:])
     networks = [model.network(fold) for fold in range(model.n_folds)]
-    dims = len(model.patch)
-    allowed = model.mirror_axes or ()
+    allowed = model.mirror_axes if mirrored else ()
     views = [c for n in range(len(allowed) + 1) for c in combinations(allowed, n)]
     for starts in product(*map(tile_starts, padded.shape[1:], tile)):
         place = tuple(slice(s, s + t) for s, t in zip(starts, tile, strict=True))
         batch = torch.from_numpy(padded[(slice(None), *place)]).float()[None]
         batch = batch[:, :, 0] if flat else batch
         mean = 0
-        chosen = views if mirrored else [()]
         for network in networks:
-            for view in chosen:
+            for view in views:
                 flips = [a + 2 for a in view]
                 with torch.no_grad():
                     mean = mean + network(batch.flip(flips))[0].flip(flips)
-        output = (mean / (len(networks) * len(chosen)))[0].double().numpy()
+        output = (mean / (len(networks) * len(views)))[0].double().numpy()
         total[(slice(None), *place)] += weight * output.reshape(len(output), *tile)
         weights[place] += weight
-    assert dims in (2, 3)
     inside = tuple(slice(a, a + n) for (a, _), n in zip(pad[1:], image.shape[1:], strict=True))
     return (total / weights)[(slice(None), *inside)]
 

@@ -1,15 +1,10 @@
 """Folders in the form that nnUNetv2_predict --save_probabilities writes."""
 
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
 
 from lesionseg.core import Geometry, Volume
 from lesionseg.io.text import write_json
 from lesionseg.io.volumes import write_volume
-
-Array = NDArray[Any]
 
 
 def softmax_of(*labels):
@@ -27,14 +22,7 @@ def blobs(shape, *places):
     return p
 
 
-def write_outputs(
-    folder,
-    case,
-    probabilities,
-    mask,
-    geometry=None,
-    suffix=".nii.gz",
-):
+def write_outputs(folder, case, probabilities, mask, geometry=None, suffix=".nii.gz"):
     """Write the archive and the mask of one case."""
     folder.mkdir(parents=True, exist_ok=True)
     grid = geometry or Geometry.from_spacing(mask.shape, (1.0,) * mask.ndim)

@@ -12,6 +12,7 @@ from lesionseg.plan.plan import Architecture
 from tests.models.nnunet_names import to_nnunet_weights
 
 SPLINES = "resample_data_or_seg_to_shape"
+LOGIT_OPTIONS = {"order": 1, "order_z": 0, "force_separate_z": None}
 
 
 @dataclass(frozen=True)
@@ -33,9 +34,6 @@ class SmallModel:
     image_resampling: str = SPLINES
     image_options: Mapping[str, Any] = field(
         default_factory=lambda: {"order": 3, "order_z": 0, "force_separate_z": None}
-    )
-    logit_options: Mapping[str, Any] = field(
-        default_factory=lambda: {"order": 1, "order_z": 0, "force_separate_z": None}
     )
     mirror_axes: tuple[int, ...] | None = (0, 1, 2)
     n_folds: int = 1
@@ -100,7 +98,7 @@ class SmallModel:
             "resampling_fn_data": self.image_resampling,
             "resampling_fn_data_kwargs": {"is_seg": False, **self.image_options},
             "resampling_fn_probabilities": SPLINES,
-            "resampling_fn_probabilities_kwargs": {"is_seg": False, **self.logit_options},
+            "resampling_fn_probabilities_kwargs": {"is_seg": False, **LOGIT_OPTIONS},
             "architecture": {
                 "network_class_name": f"dynamic_network_architectures.architectures.unet.{name}",
                 "arch_kwargs": {

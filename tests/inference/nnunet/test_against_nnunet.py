@@ -20,7 +20,6 @@ from lesionseg.core import CaseFiles, Volume
 from lesionseg.data.preprocess_image import to_canonical
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.masks import read_mask
-from lesionseg.io.nnunet_probabilities import ProbabilityFile
 from lesionseg.io.results.index import find_predictions
 from lesionseg.io.scans import find_scans
 from lesionseg.io.text import read_json
@@ -80,15 +79,6 @@ def folder():
     return place
 
 
-def read_all(path):
-    """Read the probabilities `[K, z, y, x]` of an archive."""
-    file = ProbabilityFile.open(path)
-    whole = np.empty(file.shape, dtype=np.float32)
-    for slab in file.slabs():
-        whole[slab.channel, slab.first_row : slab.first_row + len(slab.values)] = slab.values
-    return whole
-
-
 def lesion_voxels(p, *, regions):
     """Return the voxels that nnU-Net gives a label, or for regions each region's voxels."""
     if regions:
@@ -112,7 +102,7 @@ def test_probabilities_and_masks_are_those_of_nnunet(folder, name, kind):
         found = predictor.probabilities(volume)
         if plan.nnunet.reorients:  # as nnU-Net stores it
             found = to_canonical(Volume(found, volume.geometry)).array
-        expected = read_all(trained.predictions(kind) / f"{files.case}.npz")
+        expected = np.load(trained.predictions(kind) / f"{files.case}.npz")["probabilities"]
         expected = expected if plan.labels.regions else expected[1:]
         expected = expected.reshape(found.shape)
         difference = np.abs(found - expected).mean()
