@@ -144,6 +144,17 @@ def mask_boxes(instances, n):
     return boxes
 
 
+def random_instances(rng, shape, n, sides=range(1, 8)):
+    """Return up to `n` boxes that may hide each other, with ids 1, 2, … of the visible ones."""
+    drawn = np.zeros(shape, np.int32)
+    for number in range(1, rng.integers(0, n + 1) + 1):
+        start = rng.integers(0, np.array(shape) - 1)
+        stop = start + rng.choice(sides, len(shape))
+        drawn[tuple(slice(a, b) for a, b in zip(start, stop, strict=True))] = number
+    ids = np.unique(drawn[drawn > 0])
+    return np.searchsorted(ids, drawn).astype(np.int32) + (drawn > 0)
+
+
 def draw(text, spacing_mm=None):
     """Return the instance ids of a drawing and their grid."""
     slices = [[list(row) for row in s.split()] for s in text.replace(".", "0").split("|")]

@@ -110,6 +110,8 @@ def test_candidates_without_scores_have_no_average_precision():
     scores = score_boxes([match_boxes("a", [(1, LESION)], [(1, 0.9, LESION)], has_scores=False)])
     assert set(precisions(scores.rows)) == {None}
     assert "score" in scores["box_ap_50"].reason
+    free = score_boxes([match_boxes("a", [], [(1, 0.9, LESION)])])
+    assert "no reference lesion" in free["box_ap_50"].reason
 
 
 def test_case_without_a_prediction_lowers_the_recall():

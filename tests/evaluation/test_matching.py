@@ -20,6 +20,7 @@ from tests.evaluation.hand_cases import (
     mask_boxes,
     naive_curves,
     prediction_of,
+    random_instances,
     tables_of,
 )
 
@@ -39,17 +40,6 @@ def match_naively(lesions, candidates, scores):
             if 10 * (lesion & covered).sum() >= lesion.sum():
                 found_at[i] = score  # ascending, so the highest score remains
     return supported, found_at
-
-
-def random_instances(rng, shape, n):
-    """Return up to `n` boxes that may hide each other, with ids 1, 2, … of the visible ones."""
-    drawn = np.zeros(shape, np.int32)
-    for number in range(1, rng.integers(0, n + 1) + 1):
-        start = rng.integers(0, np.array(shape) - 1)
-        stop = start + rng.integers(1, 8, len(shape))
-        drawn[tuple(slice(a, b) for a, b in zip(start, stop, strict=True))] = number
-    ids = np.unique(drawn[drawn > 0])
-    return np.searchsorted(ids, drawn).astype(np.int32) + (drawn > 0)
 
 
 def random_case(seed):

@@ -15,6 +15,7 @@ from tests.evaluation.hand_cases import (
     evaluate_hand_case,
     make_reference,
     prediction_of,
+    random_instances,
 )
 
 POINT = OperatingPoint("score:0.5", 0.5)
@@ -175,8 +176,7 @@ def test_two_equal_boxes_cover_a_lesion_once():
 @pytest.mark.parametrize("seed", range(25))
 def test_each_reason_is_true_on_random_cases(seed, preset):
     rng = np.random.default_rng(seed)
-    truth = random_instances(rng, 8)
-    found = random_instances(rng, 6)
+    truth, found = (random_instances(rng, (24, 24), n, sides=[1, 2, 4, 14]) for n in (8, 6))
     scores = rng.choice([0.2, 0.4, 0.6, 0.8], size=found.max()).tolist()
     labels = rng.integers(1, 3, size=found.max()).tolist()
     marked = reference_of(truth, tuple(rng.integers(1, 3, size=truth.max()).tolist()))
@@ -235,17 +235,6 @@ def boxes_of(*boxes):
 
 def evaluate(marked, prediction, preset="lesionseg", point=None):
     return evaluate_case(marked, prediction, PRESETS[preset], case="a", operating_point=point)
-
-
-def random_instances(rng, n):
-    """Return rectangles of very different sizes with ids from 1 without gaps."""
-    ids = np.zeros((24, 24), dtype=np.int32)
-    for number in range(1, n + 1):
-        size = rng.choice([1, 2, 4, 14], size=2)
-        start = rng.integers(0, 24 - size + 1)
-        ids[start[0] : start[0] + size[0], start[1] : start[1] + size[1]] = number
-    _, packed = np.unique(ids, return_inverse=True)
-    return packed.reshape(ids.shape).astype(np.int32)
 
 
 def test_candidate_that_completes_the_cover_is_named_with_its_own_score():

@@ -240,6 +240,12 @@ def test_regions_are_scored_only_if_every_prediction_states_them():
     assert [(name, found.find("n_cases", label=name).value) for name in found.labels] == [("1", 3)]
 
 
+def test_distance_of_surfaces_is_undefined_for_masks_without_accepted_voxels():
+    missed = summarise([result("a", [None], dice=0.0, hd95_mm=None)])
+    assert missed["dice"].value == 0
+    assert "no case has accepted voxels" in missed["hd95_mm"].reason
+
+
 def test_intervals_of_the_size_curve_contain_the_truth():
     """Draw 40 patients with 12 lesions of 1 to 20 mm. The recall grows with size, 50 % at 4 mm."""
     rng = np.random.default_rng(0)

@@ -131,8 +131,7 @@ def make_film(seed, *, is_negative=False):
     """Draw a film `[1, y, x]` in its own range, with dark lungs between bright sides."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:60, :64] / 60
-    lungs = np.exp(-(((x - 0.3) / 0.15) ** 2) - ((y - 0.5) / 0.3) ** 2)
-    lungs += np.exp(-(((x - 0.75) / 0.15) ** 2) - ((y - 0.5) / 0.3) ** 2)
+    lungs = sum(np.exp(-(((x - at) / 0.15) ** 2) - ((y - 0.5) / 0.3) ** 2) for at in (0.3, 0.75))
     values = rng.uniform(0.5, 1) - rng.uniform(0.3, 0.6) * lungs + 0.1 * rng.normal(size=y.shape)
     values = (values - values.mean()) / values.std()
     return (-values if is_negative else values)[np.newaxis].astype(np.float32)
