@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lesionseg.core import Geometry, Reference, Volume
+from lesionseg.core import Reference, Volume
 from lesionseg.evaluation import PRESETS
 from lesionseg.io import write_volume
 from lesionseg.ops.components import unscored_prediction
 from tests.evaluation.hand_cases import evaluate_case
+from tests.grids import unit_grid
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
@@ -56,7 +57,7 @@ def score_by_package(folder, geometry, prediction, reference):
 def test_counts_and_dice_are_those_of_the_package(seed, tmp_path):
     if not PYTHON.exists():
         pytest.skip("the package is not installed; make brats")
-    geometry = Geometry.from_spacing(SHAPE, (1.0, 1.0, 1.0))
+    geometry = unit_grid(*SHAPE)
     reference, prediction = make_masks(seed)
     expected = score_by_package(tmp_path, geometry, prediction, reference)
     assert set(expected) == set(REGIONS)

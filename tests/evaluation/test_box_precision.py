@@ -13,9 +13,11 @@ from lesionseg.evaluation import PRESETS, SummarySettings, summarise
 from lesionseg.evaluation.box_precision import BoxHits
 from lesionseg.evaluation.intervals import Estimate
 from lesionseg.evaluation.scores import scores_table
+from tests.boxes import predict_boxes, reference_of_boxes
 from tests.evaluation.hand_cases import box_of, evaluate_case, replace, tables_of
+from tests.grids import unit_grid
 
-GRID = Geometry.from_spacing((60, 90), (1.0, 1.0))
+GRID = unit_grid(60, 90)
 PRESET = PRESETS["lesionseg"]
 
 
@@ -115,8 +117,7 @@ def test_candidates_without_scores_have_no_average_precision():
 
 
 def test_case_without_a_prediction_lowers_the_recall():
-    reference = Reference(GRID, boxes=np.array([LESION], np.float32), box_labels=(1,))
-    missing = evaluate_case(reference, None, PRESET, case="b")
+    missing = evaluate_case(reference_of_boxes(GRID, LESION), None, PRESET, case="b")
     found = score_boxes([match_boxes("a", [(1, LESION)], [(1, 0.9, LESION)]), missing])
     assert found["box_ap_50"].value == pytest.approx(51 / 101)
 
@@ -148,10 +149,10 @@ def test_three_axes_and_masks_are_compared_by_their_bounding_boxes():
     assert precisions(found.rows) == pytest.approx([1.0] * 9 + [0.0] * 9)  # up to an IoU of a half
     drawn = np.zeros((20, 20), np.int32)
     drawn[2, 2:10] = drawn[2:10, 2] = 1  # an angle, whose box is a square
-    plane = Geometry.from_spacing(drawn.shape, (1.0, 1.0))
+    plane = unit_grid(*drawn.shape)
     reference = Reference(plane, instances=drawn, instance_labels=(1,))
-    box = Candidate.from_box(1, 1, 0.9, (2.0, 2.0, 10.0, 10.0), plane)
-    result = evaluate_case(reference, Prediction("b", plane, (box,), None), PRESET, case="b")
+    prediction = predict_boxes(plane, (2, 2, 10, 10))
+    result = evaluate_case(reference, prediction, PRESET, case="b")
     assert score_boxes([result])["box_ap_50_95"].value == pytest.approx(1.0)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.special import expit, logit
 
-from lesionseg.core import Calibration, Geometry, Reference
+from lesionseg.core import Calibration, Reference
 from lesionseg.errors import ContentError
 from lesionseg.evaluation.calibration import describe_calibration, fit_calibration, fit_logistic
 from lesionseg.evaluation.voxel_calibration import (
@@ -13,6 +13,7 @@ from lesionseg.evaluation.voxel_calibration import (
     select_voxel_calibration,
 )
 from tests.evaluation.hand_cases import result, tables_of
+from tests.grids import unit_grid
 
 
 def result_of_candidates(p, true):
@@ -94,7 +95,7 @@ def test_slabs_are_counted_without_ignored_voxels(plan):
     ignore = np.zeros(labels.shape, np.bool_)
     ignore[2] = True
     counts = LevelCounts("a")
-    geometry = Geometry.from_spacing(labels.shape, (1.0,) * 3)
+    geometry = unit_grid(*labels.shape)
     count = counts.slab_counter(Reference(geometry, labels=labels, ignore=ignore), plan)
     for row, p in enumerate((0.1, 0.8, 0.8, 0.1)):
         count(0, row, np.full((1, 3, 2), p, np.float32))

@@ -5,9 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lesionseg.core import Candidate, Geometry, OperatingPoint, Prediction, Reference
+from lesionseg.core import Geometry, OperatingPoint, Reference
 from lesionseg.errors import ConfigError
 from lesionseg.evaluation import PRESETS, find_preset
+from tests.boxes import predict_boxes, reference_of_boxes
 from tests.evaluation.hand_cases import (
     CASES,
     HAND_CASES,
@@ -86,8 +87,7 @@ def test_volume_of_false_positives_is_that_of_their_voxels():
 @pytest.mark.parametrize("has_masks", [True, False])
 def test_reference_of_boxes_is_scored_without_dice(has_masks):
     geometry = Geometry.from_spacing((20, 20), (0.5, 0.5))
-    boxes = np.array([[2, 2, 6, 6], [12, 12, 14, 14]], dtype=np.float32)
-    reference = Reference(geometry, boxes=boxes, box_labels=(1, 1))
+    reference = reference_of_boxes(geometry, (2, 2, 6, 6), (12, 12, 14, 14))
     drawn = np.zeros((20, 20), dtype=np.int32)
     drawn[2:6, 2:5] = 1
     prediction = prediction_of(drawn, (0.8,), geometry)
@@ -106,8 +106,8 @@ def test_reference_of_boxes_is_scored_without_dice(has_masks):
 
 def test_box_on_one_slice_is_near_the_resolution():
     geometry = Geometry.from_spacing((10, 20, 20), (3.0, 1.0, 1.0))
-    boxes = np.array([[2, 2, 2, 3, 12, 12], [2, 2, 2, 4, 12, 12], [2, 2, 2, 4, 3, 5]], np.float32)
-    reference = Reference(geometry, boxes=boxes, box_labels=(1, 1, 1))
+    boxes = (2, 2, 2, 3, 12, 12), (2, 2, 2, 4, 12, 12), (2, 2, 2, 4, 3, 5)
+    reference = reference_of_boxes(geometry, *boxes)
     found = evaluate_case(reference, None, PRESET, case="a")
     assert [lesion.near_resolution for lesion in found.lesions] == [True, False, True]
 
@@ -117,14 +117,9 @@ def test_box_on_one_slice_is_near_the_resolution():
 )
 def test_rule_of_a_stated_iou_finds_boxes_of_at_least_that_iou(least, found):
     grid = Geometry.from_spacing((20, 30), (0.5, 0.5))
-    boxes = np.array([[2, 2, 6, 6]], dtype=np.float32)
-    candidate = Candidate.from_box(1, 1, 0.8, (2.0, 2.0, 6.0, 5.0), grid)  # IoU 12 / 16
-    result = evaluate_case(
-        Reference(grid, boxes=boxes, box_labels=(1,)),
-        Prediction("a", grid, (candidate,), None),
-        find_preset(f"iou:{least}"),
-        case="a",
-    )
+    reference = reference_of_boxes(grid, (2, 2, 6, 6))
+    prediction = predict_boxes(grid, (2, 2, 6, 5))  # IoU 12 / 16
+    result = evaluate_case(reference, prediction, find_preset(f"iou:{least}"), case="a")
     assert (result.n_detected, result.n_outcome("false_positive")) == (found, not found)
     assert result.lesions[0].why_missed == ("" if found else "iou_too_small")
 

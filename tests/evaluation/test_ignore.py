@@ -7,6 +7,7 @@ import pytest
 
 from lesionseg.core import Geometry, Labels, Prediction, Reference
 from lesionseg.evaluation import PRESETS, SummarySettings, summarise
+from tests.boxes import reference_of_boxes
 from tests.evaluation.hand_cases import evaluate_case, prediction_of, tables_of
 
 SHAPE = (12, 24)
@@ -84,9 +85,7 @@ def test_only_the_part_of_a_candidate_that_counts_is_scored():
 
 
 def test_ignored_box_is_not_a_missed_lesion():
-    boxes = np.array([HIT, INSIDE], np.float32)
-    ignore = make_reference().ignore
-    truth = Reference(GEOMETRY, boxes=boxes, box_labels=(1, 1), ignore=ignore)
+    truth = reference_of_boxes(GEOMETRY, HIT, INSIDE, ignore=make_reference().ignore)
     found = evaluate(truth, HIT, masks=False)
     assert (len(found.lesions), found.n_detected) == (1, 1)
 

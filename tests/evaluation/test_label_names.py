@@ -2,11 +2,12 @@
 
 import pytest
 
-from lesionseg.core import Candidate, Geometry, Labels, Prediction
+from lesionseg.core import Candidate, Labels, Prediction
 from lesionseg.errors import DatasetError
 from lesionseg.evaluation.label_names import LabelNumbers
+from tests.grids import unit_grid
 
-GEOMETRY = Geometry.from_spacing((8, 8), (1.0, 1.0))
+GEOMETRY = unit_grid(8, 8)
 
 
 def predict(labels, names):

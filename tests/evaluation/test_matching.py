@@ -23,6 +23,7 @@ from tests.evaluation.hand_cases import (
     random_instances,
     tables_of,
 )
+from tests.grids import unit_grid
 
 PRESET = PRESETS["lesionseg"]
 ANY_PAIR = Criterion("any_pair", "overlap")
@@ -58,10 +59,6 @@ def masks_of(instances):
     return [instances == number for number in range(1, int(instances.max()) + 1)]
 
 
-def grid(array):
-    return Geometry.from_spacing(array.shape, (1.0,) * array.ndim)
-
-
 def check(links, lesions, candidates, scores):
     """Compare with the naive reference at every threshold. Found lesions must remain found."""
     supported, found_at = match_naively(lesions, candidates, scores)
@@ -84,8 +81,10 @@ def check(links, lesions, candidates, scores):
 def test_matches_equal_a_naive_reference_at_every_threshold(block):
     for seed in range(60 * block, 60 * (block + 1)):
         reference, labels, drawn, given, scores = random_case(seed)
-        truth = Reference(grid(reference), instances=reference, instance_labels=labels)
-        found = match(truth, prediction_of(drawn, scores, grid(drawn), given), PRESET.criterion)
+        truth = Reference(unit_grid(*reference.shape), instances=reference, instance_labels=labels)
+        found = match(
+            truth, prediction_of(drawn, scores, unit_grid(*drawn.shape), given), PRESET.criterion
+        )
         lesions = masks_of(reference)
         candidates = masks_of(drawn)
         pairs = found.overlaps
@@ -116,7 +115,7 @@ def test_boxes_are_matched_like_filled_masks(bare):
         if not reference.any() or not drawn.any():
             continue
         labels = (1,) * int(reference.max())
-        geometry = grid(reference)
+        geometry = unit_grid(*reference.shape)
         truth = Reference(geometry, instances=reference, instance_labels=labels)
         if bare != "prediction":
             boxes = mask_boxes(reference, len(labels)).astype(np.float32)
@@ -187,8 +186,8 @@ def test_brats_pairs_the_largest_sum_of_dice_and_counts_the_rest_as_false():
     reference[..., 2:12], reference[..., 12:22] = 1, 2
     drawn = np.zeros_like(reference)
     drawn[..., 0:3], drawn[..., 3:13] = 2, 1
-    truth = Reference(grid(reference), instances=reference, instance_labels=(1, 1))
-    given = prediction_of(drawn, (0.9, 0.8), grid(drawn), (1, 1))
+    truth = Reference(unit_grid(*reference.shape), instances=reference, instance_labels=(1, 1))
+    given = prediction_of(drawn, (0.9, 0.8), unit_grid(*drawn.shape), (1, 1))
     accepted = np.array([True, True])
     for rule, pairs, outcomes in (
         (ANY_PAIR, [1, 0], ["true_positive", "true_positive"]),

@@ -5,9 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lesionseg.core import Candidate, Geometry, OperatingPoint, Prediction, Reference
+from lesionseg.core import Candidate, OperatingPoint, Prediction, Reference
 from lesionseg.evaluation import PRESETS
 from lesionseg.evaluation.missed import WhyMissed
+from tests.boxes import predict_boxes, reference_of_boxes
 from tests.evaluation.hand_cases import (
     CASES,
     HandCase,
@@ -17,6 +18,7 @@ from tests.evaluation.hand_cases import (
     prediction_of,
     random_instances,
 )
+from tests.grids import unit_grid
 
 POINT = OperatingPoint("score:0.5", 0.5)
 
@@ -87,7 +89,7 @@ def test_accepted_huge_candidate_precedes_a_fitting_rejected_one():
 
 
 def test_candidate_rejected_despite_its_score_is_not_below_the_point():
-    prediction = prediction_of(np.array([[0, 1], [0, 2]], np.int32), (0.9, 0.4), grid(2, 2))
+    prediction = prediction_of(np.array([[0, 1], [0, 2]], np.int32), (0.9, 0.4), unit_grid(2, 2))
     first, second = prediction.candidates
     flagged = replace(prediction, candidates=(replace(first, accepted=False), second))
     lesions = evaluate(reference_of([[0, 1], [0, 2]], (1, 1)), flagged).lesions
@@ -132,11 +134,11 @@ def test_a_failed_case_is_the_reason_for_all_its_lesions():
 def test_candidate_removed_by_size_explains_a_missed_lesion(
     score, row, label, preset, is_reason, masked
 ):
-    removed = Candidate.from_box(1, label, score, (row, 1, row + 1, 2), grid(2, 4))
+    removed = Candidate.from_box(1, label, score, (row, 1, row + 1, 2), unit_grid(2, 4))
     marked = make_reference(CASES["missed"])
     if not masked:
-        marked = reference_of_boxes((1, 1, 2, 3))
-    given = Prediction("a", grid(2, 4), (), np.zeros((2, 4), np.int32), removed=(removed,))
+        marked = reference_of_boxes(unit_grid(2, 4), (1, 1, 2, 3))
+    given = Prediction("a", unit_grid(2, 4), (), np.zeros((2, 4), np.int32), removed=(removed,))
     result = evaluate(marked, given, preset, POINT)
     (lesion,) = result.lesions
     why = WhyMissed.REMOVED_BY_SIZE if is_reason else WhyMissed.NO_RESPONSE
@@ -149,7 +151,7 @@ def test_candidate_removed_by_size_explains_a_missed_lesion(
     ("point", "why"), [(0.5, WhyMissed.WRONG_LABEL), (0.95, WhyMissed.NO_RESPONSE)]
 )
 def test_candidate_of_an_unannotated_label_gives_the_reason_wrong_label(point, why):
-    found = prediction_of(np.array([[1, 1, 0, 0]], np.int32), (0.9,), grid(1, 4), (2,))
+    found = prediction_of(np.array([[1, 1, 0, 0]], np.int32), (0.9,), unit_grid(1, 4), (2,))
     marked = replace(reference_of([[1, 1, 0, 0]], (1,)), annotated={1: True, 2: False})
     result = evaluate(marked, found, point=OperatingPoint("score", point))
     assert [x.why_missed for x in result.lesions] == [why]
@@ -157,8 +159,10 @@ def test_candidate_of_an_unannotated_label_gives_the_reason_wrong_label(point, w
 
 
 def test_boxes_give_the_reasons_of_filled_masks():
-    marked = reference_of_boxes((0, 0, 2, 2), (10, 10, 20, 20), (10, 0, 12, 2), size=20)
-    lesions = evaluate(marked, boxes_of((0, 0, 10, 10), (10, 10, 11, 15))).lesions
+    plane = unit_grid(20, 20)
+    marked = reference_of_boxes(plane, (0, 0, 2, 2), (10, 10, 20, 20), (10, 0, 12, 2))
+    given = predict_boxes(plane, (0, 0, 10, 10), (10, 10, 11, 15))
+    lesions = evaluate(marked, given).lesions
     assert [(x.why_missed, x.covered) for x in lesions] == [
         (WhyMissed.CANDIDATE_TOO_LARGE, 1.0),
         (WhyMissed.OVERLAP_TOO_SMALL, 0.05),
@@ -167,8 +171,10 @@ def test_boxes_give_the_reasons_of_filled_masks():
 
 
 def test_two_equal_boxes_cover_a_lesion_once():
-    marked = reference_of_boxes((0, 0, 1, 20), size=20)
-    (lesion,) = evaluate(marked, boxes_of((0, 0, 1, 1), (0, 0, 1, 1))).lesions
+    plane = unit_grid(1, 20)
+    marked = reference_of_boxes(plane, (0, 0, 1, 20))
+    given = predict_boxes(plane, (0, 0, 1, 1), (0, 0, 1, 1))
+    (lesion,) = evaluate(marked, given).lesions
     assert lesion.covered == pytest.approx(1 / 20)
 
 
@@ -180,7 +186,7 @@ def test_each_reason_is_true_on_random_cases(seed, preset):
     scores = rng.choice([0.2, 0.4, 0.6, 0.8], size=found.max()).tolist()
     labels = rng.integers(1, 3, size=found.max()).tolist()
     marked = reference_of(truth, tuple(rng.integers(1, 3, size=truth.max()).tolist()))
-    prediction = prediction_of(found, tuple(scores), grid(*truth.shape), tuple(labels))
+    prediction = prediction_of(found, tuple(scores), unit_grid(*truth.shape), tuple(labels))
     result = evaluate(marked, prediction, preset, POINT)
     threshold = PRESETS[preset].criterion.threshold
     for lesion in result.lesions:
@@ -213,24 +219,9 @@ def test_each_reason_is_true_on_random_cases(seed, preset):
             assert why in (WhyMissed.FOUND, WhyMissed.NO_RESPONSE, WhyMissed.CENTRE_TOO_FAR)
 
 
-def grid(*shape):
-    return Geometry.from_spacing(shape, (1.0,) * len(shape))
-
-
 def reference_of(instances, labels):
     ids = np.array(instances, dtype=np.int32)
-    return Reference(grid(*ids.shape), instances=ids, instance_labels=labels)
-
-
-def reference_of_boxes(*boxes, size=None):
-    shape = grid(size, size) if size else grid(2, 4)
-    return Reference(shape, boxes=np.array(boxes, np.float32), box_labels=(1,) * len(boxes))
-
-
-def boxes_of(*boxes):
-    """Return a prediction of boxes with a score of 0.9 in a plane of 20 x 20 pixels."""
-    rows = [Candidate.from_box(n, 1, 0.9, box, grid(20, 20)) for n, box in enumerate(boxes, 1)]
-    return Prediction("a", grid(20, 20), tuple(rows), None)
+    return Reference(unit_grid(*ids.shape), instances=ids, instance_labels=labels)
 
 
 def evaluate(marked, prediction, preset="lesionseg", point=None):

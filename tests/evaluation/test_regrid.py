@@ -7,8 +7,9 @@ import numpy as np
 from lesionseg.core import Candidate, Geometry
 from lesionseg.evaluation.regrid import resample_prediction
 from tests.evaluation.hand_cases import prediction_of
+from tests.grids import unit_grid
 
-FINE = Geometry.from_spacing((40, 40), (1, 1))
+FINE = unit_grid(40, 40)
 COARSE = Geometry.from_spacing((10, 10), (4, 4))
 
 
@@ -31,7 +32,7 @@ def test_lost_candidate_and_removed_box_follow_a_grid_that_the_caller_has_moved(
 
 
 def test_mask_on_a_coarse_grid_that_is_a_little_shorter_reaches_the_ends_of_the_new_grid():
-    fine = Geometry.from_spacing((12, 1), (1, 1))
+    fine = unit_grid(12, 1)
     affine = Geometry.from_spacing((2, 1), (5, 1)).affine.copy()
     affine[1, 2] = 3  # the same centre as `fine`, from y = 0.5 to 10.5 instead of -0.5 to 11.5 mm
     found = prediction_of(np.ones((2, 1), np.int32), [0.9], Geometry((2, 1), affine))
@@ -40,8 +41,8 @@ def test_mask_on_a_coarse_grid_that_is_a_little_shorter_reaches_the_ends_of_the_
 
 def test_candidates_outside_the_new_grid_are_left_out(caplog):
     """They are no false positives, because the reference says nothing about their place."""
-    wide = Geometry.from_spacing((10, 20), (1, 1))
-    narrow = Geometry.from_spacing((10, 10), (1, 1))
+    wide = unit_grid(10, 20)
+    narrow = unit_grid(10, 10)
     mask = np.zeros(wide.shape, np.int32)
     mask[2:4, 2:4] = 1
     mask[5:7, 14:16] = 2

@@ -4,7 +4,7 @@ import json
 import numpy as np
 import pytest
 
-from lesionseg.core import CaseFiles, Geometry, InputCheckResult, OperatingPoint, Reference
+from lesionseg.core import CaseFiles, InputCheckResult, OperatingPoint, Reference
 from lesionseg.errors import ConfigError, ContentError, DatasetError
 from lesionseg.evaluation import PRESETS, Scores, SummarySettings, read_scores
 from lesionseg.evaluation import summarise as summary
@@ -25,6 +25,7 @@ from tests.evaluation.hand_cases import (
     tables_of,
     templates,
 )
+from tests.grids import unit_grid
 
 # the names that the documentation guarantees
 NAMES = """
@@ -36,7 +37,7 @@ NAMES = """
     box_candidates_left_out volume_ml_bias volume_ml_lower_limit volume_ml_upper_limit
     n_lesions_bias n_lesions_lower_limit n_lesions_upper_limit size_slope
 """
-GRID = Geometry.from_spacing((12, 14, 16), (1.0, 1.0, 1.0))
+GRID = unit_grid(12, 14, 16)
 
 
 def summarise(results, replicates=0, evaluated_on="test", **options):

@@ -13,6 +13,7 @@ from lesionseg.inference.predictor import Predictor
 from lesionseg.inference.window import SlidingWindow
 from tests.inference.networks import Bright, Identity
 from tests.inference.nnunet.small_models import SmallModel
+from tests.noise import noise
 
 
 @pytest.mark.parametrize(
@@ -36,7 +37,7 @@ def test_disagreement_is_one_minus_intersection_over_union(marks, expected):
 def test_window_counts_the_mean_of_each_networks_views(plan):
     """These networks are equal in all views."""
     flat = replace(plan, tile_shape=(16, 16, 16))
-    image = torch.randn((1, 16, 16, 32), generator=torch.Generator().manual_seed(0)) * 2
+    image = noise(1, 16, 16, 32) * 2
     networks = (Identity(), Bright(level=0.5, gain=1.0))
     settings = InferenceConfig.of(precision="fp32", overlap=0.0, flips=True)
     agreement = Agreement()
@@ -48,7 +49,7 @@ def test_window_counts_the_mean_of_each_networks_views(plan):
 
 
 def predict(plan, networks, **settings):
-    array = torch.randn((1, 16, 16, 16), generator=torch.Generator().manual_seed(1)).numpy() * 3
+    array = noise(1, 16, 16, 16, seed=1).numpy() * 3
     volume = Volume(array, Geometry.from_spacing(array.shape[1:], plan.spacing_mm))
     predictor = Predictor(Bundle(networks, plan), settings=InferenceConfig.of(**settings))
     return predictor.predict_volume(volume, "case").disagreement
@@ -62,7 +63,7 @@ def test_only_ensembles_have_a_disagreement(plan):
 
 def test_folds_of_an_nnunet_model_have_a_disagreement(tmp_path):
     folder = SmallModel(n_folds=2).write(tmp_path)
-    array = torch.randn((1, 12, 20, 24), generator=torch.Generator().manual_seed(1)).numpy()
+    array = noise(1, 12, 20, 24, seed=1).numpy()
     volume = Volume(array, Geometry.from_spacing(array.shape[1:], (2.0, 1.0, 1.0)))
     both, one = (
         Predictor(path, device="cpu").predict_volume(volume, "case").disagreement

@@ -24,6 +24,7 @@ from lesionseg.models.heads import DetectorOutput
 from lesionseg.ops.anchors import grid_anchors
 from lesionseg.ops.boxes import box_iou, encode_boxes
 from lesionseg.plan.plan import AnchorPlan
+from tests.grids import unit_grid
 from tests.models.plans import plan_of
 
 STRIDES = ((1, 1), (2, 2))
@@ -183,13 +184,13 @@ def test_boxes_become_candidates_without_masks():
 
 
 def make_candidate(number, box, score, has_mask=False, label=1):
-    grid = Geometry.from_spacing((9, 9), (1.0, 1.0))
+    grid = unit_grid(9, 9)
     return replace(Candidate.from_box(number, label, score, box, grid), has_mask=has_mask)
 
 
 def test_candidates_of_both_heads_come_first_and_keep_their_mask():
     instances = np.array([[1, 1, 0, 2], [1, 1, 0, 0]], dtype=np.int32)
-    geometry = Geometry.from_spacing((2, 4), (1.0, 1.0))
+    geometry = unit_grid(2, 4)
     with_masks = (
         make_candidate(1, [0, 0, 2, 2], 0.6, has_mask=True),
         make_candidate(2, [0, 3, 1, 4], 0.5, has_mask=True),
@@ -207,7 +208,7 @@ def test_candidates_of_both_heads_come_first_and_keep_their_mask():
 
 
 def test_boxes_of_a_case_without_voxel_candidates_are_kept():
-    grid = Geometry.from_spacing((2, 4), (1.0, 1.0))
+    grid = unit_grid(2, 4)
     empty = Prediction("a", grid, (), np.zeros(grid.shape, np.int32))
     assert fuse(empty, []).candidates == ()
     (only,) = fuse(empty, [make_candidate(1, [0, 0, 1, 1], 0.8)]).candidates

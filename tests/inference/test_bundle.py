@@ -22,6 +22,7 @@ from lesionseg.models.build import build_network
 from lesionseg.plan.plan import AnchorPlan, Plan
 from tests.inference.networks import Bright, make_bright
 from tests.inference.rounding import change_last_digits
+from tests.noise import noise
 
 
 @pytest.fixture
@@ -37,7 +38,7 @@ def test_bundle_survives_a_round_trip(folder, plan):
     back = read_bundle(folder)
     assert back.plan == plan
     assert back.selection == replace(selection, n_members=3)
-    image = torch.randn(1, 1, 16, 16, 16, generator=torch.Generator().manual_seed(0))
+    image = noise(1, 1, 16, 16, 16)
     for network, member in zip(back.networks, members, strict=True):
         assert not network.training
         with torch.inference_mode():

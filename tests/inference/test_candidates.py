@@ -11,6 +11,7 @@ from lesionseg.errors import ContentError, GeometryError
 from lesionseg.inference.candidates import PROMINENCE, find_candidates
 from lesionseg.ops.components import label_components, lesion_instances
 from lesionseg.plan.plan import CandidateRule
+from tests.grids import unit_grid
 
 RULE = CandidateRule(ratio=2.5, extent=1.0, min_voxels=1)  # the extent depends only on the peak
 
@@ -110,7 +111,7 @@ def test_nan_is_an_error():
 
 
 def test_channel_on_another_grid_is_an_error():
-    geometry = Geometry.from_spacing((2, 2), (1, 1))
+    geometry = unit_grid(2, 2)
     with pytest.raises(GeometryError):
         find_candidates(np.zeros((1, 3, 2), np.float32), geometry, RULE, (1,))
 
@@ -221,7 +222,7 @@ def test_limit_leaves_out_the_lowest_peaks_and_states_their_number():
     assert found.n_left_out == 2
     assert "2 with the lowest scores were left out" in found.left_out_note
     # candidates above the operating point are kept
-    geometry = Geometry.from_spacing((1, 7), (1.0, 1.0))
+    geometry = unit_grid(1, 7)
     rule = replace(RULE, candidate_limit=1)
     found = find_candidates(np.array([row], np.float32), geometry, rule, (1,), keep_from=0.5)
     assert scores(found.candidates) == [0.9, 0.6, 0.5]

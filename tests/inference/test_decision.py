@@ -11,6 +11,7 @@ from lesionseg.inference.decision import Inferred, find_by_rule, limit_candidate
 from lesionseg.inference.stitch import Store
 from lesionseg.plan.plan import CandidateRule
 from tests.evaluation.hand_cases import prediction_of
+from tests.grids import unit_grid
 from tests.models.plans import plan_of
 
 WHOLE = (1, 2, 4)
@@ -23,7 +24,7 @@ def find(*channels, regions=(WHOLE, CORE), values=(1, 4)):
     if rows.ndim == 2:
         rows = rows[:, np.newaxis]
     labels = Labels(values, tuple(map(str, values)), regions)
-    grid = Geometry.from_spacing(rows.shape[1:], (1.0, 1.0))
+    grid = unit_grid(*rows.shape[1:])
     return find_by_rule(rows, grid, CandidateRule(min_voxels=1), labels)
 
 
@@ -64,14 +65,14 @@ def test_probabilities_of_zero_give_no_candidate():
 @pytest.mark.parametrize("shape", [(1, 1, 8), (2, 1, 9)])
 def test_missing_channel_or_another_grid_is_an_error(shape):
     labels = Labels((1, 4), ("whole", "core"), (WHOLE, CORE))
-    grid = Geometry.from_spacing((1, 8), (1.0, 1.0))
+    grid = unit_grid(1, 8)
     with pytest.raises(GeometryError):
         find_by_rule(np.zeros(shape, np.float32), grid, CandidateRule(), labels)
 
 
 def test_candidates_beyond_the_limit_are_kept_if_they_reach_the_threshold():
     instances = np.array([[1, 0, 2, 0, 3, 3]], np.int32)
-    geometry = Geometry.from_spacing(instances.shape, (1.0, 1.0))
+    geometry = unit_grid(*instances.shape)
     given = prediction_of(instances, (0.9, 0.6, 0.2), geometry)
     kept = limit_candidates(given, 1, keep_from=0.5)
     assert [c.id for c in kept.candidates] == [1, 2]
@@ -91,13 +92,13 @@ def restore(grid, file):
 def test_lesion_in_all_slices_of_a_fine_scan_has_probabilities_in_all_of_them(n_slices):
     """The plan's grid of 5 mm ends up to 1.25 mm before the scan's, or after it."""
     plan = plan_of(dims=3).with_(spacing_mm=(5.0, 1.0, 1.0))
-    file = Geometry.from_spacing((n_slices, 3, 3), (1.0, 1.0, 1.0))
+    file = unit_grid(n_slices, 3, 3)
     found = restore(plan_geometry(file, plan), file)
     np.testing.assert_allclose(found, np.full(file.shape, 0.75), atol=1e-3)
 
 
 def test_probabilities_half_a_voxel_and_more_outside_the_grid_of_the_plan_are_zero():
     grid = Geometry.from_spacing((2, 3, 3), (5.0, 1.0, 1.0))
-    found = restore(grid, Geometry.from_spacing((16, 3, 3), (1.0, 1.0, 1.0)))
+    found = restore(grid, unit_grid(16, 3, 3))
     assert (found[:10] > 0.7).all()  # the grid ends at 7.5 mm, and half a voxel is 2.5 mm
     assert (found[10:] == 0).all()

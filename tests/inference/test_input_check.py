@@ -22,9 +22,10 @@ from lesionseg.inference.input_check import (
     training_ranges,
 )
 from lesionseg.plan.plan import Plan
+from tests.grids import unit_grid
 
 SHAPE = (20, 24, 28)
-GRID = Geometry.from_spacing(SHAPE, (1.0, 1.0, 1.0))
+GRID = unit_grid(*SHAPE)
 
 
 def make_scan(seed):

@@ -29,6 +29,7 @@ from lesionseg.io.results.index import find_predictions
 from lesionseg.io.volumes import write_volume
 from lesionseg.models.build import build_network
 from lesionseg.plan.plan import AnchorPlan
+from tests.grids import unit_grid
 from tests.inference.networks import Bright
 from tests.io.dicom_files import DX, write_dicom_file
 from tests.models.plans import plan_of
@@ -175,7 +176,7 @@ def test_radiograph_without_a_pixel_size_gets_that_of_the_training(
     if name == "x.dcm":
         write_dicom_file(tmp_path / name, image, DX, Modality="DX")
     else:
-        grid = Geometry.from_spacing(image.shape, (1, 1))
+        grid = unit_grid(*image.shape)
         write_volume(tmp_path / name, Volume(image[None].astype(np.uint8), grid))
     flat = replace(plan, dims=2, modality="xray", tile_shape=(16, 16), spacing_mm=(0.2, 0.2))
     flat = replace(flat, raster_mm=trained_at)
@@ -326,7 +327,7 @@ def test_detector_has_no_box_of_equal_voxels_and_no_probabilities(rng):
     prediction = predictor(np.full((32, 32), 7, np.float32), np.eye(3))
     assert (prediction.candidates, prediction.input.blank) == ((), ("channel 0",))
     image = rng.normal(0, 1, (1, 32, 20)).astype(np.float32)
-    found = predictor.probabilities(Volume(image, Geometry.from_spacing((32, 20), (1.0, 1.0))))
+    found = predictor.probabilities(Volume(image, unit_grid(32, 20)))
     assert (found.shape, found.dtype) == ((0, 32, 20), np.float32)
 
 
@@ -355,7 +356,7 @@ def test_saved_mask_has_the_axes_of_the_file_of_the_scan(image, plan, tmp_path, 
 
 
 def test_mask_of_a_picture_is_saved_only_as_png(tmp_path):
-    grid = Geometry.from_spacing((8, 9), (1.0, 1.0))
+    grid = unit_grid(8, 9)
     prediction = ScanPrediction("P1", grid, (), np.zeros((8, 9), np.int32))
     with pytest.raises(OutputError, match="PNG"):
         prediction.save(tmp_path / "a.tif")

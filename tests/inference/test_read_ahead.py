@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from lesionseg.config import InferenceConfig
-from lesionseg.core import CaseFiles, Geometry, Volume
+from lesionseg.core import CaseFiles, Volume
 from lesionseg.inference.bundle import Bundle
 from lesionseg.inference.predictor import Predictor
 from lesionseg.inference.read_ahead import needed_bytes, predict_volumes, read_ahead
+from tests.grids import unit_grid
 from tests.inference.networks import Bright
 
 
@@ -77,7 +78,7 @@ class WaitForNextCase(Bright):
 def test_predictions_of_volumes_follow_the_memory_of_the_settings(plan, rng, n_cases, is_early):
     """With memory for a single case, the second one is read after the first one is done."""
     shape = (9, 10, 11)
-    geometry = Geometry.from_spacing(shape, (1.0, 1.0, 1.0))
+    geometry = unit_grid(*shape)
     gigabytes = n_cases * needed_bytes(geometry, plan) / 1e9
     settings = InferenceConfig.of(max_memory_gb=gigabytes)
     second_is_read = Event()

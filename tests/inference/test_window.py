@@ -13,6 +13,7 @@ from lesionseg.inference.probabilities import compress_log_odds, label_probabili
 from lesionseg.inference.window import SlidingWindow, mirrored_views
 from lesionseg.models.build import build_network
 from tests.inference.networks import Bright, Identity
+from tests.noise import noise
 
 HALF = {"atol": 3e-4, "rtol": 0.0}  # probabilities are stored as float16
 
@@ -24,20 +25,16 @@ def slide(network, image, plan, window=None, **options):
     return store.decode(store.values)
 
 
-def make_noise(*shape):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
-
-
 @pytest.mark.parametrize("shape", [(40, 24, 17), (10, 20, 16), (5, 7, 9), (40, 12)])
 def test_identity_network_gives_the_sigmoid_of_the_image(plan, shape):
-    image = make_noise(1, *shape)
+    image = noise(1, *shape)
     dims = len(shape)
     found = slide(Identity(), image, replace(plan, dims=dims, tile_shape=(16,) * dims))
     torch.testing.assert_close(found, image.sigmoid(), **HALF)
 
 
 def test_network_with_a_weight_of_another_rank_predicts_channels_last(plan):
-    image = make_noise(1, 20, 20, 16)
+    image = noise(1, 20, 20, 16)
     network = Bright()
     network.level = nn.Parameter(torch.full((1, 1, 1, 1), 2.0))
     settings = InferenceConfig.of(precision="fp32")
@@ -62,7 +59,7 @@ class SmallMemory(nn.Module):
 
 
 def test_batch_that_does_not_fit_into_memory_is_halved(plan, caplog):
-    image = make_noise(1, 40, 24, 17)
+    image = noise(1, 40, 24, 17)
     network = SmallMemory()
     window = SlidingWindow((network,), plan, InferenceConfig.of(precision="fp32"))
     window.batch_size = 8
@@ -80,7 +77,7 @@ class RightNeighbour(nn.Module):
 
 
 def test_flips_average_the_probabilities_of_all_mirrored_images(plan):
-    image = make_noise(1, 16, 16, 16)
+    image = noise(1, 16, 16, 16)
     found = slide(RightNeighbour(), image, plan, flips=True)
     expected = (image.roll(-1, -1).sigmoid() + image.roll(1, -1).sigmoid()) / 2
     torch.testing.assert_close(found, expected, **HALF)
@@ -99,7 +96,7 @@ def test_mirrored_images_of_volumes_radiographs_and_colour_pictures(plan):
 
 
 def test_low_precision_changes_probabilities_little(plan):
-    image = make_noise(1, 20, 20, 20)
+    image = noise(1, 20, 20, 20)
     network = build_network(plan.with_(lesion_fraction=0.5))
     exact = slide(network, image, plan, precision="fp32")
     fast = slide(network, image, plan, precision="bf16")
@@ -131,7 +128,7 @@ def test_extreme_logits_keep_their_order_and_moderate_logits_are_not_changed(pla
 def test_softmax_probabilities_equal_those_of_torch_and_keep_their_order(plan):
     softmax = replace(plan, activation="softmax")
     for n in (2, 3, 4):
-        logits = make_noise(2, n, 3, 4, 5)
+        logits = noise(2, n, 3, 4, 5)
         found = label_probabilities(logits, softmax)
         assert torch.allclose(found, logits.softmax(1)[:, 1:], atol=1e-6)
     logits = torch.stack([-EXTREME, EXTREME, torch.zeros_like(EXTREME)])[None]

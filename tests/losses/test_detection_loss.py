@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from lesionseg.losses import AnchorTargets, DetectionLoss, sigmoid_focal_loss
+from tests.noise import noise
 
 ANCHORS = torch.tensor([[0.0, 0, 4, 4], [4, 0, 8, 4], [0, 4, 4, 8], [4, 4, 8, 8]])
 
@@ -15,7 +16,7 @@ def _make_targets(labels, boxes):
 
 
 def test_focal_term_covers_all_valid_anchors_and_is_divided_by_the_positives():
-    logits = torch.randn(1, 4, 1, generator=torch.Generator().manual_seed(0))
+    logits = noise(1, 4, 1)
     targets = _make_targets([[1, 0, -1, 1]], ANCHORS[[0, 3]])
     terms = DetectionLoss()(logits, torch.zeros(1, 4, 4), ANCHORS, targets)
     expected = sigmoid_focal_loss(
@@ -36,7 +37,7 @@ def test_box_term_has_the_value_computed_by_hand():
 
 
 def test_sum_without_positives_is_divided_by_one():
-    logits = torch.randn(1, 4, 1, generator=torch.Generator().manual_seed(0))
+    logits = noise(1, 4, 1)
     targets = _make_targets([[0, 0, 0, 0]], torch.zeros((0, 4)))
     terms = DetectionLoss()(logits, torch.zeros(1, 4, 4), ANCHORS, targets)
     expected = sigmoid_focal_loss(logits[0], torch.zeros(4, 1), reduction="sum")

@@ -15,6 +15,7 @@ from lesionseg.losses import (
     LesionBalancedLoss,
     dice_loss,
 )
+from tests.noise import noise
 
 
 def test_dice_has_the_value_computed_by_hand():
@@ -56,7 +57,7 @@ def test_cross_entropies_equal_those_of_torch():
 
 
 def test_terms_have_weight_one_by_default():
-    x = torch.randn(1, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    x = noise(1, 1, 4, 4)
     y = (x[:, 0] > 0.5).long()
     terms = DiceFocalLoss()(x, y)
     torch.testing.assert_close(terms["dice"], dice_loss(x, y))
@@ -132,7 +133,7 @@ def compute_nnunet_loss_by_loops(logits, labels, per_tile):
 @pytest.mark.parametrize("per_tile", [False, True])
 def test_loss_with_nnunet_settings_equals_nnunets_plus_one(per_tile):
     """Compare with nnU-Net's loss plus 1. `per_tile` changes most for the lesion-free tile."""
-    logits = torch.randn(2, 2, 40, generator=torch.Generator().manual_seed(5))
+    logits = noise(2, 2, 40, seed=5)
     labels = torch.zeros(2, 40, dtype=torch.uint8)
     labels[0, 3:9] = 1
     options = {"activation": "softmax", "smooth": 1e-5, "per_tile": per_tile}

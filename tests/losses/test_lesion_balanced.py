@@ -6,6 +6,7 @@ from scipy import ndimage
 
 from lesionseg.errors import ConfigError, GeometryError
 from lesionseg.losses import DiceFocalLoss, LesionBalancedLoss, nearest_lesions
+from tests.noise import noise
 
 TILE = (2, 24, 24)
 SIDES = {2: (1, 1, 2), 20: (2, 2, 5), 500: (5, 10, 10)}  # of a box with this many voxels
@@ -16,7 +17,7 @@ def make_two_lesions():
     instances = torch.zeros(TILE, dtype=torch.int32)
     instances[0, 4, 4] = 7
     instances[0, 13:20, 13:20] = 2
-    logits = torch.randn((2, 1, *TILE[1:]), generator=torch.Generator().manual_seed(0)) - 2
+    logits = noise(2, 1, *TILE[1:]) - 2
     return logits, (instances > 0).to(torch.uint8), instances
 
 

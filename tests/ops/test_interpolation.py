@@ -17,7 +17,9 @@ from lesionseg.ops.interpolation import (
     resample_to,
     resize,
 )
+from tests.grids import unit_grid
 from tests.inference.nnunet import naive
+from tests.noise import noise
 
 SHAPE = (5, 6, 7)
 
@@ -94,9 +96,9 @@ def test_linear_and_nearest_values_of_a_coarser_grid_are_single_samples():
 def test_coarser_voxel_of_a_rotated_grid_is_a_mean():
     linear = make_rotation(0.3, scale=2)
     matrix = make_affine(linear, 30 - linear @ [5.5, 5.5])
-    noise = torch.randn(1, 60, 60, generator=torch.Generator().manual_seed(0))
-    assert resample(noise, matrix, (12, 12), "mean").std() < 0.6
-    share = resample(noise > 0, matrix, (12, 12), "share")
+    image = noise(1, 60, 60)
+    assert resample(image, matrix, (12, 12), "mean").std() < 0.6
+    share = resample(image > 0, matrix, (12, 12), "share")
     assert share.mean().item() == pytest.approx(0.5, abs=0.05)
     assert share.std() < 0.3  # the mean of about 4 voxels
 
@@ -217,9 +219,9 @@ def test_nearest_keeps_the_dtype_and_large_ids():
 
 
 def test_grids_with_different_numbers_of_axes_are_an_error():
-    flat = Geometry.from_spacing((3, 3), (1.0, 1.0))
+    flat = unit_grid(3, 3)
     with pytest.raises(GeometryError, match="axes"):
-        resample_to(make_image(), Geometry.from_spacing(SHAPE, (1.0, 1.0, 1.0)), flat, "linear")
+        resample_to(make_image(), unit_grid(*SHAPE), flat, "linear")
 
 
 def test_grid_shifted_by_rounding_gives_exactly_the_same_values():

@@ -8,6 +8,8 @@ import pytest
 from lesionseg.core import Candidate, Geometry, Prediction, Reference
 from lesionseg.errors import ContentError
 from lesionseg.ops.components import candidates_of, lesion_mask, lesions_of, unscored_prediction
+from tests.boxes import reference_of_boxes
+from tests.grids import unit_grid
 
 PLANE = Geometry.from_spacing((4, 6), (2.0, 1.0))  # pixels of 2 mm²
 
@@ -16,12 +18,6 @@ def make_map(*rows):
     """Make a label map from one digit per pixel. Missing rows are 0."""
     rows += ("000000",) * (4 - len(rows))
     return np.array([[int(c) for c in row] for row in rows], dtype=np.int32)
-
-
-def make_boxes(*boxes, geometry=PLANE):
-    """Make a reference of boxes with label 1."""
-    table = np.array(boxes, dtype=np.float32)
-    return Reference(geometry, boxes=table, box_labels=(1,) * len(table))
 
 
 def test_components_of_a_label_map_are_lesions():
@@ -67,8 +63,8 @@ def test_ignored_lesion_is_left_out_although_it_has_a_box():
 
 @pytest.mark.parametrize(("dims", "size"), [(2, 78.54), (3, 523.6)])
 def test_box_without_a_mask_has_the_size_of_its_inscribed_ellipsoid(dims, size):
-    geometry = Geometry.from_spacing((30,) * dims, (1.0,) * dims)
-    reference = make_boxes([5] * dims + [15] * dims, geometry=geometry)
+    geometry = unit_grid(*(30,) * dims)
+    reference = reference_of_boxes(geometry, [5] * dims + [15] * dims)
     lesions = lesions_of(reference)
     assert lesions.diameters_mm.tolist() == [pytest.approx(10)]  # of a box of 10 mm
     assert lesions.sizes_vox.tolist() == [round(size)]
@@ -79,7 +75,7 @@ def test_box_without_a_mask_has_the_size_of_its_inscribed_ellipsoid(dims, size):
 
 
 def test_diameters_of_boxes_follow_the_spacing_and_smaller_boxes_are_drawn_last():
-    reference = make_boxes([0, 0, 4, 2], [0.5, 1.2, 1.5, 3])
+    reference = reference_of_boxes(PLANE, [0, 0, 4, 2], [0.5, 1.2, 1.5, 3])
     lesions = lesions_of(reference)
     np.testing.assert_allclose(lesions.diameters_mm, [4.0, np.sqrt(2 * 1.8)], rtol=1e-6)
     # the smaller box covers the larger, and contains the centre of row 0 but not that of row 1
@@ -91,17 +87,17 @@ def test_diameters_of_boxes_follow_the_spacing_and_smaller_boxes_are_drawn_last(
 
 @pytest.mark.parametrize("dims", [2, 3])
 def test_drawn_box_has_the_mean_size_of_the_box_wherever_it_lies(dims):
-    geometry = Geometry.from_spacing((12,) * dims, (1.0,) * dims)
+    geometry = unit_grid(*(12,) * dims)
     lengths = []
     for shift in np.arange(0, 1, 0.125):
         box = [2 + shift] * dims + [6.5 + shift] * dims
-        drawn = lesions_of(make_boxes(box, geometry=geometry)).draw()
+        drawn = lesions_of(reference_of_boxes(geometry, box)).draw()
         lengths.append(np.count_nonzero(drawn) ** (1 / dims))
     assert np.mean(lengths) == pytest.approx(4.5)
 
 
 def test_box_between_two_centres_keeps_the_voxel_at_its_middle():
-    lesions = lesions_of(make_boxes([0.6, 2.7, 1.4, 2.9], [3.8, 5.7, 4, 6]))
+    lesions = lesions_of(reference_of_boxes(PLANE, [0.6, 2.7, 1.4, 2.9], [3.8, 5.7, 4, 6]))
     assert lesions.draw().tolist() == make_map("000000", "001000", "000000", "000002").tolist()
 
 

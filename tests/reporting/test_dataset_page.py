@@ -10,6 +10,7 @@ from lesionseg.reporting.dataset_page import (
     look_at,
     write_dataset_report,
 )
+from tests.grids import unit_grid
 
 
 def test_notes_that_differ_only_in_their_case_share_a_line():
@@ -28,7 +29,7 @@ def test_shape_and_spacing_of_a_sagittal_scan_have_one_order():
 
 
 def test_missing_channel_has_no_intensities_and_no_picture():
-    grid = Geometry.from_spacing((4, 4), (1.0, 1.0))
+    grid = unit_grid(4, 4)
     channel = np.arange(16, dtype=np.float32).reshape(4, 4)
     lacking = Volume(np.stack([0 * channel, channel]), grid, missing=(0,))
     found, whole = (

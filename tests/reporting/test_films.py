@@ -29,9 +29,10 @@ from lesionseg.reporting.films import (
 from lesionseg.reporting.images import Scene, Sources
 from lesionseg.reporting.write import write_report
 from tests.commands import evaluate
+from tests.grids import unit_grid
 
 WIDTH, HEIGHT = 120, 50  # x, y: more columns than rows
-GRID = Geometry.from_spacing((HEIGHT, WIDTH), (1.0, 1.0))
+GRID = unit_grid(HEIGHT, WIDTH)
 # label, x, y, width, height
 LESIONS = {
     "a": [(1, 70, 5, 40, 10), (2, 10, 30, 8, 6)],
@@ -204,7 +205,7 @@ def test_texts_of_boxes_stay_inside_the_image_and_do_not_overlap():
 def test_large_films_become_small_pictures_and_keep_their_colours():
     green = np.zeros((3, 2000, 1000), dtype=np.uint8)
     green[1] = 200
-    grid = Geometry.from_spacing((2000, 1000), (1.0, 1.0))
+    grid = unit_grid(2000, 1000)
     picture = open_picture(Scene(green[0], grid, colours=green))
     assert picture.size == (LARGEST_SIDE // 2, LARGEST_SIDE)
     red, level, blue = np.asarray(picture)[10, 15]
@@ -225,7 +226,7 @@ def test_images_in_subfolders_are_found_by_their_whole_path(tmp_path):
 def test_nan_in_an_image_is_shown_as_background(tmp_path):
     array = np.full((1, 4, 5, 6), 7.0, np.float32)
     array[0, 0] = np.nan
-    write_volume(tmp_path / "a.nii.gz", Volume(array, Geometry.from_spacing((4, 5, 6), (1, 1, 1))))
+    write_volume(tmp_path / "a.nii.gz", Volume(array, unit_grid(4, 5, 6)))
     image = Sources(tmp_path).load("a").image
     assert (image.min(), image.max()) == (0, 7)
 

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lesionseg.core import CaseFiles, Geometry, Volume
+from lesionseg.core import CaseFiles, Volume
 from lesionseg.io.volumes import write_volume
 from lesionseg.ops.components import unscored_prediction
 from lesionseg.reporting import Card, Scene, write_preview
+from tests.grids import unit_grid
 
-GRID = Geometry.from_spacing((20, 20, 20), (1, 1, 1))
+GRID = unit_grid(20, 20, 20)
 
 
 def open_picture(card):
@@ -43,7 +44,7 @@ ORANGE = np.array([240, 165, 0])  # `ACCEPTED`
 
 def write_and_open(folder, image, labels, *, n_accepted):
     """Write a scan and its preview, with the first candidates accepted. Return the pixels."""
-    geometry = Geometry.from_spacing(labels.shape, (1.0,) * labels.ndim)
+    geometry = unit_grid(*labels.shape)
     found = unscored_prediction("a", geometry, labels, None)
     candidates = tuple(
         replace(candidate, accepted=k < n_accepted) for k, candidate in enumerate(found.candidates)

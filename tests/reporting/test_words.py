@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lesionseg.core import Candidate, Geometry, OperatingPoint, Prediction, Reference
+from lesionseg.core import Geometry, OperatingPoint
 from lesionseg.evaluation import PRESETS, Aim, SummarySettings, choose, summarise
 from lesionseg.evaluation.intervals import Estimate
 from lesionseg.evaluation.missed import WhyMissed
@@ -31,6 +31,7 @@ from lesionseg.reporting.words import (
     why_missed,
 )
 from lesionseg.reporting.write import about_lines
+from tests.boxes import predict_boxes, reference_of_boxes
 from tests.evaluation.hand_cases import (
     CASES,
     evaluate_case,
@@ -303,10 +304,8 @@ def test_questions_without_an_answer_are_not_stated(tmp_path):
 def film_tables(tmp_path, spacing_mm=(1.0, 1.0)):
     """Return tables of two films of 200 x 400 pixels with lesions of 40 and 6 pixels."""
     grid = Geometry.from_spacing((200, 400), spacing_mm)
-    boxes = np.array([[10, 10, 50, 50], [100, 300, 106, 306]], dtype=np.float32)
-    reference = Reference(grid, boxes=boxes, box_labels=(1, 1))
-    candidate = Candidate.from_box(1, 1, 0.9, (10.0, 10.0, 50.0, 26.0), grid)  # IoU 0.4
-    prediction = Prediction("a", grid, (candidate,), None)
+    reference = reference_of_boxes(grid, (10, 10, 50, 50), (100, 300, 106, 306))
+    prediction = predict_boxes(grid, (10, 10, 50, 26))  # IoU 0.4
     preset = PRESETS["lesionseg"]
     return tables_of(
         [evaluate_case(reference, prediction, preset, case=case) for case in "ab"], tmp_path

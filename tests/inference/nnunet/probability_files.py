@@ -2,9 +2,10 @@
 
 import numpy as np
 
-from lesionseg.core import Geometry, Volume
+from lesionseg.core import Volume
 from lesionseg.io.text import write_json
 from lesionseg.io.volumes import write_volume
+from tests.grids import unit_grid
 
 
 def softmax_of(*labels):
@@ -25,7 +26,7 @@ def blobs(shape, *places):
 def write_outputs(folder, case, probabilities, mask, geometry=None, suffix=".nii.gz"):
     """Write the archive and the mask of one case."""
     folder.mkdir(parents=True, exist_ok=True)
-    grid = geometry or Geometry.from_spacing(mask.shape, (1.0,) * mask.ndim)
+    grid = geometry or unit_grid(*mask.shape)
     write_volume(folder / f"{case}{suffix}", Volume(mask[None].astype(np.uint8), grid))
     np.savez_compressed(folder / f"{case}.npz", probabilities=probabilities)
 

@@ -17,6 +17,7 @@ from lesionseg.inference.nnunet.outputs import (
 from lesionseg.inference.open_prediction import open_prediction
 from lesionseg.io.results.index import find_predictions
 from lesionseg.io.text import write_json
+from tests.grids import unit_grid
 from tests.inference.nnunet.probability_files import (
     blobs,
     softmax_of,
@@ -35,7 +36,7 @@ def read(folder, geometry=None):
 def test_candidates_equal_those_found_on_the_probabilities(tmp_path):
     write_outputs(tmp_path, "a", softmax_of(LESIONS), LESIONS > 0.5)
     found = read(tmp_path)
-    grid = Geometry.from_spacing(SHAPE, (1.0, 1.0, 1.0))
+    grid = unit_grid(*SHAPE)
     naive = find_candidates([LESIONS.astype(np.float32)], grid, NNUNET_RULE, (1,))
     np.testing.assert_array_equal(found.instances, naive.instances)
     scores = [c.score for c in found.candidates]
