@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from lesionseg.core import Candidate, Geometry, Prediction
+from lesionseg.core import Candidate, Geometry
 from lesionseg.data.tiling import TileGrid
 from lesionseg.errors import ContentError
 from lesionseg.inference import box_candidates as boxes_module
@@ -24,6 +24,7 @@ from lesionseg.models.heads import DetectorOutput
 from lesionseg.ops.anchors import grid_anchors
 from lesionseg.ops.boxes import box_iou, encode_boxes
 from lesionseg.plan.plan import AnchorPlan
+from tests.evaluation.hand_cases import prediction_of
 from tests.grids import unit_grid
 from tests.models.plans import plan_of
 
@@ -183,24 +184,19 @@ def test_boxes_become_candidates_without_masks():
     assert candidate.diameter_mm == pytest.approx((2 * 4 * 4 * 2.0) ** (1 / 3))
 
 
-def make_candidate(number, box, score, has_mask=False, label=1):
-    grid = unit_grid(9, 9)
-    return replace(Candidate.from_box(number, label, score, box, grid), has_mask=has_mask)
+def make_candidate(number, box, score, label=1):
+    return Candidate.from_box(number, label, score, box, unit_grid(9, 9))
 
 
 def test_candidates_of_both_heads_come_first_and_keep_their_mask():
     instances = np.array([[1, 1, 0, 2], [1, 1, 0, 0]], dtype=np.int32)
-    geometry = unit_grid(2, 4)
-    with_masks = (
-        make_candidate(1, [0, 0, 2, 2], 0.6, has_mask=True),
-        make_candidate(2, [0, 3, 1, 4], 0.5, has_mask=True),
-    )
+    masks = prediction_of(instances, (0.6, 0.5), unit_grid(2, 4))
     boxes = [
         make_candidate(1, [0, 2, 1, 4], 0.9),
         make_candidate(2, [5, 5, 9, 9], 0.8),
         make_candidate(3, [0, 0, 2, 2], 0.7, label=2),
     ]
-    found = fuse(Prediction("a", geometry, with_masks, instances), boxes)
+    found = fuse(masks, boxes)
     masked = [(c.id, c.has_mask) for c in found.candidates]
     assert masked == [(1, True), (2, False), (3, False), (4, True)]
     assert [c.score for c in found.candidates] == pytest.approx([0.7, 0.4, 0.35, 0.3])
@@ -208,8 +204,7 @@ def test_candidates_of_both_heads_come_first_and_keep_their_mask():
 
 
 def test_boxes_of_a_case_without_voxel_candidates_are_kept():
-    grid = unit_grid(2, 4)
-    empty = Prediction("a", grid, (), np.zeros(grid.shape, np.int32))
+    empty = prediction_of(np.zeros((2, 4), np.int32), (), unit_grid(2, 4))
     assert fuse(empty, []).candidates == ()
     (only,) = fuse(empty, [make_candidate(1, [0, 0, 1, 1], 0.8)]).candidates
     assert only.score == pytest.approx(0.4)

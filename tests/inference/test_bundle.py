@@ -98,7 +98,6 @@ def test_bundle_that_differs_by_rounding_keeps_its_bytes(tmp_path, plan):
     [
         {"network": 1},
         {"plan": {"lesion_fraction": 0.00101}},
-        {"plan": {"batch_size": 3}},
         {"selection": {"operating_points": (OperatingPoint("fp_per_case:1", 0.30001),)}},
         {"selection": {"voxel_calibration": Calibration(1e-4, 1.0, "validation")}},
         {"selection": {"voxel_calibration": Calibration(0.0, 6e-7, "validation")}},
