@@ -3,10 +3,10 @@
 Inside `pretend_cards()` torch reports one or more cards, and a tensor on `cuda` is a `Card`:
 
 - An operation that mixes a card's tensor with the CPU's, or with another card's, raises
-  RuntimeError, as CUDA does. So do `numpy()`, and indexing a CPU tensor by a card's index.
+  RuntimeError, as CUDA does. So does indexing a CPU tensor by a card's index.
 - Every operation for which the host would wait for the card is recorded with the line that asked.
-- A copy to the CPU with `non_blocking=True` arrives when something that comes after it is waited
-  for. Until then its destination holds NaN, or the opposite for integers and booleans.
+- A copy into a CPU tensor with `non_blocking=True` arrives when something that comes after it is
+  waited for. Until then the tensor holds NaN, or the opposite for integers and booleans.
 
 Kernels, streams, pinned memory, NCCL and Triton are not imitated. Autocast uses the CPU's list of
 operations instead of CUDA's.
@@ -29,6 +29,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 aten = torch.ops.aten
 NAME = "Pretend H100"
+MEMORY = 80 * 10**9
 ROOT = f"{Path(__file__).resolve().parents[2]}/"
 OURS = (f"{ROOT}lesionseg/", f"{ROOT}benchmarks/")
 
@@ -74,28 +75,18 @@ class Wait:
 
 
 @dataclass
-class _Copy:
-    """A copy to the CPU that has not arrived."""
-
-    destination: torch.Tensor
-    values: torch.Tensor
-
-
-@dataclass
 class Cards:
     """The pretend cards of one `pretend_cards()`, and all waits so far."""
 
-    memory: int
     n_cards: int
     bf16: bool
     free: int
     reserved: int
-    allocated: int
     home: torch.device  # of the numbers
     current: int = 0
     waits: list[Wait] = field(default_factory=list)
     ops_by_card: Counter[int] = field(default_factory=Counter)
-    _pending: list[_Copy] = field(default_factory=list)
+    _pending: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
 
     def wait(self, kind):
         """Record a wait of the host. All copies have arrived after it."""
@@ -104,7 +95,7 @@ class Cards:
 
     def send(self, destination, values):
         """Copy without waiting: `destination` holds wrong numbers until the copy has arrived."""
-        self._pending.append(_Copy(destination, values.clone()))
+        self._pending.append((destination, values.clone()))
         if destination.is_floating_point():
             destination.fill_(torch.nan)
         else:
@@ -116,49 +107,24 @@ class Cards:
 
     def arrive(self, n):
         """Let the first `n` copies arrive."""
-        for copy in self._pending[:n]:
-            copy.destination.copy_(copy.values)
+        for destination, values in self._pending[:n]:
+            destination.copy_(values)
         del self._pending[:n]
-
-    def by_place(self):
-        """Count the waits by kind and line."""
-        return dict(Counter(f"{wait.kind} {wait.place}" for wait in self.waits))
 
 
 _active = []
 
 
 def _cards():
-    if not _active:
-        raise RuntimeError("A card's tensor is used outside of pretend_cards().")
     return _active[-1]
 
 
 def _place():
-    """Return the innermost line of the library or the benchmarks, otherwise of a test."""
+    """Return the innermost line of the library or the benchmarks."""
     frame = sys._getframe(2)
-    in_tests = "?"
-    while frame is not None:
-        name = frame.f_code.co_filename
-        if name.startswith(OURS):
-            return f"{name.removeprefix(ROOT)}:{frame.f_lineno}"
-        if in_tests == "?" and name.startswith(f"{ROOT}tests/") and name != __file__:
-            in_tests = f"{name.removeprefix(ROOT)}:{frame.f_lineno}"
+    while frame is not None and not frame.f_code.co_filename.startswith(OURS):
         frame = frame.f_back
-    return in_tests
-
-
-class _ToCpu(torch.autograd.Function):
-    """A copy to the CPU whose gradient returns to the card."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.index = x.index
-        return x.values.clone()
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return Card(gradient, ctx.index)
+    return "?" if frame is None else f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
 
 class Card(torch.Tensor):
@@ -193,7 +159,7 @@ class Card(torch.Tensor):
     is_cuda = property(lambda self: True)
     is_cpu = property(lambda self: False)
 
-    def __tensor_flatten__(self):
+    def __tensor_flatten__(self):  # with it, a module moves its weights to the card
         return ["values"], self.index
 
     @staticmethod
@@ -219,66 +185,33 @@ class Card(torch.Tensor):
     def get_device(self):
         return self.index
 
-    def data_ptr(self):
-        return self.values.data_ptr()
-
     def cpu(self, *_, **__):
         return self.to("cpu")
-
-    def cuda(self, device=None, *_, **__):
-        return self if device is None else self.to(_card_device(device))
-
-    def pin_memory(self, *_, **__):
-        raise RuntimeError("cannot pin a tensor of a card: only dense CPU tensors can be pinned")
-
-    def numpy(self, *_, **__):
-        raise TypeError(f"can't convert cuda:{self.index} device type tensor to numpy")
-
-    def __array__(self, *_, **__):
-        return self.numpy()
 
     def tolist(self):
         _cards().wait("tolist")
         return self.values.tolist()
 
-    def new_tensor(self, data, **how):
-        _cards().wait("copy to the card")
-        dtype = how.get("dtype") or self.dtype
-        return Card(torch.tensor(data, dtype=dtype), self.index)
-
     def to(self, *args, **kwargs):
-        options = dict(kwargs)
-        copy = options.pop("copy", False)
+        copy = kwargs.pop("copy", False)
         if args and isinstance(args[0], torch.Tensor):
-            device, dtype, non_blocking, layout = args[0].device, args[0].dtype, False, None
-        else:
-            device, dtype, non_blocking, layout = torch._C._nn._parse_to(*args, **options)
+            args = (args[0].device, args[0].dtype)
+        device, dtype, _, layout = torch._C._nn._parse_to(*args, **kwargs)
         if device is not None and device.type == "cpu":
-            return self._to_cpu(dtype, non_blocking)
+            return self._to_cpu(dtype)
         if device is not None and device.type == "cuda" and _index(device) != self.index:
             return Card(self.values.to(dtype=dtype or self.dtype, copy=True), _index(device))
         more = {} if layout is None else {"memory_format": layout}
         return torch.Tensor.to(self, dtype=dtype or self.dtype, copy=copy, **more)
 
-    def _to_cpu(self, dtype, non_blocking):
-        if non_blocking and not self.requires_grad:
-            converted = self.values.detach().to(dtype or self.dtype)
-            made = torch.empty_like(converted)
-            _cards().send(made, converted)
-            return made
+    def _to_cpu(self, dtype):
         if self.numel():
             _cards().wait("copy to the CPU")
-        needs_gradient = self.requires_grad and torch.is_grad_enabled()
-        made = _ToCpu.apply(self) if needs_gradient else self.values.detach().clone()
-        return made if dtype is None else made.to(dtype)
+        return self.values.detach().clone().to(dtype or self.dtype)
 
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs=None):
-        """Run the function; a CPU tensor's `to(like)` goes to the card of `like`."""
-        to_card = func is torch.Tensor.to and not isinstance(args[0], cls)
         with torch._C.DisableTorchFunctionSubclass():
-            if to_card and isinstance(args[1], cls):
-                return torch.Tensor.to(args[0], args[1].device, args[1].dtype)
             return func(*args, **(kwargs or {}))
 
     @classmethod
@@ -394,11 +327,6 @@ def _check_devices(func, packet, args, tensors, index):
         return
     if packet in INDEXING:  # a card's tensor takes a CPU's indices, but not the reverse
         others = others if not isinstance(args[0], Card) else []
-    elif packet in INDEXED_WRITES:
-        indexed, _, values = args[:3]
-        others = [x for x in (indexed, values) if not isinstance(x, Card) and x.ndim]
-        if not isinstance(indexed, Card):
-            others = [indexed]
     elif packet not in REFUSES_NUMBERS:
         others = [x for x in others if x.ndim or isinstance(x, Card)]
     if others:
@@ -463,9 +391,6 @@ class _Devices(TorchFunctionMode):
         kwargs.pop("pin_memory", None)
         if "device" in kwargs:
             kwargs["device"] = _card_device(kwargs["device"])
-        if func is torch.Tensor.cuda:
-            device = _card_device(args[1] if len(args) > 1 else "cuda")
-            args, func = (args[0], device), torch.Tensor.to
         if func is torch.Tensor.to:
             args = (args[0], *(_card_device(a) if _names_device(a) else a for a in args[1:]))
             if isinstance(args[0], Card):
@@ -490,9 +415,6 @@ class PretendEvent:
         cards = _cards()
         cards.waits.append(Wait("event", _place()))
         cards.arrive(self._n_sent)
-
-    def elapsed_time(self, _):
-        return 1.0
 
 
 _Autocast = torch.autocast
@@ -533,7 +455,7 @@ def _torch_cuda(cards):
 
     def properties(device=None):
         return types.SimpleNamespace(
-            total_memory=cards.memory, name=NAME, major=9, minor=0, multi_processor_count=132
+            total_memory=MEMORY, name=NAME, major=9, minor=0, multi_processor_count=132
         )
 
     return {
@@ -547,10 +469,10 @@ def _torch_cuda(cards):
         "get_device_capability": lambda device=None: (9, 0),
         "get_device_name": lambda device=None: NAME,
         "is_bf16_supported": lambda including_emulation=True: cards.bf16,
-        "mem_get_info": lambda device=None: (cards.free, cards.memory),
+        "mem_get_info": lambda device=None: (cards.free, MEMORY),
         "memory_reserved": lambda device=None: cards.reserved,
-        "memory_allocated": lambda device=None: cards.allocated,
-        "max_memory_allocated": lambda device=None: cards.allocated,
+        "memory_allocated": lambda device=None: 0,
+        "max_memory_allocated": lambda device=None: 0,
         "reset_peak_memory_stats": lambda device=None: None,
         "empty_cache": lambda: None,
         "synchronize": lambda device=None: cards.wait("synchronize"),
@@ -573,34 +495,24 @@ def _forget_tensors():
 
 @contextmanager
 def pretend_cards(
-    memory_gb=80,
-    n_cards=1,
     *,
+    n_cards=1,
     bf16=True,
-    free_gb=None,
-    cached_gb=0,
+    free=76 * 10**9,
+    cached=0,
     numbers=True,
 ):
     """Make torch report cards, and yield their record.
 
     Args:
-        memory_gb: Memory of each card, in 10⁹ bytes.
-        n_cards: Number of cards.
+        n_cards: number of cards.
         bf16: True if they compute in bf16.
-        free_gb: Memory that the driver reports as free. None means 95 % of the memory.
-        cached_gb: Memory that the allocator of torch has reserved but not given out.
+        free: bytes that the driver reports as free.
+        cached: bytes that the allocator of torch has reserved but not given out.
         numbers: False for tensors that only have a shape and take no memory.
     """
-    free = 0.95 * memory_gb if free_gb is None else free_gb
-    cards = Cards(
-        memory=round(1e9 * memory_gb),
-        n_cards=n_cards,
-        bf16=bf16,
-        free=round(1e9 * free),
-        reserved=round(1e9 * cached_gb),
-        allocated=0,
-        home=torch.device("cpu" if numbers else "meta"),
-    )
+    home = torch.device("cpu" if numbers else "meta")
+    cards = Cards(n_cards, bf16, free, cached, home)
     lift = torch._C._only_lift_cpu_tensors()
     with ExitStack() as stack:
         for name, function in _torch_cuda(cards).items():
