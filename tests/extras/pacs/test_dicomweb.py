@@ -1,6 +1,6 @@
 """DICOMweb: addresses, and wrong answers of a server in a thread.
 
-`tests/flow/test_pacs.py` runs the commands with a real server.
+`test_orthanc.py` runs the commands with a real server.
 """
 
 import gc
