@@ -1,13 +1,12 @@
 """The change of each lesion between two visits, in tiny cases drawn by hand."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from lesionseg.core import CaseFiles, Geometry
-from lesionseg.errors import DatasetError, GeometryError
+from lesionseg.core import Geometry
+from lesionseg.errors import GeometryError
 from lesionseg.extras.follow.changes import (
     ChangeRule,
     Visit,
@@ -15,7 +14,6 @@ from lesionseg.extras.follow.changes import (
     find_changes,
     size_errors,
 )
-from lesionseg.extras.follow.visits import order_visits
 from lesionseg.ops.components import measure_instances
 from tests.evaluation.hand_cases import prediction_of
 
@@ -112,31 +110,6 @@ def test_a_lesion_below_the_operating_point_before_is_not_new():
     assert find_changes("a", make_visit(lesions()), hidden) == []
 
 
-@pytest.mark.parametrize(
-    ("times", "order"),
-    [
-        (("2", "10", "0.5"), [2, 0, 1]),
-        (("20240601", "2024-05-31", "20231231"), [2, 1, 0]),
-        (("2024-05-31T09:00", "2024-05-31T08:00", "2024-05-30"), [2, 1, 0]),
-    ],
-)
-def test_visits_are_ordered_by_number_or_date(times, order):
-    scans = [CaseFiles(t, (), group="P1", columns={"visit": t}) for t in times]
-    single = CaseFiles("only", (), group="P2")  # without a time
-    (visits, (other,)) = order_visits([*scans, single], Path("visits.csv"))
-    assert [times.index(files.case) for files in visits] == order
-    assert other is single
-
-
-@pytest.mark.parametrize(
-    "times", [("1", "1"), ("1", "2024-05-31"), ("first", "2"), ("2024.9", "2024.10")]
-)
-def test_visits_without_an_order_are_an_error(times):
-    scans = [CaseFiles(f"s{i}", (), group="P1", columns={"visit": t}) for i, t in enumerate(times)]
-    with pytest.raises(DatasetError, match="P1 cannot be ordered"):
-        order_visits(scans, Path("visits.csv"))
-
-
 def test_new_lesions_of_the_later_visit_have_its_scores():
     grid = Geometry.from_spacing((6, 9), (1, 1))
     old = np.zeros(grid.shape, np.int32)
@@ -161,12 +134,6 @@ def test_new_lesions_of_the_later_visit_have_its_scores():
         compare_visits(
             "a", replace(before, geometry=Geometry(grid.shape, moved)), after, ChangeRule()
         )
-
-
-def test_visit_without_a_time_is_named_as_missing():
-    scans = [CaseFiles(f"s{time}", (), group="P1", columns={"visit": time}) for time in ("1", "")]
-    with pytest.raises(DatasetError, match=r"P1 cannot be ordered \(1, missing\)"):
-        order_visits(scans, Path("visits.csv"))
 
 
 def test_size_error_of_a_box_equals_that_of_random_places():

@@ -674,9 +674,10 @@ def test_stable_visit_whose_prediction_fails_is_no_wrong_setting(
     ],
 )
 def test_visits_are_ordered_by_date_or_number(times, tmp_path):
-    lines = (f"{case},{case}.nii,P,{when}" for case, when in zip("abc", times, strict=True))
-    (visits,) = read_and_order(write_table(tmp_path, *lines))
+    lines = [f"{case},{case}.nii,P,{when}" for case, when in zip("abc", times, strict=True)]
+    visits, (single,) = read_and_order(write_table(tmp_path, *lines, "d,d.nii,Q,"))
     assert [files.case for files in visits] == ["c", "b", "a"]
+    assert single.case == "d"
 
 
 DATES_OF_OTHER_FORMS = (
@@ -700,7 +701,7 @@ DATES_OF_OTHER_FORMS = (
 )
 def test_table_without_order_or_second_visit_is_refused(visits, tmp_path):
     lines = (f"{case},{case}.nii,{when}" for case, when in zip("ab", visits.split(), strict=True))
-    with pytest.raises(DatasetError, match="cannot be ordered|no patient has two visits"):
+    with pytest.raises(DatasetError, match=r"cannot be ordered|no patient has two visits"):
         read_and_order(write_table(tmp_path, *lines))
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from lesionseg.config import PredictConfig
-from lesionseg.errors import ConfigError, DatasetError, LesionsegError, OutputError, ResourceError
+from lesionseg.errors import ConfigError, DatasetError, OutputError, ResourceError
 from lesionseg.extras.pacs import DicomWeb, dicomweb
 from tests.io.dicom_files import CT, write_dicom_file
 from tests.io.hub_store import running_server
@@ -121,13 +121,18 @@ def item(series=SERIES, image=None, study=STUDY, **values):
     return {**elements, "00080060": {"vr": "CS", "Value": ["MR"]}, **values}
 
 
-def image_bytes(tmp_path, uid, n_rows=1, **elements):
-    """Return a DICOM file with 8 columns of pixels."""
+def write_image(tmp_path, uid, n_rows=1, **elements):
+    """Write a DICOM file with 8 columns of pixels. Return its path."""
     elements = {"StudyInstanceUID": STUDY, "SeriesInstanceUID": SERIES} | elements
     pixels = np.zeros((n_rows, 8), np.int16)
     path = tmp_path / "made" / f"{uid}.dcm"
     elements = {"SOPInstanceUID": uid, "PatientID": "P1", **elements}
-    return write_dicom_file(path, pixels, CT, **elements).read_bytes()
+    return write_dicom_file(path, pixels, CT, **elements)
+
+
+def image_bytes(tmp_path, uid, **elements):
+    """Return the content of a DICOM file."""
+    return write_image(tmp_path, uid, **elements).read_bytes()
 
 
 def as_parts(images):
@@ -196,18 +201,10 @@ def test_unusable_address_is_refused_without_its_password(setting, address, word
 @pytest.mark.parametrize(
     ("status", "words"), [(404, "Check path, UIDs"), (403, "refuses access"), (500, "Its log")]
 )
-def test_failure_of_the_server_is_not_blamed_on_the_address(status, words):
-    requests = pytest.importorskip("requests")
-    response = requests.Response()
-    response.status_code = status
-    assert words in dicomweb._explain(requests.HTTPError(response=response))
-
-
-@pytest.mark.parametrize(("host", "is_local"), [("[::1]:8042", True), ("[fd00::1]:8042", False)])
-def test_connection_to_this_computer_by_ipv6_gives_no_warning(host, is_local, caplog):
-    pytest.importorskip("dicomweb_client")
-    DicomWeb("input", f"dicomweb+http://{host}/rs")
-    assert ("not encrypted" in caplog.text) != is_local
+def test_failure_of_the_server_is_not_blamed_on_the_address(pacs, status, words):
+    pacs.answer = lambda path, query: ([], JSON, status)
+    with pytest.raises(ResourceError, match=words):
+        ask(pacs, "series", None)
 
 
 @pytest.mark.parametrize(
@@ -231,15 +228,24 @@ def test_settings_that_do_not_go_with_a_pacs_are_refused(settings, word):
     [
         ("dicomweb+http://pacs.hospital/rs", True),
         ("dicomweb+http://localhost.hospital/rs", True),
+        ("dicomweb+http://[fd00::1]:8042/rs", True),
         ("dicomweb+http://localhost:8042/rs", False),
         ("dicomweb+http://127.0.0.1/rs", False),
+        ("dicomweb+http://[::1]:8042/rs", False),
         ("dicomweb://pacs.hospital/rs", False),
     ],
 )
 def test_connection_without_encryption_gives_a_warning(address, is_warned, caplog):
     pytest.importorskip("dicomweb_client")
     DicomWeb("input", address)
-    assert ("encrypted" in caplog.text) == is_warned
+    assert ("not encrypted" in caplog.text) == is_warned
+
+
+@pytest.fixture
+def slow_clock(monkeypatch):
+    """Let a minute pass between two blocks of an answer."""
+    times = count(step=60.0)
+    monkeypatch.setattr(dicomweb, "monotonic", lambda: next(times))
 
 
 def pages(items, size, ignores_offset=False, overlap=0):
@@ -274,12 +280,6 @@ def test_search_ends_when_a_page_has_nothing_new(pacs, level, settings, n_found)
     found = client.search_series() if level == "series" else client.search_instances(item())
     assert len(found) == n_found
     assert len(pacs.requests) <= 5
-
-
-def test_series_that_two_pages_repeat_is_found_once(pacs, tmp_path):
-    items = [*SERIES_ITEMS[:2], *SERIES_ITEMS[:1], *SERIES_ITEMS[2:]]
-    pacs.answer = pages(items, 3)
-    assert [*client_of(pacs).search_series()] == [f"1.2.3.{number}" for number in range(5)]
 
 
 @pytest.mark.parametrize(
@@ -435,21 +435,16 @@ def test_answer_of_a_search_has_a_limit(pacs):
 
 
 @pytest.mark.parametrize("level", ["series", "instances", "image"])
-def test_answer_that_drips_ends_at_the_total_time(pacs, tmp_path, monkeypatch, level):
-    times = count(step=60.0)  # each block arrives a minute after the last one
-    monkeypatch.setattr(dicomweb, "monotonic", lambda: next(times))
-
+def test_answer_that_drips_ends_at_the_total_time(pacs, tmp_path, slow_clock, level):
     pacs.answer = lambda path, query: (repeat(b" "), PARTS if level == "image" else JSON)
     with pytest.raises(ResourceError, match="1800 s"):
         ask(pacs, level, tmp_path)
 
 
-def test_search_without_an_end_ends_at_the_total_time(pacs, monkeypatch):
-    times = count(step=60.0)
-    monkeypatch.setattr(dicomweb, "monotonic", lambda: next(times))
+def test_search_without_an_end_ends_at_the_total_time(pacs, slow_clock):
     pacs.answer = lambda path, query: ([item(f"1.2.{query['offset']}")],)
     with pytest.raises(ResourceError, match="1800 s"):
-        client_of(pacs).search_series()
+        ask(pacs, "series", None)
 
 
 def stored(*uids, failed=()):
@@ -466,34 +461,24 @@ def stored(*uids, failed=()):
 @pytest.mark.parametrize(
     ("answer", "in_pacs", "is_sent"),
     [
-        ((stored(*IMAGES[:2]),), (), True),
-        ((stored(*IMAGES[:2]), JSON, 202), (), True),
         ((stored(*IMAGES),), (), True),
         ((b"",), IMAGES, True),
-        (({},), IMAGES[:2], True),
         ((stored(IMAGES[0]),), IMAGES[1:2], True),
-        ((stored(*IMAGES[:2]), f"{JSON}; charset=utf-8"), IMAGES, True),
         (([stored(*IMAGES[:2])],), IMAGES[:2], True),
-        ((b"OK",), IMAGES[:2], True),
         ((stored(failed=IMAGES[:2]), JSON, 409), IMAGES[:2], True),  # they were stored before
         ((b"",), (), False),
         (({},), IMAGES[:1], False),
         ((stored("1.2.9", "1.2.8"),), (), False),
-        ((stored(IMAGES[0]), JSON, 202), (), False),
         ((stored(IMAGES[0], failed=IMAGES[1:2]), JSON, 202), (), False),
         ((stored(failed=IMAGES[:2]), JSON, 409), (), False),
         ((b"<html>welcome</html>", "text/html"), (), False),
-        ((b"<html>welcome</html>",), (), False),
         ((None,), (), False),
     ],
 )
 def test_results_are_sent_if_the_server_lists_or_finds_them(
     pacs, tmp_path, answer, in_pacs, is_sent
 ):
-    files = []
-    for uid in IMAGES[:2]:
-        image_bytes(tmp_path, uid)
-        files.append(tmp_path / "made" / f"{uid}.dcm")
+    files = [write_image(tmp_path, uid) for uid in IMAGES[:2]]
     pacs.store = lambda body: answer
     pacs.answer = pages([item(image=uid) for uid in in_pacs], 10)
     if is_sent:
@@ -506,21 +491,20 @@ def test_results_are_sent_if_the_server_lists_or_finds_them(
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_results_are_not_redirected_to_another_host(pacs, tmp_path, status):
-    image_bytes(tmp_path, IMAGES[0])
-    files = [tmp_path / "made" / f"{IMAGES[0]}.dcm"]
+    file = write_image(tmp_path, IMAGES[0])
     with running_server(Handler) as other:
         other.store = lambda body: (stored(IMAGES[0]),)
         for host in (other.url, other.url.replace("127.0.0.1", "localhost")):
             location = {"Location": f"{host}/rs/studies"}
             pacs.store = lambda body: (b"", JSON, status, location)  # noqa: B023
             with pytest.raises(ResourceError, match="another host"):
-                client_of(pacs).store(files)
+                client_of(pacs).store([file])
         assert not other.requests
 
 
 @pytest.mark.parametrize(("status", "n_rows"), [(307, 1), (308, 1), (307, 65_000)])
 def test_results_are_redirected_within_the_host(pacs, tmp_path, status, n_rows):
-    image_bytes(tmp_path, IMAGES[0], n_rows)
+    file = write_image(tmp_path, IMAGES[0], n_rows)
     bodies = []
 
     def store(body):
@@ -530,14 +514,11 @@ def test_results_are_redirected_within_the_host(pacs, tmp_path, status, n_rows):
         return (stored(IMAGES[0]),)
 
     pacs.store = store
-    assert client_of(pacs).store([tmp_path / "made" / f"{IMAGES[0]}.dcm"]) == IMAGES[:1]
+    assert client_of(pacs).store([file]) == IMAGES[:1]
     assert pacs.requests == ["/rs/studies", "/other/studies"]
     assert bodies[0] == bodies[1] != b""
 
 
-def test_page_without_series_is_not_an_empty_search(pacs, tmp_path):
+def test_search_without_series_is_an_error(pacs, tmp_path):
     with pytest.raises(DatasetError, match="no series"):
-        client_of(pacs).find_scans(tmp_path, lambda scan: "")
-    pacs.answer = lambda path, query: (None,)
-    with pytest.raises(LesionsegError, match="not one of DICOMweb"):
         client_of(pacs).find_scans(tmp_path, lambda scan: "")

@@ -16,7 +16,7 @@ import numpy as np
 import pydicom
 import pytest
 
-from lesionseg.errors import SOME_FAILED, ConfigError, DatasetError, ResourceError
+from lesionseg.errors import SOME_FAILED, ResourceError
 from lesionseg.extras.pacs.dicomweb import PASSWORD, USER, DicomWeb
 from lesionseg.extras.pacs.outputs import read_sent
 from lesionseg.inference.bundle import write_bundle
@@ -350,15 +350,3 @@ def test_scan_that_cannot_be_fetched_fails_alone(pacs, predict_night, tmp_path):
     outcome = predict_night(pacs.address)
     assert statuses(outcome)[bad] == "failed"
     assert {row.case for row in outcome.rows if row.is_done} == {good}
-
-
-def test_unknown_study_and_wrong_path_are_refused(pacs, predict_night, tmp_path):
-    write_series(tmp_path / "scans", 1)
-    pacs.receive(tmp_path / "scans")
-    for place in ("/studies/9.9.9", "/studies/1.2.1/series/9.9", "?Modality=US"):
-        with pytest.raises(DatasetError, match="no series"):
-            predict_night(f"{pacs.address}{place}")
-    with pytest.raises(ConfigError, match="only the service"):
-        predict_night(tmp_path / "scans", send=f"{pacs.address}/studies/1.2.1")
-    with pytest.raises(ResourceError, match="404"):
-        predict_night(pacs.address.replace("dicom-web", "dicomweb"))
