@@ -54,15 +54,6 @@ def test_extra_takes_few_names_and_none_from_a_module_of_a_package(extra):
     assert len(names) <= MOST_NAMES.get(extra, 30), names
 
 
-def test_only_one_module_of_the_core_names_the_package_of_the_extras():
-    naming = [
-        path.relative_to(ROOT / "lesionseg").as_posix()
-        for path in sorted((ROOT / "lesionseg").rglob("*.py"))
-        if "extras" not in path.parts and "lesionseg.extras" in path.read_text(encoding="utf-8")
-    ]
-    assert naming == ["extra.py"]
-
-
 @pytest.mark.parametrize("extra", EXTRA_COMMANDS)
 @pytest.mark.parametrize("arguments", [["--help"], ["--cfg"], ["bundle=x"]])
 def test_command_of_a_missing_extra_is_one_sentence(extra, arguments, monkeypatch, capsys):

@@ -17,7 +17,6 @@ from tests.commands import export, predict
 from tests.inference.networks import Bright, make_bright
 from tests.inference.nnunet.probability_files import blobs, softmax_of, write_outputs
 from tests.inference.nnunet.small_models import SmallModel
-from tests.models.plans import plan_of
 from tests.pipeline.cases import boxes, write_array
 from tests.pipeline.test_nnunet_bundle import SHAPE, write_scans
 
@@ -62,66 +61,57 @@ def test_exported_bundle_has_operating_points_of_the_cross_validation(tmp_path):
         operating_point="fp_per_case:0.5",
     )
     # nnU-Net validates with mirrored views
+    card = (tmp_path / "out" / "bundle" / "README.md").read_text()
     assert "inference.flips=true" in outcome.next
-    assert "inference.flips=true" in (tmp_path / "out" / "bundle" / "README.md").read_text()
+    assert "inference.flips=true" in card
+    assert "out-of-fold" in card
     selection = bundle_selection(tmp_path / "out")
     first = selection.operating_points[0]
     assert (first.name, first.chosen_on) == ("fp_per_case:0.5", "out-of-fold")
     assert {p.name for p in selection.operating_points} >= {"fp_per_case:1", "sensitivity:0.9"}
-    assert selection.calibration is not None
     assert selection.calibration.fitted_on == "out-of-fold"
     assert bundle_plan(tmp_path / "out").nnunet == bundle_plan(model).nnunet
     write_scans(tmp_path / "scans", 1)
     predict(tmp_path / "out", tmp_path / "scans", tmp_path / "found", device="cpu")
     found = find_predictions(tmp_path / "found")["P0"].read()
-    assert found.operating_point is not None
     assert found.operating_point.name == "fp_per_case:0.5"
     assert all(c.probability is not None for c in found.candidates)
-    assert "out-of-fold" in (tmp_path / "out" / "bundle" / "README.md").read_text()
 
 
-def test_points_of_a_model_without_mirroring_need_no_flips(tmp_path):
+def test_fold_without_mirroring_has_points_of_its_own_validation_and_needs_no_flips(tmp_path):
     model, labels = write_validated_model(tmp_path, mirror_axes=None)
-    outcome = export(model, tmp_path / "out", format="bundle", reference=labels)
+    outcome = export(model / "fold_1", tmp_path / "out", format="bundle", reference=labels)
+    first = bundle_selection(tmp_path / "out").operating_points[0]
+    assert first.chosen_on == "out-of-fold"
     assert "flips" not in outcome.next
     assert "flips" not in (tmp_path / "out" / "bundle" / "README.md").read_text()
 
 
-def test_exported_fold_has_operating_points_of_its_own_validation(tmp_path):
-    model, labels = write_validated_model(tmp_path)
-    export(model / "fold_1", tmp_path / "out", format="bundle", reference=labels)
-    first = bundle_selection(tmp_path / "out").operating_points[0]
-    assert first.chosen_on == "out-of-fold"
-
-
 def test_export_without_validation_or_of_another_format_is_refused(tmp_path):
     model, labels = write_validated_model(tmp_path)
-    with pytest.raises(ConfigError, match="format=onnx"):
-        export(model, tmp_path / "out", format="monai")
+
+    def refuse(match, **settings):
+        with pytest.raises(ConfigError, match=match):
+            export(model, tmp_path / "out", **settings)
+
+    refuse("format=onnx", format="monai")
+    for setting in ({"operating_point": "best_f1"}, {"group": "(.)"}):
+        refuse("need format=bundle reference=", format="bundle", **setting)
+    refuse("reference= needs format=bundle", reference=labels)
     for file in (model / "fold_0" / "validation").glob("*.npz"):
         file.unlink()
-    for setting in ({"operating_point": "best_f1"}, {"group": "(.)"}):
-        with pytest.raises(ConfigError, match="need format=bundle reference="):
-            export(model, tmp_path / "out", format="bundle", **setting)
-    with pytest.raises(ConfigError, match="reference= needs format=bundle"):
-        export(model, tmp_path / "out", reference=labels)
-    with pytest.raises(ConfigError, match="--val --npz"):
-        export(model, tmp_path / "out", format="bundle", reference=labels)
+    refuse("--val --npz", format="bundle", reference=labels)
     for folder in model.glob("fold_*/validation"):
         shutil.rmtree(folder)
-    with pytest.raises(ConfigError, match="--val --npz"):
-        export(model, tmp_path / "out", format="bundle", reference=labels)
+    refuse("--val --npz", format="bundle", reference=labels)
     export(model, tmp_path / "out", format="bundle")
     assert bundle_selection(tmp_path / "out").operating_points == ()
-    with pytest.raises(ConfigError, match="already"):
-        export_foreign_bundle(tmp_path)
 
 
-def test_export_does_not_replace_a_bundle_that_was_trained(tmp_path):
+def test_export_does_not_replace_a_bundle_that_was_trained(tmp_path, plan):
     model = SmallModel().write(tmp_path / "results")
     export(model, tmp_path / "out", format="bundle")
     export(model, tmp_path / "out", format="bundle")  # an earlier export is replaced
-    plan = plan_of(dims=3, strides=((1, 1, 1), (2, 2, 2)), table={"blocks": 1})
     write_bundle(tmp_path / "trained" / "bundle", build_network(plan), plan, "the card")
     (tmp_path / "running").mkdir()
     (tmp_path / "running" / "config.yaml").write_text("seed: 0\n")
@@ -131,10 +121,13 @@ def test_export_does_not_replace_a_bundle_that_was_trained(tmp_path):
     assert (tmp_path / "trained" / "bundle" / "README.md").read_text() == "the card"
 
 
-def export_foreign_bundle(tmp_path):
-    """Export a bundle of a network that nnU-Net did not train."""
-    plan = plan_of(dims=3, strides=((1, 1, 1), (2, 2, 2)), table={"blocks": 1})
+def test_bundle_of_a_network_that_nnunet_did_not_train_is_not_exported_again(tmp_path, plan):
     mine = replace(plan, architecture=replace(plan.architecture, name="mine"))
     write_bundle(tmp_path / "own", Bright(), mine, "")
-    architectures = {"mine": make_bright}
-    export(tmp_path / "own", tmp_path / "out2", format="bundle", architectures=architectures)
+    with pytest.raises(ConfigError, match="already"):
+        export(
+            tmp_path / "own",
+            tmp_path / "out",
+            format="bundle",
+            architectures={"mine": make_bright},
+        )

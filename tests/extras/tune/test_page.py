@@ -1,13 +1,13 @@
 """The recommended pair of a search for α and γ."""
 
+import pytest
+
 from lesionseg.extras.tune.page import (
     TuningSearch,
     TuningTrial,
-    _draw_finished,
     find_steadiest,
     write_tuning_page,
 )
-from lesionseg.reporting.charts import new_figure
 from lesionseg.reporting.pdf import write_pdf
 from tests.pdf_pages import check_pages, keep_documents, needs_pango
 
@@ -24,8 +24,8 @@ PLATEAU = [
 ]
 
 
-def search_of(rows):
-    trials = [TuningTrial(i, *row, scores={}) for i, row in enumerate(rows)]
+def search_of(rows, **trial):
+    trials = [TuningTrial(i, *row, **{"scores": {}, **trial}) for i, row in enumerate(rows)]
     return TuningSearch((0.05, 0.95), (0.0, 5.0), tuple(trials), "recall", "Search")
 
 
@@ -34,13 +34,9 @@ def test_peak_with_poor_pruned_neighbours_loses_against_a_plateau():
     assert (steadiest.alpha, steadiest.gamma) in {(0.70, 1.0), (0.72, 1.0), (0.70, 1.2)}
 
 
-def test_pruned_trial_with_the_highest_value_is_not_recommended():
-    rows = [(0.2, 2.0, "pruned", 0.9), (0.7, 1.0, "complete", 0.4)]
-    assert find_steadiest(search_of(rows)).alpha == 0.7
-
-
-def test_pruned_trial_without_a_value_does_not_count():
-    rows = [(0.2, 2.0, "pruned", None), (0.7, 1.0, "complete", 0.4)]
+@pytest.mark.parametrize("value", [0.9, None])
+def test_pruned_trial_is_not_recommended(value):
+    rows = [(0.2, 2.0, "pruned", value), (0.7, 1.0, "complete", 0.4)]
     assert find_steadiest(search_of(rows)).alpha == 0.7
 
 
@@ -57,21 +53,11 @@ def test_trial_without_a_lesion_is_not_recommended():
     assert find_steadiest(search_of([nothing])) is None
 
 
-def test_dots_have_the_recall_and_not_the_value_that_breaks_ties():
-    trial = TuningTrial(0, 0.2, 2.0, "complete", 1.0095, scores={"recall": 1.0})
-    search = TuningSearch((0.05, 0.95), (0.0, 5.0), (trial,), "recall", "Search")
-    _, axes = new_figure()
-    dots = _draw_finished(axes, search)
-    assert dots.get_array().tolist() == [1.0]
-    assert [text.get_text() for text in axes.texts] == ["1.00"]
-
-
 @needs_pango
 def test_page_is_printed_completely(tmp_path, monkeypatch):
     documents = keep_documents(monkeypatch)
     scores = dict.fromkeys(("recall", "average_precision", "false_positives_per_case"), 0.5)
-    trials = [TuningTrial(k, 0.2, 2.0, "complete", 0.5, scores, note="x" * 40) for k in range(3)]
-    search = TuningSearch((0.05, 0.95), (0.0, 5.0), tuple(trials), "recall", "Search")
+    search = search_of([(0.2, 2.0, "complete", 0.5)] * 3, scores=scores, note="x" * 40)
     page = write_tuning_page(search, tmp_path / "page.html")
     write_pdf(tmp_path / "page.pdf", page.read_text(encoding="utf-8"))
     assert "x" * 40 in check_pages(documents[0]).replace(" ", "")

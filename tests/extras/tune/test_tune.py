@@ -1,7 +1,5 @@
 """The search for α and γ resumes, and a trial is ranked by its recall."""
 
-import logging
-
 import pytest
 from filelock import FileLock
 
@@ -72,36 +70,34 @@ def test_rejected_settings_leave_no_folder(root, tmp_path, command, capsys):
     assert not (tmp_path / "new").exists()  # facts of files older than two seconds are cached
 
 
-def test_diverging_training_has_the_value_0_and_the_search_continues(root, tmp_path, monkeypatch):
-    def diverges(*_, **__):
+@pytest.fixture
+def rates(monkeypatch):
+    """Let every training diverge. Return the list of their learning rates."""
+    rates = []
+
+    def diverge(experiment, *_, **__):
+        rates.append(experiment.cfg.optim.lr)
         raise TrainingError("The loss is no number.")
 
-    monkeypatch.setattr("lesionseg.extras.tune.recipe.train_network", diverges)
-    found = search(root, tmp_path / "run", "tune.n_trials=2")
+    monkeypatch.setattr("lesionseg.extras.tune.recipe.train_network", diverge)
+    return rates
+
+
+def test_diverging_training_has_the_value_0_and_the_resumed_search_keeps_its_rate(
+    root, tmp_path, rates
+):
+    search(root, tmp_path / "run", "tune.n_trials=1")
+    found = search(root, tmp_path / "run", "tune.n_trials=2", "optim.lr=auto")
     assert [(trial.state, trial.value) for trial in found.trials] == [("complete", 0.0)] * 2
     assert "no number" in found.trials[0].note
     assert TuneOutcome(found, tmp_path / "run", None).record()["best"] is None
+    assert rates == [0.01, 0.01]
 
 
 def test_trial_that_used_its_whole_budget_is_complete(root, tmp_path, monkeypatch):
     monkeypatch.setattr("optuna.Trial.should_prune", lambda _: True)
     found = search(root, tmp_path / "run", "tune.n_trials=1")  # validates only at the end
     assert [trial.state for trial in found.trials] == ["complete"]
-
-
-@pytest.mark.parametrize(
-    ("more", "is_logged"), [((), True), (("trainer.validate_every_minutes=1",), False)]
-)
-def test_log_states_that_a_budget_in_steps_prunes_nothing(
-    root, tmp_path, monkeypatch, caplog, more, is_logged
-):
-    def diverges(*_, **__):
-        raise TrainingError("The loss is no number.")
-
-    monkeypatch.setattr("lesionseg.extras.tune.recipe.train_network", diverges)
-    with caplog.at_level(logging.INFO):
-        search(root, tmp_path / "run", "tune.n_trials=1", *more)
-    assert ("tune.prune" in caplog.text) == is_logged
 
 
 PAIR = {"alpha": 0.25, "gamma": 2.0}
@@ -176,19 +172,6 @@ def test_interrupted_trial_does_not_count(tmp_path):
 def test_pair_of_the_settings_is_tried_only_within_the_ranges(more, pair):
     cfg = compose("tune", ["data.root=x", *more.split()])
     assert configured_pair(cfg, "loss") == pair
-
-
-def test_resumed_search_keeps_its_learning_rate(root, tmp_path, monkeypatch):
-    rates = []
-
-    def train_network(experiment, *_, **__):
-        rates.append(experiment.cfg.optim.lr)
-        raise TrainingError("The loss is no number.")
-
-    monkeypatch.setattr("lesionseg.extras.tune.recipe.train_network", train_network)
-    search(root, tmp_path / "run", "tune.n_trials=1")
-    search(root, tmp_path / "run", "tune.n_trials=2", "optim.lr=auto")
-    assert rates == [0.01, 0.01]
 
 
 def test_processes_of_a_search_may_use_different_devices(root, tmp_path):
