@@ -29,7 +29,7 @@ import numpy as np
 import pytest
 
 from lesionseg.cli.command import run_recipe
-from lesionseg.core import Geometry, Volume
+from lesionseg.core import Geometry
 from lesionseg.errors import (
     BundleError,
     ConfigError,
@@ -43,10 +43,11 @@ from lesionseg.inference.bundle import write_bundle
 from lesionseg.inference.predictor import Predictor
 from lesionseg.inference.read_ahead import needed_bytes
 from lesionseg.io import limits as io_limits
-from lesionseg.io.volumes import read_geometry, read_volume, write_volume
+from lesionseg.io.volumes import read_geometry, read_volume
 from lesionseg.models.build import TRUSTED, build_network
 from tests.extras.serve.serve_app import InThisProcess, app_of
 from tests.inference.networks import Bright, make_bright
+from tests.pipeline.cases import write_array
 from tests.pipeline.stall import LARGE, wait_for_file
 
 pytest.importorskip("fastapi")
@@ -66,7 +67,6 @@ from lesionseg.reporting.rendering import render
 
 SHAPE = (12, 18, 20)
 NAME = "Doe_Jane_1970.nii.gz"
-EYE = np.eye(4)
 FORM = "multipart/form-data; boundary=a"
 
 
@@ -91,20 +91,32 @@ def scan(tmp_path, rng):
     image[3:6, 4:8, 5:9] += 60
     image[8:11, 10:14, 12:17] += 80
     affine = np.array([[0, 0, -1, 9], [0, 1, 0, -4], [2, 0, 0, 3], [0, 0, 0, 1.0]])
-    write_volume(tmp_path / NAME, Volume(image[None], Geometry(SHAPE, affine)))
+    write_array(tmp_path / NAME, image, Geometry(SHAPE, affine))
     return (tmp_path / NAME).read_bytes()
 
 
 @pytest.fixture
-def client(bundle, predictor, temporary):
-    cfg = ServeConfig.of(
-        bundle=bundle,
-        max_upload_mb=0.5,
-        max_waiting=1,
-        hosts=["scans.example"],
-    )
-    with TestClient(app_of(predictor, cfg, temporary), base_url="http://localhost") as client:
+def serve(bundle, predictor, temporary):
+    """Return a function that makes a client of a server with these settings."""
+
+    def start(**settings):
+        cfg = ServeConfig.of(bundle=bundle, **settings)
+        return TestClient(app_of(predictor, cfg, temporary), base_url="http://localhost")
+
+    return start
+
+
+@pytest.fixture
+def client(serve):
+    with serve(max_upload_mb=0.5, max_waiting=1) as client:
         yield client
+
+
+@pytest.fixture
+def without_model(monkeypatch):
+    """Let the recipe start a server without a model."""
+    monkeypatch.setattr("lesionseg.extras.serve.recipe.running_model", nullcontext)
+    monkeypatch.setattr("lesionseg.extras.serve.app.make_app", lambda *_: FastAPI())
 
 
 def list_files(folder):
@@ -142,7 +154,7 @@ def test_scan_gives_its_mask_and_leaves_no_files(client, predictor, scan, tmp_pa
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no file modes")
-def test_uploads_are_private_under_any_umask(bundle, temporary, monkeypatch):
+def test_uploads_are_private_under_any_umask(bundle, temporary, monkeypatch, without_model):
     modes = list[int]()
 
     def record_modes(*_, **__):
@@ -153,8 +165,6 @@ def test_uploads_are_private_under_any_umask(bundle, temporary, monkeypatch):
             modes.append(path.stat().st_mode & 0o777)
 
     monkeypatch.setattr("uvicorn.run", record_modes)
-    monkeypatch.setattr("lesionseg.extras.serve.recipe.running_model", nullcontext)
-    monkeypatch.setattr("lesionseg.extras.serve.app.make_app", lambda *_: None)
     before = os.umask(0)
     try:
         run_recipe("serve", ServeConfig.of(bundle=bundle))
@@ -163,9 +173,7 @@ def test_uploads_are_private_under_any_umask(bundle, temporary, monkeypatch):
     assert modes == [0o700, 0o700, 0o600]
 
 
-def test_port_that_is_in_use_is_a_wrong_setting(bundle, temporary, monkeypatch):
-    monkeypatch.setattr("lesionseg.extras.serve.recipe.running_model", nullcontext)
-    monkeypatch.setattr("lesionseg.extras.serve.app.make_app", lambda *_: FastAPI())
+def test_port_that_is_in_use_is_a_wrong_setting(bundle, temporary, without_model):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ConfigError, match=f"port={port}"):
@@ -238,23 +246,19 @@ def test_requests_are_logged_without_names(client, scan, caplog):
 
 
 def test_every_address_is_described_on_a_page_that_loads_nothing(client):
-    page = client.get("/docs")
-    assert page.status_code == 200
-    app = client.app
+    page = client.get("/docs").text
     router = slicer.slicer_router({}, None, None, None)
     served = {
         (method, route.path)
-        for route in (*app.routes, *router.routes)
+        for route in (*client.app.routes, *router.routes)
         for method in getattr(route, "methods", None) or ()
         if method != "HEAD"
     }
     assert served == {(method, path) for method, path, _ in ROUTES}
     for method, path in served:
-        assert re.search(rf"<td>{method}</td>\s*<td>{path}</td>", page.text)
-    assert not re.findall(r"""(?:src|href)=["'](?!\./|data:)""", page.text)
-    assert "http://localhost/predict" in page.text
-    icon = client.get("/favicon.ico")
-    assert (icon.status_code, icon.headers["content-type"]) == (200, "image/svg+xml")
+        assert re.search(rf"<td>{method}</td>\s*<td>{path}</td>", page)
+    assert not re.findall(r"""(?:src|href)=["'](?!\./|data:)""", page)
+    assert client.get("/favicon.ico").headers["content-type"] == "image/svg+xml"
 
 
 @pytest.mark.parametrize(
@@ -275,15 +279,11 @@ def test_unusable_upload_is_refused_and_leaves_no_files(client, files, status, t
     assert not list(temporary.iterdir())
 
 
-def test_zip_bomb_foreign_host_or_origin_and_endless_body_are_refused(
-    client,
-):
+def test_zip_bomb_foreign_origin_and_endless_body_are_refused(client):
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("../../a.dcm", bytes(2**21))
     assert client.post("/predict", files={"file": ("a.zip", buffer.getvalue())}).status_code == 422
-    assert client.get("/health", headers={"host": "evil.example"}).status_code == 400
-    assert client.get("/health", headers={"host": "scans.example"}).status_code == 200
     assert client.post("/example", headers={"origin": "http://evil.example"}).status_code == 403
     endless = client.post(
         "/predict", content=iter([b"a" * 2**18] * 9), headers={"content-type": FORM}
@@ -297,17 +297,9 @@ def test_zip_bomb_foreign_host_or_origin_and_endless_body_are_refused(
     ids=["stalled", "slow"],
 )
 def test_upload_that_stalls_or_takes_too_long_gets_408(
-    bundle,
-    predictor,
-    temporary,
-    monkeypatch,
-    seconds_between_bytes,
-    request_seconds,
-    stalled_seconds,
+    serve, temporary, monkeypatch, seconds_between_bytes, request_seconds, stalled_seconds
 ):
     monkeypatch.setattr(uploads, "STALLED_SECONDS", stalled_seconds)
-    cfg = ServeConfig.of(bundle=bundle, request_seconds=request_seconds)
-    app = app_of(predictor, cfg, temporary)
     scope = {
         "type": "http",
         "method": "POST",
@@ -326,20 +318,14 @@ def test_upload_that_stalls_or_takes_too_long_gets_408(
         if message["type"] == "http.response.start":
             statuses.append(message["status"])
 
-    asyncio.run(app(scope, receive, send))
+    asyncio.run(serve(request_seconds=request_seconds).app(scope, receive, send))
     assert statuses == [408]
     assert not list(temporary.iterdir())
 
 
 @pytest.mark.parametrize("is_large", [False, True])
 def test_probabilities_of_a_large_scan_are_in_a_file(
-    bundle,
-    predictor,
-    scan,
-    temporary,
-    tmp_path,
-    monkeypatch,
-    is_large,
+    serve, predictor, scan, temporary, tmp_path, monkeypatch, is_large
 ):
     n_bytes = needed_bytes(read_geometry(tmp_path / NAME), predictor.plan, is_on_disk=is_large)
     folders = list[Path | None]()
@@ -350,8 +336,7 @@ def test_probabilities_of_a_large_scan_are_in_a_file(
         return infer(*args, folder=folder, **settings)
 
     monkeypatch.setattr(predictor, "infer", record_folder)
-    cfg = ServeConfig.of(bundle=bundle, inference={"max_memory_gb": (n_bytes + 1) / 1e9})
-    with TestClient(app_of(predictor, cfg, temporary), base_url="http://localhost") as client:
+    with serve(inference={"max_memory_gb": (n_bytes + 1) / 1e9}) as client:
         answer = client.post("/predict", files={"file": (NAME, scan)})
     assert answer.status_code == 200
     assert [folder is not None for folder in folders] == [is_large]
@@ -359,20 +344,17 @@ def test_probabilities_of_a_large_scan_are_in_a_file(
 
 
 def test_scan_beyond_the_memory_limit_is_refused_before_it_is_decoded(
-    bundle, predictor, temporary, tmp_path, monkeypatch
+    serve, predictor, tmp_path, monkeypatch
 ):
-    small = Volume(np.zeros((1, 2, 2, 2), np.uint8), Geometry((2, 2, 2), np.eye(4)))
-    large = Volume(np.zeros((1, 100, 100, 100), np.uint8), Geometry((100,) * 3, np.eye(4)))
     files = []
-    for number, volume in enumerate((small, large)):  # the second one shows only if it is opened
+    for number, side in enumerate((2, 100)):  # the second one shows only if it is opened
         path = tmp_path / f"a_000{number}.nii.gz"
-        write_volume(path, volume)
+        write_array(path, np.zeros((side,) * 3, np.uint8))
         files.append(("file", (path.name, path.read_bytes())))
     plan = replace(predictor.plan, channel_names=("T1", "FLAIR"))
     monkeypatch.setattr(predictor, "plan", plan)
     monkeypatch.setattr(predictor, "read", None)  # it would decode the voxels
-    cfg = ServeConfig.of(bundle=bundle, inference={"max_memory_gb": 0.005})
-    with TestClient(app_of(predictor, cfg, temporary), base_url="http://localhost") as client:
+    with serve(inference={"max_memory_gb": 0.005}) as client:
         answer = client.post("/predict", files=files)
     assert answer.status_code == 422
     assert "inference.max_memory_gb" in answer.json()["detail"]
@@ -382,8 +364,7 @@ def test_memory_limit_applies_to_pictures_after_the_model_is_loaded(
     bundle, predictor, tmp_path, monkeypatch
 ):
     picture = tmp_path / "large.png"
-    grid = Geometry((400, 400), np.eye(3))
-    write_volume(picture, Volume(np.zeros((1, 400, 400), np.uint8), grid))
+    write_array(picture, np.zeros((400, 400), np.uint8))
     with monkeypatch.context() as patch:
         patch.setattr("lesionseg.inference.predictor.Predictor", lambda *_, **__: predictor)
         patch.setattr(io_limits, "_limits", io_limits.limits())  # `undo` restores the limits
@@ -407,35 +388,27 @@ def test_memory_limit_applies_to_pictures_after_the_model_is_loaded(
         ("", 400),
     ],
 )
-def test_server_answers_only_to_its_names(bundle, predictor, temporary, host, status):
-    hosts = ["[fd00::8]", "*.example.org"]
-    cfg = ServeConfig.of(bundle=bundle, host="[fd00::7]", hosts=hosts)
-    assert cfg.host == "fd00::7"  # as a socket needs it
-    with TestClient(app_of(predictor, cfg, temporary), base_url="http://localhost") as client:
+def test_server_answers_only_to_its_names(serve, host, status):
+    with serve(host="[fd00::7]", hosts=["[fd00::8]", "*.example.org"]) as client:
         answer = client.get("/health", headers={"host": host})
     assert answer.status_code == status
     assert ("hosts=[NAME]" in answer.text) == (status == 400)
 
 
 def test_open_server_without_names_warns_that_others_are_refused(
-    bundle,
-    temporary,
-    monkeypatch,
-    caplog,
+    bundle, temporary, monkeypatch, caplog, without_model
 ):
     monkeypatch.setattr("uvicorn.run", lambda *_, **__: None)
-    monkeypatch.setattr("lesionseg.extras.serve.recipe.running_model", nullcontext)
-    monkeypatch.setattr("lesionseg.extras.serve.app.make_app", lambda *_: None)
     caplog.set_level(logging.INFO, "lesionseg.extras.serve")
-    run_recipe("serve", ServeConfig.of(bundle=bundle, host="::"))
-    assert "http://[::]:8000" in caplog.text
-    assert "'hosts=[" in caplog.text
-    caplog.clear()
-    run_recipe("serve", ServeConfig.of(bundle=bundle, host="::", hosts=["a.example"]))
-    assert "'hosts=[" not in caplog.text
+    for hosts in ([], ["a.example"]):
+        caplog.clear()
+        run_recipe("serve", ServeConfig.of(bundle=bundle, host="::", hosts=hosts))
+        assert "http://[::]:8000" in caplog.text
+        assert ("'hosts=[" in caplog.text) == (not hosts)
 
 
-def test_port_0_is_a_wrong_setting(bundle):
+def test_port_0_is_a_wrong_setting_and_a_host_is_that_of_a_socket(bundle):
+    assert ServeConfig.of(bundle=bundle, host="[fd00::7]").host == "fd00::7"
     with pytest.raises(ConfigError, match="port"):
         ServeConfig.of(bundle=bundle, port=0)
 
@@ -504,20 +477,6 @@ def test_predicted_scans_do_not_displace_a_waiting_one(client, scan, monkeypatch
     assert client.get(f"/session/{session}").status_code == 404  # now the oldest of three
 
 
-@pytest.mark.parametrize(
-    ("names", "first"),
-    [
-        (("P_0001.nii", "P_0000.nii"), "P_0000.nii"),
-        (("FLAIR_0001.nii", "T1_0000.nii"), "T1_0000.nii"),
-        (("T1_0017.nii", "FLAIR_0017.nii"), "T1_0017.nii"),  # numbers of a patient
-    ],
-)
-def test_channels_are_ordered_by_their_numbers(tmp_path, names, first):
-    sent = store(make_uploads(*names), tmp_path, ("T1", "FLAIR"), 99)
-    assert (tmp_path / "scan_0000.nii").read_text() == first
-    assert sent[0] == first
-
-
 def make_uploads(*names):
     """Return files of a form. Each contains its name."""
     return [UploadFile(io.BytesIO(name.encode()), filename=name) for name in names]
@@ -533,31 +492,29 @@ def make_zip(*names):
 
 
 @pytest.mark.parametrize("make", [make_uploads, make_zip])
-def test_channels_are_matched_by_their_names(tmp_path, make):
-    names = ("P_t1-gd.nii", "P_flair.nii", "P_t1.nii")
-    channels = ("T1", "T1 Gd", "FLAIR")
-    assert store(make(*names), tmp_path, channels, 99) == [
-        "P_t1.nii",
-        "P_t1-gd.nii",
-        "P_flair.nii",
-    ]
-    assert (tmp_path / "scan_0002.nii").read_text() == "P_flair.nii"
+@pytest.mark.parametrize(
+    ("channels", "expected"),
+    [
+        (("T1", "FLAIR"), ["P_0000.nii", "P_0001.nii"]),
+        (("T1", "FLAIR"), ["T1_0000.nii", "FLAIR_0001.nii"]),
+        (("T1", "FLAIR"), ["T1_0017.nii", "FLAIR_0017.nii"]),  # numbers of a patient
+        (("T1", "T1 Gd", "FLAIR"), ["P_t1.nii", "P_t1-gd.nii", "P_flair.nii"]),
+    ],
+)
+def test_channels_are_matched_by_their_numbers_or_names(tmp_path, make, channels, expected):
+    sent = store(make(*reversed(expected)), tmp_path, channels, 99)
+    assert sent == [path.read_text() for path in sorted(tmp_path.iterdir())] == expected
 
 
 def test_page_gets_the_file_of_each_channel(plan, scan, temporary, tmp_path):
-    mine = replace(
-        plan,
-        channel_names=("T1", "FLAIR"),
-        normalisation=2 * plan.normalisation,
-        architecture=replace(plan.architecture, name="mine"),
-    )
+    two = replace(plan, channel_names=("T1", "FLAIR"), normalisation=2 * plan.normalisation)
+    mine = replace(two, architecture=replace(plan.architecture, name="mine"))
     write_bundle(tmp_path / "two", Bright(), mine, "")
     predictor = Predictor(tmp_path / "two", device="cpu", architectures={"mine": make_bright})
     cfg = ServeConfig.of(bundle=tmp_path / "two")
     files = [("file", (name, scan)) for name in ("flair.nii.gz", "t1.nii.gz")]
     with TestClient(app_of(predictor, cfg, temporary), base_url="http://localhost") as client:
         answer = client.post("/predict?result=view", files=files)
-        assert "_0000" in client.get("/").text
     assert answer.json()["channels"] == [
         {"channel": "T1", "file": "t1.nii.gz"},
         {"channel": "FLAIR", "file": "flair.nii.gz"},
@@ -603,14 +560,12 @@ def test_full_disk_during_an_upload_gives_status_500_with_a_reason(client, monke
 
 
 def test_blank_scan_is_a_warning_of_every_result(client, tmp_path):
-    write_volume(tmp_path / "b.nii", Volume(np.ones((1, *SHAPE), np.uint8), Geometry(SHAPE, EYE)))
-    content = (tmp_path / "b.nii").read_bytes()
-    files = {"file": ("b.nii", content)}
+    write_array(tmp_path / "b.nii", np.ones(SHAPE, np.uint8))
+    files = {"file": ("b.nii", (tmp_path / "b.nii").read_bytes())}
     for result in ("mask", "candidates", "all"):
         answer = client.post(f"/predict?result={result}", files=files)
         assert "T1 is empty" in answer.headers["x-lesionseg-warning"]
-    view = client.post("/predict?result=view", files=files).json()
-    assert "T1 is empty" in view["warning"]
+    assert "T1 is empty" in client.post("/predict?result=view", files=files).json()["warning"]
     client.put("/datastore/?image=b", files=files)
     assert '"warning": "Channel T1 is empty' in client.post("/infer/lesionseg?image=b").text
 
