@@ -27,14 +27,7 @@ def make(dataset, cases):
     taken = take_fingerprint(dataset, cases)
     large = replace(taken, shapes=((160, 190, 160),) * 3, spacings_mm=((1.0, 1.0, 1.0),) * 3)
 
-    def plan_of(
-        *,
-        data=None,
-        device="cpu",
-        before=None,
-        pyramid=None,
-        **chosen,
-    ):
+    def plan_of(*, data=None, device="cpu", before=None, pyramid=None, **chosen):
         changed = replace(dataset, **(data or {}))
         channels = taken.channels[:1] * len(changed.channel_names)
         return make_plan(
@@ -57,13 +50,11 @@ def make(dataset, cases):
 )
 def test_mask_that_a_z_score_does_not_scale_is_named(dataset, cases, caplog, value, name, warned):
     for case in cases:
-        mask = np.where(case.image.array > 150, value, 0).astype(np.float32)
-        case.image.array[:] = mask
+        case.image.array[:] = np.where(case.image.array > 150, value, 0)
     named = replace(dataset, channel_names=(name,))
     facts = take_fingerprint(named, cases)
     make_plan(facts, named, memory_gb=24, device="cpu", step_memory=step_gb)
     assert ("'liver' has no values but 0 and 255" in caplog.text) == warned
-    assert ("becomes -255 and 0" in caplog.text) == warned
 
 
 def test_regions_are_channels_of_mask_values(make):
@@ -99,30 +90,21 @@ def test_overrides_are_used_and_stated(make):
     assert by_hand == ["spacing_mm", "tile_shape", "batch_size"]
 
 
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [("tile_shape", [64, 64]), ("spacing_mm", [1.0, 1.0]), ("tile_shape", [63, 63, 63])],
-)
-def test_override_with_a_wrong_shape_is_refused(make, key, value):
-    with pytest.raises(ConfigError, match=rf"model\.{key}"):
-        make(**{key: value})
-
-
 def test_plan_follows_the_plan_of_the_initial_weights(make):
     before = make(spacing_mm=(2.0, 1.0, 1.0), tile_shape=(32, 64, 64))
     after = make(device="cuda", before=before)
     for name in ("spacing_mm", "normalisation", "tile_shape", "architecture"):
         assert getattr(after, name) == getattr(before, name)
         assert "that training starts from" in after.reasons[name]
-    detector = make(
-        device="cuda",
-        before=before,
-        architecture="retina_unet",
-        tile_shape=(64, 64, 64),
-    )
+    changes = {"architecture": "retina_unet", "tile_shape": (64, 64, 64)}
+    detector = make(device="cuda", before=before, **changes)
     assert detector.architecture == replace(before.architecture, name="retina_unet")
     assert detector.tile_shape == (64, 64, 64)
     assert detector.anchors is not None
+    # a run of small tiles had many of them per step
+    for side, batch in ((32, 16), (40, 4)):
+        small = make(tile_shape=(side,) * 3, batch_size=16)
+        assert make(before=small).batch_size == batch
 
 
 def test_layout_of_nnunet_supervises_all_but_the_two_coarsest_stages(make):
@@ -170,13 +152,6 @@ def test_another_width_or_layout_than_that_of_given_stages_is_refused(
         make(pyramid=given, **{key: other})
 
 
-def test_tile_of_a_single_voxel_in_the_coarsest_stage_is_refused(make):
-    with pytest.raises(ConfigError, match="at least one must be longer"):
-        make(pyramid=pyramid_of(32), tile_shape=(32, 32, 32))
-    plan = make(pyramid=pyramid_of(32), tile_shape=(32, 32, 64))
-    assert plan.tile_shape == (32, 32, 64)
-
-
 def test_bundle_may_call_pictures_in_colour_xray(make, dataset, cases):
     before = make().with_(modality="xray")  # as in bundles of 1.0.0
     colour = replace(take_fingerprint(dataset, cases), modality="colour")
@@ -207,12 +182,6 @@ def test_own_network_needs_the_same_channels_in_the_same_order(make, dataset, ca
         check_compatible(before.with_(channel_names=("b", "a")), model, found, here)
 
 
-@pytest.mark.parametrize(("tile", "batch"), [((32, 32, 32), 16), ((40, 40, 40), 4)])
-def test_training_from_a_run_of_small_tiles_has_as_many_per_step(make, tile, batch):
-    before = make(tile_shape=tile, batch_size=16)
-    assert make(before=before).batch_size == batch
-
-
 @pytest.mark.parametrize(
     ("change", "overrides", "message"),
     [
@@ -232,26 +201,37 @@ def test_a_bundle_that_does_not_fit_is_refused(make, change, overrides, message)
 
 
 @pytest.mark.parametrize(
+    ("message", "settings"),
+    [
+        (r"model\.tile_shape", {"tile_shape": [64, 64]}),
+        (r"model\.tile_shape", {"tile_shape": [63, 63, 63]}),
+        (r"model\.spacing_mm", {"spacing_mm": [1.0, 1.0]}),
+        # a tile of a single voxel in the coarsest stage
+        ("one must be longer", {"pyramid": pyramid_of(32), "tile_shape": (32, 32, 32)}),
+    ],
+)
+def test_setting_of_a_wrong_shape_is_refused(make, message, settings):
+    with pytest.raises(ConfigError, match=message):
+        make(**settings)
+
+
+@pytest.mark.parametrize(
     ("before", "here", "sources", "warned"),
     [
-        (("T1", "FLAIR"), ("FLAIR", "T1"), (1, 0), ""),
-        (("T1", "FLAIR"), ("flair", "T2"), (1, None), "differ"),
-        (("T1", "FLAIR"), ("t1 ", "Flair"), (0, 1), ""),
-        (("T1", "FLAIR"), ("T1", "T2"), (0, 1), "other names"),
-        (("T1",), ("FLAIR", "T1"), (None, 0), "differ"),
-        (("a", "T1", "b"), ("FLAIR", "T1"), (None, 1), "differ"),
+        (("T1", "FLAIR"), ("FLAIR", "T1"), (1, 0), False),
+        (("T1", "FLAIR"), ("flair", "T2"), (1, None), True),
+        (("T1", "FLAIR"), ("t1 ", "Flair"), (0, 1), False),
+        (("T1", "FLAIR"), ("T1", "T2"), (0, 1), True),
+        (("T1",), ("FLAIR", "T1"), (None, 0), True),
+        (("a", "T1", "b"), ("FLAIR", "T1"), (None, 1), True),
     ],
 )
 def test_channels_match_by_name_otherwise_by_position(make, caplog, before, here, sources, warned):
     own = make(data={"channel_names": here})
     scales = tuple(replace(own.normalisation[0], mean=9.0 + i) for i in range(len(before)))
-    plan = make(
-        data={"channel_names": here},
-        before=own.with_(channel_names=before, normalisation=scales),
-    )
+    given = own.with_(channel_names=before, normalisation=scales)
+    plan = make(data={"channel_names": here}, before=given)
     followed = [own.normalisation[i] if s is None else scales[s] for i, s in enumerate(sources)]
     assert list(plan.normalisation) == followed
     assert channel_sources(here, before) == sources
-    words = f"{', '.join(before)} in the bundle, {', '.join(here)} here"
-    assert (words in caplog.text) == bool(warned)
-    assert warned in caplog.text
+    assert (f"{', '.join(before)} in the bundle" in caplog.text) == warned

@@ -41,6 +41,7 @@ def box_reference(*boxes, labels=None):
 
 
 def doubts_of(*references, dataset=COCO):
+    """Return the kinds of doubt with the case and the numbers that follow the question."""
     facts = {f"c{k}": reference_facts(one) for k, one in enumerate(references)}
     doubts = find_doubts(dataset, facts)
     return {(d.kind, d.case): d.message.removeprefix(DOUBTS[d.kind]) for d in doubts}
@@ -55,13 +56,15 @@ def test_plausible_mask_raises_no_doubt():
 def test_an_inverted_mask_fills_most_of_the_image_and_touches_all_borders():
     facts = reference_facts(mask_reference(1 - disc()))
     assert (facts.share, facts.touches_all, facts.is_wide) == (9096 / 96**2, True, True)
-    assert doubts_of(mask_reference(1 - disc())) == {("mostly_lesion", "c0"): " They fill 98.7 %."}
-    frame = np.zeros((96, 96), np.uint8)
-    frame[[0, -1]] = frame[:, [0, -1]] = 1
-    assert doubts_of(mask_reference(frame)) == {("touches_borders", "c0"): ""}
-    band = np.zeros((96, 96), np.uint8)
+    frame = np.pad(np.zeros((94, 94)), 1, constant_values=1)
+    band = np.zeros((96, 96))
     band[40:44] = 1
-    assert doubts_of(mask_reference(band)) == {("full_width", "c0"): ""}
+    for mask, doubt in (
+        (1 - disc(), ("mostly_lesion", "c0")),
+        (frame, ("touches_borders", "c0")),
+        (band, ("full_width", "c0")),
+    ):
+        assert {*doubts_of(mask_reference(mask))} == {doubt}
 
 
 def test_a_lesion_through_all_slices_of_a_thin_slab_is_not_as_wide_as_the_image():
@@ -82,16 +85,14 @@ def test_ignored_voxels_do_not_belong_to_the_image():
 def test_boxes_that_may_be_corners_raise_a_doubt():
     corners = [(20, 30, 32, 40), (40, 30, 60, 70)]
     found = doubts_of(*(box_reference(box) for box in corners))
-    assert found["box_corners", ""] == (
-        " All 2 fit their images as corners. Read as sizes, 1 of them reaches outside."
-    )
+    assert " All 2 fit" in found["box_corners", ""]
+    assert " 1 of them reaches outside." in found["box_corners", ""]
     assert found["boxes_outside", "c1"] == " 1 of 1."
     inside = [(8 * k, 8 * k, 8 * k + 2, 8 * k + 3) for k in range(1, 6)]  # as sizes, too
     assert ("box_corners", "") in doubts_of(box_reference(*inside))
     assert doubts_of(box_reference(*inside[:4])) == {}  # too few for a doubt
     sizes = [(30, 40, 9, 12), (60, 20, 40, 10)]  # the second reaches outside
-    found = doubts_of(box_reference(*sizes))
-    assert found == {("boxes_outside", "c0"): " 1 of 2."}
+    assert doubts_of(box_reference(*sizes)) == {("boxes_outside", "c0"): " 1 of 2."}
     assert doubts_of(box_reference((-0.5, 0, 20, 20))) == {}  # within rounding
     other = replace(COCO, layout="datalist")
     assert ("box_corners", "") not in doubts_of(box_reference(*corners), dataset=other)
@@ -117,19 +118,14 @@ def test_repeated_boxes_are_found_in_a_long_list(rng):
 
 def test_a_label_without_a_lesion_is_named():
     roboflow = replace(COCO, labels=Labels.of({1: "lesions", 2: "nodule"}))
-    found = doubts_of(box_reference((20, 30, 12, 10), labels=(2,)), dataset=roboflow)
-    assert " 'lesions'. Roboflow" in found["empty_label", ""]
-    reversed_labels = doubts_of(box_reference((20, 30, 12, 10), labels=(1,)), dataset=roboflow)
-    assert " 'nodule'. If no image" in reversed_labels["empty_label", ""]
-    other = replace(roboflow, layout="nnunet")
-    assert doubts_of(mask_reference(2 * disc()), dataset=other) == {
-        ("empty_label", ""): " 'lesions' (value 1)."
-    }
-    three = replace(other, labels=Labels.of({1: "cyst", 2: "mass", 3: "scar"}))
-    assert doubts_of(mask_reference(2 * disc()), dataset=three) == {
-        ("empty_label", ""): " 'cyst' (value 1), 'scar' (value 3)."
-    }
-    assert doubts_of(mask_reference(np.zeros((96, 96))), dataset=other) == {}  # no lesion at all
+    for label, words in ((2, " 'lesions'. Roboflow"), (1, " 'nodule'. If no image")):
+        found = doubts_of(box_reference((20, 30, 12, 10), labels=(label,)), dataset=roboflow)
+        assert words in found["empty_label", ""]
+    three = Labels.of({1: "cyst", 2: "mass", 3: "scar"})
+    masks = replace(roboflow, layout="nnunet", labels=three)
+    found = doubts_of(mask_reference(2 * disc()), dataset=masks)
+    assert found == {("empty_label", ""): " 'cyst' (value 1), 'scar' (value 3)."}
+    assert doubts_of(mask_reference(np.zeros((96, 96))), dataset=masks) == {}  # no lesion at all
 
 
 @pytest.mark.parametrize(("shares", "expected"), [((1.0, 0.0), True), ((1.0, 0.99), False)])
@@ -139,12 +135,9 @@ def test_references_without_any_background_are_detected(shares, expected):
 
 
 def test_each_kind_of_doubt_gives_one_line_with_its_cases():
-    facts = {
-        "a": reference_facts(mask_reference(1 - disc())),
-        "b": reference_facts(mask_reference(1 - disc())),
-        "c": reference_facts(box_reference((20, 30, 90, 10))),
-    }
-    lines = doubt_lines(find_doubts(COCO, facts))
+    inverted = reference_facts(mask_reference(1 - disc()))
+    outside = reference_facts(box_reference((20, 30, 90, 10)))
+    lines = doubt_lines(find_doubts(COCO, {"a": inverted, "b": inverted, "c": outside}))
     assert lines == [
         f"{DOUBTS['mostly_lesion']} 2 cases: a, b (a: They fill 98.7 %.)",
         f"{DOUBTS['boxes_outside']} 1 case: c (c: 1 of 1.)",
