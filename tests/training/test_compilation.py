@@ -71,14 +71,6 @@ def test_traced_step_equals_the_eager_step():
 
 
 @pytest.mark.slow
-def test_loss_compiled_by_the_default_backend_equals_the_eager_loss():
-    step = make_step(card_plan("unet"), card_config())
-    expected = loss_and_gradient(step)
-    step[1].loss.compile(dynamic=False)
-    assert_equal(loss_and_gradient(step), expected)
-
-
-@pytest.mark.slow
 def test_training_with_a_compiled_step_equals_the_eager_training(train, tmp_path):
     """The trainer of Lightning calls the network and the loss that `setup` compiled in place."""
     networks = []
@@ -93,27 +85,23 @@ LONG = {"max_minutes": 11, "max_steps": None}
 
 
 @pytest.mark.parametrize(
-    ("setting", "device", "budget", "expected"),
+    ("setting", "device", "budget", "missing", "expected"),
     [
-        ("auto", "cuda", LONG, True),
-        ("auto", "cuda", {"max_minutes": 10, "max_steps": None}, False),
-        ("auto", "cuda", {"max_minutes": None, "max_steps": 250_000}, True),
-        ("auto", "cuda", {"max_minutes": None, "max_steps": 1_000}, False),
-        ("auto", "cpu", LONG, False),
-        (True, "cpu", LONG, True),
-        (False, "cuda", LONG, False),
+        ("auto", "cuda", LONG, "", True),
+        ("auto", "cuda", LONG, "gcc", False),
+        ("auto", "cuda", {"max_minutes": 10, "max_steps": None}, "", False),
+        ("auto", "cuda", {"max_minutes": None, "max_steps": 250_000}, "", True),
+        ("auto", "cuda", {"max_minutes": None, "max_steps": 1_000}, "", False),
+        ("auto", "cpu", LONG, "", False),
+        (True, "cpu", LONG, "", True),
+        (False, "cuda", LONG, "", False),
     ],
 )
-def test_auto_compiles_long_trainings_on_a_gpu(monkeypatch, setting, device, budget, expected):
-    monkeypatch.setattr(compilation, "find_missing_compiler", lambda device: "")
+def test_auto_compiles_long_trainings_on_a_gpu(
+    monkeypatch, setting, device, budget, missing, expected
+):
+    monkeypatch.setattr(compilation, "find_missing_compiler", lambda device: missing)
     assert should_compile(TrainerConfig.of(compile=setting, **budget), device) == expected
-
-
-def test_auto_without_a_compiler_is_eager_and_logged(monkeypatch, caplog):
-    monkeypatch.setattr(compilation, "find_missing_compiler", lambda device: "gcc")
-    caplog.set_level("INFO", "lesionseg")
-    assert not should_compile(TrainerConfig.of(compile="auto", **LONG), "cuda")
-    assert "no gcc here" in caplog.text
 
 
 def test_failed_compilation_is_logged_once_and_the_step_stays_eager(caplog):

@@ -23,7 +23,6 @@ from lesionseg.errors import ConfigError, TrainingError
 from lesionseg.losses import DiceFocalLoss, FocalLoss
 from lesionseg.training import tile_stream
 from lesionseg.training.callbacks import History, LastCheckpoint, Progress
-from lesionseg.training.checkpoints import read_checkpoint
 from lesionseg.training.module import highest_rate, share_of_rate
 from tests.training.conftest import StepsOfSeconds, weights
 
@@ -147,19 +146,15 @@ def test_training_resumes_if_its_metrics_are_damaged(train, tmp_path, column, ca
     assert "cannot be read" in caplog.text
 
 
-@pytest.mark.parametrize("content", [b"", b"no checkpoint"])
-def test_damaged_checkpoint_is_an_error(train, tmp_path, content):
+@pytest.mark.parametrize("content", [b"", b"no checkpoint", None])
+def test_checkpoint_that_is_damaged_or_lacks_its_step_is_an_error(train, tmp_path, content):
     path = tmp_path / "run" / "checkpoints" / "last.ckpt"
     path.parent.mkdir(parents=True)
-    path.write_bytes(content)
+    torch.save({"minutes": 1.0, "skipped": 0, "state_dict": {}}, path)
+    if content is not None:
+        path.write_bytes(content)
     with pytest.raises(TrainingError, match=r"last\.ckpt"):
         train(max_steps=2)
-
-
-def test_checkpoint_without_its_step_is_an_error(tmp_path):
-    torch.save({"minutes": 1.0, "skipped": 0, "state_dict": {}}, tmp_path / "last.ckpt")
-    with pytest.raises(TrainingError, match=r"last\.ckpt: .*resumed"):
-        read_checkpoint(tmp_path / "last.ckpt")
 
 
 def test_time_budget_includes_validation_and_scales_the_schedule(train, make_plan, column, clock):
@@ -256,34 +251,28 @@ def test_validation_waits_for_a_complete_step(train):
     assert seen == [3, 6]  # batches
 
 
+NAN = float("nan")
+
+
 @pytest.mark.parametrize(
-    ("scores", "step"),
+    ("scores", "error", "step"),
     [
-        ((float("nan"), 0.3), 2),
-        ((0.3, float("nan")), 1),
-        ((0.0, 0.0), 2),  # of equal scores, the later weights are kept
+        # undefined scores are never the best; of equal scores, the later weights are kept
+        ((NAN, 0.3), NAN, 2),
+        ((0.3, NAN), NAN, 1),
+        ((0.0, 0.0), NAN, 2),
+        # the last weights are kept unless earlier ones are better by more than the error
+        ((0.7, 0.5), 0.1, 1),
+        ((0.55, 0.5), 0.1, 2),
+        ((0.7, 0.5), NAN, 2),
+        ((0.55, 0.5), 0.0, 1),
     ],
 )
-def test_undefined_scores_are_never_the_best_and_later_ones_win_a_tie(
-    train, tmp_path, scores, step
-):
-    scores = iter(scores)
-    train(max_steps=2, validate=lambda _: {"score": next(scores)}, validate_every_minutes=1e-9)
-    best = torch.load(tmp_path / "run" / "checkpoints" / "best.ckpt", weights_only=True)
-    assert best["global_step"] == step
-
-
-@pytest.mark.parametrize(
-    ("early", "error", "step"),
-    [(0.7, 0.1, 1), (0.55, 0.1, 2), (0.7, float("nan"), 2), (0.55, 0.0, 1)],
-)
-def test_last_weights_are_kept_unless_earlier_ones_are_better_by_more_than_the_error(
-    train, tmp_path, early, error, step
-):
-    scores = iter([early, 0.5])
+def test_weights_of_the_best_score_are_kept(train, tmp_path, scores, error, step):
+    remaining = iter(scores)
     train(
         max_steps=2,
-        validate=lambda _: {"score": next(scores), "score_error": error},
+        validate=lambda _: {"score": next(remaining), "score_error": error},
         validate_every_minutes=1e-9,
     )
     best = torch.load(tmp_path / "run" / "checkpoints" / "best.ckpt", weights_only=True)
@@ -378,8 +367,6 @@ def test_bf16_training_returns_fp32_weights(train):
     ("option", "named"),
     [
         ({"profilers": 1}, "profilers"),
-        ({"profiler": "simpel"}, "`profiler`"),
-        ({"gradient_clip_algorithm": "abs"}, "abs"),
         ({"strategy": "dpp"}, "dpp"),
         ({"enable_checkpointing": False}, "enable_checkpointing"),
     ],
@@ -387,10 +374,6 @@ def test_bf16_training_returns_fp32_weights(train):
 def test_wrong_option_of_lightning_is_an_error(train, option, named):
     with pytest.raises(ConfigError, match=rf"trainer\.lightning.*{named}"):
         train(max_steps=99, lightning=option)
-
-
-def test_number_of_a_device_is_one_process_on_a_cpu(train):
-    assert train(max_steps=2, devices=[1]).steps == 2
 
 
 def test_training_of_another_number_of_devices_does_not_continue(train, tmp_path):
@@ -415,11 +398,10 @@ def test_default_budget_of_a_gpu_is_not_replaced_by_that_of_a_cpu(train, tmp_pat
 def test_optimiser_of_fp16_continues_in_another_precision(train, tmp_path):
     """fp16 has no fused optimiser. A fused one skips steps whose gradient is not finite."""
     train(max_steps=2)
-    path = tmp_path / "run" / "checkpoints" / "last.ckpt"
-    checkpoint = last_checkpoint(tmp_path / "run")
-    for group in checkpoint["optimizer_states"][0]["param_groups"]:
+    states = last_checkpoint(tmp_path / "run")["optimizer_states"]
+    for group in states[0]["param_groups"]:
         group["fused"] = None
-    torch.save(checkpoint, path)
+    change_checkpoint(tmp_path / "run", optimizer_states=states)
     assert train(max_steps=4).steps == 4
 
 
@@ -468,13 +450,8 @@ def test_signal_of_a_scheduler_stops_after_the_step_with_a_checkpoint(
     ("error", "expected", "words"),
     [
         (TrainingError("Diverged: 10 steps."), TrainingError, "^Diverged: 10"),
-        (
-            torch.OutOfMemoryError("CUDA out of memory.\nTried"),
-            ConfigError,
-            "ran out in training, ",
-        ),
+        (torch.OutOfMemoryError("CUDA out of memory.\nTried"), ConfigError, "in training, "),
         (RuntimeError("FIND was unable to find an engine to execute"), ConfigError, "ran out in "),
-        (MemoryError("Unable to allocate 1 TiB"), ConfigError, "ran out in training, "),
         (ConfigError("Validation (CUDA out of memory)."), ConfigError, r"^Validation \("),
         (RuntimeError("Error in loading state_dict:\n\tsize"), TrainingError, r"last\.ckpt"),
         (ZeroDivisionError("by 0"), ProcessRaisedException, "ZeroDivisionError: by 0"),
@@ -485,10 +462,7 @@ def test_error_of_a_spawned_process_is_that_of_one_process(
 ):
     def spawn(*_, **__):
         try:
-            try:
-                raise KeyError("x")
-            except KeyError as cause:
-                raise error from cause
+            raise error from KeyError("x")
         except Exception:
             text = f"-- Process 1 terminated with the following error:\n{traceback.format_exc()}"
         raise ProcessRaisedException(text, 1, 99)

@@ -50,6 +50,16 @@ def score(*values):
     return lambda _: {"score": next(remaining)}
 
 
+@pytest.fixture
+def train_and_score(train):
+    """Return a function that trains so many steps and validates once, with this score."""
+
+    def run(steps, value, **given):
+        return train(max_steps=steps, validate=score(value), validate_every_minutes=99, **given)
+
+    return run
+
+
 def test_resumed_training_validates_at_the_same_steps(
     train, tmp_path, clock, checkpoint_every_step
 ):
@@ -85,45 +95,40 @@ def test_validation_just_before_a_kill_is_not_forgotten(train, tmp_path, checkpo
     assert read_best(tmp_path / "run")["global_step"] == 1
 
 
-def test_moved_run_keeps_its_best_score(train, tmp_path):
-    train(run_dir=tmp_path / "here", max_steps=1, validate=score(0.8), validate_every_minutes=99)
+def test_moved_run_keeps_its_best_score(train_and_score, tmp_path):
+    train_and_score(1, 0.8, run_dir=tmp_path / "here")
     shutil.move(tmp_path / "here", tmp_path / "there")
-    train(run_dir=tmp_path / "there", max_steps=2, validate=score(0.4), validate_every_minutes=99)
+    train_and_score(2, 0.4, run_dir=tmp_path / "there")
     assert read_best(tmp_path / "there")["global_step"] == 1
 
 
-def test_without_the_best_weights_later_ones_are_kept(train, tmp_path):
-    train(max_steps=1, validate=score(0.8), validate_every_minutes=99)
+def test_without_the_best_weights_later_ones_are_kept(train_and_score, tmp_path):
+    train_and_score(1, 0.8)
     (tmp_path / "run" / "checkpoints" / "best.ckpt").unlink()
-    train(max_steps=2, validate=score(0.4), validate_every_minutes=99)
+    train_and_score(2, 0.4)
     assert read_best(tmp_path / "run")["global_step"] == 2
 
 
-def test_training_that_starts_again_forgets_the_best_weights(train, tmp_path):
-    train(max_steps=1, validate=score(0.8), validate_every_minutes=99)
+def test_training_that_starts_again_forgets_the_best_weights(train_and_score, tmp_path):
+    train_and_score(1, 0.8)
     (tmp_path / "run" / "checkpoints" / "last.ckpt").unlink()
-    nan = float("nan")  # is never the best score
-    again = train(max_steps=2, validate=score(nan), validate_every_minutes=99)
-    last = read(tmp_path / "run", "last.ckpt")
-    network_weights = [
-        value.flatten() for name, value in last["state_dict"].items() if "network" in name
-    ]
-    assert torch.equal(weights(again.network), torch.cat(network_weights))
+    again = train_and_score(2, float("nan"))  # is never the best score
+    last = read(tmp_path / "run", "last.ckpt")["state_dict"]
+    kept = [value.flatten() for name, value in last.items() if "network" in name]
+    assert torch.equal(weights(again.network), torch.cat(kept))
 
 
 @pytest.mark.parametrize("steps", [1, 2])  # finished, and resumed
-def test_damaged_best_weights_are_named_with_advice(train, tmp_path, steps):
-    train(max_steps=1, validate=score(0.8), validate_every_minutes=99)
-    (tmp_path / "run" / "checkpoints" / "best.ckpt").write_bytes(b"no checkpoint")
-    with pytest.raises(TrainingError, match=r"best\.ckpt: the weights that scored best"):
-        train(max_steps=steps, validate=score(0.4), validate_every_minutes=99)
-
-
-def test_best_weights_of_another_network_are_named(train, tmp_path):
-    train(max_steps=1, validate=score(0.8), validate_every_minutes=99)
+@pytest.mark.parametrize("is_damaged", [True, False])
+def test_best_weights_that_are_damaged_or_of_another_network_are_named(
+    train_and_score, tmp_path, steps, is_damaged
+):
+    train_and_score(1, 0.8)
     path = tmp_path / "run" / "checkpoints" / "best.ckpt"
     best = read_best(tmp_path / "run")
     best["state_dict"].popitem()
     torch.save(best, path)
-    with pytest.raises(TrainingError, match=r"best\.ckpt: .*state_dict"):
-        train(max_steps=1)
+    if is_damaged:
+        path.write_bytes(b"no checkpoint")
+    with pytest.raises(TrainingError, match=r"best\.ckpt: "):
+        train_and_score(steps, 0.4)

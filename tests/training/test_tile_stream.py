@@ -44,22 +44,19 @@ def test_cores_of_a_task_of_srun_are_not_divided_again(monkeypatch, make_plan):
     assert count_workers("auto", make_plan(), "cuda", 4) == 7
 
 
-@pytest.mark.parametrize(("side", "room"), [(16, 8), (512, 2), (2048, 0)])
-def test_workers_are_limited_by_shared_memory_with_advice(
-    monkeypatch, caplog, make_plan, side, room
+@pytest.mark.parametrize(
+    ("side", "shared_mb", "memory_mb", "n_workers"),
+    # each worker needs three steps of two tiles at 14 bytes per voxel
+    [(16, 64, None, 8), (512, 64, None, 2), (2048, 64, None, 0), (512, 64_000, 64, 2)],
+)
+def test_workers_are_limited_by_memory(
+    monkeypatch, caplog, make_plan, side, shared_mb, memory_mb, n_workers
 ):
-    """Each worker needs three steps of two tiles at 14 bytes per voxel."""
-    usage = namedtuple("usage", "free")(64 * 10**6)
+    usage = namedtuple("usage", "free")(shared_mb * 10**6)
     monkeypatch.setattr(tile_stream.shutil, "disk_usage", lambda _: usage)
-    assert count_workers(8, make_plan().with_(tile_shape=(side, side)), "cpu") == room
-    assert ("0.06 GB free" in caplog.text) == ("--shm-size" in caplog.text) == (room < 8)
-
-
-def test_workers_are_limited_by_the_memory_of_a_job(monkeypatch, caplog, make_plan):
-    """A step of two tiles of 512² voxels has 7.3 MB, and each worker needs three."""
-    usage = namedtuple("usage", "free")(64 * 10**9)
-    monkeypatch.setattr(tile_stream.shutil, "disk_usage", lambda _: usage)
-    monkeypatch.setattr(tile_stream, "default_budget", lambda: 64 * 10**6)
-    assert count_workers(8, make_plan().with_(tile_shape=(512, 512)), "cpu") == 2
-    assert "0.06 GB" in caplog.text
-    assert "--shm-size" not in caplog.text
+    if memory_mb is not None:  # of a job
+        monkeypatch.setattr(tile_stream, "default_budget", lambda: memory_mb * 10**6)
+    plan = make_plan().with_(tile_shape=(side, side))
+    assert count_workers(8, plan, "cpu") == n_workers
+    assert ("0.06 GB" in caplog.text) == (n_workers < 8)
+    assert ("--shm-size" in caplog.text) == (n_workers < 8 and memory_mb is None)
