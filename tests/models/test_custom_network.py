@@ -55,26 +55,36 @@ class Pyramid(nn.Module):
         return [fine, self.coarse(fine)]
 
 
-class ThreeColours(nn.Module):
-    """A backbone that ignores the number of channels it is given."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv2d(3, 4, 2, stride=2)
-
-    def forward(self, image):
-        return [self.conv(image)]
-
-
-class NeedsValues(nn.Module):
-    """A backbone that the meta device cannot run, because it reads the value of a voxel."""
+class Backbone(nn.Module):
+    """A backbone with one map of half the resolution."""
 
     def __init__(self, in_channels):
         super().__init__()
         self.conv = nn.Conv2d(in_channels, 4, 2, stride=2)
 
     def forward(self, image):
+        return [self.conv(image)]
+
+
+class ThreeColours(Backbone):
+    """A backbone that ignores the number of channels it is given."""
+
+    def __init__(self):
+        super().__init__(3)
+
+
+class NeedsValues(Backbone):
+    """A backbone that the meta device cannot run, because it reads the value of a voxel."""
+
+    def forward(self, image):
         return [self.conv(image) * (1 + float(image[0, 0, 0, 0]))]
+
+
+class Classifier(Backbone):
+    """A network that returns a vector per image instead of maps."""
+
+    def forward(self, image):
+        return self.conv(image).mean(dim=(2, 3))
 
 
 class Patches(nn.Module):
@@ -88,17 +98,6 @@ class Patches(nn.Module):
         if image.shape[-1] % 14:
             raise ValueError("sides must be multiples of 14")
         return self.conv(image)
-
-
-class Classifier(nn.Module):
-    """A network that returns a vector per image instead of maps."""
-
-    def __init__(self, in_channels):
-        super().__init__()
-        self.conv = nn.Conv2d(in_channels, 4, 1)
-
-    def forward(self, image):
-        return self.conv(image).mean(dim=(2, 3))
 
 
 def make_plan(name="custom", tile=(16, 16, 16), **network):
@@ -117,16 +116,19 @@ def test_channels_are_inserted_and_the_first_prediction_is_the_prior():
     assert logits.mean().sigmoid().item() == pytest.approx(0.01, rel=0.5)
 
 
-NO_NETWORKS = [{}, {"_target_": "missing_package.Network"}, {"_target_": "builtins.dict"}]
-NO_NETWORKS += [{"_target_": "torch.nn"}, {"_target_": "math.pi"}, {"_target_": 3.5}]
-NO_NETWORKS += [
-    make_target("Nothing"),
-    make_target("TenLines", depth=3),
-    make_target("TenLines", width="wide"),
-]
-
-
-@pytest.mark.parametrize("spec", NO_NETWORKS)
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {},
+        {"_target_": "missing_package.Network"},
+        {"_target_": "builtins.dict"},
+        {"_target_": "torch.nn"},
+        {"_target_": "math.pi"},
+        {"_target_": 3.5},
+        make_target("Nothing"),
+        make_target("TenLines", depth=3),
+    ],
+)
 def test_network_that_cannot_be_built_is_an_error(spec):
     with pytest.raises(ConfigError, match=r"model\.network"):
         build_network(make_plan(**spec), architectures=TRUSTED)
@@ -213,22 +215,18 @@ def test_backbone_keeps_its_own_number_of_output_channels(chosen, width):
 
 
 @pytest.mark.parametrize(
-    ("name", "message"),
+    ("target", "message"),
     [
-        ("ThreeColours", r"model\.backbone does not accept images of 1 channel.*RuntimeError"),
-        ("Classifier", r"model\.backbone returns \[\[1, 4\]\].*list of feature maps"),
+        (make_target("ThreeColours"), r"model\.backbone does not accept images of 1 channel"),
+        (make_target("Classifier"), r"model\.backbone returns \[\[1, 4\]\]"),
+        ({"_target_": "torch.nn"}, r"model\.backbone\._target_=torch\.nn is a module"),
     ],
 )
-def test_backbone_that_cannot_read_the_images_is_an_error(name, message):
+def test_backbone_that_cannot_read_the_images_is_an_error(target, message):
     with pytest.raises(ConfigError, match=message):
-        backbone_pyramid("retinanet", make_target(name), 2, 1)
+        backbone_pyramid("retinanet", target, 2, 1)
 
 
 def test_backbone_that_the_meta_device_cannot_run_is_run_on_the_cpu():
     found = backbone_pyramid("retinanet", make_target("NeedsValues"), 2, 1)
     assert (found.features, found.strides) == ((4,), ((2, 2),))
-
-
-def test_backbone_that_names_a_module_is_an_error():
-    with pytest.raises(ConfigError, match=r"model\.backbone\._target_=torch\.nn is a module"):
-        backbone_pyramid("retinanet", {"_target_": "torch.nn"}, 2, 1)

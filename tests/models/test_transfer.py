@@ -29,17 +29,10 @@ def fresh_parts(done):
 
 
 @pytest.mark.parametrize("name", ["unet", "retinanet", "retina_unet"])
-def test_equal_networks_transfer_all_weights(name):
-    network, old, done = transfer(plan_of(name), plan_of(name))
+@pytest.mark.parametrize("before", ["lesion", "nodule"])  # the name of a single label
+def test_equal_networks_transfer_all_weights(name, before):
+    network, old, done = transfer(plan_of(name), plan_of(name, (before,)))
     assert (done.fresh, done.unused, done.why_fresh) == ((), (), "")
-    for key, tensor in old.state_dict().items():
-        assert torch.equal(network.state_dict()[key], tensor), key
-
-
-@pytest.mark.parametrize("name", ["unet", "retinanet", "retina_unet"])
-def test_single_label_of_another_name_keeps_the_heads(name):
-    network, old, done = transfer(plan_of(name, ("nodule",)), plan_of(name, ("lesion",)))
-    assert (done.fresh, done.why_fresh) == ((), "")
     for key, tensor in old.state_dict().items():
         assert torch.equal(network.state_dict()[key], tensor), key
 
@@ -73,25 +66,26 @@ def test_retinanet_takes_the_coarse_decoder_of_a_unet():
 
 
 def test_weights_of_other_anchors_activations_or_shapes_stay_new():
-    _, _, done = transfer(
-        plan_of("retinanet", sizes=(((3.0, 3.0), (9.0, 9.0)),)), plan_of("retinanet")
-    )
-    assert fresh_parts(done) == {"head"}
     unet = plan_of("unet")
-    _, _, done = transfer(unet.with_(activation="softmax"), unet)
-    assert fresh_parts(done) == {"heads"}
+    other_sizes = plan_of("retinanet", sizes=(((3.0, 3.0), (9.0, 9.0)),))
+    assert fresh_parts(transfer(other_sizes, plan_of("retinanet"))[2]) == {"head"}
+    assert fresh_parts(transfer(unet.with_(activation="softmax"), unet)[2]) == {"heads"}
     wide = unet.with_(architecture=replace(unet.architecture, features=(4, 8, 12)))
     _, _, done = transfer(wide, unet)
     assert "encoder.stages.2.0.conv.weight" in done.fresh
     assert "encoder.stages.1.0.conv.weight" in done.taken
 
 
+def with_channels(plan, *names):
+    """Return the plan with channels of these names and one normalisation."""
+    return plan.with_(channel_names=names, normalisation=plan.normalisation[:1] * len(names))
+
+
 @pytest.mark.parametrize("name", ["unet", "residual_unet"])
 def test_one_channel_is_repeated_for_several(name):
     table = {"encoder_blocks": (1, 1, 1)} if name == "residual_unet" else {}
     one = plans.plan_of(name, channel_names=("FLAIR",), table=table)
-    two = one.with_(channel_names=("T1", "T2"), normalisation=one.normalisation * 2)
-    network, old, done = transfer(two, one)
+    network, old, done = transfer(with_channels(one, "T1", "T2"), one)
     first = "encoder.stem.conv.weight" if name == "residual_unet" else _STEM
     before = old.state_dict()[first]
     after = network.state_dict()[first]
@@ -105,12 +99,9 @@ def test_one_channel_is_repeated_for_several(name):
 
 
 def test_first_convolution_of_another_width_is_not_called_adapted():
-    one = plans.plan_of("unet", channel_names=("FLAIR",))
-    wide = replace(one.architecture, features=(12, *one.architecture.features[1:]))
-    two = one.with_(
-        channel_names=("T1", "T2"), normalisation=one.normalisation * 2, architecture=wide
-    )
-    _, _, done = transfer(two, one)
+    one = plan_of("unet")
+    wide = one.with_(architecture=replace(one.architecture, features=(12, 8, 16)))
+    _, _, done = transfer(with_channels(wide, "T1", "T2"), one)
     assert _STEM in done.fresh
     assert done.adapted == ""
 
@@ -118,25 +109,23 @@ def test_first_convolution_of_another_width_is_not_called_adapted():
 _STEM = "encoder.stages.0.0.conv.weight"
 
 
+def transfer_first(names, before):
+    """Return the first convolution, that of the network before, and what was adapted."""
+    plan = plan_of("unet")
+    network, old, done = transfer(with_channels(plan, *names), with_channels(plan, *before))
+    return network.state_dict()[_STEM], old.state_dict()[_STEM], done.adapted
+
+
 def test_channels_of_the_same_name_keep_their_weights():
-    two = plans.plan_of("unet", channel_names=("FLAIR", "T1"))
-    if len(two.normalisation) == 1:
-        two = two.with_(normalisation=two.normalisation * 2)
-    three = two.with_(
-        channel_names=("t1", "T2", "flair"), normalisation=(two.normalisation[0],) * 3
-    )
-    network, old, done = transfer(three, two)
-    before = old.state_dict()[_STEM]
-    after = network.state_dict()[_STEM]
+    two = ("FLAIR", "T1")
+    after, before, adapted = transfer_first(("t1", "T2", "flair"), two)
     assert torch.equal(after[:, 0], before[:, 1])
     assert torch.equal(after[:, 2], before[:, 0])
     assert torch.allclose(after[:, 1], before.mean(1) * 2 / 3)
-    assert "t1, flair kept" in done.adapted
-    swapped = two.with_(channel_names=("T1", "FLAIR"))
-    network, old, done = transfer(swapped, two)
-    assert done.adapted == "the first convolution has its channels in the new order T1, FLAIR"
-    assert torch.equal(network.state_dict()[_STEM], old.state_dict()[_STEM].flip(1))
-    other = two.with_(channel_names=("a", "b"))  # names that do not match
-    network, old, done = transfer(other, two)
-    assert torch.equal(network.state_dict()[_STEM], old.state_dict()[_STEM])
-    assert done.adapted == ""
+    assert "t1, flair kept" in adapted
+    after, before, adapted = transfer_first(("T1", "FLAIR"), two)
+    assert torch.equal(after, before.flip(1))
+    assert "new order T1, FLAIR" in adapted
+    after, before, adapted = transfer_first(("a", "b"), two)  # names that do not match
+    assert torch.equal(after, before)
+    assert adapted == ""

@@ -70,9 +70,7 @@ def test_every_supervised_head_first_predicts_the_prior(name, labels, pi, activa
 
 def test_weights_depend_only_on_the_seed_and_keep_the_global_state():
     before = torch.random.get_rng_state()
-    first = build_network(plan_of(), seed=1).state_dict()
-    same = build_network(plan_of(), seed=1).state_dict()
-    other = build_network(plan_of(), seed=2).state_dict()
+    first, same, other = (build_network(plan_of(), seed=seed).state_dict() for seed in (1, 1, 2))
     assert torch.equal(before, torch.random.get_rng_state())
     assert all(torch.equal(tensor, same[name]) for name, tensor in first.items())
     kernel = "encoder.stages.0.0.conv.weight"
@@ -86,17 +84,21 @@ def test_logits_are_fp32_under_autocast():
 
 
 @pytest.mark.parametrize("last", [False, True])
-@pytest.mark.parametrize("dims", [2, 3])
-def test_instance_norm_equals_that_of_torch(dims, last, noise):
+@pytest.mark.parametrize(
+    ("norm", "layout"),
+    [
+        (nn.InstanceNorm2d, torch.channels_last),
+        (nn.InstanceNorm3d, torch.channels_last_3d),
+    ],
+)
+def test_instance_norm_equals_that_of_torch(norm, layout, last, noise):
     ours = InstanceNorm(5)
-    theirs = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}[dims](5, affine=True)
-    with torch.no_grad():
-        for name in ("weight", "bias"):
-            value = torch.randn(5, generator=noise)
-            getattr(ours, name).copy_(value)
-            getattr(theirs, name).copy_(value)
+    theirs = norm(5, affine=True)
+    for parameter in theirs.parameters():
+        nn.init.normal_(parameter, generator=noise)
+    ours.load_state_dict(theirs.state_dict())
+    dims = 3 if norm is nn.InstanceNorm3d else 2
     x = (4 + 3 * torch.randn(2, 5, *(6,) * dims, generator=noise)).requires_grad_()
-    layout = {2: torch.channels_last, 3: torch.channels_last_3d}[dims]
     expected = theirs(x)
     seen = ours(x.to(memory_format=layout) if last else x)
     torch.testing.assert_close(seen, expected, rtol=1e-4, atol=1e-5)
@@ -133,24 +135,19 @@ def test_planned_residual_unet_has_the_blocks_of_nnunet():
 
 
 def test_cost_of_a_residual_unet_counts_its_convolutions():
-    plan = plan_of("residual_unet", n_channels=2, labels=("a", "b", "c"), table=RESIDUAL)
-    plan = plan.with_(architecture=replace(plan.architecture, n_supervised=2))
+    table = {**RESIDUAL, "n_supervised": 2}
+    plan = plan_of("residual_unet", n_channels=2, labels=("a", "b", "c"), table=table)
     network = build_network(plan).eval()
-    counted = 0
-
-    def count(layer, _, output):
-        nonlocal counted
-        if tuple(layer.weight.shape[2:]) == (3, 3):
-            counted += output[0, 0].numel() * layer.weight.numel()
-
+    counted = []
     for layer in network.modules():
-        if isinstance(layer, nn.Conv2d):
-            layer.register_forward_hook(count)
+        if isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3):
+            layer.register_forward_hook(
+                lambda layer, _, output: counted.append(output[0, 0].numel() * layer.weight.numel())
+            )
     network(torch.randn(1, 2, 16, 16))
     cost = multiplications(plan.architecture, (16, 16), 1, n_channels=2)
-    assert cost / 3 == pytest.approx(
-        counted, rel=0.1
-    )  # the formula also counts transposed and skip convolutions
+    # the formula also counts transposed and skip convolutions
+    assert cost / 3 == pytest.approx(sum(counted), rel=0.1)
 
 
 @pytest.mark.parametrize(
@@ -190,7 +187,7 @@ def test_memory_format_keeps_the_weights_as_objects_and_those_of_another_rank(
     values = [tensor.detach().clone() for tensor in before]
     set_memory_format(network, layout)
     after = [*network.parameters(), *network.buffers()]
-    assert [*map(id, after)] == [*map(id, before)]
+    assert all(new is old for new, old in zip(after, before, strict=True))
     assert all(map(torch.equal, after, values))
     assert convolution.weight.is_contiguous(memory_format=layout)
     assert not convolution.weight.is_contiguous()
