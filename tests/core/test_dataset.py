@@ -21,16 +21,10 @@ def groups_of(cases, pattern=None):
     return [case.group for case in assign_groups(cases, pattern)]
 
 
-@pytest.mark.parametrize(
-    ("files", "expected"),
-    [
-        ({}, False),
-        ({"reference": Path("mask.nii.gz")}, True),
-        ({"annotations": {"boxes": []}}, True),
-    ],
-)
-def test_case_is_labelled_by_a_mask_or_a_table(files, expected):
-    assert CaseFiles("a", (), **files).is_labelled is expected
+def test_case_is_labelled_by_a_mask_or_a_table():
+    assert not CaseFiles("a", ()).is_labelled
+    assert CaseFiles("a", (), reference=Path("mask.nii.gz")).is_labelled
+    assert CaseFiles("a", (), annotations={"boxes": []}).is_labelled
 
 
 @pytest.mark.parametrize(("text", "size"), [("0.143", 0.143), ("", None)])
@@ -65,6 +59,7 @@ def test_mask_of_a_reference_is_that_of_instances_if_there_are_any():
     ("dims", "channels", "images", "missing", "expected"),
     [
         (2, 3, 1, (), True),
+        (2, 3, 0, (), True),  # of a dataset without cases
         (2, 1, 1, (), False),
         (2, 4, 1, (), False),
         (3, 3, 1, (), False),
@@ -77,9 +72,9 @@ def test_picture_in_colour_is_one_complete_file_of_three_channels(
 ):
     names = tuple("RGBA"[:channels])
     case = CaseFiles("a", tuple(Path(f"{i}.png") for i in range(images)), missing=missing)
-    dataset = Dataset("d", Path(), "list", dims, names, Labels((1,), ("lesion",)), (case,))
+    cases = (case,) if images else ()
+    dataset = Dataset("d", Path(), "list", dims, names, Labels((1,), ("lesion",)), cases)
     assert dataset.is_colour is expected
-    assert replace(dataset, cases=()).is_colour is (dims == 2 and channels == 3)
 
 
 def test_entries_for_loaders_leave_out_what_is_not_stated():
@@ -136,14 +131,11 @@ def test_group_is_the_first_of_statement_subject_and_side():
     assert groups_of(make_cases("P3")) == ["P3"]
 
 
-def test_pairing_of_sides_is_logged_with_its_numbers(caplog):
-    with caplog.at_level("INFO"):
-        assign_groups(make_cases("P1_L", "P1_R", "P2"), None)
-    assert "2 cases, 1 patient" in caplog.text
-    caplog.clear()
-    with caplog.at_level("INFO"):
-        assign_groups(make_cases("P1", "P2"), None)
-    assert caplog.text == ""
+@pytest.mark.parametrize("ids", [("P1_L", "P1_R", "P2"), ("P1", "P2")])
+def test_pairing_of_sides_is_logged_with_its_numbers(caplog, ids):
+    caplog.set_level("INFO")
+    assign_groups(make_cases(*ids), None)
+    assert ("2 cases, 1 patient" in caplog.text) == (len(ids) == 3) == bool(caplog.text)
 
 
 def test_pattern_gives_its_first_capture_group_or_the_whole_match():

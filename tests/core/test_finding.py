@@ -33,11 +33,7 @@ def test_only_errors_stop_and_all_of_them_are_listed():
     require_no_errors(remarks, ROOT)
     first = Finding("listed", "line 2: no image.", "a", "error")
     second = Finding("listed", "line 3: no mask.", "b", "error")
-    with pytest.raises(DatasetError) as caught:
+    with pytest.raises(DatasetError, match=r"^line 2: no image\.$"):
         require_no_errors([*remarks, first], ROOT)
-    assert str(caught.value) == "line 2: no image."
-    with pytest.raises(DatasetError) as caught:
+    with pytest.raises(DatasetError, match=r"^data: 2 entries.*\n *line 2: .*\n *line 3: [^\n]*$"):
         require_no_errors([*remarks, first, second], ROOT)
-    lines = str(caught.value).splitlines()
-    assert lines[0].startswith("data: 2 entries")
-    assert [line.strip() for line in lines[1:]] == ["line 2: no image.", "line 3: no mask."]

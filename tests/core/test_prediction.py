@@ -9,35 +9,21 @@ from lesionseg.core import Candidate, Geometry, OperatingPoint, Prediction
 from lesionseg.core.prediction import Calibration, InputCheckResult, logit
 
 
-def _make_candidate(id, label, accepted):
-    return Candidate(id, label, 0.5, (0, 0), (1, 1), (0, 0), 1.0, None, accepted=accepted)
-
-
 def test_mask_contains_labels_of_accepted_candidates_only():
-    geometry = Geometry.from_spacing((1, 4), (1, 1))
-    candidates = (
-        _make_candidate(1, label=2, accepted=True),
-        _make_candidate(2, label=1, accepted=False),
-        _make_candidate(3, label=1, accepted=True),
-    )
-    prediction = Prediction("a", geometry, candidates, np.array([[0, 1, 2, 3]], np.int32))
-    assert prediction.mask().tolist() == [[0, 2, 0, 1]]
+    mask = _make_prediction().with_labels({1: 5, 2: 6, 3: 7}).mask()
+    assert mask[0, 0].tolist() == [0, 5, 6, 0, 0]
+    assert mask.sum() == 11
 
 
-def test_mask_without_candidates_is_empty():
-    geometry = Geometry.from_spacing((1, 4), (1, 1))
-    for instances in (None, np.zeros((1, 4), np.int32)):
-        assert not Prediction("a", geometry, (), instances).mask().any()
+@pytest.mark.parametrize("instances", [None, np.zeros((3, 4, 5), np.int32)])
+def test_mask_without_candidates_is_empty(instances):
+    assert not Prediction("a", GRID, (), instances).mask().any()
 
 
 def test_operating_point_does_not_accept_candidates_without_scores():
     """Their scores are placeholders."""
-    geometry = Geometry.from_spacing((1, 4), (1, 1))
-    marked = Prediction("a", geometry, (_make_candidate(1, label=1, accepted=False),), None)
-    point = OperatingPoint("score:0.5", 0.5)
-    assert marked.accept(point).candidates[0].accepted
-    unscored = replace(marked, has_scores=False)
-    assert unscored.accept(point) is unscored
+    unscored = _make_prediction(has_scores=False)
+    assert unscored.accept(OperatingPoint("score:0.05", 0.05)) is unscored
 
 
 GRID = Geometry.from_spacing((3, 4, 5), (3, 2, 1))
@@ -108,13 +94,11 @@ def test_remarks_are_added_to_the_warning():
 
 def test_warnings_are_those_of_input_limit_and_zones():
     assert _make_prediction().warnings == ()
-    found = _make_prediction(
-        input=InputCheckResult(warning="Unlike."), n_left_out=3, n_outside=1
-    ).warnings
-    assert found[0] == "Unlike."
-    assert "3" in found[1]
-    assert found[2] == "1 candidate outside the kept zones was not accepted."
-    assert len(found) == 3
+    unlike = InputCheckResult(warning="Unlike.")
+    first, second, third = _make_prediction(input=unlike, n_left_out=3, n_outside=1).warnings
+    assert first == "Unlike."
+    assert "3" in second
+    assert "1 candidate outside" in third
 
 
 def test_kept_candidates_keep_their_voxels():
@@ -140,20 +124,24 @@ def test_labels_are_exchanged_or_merged():
 
 
 def test_candidates_with_at_least_the_score_are_accepted():
-    found = _make_prediction(n_outside=2).accept(
-        OperatingPoint("score:0.5", 0.5), Calibration(intercept=0.0, slope=1.0)
-    )
+    point = OperatingPoint("score:0.5", 0.5)
+    found = _make_prediction(n_outside=2).accept(point, Calibration(intercept=0.0, slope=1.0))
     assert [c.accepted for c in found.candidates] == [True, True, False]
     assert [c.probability for c in found.candidates] == pytest.approx([0.9, 0.5, 0.1])
     assert found.n_outside == 0
 
 
-def test_candidates_outside_the_kept_zones_are_rejected_and_counted():
-    found = _make_prediction().reject_outside_zones(["a"])
-    assert [c.accepted for c in found.candidates] == [True, False, False]
-    assert found.n_outside == 1
-    assert _make_prediction().reject_outside_zones(["a", "b"]).n_outside == 0
-    assert _make_prediction().reject_outside_zones(["c"]).n_outside == 2
+@pytest.mark.parametrize(
+    ("zones", "accepted", "n_outside"),
+    [("a", [True, False, False], 1), ("ab", [True, True, False], 0), ("c", [False] * 3, 2)],
+)
+def test_candidates_outside_the_kept_zones_are_rejected_and_counted(zones, accepted, n_outside):
+    found = _make_prediction().reject_outside_zones(list(zones))
+    assert [c.accepted for c in found.candidates] == accepted
+    assert found.n_outside == n_outside
+
+
+def test_zones_of_candidates_are_replaced_in_their_order():
     zones = _make_prediction().with_zones(["p", "q", "r"])
     assert [c.zone for c in zones.candidates] == ["p", "q", "r"]
 

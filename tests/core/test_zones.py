@@ -60,9 +60,6 @@ def test_zone_without_a_name_is_called_by_its_value(names):
 
 
 def test_lesion_without_any_zone_has_an_empty_name():
-    found = make_lesions((slice(2, 3), slice(2, 3), slice(8, 9)))
-    assert Zones(np.zeros(GRID.shape, np.uint8), GRID, NAMES).of(found) == [""]
-
-
-def test_no_lesions_have_no_zones():
-    assert make_halves().of(make_lesions()) == []
+    nothing = Zones(np.zeros(GRID.shape, np.uint8), GRID, NAMES)
+    assert nothing.of(make_lesions((slice(2, 3), slice(2, 3), slice(8, 9)))) == [""]
+    assert nothing.of(make_lesions()) == []
