@@ -20,7 +20,6 @@ from lesionseg.errors import SOME_FAILED, ResourceError
 from lesionseg.extras.pacs.dicomweb import PASSWORD, USER, DicomWeb
 from lesionseg.extras.pacs.outputs import read_sent
 from lesionseg.inference.bundle import write_bundle
-from lesionseg.io.text import read_csv
 from lesionseg.io.volumes import read_volume
 from tests.commands import predict
 from tests.inference.networks import Bright, make_bright
@@ -293,24 +292,6 @@ def test_wrong_password_is_refused_and_not_shown(pacs, predict_night, tmp_path, 
     netrc.write_text(f"machine localhost login night password {SECRET}\n")
     monkeypatch.setenv("NETRC", str(netrc))
     assert predict_night(pacs.address).exit_status == 0
-
-
-def test_results_that_were_not_stored_are_stored_by_the_next_run(pacs, predict_night, tmp_path):
-    uid = write_series(tmp_path / "scans", 1)
-    pacs.receive(tmp_path / "scans")
-    (port,) = find_free_ports(1)
-    outcome = predict_night(pacs.address, send=f"dicomweb+http://localhost:{port}/dicom-web")
-    assert outcome.exit_status == SOME_FAILED
-    assert outcome.rows[0].is_done
-    assert outcome.unsent == (uid,)
-    (row,) = read_csv(tmp_path / "results" / "predictions.csv")
-    assert "reached" in row["message"]
-    # the scan is no longer in the input
-    write_series(tmp_path / "others", 2)
-    other = predict_night(tmp_path / "others", send=pacs.address)
-    assert other.exit_status == 0
-    assert {*other.sent} == {uid, "others"}
-    assert len(pacs.instances("SR")) == 2
 
 
 def test_stopped_server_fails_the_remaining_scans_and_the_command_continues(

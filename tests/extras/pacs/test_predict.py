@@ -6,11 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from lesionseg.errors import ConfigError, DatasetError
+from lesionseg.errors import SOME_FAILED, ConfigError, DatasetError, ResourceError
 from lesionseg.extras.pacs import DicomOutputs, DicomWeb
 from lesionseg.inference.bundle import write_bundle
 from lesionseg.inference.input_check import InputCheck
 from lesionseg.io.results import PredictionFolder
+from lesionseg.io.text import read_csv
 from lesionseg.io.volumes import read_volume
 from tests.commands import predict
 from tests.inference.networks import Bright
@@ -171,27 +172,37 @@ def keep_what_is_stored(monkeypatch):
     return stored
 
 
-def test_results_of_new_and_kept_cases_are_sent_once(bundle, tmp_path, monkeypatch):
+def test_results_of_new_and_kept_cases_are_sent_once_although_a_night_failed(
+    bundle, tmp_path, monkeypatch
+):
     pytest.importorskip("dicomweb_client")
-    stored = keep_what_is_stored(monkeypatch)
+
+    def fail(*_):
+        raise ResourceError("The server cannot be reached.")
+
     settings = {"dicom_output": True, "send": ADDRESS}
     write_series(tmp_path / "in" / "P1", "1.1")
-    run(bundle, tmp_path / "in", tmp_path / "out", dicom_output=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(DicomWeb, "store", fail)
+        outcome, rows = run(bundle, tmp_path / "in", tmp_path / "out", **settings)
+    assert (outcome.unsent, outcome.exit_status) == (("P1",), SOME_FAILED)
+    assert rows["P1"].is_done
+    (row,) = read_csv(tmp_path / "out" / "predictions.csv")
+    assert "reached" in row["message"]
+    stored = keep_what_is_stored(monkeypatch)
     write_series(tmp_path / "in" / "P2", "1.2")
-    outcome, _ = run(bundle, tmp_path / "in", tmp_path / "out", **settings)
-    assert (outcome.sent, stored) == (("P1", "P2"), FILES)
-    outcome, _ = run(bundle, tmp_path / "in", tmp_path / "out", **settings)
-    assert (outcome.sent, stored) == ((), FILES)
+    for sent in (("P1", "P2"), ()):
+        outcome, _ = run(bundle, tmp_path / "in", tmp_path / "out", **settings)
+        assert (outcome.sent, outcome.exit_status, stored) == (sent, 0, FILES)
 
 
 def test_results_that_another_process_wrote_are_sent(bundle, tmp_path, monkeypatch):
     """The processes of Ray write the results, and the one that started them sends them."""
     pytest.importorskip("dicomweb_client")
     stored = keep_what_is_stored(monkeypatch)
-    results = PredictionFolder(tmp_path / "out")
     write_series(tmp_path / "in" / "P1", "1.1")
     run(bundle, tmp_path / "in", tmp_path / "out", dicom_output=True)
-    DicomOutputs(True, ADDRESS).after_commit("P1", results)
+    DicomOutputs(True, ADDRESS).after_commit("P1", PredictionFolder(tmp_path / "out"))
     assert stored == FILES[:2]
 
 

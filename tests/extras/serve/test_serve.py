@@ -63,9 +63,9 @@ from lesionseg.extras.serve.app import ROUTES, make_app
 from lesionseg.extras.serve.home import server_folder
 from lesionseg.extras.serve.model_process import ModelProcess, load_model, running_model
 from lesionseg.extras.serve.uploads import InferenceQueue, store
-from lesionseg.reporting.rendering import render
 
 SHAPE = (12, 18, 20)
+GRID = Geometry.from_spacing(SHAPE, (1, 1, 1))
 NAME = "Doe_Jane_1970.nii.gz"
 FORM = "multipart/form-data; boundary=a"
 
@@ -183,7 +183,7 @@ def test_port_that_is_in_use_is_a_wrong_setting(bundle, temporary, without_model
 
 def test_scans_of_a_killed_server_are_removed_at_the_next_start(temporary):
     code = (
-        "import os, signal, sys, tempfile\n"
+        "import os, sys, tempfile\n"
         "tempfile.tempdir = sys.argv[1]\n"
         "from lesionseg.extras.serve.home import server_folder\n"
         "with server_folder() as home:\n"
@@ -197,7 +197,6 @@ def test_scans_of_a_killed_server_are_removed_at_the_next_start(temporary):
         (left,) = (p for p in running.parent.iterdir() if p.is_dir() and p != running)
         assert (left / "scan.nii.gz").is_file()
         with server_folder() as started:
-            assert started.is_dir()
             assert not left.exists()
             assert (running / "scan.nii.gz").is_file()
     assert not running.exists()
@@ -211,11 +210,10 @@ def test_link_in_place_of_the_folder_of_scans_is_refused(temporary, tmp_path):
         pass
 
 
-def test_page_names_the_model_and_offers_an_example(client, plan):
+def test_page_names_the_model_and_offers_an_example(client):
     page = client.get("/").text
     assert "make viewer" in page
     assert "looks for: lesion" in page
-    assert "niivue/niivue.umd.js" in render("serve.html.j2", viewer=True, plan=plan, labels=["a"])
     assert zipfile.is_zipfile(io.BytesIO(client.post("/example").content))
     assert client.get("/health").json()["labels"] == {"lesion": 1}
 
@@ -343,13 +341,18 @@ def test_probabilities_of_a_large_scan_are_in_a_file(
     assert not list(temporary.iterdir())
 
 
-def test_scan_beyond_the_memory_limit_is_refused_before_it_is_decoded(
-    serve, predictor, tmp_path, monkeypatch
+@pytest.mark.parametrize(
+    ("shape", "mm", "words"),
+    [((100, 100, 100), 1.0, "inference.max_memory_gb"), ((99, 9, 9), 60.0, "extent")],
+)
+def test_too_large_or_implausible_scan_is_refused_before_it_is_decoded(
+    serve, predictor, tmp_path, monkeypatch, shape, mm, words
 ):
     files = []
-    for number, side in enumerate((2, 100)):  # the second one shows only if it is opened
+    # the second one shows only if it is opened
+    for number, grid in enumerate((GRID, Geometry.from_spacing(shape, (mm,) * 3))):
         path = tmp_path / f"a_000{number}.nii.gz"
-        write_array(path, np.zeros((side,) * 3, np.uint8))
+        write_array(path, np.zeros(grid.shape, np.uint8), grid)
         files.append(("file", (path.name, path.read_bytes())))
     plan = replace(predictor.plan, channel_names=("T1", "FLAIR"))
     monkeypatch.setattr(predictor, "plan", plan)
@@ -357,7 +360,7 @@ def test_scan_beyond_the_memory_limit_is_refused_before_it_is_decoded(
     with serve(inference={"max_memory_gb": 0.005}) as client:
         answer = client.post("/predict", files=files)
     assert answer.status_code == 422
-    assert "inference.max_memory_gb" in answer.json()["detail"]
+    assert words in answer.json()["detail"]
 
 
 def test_memory_limit_applies_to_pictures_after_the_model_is_loaded(
@@ -704,9 +707,9 @@ def test_model_that_cannot_be_loaded_again_gives_status_503(client, scan, monkey
     assert (health.status_code, health.json()["status"]) == (503, "failed")
 
 
-def write_zeros(path, shape, mm=1.0):
+def write_zeros(path, shape):
     """Write a small compressed file with many voxels. Return its path."""
-    head = nib.Nifti1Image(np.zeros((1, 1, 1), np.uint8), np.diag([mm, mm, mm, 1])).header
+    head = nib.Nifti1Image(np.zeros((1, 1, 1), np.uint8), np.eye(4)).header
     head.set_data_shape(shape)
     head["vox_offset"] = 352
     with gzip.open(path, "wb", compresslevel=1) as file:
@@ -714,16 +717,6 @@ def write_zeros(path, shape, mm=1.0):
         for _ in range(shape[2]):
             file.write(bytes(shape[0] * shape[1]))
     return path
-
-
-def test_implausible_extent_is_refused_before_the_scan_is_decoded(
-    client, predictor, tmp_path, monkeypatch
-):
-    monkeypatch.setattr(predictor, "read", None)  # it would decode the voxels
-    content = write_zeros(tmp_path / "a.nii.gz", (9, 9, 99), mm=60.0).read_bytes()
-    answer = client.post("/predict", files={"file": ("a.nii.gz", content)})
-    assert answer.status_code == 422
-    assert "extent" in answer.json()["detail"]
 
 
 START = "import sys; from lesionseg.cli.command import main; sys.exit(main(sys.argv[1:]))"
