@@ -38,16 +38,13 @@ LABELS = {1: "lesion", 2: "cyst"}
 def make_instances(dims=3):
     """Make instances of two asymmetric candidates and of a third that is not accepted."""
     ids = np.zeros((5, 4, 6), np.int32)
-    for voxel in ((0, 0, slice(1, 5)), (1, 0, 1), (0, 1, 4), (2, 0, 1)):
-        ids[voxel] = 1
-    for voxel in ((3, 2, 2), (4, 2, 2), (4, 3, 2)):
-        ids[voxel] = 2
+    ids[0, 0, 1:5] = ids[1, 0, 1] = ids[0, 1, 4] = ids[2, 0, 1] = 1
+    ids[3:, 2, 2] = ids[4, 3, 2] = 2
     ids[4, 0, 5] = 3
-    if dims == 3:
-        return ids
-    ids[0, 2, 0] = 2
-    ids[0, 3, 5] = 3
-    return ids[0]
+    if dims == 2:
+        ids[0, 2, 0] = 2
+        ids[0, 3, 5] = 3
+    return ids if dims == 3 else ids[0]
 
 
 def make_prediction(scan, *, drawn=True, **changes):
@@ -57,16 +54,10 @@ def make_prediction(scan, *, drawn=True, **changes):
     candidates = []
     for number, label, score in ((1, 1, 0.9), (2, 2, 0.7), (3, 1, 0.3)):
         one = Candidate.from_voxels(number, label, score, np.argwhere(ids == number), geometry)
-        ml = 0.25 * number if geometry.dims == 3 else None
-        candidate = replace(
-            one,
-            has_mask=drawn,
-            accepted=number < 3,
-            diameter_mm=1.5 * number,
-            volume_ml=ml,
-            probability=score / 2,
-        )
-        candidates.append(candidate)
+        measured = {"diameter_mm": 1.5 * number, "probability": score / 2, "accepted": number < 3}
+        if geometry.dims == 3:
+            measured["volume_ml"] = 0.25 * number
+        candidates.append(replace(one, has_mask=drawn, **measured))
     prediction = Prediction("A", geometry, tuple(candidates), ids if drawn else None)
     return replace(prediction, operating_point=POINT, **changes)
 
@@ -85,6 +76,16 @@ def write_results(folder, prediction, scan, origin=ORIGIN):
 
 def read_groups(sr):
     return hd.sr.srread(sr).content.get_volumetric_roi_measurement_groups()
+
+
+def read_planar_groups(sr):
+    return hd.sr.srread(sr).content.get_planar_roi_measurement_groups()
+
+
+def write_radiograph(folder, **elements):
+    pixels = np.arange(24, dtype=np.uint16).reshape(4, 6)
+    elements = {**PATIENT, "Modality": "DX", **elements}
+    return write_dicom_file(folder / "x.dcm", pixels, DX, **elements)
 
 
 def test_scan_with_fewer_slices_than_the_prediction_is_refused(tmp_path):
@@ -111,12 +112,10 @@ def test_every_voxel_has_the_position_of_the_scan(name, tmp_path):
 def test_segments_of_touching_candidates_are_read_as_lesions(tmp_path):
     scan = write_patient_series(tmp_path, GRIDS["axial"])
     instances = np.zeros((5, 4, 6), np.int32)
-    instances[1:3, :3, 1] = 1
-    instances[1:3, :3, 2] = 2
-    prediction = make_prediction(scan)
+    instances[1:3, :3, 1:3] = [1, 2]
+    prediction = make_prediction(scan, instances=instances)
     accepted = tuple(replace(one, label=1, accepted=True) for one in prediction.candidates[:2])
-    prediction = replace(prediction, candidates=accepted, instances=instances)
-    seg, _ = write_results(tmp_path, prediction, scan)
+    seg, _ = write_results(tmp_path, replace(prediction, candidates=accepted), scan)
     reference = read_dicom_reference(seg, prediction.geometry, LABELS, [scan])
     np.testing.assert_array_equal(reference.instances, instances)
     assert reference.instance_labels == (1, 1)
@@ -199,13 +198,11 @@ def test_report_of_a_single_candidate_names_its_segment(kind, tmp_path):
     elif kind == "enhanced":
         scan = write_enhanced(tmp_path / "scan.dcm", GRIDS["axial"])
     else:
-        scan = write_dicom_file(tmp_path / "x.dcm", VOXELS[0], DX, **{**PATIENT, "Modality": "DX"})
+        scan = write_radiograph(tmp_path)
     prediction = make_prediction(scan)
     candidates = tuple(replace(c, accepted=c.id == 1) for c in prediction.candidates)
     _, sr = write_results(tmp_path, replace(prediction, candidates=candidates), scan)
-    content = hd.sr.srread(sr).content
-    groups = content.get_volumetric_roi_measurement_groups()
-    groups += content.get_planar_roi_measurement_groups()
+    groups = read_planar_groups(sr) if kind == "radiograph" else read_groups(sr)
     (item,) = find_items(groups[0], "121214" if kind == "radiograph" else "121191")
     assert item.ReferencedSOPSequence[0].ReferencedSegmentNumber == 1
 
@@ -213,21 +210,21 @@ def test_report_of_a_single_candidate_names_its_segment(kind, tmp_path):
 def test_segment_name_of_a_long_label_keeps_its_number(tmp_path):
     scan = write_patient_series(tmp_path, GRIDS["axial"])
     names = {1: "l" * 64, 2: "cyst"}
-    seg = tmp_path / "A_seg.dcm"
-    assert write_dicom_results(scan, make_prediction(scan), ORIGIN, names, folder=tmp_path)
-    labels = [s.SegmentLabel for s in dcmread(seg).SegmentSequence]
+    write_dicom_results(scan, make_prediction(scan), ORIGIN, names, folder=tmp_path)
+    labels = [s.SegmentLabel for s in dcmread(tmp_path / "A_seg.dcm").SegmentSequence]
     assert labels == ["l" * 62 + " 1", "cyst 2"]
 
 
 def test_same_run_gives_the_same_bytes(tmp_path):
     scan = write_patient_series(tmp_path, GRIDS["oblique"])
-    first = write_results(tmp_path / "1", make_prediction(scan), scan)
-    second = write_results(tmp_path / "2", make_prediction(scan), scan)
-    for path, other in zip(first, second, strict=True):
-        assert path.read_bytes() == other.read_bytes()
-    write_results(tmp_path / "3", make_prediction(scan), scan, replace(ORIGIN, key="0" * 16))
-    made = [dcmread(tmp_path / n / "A_seg.dcm") for n in "13"]
-    assert made[0].SOPInstanceUID != made[1].SOPInstanceUID
+    made = [
+        write_results(tmp_path / str(n), make_prediction(scan), scan, origin)
+        for n, origin in enumerate((ORIGIN, ORIGIN, replace(ORIGIN, key="0" * 16)))
+    ]
+    contents = [[path.read_bytes() for path in paths] for paths in made]
+    assert contents[0] == contents[1]
+    first, _, other = (dcmread(seg).SOPInstanceUID for seg, _ in made)
+    assert first != other
 
 
 def test_without_accepted_candidates_only_a_report_is_written(tmp_path):
@@ -270,53 +267,48 @@ def test_enhanced_file_is_segmented_frame_by_frame(tmp_path):
 
 def test_enhanced_file_is_segmented_without_the_frames_of_another_direction(tmp_path):
     """The file begins with two coronal frames, which are left out of the stack."""
-    grid = GRIDS["axial"]
     coronal = make_sequence(ImageOrientationPatient=[1, 0, 0, 0, 0, -1])
     frames = [(0, VOXELS[0], {"PlaneOrientationSequence": coronal})] * 2
     frames += [(z, VOXELS[z], {}) for z in range(5)]
-    scan = write_frames(tmp_path / "scan.dcm", grid, frames, ENHANCED_MR, Modality="MR")
-    prediction = make_prediction(scan)
-    assert prediction.geometry.shape == (5, 4, 6)
-    seg, sr = write_results(tmp_path, prediction, scan)
+    scan = write_frames(tmp_path / "scan.dcm", GRIDS["axial"], frames, ENHANCED_MR, Modality="MR")
+    seg, sr = write_results(tmp_path, make_prediction(scan), scan)
     assert seg.exists()
     assert len(read_groups(sr)) == 2
 
 
 @pytest.mark.parametrize(
-    ("pixel_mm", "unit", "method"),
-    [(None, "{pixels}", "equal area"), (0.2, "mm", "assumed pixel size")],
+    ("stated_mm", "assumed_mm", "unit", "method"),
+    [
+        (None, None, "{pixels}", "equal area"),
+        (None, 0.2, "mm", "assumed pixel size"),
+        (0.2, None, "mm", "at the detector"),
+    ],
 )
-def test_report_states_an_assumed_pixel_size(tmp_path, pixel_mm, unit, method):
-    pixels = np.arange(24, dtype=np.uint16).reshape(4, 6)
-    scan = write_dicom_file(tmp_path / "x.dcm", pixels, DX, **{**PATIENT, "Modality": "DX"})
-    geometry = read_geometry(scan, pixel_mm=pixel_mm)
-    prediction = make_prediction(scan, geometry=geometry)
-    _, sr = write_results(tmp_path, prediction, scan)
-    group = hd.sr.srread(sr).content.get_planar_roi_measurement_groups()[0]
-    (diameter,) = (m for m in group.get_measurements() if m.name.meaning == "Diameter")
+def test_report_states_where_a_pixel_size_is_from(tmp_path, stated_mm, assumed_mm, unit, method):
+    stated = {} if stated_mm is None else {"ImagerPixelSpacing": [stated_mm] * 2}
+    scan = write_radiograph(tmp_path, **stated)
+    geometry = read_geometry(scan, pixel_mm=assumed_mm)
+    _, sr = write_results(tmp_path, make_prediction(scan, geometry=geometry), scan)
+    measured = read_planar_groups(sr)[0].get_measurements()
+    (diameter,) = (m for m in measured if m.name.meaning == "Diameter")
     assert diameter.unit.value == unit
-    assert diameter.method.meaning.endswith(method)
+    assert method in diameter.method.meaning
 
 
 @pytest.mark.parametrize("located", [True, False])
 def test_radiograph_has_its_segments_and_regions_on_the_image(located, tmp_path):
-    elements = {**PATIENT, "Modality": "DX", "ImagerPixelSpacing": [0.2, 0.2]}
-    elements |= {} if located else {"FrameOfReferenceUID": None}
-    scan = write_dicom_file(
-        tmp_path / "x.dcm", np.arange(24, dtype=np.uint16).reshape(4, 6), DX, **elements
-    )
+    elements = {} if located else {"FrameOfReferenceUID": None}
+    scan = write_radiograph(tmp_path, ImagerPixelSpacing=[0.2, 0.2], **elements)
     seg, sr = write_results(tmp_path, make_prediction(scan), scan)
     uid = str(dcmread(scan).SOPInstanceUID)
     array = hd.seg.segread(seg).get_pixels_by_source_instance([uid], combine_segments=True)[0]
     np.testing.assert_array_equal(array, np.where(make_instances(2) < 3, make_instances(2), 0))
-    groups = hd.sr.srread(sr).content.get_planar_roi_measurement_groups()
+    groups = read_planar_groups(sr)
     assert [g.tracking_identifier for g in groups] == ["lesion 1", "cyst 2"]
-    (diameter,) = (m for m in groups[0].get_measurements() if m.name.meaning == "Diameter")
-    assert "at the detector" in diameter.method.meaning
     (frame,) = find_items(groups[1], "121214")
     assert frame.ReferencedSOPSequence[0].ReferencedSegmentNumber == 2
     _, boxes = write_results(tmp_path / "b", make_prediction(scan, drawn=False), scan)
-    region = hd.sr.srread(boxes).content.get_planar_roi_measurement_groups()[0].roi
+    region = read_planar_groups(boxes)[0].roi
     assert region.value.tolist() == [[1, 0], [5, 0], [5, 2], [1, 2], [1, 0]]
 
 
@@ -326,12 +318,14 @@ def test_many_candidates_or_regions_give_one_segment_per_mask_value(tmp_path, mo
     ids = np.arange(120, dtype=np.int32).reshape(5, 4, 6) % 5
     box = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0))
     made = tuple(Candidate(n, 1 + n % 2, 0.5, *box, 1.0, 0.1) for n in range(1, 5))
-    seg, _ = write_results(tmp_path, make_prediction(scan, candidates=made, instances=ids), scan)
-    assert [s.SegmentLabel for s in dcmread(seg).SegmentSequence] == ["lesion", "cyst"]
     values = (make_instances() > 0).astype(np.uint8)
     values[0, 0, 2] = 2
-    seg, _ = write_results(tmp_path / "regions", make_prediction(scan, values=values), scan)
-    assert [s.SegmentLabel for s in dcmread(seg).SegmentSequence] == ["lesion", "cyst"]
+    for name, changes in (
+        ("many", {"candidates": made, "instances": ids}),
+        ("regions", {"values": values}),
+    ):
+        seg, _ = write_results(tmp_path / name, make_prediction(scan, **changes), scan)
+        assert [s.SegmentLabel for s in dcmread(seg).SegmentSequence] == ["lesion", "cyst"]
 
 
 @pytest.mark.filterwarnings("ignore:Invalid value")  # pydicom warns when the test writes them
