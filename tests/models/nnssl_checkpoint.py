@@ -34,29 +34,12 @@ def pretrained_network():
 
 
 def write_pretrained(path, weights, preset=PRESET):
-    """Write weights by nnssl's names, with the facts that it adds to a published checkpoint."""
-    configuration = {
-        "spacing_style": "onemmiso",
-        "spacing": [1, 1, 1],
-        "normalization_schemes": ["ZScoreNormalization"],
-        "use_mask_for_norm": [False],
-        "patch_size": [160, 160, 160],
-    }
-    plan = {
-        "architecture_plans": preset,
-        "pretrain_plan": {"configurations": {"onemmiso": configuration}},
-        "pretrain_num_input_channels": 1,
-        "recommended_downstream_patchsize": [160, 160, 160],
-        "key_to_encoder": "encoder.stages",
-        "key_to_stem": "encoder.stem",
-        "keys_to_in_proj": ["encoder.stem.convs.0.conv", "encoder.stem.convs.0.all_modules.0"],
-        "key_to_lpe": None,
-    }
+    """Write weights by nnssl's names, with facts that it adds to a published checkpoint."""
     content = {
         "network_weights": weights,
         "init_args": {"fold": 0, "device": torch.device("cpu")},
         "trainer_name": "BaseMAETrainer",
-        "nnssl_adaptation_plan": plan,
+        "nnssl_adaptation_plan": {"architecture_plans": preset, "key_to_stem": "encoder.stem"},
     }
     torch.save(content, path)
     return path

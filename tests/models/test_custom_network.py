@@ -157,19 +157,17 @@ def test_networks_of_monai_are_built_by_their_target(name, arguments, n_levels, 
     assert logits.shape == (1, 1, *ready.tile_shape)
 
 
-def test_tile_of_a_swin_transformer_is_rounded():
-    pytest.importorskip("einops")
-    small = make_plan(tile=(72, 72), _target_="monai.networks.nets.SwinUNETR", feature_size=12)
-    assert probe_network(small, by_hand=False).tile_shape == (64, 64)
-    with pytest.raises(ConfigError, match=r"Set model.tile_shape=\[64, 64\]"):
-        probe_network(small, by_hand=True)
-
-
 def test_tile_that_no_rounding_fits_is_set_by_hand():
     with pytest.raises(ConfigError, match=r"multiples of 14\. Set model\.tile_shape"):
         probe_network(make_plan(tile=(64, 64), **make_target("Patches")), by_hand=False)
     chosen = make_plan(tile=(56, 56), **make_target("Patches"))
     assert probe_network(chosen, by_hand=True).tile_shape == (56, 56)
+
+
+def test_tile_that_rounding_fits_is_named_if_it_was_set_by_hand():
+    halves = make_plan(tile=(20, 16, 16), **make_target("Halves"))
+    with pytest.raises(ConfigError, match=r"Set model.tile_shape=\[16, 16, 16\]"):
+        probe_network(halves, by_hand=True)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,6 @@ from lesionseg.plan.plan import AnchorPlan
 from lesionseg.training.callbacks import P_NAME, FocalStatistics
 from lesionseg.training.objective import make_objective
 from tests.models.plans import plan_of
-from tests.training.conftest import Squares
 
 
 def make_detector_plan(name="retinanet", dims=2):
@@ -36,8 +35,8 @@ def make_two_tiles(dims=2):
     instances[0][(slice(4, 8),) * dims] = 7
     instances[0][(slice(10, 14),) * dims] = 3
     labels = (2 * (instances == 7) + (instances == 3)).to(torch.uint8)
-    image = torch.randn((2, 1, *shape[1:]))
     valid = torch.ones(shape, dtype=torch.bool)
+    image = torch.randn(shape)[:, None]
     return {"image": image, "labels": labels, "instances": instances, "valid": valid}
 
 
@@ -124,18 +123,3 @@ def test_probability_in_lesions_of_anchors_is_independent_of_a_softmax_over_voxe
     statistics = FocalStatistics()
     statistics.observe(objective.finest_logits(output, objective.targets(batch)))
     assert statistics.latest()[P_NAME] == pytest.approx(expected)
-
-
-class Empty(Squares):
-    """Tiles without a square."""
-
-    def __getitem__(self, number):
-        return super().__getitem__(2 * number + 1)
-
-
-@pytest.mark.parametrize("name", ["unet", "retinanet", "retina_unet"])
-def test_tiles_without_lesions_train_without_skipped_steps(name, train):
-    plan = None if name == "unet" else make_detector_plan(name)
-    result = train(plan=plan, tiles=Empty(), max_steps=8)
-    assert (result.steps, result.skipped) == (8, 0)
-    assert all(bool(torch.isfinite(p).all()) for p in result.network.parameters())

@@ -4,7 +4,6 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
-from torch import nn
 
 from lesionseg.losses import FocalLoss
 from lesionseg.models import build_network
@@ -36,13 +35,6 @@ def test_module_under_lightning_trains_like_fit(train, make_plan, squares, tmp_p
     assert module.global_step == 6  # limited by the settings
     ours = train(max_steps=6, gradient_clip_val=1e9)
     torch.testing.assert_close(weights(module.network), weights(ours.network))
-
-
-def test_network_may_have_a_weight_of_another_rank(make_plan):
-    network = nn.Conv2d(1, 1, 3, padding=1)
-    network.scale = nn.Parameter(torch.ones(1, 1, 1, 1, 1))
-    module = make_module(make_plan(), make_config(max_steps=1), network, FocalLoss())
-    assert module.network is network
 
 
 def test_training_resumed_by_lightning_ends_with_identical_weights(make_plan, squares, tmp_path):

@@ -131,16 +131,6 @@ def test_scores_are_not_optimistic_if_no_stable_pair_is_scored(visits, caplog):
     assert "too optimistic" not in caplog.text
 
 
-def test_candidate_below_the_earlier_operating_point_is_not_new(visits):
-    one = boxes(SHAPE, OLD).astype(np.int32)
-    both = one + boxes(SHAPE, NEW, value=2)
-    for visit, drawn, scores, least in (("p", one, [0.75], 0.9), ("q", both, [0.75, 0.5], 0.0)):
-        found = prediction_of(drawn, scores, GRID, accepted_from=least, case="a")
-        write_prediction(visits / visit, found)
-    rows = follow_folders(visits, "p", "q")
-    assert [(r["state"], r["score"]) for r in rows] == [("new", "0.5"), ("stable", "")]
-
-
 def test_visits_on_different_grids_are_matched_by_their_headers(visits):
     """Use a later scan with voxels of half the size and another origin."""
     fine = np.kron(boxes(SHAPE, OLD), np.ones((2, 2, 2), np.uint8))[2:]

@@ -398,18 +398,6 @@ def test_server_answers_only_to_its_names(serve, host, status):
     assert ("hosts=[NAME]" in answer.text) == (status == 400)
 
 
-def test_open_server_without_names_warns_that_others_are_refused(
-    bundle, temporary, monkeypatch, caplog, without_model
-):
-    monkeypatch.setattr("uvicorn.run", lambda *_, **__: None)
-    caplog.set_level(logging.INFO, "lesionseg.extras.serve")
-    for hosts in ([], ["a.example"]):
-        caplog.clear()
-        run_recipe("serve", ServeConfig.of(bundle=bundle, host="::", hosts=hosts))
-        assert "http://[::]:8000" in caplog.text
-        assert ("'hosts=[" in caplog.text) == (not hosts)
-
-
 def test_port_0_is_a_wrong_setting_and_a_host_is_that_of_a_socket(bundle):
     assert ServeConfig.of(bundle=bundle, host="[fd00::7]").host == "fd00::7"
     with pytest.raises(ConfigError, match="port"):
