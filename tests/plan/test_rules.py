@@ -163,10 +163,8 @@ def test_coarse_axis_is_halved_after_the_finer_axes():
 @pytest.mark.parametrize(
     ("tile", "spacing", "first", "last"),
     [
-        ((1, 64, 64), (1, 1, 1), (1, 3, 3), (1, 3, 3)),
         ((1, 64, 64), (0.3, 1, 1), (1, 3, 3), (1, 3, 3)),  # a single thin slice
         ((6, 80, 80), (1, 1, 1), (3, 3, 3), (3, 3, 3)),
-        ((36, 128, 128), (1, 1, 1), (3, 3, 3), (3, 3, 3)),
         ((20, 256, 256), (3.6, 0.62, 0.62), (1, 3, 3), (3, 3, 3)),
         ((32, 64, 64), (5, 1, 1), (1, 3, 3), (3, 3, 3)),  # the slices alone are halved last
         ((1024, 64), (1, 1), (3, 3), (3, 3)),
@@ -225,7 +223,6 @@ def test_tile_is_small_from_one_and_a_half_lesions_per_tile(allowed, median, les
         ((90, 400, 400), (5, 0.8, 0.8), 16, (32, 80, 80)),  # many thick slices
         ((90, 400, 400), (5, 0.8, 0.8), 8, (80, 80, 80)),
         # thin volumes
-        ((1, 256, 256), (1, 1, 1), 16, (1, 256, 256)),
         ((6, 256, 256), (1, 1, 1), 16, (6, 128, 128)),
         ((20, 256, 256), (3.6, 0.62, 0.62), 16, (20, 96, 96)),
         ((512, 64, 64), (1, 1, 1), 8, (112, 64, 64)),
@@ -236,9 +233,7 @@ def test_tile_on_a_cpu_is_longer_than_a_cube_only_in_a_thin_volume(
     median, spacing, features, expected
 ):
     allowed = replace(CPU, base_features=features, widest=8 * features)
-    found = tile_shape(median, spacing, allowed)
-    assert found.value == expected
-    assert prod(expected) <= 80**3
+    assert tile_shape(median, spacing, allowed).value == expected
 
 
 def test_cost_of_one_stage_equals_the_count_by_hand():

@@ -44,7 +44,7 @@ from lesionseg.inference.predictor import Predictor
 from lesionseg.inference.read_ahead import needed_bytes
 from lesionseg.io import limits as io_limits
 from lesionseg.io.volumes import read_geometry, read_volume
-from lesionseg.models.build import TRUSTED, build_network
+from lesionseg.models.build import build_network
 from tests.extras.serve.serve_app import InThisProcess, app_of
 from tests.inference.networks import Bright, make_bright
 from tests.pipeline.cases import write_array
@@ -59,9 +59,9 @@ import httpx
 from fastapi import FastAPI, HTTPException, UploadFile
 
 from lesionseg.extras.serve import slicer, uploads
-from lesionseg.extras.serve.app import ROUTES, make_app
+from lesionseg.extras.serve.app import ROUTES
 from lesionseg.extras.serve.home import server_folder
-from lesionseg.extras.serve.model_process import ModelProcess, load_model, running_model
+from lesionseg.extras.serve.model_process import ModelProcess, load_model
 from lesionseg.extras.serve.uploads import InferenceQueue, store
 
 SHAPE = (12, 18, 20)
@@ -708,25 +708,6 @@ def write_zeros(path, shape):
 
 
 START = "import sys; from lesionseg.cli.command import main; sys.exit(main(sys.argv[1:]))"
-
-
-@pytest.mark.slow  # a process that imports torch
-def test_process_of_the_model_gives_the_mask_of_the_predictor(plan, scan, temporary, tmp_path):
-    network = {"_target_": "tests.inference.networks.Bright"}
-    own_class = replace(plan.architecture, name="custom", network=network)
-    mine = replace(plan, architecture=own_class)
-    write_bundle(tmp_path / "own", build_network(mine, architectures=TRUSTED), mine, "")
-    cfg = ServeConfig.of(bundle=tmp_path / "own", device="cpu", trust=True)
-    with running_model(cfg) as model:
-        app = make_app(model, cfg, temporary)
-        with TestClient(app, base_url="http://localhost") as client:
-            answer = client.post("/predict", files={"file": (NAME, scan)})
-            assert client.get("/health").json()["status"] == "ok"
-    (tmp_path / "m.nii.gz").write_bytes(answer.content)
-    own = Predictor(cfg.bundle, device="cpu", trust=True)(tmp_path / NAME)
-    assert own.mask().any()
-    np.testing.assert_array_equal(read_volume(tmp_path / "m.nii.gz").array[0], own.mask())
-    assert not list(temporary.iterdir())
 
 
 @pytest.mark.slow  # processes that import torch
