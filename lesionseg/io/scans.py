@@ -323,7 +323,7 @@ def find_scans(
     return FoundScans(source, root, tuple(_mark_clashes(ordered)), tuple(notes))
 
 
-def _named_as_in_bids(scan: Scan, patients: Mapping[str, Collection[str]]) -> Scan:
+def _named_as_in_bids(scan: Scan, patients: Mapping[str, set[str]]) -> Scan:
     """Return a scan with an id of BIDS, or with the error that it has no subject of its own.
 
     A scan with findings is returned unchanged. A scan with a new id has no `other_case`.

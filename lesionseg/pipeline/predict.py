@@ -16,7 +16,7 @@ from lesionseg.io.nnunet_probabilities import write_description
 from lesionseg.io.remote import download, upload
 from lesionseg.io.results.bids_files import write_bids_description
 from lesionseg.io.results.folder import PredictionFolder, claim_table
-from lesionseg.io.results.index import PredictionIndex, left_out_row
+from lesionseg.io.results.index import PredictionIndex
 from lesionseg.io.results.row import CaseRow
 from lesionseg.io.scans import FoundScans, Scan, find_scans
 from lesionseg.io.volumes import result_suffix

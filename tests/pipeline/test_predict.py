@@ -23,6 +23,7 @@ from lesionseg.io.text import read_csv, read_json
 from lesionseg.io.volumes import read_volume, write_volume
 from lesionseg.pipeline import predict_case
 from tests.commands import evaluate, report
+from tests.evaluation.test_drift import make_rows, write_rows
 from tests.inference.networks import Bright, make_bright
 from tests.pipeline.cases import boxes, predict_bright, write_array
 
@@ -66,17 +67,17 @@ CASES = ("a", "more_b", "more_c")
 
 def test_night_with_a_drift_ends_with_its_sentence_and_status_0(bundle, scans, tmp_path):
     out = tmp_path / "out"
-    (one,) = run(bundle, scans / "a.nii.gz", tmp_path / "other").rows
+    (one,) = predict_bright(bundle, scans / "a.nii.gz", tmp_path / "other").rows
     first = make_rows([None] * N_FIRST, one.bundle)
     write_rows(out, [replace(row, acquired="2020-01-01", n_accepted=9) for row in first])
     for number in range(3):
         shutil.copy(scans / "a.nii.gz", scans / f"a{number}.nii.gz")
-    outcome = run(bundle, scans, out)
+    outcome = predict_bright(bundle, scans, out)
     assert outcome.exit_status == 0
     assert outcome.summary()[-1] == outcome.drifts[0]
     assert "the number of accepted candidates (n_accepted) is below" in outcome.drifts[0]
     assert outcome.drifts[0] in (out / "predictions.log").read_text()
-    again = run(bundle, scans, out)  # nothing is new
+    again = predict_bright(bundle, scans, out)  # nothing is new
     assert again.drifts == ()
 
 
@@ -226,7 +227,7 @@ def test_missing_bundle_or_input_and_unusable_output_are_refused(bundle, tmp_pat
     for paths, error in (
         ((bundle, tmp_path / "none", tmp_path / "out"), DatasetError),
         ((bundle, tmp_path, tmp_path), ConfigError),
-        ((bundle, tmp_path, tmp_path / "file"), ConfigError),
+        ((bundle, tmp_path, tmp_path / "file"), OutputError),
         ((tmp_path / "empty", scans, tmp_path / "out"), BundleError),
     ):
         with pytest.raises(error):
@@ -332,58 +333,6 @@ def test_little_memory_changes_no_result(bundle, scans, tmp_path):
     predict_bright(bundle, scans, tmp_path / "little", names="nnunet", inference=limits)
     assert contents(tmp_path / "plenty") == contents(tmp_path / "little")
     assert not (tmp_path / "little" / "a_mask.nii.gz").exists()
-
-
-@pytest.fixture
-def bids(tmp_path, scans):
-    """Write a BIDS folder of two sessions, the second of which has two runs."""
-    image = read_volume(scans / "a.nii.gz")
-    root = tmp_path / "bids"
-    for name in ("ses-a_FLAIR", "ses-a_T1w", "ses-b_run-1_FLAIR", "ses-b_run-2_FLAIR"):
-        folder = root / "sub-1" / name[:5] / "anat"
-        folder.mkdir(parents=True, exist_ok=True)
-        write_volume(folder / f"sub-1_{name}.nii.gz", image)
-    return root
-
-
-def test_bids_reader_and_evaluate_read_results_named_as_in_bids(bundle, bids, tmp_path):
-    out = bids / "derivatives" / "lesionseg"
-    reference = tmp_path / "reference"
-    places = bundle, f"{bids}/sub-1/*/anat/*_FLAIR.nii.gz", out
-    session = "sub-1_ses-a"
-    cases = (session, "sub-1_ses-b_run-1", "sub-1_ses-b_run-2")
-    assert statuses(predict_bright(*places, names="bids")) == dict.fromkeys(cases, "done")
-    description = read_json(out / "dataset_description.json")
-    assert description["DatasetType"] == "derivative"
-    made_by = {"Name": "lesionseg", "Version": lesionseg.__version__}
-    assert description["GeneratedBy"] == [made_by]
-    mask = out / "sub-1_ses-a_label-lesion_mask.nii.gz"
-    prediction = find_predictions(out)[session].read()
-    np.testing.assert_array_equal(read_volume(mask).array[0], prediction.mask())
-
-    shutil.copytree(out, reference, ignore=shutil.ignore_patterns("*[!k].nii.gz", "*s.json"))
-    scored = evaluate(reference, out, tmp_path / "scores", replicates=0)
-    assert scored.scores["lesion_recall"].value == 1
-    assert scored.scores["n_cases"].value == 3
-
-    assert statuses(predict_bright(*places, names="bids")) == dict.fromkeys(cases, "kept")
-    for file in out.glob("*_run-*"):  # the reader takes one mask of a session
-        file.unlink()
-    (case,) = read_dataset(bids).cases
-    assert (case.case, case.reference) == (session, mask)
-    images = [f"{session}_FLAIR.nii.gz", f"{session}_T1w.nii.gz"]
-    assert [image.name for image in case.images] == images
-
-
-def test_bids_names_need_a_subject_and_one_scan_per_name(bundle, bids, scans, tmp_path):
-    session = bids / "sub-1" / "ses-a"  # FLAIR and T1w
-    for source, cases, advice in (
-        (scans, CASES, "sub-<label>"),
-        (session, ["sub-1_ses-a"], "glob"),
-    ):
-        outcome = predict_bright(bundle, source, tmp_path / "out", names="bids")
-        assert statuses(outcome) == dict.fromkeys(cases, "failed")
-        assert all(advice in row.message for row in outcome.rows)
 
 
 @pytest.fixture

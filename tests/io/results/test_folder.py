@@ -22,6 +22,12 @@ def scan(digest, *uids):
     return CaseRow("a", digest=digest, **dict(zip(names, uids, strict=False)))
 
 
+def source_of(row):
+    """Return what a candidate file states of the scan."""
+    names = ("digest", "study_uid", "series_uid", "instance_uid")
+    return {name: getattr(row, name) for name in names}
+
+
 def write_results(folder, case, source, content="1", mask=None):
     """Write files for a case with the names that `write_prediction` uses.
 
@@ -31,8 +37,7 @@ def write_results(folder, case, source, content="1", mask=None):
         folder.mkdir()
     for name in [mask] if mask else [f"{case}_mask.nii", f"{case}_instances.nii"]:
         (folder / name).write_text(content)
-    names = ("digest", "study_uid", "series_uid", "instance_uid")
-    candidates = {"candidates": [], "source": {name: getattr(source, name) for name in names}}
+    candidates = {"candidates": [], "source": source_of(source)}
     if mask:
         candidates["names"] = "nnunet"
     (folder / f"{case}_candidates.json").write_text(json.dumps(candidates))
@@ -100,6 +105,17 @@ def test_result_without_a_source_is_not_replaced(tmp_path, name):
     with pytest.raises(ConflictError, match=name):
         PredictionFolder(tmp_path).claim("a", ONE)
     PredictionFolder(tmp_path).claim("a", ONE, overwrite=True)
+
+
+def write_bids_results(folder, mask, source):
+    """Write the files of the case `sub-1_FLAIR` with the names that `names=bids` uses."""
+    place = folder / "sub-1" / "anat"
+    place.mkdir(parents=True)
+    stem = "sub-1_space-orig_label-lesion_desc-FLAIR_mask"
+    (place / f"{stem}.nii.gz").write_text(mask)
+    (place / f"{stem}.json").write_text("{}")
+    content = {"candidates": [], "source": source_of(source), "names": "bids"}
+    (folder / "sub-1_FLAIR_candidates.json").write_text(json.dumps(content))
 
 
 def test_names_of_bids_replace_own_masks_only(tmp_path):
