@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: demo test setup check portable slow data bench gpu docs viewer peers lock check-lock wheelhouse sbom release container brats
+.PHONY: demo test setup check portable slow data bench gpu docs viewer peers oldest lock check-lock wheelhouse sbom release container brats
 
 demo: $(VENV)/.runtime  ## train, predict, evaluate and report on simulated brain MRI
 	$(BIN)/python scripts/train.py experiment=demo_mri
@@ -89,6 +89,16 @@ brats: .brats/.installed  ## the official evaluation of BraTS, with which a slow
 .brats/.installed:
 	$(PYTHON) -m venv .brats
 	.brats/bin/python -m pip install --quiet BraTS-evaluation==0.0.10
+	touch $@
+
+oldest: .oldest/.installed  ## the oldest packages that pyproject.toml allows, with which a slow test runs the commands
+
+# the oldest release of some packages has no wheel, so the first one that has is taken
+.oldest/.installed: pyproject.toml
+	$(PYTHON) -m venv .oldest
+	.oldest/bin/python -m pip install --quiet 'uv>=0.9'
+	.oldest/bin/uv --no-config --quiet pip install --python .oldest/bin/python --resolution lowest-direct \
+	  --torch-backend cpu --only-binary :all: --no-binary antlr4-python3-runtime --no-binary lesionseg -e .
 	touch $@
 
 lock:  ## write both locks anew, for every platform; versions in them stay unless pyproject.toml forbids
