@@ -213,7 +213,7 @@ def predict_folder(name: str, folder: Path, device: str = "cpu") -> dict[str, An
     )
     work = CaseWork(cfg)
     predictor = work.predictor
-    scans = find_input_scans(folder / "in", output, predictor.plan, cfg.series).scans
+    scans = find_input_scans(folder / "in", output, predictor.plan, cfg).scans
     _warm_up(predictor)
     spent = [0.0]
     for network in predictor.window.networks:
