@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+from fnmatch import fnmatch
 from pathlib import Path
 
 import numpy as np
@@ -96,6 +97,10 @@ def test_masks_are_a_bids_derivative_with_sidecars_that_state_the_scans(bundle, 
     files = find_predictions(out)["sub-2_T2w"]
     assert files.mask == out / masks[-1]
     np.testing.assert_array_equal(read_volume(files.mask).array[0], files.read().mask())
+    patterns = (out / ".bidsignore").read_text().split()
+    others = [file.name for file in out.iterdir() if file.is_file() and file.name[0] != "."]
+    others.remove("dataset_description.json")
+    assert [name for name in others if not any(fnmatch(name, p) for p in patterns)] == []
     assert set(statuses(run(bundle, bids, out)).values()) == {"kept"}
 
 

@@ -19,6 +19,7 @@ _OTHER_FILES = """\
 *_seg.dcm
 *_sent.json
 *_sr.dcm
+first_scans.json
 predictions*
 """
 
