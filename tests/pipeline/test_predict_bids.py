@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 import lesionseg
-from lesionseg.core import Geometry
+from lesionseg.core import CaseFiles, Geometry
 from lesionseg.errors import ConfigError, OutputError
 from lesionseg.io.layouts import read_dataset
-from lesionseg.io.results.index import find_predictions
+from lesionseg.io.results.index import find_predictions, list_predictions
+from lesionseg.io.results.names import mask_stem
 from lesionseg.io.text import read_json
 from lesionseg.io.volumes import read_volume, write_volume
 from lesionseg.reporting.images import Sources
@@ -118,6 +119,25 @@ def test_bids_reader_evaluate_and_pictures_take_the_results_as_those_of_a_sessio
     assert scored.scores["lesion_recall"].value == 1
     assert scored.scores["n_cases"].value == 2
     assert Sources(bids, prediction=tmp_path / "out").load("sub-2").prediction is not None
+
+
+@pytest.mark.parametrize(
+    ("reference", "names", "found"),
+    [
+        ("sub-1", "sub-1_FLAIR", "sub-1"),
+        ("sub-1_ses-a", "sub-1_ses-a_FLAIR sub-1_ses-b_FLAIR", "sub-1_ses-a sub-1_ses-b_FLAIR"),
+        ("sub-1_FLAIR", "sub-1_FLAIR", "sub-1_FLAIR"),
+        # it is not known which one is meant
+        ("sub-1", "sub-1_FLAIR sub-1_T2w", "sub-1_FLAIR sub-1_T2w"),
+    ],
+)
+def test_only_prediction_of_a_session_gets_its_id(tmp_path, reference, names, found):
+    for name in names.split():
+        mask = tmp_path / f"{mask_stem(name, 'bids')}.nii.gz"
+        mask.parent.mkdir(parents=True, exist_ok=True)
+        mask.touch()
+    by_case, _ = list_predictions(tmp_path, [CaseFiles(reference, ())])
+    assert [*by_case] == found.split()
 
 
 def test_scan_of_another_format_gets_a_nifti_mask(bundle, scan, tmp_path):

@@ -2,11 +2,9 @@
 
 import pytest
 
-from lesionseg.core import CaseFiles
 from lesionseg.errors import DatasetError, ReadError
 from lesionseg.io.results.case import PredictionFiles
-from lesionseg.io.results.index import find_masks, find_predictions, list_predictions
-from lesionseg.io.results.names import mask_stem
+from lesionseg.io.results.index import find_masks, find_predictions
 
 
 def _touch(folder, names):
@@ -29,23 +27,6 @@ def test_files_of_a_folder_are_grouped_by_case(tmp_path):
     assert masks["B"] == tmp_path / "B_mask.png"
 
 
-@pytest.mark.parametrize(
-    ("reference", "names", "found"),
-    [
-        ("sub-1", "sub-1_FLAIR", "sub-1"),
-        ("sub-1_ses-a", "sub-1_ses-a_FLAIR sub-1_ses-b_FLAIR", "sub-1_ses-a sub-1_ses-b_FLAIR"),
-        ("sub-1_FLAIR", "sub-1_FLAIR", "sub-1_FLAIR"),
-        # it is not known which one is meant
-        ("sub-1", "sub-1_FLAIR sub-1_T2w", "sub-1_FLAIR sub-1_T2w"),
-    ],
-)
-def test_only_prediction_of_a_bids_session_gets_its_id(tmp_path, reference, names, found):
-    for name in names.split():
-        mask = tmp_path / f"{mask_stem(name, 'bids')}.nii.gz"
-        mask.parent.mkdir(parents=True, exist_ok=True)
-        mask.touch()
-    by_case, _ = list_predictions(tmp_path, [CaseFiles(reference, ())])
-    assert [*by_case] == found.split()
 
 
 def test_message_names_the_file_of_boxes_of_other_programs(tmp_path):
