@@ -1022,7 +1022,7 @@ def build(spec: Mapping[str, Any], key: str) -> Any:
     def construct(value: Any) -> Any:
         """Return a value with its objects constructed, the innermost first."""
         if isinstance(value, list | tuple):
-            return type(value)(construct(part) for part in value)
+            return type(value)(map(construct, value))
         if not isinstance(value, Mapping):
             return value
         arguments = {name: construct(part) for name, part in value.items() if name != TARGET}

@@ -241,7 +241,7 @@ def place_at(
     stop = centre + half + 1
     if (start < gap).any() or (stop > np.array(labels.shape) - gap).any():
         return None
-    box = tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
+    box = tuple(map(slice, start, stop))
     box_with_gap = tuple(slice(a - gap, b + gap) for a, b in zip(start, stop, strict=True))
     share = share * tissue[box]
     is_lesion = share >= 0.5

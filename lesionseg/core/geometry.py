@@ -65,7 +65,7 @@ class Geometry:
     def __post_init__(self) -> None:
         affine = np.array(self.affine, float)
         affine.setflags(write=False)
-        object.__setattr__(self, "shape", tuple(int(n) for n in self.shape))
+        object.__setattr__(self, "shape", tuple(map(int, self.shape)))
         object.__setattr__(self, "affine", affine)
         if affine.shape != (self.dims + 1, self.dims + 1):
             raise GeometryError(f"An affine of {affine.shape} does not fit {self.dims} axes.")
@@ -169,7 +169,7 @@ class Geometry:
 
     def describe(self) -> str:
         """Describe shape, spacing and RAS position for a message. x comes first, as in files."""
-        origin = tuple(float(x) for x in self.affine[:-1, -1].round(3))
+        origin = tuple(map(float, self.affine[:-1, -1].round(3)))
         spacing = tuple(round(s, 4) for s in reversed(self.spacing_mm))
         shape = tuple(reversed(self.shape))
         return f"of shape {shape}, spacing {spacing} mm, first voxel at {origin} mm"

@@ -61,7 +61,7 @@ def box_slices(box: Sequence[float] | NDArray[Any], dims: int) -> tuple[slice, .
     """
     start = np.floor(box[:dims]).clip(0).astype(int).tolist()
     stop = np.ceil(box[dims:]).clip(0).astype(int).tolist()
-    return tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
+    return tuple(map(slice, start, stop))
 
 
 def centre_slices(box: Sequence[float] | NDArray[Any], dims: int) -> tuple[slice, ...]:
@@ -82,7 +82,7 @@ def centre_slices(box: Sequence[float] | NDArray[Any], dims: int) -> tuple[slice
     stop = np.where(is_between, start + 1, stop)
     first = start.clip(0).astype(int).tolist()
     last = stop.clip(0).astype(int).tolist()
-    return tuple(slice(a, b) for a, b in zip(first, last, strict=True))
+    return tuple(map(slice, first, last))
 
 
 def clip_boxes(boxes: ArrayLike, shape: Sequence[int], where: object) -> NDArray[np.float32]:

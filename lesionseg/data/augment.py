@@ -212,7 +212,7 @@ class Draw:
         happens = self.happens(probability)
         drawn = (self.uniform(n) + 1) / 2
         low, high = bounds
-        return tuple(float(v) for v in low + (high - low) * drawn) if happens else None
+        return tuple(map(float, low + (high - low) * drawn)) if happens else None
 
     def seed(self) -> int:
         """Draw a seed for another generator."""
@@ -298,7 +298,7 @@ class Augmentation:
         """
         spacing = np.array(self.plan.spacing_mm)
         coarseness = spacing / spacing.min()  # 1 for the finest axis
-        distance = tuple(float(d) for d in (ELASTIC_SPACING / coarseness).clip(1))
+        distance = tuple(map(float, (ELASTIC_SPACING / coarseness).clip(1)))
         # a cubic B-spline over n voxels needs 3 knots more than intervals
         sides = np.subtract(self.plan.tile_shape, 1)
         n_knots = (np.floor(sides / distance) + 4).astype(int).tolist()

@@ -180,7 +180,7 @@ def _combine_errors(errors: list[LesionsegError], root: Path) -> LesionsegError:
     """Return the only error, or a `DatasetError` that lists the first of them."""
     if len(errors) == 1:
         return errors[0]
-    shown = "\n  ".join(str(error) for error in errors[:_SHOWN_ERRORS])
+    shown = "\n  ".join(map(str, errors[:_SHOWN_ERRORS]))
     n_more = len(errors) - _SHOWN_ERRORS
     more = f"\n  … and {n_more} more" if n_more > 0 else ""
     return DatasetError(f"{root}: {len(errors)} cases cannot be used:\n  {shown}{more}")

@@ -39,14 +39,12 @@ class TileGrid:
     @cached_property
     def pad(self) -> tuple[tuple[int, int], ...]:
         """The voxels to add (before, after) along each axis; zeros if the tile fits."""
-        return tuple(
-            _compute_padding(n, tile) for n, tile in zip(self.shape, self.tile_shape, strict=True)
-        )
+        return tuple(map(_compute_padding, self.shape, self.tile_shape))
 
     @cached_property
     def padded_shape(self) -> tuple[int, ...]:
         """The shape of the padded array: at least a tile along every axis."""
-        return tuple(max(n, tile) for n, tile in zip(self.shape, self.tile_shape, strict=True))
+        return tuple(map(max, self.shape, self.tile_shape))
 
     @cached_property
     def starts(self) -> tuple[tuple[int, ...], ...]:

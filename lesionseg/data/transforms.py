@@ -147,7 +147,7 @@ def add_mask_keys(spec: Spec) -> Spec:
 def _add_inner_mask_keys(value: Any) -> Any:
     """Return an argument of a transform. If it contains transforms, they move all masks."""
     if isinstance(value, list | tuple):
-        return type(value)(_add_inner_mask_keys(part) for part in value)
+        return type(value)(map(_add_inner_mask_keys, value))
     if isinstance(value, Mapping) and TARGET in value:
         return add_mask_keys(value)
     return value

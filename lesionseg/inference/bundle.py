@@ -270,7 +270,7 @@ def read_own_bundle(bundle: Path, network: Mapping[str, Any]) -> Bundle:
 
 def joint_digest(folders: Sequence[str]) -> str:
     """Return the digests of all members of an ensemble, joined by `+`."""
-    return "+".join(bundle_digest(folder) for folder in folders)
+    return "+".join(map(bundle_digest, folders))
 
 
 def bundle_digest(bundle: str | PathLike[str]) -> str:

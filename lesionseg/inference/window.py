@@ -85,7 +85,7 @@ class _CoveredPart:
 
     def tiles(self) -> list[int]:
         """Return the numbers of the tiles that touch the body."""
-        return [number for number in range(len(self.grid)) if self._touches(number)]
+        return list(filter(self._touches, range(len(self.grid))))
 
     def _touches(self, number: int) -> bool:
         """Return True if the tile contains a part of the body."""

@@ -221,7 +221,7 @@ def _read_mask_file(
         names = dict(labels.merged or labels.mask_names)
         if labels.ignore is not None:
             names[labels.ignore] = IGNORE
-        scans = [image for image in files.images if is_dicom_image(image)]
+        scans = list(filter(is_dicom_image, files.images))
         return _apply_labels(path, read_dicom_reference(path, geometry, names, scans), labels)
     has_ids = "instances" in files.annotations
     read = read_instances if has_ids else read_mask

@@ -94,7 +94,7 @@ def list_archive(archive: Path) -> list[str]:
     """
     with convert_read_errors(archive), zipfile.ZipFile(archive) as file:
         names = file.namelist()
-    unsafe = [name for name in names if _is_outside(name)]
+    unsafe = list(filter(_is_outside, names))
     if unsafe:
         raise BundleError(
             f"{archive}: the archive names a file outside its own folder ({unsafe[0]!r}) and was "

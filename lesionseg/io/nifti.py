@@ -253,7 +253,7 @@ def _parse(path: Path, stream: BinaryIO) -> Any:
             f"{path}: the header states no voxels (shape {tuple(image.shape)}). The file is "
             "damaged: copy it again from its source."
         )
-    n_bytes = math.prod(int(n) for n in image.shape) * image.get_data_dtype().itemsize
+    n_bytes = math.prod(map(int, image.shape)) * image.get_data_dtype().itemsize
     check_size(path, n_bytes, compressed=_is_gzip(path))
     return image
 
@@ -272,7 +272,7 @@ def _read_grid(path: Path, image: Any) -> Geometry:
     Axes of length 1 after the third are dropped. Raise `ReadError` if not two or three axes remain,
     the voxel size or position is unknown, or a size is outside the limits.
     """
-    shape = tuple(int(n) for n in image.shape)
+    shape = tuple(map(int, image.shape))
     while len(shape) > 3 and shape[-1] == 1:  # drop a time axis of one volume
         shape = shape[:-1]
     if len(shape) not in (2, 3):

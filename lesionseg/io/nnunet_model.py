@@ -155,7 +155,7 @@ def _choose_folds(root: Path, names: Sequence[str], wanted: str | None) -> tuple
     folders with a checkpoint.
     """
     # fold_10 comes after fold_9
-    known = sorted({n for n in names if _FOLD.fullmatch(n)}, key=lambda n: (len(n), n))
+    known = sorted(set(filter(_FOLD.fullmatch, names)), key=lambda n: (len(n), n))
     numbered = [name for name in known if name != "fold_all"]
     chosen = (numbered or known) if wanted is None else [n for n in known if n == wanted]
     if not chosen:

@@ -106,7 +106,7 @@ def find_spacing_file(path: Path) -> Path | None:
     """
     if path.suffix.lower() not in SUFFIXES:
         return None
-    return next((file for file in _spacing_names(path) if is_file_or_broken_link(file)), None)
+    return next(filter(is_file_or_broken_link, _spacing_names(path)), None)
 
 
 @contextmanager
@@ -322,7 +322,7 @@ def _read_stack(path: Path, tiff: Any, *, as_labels: bool) -> Volume:
             "grey slices of one size (ZYX). Save one volume per file, and each channel (C) and "
             "time (T) as a separate file."
         )
-    geometry = Geometry.from_spacing(tuple(int(n) for n in series.shape), _read_spacing(path))
+    geometry = Geometry.from_spacing(tuple(map(int, series.shape)), _read_spacing(path))
     check_grid(path, geometry)
     array = _normalise_grey(path, first, np.asarray(series.asarray()), as_labels=as_labels)
     return Volume(array.astype(array.dtype.newbyteorder("="), copy=False)[np.newaxis], geometry)

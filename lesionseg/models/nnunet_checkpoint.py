@@ -299,7 +299,7 @@ def architecture_of(
     dims = first[0].ndim - 2
     return Architecture(
         name=name,
-        features=tuple(len(weight) for weight in first),
+        features=tuple(map(len, first)),
         strides=((1,) * dims, *strides),
         kernels=tuple(tuple(weight.shape[2:]) for weight in first),
         blocks=depths.pop(),

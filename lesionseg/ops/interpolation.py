@@ -352,7 +352,7 @@ def _find_parallel_axes(linear: Numbers, out_shape: tuple[int, ...]) -> tuple[in
     if movement.sum(axis=1).max() >= _TOLERANCE_VOX:
         return None
     input_axes = np.argsort(output_axes)  # the inverse permutation
-    return tuple(int(axis) for axis in input_axes)
+    return tuple(map(int, input_axes))
 
 
 def _take_mean(array: Tensor, axis: int, x: Numbers, ratio: float) -> Tensor:

@@ -313,7 +313,7 @@ def _inspect(files: CaseFiles, dataset: Dataset, pseudonym: str) -> _InspectedCa
         look=look,
         findings=tuple(findings),
         patient=inspection.patient,
-        image_digests=tuple(_digest(channel) for channel in image.present_channels),
+        image_digests=tuple(map(_digest, image.present_channels)),
         reference_key=reference_key,
         axes=inspection.axes,
         unit=image.geometry.size_unit,

@@ -107,7 +107,7 @@ def _share_cluster(device: str, n_scans: int) -> tuple[int, dict[str, int | None
             "engine=ray: the cluster has no CPU core. Start it with at least one, or leave engine= "
             "out."
         )
-    n_possible = gpus if gpus else max(cores // _CORES_PER_ACTOR, 1)
+    n_possible = gpus or max(cores // _CORES_PER_ACTOR, 1)
     resources = {
         "num_gpus": 1 if gpus else None,
         "num_cpus": None if gpus else min(_CORES_PER_ACTOR, cores),

@@ -55,7 +55,7 @@ class Shard:
 
     def select(self, scans: Sequence[Scan]) -> list[Scan]:
         """Return the scans that belong to the shard."""
-        return [scan for scan in scans if self._has(scan)]
+        return list(filter(self._has, scans))
 
     def _has(self, scan: Scan) -> bool:
         """Return True if a scan belongs to the shard."""

@@ -203,7 +203,7 @@ def first_splits(
         lesions=lesions,
     )
     trained = [case for case, role in splits.roles.items() if role == "train"]
-    if not any(counts.get(case) for case in trained):
+    if not any(map(counts.get, trained)):
         raise DatasetError(
             f"{data.root}: no training case has a lesion ({splits.note}), so no lesion can be "
             "learned. Move cases with lesions into training."

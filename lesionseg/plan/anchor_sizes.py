@@ -135,7 +135,7 @@ def _make_anchors(
     sizes = []
     for level in range(len(stages)):
         end = min(N_SHAPES * level + n_each, len(shapes))
-        sizes.append(tuple(tuple(size) for size in shapes[end - n_each : end].round(2).tolist()))
+        sizes.append(tuple(map(tuple, shapes[end - n_each : end].round(2).tolist())))
     width = ceil(architecture.features[stages[0]] / 8) * 8  # group norms have 8 groups
     return AnchorPlan(stages, tuple(sizes), width=min(max(width, 16), 128), floor=BOX_FLOOR)
 

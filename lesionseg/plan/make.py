@@ -172,7 +172,7 @@ def _sizes_on_grid(fingerprint: Fingerprint, draft: Plan) -> GridSizes:
     volume_of_unit_ball = np.pi / (6 if draft.dims == 3 else 4)
     voxels_of_unit_ball = volume_of_unit_ball / np.prod(draft.spacing_mm)
     return GridSizes(
-        median_shape=tuple(int(n) for n in np.ceil(np.median(shapes, axis=0))),
+        median_shape=tuple(map(int, np.ceil(np.median(shapes, axis=0)))),
         n_voxels=float(shapes.prod(axis=1).sum()),
         lesion_voxels=voxels_of_unit_ball * diameters_mm**draft.dims,
     )

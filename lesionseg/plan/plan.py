@@ -110,7 +110,7 @@ def total_strides(strides: Sequence[tuple[int, ...]]) -> tuple[tuple[int, ...], 
     >>> total_strides(((1, 1), (1, 2), (2, 2)))
     ((1, 1), (1, 2), (2, 4))
     """
-    return tuple(tuple(stride) for stride in np.cumprod(strides, axis=0).tolist())
+    return tuple(map(tuple, np.cumprod(strides, axis=0).tolist()))
 
 
 def total_stride(architecture: Architecture) -> tuple[int, ...]:
@@ -398,7 +398,7 @@ def to_tuples(value: Any) -> Any:
     A plan that is read then equals the one written.
     """
     if isinstance(value, list | tuple):
-        return tuple(to_tuples(v) for v in value)
+        return tuple(map(to_tuples, value))
     if isinstance(value, dict):
         return {key: to_tuples(v) for key, v in value.items()}
     return value

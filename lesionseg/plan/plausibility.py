@@ -100,7 +100,7 @@ def reference_facts(reference: Reference, lesions: Lesions | None = None) -> Ref
         share=int(np.count_nonzero(covered)) / n_known if n_known else 0.0,
         touches_all=bool(spans.all(axis=1).any()),
         is_wide=bool(spans[:, longest].any()),
-        labels=tuple(sorted(int(value) for value in labels)),
+        labels=tuple(sorted(map(int, labels))),
         n_outlines=outlines.n_tested,
         n_box_outlines=outlines.n_boxes,
     )

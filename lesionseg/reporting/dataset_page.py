@@ -244,7 +244,7 @@ def write_dataset_report(
         "dataset.html.j2",
         name=name,
         n_lesion_free=sum(f.kind in ("lesion_free", "only_ignored") for f in findings),
-        n_unlisted=sum(_is_unlisted(finding) for finding in findings),
+        n_unlisted=sum(map(_is_unlisted, findings)),
         n_unusable=_count_cases(findings, "error"),
         n_warned=_count_cases(findings, "warning"),
         can_train=all(finding.kind != "no_training" for finding in findings),

@@ -136,7 +136,7 @@ class Film:
         for box in reversed(self.boxes):
             if box.text:
                 places = self._places(box)
-                free = [one for one in places if not any(one.overlaps(tag) for tag in tags)]
+                free = [one for one in places if not any(map(one.overlaps, tags))]
                 tags.append((free or places)[0])
         return tags[::-1]
 

@@ -495,9 +495,9 @@ def _find_middle(
     start = np.clip(np.floor(box[0]).astype(int), 0, np.array(shape) - 1)
     stop = np.minimum(np.maximum(np.ceil(box[1]).astype(int), start + 1), shape)
     centre = (box[0] + box[1] - 1) / 2
-    inside = tuple(slice(a, b) for a, b in zip(start, stop, strict=True))
+    inside = tuple(map(slice, start, stop))
     for mask in masks:
         if mask is not None and mask[inside].any():
             voxels = np.argwhere(mask[inside]) + start
-            return tuple(int(v) for v in voxels[np.argmin(((voxels - centre) ** 2).sum(axis=1))])
-    return tuple(int(v) for v in np.clip(np.round(centre), start, stop - 1))
+            return tuple(map(int, voxels[np.argmin(((voxels - centre) ** 2).sum(axis=1))]))
+    return tuple(map(int, np.clip(np.round(centre), start, stop - 1)))

@@ -435,7 +435,7 @@ def comparison_notes(scores: Scores) -> list[str]:
 
 def _find_shared(reasons: Iterable[str | None]) -> str:
     """Return the most frequent reason if it occurs at least twice, otherwise ""."""
-    counts = Counter(reason for reason in reasons if reason)
+    counts = Counter(filter(None, reasons))
     if not counts:
         return ""
     reason, n = counts.most_common(1)[0]

@@ -56,7 +56,7 @@ def find_missing_compiler(device: str) -> str:
     names: tuple[str, ...] = (os.environ.get("CXX", "g++"),)
     if device == "cuda":
         names = (os.environ.get("CC", "gcc"), "clang")
-    is_found = sys.platform != "linux" or any(shutil.which(name) for name in names)
+    is_found = sys.platform != "linux" or any(map(shutil.which, names))
     return "" if is_found else " or ".join(names)
 
 

@@ -225,7 +225,7 @@ def _nothing_followed(faults: Mapping[str, Exception]) -> Exception:
     """Return the error if no pair can be compared: the only one, or a `DatasetError` on all."""
     if len(faults) == 1:
         return next(iter(faults.values()))
-    messages = "\n  ".join(str(error) for error in faults.values())
+    messages = "\n  ".join(map(str, faults.values()))
     return DatasetError(f"No pair can be followed:\n  {messages}")
 
 

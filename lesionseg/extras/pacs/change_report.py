@@ -33,7 +33,7 @@ class ChangeReport:
 
         A missing package is thus reported before a visit is read.
         """
-        if any(is_dicom_image(image) for image in images):
+        if any(map(is_dicom_image, images)):
             require_highdicom()
 
     @classmethod

@@ -275,7 +275,7 @@ class ResultObjects:
         number_of_candidate = {value: n for n, value in enumerate(name_of_value, start=1)}
         if self.prediction.values is not None or len(name_of_value) > MOST_SEGMENTS:
             voxels = self.prediction.mask()
-            values = sorted(value for value in present_values(voxels) if value)
+            values = sorted(filter(None, present_values(voxels)))
             name_of_value = {value: _label_name(mask_labels, value) for value in values}
             number_of_candidate = {}
         # look-up table from voxel value to segment number; 0 means background

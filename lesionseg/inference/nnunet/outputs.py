@@ -354,7 +354,7 @@ def _list_axis_orders(file: ProbabilityFile, geometry: Geometry) -> list[AxisOrd
 def _find_reoriented_order(geometry: Geometry) -> AxisOrder:
     """Return the order of an array whose axes run along +S, +A, +R."""
     mask_axis_along = geometry.canonical_order  # of S, A, R
-    axes = tuple(mask_axis_along.index(axis) for axis in range(3))
+    axes = tuple(map(mask_axis_along.index, range(3)))
     flipped = []
     for mask_axis, array_axis in enumerate(axes):
         world_axis = 2 - array_axis  # the rows of the affine are R, A, S

@@ -391,7 +391,7 @@ class PredictionFolder:
         self.remove_incomplete(FIRST_SCANS)
         hidden = [Path(name) for name in self._present if name.startswith(".")]
         cases = sorted({name.stem[1:] for name in hidden if name.suffix in (_PART, _MOVING)})
-        return [case for case in cases if self.recover(case)]
+        return list(filter(self.recover, cases))
 
     def remove_incomplete(self, pattern: str) -> None:
         """Remove incomplete files that a killed program left under temporary names.
