@@ -242,11 +242,9 @@ def place_at(
     if (start < gap).any() or (stop > np.array(labels.shape) - gap).any():
         return None
     box = tuple(map(slice, start, stop))
-    box_with_gap = tuple(slice(a - gap, b + gap) for a, b in zip(start, stop, strict=True))
+    box_with_gap = tuple(map(slice, start - gap, stop + gap))
     share = share * tissue[box]
     is_lesion = share >= 0.5
-    if not is_lesion.any():
-        return None
     is_other = labels[box_with_gap] > 0
     if is_other.any():  # the filter is slow
         is_near = ndimage.maximum_filter(np.pad(is_lesion, gap), 2 * gap + 1)

@@ -346,8 +346,9 @@ def apply_change(piece: TileTensors, change: Change, shape: tuple[int, ...]) -> 
         masks = warp_nearest(masks, movement.warp(shape, shape))
     elif movement.flips:
         masks = [mask.flip(movement.flips) for mask in masks]
-    image = _move_and_blur(piece["image"], movement, change.intensity, shape)
-    image = _change_intensity(image, change.intensity)
+    image = _change_intensity(
+        _move_and_blur(piece["image"], movement, change.intensity, shape), change.intensity
+    )
     for channel in change.missing:
         image[channel] = 0
     return {"image": image, **dict(zip(keys, masks, strict=True))}

@@ -58,8 +58,12 @@ class LevelCounts:
 
     def add(self, p: Slab, lesion: Flags) -> None:
         """Add voxels at their nearest levels: probabilities and a lesion mask of the same shape."""
-        level = ((logit(p) - _LEVELS[0]) / (_LEVELS[1] - _LEVELS[0]) + 0.5).astype(np.intp)
-        level = level.clip(0, len(_LEVELS) - 1).ravel()
+        level = (
+            ((logit(p) - _LEVELS[0]) / (_LEVELS[1] - _LEVELS[0]) + 0.5)
+            .astype(np.intp)
+            .clip(0, len(_LEVELS) - 1)
+            .ravel()
+        )
         self.voxels[:] += np.bincount(level, minlength=len(_LEVELS))
         self.lesion[:] += np.bincount(level[lesion.ravel()], minlength=len(_LEVELS))
 

@@ -56,8 +56,7 @@ def read_case(files: CaseFiles, dataset: Dataset) -> Case:
             background, or a mask value is not a label.
     """
     image = read_image(files, dataset)
-    reference = _read_stored_reference(files, dataset, image.geometry)
-    reference = _ignore_invalid(reference, image.valid)
+    reference = _ignore_invalid(_read_stored_reference(files, dataset, image.geometry), image.valid)
     return Case(files.case, image, reference, files.group)
 
 

@@ -154,8 +154,7 @@ def assign_atss(
         return torch.full((len(anchors),), BACKGROUND, device=anchors.device)
     candidates = _nearest_anchors(levels, split_box(boxes.float())[0])
     owner = torch.arange(len(boxes), device=boxes.device)[:, None].expand_as(candidates)
-    overlap = paired_iou(anchors[candidates.flatten()], boxes[owner.flatten()])
-    overlap = overlap.view_as(candidates)
+    overlap = paired_iou(anchors[candidates.flatten()], boxes[owner.flatten()]).view_as(candidates)
     # the deviation without Bessel's correction, which would divide by 0 for a single candidate
     threshold = overlap.mean(1) + overlap.std(1, correction=0)
     is_positive = (overlap >= threshold[:, None]) & (overlap > 0)
@@ -163,8 +162,9 @@ def assign_atss(
     positive_overlap = torch.where(is_positive, overlap, 0)
     flat = candidates.flatten()
     no_lesion = len(boxes)
-    best = torch.zeros(len(anchors), device=overlap.device)
-    best = best.scatter_reduce_(0, flat, positive_overlap.flatten(), "amax")
+    best = torch.zeros(len(anchors), device=overlap.device).scatter_reduce_(
+        0, flat, positive_overlap.flatten(), "amax"
+    )
     is_best = (positive_overlap > 0) & (positive_overlap == best[candidates])
     lesion = torch.full((len(anchors),), no_lesion, device=owner.device)
     lesion.scatter_reduce_(0, flat, torch.where(is_best, owner, no_lesion).flatten(), "amin")

@@ -291,8 +291,7 @@ class CaseWork:
             overwrite=self.cfg.overwrite,
             needs_mask=has_masks,
             needs_preview=self.cfg.preview,
-        )
-        earlier = earlier or self._earlier_failure(item.row)
+        ) or self._earlier_failure(item.row)
         if earlier is not None:
             item.repeat(earlier)
             return None

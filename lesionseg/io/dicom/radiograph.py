@@ -94,8 +94,7 @@ def read_radiograph(path: Path, pixel_mm: float | None = None) -> Volume:
         is_inverse = text(header, "PhotometricInterpretation") == "MONOCHROME1"
         is_inverse = is_inverse or text(header, "PresentationLUTShape") == "INVERSE"
         set_decoder_defaults(header)
-        grey = rescale(stored, header, remarks)
-        grey = _apply_values_of_interest(grey, header, remarks)
+        grey = _apply_values_of_interest(rescale(stored, header, remarks), header, remarks)
         if is_inverse:
             grey = grey.max() + grey.min() - grey
         valid = _find_valid_pixels(stored, header, remarks, geometry)

@@ -137,21 +137,22 @@ def read_table(table: Table, root: Path, layout: str, rules: ReadingRules) -> Da
     """
     findings = list(table.findings)
     cases = _join_rows(table, findings)
-    dataset = Dataset(
-        name=table.name or root.name,
-        root=root,
-        layout=table.layout or layout,
-        dims=count_axes((files.images[0] for files in cases), 2),
-        channel_names=table.channel_names,
-        labels=_without_no_finding(table.labels, findings),
-        cases=tuple(cases),
-        may_lack=rules.get("may_lack", False),
-        split_file=table.split_file,
-        nan_background=rules.get("nan_background", False),
-        grid_of_image=rules.get("grid_of_image", False),
-        lesions_are_boxes=any(map(lesions_are_boxes, cases)),
+    dataset = with_missing_channels(
+        Dataset(
+            name=table.name or root.name,
+            root=root,
+            layout=table.layout or layout,
+            dims=count_axes((files.images[0] for files in cases), 2),
+            channel_names=table.channel_names,
+            labels=_without_no_finding(table.labels, findings),
+            cases=tuple(cases),
+            may_lack=rules.get("may_lack", False),
+            split_file=table.split_file,
+            nan_background=rules.get("nan_background", False),
+            grid_of_image=rules.get("grid_of_image", False),
+            lesions_are_boxes=any(map(lesions_are_boxes, cases)),
+        )
     )
-    dataset = with_missing_channels(dataset)
     if rules.get("colour") and cases:
         with collect_errors(findings, "", root):
             dataset = with_colours(dataset)
