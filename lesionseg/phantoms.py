@@ -182,8 +182,7 @@ def rippled_radius(rng: Generator, points: Field) -> Field:
     stretch = np.exp(rng.normal(0, 0.2, size=dims))
     radius = np.linalg.norm(points @ (turn * (stretch / stretch.prod() ** (1 / dims))), axis=1)
     waves = rng.normal(0, 1.8, size=(dims, 3))
-    phases = rng.uniform(0, 2 * np.pi, size=3)
-    return radius + 0.12 * np.cos(points @ waves + phases).sum(axis=1)
+    return radius + 0.12 * np.cos(points @ waves + rng.uniform(0, 2 * np.pi, size=3)).sum(axis=1)
 
 
 def lesion_share(rng: Generator, diameter: float, spacing_mm: Spacing, jitter: Field) -> Field:
@@ -242,10 +241,9 @@ def place_at(
     if (start < gap).any() or (stop > np.array(labels.shape) - gap).any():
         return None
     box = tuple(map(slice, start, stop))
-    box_with_gap = tuple(map(slice, start - gap, stop + gap))
     share = share * tissue[box]
     is_lesion = share >= 0.5
-    is_other = labels[box_with_gap] > 0
+    is_other = labels[tuple(map(slice, start - gap, stop + gap))] > 0
     if is_other.any():  # the filter is slow
         is_near = ndimage.maximum_filter(np.pad(is_lesion, gap), 2 * gap + 1)
         if is_other[is_near].any():
@@ -397,8 +395,7 @@ def write_mri_phantoms(
             # A lesion of 6 mm is 0.62 brighter than white matter, which has the signal 1. Small
             # lesions tend to be fainter, as in patients.
             excess = 0.62 * (lesion.diameter_mm / 6) ** 0.25 * np.exp(rng.normal(0, 0.25))
-            brightness = np.float32(contrast * np.clip(excess, 0.25, 1.2))
-            signal[lesion.box] += lesion.share * brightness
+            signal[lesion.box] += lesion.share * np.float32(contrast * np.clip(excess, 0.25, 1.2))
         return acquire_mri(rng, signal, spacing_mm), instances
 
     about = f"SIMULATED FLAIR scans of heads with white-matter lesions; no patient. Seed {seed}."
@@ -708,8 +705,7 @@ def _thickness_mm(lesion: _Lesion) -> Field:
     the length 2r·√(d·(2 − d)). For an irregular outline, d is 1 at the point farthest from the
     edge.
     """
-    is_lesion = np.pad(lesion.share >= 0.5, 1)
-    from_edge = ndimage.distance_transform_edt(is_lesion)[1:-1, 1:-1]
+    from_edge = ndimage.distance_transform_edt(np.pad(lesion.share >= 0.5, 1))[1:-1, 1:-1]
     d = from_edge / from_edge.max()  # 0 at the edge, 1 at the centre
     return lesion.diameter_mm * np.sqrt(d * (2 - d))
 

@@ -336,5 +336,4 @@ def _end_at_stop_signals() -> None:
         for number in STOP_SIGNALS:
             signal.signal(number, signal.default_int_handler)
             if hasattr(os, "register_at_fork"):
-                restore_default = partial(signal.signal, number, signal.SIG_DFL)
-                os.register_at_fork(after_in_child=restore_default)
+                os.register_at_fork(after_in_child=partial(signal.signal, number, signal.SIG_DFL))

@@ -234,8 +234,7 @@ def _guess_key(command: str, flag: str = "") -> str | None:
     if not name:
         return "input" if "input" in known else known[0]
     for key in known:
-        last_part = key.rpartition(".")[2]
-        if name in (key, last_part):
+        if name in (key, key.rpartition(".")[2]):
             return key
     return next((key for key in known if key.startswith(name)), None)
 

@@ -182,8 +182,7 @@ def _check_output(setting: str, path: Path) -> None:
 
     if path.is_dir():
         return
-    is_file_name = is_image_file(path) or path.suffix.lower() in _FILES
-    if is_file_name or path.exists():
+    if is_image_file(path) or path.suffix.lower() in _FILES or path.exists():
         raise OutputError(
             f"{setting} is the name of a file. Name a folder, in which the results are written."
         )

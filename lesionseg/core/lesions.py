@@ -30,8 +30,7 @@ def equivalent_diameter_mm(volume_mm: ArrayLike, dims: int) -> Numbers:
     >>> float(np.round(equivalent_diameter_mm(4 / 3 * np.pi * 5**3, 3), 6))
     10.0
     """
-    volume = np.asarray(volume_mm, float)
-    return 2 * (volume / _UNIT_BALL[dims]) ** (1 / dims)
+    return 2 * (np.asarray(volume_mm, float) / _UNIT_BALL[dims]) ** (1 / dims)
 
 
 def box_diameters_mm(boxes: NDArray[Any], geometry: Geometry) -> Numbers:
@@ -60,8 +59,7 @@ def box_slices(box: Sequence[float] | NDArray[Any], dims: int) -> tuple[slice, .
     (slice(0, 3, None), slice(2, 5, None))
     """
     start = np.floor(box[:dims]).clip(0).astype(int).tolist()
-    stop = np.ceil(box[dims:]).clip(0).astype(int).tolist()
-    return tuple(map(slice, start, stop))
+    return tuple(map(slice, start, np.ceil(box[dims:]).clip(0).astype(int).tolist()))
 
 
 def centre_slices(box: Sequence[float] | NDArray[Any], dims: int) -> tuple[slice, ...]:
@@ -81,8 +79,7 @@ def centre_slices(box: Sequence[float] | NDArray[Any], dims: int) -> tuple[slice
     start = np.where(is_between, np.floor((ends[:dims] + ends[dims:]) / 2), start)
     stop = np.where(is_between, start + 1, stop)
     first = start.clip(0).astype(int).tolist()
-    last = stop.clip(0).astype(int).tolist()
-    return tuple(map(slice, first, last))
+    return tuple(map(slice, first, stop.clip(0).astype(int).tolist()))
 
 
 def clip_boxes(boxes: ArrayLike, shape: Sequence[int], where: object) -> NDArray[np.float32]:

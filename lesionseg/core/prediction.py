@@ -87,7 +87,6 @@ class Candidate:
         """Measure the candidate that consists of `voxels`: array indices `[v, dims]`, v ≥ 1."""
         start = voxels.min(axis=0).astype(float)
         stop = voxels.max(axis=0) + 1.0
-        centre = geometry.to_mm(voxels.mean(axis=0, keepdims=True))[0]
         volume_mm = len(voxels) * geometry.voxel_size
         return cls(
             id=id,
@@ -95,7 +94,7 @@ class Candidate:
             score=score,
             start_vox=tuple(start.tolist()),
             stop_vox=tuple(stop.tolist()),
-            centre_mm=tuple(centre.tolist()),
+            centre_mm=tuple(geometry.to_mm(voxels.mean(axis=0, keepdims=True))[0].tolist()),
             diameter_mm=float(equivalent_diameter_mm(volume_mm, geometry.dims)),
             volume_ml=volume_mm / 1000 if geometry.dims == 3 else None,
         )

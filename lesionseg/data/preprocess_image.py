@@ -279,5 +279,4 @@ def _iterate_slabs(channel: NDArray[np.float32], inside: Flags | None) -> Iterat
     rows = max(1, _SLAB_VOXELS * len(channel) // max(channel.size, 1))
     for start in range(0, len(channel), rows):
         slab = channel[start : start + rows]
-        inner = slab if inside is None else slab[inside[start : start + rows]]
-        yield inner.astype(float)
+        yield (slab if inside is None else slab[inside[start : start + rows]]).astype(float)

@@ -320,8 +320,7 @@ def _draw_stripes(
     n_before = np.zeros_like(n_boxes)  # boxes of each voxel that have been drawn
     for number, place in zip(ids, places, strict=True):
         line = sum(np.ogrid[place])
-        is_own = is_shared[place] & (line % n_boxes[place] == n_before[place])
-        moved[place][is_own] = number
+        moved[place][is_shared[place] & (line % n_boxes[place] == n_before[place])] = number
         n_before[place] += 1
 
 
@@ -340,9 +339,8 @@ def _find_free_voxel(moved: NDArray[np.int32], centre: Numbers) -> tuple[int, ..
     voxels. If there is none either, it is the nearest one, whose lesion is then lost.
     """
     last_index = np.array(moved.shape) - 1
-    middle = np.rint(centre).astype(int).clip(0, last_index)
     steps = np.array(list(itertools.product((-1, 0, 1), repeat=moved.ndim)))
-    around = (middle + steps).clip(0, last_index)
+    around = (np.rint(centre).astype(int).clip(0, last_index) + steps).clip(0, last_index)
     distance = np.square(around - centre).sum(axis=1)
     by_distance = around[np.argsort(distance, kind="stable")].tolist()
     nearest = [tuple(voxel) for voxel in by_distance]

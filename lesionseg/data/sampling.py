@@ -103,11 +103,10 @@ class TileSampler:
         if not len(self._groups):
             return f"All {self.n_tiles} tiles per epoch are background, as no case has a lesion."
         lesions = np.bincount(self._groups)
-        largest = lesions.max() / lesions.sum()
         return (
             f"{self.settings.lesion_share:.0%} of the {self.n_tiles} tiles per epoch are around a "
             f"lesion ({lesions.sum()} lesions, {(lesions > 0).sum()} patients; at most "
-            f"{largest:.0%} from one patient)."
+            f"{lesions.max() / lesions.sum():.0%} from one patient)."
         )
 
     def choose(self, epoch: int, index: int) -> TileChoice:
@@ -209,5 +208,4 @@ def _draw_places(n_places: int, n: int, rng: np.random.Generator) -> Integers:
 
     This is systematic sampling (Madow 1949). A place is drawn several times if there are too few.
     """
-    points = (np.arange(n) + rng.random()) / n * n_places
-    return np.minimum(points.astype(np.int64), n_places - 1)
+    return np.minimum(((np.arange(n) + rng.random()) / n * n_places).astype(np.int64), n_places - 1)

@@ -207,8 +207,7 @@ class TileDataset(Dataset):  # type: ignore[misc]  # MONAI ships no types
         if self.channel_dropout:
             draw = Draw(tile_generator(self.seed, epoch, index, Stream.CHANNEL_DROPOUT))
             if draw.happens(self.channel_dropout):
-                channel = draw.seed() % len(self.plan.channel_names)
-                change = replace(change, missing=(channel,))
+                change = replace(change, missing=(draw.seed() % len(self.plan.channel_names),))
         return change
 
 
@@ -252,8 +251,7 @@ def _read_valid(case: CachedCase, start: Sequence[int], tile_shape: Sequence[int
     valid = case.valid
     if valid is None:
         last_start = np.subtract(case.shape, tile_shape)
-        is_inside = np.all(np.greater_equal(start, 0) & np.less_equal(start, last_start))
-        if is_inside:
+        if np.all(np.greater_equal(start, 0) & np.less_equal(start, last_start)):
             return _all_true(tuple(tile_shape))
         valid = np.broadcast_to(np.True_, case.shape)  # takes no memory
     return torch.from_numpy(read_tile(valid, start, tile_shape))

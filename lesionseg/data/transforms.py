@@ -192,8 +192,7 @@ def try_on_tile(specs: Sequence[Spec], tile: TileItem) -> None:
     transforms: list[Transform] = []
     for spec in specs:
         target = import_target(spec[TARGET], "augment.extra")
-        parameters = parameters_of(target) or {}
-        certain = {**spec, "prob": 1.0} if "prob" in parameters else spec
+        certain = {**spec, "prob": 1.0} if "prob" in (parameters_of(target) or {}) else spec
         transforms.append(build(add_mask_keys(certain), "augment.extra"))
     run_on_tile(Compose(transforms), tile, seed=0)
 

@@ -176,8 +176,7 @@ class BoxHits:
             by_label = [_precision_of_label(weights, *part) for part in parts]
             if not by_label:
                 return np.full((len(weights), len(IOUS) + len(RANGES)), np.nan)
-            known = ~np.isnan(by_label)
-            curve = divide(np.nansum(by_label, axis=0), known.sum(axis=0))
+            curve = divide(np.nansum(by_label, axis=0), (~np.isnan(by_label)).sum(axis=0))
             means = [curve[:, _within(low, high)].mean(axis=1) for low, high in RANGES.values()]
             return np.column_stack([curve, *means])
 
@@ -199,8 +198,7 @@ class BoxHits:
         n_all = both.value_counts().reindex(names, fill_value=0)
         # TP / (TP + FP + FN), at each IoU
         true = n_true.to_numpy(float)
-        scores = divide(true, n_all.to_numpy(float)[:, np.newaxis] - true)
-        return scores.mean(axis=1)
+        return divide(true, n_all.to_numpy(float)[:, np.newaxis] - true).mean(axis=1)
 
 
 def _within(low: float, high: float) -> Flags:

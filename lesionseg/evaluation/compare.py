@@ -203,8 +203,7 @@ def _compare_number(
         ci95=difference.ci95,
         reason=difference.reason,
     )
-    n_supporting = (support > 0).sum()
-    if difference.value is None or n_supporting < MIN_GROUPS:
+    if difference.value is None or (support > 0).sum() < MIN_GROUPS:
         return found
     return replace(found, p_value=_test_by_swapping(statistic, n_groups, items, seed))
 

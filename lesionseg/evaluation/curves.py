@@ -42,8 +42,7 @@ def froc(tables: Tables, fp_per_case: Sequence[float]) -> Statistic:
         n_allowed = np.empty(most.shape, np.intp)
         for i, (row, most_of_row) in enumerate(zip(false, most, strict=True)):
             n_allowed[i] = np.searchsorted(row, most_of_row, side="right")
-        n_found = np.take_along_axis(found, n_found_above[n_allowed], 1)
-        return divide(n_found, found[:, -1:])
+        return divide(np.take_along_axis(found, n_found_above[n_allowed], 1), found[:, -1:])
 
     return statistic
 

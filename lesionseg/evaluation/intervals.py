@@ -319,9 +319,8 @@ def design_effect(hits: Numbers, totals: Numbers) -> float:
         return max(1.0, float((totals**2).sum() / n))
     p = hits.sum() / n
     p_without_group = (hits.sum() - hits[counted]) / (n - totals[counted])
-    squares = ((p_without_group - p) ** 2).sum()
     # the jackknife variance (g − 1)/g · Σ(pᵢ − p)², divided by the binomial variance p(1 − p)/n
-    return float(n * (groups - 1) / groups * squares / (p * (1 - p)))
+    return float(n * (groups - 1) / groups * ((p_without_group - p) ** 2).sum() / (p * (1 - p)))
 
 
 def effective_groups(sizes: Numbers) -> float:
@@ -364,9 +363,8 @@ def count_design_effect(counts: Numbers, exposure: Numbers) -> float:
     if groups < 2 or events == 0:
         return 1.0
     expected = events / exposure.sum() * exposure
-    squares = ((counts - expected) ** 2).sum()
     # a Poisson distribution has a variance equal to its mean, and these sum to `events`
-    return max(1.0, float(groups / (groups - 1) * squares / events))
+    return max(1.0, float(groups / (groups - 1) * ((counts - expected) ** 2).sum() / events))
 
 
 def ratio(above: Numbers, below: Numbers) -> Statistic:

@@ -678,8 +678,7 @@ def _cut_prediction(
     """
     if prediction is None or prediction.values is None or prediction.instances is None:
         return None
-    inside = np.isin(prediction.values, region_values)
-    instances = np.where(inside, prediction.instances, 0)
+    instances = np.where(np.isin(prediction.values, region_values), prediction.instances, 0)
     present = set(np.unique(instances).tolist())
     kept = tuple(c for c in prediction.with_one_label().candidates if c.id in present)
     return replace(prediction, candidates=kept, instances=instances, values=None)

@@ -367,8 +367,7 @@ def _measure_distances(
     candidates: Lesions, lesions: Lesions, candidate: Rows, lesion: Rows
 ) -> Numbers:
     """Return the distance of the centres of each pair in mm `[pairs]`."""
-    difference_mm = candidates.centres_mm[candidate] - lesions.centres_mm[lesion]
-    return np.linalg.norm(difference_mm, axis=-1)
+    return np.linalg.norm(candidates.centres_mm[candidate] - lesions.centres_mm[lesion], axis=-1)
 
 
 def detection_scores(links: Links, scores: Numbers) -> Numbers:
@@ -408,8 +407,7 @@ def _find_scores_one_to_one(links: Links, scores: Numbers) -> Numbers:
             is_found = found_at[lesions] > NEVER
             if is_found.all():
                 break
-            is_added = part_scores >= score
-            _, columns = _pair_best(links.criterion, weight[is_added], is_found)
+            _, columns = _pair_best(links.criterion, weight[part_scores >= score], is_found)
             matched = lesions[columns]
             # the maximum keeps the higher score of a lesion that was found before
             found_at[matched] = np.maximum(found_at[matched], score)
@@ -607,8 +605,7 @@ def _sum_of_pairs(share: Numbers, common: Numbers) -> float:
         return float(share.sum())
     # all shares belong to the same row, so share / volume is the same for each box
     share_per_volume = share[has_box][0] / volumes[has_box][0]
-    of_boxes = share_per_volume * union_volume(common[has_box])
-    return float(share[~has_box].sum() + of_boxes)
+    return float(share[~has_box].sum() + share_per_volume * union_volume(common[has_box]))
 
 
 def union_volume(boxes: Numbers) -> float:

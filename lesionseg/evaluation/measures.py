@@ -76,8 +76,7 @@ def measure_extent(voxels: Integers, spacing_mm: Sequence[float]) -> Extent:
     ends = np.append(starts[1:], len(plane)) - 1
     long_mm, short_mm = _measure_axes(plane[np.concatenate([starts, ends])] * mm, mm)
     has_few_voxels = len(voxels) < NEAR_RESOLUTION_VOXELS
-    has_one_slice = dims == 3 and n_slices == 1
-    return Extent(n_slices, long_mm, short_mm, has_few_voxels or has_one_slice)
+    return Extent(n_slices, long_mm, short_mm, has_few_voxels or (dims == 3 and n_slices == 1))
 
 
 def _measure_axes(points: Numbers, pixel_mm: Numbers) -> tuple[float, float]:
@@ -94,8 +93,7 @@ def _measure_axes(points: Numbers, pixel_mm: Numbers) -> tuple[float, float]:
     along = (points[first] - points[second]) / length
     positions_across = points @ [-along[1], along[0]]
     long_mm = length + float(np.abs(along) @ pixel_mm)
-    short_mm = float(np.ptp(positions_across) + np.abs(along[::-1]) @ pixel_mm)
-    return long_mm, short_mm
+    return long_mm, float(np.ptp(positions_across) + np.abs(along[::-1]) @ pixel_mm)
 
 
 def surface_scores(

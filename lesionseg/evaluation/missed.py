@@ -192,8 +192,7 @@ class Misses:
             is_last = would_find & (scores == score)
             best = links.candidate[is_last][np.argmax(links.weight[is_last])]
             candidate = int(match.candidates.ids[best])
-        is_below = found_at < self.least
-        why = WhyMissed.BELOW_OPERATING_POINT if is_below else WhyMissed.NOT_ACCEPTED
+        why = WhyMissed.BELOW_OPERATING_POINT if found_at < self.least else WhyMissed.NOT_ACCEPTED
         return Miss(why, self.covered(row), candidate, score)
 
     def _explain_touch(self, pairs: Rows, row: int) -> Miss | None:

@@ -105,8 +105,7 @@ def _resample_nearest(array: NDArray[Any], source: Geometry, geometry: Geometry)
 
     Voxels that are half a voxel or more outside the source become 0.
     """
-    moved = resample_to(array[np.newaxis], source, geometry, "nearest", edge="near")
-    return moved[0].numpy()
+    return resample_to(array[np.newaxis], source, geometry, "nearest", edge="near")[0].numpy()
 
 
 def _inside_grid(candidates: Sequence[Candidate], geometry: Geometry) -> tuple[Candidate, ...]:

@@ -121,8 +121,7 @@ def _replace_by_quartiles(values: Sequence[str]) -> tuple[list[str], list[str]]:
     edges = np.unique(np.nanquantile(numbers, np.linspace(0, 1, N_QUANTILES + 1)))
     ranges = [f"{low:.12g} to {high:.12g}" for low, high in itertools.pairwise(edges.tolist())]
     place = np.searchsorted(edges[1:-1], numbers, side="right")
-    replaced = np.where(np.isnan(numbers), NOT_STATED, np.array(ranges)[place])
-    return replaced.tolist(), ranges
+    return np.where(np.isnan(numbers), NOT_STATED, np.array(ranges)[place]).tolist(), ranges
 
 
 def _find_dividing_columns(
@@ -133,9 +132,8 @@ def _find_dividing_columns(
     They have numbers, or 2 to 20 words. At least one of the words belongs to several patients. A
     column with another word for each case or patient, such as a name, does not divide them.
     """
-    names = dict.fromkeys(name for case in cases for name in columns.get(case, {}))
     found = []
-    for name in names:
+    for name in dict.fromkeys(name for case in cases for name in columns.get(case, {})):
         cells = _read_cells(cases, columns, name)
         stated = set(cells) - {NOT_STATED}
         has_few_words = len(stated) <= MAX_VALUES and len(stated) < len(cases)

@@ -422,8 +422,7 @@ class Summary:
             n = weights @ counts
             with np.errstate(invalid="ignore", divide="ignore"):
                 bias = weights @ sums / n
-                variance = np.maximum(weights @ squares - n * bias**2, 0.0) / (n - 1)
-                reach = Z95 * np.sqrt(variance)
+                reach = Z95 * np.sqrt(np.maximum(weights @ squares - n * bias**2, 0.0) / (n - 1))
             found = np.stack([bias, bias - reach, bias + reach], axis=1)
             return np.where(n[:, None] > 1, found, np.nan)
 

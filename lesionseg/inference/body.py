@@ -85,8 +85,7 @@ class Body:
             index = np.arange(span.start, span.stop)
             mask = np.take(mask, index // self.block[axis], axis=axis)
             inner = self.bounds[axis]
-            is_outside = (index < inner.start) | (index >= inner.stop)
-            np.moveaxis(mask, axis, 0)[is_outside] = False
+            np.moveaxis(mask, axis, 0)[(index < inner.start) | (index >= inner.stop)] = False
         return mask
 
 

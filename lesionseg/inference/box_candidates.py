@@ -176,8 +176,7 @@ class BoxCollector:
         scores = rows[:, n_coordinates]
         index = rows[:, n_coordinates + 1]
         if len(rows):
-            n_above_floor = int(rows[0, n_coordinates + 2])
-            self.n_left_out += max(n_above_floor - len(rows), 0)
+            self.n_left_out += max(int(rows[0, n_coordinates + 2]) - len(rows), 0)
             if rows[0, n_coordinates + 3]:
                 raise ContentError("The scores of boxes contain NaN. Try inference.precision=fp32.")
         kept = (scores.float() >= self.plan.box_floor).nonzero()[:, 0]
@@ -206,8 +205,7 @@ class BoxCollector:
         """
         shape = torch.tensor(self._weight.shape)
         centres, _ = split_box(boxes)
-        centre_voxel = centres.floor().long().clamp(min=0).minimum(shape - 1)
-        weight = self._weight[centre_voxel.unbind(-1)]
+        weight = self._weight[centres.floor().long().clamp(min=0).minimum(shape - 1).unbind(-1)]
         start = torch.tensor(self.grid.starts[tile], dtype=torch.float32)
         end = torch.tensor(self.grid.padded_shape)
         low, high = boxes.chunk(2, dim=-1)

@@ -160,8 +160,7 @@ def row_starts(index: NDArray[np.integer[Any]], shape: tuple[int, ...]) -> Integ
     The last entry is the length of `index`.
     """
     n_rows = shape[0] * shape[1]
-    n_x = shape[2]
-    return np.searchsorted(index, np.arange(n_rows + 1, dtype=np.int64) * n_x)
+    return np.searchsorted(index, np.arange(n_rows + 1, dtype=np.int64) * shape[2])
 
 
 @compile_loops

@@ -158,8 +158,7 @@ def decide(
 def _is_centre_valid(candidate: Candidate, valid: Flags) -> bool:
     """Return True if the centre of a candidate's box is a valid voxel."""
     centre = np.add(candidate.start_vox, candidate.stop_vox) / 2
-    place = np.floor(centre).astype(int).clip(0, np.array(valid.shape) - 1)
-    return bool(valid[tuple(place)])
+    return bool(valid[tuple(np.floor(centre).astype(int).clip(0, np.array(valid.shape) - 1))])
 
 
 def limit_candidates(prediction: Prediction, limit: int, keep_from: float) -> Prediction:

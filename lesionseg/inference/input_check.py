@@ -322,9 +322,8 @@ def _difference_of_neighbours(channel: NDArray[Any], axis: int) -> float:
     in_plane = tuple(slice(None, None, step) for a, step in enumerate(steps) if a != axis)
     planes = np.moveaxis(channel, axis, 0)
     first = np.arange(0, max(n - 1, 1), steps[axis])
-    following = np.minimum(first + 1, n - 1)
     here = np.asarray(planes[first][(slice(None), *in_plane)], np.float32)
-    there = np.asarray(planes[following][(slice(None), *in_plane)], np.float32)
+    there = np.asarray(planes[np.minimum(first + 1, n - 1)][(slice(None), *in_plane)], np.float32)
     return float(np.abs(there - here).mean())
 
 
@@ -371,9 +370,8 @@ def coarse_picture(channel: NDArray[Any]) -> Numbers:
     """
     means = _sample(channel).astype(float)
     for axis, n in enumerate(means.shape):
-        edges = np.linspace(0, n, COARSE[means.ndim] + 1)
         blocks = []
-        for low, high in pairwise(edges):
+        for low, high in pairwise(np.linspace(0, n, COARSE[means.ndim] + 1)):
             first = int(low)
             stop = max(math.ceil(high), first + 1)  # on a short axis, blocks share places
             blocks.append(np.take(means, range(first, stop), axis).mean(axis))
@@ -495,8 +493,7 @@ def _is_blank(channel: NDArray[Any], valid: Flags | None) -> bool:
     equal_share_of_sample = np.mean(np.abs(sample - median) <= tolerance)
     if equal_share_of_sample < BLANK_SHARE / 2:
         return False
-    equal_share = np.mean(np.abs(values - median) <= tolerance)
-    return bool(equal_share >= BLANK_SHARE)
+    return bool(np.mean(np.abs(values - median) <= tolerance) >= BLANK_SHARE)
 
 
 def check_extent(geometry: Geometry, plan: Plan, where: str) -> None:

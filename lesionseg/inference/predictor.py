@@ -430,8 +430,7 @@ class Predictor:
         ).with_remarks(scan.remarks)
         store = Store((plan.n_voxel_channels, *scan.grid.shape), folder=folder)
         boxes = None if plan.anchors is None else no_boxes(plan.dims)
-        is_ensemble = len(self.window.networks) > 1
-        agreement = Agreement() if is_ensemble and plan.has_voxels else None
+        agreement = Agreement() if len(self.window.networks) > 1 and plan.has_voxels else None
         if not checked.blank:
             image = torch.from_numpy(scan.image)
             outputs = store

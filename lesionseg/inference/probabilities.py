@@ -44,8 +44,7 @@ def compress_log_odds(logits: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
     >>> [round(float(x), 2) for x in compress_log_odds(torch.tensor([-5.0, 8.0, 16.6, 200.0]))]
     [-5.0, 8.0, 10.26, 13.26]
     """
-    beyond = (logits.abs() - SURE).clamp_min(0).log1p()
-    return logits.clamp(-SURE, SURE) + beyond * logits.sign()
+    return logits.clamp(-SURE, SURE) + (logits.abs() - SURE).clamp_min(0).log1p() * logits.sign()
 
 
 def box_scores(logits: Float[Tensor, "*n k"], plan: Plan) -> Float[Tensor, "*n k"]:

@@ -305,9 +305,8 @@ class SlidingWindow:
         if self.device.type != "cuda":
             return self.device
         n_voxels = prod(grid.padded_shape)
-        voxels_per_row = n_voxels // grid.padded_shape[0]
         # the sums of the outputs and of the weights, one tile high
-        n_sums = (self.n_outputs + 1) * self.tile_shape[0] * voxels_per_row
+        n_sums = (self.n_outputs + 1) * self.tile_shape[0] * (n_voxels // grid.padded_shape[0])
         needed_bytes = 4 * (n_channels * n_voxels + n_sums)  # float32
         if needed_bytes > free_bytes(self.device) / 2:
             return torch.device("cpu")
@@ -387,8 +386,7 @@ class SlidingWindow:
 
         cuDNN times its algorithms for each new number of tiles, so there should be few of them.
         """
-        n_wanted = min(1 << (len(tiles) - 1).bit_length(), self.batch_size)
-        n_missing = n_wanted - len(tiles)
+        n_missing = min(1 << (len(tiles) - 1).bit_length(), self.batch_size) - len(tiles)
         if self.device.type != "cuda" or n_missing <= 0:
             return tiles
         return torch.cat([tiles, tiles[-1:].expand([n_missing, *tiles.shape[1:]])])

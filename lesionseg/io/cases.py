@@ -370,5 +370,4 @@ def nan_to_background(channel: NDArray[np.floating[Any]]) -> NDArray[np.floating
     is_nan = np.isnan(channel)
     if not is_nan.any() or is_nan.all():
         return channel
-    background = min(0.0, float(channel[~is_nan].min()))
-    return np.where(is_nan, channel.dtype.type(background), channel)
+    return np.where(is_nan, channel.dtype.type(min(0.0, float(channel[~is_nan].min()))), channel)

@@ -105,9 +105,8 @@ def check_channels(files: CaseFiles, dataset: Dataset) -> None:
     names = dataset.channel_names
     if dataset.dims == 2 and is_colour(files, len(names)):
         return
-    n_channels = len(files.images) + len(files.missing)
     lacks_one = bool(files.missing) and not dataset.may_lack
-    if lacks_one or n_channels != len(names):
+    if lacks_one or len(files.images) + len(files.missing) != len(names):
         present = ", ".join(file.name for file in files.images)
         if len(files.images) > len(names):
             raise DatasetError(

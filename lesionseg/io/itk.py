@@ -191,8 +191,7 @@ def _names_in_nrrd(head: bytes) -> list[str] | None:
     """
     header, *voxels = _END_OF_NRRD.split(head, maxsplit=1)
     names = _NRRD_FILE.findall(header)
-    is_complete = bool(voxels or names)
-    if not is_complete or _CONTROL_CHARACTER.search(header):
+    if not (voxels or names) or _CONTROL_CHARACTER.search(header):
         return None
     return [_decode_name(name) for name in names]
 

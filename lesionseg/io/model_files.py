@@ -120,6 +120,5 @@ def _is_outside(name: str) -> bool:
     parts = PurePosixPath(name.replace("\\", "/")).parts
     if not parts:
         return False
-    is_absolute = name.startswith(("/", "\\"))
     has_drive = ":" in parts[0]  # on Windows
-    return is_absolute or has_drive or ".." in parts
+    return name.startswith(("/", "\\")) or has_drive or ".." in parts

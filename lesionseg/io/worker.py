@@ -167,10 +167,9 @@ def _limit_this_process(file_limits: FileLimits, seconds: float) -> None:
             hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
             resource.setrlimit(resource.RLIMIT_CPU, (soft, hard))
         with suppress(OSError, ValueError):
-            page = resource.getpagesize()
             n_mapped_pages = int(Path("/proc/self/statm").read_text().split()[0])
             allowed = _LIBRARIES_BYTES + _BYTES_PER_VOXEL * file_limits.max_voxels
             # RLIMIT_AS counts all mapped addresses, also those of libraries loaded before this job
-            soft = n_mapped_pages * page + min(allowed, physical_bytes())
+            soft = n_mapped_pages * resource.getpagesize() + min(allowed, physical_bytes())
             hard = resource.getrlimit(resource.RLIMIT_AS)[1]
             resource.setrlimit(resource.RLIMIT_AS, (soft, hard))

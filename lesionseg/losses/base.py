@@ -106,13 +106,11 @@ def mask_unannotated(
         fp32 logits of the same shape.
     """
     logits = logits.float()
-    n_spatial = logits.ndim - 2
-    unknown = unannotated.reshape(unannotated.shape + (1,) * n_spatial)
+    unknown = unannotated.reshape(unannotated.shape + (1,) * (logits.ndim - 2))
     if activation == "sigmoid":
         return logits.masked_fill(unknown, -CERTAIN_LOGIT)
-    background = logits[:, :1]
     lesions = logits[:, 1:]
-    merged = torch.cat([background, lesions.masked_fill(~unknown, -torch.inf)], 1)
+    merged = torch.cat([logits[:, :1], lesions.masked_fill(~unknown, -torch.inf)], 1)
     outside = merged.logsumexp(1, keepdim=True)
     # unannotated classes get a logit far below the background: p is 0 and has no gradient
     lesions = torch.where(unknown, outside.detach() - CERTAIN_LOGIT, lesions)

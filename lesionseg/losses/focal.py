@@ -372,8 +372,7 @@ def reduce_losses(
     elif reduction == "mean" and keep is not None:
         normaliser = keep.sum().clamp_min(1)
     elif normaliser is None:
-        valid_lesion = lesion if keep is None else lesion & keep
-        normaliser = valid_lesion.count_nonzero().clamp_min(1)
+        normaliser = (lesion if keep is None else lesion & keep).count_nonzero().clamp_min(1)
     elif isinstance(normaliser, Tensor):
         normaliser = normaliser.to(loss, non_blocking=True)
     return loss.sum() / normaliser
@@ -496,8 +495,7 @@ def lesion_target(
     if like.shape[1] == 1:  # faster than the comparison below, which takes as long as a sigmoid
         return labels.bool().unsqueeze(1)
     classes = torch.arange(1, like.shape[1] + 1, device=labels.device)
-    n_spatial = labels.ndim - 1
-    return labels.unsqueeze(1) == classes.reshape((-1,) + (1,) * n_spatial)
+    return labels.unsqueeze(1) == classes.reshape((-1,) + (1,) * (labels.ndim - 1))
 
 
 def to_signed(labels: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from lesionseg.losses.dice import (
 from lesionseg.losses.focal import (
     Alpha,
     Normaliser,
+    check_settings,
     reduce_losses,
     to_signed,
 )
@@ -141,6 +142,7 @@ class LesionBalancedLoss(DiceFocalLoss):
             )
         alpha = self.voxel_term.alpha
         gamma = self.voxel_term.gamma
+        check_settings(alpha, gamma, "per_positive", normaliser)
         p, lesion = lesion_probabilities(logits, labels, self.activation, valid)
         focal = FOCAL[self.activation](
             logits, labels, alpha=alpha, gamma=gamma, reduction="none", valid=valid

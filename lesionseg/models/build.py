@@ -107,8 +107,7 @@ def build_with_weights(
         BundleError: if the plan names a class outside of lesionseg without trust.
     """
     name = plan.architecture.name
-    own_factory = (architectures or {}).get(name)
-    is_ours = name in SOURCES and own_factory in (None, ARCHITECTURES[name])
+    is_ours = name in SOURCES and (architectures or {}).get(name) in (None, ARCHITECTURES[name])
     if is_ours and TARGET not in plan.architecture.network:
         with torch.device("meta"):
             empty = build_network(plan)
@@ -144,8 +143,7 @@ def fast_dtype(device: torch.device) -> torch.dtype:
 def autocast_dtype(device: torch.device) -> torch.dtype:
     """Return the type in which a device convolves fastest: `fast_dtype`, or fp16 on older GPUs."""
     fast = fast_dtype(device)
-    is_older_gpu = device.type == "cuda" and fast == torch.float32
-    return torch.float16 if is_older_gpu else fast
+    return torch.float16 if device.type == "cuda" and fast == torch.float32 else fast
 
 
 def fast_memory_format(dims: int, device: torch.device) -> torch.memory_format:

@@ -257,9 +257,8 @@ def _output_strides(plan: Plan) -> tuple[tuple[int, ...], ...]:
     Raise `ConfigError` if the outputs do not divide the tile, the finest is not of its size, or one
     has not one channel per logit. Errors of the network itself are passed on.
     """
-    n_channels = len(plan.channel_names)
     tile = plan.tile_shape
-    outputs = _run(partial(custom_network, plan), n_channels, tile)
+    outputs = _run(partial(custom_network, plan), len(plan.channel_names), tile)
     remedy = "Choose a network that pads its convolutions, or another model.tile_shape."
     strides = _strides(outputs, tile, remedy)
     has_all_logits = all(x.shape[1] == n_logits(plan) for x in outputs)

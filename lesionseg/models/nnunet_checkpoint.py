@@ -244,8 +244,7 @@ def _our_name(part: str, last: int) -> str:
             continue
         name = match.expand(ours)
         if "N" in name:
-            stage_from_finest = last - int(match[1])
-            name = name.replace("N", str(stage_from_finest))
+            name = name.replace("N", str(last - int(match[1])))
         return name
     return ""
 

@@ -157,9 +157,8 @@ def assign_atss(
     overlap = paired_iou(anchors[candidates.flatten()], boxes[owner.flatten()]).view_as(candidates)
     # the deviation without Bessel's correction, which would divide by 0 for a single candidate
     threshold = overlap.mean(1) + overlap.std(1, correction=0)
-    is_positive = (overlap >= threshold[:, None]) & (overlap > 0)
     # an anchor belongs to the lesion with the highest overlap; if several are equal, to the first
-    positive_overlap = torch.where(is_positive, overlap, 0)
+    positive_overlap = torch.where((overlap >= threshold[:, None]) & (overlap > 0), overlap, 0)
     flat = candidates.flatten()
     no_lesion = len(boxes)
     best = torch.zeros(len(anchors), device=overlap.device).scatter_reduce_(

@@ -131,8 +131,7 @@ def paired_giou(a: Float[Tensor, "n two_d"], b: Float[Tensor, "n two_d"]) -> Flo
     shared, union = _overlap(a, b)
     start_a, stop_a = a.chunk(2, dim=-1)
     start_b, stop_b = b.chunk(2, dim=-1)
-    sides = torch.maximum(stop_a, stop_b) - torch.minimum(start_a, start_b)
-    hull = _product(sides.clamp(min=0))
+    hull = _product((torch.maximum(stop_a, stop_b) - torch.minimum(start_a, start_b)).clamp(min=0))
     return shared / union.clamp(min=_TINY) - (hull - union) / hull.clamp(min=_TINY)
 
 
@@ -144,8 +143,7 @@ def _overlap(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     start_a, stop_a = a.chunk(2, dim=-1)
     start_b, stop_b = b.chunk(2, dim=-1)
     start = torch.maximum(start_a, start_b)
-    stop = torch.minimum(stop_a, stop_b)
-    shared = _product((stop - start).clamp(min=0))
+    shared = _product((torch.minimum(stop_a, stop_b) - start).clamp(min=0))
     return shared, box_volume(a) + box_volume(b) - shared
 
 
@@ -240,8 +238,7 @@ def tile_boxes(
         high.append(reduce_rows(coordinate + 1, "amax"))
     highest_id = reduce_rows(ids, "amax")  # 0 for a row without a lesion
     found = torch.where(highest_id > 0, labels.flatten()[reduce_rows(voxels, "amin")].long(), 0)
-    boxes = torch.stack([*low, *high], dim=1).float()
-    return boxes.view(n_tiles, m, -1), found.view(n_tiles, m)
+    return torch.stack([*low, *high], dim=1).float().view(n_tiles, m, -1), found.view(n_tiles, m)
 
 
 def _rows_of_lesions(

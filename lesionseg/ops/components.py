@@ -70,8 +70,7 @@ def lesion_instances(
     found = cc3d.connected_components(array, connectivity=FULL_CONNECTIVITY[labels.ndim])
     index = nonzero_voxels(found)
     _, first = np.unique(found.reshape(-1)[index], return_index=True)
-    values = tuple(array.reshape(-1)[index[first]].tolist())
-    return found.astype(np.int32, copy=False), values
+    return found.astype(np.int32, copy=False), tuple(array.reshape(-1)[index[first]].tolist())
 
 
 class GroupedVoxels(NamedTuple):

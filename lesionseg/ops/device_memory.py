@@ -46,5 +46,4 @@ def first_line(message: str) -> str:
     >>> first_line("CUDA error: out of memory.\nSearch for `cudaErrorMemoryAllocation`.")
     'CUDA error: out of memory'
     """
-    lines = message.splitlines() or ["MemoryError"]
-    return lines[0].rstrip(".")
+    return (message.splitlines() or ["MemoryError"])[0].rstrip(".")

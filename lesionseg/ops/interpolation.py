@@ -233,8 +233,7 @@ def _pad(piece: Tensor, before: Integers, after: Integers, *, zeros: bool) -> Te
             continue
         piece = take_along(piece, axis, index.clip(0, n - 1))
         if zeros:
-            outside = (index < 0) | (index >= n)
-            piece = piece.masked_fill(_broadcast_along(piece, axis, outside), 0)
+            piece = piece.masked_fill(_broadcast_along(piece, axis, (index < 0) | (index >= n)), 0)
     return piece
 
 
@@ -343,8 +342,7 @@ def _find_parallel_axes(linear: Numbers, out_shape: tuple[int, ...]) -> tuple[in
     other output axes together.
     """
     output_axes = np.abs(linear).argmax(axis=1)  # the closest output axis of each input axis
-    has_each_once = len(set(output_axes.tolist())) == len(output_axes)
-    if not has_each_once:
+    if len(set(output_axes.tolist())) != len(output_axes):
         return None
     # how far each input coordinate moves along each output axis, from its first to its last voxel
     movement = np.abs(linear) * np.maximum(np.array(out_shape) - 1, 0)
@@ -556,6 +554,5 @@ def multiply_along(array: Tensor, axis: int, matrix: Tensor) -> Tensor:
     if axis == array.ndim - 1:
         return array @ matrix.T
     before = list(array.shape[:axis])
-    after = list(array.shape[axis + 1 :])
     product = torch.matmul(matrix, array.reshape([*before, array.shape[axis], -1]))
-    return product.reshape([*before, len(matrix), *after])
+    return product.reshape([*before, len(matrix), *array.shape[axis + 1 :]])

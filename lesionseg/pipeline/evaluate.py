@@ -263,11 +263,10 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
             remove_scores(output / SECOND_MODEL)  # of an earlier run with a second model
         replace(one, scores=scores).write(output)
         written = kept.finish(selection)
-    replaces_all_given = written is not None and kept.has_all
     given = {  # the folders that the advice on `report` names
         "images": "SCANS",
         "reference": cfg.reference,
-        "prediction": str(written) if replaces_all_given else cfg.prediction,
+        "prediction": str(written) if written is not None and kept.has_all else cfg.prediction,
     }
     return EvaluateOutcome(
         scores,
@@ -364,8 +363,7 @@ def _find_inputs(
     predictions = {case: files for case, files in found.items() if case not in unusable}
     if faults and not chosen:
         raise nothing_scored(faults)
-    has_scorable = any(files.case in predictions for files in chosen)
-    if chosen and may_score_nothing and not has_scorable:
+    if chosen and may_score_nothing and not any(files.case in predictions for files in chosen):
         _log.warning(
             "No case to evaluate has a prediction, so nothing is scored. Masks of nnU-Net's "
             "probabilities are written for cases without a reference. To score, give the "
@@ -543,9 +541,8 @@ def model_of(predictions: Path) -> dict[str, Any]:
         return of_nnunet
     if predictions.name not in ("validation", "predictions"):
         return {}
-    run = read_run(predictions)
     keys = {"model", "bundle", "training_patients", "training_scans"}
-    known = run.model_dump(include=keys, exclude_unset=True)
+    known = read_run(predictions).model_dump(include=keys, exclude_unset=True)
     return {key: value for key, value in known.items() if value is not None}
 
 

@@ -141,8 +141,7 @@ class _ProgressLog:
 
     def __call__(self, item: str, done: float, total: int) -> None:
         """Log the progress if it is due."""
-        is_first_call = math.isnan(self._first)
-        if is_first_call:
+        if math.isnan(self._first):
             # new work reports its first item first; resumed work begins in the middle
             is_first_of_several = done == 1 and total > 1
             if is_first_of_several:
@@ -153,8 +152,7 @@ class _ProgressLog:
         seconds = time.monotonic() - self._began
         share = int(_MAX_PROGRESS_LINES * done / max(total, 1))
         is_due = share > self._logged_share and seconds > _QUIET_SECONDS
-        is_in_progress = self._first < done < total
-        if not is_due or not is_in_progress:
+        if not (is_due and self._first < done < total):
             return
         self._logged_share = share
         left = seconds * (total - done) / (done - self._first)

@@ -313,12 +313,11 @@ def narrow_if_short(
         return unchanged
     if trainer.max_minutes * torch.get_num_threads() > SHORT_CORE_MINUTES:
         return unchanged
-    narrow = model.model_copy(update={"base_features": NARROW_FEATURES})
     reason = (
         f"{NARROW_FEATURES} in the first stage, because in {trainer.max_minutes:g} minutes on a "
         "CPU more steps are worth more than a wider network"
     )
-    return Decision(narrow, reason)
+    return Decision(model.model_copy(update={"base_features": NARROW_FEATURES}), reason)
 
 
 def _plan_before(init_from: str | None, extra: Sequence[Spec]) -> Plan | None:

@@ -172,8 +172,7 @@ def _send(row: CaseRow, outputs: Outputs, results: PredictionFolder) -> CaseRow:
     """
     if not row.is_done:
         return row
-    reason = outputs.after_commit(row.case, results)
-    return replace(row, message=f"{row.message} {reason}".strip())
+    return replace(row, message=f"{row.message} {outputs.after_commit(row.case, results)}".strip())
 
 
 @contextmanager

@@ -284,12 +284,11 @@ class CaseWork:
         item.update(key=self._key(scan.files, item.row.digest))
         self._require_zones(scan.case)
         plan = self.predictor.plan
-        has_masks = plan.candidate_rule.source != "detection"
         earlier = self.results.claim(
             scan.case,
             item.row,
             overwrite=self.cfg.overwrite,
-            needs_mask=has_masks,
+            needs_mask=plan.candidate_rule.source != "detection",
             needs_preview=self.cfg.preview,
         ) or self._earlier_failure(item.row)
         if earlier is not None:

@@ -107,12 +107,11 @@ def _share_cluster(device: str, n_scans: int) -> tuple[int, dict[str, int | None
             "engine=ray: the cluster has no CPU core. Start it with at least one, or leave engine= "
             "out."
         )
-    n_possible = gpus or max(cores // _CORES_PER_ACTOR, 1)
     resources = {
         "num_gpus": 1 if gpus else None,
         "num_cpus": None if gpus else min(_CORES_PER_ACTOR, cores),
     }
-    return min(n_possible, n_scans), resources
+    return min(gpus or max(cores // _CORES_PER_ACTOR, 1), n_scans), resources
 
 
 def _distribute(actors: Sequence[Any], scans: Sequence[Scan]) -> Iterator[CaseRow]:

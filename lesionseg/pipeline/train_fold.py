@@ -228,8 +228,7 @@ def choose_validated(
         return list(cases)
     with_lesions = [files for files in cases if counts.get(files.case)]
     lesion_free = [files for files in cases if not counts.get(files.case)]
-    share = round(n * len(with_lesions) / len(cases))
-    n_with_lesions = min(max(share, n // 2), len(with_lesions))
+    n_with_lesions = min(max(round(n * len(with_lesions) / len(cases)), n // 2), len(with_lesions))
     chosen = _choose_evenly(with_lesions, n_with_lesions)
     chosen += _choose_evenly(lesion_free, n - n_with_lesions)
     return [files for files in cases if files in chosen]

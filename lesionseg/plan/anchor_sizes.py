@@ -82,8 +82,7 @@ def fit_anchors(
     )
     finest_stride = strides[stages[0]]
     reason = _explain_fit(anchors, finest_stride, mean_iou, small_recall)
-    small_sides = np.percentile(sides, SMALL_PERCENT, axis=0)
-    if (small_sides < _CELLS_ACROSS * finest_stride).any():
+    if (np.percentile(sides, SMALL_PERCENT, axis=0) < _CELLS_ACROSS * finest_stride).any():
         reason += f"; the smallest tenth are less than {_CELLS_ACROSS:g} cells of the finest level"
         reason += " across"
     return Decision(anchors, reason)
@@ -158,8 +157,7 @@ def _choose_stages(sides: Extents, strides: Extents, finest: int) -> tuple[int, 
     ]
     first = max(resolving, default=finest)
     fitting = [i for i in range(first, n) if (2 * strides[i] <= largest).any()]
-    last = min(max(fitting, default=first), first + MOST_LEVELS - 1)
-    return tuple(range(first, last + 1))
+    return tuple(range(first, min(max(fitting, default=first), first + MOST_LEVELS - 1) + 1))
 
 
 def _cluster(sides: Extents, weights: Numbers, k: int) -> Extents:
@@ -176,8 +174,7 @@ def _cluster(sides: Extents, weights: Numbers, k: int) -> Extents:
     ranks = np.linspace(0, 1, len(log_volumes))
     # the mean of both, because by rank only, nearly all would be the most common sizes
     even_by_rank = np.interp(np.linspace(0.02, 0.98, k), ranks, np.sort(log_volumes))
-    even_by_size = np.linspace(even_by_rank[0], even_by_rank[-1], k)
-    wanted = (even_by_rank + even_by_size) / 2
+    wanted = (even_by_rank + np.linspace(even_by_rank[0], even_by_rank[-1], k)) / 2
     shapes = sides[np.abs(log_volumes[:, None] - wanted).round(9).argmin(axis=0)]
     for step in _STEPS:
         score = weights @ _best_iou(sides, shapes)
@@ -194,5 +191,4 @@ def _cluster(sides: Extents, weights: Numbers, k: int) -> Extents:
 
 def _best_iou(sides: Extents, shapes: Extents) -> Numbers:
     """Return the IoU of each lesion with its best size, if both have the same centre."""
-    iou = centred_iou(torch.from_numpy(sides), torch.from_numpy(shapes))
-    return iou.numpy().max(axis=1)
+    return centred_iou(torch.from_numpy(sides), torch.from_numpy(shapes)).numpy().max(axis=1)

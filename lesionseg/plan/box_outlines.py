@@ -75,8 +75,7 @@ def is_box_outline(crop: Flags) -> bool:
     if crop[margin:-margin, margin:-margin].all():
         return True
     is_outside = crop & ~_ellipse(crop.shape, TOLERANCE)
-    is_missing = ~crop & _ellipse(crop.shape, -TOLERANCE)
-    return not is_outside.any() and not is_missing.any()
+    return not is_outside.any() and not (~crop & _ellipse(crop.shape, -TOLERANCE)).any()
 
 
 def _ellipse(shape: tuple[int, ...], growth: float) -> Flags:

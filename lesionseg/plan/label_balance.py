@@ -178,8 +178,7 @@ def deal(strata: Iterable[Sequence[str]], n_folds: int, rng: np.random.Generator
     folds: list[set[str]] = [set() for _ in range(n_folds)]
     for members in strata:
         for start in range(0, len(members), n_folds):
-            block = members[start : start + n_folds]
             order = sorted(rng.permutation(n_folds).tolist(), key=lambda fold: len(folds[fold]))
-            for name, fold in zip(block, order, strict=False):
+            for name, fold in zip(members[start : start + n_folds], order, strict=False):
                 folds[fold].add(name)
     return folds

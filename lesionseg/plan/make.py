@@ -293,8 +293,7 @@ def _shrink_to_budget(
     sides = list(tile)
     while not allowed.fits(pyramid, sides, 2):
         longest = max(range(len(sides)), key=lambda axis: sides[axis] / stride[axis])
-        is_smallest = sum(sides) - stride[longest] <= sum(stride)
-        if is_smallest:
+        if sum(sides) - stride[longest] <= sum(stride):
             break
         sides[longest] -= stride[longest]
     return tuple(sides)

@@ -368,10 +368,9 @@ def _require_consistent(plan: Plan, where: str | Path) -> None:
     n_axes = {plan.dims, len(plan.spacing_mm), len(plan.tile_shape)}
     flips = plan.flip_axes or ()
     are_flips_distinct = len(set(flips)) == len(flips)
-    are_labels_distinct = len(set(plan.labels.values)) == n_labels
     is_consistent_by_key = {
         "label_names": len(plan.labels.names) == n_labels,
-        "label_values": n_labels > 0 and are_labels_distinct,
+        "label_values": n_labels > 0 and len(set(plan.labels.values)) == n_labels,
         "regions": len(plan.labels.regions) in (0, n_labels),
         "normalisation": len(plan.normalisation) == len(plan.channel_names),
         "spacing_mm or tile_shape": len(n_axes) == 1,
@@ -383,8 +382,7 @@ def _require_consistent(plan: Plan, where: str | Path) -> None:
     if anchors is not None:
         n_levels = len(anchors.stages)
         has_sizes = n_levels > 0 and len(anchors.sizes) == n_levels
-        exists = has_sizes and max(anchors.stages) < n_features
-        is_consistent_by_key["anchors.stages"] = exists
+        is_consistent_by_key["anchors.stages"] = has_sizes and max(anchors.stages) < n_features
     for key, is_consistent in is_consistent_by_key.items():
         if not is_consistent:
             raise BundleError(

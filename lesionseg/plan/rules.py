@@ -502,8 +502,7 @@ class _TileGrowth:
         most = min(int(ROUND_UP * self.median_shape[axis]), self.allowed.longest)
         # a longer tile may get more stages, and then another stride
         has_remainder = any(np.remainder(longer, self.stride(longer)))
-        is_too_long = longer[axis] > most
-        return 0 if is_too_long or has_remainder else step
+        return 0 if longer[axis] > most or has_remainder else step
 
     def grow(
         self, tile: tuple[int, ...], step: Callable[[tuple[int, ...], int], int]
@@ -544,8 +543,7 @@ def _round_to_strides(
     for side, step, whole in zip(tile, stride, median_shape, strict=True):
         up = ceil(side / step) * step
         down = max(side // step, 1) * step
-        is_rounded_up = side == whole and up <= largest * side
-        sides.append(up if is_rounded_up else down)
+        sides.append(up if side == whole and up <= largest * side else down)
     return tuple(sides)
 
 

@@ -201,12 +201,11 @@ def _warn_of_divided_groups(divided: Mapping[str, str], used_for: str) -> None:
     for name, other in divided.items():
         names_of.setdefault(other, []).append(name)
     for other, names in names_of.items():
-        who = f"{len(names)} patients are" if len(names) > 1 else f"Patient {names[0]} is"
         logger.warning(
             "%s in both %s and %s%s. Therefore %s scores will be too optimistic. Give all cases of "
             "a patient one role (column role, data.splits), or correct the patients (column "
             "group, data.group).",
-            who,
+            f"{len(names)} patients are" if len(names) > 1 else f"Patient {names[0]} is",
             used_for,
             other,
             f": {join_names(names)}" if len(names) > 1 else "",
@@ -333,10 +332,9 @@ def _order_by_lesions(units: Mapping[str, _Unit], n_folds: int) -> list[str]:
         units: the groups, in ascending order of their numbers of lesions.
         n_folds: number of folds.
     """
-    free = [name for name, unit in units.items() if unit.n_lesions == 0]
     with_lesions = [name for name, unit in units.items() if unit.n_lesions > 0]
     class_size = n_folds * max(1, round(len(with_lesions) / 3 / n_folds))
-    classes = [free]
+    classes = [[name for name, unit in units.items() if unit.n_lesions == 0]]
     for start in range(0, len(with_lesions), class_size):
         classes.append(with_lesions[start : start + class_size])
     ordered: list[str] = []

@@ -111,9 +111,8 @@ def size_chart(tables: Evaluation) -> Chart | None:
     if not bins:
         return None
     figure, axes = new_figure()
-    patients = list(tables.lesions["group"].unique())
     who = "patient" if tables.patients_stated else "scan"
-    has_rings = 1 < len(patients) <= MOST_RINGS
+    has_rings = 1 < tables.lesions["group"].nunique() <= MOST_RINGS
     numbers_of_patients = []
     is_too_narrow = False
     for x, part in enumerate(bins):
@@ -188,9 +187,8 @@ def has_size_trend(bins: Sequence[SizeClass]) -> bool:
     if len(bins) < 2 or min(part.n for part in bins) < MIN_LESIONS:
         return False
     recalls = [part.recall for part in bins]
-    n_missed = bins[0].n - bins[0].detected
-    never_falls = recalls == sorted(recalls)
-    return n_missed >= MIN_LESIONS and never_falls and recalls[0] < recalls[-1]
+    rises = recalls == sorted(recalls) and recalls[0] < recalls[-1]
+    return rises and bins[0].n - bins[0].detected >= MIN_LESIONS
 
 
 def froc_chart(models: Sequence[tuple[str, Evaluation]]) -> Chart | None:

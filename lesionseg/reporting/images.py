@@ -240,8 +240,7 @@ def scene_of(image: Volume, files: CaseFiles) -> Scene:
     """Return the scene of an image without masks. `files` are those of its case."""
     channels = image.present_channels
     colours = _read_colours(files)
-    is_in_colour = colours is not None and len(channels) == 3
-    shown = image.brightness() if is_in_colour else channels[0]
+    shown = image.brightness() if colours is not None and len(channels) == 3 else channels[0]
     return Scene(shown, image.geometry, colours=colours)
 
 

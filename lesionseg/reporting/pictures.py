@@ -206,16 +206,14 @@ def _draw_cutout(
         shown = display_levels(np.moveaxis(scene.colours, 0, -1), WINDOW)
     reference = _reorient(scene.reference, order, flips)
     accepted = _reorient(scene.accepted, order, flips)
-    below = _reorient(scene.below, order, flips)
     chosen = _reorient(focus, order, flips)
-    masks = _style_outlines(reference, accepted, below, chosen)
+    masks = _style_outlines(reference, accepted, _reorient(scene.below, order, flips), chosen)
     box = np.array([start, stop], float)[:, list(order)]
     for axis in flips:  # the mirrored stop becomes the start
         box[:, axis] = image.shape[axis] - box[::-1, axis]
     to_centre_on = (reference, accepted) if chosen is None else (chosen,)
     middle = _find_middle(image.shape, box, to_centre_on)
-    image_mm = np.array(image.shape) * spacing
-    side = _choose_side(image_mm, (box[1] - box[0]) * spacing)
+    side = _choose_side(np.array(image.shape) * spacing, (box[1] - box[0]) * spacing)
     if image.ndim == 2:
         _crop(panels[-1], shown, masks, spacing, middle, side, unit)
         if len(panels) == 1:
@@ -297,8 +295,7 @@ def draw_overview(image: NDArray[Any], geometry: Geometry, mask: Flags | None) -
     order, flips = display_axes(geometry)
     spacing = np.array([geometry.spacing_mm[a] for a in order])
     lesions = _reorient(mask, order, flips)
-    is_in_colour = image.ndim > geometry.dims
-    if is_in_colour:
+    if image.ndim > geometry.dims:
         turned = display_levels(image, WINDOW)
     else:
         turned = np.flip(image.transpose(order), flips)

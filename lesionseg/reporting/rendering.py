@@ -151,8 +151,7 @@ def cell(value: Any) -> str:
     A float is formatted by `format_score`, True is yes, and None or NaN is a dash. Others are
     converted by `str`.
     """
-    is_missing = value is None or (isinstance(value, float) and math.isnan(value))
-    if is_missing:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
         return "–"
     if isinstance(value, bool):
         return "yes" if value else "no"

@@ -161,8 +161,7 @@ def _convert_mm(centre_mm: Sequence[float], geometry: Geometry) -> list[float]:
     """Convert a position in the scan's mm to mm on the page `[x, y, z]`, which differ in 2-D."""
     index = np.linalg.solve(geometry.affine, [*centre_mm, 1.0])
     index_3d = [*np.zeros(3 - geometry.dims), *index]  # z = 0 for a 2-D image
-    place = _affine(geometry) @ index_3d
-    return [round(float(v), 2) for v in place[:3]]
+    return [round(float(v), 2) for v in (_affine(geometry) @ index_3d)[:3]]
 
 
 def _encode_base64(array: NDArray[Any], geometry: Geometry, step: int) -> str:

@@ -495,7 +495,6 @@ def _draw_pictures(
     for index in sorted(cards):  # the order of the page, not that of the cases
         of_kind[wanted[index].kind].append(cards[index])
     boxes_on_films = [box for film in films.values() for box in film.boxes]
-    kinds_of_boxes = {box.kind for box in boxes_on_films}
     letters = {box.label.letter for box in boxes_on_films if box.label}
     return Pictures(
         top=of_kind["top"],
@@ -505,7 +504,7 @@ def _draw_pictures(
         outlines=_outlines_of(visible),
         films=[films[case] for case in on_film if case in films],
         labels=[key for key in label_keys(tables).values() if key.letter in letters],
-        film_outlines=_outlines_of(kinds_of_boxes),
+        film_outlines=_outlines_of({box.kind for box in boxes_on_films}),
     )
 
 
@@ -609,12 +608,10 @@ def _draw_card(scene: Scene, wanted: _Wanted, tables: Evaluation) -> Card:
     axes = "zyx" if scene.geometry.dims == 3 else "yx"
     start = [float(row[f"start_{axis}_vox"]) for axis in axes]
     stop = [float(row[f"stop_{axis}_vox"]) for axis in axes]
-    is_false_positive = wanted.kind == "false_positive"
-    focus = scene.mask_of(int(row["candidate"])) if is_false_positive else None
+    focus = scene.mask_of(int(row["candidate"])) if wanted.kind == "false_positive" else None
     planes = 1 if wanted.kind == "top" else 3
     size = size_words(row, tables)
-    has_several_labels = bool(label_keys(tables))
-    if wanted.kind != "top" and has_several_labels:
+    if wanted.kind != "top" and label_keys(tables):
         size = f"{row['label']}, {size}"
     words = (str(row["case"]), size, wanted.words)
     return Card.draw({"": scene}, start, stop, words=words, planes=planes, focus=focus)

@@ -330,8 +330,7 @@ class FocalStatistics(pl.Callback):
         else:
             p = values.sigmoid().amax(1)
         lesion = finest.labels > 0
-        has_region_axis = lesion.ndim > p.ndim
-        if has_region_axis:
+        if lesion.ndim > p.ndim:
             lesion = lesion.any(1)
         lesion = lesion & valid
         background = ~lesion & valid

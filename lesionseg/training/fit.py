@@ -222,8 +222,7 @@ def _explain_errors(module: LesionModule, last: Path, steps_before: int) -> Iter
     except KeyboardInterrupt:
         advice = "No checkpoint was written yet."
         if last.is_file():
-            run_dir = last.parent.parent
-            advice = f"To continue, run the command again with run_dir={run_dir}."
+            advice = f"To continue, run the command again with run_dir={last.parent.parent}."
         # the step of processes that Lightning spawned is unknown here
         where = f" at step {module.global_step}" if module.global_step else ""
         if is_rank_zero():

@@ -103,8 +103,7 @@ class LesionModule(pl.LightningModule):
         max_steps = self.settings.max_steps
         max_minutes = self.settings.max_minutes
         by_steps = self.global_step / max_steps if max_steps else 0.0
-        by_minutes = self.minutes / max_minutes if max_minutes else 0.0
-        return max(by_steps, by_minutes)
+        return max(by_steps, self.minutes / max_minutes if max_minutes else 0.0)
 
     @property
     def is_logged(self) -> bool:

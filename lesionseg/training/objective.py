@@ -42,9 +42,8 @@ class LevelTargets:
         """Return the targets of a batch with `regions`. Invalid voxels have no label and lesion."""
         valid = batch["valid"].bool()
         labels = batch["labels"].masked_fill(~valid, 0)
-        instances = batch["instances"].masked_fill(~valid, 0)
         labels = region_target(labels, regions) if regions else labels
-        return cls(labels, instances, valid, batch.get("nearest"))
+        return cls(labels, batch["instances"].masked_fill(~valid, 0), valid, batch.get("nearest"))
 
 
 @dataclass(frozen=True, eq=False)

@@ -56,8 +56,7 @@ def find_missing_compiler(device: str) -> str:
     names: tuple[str, ...] = (os.environ.get("CXX", "g++"),)
     if device == "cuda":
         names = (os.environ.get("CC", "gcc"), "clang")
-    is_found = sys.platform != "linux" or any(map(shutil.which, names))
-    return "" if is_found else " or ".join(names)
+    return "" if (sys.platform != "linux" or any(map(shutil.which, names))) else " or ".join(names)
 
 
 def find_launcher(trainer: TrainerConfig) -> "ClusterEnvironment | None":
@@ -100,8 +99,7 @@ def _refuse_restarts() -> None:
     The shared store keeps addresses of processes that died (seen with torch 2.13).
     """
     restarts = os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
-    has_shared_store = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    if restarts and has_shared_store:
+    if restarts and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         raise ConfigError(
             "--max-restarts: restarted processes would not find each other. Set "
             "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 and --rdzv-backend c10d, or leave it out."

@@ -76,8 +76,7 @@ class VolumeValidation(Checkpoint):
         Raises:
             TrainingError: if the training is resumed and `best.ckpt` cannot be read.
         """
-        is_resumed = trainer.global_step > 0
-        if is_resumed:
+        if trainer.global_step > 0:
             self.best_score, self.best_error = broadcast_from_rank_zero(self._read_best)
         elif trainer.is_global_zero:  # the file belongs to a training that starts again
             self.path.unlink(missing_ok=True)
@@ -88,8 +87,7 @@ class VolumeValidation(Checkpoint):
 
     def _read_best(self) -> tuple[float, float]:
         """Return the score of the weights in `best.ckpt` and its error; −∞ and 0 if it has none."""
-        best = read_if_present(self.path) or {}
-        state = best.get("callbacks", {}).get(self.state_key, {})
+        state = (read_if_present(self.path) or {}).get("callbacks", {}).get(self.state_key, {})
         # version 1.0 stated neither
         return float(state.get("best_score", -math.inf)), float(state.get("best_error", 0.0))
 

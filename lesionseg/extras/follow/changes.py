@@ -382,8 +382,7 @@ class _Side:
         """The equivalent diameter of the summed size. None without a lesion."""
         if not self.ids:
             return None
-        diameters_mm = self.lesions.diameters_mm[self.rows]
-        return float((diameters_mm**self.dims).sum() ** (1 / self.dims))
+        return float((self.lesions.diameters_mm[self.rows] ** self.dims).sum() ** (1 / self.dims))
 
 
 def _describe_change(case: str, before: _Side, after: _Side, rule: ChangeRule) -> LesionChange:
@@ -508,5 +507,4 @@ def _grow(voxels: Rows, shape: tuple[int, ...]) -> Rows:
     dims = len(shape)
     steps = np.array(list(product((-1, 0, 1), repeat=dims)))
     grown = np.unique((voxels[:, None] + steps).reshape(-1, dims), axis=0)
-    is_inside = ((grown >= 0) & (grown < shape)).all(axis=1)
-    return grown[is_inside]
+    return grown[((grown >= 0) & (grown < shape)).all(axis=1)]

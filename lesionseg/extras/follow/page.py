@@ -182,8 +182,7 @@ def _group_cards(cards: Iterable[tuple[LesionChange, Card]]) -> dict[str, list[C
 
     Only the pictures of the largest `MAX_PICTURES` lesions of all kinds are shown.
     """
-    largest = sorted(cards, key=lambda drawn: drawn[0].max_diameter_mm, reverse=True)
-    shown = largest[:MAX_PICTURES]
+    shown = sorted(cards, key=lambda drawn: drawn[0].max_diameter_mm, reverse=True)[:MAX_PICTURES]
     sections = {
         state: [card for change, card in shown if change.state == state] for state in STATES
     }

@@ -277,8 +277,7 @@ def _timelines(
     """
     if cfg.before is not None and cfg.after is not None:
         before = Path(cfg.before)
-        after = Path(cfg.after)
-        return visits_of_folders(before, after, cfg.before_images, cfg.after_images), {}
+        return visits_of_folders(before, Path(cfg.after), cfg.before_images, cfg.after_images), {}
     # the settings ensure a table of visits with either a bundle or predictions
     table = Path(str(cfg.visits))
     patients = order_visits(read_scan_list(table), table)

@@ -59,14 +59,13 @@ def register_rigid(fixed: Volume, moving: Volume) -> Alignment:
     n_threads = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
     try:
-        moments = sitk.CenteredTransformInitializerFilter.MOMENTS
         rigid = sitk.Euler3DTransform()
         # air has no mass: in Hounsfield units it would have a negative one
         transform = sitk.CenteredTransformInitializer(
             fixed_image - float(fixed.array[0].min()),
             moving_image - float(moving.array[0].min()),
             rigid,
-            moments,
+            sitk.CenteredTransformInitializerFilter.MOMENTS,
         )
         method.SetInitialTransform(transform, inPlace=True)
         method.Execute(fixed_image, moving_image)

@@ -64,8 +64,7 @@ class FollowConfig(OutputCommand):
             raise ValueError(
                 "give before= and after=, or visits= with either bundle= or predictions="
             )
-        has_images = (self.before_images, self.after_images) != (None, None)
-        if is_table and has_images:
+        if is_table and (self.before_images, self.after_images) != (None, None):
             raise ValueError(
                 "before_images= and after_images= belong to before= and after=; with visits=, the "
                 "table names the scans"

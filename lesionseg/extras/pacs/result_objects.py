@@ -491,13 +491,12 @@ class ResultObjects:
             shape += f", {unit.removeprefix('mm ')}"  # at the detector
         score = candidate.score if self.prediction.has_scores else None
         probability = _own_code("probability", "Calibrated probability of a lesion")
-        before = _own_code("volume-before", "Volume at the earlier visit")
         method = _own_code("equivalent", shape)
         rows = (  # name, value or None, unit, and method or None
             (_own_code("score", "Score of the model"), score, no_units, None),
             (probability, candidate.probability, no_units, None),
             (codes.SCT.Volume, candidate.volume_ml, ml, None),
-            (before, volume_before, ml, None),
+            (_own_code("volume-before", "Volume at the earlier visit"), volume_before, ml, None),
             (codes.SCT.Diameter, candidate.diameter_mm, length_unit, method),
         )
         measurements = []

@@ -16,8 +16,7 @@ def _validate_host(name: str) -> str:
 
 def _strip_brackets(host: str) -> str:
     """Return a host without the brackets of an IPv6 address, which a socket does not accept."""
-    is_in_brackets = host.startswith("[") and host.endswith("]")
-    return host[1:-1] if is_in_brackets else host
+    return host[1:-1] if host.startswith("[") and host.endswith("]") else host
 
 
 class ServeConfig(Settings):

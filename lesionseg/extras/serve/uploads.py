@@ -161,8 +161,7 @@ def _select_images(sent: Sequence[_SentFile]) -> list[_SentFile]:
     wanted = {"image", "dicom"}
     if "image" not in kinds:
         wanted.add("unknown")
-    images = [file for file, kind in zip(sent, kinds, strict=True) if kind in wanted]
-    return images or list(sent)
+    return [file for file, kind in zip(sent, kinds, strict=True) if kind in wanted] or list(sent)
 
 
 def _sort_channels(

@@ -93,8 +93,7 @@ def trial_table(search: TuningSearch) -> list[list[str]]:
     for trial in search.trials:
         row = [str(trial.number), f"{trial.alpha:.3f}", f"{trial.gamma:.2f}"]
         row += [f"{trial.scores[n]:.3f}" if n in trial.scores else "–" for n in names]
-        seconds = "–" if trial.seconds is None else f"{trial.seconds:.0f}"
-        row += [trial.state, seconds]
+        row += [trial.state, "–" if trial.seconds is None else f"{trial.seconds:.0f}"]
         if has_notes:
             row.append(trial.note)
         table.append(row)
@@ -107,8 +106,7 @@ def write_tuning_page(search: TuningSearch, path: Path) -> Path:
     A ring marks the steadiest training, if there is one.
     """
     figure, axes = new_figure(6, 4.4)
-    dots = _draw_finished(axes, search)
-    figure.colorbar(dots, label=search.objective)
+    figure.colorbar(_draw_finished(axes, search), label=search.objective)
     stopped = [trial for trial in search.trials if trial.state == "pruned"]
     alphas = [trial.alpha for trial in stopped]
     axes.plot(alphas, [trial.gamma for trial in stopped], "x", color=OTHER, clip_on=False)

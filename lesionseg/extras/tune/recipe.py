@@ -250,8 +250,7 @@ class SharedStudy:
                     return False
                 self._enqueue_first_pair()
                 trial = self.study.ask()
-                folder = trial_folder(self.run, trial.number)
-                held.enter_context(locked_folder(folder, TRIAL_LOCK))
+                held.enter_context(locked_folder(trial_folder(self.run, trial.number), TRIAL_LOCK))
             try:
                 value = objective(trial)
             except optuna.TrialPruned:

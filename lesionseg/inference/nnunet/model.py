@@ -325,12 +325,11 @@ def _find_unknown_option(options: Mapping[str, Any]) -> str:
     norm = str(options.get("norm_op") or "InstanceNorm")
     norm_options = options.get("norm_op_kwargs") or {}
     has_eps = norm_options.get("eps", _EPS) == _EPS
-    nonlinearity = str(options.get("nonlin") or "LeakyReLU").rpartition(".")[2]
     slope = (options.get("nonlin_kwargs") or {}).get("negative_slope", _SLOPE)
     has_default = {
         "norm_op": "InstanceNorm" in norm,
         "norm_op_kwargs": has_eps and norm_options.get("affine", True) is True,
-        "nonlin": nonlinearity == "LeakyReLU",
+        "nonlin": str(options.get("nonlin") or "LeakyReLU").rpartition(".")[2] == "LeakyReLU",
         "nonlin_kwargs": slope == _SLOPE,
         "nonlin_first": not options.get("nonlin_first"),
         "squeeze_excitation": not options.get("squeeze_excitation"),
@@ -480,8 +479,7 @@ def _modality(channels: tuple[str, ...], dims: int) -> Modality:
     In 2-D, it is colour if the names begin with r, g and b, otherwise X-ray.
     """
     if dims == 2:
-        initials = "".join(name[:1].casefold() for name in channels)
-        return "colour" if initials == "rgb" else "xray"
+        return "colour" if "".join(name[:1].casefold() for name in channels) == "rgb" else "xray"
     return "ct" if any(name.casefold() == "ct" for name in channels) else "mri"
 
 

@@ -234,8 +234,7 @@ def _labels_from_probabilities(voxels: _Voxels, labels: Labels) -> Integers:
     their probability is above 0.5, later ones over earlier ones.
     """
     if not labels.regions:
-        value_of = np.array([0, *labels.values], np.int64)
-        return value_of[voxels.values.argmax(axis=0)]
+        return np.array([0, *labels.values], np.int64)[voxels.values.argmax(axis=0)]
     painted = np.zeros(len(voxels.index), np.int64)
     for value, p in zip(labels.values, voxels.values, strict=True):
         painted[p > 0.5] = value
@@ -284,8 +283,7 @@ class _LabelMaps:
         At least one of both must have a lesion voxel.
         """
         in_mask = self.mask.flat[order.flat_index(self.index, self.shape)]
-        n_agreeing = np.count_nonzero(in_mask == self.label_of_voxel)
-        return float(2 * n_agreeing / sum(self.n_voxels))
+        return float(2 * np.count_nonzero(in_mask == self.label_of_voxel) / sum(self.n_voxels))
 
 
 def _find_axis_order(file: ProbabilityFile, maps: _LabelMaps, geometry: Geometry) -> AxisOrder:

@@ -51,8 +51,7 @@ def _resize_slabs(
     orders, _ = spline_orders(recipe.logit_resampling, before, scan.spacing)
     shape = tuple(part.stop - part.start for part in scan.crop)
     n_channels, n_rows = logits.values.shape[:2]
-    row_voxels = n_channels * shape[1] * shape[2]
-    rows_at_once = max(1, _SLAB_VOXELS // max(row_voxels, 1))
+    rows_at_once = max(1, _SLAB_VOXELS // max(n_channels * shape[1] * shape[2], 1))
     if max(orders) > LINEAR:  # splines of higher orders need the whole volume
         yield 0, torch.stack([resize(logits.decode(c), shape, orders) for c in logits.values])
         return

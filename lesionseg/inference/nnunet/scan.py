@@ -165,8 +165,7 @@ def fill_holes(mask: Flags) -> Flags:
     background = np.pad(~mask, 1, constant_values=True)
     component = cc3d.connected_components(background, connectivity=6)
     outside = component[(0,) * mask.ndim]  # the component of a corner
-    without_border = tuple(slice(1, -1) for _ in mask.shape)
-    return component[without_border] != outside
+    return component[tuple(slice(1, -1) for _ in mask.shape)] != outside
 
 
 def normalise(channel: NDArray[np.float32], scheme: NnunetNormalisation, inside: Flags) -> None:

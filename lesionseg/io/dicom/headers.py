@@ -140,8 +140,7 @@ def frame_header(header: "Header", n: int = 0) -> "Header":
     elements = Dataset()
     elements.update(header)
     shared = header.get("SharedFunctionalGroupsSequence") or ()  # one item, or none
-    frames = header.get("PerFrameFunctionalGroupsSequence") or ()
-    for group in (*shared[:1], *frames[n : n + 1]):
+    for group in (*shared[:1], *(header.get("PerFrameFunctionalGroupsSequence") or ())[n : n + 1]):
         for sequence in group:
             if sequence.VR == "SQ" and sequence.value and not sequence.tag.is_private:
                 elements.update(sequence.value[0])
@@ -310,8 +309,7 @@ def check_image(path: Path, header: "Header") -> None:
     if _is_compressed(header) and syntax != _RLE:
         return
     frames = value_of(header, "PerFrameFunctionalGroupsSequence") or ()
-    n_planes = max(n_frames(header), len(frames))
-    n_pixels = int(header.Rows) * int(header.Columns) * n_planes
+    n_pixels = int(header.Rows) * int(header.Columns) * max(n_frames(header), len(frames))
     n_bits = n_pixels * int(number(header, "BitsAllocated") or 8)
     is_packed = syntax in (_RLE, _DEFLATED)
     check_size(path, n_bits // 8, compressed=is_packed)

@@ -168,8 +168,7 @@ def _find_images(root: Path, case: str, mask: Path) -> dict[str, Path]:
         images: dict[str, list[Path]] = {}
         for file in sorted(folder.rglob(f"{case}_*")):
             channel = strip_suffix(file).rpartition("_")[2]
-            is_mask = "label-" in file.name
-            if is_image_file(file) and not is_mask and channel not in _NOT_CHANNELS:
+            if is_image_file(file) and "label-" not in file.name and channel not in _NOT_CHANNELS:
                 images.setdefault(channel, []).append(file)
         found = {
             channel: image

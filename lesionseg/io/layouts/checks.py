@@ -52,8 +52,7 @@ def findings_about(
     """
     if not names:
         return []
-    listed = join_names(names, most)
-    text = f"{where}: {count(len(names), noun)} {words}: {listed}.{advice}"
+    text = f"{where}: {count(len(names), noun)} {words}: {join_names(names, most)}.{advice}"
     return [Finding(kind, text, severity=severity)]
 
 

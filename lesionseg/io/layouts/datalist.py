@@ -135,8 +135,7 @@ def _read_rows(
         for place, entry in enumerate(entries):
             stated = entry if isinstance(entry, dict) else {}
             keys_of_entries.add(frozenset(stated))
-            is_scan_to_predict = _LISTS[key] == "test" and "label" not in stated
-            if is_scan_to_predict:
+            if _LISTS[key] == "test" and "label" not in stated:
                 continue
             where = f"{path}: {key}[{place}]"
             case = _case_id(root, stated)

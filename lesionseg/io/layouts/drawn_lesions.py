@@ -46,8 +46,7 @@ class DrawnPart:
     def paint(self, image: NDArray[Any], value: int) -> None:
         """Set the drawn pixels of the whole image `[y, x]` to a value."""
         height, width = self.mask.shape
-        window = image[self.top : self.top + height, self.left : self.left + width]
-        window[self.mask] = value
+        image[self.top : self.top + height, self.left : self.left + width][self.mask] = value
 
 
 def read_stated_reference(
@@ -100,8 +99,7 @@ def read_stated_reference(
         n_left_out = count(int((~is_visible).sum()), "lesion")
         logger.warning("%s: %s left out, because %s.", files.case, n_left_out, reason)
     visible_labels = tuple(labels[is_visible].tolist())
-    label_type = np.min_scalar_type(int(labels.max(initial=0)))
-    label_of_number = np.array([0, *labels]).astype(label_type)
+    label_of_number = np.array([0, *labels]).astype(np.min_scalar_type(int(labels.max(initial=0))))
     # consecutive numbers: if the second of three lesions is covered, the third gets the number 2
     new_number = np.array([0, *np.cumsum(is_visible)], np.int32)
     return Reference(
@@ -210,8 +208,7 @@ def _clip(lesions: Sequence[StatedLesion], shape: tuple[int, ...]) -> NDArray[np
 
 def _stated_boxes(lesions: Sequence[StatedLesion], labels: Integers) -> StatedBoxes:
     """Return the boxes of lesions before they are clipped."""
-    boxes = np.array([one.box for one in lesions], float)
-    return StatedBoxes(boxes, tuple(labels.tolist()))
+    return StatedBoxes(np.array([one.box for one in lesions], float), tuple(labels.tolist()))
 
 
 def _reference_of_boxes(
@@ -257,8 +254,7 @@ def _draw_instances(lesions: Sequence[StatedLesion], shape: tuple[int, ...]) -> 
             y, x = np.clip(centre, 0, np.array(shape) - 1).tolist()
             parts[index] = DrawnPart(y, x, np.ones((1, 1), bool))
     instances = np.zeros(shape, np.int32)
-    from_largest = np.argsort([-int(part.mask.sum()) for part in parts], kind="stable")
-    for index in from_largest:
+    for index in np.argsort([-int(part.mask.sum()) for part in parts], kind="stable"):
         parts[index].paint(instances, index + 1)
     return instances
 

@@ -285,8 +285,7 @@ def _find_naming(
     n_masks_without_number = sum(case in mask_names for case, _ in numbered_images.values())
     if not images or n_masks_without_number > n_masks_of_whole_name:
         return _Naming(images=True)
-    numbered_masks = _split_numbered(mask_names).values()
-    first_channels = {case for case, number in numbered_masks if number == 0}
+    first_channels = {case for case, number in _split_numbered(mask_names).values() if number == 0}
     are_masks_first_channels = bool(mask_names) and len(first_channels) == len(mask_names)
     if are_masks_first_channels:
         numbers = [number for case, number in numbered_images.values() if case in first_channels]

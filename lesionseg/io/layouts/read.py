@@ -198,8 +198,7 @@ def find_missing_files(dataset: Dataset) -> list[Finding]:
         case = files.case
         with collect_errors(findings, case, files.images[0]):
             check_channels(files, dataset)
-        references = () if files.reference is None else (files.reference,)
-        for file in (*files.images, *references):
+        for file in (*files.images, *(() if files.reference is None else (files.reference,))):
             if not _has_content(file):
                 text = (
                     f"{file} of case {case!r} does not exist or is empty. Paths in tables are "

@@ -110,8 +110,7 @@ def parse_number(name: str, cell: str) -> float:
 def outline_box(polygons: Sequence[Sequence[float]]) -> tuple[float, ...]:
     """Return the smallest box (y, x, y, x) that contains some polygons."""
     points = np.concatenate([np.reshape(polygon, (-1, 2)) for polygon in polygons])
-    ends = [points.min(axis=0)[::-1], points.max(axis=0)[::-1]]
-    return tuple(np.concatenate(ends).tolist())
+    return tuple(np.concatenate([points.min(axis=0)[::-1], points.max(axis=0)[::-1]]).tolist())
 
 
 def distinct_names(path: Path, name_of: Mapping[int, str]) -> tuple[dict[int, str], list[Finding]]:

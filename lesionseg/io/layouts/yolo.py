@@ -152,8 +152,7 @@ def _find_images(
         if role is None:
             if place is None or not place.is_dir():
                 continue
-            has_part = any(part.is_relative_to(place) for part in seen)
-            if not has_part and list_images(place):
+            if not any(part.is_relative_to(place) for part in seen) and list_images(place):
                 text = (
                     f"{path}: the key {key} is unknown, so the images in its folder {entry[:200]} "
                     "are left out. Call it train, val or test to use them."

@@ -106,13 +106,9 @@ def _with_ids_of_references(
         numbered = f"{case}_0000"
         session = without_bids_suffix(case)
         is_only_numbered_known = numbered in known and case not in known
-        is_free = numbered not in predictions
         had_channel_number = stems.get(case, numbered).endswith("_0000")
-        if is_only_numbered_known and is_free and had_channel_number:
-            case = numbered
-        elif session in known and case not in known and sessions[session] == 1:
-            case = session
-        renamed[case] = files
+        is_renamed = is_only_numbered_known and numbered not in predictions and had_channel_number
+        renamed[numbered if is_renamed else case] = files
     return renamed
 
 
