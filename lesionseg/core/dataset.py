@@ -331,8 +331,9 @@ def assign_groups(
             n_sides += 1
     if n_sides:
         paired = f"{count(n_sides, 'case')}, {count(n_sides // 2, 'patient')}"
-        text = "Case names ending in L and R were paired: %s. To change this, set %s."
-        logger.info(text, paired, setting)
+        logger.info(
+            "Case names ending in L and R were paired: %s. To change this, set %s.", paired, setting
+        )
     return tuple(replace(case, group=groups[case.case]) for case in cases)
 
 

@@ -327,8 +327,12 @@ def read_cached_case(folder: Path) -> CachedCase:
         if version != CACHE_VERSION:
             raise ValueError(f"version {version}")
         geometry = Geometry(raw.pop("shape"), np.array(raw.pop("affine")))
-        lesions = LesionIndex.from_json(geometry.dims, **raw.pop("lesions"))
-        cached = CachedCase(folder=folder, geometry=geometry, lesions=lesions, **raw)
+        cached = CachedCase(
+            folder=folder,
+            geometry=geometry,
+            lesions=LesionIndex.from_json(geometry.dims, **raw.pop("lesions")),
+            **raw,
+        )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ReadError(
             f"{path}: the cached case is missing or damaged ({error!r}). Prepare it again."

@@ -102,8 +102,9 @@ def compare(
         if why_not_at_thresholds and name in AT_THRESHOLDS:
             found[name] = Difference(reason=why_not_at_thresholds)
             continue
-        is_share = name not in NO_SHARES
-        found[name] = _compare_number(statistic, support, draws, items, seed, is_share=is_share)
+        found[name] = _compare_number(
+            statistic, support, draws, items, seed, is_share=name not in NO_SHARES
+        )
     primary = PRIMARY if has_scores else PRIMARY_UNSCORED
     return _correct_p_values(found, primary) | {primary: _as_primary(found[primary], margin)}
 

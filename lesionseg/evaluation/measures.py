@@ -202,8 +202,9 @@ def column_names(names: Iterable[str]) -> dict[str, str]:
     """
     columns: dict[str, str] = {}
     for name in names:
-        plain = re.sub(r"[^\w.-]+", "_", name)
-        columns[name] = free_name(plain, columns.values(), "{name}_{number}")
+        columns[name] = free_name(
+            re.sub(r"[^\w.-]+", "_", name), columns.values(), "{name}_{number}"
+        )
     return columns
 
 

@@ -346,8 +346,12 @@ def fuse(voxels: Prediction, boxes: Sequence[Candidate]) -> Prediction:
             new_id_of[candidate.id] = number
     candidates = _number([replace(candidate, score=score) for candidate, score in scored])
     removed = tuple(replace(c, score=c.score / 2) for c in voxels.removed)
-    instances = None if voxels.instances is None else new_id_of[voxels.instances]
-    return replace(voxels, candidates=candidates, instances=instances, removed=removed)
+    return replace(
+        voxels,
+        candidates=candidates,
+        instances=None if voxels.instances is None else new_id_of[voxels.instances],
+        removed=removed,
+    )
 
 
 def _number(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:

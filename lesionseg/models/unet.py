@@ -89,8 +89,13 @@ class Decoder(nn.Module):
         for wide, narrow, stride in zip(
             coarse, fine, architecture.strides[first + 1 :], strict=True
         ):
-            bias = architecture.layout == "nnunet"
-            up = UP[dims](wide, narrow, kernel_size=stride, stride=stride, bias=bias)
+            up = UP[dims](
+                wide,
+                narrow,
+                kernel_size=stride,
+                stride=stride,
+                bias=architecture.layout == "nnunet",
+            )
             initialise(up)
             self.ups.append(up)
         self.stages = nn.ModuleList(
@@ -152,5 +157,10 @@ def unet(plan: Plan) -> UNet:
     """
     dims = len(plan.architecture.strides[0])
     bias = prior_bias(plan.lesion_fraction, len(plan.labels), plan.activation)
-    residual = plan.architecture.name == "residual_unet"
-    return UNet(dims, len(plan.channel_names), plan.architecture, bias, residual=residual)
+    return UNet(
+        dims,
+        len(plan.channel_names),
+        plan.architecture,
+        bias,
+        residual=plan.architecture.name == "residual_unet",
+    )

@@ -56,11 +56,17 @@ def write_own_bundle(
         selection = choose(selection)
     if choose is not None and plan.nnunet.mirror_axes:
         why = f"{selection.reasons[OPERATING_POINT]} {_MIRRORED}"
-        reasons = {**selection.reasons, OPERATING_POINT: why}
-        selection = replace(selection, is_mirrored=True, reasons=reasons)
+        selection = replace(
+            selection, is_mirrored=True, reasons={**selection.reasons, OPERATING_POINT: why}
+        )
     provenance = {"lesionseg": __version__, "made from": plan.reasons["source"], "digest": digest}
-    card = model_card(plan, selection, provenance=provenance)
-    write_bundle(folder, bundle.networks, plan, card, selection=selection)
+    write_bundle(
+        folder,
+        bundle.networks,
+        plan,
+        model_card(plan, selection, provenance=provenance),
+        selection=selection,
+    )
     return selection
 
 

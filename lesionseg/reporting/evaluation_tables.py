@@ -92,8 +92,9 @@ class Evaluation(Tables):
     def missed(self) -> pd.DataFrame:
         """The missed lesions, largest first."""
         missed = self.lesions[~self.lesions["detected"]]
-        order = [self.size_column, "case", "lesion"]
-        return missed.sort_values(order, ascending=[False, True, True])
+        return missed.sort_values(
+            [self.size_column, "case", "lesion"], ascending=[False, True, True]
+        )
 
     @property
     def real_names(self) -> list[str]:
@@ -166,8 +167,11 @@ def write_pseudonyms(folder: Path, names: Mapping[str, str]) -> None:
     path = folder / "pseudonyms.csv"
     path.unlink(missing_ok=True)  # of an earlier page with other cases
     if names:
-        rows = [{"pseudonym": shown, "name": real} for shown, real in names.items()]
-        write_csv(path, rows, ("pseudonym", "name"))
+        write_csv(
+            path,
+            [{"pseudonym": shown, "name": real} for shown, real in names.items()],
+            ("pseudonym", "name"),
+        )
 
 
 def _with_pseudonyms(tables: Evaluation) -> Evaluation:

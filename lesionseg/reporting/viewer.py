@@ -63,8 +63,9 @@ def write_viewer(
     data = viewer_data(scene)
     if threshold is not None:
         data["threshold"] = threshold
-    page = folder / f"{name}.html"
-    write_page(page, "viewer.html.j2", title=title, niivue=NIIVUE.name, data=data)
+    write_page(
+        folder / f"{name}.html", "viewer.html.j2", title=title, niivue=NIIVUE.name, data=data
+    )
 
 
 def remove_viewer_pages(folder: Path) -> None:
@@ -123,11 +124,12 @@ def viewer_data(scene: Scene, *, with_slices: bool = False) -> dict[str, Any]:
         "flat": scene.geometry.dims == 2,
         "step": step,
     }
-    if with_slices and prediction is not None:
-        accepted = candidate_ids(prediction, {c.id for c in candidates if c.accepted}) > 0
-        data["slices"] = draw_slices(scene.image, scene.geometry, accepted)
-        for row, candidate in zip(rows, candidates, strict=True):
-            row["slice"] = _slice_through(candidate.centre_mm, scene.geometry)
+    if with_picture and prediction is not None:
+        data["picture"] = draw_overview(
+            scene.image,
+            scene.geometry,
+            candidate_ids(prediction, {c.id for c in candidates if c.accepted}) > 0,
+        )
     return data
 
 

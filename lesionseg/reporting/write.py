@@ -139,8 +139,9 @@ def write_report(
     write_adjudication(adjudication, tables)
     write_pseudonyms(output, tables.names)
     if options.pdf:
-        printed = render("report.html.j2", report=content, most_rows=MOST_PRINTED)
-        write_pdf(output / "report.pdf", printed)
+        write_pdf(
+            output / "report.pdf", render("report.html.j2", report=content, most_rows=MOST_PRINTED)
+        )
     return output / "report.html"
 
 
@@ -489,8 +490,9 @@ def _draw_pictures(
         if progress is not None:
             progress(case, n_done, n_wanted)
     if unread:
-        reason = next(iter(unread.values()))
-        log.warning("The report has no pictures of %s: %s", join_names(unread), reason)
+        log.warning(
+            "The report has no pictures of %s: %s", join_names(unread), next(iter(unread.values()))
+        )
     of_kind: dict[Kind, list[Card]] = defaultdict(list)
     for index in sorted(cards):  # the order of the page, not that of the cases
         of_kind[wanted[index].kind].append(cards[index])
@@ -613,5 +615,11 @@ def _draw_card(scene: Scene, wanted: _Wanted, tables: Evaluation) -> Card:
     size = size_words(row, tables)
     if wanted.kind != "top" and label_keys(tables):
         size = f"{row['label']}, {size}"
-    words = (str(row["case"]), size, wanted.words)
-    return Card.draw({"": scene}, start, stop, words=words, planes=planes, focus=focus)
+    return Card.draw(
+        {"": scene},
+        start,
+        stop,
+        words=(str(row["case"]), size, wanted.words),
+        planes=planes,
+        focus=focus,
+    )

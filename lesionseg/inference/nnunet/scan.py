@@ -75,8 +75,9 @@ def prepare_scan(
     image = torch.empty((len(cropped), *shape), dtype=torch.float32)
     for channel, scheme in enumerate(recipe.normalisation):
         normalise(cropped[channel], scheme, inside)
-        values = torch.from_numpy(cropped[channel])
-        image[channel] = resize(values, shape, orders, clip_along=thick_axis)
+        image[channel] = resize(
+            torch.from_numpy(cropped[channel]), shape, orders, clip_along=thick_axis
+        )
     return image.numpy(), Resizing(view.geometry, crop, spacing)
 
 

@@ -222,8 +222,9 @@ def read_series_uid(file: Path) -> str:
     """Return the SeriesInstanceUID of a damaged header, or "" if it is absent or unreadable."""
     with suppress(Exception), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        header = _read_elements(file, pixels=False, names=["SeriesInstanceUID"])
-        return text(header, "SeriesInstanceUID")
+        return text(
+            _read_elements(file, pixels=False, names=["SeriesInstanceUID"]), "SeriesInstanceUID"
+        )
     return ""
 
 

@@ -260,9 +260,10 @@ def write_prediction(
     check_case_id(case, folder, OutputError)
     other_suffix = _OTHER_SUFFIX.get(suffix, ".nrrd") if names == "nnunet" else suffix
 
-    def write(name: str, array: NDArray[Any]) -> None:
-        volume = Volume(array[np.newaxis], prediction.geometry)
-        write_volume(folder / name, volume, like)
+    def write(ending: str, array: NDArray[Any]) -> None:
+        write_volume(
+            folder / f"{case}{ending}", Volume(array[np.newaxis], prediction.geometry), like
+        )
 
     if instances is not None:
         is_short = instances.max(initial=0) <= np.iinfo(np.uint16).max
@@ -270,8 +271,9 @@ def write_prediction(
         write(f"{mask}{suffix}", prediction.mask())
         write(f"{case}_instances{other_suffix}", ids)
         if prediction.values is not None:
-            regions = np.where(instances > 0, prediction.values, np.uint8(0))
-            write(f"{case}_regions{other_suffix}", regions)
+            write(
+                f"_regions{other_suffix}", np.where(instances > 0, prediction.values, np.uint8(0))
+            )
     write_candidates(folder / f"{case}{CANDIDATES}", prediction, names=names, row=row)
 
 
