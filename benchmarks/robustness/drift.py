@@ -1,26 +1,24 @@
 """Measure how often the month page gives an alarm: in years without a change, and after one.
 
     python benchmarks/robustness/drift.py --write FOLDER
-    lesionseg train data.root=FOLDER/train run_dir=FOLDER/run trainer.max_steps=150 \\
-      model.tile_shape=[32,32,32] model.base_features=8 operating_point=fp_per_case:0.5
     for kind in same noise blur; do
-      lesionseg predict bundle=FOLDER/run input=FOLDER/$kind output=FOLDER/found_$kind
+      lesionseg predict bundle=runs/demo_mri input=FOLDER/$kind output=FOLDER/found_$kind \\
+        inference=fast
     done
     python benchmarks/robustness/drift.py FOLDER
 
-The first command writes small simulated heads: 20 for the training, 120 others, and 40 of these
-with noise of 4 % of the highest intensity, and blurred by 0.6 voxels. The last command fits a
-smooth distribution (a Gaussian kernel estimate of log `input_score` and `n_accepted`) to the
-results of each kind, draws scans from it, and prints the share of repeats with an alarm. A year
-without a change has 2 500 scans of `same` after the first 30. A change has 10 scans of another kind
-after 100 of `same`; only an alarm among these 10 counts.
+The first command writes 100 simulated heads like those of `make demo`, whose model predicts them,
+and 15 of them with further noise of 4 % of white matter's signal, and blurred by 0.6 voxels.
+The last command fits a smooth distribution (a Gaussian kernel estimate of log `input_score` and
+`n_accepted`) to the results of each kind, draws scans from it, and prints the share of repeats with
+an alarm. A year without a change has 2 500 scans of `same` after the first 30. A change has 10
+scans of another kind after 100 of `same`; only an alarm among these 10 counts.
 """
 
 import argparse
 import csv
 import sys
-from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -29,16 +27,16 @@ from scipy import ndimage
 from scipy.stats import gaussian_kde
 
 from lesionseg.core import Volume
+from lesionseg.core.arrays import Integers
 from lesionseg.evaluation.drift import N_FIRST, WATCHED, WatchedValue
 from lesionseg.io.results.folder import PredictionFolder
 from lesionseg.io.results.row import CaseRow
 from lesionseg.io.volumes import read_volume, write_volume
 from lesionseg.phantoms import write_mri_phantoms
 
-SHAPE = (64, 80, 64)  # voxels of 1.5 mm
-HEADS = 120
-CHANGED = 40  # heads that are predicted with noise, and blurred
-NOISE = 0.04  # standard deviation, as a share of the highest intensity
+HEADS = {107: 60, 207: 20, 307: 20}  # numbers of heads by seed
+CHANGED = 15  # heads that are predicted with noise, and blurred
+NOISE = 0.04  # standard deviation, as a share of the signal of white matter
 BLUR = 0.6  # standard deviation in voxels
 SCANS = 2500  # of a year
 YEARS = 500
@@ -51,21 +49,25 @@ CHANGES = ("noise", "blur")
 
 def write_scans(folder: Path) -> None:
     """Write the simulated heads, and some of them with noise and blurred."""
-    write_mri_phantoms(folder / "train", 20, seed=1, shape=SHAPE, contrast=1.5)
-    write_mri_phantoms(folder / "raw", HEADS, seed=107, shape=SHAPE, contrast=1.5)
     rng = np.random.default_rng(0)
-    for number, path in enumerate(sorted((folder / "raw" / "imagesTr").iterdir())):
-        scan = read_volume(path)
-        for kind in ("same", *CHANGES):
-            (folder / kind).mkdir(exist_ok=True)
-        write_volume(folder / "same" / path.name, scan)
-        if number < CHANGED:
-            array = scan.array
-            noise = rng.normal(scale=NOISE * array.max(), size=array.shape)
-            blurred = ndimage.gaussian_filter(array, (0, BLUR, BLUR, BLUR))
-            for kind, changed in (("noise", array + noise), ("blur", blurred)):
-                new = Volume(changed.astype(np.float32), scan.geometry)
-                write_volume(folder / kind / path.name, new)
+    for kind in ("same", *CHANGES):
+        (folder / kind).mkdir(parents=True)
+    written = 0
+    for seed, n in HEADS.items():
+        raw = folder / f"heads_{seed}"
+        write_mri_phantoms(raw, n, seed=seed, contrast=1.5, lesion_free_share=0)
+        for path in sorted((raw / "imagesTr").iterdir()):
+            scan = read_volume(path)
+            array = scan.array.astype(np.float32)
+            changed = {"same": array}
+            if written < CHANGED:
+                white = np.median(array[array > 0.15 * array.max()])
+                changed["noise"] = array + rng.normal(scale=NOISE * white, size=array.shape)
+                changed["blur"] = ndimage.gaussian_filter(array, (0, BLUR, BLUR, BLUR))
+            for kind, values in changed.items():
+                volume = Volume(values.astype(np.float32), scan.geometry)
+                write_volume(folder / kind / f"{seed}_{path.name}", volume)
+            written += 1
 
 
 class Scans:
@@ -85,25 +87,22 @@ class Scans:
         return [CaseRow(case, input_score=score, n_accepted=count) for score, count in pairs]
 
 
-def count_alarms(
-    histories: Iterable[list[CaseRow]], names: Collection[str], case: str = ""
-) -> dict[int, float]:
-    """Return the share of histories with an alarm, by the number of scans in a row.
+def longest_runs(histories: Iterable[list[CaseRow]], case: str = "") -> list[list[int]]:
+    """Return the number of scans of the longest drift of each watched value, by history.
 
     Args:
         histories: the scans of each repeat. The case id of the first ones is "first".
-        names: the watched values.
-        case: only alarms count whose last scan has this case id. "" counts all.
+        case: only drifts count whose last scan has this case id. "" counts all.
     """
-    n_repeats = 0
-    n_alarms = Counter[int]()
+    longest = []
     for rows in histories:
-        n_repeats += 1
-        watched = [WatchedValue(name, rows, {"first"}) for name in names]
-        runs = [drift.rows for value in watched for drift in value.find_drifts(min(IN_A_ROW))]
-        lengths = [len(run) for run in runs if case in ("", run[-1].case)]
-        n_alarms.update(k for k in IN_A_ROW if k <= max(lengths, default=0))
-    return {k: n_alarms[k] / n_repeats for k in IN_A_ROW}
+        runs = []
+        for name in WATCHED:
+            drifts = WatchedValue(name, rows, {"first"}).find_drifts(min(IN_A_ROW))
+            lengths = [len(one.rows) for one in drifts if case in ("", one.rows[-1].case)]
+            runs.append(max(lengths, default=0))
+        longest.append(runs)
+    return longest
 
 
 def quiet_years(same: Scans, n: int) -> Iterator[list[CaseRow]]:
@@ -131,22 +130,26 @@ def main() -> None:
     if given.write:
         write_scans(given.folder)
         return
-    kinds = {kind: Scans(given.folder / f"found_{kind}") for kind in ("same", *CHANGES)}
     share = 10 if given.quick else 1
+    same = Scans(given.folder / "found_same")
+    years = quiet_years(same, YEARS // share)
+    longest = {"same": np.array(longest_runs(years))}
+    for kind in CHANGES:
+        repeats = changes(same, Scans(given.folder / f"found_{kind}"), REPEATS // share)
+        longest[kind] = np.array(longest_runs(repeats, "changed"))
     out = csv.writer(sys.stdout, lineterminator="\n")
     out.writerow(
         ["scans", "watched", "repeats", *(f"alarms with {k} in a row %" for k in IN_A_ROW)]
     )
-    for kind, scans in kinds.items():
-        for names in ([*WATCHED], *([name] for name in WATCHED)):
-            if kind == "same":
-                n, histories = YEARS // share, quiet_years(scans, YEARS // share)
-                alarms = count_alarms(histories, names)
-            else:
-                n, histories = REPEATS // share, changes(kinds["same"], scans, REPEATS // share)
-                alarms = count_alarms(histories, names, "changed")
-            out.writerow([kind, " ".join(names), n, *(f"{100 * a:.1f}" for a in alarms.values())])
-            sys.stdout.flush()
+    for kind, runs in longest.items():
+        for column, name in enumerate(WATCHED):
+            out.writerow([kind, name, len(runs), *alarms(runs[:, column])])
+        out.writerow([kind, "any", len(runs), *alarms(runs.max(axis=1))])
+
+
+def alarms(longest: Integers) -> list[str]:
+    """Return the percentage of histories with an alarm, for each number of scans in a row."""
+    return [f"{100 * np.mean(longest >= k):.1f}" for k in IN_A_ROW]
 
 
 if __name__ == "__main__":

@@ -73,8 +73,9 @@ class WatchedValue:
     def find_drifts(self, in_a_row: int = IN_A_ROW) -> list[Drift]:
         """Find the sequences of at least `in_a_row` scans that are all on one side of the range."""
         drifts = []
-        for side, group in groupby(zip(self.sides, self.rows, strict=True), lambda pair: pair[0]):
-            rows = [row for _, row in group]
+        sides = self.sides
+        for side, indices in groupby(range(len(sides)), sides.__getitem__):
+            rows = [self.rows[i] for i in indices]
             if side and len(rows) >= in_a_row:
                 sentence = (
                     f"{len(rows)} scans in a row, {rows[0].day} to {rows[-1].day}: "
@@ -94,8 +95,7 @@ def watch(results: PredictionFolder) -> list[WatchedValue]:
     for row in sorted(results.rows(), key=lambda row: (row.day, row.finished, row.case)):
         if row.day:
             models[row.bundle].append(row)
-    enough = {model: rows[:N_FIRST] for model, rows in models.items() if len(rows) >= N_FIRST}
-    first = results.keep_first(enough)
+    first = results.keep_first(N_FIRST, models)
     return [
         WatchedValue(name, rows, first.get(model, ()))
         for model, rows in models.items()

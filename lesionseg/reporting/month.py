@@ -42,7 +42,8 @@ def write_month_page(path: Path, results: PredictionFolder) -> list[str]:
             f"{results.path}: the folder has no results of predict. Masks of other programs state "
             "neither model nor scan. Name an output folder of predict."
         )
-    rows = sorted([*results.rows(), *results.failures()], key=lambda row: row.day)
+    rows = [row for row in (*results.rows(), *results.failures()) if row.day]
+    rows.sort(key=lambda row: row.day)
     weeks = groupby(rows, lambda row: f"{date.fromisoformat(row.day):%G-W%V}")
     before = str(date.fromisoformat(rows[-1].day) - timedelta(_DAYS))
     drifts = [drift for value in watched for drift in value.find_drifts()]

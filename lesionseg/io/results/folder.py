@@ -253,18 +253,22 @@ class PredictionFolder:
         found = [self.row(case) for case in self.cases()]
         return [row for row in found if row is not None and row.digest]
 
-    def keep_first(self, found: Mapping[str, Sequence[CaseRow]]) -> dict[str, list[str]]:
-        """Return the case ids of the first scans of each model, by the digest of the model.
+    def keep_first(self, n: int, rows: Mapping[str, Sequence[CaseRow]]) -> dict[str, list[str]]:
+        """Return the case ids of the first `n` scans of each model that has so many.
 
-        They are those of `found`, or those of an earlier call: `first_scans.json` keeps them, so
-        that they stay the same if a case is removed. A damaged file, and a folder that cannot be
-        written, keep none.
+        `first_scans.json` keeps those of earlier calls, so that they stay the same if a case is
+        removed. A damaged file, and a folder that cannot be written, keep none.
+
+        Args:
+            n: The number of scans.
+            rows: The scans of each model, by the digest of the model, in their order.
         """
         path = self.path / FIRST_SCANS
         kept: dict[str, list[str]] = {}
         with suppress(ReadError, ValidationError):
             kept = _CASES_BY_MODEL.validate_python(read_json(path))
-        first = {model: [row.case for row in rows] for model, rows in found.items()} | kept
+        found = {model: [row.case for row in own[:n]] for model, own in rows.items()}
+        first = {model: cases for model, cases in found.items() if len(cases) == n} | kept
         if first != kept:
             with suppress(OutputError):
                 write_json(path, first)

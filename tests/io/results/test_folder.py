@@ -341,25 +341,35 @@ def test_new_candidate_file_is_kept_if_its_upload_failed(store, monkeypatch):
     assert (folder / "a_candidates.json").is_file()
 
 
+def keep_first(folder, url="", n=2, **models):
+    """Keep the first scans of models, each given as a text with a case id per letter."""
+    rows = {model: [CaseRow(case) for case in cases] for model, cases in models.items()}
+    return PredictionFolder(folder, url).keep_first(n, rows)
+
+
 def test_first_scans_of_a_model_stay_those_of_the_first_call(tmp_path):
-    PredictionFolder(tmp_path).keep_first({"m1": [CaseRow("a"), CaseRow("b")]})
-    later = {"m1": [CaseRow("c")], "m2": [CaseRow("d")]}
-    both = {"m1": ["a", "b"], "m2": ["d"]}
-    assert PredictionFolder(tmp_path).keep_first(later) == both
-    assert PredictionFolder(tmp_path).keep_first({}) == both
+    assert keep_first(tmp_path, m1="abc", m2="d") == {"m1": ["a", "b"]}
+    both = {"m1": ["a", "b"], "m2": ["d", "e"]}
+    assert keep_first(tmp_path, m1="cba", m2="def") == both
+    assert keep_first(tmp_path) == both
 
 
 def test_first_scans_are_stored_with_the_results_at_a_url(tmp_path):
     url = f"file://{(tmp_path / 'store').as_posix()}"
-    PredictionFolder(tmp_path / "copy", url).keep_first({"m1": [CaseRow("a")]})
-    assert PredictionFolder(tmp_path / "store").keep_first({}) == {"m1": ["a"]}
+    keep_first(tmp_path / "copy", url, m1="ab")
+    assert keep_first(tmp_path / "store") == {"m1": ["a", "b"]}
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", '{"m1": "a"}'])
 def test_damaged_file_of_the_first_scans_is_replaced(tmp_path, text):
     (tmp_path / "first_scans.json").write_text(text)
-    PredictionFolder(tmp_path).keep_first({"m1": [CaseRow("b")]})
-    assert PredictionFolder(tmp_path).keep_first({}) == {"m1": ["b"]}
+    keep_first(tmp_path, m1="bc")
+    assert keep_first(tmp_path) == {"m1": ["b", "c"]}
+
+
+def test_folder_that_cannot_be_written_keeps_no_first_scans(tmp_path):
+    (tmp_path / "first_scans.json").mkdir()
+    assert keep_first(tmp_path, m1="ab") == {"m1": ["a", "b"]}
 
 
 def test_incomplete_files_are_removed(tmp_path):
