@@ -203,22 +203,22 @@ def make_mask(*voxels):
     return mask
 
 
-def write_series(root, grid, changes=None, folder="scan"):
+def write_series(root, grid, changes=None, folder="scan", **elements):
     """Write a CT series in shuffled file order. `changes` replace elements of single slices."""
     for z, name in enumerate(("d", "a", "c", "e", "b")):
-        elements = {
+        own = {
             "Modality": "CT",
             "RescaleSlope": 1 + z,
             "RescaleIntercept": -1000,
             "SliceThickness": 5,
             "ImageType": ["ORIGINAL", "PRIMARY", "AXIAL"],
             **slice_elements(grid, z),
+            **elements,
             **(changes or {}).get(z, {}),
         }
-        write_dicom_file(root / folder / f"{name}.dcm", VOXELS[z], CT, **elements)
+        write_dicom_file(root / folder / f"{name}.dcm", VOXELS[z], CT, **own)
     return root / folder
 
 
 def write_patient_series(root, grid, **elements):
-    changes = {z: {**PATIENT, **elements} for z in range(grid.shape[0])}
-    return write_series(root, grid, changes)
+    return write_series(root, grid, **{**PATIENT, **elements})

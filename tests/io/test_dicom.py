@@ -44,7 +44,7 @@ def test_slices_are_sorted_by_position_and_rescaled_by_their_own_slope(series, g
 
 
 def test_series_is_read_like_by_simpleitk(series):
-    folder = series({z: {"RescaleSlope": 2} for z in range(5)})
+    folder = series(RescaleSlope=2)
     reader = sitk.ImageSeriesReader()
     reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder)))
     image = reader.Execute()
@@ -161,9 +161,8 @@ def test_images_of_two_kinds_are_never_one_scan(series, name, first, second, ele
     with pytest.raises(GeometryError, match=f"differ in their {name}.*separate folders"):
         read_volume(series(changes))
     # the elements of a slice that is left out do not matter
-    changes = {z: {name: first, **elements} for z in range(4)}
-    outside = {"ImageOrientationPatient": [0, 1, 0, 0, 0, -1]}
-    changes[4] = {name: second, **elements, **outside}
+    changes[3][name] = first
+    changes[4]["ImageOrientationPatient"] = [0, 1, 0, 0, 0, -1]
     assert read_volume(series(changes)).array.shape == (1, 4, 4, 6)
 
 
@@ -178,8 +177,6 @@ def test_images_of_two_kinds_are_never_one_scan(series, name, first, second, ele
         ("EchoTime", [90, 90.0001, 89.9999, 90, 90]),
         ("DiffusionBValue", [1000.0, 1000.0001, 1000.0, 1000.0, 1000.0]),
         ("AcquisitionTime", ["100000", "101500", "100000", "101500", "100000"]),
-        ("AcquisitionNumber", [None] * 5),
-        ("AcquisitionNumber", [1] * 5),
         ("AcquisitionNumber", [1, 2, 3, 4, 5]),  # GE: one rotation for each slice
         ("AcquisitionNumber", [5, 4, 3, 2, 1]),
         ("AcquisitionNumber", [1, None, 1, "", 1]),
@@ -199,17 +196,16 @@ def test_elements_that_do_not_contradict_each_other_are_one_scan(series, caplog,
     ids=str,
 )
 def test_passes_that_overlap_are_an_error(series, name, values):
-    changes = {z: {name: value} for z, value in enumerate(values)}
+    folder = series({z: {name: value} for z, value in enumerate(values)})
     for read in (read_volume, read_geometry):
         with pytest.raises(GeometryError, match=f"{name} overlap.*separate folders"):
-            read(series(changes))
+            read(folder)
 
 
-def test_passes_at_equal_places_are_an_error_that_names_the_element(series, grid):
-    folder = series({z: {"AcquisitionNumber": 1} for z in range(5)})
-    for z in range(5):
-        elements = {**slice_elements(grid, z), "AcquisitionNumber": 2}
-        write_dicom_file(folder / f"{z}.dcm", VOXELS[z], dicom.CT, Modality="CT", **elements)
+def test_passes_at_equal_places_are_an_error_that_names_the_element(series):
+    folder = series(AcquisitionNumber=1)
+    rename_all(folder, "first")
+    series(AcquisitionNumber=2)
     with pytest.raises(GeometryError, match="AcquisitionNumber overlap"):
         read_volume(folder)
 
@@ -223,16 +219,14 @@ def test_passes_that_follow_each_other_give_a_warning(series, caplog, values):
 
 
 @pytest.mark.parametrize("z", [0, 2, 4])
-@pytest.mark.parametrize("name", ["direction", "pixel size"])
+@pytest.mark.parametrize("name", ["ImageOrientationPatient", "PixelSpacing"])
 def test_plane_that_differs_by_rounding_belongs_to_the_stack(series, grid, caplog, z, name):
-    place = slice_elements(grid, z)
-    across, down = np.reshape(place["ImageOrientationPatient"], (2, 3))
-    if name == "direction":
-        turned = [*(across + 3e-4 * down), *(down - 3e-4 * across)]
-        change = {"ImageOrientationPatient": turned}
-    else:
-        change = {"PixelSpacing": [0.75 * 1.00025, 0.5]}
-    volume = read_volume(series({z: change}))
+    across, down = np.reshape(slice_elements(grid, z)["ImageOrientationPatient"], (2, 3))
+    rounded = {
+        "ImageOrientationPatient": [*(across + 3e-4 * down), *(down - 3e-4 * across)],
+        "PixelSpacing": [0.75 * 1.00025, 0.5],
+    }
+    volume = read_volume(series({z: {name: rounded[name]}}))
     assert volume.array.shape == (1, 5, 4, 6)
     assert volume.geometry.distance_mm(grid) < 0.01
     assert not caplog.records
@@ -276,9 +270,8 @@ def test_frames_of_one_file_at_one_place_get_advice_that_can_be_followed(grid, t
     [
         ("FrameContentSequence", "TemporalPositionIndex", [1, 2], "TemporalPositionIndex overlap"),
         ("FrameContentSequence", "FrameAcquisitionNumber", [1, 2], "FrameAcquisitionNumber over"),
-        ("FrameContentSequence", "FrameAcquisitionNumber", [1, 2, 3, 4, 5], ""),
+        ("FrameContentSequence", "FrameAcquisitionNumber", [1, 2, 3, 4, 5], None),
         ("MRImageFrameTypeSequence", "FrameType", [MAGNITUDE, PHASE], "differ in their ImageType"),
-        ("MRImageFrameTypeSequence", "FrameType", [MAGNITUDE], ""),
         ("MRImageFrameTypeSequence", "ComplexImageComponent", ["MAGNITUDE", "PHASE"], "Complex"),
         ("CTReconstructionSequence", "ConvolutionKernel", ["B30f", "B70f"], "ConvolutionKernel"),
     ],
@@ -290,11 +283,11 @@ def test_frames_of_two_kinds_are_never_one_scan(grid, tmp_path, sequence, name, 
         for z in range(5)
     ]
     path = dicom.write_frames(tmp_path / "a.dcm", grid, frames, dicom.ENHANCED_MR, Modality="MR")
-    if words:
-        with pytest.raises(GeometryError, match=words):
-            read_volume(path)
-    else:
+    if words is None:
         assert read_volume(path).array.shape == (1, 5, 4, 6)
+        return
+    with pytest.raises(GeometryError, match=words):
+        read_volume(path)
 
 
 def test_distances_between_slices_that_differ_by_over_5_percent_are_an_error(series, grid):
@@ -315,13 +308,14 @@ def test_missing_slices_are_an_error(series):
     assert read_volume(folder.parent / "d.dcm").geometry.spacing_mm[0] == pytest.approx(5)
 
 
-def test_slices_shifted_by_over_half_a_row_in_total_are_an_error(series, grid):
-    def shift_slices(rows):
-        return {z: {"ImagePositionPatient": to_lps(grid, (z, rows * z, 0))} for z in range(5)}
-
-    assert read_volume(series(shift_slices(0.12))).array.shape == (1, 5, 4, 6)
+@pytest.mark.parametrize(("rows", "is_read"), [(0.12, True), (0.13, False)])
+def test_slices_shifted_by_over_half_a_row_in_total_are_an_error(series, grid, rows, is_read):
+    folder = series({z: {"ImagePositionPatient": to_lps(grid, (z, rows * z, 0))} for z in range(5)})
+    if is_read:
+        assert read_volume(folder).array.shape == (1, 5, 4, 6)
+        return
     with pytest.raises(GeometryError, match="dcm2niix"):
-        read_volume(series(shift_slices(0.13)))
+        read_volume(folder)
 
 
 @pytest.mark.parametrize("suffix", [".dcm", ""], ids=["dcm", "without suffix"])
@@ -368,10 +362,9 @@ def rename_all(folder, prefix):
 
 
 def test_each_series_of_a_flat_folder_is_a_case(series, tmp_path):
-    folder = series({z: {"SeriesNumber": 4} for z in range(5)})
+    folder = series(SeriesNumber=4)
     rename_all(folder, "first")
-    other = {"SeriesInstanceUID": "1.2.3.5", "SeriesNumber": 7, "RescaleSlope": 1}
-    series(dict.fromkeys(range(5), other))
+    series(SeriesInstanceUID="1.2.3.5", SeriesNumber=7, RescaleSlope=1)
     first, second = find_scans(folder, 1).cases()
     assert re.fullmatch("scan_4_[0-9a-f]{8}", first.case)
     assert re.fullmatch("scan_7_[0-9a-f]{8}", second.case)
@@ -386,13 +379,12 @@ def test_each_series_of_a_flat_folder_is_a_case(series, tmp_path):
 
 def test_series_without_uid_are_separated_by_patient_and_number(series):
     unknown = {"SeriesInstanceUID": None, "PatientID": "A", "SeriesNumber": 4, "RescaleSlope": 1}
-    folder = series(dict.fromkeys(range(5), unknown))
+    folder = series(**unknown)
     (single,) = find_scans(folder, 1).cases()
     assert (single.case, single.images) == ("scan", (folder,))
     for n, change in enumerate(({"SeriesNumber": 5}, {"PatientID": "B"})):
         rename_all(folder, n)
-        elements = {**unknown, **change}
-        series(dict.fromkeys(range(5), elements))
+        series(**{**unknown, **change})
     found = find_scans(folder, 1).cases()
     assert [one.case[:7] for one in found] == ["scan_4_", "scan_4_", "scan_5_"]
     for one in found:
@@ -402,27 +394,30 @@ def test_series_without_uid_are_separated_by_patient_and_number(series):
         read_volume(folder)
 
 
-def test_rle_and_deflated_series_give_the_same_scan(series):
-    for syntax in (uid.RLELossless, uid.DeflatedExplicitVRLittleEndian):
-        folder = series()
-        plain = read_volume(folder)
-        for file in folder.iterdir():
-            header = dcmread(file)
-            if syntax == uid.RLELossless:
-                header.compress(syntax)
-            header.file_meta.TransferSyntaxUID = syntax
-            header.save_as(file, enforce_file_format=True)
-        compressed = read_volume(folder)
-        np.testing.assert_array_equal(compressed.array, plain.array)
-        assert compressed.geometry.matches(plain.geometry)
+def to_syntax(path, syntax):
+    """Write a file again with another transfer syntax."""
+    header = dcmread(path)
+    if syntax == uid.RLELossless:
+        header.compress(syntax)
+    header.file_meta.TransferSyntaxUID = syntax
+    header.save_as(path, enforce_file_format=True)
+
+
+@pytest.mark.parametrize("syntax", [uid.RLELossless, uid.DeflatedExplicitVRLittleEndian])
+def test_rle_and_deflated_series_give_the_same_scan(series, syntax):
+    folder = series()
+    plain = read_volume(folder)
+    for file in folder.iterdir():
+        to_syntax(file, syntax)
+    compressed = read_volume(folder)
+    np.testing.assert_array_equal(compressed.array, plain.array)
+    assert compressed.geometry.matches(plain.geometry)
 
 
 def write_deflated(path):
     """Write a deflated file. Return the bytes before its deflated stream, and the inflated ones."""
     write_dicom_file(path, np.zeros((4, 4), np.uint16), dicom.CT)
-    header = dcmread(path)
-    header.file_meta.TransferSyntaxUID = uid.DeflatedExplicitVRLittleEndian
-    header.save_as(path, enforce_file_format=True)
+    to_syntax(path, uid.DeflatedExplicitVRLittleEndian)
     content = path.read_bytes()
     start = 144 + int.from_bytes(content[140:144], "little")
     return content[:start], zlib.decompress(content[start:], -zlib.MAX_WBITS)
@@ -488,10 +483,10 @@ def test_dense_tissue_is_bright_for_both_photometric_interpretations(tmp_path):
 
 
 def test_window_maps_its_ends_to_0_and_4095(tmp_path):
-    seen = read_volume(write_xray(tmp_path / "a.dcm", WindowCenter=250, WindowWidth=200)).array[0]
-    assert seen.min() == seen[0, 0] == seen[0, 1] == 0
-    assert seen.max() == seen[1, 1] == seen[1, 2] == 4095
-    assert 0 < seen[0, 2] < seen[1, 0] < 4095
+    window = {"WindowCenter": 250, "WindowWidth": 200}
+    seen = read_volume(write_xray(tmp_path / "a.dcm", **window)).array.ravel()
+    assert (*seen[:2], *seen[4:]) == (0, 0, 4095, 4095)
+    assert 0 < seen[2] < seen[3] < 4095
 
 
 def test_padding_has_the_lowest_value_and_is_invalid(tmp_path):
@@ -506,9 +501,8 @@ def test_padding_is_ignored_except_for_lesions(tmp_path):
     mask = np.array([[[0, 1, 0], [0, 0, 1]]], np.uint8)
     write_volume(tmp_path / "m.png", Volume(mask, Geometry.from_spacing((2, 3), (1, 1))))
     dataset = read_dataset(dicom.write_manifest(tmp_path, "a.dcm", "m.png"))
-    case = read_case(dataset.cases[0], dataset)
-    again = read_reference(dataset.cases[0], dataset, case.image.geometry)
-    for reference in (case.reference, again):
+    (files,) = dataset.cases
+    for reference in (read_case(files, dataset).reference, read_reference(files, dataset)):
         np.testing.assert_array_equal(reference.ignore, [[1, 0, 0], [0, 0, 0]])
 
 
@@ -785,7 +779,7 @@ SCAN = {"FrameOfReferenceUID": "1.5", "StudyInstanceUID": "1.6", "PatientID": "P
 def test_reference_of_another_scan_is_noticed(
     series, grid, tmp_path, caplog, kind, elements, words
 ):
-    series(dict.fromkeys(range(5), SCAN))
+    series(**SCAN)
     path = tmp_path / "ref.dcm"
     if kind == "seg":
         dicom.write_seg(path, grid, {"lesion": make_mask((1, 2, 3))})
@@ -814,7 +808,7 @@ def test_reference_of_another_scan_is_noticed(
 def test_contours_may_refer_to_another_series_in_the_frame_of_the_scan(
     series, grid, tmp_path, frame, is_read
 ):
-    series(dict.fromkeys(range(5), SCAN))
+    series(**SCAN)
     path = dicom.write_rtstruct(tmp_path / "rt.dcm", grid, OUTER)
     header = dcmread(path)
     of_series = dicom.make_sequence(SeriesInstanceUID="1.9")
@@ -878,8 +872,7 @@ def test_contour_between_two_slices_is_an_error(series, grid, tmp_path):
             "",
             "M, X 3T, MR1",
         ),
-        ({"StudyDate": "", "Manufacturer": " ", "StationName": "a\x07b"}, "", "a\\x07b"),
-        ({"StudyDate": "202601", "ManufacturerModelName": "X"}, "", "X"),
+        ({"StudyDate": "202601", "Manufacturer": " ", "StationName": "a\x07b"}, "", "a\\x07b"),
     ],
 )
 def test_date_and_scanner_are_those_of_the_header(tmp_path, elements, acquired, scanner):

@@ -242,7 +242,7 @@ SLICES = [
 def test_series_with_impossible_rescale_elements_warns_once(
     series, caplog, elements, expected, words
 ):
-    folder = series(dict.fromkeys(range(5), elements))
+    folder = series(**elements)
     check_pixels(folder, expected)
     warnings = warnings_of(caplog)
     assert bool(warnings) == bool(words)
@@ -252,7 +252,7 @@ def test_series_with_impossible_rescale_elements_warns_once(
 
 @pytest.mark.parametrize("thickness", ["", None, 0, -3])
 def test_single_slice_without_a_thickness_is_1_mm_thick(series, thickness):
-    folder = series({z: {"SliceThickness": thickness} for z in range(5)})
+    folder = series(SliceThickness=thickness)
     slab = read_volume(folder / "d.dcm").geometry
     assert slab.spacing_mm[0] == pytest.approx(1)
     whole = read_volume(folder).geometry  # its slices are 3 mm apart
