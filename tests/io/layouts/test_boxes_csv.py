@@ -37,8 +37,8 @@ def test_images_may_be_next_to_the_table(tmp_path):
     write_picture(tmp_path / "a.png")
     write_picture(tmp_path / "masks" / "a.png")  # not an image
     (tmp_path / "boxes.csv").write_text(f"{HEADER}a,nodule,{BRIGHT}\n")
-    _, cases = read_all(tmp_path)
-    assert [*cases] == ["a"]
+    dataset, cases = read_all(tmp_path)
+    assert len(dataset.cases) == 1
     assert_rectangle(cases["a"])
 
 
@@ -111,19 +111,14 @@ def test_labels_json_gives_the_numbers_of_labels(write_folder):
 
 def test_manifest_gives_images_patients_and_roles(write_folder):
     root = write_folder([f"first,nodule,{BRIGHT}", "images/b.png,nodule,1,2,3,4"])
-    (root / "manifest.csv").write_text(
-        "case,image,group,role,pixel_mm\n"
-        "first,images/a.png,P1,train,0.2\n"
-        "second,images/b.png,P2,test,\n"
-        "third,images/p1/c.png,P3,,\n"
+    rows = (
+        "first,images/a.png,P1,train,0.2\nsecond,images/b.png,P2,test,\nthird,images/p1/c.png,,,\n"
     )
+    (root / "manifest.csv").write_text(f"case,image,group,role,pixel_mm\n{rows}")
     dataset, cases = read_all(root)
     assert dataset.layout == "boxes"
-    assert [(c.case, c.group, c.role) for c in dataset.cases] == [
-        ("first", "P1", "train"),
-        ("second", "P2", "test"),
-        ("third", "P3", None),
-    ]
+    found = [(c.case, c.group, c.role) for c in dataset.cases]
+    assert found == [("first", "P1", "train"), ("second", "P2", "test"), ("third", "third", None)]
     assert_rectangle(cases["first"])
     assert cases["first"].image.geometry.spacing_mm == (0.2, 0.2)
     assert cases["second"].reference.boxes.tolist() == [[2, 1, 4, 3]]
@@ -232,13 +227,6 @@ def test_numbers_of_radiographs_are_not_channels(tmp_path):
     assert [files.case for files in read_dataset(tmp_path).cases] == ["a", "a_0001"]
 
 
-def test_box_that_reaches_outside_is_clipped_and_kept_as_stated(write_folder):
-    _, cases = read_all(write_folder(["a,nodule,60,-3,70,5"]))
-    reference = cases["a"].reference
-    assert reference.boxes.tolist() == [[0, 60, 5, 64]]
-    assert reference.stated.boxes.tolist() == [[-3, 60, 5, 70]]
-
-
 def test_repeated_rows_count_once_with_a_warning(write_folder, caplog):
     root = write_folder([f"a,nodule,{BRIGHT}"] * 3 + ["b,,,,,", "b,,,,,"])
     _, cases = read_all(root)
@@ -300,9 +288,15 @@ def test_rotated_boxes_are_refused(write_folder, rotation):
         assert_rectangle(read_all(root)[1]["a"])
 
 
-def test_box_of_the_first_pixel_is_read(write_folder):
-    _, cases = read_all(write_folder(["a,nodule,0,0,1,1"]))
-    assert cases["a"].reference.boxes.tolist() == [[0, 0, 1, 1]]
+@pytest.mark.parametrize(
+    ("stated", "box"), [([0, 0, 1, 1], [0, 0, 1, 1]), ([60, -3, 70, 5], [0, 60, 5, 64])]
+)
+def test_box_that_reaches_outside_is_clipped_and_kept_as_stated(write_folder, stated, box):
+    _, cases = read_all(write_folder([",".join(map(str, ["a", "nodule", *stated]))]))
+    reference = cases["a"].reference
+    assert reference.boxes.tolist() == [box]
+    x0, y0, x1, y1 = stated
+    assert reference.stated.boxes.tolist() == [[y0, x0, y1, x1]]
 
 
 @pytest.mark.parametrize("name", ["No finding", "no_findings", "NO LESION"])
@@ -346,16 +340,13 @@ def test_huge_table_is_an_error(write_folder):
         read_dataset(root)
 
 
-def test_too_many_labels_are_an_error(write_folder):
-    rows = [f"a,finding {number},{number % 30},2,{number % 30 + 1},4" for number in range(256)]
+def test_too_many_labels_or_boxes_of_a_case_are_an_error(write_folder, monkeypatch):
+    rows = [f"a,finding {number},{number},2,{number + 1},4" for number in range(256)]
     with pytest.raises(LesionsegError, match=r"label 256 .* is above 255"):
         read_dataset(write_folder(rows))
-
-
-def test_too_many_boxes_of_a_case_are_an_error(write_folder, monkeypatch):
     monkeypatch.setattr("lesionseg.io.layouts.table.MAX_LESIONS", 3)
     with pytest.raises(LesionsegError, match="line 5: the case 'a' has more than 3 boxes"):
-        read_dataset(write_folder([f"a,nodule,{x},2,{x + 1},4" for x in range(4)]))
+        read_dataset(write_folder(rows[:4]))
 
 
 def test_references_of_which_all_rows_are_wrong_give_the_errors_of_the_rows(write_folder):

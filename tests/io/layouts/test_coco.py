@@ -497,11 +497,3 @@ def test_equal_file_names_in_several_files_give_ids_by_path(tmp_path, is_roboflo
     _, cases = read_all(tmp_path)
     assert [*cases] == [f"{prefix}train_a", "train", f"{prefix}valid_a", "valid"]
     assert all(case.reference.boxes.tolist() == [[30, 20, 39, 29]] for case in cases.values())
-
-
-def test_image_that_two_files_list_is_an_error(tmp_path):
-    for part in ("train", "val"):
-        file = tmp_path / "annotations" / f"instances_{part}.json"
-        write_coco(file, ("a.png",), folder=tmp_path / "images")
-    with pytest.raises(DatasetError, match="listed more than once"):
-        read_dataset(tmp_path)

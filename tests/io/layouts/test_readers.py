@@ -5,10 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from lesionseg.core import Candidate, Prediction
 from lesionseg.errors import LesionsegError
-from lesionseg.evaluation.criteria import PRESETS
-from lesionseg.evaluation.matched_case import match_case
 from lesionseg.io.layouts import read_dataset
 from lesionseg.io.layouts.readers import merge_case
 from lesionseg.io.layouts.stated_lesions import CaseLesions, StatedLesion
@@ -112,14 +109,17 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_readers_of_a_table_are_merged(folder):
-    _, cases = read_all(folder)
-    assert_rectangle(cases["a"])
+@pytest.mark.parametrize(
+    ("least", "boxes"),
+    [(None, [[4, 16, 14, 32]]), (1, [[4, 16, 14, 32], [20, 40, 30, 50]]), (3, [])],
+)
+def test_readers_of_a_table_are_merged(folder, least, boxes):
+    _, cases = read_all(folder, min_readers=least)
     assert_negative(cases["b"])
-    _, cases = read_all(folder, min_readers=1)
-    assert cases["a"].reference.boxes.tolist() == [[4, 16, 14, 32], [20, 40, 30, 50]]
-    _, cases = read_all(folder, min_readers=3)
-    assert_negative(cases["a"])
+    if boxes:
+        assert cases["a"].reference.boxes.tolist() == boxes
+    else:
+        assert_negative(cases["a"])
 
 
 def test_pixels_of_a_box_of_one_reader_are_neither_lesion_nor_background(folder):
@@ -131,30 +131,16 @@ def test_pixels_of_a_box_of_one_reader_are_neither_lesion_nor_background(folder)
     expected[4:14, 32:40] = True  # the part of the third box that is outside the lesion
     np.testing.assert_array_equal(cases["a"].reference.ignore, expected)
     assert cases["b"].reference.ignore is None
-    assert [remark.kind for remark in dataset.findings] == ["ignored_boxes"]
-    assert dataset.findings[0].message.startswith("2 boxes in 1 case that too few readers marked")
+    (finding,) = dataset.findings
+    assert finding.kind == "ignored_boxes"
+    assert "2 boxes in 1 case" in finding.message
 
 
-def test_candidates_in_a_box_of_one_reader_are_not_false_positives(folder):
-    reference = read_all(folder)[1]["a"].reference
-    boxes = [(4, 16, 14, 32), (20, 40, 30, 50), (30, 2, 36, 8)]
-    candidates = tuple(
-        Candidate.from_box(number, 1, 0.9, box, reference.geometry)
-        for number, box in enumerate(boxes, start=1)
-    )
-    prediction = Prediction("a", reference.geometry, candidates, None)
-    rows = match_case(reference, prediction, PRESETS["lesionseg"], case="a").rows()
-    outcomes = [row["outcome"] for row in rows.candidates]
-    assert outcomes == ["true_positive", "ignored", "false_positive"]
-
-
-def test_labels_are_merged_before_the_boxes(folder):
-    rows = ROWS.replace("a,nodule,17", "a,mass,17")
-    (folder / "boxes.csv").write_text(HEADER + rows)
-    _, cases = read_all(folder)
-    assert_negative(cases["a"])
-    _, cases = read_all(folder, merge_labels=True)
-    assert_rectangle(cases["a"])
+@pytest.mark.parametrize("merged", [False, True])
+def test_labels_are_merged_before_the_boxes(folder, merged):
+    (folder / "boxes.csv").write_text(HEADER + ROWS.replace("a,nodule,17", "a,mass,17"))
+    _, cases = read_all(folder, merge_labels=merged)
+    (assert_rectangle if merged else assert_negative)(cases["a"])
 
 
 @pytest.fixture(params=[lambda reader: {"reader": reader}, lambda r: {"attributes": {"reader": r}}])
