@@ -88,58 +88,43 @@ def test_voxels_from_outside_the_volume_are_zero_and_not_valid(make_augmentation
     assert changed["image"][0][changed["valid"]].min() > 0.5
 
 
-def test_thick_slices_are_rotated_only_in_their_plane(make_augmentation, plan):
+@pytest.mark.parametrize(
+    ("spacing", "is_thick"), [((5.0, 1.0, 1.0), True), ((1.0, 1.0, 1.0), False)]
+)
+def test_thick_slices_are_rotated_only_in_their_plane(make_augmentation, plan, spacing, is_thick):
     tile = make_tile()
     tile["instances"][:] = torch.arange(16).view(16, 1, 1)
-    for spacing, is_thick in (((5.0, 1.0, 1.0), True), ((1.0, 1.0, 1.0), False)):
-        changes = make_augmentation(
-            plan.with_(spacing_mm=spacing),
-            spatial_probability=1,
-            rotate_degrees=30,
-            flip_probability=0,
-            elastic_share=1,
-        )
-        changed = augment_tile(changes, tile)["instances"]
-        mixed = [not set(changed[z].unique().tolist()) <= {0, z} for z in range(16)]
-        assert any(mixed) != is_thick
+    settings = {"rotate_degrees": 30, "flip_probability": 0, "elastic_share": 1}
+    plan = plan.with_(spacing_mm=spacing)
+    changes = make_augmentation(plan, spatial_probability=1, **settings)
+    changed = augment_tile(changes, tile)["instances"]
+    mixed = [not set(changed[z].unique().tolist()) <= {0, z} for z in range(16)]
+    assert any(mixed) != is_thick
 
 
 @pytest.mark.parametrize("n_slices", [1, 6, 20])
-def test_tile_of_a_thin_volume_is_moved_only_in_its_plane(make_augmentation, plan, n_slices):
-    shape = (n_slices, 80, 80)
-    augmentation = make_augmentation(
-        plan.with_(tile_shape=shape), spatial_probability=1, elastic_share=1
-    )
-    for seed in range(5):
-        movement = augmentation.draw(generator(seed)).movement
+def test_tile_of_a_thin_volume_is_moved_only_in_its_plane(plan, draw_movements, n_slices):
+    thin = plan.with_(tile_shape=(n_slices, 80, 80))
+    for movement in draw_movements(thin, 5, elastic_share=1):
         assert np.abs(movement.linear[0]).tolist() == [1, 0, 0]
         assert movement.linear[1, 2] != 0
         bent = np.abs(movement.bend.knots).max(axis=(1, 2, 3)) > 0
         assert bent.tolist() == [False, True, True]
 
 
-def test_short_side_of_a_narrow_picture_is_not_turned_into_its_long_side(
-    make_augmentation, xray_plan
-):
-    narrow = xray_plan.with_(tile_shape=(400, 50))
-    movement = make_augmentation(narrow, spatial_probability=1).draw(generator(0)).movement
+def test_short_side_of_a_narrow_picture_is_not_turned_into_its_long_side(draw_movements, xray_plan):
+    (movement,) = draw_movements(xray_plan.with_(tile_shape=(400, 50)), 1)
     assert movement.linear[1].tolist() == [0, 1]
 
 
 @pytest.mark.parametrize(
     ("spacing", "tile"), [((1.0, 1.0, 1.0), (20, 60, 60)), ((4.0, 1.0, 1.0), (60, 20, 20))]
 )
-def test_extent_of_usual_tiles_does_not_limit_their_movement(
-    make_augmentation, plan, spacing, tile
-):
+def test_extent_of_usual_tiles_does_not_limit_their_movement(plan, draw_movements, spacing, tile):
     """An extent of a third is enough, and thick slices do not make the plane a thin axis."""
-    movements = []
-    for shape in (tile, (60, 60, 60)):
-        changes = make_augmentation(
-            plan.with_(spacing_mm=spacing, tile_shape=shape), spatial_probability=1
-        )
-        movements.append(changes.draw(generator(0)).movement)
-    np.testing.assert_array_equal(movements[0].linear, movements[1].linear)
+    plans = [plan.with_(spacing_mm=spacing, tile_shape=shape) for shape in (tile, (60, 60, 60))]
+    first, second = (draw_movements(one, 1)[0].linear for one in plans)
+    np.testing.assert_array_equal(first, second)
 
 
 @pytest.fixture
@@ -171,9 +156,8 @@ def test_given_axes_of_xrays_are_flipped(make_augmentation, xray_plan):
 
 def test_constant_tile_stays_finite(make_augmentation):
     constant = {**make_tile(), "image": torch.zeros(1, 16, 20, 24)}
-    assert torch.isfinite(
-        augment_tile(make_augmentation(intensity_probability=1), constant)["image"]
-    ).all()
+    changed = augment_tile(make_augmentation(intensity_probability=1), constant)
+    assert torch.isfinite(changed["image"]).all()
 
 
 @pytest.fixture
@@ -204,15 +188,8 @@ def test_masks_are_read_at_the_positions_of_the_matrix(plan, draw_movements):
 
 def test_rotation_is_orthogonal_in_millimetres(plan, draw_movements):
     spacing = np.array((2.0, 1.0, 1.5))
-    movements = draw_movements(
-        plan.with_(spacing_mm=tuple(spacing)),
-        5,
-        scale=0,
-        shear=0,
-        elastic_share=0,
-        flip_probability=0,
-    )
-    for movement in movements:
+    fixed = dict.fromkeys(("scale", "shear", "elastic_share", "flip_probability"), 0)
+    for movement in draw_movements(plan.with_(spacing_mm=tuple(spacing)), 5, **fixed):
         rotation = movement.linear * spacing[:, None] / spacing
         np.testing.assert_allclose(rotation @ rotation.T, np.eye(3), atol=1e-12)
         assert np.linalg.det(rotation) == pytest.approx(1)
@@ -230,10 +207,11 @@ def test_blur_is_a_gaussian_with_a_sum_of_1():
     image = np.zeros((1, 21, 21))
     image[0, 10, 10] = 1
     blurred = change_intensity(image, blur=(1.0, 2.0))[0]
+    middle = blurred[10, 10]
     assert float(blurred.sum()) == pytest.approx(1, abs=1e-3)
-    assert float(blurred[10, 10]) == pytest.approx(1 / (2 * math.pi * 2), rel=0.01)
-    assert float(blurred[12, 10] / blurred[10, 10]) == pytest.approx(math.exp(-2), rel=1e-3)
-    assert float(blurred[10, 12] / blurred[10, 10]) == pytest.approx(math.exp(-0.5), rel=1e-3)
+    assert float(middle) == pytest.approx(1 / (2 * math.pi * 2), rel=0.01)
+    assert float(blurred[12, 10] / middle) == pytest.approx(math.exp(-2), rel=1e-3)
+    assert float(blurred[10, 12] / middle) == pytest.approx(math.exp(-0.5), rel=1e-3)
 
 
 def test_contrast_scales_and_brightness_shifts_each_channel(rng):
