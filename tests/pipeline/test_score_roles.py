@@ -30,6 +30,7 @@ from lesionseg.pipeline.score_roles import (
 )
 from lesionseg.pipeline.survey import folds_of, labelled_cases, take_survey, with_fold
 from tests.evaluation.hand_cases import prediction_of, result, tables_of
+from tests.flow.cases import HEADS
 
 CFG = TrainConfig.of()
 
@@ -48,7 +49,7 @@ def make_prediction(files, dataset, rng):
 def test_gathered_predictions_are_accepted_and_calibrated_out_of_fold(tmp_path, rng):
     """Write the predictions of three folds for their validation cases."""
     run = tmp_path / "run"
-    write_mri_phantoms(tmp_path / "raw", 6, seed=0, shape=(16, 18, 16), spacing_mm=(8.0,) * 3)
+    write_mri_phantoms(tmp_path / "raw", 6, seed=0, **HEADS)
     data = DataConfig.of(root=tmp_path / "raw", fold="all", n_folds=3)
     found = take_survey(data, 0)
     of_fold = {k: data.model_copy(update={"fold": k}) for k in folds_of(found, data)}
@@ -99,12 +100,16 @@ def make_experiment(found, tile, run):
     return experiment, plan_run(experiment)
 
 
-def test_networks_are_scored_on_whole_radiographs(tmp_path, caplog):
-    write_xray_phantoms(
-        tmp_path / "raw", 6, seed=3, shape=(64, 64), pixel_mm=4.0, lesion_free_share=0.0
-    )
-    found = take_survey(DataConfig.of(root=tmp_path / "raw"), 0)
-    experiment, plan = make_experiment(found, (64, 64), tmp_path / "run")
+@pytest.fixture
+def radiographs(tmp_path):
+    """Return an experiment on the CPU with simulated radiographs, and its plan."""
+    raw = tmp_path / "raw"
+    write_xray_phantoms(raw, 6, seed=3, shape=(64, 64), pixel_mm=4.0, lesion_free_share=0.0)
+    return make_experiment(take_survey(DataConfig.of(root=raw), 0), (64, 64), tmp_path / "run")
+
+
+def test_networks_are_scored_on_whole_radiographs(radiographs, caplog):
+    experiment, plan = radiographs
     cases = experiment.cases("validation")[:1]
 
     def scores(shift):
@@ -120,17 +125,15 @@ def test_networks_are_scored_on_whole_radiographs(tmp_path, caplog):
     assert "detects nothing on 1 validation case" in caplog.text
 
 
-def test_predictions_of_a_network_are_scored_like_their_files(tmp_path):
-    write_xray_phantoms(tmp_path / "raw", 6, seed=3, shape=(64, 64), pixel_mm=4.0)
-    found = take_survey(DataConfig.of(root=tmp_path / "raw"), 0)
-    experiment, plan = make_experiment(found, (64, 64), tmp_path / "run")
+def test_predictions_of_a_network_are_scored_like_their_files(radiographs, tmp_path):
+    experiment, plan = radiographs
     score_role(Predictor(Bundle((Brightness(2, 3.0),), plan)), experiment, "validation")
     folder = experiment.run / "validation"
-    cases = experiment.cases("validation")
     predictions = find_predictions(folder / "predictions")
+    cases = experiment.cases("validation")
     scored = score_cases(cases, predictions, experiment.match_options)
-    names = found.dataset.labels.lesion_names
-    settings = SummarySettings(evaluated_on="validation", labels=names)
+    labels = experiment.survey.dataset.labels.lesion_names
+    settings = SummarySettings(evaluated_on="validation", labels=labels)
     scored.evaluate(settings).write(tmp_path / "again")
     for table in ("lesions.csv", "candidates.csv"):
         again = (tmp_path / "again" / table).read_text()
