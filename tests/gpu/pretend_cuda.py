@@ -170,20 +170,16 @@ class Card(torch.Tensor):
         return f"Card({tuple(self.shape)}, {self.dtype}, cuda:{self.index})"
 
     def __deepcopy__(self, memo):
-        if id(self) not in memo:
-            made = Card(self.values.clone(), self.index)
-            if isinstance(self, torch.nn.Parameter):
-                made = torch.nn.Parameter(made, self.requires_grad)
-            memo[id(self)] = made
-        return memo[id(self)]
+        made = Card(self.values.clone(), self.index)
+        if isinstance(self, torch.nn.Parameter):
+            made = torch.nn.Parameter(made, self.requires_grad)
+        memo[id(self)] = made
+        return made
 
     def __reduce_ex__(self, protocol):
         """Save the numbers, as a CPU tensor."""
         _cards().wait("save")
         return self.values.__reduce_ex__(protocol)
-
-    def get_device(self):
-        return self.index
 
     def cpu(self, *_, **__):
         return self.to("cpu")
@@ -423,15 +419,8 @@ _Autocast = torch.autocast
 class _CpuAutocast(_Autocast):
     """Autocast for a card, by the CPU's list of operations."""
 
-    def __init__(
-        self,
-        device_type,
-        dtype=None,
-        enabled=True,
-        cache_enabled=None,
-    ):
-        dtype = dtype or torch.bfloat16
-        super().__init__("cpu", dtype=dtype, enabled=enabled, cache_enabled=cache_enabled)
+    def __init__(self, device_type, dtype=None, **options):
+        super().__init__("cpu", dtype=dtype or torch.bfloat16, **options)
 
 
 def _by_card(grouping):
@@ -460,7 +449,6 @@ def _torch_cuda(cards):
 
     return {
         "is_available": lambda: True,
-        "is_initialized": lambda: True,
         "_lazy_init": lambda: None,
         "device_count": lambda: cards.n_cards,
         "set_device": set_device,
@@ -476,8 +464,6 @@ def _torch_cuda(cards):
         "reset_peak_memory_stats": lambda device=None: None,
         "empty_cache": lambda: None,
         "synchronize": lambda device=None: cards.wait("synchronize"),
-        "manual_seed": lambda seed: None,
-        "manual_seed_all": lambda seed: None,
         "get_rng_state_all": list,
         "set_rng_state_all": lambda states: None,
         "Event": PretendEvent,

@@ -1,5 +1,7 @@
 """Training on a pretend card: devices are not mixed, results equal the CPU's, and no step waits."""
 
+from datetime import timedelta
+
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -103,7 +105,9 @@ class WaitCounter(pl.Callback):
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
-def test_step_waits_only_for_the_previous_step(name, tmp_path):
+def test_step_waits_only_for_the_previous_step(name, tmp_path, monkeypatch):
+    # no checkpoint, which a slow machine would write
+    monkeypatch.setattr("lesionseg.training.fit.CHECKPOINT_EVERY", timedelta(days=1))
     plan = card_plan(name)
     cfg = card_config(f"model={name}", "trainer.max_steps=3")
     with pretend_cards() as cards:

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.phantoms.visits import VisitSettings, write_visit_phantoms
 from lesionseg.core import Geometry, OperatingPoint
-from lesionseg.errors import BundleError, ConfigError, ContentError, DatasetError, GeometryError
+from lesionseg.errors import ConfigError, ContentError, DatasetError, GeometryError
 from lesionseg.evaluation.scores import read_scores
 from lesionseg.extras.follow.changes import ChangeRule, compare_visits
 from lesionseg.extras.follow.dicom_report import find_reports, plan_report, write_change_report
@@ -17,7 +17,7 @@ from lesionseg.extras.follow.page import _find_visit_of_candidates, _lesions_to_
 from lesionseg.extras.follow.visits import VisitFiles, order_visits, visits_of_folders
 from lesionseg.io.layouts.manifest import read_scan_list
 from lesionseg.io.results.case import PredictionFiles, write_prediction
-from lesionseg.io.text import read_csv, read_json, write_json
+from lesionseg.io.text import read_csv, write_json
 from lesionseg.io.volumes import read_geometry, read_volume
 from lesionseg.pipeline import predict_case
 from tests.commands import follow
@@ -549,15 +549,15 @@ def test_bundle_predicts_the_visits_before_they_are_compared(
     used = []
 
     def make_and_note(cfg, architectures):
-        used.append((cfg.inference.overlap, cfg.inference.flips, cfg.device))
+        used.append((cfg.inference.overlap, cfg.inference.flips, cfg.device, cfg.trust))
         return make_predictor(cfg, architectures)
 
     monkeypatch.setattr(predict_case, "make_predictor", make_and_note)
     rows = timeline.read_text().splitlines()
     lines = write_table(tmp_path, rows[1], rows[2], "lost,nowhere.nii.gz,P1,2025-01-01")
-    settings = {"inference": {"overlap": 0.25, "flips": True}, "device": "cpu"}
+    settings = {"inference": {"overlap": 0.25, "flips": True}, "device": "cpu", "trust": True}
     outcome = follow_table(lines, bundle=bright, **settings)
-    assert used == [(0.25, True, "cpu")]
+    assert used == [(0.25, True, "cpu", True)]
     assert (outcome.n_pairs, outcome.exit_status) == (1, 3)
     assert [c.state for c in outcome.changes if c.accepted].count("new") == 1
     rows = read_csv(tmp_path / "out" / "predictions" / "predictions.csv")
@@ -581,27 +581,6 @@ def test_reasons_are_named_if_no_visit_could_be_predicted(tmp_path, bright):
         (tmp_path / f"{name}.nii").write_bytes(b"damaged")
     with pytest.raises(DatasetError, match=r"(?s)No pair can be followed.*v1: .*v2: "):
         follow_table(table, bundle=bright)
-
-
-class Same:
-    """A transform of a user that changes nothing."""
-
-    def __init__(self, keys):
-        self.keys = keys
-
-    def __call__(self, data):
-        return data
-
-
-def test_visits_are_predicted_with_transforms_of_the_bundle_only_with_trust(
-    timeline, tmp_path, bright
-):
-    plan = read_json(bright / "plan.json")
-    plan["prepare_extra"] = [{"_target_": f"{__name__}.Same", "keys": "image"}]
-    write_json(bright / "plan.json", plan)
-    with pytest.raises(BundleError, match="trust=true"):
-        follow_table(timeline, bundle=bright)
-    assert follow_table(timeline, bundle=bright, trust=True).n_pairs == 2
 
 
 def test_visit_whose_prediction_fails_is_not_compared_by_its_earlier_mask(

@@ -60,12 +60,10 @@ def test_search_writes_table_page_and_journal_and_resumes(root, tmp_path, capsys
         search(root, folder, "tune.n_trials=3", "seed=1")
 
 
-@pytest.mark.parametrize("command", ["prepare", "tune"])
-def test_rejected_settings_leave_no_folder(root, tmp_path, command, capsys):
-    losses = ["loss=lesion_balanced", "loss.gamma=2", "+loss.typo=1"]
-    small = [s for s in SMALL if not s.startswith("loss")]
+def test_rejected_settings_leave_no_folder(root, tmp_path, capsys):
+    small = [setting for setting in SMALL if not setting.startswith("loss")]
     place = [f"run_dir={tmp_path / 'new' / 'run'}", f"data.cache_dir={tmp_path / 'cache'}"]
-    assert run(command, [f"data.root={root}", *place, *small, *losses]) == 2
+    assert run("tune", [f"data.root={root}", *place, *small, "loss=focal", "+loss.typo=1"]) == 2
     assert "typo" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()  # facts of files older than two seconds are cached
 
@@ -185,12 +183,31 @@ def test_processes_of_a_search_may_use_different_devices(root, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("more", "groups"),
+    ("more", "groups", "options"),
     [
-        ("model=unet loss=focal", ("loss",)),
-        ("model=retinanet loss=cross_entropy", ("detection",)),
-        ("model=retina_unet", ("loss", "detection")),
-        ("model=retina_unet detection.hard_negatives=true", ("loss",)),
+        ("model=unet loss=focal", ("loss",), {"model": "unet", "loss": "focal"}),
+        ("model=retinanet loss=cross_entropy", ("detection",), {"model": "retinanet"}),
+        (
+            "model=retina_unet",
+            ("loss", "detection"),
+            {"model": "retina_unet", "loss": "lesion_balanced"},
+        ),
+    ],
+)
+def test_searched_pair_and_next_command_belong_to_voxels_anchors_or_both(more, groups, options):
+    cfg = compose("tune", ["data.root=x", *more.split()])
+    assert tuned_groups(cfg) == groups
+    assert options_of_trials(cfg, groups) == options
+
+
+def test_hard_negatives_exclude_the_pair_of_anchors():
+    cfg = compose("tune", ["data.root=x", "model=retina_unet", "detection.hard_negatives=true"])
+    assert tuned_groups(cfg) == ("loss",)
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
         ("model=unet loss=cross_entropy", "loss=focal"),  # has no pair
         ("model=retinanet detection.hard_negatives=true", "hard_negatives"),
         ("model=unet loss=focal loss.alpha=[0.2,0.6]", "loss.alpha"),
@@ -199,23 +216,7 @@ def test_processes_of_a_search_may_use_different_devices(root, tmp_path):
         ("data.fold=all", "uses one fold"),
     ],
 )
-def test_searched_pair_belongs_to_voxels_anchors_or_both(more, groups):
+def test_settings_without_a_pair_to_search_are_refused(more, words):
     cfg = compose("tune", ["data.root=x", *more.split()])
-    if isinstance(groups, tuple):
-        assert tuned_groups(cfg) == groups
-    else:
-        with pytest.raises(ConfigError, match=groups):
-            check_tuning(cfg)
-
-
-@pytest.mark.parametrize(
-    ("more", "options"),
-    [
-        ("model=unet loss=focal", {"model": "unet", "loss": "focal"}),
-        ("model=retinanet loss=focal", {"model": "retinanet"}),
-        ("model=retina_unet", {"model": "retina_unet", "loss": "lesion_balanced"}),
-    ],
-)
-def test_next_command_trains_the_model_and_the_loss_of_the_trials(more, options):
-    cfg = compose("tune", ["data.root=none", *more.split()])
-    assert options_of_trials(cfg, tuned_groups(cfg)) == options
+    with pytest.raises(ConfigError, match=words):
+        check_tuning(cfg)
