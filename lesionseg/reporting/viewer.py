@@ -124,12 +124,11 @@ def viewer_data(scene: Scene, *, with_slices: bool = False) -> dict[str, Any]:
         "flat": scene.geometry.dims == 2,
         "step": step,
     }
-    if with_picture and prediction is not None:
-        data["picture"] = draw_overview(
-            scene.image,
-            scene.geometry,
-            candidate_ids(prediction, {c.id for c in candidates if c.accepted}) > 0,
-        )
+    if with_slices and prediction is not None:
+        accepted = candidate_ids(prediction, {c.id for c in candidates if c.accepted}) > 0
+        data["slices"] = draw_slices(scene.image, scene.geometry, accepted)
+        for row, candidate in zip(rows, candidates, strict=True):
+            row["slice"] = _slice_through(candidate.centre_mm, scene.geometry)
     return data
 
 

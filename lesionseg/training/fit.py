@@ -423,7 +423,7 @@ def _choose_strategy(settings: TrainerConfig, environment: ClusterEnvironment | 
     """
     if settings.has_one_device:
         return "auto"
-    return DDPStrategy(start_method="spawn" if environment is None else "popen", timeout=PATIENCE)  # type: ignore[arg-type]
+    return DDPStrategy(start_method="spawn" if environment is None else "popen", timeout=PATIENCE)
 
 
 def _out_of_memory(plan: Plan, why: str, step: int | None = None) -> ConfigError:

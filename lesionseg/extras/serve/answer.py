@@ -90,7 +90,7 @@ def predict_scan(
             return Answer(zipped.name, zipped.read_bytes(), warning)
         view = viewer_data(
             Scene(volume.array[0], volume.geometry, prediction=prediction),
-            with_picture=not NIIVUE.is_file(),
+            with_slices=not NIIVUE.is_file(),
         )
         view["zip"] = base64.b64encode(zipped.read_bytes()).decode()
         view["warning"] = warning

@@ -260,10 +260,8 @@ def write_prediction(
     check_case_id(case, folder, OutputError)
     other_suffix = _OTHER_SUFFIX.get(suffix, ".nrrd") if names == "nnunet" else suffix
 
-    def write(ending: str, array: NDArray[Any]) -> None:
-        write_volume(
-            folder / f"{case}{ending}", Volume(array[np.newaxis], prediction.geometry), like
-        )
+    def write(name: str, array: NDArray[Any]) -> None:
+        write_volume(folder / name, Volume(array[np.newaxis], prediction.geometry), like)
 
     if instances is not None:
         is_short = instances.max(initial=0) <= np.iinfo(np.uint16).max
@@ -271,9 +269,8 @@ def write_prediction(
         write(f"{mask}{suffix}", prediction.mask())
         write(f"{case}_instances{other_suffix}", ids)
         if prediction.values is not None:
-            write(
-                f"_regions{other_suffix}", np.where(instances > 0, prediction.values, np.uint8(0))
-            )
+            regions = np.where(instances > 0, prediction.values, np.uint8(0))
+            write(f"{case}_regions{other_suffix}", regions)
     write_candidates(folder / f"{case}{CANDIDATES}", prediction, names=names, row=row)
 
 

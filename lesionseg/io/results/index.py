@@ -107,8 +107,11 @@ def _with_ids_of_references(
         session = without_bids_suffix(case)
         is_only_numbered_known = numbered in known and case not in known
         had_channel_number = stems.get(case, numbered).endswith("_0000")
-        is_renamed = is_only_numbered_known and numbered not in predictions and had_channel_number
-        renamed[numbered if is_renamed else case] = files
+        if is_only_numbered_known and numbered not in predictions and had_channel_number:
+            case = numbered
+        elif session in known and case not in known and sessions[session] == 1:
+            case = session
+        renamed[case] = files
     return renamed
 
 

@@ -27,8 +27,6 @@ def test_files_of_a_folder_are_grouped_by_case(tmp_path):
     assert masks["B"] == tmp_path / "B_mask.png"
 
 
-
-
 def test_message_names_the_file_of_boxes_of_other_programs(tmp_path):
     _touch(tmp_path, "coco_instances_results.json a.txt")
     with pytest.raises(DatasetError, match=r"COCO results.*<case>_candidates\.json.*start_vox"):
