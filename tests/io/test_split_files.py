@@ -58,11 +58,9 @@ WRONG = [
     ({"folds": []}, "train"),
     ({"roles": {}}, "roles"),
     ({"roles": {"a": "val"}}, "roles.a.*val.*validation"),
-    ({"roles": {"a": "trian"}}, "trian.*train"),
     ({"roles": {"a": ["train"]}}, "roles.a"),
     ([ONE, ["a"]], r"\[1\]"),
     ([{"train": ["a"]}], r"\[0\].val"),
-    ({"val": ["a"]}, "train"),
     ([{**ONE, "valid": []}], "valid"),
     ([{"train": "a", "val": []}], r"\[0\].train"),
     ([{"train": [["a"]], "val": []}], r"\[0\].train"),
@@ -97,12 +95,10 @@ def test_pickle_is_not_opened(tmp_path):
         SplitFile.read(path)
 
 
-def test_fold_that_the_file_does_not_contain_is_an_error(write):
-    with pytest.raises(
-        DatasetError, match=r"data\.fold=1 is not in the file, which contains 1 fold"
-    ):
-        SplitFile.read(write([ONE])).roles(1)
-    with pytest.raises(DatasetError, match=r"data\.fold=1, but this file contains a single split"):
-        SplitFile.read(write(ONE)).roles(1)
-    with pytest.raises(DatasetError, match=r"data\.fold=-1"):
-        SplitFile.read(write([ONE])).roles(-1)
+@pytest.mark.parametrize(
+    ("content", "fold", "match"),
+    [([ONE], 1, "contains 1 fold"), (ONE, 1, "contains a single split"), ([ONE], -1, "")],
+)
+def test_fold_that_the_file_does_not_contain_is_an_error(write, content, fold, match):
+    with pytest.raises(DatasetError, match=rf"data\.fold={fold}.*{match}"):
+        SplitFile.read(write(content)).roles(fold)

@@ -37,19 +37,29 @@ def test_sessions_are_cases_and_subjects_groups(bids):
 
 
 def test_images_not_in_all_sessions_or_on_another_grid_are_no_channels(bids, write_nifti, caplog):
-    anat = bids / "sub-01" / "ses-a" / "anat"
-    write_nifti(anat / "sub-01_ses-a_T1w.nii.gz", np.ones((2, 2, 2), np.int16))
-    write_nifti(anat / "sub-01_ses-a_T2w.nii.gz", np.ones(SHAPE, np.int16))
+    session = bids / "sub-01" / "ses-a" / "anat" / "sub-01_ses-a"
+    write_nifti(Path(f"{session}_T1w.nii.gz"), np.ones((2, 2, 2), np.int16))
+    write_nifti(Path(f"{session}_T2w.nii.gz"), np.ones(SHAPE, np.int16))
     assert read_dataset(bids).channel_names == ("FLAIR",)
     assert "T1w, T2w" in caplog.text
 
 
-def test_images_in_the_folder_of_the_mask_are_preferred(tmp_path, write_nifti):
+@pytest.mark.parametrize(
+    ("images", "masks"),
+    [
+        (["space-MNI_FLAIR"], ["space-MNI_label-L_desc-T1lesion", "space-MNI_label-lung"]),
+        (["acq-fast_FLAIR", "FLAIR"], ["label-lesion_desc-expert"]),
+    ],
+)
+def test_image_with_the_entities_of_the_mask_is_preferred(tmp_path, write_nifti, images, masks):
+    """The mask of a lung is not a lesion mask."""
     folder = tmp_path / "sub-1" / "anat"
-    write_nifti(folder / "sub-1_space-MNI_FLAIR.nii.gz", np.ones(SHAPE, np.int16))
-    write_nifti(folder / "sub-1_space-MNI_label-L_desc-T1lesion_mask.nii.gz", MASK)
-    write_nifti(folder / "sub-1_space-MNI_label-lung_mask.nii.gz", MASK)  # not a lesion mask
-    assert [c.case for c in read_dataset(tmp_path).cases] == ["sub-1"]
+    for name in images:
+        write_nifti(folder / f"sub-1_{name}.nii.gz", np.ones(SHAPE, np.int16))
+    for name in masks:
+        write_nifti(folder / f"sub-1_{name}_mask.nii.gz", MASK)
+    (case,) = read_dataset(tmp_path).cases
+    assert (case.case, case.images) == ("sub-1", (folder / f"sub-1_{images[-1]}.nii.gz",))
 
 
 @pytest.fixture
@@ -72,15 +82,6 @@ def test_mask_of_a_run_belongs_to_the_image_of_this_run(bids, last, write_nifti)
     assert names == [f"{session}_run-2_FLAIR.nii.gz", f"{session}_T1w.nii.gz"]
     mask.rename(masks / f"{session}_run-3_label-lesion_mask.nii.gz")
     assert read_dataset(bids).channel_names == ("T1w",)  # the third run has no FLAIR
-
-
-def test_image_with_the_entities_of_the_mask_is_preferred(tmp_path, write_nifti):
-    folder = tmp_path / "sub-1" / "anat"
-    for name in ("acq-fast_FLAIR", "FLAIR"):
-        write_nifti(folder / f"sub-1_{name}.nii.gz", np.ones(SHAPE, np.int16))
-    write_nifti(folder / "sub-1_label-lesion_desc-expert_mask.nii.gz", MASK)
-    (case,) = read_dataset(tmp_path).cases
-    assert [file.name for file in case.images] == ["sub-1_FLAIR.nii.gz"]
 
 
 @pytest.mark.parametrize("entity", ["run", "acq", "ce", "rec", "dir"])

@@ -117,26 +117,24 @@ def test_single_slice_with_a_plausible_thickness_is_a_volume(nnunet_folder):
     assert read_dataset(root).dims == 3
 
 
-def write_stack(root, name, array, spacing=None, folder="imagesTr"):
+def write_stack(root, name, array, spacing=None):
     """Write a TIFF of several pages, and its spacing if it is given."""
-    path = root / folder / f"{name}.tif"
+    path = root / f"{name}.tif"
     path.parent.mkdir(parents=True, exist_ok=True)
     tifffile.imwrite(path, array, photometric="minisblack", compression="zlib")
     if spacing is not None:
-        stem = name.removesuffix("_0000")
-        write_json(path.parent / f"{stem}.json", {"spacing": spacing})
-    return path
+        stem = path.stem.removesuffix("_0000")
+        write_json(path.with_name(f"{stem}.json"), {"spacing": spacing})
 
 
 def write_stacks(nnunet_folder, spacing):
     """Write two cases as stacks of 6 slices, with 8 lesion voxels each."""
     root = nnunet_folder(cases=(), file_ending=".tif", channels=1)
+    mask = np.zeros((6, 9, 7), np.uint8)
+    mask[1:3, 2:4, 3:5] = 1
     for case in "AB":
-        image = np.random.default_rng(0).integers(0, 999, (6, 9, 7)).astype(np.uint16)
-        mask = np.zeros((6, 9, 7), np.uint8)
-        mask[1:3, 2:4, 3:5] = 1
-        write_stack(root, f"{case}_0000", image, spacing)
-        write_stack(root, case, mask, spacing, "labelsTr")
+        write_stack(root, f"imagesTr/{case}_0000", mask.astype(np.uint16) * 999, spacing)
+        write_stack(root, f"labelsTr/{case}", mask, spacing)
     return root
 
 
@@ -154,9 +152,9 @@ def test_tiff_stack_gets_its_spacing_from_the_json_file(nnunet_folder):
 def test_single_file_next_to_cases_of_three_channels_is_not_in_colour(nnunet_folder, shape):
     root = nnunet_folder(cases=(), file_ending=".tif", channels=3)
     for name in ("A_0000", "A_0001", "A_0002", "B_0000"):
-        write_stack(root, name, np.ones(shape, np.uint16), [1, 1, 1])
+        write_stack(root, f"imagesTr/{name}", np.ones(shape, np.uint16), [1, 1, 1])
     for case in "AB":
-        write_stack(root, case, np.ones(shape, np.uint8), [1, 1, 1], "labelsTr")
+        write_stack(root, f"labelsTr/{case}", np.ones(shape, np.uint8), [1, 1, 1])
     with pytest.raises(DatasetError, match="'B' does not have one file per channel"):
         read_dataset(root)
     dataset = read_dataset(root, may_lack=True)
