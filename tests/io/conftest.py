@@ -41,13 +41,13 @@ def nnunet_folder(tmp_path, write_nifti):
     def write(cases=("A", "B"), channels=2, **facts):
         root = tmp_path / "Dataset001_toy"
         root.mkdir(exist_ok=True)
+        mask = np.zeros((5, 4, 3), np.uint8)
+        mask[1, 2, 0] = 1
         for case in cases:
-            for channel in range(channels):
-                image = np.full((5, 4, 3), channel, np.int16)
-                write_nifti(root / "imagesTr" / f"{case}_{channel:04d}.nii.gz", image)
-            mask = np.zeros((5, 4, 3), np.uint8)
-            mask[1, 2, 0] = 1
             write_nifti(root / "labelsTr" / f"{case}.nii.gz", mask)
+            for channel in range(channels):
+                image = np.full(mask.shape, channel, np.int16)
+                write_nifti(root / "imagesTr" / f"{case}_{channel:04d}.nii.gz", image)
         content = {
             "channel_names": {str(c): f"channel{c}" for c in range(channels)},
             "labels": {"background": 0, "lesion": 1},
