@@ -218,11 +218,11 @@ def test_series_in_a_folder_that_cannot_be_opened_is_an_error(tmp_path, monkeypa
 
 
 def test_clash_in_a_table_names_files_outside_its_folder(tmp_path):
-    _touch(tmp_path, "x/a.nii", "y/a.nii")
-    table = tmp_path / "scans.csv"
-    table.write_text("case,image\nP1,x/a.nii\np1,y/a.nii\n")
+    _touch(tmp_path, "x/a.nii", "y/a.nii", "lists/scans.csv")
+    table = tmp_path / "lists" / "scans.csv"
+    table.write_text(f"case,image\nP1,{tmp_path}/x/a.nii\np1,{tmp_path}/y/a.nii\n")
     for scan in find_scans(table, 1).scans:
-        assert f"a.nii would get the same case id, {scan.case}." in scan.fault
+        assert scan.fault.startswith(f"a.nii and a.nii would get the same case id, {scan.case}.")
 
 
 @pytest.mark.parametrize(
