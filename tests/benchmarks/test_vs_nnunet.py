@@ -1,11 +1,11 @@
 """The parts of the comparison with nnU-Net that need no nnU-Net: candidates, dataset and table."""
 
 import argparse
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from benchmarks.learning import vs_nnunet as versus
 from benchmarks.learning import vs_nnunet_table as table
@@ -13,6 +13,8 @@ from benchmarks.learning.cell_rows import found_at
 from lesionseg.core import Geometry, Volume
 from lesionseg.io.text import read_json, write_json
 from lesionseg.phantoms import write_mri_phantoms
+from tests.inference.nnunet.probability_files import write_labels
+from tests.pipeline.cases import boxes, write_array
 
 
 @pytest.fixture(scope="module")
@@ -32,19 +34,20 @@ def options_for(output):
 
 
 def test_candidates_are_ranked_by_log_odds_if_probabilities_round_to_1(setting, tmp_path):
-    odds = np.full((1, 12, 12, 12), -20, np.float32)
-    np.save(tmp_path / "empty.npy", odds)
-    odds[0, 2:5, 2:5, 2:5] = 40
-    odds[0, 8:11, 8:11, 8:11] = 60
+    first = boxes((12, 12, 12), (2, 2, 2, 3))
+    second = boxes((12, 12, 12), (8, 8, 8, 3))
+    nothing = np.full((1, 12, 12, 12), -20, np.float32)
+    odds = nothing + 60 * first + 80 * second
+    np.save(tmp_path / "empty.npy", nothing)
     np.save(tmp_path / "a.npy", odds)
     assert versus.probabilities(40) == versus.probabilities(60) == 1
     volume = Volume(odds, Geometry((12, 12, 12), np.eye(4)))
     kept = versus.Kept(tmp_path, setting.plan)
     assert kept.predict_volume(volume, "empty").candidates == ()
     found = kept.predict_volume(volume, "a").candidates
-    first, second = sorted(found, key=lambda c: c.score, reverse=True)
-    assert first.start_vox == (8, 8, 8)
-    assert first.score > second.score
+    one, other = sorted(found, key=lambda c: c.score, reverse=True)
+    assert one.start_vox == (8, 8, 8)
+    assert one.score > other.score
     score = versus.score(np.array([10.0] * 8 + [-5.0] * 30))
     assert score == pytest.approx(0.75)  # arctan 1 is a quarter of π
     assert versus.score(np.array([0.0])) == 0.5
@@ -52,30 +55,25 @@ def test_candidates_are_ranked_by_log_odds_if_probabilities_round_to_1(setting, 
 
 def test_boxes_of_films_are_scored_by_overlap_too(tmp_path):
     rng = np.random.default_rng(0)
+    raw = tmp_path / "raw"
     mask = np.zeros((96, 96), np.uint8)
     mask[20:40, 30:60] = 1
     for part, case in (("Tr", "a"), ("Tr", "b"), ("Ts", "c")):
-        for folder, name, film in (
-            ("images", f"{case}_0000", rng.integers(0, 255, mask.shape, np.uint8)),
-            ("labels", case, mask),
-        ):
-            path = tmp_path / "raw" / f"{folder}{part}" / f"{name}.png"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(film).save(path)
-    labels = {"background": 0, "lesion": 1}
-    described = {"channel_names": {"0": "film"}, "labels": labels, "file_ending": ".png"}
-    write_json(tmp_path / "raw" / "dataset.json", described | {"numTraining": 2})
-    setting = versus.prepare(tmp_path / "raw", options_for(tmp_path / "out"))
+        film = rng.integers(0, 255, mask.shape, np.uint8)
+        write_array(raw / f"images{part}" / f"{case}_0000.png", film)
+        write_array(raw / f"labels{part}" / f"{case}.png", mask)
+    write_labels(raw, {"background": 0, "lesion": 1}, file_ending=".png", numTraining=2)
+    setting = versus.prepare(raw, options_for(tmp_path / "out"))
 
-    def score_box(rows, columns):
+    def score_box(columns):
         odds = np.full((1, *mask.shape), -20, np.float32)
-        odds[0, rows, columns] = 20
+        odds[0, 20:40, columns] = 20
         np.save(tmp_path / "c.npy", odds)
         return versus.score_boxes(setting, tmp_path)
 
-    same = score_box(slice(20, 40), slice(30, 60))
+    same = score_box(slice(30, 60))
     assert (same["ap"], same["ap40"], same["recall_half_fp"], same["films"]) == (1, 1, 1, 1)
-    half = score_box(slice(20, 40), slice(30, 41))  # 11 of 30 columns: IoU .37
+    half = score_box(slice(30, 41))  # 11 of 30 columns: IoU .37
     assert (half["ap"], half["ap40"]) == (1, 0)
 
 
@@ -90,14 +88,9 @@ def test_nnunet_gets_the_training_cases_and_our_tile_size(setting, tmp_path):
     described = read_json(raw / "dataset.json")
     assert described["numTraining"] == len(learning) == 3
     assert list(described["channel_names"].values()) == list(setting.plan.channel_names)
-
-
-def test_nnunet_gets_our_own_tiles(setting, tmp_path):
-    plan = replace(setting.own_plan, tile_shape=(16, 16, 16), batch_size=7)
-    job = versus.nnunet_job(replace(setting, own_plan=plan), "nnunet_tiles", tmp_path / "nnunet")
+    own = replace(setting.own_plan, tile_shape=(16, 16, 16), batch_size=7)
+    job = versus.nnunet_job(replace(setting, own_plan=own), "nnunet_tiles", tmp_path / "tiles")
     assert (job["plan"], job["tile"], job["batch"]) == ("tiles", [16, 16, 16], 7)
-    resenc = versus.nnunet_job(setting, "nnunet_resenc", tmp_path / "resenc")
-    assert (resenc["plan"], resenc["planner"]) == ("cut", "nnUNetPlannerResEncM")
 
 
 @pytest.mark.parametrize(
@@ -114,26 +107,20 @@ def test_a_finished_cell_is_read_unless_it_is_of_another_training(
     asked = {"output": tmp_path, "overrides": ["loss.gamma=1"], "variant": "G", "threads": 1}
     options = argparse.Namespace(**vars(setting.options) | asked)
     path = tmp_path / "cells" / f"{setting.name}__lesionseg_G__20min__1t__s0.json"
-    path.parent.mkdir()
     cell = {"identity": versus.identity(setting), "overrides": "loss.gamma=1"} | other_part
     write_json(path, cell)
-    asked_for = replace(setting, options=options)
-    if message is None:
-        assert versus.make_cell(asked_for, "lesionseg", 0) == cell
-    else:
-        with pytest.raises(SystemExit, match=message):
-            versus.make_cell(asked_for, "lesionseg", 0)
+    with pytest.raises(SystemExit, match=message) if message else nullcontext():
+        assert versus.make_cell(replace(setting, options=options), "lesionseg", 0) == cell
 
 
 def make_cell(found):
     """Make the tables of one lesion of 4 mm per patient. `found` has an answer for each patient."""
-    lesions = []
-    cases = []
-    for i, hit in enumerate(found):
-        who = {"case": f"c{i}", "group": f"P{i}"}
-        lesions.append({**who, "diameter_mm": 4.0, "found": hit})
-        cases.append({**who, "dice": 0.1 * i})
-    return {"lesions": lesions, "cases": cases}
+    owners = [{"case": f"c{i}", "group": f"P{i}"} for i in range(len(found))]
+    pairs = list(zip(owners, found, strict=True))
+    return {
+        "lesions": [{**who, "diameter_mm": 4.0, "found": hit} for who, hit in pairs],
+        "cases": [{**who, "dice": 0.1 * i} for i, who in enumerate(owners)],
+    }
 
 
 def test_interval_is_paired_by_patient():
@@ -163,9 +150,5 @@ def test_lesions_are_counted_at_a_rate_of_false_positives():
     assert found_at(cell, 1.0) == 3
     assert found_at(cell, 2.0) == 3  # false positives below the operating point are not known
     assert found_at(cell, 1.0, most_mm=5) == 2
-
-
-def test_recall_is_read_from_the_froc_curve():
-    cell = {"froc": {"fp_per_case": [0.5, 4.0], "recall": [0.25, 0.75]}}
-    assert table.recall_at(cell, 4.0) == 0.75
-    assert table.recall_at(cell, 1.0) is None
+    curve = {"froc": {"fp_per_case": [0.5, 4.0], "recall": [0.25, 0.75]}}
+    assert (table.recall_at(curve, 4.0), table.recall_at(curve, 1.0)) == (0.75, None)

@@ -6,9 +6,9 @@ from unittest import mock
 import numpy as np
 
 from lesionseg.cli import run
-from lesionseg.core import Geometry, Volume
+from lesionseg.core import Geometry
 from lesionseg.io.text import read_csv, read_json, write_json
-from lesionseg.io.volumes import write_volume
+from tests.pipeline.cases import write_array
 
 # sizes of simulated heads
 HEADS = {"shape": (16, 18, 16), "spacing_mm": (8.0, 8.0, 8.0)}
@@ -89,8 +89,7 @@ def plan_of(folder):
 
 
 def write(path, array, mm=2.0):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_volume(path, Volume(array[np.newaxis], Geometry.from_spacing(array.shape, (mm,) * 3)))
+    write_array(path, array, Geometry.from_spacing(array.shape, (mm,) * 3))
 
 
 def write_raw(root, labels, cases, **facts):

@@ -67,26 +67,25 @@ def test_dataset_cache_and_run_follow_the_umask(trained_folder):
 )
 def test_every_other_command_follows_the_umask(trained_folder, tmp_path, mask):
     model = trained_folder / "runs" / "one"
-    scans = trained_folder / "raw/imagesTs"
-    labels = trained_folder / "raw/labelsTs"
+    raw = trained_folder / "raw"
+    scans, labels = raw / "imagesTs", raw / "labelsTs"
     out = tmp_path / "out"
+    shown = f"images={scans} reference={labels} prediction={out}/found"
+    commands = f"""report scores={out}/scores {shown} output={out}/page
+        follow before={labels} after={labels} output={out}/changes replicates=20
+        export bundle={model} output={out}/monai format=monai
+        prepare data.root={raw} run_dir={out}/check check=true
+        prepare data.root={raw} run_dir={out}/plan/one {TILE}"""
     with with_umask(mask):
         predict(model, scans, out / "found", "save_probabilities=true")
         evaluate(labels, out / "found", out / "scores")
-        report = [f"scores={out / 'scores'}", f"images={scans}", f"reference={labels}"]
-        report += [f"prediction={out / 'found'}", f"output={out / 'page'}"]
-        assert run("report", report) == 0
-        visits = [f"before={labels}", f"after={labels}", f"output={out / 'changes'}"]
-        assert run("follow", [*visits, "replicates=20"]) == 0
-        assert run("export", [f"bundle={model}", f"output={out / 'monai'}", "format=monai"]) == 0
-        check = [f"data.root={trained_folder / 'raw'}", f"run_dir={out / 'check'}", "check=true"]
-        assert run("prepare", check) == 0
-        plan = [f"data.root={trained_folder / 'raw'}", f"run_dir={out / 'plan/one'}", TILE]
-        assert run("prepare", plan) == 0
-    assert list((out / "found").glob("*_probabilities*"))
+        for command in commands.splitlines():
+            name, *settings = command.split()
+            assert run(name, settings) == 0
     written = """scores/scores.json page/pseudonyms.csv page/report.html changes/changes.csv
         monai/configs/metadata.json check/dataset_report.html plan/one/plan.json"""
     assert [name for name in written.split() if not (out / name).is_file()] == []
+    assert list((out / "found").glob("*_probabilities*"))
     assert (out / "page" / "report.pdf").is_file() == HAS_PANGO
     assert (out / "plan" / "cache").is_dir()
     assert find_wrong_modes(out, mask) == {}
@@ -94,15 +93,11 @@ def test_every_other_command_follows_the_umask(trained_folder, tmp_path, mask):
 
 @pytest.mark.parametrize("mask", [0o000, pytest.param(0o022, marks=pytest.mark.slow)])
 def test_private_results_are_readable_only_by_their_user(trained_folder, tmp_path, mask):
-    model = trained_folder / "runs" / "one"
-    scans = trained_folder / "raw/imagesTs"
-    labels = trained_folder / "raw/labelsTs"
-    found = tmp_path / "found"
-    scores = tmp_path / "scores"
-    page = tmp_path / "page"
+    raw = trained_folder / "raw"
+    found, scores, page = (tmp_path / name for name in ("found", "scores", "page"))
+    evaluation = [f"reference={raw / 'labelsTs'}", f"prediction={found}", f"output={scores}"]
     with with_umask(mask):
-        predict(model, scans, found, "private=true")
-        evaluation = [f"reference={labels}", f"prediction={found}", f"output={scores}"]
+        predict(trained_folder / "runs" / "one", raw / "imagesTs", found, "private=true")
         assert run("evaluate", [*evaluation, "replicates=20", "private=true"]) == 0
         assert run("report", [f"scores={scores}", f"output={page}", "private=true"]) == 0
         assert os.umask(mask) == mask  # the umask of the process is restored

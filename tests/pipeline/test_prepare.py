@@ -2,7 +2,7 @@
 
 import logging
 from dataclasses import replace
-from pathlib import Path
+from functools import wraps
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ from lesionseg.pipeline.planning import checkpoint_architecture, describe_tile, 
 from lesionseg.pipeline.survey import may_lack, take_survey
 from lesionseg.plan.plan import Plan
 from lesionseg.training.initial_weights import start_from
-from tests.flow.cases import write_raw
+from tests.flow.cases import HEADS, write_raw
 from tests.io.layouts.box_folders import write_picture
 from tests.io.layouts.test_contract import BOX, OUTSIDE, Boxes
 from tests.models import plans
@@ -61,7 +61,7 @@ def test_plan_fits_the_stated_gpu_memory(raw, tmp_path, monkeypatch, name):
 def surveys(tmp_path_factory):
     """Return the surveys of simulated heads, of films, and of the films as if in colour."""
     root = tmp_path_factory.mktemp("surveys")
-    write_mri_phantoms(root / "heads", 3, seed=0, shape=(16, 18, 16), spacing_mm=(8.0, 8.0, 8.0))
+    write_mri_phantoms(root / "heads", 3, seed=0, **HEADS)
     write_xray_phantoms(root / "films", 4, seed=0, shape=(64, 64), pixel_mm=4.0)
     heads, films = (take_survey(DataConfig.of(root=root / n), seed=0) for n in ("heads", "films"))
     colour = replace(films, fingerprint=replace(films.fingerprint, modality="colour"))
@@ -187,42 +187,36 @@ def test_test_case_of_a_split_file_is_left_out_of_the_fingerprint(tmp_path):
 
 
 def test_a_dataset_is_simulated_once(tmp_path, monkeypatch):
-    def write(folder: Path, n_cases: int, *, progress: bool):  # the settings are checked by these
+    @wraps(write_xray_phantoms)
+    def stop(folder, *_, **__):
         folder.mkdir()
-        if not n_cases:
-            raise KeyboardInterrupt
-        (folder / "scan").touch()
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr("lesionseg.phantoms.write_mri_phantoms", write)
-    root = tmp_path / "new" / "set"
-    with pytest.raises(KeyboardInterrupt):
-        simulate_once(root, {"kind": "mri", "n_cases": 0})
-    assert list(root.parent.iterdir()) == []
-    simulate_once(root, {"kind": "mri", "n_cases": 2})
-    assert sorted(p.name for p in root.iterdir()) == ["scan", SETTINGS]
-    (root / "scan").unlink()
-    simulate_once(root, {"kind": "mri", "n_cases": 2})
-    assert not (root / "scan").exists()
-    with pytest.raises(ConfigError):
-        simulate_once(root, {"kind": "mri", "n_cases": 3})
-
-
-def test_simulated_dataset_is_taken_again_only_with_its_kind_and_arguments(tmp_path):
     own = {"kind": "xray", "n_cases": 1, "seed": 0, "shape": (48, 48), "pixel_mm": 8.0}
-    root = tmp_path / "set"
+    root = tmp_path / "new" / "set"
+    with monkeypatch.context() as patch:
+        patch.setattr("lesionseg.phantoms.write_xray_phantoms", stop)
+        with pytest.raises(KeyboardInterrupt):
+            simulate_once(root, own)
+    assert list(root.parent.iterdir()) == []
     simulate_once(root, own)
+    (root / "annotations.json").unlink()
     simulate_once(root, own)  # tuples equal the lists of the stored file
+    assert not (root / "annotations.json").exists()
+    with pytest.raises(ConfigError, match="other settings"):
+        simulate_once(root, {**own, "n_cases": 3})
     with pytest.raises(ConfigError, match=r"data\.phantoms: seed"):
         simulate_once(tmp_path / "other", {"kind": "xray", "n_cases": 1})
+
+
+def test_simulated_dataset_is_taken_again_only_with_its_kind(tmp_path):
     mri = {"kind": "mri", "n_cases": 1, "seed": 0}
-    head = tmp_path / "head"
-    head.mkdir()
-    write_json(head / SETTINGS, mri)
-    simulate_once(head, mri)
+    write_json(tmp_path / SETTINGS, mri)
+    simulate_once(tmp_path, mri)
     with pytest.raises(ConfigError, match=r"'kind': 'mri'.*not.*'kind': 'ct'"):
-        simulate_once(head, {**mri, "kind": "ct"})
-    (head / SETTINGS).write_text('{"n_cases": 1, "seed": 0}')  # as version 1.0 wrote it
-    simulate_once(head, mri)
+        simulate_once(tmp_path, {**mri, "kind": "ct"})
+    (tmp_path / SETTINGS).write_text('{"n_cases": 1, "seed": 0}')  # as version 1.0 wrote it
+    simulate_once(tmp_path, mri)
 
 
 @pytest.fixture
