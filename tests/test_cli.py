@@ -18,7 +18,7 @@ from lesionseg.cli import COMMANDS, compose, main, run
 from lesionseg.cli.compose import compose_plain, options_of_groups, override_list
 from lesionseg.cli.help import examples, setting_lines
 from lesionseg.config import InferenceConfig, TrainConfig, check_arguments, files_of, keys
-from lesionseg.errors import ConfigError, DatasetError, LesionsegError, require_one_of
+from lesionseg.errors import ConfigError, DatasetError, LesionsegError, ReadError, require_one_of
 from lesionseg.losses import DetectionLoss, make_loss
 from lesionseg.pipeline.train import TrainOutcome
 from tests.commands import python
@@ -30,7 +30,7 @@ REQUIRED = {
     "predict": ["bundle=b", "input=i", "output=o"],
     "evaluate": ["reference=r", "prediction=p", "output=o"],
     "follow": ["before=b", "after=a", "output=o"],
-    "report": ["scores=s", "output=o"],
+    "report": ["output=o", "scores=s"],
     "export": ["bundle=b", "output=o"],
     "serve": ["bundle=b"],
     "info": ["bundle=b"],
@@ -123,7 +123,7 @@ def test_no_experiment_is_the_default():
     default = compose_with_required("train")
     assert compose_with_required("train", "experiment=null") == default
     assert compose_with_required("train", "~experiment") == default
-    with pytest.raises(DatasetError, match="nowhere"):
+    with pytest.raises(ReadError, match="nowhere"):
         lesionseg.train("nowhere", experiment=None)
 
 

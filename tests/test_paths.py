@@ -71,6 +71,8 @@ def error_of(command, key, value):
         settings = {"visits": "table.csv", "output": "out"}
         settings |= {"predictions": "masks"} if key == "visits" else {}
         settings[key] = value
+    if (command, key) == ("report", "predictions"):
+        del settings["scores"]  # a report has one or the other
     if (command, key) == ("export", "reference"):
         settings["format"] = "bundle"
     with pytest.raises(LesionsegError) as caught:
@@ -100,7 +102,7 @@ def test_mistyped_path_is_named_with_its_key(command, key):
         ("train", "data.root", "gone/deep/data", "no folder 'gone'"),
         ("train", "data.root", "table.csv/data", "no folder 'table.csv'"),
         ("predict", "input", "masks/*.png", "no file matches this pattern"),
-        ("predict", "input", "gone/series=3", "the input does not exist"),
+        ("predict", "input", "gone/series=3", "there is no such file"),
         ("predict", "input", "masks/series=3", "model"),  # the model is empty
         ("predict", "bundle", "masks", "not a bundle"),
         ("predict", "bundle", "[model,masls]", "bundle=masls"),

@@ -5,6 +5,7 @@ import pickle
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -46,11 +47,12 @@ def fill(dataset, plan, ids_read, tmp_path):
     """Fill the cache with the cases. `change` is applied to each case after it is read."""
 
     def fill_with(plan=plan, change=lambda case: case, **settings):
-        def read(files):
+        def read(files, dataset):
             ids_read.append(files.case)
             return change(read_case(files, dataset))
 
-        return fill_cache(dataset, dataset.cases, plan, tmp_path / "cache", read=read, **settings)
+        with patch("lesionseg.data.cache.read_case", read):
+            return fill_cache(dataset, dataset.cases, plan, tmp_path / "cache", **settings)
 
     return fill_with
 
