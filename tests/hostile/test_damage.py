@@ -43,15 +43,20 @@ POSITION = {
 }
 
 
-def write_dicom(path, syntax=None):
+def write_dicom(path):
     write_dicom_file(path, WIDE, CT, **POSITION)
     header = pydicom.dcmread(path)
     header.file_meta.MediaStorageSOPInstanceUID = header.SOPInstanceUID  # the same in every run
-    if syntax == RLELossless:
-        header.compress(syntax)
-    elif syntax:
-        header.file_meta.TransferSyntaxUID = syntax
+    if path.stem == "rle":
+        header.compress(RLELossless)
+    elif path.stem == "deflated":
+        header.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
     header.save_as(path, enforce_file_format=True)
+
+
+def write_picture(path):
+    pixels = {"mask": MASK, "wide": WIDE}.get(path.stem, NOISE)
+    Image.fromarray(pixels).save(path)
 
 
 def write_nifti(path):
@@ -119,23 +124,20 @@ def read_by_itk(path):
 
 FORMATS = {
     # name of the file: (function that writes it, function that reads it)
-    "mask.png": (lambda path: Image.fromarray(MASK).save(path), read_by_libpng),
-    "noise.png": (lambda path: Image.fromarray(NOISE).save(path), read_by_libpng),
-    "wide.png": (lambda path: Image.fromarray(WIDE).save(path), read_by_libpng),
+    "mask.png": (write_picture, read_by_libpng),
+    "noise.png": (write_picture, read_by_libpng),
+    "wide.png": (write_picture, read_by_libpng),
     "palette.png": (write_palette, read_by_pillow),
     "plain.tif": (write_tiff, read_by_libtiff),
     "packed.tif": (write_tiff, read_by_libtiff),
     "lzw.tif": (write_tiff, read_by_libtiff),
     "packbits.tif": (write_tiff, read_by_libtiff),
     "stack.tif": (write_stack, read_stack),
-    "a.jpg": (lambda path: Image.fromarray(NOISE).save(path), read_by_pillow),
-    "a.bmp": (lambda path: Image.fromarray(NOISE).save(path), read_by_pillow),
+    "a.jpg": (write_picture, read_by_pillow),
+    "a.bmp": (write_picture, read_by_pillow),
     "plain.dcm": (write_dicom, read_by_pydicom),
-    "rle.dcm": (lambda path: write_dicom(path, RLELossless), read_by_pydicom),
-    "deflated.dcm": (
-        lambda path: write_dicom(path, DeflatedExplicitVRLittleEndian),
-        read_by_pydicom,
-    ),
+    "rle.dcm": (write_dicom, read_by_pydicom),
+    "deflated.dcm": (write_dicom, read_by_pydicom),
     "a.nii": (write_nifti, read_by_nibabel),
     "a.nii.gz": (write_nifti, read_by_nibabel),
     "plain.mha": (write_itk, read_by_itk),
