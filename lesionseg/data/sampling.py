@@ -119,8 +119,9 @@ class TileSampler:
             return self._choose_background(rng)
         case = int(np.searchsorted(self._first, lesion, side="right")) - 1
         seeds = self._tables[case].seeds_of(lesion - int(self._first[case]))
-        centre = seeds[rng.below(len(seeds))].tolist()
-        return TileChoice(case, self._start_around(case, centre, rng), "lesion")
+        return TileChoice(
+            case, self._start_around(case, seeds[rng.below(len(seeds))].tolist(), rng), "lesion"
+        )
 
     def _draw_epoch(self, epoch: int) -> Integers:
         """Draw one number per tile of an epoch: that of a lesion, or −1 for background.

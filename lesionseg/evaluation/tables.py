@@ -335,8 +335,9 @@ class Tables:
 
     def add_up(self, table: str, values: Any) -> Numbers:
         """Add up a value or flag of each row of a table over each group `[groups]`."""
-        numbers = np.asarray(values, float)
-        return np.bincount(self.group_of[table], numbers, len(self.groups)).astype(float)
+        return np.bincount(
+            self.group_of[table], np.asarray(values, float), len(self.groups)
+        ).astype(float)
 
     @cached_property
     def lesions_by_group(self) -> Numbers:
@@ -396,8 +397,9 @@ class Tables:
     @cached_property
     def false_by_case(self) -> Numbers:
         """Number of false positives of each case `[cases]` at the operating point."""
-        counts = self.false_positives["case"].value_counts()
-        return np.asarray(self.cases["case"].map(counts).fillna(0), float)
+        return np.asarray(
+            self.cases["case"].map(self.false_positives["case"].value_counts()).fillna(0), float
+        )
 
     @property
     def has_scores(self) -> bool:
@@ -505,8 +507,10 @@ def write_tables(
         rows.append({"case": case, "status": FAILED, "message": message})
     write_csv(folder / "cases.csv", rows, columns)
     for name, table in (("lesions", tables.lesions), ("candidates", tables.candidates)):
-        named = [labels.get(label, str(label)) for label in table["label"]]
-        items = _rows_to_write(table.assign(label=named), COLUMNS[name])
+        items = _rows_to_write(
+            table.assign(label=[labels.get(label, str(label)) for label in table["label"]]),
+            COLUMNS[name],
+        )
         write_csv(folder / f"{name}.csv", items, [column.name for column in COLUMNS[name]])
 
 

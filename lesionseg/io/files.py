@@ -82,8 +82,7 @@ def cache_folder() -> Path:
 
     It may not exist.
     """
-    parent = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(parent, "lesionseg").expanduser().absolute()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "lesionseg").expanduser().absolute()
 
 
 def is_broken_link(path: Path) -> bool:

@@ -212,8 +212,9 @@ def unscored_prediction(
     candidates = []
     pairs = zip(lesions.ids.tolist(), lesions.labels.tolist(), strict=True)
     for row, (number, label) in enumerate(pairs):
-        voxels = lesions.voxels_of(row)
-        candidates.append(Candidate.from_voxels(number, label, 1.0, voxels, geometry))
+        candidates.append(
+            Candidate.from_voxels(number, label, 1.0, lesions.voxels_of(row), geometry)
+        )
     return Prediction(case, geometry, tuple(candidates), instances, has_scores=False)
 
 

@@ -358,8 +358,9 @@ def _compare(inspected: Sequence[_InspectedCase]) -> Iterator[Finding]:
     usual = max(counts, key=counts.__getitem__, default="")
     for case in inspected:
         if case.axes not in ("", usual):
-            detail = f" Axes {case.axes}; most cases {usual}."
-            yield _finding("orientation", case.files.case, detail, "note")
+            yield _finding(
+                "orientation", case.files.case, f" Axes {case.axes}; most cases {usual}.", "note"
+            )
 
 
 def _find_leaks(groups: Sequence[Sequence[_InspectedCase]]) -> Iterator[Finding]:
@@ -418,8 +419,9 @@ def _find_spacing_outliers(readable: Sequence[_InspectedCase]) -> Iterator[Findi
         factor = np.maximum(ratio, 1 / ratio)  # the same for twice and for half the median
         if (factor > SPACING_FACTOR).any():
             own = describe_sides(case.look.spacing_mm)
-            detail = f" {own} mm; usual {describe_sides(median)} mm."
-            yield _finding("spacing", case.files.case, detail)
+            yield _finding(
+                "spacing", case.files.case, f" {own} mm; usual {describe_sides(median)} mm."
+            )
 
 
 def _digest(array: NDArray[np.generic]) -> str:

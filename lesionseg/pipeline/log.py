@@ -296,8 +296,7 @@ class LogFile(logging.FileHandler):
         `logging` would print a traceback for each line.
         """
         self.setLevel(sys.maxsize)
-        reason = sys.exc_info()[1]
-        log.warning("%s: the log is incomplete: %s.", self.baseFilename, _reason(reason))
+        log.warning("%s: the log is incomplete: %s.", self.baseFilename, _reason(sys.exc_info()[1]))
 
     def close(self) -> None:
         """Close the file. Lines that could not be written are lost."""

@@ -136,8 +136,11 @@ class ScoredCases:
         tables = self.tables(settings.operating_point, calibration)
         settings = replace(settings, labels=add_predicted_names(settings.labels, self.matches))
         scores = summarise(tables, self.preset, settings)
-        failed = {fault.case: fault.message for fault in self.faults}
-        return Evaluation(tables, replace(scores, failed_cases=failed), settings)
+        return Evaluation(
+            tables,
+            replace(scores, failed_cases={fault.case: fault.message for fault in self.faults}),
+            settings,
+        )
 
 
 def score_cases(

@@ -282,8 +282,9 @@ def candidate_ids(
     # in reverse, so that the best candidate is drawn last
     for candidate in reversed(_without_mask(prediction)):
         if candidate.id in ids:
-            box = (*candidate.start_vox, *candidate.stop_vox)
-            drawn[box_slices(box, drawn.ndim)] = candidate.id
+            drawn[box_slices((*candidate.start_vox, *candidate.stop_vox), drawn.ndim)] = (
+                candidate.id
+            )
     if prediction.instances is None:
         return drawn
     return np.where(np.isin(prediction.instances, sorted(ids)), prediction.instances, drawn)

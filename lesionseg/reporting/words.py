@@ -281,7 +281,6 @@ def why_missed(row: Mapping[str, Any], tables: Evaluation) -> str:
         scores = _format_distinct(score, threshold)
     preset = tables.scores.provenance.preset
     least = None if preset is None else preset.criterion.threshold
-    candidate = _read_number(row.get("nearest_candidate"))
     return say(
         "why_missed",
         why=str(row.get("why_missed") or ""),
@@ -291,7 +290,11 @@ def why_missed(row: Mapping[str, Any], tables: Evaluation) -> str:
         least=least,
         covered=_read_number(row.get("covered")) if least else None,
         iou=_read_number(row.get("nearest_iou")) if least else None,
-        share=_find_lesion_share(tables, str(row["case"]), candidate) if least else None,
+        share=_find_lesion_share(
+            tables, str(row["case"]), _read_number(row.get("nearest_candidate"))
+        )
+        if least
+        else None,
     )
 
 
@@ -421,8 +424,14 @@ def measures(tables: Evaluation) -> tuple[list[Measure], str]:
             reason = node.reason
         else:
             continue
-        words = " to ".join(map(format_score, interval)) if interval else reason
-        found.append(Measure(name, value, words, meaning))
+        found.append(
+            Measure(
+                name,
+                value,
+                " to ".join(map(format_score, interval)) if interval else reason,
+                meaning,
+            )
+        )
         reasons.append(None if interval else reason)
     shared = _find_shared(reasons)
     for index, why in enumerate(reasons):

@@ -43,8 +43,9 @@ class KnownHosts:
         if match is None:
             return False
         name = match[1].lower()
-        endings = tuple(host[1:] for host in self.hosts if host.startswith("*."))
-        return name in self.hosts or name.endswith(endings)
+        return name in self.hosts or name.endswith(
+            tuple(host[1:] for host in self.hosts if host.startswith("*."))
+        )
 
 
 def with_brackets(host: str) -> str:
