@@ -131,8 +131,7 @@ def _read_group(folder: Path, version: int) -> _Group | None:
     except (OSError, ValueError):  # no such file, or the word "max": no limit
         return None
     cached = re.findall(rf"^{prefix}(?:in)?active_file (\d+)$", statistics, re.MULTILINE)
-    in_use = max(0, used - sum(map(int, cached)))
-    return _Group(limit, max(0, limit - in_use))
+    return _Group(limit, max(0, limit - max(0, used - sum(map(int, cached)))))
 
 
 def peak_memory_mb() -> int:

@@ -78,8 +78,7 @@ def centre_slices(box: Sequence[float] | NDArray[Any], dims: int) -> tuple[slice
     is_between = stop <= start
     start = np.where(is_between, np.floor((ends[:dims] + ends[dims:]) / 2), start)
     stop = np.where(is_between, start + 1, stop)
-    first = start.clip(0).astype(int).tolist()
-    return tuple(map(slice, first, stop.clip(0).astype(int).tolist()))
+    return tuple(map(slice, start.clip(0).astype(int).tolist(), stop.clip(0).astype(int).tolist()))
 
 
 def clip_boxes(boxes: ArrayLike, shape: Sequence[int], where: object) -> NDArray[np.float32]:

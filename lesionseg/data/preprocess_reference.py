@@ -342,8 +342,7 @@ def _find_free_voxel(moved: NDArray[np.int32], centre: Numbers) -> tuple[int, ..
     steps = np.array(list(itertools.product((-1, 0, 1), repeat=moved.ndim)))
     around = (np.rint(centre).astype(int).clip(0, last_index) + steps).clip(0, last_index)
     distance = np.square(around - centre).sum(axis=1)
-    by_distance = around[np.argsort(distance, kind="stable")].tolist()
-    nearest = [tuple(voxel) for voxel in by_distance]
+    nearest = [tuple(voxel) for voxel in around[np.argsort(distance, kind="stable")].tolist()]
     for voxel in nearest:
         if moved[voxel] == 0:
             return voxel

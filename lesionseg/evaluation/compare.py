@@ -218,8 +218,7 @@ def _compute_both(
     the weights `second`, both `[replicates, groups]`. The other set takes the remaining results, so
     its weights are exchanged.
     """
-    one = statistic(np.hstack((first, second)))[:, 0]
-    return one, statistic(np.hstack((second, first)))[:, 0]
+    return statistic(np.hstack((first, second)))[:, 0], statistic(np.hstack((second, first)))[:, 0]
 
 
 def _test_by_swapping(statistic: Statistic, n_groups: int, items: int, seed: int) -> float:

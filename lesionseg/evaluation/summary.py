@@ -361,10 +361,9 @@ class Summary:
         if tables.has_scores and support.any():
             estimates = self.resample(names, hits.average_precision(), support, NO_LESION)
             by_case = hits.rsna_by_case()
-            counted = tables.add_up("cases", ~np.isnan(by_case))
             rsna = proportion(
                 tables.add_up("cases", np.nan_to_num(by_case)),
-                counted,
+                tables.add_up("cases", ~np.isnan(by_case)),
                 NO_LESION,
                 name="rsna_score",
                 least_deff=0.0,

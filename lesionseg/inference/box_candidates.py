@@ -318,8 +318,7 @@ def box_candidates(
     for box, score, label in rows:
         # the id is a placeholder until all candidates are numbered
         candidate = Candidate.from_box(1, label_values[label - 1], score, box, file_geometry)
-        sides = np.subtract(candidate.stop_vox, candidate.start_vox)
-        if prod(sides.tolist()) >= least_volume:
+        if prod(np.subtract(candidate.stop_vox, candidate.start_vox).tolist()) >= least_volume:
             large.append(candidate)
     return _number(large)
 
@@ -345,12 +344,11 @@ def fuse(voxels: Prediction, boxes: Sequence[Candidate]) -> Prediction:
         if candidate.has_mask:
             new_id_of[candidate.id] = number
     candidates = _number([replace(candidate, score=score) for candidate, score in scored])
-    removed = tuple(replace(c, score=c.score / 2) for c in voxels.removed)
     return replace(
         voxels,
         candidates=candidates,
         instances=None if voxels.instances is None else new_id_of[voxels.instances],
-        removed=removed,
+        removed=tuple(replace(c, score=c.score / 2) for c in voxels.removed),
     )
 
 

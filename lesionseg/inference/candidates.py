@@ -159,8 +159,7 @@ def row_starts(index: NDArray[np.integer[Any]], shape: tuple[int, ...]) -> Integ
 
     The last entry is the length of `index`.
     """
-    n_rows = shape[0] * shape[1]
-    return np.searchsorted(index, np.arange(n_rows + 1, dtype=np.int64) * shape[2])
+    return np.searchsorted(index, np.arange(shape[0] * shape[1] + 1, dtype=np.int64) * shape[2])
 
 
 @compile_loops

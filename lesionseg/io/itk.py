@@ -159,8 +159,7 @@ def voxel_file(path: Path) -> Path:
     names = _names_in_nrrd(head) if is_nrrd else _names_in_metaimage(path, head)
     if names is None:
         raise ReadError(f"{path}: the header is damaged. Write the image again as .nii.gz.")
-    has_own_voxels = not names or (names[0] in _LOCAL and not is_nrrd)
-    if has_own_voxels:
+    if not names or (names[0] in _LOCAL and not is_nrrd):
         return path
     name = names[0]
     file: Path = path.parent / name

@@ -220,8 +220,7 @@ def _parse(path: Path, stream: BinaryIO) -> Any:
     import nibabel
 
     start = stream.read(4)  # the size of the header, in the byte order of the file
-    little_endian = int.from_bytes(start, "little")
-    name = _KINDS.get(little_endian, _KINDS.get(int.from_bytes(start, "big")))
+    name = _KINDS.get(int.from_bytes(start, "little"), _KINDS.get(int.from_bytes(start, "big")))
     if name is None:
         raise ReadError(
             f"{path}: this is not a NIfTI image (first bytes {start!r}). Copy it again from its "

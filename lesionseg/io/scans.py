@@ -706,12 +706,11 @@ def dicom_scan(dicom: DicomScan, root: Path) -> Scan:
     if dicom.is_series and not parts:
         parts = [_folder_name(folder)]
     case = case_id(filter(None, [*parts, dicom.name]))
-    other_case = case_id(filter(None, [*parts, dicom.other_name])) if dicom.is_series else ""
     scan = Scan(
         CaseFiles(case, (dicom.place,), group=case),
         _relative_path(dicom.place, root),
         dicom=dicom,
-        other_case=other_case,
+        other_case=case_id(filter(None, [*parts, dicom.other_name])) if dicom.is_series else "",
     )
     return scan.add_finding(LEFT_OUT, dicom.unfit) if dicom.unfit else scan
 

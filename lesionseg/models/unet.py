@@ -156,11 +156,10 @@ def unet(plan: Plan) -> UNet:
     nnU-Net segments the slices of 3-D scans.
     """
     dims = len(plan.architecture.strides[0])
-    bias = prior_bias(plan.lesion_fraction, len(plan.labels), plan.activation)
     return UNet(
         dims,
         len(plan.channel_names),
         plan.architecture,
-        bias,
+        prior_bias(plan.lesion_fraction, len(plan.labels), plan.activation),
         residual=plan.architecture.name == "residual_unet",
     )

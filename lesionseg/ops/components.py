@@ -152,8 +152,7 @@ def lesions_of(reference: Reference) -> Lesions:
     """
     if reference.instances is None and reference.labels is not None:
         return _measure_components(reference.geometry, reference.labels, reference.ignore)
-    has_instances = reference.instances is not None
-    labels = reference.instance_labels if has_instances else reference.box_labels
+    labels = reference.instance_labels if reference.instances is not None else reference.box_labels
     boxes = reference.boxes
     if boxes is not None and len(boxes) != len(labels):
         boxes = None  # the boxes do not belong to these lesions

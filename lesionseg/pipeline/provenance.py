@@ -36,11 +36,10 @@ def scores_provenance(settings: Mapping[str, Any], dataset: Dataset | None) -> d
     known |= {rule: settings[rule] for rule in _RULES if settings.get(rule)}
     if dataset is None:
         return known
-    has_phantoms = (dataset.root / SETTINGS).is_file()
     return known | {
         "dataset": dataset.name,
         "convention": dataset.layout,
-        "simulated": has_phantoms or "simulated" in dataset.name.lower(),
+        "simulated": (dataset.root / SETTINGS).is_file() or "simulated" in dataset.name.lower(),
     }
 
 

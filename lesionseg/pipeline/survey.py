@@ -125,10 +125,9 @@ def take_survey(data: DataConfig, seed: int, facts: Path | None = None) -> Surve
     used = development | splits.roles.keys()
     left_out = [case for case in known if case not in used]
     if left_out:
-        file = data.splits or dataset.split_file
         log.warning(
             "%s leaves out %s, not used here: %s.",
-            file,
+            data.splits or dataset.split_file,
             count(len(left_out), "labelled case"),
             join_names(left_out),
         )

@@ -262,8 +262,7 @@ class Plan:
 
         A user's own network does, unless `candidate_rule.source` is "detection".
         """
-        sources = SOURCES.get(self.architecture.name, (self.candidate_rule.source,))
-        return sources != ("detection",)
+        return SOURCES.get(self.architecture.name, (self.candidate_rule.source,)) != ("detection",)
 
     @property
     def allowed_flips(self) -> tuple[int, ...]:
@@ -367,14 +366,13 @@ def _require_consistent(plan: Plan, where: str | Path) -> None:
     rows = (*architecture.strides, *architecture.kernels)
     n_axes = {plan.dims, len(plan.spacing_mm), len(plan.tile_shape)}
     flips = plan.flip_axes or ()
-    are_flips_distinct = len(set(flips)) == len(flips)
     is_consistent_by_key = {
         "label_names": len(plan.labels.names) == n_labels,
         "label_values": n_labels > 0 and len(set(plan.labels.values)) == n_labels,
         "regions": len(plan.labels.regions) in (0, n_labels),
         "normalisation": len(plan.normalisation) == len(plan.channel_names),
         "spacing_mm or tile_shape": len(n_axes) == 1,
-        "flip_axes": are_flips_distinct and all(axis < plan.dims for axis in flips),
+        "flip_axes": len(set(flips)) == len(flips) and all(axis < plan.dims for axis in flips),
         "tile_shape": prod(plan.tile_shape) <= _MOST_TILE_VOXELS,
         "architecture.strides or kernels": len(n_stages) == len(set(map(len, rows))) == 1,
         "architecture.encoder_blocks": len(architecture.encoder_blocks) in (0, n_features),

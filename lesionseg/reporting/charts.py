@@ -121,12 +121,11 @@ def size_chart(tables: Evaluation) -> Chart | None:
         shares = _shares_of_patients(tables, part)
         numbers_of_patients.append(len(shares))
         is_too_narrow |= len(shares) < FEW and 0 < part.detected < part.n
-        style = DASHED if len(shares) < RELIABLE else "-"
         axes.plot(
             [x, x],
             part.ci95 or _interval_of_few(part, len(shares)),
             color=INK,
-            linestyle=style,
+            linestyle=DASHED if len(shares) < RELIABLE else "-",
             linewidth=1.4,
         )
         if has_rings:
@@ -320,10 +319,9 @@ def _draw_threshold(
 ) -> None:
     """Draw a dot at a threshold, whose name and numbers are an entry of the legend."""
     x = point.n_false / tables.n_scanned
-    y = point.n_found / len(tables.lesions)
     (dot,) = axes.plot(
         x,
-        y,
+        point.n_found / len(tables.lesions),
         "o",
         markersize=9,
         color=colour,

@@ -91,8 +91,7 @@ class Evaluation(Tables):
     @property
     def missed(self) -> pd.DataFrame:
         """The missed lesions, largest first."""
-        missed = self.lesions[~self.lesions["detected"]]
-        return missed.sort_values(
+        return self.lesions[~self.lesions["detected"]].sort_values(
             [self.size_column, "case", "lesion"], ascending=[False, True, True]
         )
 

@@ -211,8 +211,7 @@ def _draw_cutout(
     box = np.array([start, stop], float)[:, list(order)]
     for axis in flips:  # the mirrored stop becomes the start
         box[:, axis] = image.shape[axis] - box[::-1, axis]
-    to_centre_on = (reference, accepted) if chosen is None else (chosen,)
-    middle = _find_middle(image.shape, box, to_centre_on)
+    middle = _find_middle(image.shape, box, (reference, accepted) if chosen is None else (chosen,))
     side = _choose_side(np.array(image.shape) * spacing, (box[1] - box[0]) * spacing)
     if image.ndim == 2:
         _crop(panels[-1], shown, masks, spacing, middle, side, unit)

@@ -173,12 +173,11 @@ def _tiles_by_overlap(tables: Evaluation) -> list[Tile]:
     noun = "lesion" if len(tables.lesions) == 1 else "lesions"
     by_rule = f"{noun} found"
     by_iou = f"{noun} found with an IoU of ½ or more"
-    no_lesions = Tile("none", "lesions in these scans")
     return [
         _found_tile(
             tables.lesions["detected"],
             by_rule,
-            no_lesions if len(tables.cases) else Tile("–", by_rule),
+            Tile("none", "lesions in these scans") if len(tables.cases) else Tile("–", by_rule),
         ),
         _found_tile(tables.lesions["iou50"], by_iou, Tile("–", by_iou)),
     ]
@@ -233,12 +232,11 @@ def _false_positive_tile(tables: Evaluation) -> Tile:
 
 def limitations(tables: Evaluation, study: Mapping[str, str]) -> str:
     """Return the limitations in one line. `study` contains the answers of study.yaml."""
-    n_warned = int((tables.cases["warning"] != "").sum())
     return say(
         "limitations",
         tables=tables,
         study=study,
-        n_warned=n_warned,
+        n_warned=int((tables.cases["warning"] != "").sum()),
         n_outside=int(tables.cases["n_outside"].sum()),
     )
 

@@ -150,8 +150,7 @@ class AnchorGrid:
         assigned_labels = lesion_labels.gather(1, lesions.clamp(min=0))
         anchor_labels = torch.where(lesions >= 0, assigned_labels, 0)
         positive = (anchor_labels > 0).flatten().nonzero()[:, 0]  # flat indices of anchors
-        tile_numbers = positive // max(len(anchors), 1)
-        assigned = boxes[tile_numbers, lesions.flatten()[positive]]
+        assigned = boxes[positive // max(len(anchors), 1), lesions.flatten()[positive]]
         if labels.dtype == torch.uint8:  # fewer bytes to move to a GPU
             anchor_labels = anchor_labels.to(torch.uint8)
         return AnchorTargets(

@@ -624,7 +624,6 @@ def _postprocessing(plan: Plan, calibration: Calibration | None) -> list[dict[st
             "p.logit(1e-6)).sigmoid(), p)"
         )
         calibrate = [_step("Lambdad", keys="pred", func=function)]
-    suffix = ".png" if plan.dims == 2 else ".nii.gz"
     return [
         _step(
             "Invertd",
@@ -636,7 +635,7 @@ def _postprocessing(plan: Plan, calibration: Calibration | None) -> list[dict[st
         *calibrate,
         _save_step("pred", "prob", ".nii.gz", "$np.float32"),
         _step("Lambdad", keys="pred", func=label_map, overwrite="mask"),
-        _save_step("mask", "mask", suffix, "$np.uint8"),
+        _save_step("mask", "mask", ".png" if plan.dims == 2 else ".nii.gz", "$np.uint8"),
     ]
 
 

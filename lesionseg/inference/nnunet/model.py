@@ -468,8 +468,7 @@ def _grid_spacing(recipe: NnunetRecipe, plans: _Plans, dims: int) -> tuple[float
     spacing = recipe.spacing
     if len(spacing) < dims:
         median = plans.original_median_spacing_after_transp
-        slice_distance = median[0] if median else 1.0
-        spacing = (slice_distance, *spacing)
+        spacing = (median[0] if median else 1.0, *spacing)
     return tuple(min(max(mm, 1e-3), 100.0) for mm in spacing)
 
 

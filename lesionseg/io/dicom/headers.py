@@ -316,8 +316,7 @@ def check_image(path: Path, header: "Header") -> None:
     frames = value_of(header, "PerFrameFunctionalGroupsSequence") or ()
     n_pixels = int(header.Rows) * int(header.Columns) * max(n_frames(header), len(frames))
     n_bits = n_pixels * int(number(header, "BitsAllocated") or 8)
-    is_packed = syntax in (_RLE, _DEFLATED)
-    check_size(path, n_bits // 8, compressed=is_packed)
+    check_size(path, n_bits // 8, compressed=syntax in (_RLE, _DEFLATED))
 
 
 def stored_pixels(path: Path) -> NDArray[Any]:

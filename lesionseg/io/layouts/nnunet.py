@@ -226,13 +226,12 @@ def _listed_rows(root: Path, entries: Mapping[str, _ListedCase], n_channels: int
     rows: list[Row] = []
     for case, entry in sorted(entries.items()):
         images = [root / os.path.expandvars(name) for name in entry.images]
-        mask = root / os.path.expandvars(entry.label)
         rows.append(
             Row(
                 CaseFiles(
                     case,
                     tuple(images),
-                    mask,
+                    root / os.path.expandvars(entry.label),
                     missing=missing_channels(dict(enumerate(images)), n_channels),
                 )
             )
