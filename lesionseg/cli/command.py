@@ -105,11 +105,8 @@ def run(command: str, argv: Sequence[str], *, program: str | None = None) -> int
                 return print_outcome(run_recipe(command, cfg), as_json=as_json)
         import yaml
 
-        say(
-            yaml.safe_dump(
-                compose_plain(command, overrides), sort_keys=False, allow_unicode=True
-            ).rstrip()
-        )
+        plain = compose_plain(command, overrides)
+        say(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True).rstrip())
         return 0
     except LesionsegError as error:
         return report_error(

@@ -146,9 +146,8 @@ def _align(name: str, text: str) -> list[str]:
 
 def _break_lines(example: str) -> str:
     """Return a command as a text of several lines, of which all but the last end in a backslash."""
-    return "  " + " \\\n      ".join(
-        wrap(example, _WIDTH - 4, break_long_words=False, break_on_hyphens=False)
-    )
+    lines = wrap(example, _WIDTH - 4, break_long_words=False, break_on_hyphens=False)
+    return "  " + " \\\n      ".join(lines)
 
 
 def _fit_lines(lines: Iterable[str], indent: int = 2) -> list[str]:

@@ -160,17 +160,14 @@ class Lesions:
             own_boxes[rows, geometry.dims :] = np.maximum.reduceat(voxels, first[rows], axis=0) + 1
             sums = np.add.reduceat(voxels, first[rows], axis=0)
             centres[rows] = geometry.to_mm(sums / counts[rows, None])
+        diameters = equivalent_diameter_mm(counts * geometry.voxel_size, geometry.dims)
         return cls(
             geometry=geometry,
             ids=ids[present],
             labels=np.asarray(labels, np.int64)[present],
             boxes=own_boxes,
             centres_mm=centres,
-            diameters_mm=np.where(
-                counts > 0,
-                equivalent_diameter_mm(counts * geometry.voxel_size, geometry.dims),
-                box_diameters_mm(own_boxes, geometry),
-            ),
+            diameters_mm=np.where(counts > 0, diameters, box_diameters_mm(own_boxes, geometry)),
             voxels=voxels,
             first=first,
         )

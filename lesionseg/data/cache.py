@@ -271,7 +271,8 @@ def write_cached_case(folder: Path, prepared: PreparedCase, source: str) -> None
         half = prepared.image.array.astype(np.float16)
     _save(folder, "image", np.clip(half, -_HALF_MAX, _HALF_MAX, out=half))
     _save(folder, "labels", reference.labels)
-    _save(folder, "instances", instances.astype(np.min_scalar_type(len(reference.instance_labels))))
+    n = len(reference.instance_labels)
+    _save(folder, "instances", instances.astype(np.min_scalar_type(n)))
     valid_seeds = None
     if reference.ignore is not None:
         valid = ~reference.ignore

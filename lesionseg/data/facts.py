@@ -117,9 +117,8 @@ class _RecordReader:
         """Add the new records to the file, if there is a folder and it can be written."""
         if self.folder is not None and self._new:
             with suppress(OutputError):  # without the file, the next start only takes longer
-                write_text(
-                    self.folder / FACTS_FILE, json.dumps(_read_entries(self.folder) | self._new)
-                )
+                entries = _read_entries(self.folder) | self._new
+                write_text(self.folder / FACTS_FILE, json.dumps(entries))
 
     def _digest_state(self, files: CaseFiles) -> str | None:
         """Return a digest of the case's entry in the dataset, its files, and the reading settings.

@@ -119,9 +119,8 @@ class TileSampler:
             return self._choose_background(rng)
         case = int(np.searchsorted(self._first, lesion, side="right")) - 1
         seeds = self._tables[case].seeds_of(lesion - int(self._first[case]))
-        return TileChoice(
-            case, self._start_around(case, seeds[rng.below(len(seeds))].tolist(), rng), "lesion"
-        )
+        centre = seeds[rng.below(len(seeds))].tolist()
+        return TileChoice(case, self._start_around(case, centre, rng), "lesion")
 
     def _draw_epoch(self, epoch: int) -> Integers:
         """Draw one number per tile of an epoch: that of a lesion, or −1 for background.

@@ -63,11 +63,8 @@ class BoxPairs:
 def pair_boxes(candidates: Lesions, lesions: Lesions) -> BoxPairs:
     """Find the pairs of a candidate and a lesion of the same label whose bounding boxes overlap."""
     boxes = torch.from_numpy(candidates.boxes)
-    return BoxPairs(
-        *overlapping_pairs(
-            boxes, candidates.labels, torch.from_numpy(lesions.boxes), lesions.labels
-        )
-    )
+    others = torch.from_numpy(lesions.boxes)
+    return BoxPairs(*overlapping_pairs(boxes, candidates.labels, others, lesions.labels))
 
 
 def encode_hits(

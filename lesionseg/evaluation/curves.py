@@ -116,7 +116,8 @@ def case_auroc(tables: Tables) -> Statistic:
         # ties count half
         n_below = (negative[:, end_of_lower] + negative[:, end_of_not_higher]) / 2
         of_positive = np.take(weights, positive_group, axis=1).astype(float)
-        return divide((of_positive * n_below).sum(1), of_positive.sum(1) * negative[:, -1])[:, None]
+        n_won = (of_positive * n_below).sum(1)
+        return divide(n_won, of_positive.sum(1) * negative[:, -1])[:, None]
 
     return statistic
 

@@ -180,7 +180,8 @@ def counts_of(
     by_label: dict[str, list[Candidate]] = {name: [] for name in labels.values()}
     by_zone: dict[str, list[Candidate]] = {name: [] for name in zones}
     for candidate in accepted:
-        by_label.setdefault(labels.get(candidate.label, str(candidate.label)), []).append(candidate)
+        label = labels.get(candidate.label, str(candidate.label))
+        by_label.setdefault(label, []).append(candidate)
         if candidate.zone:
             by_zone.setdefault(candidate.zone, []).append(candidate)
     counts: dict[str, Any] = {"volume_ml": _sum_ml(accepted) if volumes_are_known else None}

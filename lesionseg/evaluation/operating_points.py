@@ -297,9 +297,8 @@ def _find_score(
 
 def _count_false(tables: "Tables", threshold: float) -> Numbers:
     """Count the false positives of each group `[groups]` with at least this score."""
-    return np.bincount(
-        tables.false_group[tables.false_score >= threshold], minlength=len(tables.groups)
-    ).astype(float)
+    accepted = tables.false_group[tables.false_score >= threshold]
+    return np.bincount(accepted, minlength=len(tables.groups)).astype(float)
 
 
 def _expect_rate(tables: "Tables", design_effect: float, n_false: int) -> float:

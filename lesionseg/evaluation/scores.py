@@ -409,9 +409,8 @@ def write_scores(
         curve = {point.at: point.value for point in scores.curve("box_average_precision", label)}
         row = {column: curve.get(iou) for column, iou in ious.items()}
         for column in LABEL_COLUMNS:
-            row[column] = scores.find(
-                "n_true_positive" if column == "n_detected" else column, label=label
-            ).value
+            name = "n_true_positive" if column == "n_detected" else column
+            row[column] = scores.find(name, label=label).value
         rows.append({"label": label, **row})
     write_csv(folder / "labels.csv", rows, ("label", *numbers, *ious, low, high))
     write_json(folder / SCORES_FILE, scores.to_json())

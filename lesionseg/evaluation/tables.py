@@ -335,9 +335,8 @@ class Tables:
 
     def add_up(self, table: str, values: Any) -> Numbers:
         """Add up a value or flag of each row of a table over each group `[groups]`."""
-        return np.bincount(
-            self.group_of[table], np.asarray(values, float), len(self.groups)
-        ).astype(float)
+        numbers = np.asarray(values, float)
+        return np.bincount(self.group_of[table], numbers, len(self.groups)).astype(float)
 
     @cached_property
     def lesions_by_group(self) -> Numbers:
@@ -397,9 +396,8 @@ class Tables:
     @cached_property
     def false_by_case(self) -> Numbers:
         """Number of false positives of each case `[cases]` at the operating point."""
-        return np.asarray(
-            self.cases["case"].map(self.false_positives["case"].value_counts()).fillna(0), float
-        )
+        counts = self.false_positives["case"].value_counts()
+        return np.asarray(self.cases["case"].map(counts).fillna(0), float)
 
     @property
     def has_scores(self) -> bool:
@@ -507,10 +505,8 @@ def write_tables(
         rows.append({"case": case, "status": FAILED, "message": message})
     write_csv(folder / "cases.csv", rows, columns)
     for name, table in (("lesions", tables.lesions), ("candidates", tables.candidates)):
-        items = _rows_to_write(
-            table.assign(label=[labels.get(label, str(label)) for label in table["label"]]),
-            COLUMNS[name],
-        )
+        named = [labels.get(label, str(label)) for label in table["label"]]
+        items = _rows_to_write(table.assign(label=named), COLUMNS[name])
         write_csv(folder / f"{name}.csv", items, [column.name for column in COLUMNS[name]])
 
 

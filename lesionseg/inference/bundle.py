@@ -295,9 +295,8 @@ def _agree(old: Path, new: Path) -> bool:
     if not old.is_file():
         return False
     (exact, numbers), (new_exact, new_numbers) = map(_split, (old, new))
-    return exact == new_exact and np.allclose(
-        numbers, new_numbers, _SAME, _SAME if old.suffix == ".safetensors" else 1e-8
-    )
+    difference = _SAME if old.suffix == ".safetensors" else 1e-8
+    return exact == new_exact and np.allclose(numbers, new_numbers, _SAME, difference)
 
 
 def _split(path: Path) -> tuple[list[bytes], list[float]]:

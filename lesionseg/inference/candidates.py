@@ -401,9 +401,8 @@ def find_candidates(
         candidates.append(_make_candidate(number, region, geometry))
     removed = []  # they are numbered from 1 again, because they are not in `instances`
     for number, region in enumerate(_sort_by_score(small[:limit]), start=1):
-        removed.append(
-            replace(_make_candidate(number, region, geometry), has_mask=False, accepted=False)
-        )
+        candidate = _make_candidate(number, region, geometry)
+        removed.append(replace(candidate, has_mask=False, accepted=False))
     return Prediction(
         case,
         geometry,

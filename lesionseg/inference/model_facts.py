@@ -99,10 +99,8 @@ class ModelFacts:
     @property
     def memory_gb(self) -> float:
         """The memory in 10⁹ bytes that a scan of this shape needs, without the network."""
-        return (
-            needed_bytes(Geometry.from_spacing(self.memory_shape, self.plan.spacing_mm), self.plan)
-            / 1e9
-        )
+        usual = Geometry.from_spacing(self.memory_shape, self.plan.spacing_mm)
+        return needed_bytes(usual, self.plan) / 1e9
 
     @property
     def training(self) -> str:

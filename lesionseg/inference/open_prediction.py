@@ -105,9 +105,8 @@ def read_on_grid(
         )
     log.warning("Resampled onto the grid of its reference: %s", files.case)
     grid = own if path is None else None  # masks state their grid
-    return resample_prediction(
-        replace(open_prediction(files, geometry=grid, binary=binary), geometry=own), geometry
-    )
+    prediction = open_prediction(files, geometry=grid, binary=binary)
+    return resample_prediction(replace(prediction, geometry=own), geometry)
 
 
 def _grid_of_boxes(files: PredictionFiles, geometry: Geometry) -> Geometry:

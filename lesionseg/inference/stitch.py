@@ -73,9 +73,8 @@ class Stitcher:
         # `take_rows` gets a few rows at a time, see `_BYTES_PER_CALL`
         is_on_cpu = self._sum.device.type == "cpu"
         bytes_per_call = _BYTES_PER_CALL if is_on_cpu else _BYTES_PER_CALL_GPU
-        self._rows_per_call = max(
-            1, bytes_per_call // max(self._sum[:, 0].numel() * self._sum.element_size(), 1)
-        )
+        row_bytes = self._sum[:, 0].numel() * self._sum.element_size()
+        self._rows_per_call = max(1, bytes_per_call // max(row_bytes, 1))
 
     def add(self, tile_output: Float[Tensor, "k *tile"], slices: Sequence[slice]) -> None:
         """Add the output of a tile to the sums. The rows before the tile are finished."""

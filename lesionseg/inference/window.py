@@ -254,9 +254,8 @@ class SlidingWindow:
             sums_device,
         )
         detects = plan.has_boxes and plan.candidate_rule.source != "segmentation"
-        collector = (
-            BoxCollector(grid, plan, len(self.networks) * len(self.flips)) if detects else None
-        )
+        n_readings = len(self.networks) * len(self.flips)
+        collector = BoxCollector(grid, plan, n_readings) if detects else None
         with reuse_memory(is_wanted=self.device.type == "cpu"):
             n_done = 0
             while n_done < len(tiles):

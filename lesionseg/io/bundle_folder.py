@@ -67,13 +67,8 @@ class BundleFiles:
         selection, and so is the metadata except for the license. The result is empty if the bundle
         has no card.
         """
-        return dict(
-            re.findall(
-                r"^(?:- )?([\w ]+): +(\S.*)$",
-                _REPEATED.sub("", _METADATA.sub(r"\1", self.card_text())),
-                re.MULTILINE,
-            )
-        )
+        other_sections = _REPEATED.sub("", _METADATA.sub(r"\1", self.card_text()))
+        return dict(re.findall(r"^(?:- )?([\w ]+): +(\S.*)$", other_sections, re.MULTILINE))
 
 
 def resolve_bundle(path: Path) -> Path:

@@ -220,17 +220,13 @@ def _read_mask_file(
         names = dict(labels.merged or labels.mask_names)
         if labels.ignore is not None:
             names[labels.ignore] = IGNORE
-        return _apply_labels(
-            path,
-            read_dicom_reference(path, geometry, names, list(filter(is_dicom_image, files.images))),
-            labels,
-        )
+        scans = list(filter(is_dicom_image, files.images))
+        return _apply_labels(path, read_dicom_reference(path, geometry, names, scans), labels)
     has_ids = "instances" in files.annotations
     read = read_instances if has_ids else read_mask
     reference = read(path, geometry.spacing_mm[0], nan_background=dataset.nan_background)
-    GridPair(path, reference.geometry, files.images[0] if files.images else path, geometry).check(
-        by_image=dataset.grid_of_image
-    )
+    image = files.images[0] if files.images else path
+    GridPair(path, reference.geometry, image, geometry).check(by_image=dataset.grid_of_image)
     reference = replace(reference, geometry=geometry)
     return reference if has_ids else _apply_labels(path, reference, labels)
 

@@ -82,7 +82,8 @@ def cache_folder() -> Path:
 
     It may not exist.
     """
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "lesionseg").expanduser().absolute()
+    parent = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(parent, "lesionseg").expanduser().absolute()
 
 
 def is_broken_link(path: Path) -> bool:

@@ -158,7 +158,8 @@ class GridPair:
 
     def _has_same_spacing(self) -> bool:
         """Return True if the spacing differs by less than 0.1 %."""
-        return bool(np.allclose(self.seen.spacing_mm, self.expected.spacing_mm, rtol=_SAME_SPACING))
+        spacing_mm = self.expected.spacing_mm
+        return bool(np.allclose(self.seen.spacing_mm, spacing_mm, rtol=_SAME_SPACING))
 
     def _is_turned(self) -> bool:
         """Return True if two grids of equal shape have the same corners in another order.

@@ -99,12 +99,8 @@ def find_nnunet_model(path: Path) -> NnunetModelFiles | None:
     root = path if fold is None else path.parent
     if not (root / PLANS).is_file() or not (root / DATASET_JSON).is_file():
         return None
-    return NnunetModelFiles(
-        root,
-        folds=_choose_folds(
-            root, [file.parent.name for file in root.glob(f"*/{CHECKPOINT}")], fold
-        ),
-    )
+    names = [file.parent.name for file in root.glob(f"*/{CHECKPOINT}")]
+    return NnunetModelFiles(root, folds=_choose_folds(root, names, fold))
 
 
 def _find_in_archive(archive: Path, path: Path) -> NnunetModelFiles | None:
@@ -148,13 +144,8 @@ def _find_in_archive(archive: Path, path: Path) -> NnunetModelFiles | None:
         )
     (root,) = chosen
     checkpoints = [file for file in paths if file.name == CHECKPOINT]
-    return NnunetModelFiles(
-        root,
-        archive,
-        _choose_folds(
-            root, [file.parent.name for file in checkpoints if file.parents[1] == root], fold
-        ),
-    )
+    folds = [file.parent.name for file in checkpoints if file.parents[1] == root]
+    return NnunetModelFiles(root, archive, _choose_folds(root, folds, fold))
 
 
 def _choose_folds(root: Path, names: Sequence[str], wanted: str | None) -> tuple[str, ...]:

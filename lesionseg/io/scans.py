@@ -342,13 +342,8 @@ def _named_as_in_bids(scan: Scan, patients: Mapping[str, set[str]]) -> Scan:
         case = bids_case_id(scan.case, subject)
     except DatasetError as error:
         return scan.add_finding("name", str(error))
-    return replace(
-        scan,
-        files=replace(
-            scan.files, case=case, group=case if scan.files.group == scan.case else scan.files.group
-        ),
-        other_case="",
-    )
+    group = case if scan.files.group == scan.case else scan.files.group
+    return replace(scan, files=replace(scan.files, case=case, group=group), other_case="")
 
 
 def _subject_of(scan: Scan) -> str:

@@ -211,9 +211,8 @@ def unscored_prediction(
     candidates = []
     pairs = zip(lesions.ids.tolist(), lesions.labels.tolist(), strict=True)
     for row, (number, label) in enumerate(pairs):
-        candidates.append(
-            Candidate.from_voxels(number, label, 1.0, lesions.voxels_of(row), geometry)
-        )
+        voxels = lesions.voxels_of(row)
+        candidates.append(Candidate.from_voxels(number, label, 1.0, voxels, geometry))
     return Prediction(case, geometry, tuple(candidates), instances, has_scores=False)
 
 

@@ -541,11 +541,8 @@ def resize(
         low = out.amin(dim=reduced, keepdim=True)
         high = out.amax(dim=reduced, keepdim=True)
         for axis in smooth:
-            out = multiply_along(
-                out,
-                axis,
-                torch.from_numpy(spline_matrix(out.shape[axis], shape[axis], orders[axis])),
-            )
+            matrix = spline_matrix(out.shape[axis], shape[axis], orders[axis])
+            out = multiply_along(out, axis, torch.from_numpy(matrix))
         out = torch.minimum(torch.maximum(out, low, out=out), high, out=out)
     # axes that become shorter come first, so that later ones have fewer values
     for axis in sorted(simple, key=lambda axis: shape[axis] / array.shape[axis]):

@@ -358,9 +358,8 @@ def _compare(inspected: Sequence[_InspectedCase]) -> Iterator[Finding]:
     usual = max(counts, key=counts.__getitem__, default="")
     for case in inspected:
         if case.axes not in ("", usual):
-            yield _finding(
-                "orientation", case.files.case, f" Axes {case.axes}; most cases {usual}.", "note"
-            )
+            detail = f" Axes {case.axes}; most cases {usual}."
+            yield _finding("orientation", case.files.case, detail, "note")
 
 
 def _find_leaks(groups: Sequence[Sequence[_InspectedCase]]) -> Iterator[Finding]:
@@ -419,9 +418,8 @@ def _find_spacing_outliers(readable: Sequence[_InspectedCase]) -> Iterator[Findi
         factor = np.maximum(ratio, 1 / ratio)  # the same for twice and for half the median
         if (factor > SPACING_FACTOR).any():
             own = describe_sides(case.look.spacing_mm)
-            yield _finding(
-                "spacing", case.files.case, f" {own} mm; usual {describe_sides(median)} mm."
-            )
+            detail = f" {own} mm; usual {describe_sides(median)} mm."
+            yield _finding("spacing", case.files.case, detail)
 
 
 def _digest(array: NDArray[np.generic]) -> str:

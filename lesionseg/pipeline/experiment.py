@@ -51,9 +51,8 @@ class Experiment:
             DatasetError: If files are bad, which it lists; see `take_survey`.
             ConfigError: If a setting is wrong; see `take_survey`.
         """
-        return cls.on(
-            cfg, take_survey(cfg.data, cfg.seed, cache_folder(cfg.data, run) / FACTS), run
-        )
+        facts = cache_folder(cfg.data, run) / FACTS
+        return cls.on(cfg, take_survey(cfg.data, cfg.seed, facts), run)
 
     @classmethod
     def on(cls, cfg: TrainConfig, survey: Survey, run: Path) -> "Experiment":

@@ -296,7 +296,8 @@ class LogFile(logging.FileHandler):
         `logging` would print a traceback for each line.
         """
         self.setLevel(sys.maxsize)
-        log.warning("%s: the log is incomplete: %s.", self.baseFilename, _reason(sys.exc_info()[1]))
+        reason = sys.exc_info()[1]
+        log.warning("%s: the log is incomplete: %s.", self.baseFilename, _reason(reason))
 
     def close(self) -> None:
         """Close the file. Lines that could not be written are lost."""

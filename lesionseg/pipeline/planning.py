@@ -118,11 +118,8 @@ def _begin(experiment: Experiment, given: Plan | None) -> Plan:
 
     def take_steps(tried: Plan) -> None:
         network = build_network(tried, architectures=TRUSTED)
-        try_steps(
-            LesionModule(
-                network, make_objective(tried, cfg.loss, cfg.detection), cfg.trainer, cfg.optim
-            )
-        )
+        objective = make_objective(tried, cfg.loss, cfg.detection)
+        try_steps(LesionModule(network, objective, cfg.trainer, cfg.optim))
 
     if is_new and experiment.device == "cuda":  # the tile of an existing run stays as it is
         plan = fit_to_memory(plan, take_steps)

@@ -377,9 +377,8 @@ class CaseWork:
 
     def _describe(self, prediction: Prediction, zone_names: Sequence[str]) -> dict[str, Any]:
         """Return the attributes of a row that describe a prediction."""
-        amounts = dict(
-            counts_of(prediction.candidates, self.predictor.plan.labels.lesion_names, zone_names)
-        )
+        lesion_names = self.predictor.plan.labels.lesion_names
+        amounts = dict(counts_of(prediction.candidates, lesion_names, zone_names))
         checked = prediction.input
         return {
             "status": _status(checked),

@@ -89,7 +89,6 @@ def open_outputs(dicom_output: bool | Literal["all"], send: str | None) -> Outpu
     if not dicom_output:
         return Outputs()
     if dicom_output == "all" or send is not None or has_extra("pacs"):
-        return find_extra("pacs", "dicom_output=all" if send is None else "send").DicomOutputs(
-            dicom_output, send
-        )
+        setting = "dicom_output=all" if send is None else "send"
+        return find_extra("pacs", setting).DicomOutputs(dicom_output, send)
     return Outputs(reason=_MISSING)

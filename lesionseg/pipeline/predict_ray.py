@@ -142,11 +142,8 @@ def _distribute(actors: Sequence[Any], scans: Sequence[Scan]) -> Iterator[CaseRo
             if len(group) > 1:
                 waiting += [[scan] for scan in group]
                 continue
-            yield replace(
-                group[0].row(),
-                status="failed",
-                message=f"{ATTEMPTS} workers died of this case, perhaps out of memory.",
-            )
+            message = f"{ATTEMPTS} workers died of this case, perhaps out of memory."
+            yield replace(group[0].row(), status="failed", message=message)
 
 
 class _Actor:

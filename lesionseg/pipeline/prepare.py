@@ -86,10 +86,8 @@ def prepare(cfg: PrepareConfig) -> PrepareOutcome | CheckOutcome:
         ConfigError: if a setting is wrong, or the run directory has another configuration.
         DatasetError: if a case cannot be used, or no lesion can be learned.
     """
-    run = Path(
-        cfg.run_dir
-        or default_run_dir(cfg.data.root, "check" if cfg.check else cfg.model.architecture)
-    )
+    name = "check" if cfg.check else cfg.model.architecture
+    run = Path(cfg.run_dir or default_run_dir(cfg.data.root, name))
     settings = settings_of_training(config_of(cfg))
     if cfg.run_dir is not None:  # a training in the same folder finds the cache
         settings["run_dir"] = cfg.run_dir if cfg.check else run.parent / "NAME"

@@ -78,10 +78,8 @@ def training_provenance(
 def training_counts(cases: Iterable[CaseFiles]) -> dict[str, int]:
     """Return the numbers of training patients and scans, for the provenance."""
     trained = list(cases)
-    return {
-        "training_patients": len({files.patient for files in trained}),
-        "training_scans": len(trained),
-    }
+    patients = {files.patient for files in trained}
+    return {"training_patients": len(patients), "training_scans": len(trained)}
 
 
 def _git_commit() -> str | None:

@@ -136,11 +136,8 @@ class ScoredCases:
         tables = self.tables(settings.operating_point, calibration)
         settings = replace(settings, labels=add_predicted_names(settings.labels, self.matches))
         scores = summarise(tables, self.preset, settings)
-        return Evaluation(
-            tables,
-            replace(scores, failed_cases={fault.case: fault.message for fault in self.faults}),
-            settings,
-        )
+        failed = {fault.case: fault.message for fault in self.faults}
+        return Evaluation(tables, replace(scores, failed_cases=failed), settings)
 
 
 def score_cases(

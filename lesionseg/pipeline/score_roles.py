@@ -89,12 +89,9 @@ def score_validation(
     selection, scored = select_and_accept(
         experiment, scored, find_predictions(folder), folder, selection
     )
+    is_group_safe = experiment.survey.is_group_safe("validation")
     return selection, write_role_scores(
-        scored,
-        experiment,
-        experiment.run,
-        selection.point,
-        is_group_safe=experiment.survey.is_group_safe("validation"),
+        scored, experiment, experiment.run, selection.point, is_group_safe=is_group_safe
     )
 
 
@@ -178,12 +175,9 @@ def score_folds(
     selection, scored = select_and_accept(
         experiment, scored, predictions, output / "predictions", selection, fold_of
     )
+    is_group_safe = all(fold.is_group_safe("validation") for fold in folds.values())
     return selection, write_role_scores(
-        scored,
-        experiment,
-        output,
-        selection.point,
-        is_group_safe=all(fold.is_group_safe("validation") for fold in folds.values()),
+        scored, experiment, output, selection.point, is_group_safe=is_group_safe
     )
 
 
@@ -219,13 +213,11 @@ def _score_now(
     `predict_volumes`.
     """
     read = partial(read_image, dataset=experiment.dataset)
+    keep = None if folder is None else partial(write_prediction, folder)
     return score_cases(
         cases,
         partial(predict_volumes, predictor, cases, read, on_slab=on_slab),
-        replace(
-            experiment.match_options,
-            keep=None if folder is None else partial(write_prediction, folder),
-        ),
+        replace(experiment.match_options, keep=keep),
         progress=(lambda *_: None) if folder is None else None,
         what="Predicting",
     )
@@ -308,9 +300,8 @@ def recall_and_precision(
     """
     cases = experiment.cases("validation")
     cfg = experiment.cfg
-    tables = score_volumes(
-        network, experiment, cases, with_focal_correction(plan, cfg.loss, cfg.detection), device
-    ).tables(surface=False)
+    corrected = with_focal_correction(plan, cfg.loss, cfg.detection)
+    tables = score_volumes(network, experiment, cases, corrected, device).tables(surface=False)
     n_groups = len(tables.groups)
     recall = value_of(froc(tables, [fp_per_case]), n_groups)[0]
     return recall or 0.0, value_of(average_precision(tables), n_groups)[0] or 0.0

@@ -130,20 +130,16 @@ def train(cfg: TrainConfig) -> TrainOutcome:
         else:
             plan = begin(experiment)
             if is_rank_zero():
-                warn_of_few_patients(
-                    survey,
-                    cfg.data,
-                    budget_text(resolve_budget(cfg.trainer, plan, experiment.device)),
-                )
+                budget = resolve_budget(cfg.trainer, plan, experiment.device)
+                warn_of_few_patients(survey, cfg.data, budget_text(budget))
             trained = train_fold(experiment, plan)
         if trained is None:  # the first process scores and reports
             return TrainOutcome(run)
 
         scores = dict(trained.scores)
+        digest = bundle_digest(experiment.bundle)
         tested = score_role(
-            trained.predictor,
-            trained.experiment.with_origin(bundle=bundle_digest(experiment.bundle)),
-            "test",
+            trained.predictor, trained.experiment.with_origin(bundle=digest), "test"
         )
         if tested is not None:
             scores["test"] = tested

@@ -168,10 +168,8 @@ def train_network(
     log.debug("Sampling: %s", tiles.sampler.mix)
     # processes that Lightning spawns have no context of their own
     training_bar = partial(bar, "Training", shown=are_bars_shown())
-    ours = [
-        Progress(training_bar),
-        SpawnedLog(partial(open_log, run / LOG, LOG_FORMAT, private=cfg.private)),
-    ]
+    open_handler = partial(open_log, run / LOG, LOG_FORMAT, private=cfg.private)
+    ours = [Progress(training_bar), SpawnedLog(open_handler)]
     return fit(
         module,
         tiles,
@@ -188,13 +186,12 @@ def keep_bundle(experiment: Experiment, bundle: Bundle, scores: Scores | None) -
     The model card contains the experiment's provenance and `scores`, those of the validation cases;
     None without any.
     """
+    evaluated = [] if scores is None else [scores]
     write_bundle(
         experiment.bundle,
         bundle.networks,
         bundle.plan,
-        model_card(
-            bundle.plan, bundle.selection, [] if scores is None else [scores], experiment.origin
-        ),
+        model_card(bundle.plan, bundle.selection, evaluated, experiment.origin),
         check=bundle.check,
         selection=bundle.selection,
     )

@@ -197,12 +197,8 @@ def _choose_anchors(
     extents = np.asarray(fingerprint.extents_mm).reshape(-1, fingerprint.dims)
     found = fit_anchors((extents / np.asarray(draft.spacing_mm)).tolist(), architecture)
     if device.startswith("cuda"):
-        found = replace(
-            found,
-            value=replace(
-                found.value, width=max(found.value.width, MIN_HEAD_WIDTH), depth=HEAD_DEPTH
-            ),
-        )
+        width = max(found.value.width, MIN_HEAD_WIDTH)
+        found = replace(found, value=replace(found.value, width=width, depth=HEAD_DEPTH))
     return found
 
 
@@ -446,9 +442,8 @@ def _choose_scales(
     """
     radiograph_side = None
     if fingerprint.modality == "xray" and len(fingerprint.channels) == 1:
-        radiograph_side = float(
-            np.median(np.max(np.multiply(fingerprint.shapes, fingerprint.spacings_mm), axis=1))
-        ) / max(spacing_mm)
+        sides_mm = np.max(np.multiply(fingerprint.shapes, fingerprint.spacings_mm), axis=1)
+        radiograph_side = float(np.median(sides_mm)) / max(spacing_mm)
 
     decide = partial(rules.normalisation, dims=fingerprint.dims, radiograph_side=radiograph_side)
     if before is None:

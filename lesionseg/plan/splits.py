@@ -251,9 +251,8 @@ def fold_numbers(
         numbers = tuple(range(len(file.folds)))
     else:
         development = _stated_roles(dataset, counts)[1]
-        numbers = tuple(
-            _make_folds(development, counts, LesionFacts(), n_folds, np.random.default_rng()).value
-        )
+        rng = np.random.default_rng()
+        numbers = tuple(_make_folds(development, counts, LesionFacts(), n_folds, rng).value)
     if len(numbers) < 2:
         raise DatasetError(
             f"{path or dataset.root}: cross-validation needs at least two folds, but there "

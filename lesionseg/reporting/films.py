@@ -176,12 +176,8 @@ def choose_films(tables: Evaluation) -> list[str]:
         return []
     false = tables.false_positives.sort_values("score", ascending=False)
     by_miss = tables.missed["case"].unique().tolist()
-    turns = [
-        case
-        for pair in zip_longest(by_miss, false["case"].unique().tolist())
-        for case in pair
-        if case
-    ]
+    by_false = false["case"].unique().tolist()
+    turns = [case for pair in zip_longest(by_miss, by_false) for case in pair if case]
     return list(dict.fromkeys([*turns, *tables.found["case"]]))[:MOST_FILMS]
 
 
@@ -245,21 +241,15 @@ def draw_film(scene: Scene, case: str, tables: Evaluation) -> Film:
 def _lesion_boxes(lesions: pd.DataFrame, keys: Mapping[str, LabelKey]) -> Iterator[FilmBox]:
     """Yield the boxes of lesions, the largest first."""
     for _, row in lesions.sort_values("diameter_mm", ascending=False).iterrows():
-        yield _box(
-            "reference",
-            row,
-            keys,
-            "" if row["detected"] else "missed",
-            is_error=not row["detected"],
-        )
+        words = "" if row["detected"] else "missed"
+        yield _box("reference", row, keys, words, is_error=not row["detected"])
 
 
 def _marking_boxes(markings: pd.DataFrame, keys: Mapping[str, LabelKey]) -> Iterator[FilmBox]:
     """Yield the boxes of accepted markings, the highest score first."""
     for _, row in markings[markings["accepted"]].sort_values("score", ascending=False).iterrows():
-        yield _box(
-            "accepted", row, keys, _score_words(row), is_error=row["outcome"] == "false_positive"
-        )
+        is_false = row["outcome"] == "false_positive"
+        yield _box("accepted", row, keys, _score_words(row), is_error=is_false)
 
 
 def _nearest_boxes(

@@ -282,9 +282,8 @@ def candidate_ids(
     # in reverse, so that the best candidate is drawn last
     for candidate in reversed(_without_mask(prediction)):
         if candidate.id in ids:
-            drawn[box_slices((*candidate.start_vox, *candidate.stop_vox), drawn.ndim)] = (
-                candidate.id
-            )
+            box = (*candidate.start_vox, *candidate.stop_vox)
+            drawn[box_slices(box, drawn.ndim)] = candidate.id
     if prediction.instances is None:
         return drawn
     return np.where(np.isin(prediction.instances, sorted(ids)), prediction.instances, drawn)

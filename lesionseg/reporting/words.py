@@ -279,6 +279,7 @@ def why_missed(row: Mapping[str, Any], tables: Evaluation) -> str:
         scores = _format_distinct(score, threshold)
     preset = tables.scores.provenance.preset
     least = None if preset is None else preset.criterion.threshold
+    candidate = _read_number(row.get("nearest_candidate"))
     return say(
         "why_missed",
         why=str(row.get("why_missed") or ""),
@@ -288,11 +289,7 @@ def why_missed(row: Mapping[str, Any], tables: Evaluation) -> str:
         least=least,
         covered=_read_number(row.get("covered")) if least else None,
         iou=_read_number(row.get("nearest_iou")) if least else None,
-        share=_find_lesion_share(
-            tables, str(row["case"]), _read_number(row.get("nearest_candidate"))
-        )
-        if least
-        else None,
+        share=_find_lesion_share(tables, str(row["case"]), candidate) if least else None,
     )
 
 
@@ -422,14 +419,8 @@ def measures(tables: Evaluation) -> tuple[list[Measure], str]:
             reason = node.reason
         else:
             continue
-        found.append(
-            Measure(
-                name,
-                value,
-                " to ".join(map(format_score, interval)) if interval else reason,
-                meaning,
-            )
-        )
+        words = " to ".join(map(format_score, interval)) if interval else reason
+        found.append(Measure(name, value, words, meaning))
         reasons.append(None if interval else reason)
     shared = _find_shared(reasons)
     for index, why in enumerate(reasons):

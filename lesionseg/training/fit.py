@@ -330,13 +330,8 @@ def make_trainer(
     ours += [build(it, "callbacks") if isinstance(it, Mapping) else it for it in callbacks]
     if validate is not None:
         every = settings.validate_every_minutes
-        ours.append(
-            VolumeValidation(
-                validate,
-                float(every) if isinstance(every, int | float) else None,
-                run_dir / CHECKPOINTS,
-            )
-        )
+        minutes = float(every) if isinstance(every, int | float) else None
+        ours.append(VolumeValidation(validate, minutes, run_dir / CHECKPOINTS))
     # after the validation, so that the checkpoint contains its result
     ours.append(LastCheckpoint(run_dir / CHECKPOINTS, CHECKPOINT_EVERY))
     built = [build(_with_save_dir(spec, run_dir), "logger") for spec in loggers]

@@ -122,9 +122,8 @@ class LesionModule(pl.LightningModule):
         normalisers start again at the positives that all processes together expect.
         """
         world = self.trainer.world_size
-        self.normalisers = PositiveAverage(
-            self.objective.expected_positives(self.plan.batch_size * world)
-        )
+        n_tiles = self.plan.batch_size * world
+        self.normalisers = PositiveAverage(self.objective.expected_positives(n_tiles))
         voxel_loss = self.loss if isinstance(self.loss, VoxelLoss) else None
         if voxel_loss is not None:
             voxel_loss.sum_processes = own_sums
@@ -204,15 +203,9 @@ class LesionModule(pl.LightningModule):
         self.recent.append(torch.stack([value.detach().float() for value in terms.values()]))
         if self.is_logged:
             device = self.recent[-1].device
+            means = torch.stack([row.to(device) for row in self.recent]).nanmean(0)
             self.log_dict(
-                dict(
-                    zip(
-                        terms,
-                        torch.stack([row.to(device) for row in self.recent]).nanmean(0),
-                        strict=True,
-                    )
-                ),
-                sync_dist=self.trainer.world_size > 1,
+                dict(zip(terms, means, strict=True)), sync_dist=self.trainer.world_size > 1
             )
             rate = self.optimizers().param_groups[-1]["lr"]  # type: ignore[union-attr]
             self.log_dict({"lr": rate, "minutes": self.minutes, "skipped": float(self.skipped)})

@@ -295,11 +295,8 @@ def coarsen(targets: LevelTargets, stride: Sequence[int]) -> LevelTargets:
     ids, within = _in_blocks(targets.instances, stride)
     if not has_region_axis:
         each, _ = _in_blocks(targets.labels, stride)
-        ids = ids.where(
-            each
-            == labels.reshape([1 if axis in within else n for axis, n in enumerate(each.shape)]),
-            0,
-        )  # only voxels with the block's label
+        sizes = [1 if axis in within else n for axis, n in enumerate(each.shape)]
+        ids = ids.where(each == labels.reshape(sizes), 0)  # only voxels with the block's label
     ids = ids.amax(dim=within)
     return LevelTargets(labels, ids, valid, torch.where(ids > 0, ids, middle.nearest))
 

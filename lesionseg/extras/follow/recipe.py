@@ -276,9 +276,8 @@ def _timelines(
     the table are predicted.
     """
     if cfg.before is not None and cfg.after is not None:
-        return visits_of_folders(
-            Path(cfg.before), Path(cfg.after), cfg.before_images, cfg.after_images
-        ), {}
+        before = Path(cfg.before)
+        return visits_of_folders(before, Path(cfg.after), cfg.before_images, cfg.after_images), {}
     # the settings ensure a table of visits with either a bundle or predictions
     table = Path(str(cfg.visits))
     patients = order_visits(read_scan_list(table), table)

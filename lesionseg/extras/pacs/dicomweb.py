@@ -290,9 +290,8 @@ class DicomWeb:
                     missing.discard(text(item, "ReferencedSOPInstanceUID"))
             if missing:
                 study_uid = datasets[0].StudyInstanceUID  # results of a scan have the same study
-                missing.difference_update(
-                    self._search(partial(self._client.search_for_instances, study_uid), _INSTANCE)
-                )
+                search = partial(self._client.search_for_instances, study_uid)
+                missing.difference_update(self._search(search, _INSTANCE))
         if missing:
             raise OutputError(
                 f"{self.address}: the server did not store all results. Its log may have the "

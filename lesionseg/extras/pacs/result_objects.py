@@ -349,9 +349,8 @@ class ResultObjects:
         groups = []
         for candidate in self.accepted:
             change = comparison.since.get(candidate.id, ("", None))
-            groups.append(
-                self._make_group(candidate, segmentation, segments.get(candidate.id), change)
-            )
+            number = segments.get(candidate.id)
+            groups.append(self._make_group(candidate, segmentation, number, change))
         device = sr.DeviceObserverIdentifyingAttributes(
             uid=_derive_uid("device", self.origin.bundle),
             name="lesionseg",
@@ -437,9 +436,8 @@ class ResultObjects:
         evaluations = None
         if state:
             question = _own_code("change", "Change since the earlier visit")
-            evaluations = [
-                sr.QualitativeEvaluation(question, _own_code(f"state-{state}", state.capitalize()))
-            ]
+            finding = _own_code(f"state-{state}", state.capitalize())
+            evaluations = [sr.QualitativeEvaluation(question, finding)]
         return group(
             self._make_tracking_identifier(self.tracking_name(candidate)),
             regions[0] if regions and self.source.is_radiograph else regions,
@@ -469,15 +467,12 @@ class ResultObjects:
 
     def _make_empty_group(self) -> sr.MeasurementsAndQualitativeEvaluations:
         """Make a group that states 0 accepted candidates. A report must have at least one group."""
+        name = _own_code("n-accepted", "Number of accepted candidates")
         return sr.MeasurementsAndQualitativeEvaluations(
             tracking_identifier=self._make_tracking_identifier("accepted candidates"),
             finding_type=_LESION,
             algorithm_id=self._make_algorithm(),
-            measurements=[
-                sr.Measurement(
-                    _own_code("n-accepted", "Number of accepted candidates"), 0, codes.UCUM.NoUnits
-                )
-            ],
+            measurements=[sr.Measurement(name, 0, codes.UCUM.NoUnits)],
         )
 
     def _make_measurements(

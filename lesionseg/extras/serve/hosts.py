@@ -43,9 +43,8 @@ class KnownHosts:
         if match is None:
             return False
         name = match[1].lower()
-        return name in self.hosts or name.endswith(
-            tuple(host[1:] for host in self.hosts if host.startswith("*."))
-        )
+        endings = tuple(host[1:] for host in self.hosts if host.startswith("*."))
+        return name in self.hosts or name.endswith(endings)
 
 
 def with_brackets(host: str) -> str:

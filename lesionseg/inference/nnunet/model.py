@@ -396,7 +396,8 @@ def _recipe(
                 f"{where}: the plans state no intensities of channel {channel}, which "
                 "CTNormalization needs. Copy plans.json again."
             )
-        normalisation.append(_normalisation(scheme, use_mask, intensities or _Intensities(), where))
+        stated = intensities or _Intensities()
+        normalisation.append(_normalisation(scheme, use_mask, stated, where))
     first, second, third = plans.transpose_forward
     content = {
         "configuration": name,

@@ -237,12 +237,8 @@ def read_acquisition(file: Path) -> dict[str, str]:
     acquired = ""
     with suppress(ValueError):  # empty, or not a date; files of old archives separate it by dots
         acquired = date.fromisoformat(text(header, "StudyDate").replace(".", "")).isoformat()
-    return {
-        "acquired": acquired,
-        "scanner": printable_text(
-            ", ".join(filter(None, (text(header, name) for name in _SCANNER)))
-        ),
-    }
+    scanner = ", ".join(filter(None, (text(header, name) for name in _SCANNER)))
+    return {"acquired": acquired, "scanner": printable_text(scanner)}
 
 
 def is_radiograph(header: "Header") -> bool:

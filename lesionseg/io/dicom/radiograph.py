@@ -165,10 +165,9 @@ def _look_up(
         is_big_endian = tables[0].original_encoding[1] is False
         words = np.frombuffer(data + bytes(len(data) % 2), ">u2" if is_big_endian else "<u2")
         entries = words.astype("<u2").view("u1" if len(data) <= n + 1 else "<u2")
+        index = np.rint(values - first).astype(np.int64)
         # range(n) fails if entries are missing
-        return np.take(
-            entries[range(n)], np.rint(values - first).astype(np.int64), mode="clip"
-        ).astype(float)
+        return np.take(entries[range(n)], index, mode="clip").astype(float)
     except Exception:  # a damaged table can cause any error
         remarks.add(f"the {_TABLES[name]} cannot be used and is ignored", file)
         return None

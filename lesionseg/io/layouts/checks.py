@@ -67,10 +67,8 @@ def with_distinct_ids(cases: Sequence[CaseFiles], root: Path) -> list[CaseFiles]
     for files in cases:
         if n_cases[files.case] > 1:
             image = files.images[0]
-            files = replace(
-                files,
-                case=path_id(image.relative_to(root) if image.is_relative_to(root) else image),
-            )
+            place = image.relative_to(root) if image.is_relative_to(root) else image
+            files = replace(files, case=path_id(place))
         distinct.append(files)
     return distinct
 

@@ -451,15 +451,8 @@ def _find_unlisted(
     for folder in sorted({image.parent for image in listed if image.parent.is_dir()}):
         findings += find_unread_files(folder, folders=False)  # folders may contain more images
         unlisted |= set(filter(is_image_file, folder.iterdir()))
-    return [
-        *findings,
-        *findings_about(
-            root,
-            [file.name for file in sorted(unlisted.difference(listed))],
-            "image",
-            "not listed, left out",
-        ),
-    ]
+    names = [file.name for file in sorted(unlisted.difference(listed))]
+    return [*findings, *findings_about(root, names, "image", "not listed, left out")]
 
 
 def _find_crowds(root: Path, rows: Iterable[Row]) -> list[Finding]:

@@ -134,13 +134,8 @@ def _read_rows(
             findings += _find_unknown_list(path, key, entries)
             continue
         if not isinstance(entries, list):
-            findings.append(
-                Finding(
-                    LISTED,
-                    f"{path}: {key!r} is not a list of cases. Make it one.",
-                    severity="error",
-                )
-            )
+            text = f"{path}: {key!r} is not a list of cases. Make it one."
+            findings.append(Finding(LISTED, text, severity="error"))
             continue
         for place, entry in enumerate(entries):
             stated = entry if isinstance(entry, dict) else {}

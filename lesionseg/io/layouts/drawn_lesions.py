@@ -254,9 +254,8 @@ def _draw_instances(lesions: Sequence[StatedLesion], shape: tuple[int, ...]) -> 
     parts = _draw_parts(lesions, shape)
     for index, lesion in enumerate(lesions):
         if not parts[index].mask.any():
-            y, x = np.clip(
-                np.reshape(lesion.box, (2, 2)).mean(axis=0).astype(int), 0, np.array(shape) - 1
-            ).tolist()
+            centre = np.reshape(lesion.box, (2, 2)).mean(axis=0).astype(int)
+            y, x = np.clip(centre, 0, np.array(shape) - 1).tolist()
             parts[index] = DrawnPart(y, x, np.ones((1, 1), bool))
     instances = np.zeros(shape, np.int32)
     for index in np.argsort([-int(part.mask.sum()) for part in parts], kind="stable"):
@@ -358,9 +357,8 @@ def draw_outlines(
             raise ContentError(
                 f"{lesion.where}: a segmentation cannot be drawn: {error}. Correct it."
             ) from error
-        parts.append(
-            DrawnPart(top, left, whole[top : top + height, left : left + width].astype(bool))
-        )
+        part = whole[top : top + height, left : left + width].astype(bool)
+        parts.append(DrawnPart(top, left, part))
     return parts
 
 

@@ -160,14 +160,8 @@ def read_scan_rows(
     n_rows = Counter(row["case"] for _, row in rows if row["case"])
     repeated = {case: n for case, n in n_rows.items() if n > 1}
     for case, n in repeated.items():
-        findings.append(
-            Finding(
-                LISTED,
-                f"{path}: the case {case!r} is listed {n} times. Keep one row.",
-                case,
-                "error",
-            )
-        )
+        text = f"{path}: the case {case!r} is listed {n} times. Keep one row."
+        findings.append(Finding(LISTED, text, case, "error"))
     for line, row in rows:
         if row["case"] in repeated:
             continue

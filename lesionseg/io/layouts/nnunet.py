@@ -226,16 +226,9 @@ def _listed_rows(root: Path, entries: Mapping[str, _ListedCase], n_channels: int
     rows: list[Row] = []
     for case, entry in sorted(entries.items()):
         images = [root / os.path.expandvars(name) for name in entry.images]
-        rows.append(
-            Row(
-                CaseFiles(
-                    case,
-                    tuple(images),
-                    root / os.path.expandvars(entry.label),
-                    missing=missing_channels(dict(enumerate(images)), n_channels),
-                )
-            )
-        )
+        mask = root / os.path.expandvars(entry.label)
+        missing = missing_channels(dict(enumerate(images)), n_channels)
+        rows.append(Row(CaseFiles(case, tuple(images), mask, missing=missing)))
     return rows
 
 

@@ -183,13 +183,8 @@ def _without_no_finding(labels: Labels, findings: list[Finding]) -> Labels:
     names = {v: name for v, name in labels.value_names.items() if not NO_FINDING.fullmatch(name)}
     if len(names) == len(labels):
         return labels
-    findings.append(
-        Finding(
-            "label_names",
-            'The label "No finding" counts as no lesion: it is not among the labels.',
-            severity="note",
-        )
-    )
+    text = 'The label "No finding" counts as no lesion: it is not among the labels.'
+    findings.append(Finding("label_names", text, severity="note"))
     return Labels.of(names or {1: "lesion"}, labels.ignore)
 
 
@@ -333,12 +328,11 @@ def _add_lesions(
                     if lesion.reader != row.reader:
                         lesion = replace(lesion, reader=row.reader)
                     lesions.append(lesion)
+    named = tuple(sorted(readers - {""}))
     return replace(
         files,
         reference=None if has_several_readers and lesions else files.reference,
-        annotations={
-            LESIONS: CaseLesions(tuple(lesions), tuple(sorted(readers - {""})), rows[0].size)
-        },
+        annotations={LESIONS: CaseLesions(tuple(lesions), named, rows[0].size)},
     )
 
 

@@ -392,12 +392,8 @@ class _Entry(BaseModel):
                 stated[name] = tuple(value)
         if not all(a < b for a, b in zip(self.start_vox, self.stop_vox, strict=True)):
             raise ValueError(f"stop_vox {self.stop_vox} is not above start_vox {self.start_vox}")
-        return replace(
-            Candidate.from_box(
-                place, self.label, self.score, (*self.start_vox, *self.stop_vox), geometry
-            ),
-            **stated,
-        )
+        box = (*self.start_vox, *self.stop_vox)
+        return replace(Candidate.from_box(place, self.label, self.score, box, geometry), **stated)
 
 
 class CaseContent(BaseModel):
