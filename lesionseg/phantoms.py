@@ -682,12 +682,8 @@ def write_xray_phantoms(
     cases = draw_cases(
         simulate, "SIMX", n_cases, seed, lesion_free_share, grid, n_nodules, progress
     )
-    _write_coco(
-        folder,
-        cases,
-        f"SIMULATED chest radiographs with nodules; no patient. Seed {seed}.",
-        pixel_mm,
-    )
+    about = f"SIMULATED chest radiographs with nodules; no patient. Seed {seed}."
+    _write_coco(folder, cases, about, pixel_mm)
 
 
 def _project(values: Field, depth_mm: float, shape: tuple[int, int]) -> Field:
@@ -785,9 +781,8 @@ def draw_cases(
         n_free_before = n_lesion_free
         n_lesion_free = int((index + 1) * lesion_free_share + 1e-9)  # 0.29 · 100 is 28.999…
         case = f"{prefix}_{index:03d}"
-        image, lesions = simulate(
-            default_rng([seed, index]), (0, 0) if n_lesion_free > n_free_before else n_lesions
-        )
+        rng = default_rng([seed, index])
+        image, lesions = simulate(rng, (0, 0) if n_lesion_free > n_free_before else n_lesions)
         yield SimulatedCase(case, image, lesions, geometry)
         if progress:
             progress(case, index + 1, n_cases)
@@ -825,14 +820,10 @@ def write_nnunet_raw(
         )
     for index, (case, image, lesions, geometry) in enumerate(cases):
         part = "Tr" if index < n_cases - n_test else "Ts"
-        write_array(
-            folder / f"images{part}" / f"{case}_0000.nii.gz",
-            np.clip(np.rint(image), -32768, 32767).astype(np.int16),
-            geometry,
-        )
-        write_array(
-            folder / f"labels{part}" / f"{case}.nii.gz", (lesions > 0).astype(np.uint8), geometry
-        )
+        stored = np.clip(np.rint(image), -32768, 32767).astype(np.int16)
+        write_array(folder / f"images{part}" / f"{case}_0000.nii.gz", stored, geometry)
+        mask = (lesions > 0).astype(np.uint8)
+        write_array(folder / f"labels{part}" / f"{case}.nii.gz", mask, geometry)
     write_dataset_json(
         folder,
         [channel],

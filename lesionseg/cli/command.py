@@ -109,9 +109,8 @@ def run(command: str, argv: Sequence[str], *, program: str | None = None) -> int
         say(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True).rstrip())
         return 0
     except LesionsegError as error:
-        return report_error(
-            WRONG_SETTING if isinstance(error, ConfigError) else NOTHING_RAN, str(error)
-        )
+        status = WRONG_SETTING if isinstance(error, ConfigError) else NOTHING_RAN
+        return report_error(status, str(error))
     except OSError as error:  # a file or folder without permission, a full disk
         return report_error(NOTHING_RAN, _explain_os_error(error))
     except (MemoryError, RuntimeError) as error:

@@ -23,9 +23,8 @@ def summary(command: str) -> str:
 def command_list() -> str:
     """Return a paragraph with a sentence for each command, and for each extra that is missing."""
     missing = [name for name in WITHOUT_COMMAND if not has_extra(name)]
-    sentences = dict.fromkeys(
-        [*COMMANDS.kinds, *missing], "is missing: this installation lacks the extra."
-    )
+    names = [*COMMANDS.kinds, *missing]
+    sentences = dict.fromkeys(names, "is missing: this installation lacks the extra.")
     sentences |= {name: summary(name) for name in COMMANDS}
     return "\n".join(
         fill(sentence, _WIDTH, initial_indent=f"  {name:<9} ", subsequent_indent=" " * 12)
@@ -35,20 +34,14 @@ def command_list() -> str:
 
 def examples(command: str) -> list[str]:
     """Return the settings of each example in the command's file."""
-    return re.findall(
-        r"^# Example: (.*)$",
-        (conf_dir() / f"{command}.yaml").read_text(encoding="utf-8"),
-        re.MULTILINE,
-    )
+    text = (conf_dir() / f"{command}.yaml").read_text(encoding="utf-8")
+    return re.findall(r"^# Example: (.*)$", text, re.MULTILINE)
 
 
 def most_used_settings(command: str) -> list[str]:
     """Return the keys that most users change, in the order of the command's file."""
-    found = re.search(
-        r"^# Most used: (.*)$",
-        (conf_dir() / f"{command}.yaml").read_text(encoding="utf-8"),
-        re.MULTILINE,
-    )
+    text = (conf_dir() / f"{command}.yaml").read_text(encoding="utf-8")
+    found = re.search(r"^# Most used: (.*)$", text, re.MULTILINE)
     return found[1].split() if found else []
 
 

@@ -331,9 +331,8 @@ def assign_groups(
             n_sides += 1
     if n_sides:
         paired = f"{count(n_sides, 'case')}, {count(n_sides // 2, 'patient')}"
-        logger.info(
-            "Case names ending in L and R were paired: %s. To change this, set %s.", paired, setting
-        )
+        text = "Case names ending in L and R were paired: %s. To change this, set %s."
+        logger.info(text, paired, setting)
     return tuple(replace(case, group=groups[case.case]) for case in cases)
 
 

@@ -322,11 +322,8 @@ class Prediction:
         candidates = tuple(
             replace(c, accepted=c.accepted and c.zone in kept) for c in self.candidates
         )
-        return replace(
-            self,
-            candidates=candidates,
-            n_outside=sum(c.accepted and c.zone not in kept for c in self.candidates),
-        )
+        n_outside = sum(c.accepted and c.zone not in kept for c in self.candidates)
+        return replace(self, candidates=candidates, n_outside=n_outside)
 
     def mask(self) -> NDArray[np.uint8]:
         """Return the mask `[*spatial]` uint8 of the accepted candidates' label values.

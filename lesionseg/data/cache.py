@@ -327,12 +327,8 @@ def read_cached_case(folder: Path) -> CachedCase:
         if version != CACHE_VERSION:
             raise ValueError(f"version {version}")
         geometry = Geometry(raw.pop("shape"), np.array(raw.pop("affine")))
-        cached = CachedCase(
-            folder=folder,
-            geometry=geometry,
-            lesions=LesionIndex.from_json(geometry.dims, **raw.pop("lesions")),
-            **raw,
-        )
+        lesions = LesionIndex.from_json(geometry.dims, **raw.pop("lesions"))
+        cached = CachedCase(folder=folder, geometry=geometry, lesions=lesions, **raw)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ReadError(
             f"{path}: the cached case is missing or damaged ({error!r}). Prepare it again."

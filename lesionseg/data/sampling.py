@@ -87,10 +87,8 @@ class TileSampler:
         self._tables = [case.lesions for case in self.cases]
         # lesions are numbered over all cases; those of case i start at _first[i]
         self._first = np.cumsum([0, *(len(table) for table in self._tables)])
-        self._groups = np.repeat(
-            np.unique([case.group for case in self.cases], return_inverse=True)[1],
-            np.diff(self._first),
-        )
+        groups = np.unique([case.group for case in self.cases], return_inverse=True)[1]
+        self._groups = np.repeat(groups, np.diff(self._first))
         drawn = [i for i, case in enumerate(self.cases) if case.valid_seeds != ()]
         self._background_cases = drawn or range(len(self.cases))
         self._table = lru_cache(maxsize=2)(self._draw_epoch)

@@ -202,9 +202,8 @@ class TileDataset(Dataset):  # type: ignore[misc]  # MONAI ships no types
         epoch, index = divmod(number, self.n_tiles)
         change = NO_CHANGE
         if self._augmenter:
-            change = self._augmenter.draw(
-                tile_generator(self.seed, epoch, index, Stream.AUGMENTATION)
-            )
+            generator = tile_generator(self.seed, epoch, index, Stream.AUGMENTATION)
+            change = self._augmenter.draw(generator)
         if self.channel_dropout:
             draw = Draw(tile_generator(self.seed, epoch, index, Stream.CHANNEL_DROPOUT))
             if draw.happens(self.channel_dropout):

@@ -162,9 +162,8 @@ def as_meta_tensor(tensor: Tensor, affine: Numbers, name: str = "") -> "MetaTens
     from monai.data import MetaTensor
     from monai.data.utils import to_affine_nd
 
-    return MetaTensor(
-        tensor, affine=np.array(to_affine_nd(3, affine), float), meta={"filename_or_obj": name}
-    )
+    padded = np.array(to_affine_nd(3, affine), float)
+    return MetaTensor(tensor, affine=padded, meta={"filename_or_obj": name})
 
 
 def run_on_tile(chain: "Compose", tile: TileItem, seed: int) -> TileItem:

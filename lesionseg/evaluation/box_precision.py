@@ -152,9 +152,8 @@ class BoxHits:
         is_counted = np.asarray(cells >= 0)
         rows = tables.candidates[is_counted]
         codes = rows["box_hits"].to_numpy(np.int64)
-        return cls(
-            tables, is_counted, rows, (codes & _BITS[:, None]) > 0, int((cells == LEFT_OUT).sum())
-        )
+        n_left_out = int((cells == LEFT_OUT).sum())
+        return cls(tables, is_counted, rows, (codes & _BITS[:, None]) > 0, n_left_out)
 
     def average_precision(self) -> Statistic:
         """Return a function of weights `[replicates, groups]`: the average precision.

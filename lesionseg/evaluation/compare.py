@@ -102,9 +102,8 @@ def compare(
         if why_not_at_thresholds and name in AT_THRESHOLDS:
             found[name] = Difference(reason=why_not_at_thresholds)
             continue
-        found[name] = _compare_number(
-            statistic, support, draws, items, seed, is_share=name not in NO_SHARES
-        )
+        is_share = name not in NO_SHARES
+        found[name] = _compare_number(statistic, support, draws, items, seed, is_share=is_share)
     primary = PRIMARY if has_scores else PRIMARY_UNSCORED
     return _correct_p_values(found, primary) | {primary: _as_primary(found[primary], margin)}
 

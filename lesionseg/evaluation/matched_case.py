@@ -504,9 +504,8 @@ def match_case(
     if given is None:
         grid = reference.geometry
         given = Prediction(case, grid, (), np.zeros(grid.shape, np.int32))
-    matched = match(
-        reference, given, preset.criterion, None if labels is None else labels.lesion_names
-    )
+    known = None if labels is None else labels.lesion_names
+    matched = match(reference, given, preset.criterion, known)
     zones_of_lesions: Sequence[str] = [""] * len(matched.lesions)
     if zones is not None:
         given = given.with_zones(zones.of(matched.candidates))
@@ -617,9 +616,8 @@ def _measure_size(lesions: Lesions, row: int) -> Row:
     n_voxels = int(lesions.n_voxels[row])
     dims = lesions.geometry.dims
     if n_voxels:
-        extent = measure_extent(
-            lesions.voxels_of(row).astype(np.int64), lesions.geometry.spacing_mm
-        )
+        voxels = lesions.voxels_of(row).astype(np.int64)
+        extent = measure_extent(voxels, lesions.geometry.spacing_mm)
         return {"voxels": n_voxels, **extent._asdict()}
     sides = lesions.boxes[row][dims:] - lesions.boxes[row][:dims]
     has_few_voxels = bool(np.prod(sides) < NEAR_RESOLUTION_VOXELS)

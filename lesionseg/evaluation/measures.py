@@ -202,9 +202,8 @@ def column_names(names: Iterable[str]) -> dict[str, str]:
     """
     columns: dict[str, str] = {}
     for name in names:
-        columns[name] = free_name(
-            re.sub(r"[^\w.-]+", "_", name), columns.values(), "{name}_{number}"
-        )
+        plain = re.sub(r"[^\w.-]+", "_", name)
+        columns[name] = free_name(plain, columns.values(), "{name}_{number}")
     return columns
 
 

@@ -156,9 +156,8 @@ class Misses:
 
     def _explain_near_miss(self, pairs: Rows, row: int) -> Miss | None:
         """Return a miss with the best of the pairs that come close; None if none comes close."""
-        return self._describe_best(
-            _WHY_NEAR[self.match.criterion.measure], row, self._find_near_pairs(pairs, row)
-        )
+        why = _WHY_NEAR[self.match.criterion.measure]
+        return self._describe_best(why, row, self._find_near_pairs(pairs, row))
 
     def _explain_other_label(self, pairs: Rows, row: int) -> Miss | None:
         """Return a miss if a pair would find the lesion with the right label, otherwise None."""

@@ -73,17 +73,10 @@ def drop_off_grid(prediction: Prediction) -> Prediction:
     n_left_out = len(prediction.candidates) - len(kept)
     if n_left_out:
         place = "outside the grid of the reference or later visit"
-        logger.warning(
-            "Case %s: %s left out.",
-            prediction.case,
-            count(n_left_out, f"candidate {place} is", f"candidates {place} are"),
-        )
-    return replace(
-        prediction,
-        candidates=kept,
-        removed=_inside_grid(prediction.removed, prediction.geometry),
-        n_off_grid=n_left_out,
-    )
+        left_out = count(n_left_out, f"candidate {place} is", f"candidates {place} are")
+        logger.warning("Case %s: %s left out.", prediction.case, left_out)
+    removed = _inside_grid(prediction.removed, prediction.geometry)
+    return replace(prediction, candidates=kept, removed=removed, n_off_grid=n_left_out)
 
 
 def _resample_instances(

@@ -213,9 +213,8 @@ class Summary:
     @cached_property
     def draws(self) -> Draws:
         """The groups that each replicate draws. Numbers without a bootstrap do not need them."""
-        return draw_groups(
-            len(self.tables.groups), self.replicates, np.random.default_rng(self.seed)
-        )
+        rng = np.random.default_rng(self.seed)
+        return draw_groups(len(self.tables.groups), self.replicates, rng)
 
     def counts(self) -> list[Estimate]:
         """Count cases, lesions and candidates. `n_true_positive` counts the lesions found."""
@@ -361,17 +360,12 @@ class Summary:
         if tables.has_scores and support.any():
             estimates = self.resample(names, hits.average_precision(), support, NO_LESION)
             by_case = hits.rsna_by_case()
-            rsna = proportion(
-                tables.add_up("cases", np.nan_to_num(by_case)),
-                tables.add_up("cases", ~np.isnan(by_case)),
-                NO_LESION,
-                name="rsna_score",
-                least_deff=0.0,
-            )
+            counted = tables.add_up("cases", ~np.isnan(by_case))
+            total = tables.add_up("cases", np.nan_to_num(by_case))
+            rsna = proportion(total, counted, NO_LESION, name="rsna_score", least_deff=0.0)
         else:
-            *estimates, rsna = _undefined(
-                [*names, "rsna_score"], NO_LESION if tables.has_scores else UNSCORED
-            )
+            why = NO_LESION if tables.has_scores else UNSCORED
+            *estimates, rsna = _undefined([*names, "rsna_score"], why)
         for place, iou in enumerate(IOUS):
             estimates[place] = replace(estimates[place], at=iou)
         return [*estimates, rsna, Estimate(hits.n_left_out, name="box_candidates_left_out")]
@@ -436,13 +430,8 @@ class Summary:
             undefined = NO_CASE
         elif counts.sum() == 1:
             undefined = ONE_CASE
-        found = self.resample(
-            (f"{name}_bias", f"{name}_lower_limit", f"{name}_upper_limit"),
-            statistic,
-            counts,
-            undefined,
-            bounds=[None] * 3,
-        )
+        names = (f"{name}_bias", f"{name}_lower_limit", f"{name}_upper_limit")
+        found = self.resample(names, statistic, counts, undefined, bounds=[None] * 3)
         return [replace(one, n=int(counts.sum())) for one in found]
 
     def calibration(self) -> list[Estimate]:
@@ -552,6 +541,5 @@ def _find_operating_point(
     if point is None:
         return PointInUse(optimistic=is_developed_on, reason=NO_OPERATING_POINT)
     is_chosen_here = not roles.isdisjoint((point.chosen_on or "").split("+"))
-    return TypeAdapter(PointInUse).validate_python(
-        {**asdict(point), "optimistic": is_developed_on or is_chosen_here}
-    )  # it has some of the point's fields
+    facts = {**asdict(point), "optimistic": is_developed_on or is_chosen_here}
+    return TypeAdapter(PointInUse).validate_python(facts)  # it has some of the point's fields

@@ -605,12 +605,8 @@ def read_table(path: Path) -> pd.DataFrame:
         exact = names.intersection(_EXACT)
         # a case may have the name "NA"; a number that is not defined is empty or "nan"
         missing = {name: [""] if name in texts else ["", "nan"] for name in names}
-        table = pd.read_csv(
-            path,
-            dtype=dict.fromkeys((*texts, *exact), str),
-            keep_default_na=False,
-            na_values=missing,
-        )
+        types = dict.fromkeys((*texts, *exact), str)
+        table = pd.read_csv(path, dtype=types, keep_default_na=False, na_values=missing)
         for name in exact:
             table[name] = table[name].map(float, na_action="ignore").astype("float64")
     except ValueError as error:  # also the errors of pandas' parser

@@ -344,12 +344,9 @@ def fuse(voxels: Prediction, boxes: Sequence[Candidate]) -> Prediction:
         if candidate.has_mask:
             new_id_of[candidate.id] = number
     candidates = _number([replace(candidate, score=score) for candidate, score in scored])
-    return replace(
-        voxels,
-        candidates=candidates,
-        instances=None if voxels.instances is None else new_id_of[voxels.instances],
-        removed=tuple(replace(c, score=c.score / 2) for c in voxels.removed),
-    )
+    removed = tuple(replace(c, score=c.score / 2) for c in voxels.removed)
+    instances = None if voxels.instances is None else new_id_of[voxels.instances]
+    return replace(voxels, candidates=candidates, instances=instances, removed=removed)
 
 
 def _number(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:

@@ -420,13 +420,8 @@ def _sort_by_score(regions: Sequence[PeakRegion]) -> list[PeakRegion]:
 
 def _make_candidate(number: int, found: PeakRegion, geometry: Geometry) -> Candidate:
     """Return a region as the candidate with this id."""
-    return Candidate.from_voxels(
-        number,
-        found.label,
-        found.score,
-        np.stack(np.unravel_index(found.voxels, geometry.shape), axis=-1),
-        geometry,
-    )
+    voxels = np.stack(np.unravel_index(found.voxels, geometry.shape), axis=-1)
+    return Candidate.from_voxels(number, found.label, found.score, voxels, geometry)
 
 
 def _divide_shared_voxels(

@@ -211,9 +211,8 @@ def fill(template: str, *, plan: Plan, **values: object) -> str:
     page.tests["beyond_aim"] = exceeds_aim
     page.filters["expected_recall"] = describe_expected_recall
     page.filters["interval"] = _interval
-    return page.from_string(template).render(
-        plan=plan, modality=_MODALITIES[plan.modality], **values
-    )
+    modality = _MODALITIES[plan.modality]
+    return page.from_string(template).render(plan=plan, modality=modality, **values)
 
 
 def _numbers(scores: Scores) -> list[tuple[str, float | Sequence[float] | None]]:

@@ -249,9 +249,8 @@ class Predictor:
                     f"{', '.join(self.plan.channel_names)}."
                 )
             files = CaseFiles(_case_of(paths[0]), tuple(paths), missing=lacking)
-            return _with_image(
-                self.decide(self.infer(self.prepare(files)), files.case), files.images[0]
-            )
+            found = self.decide(self.infer(self.prepare(files)), files.case)
+            return _with_image(found, files.images[0])
         if affine is None:
             raise ConfigError(
                 "affine: an array needs an affine. Give the matrix that maps its indices to RAS "
@@ -268,9 +267,8 @@ class Predictor:
             # the array leaves the missing channels out; otherwise it has placeholders for them
             for channel in lacking:
                 channels = np.insert(channels, channel, 0, axis=0)
-        volume = Volume(
-            channels, Geometry(channels.shape[1:], np.asarray(affine, float)), missing=lacking
-        )
+        grid = Geometry(channels.shape[1:], np.asarray(affine, float))
+        volume = Volume(channels, grid, missing=lacking)
         return _with_image(self.predict_volume(volume, _case_of(path)))
 
     def predict_volume(self, volume: Volume, case: str) -> Prediction:
@@ -316,9 +314,8 @@ class Predictor:
             )
         check_missing(plan, files.missing)
         if plan.dims == 2 and files.pixel_mm is None:
-            files = replace(
-                files, columns={**files.columns, "pixel_mm": str(self.assumed_pixel_mm)}
-            )
+            columns = {**files.columns, "pixel_mm": str(self.assumed_pixel_mm)}
+            files = replace(files, columns=columns)
         # `read_image` takes its settings from a dataset; missing channels have been checked above
         unlabelled = Dataset(
             name="input",

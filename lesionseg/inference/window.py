@@ -246,12 +246,9 @@ class SlidingWindow:
         if is_padded:  # an image smaller than a tile is padded with 0, as in training
             # torch expects the last axis first
             array = functional.pad(array, [n for pair in reversed(grid.pad) for n in pair])
+        take_rows = partial(covered.write_rows, store)
         stitcher = Stitcher(
-            grid.padded_shape,
-            self.n_outputs,
-            self.tile_weight(),
-            partial(covered.write_rows, store),
-            sums_device,
+            grid.padded_shape, self.n_outputs, self.tile_weight(), take_rows, sums_device
         )
         detects = plan.has_boxes and plan.candidate_rule.source != "segmentation"
         n_readings = len(self.networks) * len(self.flips)

@@ -51,9 +51,8 @@ def read_mask(
             f"{path}: the mask values are {lowest} to {highest}. Use 0 for background and 1, 2, … "
             "for labels."
         )
-    return Reference(
-        volume.geometry, labels=array.astype(np.min_scalar_type(int(highest)), copy=False)
-    )
+    values = array.astype(np.min_scalar_type(int(highest)), copy=False)
+    return Reference(volume.geometry, labels=values)
 
 
 def _round_labels(path: Path, array: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
@@ -91,12 +90,8 @@ def read_instances(
     values, inverse = np.unique(np.asarray(reference.labels), return_inverse=True)
     new_id_of_value = np.cumsum(values > 0).astype(np.int32)  # 0 stays 0, even if it is absent
     instances = new_id_of_value[inverse.reshape(reference.geometry.shape)]
-    return Reference(
-        reference.geometry,
-        (instances > 0).astype(np.uint8),
-        instances,
-        (1,) * int(np.count_nonzero(values)),
-    )
+    labels = (instances > 0).astype(np.uint8)
+    return Reference(reference.geometry, labels, instances, (1,) * int(np.count_nonzero(values)))
 
 
 def require_exact_values(

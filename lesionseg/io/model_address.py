@@ -160,12 +160,8 @@ def _fetch_from_hub(url: str) -> Path:
     if commit != address.revision:
         kind = "" if address.type == "model" else f"{address.type}s/"
         inner = f"/{address.path_in_repo}" if address.path_in_repo else ""
-        log.info(
-            "%s has the commit %s; %s pins it.",
-            url,
-            commit,
-            f"hf://{kind}{address.id}@{commit}{inner}",
-        )
+        pinned = f"hf://{kind}{address.id}@{commit}{inner}"
+        log.info("%s has the commit %s; %s pins it.", url, commit, pinned)
     return Path(folder, address.path_in_repo)
 
 

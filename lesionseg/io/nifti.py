@@ -296,12 +296,8 @@ def _make_geometry(path: Path, shape: tuple[int, ...], affine: Numbers) -> Geome
     most_mm = limits().spacing_mm[1]
     flat = [axis for axis in range(dims) if shape[axis] == 1 and spacing[axis] > most_mm]
     if dims == 3 and len(flat) == 1 and max(shape) > 1:
-        warn_once(
-            logger,
-            "%s: one slice of %.4g mm is read as a picture with two axes.",
-            path,
-            spacing[flat[0]],
-        )
+        text = "%s: one slice of %.4g mm is read as a picture with two axes."
+        warn_once(logger, text, path, spacing[flat[0]])
         kept = [axis for axis in (2, 1, 0) if axis not in flat]
         return Geometry.from_spacing([shape[axis] for axis in kept], spacing[kept].tolist())
     if dims == 3:

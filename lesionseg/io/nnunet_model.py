@@ -59,9 +59,8 @@ class NnunetModelFiles(ModelFiles):
         Raise `BundleError` if they are not valid.
         """
         try:
-            return nnunet_channels_and_labels(
-                self.read_json(DATASET_JSON), Path(self.where(DATASET_JSON))
-            )
+            content = self.read_json(DATASET_JSON)
+            return nnunet_channels_and_labels(content, Path(self.where(DATASET_JSON)))
         except LesionsegError as error:
             raise BundleError(str(error)) from error
 

@@ -140,10 +140,8 @@ def _find_masks(folder: Path, rules: ReadingRules) -> References:
     dataset = read_dataset_of(masks, **rules)
     if dataset is not None:
         return References(dataset, [*dataset.cases], findings)
-    return References(
-        cases=[CaseFiles(case, (), reference=path) for case, path in masks.items()],
-        findings=findings,
-    )
+    cases = [CaseFiles(case, (), reference=path) for case, path in masks.items()]
+    return References(cases=cases, findings=findings)
 
 
 def _list_labelled(root: Path, rules: ReadingRules) -> References:
@@ -159,12 +157,8 @@ def _list_labelled(root: Path, rules: ReadingRules) -> References:
             logger.warning(finding.message)
     wrong = [finding for finding in dataset.errors if finding.case]
     left_out = {finding.case for finding in wrong}
-    return References(
-        dataset,
-        [c for c in dataset.cases if c.is_labelled and c.case not in left_out],
-        wrong,
-        are_masks=False,
-    )
+    cases = [c for c in dataset.cases if c.is_labelled and c.case not in left_out]
+    return References(dataset, cases, wrong, are_masks=False)
 
 
 def open_reference(
@@ -193,9 +187,8 @@ def open_reference(
             geometry = read_geometry(files.reference, pixel_mm=files.pixel_mm)
         reference = read_reference(files, dataset, geometry)
     elif files.reference is not None:
-        reference = read_mask(
-            files.reference, pixel_mm=files.pixel_mm if geometry is None else geometry.spacing_mm[0]
-        )
+        pixel_mm = files.pixel_mm if geometry is None else geometry.spacing_mm[0]
+        reference = read_mask(files.reference, pixel_mm=pixel_mm)
         require_exact_values(files.reference, np.asarray(reference.labels))
     if reference is None:
         raise DatasetError(f"Case {files.case} has no reference. Add its mask, or remove the case.")

@@ -701,12 +701,9 @@ def dicom_scan(dicom: DicomScan, root: Path) -> Scan:
     if dicom.is_series and not parts:
         parts = [_folder_name(folder)]
     case = case_id(filter(None, [*parts, dicom.name]))
-    scan = Scan(
-        CaseFiles(case, (dicom.place,), group=case),
-        _relative_path(dicom.place, root),
-        dicom=dicom,
-        other_case=case_id(filter(None, [*parts, dicom.other_name])) if dicom.is_series else "",
-    )
+    other_case = case_id(filter(None, [*parts, dicom.other_name])) if dicom.is_series else ""
+    files = CaseFiles(case, (dicom.place,), group=case)
+    scan = Scan(files, _relative_path(dicom.place, root), dicom=dicom, other_case=other_case)
     return scan.add_finding(LEFT_OUT, dicom.unfit) if dicom.unfit else scan
 
 

@@ -228,9 +228,8 @@ def _read_cells(text: str) -> Any:
 
     Spaces after a separator are skipped.
     """
-    return csv.reader(
-        io.StringIO(text, newline=""), delimiter=_find_separator(text), skipinitialspace=True
-    )
+    lines = io.StringIO(text, newline="")
+    return csv.reader(lines, delimiter=_find_separator(text), skipinitialspace=True)
 
 
 def _read_names(rows: Iterator[list[str]]) -> list[str]:

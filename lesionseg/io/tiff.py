@@ -342,11 +342,8 @@ def _read_spacing(path: Path) -> tuple[float, ...]:
     """
     file = find_spacing_file(path)
     if file is None:
-        logger.warning(
-            "%s: no file %s states the spacing, so it is 1 mm along every axis.",
-            path,
-            _spacing_names(path)[0].name,
-        )
+        text = "%s: no file %s states the spacing, so it is 1 mm along every axis."
+        logger.warning(text, path, _spacing_names(path)[0].name)
         return (1.0, 1.0, 1.0)
     content = read_json(file)
     spacing = content.get("spacing") if isinstance(content, dict) else None

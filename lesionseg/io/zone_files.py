@@ -77,10 +77,8 @@ class ZoneFolder:
                 f"case ({', '.join(missing[:3])}). Rename the masks to <case>.nii.gz."
             )
         if missing:
-            _log.warning(
-                "These cases have no zone mask, so their lesions have no zone: %s",
-                ", ".join(missing),
-            )
+            text = "These cases have no zone mask, so their lesions have no zone: %s"
+            _log.warning(text, ", ".join(missing))
 
     def check_names(self, names: Sequence[str]) -> None:
         """Raise `ConfigError` if a name is not in the table or, without a table, is not a value."""

@@ -95,12 +95,10 @@ def custom_network(plan: Plan) -> CustomNetwork:
     Raises `ConfigError` if it cannot be imported or constructed.
     """
     spec = plan.architecture.network
-    network = _construct(
-        "model.network", spec, len(plan.channel_names), n_logits(plan), plan.tile_shape
-    )
-    return CustomNetwork(
-        network, prior_bias(plan.lesion_fraction, len(plan.labels), plan.activation)
-    )
+    n_inputs = len(plan.channel_names)
+    network = _construct("model.network", spec, n_inputs, n_logits(plan), plan.tile_shape)
+    bias = prior_bias(plan.lesion_fraction, len(plan.labels), plan.activation)
+    return CustomNetwork(network, bias)
 
 
 def custom_backbone(
@@ -261,9 +259,8 @@ def _output_strides(plan: Plan) -> tuple[tuple[int, ...], ...]:
     """
     tile = plan.tile_shape
     outputs = _run(partial(custom_network, plan), len(plan.channel_names), tile)
-    strides = _strides(
-        outputs, tile, "Choose a network that pads its convolutions, or another model.tile_shape."
-    )
+    remedy = "Choose a network that pads its convolutions, or another model.tile_shape."
+    strides = _strides(outputs, tile, remedy)
     has_all_logits = all(x.shape[1] == n_logits(plan) for x in outputs)
     is_full_resolution = max(strides[0]) == 1  # the finest output is the first one
     if not (has_all_logits and is_full_resolution):
@@ -304,9 +301,8 @@ def backbone_pyramid(name: str, spec: dict[str, Any], dims: int, n_channels: int
             "backbone in which each stride is a multiple of the one before."
         )
     features = tuple(int(x.shape[1]) for x in maps)
-    return Architecture(
-        name, features, strides, ((3,) * dims,) * len(maps), n_supervised=1, network=spec
-    )
+    kernels = ((3,) * dims,) * len(maps)
+    return Architecture(name, features, strides, kernels, n_supervised=1, network=spec)
 
 
 def _run(

@@ -89,13 +89,8 @@ class Decoder(nn.Module):
         for wide, narrow, stride in zip(
             coarse, fine, architecture.strides[first + 1 :], strict=True
         ):
-            up = UP[dims](
-                wide,
-                narrow,
-                kernel_size=stride,
-                stride=stride,
-                bias=architecture.layout == "nnunet",
-            )
+            bias = architecture.layout == "nnunet"
+            up = UP[dims](wide, narrow, kernel_size=stride, stride=stride, bias=bias)
             initialise(up)
             self.ups.append(up)
         self.stages = nn.ModuleList(
@@ -156,10 +151,6 @@ def unet(plan: Plan) -> UNet:
     nnU-Net segments the slices of 3-D scans.
     """
     dims = len(plan.architecture.strides[0])
-    return UNet(
-        dims,
-        len(plan.channel_names),
-        plan.architecture,
-        prior_bias(plan.lesion_fraction, len(plan.labels), plan.activation),
-        residual=plan.architecture.name == "residual_unet",
-    )
+    bias = prior_bias(plan.lesion_fraction, len(plan.labels), plan.activation)
+    residual = plan.architecture.name == "residual_unet"
+    return UNet(dims, len(plan.channel_names), plan.architecture, bias, residual=residual)

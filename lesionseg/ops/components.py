@@ -98,9 +98,8 @@ def group_voxels(instances: NDArray[Any]) -> GroupedVoxels:
     id_of_voxel = instances.reshape(-1)[index]
     order = np.argsort(id_of_voxel, kind="stable")
     ids, first = np.unique(id_of_voxel[order], return_index=True)
-    return GroupedVoxels(
-        ids, np.stack(np.unravel_index(index[order], instances.shape), axis=1), first
-    )
+    voxels = np.stack(np.unravel_index(index[order], instances.shape), axis=1)
+    return GroupedVoxels(ids, voxels, first)
 
 
 def nonzero_voxels(array: NDArray[Any]) -> Integers:
@@ -156,13 +155,9 @@ def lesions_of(reference: Reference) -> Lesions:
     boxes = reference.boxes
     if boxes is not None and len(boxes) != len(labels):
         boxes = None  # the boxes do not belong to these lesions
+    ids = np.arange(1, len(labels) + 1)
     lesions = measure_instances(
-        reference.geometry,
-        np.arange(1, len(labels) + 1),
-        labels,
-        boxes,
-        reference.instances,
-        reference.ignore,
+        reference.geometry, ids, labels, boxes, reference.instances, reference.ignore
     )
     if reference.ignore is None:
         return lesions
@@ -204,10 +199,9 @@ def unscored_prediction(
         numbers, first = np.unique(instances[inside], return_index=True)
         label_of[numbers] = labels[inside][first]
         of_instance = tuple(label_of[1:].tolist())
+    ids = np.arange(1, len(of_instance) + 1)
     # ids without voxels, such as 2 if the mask contains 1 and 3, have no row
-    lesions = measure_instances(
-        geometry, np.arange(1, len(of_instance) + 1), of_instance, None, instances
-    )
+    lesions = measure_instances(geometry, ids, of_instance, None, instances)
     candidates = []
     pairs = zip(lesions.ids.tolist(), lesions.labels.tolist(), strict=True)
     for row, (number, label) in enumerate(pairs):
@@ -281,9 +275,8 @@ def _measure_components(
     if ignore is not None:
         labels = np.where(ignore, 0, labels)
     instances, of_instance = lesion_instances(labels)
-    return measure_instances(
-        geometry, np.arange(1, len(of_instance) + 1), of_instance, None, instances
-    )
+    ids = np.arange(1, len(of_instance) + 1)
+    return measure_instances(geometry, ids, of_instance, None, instances)
 
 
 def _drop_ignored(

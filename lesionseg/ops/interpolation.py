@@ -364,9 +364,8 @@ def _take_mean(array: Tensor, axis: int, x: Numbers, ratio: float) -> Tensor:
     high = np.clip(x + ratio / 2, -0.5, n - 0.5)
     total = np.maximum(high - low, _ROUNDING_VOX)
     first = np.floor(low + 0.5).astype(np.int64)  # the voxel that contains `low`
-    mean = array.new_zeros(
-        [len(x) if a == axis else m for a, m in enumerate(array.shape)], dtype=torch.float32
-    )
+    shape = [len(x) if a == axis else m for a, m in enumerate(array.shape)]
+    mean = array.new_zeros(shape, dtype=torch.float32)
     for number in range(math.ceil(ratio) + 1):
         voxel = first + number
         covered = np.minimum(high, voxel + 0.5) - np.maximum(low, voxel - 0.5)

@@ -56,17 +56,11 @@ def write_own_bundle(
         selection = choose(selection)
     if choose is not None and plan.nnunet.mirror_axes:
         why = f"{selection.reasons[OPERATING_POINT]} {_MIRRORED}"
-        selection = replace(
-            selection, is_mirrored=True, reasons={**selection.reasons, OPERATING_POINT: why}
-        )
+        reasons = {**selection.reasons, OPERATING_POINT: why}
+        selection = replace(selection, is_mirrored=True, reasons=reasons)
     provenance = {"lesionseg": __version__, "made from": plan.reasons["source"], "digest": digest}
-    write_bundle(
-        folder,
-        bundle.networks,
-        plan,
-        model_card(plan, selection, provenance=provenance),
-        selection=selection,
-    )
+    card = model_card(plan, selection, provenance=provenance)
+    write_bundle(folder, bundle.networks, plan, card, selection=selection)
     return selection
 
 

@@ -68,12 +68,8 @@ def cross_validate(experiment: Experiment) -> TrainedModel | None:
         if broadcast_from_rank_zero(partial(_is_finished, fold)):
             log.info("Fold %d is finished and kept.", number)
             continue
-        log.info(
-            "Fold %d of %d, with %d validation cases.",
-            number,
-            len(folds),
-            len(fold.cases("validation")),
-        )
+        n_validated = len(fold.cases("validation"))
+        log.info("Fold %d of %d, with %d validation cases.", number, len(folds), n_validated)
         with locked_folder(fold.run) if is_rank_zero() else nullcontext():
             train_fold(fold, begin(fold, plan))
     return _join_folds(experiment, folds) if is_rank_zero() else None
@@ -187,10 +183,9 @@ def _join_folds(experiment: Experiment, folds: Mapping[int, Experiment]) -> Trai
     plans = [bundle.plan for bundle in bundles]
     _check_equal(plans, [fold.run.name for fold in folds.values()])
     joint = _describe_folds(experiment, folds.values(), plans[0].architecture.name)
+    voxels = mean_calibration([bundle.selection.voxel_calibration for bundle in bundles])
     selection = Selection(
-        voxel_calibration=mean_calibration(
-            [bundle.selection.voxel_calibration for bundle in bundles]
-        ),
+        voxel_calibration=voxels,
         n_members=len(folds),
         is_mirrored=bundles[0].selection.is_mirrored,  # the folds have the same settings
     )

@@ -234,9 +234,8 @@ def development_tables(
         DatasetError: if no case remains, or no prediction has a reference.
     """
     references = References.find_all(reference, **rules)
-    dataset = references.with_labels_of(
-        predictions.files, merge_labels=rules.get("merge_labels", False)
-    )
+    merge_labels = rules.get("merge_labels", False)
+    dataset = references.with_labels_of(predictions.files, merge_labels=merge_labels)
     # faults of cases that are not predicted do not matter
     faults = [fault for fault in references.findings if fault.case in predictions.files]
     # all cases get the same role, not those of the dataset

@@ -485,11 +485,8 @@ def _score_predicted(one: Evaluation, preset: Preset) -> Scores | None:
     """Return the scores of the cases with a prediction; None if all cases have one."""
     if not one.scores.missing_predictions:
         return None
-    return summarise(
-        one.tables.of_cases(one.tables.cases["case"][one.tables.is_predicted]),
-        preset,
-        replace(one.settings, replicates=0),
-    )
+    predicted = one.tables.of_cases(one.tables.cases["case"][one.tables.is_predicted])
+    return summarise(predicted, preset, replace(one.settings, replicates=0))
 
 
 def _name_folders(*folders: str) -> list[str]:
@@ -544,9 +541,8 @@ def model_of(predictions: Path) -> dict[str, Any]:
         return of_nnunet
     if predictions.name not in ("validation", "predictions"):
         return {}
-    known = read_run(predictions).model_dump(
-        include={"model", "bundle", "training_patients", "training_scans"}, exclude_unset=True
-    )
+    keys = {"model", "bundle", "training_patients", "training_scans"}
+    known = read_run(predictions).model_dump(include=keys, exclude_unset=True)
     return {key: value for key, value in known.items() if value is not None}
 
 

@@ -160,13 +160,8 @@ class _ProgressLog:
         if time_left == self._logged_time:
             return
         self._logged_time = time_left
-        log.info(
-            "%s: %s (%.0f %%), %s left.",
-            self._step,
-            item if total == 1 else f"{done:g} of {total}",
-            100 * done / total,
-            time_left,
-        )
+        finished = item if total == 1 else f"{done:g} of {total}"
+        log.info("%s: %s (%.0f %%), %s left.", self._step, finished, 100 * done / total, time_left)
 
 
 @contextmanager

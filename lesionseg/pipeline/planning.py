@@ -255,9 +255,8 @@ def _make_plan(experiment: Experiment) -> Plan:
     dims = survey.fingerprint.dims
     pyramid = checkpoint_architecture(model, dims)
     if pyramid is None and model.backbone:
-        pyramid = backbone_pyramid(
-            model.architecture, network_spec(model), dims, len(survey.dataset.channel_names)
-        )
+        n_channels = len(survey.dataset.channel_names)
+        pyramid = backbone_pyramid(model.architecture, network_spec(model), dims, n_channels)
     width = Decision(model, "")
     if pyramid is None and before is None and may_be_narrow(model, survey.fingerprint):
         width = narrow_if_short(model, trainer, device)
@@ -401,9 +400,8 @@ def with_focal_correction(plan: Plan, loss: LossConfig, detection: DetectionConf
     if plan.has_boxes:
         # hard negatives have no correction
         alpha, gamma = make_detection_loss(detection).link or (None, None)
-        plan = plan.with_(
-            anchors=replace(planned_anchors(plan), alpha=to_tuples(alpha), gamma=gamma)
-        )
+        anchors = replace(planned_anchors(plan), alpha=to_tuples(alpha), gamma=gamma)
+        plan = plan.with_(anchors=anchors)
     link = getattr(make_loss(loss, plan.activation, has_boxes=plan.has_boxes), "link", None)
     if link is None:
         return plan.with_(link=None)

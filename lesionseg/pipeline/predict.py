@@ -105,9 +105,8 @@ def _predict(
             source = download(cfg.input)
             found = find_input_scans(source, folder, plan, cfg)
         else:
-            found = pacs.find_scans(
-                fetched, partial(explain_unwanted, cfg=cfg.series, plan=plan, archive=True)
-            )
+            unwanted = partial(explain_unwanted, cfg=cfg.series, plan=plan, archive=True)
+            found = pacs.find_scans(fetched, unwanted)
     except DatasetError:
         if cfg.send is not None and shard.is_whole and folder.is_dir():
             with claim_table(folder, shard.table):
@@ -195,9 +194,8 @@ def _describe_output(results: PredictionFolder, url: str, plan: Plan, scan: Path
     if results.names == "bids":
         written = write_bids_description(results.path)
     elif results.names == "nnunet" and scan is not None:
-        written = write_description(
-            results.path, plan.channel_names, plan.labels, result_suffix(scan, plan.dims)
-        )
+        suffix = result_suffix(scan, plan.dims)
+        written = write_description(results.path, plan.channel_names, plan.labels, suffix)
     upload(written, results.path, url)
 
 

@@ -117,12 +117,8 @@ class StartedScan:
 
     def finish(self, status: str, message: str, **values: Any) -> None:
         """Make the row final: the scan failed or is skipped. `values`: further attributes."""
-        self.update(
-            status=status,
-            message=message,
-            finished=datetime.now().astimezone().isoformat(timespec="seconds"),
-            **values,
-        )
+        now = datetime.now().astimezone().isoformat(timespec="seconds")
+        self.update(status=status, message=message, finished=now, **values)
 
     def repeat(self, earlier: CaseRow) -> None:
         """Replace the row by that of an earlier run, and mark it as unchanged.
@@ -203,10 +199,8 @@ class CaseWork:
         except Exception as error:  # a damaged file may make any library raise anything
             self._fail(item, error)
         if not item.row.is_unchanged:
-            item.update(
-                seconds=round((item.row.seconds or 0) + perf_counter() - begin, 3),
-                peak_memory_mb=peak_memory_mb(),
-            )
+            seconds = round((item.row.seconds or 0) + perf_counter() - begin, 3)
+            item.update(seconds=seconds, peak_memory_mb=peak_memory_mb())
         return result
 
     def _fail(self, item: StartedScan, error: Exception) -> None:
@@ -253,9 +247,8 @@ class CaseWork:
                 if item.scan.fault or item.scan.left_out:
                     continue
                 with suppress(Exception):  # the step `read` will raise the same error
-                    item.n_bytes = needed_bytes(
-                        read_geometry(item.scan.files.images[0], pixel_mm=1.0), self.predictor.plan
-                    )
+                    geometry = read_geometry(item.scan.files.images[0], pixel_mm=1.0)
+                    item.n_bytes = needed_bytes(geometry, self.predictor.plan)
         known = [item.n_bytes for item in unfinished if item.n_bytes is not None]
         n_unknown = len(unfinished) - len(known)
         return sum(known) + n_unknown * max(known, default=0) <= self.budget
@@ -301,9 +294,8 @@ class CaseWork:
         if earlier is not None:
             item.repeat(earlier)
             return None
-        reason = explain_too_few_slices(
-            scan, self.cfg.series, plan, archive=is_archive(Path(self.cfg.input))
-        )
+        is_in_archive = is_archive(Path(self.cfg.input))
+        reason = explain_too_few_slices(scan, self.cfg.series, plan, archive=is_in_archive)
         if reason:
             _skip(item, reason)
             return None
@@ -353,9 +345,8 @@ class CaseWork:
             prediction = self._find_candidates(item.case, inferred, new_files)
             zone_names, prediction = self._assign_zones(item.case, inferred, prediction)
             row = replace(item.row, **self._describe(prediction, zone_names))
-            message = self.outputs.add_files(
-                row, item.scan, prediction, self.predictor.plan.labels.value_names, new_files
-            )
+            mask_names = self.predictor.plan.labels.value_names
+            message = self.outputs.add_files(row, item.scan, prediction, mask_names, new_files)
             row = replace(row, message=message)
             write_prediction(
                 new_files,
@@ -409,9 +400,8 @@ class CaseWork:
         prediction = self.predictor.decide(inferred, case, keep)
         if self.cfg.names == "nnunet":
             grid = inferred.file_geometry
-            write_probabilities(
-                new_files, case, probabilities, grid, are_regions=bool(labels.regions)
-            )
+            is_region = bool(labels.regions)
+            write_probabilities(new_files, case, probabilities, grid, are_regions=is_region)
         else:
             np.savez_compressed(new_files / f"{case}{PROBABILITIES}", probabilities=probabilities)
         return prediction

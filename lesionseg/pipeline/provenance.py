@@ -92,12 +92,7 @@ def _git_commit() -> str | None:
     with suppress(OSError, subprocess.SubprocessError):
         # without a .git here, git would find the repository of a parent folder
         own = (here.parents[1] / ".git").resolve(strict=True)
-        done = subprocess.run(
-            ["git", "-C", str(own.parent), *describe.split()],
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=10,
-        )
+        command = ["git", "-C", str(own.parent), *describe.split()]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
         return done.stdout.strip()
     return None

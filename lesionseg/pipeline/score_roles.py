@@ -194,9 +194,8 @@ def score_role(predictor: Predictor, experiment: Experiment, role: Role) -> Scor
     log.info("Predicting %s.", count(len(cases), f"{role} case"))
     scored = _score_now(predictor, experiment, cases, output / "predictions")
     point = predictor.operating_point()
-    return write_role_scores(
-        scored, experiment, output, point, is_group_safe=experiment.survey.is_group_safe(role)
-    )
+    is_group_safe = experiment.survey.is_group_safe(role)
+    return write_role_scores(scored, experiment, output, point, is_group_safe=is_group_safe)
 
 
 def _score_now(

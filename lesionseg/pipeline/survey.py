@@ -125,12 +125,9 @@ def take_survey(data: DataConfig, seed: int, facts: Path | None = None) -> Surve
     used = development | splits.roles.keys()
     left_out = [case for case in known if case not in used]
     if left_out:
-        log.warning(
-            "%s leaves out %s, not used here: %s.",
-            data.splits or dataset.split_file,
-            count(len(left_out), "labelled case"),
-            join_names(left_out),
-        )
+        file = data.splits or dataset.split_file
+        cases = count(len(left_out), "labelled case")
+        log.warning("%s leaves out %s, not used here: %s.", file, cases, join_names(left_out))
     developed = {case: found for case, found in known.items() if case in development}
     return Survey(
         dataset=dataset,
@@ -240,9 +237,8 @@ def with_fold(survey: Survey, data: DataConfig, seed: int) -> Survey:
     Raises:
         DatasetError: if the fold has no case for validation, or no lesion for training.
     """
-    return replace(
-        survey, splits=first_splits(survey.dataset, survey.counts, survey.lesions, data, seed)
-    )
+    splits = first_splits(survey.dataset, survey.counts, survey.lesions, data, seed)
+    return replace(survey, splits=splits)
 
 
 def folds_of(survey: Survey, data: DataConfig) -> tuple[int, ...]:

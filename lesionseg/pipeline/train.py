@@ -191,13 +191,8 @@ def explain_promise(survey: Survey, aim: Aim, fold: int | str | None) -> None:
     patients = {files.patient for files in cases if survey.counts.get(files.case)}
     why_not = explain_too_few(aim.value, len(patients))
     if not why_not:
-        log.info(
-            "%s: %s with lesions can %spromise %g.",
-            where,
-            count(len(patients), "patient"),
-            about,
-            aim.value,
-        )
+        words = count(len(patients), "patient")
+        log.info("%s: %s with lesions can %spromise %g.", where, words, about, aim.value)
         return
     advice = ""
     if fold is None:

@@ -159,9 +159,8 @@ def make_splits(
     _warn_of_divided_groups(divided, "training")
     # the threshold is chosen on validation cases, so a test case of the same patient is not unseen
     tested = _find_shared_groups(dataset, roles, "validation", _TEST)
-    _warn_of_divided_groups(
-        {name: other for name, other in tested.items() if name not in divided}, "validation"
-    )
+    only_tested = {name: other for name, other in tested.items() if name not in divided}
+    _warn_of_divided_groups(only_tested, "validation")
     return Splits(roles, group_safe=not divided, seed=seed, note=assigned.reason)
 
 
@@ -506,9 +505,8 @@ def _draw_validation(
         most = max(drawn, key=lambda name: units[name].n_lesions)
         free = [name for name in ordered if name not in drawn]
         drawn = [name for name in drawn if name != most] + free[:1]
-    drawn = hold_each_label(
-        drawn, ordered, {name: unit.labels for name, unit in units.items()}, rng
-    )
+    unit_labels = {name: unit.labels for name, unit in units.items()}
+    drawn = hold_each_label(drawn, ordered, unit_labels, rng)
     kind = "groups" if len({c.patient for c in pool}) > 1 else "cases of the only group"
     note = (
         f"{len(drawn)} of {len(units)} {kind} drawn for validation, balanced by numbers of lesions"

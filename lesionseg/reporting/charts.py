@@ -121,22 +121,17 @@ def size_chart(tables: Evaluation) -> Chart | None:
         shares = _shares_of_patients(tables, part)
         numbers_of_patients.append(len(shares))
         is_too_narrow |= len(shares) < FEW and 0 < part.detected < part.n
-        axes.plot(
-            [x, x],
-            part.ci95 or _interval_of_few(part, len(shares)),
-            color=INK,
-            linestyle=DASHED if len(shares) < RELIABLE else "-",
-            linewidth=1.4,
-        )
+        style = DASHED if len(shares) < RELIABLE else "-"
+        ends = part.ci95 or _interval_of_few(part, len(shares))
+        axes.plot([x, x], ends, color=INK, linestyle=style, linewidth=1.4)
         if has_rings:
             places = x + 0.32 + 0.05 * np.arange(len(shares))
             axes.plot(
                 places, shares, "o", markersize=4.5, mfc="white", mec="#555555", clip_on=False
             )
     unit = tables.scores.size_unit
-    axes.set_xticks(
-        range(len(bins)), [f"{size_class_words(b, unit)}\n{b.detected} of {b.n}" for b in bins]
-    )
+    names = [f"{size_class_words(b, unit)}\n{b.detected} of {b.n}" for b in bins]
+    axes.set_xticks(range(len(bins)), names)
     axes.set_xlim(-0.4, max(len(bins), 3) - 0.4)
     _label_share_axis(axes)
     caption = say(
@@ -228,14 +223,8 @@ def froc_chart(models: Sequence[tuple[str, Evaluation]]) -> Chart | None:
         _draw_threshold(axes, first, lower, "lower limit", "white")
     aim = first.scores.operating_point.aim
     if aim is not None and aim.kind == "fp_per_case" and 0 < aim.value < right:
-        axes.axvline(
-            aim.value,
-            color="#555555",
-            linestyle="-.",
-            linewidth=1,
-            zorder=1,
-            label=f"set for {rate(aim.value)}",
-        )
+        words = f"set for {rate(aim.value)}"
+        axes.axvline(aim.value, color="#555555", linestyle="-.", linewidth=1, zorder=1, label=words)
     # above the axes, because curves may be anywhere within them
     with rc_context(RC):  # names of folders may contain dollar signs
         figure.legend(frameon=False, fontsize=8, loc="outside upper left", ncols=2)
@@ -262,13 +251,8 @@ def _draw_froc_curve(axes: Axes, name: str, tables: Evaluation, colour: str, rig
     """
     label = fill(name.lstrip("_"), MOST_LETTERS)  # matplotlib hides names that begin with "_"
     if tables.threshold is None:  # such as masks that a reader drew
-        axes.plot(
-            tables.scores.count("n_false_positive") / tables.n_scanned,
-            tables.lesions["detected"].mean(),
-            "s",
-            color=colour,
-            label=label,
-        )
+        false_rate = tables.scores.count("n_false_positive") / tables.n_scanned
+        axes.plot(false_rate, tables.lesions["detected"].mean(), "s", color=colour, label=label)
         return False
     scores = np.unique(tables.lesions["detected_at"].dropna())[::-1]
     n_found, n_false = np.array([(0, 0), *map(tables.count_at, scores)]).T
@@ -319,16 +303,9 @@ def _draw_threshold(
 ) -> None:
     """Draw a dot at a threshold, whose name and numbers are an entry of the legend."""
     x = point.n_false / tables.n_scanned
-    (dot,) = axes.plot(
-        x,
-        point.n_found / len(tables.lesions),
-        "o",
-        markersize=9,
-        color=colour,
-        mec=FOUND,
-        mew=1.5,
-        label=f"{name}: {point.n_found} of {len(tables.lesions)} at {rate(x)} per scan",
-    )
+    y = point.n_found / len(tables.lesions)
+    label = f"{name}: {point.n_found} of {len(tables.lesions)} at {rate(x)} per scan"
+    (dot,) = axes.plot(x, y, "o", markersize=9, color=colour, mec=FOUND, mew=1.5, label=label)
     dot.set(zorder=5, clip_on=False)  # complete also at 0 and 100 %
 
 
@@ -363,9 +340,8 @@ def dice_chart(tables: Evaluation) -> Chart | None:
     axes.axhline(mean, color=ACCENT, linestyle="--", linewidth=1.2)
     axes.set(ylim=(0, 1.02), xlabel="scans with a lesion, sorted", ylabel="Dice")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    return Chart(
-        "Dice, scan by scan", f"The Dice of each scan. Dashed: mean {format_score(mean)}.", figure
-    )
+    caption = f"The Dice of each scan. Dashed: mean {format_score(mean)}."
+    return Chart("Dice, scan by scan", caption, figure)
 
 
 def curve_chart(tables: Evaluation) -> Chart | None:
@@ -490,12 +466,8 @@ def training_charts(history: Path) -> list[Chart]:
         figure, axes = new_figure()
         for name in names:
             values = numbers[name]
-            axes.plot(
-                step[values.notna()],
-                values.dropna(),
-                linewidth=1.2,
-                label=CURVES.get(name, name.replace("_", " ")),
-            )
+            words = CURVES.get(name, name.replace("_", " "))
+            axes.plot(step[values.notna()], values.dropna(), linewidth=1.2, label=words)
         axes.set_xlabel("step")
         # above the axes, because curves may be anywhere within them
         n_columns = 1 if any(name in CURVES for name in names) else 3

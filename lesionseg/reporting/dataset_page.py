@@ -325,11 +325,8 @@ def _draw_intensities(channel: str, numbers: Sequence[int], ranges: Numbers) -> 
     axes.plot(numbers, ranges[:, 1], "o", color="white", mec=FOUND, markersize=4)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="case", ylabel="intensity")
-    return Chart(
-        f"Intensities: {channel}",
-        "Lines: the 0.5 to 99.5 percentiles of each case. Rings: the median.",
-        figure,
-    )
+    caption = "Lines: the 0.5 to 99.5 percentiles of each case. Rings: the median."
+    return Chart(f"Intensities: {channel}", caption, figure)
 
 
 def _draw_spacings(spacings: Numbers, unit: str) -> Chart:
@@ -337,9 +334,8 @@ def _draw_spacings(spacings: Numbers, unit: str) -> Chart:
     figure, axes = new_figure()
     n_cases, dims = spacings.shape
     for axis in range(dims):
-        axes.plot(
-            axis + np.linspace(-0.2, 0.2, n_cases), spacings[:, axis], "o", color=FOUND, alpha=0.6
-        )
+        places = axis + np.linspace(-0.2, 0.2, n_cases)
+        axes.plot(places, spacings[:, axis], "o", color=FOUND, alpha=0.6)
     axes.set_xticks(range(dims), ("slices", "rows", "columns")[-dims:])
     axes.set(ylabel=f"spacing, {unit}", ylim=(0, None))
     return Chart("Spacings", "Voxel size of each case along each axis.", figure)

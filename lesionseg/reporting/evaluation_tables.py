@@ -91,9 +91,9 @@ class Evaluation(Tables):
     @property
     def missed(self) -> pd.DataFrame:
         """The missed lesions, largest first."""
-        return self.lesions[~self.lesions["detected"]].sort_values(
-            [self.size_column, "case", "lesion"], ascending=[False, True, True]
-        )
+        missed = self.lesions[~self.lesions["detected"]]
+        order = [self.size_column, "case", "lesion"]
+        return missed.sort_values(order, ascending=[False, True, True])
 
     @property
     def real_names(self) -> list[str]:
@@ -166,11 +166,8 @@ def write_pseudonyms(folder: Path, names: Mapping[str, str]) -> None:
     path = folder / "pseudonyms.csv"
     path.unlink(missing_ok=True)  # of an earlier page with other cases
     if names:
-        write_csv(
-            path,
-            [{"pseudonym": shown, "name": real} for shown, real in names.items()],
-            ("pseudonym", "name"),
-        )
+        rows = [{"pseudonym": shown, "name": real} for shown, real in names.items()]
+        write_csv(path, rows, ("pseudonym", "name"))
 
 
 def _with_pseudonyms(tables: Evaluation) -> Evaluation:

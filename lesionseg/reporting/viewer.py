@@ -63,9 +63,8 @@ def write_viewer(
     data = viewer_data(scene)
     if threshold is not None:
         data["threshold"] = threshold
-    write_page(
-        folder / f"{name}.html", "viewer.html.j2", title=title, niivue=NIIVUE.name, data=data
-    )
+    page = folder / f"{name}.html"
+    write_page(page, "viewer.html.j2", title=title, niivue=NIIVUE.name, data=data)
 
 
 def remove_viewer_pages(folder: Path) -> None:

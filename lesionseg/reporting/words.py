@@ -127,12 +127,8 @@ def headline(tables: Evaluation) -> str:
     if tables.has_mm:
         of_size = [tables.lesions_by_size(small=small)["detected"] for small in (False, True)]
         large, small = ((int(found.sum()), len(found)) for found in of_size)
-        found = say(
-            "found_by_size",
-            large=large,
-            small=small,
-            bound=f"{SMALL_MM:g} {short_unit(tables.scores.size_unit)}",
-        )
+        bound = f"{SMALL_MM:g} {short_unit(tables.scores.size_unit)}"
+        found = say("found_by_size", large=large, small=small, bound=bound)
     return say(
         "headline",
         tables=tables,
@@ -203,9 +199,8 @@ def _found_tile(found: "pd.Series[bool]", words: str, without: Tile) -> Tile:
     if not len(found):
         return without
     share = float(found.mean())
-    return Tile(
-        f"{int(found.sum())} of {len(found)}", f"{words} ({percent(share)})", weak=share < 0.5
-    )
+    value = f"{int(found.sum())} of {len(found)}"
+    return Tile(value, f"{words} ({percent(share)})", weak=share < 0.5)
 
 
 def _false_positive_tile(tables: Evaluation) -> Tile:
@@ -221,24 +216,17 @@ def _false_positive_tile(tables: Evaluation) -> Tile:
     if not tables.n_predicted:
         return Tile("–", words)
     if not n_false:
-        return Tile(
-            f"0 on {say('scans_with_false_positives', tables=tables)}",
-            words,
-            weak=len(tables.cases) < 20,
-        )
+        value = f"0 on {say('scans_with_false_positives', tables=tables)}"
+        return Tile(value, words, weak=len(tables.cases) < 20)
     is_many = found.value is not None and found.value > 2
     return Tile(rate(found.value), words, weak=is_many or bool(explain_excess(tables.scores)))
 
 
 def limitations(tables: Evaluation, study: Mapping[str, str]) -> str:
     """Return the limitations in one line. `study` contains the answers of study.yaml."""
-    return say(
-        "limitations",
-        tables=tables,
-        study=study,
-        n_warned=int((tables.cases["warning"] != "").sum()),
-        n_outside=int(tables.cases["n_outside"].sum()),
-    )
+    n_warned = int((tables.cases["warning"] != "").sum())
+    n_outside = int(tables.cases["n_outside"].sum())
+    return say("limitations", tables=tables, study=study, n_warned=n_warned, n_outside=n_outside)
 
 
 @dataclass(frozen=True)

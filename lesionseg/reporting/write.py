@@ -139,9 +139,8 @@ def write_report(
     write_adjudication(adjudication, tables)
     write_pseudonyms(output, tables.names)
     if options.pdf:
-        write_pdf(
-            output / "report.pdf", render("report.html.j2", report=content, most_rows=MOST_PRINTED)
-        )
+        printed = render("report.html.j2", report=content, most_rows=MOST_PRINTED)
+        write_pdf(output / "report.pdf", printed)
     return output / "report.html"
 
 
@@ -490,9 +489,8 @@ def _draw_pictures(
         if progress is not None:
             progress(case, n_done, n_wanted)
     if unread:
-        log.warning(
-            "The report has no pictures of %s: %s", join_names(unread), next(iter(unread.values()))
-        )
+        reason = next(iter(unread.values()))
+        log.warning("The report has no pictures of %s: %s", join_names(unread), reason)
     of_kind: dict[Kind, list[Card]] = defaultdict(list)
     for index in sorted(cards):  # the order of the page, not that of the cases
         of_kind[wanted[index].kind].append(cards[index])
@@ -615,11 +613,5 @@ def _draw_card(scene: Scene, wanted: _Wanted, tables: Evaluation) -> Card:
     size = size_words(row, tables)
     if wanted.kind != "top" and label_keys(tables):
         size = f"{row['label']}, {size}"
-    return Card.draw(
-        {"": scene},
-        start,
-        stop,
-        words=(str(row["case"]), size, wanted.words),
-        planes=planes,
-        focus=focus,
-    )
+    words = (str(row["case"]), size, wanted.words)
+    return Card.draw({"": scene}, start, stop, words=words, planes=planes, focus=focus)

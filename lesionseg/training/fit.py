@@ -423,7 +423,8 @@ def _choose_strategy(settings: TrainerConfig, environment: ClusterEnvironment | 
     """
     if settings.has_one_device:
         return "auto"
-    return DDPStrategy(start_method="spawn" if environment is None else "popen", timeout=PATIENCE)
+    start = "spawn" if environment is None else "popen"
+    return DDPStrategy(start_method=start, timeout=PATIENCE)  # type: ignore[arg-type]
 
 
 def _out_of_memory(plan: Plan, why: str, step: int | None = None) -> ConfigError:

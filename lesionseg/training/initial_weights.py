@@ -53,9 +53,8 @@ def start_from(bundle: str, network: nn.Module, plan: Plan) -> None:
             log.info("The bundle is an ensemble of %d; its first network is taken.", n_members)
         transfer = take_weights(network, plan, before.networks[0], before.plan)
     n_taken = len(transfer.taken)
-    log.info(
-        "Weights of %s: %d of %d tensors taken.", source, n_taken, n_taken + len(transfer.fresh)
-    )
+    n_tensors = n_taken + len(transfer.fresh)
+    log.info("Weights of %s: %d of %d tensors taken.", source, n_taken, n_tensors)
     _log_parts("Taken", transfer.taken)
     if transfer.adapted:
         log.info("Of these, %s.", transfer.adapted)

@@ -204,9 +204,8 @@ class LesionModule(pl.LightningModule):
         if self.is_logged:
             device = self.recent[-1].device
             means = torch.stack([row.to(device) for row in self.recent]).nanmean(0)
-            self.log_dict(
-                dict(zip(terms, means, strict=True)), sync_dist=self.trainer.world_size > 1
-            )
+            is_distributed = self.trainer.world_size > 1
+            self.log_dict(dict(zip(terms, means, strict=True)), sync_dist=is_distributed)
             rate = self.optimizers().param_groups[-1]["lr"]  # type: ignore[union-attr]
             self.log_dict({"lr": rate, "minutes": self.minutes, "skipped": float(self.skipped)})
 

@@ -172,7 +172,8 @@ class LesionData(pl.LightningDataModule):
             n_processes=trainer.num_devices,
             targets=targets,
         )
-        return read_batches(self.tiles, numbers, workers, pin=device == "cuda", add_targets=targets)
+        pin = device == "cuda"
+        return read_batches(self.tiles, numbers, workers, pin=pin, add_targets=targets)
 
 
 def _count_own_cores(n_processes: int) -> int:

@@ -110,9 +110,8 @@ def export(
         )
     selection = write_own_bundle(bundle, folder / BUNDLE, digest, choose)
     command = predict_command(folder, is_mirrored=selection.is_mirrored)
-    return ExportOutcome(
-        folder / BUNDLE, 0.0, tuple(list_points(selection.operating_points)), command
-    )
+    lines = tuple(list_points(selection.operating_points))
+    return ExportOutcome(folder / BUNDLE, 0.0, lines, command)
 
 
 def _export_onnx(cfg: ExportConfig, bundle: Bundle, digest: str) -> ExportOutcome:

@@ -84,9 +84,8 @@ class PairReader:
             alignment = _register(earlier, later)
         elif not is_one_grid:
             _log.info("%s: the two grids differ; the files' own positions are used.", later.case)
-        visits = compare_visits(
-            later.case, before, after, self.rule, None if alignment is None else alignment.matrix
-        )
+        matrix = None if alignment is None else alignment.matrix
+        visits = compare_visits(later.case, before, after, self.rule, matrix)
         _check_values(visits, self.rule)
         return visits, alignment
 

@@ -397,11 +397,8 @@ class ResultObjects:
 
     def _make_algorithm(self) -> sr.AlgorithmIdentification:
         """Return our name and version and the parameters, for a group of the report."""
-        return sr.AlgorithmIdentification(
-            "lesionseg",
-            self.origin.version,
-            [f"{name}: {value}" for name, value in self.parameters.items()],
-        )
+        parameters = [f"{name}: {value}" for name, value in self.parameters.items()]
+        return sr.AlgorithmIdentification("lesionseg", self.origin.version, parameters)
 
     def _make_tracking_identifier(self, name: str) -> sr.TrackingIdentifier:
         """Return a name with its UID, which are the same in SEG and report."""
@@ -459,11 +456,8 @@ class ResultObjects:
             # the frames of a radiograph's segmentation are its segments in their order
             image = sr.SourceImageForSegmentation.from_source_image(self.source.first)
             return sr.ReferencedSegmentationFrame(*uids, number, number, source_image=image)
-        return sr.ReferencedSegment(
-            *uids,
-            number,
-            source_series=sr.SourceSeriesForSegmentation(self.source.first.SeriesInstanceUID),
-        )
+        series = sr.SourceSeriesForSegmentation(self.source.first.SeriesInstanceUID)
+        return sr.ReferencedSegment(*uids, number, source_series=series)
 
     def _make_empty_group(self) -> sr.MeasurementsAndQualitativeEvaluations:
         """Make a group that states 0 accepted candidates. A report must have at least one group."""

@@ -88,10 +88,8 @@ def predict_scan(
             zipped = Path(shutil.make_archive(f"{folder}/{CASE}_all", "zip", output))
         if result == "all":
             return Answer(zipped.name, zipped.read_bytes(), warning)
-        view = viewer_data(
-            Scene(volume.array[0], volume.geometry, prediction=prediction),
-            with_slices=not NIIVUE.is_file(),
-        )
+        scene = Scene(volume.array[0], volume.geometry, prediction=prediction)
+        view = viewer_data(scene, with_slices=not NIIVUE.is_file())
         view["zip"] = base64.b64encode(zipped.read_bytes()).decode()
         view["warning"] = warning
         channels = predictor.plan.channel_names

@@ -252,10 +252,8 @@ def _add_pages(app: FastAPI, server: _Server) -> None:
     async def health() -> JSONResponse:
         status = server.model.status
         about = {"status": status, "version": __version__, "bundle": server.digest}
-        return JSONResponse(
-            {**about, "channels": plan.channel_names, "labels": server.labels},
-            503 if status == "failed" else 200,
-        )
+        content = {**about, "channels": plan.channel_names, "labels": server.labels}
+        return JSONResponse(content, 503 if status == "failed" else 200)
 
 
 def _add_predictions(app: FastAPI, server: _Server) -> None:

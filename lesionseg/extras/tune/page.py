@@ -155,13 +155,8 @@ def _draw_finished(axes: Axes, search: TuningSearch) -> PathCollection:
         zorder=3,
     )
     for trial in finished:
-        axes.annotate(
-            f"{_recall(trial):.2f}",
-            (trial.alpha, trial.gamma),
-            (8, 4),
-            textcoords="offset points",
-            size=8,
-        )
+        place = (trial.alpha, trial.gamma)
+        axes.annotate(f"{_recall(trial):.2f}", place, (8, 4), textcoords="offset points", size=8)
     return dots
 
 

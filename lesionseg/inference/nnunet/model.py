@@ -448,9 +448,8 @@ def _normalisation(
 def _resampling(function: str, options: Mapping[str, Any], where: str) -> NnunetResampling:
     """Return the resampling of a function. Raise `BundleError` if it or an option is unknown."""
     _require_known("the resampling", function, _RESAMPLING, where)
-    stated = parse_as(
-        _ResamplingOptions, {**options, **_RESAMPLING[function]}, f"{where}_kwargs", BundleError
-    )
+    content = {**options, **_RESAMPLING[function]}
+    stated = parse_as(_ResamplingOptions, content, f"{where}_kwargs", BundleError)
     return NnunetResampling(
         order=stated.order,
         order_z=stated.order_z,

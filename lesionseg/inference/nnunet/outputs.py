@@ -394,7 +394,6 @@ def rank_sure(p: Numbers, rest: Numbers) -> NDArray[np.float32]:
     ranked = p.copy()
     high = p > _HIGH
     log_odds = np.log(p[high]) - np.log(np.maximum(rest[high], _SMALLEST_FLOAT32))
-    ranked[high] = np.where(
-        log_odds > SURE, compress_log_odds(torch.from_numpy(log_odds)).sigmoid().numpy(), p[high]
-    )
+    compressed = compress_log_odds(torch.from_numpy(log_odds)).sigmoid().numpy()
+    ranked[high] = np.where(log_odds > SURE, compressed, p[high])
     return ranked.astype(np.float32)

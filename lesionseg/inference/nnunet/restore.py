@@ -47,9 +47,8 @@ def _resize_slabs(
     A row is a plane across the first axis. Only the input rows between which the yielded rows are
     interpolated are read, unless the splines need the whole volume.
     """
-    orders, _ = spline_orders(
-        recipe.logit_resampling, network_spacing(recipe, scan.spacing), scan.spacing
-    )
+    before = network_spacing(recipe, scan.spacing)
+    orders, _ = spline_orders(recipe.logit_resampling, before, scan.spacing)
     shape = tuple(part.stop - part.start for part in scan.crop)
     n_channels, n_rows = logits.values.shape[:2]
     rows_at_once = max(1, _SLAB_VOXELS // max(n_channels * shape[1] * shape[2], 1))

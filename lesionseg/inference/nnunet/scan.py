@@ -75,9 +75,8 @@ def prepare_scan(
     image = torch.empty((len(cropped), *shape), dtype=torch.float32)
     for channel, scheme in enumerate(recipe.normalisation):
         normalise(cropped[channel], scheme, inside)
-        image[channel] = resize(
-            torch.from_numpy(cropped[channel]), shape, orders, clip_along=thick_axis
-        )
+        values = torch.from_numpy(cropped[channel])
+        image[channel] = resize(values, shape, orders, clip_along=thick_axis)
     return image.numpy(), Resizing(view.geometry, crop, spacing)
 
 

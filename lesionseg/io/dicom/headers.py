@@ -222,9 +222,8 @@ def read_series_uid(file: Path) -> str:
     """Return the SeriesInstanceUID of a damaged header, or "" if it is absent or unreadable."""
     with suppress(Exception), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return text(
-            _read_elements(file, pixels=False, names=["SeriesInstanceUID"]), "SeriesInstanceUID"
-        )
+        header = _read_elements(file, pixels=False, names=["SeriesInstanceUID"])
+        return text(header, "SeriesInstanceUID")
     return ""
 
 

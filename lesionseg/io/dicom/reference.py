@@ -239,9 +239,8 @@ def _draw_contours(path: Path, header: "Header", geometry: Geometry, masks: Mask
                     f"{path}: a contour is not closed ({kind or 'type not stated'}). Export closed "
                     "contours (CLOSED_PLANAR), or a mask as NIfTI."
                 )
-            index = _round_to_grid(
-                path, np.array(contour.ContourData, float).reshape(-1, 3), geometry, n_axes=1
-            )
+            points_lps = np.array(contour.ContourData, float).reshape(-1, 3)
+            index = _round_to_grid(path, points_lps, geometry, n_axes=1)
             if np.ptp(index[:, 0]):
                 raise GeometryError(
                     f"{path}: a contour is not within one slice of the image. Export the "

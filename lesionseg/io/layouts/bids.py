@@ -92,14 +92,9 @@ def _find_without_mask(root: Path, masks: Collection[str]) -> list[Finding]:
     """
     sessions = {_session_of(file) for file in root.glob("sub-*/**/sub-*") if is_image_file(file)}
     names = sorted(session for session in sessions if session and session not in masks)
-    return findings_about(
-        root,
-        names,
-        "session",
-        "without a lesion mask, left out",
-        advice=" A lesion-free session needs a mask of zeros.",
-        severity="warning",
-    )
+    words = "without a lesion mask, left out"
+    advice = " A lesion-free session needs a mask of zeros."
+    return findings_about(root, names, "session", words, advice=advice, severity="warning")
 
 
 def _session_of(file: Path) -> str:

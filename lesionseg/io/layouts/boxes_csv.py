@@ -161,11 +161,8 @@ def _parse_lesion(
             )
     if round(parse_number("rotation", cells.get("rotation") or "0"), 1) % 180:
         raise DatasetError(f"the box is rotated. {UPRIGHT}.")
-    return StatedLesion(
-        _parse_label(cells["label"], value_of),
-        (*(corners[low] for low, _ in axes), *(corners[high] for _, high in axes)),
-        where=where,
-    )
+    box = (*(corners[low] for low, _ in axes), *(corners[high] for _, high in axes))
+    return StatedLesion(_parse_label(cells["label"], value_of), box, where=where)
 
 
 def _parse_label(name: str, value_of: Mapping[str, int]) -> int:
@@ -196,9 +193,8 @@ def _table_of_images(root: Path) -> Table:
     files = list_images(folder)
     _refuse_channels(files)
     rows = [Row(CaseFiles(path_id(file.relative_to(folder)), (file,))) for file in files]
-    return Table(
-        folder, rows, Labels.of({1: "lesion"}), findings=find_unread_files(folder, folders=False)
-    )
+    unread = find_unread_files(folder, folders=False)
+    return Table(folder, rows, Labels.of({1: "lesion"}), findings=unread)
 
 
 def _refuse_channels(files: Iterable[Path]) -> None:

@@ -352,9 +352,8 @@ def _find_labels(
     label_of = {str(number): label for label, number in enumerate(sorted(names), start=1)}
     # of equal names, the first one is kept: Roboflow adds an unused category with the id 0
     by_use = sorted(sorted(names), key=lambda number: str(number) not in used)
-    label_names, findings = distinct_names(
-        root, {label_of[str(number)]: names[number] or str(number) for number in by_use}
-    )
+    name_of = {label_of[str(number)]: names[number] or str(number) for number in by_use}
+    label_names, findings = distinct_names(root, name_of)
     return label_names, label_of, findings
 
 

@@ -111,13 +111,8 @@ def read_datalist(root: Path) -> Table:
     names = content.get("modality")
     if not isinstance(names, dict) or len(names) != n_channels:
         names = {str(i): f"channel {i}" for i in range(n_channels)}
-    return Table(
-        path,
-        rows,
-        _read_or_number_labels(root, rows),
-        tuple(str(names[key]) for key in sorted(names, key=numbers_first)),
-        findings,
-    )
+    channel_names = tuple(str(names[key]) for key in sorted(names, key=numbers_first))
+    return Table(path, rows, _read_or_number_labels(root, rows), channel_names, findings)
 
 
 def _read_rows(

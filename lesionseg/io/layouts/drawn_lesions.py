@@ -96,12 +96,8 @@ def read_stated_reference(
         reason = "smaller lesions cover every pixel or another annotation has the same pixels"
         if files.reference is not None:
             reason = f"no pixel of {files.reference.name} has the mask_label"
-        logger.warning(
-            "%s: %s left out, because %s.",
-            files.case,
-            count(int((~is_visible).sum()), "lesion"),
-            reason,
-        )
+        n_left_out = count(int((~is_visible).sum()), "lesion")
+        logger.warning("%s: %s left out, because %s.", files.case, n_left_out, reason)
     visible_labels = tuple(labels[is_visible].tolist())
     label_of_number = np.array([0, *labels]).astype(np.min_scalar_type(int(labels.max(initial=0))))
     # consecutive numbers: if the second of three lesions is covered, the third gets the number 2

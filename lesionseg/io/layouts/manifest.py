@@ -73,9 +73,8 @@ def read_manifest(root: Path) -> Table:
             without_reference = Row(_make_case(root, cells, images), where)
             # if a further column is wrong, the case stays listed, so that its files are checked
             rows.append(without_reference)
-            rows[-1] = Row(
-                _add_reference(without_reference.files, root, cells, labels.names), where
-            )
+            files = _add_reference(without_reference.files, root, cells, labels.names)
+            rows[-1] = Row(files, where)
     findings += column_findings(path, lines[0][1], _KNOWN_COLUMNS, "is used for subgroups only")
     return Table(path, rows, labels, images, findings)
 

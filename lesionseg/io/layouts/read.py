@@ -278,10 +278,8 @@ def _log_summary(dataset: Dataset) -> None:
     patients = tested_on | trained_on
     shared = tested_on & trained_on
     if shared:
-        logger.warning(
-            "Training and test cases share %s, so the test scores will be too good.",
-            count(len(shared), "patient"),
-        )
+        text = "Training and test cases share %s, so the test scores will be too good."
+        logger.warning(text, count(len(shared), "patient"))
     size = f"{count(len(cases), 'case')} of {count(len(patients), 'patient')}"
     if len(cases) == len(patients) > 1:
         size = f"{len(cases)} cases, {EACH_IS_A_PATIENT}"

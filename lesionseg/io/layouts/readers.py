@@ -38,9 +38,8 @@ def merge_readers(dataset: Dataset, min_readers: int | None) -> Dataset:
         stated = files.annotations.get(LESIONS, CaseLesions())
         if len(stated.readers) > 1:
             if dataset.labels.merged:
-                stated = replace(
-                    stated, lesions=tuple(replace(box, label=1) for box in stated.lesions)
-                )
+                boxes = tuple(replace(box, label=1) for box in stated.lesions)
+                stated = replace(stated, lesions=boxes)
             merged = merge_case(stated, min_readers)
             files = replace(files, annotations={LESIONS: merged})
             n_boxes = sum(box.is_ignored for box in merged.lesions)

@@ -417,14 +417,8 @@ def _find_cases_without_fold(dataset: Dataset) -> list[Finding]:
     names = [case.case for case in usable if case.fold is None]
     if len(names) == len(usable):
         return []
-    return findings_about(
-        dataset.root,
-        names,
-        "case",
-        "without a fold, used for training in every fold",
-        kind="folds",
-        severity="warning",
-    )
+    words = "without a fold, used for training in every fold"
+    return findings_about(dataset.root, names, "case", words, kind="folds", severity="warning")
 
 
 def _merge_labels(dataset: Dataset) -> Dataset:

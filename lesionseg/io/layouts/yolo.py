@@ -101,12 +101,12 @@ def read_yolo(root: Path) -> Table:
     if path is None:
         raise DatasetError(f"{root}: the folder has no data.yaml with the key names. Write one.")
     root = Path(os.path.normpath(root))
-    content = parse_as(_DataFile, {str(key): value for key, value in read_yaml(path).items()}, path)
+    stated = {str(key): value for key, value in read_yaml(path).items()}
+    content = parse_as(_DataFile, stated, path)
     names = content.names if isinstance(content.names, dict) else dict(enumerate(content.names))
     value_of = {number: value for value, number in enumerate(sorted(names), start=1)}
-    label_names, findings = distinct_names(
-        path, {value: names[number] for number, value in value_of.items()}
-    )
+    value_names = {value: names[number] for number, value in value_of.items()}
+    label_names, findings = distinct_names(path, value_names)
     if content.nc not in (None, len(names)):
         text = f"{path}: nc is {content.nc}, but names has {len(names)} classes. Correct one."
         findings.append(Finding(LISTED, text, severity="error"))
@@ -320,6 +320,5 @@ def _find_orphans(path: Path, used: set[Path]) -> list[Finding]:
         for file in sorted(folder.glob("*.txt"))
         if file not in used and file.name not in _NO_LABELS
     ]
-    return findings_about(
-        path, orphans, "text file", "without an image, left out", most=5, severity="warning"
-    )
+    words = "without an image, left out"
+    return findings_about(path, orphans, "text file", words, most=5, severity="warning")

@@ -261,7 +261,8 @@ def write_prediction(
     other_suffix = _OTHER_SUFFIX.get(suffix, ".nrrd") if names == "nnunet" else suffix
 
     def write(name: str, array: NDArray[Any]) -> None:
-        write_volume(folder / name, Volume(array[np.newaxis], prediction.geometry), like)
+        volume = Volume(array[np.newaxis], prediction.geometry)
+        write_volume(folder / name, volume, like)
 
     if instances is not None:
         is_short = instances.max(initial=0) <= np.iinfo(np.uint16).max
