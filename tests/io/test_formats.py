@@ -76,6 +76,7 @@ FILES = {
 }
 WITH_CHECKSUM = ("a.nii.gz", "a.nrrd", "a.mha", "packed.mhd", "packed.nhdr", "a.png")
 WRITTEN = [suffix for form in FORMATS for suffix in form.written]
+VOLUMES = (".nii.gz", ".nii", ".nrrd", ".mha")
 
 
 def file_of_voxels(path):
@@ -172,18 +173,17 @@ def test_more_voxels_than_the_limit_are_an_error(tmp_path, name, change_limits):
 
 @pytest.mark.parametrize("suffix", WRITTEN)
 def test_number_types_are_kept_or_widened(tmp_path, suffix):
-    is_volume = suffix in (".nii.gz", ".nii", ".nrrd", ".mha")
-    kept = ["uint8", "uint16"]
+    path = tmp_path / f"a{suffix}"
+    array, grid = (VOLUME, GRID) if suffix in VOLUMES else (VOLUME[0], PLANE)
+    types = {"uint8": "uint8", "uint16": "uint16", "bool": "uint8"}
     if suffix != ".png":
-        kept += ["int16", "int32", "float32", "float64"]
-    wider = {"bool": "uint8"}
-    if suffix != ".png":
-        wider |= {"float16": "float32", "int64": "int32"}
-    for dtype, expected in ({name: name for name in kept} | wider).items():
-        array = (VOLUME if is_volume else VOLUME[0]).astype(dtype)[np.newaxis]
-        write_volume(tmp_path / f"a{suffix}", Volume(array, GRID if is_volume else PLANE))
-        again = read_volume(tmp_path / f"a{suffix}").array
-        np.testing.assert_array_equal(again, array)
+        types |= {name: name for name in ("int16", "int32", "float32", "float64")}
+        types |= {"float16": "float32", "int64": "int32"}
+    for dtype, expected in types.items():
+        stored = array.astype(dtype)[np.newaxis]
+        write_volume(path, Volume(stored, grid))
+        again = read_volume(path).array
+        np.testing.assert_array_equal(again, stored)
         assert again.dtype == expected
 
 
