@@ -82,12 +82,10 @@ ORIENTATIONS = {
 @pytest.mark.parametrize("degrees", [0.0, 20.0])
 def test_any_orientation_of_the_same_voxels_gives_the_same_array(rng, name, degrees):
     truth = Volume(rng.normal(size=(1, *SHAPE)).astype(np.float32), make_oblique(degrees=degrees))
-    axes, flips = ORIENTATIONS[name]
-    stored = reorient(truth, axes, flips)
+    stored = reorient(truth, *ORIENTATIONS[name])
     np.testing.assert_array_equal(prepare_image(stored, make_plan()).array, truth.array)
     for spacing in ((1.0, 1.0, 1.0), (1.5, 0.8, 1.2)):
-        prepared = prepare_image(stored, make_plan(spacing))
-        expected = prepare_image(truth, make_plan(spacing))
+        prepared, expected = (prepare_image(one, make_plan(spacing)) for one in (stored, truth))
         np.testing.assert_allclose(prepared.array, expected.array, atol=1e-4)
         assert prepared.geometry.matches(expected.geometry, 1e-6)
 
@@ -116,10 +114,10 @@ def test_affine_of_the_prepared_image_gives_the_positions_of_its_values(spacing)
 def test_sheared_grid_is_resampled_to_orthogonal_axes(spacing):
     """Prepare a scan of a tilted gantry. The slices follow a line 30 degrees from their normal."""
     affine = np.eye(4)
-    affine[:3, 0] = (np.cos(np.pi / 6), np.sin(np.pi / 6), 0.0)
+    affine[:2, 0] = (np.cos(np.pi / 6), np.sin(np.pi / 6))
     image = np.zeros((1, 24, 40, 24), np.float32)
     image[0, 10:14, 18:22, 10:14] = 1.0
-    volume = Volume(image, Geometry((24, 40, 24), affine))
+    volume = Volume(image, Geometry(image.shape[1:], affine))
     prepared = prepare_image(volume, make_plan(spacing))
     axes = prepared.geometry.affine[:3, :3] / prepared.geometry.spacing_mm
     np.testing.assert_allclose(np.abs(axes.T @ axes), np.eye(3), atol=1e-6)
@@ -234,12 +232,10 @@ def test_reference_and_image_are_reoriented_together():
     labels = np.zeros(SHAPE, np.int16)
     labels[3:8, 5:9, 6:14] = 1
     labels[1:3, 2:5, 1:9] = 2
-    axes, flips = ORIENTATIONS["LPS"]
-    stored = reorient(Volume(labels[None], make_oblique()), axes, flips)
-    lesion = stored.array == 1
-    ignore = stored.array[0] == 2
-    reference = Reference(stored.geometry, labels=lesion[0].astype(np.uint8), ignore=ignore)
-    image = Volume(lesion.astype(np.float32), stored.geometry)
+    stored = reorient(Volume(labels[None], make_oblique()), *ORIENTATIONS["LPS"])
+    lesion, ignore = (stored.array[0] == value for value in (1, 2))
+    reference = Reference(stored.geometry, labels=lesion.astype(np.uint8), ignore=ignore)
+    image = Volume(lesion[None].astype(np.float32), stored.geometry)
     prepared = prepare_case(Case("c", image, reference, "g"), make_plan())
     np.testing.assert_array_equal(prepared.reference.labels, labels == 1)
     np.testing.assert_array_equal(prepared.image.array[0] > 0.5, labels == 1)

@@ -18,20 +18,19 @@ TILE = (8, 8, 8)
 def make_case(name, lesions=(), shape=(20, 24, 28)):
     """Make a cached case without arrays. `lesions` are (first voxel, side)."""
     dims = len(shape)
-    boxes = []
-    seeds = []
-    for first, side in lesions:
-        last = [f + side - 1 for f in first]
-        boxes.append([*first, *(v + 1 for v in last)])
-        # the two corners alternately, as many seeds as a real table has
-        corners = (first, last)
-        seeds += [corners[k % 2] for k in range(min(side**3, 32))]
+    corners = [(np.array(first), np.add(first, side - 1)) for first, side in lesions]
+    # the two corners alternately, as many seeds as a real table has
+    seeds = [
+        ends[k % 2]
+        for ends, (_, side) in zip(corners, lesions, strict=True)
+        for k in range(min(side**3, 32))
+    ]
     table = LesionIndex.from_json(
         dims,
         ids=range(1, len(lesions) + 1),
         labels=[1] * len(lesions),
         voxels=[side**dims for _, side in lesions],
-        boxes=boxes,
+        boxes=[[*first, *(last + 1)] for first, last in corners],
         seeds=seeds,
     )
     geometry = Geometry.from_spacing(shape, (1,) * dims)
@@ -56,11 +55,10 @@ def choose_all(sampler, epoch=0):
 
 def lesions_in_tile(choice, case):
     """Return the rows of the case's lesions that have a seed in the tile."""
-    start = np.array(choice.start)
     rows = []
     for row in range(len(case.lesions)):
-        seeds = case.lesions.seeds_of(row)
-        if any((start <= s).all() and (s < start + TILE).all() for s in seeds):
+        place = case.lesions.seeds_of(row) - choice.start
+        if ((place >= 0) & (place < TILE)).all(axis=1).any():
             rows.append(row)
     return rows
 
