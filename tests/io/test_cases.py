@@ -10,7 +10,7 @@ import SimpleITK as sitk
 from PIL import Image
 
 from lesionseg.core import CaseFiles, Dataset, Geometry, Labels
-from lesionseg.errors import ContentError, DatasetError, GeometryError, LesionsegError, ReadError
+from lesionseg.errors import ContentError, GeometryError, LesionsegError, ReadError
 from lesionseg.io.cases import read_case, read_finite, read_image
 from lesionseg.io.inspection import inspect_case
 from lesionseg.io.masks import read_mask
@@ -100,12 +100,6 @@ def test_grids_within_half_a_voxel_are_accepted_as_equal(dataset, write_nifti, n
         case = read_case(dataset.cases[0], dataset)
         assert case.reference.geometry.matches(case.image.geometry, 0)
         assert (f"{mm:g} mm apart" in caplog.text) == (mm > 0.001)
-
-
-def test_case_without_a_file_per_channel_is_an_error(dataset):
-    files = replace(dataset.cases[0], images=dataset.cases[0].images[:1])
-    with pytest.raises(DatasetError, match=r"'A' does not have one file per channel.*A_0000"):
-        read_case(files, dataset)
 
 
 @pytest.fixture

@@ -332,14 +332,6 @@ def test_table_of_another_program_next_to_a_manifest_is_not_read(write_folder):
     assert read_dataset(root).layout == "manifest"
 
 
-def test_huge_table_is_an_error(write_folder):
-    root = write_folder([])
-    with (root / "boxes.csv").open("r+b") as file:
-        file.truncate(2**31)
-    with pytest.raises(LesionsegError, match=r"boxes\.csv: the text has more than 1024 MiB"):
-        read_dataset(root)
-
-
 def test_too_many_labels_or_boxes_of_a_case_are_an_error(write_folder, monkeypatch):
     rows = [f"a,finding {number},{number},2,{number + 1},4" for number in range(256)]
     with pytest.raises(LesionsegError, match=r"label 256 .* is above 255"):

@@ -113,16 +113,6 @@ def test_polygon_is_filled_and_next_to_a_box_becomes_a_box(write_folder):
     assert cases["a"].reference.boxes.tolist() == [[4, 16, 14, 32]] * 2
 
 
-def test_repeated_lines_count_once_and_files_without_image_are_named(write_folder, caplog):
-    root = write_folder(
-        {"train/a": f"0 {BRIGHT}\n" * 2, "train/z": f"0 {BRIGHT}", "train/classes": ""}
-    )
-    _, cases = read_all(root)
-    assert_rectangle(cases["a"])
-    assert "a.txt: line 2: the row repeats an earlier one." in caplog.text
-    assert "1 text file without an image, left out: z.txt." in caplog.text
-
-
 WRONG = [
     ("0 0.5 0.5 0.1", "the line has 4 values"),
     ("0 0.5 0.5 0.1 0.1 0.9", "6 values.*a prediction with its score"),
