@@ -9,7 +9,6 @@ as the DICOM series `series`, and `night`, its predictions with
 `dicom_output=all operating_point=score:0.5`. Nothing in it is predicted again.
 """
 
-import json
 import zipfile
 from functools import partial
 from pathlib import Path
@@ -18,13 +17,14 @@ import numpy as np
 import pytest
 
 from lesionseg.cli import run
-from lesionseg.core import Geometry, Volume
+from lesionseg.core import Geometry
 from lesionseg.inference import bundle_digest
 from lesionseg.io.bundle_folder import BundleFiles
 from lesionseg.io.text import read_csv, read_json, write_json
-from lesionseg.io.volumes import read_volume, write_volume
-from tests.flow.cases import predict, scores_of, train
+from lesionseg.io.volumes import read_volume
+from tests.flow.cases import evaluate, predict, scores_of, train
 from tests.inference.rounding import change_last_digits
+from tests.pipeline.cases import write_array
 
 ARCHIVES = Path(__file__).parent / "earlier"
 SHAPE = (16, 20, 20)
@@ -74,11 +74,6 @@ def write_dataset(root):
     write_json(root / "dataset.json", description)
 
 
-def write_array(path, array, geometry):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_volume(path, Volume(array[np.newaxis], geometry))
-
-
 def test_bundle_predicts_the_same_masks(earlier):
     rows = predict("run/bundle", "raw/imagesTs", earlier / "again")
     assert [row["status"] for row in rows.values()] == ["done", "done"]
@@ -98,22 +93,13 @@ def test_predictions_are_predicted_again_into_the_same_folder(earlier):
 
 def test_scores_are_refused_with_the_command_that_writes_them_again(earlier, capsys):
     report = ["scores=scores", "output=page", "images=raw/imagesTs", "reference=raw/labelsTs"]
-    report.append("report.pdf=false")
-    assert run("report", [*report, "prediction=found"]) == 1
+    report += ["prediction=found", "report.pdf=false"]
+    assert run("report", report) == 1
     assert "evaluate reference=" in capsys.readouterr().err
-    earlier_recall = read_json(Path("scores/scores.json"))["lesion_recall"]["value"]
-    evaluate = ["reference=raw/labelsTs", "prediction=found", "output=scores", "replicates=20"]
-    capsys.readouterr()
-    assert run("evaluate", [*evaluate, "--json"]) == 0
-    record = json.loads(capsys.readouterr().out)
-    assert (record["scores"], record["failed"]) == ("scores/scores.json", [])
-    (row,) = [
-        row
-        for row in scores_of(Path("scores"))["scores"]
-        if row["name"] == "lesion_recall" and not row["label"] and not row["subset"]
-    ]
-    assert row["value"] == earlier_recall
-    assert run("report", [*report, "prediction=found"]) == 0
+    recall = read_json(Path("scores/scores.json"))["lesion_recall"]["value"]
+    again = evaluate("raw/labelsTs", "found", Path("scores"))
+    assert again["lesion_recall"]["value"] == recall
+    assert run("report", report) == 0
 
 
 def test_complete_run_is_scored_again_with_the_same_weights(earlier):
@@ -171,9 +157,7 @@ def test_scores_of_an_early_2_0_are_read_and_found_again(earlier_2):
     images = ["images=raw/imagesTs", "reference=raw/labelsTs", "prediction=found"]
     assert run("report", ["scores=scores", "output=page", *images, "report.pdf=false"]) == 0
     before = scores_of(Path("scores"))
-    found = ["reference=raw/labelsTs", "prediction=found", "replicates=20"]
-    assert run("evaluate", [*found, "output=again"]) == 0
-    after = scores_of(Path("again"))
+    after = evaluate("raw/labelsTs", "found", Path("again"))
     assert values_of(after).items() >= values_of(before).items()  # later versions add scores
 
 

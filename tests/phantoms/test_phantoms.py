@@ -99,9 +99,10 @@ def test_mask_of_a_radiograph_keeps_more_than_255_nodules(tmp_path):
 def test_two_visits_differ_by_the_stated_changes_only(tmp_path):
     settings = VisitSettings(n_lesions=(3, 0, 0, 0, 4), diameter_mm=(4, 7))
     scans, masks = simulate_visits(np.random.default_rng(0), settings)
+    new = masks["new"] > 0
     np.testing.assert_array_equal(masks["after"] - masks["before"], masks["new"])
-    assert label_components(masks["new"] > 0).max() == 3
-    before, after = (scans[v][masks["new"] > 0].mean() / scans[v].mean() for v in scans)
+    assert label_components(new).max() == 3
+    before, after = (scan[new].mean() / scan.mean() for scan in scans.values())
     assert after > 1.2 * before
     for fates, factor in (((0, 0, 1, 0, 0), 1.5**3), ((0, 0, 0, 1, 0), 1.5**-3)):
         changed = replace(settings, n_lesions=fates, diameter_mm=(9, 10))
