@@ -202,6 +202,16 @@ def test_texts_of_boxes_stay_inside_the_image_and_do_not_overlap():
         assert not any(tag.overlaps(other) for other in tags[:k])
 
 
+def test_text_of_a_lesion_is_above_its_box_and_that_of_a_marking_below():
+    lesion = FilmBox("reference", 40, 80, 20, 20, "missed")
+    marking = FilmBox("accepted", 40, 80, 20, 20, "0.31")
+    above, below = Film("", 100, 200, "a", "", (lesion, marking)).tags()
+    assert (above.top + above.height, below.top) == (80, 100)
+    crowd = Film("", 100, 200, "a", "", [marking] * 20).tags()
+    assert len(crowd) == 20
+    assert crowd[0].top == 100  # without a free place, the usual one
+
+
 def test_large_films_become_small_pictures_and_keep_their_colours():
     green = np.zeros((3, 2000, 1000), dtype=np.uint8)
     green[1] = 200

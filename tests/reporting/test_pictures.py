@@ -12,6 +12,7 @@ from lesionseg.core import CaseFiles, Volume
 from lesionseg.io.volumes import write_volume
 from lesionseg.ops.components import unscored_prediction
 from lesionseg.reporting import Card, Scene, write_preview
+from lesionseg.reporting.pictures import _choose_bar
 from tests.grids import unit_grid
 
 GRID = unit_grid(20, 20, 20)
@@ -37,6 +38,11 @@ def test_scenes_are_drawn_next_to_each_other():
     difference = drawn[:, :side][middle, middle] - drawn[:, side:][middle, middle]
     assert abs(difference[: side // 9].mean()) > 100
     assert difference[: side // 9].mean() * difference[-side // 9 :].mean() < 0
+
+
+@pytest.mark.parametrize(("side", "bar"), [(10.0, 2), (25.0, 10), (100.0, 20), (130.0, 50)])
+def test_scale_bar_is_at_most_four_tenths_of_its_panel(side, bar):
+    assert _choose_bar(side) == bar
 
 
 ORANGE = np.array([240, 165, 0])  # `ACCEPTED`
