@@ -1,8 +1,9 @@
 """Drift of a model in use: do new scans and their results still resemble the first ones?
 
-A watched value drifts if it is above the values of all first scans for several scans in a row, or
-below them. If nothing changes, k later scans are all above n first ones in one of
-(n + k)! / (n! k!) orders, whatever the distribution of the value.
+A watched value drifts if it is above the usual range of the first scans for several scans in a row,
+or below it. The usual range leaves out the highest and the lowest values, because one odd scan
+among the first ones would otherwise hide every change. The chance of a false alarm depends on the
+numbers of scans, but not on the distribution of the value: the rule only compares ranks.
 """
 
 from collections import defaultdict
@@ -15,7 +16,8 @@ from lesionseg.io.results.folder import PredictionFolder
 from lesionseg.io.results.row import CaseRow
 
 N_FIRST = 30  # scans of a model with which its later ones are compared
-IN_A_ROW = 6  # scans outside the range of the first ones (benchmarks/notes/reliability.md)
+N_EXTREMES = 4  # highest and lowest values of the first scans that the usual range leaves out
+IN_A_ROW = 9  # scans outside the usual range (benchmarks/notes/reliability.md)
 # columns of `predictions.csv`, and their meaning
 WATCHED: Mapping[str, str] = {
     "input_score": "the difference from the training scans",
@@ -25,7 +27,7 @@ WATCHED: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class Drift:
-    """Scans in a row whose value is above the range of the first scans, or below it.
+    """Scans in a row whose value is above the usual range, or below it.
 
     Attributes:
         rows: the scans.
@@ -43,44 +45,49 @@ class WatchedValue:
         name: one of `WATCHED`.
         rows: the scans of the model, in the order of their days.
         first: the ids of the first scans of the model. Empty if there were too few until now.
+        n_extremes: the number of highest, and of lowest, values that the usual range leaves out.
 
     Attributes:
         rows: the scans that have the value.
         first: the first scans among `rows`.
-        low: the smallest value of the first scans; -inf without any.
-        high: the largest value of the first scans; inf without any.
+        later: the other scans.
+        low: the smallest value of the usual range; -inf if too few first scans are present.
+        high: the largest value of the usual range, or inf.
     """
 
-    def __init__(self, name: str, rows: Sequence[CaseRow], first: Collection[str]) -> None:
+    def __init__(
+        self,
+        name: str,
+        rows: Sequence[CaseRow],
+        first: Collection[str],
+        n_extremes: int = N_EXTREMES,
+    ) -> None:
         self.name = name
         self.rows = [row for row in rows if getattr(row, name) is not None]
         self.first = [row for row in self.rows if row.case in first]
-        self.low = min(self.of(self.first), default=-inf)
-        self.high = max(self.of(self.first), default=inf)
+        self.later = [row for row in self.rows if row.case not in first]
+        usual = sorted(self.of(self.first))[n_extremes : len(self.first) - n_extremes]
+        self.low = min(usual, default=-inf)
+        self.high = max(usual, default=inf)
 
     def of(self, rows: Sequence[CaseRow]) -> list[float]:
         """Return the values of scans."""
         return [getattr(row, self.name) for row in rows]
 
-    @property
-    def sides(self) -> list[int]:
-        """1 for each scan above the range of the first scans, -1 below it, otherwise 0.
-
-        The smallest and the largest value of the first scans belong to the range.
-        """
-        return [(value > self.high) - (value < self.low) for value in self.of(self.rows)]
-
     def find_drifts(self, in_a_row: int = IN_A_ROW) -> list[Drift]:
-        """Find the sequences of at least `in_a_row` scans that are all on one side of the range."""
+        """Find sequences of at least `in_a_row` later scans on one side of the usual range.
+
+        Its smallest and its largest value belong to the range.
+        """
+        sides = [(value > self.high) - (value < self.low) for value in self.of(self.later)]
         drifts = []
-        sides = self.sides
         for side, indices in groupby(range(len(sides)), sides.__getitem__):
-            rows = [self.rows[i] for i in indices]
+            rows = [self.later[i] for i in indices]
             if side and len(rows) >= in_a_row:
                 sentence = (
                     f"{len(rows)} scans in a row, {rows[0].day} to {rows[-1].day}: "
                     f"{WATCHED[self.name]} ({self.name}) is {'above' if side > 0 else 'below'} "
-                    f"the range of the first scans, {self.low:.3g} to {self.high:.3g}."
+                    f"the usual range of the first scans, {self.low:.3g} to {self.high:.3g}."
                 )
                 drifts.append(Drift(rows, sentence))
         return drifts

@@ -11,14 +11,14 @@ import numpy as np
 import pandas as pd
 
 from lesionseg.errors import DatasetError
-from lesionseg.evaluation.drift import IN_A_ROW, N_FIRST, WATCHED, WatchedValue, watch
+from lesionseg.evaluation.drift import IN_A_ROW, N_EXTREMES, N_FIRST, WATCHED, WatchedValue, watch
 from lesionseg.io.results.folder import PredictionFolder
 from lesionseg.io.results.row import CaseRow
 from lesionseg.reporting.charts import ACCENT, FOUND, Chart, new_figure
 from lesionseg.reporting.rendering import write_page
 
 _DAYS = 30  # of a month
-_HIGHEST = 3  # largest value that a chart shows, in units of the largest one of the first scans
+_HIGHEST = 3  # largest value that a chart shows, in units of the end of the usual range
 _TITLES = {"input_score": "Difference from the training scans", "n_accepted": "Markings per scan"}
 
 
@@ -63,6 +63,7 @@ def write_month_page(path: Path, results: PredictionFolder) -> list[str]:
             if (own := [value for value in watched if value.name == name and value.rows])
         ],
         n_first=N_FIRST,
+        n_extremes=N_EXTREMES,
         in_a_row=IN_A_ROW,
     )
     return [drift.sentence for drift in drifts]
@@ -83,12 +84,14 @@ def _summarise(name: str, rows: Sequence[CaseRow]) -> dict[str, Any]:
 
 
 def _draw(values: Sequence[WatchedValue]) -> Chart:
-    """Draw one watched value of all scans by day, with the range of each model."""
+    """Draw one watched value of all scans by day, with the usual range of each model."""
     figure, axes = new_figure()
     for value in values:
         days = np.array([row.day for row in value.rows], "datetime64")
         shown = np.minimum(value.of(value.rows), _HIGHEST * (value.high or 1))
-        axes.scatter(days, shown, 8, np.where(value.sides, ACCENT, FOUND))
+        drifting = {row.case for drift in value.find_drifts() for row in drift.rows}
+        colours = [ACCENT if row.case in drifting else FOUND for row in value.rows]
+        axes.scatter(days, shown, 8, colours)
         if value.first:
             axes.fill_between(days[[0, -1]], value.low, value.high, color=FOUND, alpha=0.15)
     ticks = pd.date_range(values[0].rows[0].day, values[-1].rows[-1].day, periods=4)

@@ -5,7 +5,7 @@ from datetime import date, timedelta
 
 import pytest
 
-from lesionseg.evaluation.drift import N_FIRST, WatchedValue, watch
+from lesionseg.evaluation.drift import N_EXTREMES, N_FIRST, WatchedValue, watch
 from lesionseg.io.results.folder import PredictionFolder
 from lesionseg.io.results.row import CaseRow, facts_of
 from lesionseg.io.text import write_json
@@ -28,10 +28,13 @@ def write_rows(folder, rows):
         write_json(folder / f"{row.case}_candidates.json", {**facts_of(row), "candidates": []})
 
 
+FIRST = [*[0.01] * N_EXTREMES, 1, 2, *[99] * N_EXTREMES]  # the usual range is 1 to 2
+
+
 def find_runs(scores, first, in_a_row):
-    """Find the drifts of scores. `first` is the number of first scans."""
-    rows = make_rows(scores)
-    value = WatchedValue("input_score", rows, [row.case for row in rows[:first]])
+    """Find the drifts of scores that follow first ones."""
+    rows = make_rows([*first, *scores])
+    value = WatchedValue("input_score", rows, [row.case for row in rows[: len(first)]])
     return value.find_drifts(in_a_row)
 
 
@@ -39,28 +42,33 @@ def find_runs(scores, first, in_a_row):
     ("later", "runs"),
     [
         ([3, 4, 5], [[3, 4, 5]]),
-        ([3, 4, 2, 5], []),  # 2 is the largest of the first, and within the range
+        ([3, 4, 2, 5], []),  # 2 is within the range
         ([0, 0, 0], [[0, 0, 0]]),
         ([3, 3, 0, 3], []),  # both sides
         ([3, 3, 3, 1.5, 0.5, 0.5, 0.5, 0.5], [[3, 3, 3], [0.5] * 4]),
         ([3, None, 3, 3], [[3, 3, 3]]),
     ],
 )
-def test_a_drift_is_at_least_three_scans_in_a_row_on_one_side_of_the_range(later, runs):
-    drifts = find_runs([1, 2, *later], 2, in_a_row=3)
+def test_drift_is_a_number_of_scans_in_a_row_on_one_side_of_the_usual_range(later, runs):
+    drifts = find_runs([1, *later], FIRST, in_a_row=3)
     assert [[row.input_score for row in drift.rows] for drift in drifts] == runs
 
 
 def test_sentence_states_number_days_value_and_range():
-    (drift,) = find_runs([0.07, 0.294, *[0.7] * 6], 2, in_a_row=6)
+    (drift,) = find_runs([1, *[2.5] * 9], FIRST, in_a_row=9)
     assert drift.sentence == (
-        "6 scans in a row, 2026-01-03 to 2026-01-08: the difference from the training scans "
-        "(input_score) is above the range of the first scans, 0.07 to 0.294."
+        "9 scans in a row, 2026-01-12 to 2026-01-20: the difference from the training scans "
+        "(input_score) is above the usual range of the first scans, 1 to 2."
     )
 
 
 def test_without_first_scans_nothing_drifts():
-    assert find_runs([1, 9, 9, 9], 0, in_a_row=2) == []
+    assert find_runs([1, 9, 9, 9], [], in_a_row=2) == []
+
+
+def test_without_enough_first_scans_nothing_drifts():
+    """The others are gone."""
+    assert find_runs([9, 9, 9], [1] * 2 * N_EXTREMES, in_a_row=2) == []
 
 
 def test_fewer_than_thirty_scans_are_not_compared(tmp_path):
@@ -82,7 +90,7 @@ def test_first_scans_are_the_first_by_day_and_stay_the_first(tmp_path):
     rows = make_rows([0.1] * N_FIRST, begin=10)
     write_rows(tmp_path, rows)
     watch(PredictionFolder(tmp_path))
-    write_rows(tmp_path, make_rows([5.0] * 7))  # of earlier days, predicted later
+    write_rows(tmp_path, make_rows([5.0] * 9))  # of earlier days, predicted later
     scores, _ = watch(PredictionFolder(tmp_path))
     assert [row.case for row in scores.first] == [row.case for row in rows]
     assert len(scores.find_drifts()) == 1

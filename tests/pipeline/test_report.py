@@ -10,12 +10,12 @@ from tests.evaluation.test_drift import make_rows, write_rows
 
 
 def test_month_page_is_written_and_its_alarm_printed(tmp_path):
-    write_rows(tmp_path / "found", make_rows([0.1] * N_FIRST + [0.9] * 6))
+    write_rows(tmp_path / "found", make_rows([0.1] * N_FIRST + [0.9] * 9))
     outcome = report(None, tmp_path / "page", predictions=tmp_path / "found")
     page = tmp_path / "page" / "month.html"
     *alarms, opened = outcome.summary()
     assert opened == f"Open:    {page}"
-    assert [alarm[:17] for alarm in alarms] == ["6 scans in a row,"]
+    assert [alarm[:17] for alarm in alarms] == ["9 scans in a row,"]
     assert outcome.record() == {"page": page, "drifts": alarms}
     assert outcome.exit_status == 0
     assert alarms[0] in page.read_text()
