@@ -18,7 +18,7 @@ from lesionseg.reporting.charts import ACCENT, FOUND, Chart, new_figure
 from lesionseg.reporting.rendering import write_page
 
 _DAYS = 30  # of a month
-_HIGHEST = 3  # largest value that a chart shows, in units of the end of the usual range
+_HIGHEST = 5  # largest value that a chart shows, in units of the end of the usual range
 _TITLES = {"input_score": "Difference from the training scans", "n_accepted": "Markings per scan"}
 
 
