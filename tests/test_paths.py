@@ -64,7 +64,8 @@ def arguments_of(command, **changed):
 def error_of(command, key, value):
     """Return the error for another value of one of a command's paths.
 
-    `follow` reads visits only without `before` and `after`, and `export` masks only for a bundle.
+    `follow` reads visits only without `before` and `after`, `export` masks only for a bundle, and
+    `report` predictions only without scores.
     """
     settings = {**GIVEN[command], key: value}
     if command == "follow" and key in ("visits", "bundle", "predictions"):
@@ -75,6 +76,8 @@ def error_of(command, key, value):
         del settings["scores"]  # a report has one or the other
     if (command, key) == ("export", "reference"):
         settings["format"] = "bundle"
+    if (command, key) == ("report", "predictions"):
+        del settings["scores"]
     with pytest.raises(LesionsegError) as caught:
         check_paths(settings_of(command, settings))
     return caught.value
