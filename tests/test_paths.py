@@ -72,8 +72,6 @@ def error_of(command, key, value):
         settings = {"visits": "table.csv", "output": "out"}
         settings |= {"predictions": "masks"} if key == "visits" else {}
         settings[key] = value
-    if (command, key) == ("report", "predictions"):
-        del settings["scores"]  # a report has one or the other
     if (command, key) == ("export", "reference"):
         settings["format"] = "bundle"
     if (command, key) == ("report", "predictions"):

@@ -22,9 +22,11 @@ import sys
 from collections.abc import Iterable, Iterator
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.random import Generator
+from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.stats import gaussian_kde
 
@@ -62,7 +64,7 @@ def write_scans(folder: Path) -> None:
         for path in sorted((raw / "imagesTr").iterdir()):
             scan = read_volume(path)
             array = scan.array.astype(np.float32)
-            changed = {"same": array}
+            changed: dict[str, NDArray[Any]] = {"same": array}
             if written < CHANGED:
                 white = np.median(array[array > 0.15 * array.max()])
                 changed["noise"] = array + rng.normal(scale=NOISE * white, size=array.shape)
@@ -78,7 +80,7 @@ class Scans:
 
     def __init__(self, folder: Path) -> None:
         rows = PredictionFolder(folder).rows()
-        scores = np.log([row.input_score for row in rows])
+        scores = np.log(np.array([row.input_score for row in rows], dtype=float))
         self._fit = gaussian_kde([scores, [row.n_accepted for row in rows]])
 
     def draw(self, n: int, rng: Generator, case: str = "") -> list[CaseRow]:
