@@ -70,12 +70,12 @@ def main() -> None:
 def start(folder: Path) -> dict[str, float]:
     """Read and divide a dataset like the start of a training. Return seconds and memory."""
     from lesionseg.config import DataConfig
-    from lesionseg.pipeline.survey import take_survey
+    from lesionseg.pipeline.dataset_inspection import inspect_dataset
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     begin = time.perf_counter()
     at_work = sum(os.times()[:4])
-    take_survey(DataConfig.of(root=folder / "data"), 0, folder / "facts")
+    inspect_dataset(DataConfig.of(root=folder / "data"), 0, folder / "facts")
     seconds = time.perf_counter() - begin
     cpu = sum(os.times()[:4]) - at_work
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before

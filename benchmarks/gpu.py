@@ -53,7 +53,7 @@ from lesionseg.ops.suppression import nms
 from lesionseg.phantoms import write_ct_phantoms, write_mri_phantoms
 from lesionseg.plan.plan import AnchorPlan, Architecture, Normalisation, Plan
 from lesionseg.training.fit import fit
-from lesionseg.training.module import LesionModule, highest_rate, make_optimiser
+from lesionseg.training.module import LesionModule, make_optimiser, peak_lr
 from lesionseg.training.objective import make_objective, noise_batch
 from lesionseg.training.trial_steps import try_steps
 
@@ -273,11 +273,11 @@ class TrainingStep:
     """A training step on a batch that is on the device.
 
     Args:
-        scale: the sizes and the device.
-        plan: the network and the tiles of a step.
-        loss: a name of `LOSSES`.
+        scale: The sizes and the device.
+        plan: The network and the tiles of a step.
+        loss: A name of `LOSSES`.
         compiled: "" compiles nothing, `network` the network, `step` also the loss.
-        memory_format: of the weights and the image.
+        memory_format: Of the weights and the image.
     """
 
     def __init__(
@@ -294,7 +294,7 @@ class TrainingStep:
         self.network = build_network(plan).to(scale.device)
         set_memory_format(self.network, memory_format)
         self.objective = make_objective(plan, cfg.loss, cfg.detection)
-        rate = highest_rate(cfg.optim, plan, plan.batch_size)
+        rate = peak_lr(cfg.optim, plan, plan.batch_size)
         self.optimiser = make_optimiser(self.network, cfg.optim, rate)
         batch = noise_batch(plan, plan.batch_size)
         batch = self.objective.batch_targets(batch)
@@ -514,17 +514,17 @@ def module_of(plan: Plan, cfg: TrainConfig) -> LesionModule:
 
 def prepare_heads(folder: Path, plan: Plan, n_lesions: tuple[int, int]) -> list[CachedCase]:
     """Simulate heads a little larger than a tile, and prepare them."""
+    from lesionseg.pipeline.dataset_inspection import inspect_dataset
     from lesionseg.pipeline.prepare import prepare_cases
-    from lesionseg.pipeline.survey import take_survey
 
     shape = tuple(max(n + n // 4, 32) for n in plan.tile_shape)
     write_mri_phantoms(
         folder / "raw", 4, seed=0, shape=shape, lesion_free_share=0, n_lesions=n_lesions
     )
     cfg = TrainConfig.of(data={"root": folder / "raw", "validation_fraction": 0})
-    survey = take_survey(cfg.data, seed=0)
-    plan = plan.with_(channel_names=survey.dataset.channel_names)
-    return prepare_cases(survey, plan, folder / "cache")
+    inspection = inspect_dataset(cfg.data, seed=0)
+    plan = plan.with_(channel_names=inspection.dataset.channel_names)
+    return prepare_cases(inspection, plan, folder / "cache")
 
 
 class DeviceStore(Store):

@@ -73,12 +73,12 @@ class Block:
     """The time, the options and the results of a block.
 
     Attributes:
-        scale: sizes and device.
-        options: command line.
-        ends: end of the measurements, by `time.monotonic`.
-        rows: the measurements.
-        skipped: the parts that were not measured, with the reason.
-        decisions: conclusions from the rows.
+        scale: Sizes and device.
+        options: Command line.
+        ends: End of the measurements, by `time.monotonic`.
+        rows: The measurements.
+        skipped: The parts that were not measured, with the reason.
+        decisions: Conclusions from the rows.
     """
 
     scale: Scale
@@ -378,13 +378,13 @@ def score_arms(block: Block) -> None:
     from benchmarks.learning.held_out import held_out
     from benchmarks.learning.vs_nnunet import score_kept
     from lesionseg.inference.predictor import Predictor
-    from lesionseg.pipeline.survey import take_survey
+    from lesionseg.pipeline.dataset_inspection import inspect_dataset
 
     options = block.options
     if options.rehearse:
         options.data = options.out / "heads"
     held = held_out(options.data, options.out / "cache")
-    found = held.as_development(take_survey(held.data, seed=0))
+    found = held.as_development(inspect_dataset(held.data, seed=0))
     ap: dict[str, float] = {}
     dice: dict[str, float] = {}
     for name in ARMS:

@@ -34,7 +34,7 @@ class Run:
     """A folder of results of `train` or `evaluate`. A notebook shows it as a table of scores.
 
     Attributes:
-        folder: the run directory, or the output folder of `evaluate`.
+        folder: The run directory, or the output folder of `evaluate`.
     """
 
     folder: Path
@@ -48,7 +48,7 @@ class Run:
         """The results on the test cases.
 
         Raises:
-            ReadError: if the run has no results on test cases.
+            ReadError: If the run has no results on test cases.
         """
         folder = self.folder / "test"
         if not (folder / "scores.json").is_file():
@@ -69,7 +69,7 @@ class Run:
         For a cross-validation, the file is the one in `oof`.
 
         Raises:
-            ReadError: if the folder has no `scores.json`, or it cannot be read.
+            ReadError: If the folder has no `scores.json`, or it cannot be read.
         """
         from lesionseg.evaluation.scores import read_scores
 
@@ -88,9 +88,9 @@ class Run:
             stay text, even if they look like numbers.
 
         Raises:
-            ConfigError: if `table` has another value.
-            ReadError: if the folder does not have the table.
-            ContentError: if the table cannot be read.
+            ConfigError: If `table` has another value.
+            ReadError: If the folder does not have the table.
+            ContentError: If the table cannot be read.
         """
         require_one_of("to_pandas: the table", table, TABLES)
         from lesionseg.evaluation.tables import read_table
@@ -106,7 +106,7 @@ class Run:
             size instead. It is empty if there is no lesion.
 
         Raises:
-            ReadError: if the folder has no scores.
+            ReadError: If the folder has no scores.
         """
         from matplotlib.figure import Figure
 
@@ -121,10 +121,10 @@ class Run:
         """Return the trained model, ready to predict scans.
 
         Args:
-            settings: the keyword arguments of `Predictor`.
+            settings: The keyword arguments of `Predictor`.
 
         Raises:
-            BundleError: if the run has no bundle, or it cannot be used.
+            BundleError: If the run has no bundle, or it cannot be used.
         """
         from lesionseg.inference.predictor import Predictor
 
@@ -134,8 +134,8 @@ class Run:
         """Write the report on these scores into `output`, and return the path of the page.
 
         Args:
-            output: the folder of the report.
-            settings: see `lesionseg.report`.
+            output: The folder of the report.
+            settings: See `lesionseg.report`.
         """
         return report(self.folder, output, **settings)
 
@@ -152,16 +152,16 @@ def prepare(root: StrPath, *, progress: bool = False, **settings: Any) -> "Plan 
     """Plan and cache the cases of a folder, as `lesionseg prepare data.root=root` does.
 
     Args:
-        root: the dataset's folder.
-        progress: draw progress bars on the terminal.
-        settings: see `train`.
+        root: The dataset's folder.
+        progress: Draw progress bars on the terminal.
+        settings: See `train`.
 
     Returns:
         The plan, or with `check=True` the findings.
 
     Raises:
-        ConfigError: if a key or value is wrong.
-        DatasetError: if the dataset cannot be used. With `check=True`, faults of cases are findings
+        ConfigError: If a key or value is wrong.
+        DatasetError: If the dataset cannot be used. With `check=True`, faults of cases are findings
             instead.
     """
     from lesionseg.pipeline.prepare import PrepareOutcome
@@ -174,9 +174,9 @@ def train(root: StrPath, *, progress: bool = False, **settings: Any) -> Run:
     """Train on a folder of scans, as `lesionseg train data.root=root` does.
 
     Args:
-        root: the dataset's folder.
-        progress: draw progress bars on the terminal.
-        settings: as on the command line: `loss="focal"`, and `trainer__max_minutes=5` for
+        root: The dataset's folder.
+        progress: Draw progress bars on the terminal.
+        settings: As on the command line: `loss="focal"`, and `trainer__max_minutes=5` for
             `trainer.max_minutes=5`, or `trainer={"max_minutes": 5}` for a section. `lesionseg train
             --help` lists all of them.
 
@@ -185,9 +185,9 @@ def train(root: StrPath, *, progress: bool = False, **settings: Any) -> Run:
         property `test` has those on the test cases.
 
     Raises:
-        ConfigError: if a key or value is wrong; the message names the nearest key.
-        DatasetError: if the dataset cannot be used; the message lists the bad files, at most 100.
-        TrainingError: if the training diverges, or if it cannot continue.
+        ConfigError: If a key or value is wrong; the message names the nearest key.
+        DatasetError: If the dataset cannot be used; the message lists the bad files, at most 100.
+        TrainingError: If the training diverges, or if it cannot continue.
     """
     return Run(_call("train", {"data.root": root, **settings}, progress).run)
 
@@ -198,22 +198,22 @@ def predict(
     """Predict scans into a folder, as `lesionseg predict` does.
 
     Args:
-        bundle: a run directory, a bundle, or an nnU-Net model folder.
-        input: a scan or a folder of scans.
-        output: the folder of the results.
-        progress: draw a progress bar on the terminal.
-        settings: see `train`.
+        bundle: A run directory, a bundle, or an nnU-Net model folder.
+        input: A scan or a folder of scans.
+        output: The folder of the results.
+        progress: Draw a progress bar on the terminal.
+        settings: See `train`.
 
     Returns:
         A row per case, as in `predictions.csv`, or in the table of the shard. The column `status`
         is `failed` for a case that failed, and `message` is the reason.
 
     Raises:
-        BundleError: if the bundle cannot be used.
-        ReadError: if the bundle does not exist.
-        ConfigError: if a key or value is wrong.
-        DatasetError: if the input has no scan.
-        OutputError: if the results cannot be written.
+        BundleError: If the bundle cannot be used.
+        ReadError: If the bundle does not exist.
+        ConfigError: If a key or value is wrong.
+        DatasetError: If the input has no scan.
+        OutputError: If the results cannot be written.
     """
     from lesionseg.evaluation.tables import read_table
 
@@ -240,18 +240,18 @@ def evaluate(
     """Score masks or candidates against references, as `lesionseg evaluate` does.
 
     Args:
-        reference: a dataset, or a folder of masks.
-        prediction: the folder of predictions, named by case.
-        output: the folder of scores and tables.
-        progress: draw a progress bar on the terminal.
-        settings: see `train`.
+        reference: A dataset, or a folder of masks.
+        prediction: The folder of predictions, named by case.
+        output: The folder of scores and tables.
+        progress: Draw a progress bar on the terminal.
+        settings: See `train`.
 
     Returns:
         The scores and tables.
 
     Raises:
-        ConfigError: if a key or value is wrong.
-        DatasetError: if there is no case, or none can be scored.
+        ConfigError: If a key or value is wrong.
+        DatasetError: If there is no case, or none can be scored.
     """
     given = {"reference": reference, "prediction": prediction, "output": output}
     _call("evaluate", given | settings, progress)
@@ -269,20 +269,20 @@ def follow(
     """Compare the lesions of two visits, as `lesionseg follow` does.
 
     Args:
-        before: the folder of masks of the earlier visit, named by case. Leave it and `after` out
+        before: The folder of masks of the earlier visit, named by case. Leave it and `after` out
             for a table of visits, the setting `visits`.
-        after: the folder of masks of the later visit, with the same names.
-        output: the folder of tables and the page. It must be given.
-        progress: draw a progress bar on the terminal.
-        settings: see `train`.
+        after: The folder of masks of the later visit, with the same names.
+        output: The folder of tables and the page. It must be given.
+        progress: Draw a progress bar on the terminal.
+        settings: See `train`.
 
     Returns:
         A row per lesion, as in `changes.csv`; none if the masks are empty.
 
     Raises:
-        ConfigError: if a key or value is wrong or missing.
-        DatasetError: if the folders have no case in common, or no pair can be compared.
-        LesionsegError: if there is only one pair and it cannot be compared.
+        ConfigError: If a key or value is wrong or missing.
+        DatasetError: If the folders have no case in common, or no pair can be compared.
+        LesionsegError: If there is only one pair and it cannot be compared.
     """
     from lesionseg.evaluation.tables import read_table
 
@@ -297,19 +297,19 @@ def report(
     """Write a report on scores as a page, with the extra `pdf` also as a PDF.
 
     Args:
-        scores: the output of `evaluate`, or a run directory. None with `predictions`, an output of
+        scores: The output of `evaluate`, or a run directory. None with `predictions`, an output of
             `predict`, for the month page.
-        output: the folder of the page.
-        progress: draw a progress bar on the terminal.
-        settings: see `train`.
+        output: The folder of the page.
+        progress: Draw a progress bar on the terminal.
+        settings: See `train`.
 
     Returns:
         The path of `report.html`, or of `month.html`.
 
     Raises:
-        ConfigError: if a key or value is wrong.
-        DatasetError: if the folder does not exist, is empty or, of `predictions`, has no results.
-        ReadError: if `scores` has no `scores.json`.
+        ConfigError: If a key or value is wrong.
+        DatasetError: If the folder does not exist, is empty or, of `predictions`, has no results.
+        ReadError: If `scores` has no `scores.json`.
     """
     return _call("report", {"scores": scores, "output": output, **settings}, progress).page
 

@@ -35,8 +35,8 @@ class ChildProcess:
     process, even during a function. Signals to the group of this process do not reach it.
 
     Args:
-        stderr: its standard error, as in `subprocess.Popen`. None is that of this process.
-        environment: environment variables that differ from those of this process.
+        stderr: Its standard error, as in `subprocess.Popen`. None is that of this process.
+        environment: Environment variables that differ from those of this process.
     """
 
     def __init__(self, *, stderr: int | None = None, **environment: str) -> None:
@@ -67,11 +67,11 @@ class ChildProcess:
         cannot be pickled, the process is killed.
 
         Args:
-            function: a function that can be pickled.
-            args: its arguments.
+            function: A function that can be pickled.
+            args: Its arguments.
 
         Raises:
-            ChildEnded: if the process crashes or is killed, or the result cannot be pickled.
+            ChildEnded: If the process crashes or is killed, or the result cannot be pickled.
         """
         with self._lock:
             try:

@@ -209,12 +209,12 @@ class Settings(BaseModel):
         A required setting that is not given has the text `???` of its file.
 
         Raises:
-            ConfigError: if a key is unknown or a value is wrong.
+            ConfigError: If a key is unknown or a value is wrong.
 
         >>> TrainConfig.of(data={"root": "scans"}, trainer={"max_steps": 9}).trainer.max_steps
         9
         """
-        return read(cls, _merge(_defaults(cls), _to_plain(chosen)))
+        return read(cls, _merge_sections(_defaults(cls), _to_plain(chosen)))
 
     def to_plain(self) -> dict[str, Any]:
         """Return the settings as plain data, with the keys of the YAML files.
@@ -222,7 +222,7 @@ class Settings(BaseModel):
         A setting that neither a file of `conf/` nor the user gave is left out.
 
         Raises:
-            ConfigError: if an argument of a class is an object that YAML does not have.
+            ConfigError: If an argument of a class is an object that YAML does not have.
         """
         try:
             return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
@@ -315,7 +315,7 @@ class LossConfig(Settings):
     def parameters(self) -> Mapping[str, Parameter]:
         """Import the class and return its parameters by name; none if they are not known.
 
-        Raises `ConfigError` if the class cannot be imported.
+        Raise `ConfigError` if the class cannot be imported.
         """
         return parameters_of(import_target(self.target, "loss")) or {}
 
@@ -651,7 +651,7 @@ class _Commands(Mapping[str, type[Settings]]):
     Those of a missing extra raise `ConfigError`.
 
     Args:
-        kinds: the settings of all commands in the order of the help; None for an extra.
+        kinds: The settings of all commands in the order of the help; None for an extra.
     """
 
     def __init__(self, kinds: Mapping[str, type[Settings] | None]) -> None:
@@ -714,7 +714,7 @@ def read(kind: type[S], plain: Mapping[str, Any]) -> S:
     """Check plain data and return it as settings.
 
     Raises:
-        ConfigError: if a key is unknown or values are wrong. The message names the first unknown
+        ConfigError: If a key is unknown or values are wrong. The message names the first unknown
             key, or all keys with wrong values.
     """
     try:
@@ -766,34 +766,34 @@ def defaults(command: str, choices: Mapping[str, str] = MappingProxyType({})) ->
     them. Experiments, interpolations and further folders need Hydra (`cli.compose`).
 
     Args:
-        command: the name of the command.
-        choices: files of groups that replace the default ones, such as `{"loss": "focal"}`.
+        command: The name of the command.
+        choices: Files of groups that replace the default ones, such as `{"loss": "focal"}`.
 
     Returns:
         The settings as plain data. A required setting, which has no default, is `"???"`.
 
     Raises:
-        ConfigError: if a group does not have the file. The message names the files that it has.
+        ConfigError: If a group does not have the file. The message names the files that it has.
     """
     own = _read_yaml(conf_dir() / f"{command}.yaml")
     merged: dict[str, Any] = {}
     for entry in own.pop("defaults", ["_self_"]):
         if entry == "_self_":
-            merged = _merge(merged, own)
+            merged = _merge_sections(merged, own)
         elif isinstance(entry, str):
-            merged = _merge(merged, defaults(entry, choices))
+            merged = _merge_sections(merged, defaults(entry, choices))
         else:
             for group, default in entry.items():
                 choice = choices.get(group, default)
                 if choice is not None:
-                    merged = _merge(merged, {group: _read_option(group, choice)})
+                    merged = _merge_sections(merged, {group: _read_option(group, choice)})
     return merged
 
 
 def _read_option(group: str, choice: str) -> dict[str, Any]:
     """Read one option of a group. Its values replace those of the options in its `defaults:` list.
 
-    Raises `ConfigError` if the option is unknown.
+    Raise `ConfigError` if the option is unknown.
     """
     path = conf_dir() / group / f"{choice}.yaml"
     require_option(group, choice, sorted(file.stem for file in path.parent.glob("*.yaml")))
@@ -801,8 +801,8 @@ def _read_option(group: str, choice: str) -> dict[str, Any]:
     merged: dict[str, Any] = {}
     for entry in own.pop("defaults", ()):
         if entry != "_self_":
-            merged = _merge(merged, _read_option(group, entry))
-    return _merge(merged, own)
+            merged = _merge_sections(merged, _read_option(group, entry))
+    return _merge_sections(merged, own)
 
 
 def require_option(group: str, choice: str, known: Sequence[str]) -> None:
@@ -821,7 +821,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return dict(yaml.load(path.read_text("utf-8"), Loader=loader) or {})
 
 
-def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+def _merge_sections(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     """Return `below` with the values of `above`, section by section.
 
     A section with another class replaces the whole section, because it has other arguments.
@@ -832,7 +832,7 @@ def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
         if isinstance(value, Mapping) and isinstance(inner, Mapping):
             names_class = TARGET in inner and TARGET in value
             if not names_class or value[TARGET] == inner[TARGET]:
-                value = _merge(inner, value)
+                value = _merge_sections(inner, value)
         merged[key] = value
     return merged
 
@@ -878,7 +878,7 @@ def _defaults(kind: type[Settings]) -> Mapping[str, Any]:
     """Return the defaults of a type of settings, for `Settings.of`. They are read only once.
 
     It is the type of a command, or of a section. The defaults of a section are those in the first
-    command that has it. Raises `ConfigError` for any other type.
+    command that has it. Raise `ConfigError` for any other type.
     """
     for command, whole in COMMANDS.items():
         if whole is kind:
@@ -895,14 +895,14 @@ def settings_of(
     """Return the checked settings of a command from Python values, without Hydra.
 
     Args:
-        command: the name of the command.
-        values: the chosen values by dotted key (`{"trainer.max_steps": 9}`) or as a section
+        command: The name of the command.
+        values: The chosen values by dotted key (`{"trainer.max_steps": 9}`) or as a section
             (`{"trainer": {"max_steps": 9}}`). Without `composed`, also options by group
             (`{"loss": "focal"}`). Numbers and arrays may be those of numpy.
-        composed: all settings, of which `values` changes some; None for the defaults.
+        composed: All settings, of which `values` changes some; None for the defaults.
 
     Raises:
-        ConfigError: if a key is unknown (the message names the nearest), required and missing, or
+        ConfigError: If a key is unknown (the message names the nearest), required and missing, or
             has a wrong value.
     """
     choices: dict[str, str] = {}
@@ -915,8 +915,8 @@ def settings_of(
             section = _to_plain(value)
             for name in reversed(key.split(".")):
                 section = {name: section}
-            given = _merge(given, section)
-    plain = _merge(composed, given)
+            given = _merge_sections(given, section)
+    plain = _merge_sections(composed, given)
     require_given(command, plain)
     return read(COMMANDS[command], plain)
 
@@ -984,7 +984,7 @@ def check_arguments(value: Any, key: str) -> None:
     Nothing is constructed. `key` is the setting that contains the value, for messages.
 
     Raises:
-        ConfigError: if a class cannot be imported or does not take the arguments. A class that
+        ConfigError: If a class cannot be imported or does not take the arguments. A class that
             does not state its arguments passes.
     """
     if isinstance(value, list | tuple):
@@ -1006,16 +1006,16 @@ def check_arguments(value: Any, key: str) -> None:
         raise ConfigError(f"{key}: {value[TARGET]}: {error}. Correct the arguments.") from error
 
 
-def build(spec: Mapping[str, Any], key: str) -> Any:
+def build_object(spec: Mapping[str, Any], key: str) -> Any:
     """Construct an object from its class (`_target_`) and its arguments.
 
     Args:
-        spec: the class and the arguments. Arguments may contain further objects of this form, which
+        spec: The class and the arguments. Arguments may contain further objects of this form, which
             are constructed first.
-        key: the setting that contains them, for messages.
+        key: The setting that contains them, for messages.
 
     Raises:
-        ConfigError: if a class cannot be imported, or a constructor raises an error that is not of
+        ConfigError: If a class cannot be imported, or a constructor raises an error that is not of
             lesionseg.
     """
 

@@ -129,15 +129,15 @@ def duration(minutes: float) -> str:
     return f"{hours:.3g} hours" if hours < 100 else f"{hours:.0f} hours"
 
 
-def join_names(names: Iterable[object], most: int = 20) -> str:
-    """Join at most `most` names for a message, and count the remaining ones.
+def join_names(names: Iterable[object], maximum: int = 20) -> str:
+    """Join at most `maximum` names for a message, and count the remaining ones.
 
-    >>> join_names(["a", "b"]), join_names("abcd", most=2)
+    >>> join_names(["a", "b"]), join_names("abcd", maximum=2)
     ('a, b', 'a, b and 2 more')
     """
     known = [str(name) for name in names]
-    n_remaining = len(known) - most
-    joined = ", ".join(known[:most])
+    n_remaining = len(known) - maximum
+    joined = ", ".join(known[:maximum])
     return f"{joined} and {n_remaining} more" if n_remaining > 0 else joined
 
 
@@ -184,9 +184,9 @@ def nearest(word: str, known: Iterable[str], cutoff: float = 0.5) -> list[str]:
     (['film_7'], [])
 
     Args:
-        word: the word.
-        known: the known words.
-        cutoff: the lowest ratio of `difflib.SequenceMatcher` at which two words are near.
+        word: The word.
+        known: The known words.
+        cutoff: The lowest ratio of `difflib.SequenceMatcher` at which two words are near.
     """
     split = re.compile(r"0*(\d+)").split  # texts, and numbers between them
     possible = [
@@ -250,13 +250,13 @@ def describe_misfits(error: Any, raw: object) -> str:
         misfits_of.setdefault(key, []).append(misfit)
     sentences = []
     for key, misfits in misfits_of.items():
-        faults = _describe_faults(value_of[key], misfits)
+        problems = _describe_problems(value_of[key], misfits)
         # the message of a check of several keys names them
-        sentences.append(f"{key}: {faults}" if key else faults)
+        sentences.append(f"{key}: {problems}" if key else problems)
     return "; ".join(sentences)
 
 
-def _describe_faults(value: object, misfits: Iterable[Any]) -> str:
+def _describe_problems(value: object, misfits: Iterable[Any]) -> str:
     """Describe the faults of one value, such as "-1 must be at least 0 or 'all'".
 
     A union of types has one fault per type, and correcting one of them is enough. The value is cut
@@ -274,8 +274,8 @@ def _describe_faults(value: object, misfits: Iterable[Any]) -> str:
             required.append(requirement.format(**misfit.get("ctx", {})))
     if required:
         others.insert(0, f"must be {' or '.join(dict.fromkeys(required))}")
-    faults = " or ".join(dict.fromkeys(others))
+    problems = " or ".join(dict.fromkeys(others))
     if isinstance(value, dict):
-        return faults
+        return problems
     shown = "null" if value is None else str(value)[:60] or "''"
-    return f"{shown} {faults}" if required else f"{shown}, {faults}"
+    return f"{shown} {problems}" if required else f"{shown}, {problems}"

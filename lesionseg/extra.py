@@ -19,7 +19,7 @@ def has_extra(name: str) -> bool:
 def find_extra(name: str, setting: str = "") -> ModuleType:
     """Return the package of an extra, whose public names the core uses.
 
-    Raises `ConfigError` if the extra is missing. The message begins with the `setting` that asks
+    Raise `ConfigError` if the extra is missing. The message begins with the `setting` that asks
     for the extra, or with its name.
     """
     if not has_extra(name):

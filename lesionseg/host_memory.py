@@ -37,7 +37,7 @@ def physical_bytes(root: Path = _ROOT) -> int:
     """Return the memory of this machine in bytes, or that of this container or job if it is less.
 
     Args:
-        root: contains `proc` and `sys`, for tests.
+        root: Contains `proc` and `sys`, for tests.
 
     Returns:
         The memory in bytes, or 8 GiB if the system does not state it.
@@ -59,7 +59,7 @@ def default_budget(root: Path = _ROOT) -> int:
     """Return the bytes that a command may use: 60 % of the free memory.
 
     Args:
-        root: contains `proc` and `sys`, for tests.
+        root: Contains `proc` and `sys`, for tests.
 
     Returns:
         60 % of the free memory of the machine, or of this container or job if that is less. 4 GiB

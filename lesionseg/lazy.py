@@ -14,8 +14,8 @@ def lazy_names(
     these functions, a module of the package that needs neither is imported without them.
 
     Args:
-        package: the package's name.
-        homes: the module of each public name, below the package.
+        package: The package's name.
+        homes: The module of each public name, below the package.
     """
 
     def get(name: str) -> Any:

@@ -144,8 +144,8 @@ def coverage(depth_mm: Field, width_mm: float) -> Field:
     """Return the share 0..1 of each voxel that is inside a surface.
 
     Args:
-        depth_mm: distance from the voxel's centre to the surface, positive inside.
-        width_mm: size of a voxel. While the surface passes through the voxel, the share increases
+        depth_mm: Distance from the voxel's centre to the surface, positive inside.
+        width_mm: Size of a voxel. While the surface passes through the voxel, the share increases
             linearly from 0 to 1.
     """
     return np.clip(depth_mm / np.float32(width_mm) + np.float32(0.5), 0, 1)
@@ -174,7 +174,7 @@ def rippled_radius(rng: Generator, points: Field) -> Field:
     outwards, except in steep waves. The points with the same value form a lesion's outline.
 
     Args:
-        rng: draws the shape.
+        rng: Draws the shape.
         points: `[n, d]`, in units of the lesion's radius.
     """
     dims = points.shape[1]
@@ -189,10 +189,10 @@ def lesion_share(rng: Generator, diameter: float, spacing_mm: Spacing, jitter: F
     """Draw an irregular lesion and return the share 0..1 of each voxel that it covers.
 
     Args:
-        rng: draws the outline.
-        diameter: the lesion has the volume of a ball of this diameter in mm.
-        spacing_mm: size of a voxel along each axis.
-        jitter: offset `[d]` of the lesion from the centre of the middle voxel, in voxels.
+        rng: Draws the outline.
+        diameter: The lesion has the volume of a ball of this diameter in mm.
+        spacing_mm: Size of a voxel along each axis.
+        jitter: Offset `[d]` of the lesion from the centre of the middle voxel, in voxels.
 
     Returns:
         A box around the lesion, with an odd number of voxels along each axis.
@@ -225,11 +225,11 @@ def place_at(
     `labels` is not changed. A voxel is lesion if at least half of it is covered.
 
     Args:
-        centre: the voxel.
-        share: the lesion, as `lesion_share` returns it.
-        tissue: share 0..1 of tissue in each voxel.
-        labels: the lesions that were placed before, as positive values.
-        gap: least number of voxels to other lesions and to the border of the volume.
+        centre: The voxel.
+        share: The lesion, as `lesion_share` returns it.
+        tissue: Share 0..1 of tissue in each voxel.
+        labels: The lesions that were placed before, as positive values.
+        gap: Least number of voxels to other lesions and to the border of the volume.
 
     Returns:
         The box and the shares of its voxels. None if the box does not fit into the volume, if
@@ -268,12 +268,12 @@ def _place_lesions(
     places leaves more than `SHARE_IN_TISSUE` of it. Without tissue there is no lesion.
 
     Args:
-        rng: draws number, sizes, outlines and places.
-        tissue: share 0..1 of tissue in each voxel.
-        spacing_mm: size of a voxel along each axis.
-        n_lesions: least and most lesions.
-        diameter_mm: least, median and most of the log-normal diameters; others are clipped.
-        gap: least number of voxels between two lesions, and to the border of the volume.
+        rng: Draws number, sizes, outlines and places.
+        tissue: Share 0..1 of tissue in each voxel.
+        spacing_mm: Size of a voxel along each axis.
+        n_lesions: Least and most lesions.
+        diameter_mm: Least, median and most of the log-normal diameters; others are clipped.
+        gap: Least number of voxels between two lesions, and to the border of the volume.
     """
     instances = np.zeros(tissue.shape, np.int32)
     lesions: list[_Lesion] = []
@@ -365,19 +365,19 @@ def write_mri_phantoms(
     Lesions have diameters of 2 to 15 mm, median 7 mm.
 
     Args:
-        folder: the folder to write.
-        n_cases: number of cases.
-        seed: seed of the set.
-        n_test: the last `n_test` cases are test cases.
-        lesion_free_share: share of the cases without a lesion, spread evenly.
-        shape: voxels along z, y and x.
-        spacing_mm: size of a voxel along z, y and x.
-        contrast: factor for the difference between lesions and the tissue around them.
-        n_lesions: least and most lesions of a case with lesions. One that fits nowhere is omitted.
-        progress: called with case, number done and total.
+        folder: The folder to write.
+        n_cases: Number of cases.
+        seed: Seed of the set.
+        n_test: The last `n_test` cases are test cases.
+        lesion_free_share: Share of the cases without a lesion, spread evenly.
+        shape: Voxels along z, y and x.
+        spacing_mm: Size of a voxel along z, y and x.
+        contrast: Factor for the difference between lesions and the tissue around them.
+        n_lesions: Least and most lesions of a case with lesions. One that fits nowhere is omitted.
+        progress: Called with case, number done and total.
 
     Raises:
-        ConfigError: if `n_test` is negative or larger than `n_cases`.
+        ConfigError: If `n_test` is negative or larger than `n_cases`.
     """
 
     def simulate(rng: Generator, n: Range) -> Simulated:
@@ -440,7 +440,7 @@ class _ChestSpace:
 
     @classmethod
     def draw(cls, rng: Generator, grid: Grid) -> "_ChestSpace":
-        """Return the coordinates of a grid, whose bend is drawn."""
+        """Return the coordinates of a grid, bent by a random smooth field."""
         half_mm = np.asarray(grid.shape) * np.asarray(grid.spacing_mm) / 2
         bend = np.float32(0.02 * half_mm.min())
         z, y, x = (
@@ -553,19 +553,19 @@ def write_ct_phantoms(
     By default a third of the scans has no nodule, as in LUNA16.
 
     Args:
-        folder: the folder to write.
-        n_cases: number of cases.
-        seed: seed of the set.
-        n_test: the last `n_test` cases are test cases.
-        lesion_free_share: share of the cases without a nodule, spread evenly.
-        shape: voxels along z, y and x.
-        spacing_mm: size of a voxel along z, y and x.
-        contrast: factor for the difference between nodules and lung.
-        n_nodules: least and most nodules of a case with nodules. One that fits nowhere is omitted.
-        progress: called with case, number done and total.
+        folder: The folder to write.
+        n_cases: Number of cases.
+        seed: Seed of the set.
+        n_test: The last `n_test` cases are test cases.
+        lesion_free_share: Share of the cases without a nodule, spread evenly.
+        shape: Voxels along z, y and x.
+        spacing_mm: Size of a voxel along z, y and x.
+        contrast: Factor for the difference between nodules and lung.
+        n_nodules: Least and most nodules of a case with nodules. One that fits nowhere is omitted.
+        progress: Called with case, number done and total.
 
     Raises:
-        ConfigError: if `n_test` is negative or larger than `n_cases`.
+        ConfigError: If `n_test` is negative or larger than `n_cases`.
     """
 
     def simulate(rng: Generator, n: Range) -> Simulated:
@@ -639,15 +639,15 @@ def write_xray_phantoms(
     12-bit values and `masks/` nodule ids, both in 16-bit PNG.
 
     Args:
-        folder: the folder to write.
-        n_cases: number of cases.
-        seed: seed of the set.
-        lesion_free_share: share of the cases without a nodule, spread evenly.
-        shape: rows and columns.
-        pixel_mm: size of a pixel.
-        contrast: factor for the difference between nodules and lung.
-        n_nodules: least and most nodules of a case with nodules. One that fits nowhere is omitted.
-        progress: called with case, number done and total.
+        folder: The folder to write.
+        n_cases: Number of cases.
+        seed: Seed of the set.
+        lesion_free_share: Share of the cases without a nodule, spread evenly.
+        shape: Rows and columns.
+        pixel_mm: Size of a pixel.
+        contrast: Factor for the difference between nodules and lung.
+        n_nodules: Least and most nodules of a case with nodules. One that fits nowhere is omitted.
+        progress: Called with case, number done and total.
     """
     # the chest is 0.66 as deep as the shorter side of the image, in 48 layers along the rays
     n_layers = 48
@@ -691,8 +691,8 @@ def _project(values: Field, depth_mm: float, shape: tuple[int, int]) -> Field:
 
     Args:
         values: `[z, y, x]` at half the resolution of the radiograph. The rays run along y.
-        depth_mm: size of a voxel along y.
-        shape: rows and columns of the radiograph.
+        depth_mm: Size of a voxel along y.
+        shape: Rows and columns of the radiograph.
     """
     sums = values.sum(axis=1)[::-1] * depth_mm  # the first row of a picture is its top
     return ndimage.zoom(sums, 2, order=1)[: shape[0], : shape[1]]
@@ -765,15 +765,15 @@ def draw_cases(
     """Yield each simulated case: id, image, lesions and geometry.
 
     Args:
-        simulate: a function of a generator and the range of the number of lesions, which draws the
+        simulate: A function of a generator and the range of the number of lesions, which draws the
             image and the lesions of a case.
-        prefix: the beginning of the case ids.
-        n_cases: number of cases.
-        seed: seed of the set.
-        lesion_free_share: share of the cases without a lesion. They are spread evenly.
-        grid: the grid of all cases.
-        n_lesions: least and most lesions of a case with lesions.
-        progress: called with case, number done and total.
+        prefix: The beginning of the case ids.
+        n_cases: Number of cases.
+        seed: Seed of the set.
+        lesion_free_share: Share of the cases without a lesion. They are spread evenly.
+        grid: The grid of all cases.
+        n_lesions: Least and most lesions of a case with lesions.
+        progress: Called with case, number done and total.
     """
     geometry = Geometry.from_spacing(tuple(grid.shape), tuple(grid.spacing_mm))
     n_lesion_free = 0
@@ -802,16 +802,16 @@ def write_nnunet_raw(
     Images are rounded and clipped to int16. In the masks each lesion is 1.
 
     Args:
-        folder: the folder to write.
-        cases: the cases, as `draw_cases` yields them.
-        n_cases: number of cases.
-        n_test: the last `n_test` cases are test cases.
-        name: name of the dataset.
-        channel: name of its channel.
-        about: description of the dataset.
+        folder: The folder to write.
+        cases: The cases, as `draw_cases` yields them.
+        n_cases: Number of cases.
+        n_test: The last `n_test` cases are test cases.
+        name: Name of the dataset.
+        channel: Name of its channel.
+        about: Description of the dataset.
 
     Raises:
-        ConfigError: if `n_test` is negative or larger than `n_cases`.
+        ConfigError: If `n_test` is negative or larger than `n_cases`.
     """
     if not 0 <= n_test <= n_cases:
         raise ConfigError(
@@ -866,17 +866,17 @@ def simulate_once(
     A folder that was not simulated contains data of the user, and stays as it is.
 
     Args:
-        root: the folder of the dataset.
-        phantoms: the `kind` (mri, ct, xray) and the arguments of `write_<kind>_phantoms`. They
+        root: The folder of the dataset.
+        phantoms: The `kind` (mri, ct, xray) and the arguments of `write_<kind>_phantoms`. They
             are stored in the folder.
-        bar: makes a context manager, such as a progress bar, that yields the argument `progress`
+        bar: Makes a context manager, such as a progress bar, that yields the argument `progress`
             of `write_<kind>_phantoms`.
 
     Raises:
-        ConfigError: if an argument is unknown, wrong or missing, or `root` was simulated with
+        ConfigError: If an argument is unknown, wrong or missing, or `root` was simulated with
             another kind or other arguments.
-        ReadError: if the stored arguments of `root` cannot be read.
-        OutputError: if the folder cannot be written.
+        ReadError: If the stored arguments of `root` cannot be read.
+        OutputError: If the folder cannot be written.
     """
     writers: Mapping[str, Callable[..., None]] = {
         "mri": write_mri_phantoms,

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lesionseg.evaluation.operating_points import Aim, choose
+from lesionseg.evaluation.operating_points import OperatingPointAim, choose
 from lesionseg.evaluation.tables import Tables, read_tables
 
 REPEATS = 1000
@@ -27,7 +27,7 @@ def rates(tables: Tables, n: int, asked: float) -> "np.typing.NDArray[np.float64
     for _ in range(REPEATS):
         order = rng.permutation(len(names))
         seen = tables.of_cases(names[order[:n]])
-        score = choose(seen, Aim("fp_per_case", asked), quiet=True).score
+        score = choose(seen, OperatingPointAim("fp_per_case", asked), quiet=True).score
         _, n_false = tables.of_cases(names[order[n:]]).count_at(score)
         kept.append(n_false / (len(names) - n))
     return np.array(kept)

@@ -77,7 +77,7 @@ def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 4)
 
 
-def found_at(cell: Cell, rate: float, most_mm: float = inf) -> int:
+def found_at(cell: Cell, rate: float, max_mm: float = inf) -> int:
     """Count the lesions found at a rate of false positives, with the lowest threshold it allows.
 
     A cell has no false positives below its operating point. If the rate allows all of them, the
@@ -86,7 +86,7 @@ def found_at(cell: Cell, rate: float, most_mm: float = inf) -> int:
     Args:
         cell: Cell of vs_nnunet.py.
         rate: False positives per case.
-        most_mm: Only lesions with a smaller diameter count.
+        max_mm: Only lesions with a smaller diameter count.
 
     Returns:
         The number of lesions whose candidate scores higher than the first false positive that is
@@ -96,7 +96,7 @@ def found_at(cell: Cell, rate: float, most_mm: float = inf) -> int:
     return sum(
         lesion["found"] and lesion["detected_at"] > limit
         for lesion in cell["lesions"]
-        if lesion["diameter_mm"] < most_mm
+        if lesion["diameter_mm"] < max_mm
     )
 
 

@@ -42,10 +42,10 @@ from lesionseg.inference.predictor import Predictor
 from lesionseg.inference.read_ahead import predict_volumes
 from lesionseg.io.cases import read_case
 from lesionseg.io.text import read_json, write_json
+from lesionseg.pipeline.dataset_inspection import DatasetInspection, inspect_dataset
 from lesionseg.pipeline.experiment import Experiment
 from lesionseg.pipeline.planning import plan_run, with_focal_correction
 from lesionseg.pipeline.prepare import prepare_cases
-from lesionseg.pipeline.survey import Survey, take_survey
 from lesionseg.pipeline.train_fold import train_network
 from lesionseg.plan.plan import Plan
 
@@ -72,11 +72,11 @@ class CellName:
     """The identity of a cell.
 
     Attributes:
-        dataset: name of the set's folder.
-        variant: name of the variant.
-        overrides: the settings in which the variant differs from the default.
-        steps: number of training steps.
-        seed: seed of weights and tiles.
+        dataset: Name of the set's folder.
+        variant: Name of the variant.
+        overrides: The settings in which the variant differs from the default.
+        steps: Number of training steps.
+        seed: Seed of weights and tiles.
     """
 
     dataset: str
@@ -95,7 +95,7 @@ def main(train: TrainFunction | None = None) -> None:
     """Train and score the missing cells, then print the table.
 
     Args:
-        train: trains a network and returns its predictor; None trains ours.
+        train: Trains a network and returns its predictor; None trains ours.
     """
     options = arguments()
     set_up(options.threads)
@@ -184,7 +184,7 @@ def make_cell(
     typed = [*COMMON, f"data.root={root}", f"seed={cell.seed}", f"trainer.max_steps={cell.steps}"]
     cfg: Any = compose("train", [*typed, *cell.overrides])
     held = held_out(root, output / "cache", validation_fraction=VALIDATION_SHARE)
-    found = held.as_development(take_survey(held.data, 0, output / "cache" / "facts"))
+    found = held.as_development(inspect_dataset(held.data, 0, output / "cache" / "facts"))
     experiment = Experiment.on(cfg.model_copy(update={"data": held.data}), found, run)
     plan = plan_run(experiment)
     cases = prepare_cases(found, plan, experiment.cache)
@@ -220,7 +220,7 @@ def finest_stride(plan: Any) -> float | None:
     return float(plan.anchor_levels[0].stride[0])
 
 
-def score(predictor: Predictor, found: Survey) -> dict[str, Scores]:
+def score(predictor: Predictor, found: DatasetInspection) -> dict[str, Scores]:
     """Predict the validation films, and score the boxes by both match rules."""
     opened: dict[str, Case] = {}
 

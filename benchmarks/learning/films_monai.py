@@ -37,9 +37,9 @@ from lesionseg.pipeline.planning import with_focal_correction  # noqa: E402
 from lesionseg.plan.plan import Plan  # noqa: E402
 from lesionseg.training.fit import GRADIENT_CLIP, STEPS_PER_EPOCH  # noqa: E402
 from lesionseg.training.module import (  # noqa: E402
-    highest_rate,
+    lr_factor,
     make_optimiser,
-    share_of_rate,
+    peak_lr,
 )
 
 CPU = torch.device("cpu")
@@ -91,7 +91,7 @@ def train_monai(
     assert steps is not None
     detector = build_detector(plan, CPU, cfg.seed)
     network = detector.network
-    rate = highest_rate(cfg.optim, plan, plan.batch_size)
+    rate = peak_lr(cfg.optim, plan, plan.batch_size)
     optimiser = make_optimiser(network, cfg.optim, rate)
     kept = experiment.run / "checkpoints" / "last.ckpt"
     first = restore(kept, network, optimiser)
@@ -108,7 +108,7 @@ def train_monai(
     for step in range(first, steps):
         images, targets = next(batches)
         for group in optimiser.param_groups:
-            group["lr"] = rate * share_of_rate(step / steps, cfg.optim)
+            group["lr"] = rate * lr_factor(step / steps, cfg.optim)
         with torch.autocast("cpu", torch.bfloat16, enabled=fast_dtype(CPU) == torch.bfloat16):
             terms = detector(images, targets)
         optimiser.zero_grad()

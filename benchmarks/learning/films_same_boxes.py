@@ -21,12 +21,12 @@ from lesionseg.core import Candidate, Case, CaseFiles, Prediction
 from lesionseg.evaluation import MatchedCase
 from lesionseg.io.cases import read_case
 from lesionseg.ops.components import lesions_of
-from lesionseg.pipeline.survey import Survey, take_survey
+from lesionseg.pipeline.dataset_inspection import DatasetInspection, inspect_dataset
 
 BLUR = 0.05  # standard deviation of the density of lesions, as a share of the film's sides
 CELLS = 100  # of the density along a side of the film
 N_BOXES = 60
-LEAST_APART = 0.6  # between the centres of two boxes along one of the axes, in mean sides of a box
+MIN_APART = 0.6  # between the centres of two boxes along one of the axes, in mean sides of a box
 
 Array = NDArray[np.float64]
 
@@ -44,7 +44,7 @@ def main() -> None:
 def measure(root: Path, output: Path) -> dict[str, Any]:
     """Return the scores of a set's validation films."""
     held = held_out(root, output / "cache", validation_fraction=films.VALIDATION_SHARE)
-    found = held.as_development(take_survey(held.data, 0))
+    found = held.as_development(inspect_dataset(held.data, 0))
     boxes, scores = usual_boxes(lesions_of_training(found))
 
     def match(files: CaseFiles) -> list[MatchedCase]:
@@ -55,7 +55,7 @@ def measure(root: Path, output: Path) -> dict[str, Any]:
     return {"set": root.name, "variant": "same boxes", **films.scores_of_row(scored)}
 
 
-def lesions_of_training(found: Survey) -> Array:
+def lesions_of_training(found: DatasetInspection) -> Array:
     """Return the boxes `[y0, x0, y1, x1]` of the training films as shares of the film's sides."""
     shares = []
     for files in found.of_role("train"):
@@ -89,7 +89,7 @@ def usual_boxes(lesions: Array) -> tuple[Array, Sequence[float]]:
         chosen.append(np.concatenate([centre - size / 2, centre + size / 2]))
         scores.append(float(density.max() / highest))
         offsets = np.abs(places - centre[:, None, None]) / size[:, None, None]
-        density = np.where(offsets.max(axis=0) < LEAST_APART, 0, density)
+        density = np.where(offsets.max(axis=0) < MIN_APART, 0, density)
     return np.array(chosen), scores
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from lesionseg.config import DataConfig
 from lesionseg.io.layouts import read_dataset
 from lesionseg.io.text import read_csv
-from lesionseg.pipeline.survey import Survey
+from lesionseg.pipeline.dataset_inspection import DatasetInspection
 
 
 @dataclass(frozen=True)
@@ -15,14 +15,14 @@ class HeldOut:
     """A division of a dataset for a comparison of trainings.
 
     Attributes:
-        data: settings with which the dataset is read. All labels count as one.
-        role: role of the scored cases. All other development cases are for training.
+        data: Settings with which the dataset is read. All labels count as one.
+        role: Role of the scored cases. All other development cases are for training.
     """
 
     data: DataConfig
     role: str
 
-    def as_development(self, found: Survey) -> Survey:
+    def as_development(self, found: DatasetInspection) -> DatasetInspection:
         """Return the survey with the scored cases as validation cases."""
         roles = {
             case: "validation" if role == self.role else role
@@ -38,10 +38,10 @@ def held_out(
     """Divide a dataset: its test cases are scored, or a share of the patients if it has none.
 
     Args:
-        root: folder of the dataset.
-        cache: folder for prepared cases.
-        validation_fraction: share of the patients that is scored if the dataset has no test case.
-        group: expression that finds the patient or scan in a case's name, as `data.group`.
+        root: Folder of the dataset.
+        cache: Folder for prepared cases.
+        validation_fraction: Share of the patients that is scored if the dataset has no test case.
+        group: Expression that finds the patient or scan in a case's name, as `data.group`.
     """
     roles = {case.role for case in read_dataset(root).cases}
     role = "test" if "test" in roles else "validation"

@@ -20,9 +20,9 @@ def voxel_dice(
     The best threshold is chosen on the scored cases themselves, so no tool could know it.
 
     Args:
-        folder: contains log-odds `[1, *spatial]` of each case as CASE.npy.
-        cases: the scored cases.
-        dataset: the dataset of the cases.
+        folder: Contains log-odds `[1, *spatial]` of each case as CASE.npy.
+        cases: The scored cases.
+        dataset: The dataset of the cases.
 
     Returns:
         `dice_half` at p ≥ ½, `dice_best` and `best_threshold`; None if no case has a lesion.

@@ -61,11 +61,11 @@ from lesionseg.io.cases import read_case, read_image
 from lesionseg.io.results.case import write_prediction
 from lesionseg.io.results.index import find_predictions
 from lesionseg.io.text import read_json, write_json, write_text
+from lesionseg.pipeline.dataset_inspection import DatasetInspection, inspect_dataset
 from lesionseg.pipeline.experiment import Experiment
 from lesionseg.pipeline.planning import plan_run
 from lesionseg.pipeline.score_cases import score_cases
 from lesionseg.pipeline.score_roles import select_and_accept, write_role_scores
-from lesionseg.pipeline.survey import Survey, take_survey
 from lesionseg.plan.plan import Plan
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -92,17 +92,17 @@ class Setting:
     """A set and the way in which all tools are scored on it.
 
     Attributes:
-        name: name of the set's folder.
-        root: folder of the set.
-        found: survey with the scored cases as validation cases.
-        plan: plan with the largest tiles. Its candidate rule is used for all tools.
-        own_plan: plan of lesionseg without overrides.
-        options: command line.
+        name: Name of the set's folder.
+        root: Folder of the set.
+        found: Survey with the scored cases as validation cases.
+        plan: Plan with the largest tiles. Its candidate rule is used for all tools.
+        own_plan: Plan of lesionseg without overrides.
+        options: Command line.
     """
 
     name: str
     root: Path
-    found: Survey
+    found: DatasetInspection
     plan: Plan
     own_plan: Plan
     options: argparse.Namespace
@@ -208,7 +208,7 @@ def prepare(root: Path, options: argparse.Namespace) -> Setting:
     """Divide the set for all tools, and make the plans that nnU-Net's changed plans follow."""
     name = root.name
     held = held_out(root, options.output / "cache", group=options.group)
-    found = held.as_development(take_survey(held.data, seed=0))
+    found = held.as_development(inspect_dataset(held.data, seed=0))
     folder = options.output / "plans" / name
     folder.mkdir(parents=True, exist_ok=True)
     typed = [f"data.root={root}", "data.merge_labels=true"]
@@ -365,7 +365,7 @@ def link_case(setting: Setting, files: CaseFiles, raw: Path, part: str) -> list[
     return paths
 
 
-def score_kept(kept: Kept | Predictor, found: Survey, run: Path) -> Scores:
+def score_kept(kept: Kept | Predictor, found: DatasetInspection, run: Path) -> Scores:
     """Write the candidates of a tool into `run/validation` and score the validation cases."""
     experiment = Experiment(SCORED_BY, found, run)
     cases = experiment.cases("validation")

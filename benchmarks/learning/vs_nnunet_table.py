@@ -48,16 +48,16 @@ def _line(name: str, made: Sequence[Cell]) -> tuple[str, ...]:
         made[0]["tool"],
         " ".join(str(cell["steps"]) for cell in made),
         *means("dice_half", "dice_best", "dice_accepted"),
-        *(_found(made, most_mm) for most_mm in (inf, SMALL_MM)),
+        *(_found(made, max_mm) for max_mm in (inf, SMALL_MM)),
         f"{_mean([sum(v for _, v in outlined(cell)) for cell in made]):.3g}",
         " / ".join(number(_mean([recall_at(cell, r) for cell in made])) for r in (0.5, 2.0, 4.0)),
         *means("average_precision", "panoptic_quality"),
     )
 
 
-def _found(made: Sequence[Cell], most_mm: float) -> str:
-    """Return the mean number of lesions found under `most_mm`, for example "35 of 45"."""
-    hits = [[x["found"] for x in cell["lesions"] if x["diameter_mm"] < most_mm] for cell in made]
+def _found(made: Sequence[Cell], max_mm: float) -> str:
+    """Return the mean number of lesions found under `max_mm`, for example "35 of 45"."""
+    hits = [[x["found"] for x in cell["lesions"] if x["diameter_mm"] < max_mm] for cell in made]
     return f"{float(np.mean([sum(h) for h in hits])):.3g} of {len(hits[0])}"
 
 

@@ -23,10 +23,10 @@ from lesionseg.cli import compose
 from lesionseg.inference.bundle import Bundle, write_bundle
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.cases import read_case
+from lesionseg.pipeline.dataset_inspection import DatasetInspection, inspect_dataset
 from lesionseg.pipeline.experiment import Experiment
 from lesionseg.pipeline.planning import plan_run, with_focal_correction
 from lesionseg.pipeline.prepare import prepare_cases
-from lesionseg.pipeline.survey import Survey, take_survey
 from lesionseg.pipeline.train_fold import train_network
 from lesionseg.plan.plan import Plan
 from lesionseg.training import module
@@ -43,7 +43,7 @@ def main() -> None:
     typed += [f"trainer.accelerator={job['accelerator']}", f"trainer.max_minutes={planned_minutes}"]
     cfg: Any = compose("train", [*typed, "trainer.lightning.enable_progress_bar=false"])
     held = held_out(Path(job["data"]), output / "cache", group=job["group"])
-    found = held.as_development(take_survey(held.data, seed=0))
+    found = held.as_development(inspect_dataset(held.data, seed=0))
     experiment = Experiment.on(cfg.model_copy(update={"data": held.data}), found, output)
     plan = plan_run(experiment)
     cases = prepare_cases(found, plan, experiment.cache)
@@ -75,7 +75,9 @@ def main() -> None:
     (output / "made.json").write_text(json.dumps(made, indent=1))
 
 
-def predict(fitted: FitResult, plan: Plan, cfg: Any, found: Survey, output: Path) -> None:
+def predict(
+    fitted: FitResult, plan: Plan, cfg: Any, found: DatasetInspection, output: Path
+) -> None:
     """Write the log-odds of each scored case."""
     predictor = Predictor(
         Bundle((fitted.network,), with_focal_correction(plan, cfg.loss, cfg.detection)),

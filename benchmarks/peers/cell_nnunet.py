@@ -162,9 +162,9 @@ def train(
 
     Args:
         trainer: nnU-Net's initialised trainer.
-        job: number of `steps`, or None, and `minutes` of the `clock`, the limit without `steps`.
-        trained: the minutes before training.
-        checkpoint: file of the checkpoint. Its facts are in a JSON file next to it.
+        job: Number of `steps`, or None, and `minutes` of the `clock`, the limit without `steps`.
+        trained: The minutes before training.
+        checkpoint: File of the checkpoint. Its facts are in a JSON file next to it.
 
     Returns:
         Losses and minutes. There is no loss if the preparation took all minutes.

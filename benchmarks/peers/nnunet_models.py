@@ -72,7 +72,7 @@ SPLITS = [  # four cases are too few for nnU-Net's five folds
     {"train": ["P02", "P03"], "val": ["P00", "P01"]},
     {"train": ["P00", "P01"], "val": ["P02", "P03"]},
 ]
-MOST_FEATURES = 24
+MAX_FEATURES = 24
 FIRST_FEATURES = 8
 
 
@@ -129,7 +129,7 @@ def narrow(plans: dict[str, Any], configuration: str) -> None:
     config = plans["configurations"][configuration]
     arguments = config["architecture"]["arch_kwargs"]
     n_stages = arguments["n_stages"]
-    features = [min(FIRST_FEATURES * 2**i, MOST_FEATURES) for i in range(n_stages)]
+    features = [min(FIRST_FEATURES * 2**i, MAX_FEATURES) for i in range(n_stages)]
     arguments["features_per_stage"] = features
     factors = np.prod(arguments["strides"], axis=0)
     patch = []

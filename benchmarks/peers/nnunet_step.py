@@ -23,15 +23,15 @@ def make_nnunet_step(
     """Return nnU-Net's training step of `batch` tiles of `side`³ voxels on a device.
 
     Args:
-        features: number of features of each stage.
-        side: voxels of a tile per axis.
-        batch: number of tiles.
+        features: Number of features of each stage.
+        side: Voxels of a tile per axis.
+        batch: Number of tiles.
         device: `cuda` or `cpu`.
-        compiler: backend with which network and Dice are compiled, as nnU-Net does by default. None
+        compiler: Backend with which network and Dice are compiled, as nnU-Net does by default. None
             compiles nothing.
 
     Raises:
-        PeerMissingError: nnU-Net is not installed.
+        PeerMissingError: If nnU-Net is not installed.
     """
     try:
         from dynamic_network_architectures.architectures.unet import PlainConvUNet

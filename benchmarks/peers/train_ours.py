@@ -71,13 +71,13 @@ def prepare(folder: Path, size: Size) -> None:
 
     All cases are for training.
     """
+    from lesionseg.pipeline.dataset_inspection import inspect_dataset
     from lesionseg.pipeline.prepare import prepare_cases
-    from lesionseg.pipeline.survey import take_survey
     from lesionseg.plan.make import make_plan
 
     root = folder / "raw" / "Dataset001_Bench"
     cfg = TrainConfig.of(data={"root": root, "validation_fraction": 0})
-    found = take_survey(cfg.data, seed=0)
+    found = inspect_dataset(cfg.data, seed=0)
     plan = make_plan(found.fingerprint, found.dataset, memory_gb=8, device="cpu")
     plan = plan.with_(tile_shape=size.tile, batch_size=size.batch, architecture=size.architecture())
     (folder / "plan.json").write_text(plan.to_json())

@@ -21,10 +21,10 @@ class Size:
     """An equal network, tile and batch for both programs.
 
     Attributes:
-        features: number of features of each stage.
-        side: voxels of a tile per axis.
-        batch: tiles per step.
-        channels: names of the channels.
+        features: Number of features of each stage.
+        side: Voxels of a tile per axis.
+        batch: Tiles per step.
+        channels: Names of the channels.
         dims: 3 for scans, 2 for pictures.
     """
 

@@ -33,12 +33,12 @@ class FundusSettings:
     """Settings of the pictures.
 
     Attributes:
-        side: rows and columns.
-        n_lesions: mean number of lesions of a picture (Poisson).
-        n_distractors: mean number of spots that are not lesions.
-        diameter: least and most diameter of lesions in pixels, log-uniform.
-        contrast: least and most factor of a lesion's colour.
-        noise: standard deviation of the noise in grey values.
+        side: Rows and columns.
+        n_lesions: Mean number of lesions of a picture (Poisson).
+        n_distractors: Mean number of spots that are not lesions.
+        diameter: Least and most diameter of lesions in pixels, log-uniform.
+        contrast: Least and most factor of a lesion's colour.
+        noise: Standard deviation of the noise in grey values.
     """
 
     side: int = 400

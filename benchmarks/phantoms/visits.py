@@ -35,11 +35,11 @@ class VisitSettings:
     """Settings of simulated pairs of visits.
 
     Attributes:
-        shape: voxels along z, y and x.
-        spacing_mm: size of a voxel along z, y and x.
-        n_lesions: number of new, gone, enlarged, shrunk and stable lesions.
-        diameter_mm: least and most; diameters are log-uniform between them.
-        growth: factor for the diameter of an enlarged lesion, divisor for that of a shrunk one.
+        shape: Voxels along z, y and x.
+        spacing_mm: Size of a voxel along z, y and x.
+        n_lesions: Number of new, gone, enlarged, shrunk and stable lesions.
+        diameter_mm: Least and most; diameters are log-uniform between them.
+        growth: Factor for the diameter of an enlarged lesion, divisor for that of a shrunk one.
     """
 
     shape: tuple[int, ...] = (48, 96, 96)
@@ -53,8 +53,8 @@ def simulate_visits(rng: Generator, settings: VisitSettings) -> tuple[Images, Im
     """Draw a head with lesions at two visits. Each visit has its own noise and shading.
 
     Args:
-        rng: draws everything.
-        settings: grid, number, size and growth of lesions.
+        rng: Draws everything.
+        settings: Grid, number, size and growth of lesions.
 
     Returns:
         Two dictionaries of arrays `[Z, Y, X]`: the scans (`before`, `after`) and the masks
@@ -104,10 +104,10 @@ def _add_to_masks(
     """Add a lesion to the masks at the first centre at which it fits in all of them.
 
     Args:
-        shares: share 0..1 of lesion in each voxel, by the name of the mask. They are changed.
-        drawn: the lesion as it is in each mask that has it, as `lesion_share` returns it.
-        centres: the voxels to try, `[n, 3]`.
-        brain: share 0..1 of brain in each voxel.
+        shares: Share 0..1 of lesion in each voxel, by the name of the mask. They are changed.
+        drawn: The lesion as it is in each mask that has it, as `lesion_share` returns it.
+        centres: The voxels to try, `[n, 3]`.
+        brain: Share 0..1 of brain in each voxel.
     """
     is_taken = np.maximum(shares["before"], shares["after"]) >= 0.5
     for centre in centres:
@@ -131,10 +131,10 @@ def write_visit_phantoms(
     `after_images`.
 
     Args:
-        folder: the folder to write.
-        n: number of pairs.
-        settings: by default `VisitSettings()`.
-        seed: pair i depends only on the seed and on i.
+        folder: The folder to write.
+        n: Number of pairs.
+        settings: By default `VisitSettings()`.
+        seed: Pair i depends only on the seed and on i.
     """
     settings = settings or VisitSettings()
     geometry = Geometry.from_spacing(settings.shape, settings.spacing_mm)

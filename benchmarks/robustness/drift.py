@@ -96,8 +96,8 @@ def longest_runs(histories: Iterable[list[CaseRow]], case: str = "") -> Integers
     """Return the number of scans of the longest drift, `[histories, LEFT_OUT, WATCHED]`.
 
     Args:
-        histories: the scans of each repeat. The case id of the first ones is "first".
-        case: only drifts count whose last scan has this case id. "" counts all.
+        histories: The scans of each repeat. The case id of the first ones is "first".
+        case: Only drifts count whose last scan has this case id. "" counts all.
     """
     longest = []
     for rows in histories:

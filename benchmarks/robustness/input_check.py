@@ -41,7 +41,7 @@ from lesionseg.inference.input_check import (
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io import read_case, read_dataset
 from lesionseg.io.scans import find_scans
-from lesionseg.plan.fingerprint import facts_of, fingerprint_of
+from lesionseg.plan.fingerprint import fingerprint_of, measure_case
 from lesionseg.plan.make import make_plan
 from lesionseg.plan.plan import Plan
 
@@ -191,7 +191,7 @@ def measure_dataset(root: Path, most: int) -> None:
     files = [case for case in dataset.cases if case.reference or case.annotations]
     files = files[:: max(1, -(-len(files) // most))]
     cases = [read_case(case, dataset) for case in files]
-    facts = [facts_of(case, case.reference) for case in cases if case.reference is not None]
+    facts = [measure_case(case, case.reference) for case in cases if case.reference is not None]
     plan = make_plan(fingerprint_of(dataset, facts), dataset, memory_gb=8, device="cpu")
     looks = [look_at(case.image, plan) for case in cases]
     negatives = [look_at(make_negative(case.image), plan) for case in cases]

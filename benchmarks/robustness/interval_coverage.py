@@ -24,9 +24,9 @@ from lesionseg.evaluation.intervals import (
     Statistic,
     bootstrap,
     draw_groups,
+    estimate_rate,
     proportion,
-    rate,
-    value_of,
+    statistic_value,
 )
 from lesionseg.evaluation.tables import Tables
 
@@ -86,9 +86,9 @@ def simple_measures(n: int, rng: np.random.Generator) -> Ends:
             proportion(some, uneven, none).ci95,
             0.75,
         ),
-        "false positives per scan (Garwood, deff)": (rate(false, ones, none).ci95, 1.0),
+        "false positives per scan (Garwood, deff)": (estimate_rate(false, ones, none).ci95, 1.0),
         "Dice, mean over scans (Wilson, deff)": (
-            proportion(dice, ones, none, least_deff=0.0).ci95,
+            proportion(dice, ones, none, min_deff=0.0).ci95,
             2 / 3,
         ),
     }
@@ -98,7 +98,7 @@ def truth_at_one() -> float:
     """Return the sensitivity of a population at 1 false positive per scan."""
     pool = draw_population()
     # a single group is fast and does not change the value
-    return float(value_of(at_one(join_groups(pool)), 1)[0] or 0.0)
+    return float(statistic_value(at_one(join_groups(pool)), 1)[0] or 0.0)
 
 
 def join_groups(pool: Tables) -> Tables:
@@ -132,7 +132,7 @@ def auroc(true: float, n: int, rng: np.random.Generator) -> Ends:
 def truth_of_auroc() -> float:
     """Return the AUROC of a population."""
     pool = join_groups(draw_population(ill=0.5))
-    return float(value_of(curves.case_auroc(pool), 1)[0] or 0.0)
+    return float(statistic_value(curves.case_auroc(pool), 1)[0] or 0.0)
 
 
 def at_one(pool: Tables) -> Statistic:
@@ -159,7 +159,7 @@ def chosen_score(n: int, rng: np.random.Generator) -> Ends:
             float(ndtr((1 - score) / np.sqrt(1.25))),
         ),
         "chosen score, false positives on new scans (Garwood, deff)": (
-            rate(false, cases, "nothing").ci95,
+            estimate_rate(false, cases, "nothing").ci95,
             float(3 * ndtr((-0.5 - score) / 0.8)),
         ),
     }

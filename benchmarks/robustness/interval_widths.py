@@ -12,8 +12,8 @@ from collections import defaultdict
 import numpy as np
 
 from benchmarks.robustness.interval_coverage import simple_measures
-from lesionseg.evaluation.intervals import rate, wilson_interval
-from lesionseg.evaluation.operating_points import most_false_positives
+from lesionseg.evaluation.intervals import estimate_rate, wilson_interval
+from lesionseg.evaluation.operating_points import max_false_positives
 
 PATIENTS = (5, 10, 20, 50, 100, 200)
 LESIONS = (10, 20, 50, 100, 200, 500)
@@ -45,15 +45,15 @@ def main() -> None:
         print(f"  {lesions:>3} lesions:", ", ".join(f"{a:.2f} to {b:.2f}" for a, b in shown))
     print("Rate of false positives that scans without one do not exclude")
     for cases in (5, 10, 20, 50, 100):
-        interval = rate(np.zeros(cases), np.ones(cases), "there is no case").ci95
+        interval = estimate_rate(np.zeros(cases), np.ones(cases), "there is no case").ci95
         print(f"  {cases:>3} scans: {interval[1] if interval else float('nan'):.2f}")
     print(
         "False positives allowed for 1 per case: on average, with confidence 0.9, design effect 2"
     )
     for cases in CASES:
-        average = most_false_positives(1.0, cases)
-        confident = most_false_positives(1.0, cases, confidence=0.9)
-        clustered = most_false_positives(1.0, cases, 2.0, 0.9, cases)
+        average = max_false_positives(1.0, cases)
+        confident = max_false_positives(1.0, cases, confidence=0.9)
+        clustered = max_false_positives(1.0, cases, 2.0, 0.9, cases)
         print(f"  {cases:>3} cases: {average}, {confident}, {clustered}")
 
 

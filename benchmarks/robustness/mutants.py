@@ -61,12 +61,12 @@ class Mutant:
     """A changed expression of a module and what the tests say.
 
     Attributes:
-        module: the name of the module.
-        node: the position of the changed node in a walk over the module's syntax tree.
-        line: the line of the node.
-        kind: the kind of change.
-        before: the source of the changed expression.
-        failed: the first test that failed; empty if none did.
+        module: The name of the module.
+        node: The position of the changed node in a walk over the module's syntax tree.
+        line: The line of the node.
+        kind: The kind of change.
+        before: The source of the changed expression.
+        failed: The first test that failed; empty if none did.
     """
 
     module: str

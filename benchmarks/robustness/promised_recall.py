@@ -25,8 +25,8 @@ from numpy.random import Generator
 from scipy.special import ndtr
 
 from lesionseg.errors import ContentError
-from lesionseg.evaluation.operating_points import Aim, choose
-from lesionseg.evaluation.tables import NEVER, CaseRows, Tables, read_tables
+from lesionseg.evaluation.operating_points import OperatingPointAim, choose
+from lesionseg.evaluation.tables import NEVER_FOUND, CaseRows, Tables, read_tables
 
 PATIENTS = (10, 20, 50)
 SHARES_WITHOUT = (0.0, 0.02, 0.05)  # of the lesions: those without a candidate
@@ -62,7 +62,7 @@ def simulate_patients(n: int, share_without: float, rng: Generator) -> Tables:
         rows.cases.append(name | case)
         n_lesions = max(1, rng.poisson(MEAN_LESIONS))
         scores = rng.normal() + rng.normal(size=n_lesions)
-        scores[rng.random(n_lesions) < share_without] = NEVER
+        scores[rng.random(n_lesions) < share_without] = NEVER_FOUND
         rows.lesions.extend(name | {"detected_at": score} for score in scores)
     return Tables.of([rows])
 
@@ -90,7 +90,7 @@ def measure(studies: Iterator[Study], sensitivities: tuple[float, ...]) -> Itera
         n_studies += 1
         for sensitivity, own in recalls.items():
             try:
-                point = choose(tables, Aim("sensitivity", sensitivity))
+                point = choose(tables, OperatingPointAim("sensitivity", sensitivity))
             except ContentError:  # too few lesions have a candidate
                 continue
             if point.promised is not None:
@@ -112,7 +112,7 @@ def main() -> None:
     out.writerow(COLUMNS)
     if given.folder:
         tables = read_tables(given.folder)
-        without = f"{100 * np.mean(tables.detected_at == NEVER):.1f}"
+        without = f"{100 * np.mean(tables.detected_at == NEVER_FOUND):.1f}"
         rows = measure(draw_studies(tables), SENSITIVITIES_OF_A_SHORT_TRAINING)
         out.writerows([DRAWN, without, *row] for row in rows)
         return

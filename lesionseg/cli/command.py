@@ -49,11 +49,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments and arguments[0] in COMMANDS.kinds:
         return run(arguments[0], arguments[1:], program="lesionseg")
     if arguments == ["--version"]:
-        say(f"lesionseg {__version__}")
+        print_line(f"lesionseg {__version__}")
     elif not arguments or arguments[0] in ("-h", "--help", "help"):
-        say("lesionseg COMMAND [group=option] [key=value] …\n")
-        say(command_list())
-        say("\n`lesionseg COMMAND --help` shows its groups, settings and examples.")
+        print_line("lesionseg COMMAND [group=option] [key=value] …\n")
+        print_line(command_list())
+        print_line("\n`lesionseg COMMAND --help` shows its groups, settings and examples.")
     else:
         sys.stderr.write(f"Unknown command {arguments[0]!r}.{suggest(arguments[0], COMMANDS)}\n")
         return WRONG_SETTING
@@ -67,9 +67,9 @@ def run(command: str, argv: Sequence[str], *, program: str | None = None) -> int
     `--cfg` and `--help` print settings and help instead. `--multirun` runs it for several values.
 
     Args:
-        command: the name of the command.
-        argv: its overrides and flags.
-        program: the program's name in the examples of its help. None means the script of the
+        command: The name of the command.
+        argv: Its overrides and flags.
+        program: The program's name in the examples of its help. None means the script of the
             repository, such as `python scripts/train.py`.
 
     Returns:
@@ -106,7 +106,7 @@ def run(command: str, argv: Sequence[str], *, program: str | None = None) -> int
         import yaml
 
         plain = compose_plain(command, overrides)
-        say(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True).rstrip())
+        print_line(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True).rstrip())
         return 0
     except LesionsegError as error:
         status = WRONG_SETTING if isinstance(error, ConfigError) else NOTHING_RAN
@@ -146,7 +146,7 @@ def _say_help(command: str, program: str | None, topic: str) -> int:
     try:
         if COMMANDS.kinds[command] is None:
             find_extra(command)
-        say(help_page(command, program, topic))
+        print_line(help_page(command, program, topic))
     except ConfigError as error:
         sys.stderr.write(f"{error}\n")
         return WRONG_SETTING
@@ -184,7 +184,7 @@ def private_files() -> Iterator[None]:
         os.umask(before)
 
 
-def say(text: str) -> None:
+def print_line(text: str) -> None:
     """Write to standard output. A character that its encoding lacks becomes a `?`."""
     encoding = sys.stdout.encoding or "utf-8"
     sys.stdout.write(text.encode(encoding, "replace").decode(encoding) + "\n")
@@ -201,7 +201,7 @@ def _report_error(status: int, text: str, *, as_json: bool) -> int:
     """Print why a command ended early, with `as_json` also as JSON. Return the exit status."""
     sys.stderr.write(f"{text}\n" if status == INTERRUPTED else f"Error: {text}\n")
     if as_json:
-        say(json.dumps({"exit_status": status, "error": text}))
+        print_line(json.dumps({"exit_status": status, "error": text}))
     return status
 
 
@@ -214,13 +214,13 @@ def print_outcome(outcome: Outcome, *, as_json: bool = False) -> int:
         record = outcome.record()
         if record:  # further processes of a training have none
             status = {"exit_status": outcome.exit_status, "next": outcome.next}
-            say(json.dumps({**status, **record}, default=str))
+            print_line(json.dumps({**status, **record}, default=str))
         return outcome.exit_status
     lines = outcome.summary()
     if outcome.next is not None:
         lines = [*lines, f"Next:    {outcome.next}"]
     if lines:
-        say("\n".join(lines))
+        print_line("\n".join(lines))
     return outcome.exit_status
 
 
@@ -232,14 +232,14 @@ def multirun(command: str, argv: Sequence[str]) -> int:
     `sys.argv` is replaced, because Hydra reads it.
 
     Args:
-        command: the name of the command.
-        argv: its overrides.
+        command: The name of the command.
+        argv: Its overrides.
 
     Returns:
         The highest exit status of the jobs that ran in this process, or 0 if none did.
 
     Raises:
-        ConfigError: if Hydra refuses an override, or a launcher is not installed.
+        ConfigError: If Hydra refuses an override, or a launcher is not installed.
         LesionsegError: If jobs failed: the error of one of them, at the end. All are logged.
     """
     import hydra

@@ -56,7 +56,7 @@ def compose_files(
     values. Hydra stores its state in a global, which is restored.
 
     Raises:
-        ConfigError: if Hydra refuses a file or an override.
+        ConfigError: If Hydra refuses a file or an override.
     """
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
@@ -83,7 +83,7 @@ def compose(command: str, argv: Sequence[str]) -> Settings:
     """Return the checked settings of a command with overrides.
 
     Raises:
-        ConfigError: if a key is unknown (the message names the nearest), required and missing, or
+        ConfigError: If a key is unknown (the message names the nearest), required and missing, or
             has a wrong value.
     """
     plain = compose_plain(command, argv)
@@ -94,7 +94,7 @@ def compose(command: str, argv: Sequence[str]) -> Settings:
 def compose_plain(command: str, argv: Sequence[str]) -> dict[str, Any]:
     """Return the settings of a command with overrides as plain data.
 
-    Values are not checked. Raises `ConfigError` as `override_list` does, or if Hydra refuses an
+    Values are not checked. Raise `ConfigError` as `override_list` does, or if Hydra refuses an
     override.
     """
     return compose_files(command, tuple(override_list(command, argv)), resolve=True)
@@ -114,7 +114,7 @@ def override_list(command: str, argv: Sequence[str], *, sweeps: bool = False) ->
     `experiment=null`, the default, is left out.
 
     Raises:
-        ConfigError: if an argument is not an override, or a key or an option of a group is unknown;
+        ConfigError: If an argument is not an override, or a key or an option of a group is unknown;
             the message names the nearest. Also if a folder of options does not exist, or if Hydra
             refuses a file or an option.
     """
@@ -169,8 +169,8 @@ def _check_options(options: Mapping[str, Sequence[str]], values: Mapping[str, st
     """Raise `ConfigError` if the value of a group is not one of its options.
 
     Args:
-        options: the options of each group.
-        values: the values of the overrides by key; `a,b` are two options.
+        options: The options of each group.
+        values: The values of the overrides by key; `a,b` are two options.
     """
     for group in sorted(options.keys() & values.keys()):
         for value in values[group].split(","):  # several in a multirun
@@ -242,7 +242,7 @@ def _guess_key(command: str, flag: str = "") -> str | None:
 def read_flags(argv: Sequence[str], command: str) -> tuple[set[str], list[str]]:
     """Separate flags from overrides, and return both. Flags are returned by their long names.
 
-    A flag with a value (`KEYS`) becomes an override. Raises `ConfigError` if a flag is unknown, its
+    A flag with a value (`KEYS`) becomes an override. Raise `ConfigError` if a flag is unknown, its
     value is missing, or `--json` has another flag next to it. `command` is for the advice.
 
     >>> read_flags(["-c", "job", "loss=focal", "--config-dir", "a", "--config-dir=b"], "train")
@@ -355,7 +355,7 @@ def key_of(override: str) -> str:
     """Return the key of an override without `+`, `~` and its value.
 
     Raises:
-        ConfigError: if the override has no `=`, which only `~key` may leave out, or if its key has
+        ConfigError: If the override has no `=`, which only `~key` may leave out, or if its key has
             other characters than letters, digits and `_./@-`.
     """
     match = re.match(r"^(?:[+~]{0,2})([\w./@-]+)(?:=.*)?$", override, re.DOTALL)

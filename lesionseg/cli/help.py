@@ -49,15 +49,17 @@ def help_page(command: str, program: str | None, topic: str) -> str:
     """Return the help of a command, in lines of at most 80 columns.
 
     Args:
-        command: the command.
-        program: the program's name in the examples. None means the script of the repository.
-        topic: a group or section whose settings are listed, or `all`. The page of "" has examples,
+        command: The command.
+        program: The program's name in the examples. None means the script of the repository.
+        topic: A group or section whose settings are listed, or `all`. The page of "" has examples,
             the most used settings, and the topics.
 
     Raises:
-        ConfigError: if the command has no such topic.
+        ConfigError: If the command has no such topic.
     """
-    own = dict(_entries([line for file in files_of(command) for line in setting_lines(file)]))
+    own = dict(
+        _setting_entries([line for file in files_of(command) for line in setting_lines(file)])
+    )
     known = options_of_groups(command)
     sections = {key.partition(".")[0] for key in own if "." in key}
     lines = _group_lines(topic, known[topic]) if topic in known else []
@@ -81,7 +83,9 @@ def help_page(command: str, program: str | None, topic: str) -> str:
     lines += ["", "Most used (key=value):"]
     for group, options in known.items():
         for option in options:
-            in_group = _entries(setting_lines(conf_dir() / group / f"{option}.yaml"), f"{group}.")
+            in_group = _setting_entries(
+                setting_lines(conf_dir() / group / f"{option}.yaml"), f"{group}."
+            )
             own = {**dict(in_group), **own}
     for key in most_used_settings(command):
         comment = own.get(key, "").partition(" # ")[2]
@@ -96,7 +100,7 @@ def help_page(command: str, program: str | None, topic: str) -> str:
     return "\n".join(lines)
 
 
-def _entries(lines: Iterable[str], prefix: str = "") -> Iterator[tuple[str, str]]:
+def _setting_entries(lines: Iterable[str], prefix: str = "") -> Iterator[tuple[str, str]]:
     """Yield the key, such as `trainer.devices`, and the line of each setting.
 
     An indented line belongs to the last line that is not indented. `prefix` is put before each key.

@@ -42,7 +42,7 @@ def check_paths(cfg: Settings, prefix: str = "") -> None:
             for path in [value] if isinstance(value, str) else value or ():
                 _require_place(kind, key, path)
                 if not is_url(path) and (kind is not PathKind.DATASET or has_layout):
-                    _check(kind, f"{key}={path}", Path(path))
+                    _check_path(kind, f"{key}={path}", Path(path))
 
 
 def _require_place(kind: PathKind, key: str, path: str) -> None:
@@ -83,7 +83,7 @@ def _local_path(place: str) -> str:
     return str(local_model(place))
 
 
-def _check(kind: PathKind, setting: str, path: Path) -> None:
+def _check_path(kind: PathKind, setting: str, path: Path) -> None:
     """Raise an error that names the setting if a path is not of its kind.
 
     `setting` is `key=path`. An error of the operating system, such as a missing permission, becomes
@@ -91,7 +91,7 @@ def _check(kind: PathKind, setting: str, path: Path) -> None:
     """
     try:
         if not path.exists() and not _may_be_missing(kind, path):
-            raise ReadError(f"{setting}: there is no such file or folder.{_hint(path)}")
+            raise ReadError(f"{setting}: there is no such file or folder.{_path_hint(path)}")
         if kind in _CHECKS:
             _CHECKS[kind](setting, path)
     except OSError as error:  # no permission, or a name that is too long
@@ -188,7 +188,7 @@ def _check_output(setting: str, path: Path) -> None:
         )
 
 
-def _hint(path: Path) -> str:
+def _path_hint(path: Path) -> str:
     """Return a sentence for a message about a missing path.
 
     It names the most similar entry of the parent folder, or is "" if none is similar. If the parent

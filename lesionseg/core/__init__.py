@@ -6,12 +6,12 @@ from lesionseg.lazy import lazy_names
 
 if TYPE_CHECKING:
     from lesionseg.core.dataset import UNKNOWN_ROLE as UNKNOWN_ROLE
+    from lesionseg.core.dataset import AnnotatedBoxes as AnnotatedBoxes
     from lesionseg.core.dataset import Case as Case
     from lesionseg.core.dataset import CaseFiles as CaseFiles
     from lesionseg.core.dataset import Dataset as Dataset
     from lesionseg.core.dataset import Reference as Reference
     from lesionseg.core.dataset import Role as Role
-    from lesionseg.core.dataset import StatedBoxes as StatedBoxes
     from lesionseg.core.finding import Finding as Finding
     from lesionseg.core.geometry import Geometry as Geometry
     from lesionseg.core.geometry import Volume as Volume
@@ -48,7 +48,7 @@ _HOMES = {
     "Reference": "dataset",
     "Role": "dataset",
     "Selection": "selection",
-    "StatedBoxes": "dataset",
+    "AnnotatedBoxes": "dataset",
     "UNION": "labels",
     "UNKNOWN_ROLE": "dataset",
     "Volume": "geometry",

@@ -37,21 +37,21 @@ class CaseFiles:
     """The files of a case, and the metadata that its dataset states.
 
     Attributes:
-        case: id of the case.
-        images: one file per channel, except for the channels in `missing`. A picture in colour is
+        case: Id of the case.
+        images: One file per channel, except for the channels in `missing`. A picture in colour is
             a single file with three channels.
-        reference: label mask or instance mask. None if only `annotations` state the lesions, or if
+        reference: Label mask or instance mask. None if only `annotations` state the lesions, or if
             the case has no reference.
-        group: id of the patient as the dataset states it. Empty if it states none. `patient` is
+        group: Id of the patient as the dataset states it. Empty if it states none. `patient` is
             never empty.
-        role: role of the case. None if the dataset states none.
-        fold: number of the fold. None if the dataset states none.
-        annotations: lesions as a table states them (COCO, boxes), or the key `instances` for an
+        role: Role of the case. None if the dataset states none.
+        fold: Number of the fold. None if the dataset states none.
+        annotations: Lesions as a table states them (COCO, boxes), or the key `instances` for an
             instance mask. Empty for a label mask and without a reference.
-        columns: all further columns of the manifest, for subgroups.
-        annotated: names of the labels that a reader looked for in this case. Empty means all
+        columns: All further columns of the manifest, for subgroups.
+        annotated: Names of the labels that a reader looked for in this case. Empty means all
             labels of the dataset.
-        missing: indices of the channels without a file.
+        missing: Indices of the channels without a file.
     """
 
     case: str
@@ -80,7 +80,7 @@ class CaseFiles:
         """Pixel size in millimetres of images that state none, from the manifest column `pixel_mm`.
 
         These are PNG, JPEG, BMP and TIFF images, and some DICOM radiographs. None if the column is
-        absent or empty. Raises `DatasetError` for a value that is not a positive finite number.
+        absent or empty. Raise `DatasetError` for a value that is not a positive finite number.
         """
         text = self.columns.get("pixel_mm", "")
         try:
@@ -96,7 +96,7 @@ class CaseFiles:
 
 
 @dataclass(frozen=True, eq=False)
-class StatedBoxes:
+class AnnotatedBoxes:
     """The lesion boxes of a table, `[n, 2·dims]`, before they are clipped to the image.
 
     `labels` has one label per box.
@@ -111,24 +111,25 @@ class Reference:
     """The ground truth of a case on the image's grid. A lesion-free case has zeros and no boxes.
 
     Attributes:
-        geometry: grid of the image.
+        geometry: Grid of the image.
         labels: `[*spatial]` integer, 0 for background, otherwise the label's value in the file.
             None if the lesions have only boxes.
         instances: `[*spatial]` int32, lesion ids 1 to n. None if the lesions are the connected
             components of `labels` (`ops.components.lesions_of`).
-        instance_labels: the label of each lesion id, `instance_labels[id - 1]`.
+        instance_labels: The label of each lesion id, `instance_labels[id - 1]`.
         boxes: `[n, 2·dims]` float32 (starts, stops; half-open voxels) as the dataset gives them,
             clipped to the image. None if they follow from the masks.
-        box_labels: the label of each box.
+        box_labels: The label of each box.
         ignore: `[*spatial]` bool, voxels that are neither learned nor scored. None if there are
             none.
         annotated: True for each label value that a reader looked for. A value that is not a key
             counts as looked for, so empty means all labels. A label with False is not marked, so
             its lesions may be among the background.
-        stated: the boxes of a table before clipping. None if the lesions are not from a table.
+        annotated_boxes: The boxes of a table before clipping. None if the lesions are not from a
+            table.
 
     Raises:
-        GeometryError: if `labels`, `instances` or `ignore` has another shape than the grid.
+        GeometryError: If `labels`, `instances` or `ignore` has another shape than the grid.
     """
 
     geometry: Geometry
@@ -139,7 +140,7 @@ class Reference:
     box_labels: tuple[int, ...] = ()
     ignore: Flags | None = None
     annotated: Mapping[int, bool] = field(default_factory=dict)
-    stated: StatedBoxes | None = None
+    annotated_boxes: AnnotatedBoxes | None = None
 
     def __post_init__(self) -> None:
         for name in ("labels", "instances", "ignore"):
@@ -174,16 +175,16 @@ class Dataset:
     """The content of a data folder, in any layout.
 
     Attributes:
-        name: name of the dataset.
-        root: the data folder.
-        layout: name of the layout.
-        dims: number of spatial axes, 2 or 3.
-        channel_names: names of the image channels, in order.
-        labels: the lesion labels.
-        cases: the cases.
+        name: Name of the dataset.
+        root: The data folder.
+        layout: Name of the layout.
+        dims: Number of spatial axes, 2 or 3.
+        channel_names: Names of the image channels, in order.
+        labels: The lesion labels.
+        cases: The cases.
         may_lack: True if cases may lack channels. Otherwise a missing channel is an error.
-        findings: errors and oddities in the list of cases, the folder and its tables.
-        split_file: a file in the folder with the training and validation cases.
+        findings: Errors and oddities in the list of cases, the folder and its tables.
+        split_file: A file in the folder with the training and validation cases.
         nan_background: True if NaN voxels of images and masks are background. Otherwise they are
             an error.
         grid_of_image: True if a file with the shape and spacing of the case's first image is on
@@ -247,17 +248,22 @@ class Dataset:
 def find_likely_visits(cases: Sequence[CaseFiles], *, setting: str = "data.group") -> list[Finding]:
     """Return a warning about case ids such as P08_0 and P08_1 that look like one patient's scans.
 
-    They do if at least half of the ids share a prefix before a short number with another id, and if
-    at most eight ids share one on average. A prefix that many ids share is probably that of a study
-    or a site, and so is the only one of a dataset. Cases of which the dataset states another group
-    than the id do not count.
+    The part of an id before a final short number is its prefix. The warning is given if all of
+    this is true:
+
+    - At least half of the ids have the same prefix as another id.
+    - Such a prefix has at most eight ids on average. A prefix of more ids is probably the name of
+      a study or a site.
+    - There are at least two prefixes.
+
+    Cases whose group the dataset states are left out.
 
     The message suggests a pattern that matches every id: `_VISIT`, or `_VISIT_OR_WHOLE` if some
     ids do not end in a short number.
 
     Args:
-        cases: the cases of a dataset.
-        setting: the name of the setting for groups in the message.
+        cases: The cases of a dataset.
+        setting: The name of the setting for groups in the message.
 
     Returns:
         One finding with two of the ids, or an empty list.
@@ -302,16 +308,16 @@ def assign_groups(
     The third is logged.
 
     Args:
-        cases: the cases of a dataset.
-        pattern: regular expression that is searched in each case id, or None.
-        setting: the name of the pattern in error messages.
+        cases: The cases of a dataset.
+        pattern: Regular expression that is searched in each case id, or None.
+        setting: The name of the pattern in error messages.
 
     Returns:
         The cases with their groups, in the same order.
 
     Raises:
-        ConfigError: if the pattern is not a regular expression.
-        DatasetError: if the pattern does not match a case id, or the group would be empty.
+        ConfigError: If the pattern is not a regular expression.
+        DatasetError: If the pattern does not match a case id, or the group would be empty.
     """
     if pattern is not None:
         groups = _match_groups([case.case for case in cases], pattern, setting)
@@ -340,8 +346,8 @@ def _match_groups(cases: Iterable[str], pattern: str, setting: str) -> dict[str,
     """Return the part of each case id that a pattern matches: its first capture group, or all.
 
     Raises:
-        ConfigError: if the pattern is not a regular expression.
-        DatasetError: if the pattern does not match a case id, or the group would be empty.
+        ConfigError: If the pattern is not a regular expression.
+        DatasetError: If the pattern does not match a case id, or the group would be empty.
     """
     try:
         compiled = re.compile(pattern)

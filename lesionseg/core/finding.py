@@ -1,4 +1,4 @@
-"""A finding: something odd about a case, a file or a whole dataset.
+"""A finding: something unusual about a case, a file or a whole dataset.
 
 A reader raises an error for a file that cannot be read, and `Finding.of` turns it into the finding
 of its case. Oddities of readable files are returned as findings. No function chooses between
@@ -21,17 +21,17 @@ _MAX_SHOWN = 100
 
 @dataclass(frozen=True)
 class Finding:
-    """Something odd about a case, a file or a whole dataset.
+    """Something unusual about a case, a file or a whole dataset.
 
     Attributes:
-        kind: the kind of oddity, such as `unreadable`. The page of `prepare check=true` explains
+        kind: The kind of oddity, such as `unreadable`. The page of `prepare check=true` explains
             each kind without names of files and patients.
-        message: the whole sentence, with the name of the file.
-        case: the case id. Empty if the finding is about the dataset, or about an entry of its list
+        message: The whole sentence, with the name of the file.
+        case: The case id. Empty if the finding is about the dataset, or about an entry of its list
             that names no case.
         severity: `error` if the case or dataset cannot be used, `warning` if somebody should look
             at it, `note` if no action is needed.
-        file: the file, or a kind of files such as `*.bvec`, if it does not belong to a case.
+        file: The file, or a kind of files such as `*.bvec`, if it does not belong to a case.
     """
 
     kind: str
@@ -45,11 +45,11 @@ class Finding:
         """Return the finding of a case that an error describes. Its severity is `error`.
 
         Args:
-            error: the error of lesionseg, or a `MemoryError`.
-            case: the case id. Empty for the dataset.
-            where: the file or line with which the text begins, unless the error's text does
+            error: The error of lesionseg, or a `MemoryError`.
+            case: The case id. Empty for the dataset.
+            where: The file or line with which the text begins, unless the error's text does
                 already.
-            kind: the kind of the finding.
+            kind: The kind of the finding.
         """
         text = str(error)
         if isinstance(error, MemoryError):

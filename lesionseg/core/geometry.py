@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from lesionseg.core.arrays import Flags, Numbers
 from lesionseg.errors import GeometryError
 
-_LEAST_DETERMINANT = 1e-9  # of the matrix of axis directions, each scaled to length 1
+_MIN_DETERMINANT = 1e-9  # of the matrix of axis directions, each scaled to length 1
 _N_SAMPLES = 8000  # points, to estimate how much of two grids overlaps
 
 
@@ -48,14 +48,14 @@ class Geometry:
     """Shape and position of a grid of `dims` spatial axes (3: z, y, x; 2: y, x).
 
     Attributes:
-        shape: number of voxels along each axis.
+        shape: Number of voxels along each axis.
         affine: `[dims+1, dims+1]`, maps an array index (z, y, x) to RAS millimetres (x, y, z). In
             2-D, it maps (y, x) to (x, y). It is a copy that cannot be written.
-        unit: unit of lengths: "mm", or "mm at the detector" for a radiograph, which magnifies the
+        unit: Unit of lengths: "mm", or "mm at the detector" for a radiograph, which magnifies the
             patient.
 
     Raises:
-        GeometryError: if the affine cannot be inverted, or does not fit the number of axes.
+        GeometryError: If the affine cannot be inverted, or does not fit the number of axes.
     """
 
     shape: tuple[int, ...]
@@ -71,7 +71,7 @@ class Geometry:
             raise GeometryError(f"An affine of {affine.shape} does not fit {self.dims} axes.")
         lengths = np.linalg.norm(affine[:-1, :-1], axis=0)
         is_flat = not np.all(np.isfinite(affine)) or lengths.min(initial=1) <= 0
-        if is_flat or abs(np.linalg.det(affine[:-1, :-1] / lengths)) < _LEAST_DETERMINANT:
+        if is_flat or abs(np.linalg.det(affine[:-1, :-1] / lengths)) < _MIN_DETERMINANT:
             raise GeometryError(f"The affine cannot be inverted: {affine.tolist()}.")
 
     @classmethod
@@ -196,8 +196,8 @@ class Volume:
 
     `valid` `[*spatial]` bool is False for the pixels of a radiograph that are padding or outside
     its display shutter, otherwise True; None means that all voxels are valid. `missing` contains
-    the indices of channels without a file; these channels are 0. `remarks` contains the warnings of
-    the readers, each a sentence. Raises `GeometryError` if array and geometry have different
+    the indices of channels without a file; these channels are 0. `warnings` contains the warnings
+    of the readers, each a sentence. Raises `GeometryError` if array and geometry have different
     shapes.
     """
 
@@ -205,7 +205,7 @@ class Volume:
     geometry: Geometry
     valid: Flags | None = None
     missing: tuple[int, ...] = ()
-    remarks: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     def brightness(self) -> NDArray[Any]:
         """Return the brightness `[*spatial]` of red, green and blue, by ITU-R BT.601."""

@@ -31,9 +31,9 @@ def free_name(name: str, taken: Collection[str], form: str) -> str:
     """Return a name that is not taken yet: the name itself, or with the first free number.
 
     Args:
-        name: the name.
-        taken: the names that it must differ from.
-        form: the form of a numbered name, with the places of `{name}` and `{number}`.
+        name: The name.
+        taken: The names that it must differ from.
+        form: The form of a numbered name, with the places of `{name}` and `{number}`.
 
     >>> free_name("nodule", ["mass", "nodule"], "{name} ({number})")
     'nodule (2)'
@@ -57,11 +57,11 @@ class Labels:
     not divide lesions: a lesion is a connected component of all regions together.
 
     Attributes:
-        values: value of each channel in predicted masks.
-        names: name of each channel.
-        regions: mask values of each channel. Empty without regions.
-        ignore: mask value of voxels that are neither learned nor scored. None if there is none.
-        merged: names of the mask values that all count as label 1, if the user merged them.
+        values: Value of each channel in predicted masks.
+        names: Name of each channel.
+        regions: Mask values of each channel. Empty without regions.
+        ignore: Mask value of voxels that are neither learned nor scored. None if there is none.
+        merged: Names of the mask values that all count as label 1, if the user merged them.
 
     >>> brats = Labels((1, 3), ("whole tumour", "core"), regions=((1, 2, 3), (2, 3)))
     >>> brats.mask_names

@@ -21,8 +21,8 @@ def equivalent_diameter_mm(volume_mm: ArrayLike, dims: int) -> Numbers:
     It is `2·(3V/4π)^⅓`, in 2-D `2·(A/π)^½`.
 
     Args:
-        volume_mm: volumes in mm³, in 2-D areas in mm², of any shape.
-        dims: number of spatial axes.
+        volume_mm: Volumes in mm³, in 2-D areas in mm², of any shape.
+        dims: Number of spatial axes.
 
     Returns:
         Diameters in mm, float64, of the same shape. A volume of 0 has a diameter of 0.
@@ -84,7 +84,7 @@ def centre_slices(box: Sequence[float] | NDArray[Any], dims: int) -> tuple[slice
 def clip_boxes(boxes: ArrayLike, shape: Sequence[int], where: object) -> NDArray[np.float32]:
     """Clip boxes `[n, 2·dims]` (starts, stops) to a grid.
 
-    Raises `ContentError` naming `where` if a box is empty or outside the grid.
+    Raise `ContentError` naming `where` if a box is empty or outside the grid.
     """
     dims = len(shape)
     given = np.asarray(boxes, float).reshape(-1, 2 * dims)
@@ -105,7 +105,7 @@ class Lesions:
     """A table of lesions or candidates, one row each, and their voxels.
 
     Attributes:
-        geometry: grid of the boxes and voxels.
+        geometry: Grid of the boxes and voxels.
         ids: `[n]`.
         labels: `[n]`.
         boxes: `[n, 2·dims]` (starts, stops; half-open voxels).

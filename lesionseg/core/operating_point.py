@@ -8,29 +8,29 @@ class OperatingPoint:
     """The lowest score of an accepted candidate, and the aim that it was chosen for.
 
     Attributes:
-        name: the aim as text (`str(evaluation.operating_points.Aim)`), as in files.
-        score: candidates with this score or a higher one are accepted.
-        chosen_on: role of the cases that it was chosen on, such as `validation` or `out-of-fold`.
+        name: The aim as text (`str(evaluation.operating_points.OperatingPointAim)`), as in files.
+        score: Candidates with this score or a higher one are accepted.
+        chosen_on: Role of the cases that it was chosen on, such as `validation` or `out-of-fold`.
             Several roles are joined by `+`. None for a score given by hand, or if the cases have
             no role.
-        lesion_recall: lesion recall of those cases.
-        false_positives_per_case: rate of false positives in those cases.
+        lesion_recall: Lesion recall of those cases.
+        false_positives_per_case: Rate of false positives in those cases.
         lesion_recall_ci95: 95 % confidence interval of the recall for patients like these.
-        false_positives_per_case_ci95: the same for false positives per case.
-        expected_false_positives_per_case: mean rate to expect in new cases.
-        attainable_recall: highest recall that any score reaches. None without lesions.
-        confidence: probability that an equal number of new cases has at most the false positives
+        false_positives_per_case_ci95: The same for false positives per case.
+        expected_false_positives_per_case: Mean rate to expect in new cases.
+        attainable_recall: Highest recall that any score reaches. None without lesions.
+        confidence: Probability that an equal number of new cases has at most the false positives
             per case of the aim. None if no probability was requested, or if it cannot be kept.
         lesion_f1: F1 of the lesions of those cases.
         is_default: True if the default rule (`auto`) chose the aim.
-        n_cases: number of cases that it was chosen on. None if unknown or not chosen.
-        n_patients: number of their patients.
-        n_false_positives: number of false positives in those cases.
-        promised: sensitivity that is promised for new patients: the mean share of their lesions
+        n_cases: Number of cases that it was chosen on. None if unknown or not chosen.
+        n_patients: Number of their patients.
+        n_false_positives: Number of false positives in those cases.
+        promised: Sensitivity that is promised for new patients: the mean share of their lesions
             that are found. None if the aim is not a sensitivity, or if it cannot be promised.
-        why_not_promised: why a sensitivity is not promised. None if it is, or if none was asked
+        why_not_promised: Why a sensitivity is not promised. None if it is, or if none was asked
             for.
-        expected_recall_per_patient: mean share of found lesions to expect in new patients with
+        expected_recall_per_patient: Mean share of found lesions to expect in new patients with
             lesions.
     """
 

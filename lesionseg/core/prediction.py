@@ -52,19 +52,19 @@ class Candidate:
     """A predicted lesion with its score, on the grid of the scan's own file.
 
     Attributes:
-        id: its voxel value in the instance mask, from 1.
-        label: its value in label masks.
-        score: number that ranks the candidates, in [0, 1].
-        start_vox: first corner of its half-open box in array order (z, y, x).
-        stop_vox: second corner of the box.
-        centre_mm: centre in RAS millimetres (x, y, z).
-        diameter_mm: equivalent diameter.
-        volume_ml: volume. None in 2-D, and for a box whose volume is unknown.
+        id: Its voxel value in the instance mask, from 1.
+        label: Its value in label masks.
+        score: Number that ranks the candidates, in [0, 1].
+        start_vox: First corner of its half-open box in array order (z, y, x).
+        stop_vox: Second corner of the box.
+        centre_mm: Centre in RAS millimetres (x, y, z).
+        diameter_mm: Equivalent diameter.
+        volume_ml: Volume. None in 2-D, and for a box whose volume is unknown.
         has_mask: False for a box without a mask.
         accepted: False if its score is below the operating point, its zone is not kept, or somebody
             rejected it.
-        probability: calibrated probability of being a lesion. None before calibration.
-        zone: anatomical zone. Empty if no zones were requested.
+        probability: Calibrated probability of being a lesion. None before calibration.
+        zone: Anatomical zone. Empty if no zones were requested.
     """
 
     id: int
@@ -130,13 +130,13 @@ class InputCheckResult:
     """The comparison of a scan with the training scans.
 
     Attributes:
-        score: distance from the training scans divided by the limit, so the scan is unlike them if
+        score: Distance from the training scans divided by the limit, so the scan is unlike them if
             it is above 1. None if the scan was not compared.
-        warning: sentences that describe the difference, and the warnings of the file's reader.
+        warning: Sentences that describe the difference, and the warnings of the file's reader.
             Empty if there are none.
-        missing: names of missing channels.
-        blank: names of channels without contrast. If there is one, nothing is detected.
-        empty: names of channels without contrast in a scan that was predicted nonetheless, because
+        missing: Names of missing channels.
+        blank: Names of channels without contrast. If there is one, nothing is detected.
+        empty: Names of channels without contrast in a scan that was predicted nonetheless, because
             it is unknown whether the training scans have such channels.
     """
 
@@ -151,9 +151,9 @@ class InputCheckResult:
         """True if the scan is unlike the training scans, or may be damaged."""
         return (self.score is not None and self.score > 1) or bool(self.empty)
 
-    def with_remarks(self, remarks: Sequence[str]) -> "InputCheckResult":
+    def with_warnings(self, warnings: Sequence[str]) -> "InputCheckResult":
         """Return the result with further sentences in its warning."""
-        return replace(self, warning=" ".join(filter(None, (self.warning, *remarks))))
+        return replace(self, warning=" ".join(filter(None, (self.warning, *warnings))))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -161,28 +161,28 @@ class Prediction:
     """All retained candidates of a case, on the grid of the scan's own file.
 
     Attributes:
-        case: id of the case.
-        geometry: grid of the scan's file.
-        candidates: sorted by descending score, ties by id.
+        case: Id of the case.
+        geometry: Grid of the scan's file.
+        candidates: Sorted by descending score, ties by id.
         instances: `[*spatial]` int32, candidate ids, 0 for background. None if all candidates are
             boxes.
-        operating_point: the operating point that accepted candidates.
+        operating_point: The operating point that accepted candidates.
         has_scores: False for masks of another program without scores. The scores of their
             candidates are placeholders, so FROC, CPM and AP are null.
         values: `[*spatial]` mask values of all candidates if they differ within a candidate
             (regions). None if all voxels of a candidate have its label.
-        removed: objects that were too small to be candidates, as boxes without masks, with their
+        removed: Objects that were too small to be candidates, as boxes without masks, with their
             own ids. They only serve to explain why a lesion was missed.
-        input: the comparison with the training scans. None for predictions of other programs.
-        n_left_out: number of candidates (for a detector: anchors) that a limit left out. These
+        input: The comparison with the training scans. None for predictions of other programs.
+        n_left_out: Number of candidates (for a detector: anchors) that a limit left out. These
             have the lowest scores.
-        labels: the names of the model's labels by their values. Empty if the predicting
+        labels: The names of the model's labels by their values. Empty if the predicting
             program states none.
-        n_outside: number of candidates that reach the operating point, but are not accepted because
+        n_outside: Number of candidates that reach the operating point, but are not accepted because
             they are located outside the zones to keep.
-        n_off_grid: number of candidates that were left out because they are located outside the
+        n_off_grid: Number of candidates that were left out because they are located outside the
             grid of the reference.
-        disagreement: disagreement of the networks of an ensemble, from 0 to 1. None for a single
+        disagreement: Disagreement of the networks of an ensemble, from 0 to 1. None for a single
             network, for a network without voxels, and for a scan that was not predicted.
     """
 
@@ -248,7 +248,7 @@ class Prediction:
         """Return the prediction with only these candidates and their voxels in `instances`.
 
         Args:
-            candidates: candidates of this prediction, in the order of the result.
+            candidates: Candidates of this prediction, in the order of the result.
         """
         instances = self.instances
         if instances is not None and len(candidates) < len(self.candidates):
@@ -272,7 +272,7 @@ class Prediction:
         The mask values of regions (`values`) stay as they are.
 
         Args:
-            value_of: the new value of each label, also of those that only candidates have.
+            value_of: The new value of each label, also of those that only candidates have.
         """
         return replace(
             self,
@@ -292,8 +292,8 @@ class Prediction:
         Zones are ignored, so `n_outside` becomes 0.
 
         Args:
-            point: the operating point.
-            calibration: map from scores to probabilities, or None.
+            point: The operating point.
+            calibration: Map from scores to probabilities, or None.
 
         Returns:
             The prediction with these candidates. It stays as it is if its scores are placeholders

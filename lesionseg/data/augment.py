@@ -3,11 +3,11 @@
 Changes are drawn before a tile is read, because a rotated tile needs voxels from around it.
 Otherwise its corners would be empty.
 
-A movement is either a set of flips, or one map that rotates, scales, shears, flips and bends. The
-bend is a cubic B-spline of random displacements at the knots of a coarse grid (Rueckert et al.
-1999, IEEE TMI 18:712). The spline is smooth and nowhere exceeds the largest displacement of a knot.
-It has no folds if these displacements are below 0.4 times the distance of the knots (Choi and Lee
-2000).
+A spatial transform is either a set of flips, or one map that rotates, scales, shears, flips and
+deforms. The deformation is a cubic B-spline of random displacements at the knots of a coarse grid
+(Rueckert et al. 1999, IEEE TMI 18:712). The spline is smooth and nowhere exceeds the largest
+displacement of a knot. It has no folds if these displacements are below 0.4 times the distance of
+the knots (Choi and Lee 2000).
 
 Intensities then change in this order: lower resolution and blur, contrast, brightness, noise,
 gamma.
@@ -40,9 +40,9 @@ THINNESS = 3.0
 FLIP_PROBABILITY = 0.5  # for each axis
 SCALE = 0.2  # largest relative change of size
 SHEAR = 0.05  # largest displacement per unit of distance along another axis
-ELASTIC_SHARE = 0.3  # share of the rotated tiles that are also bent
-# The largest displacement of a bend and the distance of its knots, both in voxels of the finest
-# axis. The displacement must be below 0.4 times the distance.
+ELASTIC_SHARE = 0.3  # share of the rotated tiles that are also deformed
+# The largest displacement of a deformation and the distance of its knots, both in voxels of the
+# finest axis. The displacement must be below 0.4 times the distance.
 ELASTIC_VOXELS = 4.0
 ELASTIC_SPACING = 24.0
 # The following values are for the normalised image.
@@ -56,12 +56,12 @@ _TRUNCATE = 4.0  # the kernel of a blur ends at so many standard deviations
 
 
 @dataclass(frozen=True, eq=False)
-class Bend:
+class ElasticDeformation:
     """A smooth random displacement, given at the knots of a grid.
 
     Attributes:
-        knots: displacement in voxels at each knot, `[dims, *grid]`.
-        spacing: distance of the knots in voxels along each axis.
+        knots: Displacement in voxels at each knot, `[dims, *grid]`.
+        spacing: Distance of the knots in voxels along each axis.
     """
 
     knots: NDArray[np.float32]
@@ -78,28 +78,28 @@ class Bend:
 
 
 @dataclass(frozen=True, eq=False)
-class Movement:
-    """A map from each voxel of a moved tile to its source, which may be outside the tile.
+class SpatialTransform:
+    """A map from each voxel of a warped tile to its source, which may be outside the tile.
 
     A voxel at x from the centre of the tile is read at linear · x from the centre, plus the
-    displacement of `bend`.
+    displacement of `deformation`.
 
     Attributes:
-        flips: reversed axes.
-        linear: matrix `[dims, dims]` in voxels, which includes the flips. None for a tile that is
+        flips: Reversed axes.
+        linear: Matrix `[dims, dims]` in voxels, which includes the flips. None for a tile that is
             only flipped, without interpolation.
-        bend: displacement in addition to `linear`.
+        deformation: Displacement in addition to `linear`.
     """
 
     flips: tuple[int, ...] = ()
     linear: Numbers | None = None
-    bend: Bend | None = None
+    deformation: ElasticDeformation | None = None
 
     def matrix(self, tile_shape: Sequence[int]) -> Numbers:
-        """Return matrix and offset `[dims, dims + 1]` from indices of the moved tile to the source.
+        """Return matrix and offset `[dims, dims + 1]` from indices of a warped tile to the source.
 
         Both indices are counted from the first voxel of the tile. The centre of the tile is fixed.
-        `bend` is not included.
+        `deformation` is not included.
         """
         linear = self.linear
         if linear is None:
@@ -119,13 +119,13 @@ class Movement:
         corners = np.array(list(itertools.product(*[(0, n - 1) for n in tile_shape])))
         reached = corners @ matrix[:, :-1].T + matrix[:, -1]
         # a spline never exceeds its largest knot
-        margin = 0 if self.bend is None else np.abs(self.bend.knots).max(initial=0)
+        margin = 0 if self.deformation is None else np.abs(self.deformation.knots).max(initial=0)
         low = np.floor(reached.min(axis=0) - margin)
         high = np.ceil(reached.max(axis=0) + margin)
         return tuple((int(a), int(b) + 1) for a, b in zip(low, high, strict=True))
 
     def warp(self, tile_shape: Sequence[int], out_shape: Sequence[int]) -> Warp:
-        """Return the warp from the region `source` to the moved tile.
+        """Return the warp from the region `source` to the warped tile.
 
         `out_shape` is the shape of the output. If it is smaller than `tile_shape`, the output
         covers the same region at a lower resolution.
@@ -136,11 +136,11 @@ class Movement:
         coarse[:, :-1] *= step
         first = [start for start, _ in self.source(tile_shape)]
         coarse[:, -1] += matrix[:, :-1] @ ((step - 1) / 2) - first
-        bend = None
-        if self.bend is not None:
+        deformation = None
+        if self.deformation is not None:
             places = [(np.arange(n) + 0.5) * s - 0.5 for n, s in zip(out_shape, step, strict=True)]
-            bend = self.bend.interpolate(places)
-        return Warp(coarse, tuple(out_shape), bend)
+            deformation = self.deformation.interpolate(places)
+        return Warp(coarse, tuple(out_shape), deformation)
 
 
 @dataclass(frozen=True)
@@ -148,15 +148,15 @@ class Intensity:
     """Changes of the intensities of one tile. The default values change nothing.
 
     Attributes:
-        coarse: share of the voxels along each axis that are kept. The image is then enlarged to its
+        coarse: Share of the voxels along each axis that are kept. The image is then enlarged to its
             former size.
-        blur: standard deviation in voxels along each axis.
-        contrast: factor of each channel.
-        brightness: number that is added to each channel.
-        noise: standard deviation of the noise.
-        gamma: exponent that is applied to each channel scaled to 0 … 1. Mean and standard deviation
+        blur: Standard deviation in voxels along each axis.
+        contrast: Factor of each channel.
+        brightness: Number that is added to each channel.
+        noise: Standard deviation of the noise.
+        gamma: Exponent that is applied to each channel scaled to 0 … 1. Mean and standard deviation
             of the channel are kept.
-        seed: seed of the noise.
+        seed: Seed of the noise.
     """
 
     coarse: float = 1.0
@@ -169,18 +169,18 @@ class Intensity:
 
 
 @dataclass(frozen=True, eq=False)
-class Change:
+class AugmentationParams:
     """All changes of one tile: a few numbers, which are drawn before the tile is read.
 
     `missing` contains the channels that are set to zero at the end, like channels without a file.
     """
 
-    movement: Movement
+    spatial: SpatialTransform
     intensity: Intensity
     missing: tuple[int, ...] = ()
 
 
-NO_CHANGE = Change(Movement(), Intensity())
+NO_AUGMENTATION = AugmentationParams(SpatialTransform(), Intensity())
 
 
 def tile_generator(*key: int) -> torch.Generator:
@@ -190,7 +190,7 @@ def tile_generator(*key: int) -> torch.Generator:
 
 
 @dataclass(frozen=True)
-class Draw:
+class RandomDraws:
     """The kinds of draws from a random number generator. Each draw advances the generator."""
 
     generator: torch.Generator
@@ -222,7 +222,7 @@ class Draw:
 def build_augmentation(settings: AugmentConfig, plan: Plan) -> "Augmentation | None":
     """Return the augmentation of this plan's tiles, or None if the settings change nothing.
 
-    Raises `ConfigError` if the plan does not have the flip axes.
+    Raise `ConfigError` if the plan does not have the flip axes.
     """
     augmentation = Augmentation(settings, plan)
     moves = settings.spatial_probability or augmentation.flip_axes
@@ -238,11 +238,11 @@ class Augmentation:
     volume are 0 before the intensities change, and not valid.
 
     Args:
-        settings: probabilities and ranges. `flip_axes` replaces the axes that the plan allows.
-        plan: tile shape, spacing, channels and modality.
+        settings: Probabilities and ranges. `flip_axes` replaces the axes that the plan allows.
+        plan: Tile shape, spacing, channels and modality.
 
     Raises:
-        ConfigError: if the plan does not have the flip axes.
+        ConfigError: If the plan does not have the flip axes.
     """
 
     def __init__(self, settings: AugmentConfig, plan: Plan) -> None:
@@ -257,41 +257,41 @@ class Augmentation:
                 f"{plan.dims - 1}. Choose among them."
             )
 
-    def draw(self, generator: torch.Generator) -> Change:
+    def draw(self, generator: torch.Generator) -> AugmentationParams:
         """Draw the changes of one tile. The same generator state gives the same changes."""
-        draw = Draw(generator)
-        return Change(self._movement(draw), self._intensity(draw))
+        draw = RandomDraws(generator)
+        return AugmentationParams(self._draw_spatial(draw), self._draw_intensity(draw))
 
-    def _movement(self, draw: Draw) -> Movement:
-        """Draw the flips, and perhaps rotation, shear, scale and bend."""
+    def _draw_spatial(self, draw: RandomDraws) -> SpatialTransform:
+        """Draw the flips, and perhaps rotation, shear, scale and elastic deformation."""
         settings = self.settings
         dims = self.plan.dims
         flips = tuple(axis for axis in self.flip_axes if draw.happens(FLIP_PROBABILITY))
         if not draw.happens(settings.spatial_probability):
-            return Movement(flips)
+            return SpatialTransform(flips)
         spacing = np.array(self.plan.spacing_mm)
         extent = spacing * self.plan.tile_shape
         # Thick slices and thin tiles are moved only within their plane: pairs of axes turn and
-        # shear only if their spacings and extents are similar. An axis is scaled and bent only if
-        # its spacing is fine, and if the tile is not thin along it. Otherwise, most voxels of a
+        # shear only if their spacings and extents are similar. An axis is scaled and deformed only
+        # if its spacing is fine, and if the tile is not thin along it. Otherwise, most voxels of a
         # thin volume would be read from outside it.
         is_similar = _ratios(spacing) <= ANISOTROPY
         is_similar &= _ratios(extent) <= THINNESS
         is_fine = spacing / spacing.min() <= ANISOTROPY
-        is_moved = is_fine & (extent[is_fine].max() / extent <= THINNESS)
+        may_rotate = is_fine & (extent[is_fine].max() / extent <= THINNESS)
         angles = math.radians(settings.rotate_degrees) * draw.uniform(dims, dims) * is_similar
         shear = SHEAR * draw.uniform(dims, dims) * is_similar * ~np.eye(dims, dtype=bool)
-        scale = np.diag(1 + SCALE * draw.uniform(dims) * is_moved)
+        scale = np.diag(1 + SCALE * draw.uniform(dims) * may_rotate)
         # the matrix in millimetres, then in voxels
         linear_mm = rotation_matrix(angles) @ (np.eye(dims) + shear) @ scale
         linear = linear_mm * spacing / spacing[:, None]
         linear = linear @ np.diag([-1.0 if axis in flips else 1.0 for axis in range(dims)])
         if not draw.happens(ELASTIC_SHARE):
-            return Movement(flips, linear)
-        return Movement(flips, linear, self._bend(draw, is_moved))
+            return SpatialTransform(flips, linear)
+        return SpatialTransform(flips, linear, self._draw_deformation(draw, may_rotate))
 
-    def _bend(self, draw: Draw, is_moved: Flags) -> Bend:
-        """Draw the bend of a tile along the axes `is_moved` `[dims]`.
+    def _draw_deformation(self, draw: RandomDraws, may_rotate: Flags) -> ElasticDeformation:
+        """Draw the elastic deformation of a tile along the axes `may_rotate` `[dims]`.
 
         Distances and sizes are equal in millimetres: coarse axes have fewer voxels of each. The
         distance of the knots is at least one voxel.
@@ -302,11 +302,11 @@ class Augmentation:
         # a cubic B-spline over n voxels needs 3 knots more than intervals
         sides = np.subtract(self.plan.tile_shape, 1)
         n_knots = (np.floor(sides / distance) + 4).astype(int).tolist()
-        largest = ELASTIC_VOXELS / coarseness * is_moved  # of each component, in voxels
+        largest = ELASTIC_VOXELS / coarseness * may_rotate  # of each component, in voxels
         shares = draw.uniform(len(spacing), *n_knots)  # from −1 to 1
-        return Bend((shares.T * largest).T.astype(np.float32), distance)
+        return ElasticDeformation((shares.T * largest).T.astype(np.float32), distance)
 
-    def _intensity(self, draw: Draw) -> Intensity:
+    def _draw_intensity(self, draw: RandomDraws) -> Intensity:
         """Draw the changes of intensities, each with the probability of the settings."""
         n_channels = len(self.plan.channel_names)
         p = self.settings.intensity_probability
@@ -328,26 +328,28 @@ class Augmentation:
         )
 
 
-def apply_change(piece: TileTensors, change: Change, shape: tuple[int, ...]) -> TileTensors:
+def apply_augmentation(
+    piece: TileTensors, change: AugmentationParams, shape: tuple[int, ...]
+) -> TileTensors:
     """Apply a change to a region of the volume. Return the changed tile.
 
     Images are interpolated linearly. Masks take the nearest voxel and keep their dtype.
 
     Args:
         piece: `image` `[C, *source]` (any float) and masks `[*source]` of the region. The region
-            is `change.movement.source(shape)`, relative to the start of the tile.
-        change: the change.
-        shape: shape of the tile.
+            is `change.spatial.source(shape)`, relative to the start of the tile.
+        change: The change.
+        shape: Shape of the tile.
     """
-    movement = change.movement
+    spatial = change.spatial
     keys = [key for key in piece if key != "image"]
     masks = [piece[key] for key in keys]
-    if movement.linear is not None:
-        masks = warp_nearest(masks, movement.warp(shape, shape))
-    elif movement.flips:
-        masks = [mask.flip(movement.flips) for mask in masks]
+    if spatial.linear is not None:
+        masks = warp_nearest(masks, spatial.warp(shape, shape))
+    elif spatial.flips:
+        masks = [mask.flip(spatial.flips) for mask in masks]
     image = _change_intensity(
-        _move_and_blur(piece["image"], movement, change.intensity, shape), change.intensity
+        _move_and_blur(piece["image"], spatial, change.intensity, shape), change.intensity
     )
     for channel in change.missing:
         image[channel] = 0
@@ -355,7 +357,7 @@ def apply_change(piece: TileTensors, change: Change, shape: tuple[int, ...]) -> 
 
 
 def _move_and_blur(
-    image: Tensor, movement: Movement, change: Intensity, shape: tuple[int, ...]
+    image: Tensor, spatial: SpatialTransform, change: Intensity, shape: tuple[int, ...]
 ) -> Tensor:
     """Move an image, lower its resolution and blur it. Return a new `[C, *shape]` in float32.
 
@@ -363,10 +365,10 @@ def _move_and_blur(
     axis enlarges and blurs it.
     """
     coarse = tuple(max(1, round(n * change.coarse)) for n in shape)
-    if movement.linear is not None or coarse != shape:
-        image = warp_linear(image, movement.warp(shape, coarse))
-    elif movement.flips:
-        image = image.flip([1 + axis for axis in movement.flips]).float()
+    if spatial.linear is not None or coarse != shape:
+        image = warp_linear(image, spatial.warp(shape, coarse))
+    elif spatial.flips:
+        image = image.flip([1 + axis for axis in spatial.flips]).float()
     else:
         image = image.to(torch.float32, copy=True)
     if change.blur is not None or coarse != shape:

@@ -46,7 +46,7 @@ MAX_WORKERS = 8  # each keeps a case in memory, and a disk is not faster with mo
 MAX_SEEDS = 32
 MAX_VALID_SEEDS = 512
 _HALF_MAX = float(np.finfo(np.float16).max)
-# The header that `_save` writes: version 1.0 of the .npy format, C order, numbers only.
+# The header that `_save_array` writes: version 1.0 of the .npy format, C order, numbers only.
 _HEADER = re.compile(
     rb"\x93NUMPY\x01\x00..\{'descr': '(?P<dtype>[<|][biuf][0-9])', 'fortran_order': False, "
     rb"'shape': \((?P<shape>[0-9, ]*)\), \} *\n",
@@ -60,12 +60,12 @@ class LesionIndex:
     """The positions of the lesions of a cached case, from which the sampler chooses tiles.
 
     Attributes:
-        ids: voxel value in the instances `[n]`, ascending.
+        ids: Voxel value in the instances `[n]`, ascending.
         labels: The number k of the plan's k-th label `[n]`; 1 with regions.
-        voxels: number of voxels `[n]`.
+        voxels: Number of voxels `[n]`.
         boxes: `[n, 2·dims]`, half-open, in voxels of the plan's grid.
-        seeds: at most 32 evenly spaced voxels of each lesion `[m, dims]`.
-        first_seed: row of the first seed of each lesion `[n]`.
+        seeds: At most 32 evenly spaced voxels of each lesion `[m, dims]`.
+        first_seed: Row of the first seed of each lesion `[n]`.
     """
 
     ids: Integers
@@ -80,8 +80,8 @@ class LesionIndex:
         """List lesions. Ids that no voxel has are left out.
 
         Args:
-            instances: lesion ids 1..n `[*spatial]`, 0 elsewhere.
-            labels: the label of each id, from 1 on.
+            instances: Lesion ids 1..n `[*spatial]`, 0 elsewhere.
+            labels: The label of each id, from 1 on.
         """
         ids, all_voxels, first = group_voxels(instances)
         n_voxels = []
@@ -151,18 +151,18 @@ class CachedCase:
     numbers are sent to worker processes.
 
     Attributes:
-        case: id of the case.
-        group: id of the patient.
-        folder: contains the arrays.
-        source: hash of the source files.
-        geometry: the plan's grid.
-        channels: number of channels.
-        lesions: positions of the lesions.
+        case: Id of the case.
+        group: Id of the patient.
+        folder: Contains the arrays.
+        source: Hash of the source files.
+        geometry: The plan's grid.
+        channels: Number of channels.
+        lesions: Positions of the lesions.
         has_valid: True if some voxels are not valid.
         is_mixed: True if voxels of a lesion may have other labels than the lesion (regions).
-        valid_seeds: random valid background voxels; None if all voxels are valid.
-        missing: indices of the channels without a file; they are 0.
-        unannotated: labels that the reader did not annotate, k for the plan's k-th mask value.
+        valid_seeds: Random valid background voxels; None if all voxels are valid.
+        missing: Indices of the channels without a file; they are 0.
+        unannotated: Labels that the reader did not annotate, k for the plan's k-th mask value.
     """
 
     case: str
@@ -257,7 +257,7 @@ def _read_layout(path: Path, modified_ns: int, size: int) -> _ArrayLayout:
 def write_cached_case(folder: Path, prepared: PreparedCase, source: str) -> None:
     """Write a prepared case to an empty folder. `source` is the hash of its source files.
 
-    The image is rounded to float16, and clipped to its range. Raises `ContentError` if the case has
+    The image is rounded to float16, and clipped to its range. Raise `ContentError` if the case has
     no reference, and `OSError` if the disk is not writable.
     """
     reference = prepared.reference
@@ -269,14 +269,14 @@ def write_cached_case(folder: Path, prepared: PreparedCase, source: str) -> None
     instances = reference.instances
     with np.errstate(over="ignore"):  # values outside of float16 are clipped below
         half = prepared.image.array.astype(np.float16)
-    _save(folder, "image", np.clip(half, -_HALF_MAX, _HALF_MAX, out=half))
-    _save(folder, "labels", reference.labels)
+    _save_array(folder, "image", np.clip(half, -_HALF_MAX, _HALF_MAX, out=half))
+    _save_array(folder, "labels", reference.labels)
     n = len(reference.instance_labels)
-    _save(folder, "instances", instances.astype(np.min_scalar_type(n)))
+    _save_array(folder, "instances", instances.astype(np.min_scalar_type(n)))
     valid_seeds = None
     if reference.ignore is not None:
         valid = ~reference.ignore
-        _save(folder, "valid", valid)
+        _save_array(folder, "valid", valid)
         valid_seeds = _draw_seeds(valid & (instances == 0))
     inside = instances > 0
     label_of_id = np.array((0, *reference.instance_labels), np.uint8)
@@ -298,7 +298,7 @@ def write_cached_case(folder: Path, prepared: PreparedCase, source: str) -> None
     (folder / "case.json").write_text(json.dumps(entry), encoding="utf-8")
 
 
-def _save(folder: Path, name: str, array: NDArray[Any]) -> None:
+def _save_array(folder: Path, name: str, array: NDArray[Any]) -> None:
     """Write an array to a .npy file of the case."""
     np.save(folder / f"{name}.npy", np.ascontiguousarray(array), allow_pickle=False)
 
@@ -318,7 +318,7 @@ def _draw_seeds(is_background: Flags) -> list[list[int]]:
 def read_cached_case(folder: Path) -> CachedCase:
     """Read the folder of a cached case.
 
-    Raises `ReadError` if a part is missing, is damaged, or does not fit the others.
+    Raise `ReadError` if a part is missing, is damaged, or does not fit the others.
     """
     path = folder / "case.json"
     try:
@@ -365,21 +365,21 @@ def fill_cache(
     Prepared cases are kept if the call is interrupted. The first error ends the call.
 
     Args:
-        dataset: contains the cases.
-        cases: to prepare.
-        plan: the grid and normalisation. Each plan has its own entries.
-        folder: the cache's folder.
-        progress: called in this thread after each case with its id, the number of finished cases
+        dataset: Contains the cases.
+        cases: To prepare.
+        plan: The grid and normalisation. Each plan has its own entries.
+        folder: The cache's folder.
+        progress: Called in this thread after each case with its id, the number of finished cases
             and the number of all cases.
-        workers: number of threads, each with one case; None for one per core, at most eight.
-        source: computes the hash of the content of a case's files; None for `case_digest`.
+        workers: Number of threads, each with one case; None for one per core, at most eight.
+        source: Computes the hash of the content of a case's files; None for `case_digest`.
 
     Returns:
         The cached cases in the order of `cases`; empty if there are none.
 
     Raises:
-        ConfigError: if the folder is remote.
-        OutputError: if the disk is not writable.
+        ConfigError: If the folder is remote.
+        OutputError: If the disk is not writable.
         LesionsegError: If a case fails: the first error.
     """
     if "://" in str(folder):
@@ -417,7 +417,7 @@ def _find_or_make(
 ) -> CachedCase:
     """Return a case from the cache folder `place`; prepare and write it first if necessary.
 
-    A damaged entry is replaced with a warning. Raises `OutputError` if the folder is not writable.
+    A damaged entry is replaced with a warning. Raise `OutputError` if the folder is not writable.
     """
     # The name depends on the content. A changed case gets a new entry, and a training that reads
     # the old one can continue.
@@ -425,12 +425,12 @@ def _find_or_make(
     name = digest_of(f"{files.case} {wanted}")
     folder = place / name[:2]  # one of 256 folders, see the docstring of the module
     entry = folder / name
-    if (cached := _find(entry, wanted)) is not None:
+    if (cached := _find_entry(entry, wanted)) is not None:
         return cached
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_suffix(".lock")):
-            if (cached := _find(entry, wanted)) is not None:  # another process has made it
+            if (cached := _find_entry(entry, wanted)) is not None:  # another process has made it
                 return cached
             if entry.exists():
                 logger.warning("The cached case %s is damaged and is prepared again.", files.case)
@@ -449,7 +449,7 @@ def _find_or_make(
         raise OutputError(f"{place}: cannot write the cache ({error}).") from error
 
 
-def _find(entry: Path, source: str) -> CachedCase | None:
+def _find_entry(entry: Path, source: str) -> CachedCase | None:
     """Return the case at `entry` if it is complete and its source files have this hash, or None."""
     try:
         cached = read_cached_case(entry)

@@ -6,7 +6,7 @@ from typing import Any
 from monai.transforms import RandSimulateLowResolutiond
 
 # MONAI's names of linear interpolation, by the number of spatial axes
-LINEAR = {2: "bilinear", 3: "trilinear"}
+LINEAR_MODE = {2: "bilinear", 3: "trilinear"}
 
 
 class RandLowResolutiond(RandSimulateLowResolutiond):  # type: ignore[misc]  # MONAI: no types
@@ -19,5 +19,5 @@ class RandLowResolutiond(RandSimulateLowResolutiond):  # type: ignore[misc]  # M
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return the data. Each image `[C, *spatial]` may have lost resolution."""
         image = data[self.keys[0]]
-        self.sim_lowres_tfm.upsample_mode = LINEAR[image.ndim - 1]
+        self.sim_lowres_tfm.upsample_mode = LINEAR_MODE[image.ndim - 1]
         return super().__call__(data)

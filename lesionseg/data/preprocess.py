@@ -25,16 +25,16 @@ def prepare_case(case: Case, plan: Plan) -> PreparedCase:
     """Prepare image and reference of a case on the plan's grid.
 
     Args:
-        case: as it is read from files.
-        plan: the grid, normalisation and labels.
+        case: As it is read from files.
+        plan: The grid, normalisation and labels.
 
     Returns:
         The prepared case. Its reference is None if the case has none.
 
     Raises:
-        ContentError: if channels, axes or labels are not those of the plan.
-        GeometryError: if the spacing cannot be right, or the grid would have too many voxels.
-        ConfigError: if a transform of `plan.prepare_extra` fails.
+        ContentError: If channels, axes or labels are not those of the plan.
+        GeometryError: If the spacing cannot be right, or the grid would have too many voxels.
+        ConfigError: If a transform of `plan.prepare_extra` fails.
     """
     image = prepare_image(case.image, plan, where=case.case)
     reference = None

@@ -33,7 +33,7 @@ _SLAB_VOXELS = 1 << 18
 _MAX_SORTED = 1 << 22
 # A larger scan has a wrong spacing if none of its axes has more voxels than this on the plan's
 # grid.
-_LEAST_VOXELS = 2
+_MIN_VOXELS = 2
 
 
 def prepare_image(
@@ -56,22 +56,22 @@ def prepare_image(
     5. A missing channel is set to 0, its mean after normalisation.
 
     Args:
-        volume: image `[C, *file]` of any dtype.
-        plan: the grid, channels and normalisation.
-        where: name of the case in messages.
+        volume: Image `[C, *file]` of any dtype.
+        plan: The grid, channels and normalisation.
+        where: Name of the case in messages.
         overwrite: True allows `volume.array` to be normalised in place if it is on the plan's grid,
             which saves the memory of a copy.
-        look: called with the resampled volume before normalisation. It must not keep the array.
+        look: Called with the resampled volume before normalisation. It must not keep the array.
 
     Returns:
         The image `[C, *plan]` in float32. Its geometry maps the new indices to the patient's
         millimetres. It has the missing channels, but no `valid` and no remarks.
 
     Raises:
-        ContentError: if channels or axes are not those of the plan.
-        GeometryError: if the spacing cannot be right, or the plan's grid would have more voxels
+        ContentError: If channels or axes are not those of the plan.
+        GeometryError: If the spacing cannot be right, or the plan's grid would have more voxels
             than `FileLimits` allows.
-        ConfigError: if a transform of `plan.prepare_extra` fails.
+        ConfigError: If a transform of `plan.prepare_extra` fails.
     """
     check_axes(volume, plan, where or "image")
     prepared = _resample_to_plan(volume, plan, where=where, overwrite=overwrite)
@@ -110,7 +110,7 @@ def _resample_to_plan(volume: Volume, plan: Plan, *, where: str | None, overwrit
         if not overwrite and np.may_share_memory(array, volume.array):
             array = array.copy()
         return Volume(array, geometry)
-    if max(geometry.shape) <= _LEAST_VOXELS < max(view.geometry.shape):
+    if max(geometry.shape) <= _MIN_VOXELS < max(view.geometry.shape):
         spacing = describe_sides(view.geometry.spacing_mm)
         raise GeometryError(
             f"{where or 'image'}: with voxels of {spacing} mm, the whole scan has only "

@@ -38,10 +38,10 @@ def prepare_reference(
     have no lesion.
 
     Args:
-        reference: on the file's grid.
-        geometry: the plan's grid, that of the prepared image.
-        plan: its labels.
-        where: name of the case in messages.
+        reference: On the file's grid.
+        geometry: The plan's grid, that of the prepared image.
+        plan: Its labels.
+        where: Name of the case in messages.
 
     Returns:
         A reference with `labels` uint8 and `instances` int32 `[*spatial]`, zeros without lesions.
@@ -51,7 +51,7 @@ def prepare_reference(
         `annotated` is False for the plan's labels that the reader did not annotate.
 
     Raises:
-        ContentError: if the plan does not have a label of the reference.
+        ContentError: If the plan does not have a label of the reference.
     """
     mask_values = plan.labels.mask_values
     lesions = lesions_of(reference)
@@ -69,26 +69,26 @@ def prepare_reference(
             f"{where or 'reference'}: contains the labels {unknown}, which are not among the "
             f"plan's {list(mask_values)}. Correct the mask, or plan again with these labels."
         )
-    moved, covered = _read_instances(instances, reference.geometry, geometry)
+    resampled, covered = _read_instances(instances, reference.geometry, geometry)
     label_of_id = np.zeros(int(lesions.ids.max(initial=0)) + 1, np.uint8)
-    _restore_lost(moved, instances, len(label_of_id) - 1, reference.geometry, geometry)
+    _restore_lost(resampled, instances, len(label_of_id) - 1, reference.geometry, geometry)
     if plan.labels.regions:
         label_of_id[1:] = 1
         labels = _resample_labels(
-            present, instances, reference.geometry, moved, geometry, mask_values
+            present, instances, reference.geometry, resampled, geometry, mask_values
         )
     else:
         channels = [plan.labels.values.index(value) + 1 for value in lesions.labels.tolist()]
         label_of_id[lesions.ids] = channels
-        _restore_extents(moved, covered, lesions, geometry)
-        labels = label_of_id[moved]
+        _restore_extents(resampled, covered, lesions, geometry)
+        labels = label_of_id[resampled]
     known = [value for value in reference.unannotated if value in mask_values]
     return Reference(
         geometry,
         labels=labels,
-        instances=moved,
+        instances=resampled,
         instance_labels=tuple(label_of_id[1:].tolist()),
-        ignore=_find_ignored(reference, geometry, moved, covered),
+        ignore=_find_ignored(reference, geometry, resampled, covered),
         annotated=dict.fromkeys([mask_values.index(value) + 1 for value in known], False),
     )
 
@@ -96,7 +96,7 @@ def prepare_reference(
 def _find_ignored(
     reference: Reference,
     geometry: Geometry,
-    moved: NDArray[np.int32],
+    resampled: NDArray[np.int32],
     covered: NDArray[np.float32],
 ) -> Flags | None:
     """Return True for the voxels of the plan's grid that do not count in training.
@@ -108,17 +108,17 @@ def _find_ignored(
     Return None if all voxels count.
 
     Args:
-        reference: on the file's grid.
-        geometry: the plan's grid.
-        moved: lesion ids on the plan's grid, after `_restore_lost` and `_restore_extents`.
-        covered: share of each voxel that lesions cover.
+        reference: On the file's grid.
+        geometry: The plan's grid.
+        resampled: Lesion ids on the plan's grid, after `_restore_lost` and `_restore_extents`.
+        covered: Share of each voxel that lesions cover.
     """
-    ignored = (moved > 0) & (covered < VISIBLE_SHARE)
+    ignored = (resampled > 0) & (covered < VISIBLE_SHARE)
     if reference.ignore is not None:
         ignore = reference.ignore.astype(np.uint8)
         is_ignored = _read_nearest(ignore, reference.geometry, geometry) != 0
         # `_restore_lost` may have put a lesion onto an ignored voxel: the lesion has priority
-        ignored |= is_ignored & (moved == 0)
+        ignored |= is_ignored & (resampled == 0)
     return ignored if ignored.any() else None
 
 
@@ -126,7 +126,7 @@ def _resample_labels(
     values: NDArray[np.integer[Any]],
     instances: NDArray[np.int32],
     source: Geometry,
-    moved: NDArray[np.int32],
+    resampled: NDArray[np.int32],
     geometry: Geometry,
     mask_values: Sequence[int],
 ) -> NDArray[np.uint8]:
@@ -136,22 +136,22 @@ def _resample_labels(
     has the lesion's most frequent label.
 
     Args:
-        values: mask value of each voxel of `instances`, in C order.
-        instances: lesion ids on the file's grid.
-        source: the file's grid.
-        moved: lesion ids on the plan's grid.
-        geometry: the plan's grid.
-        mask_values: the values that become the labels 1, 2, …
+        values: Mask value of each voxel of `instances`, in C order.
+        instances: Lesion ids on the file's grid.
+        source: The file's grid.
+        resampled: Lesion ids on the plan's grid.
+        geometry: The plan's grid.
+        mask_values: The values that become the labels 1, 2, …
     """
     label_of_value = np.zeros(max(mask_values) + 1, np.uint8)
     label_of_value[list(mask_values)] = np.arange(1, len(mask_values) + 1)
     before = np.zeros(instances.shape, np.uint8)
     before[instances > 0] = label_of_value[values]
-    labels = np.where(moved > 0, _read_nearest(before, source, geometry), np.uint8(0))
+    labels = np.where(resampled > 0, _read_nearest(before, source, geometry), np.uint8(0))
     # a restored voxel may be outside of its mask: it gets the lesion's most frequent label
-    for lesion in np.unique(moved[(moved > 0) & (labels == 0)]):
+    for lesion in np.unique(resampled[(resampled > 0) & (labels == 0)]):
         most_frequent = np.bincount(before[instances == lesion]).argmax()
-        labels[(moved == lesion) & (labels == 0)] = most_frequent
+        labels[(resampled == lesion) & (labels == 0)] = most_frequent
     return labels
 
 
@@ -177,21 +177,21 @@ def _read_instances(
     """
     view = to_canonical(Volume(instances[np.newaxis], source))
     if view.geometry.matches(geometry, SAME_MM):
-        moved = np.ascontiguousarray(view.array[0])
-        return moved, (moved > 0).astype(np.float32)
-    moved = np.zeros(geometry.shape, np.int32)
-    most = np.zeros(geometry.shape, np.float32)
+        resampled = np.ascontiguousarray(view.array[0])
+        return resampled, (resampled > 0).astype(np.float32)
+    resampled = np.zeros(geometry.shape, np.int32)
+    maximum = np.zeros(geometry.shape, np.float32)
     total = np.zeros(geometry.shape, np.float32)
     for number, place in enumerate(ndimage.find_objects(view.array[0]), start=1):
         if place is not None:
             mask = view.array[0][place] == number
             there, share = _share_of_voxels(mask, view.geometry.crop(place), geometry)
-            is_more = share > most[there]
-            moved[there][is_more] = number
-            most[there][is_more] = share[is_more]
+            is_more = share > maximum[there]
+            resampled[there][is_more] = number
+            maximum[there][is_more] = share[is_more]
             total[there] += share
-    moved[total < 0.5 - 1e-6] = 0
-    return moved, total
+    resampled[total < 0.5 - 1e-6] = 0
+    return resampled, total
 
 
 def _share_of_voxels(
@@ -211,18 +211,18 @@ def _share_of_voxels(
 
 
 def _restore_lost(
-    moved: NDArray[np.int32],
+    resampled: NDArray[np.int32],
     instances: NDArray[np.int32],
     n: int,
     source: Geometry,
     geometry: Geometry,
 ) -> None:
-    """Assign one voxel of `moved` to each lesion of `instances` that resampling has lost, in place.
+    """Assign one voxel of `resampled`, in place, to each lesion that resampling has lost.
 
     It is the voxel at the lesion's centre, or one next to it (`_find_free_voxel`). `n` is the
     highest id. Ids that no voxel of `instances` has stay without a voxel.
     """
-    present = np.bincount(moved.reshape(-1), minlength=n + 1)
+    present = np.bincount(resampled.reshape(-1), minlength=n + 1)
     absent = np.flatnonzero(present[1:] == 0) + 1  # lost lesions, and ids without voxels
     if not len(absent):
         return
@@ -231,12 +231,12 @@ def _restore_lost(
     lost = np.unique(ids)
     for lesion in lost:
         centre = geometry.to_index(source.to_mm(voxels[ids == lesion].mean(axis=0)))
-        moved[_find_free_voxel(moved, np.atleast_2d(centre)[0])] = lesion
+        resampled[_find_free_voxel(resampled, np.atleast_2d(centre)[0])] = lesion
     logger.debug("%d lesions had no voxel on the plan's grid. Each got one.", len(lost))
 
 
 def _restore_extents(
-    moved: NDArray[np.int32],
+    resampled: NDArray[np.int32],
     covered: NDArray[np.float32],
     lesions: Lesions,
     geometry: Geometry,
@@ -250,10 +250,10 @@ def _restore_extents(
     gets the voxel of `_find_free_voxel`.
 
     Args:
-        moved: lesion ids on the plan's grid, after `_restore_lost`.
-        covered: share of each voxel that lesions cover.
-        lesions: on the file's grid.
-        geometry: the plan's grid.
+        resampled: Lesion ids on the plan's grid, after `_restore_lost`.
+        covered: Share of each voxel that lesions cover.
+        lesions: On the file's grid.
+        geometry: The plan's grid.
     """
     rows = np.flatnonzero(~lesions.has_voxels)
     if not len(rows):
@@ -263,17 +263,17 @@ def _restore_extents(
     highest = [*geometry.shape, *geometry.shape]
     boxes = move_boxes(lesions.boxes[rows], lesions.geometry, geometry).clip(0, highest)
     places = [centre_slices(box, geometry.dims) for box in boxes]
-    sharing = np.flatnonzero(_find_sharing(moved, ids, places))
+    sharing = np.flatnonzero(_find_sharing(resampled, ids, places))
     if len(sharing):
-        is_shared = np.isin(moved, ids[sharing]) | ((moved == 0) & (covered > 0))
-        _draw_stripes(moved, ids[sharing].tolist(), [places[i] for i in sharing], is_shared)
-    for i in np.flatnonzero(~np.isin(ids, moved)).tolist():  # too many boxes share few voxels
+        is_shared = np.isin(resampled, ids[sharing]) | ((resampled == 0) & (covered > 0))
+        _draw_stripes(resampled, ids[sharing].tolist(), [places[i] for i in sharing], is_shared)
+    for i in np.flatnonzero(~np.isin(ids, resampled)).tolist():  # too many boxes share few voxels
         centre = np.array([(side.start + side.stop - 1) / 2 for side in places[i]])
-        moved[_find_free_voxel(moved, centre)] = ids[i]
+        resampled[_find_free_voxel(resampled, centre)] = ids[i]
 
 
 def _find_sharing(
-    moved: NDArray[np.int32], ids: Integers, places: Sequence[tuple[slice, ...]]
+    resampled: NDArray[np.int32], ids: Integers, places: Sequence[tuple[slice, ...]]
 ) -> Flags:
     """Flag the boxes `[n]` that have lost at least two voxels of their length along an axis.
 
@@ -281,13 +281,13 @@ def _find_sharing(
     one voxel is never flagged.
 
     Args:
-        moved: lesion ids on the plan's grid.
-        ids: the id of each box.
-        places: the voxels of each box.
+        resampled: Lesion ids on the plan's grid.
+        ids: The id of each box.
+        places: The voxels of each box.
     """
     start, stop = _ends_of(places)
-    objects = ndimage.find_objects(moved, int(ids.max()))
-    nothing = (slice(max(moved.shape), 0),) * moved.ndim
+    objects = ndimage.find_objects(resampled, int(ids.max()))
+    nothing = (slice(max(resampled.shape), 0),) * resampled.ndim
     first, last = _ends_of([objects[number - 1] or nothing for number in ids.tolist()])
     is_short = (last - first < stop - start - 1).any(axis=1)
     # a box of one voxel keeps it
@@ -301,7 +301,7 @@ def _find_sharing(
 
 
 def _draw_stripes(
-    moved: NDArray[np.int32],
+    resampled: NDArray[np.int32],
     ids: Sequence[int],
     places: Sequence[tuple[slice, ...]],
     is_shared: Flags,
@@ -309,18 +309,18 @@ def _draw_stripes(
     """Draw boxes in place. Where boxes overlap, diagonal stripes belong to them in turn.
 
     Args:
-        moved: lesion ids on the plan's grid.
-        ids: the id of each box.
-        places: the voxels of each box.
+        resampled: Lesion ids on the plan's grid.
+        ids: The id of each box.
+        places: The voxels of each box.
         is_shared: True for the voxels that may be drawn.
     """
-    n_boxes = np.zeros(moved.shape, np.int32)
+    n_boxes = np.zeros(resampled.shape, np.int32)
     for place in places:
         n_boxes[place] += 1
     n_before = np.zeros_like(n_boxes)  # boxes of each voxel that have been drawn
     for number, place in zip(ids, places, strict=True):
         line = sum(np.ogrid[place])
-        moved[place][is_shared[place] & (line % n_boxes[place] == n_before[place])] = number
+        resampled[place][is_shared[place] & (line % n_boxes[place] == n_before[place])] = number
         n_before[place] += 1
 
 
@@ -332,22 +332,22 @@ def _ends_of(
     return ends[..., 0], ends[..., 1]
 
 
-def _find_free_voxel(moved: NDArray[np.int32], centre: Numbers) -> tuple[int, ...]:
+def _find_free_voxel(resampled: NDArray[np.int32], centre: Numbers) -> tuple[int, ...]:
     """Return the voxel within one step of `centre` that a lost lesion gets.
 
     It is the nearest free one. If none is free, it is the nearest one of a lesion that has further
     voxels. If there is none either, it is the nearest one, whose lesion is then lost.
     """
-    last_index = np.array(moved.shape) - 1
-    steps = np.array(list(itertools.product((-1, 0, 1), repeat=moved.ndim)))
+    last_index = np.array(resampled.shape) - 1
+    steps = np.array(list(itertools.product((-1, 0, 1), repeat=resampled.ndim)))
     around = (np.rint(centre).astype(int).clip(0, last_index) + steps).clip(0, last_index)
     distance = np.square(around - centre).sum(axis=1)
     nearest = [tuple(voxel) for voxel in around[np.argsort(distance, kind="stable")].tolist()]
     for voxel in nearest:
-        if moved[voxel] == 0:
+        if resampled[voxel] == 0:
             return voxel
     for voxel in nearest:
-        n_voxels = (moved == moved[voxel]).sum()  # of the lesion that has this voxel
+        n_voxels = (resampled == resampled[voxel]).sum()  # of the lesion that has this voxel
         if n_voxels > 1:
             return voxel
     return nearest[0]

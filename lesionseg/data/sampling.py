@@ -182,7 +182,8 @@ class TileSampler:
     def _compute_bounds(self, case: int) -> Integers:
         """Return bounds `[lesions, 2·dims]` of tiles that overlap a lesion's box.
 
-        A tile overlaps it if each value of (start, −start) is greater than that in the row.
+        A tile with the corner `start` overlaps the box if start > box start − tile shape and
+        −start > −box stop, along each axis. A row contains both right sides.
         """
         boxes = self._tables[case].boxes
         dims = len(self.tile_shape)

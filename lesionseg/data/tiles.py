@@ -14,12 +14,12 @@ from torch import Tensor
 from lesionseg.config import AugmentConfig, SamplingConfig
 from lesionseg.core.arrays import Numbers
 from lesionseg.data.augment import (
-    NO_CHANGE,
+    NO_AUGMENTATION,
     Augmentation,
-    Change,
-    Draw,
+    AugmentationParams,
+    RandomDraws,
     TileTensors,
-    apply_change,
+    apply_augmentation,
     build_augmentation,
     tile_generator,
 )
@@ -31,7 +31,7 @@ from lesionseg.data.transforms import (
     Transform,
     add_mask_keys,
     as_meta_tensor,
-    build,
+    build_transform,
     run_on_tile,
 )
 from lesionseg.errors import ConfigError
@@ -47,7 +47,7 @@ class RawTile:
     """
 
     tensors: TileTensors
-    change: Change
+    change: AugmentationParams
     choice: TileChoice
 
 
@@ -60,25 +60,26 @@ class TileDataset(Dataset):  # type: ignore[misc]  # MONAI ships no types
 
     - `image` `[C, *tile]` float32 and `label` `[1, *tile]` uint8 (0 background, k for the plan's
       k-th mask value). Both are MetaTensors whose affine maps the tile's index to RAS millimetres.
-      It includes flips, rotation, scale and shear, but not a bend, which is not affine.
+      It includes flips, rotation, scale and shear, but not elastic deformation, which is not
+      affine.
     - `instances` `[1, *tile]` int32: lesion ids of the case.
     - `valid` `[1, *tile]` bool: False outside of the volume and for ignored voxels.
     - `unannotated` `[K]` bool, if any case lacks annotations of some labels: True for labels that
       the case does not annotate.
 
     Args:
-        cases: prepared cases, from `fill_cache`.
-        plan: shape of the tiles, channels and labels.
-        sampling: the mix of tiles; None for half of them around lesions.
-        augmentation: the settings of random changes. None for no changes.
-        n_tiles: tiles of an epoch.
-        seed: seed of the positions and changes.
-        transform: further dictionary transforms, which run last.
-        channel_dropout: the share of tiles in which one random channel is set to 0, after all other
+        cases: Prepared cases, from `fill_cache`.
+        plan: Shape of the tiles, channels and labels.
+        sampling: The mix of tiles; None for half of them around lesions.
+        augmentation: The settings of random changes. None for no changes.
+        n_tiles: Tiles of an epoch.
+        seed: Seed of the positions and changes.
+        transform: Further dictionary transforms, which run last.
+        channel_dropout: The share of tiles in which one random channel is set to 0, after all other
             changes. Tiles of a case that lacks channels keep the remaining ones.
 
     Raises:
-        ConfigError: if `channel_dropout` is set and the plan requires all channels, or if a
+        ConfigError: If `channel_dropout` is set and the plan requires all channels, or if a
             transform of `augmentation` cannot be built. On first use, if the plan does not have a
             flip axis, or if a transform fails.
     """
@@ -97,7 +98,9 @@ class TileDataset(Dataset):  # type: ignore[misc]  # MONAI ships no types
     ) -> None:
         chain = []
         if augmentation is not None:
-            chain += [build(add_mask_keys(spec), "augment.extra") for spec in augmentation.extra]
+            chain += [
+                build_transform(add_mask_keys(spec), "augment.extra") for spec in augmentation.extra
+            ]
         if callable(transform):
             chain.append(transform)
         else:
@@ -159,10 +162,10 @@ class TileDataset(Dataset):  # type: ignore[misc]  # MONAI ships no types
         return item
 
     def affine(self, raw: RawTile) -> Numbers:
-        """Return the affine from an index of the changed tile to RAS millimetres, without bend."""
+        """Return the affine from an index of the tile to RAS millimetres, without deformation."""
         dims = self.plan.dims
         tile = np.eye(dims + 1)
-        tile[:dims] = raw.change.movement.matrix(self.plan.tile_shape)
+        tile[:dims] = raw.change.spatial.matrix(self.plan.tile_shape)
         tile[:dims, dims] += raw.choice.start
         return self.cases[raw.choice.case].geometry.affine @ tile
 
@@ -174,9 +177,9 @@ class TileDataset(Dataset):  # type: ignore[misc]  # MONAI ships no types
         """
         epoch, index = divmod(number, self.n_tiles)
         choice = self.sampler.choose(epoch, index)
-        change = self.draw_change(number)
+        change = self.draw_params(number)
         case = self.cases[choice.case]
-        source = change.movement.source(self.plan.tile_shape)
+        source = change.spatial.source(self.plan.tile_shape)
         change = replace(change, missing=case.missing or change.missing)
         start = [s + first for s, (first, _) in zip(choice.start, source, strict=True)]
         shape = [stop - first for first, stop in source]
@@ -191,21 +194,21 @@ class TileDataset(Dataset):  # type: ignore[misc]  # MONAI ships no types
 
     def finish(self, raw: RawTile) -> TileTensors:
         """Apply the changes and return the tile, with instances in int32."""
-        tile = apply_change(raw.tensors, raw.change, self.plan.tile_shape)
+        tile = apply_augmentation(raw.tensors, raw.change, self.plan.tile_shape)
         return tile | {"instances": tile["instances"].int()}
 
-    def draw_change(self, number: int) -> Change:
+    def draw_params(self, number: int) -> AugmentationParams:
         """Draw the augmentation of a tile. With channel dropout, also draw a channel to set to 0.
 
         The channel is drawn with the probability `channel_dropout`.
         """
         epoch, index = divmod(number, self.n_tiles)
-        change = NO_CHANGE
+        change = NO_AUGMENTATION
         if self._augmenter:
             generator = tile_generator(self.seed, epoch, index, Stream.AUGMENTATION)
             change = self._augmenter.draw(generator)
         if self.channel_dropout:
-            draw = Draw(tile_generator(self.seed, epoch, index, Stream.CHANNEL_DROPOUT))
+            draw = RandomDraws(tile_generator(self.seed, epoch, index, Stream.CHANNEL_DROPOUT))
             if draw.happens(self.channel_dropout):
                 change = replace(change, missing=(draw.seed() % len(self.plan.channel_names),))
         return change

@@ -26,9 +26,9 @@ class TileGrid:
     convolution. `starts` and `slices` refer to the padded array.
 
     Args:
-        shape: voxels of the volume along each spatial axis, at least 1.
-        tile_shape: voxels of a tile along each spatial axis, at least 1.
-        overlap: smallest share of a tile that its neighbour also covers, in [0, 1). Positions are
+        shape: Voxels of the volume along each spatial axis, at least 1.
+        tile_shape: Voxels of a tile along each spatial axis, at least 1.
+        overlap: Smallest share of a tile that its neighbour also covers, in [0, 1). Positions are
             rounded to voxels, so the overlap may be one voxel smaller.
     """
 

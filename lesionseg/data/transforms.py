@@ -14,8 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lesionseg.config import TARGET, import_target, parameters_of
-from lesionseg.config import build as build_object
+from lesionseg.config import TARGET, build_object, import_target, parameters_of
 from lesionseg.core import Volume
 from lesionseg.core.arrays import Numbers
 from lesionseg.errors import BundleError, ConfigError
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     from monai.data import MetaTensor
     from monai.transforms import Compose
 
-Spec = Mapping[str, Any]
+TransformSpec = Mapping[str, Any]
 Transform = Callable[[Any], Any]
 TileItem = dict[str, Tensor]
 
@@ -38,15 +37,15 @@ _PLAIN = "monai.transforms.intensity.dictionary"
 _DTYPES = {"image": torch.float32, "label": torch.uint8, "instances": torch.int32}
 
 
-def check_transforms(prepare: Sequence[Spec], augment: Sequence[Spec]) -> None:
+def check_transforms(prepare: Sequence[TransformSpec], augment: Sequence[TransformSpec]) -> None:
     """Raise `ConfigError` if a transform cannot be built, or one of `prepare` is random.
 
     `prepare` is `prepare.extra`, which also runs at prediction, and `augment` is `augment.extra`.
     """
     for spec in augment:
-        build(spec, "augment.extra")
+        build_transform(spec, "augment.extra")
     for spec in prepare:
-        if _is_random(build(spec, "prepare.extra")):
+        if _is_random(build_transform(spec, "prepare.extra")):
             raise ConfigError(f"prepare.extra: {spec[TARGET]} is random. Move it to augment.extra.")
 
 
@@ -59,7 +58,7 @@ def _is_random(transform: Any) -> bool:
     return isinstance(transform, RandomizableTrait)
 
 
-def build(spec: Spec, where: str) -> Transform:
+def build_transform(spec: TransformSpec, where: str) -> Transform:
     """Build a transform from its class and arguments.
 
     Raise `ConfigError` if it cannot be imported or constructed, or is not callable. `where` is the
@@ -73,7 +72,7 @@ def build(spec: Spec, where: str) -> Transform:
     return transform
 
 
-def require_trusted(specs: Sequence[Spec], where: Path | str) -> None:
+def require_trusted(specs: Sequence[TransformSpec], where: Path | str) -> None:
     """Raise `BundleError` if a bundle names anything but MONAI's transforms of intensities.
 
     Strings that MONAI would evaluate are refused too. Nothing else is imported.
@@ -86,7 +85,7 @@ def require_trusted(specs: Sequence[Spec], where: Path | str) -> None:
         )
 
 
-def untrusted_targets(specs: Sequence[Spec]) -> list[str]:
+def untrusted_targets(specs: Sequence[TransformSpec]) -> list[str]:
     """Return the names to import that are not MONAI's transforms of intensities, sorted.
 
     Strings that MONAI would evaluate are included. The list is empty if there are none.
@@ -94,7 +93,7 @@ def untrusted_targets(specs: Sequence[Spec]) -> list[str]:
     return sorted({target for target in _find_targets(specs) if not _is_plain(target)})
 
 
-def needs_trust(network: Spec, transforms: Sequence[Spec]) -> bool:
+def needs_trust(network: TransformSpec, transforms: Sequence[TransformSpec]) -> bool:
     """Return True if a bundle with this network and these transforms is read only with trust."""
     return TARGET in network or bool(untrusted_targets(transforms))
 
@@ -124,7 +123,7 @@ def _is_plain(target: str) -> bool:
     return isinstance(kind, type) and issubclass(kind, mt.Transform) and kind.__module__ == _PLAIN
 
 
-def add_mask_keys(spec: Spec) -> Spec:
+def add_mask_keys(spec: TransformSpec) -> TransformSpec:
     """Return a transform of the label with the keys of instances and valid voxels in addition.
 
     All masks must move together. Arguments with one value per key get the label's value. Transforms
@@ -170,20 +169,20 @@ def run_on_tile(chain: "Compose", tile: TileItem, seed: int) -> TileItem:
     """Apply transforms to a tile. The same seed gives the same result in any process.
 
     `tile` contains `image` `[C, *tile]` and `label`, `instances`, `valid` `[1, *tile]`. The result
-    has the same keys, shapes and types. Raises `ConfigError` if a transform fails or changes a
+    has the same keys, shapes and types. Raise `ConfigError` if a transform fails or changes a
     shape.
     """
     with _seed_globally(seed):
         chain.set_random_state(seed)
-        return _run(chain, tile, "augment.extra")
+        return _run_chain(chain, tile, "augment.extra")
 
 
-def try_on_tile(specs: Sequence[Spec], tile: TileItem) -> None:
+def try_on_tile(specs: Sequence[TransformSpec], tile: TileItem) -> None:
     """Apply all transforms of `augment.extra` once to a made-up tile.
 
     A transform with an argument `prob` is applied with a probability of 1; transforms inside
     another one keep theirs. If one of them is neither of MONAI nor of lesionseg, none is tried,
-    because it may need a real case. Raises `ConfigError` if one fails or changes a shape.
+    because it may need a real case. Raise `ConfigError` if one fails or changes a shape.
     """
     from monai.transforms import Compose
 
@@ -193,22 +192,22 @@ def try_on_tile(specs: Sequence[Spec], tile: TileItem) -> None:
     for spec in specs:
         target = import_target(spec[TARGET], "augment.extra")
         certain = {**spec, "prob": 1.0} if "prob" in (parameters_of(target) or {}) else spec
-        transforms.append(build(add_mask_keys(certain), "augment.extra"))
+        transforms.append(build_transform(add_mask_keys(certain), "augment.extra"))
     run_on_tile(Compose(transforms), tile, seed=0)
 
 
-def run_on_volume(specs: Sequence[Spec], volume: Volume, where: str | None) -> Volume:
+def run_on_volume(specs: Sequence[TransformSpec], volume: Volume, where: str | None) -> Volume:
     """Apply a plan's transforms to an image `[C, *spatial]`, and return it in float32.
 
-    `where` is the case for messages. Raises `ConfigError` if a transform fails, changes the shape
+    `where` is the case for messages. Raise `ConfigError` if a transform fails, changes the shape
     or moves the image.
     """
     from monai.transforms import Compose
 
-    chain = Compose([build(spec, "prepare.extra") for spec in specs])
+    chain = Compose([build_transform(spec, "prepare.extra") for spec in specs])
     before = as_meta_tensor(torch.from_numpy(volume.array), volume.geometry.affine)
     place = "prepare.extra" if where is None else f"prepare.extra, {where}"
-    image = _run(chain, {"image": before}, place)["image"]
+    image = _run_chain(chain, {"image": before}, place)["image"]
     if not torch.allclose(image.affine, before.affine):  # type: ignore[attr-defined]
         raise ConfigError(
             f"{place}: a transform moved the image. Use only transforms that change intensities."
@@ -216,13 +215,13 @@ def run_on_volume(specs: Sequence[Spec], volume: Volume, where: str | None) -> V
     return Volume(torch.Tensor.as_subclass(image, Tensor).numpy(), volume.geometry, volume.valid)
 
 
-def _run(chain: "Compose", item: TileItem, where: str) -> TileItem:
+def _run_chain(chain: "Compose", item: TileItem, where: str) -> TileItem:
     """Apply transforms to `item`. Its entries keep their shapes, and get their dtypes back.
 
     Entries that a transform adds are left out.
 
     Raises:
-        ConfigError: if a transform fails, or changes the shape of an entry.
+        ConfigError: If a transform fails, or changes the shape of an entry.
     """
     from monai.data import MetaTensor
 

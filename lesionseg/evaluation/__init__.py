@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from lesionseg.evaluation.intervals import wilson_interval as wilson_interval
     from lesionseg.evaluation.matched_case import MatchedCase as MatchedCase
     from lesionseg.evaluation.matched_case import match_case as match_case
-    from lesionseg.evaluation.operating_points import Aim as Aim
+    from lesionseg.evaluation.operating_points import OperatingPointAim as OperatingPointAim
     from lesionseg.evaluation.operating_points import choose as choose
     from lesionseg.evaluation.operating_points import list_points as list_points
     from lesionseg.evaluation.regrid import resample_prediction as resample_prediction
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from lesionseg.evaluation.tables import Tables as Tables
 
 _HOMES = {
-    "Aim": "operating_points",
+    "OperatingPointAim": "operating_points",
     "CaseRows": "tables",
     "Criterion": "criteria",
     "MatchedCase": "matched_case",

@@ -21,7 +21,7 @@ ADJUDICATED_RATIOS = ("lesion_recall", "lesion_precision", "false_positives_per_
 Key = tuple[str, int, tuple[float, ...]]  # case, candidate and box
 
 
-class Answer(NamedTuple):
+class ReaderAnswer(NamedTuple):
     """The answer of a reader to one false positive.
 
     `key` contains the box of the candidate when the reader answered. If the candidate now has
@@ -39,22 +39,22 @@ def candidate_key(row: Mapping[Any, Any]) -> Key:
     from which columns were removed, the key has fewer numbers of the box.
 
     Raises:
-        KeyError: if the row has no column case or candidate.
-        ValueError: if a cell is not a number.
-        OverflowError: if the candidate is infinite.
+        KeyError: If the row has no column case or candidate.
+        ValueError: If a cell is not a number.
+        OverflowError: If the candidate is infinite.
     """
     cells = [row.get(f"{end}_{axis}_vox") for end in ("start", "stop") for axis in "zyx"]
     box = [round(float(cell), 2) for cell in cells if cell not in (None, "") and cell == cell]
     return str(row["case"]), int(float(row["candidate"])), tuple(box)
 
 
-def read_answers(rows: Sequence[Mapping[str, str]], where: str) -> list[Answer]:
+def read_answers(rows: Sequence[Mapping[str, str]], where: str) -> list[ReaderAnswer]:
     """Read the rows of adjudicate.csv that have an answer. `where` names the file in messages.
 
     Upper case, spaces and hyphens in an answer do not matter: "No lesion" is `no_lesion`.
 
     Raises:
-        ContentError: if an answer is unknown, or if the key of its row is missing or not a number.
+        ContentError: If an answer is unknown, or if the key of its row is missing or not a number.
     """
     found = []
     for line, row in enumerate(rows, 2):
@@ -68,7 +68,7 @@ def read_answers(rows: Sequence[Mapping[str, str]], where: str) -> list[Answer]:
                 f"{NO_LESION_HERE}, {UNSURE} or nothing."
             )
         try:
-            found.append(Answer(candidate_key(row), word))
+            found.append(ReaderAnswer(candidate_key(row), word))
         except (KeyError, ValueError, OverflowError) as error:
             raise ContentError(
                 f"{where}, line {line}: the case, the candidate or its box is missing or is not a "
@@ -77,7 +77,7 @@ def read_answers(rows: Sequence[Mapping[str, str]], where: str) -> list[Answer]:
     return found
 
 
-def adjudicate(tables: Tables, answers: Sequence[Answer]) -> list[Estimate]:
+def adjudicate(tables: Tables, answers: Sequence[ReaderAnswer]) -> list[Estimate]:
     """Compute `ADJUDICATED_RATIOS` and their counts with the lesions that a reader confirmed.
 
     A false positive with the answer `lesion` counts as a found lesion. Lesions that both the
@@ -87,7 +87,7 @@ def adjudicate(tables: Tables, answers: Sequence[Answer]) -> list[Estimate]:
     positives, or that have moved. All rows belong to the subset `ADJUDICATED`.
 
     Raises:
-        ContentError: if two answers to the same false positive differ.
+        ContentError: If two answers to the same false positive differ.
     """
     keys = {candidate_key(row) for row in tables.false_positives.to_dict("records")}
     valid = [answer for answer in answers if answer.key in keys]
@@ -110,10 +110,12 @@ def adjudicate(tables: Tables, answers: Sequence[Answer]) -> list[Estimate]:
         "n_stale": len(answers) - len(valid),
     }
     counts = [Estimate(number, name=name) for name, number in numbers.items()]
-    return [replace(row, subset=ADJUDICATED) for row in (*counts, *_count(tables, confirmed))]
+    return [
+        replace(row, subset=ADJUDICATED) for row in (*counts, *_count_confirmed(tables, confirmed))
+    ]
 
 
-def _count(tables: Tables, confirmed: Mapping[str, int]) -> list[Estimate]:
+def _count_confirmed(tables: Tables, confirmed: Mapping[str, int]) -> list[Estimate]:
     """Compute `ADJUDICATED_RATIOS` and their counts with confirmed lesions as found ones.
 
     `confirmed` is the number of confirmed false positives by case.

@@ -19,13 +19,13 @@ import torch
 from lesionseg.core import Lesions
 from lesionseg.core.arrays import Flags, Integers, Numbers
 from lesionseg.evaluation.curves import accumulate
-from lesionseg.evaluation.intervals import Statistic, Weights, divide
+from lesionseg.evaluation.intervals import GroupWeights, Statistic, divide
 from lesionseg.evaluation.tables import Tables
 from lesionseg.ops.boxes import overlapping_pairs
 
 MAX_PER_CASE = 100  # candidates of a label and case that take part, as in COCO
 IOUS = tuple(k / 20 for k in range(2, 20))  # 0.1, 0.15, … 0.95
-LEFT_OUT = -1  # the cell `box_hits` of a candidate beyond the limit
+NOT_COUNTED = -1  # the cell `box_hits` of a candidate beyond the limit
 _BITS = 2 ** np.arange(len(IOUS))
 RECALLS = np.linspace(0, 1, 101)
 _TINY = np.spacing(1)  # added to the denominator of the precision, as in pycocotools
@@ -95,15 +95,15 @@ def encode_hits(
         own = counted[candidates.labels[counted] == label]
         own = own[np.argsort(-scores[own], kind="stable")]
         kept = own[:MAX_PER_CASE]
-        codes = _BITS @ _take_lesions(kept, pairs)
+        codes = _BITS @ _assign_lesions(kept, pairs)
         for row, code in zip(kept.tolist(), codes.tolist(), strict=True):
             cells[row] = code
         for row in own[MAX_PER_CASE:].tolist():
-            cells[row] = LEFT_OUT
+            cells[row] = NOT_COUNTED
     return cells
 
 
-def _take_lesions(row: Integers, pairs: BoxPairs) -> Flags:
+def _assign_lesions(row: Integers, pairs: BoxPairs) -> Flags:
     """Let the candidates in `row` take lesions in this order, separately for each of `IOUS`.
 
     Return `[ious, row]` True for those that take one.
@@ -152,7 +152,7 @@ class BoxHits:
         is_counted = np.asarray(cells >= 0)
         rows = tables.candidates[is_counted]
         codes = rows["box_hits"].to_numpy(np.int64)
-        n_left_out = int((cells == LEFT_OUT).sum())
+        n_left_out = int((cells == NOT_COUNTED).sum())
         return cls(tables, is_counted, rows, (codes & _BITS[:, None]) > 0, n_left_out)
 
     def average_precision(self) -> Statistic:
@@ -171,7 +171,7 @@ class BoxHits:
             lesions = tables.add_up("lesions", tables.lesions["label"] == label)
             parts.append((group[ranked], self.hit[:, ranked], lesions))
 
-        def statistic(weights: Weights) -> Numbers:
+        def statistic(weights: GroupWeights) -> Numbers:
             """Return the average precisions `[replicates, ious]`, then the means over `RANGES`."""
             by_label = [_precision_of_label(weights, *part) for part in parts]
             if not by_label:
@@ -208,7 +208,7 @@ def _within(low: float, high: float) -> Flags:
 
 
 def _precision_of_label(
-    weights: Weights,
+    weights: GroupWeights,
     group: Integers,
     hit: Flags,
     lesions: Numbers,

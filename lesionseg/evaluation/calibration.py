@@ -18,7 +18,7 @@ TOO_FEW = "fewer than 5 of either kind are too few for a curve"
 MIN_FOR_PLATT = 10  # a fit needs so many candidates of each outcome
 MIN_FOR_CURVE = 5  # the measures of calibration need so many
 N_BINS = 10
-_MOST_STEPS = 100  # of Newton's method, which usually converges in far fewer
+_MAX_STEPS = 100  # of Newton's method, which usually converges in far fewer
 _LONGEST_STEP = 5.0  # of intercept or slope; the first steps may be far too long
 _CONVERGED = 1e-10  # a shorter step ends the iteration
 _LARGEST_LOGIT = 30.0  # beyond it, expit is 0 or 1 in every digit that counts
@@ -50,7 +50,7 @@ def fit_calibration(tables: Tables, *, fitted_on: str | None = None) -> Calibrat
     too extreme. The calibration states `fitted_on`, the role of the cases.
 
     Raises:
-        ContentError: if there are fewer than 10 candidates of either outcome.
+        ContentError: If there are fewer than 10 candidates of either outcome.
     """
     scores, true = scores_and_outcomes(tables)
     n_true = int(true.sum())
@@ -142,7 +142,7 @@ def fit_logistic(
     prior = ridge if width > 0 else 1.0  # if all z are 0, any prior makes the slope 0
     beta = np.zeros((len(totals), 2))
     # the small constants avoid 0/0 without counts, and if all probabilities are nearly 0 or 1
-    for _ in range(_MOST_STEPS):
+    for _ in range(_MAX_STEPS):
         p = expit(np.clip(beta[:, :1] + beta[:, 1:] * z, -_LARGEST_LOGIT, _LARGEST_LOGIT))
         residuals = true - totals * p
         gradient = np.stack([residuals.sum(1), residuals @ z - prior * beta[:, 1]], axis=1)

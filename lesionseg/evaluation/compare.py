@@ -83,12 +83,12 @@ def compare(
         scores. The other p-values are also corrected for their number (Holm 1979).
 
     Raises:
-        DatasetError: if the two models have different cases or a different order of cases.
+        DatasetError: If the two models have different cases or a different order of cases.
     """
     cases = one.cases["case"].tolist()
     if cases != other.cases["case"].tolist():
         unpaired = sorted(set(cases) ^ set(other.cases["case"]))
-        difference = f"different cases: {join_names(unpaired, most=5)}"
+        difference = f"different cases: {join_names(unpaired, maximum=5)}"
         raise DatasetError(
             f"The two models have {difference if unpaired else 'another order of the same cases'}. "
             "Evaluate both on the same cases, in the same order."
@@ -230,10 +230,10 @@ def _test_by_swapping(statistic: Statistic, n_groups: int, items: int, seed: int
     def compute_difference(first: NDArray[Any], second: NDArray[Any], axis: int) -> Numbers:
         """Return the difference after some groups have swapped their results.
 
-        scipy permutes what it is given, which are indices of results instead of results. `first`
-        has, along `axis`, the index of the results that count for the first model: g for a group g
-        that keeps its results, and g + n_groups for a group that swaps them. `second` has the other
-        index and is not needed.
+        scipy swaps indices here instead of results, because the statistic needs all groups at once.
+        Index g is the result of the first model for group g, and g + n_groups that of the second
+        model. `first` contains, along `axis`, the results that count for the first model after the
+        swaps, and `second` those that count for the second one, which follow from `first`.
         """
         first = np.moveaxis(first, axis, -1)
         is_taken = np.zeros((*first.shape[:-1], 2 * n_groups))
@@ -265,8 +265,8 @@ def _correct_p_values(found: Mapping[str, Difference], primary: str) -> dict[str
         if name != primary and row.p_value is not None
     )
     corrected = dict(found)
-    least = 0.0
+    minimum = 0.0
     for rank, (p, name) in enumerate(known):
-        least = max(least, min(1.0, (len(known) - rank) * p))
-        corrected[name] = replace(corrected[name], p_holm=least)
+        minimum = max(minimum, min(1.0, (len(known) - rank) * p))
+        corrected[name] = replace(corrected[name], p_holm=minimum)
     return corrected

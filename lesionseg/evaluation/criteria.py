@@ -103,7 +103,7 @@ def find_preset(name: str) -> Preset:
         The preset. The name of an IoU is written in one way, so `iou:0.40` is called `iou:0.4`.
 
     Raises:
-        ConfigError: if the name is unknown, or if the IoU is not above 0 and at most 1.
+        ConfigError: If the name is unknown, or if the IoU is not above 0 and at most 1.
 
     >>> find_preset("iou:0.40").name, find_preset("iou:0.40").criterion.threshold
     ('iou:0.4', 0.4)
@@ -123,7 +123,7 @@ def _preset_of_iou(name: str, number: str) -> Preset:
     """Return the preset of the least IoU `number`. `name` is the setting in the message.
 
     Raises:
-        ConfigError: if `number` is not above 0 and at most 1.
+        ConfigError: If `number` is not above 0 and at most 1.
     """
     try:
         threshold = float(number)

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from lesionseg.core.arrays import Integers, Numbers
-from lesionseg.evaluation.intervals import Statistic, Weights, divide
-from lesionseg.evaluation.tables import NEVER, Tables
+from lesionseg.evaluation.intervals import GroupWeights, Statistic, divide
+from lesionseg.evaluation.tables import NEVER_FOUND, Tables
 
 
 def froc(tables: Tables, fp_per_case: Sequence[float]) -> Statistic:
@@ -23,7 +23,7 @@ def froc(tables: Tables, fp_per_case: Sequence[float]) -> Statistic:
     that occurs, and undefined without lesions.
     """
     by_score = np.argsort(-tables.false_score, kind="stable")
-    scores = np.append(tables.false_score[by_score], NEVER)
+    scores = np.append(tables.false_score[by_score], NEVER_FOUND)
     false_group = tables.false_group[by_score]
     by_detection = np.argsort(-tables.detected_at, kind="stable")
     lesion_group = tables.group_of["lesions"][by_detection]
@@ -31,17 +31,17 @@ def froc(tables: Tables, fp_per_case: Sequence[float]) -> Statistic:
     # number of lesions that are found at a higher score than each false positive
     n_found_above = np.searchsorted(-tables.detected_at[by_detection], -scores, side="left")
 
-    def statistic(weights: Weights) -> Numbers:
+    def statistic(weights: GroupWeights) -> Numbers:
         """Return the recall `[replicates, rates]`."""
         false = accumulate(weights, false_group)[:, 1:]
         found = accumulate(weights, lesion_group)
         # 1e-9: rounding must not exclude a false positive that a rate just allows
-        most = np.outer(weights @ cases, fp_per_case) + 1e-9
+        maximum = np.outer(weights @ cases, fp_per_case) + 1e-9
         # number of false positives that each rate allows. Candidates are accepted down to the next
         # one, which is excluded
-        n_allowed = np.empty(most.shape, np.intp)
-        for i, (row, most_of_row) in enumerate(zip(false, most, strict=True)):
-            n_allowed[i] = np.searchsorted(row, most_of_row, side="right")
+        n_allowed = np.empty(maximum.shape, np.intp)
+        for i, (row, max_of_row) in enumerate(zip(false, maximum, strict=True)):
+            n_allowed[i] = np.searchsorted(row, max_of_row, side="right")
         return divide(np.take_along_axis(found, n_found_above[n_allowed], 1), found[:, -1:])
 
     return statistic
@@ -54,7 +54,7 @@ def cpm(tables: Tables, fp_per_case: Sequence[float]) -> Statistic:
     """
     curve = froc(tables, fp_per_case)
 
-    def statistic(weights: Weights) -> Numbers:
+    def statistic(weights: GroupWeights) -> Numbers:
         """Return the mean recall `[replicates, 1]`."""
         return curve(weights).mean(axis=1, keepdims=True)
 
@@ -68,7 +68,7 @@ def average_precision(tables: Tables) -> Statistic:
     without ignored candidates. The denominator of the recall includes missed lesions. Without
     candidates the result is 0, and without lesions it is undefined.
     """
-    found = tables.detected_at > NEVER
+    found = tables.detected_at > NEVER_FOUND
     score = np.concatenate([tables.detected_at[found], tables.false_score])
     group = np.concatenate([tables.group_of["lesions"][found], tables.false_group])
     order = np.argsort(-score, kind="stable")
@@ -80,7 +80,7 @@ def average_precision(tables: Tables) -> Statistic:
     group = group[order]
     found_group = group[is_true]
 
-    def statistic(weights: Weights) -> Numbers:
+    def statistic(weights: GroupWeights) -> Numbers:
         """Return the average precision `[replicates, 1]`."""
         hits = accumulate(weights, found_group)[:, n_true]
         precision = np.nan_to_num(divide(hits, accumulate(weights, group)[:, n_accepted]))
@@ -110,7 +110,7 @@ def case_auroc(tables: Tables) -> Statistic:
     end_of_lower = n_negative[np.searchsorted(score, score[positive], side="left")]
     end_of_not_higher = n_negative[np.searchsorted(score, score[positive], side="right")]
 
-    def statistic(weights: Weights) -> Numbers:
+    def statistic(weights: GroupWeights) -> Numbers:
         """Return the AUROC `[replicates, 1]`."""
         negative = accumulate(weights, group[~positive])  # sums of weights, lowest score first
         # ties count half
@@ -122,7 +122,7 @@ def case_auroc(tables: Tables) -> Statistic:
     return statistic
 
 
-def accumulate(weights: Weights, groups: Integers) -> Numbers:
+def accumulate(weights: GroupWeights, groups: Integers) -> Numbers:
     """Return the cumulative sums of the weights of items, `[replicates, items + 1]`, from 0.
 
     `groups` `[items]` contains the group of each item. An item has the weight of its group.

@@ -30,8 +30,8 @@ class Drift:
     """Scans in a row whose value is above the usual range, or below it.
 
     Attributes:
-        rows: the scans.
-        sentence: their number and days, the value and the range.
+        rows: The scans.
+        sentence: Their number and days, the value and the range.
     """
 
     rows: Sequence[CaseRow]
@@ -42,17 +42,17 @@ class WatchedValue:
     """A watched value of the scans of one model.
 
     Args:
-        name: one of `WATCHED`.
-        rows: the scans of the model, in the order of their days.
-        first: the ids of the first scans of the model. Empty if there were too few until now.
-        n_extremes: the number of highest, and of lowest, values that the usual range leaves out.
+        name: One of `WATCHED`.
+        rows: The scans of the model, in the order of their days.
+        first: The ids of the first scans of the model. Empty if there were too few until now.
+        n_extremes: The number of highest, and of lowest, values that the usual range leaves out.
 
     Attributes:
-        rows: the scans that have the value.
-        first: the first scans among `rows`.
-        later: the other scans.
-        low: the smallest value of the usual range; -inf if too few first scans are present.
-        high: the largest value of the usual range, or inf.
+        rows: The scans that have the value.
+        first: The first scans among `rows`.
+        later: The other scans.
+        low: The smallest value of the usual range; -inf if too few first scans are present.
+        high: The largest value of the usual range, or inf.
     """
 
     def __init__(

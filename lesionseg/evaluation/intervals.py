@@ -24,7 +24,7 @@ MIN_GROUPS = 5  # fewer give no interval
 MAX_UNDEFINED = 0.05
 Z95 = 1.959963984540054
 _TAIL = 0.025  # the probability beyond each end of an interval
-NO_CASE = "there is no case with a prediction"
+NO_PREDICTED_CASE = "there is no case with a prediction"
 NO_LESION = "there is no reference lesion to find"
 TOO_FEW_GROUPS = "fewer than 5 patients are too few for an interval"
 _UNSTABLE = "the number is undefined in more than 5 % of the resampled data sets"
@@ -38,8 +38,8 @@ _NO_VARIANCE = 1e-9  # a smaller design effect of a mean is rounding
 MAX_ELEMENTS = 1_000_000  # of a temporary array `[replicates, items]`; several exist at once
 
 Draws = NDArray[np.uint8]
-Weights = Numbers | Draws
-Statistic = Callable[[Weights], Numbers]
+GroupWeights = Numbers | Draws
+Statistic = Callable[[GroupWeights], Numbers]
 CI = tuple[float, float]
 # the least and the largest value that a number can have
 SHARE: CI = (0.0, 1.0)
@@ -92,7 +92,7 @@ def draw_groups(n_groups: int, replicates: int, rng: np.random.Generator) -> Dra
     return drawn
 
 
-def value_of(statistic: Statistic, n_groups: int) -> list[float | None]:
+def statistic_value(statistic: Statistic, n_groups: int) -> list[float | None]:
     """Return the k values of a statistic of the data themselves; None for undefined ones.
 
     The data have a weight of 1 in each of `n_groups` groups.
@@ -128,7 +128,7 @@ def bootstrap(
         bounds: For each value, the least and the largest one that is possible, or None if there are
             none. Empty if all values are shares.
     """
-    values = value_of(statistic, draws.shape[1])
+    values = statistic_value(statistic, draws.shape[1])
     rows = [Estimate(value, name=name) for value, name in zip(values, names, strict=True)]
     if not support.any():
         return [replace(row, value=None, reason=undefined) for row in rows]
@@ -173,9 +173,9 @@ def percentiles(values: Numbers, groups: float, bounds: CI | None) -> tuple[CI |
     if high - low <= _SAME * max(1.0, abs(high)):
         return None, _COLLAPSED
     if bounds is not None:
-        least = n_deviations * defined.std()
-        low = min(low, max(bounds[0], defined.mean() - least))
-        high = max(high, min(bounds[1], defined.mean() + least))
+        minimum = n_deviations * defined.std()
+        low = min(low, max(bounds[0], defined.mean() - minimum))
+        high = max(high, min(bounds[1], defined.mean() + minimum))
     return (float(low), float(high)), None
 
 
@@ -185,7 +185,7 @@ def proportion(
     undefined: str,
     *,
     name: str = "",
-    least_deff: float = 1.0,
+    min_deff: float = 1.0,
 ) -> Estimate:
     """Compute Σhits/Σtotals with Wilson's interval, widened by the design effect of groups.
 
@@ -198,7 +198,7 @@ def proportion(
         totals: Number of items of each group `[groups]`.
         undefined: The reason to state if there are no items.
         name: The name of the number.
-        least_deff: Lower bound of the design effect. It is 0 for means of values between 0 and 1,
+        min_deff: Lower bound of the design effect. It is 0 for means of values between 0 and 1,
             because these vary less than hits and misses.
     """
     total = float(totals.sum())
@@ -212,7 +212,7 @@ def proportion(
         return Estimate(value, all_or_none_interval(value, groups), name=name)
     # a smaller effective sample, because few groups estimate the design effect (Korn & Graubard)
     deff = design_effect(hits, totals) * few_groups_factor(effective_groups(totals))
-    deff = max(least_deff, deff)
+    deff = max(min_deff, deff)
     if deff < _NO_VARIANCE:
         return Estimate(value, reason=_ALL_EQUAL, name=name)
     return Estimate(value, wilson_interval(float(hits.sum()), total, deff), name=name)
@@ -225,7 +225,9 @@ def _explain_too_few(items: Numbers) -> str:
     return f"{(items > 0).sum()} of {len(items)} patients count here, too few for an interval"
 
 
-def rate(counts: Numbers, exposure: Numbers, undefined: str, *, name: str = "") -> Estimate:
+def estimate_rate(
+    counts: Numbers, exposure: Numbers, undefined: str, *, name: str = ""
+) -> Estimate:
     """Compute Σcounts/Σexposure with Garwood's interval (1936) of a Poisson count.
 
     The count is divided by its design effect, and the bounds of its interval are multiplied by it.
@@ -256,13 +258,12 @@ def poisson_interval(events: float) -> CI:
 
 
 def all_or_none_interval(value: float, groups: int) -> CI:
-    """Return the 95 % interval of a share of 0 or 1, for a number of groups with items.
+    """Return the 95 % interval of a proportion that is exactly 0 or 1 in a number of groups.
 
-    It is the exact interval of Clopper & Pearson 1934 for one item per group. If the share of a
-    mean group is p, a group has no hit with a probability of at most 1 − p, however similar its
-    items are. No group has a hit with a probability of at most (1 − p)ᵏ for k groups, which is
-    2.5 % at the upper end. The effective sample of Korn & Graubard 1998 could be below one group if
-    a group has most of the items.
+    Items of one group (patient) may be alike, so each group counts as one item: this is the exact
+    interval of Clopper & Pearson 1934 for k items. It is safe. If the proportion is p on average
+    over groups, a group has no hit with a probability of at most 1 − p, so k groups have none with
+    a probability of at most (1 − p)ᵏ, which is 2.5 % at the upper end.
 
     >>> low, high = all_or_none_interval(0.0, 5)
     >>> low, round(high, 4), all_or_none_interval(1.0, 1)
@@ -374,7 +375,7 @@ def ratio(above: Numbers, below: Numbers) -> Statistic:
     positive.
     """
 
-    def statistic(weights: Weights) -> Numbers:
+    def statistic(weights: GroupWeights) -> Numbers:
         """Return the ratio of the weighted sums of each replicate as `[replicates, 1]`."""
         return divide(weights @ above, weights @ below)[:, None]
 

@@ -50,18 +50,18 @@ class LabelNumbers:
         warning names it once.
 
         Raises:
-            DatasetError: if both sides have several labels, but no name in common.
+            DatasetError: If both sides have several labels, but no name in common.
         """
         if self._are_merged:
             return prediction.merge_labels()
-        stated = prediction.labels
-        are_distinct = len(set(stated.values())) == len(stated)
-        if not stated or not self._names or not are_distinct:
+        labels = prediction.labels
+        are_distinct = len(set(labels.values())) == len(labels)
+        if not labels or not self._names or not are_distinct:
             return prediction
-        if len(stated) == len(self._names) == 1:
-            return prediction.with_labels(dict(zip(stated, self._names, strict=True)))
-        unknown = [name for name in stated.values() if self._key(name) not in self._value_of]
-        if len(unknown) == len(stated) > 1 and len(self._names) > 1:
+        if len(labels) == len(self._names) == 1:
+            return prediction.with_labels(dict(zip(labels, self._names, strict=True)))
+        unknown = [name for name in labels.values() if self._key(name) not in self._value_of]
+        if len(unknown) == len(labels) > 1 and len(self._names) > 1:
             raise DatasetError(
                 f"The predicted labels ({join_names(unknown)}) and those of the reference "
                 f"({self._known}) have no name in common. Give equal labels equal names in the "
@@ -69,7 +69,7 @@ class LabelNumbers:
             )
         if unknown:
             self._add(unknown)
-        number_of = {value: self._value_of[self._key(name)] for value, name in stated.items()}
+        number_of = {value: self._value_of[self._key(name)] for value, name in labels.items()}
         return prediction.with_labels(number_of)
 
     @property
@@ -106,10 +106,10 @@ def add_predicted_names(
         return names
     all_names = dict(names)
     for match in matches:
-        stated = match.prediction.labels
+        labels = match.prediction.labels
         for candidate in match.prediction.candidates:
-            if candidate.label in stated:
-                all_names.setdefault(candidate.label, stated[candidate.label])
+            if candidate.label in labels:
+                all_names.setdefault(candidate.label, labels[candidate.label])
     return all_names
 
 

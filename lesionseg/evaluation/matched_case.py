@@ -41,10 +41,10 @@ from lesionseg.evaluation.missed import Miss, Misses, WhyMissed, find_fitting
 from lesionseg.evaluation.tables import (
     BY_LABEL,
     MISSING,
-    NEVER,
+    NEVER_FOUND,
     POOLED,
     CaseRows,
-    Row,
+    RowCells,
     region_part,
 )
 from lesionseg.ops.components import lesion_instances
@@ -138,7 +138,7 @@ class MatchedCase:
             rule.name: self.match.decide_outcomes(accepted, rule) for rule in SECONDARY_CRITERIA
         }
         whole = _Accepted(self, self.match, accepted, secondary)
-        own: Row = {"case": self.case, "group": self.group or self.case, "part": ""}
+        own: RowCells = {"case": self.case, "group": self.group or self.case, "part": ""}
         case = own | whole.describe_case() | whole.measure_overlap(surface=surface)
         case["operating_point"] = self.prediction.operating_point
         found = CaseRows([case])
@@ -199,7 +199,7 @@ class _Accepted:
         rows = zip(pairs.candidate.tolist(), pairs.lesion.tolist(), strict=True)
         self._iou_of = dict(zip(rows, pairs.iou.tolist(), strict=True))
 
-    def describe_case(self) -> Row:
+    def describe_case(self) -> RowCells:
         """Return the row of the case, without the overlap of masks."""
         match = self.match
         lesions = match.lesions
@@ -242,20 +242,22 @@ class _Accepted:
             **n_false_by,
         }
 
-    def describe_lesions(self) -> list[Row]:
+    def describe_lesions(self) -> list[RowCells]:
         """Return the row of each lesion."""
         match = self.match
         lesions = match.lesions
         n_lesions = len(lesions)
         has_scores = self.case.prediction.has_scores
-        is_known = (match.detected_at > NEVER) & has_scores
+        is_known = (match.detected_at > NEVER_FOUND) & has_scores
         columns = {
             "lesion": lesions.ids,
             **_describe_places(lesions),
             "volume_ml": [lesions.volume_ml(row) for row in range(n_lesions)],
             "detected": self.found_by >= 0,
-            "detected_at": _pick(match.detected_at, np.where(is_known, np.arange(n_lesions), -1)),
-            "candidate": _pick(match.candidates.ids, self.found_by),
+            "detected_at": _pick_values(
+                match.detected_at, np.where(is_known, np.arange(n_lesions), -1)
+            ),
+            "candidate": _pick_values(match.candidates.ids, self.found_by),
             "iou": self._find_ious(self.found_by, np.arange(n_lesions)),
             **{name: found_by >= 0 for name, (found_by, _) in self.secondary.items()},
             "split": self._is_split,
@@ -271,7 +273,7 @@ class _Accepted:
                 row["nearest_score"] = None
         return rows
 
-    def describe_candidates(self) -> list[Row]:
+    def describe_candidates(self) -> list[RowCells]:
         """Return the row of each candidate."""
         match = self.match
         pairs = match.overlaps
@@ -288,7 +290,7 @@ class _Accepted:
             "volume_ml": self._volumes_ml,
             "accepted": self.accepted,
             "outcome": self.outcomes,
-            "lesion": _pick(match.lesions.ids, lesion),
+            "lesion": _pick_values(match.lesions.ids, lesion),
             "iou": self._find_ious(np.arange(n_candidates), lesion),
             "touches_lesion": np.bincount(pairs.candidate, minlength=n_candidates) > 0,
             "outcome_any": outcomes_any,
@@ -341,7 +343,7 @@ class _Accepted:
         pairs = zip(candidates.tolist(), lesions.tolist(), strict=True)
         return [None if min(pair) < 0 else self._iou_of.get(pair, 0.0) for pair in pairs]
 
-    def _measure_pairs(self) -> Row:
+    def _measure_pairs(self) -> RowCells:
         """Return the numbers of one-to-one pairs and of accepted candidates left, and Σ IoU.
 
         The criterion `iou10` pairs lesions and candidates, unless the rule of the case is one to
@@ -366,7 +368,7 @@ class _Accepted:
 
     @cached_property
     def _misses(self) -> Misses:
-        """The facts that explain the missed lesions.
+        """The details that explain the missed lesions.
 
         If neither the evaluation nor the prediction states an operating point, the lowest score of
         an accepted candidate is the threshold, or 1 if none is accepted.
@@ -378,7 +380,7 @@ class _Accepted:
             match=self.match,
             accepted=self.accepted,
             true=self.outcomes == "true_positive",
-            least=lowest_accepted if point is None else point.score,
+            minimum=lowest_accepted if point is None else point.score,
             removed=self.case.prediction.removed,
             unannotated=frozenset(row for rows in found for row in rows.tolist()),
         )
@@ -410,7 +412,7 @@ class _Accepted:
                 by_label[label] = dice
         return by_label
 
-    def measure_overlap(self, *, surface: bool) -> Row:
+    def measure_overlap(self, *, surface: bool) -> RowCells:
         """Compute Dice, surface Dice and HD95 of all labels together.
 
         `surface` False leaves out the last two. Without an accepted voxel, surface Dice is 0 and
@@ -488,7 +490,7 @@ def match_case(
         The matched case. `rows` returns its rows at an operating point.
 
     Raises:
-        GeometryError: if the prediction is on another grid.
+        GeometryError: If the prediction is on another grid.
     """
     begin = perf_counter()
     unannotated: Sequence[tuple[Candidate, Rows]] = ()
@@ -539,13 +541,13 @@ def match_case(
     )
 
 
-def _list_rows(columns: Cells) -> list[Row]:
+def _list_rows(columns: Cells) -> list[RowCells]:
     """Return the rows of some columns, with Python's own types."""
     cells = [np.asarray(values).tolist() for values in columns.values()]
     return [dict(zip(columns, row, strict=True)) for row in zip(*cells, strict=True)]
 
 
-def _pick(values: NDArray[Any], rows: Rows) -> list[Any]:
+def _pick_values(values: NDArray[Any], rows: Rows) -> list[Any]:
     """Return the values of these rows, None for the row −1."""
     cells = [*values.tolist(), None]
     return [cells[row] for row in rows.tolist()]
@@ -611,7 +613,7 @@ def _describe_places(instances: Lesions) -> Cells:
     }
 
 
-def _measure_size(lesions: Lesions, row: int) -> Row:
+def _measure_size(lesions: Lesions, row: int) -> RowCells:
     """Return the columns for the extent of a lesion; for a bare box only `near_resolution`."""
     n_voxels = int(lesions.n_voxels[row])
     dims = lesions.geometry.dims

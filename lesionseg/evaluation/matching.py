@@ -31,7 +31,7 @@ from lesionseg.core.arrays import Flags, Integers, Numbers
 from lesionseg.core.lesions import box_slices
 from lesionseg.evaluation.box_precision import BoxPairs, encode_hits, pair_boxes
 from lesionseg.evaluation.criteria import SECONDARY_CRITERIA, Criterion
-from lesionseg.evaluation.tables import NEVER
+from lesionseg.evaluation.tables import NEVER_FOUND
 from lesionseg.ops.boxes import overlapping_pairs
 from lesionseg.ops.components import candidates_of, lesions_of
 
@@ -140,7 +140,7 @@ class Match:
 
     @cached_property
     def detected_at(self) -> Numbers:
-        """The highest score `[lesions]` at which each lesion is found, or `NEVER`."""
+        """The highest score `[lesions]` at which each lesion is found, or `NEVER_FOUND`."""
         return detection_scores(self.links[self.criterion], self.scores)
 
     @cached_property
@@ -371,7 +371,7 @@ def _measure_distances(
 
 
 def detection_scores(links: Links, scores: Numbers) -> Numbers:
-    """Return the highest score `[n_lesions]` at which each lesion is found, or `NEVER`.
+    """Return the highest score `[n_lesions]` at which each lesion is found, or `NEVER_FOUND`.
 
     A lesion is found at a score if the candidates of this score and above find it. Any operating
     point can then be evaluated without another match.
@@ -379,7 +379,7 @@ def detection_scores(links: Links, scores: Numbers) -> Numbers:
     rule = links.criterion
     if rule.is_one_to_one:
         return _find_scores_one_to_one(links, scores)
-    found_at = np.full(links.n_lesions, NEVER)
+    found_at = np.full(links.n_lesions, NEVER_FOUND)
     if rule.assignment == "all":  # one link is enough, so the one with the highest score decides
         np.maximum.at(found_at, links.lesion, scores[links.candidate])
         return found_at
@@ -400,11 +400,11 @@ def _find_scores_one_to_one(links: Links, scores: Numbers) -> Numbers:
     Candidates are added by descending score, and the best matching is computed after each addition.
     A lesion gets the score at which it is matched first, because it stays found from then on.
     """
-    found_at = np.full(links.n_lesions, NEVER)
+    found_at = np.full(links.n_lesions, NEVER_FOUND)
     for candidates, lesions, weight in _split_parts(links):
         part_scores = scores[candidates]
         for score in np.unique(part_scores)[::-1]:
-            is_found = found_at[lesions] > NEVER
+            is_found = found_at[lesions] > NEVER_FOUND
             if is_found.all():
                 break
             _, columns = _pair_best(links.criterion, weight[part_scores >= score], is_found)
@@ -580,7 +580,7 @@ def score_of_cover(scores: Numbers, share: Numbers, common: Numbers, enough: flo
     """Return the highest score at which the pairs `[pairs]` of a lesion cover `enough` of it.
 
     `scores` are those of the candidates of the pairs. For `share` and `common`, see `sum_shares`.
-    Return `NEVER` if all pairs together cover less.
+    Return `NEVER_FOUND` if all pairs together cover less.
     """
     order = np.argsort(-scores, kind="stable")
 
@@ -591,7 +591,7 @@ def score_of_cover(scores: Numbers, share: Numbers, common: Numbers, enough: flo
 
     # the share grows with n, so bisection finds the smallest n whose share is enough
     last = bisect_left(range(1, len(order) + 1), enough - ROUNDING, key=sum_first)
-    return float(scores[order[last]]) if last < len(order) else NEVER
+    return float(scores[order[last]]) if last < len(order) else NEVER_FOUND
 
 
 def _sum_of_pairs(share: Numbers, common: Numbers) -> float:

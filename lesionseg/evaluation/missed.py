@@ -11,7 +11,7 @@ import numpy as np
 from lesionseg.core import Candidate
 from lesionseg.core.arrays import Flags, Numbers
 from lesionseg.evaluation.matching import ROUNDING, Match, Overlaps, Rows, find_hits, sum_shares
-from lesionseg.evaluation.tables import NEVER
+from lesionseg.evaluation.tables import NEVER_FOUND
 
 # a candidate that covers this share of a lesion marks it, even if the rule rejects the pair
 MARKED = 0.5
@@ -93,7 +93,7 @@ class Misses:
         match: The possible pairs of candidates and lesions.
         accepted: True for accepted candidates `[candidates]`.
         true: True for true positives `[candidates]`.
-        least: The lowest score that is accepted.
+        minimum: The lowest score that is accepted.
         removed: Candidates that were removed for their size.
         unannotated: Rows of the lesions that an accepted candidate would find if the reference
             annotated its label.
@@ -102,7 +102,7 @@ class Misses:
     match: Match
     accepted: Flags
     true: Flags
-    least: float
+    minimum: float
     removed: Sequence[Candidate]
     unannotated: Collection[int]
 
@@ -145,7 +145,7 @@ class Misses:
             or self._explain_unannotated_label(row)
             or self._explain_lower_score(row)
             or self._explain_touch(accepted, row)
-            or self._explain_removed(row, self.least)
+            or self._explain_removed(row, self.minimum)
             or self._explain_touch(accepted_other_label, row)
             or self._explain_near_miss(rejected, row)
             or self._explain_other_label(touching[~is_same_label], row)
@@ -179,7 +179,7 @@ class Misses:
         """
         match = self.match
         found_at = float(match.detected_at[row])
-        if found_at <= NEVER:
+        if found_at <= NEVER_FOUND:
             return None
         links = match.links[match.criterion]
         scores = match.scores[links.candidate]
@@ -192,19 +192,19 @@ class Misses:
             is_last = would_find & (scores == score)
             best = links.candidate[is_last][np.argmax(links.weight[is_last])]
             candidate = int(match.candidates.ids[best])
-        why = WhyMissed.BELOW_OPERATING_POINT if found_at < self.least else WhyMissed.NOT_ACCEPTED
+        why = WhyMissed.BELOW_OPERATING_POINT if found_at < self.minimum else WhyMissed.NOT_ACCEPTED
         return Miss(why, self.covered(row), candidate, score)
 
     def _explain_touch(self, pairs: Rows, row: int) -> Miss | None:
         """Return a miss with the best of these pairs; None without pairs."""
         return self._describe_best(_WHY_TOUCHED[self.match.criterion.measure], row, pairs)
 
-    def _explain_removed(self, row: int, least: float) -> Miss | None:
+    def _explain_removed(self, row: int, minimum: float) -> Miss | None:
         """Return a miss if a candidate at this lesion was removed for its size; otherwise None.
 
-        Candidates with a score below `least` do not count.
+        Candidates with a score below `minimum` do not count.
         """
-        counted = (c for c in self.removed if c.score >= least)
+        counted = (c for c in self.removed if c.score >= minimum)
         scores = [c.score for c in counted if self._covers_part_of(c, row)]
         if not scores:
             return None
@@ -296,8 +296,8 @@ def find_fitting(match: Match) -> Flags:
     rule = match.criterion
     pairs = match.overlaps
     if rule.measure == "coverage":
-        least = rule.threshold - ROUNDING
-        return (pairs.of_lesion >= least) & (pairs.of_candidate >= least)
+        minimum = rule.threshold - ROUNDING
+        return (pairs.of_lesion >= minimum) & (pairs.of_candidate >= minimum)
     return find_hits(
         rule, match.candidates, match.lesions, pairs.candidate, pairs.lesion, pairs.iou
     )

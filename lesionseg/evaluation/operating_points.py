@@ -25,14 +25,14 @@ from lesionseg.core import OperatingPoint
 from lesionseg.core.arrays import Numbers
 from lesionseg.errors import ConfigError, ContentError, count, format_score
 from lesionseg.evaluation.intervals import (
-    NO_CASE,
     NO_LESION,
+    NO_PREDICTED_CASE,
     Estimate,
     count_design_effect,
     divide,
+    estimate_rate,
     few_groups_factor,
     proportion,
-    rate,
 )
 
 if TYPE_CHECKING:  # pandas, which a prediction does not need
@@ -58,7 +58,7 @@ _ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
-class Aim:
+class OperatingPointAim:
     """The aim that the score of an operating point is chosen for.
 
     `auto`: the default rule (`default_rate`). `best_f1`: the highest F1 of lesions. `fp_per_case`:
@@ -70,7 +70,7 @@ class Aim:
     value: float = 0.0
 
     @classmethod
-    def parse(cls, text: str | float, *, number_is_score: bool = False) -> "Aim":
+    def parse(cls, text: str | float, *, number_is_score: bool = False) -> "OperatingPointAim":
         """Parse an aim such as `fp_per_case:1` or `best_f1`.
 
         Args:
@@ -80,9 +80,9 @@ class Aim:
         Raises:
             ConfigError: If the text is not an aim.
 
-        >>> Aim.parse("fp_per_case:0.50")
-        Aim(kind='fp_per_case', value=0.5)
-        >>> str(Aim.parse("best_f1"))
+        >>> OperatingPointAim.parse("fp_per_case:0.50")
+        OperatingPointAim(kind='fp_per_case', value=0.5)
+        >>> str(OperatingPointAim.parse("best_f1"))
         'best_f1'
         """
         name, colon, number = str(text).strip().partition(":")
@@ -125,12 +125,12 @@ def _parse_number(text: str) -> float | None:
         return None
 
 
-DEFAULT_AIM = Aim("auto")
+DEFAULT_AIM = OperatingPointAim("auto")
 DEFAULT_POINT = OperatingPoint("score:0.5", UNINFORMED_SCORE)  # if no cases chose one
 
 
 def find_operating_point(
-    points: Sequence[OperatingPoint], aim: Aim | None = None
+    points: Sequence[OperatingPoint], aim: OperatingPointAim | None = None
 ) -> OperatingPoint:
     """Return the operating point of a bundle with this aim.
 
@@ -142,7 +142,7 @@ def find_operating_point(
     Raises:
         ConfigError: If no point has this aim. The message lists the available points.
 
-    >>> find_operating_point((), Aim("score", 0.37)).score
+    >>> find_operating_point((), OperatingPointAim("score", 0.37)).score
     0.37
     """
     if aim is None or aim.kind == "auto":
@@ -150,7 +150,7 @@ def find_operating_point(
     if aim.given is not None:
         return aim.given
     for point in points:
-        if Aim.parse(point.name) == aim:
+        if OperatingPointAim.parse(point.name) == aim:
             return point
     # all points were chosen on the same cases, so the first attainable recall is that of all
     recalls = [p.attainable_recall for p in points if p.attainable_recall is not None]
@@ -168,7 +168,7 @@ def find_operating_point(
 
 def choose(
     tables: "Tables",
-    aim: Aim = DEFAULT_AIM,
+    aim: OperatingPointAim = DEFAULT_AIM,
     *,
     confidence: float | None = None,
     chosen_on: str | None = None,
@@ -204,7 +204,7 @@ def choose(
         the aim is `auto`.
 
     Raises:
-        ContentError: if there are no cases with a prediction, if candidates have no scores, or if
+        ContentError: If there are no cases with a prediction, if candidates have no scores, or if
             a sensitivity cannot be reached.
     """
     if not tables.has_scores:
@@ -219,7 +219,9 @@ def choose(
         )
     is_default = aim.kind == "auto"
     if is_default:
-        aim = Aim("fp_per_case", default_rate(len(tables.detected_at), tables.exposure))
+        aim = OperatingPointAim(
+            "fp_per_case", default_rate(len(tables.detected_at), tables.exposure)
+        )
     is_uninformed = not len(tables.observed) and aim.kind in ("fp_per_case", "best_f1")
     if is_uninformed and not quiet:
         _log.warning(
@@ -236,7 +238,7 @@ def choose(
     n_false = int(false.sum())
     n_counted = n_found + n_false + n_lesions
     recall = proportion(found, tables.lesions_by_group, NO_LESION)
-    false_positives = rate(false, tables.sums["cases"], NO_CASE)
+    false_positives = estimate_rate(false, tables.sums["cases"], NO_PREDICTED_CASE)
     per_patient = mean_recall(found, tables.lesions_by_group)
     expected_recall = per_patient.value
     if expected_recall is not None and aim.kind == "sensitivity":
@@ -269,12 +271,12 @@ def choose(
 
 
 def _find_score(
-    tables: "Tables", aim: Aim, confidence: float | None
+    tables: "Tables", aim: OperatingPointAim, confidence: float | None
 ) -> tuple[OperatingPoint, float]:
-    """Find the score for an aim, as `choose` describes. `auto` is not an aim here.
+    """Return the operating point whose score meets an aim, and the design effect.
 
-    Return the operating point with its score and what is promised of it, and the design effect of
-    the false positives. The latter is 0 if the aim is not a rate.
+    `choose` has replaced `auto` by a rate before. The design effect of the false positives is 0 for
+    an aim other than a rate.
     """
     if aim.given is not None:
         return aim.given, 0.0
@@ -287,6 +289,7 @@ def _find_score(
         if score is not None:
             return OperatingPoint(str(aim), score, promised=aim.value), 0.0
         wanted = _count_wanted(aim.value, found.max(initial=0), n_lesions)
+        # the highest score at which enough lesions are found
         score = _reject(tables, (found >= wanted).sum() - 1)
         return OperatingPoint(str(aim), score, why_not_promised=why_not), 0.0
     f1 = 2 * found / (found + false + n_lesions)
@@ -332,7 +335,7 @@ def default_rate(n_lesions: int, n_cases: float) -> float:
     return max(1.0, float(f"{per_case:.2g}"))  # two digits, because the rate is part of the name
 
 
-def most_false_positives(
+def max_false_positives(
     aimed_at: float,
     n_cases: float,
     deff: float = 1.0,
@@ -358,24 +361,24 @@ def most_false_positives(
     Returns:
         The number, below 0 if even zero false positives are too many.
 
-    >>> most_false_positives(1.0, 20), most_false_positives(1.0, 20, 2.5)
+    >>> max_false_positives(1.0, 20), max_false_positives(1.0, 20, 2.5)
     (19, 17)
-    >>> most_false_positives(1.0, 20, confidence=0.9), most_false_positives(0.5, 4, confidence=0.9)
+    >>> max_false_positives(1.0, 20, confidence=0.9), max_false_positives(0.5, 4, confidence=0.9)
     (12, -1)
     """
     if confidence is None:
         return int(np.floor(aimed_at * n_cases - deff + _ROUNDING))
     if groups and deff > 1:
         deff *= few_groups_factor(groups)
-    most = int(np.floor(aimed_at * n_cases + _ROUNDING))
-    # the probability, for 0, 1, … `most` false positives on these cases, that new cases have at
-    # most `most`; it decreases, so the last sufficient number is wanted
-    probabilities = betainc(np.arange(most + 1) / deff + 1, most / deff + 1, 0.5)
+    maximum = int(np.floor(aimed_at * n_cases + _ROUNDING))
+    # the probability, for 0, 1, … `maximum` false positives on these cases, that new cases have at
+    # most `maximum`; it decreases, so the last sufficient number is wanted
+    probabilities = betainc(np.arange(maximum + 1) / deff + 1, maximum / deff + 1, 0.5)
     return int((probabilities >= confidence).sum()) - 1
 
 
 def _find_score_of_rate(
-    tables: "Tables", aim: Aim, confidence: float | None
+    tables: "Tables", aim: OperatingPointAim, confidence: float | None
 ) -> tuple[OperatingPoint, float]:
     """Find the lowest score that keeps a rate of false positives per case on new cases.
 
@@ -388,9 +391,9 @@ def _find_score_of_rate(
     false = _count_false(tables, score_here)
     design_effect = count_design_effect(false, tables.sums["cases"])
     n_groups = len(tables.groups)
-    most = most_false_positives(aim.value, tables.exposure, design_effect, confidence, n_groups)
-    score = _reject(tables, (false_at > max(most, 0)).sum())
-    is_kept = most >= 0
+    maximum = max_false_positives(aim.value, tables.exposure, design_effect, confidence, n_groups)
+    score = _reject(tables, (false_at > max(maximum, 0)).sum())
+    is_kept = maximum >= 0
     if tables.count_at(score_here)[0] and not tables.count_at(score)[0]:
         score = score_here
         is_kept = False
@@ -450,7 +453,7 @@ def mean_recall(found: Numbers, lesions: Numbers) -> Estimate:
     """
     shares = np.nan_to_num(divide(found, lesions))
     counted = (lesions > 0).astype(float)
-    mean = proportion(shares, counted, NO_LESION, name="recall_per_patient", least_deff=0.0)
+    mean = proportion(shares, counted, NO_LESION, name="recall_per_patient", min_deff=0.0)
     return replace(mean, n=int(counted.sum()))
 
 
@@ -500,7 +503,7 @@ def exceeds_aim(point: OperatingPoint) -> bool:
 
     Return False if the aim is not a rate of false positives, or if no rate is expected.
     """
-    aim = Aim.parse(point.name)
+    aim = OperatingPointAim.parse(point.name)
     expected = point.expected_false_positives_per_case
     return aim.kind == "fp_per_case" and expected is not None and expected > aim.value + _ROUNDING
 
@@ -554,7 +557,7 @@ def describe_expected_recall(point: "OperatingPoint | PointInUse") -> str:
 
 def _describe_aim(point: OperatingPoint) -> str:
     """Return the aim of a point in words."""
-    aim = Aim.parse(point.name)
+    aim = OperatingPointAim.parse(point.name)
     if aim.kind == "score":
         return "given by hand"
     if aim.kind == "sensitivity":
@@ -575,12 +578,14 @@ def list_points(points: Iterable[OperatingPoint]) -> list[str]:
     lines = []
     for point in points:
         expected = point.expected_false_positives_per_case
-        rate = "" if expected is None else f", {expected:.2f} false positives per case expected"
-        lines.append(f"         {point.name}: score {point.score:.4g}{rate}")
+        expectation = (
+            "" if expected is None else f", {expected:.2f} false positives per case expected"
+        )
+        lines.append(f"         {point.name}: score {point.score:.4g}{expectation}")
     return lines
 
 
-def explain_doubt(point: OperatingPoint, confidence: float | None = None) -> str:
+def explain_uncertainty(point: OperatingPoint, confidence: float | None = None) -> str:
     """Explain that the point was chosen on few patients, or on too few to keep to its rate.
 
     Return "" if neither is the case, or if the point was not chosen on patients. `confidence` is
@@ -588,7 +593,7 @@ def explain_doubt(point: OperatingPoint, confidence: float | None = None) -> str
     """
     if point.chosen_on is None or point.n_patients is None:
         return ""
-    aim = Aim.parse(point.name)
+    aim = OperatingPointAim.parse(point.name)
     is_beyond = exceeds_aim(point)
     if aim.kind == "fp_per_case" and confidence:
         is_beyond = point.confidence is None  # no score has the confidence
@@ -633,18 +638,18 @@ class PointInUse:
     expected_recall_per_patient: float | None = None
 
     @property
-    def aim(self) -> Aim | None:
+    def aim(self) -> OperatingPointAim | None:
         """The aim of the point. None if the point has no name, or its name is not a known aim."""
         try:
-            return None if self.name is None else Aim.parse(self.name)
+            return None if self.name is None else OperatingPointAim.parse(self.name)
         except ConfigError:
             return None
 
     @property
-    def request(self) -> Aim | None:
+    def request(self) -> OperatingPointAim | None:
         """The request that a score was chosen for on cases. None if it was not chosen on cases."""
         if self.is_default:
-            return Aim("auto")
+            return OperatingPointAim("auto")
         return None if self.aim is None or self.aim.kind == "score" else self.aim
 
 

@@ -16,7 +16,7 @@ from lesionseg.evaluation.intervals import (
     SHARE,
     Draws,
     Estimate,
-    Weights,
+    GroupWeights,
     bootstrap,
     proportion,
 )
@@ -103,7 +103,7 @@ def size_curve(tables: Tables, draws: Draws, scale: SizeScale) -> list[Estimate]
     high = float(diameters[-1])
     points = np.geomspace(low, high, N_CURVE_POINTS)
 
-    def statistic(weights: Weights) -> Numbers:
+    def statistic(weights: GroupWeights) -> Numbers:
         """Return curve, d50, d90, intercept and slope `[replicates, points + 4]`."""
         found = weights @ n_found
         fits = fit_logistic(log_diameters, found, weights @ n_all, n_of_size, ridge=_RIDGE)

@@ -28,7 +28,7 @@ def resample_prediction(prediction: Prediction, geometry: Geometry) -> Predictio
     Candidates outside the grid are left out, see `drop_off_grid`.
 
     Raises:
-        GeometryError: if the grid has another number of axes.
+        GeometryError: If the grid has another number of axes.
     """
     if prediction.geometry.dims != geometry.dims:
         raise GeometryError(
@@ -53,7 +53,7 @@ def resample_prediction(prediction: Prediction, geometry: Geometry) -> Predictio
         else:
             candidates.append(_move_box(c, own, geometry))
     values = prediction.values
-    moved = replace(
+    resampled = replace(
         prediction,
         geometry=geometry,
         candidates=tuple(candidates),
@@ -61,7 +61,7 @@ def resample_prediction(prediction: Prediction, geometry: Geometry) -> Predictio
         removed=tuple(_move_box(c, own, geometry) for c in prediction.removed),
         values=None if values is None else _resample_nearest(values, own, geometry),
     )
-    return drop_off_grid(moved)
+    return drop_off_grid(resampled)
 
 
 def drop_off_grid(prediction: Prediction) -> Prediction:
@@ -86,18 +86,18 @@ def _resample_instances(
 
     Such a candidate gets the voxel nearest to its centre, if it is free and inside the grid.
     """
-    moved = _resample_nearest(instances, prediction.geometry, geometry)
-    lost = set(present_values(instances)) - set(present_values(moved))
+    resampled = _resample_nearest(instances, prediction.geometry, geometry)
+    lost = set(present_values(instances)) - set(present_values(resampled))
     if not lost:
-        return moved
+        return resampled
     # measured here, because stored centres do not follow if the caller has replaced the grid
     centres_mm = candidates_of(prediction).centres_mm
     for candidate, centre_mm in zip(prediction.candidates, centres_mm, strict=True):
         nearest = np.rint(geometry.to_index(centre_mm[np.newaxis])[0]).astype(np.int64)
         is_inside = bool(((nearest >= 0) & (nearest < geometry.shape)).all())
-        if candidate.id in lost and is_inside and moved[tuple(nearest)] == 0:
-            moved[tuple(nearest)] = candidate.id
-    return moved
+        if candidate.id in lost and is_inside and resampled[tuple(nearest)] == 0:
+            resampled[tuple(nearest)] = candidate.id
+    return resampled
 
 
 def _resample_nearest(array: NDArray[Any], source: Geometry, geometry: Geometry) -> NDArray[Any]:
@@ -119,10 +119,12 @@ def _inside_grid(candidates: Sequence[Candidate], geometry: Geometry) -> tuple[C
 
 def _move_box(candidate: Candidate, source: Geometry, geometry: Geometry) -> Candidate:
     """Return the candidate without voxels. Its box encloses the moved corners of the old box."""
-    moved = move_boxes([[*candidate.start_vox, *candidate.stop_vox]], source, geometry)[0].tolist()
+    corners = move_boxes([[*candidate.start_vox, *candidate.stop_vox]], source, geometry)[
+        0
+    ].tolist()
     return replace(
         candidate,
-        start_vox=tuple(moved[: geometry.dims]),
-        stop_vox=tuple(moved[geometry.dims :]),
+        start_vox=tuple(corners[: geometry.dims]),
+        stop_vox=tuple(corners[geometry.dims :]),
         has_mask=False,
     )

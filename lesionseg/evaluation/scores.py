@@ -276,7 +276,7 @@ class Scores:
             where: The file's name for messages.
 
         Raises:
-            ContentError: if the file has another format, or a value does not fit its key.
+            ContentError: If the file has another format, or a value does not fit its key.
         """
         version = _schema_version(content)
         if version != SCHEMA_VERSION:
@@ -294,8 +294,8 @@ class Scores:
             raise ContentError(
                 f"{where}: scores or curves are missing or damaged ({error}). Run evaluate again."
             ) from error
-        facts = {key: content[key] for key in content if key not in ("scores", "curves")}
-        fields = {**facts, "rows": rows}
+        header = {key: content[key] for key in content if key not in ("scores", "curves")}
+        fields = {**header, "rows": rows}
         try:
             return TypeAdapter(cls).validate_python(fields)
         except ValidationError as error:
@@ -351,8 +351,8 @@ def read_scores(path: Path) -> Scores:
         The scores.
 
     Raises:
-        ReadError: if the file does not exist or is not JSON.
-        ContentError: if a value does not fit its key, or the file has another format.
+        ReadError: If the file does not exist or is not JSON.
+        ContentError: If a value does not fit its key, or the file has another format.
     """
     if not path.is_file():
         raise ReadError(
@@ -365,7 +365,7 @@ def has_current_format(path: Path) -> bool:
     """Return True if an existing scores.json has the format of this version.
 
     Raises:
-        ReadError: if the file is not JSON.
+        ReadError: If the file is not JSON.
     """
     return bool(_schema_version(read_json(path)) == SCHEMA_VERSION)
 
@@ -376,7 +376,7 @@ def read_provenance(path: Path) -> Provenance:
     It is empty if the file is missing, states none, or states one of another form.
 
     Raises:
-        ReadError: if the file is not JSON.
+        ReadError: If the file is not JSON.
     """
     content: Any = read_json(path) if path.is_file() else {}
     with suppress(ValidationError, TypeError, KeyError):  # it has another form

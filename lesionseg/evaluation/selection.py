@@ -11,10 +11,10 @@ from lesionseg.errors import ContentError
 from lesionseg.evaluation.calibration import fit_calibration
 from lesionseg.evaluation.operating_points import (
     DEFAULT_AIM,
-    Aim,
+    OperatingPointAim,
     choose,
     describe_point,
-    explain_doubt,
+    explain_uncertainty,
 )
 from lesionseg.evaluation.tables import Tables
 
@@ -29,7 +29,7 @@ _N_FOLDS = 5
 def select(
     tables: Tables,
     selection: Selection,
-    aim: Aim,
+    aim: OperatingPointAim,
     rate_confidence: float | None,
     *,
     chosen_on: str,
@@ -67,12 +67,12 @@ def select(
         remark = f"{error} The default is used instead. "
         first = choose_for(DEFAULT_AIM)
     points = {first.name: first}
-    for further in map(Aim.parse, AIMS):
+    for further in map(OperatingPointAim.parse, AIMS):
         with suppress(ContentError):  # this sensitivity is out of reach
             point = choose_for(further, quiet=True)
             points.setdefault(point.name, point)
     words = describe_point(first, points["best_f1"])
-    reason = f"{remark}{words} {explain_doubt(first, rate_confidence)}".strip()
+    reason = f"{remark}{words} {explain_uncertainty(first, rate_confidence)}".strip()
     calibration, why = _fit_calibration(tables, chosen_on)
     if fold_of is None:
         folds = (tables.group_of["cases"] % _N_FOLDS).tolist()

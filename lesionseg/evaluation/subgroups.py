@@ -30,7 +30,7 @@ def read_columns(cases: Sequence[CaseFiles], table: Path | None) -> Columns:
     cases are ignored.
 
     Raises:
-        DatasetError: if the table lacks that column, or contains none of the cases. Without cases
+        DatasetError: If the table lacks that column, or contains none of the cases. Without cases
             it is not checked.
     """
     columns = {files.case: dict(files.columns) for files in cases}
@@ -62,7 +62,7 @@ def find_subgroups(
         by: Names of the columns to divide by. None uses every suitable column.
 
     Raises:
-        ConfigError: if a column in `by` is missing or has too many different words.
+        ConfigError: If a column in `by` is missing or has too many different words.
     """
     cases = tables.cases["case"].tolist()
     if by is None:
@@ -86,7 +86,7 @@ def divide_by(cases: Sequence[str], columns: Columns, name: str) -> dict[str, se
     stated", which comes last. Without cases, the result is empty.
 
     Raises:
-        ConfigError: if the column is missing or has too many different words.
+        ConfigError: If the column is missing or has too many different words.
     """
     known = sorted({column for case in cases for column in columns.get(case, {})})
     if not cases:
@@ -135,13 +135,13 @@ def _find_dividing_columns(
     found = []
     for name in dict.fromkeys(name for case in cases for name in columns.get(case, {})):
         cells = _read_cells(cases, columns, name)
-        stated = set(cells) - {NOT_STATED}
-        has_few_words = len(stated) <= MAX_VALUES and len(stated) < len(cases)
+        known = set(cells) - {NOT_STATED}
+        has_few_words = len(known) <= MAX_VALUES and len(known) < len(cases)
         # there are more pairs than words if a word belongs to several patients
         pairs = {pair for pair in zip(cells, groups, strict=True) if pair[0] != NOT_STATED}
-        is_shared = len(pairs) > len(stated)
-        divides = (has_few_words and is_shared) or _is_numeric(stated)
-        if divides and len(stated) > 1:
+        is_shared = len(pairs) > len(known)
+        divides = (has_few_words and is_shared) or _is_numeric(known)
+        if divides and len(known) > 1:
             found.append(name)
     return found
 

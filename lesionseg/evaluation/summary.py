@@ -18,17 +18,17 @@ from lesionseg.evaluation.calibration import describe_calibration
 from lesionseg.evaluation.criteria import SECONDARY_CRITERIA, Preset
 from lesionseg.evaluation.intervals import (
     CI,
-    NO_CASE,
     NO_LESION,
+    NO_PREDICTED_CASE,
     Z95,
     Draws,
     Estimate,
+    GroupWeights,
     Statistic,
-    Weights,
     bootstrap,
     draw_groups,
+    estimate_rate,
     proportion,
-    rate,
     ratio,
 )
 from lesionseg.evaluation.operating_points import PointInUse, mean_recall
@@ -53,7 +53,7 @@ NO_VOLUME = "an image of two axes, or a bare box, has no volume"
 UNSCORED = "the candidates have no scores, and a score is never invented"
 TOO_FEW_CASES_FOR_CPM = "fewer than 8 cases cannot show a rate of 1/8 per case"
 ONE_KIND_OF_CASE = "cases with lesions and cases without are needed"
-BOXES = "boxes have no voxels to compare"
+NO_VOXELS = "boxes have no voxels to compare"
 ONE_CASE = "a single case shows no limits of agreement"
 NO_OPERATING_POINT = "the prediction's own accepted candidates were taken"
 
@@ -78,7 +78,7 @@ class Ratio(NamedTuple):
     def estimate(self, name: str, sums: Mapping[str, Numbers]) -> Estimate:
         """Compute the ratio of a share or a rate, with its interval. `sums` as in `Tables.sums`."""
         above, below = self.terms(sums)
-        compute = rate if self.is_rate else proportion
+        compute = estimate_rate if self.is_rate else proportion
         return compute(above, below, self.undefined, name=name)
 
 
@@ -86,7 +86,7 @@ RATIOS: Mapping[str, Ratio] = {
     "lesion_recall": Ratio("found", ["lesions"], NO_LESION),
     "lesion_precision": Ratio("true", ["true", "false"], NOTHING_ACCEPTED),
     "lesion_f1": Ratio("found", ["found", "lesions", "false"], NO_LESION, factor=2),
-    "false_positives_per_case": Ratio("false", ["cases"], NO_CASE, is_rate=True),
+    "false_positives_per_case": Ratio("false", ["cases"], NO_PREDICTED_CASE, is_rate=True),
     "false_positives_per_lesion_free_case": Ratio(
         "false_in_free", ["free"], NO_LESION_FREE_CASE, is_rate=True
     ),
@@ -96,7 +96,7 @@ RATIOS: Mapping[str, Ratio] = {
 
 @dataclass(frozen=True, kw_only=True)
 class SummarySettings:
-    """The facts about the cases, and the settings of the bootstrap.
+    """The details of the cases, and the settings of the bootstrap.
 
     Attributes:
         evaluated_on: Role of the cases.
@@ -136,7 +136,7 @@ def summarise(tables: Tables, preset: Preset, settings: SummarySettings) -> Scor
         The content of scores.json.
 
     Raises:
-        ConfigError: if a column in `settings.subgroups` is missing or has too many words.
+        ConfigError: If a column in `settings.subgroups` is missing or has too many words.
     """
     whole = Summary(tables, preset, settings.replicates, settings.seed)
     scale = SizeScale.of(tables, preset)
@@ -180,9 +180,9 @@ def summarise(tables: Tables, preset: Preset, settings: SummarySettings) -> Scor
 
 
 def _with_slice_spacing(tables: Tables, columns: Columns) -> Columns:
-    """Return the columns of the evaluated cases with `slice_spacing_mm` of those that are volumes.
+    """Return the columns of the evaluated cases, so that scores can be given by slice spacing.
 
-    A column of this name in the table has priority.
+    Volumes get the column `slice_spacing_mm`. A column of this name in the table has priority.
     """
     found: dict[str, Mapping[str, str]] = {}
     spacings = tables.cases["slice_spacing_mm"]
@@ -279,7 +279,7 @@ class Summary:
         counted = self.tables.add_up("cases", values.notna())
         total = self.tables.add_up("cases", values.fillna(0.0))
         if is_share:
-            mean = proportion(total, counted, NO_MASKED_CASE, name=name, least_deff=0.0)
+            mean = proportion(total, counted, NO_MASKED_CASE, name=name, min_deff=0.0)
         else:
             (mean,) = self.resample(
                 [name], ratio(total, counted), counted, NO_MASKED_CASE, bounds=[None]
@@ -362,7 +362,7 @@ class Summary:
             by_case = hits.rsna_by_case()
             counted = tables.add_up("cases", ~np.isnan(by_case))
             total = tables.add_up("cases", np.nan_to_num(by_case))
-            rsna = proportion(total, counted, NO_LESION, name="rsna_score", least_deff=0.0)
+            rsna = proportion(total, counted, NO_LESION, name="rsna_score", min_deff=0.0)
         else:
             why = NO_LESION if tables.has_scores else UNSCORED
             *estimates, rsna = _undefined([*names, "rsna_score"], why)
@@ -380,7 +380,7 @@ class Summary:
         tables = self.tables
         cases = tables.cases
         if tables.lacks_masks or cases["pair_iou"].isna().any():
-            return _undefined(names, BOXES)[0]
+            return _undefined(names, NO_VOXELS)[0]
         iou = tables.add_up("cases", cases["pair_iou"])
         lesions = tables.lesions_by_group
         items = lesions + tables.add_up("cases", cases["n_pairs"] + cases["n_unpaired"])
@@ -399,7 +399,7 @@ class Summary:
         counts = (cases["n_counted"] - cases["n_lesions"]).astype(float)
         return [
             *self._compare_with_reference("volume_ml", volumes, NO_VOLUME),
-            *self._compare_with_reference("n_lesions", counts, NO_CASE),
+            *self._compare_with_reference("n_lesions", counts, NO_PREDICTED_CASE),
         ]
 
     def _compare_with_reference(
@@ -417,7 +417,7 @@ class Summary:
         sums = self.tables.add_up("cases", errors.fillna(0.0))
         squares = self.tables.add_up("cases", errors.fillna(0.0) ** 2)
 
-        def statistic(weights: Weights) -> Numbers:
+        def statistic(weights: GroupWeights) -> Numbers:
             """Return bias, lower and upper limit `[replicates, 3]`."""
             n = weights @ counts
             with np.errstate(invalid="ignore", divide="ignore"):
@@ -427,7 +427,7 @@ class Summary:
             return np.where(n[:, None] > 1, found, np.nan)
 
         if not self.tables.is_predicted.any():
-            undefined = NO_CASE
+            undefined = NO_PREDICTED_CASE
         elif counts.sum() == 1:
             undefined = ONE_CASE
         names = (f"{name}_bias", f"{name}_lower_limit", f"{name}_upper_limit")
@@ -449,7 +449,9 @@ class Summary:
             false = tables.add_up("cases", tables.cases[f"n_false_{criterion.name}"])
             both = [
                 proportion(hits, tables.lesions_by_group, NO_LESION, name="lesion_recall"),
-                rate(false, tables.sums["cases"], NO_CASE, name="false_positives_per_case"),
+                estimate_rate(
+                    false, tables.sums["cases"], NO_PREDICTED_CASE, name="false_positives_per_case"
+                ),
             ]
             rows += [replace(row, subset=f"criterion: {criterion.name}") for row in both]
         return rows
@@ -526,10 +528,10 @@ def _find_operating_point(
     point = given
     # a given point has no effect if all cases lack scores
     if given is None or 0 < len(unscored) == len(predicted):
-        stated = set(predicted["operating_point"])
-        if len(stated) > 1:
+        points = set(predicted["operating_point"])
+        if len(points) > 1:
             _log.warning("The predictions state different operating points; none is reported.")
-        point = stated.pop() if len(stated) == 1 else None
+        point = points.pop() if len(points) == 1 else None
     roles = {evaluated_on, *tables.cases["role"]} - {""}
     is_developed_on = not roles.isdisjoint(DEVELOPMENT_ROLES)
     scored = tables.candidates[tables.candidates["score"].notna()]
@@ -541,5 +543,5 @@ def _find_operating_point(
     if point is None:
         return PointInUse(optimistic=is_developed_on, reason=NO_OPERATING_POINT)
     is_chosen_here = not roles.isdisjoint((point.chosen_on or "").split("+"))
-    facts = {**asdict(point), "optimistic": is_developed_on or is_chosen_here}
-    return TypeAdapter(PointInUse).validate_python(facts)  # it has some of the point's fields
+    known = {**asdict(point), "optimistic": is_developed_on or is_chosen_here}
+    return TypeAdapter(PointInUse).validate_python(known)  # it has some of the point's fields

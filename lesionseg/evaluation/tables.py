@@ -28,11 +28,11 @@ from lesionseg.errors import ContentError, ReadError
 from lesionseg.evaluation.measures import column_names
 from lesionseg.io.text import plain_text, write_csv
 
-NEVER = -np.inf  # the score at which a lesion is found if no candidate finds it
+NEVER_FOUND = -np.inf  # the score at which a lesion is found if no candidate finds it
 POOLED = "pooled"
 BY_LABEL = "by label"
 MISSING = "missing"  # the status of a case without a prediction
-FAILED = "failed"  # the status of a case that could not be scored
+FAILED_STATUS = "failed"  # the status of a case that could not be scored
 # columns that are empty in the files for a case without a prediction
 _OF_RESULT = (
     "n_candidates",
@@ -45,7 +45,7 @@ _OF_RESULT = (
     "splits",
     "merges",
 )
-Row = dict[str, Any]
+RowCells = dict[str, Any]
 
 
 class Column(NamedTuple):
@@ -62,7 +62,7 @@ def _declare(text: str) -> tuple[Column, ...]:
     return tuple(Column(*(cell.strip() for cell in line.split("|"))) for line in text.splitlines())
 
 
-CASES = _declare("""\
+CASE_COLUMNS = _declare("""\
 case | text | | Id of the case.
 group | text | | Id of the patient.
 role | text | | Role of the case, such as test.
@@ -117,7 +117,7 @@ centre_y_mm | number | mm | Centre along the RAS axis y.
 centre_z_mm | number | mm | Centre along the RAS axis z. Empty in 2-D.
 """
 
-LESIONS = _declare(f"""\
+LESION_COLUMNS = _declare(f"""\
 case | text | | Id of the case.
 group | text | | Id of the patient.
 lesion | integer | | Id of the lesion in the reference.
@@ -147,7 +147,7 @@ nearest_score | number | | Score of that candidate.
 nearest_iou | number | | IoU of the lesion and that candidate.
 box_iou | number | | Largest IoU of its box and that of an accepted candidate of its label.""")
 
-CANDIDATES = _declare(f"""\
+CANDIDATE_COLUMNS = _declare(f"""\
 case | text | | Id of the case.
 group | text | | Id of the patient.
 candidate | integer | | Id of the candidate.
@@ -177,9 +177,9 @@ _IN_MEMORY = {
     "candidates": (Column("part", "object", "", "The part."),),
 }
 COLUMNS: Mapping[str, tuple[Column, ...]] = {
-    "cases": CASES,
-    "lesions": LESIONS,
-    "candidates": CANDIDATES,
+    "cases": CASE_COLUMNS,
+    "lesions": LESION_COLUMNS,
+    "candidates": CANDIDATE_COLUMNS,
 }
 # further text columns of tables that commands write; a text may look like a number
 _OTHER_TEXTS = (
@@ -202,9 +202,9 @@ def region_part(name: str) -> str:
 class CaseRows:
     """The rows of one or more cases, by table."""
 
-    cases: list[Row] = field(default_factory=list)
-    lesions: list[Row] = field(default_factory=list)
-    candidates: list[Row] = field(default_factory=list)
+    cases: list[RowCells] = field(default_factory=list)
+    lesions: list[RowCells] = field(default_factory=list)
+    candidates: list[RowCells] = field(default_factory=list)
 
     def add(self, other: "CaseRows", part: str) -> None:
         """Add the rows of `other` as rows of this part.
@@ -222,9 +222,9 @@ class Tables:
     """The three tables as pandas frames, and the arrays that the scores are computed from.
 
     Attributes:
-        cases: One row per case, with the columns `CASES`.
-        lesions: One row per lesion, with the columns `LESIONS`.
-        candidates: One row per candidate, with the columns `CANDIDATES`.
+        cases: One row per case, with the columns `CASE_COLUMNS`.
+        lesions: One row per lesion, with the columns `LESION_COLUMNS`.
+        candidates: One row per candidate, with the columns `CANDIDATE_COLUMNS`.
         every: The same tables with the rows of all parts. None for tables that were read from files
             or that are a part of others.
     """
@@ -415,8 +415,8 @@ class Tables:
 
     @cached_property
     def detected_at(self) -> Numbers:
-        """The highest score at which each lesion `[lesions]` is found, or `NEVER`."""
-        return np.asarray(self.lesions["detected_at"].fillna(NEVER), float)
+        """The highest score at which each lesion `[lesions]` is found, or `NEVER_FOUND`."""
+        return np.asarray(self.lesions["detected_at"].fillna(NEVER_FOUND), float)
 
     @cached_property
     def _is_false(self) -> Flags:
@@ -436,7 +436,7 @@ class Tables:
     @cached_property
     def observed(self) -> Numbers:
         """All scores at which a lesion is found or a false positive is accepted, ascending."""
-        found = self.detected_at[self.detected_at > NEVER]
+        found = self.detected_at[self.detected_at > NEVER_FOUND]
         return np.unique(np.concatenate([found, self.false_score]))
 
     def count_at(self, threshold: ArrayLike) -> tuple[Any, Any]:
@@ -490,19 +490,19 @@ def write_tables(
         labels: The names of label values. A label without a name is written as its value.
         failed: The reason of each case that could not be scored. It has a row in cases.csv.
     """
-    rows = list(_rows_to_write(tables.cases, CASES))
+    rows = list(_rows_to_write(tables.cases, CASE_COLUMNS))
     by_case = {row["case"]: row for row in rows}
     for row in rows:
         if row["status"] == MISSING:
             row.update(dict.fromkeys(_OF_RESULT))
-    columns = [column.name for column in CASES]
+    columns = [column.name for column in CASE_COLUMNS]
     for name, column in column_names(tables.regions).items():
         part = tables.of_region(name).cases
         for case, dice, n in zip(part["case"], part["dice"], part["n_lesions"], strict=True):
             by_case[case] |= {f"dice_{column}": _cell(dice), f"n_lesions_{column}": n}
         columns += [f"dice_{column}", f"n_lesions_{column}"]
     for case, message in failed.items():
-        rows.append({"case": case, "status": FAILED, "message": message})
+        rows.append({"case": case, "status": FAILED_STATUS, "message": message})
     write_csv(folder / "cases.csv", rows, columns)
     for name, table in (("lesions", tables.lesions), ("candidates", tables.candidates)):
         named = [labels.get(label, str(label)) for label in table["label"]]
@@ -510,7 +510,7 @@ def write_tables(
         write_csv(folder / f"{name}.csv", items, [column.name for column in COLUMNS[name]])
 
 
-def _rows_to_write(table: pd.DataFrame, columns: Sequence[Column]) -> Iterator[Row]:
+def _rows_to_write(table: pd.DataFrame, columns: Sequence[Column]) -> Iterator[RowCells]:
     """Yield the rows of a table as they are written.
 
     Flags are `true` or `false`, positions have four decimals, and missing values are None.
@@ -541,8 +541,8 @@ def read_tables(folder: Path) -> Tables:
     case without a group is its own group.
 
     Raises:
-        ReadError: if a table is missing.
-        ContentError: if a table cannot be read, or a column does not have its declared type.
+        ReadError: If a table is missing.
+        ContentError: If a table cannot be read, or a column does not have its declared type.
     """
     frames = []
     for name, columns in COLUMNS.items():
@@ -551,7 +551,7 @@ def read_tables(folder: Path) -> Tables:
             raise ReadError(f"{path}: a table of the evaluation is missing. Run evaluate again.")
         frames.append(_as_declared(read_table(path), columns, path))
     cases, lesions, candidates = frames
-    cases = cases[cases["status"] != FAILED].reset_index(drop=True)
+    cases = cases[cases["status"] != FAILED_STATUS].reset_index(drop=True)
     cases["group"] = cases["group"].where(cases["group"] != "", cases["case"])
     cases["annotated_share"] = cases["annotated_share"].fillna(1.0)
     return Tables(cases, lesions, candidates)
@@ -563,7 +563,7 @@ def _as_declared(table: pd.DataFrame, columns: Sequence[Column], path: Path) -> 
     Missing texts become "". Other columns that the table lacks are empty.
 
     Raises:
-        ContentError: if the cells of a column are not of its declared kind.
+        ContentError: If the cells of a column are not of its declared kind.
     """
     for column in columns:
         name = column.name
@@ -594,8 +594,8 @@ def read_table(path: Path) -> pd.DataFrame:
         columns other than texts, `nan`.
 
     Raises:
-        ReadError: if the file does not exist.
-        ContentError: if it cannot be read.
+        ReadError: If the file does not exist.
+        ContentError: If it cannot be read.
     """
     if not path.is_file():
         raise ReadError(f"{path}: the table does not exist.")

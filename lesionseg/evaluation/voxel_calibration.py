@@ -113,8 +113,8 @@ def select_voxel_calibration(
     fit = replace(_fit_voxels(counts), fitted_on=chosen_on)
     effect = f"a voxel's probability of 0.5 becomes {fit.probability(0.5):.2f}"
     patients = count(len(groups), "patient")
-    doubt = f" This rests on only {patients}." if len(groups) < MIN_GROUPS else ""
-    return fit, f"{effect}, which changes Dice by {gain:+.3f}.{doubt}"
+    caution = f" This rests on only {patients}." if len(groups) < MIN_GROUPS else ""
+    return fit, f"{effect}, which changes Dice by {gain:+.3f}.{caution}"
 
 
 def _fit_voxels(counts: Sequence[LevelCounts]) -> Calibration:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from lesionseg.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from lesionseg.inference.box_candidates import MOST_ANCHORS as MOST_ANCHORS
+    from lesionseg.inference.box_candidates import MAX_ANCHORS as MAX_ANCHORS
     from lesionseg.inference.box_candidates import SAME_LESION_IN_A_TILE as SAME_LESION_IN_A_TILE
     from lesionseg.inference.bundle import Bundle as Bundle
     from lesionseg.inference.bundle import bundle_digest as bundle_digest
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Bundle": "bundle",
-    "MOST_ANCHORS": "box_candidates",
+    "MAX_ANCHORS": "box_candidates",
     "Predictor": "predictor",
     "SAME_LESION_IN_A_TILE": "box_candidates",
     "SlidingWindow": "window",

@@ -7,12 +7,12 @@ from jaxtyping import Bool
 from torch import Tensor
 
 
-class Agreement:
+class EnsembleAgreement:
     """Counts the voxels that all networks mark, and those that at least one network marks.
 
     A voxel in several tiles counts in each of them, and a voxel with several labels once per label.
 
-    >>> agreement = Agreement()
+    >>> agreement = EnsembleAgreement()
     >>> agreement.add([torch.tensor([True, True, False]), torch.tensor([True, False, False])])
     >>> agreement.disagreement()
     0.5

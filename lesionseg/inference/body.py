@@ -111,8 +111,8 @@ def find_body(image: Volume, modality: Modality) -> Body | None:
     # the bounding box, because padding outside `bounds` is not body.
     n_in_box = prod(s.stop - s.start for s in body.box)
     share = blocks.mean() * n_in_box / prod(image.geometry.shape)
-    least, most = _PLAUSIBLE_SHARE
-    return body if least <= share <= most else None
+    minimum, maximum = _PLAUSIBLE_SHARE
+    return body if minimum <= share <= maximum else None
 
 
 def _find_tissue(array: NDArray[np.float32], modality: Modality, block: tuple[int, ...]) -> Flags:

@@ -32,7 +32,7 @@ from lesionseg.ops.boxes import (
 from lesionseg.ops.suppression import batched_nms, cluster_boxes
 from lesionseg.plan.plan import Plan
 
-MOST_ANCHORS = 10_000  # NMS processes at most this many anchors of a view, by descending score
+MAX_ANCHORS = 10_000  # NMS processes at most this many anchors of a view, by descending score
 # Boxes of all views that are merged at first. More are merged only if fewer than the limit of
 # candidates remain, because a network that has hardly learnt gives millions of boxes.
 MERGED_AT_FIRST = 100_000
@@ -47,7 +47,7 @@ class Boxes:
 
     `boxes` `[n, 2·dims]` float32 in voxels, starts then stops, half-open. `scores` `[n]` in [0, 1].
     `labels` `[n]` int64, k ≥ 1 for the plan's k-th label. `n_left_out` counts the skipped anchors
-    and the boxes that were not merged. An anchor is skipped if its view has `MOST_ANCHORS` of a
+    and the boxes that were not merged. An anchor is skipped if its view has `MAX_ANCHORS` of a
     higher score, and counts if it reaches the floors of boxes and of the candidate rule. Boxes are
     not merged if the case has enough of higher scores.
     """
@@ -87,9 +87,9 @@ class BoxCollector:
     box there.
 
     Args:
-        grid: the tiles of the volume.
-        plan: plan of the networks.
-        n_readings: number of readings. Each of them reads all tiles that are read.
+        grid: The tiles of the volume.
+        plan: Plan of the networks.
+        n_readings: Number of readings. Each of them reads all tiles that are read.
     """
 
     def __init__(self, grid: TileGrid, plan: Plan, n_readings: int = 1) -> None:
@@ -113,16 +113,16 @@ class BoxCollector:
         flipped: Sequence[int],
         reading: int = 0,
     ) -> None:
-        """Add the boxes of the `MOST_ANCHORS` highest scores of each tile in a batch.
+        """Add the boxes of the `MAX_ANCHORS` highest scores of each tile in a batch.
 
         An anchor has a score for each label, and each counts. The boxes stay on the device until
         `gather`.
 
         Args:
-            output: the network's output. It may have more rows than `tiles`; these are ignored.
-            tiles: the numbers of the tiles in the grid.
-            flipped: the spatial axes along which the tiles were mirrored.
-            reading: the number of the reading, below `n_readings`.
+            output: The network's output. It may have more rows than `tiles`; these are ignored.
+            tiles: The numbers of the tiles in the grid.
+            flipped: The spatial axes along which the tiles were mirrored.
+            reading: The number of the reading, below `n_readings`.
         """
         n = len(tiles)
         probabilities = box_scores(output.class_logits[:n].float(), self.plan)  # [n, anchors, K]
@@ -131,7 +131,7 @@ class BoxCollector:
         flat = flat.nan_to_num(nan=0.0)  # topk treats NaN as the highest
         # anchors below one of the floors are many and not worth a warning
         n_above = (flat >= max(self.plan.box_floor, self.plan.candidate_rule.floor)).sum(1)
-        scores, index = flat.topk(min(MOST_ANCHORS, flat.shape[1]), dim=1)
+        scores, index = flat.topk(min(MAX_ANCHORS, flat.shape[1]), dim=1)
         self._anchors = self._anchors.to(scores.device)
         anchor = index // probabilities.shape[-1]
         per_box = anchor[..., None].expand(-1, -1, 2 * self.plan.dims)
@@ -154,7 +154,7 @@ class BoxCollector:
         """Copy the boxes of all batches since the last call to the CPU at once.
 
         Raises:
-            ContentError: if a score is NaN.
+            ContentError: If a score is NaN.
         """
         if not self._waiting:
             return
@@ -167,7 +167,7 @@ class BoxCollector:
         """Return the boxes of a view in voxels of the padded volume, and count those left out.
 
         Boxes below the plan's floor, degenerate boxes and all but one of each lesion are dropped.
-        Raises `ContentError` if a score is NaN. `rows` is `[k, 2·dims + 4]`: boxes in the tile,
+        Raise `ContentError` if a score is NaN. `rows` is `[k, 2·dims + 4]`: boxes in the tile,
         scores, flat indices of anchor and label. The last two columns are equal in all rows: the
         number of anchors above the floor, and 1 if a score of the tile is NaN.
         """
@@ -218,7 +218,7 @@ class BoxCollector:
         """Merge the boxes of all views, and clip them to the volume without its padding.
 
         Boxes in the padding, and those whose final score is below the plan's floor, are dropped.
-        Raises `ContentError` if a score is NaN.
+        Raise `ContentError` if a score is NaN.
         """
         self.gather()
         found = _View(*(torch.cat(parts) for parts in zip(*self._views, strict=True)))
@@ -263,10 +263,10 @@ def _mean_over_readings(
     """Return for each kept box the mean over all readings of the highest score of its cluster.
 
     Args:
-        scores: scores of all boxes `[n]`.
-        keeper: index of the kept box of each box's cluster `[n]`.
-        readings: the reading of each box `[n]`.
-        n_readings: number of readings. One without a box in a cluster counts as 0.
+        scores: Scores of all boxes `[n]`.
+        keeper: Index of the kept box of each box's cluster `[n]`.
+        readings: The reading of each box `[n]`.
+        n_readings: Number of readings. One without a box in a cluster counts as 0.
 
     Returns:
         Means `[n]`; 0 for boxes that are not kept.
@@ -295,8 +295,8 @@ def restore_boxes(
     boxes: NDArray[np.float32], plan_geometry: Geometry, file_geometry: Geometry
 ) -> NDArray[np.float32]:
     """Convert boxes `[n, 2·dims]` on the plan's grid to the file's grid, clipped to it."""
-    moved = move_boxes(boxes, plan_geometry, file_geometry)
-    return moved.clip(0, np.array(2 * file_geometry.shape, float)).astype(np.float32)
+    shifted = move_boxes(boxes, plan_geometry, file_geometry)
+    return shifted.clip(0, np.array(2 * file_geometry.shape, float)).astype(np.float32)
 
 
 def box_candidates(
@@ -313,14 +313,14 @@ def box_candidates(
     boxes = restore_boxes(detections.boxes.numpy(), plan_geometry, file_geometry)
     scores = detections.scores.clamp(0, 1)
     rows = zip(boxes.tolist(), scores.tolist(), detections.labels.tolist(), strict=True)
-    least_volume = 0.5**file_geometry.dims
+    min_volume = 0.5**file_geometry.dims
     large = []
     for box, score, label in rows:
         # the id is a placeholder until all candidates are numbered
         candidate = Candidate.from_box(1, label_values[label - 1], score, box, file_geometry)
-        if prod(np.subtract(candidate.stop_vox, candidate.start_vox).tolist()) >= least_volume:
+        if prod(np.subtract(candidate.stop_vox, candidate.start_vox).tolist()) >= min_volume:
             large.append(candidate)
-    return _number(large)
+    return _number_candidates(large)
 
 
 def fuse(voxels: Prediction, boxes: Sequence[Candidate]) -> Prediction:
@@ -343,13 +343,15 @@ def fuse(voxels: Prediction, boxes: Sequence[Candidate]) -> Prediction:
     for number, (candidate, _) in enumerate(scored, start=1):
         if candidate.has_mask:
             new_id_of[candidate.id] = number
-    candidates = _number([replace(candidate, score=score) for candidate, score in scored])
+    candidates = _number_candidates(
+        [replace(candidate, score=score) for candidate, score in scored]
+    )
     removed = tuple(replace(c, score=c.score / 2) for c in voxels.removed)
     instances = None if voxels.instances is None else new_id_of[voxels.instances]
     return replace(voxels, candidates=candidates, instances=instances, removed=removed)
 
 
-def _number(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
+def _number_candidates(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
     """Return the candidates with the ids 1, 2, 3, … in their order."""
     return tuple(replace(c, id=i) for i, c in enumerate(candidates, start=1))
 

@@ -87,16 +87,16 @@ def write_bundle(
     scans again.
 
     Args:
-        folder: the folder to write.
-        network: the network, or the members of an ensemble.
-        plan: the plan of the networks.
-        card: text of the model card (Markdown).
-        check: the ranges of the training scans, or None.
-        selection: the choices made after training. Its `n_members` is replaced by the number of
+        folder: The folder to write.
+        network: The network, or the members of an ensemble.
+        plan: The plan of the networks.
+        card: Text of the model card (Markdown).
+        check: The ranges of the training scans, or None.
+        selection: The choices made after training. Its `n_members` is replaced by the number of
             networks.
 
     Raises:
-        OutputError: if the bundle cannot be written, for example on a full disk.
+        OutputError: If the bundle cannot be written, for example on a full disk.
     """
     networks = (network,) if isinstance(network, nn.Module) else tuple(network)
     selection = replace(selection, n_members=len(networks))
@@ -144,16 +144,16 @@ def read_bundle(
     """Read a bundle, the bundle of a run, or an nnU-Net model. Nothing in it is executed.
 
     Args:
-        folder: folder of a bundle or a run, an nnU-Net model folder, a zip, or an address
+        folder: Folder of a bundle or a run, an nnU-Net model folder, a zip, or an address
             (`io.model_address.local_model`).
-        architectures: factories for architectures that `models.build` does not know, by their
+        architectures: Factories for architectures that `models.build` does not know, by their
             names in the plan. They have no effect on an nnU-Net model.
 
     Raises:
-        BundleError: if a file is missing or damaged, if weights are pickled, if the plan has
+        BundleError: If a file is missing or damaged, if weights are pickled, if the plan has
             another version, or if tensors are missing, superfluous, of another shape or not finite.
-        ConfigError: if the architecture is unknown.
-        LesionsegError: if the model cannot be downloaded (`local_model`), or a zip is damaged.
+        ConfigError: If the architecture is unknown.
+        LesionsegError: If the model cannot be downloaded (`local_model`), or a zip is damaged.
     """
     files = find_model(folder)
     if isinstance(files, NnunetModelFiles):
@@ -191,14 +191,14 @@ def ensemble(
     of several networks have the same weights.
 
     Args:
-        bundles: the bundles, or what `read_bundle` reads.
-        architectures: see `read_bundle`.
-        trust: import the classes that the bundles name.
+        bundles: The bundles, or what `read_bundle` reads.
+        architectures: See `read_bundle`.
+        trust: Import the classes that the bundles name.
 
     Raises:
-        BundleError: if the list is empty, or if grid, labels or normalisation differ
+        BundleError: If the list is empty, or if grid, labels or normalisation differ
             (`Plan.differences`).
-        LesionsegError: if a bundle cannot be read (`read_bundle`).
+        LesionsegError: If a bundle cannot be read (`read_bundle`).
     """
     allowed = allowed_architectures(trust, architectures)
     members = [b if isinstance(b, Bundle) else read_bundle(b, allowed) for b in bundles]
@@ -247,7 +247,7 @@ def bundle_selection(bundle: str | PathLike[str]) -> Selection:
     """Read the selection of a model (`find_model`).
 
     If the plan has version 1, plan and selection are in the same file. The selection of an nnU-Net
-    model states only its number of networks. Raises `BundleError` if the file is missing or wrong.
+    model states only its number of networks. Raise `BundleError` if the file is missing or wrong.
     """
     files = find_model(bundle)
     if isinstance(files, NnunetModelFiles):
@@ -276,7 +276,7 @@ def joint_digest(folders: Sequence[str]) -> str:
 def bundle_digest(bundle: str | PathLike[str]) -> str:
     """Return 16 hexadecimal digits that change if weights, plan or selection of a model change.
 
-    Raises `BundleError` if `find_model` does not find a model.
+    Raise `BundleError` if `find_model` does not find a model.
     """
     files = find_model(bundle)
     if isinstance(files, NnunetModelFiles):
@@ -294,12 +294,12 @@ def _agree(old: Path, new: Path) -> bool:
     """
     if not old.is_file():
         return False
-    (exact, numbers), (new_exact, new_numbers) = map(_split, (old, new))
+    (exact, numbers), (new_exact, new_numbers) = map(_split_bundle_file, (old, new))
     difference = _SAME if old.suffix == ".safetensors" else 1e-8
     return exact == new_exact and np.allclose(numbers, new_numbers, _SAME, difference)
 
 
-def _split(path: Path) -> tuple[list[bytes], list[float]]:
+def _split_bundle_file(path: Path) -> tuple[list[bytes], list[float]]:
     """Return what must be equal in a bundle's file (texts, weights), and the numbers in its text.
 
     A file of weights begins with the length of its header, which is its text.

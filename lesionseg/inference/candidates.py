@@ -80,12 +80,12 @@ def collect_sparse(
     extent if the extent is lower than that.
 
     Args:
-        slabs: parts `[rows, *shape[1:]]` of the volume in order. One slab is in memory at a time.
-        shape: shape of the volume.
-        rule: the plan's rule.
+        slabs: Parts `[rows, *shape[1:]]` of the volume in order. One slab is in memory at a time.
+        shape: Shape of the volume.
+        rule: The plan's rule.
 
     Raises:
-        ContentError: if a probability is NaN.
+        ContentError: If a probability is NaN.
     """
     # 32 bits need half the memory
     index_type = np.int32 if prod(shape) < 2**31 else np.int64
@@ -112,7 +112,7 @@ def as_sparse(
 ) -> SparseProbabilities:
     """Return the voxels of a channel that can belong to a candidate (`collect_sparse`).
 
-    Raises `GeometryError` if the channel does not fit the grid, and `ContentError` if a probability
+    Raise `GeometryError` if the channel does not fit the grid, and `ContentError` if a probability
     is NaN.
     """
     if channel.shape != geometry.shape:
@@ -131,8 +131,8 @@ def grow_regions(sparse: SparseProbabilities, rule: CandidateRule) -> list[PeakR
     left out, but later peaks do not get its voxels.
 
     Args:
-        sparse: the voxels of one label.
-        rule: the plan's rule.
+        sparse: The voxels of one label.
+        rule: The plan's rule.
 
     Returns:
         The regions by descending height, ties by index. Each one is connected.
@@ -144,7 +144,7 @@ def grow_regions(sparse: SparseProbabilities, rule: CandidateRule) -> list[PeakR
     peaks = _peaks(p, sparse.index, starts, shape, np.float32(rule.floor), state)
     peaks = peaks[np.argsort(-p[peaks], kind="stable")]
     thresholds = (rule.ratio, np.float32(rule.extent), PROMINENCE)
-    taken, ends = _grow(p, sparse.index, starts, shape, peaks, state, thresholds)
+    taken, ends = _grow_regions(p, sparse.index, starts, shape, peaks, state, thresholds)
     if len(ends) == 0:
         return []
     regions = []
@@ -235,7 +235,7 @@ def _peaks(p: Any, index: Any, starts: Any, shape: Any, floor: Any, state: Any) 
 
 
 @compile_loops
-def _grow(
+def _grow_regions(
     p: Any, index: Any, starts: Any, shape: Any, peaks: Any, state: Any, thresholds: Any
 ) -> Any:
     """Return the positions of all voxels, one kept region after the other, and their ends.
@@ -289,8 +289,8 @@ def join_touching(regions: Sequence[PeakRegion], sparse: SparseProbabilities) ->
     Touching regions are one object in the written mask, so they are one candidate.
 
     Args:
-        regions: regions without a common voxel, by descending peak.
-        sparse: the voxels that they were grown in.
+        regions: Regions without a common voxel, by descending peak.
+        sparse: The voxels that they were grown in.
 
     Returns:
         The joined regions by descending peak. No two of them touch.
@@ -358,11 +358,11 @@ def find_candidates(
     Args:
         probabilities: K channels, as arrays `[*spatial]` or as `SparseProbabilities`. A generator
             is possible.
-        geometry: the grid of the channels.
-        rule: the plan's rule.
-        label_values: the mask value of each channel.
-        case: the case's id.
-        keep_from: the `rule.candidate_limit` candidates with the highest peaks are kept. Further
+        geometry: The grid of the channels.
+        rule: The plan's rule.
+        label_values: The mask value of each channel.
+        case: The case's id.
+        keep_from: The `rule.candidate_limit` candidates with the highest peaks are kept. Further
             candidates are kept if their score is at least this.
 
     Returns:
@@ -371,8 +371,8 @@ def find_candidates(
         If no voxel reaches the floor, the prediction has no candidates.
 
     Raises:
-        GeometryError: if a channel does not fit the grid.
-        ContentError: if a probability is NaN.
+        GeometryError: If a channel does not fit the grid.
+        ContentError: If a probability is NaN.
 
     >>> rule = CandidateRule(min_voxels=1)
     >>> p = np.array([[[0.9, 0.5, 0.1, 0.6, 0.3]]], dtype=np.float32)

@@ -18,7 +18,7 @@ from lesionseg.core import (
 )
 from lesionseg.core.arrays import Flags, Slab
 from lesionseg.errors import GeometryError
-from lesionseg.evaluation.operating_points import Aim, find_operating_point
+from lesionseg.evaluation.operating_points import OperatingPointAim, find_operating_point
 from lesionseg.inference.box_candidates import Boxes, box_candidates, fuse
 from lesionseg.inference.candidates import (
     SparseProbabilities,
@@ -43,7 +43,7 @@ class Inferred:
 
     `store` contains probabilities, `boxes` those of a detector. `valid` is that of `core.Volume` on
     the file's grid; invalid voxels do not belong to candidates. `input` is the comparison with the
-    training scans, `disagreement` that of the networks (`Agreement.disagreement`).
+    training scans, `disagreement` that of the networks (`EnsembleAgreement.disagreement`).
     """
 
     store: Store
@@ -65,7 +65,7 @@ class Inferred:
         therefore continue for half a voxel; beyond that, they are 0. `calibration` is applied to
         them, and then invalid voxels become 0. `on_slab` is called with each slab.
         """
-        moved = resample_slabs(
+        resampled = resample_slabs(
             self.store.values[label][None],
             self.plan_geometry,
             self.file_geometry,
@@ -73,7 +73,7 @@ class Inferred:
             edge="near",
             decode=self.store.decode,
         )
-        for rows, piece in moved:
+        for rows, piece in resampled:
             self.store.release()  # free the memory of pages that were read from disk
             p = piece[0]
             if calibration is not None:
@@ -91,7 +91,7 @@ def decide(
     case: str,
     plan: Plan,
     selection: Selection,
-    accepted_by: Aim | None = None,
+    accepted_by: OperatingPointAim | None = None,
     on_slab: OnSlab | None = None,
 ) -> Prediction:
     """Return the prediction of a case on its file's grid.
@@ -101,16 +101,16 @@ def decide(
     candidates.
 
     Args:
-        inferred: outputs of the networks. Its memory is freed.
-        case: id of the case.
-        plan: the plan.
-        selection: operating points and calibrations.
-        accepted_by: aim of the operating point, see `find_operating_point`.
-        on_slab: called with the probabilities of each label, slab by slab.
+        inferred: Outputs of the networks. Its memory is freed.
+        case: Id of the case.
+        plan: The plan.
+        selection: Operating points and calibrations.
+        accepted_by: Aim of the operating point, see `find_operating_point`.
+        on_slab: Called with the probabilities of each label, slab by slab.
 
     Raises:
-        ConfigError: if the selection does not have the operating point.
-        ContentError: if a probability is NaN.
+        ConfigError: If the selection does not have the operating point.
+        ContentError: If a probability is NaN.
     """
     rule = plan.candidate_rule
     geometry = inferred.file_geometry
@@ -199,15 +199,15 @@ def find_by_rule(
 
     Args:
         probabilities: K channels, one per label.
-        geometry: the grid of the channels.
-        rule: the plan's rule.
-        labels: the labels that the network predicts.
-        case: the case's id.
-        keep_from: a candidate beyond the limit of the rule is kept if its score is at least this.
+        geometry: The grid of the channels.
+        rule: The plan's rule.
+        labels: The labels that the network predicts.
+        case: The case's id.
+        keep_from: A candidate beyond the limit of the rule is kept if its score is at least this.
 
     Raises:
-        GeometryError: if a channel does not fit the grid, or their number does not fit the regions.
-        ContentError: if a probability is NaN.
+        GeometryError: If a channel does not fit the grid, or their number does not fit the regions.
+        ContentError: If a probability is NaN.
     """
     if not labels.regions:
         return find_candidates(probabilities, geometry, rule, labels.values, case, keep_from)

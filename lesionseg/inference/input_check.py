@@ -40,7 +40,7 @@ from lesionseg.plan.plan import Plan
 
 Statistics = Mapping[str, float]
 
-LEAST_SCANS = 5  # a check needs at least this many training scans
+MIN_SCANS = 5  # a check needs at least this many training scans
 N_SCANS = 64  # maximum number of training scans that are used
 N_MAD = 5.0
 MAD_TO_STD = 1.4826
@@ -48,19 +48,19 @@ BEYOND_FARTHEST = 1.2
 PERCENTILES = (5, 25, 50, 75, 95, 99)
 BLANK_SHARE = 0.999  # a channel is blank if at least this share of its voxels are equal
 EQUAL = 1e-5  # values with a smaller relative difference count as equal
-MOST_RATIO = 100.0  # largest accepted ratio of the file's spacing and the plan's
-MOST_EXTENT_MM = 5000.0  # largest accepted extent of a volume
-MOST_PLACES = 48  # number of places along each axis that are sampled
+MAX_RATIO = 100.0  # largest accepted ratio of the file's spacing and the plan's
+MAX_EXTENT_MM = 5000.0  # largest accepted extent of a volume
+MAX_PLACES = 48  # number of places along each axis that are sampled
 COARSE = {2: 6, 3: 4}  # blocks of a coarse picture along each axis, by the number of axes
 N_STD = 4.0  # the lowest accepted similarity is this many standard deviations below its mean
 FEATURE_VARIANCE = 0.01  # added to the variance of a feature, which is unreliable for few scans
 _ACCEPTS_ALL = -1e6  # lower than the similarity of any scan
-_LEAST_SCALE = 1e-6  # weights are undefined if the features are smaller
+_MIN_SCALE = 1e-6  # weights are undefined if the features are smaller
 BORDER = 12  # the border is 1/12 of each axis at both ends
 UNLIKE = "This scan looks unlike the training scans, so do not rely on the result"
-LEAST_LOG = np.log(1.5)  # smallest tolerance of a logarithm
-_LEAST_DIFFERENCE = 1e-3  # added before the logarithm, so that equal neighbours do not give -inf
-LEAST_INTENSITY = 0.5  # smallest tolerance of a normalised intensity
+MIN_LOG = np.log(1.5)  # smallest tolerance of a logarithm
+_MIN_DIFFERENCE = 1e-3  # added before the logarithm, so that equal neighbours do not give -inf
+MIN_INTENSITY = 0.5  # smallest tolerance of a normalised intensity
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,7 +208,7 @@ def make_input_check(
         images: `image_statistics` of some of these scans after preparation, in any order.
         features: `polarity_features` of some of these scans after preparation, in any order.
     """
-    if min(len(grids), len(images)) < LEAST_SCANS:
+    if min(len(grids), len(images)) < MIN_SCANS:
         return None
     medians = {}
     tolerances = {}
@@ -219,11 +219,11 @@ def make_input_check(
             distances = np.abs(values - median)
             by_spread = N_MAD * MAD_TO_STD * float(np.median(distances))
             by_farthest = BEYOND_FARTHEST * float(distances.max())
-            least = LEAST_LOG if name.startswith("log ") else LEAST_INTENSITY
+            minimum = MIN_LOG if name.startswith("log ") else MIN_INTENSITY
             medians[name] = median
-            tolerances[name] = max(least, by_spread, by_farthest)
+            tolerances[name] = max(minimum, by_spread, by_farthest)
     polarities = {}
-    if len(features) >= LEAST_SCANS:
+    if len(features) >= MIN_SCANS:
         fitted = {name: _fit_polarity([own[name] for own in features]) for name in features[0]}
         polarities = {name: found for name, found in fitted.items() if found is not None}
     return InputCheck(medians=medians, tolerances=tolerances, polarities=polarities)
@@ -274,7 +274,7 @@ def _feature_weights(rows: Numbers) -> Numbers | None:
     means = rows.mean(axis=0)
     weights = means / (rows.var(axis=0, ddof=1) + FEATURE_VARIANCE)
     scale = float(means @ weights)
-    return np.asarray(weights / scale) if scale > _LEAST_SCALE else None
+    return np.asarray(weights / scale) if scale > _MIN_SCALE else None
 
 
 def _unit_length(vectors: Numbers) -> Numbers:
@@ -302,11 +302,11 @@ def image_statistics(
     """
     numbers = {}
     for name, channel in zip(channel_names, channels, strict=True):
-        sample = _sample(channel)
+        sample = _sample_channel(channel)
         for q, value in zip(PERCENTILES, np.percentile(sample, PERCENTILES), strict=True):
             numbers[f"the {q} % percentile of {name}"] = float(value)
         for axis, axis_name in enumerate(_axes(channel.ndim)):
-            log_difference = np.log(_difference_of_neighbours(channel, axis) + _LEAST_DIFFERENCE)
+            log_difference = np.log(_difference_of_neighbours(channel, axis) + _MIN_DIFFERENCE)
             key = f"log difference of neighbours along {axis_name} in {name}"
             numbers[key] = float(log_difference)
     return numbers
@@ -317,7 +317,7 @@ def _difference_of_neighbours(channel: NDArray[Any], axis: int) -> float:
 
     The pairs are sampled at at most 48 evenly spaced places along each axis.
     """
-    steps = _steps(channel.shape)
+    steps = _sampling_steps(channel.shape)
     n = channel.shape[axis]
     in_plane = tuple(slice(None, None, step) for a, step in enumerate(steps) if a != axis)
     planes = np.moveaxis(channel, axis, 0)
@@ -333,9 +333,9 @@ def polarity_features(
     """Compute the features of each channel of a prepared image, from at most 48 places per axis."""
     features = {}
     for name, channel in zip(channel_names, channels, strict=True):
-        sample = _sample(channel).astype(float)
+        sample = _sample_channel(channel).astype(float)
         low, middle, high = np.percentile(sample, (1, 50, 99))
-        width = max(high - low, _LEAST_SCALE)
+        width = max(high - low, _MIN_SCALE)
         features[name] = PolarityFeatures(
             skew=float((high + low - 2 * middle) / width),
             border=float(np.tanh(_border(sample))),
@@ -359,7 +359,7 @@ def _border(sample: Numbers) -> float:
     if n_border == 0:
         return 0.0
     border_mean = (sample.sum() - inner.sum()) / n_border
-    return float((border_mean - sample.mean()) / max(sample.std(), _LEAST_SCALE))
+    return float((border_mean - sample.mean()) / max(sample.std(), _MIN_SCALE))
 
 
 def coarse_picture(channel: NDArray[Any]) -> Numbers:
@@ -368,7 +368,7 @@ def coarse_picture(channel: NDArray[Any]) -> Numbers:
     The scalar product of two such vectors is their correlation. Exchanging dark and bright
     multiplies the vector by -1. A channel of equal voxels gives zeros.
     """
-    means = _sample(channel).astype(float)
+    means = _sample_channel(channel).astype(float)
     for axis, n in enumerate(means.shape):
         blocks = []
         for low, high in pairwise(np.linspace(0, n, COARSE[means.ndim] + 1)):
@@ -379,14 +379,14 @@ def coarse_picture(channel: NDArray[Any]) -> Numbers:
     return _unit_length((means - means.mean()).reshape(-1))
 
 
-def _steps(shape: Sequence[int]) -> list[int]:
+def _sampling_steps(shape: Sequence[int]) -> list[int]:
     """Return the steps along each axis that visit at most 48 evenly spaced places."""
-    return [max(1, -(-n // MOST_PLACES)) for n in shape]
+    return [max(1, -(-n // MAX_PLACES)) for n in shape]
 
 
-def _sample(channel: NDArray[Any]) -> NDArray[np.float32]:
+def _sample_channel(channel: NDArray[Any]) -> NDArray[np.float32]:
     """Return the voxels at evenly spaced places, at most 48 along each axis."""
-    places = tuple(slice(None, None, step) for step in _steps(channel.shape))
+    places = tuple(slice(None, None, step) for step in _sampling_steps(channel.shape))
     return np.asarray(channel[places], np.float32)
 
 
@@ -486,7 +486,7 @@ def _is_blank(channel: NDArray[Any], valid: Flags | None) -> bool:
     Equal means equal to the median of a sample, with a relative difference of up to 1e-5.
     """
     values = channel[valid] if valid is not None and valid.any() else channel
-    sample = _sample(values)
+    sample = _sample_channel(values)
     median = float(np.median(sample))
     tolerance = EQUAL * abs(median)
     # most scans are far from blank, which a sample already shows
@@ -508,8 +508,8 @@ def check_extent(geometry: Geometry, plan: Plan, where: str) -> None:
     ratios = np.ones(1)
     if len(plan.spacing_mm) == geometry.dims:  # otherwise `prepare_volume` raises an error
         ratios = np.divide(spacing, plan.spacing_mm)
-    is_odd = max(ratios.max(), 1 / ratios.min()) > MOST_RATIO
-    is_huge = geometry.dims == 3 and extent.max() > MOST_EXTENT_MM
+    is_odd = max(ratios.max(), 1 / ratios.min()) > MAX_RATIO
+    is_huge = geometry.dims == 3 and extent.max() > MAX_EXTENT_MM
     if not is_odd and not is_huge:
         return
     unit = ""

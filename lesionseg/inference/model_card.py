@@ -136,10 +136,10 @@ def model_card(
     """Compose the model card of a trained network.
 
     Args:
-        plan: plan of the network.
-        selection: choices made after training.
-        scores: scores of the cases of each role. Empty if the network was not evaluated.
-        provenance: version, date, data and seed of the run. None if they are unknown.
+        plan: Plan of the network.
+        selection: Choices made after training.
+        scores: Scores of the cases of each role. Empty if the network was not evaluated.
+        provenance: Version, date, data and seed of the run. None if they are unknown.
 
     Returns:
         The card in Markdown, after the metadata in YAML. Undefined scores are called "undefined",
@@ -207,7 +207,7 @@ def _metrics(scores: Scores) -> list[dict[str, Any]]:
 def fill(template: str, *, plan: Plan, **values: object) -> str:
     """Fill a template about a model, which can use the filters and the modality of the card."""
     page = Environment(trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
-    page.filters["number"] = _number
+    page.filters["number"] = _format_number
     page.tests["beyond_aim"] = exceeds_aim
     page.filters["expected_recall"] = describe_expected_recall
     page.filters["interval"] = _interval
@@ -227,10 +227,10 @@ def _numbers(scores: Scores) -> list[tuple[str, float | Sequence[float] | None]]
 
 def _interval(value: float, ci95: Sequence[float] | None) -> str:
     """Format a value with its confidence interval, if it has one."""
-    return f"{_number(value)} ({_number(ci95)})" if ci95 else _number(value)
+    return f"{_format_number(value)} ({_format_number(ci95)})" if ci95 else _format_number(value)
 
 
-def _number(value: float | Sequence[float] | None) -> str:
+def _format_number(value: float | Sequence[float] | None) -> str:
     """Format a number or an interval with three digits, an int with all digits.
 
     None is "undefined".
@@ -238,5 +238,5 @@ def _number(value: float | Sequence[float] | None) -> str:
     if value is None:
         return "undefined"
     if isinstance(value, Sequence):
-        return " to ".join(map(_number, value))
+        return " to ".join(map(_format_number, value))
     return f"{value:.3g}" if isinstance(value, float) else str(value)

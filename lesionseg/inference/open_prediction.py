@@ -29,8 +29,8 @@ def open_prediction(
     have names if nnU-Net's `dataset.json` is next to it.
 
     Args:
-        files: the files of the case.
-        geometry: grid of the scan. None is the grid of the prediction.
+        files: The files of the case.
+        geometry: Grid of the scan. None is the grid of the prediction.
         binary: True if all values of a mask without probabilities are one label.
         by_image: True if grids of equal shape and spacing are the same.
 
@@ -60,17 +60,17 @@ def read_on_grid(
     the reference, boxes of an image with two axes can be resampled, but not those of a volume.
 
     Args:
-        files: the prediction. nnU-Net's probabilities have the grid of the mask next to them.
-        geometry: the grid of the reference.
-        resample: resample a prediction on another grid, with a warning.
-        binary: see `PredictionFiles.read`.
-        by_image: grids of equal shape and spacing are the same, see `GridPair.is_same`.
+        files: The prediction. nnU-Net's probabilities have the grid of the mask next to them.
+        geometry: The grid of the reference.
+        resample: Resample a prediction on another grid, with a warning.
+        binary: See `PredictionFiles.read`.
+        by_image: Grids of equal shape and spacing are the same, see `GridPair.is_same`.
 
     Returns:
         The prediction. Two rasters are assumed to cover the same area, also with other sizes.
 
     Raises:
-        GeometryError: if the prediction is on another grid and `resample` is False, or cannot be
+        GeometryError: If the prediction is on another grid and `resample` is False, or cannot be
             resampled, or less than half of the smaller grid is inside the other one, or if a header
             was lost.
     """

@@ -27,8 +27,8 @@ from lesionseg.core.arrays import Flags
 from lesionseg.data.preprocess_image import check_axes, prepare_image
 from lesionseg.data.transforms import require_trusted
 from lesionseg.errors import ConfigError, ContentError, DatasetError, require_one_of
-from lesionseg.evaluation.operating_points import Aim, find_operating_point
-from lesionseg.inference.agreement import Agreement
+from lesionseg.evaluation.operating_points import OperatingPointAim, find_operating_point
+from lesionseg.inference.agreement import EnsembleAgreement
 from lesionseg.inference.body import Body, find_body
 from lesionseg.inference.box_candidates import no_boxes
 from lesionseg.inference.bundle import Bundle, ensemble
@@ -62,7 +62,7 @@ class PreparedScan:
     plan's, on which probabilities are predicted. For an nnU-Net model, `image` is resized, and
     `resizing` leads back to `grid`, that of the file in the axis order of the model. `body` is the
     mask of the patient; None means the whole image. `valid` is that of `core.Volume` on the file's
-    grid. `blank` contains the names of channels without contrast. `remarks` are those of
+    grid. `blank` contains the names of channels without contrast. `warnings` are those of
     `core.Volume`.
     """
 
@@ -74,7 +74,7 @@ class PreparedScan:
     body: Body | None = None
     valid: Flags | None = None
     blank: tuple[str, ...] = ()
-    remarks: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 class Predictor:
@@ -89,26 +89,26 @@ class Predictor:
     mirrored views and `settings` have none, or vice versa.
 
     Args:
-        bundle: a bundle's folder, a run's folder or a `Bundle`, or several of them whose
+        bundle: A bundle's folder, a run's folder or a `Bundle`, or several of them whose
             probabilities are averaged (an ensemble). The plan of the first one is used
             (`bundle.ensemble`).
-        settings: overlap of tiles, mirrored views and precision. `max_memory_gb` has no effect on a
+        settings: Overlap of tiles, mirrored views and precision. `max_memory_gb` has no effect on a
             call, only on functions that have several cases in memory, such as
             `read_ahead.predict_volumes`. None uses the defaults in `conf/`.
         device: "auto", "cpu", "cuda", …. None is "auto" for a folder, and the device of the
             network for a `Bundle`.
-        operating_point: the operating point that accepts candidates, such as `fp_per_case:1`; see
+        operating_point: The operating point that accepts candidates, such as `fp_per_case:1`; see
             `find_operating_point`.
-        pixel_mm: pixel size in mm of images that state none (PNG, some DICOM radiographs). None is
+        pixel_mm: Pixel size in mm of images that state none (PNG, some DICOM radiographs). None is
             the median of the training images.
-        architectures: the caller's own factories by their names in the plan.
-        trust: import any networks and transforms that the bundle names. Otherwise only our own
+        architectures: The caller's own factories by their names in the plan.
+        trust: Import any networks and transforms that the bundle names. Otherwise only our own
             networks and MONAI's transforms are imported.
 
     Raises:
-        BundleError: if the bundle cannot be used, or is not trusted.
-        ConfigError: if the device, the operating point or the architecture is wrong.
-        LesionsegError: if a model cannot be downloaded (`local_model`), or a zip is damaged.
+        BundleError: If the bundle cannot be used, or is not trusted.
+        ConfigError: If the device, the operating point or the architecture is wrong.
+        LesionsegError: If a model cannot be downloaded (`local_model`), or a zip is damaged.
     """
 
     def __init__(
@@ -135,7 +135,9 @@ class Predictor:
         self.settings = settings or InferenceConfig.of()
         self.pixel_mm = pixel_mm
         self._check = joint.check
-        self._accepted_by = None if operating_point is None else Aim.parse(operating_point)
+        self._accepted_by = (
+            None if operating_point is None else OperatingPointAim.parse(operating_point)
+        )
         in_memory = all(isinstance(one, Bundle) for one in given)
         # device and memory format of a network in memory are kept, because it may be in training
         chosen = choose_device(device or "auto") if device is not None or not in_memory else None
@@ -185,7 +187,7 @@ class Predictor:
     def operating_point(self) -> OperatingPoint:
         """Return the operating point that accepts candidates.
 
-        Raises `ConfigError` if the selection does not have it.
+        Raise `ConfigError` if the selection does not have it.
         """
         return find_operating_point(self.selection.operating_points, self._accepted_by)
 
@@ -204,10 +206,10 @@ class Predictor:
         """Predict one case. A warning is logged if the scan is unlike the training scans.
 
         Args:
-            image: its file, a list with one file per channel in the plan's order, an image of
+            image: Its file, a list with one file per channel in the plan's order, an image of
                 nibabel, or an array `[*spatial]` or `[C, *spatial]`.
-            affine: map from indices of the array to RAS millimetres, as in nibabel and MONAI.
-            missing: names of channels that are not in the files or the array. An array may have
+            affine: Map from indices of the array to RAS millimetres, as in nibabel and MONAI.
+            missing: Names of channels that are not in the files or the array. An array may have
                 placeholders for them.
 
         Returns:
@@ -217,13 +219,13 @@ class Predictor:
             check say about the scan.
 
         Raises:
-            ReadError: if a file cannot be read.
-            GeometryError: if the grids of the files do not fit, or a grid is implausible.
-            ContentError: if voxels are not finite, the scan has other channels or axes than the
+            ReadError: If a file cannot be read.
+            GeometryError: If the grids of the files do not fit, or a grid is implausible.
+            ContentError: If voxels are not finite, the scan has other channels or axes than the
                 plan or no voxels, or the network returns NaN.
-            ConfigError: if an array has no affine, `image` has another type, or a name in
+            ConfigError: If an array has no affine, `image` has another type, or a name in
                 `missing` is unknown.
-            DatasetError: if the number of files is wrong, or channels are missing that the network
+            DatasetError: If the number of files is wrong, or channels are missing that the network
                 needs.
         """
         for name in missing:
@@ -297,8 +299,8 @@ class Predictor:
         """Read the channels of a case as a volume `[C, *spatial]` float32 on the file's grid.
 
         Missing channels are 0. Images that state no pixel size have `assumed_pixel_mm`, unless
-        `files` state one. Raises `DatasetError` if the number of files is wrong, or if channels are
-        missing that the network needs. Raises `ReadError`, `GeometryError` or `ContentError` naming
+        `files` state one. Raise `DatasetError` if the number of files is wrong, or if channels are
+        missing that the network needs. Raise `ReadError`, `GeometryError` or `ContentError` naming
         a wrong file.
         """
         plan = self.plan
@@ -344,16 +346,16 @@ class Predictor:
         are background.
 
         Args:
-            volume: the volume `[C, *spatial]`.
-            where: name of the volume in error messages.
+            volume: The volume `[C, *spatial]`.
+            where: Name of the volume in error messages.
             overwrite: True if the values of the volume may be overwritten.
 
         Raises:
-            ContentError: if channels or axes are not those of the plan, or if there are no voxels
+            ContentError: If channels or axes are not those of the plan, or if there are no voxels
                 or some are not finite.
-            GeometryError: if spacing or extent are implausible, or the resampled volume would have
+            GeometryError: If spacing or extent are implausible, or the resampled volume would have
                 more voxels than `FileLimits` allows.
-            DatasetError: if channels are missing that the network needs.
+            DatasetError: If channels are missing that the network needs.
         """
         plan = self.plan
         check_missing(plan, volume.missing)
@@ -400,7 +402,7 @@ class Predictor:
             body=body,
             valid=volume.valid,
             blank=blank,
-            remarks=volume.remarks,
+            warnings=volume.warnings,
         )
 
     def infer(
@@ -416,21 +418,23 @@ class Predictor:
         no channel has contrast (`compare_scan`).
 
         Args:
-            scan: the scan that this predictor prepared.
-            folder: folder of the file for probabilities. None keeps them in memory.
+            scan: The scan that this predictor prepared.
+            folder: Folder of the file for probabilities. None keeps them in memory.
 
         Raises:
-            GeometryError: if an output of the network does not fit the plan.
-            ContentError: if a score of a detector's boxes is NaN.
-            OutputError: if the file for probabilities cannot be made.
+            GeometryError: If an output of the network does not fit the plan.
+            ContentError: If a score of a detector's boxes is NaN.
+            OutputError: If the file for probabilities cannot be made.
         """
         plan = self.plan
         checked = compare_scan(
             self._check, scan.image, scan.file_geometry, plan, scan.missing, scan.blank
-        ).with_remarks(scan.remarks)
+        ).with_warnings(scan.warnings)
         store = Store((plan.n_voxel_channels, *scan.grid.shape), folder=folder)
         boxes = None if plan.anchors is None else no_boxes(plan.dims)
-        agreement = Agreement() if len(self.window.networks) > 1 and plan.has_voxels else None
+        agreement = (
+            EnsembleAgreement() if len(self.window.networks) > 1 and plan.has_voxels else None
+        )
         if not checked.blank:
             image = torch.from_numpy(scan.image)
             outputs = store
@@ -452,7 +456,7 @@ class Predictor:
     def decide(self, inferred: Inferred, case: str, on_slab: OnSlab | None = None) -> Prediction:
         """Return the prediction of a case on its file's grid, from the outputs of `infer`.
 
-        Raises `ContentError` if a probability is NaN.
+        Raise `ContentError` if a probability is NaN.
         """
         return decide(inferred, case, self.plan, self.selection, self._accepted_by, on_slab)
 

@@ -40,11 +40,11 @@ def read_ahead(
     yielded before the error is raised. Closing the generator ends it after the running steps.
 
     Args:
-        items: the items.
-        read: returns the content of an item.
-        infer: takes an item and the result of `read`.
-        write: takes an item and the result of `infer`.
-        fits: returns True if consecutive items fit into memory together. If they do not, they are
+        items: The items.
+        read: Returns the content of an item.
+        infer: Takes an item and the result of `read`.
+        write: Takes an item and the result of `infer`.
+        fits: Returns True if consecutive items fit into memory together. If they do not, they are
             processed one after the other.
     """
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
@@ -61,15 +61,15 @@ def read_ahead(
                 if fit_together and number + 1 < len(items):
                     reading = reader.submit(read, items[number + 1])
                 while writing and not fit_together:
-                    yield _take_result(writing)
+                    yield _wait_for_result(writing)
                 made = infer(item, content)
                 del content
                 while writing:
-                    yield _take_result(writing)
+                    yield _wait_for_result(writing)
                 writing.append(writer.submit(write, item, made))
                 del made  # the writer frees the memory step by step
                 if reading is None:  # the next item needs the memory of this one, or there is none
-                    yield _take_result(writing)
+                    yield _wait_for_result(writing)
         except (Exception, KeyboardInterrupt):
             for written in writing:
                 if written.exception() is None:
@@ -77,7 +77,7 @@ def read_ahead(
             raise
 
 
-def _take_result(writing: list[Future[R]]) -> R:
+def _wait_for_result(writing: list[Future[R]]) -> R:
     """Wait for the result of the last item, and remove the item once it is written."""
     result = writing[0].result()
     writing.clear()
@@ -98,13 +98,13 @@ def predict_volumes(
     step fails for a case, its error is raised after the results of the cases before it.
 
     Args:
-        predictor: the predictor. Its setting `max_memory_gb` limits the memory of the cases that
+        predictor: The predictor. Its setting `max_memory_gb` limits the memory of the cases that
             are processed at the same time. A case that needs more is processed on its own.
-        cases: the cases.
-        read: returns the volume of a case. It runs in its own thread, and the memory of the volume
+        cases: The cases.
+        read: Returns the volume of a case. It runs in its own thread, and the memory of the volume
             is overwritten.
-        use: takes a case and its prediction. It runs in another thread.
-        on_slab: returns the function that receives a case's probabilities (`decision.decide`), or
+        use: Takes a case and its prediction. It runs in another thread.
+        on_slab: Returns the function that receives a case's probabilities (`decision.decide`), or
             None.
     """
     budget = memory_budget(predictor.settings)

@@ -13,7 +13,7 @@ class ScanPrediction(Prediction):
     """A prediction that knows the file of its scan.
 
     Attributes:
-        image: the first file of the scan. None for an array.
+        image: The first file of the scan. None for an array.
     """
 
     image: Path | None = None
@@ -24,11 +24,11 @@ class ScanPrediction(Prediction):
         Masks have the axis order of the scan's file and the position of its header.
 
         Args:
-            path: a folder, for `<case>_mask`, `<case>_instances` and `<case>_candidates.json` in
+            path: A folder, for `<case>_mask`, `<case>_instances` and `<case>_candidates.json` in
                 the format of the scan. Or the file of the mask, such as `found.nii.gz`, for which
                 `found_instances.nrrd` and `found_candidates.json` are written next to it.
 
         Raises:
-            OutputError: if a file cannot be written, or its format cannot store the mask.
+            OutputError: If a file cannot be written, or its format cannot store the mask.
         """
         write_prediction(Path(path), self, like=self.image)

@@ -2,7 +2,7 @@
 
 rows ──▶  finished       │  sums, one tile high      │  not reached yet
 ─────────────────────────┼───────────────────────────┼──────────────────
-  given to `take_rows`   │ ▣▣▣▣▣ current tiles       │
+  given to `finish_rows`   │ ▣▣▣▣▣ current tiles       │
 """
 
 import mmap
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from lesionseg.errors import OutputError
 
-# size of the rows that are given to `take_rows` at a time: on a CPU, small temporary arrays; on a
+# size of the rows that are given to `finish_rows` at a time: on a CPU, small temporary arrays; on a
 # GPU, few copies to synchronise with
 _BYTES_PER_CALL = 1 << 22
 _BYTES_PER_CALL_GPU = 1 << 26
@@ -39,12 +39,12 @@ class Stitcher:
     tile are 0. Only the sums of as many rows as a tile has are in memory.
 
     Args:
-        shape: shape of the grid.
-        n_channels: number of channels K.
-        weight: positive weights `[*tile]`, the same for each tile and channel.
-        take_rows: called as `take_rows(first_row, average)` with finished rows
+        shape: Shape of the grid.
+        n_channels: Number of channels K.
+        weight: Positive weights `[*tile]`, the same for each tile and channel.
+        finish_rows: Called as `finish_rows(first_row, average)` with finished rows
             `[K, rows, *shape[1:]]` float32, in order and once for each row.
-        device: device of the sums, which are float32. None is the device of the weights.
+        device: Device of the sums, which are float32. None is the device of the weights.
 
     >>> stitcher = Stitcher((3,), 1, torch.ones(2), lambda row, p: print(row, p.tolist()))
     >>> stitcher.add(torch.tensor([[1.0, 1.0]]), (slice(0, 2),))
@@ -59,18 +59,18 @@ class Stitcher:
         shape: Sequence[int],
         n_channels: int,
         weight: Float[Tensor, "*tile"],
-        take_rows: Callable[[int, Tensor], None],
+        finish_rows: Callable[[int, Tensor], None],
         device: torch.device | None = None,
     ) -> None:
         self._weight = weight.to(device=device, dtype=torch.float32)
         self._n_rows = shape[0]
-        self._take_rows = take_rows
+        self._finish_rows = finish_rows
         self._first_row = 0
         # the sums contain the rows of the current tiles, from `_first_row` on
         shape_held = (len(weight), *shape[1:])
         self._sum = self._weight.new_zeros((n_channels, *shape_held))
         self._total_weight = self._weight.new_zeros(shape_held)
-        # `take_rows` gets a few rows at a time, see `_BYTES_PER_CALL`
+        # `finish_rows` gets a few rows at a time, see `_BYTES_PER_CALL`
         is_on_cpu = self._sum.device.type == "cpu"
         bytes_per_call = _BYTES_PER_CALL if is_on_cpu else _BYTES_PER_CALL_GPU
         row_bytes = self._sum[:, 0].numel() * self._sum.element_size()
@@ -86,18 +86,18 @@ class Stitcher:
         self._total_weight[(slice(None), *rest)].add_(self._weight)
 
     def finish(self) -> None:
-        """Give the last rows to `take_rows`."""
+        """Give the last rows to `finish_rows`."""
         self._hand_over(self._n_rows)
 
     def _hand_over(self, end: int) -> None:
-        """Give the rows before `end` to `take_rows`."""
+        """Give the rows before `end` to `finish_rows`."""
         while self._first_row < end:
             n_finished = min(end - self._first_row, len(self._total_weight))
             for first in range(0, n_finished, self._rows_per_call):
                 rows = slice(first, min(first + self._rows_per_call, n_finished))
                 # if no tile covers a voxel, its weight and sum are 0, and the average must be 0
                 weight = self._total_weight[rows].clamp_min(torch.finfo(torch.float32).tiny)
-                self._take_rows(self._first_row + first, self._sum[:, rows] / weight)
+                self._finish_rows(self._first_row + first, self._sum[:, rows] / weight)
             _move_up(self._sum, n_finished)
             _move_up(self._total_weight[None], n_finished)
             self._first_row += n_finished
@@ -187,8 +187,8 @@ class LogitStore(Store):
 
     def encode(self, p: Tensor) -> Tensor:
         """Clip logits to the range of float16."""
-        most = torch.finfo(torch.float16).max
-        return p.clamp(-most, most)
+        maximum = torch.finfo(torch.float16).max
+        return p.clamp(-maximum, maximum)
 
     def decode(self, values: Tensor) -> Tensor:
         """Convert stored numbers to logits float32."""

@@ -22,7 +22,7 @@ from lesionseg.config import InferenceConfig
 from lesionseg.data.tiling import TileGrid
 from lesionseg.errors import ConfigError, GeometryError
 from lesionseg.host_memory import reuse_memory
-from lesionseg.inference.agreement import Agreement
+from lesionseg.inference.agreement import EnsembleAgreement
 from lesionseg.inference.body import Body
 from lesionseg.inference.box_candidates import BoxCollector, Boxes
 from lesionseg.inference.probabilities import label_probabilities
@@ -98,9 +98,9 @@ class _CoveredPart:
         """Write finished rows of the padded tile grid to their place in the image.
 
         Args:
-            store: the destination, in coordinates of the image.
-            first: the row of the padded grid, along the first axis, with which `average` begins.
-            average: the finished rows `[K, rows, *padded]`. The padding is not written.
+            store: The destination, in coordinates of the image.
+            first: The row of the padded grid, along the first axis, with which `average` begins.
+            average: The finished rows `[K, rows, *padded]`. The padding is not written.
         """
         own_rows, *rest = self.grid.inside
         start = max(first, own_rows.start)
@@ -114,15 +114,15 @@ class _CoveredPart:
 
     def move_to_image(self, found: Boxes) -> Boxes:
         """Move boxes from the region to the image. Drop boxes with centres outside the body."""
-        moved = found.boxes + torch.tensor([r.start for r in self.region] * 2)
+        shifted = found.boxes + torch.tensor([r.start for r in self.region] * 2)
         kept = torch.ones(len(found), dtype=torch.bool)
         if self.body is not None:
-            centres, _ = split_box(moved)
+            centres, _ = split_box(shifted)
             # rounding may put the centre of a thin box on the outer face of the last voxel
             voxels = centres.long().clamp(min=0).minimum(torch.tensor(self.shape) - 1)
             for i, voxel in enumerate(voxels.tolist()):
                 kept[i] = self.body.touches(tuple(slice(v, v + 1) for v in voxel))
-        return Boxes(moved[kept], found.scores[kept], found.labels[kept], found.n_left_out)
+        return Boxes(shifted[kept], found.scores[kept], found.labels[kept], found.n_left_out)
 
 
 class SlidingWindow:
@@ -138,13 +138,13 @@ class SlidingWindow:
     `batch_size` is halved for good.
 
     Args:
-        networks: the members of an ensemble, or one network.
-        plan: tile shape, channels and labels.
-        settings: overlap of tiles, mirrored views and precision. None uses the defaults in `conf/`.
+        networks: The members of an ensemble, or one network.
+        plan: Tile shape, channels and labels.
+        settings: Overlap of tiles, mirrored views and precision. None uses the defaults in `conf/`.
             With the precision "auto", the device computes in the type of `autocast_dtype`, and a
             GPU with an nnU-Net model in float16.
-        device: device of the computation. None is the device of the first network.
-        memory_format: memory format of the weights. None keeps it, for a network in training.
+        device: Device of the computation. None is the device of the first network.
+        memory_format: Memory format of the weights. None keeps it, for a network in training.
     """
 
     def __init__(
@@ -211,7 +211,7 @@ class SlidingWindow:
         *,
         body: Body | None = None,
         store: Store | None = None,
-        agreement: Agreement | None = None,
+        agreement: EnsembleAgreement | None = None,
     ) -> tuple[Store, Boxes | None]:
         """Return probabilities `[K, *spatial]` of the plan's labels and a detector's boxes.
 
@@ -220,19 +220,19 @@ class SlidingWindow:
         free memory of a GPU.
 
         Args:
-            image: prepared image `[C, *spatial]`, with the plan's channels and axes.
-            body: mask of the body. Tiles without a part of the body are skipped. Outside the body,
+            image: Prepared image `[C, *spatial]`, with the plan's channels and axes.
+            body: Mask of the body. Tiles without a part of the body are skipped. Outside the body,
                 probabilities are 0 and boxes are dropped. None is the whole image.
-            store: receives the outputs. None is a new store in memory, see `new_store`.
-            agreement: receives the voxels that the networks mark, if there are several.
+            store: Receives the outputs. None is a new store in memory, see `new_store`.
+            agreement: Receives the voxels that the networks mark, if there are several.
 
         Returns:
             The store and the boxes. K is 0 if the network predicts no voxels. The boxes are None
             if it predicts none, or if the plan's rule uses only voxels.
 
         Raises:
-            GeometryError: if an output of the network does not fit the plan.
-            ContentError: if a score of a detector's boxes is NaN.
+            GeometryError: If an output of the network does not fit the plan.
+            ContentError: If a score of a detector's boxes is NaN.
         """
         plan = self.plan
         shape = tuple(image.shape[1:])
@@ -246,9 +246,9 @@ class SlidingWindow:
         if is_padded:  # an image smaller than a tile is padded with 0, as in training
             # torch expects the last axis first
             array = functional.pad(array, [n for pair in reversed(grid.pad) for n in pair])
-        take_rows = partial(covered.write_rows, store)
+        finish_rows = partial(covered.write_rows, store)
         stitcher = Stitcher(
-            grid.padded_shape, self.n_outputs, self.tile_weight(), take_rows, sums_device
+            grid.padded_shape, self.n_outputs, self.tile_weight(), finish_rows, sums_device
         )
         detects = plan.has_boxes and plan.candidate_rule.source != "segmentation"
         n_readings = len(self.networks) * len(self.flips)
@@ -275,7 +275,7 @@ class SlidingWindow:
         tiles: Tensor,
         numbers: Sequence[int],
         collector: BoxCollector | None,
-        agreement: Agreement | None,
+        agreement: EnsembleAgreement | None,
     ) -> Tensor | None:
         """Return the result of `predict`, or None if there is too little memory for the batch.
 
@@ -318,12 +318,12 @@ class SlidingWindow:
         tiles: Float[Tensor, "b c *tile"],
         numbers: Sequence[int] = (),
         collector: BoxCollector | None = None,
-        agreement: Agreement | None = None,
+        agreement: EnsembleAgreement | None = None,
     ) -> Float[Tensor, "b k *tile"]:
         """Return mean probabilities or logits float32 over networks and mirrored views.
 
         Boxes are added to `collector`, with the `numbers` of the tiles in its grid. The voxels that
-        each of several networks marks are added to `agreement`. Raises `GeometryError` if an output
+        each of several networks marks are added to `agreement`. Raise `GeometryError` if an output
         of the network does not fit the plan.
         """
         n_tiles = len(tiles)  # the tiles that fill the batch are not counted
@@ -361,7 +361,7 @@ class SlidingWindow:
         """Convert the logits of the first `n_tiles` tiles to the values that are averaged.
 
         The first of `output` has the finest logits. There are no values if the network predicts
-        only boxes. Raises `GeometryError` if the logits do not fit the plan.
+        only boxes. Raise `GeometryError` if the logits do not fit the plan.
         """
         if not self.plan.has_voxels:
             return tiles.new_zeros((n_tiles, 0, *tiles.shape[2:]), dtype=torch.float32)
@@ -417,7 +417,7 @@ def choose_device(name: str | torch.device) -> torch.device:
     """Return the device of a name. "auto" is the GPU if there is one, otherwise the CPU.
 
     Raises:
-        ConfigError: if the device is unknown or not available.
+        ConfigError: If the device is unknown or not available.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,4 +1,4 @@
-"""Locating the files of a bundle in a folder or a zip, and reading the facts of its model card."""
+"""Locating the files of a bundle in a folder or a zip, and reading its model card."""
 
 import re
 from collections.abc import Mapping
@@ -7,14 +7,14 @@ from pathlib import Path, PurePosixPath
 
 from lesionseg.config import has_config
 from lesionseg.errors import BundleError, count, join_names
-from lesionseg.io.files import atomic_path, cache_folder, digest_of
+from lesionseg.io.files import atomic_path, digest_of, download_folder
 from lesionseg.io.model_files import ModelFiles, find_archive, list_archive, read_model_text
 
 WEIGHTS = "weights.safetensors"
 _PLAN = "plan.json"
 MODELS = "models"  # the folder of models in the cache
 _SUFFIXES = (".safetensors", ".json", ".md")
-# sections of the model card whose facts are those of the plan and the selection
+# sections of the model card whose fields are those of the plan and the selection
 _REPEATED = re.compile(r"^## (?:Input|Output|Decisions)\n(?:(?!#).*\n)*", re.MULTILINE)
 # the lines before the card, which the Hugging Face Hub reads, with the line of the license
 _METADATA = re.compile(r"\A---\n(?:(?!---|license:).*\n)*(license: .*\n)?(?:(?!---).*\n)*---\n")
@@ -60,8 +60,8 @@ class BundleFiles:
         """Return the text of the card; empty if the bundle has none."""
         return read_model_text(self.card) if self.card.is_file() else ""
 
-    def card_facts(self) -> Mapping[str, str]:
-        """Return the facts in the card, from lines such as `- date: 2026-01-31` or `license: mit`.
+    def card_fields(self) -> Mapping[str, str]:
+        """Return the fields of the card, of lines like `- date: 2026-01-31` or `license: mit`.
 
         The sections Input, Output and Decisions are left out, because they repeat the plan and the
         selection, and so is the metadata except for the license. The result is empty if the bundle
@@ -79,10 +79,10 @@ def resolve_bundle(path: Path) -> Path:
             `FILE.zip/runs/a` is a folder in a zip. A bundle in a zip is unpacked into the cache.
 
     Raises:
-        BundleError: Neither folder contains weights and plan, the training has not finished, or the
-            zip contains no bundle or several ones in folders of equal depth.
-        ReadError: The zip is damaged.
-        OutputError: The cache cannot be written.
+        BundleError: If neither folder contains weights and plan, the training has not finished, or
+            the zip contains no bundle or several ones in folders of equal depth.
+        ReadError: If the zip is damaged.
+        OutputError: If the cache cannot be written.
     """
     for folder in (path, path / "bundle"):
         files = BundleFiles(folder)
@@ -115,8 +115,8 @@ def _unpack(archive: Path, path: Path) -> Path:
             unpacked, because folders below the bundle of a run may contain those of single folds.
 
     Raises:
-        BundleError: There is no bundle, there are several in folders of equal depth, or a file that
-            was unpacked before has changed.
+        BundleError: If there is no bundle, there are several in folders of equal depth, or a file
+            that was unpacked before has changed.
     """
     names = [PurePosixPath(name) for name in list_archive(archive)]
     inner = path.relative_to(archive)
@@ -134,7 +134,7 @@ def _unpack(archive: Path, path: Path) -> Path:
         )
     files = ModelFiles(archive / found[0], archive)
     # each zip and each folder in it has its own target
-    target = cache_folder() / MODELS / digest_of(archive) / digest_of(str(found[0]))[:16]
+    target = download_folder() / MODELS / digest_of(archive) / digest_of(str(found[0]))[:16]
     for name in names:
         file = target / name.name
         if name.parent != found[0] or name.suffix not in _SUFFIXES:

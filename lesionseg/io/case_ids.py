@@ -85,17 +85,19 @@ def check_case_id(case: str, where: object, error: type[LesionsegError] = Datase
         where: The file, line or folder that the id comes from, for the message.
         error: The type of the error that is raised.
     """
-    if fault := case_id_fault(case):
-        raise error(f"{where}: the case id {case!r} cannot be a file name: it {fault}. Rename it.")
+    if problem := case_id_problem(case):
+        raise error(
+            f"{where}: the case id {case!r} cannot be a file name: it {problem}. Rename it."
+        )
 
 
-def case_id_fault(case: str) -> str:
+def case_id_problem(case: str) -> str:
     """Return the first reason why an id cannot be part of a file name, such as "is empty".
 
     Return "" if it can. Letters of all scripts are allowed.
     """
     n_bytes = len(case.encode(errors="replace"))
-    faults = {
+    problems = {
         "is empty": not case,
         "begins with a dot": case.startswith("."),
         "begins or ends with a space": case != case.strip(),
@@ -106,7 +108,7 @@ def case_id_fault(case: str) -> str:
         and bool(set(case) & set('<>:"|?*')),
         f"is too long, {n_bytes} of {MAX_ID_BYTES} bytes": n_bytes > MAX_ID_BYTES,
     }
-    return next((fault for fault, applies in faults.items() if applies), "")
+    return next((problem for problem, applies in problems.items() if applies), "")
 
 
 def printable_id(case: str) -> str:
@@ -115,4 +117,4 @@ def printable_id(case: str) -> str:
     >>> print(printable_id("a"), printable_id("a\nb"))
     a 'a\nb'
     """
-    return repr(case) if case_id_fault(case) else case
+    return repr(case) if case_id_problem(case) else case

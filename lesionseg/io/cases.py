@@ -15,9 +15,9 @@ from lesionseg.io.channels import check_channels, is_colour
 from lesionseg.io.dicom.headers import is_dicom
 from lesionseg.io.dicom.reference import read_dicom_reference
 from lesionseg.io.grids import GridPair
-from lesionseg.io.layouts.drawn_lesions import read_stated_reference
+from lesionseg.io.layouts.annotated_lesions import LESIONS_KEY
+from lesionseg.io.layouts.drawn_lesions import read_annotated_reference
 from lesionseg.io.layouts.manifest import IGNORE
-from lesionseg.io.layouts.stated_lesions import LESIONS
 from lesionseg.io.masks import read_instances, read_mask, require_exact_values
 from lesionseg.io.raster import is_reoriented
 from lesionseg.io.volumes import is_dicom_image, is_raster, read_geometry, read_volume
@@ -48,12 +48,12 @@ def read_case(files: CaseFiles, dataset: Dataset) -> Case:
         The case. Its reference is None if the case is unlabelled.
 
     Raises:
-        DatasetError: The files are not those of the dataset's channels, see `check_channels`.
-        ReadError: A file is damaged.
-        GeometryError: Files are on different grids, see `GridPair.check`, or the image has another
-            number of axes than the dataset.
-        ContentError: Voxels are infinite, voxels are NaN although the dataset does not treat NaN as
-            background, or a mask value is not a label.
+        DatasetError: If the files are not those of the dataset's channels, see `check_channels`.
+        ReadError: If a file is damaged.
+        GeometryError: If files are on different grids, see `GridPair.check`, or the image has
+            another number of axes than the dataset.
+        ContentError: If voxels are infinite, voxels are NaN although the dataset does not treat NaN
+            as background, or a mask value is not a label.
     """
     image = read_image(files, dataset)
     reference = _ignore_invalid(_read_stored_reference(files, dataset, image.geometry), image.valid)
@@ -63,16 +63,16 @@ def read_case(files: CaseFiles, dataset: Dataset) -> Case:
 def read_image(files: CaseFiles, dataset: Dataset, *, is_input: bool = False) -> Volume:
     """Read the image of one case without its reference. Raises the errors of `read_case`.
 
-    The warnings of the readers also become `Volume.remarks`, in which files have no folder.
+    The warnings of the readers also become `Volume.warnings`, in which files have no folder.
     `is_input`: the case is an input of a trained model, whose channels can no longer be changed, so
     no warning advises that.
     """
     check_channels(files, dataset)
-    with collect_warnings() as remarks:
+    with collect_warnings() as warnings:
         image = _read_channels(files, dataset, is_input=is_input)
     for file in files.images:
-        remarks = [text.replace(str(file), file.name) for text in remarks]
-    return replace(image, remarks=tuple(remarks))
+        warnings = [text.replace(str(file), file.name) for text in warnings]
+    return replace(image, warnings=tuple(warnings))
 
 
 def _read_channels(files: CaseFiles, dataset: Dataset, *, is_input: bool) -> Volume:
@@ -123,9 +123,9 @@ def _read_channels(files: CaseFiles, dataset: Dataset, *, is_input: bool) -> Vol
 def read_reference(
     files: CaseFiles, dataset: Dataset, geometry: Geometry | None = None
 ) -> Reference | None:
-    """Read the reference of one case as `read_case` does, without reading or checking its image.
+    """Read the reference of one case as `read_case` does, without the image.
 
-    Only DICOM radiographs are read, because their padding is ignored.
+    The image is read only if it is a DICOM radiograph, whose padding is ignored.
 
     Args:
         files: The files of the case.
@@ -136,7 +136,7 @@ def read_reference(
         The reference, or None if the case is unlabelled.
 
     Raises:
-        LesionsegError: The reference cannot be used, see `read_case`.
+        LesionsegError: If the reference cannot be used, see `read_case`.
     """
     geometry = geometry or read_geometry(files.images[0], pixel_mm=files.pixel_mm)
     reference = _read_stored_reference(files, dataset, geometry)
@@ -175,8 +175,8 @@ def _read_stored_reference(
     labels = dataset.labels
     _warn_of_turn(files, dataset)
     reference = None
-    if LESIONS in files.annotations:
-        reference = read_stated_reference(files, geometry, labels.merged)
+    if LESIONS_KEY in files.annotations:
+        reference = read_annotated_reference(files, geometry, labels.merged)
     elif files.reference is not None:
         reference = _read_mask_file(files, dataset, geometry, files.reference)
     if reference is None:
@@ -310,8 +310,8 @@ def read_finite(
         The image. Channels that were resampled are float32, and 0 outside the file's grid.
 
     Raises:
-        ReadError: The file is damaged.
-        ContentError: A voxel is infinite, or all voxels are NaN.
+        ReadError: If the file is damaged.
+        ContentError: If a voxel is infinite, or all voxels are NaN.
     """
     volume = read_volume(path)
     array = finite_values(path, volume.array, nan_background=True)
@@ -332,7 +332,7 @@ def finite_values(path: Path, stored: NDArray[Any], *, nan_background: bool) -> 
         nan_background: True replaces NaN, see `nan_to_background`.
 
     Raises:
-        ContentError: A voxel is NaN, infinite or beyond the range of float32.
+        ContentError: If a voxel is NaN, infinite or beyond the range of float32.
     """
     if stored.dtype.kind != "f":  # integers are always finite
         return stored

@@ -28,7 +28,7 @@ def with_colours(dataset: Dataset) -> Dataset:
     A dataset whose channels are colours already is returned unchanged. No picture is read.
 
     Raises:
-        DatasetError: The images are volumes, are no pictures (PNG, JPEG, BMP or TIFF), or have
+        DatasetError: If the images are volumes, are no pictures (PNG, JPEG, BMP or TIFF), or have
             several channels.
     """
     if dataset.dims != 2:
@@ -66,11 +66,12 @@ def missing_channels(files: Mapping[int, Path], n_channels: int) -> tuple[int, .
 
 
 def with_missing_channels(dataset: Dataset) -> Dataset:
-    """Return a dataset whose single pictures lack channels unless their colours are the channels.
+    """Mark the missing channels of cases with one picture in a dataset of three channels.
 
-    The three channels of a single picture are its colours only if all cases have a single image
-    with two axes. Otherwise it is one channel: that of the number in its name, by default the first
-    one. Any other dataset is returned unchanged.
+    If each case has one image with two axes, the colours of the picture are the channels, and the
+    dataset is returned unchanged. Otherwise the picture is one channel, and the other two are
+    missing. The number in its file name decides which one (`P1_0002.png` is channel 2); without a
+    number, it is channel 0.
     """
     n_channels = len(dataset.channel_names)
     has_colours = dataset.dims == 2 and all(len(case.images) == 1 for case in dataset.cases)
@@ -79,8 +80,8 @@ def with_missing_channels(dataset: Dataset) -> Dataset:
     cases = []
     for case in dataset.cases:
         if is_colour(case, n_channels):
-            _, own = split_channel(strip_suffix(case.images[0]))
-            case = replace(case, missing=tuple(c for c in range(3) if c != (own or 0)))
+            _, channel = split_channel(strip_suffix(case.images[0]))
+            case = replace(case, missing=tuple(c for c in range(3) if c != (channel or 0)))
         cases.append(case)
     return replace(dataset, cases=tuple(cases))
 

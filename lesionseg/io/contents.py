@@ -84,8 +84,8 @@ def case_digest(files: CaseFiles) -> str:
     digests = [
         bytes.fromhex(_file_digest(file)) for image in images for file in content_files(image)
     ]
-    facts = [files.annotations, files.group, *files.annotated, *files.missing, files.pixel_mm]
-    return digest_of(*digests, json.dumps(facts, sort_keys=True, default=str))
+    fields = [files.annotations, files.group, *files.annotated, *files.missing, files.pixel_mm]
+    return digest_of(*digests, json.dumps(fields, sort_keys=True, default=str))
 
 
 def file_state(paths: Iterable[Path]) -> str:

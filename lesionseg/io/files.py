@@ -34,7 +34,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     because writers choose the format by it. Missing parent folders are created.
 
     Raises:
-        OutputError: The file cannot be written.
+        OutputError: If the file cannot be written.
     """
     temporary = path.with_name(f".{uuid.uuid4().hex[:8]}-{path.name}")
     try:
@@ -77,7 +77,7 @@ def digest_of(*parts: str | bytes | memoryview | Path) -> str:
     return digest.hexdigest()
 
 
-def cache_folder() -> Path:
+def download_folder() -> Path:
     """Return the folder of downloaded files, `$XDG_CACHE_HOME/lesionseg` or `~/.cache/lesionseg`.
 
     It may not exist.
@@ -135,7 +135,7 @@ def locked_folder(folder: Path, name: str = LOCK, *, wait_seconds: float = 0) ->
         wait_seconds: How long to wait for the lock.
 
     Raises:
-        OutputError: Another process holds the lock, or the folder cannot be created.
+        OutputError: If another process holds the lock, or the folder cannot be created.
     """
     lock = FileLock(folder / name)
     with made_folder(folder):
@@ -164,7 +164,7 @@ def made_folder(folder: Path) -> Iterator[None]:
     A folder that existed before stays.
 
     Raises:
-        OutputError: The folder cannot be created.
+        OutputError: If the folder cannot be created.
     """
     new = [place for place in (folder, *folder.parents) if not place.exists()]
     with output_errors(folder):

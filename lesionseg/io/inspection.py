@@ -20,7 +20,7 @@ from lesionseg.io.dicom.headers import is_dicom, is_secondary_capture, read_head
 from lesionseg.io.files import digest_of
 from lesionseg.io.grids import GridPair
 from lesionseg.io.nifti import SUFFIXES as NIFTI
-from lesionseg.io.nifti import states_orientation
+from lesionseg.io.nifti import has_orientation
 from lesionseg.io.volumes import read_volume
 from lesionseg.io.warn_once import collect_warnings
 
@@ -60,7 +60,7 @@ def inspect_case(files: CaseFiles, dataset: Dataset) -> Inspection:
         try:
             case = read_case(files, dataset)
             for file in files.images:
-                if file.name.lower().endswith(NIFTI) and not states_orientation(file):
+                if file.name.lower().endswith(NIFTI) and not has_orientation(file):
                     text = (
                         f"{file}: the file does not state the orientation: left and right may be "
                         "swapped."
@@ -70,7 +70,7 @@ def inspect_case(files: CaseFiles, dataset: Dataset) -> Inspection:
             unexplained = Finding.of(error, files.case, kind="unreadable")
             findings = _find_errors(files, dataset) or [unexplained]
     findings += [Finding("remark", text, files.case, "note") for text in warnings]
-    patient, has_text = _read_dicom_facts(files.images)
+    patient, has_text = _read_dicom_fields(files.images)
     axes = ""
     if case is not None and dataset.dims == 3:
         from nibabel.orientations import aff2axcodes
@@ -119,10 +119,10 @@ def _find_errors(files: CaseFiles, dataset: Dataset) -> list[Finding]:
     return findings
 
 
-def _read_dicom_facts(images: tuple[Path, ...]) -> tuple[str, bool]:
+def _read_dicom_fields(images: tuple[Path, ...]) -> tuple[str, bool]:
     """Return `Inspection.patient` and `Inspection.has_text` of the images of a case.
 
-    Only the first file of a series is read, because both facts are the same in all of them. The
+    Only the first file of a series is read, because both details are the same in all of them. The
     first image that states a patient counts. Damaged images and other formats are skipped.
     """
     patient = ""
@@ -133,6 +133,6 @@ def _read_dicom_facts(images: tuple[Path, ...]) -> tuple[str, bool]:
             if is_dicom(file):
                 header = read_header(file)
                 patient = patient or text(header, "PatientID")
-                stated = text(header, "BurnedInAnnotation").upper()
-                has_text |= stated == "YES" or (not stated and is_secondary_capture(header))
+                given = text(header, "BurnedInAnnotation").upper()
+                has_text |= given == "YES" or (not given and is_secondary_capture(header))
     return patient and digest_of(patient), has_text

@@ -98,8 +98,8 @@ def _check_compressed_voxels(path: Path, n_bytes: int) -> None:
     states. Voxels without compression, with bzip2, or after skipped lines or bytes are not checked.
 
     Raises:
-        ReadError: The stream is damaged, a MetaImage with its own voxels states no length, or the
-            length that a MetaImage states is not a number.
+        ReadError: If the stream is damaged, a MetaImage with its own voxels states no length, or
+            the length that a MetaImage states is not a number.
     """
     voxels = voxel_file(path)
     is_nrrd = path.suffix.lower() in _NRRD
@@ -110,9 +110,9 @@ def _check_compressed_voxels(path: Path, n_bytes: int) -> None:
     if not is_compressed.search(header) or _SKIPPED_BYTES.search(header):
         return
     has_own_voxels = voxels == path
-    stated = _COMPRESSED_BYTES.search(header)
+    given = _COMPRESSED_BYTES.search(header)
     should_state_bytes = has_own_voxels or b"CompressedDataSize" in header
-    if should_state_bytes and not is_nrrd and stated is None:
+    if should_state_bytes and not is_nrrd and given is None:
         raise ReadError(  # ITK would inflate the header as well
             f"{path}: the header has no CompressedDataSize with a number, without which the voxels "
             "cannot be read. Write the image again as .nii.gz."
@@ -120,7 +120,7 @@ def _check_compressed_voxels(path: Path, n_bytes: int) -> None:
     with voxels.open("rb") as stream:
         stream.seek(len(header) if has_own_voxels else 0)
         n_compressed, n_inflated = _measure_stream(stream)
-        is_cut = stated is not None and int(stated[1]) < n_compressed
+        is_cut = given is not None and int(given[1]) < n_compressed
         if is_cut or n_inflated < n_bytes:
             raise ReadError(
                 f"{path}: the compressed voxels are damaged. Copy the file again from its source."
@@ -151,8 +151,8 @@ def voxel_file(path: Path) -> Path:
     """Return the file that contains the voxels: `path` itself, or a file in the same folder.
 
     Raises:
-        ReadError: The header is damaged, or names a missing file, a file in another folder, a list
-            or a pattern. ITK itself would read any file that a header names.
+        ReadError: If the header is damaged, or names a missing file, a file in another folder, a
+            list or a pattern. ITK itself would read any file that a header names.
     """
     is_nrrd = path.suffix.lower() in _NRRD
     head = _read_head(path)

@@ -67,13 +67,13 @@ def set_limits(limits: FileLimits) -> None:
     _limits = limits
 
 
-def limit_voxels(most: int, advice: str) -> None:
+def limit_voxels(maximum: int, advice: str) -> None:
     """Lower the largest number of voxels in this process, unless it is lower already.
 
     `advice` is added to the message about a larger image, see `FileLimits`.
     """
-    if most < _limits.max_voxels:
-        set_limits(replace(_limits, max_voxels=most, advice=advice))
+    if maximum < _limits.max_voxels:
+        set_limits(replace(_limits, max_voxels=maximum, advice=advice))
 
 
 def largest_content(n_compressed: int, ratio: int = _MAX_COMPRESSION) -> int:
@@ -111,7 +111,7 @@ def check_grid(path: Path, geometry: Geometry, unit: str = "") -> None:
         unit: The unit of the header, for messages, if it is not millimetres.
 
     Raises:
-        ReadError: There are too many voxels, or the spacing or the extent is outside its limits.
+        ReadError: If there are too many voxels, or the spacing or the extent is outside its limits.
             An extent below its limit is an error only if the spacing is microscopic as well,
             because a wrong unit changes both.
     """
@@ -122,8 +122,8 @@ def check_grid(path: Path, geometry: Geometry, unit: str = "") -> None:
             f"Crop it, or resample it to larger voxels. {_limits.advice}".rstrip()
         )
     spacing = describe_sides(geometry.spacing_mm)
-    stated = f" The header gives lengths in {unit}." if unit else ""
-    advice = f"{stated} Correct the spacing or its unit in the header."
+    unit_hint = f" The header gives lengths in {unit}." if unit else ""
+    advice = f"{unit_hint} Correct the spacing or its unit in the header."
     low, high = _limits.spacing_mm
     if not all(low <= mm <= high for mm in geometry.spacing_mm):
         raise ReadError(
@@ -131,12 +131,12 @@ def check_grid(path: Path, geometry: Geometry, unit: str = "") -> None:
             f"mm.{advice}"
         )
     extent = max(n * mm for n, mm in zip(geometry.shape, geometry.spacing_mm, strict=True))
-    least, largest = _limits.extent_mm
-    is_tiny = extent < least and max(geometry.spacing_mm) < _MICROSCOPIC_MM
+    minimum, largest = _limits.extent_mm
+    is_tiny = extent < minimum and max(geometry.spacing_mm) < _MICROSCOPIC_MM
     if geometry.size_unit != "px" and (is_tiny or extent > largest):
         raise ReadError(
             f"{path}: impossible extent: the longest side is {extent:.3g} mm with the spacing "
-            f"{spacing} mm, expected {least:g}–{largest:g} mm.{advice}"
+            f"{spacing} mm, expected {minimum:g}–{largest:g} mm.{advice}"
         )
 
 

@@ -34,8 +34,8 @@ def read_mask(
         nan_background: True replaces NaN by 0.
 
     Raises:
-        ReadError: The file is damaged.
-        ContentError: A value is negative, above 2³¹ − 1 or not an integer. Differences that the
+        ReadError: If the file is damaged.
+        ContentError: If a value is negative, above 2³¹ − 1 or not an integer. Differences that the
             scaling of a header explains are rounded, with a warning.
     """
     volume = read_volume(path, pixel_mm=pixel_mm, as_labels=True)

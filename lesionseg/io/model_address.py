@@ -1,7 +1,7 @@
 """Models at an address: a repository of the Hugging Face Hub, or a file of a web server.
 
 `hf://user/model[@revision][/path]` is downloaded by the package of the hub into its own cache.
-`https://…/model.zip` is downloaded into `models` of `cache_folder`, into a folder named by the
+`https://…/model.zip` is downloaded into `models` of `download_folder`, into a folder named by the
 SHA-256 of the file. `…/model.zip/path` is a folder in a zip, and `…#sha256=DIGEST` pins the content
 of a file. Nothing is unpickled or imported.
 """
@@ -25,7 +25,7 @@ from urllib.request import HTTPRedirectHandler, Request, build_opener
 from lesionseg.config import is_url
 from lesionseg.errors import BundleError, ConfigError, ReadError, pip_install
 from lesionseg.io.bundle_folder import MODELS, BundleFiles, resolve_bundle
-from lesionseg.io.files import cache_folder, digest_of, output_errors
+from lesionseg.io.files import digest_of, download_folder, output_errors
 from lesionseg.io.layouts.nnunet import DATASET_JSON
 from lesionseg.io.nnunet_model import CHECKPOINT, PLANS, NnunetModelFiles, find_nnunet_model
 from lesionseg.version import __version__
@@ -65,10 +65,10 @@ def local_model(place: str | PathLike[str]) -> Path:
         The path of a bundle's folder, of an nnU-Net model or of a checkpoint, which may be missing.
 
     Raises:
-        ConfigError: The address has a wrong form or is not safe, or huggingface_hub is missing.
-        ReadError: The model cannot be downloaded, or does not exist.
-        BundleError: The content has another digest than the pinned one, or is no model.
-        OutputError: The cache cannot be written.
+        ConfigError: If the address has a wrong form or is not safe, or huggingface_hub is missing.
+        ReadError: If the model cannot be downloaded, or does not exist.
+        BundleError: If the content has another digest than the pinned one, or is no model.
+        OutputError: If the cache cannot be written.
     """
     text = fspath(place)
     if not is_url(text):
@@ -102,8 +102,8 @@ def find_model(place: str | PathLike[str]) -> BundleFiles | NnunetModelFiles:
             a zip, or an address, from which `local_model` downloads it.
 
     Raises:
-        BundleError: The place is none of these, or the training has not finished.
-        LesionsegError: The model cannot be downloaded, see `local_model`.
+        BundleError: If the place is none of these, or the training has not finished.
+        LesionsegError: If the model cannot be downloaded, see `local_model`.
     """
     path = local_model(place)
     return find_nnunet_model(path) or BundleFiles(resolve_bundle(path))
@@ -124,9 +124,9 @@ def _fetch_from_hub(url: str) -> Path:
     The log states the commit and the URL with it, unless the given URL states the commit.
 
     Raises:
-        ConfigError: The URL has a wrong form, or huggingface_hub is missing.
-        ReadError: The model cannot be downloaded.
-        OutputError: The cache cannot be written.
+        ConfigError: If the URL has a wrong form, or huggingface_hub is missing.
+        ReadError: If the model cannot be downloaded.
+        OutputError: If the cache cannot be written.
     """
     try:
         from huggingface_hub import constants, parse_hf_uri, snapshot_download
@@ -207,10 +207,10 @@ def _fetch_from_web(url: str, sha256: str | None) -> Path:
     the log states its digest. The caller checks the pinned digest of a file in the cache.
 
     Raises:
-        ConfigError: The URL has another scheme, or its file could be replaced unnoticed.
-        ReadError: The file cannot be downloaded.
-        BundleError: The downloaded file has another digest than the pinned one.
-        OutputError: The cache cannot be written.
+        ConfigError: If the URL has another scheme, or its file could be replaced unnoticed.
+        ReadError: If the file cannot be downloaded.
+        BundleError: If the downloaded file has another digest than the pinned one.
+        OutputError: If the cache cannot be written.
     """
     # a file that is replaced during its transfer is noticed by HTTPS, and by a pinned digest
     schemes = ("https://",) if sha256 is None else ("https://", "http://")
@@ -219,7 +219,7 @@ def _fetch_from_web(url: str, sha256: str | None) -> Path:
             f"{url}: a model is read from a local path, from hf://user/model or from "
             "https://…/model.zip, but from http:// only if #sha256= pins its content."
         )
-    models = cache_folder() / MODELS
+    models = download_folder() / MODELS
     suffix = PurePosixPath(url.partition("?")[0]).suffix
     name = f"model{suffix if suffix in _CHECKPOINTS else '.zip'}"
     if sha256 is not None and (models / sha256 / name).is_file():
@@ -263,11 +263,11 @@ def _download(url: str, path: Path, redirects: HTTPRedirectHandler) -> None:
     """Download a file to `path`.
 
     Raises:
-        ValueError: The file is too large or of unstated size, is cut short, or is not a zip
+        ValueError: If the file is too large or of unstated size, is cut short, or is not a zip
             although it has this suffix.
-        OSError: The server refuses the file, the disk has too little space, or the file cannot be
-            written.
-        HTTPException: The URL or the answer has a wrong form.
+        OSError: If the server refuses the file, the disk has too little space, or the file cannot
+            be written.
+        HTTPException: If the URL or the answer has a wrong form.
     """
     request = Request(url, headers={"User-Agent": f"lesionseg/{__version__}"})
     with (

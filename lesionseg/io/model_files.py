@@ -43,15 +43,15 @@ class ModelFiles:
         than so many compressed bytes can contain.
         """
         path = self.root / name
-        most, ratio = _TEXT if path.suffix in (".json", ".md") else _WEIGHTS
+        maximum, ratio = _TEXT if path.suffix in (".json", ".md") else _WEIGHTS
         try:
             if self.archive is None:
-                _check_bytes(path, path.stat().st_size, most)
+                _check_bytes(path, path.stat().st_size, maximum)
                 return path.read_bytes()
             with zipfile.ZipFile(self.archive) as archive:
                 info = archive.getinfo(path.relative_to(self.archive).as_posix())
-                most = min(most, largest_content(info.compress_size, ratio))
-                _check_bytes(path, info.file_size, most)
+                maximum = min(maximum, largest_content(info.compress_size, ratio))
+                _check_bytes(path, info.file_size, maximum)
                 return archive.read(info)
         except (KeyError, FileNotFoundError) as error:
             raise BundleError(f"{path}: this file is missing. Export the model again.") from error
@@ -89,8 +89,8 @@ def list_archive(archive: Path) -> list[str]:
     """Return the names of the members of a zip.
 
     Raises:
-        ReadError: The zip cannot be read.
-        BundleError: A member might be unpacked outside the target folder.
+        ReadError: If the zip cannot be read.
+        BundleError: If a member might be unpacked outside the target folder.
     """
     with convert_read_errors(archive), zipfile.ZipFile(archive) as file:
         names = file.namelist()
@@ -103,11 +103,11 @@ def list_archive(archive: Path) -> list[str]:
     return names
 
 
-def _check_bytes(path: Path, n_bytes: int, most: int) -> None:
+def _check_bytes(path: Path, n_bytes: int, maximum: int) -> None:
     """Raise `BundleError` if a file has more bytes than possible."""
-    if n_bytes > most:
+    if n_bytes > maximum:
         raise BundleError(
-            f"{path}: the file has {n_bytes} bytes, but at most {most} are possible. Export the "
+            f"{path}: the file has {n_bytes} bytes, but at most {maximum} are possible. Export the "
             "model again."
         )
 

@@ -53,11 +53,11 @@ def read_nifti(path: Path, pixel_mm: float | None, as_labels: bool) -> Volume:
     voxel size, so `pixel_mm` is not used. Masks have the same values as images.
 
     Raises:
-        ReadError: The voxels are not plain numbers, a claim of the header is impossible, or too
+        ReadError: If the voxels are not plain numbers, a claim of the header is impossible, or too
             many bytes follow the voxels of a compressed file.
     """
     with _open_voxels(path) as stream:
-        image = _parse(path, stream)
+        image = _parse_header(path, stream)
         geometry = _read_grid(path, image)
         data = image.dataobj
         _check_numbers(path, data.dtype)
@@ -87,7 +87,7 @@ def volume_of_nibabel(image: Any) -> tuple[Path, Volume] | None:
     """Return the path of an image of nibabel, and its volume `[1, *spatial]` as from its file.
 
     An image without a file has the path `array`. The volume is float32. Return None for another
-    object. Raises `ReadError` as `read_nifti` does.
+    object. Raise `ReadError` as `read_nifti` does.
     """
     if "nibabel" not in sys.modules:  # an array must not wait for the import
         return None
@@ -116,14 +116,14 @@ def _check_numbers(path: Path, dtype: np.dtype[Any]) -> None:
 
 def read_nifti_geometry(path: Path, pixel_mm: float | None) -> Geometry:
     """Read the grid from the header, which states the voxel size. `pixel_mm` is not used."""
-    with _open(path) as stream:
-        return _read_grid(path, _parse(path, stream))
+    with _open_stream(path) as stream:
+        return _read_grid(path, _parse_header(path, stream))
 
 
-def states_orientation(path: Path) -> bool:
+def has_orientation(path: Path) -> bool:
     """Return True if the header states the patient's orientation: an sform or qform code is set."""
-    with convert_read_errors(path), _open(path) as stream:
-        header = _parse(path, stream).header
+    with convert_read_errors(path), _open_stream(path) as stream:
+        header = _parse_header(path, stream).header
         return bool(header["sform_code"] or header["qform_code"])
 
 
@@ -146,8 +146,8 @@ def write_nifti(path: Path, array: NDArray[Any], geometry: Geometry, like: Path 
 
     source = None
     if like is not None and like.name.lower().endswith(SUFFIXES):
-        with convert_read_errors(like), _open(like) as stream:
-            source = _parse(like, stream)
+        with convert_read_errors(like), _open_stream(like) as stream:
+            source = _parse_header(like, stream)
             if not _read_grid(like, source).matches(geometry):
                 source = None
     affine = np.eye(4)  # a plane gets the position z = 0
@@ -173,7 +173,7 @@ def write_nifti(path: Path, array: NDArray[Any], geometry: Geometry, like: Path 
     nibabel.save(image, path)
 
 
-def _open(path: Path) -> Any:
+def _open_stream(path: Path) -> Any:
     """Open a file, through gzip if its content is compressed. The suffix does not matter."""
     return gzip.open(path) if _is_gzip(path) else path.open("rb")
 
@@ -187,17 +187,17 @@ def _open_voxels(path: Path) -> Any:
     """
     if not _is_gzip(path):
         return path.open("rb")
-    with _open(path) as stream:
-        image = _parse(path, stream)  # checks the claims before memory is allocated
+    with _open_stream(path) as stream:
+        image = _parse_header(path, stream)  # checks the claims before memory is allocated
     n_bytes = image.dataobj.offset + math.prod(image.shape) * image.get_data_dtype().itemsize
     if n_bytes >= _LARGE_BYTES:
         import imagecodecs
 
         stored = path.read_bytes()
-        stated = int.from_bytes(stored[-4:], "little")  # by the last member, modulo 2³²
+        given = int.from_bytes(stored[-4:], "little")  # by the last member, modulo 2³²
         with suppress(Exception):  # more bytes than expected, or a damaged file
             content = imagecodecs.gzip_decode(stored, out=n_bytes)
-            if len(content) == n_bytes and stated == n_bytes % 2**32:
+            if len(content) == n_bytes and given == n_bytes % 2**32:
                 return io.BytesIO(content)
     return gzip.open(path)
 
@@ -208,14 +208,14 @@ def _is_gzip(path: Path) -> bool:
         return stream.read(2) == b"\x1f\x8b"
 
 
-def _parse(path: Path, stream: BinaryIO) -> Any:
+def _parse_header(path: Path, stream: BinaryIO) -> Any:
     """Parse the header, check its claims, and return an image whose voxels are not read yet.
 
     Its `extra["pixdim"]` has the voxel sizes as the file states them, including 0.
 
     Raises:
-        ReadError: The file is not NIfTI, states no voxels or an impossible place of them, or claims
-            more voxels than it can contain.
+        ReadError: If the file is not NIfTI, states no voxels or an impossible place of them, or
+            claims more voxels than it can contain.
     """
     import nibabel
 
@@ -278,7 +278,7 @@ def _read_grid(path: Path, image: Any) -> Geometry:
     affine = _mm_scale(image) @ np.asarray(image.affine, float)
     _check_affine(path, image, affine, len(shape))
     geometry = _make_geometry(path, shape, affine)
-    check_grid(path, geometry, _UNITS.get(_unit(image), ""))
+    check_grid(path, geometry, _UNITS.get(_unit_code(image), ""))
     if geometry.dims == 3 and image.header["sform_code"]:
         _warn_of_contradictions(path, image, geometry)
     return geometry
@@ -293,8 +293,8 @@ def _make_geometry(path: Path, shape: tuple[int, ...], affine: Numbers) -> Geome
     """
     dims = len(shape)
     spacing = np.linalg.norm(affine[:3, :dims], axis=0)
-    most_mm = limits().spacing_mm[1]
-    flat = [axis for axis in range(dims) if shape[axis] == 1 and spacing[axis] > most_mm]
+    max_mm = limits().spacing_mm[1]
+    flat = [axis for axis in range(dims) if shape[axis] == 1 and spacing[axis] > max_mm]
     if dims == 3 and len(flat) == 1 and max(shape) > 1:
         text = "%s: one slice of %.4g mm is read as a picture with two axes."
         warn_once(logger, text, path, spacing[flat[0]])
@@ -329,12 +329,12 @@ def _check_affine(path: Path, image: Any, affine: Numbers, dims: int) -> None:
 def _warn_of_contradictions(path: Path, image: Any, geometry: Geometry) -> None:
     """Warn if the voxel sizes or the qform differ from the sform, which is used."""
     sizes = geometry.spacing_mm[::-1]
-    stated = np.abs(image.extra["pixdim"]) * _mm_scale(image)[0, 0]
-    if not stated.all():  # unknown sizes, without which there is no qform
+    given = np.abs(image.extra["pixdim"]) * _mm_scale(image)[0, 0]
+    if not given.all():  # unknown sizes, without which there is no qform
         return
-    if not np.allclose(sizes, stated, rtol=_SAME_SIZE, atol=0):
+    if not np.allclose(sizes, given, rtol=_SAME_SIZE, atol=0):
         text = "%s: the sform states voxels of %s mm, but pixdim states %s mm; the sform is used."
-        warn_once(logger, text, path, describe_sides(sizes), describe_sides(stated))
+        warn_once(logger, text, path, describe_sides(sizes), describe_sides(given))
     if not image.header["qform_code"]:
         return
     qform = Geometry(geometry.shape, (_mm_scale(image) @ _qform(image))[:, _REVERSED])
@@ -359,7 +359,7 @@ def _qform(image: Any) -> Numbers:
         return image.affine
 
 
-def _unit(image: Any) -> int:
+def _unit_code(image: Any) -> int:
     """Return the code of the unit of length: 1 metres, 2 millimetres, 3 micrometres, 0 unknown."""
     return int(image.header["xyzt_units"]) & 7
 
@@ -369,5 +369,5 @@ def _mm_scale(image: Any) -> Numbers:
 
     An unknown unit counts as millimetres.
     """
-    factor = _MM_PER_UNIT.get(_unit(image), 1.0)
+    factor = _MM_PER_UNIT.get(_unit_code(image), 1.0)
     return np.diag([factor, factor, factor, 1.0])

@@ -87,9 +87,9 @@ def find_nnunet_model(path: Path) -> NnunetModelFiles | None:
         The files, or None if the path is not an nnU-Net model.
 
     Raises:
-        BundleError: The training is unfinished, the zip is unsafe, or the path names none or
+        BundleError: If the training is unfinished, the zip is unsafe, or the path names none or
             several of the models in the zip.
-        ReadError: The zip cannot be read.
+        ReadError: If the zip cannot be read.
     """
     if not path.is_dir():
         archive = find_archive(path)
@@ -112,8 +112,8 @@ def _find_in_archive(archive: Path, path: Path) -> NnunetModelFiles | None:
         path: The zip, or a model or fold within it. Upper folders may be left out.
 
     Raises:
-        BundleError: `path` names none or several of the models, bundles included, or no wanted fold
-            is trained.
+        BundleError: If `path` names none or several of the models, bundles included, or no wanted
+            fold is trained.
     """
     names = list_archive(archive)
     # folders of ensembles contain both files as well, but no weights

@@ -72,7 +72,7 @@ class ProbabilityFile:
         """Read the header of an archive of nnU-Net's probabilities.
 
         Raises:
-            ReadError: The file is not such an archive, contains objects instead of numbers, or
+            ReadError: If the file is not such an archive, contains objects instead of numbers, or
                 claims more voxels than it can contain or than `FileLimits` allow.
         """
         with convert_read_errors(path):
@@ -91,20 +91,20 @@ class ProbabilityFile:
                 with archive.open(info) as stream:
                     shape, fortran_order, dtype = _read_header(path, stream)
                     n_header = stream.tell()
-        fault = ""
+        problem = ""
         if dtype.str[1:] not in ("f2", "f4", "f8"):
-            fault = f"contains {dtype} instead of 16, 32 or 64-bit floating-point numbers"
+            problem = f"contains {dtype} instead of 16, 32 or 64-bit floating-point numbers"
         elif len(shape) not in (3, 4) or min(shape) < 1 or shape[0] > _MAX_CHANNELS:
-            fault = f"has the shape {shape} instead of [K, z, y, x]"
+            problem = f"has the shape {shape} instead of [K, z, y, x]"
         elif prod(shape[1:]) > limits().max_voxels:
-            fault = f"has too many voxels: {prod(shape[1:])}, at most {limits().max_voxels}"
+            problem = f"has too many voxels: {prod(shape[1:])}, at most {limits().max_voxels}"
         else:
             n_bytes = prod(shape) * dtype.itemsize
             check_size(path, n_bytes)
             if info.file_size != n_header + n_bytes:
-                fault = "has another size than its header states"
-        if fault:
-            raise ReadError(f"{path}: the array {fault}, so it was not read. {_ADVICE}")
+                problem = "has another size than its header states"
+        if problem:
+            raise ReadError(f"{path}: the array {problem}, so it was not read. {_ADVICE}")
         return cls(path, shape, dtype, member, fortran_order)
 
     def reader_name(self) -> str:
@@ -128,7 +128,7 @@ class ProbabilityFile:
         A channel of an array in Fortran order is one slab.
 
         Raises:
-            ReadError: The archive is truncated or damaged.
+            ReadError: If the archive is truncated or damaged.
         """
         with (
             convert_read_errors(self.path),

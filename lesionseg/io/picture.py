@@ -46,7 +46,7 @@ class Picture:
             as_labels: True computes the labels of a mask, False the values of an image.
 
         Raises:
-            ReadError: The labels are ambiguous, or the grid is outside the limits.
+            ReadError: If the labels are ambiguous, or the grid is outside the limits.
         """
         array = self._compute_labels(path) if as_labels else self._compute_values(path)
         return Volume(array, picture_grid(path, array.shape[1:], pixel_mm))

@@ -32,10 +32,12 @@ def read_raster(path: Path, pixel_mm: float | None, as_labels: bool) -> Volume:
     - Palettes become red, green and blue. A picture with three equal colours is grey.
     - Opacity is ignored, with a warning if the picture is partly transparent.
 
-    A mask (`as_labels`) keeps the stored numbers, inverted if the file states that 0 is white (one
-    bit per pixel: only those of tifffile are read, as stored). The indices of a palette are labels.
-    A palette whose index 0 is not the darkest, colour, JPEG compression and opacity that varies are
-    errors, because they would invent or hide values.
+    A mask (`as_labels`) keeps the stored numbers, and the indices of a palette are its labels. If
+    the file states that 0 is white, the numbers are inverted. TIFF masks of one bit are an
+    exception: those that tifffile wrote are read as stored, because it does not invert them, and
+    those of other programs are errors, because 0 or 1 may be the lesion. In a mask, these are
+    errors as well, because they would invent or hide values: colour, JPEG compression, opacity that
+    varies, and a palette whose index 0 is not the darkest.
 
     Args:
         path: The file. Its content decides the format, not its suffix.
@@ -48,7 +50,7 @@ def read_raster(path: Path, pixel_mm: float | None, as_labels: bool) -> Volume:
         pages gives `[1, z, y, x]`, see `io.tiff`.
 
     Raises:
-        ReadError: The file is damaged, or is a mask whose labels are ambiguous.
+        ReadError: If the file is damaged, or is a mask whose labels are ambiguous.
     """
     if tiff.is_tiff(path):
         return tiff.read_tiff(path, pixel_mm, as_labels=as_labels)
@@ -80,7 +82,7 @@ def write_raster(path: Path, array: NDArray[Any], geometry: Geometry, like: Path
     `geometry` and `like` are not used.
 
     Raises:
-        OutputError: The array has other axes, or the format cannot store its type.
+        OutputError: If the array has other axes, or the format cannot store its type.
     """
     if array.ndim != 2:
         raise OutputError(f"a picture has two axes, but the array has the shape {array.shape}")

@@ -45,19 +45,19 @@ class References:
 
     @classmethod
     def find(cls, folder: Path, **rules: Unpack[ReadingRules]) -> "References":
-        """Find the references in a dataset or in a folder of masks. Cases may lack channels.
+        """Find the references in a dataset or in a folder of masks.
 
-        A folder of masks that belongs to a dataset, such as nnU-Net's `labelsTs`, gives this part
-        of the dataset. If the folder directly contains masks with BIDS names, it is a folder of
-        masks.
+        If the folder is the part of a dataset with masks, such as nnU-Net's `labelsTs`, only the
+        cases of this part are returned. If the folder directly contains masks with BIDS names, it
+        is a folder of masks.
 
         Args:
             folder: The folder.
             rules: See `ReadingRules`. If they name COCO annotations, the folder is a dataset.
 
         Raises:
-            DatasetError: No usable reference is found, or the dataset cannot be listed.
-            ReadError: A table cannot be read.
+            DatasetError: If no usable reference is found, or the dataset cannot be listed.
+            ReadError: If a table cannot be read.
         """
         layout = recognise_layout(folder)
         is_bids = layout is not None and layout.name == "bids"
@@ -108,12 +108,12 @@ class References:
             The dataset, or None if no labels are known or there are no cases.
 
         Raises:
-            LesionsegError: The labels of nnU-Net's probabilities are not valid.
+            LesionsegError: If the labels of nnU-Net's probabilities are not valid.
         """
         if self.dataset is not None or not self.cases:
             return self.dataset
-        stated = (files.read_nnunet_labels() for files in predictions.values())
-        labels = next((labels for labels in stated if labels is not None), None)
+        given = (files.read_nnunet_labels() for files in predictions.values())
+        labels = next((labels for labels in given if labels is not None), None)
         if merge_labels:
             labels = (labels or _ANY_VALUE).merge()
         if labels is None:
@@ -176,8 +176,8 @@ def open_reference(
         geometry: The grid of the image, if `files` lists no image. Otherwise it is not used.
 
     Raises:
-        DatasetError: The case has no reference.
-        LesionsegError: The reference cannot be used, see `read_case`.
+        DatasetError: If the case has no reference.
+        LesionsegError: If the reference cannot be used, see `read_case`.
     """
     reference = None
     if files.images:

@@ -19,7 +19,7 @@ from filelock import FileLock
 
 from lesionseg.config import is_url
 from lesionseg.errors import ConfigError, LesionsegError, OutputError, ReadError, pip_install
-from lesionseg.io.files import cache_folder, digest_of, output_errors
+from lesionseg.io.files import digest_of, download_folder, output_errors
 from lesionseg.io.text import read_json, write_json
 
 # keys under which stores state a digest or date that changes with the content
@@ -50,7 +50,7 @@ class _StoredFile:
 
 
 def download(place: str, *, new: bool = False, endings: str | tuple[str, ...] = "") -> Path:
-    """Download a folder at a URL into a local copy in `cache_folder`, and return its path.
+    """Download a folder at a URL into a local copy in `download_folder`, and return its path.
 
     Files that have not changed in the store are not downloaded again, if it states digests or
     dates. Downloaded and uploaded files that the store no longer contains are removed. Other local
@@ -63,14 +63,14 @@ def download(place: str, *, new: bool = False, endings: str | tuple[str, ...] = 
         endings: Only files whose name has one of these endings are downloaded.
 
     Raises:
-        ReadError: The store cannot be read, or the URL has no files although `new` is False.
-        ConfigError: The store is unknown, or its package is not installed.
-        OutputError: The disk is full, or the folder of the local copy, or the list of its files,
+        ReadError: If the store cannot be read, or the URL has no files although `new` is False.
+        ConfigError: If the store is unknown, or its package is not installed.
+        OutputError: If the disk is full, or the folder of the local copy, or the list of its files,
             cannot be written.
     """
     if not is_url(place):
         return Path(place)
-    base = cache_folder() / digest_of(place)[:16]
+    base = download_folder() / digest_of(place)[:16]
     copy = base / (PurePosixPath(place).name or "data")
     states = base / _STATES
     uploads = base / _UPLOADS
@@ -81,7 +81,7 @@ def download(place: str, *, new: bool = False, endings: str | tuple[str, ...] = 
         FileLock(base / _LOCK),
         _store_errors(f"{place}: the folder cannot be downloaded", ReadError),
     ):
-        system, root = _open(place)
+        system, root = _open_file_system(place)
         before = read_json(states) if states.is_file() else {}
         changes = uploads.read_text("utf-8").splitlines() if uploads.is_file() else []
         listed = _list_files(system, root, is_encoded=place.startswith(_WEB))
@@ -129,7 +129,7 @@ def _list_files(system: Any, root: str, *, is_encoded: bool) -> dict[str, _Store
         is_encoded: True if the store states names in percent-encoding, such as `P%201.nii.gz`.
 
     Raises:
-        ValueError: The path of a file is not located in the folder or cannot be decoded, or two
+        ValueError: If the path of a file is not located in the folder or cannot be decoded, or two
             files have the same one.
     """
     listed: dict[str, _StoredFile] = {}
@@ -147,10 +147,10 @@ def _list_files(system: Any, root: str, *, is_encoded: bool) -> dict[str, _Store
             raise ValueError("a file name leads out of the folder")
         if name in listed:
             raise ValueError(f"two files have the name {name!r}")
-        state = _state(info)
+        state = _describe_file(info)
         if not state:  # a listing by HTTP has only names, but each file may have a date
             with suppress(FileNotFoundError):  # downloading it reports the error
-                state = _state(system.info(path))
+                state = _describe_file(system.info(path))
         listed[name] = _StoredFile(path, state)
     return listed
 
@@ -167,7 +167,7 @@ def _decode_name(encoded: str) -> str:
     return "/".join(parts)
 
 
-def _state(info: Mapping[str, Any]) -> str:
+def _describe_file(info: Mapping[str, Any]) -> str:
     """Return size, digests and dates of a file as a text, or "" without digest and date."""
     values = [info[key] for key in _KEYS if info.get(key) is not None]
     return " ".join(map(str, [info.get("size"), *values])) if values else ""
@@ -200,13 +200,13 @@ def upload(paths: Iterable[Path], copy: Path, place: str) -> None:
         place: The URL.
 
     Raises:
-        OutputError: The store cannot be opened or refuses a file.
-        ConfigError: The store is unknown, or its package is not installed.
+        OutputError: If the store cannot be opened or refuses a file.
+        ConfigError: If the store is unknown, or its package is not installed.
     """
     if not is_url(place):
         return
     with _store_errors(f"{place}: the store cannot be opened", OutputError):
-        system, root = _open(place)
+        system, root = _open_file_system(place)
     for path in paths:
         target = f"{root.rstrip('/')}/{path.relative_to(copy).as_posix()}"
         with _store_errors(f"{place}: {path.name} cannot be uploaded", OutputError):
@@ -261,7 +261,7 @@ def _store_errors(failure: str, kind: type[LesionsegError]) -> Iterator[None]:
     except Exception as error:  # stores raise errors of their own packages
         if isinstance(error, OSError) and error.errno in (ENOSPC, EDQUOT):
             raise OutputError(
-                f"{failure}: {error.strerror}. Free space on the disk of {cache_folder()}."
+                f"{failure}: {error.strerror}. Free space on the disk of {download_folder()}."
             ) from error
         raise kind(
             f"{failure} ({error!r}). Check the URL, the connection, your permissions and the "
@@ -269,11 +269,11 @@ def _store_errors(failure: str, kind: type[LesionsegError]) -> Iterator[None]:
         ) from error
 
 
-def _open(place: str) -> tuple[Any, str]:
+def _open_file_system(place: str) -> tuple[Any, str]:
     """Return the file system of a URL and the path within it.
 
     Raises:
-        ConfigError: The beginning of the URL is unknown, or a package is missing.
+        ConfigError: If the beginning of the URL is unknown, or a package is missing.
     """
     try:
         from fsspec.core import url_to_fs

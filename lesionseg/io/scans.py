@@ -110,7 +110,7 @@ class Scan:
         return comparison_key(max(self.case, self.other_case))
 
     @property
-    def fault(self) -> str:
+    def problem(self) -> str:
         """The error because of which the scan cannot be used, or ""."""
         return next((f.message for f in self.findings if f.severity == "error"), "")
 
@@ -162,7 +162,7 @@ class Scan:
 
     @property
     def contents(self) -> list[tuple[Path, ...]]:
-        """The files of each channel's image. Raises `ReadError` if one cannot be read."""
+        """The files of each channel's image. Raise `ReadError` if one cannot be read."""
         if self.dicom is not None and len(self.files.images) == 1:
             return [self.dicom.files]
         return [content_files(image) for image in self.files.images]
@@ -199,7 +199,7 @@ class Scan:
             state: The text that `state()` returned.
 
         Raises:
-            ResourceError: A file was added, removed or changed, or cannot be read.
+            ResourceError: If a file was added, removed or changed, or cannot be read.
         """
         is_unchanged = False
         with suppress(ReadError, OSError):  # a file is missing, or is being copied
@@ -235,15 +235,15 @@ class FoundScans:
         """Return the cases of the scans without findings. Log a warning for each other scan.
 
         Raises:
-            DatasetError: No case remains.
+            DatasetError: If no case remains.
         """
         for scan in self.scans:
             if scan.findings:
                 logger.warning("%s is left out: %s", scan.path, scan.findings[0].message)
         cases = [scan.files for scan in self.scans if not scan.findings]
         if not cases:
-            faults = [f"{self.source}: {scan.fault}" for scan in self.scans if scan.fault]
-            raise DatasetError(faults[0] if faults else self.explain_nothing_found())
+            problems = [f"{self.source}: {scan.problem}" for scan in self.scans if scan.problem]
+            raise DatasetError(problems[0] if problems else self.explain_nothing_found())
         return cases
 
     def explain_nothing_found(self) -> str:
@@ -297,10 +297,10 @@ def find_scans(
             patients with the same subject get an error.
 
     Raises:
-        DatasetError: `source` does not exist or cannot be opened, or is a table without cases or
+        DatasetError: If `source` does not exist or cannot be opened, or is a table without cases or
             without a needed column.
-        ReadError: The table cannot be read, or the series `folder/series=…` does not exist or has a
-            damaged header.
+        ReadError: If the table cannot be read, or the series `folder/series=…` does not exist or
+            has a damaged header.
     """
     notes: list[Finding] = []
     root = source.parent
@@ -310,7 +310,7 @@ def find_scans(
         scans = [dicom_scan(describe_dicom(source), root)]
     else:
         root = root if source.is_file() else _folder_before_wildcards(source)
-        scans, notes = _search(source, root, channels, dims, results)
+        scans, notes = _search_source(source, root, channels, dims, results)
     if unwanted is not None:
         scans = [scan.unless(unwanted) for scan in scans]
     if names == "bids":
@@ -357,7 +357,7 @@ def describe_scan(files: CaseFiles) -> Scan:
     If this image is DICOM, its headers are read.
 
     Raises:
-        ReadError: The image is DICOM, and does not exist or has a damaged header.
+        ReadError: If the image is DICOM, and does not exist or has a damaged header.
     """
     image = files.images[0]
     with convert_read_errors(image):
@@ -423,7 +423,7 @@ def _mark_clashes(scans: Sequence[Scan]) -> Iterator[Scan]:
 # --- the walk over folders -----------------------------------------------------------------------
 
 
-def _search(
+def _search_source(
     source: Path, root: Path, channels: int, dims: int | None, results: Path | None
 ) -> tuple[list[Scan], list[Finding]]:
     """Return the scans in a file, in a folder or of a glob, and notes on the remaining files.
@@ -432,7 +432,7 @@ def _search(
     `find_scans`.
 
     Raises:
-        DatasetError: `root` cannot be opened.
+        DatasetError: If `root` cannot be opened.
     """
     is_file = source.is_file()
     is_glob = not is_file and not source.is_dir()
@@ -634,9 +634,9 @@ def _numbered_scans(
     """Yield the scans of files `<name>_<number>` of one folder: channels of a case, or cases.
 
     A model with one channel takes each file as a case. Otherwise a number below `channels` is a
-    channel number. A higher number may be a year or the number of a film. It is a channel number,
-    of a case with too many files, if all smaller numbers exist. If one of the pictures is in
-    colour and the model has three channels, each picture is a case. The id of the case with the
+    channel number. A higher number may be a year or the number of a radiograph. It is a channel
+    number, of a case with too many files, if all smaller numbers exist. If one of the pictures is
+    in colour and the model has three channels, each picture is a case. The id of the case with the
     number 0 does not contain it. Two files of the same channel give an error of their scan.
     """
     numbers = {number for number, _ in members}

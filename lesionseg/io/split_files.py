@@ -88,8 +88,8 @@ class SplitFile:
         """Read a split file of any accepted form.
 
         Raises:
-            ReadError: The file is missing or not JSON, or an object has a key twice.
-            DatasetError: The file is a pickle, its form is unknown, a case is listed twice in a
+            ReadError: If the file is missing or not JSON, or an object has a key twice.
+            DatasetError: If the file is a pickle, its form is unknown, a case is listed twice in a
                 fold, or a case is in the validation lists of two folds.
         """
         if path.suffix.lower() in (".pkl", ".pickle"):
@@ -104,12 +104,12 @@ class SplitFile:
             if has_roles:
                 own = _Roles.model_validate(content)
                 return cls(path, (own.roles,), is_list=False, divides_patients=not own.group_safe)
-            stated = _Folds.model_validate(content if is_list else [content]).root
+            given = _Folds.model_validate(content if is_list else [content]).root
         except ValidationError as error:
             example = _EXAMPLE_ROLES if has_roles else _EXAMPLE
             misfits = describe_misfits(error, content)[:300]
             raise DatasetError(f"{path}: this is not a split file: {misfits}. {example}") from error
-        folds = tuple(fold.roles(f"{path}: fold {k}") for k, fold in enumerate(stated))
+        folds = tuple(fold.roles(f"{path}: fold {k}") for k, fold in enumerate(given))
         _check_validation(path, folds)
         return cls(path, folds, is_list)
 
@@ -117,7 +117,7 @@ class SplitFile:
         """Return the role of each case in a fold, by default the first.
 
         Raises:
-            DatasetError: The file does not contain this fold. A file of a single split contains
+            DatasetError: If the file does not contain this fold. A file of a single split contains
                 only fold 0.
         """
         if fold and not self.is_list:

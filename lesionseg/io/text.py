@@ -44,8 +44,8 @@ def write_json(path: Path, obj: object) -> None:
         obj: The content. NumPy numbers and arrays and paths are converted.
 
     Raises:
-        OutputError: The file cannot be written, or the content has no JSON form. NaN and infinity
-            have none: callers state undefined values as None.
+        OutputError: If the file cannot be written, or the content has no JSON form. NaN and
+            infinity have none: callers state undefined values as None.
     """
 
     def convert(value: Any) -> object:
@@ -69,7 +69,7 @@ def read_json(path: Path, *, allow_nan: bool = False, unique_keys: bool = False)
             is used.
 
     Raises:
-        ReadError: The file is missing, not text (see `read_text`) or not JSON.
+        ReadError: If the file is missing, not text (see `read_text`) or not JSON.
     """
 
     def read_constant(name: str) -> float:
@@ -106,16 +106,16 @@ def read_json(path: Path, *, allow_nan: bool = False, unique_keys: bool = False)
         ) from error
 
 
-def read_text(path: Path, most_bytes: int = _MAX_TEXT_BYTES) -> str:
+def read_text(path: Path, max_bytes: int = _MAX_TEXT_BYTES) -> str:
     """Read text in UTF-8, or in UTF-16 if the file begins with its byte order mark.
 
-    Raise `ReadError` if the file is missing, is longer than `most_bytes`, contains a zero character
+    Raise `ReadError` if the file is missing, is longer than `max_bytes`, contains a zero character
     or is in another encoding, which cannot be guessed safely.
     """
     try:
-        if path.stat().st_size > most_bytes:
+        if path.stat().st_size > max_bytes:
             raise ReadError(
-                f"{path}: the text has more than {most_bytes / 2**20:g} MiB. Check whether it is "
+                f"{path}: the text has more than {max_bytes / 2**20:g} MiB. Check whether it is "
                 "the right file."
             )
         content = path.read_bytes()
@@ -140,7 +140,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML mapping of plain values.
 
     Raises:
-        ReadError: The file is missing, is not a YAML mapping, contains aliases, is larger than
+        ReadError: If the file is missing, is not a YAML mapping, contains aliases, is larger than
             128 KiB, has more than 200 opening brackets, or an integer has more than 4300 digits.
     """
     import yaml
@@ -174,8 +174,8 @@ def write_csv(path: Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[s
         columns: The names of the columns in their order.
 
     Raises:
-        ValueError: A row has a key that is not a column.
-        OutputError: The file cannot be written.
+        ValueError: If a row has a key that is not a column.
+        OutputError: If the file cannot be written.
     """
     with (
         atomic_path(path) as temporary,
@@ -197,7 +197,7 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         One dictionary per row, by column name.
 
     Raises:
-        ReadError: The file is missing, is not text in UTF-8 or UTF-16, has no header, has two
+        ReadError: If the file is missing, is not text in UTF-8 or UTF-16, has no header, has two
             columns of the same name, lacks a closing double quote, or has a row with values after
             the last column.
     """

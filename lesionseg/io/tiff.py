@@ -57,7 +57,7 @@ def read_tiff(path: Path, pixel_mm: float | None, *, as_labels: bool) -> Volume:
     that OME-TIFF names are not read.
 
     Raises:
-        ReadError: The file is damaged, the pages form more than one volume, or some of several
+        ReadError: If the file is damaged, the pages form more than one volume, or some of several
             pages differ in size or are in colour, a page is missing, the kind of samples is not
             supported, or the stated spacing is not valid. With `as_labels`, also if JPEG has
             changed the values, or if the labels are ambiguous.
@@ -158,9 +158,9 @@ def _count_planes(tiff: Any, pages: Sequence[Any]) -> int:
     """
     if len(pages) > 1:
         return len(pages)
-    stated = int((tiff.imagej_metadata or {}).get("images", 1))
+    given = int((tiff.imagej_metadata or {}).get("images", 1))
     in_series = [series.size // max(math.prod(pages[0].shape), 1) for series in tiff.series[:1]]
-    return int(max(1, stated, *in_series))
+    return int(max(1, given, *in_series))
 
 
 def _check_pages(path: Path, tiff: Any, pages: Sequence[Any], *, as_labels: bool) -> None:
@@ -241,7 +241,7 @@ def _read_picture(path: Path, page: Any, *, as_labels: bool) -> Picture:
             "value per pixel."
         )
     palette = None
-    if _kind(page) == "PALETTE":
+    if _photometric_kind(page) == "PALETTE":
         colours = np.asarray(page.colormap).T
         # some programs write 8 bits instead of 16
         palette = (colours >> 8 if colours.max(initial=0) > 255 else colours).astype(np.uint8)
@@ -253,7 +253,7 @@ def _read_picture(path: Path, page: Any, *, as_labels: bool) -> Picture:
     )
 
 
-def _kind(page: Any) -> str:
+def _photometric_kind(page: Any) -> str:
     """Return the name of a page's photometric interpretation, such as MINISBLACK."""
     import tifffile
 
@@ -265,7 +265,7 @@ def _count_colours(path: Path, page: Any) -> int:
 
     Raise `ReadError` for other photometric interpretations, such as CMYK.
     """
-    kind = _kind(page)
+    kind = _photometric_kind(page)
     if kind == "MINISBLACK":  # microscopes write three grey channels in one page
         return 3 if page.samplesperpixel == 3 else 1
     if kind in ("MINISWHITE", "PALETTE"):
@@ -287,7 +287,7 @@ def _normalise_grey(
     Raise `ReadError` if 0 is white and the values are not unsigned integers, or are a mask of one
     bit from another program, whose lesions may be 0 or 1.
     """
-    kind = _kind(page)
+    kind = _photometric_kind(page)
     bits = int(page.bitspersample)
     samples = samples.astype(np.uint8) if samples.dtype.kind == "b" else samples
     is_bilevel_mask = as_labels and bits == 1
@@ -316,7 +316,7 @@ def _read_stack(path: Path, tiff: Any, *, as_labels: bool) -> Volume:
         )
     _check_pages(path, tiff, series.pages, as_labels=as_labels)
     first = series.pages[0]
-    if _kind(first) not in _GREY or series.axes not in _SLICES:
+    if _photometric_kind(first) not in _GREY or series.axes not in _SLICES:
         raise ReadError(
             f"{path}: the pages have the shape {series.shape} and the axes {series.axes}, expected "
             "grey slices of one size (ZYX). Save one volume per file, and each channel (C) and "

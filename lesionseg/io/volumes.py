@@ -106,11 +106,11 @@ def read_volume(path: Path, *, pixel_mm: float | None = None, as_labels: bool = 
         whose header scales.
 
     Raises:
-        ReadError: The file is missing, damaged or of an unknown format.
-        GeometryError: DICOM slices do not form an even stack.
+        ReadError: If the file is missing, damaged or of an unknown format.
+        GeometryError: If DICOM slices do not form an even stack.
     """
     form = _find_format(path)
-    return _run(form, path, form.read, pixel_mm, as_labels)
+    return _call_reader(form, path, form.read, pixel_mm, as_labels)
 
 
 def read_geometry(path: Path, *, pixel_mm: float | None = None) -> Geometry:
@@ -119,7 +119,7 @@ def read_geometry(path: Path, *, pixel_mm: float | None = None) -> Geometry:
     Raises the errors of `read_volume`.
     """
     form = _find_format(path)
-    return _run(form, path, form.read_grid, pixel_mm)
+    return _call_reader(form, path, form.read_grid, pixel_mm)
 
 
 def count_axes(images: Iterable[Path], default: int) -> int:
@@ -142,8 +142,8 @@ def write_volume(path: Path, volume: Volume, like: Path | None = None) -> None:
         like: A NIfTI file on the same grid, whose position is copied exactly, see `write_nifti`.
 
     Raises:
-        OutputError: There are several channels, the suffix is unknown, the format cannot store the
-            numbers, or the file cannot be written.
+        OutputError: If there are several channels, the suffix is unknown, the format cannot store
+            the numbers, or the file cannot be written.
     """
     suffix = format_suffix(path).lower()
     write = next((form.write for form in FORMATS if suffix in form.written), None)
@@ -165,14 +165,14 @@ def write_volume(path: Path, volume: Volume, like: Path | None = None) -> None:
             raise OutputError(f"{path}: cannot be written ({error}).") from error
 
 
-def _run(form: Format, path: Path, read: Callable[..., T], *args: object) -> T:
+def _call_reader(form: Format, path: Path, read: Callable[..., T], *args: object) -> T:
     """Call a function of a format, in the worker if the format needs it."""
     if form.in_worker:
-        return run_in_worker(_read, path, read, *args)
-    return _read(path, read, *args)
+        return run_in_worker(_read_converted, path, read, *args)
+    return _read_converted(path, read, *args)
 
 
-def _read(path: Path, read: Callable[..., T], *args: object) -> T:
+def _read_converted(path: Path, read: Callable[..., T], *args: object) -> T:
     """Call `read(path, *args)` and convert its errors, in the process that reads the file."""
     with convert_read_errors(path):
         return read(path, *args)

@@ -48,8 +48,8 @@ def run_in_worker(read: Callable[P, T], *args: P.args, **settings: P.kwargs) -> 
         settings: Its keyword arguments.
 
     Raises:
-        ResourceError: `read` crashes, for example for lack of memory, or needs more processor time
-            than `limits()` allow.
+        ResourceError: If `read` crashes, for example for lack of memory, or needs more processor
+            time than `limits()` allow.
     """
     where = args[0]
     seconds = _allowed_seconds(Path(str(where)))
@@ -71,7 +71,7 @@ def _allowed_seconds(path: Path) -> float:
 def _run_in_time(where: object, seconds: float, read: Callable[[], T]) -> T:
     """Run `read` in the worker, which is started if it does not run. Return its result.
 
-    Raises `ResourceError` naming `where` if the worker gives no reply. The worker is stopped then,
+    Raise `ResourceError` naming `where` if the worker gives no reply. The worker is stopped then,
     so that the next job gets a new one.
     """
     worker = _running_worker()
@@ -133,7 +133,7 @@ def _disown_worker() -> None:
     """Leave the worker to the parent after a fork, without touching its pipes."""
     global _worker, _lock
     if _worker is not None:
-        _worker.process.returncode = 0
+        _worker.process.returncode = 0  # so that Popen neither waits for the process nor warns
     _worker = None
     _lock = Lock()
 

@@ -45,9 +45,9 @@ class ZoneFolder:
         Hidden files are skipped.
 
         Raises:
-            DatasetError: The folder has no masks, a mask that cannot be used, or several tables.
-            ContentError: The table contains no names, or cannot be used, see `read_zone_names`.
-            ReadError: The table is damaged.
+            DatasetError: If the folder has no masks, a mask that cannot be used, or several tables.
+            ContentError: If the table contains no names, or cannot be used, see `read_zone_names`.
+            ReadError: If the table is damaged.
         """
         masks = find_masks(folder)
         files = [file for file in folder.iterdir() if not file.name.startswith(".")]
@@ -101,9 +101,9 @@ def read_zone_names(path: Path) -> dict[int, str]:
     value, the last one counts.
 
     Raises:
-        ReadError: The table cannot be read, see `read_csv`.
-        ContentError: The file is not CSV or TSV, contains no names, or has a value with more digits
-            than Python converts, or two values have the same name.
+        ReadError: If the table cannot be read, see `read_csv`.
+        ContentError: If the file is not CSV or TSV, contains no names, or has a value with more
+            digits than Python converts, or two values have the same name.
     """
     advice = "Write a CSV file with the columns value and name, and lines such as 17,liver."
     if path.suffix.lower() not in _READ_TABLES:

@@ -14,7 +14,7 @@ from lesionseg.errors import ConfigError, suggest
 from lesionseg.losses.focal import Alpha, Normaliser, lesion_target, to_signed
 
 Logits = Float[Tensor, "b c *spatial"]
-Labels = Shaped[Tensor, "b *any"]
+LabelTensor = Shaped[Tensor, "b *any"]
 Valid = Bool[Tensor, "b *spatial"] | None
 LossTerms = dict[str, Float[Tensor, ""]]
 SumProcesses = Callable[[Tensor], Tensor]
@@ -38,7 +38,7 @@ class VoxelLoss(nn.Module, ABC):
             mean of quotients would differ from the quotient of the whole batch.
 
     Raises:
-        ConfigError: `activation` is another word.
+        ConfigError: If `activation` is another word.
     """
 
     link: tuple[Alpha, float] | None = None
@@ -52,7 +52,12 @@ class VoxelLoss(nn.Module, ABC):
 
     @abstractmethod
     def forward(
-        self, logits: Logits, labels: Labels, *, valid: Valid = None, normaliser: Normaliser = None
+        self,
+        logits: Logits,
+        labels: LabelTensor,
+        *,
+        valid: Valid = None,
+        normaliser: Normaliser = None,
     ) -> LossTerms:
         """Compute the terms of a batch.
 
@@ -182,7 +187,12 @@ class CustomLoss(VoxelLoss):
         self.loss = loss
 
     def forward(
-        self, logits: Logits, labels: Labels, *, valid: Valid = None, normaliser: Normaliser = None
+        self,
+        logits: Logits,
+        labels: LabelTensor,
+        *,
+        valid: Valid = None,
+        normaliser: Normaliser = None,
     ) -> LossTerms:
         """Return the loss as one term. Raise `ConfigError` if it is not a single number."""
         softmax = self.activation == "softmax"
@@ -223,8 +233,8 @@ def make_loss(cfg: LossConfig, activation: str, *, has_boxes: bool = False) -> n
         A module with the `forward` of `VoxelLoss`.
 
     Raises:
-        ConfigError: The class cannot be imported, is not a loss, or does not take these arguments,
-            or `to_onehot_y` is true.
+        ConfigError: If the class cannot be imported, is not a loss, or does not take these
+            arguments, or `to_onehot_y` is true.
     """
     given = cfg.to_plain()
     softmax = activation == "softmax"

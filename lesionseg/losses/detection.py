@@ -56,7 +56,7 @@ class DetectionLoss(nn.Module):
             and of the background anchors with the largest loss, as in nnDetection and MONAI.
 
     Raises:
-        ConfigError: `alpha` or `gamma` is outside its range.
+        ConfigError: If `alpha` or `gamma` is outside its range.
     """
 
     def __init__(

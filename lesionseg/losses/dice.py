@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lesionseg.errors import ConfigError
 from lesionseg.losses.base import (
-    Labels,
+    LabelTensor,
     Logits,
     LossTerms,
     SumProcesses,
@@ -32,7 +32,7 @@ FOCAL = {"sigmoid": sigmoid_focal_loss, "softmax": softmax_focal_loss}
 
 def dice_loss(
     logits: Logits,
-    labels: Labels,
+    labels: LabelTensor,
     *,
     activation: str = "sigmoid",
     valid: Valid = None,
@@ -59,9 +59,9 @@ def dice_loss(
         fp32 scalar, 0 for empty input.
 
     Raises:
-        ConfigError: `smooth` is not a finite number above 0.
-        GeometryError: The shapes do not fit together.
-        ContentError: A label map or the logits have the wrong dtype.
+        ConfigError: If `smooth` is not a finite number above 0.
+        GeometryError: If the shapes do not fit together.
+        ContentError: If a label map or the logits have the wrong dtype.
     """
     _require_above_0("smooth", smooth)
     p, lesion = lesion_probabilities(logits, labels, activation, valid)
@@ -109,7 +109,7 @@ def _require_weights(**weights: float) -> None:
 
 
 def lesion_probabilities(
-    logits: Logits, labels: Labels, activation: str, valid: Valid
+    logits: Logits, labels: LabelTensor, activation: str, valid: Valid
 ) -> tuple[Float[Tensor, "b k *spatial"], Bool[Tensor, "b k *spatial"]]:
     """Return p of each lesion class in fp32 and the mask of its voxels.
 
@@ -135,7 +135,7 @@ class FocalLoss(VoxelLoss):
         weight: Factor of the term, above 0.
 
     Raises:
-        ConfigError: A setting is outside its range.
+        ConfigError: If a setting is outside its range.
     """
 
     term = "focal"
@@ -164,7 +164,12 @@ class FocalLoss(VoxelLoss):
         self.link = (alpha, gamma) if activation == "sigmoid" else None
 
     def forward(
-        self, logits: Logits, labels: Labels, *, valid: Valid = None, normaliser: Normaliser = None
+        self,
+        logits: Logits,
+        labels: LabelTensor,
+        *,
+        valid: Valid = None,
+        normaliser: Normaliser = None,
     ) -> LossTerms:
         """Compute the term of a batch, with the arguments of `VoxelLoss.forward`."""
         loss = FOCAL[self.activation](
@@ -190,7 +195,7 @@ class CrossEntropyLoss(FocalLoss):
         weight: Factor of the term, above 0.
 
     Raises:
-        ConfigError: A setting is outside its range.
+        ConfigError: If a setting is outside its range.
     """
 
     term = "cross_entropy"
@@ -237,7 +242,7 @@ class DiceFocalLoss(VoxelLoss):
         per_tile: As in `dice_loss`.
 
     Raises:
-        ConfigError: A setting is outside its range.
+        ConfigError: If a setting is outside its range.
     """
 
     def __init__(
@@ -267,7 +272,12 @@ class DiceFocalLoss(VoxelLoss):
         self.per_tile = per_tile
 
     def forward(
-        self, logits: Logits, labels: Labels, *, valid: Valid = None, normaliser: Normaliser = None
+        self,
+        logits: Logits,
+        labels: LabelTensor,
+        *,
+        valid: Valid = None,
+        normaliser: Normaliser = None,
     ) -> LossTerms:
         """Compute both terms of a batch, with the arguments of `VoxelLoss.forward`."""
         dice = dice_loss(
@@ -298,7 +308,7 @@ class DiceCrossEntropyLoss(DiceFocalLoss):
         per_tile: As in `dice_loss`.
 
     Raises:
-        ConfigError: A setting is outside its range.
+        ConfigError: If a setting is outside its range.
     """
 
     def __init__(

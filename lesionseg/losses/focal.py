@@ -72,10 +72,10 @@ def sigmoid_focal_loss(
         are left out.
 
     Raises:
-        ConfigError: A setting is outside its range.
-        GeometryError: The shapes do not fit together.
-        ContentError: A dtype is wrong, or a label is outside 0 to K. Labels are checked on the CPU
-            only, because the check would have to wait for a GPU.
+        ConfigError: If a setting is outside its range.
+        GeometryError: If the shapes do not fit together.
+        ContentError: If a dtype is wrong, or a label is outside 0 to K. Labels are checked on the
+            CPU only, because the check would have to wait for a GPU.
 
     >>> logits = torch.zeros(1, 1, 2)  # p = ½ everywhere
     >>> loss = sigmoid_focal_loss(logits, torch.tensor([[0, 1]]), reduction="none")
@@ -185,9 +185,9 @@ def softmax_focal_loss(
         left out.
 
     Raises:
-        ConfigError: A setting is outside its range.
-        GeometryError: The shapes do not fit together.
-        ContentError: A dtype is wrong, or a label is outside 0 to K (checked on the CPU only).
+        ConfigError: If a setting is outside its range.
+        GeometryError: If the shapes do not fit together.
+        ContentError: If a dtype is wrong, or a label is outside 0 to K (checked on the CPU only).
     """
     check_settings(alpha, gamma, reduction, normaliser)
     gamma = float(gamma)
@@ -434,13 +434,13 @@ def posterior_logits(
     Args:
         logits: Logits of K independent classes, trained by `sigmoid_focal_loss` with α and γ.
         alpha: One number or one per class. None is ½, and so are 0 and 1, which cannot be undone.
-        gamma: γ of the training. γ = 0 and α = ½ change nothing.
+        gamma: Γ of the training. γ = 0 and α = ½ change nothing.
 
     Returns:
         fp32 logits of the same shape, finite for finite logits.
 
     Raises:
-        ConfigError: The number of `alpha` values is not K.
+        ConfigError: If the number of `alpha` values is not K.
 
     >>> half = torch.zeros(1, 1, 1)
     >>> round(float(posterior_logits(half, alpha=0.25, gamma=2.0).sigmoid()), 6)
@@ -461,9 +461,9 @@ def _log_h(log_v: Tensor, log_rest: Tensor, gamma: float) -> Tensor:
     """Compute log h(v) = log v − (γ−1)·log(1−v) − log((1−v) − γ·v·log v).
 
     Args:
-        log_v: log v.
+        log_v: Log v.
         log_rest: The logarithm of 1−v.
-        gamma: γ.
+        gamma: Γ.
     """
     # (1−v) − γ·v·log v = (1−v)·(1 + γ·quotient) with quotient = v·(−log v)/(1−v), which tends to 1
     # as v tends to 1. The limit is used below 1−v = e⁻¹⁵. There the clamp keeps the unused
@@ -485,8 +485,8 @@ def lesion_target(
         valid: Mask of the valid voxels or None. Only its shape is checked.
 
     Raises:
-        GeometryError: The shapes do not fit together.
-        ContentError: `like` is not floating point, or a label map is.
+        GeometryError: If the shapes do not fit together.
+        ContentError: If `like` is not floating point, or a label map is.
     """
     labels = to_signed(labels)
     check_shapes(like, labels, valid)
@@ -541,8 +541,8 @@ def check_shapes(
         exclusive: True if channel 0 is background and the labels have to be a label map.
 
     Raises:
-        GeometryError: The shapes do not fit together.
-        ContentError: The logits are not floating point, or a label map is floating point.
+        GeometryError: If the shapes do not fit together.
+        ContentError: If the logits are not floating point, or a label map is floating point.
     """
     if not logits.is_floating_point():
         raise ContentError(f"Logits must be floating point, not {logits.dtype}.")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lesionseg.core.arrays import Flags
 from lesionseg.errors import GeometryError
-from lesionseg.losses.base import Labels, Logits, LossTerms, Valid
+from lesionseg.losses.base import LabelTensor, Logits, LossTerms, Valid
 from lesionseg.losses.dice import (
     FOCAL,
     DiceFocalLoss,
@@ -68,7 +68,7 @@ class LesionBalancedLoss(DiceFocalLoss):
         has_boxes: True if the network predicts boxes too, whose loss is added to this one.
 
     Raises:
-        ConfigError: A setting is outside its range.
+        ConfigError: If a setting is outside its range.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class LesionBalancedLoss(DiceFocalLoss):
     def forward(
         self,
         logits: Logits,
-        labels: Labels,
+        labels: LabelTensor,
         *,
         valid: Valid = None,
         normaliser: Normaliser = None,
@@ -128,8 +128,8 @@ class LesionBalancedLoss(DiceFocalLoss):
                 lesions of each tile from 1. With uint8, the host does not wait for a GPU.
 
         Raises:
-            GeometryError: `nearest` is missing or has another shape.
-            ConfigError: `normaliser` is a number that is not above 0.
+            GeometryError: If `nearest` is missing or has another shape.
+            ConfigError: If `normaliser` is a number that is not above 0.
         """
         if not self.needs_nearest:
             return super().forward(logits, labels, valid=valid, normaliser=normaliser)

@@ -74,11 +74,11 @@ def group_norm(
     statistics are always computed in fp32.
 
     Args:
-        x: features `[B, C, *spatial]` in any floating-point precision.
-        n_groups: number of groups, a divisor of C.
-        weight: scale of each channel, `[C]`.
-        bias: shift of each channel, `[C]`.
-        eps: a small number that is added to the variance.
+        x: Features `[B, C, *spatial]` in any floating-point precision.
+        n_groups: Number of groups, a divisor of C.
+        weight: Scale of each channel, `[C]`.
+        bias: Shift of each channel, `[C]`.
+        eps: A small number that is added to the variance.
 
     Returns:
         Normalised features `[B, C, *spatial]`.

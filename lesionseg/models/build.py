@@ -15,7 +15,7 @@ from lesionseg.errors import BundleError, ConfigError, suggest
 from lesionseg.models.custom_network import custom_network
 from lesionseg.models.retinanet import detector
 from lesionseg.models.unet import unet
-from lesionseg.plan.plan import SOURCES, Plan
+from lesionseg.plan.plan import HEADS, Plan
 
 NetworkFactory = Callable[[Plan], nn.Module]
 
@@ -48,17 +48,17 @@ def build_network(
     The same plan and `seed` give the same weights. The global random state does not change.
 
     Args:
-        plan: the architecture, channels and labels.
-        architectures: further factories by name, which may replace those of `ARCHITECTURES`. With
+        plan: The architecture, channels and labels.
+        architectures: Further factories by name, which may replace those of `ARCHITECTURES`. With
             `TRUSTED`, a class that the plan names is imported.
-        seed: determines the initial weights.
+        seed: Determines the initial weights.
 
     Returns:
         The network in train mode on the CPU.
 
     Raises:
-        ConfigError: if neither table contains the name.
-        BundleError: if the plan names a class to import, and `architectures` does not allow it.
+        ConfigError: If neither table contains the name.
+        BundleError: If the plan names a class to import, and `architectures` does not allow it.
     """
     table = {**ARCHITECTURES, **(architectures or {})}
     name = plan.architecture.name
@@ -102,12 +102,12 @@ def build_with_weights(
     may need real tensors, and a user who trusts it trusts its size.
 
     Raises:
-        RuntimeError: if names or shapes of the weights are not those of the network.
-        ConfigError: if the plan's architecture is unknown.
-        BundleError: if the plan names a class outside of lesionseg without trust.
+        RuntimeError: If names or shapes of the weights are not those of the network.
+        ConfigError: If the plan's architecture is unknown.
+        BundleError: If the plan names a class outside of lesionseg without trust.
     """
     name = plan.architecture.name
-    is_ours = name in SOURCES and (architectures or {}).get(name) in (None, ARCHITECTURES[name])
+    is_ours = name in HEADS and (architectures or {}).get(name) in (None, ARCHITECTURES[name])
     if is_ours and TARGET not in plan.architecture.network:
         with torch.device("meta"):
             empty = build_network(plan)

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lesionseg.config import TARGET, build, import_target, parameters_of
+from lesionseg.config import TARGET, build_object, import_target, parameters_of
 from lesionseg.core import describe_sides
 from lesionseg.errors import ConfigError, count
 from lesionseg.models.heads import prior_bias
@@ -58,7 +58,7 @@ def as_levels(output: Any, ndim: int, *, is_backbone: bool) -> list[Tensor]:
     """Return the tensors of a network's output, finest first by their last axis.
 
     The output is a tensor, a list, tuple or mapping of tensors, or one tensor with `ndim` + 1 axes,
-    which contains the levels along axis 1. Raises `ConfigError` if it contains anything else, or a
+    which contains the levels along axis 1. Raise `ConfigError` if it contains anything else, or a
     tensor without `ndim` axes. The error names `model.backbone` if `is_backbone`, otherwise
     `model.network`.
 
@@ -92,7 +92,7 @@ def as_levels(output: Any, ndim: int, *, is_backbone: bool) -> list[Tensor]:
 def custom_network(plan: Plan) -> CustomNetwork:
     """Build the network that the plan names by `_target_`.
 
-    Raises `ConfigError` if it cannot be imported or constructed.
+    Raise `ConfigError` if it cannot be imported or constructed.
     """
     spec = plan.architecture.network
     n_inputs = len(plan.channel_names)
@@ -106,7 +106,7 @@ def custom_backbone(
 ) -> CustomNetwork:
     """Build the backbone of a detector that `spec` names by `_target_`.
 
-    Raises `ConfigError` if it cannot be imported or constructed.
+    Raise `ConfigError` if it cannot be imported or constructed.
     """
     return CustomNetwork(_construct("model.backbone", spec, n_channels, None, tile))
 
@@ -118,7 +118,7 @@ def _construct(
 
     These are the channels, the number of axes and the tile, by the names that the class uses.
     Arguments in `spec` take precedence. Without `n_outputs`, the number of output channels is left
-    to the class: a backbone has its own. Raises `ConfigError` if the class cannot be constructed or
+    to the class: a backbone has its own. Raise `ConfigError` if the class cannot be constructed or
     is not a module. `where` is the key of the settings for messages.
     """
     parameters = parameters_of(import_target(spec.get(TARGET, ""), where)) or {}
@@ -131,7 +131,7 @@ def _construct(
     ):
         if value is not None:
             filled |= {name: value for name in names if name in parameters}
-    network = build({**filled, **spec}, where)
+    network = build_object({**filled, **spec}, where)
     if not isinstance(network, nn.Module):
         raise ConfigError(
             f"{where}: {type(network).__name__} is not a torch.nn.Module. Name a class that is one."
@@ -151,7 +151,7 @@ def probe_network(plan: Plan, *, by_hand: bool, keeps_batch: bool = False) -> Pl
     to multiples of 8 to 64, unless the user chose it (`by_hand`). A batch of larger tiles has fewer
     of them, unless the user chose their number (`keeps_batch`). The network runs on torch's meta
     device, which computes no numbers, or on the CPU if that fails. The strides of the returned plan
-    only state by what step a tile may grow. Raises `ConfigError` with the network's own message if
+    only state by what step a tile may grow. Raise `ConfigError` with the network's own message if
     it accepts no tile or not that of the user, and if its outputs do not fit the labels or the
     tile.
     """
@@ -196,7 +196,7 @@ def _round_tile(plan: Plan, *, by_hand: bool) -> tuple[Plan, tuple[tuple[int, ..
         except ConfigError:  # unfit class, arguments or outputs; other tiles are not tried
             raise
         except Exception as error:  # a network may raise any type
-            message = message or _describe(error)
+            message = message or _describe_error(error)
             continue
         if tile == plan.tile_shape:
             return rounded, strides
@@ -215,7 +215,7 @@ def _round_tile(plan: Plan, *, by_hand: bool) -> tuple[Plan, tuple[tuple[int, ..
     )
 
 
-def _describe(error: Exception) -> str:
+def _describe_error(error: Exception) -> str:
     """Return the type of an error and the first line of its message."""
     return f"{type(error).__name__}: {first_line(str(error))}"
 
@@ -236,7 +236,9 @@ def _limit_batch(rounded: Plan, plan: Plan) -> Plan:
 
 
 def _tile_step(plan: Plan) -> int:
-    """Return the smallest power of 2, up to 64, by which all sides of the tile may grow, in voxels.
+    """Return the step in voxels in which the network accepts other tile sides.
+
+    It is the smallest power of 2, up to 64, by which all sides of the plan's tile may grow.
 
     It is found by running the network on larger tiles. If none of them is accepted, it is the
     longest side of the plan's own tile.
@@ -258,7 +260,7 @@ def _output_strides(plan: Plan) -> tuple[tuple[int, ...], ...]:
     has not one channel per logit. Errors of the network itself are passed on.
     """
     tile = plan.tile_shape
-    outputs = _run(partial(custom_network, plan), len(plan.channel_names), tile)
+    outputs = _run_network(partial(custom_network, plan), len(plan.channel_names), tile)
     remedy = "Choose a network that pads its convolutions, or another model.tile_shape."
     strides = _strides(outputs, tile, remedy)
     has_all_logits = all(x.shape[1] == n_logits(plan) for x in outputs)
@@ -275,19 +277,19 @@ def _output_strides(plan: Plan) -> tuple[tuple[int, ...], ...]:
 def backbone_pyramid(name: str, spec: dict[str, Any], dims: int, n_channels: int) -> Architecture:
     """Return the stages of the detector `name` on the backbone that `spec` names.
 
-    Raises `ConfigError` if the backbone cannot be constructed, does not accept a tile of 64 voxels
+    Raise `ConfigError` if the backbone cannot be constructed, does not accept a tile of 64 voxels
     per axis, or its maps do not divide the tile or each other.
     """
     ones = (1,) * dims
     tile = (_BACKBONE_SIDE,) * dims
     try:
-        maps = _run(partial(custom_backbone, spec, n_channels, tile), n_channels, tile)
+        maps = _run_network(partial(custom_backbone, spec, n_channels, tile), n_channels, tile)
     except ConfigError:
         raise
     except Exception as error:  # a backbone may raise any type
         raise ConfigError(
             f"model.backbone does not accept images of {count(n_channels, 'channel')} with "
-            f"{describe_sides(tile)} voxels: {_describe(error)}. Correct the arguments "
+            f"{describe_sides(tile)} voxels: {_describe_error(error)}. Correct the arguments "
             "model.backbone.…; only input channels, axes and tile are filled in, by their usual "
             "names."
         ) from error
@@ -305,7 +307,7 @@ def backbone_pyramid(name: str, spec: dict[str, Any], dims: int, n_channels: int
     return Architecture(name, features, strides, kernels, n_supervised=1, network=spec)
 
 
-def _run(
+def _run_network(
     make: Callable[[], nn.Module], n_channels: int, tile: tuple[int, ...], device: str = "meta"
 ) -> list[Tensor]:
     """Return the outputs of the network that `make` builds for a tile of zeros, in train mode.
@@ -322,7 +324,7 @@ def _run(
     except Exception:  # an operation that the meta device lacks, or a tile that does not fit
         if device == "cpu":
             raise
-        return _run(make, n_channels, tile, "cpu")
+        return _run_network(make, n_channels, tile, "cpu")
     return outputs
 
 
@@ -331,7 +333,7 @@ def _strides(
 ) -> tuple[tuple[int, ...], ...]:
     """Return how many voxels of the tile one voxel of each output spans along each axis.
 
-    Raises `ConfigError` with the remedy if an output does not divide the tile.
+    Raise `ConfigError` with the remedy if an output does not divide the tile.
     """
     shapes = [tuple(x.shape[2:]) for x in outputs]
     if np.remainder(tile, shapes).any():

@@ -83,8 +83,8 @@ def prior_bias(lesion_fraction: float, n_labels: int, activation: Activation) ->
     are 1 + n logits: 0 for background (p = 1−π) and log(p/(1−π)) for each label.
 
     Args:
-        lesion_fraction: the prior probability π of any lesion, between 0 and 1, both excluded.
-        n_labels: the number n of labels.
+        lesion_fraction: The prior probability π of any lesion, between 0 and 1, both excluded.
+        n_labels: The number n of labels.
         activation: `sigmoid` or `softmax`.
 
     Returns:

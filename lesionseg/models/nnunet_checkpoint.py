@@ -1,4 +1,4 @@
-"""Read a checkpoint of nnU-Net v2 or nnssl: its weights by our names, and facts about its training.
+"""Read a checkpoint of nnU-Net v2 or nnssl: its weights by our names, and details of its training.
 
 Checkpoints of nnU-Net v2 and of nnssl (its ResEnc, as of OpenMind, arXiv 2412.17041) are read
 without running code. Their plain and residual encoder U-Nets are our U-Nets with `layout: nnunet`.
@@ -52,15 +52,15 @@ _LAST = "heads.0.conv.weight"
 
 @dataclass(frozen=True, eq=False)
 class NnunetCheckpoint:
-    """The content of a checkpoint of nnU-Net or nnssl. Facts that it does not state are empty.
+    """The content of a checkpoint of nnU-Net or nnssl. Values that it does not state are empty.
 
     Attributes:
-        weights: the tensors by our names.
-        unknown: names of tensors that belong to neither of nnU-Net's two networks.
-        trainer: the class of the trainer.
-        configuration: the name of the configuration in the plans.
-        mirror_axes: axes along which the trainer allows mirrored views.
-        channel_names: names of the input channels in their order.
+        weights: The tensors by our names.
+        unknown: Names of tensors that belong to neither of nnU-Net's two networks.
+        trainer: The class of the trainer.
+        configuration: The name of the configuration in the plans.
+        mirror_axes: Axes along which the trainer allows mirrored views.
+        channel_names: Names of the input channels in their order.
         is_resenc_l: True if nnssl states its preset ResEncL.
     """
 
@@ -95,11 +95,11 @@ def read_nnunet_checkpoint(source: Path | BinaryIO, where: str | None = None) ->
     """Read a checkpoint of nnU-Net or nnssl.
 
     Args:
-        source: the file.
-        where: the name of the file in messages. None for the path.
+        source: The file.
+        where: The name of the file in messages. None for the path.
 
     Raises:
-        BundleError: if the file is missing, if it contains more than tensors and numbers, if its
+        BundleError: If the file is missing, if it contains more than tensors and numbers, if its
             network is not one of nnU-Net's two, or if the mirror axes are not a list of numbers.
     """
     where = where or str(source)
@@ -143,8 +143,8 @@ def _find_channel_names(dataset: Mapping[str, Any]) -> tuple[str, ...]:
 
     Return an empty tuple if it does not state them, or does not number them from 0.
     """
-    stated = _section(dataset, "channel_names") or _section(dataset, "modality")
-    name_of_number = {str(number): str(name) for number, name in stated.items()}
+    given = _section(dataset, "channel_names") or _section(dataset, "modality")
+    name_of_number = {str(number): str(name) for number, name in given.items()}
     numbers = [str(number) for number in range(len(name_of_number))]
     if set(numbers) != set(name_of_number):
         return ()
@@ -155,7 +155,7 @@ def load_plain(source: Path | BinaryIO, where: str) -> Mapping[str, Any]:
     """Read a file of `torch.save` that contains only tensors and numbers. No code in it is run.
 
     `where` names the file in messages. The result is empty if the content is not a dictionary.
-    Raises `BundleError` if the file is missing or damaged, or contains anything else.
+    Raise `BundleError` if the file is missing or damaged, or contains anything else.
     """
     # nnU-Net's log contains numpy scalars, which numpy pickles as a call of this function
     scalar: Any = np.float64(0).__reduce__()[0]
@@ -255,15 +255,15 @@ def architecture_of(
     """Return the architecture of our network `name` that fits the weights.
 
     Args:
-        weights: the tensors by our names.
-        name: a name of `ARCHITECTURES`, or "auto" for the U-Net with the encoder of the weights.
-        where: the name of the weights' file, for messages.
+        weights: The tensors by our names.
+        name: A name of `ARCHITECTURES`, or "auto" for the U-Net with the encoder of the weights.
+        where: The name of the weights' file, for messages.
         is_resenc_l: True if the network is nnssl's preset ResEncL. Its encoder alone is enough,
             because its strides, which the weights of an encoder do not show, are known.
 
     Raises:
-        ConfigError: if the backbone of the weights is of another kind than that of `name`.
-        BundleError: if the depths of the stages are not those of a U-Net that nnU-Net plans.
+        ConfigError: If the backbone of the weights is of another kind than that of `name`.
+        BundleError: If the depths of the stages are not those of a U-Net that nnU-Net plans.
     """
     residual = RESIDUAL_STEM in weights
     if name == AUTO_MODEL:

@@ -60,7 +60,7 @@ class RetinaNet(nn.Module):
 def detector(plan: Plan) -> RetinaNet:
     """Build the RetinaNet or Retina U-Net that `plan` names.
 
-    Raises `ConfigError` if the plan has no anchors.
+    Raise `ConfigError` if the plan has no anchors.
     """
     bias: tuple[float, ...] = ()
     if plan.architecture.name == "retina_unet":

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lesionseg.errors import count
-from lesionseg.plan.channel_matching import channel_sources
+from lesionseg.plan.channel_matching import match_channels
 from lesionseg.plan.plan import Plan
 
 Weights = Mapping[str, Tensor]
@@ -26,13 +26,13 @@ FIRST = ("encoder.stages.0.0.conv.weight", RESIDUAL_STEM)
 class Transfer:
     """The result of copying weights from an old network to a new one.
 
-    `taken` contains the names of the new network's tensors that were copied, and `fresh` those that
-    keep their initial values. `unused` contains the names of the old network's tensors that were
-    not copied. `why_fresh` is the reason for fresh heads, or empty. `adapted` describes how the
-    first convolution was changed to other channels, or is empty.
+    `copied` contains the names of the new network's tensors that were copied, and `fresh` those
+    that keep their initial values. `unused` contains the names of the old network's tensors that
+    were not copied. `why_fresh` is the reason for fresh heads, or empty. `adapted` describes how
+    the first convolution was changed to other channels, or is empty.
     """
 
-    taken: tuple[str, ...]
+    copied: tuple[str, ...]
     fresh: tuple[str, ...]
     unused: tuple[str, ...]
     why_fresh: str = ""
@@ -44,7 +44,9 @@ def is_head(name: str) -> bool:
     return name.partition(".")[0] in _HEADS
 
 
-def take_weights(network: nn.Module, plan: Plan, before: nn.Module, plan_before: Plan) -> Transfer:
+def transfer_weights(
+    network: nn.Module, plan: Plan, before: nn.Module, plan_before: Plan
+) -> Transfer:
     """Copy the weights of `before` that fit into `network`, in place.
 
     A tensor of the backbone fits if stage, name and shape agree. The stages of a decoder are
@@ -69,7 +71,7 @@ def take_weights(network: nn.Module, plan: Plan, before: nn.Module, plan_before:
     anchors_before = plan_before.anchors
     if anchors and anchors_before and anchors.sizes != anchors_before.sizes:
         reasons.setdefault("anchors", "the anchors differ")
-    return take_tensors(
+    return transfer_tensors(
         network,
         before.state_dict(),
         reasons,
@@ -79,7 +81,7 @@ def take_weights(network: nn.Module, plan: Plan, before: nn.Module, plan_before:
     )
 
 
-def take_tensors(
+def transfer_tensors(
     network: nn.Module,
     before: Weights,
     reasons: Mapping[str, str],
@@ -87,24 +89,26 @@ def take_tensors(
     channels: Sequence[str] = (),
     channels_before: Sequence[str] = (),
 ) -> Transfer:
-    """Copy the named tensors that fit into `network`, in place, except heads with a reason.
+    """Copy tensors into `network` in place, by name, if their shapes are equal.
 
-    `adapt_channels` adapts the first convolution if the channels or their order differ.
+    A head with an entry in `reasons` keeps its random values. `adapt_channels` adapts the first
+    convolution if the channels or their order differ.
 
     The result lists the names of the copied tensors, of those that keep their random values, and of
     the tensors of `before` without a use.
 
     Args:
-        network: receives the tensors.
-        before: the tensors by name.
-        reasons: why a head is not copied, by the kind of head. Other heads are copied if they fit.
-        first: the finest stage of the decoder in `before`.
-        channels: names of the network's channels; empty if they are not known.
-        channels_before: names of the channels of `before`.
+        network: Receives the tensors.
+        before: The tensors by name.
+        reasons: Why a head is not copied, by the kind of head. Other heads are copied if they fit.
+        first: The finest stage of the decoder in `before`.
+        channels: Names of the network's channels; empty if they are not known.
+        channels_before: Names of the channels of `before`.
     """
-    # names in `before`, by the name that both networks share
+    # names in `before`, by the name that both networks share: decoders may end at different stages,
+    # so their stages are counted from the finest one
     unused = {_shared_name(name, first): name for name in before}
-    taken: list[str] = []
+    copied: list[str] = []
     fresh: list[str] = []
     why: set[str] = set()
     adapted = ""
@@ -123,10 +127,10 @@ def take_tensors(
         else:
             tensor.copy_(value)
             adapted = adapted or words
-            taken.append(name)
+            copied.append(name)
             del unused[shared]
     return Transfer(
-        taken=tuple(taken),
+        copied=tuple(copied),
         fresh=tuple(fresh),
         unused=tuple(unused.values()),
         why_fresh="; ".join(sorted(why)),
@@ -139,52 +143,52 @@ def adapt_channels(
 ) -> tuple[Tensor, str]:
     """Return a first convolution `[features, c, *kernel]` for `n_channels`, and a description.
 
-    A channel that corresponds to an old one (`channel_sources`) keeps its weights. New channels get
+    A channel that corresponds to an old one (`match_channels`) keeps its weights. New channels get
     the mean over all old channels, times the ratio of old to new channels. Without names, channels
     are assumed to be the same if their number is the same, otherwise all of them are new. The
     description is empty if nothing changed.
 
     Args:
-        weight: the weight of the old first convolution.
-        n_channels: number of new channels.
-        names: names of the new channels; empty if they are not known.
-        before: names of the old channels; empty if they are not known.
+        weight: The weight of the old first convolution.
+        n_channels: Number of new channels.
+        names: Names of the new channels; empty if they are not known.
+        before: Names of the old channels; empty if they are not known.
     """
     n_before = weight.shape[1]
     are_named = len(before) == n_before and len(names) == n_channels
-    sources: tuple[int | None, ...]  # the old channel of each new one
+    matches: tuple[int | None, ...]  # the old channel of each new one
     if are_named:
-        sources = channel_sources(names, before)
+        matches = match_channels(names, before)
     elif n_before == n_channels:
-        sources = tuple(range(n_channels))
+        matches = tuple(range(n_channels))
     else:
-        sources = (None,) * n_channels
-    if sources == tuple(range(n_before)):
+        matches = (None,) * n_channels
+    if matches == tuple(range(n_before)):
         return weight, ""
     mean = weight.mean(dim=1) * (n_before / n_channels)
-    columns = [mean if source is None else weight[:, source] for source in sources]
-    return torch.stack(columns, dim=1), _describe_channels(sources, n_before, names)
+    columns = [mean if source is None else weight[:, source] for source in matches]
+    return torch.stack(columns, dim=1), _describe_channels(matches, n_before, names)
 
 
-def _describe_channels(sources: Sequence[int | None], n_before: int, names: Sequence[str]) -> str:
+def _describe_channels(matches: Sequence[int | None], n_before: int, names: Sequence[str]) -> str:
     """Describe how the channels of the first convolution changed.
 
     Args:
-        sources: the old channel of each new one, or None for a new channel without one.
-        n_before: number of old channels.
-        names: names of the new channels; empty if they are not known.
+        matches: The old channel of each new one, or None for a new channel without one.
+        n_before: Number of old channels.
+        names: Names of the new channels; empty if they are not known.
     """
-    if set(sources) == set(range(n_before)):
+    if set(matches) == set(range(n_before)):
         return f"the first convolution has its channels in the new order {', '.join(names)}"
-    kept = [names[i] for i, source in enumerate(sources) if source is not None]
-    words = f"the first convolution had {count(n_before, 'channel')} and has {len(sources)}: "
+    kept = [names[i] for i, source in enumerate(matches) if source is not None]
+    words = f"the first convolution had {count(n_before, 'channel')} and has {len(matches)}: "
     words += f"{', '.join(kept)} kept, the rest " if kept else "all "
-    words += "set to the mean of the old ones" if None in sources else "left out"
+    words += "set to the mean of the old ones" if None in matches else "left out"
     return words
 
 
 def give_all_heads(reason: str) -> dict[str, str]:
-    """Return the same reason for each kind of head, so that `take_tensors` copies none of them."""
+    """Return the same reason for each head, so that `transfer_tensors` copies none of them."""
     return dict.fromkeys(_HEADS.values(), reason)
 
 

@@ -65,9 +65,9 @@ def nearest_cells(
     to all other cells need not be computed.
 
     Args:
-        level: the level.
-        points: positions in voxels of the tile.
-        k: the number of cells.
+        level: The level.
+        points: Positions in voxels of the tile.
+        k: The number of cells.
 
     Returns:
         Numbers of cells in C order `[m, k']`, nearest first, ties by number. k' is smaller than `k`
@@ -140,9 +140,9 @@ def assign_atss(
     `m · N_NEAREST^dims`, not with `m · n`.
 
     Args:
-        levels: the pyramid levels, as given to `grid_anchors`.
-        anchors: the result of `grid_anchors`.
-        boxes: the lesions; rows of zeros are ignored.
+        levels: The pyramid levels, as given to `grid_anchors`.
+        anchors: The result of `grid_anchors`.
+        boxes: The lesions; rows of zeros are ignored.
 
     Returns:
         The row of the assigned lesion for each anchor, or `BACKGROUND`. Without lesions all anchors
@@ -181,8 +181,8 @@ def _assign_missed_lesions(
     another lesion. A lesion without a free candidate stays without an anchor.
 
     Args:
-        assigned: the row of the lesion of each anchor `[n]`, or `BACKGROUND`.
-        candidates: rows of anchors `[m, k]` for each lesion.
+        assigned: The row of the lesion of each anchor `[n]`, or `BACKGROUND`.
+        candidates: Rows of anchors `[m, k]` for each lesion.
         overlap: IoU of the candidates `[m, k]`.
         exists: False for rows of zeros, which are no lesions `[m]`.
     """

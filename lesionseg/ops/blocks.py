@@ -16,7 +16,7 @@ def block_maxima(array: NDArray[T], block: Sequence[int]) -> NDArray[T]:
 
     Args:
         array: `[*spatial]`, with at least one voxel.
-        block: size of a block along each axis. The last blocks may be smaller.
+        block: Size of a block along each axis. The last blocks may be smaller.
 
     Returns:
         `[*coarse]` in the dtype of `array`.

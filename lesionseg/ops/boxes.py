@@ -67,8 +67,8 @@ def box_iou(a: Float[Tensor, "n two_d"], b: Float[Tensor, "m two_d"]) -> Float[T
     Half precision is converted to float32, because volumes would overflow.
 
     Args:
-        a: boxes `[n, 2·dims]`, starts then stops, half-open, in voxels.
-        b: boxes `[m, 2·dims]`.
+        a: Boxes `[n, 2·dims]`, starts then stops, half-open, in voxels.
+        b: Boxes `[m, 2·dims]`.
 
     Returns:
         IoU `[n, m]` in [0, 1]; 0 for boxes without volume. Without boxes the matrix is empty.
@@ -203,8 +203,8 @@ def tile_boxes(
     """Find the boxes and labels of the lesions in a batch of tiles.
 
     Args:
-        instances: lesion ids, 0 for background.
-        labels: label values.
+        instances: Lesion ids, 0 for background.
+        labels: Label values.
 
     Returns:
         Boxes in float32 (starts, then stops; half-open voxels), and the label of each lesion's

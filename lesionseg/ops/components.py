@@ -30,7 +30,7 @@ def label_components(mask: Flags) -> NDArray[np.int32]:
         is 0. An empty mask gives zeros.
 
     Raises:
-        ContentError: if the mask does not have two or three axes.
+        ContentError: If the mask does not have two or three axes.
 
     >>> label_components(np.array([[1, 0, 0, 1], [0, 1, 0, 1]], dtype=bool)).tolist()
     [[1, 0, 0, 2], [0, 1, 0, 2]]
@@ -47,14 +47,14 @@ def lesion_instances(
     lesions, even if they touch.
 
     Args:
-        labels: label values `[*spatial]`, 0 for background.
+        labels: Label values `[*spatial]`, 0 for background.
 
     Returns:
         Lesion ids 1..n `[*spatial]`, 0 elsewhere, in the order of first voxels in C order, and the
         label value of each id. Without lesions, zeros and `()`.
 
     Raises:
-        ContentError: if the label map does not have two or three axes.
+        ContentError: If the label map does not have two or three axes.
 
     >>> instances, of = lesion_instances(np.array([[3, 3, 0], [2, 0, 0]]))
     >>> instances.tolist(), of
@@ -77,9 +77,9 @@ class GroupedVoxels(NamedTuple):
     """The voxels of a mask of ids, one id after the other.
 
     Attributes:
-        ids: the ids that are present `[n]`, ascending, without 0.
-        voxels: array indices `[v, dims]`, in C order within an id.
-        first: the row in `voxels` at which each id begins `[n]`.
+        ids: The ids that are present `[n]`, ascending, without 0.
+        voxels: Array indices `[v, dims]`, in C order within an id.
+        first: The row in `voxels` at which each id begins `[n]`.
     """
 
     ids: NDArray[Any]
@@ -147,7 +147,7 @@ def lesions_of(reference: Reference) -> Lesions:
     labels, boxes. An instance without voxels keeps its box if there are as many boxes as instances.
     Ignored voxels are removed first. A lesion with neither voxels nor a box is left out, and so is
     a lesion whose voxels are all ignored, whether it has a mask or only a box. A reference without
-    lesions gives no rows. Raises `ContentError` if an instance has no label.
+    lesions gives no rows. Raise `ContentError` if an instance has no label.
     """
     if reference.instances is None and reference.labels is not None:
         return _measure_components(reference.geometry, reference.labels, reference.ignore)
@@ -167,7 +167,7 @@ def lesions_of(reference: Reference) -> Lesions:
 def candidates_of(prediction: Prediction, ignore: Flags | None = None) -> Lesions:
     """Return the candidates of a prediction in its order, without ignored voxels.
 
-    Raises `ContentError` if the instance mask contains an id that no candidate has.
+    Raise `ContentError` if the instance mask contains an id that no candidate has.
     """
     candidates = prediction.candidates
     boxes = np.array([(*c.start_vox, *c.stop_vox) for c in candidates], float)
@@ -221,18 +221,18 @@ def measure_instances(
     """Measure lesions that are given by their ids in a mask, or by their boxes.
 
     Args:
-        geometry: the grid of the masks.
-        ids: lesion ids `[n]`.
-        labels: label values of the lesions.
+        geometry: The grid of the masks.
+        ids: Lesion ids `[n]`.
+        labels: Label values of the lesions.
         boxes: `[n, 2·dims]`, for lesions without voxels; None if there are no boxes.
-        instances: lesion ids `[*spatial]`, 0 elsewhere; None if all lesions are boxes.
+        instances: Lesion ids `[*spatial]`, 0 elsewhere; None if all lesions are boxes.
         ignore: True for voxels `[*spatial]` to remove.
 
     Returns:
         A row for each id that has voxels or a box, in the order of `ids`.
 
     Raises:
-        ContentError: if `instances` contains an id that is not in `ids`.
+        ContentError: If `instances` contains an id that is not in `ids`.
     """
     index = np.zeros(0, np.int64)
     owner = np.zeros(0, np.int64)  # the row of the lesion of each voxel in `index`
@@ -285,9 +285,9 @@ def _drop_ignored(
     """Leave out the lesions that are ignored completely, but whose box remains.
 
     Args:
-        lesions: the lesions without their ignored voxels.
+        lesions: The lesions without their ignored voxels.
         ignore: True for ignored voxels `[*spatial]`.
-        instances: lesion ids `[*spatial]`, or None if all lesions are boxes. A box without voxels
+        instances: Lesion ids `[*spatial]`, or None if all lesions are boxes. A box without voxels
             in this mask has those of `centre_slices`.
     """
     if lesions.has_voxels.all():

@@ -62,8 +62,8 @@ def resample_to(
 
     Args:
         array: `[C, *source.shape]`, of any dtype; a numpy array may have any strides.
-        source: grid of `array`.
-        target: grid of the result, with as many axes.
+        source: Grid of `array`.
+        target: Grid of the result, with as many axes.
         how: `linear` interpolates between voxel centres. `mean` also interpolates, but takes the
             mean over the voxel's extent along axes on which target voxels are longer than source
             voxels. `share` takes the mean over the voxel's whole extent, and treats the array as
@@ -80,7 +80,7 @@ def resample_to(
         array.
 
     Raises:
-        GeometryError: if the grids have different numbers of axes.
+        GeometryError: If the grids have different numbers of axes.
 
     >>> fine = Geometry.from_spacing((4,), (1.0,))
     >>> coarse = Geometry((2,), np.array([[2.0, 0.5], [0, 1]]))  # each voxel covers two
@@ -114,18 +114,18 @@ def resample_slabs(
 
     Args:
         array: `[C, *source.shape]`, of any dtype; a numpy array may have any strides.
-        source: grid of `array`.
-        target: grid of the result.
+        source: Grid of `array`.
+        target: Grid of the result.
         how: `linear`, `mean`, `share` or `nearest`, as `resample_to` describes them.
-        edge: values outside of the array: `zero`, `near` or `extend` (`resample_to`).
-        decode: converts stored numbers to values. It is called with the input of each slab.
-        n_rows: the number of rows of a slab.
+        edge: Values outside of the array: `zero`, `near` or `extend` (`resample_to`).
+        decode: Converts stored numbers to values. It is called with the input of each slab.
+        n_rows: The number of rows of a slab.
 
     Yields:
         The rows of the target as a slice, and their values `[C, rows, *rest]`.
 
     Raises:
-        GeometryError: if the grids have different numbers of axes.
+        GeometryError: If the grids have different numbers of axes.
     """
     matrix = index_matrix(source, target)
     whole = np.rint(matrix)
@@ -187,7 +187,7 @@ def _largest_drift(matrix: Numbers, other: Numbers, out_shape: Sequence[int]) ->
 def index_matrix(source: Geometry, target: Geometry) -> Numbers:
     """Return the matrix that maps an index of `target` to an index of `source`.
 
-    Raises `GeometryError` if the grids have different numbers of axes.
+    Raise `GeometryError` if the grids have different numbers of axes.
     """
     if source.dims != target.dims:
         raise GeometryError(
@@ -219,9 +219,9 @@ def _find_input_range(matrix: Numbers, shape: Sequence[int]) -> tuple[Integers, 
     may be outside the input.
     """
     corners = np.array(list(itertools.product(*[(-0.5, n - 0.5) for n in shape])))
-    moved = corners @ matrix[:-1, :-1].T + matrix[:-1, -1]
-    lowest = np.floor(moved.min(axis=0)).astype(np.int64) - 1
-    return lowest, np.ceil(moved.max(axis=0)).astype(np.int64) + 1
+    mapped = corners @ matrix[:-1, :-1].T + matrix[:-1, -1]
+    lowest = np.floor(mapped.min(axis=0)).astype(np.int64) - 1
+    return lowest, np.ceil(mapped.max(axis=0)).astype(np.int64) + 1
 
 
 def _pad(piece: Tensor, before: Integers, after: Integers, *, zeros: bool) -> Tensor:
@@ -231,7 +231,7 @@ def _pad(piece: Tensor, before: Integers, after: Integers, *, zeros: bool) -> Te
         index = np.arange(-n_before, n + n_after)
         if len(index) == n:
             continue
-        piece = take_along(piece, axis, index.clip(0, n - 1))
+        piece = gather_along(piece, axis, index.clip(0, n - 1))
         if zeros:
             piece = piece.masked_fill(_broadcast_along(piece, axis, (index < 0) | (index >= n)), 0)
     return piece
@@ -242,11 +242,11 @@ class _Resampling:
     """The resampling of the input that is read for a slab.
 
     Attributes:
-        matrix: affine `[dims+1, dims+1]` from output indices to input indices.
-        out_shape: shape of the output.
-        parallel: the input axis that is parallel to each output axis. None for oblique axes.
+        matrix: Affine `[dims+1, dims+1]` from output indices to input indices.
+        out_shape: Shape of the output.
+        parallel: The input axis that is parallel to each output axis. None for oblique axes.
         is_exact: True if the matrix contains only whole numbers.
-        reach: distance from the centres of the outermost input voxels, in voxels, up to which
+        reach: Distance from the centres of the outermost input voxels, in voxels, up to which
             their values apply.
     """
 
@@ -269,7 +269,7 @@ class _Resampling:
             x = self._axis_coordinates(axis, input_axis)
             n = piece.shape[axis + 1]
             if how == "share" or (how == "mean" and ratio > _COARSER):
-                piece = _take_mean(piece, axis + 1, x, ratio)
+                piece = _average_around(piece, axis + 1, x, ratio)
             elif how == "nearest":
                 piece = Neighbours.of(x, n, NEAREST).apply(piece, axis + 1)
             else:
@@ -345,15 +345,15 @@ def _find_parallel_axes(linear: Numbers, out_shape: tuple[int, ...]) -> tuple[in
     if len(set(output_axes.tolist())) != len(output_axes):
         return None
     # how far each input coordinate moves along each output axis, from its first to its last voxel
-    movement = np.abs(linear) * np.maximum(np.array(out_shape) - 1, 0)
-    movement[np.arange(len(output_axes)), output_axes] = 0
-    if movement.sum(axis=1).max() >= _TOLERANCE_VOX:
+    spread = np.abs(linear) * np.maximum(np.array(out_shape) - 1, 0)
+    spread[np.arange(len(output_axes)), output_axes] = 0
+    if spread.sum(axis=1).max() >= _TOLERANCE_VOX:
         return None
     input_axes = np.argsort(output_axes)  # the inverse permutation
     return tuple(map(int, input_axes))
 
 
-def _take_mean(array: Tensor, axis: int, x: Numbers, ratio: float) -> Tensor:
+def _average_around(array: Tensor, axis: int, x: Numbers, ratio: float) -> Tensor:
     """Return the mean over `ratio` input voxels around each coordinate `x`, within the array.
 
     Each input voxel has the share of the interval from `low` to `high` that it covers as weight. An
@@ -371,12 +371,12 @@ def _take_mean(array: Tensor, axis: int, x: Numbers, ratio: float) -> Tensor:
         covered = np.minimum(high, voxel + 0.5) - np.maximum(low, voxel - 0.5)
         share = np.clip(covered, 0, None) / total
         if share.any():
-            values = take_along(array, axis, np.minimum(voxel, n - 1)).float()
+            values = gather_along(array, axis, np.minimum(voxel, n - 1)).float()
             mean += values * _broadcast_along(array, axis, share.astype(np.float32))
     return mean
 
 
-def take_along(array: Tensor, axis: int, index: Integers) -> Tensor:
+def gather_along(array: Tensor, axis: int, index: Integers) -> Tensor:
     """Return the values at `index` along an axis, as `torch.index_select` does.
 
     On a CPU, NumPy's function copies them 3 to 10 times as fast as that of torch.
@@ -430,20 +430,20 @@ class Neighbours:
         if not self.weight.any():
             if (np.diff(self.first) == 1).all():
                 return array.narrow(axis, int(self.first[0]), len(self.first))
-            return take_along(array, axis, self.first)
-        first = take_along(array, axis, self.first).float()
-        second = take_along(array, axis, self.second).float()
+            return gather_along(array, axis, self.first)
+        first = gather_along(array, axis, self.first).float()
+        second = gather_along(array, axis, self.second).float()
         return first.lerp_(second, _broadcast_along(array, axis, self.weight))
 
 
 @lru_cache(maxsize=64)
-def find_neighbours(n_in: int, n_out: int, order: int) -> Neighbours:
+def find_interpolation_neighbours(n_in: int, n_out: int, order: int) -> Neighbours:
     """Find the neighbours for resizing an axis of `n_in` values to `n_out`.
 
     Voxel i of `n_out` is at (i + ½) · n_in/n_out − ½. `order` is 0 (nearest) or 1 (linear). The
     result is cached: do not change it.
 
-    >>> found = find_neighbours(2, 4, 1)
+    >>> found = find_interpolation_neighbours(2, 4, 1)
     >>> found.first.tolist(), found.second.tolist(), found.weight.tolist()
     ([0, 0, 0, 1], [0, 1, 1, 1], [0.0, 0.25, 0.75, 0.0])
     """
@@ -545,7 +545,9 @@ def resize(
         out = torch.minimum(torch.maximum(out, low, out=out), high, out=out)
     # axes that become shorter come first, so that later ones have fewer values
     for axis in sorted(simple, key=lambda axis: shape[axis] / array.shape[axis]):
-        out = find_neighbours(out.shape[axis], shape[axis], orders[axis]).apply(out, axis)
+        out = find_interpolation_neighbours(out.shape[axis], shape[axis], orders[axis]).apply(
+            out, axis
+        )
     return out
 
 

@@ -22,13 +22,13 @@ def nms(
     Args:
         boxes: `[n, 2·dims]`, starts then stops, half-open, on any device.
         scores: `[n]`; ties are ranked by index.
-        iou_threshold: highest IoU of two kept boxes.
+        iou_threshold: Highest IoU of two kept boxes.
 
     Returns:
         The kept indices by descending score. Without boxes the result is empty.
 
     Raises:
-        ContentError: if the shapes do not fit together.
+        ContentError: If the shapes do not fit together.
 
     >>> boxes = torch.tensor([[0.0, 0, 4, 4], [0, 1, 4, 5], [9, 9, 10, 10]])
     >>> nms(boxes, torch.tensor([0.5, 0.9, 0.1]), 0.5).tolist()
@@ -46,7 +46,7 @@ def _suppress(
     The kept box is the box itself or, if it is dropped, the box that suppresses it. It is given by
     its rank, and rank 0 has the highest score.
 
-    Raises `ContentError` if the shapes do not fit together.
+    Raise `ContentError` if the shapes do not fit together.
     """
     if boxes.ndim != 2 or boxes.shape[1] % 2 or scores.shape != boxes.shape[:1]:
         raise ContentError(
@@ -88,13 +88,13 @@ def batched_nms(
         boxes: `[n, 2·dims]`, starts then stops, half-open, on any device.
         scores: `[n]`; ties are ranked by index.
         groups: `[n]` int64, any values.
-        iou_threshold: highest IoU of two kept boxes of the same group.
+        iou_threshold: Highest IoU of two kept boxes of the same group.
 
     Returns:
         The kept indices by descending score. Without boxes the result is empty.
 
     Raises:
-        ContentError: if the shapes do not fit together.
+        ContentError: If the shapes do not fit together.
 
     >>> boxes = torch.tensor([[0.0, 0, 4, 4], [0, 0, 4, 4]])
     >>> batched_nms(boxes, torch.tensor([0.5, 0.9]), torch.tensor([0, 1]), 0.5).tolist()
@@ -117,7 +117,7 @@ def cluster_boxes(
         boxes: `[n, 2·dims]`, starts then stops. The rows may have any order.
         scores: `[n]`.
         groups: `[n]`, such as the label of each box. Only boxes of one group suppress each other.
-        iou_threshold: a box is dropped if its IoU with a kept box is above this.
+        iou_threshold: A box is dropped if its IoU with a kept box is above this.
 
     Returns:
         `[n]` indices: that of a kept box is its own, that of a dropped box is the kept box of the
@@ -152,10 +152,10 @@ def _suppress_sorted(
         starts: `[dims, n]`, sorted by start along `axis`.
         stops: `[dims, n]`, in the order of `starts`.
         position: `[n]`, the column of the box of each rank. Rank 0 has the highest score.
-        axis: the axis of the order.
-        longest: the longest side along `axis`. A box that starts further below another box ends
+        axis: The axis of the order.
+        longest: The longest side along `axis`. A box that starts further below another box ends
             before that box starts.
-        iou_threshold: highest IoU of two kept boxes.
+        iou_threshold: Highest IoU of two kept boxes.
 
     Returns:
         `[n]`, the rank of the kept box that suppresses the box of each rank. A kept box has its own

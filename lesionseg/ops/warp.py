@@ -26,22 +26,23 @@ from lesionseg.ops.compiled import make_compiler
 
 @dataclass(frozen=True, eq=False)
 class Warp:
-    """The source position of each voxel of an output: matrix · (index, 1) + bend[index].
+    """The source position of each voxel of an output: matrix · (index, 1) + displacement[index].
 
-    `matrix` `[dims, dims + 1]` and `bend` `[dims, *shape]` float32 are in voxels of the source,
-    with axes in array order. `shape` is that of the output. `bend` is None for an affine warp.
+    `matrix` `[dims, dims + 1]` and `displacement` `[dims, *shape]` float32 are in voxels of the
+    source, with axes in array order. `shape` is that of the output. `displacement` is None for an
+    affine warp.
     """
 
     matrix: Numbers
     shape: tuple[int, ...]
-    bend: Tensor | None = None
+    displacement: Tensor | None = None
 
 
 def warp_linear(image: Shaped[Tensor, "c *inp"], warp: Warp) -> Float[Tensor, "c *out"]:
     """Interpolate `image` linearly at the positions of the warp, in float32; 0 outside of it."""
     out = torch.empty((image.shape[0], *warp.shape), dtype=torch.float32)
-    matrix, bend = _with_three_axes(warp)
-    _interpolate(_as_3d(image.float()), matrix, bend, _as_3d(out))
+    matrix, displacement = _with_three_axes(warp)
+    _interpolate(_as_3d(image.float()), matrix, displacement, _as_3d(out))
     return out
 
 
@@ -56,33 +57,37 @@ def warp_nearest(
     dims = len(warp.shape)
     shape = np.array((1,) * (3 - dims) + tuple(masks[0].shape), np.int64)
     places = np.empty((1,) * (3 - dims) + warp.shape, np.int32)
-    matrix, bend = _with_three_axes(warp)
-    _fill_nearest_places(shape, matrix, bend, places)
+    matrix, displacement = _with_three_axes(warp)
+    _fill_nearest_places(shape, matrix, displacement, places)
     warped = [torch.zeros(warp.shape, dtype=mask.dtype) for mask in masks]
     for mask, out in zip(masks, warped, strict=True):
         source = mask.contiguous().numpy().reshape(-1)
         if mask.dtype == torch.bool and source.all():
             out.copy_(torch.from_numpy(places.reshape(warp.shape)) >= 0)
-        elif source.any():  # numpy's any; torch's takes as long as `_take`
-            _take(source, places.reshape(-1), out.numpy().reshape(-1))
+        elif source.any():  # numpy's any; torch's takes as long as `_copy_voxels`
+            _copy_voxels(source, places.reshape(-1), out.numpy().reshape(-1))
     return warped
 
 
 def _with_three_axes(warp: Warp) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return the matrix `[3, 4]` and the bend `[3, Z, Y, X]` of a warp in three dimensions.
+    """Return the matrix `[3, 4]` and the displacement `[3, Z, Y, X]` of a warp in three dimensions.
 
-    A 2-D warp gets a first axis with one voxel, whose source position is 0. The bend of an affine
-    warp is an empty array, because the compiled loops need an array.
+    A 2-D warp gets a first axis with one voxel, whose source position is 0. The displacement of an
+    affine warp is an empty array, because the compiled loops need an array.
     """
     extra = 3 - len(warp.shape)
     matrix = np.zeros((3, 4), np.float32)
     matrix[extra:, extra:] = warp.matrix
-    bend = np.zeros((3, 0, 0, 0), np.float32)
-    if warp.bend is not None:
-        bend = warp.bend.numpy().reshape([len(warp.shape), *[1] * extra, *warp.shape])
+    displacement = np.zeros((3, 0, 0, 0), np.float32)
+    if warp.displacement is not None:
+        displacement = warp.displacement.numpy().reshape(
+            [len(warp.shape), *[1] * extra, *warp.shape]
+        )
         if extra:
-            bend = np.concatenate([np.zeros((extra, *bend.shape[1:]), np.float32), bend])
-    return matrix, np.ascontiguousarray(bend)
+            displacement = np.concatenate(
+                [np.zeros((extra, *displacement.shape[1:]), np.float32), displacement]
+            )
+    return matrix, np.ascontiguousarray(displacement)
 
 
 def _as_3d(image: Tensor) -> NDArray[np.float32]:
@@ -108,21 +113,21 @@ _ONE = _F(1)
 def _fill_coordinates(
     row: NDArray[np.float32],
     matrix: NDArray[np.float32],
-    bend: NDArray[np.float32],
+    displacement: NDArray[np.float32],
     axis: int,
     k: int,
     j: int,
 ) -> None:
     """Fill `row` with the source coordinates along `axis` of the voxels in output row (k, j).
 
-    `bend` is empty for an affine warp.
+    `displacement` is empty for an affine warp.
     """
     first = matrix[axis, 0] * _F(k) + matrix[axis, 1] * _F(j) + matrix[axis, 3]
     step = matrix[axis, 2]
     for i in range(row.size):
         row[i] = first + step * _F(_I(i))
-    if bend.size:
-        bent = bend[axis, k, j]
+    if displacement.size:
+        bent = displacement[axis, k, j]
         for i in range(row.size):
             row[i] += bent[i]
 
@@ -131,7 +136,7 @@ def _fill_coordinates(
 def _interpolate(
     image: NDArray[np.float32],
     matrix: NDArray[np.float32],
-    bend: NDArray[np.float32],
+    displacement: NDArray[np.float32],
     out: NDArray[np.float32],
 ) -> None:
     """Fill `out` by interpolating `image` at the positions of a warp.
@@ -164,7 +169,7 @@ def _interpolate(
                 corner[i] = _U(0)
                 inside[i] = _ONE
             for axis in range(3):
-                _fill_coordinates(row, matrix, bend, axis, k, j)
+                _fill_coordinates(row, matrix, displacement, axis, k, j)
                 n = image.shape[axis + 1]
                 last = _F(n - 1)
                 last_cell = _I(max(n - 2, 0))  # 0 also if there is only one voxel
@@ -202,7 +207,7 @@ def _interpolate(
 def _fill_nearest_places(
     shape: Integers,
     matrix: NDArray[np.float32],
-    bend: NDArray[np.float32],
+    displacement: NDArray[np.float32],
     out: NDArray[np.int32],
 ) -> None:
     """Fill `out` with the flat index of the nearest voxel in an array of `shape`; −1 outside.
@@ -217,7 +222,7 @@ def _fill_nearest_places(
             for i in range(place.size):
                 place[i] = _I(0)
             for axis in range(3):
-                _fill_coordinates(row, matrix, bend, axis, k, j)
+                _fill_coordinates(row, matrix, displacement, axis, k, j)
                 last = _F(shape[axis] - 1)
                 stride = _I(pitch[axis])
                 beyond = last + _HALF
@@ -231,7 +236,7 @@ def _fill_nearest_places(
 
 
 @_compile_loops
-def _take(source: NDArray[Any], places: NDArray[np.int32], out: NDArray[Any]) -> None:
+def _copy_voxels(source: NDArray[Any], places: NDArray[np.int32], out: NDArray[Any]) -> None:
     """Copy `source[places]` into `out`, all flat. Negative places leave `out` unchanged."""
     for i in range(places.size):
         place = places[i]

@@ -18,23 +18,23 @@ from lesionseg.io.files import digest_of
 from lesionseg.io.inspection import inspect_case
 from lesionseg.ops.components import lesion_mask
 from lesionseg.pipeline.chosen_model import model_for
-from lesionseg.pipeline.log import bar, command_line
-from lesionseg.pipeline.outcome import Outcome
-from lesionseg.pipeline.survey import (
+from lesionseg.pipeline.dataset_inspection import (
     first_splits,
     open_dataset,
     require_lesions,
 )
+from lesionseg.pipeline.log import bar, command_line
+from lesionseg.pipeline.outcome import Outcome
 from lesionseg.plan.model_choice import ReferenceKinds
-from lesionseg.plan.plan import sources_of
-from lesionseg.plan.plausibility import ReferenceFacts, find_doubts, reference_facts
-from lesionseg.plan.splits import LesionFacts
+from lesionseg.plan.plan import heads_of
+from lesionseg.plan.plausibility import ReferenceStatistics, find_implausible, reference_statistics
+from lesionseg.plan.splits import LesionStatistics
 from lesionseg.reporting.dataset_page import (
     MEANING,
     PIXELS,
-    CaseLook,
+    CasePreview,
     findings_lines,
-    look_at,
+    preview_case,
     write_dataset_report,
 )
 from lesionseg.reporting.evaluation_tables import write_pseudonyms
@@ -51,10 +51,10 @@ class CheckOutcome(Outcome):
     """The findings of a check, and the page that shows them.
 
     Attributes:
-        findings: those without a case, then those of each case in the order of their ids.
-        pseudonyms: the name on the page by case id.
-        page: the file of the page.
-        settings: the settings of the next command.
+        findings: Those without a case, then those of each case in the order of their ids.
+        pseudonyms: The name on the page by case id.
+        page: The file of the page.
+        settings: The settings of the next command.
     """
 
     findings: tuple[Finding, ...]
@@ -93,33 +93,33 @@ class CheckOutcome(Outcome):
 
 @dataclass(frozen=True)
 class _InspectedCase:
-    """The facts of a case that are needed after its arrays are freed.
+    """The statistics of a case that are needed after its arrays are freed.
 
-    A case that cannot be read has only `files`, `look`, `findings` and `patient`.
+    A case that cannot be read has only `files`, `preview`, `findings` and `patient`.
 
     Attributes:
-        files: the files of the case.
-        look: its row and pictures on the page.
-        findings: the findings of the case itself.
-        patient: hash of the patient's identifier; empty if no file states it.
-        image_digests: hashes of the voxels, one per channel that the case has.
-        reference_key: equal for equal references: a hash of their voxels, or the path of the file
+        files: The files of the case.
+        preview: Its row and pictures on the page.
+        findings: The findings of the case itself.
+        patient: Hash of the patient's identifier; empty if no file states it.
+        image_digests: Hashes of the voxels, one per channel that the case has.
+        reference_key: Equal for equal references: a hash of their voxels, or the path of the file
             if few voxels are lesion. Empty if the case has no lesion, or few voxels and no file.
-        axes: anatomical directions of the array axes, such as SAR. Empty in 2-D.
-        unit: the unit of lesion sizes.
-        reference_facts: None if the case has no reference.
-        is_boxed: its lesions are boxes without a mask.
+        axes: Anatomical directions of the array axes, such as SAR. Empty in 2-D.
+        unit: The unit of lesion sizes.
+        reference_statistics: None if the case has no reference.
+        is_boxed: Its lesions are boxes without a mask.
     """
 
     files: CaseFiles
-    look: CaseLook
+    preview: CasePreview
     findings: tuple[Finding, ...]
     patient: str = ""
     image_digests: tuple[str, ...] = ()
     reference_key: str = ""
     axes: str = ""
     unit: str = ""
-    reference_facts: ReferenceFacts | None = None
+    reference_statistics: ReferenceStatistics | None = None
     is_boxed: bool = False
 
 
@@ -138,15 +138,15 @@ def check_dataset(
     their names. With `identifiers`, the page contains the names, and there is no such table.
 
     Args:
-        data: the dataset, and its split into folds.
-        model: the model of the training that follows.
-        seed: the seed of the split.
-        page: the file of the page.
-        settings: the settings of the next command.
+        data: The dataset, and its split into folds.
+        model: The model of the training that follows.
+        seed: The seed of the split.
+        page: The file of the page.
+        settings: The settings of the next command.
         identifiers: True if the page may contain names of cases.
 
     Raises:
-        DatasetError: if the dataset has no known layout, or its description is wrong.
+        DatasetError: If the dataset has no known layout, or its description is wrong.
     """
     dataset = open_dataset(data)
     inspected: list[_InspectedCase] = []
@@ -160,29 +160,31 @@ def check_dataset(
     order = {case.files.case: i for i, case in enumerate(inspected)}
     # findings without a case come first
     references = {
-        case.files.case: case.reference_facts for case in inspected if case.reference_facts
+        case.files.case: case.reference_statistics
+        for case in inspected
+        if case.reference_statistics
     }
     found = [
         *_findings_of_cases(dataset, inspected, references),
-        *_training_faults(dataset, inspected, references, data, seed),
+        *_find_training_problems(dataset, inspected, references, data, seed),
         *_notes_on_model(dataset, inspected, model),
     ]
     findings = sorted(found, key=lambda f: order.get(f.case, -1))
-    looks = {case.files.case: case.look for case in inspected}
+    previews = {case.files.case: case.preview for case in inspected}
     if identifiers:
-        looks = {case: replace(look, name=case) for case, look in looks.items()}
+        previews = {case: replace(preview, name=case) for case, preview in previews.items()}
     write_dataset_report(
         page,
-        looks,
+        previews,
         findings,
         dataset.channel_names,
         joint_unit(case.unit for case in inspected if case.unit).replace("px", PIXELS),
         Path(data.root).resolve().name,
         identifiers=identifiers,
     )
-    shown = {case: look.name for case, look in looks.items()}
+    shown = {case: preview.name for case, preview in previews.items()}
     write_pseudonyms(
-        page.parent, {} if identifiers else {look: case for case, look in shown.items()}
+        page.parent, {} if identifiers else {preview: case for case, preview in shown.items()}
     )
     if any(finding.kind == NEEDS_DETECTOR for finding in findings):
         settings = {**settings, "model": "retinanet"}
@@ -192,7 +194,7 @@ def check_dataset(
 def _findings_of_cases(
     dataset: Dataset,
     inspected: Sequence[_InspectedCase],
-    references: Mapping[str, ReferenceFacts],
+    references: Mapping[str, ReferenceStatistics],
 ) -> Iterator[Finding]:
     """Yield the findings of the listing, of each case, of their comparison, and of references.
 
@@ -208,10 +210,10 @@ def _findings_of_cases(
         for finding in case.findings:
             if finding.kind != "lesion_free" or finding.case not in faulty:
                 yield finding
-    yield from _compare(inspected)
-    for doubt in find_doubts(dataset, references):
-        if doubt.kind != "empty_label" or not dataset.errors:
-            yield doubt
+    yield from _compare_cases(inspected)
+    for finding in find_implausible(dataset, references):
+        if finding.kind != "empty_label" or not dataset.errors:
+            yield finding
 
 
 def _finding(
@@ -230,29 +232,31 @@ def _notes_on_model(
     dataset without lesions has no note.
     """
     if model.architecture != AUTO_MODEL:
-        learns_from_masks = "segmentation" in sources_of(model.architecture)
+        learns_from_masks = "segmentation" in heads_of(model.architecture)
         if learns_from_masks and any(case.is_boxed for case in inspected):
             yield _finding(NEEDS_DETECTOR, severity="note")
         return
-    if not any(case.look.diameters for case in inspected):
+    if not any(case.preview.diameters for case in inspected):
         return
     development = [case for case in inspected if case.files.role not in ("test", "external")]
-    facts = [case.reference_facts for case in development if case.reference_facts is not None]
+    statistics = [
+        case.reference_statistics for case in development if case.reference_statistics is not None
+    ]
     kinds = ReferenceKinds(
         dims=dataset.dims,
-        n_with_lesions=sum(bool(case.look.diameters) for case in development),
+        n_with_lesions=sum(bool(case.preview.diameters) for case in development),
         n_boxed=sum(case.is_boxed for case in development),
-        n_outlines=sum(one.n_outlines for one in facts),
-        n_box_outlines=sum(one.n_box_outlines for one in facts),
+        n_outlines=sum(one.n_outlines for one in statistics),
+        n_box_outlines=sum(one.n_box_outlines for one in statistics),
     )
     chosen = model_for(model, kinds)
     yield _finding("model", detail=f" {chosen.value}, because {chosen.reason}.", severity="note")
 
 
-def _training_faults(
+def _find_training_problems(
     dataset: Dataset,
     inspected: Sequence[_InspectedCase],
-    references: Mapping[str, ReferenceFacts],
+    references: Mapping[str, ReferenceStatistics],
     data: DataConfig,
     seed: int,
 ) -> list[Finding]:
@@ -261,23 +265,23 @@ def _training_faults(
     Return an empty list if it could. A labelled case that cannot be read is assumed to have one
     lesion, so that the split can be checked.
     """
-    diameters = {case.files.case: case.look.diameters for case in inspected}
+    diameters = {case.files.case: case.preview.diameters for case in inspected}
     sizes = {case: float(np.median(found or (0.0,))) for case, found in diameters.items()}
     counts = {
-        case.files.case: len(case.look.diameters) if case.files.case in references else 1
+        case.files.case: len(case.preview.diameters) if case.files.case in references else 1
         for case in inspected
         if case.files.case in references or case.files.is_labelled
     }
-    labels = {case: facts.labels for case, facts in references.items()}
+    labels = {case: statistics.labels for case, statistics in references.items()}
     findings: list[Finding] = []
     with collect_errors(findings, "", kind="no_training"):
         require_lesions(dataset, counts, references)
-        first_splits(dataset, counts, LesionFacts(sizes, labels), data, seed)
+        first_splits(dataset, counts, LesionStatistics(sizes, labels), data, seed)
     return findings
 
 
 def _inspect(files: CaseFiles, dataset: Dataset, pseudonym: str) -> _InspectedCase:
-    """Read a case, draw its pictures, and return its facts and findings.
+    """Read a case, draw its pictures, and return its statistics and findings.
 
     If it cannot be read, its findings contain the error. `pseudonym` is its name on the page.
     """
@@ -286,9 +290,9 @@ def _inspect(files: CaseFiles, dataset: Dataset, pseudonym: str) -> _InspectedCa
     findings = [*inspection.findings]
     if inspection.has_text:
         findings.append(_finding("burned_in", files.case))
-    look = look_at(pseudonym, files, case)
+    preview = preview_case(pseudonym, files, case)
     if case is None:
-        return _InspectedCase(files, look, tuple(findings), inspection.patient)
+        return _InspectedCase(files, preview, tuple(findings), inspection.patient)
     image = case.image
     reference = case.reference
     lesions = None if reference is None else lesion_mask(reference)
@@ -305,20 +309,20 @@ def _inspect(files: CaseFiles, dataset: Dataset, pseudonym: str) -> _InspectedCa
     findings += [_finding(kind, files.case, severity="note") for kind in notes if notes[kind]]
     reference_key = ""
     if lesions is not None and np.count_nonzero(lesions) >= SAME_REFERENCE_VOXELS:
-        reference_key = _digest(lesions)
+        reference_key = _array_digest(lesions)
     elif files.reference is not None and not is_empty:
         reference_key = os.path.realpath(files.reference)
     return _InspectedCase(
         files=files,
-        look=look,
+        preview=preview,
         findings=tuple(findings),
         patient=inspection.patient,
-        image_digests=tuple(map(_digest, image.present_channels)),
+        image_digests=tuple(map(_array_digest, image.present_channels)),
         reference_key=reference_key,
         axes=inspection.axes,
         unit=image.geometry.size_unit,
-        reference_facts=None if reference is None else reference_facts(reference),
-        is_boxed=reference is not None and reference.mask() is None and len(look.diameters) > 0,
+        reference_statistics=None if reference is None else reference_statistics(reference),
+        is_boxed=reference is not None and reference.mask() is None and len(preview.diameters) > 0,
     )
 
 
@@ -333,7 +337,7 @@ def _has_ignored_regions(case: Case) -> bool:
     return bool((ignored if case.image.valid is None else ignored & case.image.valid).any())
 
 
-def _compare(inspected: Sequence[_InspectedCase]) -> Iterator[Finding]:
+def _compare_cases(inspected: Sequence[_InspectedCase]) -> Iterator[Finding]:
     """Yield the findings of comparing cases.
 
     They are equal images and references, patients in several groups, leaks, outliers of spacing,
@@ -353,7 +357,7 @@ def _compare(inspected: Sequence[_InspectedCase]) -> Iterator[Finding]:
             yield from _findings_of_group("same_patient", group)
     same_group = _groups_sharing(inspected, lambda case: (case.files.group,))
     yield from _find_leaks([*related, *same_group])
-    yield from _find_spacing_outliers([case for case in inspected if case.look.spacing_mm])
+    yield from _find_spacing_outliers([case for case in inspected if case.preview.spacing_mm])
     counts = Counter(case.axes for case in inspected if case.axes)
     usual = max(counts, key=counts.__getitem__, default="")
     for case in inspected:
@@ -412,16 +416,16 @@ def _find_spacing_outliers(readable: Sequence[_InspectedCase]) -> Iterator[Findi
     """
     if len(readable) < 3:
         return
-    median = np.median([case.look.spacing_mm for case in readable], axis=0)
+    median = np.median([case.preview.spacing_mm for case in readable], axis=0)
     for case in readable:
-        ratio = np.array(case.look.spacing_mm) / median
+        ratio = np.array(case.preview.spacing_mm) / median
         factor = np.maximum(ratio, 1 / ratio)  # the same for twice and for half the median
         if (factor > SPACING_FACTOR).any():
-            own = describe_sides(case.look.spacing_mm)
+            own = describe_sides(case.preview.spacing_mm)
             detail = f" {own} mm; usual {describe_sides(median)} mm."
             yield _finding("spacing", case.files.case, detail)
 
 
-def _digest(array: NDArray[np.generic]) -> str:
+def _array_digest(array: NDArray[np.generic]) -> str:
     """Return a hash of shape, type and values. It does not depend on the file format."""
     return digest_of(repr((array.shape, str(array.dtype))), np.ascontiguousarray(array).data)

@@ -9,7 +9,7 @@ from lesionseg.io.text import read_yaml
 from lesionseg.models.nnunet_checkpoint import is_checkpoint, read_nnunet_checkpoint
 from lesionseg.models.weights import RESIDUAL_STEM
 from lesionseg.plan.model_choice import ReferenceKinds, choose_model
-from lesionseg.plan.plan import SOURCES
+from lesionseg.plan.plan import HEADS
 from lesionseg.plan.rules import Decision
 
 C = TypeVar("C", bound=TrainConfig)
@@ -27,10 +27,10 @@ def keep_choices_of_run(cfg: C, run: Path) -> C:
     model = cfg.model.architecture
     if model == AUTO_MODEL:
         model = before.get("model.architecture", model)
-    rate = cfg.optim.lr
-    if rate == "auto":
-        rate = before.get("optim.lr", rate)
-    return with_choices(cfg, model, rate)
+    lr = cfg.optim.lr
+    if lr == "auto":
+        lr = before.get("optim.lr", lr)
+    return with_choices(cfg, model, lr)
 
 
 def model_for(model: ModelConfig, kinds: ReferenceKinds) -> Decision[str]:
@@ -52,12 +52,12 @@ def model_for(model: ModelConfig, kinds: ReferenceKinds) -> Decision[str]:
             return Decision("residual_unet", "the checkpoint has a residual encoder")
         return chosen
     before = bundle_plan(model.init_from).architecture.name
-    is_usable = before in SOURCES and (not kinds.n_boxed or "segmentation" not in SOURCES[before])
+    is_usable = before in HEADS and (not kinds.n_boxed or "segmentation" not in HEADS[before])
     return Decision(before, "it is the model of the bundle") if is_usable else chosen
 
 
-def with_choices(cfg: C, model: str, rate: float | Literal["auto"]) -> C:
+def with_choices(cfg: C, model: str, lr: float | Literal["auto"]) -> C:
     """Return the settings with this model and this learning rate."""
     architecture = cfg.model.model_copy(update={"architecture": model})
-    optim = cfg.optim.model_copy(update={"lr": rate})
+    optim = cfg.optim.model_copy(update={"lr": lr})
     return cfg.model_copy(update={"model": architecture, "optim": optim})

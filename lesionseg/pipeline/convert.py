@@ -9,7 +9,7 @@ from lesionseg.config import has_config
 from lesionseg.core import Selection
 from lesionseg.core.selection import OPERATING_POINT
 from lesionseg.errors import ConfigError, OutputError, count
-from lesionseg.evaluation import Aim, find_preset
+from lesionseg.evaluation import OperatingPointAim, find_preset
 from lesionseg.evaluation.operating_points import OUT_OF_FOLD
 from lesionseg.evaluation.selection import select
 from lesionseg.inference.bundle import Bundle, bundle_plan, write_bundle
@@ -36,16 +36,16 @@ def write_own_bundle(
     Return the selection. It states whether its operating points are those of mirrored views.
 
     Args:
-        bundle: the networks of the nnU-Net model.
-        folder: the folder of the new bundle.
-        digest: the digest of the nnU-Net model, for the model card.
-        choose: adds operating points to the selection, as `select_on_validation` does; None keeps
+        bundle: The networks of the nnU-Net model.
+        folder: The folder of the new bundle.
+        digest: The digest of the nnU-Net model, for the model card.
+        choose: Adds operating points to the selection, as `select_on_validation` does; None keeps
             those of the bundle.
 
     Raises:
-        ConfigError: if the bundle is not nnU-Net's.
-        OutputError: if a trained model would be replaced, or the bundle cannot be written.
-        LesionsegError: if `choose` raises it.
+        ConfigError: If the bundle is not nnU-Net's.
+        OutputError: If a trained model would be replaced, or the bundle cannot be written.
+        LesionsegError: If `choose` raises it.
     """
     plan = bundle.plan
     if plan.nnunet is None:
@@ -86,20 +86,20 @@ def select_on_validation(
     """Select operating points and calibration on nnU-Net's own validation predictions.
 
     Args:
-        selection: the selection so far, which is returned with these.
-        models: the model folder, with the predictions in `fold_*/validation`.
-        reference: the folder with the masks of the validation cases.
-        operating_point: the requested operating point, such as `fp_per_case:1`.
-        rate_confidence: the confidence of the expected rate; None for no upper bound.
-        group: a regular expression that finds the patient in a case id.
+        selection: The selection so far, which is returned with these.
+        models: The model folder, with the predictions in `fold_*/validation`.
+        reference: The folder with the masks of the validation cases.
+        operating_point: The requested operating point, such as `fp_per_case:1`.
+        rate_confidence: The confidence of the expected rate; None for no upper bound.
+        group: A regular expression that finds the patient in a case id.
 
     Raises:
-        ConfigError: if there are several models, a zip or an address, if there are no
+        ConfigError: If there are several models, a zip or an address, if there are no
             predictions or they lack probabilities, or if the operating point cannot be parsed.
-        DatasetError: if there is only the fold `all`, if two folds validated the same case, or if
+        DatasetError: If there is only the fold `all`, if two folds validated the same case, or if
             no prediction has a reference or can be matched.
     """
-    aim = Aim.parse(operating_point)
+    aim = OperatingPointAim.parse(operating_point)
     if len(models) != 1:
         raise ConfigError(
             "format=bundle: reference= needs a single model folder. Give one as bundle=, or leave "

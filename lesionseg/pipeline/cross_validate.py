@@ -27,12 +27,17 @@ from lesionseg.io.files import locked_folder
 from lesionseg.io.model_files import read_model_text
 from lesionseg.io.results.index import find_predictions
 from lesionseg.io.text import write_json
+from lesionseg.pipeline.dataset_inspection import (
+    DatasetInspection,
+    cache_folder,
+    folds_of,
+    with_fold,
+)
 from lesionseg.pipeline.experiment import Experiment
 from lesionseg.pipeline.planning import begin, plan_of_run
 from lesionseg.pipeline.provenance import training_counts
 from lesionseg.pipeline.run_dir import SPLITS, check_cases, check_config, config_of
 from lesionseg.pipeline.score_roles import score_folds
-from lesionseg.pipeline.survey import Survey, cache_folder, folds_of, with_fold
 from lesionseg.pipeline.train_fold import TrainedModel, keep_bundle, train_fold
 from lesionseg.plan.make import network_spec
 from lesionseg.plan.plan import Plan
@@ -49,17 +54,17 @@ def cross_validate(experiment: Experiment) -> TrainedModel | None:
     every process of a training except the first.
 
     Raises:
-        ConfigError: if a fold was made by other settings or another plan.
-        DatasetError: if a fold was made from other cases, or has no case for validation, or if a
+        ConfigError: If a fold was made by other settings or another plan.
+        DatasetError: If a fold was made from other cases, or has no case for validation, or if a
             test case of a fold, or another case of its patient, trains or validates in another one.
     """
     run = experiment.run
     folds = _experiments_of_folds(experiment)
-    _require_unseen_test_cases({number: fold.survey for number, fold in folds.items()})
+    _require_unseen_test_cases({number: fold.inspection for number, fold in folds.items()})
     for fold in folds.values():
         check_config(fold.run, config_of(fold.cfg))
         # finished folds are checked as well, because they are kept
-        check_cases(fold.run, fold.survey.splits, fold.survey.sources)
+        check_cases(fold.run, fold.inspection.splits, fold.inspection.digests)
     plan = begin(experiment, None if has_config(run) else plan_of_first_begun(folds.values()))
     broadcast_from_rank_zero(partial(_check_plans_of_begun, folds.values(), plan))
     if is_rank_zero():
@@ -105,19 +110,19 @@ def _experiments_of_folds(experiment: Experiment) -> dict[int, Experiment]:
     cfg = experiment.cfg
     cache = str(cache_folder(cfg.data, experiment.run))
     folds: dict[int, Experiment] = {}
-    for number in folds_of(experiment.survey, cfg.data):
+    for number in folds_of(experiment.inspection, cfg.data):
         run = experiment.run / f"fold_{number}"
         data = cfg.data.model_copy(update={"fold": number, "cache_dir": cache})
         folds[number] = replace(
             experiment,
             cfg=cfg.model_copy(update={"data": data, "run_dir": str(run)}),
-            survey=with_fold(experiment.survey, data, cfg.seed),
+            inspection=with_fold(experiment.inspection, data, cfg.seed),
             run=run,
         )
     return folds
 
 
-def _require_unseen_test_cases(folds: Mapping[int, Survey]) -> None:
+def _require_unseen_test_cases(folds: Mapping[int, DatasetInspection]) -> None:
     """Raise `DatasetError` if a network of the ensemble has seen a test case of another fold.
 
     A patient's other cases count as well, unless all cases are of a single group. A patient that
@@ -128,8 +133,8 @@ def _require_unseen_test_cases(folds: Mapping[int, Survey]) -> None:
         groups = {case: case for case in groups}
     tested: dict[str, dict[int, str]] = {}  # a test case of each group and fold
     used: dict[str, dict[int, str]] = {}  # a case for training or validation
-    for number, survey in folds.items():
-        for case, role in survey.splits.roles.items():
+    for number, inspection in folds.items():
+        for case, role in inspection.splits.roles.items():
             cases_of = tested if role in ("test", "external") else used
             cases_of.setdefault(groups[case], {}).setdefault(number, case)
     for group, test_cases in tested.items():
@@ -155,10 +160,10 @@ def _write_splits(run: Path, folds: Collection[Experiment]) -> None:
     validated: set[str] = set()
     for fold in folds:
         split = {
-            "train": [files.case for files in fold.survey.of_role("train")],
-            "val": [files.case for files in fold.survey.of_role("validation")],
+            "train": [files.case for files in fold.inspection.of_role("train")],
+            "val": [files.case for files in fold.inspection.of_role("validation")],
         }
-        if tested := [files.case for files in fold.survey.of_role("test")]:
+        if tested := [files.case for files in fold.inspection.of_role("test")]:
             split["test"] = tested  # nnU-Net's own files have no such list
         splits.append(split)
         trained += [files.case for files in fold.cases("train")]
@@ -175,7 +180,7 @@ def _join_folds(experiment: Experiment, folds: Mapping[int, Experiment]) -> Trai
     Predictions, scores and tables are written to `run/oof`, bundle and selection to the run.
 
     Raises:
-        ConfigError: if the folds have different plans or architectures.
+        ConfigError: If the folds have different plans or architectures.
     """
     cfg = experiment.cfg
     network = network_spec(cfg.model)
@@ -189,8 +194,8 @@ def _join_folds(experiment: Experiment, folds: Mapping[int, Experiment]) -> Trai
         n_members=len(folds),
         is_mirrored=bundles[0].selection.is_mirrored,  # the folds have the same settings
     )
-    surveys = {number: fold.survey for number, fold in folds.items()}
-    selection, scores = score_folds(joint, surveys, selection)
+    inspections = {number: fold.inspection for number, fold in folds.items()}
+    selection, scores = score_folds(joint, inspections, selection)
     complete = replace(ensemble(bundles), selection=selection)
     keep_bundle(joint, complete, scores)
     predictor = Predictor(complete, device=joint.device, settings=cfg.inference, trust=True)

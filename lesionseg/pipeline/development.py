@@ -16,7 +16,7 @@ from lesionseg.core import NO_SELECTION, CaseFiles, OperatingPoint, Selection
 from lesionseg.core.dataset import assign_groups
 from lesionseg.core.finding import require_no_errors
 from lesionseg.errors import ConfigError, ContentError, DatasetError, join_names
-from lesionseg.evaluation import Aim, Tables, choose
+from lesionseg.evaluation import OperatingPointAim, Tables, choose
 from lesionseg.evaluation.calibration import fit_calibration
 from lesionseg.evaluation.operating_points import DEFAULT_AIM, OUT_OF_FOLD, describe_point
 from lesionseg.io.layouts.table import ReadingRules
@@ -39,18 +39,18 @@ def parse_aim(
     chosen_on: str | None,
     compare_chosen_on: str | None,
     chosen_on_reference: str | None,
-) -> Aim | None:
+) -> OperatingPointAim | None:
     """Parse the aim of `evaluate`, and check the settings that belong to it.
 
     A bare number is a score. With `chosen_on` and no aim, the aim is the default. Without both,
     return None: each prediction then keeps its own operating point.
 
     Raises:
-        ConfigError: if the aim is unknown, or if settings contradict each other.
+        ConfigError: If the aim is unknown, or if settings contradict each other.
     """
     aim = None
     if operating_point is not None:
-        aim = Aim.parse(operating_point, number_is_score=True)
+        aim = OperatingPointAim.parse(operating_point, number_is_score=True)
     elif chosen_on is not None:
         aim = DEFAULT_AIM
     are_cases_given = chosen_on is not None or compare_chosen_on is not None
@@ -74,19 +74,19 @@ def parse_aim(
 
 
 @dataclass(frozen=True)
-class PointRequest:
+class PointChooser:
     """The operating point that `evaluate` is asked for, and how its development cases are read.
 
     Attributes:
-        aim: the aim; None: each prediction keeps its own operating point.
-        confidence: a probability, see `choose`.
-        reference: the folder of references of development cases.
-        options: the match rule, and how predictions are read.
-        rules: the rules by which references are read.
-        group: the setting by which cases form patients; None for the default.
+        aim: The aim; None: each prediction keeps its own operating point.
+        confidence: A probability, see `choose`.
+        reference: The folder of references of development cases.
+        options: The match rule, and how predictions are read.
+        rules: The rules by which references are read.
+        group: The setting by which cases form patients; None for the default.
     """
 
-    aim: Aim | None
+    aim: OperatingPointAim | None
     confidence: float | None
     reference: Path
     options: MatchOptions
@@ -103,12 +103,12 @@ class PointRequest:
         role of the evaluated cases, so that the scores state that they are too optimistic.
 
         Args:
-            folder: the folder of predictions of development cases. Without it, nothing is selected.
-            evaluated: the evaluated cases with their groups.
+            folder: The folder of predictions of development cases. Without it, nothing is selected.
+            evaluated: The evaluated cases with their groups.
 
         Raises:
-            ConfigError: if the cases do not allow the aim.
-            DatasetError: if the folder has no usable predictions, see `development_predictions`, or
+            ConfigError: If the cases do not allow the aim.
+            DatasetError: If the folder has no usable predictions, see `development_predictions`, or
                 if no prediction has a reference or can be matched.
         """
         if folder is None or self.aim is None:
@@ -142,7 +142,7 @@ class PointRequest:
         Return `selection` if it has a point, or if there is no aim or no case.
 
         Raises:
-            ConfigError: if the cases do not allow the aim.
+            ConfigError: If the cases do not allow the aim.
         """
         if self.aim is None:
             return selection
@@ -152,7 +152,9 @@ class PointRequest:
             return selection
         return Selection((self._choose(scored.tables(surface=False), self.aim),))
 
-    def _choose(self, tables: Tables, aim: Aim, chosen_on: str | None = None) -> OperatingPoint:
+    def _choose(
+        self, tables: Tables, aim: OperatingPointAim, chosen_on: str | None = None
+    ) -> OperatingPoint:
         """Choose the point. Raise `ConfigError` if the cases do not allow it."""
         try:
             return choose(tables, aim, confidence=self.confidence, chosen_on=chosen_on)
@@ -180,7 +182,7 @@ def development_predictions(folder: Path) -> DevelopmentPredictions:
     Any other folder contains the predictions directly.
 
     Raises:
-        DatasetError: if there is only the fold `all`, if two folds validated the same case, or if
+        DatasetError: If there is only the fold `all`, if two folds validated the same case, or if
             a folder contains no prediction.
     """
     folds = {
@@ -224,20 +226,20 @@ def development_tables(
     without a prediction, and predictions without a reference, are left out.
 
     Args:
-        predictions: the predictions of development cases.
-        reference: the folder of their references.
-        options: the match rule, and how predictions are read. The dataset is that of `reference`.
-        rules: the rules by which references are read.
-        group: the setting by which cases form patients; None for the default.
+        predictions: The predictions of development cases.
+        reference: The folder of their references.
+        options: The match rule, and how predictions are read. The dataset is that of `reference`.
+        rules: The rules by which references are read.
+        group: The setting by which cases form patients; None for the default.
 
     Raises:
-        DatasetError: if no case remains, or no prediction has a reference.
+        DatasetError: If no case remains, or no prediction has a reference.
     """
     references = References.find_all(reference, **rules)
     merge_labels = rules.get("merge_labels", False)
     dataset = references.with_labels_of(predictions.files, merge_labels=merge_labels)
     # faults of cases that are not predicted do not matter
-    faults = [fault for fault in references.findings if fault.case in predictions.files]
+    findings = [finding for finding in references.findings if finding.case in predictions.files]
     # all cases get the same role, not those of the dataset
     cases = [
         replace(files, role="validation")
@@ -245,7 +247,7 @@ def development_tables(
         if files.case in predictions.files
     ]
     if not cases:
-        require_no_errors(faults, reference)
+        require_no_errors(findings, reference)
         raise DatasetError(
             f"{reference}: no mask has the name of a development prediction, such as "
             f"{next(iter(predictions.files))}. Give the masks or the dataset of these cases as "
@@ -253,4 +255,4 @@ def development_tables(
         )
     grouped = assign_groups(cases, group, setting="group")
     options = replace(options, dataset=dataset, zones=None)
-    return score_cases(grouped, predictions.files, options, faults=faults).tables(surface=False)
+    return score_cases(grouped, predictions.files, options, findings=findings).tables(surface=False)

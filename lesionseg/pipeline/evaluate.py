@@ -41,7 +41,7 @@ from lesionseg.io.results.case import PredictionFiles
 from lesionseg.io.results.index import list_predictions
 from lesionseg.io.text import read_csv, read_json
 from lesionseg.io.zone_files import ZoneFolder
-from lesionseg.pipeline.development import PointRequest, parse_aim
+from lesionseg.pipeline.development import PointChooser, parse_aim
 from lesionseg.pipeline.kept_predictions import KeptPredictions
 from lesionseg.pipeline.log import Advance, align_columns, command_line
 from lesionseg.pipeline.outcome import Outcome
@@ -66,14 +66,14 @@ class EvaluateOutcome(Outcome):
     """The scores of an evaluation.
 
     Attributes:
-        scores: the scores, as in `output/scores.json`.
-        output: the folder of scores and tables.
-        given: the settings of `report` that name the folders of this evaluation.
-        kept: the folder of masks and candidates that were found in nnU-Net's probabilities; None
+        scores: The scores, as in `output/scores.json`.
+        output: The folder of scores and tables.
+        given: The settings of `report` that name the folders of this evaluation.
+        kept: The folder of masks and candidates that were found in nnU-Net's probabilities; None
             if there are none.
-        failed: the errors of cases that could not be scored.
-        not_compared: the errors of cases of the second model that could not be scored.
-        of_predicted: the scores of the cases with a prediction; None if all cases have one.
+        failed: The errors of cases that could not be scored.
+        not_compared: The errors of cases of the second model that could not be scored.
+        of_predicted: The scores of the cases with a prediction; None if all cases have one.
     """
 
     scores: Scores
@@ -111,12 +111,12 @@ class EvaluateOutcome(Outcome):
             *(f"Note:    {note}" for note in comparison_notes(self.scores)),
             f"Wrote:   {self.output / SCORES_FILE}",
         ]
-        for faults, words, folder in (
+        for findings, words, folder in (
             (self.failed, "; not in the scores", self.output),
             (self.not_compared, " of the second model; not compared", self.output / SECOND_MODEL),
         ):
-            if faults:
-                names = join_names(dict.fromkeys(fault.case for fault in faults))
+            if findings:
+                names = join_names(dict.fromkeys(finding.case for finding in findings))
                 lines.append(f"Failed:  {names}{words}, see {folder / 'cases.csv'}")
         if self.kept is not None:
             lines.append(f"Wrote:   {self.kept}, masks and candidates of the probabilities")
@@ -158,17 +158,17 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
     only one point is chosen on other cases, differences that depend on a threshold are undefined.
 
     Args:
-        cfg: see conf/evaluate.yaml.
-        progress: called with case, number done and total, instead of a bar.
+        cfg: See conf/evaluate.yaml.
+        progress: Called with case, number done and total, instead of a bar.
 
     Returns:
         The scores, the output folder, and the cases that could not be scored.
 
     Raises:
-        ConfigError: if settings are wrong or contradict each other.
-        DatasetError: if no case can be scored, or a table, the zones or the development cases
+        ConfigError: If settings are wrong or contradict each other.
+        DatasetError: If no case can be scored, or a table, the zones or the development cases
             cannot be used. Nothing is written then.
-        OutputError: if the scores of a training or the results of `predict` would be replaced.
+        OutputError: If the scores of a training or the results of `predict` would be replaced.
     """
     preset = find_preset(cfg.preset)
     if cfg.compare is None and (cfg.margin, cfg.compare_chosen_on) != (None, None):
@@ -215,7 +215,7 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
     if cfg.adjudication is not None:
         answers = read_answers(read_csv(Path(cfg.adjudication)), cfg.adjudication)
     columns = read_columns(inputs.cases, Path(cfg.columns) if cfg.columns else None)
-    request = PointRequest(
+    chooser = PointChooser(
         aim,
         cfg.rate_confidence,
         reference=Path(cfg.chosen_on_reference or cfg.reference),
@@ -223,7 +223,7 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
         rules=rules,
         group=cfg.group,
     )
-    selection = request.choose_on_development(cfg.chosen_on, inputs.cases)
+    selection = chooser.choose_on_development(cfg.chosen_on, inputs.cases)
     output = Path(cfg.output)
     of_masks = {"dataset": f"masks in {Path(cfg.reference).name}"}
     settings = SummarySettings(
@@ -244,17 +244,17 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
             seen = scored.shared_with(others)
             others = others.shared_with(scored)
             if not seen.matches:
-                raise nothing_scored([*scored.faults, *others.faults])
-        selection = request.choose_here(selection, seen)
+                raise nothing_scored([*scored.findings, *others.findings])
+        selection = chooser.choose_here(selection, seen)
         unread = kept.keep_others({files.case for files in inputs.labelled}, options.labels)
-        scored = replace(scored, faults=[*scored.faults, *unread])
+        scored = replace(scored, findings=[*scored.findings, *unread])
         kept.check_replaceable()  # before anything is written
         one = inputs.evaluate(scored, settings, selection)
         scores = one.scores
         if answers is not None:  # before the second model's files, because answers may be wrong
             scores = replace(scores, rows=(*scores.rows, *adjudicate(one.tables, answers)))
         if second is not None and others is not None:
-            compared = _score_second(cfg, request, second, others, settings, one)
+            compared = _score_second(cfg, chooser, second, others, settings, one)
             scores = replace(
                 scores, comparison=compared.scores.comparison, programs=compared.scores.programs
             )
@@ -273,8 +273,8 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
         output,
         given,
         written,
-        failed=tuple(scored.faults),
-        not_compared=tuple(others.faults) if others is not None else (),
+        failed=tuple(scored.findings),
+        not_compared=tuple(others.findings) if others is not None else (),
         of_predicted=_score_predicted(one, preset),
     )
 
@@ -285,12 +285,12 @@ class Inputs:
 
     Attributes:
         dataset: None for a folder of masks whose labels nobody states.
-        labelled: all cases with a reference.
-        cases: the cases to evaluate.
-        folder: the folder of predictions.
-        predictions: the prediction files by case.
-        role: the role of the cases to evaluate.
-        faults: the errors of cases that are left out.
+        labelled: All cases with a reference.
+        cases: The cases to evaluate.
+        folder: The folder of predictions.
+        predictions: The prediction files by case.
+        role: The role of the cases to evaluate.
+        findings: The errors of cases that are left out.
     """
 
     dataset: Dataset | None
@@ -299,7 +299,7 @@ class Inputs:
     folder: Path
     predictions: Mapping[str, PredictionFiles]
     role: str
-    faults: Sequence[Finding]
+    findings: Sequence[Finding]
 
     def score(self, options: MatchOptions, progress: Advance | None) -> ScoredCases:
         """Match the cases with the predictions, see `score_cases`."""
@@ -307,7 +307,7 @@ class Inputs:
             self.cases,
             self.predictions,
             options,
-            faults=self.faults,
+            findings=self.findings,
             progress=progress,
             what=f"Scoring {self.folder}",
         )
@@ -315,7 +315,7 @@ class Inputs:
     def evaluate(
         self, scored: ScoredCases, settings: SummarySettings, selection: Selection
     ) -> Evaluation:
-        """Score the cases with a selection. The provenance gets the known facts of the model."""
+        """Score the cases with a selection. The provenance gets the known details of the model."""
         provenance = {**settings.provenance, **model_of(self.folder)}
         settings = replace(settings, operating_point=selection.point, provenance=provenance)
         return scored.evaluate(settings, selection.calibration)
@@ -337,15 +337,15 @@ def _find_inputs(
     there are no cases to evaluate.
 
     Args:
-        reference: the folder of references.
-        folder: the folder of predictions.
-        rules: the rules by which references are read.
-        evaluated_on: see `cases_of_role`.
-        group: the setting by which cases form patients; None for the default.
-        may_score_nothing: warn if no prediction has the name of a reference.
+        reference: The folder of references.
+        folder: The folder of predictions.
+        rules: The rules by which references are read.
+        evaluated_on: See `cases_of_role`.
+        group: The setting by which cases form patients; None for the default.
+        may_score_nothing: Warn if no prediction has the name of a reference.
 
     Raises:
-        DatasetError: if no case can be scored, or no prediction has the name of a reference.
+        DatasetError: If no case can be scored, or no prediction has the name of a reference.
     """
     references = References.find(reference, **rules)
     labelled = references.cases
@@ -357,12 +357,12 @@ def _find_inputs(
     # cases whose files could not be listed are left out of both sides
     concerned = {*(files.case for files in of_role), *found}
     with_reference = concerned | _cases_to_score(dataset, of_role, references.findings)
-    faults = _faults_of_cases([*references.findings, *of_predictions], with_reference)
-    unusable = {fault.case for fault in faults}
+    findings = _join_findings([*references.findings, *of_predictions], with_reference)
+    unusable = {finding.case for finding in findings}
     chosen = [files for files in of_role if files.case not in unusable]
     predictions = {case: files for case, files in found.items() if case not in unusable}
-    if faults and not chosen:
-        raise nothing_scored(faults)
+    if findings and not chosen:
+        raise nothing_scored(findings)
     if chosen and may_score_nothing and not any(files.case in predictions for files in chosen):
         _log.warning(
             "No case to evaluate has a prediction, so nothing is scored. Masks of nnU-Net's "
@@ -390,7 +390,7 @@ def _find_inputs(
         folder=folder,
         predictions=predictions,
         role=evaluated_on or (roles.pop() if len(roles) == 1 else UNKNOWN_ROLE),
-        faults=faults,
+        findings=findings,
     )
 
 
@@ -433,19 +433,19 @@ def _find_second_model(folder: Path, inputs: Inputs) -> Inputs:
     without these cases. Warn of missing predictions, and of those without a reference.
 
     Raises:
-        DatasetError: if there are cases, but no prediction has the name of one.
+        DatasetError: If there are cases, but no prediction has the name of one.
     """
     predictions, problems = _list_predictions(folder, inputs.labelled)
-    faults = _faults_of_cases(problems, [c.case for c in inputs.cases])
-    unusable = {fault.case for fault in faults}
+    findings = _join_findings(problems, [c.case for c in inputs.cases])
+    unusable = {finding.case for finding in findings}
     cases = [c for c in inputs.cases if c.case not in unusable]
     _check_names(cases, inputs.labelled, predictions, folder)
-    return replace(inputs, folder=folder, predictions=predictions, cases=cases, faults=faults)
+    return replace(inputs, folder=folder, predictions=predictions, cases=cases, findings=findings)
 
 
 def _score_second(
     cfg: EvaluateConfig,
-    request: PointRequest,
+    chooser: PointChooser,
     second: Inputs,
     scored: ScoredCases,
     settings: SummarySettings,
@@ -457,13 +457,13 @@ def _score_second(
     second program, or if the two points were not chosen alike, numbers that depend on a threshold
     are not compared. The comparison is a part of the returned scores.
     """
-    if request.aim is None and cfg.compare_chosen_on is not None:
-        request = replace(request, aim=one.scores.operating_point.request or DEFAULT_AIM)
-    selection = request.choose_on_development(cfg.compare_chosen_on, second.cases)
+    if chooser.aim is None and cfg.compare_chosen_on is not None:
+        chooser = replace(chooser, aim=one.scores.operating_point.request or DEFAULT_AIM)
+    selection = chooser.choose_on_development(cfg.compare_chosen_on, second.cases)
     reason = ""
     try:
         if cfg.chosen_on is None:
-            selection = request.choose_here(selection, scored)
+            selection = chooser.choose_here(selection, scored)
     except ConfigError as error:
         reason = str(error)
     other = second.evaluate(scored, settings, selection)
@@ -499,33 +499,33 @@ def _name_folders(*folders: str) -> list[str]:
 
 
 def _cases_to_score(
-    dataset: Dataset | None, of_role: Sequence[CaseFiles], faults: Iterable[Finding]
+    dataset: Dataset | None, of_role: Sequence[CaseFiles], findings: Iterable[Finding]
 ) -> set[str]:
     """Return the ids of a dataset's cases with the roles in `of_role`, also with unusable files.
 
-    If `of_role` states no role, the cases that have `faults` are added: a folder without a dataset
-    lists them only there.
+    If `of_role` states no role, the cases that have `findings` are added: a folder without a
+    dataset lists them only there.
     """
     roles = {files.role for files in of_role}
     cases = {files.case for files in dataset.cases if files.role in roles} if dataset else set()
     if roles == {None}:
-        cases |= {fault.case for fault in faults}
+        cases |= {finding.case for finding in findings}
     return cases
 
 
-def _faults_of_cases(faults: Iterable[Finding], cases: Collection[str]) -> list[Finding]:
+def _join_findings(findings: Iterable[Finding], cases: Collection[str]) -> list[Finding]:
     """Return one error for each of these cases that has faults, with their messages joined."""
     messages_of: dict[str, list[str]] = {}
-    for fault in faults:
-        if fault.case in cases:
-            messages_of.setdefault(fault.case, []).append(fault.message)
+    for finding in findings:
+        if finding.case in cases:
+            messages_of.setdefault(finding.case, []).append(finding.message)
     return [
         Finding(LISTED, " ".join(messages), case, "error") for case, messages in messages_of.items()
     ]
 
 
 def model_of(predictions: Path) -> dict[str, Any]:
-    """Return facts of the model that made the predictions, for the provenance; empty if unknown.
+    """Return details of the model that made the predictions, for the provenance; empty if unknown.
 
     `predict` writes the digest of the bundle into its table. nnU-Net describes its model in the
     folder of its output. The predictions in `validation` or `predictions` of a run directory are
@@ -575,15 +575,15 @@ def cases_of_role(
     of the scans. If no case states it, it counts like None. The number of cases that are left out
     is logged, unless all are.
     """
-    stated = {c.role for c in cases}
-    if stated == {None}:
+    roles_of_cases = {c.role for c in cases}
+    if roles_of_cases == {None}:
         return list(cases)
-    is_source = evaluated_on == "external" and "external" not in stated
+    is_source = evaluated_on == "external" and "external" not in roles_of_cases
     roles: set[str | None]
     if evaluated_on is None or is_source:
         roles = {c.role for c in cases if c.case in predicted}
         if not roles:  # nothing is predicted, so all lesions count as missed
-            roles = set(stated)
+            roles = set(roles_of_cases)
         hint = "without any prediction; evaluated_on= evaluates them"
     else:
         roles = {evaluated_on}
@@ -607,7 +607,7 @@ def _check_names(
     A prediction of another case with a reference (`labelled`) is no fault.
 
     Raises:
-        DatasetError: if there are cases, but no prediction has the name of one.
+        DatasetError: If there are cases, but no prediction has the name of one.
     """
     missing = sorted({c.case for c in cases} - {*predictions})
     extra = sorted({*predictions} - {c.case for c in labelled})

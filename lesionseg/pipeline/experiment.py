@@ -13,10 +13,16 @@ from lesionseg.pipeline.chosen_model import (
     model_for,
     with_choices,
 )
+from lesionseg.pipeline.dataset_inspection import (
+    STATISTICS,
+    DatasetInspection,
+    cache_folder,
+    inspect_dataset,
+    labelled_cases,
+)
 from lesionseg.pipeline.provenance import training_provenance
 from lesionseg.pipeline.run_dir import check_config, config_of
 from lesionseg.pipeline.score_cases import MatchOptions
-from lesionseg.pipeline.survey import FACTS, Survey, cache_folder, labelled_cases, take_survey
 from lesionseg.plan.model_choice import ReferenceKinds
 from lesionseg.training.processes import training_device
 
@@ -28,15 +34,15 @@ class Experiment:
     """The settings, cases and folder of a training, before it is planned.
 
     Attributes:
-        cfg: the settings.
-        survey: the cases, the facts about them, and their roles.
-        run: the run directory.
-        origin: the provenance of the results: versions, device, dataset. See `training_provenance`.
-        why_model: why `model=auto` became this model; empty if the user named the model.
+        cfg: The settings.
+        inspection: The cases, their statistics and their roles.
+        run: The run directory.
+        origin: The provenance of the results: versions, device, dataset. See `training_provenance`.
+        why_model: Why `model=auto` became this model; empty if the user named the model.
     """
 
     cfg: TrainConfig
-    survey: Survey
+    inspection: DatasetInspection
     run: Path
     origin: Mapping[str, Any] = field(default_factory=dict)
     why_model: str = ""
@@ -48,24 +54,24 @@ class Experiment:
         The only file that is written is `facts.json` of the cache.
 
         Raises:
-            DatasetError: If files are bad, which it lists; see `take_survey`.
-            ConfigError: If a setting is wrong; see `take_survey`.
+            DatasetError: If files are bad, which it lists; see `inspect_dataset`.
+            ConfigError: If a setting is wrong; see `inspect_dataset`.
         """
-        facts = cache_folder(cfg.data, run) / FACTS
-        return cls.on(cfg, take_survey(cfg.data, cfg.seed, facts), run)
+        statistics = cache_folder(cfg.data, run) / STATISTICS
+        return cls.on(cfg, inspect_dataset(cfg.data, cfg.seed, statistics), run)
 
     @classmethod
-    def on(cls, cfg: TrainConfig, survey: Survey, run: Path) -> "Experiment":
-        """Return the experiment on a survey, with a model in place of `model=auto`.
+    def on(cls, cfg: TrainConfig, inspection: DatasetInspection, run: Path) -> "Experiment":
+        """Return the experiment on an inspected dataset, with a model in place of `model=auto`.
 
         If `run` exists, its model and its learning rate replace those that `cfg` leaves open.
         """
         named = keep_choices_of_run(cfg, run)
-        model = model_for(named.model, ReferenceKinds.of(survey.fingerprint))
+        model = model_for(named.model, ReferenceKinds.of(inspection.fingerprint))
         cfg = with_choices(named, model.value, named.optim.lr)
         device = training_device(cfg.trainer.accelerator)
-        origin = training_provenance(survey, cfg.data, cfg.seed, device)
-        return cls(cfg=cfg, survey=survey, run=run, origin=origin, why_model=model.reason)
+        origin = training_provenance(inspection, cfg.data, cfg.seed, device)
+        return cls(cfg=cfg, inspection=inspection, run=run, origin=origin, why_model=model.reason)
 
     @staticmethod
     def check_run(cfg: TrainConfig, run: Path) -> None:
@@ -86,7 +92,7 @@ class Experiment:
     @property
     def dataset(self) -> Dataset:
         """The cases of all roles."""
-        return self.survey.dataset
+        return self.inspection.dataset
 
     @property
     def match_options(self) -> MatchOptions:
@@ -110,8 +116,8 @@ class Experiment:
 
     def cases(self, role: Role) -> list[CaseFiles]:
         """Return the cases of a role that have a reference."""
-        return labelled_cases(self.survey, role)
+        return labelled_cases(self.inspection, role)
 
-    def with_origin(self, **facts: Any) -> "Experiment":
-        """Return the experiment with further facts in its provenance."""
-        return replace(self, origin={**self.origin, **facts})
+    def with_origin(self, **further: Any) -> "Experiment":
+        """Return the experiment with further details in its provenance."""
+        return replace(self, origin={**self.origin, **further})

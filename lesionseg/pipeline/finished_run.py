@@ -14,11 +14,11 @@ from lesionseg.evaluation.scores import SCORES_FILE, has_current_format
 from lesionseg.io.bundle_folder import BundleFiles
 from lesionseg.io.files import digest_of
 from lesionseg.io.text import read_text, write_json
+from lesionseg.pipeline.dataset_inspection import ALL_FOLDS, DatasetInspection
 from lesionseg.pipeline.experiment import BUNDLE
 from lesionseg.pipeline.log import command_line
 from lesionseg.pipeline.report import report_run
 from lesionseg.pipeline.run_dir import settings_to_train_further
-from lesionseg.pipeline.survey import ALL_FOLDS, Survey
 
 FINISHED = "finished.json"
 
@@ -28,12 +28,12 @@ class FinishedRun:
     """The record of a finished training.
 
     Attributes:
-        at: date and time of the end.
-        minutes: duration of the command that finished it, without interrupted ones.
-        files: paths below the run directory; if one is missing, the training is not finished.
-        page: the path of the report below the run directory; None without a report.
-        data: digest of the cases and their roles.
-        report: digest of the settings of the report.
+        at: Date and time of the end.
+        minutes: Duration of the command that finished it, without interrupted ones.
+        files: Paths below the run directory; if one is missing, the training is not finished.
+        page: The path of the report below the run directory; None without a report.
+        data: Digest of the cases and their roles.
+        report: Digest of the settings of the report.
     """
 
     at: str
@@ -59,7 +59,11 @@ class FinishedRun:
 
 
 def write_finished(
-    run: Path, survey: Survey, report: ReportSection, page: Path | None, minutes: float
+    run: Path,
+    inspection: DatasetInspection,
+    report: ReportSection,
+    page: Path | None,
+    minutes: float,
 ) -> None:
     """Write the record of a run that has its bundle, its scores and its report.
 
@@ -73,13 +77,15 @@ def write_finished(
         minutes=round(minutes, 2),
         files=tuple(path.relative_to(run).as_posix() for path in files),
         page=None if page is None else page.relative_to(run).as_posix(),
-        data=_data_digest(survey),
+        data=_data_digest(inspection),
         report=_report_digest(report),
     )
     write_json(run / FINISHED, asdict(record))
 
 
-def reuse_finished(run: Path, survey: Survey, report: ReportSection) -> FinishedRun | None:
+def reuse_finished(
+    run: Path, inspection: DatasetInspection, report: ReportSection
+) -> FinishedRun | None:
     """Return the record of a finished run. Draw its report again if that is not up to date.
 
     This is the case if the settings of the report or its study file have changed, or the page is
@@ -90,7 +96,7 @@ def reuse_finished(run: Path, survey: Survey, report: ReportSection) -> Finished
         record = read_record(FinishedRun, read_text(run / FINISHED), FINISHED, ReadError)
     except ReadError:
         return None
-    if record.data != _data_digest(survey):
+    if record.data != _data_digest(inspection):
         return None
     files = [run / name for name in record.files]
     scores = [path for path in files if path.name == SCORES_FILE]
@@ -99,7 +105,7 @@ def reuse_finished(run: Path, survey: Survey, report: ReportSection) -> Finished
     is_drawn = record.page is None or (run / record.page).is_file()
     if is_drawn and record.report == _report_digest(report):
         return record
-    page = report_run(run, survey.dataset, report)
+    page = report_run(run, inspection.dataset, report)
     drawn = replace(
         record,
         page=None if page is None else page.relative_to(run).as_posix(),
@@ -109,17 +115,17 @@ def reuse_finished(run: Path, survey: Survey, report: ReportSection) -> Finished
     return drawn
 
 
-def _data_digest(survey: Survey) -> str:
+def _data_digest(inspection: DatasetInspection) -> str:
     """Return a digest of the cases and their roles."""
-    return _digest([survey.sources, survey.splits.roles])
+    return _short_hash([inspection.digests, inspection.splits.roles])
 
 
 def _report_digest(report: ReportSection) -> str:
     """Return a digest of the settings of the report, and of the answers in its study file."""
     study = "" if report.study is None else read_text(Path(report.study))
-    return _digest([report.to_plain(), study])
+    return _short_hash([report.to_plain(), study])
 
 
-def _digest(content: Any) -> str:
+def _short_hash(content: Any) -> str:
     """Return a short hash of plain data."""
     return digest_of(json.dumps(content, sort_keys=True, default=dict))[:16]

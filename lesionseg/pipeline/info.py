@@ -18,31 +18,31 @@ from lesionseg.pipeline.log import command_line, predict_command
 from lesionseg.pipeline.outcome import Outcome
 
 if TYPE_CHECKING:
-    from lesionseg.inference.model_facts import ModelFacts
+    from lesionseg.inference.model_info import ModelInfo
 
 SCANS = "scans"  # the layout of a folder that is no dataset
-_MOST_FINDINGS = 5  # that are printed
+_MAX_FINDINGS = 5  # that are printed
 
 
 @dataclass(frozen=True)
 class InfoOutcome(Outcome):
-    """The facts about a model and a folder.
+    """The details of a model and a folder.
 
     Attributes:
-        model: the facts about the model. None if none was given.
-        dataset: the facts about the folder by name (`dataset_facts`). Empty if none was given.
-        findings: the findings of the listing, one if the first image cannot be read, and one if
+        model: The details of the model. None if none was given.
+        dataset: The details of the folder by name (`dataset_info`). Empty if none was given.
+        findings: The findings of the listing, one if the first image cannot be read, and one if
             the dataset does not fit the model.
-        settings: the settings that name the dataset.
+        settings: The settings that name the dataset.
     """
 
-    model: "ModelFacts | None"
+    model: "ModelInfo | None"
     dataset: Mapping[str, Any]
     findings: tuple[Finding, ...]
     settings: Mapping[str, object]
 
     def record(self) -> dict[str, Any]:
-        """Return the facts, in which files are paths, for `--json`."""
+        """Return the details, in which files are paths, for `--json`."""
         return {
             "model": None if self.model is None else self.model.record(),
             "dataset": self.dataset or None,
@@ -54,8 +54,8 @@ class InfoOutcome(Outcome):
         lines = [] if self.model is None else self.model.lines()
         known = {name: value for name, value in self.dataset.items() if value}
         lines += [f"{name.capitalize() + ':':<8} {_in_words(known[name])}" for name in known]
-        lines += [f"- {it.severity}: {it.message}" for it in self.findings[:_MOST_FINDINGS]]
-        n_hidden = len(self.findings) - _MOST_FINDINGS
+        lines += [f"- {it.severity}: {it.message}" for it in self.findings[:_MAX_FINDINGS]]
+        n_hidden = len(self.findings) - _MAX_FINDINGS
         return [*lines, f"- and {n_hidden} more"] if n_hidden > 0 else lines
 
     @property
@@ -65,7 +65,7 @@ class InfoOutcome(Outcome):
             return command_line("prepare", {"check": True, **self.settings})
         if self.model is None:
             return predict_command("MODEL", is_mirrored=False)
-        # imports torch, as the facts of a model do
+        # imports torch, as the details of a model do
         from lesionseg.data.transforms import needs_trust
 
         plan = self.model.plan
@@ -77,13 +77,13 @@ class InfoOutcome(Outcome):
 
 
 def info(cfg: InfoConfig) -> InfoOutcome:
-    """Collect the facts about a model, a folder or both, and compare their axes and channels.
+    """Collect the details of a model, a folder or both, and compare their axes and channels.
 
     A folder without the layout of a dataset is a folder of scans, whose channels are not known.
 
     Raises:
-        BundleError: if the model cannot be used.
-        DatasetError: if the description of the dataset is wrong, or the folder has no scan that
+        BundleError: If the model cannot be used.
+        DatasetError: If the description of the dataset is wrong, or the folder has no scan that
             can be read.
     """
     model = None
@@ -99,12 +99,12 @@ def info(cfg: InfoConfig) -> InfoOutcome:
         else:
             listed = list_dataset(root, group=cfg.data.group, annotations=cfg.data.annotations)
             findings += [*listed.findings, *find_missing_files(listed)]
-        dataset = dataset_facts(listed, findings)
+        dataset = dataset_info(listed, findings)
     if cfg.bundle is not None:
         # this imports torch, which takes longer than to list a folder
-        from lesionseg.inference.model_facts import model_facts
+        from lesionseg.inference.model_info import model_info
 
-        model = model_facts(cfg.bundle)
+        model = model_info(cfg.bundle)
         needs = {"axes": model.plan.dims, "channels": model.plan.channel_names}
         has = {name: dataset[name] for name in needs if dataset.get(name)}
         if has and has.items() <= needs.items():
@@ -122,7 +122,7 @@ def _list_scans(source: Path) -> Dataset:
     name. The number of axes is that of the first scan whose header can be read.
 
     Raises:
-        DatasetError: if no scan is found, or none can be read.
+        DatasetError: If no scan is found, or none can be read.
     """
     found = find_scans(source, channels=1)
     cases = found.cases()
@@ -143,15 +143,15 @@ def _first_dims(cases: Sequence[CaseFiles]) -> int:
 
     Raise `DatasetError` with the error of the first scan if there is none.
     """
-    faults: list[Finding] = []
+    findings: list[Finding] = []
     for files in cases:
-        with collect_errors(faults, files.case):
+        with collect_errors(findings, files.case):
             return read_geometry(files.images[0], pixel_mm=1.0).dims
-    raise DatasetError(faults[0].message)
+    raise DatasetError(findings[0].message)
 
 
-def dataset_facts(dataset: Dataset, findings: list[Finding]) -> dict[str, Any]:
-    """Return the facts about a listed dataset by name.
+def dataset_info(dataset: Dataset, findings: list[Finding]) -> dict[str, Any]:
+    """Return the details of a listed dataset by name.
 
     Only the header of the first case's image is read: `shape` and `spacing` are its voxels and
     their size in `unit`. They are None if there is no case, or if the header cannot be read, which

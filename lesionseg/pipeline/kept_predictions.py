@@ -61,7 +61,7 @@ class KeptPredictions:
     def _write(self, folder: Path, prediction: Prediction) -> None:
         """Write the files of a case in the format of the mask that nnU-Net wrote."""
         case = prediction.case
-        write_prediction(folder, prediction, like=self._files[case].mask, row=_row(case))
+        write_prediction(folder, prediction, like=self._files[case].mask, row=_kept_row(case))
 
     def keep_others(self, labelled: Collection[str], labels: Labels | None) -> list[Finding]:
         """Find the candidates of the cases without a reference, and keep them as well.
@@ -71,16 +71,16 @@ class KeptPredictions:
         cases that cannot be used, and return the finding of each.
         """
         numbers = LabelNumbers(labels)
-        faults: list[Finding] = []
+        findings: list[Finding] = []
         for case in sorted(self._files.keys() - labelled):
             try:
                 prediction = numbers.apply(open_prediction(self._files[case]))
             except CASE_ERRORS as error:
-                faults.append(Finding.of(error, case))
+                findings.append(Finding.of(error, case))
                 log.warning("Not read, %s: %s", case, error)
             else:
                 self.keep(prediction)
-        return faults
+        return findings
 
     def check_replaceable(self) -> None:
         """Raise `ConflictError` if a kept case would replace files that `evaluate` did not write.
@@ -88,7 +88,7 @@ class KeptPredictions:
         They are those of `predict`, of other programs, and damaged ones.
         """
         for case in self._geometry:
-            self.results.claim(case, _row(case), overwrite=None)
+            self.results.claim(case, _kept_row(case), overwrite=None)
 
     def finish(self, selection: Selection) -> Path | None:
         """Accept the candidates of all kept cases and write them to `output/predictions`.
@@ -113,6 +113,6 @@ class KeptPredictions:
         return self.results.path if new else None
 
 
-def _row(case: str) -> CaseRow:
+def _kept_row(case: str) -> CaseRow:
     """Return what the candidate file of a kept case states."""
     return CaseRow(case, key=_KEY)

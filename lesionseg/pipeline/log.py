@@ -49,9 +49,9 @@ def predict_command(
     """Return the command that predicts with a model as its operating points were chosen.
 
     Args:
-        model: the model.
-        is_mirrored: the points are those of mirrored views; None: the model does not state it.
-        needs_trust: the model names classes that are not imported by default.
+        model: The model.
+        is_mirrored: The points are those of mirrored views; None: the model does not state it.
+        needs_trust: The model names classes that are not imported by default.
     """
     settings: dict[str, object] = {"bundle": model, "input": "SCANS", "output": "FOUND"}
     if is_mirrored:
@@ -177,9 +177,9 @@ def bar(
     logs a line at most every 5 % of a long step, if the remaining time has changed.
 
     Args:
-        what: the name of the step.
-        progress: a function to yield instead.
-        shown: draw a bar or not, for a process that does not inherit the context.
+        what: The name of the step.
+        progress: A function to yield instead.
+        shown: Draw a bar or not, for a process that does not inherit the context.
     """
     if progress is not None:
         yield progress
@@ -231,16 +231,16 @@ class RepeatFilter(logging.Filter):
         return is_new
 
 
-class LateLog(MemoryHandler):
+class BufferedLogHandler(MemoryHandler):
     """A handler that appends records to a file as soon as its folder is in use.
 
     Records stay in memory until then, so that a wrong setting leaves no file behind.
 
     Args:
-        file: the file.
-        formatter: the formatter of its lines.
-        is_in_use: returns True if the folder is in use, such as that of a run with a configuration.
-        private: only the owner can read the file.
+        file: The file.
+        formatter: The formatter of its lines.
+        is_in_use: Returns True if the folder is in use, such as that of a run with a configuration.
+        private: Only the owner can read the file.
     """
 
     def __init__(
@@ -319,12 +319,12 @@ def open_log(path: Path, formatter: logging.Formatter, *, private: bool) -> logg
     """Open a log file, to append lines to it.
 
     Args:
-        path: the file.
-        formatter: the formatter of its lines.
+        path: The file.
+        formatter: The formatter of its lines.
         private: True makes a file readable for its owner only, also one of an earlier run.
 
     Raises:
-        OutputError: if the file cannot be written.
+        OutputError: If the file cannot be written.
     """
     try:
         handler = LogFile(path)
@@ -371,7 +371,7 @@ def run_log(run: Path, *, private: bool = False) -> Iterator[Callable[[str], Non
     owner can read it. The output on the terminal does not change. An error that ends the run is the
     last line; an unknown one has its traceback.
     """
-    handler = LateLog(run / LOG, LOG_FORMAT, partial(has_config, run), private=private)
+    handler = BufferedLogHandler(run / LOG, LOG_FORMAT, partial(has_config, run), private=private)
 
     def note(text: str) -> None:
         handler.handle(logging.makeLogRecord({"msg": text, "levelno": logging.INFO}))

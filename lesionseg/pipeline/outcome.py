@@ -12,7 +12,7 @@ def find_recipe(command: str) -> Callable[..., Any]:
     """Import the function of a command, which takes its settings and returns an `Outcome`.
 
     Raises:
-        ConfigError: if it is that of an extra that is missing.
+        ConfigError: If it is that of an extra that is missing.
     """
     is_core = COMMANDS.kinds[command]
     home = import_module(f"lesionseg.pipeline.{command}") if is_core else find_extra(command)

@@ -37,6 +37,7 @@ from lesionseg.models.nnunet_checkpoint import (
     read_nnunet_checkpoint,
 )
 from lesionseg.models.retinanet import planned_anchors
+from lesionseg.pipeline.dataset_inspection import ALL_FOLDS, may_lack, require_masks
 from lesionseg.pipeline.experiment import Experiment
 from lesionseg.pipeline.log import LOG
 from lesionseg.pipeline.run_dir import (
@@ -44,13 +45,12 @@ from lesionseg.pipeline.run_dir import (
     check_cases,
     config_of,
     save_config,
-    save_sources,
+    save_digests,
     warn_of_seen_cases,
 )
-from lesionseg.pipeline.survey import ALL_FOLDS, may_lack, require_masks
 from lesionseg.plan.fingerprint import Fingerprint
 from lesionseg.plan.make import make_plan, network_spec
-from lesionseg.plan.plan import Architecture, FocalCorrection, Plan, sources_of, to_tuples
+from lesionseg.plan.plan import Architecture, FocalCorrection, Plan, heads_of, to_tuples
 from lesionseg.plan.rules import Decision
 from lesionseg.training.fit import check_trainer
 from lesionseg.training.module import LesionModule
@@ -79,12 +79,12 @@ NARROW_FEATURES = 8  # features of the first stage in such a training
 def begin(experiment: Experiment, given: Plan | None = None) -> Plan:
     """Return a checked plan, and save it and the configuration in the run directory.
 
-    The plan is `given`, or read from the run directory, or made from the survey. Of several
-    processes of a training, the first one plans, and the others receive its plan.
+    The plan is `given`, or read from the run directory, or made from the inspected dataset. Of
+    several processes of a training, the first one plans, and the others receive its plan.
 
     Raises:
-        ConfigError: if a setting is wrong. Nothing is saved then.
-        DatasetError: if the run began with other cases, or references do not fit the model.
+        ConfigError: If a setting is wrong. Nothing is saved then.
+        DatasetError: If the run began with other cases, or references do not fit the model.
     """
     return broadcast_from_rank_zero(partial(_begin, experiment, given))
 
@@ -97,12 +97,12 @@ def _begin(experiment: Experiment, given: Plan | None) -> Plan:
     cfg = experiment.cfg
     run = experiment.run
     architecture = cfg.model.architecture
-    survey = experiment.survey
-    check_cases(run, survey.splits, survey.sources)
-    require_masks(experiment.survey, architecture)
+    inspection = experiment.inspection
+    check_cases(run, inspection.splits, inspection.digests)
+    require_masks(experiment.inspection, architecture)
     _warn_of_unused_losses(architecture, cfg.loss, cfg.detection)
     if cfg.data.fold != ALL_FOLDS:  # each fold has its own roles
-        warn_of_seen_cases(cfg.model.init_from, survey.splits, survey.dataset.cases)
+        warn_of_seen_cases(cfg.model.init_from, inspection.splits, inspection.dataset.cases)
     is_new = given is None and not has_config(run)
     if is_new:  # a finished run that is only scored again needs none of these
         require_device(cfg.trainer.accelerator)
@@ -116,13 +116,13 @@ def _begin(experiment: Experiment, given: Plan | None) -> Plan:
             "its backbone. Leave it at 1."
         )
 
-    def take_steps(tried: Plan) -> None:
+    def run_steps(tried: Plan) -> None:
         network = build_network(tried, architectures=TRUSTED)
         objective = make_objective(tried, cfg.loss, cfg.detection)
         try_steps(LesionModule(network, objective, cfg.trainer, cfg.optim))
 
     if is_new and experiment.device == "cuda":  # the tile of an existing run stays as it is
-        plan = fit_to_memory(plan, take_steps)
+        plan = fit_to_memory(plan, run_steps)
     save_run(experiment, plan)
     # the folds of a cross-validation have the same plan, which is logged once
     is_one_of_several_folds = given is not None and cfg.data.fold != ALL_FOLDS
@@ -137,20 +137,20 @@ def save_run(experiment: Experiment, plan: Plan) -> None:
     belongs to the configuration from then on. Its name is logged if the settings do not state it.
     """
     run = experiment.run
-    survey = experiment.survey
-    write_text(run / "fingerprint.json", survey.fingerprint.to_json())
-    write_text(run / SPLITS, survey.splits.to_json())
+    inspection = experiment.inspection
+    write_text(run / "fingerprint.json", inspection.fingerprint.to_json())
+    write_text(run / SPLITS, inspection.splits.to_json())
     write_text(run / "plan.json", plan.to_json())
     save_config(run, config_of(experiment.cfg))
-    save_sources(run, survey.splits, survey.sources)
+    save_digests(run, inspection.splits, inspection.digests)
     if not experiment.cfg.run_dir:  # its name contains the time, so the same command makes another
         log.info("Results go to %s; run_dir=%s resumes it.", run, run)
 
 
 def _warn_of_unused_losses(architecture: str, loss: LossConfig, detection: DetectionConfig) -> None:
     """Warn of settings of a loss that differ from the defaults but that the model does not use."""
-    sources = sources_of(architecture)
-    if "segmentation" not in sources and loss != LossConfig.of():
+    heads = heads_of(architecture)
+    if "segmentation" not in heads and loss != LossConfig.of():
         log.warning(
             "model=%s predicts boxes only, so %s is ignored. Use detection.alpha=%s and "
             "detection.gamma=%s instead.",
@@ -159,7 +159,7 @@ def _warn_of_unused_losses(architecture: str, loss: LossConfig, detection: Detec
             detection.alpha,
             detection.gamma,
         )
-    if "detection" not in sources and detection != DetectionConfig.of():
+    if "detection" not in heads and detection != DetectionConfig.of():
         log.warning(
             "model=%s has no anchors, so the detection.* settings are ignored. Use loss.* instead.",
             architecture,
@@ -205,10 +205,10 @@ def plan_run(experiment: Experiment, given: Plan | None = None, *, keeps_plan: b
     those of the settings.
 
     Raises:
-        ConfigError: if the settings of transforms, augmentation or model are wrong.
+        ConfigError: If the settings of transforms, augmentation or model are wrong.
     """
     cfg = experiment.cfg
-    survey = experiment.survey
+    inspection = experiment.inspection
     run = experiment.run
     if keeps_plan and given is None:
         given = plan_of_run(run)
@@ -221,8 +221,8 @@ def plan_run(experiment: Experiment, given: Plan | None = None, *, keeps_plan: b
         architecture=replace(plan.architecture, network=network_spec(cfg.model)),
         may_lack=may_lack(cfg.data, plan.channel_names),
         flip_axes=cfg.augment.flip_axes,
-        nan_background=survey.dataset.nan_background,
-        grid_of_image=survey.dataset.grid_of_image,
+        nan_background=inspection.dataset.nan_background,
+        grid_of_image=inspection.dataset.grid_of_image,
     )
     build_augmentation(cfg.augment, plan)  # raises an error for wrong flip axes and transforms
     if not has_config(run):
@@ -243,7 +243,7 @@ def _make_plan(experiment: Experiment) -> Plan:
 
     The reasons of its decisions are logged at level DEBUG.
     """
-    survey = experiment.survey
+    inspection = experiment.inspection
     model = experiment.cfg.model
     trainer = experiment.cfg.trainer
     extra = experiment.cfg.prepare.extra
@@ -252,17 +252,17 @@ def _make_plan(experiment: Experiment) -> Plan:
         require_device(trainer.accelerator)  # before a plan for another device is written
     device = "cuda" if is_for_other_machine else training_device(trainer.accelerator)
     before = _plan_before(model.init_from, extra)
-    dims = survey.fingerprint.dims
+    dims = inspection.fingerprint.dims
     pyramid = checkpoint_architecture(model, dims)
     if pyramid is None and model.backbone:
-        n_channels = len(survey.dataset.channel_names)
+        n_channels = len(inspection.dataset.channel_names)
         pyramid = backbone_pyramid(model.architecture, network_spec(model), dims, n_channels)
     width = Decision(model, "")
-    if pyramid is None and before is None and may_be_narrow(model, survey.fingerprint):
+    if pyramid is None and before is None and may_be_narrow(model, inspection.fingerprint):
         width = narrow_if_short(model, trainer, device)
     plan = make_plan(
-        survey.fingerprint,
-        survey.dataset,
+        inspection.fingerprint,
+        inspection.dataset,
         memory_gb=trainer.memory_gb or _memory_bytes(device) / 1e9,
         device=device,
         overrides=width.value,
@@ -285,15 +285,15 @@ def _make_plan(experiment: Experiment) -> Plan:
     return plan
 
 
-def may_be_narrow(model: ModelConfig, facts: Fingerprint) -> bool:
+def may_be_narrow(model: ModelConfig, fingerprint: Fingerprint) -> bool:
     """Return True for the networks that were also compared at half their width.
 
     These are the U-Net in 3-D and detectors on grey radiographs (benchmarks/notes).
     """
-    if facts.dims == 3:
+    if fingerprint.dims == 3:
         return model.architecture == "unet"
     is_detector = model.architecture in ("retinanet", "retina_unet")
-    return is_detector and facts.modality == "xray" and len(facts.channels) == 1
+    return is_detector and fingerprint.modality == "xray" and len(fingerprint.channels) == 1
 
 
 def narrow_if_short(
@@ -326,7 +326,7 @@ def _plan_before(init_from: str | None, extra: Sequence[Spec]) -> Plan | None:
     Return None if it starts from random weights or from a checkpoint. `extra` is `prepare.extra`.
 
     Raises:
-        ConfigError: if the bundle's images were prepared by other transforms, or if it is an
+        ConfigError: If the bundle's images were prepared by other transforms, or if it is an
             nnU-Net model.
     """
     if init_from is None or is_checkpoint(init_from):
@@ -352,7 +352,7 @@ def plan_to_start_from(bundle: str) -> Plan:
     """Return the plan of a bundle or run, for a training that starts from its weights.
 
     Raises:
-        ConfigError: if it is an nnU-Net model. Training cannot use its grid and normalisation.
+        ConfigError: If it is an nnU-Net model. Training cannot use its grid and normalisation.
     """
     plan = bundle_plan(bundle)
     if plan.nnunet is None:
@@ -372,7 +372,7 @@ def checkpoint_architecture(model: ModelConfig, dims: int) -> Architecture | Non
     Return None if `model.init_from` is not a checkpoint.
 
     Raises:
-        ConfigError: if the checkpoint has another number of spatial axes.
+        ConfigError: If the checkpoint has another number of spatial axes.
     """
     if model.init_from is None or not is_checkpoint(model.init_from):
         return None

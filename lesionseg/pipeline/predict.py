@@ -28,7 +28,7 @@ from lesionseg.pipeline.predict_case import (
 from lesionseg.pipeline.predict_log import PredictLog, predict_log
 from lesionseg.pipeline.predict_outcome import PredictOutcome
 from lesionseg.pipeline.predict_outputs import Outputs
-from lesionseg.pipeline.predict_selection import Shard, explain_unwanted, is_archive
+from lesionseg.pipeline.predict_selection import Shard, explain_skipped, is_archive
 from lesionseg.plan.plan import Plan
 
 logger = logging.getLogger(__name__)
@@ -54,16 +54,16 @@ def predict(
     when it is read. With `cfg.send`, DICOM results are stored in a PACS.
 
     Args:
-        cfg: see conf/predict.yaml.
-        architectures: the caller's own networks; see `Predictor`.
-        progress: called with case, number done and total after every case, instead of a bar.
+        cfg: See conf/predict.yaml.
+        architectures: The caller's own networks; see `Predictor`.
+        progress: Called with case, number done and total after every case, instead of a bar.
 
     Raises:
-        BundleError: if the bundle cannot be used.
-        ConfigError: if a setting is wrong.
-        DatasetError: if no scan is found, or no scan has a mask of zones.
-        ReadError: if the input, the output at a URL, or a model cannot be downloaded or read.
-        OutputError: if another process writes to the output folder, or a file that belongs to no
+        BundleError: If the bundle cannot be used.
+        ConfigError: If a setting is wrong.
+        DatasetError: If no scan is found, or no scan has a mask of zones.
+        ReadError: If the input, the output at a URL, or a model cannot be downloaded or read.
+        OutputError: If another process writes to the output folder, or a file that belongs to no
             single case cannot be written.
     """
     if cfg.engine == "ray":  # its processes run in another folder
@@ -105,7 +105,7 @@ def _predict(
             source = download(cfg.input)
             found = find_input_scans(source, folder, plan, cfg)
         else:
-            unwanted = partial(explain_unwanted, cfg=cfg.series, plan=plan, archive=True)
+            unwanted = partial(explain_skipped, cfg=cfg.series, plan=plan, archive=True)
             found = pacs.find_scans(fetched, unwanted)
     except DatasetError:
         if cfg.send is not None and shard.is_whole and folder.is_dir():
@@ -137,7 +137,7 @@ def _predict(
             rows: list[CaseRow] = []
             with closing(_run_engine(work, scans, index, architectures)) as finished:
                 for finished_row in finished:
-                    row = _send(finished_row, outputs, results)
+                    row = _send_files(finished_row, outputs, results)
                     _record(row, results, index, log)
                     rows.append(row)
                     advance(row.case, len(rows), len(scans))
@@ -165,7 +165,7 @@ def _find_new_drifts(results: PredictionFolder, rows: Sequence[CaseRow]) -> tupl
     return tuple(drift.sentence for drift in drifts if new & {row.case for row in drift.rows})
 
 
-def _send(row: CaseRow, outputs: Outputs, results: PredictionFolder) -> CaseRow:
+def _send_files(row: CaseRow, outputs: Outputs, results: PredictionFolder) -> CaseRow:
     """Send the further files of a case. Return its row, with the reason if this fails.
 
     The row of a failed or skipped scan is not changed, because later runs compare its message.
@@ -276,7 +276,7 @@ def _keep_earlier_id(scan: Scan, results: PredictionFolder) -> Scan:
     recognised by the digest of its files. A scan without such results, or with a fault, is returned
     unchanged.
     """
-    if scan.fault or not scan.other_case or scan.dicom is None:
+    if scan.problem or not scan.other_case or scan.dicom is None:
         return scan
     for case in (scan.case, scan.other_case):
         row = results.row(case)
@@ -304,7 +304,7 @@ def find_input_scans(source: Path, output: Path, plan: Plan, cfg: PredictConfig)
     slices of an archive, are included with the reason.
 
     Raises:
-        DatasetError: if no scan is found.
+        DatasetError: If no scan is found.
         ReadError: If the input cannot be searched, see `find_scans`.
     """
     found = find_scans(
@@ -312,7 +312,7 @@ def find_input_scans(source: Path, output: Path, plan: Plan, cfg: PredictConfig)
         len(plan.channel_names),
         dims=plan.dims,
         results=output.resolve(),
-        unwanted=partial(explain_unwanted, cfg=cfg.series, plan=plan, archive=is_archive(source)),
+        unwanted=partial(explain_skipped, cfg=cfg.series, plan=plan, archive=is_archive(source)),
         names=cfg.names,
         by_patient_id=cfg.subject == "PatientID",
     )

@@ -51,7 +51,7 @@ from lesionseg.version import __version__
 
 logger = logging.getLogger(__name__)
 
-_FAULT = "fault"  # key of a scan that cannot be predicted, for any content of its files
+_PROBLEM = "fault"  # key of a scan that cannot be predicted, for any content of its files
 
 
 def make_predictor(
@@ -82,8 +82,8 @@ def open_zones(folder: str | None, kept: Sequence[str] | None) -> ZoneFolder | N
     """Return the masks of zones in a folder, or None without a folder. `kept`: zones to keep.
 
     Raises:
-        ConfigError: if `kept` has an unknown name.
-        DatasetError: if the folder has no masks, or several tables of names.
+        ConfigError: If `kept` has an unknown name.
+        DatasetError: If the folder has no masks, or several tables of names.
     """
     if folder is None:
         return None
@@ -97,9 +97,9 @@ class StartedScan:
     """A scan that is predicted, and its row, which the steps complete.
 
     Attributes:
-        scan: the scan.
-        row: its row. A row with a status is final.
-        n_bytes: the memory that it needs; None if this is not yet computed.
+        scan: The scan.
+        row: Its row. A row with a status is final.
+        n_bytes: The memory that it needs; None if this is not yet computed.
     """
 
     scan: Scan
@@ -140,16 +140,16 @@ class CaseWork:
     """The model of a run, with which it predicts scans in the steps `read`, `infer` and `write`.
 
     Args:
-        cfg: the settings.
-        architectures: the caller's own networks; see `Predictor`.
+        cfg: The settings.
+        architectures: The caller's own networks; see `Predictor`.
 
     Attributes:
-        outputs: further files that are written with those of a case.
-        bundle: the digest of the model's bundles, see `joint_digest`.
-        predictor: the model.
-        zones: the masks of zones; None without the setting.
-        results: the folder of the results, in which unchanged results are kept.
-        digests: the digests of files that earlier runs have read.
+        outputs: Further files that are written with those of a case.
+        bundle: The digest of the model's bundles, see `joint_digest`.
+        predictor: The model.
+        zones: The masks of zones; None without the setting.
+        results: The folder of the results, in which unchanged results are kept.
+        digests: The digests of files that earlier runs have read.
     """
 
     results: PredictionFolder  # given to `predict`, like the digests
@@ -244,7 +244,7 @@ class CaseWork:
         for item in unfinished:
             if item.n_bytes is None and item.scan.is_present:
                 item.n_bytes = 0
-                if item.scan.fault or item.scan.left_out:
+                if item.scan.problem or item.scan.left_out:
                     continue
                 with suppress(Exception):  # the step `read` will raise the same error
                     geometry = read_geometry(item.scan.files.images[0], pixel_mm=1.0)
@@ -261,25 +261,25 @@ class CaseWork:
         key are written into the row, and files of a killed run under this case id are recovered.
 
         Raises:
-            ConflictError: if the output has results of another scan under the same case id that
+            ConflictError: If the output has results of another scan under the same case id that
                 `cfg.overwrite` does not allow to replace.
-            DatasetError: if the scan has a fault that was found when the folder was listed, or no
+            DatasetError: If the scan has a fault that was found when the folder was listed, or no
                 zones although they are needed, or if its id cannot be a file name.
-            ResourceError: if its files change while they are read.
-            LesionsegError: if a file is wrong.
+            ResourceError: If its files change while they are read.
+            LesionsegError: If a file is wrong.
         """
         scan = item.scan
         if scan.left_out:
             _skip(item, scan.left_out)
             return None
-        if scan.fault:
+        if scan.problem:
             if not scan.is_unreadable:  # otherwise, the scan is tried again in each run
-                item.update(key=_FAULT)
+                item.update(key=_PROBLEM)
                 # with its content, the scan is recognised after it was renamed
                 with suppress(LesionsegError, OSError):  # the fault is reported instead
                     if scan.files.images:
                         self._record_content(item)
-            raise DatasetError(scan.fault)
+            raise DatasetError(scan.problem)
         self._record_content(item)
         item.update(key=self._key(scan.files, item.row.digest))
         self._require_zones(scan.case)
@@ -337,9 +337,9 @@ class CaseWork:
         """Restore the file's grid, find the candidates, write the case's files, complete the row.
 
         Raises:
-            ResourceError: if the scan's files changed since they were read, because the DICOM
+            ResourceError: If the scan's files changed since they were read, because the DICOM
                 results and the header of the masks refer to them.
-            LesionsegError: if a file cannot be written.
+            LesionsegError: If a file cannot be written.
         """
         with self.results.write_case(item.case) as new_files:
             prediction = self._find_candidates(item.case, inferred, new_files)

@@ -11,7 +11,7 @@ from typing import Any
 from lesionseg.errors import LesionsegError, OutputError, count
 from lesionseg.io.remote import upload
 from lesionseg.io.results.row import CaseRow
-from lesionseg.pipeline.log import LateLog, RepeatFilter, added_handlers
+from lesionseg.pipeline.log import BufferedLogHandler, RepeatFilter, added_handlers
 from lesionseg.pipeline.predict_outcome import PredictOutcome
 from lesionseg.version import __version__
 
@@ -25,20 +25,20 @@ class PredictLog:
     Lines stay in memory until the folder exists. A warning of a reader is written once.
 
     Args:
-        folder: the output folder.
-        stem: the name of the files.
-        json_lines: also write `<stem>.jsonl`, an object per line: `time`, `level`, `event`,
+        folder: The output folder.
+        stem: The name of the files.
+        json_lines: Also write `<stem>.jsonl`, an object per line: `time`, `level`, `event`,
             `message` and, for the event `case`, the columns of `predictions.csv`; their `message`
             is called `reason`.
-        private: only the owner can read the files, also those of an earlier run.
+        private: Only the owner can read the files, also those of an earlier run.
     """
 
     def __init__(self, folder: Path, stem: str, *, json_lines: bool, private: bool) -> None:
         text = logging.Formatter("%(asctime)s %(levelname)s %(message)s", datefmt=_STAMP)
         formatters = {"log": text, "jsonl": _JsonLines()} if json_lines else {"log": text}
-        self.handlers: list[LateLog] = []
+        self.handlers: list[BufferedLogHandler] = []
         for ending, formatter in formatters.items():
-            handler = LateLog(
+            handler = BufferedLogHandler(
                 folder / f"{stem}.{ending}", formatter, folder.is_dir, private=private
             )
             handler.setLevel(logging.INFO)

@@ -21,13 +21,13 @@ class PredictOutcome(Outcome):
     """The results of one call of `predict`.
 
     Attributes:
-        rows: one row per scan, sorted by case id.
-        folder: the output folder.
-        left_out: notes on files that the model cannot read as scans.
-        table: the name of the table in the folder. Each shard has its own.
-        sent: the cases whose DICOM results were stored in a PACS; None if no PACS was given.
-        unsent: the cases for which this failed.
-        drifts: a sentence for each drift (`evaluation.drift`) with a scan of this run.
+        rows: One row per scan, sorted by case id.
+        folder: The output folder.
+        left_out: Notes on files that the model cannot read as scans.
+        table: The name of the table in the folder. Each shard has its own.
+        sent: The cases whose DICOM results were stored in a PACS; None if no PACS was given.
+        unsent: The cases for which this failed.
+        drifts: A sentence for each drift (`evaluation.drift`) with a scan of this run.
     """
 
     rows: tuple[CaseRow, ...]

@@ -24,12 +24,12 @@ class Outputs:
     """Further files of a case, and where they are sent. This class writes and sends none.
 
     Args:
-        written: what is written. The key of a case contains it in the place of `dicom_output`.
-        reason: why a DICOM scan has no such files, for its row; empty if nobody asked for them.
+        written: What is written. The key of a case contains it in the place of `dicom_output`.
+        reason: Why a DICOM scan has no such files, for its row; empty if nobody asked for them.
 
     Attributes:
-        sent: the cases whose files were sent.
-        unsent: the reasons why files could not be sent, by case.
+        sent: The cases whose files were sent.
+        unsent: The reasons why files could not be sent, by case.
     """
 
     # the message of a case whose scan is unlike the training scans
@@ -59,11 +59,11 @@ class Outputs:
         An error fails the case. The files take effect together with the other files of the case.
 
         Args:
-            row: the row of the case, with status, key and digest of the bundle.
-            scan: the scan.
-            prediction: the prediction.
-            mask_names: the names of the values of the mask.
-            folder: the folder of the new files.
+            row: The row of the case, with status, key and digest of the bundle.
+            scan: The scan.
+            prediction: The prediction.
+            mask_names: The names of the values of the mask.
+            folder: The folder of the new files.
         """
         if self._reason and is_dicom_image(scan.files.images[0]):
             return self._reason
@@ -83,7 +83,7 @@ def open_outputs(dicom_output: bool | Literal["all"], send: str | None) -> Outpu
     Without the extra `pacs`, `dicom_output=true`, which is the default, writes nothing.
 
     Raises:
-        ConfigError: if the extra is missing, and `dicom_output` is "all" or `send` is given; or if
+        ConfigError: If the extra is missing, and `dicom_output` is "all" or `send` is given; or if
             `send` is wrong.
     """
     if not dicom_output:

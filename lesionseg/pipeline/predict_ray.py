@@ -42,14 +42,14 @@ def predict_on_ray(
     is none, a temporary cluster is started on this machine.
 
     Args:
-        cfg: the settings, with absolute paths.
-        output: the folder of the results.
-        scans: the scans.
-        digests: the digests of files that earlier runs have read.
-        architectures: the caller's own networks.
+        cfg: The settings, with absolute paths.
+        output: The folder of the results.
+        scans: The scans.
+        digests: The digests of files that earlier runs have read.
+        architectures: The caller's own networks.
 
     Raises:
-        ConfigError: if the extra `ray` is not installed, the cluster has no CPU core, or the
+        ConfigError: If the extra `ray` is not installed, the cluster has no CPU core, or the
             settings name a GPU.
     """
     if cfg.device.startswith("cuda:"):

@@ -14,7 +14,7 @@ from lesionseg.io.scans import Scan
 from lesionseg.io.volumes import read_geometry
 from lesionseg.plan.plan import Plan
 
-LEAST_SLICES = 2  # a scan of an archive with fewer slices is skipped, if the model reads volumes
+MIN_SLICES = 2  # a scan of an archive with fewer slices is skipped, if the model reads volumes
 
 
 def is_archive(source: Path) -> bool:
@@ -34,8 +34,8 @@ class Shard:
     to two jobs, or to none.
 
     Attributes:
-        index: the number of the job, from 0.
-        n_shards: the number of jobs. A single job predicts all scans.
+        index: The number of the job, from 0.
+        n_shards: The number of jobs. A single job predicts all scans.
     """
 
     index: int
@@ -64,7 +64,7 @@ class Shard:
         return int.from_bytes(digest) % self.n_shards == self.index
 
 
-def explain_unwanted(scan: Scan, cfg: SeriesConfig, plan: Plan, *, archive: bool) -> str:
+def explain_skipped(scan: Scan, cfg: SeriesConfig, plan: Plan, *, archive: bool) -> str:
     """Explain why a scan must not be predicted; "" if it must. Only DICOM scans are left out.
 
     The conditions of `cfg` apply to each DICOM scan, except that a model with two axes has no least
@@ -79,8 +79,8 @@ def explain_unwanted(scan: Scan, cfg: SeriesConfig, plan: Plan, *, archive: bool
         wanted = ", ".join(cfg.modality)
         return f"its modality is {dicom.modality or 'not stated'}, not {wanted} (series.modality)"
     if cfg.description is not None and not re.search(cfg.description, dicom.description, re.I):
-        stated = repr(dicom.description) if dicom.description else "not stated"
-        return f"its description is {stated}, unlike {cfg.description!r} (series.description)"
+        shown = repr(dicom.description) if dicom.description else "not stated"
+        return f"its description is {shown}, unlike {cfg.description!r} (series.description)"
     if archive and dicom.is_radiograph != (plan.dims == 2):
         if dicom.is_radiograph:
             return "a radiograph, while this model reads volumes"
@@ -109,9 +109,9 @@ def explain_too_few_slices(scan: Scan, cfg: SeriesConfig, plan: Plan, *, archive
 def _explain_too_few(n_slices: int, cfg: SeriesConfig, plan: Plan, *, archive: bool) -> str:
     """Explain that a scan has too few slices; "" if it has enough, or `plan` is for two axes.
 
-    The least number is `cfg.min_slices`, or by default `LEAST_SLICES` in an `archive`, otherwise 1.
+    The least number is `cfg.min_slices`, or by default `MIN_SLICES` in an `archive`, otherwise 1.
     """
-    least = cfg.min_slices or (LEAST_SLICES if archive else 1)
-    if plan.dims == 2 or n_slices >= least:
+    minimum = cfg.min_slices or (MIN_SLICES if archive else 1)
+    if plan.dims == 2 or n_slices >= minimum:
         return ""
-    return f"it has {n_slices} of at least {least} slices (series.min_slices)"
+    return f"it has {n_slices} of at least {minimum} slices (series.min_slices)"

@@ -13,6 +13,7 @@ from lesionseg.errors import DatasetError, count
 from lesionseg.host_memory import default_budget
 from lesionseg.inference.read_ahead import needed_bytes
 from lesionseg.pipeline.check import CheckOutcome, check_dataset
+from lesionseg.pipeline.dataset_inspection import DatasetInspection
 from lesionseg.pipeline.experiment import Experiment
 from lesionseg.pipeline.log import bar, command_line
 from lesionseg.pipeline.outcome import Outcome
@@ -24,13 +25,12 @@ from lesionseg.pipeline.planning import (
     with_focal_correction,
 )
 from lesionseg.pipeline.run_dir import (
-    SOURCES_OF_CASES,
+    DIGESTS_OF_CASES,
     check_cases,
     config_of,
     default_run_dir,
     settings_of_training,
 )
-from lesionseg.pipeline.survey import Survey
 from lesionseg.plan.plan import Plan
 from lesionseg.training.objective import make_objective
 
@@ -48,10 +48,10 @@ class PrepareOutcome(Outcome):
     """A dataset that is ready for training.
 
     Attributes:
-        plan: the plan, with a reason for each decision.
-        run: the run directory.
-        n_cases: number of prepared training cases.
-        settings: the settings of a training on these cases.
+        plan: The plan, with a reason for each decision.
+        run: The run directory.
+        n_cases: Number of prepared training cases.
+        settings: The settings of a training on these cases.
     """
 
     plan: Plan
@@ -83,8 +83,8 @@ def prepare(cfg: PrepareConfig) -> PrepareOutcome | CheckOutcome:
     the findings and write a page on them.
 
     Raises:
-        ConfigError: if a setting is wrong, or the run directory has another configuration.
-        DatasetError: if a case cannot be used, or no lesion can be learned.
+        ConfigError: If a setting is wrong, or the run directory has another configuration.
+        DatasetError: If a case cannot be used, or no lesion can be learned.
     """
     name = "check" if cfg.check else cfg.model.architecture
     run = Path(cfg.run_dir or default_run_dir(cfg.data.root, name))
@@ -102,30 +102,30 @@ def prepare(cfg: PrepareConfig) -> PrepareOutcome | CheckOutcome:
         )
     Experiment.check_run(cfg, run)
     experiment = Experiment.open(cfg, run)
-    survey = experiment.survey
+    inspection = experiment.inspection
     is_same_data = True
     try:
-        check_cases(run, survey.splits, survey.sources)
+        check_cases(run, inspection.splits, inspection.digests)
     except DatasetError:  # nothing was trained, so the plan may change
         is_same_data = False
         log.info("The data have changed, so the plan is made again.")
-        (run / SOURCES_OF_CASES).unlink(missing_ok=True)
+        (run / DIGESTS_OF_CASES).unlink(missing_ok=True)
     plan = plan_run(experiment, keeps_plan=is_same_data)
     loss = experiment.cfg.loss
     detection = experiment.cfg.detection
     check_losses(make_objective(with_focal_correction(plan, loss, detection), loss, detection))
     plan = plan.with_(reasons={**plan.reasons, "trial_steps": NOT_TRIED})
     save_run(experiment, plan)
-    cases = prepare_cases(survey, plan, experiment.cache)
+    cases = prepare_cases(inspection, plan, experiment.cache)
     return PrepareOutcome(plan, run, len(cases), settings)
 
 
-def prepare_cases(survey: Survey, plan: Plan, cache: Path) -> list[CachedCase]:
+def prepare_cases(inspection: DatasetInspection, plan: Plan, cache: Path) -> list[CachedCase]:
     """Return the training cases on the plan's grid. The folder `cache` receives missing cases.
 
     Several cases are prepared at the same time: one per core, but no more than fit into memory.
     """
-    found = survey.fingerprint
+    found = inspection.fingerprint
     grids = set(zip(found.shapes, found.spacings_mm, strict=True))
     largest = max(needed_bytes(Geometry.from_spacing(*grid), plan) for grid in grids)
     n_fitting = max(1, default_budget() // largest)  # cases that fit into memory together
@@ -135,11 +135,11 @@ def prepare_cases(survey: Survey, plan: Plan, cache: Path) -> list[CachedCase]:
     )
     with bar("Preparing cases") as advance:
         return fill_cache(
-            replace(survey.dataset, cases=()),
-            survey.of_role("train"),
+            replace(inspection.dataset, cases=()),
+            inspection.of_role("train"),
             plan=plan,
             folder=cache,
-            source=lambda files: survey.sources[files.case],
+            source=lambda files: inspection.digests[files.case],
             progress=advance,
             workers=n_together,
         )

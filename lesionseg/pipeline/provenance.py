@@ -16,7 +16,7 @@ from lesionseg.phantoms import SETTINGS
 from lesionseg.version import __version__
 
 if TYPE_CHECKING:
-    from lesionseg.pipeline.survey import Survey
+    from lesionseg.pipeline.dataset_inspection import DatasetInspection
 
 PACKAGES = ("torch", "monai", "nibabel", "pytorch-lightning", "numpy", "hydra-core")
 # settings by which references are read; the report reads them again by the same rules
@@ -29,8 +29,8 @@ def scores_provenance(settings: Mapping[str, Any], dataset: Dataset | None) -> d
     `simulated` is True if lesionseg simulated the dataset's folder, or the dataset's name says so.
 
     Args:
-        settings: the settings that contain the rules. Rules that are not set are left out.
-        dataset: the dataset; None for masks, of which no more is known.
+        settings: The settings that contain the rules. Rules that are not set are left out.
+        dataset: The dataset; None for masks, of which no more is known.
     """
     known: dict[str, Any] = {"lesionseg": __version__, "date": time.strftime("%Y-%m-%d")}
     known |= {rule: settings[rule] for rule in _RULES if settings.get(rule)}
@@ -44,7 +44,7 @@ def scores_provenance(settings: Mapping[str, Any], dataset: Dataset | None) -> d
 
 
 def training_provenance(
-    survey: "Survey", data: DataConfig, seed: int, device: str
+    inspection: "DatasetInspection", data: DataConfig, seed: int, device: str
 ) -> dict[str, Any]:
     """Return the provenance of scores, and git commit, packages, machine, seed and digest of files.
 
@@ -63,7 +63,7 @@ def training_provenance(
     machine = f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
     if device == "cuda":
         machine = torch.cuda.get_device_name(device)
-    dataset = survey.dataset
+    dataset = inspection.dataset
     return {
         **scores_provenance(data.to_plain(), dataset),
         "git_commit": _git_commit(),
@@ -71,7 +71,9 @@ def training_provenance(
         "packages": packages,
         "device": machine,
         "seed": seed,
-        "data_sha256": digest_of("".join(survey.sources[files.case] for files in dataset.cases)),
+        "data_sha256": digest_of(
+            "".join(inspection.digests[files.case] for files in dataset.cases)
+        ),
     }
 
 

@@ -24,8 +24,8 @@ class ReportOutcome(Outcome):
     """A report on scores.
 
     Attributes:
-        page: the page to open.
-        settings: the settings of an evaluation with the answers of a reader.
+        page: The page to open.
+        settings: The settings of an evaluation with the answers of a reader.
     """
 
     page: Path
@@ -66,8 +66,8 @@ class MonthOutcome(Outcome):
     """The page of a model in use.
 
     Attributes:
-        page: the page to open.
-        drifts: a sentence for each drift since the first scans.
+        page: The page to open.
+        drifts: A sentence for each drift since the first scans.
     """
 
     page: Path
@@ -93,9 +93,9 @@ def report(cfg: ReportConfig) -> ReportOutcome | MonthOutcome:
     those of its out-of-fold cases. A run directory can be the output only for its own scores.
 
     Raises:
-        DatasetError: if `cfg.predictions` has no results.
-        OutputError: if the report of a training would be replaced by one on other scores.
-        ReadError: if `scores.json` cannot be read.
+        DatasetError: If `cfg.predictions` has no results.
+        OutputError: If the report of a training would be replaced by one on other scores.
+        ReadError: If `scores.json` cannot be read.
     """
     if cfg.scores is None:
         page = Path(cfg.output) / "month.html"
@@ -134,8 +134,8 @@ def check_report(settings: ReportSection) -> None:
     """Raise an error if the report of a training could not be drawn at its end.
 
     Raises:
-        ConfigError: if the study file has an unknown key, or the viewer is not installed.
-        ReadError: if the study file cannot be read.
+        ConfigError: If the study file has an unknown key, or the viewer is not installed.
+        ReadError: If the study file cannot be read.
     """
     read_study(None if settings.study is None else Path(settings.study))
     if settings.viewer:
@@ -160,9 +160,9 @@ def report_run(run: Path, dataset: Dataset, settings: ReportSection) -> Path | N
     scores.
 
     Args:
-        run: the run directory.
-        dataset: the dataset, for the pictures.
-        settings: the settings of the report.
+        run: The run directory.
+        dataset: The dataset, for the pictures.
+        settings: The settings of the report.
     """
     pages = []
     # each folder of scores, and the folder of its report

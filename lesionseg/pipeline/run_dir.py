@@ -28,13 +28,13 @@ from lesionseg.errors import ConfigError, DatasetError, OutputError, join_names
 from lesionseg.io.split_files import SplitFile
 from lesionseg.io.text import read_json, read_yaml, write_json, write_text
 from lesionseg.pipeline.log import command_line, quoted_text
-from lesionseg.plan.plan import SOURCES, sources_of
+from lesionseg.plan.plan import HEADS, heads_of
 from lesionseg.plan.splits import Splits
 
 log = logging.getLogger(__name__)
 
 SPLITS = "splits.json"
-SOURCES_OF_CASES = "sources.json"  # SHA-256 of the files of each development case
+DIGESTS_OF_CASES = "sources.json"  # SHA-256 of the files of each development case
 # sections and settings that do not change the result; `debug` is a setting of version 1.0, whose
 # runs can be resumed
 FREE = ("debug", "logger", "private", "report", "run_dir", "data.cache_dir", "trainer.workers")
@@ -96,9 +96,9 @@ def check_config(run_dir: Path, config: Mapping[str, Any]) -> None:
     if config.get("command") == "tune":  # processes of one search use different devices
         free += ("trainer.devices",)
     model = before.get("model", {}).get("architecture", "")
-    if "segmentation" not in sources_of(model):  # `loss` concerns only networks that draw masks
+    if "segmentation" not in heads_of(model):  # `loss` concerns only networks that draw masks
         free += ("loss",)
-    if config.get("command") != "prepare" and (run_dir / SOURCES_OF_CASES).is_file():
+    if config.get("command") != "prepare" and (run_dir / DIGESTS_OF_CASES).is_file():
         free += _BY_CONTENT
     changed = dict(_differences(before, config, free))
     if changed:
@@ -152,7 +152,7 @@ def settings_to_train_further(run_dir: Path, config: Mapping[str, Any]) -> dict[
         return settings_to_train_further(run_dir / f"fold_{number}", first)
     left_out = {"model.init_from"}
     model = config["model"]
-    if model["architecture"] in SOURCES and not model.get("backbone"):
+    if model["architecture"] in HEADS and not model.get("backbone"):
         left_out.add("model.architecture")
     settings = settings_to_repeat(config, left_out=left_out)
     return {**settings, "model.init_from": run_dir, "run_dir": "NEW"}
@@ -166,11 +166,11 @@ def settings_to_repeat(
     """Return the overrides that repeat a configuration.
 
     Args:
-        config: the configuration, as `config_of` returns it.
-        sections: the sections and settings to repeat. Settings with their default value are left
+        config: The configuration, as `config_of` returns it.
+        sections: The sections and settings to repeat. Settings with their default value are left
             out, except for the folder of the data, which comes first. Phantoms are left out, too,
             because they exist.
-        left_out: dotted keys to leave out.
+        left_out: Dotted keys to leave out.
 
     Returns:
         The values by dotted key. The key of an argument without a default begins with `+`.
@@ -182,7 +182,7 @@ def settings_to_repeat(
         settings["loss"] = loss
     choices = {"loss": loss}
     architecture = config["model"]["architecture"]
-    is_own_model = architecture in SOURCES and "model.architecture" not in left_out
+    is_own_model = architecture in HEADS and "model.architecture" not in left_out
     if is_own_model and architecture != usual["model"]["architecture"]:
         settings["model"] = choices["model"] = architecture
     usual_values = _leaves(defaults("train", choices))
@@ -225,8 +225,8 @@ def save_config(run_dir: Path, config: Mapping[str, Any]) -> None:
     It replaces one that differs only in settings that may change, see `check_config`.
 
     Raises:
-        ConfigError: if the directory belongs to another configuration.
-        OutputError: if it cannot be made.
+        ConfigError: If the directory belongs to another configuration.
+        OutputError: If it cannot be made.
     """
     check_config(run_dir, config)
     try:
@@ -261,31 +261,31 @@ def _resolved(value: object) -> object:
     return Path(value).resolve() if isinstance(value, str) else value
 
 
-def save_sources(run: Path, splits: Splits, sources: Mapping[str, str]) -> None:
+def save_digests(run: Path, splits: Splits, digests: Mapping[str, str]) -> None:
     """Write the SHA-256 of the files of each development case, if the run has no such file."""
-    path = run / SOURCES_OF_CASES
+    path = run / DIGESTS_OF_CASES
     if not path.is_file():
-        write_json(path, _sources_of_development(splits, sources))
+        write_json(path, _digests_of_development(splits, digests))
 
 
-def _sources_of_development(splits: Splits, sources: Mapping[str, str]) -> dict[str, str]:
+def _digests_of_development(splits: Splits, digests: Mapping[str, str]) -> dict[str, str]:
     """Return the SHA-256 of the files of each case that trains or validates."""
     roles = splits.roles
-    return {case: text for case, text in sources.items() if roles.get(case) in _DEVELOPMENT}
+    return {case: text for case, text in digests.items() if roles.get(case) in _DEVELOPMENT}
 
 
-def check_cases(run: Path, splits: Splits, sources: Mapping[str, str]) -> None:
+def check_cases(run: Path, splits: Splits, digests: Mapping[str, str]) -> None:
     """Raise `DatasetError` if a run began with other development cases, roles or files.
 
     Otherwise the network could be scored on its own training cases, or on scans that have replaced
     those that it has seen. Test and external cases may be added, removed or changed. A folder that
-    is no run yet passes. For a cross-validation, `splits` are those of the first fold. `sources`
+    is no run yet passes. For a cross-validation, `splits` are those of the first fold. `digests`
     has the SHA-256 of the files of each case.
     """
     if not has_config(run):
         return
-    path = run / SOURCES_OF_CASES
-    now = _sources_of_development(splits, sources)
+    path = run / DIGESTS_OF_CASES
+    now = _digests_of_development(splits, digests)
     before = read_json(path) if path.is_file() else now  # version 1.0 has no record of its files
     changed = [case for case in now if before.get(case, now[case]) != now[case]]
     if changed:

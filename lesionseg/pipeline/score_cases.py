@@ -48,13 +48,13 @@ class MatchOptions:
     """Settings for matching predictions with references.
 
     Attributes:
-        preset: the rule of matching.
-        dataset: the dataset of the cases; None if there are only masks.
-        role: the role of cases that state none.
-        zones: the masks of zones; None without them.
-        resample: resample a prediction on another grid, see `read_on_grid`.
-        by_image: grids of equal shape and spacing are the same, see `read_on_grid`.
-        keep: called with each prediction, under the case's id.
+        preset: The rule of matching.
+        dataset: The dataset of the cases; None if there are only masks.
+        role: The role of cases that state none.
+        zones: The masks of zones; None without them.
+        resample: Resample a prediction on another grid, see `read_on_grid`.
+        by_image: Grids of equal shape and spacing are the same, see `read_on_grid`.
+        keep: Called with each prediction, under the case's id.
     """
 
     preset: Preset
@@ -81,9 +81,9 @@ class Evaluation:
     """The tables and scores of cases at one operating point.
 
     Attributes:
-        tables: the three tables.
-        scores: the scores.
-        settings: the settings of the scores, with the names of all labels.
+        tables: The three tables.
+        scores: The scores.
+        settings: The settings of the scores, with the names of all labels.
     """
 
     tables: Tables
@@ -100,14 +100,14 @@ class ScoredCases:
     """Cases that are matched with their predictions, for any operating point.
 
     Attributes:
-        preset: the rule of matching.
-        matches: the matched cases.
-        faults: the errors of the cases that cannot be scored.
+        preset: The rule of matching.
+        matches: The matched cases.
+        findings: The errors of the cases that cannot be scored.
     """
 
     preset: Preset
     matches: Sequence[MatchedCase]
-    faults: Sequence[Finding] = ()
+    findings: Sequence[Finding] = ()
 
     def tables(
         self,
@@ -136,7 +136,7 @@ class ScoredCases:
         tables = self.tables(settings.operating_point, calibration)
         settings = replace(settings, labels=add_predicted_names(settings.labels, self.matches))
         scores = summarise(tables, self.preset, settings)
-        failed = {fault.case: fault.message for fault in self.faults}
+        failed = {finding.case: finding.message for finding in self.findings}
         return Evaluation(tables, replace(scores, failed_cases=failed), settings)
 
 
@@ -146,28 +146,28 @@ def score_cases(
     | Callable[[Callable[[CaseFiles, Prediction], MatchedCase]], Generator[MatchedCase]],
     options: MatchOptions,
     *,
-    faults: Iterable[Finding] = (),
+    findings: Iterable[Finding] = (),
     progress: Advance | None = None,
     what: str = "Scoring",
 ) -> ScoredCases:
     """Match each case with its prediction, and warn of each case that cannot be scored.
 
     Args:
-        cases: the cases with references.
-        predictions: the prediction files by case, which are read one by one. All lesions of a case
+        cases: The cases with references.
+        predictions: The prediction files by case, which are read one by one. All lesions of a case
             without files are missed. Or a function that predicts the cases now, such as
             `predict_volumes`. Errors of its cases are raised.
-        options: settings for matching.
-        faults: the errors of further cases, which are left out.
-        progress: called with case, number done and total, instead of a bar.
-        what: the name of the step in progress lines.
+        options: Settings for matching.
+        findings: The errors of further cases, which are left out.
+        progress: Called with case, number done and total, instead of a bar.
+        what: The name of the step in progress lines.
 
     Raises:
-        DatasetError: if there are cases, but none can be scored.
+        DatasetError: If there are cases, but none can be scored.
     """
     match = partial(_match_one, options=options, numbers=LabelNumbers(options.labels))
     matches: list[MatchedCase] = []
-    faults = [*faults]
+    findings = [*findings]
 
     def match_files(found: Mapping[str, PredictionFiles]) -> Generator[MatchedCase | None]:
         """Yield each case matched with its files; None if this is not possible."""
@@ -175,7 +175,7 @@ def score_cases(
             try:
                 matched = match(files, found.get(files.case))
             except CASE_ERRORS as error:
-                faults.append(Finding.of(error, files.case))
+                findings.append(Finding.of(error, files.case))
                 matched = None
             yield matched
 
@@ -186,16 +186,16 @@ def score_cases(
                 matches.append(matched)
             advance(files.case, done, len(cases))
     if cases and not matches:
-        raise nothing_scored(faults)
-    for fault in faults:
-        log.warning("Not scored, %s: %s", fault.case, fault.message)
+        raise nothing_scored(findings)
+    for finding in findings:
+        log.warning("Not scored, %s: %s", finding.case, finding.message)
     warn_of_labels(matches, options.lesion_names)
-    return ScoredCases(options.preset, matches, faults)
+    return ScoredCases(options.preset, matches, findings)
 
 
-def nothing_scored(faults: Iterable[Finding]) -> DatasetError:
+def nothing_scored(findings: Iterable[Finding]) -> DatasetError:
     """Return the error if no case can be scored. Each different fault has a line."""
-    messages = dict.fromkeys(fault.message for fault in faults)
+    messages = dict.fromkeys(finding.message for finding in findings)
     return DatasetError("\n  ".join(["No case can be scored:", *messages]))
 
 

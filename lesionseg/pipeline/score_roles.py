@@ -19,14 +19,20 @@ from lesionseg.core.finding import require_no_errors
 from lesionseg.core.selection import VOXEL_CALIBRATION
 from lesionseg.errors import count
 from lesionseg.evaluation import (
-    Aim,
+    OperatingPointAim,
     Scores,
     SummarySettings,
     Tables,
     choose,
 )
 from lesionseg.evaluation.curves import average_precision, froc
-from lesionseg.evaluation.intervals import MIN_GROUPS, Statistic, divide, draw_groups, value_of
+from lesionseg.evaluation.intervals import (
+    MIN_GROUPS,
+    Statistic,
+    divide,
+    draw_groups,
+    statistic_value,
+)
 from lesionseg.evaluation.operating_points import OUT_OF_FOLD
 from lesionseg.evaluation.selection import select
 from lesionseg.evaluation.subgroups import read_columns
@@ -41,10 +47,10 @@ from lesionseg.io.cases import read_image
 from lesionseg.io.references import open_reference
 from lesionseg.io.results.case import PredictionFiles, write_prediction
 from lesionseg.io.results.index import find_predictions
+from lesionseg.pipeline.dataset_inspection import DatasetInspection, labelled_cases
 from lesionseg.pipeline.experiment import Experiment
 from lesionseg.pipeline.planning import with_focal_correction
 from lesionseg.pipeline.score_cases import ScoredCases, score_cases
-from lesionseg.pipeline.survey import Survey, labelled_cases
 from lesionseg.plan.plan import Plan
 from lesionseg.training.validation import SCORE, SCORE_ERROR
 
@@ -89,7 +95,7 @@ def score_validation(
     selection, scored = select_and_accept(
         experiment, scored, find_predictions(folder), folder, selection
     )
-    is_group_safe = experiment.survey.is_group_safe("validation")
+    is_group_safe = experiment.inspection.is_group_safe("validation")
     return selection, write_role_scores(
         scored, experiment, experiment.run, selection.point, is_group_safe=is_group_safe
     )
@@ -108,12 +114,12 @@ def select_and_accept(
     The scores of these cases are optimistic, because the selection was made on them.
 
     Args:
-        experiment: the experiment.
-        scored: the validation cases, matched with `predictions`.
-        predictions: the files of each validation case.
-        folder: receives the predictions.
-        selection: the selection so far, such as the calibration of voxels.
-        fold_of: the fold whose network was not trained on the case; None without folds.
+        experiment: The experiment.
+        scored: The validation cases, matched with `predictions`.
+        predictions: The files of each validation case.
+        folder: Receives the predictions.
+        selection: The selection so far, such as the calibration of voxels.
+        fold_of: The fold whose network was not trained on the case; None without folds.
 
     Returns:
         The complete selection, and the cases with the candidates that it accepts.
@@ -122,7 +128,7 @@ def select_and_accept(
     complete, calibration_of = select(
         scored.tables(surface=False),
         selection,
-        Aim.parse(cfg.operating_point),
+        OperatingPointAim.parse(cfg.operating_point),
         cfg.rate_confidence,
         chosen_on="validation" if fold_of is None else OUT_OF_FOLD,
         fold_of=fold_of,
@@ -139,7 +145,7 @@ def select_and_accept(
 
 
 def score_folds(
-    experiment: Experiment, folds: Mapping[int, Survey], selection: Selection
+    experiment: Experiment, folds: Mapping[int, DatasetInspection], selection: Selection
 ) -> tuple[Selection, Scores]:
     """Select on the validation predictions of all folds, and score them.
 
@@ -147,9 +153,9 @@ def score_folds(
     selection are written to `run/oof/predictions`, scores and tables to `run/oof`.
 
     Args:
-        experiment: the cross-validation.
-        folds: the survey of each fold by its number.
-        selection: the selection so far, such as the calibration of voxels.
+        experiment: The cross-validation.
+        folds: The inspected dataset of each fold by its number.
+        selection: The selection so far, such as the calibration of voxels.
 
     Returns:
         The complete selection and the scores.
@@ -170,7 +176,7 @@ def score_folds(
         if files.case in fold_of
     ]
     scored = score_cases(cases, predictions, experiment.match_options)
-    require_no_errors(scored.faults, experiment.run)
+    require_no_errors(scored.findings, experiment.run)
     output = experiment.run / "oof"
     selection, scored = select_and_accept(
         experiment, scored, predictions, output / "predictions", selection, fold_of
@@ -194,7 +200,7 @@ def score_role(predictor: Predictor, experiment: Experiment, role: Role) -> Scor
     log.info("Predicting %s.", count(len(cases), f"{role} case"))
     scored = _score_now(predictor, experiment, cases, output / "predictions")
     point = predictor.operating_point()
-    is_group_safe = experiment.survey.is_group_safe(role)
+    is_group_safe = experiment.inspection.is_group_safe(role)
     return write_role_scores(scored, experiment, output, point, is_group_safe=is_group_safe)
 
 
@@ -232,7 +238,7 @@ def write_role_scores(
 ) -> Scores:
     """Write the scores and tables of the cases of one role into `output`. Return the scores.
 
-    Candidates are accepted by `point`. `is_group_safe`: see `Survey.is_group_safe`.
+    Candidates are accepted by `point`. `is_group_safe`: see `DatasetInspection.is_group_safe`.
     """
     settings = SummarySettings(
         evaluated_on=scored.matches[0].role,
@@ -262,12 +268,12 @@ def score_volumes(
     """Predict whole validation cases by a plan, and match the predictions.
 
     Args:
-        network: the network.
-        experiment: the training: its dataset, its match rule and its settings of inference.
-        cases: the cases, which have a reference.
-        plan: the plan of the network.
-        device: the device for prediction, by default that of the network.
-        check: states the channels that may be empty.
+        network: The network.
+        experiment: The training: its dataset, its match rule and its settings of inference.
+        cases: The cases, which have a reference.
+        plan: The plan of the network.
+        device: The device for prediction, by default that of the network.
+        check: States the channels that may be empty.
     """
     predictor = Predictor(
         Bundle((network,), plan, check),
@@ -290,20 +296,20 @@ def recall_and_precision(
     A number that is not defined is 0.
 
     Args:
-        network: the network.
-        experiment: the training. Its settings have the losses of the network, whose effect on the
+        network: The network.
+        experiment: The training. Its settings have the losses of the network, whose effect on the
             probabilities is undone.
-        plan: the plan of the network.
-        fp_per_case: the false positives per case at which the recall is computed.
-        device: the device for prediction, by default that of the network.
+        plan: The plan of the network.
+        fp_per_case: The false positives per case at which the recall is computed.
+        device: The device for prediction, by default that of the network.
     """
     cases = experiment.cases("validation")
     cfg = experiment.cfg
     corrected = with_focal_correction(plan, cfg.loss, cfg.detection)
     tables = score_volumes(network, experiment, cases, corrected, device).tables(surface=False)
     n_groups = len(tables.groups)
-    recall = value_of(froc(tables, [fp_per_case]), n_groups)[0]
-    return recall or 0.0, value_of(average_precision(tables), n_groups)[0] or 0.0
+    recall = statistic_value(froc(tables, [fp_per_case]), n_groups)[0]
+    return recall or 0.0, statistic_value(average_precision(tables), n_groups)[0] or 0.0
 
 
 def validation_scores(
@@ -326,9 +332,9 @@ def validation_scores(
     tables = scored.tables(surface=False)
     if not len(tables.candidates):
         log.warning("The network detects nothing on %s.", count(len(cases), "validation case"))
-    point = choose(tables, Aim("fp_per_case", FP_PER_CASE), quiet=True)
+    point = choose(tables, OperatingPointAim("fp_per_case", FP_PER_CASE), quiet=True)
     find = froc(tables, [FP_PER_CASE])
-    scores = {"recall_1fp": value_of(find, len(tables.groups))[0] or 0.0}
+    scores = {"recall_1fp": statistic_value(find, len(tables.groups))[0] or 0.0}
     accepted = scored.tables(point, surface=False)
     dice = accepted.cases["dice"]
     if dice.notna().any():

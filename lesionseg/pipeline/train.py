@@ -14,11 +14,12 @@ from lesionseg.core.selection import SELECTED
 from lesionseg.data.transforms import needs_trust
 from lesionseg.errors import DatasetError, count, duration
 from lesionseg.evaluation import find_preset
-from lesionseg.evaluation.operating_points import FEW_PATIENTS, Aim, explain_too_few
+from lesionseg.evaluation.operating_points import FEW_PATIENTS, OperatingPointAim, explain_too_few
 from lesionseg.evaluation.scores import Scores, scores_table
 from lesionseg.inference.bundle import bundle_digest
 from lesionseg.io.files import locked_folder
 from lesionseg.pipeline.cross_validate import cross_validate
+from lesionseg.pipeline.dataset_inspection import ALL_FOLDS, DatasetInspection, folds_of
 from lesionseg.pipeline.experiment import BUNDLE, Experiment
 from lesionseg.pipeline.finished_run import reuse_finished, write_finished
 from lesionseg.pipeline.log import align_columns, predict_command, run_log
@@ -27,7 +28,6 @@ from lesionseg.pipeline.planning import begin
 from lesionseg.pipeline.report import check_report, remove_report, report_run
 from lesionseg.pipeline.run_dir import config_of, default_run_dir
 from lesionseg.pipeline.score_roles import score_role
-from lesionseg.pipeline.survey import ALL_FOLDS, Survey, folds_of
 from lesionseg.pipeline.train_fold import TrainedModel, train_fold, write_card
 from lesionseg.plan.make import network_spec
 from lesionseg.reporting.words import explain_excess
@@ -48,12 +48,12 @@ class TrainOutcome(Outcome):
     """The results of a training.
 
     Attributes:
-        run: the run directory.
-        next: the command that predicts with the trained model. None for all processes of a training
+        run: The run directory.
+        next: The command that predicts with the trained model. None for all processes of a training
             on several devices except the first, which report nothing.
-        lines: the scores, the selection and the duration; if the training was finished before, its
+        lines: The scores, the selection and the duration; if the training was finished before, its
             end and the command that trains further.
-        page: the report; None if neither a validation nor a test case has a reference.
+        page: The report; None if neither a validation nor a test case has a reference.
     """
 
     run: Path
@@ -91,11 +91,11 @@ def train(cfg: TrainConfig) -> TrainOutcome:
     first one scores and reports.
 
     Raises:
-        LesionsegError: if a setting, file or case is wrong. The message names it.
+        LesionsegError: If a setting, file or case is wrong. The message names it.
     """
     started = time.monotonic()
     find_preset(cfg.preset)  # a wrong preset is an error before a file is read
-    Aim.parse(cfg.operating_point)
+    OperatingPointAim.parse(cfg.operating_point)
     check_report(cfg.report)
     own_run = Path(cfg.run_dir or default_run_dir(cfg.data.root, cfg.model.architecture))
     with ExitStack() as stack:
@@ -107,13 +107,13 @@ def train(cfg: TrainConfig) -> TrainOutcome:
             note = stack.enter_context(run_log(run, private=cfg.private))
         opened = broadcast_from_rank_zero(partial(Experiment.open, cfg, run))
         experiment = opened.on_this_process(cfg)
-        survey = experiment.survey
+        inspection = experiment.inspection
         predict = predict_command(
             run,
             is_mirrored=cfg.inference.flips,
             needs_trust=needs_trust(network_spec(cfg.model), cfg.prepare.extra),
         )
-        finished = broadcast_from_rank_zero(partial(reuse_finished, run, survey, cfg.report))
+        finished = broadcast_from_rank_zero(partial(reuse_finished, run, inspection, cfg.report))
         if finished is not None and is_rank_zero():
             page = None if finished.page is None else run / finished.page
             lines = finished.lines(run, config_of(experiment.cfg))
@@ -122,7 +122,9 @@ def train(cfg: TrainConfig) -> TrainOutcome:
             return TrainOutcome(run)
 
         if is_rank_zero():
-            explain_promise(experiment.survey, Aim.parse(cfg.operating_point), cfg.data.fold)
+            explain_promise(
+                experiment.inspection, OperatingPointAim.parse(cfg.operating_point), cfg.data.fold
+            )
         if cfg.data.fold == ALL_FOLDS:
             if experiment.dataset.layout == "nnunet":
                 log.info(ALL_FOLDS_NOTE)
@@ -131,7 +133,7 @@ def train(cfg: TrainConfig) -> TrainOutcome:
             plan = begin(experiment)
             if is_rank_zero():
                 budget = resolve_budget(cfg.trainer, plan, experiment.device)
-                warn_of_few_patients(survey, cfg.data, budget_text(budget))
+                warn_of_few_patients(inspection, cfg.data, budget_text(budget))
             trained = train_fold(experiment, plan)
         if trained is None:  # the first process scores and reports
             return TrainOutcome(run)
@@ -149,19 +151,19 @@ def train(cfg: TrainConfig) -> TrainOutcome:
         page = report_run(run, experiment.dataset, cfg.report)
         minutes = (time.monotonic() - started) / 60
         lines = (*closing_lines(trained, scores), f"Finished in {minutes:.1f} minutes.")
-        write_finished(run, survey, cfg.report, page, minutes)
+        write_finished(run, inspection, cfg.report, page, minutes)
         note("\n".join(lines))
     return TrainOutcome(run, predict, (*align_columns(scores_table(scores)), "", *lines), page)
 
 
-def warn_of_few_patients(survey: Survey, data: DataConfig, budget: str) -> None:
+def warn_of_few_patients(inspection: DatasetInspection, data: DataConfig, budget: str) -> None:
     """Warn before a training that few patients choose the threshold. Offer cross-validation.
 
     Do nothing if the settings name a fold, no case is for validation, or the patients cannot be
     divided into folds. `budget` is the text of the limits of a training.
     """
-    validated = {files.patient for files in survey.of_role("validation")}
-    n_patients = len(validated | {files.patient for files in survey.of_role("train")})
+    validated = {files.patient for files in inspection.of_role("validation")}
+    n_patients = len(validated | {files.patient for files in inspection.of_role("train")})
     if data.fold is not None or not 0 < len(validated) < FEW_PATIENTS:
         return
     with suppress(DatasetError):  # a split file without folds, or too few patients for folds
@@ -171,24 +173,26 @@ def warn_of_few_patients(survey: Survey, data: DataConfig, budget: str) -> None:
             "and add data.fold=all.",
             n_patients,
             len(validated),
-            len(folds_of(survey, data)),
+            len(folds_of(inspection, data)),
             budget,
         )
 
 
-def explain_promise(survey: Survey, aim: Aim, fold: int | str | None) -> None:
+def explain_promise(
+    inspection: DatasetInspection, aim: OperatingPointAim, fold: int | str | None
+) -> None:
     """Say before a training whether its patients can promise the sensitivity that is asked for.
 
     Do nothing if the aim is not a sensitivity. `fold` is the setting `data.fold`.
     """
     if aim.kind != "sensitivity":
         return
-    cases = list(survey.of_role("validation"))
+    cases = list(inspection.of_role("validation"))
     where, about = "Validation", ""
     if fold == ALL_FOLDS:
-        cases += survey.of_role("train")
+        cases += inspection.of_role("train")
         where, about = "All folds", "approximately "
-    patients = {files.patient for files in cases if survey.counts.get(files.case)}
+    patients = {files.patient for files in cases if inspection.counts.get(files.case)}
     why_not = explain_too_few(aim.value, len(patients))
     if not why_not:
         words = count(len(patients), "patient")

@@ -11,7 +11,7 @@ import pytorch_lightning as pl
 from lesionseg.core import CaseFiles, Selection
 from lesionseg.data.cache import CachedCase
 from lesionseg.data.tiles import TileDataset
-from lesionseg.evaluation.operating_points import DEFAULT_POINT, Aim
+from lesionseg.evaluation.operating_points import DEFAULT_POINT, OperatingPointAim
 from lesionseg.evaluation.scores import Scores
 from lesionseg.inference.bundle import Bundle, bundle_plan, bundle_selection, write_bundle
 from lesionseg.inference.input_check import training_ranges
@@ -26,7 +26,7 @@ from lesionseg.pipeline.prepare import prepare_cases
 from lesionseg.pipeline.provenance import training_counts
 from lesionseg.pipeline.score_roles import score_validation, validation_scores
 from lesionseg.plan.plan import Plan
-from lesionseg.training.callbacks import Progress, SpawnedLog
+from lesionseg.training.callbacks import ProgressCallback, WorkerLogHandler
 from lesionseg.training.checkpoints import LAST
 from lesionseg.training.fit import (
     CHECKPOINTS,
@@ -61,9 +61,9 @@ class TrainedModel:
     """A model that was trained and kept as a bundle.
 
     Attributes:
-        experiment: the experiment, with the facts of the training in its provenance.
-        predictor: predicts by the plan and the selection.
-        scores: the scores by role; empty without validation cases.
+        experiment: The experiment, with the details of the training in its provenance.
+        predictor: Predicts by the plan and the selection.
+        scores: The scores by role; empty without validation cases.
     """
 
     experiment: Experiment
@@ -83,14 +83,16 @@ def train_fold(experiment: Experiment, plan: Plan) -> TrainedModel | None:
         require_device(cfg.trainer.accelerator)
         require_compiler(cfg.trainer)
     cases = call_on_local_rank_zero_first(
-        partial(prepare_cases, experiment.survey, plan, experiment.cache)
+        partial(prepare_cases, experiment.inspection, plan, experiment.cache)
     )
     budget = resolve_budget(cfg.trainer, plan, experiment.device)
     log.info("Training ends after %s.", budget_text(budget))
     validate = None
     validation_cases = experiment.cases("validation")
-    held_out = choose_validated(validation_cases, experiment.survey.counts, VALIDATE_CASES)
-    check = training_ranges(cases, plan, experiment.survey.fingerprint) if is_rank_zero() else None
+    held_out = choose_validated(validation_cases, experiment.inspection.counts, VALIDATE_CASES)
+    check = (
+        training_ranges(cases, plan, experiment.inspection.fingerprint) if is_rank_zero() else None
+    )
     if budget.validate_every_minutes is not None and held_out:
         log.info(
             "During the training, %d of %d validation cases choose the weights.",
@@ -112,7 +114,7 @@ def train_fold(experiment: Experiment, plan: Plan) -> TrainedModel | None:
     )
     trained = Bundle((fitted.network,), plan, check)
     predictor = Predictor(trained, settings=cfg.inference, device=fitted.device, trust=True)
-    aim = Aim.parse(cfg.operating_point)
+    aim = OperatingPointAim.parse(cfg.operating_point)
     selection = Selection((aim.given or DEFAULT_POINT,))
     scores = {}
     validation = score_validation(predictor, experiment)
@@ -141,11 +143,11 @@ def train_network(
     The weights come from the seed, from `model.init_from` or from the last checkpoint.
 
     Args:
-        experiment: the training.
-        plan: the plan.
-        cases: the prepared training cases.
-        validate: scores the network on validation cases; None: the weights of the end are kept.
-        callbacks: further callbacks of Lightning.
+        experiment: The training.
+        plan: The plan.
+        cases: The prepared training cases.
+        validate: Scores the network on validation cases; None: the weights of the end are kept.
+        callbacks: Further callbacks of Lightning.
     """
     cfg = experiment.cfg
     run = experiment.run
@@ -169,7 +171,7 @@ def train_network(
     # processes that Lightning spawns have no context of their own
     training_bar = partial(bar, "Training", shown=are_bars_shown())
     open_handler = partial(open_log, run / LOG, LOG_FORMAT, private=cfg.private)
-    ours = [Progress(training_bar), SpawnedLog(open_handler)]
+    ours = [ProgressCallback(training_bar), WorkerLogHandler(open_handler)]
     return fit(
         module,
         tiles,
@@ -217,9 +219,9 @@ def choose_validated(
     their share of `cases`, and are at least `n // 2` of the chosen cases if there are enough.
 
     Args:
-        cases: the validation cases.
-        counts: number of lesions of each case.
-        n: maximum number of cases.
+        cases: The validation cases.
+        counts: Number of lesions of each case.
+        n: Maximum number of cases.
 
     Returns:
         The chosen cases, in the order of `cases`.

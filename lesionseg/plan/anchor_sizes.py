@@ -14,7 +14,7 @@ from lesionseg.plan.plan import AnchorPlan, Architecture, total_strides
 from lesionseg.plan.rules import Decision
 
 N_SHAPES = 3  # sizes of each level. One further size is shared with a neighbouring level.
-MOST_LEVELS = 4
+MAX_LEVELS = 4
 SMALL_PERCENT = 10  # the smallest 10 % of lesions decide the finest level
 GOOD_IOU = 0.5  # an anchor with this IoU or more covers a lesion well
 _CELLS_ACROSS = 1.5  # a small lesion should extend over so many cells of the finest level
@@ -22,10 +22,10 @@ _CELLS_ACROSS = 1.5  # a small lesion should extend over so many cells of the fi
 # the best box of a radiograph has a score of 0.02 to 0.1. The floor of voxels, 0.05, would leave no
 # box.
 BOX_FLOOR = 0.01
-_MOST_LESIONS = 1000  # used for the fit; more do not change the result
+_MAX_LESIONS = 1000  # used for the fit; more do not change the result
 # factors by which `_cluster` stretches and shrinks a side, one pass each
 _STEPS = (1.5, 1.25, 1.25, 1.12, 1.12, 1.12, 1.05, 1.05, 1.05)
-_LEAST_GAIN = 1e-9  # of the fit, by which a change of a size must improve it
+_MIN_GAIN = 1e-9  # of the fit, by which a change of a size must improve it
 
 Extents = Numbers
 
@@ -51,9 +51,9 @@ def fit_anchors(
     and 2^⅔ (Lin et al. 2017, arXiv 1708.02002).
 
     Args:
-        extents: side lengths `[n, dims]` of the lesions in plan voxels. Sides below 1 count as 1.
-            At most `_MOST_LESIONS` lesions are used, evenly spaced in the order of volume.
-        architecture: the backbone.
+        extents: Side lengths `[n, dims]` of the lesions in plan voxels. Sides below 1 count as 1.
+            At most `_MAX_LESIONS` lesions are used, evenly spaced in the order of volume.
+        architecture: The backbone.
 
     Returns:
         The anchors, with the reason.
@@ -92,7 +92,7 @@ def _default_anchors(
     strides: Extents, finest: int, architecture: Architecture
 ) -> Decision[AnchorPlan]:
     """Return the anchors of a dataset without lesions: multiples of the stride of each level."""
-    stages = tuple(range(finest, min(len(strides), finest + MOST_LEVELS)))
+    stages = tuple(range(finest, min(len(strides), finest + MAX_LEVELS)))
     octaves = 2 ** (np.arange(N_SHAPES) / N_SHAPES)  # 1, 2^⅓, 2^⅔: even steps up to the next level
     shapes = np.concatenate([2 * strides[stage] * octaves[:, None] for stage in stages])
     return Decision(
@@ -102,9 +102,9 @@ def _default_anchors(
 
 
 def _sample_by_volume(sides: Extents) -> Extents:
-    """Return at most `_MOST_LESIONS` lesions, evenly spaced in the ascending order of volume."""
+    """Return at most `_MAX_LESIONS` lesions, evenly spaced in the ascending order of volume."""
     ascending = sides[np.argsort(sides.prod(axis=1), kind="stable")]
-    n_used = min(len(ascending), _MOST_LESIONS)
+    n_used = min(len(ascending), _MAX_LESIONS)
     return ascending[np.linspace(0, len(ascending) - 1, n_used).astype(int)]
 
 
@@ -140,7 +140,7 @@ def _make_anchors(
 
 
 def _choose_stages(sides: Extents, strides: Extents, finest: int) -> tuple[int, ...]:
-    """Choose the consecutive stages that have anchors, at most `MOST_LEVELS`.
+    """Choose the consecutive stages that have anchors, at most `MAX_LEVELS`.
 
     The first is the coarsest stage that resolves small lesions along every axis that it has halved,
     or `finest` if no stage does. The last is the coarsest stage whose stride is at most half the
@@ -157,7 +157,7 @@ def _choose_stages(sides: Extents, strides: Extents, finest: int) -> tuple[int, 
     ]
     first = max(resolving, default=finest)
     fitting = [i for i in range(first, n) if (2 * strides[i] <= largest).any()]
-    return tuple(range(first, min(max(fitting, default=first), first + MOST_LEVELS - 1) + 1))
+    return tuple(range(first, min(max(fitting, default=first), first + MAX_LEVELS - 1) + 1))
 
 
 def _cluster(sides: Extents, weights: Numbers, k: int) -> Extents:
@@ -183,7 +183,7 @@ def _cluster(sides: Extents, weights: Numbers, k: int) -> Extents:
                 candidate = shapes.copy()
                 candidate[row, axis] *= factor
                 score_of_candidate = weights @ _best_iou(sides, candidate)
-                if score_of_candidate > score + _LEAST_GAIN:
+                if score_of_candidate > score + _MIN_GAIN:
                     shapes = candidate
                     score = score_of_candidate
     return shapes[np.argsort(shapes.prod(axis=1), kind="stable")]

@@ -11,7 +11,7 @@ from lesionseg.core.arrays import Flags
 # pixels, 5 % are within a pixel of an ellipse, and of those above 14 pixels, none.
 SHORTEST_SIDE = 12
 TOLERANCE = 1.0  # in pixels; programs that draw an ellipse differ by less
-MOST_PER_CASE = 64  # evenly spaced lesions that are tested in a case
+MAX_OUTLINES_PER_CASE = 64  # evenly spaced lesions that are tested in a case
 
 
 class OutlineCounts(NamedTuple):
@@ -28,8 +28,8 @@ def count_box_outlines(reference: Reference, lesions: Lesions) -> OutlineCounts:
     reference are.
 
     Args:
-        reference: the reference.
-        lesions: its lesions, as returned by `lesions_of`.
+        reference: The reference.
+        lesions: Its lesions, as returned by `lesions_of`.
 
     Returns:
         The counts; zeros for a 3-D reference, for one without a mask, and without lesions.
@@ -42,8 +42,8 @@ def count_box_outlines(reference: Reference, lesions: Lesions) -> OutlineCounts:
     is_large = ((stop - start) >= SHORTEST_SIDE).all(axis=1)
     is_inside = ((start > 0) & (stop < shape)).all(axis=1)
     rows = np.flatnonzero(is_large & is_inside & lesions.has_voxels)
-    if len(rows) > MOST_PER_CASE:
-        rows = rows[np.linspace(0, len(rows) - 1, MOST_PER_CASE).astype(int)]
+    if len(rows) > MAX_OUTLINES_PER_CASE:
+        rows = rows[np.linspace(0, len(rows) - 1, MAX_OUTLINES_PER_CASE).astype(int)]
     n_boxes = 0
     for row in rows.tolist():
         voxels = lesions.voxels_of(row)
@@ -60,7 +60,7 @@ def is_box_outline(crop: Flags) -> bool:
     Pixels at a distance of up to `TOLERANCE` from the outline may differ.
 
     Args:
-        crop: mask `[rows, columns]` of one lesion, cut to its bounding box. Both sides have at
+        crop: Mask `[rows, columns]` of one lesion, cut to its bounding box. Both sides have at
             least `SHORTEST_SIDE` pixels, because a smaller mask may fit by chance.
 
     >>> is_box_outline(np.ones((14, 20), dtype=bool))

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 
-def channel_sources(names: Sequence[str], before: Sequence[str]) -> tuple[int | None, ...]:
+def match_channels(names: Sequence[str], before: Sequence[str]) -> tuple[int | None, ...]:
     """Return for each channel of `names` the index of its source in `before`; None if it is new.
 
     Names match regardless of upper and lower case and of spaces around them. If both have the same
@@ -11,28 +11,28 @@ def channel_sources(names: Sequence[str], before: Sequence[str]) -> tuple[int | 
     unless the name of that channel is also in `names`. If a name is repeated, its n-th channels
     match.
 
-    >>> channel_sources(["FLAIR", "T1"], ["T1", "flair"])
+    >>> match_channels(["FLAIR", "T1"], ["T1", "flair"])
     (1, 0)
-    >>> channel_sources(["FLAIR", "T2"], ["FLAIR", "T1"])
+    >>> match_channels(["FLAIR", "T2"], ["FLAIR", "T1"])
     (0, 1)
-    >>> channel_sources(["FLAIR", "T1"], ["T1"])
+    >>> match_channels(["FLAIR", "T1"], ["T1"])
     (None, 0)
-    >>> channel_sources(["CT", "CT"], ["CT", "CT"])
+    >>> match_channels(["CT", "CT"], ["CT", "CT"])
     (0, 1)
     """
     new = _number_repeated(names)
     old = _number_repeated(before)
     is_same_number = len(new) == len(old)
 
-    sources: list[int | None] = []
+    matches: list[int | None] = []
     for index, name in enumerate(new):
         if name in old:
-            sources.append(old.index(name))
+            matches.append(old.index(name))
         elif is_same_number and old[index] not in new:
-            sources.append(index)
+            matches.append(index)
         else:
-            sources.append(None)
-    return tuple(sources)
+            matches.append(None)
+    return tuple(matches)
 
 
 def _number_repeated(names: Sequence[str]) -> list[tuple[str, int]]:

@@ -16,11 +16,11 @@ from lesionseg.core.records import read_record
 from lesionseg.errors import DatasetError
 from lesionseg.ops.components import lesion_mask, lesions_of
 from lesionseg.plan.plan import Millimetres, Modality
-from lesionseg.plan.plausibility import ReferenceFacts, reference_facts
+from lesionseg.plan.plausibility import ReferenceStatistics, reference_statistics
 
 CLIPPED = (0.5, 99.5)  # percentiles to which CT is clipped (Isensee et al. 2021)
 SAMPLED = 8192  # voxels that are sampled from a case, and as many from its lesions
-MOST_SAMPLED = 2**22  # voxels that are sampled from all cases together, per channel
+MAX_SAMPLED = 2**22  # voxels that are sampled from all cases together, per channel
 AIR_HU = -950.0  # CT values above it belong to the body, aerated lung included
 # Values below it occur in CT, because air has -1000 HU. They do not occur in MRI magnitudes.
 MIN_MRI = -500.0
@@ -59,20 +59,20 @@ class Fingerprint:
     """The statistics of a dataset's labelled cases.
 
     Attributes:
-        dims: number of spatial axes.
+        dims: Number of spatial axes.
         modality: MRI, CT, X-ray, or colour pictures.
-        channels: intensities of each channel.
-        shapes: shape of each case. In 3-D the axes run along S, A, R, as in prepared images.
-        spacings_mm: spacing of each case, in the same axis order.
-        lesions_per_case: number of lesions of each case.
-        diameters_mm: equivalent diameter of each lesion of all cases.
-        lesion_voxels: number of voxels of each lesion on the file's grid. For a box without voxels,
+        channels: Intensities of each channel.
+        shapes: Shape of each case. In 3-D the axes run along S, A, R, as in prepared images.
+        spacings_mm: Spacing of each case, in the same axis order.
+        lesions_per_case: Number of lesions of each case.
+        diameters_mm: Equivalent diameter of each lesion of all cases.
+        lesion_voxels: Number of voxels of each lesion on the file's grid. For a box without voxels,
             that of its inscribed ellipsoid.
-        lesion_fraction: share of lesion in the scanned volume, without ignored voxels.
-        extents_mm: sides of each lesion's bounding box, in the axis order of `spacings_mm`.
-        n_boxed: number of cases whose lesions are boxes without a mask.
-        n_outlines: number of lesions whose outlines were tested (`plan.box_outlines`).
-        n_box_outlines: number of them that are filled rectangles or ellipses.
+        lesion_fraction: Share of lesion in the scanned volume, without ignored voxels.
+        extents_mm: Sides of each lesion's bounding box, in the axis order of `spacings_mm`.
+        n_boxed: Number of cases whose lesions are boxes without a mask.
+        n_outlines: Number of lesions whose outlines were tested (`plan.box_outlines`).
+        n_box_outlines: Number of them that are filled rectangles or ellipses.
     """
 
     dims: int
@@ -104,24 +104,24 @@ class Fingerprint:
 
 
 @dataclass(frozen=True, eq=False)
-class CaseFacts:
+class CaseStatistics:
     """The statistics of one labelled case, from which a fingerprint is computed.
 
     `shape`, `spacing_mm` and `extents_mm` are in the axis order of the fingerprint.
 
     Attributes:
-        shape: shape of the image.
-        spacing_mm: spacing of the image.
+        shape: Shape of the image.
+        spacing_mm: Spacing of the image.
         boxed: True if the lesions are boxes without a mask.
-        lesion_voxels: number of voxels of each lesion, as in `Fingerprint`.
-        diameters_mm: equivalent diameter of each lesion.
-        extents_mm: sides of the bounding box of each lesion.
-        lesion_mm: volume of all lesions in mm³; in 2-D, their area in mm².
-        scanned_mm: volume or area of the image, without ignored voxels.
-        nonzero: share of non-zero voxels of each channel.
-        sample: intensities of some voxels of the image, `[C, n]`.
-        lesion_sample: intensities of some voxels of the lesions, `[C, n]`.
-        reference: facts for the plausibility checks.
+        lesion_voxels: Number of voxels of each lesion, as in `Fingerprint`.
+        diameters_mm: Equivalent diameter of each lesion.
+        extents_mm: Sides of the bounding box of each lesion.
+        lesion_mm: Volume of all lesions in mm³; in 2-D, their area in mm².
+        scanned_mm: Volume or area of the image, without ignored voxels.
+        nonzero: Share of non-zero voxels of each channel.
+        sample: Intensities of some voxels of the image, `[C, n]`.
+        lesion_sample: Intensities of some voxels of the lesions, `[C, n]`.
+        reference: Statistics for the plausibility checks.
     """
 
     shape: tuple[int, ...]
@@ -135,17 +135,17 @@ class CaseFacts:
     nonzero: tuple[float, ...]
     sample: NDArray[np.float32]
     lesion_sample: NDArray[np.float32]
-    reference: ReferenceFacts
+    reference: ReferenceStatistics
 
 
-def facts_of(case: Case, reference: Reference, most: int = SAMPLED) -> CaseFacts:
+def measure_case(case: Case, reference: Reference, maximum: int = SAMPLED) -> CaseStatistics:
     """Compute the statistics of a labelled case, from which `fingerprint_of` makes a fingerprint.
 
     Args:
-        case: the case.
-        reference: its reference. Lesions are those of `lesions_of`. For `lesion_mm` and
+        case: The case.
+        reference: Its reference. Lesions are those of `lesions_of`. For `lesion_mm` and
             `lesion_sample`, the lesion voxels of a box without a mask are all voxels of the box.
-        most: maximum number of voxels in each of the two samples.
+        maximum: Maximum number of voxels in each of the two samples.
 
     Returns:
         Sizes in voxels and millimetres, and float32 intensities in the file's units. A case
@@ -166,7 +166,7 @@ def facts_of(case: Case, reference: Reference, most: int = SAMPLED) -> CaseFacts
         tuple(round(sides[a] * geometry.spacing_mm[a], 4) for a in order) for sides in sides_vox
     ]
     channels = array.reshape(len(array), -1)
-    return CaseFacts(
+    return CaseStatistics(
         shape=tuple(geometry.shape[a] for a in order),
         spacing_mm=tuple(round(geometry.spacing_mm[a], 6) for a in order),
         boxed=has_only_boxes,
@@ -176,24 +176,26 @@ def facts_of(case: Case, reference: Reference, most: int = SAMPLED) -> CaseFacts
         lesion_mm=float(is_lesion.sum()) * geometry.voxel_size,
         scanned_mm=float(n_annotated) * geometry.voxel_size,
         nonzero=tuple(float(np.count_nonzero(c) / c.size) for c in channels),
-        sample=_sample(channels, most),
-        lesion_sample=_sample(array[:, is_lesion], most),
-        reference=reference_facts(reference, lesions),
+        sample=_sample_columns(channels, maximum),
+        lesion_sample=_sample_columns(array[:, is_lesion], maximum),
+        reference=reference_statistics(reference, lesions),
     )
 
 
-def fingerprint_of(dataset: Dataset, facts: Sequence[CaseFacts]) -> Fingerprint:
+def fingerprint_of(dataset: Dataset, statistics: Sequence[CaseStatistics]) -> Fingerprint:
     """Compute the fingerprint of a dataset from the statistics of its labelled cases.
 
     In 2-D, the modality is "colour" for pictures in colour, and otherwise "xray". In 3-D, it is
     "ct" if any channel is CT, and otherwise "mri".
 
     Args:
-        dataset: the dataset. Its axes and channel names are used.
-        facts: the statistics of each labelled case, at least one.
+        dataset: The dataset. Its axes and channel names are used.
+        statistics: The statistics of each labelled case, at least one.
     """
-    channels = tuple(_measure_channel(dataset, facts, c) for c in range(len(dataset.channel_names)))
-    scanned = sum(n.scanned_mm for n in facts)  # 0 if all voxels are ignored
+    channels = tuple(
+        _measure_channel(dataset, statistics, c) for c in range(len(dataset.channel_names))
+    )
+    scanned = sum(n.scanned_mm for n in statistics)  # 0 if all voxels are ignored
     modality: Modality = "mri"
     if dataset.dims == 2:
         modality = "colour" if dataset.is_colour else "xray"
@@ -203,36 +205,38 @@ def fingerprint_of(dataset: Dataset, facts: Sequence[CaseFacts]) -> Fingerprint:
         dims=dataset.dims,
         modality=modality,
         channels=channels,
-        shapes=tuple(n.shape for n in facts),
-        spacings_mm=tuple(n.spacing_mm for n in facts),
-        lesions_per_case=tuple(len(n.lesion_voxels) for n in facts),
-        diameters_mm=tuple(round(d, 4) for n in facts for d in n.diameters_mm),
-        lesion_voxels=tuple(v for n in facts for v in n.lesion_voxels),
-        lesion_fraction=sum(n.lesion_mm for n in facts) / scanned if scanned > 0 else 0.0,
-        extents_mm=tuple(side for n in facts for side in n.extents_mm),
-        n_boxed=sum(n.boxed for n in facts),
-        n_outlines=sum(n.reference.n_outlines for n in facts),
-        n_box_outlines=sum(n.reference.n_box_outlines for n in facts),
+        shapes=tuple(n.shape for n in statistics),
+        spacings_mm=tuple(n.spacing_mm for n in statistics),
+        lesions_per_case=tuple(len(n.lesion_voxels) for n in statistics),
+        diameters_mm=tuple(round(d, 4) for n in statistics for d in n.diameters_mm),
+        lesion_voxels=tuple(v for n in statistics for v in n.lesion_voxels),
+        lesion_fraction=sum(n.lesion_mm for n in statistics) / scanned if scanned > 0 else 0.0,
+        extents_mm=tuple(side for n in statistics for side in n.extents_mm),
+        n_boxed=sum(n.boxed for n in statistics),
+        n_outlines=sum(n.reference.n_outlines for n in statistics),
+        n_box_outlines=sum(n.reference.n_box_outlines for n in statistics),
     )
 
 
-def _sample(values: NDArray[Any], most: int) -> NDArray[np.float32]:
-    """Return at most `most` evenly spaced columns of `[C, n]`."""
+def _sample_columns(values: NDArray[Any], maximum: int) -> NDArray[np.float32]:
+    """Return at most `maximum` evenly spaced columns of `[C, n]`."""
     n = values.shape[1]
     # A constant step could always hit the same column of the image, such as its edge.
-    places = np.linspace(0, max(n - 1, 0), min(n, most)).astype(int)
+    places = np.linspace(0, max(n - 1, 0), min(n, maximum)).astype(int)
     return np.array(values[:, places], np.float32)
 
 
-def _measure_channel(dataset: Dataset, facts: Sequence[CaseFacts], c: int) -> ChannelStatistics:
+def _measure_channel(
+    dataset: Dataset, statistics: Sequence[CaseStatistics], c: int
+) -> ChannelStatistics:
     """Compute the statistics of channel `c` over the cases in which it is not 0 everywhere.
 
     If it is 0 in all cases, all are used. A channel is CT if its name is "CT" (as in nnU-Net), or
     if it has values that in 3-D occur only in Hounsfield units.
     """
     # leave out cases without a file of this channel, in which it is 0
-    facts = [n for n in facts if n.nonzero[c] > 0] or facts
-    samples = [n.sample[c] for n in facts]
+    statistics = [n for n in statistics if n.nonzero[c] > 0] or statistics
+    samples = [n.sample[c] for n in statistics]
     name = dataset.channel_names[c]
     is_named_ct = name.strip().casefold() == "ct"
     has_hounsfield_units = False
@@ -245,8 +249,8 @@ def _measure_channel(dataset: Dataset, facts: Sequence[CaseFacts], c: int) -> Ch
         name=name,
         is_ct=is_ct,
         body=_measure_spread(body) or Spread(0.0, 1.0, 0.0, 0.0),
-        lesion=_measure_spread(np.concatenate([n.lesion_sample[c] for n in facts])),
-        nonzero_share=float(np.mean([n.nonzero[c] for n in facts])),
+        lesion=_measure_spread(np.concatenate([n.lesion_sample[c] for n in statistics])),
+        nonzero_share=float(np.mean([n.nonzero[c] for n in statistics])),
     )
 
 

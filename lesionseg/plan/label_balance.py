@@ -12,8 +12,8 @@ from lesionseg.core.arrays import Flags, Integers
 UnitLabels = Mapping[str, frozenset[int]]
 
 
-def hold_each_label(
-    held: Sequence[str], units: Sequence[str], labels: UnitLabels, rng: np.random.Generator
+def stratify_validation(
+    drawn: Sequence[str], units: Sequence[str], labels: UnitLabels, rng: np.random.Generator
 ) -> list[str]:
     """Change drawn validation units so that they have each label of at least two units.
 
@@ -22,10 +22,10 @@ def hold_each_label(
     changes if all lesions have the same label.
 
     Args:
-        held: the drawn units.
-        units: all units, in the order of their numbers of lesions.
-        labels: the labels of each unit's lesions.
-        rng: chooses between units that are equally good.
+        drawn: The drawn units.
+        units: All units, in the order of their numbers of lesions.
+        labels: The labels of each unit's lesions.
+        rng: Chooses between units that are equally good.
 
     Returns:
         The validation units. At least one unit with lesions remains in training, if the draw left
@@ -33,27 +33,31 @@ def hold_each_label(
     """
     values = sorted({value for name in units for value in labels[name]})
     if len(values) < 2:
-        return list(held)
+        return list(drawn)
     division = _Division(
         has_label=np.array([[v in labels[name] for v in values] for name in units]),
-        is_held=np.isin(np.array(units, object), list(held)),
+        is_validation=np.isin(np.array(units, object), list(drawn)),
         rng=rng,
     )
     division.add_missing_labels()
-    division.drop_beyond(len(held))
+    division.reduce_validation(len(drawn))
     division.return_to_training()
-    return [name for name, is_held in zip(units, division.is_held, strict=True) if is_held]
+    return [
+        name
+        for name, is_validation in zip(units, division.is_validation, strict=True)
+        if is_validation
+    ]
 
 
 @dataclass(frozen=True, eq=False)
 class _Division:
     """A division of units into validation (held) and training, with the labels of each unit.
 
-    `has_label` is `[units, labels]` bool. `is_held` is `[units]` bool, and changes.
+    `has_label` is `[units, labels]` bool. `is_validation` is `[units]` bool, and changes.
     """
 
     has_label: Flags
-    is_held: Flags
+    is_validation: Flags
     rng: np.random.Generator
 
     @cached_property
@@ -62,14 +66,14 @@ class _Division:
         return self.has_label.sum(axis=0) >= 2
 
     @property
-    def _n_held(self) -> Integers:
+    def _n_validation(self) -> Integers:
         """The number of validation units with each label."""
-        return self.has_label[self.is_held].sum(axis=0)
+        return self.has_label[self.is_validation].sum(axis=0)
 
     @property
-    def _n_trained(self) -> Integers:
+    def _n_training(self) -> Integers:
         """The number of training units with each label."""
-        return self.has_label[~self.is_held].sum(axis=0)
+        return self.has_label[~self.is_validation].sum(axis=0)
 
     def add_missing_labels(self) -> None:
         """Add units until validation has each shared label.
@@ -77,44 +81,44 @@ class _Division:
         The next unit has the most missing labels, minus the labels that training would lose with
         it.
         """
-        while (missing := self.is_shared & (self._n_held == 0)).any():
+        while (missing := self.is_shared & (self._n_validation == 0)).any():
             gains = (self.has_label & missing).sum(axis=1)
-            losses = (self.has_label & (self._n_trained == 1)).sum(axis=1)
-            self.is_held[self._draw_best(gains > 0, gains - losses)] = True
+            losses = (self.has_label & (self._n_training == 1)).sum(axis=1)
+            self.is_validation[self._draw_best(gains > 0, gains - losses)] = True
 
-    def drop_beyond(self, most: int) -> None:
-        """Move units to training until validation has `most`, or has no dispensable unit."""
-        while self.is_held.sum() > most:
-            can_go = self._dispensable()
+    def reduce_validation(self, maximum: int) -> None:
+        """Move units to training until validation has `maximum`, or has no dispensable unit."""
+        while self.is_validation.sum() > maximum:
+            can_go = self._find_replaceable()
             if not can_go.any():
                 return
-            gains = (self.has_label & (self._n_trained == 0)).sum(axis=1)
-            self.is_held[self._draw_best(can_go, gains)] = False
+            gains = (self.has_label & (self._n_training == 0)).sum(axis=1)
+            self.is_validation[self._draw_best(can_go, gains)] = False
 
     def return_to_training(self) -> None:
         """Move a unit of each label that training lacks to training, as far as possible.
 
         A training unit that no label needs replaces each, if there is one.
         """
-        for label in np.flatnonzero(self._n_trained == 0):
-            if self._n_trained[label]:
+        for label in np.flatnonzero(self._n_training == 0):
+            if self._n_training[label]:
                 continue
-            can_go = self._dispensable() & self.has_label[:, label]
+            can_go = self._find_replaceable() & self.has_label[:, label]
             # units in training without which training keeps each of its labels
-            is_last_in_training = (self.has_label & (self._n_trained == 1)).any(axis=1)
-            is_spare = ~self.is_held & ~is_last_in_training
-            keeps_validation = is_spare.any() or self.is_held.sum() > 1
+            is_last_in_training = (self.has_label & (self._n_training == 1)).any(axis=1)
+            is_spare = ~self.is_validation & ~is_last_in_training
+            keeps_validation = is_spare.any() or self.is_validation.sum() > 1
             if not can_go.any():
-                self._exchange_nearest(self.is_held & self.has_label[:, label], is_spare)
+                self._exchange_nearest(self.is_validation & self.has_label[:, label], is_spare)
                 continue
             if not keeps_validation:
                 continue
-            gone = self._draw_best(can_go, np.zeros(len(self.is_held), np.int64))
-            self.is_held[gone] = False
+            gone = self._draw_best(can_go, np.zeros(len(self.is_validation), np.int64))
+            self.is_validation[gone] = False
             if is_spare.any():
                 # units are in the order of their numbers of lesions
-                near = -np.abs(np.arange(len(self.is_held)) - gone)
-                self.is_held[self._draw_best(is_spare, near)] = True
+                near = -np.abs(np.arange(len(self.is_validation)) - gone)
+                self.is_validation[self._draw_best(is_spare, near)] = True
 
     def _exchange_nearest(self, can_go: Flags, is_spare: Flags) -> None:
         """Exchange two units, if validation then has each shared label and a lesion.
@@ -129,23 +133,23 @@ class _Division:
         pairs: list[tuple[int, int, int]] = []
         for gone in np.flatnonzero(can_go).tolist():
             # `[units, labels]`: the numbers in validation after the exchange for each unit
-            n_held = self._n_held - self.has_label[gone] + self.has_label
-            keeps_labels = (n_held[:, self.is_shared] > 0).all(axis=1)
-            keeps_lesions = (n_held > 0).any(axis=1)
+            n_validation = self._n_validation - self.has_label[gone] + self.has_label
+            keeps_labels = (n_validation[:, self.is_shared] > 0).all(axis=1)
+            keeps_lesions = (n_validation > 0).any(axis=1)
             for come in np.flatnonzero(is_spare & keeps_labels & keeps_lesions).tolist():
                 pairs.append((abs(gone - come), gone, come))
         if pairs:
             _, leaving, coming = min(pairs)
-            self.is_held[leaving] = False
-            self.is_held[coming] = True
+            self.is_validation[leaving] = False
+            self.is_validation[coming] = True
 
-    def _dispensable(self) -> Flags:
+    def _find_replaceable(self) -> Flags:
         """Return True for validation units that are not needed for a shared label or a lesion."""
-        is_last = (self.has_label & self.is_shared & (self._n_held == 1)).any(axis=1)
+        is_last = (self.has_label & self.is_shared & (self._n_validation == 1)).any(axis=1)
         has_lesions = self.has_label.any(axis=1)
-        if (self.is_held & has_lesions).sum() == 1:
+        if (self.is_validation & has_lesions).sum() == 1:
             is_last |= has_lesions
-        return self.is_held & ~is_last
+        return self.is_validation & ~is_last
 
     def _draw_best(self, allowed: Flags, scores: Integers) -> int:
         """Draw one of the allowed units with the highest score."""
@@ -166,7 +170,9 @@ def stratify_by_label(units: Sequence[str], labels: UnitLabels) -> list[list[str
     return strata
 
 
-def deal(strata: Iterable[Sequence[str]], n_folds: int, rng: np.random.Generator) -> list[set[str]]:
+def deal_to_folds(
+    strata: Iterable[Sequence[str]], n_folds: int, rng: np.random.Generator
+) -> list[set[str]]:
     """Deal units to folds so that the units of a stratum are in as many folds as possible.
 
     The strata are dealt in turn. Each block of `n_folds` units of a stratum goes to different

@@ -14,7 +14,7 @@ from lesionseg.core import Dataset, describe_sides
 from lesionseg.errors import ConfigError
 from lesionseg.plan import rules
 from lesionseg.plan.anchor_sizes import fit_anchors
-from lesionseg.plan.channel_matching import channel_sources
+from lesionseg.plan.channel_matching import match_channels
 from lesionseg.plan.fingerprint import Fingerprint
 from lesionseg.plan.model_choice import ReferenceKinds, choose_model
 from lesionseg.plan.plan import (
@@ -23,7 +23,7 @@ from lesionseg.plan.plan import (
     Modality,
     Normalisation,
     Plan,
-    sources_of,
+    heads_of,
     to_tuples,
     total_stride,
 )
@@ -65,23 +65,23 @@ def make_plan(
     without `before`, for channels that are masks of odd values.
 
     Args:
-        fingerprint: statistics of the dataset.
-        dataset: the dataset. Its labels and channel names are used.
-        memory_gb: memory of the device in 10⁹ bytes.
+        fingerprint: Statistics of the dataset.
+        dataset: The dataset. Its labels and channel names are used.
+        memory_gb: Memory of the device in 10⁹ bytes.
         device: torch's name of the device, such as "cpu" or "cuda:0".
-        overrides: settings that replace decisions; None for none. `choose_model` replaces the
+        overrides: Settings that replace decisions; None for none. `choose_model` replaces the
             architecture "auto".
-        before: plan of the network whose weights training starts from. Its grid, backbone,
+        before: Plan of the network whose weights training starts from. Its grid, backbone,
             anchors and the normalisation of its channels are kept. Its tile is kept if `overrides`
             has none.
-        step_memory: function that predicts the memory of a training step of a plan in 10⁹ bytes.
-        pyramid: stages of a user's own backbone, or of one with another program's weights.
+        step_memory: Function that predicts the memory of a training step of a plan in 10⁹ bytes.
+        pyramid: Stages of a user's own backbone, or of one with another program's weights.
 
     Returns:
         The plan, with a reason for each decision, except for a model that `overrides` names.
 
     Raises:
-        ConfigError: if overrides do not fit the data, `before` or `pyramid`, if `before` does not
+        ConfigError: If overrides do not fit the data, `before` or `pyramid`, if `before` does not
             fit the data, or if a GPU has no `step_memory`.
     """
     model = _choose_model(fingerprint, overrides or ModelConfig.of())
@@ -128,7 +128,7 @@ def make_plan(
     # the stride of a user's own network is not known; it is tried on the tile later
     if chosen.architecture != "custom" and (pyramid is not None or before is not None):
         _require_multiples(tile.value, total_stride(architecture.value))
-    batch = _pick(
+    batch = _pick_decision(
         chosen.batch_size,
         lambda: rules.batch_size(architecture.value, tile.value, allowed, sizes.n_voxels),
     )
@@ -190,7 +190,7 @@ def _choose_anchors(
     On a GPU, fitted anchors have wider and deeper heads. The value is None for a network without
     anchors.
     """
-    if "detection" not in sources_of(architecture.name):
+    if "detection" not in heads_of(architecture.name):
         return Decision(None, "")
     if before is not None and before.anchors is not None:
         return Decision(before.anchors, FOLLOWED)
@@ -223,7 +223,7 @@ def _allow_small_tiles_of(before: Plan, allowed: DeviceBudget) -> DeviceBudget:
     """
     has_small_tiles = prod(before.tile_shape) <= rules.SMALL_TILE
     if allowed.small_tiles and has_small_tiles and before.batch_size > allowed.batch:
-        return replace(allowed, batch=rules.MOST_SMALL_TILES, limits_share=False)
+        return replace(allowed, batch=rules.MAX_SMALL_TILES, limits_share=False)
     return allowed
 
 
@@ -324,7 +324,7 @@ def _choose_architecture(
     return _choose_stages(tile, draft.spacing_mm, allowed, chosen)
 
 
-def _pick(chosen: T | None, rule: Callable[[], Decision[T]]) -> Decision[T]:
+def _pick_decision(chosen: T | None, rule: Callable[[], Decision[T]]) -> Decision[T]:
     """Return the user's choice, or the decision of the rule if the user chose nothing."""
     return rule() if chosen is None else Decision(chosen, BY_USER)
 
@@ -348,7 +348,7 @@ def _draft(
             "model.activation=softmax does not fit labels that are regions, because regions "
             "overlap. Set model.activation=sigmoid or data.merge_labels=true."
         )
-    spacing: Decision[tuple[float, ...]] = _pick(
+    spacing: Decision[tuple[float, ...]] = _pick_decision(
         chosen.spacing_mm,
         lambda: rules.spacing(fingerprint.spacings_mm, fingerprint.diameters_mm, device),
     )
@@ -376,7 +376,7 @@ def _draft(
         lesion_fraction=prior.value,
         activation=chosen.activation,
         raster_mm=raster_mm,
-        candidate_rule=replace(candidates.value, source=sources_of(chosen.architecture)[0]),
+        candidate_rule=replace(candidates.value, source=heads_of(chosen.architecture)[0]),
         reasons={
             "spacing_mm": spacing.reason,
             "normalisation": "; ".join(dict.fromkeys(scale.reason for scale in scales)),
@@ -437,7 +437,7 @@ def _choose_scales(
 ) -> list[Decision[Normalisation]]:
     """Choose the normalisation of each channel.
 
-    A channel with a source in the bundle of `before` (`channel_sources`) keeps the bundle's
+    A channel with a source in the bundle of `before` (`match_channels`) keeps the bundle's
     normalisation, because its weights were trained with it.
     """
     radiograph_side = None
@@ -449,8 +449,8 @@ def _choose_scales(
     if before is None:
         return [decide(channel) for channel in fingerprint.channels]
     scales = []
-    sources = channel_sources(dataset.channel_names, before.channel_names)
-    for channel, source in zip(fingerprint.channels, sources, strict=True):
+    matches = match_channels(dataset.channel_names, before.channel_names)
+    for channel, source in zip(fingerprint.channels, matches, strict=True):
         if source is None:  # a channel that the bundle does not have
             scales.append(decide(channel))
         else:
@@ -526,7 +526,7 @@ def check_compatible(
                 "Use another bundle, or leave out model.init_from."
             )
     _check_pixel_sizes(before, fingerprint)
-    channels = channel_sources(dataset.channel_names, before.channel_names)
+    channels = match_channels(dataset.channel_names, before.channel_names)
     is_same_order = channels == tuple(range(len(before.channel_names)))
     if architecture.network and not is_same_order:
         raise ConfigError(
@@ -574,14 +574,14 @@ def _require_kept(key: str, asked: object, kept: object, source: str) -> None:
 
 
 def _warn_if_channels_differ(
-    sources: Sequence[int | None], here: Sequence[str], before: Sequence[str]
+    matches: Sequence[int | None], here: Sequence[str], before: Sequence[str]
 ) -> None:
     """Log a warning if the number or the names of the channels differ. The order may differ.
 
-    `sources` are the `channel_sources` of the channels `here`.
+    `matches` are the `match_channels` of the channels `here`.
     """
     seen = f"{', '.join(before)} in the bundle, {', '.join(here)} here"
-    if None in sources or len(here) != len(before):
+    if None in matches or len(here) != len(before):
         logger.warning(
             "The channels differ (%s). Channels of the same name keep their weights and "
             "normalisation. New channels start from the mean weights of the bundle's channels and "

@@ -17,14 +17,14 @@ FEWEST = 3
 
 @dataclass(frozen=True)
 class ReferenceKinds:
-    """The facts about a dataset's references from which the model is chosen.
+    """The statistics of a dataset's references from which the model is chosen.
 
     Attributes:
-        dims: number of spatial axes.
-        n_with_lesions: number of cases with lesions.
-        n_boxed: number of cases whose lesions are boxes without a mask.
-        n_outlines: number of lesions whose outlines were tested (`plan.box_outlines`).
-        n_box_outlines: number of them that are filled rectangles or ellipses.
+        dims: Number of spatial axes.
+        n_with_lesions: Number of cases with lesions.
+        n_boxed: Number of cases whose lesions are boxes without a mask.
+        n_outlines: Number of lesions whose outlines were tested (`plan.box_outlines`).
+        n_box_outlines: Number of them that are filled rectangles or ellipses.
     """
 
     dims: int
@@ -35,7 +35,7 @@ class ReferenceKinds:
 
     @classmethod
     def of(cls, fingerprint: Fingerprint) -> "ReferenceKinds":
-        """Return the facts that a fingerprint contains."""
+        """Return the statistics that a fingerprint contains."""
         return cls(
             dims=fingerprint.dims,
             n_with_lesions=sum(n > 0 for n in fingerprint.lesions_per_case),

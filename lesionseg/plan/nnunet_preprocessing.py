@@ -40,11 +40,11 @@ class NnunetResampling:
     """The resizing of arrays by spline interpolation.
 
     Attributes:
-        order: order of the splines.
-        order_z: order along the axis of thick slices, if this axis is resized separately.
+        order: Order of the splines.
+        order_z: Order along the axis of thick slices, if this axis is resized separately.
         separate_z: True if the axis of thick slices is resized separately. None means True if one
             spacing is more than `threshold` times another.
-        threshold: ratio of two spacings above which slices count as thick.
+        threshold: Ratio of two spacings above which slices count as thick.
     """
 
     order: _Order = 3

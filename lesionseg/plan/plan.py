@@ -19,22 +19,22 @@ from lesionseg.ops.anchors import AnchorLevel
 from lesionseg.plan.nnunet_preprocessing import NnunetRecipe
 
 SCHEMA: Literal[2] = 2  # version of the plan.json that is written
-_MOST_TILE_VOXELS = 2**28  # 1 GiB per channel of float32
+_MAX_TILE_VOXELS = 2**28  # 1 GiB per channel of float32
 # plan.json describes labels by separate keys. Each key is mapped to its field of `Labels`.
 _LABEL_KEYS = {"label_values": "values", "label_names": "names", "regions": "regions"}
 # errors in a field of `Labels` name the key of plan.json instead
 _FLAT_KEYS = {f"labels.{name}": key for key, name in _LABEL_KEYS.items()}
 Modality = Literal["mri", "ct", "xray", "colour"]
 Activation = Literal["sigmoid", "softmax"]
-Layout = Literal["lesionseg", "nnunet"]
-CandidateSource = Literal["segmentation", "detection", "both"]
+NetworkLayout = Literal["lesionseg", "nnunet"]
+CandidateHead = Literal["segmentation", "detection", "both"]
 
 # ranges of the values in a file; pydantic rejects NaN and infinity for them
 Millimetres = Annotated[float, Field(ge=1e-3, le=100)]
 _Blocks = Annotated[int, Field(ge=1, le=100)]
 
 # possible sources of candidates for each of our networks, the default first
-SOURCES: Mapping[str, tuple[CandidateSource, ...]] = {
+HEADS: Mapping[str, tuple[CandidateHead, ...]] = {
     "unet": ("segmentation",),
     "residual_unet": ("segmentation",),
     "retinanet": ("detection",),
@@ -42,9 +42,9 @@ SOURCES: Mapping[str, tuple[CandidateSource, ...]] = {
 }
 
 
-def sources_of(architecture: str) -> tuple[CandidateSource, ...]:
+def heads_of(architecture: str) -> tuple[CandidateHead, ...]:
     """Return the possible sources of candidates. A user's own network has only voxels."""
-    return SOURCES.get(architecture, ("segmentation",))
+    return HEADS.get(architecture, ("segmentation",))
 
 
 @dataclass(frozen=True)
@@ -73,15 +73,15 @@ class Architecture:
     """The shape of a network, and its name in `models.build`.
 
     Attributes:
-        name: name of the network.
-        features: number of features of each resolution stage.
-        strides: stride of each stage. The sides of a tile are multiples of their product.
-        kernels: kernel size of each stage.
-        blocks: number of blocks per stage.
-        n_supervised: number of resolutions with a loss (deep supervision).
-        encoder_blocks: number of blocks of each stage of a residual encoder.
+        name: Name of the network.
+        features: Number of features of each resolution stage.
+        strides: Stride of each stage. The sides of a tile are multiples of their product.
+        kernels: Kernel size of each stage.
+        blocks: Number of blocks per stage.
+        n_supervised: Number of resolutions with a loss (deep supervision).
+        encoder_blocks: Number of blocks of each stage of a residual encoder.
         network: `_target_` and arguments of the user's own network or backbone, as in JSON.
-        levels: for the user's own network, the stride of each supervised output, finest first.
+        levels: For the user's own network, the stride of each supervised output, finest first.
         layout: "nnunet" for the details of nnU-Net: transposed convolutions have biases, the
             initialisation is nnU-Net's (He, residual branches at 0, no prior), and the target of a
             coarse output is the voxel in the middle of each block.
@@ -96,7 +96,7 @@ class Architecture:
     encoder_blocks: tuple[_Blocks, ...] = ()
     network: Mapping[str, Any] = field(default_factory=dict, hash=False)
     levels: tuple[tuple[Annotated[int, Field(ge=1, le=2**12)], ...], ...] = ()
-    layout: Layout = "lesionseg"
+    layout: NetworkLayout = "lesionseg"
 
     @property
     def title(self) -> str:
@@ -135,7 +135,7 @@ class CandidateRule:
     floor: Probability = 0.05
     min_voxels: Annotated[int, Field(ge=0, le=2**31)] = 2
     candidate_limit: Annotated[int, Field(ge=1, le=2**31)] = 10_000
-    source: CandidateSource = "segmentation"
+    source: CandidateHead = "segmentation"
 
 
 @dataclass(frozen=True)
@@ -143,19 +143,19 @@ class AnchorPlan:
     """The anchors of a detector and its heads.
 
     Attributes:
-        stages: stages of the backbone with anchors, finest first.
-        sizes: side lengths in voxels of the anchors at each cell, for each level. All levels have
+        stages: Stages of the backbone with anchors, finest first.
+        sizes: Side lengths in voxels of the anchors at each cell, for each level. All levels have
             the same number of sizes.
-        width: number of channels of the two heads, which all levels share.
-        depth: number of convolutions of each head.
-        prior: expected share of positive anchors at the start of training.
-        alpha: as in `FocalCorrection`, for the scores.
-        gamma: as in `FocalCorrection`, for the scores.
-        merge_iou: if boxes have a higher IoU than this, only the one of the highest score is kept.
-        floor: lowest score of a box. None means the floor of the candidate rule, as in plans of
+        width: Number of channels of the two heads, which all levels share.
+        depth: Number of convolutions of each head.
+        prior: Expected share of positive anchors at the start of training.
+        alpha: As in `FocalCorrection`, for the scores.
+        gamma: As in `FocalCorrection`, for the scores.
+        merge_iou: If boxes have a higher IoU than this, only the one of the highest score is kept.
+        floor: Lowest score of a box. None means the floor of the candidate rule, as in plans of
             earlier versions.
-        mean_iou: mean IoU of the training lesions with their best size. None without lesions.
-        small_recall: share of the smallest tenth of lesions with an IoU of 0.5 or more. None
+        mean_iou: Mean IoU of the training lesions with their best size. None without lesions.
+        small_recall: Share of the smallest tenth of lesions with an IoU of 0.5 or more. None
             without lesions.
     """
 
@@ -199,31 +199,31 @@ class Plan:
     Tuples are in array order (z, y, x). Choices made after training are in `core.Selection`.
 
     Attributes:
-        dims: number of spatial axes.
+        dims: Number of spatial axes.
         modality: MRI, CT, X-ray, or colour pictures.
-        channel_names: names of the input channels, in order.
-        labels: labels that the network predicts, one per channel of its voxel output.
-        spacing_mm: spacing of the grid that the network works on.
-        normalisation: normalisation of each channel.
-        tile_shape: shape of a tile in voxels.
-        batch_size: number of tiles of a training step.
-        architecture: shape of the network.
-        lesion_fraction: share of lesion voxels (the prior π).
-        activation: function that converts logits to probabilities.
-        candidate_rule: rule that finds candidates.
-        link: focal loss whose effect on the outputs is undone. None if they are used as they are.
-        anchors: anchors of a detector. None for a segmentation network.
-        prepare_extra: further transforms of a prepared image (`data.transforms`).
+        channel_names: Names of the input channels, in order.
+        labels: Labels that the network predicts, one per channel of its voxel output.
+        spacing_mm: Spacing of the grid that the network works on.
+        normalisation: Normalisation of each channel.
+        tile_shape: Shape of a tile in voxels.
+        batch_size: Number of tiles of a training step.
+        architecture: Shape of the network.
+        lesion_fraction: Share of lesion voxels (the prior π).
+        activation: Function that converts logits to probabilities.
+        candidate_rule: Rule that finds candidates.
+        link: Focal loss whose effect on the outputs is undone. None if they are used as they are.
+        anchors: Anchors of a detector. None for a segmentation network.
+        prepare_extra: Further transforms of a prepared image (`data.transforms`).
         may_lack: True if a scan may lack any one channel.
-        flip_axes: axes along which tiles are flipped in training, and scans in mirrored views. None
+        flip_axes: Axes along which tiles are flipped in training, and scans in mirrored views. None
             means the axes that suit the modality (`allowed_flips`).
-        raster_mm: assumed pixel size of radiographs that state none. None means `spacing_mm`.
+        raster_mm: Assumed pixel size of radiographs that state none. None means `spacing_mm`.
         nan_background: True if NaN voxels of a scan are background.
         grid_of_image: True if channels of equal shape and spacing are on the first channel's grid.
-        nnunet: preprocessing of a model that nnU-Net trained. `spacing_mm`, `normalisation` and
+        nnunet: Preprocessing of a model that nnU-Net trained. `spacing_mm`, `normalisation` and
             `tile_shape` then only describe the model.
-        reasons: a sentence for each decision.
-        schema_version: version of the `plan.json` that it was read from. Files of version 1 also
+        reasons: A sentence for each decision.
+        schema_version: Version of the `plan.json` that it was read from. Files of version 1 also
             contain the selection.
     """
 
@@ -262,7 +262,7 @@ class Plan:
 
         A user's own network does, unless `candidate_rule.source` is "detection".
         """
-        return SOURCES.get(self.architecture.name, (self.candidate_rule.source,)) != ("detection",)
+        return HEADS.get(self.architecture.name, (self.candidate_rule.source,)) != ("detection",)
 
     @property
     def allowed_flips(self) -> tuple[int, ...]:
@@ -356,7 +356,7 @@ def _require_consistent(plan: Plan, where: str | Path) -> None:
     """Raise `BundleError` if the keys of a plan contradict each other.
 
     The lengths of tuples must agree, label values must be distinct, and the tile must not have more
-    than `_MOST_TILE_VOXELS` voxels.
+    than `_MAX_TILE_VOXELS` voxels.
     """
     architecture = plan.architecture
     anchors = plan.anchors
@@ -373,7 +373,7 @@ def _require_consistent(plan: Plan, where: str | Path) -> None:
         "normalisation": len(plan.normalisation) == len(plan.channel_names),
         "spacing_mm or tile_shape": len(n_axes) == 1,
         "flip_axes": len(set(flips)) == len(flips) and all(axis < plan.dims for axis in flips),
-        "tile_shape": prod(plan.tile_shape) <= _MOST_TILE_VOXELS,
+        "tile_shape": prod(plan.tile_shape) <= _MAX_TILE_VOXELS,
         "architecture.strides or kernels": len(n_stages) == len(set(map(len, rows))) == 1,
         "architecture.encoder_blocks": len(architecture.encoder_blocks) in (0, n_features),
     }

@@ -1,7 +1,7 @@
-"""Doubts about references: inverted masks, boxes in another format, boxes that occur twice.
+"""Implausible references: inverted masks, boxes in another format, boxes that occur twice.
 
-A doubt is not an error, because a lesion may fill an image. It is a question to the person who
-prepared the data.
+Such a finding is not an error, because a lesion may fill an image. It is a question to the person
+who prepared the data.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,15 +10,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from lesionseg.core import Dataset, Finding, Lesions, Reference, StatedBoxes
+from lesionseg.core import AnnotatedBoxes, Dataset, Finding, Lesions, Reference
 from lesionseg.core.arrays import Integers
 from lesionseg.errors import count, join_names
 from lesionseg.ops.boxes import overlapping_pairs
 from lesionseg.ops.components import lesion_mask, lesions_of, present_values
 from lesionseg.plan.box_outlines import count_box_outlines
 
-# each kind of doubt, and the question to the user
-DOUBTS: Mapping[str, str] = {
+# each kind of implausible reference, and the question to the user
+QUESTIONS: Mapping[str, str] = {
     "mostly_lesion": "Lesions fill more than half of the image: is the mask inverted?",
     "touches_borders": "A lesion touches all borders of the image: is the mask inverted?",
     "full_width": "A lesion is as wide as the image.",
@@ -29,30 +29,30 @@ DOUBTS: Mapping[str, str] = {
     "each lesion counts several times. Name the reader of each box in the table.",
     "empty_label": "No case has a lesion of these labels:",
 }
-MOST_SHARE = 0.5  # lesions that fill more than this share of the image raise a doubt
-SAME_LESION_IOU = 0.7  # two boxes of a label that overlap more are probably one lesion
+MAX_SHARE = 0.5  # lesions that fill more than this share of the image give a finding
+REPEATED_IOU = 0.7  # two boxes of a label that overlap more are probably one lesion
 _ROUNDING_VOX = 1.0  # rounding may move a box this far outside the image
 _EQUAL_VOX = 1e-3  # two boxes are equal if no corner differs by more
 _MIN_CORNERS = 5  # if at least 5 boxes all fit as corners, it is hardly a coincidence
 
 
 @dataclass(frozen=True)
-class ReferenceFacts:
-    """The facts about one reference from which doubts follow.
+class ReferenceStatistics:
+    """The statistics of one reference that show whether it is plausible.
 
     Attributes:
-        share: share of lesion in the image, without ignored voxels.
+        share: Share of lesion in the image, without ignored voxels.
         touches_all: True if a lesion touches all borders of the image.
         is_wide: True if a lesion touches both borders of one of the two longest axes.
-        n_boxes: number of boxes in the table.
-        n_outside: number of boxes that reach outside the image.
-        n_as_corners: number of boxes that would be valid if their width and height were the
+        n_boxes: Number of boxes in the table.
+        n_outside: Number of boxes that reach outside the image.
+        n_as_corners: Number of boxes that would be valid if their width and height were the
             second corner.
-        n_equal: number of boxes that repeat another box of their label.
-        n_overlapping: number of boxes that nearly repeat another box of their label.
-        labels: label values in the reference.
-        n_outlines: number of lesions whose outlines were tested; see `count_box_outlines`.
-        n_box_outlines: number of them that are filled rectangles or ellipses.
+        n_equal: Number of boxes that repeat another box of their label.
+        n_overlapping: Number of boxes that nearly repeat another box of their label.
+        labels: Label values in the reference.
+        n_outlines: Number of lesions whose outlines were tested; see `count_box_outlines`.
+        n_box_outlines: Number of them that are filled rectangles or ellipses.
     """
 
     share: float = 0.0
@@ -68,16 +68,19 @@ class ReferenceFacts:
     n_box_outlines: int = 0
 
 
-def _doubt(kind: str, case: str, detail: str = "") -> Finding:
-    """Return a doubt of a kind in `DOUBTS`. `detail` begins with a space and follows the question.
+def _make_finding(kind: str, case: str, detail: str = "") -> Finding:
+    """Return a finding of a kind in `QUESTIONS`.
 
-    `case` is empty for a doubt about the dataset.
+    `detail` begins with a space and follows the question. `case` is empty for a finding about the
+    dataset.
     """
-    return Finding(kind, DOUBTS[kind] + detail, case)
+    return Finding(kind, QUESTIONS[kind] + detail, case)
 
 
-def reference_facts(reference: Reference, lesions: Lesions | None = None) -> ReferenceFacts:
-    """Compute the facts about a reference. `lesions` are its lesions; None computes them."""
+def reference_statistics(
+    reference: Reference, lesions: Lesions | None = None
+) -> ReferenceStatistics:
+    """Compute the statistics of a reference. `lesions` are its lesions; None computes them."""
     if lesions is None:
         lesions = lesions_of(reference)
     shape = np.array(reference.geometry.shape)
@@ -96,7 +99,7 @@ def reference_facts(reference: Reference, lesions: Lesions | None = None) -> Ref
     else:
         labels = set(reference.box_labels)
     outlines = count_box_outlines(reference, lesions)
-    facts = ReferenceFacts(
+    statistics = ReferenceStatistics(
         share=int(np.count_nonzero(covered)) / n_known if n_known else 0.0,
         touches_all=bool(spans.all(axis=1).any()),
         is_wide=bool(spans[:, longest].any()),
@@ -104,24 +107,26 @@ def reference_facts(reference: Reference, lesions: Lesions | None = None) -> Ref
         n_outlines=outlines.n_tested,
         n_box_outlines=outlines.n_boxes,
     )
-    if reference.stated is None or not len(reference.stated.boxes):
-        return facts
-    return _count_boxes(facts, reference.stated, shape)
+    if reference.annotated_boxes is None or not len(reference.annotated_boxes.boxes):
+        return statistics
+    return _count_boxes(statistics, reference.annotated_boxes, shape)
 
 
-def _count_boxes(facts: ReferenceFacts, stated: StatedBoxes, shape: Integers) -> ReferenceFacts:
-    """Return the facts with the numbers of boxes of a table that raise doubts.
+def _count_boxes(
+    statistics: ReferenceStatistics, annotated_boxes: AnnotatedBoxes, shape: Integers
+) -> ReferenceStatistics:
+    """Return the statistics with the numbers of boxes of a table that give findings.
 
     `shape` is that of the image. Only boxes of an image with two axes are taken for corners.
     """
-    start, stop = np.split(stated.boxes, 2, axis=1)
+    start, stop = np.split(annotated_boxes.boxes, 2, axis=1)
     is_outside = ((start < -_ROUNDING_VOX) | (stop > shape + _ROUNDING_VOX)).any(axis=1)
     corner = stop - start  # the second corner, if the table has x, y, x, y
     fits_as_corner = ((corner > start) & (corner <= shape + _ROUNDING_VOX)).all(axis=1)
-    n_equal, n_overlapping = _count_repeated(stated)
+    n_equal, n_overlapping = _count_repeated(annotated_boxes)
     return replace(
-        facts,
-        n_boxes=len(stated.boxes),
+        statistics,
+        n_boxes=len(annotated_boxes.boxes),
         n_outside=int(is_outside.sum()),
         n_as_corners=int(fits_as_corner.sum()) if len(shape) == 2 else 0,
         n_equal=n_equal,
@@ -129,35 +134,42 @@ def _count_boxes(facts: ReferenceFacts, stated: StatedBoxes, shape: Integers) ->
     )
 
 
-def _count_repeated(stated: StatedBoxes) -> tuple[int, int]:
+def _count_repeated(annotated_boxes: AnnotatedBoxes) -> tuple[int, int]:
     """Count the boxes that equal an earlier box of their label, and the others that nearly do.
 
-    The latter have an IoU above `SAME_LESION_IOU` with an earlier box of their label.
+    The latter have an IoU above `REPEATED_IOU` with an earlier box of their label.
     """
-    boxes = np.asarray(stated.boxes, float)
-    labels = np.array(stated.labels)
+    boxes = np.asarray(annotated_boxes.boxes, float)
+    labels = np.array(annotated_boxes.labels)
     tensor = torch.from_numpy(boxes)
     rows, others, ious = overlapping_pairs(tensor, labels, tensor, labels)
     is_earlier = others < rows
     is_same = (np.abs(boxes[rows] - boxes[others]) <= _EQUAL_VOX).all(axis=1)
     equal = np.unique(rows[is_earlier & is_same])
-    return len(equal), len(np.setdiff1d(rows[is_earlier & (ious > SAME_LESION_IOU)], equal))
+    return len(equal), len(np.setdiff1d(rows[is_earlier & (ious > REPEATED_IOU)], equal))
 
 
-def find_doubts(dataset: Dataset, facts: Mapping[str, ReferenceFacts]) -> list[Finding]:
-    """Return the doubts about a dataset, then those about its cases. `facts` has the case ids."""
-    return [*_dataset_doubts(dataset, facts), *_case_doubts(facts)]
+def find_implausible(
+    dataset: Dataset, statistics: Mapping[str, ReferenceStatistics]
+) -> list[Finding]:
+    """Return the findings about a dataset, then those about its cases.
 
-
-def _dataset_doubts(dataset: Dataset, facts: Mapping[str, ReferenceFacts]) -> list[Finding]:
-    """Return the doubts about the format of COCO boxes and about labels without lesions.
-
-    Labels that are merged raise no doubt, nor does a dataset without any lesion.
+    `statistics` has the case ids.
     """
-    doubts: list[Finding] = []
-    n_boxes = sum(one.n_boxes for one in facts.values())
-    n_outside = sum(one.n_outside for one in facts.values())
-    n_corners = sum(one.n_as_corners for one in facts.values())
+    return [*_dataset_findings(dataset, statistics), *_case_findings(statistics)]
+
+
+def _dataset_findings(
+    dataset: Dataset, statistics: Mapping[str, ReferenceStatistics]
+) -> list[Finding]:
+    """Return the findings about the format of COCO boxes and about labels without lesions.
+
+    Labels that are merged give no finding, nor does a dataset without any lesion.
+    """
+    findings: list[Finding] = []
+    n_boxes = sum(one.n_boxes for one in statistics.values())
+    n_outside = sum(one.n_outside for one in statistics.values())
+    n_corners = sum(one.n_as_corners for one in statistics.values())
     do_all_fit_as_corners = n_boxes > 0 and n_corners == n_boxes
     is_no_coincidence = n_outside > 0 or n_boxes >= _MIN_CORNERS
     if do_all_fit_as_corners and is_no_coincidence and dataset.layout == "coco":
@@ -165,10 +177,10 @@ def _dataset_doubts(dataset: Dataset, facts: Mapping[str, ReferenceFacts]) -> li
         if n_outside:
             verb = "reaches" if n_outside == 1 else "reach"
             detail += f" Read as sizes, {n_outside} of them {verb} outside."
-        doubts.append(_doubt("box_corners", "", detail))
-    present = {label for one in facts.values() for label in one.labels}
+        findings.append(_make_finding("box_corners", "", detail))
+    present = {label for one in statistics.values() for label in one.labels}
     if not present or dataset.labels.merged:
-        return doubts
+        return findings
     names = dataset.labels.mask_names
     absent = {label: name for label, name in names.items() if label not in present}
     if absent and dataset.layout == "coco":
@@ -180,49 +192,51 @@ def _dataset_doubts(dataset: Dataset, facts: Mapping[str, ReferenceFacts]) -> li
             )
         else:
             detail += "If no image can show them, remove them from the categories."
-        doubts.append(_doubt("empty_label", "", detail))
+        findings.append(_make_finding("empty_label", "", detail))
     elif absent:
         detail = ", ".join(f"{name!r} (value {label})" for label, name in absent.items())
-        doubts.append(_doubt("empty_label", "", f" {detail}."))
-    return doubts
+        findings.append(_make_finding("empty_label", "", f" {detail}."))
+    return findings
 
 
-def _case_doubts(facts: Mapping[str, ReferenceFacts]) -> list[Finding]:
-    """Return the doubts about the masks and boxes of single cases.
+def _case_findings(statistics: Mapping[str, ReferenceStatistics]) -> list[Finding]:
+    """Return the findings about the masks and boxes of single cases.
 
-    A case has at most one doubt about the size of its lesions, and each kind of doubt about boxes.
+    A case has at most one finding about the size of its lesions, and each kind about boxes.
     """
-    doubts: list[Finding] = []
-    for case, one in facts.items():
-        if one.share > MOST_SHARE:
-            doubts.append(_doubt("mostly_lesion", case, f" They fill {100 * one.share:.3g} %."))
+    findings: list[Finding] = []
+    for case, one in statistics.items():
+        if one.share > MAX_SHARE:
+            findings.append(
+                _make_finding("mostly_lesion", case, f" They fill {100 * one.share:.3g} %.")
+            )
         elif one.touches_all:
-            doubts.append(_doubt("touches_borders", case))
+            findings.append(_make_finding("touches_borders", case))
         elif one.is_wide:
-            doubts.append(_doubt("full_width", case))
+            findings.append(_make_finding("full_width", case))
         for kind, n in (
             ("boxes_outside", one.n_outside),
             ("box_duplicates", one.n_equal),
             ("box_readers", one.n_overlapping),
         ):
             if n:
-                doubts.append(_doubt(kind, case, f" {n} of {one.n_boxes}."))
-    return doubts
+                findings.append(_make_finding(kind, case, f" {n} of {one.n_boxes}."))
+    return findings
 
 
-def doubt_lines(doubts: Sequence[Finding]) -> list[str]:
-    """Return one line per kind of doubt: its question, and the cases with one example.
+def implausible_lines(findings: Sequence[Finding]) -> list[str]:
+    """Return one line per kind of finding: its question, and the cases with one example.
 
-    Doubts about the whole dataset have no cases. Their details follow the question instead.
+    Findings about the whole dataset have no cases. Their details follow the question instead.
     """
     by_kind: dict[str, list[Finding]] = {}
-    for doubt in doubts:
-        by_kind.setdefault(doubt.kind, []).append(doubt)
+    for finding in findings:
+        by_kind.setdefault(finding.kind, []).append(finding)
     lines: list[str] = []
     for kind, own in by_kind.items():
-        line = DOUBTS[kind]
-        details = [doubt.message.removeprefix(line) for doubt in own]
-        cases = [doubt.case for doubt in own if doubt.case]
+        line = QUESTIONS[kind]
+        details = [finding.message.removeprefix(line) for finding in own]
+        cases = [finding.case for finding in own if finding.case]
         if cases:
             line += f" {count(len(cases), 'case')}: {join_names(cases)}"
             line += f" ({cases[0]}:{details[0]})" if details[0] else ""
@@ -232,13 +246,13 @@ def doubt_lines(doubts: Sequence[Finding]) -> list[str]:
     return lines
 
 
-def has_no_background(facts: Mapping[str, ReferenceFacts]) -> bool:
+def has_no_background(statistics: Mapping[str, ReferenceStatistics]) -> bool:
     """Return True if each reference with lesions has no background, so nothing can be learned.
 
-    >>> has_no_background({"a": ReferenceFacts(share=1.0), "b": ReferenceFacts()})
+    >>> has_no_background({"a": ReferenceStatistics(share=1.0), "b": ReferenceStatistics()})
     True
-    >>> has_no_background({"a": ReferenceFacts(share=0.99)}), has_no_background({})
+    >>> has_no_background({"a": ReferenceStatistics(share=0.99)}), has_no_background({})
     (False, False)
     """
-    shares = [one.share for one in facts.values() if one.share > 0]
+    shares = [one.share for one in statistics.values() if one.share > 0]
     return bool(shares) and min(shares) >= 1

@@ -52,14 +52,14 @@ MIN_SIDE = 4  # smallest side, in voxels, of the coarsest stage
 # Residual blocks of each encoder stage; further stages have the last number. The decoder has one
 # convolution per stage (Isensee et al. 2024; the same in nnU-Net's ResEnc M, L and XL).
 RESIDUAL_BLOCKS = (1, 3, 4, 6, 6, 6)
-MOST_SUPERVISED = 3  # resolutions with a loss
+MAX_SUPERVISED = 3  # resolutions with a loss
 ROUND_UP = 1.15  # to fit the total stride, a tile may be larger than the median volume by this
 # Mean number of lesions per tile above which small tiles are used. In measurements, large tiles
 # were better with 1 lesion (nodules), small ones with 1.8 and more (MS, simulated heads).
 CROWDED = 1.5
 SMALL_TILE = 32**3  # voxels; enough for a small lesion and its surroundings
-MOST_SMALL_TILES = 16  # per training step
-_LEAST_START = 16  # side, in voxels, of the tile to start from if the budget's own is too large
+MAX_SMALL_TILES = 16  # per training step
+_MIN_START = 16  # side, in voxels, of the tile to start from if the budget's own is too large
 
 
 @dataclass(frozen=True)
@@ -160,9 +160,9 @@ def normalisation(
     - MRI and other 3-D images are scaled by each case's z-score.
 
     Args:
-        channel: intensities of the channel.
-        dims: number of axes.
-        radiograph_side: longer side of the median radiograph in pixels of the plan. None for other
+        channel: Intensities of the channel.
+        dims: Number of axes.
+        radiograph_side: Longer side of the median radiograph in pixels of the plan. None for other
             images.
     """
     name = channel.name.strip().casefold()
@@ -232,16 +232,16 @@ def candidate_rule(
     carries no information, so the floor is at least π.
     """
     smallest = float(np.percentile(lesion_voxels, 5)) if len(lesion_voxels) else 0.0
-    least = int(min(max(smallest // 10, 2), 10)) if smallest > 10 else 1
+    minimum = int(min(max(smallest // 10, 2), 10)) if smallest > 10 else 1
     rule = CandidateRule(
         floor=max(CandidateRule().floor, prior_),
-        min_voxels=least,
+        min_voxels=minimum,
     )
     element = grid_element(dims)
     why = f"5 % of lesions have at most {count(round(smallest), element)}"
     if not len(lesion_voxels):
         why = "there are no lesions"
-    return Decision(rule, f"candidates have at least {count(least, element)}, because {why}")
+    return Decision(rule, f"candidates have at least {count(minimum, element)}, because {why}")
 
 
 @dataclass(frozen=True)
@@ -249,20 +249,20 @@ class DeviceBudget:
     """The limits of a device.
 
     Attributes:
-        fits: returns True if a training step with an architecture, a tile shape and a batch size
+        fits: Returns True if a training step with an architecture, a tile shape and a batch size
             is possible.
-        longest: longest side of a tile, in voxels.
-        cube: side of the largest cube. A tile has at most its voxels. A side becomes longer than
+        longest: Longest side of a tile, in voxels.
+        cube: Side of the largest cube. A tile has at most its voxels. A side becomes longer than
             the cube only if the others cannot grow, such as in a thin volume.
-        base_features: number of features of the first stage.
-        widest: maximum number of features of a stage.
-        batch: maximum number of tiles per training step.
-        start: side of the smallest tile to try.
+        base_features: Number of features of the first stage.
+        widest: Maximum number of features of a stage.
+        batch: Maximum number of tiles per training step.
+        start: Side of the smallest tile to try.
         fills: True if single axes may grow after the tile is rounded to the stride.
         limits_share: True if the tiles of a step are limited to a share of a 3-D dataset.
         small_tiles: True if several small tiles may replace a large one (`limit_to_small_tiles`).
-        most_voxels: maximum number of voxels of a tile.
-        architecture: name of the architecture.
+        max_voxels: Maximum number of voxels of a tile.
+        architecture: Name of the architecture.
     """
 
     fits: Callable[[Architecture, Sequence[int], int], bool]
@@ -275,7 +275,7 @@ class DeviceBudget:
     limits_share: bool = True
     small_tiles: bool = False
     cube: float = inf
-    most_voxels: float = inf
+    max_voxels: float = inf
     architecture: str = "unet"
 
     def choose_architecture(
@@ -292,9 +292,9 @@ class DeviceBudget:
         coarsest, but to at most three.
 
         Args:
-            tile: shape of the tile.
-            spacing_mm: spacing of the plan's grid.
-            exact: halve only even sides. This is for a tile that the user has chosen.
+            tile: Shape of the tile.
+            spacing_mm: Spacing of the plan's grid.
+            exact: Halve only even sides. This is for a tile that the user has chosen.
         """
         size = np.array(tile, float)
         mm = np.array(spacing_mm, float)
@@ -325,7 +325,7 @@ class DeviceBudget:
             strides=tuple(strides),
             kernels=tuple(kernels),
             blocks=1 if residual else 2,
-            n_supervised=min(n_without_coarsest, MOST_SUPERVISED),
+            n_supervised=min(n_without_coarsest, MAX_SUPERVISED),
             encoder_blocks=blocks if residual else (),
         )
 
@@ -347,7 +347,7 @@ def budget(
     fewer of them, and in our measurements small lesions gained from many steps and small tiles.
     `n_channels` and `dims` are those of the images.
 
-    Raises `ConfigError` for a GPU without `step_gb`.
+    Raise `ConfigError` for a GPU without `step_gb`.
     """
 
     def fits_cpu(architecture: Architecture, tile: Sequence[int], batch: int) -> bool:
@@ -368,11 +368,11 @@ def budget(
         return Decision(found, "planned for a CPU: a step takes up to about 1.4 s on two cores")
     if step_gb is None:
         raise ConfigError("make_plan: a plan for a GPU needs step_memory.")
-    most_voxels = NNUNET_VOXELS[3] if dims == 3 else inf
+    max_voxels = NNUNET_VOXELS[3] if dims == 3 else inf
 
     def fits_gpu(architecture: Architecture, tile: Sequence[int], batch: int) -> bool:
-        """Return True if a step has at most `most_voxels` and fits into the share of the memory."""
-        is_small = batch * prod(tile) <= most_voxels
+        """Return True if a step has at most `max_voxels` and fits into the share of the memory."""
+        is_small = batch * prod(tile) <= max_voxels
         return is_small and step_gb(architecture, tile, batch) <= GPU_MEMORY_SHARE * memory_gb
 
     found = DeviceBudget(
@@ -449,7 +449,7 @@ def tile_shape(
     if allowed.fills:
         if not growth.is_affordable(rounded):
             rounded = _round_to_strides(tile, stride, median_shape, 1.0)
-        rounded = growth.grow(rounded, growth.step_by_stride)
+        rounded = growth.grow(rounded, growth.stride_if_longer_fits)
     why = _explain_tile(rounded, median_shape, allowed)
     return Decision(rounded, f"{describe_sides(rounded)}, {why}")
 
@@ -459,9 +459,9 @@ class _TileGrowth:
     """The growth of a tile within the limits of the dataset and of the device.
 
     Attributes:
-        median_shape: median shape of the cases on the plan's grid.
-        spacing_mm: spacing of the plan's grid.
-        allowed: the limits of the device.
+        median_shape: Median shape of the cases on the plan's grid.
+        spacing_mm: Spacing of the plan's grid.
+        allowed: The limits of the device.
     """
 
     median_shape: Sequence[int]
@@ -476,7 +476,7 @@ class _TileGrowth:
         start = tuple(min(n, self.allowed.start) for n in self._limit())
         if self.is_affordable(start):
             return start
-        return tuple(min(n, _LEAST_START) for n in self._limit())
+        return tuple(min(n, _MIN_START) for n in self._limit())
 
     def stride(self, tile: Sequence[int]) -> tuple[int, ...]:
         """Return the total stride of the architecture for a tile."""
@@ -485,24 +485,24 @@ class _TileGrowth:
     def is_affordable(self, tile: Sequence[int]) -> bool:
         """Return True if the budget allows a training step with two such tiles."""
         architecture = self.allowed.choose_architecture(tile, self.spacing_mm)
-        most_voxels = min(self.allowed.most_voxels, self.allowed.cube ** len(tile))
-        return self.allowed.fits(architecture, tile, 2) and prod(tile) <= most_voxels
+        max_voxels = min(self.allowed.max_voxels, self.allowed.cube ** len(tile))
+        return self.allowed.fits(architecture, tile, 2) and prod(tile) <= max_voxels
 
     def step_up_to(self, longest: float, tile: tuple[int, ...], axis: int) -> int:
         """Return 8 voxels, or fewer next to the limit or to a side of `longest` voxels."""
         return min(8, int(min(longest, self._limit()[axis])) - tile[axis])
 
-    def step_by_stride(self, tile: tuple[int, ...], axis: int) -> int:
+    def stride_if_longer_fits(self, tile: tuple[int, ...], axis: int) -> int:
         """Return the total stride of the axis, or 0 if the longer tile is too long or does not fit.
 
         It does not fit if its sides are not multiples of its own stride.
         """
         step = self.stride(tile)[axis]
         longer = _lengthen(tile, axis, step)
-        most = min(int(ROUND_UP * self.median_shape[axis]), self.allowed.longest)
+        maximum = min(int(ROUND_UP * self.median_shape[axis]), self.allowed.longest)
         # a longer tile may get more stages, and then another stride
         has_remainder = any(np.remainder(longer, self.stride(longer)))
-        return 0 if longer[axis] > most or has_remainder else step
+        return 0 if longer[axis] > maximum or has_remainder else step
 
     def grow(
         self, tile: tuple[int, ...], step: Callable[[tuple[int, ...], int], int]
@@ -549,7 +549,7 @@ def _round_to_strides(
 
 def _explain_tile(tile: Sequence[int], median_shape: Sequence[int], allowed: DeviceBudget) -> str:
     """Return the reason for the size of a tile."""
-    if allowed.most_voxels < inf:
+    if allowed.max_voxels < inf:
         return "because larger tiles would contain several lesions of one patient"
     covers_median = all(n >= m for n, m in zip(tile, median_shape, strict=True))
     if covers_median:
@@ -584,9 +584,9 @@ def limit_to_small_tiles(
     there. Nor is it changed if the largest tile is a small tile already.
 
     Args:
-        allowed: the budget.
-        sizes: sizes of the dataset on the plan's grid.
-        spacing_mm: spacing of the plan's grid.
+        allowed: The budget.
+        sizes: Sizes of the dataset on the plan's grid.
+        spacing_mm: Spacing of the plan's grid.
     """
     if not allowed.small_tiles:
         return allowed
@@ -596,7 +596,7 @@ def limit_to_small_tiles(
     is_crowded = len(sizes.lesion_voxels) * largest >= CROWDED * sizes.n_voxels
     suits_small_tiles = largest > SMALL_TILE and is_crowded
     if suits_small_tiles and np.percentile(sizes.lesion_voxels, 90) < SMALL_TILE / 8:
-        return replace(allowed, most_voxels=SMALL_TILE, batch=MOST_SMALL_TILES, limits_share=False)
+        return replace(allowed, max_voxels=SMALL_TILE, batch=MAX_SMALL_TILES, limits_share=False)
     return allowed
 
 
@@ -610,11 +610,11 @@ def batch_size(
     batch of 2 is returned even if the budget does not allow it.
     `n_voxels` is the number of voxels of the dataset on the plan's grid.
     """
-    most = allowed.batch
+    maximum = allowed.batch
     if len(tile) == 3 and allowed.limits_share:
-        most = min(most, max(2, int(0.05 * n_voxels / prod(tile))))
+        maximum = min(maximum, max(2, int(0.05 * n_voxels / prod(tile))))
     batch = 2
-    while batch < most and allowed.fits(architecture, tile, batch + 1):
+    while batch < maximum and allowed.fits(architecture, tile, batch + 1):
         batch += 1
-    why = "the upper limit" if batch == most else "because a larger batch exceeds the budget"
+    why = "the upper limit" if batch == maximum else "because a larger batch exceeds the budget"
     return Decision(batch, f"{batch}, {why}")

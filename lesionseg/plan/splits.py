@@ -14,7 +14,7 @@ from lesionseg.core.records import read_record
 from lesionseg.errors import ConfigError, DatasetError, count, join_names, suggest
 from lesionseg.io.case_ids import path_id
 from lesionseg.io.split_files import SplitFile
-from lesionseg.plan.label_balance import deal, hold_each_label, stratify_by_label
+from lesionseg.plan.label_balance import deal_to_folds, stratify_by_label, stratify_validation
 from lesionseg.plan.rules import Decision
 
 logger = logging.getLogger(__name__)
@@ -47,12 +47,12 @@ class Splits:
 
 
 @dataclass(frozen=True)
-class LesionFacts:
-    """Facts by which splits are balanced in addition to the numbers of lesions.
+class LesionStatistics:
+    """Statistics by which splits are balanced in addition to the numbers of lesions.
 
     Attributes:
-        sizes: median diameter of the lesions of each case.
-        labels: label values of the lesions of each case.
+        sizes: Median diameter of the lesions of each case.
+        labels: Label values of the lesions of each case.
     """
 
     sizes: Mapping[str, float] = field(default_factory=dict)
@@ -83,7 +83,7 @@ def make_splits(
     given: Path | None = None,
     fold: int | None = None,
     n_folds: int = 5,
-    lesions: LesionFacts | None = None,
+    lesions: LesionStatistics | None = None,
 ) -> Splits:
     """Assign roles to the labelled cases.
 
@@ -101,7 +101,7 @@ def make_splits(
     5. The cases of the dataset's lowest fold.
     6. A random draw of whole groups, at least one, balanced by numbers of lesions. If there are
        several labels, validation gets each label that at least two groups have
-       (`label_balance.hold_each_label`).
+       (`label_balance.stratify_validation`).
 
     A split file is followed exactly, so cases that it leaves out get no role. If there is a single
     group, its cases are drawn one by one. A single case is not drawn. A warning is logged if a
@@ -109,46 +109,46 @@ def make_splits(
     roles, `group_safe` is False.
 
     Args:
-        dataset: the cases.
-        counts: number of lesions of each labelled case.
-        validation_fraction: share of the groups to draw.
-        seed: seed of the random draw.
-        given: a split file that replaces the dataset's own.
-        fold: number of the validation fold.
-        n_folds: number of folds if neither file nor dataset states folds.
-        lesions: sizes and labels of the lesions. None: all have the same size and label.
+        dataset: The cases.
+        counts: Number of lesions of each labelled case.
+        validation_fraction: Share of the groups to draw.
+        seed: Seed of the random draw.
+        given: A split file that replaces the dataset's own.
+        fold: Number of the validation fold.
+        n_folds: Number of folds if neither file nor dataset states folds.
+        lesions: Sizes and labels of the lesions. None: all have the same size and label.
 
     Returns:
         The roles, with a note on their origin.
 
     Raises:
-        ReadError: if a split file is missing or is not JSON.
-        DatasetError: if a split file or the dataset's folds cannot be followed, or if the fold
+        ReadError: If a split file is missing or is not JSON.
+        DatasetError: If a split file or the dataset's folds cannot be followed, or if the fold
             does not exist.
-        ConfigError: if `given` or `fold` contradicts a fraction of 0.
+        ConfigError: If `given` or `fold` contradicts a fraction of 0.
     """
-    stated, development = _stated_roles(dataset, counts)
-    lesions = lesions or LesionFacts()
+    known_roles, development = _read_roles(dataset, counts)
+    lesions = lesions or LesionStatistics()
     rng = np.random.default_rng(seed)
     file = given or dataset.split_file
     if file is not None:
-        assigned = _follow_file(file, dataset, stated, fold)
+        assigned = _follow_file(file, dataset, known_roles, fold)
         if given is None and fold is None and validation_fraction <= 0:
             assigned = _use_all_for_training(assigned.value, file)
     elif fold is not None:
         folds = _make_folds(development, counts, lesions, n_folds, rng)
         _require_fold(fold, folds.value, dataset.root)
-        assigned = _validate_on_fold(fold, folds, stated)
+        assigned = _validate_on_fold(fold, folds, known_roles)
     elif validation_fraction <= 0:
-        assigned = _use_all_for_training(stated)
-    elif "validation" in stated.values():
-        assigned = Decision(stated, "validation cases that the dataset states")
+        assigned = _use_all_for_training(known_roles)
+    elif "validation" in known_roles.values():
+        assigned = Decision(known_roles, "validation cases that the dataset states")
     elif any(case.fold is not None for case in development):
-        folds = Decision(_stated_folds(development), "the dataset")
-        assigned = _validate_on_fold(min(folds.value), folds, stated)
+        folds = Decision(_read_folds(development), "the dataset")
+        assigned = _validate_on_fold(min(folds.value), folds, known_roles)
     else:
         validation, note = _draw_validation(development, counts, lesions, validation_fraction, rng)
-        assigned = Decision(_hold_out(validation, stated), note)
+        assigned = Decision(_assign_validation(validation, known_roles), note)
     roles = assigned.value
     if validation_fraction <= 0 and "validation" in roles.values():
         raise ConfigError(
@@ -164,18 +164,22 @@ def make_splits(
     return Splits(roles, group_safe=not divided, seed=seed, note=assigned.reason)
 
 
-def _hold_out(validation: Collection[str], stated: Mapping[str, Role]) -> dict[str, Role]:
+def _assign_validation(
+    validation: Collection[str], known_roles: Mapping[str, Role]
+) -> dict[str, Role]:
     """Return the roles if only these cases are for validation, and the rest for training.
 
     Test and external cases keep their roles.
     """
-    roles = {case: "train" if role == "validation" else role for case, role in stated.items()}
+    roles = {case: "train" if role == "validation" else role for case, role in known_roles.items()}
     return roles | dict.fromkeys(validation, "validation")
 
 
-def _validate_on_fold(fold: int, folds: _Folds, stated: Mapping[str, Role]) -> _Roles:
+def _validate_on_fold(fold: int, folds: _Folds, known_roles: Mapping[str, Role]) -> _Roles:
     """Use the cases of one fold for validation, and all other development cases for training."""
-    return Decision(_hold_out(folds.value[fold], stated), f"fold {fold} of {folds.reason}")
+    return Decision(
+        _assign_validation(folds.value[fold], known_roles), f"fold {fold} of {folds.reason}"
+    )
 
 
 def _use_all_for_training(roles: Mapping[str, Role], file: Path | None = None) -> _Roles:
@@ -187,15 +191,15 @@ def _use_all_for_training(roles: Mapping[str, Role], file: Path | None = None) -
         whose = "the dataset's validation cases" if file is None else f"validation cases of {file}"
         logger.warning("data.validation_fraction=0: %s are used for training.", whose)
     origin = "no validation" if file is None else f"cases of {file.name}, all for training"
-    return Decision(_hold_out((), roles), f"{origin}, because data.validation_fraction=0")
+    return Decision(_assign_validation((), roles), f"{origin}, because data.validation_fraction=0")
 
 
 def _warn_of_divided_groups(divided: Mapping[str, str], used_for: str) -> None:
     """Warn of patients that are also used for something else, once for all with the same others.
 
     Args:
-        divided: the other roles of each patient.
-        used_for: what the patients' remaining cases are used for, "training" or "validation".
+        divided: The other roles of each patient.
+        used_for: What the patients' remaining cases are used for, "training" or "validation".
     """
     names_of: dict[str, list[str]] = {}
     for name, other in divided.items():
@@ -214,17 +218,17 @@ def _warn_of_divided_groups(divided: Mapping[str, str], used_for: str) -> None:
 
 
 def _follow_file(
-    file: Path, dataset: Dataset, stated: Mapping[str, Role], fold: int | None
+    file: Path, dataset: Dataset, known_roles: Mapping[str, Role], fold: int | None
 ) -> _Roles:
-    """Assign roles by a split file, which replaces the `stated` ones (`_resolve_roles`).
+    """Assign roles by a split file, which replaces those of the dataset (`_resolve_roles`).
 
     The note for the log names the file, its fold and the number of cases that it leaves out.
     """
-    roles = _resolve_roles(SplitFile.read(file), dataset, stated, fold)
+    roles = _resolve_roles(SplitFile.read(file), dataset, known_roles, fold)
     note = f"roles of {file.name}"
     if fold is not None:
         note += f", fold {fold}"
-    n_out = len(stated.keys() - roles.keys())
+    n_out = len(known_roles.keys() - roles.keys())
     if n_out:
         note += f", which leaves out {count(n_out, 'labelled case')}"
     return Decision(roles, note)
@@ -236,7 +240,7 @@ def fold_numbers(
     """Return the numbers of the folds that `make_splits` accepts, ascending.
 
     They are the folds of the split file, of the dataset, or random ones; `make_splits` explains the
-    arguments. Raises `ReadError` if the file cannot be read, and `DatasetError` if it contains one
+    arguments. Raise `ReadError` if the file cannot be read, and `DatasetError` if it contains one
     split instead of a list of folds, or if there are fewer than two folds.
     """
     path = given or dataset.split_file
@@ -249,9 +253,9 @@ def fold_numbers(
             )
         numbers = tuple(range(len(file.folds)))
     else:
-        development = _stated_roles(dataset, counts)[1]
+        development = _read_roles(dataset, counts)[1]
         rng = np.random.default_rng()
-        numbers = tuple(_make_folds(development, counts, LesionFacts(), n_folds, rng).value)
+        numbers = tuple(_make_folds(development, counts, LesionStatistics(), n_folds, rng).value)
     if len(numbers) < 2:
         raise DatasetError(
             f"{path or dataset.root}: cross-validation needs at least two folds, but there "
@@ -276,7 +280,7 @@ def _find_shared_groups(
     return shared
 
 
-def _stated_roles(
+def _read_roles(
     dataset: Dataset, counts: Mapping[str, int]
 ) -> tuple[dict[str, Role], list[CaseFiles]]:
     """Return the roles that the dataset states, and the cases for training and validation.
@@ -284,19 +288,21 @@ def _stated_roles(
     A labelled case without a role is a training case. An unlabelled case has a role only if it is
     a test or external case.
     """
-    stated: dict[str, Role] = {}
+    known_roles: dict[str, Role] = {}
     for case in dataset.cases:
         if case.role in _TEST:
-            stated[case.case] = case.role
+            known_roles[case.case] = case.role
         elif case.case in counts:
-            stated[case.case] = case.role or "train"
-    return stated, [c for c in dataset.cases if stated.get(c.case) in ("train", "validation")]
+            known_roles[case.case] = case.role or "train"
+    return known_roles, [
+        c for c in dataset.cases if known_roles.get(c.case) in ("train", "validation")
+    ]
 
 
 def _make_folds(
     development: Sequence[CaseFiles],
     counts: Mapping[str, int],
-    lesions: LesionFacts,
+    lesions: LesionStatistics,
     n_folds: int,
     rng: np.random.Generator,
 ) -> _Folds:
@@ -304,9 +310,9 @@ def _make_folds(
 
     There are fewer if there are fewer groups.
     """
-    stated = _stated_folds(development)
-    if stated:
-        return Decision(stated, "the dataset")
+    known_folds = _read_folds(development)
+    if known_folds:
+        return Decision(known_folds, "the dataset")
     units = _make_units(development, counts, lesions, rng)
     ordered = _order_by_lesions(units, n_folds)
     strata = [ordered]
@@ -315,7 +321,7 @@ def _make_folds(
         strata = stratify_by_label(ordered, {name: unit.labels for name, unit in units.items()})
         balance = "labels"
     # with fewer groups than folds, some folds are empty
-    dealt = filter(None, deal(strata, n_folds, rng))
+    dealt = filter(None, deal_to_folds(strata, n_folds, rng))
     cases_of_folds = [{case for name in names for case in units[name].cases} for names in dealt]
     origin = f"{len(cases_of_folds)} random folds of groups, balanced by {balance}"
     return Decision(dict(enumerate(cases_of_folds)), origin)
@@ -329,8 +335,8 @@ def _order_by_lesions(units: Mapping[str, _Unit], n_folds: int) -> list[str]:
     the last has a multiple of `n_folds` groups, so that each fold gets the same number of them.
 
     Args:
-        units: the groups, in ascending order of their numbers of lesions.
-        n_folds: number of folds.
+        units: The groups, in ascending order of their numbers of lesions.
+        n_folds: Number of folds.
     """
     with_lesions = [name for name, unit in units.items() if unit.n_lesions > 0]
     class_size = n_folds * max(1, round(len(with_lesions) / 3 / n_folds))
@@ -343,10 +349,10 @@ def _order_by_lesions(units: Mapping[str, _Unit], n_folds: int) -> list[str]:
     return ordered
 
 
-def _stated_folds(development: Sequence[CaseFiles]) -> dict[int, set[str]]:
+def _read_folds(development: Sequence[CaseFiles]) -> dict[int, set[str]]:
     """Return the cases of each fold that the dataset states, in ascending order.
 
-    Cases without a fold are training cases in each fold. Raises `DatasetError` if one of several
+    Cases without a fold are training cases in each fold. Raise `DatasetError` if one of several
     patients has cases in two folds.
     """
     folds: dict[int, set[str]] = {}
@@ -376,24 +382,24 @@ def _require_fold(fold: int, folds: Collection[int], where: Path) -> None:
 
 
 def _resolve_roles(
-    file: SplitFile, dataset: Dataset, stated: Mapping[str, Role], fold: int | None
+    file: SplitFile, dataset: Dataset, known_roles: Mapping[str, Role], fold: int | None
 ) -> dict[str, Role]:
     """Return the roles of one fold of a split file, after checks.
 
     Test cases that the file leaves out keep their role. Other labelled cases that it leaves out get
-    no role. Raises `DatasetError` if the file does not have the fold, lists cases without a
+    no role. Raise `DatasetError` if the file does not have the fold, lists cases without a
     reference, gives another role to test or external cases, has no training cases, or divides one
     of several patients, unless it allows that (`divides_patients`).
     """
     where = f"{file.path}: fold {fold or 0}" if file.is_list else f"{file.path}: the split"
     wanted = file.roles(fold)
-    _require_known(where, wanted, dataset, stated)
-    reserved = {case: role for case, role in stated.items() if role in _TEST}
-    moved = [case for case, role in reserved.items() if wanted.get(case, role) != role]
-    if moved:
+    _require_known(where, wanted, dataset, known_roles)
+    reserved = {case: role for case, role in known_roles.items() if role in _TEST}
+    changed = [case for case, role in reserved.items() if wanted.get(case, role) != role]
+    if changed:
         raise DatasetError(
-            f"{where} gives another role to {count(len(moved), 'test or external case')} of "
-            f"{dataset.root}: {join_names(moved)}. Remove them from the file."
+            f"{where} gives another role to {count(len(changed), 'test or external case')} of "
+            f"{dataset.root}: {join_names(changed)}. Remove them from the file."
         )
     if "train" not in wanted.values():
         raise DatasetError(f'{where} has no training cases. List cases in "train".')
@@ -412,10 +418,10 @@ def _resolve_roles(
 
 
 def _require_known(
-    where: str, wanted: Mapping[str, Role], dataset: Dataset, stated: Mapping[str, Role]
+    where: str, wanted: Mapping[str, Role], dataset: Dataset, known_roles: Mapping[str, Role]
 ) -> None:
     """Raise `DatasetError` if a split names cases that have no reference in the dataset."""
-    unknown = [case for case in wanted if case not in stated]
+    unknown = [case for case in wanted if case not in known_roles]
     if not unknown:
         return
     all_cases = {case.case for case in dataset.cases}
@@ -428,14 +434,14 @@ def _require_known(
     plain = path_id(Path(Path(unknown[0]).name))  # the id of a file name
     raise DatasetError(
         f"{where} names {count(len(unknown), 'case')} that {dataset.root} does not have: "
-        f"{join_names(unknown)}. Correct the ids.{suggest(plain, stated)}"
+        f"{join_names(unknown)}. Correct the ids.{suggest(plain, known_roles)}"
     )
 
 
 def _make_units(
     pool: Sequence[CaseFiles],
     counts: Mapping[str, int],
-    lesions: LesionFacts,
+    lesions: LesionStatistics,
     rng: np.random.Generator,
 ) -> dict[str, _Unit]:
     """Divide cases into the units that are drawn. Return them by name.
@@ -472,7 +478,7 @@ def _has_several_labels(units: Mapping[str, _Unit]) -> bool:
 def _draw_validation(
     pool: Sequence[CaseFiles],
     counts: Mapping[str, int],
-    lesions: LesionFacts,
+    lesions: LesionStatistics,
     fraction: float,
     rng: np.random.Generator,
 ) -> tuple[set[str], str]:
@@ -481,9 +487,9 @@ def _draw_validation(
     Groups are sorted by their number of lesions and divided into equal blocks. One group of each
     block is drawn at random. If two groups have lesions, training and validation both get one,
     because training and the choice of an operating point need lesions. A single group with lesions
-    is for training. If there are several labels,
-    `hold_each_label` exchanges or adds groups. The cases of a single group are drawn like groups. A
-    single case is not drawn, and a warning is logged.
+    is for training. If there are several labels, `stratify_validation` exchanges or adds groups.
+    The cases of a single group are drawn like groups. A single case is not drawn, and a warning is
+    logged.
     """
     if len(pool) < 2:
         logger.warning("There is only one labelled case, so there is no validation.")
@@ -502,11 +508,11 @@ def _draw_validation(
     training_has_none = set(with_lesions) <= set(drawn)
     if with_lesions and training_has_none:
         # the group with the most lesions is for training; a lesion-free one replaces it
-        most = max(drawn, key=lambda name: units[name].n_lesions)
+        largest = max(drawn, key=lambda name: units[name].n_lesions)
         free = [name for name in ordered if name not in drawn]
-        drawn = [name for name in drawn if name != most] + free[:1]
+        drawn = [name for name in drawn if name != largest] + free[:1]
     unit_labels = {name: unit.labels for name, unit in units.items()}
-    drawn = hold_each_label(drawn, ordered, unit_labels, rng)
+    drawn = stratify_validation(drawn, ordered, unit_labels, rng)
     kind = "groups" if len({c.patient for c in pool}) > 1 else "cases of the only group"
     note = (
         f"{len(drawn)} of {len(units)} {kind} drawn for validation, balanced by numbers of lesions"

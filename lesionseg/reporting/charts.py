@@ -20,8 +20,8 @@ from scipy.special import expit
 
 from lesionseg.errors import count, format_score
 from lesionseg.evaluation.intervals import CI, all_or_none_interval, wilson_interval
-from lesionseg.reporting.evaluation_tables import Evaluation, SizeClass
-from lesionseg.reporting.rendering import rate, say
+from lesionseg.reporting.evaluation_tables import EvaluationTables, SizeClass
+from lesionseg.reporting.rendering import format_rate, render_sentence
 from lesionseg.reporting.words import FEW, size_class_words
 
 # colours of Okabe and Ito 2008, which colour-blind readers can distinguish, also in grey
@@ -41,11 +41,11 @@ RC: Any = {
     "axes.spines.top": False,
     "axes.spines.right": False,
 }
-MOST_SUBGROUPS = 24  # in their chart
-MOST_RINGS = 12  # with more patients, the chart of sizes has no rings
+MAX_SUBGROUPS = 24  # in their chart
+MAX_RINGS = 12  # with more patients, the chart of sizes has no rings
 RELIABLE = 10  # intervals of fewer patients are dashed
 DASHED = (0, (3, 2))  # style of a line
-MOST_LETTERS = 30  # of a line of the legend
+MAX_LETTERS = 30  # of a line of the legend
 MIN_LESIONS = 5  # with fewer lesions in a size class, no trend of sizes is stated
 # the usual axis of an FROC curve begins and ends at these numbers of false positives per scan
 FIRST_RATE = 0.125
@@ -101,18 +101,18 @@ def new_figure(width: float = 5.2, height: float = 2.7) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def size_chart(tables: Evaluation) -> Chart | None:
+def size_chart(tables: EvaluationTables) -> Chart | None:
     """Draw lesions found and missed by size, with an interval and a ring per patient.
 
-    Intervals of few patients are dashed. There are rings for 2 to `MOST_RINGS` patients. Return
+    Intervals of few patients are dashed. There are rings for 2 to `MAX_RINGS` patients. Return
     None without lesions.
     """
     bins = tables.size_classes
     if not bins:
         return None
     figure, axes = new_figure()
-    who = "patient" if tables.patients_stated else "scan"
-    has_rings = 1 < tables.lesions["group"].nunique() <= MOST_RINGS
+    who = "patient" if tables.has_patients else "scan"
+    has_rings = 1 < tables.lesions["group"].nunique() <= MAX_RINGS
     numbers_of_patients = []
     is_too_narrow = False
     for x, part in enumerate(bins):
@@ -134,7 +134,7 @@ def size_chart(tables: Evaluation) -> Chart | None:
     axes.set_xticks(range(len(bins)), names)
     axes.set_xlim(-0.4, max(len(bins), 3) - 0.4)
     _label_share_axis(axes)
-    caption = say(
+    caption = render_sentence(
         "size_caption",
         unit=unit,
         who=who,
@@ -156,12 +156,15 @@ def _label_share_axis(axes: Axes) -> None:
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0 %", "25 %", "50 %", "75 %", "100 %"])
 
 
-def _shares_of_patients(tables: Evaluation, part: SizeClass) -> pd.Series:
-    """Return the share of lesions found of each patient with lesions of a size class, by group."""
+def _shares_of_patients(tables: EvaluationTables, part: SizeClass) -> pd.Series:
+    """Return the share of found lesions among each patient's lesions of a size class, by group.
+
+    Patients without such lesions are left out.
+    """
     end = np.inf if part.below is None else part.below
     sizes = tables.lesions[tables.size_column]
-    own = tables.lesions[sizes.between(part.least, end, inclusive="left")]
-    return own.groupby("group")["detected"].mean()
+    in_class = tables.lesions[sizes.between(part.minimum, end, inclusive="left")]
+    return in_class.groupby("group")["detected"].mean()
 
 
 def _interval_of_few(part: SizeClass, n_patients: int) -> CI:
@@ -191,7 +194,7 @@ def has_size_trend(bins: Sequence[SizeClass]) -> bool:
     return rises and bins[0].n - bins[0].detected >= MIN_LESIONS
 
 
-def froc_chart(models: Sequence[tuple[str, Evaluation]]) -> Chart | None:
+def froc_chart(models: Sequence[tuple[str, EvaluationTables]]) -> Chart | None:
     """Draw the sensitivity of one or two models against false positives per scan.
 
     The axis is logarithmic above ⅛, as usual, and linear below, so that it includes 0. Return None
@@ -208,8 +211,8 @@ def froc_chart(models: Sequence[tuple[str, Evaluation]]) -> Chart | None:
     scans = first.n_scanned
     in_use = CurvePoint(first.threshold, *first.count_at(first.threshold))
     lower = find_lower_threshold(first)
-    most_false = in_use.n_false if lower is None else max(in_use.n_false, lower.n_false)
-    farthest = most_false / scans
+    max_false = in_use.n_false if lower is None else max(in_use.n_false, lower.n_false)
+    farthest = max_false / scans
     right = LAST_RATE
     while right < 1.4 * farthest:  # leaves space to the right of both thresholds
         right *= 2
@@ -223,12 +226,12 @@ def froc_chart(models: Sequence[tuple[str, Evaluation]]) -> Chart | None:
         _draw_threshold(axes, first, lower, "lower limit", "white")
     aim = first.scores.operating_point.aim
     if aim is not None and aim.kind == "fp_per_case" and 0 < aim.value < right:
-        words = f"set for {rate(aim.value)}"
+        words = f"set for {format_rate(aim.value)}"
         axes.axvline(aim.value, color="#555555", linestyle="-.", linewidth=1, zorder=1, label=words)
     # above the axes, because curves may be anywhere within them
     with rc_context(RC):  # names of folders may contain dollar signs
         figure.legend(frameon=False, fontsize=8, loc="outside upper left", ncols=2)
-    caption = say(
+    caption = render_sentence(
         "froc_caption",
         chosen_on=first.scores.operating_point.chosen_on,
         has_lower=lower is not None,
@@ -243,13 +246,15 @@ def froc_chart(models: Sequence[tuple[str, Evaluation]]) -> Chart | None:
     return Chart(title, caption, figure)
 
 
-def _draw_froc_curve(axes: Axes, name: str, tables: Evaluation, colour: str, right: float) -> bool:
+def _draw_froc_curve(
+    axes: Axes, name: str, tables: EvaluationTables, colour: str, right: float
+) -> bool:
     """Draw the curve of a model, or one point if it has no scores.
 
     A dotted line continues a curve that ends before the right end of the axis. Return True if
     there is such a line.
     """
-    label = fill(name.lstrip("_"), MOST_LETTERS)  # matplotlib hides names that begin with "_"
+    label = fill(name.lstrip("_"), MAX_LETTERS)  # matplotlib hides names that begin with "_"
     if tables.threshold is None:  # such as masks that a reader drew
         false_rate = tables.scores.count("n_false_positive") / tables.n_scanned
         axes.plot(false_rate, tables.lesions["detected"].mean(), "s", color=colour, label=label)
@@ -266,7 +271,7 @@ def _draw_froc_curve(axes: Axes, name: str, tables: Evaluation, colour: str, rig
     return True
 
 
-def _draw_interval_band(axes: Axes, tables: Evaluation, right: float) -> bool:
+def _draw_interval_band(axes: Axes, tables: EvaluationTables, right: float) -> bool:
     """Draw the intervals of scores.json around the curve, up to the rate `right`.
 
     Return True if there are at least two.
@@ -299,17 +304,17 @@ def _label_rate_axis(axes: Axes, right: float) -> None:
 
 
 def _draw_threshold(
-    axes: Axes, tables: Evaluation, point: CurvePoint, name: str, colour: str
+    axes: Axes, tables: EvaluationTables, point: CurvePoint, name: str, colour: str
 ) -> None:
     """Draw a dot at a threshold, whose name and numbers are an entry of the legend."""
     x = point.n_false / tables.n_scanned
     y = point.n_found / len(tables.lesions)
-    label = f"{name}: {point.n_found} of {len(tables.lesions)} at {rate(x)} per scan"
+    label = f"{name}: {point.n_found} of {len(tables.lesions)} at {format_rate(x)} per scan"
     (dot,) = axes.plot(x, y, "o", markersize=9, color=colour, mec=FOUND, mew=1.5, label=label)
     dot.set(zorder=5, clip_on=False)  # complete also at 0 and 100 %
 
 
-def find_lower_threshold(tables: Evaluation) -> CurvePoint | None:
+def find_lower_threshold(tables: EvaluationTables) -> CurvePoint | None:
     """Find a lower score threshold that finds more lesions.
 
     It has more false positives than the threshold in use, but at most twice as many, or one per
@@ -319,17 +324,17 @@ def find_lower_threshold(tables: Evaluation) -> CurvePoint | None:
     if tables.threshold is None:
         return None
     n_found, n_false = tables.count_at(tables.threshold)
-    most_false = max(2 * n_false, round(tables.n_scanned))
+    max_false = max(2 * n_false, round(tables.n_scanned))
     better = []
     for score in np.unique(tables.lesions["detected_at"].dropna()):
         if score < tables.threshold:
             point = CurvePoint(float(score), *tables.count_at(score))
-            if n_false < point.n_false <= most_false and point.n_found > n_found:
+            if n_false < point.n_false <= max_false and point.n_found > n_found:
                 better.append(point)
     return max(better, key=lambda one: (one.n_found, -one.n_false), default=None)
 
 
-def dice_chart(tables: Evaluation) -> Chart | None:
+def dice_chart(tables: EvaluationTables) -> Chart | None:
     """Draw the Dice of each scan in ascending order. Return None if the mean Dice is undefined."""
     mean = tables.scores["dice"].value
     if mean is None:
@@ -344,7 +349,7 @@ def dice_chart(tables: Evaluation) -> Chart | None:
     return Chart("Dice, scan by scan", caption, figure)
 
 
-def curve_chart(tables: Evaluation) -> Chart | None:
+def curve_chart(tables: EvaluationTables) -> Chart | None:
     """Draw the fitted chance that a lesion is found against its diameter; None without a fit."""
     diameters = [point.at or 0.0 for point in tables.scores.curve("size_curve")]
     intercept = tables.scores["size_intercept"].value
@@ -366,15 +371,15 @@ def curve_chart(tables: Evaluation) -> Chart | None:
     return Chart("Chance to be found, by size", "A logistic regression. Ticks are lesions.", figure)
 
 
-def subgroup_chart(tables: Evaluation) -> Chart | None:
-    """Draw the sensitivity of the first `MOST_SUBGROUPS` subgroups with lesions; None without any.
+def subgroup_chart(tables: EvaluationTables) -> Chart | None:
+    """Draw the sensitivity of the first `MAX_SUBGROUPS` subgroups with lesions; None without any.
 
     Intervals of fewer than `RELIABLE` patients are dashed.
     """
     scores = tables.scores
     recalls = {name: scores.find("lesion_recall", subset=name) for name in scores.subgroups}
     with_recall = [name for name, recall in recalls.items() if recall.value is not None]
-    groups = with_recall[:MOST_SUBGROUPS]
+    groups = with_recall[:MAX_SUBGROUPS]
     if not groups:
         return None
     figure, axes = new_figure(6.4, 0.9 + 0.28 * len(groups))
@@ -397,7 +402,7 @@ def subgroup_chart(tables: Evaluation) -> Chart | None:
     return Chart("Subgroups", caption, figure)
 
 
-def reliability_chart(tables: Evaluation) -> Chart | None:
+def reliability_chart(tables: EvaluationTables) -> Chart | None:
     """Draw the share of true candidates against their score, or their calibrated probability.
 
     Return None if scores.json has no such curve.
@@ -408,16 +413,16 @@ def reliability_chart(tables: Evaluation) -> Chart | None:
     of = points[0].subset
     figure, axes = new_figure(height=3.6)
     axes.plot([0, 1], [0, 1], color=OTHER, linewidth=1)
-    stated = [point.at or 0.0 for point in points]
+    scores_of_bins = [point.at or 0.0 for point in points]
     true = [point.value or 0.0 for point in points]
     areas = [20 + 3 * min(point.n or 0, 60) for point in points]  # larger dots for more candidates
-    axes.scatter(stated, true, s=areas, color=FOUND, alpha=0.8, clip_on=False)
+    axes.scatter(scores_of_bins, true, s=areas, color=FOUND, alpha=0.8, clip_on=False)
     axes.set(xlim=(-0.04, 1.04), ylim=(-0.04, 1.04))
     axes.set(xlabel=f"{of} of the marking", ylabel="share that was a lesion")
     return Chart("Calibration", f"On the line, the {of} equals the share of lesions.", figure)
 
 
-def load_chart(tables: Evaluation) -> Chart | None:
+def load_chart(tables: EvaluationTables) -> Chart | None:
     """Draw predicted minus reference volume per scan (Bland and Altman 1986).
 
     Return None if scores.json has no limits of agreement.

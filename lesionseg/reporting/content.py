@@ -6,12 +6,12 @@ from typing import Any
 
 from lesionseg.evaluation.scores import Provenance
 from lesionseg.reporting.charts import Chart
-from lesionseg.reporting.films import Film, LabelKey
 from lesionseg.reporting.pictures import Card
-from lesionseg.reporting.rendering import Tile, say
+from lesionseg.reporting.rendering import KeyFigure, render_sentence
+from lesionseg.reporting.whole_images import LabelKey, WholeImage
 from lesionseg.reporting.words import Basis, Measure
 
-FILMS_ON_TOP = 3  # whole images on the first screen
+IMAGES_ON_TOP = 3  # whole images on the first screen
 
 
 @dataclass(frozen=True)
@@ -25,9 +25,9 @@ class Pictures:
         false_positives: False positives, highest score first.
         found: Some of the found lesions, smallest first.
         outlines: Class in style.css and description of each outline that occurs in the pictures.
-        films: Whole images of two axes with boxes. The first ones are on the first screen.
-        labels: Letter and colour of each label in the films. Empty if there is one label.
-        film_outlines: Class and description of each kind of box that occurs in the films.
+        whole_images: Whole images of two axes with boxes. The first ones are on the first screen.
+        labels: Letter and colour of each label in the whole images. Empty if there is one label.
+        box_outlines: Class and description of each kind of box that occurs in the whole images.
     """
 
     top: Sequence[Card] = ()
@@ -35,9 +35,9 @@ class Pictures:
     false_positives: Sequence[Card] = ()
     found: Sequence[Card] = ()
     outlines: Sequence[tuple[str, str]] = ()
-    films: Sequence[Film] = ()
+    whole_images: Sequence[WholeImage] = ()
     labels: Sequence[LabelKey] = ()
-    film_outlines: Sequence[tuple[str, str]] = ()
+    box_outlines: Sequence[tuple[str, str]] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +50,7 @@ class ReportContent:
         tags: Warnings at the top, each with a sentence.
         role: Role of the scans, followed by a separator. Empty if it is unknown or a tag names it.
         headline: One sentence about lesions and false positives.
-        tiles: The four numbers of the first screen.
+        key_figures: The four numbers of the first screen.
         basis: Length of the training and choice of the limit. None if they are unknown.
         charts: The two charts of the first screen.
         pictures: Pictures of lesions and false positives.
@@ -76,7 +76,7 @@ class ReportContent:
     tags: Sequence[tuple[str, str]]
     role: str
     headline: str
-    tiles: Sequence[Tile]
+    key_figures: Sequence[KeyFigure]
     basis: Basis | None
     charts: Sequence[Chart]
     pictures: Pictures
@@ -98,14 +98,14 @@ class ReportContent:
     @property
     def identity_line(self) -> str:
         """The tested program, its dataset and the date in one line."""
-        return say("identity_line", identity=self.identity)
+        return render_sentence("identity_line", identity=self.identity)
 
     @property
-    def n_films_on_top(self) -> int:
+    def n_images_on_top(self) -> int:
         """Number of whole images on the first screen."""
-        return FILMS_ON_TOP
+        return IMAGES_ON_TOP
 
     @property
     def top_title(self) -> str:
         """The title above the pictures of the first screen."""
-        return say("top_title", report=self)
+        return render_sentence("top_title", report=self)

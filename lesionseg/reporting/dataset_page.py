@@ -14,7 +14,7 @@ from lesionseg.core.finding import LISTED, NO_CASE
 from lesionseg.errors import count
 from lesionseg.io.channels import is_colour
 from lesionseg.ops.components import lesion_mask, lesions_of
-from lesionseg.plan.plausibility import DOUBTS
+from lesionseg.plan.plausibility import QUESTIONS
 from lesionseg.reporting.charts import FOUND, Chart, new_figure
 from lesionseg.reporting.pictures import draw_overview
 from lesionseg.reporting.rendering import write_page
@@ -40,7 +40,7 @@ MEANING: Mapping[str, str] = {
     "geometry": "The files of the case are not on one grid, or slices are missing.",
     "not_finite": "The image contains NaN or infinite voxels.",
     "labels": "The reference contains values that are not labels, or does not fit its table.",
-    **DOUBTS,
+    **QUESTIONS,
     "no_training": "Training cannot start.",
     "boxed": "The references are boxes without masks: train model=retinanet.",
     "model": "The model that train chooses:",
@@ -72,20 +72,20 @@ _TAKEN = ("laterality", "view", "presentation_intent", "pixel_size_source")
 
 
 @dataclass(frozen=True)
-class CaseLook:
+class CasePreview:
     """The picture and numbers of one case on the page.
 
     Attributes:
         name: Pseudonym or id of the case.
         role: Role of the case.
-        shape: Shape of the image. Empty, like the following fields except `taken`, if the case
-            cannot be read.
+        shape: Shape of the image. Empty, like the following fields except `acquisition`, if the
+            case cannot be read.
         spacing_mm: Spacing along S, A and R; in 2-D down and across. In pixels without a pixel
             size.
         diameters: Equivalent diameters of its lesions.
         ranges: The 0.5, 50 and 99.5 percentiles of each channel. NaN for a missing channel.
         picture: The picture as a data URI.
-        taken: How a radiograph was acquired.
+        acquisition: How a radiograph was acquired.
     """
 
     name: str
@@ -95,17 +95,17 @@ class CaseLook:
     diameters: tuple[float, ...] = ()
     ranges: tuple[tuple[float, float, float], ...] = ()
     picture: str = ""
-    taken: str = ""
+    acquisition: str = ""
 
 
-def look_at(name: str, files: CaseFiles, case: Case | None) -> CaseLook:
+def preview_case(name: str, files: CaseFiles, case: Case | None) -> CasePreview:
     """Collect the picture and numbers of a case under the name that the page shows.
 
     `case` is None if the case cannot be read.
     """
-    taken = _describe_acquisition(files)
+    acquisition = _describe_acquisition(files)
     if case is None:
-        return CaseLook(name, files.role or "", taken=taken)
+        return CasePreview(name, files.role or "", acquisition=acquisition)
     image = case.image
     grid = image.geometry
     mask = None
@@ -119,7 +119,7 @@ def look_at(name: str, files: CaseFiles, case: Case | None) -> CaseLook:
     shown = image.present_channels[0]
     if grid.dims == 2 and is_colour(files, len(image.array)):
         shown = np.moveaxis(image.array, 0, -1)
-    return CaseLook(
+    return CasePreview(
         name,
         files.role or "",
         shape=tuple(grid.shape[axis] for axis in grid.canonical_order),
@@ -127,7 +127,7 @@ def look_at(name: str, files: CaseFiles, case: Case | None) -> CaseLook:
         diameters=tuple(diameters),
         ranges=tuple(ranges),
         picture=draw_overview(shown, grid, mask),
-        taken=taken,
+        acquisition=acquisition,
     )
 
 
@@ -209,7 +209,7 @@ def _is_unlisted(finding: Finding) -> bool:
 
 def write_dataset_report(
     path: Path,
-    looks: Mapping[str, CaseLook],
+    previews: Mapping[str, CasePreview],
     findings: Sequence[Finding],
     channels: Sequence[str],
     unit: str,
@@ -221,7 +221,7 @@ def write_dataset_report(
 
     Args:
         path: The file to write.
-        looks: The picture and numbers of each case by its id.
+        previews: The picture and numbers of each case by its id.
         findings: The findings of all cases.
         channels: The names of the channels.
         unit: The unit of sizes.
@@ -229,7 +229,7 @@ def write_dataset_report(
         identifiers: True also lists errors and warnings with the names of cases and files.
 
     Raises:
-        OutputError: if the file cannot be written.
+        OutputError: If the file cannot be written.
     """
     named: list[dict[str, str]] = []  # findings with names, which a page to share must not have
     if identifiers:
@@ -237,8 +237,8 @@ def write_dataset_report(
             if finding.severity != "note":
                 case = finding.case or "the list of cases"
                 named.append({"case": case, "finding": finding.message})
-    shown = [*looks.values()]
-    diameters = [d for look in shown for d in look.diameters]
+    shown = [*previews.values()]
+    diameters = [d for preview in shown for d in preview.diameters]
     write_page(
         path,
         "dataset.html.j2",
@@ -251,18 +251,18 @@ def write_dataset_report(
         n_lesions=len(diameters),
         sizes=np.percentile(diameters, (0, 50, 100)) if diameters else None,
         models=[finding.message for finding in findings if finding.kind == "model"],
-        findings=_findings_table(looks, findings),
+        findings=_findings_table(previews, findings),
         named=named,
         identifiers=identifiers,
-        looks=shown,
+        previews=shown,
         unit=unit,
-        flat=any(len(look.shape) == 2 for look in shown),
+        flat=any(len(preview.shape) == 2 for preview in shown),
         charts=_draw_charts(shown, channels, unit),
     )
 
 
 def _findings_table(
-    looks: Mapping[str, CaseLook], findings: Sequence[Finding]
+    previews: Mapping[str, CasePreview], findings: Sequence[Finding]
 ) -> list[dict[str, object]]:
     """Return one row per severity and kind of finding, errors first, with its cases' pseudonyms.
 
@@ -277,7 +277,7 @@ def _findings_table(
             own = [f for f in findings if f.kind == kind and f.severity == severity]
             cases = [finding.case for finding in own]
             row: dict[str, object] = {"": words, "finding": meaning}
-            names = [look.name for case, look in looks.items() if case in cases]
+            names = [preview.name for case, preview in previews.items() if case in cases]
             if names:
                 table.append({**row, "cases": len(names), "which": _list_first(names, 20)})
             n_entries = sum(map(_is_unlisted, own))
@@ -288,19 +288,21 @@ def _findings_table(
     return table
 
 
-def _list_first(names: Sequence[str], most: int) -> str:
+def _list_first(names: Sequence[str], maximum: int) -> str:
     """List the first names, with an ellipsis if there are more."""
-    return ", ".join(names[:most]) + (" …" if len(names) > most else "")
+    return ", ".join(names[:maximum]) + (" …" if len(names) > maximum else "")
 
 
-def _draw_charts(looks: Sequence[CaseLook], channels: Sequence[str], unit: str) -> list[Chart]:
+def _draw_charts(
+    previews: Sequence[CasePreview], channels: Sequence[str], unit: str
+) -> list[Chart]:
     """Draw the lesion sizes, the intensities of each channel, and the spacings.
 
     A chart without data is left out, and that of spacings if `unit` is `PIXELS`.
     """
     charts = []
-    readable = [look for look in looks if look.ranges]
-    diameters = [d for look in looks for d in look.diameters]
+    readable = [preview for preview in previews if preview.ranges]
+    diameters = [d for preview in previews for d in preview.diameters]
     if diameters:
         figure, axes = new_figure()
         n_bins = min(30, max(5, len(diameters) // 3))  # about three lesions per bar
@@ -309,17 +311,17 @@ def _draw_charts(looks: Sequence[CaseLook], channels: Sequence[str], unit: str) 
         charts.append(Chart("Lesion sizes", "Equivalent diameters of all lesions.", figure))
     for index, channel in enumerate(channels):
         # by the number of the case; a case may lack the last channels
-        with_channel = [n for n, look in enumerate(looks) if len(look.ranges) > index]
-        ranges = {n + 1: looks[n].ranges[index] for n in with_channel}
+        with_channel = [n for n, preview in enumerate(previews) if len(preview.ranges) > index]
+        ranges = {n + 1: previews[n].ranges[index] for n in with_channel}
         if ranges:
             charts.append(_draw_intensities(channel, [*ranges], np.array([*ranges.values()])))
     if readable and unit != PIXELS:
-        charts.append(_draw_spacings(np.array([look.spacing_mm for look in readable]), unit))
+        charts.append(_draw_spacings(np.array([preview.spacing_mm for preview in readable]), unit))
     return charts
 
 
 def _draw_intensities(channel: str, numbers: Sequence[int], ranges: Numbers) -> Chart:
-    """Draw the percentiles `[n, 3]` of one channel, as in `CaseLook.ranges`, above case numbers."""
+    """Draw the percentiles `[n, 3]` of one channel, as in `CasePreview.ranges`."""
     figure, axes = new_figure()
     axes.vlines(numbers, ranges[:, 0], ranges[:, 2], color=FOUND)
     axes.plot(numbers, ranges[:, 1], "o", color="white", mec=FOUND, markersize=4)

@@ -17,17 +17,17 @@ SMALL_MM = 5.0  # the first screen shows lesions below and above this diameter s
 
 
 class SizeClass(NamedTuple):
-    """The lesions with a diameter in `[least, below)`, in the unit of the scores.
+    """The lesions with a diameter in `[minimum, below)`, in the unit of the scores.
 
     Attributes:
-        least: The lower bound.
+        minimum: The lower bound.
         below: The upper bound. None for the last class.
         n: Number of lesions, at least 1.
         detected: Number of lesions found.
         ci95: The interval of the recall. None if there is none.
     """
 
-    least: float
+    minimum: float
     below: float | None
     n: int
     detected: int
@@ -40,7 +40,7 @@ class SizeClass(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Evaluation(Tables):
+class EvaluationTables(Tables):
     """The tables and scores of an evaluation.
 
     `names` maps the pseudonyms of cases and groups to their real names.
@@ -101,7 +101,7 @@ class Evaluation(Tables):
         return [self.names.get(case, case) for case in self.cases["case"]]
 
     @property
-    def patients_stated(self) -> bool:
+    def has_patients(self) -> bool:
         """True if the groups differ from the cases."""
         return bool((self.cases["group"] != self.cases["case"]).any())
 
@@ -124,7 +124,7 @@ class Evaluation(Tables):
             if not point.n:
                 continue
             found = SizeClass(
-                least=point.at or 0.0,
+                minimum=point.at or 0.0,
                 below=None if following is None else following.at,
                 n=point.n,
                 detected=round((point.value or 0.0) * point.n),
@@ -138,7 +138,7 @@ class Evaluation(Tables):
         return self.lesions[(self.lesions["diameter_mm"] < SMALL_MM) == small]
 
 
-def read_evaluation(folder: Path, *, identifiers: bool = False) -> Evaluation:
+def read_evaluation(folder: Path, *, identifiers: bool = False) -> EvaluationTables:
     """Read an evaluation. Cases that could not be scored are left out.
 
     Args:
@@ -146,8 +146,8 @@ def read_evaluation(folder: Path, *, identifiers: bool = False) -> Evaluation:
         identifiers: False replaces the names of cases and groups by `case 1` and `patient 1`.
 
     Raises:
-        ReadError: if a file is missing.
-        ContentError: if a file cannot be read, or if the tables do not belong to scores.json.
+        ReadError: If a file is missing.
+        ContentError: If a file cannot be read, or if the tables do not belong to scores.json.
     """
     scores = read_scores(folder / SCORES_FILE)
     tables = read_tables(folder)
@@ -157,7 +157,7 @@ def read_evaluation(folder: Path, *, identifiers: bool = False) -> Evaluation:
             f"{folder}: lesions.csv has {len(tables.lesions)} lesions, but scores.json states "
             f"{n_lesions}. Run evaluate again, which writes all tables together."
         )
-    found = Evaluation(*tables.frames, folder=folder, scores=scores)
+    found = EvaluationTables(*tables.frames, folder=folder, scores=scores)
     return found if identifiers else _with_pseudonyms(found)
 
 
@@ -170,7 +170,7 @@ def write_pseudonyms(folder: Path, names: Mapping[str, str]) -> None:
         write_csv(path, rows, ("pseudonym", "name"))
 
 
-def _with_pseudonyms(tables: Evaluation) -> Evaluation:
+def _with_pseudonyms(tables: EvaluationTables) -> EvaluationTables:
     """Replace the names of cases and groups by pseudonyms, which are numbered by first appearance.
 
     If groups are not stated, a group has the pseudonym of its case. Names that are not in the table
@@ -178,7 +178,7 @@ def _with_pseudonyms(tables: Evaluation) -> Evaluation:
     """
     cases = {name: f"case {n}" for n, name in enumerate(tables.cases["case"].unique(), 1)}
     groups = {name: f"patient {n}" for n, name in enumerate(tables.cases["group"].unique(), 1)}
-    if not tables.patients_stated:
+    if not tables.has_patients:
         groups = cases
 
     def rename(table: pd.DataFrame) -> pd.DataFrame:

@@ -18,8 +18,8 @@ def read_identity(scores_dir: Path, made: Provenance) -> Provenance:
     """
     run = read_run(scores_dir) if made.of_training else Provenance()
     # scores.json may state that a number is unknown (None), which the run must not replace
-    stated = {key: value for key, value in made if made.states(key) and value != ""}
-    return run.model_copy(update=stated)
+    known = {key: value for key, value in made if made.states(key) and value != ""}
+    return run.model_copy(update=known)
 
 
 def read_run(folder: Path) -> Provenance:

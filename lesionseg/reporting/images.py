@@ -71,7 +71,7 @@ class Scene:
         return candidate_ids(self.prediction, {candidate}) > 0
 
 
-class Sources:
+class CaseFolders:
     """The folders from which `load` reads the image, reference and prediction of a case.
 
     Args:
@@ -83,7 +83,7 @@ class Sources:
             labels were merged.
 
     Raises:
-        DatasetError: if the images or the references have no case that can be used.
+        DatasetError: If the images or the references have no case that can be used.
     """
 
     def __init__(
@@ -135,7 +135,7 @@ class Sources:
                 scored are not drawn.
 
         Raises:
-            LesionsegError: if the image is missing, a file cannot be read, or the reference is on
+            LesionsegError: If the image is missing, a file cannot be read, or the reference is on
                 another grid.
         """
         files = self._find_files(case)
@@ -192,8 +192,8 @@ class Sources:
     def _names_of(self, case: str) -> list[str]:
         """Return the names that the image and the prediction of a case may have.
 
-        Those of the film `p1_0000` may also be named `p1`, unless the dataset has another case of
-        this name. With `names=bids`, the prediction of `sub-1` may be named `sub-1_FLAIR`.
+        Those of the radiograph `p1_0000` may also be named `p1`, unless the dataset has another
+        case of this name. With `names=bids`, the prediction of `sub-1` may be named `sub-1_FLAIR`.
         """
         short_name, number = split_channel(case)
         if number != 0:
@@ -248,7 +248,7 @@ def _reference_mask(reference: Reference | None, geometry: Geometry) -> Flags | 
     """Return a mask of all lesions except ignored ones; None without a reference.
 
     Raises:
-        GeometryError: if shape or spacing of the reference are not those of its image.
+        GeometryError: If shape or spacing of the reference are not those of its image.
     """
     if reference is None:
         return None

@@ -36,13 +36,13 @@ INCHES = 1.75  # side of a panel
 DPI = 110
 SLICE_SIDE = 512  # pixels of the longer side of a complete slice
 PREVIEW_DPI = 200
-MOST_ROWS = 4  # candidates in a preview
+MAX_ROWS = 4  # candidates in a preview
 JPEG_QUALITY = 82
 OUTLINE = 1.1  # width of an outline in points
 FADED = 0.4  # opacity of all other outlines in a picture of one candidate
 REFERENCE = "#56b4e9"  # colour of the outline of the reference
 ACCEPTED = "#f0a500"  # colour of accepted candidates
-BELOW = "white"  # colour of candidates that are not accepted
+BELOW_COLOUR = "white"  # colour of candidates that are not accepted
 DARK_EDGE = [withStroke(linewidth=1.8, foreground="black")]  # of white marks on bright tissue
 # letters at the left and the upper edge of the axial, coronal and sagittal plane
 EDGES = (("R", "A"), ("R", "S"), ("A", "S"))
@@ -155,7 +155,7 @@ def draw_cutouts(
 def write_preview(file: Path, files: CaseFiles, prediction: Prediction) -> None:
     """Write a PNG file with a row of slices through each accepted candidate: id, score and rank.
 
-    At most `MOST_ROWS` candidates are shown, those with the highest scores. Each row states how
+    At most `MAX_ROWS` candidates are shown, those with the highest scores. Each row states how
     many are accepted. Without any, the slices pass through the middle of the scan.
 
     Args:
@@ -164,8 +164,8 @@ def write_preview(file: Path, files: CaseFiles, prediction: Prediction) -> None:
         prediction: The prediction on the grid of the scan.
 
     Raises:
-        ReadError: if the scan cannot be read.
-        OSError: if the file cannot be written.
+        ReadError: If the scan cannot be read.
+        OSError: If the file cannot be written.
     """
     geometry = prediction.geometry  # states the pixel size also if a picture does not
     accepted = [candidate for candidate in prediction.candidates if candidate.accepted]
@@ -175,7 +175,7 @@ def write_preview(file: Path, files: CaseFiles, prediction: Prediction) -> None:
     )
     rows: list[tuple[str, Sequence[float], Sequence[float]]] = [
         (f"#{c.id}: {format_score(c.score)} ({k} of {len(accepted)})", c.start_vox, c.stop_vox)
-        for k, c in enumerate(accepted[:MOST_ROWS], start=1)
+        for k, c in enumerate(accepted[:MAX_ROWS], start=1)
     ]
     if not rows:
         rows = [("none accepted", [0] * geometry.dims, geometry.shape)]
@@ -217,9 +217,9 @@ def _draw_cutout(
         _crop(panels[-1], shown, masks, spacing, middle, side, unit)
         if len(panels) == 1:
             return
-        _show(panels[0], shown, masks, spacing, np.percentile(shown, WINDOW))
+        _show_image(panels[0], shown, masks, spacing, np.percentile(shown, WINDOW))
         top, left = (m * s - side / 2 for m, s in zip(middle, spacing, strict=True))
-        panels[0].add_patch(Rectangle((left, top), side, side, fill=False, ec=BELOW, lw=0.8))
+        panels[0].add_patch(Rectangle((left, top), side, side, fill=False, ec=BELOW_COLOUR, lw=0.8))
         return
     for axis, axes in enumerate(panels):
         in_plane = [k for k in range(3) if k != axis]
@@ -253,7 +253,7 @@ def _style_outlines(
     return (
         _Outline(reference, REFERENCE, "-"),
         _Outline(others, ACCEPTED, "--", alpha=fade),
-        _Outline(None if below is None else below > 0, BELOW, ":", alpha=fade),
+        _Outline(None if below is None else below > 0, BELOW_COLOUR, ":", alpha=fade),
         _Outline(chosen, ACCEPTED, "--", 2 * OUTLINE),
     )
 
@@ -266,12 +266,12 @@ def _choose_side(image_mm: Numbers, box_mm: Numbers) -> float:
     """
     extent = float(box_mm.max())
     longest = float(image_mm.max())
-    least = SMALL_SIDE_MM if extent < SMALL_EXTENT_MM else SIDE_MM
+    minimum = SMALL_SIDE_MM if extent < SMALL_EXTENT_MM else SIDE_MM
     if len(image_mm) == 2:
-        least = MIN_SHARE_2D * longest
+        minimum = MIN_SHARE_2D * longest
     # a large lesion needs less than `SIDE_PER_EXTENT` times its extent
-    wanted = min(SIDE_PER_EXTENT * extent, extent + least)
-    return min(max(least, wanted), max(1.3 * extent, longest))
+    wanted = min(SIDE_PER_EXTENT * extent, extent + minimum)
+    return min(max(minimum, wanted), max(1.3 * extent, longest))
 
 
 def _reorient(
@@ -308,7 +308,7 @@ def draw_overview(image: NDArray[Any], geometry: Geometry, mask: Flags | None) -
         spacing = spacing[1:]
     figure, (axes,) = _make_panels(1)
     outline = _Outline(lesions, REFERENCE, "-")
-    _show(axes, turned, (outline,), spacing, np.percentile(turned, WINDOW))
+    _show_image(axes, turned, (outline,), spacing, np.percentile(turned, WINDOW))
     return data_uri(figure)
 
 
@@ -400,7 +400,7 @@ def _crop(
         for m, h, n in zip(middle, half, image.shape[:2], strict=True)
     )
     limits = np.percentile(image, CUTOUT_WINDOW)
-    _show(axes, image[window], [one.within(window) for one in masks], spacing, limits)
+    _show_image(axes, image[window], [one.within(window) for one in masks], spacing, limits)
     # the centre in mm, on the axes of the window
     y, x = ((m - w.start + 0.5) * s for m, w, s in zip(middle, window, spacing, strict=True))
     axes.set_ylim(y + side / 2, y - side / 2)
@@ -433,7 +433,7 @@ def _choose_bar(side: float) -> float:
     return float(power * max(step for step in (1, 2, 5) if step * power <= longest))
 
 
-def _show(
+def _show_image(
     axes: Axes,
     image: NDArray[Any],
     masks: Sequence[_Outline],

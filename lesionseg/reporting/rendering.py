@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 TEMPLATES = Path(__file__).parent / "templates"
-MOST_COUNTED = 50  # up to this number of lesions, a share is stated as "3 of 25"
+MAX_COUNTED = 50  # up to this number of lesions, a share is stated as "3 of 25"
 
 
 @dataclass(frozen=True)
-class Tile:
+class KeyFigure:
     """A number of the first screen, with the words that explain it.
 
     `weak` marks a number that is based on few data, or that needs attention.
@@ -62,11 +62,11 @@ def percent(share: float | None) -> str:
     return f"{shown} %"
 
 
-def rate(value: float | None) -> str:
+def format_rate(value: float | None) -> str:
     """Return a rate with two digits, without decimals from 10 on; a dash for None.
 
-    >>> rate(0.75), rate(1.0), rate(12.3), rate(0.0), rate(0.00019)
-    ('0.75', '1', '12', '0', '<0.001')
+    >>> [format_rate(value) for value in (0.75, 1.0, 12.3, 0.0, 0.00019)]
+    ['0.75', '1', '12', '0', '<0.001']
     """
     if value is None:
         return "–"
@@ -81,7 +81,7 @@ def per_scan(value: float | None, noun: str = "false positive", per: str = "scan
     >>> per_scan(1.0), per_scan(0.75), per_scan(16.0)
     ('1 false positive per scan', '0.75 false positives per scan', '16 false positives per scan')
     """
-    shown = rate(value)
+    shown = format_rate(value)
     return f"{shown} {noun}{'' if shown == '1' else 's'} per {per}"
 
 
@@ -101,7 +101,7 @@ def share_words(hits: int, n: int) -> str:
         return "0 of 1"
     if hits == 0:
         return f"none of {n}"
-    if n <= MOST_COUNTED:
+    if n <= MAX_COUNTED:
         return f"{hits} of {n}"
     share = hits / n
     if share > 0.95:
@@ -132,13 +132,13 @@ def percent_near(share: float, limit: float) -> str:
     return f"{format_decimals(100 * share, [100 * limit])} %"
 
 
-def format_decimals(value: float, limits: Sequence[float], least: int = 0) -> str:
+def format_decimals(value: float, limits: Sequence[float], minimum: int = 0) -> str:
     """Return a number with enough decimals to show on which side of each limit it is.
 
-    It has at least `least` decimals, and at most 6.
+    It has at least `minimum` decimals, and at most 6.
     """
-    shown = f"{value:.{least}f}"
-    for decimals in range(least, 7):
+    shown = f"{value:.{minimum}f}"
+    for decimals in range(minimum, 7):
         shown = f"{value:.{decimals}f}"
         if all((float(shown) >= limit) == (value >= limit) for limit in limits):
             break
@@ -179,15 +179,15 @@ def write_page(path: Path, template: str, **values: object) -> None:
     write_text(path, render(template, **values))
 
 
-def say_lines(sentence: str, **values: object) -> list[str]:
+def render_lines(sentence: str, **values: object) -> list[str]:
     """Fill a macro of sentences.txt.j2. Return its lines that are not empty."""
     text = str(getattr(_templates().get_template("sentences.txt.j2").module, sentence)(**values))
     return [line for line in text.splitlines() if line.strip()]
 
 
-def say(sentence: str, **values: object) -> str:
+def render_sentence(sentence: str, **values: object) -> str:
     """Fill a macro of sentences.txt.j2. Return its lines as one."""
-    return " ".join(line.strip() for line in say_lines(sentence, **values))
+    return " ".join(line.strip() for line in render_lines(sentence, **values))
 
 
 def split_lines(lines: Iterable[str]) -> list[tuple[str, str]]:
@@ -219,7 +219,7 @@ def _templates() -> "Environment":
         "per_scan": per_scan,
         "percent": percent,
         "percent_near": percent_near,
-        "rate": rate,
+        "format_rate": format_rate,
         "share_words": share_words,
         "version": __version__,
     }

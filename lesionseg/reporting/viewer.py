@@ -50,8 +50,8 @@ def write_viewer(
     are copied if they are missing.
 
     Raises:
-        ConfigError: if NiiVue is not installed.
-        OutputError: if the page cannot be written.
+        ConfigError: If NiiVue is not installed.
+        OutputError: If the page cannot be written.
     """
     require_niivue()
     folder.mkdir(parents=True, exist_ok=True)

@@ -12,15 +12,15 @@ from lesionseg.evaluation.intervals import CI, poisson_interval
 from lesionseg.evaluation.operating_points import FEW_PATIENTS
 from lesionseg.evaluation.scores import PERCENT_OF_WIDTH, Scores
 from lesionseg.evaluation.subgroups import NOT_STATED
-from lesionseg.reporting.evaluation_tables import SMALL_MM, Evaluation, SizeClass
+from lesionseg.reporting.evaluation_tables import SMALL_MM, EvaluationTables, SizeClass
 from lesionseg.reporting.rendering import (
-    Tile,
+    KeyFigure,
     format_decimals,
+    format_rate,
     per_scan,
     percent,
-    rate,
-    say,
-    say_lines,
+    render_lines,
+    render_sentence,
     split_lines,
 )
 
@@ -38,7 +38,7 @@ def size_text(diameter: float, bounds: Sequence[float] = (SMALL_MM,)) -> str:
     >>> size_text(4.34), size_text(4.96), size_text(5.04), size_text(2.996, (3.0, 5.0))
     ('4.3', '4.96', '5.0', '2.996')
     """
-    return format_decimals(diameter, bounds, least=1)
+    return format_decimals(diameter, bounds, minimum=1)
 
 
 def short_unit(unit: str) -> str:
@@ -50,7 +50,7 @@ def short_unit(unit: str) -> str:
     return unit.split(",")[0].split(" ")[0]
 
 
-def size_words(row: Mapping[str, Any], tables: Evaluation) -> str:
+def size_words(row: Mapping[str, Any], tables: EvaluationTables) -> str:
     """Return the size of a lesion or candidate with its unit. `row` is its row of a table."""
     size = row[tables.size_column]
     bounds = [point.at or 0.0 for point in tables.scores.curve("recall_by_size")]
@@ -64,16 +64,16 @@ def size_class_words(part: SizeClass, unit: str) -> str:
     """Return the name of a size class, short enough to show five next to each other."""
     short = short_unit(unit)
     if part.below is None:
-        return f"≥ {part.least:g} {short}"
-    if not part.least:
+        return f"≥ {part.minimum:g} {short}"
+    if not part.minimum:
         return f"under {part.below:g} {short}"
-    return f"{part.least:g}–{part.below:g} {short}"
+    return f"{part.minimum:g}–{part.below:g} {short}"
 
 
 # --- the first screen ----------------------------------------------------------------------------
 
 
-def tags(tables: Evaluation) -> list[tuple[str, str]]:
+def tags(tables: EvaluationTables) -> list[tuple[str, str]]:
     """Return the warnings at the top of the page: the name of each, and a sentence.
 
     There are none without a scored case.
@@ -81,7 +81,7 @@ def tags(tables: Evaluation) -> list[tuple[str, str]]:
     if not len(tables.cases):
         return []
     scores = tables.scores
-    return split_lines(say_lines("tags", scores=scores, excess=explain_excess(scores)))
+    return split_lines(render_lines("tags", scores=scores, excess=explain_excess(scores)))
 
 
 def explain_excess(scores: Scores, noun: str = "limit") -> str:
@@ -94,31 +94,31 @@ def explain_excess(scores: Scores, noun: str = "limit") -> str:
     aim = scores.operating_point.aim
     expected = scores.operating_point.expected_false_positives_per_case
     if aim is not None and aim.kind == "fp_per_case":
-        stated: float | None = aim.value
+        wanted: float | None = aim.value
         verb = "is set for"
     else:
-        stated = expected
+        wanted = expected
         verb = "was expected to give"
     n_false = scores.count("n_false_positive")
     observed = scores["false_positives_per_case"].value
-    if stated is None or not n_false or not observed:
+    if wanted is None or not n_false or not observed:
         return ""
-    allowed = max(stated, expected or 0.0)
+    allowed = max(wanted, expected or 0.0)
     lower_end = observed * poisson_interval(n_false)[0] / n_false  # of the 95 % interval
     if observed < 2 * allowed or lower_end <= allowed:
         return ""
     return (
-        f"the {noun} {verb} {per_scan(stated)}, but these scans have {rate(observed)}. It does "
-        "not suit these scans."
+        f"the {noun} {verb} {per_scan(wanted)}, but these scans have {format_rate(observed)}. It "
+        "does not suit these scans."
     )
 
 
-def headline(tables: Evaluation) -> str:
+def headline(tables: EvaluationTables) -> str:
     """Return one sentence about the lesions found and the false positives.
 
     Lesions are divided at `SMALL_MM` if sizes are known in mm.
     """
-    found = say(
+    found = render_sentence(
         "found_words",
         n_found=int(tables.lesions["detected"].sum()),
         n_lesions=len(tables.lesions),
@@ -128,8 +128,8 @@ def headline(tables: Evaluation) -> str:
         of_size = [tables.lesions_by_size(small=small)["detected"] for small in (False, True)]
         large, small = ((int(found.sum()), len(found)) for found in of_size)
         bound = f"{SMALL_MM:g} {short_unit(tables.scores.size_unit)}"
-        found = say("found_by_size", large=large, small=small, bound=bound)
-    return say(
+        found = render_sentence("found_by_size", large=large, small=small, bound=bound)
+    return render_sentence(
         "headline",
         tables=tables,
         n_false=tables.scores.count("n_false_positive"),
@@ -138,7 +138,7 @@ def headline(tables: Evaluation) -> str:
     )
 
 
-def tiles(tables: Evaluation) -> list[Tile]:
+def key_figures(tables: EvaluationTables) -> list[KeyFigure]:
     """Return the four numbers of the first screen. Without a scan they are dashes.
 
     The first two are lesions found: by size or, for images of two axes and for boxes, by any
@@ -150,21 +150,21 @@ def tiles(tables: Evaluation) -> list[Tile]:
     else:
         found = _tiles_by_size(tables)
     if not n:
-        return [*found, Tile("–", "false positives per scan"), Tile("–", "patients")]
+        return [*found, KeyFigure("–", "false positives per scan"), KeyFigure("–", "patients")]
     found.append(_false_positive_tile(tables))
     n_with = tables.cases[tables.cases["n_lesions"] > 0]["group"].nunique()
     n_without = tables.cases["group"].nunique() - n_with
-    who = "patient" if tables.patients_stated else "scan"
+    who = "patient" if tables.has_patients else "scan"
     words = f"with lesions, {n_without or 'none'} without"
     if n_without and tables.is_partly_annotated:
         words += " a marked lesion"
     is_very_small = n_with < FEW
     if is_very_small:
         words += ": a very small test"
-    return [*found, Tile(count(n_with, who), words, weak=is_very_small)]
+    return [*found, KeyFigure(count(n_with, who), words, weak=is_very_small)]
 
 
-def _tiles_by_overlap(tables: Evaluation) -> list[Tile]:
+def _tiles_by_overlap(tables: EvaluationTables) -> list[KeyFigure]:
     """Return the numbers of lesions found by the rule, and with an IoU of at least ½."""
     noun = "lesion" if len(tables.lesions) == 1 else "lesions"
     by_rule = f"{noun} found"
@@ -173,60 +173,66 @@ def _tiles_by_overlap(tables: Evaluation) -> list[Tile]:
         _found_tile(
             tables.lesions["detected"],
             by_rule,
-            Tile("none", "lesions in these scans") if len(tables.cases) else Tile("–", by_rule),
+            KeyFigure("none", "lesions in these scans")
+            if len(tables.cases)
+            else KeyFigure("–", by_rule),
         ),
-        _found_tile(tables.lesions["iou50"], by_iou, Tile("–", by_iou)),
+        _found_tile(tables.lesions["iou50"], by_iou, KeyFigure("–", by_iou)),
     ]
 
 
-def _tiles_by_size(tables: Evaluation) -> list[Tile]:
+def _tiles_by_size(tables: EvaluationTables) -> list[KeyFigure]:
     """Return the numbers of lesions found of 5 mm or more, and under 5 mm."""
-    found: list[Tile] = []
+    found: list[KeyFigure] = []
     for small in (False, True):
         own = tables.lesions_by_size(small=small)
         noun = "lesion" if len(own) == 1 else "lesions"
         unit = tables.scores.size_unit.split(",")[0]
         size = f"{noun} {'<' if small else '≥'} {SMALL_MM:g} {unit}"
-        without = Tile("–", f"{size} found")
+        without = KeyFigure("–", f"{size} found")
         if len(tables.cases):
-            without = Tile("none", f"{size} in these scans")
+            without = KeyFigure("none", f"{size} in these scans")
         found.append(_found_tile(own["detected"], f"{size} found", without))
     return found
 
 
-def _found_tile(found: "pd.Series[bool]", words: str, without: Tile) -> Tile:
+def _found_tile(found: "pd.Series[bool]", words: str, without: KeyFigure) -> KeyFigure:
     """Return the number of lesions found, or the tile `without` if there is no lesion."""
     if not len(found):
         return without
     share = float(found.mean())
     value = f"{int(found.sum())} of {len(found)}"
-    return Tile(value, f"{words} ({percent(share)})", weak=share < 0.5)
+    return KeyFigure(value, f"{words} ({percent(share)})", weak=share < 0.5)
 
 
-def _false_positive_tile(tables: Evaluation) -> Tile:
+def _false_positive_tile(tables: EvaluationTables) -> KeyFigure:
     """Return the tile of the rate of false positives, with its interval.
 
     Its value is a dash without a prediction, and "0 on …" without a false positive.
     """
     n_false = tables.scores.count("n_false_positive")
     found = tables.scores["false_positives_per_case"]
-    words = say(
+    words = render_sentence(
         "false_positives", tables=tables, n_false=n_false, value=found.value, interval=found.ci95
     )
     if not tables.n_predicted:
-        return Tile("–", words)
+        return KeyFigure("–", words)
     if not n_false:
-        value = f"0 on {say('scans_with_false_positives', tables=tables)}"
-        return Tile(value, words, weak=len(tables.cases) < 20)
+        value = f"0 on {render_sentence('scans_with_false_positives', tables=tables)}"
+        return KeyFigure(value, words, weak=len(tables.cases) < 20)
     is_many = found.value is not None and found.value > 2
-    return Tile(rate(found.value), words, weak=is_many or bool(explain_excess(tables.scores)))
+    return KeyFigure(
+        format_rate(found.value), words, weak=is_many or bool(explain_excess(tables.scores))
+    )
 
 
-def limitations(tables: Evaluation, study: Mapping[str, str]) -> str:
+def limitations(tables: EvaluationTables, study: Mapping[str, str]) -> str:
     """Return the limitations in one line. `study` contains the answers of study.yaml."""
     n_warned = int((tables.cases["warning"] != "").sum())
     n_outside = int(tables.cases["n_outside"].sum())
-    return say("limitations", tables=tables, study=study, n_warned=n_warned, n_outside=n_outside)
+    return render_sentence(
+        "limitations", tables=tables, study=study, n_warned=n_warned, n_outside=n_outside
+    )
 
 
 @dataclass(frozen=True)
@@ -237,7 +243,7 @@ class Basis:
     is_weak: bool
 
 
-def basis(tables: Evaluation) -> Basis | None:
+def basis(tables: EvaluationTables) -> Basis | None:
     """State how long the program was trained, and on how many scans its limit was chosen.
 
     Return None if the scores state neither, like those of an earlier version.
@@ -245,7 +251,7 @@ def basis(tables: Evaluation) -> Basis | None:
     made = tables.scores.provenance
     point = tables.scores.operating_point
     is_chosen = point.n_cases is not None and tables.threshold is not None
-    words = say("basis", made=made, point=point if is_chosen else None)
+    words = render_sentence("basis", made=made, point=point if is_chosen else None)
     has_few_steps = 0 < (made.training_steps or 0) < FEW_STEPS * made.folds
     has_few_patients = is_chosen and (point.n_patients or 0) < FEW_PATIENTS
     if not words:
@@ -256,7 +262,7 @@ def basis(tables: Evaluation) -> Basis | None:
 # --- lesions -------------------------------------------------------------------------------------
 
 
-def why_missed(row: Mapping[str, Any], tables: Evaluation) -> str:
+def why_missed(row: Mapping[str, Any], tables: EvaluationTables) -> str:
     """Explain in words why a lesion was missed. `row` is its row of lesions.csv."""
     score = _read_number(row.get("nearest_score"))
     if score is None:
@@ -266,18 +272,18 @@ def why_missed(row: Mapping[str, Any], tables: Evaluation) -> str:
     if threshold is not None and score is not None and score < threshold:
         scores = _format_distinct(score, threshold)
     preset = tables.scores.provenance.preset
-    least = None if preset is None else preset.criterion.threshold
+    minimum = None if preset is None else preset.criterion.threshold
     candidate = _read_number(row.get("nearest_candidate"))
-    return say(
+    return render_sentence(
         "why_missed",
         why=str(row.get("why_missed") or ""),
         has_limit=threshold is not None,
         scores=scores,
         is_near=scores is not None and (score or 0.0) > 0.9 * (threshold or 0.0),
-        least=least,
-        covered=_read_number(row.get("covered")) if least else None,
-        iou=_read_number(row.get("nearest_iou")) if least else None,
-        share=_find_lesion_share(tables, str(row["case"]), candidate) if least else None,
+        minimum=minimum,
+        covered=_read_number(row.get("covered")) if minimum else None,
+        iou=_read_number(row.get("nearest_iou")) if minimum else None,
+        share=_find_lesion_share(tables, str(row["case"]), candidate) if minimum else None,
     )
 
 
@@ -320,7 +326,9 @@ def _format_distinct(score: float, limit: float) -> tuple[str, str]:
     return shown, shown_limit
 
 
-def _find_lesion_share(tables: Evaluation, case: str, candidate: float | None) -> float | None:
+def _find_lesion_share(
+    tables: EvaluationTables, case: str, candidate: float | None
+) -> float | None:
     """Return the share of a candidate that is located in lesions; None if it is unknown."""
     rows = tables.candidates
     if candidate is None:
@@ -332,14 +340,16 @@ def _find_lesion_share(tables: Evaluation, case: str, candidate: float | None) -
 # --- the annex -----------------------------------------------------------------------------------
 
 
-def limit_words(tables: Evaluation) -> str:
+def limit_words(tables: EvaluationTables) -> str:
     """Describe the limit: its choice and its expected rate. Return "" without a limit."""
     if tables.threshold is None:
         return ""
-    return say("limit_words", point=tables.scores.operating_point, threshold=tables.threshold)
+    return render_sentence(
+        "limit_words", point=tables.scores.operating_point, threshold=tables.threshold
+    )
 
 
-def study_lines(tables: Evaluation, study: Mapping[str, str]) -> list[tuple[str, str]]:
+def study_lines(tables: EvaluationTables, study: Mapping[str, str]) -> list[tuple[str, str]]:
     """Return the questions of study.yaml with their answers, or with "not stated".
 
     The title is left out, and so are questions of `OPTIONAL` without an answer. The program is the
@@ -361,7 +371,7 @@ def read_questions() -> dict[str, str]:
 
     The program cannot know the answers, so a user states them.
     """
-    lines = [line.split(" | ") for line in say_lines("questions")]
+    lines = [line.split(" | ") for line in render_lines("questions")]
     return {key: name.strip() for key, name in lines}
 
 
@@ -375,14 +385,14 @@ class Measure:
     meaning: str
 
 
-def measures(tables: Evaluation) -> tuple[list[Measure], str]:
+def measures(tables: EvaluationTables) -> tuple[list[Measure], str]:
     """Return the numbers of scores.json that have a value or a reason, and a note on intervals.
 
     If several numbers have no interval for the same reason, the note states this reason. Otherwise
     it is empty.
     """
     outcome = tables.candidates["outcome"]
-    lines = say_lines(
+    lines = render_lines(
         "measures",
         tables=tables,
         n_true=int((outcome == "true_positive").sum()),
@@ -423,13 +433,13 @@ def comparison_table(scores: Scores, *, for_page: bool = False) -> list[list[str
     The differences are those of the first program minus the second. The table is empty for a single
     program. `for_page`: use the words of the page, and add the notes as rows of one cell.
     """
-    lines = say_lines("comparison", scores=scores, for_page=for_page)
+    lines = render_lines("comparison", scores=scores, for_page=for_page)
     return [[cell.strip() for cell in line.split("|")] for line in lines]
 
 
 def comparison_notes(scores: Scores) -> list[str]:
     """Return why differences or intervals are undefined, and the result for the margin."""
-    return say_lines("comparison_notes", scores=scores, for_page=False)
+    return render_lines("comparison_notes", scores=scores, for_page=False)
 
 
 def _find_shared(reasons: Iterable[str | None]) -> str:

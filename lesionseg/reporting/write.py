@@ -21,22 +21,34 @@ from lesionseg.reporting import charts
 from lesionseg.reporting.charts import Chart
 from lesionseg.reporting.content import Pictures, ReportContent
 from lesionseg.reporting.evaluation_tables import (
-    Evaluation,
+    EvaluationTables,
     read_evaluation,
     write_pseudonyms,
 )
-from lesionseg.reporting.films import Film, choose_films, draw_film, label_keys
 from lesionseg.reporting.identity import read_identity
-from lesionseg.reporting.images import Scene, Sources
+from lesionseg.reporting.images import CaseFolders, Scene
 from lesionseg.reporting.pdf import write_pdf
 from lesionseg.reporting.pictures import Card
-from lesionseg.reporting.rendering import render, say, say_lines, split_lines, write_page
+from lesionseg.reporting.rendering import (
+    render,
+    render_lines,
+    render_sentence,
+    split_lines,
+    write_page,
+)
 from lesionseg.reporting.viewer import remove_viewer_pages, write_viewer
+from lesionseg.reporting.whole_images import (
+    WholeImage,
+    choose_whole_images,
+    draw_whole_image,
+    label_keys,
+)
 from lesionseg.reporting.words import (
     basis,
     comparison_table,
     false_positive_words,
     headline,
+    key_figures,
     limit_words,
     limitations,
     measures,
@@ -45,18 +57,17 @@ from lesionseg.reporting.words import (
     size_words,
     study_lines,
     tags,
-    tiles,
     why_missed,
 )
 
 log = logging.getLogger(__name__)
-MOST_MISSED = 60  # pictures of missed lesions
-MOST_FALSE = 30  # pictures of false positives
-MOST_FOUND = 12  # pictures of found lesions
+MAX_MISSED = 60  # pictures of missed lesions
+MAX_FALSE = 30  # pictures of false positives
+MAX_FOUND = 12  # pictures of found lesions
 UNNAMED = ("this program", "other program")  # if their scores do not state names
 N_ON_TOP = 3  # pictures of lesions on the first screen
-MOST_PRINTED = 200  # scans in the table of the PDF, because a longer table takes minutes
-MOST_ON_SLIDER = 100_000  # with more lesions and false positives, the page has no slider
+MAX_PRINTED = 200  # scans in the table of the PDF, because a longer table takes minutes
+MAX_ON_SLIDER = 100_000  # with more lesions and false positives, the page has no slider
 Progress = Callable[[str, int, int], None]
 Kind = Literal["top", "missed", "false_positive", "found"]
 # for each mask of a scene: the class of its outline in style.css, and its description
@@ -105,11 +116,11 @@ def write_report(
         The path of the page.
 
     Raises:
-        ReadError: if a file is missing or unreadable.
-        DatasetError: if the images or the references have no case that can be used.
-        ContentError: if a table cannot be read, or the tables do not belong together.
-        ConfigError: if the study file has an unknown key, or if the viewer lacks NiiVue.
-        OutputError: if a file cannot be written.
+        ReadError: If a file is missing or unreadable.
+        DatasetError: If the images or the references have no case that can be used.
+        ContentError: If a table cannot be read, or the tables do not belong together.
+        ConfigError: If the study file has an unknown key, or if the viewer lacks NiiVue.
+        OutputError: If a file cannot be written.
     """
     options = options or ReportSection.of()
     models = _read_models(scores_dir, compare, identifiers=options.identifiers)
@@ -118,9 +129,9 @@ def write_report(
     adjudication = output / "adjudicate.csv"
     if adjudication.is_file():
         _read_answered(adjudication)  # a wrong table is an error before any file changes
-    sources = None
+    folders = None
     if images is not None:
-        sources = Sources(
+        folders = CaseFolders(
             images,
             reference,
             prediction or _find_predictions(scores_dir),
@@ -129,17 +140,17 @@ def write_report(
     viewer = output / "viewer"
     remove_viewer_pages(viewer)
     pictures = Pictures()
-    if sources is not None:
-        pictures = _draw_pictures(tables, sources, viewer if options.viewer else None, progress)
+    if folders is not None:
+        pictures = _draw_pictures(tables, folders, viewer if options.viewer else None, progress)
     content = _collect_content(models, study, pictures, history=scores_dir / "metrics.csv")
     output.mkdir(parents=True, exist_ok=True)
     # files of an earlier page with other settings or cases would contradict this page
     (output / "report.pdf").unlink(missing_ok=True)
-    write_page(output / "report.html", "report.html.j2", report=content, most_rows=None)
+    write_page(output / "report.html", "report.html.j2", report=content, max_rows=None)
     write_adjudication(adjudication, tables)
     write_pseudonyms(output, tables.names)
     if options.pdf:
-        printed = render("report.html.j2", report=content, most_rows=MOST_PRINTED)
+        printed = render("report.html.j2", report=content, max_rows=MAX_PRINTED)
         write_pdf(output / "report.pdf", printed)
     return output / "report.html"
 
@@ -157,28 +168,29 @@ def _find_predictions(scores_dir: Path) -> Path | None:
 
 def _read_models(
     scores_dir: Path, compare: Path | None, *, identifiers: bool
-) -> list[tuple[str, Evaluation]]:
-    """Read the evaluation, and that of another model if there is one. Return names and tables.
+) -> list[tuple[str, EvaluationTables]]:
+    """Return the name and the tables of the evaluated model, and of a second one if there is one.
 
-    The other model is that of `compare`, or the one that `evaluate` compared in the same folder.
+    The second model is the one evaluated in `compare`. Without it, it is the model that `evaluate`
+    compared with the first one.
 
     Raises:
-        ContentError: if the other model was evaluated on other cases.
+        ContentError: If the other model was evaluated on other cases.
     """
     tables = read_evaluation(scores_dir, identifiers=identifiers)
     second = scores_dir / SECOND_MODEL
     if compare is None and (second / "scores.json").is_file():
         compare = second
     elif compare is not None and compare.resolve() != second.resolve():
-        # the differences in these scores are those to `second`
+        # the differences in these scores compare with the model in `second`, not in `compare`
         tables = replace(tables, scores=replace(tables.scores, comparison={}, programs=()))
     if compare is None:
         return [("", tables)]
     names = [program.name for program in tables.scores.programs] or UNNAMED
     other = read_evaluation(compare, identifiers=identifiers)
-    one_has = {*tables.real_names, *tables.scores.failed_cases}
-    other_has = {*other.real_names, *other.scores.failed_cases}
-    if set(tables.real_names) - other_has or set(other.real_names) - one_has:
+    cases_of_first = {*tables.real_names, *tables.scores.failed_cases}
+    cases_of_second = {*other.real_names, *other.scores.failed_cases}
+    if set(tables.real_names) - cases_of_second or set(other.real_names) - cases_of_first:
         raise ContentError(
             f"{compare}: this is an evaluation of other cases. Evaluate both models on the "
             "same cases."
@@ -187,7 +199,7 @@ def _read_models(
 
 
 def _collect_content(
-    models: Sequence[tuple[str, Evaluation]],
+    models: Sequence[tuple[str, EvaluationTables]],
     study: Mapping[str, str],
     pictures: Pictures,
     *,
@@ -211,16 +223,16 @@ def _collect_content(
         title=page_title(tables, study, identity),
         identity=identity,
         tags=tags(tables),
-        role=f"{say('role_words', role=scores.evaluated_on)} · " if is_unseen else "",
+        role=f"{render_sentence('role_words', role=scores.evaluated_on)} · " if is_unseen else "",
         headline=headline(tables),
-        tiles=tiles(tables),
+        key_figures=key_figures(tables),
         basis=basis(tables),
         charts=charts,
         pictures=pictures,
         n_found=len(tables.found),
         n_missed=len(tables.missed),
         n_false_positive=scores.count("n_false_positive"),
-        false_positive_rule=say("false_positive_rule", scores=scores),
+        false_positive_rule=render_sentence("false_positive_rule", scores=scores),
         limitations=limitations(tables, study),
         more_charts=more_charts,
         slider=slider_data(tables),
@@ -235,7 +247,7 @@ def _collect_content(
 
 
 def _draw_charts(
-    models: Sequence[tuple[str, Evaluation]], history: Path
+    models: Sequence[tuple[str, EvaluationTables]], history: Path
 ) -> tuple[list[Chart], list[Chart]]:
     """Draw the charts of the first screen, and all further charts.
 
@@ -264,8 +276,8 @@ def read_study(path: Path | None) -> dict[str, str]:
     Empty answers are left out. The items of a list are joined by semicolons.
 
     Raises:
-        ReadError: if the file cannot be read.
-        ConfigError: if a key is unknown. The message names the nearest one.
+        ReadError: If the file cannot be read.
+        ConfigError: If a key is unknown. The message names the nearest one.
     """
     answers = {} if path is None else read_yaml(path)
     for key in answers:
@@ -279,28 +291,28 @@ def read_study(path: Path | None) -> dict[str, str]:
     return texts
 
 
-def page_title(tables: Evaluation, study: Mapping[str, str], identity: Provenance) -> str:
+def page_title(tables: EvaluationTables, study: Mapping[str, str], identity: Provenance) -> str:
     """Return the title in study.yaml, or one made of the dataset, the role and the date."""
     if title := study.get("title"):
         return title
-    return say("page_title", role=tables.scores.evaluated_on, identity=identity)
+    return render_sentence("page_title", role=tables.scores.evaluated_on, identity=identity)
 
 
 def about_lines(
-    tables: Evaluation, study: Mapping[str, str], identity: Provenance
+    tables: EvaluationTables, study: Mapping[str, str], identity: Provenance
 ) -> list[tuple[str, str]]:
     """Return the lines about the test: program, scans, rules, and the answers of study.yaml."""
     lines = [
-        *split_lines(say_lines("identity_rows", identity=identity)),
-        *split_lines(say_lines("about_scans", tables=tables)),
-        ("Counts as found", say("rule_words", scores=tables.scores)),
+        *split_lines(render_lines("identity_rows", identity=identity)),
+        *split_lines(render_lines("about_scans", tables=tables)),
+        ("Counts as found", render_sentence("rule_words", scores=tables.scores)),
     ]
     if limit := limit_words(tables):
         lines.append(("Limit", limit))
     return [*lines, *study_lines(tables, study)]
 
 
-def case_rows(tables: Evaluation) -> list[dict[str, Any]]:
+def case_rows(tables: EvaluationTables) -> list[dict[str, Any]]:
     """Return one row per scan, by column. The scans of a patient follow each other.
 
     Columns without any value are left out, and so are warnings and markings outside the zones or
@@ -326,7 +338,7 @@ def case_rows(tables: Evaluation) -> list[dict[str, Any]]:
             kept.pop(name)
     cases = cases.astype(object)
     cases.loc[~tables.is_predicted, ["n_detected", "dice"]] = ["no result", None]
-    if tables.patients_stated:
+    if tables.has_patients:
         # patients keep the order in which they first appear
         place_of = {group: place for place, group in enumerate(cases["group"].unique())}
         cases = cases.sort_values("group", key=lambda group: group.map(place_of), kind="stable")
@@ -335,7 +347,7 @@ def case_rows(tables: Evaluation) -> list[dict[str, Any]]:
     return cases[list(kept)].rename(columns=kept).to_dict("records")
 
 
-def label_rows(tables: Evaluation) -> list[dict[str, Any]]:
+def label_rows(tables: EvaluationTables) -> list[dict[str, Any]]:
     """Return one row per label or region; empty if there is only one."""
     scores = tables.scores
     if len(scores.labels) < 2:
@@ -361,20 +373,20 @@ def label_rows(tables: Evaluation) -> list[dict[str, Any]]:
     ]
 
 
-def slider_data(tables: Evaluation) -> dict[str, Any] | None:
+def slider_data(tables: EvaluationTables) -> dict[str, Any] | None:
     """Return the data of the threshold slider, which `templates/slider.js` reads by these keys.
 
     `lesions` has a row per lesion: highest threshold that finds it (None for none), size, case,
     number. `false` has the scores of false positives, the highest first. Return None without a
-    threshold, and if the number of lesions and false positives is 0 or above `MOST_ON_SLIDER`.
+    threshold, and if the number of lesions and false positives is 0 or above `MAX_ON_SLIDER`.
     """
     n_points = len(tables.lesions) + len(tables.false_score)
-    if tables.threshold is None or not 0 < n_points <= MOST_ON_SLIDER:
+    if tables.threshold is None or not 0 < n_points <= MAX_ON_SLIDER:
         return None
     found = tables.lesions[["detected_at", tables.size_column, "case", "lesion"]].astype(object)
     rows = found.where(found.notna(), None).to_numpy().tolist()  # JSON has no NaN
     sizes = [
-        [part.least, part.below, size_class_words(part, tables.scores.size_unit)]
+        [part.minimum, part.below, size_class_words(part, tables.scores.size_unit)]
         for part in tables.size_classes
     ]
     return {
@@ -386,7 +398,7 @@ def slider_data(tables: Evaluation) -> dict[str, Any] | None:
     }
 
 
-def write_adjudication(path: Path, tables: Evaluation) -> int:
+def write_adjudication(path: Path, tables: EvaluationTables) -> int:
     """Write one row per false positive, by descending score. Return their number.
 
     Cases have their real names. Rows that a reader has filled in are kept, even if a spreadsheet
@@ -394,7 +406,7 @@ def write_adjudication(path: Path, tables: Evaluation) -> int:
     more. Without rows, the file is removed.
 
     Raises:
-        ContentError: if the existing file is not such a table.
+        ContentError: If the existing file is not such a table.
     """
     false = tables.false_positives.sort_values("score", ascending=False, na_position="last").copy()
     false["case"] = false["case"].map(lambda name: tables.names.get(name, name))
@@ -426,7 +438,7 @@ def _read_answered(path: Path) -> dict[Key, list[dict[Any, Any]]]:
     The columns `reader` and `comment` may be missing.
 
     Raises:
-        ContentError: if a column is missing or a number cannot be read.
+        ContentError: If a column is missing or a number cannot be read.
     """
     answered: dict[Key, list[dict[Any, Any]]] = defaultdict(list)
     try:
@@ -453,7 +465,7 @@ class _Wanted:
 
 
 def _draw_pictures(
-    tables: Evaluation, sources: Sources, viewer: Path | None, progress: Progress | None
+    tables: EvaluationTables, folders: CaseFolders, viewer: Path | None, progress: Progress | None
 ) -> Pictures:
     """Draw the pictures of lesions and false positives.
 
@@ -461,31 +473,31 @@ def _draw_pictures(
     be read has no picture. With `viewer`, a page of each case with a picture is written into this
     folder.
     """
-    on_film = choose_films(tables)  # cases whose whole image is shown
-    wanted = list(_choose_pictures(tables, with_top=not on_film))
+    shown_whole = choose_whole_images(tables)  # cases whose whole image is shown
+    wanted = list(_choose_pictures(tables, with_top=not shown_whole))
     unread: dict[str, str] = {}
     cards: dict[int, Card] = {}  # by index in `wanted`
-    films: dict[str, Film] = {}
+    whole_images: dict[str, WholeImage] = {}
     visible: set[str] = set()  # keys of `OUTLINES`
     indices_of: dict[str, list[int]] = defaultdict(list)
     for index, picture in enumerate(wanted):
         indices_of[str(picture.row["case"])].append(index)
     n_done = 0
-    n_wanted = len(wanted) + len(on_film)
-    cases = sorted({*indices_of, *on_film})
+    n_wanted = len(wanted) + len(shown_whole)
+    cases = sorted({*indices_of, *shown_whole})
     page_names = _name_pages(cases)
     for case in cases:
-        scene = _load_scene(sources, tables, case, unread)
+        scene = _load_scene(folders, tables, case, unread)
         if scene is not None:
             visible |= _find_visible_masks(scene)
             if viewer is not None:
                 write_viewer(viewer, page_names[case], case, scene, tables.threshold)
-            if case in on_film:
-                films[case] = draw_film(scene, case, tables)
+            if case in shown_whole:
+                whole_images[case] = draw_whole_image(scene, case, tables)
             for index in indices_of[case]:
                 cards[index] = _draw_card(scene, wanted[index], tables)
         # a case that cannot be read counts as done, so that the progress reaches its end
-        n_done += len(indices_of[case]) + (case in on_film)
+        n_done += len(indices_of[case]) + (case in shown_whole)
         if progress is not None:
             progress(case, n_done, n_wanted)
     if unread:
@@ -494,17 +506,17 @@ def _draw_pictures(
     of_kind: dict[Kind, list[Card]] = defaultdict(list)
     for index in sorted(cards):  # the order of the page, not that of the cases
         of_kind[wanted[index].kind].append(cards[index])
-    boxes_on_films = [box for film in films.values() for box in film.boxes]
-    letters = {box.label.letter for box in boxes_on_films if box.label}
+    boxes_on_images = [box for image in whole_images.values() for box in image.boxes]
+    letters = {box.label.letter for box in boxes_on_images if box.label}
     return Pictures(
         top=of_kind["top"],
         missed=of_kind["missed"],
         false_positives=of_kind["false_positive"],
         found=of_kind["found"],
         outlines=_outlines_of(visible),
-        films=[films[case] for case in on_film if case in films],
+        whole_images=[whole_images[case] for case in shown_whole if case in whole_images],
         labels=[key for key in label_keys(tables).values() if key.letter in letters],
-        film_outlines=_outlines_of({box.kind for box in boxes_on_films}),
+        box_outlines=_outlines_of({box.kind for box in boxes_on_images}),
     )
 
 
@@ -531,7 +543,7 @@ def _find_visible_masks(scene: Scene) -> set[str]:
     return {name for name, mask in masks.items() if mask is not None and mask.any()}
 
 
-def _choose_pictures(tables: Evaluation, *, with_top: bool) -> Iterator[_Wanted]:
+def _choose_pictures(tables: EvaluationTables, *, with_top: bool) -> Iterator[_Wanted]:
     """Yield the pictures to draw, in the order of the page, at most `MOST_…` of each kind.
 
     Found lesions are taken at equal steps from all found ones, by ascending size. The first screen
@@ -543,17 +555,17 @@ def _choose_pictures(tables: Evaluation, *, with_top: bool) -> Iterator[_Wanted]
     on_top = missed if len(missed) else found
     for _, row in on_top.head(N_ON_TOP if with_top else 0).iterrows():
         yield _Wanted("top", row, _lesion_words(row, tables))
-    for _, row in missed.head(MOST_MISSED).iterrows():
+    for _, row in missed.head(MAX_MISSED).iterrows():
         yield _Wanted("missed", row, _lesion_words(row, tables))
     for _, row in (
-        tables.false_positives.sort_values("score", ascending=False).head(MOST_FALSE).iterrows()
+        tables.false_positives.sort_values("score", ascending=False).head(MAX_FALSE).iterrows()
     ):
         yield _Wanted("false_positive", row, false_positive_words(row))
-    for _, row in found.iloc[:: max(1, ceil(len(found) / MOST_FOUND))].iterrows():
+    for _, row in found.iloc[:: max(1, ceil(len(found) / MAX_FOUND))].iterrows():
         yield _Wanted("found", row, _lesion_words(row, tables))
 
 
-def _lesion_words(row: pd.Series, tables: Evaluation) -> str:
+def _lesion_words(row: pd.Series, tables: EvaluationTables) -> str:
     """Return why a lesion was missed, or the rating of the marking that finds it."""
     if not row["detected"]:
         return why_missed(row, tables)
@@ -561,7 +573,7 @@ def _lesion_words(row: pd.Series, tables: Evaluation) -> str:
 
 
 def _load_scene(
-    sources: Sources, tables: Evaluation, case: str, unread: dict[str, str]
+    folders: CaseFolders, tables: EvaluationTables, case: str, unread: dict[str, str]
 ) -> Scene | None:
     """Read a case. Return None if it cannot be read, and add the reason to `unread`.
 
@@ -573,7 +585,7 @@ def _load_scene(
     below = frozenset(own[~is_accepted]["candidate"].astype(int))
     real_name = tables.names.get(case, case)  # `case` may be a pseudonym
     try:
-        scene = sources.load(real_name, accepted, below)
+        scene = folders.load(real_name, accepted, below)
     except LesionsegError as error:
         unread[real_name] = str(error)
         return None
@@ -592,14 +604,14 @@ def _has_candidates(prediction: Prediction, rows: pd.DataFrame) -> bool:
     boxes = {c.id: (*c.start_vox, *c.stop_vox) for c in prediction.candidates}
     axes = "zyx"[3 - prediction.geometry.dims :]
     columns = [f"{end}_{axis}_vox" for end in ("start", "stop") for axis in axes]
-    stated = zip(rows["candidate"].astype(int), rows[columns].to_numpy(float), strict=True)
+    numbered = zip(rows["candidate"].astype(int), rows[columns].to_numpy(float), strict=True)
     return all(
         number in boxes and np.allclose(boxes[number], box, atol=BOX_ROUNDING)
-        for number, box in stated
+        for number, box in numbered
     )
 
 
-def _draw_card(scene: Scene, wanted: _Wanted, tables: Evaluation) -> Card:
+def _draw_card(scene: Scene, wanted: _Wanted, tables: EvaluationTables) -> Card:
     """Draw a picture with its caption, in one plane for the first screen, otherwise in three.
 
     The size is preceded by the label if there are several, except on the first screen.

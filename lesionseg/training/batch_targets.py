@@ -90,8 +90,8 @@ def renumber(
         is_present[old] = 1
         places.append(inside)
         numbers.append(is_present.cumsum()[old])  # the new id by the old one
-    most = max((int(new.max(initial=0)) for new in numbers), default=0)
-    made = np.zeros(tuple(instances.shape), np.uint8 if most < 256 else np.int32)
+    maximum = max((int(new.max(initial=0)) for new in numbers), default=0)
+    made = np.zeros(tuple(instances.shape), np.uint8 if maximum < 256 else np.int32)
     for tile, inside, new in zip(made, places, numbers, strict=True):
         tile.reshape(-1)[inside] = new
     return torch.from_numpy(made).to(instances.device)

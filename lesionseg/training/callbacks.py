@@ -37,8 +37,8 @@ STRETCH = 20  # logged batches to average over: a single one has few lesions or 
 HARD_SHARE = 0.01  # share of the background voxels with the highest lesion probability
 # Warn if this hard background has a larger share of the gradient. If lesions and background are
 # balanced, the whole background has half of it. A much larger share comes from outliers.
-MOST_HARD_GRADIENT = 0.65
-LEAST_LESION_GRADIENT = 0.01  # warn if lesions have a smaller share of the gradient
+MAX_HARD_GRADIENT = 0.65
+MIN_LESION_GRADIENT = 0.01  # warn if lesions have a smaller share of the gradient
 # Warn if the mean probability in lesions is below FOUND_FROM after this share of the budget.
 FOUND_FROM = 0.02
 FOUND_AFTER = 0.25
@@ -235,7 +235,7 @@ def _read_history(path: Path, n_steps: int) -> pd.DataFrame | None:
         return None
 
 
-class Progress(pl.Callback):
+class ProgressCallback(pl.Callback):
     """A callback that shows one progress bar for the training, with step and smoothed loss.
 
     `bar` opens the bar and yields a function of (text, done, total). Here `done` is the spent share
@@ -275,7 +275,7 @@ class Progress(pl.Callback):
         self._open.close()
 
 
-class SpawnedLog(pl.Callback):
+class WorkerLogHandler(pl.Callback):
     """A callback that sets up logging in processes that Lightning spawns, which have none.
 
     The first process writes to the handler that `open_handler` returns, and warnings also to the
@@ -373,7 +373,7 @@ class FocalStatistics(pl.Callback):
         self._rows.append(latest)
         if not trainer.is_global_zero or len(self._rows) < STRETCH:
             return
-        warnings = _find_faults(pd.DataFrame(list(self._rows)).mean().to_dict(), module.progress)
+        warnings = _find_problems(pd.DataFrame(list(self._rows)).mean().to_dict(), module.progress)
         for name in warnings.keys() - self._warned:
             self._warned.add(name)
             log.warning("Step %d: %s", trainer.global_step, warnings[name])
@@ -390,14 +390,14 @@ def _sum_of_hardest(size: Tensor, p: Tensor, background: Tensor) -> Tensor:
     All have the same shape. The sum is over at least one voxel, and is 0 if there is no background.
     """
     n_hardest = (HARD_SHARE * background.sum()).round().clamp_min(1)
-    most = max(1, round(HARD_SHARE * p.numel()))  # the host knows only this limit of `n_hardest`
-    hardest = p.masked_fill(~background, -1.0).flatten().topk(min(most, p.numel()))
+    maximum = max(1, round(HARD_SHARE * p.numel()))  # the host knows only this limit of `n_hardest`
+    hardest = p.masked_fill(~background, -1.0).flatten().topk(min(maximum, p.numel()))
     is_counted = torch.arange(len(hardest.values), device=p.device) < n_hardest
     is_counted &= hardest.values >= 0  # fewer voxels than that are background
     return _sum_within(size.flatten()[hardest.indices], is_counted)
 
 
-def _find_faults(means: Mapping[str, float], progress: float) -> dict[str, str]:
+def _find_problems(means: Mapping[str, float], progress: float) -> dict[str, str]:
     """Return a warning for each fault that the mean statistics show, by the fault's name.
 
     `progress` is the share of the budget that is spent. A missing statistic shows no fault.
@@ -407,14 +407,14 @@ def _find_faults(means: Mapping[str, float], progress: float) -> dict[str, str]:
     lesion = means.get(LESION_NAME, np.nan)
     p = means.get(P_NAME, np.nan)
     warnings: dict[str, str] = {}
-    if hard > MOST_HARD_GRADIENT:
+    if hard > MAX_HARD_GRADIENT:
         warnings["hard"] = (
             f"The hardest 1 % of background has {hard:.0%} of the gradient. The reference may "
             "lack lesions, or γ is too high. Check the reference, or lower loss.gamma "
             "(detection.gamma for anchors)."
         )
     has_seen_lesions = p >= 0  # False for NaN: without lesions, their share of 0 is no fault
-    if lesion < LEAST_LESION_GRADIENT and has_seen_lesions:
+    if lesion < MIN_LESION_GRADIENT and has_seen_lesions:
         warnings["few"] = (
             f"Lesions have only {lesion:.1%} of the gradient. Raise loss.alpha "
             "(detection.alpha for anchors), or use more tiles with lesions "

@@ -15,13 +15,13 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint to the CPU: tensors and plain values only. No pickled code is run.
 
     Args:
-        path: the file.
+        path: The file.
 
     Returns:
         The content of the file.
 
     Raises:
-        TrainingError: if the file is missing or damaged, or is not a checkpoint of a training.
+        TrainingError: If the file is missing or damaged, or is not a checkpoint of a training.
     """
     try:
         checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)

@@ -31,7 +31,7 @@ def should_compile(settings: TrainerConfig, device: str) -> bool:
     as infinite. If the compiler is then missing, the log says so, and the result is False.
 
     Args:
-        settings: the settings with a budget (`resolve_budget`).
+        settings: The settings with a budget (`resolve_budget`).
         device: `cuda` or `cpu`.
     """
     if settings.compile != "auto":
@@ -58,11 +58,11 @@ def compile_network_and_loss(
     because each step has another number of positive anchors.
 
     Args:
-        network: the network on its device.
-        objective: the objective. With None, its loss is not compiled. This is for several
+        network: The network on its device.
+        objective: The objective. With None, its loss is not compiled. This is for several
             processes, whose losses exchange sums.
-        plan: the plan of the network.
-        backend: the backend of torch.compile.
+        plan: The plan of the network.
+        backend: The backend of torch.compile.
     """
     if next(network.parameters()).is_cuda:
         # convolutions are faster in it, and unlike the norms of torch, the compiled ones keep it
@@ -80,9 +80,9 @@ def keep_compiled_if_possible(
     """Try a compiled step. If it fails, log the reason, and undo `compile_network_and_loss`.
 
     Args:
-        network: the network to train. Its weights and buffers do not change; gradients are removed.
-        objective: the objective of the training, whose loss may be compiled with the network.
-        autocast: returns the context in which a training step runs.
+        network: The network to train. Its weights and buffers do not change; gradients are removed.
+        objective: The objective of the training, whose loss may be compiled with the network.
+        autocast: Returns the context in which a training step runs.
     """
     state = deepcopy(network.state_dict())
     try:

@@ -25,7 +25,7 @@ from torch import nn
 from torch.multiprocessing.spawn import ProcessRaisedException
 from torch.utils.data import Dataset
 
-from lesionseg.config import SamplingConfig, Spec, TrainerConfig, build, check_arguments
+from lesionseg.config import SamplingConfig, Spec, TrainerConfig, build_object, check_arguments
 from lesionseg.errors import ConfigError, TrainingError, count, find_error
 from lesionseg.host_memory import reuse_memory
 from lesionseg.models.build import autocast_dtype
@@ -109,22 +109,22 @@ def fit(
     Errors of reading tiles and of `validate` are passed on, except a lack of memory.
 
     Args:
-        module: the network, its objective, plan, budget and optimiser.
-        tiles: see `read_batches`.
-        run_dir: receives checkpoints and metrics.csv.
-        validate: returns scores by name for the network in eval mode.
+        module: The network, its objective, plan, budget and optimiser.
+        tiles: See `read_batches`.
+        run_dir: Receives checkpoints and metrics.csv.
+        validate: Returns scores by name for the network in eval mode.
         callbacks: Lightning callbacks, or their classes and arguments, which are built if the
             training is not finished.
-        loggers: classes and arguments of Lightning loggers.
+        loggers: Classes and arguments of Lightning loggers.
 
     Returns:
         The network, and the numbers of steps and minutes.
 
     Raises:
-        TrainingError: if a checkpoint cannot be read or does not fit the network, if an interrupted
+        TrainingError: If a checkpoint cannot be read or does not fit the network, if an interrupted
             training cannot continue on these devices, or if the gradient of ten steps in a row is
             not finite.
-        ConfigError: if memory runs out in a step or in a validation, or if Lightning refuses the
+        ConfigError: If memory runs out in a step or in a validation, or if Lightning refuses the
             settings or lacks a package.
     """
     last = run_dir / CHECKPOINTS / LAST
@@ -174,10 +174,10 @@ def _require_same_steps(before: Mapping[str, Any], module: LesionModule, last: P
     training has the default budget of another device.
 
     Args:
-        before: the content of the checkpoint, empty for a new training. What it does not state, as
+        before: The content of the checkpoint, empty for a new training. What it does not state, as
             in version 1.0, does not differ.
-        module: the module of this start.
-        last: the file of the checkpoint, for messages.
+        module: The module of this start.
+        last: The file of the checkpoint, for messages.
     """
     n_tiles = count_tiles_per_step(module.settings, module.plan)
     n_before = before.get("tiles_per_step", n_tiles)
@@ -274,7 +274,7 @@ def _end_processes(trainer: pl.Trainer) -> None:
 def _load_kept_weights(module: LesionModule, folder: Path, after: dict[str, Any]) -> None:
     """Load the weights in `best.ckpt` or, if no validation wrote this file, those of the last step.
 
-    `after` is the content of the last checkpoint in `folder`. Raises `TrainingError` if the weights
+    `after` is the content of the last checkpoint in `folder`. Raise `TrainingError` if the weights
     cannot be read or do not fit the network.
     """
     path = folder / BEST
@@ -315,26 +315,26 @@ def make_trainer(
     An existing metrics.csv in `run_dir` keeps the rows of the first `n_steps` steps.
 
     Args:
-        module: the module to train.
-        run_dir: receives checkpoints and metrics.csv.
-        n_steps: the number of steps that a resumed training has already taken.
-        callbacks: see `fit`.
-        loggers: see `fit`.
-        validate: see `fit`; None trains without validations.
+        module: The module to train.
+        run_dir: Receives checkpoints and metrics.csv.
+        n_steps: The number of steps that a resumed training has already taken.
+        callbacks: See `fit`.
+        loggers: See `fit`.
+        validate: See `fit`; None trains without validations.
 
     Raises:
-        ConfigError: if Lightning refuses the settings, or a callback or logger cannot be built.
+        ConfigError: If Lightning refuses the settings, or a callback or logger cannot be built.
     """
     settings = module.settings
     ours: list[pl.Callback] = [FocalStatistics()]
-    ours += [build(it, "callbacks") if isinstance(it, Mapping) else it for it in callbacks]
+    ours += [build_object(it, "callbacks") if isinstance(it, Mapping) else it for it in callbacks]
     if validate is not None:
         every = settings.validate_every_minutes
         minutes = float(every) if isinstance(every, int | float) else None
         ours.append(VolumeValidation(validate, minutes, run_dir / CHECKPOINTS))
     # after the validation, so that the checkpoint contains its result
     ours.append(LastCheckpoint(run_dir / CHECKPOINTS, CHECKPOINT_EVERY))
-    built = [build(_with_save_dir(spec, run_dir), "logger") for spec in loggers]
+    built = [build_object(_with_save_dir(spec, run_dir), "logger") for spec in loggers]
     return _construct_trainer(settings, run_dir, ours, [History(run_dir, n_steps), *built])
 
 

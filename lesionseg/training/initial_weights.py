@@ -8,7 +8,7 @@ from torch import nn
 
 from lesionseg.inference.bundle import bundle_digest, read_own_bundle
 from lesionseg.models.nnunet_checkpoint import is_checkpoint, read_nnunet_checkpoint
-from lesionseg.models.weights import give_all_heads, take_tensors, take_weights
+from lesionseg.models.weights import give_all_heads, transfer_tensors, transfer_weights
 from lesionseg.plan.plan import Plan
 
 log = logging.getLogger(__name__)
@@ -22,19 +22,19 @@ def start_from(bundle: str, network: nn.Module, plan: Plan) -> None:
     (`adapt_channels`). Channels of a checkpoint without names are taken by position.
 
     Args:
-        bundle: path of a bundle, a run or a checkpoint of nnU-Net or nnssl.
-        network: receives the weights, in place.
-        plan: the plan of `network`.
+        bundle: Path of a bundle, a run or a checkpoint of nnU-Net or nnssl.
+        network: Receives the weights, in place.
+        plan: The plan of `network`.
 
     Raises:
-        BundleError: if the bundle or checkpoint cannot be used.
+        BundleError: If the bundle or checkpoint cannot be used.
     """
     path = Path(bundle)
     if is_checkpoint(bundle):
         source = f"checkpoint {path.name}"
         heads = give_all_heads("the meaning of the checkpoint's outputs is not known")
         checkpoint = read_nnunet_checkpoint(path)
-        transfer = take_tensors(
+        transfer = transfer_tensors(
             network,
             checkpoint.weights,
             heads,
@@ -51,11 +51,11 @@ def start_from(bundle: str, network: nn.Module, plan: Plan) -> None:
         n_members = len(before.networks)
         if n_members > 1:
             log.info("The bundle is an ensemble of %d; its first network is taken.", n_members)
-        transfer = take_weights(network, plan, before.networks[0], before.plan)
-    n_taken = len(transfer.taken)
-    n_tensors = n_taken + len(transfer.fresh)
-    log.info("Weights of %s: %d of %d tensors taken.", source, n_taken, n_tensors)
-    _log_parts("Taken", transfer.taken)
+        transfer = transfer_weights(network, plan, before.networks[0], before.plan)
+    n_copied = len(transfer.copied)
+    n_tensors = n_copied + len(transfer.fresh)
+    log.info("Weights of %s: %d of %d tensors taken.", source, n_copied, n_tensors)
+    _log_parts("Taken", transfer.copied)
     if transfer.adapted:
         log.info("Of these, %s.", transfer.adapted)
     _log_parts("Newly initialised", transfer.fresh)

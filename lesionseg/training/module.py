@@ -35,9 +35,9 @@ LONG_MINUTES = 30.0  # a longer training is validated several times to choose th
 N_VALIDATIONS = 6  # of such a training
 VALIDATION_MINUTES = 20.0  # between validations if the settings state no limit, on a GPU
 TILES_OF_LR = {3: 2, 2: 4}  # tiles per step to which `optim.lr` applies, by number of axes
-SGD_RATE = 0.01  # of nnU-Net
-ADAMW_RATE = 0.003  # of all networks except detectors in 2-D
-DETECTOR_2D_RATE = 0.001  # benchmarks/notes/detectors.md#learning-rate-of-detectors-on-radiographs
+SGD_LR = 0.01  # of nnU-Net
+ADAMW_LR = 0.003  # of all networks except detectors in 2-D
+DETECTOR_2D_LR = 0.001  # benchmarks/notes/detectors.md#learning-rate-of-detectors-on-radiographs
 WARMUP = 0.05  # share of a training with AdamW; SGD begins at its full rate
 WARMUP_FLOOR = 0.01  # a first step with rate 0 would have no effect
 POLY_POWER = 0.9  # Chen et al. 2017 (DeepLab); nnU-Net's schedule
@@ -206,8 +206,8 @@ class LesionModule(pl.LightningModule):
             means = torch.stack([row.to(device) for row in self.recent]).nanmean(0)
             is_distributed = self.trainer.world_size > 1
             self.log_dict(dict(zip(terms, means, strict=True)), sync_dist=is_distributed)
-            rate = self.optimizers().param_groups[-1]["lr"]  # type: ignore[union-attr]
-            self.log_dict({"lr": rate, "minutes": self.minutes, "skipped": float(self.skipped)})
+            lr = self.optimizers().param_groups[-1]["lr"]  # type: ignore[union-attr]
+            self.log_dict({"lr": lr, "minutes": self.minutes, "skipped": float(self.skipped)})
 
     def _normaliser(self, counts: Tensor, batch_idx: int) -> Tensor:
         """Update the moving average with the `counts` of a batch, and return its normalisers.
@@ -304,11 +304,11 @@ class LesionModule(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         """Return the optimiser, and the schedule that follows `progress`. Log the highest rate."""
         n_tiles = self.tiles_per_step
-        highest = highest_rate(self.optim, self.plan, n_tiles)
+        highest = peak_lr(self.optim, self.plan, n_tiles)
         log.info("Learning rate %.2g for %d tiles per step.", highest, n_tiles)
         optimiser = make_optimiser(self.network, self.optim, highest, fused=self._fused)
         schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimiser, lambda _: share_of_rate(self.progress, self.optim)
+            optimiser, lambda _: lr_factor(self.progress, self.optim)
         )
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -346,11 +346,11 @@ class LesionModule(pl.LightningModule):
 
 
 def make_optimiser(
-    network: nn.Module, settings: OptimConfig, rate: float, *, fused: bool | None = True
+    network: nn.Module, settings: OptimConfig, lr: float, *, fused: bool | None = True
 ) -> torch.optim.Optimizer:
     """Return AdamW, or SGD with nnU-Net's Nesterov momentum, for the trainable weights.
 
-    `rate` is the result of `highest_rate`. The rate of all weights except those of heads is
+    `lr` is the result of `peak_lr`. The rate of all weights except those of heads is
     multiplied by `backbone_lr_scale`. Weight decay applies only to kernels, because it would not
     regularise a norm's scale or the prior bias of a head. With `fused=None`, torch chooses an
     optimiser that is not fused.
@@ -358,23 +358,23 @@ def make_optimiser(
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, weight in network.named_parameters():
         if weight.requires_grad:
-            has_full_rate = settings.backbone_lr_scale == 1 or is_head(name)
+            has_full_lr = settings.backbone_lr_scale == 1 or is_head(name)
             has_no_decay = weight.ndim < 2  # a bias, or the scale of a norm
-            groups.setdefault((has_full_rate, has_no_decay), []).append(weight)
+            groups.setdefault((has_full_lr, has_no_decay), []).append(weight)
     # False sorts before True: the last group has the full rate, which is logged as `lr`
     parts = [
         {
-            "params": groups[has_full_rate, has_no_decay],
+            "params": groups[has_full_lr, has_no_decay],
             "weight_decay": 0.0 if has_no_decay else settings.weight_decay,
-            "lr": rate * (1.0 if has_full_rate else settings.backbone_lr_scale),
+            "lr": lr * (1.0 if has_full_lr else settings.backbone_lr_scale),
         }
-        for has_full_rate, has_no_decay in sorted(groups)
+        for has_full_lr, has_no_decay in sorted(groups)
     ]
     if settings.name == "adamw":
         # Focal loss shrinks its own gradient as the network learns. With torch's default of 0.999,
         # AdamW divides by the large first gradients for about 1000 steps and hardly moves.
-        return torch.optim.AdamW(parts, lr=rate, betas=(0.9, 0.95), fused=fused)
-    sgd = torch.optim.SGD(parts, lr=rate, momentum=0.99, nesterov=True, fused=fused)
+        return torch.optim.AdamW(parts, lr=lr, betas=(0.9, 0.95), fused=fused)
+    sgd = torch.optim.SGD(parts, lr=lr, momentum=0.99, nesterov=True, fused=fused)
     # torch fills the buffer in the first step, but not if the gradient of that step is not finite
     for group in sgd.param_groups:
         for weight in group["params"]:
@@ -426,7 +426,7 @@ def budget_text(settings: TrainerConfig) -> str:
     return " or ".join(f"{n:g} {unit}{'' if n == 1 else 's'}" for n, unit in limits if n)
 
 
-def highest_rate(settings: OptimConfig, plan: Plan, n_tiles: int) -> float:
+def peak_lr(settings: OptimConfig, plan: Plan, n_tiles: int) -> float:
     """Return the highest learning rate of a training whose steps have `n_tiles` tiles.
 
     The rate is proportional to the number of tiles for SGD (Goyal et al. 2017, arXiv 1706.02677),
@@ -434,19 +434,19 @@ def highest_rate(settings: OptimConfig, plan: Plan, n_tiles: int) -> float:
     2 tiles in 3-D and 4 in 2-D; `auto` is lower for detectors in 2-D. `n_tiles` includes all
     processes and accumulated batches.
     """
-    rate = _default_rate(settings, plan) if settings.lr == "auto" else settings.lr
+    lr = _default_lr(settings, plan) if settings.lr == "auto" else settings.lr
     times = n_tiles / TILES_OF_LR[plan.dims]
-    return rate * (times if settings.name == "sgd" else sqrt(times))
+    return lr * (times if settings.name == "sgd" else sqrt(times))
 
 
-def _default_rate(settings: OptimConfig, plan: Plan) -> float:
+def _default_lr(settings: OptimConfig, plan: Plan) -> float:
     """Return the rate of `optim.lr=auto`, before it is scaled with the tiles of a step."""
     if settings.name == "sgd":
-        return SGD_RATE
-    return DETECTOR_2D_RATE if plan.has_boxes and plan.dims == 2 else ADAMW_RATE
+        return SGD_LR
+    return DETECTOR_2D_LR if plan.has_boxes and plan.dims == 2 else ADAMW_LR
 
 
-def share_of_rate(progress: float, settings: OptimConfig) -> float:
+def lr_factor(progress: float, settings: OptimConfig) -> float:
     """Return the share of the highest learning rate at `progress` in [0, 1].
 
     AdamW: linear warm-up from a hundredth, then cosine `(1 + cos πq) / 2` (Loshchilov and Hutter

@@ -122,7 +122,7 @@ class Objective:
         if not self.strides:
             return Targets(anchors, ())
         finest = LevelTargets.of(batch, self.plan.labels.channel_labels)
-        reduce = take_middle_voxels if self.plan.architecture.layout == "nnunet" else coarsen
+        reduce = select_middle_voxels if self.plan.architecture.layout == "nnunet" else coarsen
         return Targets(anchors, tuple(reduce(finest, stride) for stride in self.strides))
 
     def terms(self, output: Any, targets: Targets, normalisers: Tensor) -> Terms:
@@ -213,7 +213,7 @@ def make_objective(
     """Return the objective of the plan's network.
 
     `loss` is the loss of voxels or its settings, `detection` the settings of the loss of anchors.
-    Raises `ConfigError` if the loss cannot be built, or if it is for another activation than the
+    Raise `ConfigError` if the loss cannot be built, or if it is for another activation than the
     network: independent labels (sigmoid) or exclusive ones (softmax).
     """
     if isinstance(loss, LossConfig):
@@ -289,7 +289,7 @@ def coarsen(targets: LevelTargets, stride: Sequence[int]) -> LevelTargets:
     has_region_axis = labels.ndim > is_complete.ndim
     has_lesion = labels.any(1) if has_region_axis else labels > 0
     valid = is_complete | has_lesion
-    middle = take_middle_voxels(targets, stride)
+    middle = select_middle_voxels(targets, stride)
     if middle.nearest is None:
         return LevelTargets(labels, middle.instances, valid)
     ids, within = _in_blocks(targets.instances, stride)
@@ -301,7 +301,7 @@ def coarsen(targets: LevelTargets, stride: Sequence[int]) -> LevelTargets:
     return LevelTargets(labels, ids, valid, torch.where(ids > 0, ids, middle.nearest))
 
 
-def take_middle_voxels(targets: LevelTargets, stride: Sequence[int]) -> LevelTargets:
+def select_middle_voxels(targets: LevelTargets, stride: Sequence[int]) -> LevelTargets:
     """Return coarse targets as in nnU-Net: the voxel at, or after, the middle of each block."""
     places: Any = (..., *(slice(s // 2, None, s) for s in stride))
     return LevelTargets(

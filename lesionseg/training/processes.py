@@ -64,7 +64,7 @@ def find_launcher(trainer: TrainerConfig) -> "ClusterEnvironment | None":
 
     None is returned if neither has started several processes, and for tasks of srun if the settings
     have one device: these are separate trainings. For srun, `SLURM_NTASKS_PER_NODE` is set if it is
-    missing. Raises `ConfigError` if the number of processes or nodes differs from the settings, if
+    missing. Raise `ConfigError` if the number of processes or nodes differs from the settings, if
     the settings have several nodes without a launcher, or if torchrun would restart processes that
     cannot connect again.
     """
@@ -125,7 +125,7 @@ def join_processes(trainer: TrainerConfig) -> Iterator[None]:
 
     Only the first process logs more than warnings. A training of a single process has nothing to
     connect. `MASTER_ADDR` and `MASTER_PORT` are set. After an error the processes stay connected,
-    because the launcher ends them. Raises `ConfigError` if the GPU does not exist, or as
+    because the launcher ends them. Raise `ConfigError` if the GPU does not exist, or as
     `find_launcher` does.
     """
     environment = find_launcher(trainer)

@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 Collate = Callable[[Sequence[TileItem]], Batch]
 SHARED_MEMORY = "/dev/shm"
 AHEAD = 2  # batches that each worker reads ahead
-MOST_WORKERS = 8  # enough for a GPU
+MAX_TILE_WORKERS = 8  # enough for a GPU
 # fork is the fastest, but libraries of a Mac do not work after it
 START_METHOD = "fork" if sys.platform == "linux" else "spawn"
 
@@ -71,13 +71,13 @@ def read_batches(
     resumed training would use other tiles.
 
     Args:
-        tiles: a `TileDataset`, or another dataset that returns `image`, `labels`, `instances` and
+        tiles: A `TileDataset`, or another dataset that returns `image`, `labels`, `instances` and
             `valid` like `to_batch`. It must accept any number from 0 and return the same tile each
             time.
-        numbers: the numbers of the tiles of each batch, see `number_batches`.
-        workers: processes that read ahead; 0 reads in this process.
-        pin: copy batches to pinned memory, for a GPU.
-        add_targets: the objective's targets, which workers compute while the device trains.
+        numbers: The numbers of the tiles of each batch, see `number_batches`.
+        workers: Processes that read ahead; 0 reads in this process.
+        pin: Copy batches to pinned memory, for a GPU.
+        add_targets: The objective's targets, which workers compute while the device trains.
     """
     collate = to_batch if isinstance(tiles, TileDataset) else cast(Collate, default_collate)
     yield from DataLoader(
@@ -143,9 +143,9 @@ class LesionData(pl.LightningDataModule):
     same tiles as an uninterrupted one.
 
     Args:
-        tiles: see `read_batches`.
-        plan: the batch size and tile shape.
-        settings: the number of workers.
+        tiles: See `read_batches`.
+        plan: The batch size and tile shape.
+        settings: The number of workers.
     """
 
     def __init__(self, tiles: Dataset[Batch], plan: Plan, settings: TrainerConfig) -> None:
@@ -199,24 +199,24 @@ def loader_workers(
     """Return the number of loader workers for each training process on this machine.
 
     With `auto` it is 1 on a CPU. On a GPU it is the number of cores per training process minus one,
-    from 1 to `MOST_WORKERS`. On Linux, if the batches of all workers do not fit into shared memory,
-    or into the memory budget of this container or job, any number is reduced with a warning, if
-    necessary to 0 (the training process then reads the tiles): the system kills workers without a
-    message when the memory is full.
+    from 1 to `MAX_TILE_WORKERS`. On Linux, if the batches of all workers do not fit into shared
+    memory, or into the memory budget of this container or job, any number is reduced with a
+    warning, if necessary to 0 (the training process then reads the tiles): the system kills workers
+    without a message when the memory is full.
 
     Args:
-        asked: a number, or `auto`.
-        plan: the batch size and tile shape.
+        asked: A number, or `auto`.
+        plan: The batch size and tile shape.
         device: `cpu` or `cuda`.
-        n_processes: training processes on this machine.
-        targets: the targets that workers add to a batch; they need memory as well.
+        n_processes: Training processes on this machine.
+        targets: The targets that workers add to a batch; they need memory as well.
     """
     if asked != "auto":
         workers = int(asked)
     elif device == "cpu":
         workers = 1
     else:
-        workers = min(max(_count_own_cores(n_processes) - 1, 1), MOST_WORKERS)
+        workers = min(max(_count_own_cores(n_processes) - 1, 1), MAX_TILE_WORKERS)
     try:
         shared = shutil.disk_usage(SHARED_MEMORY).free
     except OSError:  # the folder exists only on Linux
@@ -228,12 +228,12 @@ def loader_workers(
     tile_bytes += targets.tile_bytes(n_voxels)
     # of each worker, the batches that it reads ahead and the one in use are in shared memory
     worker_bytes = (AHEAD + 1) * plan.batch_size * tile_bytes
-    most = min(shared, budget) // (worker_bytes * n_processes)
-    if most < workers:
+    maximum = min(shared, budget) // (worker_bytes * n_processes)
+    if maximum < workers:
         place = f"{SHARED_MEMORY} ({shared / 1e9:.2f} GB free)"
         remedy = "Start the container with --shm-size=8g or --ipc=host"
         if budget < shared:
             place = f"60 % of the free memory ({budget / 1e9:.2f} GB)"
             remedy = "End other programs, or give the container or job more memory"
-        log.warning("%s is large enough for %d of %d workers. %s.", place, most, workers, remedy)
-    return min(most, workers)
+        log.warning("%s is large enough for %d of %d workers. %s.", place, maximum, workers, remedy)
+    return min(maximum, workers)

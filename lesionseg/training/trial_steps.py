@@ -17,7 +17,7 @@ from lesionseg.ops.cudnn_benchmark import fastest_convolutions
 from lesionseg.ops.device_memory import is_out_of_memory
 from lesionseg.plan.plan import Plan, total_stride
 from lesionseg.training.callbacks import FocalStatistics
-from lesionseg.training.module import LesionModule, highest_rate, make_optimiser
+from lesionseg.training.module import LesionModule, make_optimiser, peak_lr
 from lesionseg.training.objective import try_step
 
 log = logging.getLogger(__name__)
@@ -25,22 +25,22 @@ log = logging.getLogger(__name__)
 MAX_SMALLER_TILES = 3  # the most sizes of smaller tiles that are tried
 
 
-def fit_to_memory(plan: Plan, take_steps: Callable[[Plan], None]) -> Plan:
+def fit_to_memory(plan: Plan, run_steps: Callable[[Plan], None]) -> Plan:
     """Return the plan if its steps fit into memory, otherwise a smaller one.
 
     This is the first of `smaller_plans` that fits. Its reasons state the change. Each size that
     does not fit is logged as a warning.
 
     Args:
-        plan: to reduce if necessary.
-        take_steps: takes training steps with a plan. Its errors are passed on, except a lack of
+        plan: To reduce if necessary.
+        run_steps: Takes training steps with a plan. Its errors are passed on, except a lack of
             memory.
 
     Raises:
-        ConfigError: if no smaller plan fits.
+        ConfigError: If no smaller plan fits.
     """
     for tried in (plan, *smaller_plans(plan)):
-        if _do_steps_fit(tried, take_steps):
+        if _do_steps_fit(tried, run_steps):
             return _with_reasons(tried, plan)
         log.warning("Out of memory at %s.", _describe_size(tried))
     raise ConfigError(
@@ -89,11 +89,11 @@ def smaller_tiles(plan: Plan) -> list[tuple[int, ...]]:
     return shapes
 
 
-def _do_steps_fit(plan: Plan, take_steps: Callable[[Plan], None]) -> bool:
+def _do_steps_fit(plan: Plan, run_steps: Callable[[Plan], None]) -> bool:
     """Take the steps and release their memory. Return True, or False if memory ran out."""
     fits = True
     try:
-        take_steps(plan)
+        run_steps(plan)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -132,8 +132,8 @@ def try_steps(module: LesionModule, device: str = "cuda") -> None:
     """
     gpu = torch.device(device)
     network = module.network.to(gpu).train()
-    rate = highest_rate(module.optim, module.plan, module.plan.batch_size)
-    optimiser = make_optimiser(network, module.optim, rate)
+    lr = peak_lr(module.optim, module.plan, module.plan.batch_size)
+    optimiser = make_optimiser(network, module.optim, lr)
     is_autocast = module.settings.precision != "32-true"
     dtype = autocast_dtype(gpu)
     statistics = FocalStatistics()

@@ -41,12 +41,12 @@ class VolumeValidation(Checkpoint):
     `best.ckpt`.
 
     Args:
-        validate: returns scores by name for a network in eval mode, with the `SCORE` that chooses
+        validate: Returns scores by name for a network in eval mode, with the `SCORE` that chooses
             the weights and its standard error `SCORE_ERROR`. Each of them is 0 if it is missing.
             If the error is NaN, the last weights are kept. Only the first process calls this
             function.
-        every_minutes: from the end of a validation to the next one; None validates only at the end.
-        folder: receives `best.ckpt`.
+        every_minutes: From the end of a validation to the next one; None validates only at the end.
+        folder: Receives `best.ckpt`.
     """
 
     def __init__(self, validate: Validate, every_minutes: float | None, folder: Path) -> None:
@@ -74,7 +74,7 @@ class VolumeValidation(Checkpoint):
         """Set the time of the next validation, and take the best score from `best.ckpt`.
 
         Raises:
-            TrainingError: if the training is resumed and `best.ckpt` cannot be read.
+            TrainingError: If the training is resumed and `best.ckpt` cannot be read.
         """
         if trainer.global_step > 0:
             self.best_score, self.best_error = broadcast_from_rank_zero(self._read_best)
@@ -109,7 +109,7 @@ class VolumeValidation(Checkpoint):
         higher. Weights with a score of NaN are never kept.
 
         Raises:
-            ConfigError: if memory runs out while the network is scored.
+            ConfigError: If memory runs out while the network is scored.
         """
         module.zero_grad()  # releases the memory of the previous step's gradients
         for callback in trainer.callbacks:
@@ -146,7 +146,7 @@ class VolumeValidation(Checkpoint):
         """Return the scores of the network, and the minutes of training at their end.
 
         Raises:
-            ConfigError: if memory runs out.
+            ConfigError: If memory runs out.
         """
         try:
             network = deepcopy(module.network).eval()

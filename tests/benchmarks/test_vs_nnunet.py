@@ -149,6 +149,6 @@ def test_lesions_are_counted_at_a_rate_of_false_positives():
     assert found_at(cell, 0.5) == 1  # one false positive; the next one has the score of a lesion
     assert found_at(cell, 1.0) == 3
     assert found_at(cell, 2.0) == 3  # false positives below the operating point are not known
-    assert found_at(cell, 1.0, most_mm=5) == 2
+    assert found_at(cell, 1.0, max_mm=5) == 2
     curve = {"froc": {"fp_per_case": [0.5, 4.0], "recall": [0.25, 0.75]}}
     assert (table.recall_at(curve, 4.0), table.recall_at(curve, 1.0)) == (0.75, None)

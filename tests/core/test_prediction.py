@@ -88,8 +88,8 @@ def test_scan_is_warned_if_unlike_or_perhaps_damaged(result, is_warned):
 
 
 def test_remarks_are_added_to_the_warning():
-    assert InputCheckResult(warning="A.").with_remarks(["B.", "C."]).warning == "A. B. C."
-    assert InputCheckResult().with_remarks([]).warning == ""
+    assert InputCheckResult(warning="A.").with_warnings(["B.", "C."]).warning == "A. B. C."
+    assert InputCheckResult().with_warnings([]).warning == ""
 
 
 def test_warnings_are_those_of_input_limit_and_zones():

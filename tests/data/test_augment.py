@@ -8,7 +8,13 @@ import torch
 
 from lesionseg.config import AugmentConfig
 from lesionseg.data import augment
-from lesionseg.data.augment import Change, Intensity, Movement, apply_change, build_augmentation
+from lesionseg.data.augment import (
+    AugmentationParams,
+    Intensity,
+    SpatialTransform,
+    apply_augmentation,
+    build_augmentation,
+)
 from lesionseg.data.augment import tile_generator as generator
 from lesionseg.data.tiling import read_tile
 from lesionseg.errors import ConfigError
@@ -48,11 +54,11 @@ def augment_tile(augmentation, tile, seed=0):
     """Augment a tile that is surrounded by zeros."""
     change = augmentation.draw(generator(seed))
     shape = tuple(tile["labels"].shape)
-    starts, stops = np.transpose(change.movement.source(shape))
+    starts, stops = np.transpose(change.spatial.source(shape))
     piece = {}
     for key, tensor in tile.items():
         piece[key] = torch.from_numpy(read_tile(tensor.numpy(), starts, stops - starts))
-    return apply_change(piece, change, shape)
+    return apply_augmentation(piece, change, shape)
 
 
 def test_image_and_masks_move_together(make_augmentation):
@@ -103,27 +109,29 @@ def test_thick_slices_are_rotated_only_in_their_plane(make_augmentation, plan, s
 
 
 @pytest.mark.parametrize("n_slices", [1, 6, 20])
-def test_tile_of_a_thin_volume_is_moved_only_in_its_plane(plan, draw_movements, n_slices):
+def test_tile_of_a_thin_volume_is_moved_only_in_its_plane(plan, draw_transforms, n_slices):
     thin = plan.with_(tile_shape=(n_slices, 80, 80))
-    for movement in draw_movements(thin, 5, elastic_share=1):
-        assert np.abs(movement.linear[0]).tolist() == [1, 0, 0]
-        assert movement.linear[1, 2] != 0
-        bent = np.abs(movement.bend.knots).max(axis=(1, 2, 3)) > 0
+    for spatial in draw_transforms(thin, 5, elastic_share=1):
+        assert np.abs(spatial.linear[0]).tolist() == [1, 0, 0]
+        assert spatial.linear[1, 2] != 0
+        bent = np.abs(spatial.deformation.knots).max(axis=(1, 2, 3)) > 0
         assert bent.tolist() == [False, True, True]
 
 
-def test_short_side_of_a_narrow_picture_is_not_turned_into_its_long_side(draw_movements, xray_plan):
-    (movement,) = draw_movements(xray_plan.with_(tile_shape=(400, 50)), 1)
-    assert movement.linear[1].tolist() == [0, 1]
+def test_short_side_of_a_narrow_picture_is_not_turned_into_its_long_side(
+    draw_transforms, xray_plan
+):
+    (spatial,) = draw_transforms(xray_plan.with_(tile_shape=(400, 50)), 1)
+    assert spatial.linear[1].tolist() == [0, 1]
 
 
 @pytest.mark.parametrize(
     ("spacing", "tile"), [((1.0, 1.0, 1.0), (20, 60, 60)), ((4.0, 1.0, 1.0), (60, 20, 20))]
 )
-def test_extent_of_usual_tiles_does_not_limit_their_movement(plan, draw_movements, spacing, tile):
+def test_extent_of_usual_tiles_does_not_limit_their_movement(plan, draw_transforms, spacing, tile):
     """An extent of a third is enough, and thick slices do not make the plane a thin axis."""
     plans = [plan.with_(spacing_mm=spacing, tile_shape=shape) for shape in (tile, (60, 60, 60))]
-    first, second = (draw_movements(one, 1)[0].linear for one in plans)
+    first, second = (draw_transforms(one, 1)[0].linear for one in plans)
     np.testing.assert_array_equal(first, second)
 
 
@@ -161,36 +169,40 @@ def test_constant_tile_stays_finite(make_augmentation):
 
 
 @pytest.fixture
-def draw_movements(make_augmentation):
+def draw_transforms(make_augmentation):
     """Draw the movements of the first `n` tiles."""
 
     def draw(plan, n=20, **chosen):
         changes = make_augmentation(plan, spatial_probability=1, **chosen)
-        return [changes.draw(generator(i)).movement for i in range(n)]
+        return [changes.draw(generator(i)).spatial for i in range(n)]
 
     return draw
 
 
-def test_masks_are_read_at_the_positions_of_the_matrix(plan, draw_movements):
+def test_masks_are_read_at_the_positions_of_the_matrix(plan, draw_transforms):
     shape = (13, 15, 17)
-    for movement in [*draw_movements(plan, 6, elastic_share=0), Movement((0, 2)), Movement()]:
-        ranges = [np.arange(first, last) for first, last in movement.source(shape)]
+    for spatial in [
+        *draw_transforms(plan, 6, elastic_share=0),
+        SpatialTransform((0, 2)),
+        SpatialTransform(),
+    ]:
+        ranges = [np.arange(first, last) for first, last in spatial.source(shape)]
         ids = np.meshgrid(*ranges, indexing="ij")
         piece = {"image": torch.ones(1, *ids[0].shape)}
         piece |= {str(a): torch.from_numpy(np.ascontiguousarray(ids[a])) for a in range(3)}
-        changed = apply_change(piece, Change(movement, Intensity()), shape)
+        changed = apply_augmentation(piece, AugmentationParams(spatial, Intensity()), shape)
         for voxel in [(0, 0, 0), (3, 14, 8), (12, 7, 16)]:
-            position = movement.matrix(shape) @ [*voxel, 1]
+            position = spatial.matrix(shape) @ [*voxel, 1]
             found = [int(changed[str(a)][voxel]) for a in range(3)]
             assert found == np.floor(position + 0.5).tolist()
         assert (changed["image"] - 1).abs().max() < 1e-5  # no corner is empty
 
 
-def test_rotation_is_orthogonal_in_millimetres(plan, draw_movements):
+def test_rotation_is_orthogonal_in_millimetres(plan, draw_transforms):
     spacing = np.array((2.0, 1.0, 1.5))
     fixed = dict.fromkeys(("scale", "shear", "elastic_share", "flip_probability"), 0)
-    for movement in draw_movements(plan.with_(spacing_mm=tuple(spacing)), 5, **fixed):
-        rotation = movement.linear * spacing[:, None] / spacing
+    for spatial in draw_transforms(plan.with_(spacing_mm=tuple(spacing)), 5, **fixed):
+        rotation = spatial.linear * spacing[:, None] / spacing
         np.testing.assert_allclose(rotation @ rotation.T, np.eye(3), atol=1e-12)
         assert np.linalg.det(rotation) == pytest.approx(1)
         largest = 3 * math.radians(20)
@@ -200,7 +212,9 @@ def test_rotation_is_orthogonal_in_millimetres(plan, draw_movements):
 def change_intensity(image, **change):
     tile = {"image": torch.as_tensor(image, dtype=torch.float32)}
     shape = tile["image"].shape[1:]
-    return apply_change(tile, Change(Movement(), Intensity(**change)), shape)["image"]
+    return apply_augmentation(
+        tile, AugmentationParams(SpatialTransform(), Intensity(**change)), shape
+    )["image"]
 
 
 def test_blur_is_a_gaussian_with_a_sum_of_1():

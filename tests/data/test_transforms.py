@@ -22,7 +22,7 @@ from lesionseg.data.transforms import (
     MASKS,
     add_mask_keys,
     as_meta_tensor,
-    build,
+    build_transform,
     check_transforms,
     require_trusted,
     run_on_tile,
@@ -103,8 +103,8 @@ def test_affine_of_a_tile_gives_the_position_of_its_voxels(make_tiles, case, cha
         near = np.abs(place - source).max(axis=1) < 0.2
         found = item["label"].as_tensor()[0, *index.T].numpy()[near]
         # MONAI zooms with torch's nearest neighbour, which is shifted by half a voxel
-        least = 0.9 if "zoomed" in change else 0.99
-        assert (found == case.labels[tuple(source[near].T)]).mean() > least
+        minimum = 0.9 if "zoomed" in change else 0.99
+        assert (found == case.labels[tuple(source[near].T)]).mean() > minimum
         spacing = np.linalg.norm(item["image"].affine.numpy()[:3, :3], axis=0)
         np.testing.assert_allclose(item["image"].pixdim, spacing, atol=1e-6)
 
@@ -143,7 +143,7 @@ def test_all_changes_of_nnunets_recipe_run_in_2d_and_3d(rng, shape):
     names = [spec["_target_"].rpartition(".")[2] for spec in recipe.augment.extra]
     assert "RandLowResolutiond" in names
     for name, spec in zip(names, recipe.augment.extra, strict=True):
-        chain = Compose([build({**spec, "prob": 1.0}, "augment.extra")])
+        chain = Compose([build_transform({**spec, "prob": 1.0}, "augment.extra")])
         changed = run_on_tile(chain, tile, seed=3)
         assert changed["image"].shape == tile["image"].shape
         assert not torch.equal(changed["image"], tile["image"]), name

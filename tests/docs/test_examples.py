@@ -9,7 +9,7 @@ import pytest
 
 from lesionseg.config import DataConfig
 from lesionseg.io.text import read_json
-from lesionseg.pipeline.survey import take_survey
+from lesionseg.pipeline.dataset_inspection import inspect_dataset
 from tests.flow.cases import write_raw
 
 ROOT = Path(__file__).parents[2]
@@ -41,7 +41,7 @@ def test_split_files_are_printed_on_their_page():
 
 def test_split_files_are_followed(raw, tmp_path):
     def survey_by(file, **settings):
-        return take_survey(DataConfig.of(root=str(raw), splits=str(file), **settings), seed=0)
+        return inspect_dataset(DataConfig.of(root=str(raw), splits=str(file), **settings), seed=0)
 
     single = survey_by(ROOT / "examples" / "splits.json")
     assert cases_of_roles(single) == [{"P01", "P02", "P03", "P04"}, {"P05"}, {"P06"}]

@@ -24,10 +24,10 @@ def result_of_candidates(p, true):
 def test_calibrated_scores_have_slope_and_ratio_of_one(rng):
     p = rng.uniform(0.02, 0.98, 8000)
     found = describe_calibration(result_of_candidates(p, rng.random(8000) < p))
-    value_of = {row.name: row.value for row in found}
-    assert value_of["calibration_slope"] == pytest.approx(1, abs=0.06)
-    assert value_of["observed_expected"] == pytest.approx(1, abs=0.03)
-    assert value_of["calibration_brier"] == pytest.approx(np.mean(p * (1 - p)), abs=0.01)
+    statistic_value = {row.name: row.value for row in found}
+    assert statistic_value["calibration_slope"] == pytest.approx(1, abs=0.06)
+    assert statistic_value["observed_expected"] == pytest.approx(1, abs=0.03)
+    assert statistic_value["calibration_brier"] == pytest.approx(np.mean(p * (1 - p)), abs=0.01)
     assert sum(row.n for row in found if row.name == "true_share") == 8000
     (undefined,) = describe_calibration(tables_of([]))
     assert undefined.reason

@@ -113,13 +113,13 @@ def test_box_on_one_slice_is_near_the_resolution():
 
 
 @pytest.mark.parametrize(
-    ("least", "found"), [(0.4, True), (0.75, True), (0.76, False), (1.0, False)]
+    ("minimum", "found"), [(0.4, True), (0.75, True), (0.76, False), (1.0, False)]
 )
-def test_rule_of_a_stated_iou_finds_boxes_of_at_least_that_iou(least, found):
+def test_rule_of_a_stated_iou_finds_boxes_of_at_least_that_iou(minimum, found):
     grid = Geometry.from_spacing((20, 30), (0.5, 0.5))
     reference = reference_of_boxes(grid, (2, 2, 6, 6))
     prediction = predict_boxes(grid, (2, 2, 6, 5))  # IoU 12 / 16
-    result = evaluate_case(reference, prediction, find_preset(f"iou:{least}"), case="a")
+    result = evaluate_case(reference, prediction, find_preset(f"iou:{minimum}"), case="a")
     assert (result.n_detected, result.n_outcome("false_positive")) == (found, not found)
     assert result.lesions[0].why_missed == ("" if found else "iou_too_small")
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lesionseg.errors import ContentError, DatasetError
-from lesionseg.evaluation.adjudication import Answer, adjudicate, read_answers
+from lesionseg.evaluation.adjudication import ReaderAnswer, adjudicate, read_answers
 from lesionseg.evaluation.compare import AT_THRESHOLDS
 from lesionseg.evaluation.compare import compare as compare_tables
 from lesionseg.evaluation.curves import froc
@@ -149,7 +149,7 @@ def test_equal_answers_count_once_and_different_ones_are_an_error():
     case = result("c0", (), [0.8])
     (wrong,) = case.candidates
     answers = [
-        Answer(("c0", wrong.candidate, box_of(wrong)), word)
+        ReaderAnswer(("c0", wrong.candidate, box_of(wrong)), word)
         for word in ("lesion", "lesion", "unsure")
     ]
     numbers = {row.name: row.value for row in adjudicate(tables_of([case]), answers[:2])}

@@ -7,7 +7,7 @@ import pytest
 
 from lesionseg.evaluation.drift import N_EXTREMES, N_FIRST, WatchedValue, watch
 from lesionseg.io.results.folder import PredictionFolder
-from lesionseg.io.results.row import CaseRow, facts_of
+from lesionseg.io.results.row import CaseRow, row_fields
 from lesionseg.io.text import write_json
 
 
@@ -25,7 +25,7 @@ def write_rows(folder, rows):
     """Write the candidate file of each row."""
     folder.mkdir(exist_ok=True)
     for row in rows:
-        write_json(folder / f"{row.case}_candidates.json", {**facts_of(row), "candidates": []})
+        write_json(folder / f"{row.case}_candidates.json", {**row_fields(row), "candidates": []})
 
 
 FIRST = [*[0.01] * N_EXTREMES, 1, 2, *[99] * N_EXTREMES]  # the usual range is 1 to 2

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from lesionseg.evaluation import intervals
-from lesionseg.evaluation.intervals import design_effect, proportion, rate, ratio
+from lesionseg.evaluation.intervals import design_effect, estimate_rate, proportion, ratio
 
 NONE = "there is nothing"
 ONES = np.ones(6)
@@ -45,7 +45,7 @@ def test_missing_interval_has_a_reason(hits, totals, options, words):
 )
 def test_rate_of_fewer_than_five_groups_has_no_interval(totals, has_interval):
     totals = np.array(totals, float)  # groups without a case do not count
-    found = rate(np.ones(len(totals)), totals, NONE)
+    found = estimate_rate(np.ones(len(totals)), totals, NONE)
     assert (found.ci95 is not None) == has_interval
 
 
@@ -64,13 +64,13 @@ def test_design_effect_equals_that_of_leaving_groups_out():
 
 
 def test_interval_contains_the_mean_and_equal_values_are_not_certain():
-    assert "all patients have" in proportion(0.8 * ONES, ONES, NONE, least_deff=0.0).reason
-    low, high = proportion(ONES, ONES, NONE, least_deff=0.0).ci95
+    assert "all patients have" in proportion(0.8 * ONES, ONES, NONE, min_deff=0.0).reason
+    low, high = proportion(ONES, ONES, NONE, min_deff=0.0).ci95
     assert low < 0.7 < high == 1.0  # like six lesions that are all found
     values = np.array([0.8, 0.7, 0.9, 0.75, 0.85, 0.8])
-    low, high = proportion(values, ONES, NONE, least_deff=0.0).ci95
+    low, high = proportion(values, ONES, NONE, min_deff=0.0).ci95
     assert 0.7 < low < 0.8 < high < 0.9
-    low, high = rate(np.zeros(50), np.ones(50), NONE).ci95
+    low, high = estimate_rate(np.zeros(50), np.ones(50), NONE).ci95
     assert (low, high) == (0, pytest.approx(0.08, abs=0.01))  # a rate of 0 has an upper end
 
 
@@ -102,7 +102,7 @@ def test_interval_of_few_patients_covers_a_recall_near_0_or_1(recall):
 def test_intervals_of_overdispersed_rates_cover_the_truth(groups):
     rng = np.random.default_rng(groups)
     sets = rng.poisson(rng.gamma(0.7, 1 / 0.7, (1500, groups)))
-    ends = [rate(s.astype(float), np.ones(groups), NONE).ci95 for s in sets]
+    ends = [estimate_rate(s.astype(float), np.ones(groups), NONE).ci95 for s in sets]
     assert np.mean([low <= 1 <= high for low, high in ends]) >= 0.93
 
 
@@ -111,7 +111,7 @@ def wilson_ends(hits, totals, _):
 
 
 def mean_ends(hits, totals, _):
-    return proportion(hits / totals, np.ones(len(totals)), NONE, least_deff=0.0).ci95
+    return proportion(hits / totals, np.ones(len(totals)), NONE, min_deff=0.0).ci95
 
 
 def bootstrap_ends(hits, totals, seed):
@@ -139,7 +139,7 @@ def test_intervals_cover_in_93_to_99_of_100_studies(kind, groups):
     assert 0.93 <= held / studies <= 0.995
 
 
-@pytest.mark.parametrize("compute", [proportion, rate])
+@pytest.mark.parametrize("compute", [proportion, estimate_rate])
 @pytest.mark.parametrize(
     ("n_groups", "reason"), [(12, "1 of 12 patients count here"), (4, "fewer than 5 patients")]
 )

@@ -12,7 +12,7 @@ from lesionseg.core import Geometry, OperatingPoint, Prediction, Reference
 from lesionseg.evaluation import PRESETS, SummarySettings, summarise
 from lesionseg.evaluation.criteria import BRATS, INSTANCES, Criterion
 from lesionseg.evaluation.matching import Links, assign, detection_scores, match
-from lesionseg.evaluation.tables import NEVER
+from lesionseg.evaluation.tables import NEVER_FOUND
 from lesionseg.ops.components import unscored_prediction
 from tests.evaluation.hand_cases import (
     evaluate_case,
@@ -33,7 +33,7 @@ def match_naively(lesions, candidates, scores):
     """Return the support of each candidate and the score of each lesion from masks `[bool]`."""
     union = np.logical_or.reduce(lesions) if lesions else False
     supported = [10 * (mask & union).sum() >= mask.sum() for mask in candidates]
-    found_at = [NEVER] * len(lesions)
+    found_at = [NEVER_FOUND] * len(lesions)
     for score in sorted(set(scores)):
         rows = [i for i, s in enumerate(scores) if supported[i] and s >= score]
         covered = np.logical_or.reduce([candidates[i] for i in rows]) if rows else False

@@ -7,10 +7,10 @@ from lesionseg.core import OperatingPoint
 from lesionseg.errors import ConfigError, ContentError
 from lesionseg.evaluation import choose as choose_of_tables
 from lesionseg.evaluation.operating_points import (
-    Aim,
+    OperatingPointAim,
     default_rate,
     find_operating_point,
-    most_false_positives,
+    max_false_positives,
 )
 from tests.evaluation.hand_cases import replace, result, tables_of
 
@@ -34,15 +34,15 @@ def choose(results, *aim, **options):
     ],
 )
 def test_aim_is_parsed_and_written(text, kind, value):
-    aim = Aim.parse(text)
+    aim = OperatingPointAim.parse(text)
     assert (aim.kind, aim.value) == (kind, value)
-    assert Aim.parse(str(aim)) == aim
+    assert OperatingPointAim.parse(str(aim)) == aim
 
 
 @pytest.mark.parametrize("text", [0, 0.5, 1])
 def test_score_is_suggested_for_a_number_without_a_kind(text):
     with pytest.raises(ConfigError, match=rf"operating_point=.*Did you mean score:{text}\?"):
-        Aim.parse(text)
+        OperatingPointAim.parse(text)
 
 
 @pytest.mark.parametrize(
@@ -66,24 +66,26 @@ def test_score_is_suggested_for_a_number_without_a_kind(text):
 )
 def test_other_texts_are_errors_without_a_suggestion(text):
     with pytest.raises(ConfigError, match=r"operating_point=(?!.*Did you mean)"):
-        Aim.parse(text)
+        OperatingPointAim.parse(text)
 
 
 def test_number_may_be_allowed_as_a_score():
-    assert Aim.parse(0.3, number_is_score=True) == Aim("score", 0.3)
-    assert Aim.parse("1e-05", number_is_score=True) == Aim("score", 1e-5)
+    assert OperatingPointAim.parse(0.3, number_is_score=True) == OperatingPointAim("score", 0.3)
+    assert OperatingPointAim.parse("1e-05", number_is_score=True) == OperatingPointAim(
+        "score", 1e-5
+    )
     with pytest.raises(ConfigError):
-        Aim.parse(2, number_is_score=True)
+        OperatingPointAim.parse(2, number_is_score=True)
 
 
 def test_operating_points_are_found_by_their_aim():
     points = (OperatingPoint("fp_per_case:1", 0.4), OperatingPoint("sensitivity:0.9", 0.2))
     assert find_operating_point(points) is points[0]
-    assert find_operating_point(points, Aim("auto")) is points[0]
-    assert find_operating_point(points, Aim.parse("sensitivity:0.90")) is points[1]
-    assert find_operating_point(points, Aim("score", 0.37)).score == 0.37
+    assert find_operating_point(points, OperatingPointAim("auto")) is points[0]
+    assert find_operating_point(points, OperatingPointAim.parse("sensitivity:0.90")) is points[1]
+    assert find_operating_point(points, OperatingPointAim("score", 0.37)).score == 0.37
     assert find_operating_point(()).score == 0.5
-    for aim in (Aim("fp_per_case", 2), Aim("best_f1")):
+    for aim in (OperatingPointAim("fp_per_case", 2), OperatingPointAim("best_f1")):
         with pytest.raises(ConfigError, match="fp_per_case:1"):
             find_operating_point(points, aim)
 
@@ -115,7 +117,7 @@ def results():
     ],
 )
 def test_requested_rate_or_sensitivity_is_reached(results, asked, recall, seen, expected):
-    point = choose(results, Aim.parse(asked))
+    point = choose(results, OperatingPointAim.parse(asked))
     assert point.lesion_recall == pytest.approx(recall)
     assert point.false_positives_per_case == pytest.approx(seen)
     assert point.expected_false_positives_per_case == pytest.approx(expected)
@@ -125,19 +127,21 @@ def test_requested_rate_or_sensitivity_is_reached(results, asked, recall, seen, 
 
 
 def test_score_is_just_above_the_first_false_positive_too_many(results):
-    assert choose(results) == replace(choose(results, Aim("fp_per_case", 1)), is_default=True)
+    assert choose(results) == replace(
+        choose(results, OperatingPointAim("fp_per_case", 1)), is_default=True
+    )
     assert 0.5 < choose(results).score <= 0.5002
     crowded = [result("a", [0.50001], [0.5])]
-    assert 0.5 < choose(crowded, Aim("fp_per_case", 0)).score <= 0.50001
+    assert 0.5 < choose(crowded, OperatingPointAim("fp_per_case", 0)).score <= 0.50001
     # if a false positive has the highest score, a rate of 0 finds nothing
-    point = choose([result("a", [0.5], [1.0])], Aim("fp_per_case", 0))
+    point = choose([result("a", [0.5], [1.0])], OperatingPointAim("fp_per_case", 0))
     assert point.score > 1.0
     assert (point.lesion_recall, point.false_positives_per_case) == (0.0, 0.0)
 
 
 @pytest.mark.parametrize("aim", ["fp_per_case:1", "best_f1"])
 def test_score_without_candidates_is_one_half_and_is_logged(aim, caplog):
-    point = choose([result("a", [None])], Aim.parse(aim))
+    point = choose([result("a", [None])], OperatingPointAim.parse(aim))
     assert (point.score, point.lesion_recall, point.false_positives_per_case) == (0.5, 0.0, 0.0)
     assert "detected nothing" in caplog.text
 
@@ -155,13 +159,13 @@ def test_score_without_candidates_is_one_half_and_is_logged(aim, caplog):
 )
 def test_operating_point_out_of_reach_is_an_error(results, aim, words, caplog):
     with pytest.raises(ContentError, match=words):
-        choose(results, Aim.parse(aim))
+        choose(results, OperatingPointAim.parse(aim))
     assert not caplog.text  # no threshold is used
 
 
 def test_eight_patients_give_intervals(results):
     many = [replace(r, case=f"p{i}", group=f"p{i}") for i, r in enumerate(results * 4)]
-    point = choose(many, Aim("fp_per_case", 0.8))
+    point = choose(many, OperatingPointAim("fp_per_case", 0.8))
     low, high = point.false_positives_per_case_ci95
     assert 0 <= low < point.false_positives_per_case < high
     assert point.lesion_recall_ci95[0] < point.lesion_recall < point.lesion_recall_ci95[1]
@@ -200,7 +204,7 @@ SLOW = pytest.mark.slow
 def test_new_patients_have_the_requested_rate_on_average(n, asked, variance):
     rng = np.random.default_rng(0)
     sets = (draw_patients(n, variance, rng) for _ in range(400 if n == 4 else 200))
-    points = [choose(some, Aim("fp_per_case", asked)) for some in sets]
+    points = [choose(some, OperatingPointAim("fp_per_case", asked)) for some in sets]
     true = MEAN * np.array([1 - min(p.score, 1.0) for p in points])
     expected = np.array([p.expected_false_positives_per_case for p in points])
     assert true.mean() == pytest.approx(asked, rel=0.1)
@@ -221,7 +225,9 @@ def test_rate_of_new_patients_is_met_in_nine_sets_of_ten(n, variance, asked, use
     kept = []
     given = []
     for _ in range(200):
-        point = choose(draw_patients(n, variance, rng), Aim("fp_per_case", asked), confidence=0.9)
+        point = choose(
+            draw_patients(n, variance, rng), OperatingPointAim("fp_per_case", asked), confidence=0.9
+        )
         share = 1 - min(point.score, 1.0)
         kept.append(rng.poisson(share * draw_rates(n, variance, rng)).sum() <= asked * n)
         given.append(share * MEAN / asked)
@@ -232,18 +238,18 @@ def test_rate_of_new_patients_is_met_in_nine_sets_of_ten(n, variance, asked, use
 def test_too_few_cases_allow_no_false_positive_and_have_no_confidence():
     # negative binomial: 1 − 2^−5 = .97 after none in 4 cases, .89 after one; 1 − 2^−4; 1 − 2^−3
     by_hand = {(1.0, 4): 0, (0.5, 6): 0, (0.5, 5): -1}
-    assert {k: most_false_positives(*k, confidence=0.9) for k in by_hand} == by_hand
+    assert {k: max_false_positives(*k, confidence=0.9) for k in by_hand} == by_hand
     few = draw_patients(4, 0, np.random.default_rng(1))
-    point = choose(few, Aim("fp_per_case", 0.5), confidence=0.9)
+    point = choose(few, OperatingPointAim("fp_per_case", 0.5), confidence=0.9)
     assert (point.false_positives_per_case, point.confidence) == (0.0, None)
     assert point.lesion_recall == 1.0
     more = draw_patients(30, 0, np.random.default_rng(1))
-    assert choose(more, Aim("fp_per_case", 1.0), confidence=0.9).confidence == 0.9
+    assert choose(more, OperatingPointAim("fp_per_case", 1.0), confidence=0.9).confidence == 0.9
     # without a false positive, lesions are found above all of them, so the stricter score is used
-    strict = choose(few, Aim("fp_per_case", 1.0), confidence=0.9)
-    assert strict.score > choose(few, Aim("fp_per_case", 1.0)).score
+    strict = choose(few, OperatingPointAim("fp_per_case", 1.0), confidence=0.9)
+    assert strict.score > choose(few, OperatingPointAim("fp_per_case", 1.0)).score
     assert strict.confidence == 0.9
-    rare = choose(few, Aim("fp_per_case", 0.1))
+    rare = choose(few, OperatingPointAim("fp_per_case", 0.1))
     assert rare.false_positives_per_case == 0.0
     assert rare.expected_false_positives_per_case >= 0.25
 
@@ -252,7 +258,7 @@ def test_too_few_cases_allow_no_false_positive_and_have_no_confidence():
 def test_score_that_finds_no_lesion_is_not_chosen(confidence):
     # 2 of 4 have a false positive, and without any no lesion is found
     few = [result(f"p{i}", [0.5], [0.9] * (i < 2)) for i in range(4)]
-    point = choose(few, Aim("fp_per_case", 0.5), confidence=confidence)
+    point = choose(few, OperatingPointAim("fp_per_case", 0.5), confidence=confidence)
     assert (point.lesion_recall, point.false_positives_per_case) == (1.0, 0.5)
     assert point.confidence is None
 
@@ -279,7 +285,7 @@ def test_best_f1_equals_a_search_of_all_scores():
     at = rng.uniform(0.2, 1, (4, 5))
     false = rng.uniform(0, 0.8, (4, 9))
     results = [result(f"c{i}", at[i].tolist(), false[i].tolist()) for i in range(4)]
-    point = choose(results, Aim("best_f1"))
+    point = choose(results, OperatingPointAim("best_f1"))
     scores = np.linspace(0, 1, 2001)
     found = (at.ravel() >= scores[:, None]).sum(1)
     mistaken = (false.ravel() >= scores[:, None]).sum(1)
@@ -290,4 +296,4 @@ def test_best_f1_equals_a_search_of_all_scores():
 @pytest.mark.parametrize("aim", ["best_f1", "sensitivity:0.9"])
 def test_no_false_positive_on_a_few_cases_does_not_promise_none_on_new_ones(aim):
     results = [result(f"c{i}", [0.9], [0.1]) for i in range(4)]
-    assert choose(results, Aim.parse(aim)).expected_false_positives_per_case == 0.125
+    assert choose(results, OperatingPointAim.parse(aim)).expected_false_positives_per_case == 0.125

@@ -7,7 +7,7 @@ import pytest
 
 from lesionseg.errors import ContentError
 from lesionseg.evaluation.operating_points import (
-    Aim,
+    OperatingPointAim,
     choose,
     count_needed,
     describe_expected_recall,
@@ -17,7 +17,7 @@ from tests.evaluation.hand_cases import replace, result, tables_of
 
 
 def choose_sensitivity(results, sensitivity):
-    return choose(tables_of(results), Aim("sensitivity", sensitivity))
+    return choose(tables_of(results), OperatingPointAim("sensitivity", sensitivity))
 
 
 def draw_patients(n, rng, *, never=0.0):
@@ -89,7 +89,7 @@ def test_without_a_promise_the_threshold_is_that_of_the_pooled_lesions():
     assert point.why_not_promised == words
     assert words in describe_expected_recall(point)
     assert "no number" in choose_sensitivity(results, 1.0).why_not_promised
-    assert choose(tables_of(results), Aim("fp_per_case", 1)).why_not_promised is None
+    assert choose(tables_of(results), OperatingPointAim("fp_per_case", 1)).why_not_promised is None
 
 
 @pytest.mark.parametrize(("n", "promised"), [(1, 0.9), (6, None)])

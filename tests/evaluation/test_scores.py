@@ -8,7 +8,7 @@ from lesionseg.core import CaseFiles, InputCheckResult, OperatingPoint, Referenc
 from lesionseg.errors import ConfigError, ContentError, DatasetError
 from lesionseg.evaluation import PRESETS, Scores, SummarySettings, read_scores
 from lesionseg.evaluation import summarise as summary
-from lesionseg.evaluation.adjudication import Answer, adjudicate
+from lesionseg.evaluation.adjudication import ReaderAnswer, adjudicate
 from lesionseg.evaluation.compare import compare
 from lesionseg.evaluation.scores import write_scores
 from lesionseg.evaluation.subgroups import divide_by, find_subgroups, read_columns
@@ -86,7 +86,7 @@ def test_round_trip_keeps_the_scores(scored, tmp_path):
     results = make_results(has_scores=scored)
     tables = tables_of(results)
     false = results[3].candidates[-1]
-    answer = Answer(("case3", false.candidate, box_of(false)), "lesion")
+    answer = ReaderAnswer(("case3", false.candidate, box_of(false)), "lesion")
     scores = summarise(results, 50, columns=TABLE, provenance={"dataset": "MS", "sizes": [1, 2.5]})
     scores = replace(
         scores,

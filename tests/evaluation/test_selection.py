@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from lesionseg.core import Calibration, Selection
-from lesionseg.evaluation.operating_points import Aim
+from lesionseg.evaluation.operating_points import OperatingPointAim
 from lesionseg.evaluation.selection import AIMS, select
 from tests.evaluation.hand_cases import result, tables_of
 
@@ -21,11 +21,13 @@ def results():
 def choose(results, aim="fp_per_case:1", confidence=None):
     """Select operating points on validation cases."""
     tables = tables_of(results)
-    return select(tables, Selection(), Aim.parse(aim), confidence, chosen_on="validation")[0]
+    return select(
+        tables, Selection(), OperatingPointAim.parse(aim), confidence, chosen_on="validation"
+    )[0]
 
 
 def test_points_state_their_cases_and_the_expected_rate(results):
-    aim = Aim.parse("fp_per_case:3")
+    aim = OperatingPointAim.parse("fp_per_case:3")
     choice, _ = select(tables_of(results), Selection(), aim, None, **OUT_OF_FOLD)
     first, *others = choice.operating_points
     assert (first.name, first.chosen_on) == ("fp_per_case:3", "out-of-fold")
@@ -59,7 +61,7 @@ def test_too_few_patients_are_stated_in_the_reason(results, n, rate, confidence,
 
 def test_probabilities_of_a_case_come_from_a_fit_without_its_fold(results):
     voxels = Selection(voxel_calibration=Calibration(), n_members=5, reasons={"a": "b"})
-    aim = Aim.parse("fp_per_case:1")
+    aim = OperatingPointAim.parse("fp_per_case:1")
     complete, fits = select(tables_of(results), voxels, aim, None, **OUT_OF_FOLD)
     assert (complete.calibration.n_true, complete.calibration.n_false) == (24, 12)
     assert fits["c00"] is fits["c03"] is None  # 8 false positives in other folds are too few

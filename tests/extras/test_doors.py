@@ -16,7 +16,7 @@ from tests.commands import python
 
 ROOT = Path(lesionseg.__file__).parents[1]
 EXTRAS = [path.parent.name for path in sorted(ROOT.glob("lesionseg/extras/*/__init__.py"))]
-MOST_NAMES = {"follow": 40}  # that an extra takes from outside; the others 30
+MAX_NAMES = {"follow": 40}  # that an extra takes from outside; the others 30
 EXTRA_COMMANDS = [extra for extra in EXTRAS if extra not in WITHOUT_COMMAND]
 # every extra may use them; the settings of an extra may use all of `config`
 FREE = {"lesionseg.errors", "lesionseg.lazy", "lesionseg.version"}
@@ -51,7 +51,7 @@ def test_extra_takes_few_names_and_none_from_a_module_of_a_package(extra):
         assert is_door, f"{extra} imports {sorted(taken[home])} from {home}, not from its package"
     names = sorted(f"{home}.{name}" for home in taken for name in taken[home])
     print(f"{extra} takes {len(names)} names from outside")  # noqa: T201
-    assert len(names) <= MOST_NAMES.get(extra, 30), names
+    assert len(names) <= MAX_NAMES.get(extra, 30), names
 
 
 @pytest.mark.parametrize("extra", EXTRA_COMMANDS)

@@ -30,7 +30,7 @@ def quick_pages():
 
     Drawing all of them takes longer than a training of a few steps. tests/reporting draws them.
     """
-    one_each = dict.fromkeys(("N_ON_TOP", "MOST_MISSED", "MOST_FALSE", "MOST_FOUND"), 1)
+    one_each = dict.fromkeys(("N_ON_TOP", "MAX_MISSED", "MAX_FALSE", "MAX_FOUND"), 1)
     with (
         mock.patch.multiple("lesionseg.reporting.write", **one_each),
         mock.patch("lesionseg.reporting.charts.Chart.svg", return_value="<svg></svg>"),

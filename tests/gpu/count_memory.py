@@ -22,7 +22,7 @@ class CountBytes(TorchDispatchMode):
     def __init__(self):
         super().__init__()
         self.now = 0
-        self.most = 0
+        self.maximum = 0
         self._alive = set()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -42,7 +42,7 @@ class CountBytes(TorchDispatchMode):
             return
         self._alive.add(key)
         self.now += n_bytes
-        self.most = max(self.most, self.now)
+        self.maximum = max(self.maximum, self.now)
         weakref.finalize(storage, self._free, key, n_bytes)
 
     def _free(self, key, n_bytes):
@@ -74,7 +74,7 @@ def step_bytes(plan, cfg):
             del output
             torch.stack(list(terms.values())).sum().backward()
             n_weights = sum(p.numel() for p in network.parameters())
-    return counted.most + STATE_BYTES * n_weights
+    return counted.maximum + STATE_BYTES * n_weights
 
 
 def _average(x, *sizes):

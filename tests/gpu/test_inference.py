@@ -18,7 +18,7 @@ from tests.gpu.plans import card_plan
 from tests.gpu.pretend_cuda import pretend_cards
 from tests.inference.nnunet.small_models import SmallModel
 
-MOST_WAITS_A_BATCH = 1  # for the boxes of all views of its tiles
+MAX_WAITS_A_BATCH = 1  # for the boxes of all views of its tiles
 SHAPE = (20, 24, 32)
 KINDS = [
     ("unet", "sigmoid"),
@@ -75,7 +75,7 @@ def test_host_waits_at_most_once_per_batch_of_tiles(name, activation):
     batches = record_waits(name, activation, flips=name == "retinanet")
     assert len(batches) >= 2
     for waits in batches[1:]:  # the first one makes constants
-        assert len(waits) <= MOST_WAITS_A_BATCH, waits
+        assert len(waits) <= MAX_WAITS_A_BATCH, waits
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import torch
 
 from lesionseg.config import InferenceConfig
 from lesionseg.core import Geometry, Volume
-from lesionseg.inference.agreement import Agreement
+from lesionseg.inference.agreement import EnsembleAgreement
 from lesionseg.inference.bundle import Bundle
 from lesionseg.inference.predictor import Predictor
 from lesionseg.inference.window import SlidingWindow
@@ -28,7 +28,7 @@ from tests.noise import noise
     ],
 )
 def test_disagreement_is_one_minus_intersection_over_union(marks, expected):
-    agreement = Agreement()
+    agreement = EnsembleAgreement()
     for of_networks in marks:
         agreement.add([torch.tensor(one, dtype=torch.bool) for one in of_networks])
     assert agreement.disagreement() == pytest.approx(expected)
@@ -40,7 +40,7 @@ def test_window_counts_the_mean_of_each_networks_views(plan):
     image = noise(1, 16, 16, 32) * 2
     networks = (Identity(), Bright(level=0.5, gain=1.0))
     settings = InferenceConfig.of(precision="fp32", overlap=0.0, flips=True)
-    agreement = Agreement()
+    agreement = EnsembleAgreement()
     SlidingWindow(networks, flat, settings)(image, agreement=agreement)
     one, other = (logit.sigmoid() >= flat.candidate_rule.extent for logit in (image, image - 0.5))
     n_all, n_any = (one & other).sum().item(), (one | other).sum().item()

@@ -254,14 +254,14 @@ def test_lowest_boxes_are_not_merged_if_the_case_has_enough(
 def test_box_is_kept_if_its_score_reaches_the_floor_of_the_anchors(monkeypatch):
     output = make_output(([1.0, 1, 4, 4], 0.02, 1), ([9.0, 9, 12, 12], 0.004, 1))
     assert len(collect(output)) == 0  # without it, the floor of the candidate rule is used
-    monkeypatch.setattr(boxes_module, "MOST_ANCHORS", 1)  # others are too low to be left out
+    monkeypatch.setattr(boxes_module, "MAX_ANCHORS", 1)  # others are too low to be left out
     found = collect(output, plan=make_plan(floor=0.01))
     assert found.scores.tolist() == pytest.approx([0.02], abs=1e-4)
     assert found.n_left_out == 0
 
 
 def test_anchors_beyond_the_limit_of_nms_are_counted_as_left_out(monkeypatch):
-    monkeypatch.setattr(boxes_module, "MOST_ANCHORS", 2)
+    monkeypatch.setattr(boxes_module, "MAX_ANCHORS", 2)
     boxes = [([1.0, 1, 4, 4], 0.9, 1), ([9.0, 9, 12, 12], 0.8, 1), ([1.0, 9, 4, 12], 0.7, 1)]
     found = collect(make_output(*boxes))
     assert (len(found), found.n_left_out) == (2, 1)

@@ -203,7 +203,7 @@ def test_text_of_a_bundle_has_a_limit(folder, name):
     with (folder / name).open("ab") as file:
         file.truncate(2**26 + 1)
     with pytest.raises(BundleError, match=rf"{name}: the file has \d+ bytes"):
-        BundleFiles(folder).card_facts() if name == "README.md" else read_bundle(folder)
+        BundleFiles(folder).card_fields() if name == "README.md" else read_bundle(folder)
 
 
 @pytest.mark.parametrize(

@@ -190,9 +190,9 @@ def test_faults_after_an_unreadable_first_image_name_the_file_with_the_grid(data
     (files,) = dataset.cases
     files.images[0].write_bytes(b"damaged")
     files = replace(files, images=(*files.images, third))
-    faults = inspect_case(files, replace(dataset, channel_names=("T1", "T2", "PD"))).findings
-    assert [finding.kind for finding in faults] == ["unreadable", "geometry", "geometry"]
-    damaged, image, mask = (finding.message for finding in faults)
+    problems = inspect_case(files, replace(dataset, channel_names=("T1", "T2", "PD"))).findings
+    assert [finding.kind for finding in problems] == ["unreadable", "geometry", "geometry"]
+    damaged, image, mask = (finding.message for finding in problems)
     assert "A_0000.nii.gz" in damaged
     assert re.search(r"A_0002\.nii\.gz and A_0001\.nii\.gz .*\(2, 4, 5\) and \(3, 4, 5\)", image)
     assert re.search(r"A\.nii\.gz and A_0001\.nii\.gz .*\(6, 4, 5\) and \(3, 4, 5\)", mask)

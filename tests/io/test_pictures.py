@@ -182,11 +182,11 @@ def write_png(path, bits, colour, values, palette=None, transparent=None):
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
 def test_grey_png_of_every_depth_gives_its_values(tmp_path, bits):
-    most = 2**bits - 1
-    stored = RNG.integers(0, most, (7, 13), endpoint=True)
+    maximum = 2**bits - 1
+    stored = RNG.integers(0, maximum, (7, 13), endpoint=True)
     path = write_png(tmp_path / "a.png", bits, 0, stored)
     kind = np.uint16 if bits == 16 else np.uint8
-    spread = stored * 255 // most if bits < 8 else stored
+    spread = stored * 255 // maximum if bits < 8 else stored
     check(path, spread.astype(kind)[np.newaxis])
     check(path, stored.astype(kind)[np.newaxis], as_labels=True)
 
@@ -338,10 +338,10 @@ def test_white_is_zero_masks_do_not_exchange_lesion_and_background(tmp_path):
         np.testing.assert_array_equal(read_mask(path).labels, expected)
 
 
-@pytest.mark.parametrize(("mode", "most"), [("1", 1), ("L", 255)])
-def test_grey_bmp_gives_its_values(tmp_path, mode, most):
-    stored = RNG.integers(0, most, (7, 13), np.uint8, endpoint=True)
-    greys = stored * np.uint8(255 // most)
+@pytest.mark.parametrize(("mode", "maximum"), [("1", 1), ("L", 255)])
+def test_grey_bmp_gives_its_values(tmp_path, mode, maximum):
+    stored = RNG.integers(0, maximum, (7, 13), np.uint8, endpoint=True)
+    greys = stored * np.uint8(255 // maximum)
     Image.fromarray(greys).convert(mode).save(tmp_path / "a.bmp")
     check(tmp_path / "a.bmp", greys[np.newaxis])
     check(tmp_path / "a.bmp", stored[np.newaxis], as_labels=True)

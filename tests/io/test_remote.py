@@ -115,7 +115,7 @@ def test_encoded_name_that_leads_out_of_the_folder_is_an_error(monkeypatch, name
     url = "http://localhost"
     found = {f"{url}/{name}": {"size": 1, "ETag": "x"}}
     system = SimpleNamespace(find=lambda *_, **__: found)
-    monkeypatch.setattr("lesionseg.io.remote._open", lambda place: (system, place))
+    monkeypatch.setattr("lesionseg.io.remote._open_file_system", lambda place: (system, place))
     with pytest.raises(ReadError, match=r"cannot be downloaded.*(contains a slash|leads out)"):
         download(url)
 

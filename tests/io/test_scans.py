@@ -157,8 +157,8 @@ def test_folder_that_cannot_be_opened_is_a_fault(tmp_path, monkeypatch, source):
     monkeypatch.setattr(os, "access", lambda path, _: Path(path).name != "P2")
     scans = {scan.case: scan for scan in find_scans(tmp_path / source, 1).scans}
     assert [case for case, scan in scans.items() if scan.is_unreadable] == ["day_P2"]
-    assert "day/P2: cannot be opened: permission denied" in scans["day_P2"].fault
-    assert scans["day_P1_a"].fault == ""
+    assert "day/P2: cannot be opened: permission denied" in scans["day_P2"].problem
+    assert scans["day_P1_a"].problem == ""
 
 
 @pytest.mark.parametrize("source", [".", "*"])
@@ -222,7 +222,7 @@ def test_clash_in_a_table_names_files_outside_its_folder(tmp_path):
     table = tmp_path / "lists" / "scans.csv"
     table.write_text(f"case,image\nP1,{tmp_path}/x/a.nii\np1,{tmp_path}/y/a.nii\n")
     for scan in find_scans(table, 1).scans:
-        assert scan.fault.startswith(f"a.nii and a.nii would get the same case id, {scan.case}.")
+        assert scan.problem.startswith(f"a.nii and a.nii would get the same case id, {scan.case}.")
 
 
 @pytest.mark.parametrize(
@@ -241,15 +241,15 @@ def test_only_scans_with_the_same_id_are_faults(tmp_path, names, n_clashing):
     *clashing, other = names.split()
     _touch(tmp_path, *clashing, other)
     found = find_scans(tmp_path, 1)
-    faults = {scan.path: scan.fault for scan in found.scans if scan.fault}
-    assert {*faults} == {*clashing}
-    assert all(path in fault for fault in faults.values() for path in clashing)
+    problems = {scan.path: scan.problem for scan in found.scans if scan.problem}
+    assert {*problems} == {*clashing}
+    assert all(path in problem for problem in problems.values() for path in clashing)
     assert [file.name for case in found.cases() for file in case.images] == [Path(other).name]
 
 
 def test_repeated_channel_is_a_fault(tmp_path):
     _touch(tmp_path, "a_0000.nii", "a_0001.nii", "a_0001.mha", "b_0000.nii", "b_0001.nii")
-    found = {s.case: s.fault for s in find_scans(tmp_path, 2).scans}
+    found = {s.case: s.problem for s in find_scans(tmp_path, 2).scans}
     assert found["b"] == ""
     assert "a_0001.mha and a_0001.nii" in found["a"]
 
@@ -353,7 +353,7 @@ def test_picture_of_a_result_is_no_scan(tmp_path):
 def _name_by_patient(root):
     """Find scans with names of BIDS and subjects of PatientIDs. Return the errors by case id."""
     scans = find_scans(root, 1, names="bids", by_patient_id=True).scans
-    return {scan.case: scan.fault for scan in scans}
+    return {scan.case: scan.problem for scan in scans}
 
 
 def test_subject_is_the_patient_id_only_on_request(tmp_path):
@@ -366,7 +366,7 @@ def test_subject_is_the_patient_id_only_on_request(tmp_path):
         ("sub-P1_night0", "sub-P1_night1", "sub-P2_night2", "sub-9_3"), ""
     )
     scans = find_scans(tmp_path, 1, names="bids").scans
-    assert sorted(scan.case for scan in scans if not scan.fault) == ["sub-9_3"]
+    assert sorted(scan.case for scan in scans if not scan.problem) == ["sub-9_3"]
     assert not any("P1" in scan.case for scan in find_scans(tmp_path, 1).scans)
 
 

@@ -17,7 +17,7 @@ from lesionseg.errors import GeometryError, LesionsegError, ReadError
 from lesionseg.io import limits
 from lesionseg.io.cases import read_image
 from lesionseg.io.contents import content_files
-from lesionseg.io.nifti import states_orientation
+from lesionseg.io.nifti import has_orientation
 from lesionseg.io.volumes import read_geometry, read_volume, write_volume
 
 VOLUMES = (".nii.gz", ".nii", ".nrrd", ".seg.nrrd", ".mha")
@@ -290,9 +290,9 @@ def test_contradictions_of_a_header_are_remarks_of_its_volume(tmp_path, codes, s
     path = write_header(tmp_path / "a.nii", *codes, sform=np.diag(sform))
     dataset = Dataset("scans", tmp_path, "files", 3, ("T1",), Labels.of({1: "lesion"}), ())
     for _ in range(2):  # the second time, the log does not repeat the warning
-        remarks = read_image(CaseFiles("a", (path,)), dataset).remarks
-        assert len(remarks) == bool(words)
-        assert all(text.startswith("a.nii: ") and words in text for text in remarks)
+        warnings = read_image(CaseFiles("a", (path,)), dataset).warnings
+        assert len(warnings) == bool(words)
+        assert all(text.startswith("a.nii: ") and words in text for text in warnings)
 
 
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
@@ -303,7 +303,7 @@ def test_compression_of_nifti_is_recognised_by_content_not_by_suffix(tmp_path, w
     path.write_bytes(gzip.decompress(content) if name == "a.nii.gz" else gzip.compress(content))
     np.testing.assert_array_equal(read_volume(path).array[0].T, array)
     assert read_geometry(path).shape == (3, 4, 5)
-    assert states_orientation(path)
+    assert has_orientation(path)
     write_volume(tmp_path / "mask.nii.gz", read_volume(path), like=path)
     np.testing.assert_array_equal(read_volume(tmp_path / "mask.nii.gz").array[0].T, array)
 

@@ -217,12 +217,12 @@ def test_nearest_lesions_equal_distance_maps_of_the_whole_tile(reach):
         for number in ids.unique().tolist()
         if number
     }
-    least = sum(distance.values()) * 0 + min(distance.values(), key=lambda d: d.sum())
+    minimum = sum(distance.values()) * 0 + min(distance.values(), key=lambda d: d.sum())
     for one in distance.values():
-        least = least.clip(max=one)
-    assert ((nearest > 0) == (least < 1 - 1e-6)).all()
+        minimum = minimum.clip(max=one)
+    assert ((nearest > 0) == (minimum < 1 - 1e-6)).all()
     for number, one in distance.items():
-        assert one[nearest == number] == pytest.approx(least[nearest == number], abs=1e-5)
+        assert one[nearest == number] == pytest.approx(minimum[nearest == number], abs=1e-5)
 
 
 def test_lesion_that_touches_another_keeps_its_cell():

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lesionseg.models.build import build_network
-from lesionseg.models.weights import is_head, take_weights
+from lesionseg.models.weights import is_head, transfer_weights
 from lesionseg.plan.plan import AnchorPlan
 from tests.models import plans
 
@@ -21,7 +21,7 @@ def plan_of(name, labels=("lesion",), sizes=SIZES):
 def transfer(plan, before):
     network = build_network(plan, seed=1)
     old = build_network(before, seed=2)
-    return network, old, take_weights(network, plan, old, before)
+    return network, old, transfer_weights(network, plan, old, before)
 
 
 def fresh_parts(done):
@@ -73,7 +73,7 @@ def test_weights_of_other_anchors_activations_or_shapes_stay_new():
     wide = unet.with_(architecture=replace(unet.architecture, features=(4, 8, 12)))
     _, _, done = transfer(wide, unet)
     assert "encoder.stages.2.0.conv.weight" in done.fresh
-    assert "encoder.stages.1.0.conv.weight" in done.taken
+    assert "encoder.stages.1.0.conv.weight" in done.copied
 
 
 def with_channels(plan, *names):
@@ -90,7 +90,7 @@ def test_one_channel_is_repeated_for_several(name):
     before = old.state_dict()[first]
     after = network.state_dict()[first]
     assert torch.allclose(after, before.expand_as(after) / 2)
-    assert first in done.taken
+    assert first in done.copied
     assert "had 1 channel and has 2" in done.adapted
     image = torch.randn(1, 1, 32, 32)
     with torch.no_grad():

@@ -25,11 +25,11 @@ LEVELS = {
 }
 
 
-def draw_boxes(seed, shape, limit, least, most):
-    """Draw boxes that begin before `limit` and have sides from `least` to `most`."""
+def draw_boxes(seed, shape, limit, minimum, maximum):
+    """Draw boxes that begin before `limit` and have sides from `minimum` to `maximum`."""
     generator = torch.Generator().manual_seed(seed)
     start = torch.rand(shape, generator=generator) * limit
-    side = least + torch.rand(shape, generator=generator) * (most - least)
+    side = minimum + torch.rand(shape, generator=generator) * (maximum - minimum)
     return torch.cat([start, start + side], dim=1)
 
 
@@ -88,7 +88,7 @@ def assign_by_naive_atss(levels, boxes):
 @pytest.mark.parametrize("seed", range(5))
 def test_atss_agrees_with_the_papers_algorithm(dims, seed):
     limit = 32.0 if dims == 2 else 16.0
-    boxes = draw_boxes(seed, (4, dims), limit - 6, least=1, most=9)
+    boxes = draw_boxes(seed, (4, dims), limit - 6, minimum=1, maximum=9)
     found = assign_atss(LEVELS[dims], grid_anchors(LEVELS[dims]), boxes)
     naive = assign_by_naive_atss(LEVELS[dims], boxes)
     with_anchors = set(naive.values())  # remaining lesions get their best candidate
@@ -101,7 +101,7 @@ def test_missed_lesions_get_their_best_anchor_but_not_the_only_one_of_another_le
     anchors = grid_anchors([level])
     n_rescued = 0
     for seed in range(600):
-        boxes = draw_boxes(seed, (5, 2), torch.tensor([7.0, 11.0]), least=0.5, most=9.5)
+        boxes = draw_boxes(seed, (5, 2), torch.tensor([7.0, 11.0]), minimum=0.5, maximum=9.5)
         owner = assign_by_naive_atss([level], boxes)
         overlap = box_iou(boxes, anchors)
         for lesion in sorted({*range(5)} - {*owner.values()}, key=lambda i: -overlap[i].max()):
@@ -120,7 +120,7 @@ def test_missed_lesions_get_their_best_anchor_but_not_the_only_one_of_another_le
 
 @pytest.mark.parametrize("side", [0.5, 1.0, 2.0, 3.0])
 def test_lesion_of_any_size_and_position_has_an_anchor(side):
-    boxes = draw_boxes(int(side * 2), (40, 2), 32 - side, least=side, most=side)
+    boxes = draw_boxes(int(side * 2), (40, 2), 32 - side, minimum=side, maximum=side)
     found = assign_atss(LEVELS[2], grid_anchors(LEVELS[2]), boxes)
     assert set(found[found >= 0].tolist()) == set(range(40))
 

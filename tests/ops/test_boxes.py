@@ -14,9 +14,9 @@ from lesionseg.ops.boxes import (
 )
 
 
-def draw_boxes(rng, n, dims, least=0):
+def draw_boxes(rng, n, dims, minimum=0):
     start = rng.integers(0, 10, (n, dims))
-    return torch.tensor(np.hstack([start, start + rng.integers(least, 8, (n, dims))])).float()
+    return torch.tensor(np.hstack([start, start + rng.integers(minimum, 8, (n, dims))])).float()
 
 
 @pytest.mark.parametrize("dims", [1, 2, 3])
@@ -44,8 +44,8 @@ def test_giou_has_the_values_computed_by_hand():
 
 @pytest.mark.parametrize("dims", [2, 3])
 def test_decoding_undoes_encoding(rng, dims):
-    boxes = draw_boxes(rng, 50, dims, least=1)
-    anchors = draw_boxes(rng, 50, dims, least=1)
+    boxes = draw_boxes(rng, 50, dims, minimum=1)
+    anchors = draw_boxes(rng, 50, dims, minimum=1)
     back = decode_boxes(encode_boxes(boxes, anchors), anchors)
     torch.testing.assert_close(back, boxes, rtol=1e-5, atol=1e-4)
 

@@ -12,7 +12,7 @@ from lesionseg.core import Geometry
 from lesionseg.errors import GeometryError
 from lesionseg.ops.interpolation import (
     Interpolation,
-    find_neighbours,
+    find_interpolation_neighbours,
     resample_slabs,
     resample_to,
     resize,
@@ -281,7 +281,7 @@ def test_axis_with_its_own_order_is_resized_after_clipped_slices(axis, order, rn
 @pytest.mark.parametrize("rows", [slice(0, 5), slice(5, 10), slice(10, 14)])
 def test_rows_from_a_part_of_the_input_equal_those_of_the_whole(order, rows, rng):
     array = torch.from_numpy(rng.normal(size=(3, 9)).astype(np.float32))
-    neighbours = find_neighbours(9, 14, order)
+    neighbours = find_interpolation_neighbours(9, 14, order)
     needed = neighbours.reach(rows)
     part = neighbours.within(rows, needed.start).apply(array[:, needed], axis=1)
     assert torch.equal(part, neighbours.apply(array, axis=1)[:, rows])

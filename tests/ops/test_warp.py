@@ -15,8 +15,10 @@ def draw_warp(rng, dims, bent):
     linear = np.eye(dims) + rng.uniform(-0.3, 0.3, (dims, dims))
     middle = (np.array(source) - 1) / 2 - linear @ ((np.array(out) - 1) / 2)
     matrix = np.concatenate([linear, middle[:, None]], axis=1)
-    bend = torch.from_numpy(rng.uniform(-1, 1, (dims, *out)).astype(np.float32)) if bent else None
-    return source, Warp(matrix, out, bend)
+    displacement = (
+        torch.from_numpy(rng.uniform(-1, 1, (dims, *out)).astype(np.float32)) if bent else None
+    )
+    return source, Warp(matrix, out, displacement)
 
 
 @pytest.mark.parametrize("bent", [False, True])
@@ -26,7 +28,7 @@ def test_compiled_loops_agree_with_scipy(rng, dims, bent):
         source, warp = draw_warp(rng, dims, bent)
         image = rng.normal(size=source).astype(np.float32)
         index = np.stack([*np.indices(warp.shape), np.ones(warp.shape)])
-        points = np.tensordot(warp.matrix, index, 1) + (warp.bend.numpy() if bent else 0)
+        points = np.tensordot(warp.matrix, index, 1) + (warp.displacement.numpy() if bent else 0)
         edge = np.array(source).reshape(-1, *[1] * dims) - 0.5
         inside = ((points >= -0.5) & (points <= edge)).all(0)
         mask = torch.ones(source, dtype=torch.bool)

@@ -7,8 +7,8 @@ from lesionseg.evaluation.scores import Provenance
 from lesionseg.io.contents import case_digest
 from lesionseg.io.layouts import read_dataset
 from lesionseg.io.text import read_csv, write_json
+from lesionseg.pipeline.dataset_inspection import inspect_dataset
 from lesionseg.pipeline.provenance import scores_provenance
-from lesionseg.pipeline.survey import take_survey
 from tests.commands import evaluate
 from tests.io.layouts.box_folders import write_picture
 from tests.pipeline.cases import counts, write_boxes
@@ -36,8 +36,8 @@ def films(tmp_path):
 
 def test_survey_counts_merged_lesions(films):
     for min_readers, last in ((None, 0), (1, 1)):
-        survey = take_survey(DataConfig.of(root=films, min_readers=min_readers), seed=0)
-        assert survey.counts == {"f0": 1, "f1": 1, "f2": 1, "f3": 1, "f4": 1, "f5": last}
+        inspection = inspect_dataset(DataConfig.of(root=films, min_readers=min_readers), seed=0)
+        assert inspection.counts == {"f0": 1, "f1": 1, "f2": 1, "f3": 1, "f4": 1, "f5": last}
 
 
 def test_scores_of_a_training_state_the_rule_for_several_readers(films):
@@ -88,8 +88,8 @@ def test_annotations_of_another_place_are_read_by_survey_and_evaluate(tmp_path):
     content["annotations"] = [{"image_id": number, **lesion} for number in range(5)]
     write_json(root / "notes" / "export 2.json", content)
     stated = {"annotations": "notes/export 2.json"}
-    survey = take_survey(DataConfig.of(root=root, **stated), seed=0)
-    assert survey.counts == {"f0": 1, "f1": 1, "f2": 1, "f3": 1, "f4": 1, "f5": 0}
+    inspection = inspect_dataset(DataConfig.of(root=root, **stated), seed=0)
+    assert inspection.counts == {"f0": 1, "f1": 1, "f2": 1, "f3": 1, "f4": 1, "f5": 0}
     found = write_found(tmp_path / "found", label=1, labels={"1": "nodule"})
     scores = evaluate(root, found, tmp_path / "scores", **stated).scores
     assert counts(scores, "n_lesions", "n_true_positive") == (5, 5)

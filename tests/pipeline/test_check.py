@@ -12,7 +12,7 @@ from lesionseg.cli import run
 from lesionseg.config import DataConfig
 from lesionseg.errors import DatasetError
 from lesionseg.io.text import read_csv, write_json
-from lesionseg.pipeline.survey import take_survey
+from lesionseg.pipeline.dataset_inspection import inspect_dataset
 from tests.commands import check
 from tests.inference.nnunet.probability_files import write_labels
 from tests.io.dicom_files import CT, SECONDARY_CAPTURE, write_dicom_file
@@ -213,8 +213,8 @@ def test_faults_of_a_dataset_without_complete_case_are_reported(tmp_path, capsys
     (root / "imagesTr" / "C.rar").write_text("x")
     status, printed = run_check(root, capsys)
     assert status == 1
-    faults = ("'A-0' has no image", "'B-0' has no", "'A' has no mask", "'B' has no mask")
-    for words in (*faults, "no labelled case", "warning, the list of cases", "C.rar"):
+    problems = ("'A-0' has no image", "'B-0' has no", "'A' has no mask", "'B' has no mask")
+    for words in (*problems, "no labelled case", "warning, the list of cases", "C.rar"):
         assert words in printed
     assert "train data.root" not in printed
     assert (tmp_path / "out" / "dataset_report.html").is_file()
@@ -262,14 +262,14 @@ def test_masks_that_are_nearly_all_lesion_are_named_by_check_and_training(tmp_pa
     root = write_pictures(tmp_path / "data", "case,image,reference", 1 - background)
     _, printed = run_check(root, capsys)
     assert printed.count("Lesions fill more than half of the image") == 4
-    take_survey(data, seed=0)
+    inspect_dataset(data, seed=0)
     assert "4 cases: c0, c1, c2, c3 (c0: They fill 98.4 %.)" in caplog.text
     write_pictures(root, "case,image,reference", background | 1)
     _, printed = run_check(root, capsys)
     assert "every voxel of the references is lesion" in printed
     assert "train data.root" not in printed
     with pytest.raises(DatasetError, match="every voxel of the references is lesion"):
-        take_survey(data, seed=0)
+        inspect_dataset(data, seed=0)
 
 
 def test_case_of_a_rejected_row_does_not_count_as_lesion_free(tmp_path, capsys):

@@ -18,8 +18,8 @@ from lesionseg.io.layouts import read_dataset, require_usable
 from lesionseg.io.results.case import write_prediction
 from lesionseg.io.scans import find_scans
 from lesionseg.io.text import read_json, write_json
-from lesionseg.pipeline.survey import open_dataset, take_survey
-from lesionseg.reporting.images import Sources
+from lesionseg.pipeline.dataset_inspection import inspect_dataset, open_dataset
+from lesionseg.reporting.images import CaseFolders
 from lesionseg.reporting.pictures import draw_cutouts
 from tests.commands import check, evaluate, report
 from tests.inference.networks import Bright
@@ -73,7 +73,7 @@ def test_pictures_of_every_layout_have_three_channels(tmp_path, layout, caplog):
         pixels = np.moveaxis(drawn[files.case.removeprefix("sub-")], -1, 0)
         np.testing.assert_array_equal(read_case(files, dataset).image.array, pixels)
     assert "in colour" not in caplog.text
-    fingerprint = take_survey(settings(root, validation_fraction=0.0), seed=0).fingerprint
+    fingerprint = inspect_dataset(settings(root, validation_fraction=0.0), seed=0).fingerprint
     assert (fingerprint.modality, len(fingerprint.channels)) == ("colour", 3)
 
 
@@ -192,12 +192,12 @@ def test_report_shows_the_colours_of_pictures_and_the_greys_of_others(tmp_path, 
     evaluate(data, tmp_path / "found", tmp_path / "scores")
     report(tmp_path / "scores", tmp_path / "page", images=data)
     assert "in colour" not in caplog.text
-    sources = Sources(data)
-    scene = sources.load("a", frozenset())
+    digests = CaseFolders(data)
+    scene = digests.load("a", frozenset())
     drawn = draw_pictures()["a"]
     np.testing.assert_array_equal(scene.colours, np.moveaxis(drawn, -1, 0))
     np.testing.assert_allclose(scene.image, drawn @ LUMA, rtol=1e-6)
     (whole, _) = draw_cutouts({"": scene}, (10, 8), (20, 24)).axes
     np.testing.assert_array_equal(whole.images[0].get_array(), drawn)
     for case in "bc":
-        assert sources.load(case, frozenset()).colours is None
+        assert digests.load(case, frozenset()).colours is None

@@ -11,7 +11,7 @@ from lesionseg.evaluation import match_case
 from lesionseg.io.results.case import write_prediction
 from lesionseg.io.text import read_csv, read_json, write_csv, write_json
 from lesionseg.pipeline.evaluate import cases_of_role
-from lesionseg.reporting.images import Sources
+from lesionseg.reporting.images import CaseFolders
 from tests.commands import evaluate, follow, report
 from tests.evaluation.hand_cases import prediction_of
 from tests.inference.nnunet.probability_files import write_labels
@@ -171,7 +171,7 @@ def test_masks_with_or_without_images_keep_role_and_labels_of_their_dataset(
     affine = GEOMETRY.affine.copy()
     affine[0, 3] = 40.0  # a report compares shape and spacing, as evaluate geometry=image does
     write_scan(tmp_path / "scans" / "c.nii.gz", Geometry(SHAPE, affine))
-    load = Sources(tmp_path / "scans", masks, prediction).load
+    load = CaseFolders(tmp_path / "scans", masks, prediction).load
     assert not load("c", frozenset()).reference.any()  # the report does not draw ignored voxels
 
 
@@ -601,7 +601,7 @@ def test_resampled_candidates_keep_their_scores_and_get_new_sizes(folders):
 
 
 def test_case_without_a_prediction_is_not_an_empty_result(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr("lesionseg.reporting.write.MOST_MISSED", 9)
+    monkeypatch.setattr("lesionseg.reporting.write.MAX_MISSED", 9)
     reference, prediction, out = folders_of(tmp_path)
     for case, n in zip("abcdef", (2, 0, 3, 0, 1, 1), strict=True):
         write_mask(reference / f"{case}.nii.gz", lesions(n))
@@ -807,7 +807,7 @@ def test_report_draws_predictions_and_references_of_grids_that_evaluate_accepts(
     write_scan(tmp_path / "images" / "a.nii.gz", GEOMETRY)
     write_mask(tmp_path / "masks" / "a.nii.gz", lesions(1), near)
     write_mask(tmp_path / "found" / "a.nii.gz", lesions(1), elsewhere)
-    scene = Sources(*(tmp_path / name for name in ("images", "masks", "found"))).load("a", {1})
+    scene = CaseFolders(*(tmp_path / name for name in ("images", "masks", "found"))).load("a", {1})
     assert scene.reference.sum() == scene.accepted.sum() == lesions(1).sum()
 
 

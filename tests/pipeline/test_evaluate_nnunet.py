@@ -10,7 +10,7 @@ from lesionseg.evaluation import read_scores
 from lesionseg.io.masks import read_mask
 from lesionseg.io.results.index import find_predictions
 from lesionseg.io.text import read_csv, read_json, write_json
-from lesionseg.reporting.images import Sources
+from lesionseg.reporting.images import CaseFolders
 from tests.commands import evaluate, report
 from tests.inference.nnunet.probability_files import (
     blobs,
@@ -358,7 +358,7 @@ def test_merge_labels_applies_to_bare_masks(folders, tmp_path, named):
     scores = scores_of(folders[0], masks, tmp_path / "again", merge_labels=True)
     assert counts(scores, "n_lesions", "n_true_positive", "n_false_positive") == (12, 12, 0)
     write_array(tmp_path / "scans" / "P0.nii.gz", np.ones(SHAPE, np.float32))
-    shown = Sources(tmp_path / "scans", folders[0], masks, made=scores.provenance)
+    shown = CaseFolders(tmp_path / "scans", folders[0], masks, made=scores.provenance)
     assert np.array_equal(shown.load("P0", {1, 2}).accepted, numbered > 0)
 
 
@@ -377,7 +377,7 @@ def test_ignored_voxels_of_bare_masks_are_stated_by_the_output_folder(
     assert [*scores.failed_cases] == ["P0"]
     assert counts(scores, "n_cases", "n_lesions", "n_true_positive") == (5, 5, 5)
     write_array(tmp_path / "scans" / "P1.nii.gz", np.ones(SHAPE, np.float32))
-    scene = Sources(tmp_path / "scans", *folders[:2]).load("P1", frozenset())
+    scene = CaseFolders(tmp_path / "scans", *folders[:2]).load("P1", frozenset())
     assert np.array_equal(scene.reference, boxes(SHAPE, (*FIRST, 3)) > 0)
 
 

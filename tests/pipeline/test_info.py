@@ -62,12 +62,12 @@ def test_facts_of_a_bundle_are_those_of_its_files(run):
     assert found["selection"] == read_json(bundle / "selection.json")
     assert found["n_weights"] == sum(array.size for array in weights.values())
     assert found["operating_point"] == POINT.name
-    stated = found["stated"]
-    assert stated.items() >= {name: str(fact) for name, fact in FACTS.items()}.items()
-    assert stated["license"] == "unknown"
+    card_fields = found["stated"]
+    assert card_fields.items() >= {name: str(fact) for name, fact in FACTS.items()}.items()
+    assert card_fields["license"] == "unknown"
     # of the selection (its name contains a colon), of the plan, and of the Hub
     others = {"operating point fp_per_case", "network", "mask value 1", "spacing_mm", "tags"}
-    assert not others & stated.keys()
+    assert not others & card_fields.keys()
     assert found["card"] == bundle / "README.md"
     text = "\n".join(outcome.summary())
     for fact in ("T1", "lesion", "score 0.25", "4 patients", "recall 0.9", "best_f1", "12"):
@@ -147,8 +147,8 @@ def test_folder_of_scans_without_a_layout_is_described(run, tmp_path):
     for name in ("a.nii.gz", "b.nii.gz"):
         write_array(folder / name, image, Geometry.from_spacing(image.shape, (3.0, 2.0, 1.0)))
     outcome = ask(bundle=str(run), data={"root": str(folder)})
-    facts = {"layout": "scans", "cases": 2, "axes": 3, "shape": (4, 5, 6), "masks": 0}
-    assert outcome.dataset.items() >= facts.items()
+    info = {"layout": "scans", "cases": 2, "axes": 3, "shape": (4, 5, 6), "masks": 0}
+    assert outcome.dataset.items() >= info.items()
     assert outcome.dataset["fits"] == "axes are those of the model"
     assert "predict bundle=MODEL" in ask(data={"root": str(folder)}).next
 

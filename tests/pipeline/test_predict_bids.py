@@ -18,7 +18,7 @@ from lesionseg.io.results.index import find_predictions, list_predictions
 from lesionseg.io.results.names import mask_stem
 from lesionseg.io.text import read_json
 from lesionseg.io.volumes import read_volume, write_volume
-from lesionseg.reporting.images import Sources
+from lesionseg.reporting.images import CaseFolders
 from tests.commands import evaluate, predict
 from tests.inference.networks import make_bright
 from tests.pipeline.cases import boxes, write_array
@@ -118,7 +118,7 @@ def test_bids_reader_evaluate_and_pictures_take_the_results_as_those_of_a_sessio
     scored = evaluate(bids, tmp_path / "out", tmp_path / "scores", replicates=0)
     assert scored.scores["lesion_recall"].value == 1
     assert scored.scores["n_cases"].value == 2
-    assert Sources(bids, prediction=tmp_path / "out").load("sub-2").prediction is not None
+    assert CaseFolders(bids, prediction=tmp_path / "out").load("sub-2").prediction is not None
 
 
 @pytest.mark.parametrize(

@@ -21,9 +21,9 @@ from lesionseg.phantoms import (
     write_mri_phantoms,
     write_xray_phantoms,
 )
+from lesionseg.pipeline.dataset_inspection import inspect_dataset, may_lack
 from lesionseg.pipeline.experiment import Experiment
 from lesionseg.pipeline.planning import checkpoint_architecture, describe_tile, plan_run, save_run
-from lesionseg.pipeline.survey import may_lack, take_survey
 from lesionseg.plan.plan import Plan
 from lesionseg.training.initial_weights import start_from
 from tests.flow.cases import HEADS, write_raw
@@ -47,7 +47,7 @@ def test_plan_fits_the_stated_gpu_memory(raw, tmp_path, monkeypatch, name):
     trainer = {"accelerator": "gpu", "memory_gb": 24.0}
     augment = {"flip_axes": [1]}
     cfg = TrainConfig.of(trainer=trainer, model={"architecture": name}, augment=augment)
-    plan = plan_run(Experiment(cfg, take_survey(DataConfig.of(root=raw), seed=0), tmp_path))
+    plan = plan_run(Experiment(cfg, inspect_dataset(DataConfig.of(root=raw), seed=0), tmp_path))
     assert "24 GB" in plan.reasons["budget"]
     assert plan.flip_axes == (1,)
     assert plan.architecture.features[0] >= 32
@@ -58,12 +58,14 @@ def test_plan_fits_the_stated_gpu_memory(raw, tmp_path, monkeypatch, name):
 
 
 @pytest.fixture(scope="module")
-def surveys(tmp_path_factory):
+def inspections(tmp_path_factory):
     """Return the surveys of simulated heads, of films, and of the films as if in colour."""
     root = tmp_path_factory.mktemp("surveys")
     write_mri_phantoms(root / "heads", 3, seed=0, **HEADS)
     write_xray_phantoms(root / "films", 4, seed=0, shape=(64, 64), pixel_mm=4.0)
-    heads, films = (take_survey(DataConfig.of(root=root / n), seed=0) for n in ("heads", "films"))
+    heads, films = (
+        inspect_dataset(DataConfig.of(root=root / n), seed=0) for n in ("heads", "films")
+    )
     colour = replace(films, fingerprint=replace(films.fingerprint, modality="colour"))
     return {"heads": heads, "films": films, "colour": colour}
 
@@ -87,17 +89,19 @@ def surveys(tmp_path_factory):
     ],
 )
 def test_network_is_narrow_only_in_short_trainings_on_a_slow_cpu(
-    surveys, tmp_path, monkeypatch, scans, model, minutes, threads, fast, features
+    inspections, tmp_path, monkeypatch, scans, model, minutes, threads, fast, features
 ):
     monkeypatch.setattr("torch.get_num_threads", lambda: threads)
     monkeypatch.setattr("lesionseg.pipeline.planning.fast_dtype", lambda device: fast)
     trainer = {"accelerator": "cpu", "max_minutes": minutes}
     cfg = TrainConfig.of(trainer=trainer, model={"architecture": model})
-    plan = plan_run(Experiment.on(cfg, surveys[scans], tmp_path))
+    plan = plan_run(Experiment.on(cfg, inspections[scans], tmp_path))
     assert plan.architecture.features[0] == features
     assert ("features" in plan.reasons) == (features == 8)
     wide = cfg.model_copy(update={"model": cfg.model.model_copy(update={"base_features": 12})})
-    assert plan_run(Experiment.on(wide, surveys[scans], tmp_path)).architecture.features[0] == 12
+    assert (
+        plan_run(Experiment.on(wide, inspections[scans], tmp_path)).architecture.features[0] == 12
+    )
 
 
 # --- weights of a bundle or of a checkpoint ---
@@ -165,24 +169,24 @@ def test_training_voxels_on_boxes_without_masks_is_refused(model, tmp_path, caps
 def test_dataset_without_usable_references_is_refused(tmp_path, cases, box, match):
     Boxes().write(tmp_path, cases=cases, box=box)
     with pytest.raises(LesionsegError, match=match):
-        take_survey(DataConfig.of(root=tmp_path), seed=0)
+        inspect_dataset(DataConfig.of(root=tmp_path), seed=0)
 
 
 def test_dataset_without_references_is_refused(tmp_path):
     write_picture(tmp_path / "0.png")
     (tmp_path / "manifest.csv").write_text("case,image\na,0.png\n")
     with pytest.raises(DatasetError, match=r"no reference to learn from \(1 case\)"):
-        take_survey(DataConfig.of(root=tmp_path), seed=0)
+        inspect_dataset(DataConfig.of(root=tmp_path), seed=0)
 
 
 def test_test_case_of_a_split_file_is_left_out_of_the_fingerprint(tmp_path):
     write_xray_phantoms(tmp_path / "raw", 4, seed=0, shape=(48, 48), pixel_mm=8.0)
     own = tmp_path / "splits.json"
     data = DataConfig.of(root=tmp_path / "raw")
-    before = take_survey(data, 0)
+    before = inspect_dataset(data, 0)
     tested = before.dataset.cases[0].case
     write_json(own, {"roles": {**before.splits.roles, tested: "test"}})
-    after = take_survey(data.model_copy(update={"splits": str(own)}), 0)
+    after = inspect_dataset(data.model_copy(update={"splits": str(own)}), 0)
     assert (len(before.fingerprint.shapes), len(after.fingerprint.shapes)) == (4, 3)
 
 
@@ -223,14 +227,14 @@ def test_simulated_dataset_is_taken_again_only_with_its_kind(tmp_path):
 def survey_of(tmp_path):
     """Return a function that gives three cases these patients and roles in a survey."""
     write_xray_phantoms(tmp_path / "raw", 3, seed=0, shape=(48, 48), pixel_mm=8.0)
-    survey = take_survey(DataConfig.of(root=tmp_path / "raw"), 0)
+    inspection = inspect_dataset(DataConfig.of(root=tmp_path / "raw"), 0)
 
     def change(patients, roles):
-        files = zip(survey.dataset.cases, patients, strict=True)
+        files = zip(inspection.dataset.cases, patients, strict=True)
         cases = tuple(replace(case, group=patient) for case, patient in files)
         names = [case.case for case in cases]
-        splits = replace(survey.splits, roles=dict(zip(names, roles, strict=True)))
-        return replace(survey, dataset=replace(survey.dataset, cases=cases), splits=splits)
+        splits = replace(inspection.splits, roles=dict(zip(names, roles, strict=True)))
+        return replace(inspection, dataset=replace(inspection.dataset, cases=cases), splits=splits)
 
     return change
 
@@ -248,9 +252,9 @@ def survey_of(tmp_path):
 def test_role_is_safe_only_if_its_patients_were_not_used_before(
     survey_of, patients, is_validation_safe, is_test_safe
 ):
-    survey = survey_of(patients, ("train", "validation", "test"))
-    assert survey.is_group_safe("validation") == is_validation_safe
-    assert survey.is_group_safe("test") == is_test_safe
+    inspection = survey_of(patients, ("train", "validation", "test"))
+    assert inspection.is_group_safe("validation") == is_validation_safe
+    assert inspection.is_group_safe("test") == is_test_safe
 
 
 def test_plan_stores_that_nan_is_background(tmp_path):
@@ -262,11 +266,11 @@ def test_plan_stores_that_nan_is_background(tmp_path):
     root = write_raw(tmp_path / "data", {"background": 0, "lesion": 1}, cases)
     data = DataConfig.of(root=str(root))
     with pytest.raises(DatasetError, match=r"1024 voxels are NaN.*data\.nan=background"):
-        take_survey(data, seed=0)
+        inspect_dataset(data, seed=0)
     data = data.model_copy(update={"nan": "background"})
-    survey = take_survey(data, seed=0)
-    assert survey.fingerprint.channels[0].nonzero_share == 0.75
-    experiment = Experiment(TrainConfig.of(data=data), survey, tmp_path / "run")
+    inspection = inspect_dataset(data, seed=0)
+    assert inspection.fingerprint.channels[0].nonzero_share == 0.75
+    experiment = Experiment(TrainConfig.of(data=data), inspection, tmp_path / "run")
     plan = plan_run(experiment)
     save_run(experiment, plan)
     assert plan.nan_background

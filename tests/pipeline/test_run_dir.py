@@ -18,12 +18,13 @@ from lesionseg.config import DataConfig, LossConfig, TrainConfig
 from lesionseg.core import CaseFiles, Dataset, Labels, Selection
 from lesionseg.errors import ConfigError, DatasetError, OutputError, TrainingError
 from lesionseg.evaluation.intervals import Estimate
-from lesionseg.evaluation.operating_points import Aim, PointInUse
+from lesionseg.evaluation.operating_points import OperatingPointAim, PointInUse
 from lesionseg.evaluation.scores import Provenance, Scores
 from lesionseg.io.files import locked_folder
 from lesionseg.io.text import write_json
 from lesionseg.phantoms import simulate_once, write_mri_phantoms
 from lesionseg.pipeline import train as train_recipe
+from lesionseg.pipeline.dataset_inspection import DatasetInspection, inspect_dataset
 from lesionseg.pipeline.experiment import Experiment
 from lesionseg.pipeline.log import LOG, bar, command_line, run_log
 from lesionseg.pipeline.planning import check_losses
@@ -33,12 +34,11 @@ from lesionseg.pipeline.run_dir import (
     check_config,
     config_of,
     save_config,
-    save_sources,
+    save_digests,
     settings_of_training,
     settings_to_train_further,
     warn_of_seen_cases,
 )
-from lesionseg.pipeline.survey import Survey, take_survey
 from lesionseg.pipeline.train import (
     closing_lines,
     explain_nothing_found,
@@ -127,7 +127,7 @@ def test_only_a_folder_that_lesionseg_simulated_is_called_simulated(tmp_path):
     data = {"kind": "xray", "n_cases": 3, "seed": 0, "shape": [48, 48], "pixel_mm": 8.0}
     root = tmp_path / "films"
     simulate_once(root, data)
-    dataset = take_survey(DataConfig.of(root=root), seed=0).dataset
+    dataset = inspect_dataset(DataConfig.of(root=root), seed=0).dataset
     assert scores_provenance({"phantoms": data}, dataset)["simulated"] is True
     (root / "simulation.json").unlink()  # as in a folder of the user
     assert scores_provenance({"phantoms": data}, dataset)["simulated"] is False
@@ -279,13 +279,13 @@ def test_other_test_cases_another_order_and_an_unused_folder_are_accepted(starte
 def test_changed_files_of_development_cases_are_named(started_run):
     splits = Splits(BEGAN, True, 0, "")
     before = {"a": "1", "b": "2", "c": "3", "t": "4"}
-    save_sources(started_run, splits, before)
+    save_digests(started_run, splits, before)
     check_cases(started_run, splits, before | {"t": "5"})  # a test case may change
     with pytest.raises(
         DatasetError, match=r"files or table entries of these cases have changed.*: a, c\. Name"
     ):
         check_cases(started_run, splits, before | {"a": "6", "c": "7"})
-    save_sources(started_run, splits, before | {"a": "6"})  # the first record stays
+    save_digests(started_run, splits, before | {"a": "6"})  # the first record stays
     with pytest.raises(DatasetError, match=r": a\. Name"):
         check_cases(started_run, splits, before | {"a": "6"})
 
@@ -426,7 +426,7 @@ def survey_of(folder, roles, counts):
     """Return a survey of one case per patient, with these roles and numbers of lesions."""
     cases = tuple(CaseFiles(case, (), group=f"p{case}") for case in roles)
     dataset = Dataset("d", folder, "manifest", 3, ("T1",), Labels.of({1: "a"}), cases)
-    return Survey(dataset, None, Splits(roles, True, 0, ""), counts=counts)
+    return DatasetInspection(dataset, None, Splits(roles, True, 0, ""), counts=counts)
 
 
 @pytest.mark.parametrize(
@@ -443,8 +443,8 @@ def test_cross_validation_of_few_patients_is_offered_with_its_cost(
     n_cases, n_validated, fold, words, tmp_path, caplog
 ):
     roles = {f"c{k}": "validation" if k < n_validated else "train" for k in range(n_cases)}
-    survey = survey_of(tmp_path, roles, dict.fromkeys(roles, 1))
-    warn_of_few_patients(survey, DataConfig.of(root="d", fold=fold), "1 minute")
+    inspection = survey_of(tmp_path, roles, dict.fromkeys(roles, 1))
+    warn_of_few_patients(inspection, DataConfig.of(root="d", fold=fold), "1 minute")
     assert words in caplog.text
     assert ("trains 5 networks, each for 1 minute." in caplog.text) == bool(words)
     assert bool(caplog.text) == bool(words)
@@ -467,7 +467,7 @@ def test_promise_is_announced_before_a_training(aim, n_validated, fold, words, t
     roles = {f"c{k:02d}": "train" if k in train else "validation" for k in range(40)}
     counts = {case: int(case < "c20") for case in roles}
     with caplog.at_level("INFO"):
-        explain_promise(survey_of(tmp_path, roles, counts), Aim.parse(aim), fold)
+        explain_promise(survey_of(tmp_path, roles, counts), OperatingPointAim.parse(aim), fold)
     assert words in caplog.text
     assert bool(caplog.text) == bool(words)
     assert ("data.fold=all" in caplog.text) == (fold is None and "needed" in words)

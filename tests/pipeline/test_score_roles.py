@@ -18,6 +18,12 @@ from lesionseg.io.results.index import find_predictions
 from lesionseg.io.text import read_json
 from lesionseg.ops.components import lesion_instances
 from lesionseg.phantoms import write_mri_phantoms, write_xray_phantoms
+from lesionseg.pipeline.dataset_inspection import (
+    folds_of,
+    inspect_dataset,
+    labelled_cases,
+    with_fold,
+)
 from lesionseg.pipeline.experiment import Experiment
 from lesionseg.pipeline.planning import plan_run
 from lesionseg.pipeline.score_cases import score_cases
@@ -28,7 +34,6 @@ from lesionseg.pipeline.score_roles import (
     score_validation,
     validation_scores,
 )
-from lesionseg.pipeline.survey import folds_of, labelled_cases, take_survey, with_fold
 from tests.evaluation.hand_cases import prediction_of, result, tables_of
 from tests.flow.cases import HEADS
 
@@ -51,7 +56,7 @@ def test_gathered_predictions_are_accepted_and_calibrated_out_of_fold(tmp_path, 
     run = tmp_path / "run"
     write_mri_phantoms(tmp_path / "raw", 6, seed=0, **HEADS)
     data = DataConfig.of(root=tmp_path / "raw", fold="all", n_folds=3)
-    found = take_survey(data, 0)
+    found = inspect_dataset(data, 0)
     of_fold = {k: data.model_copy(update={"fold": k}) for k in folds_of(found, data)}
     folds = {k: with_fold(found, settings, 0) for k, settings in of_fold.items()}
     for number, fold in folds.items():
@@ -105,7 +110,7 @@ def radiographs(tmp_path):
     """Return an experiment on the CPU with simulated radiographs, and its plan."""
     raw = tmp_path / "raw"
     write_xray_phantoms(raw, 6, seed=3, shape=(64, 64), pixel_mm=4.0, lesion_free_share=0.0)
-    return make_experiment(take_survey(DataConfig.of(root=raw), 0), (64, 64), tmp_path / "run")
+    return make_experiment(inspect_dataset(DataConfig.of(root=raw), 0), (64, 64), tmp_path / "run")
 
 
 def test_networks_are_scored_on_whole_radiographs(radiographs, caplog):
@@ -132,7 +137,7 @@ def test_predictions_of_a_network_are_scored_like_their_files(radiographs, tmp_p
     predictions = find_predictions(folder / "predictions")
     cases = experiment.cases("validation")
     scored = score_cases(cases, predictions, experiment.match_options)
-    labels = experiment.survey.dataset.labels.lesion_names
+    labels = experiment.inspection.dataset.labels.lesion_names
     settings = SummarySettings(evaluated_on="validation", labels=labels)
     scored.evaluate(settings).write(tmp_path / "again")
     for table in ("lesions.csv", "candidates.csv"):
@@ -159,7 +164,7 @@ def test_voxel_calibration_is_fitted_and_improves_dice(tmp_path):
     write_mri_phantoms(
         tmp_path / "raw", 6, seed=0, shape=(24, 28, 24), spacing_mm=(6.0,) * 3, contrast=3.0
     )
-    found = take_survey(DataConfig.of(root=tmp_path / "raw", validation_fraction=0.5), 0)
+    found = inspect_dataset(DataConfig.of(root=tmp_path / "raw", validation_fraction=0.5), 0)
     experiment, plan = make_experiment(found, (24, 32, 24), tmp_path / "run")
     unsure = Predictor(Bundle((Brightness(4, 22.0),), plan))  # low probabilities in lesions
     complete, scores = score_validation(unsure, experiment)

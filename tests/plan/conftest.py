@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from lesionseg.core import Case, CaseFiles, Dataset, Geometry, Labels, Reference, Volume
-from lesionseg.plan import facts_of, fingerprint_of
+from lesionseg.plan import fingerprint_of, measure_case
 
 
 def take_fingerprint(dataset, cases):
     """Return the statistics of the labelled cases."""
-    return fingerprint_of(dataset, [facts_of(c, c.reference) for c in cases if c.reference])
+    return fingerprint_of(dataset, [measure_case(c, c.reference) for c in cases if c.reference])
 
 
 @pytest.fixture

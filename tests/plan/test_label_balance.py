@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from lesionseg.core import CaseFiles
-from lesionseg.plan.label_balance import deal, hold_each_label, stratify_by_label
-from lesionseg.plan.splits import LesionFacts, make_splits
+from lesionseg.plan.label_balance import deal_to_folds, stratify_by_label, stratify_validation
+from lesionseg.plan.splits import LesionStatistics, make_splits
 
 
 def random_tables(n):
@@ -16,10 +16,10 @@ def random_tables(n):
     for seed in range(n):
         rng = np.random.default_rng(seed)
         n_labels = int(rng.integers(1, 7))
-        most = int(rng.integers(1, 4))
+        maximum = int(rng.integers(1, 4))
         table = {}
         for i in range(int(rng.integers(2, 40))):
-            drawn = rng.integers(1, n_labels + 1, size=rng.integers(0, most + 1))
+            drawn = rng.integers(1, n_labels + 1, size=rng.integers(0, maximum + 1))
             table[f"c{i:02d}"] = set(drawn.tolist())
         yield seed, table
 
@@ -39,7 +39,7 @@ def split(
     cases = tuple(CaseFiles(case, (), group=groups[case]) for case in table)
     counts = {case: len(labels) for case, labels in table.items()}
     values = {case: tuple(sorted(labels)) for case, labels in table.items()}
-    lesions = LesionFacts(labels=values) if labelled else None
+    lesions = LesionStatistics(labels=values) if labelled else None
     return make_splits(replace(dataset, cases=cases), counts, lesions=lesions, **settings)
 
 
@@ -81,7 +81,7 @@ def test_one_label_is_divided_as_without_labels(dataset):
 def test_label_of_one_patient_stays_in_training(seed):
     units = [f"p{i}" for i in range(12)]
     labels = {name: {1} for name in units} | {"p7": {1, 2}}
-    held = hold_each_label(["p3", "p7"], units, labels, np.random.default_rng(seed))
+    held = stratify_validation(["p3", "p7"], units, labels, np.random.default_rng(seed))
     assert "p7" not in held
     assert len(held) == 2
 
@@ -92,26 +92,28 @@ def test_only_validation_patient_is_exchanged_if_training_needs_its_label():
     labels |= {"u2": {1}, "u3": {1, 2}}
     labels |= {"u4": {1, 3}, "u5": {1}}
     for held, expected in (("u3", "u2"), ("u4", "u5")):
-        found = hold_each_label([held], list(labels), labels, np.random.default_rng(0))
+        found = stratify_validation([held], list(labels), labels, np.random.default_rng(0))
         assert found == [expected]
     alone = {**labels, "u2": set(), "u5": set()}
     # without u2 and u5, training needs u3 as well as u4
-    assert hold_each_label(["u4"], list(alone), alone, np.random.default_rng(0)) == ["u4"]
+    assert stratify_validation(["u4"], list(alone), alone, np.random.default_rng(0)) == ["u4"]
 
 
 def test_validation_grows_only_if_the_labels_need_it():
     units = [f"p{i}" for i in range(8)]
     labels = {name: {i // 2} for i, name in enumerate(units)}
-    held = hold_each_label(["p0"], units, labels, np.random.default_rng(0))
+    held = stratify_validation(["p0"], units, labels, np.random.default_rng(0))
     assert sorted(next(iter(labels[name])) for name in held) == [0, 1, 2, 3]
     labels = {name: {i % 2} for i, name in enumerate(units)}
-    assert len(hold_each_label(["p0", "p2"], units, labels, np.random.default_rng(0))) == 2
+    assert len(stratify_validation(["p0", "p2"], units, labels, np.random.default_rng(0))) == 2
 
 
 def test_folds_have_equal_sizes_and_spread_each_label():
     for seed, table in random_tables(60):
         single = {case: set(sorted(labels)[:1]) for case, labels in table.items()}
-        folds = deal(stratify_by_label(list(table), single), 4, np.random.default_rng(seed))
+        folds = deal_to_folds(
+            stratify_by_label(list(table), single), 4, np.random.default_rng(seed)
+        )
         assert sorted(name for fold in folds for name in fold) == list(table)
         sizes = [len(fold) for fold in folds]
         assert max(sizes) - min(sizes) <= 1

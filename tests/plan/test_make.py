@@ -10,7 +10,7 @@ from lesionseg.config import ModelConfig
 from lesionseg.core import Labels
 from lesionseg.errors import ConfigError
 from lesionseg.plan import Plan, make_plan
-from lesionseg.plan.channel_matching import channel_sources
+from lesionseg.plan.channel_matching import match_channels
 from lesionseg.plan.make import check_compatible
 from lesionseg.plan.plan import Architecture
 from tests.plan.conftest import take_fingerprint
@@ -52,8 +52,8 @@ def test_mask_that_a_z_score_does_not_scale_is_named(dataset, cases, caplog, val
     for case in cases:
         case.image.array[:] = np.where(case.image.array > 150, value, 0)
     named = replace(dataset, channel_names=(name,))
-    facts = take_fingerprint(named, cases)
-    make_plan(facts, named, memory_gb=24, device="cpu", step_memory=step_gb)
+    statistics = take_fingerprint(named, cases)
+    make_plan(statistics, named, memory_gb=24, device="cpu", step_memory=step_gb)
     assert ("'liver' has no values but 0 and 255" in caplog.text) == warned
 
 
@@ -233,5 +233,5 @@ def test_channels_match_by_name_otherwise_by_position(make, caplog, before, here
     plan = make(data={"channel_names": here}, before=given)
     followed = [own.normalisation[i] if s is None else scales[s] for i, s in enumerate(sources)]
     assert list(plan.normalisation) == followed
-    assert channel_sources(here, before) == sources
+    assert match_channels(here, before) == sources
     assert (f"{', '.join(before)} in the bundle" in caplog.text) == warned

@@ -33,9 +33,9 @@ def test_boxes_and_outlines_of_boxes_need_a_detector(kinds, model, words):
     ("n_boxed", "asked", "model"), [(0, "", "unet"), (1, "", "retinanet"), (1, "unet", "unet")]
 )
 def test_a_plan_states_the_model_and_the_reason(dataset, cases, n_boxed, asked, model):
-    facts = replace(take_fingerprint(dataset, cases), n_boxed=n_boxed)
+    statistics = replace(take_fingerprint(dataset, cases), n_boxed=n_boxed)
     overrides = ModelConfig.of(architecture=asked) if asked else None
-    plan = make_plan(facts, dataset, overrides=overrides, memory_gb=24, device="cpu")
+    plan = make_plan(statistics, dataset, overrides=overrides, memory_gb=24, device="cpu")
     assert plan.architecture.name == model
     assert (plan.anchors is not None) == (model == "retinanet")
     assert ("model" in plan.reasons) == (not asked)

@@ -6,15 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lesionseg.core import Dataset, Geometry, Labels, Reference, StatedBoxes
+from lesionseg.core import AnnotatedBoxes, Dataset, Geometry, Labels, Reference
 from lesionseg.core.lesions import clip_boxes
 from lesionseg.plan.plausibility import (
-    DOUBTS,
-    ReferenceFacts,
-    doubt_lines,
-    find_doubts,
+    QUESTIONS,
+    ReferenceStatistics,
+    find_implausible,
     has_no_background,
-    reference_facts,
+    implausible_lines,
+    reference_statistics,
 )
 
 PLANE = Geometry.from_spacing((96, 96), (1.0, 1.0))
@@ -37,25 +37,31 @@ def box_reference(*boxes, labels=None):
     given = np.stack([y, x, y + height, x + width], axis=1)
     names = tuple(labels or [1] * len(boxes))
     cut = clip_boxes(given, PLANE.shape, "a")
-    return Reference(PLANE, boxes=cut, box_labels=names, stated=StatedBoxes(given, names))
+    return Reference(
+        PLANE, boxes=cut, box_labels=names, annotated_boxes=AnnotatedBoxes(given, names)
+    )
 
 
 def doubts_of(*references, dataset=COCO):
     """Return the kinds of doubt with the case and the numbers that follow the question."""
-    facts = {f"c{k}": reference_facts(one) for k, one in enumerate(references)}
-    doubts = find_doubts(dataset, facts)
-    return {(d.kind, d.case): d.message.removeprefix(DOUBTS[d.kind]) for d in doubts}
+    statistics = {f"c{k}": reference_statistics(one) for k, one in enumerate(references)}
+    doubts = find_implausible(dataset, statistics)
+    return {(d.kind, d.case): d.message.removeprefix(QUESTIONS[d.kind]) for d in doubts}
 
 
 def test_plausible_mask_raises_no_doubt():
-    facts = reference_facts(mask_reference(disc()))
-    assert facts == ReferenceFacts(share=120 / 96**2, labels=(1,))
+    statistics = reference_statistics(mask_reference(disc()))
+    assert statistics == ReferenceStatistics(share=120 / 96**2, labels=(1,))
     assert doubts_of(mask_reference(disc()), mask_reference(np.zeros((96, 96)))) == {}
 
 
 def test_an_inverted_mask_fills_most_of_the_image_and_touches_all_borders():
-    facts = reference_facts(mask_reference(1 - disc()))
-    assert (facts.share, facts.touches_all, facts.is_wide) == (9096 / 96**2, True, True)
+    statistics = reference_statistics(mask_reference(1 - disc()))
+    assert (statistics.share, statistics.touches_all, statistics.is_wide) == (
+        9096 / 96**2,
+        True,
+        True,
+    )
     frame = np.pad(np.zeros((94, 94)), 1, constant_values=1)
     band = np.zeros((96, 96))
     band[40:44] = 1
@@ -79,7 +85,7 @@ def test_ignored_voxels_do_not_belong_to_the_image():
     ignore[:, :90] = True
     mask = np.zeros((96, 96), np.uint8)
     mask[:60, 90:] = 1
-    assert reference_facts(mask_reference(mask, ignore=ignore)).share == 60 / 96
+    assert reference_statistics(mask_reference(mask, ignore=ignore)).share == 60 / 96
 
 
 def test_boxes_that_may_be_corners_raise_a_doubt():
@@ -112,8 +118,8 @@ def test_repeated_boxes_are_found_in_a_long_list(rng):
     places = rng.uniform(0, 60, (700, 2))
     boxes = np.concatenate([places, np.full((700, 2), 0.01)], axis=1)
     boxes[650] = boxes[3]
-    facts = reference_facts(box_reference(*boxes.tolist()))
-    assert (facts.n_boxes, facts.n_equal, facts.n_overlapping) == (700, 1, 0)
+    statistics = reference_statistics(box_reference(*boxes.tolist()))
+    assert (statistics.n_boxes, statistics.n_equal, statistics.n_overlapping) == (700, 1, 0)
 
 
 def test_a_label_without_a_lesion_is_named():
@@ -130,15 +136,15 @@ def test_a_label_without_a_lesion_is_named():
 
 @pytest.mark.parametrize(("shares", "expected"), [((1.0, 0.0), True), ((1.0, 0.99), False)])
 def test_references_without_any_background_are_detected(shares, expected):
-    facts = {str(share): ReferenceFacts(share=share) for share in shares}
-    assert has_no_background(facts) is expected
+    statistics = {str(share): ReferenceStatistics(share=share) for share in shares}
+    assert has_no_background(statistics) is expected
 
 
 def test_each_kind_of_doubt_gives_one_line_with_its_cases():
-    inverted = reference_facts(mask_reference(1 - disc()))
-    outside = reference_facts(box_reference((20, 30, 90, 10)))
-    lines = doubt_lines(find_doubts(COCO, {"a": inverted, "b": inverted, "c": outside}))
+    inverted = reference_statistics(mask_reference(1 - disc()))
+    outside = reference_statistics(box_reference((20, 30, 90, 10)))
+    lines = implausible_lines(find_implausible(COCO, {"a": inverted, "b": inverted, "c": outside}))
     assert lines == [
-        f"{DOUBTS['mostly_lesion']} 2 cases: a, b (a: They fill 98.7 %.)",
-        f"{DOUBTS['boxes_outside']} 1 case: c (c: 1 of 1.)",
+        f"{QUESTIONS['mostly_lesion']} 2 cases: a, b (a: They fill 98.7 %.)",
+        f"{QUESTIONS['boxes_outside']} 1 case: c (c: 1 of 1.)",
     ]

@@ -110,7 +110,7 @@ def test_the_prior_is_the_lesion_fraction_within_bounds(fraction, expected):
 
 
 @pytest.mark.parametrize(
-    ("voxels", "prior", "least", "floor"),
+    ("voxels", "prior", "minimum", "floor"),
     [
         ([], 1e-3, 1, 0.05),
         ([1, 2, 900], 1e-3, 1, 0.05),
@@ -122,10 +122,10 @@ def test_the_prior_is_the_lesion_fraction_within_bounds(fraction, expected):
     ],
 )
 def test_smallest_candidate_is_a_tenth_of_the_smallest_lesion_and_the_floor_the_prior(
-    voxels, prior, least, floor
+    voxels, prior, minimum, floor
 ):
     found = rules.candidate_rule(voxels, prior).value
-    assert (found.min_voxels, found.floor) == (least, floor)
+    assert (found.min_voxels, found.floor) == (minimum, floor)
 
 
 # --- tile, stages, strides, kernels and batch ---

@@ -10,15 +10,15 @@ import pytest
 from lesionseg.core import CaseFiles
 from lesionseg.errors import ConfigError, DatasetError, ReadError
 from lesionseg.io.text import write_json
-from lesionseg.plan.splits import LesionFacts, Splits, fold_numbers, make_splits
+from lesionseg.plan.splits import LesionStatistics, Splits, fold_numbers, make_splits
 
 
 def build(dataset, groups, **own):
     """Return a dataset of the given cases (id → group). `role` and `fold` are given by case."""
     cases = []
     for case, group in groups.items():
-        stated = {name: values.get(case) for name, values in own.items()}
-        cases.append(CaseFiles(case, (Path(case),), group=group, **stated))
+        annotated_boxes = {name: values.get(case) for name, values in own.items()}
+        cases.append(CaseFiles(case, (Path(case),), group=group, **annotated_boxes))
     return replace(dataset, cases=tuple(cases))
 
 
@@ -269,7 +269,7 @@ def test_folds_are_balanced_by_number_and_by_size(dataset):
     sizes = {c: float(i % 10) for i, c in enumerate(cases)}
     data = build(dataset, cases)
     for k in range(5):
-        splits = make_splits(data, counts, fold=k, seed=1, lesions=LesionFacts(sizes))
+        splits = make_splits(data, counts, fold=k, seed=1, lesions=LesionStatistics(sizes))
         held = cases_of_role(splits, "validation")
         with_lesions = [sizes[case] for case in held if counts[case]]
         assert (len(held), len(with_lesions)) == (8, 6)

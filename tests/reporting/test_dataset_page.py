@@ -4,10 +4,10 @@ import numpy as np
 
 from lesionseg.core import Case, CaseFiles, Finding, Geometry, Volume
 from lesionseg.reporting.dataset_page import (
-    CaseLook,
+    CasePreview,
     _findings_table,
     findings_lines,
-    look_at,
+    preview_case,
     write_dataset_report,
 )
 from tests.grids import unit_grid
@@ -23,9 +23,9 @@ def test_shape_and_spacing_of_a_sagittal_scan_have_one_order():
     """Use 20 sagittal slices of 5 mm with pixels of 0.5 mm."""
     grid = Geometry((20, 16, 12), np.diag([5.0, 0.5, 0.5, 1.0]))
     case = Case("a", Volume(np.zeros((1, *grid.shape), np.float32), grid))
-    look = look_at("case 1", CaseFiles("a", ()), case)
-    assert look.shape == (12, 16, 20)
-    assert look.spacing_mm == (0.5, 0.5, 5.0)
+    preview = preview_case("case 1", CaseFiles("a", ()), case)
+    assert preview.shape == (12, 16, 20)
+    assert preview.spacing_mm == (0.5, 0.5, 5.0)
 
 
 def test_missing_channel_has_no_intensities_and_no_picture():
@@ -33,7 +33,7 @@ def test_missing_channel_has_no_intensities_and_no_picture():
     channel = np.arange(16, dtype=np.float32).reshape(4, 4)
     lacking = Volume(np.stack([0 * channel, channel]), grid, missing=(0,))
     found, whole = (
-        look_at("case 1", CaseFiles("a", ()), Case("a", image))
+        preview_case("case 1", CaseFiles("a", ()), Case("a", image))
         for image in (lacking, Volume(channel[None], grid))
     )
     assert np.isnan(found.ranges[0]).all()
@@ -52,7 +52,7 @@ def test_finding_about_the_dataset_counts_no_case():
 
 def test_headline_says_that_training_cannot_start(tmp_path):
     findings = [Finding("no_training", "no case is left for validation.", severity="error")]
-    looks = {"a": CaseLook("case 1")}
+    previews = {"a": CasePreview("case 1")}
     page = tmp_path / "page.html"
-    write_dataset_report(page, looks, findings, ("T1",), "mm", "", identifiers=False)
+    write_dataset_report(page, previews, findings, ("T1",), "mm", "", identifiers=False)
     assert "<h1>Every case can be used, but training cannot start.</h1>" in page.read_text()

@@ -12,7 +12,7 @@ from lesionseg.io.results.case import write_prediction
 from lesionseg.io.text import read_json, write_json
 from lesionseg.pipeline.provenance import training_counts
 from lesionseg.reporting.identity import read_identity
-from lesionseg.reporting.rendering import say, say_lines
+from lesionseg.reporting.rendering import render_lines, render_sentence
 from lesionseg.reporting.write import write_report
 from tests.commands import evaluate
 from tests.evaluation.hand_cases import CASES, make_prediction, make_reference
@@ -54,13 +54,16 @@ def test_scans_of_an_earlier_version_are_counted_from_its_splits(trained_run):
     write_json(trained_run / "scores.json", {"provenance": provenance})
     found = read_identity(trained_run / "test", Provenance(**provenance))
     assert (found.dataset, found.date, found.model) == ("", "", "unet")
-    assert say("training", identity=found) == "trained on 2 scans, number of patients unknown"
+    assert (
+        render_sentence("training", identity=found)
+        == "trained on 2 scans, number of patients unknown"
+    )
 
 
 def test_evaluation_in_a_run_directory_is_not_attributed_to_its_model(trained_run):
     found = read_identity(trained_run / "another_model", Provenance(date="2026-02-01"))
     assert (found.bundle, found.training_patients) == ("", None)
-    assert "model unknown" in say("identity_line", identity=found)
+    assert "model unknown" in render_sentence("identity_line", identity=found)
 
 
 def test_unreadable_bundle_leaves_the_digest_unknown(trained_run):
@@ -127,6 +130,6 @@ def test_a_case_without_a_stated_patient_counts_as_one_patient():
 def test_page_states_why_a_model_was_chosen():
     reason = "retinanet, because 9 of 9 cases with lesions have boxes and no mask"
     chosen = Provenance(model="retinanet", why_model=reason)
-    assert f"Choice of the model: {reason}" in say_lines("identity_rows", identity=chosen)
+    assert f"Choice of the model: {reason}" in render_lines("identity_rows", identity=chosen)
     named = Provenance(model="retinanet")
-    assert "Choice of the model" not in say("identity_rows", identity=named)
+    assert "Choice of the model" not in render_sentence("identity_rows", identity=named)

@@ -18,7 +18,7 @@ from lesionseg.io.text import read_json, write_json
 from lesionseg.pipeline.report import ReportOutcome, remove_report
 from lesionseg.reporting.evaluation_tables import read_evaluation
 from lesionseg.reporting.viewer import NIIVUE
-from lesionseg.reporting.words import headline, size_text, tiles
+from lesionseg.reporting.words import headline, key_figures, size_text
 from lesionseg.reporting.write import read_study, write_adjudication, write_report
 from tests.commands import evaluate
 from tests.reporting.study import predict, write_cases
@@ -64,7 +64,7 @@ def page(study):
 
 def test_first_screen_states_lesions_found_and_missed(study, page):
     tables = read_evaluation(study / "scores")
-    assert [tile.value for tile in tiles(tables)] == ["3 of 3", "0 of 3", "0.75", "3 scans"]
+    assert [tile.value for tile in key_figures(tables)] == ["3 of 3", "0 of 3", "0.75", "3 scans"]
     assert "test scans, not used in training" in page
     assert headline(tables) in page
 
@@ -82,7 +82,7 @@ def test_page_has_pictures_with_a_key_and_no_names(study, page):
 
 
 def test_found_lesions_are_shown_from_the_smallest_to_the_largest(study, tmp_path, monkeypatch):
-    monkeypatch.setattr("lesionseg.reporting.write.MOST_FOUND", 2)
+    monkeypatch.setattr("lesionseg.reporting.write.MAX_FOUND", 2)
     # the first lesion of each case is found
     scores = copy_scores(study, tmp_path / "scores", diameter_mm=[6.0, 2.0, 7.0, 2.0, 8.0, 2.0])
     text = write(scores, tmp_path / "page", images=study / "scans")

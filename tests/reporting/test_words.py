@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from lesionseg.core import Geometry, OperatingPoint
-from lesionseg.evaluation import PRESETS, Aim, SummarySettings, choose, summarise
+from lesionseg.evaluation import PRESETS, OperatingPointAim, SummarySettings, choose, summarise
 from lesionseg.evaluation.intervals import Estimate
 from lesionseg.evaluation.missed import WhyMissed
 from lesionseg.evaluation.scores import Provenance, scores_table, write_scores
@@ -19,6 +19,7 @@ from lesionseg.reporting.words import (
     explain_excess,
     false_positive_words,
     headline,
+    key_figures,
     limit_words,
     measures,
     read_questions,
@@ -27,7 +28,6 @@ from lesionseg.reporting.words import (
     size_words,
     study_lines,
     tags,
-    tiles,
     why_missed,
 )
 from lesionseg.reporting.write import about_lines
@@ -103,7 +103,7 @@ def test_limit_that_was_chosen_on_these_scans_has_a_tag(tmp_path):
 
 
 def test_scans_of_which_none_has_a_result_have_no_rate(tmp_path):
-    tile = tiles(tables_of([hand_result("a", [None], status="missing")], tmp_path))[2]
+    tile = key_figures(tables_of([hand_result("a", [None], status="missing")], tmp_path))[2]
     assert tile.value == "–"
     assert "no scan has a result" in tile.words
 
@@ -174,20 +174,22 @@ def test_scores_of_an_earlier_version_state_no_training(tmp_path):
 def test_limit_states_the_scans_with_a_prediction_that_it_was_chosen_on():
     results = [hand_result(case, [0.9], [0.4, 0.3], group="p") for case in "ab"]
     with_missing = result_tables([*results, hand_result("c", [None], status="missing")])
-    point = choose(with_missing, Aim("best_f1"))
+    point = choose(with_missing, OperatingPointAim("best_f1"))
     assert (point.n_cases, point.n_patients, point.n_false_positives) == (2, 1, 0)
 
 
 def test_page_states_the_promise_and_the_recall_of_patients(tmp_path):
     # of two patients, half of the lesions of one are found, and all of the other
     results = [hand_result("a", [0.9, None]), hand_result("b", [0.8])]
-    point = replace(choose(result_tables(results), Aim("sensitivity", 0.3)), score=0.5)
+    point = replace(
+        choose(result_tables(results), OperatingPointAim("sensitivity", 0.3)), score=0.5
+    )
     assert point.promised == 0.3
     tables = tables_of(results, tmp_path / "promised", point=point)
     assert "find 30 % of the lesions of a new patient, on average" in limit_words(tables)
     shown = {one.name: one.value for one in measures(tables)[0]}
     assert shown["sensitivity per patient"] == "0.75"
-    point = choose(result_tables(results[1:]), Aim("sensitivity", 0.9))
+    point = choose(result_tables(results[1:]), OperatingPointAim("sensitivity", 0.9))
     words = limit_words(tables_of(results, tmp_path / "not", point=point))
     assert "without a promise: 1 patient with lesions cannot promise 0.9" in words
 
@@ -213,9 +215,9 @@ def test_size_class_without_found_lesion_has_the_interval_of_its_patients(tmp_pa
 
 def test_upper_end_of_the_rate_is_stated_for_five_patients_or_more(tmp_path):
     found = [hand_result(case, [0.9]) for case in "abcde"]
-    assert "may be up to 1.5 per scan." in tiles(tables_of(found, tmp_path))[2].words
+    assert "may be up to 1.5 per scan." in key_figures(tables_of(found, tmp_path))[2].words
     found[0] = hand_result("a", [None], status="missing")
-    assert "do not show how high" in tiles(tables_of(found, tmp_path))[2].words
+    assert "do not show how high" in key_figures(tables_of(found, tmp_path))[2].words
 
 
 @pytest.mark.parametrize(
@@ -271,7 +273,9 @@ def test_a_size_next_to_a_limit_has_more_decimals():
     ],
 )
 def test_size_trend_needs_several_lesions_per_class(pairs, grows):
-    classes = [SizeClass(least=0.0, below=None, n=n, detected=hits, ci95=None) for hits, n in pairs]
+    classes = [
+        SizeClass(minimum=0.0, below=None, n=n, detected=hits, ci95=None) for hits, n in pairs
+    ]
     assert has_size_trend(classes) == grows
 
 
@@ -346,6 +350,6 @@ def test_sizes_of_films_with_a_pixel_size_are_in_millimetres(tmp_path):
 
 
 def test_first_screen_of_boxes_has_detections_with_an_iou_of_half(tmp_path):
-    first, second = tiles(film_tables(tmp_path))[:2]
+    first, second = key_figures(film_tables(tmp_path))[:2]
     assert (first.value, second.value) == ("2 of 4", "0 of 4")
     assert "an IoU of ½ or more" in second.words

@@ -22,8 +22,8 @@ from lesionseg.config import OptimConfig
 from lesionseg.errors import ConfigError, TrainingError
 from lesionseg.losses import DiceFocalLoss, FocalLoss
 from lesionseg.training import tile_stream
-from lesionseg.training.callbacks import History, LastCheckpoint, Progress
-from lesionseg.training.module import highest_rate, share_of_rate
+from lesionseg.training.callbacks import History, LastCheckpoint, ProgressCallback
+from lesionseg.training.module import lr_factor, peak_lr
 from tests.training.conftest import StepsOfSeconds, weights
 
 SGD = {"name": "sgd", "lr": 0.01}
@@ -177,8 +177,8 @@ def test_time_budget_includes_validation_and_scales_the_schedule(train, make_pla
     assert result.minutes == pytest.approx(75 / 60)  # the first step that ends after a minute
     shares = np.array([0, 0, 3, 21, 39]) / 60  # share of the budget at the end of the previous step
     optim = OptimConfig.of(lr=1e-2)
-    highest = highest_rate(optim, make_plan(), n_tiles=2)
-    rates = [highest * share_of_rate(share, optim) for share in shares]
+    highest = peak_lr(optim, make_plan(), n_tiles=2)
+    rates = [highest * lr_factor(share, optim) for share in shares]
     assert column("lr") == pytest.approx(rates)
     assert rates[-1] < 0.8 * max(rates)
 
@@ -304,7 +304,7 @@ def test_training_ended_by_early_stopping_is_finished(train):
 
 def test_progress_bar_advances_only_with_complete_steps(train):
     calls = []
-    bar = Progress(lambda: nullcontext(lambda *call: calls.append(call)))
+    bar = ProgressCallback(lambda: nullcontext(lambda *call: calls.append(call)))
     train(max_steps=5, accumulate_grad_batches=2, plugs=[bar])
     assert [share for _, share, _ in calls] == [0, *np.repeat([0.2, 0.4, 0.6, 0.8], 2), 1]
     assert "loss" in calls[-1][0]

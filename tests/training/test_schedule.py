@@ -9,10 +9,10 @@ from lesionseg.config import OptimConfig, TrainConfig, TrainerConfig
 from lesionseg.models import build_network
 from lesionseg.plan.plan import AnchorPlan
 from lesionseg.training.module import (
-    highest_rate,
+    lr_factor,
     make_optimiser,
+    peak_lr,
     resolve_budget,
-    share_of_rate,
 )
 from tests.training.conftest import make_module
 
@@ -63,7 +63,7 @@ def test_learning_rate_is_scaled_by_all_tiles_of_a_step(
     ],
 )
 def test_learning_rate_follows_cosine_or_polynomial_schedule(name, progress, rate):
-    assert share_of_rate(progress, OptimConfig.of(name=name)) == pytest.approx(rate)
+    assert lr_factor(progress, OptimConfig.of(name=name)) == pytest.approx(rate)
 
 
 @pytest.mark.parametrize(
@@ -80,8 +80,8 @@ def test_default_rate_is_lower_for_detectors_in_2d(make_plan, name, dims, detect
     anchors = AnchorPlan(stages=(1,), sizes=(((4.0,) * dims,),), width=8, depth=1)
     plan = make_plan().with_(dims=dims, anchors=anchors if detects else None)
     n_tiles = {3: 2, 2: 4}[dims]
-    assert highest_rate(OptimConfig.of(name=name, lr="auto"), plan, n_tiles) == rate
-    assert highest_rate(OptimConfig.of(name=name, lr=0.5), plan, n_tiles) == 0.5
+    assert peak_lr(OptimConfig.of(name=name, lr="auto"), plan, n_tiles) == rate
+    assert peak_lr(OptimConfig.of(name=name, lr=0.5), plan, n_tiles) == 0.5
 
 
 def test_smaller_rate_of_the_backbone_keeps_its_ratio(make_plan):

@@ -11,7 +11,7 @@ from lesionseg.training.objective import (
     LevelTargets,
     coarsen,
     make_objective,
-    take_middle_voxels,
+    select_middle_voxels,
 )
 from tests.gpu.plans import card_config, card_plan
 
@@ -116,7 +116,7 @@ def test_middle_voxels_equal_nearest_exact_interpolation(stride):
     labels = torch.randint(0, 3, (8, 12), generator=torch.Generator().manual_seed(4))
     shape = [n // s for n, s in zip(labels.shape, stride, strict=True)]
     nearest = interpolate(labels[None, None].float(), shape, mode="nearest-exact")[0]
-    found = take_middle_voxels(make_targets(labels), stride)
+    found = select_middle_voxels(make_targets(labels), stride)
     assert torch.equal(found.labels, nearest.to(torch.uint8))
     assert torch.equal(found.instances, found.labels.int() * 7)
     assert found.valid.all()

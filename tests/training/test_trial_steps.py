@@ -12,11 +12,11 @@ from tests.training.conftest import make_config, make_module
 def limited_steps(limit, error=torch.OutOfMemoryError):
     """Return a function whose steps run out of memory above so many voxels."""
 
-    def take_steps(plan):
+    def run_steps(plan):
         if plan.batch_size * plan.tile_shape[0] * plan.tile_shape[1] > limit:
             raise error("out of memory")
 
-    return take_steps
+    return run_steps
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError, MemoryError])

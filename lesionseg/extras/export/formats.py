@@ -37,7 +37,7 @@ from lesionseg.core import Calibration, describe_sides
 from lesionseg.data import LOCAL_STD_FLOOR, SAME_MM, window_of
 from lesionseg.errors import ConfigError, OutputError, pip_install
 from lesionseg.inference import (
-    MOST_ANCHORS,
+    MAX_ANCHORS,
     SAME_LESION_IN_A_TILE,
     Bundle,
     box_scores,
@@ -50,9 +50,9 @@ from lesionseg.version import __version__
 
 OPSET = 18
 INPUT = "image"
-PROBABILITIES = "probabilities"
+PROBABILITIES_OUTPUT = "probabilities"
 SCORES = "scores"
-BOXES = "boxes"
+BOXES_OUTPUT = "boxes"
 # the last step on voxels, in the note of an ONNX file
 _CALIBRATE = (
     "calibrate unless selection.voxel_calibration is null: p > 0 becomes sigmoid(intercept + slope "
@@ -71,8 +71,10 @@ def output_names(plan: Plan) -> tuple[str, ...]:
     if plan.nnunet is not None:
         return (LOGITS,)
     if plan.anchors is None:
-        return (PROBABILITIES,)
-    return (SCORES, BOXES, PROBABILITIES) if plan.has_voxels else (SCORES, BOXES)
+        return (PROBABILITIES_OUTPUT,)
+    return (
+        (SCORES, BOXES_OUTPUT, PROBABILITIES_OUTPUT) if plan.has_voxels else (SCORES, BOXES_OUTPUT)
+    )
 
 
 def network_tile(plan: Plan) -> tuple[int, ...]:
@@ -123,7 +125,7 @@ def trace(bundle: Bundle) -> ExportedProgram:
 
     The networks themselves are set to float32 and eval mode.
 
-    Raises `ConfigError` if torch cannot export the network, or if there are several detectors.
+    Raise `ConfigError` if torch cannot export the network, or if there are several detectors.
     """
     if bundle.plan.anchors is not None and len(bundle.networks) > 1:
         raise ConfigError(
@@ -162,11 +164,11 @@ def write_onnx(
     path: Path,
     program: ExportedProgram,
     opset: int = OPSET,
-    outputs: Sequence[str] = (PROBABILITIES,),
+    outputs: Sequence[str] = (PROBABILITIES_OUTPUT,),
 ) -> Runner:
     """Write ONNX. Return a function that runs the written file with onnxruntime.
 
-    `outputs` are the names of the outputs. Raises `ConfigError` if the packages of the extra
+    `outputs` are the names of the outputs. Raise `ConfigError` if the packages of the extra
     `export` are missing, or if they cannot write the opset.
     """
     try:
@@ -212,10 +214,10 @@ def onnx_note(bundle: Bundle, digest: str, opset: int, difference: float) -> dic
     and boxes (both in `box_candidates`).
 
     Args:
-        bundle: the exported bundle.
-        digest: identifies the bundle.
-        opset: the opset of the ONNX file.
-        difference: the result of `largest_difference`.
+        bundle: The exported bundle.
+        digest: Identifies the bundle.
+        opset: The opset of the ONNX file.
+        difference: The result of `largest_difference`.
     """
     plan = bundle.plan
     note: dict[str, Any] = {
@@ -253,7 +255,7 @@ def onnx_note(bundle: Bundle, digest: str, opset: int, difference: float) -> dic
         )
     elif plan.has_voxels:
         shape = ["batch", len(plan.labels), *plan.tile_shape]
-        note["output"] = {"name": PROBABILITIES, "shape": shape, "dtype": "float32"}
+        note["output"] = {"name": PROBABILITIES_OUTPUT, "shape": shape, "dtype": "float32"}
         note["tiles"]["then"] = (
             "average probabilities over tiles, resample them linearly to the scan's grid, "
             f"{_CALIBRATE}"
@@ -267,11 +269,11 @@ def onnx_note(bundle: Bundle, digest: str, opset: int, difference: float) -> dic
         n = sum(level.n_anchors for level in plan.anchor_levels)
         note["boxes"] = {  # one per anchor; `box_candidates` describes their processing
             "scores": {"name": SCORES, "shape": ["batch", n, len(plan.labels.lesion_names)]},
-            "boxes": {"name": BOXES, "shape": ["batch", n, 2 * plan.dims]},
+            "boxes": {"name": BOXES_OUTPUT, "shape": ["batch", n, 2 * plan.dims]},
             "dtype": "float32",
             "box": "starts, then stops, half-open, in voxels of the tile",
             "lowest_score": plan.box_floor,
-            "one_lesion_in_a_tile": {"iou": SAME_LESION_IN_A_TILE, "most_anchors": MOST_ANCHORS},
+            "one_lesion_in_a_tile": {"iou": SAME_LESION_IN_A_TILE, "most_anchors": MAX_ANCHORS},
             "one_lesion_in_all_tiles": {"iou": plan.anchors.merge_iou, "by": "nms"},
         }
     return note
@@ -281,7 +283,7 @@ def largest_difference(bundle: Bundle, run: Runner) -> float:
     """Return the largest difference between an exported file and the network, on a random tile.
 
     Logits are first converted to probabilities. Differences of boxes are divided by the longest
-    side of the tile. Raises `OutputError` if the difference is above 1e-3, or that of log-odds
+    side of the tile. Raise `OutputError` if the difference is above 1e-3, or that of log-odds
     above 1e-2. Without the second limit, an export without any lesion would equal a network that
     finds none in the random tile.
     """
@@ -297,9 +299,9 @@ def largest_difference(bundle: Bundle, run: Runner) -> float:
     differences = []
     log_odds = [0.0]
     for name, exported, expected in zip(output_names(plan), theirs, own, strict=True):
-        scale = max(shape[2:]) if name == BOXES else 1
+        scale = max(shape[2:]) if name == BOXES_OUTPUT else 1
         differences.append(np.abs(exported - expected).max() / scale)
-        if name != BOXES:
+        if name != BOXES_OUTPUT:
             log_odds.append(np.abs(_log_odds(exported) - _log_odds(expected)).max())
     difference = float(np.max(differences))
     log_odds_difference = float(np.max(log_odds))
@@ -350,7 +352,7 @@ def _hide_warnings() -> Iterator[None]:
 # --- MONAI's layout ------------------------------------------------------------------------------
 
 PROGRAM = "models/model.pt2"
-CONFIG = "configs/inference.json"
+INFERENCE_CONFIG = "configs/inference.json"
 METADATA = "configs/metadata.json"
 README = "docs/README.md"
 _SCHEMA = (
@@ -461,7 +463,7 @@ def monai_readme(plan: Plan, card: str) -> str:
         "lesionseg takes the mean over a voxel, so probabilities differ for scans that are finer "
         "than this.",
         "- Candidates and operating points are missing. The label map contains the voxels whose "
-        f"probability reaches `threshold` in `{CONFIG}`.",
+        f"probability reaches `threshold` in `{INFERENCE_CONFIG}`.",
         "- Voxels within two voxels of the border of a resampled scan differ, because MONAI and "
         "lesionseg continue the scan in different ways.",
         "- lesionseg finds nothing in a scan that has the same value everywhere. Here, it may.",

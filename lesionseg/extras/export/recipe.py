@@ -12,7 +12,7 @@ from lesionseg.data import require_trusted
 from lesionseg.errors import ConfigError
 from lesionseg.evaluation import list_points
 from lesionseg.extras.export.formats import (
-    CONFIG,
+    INFERENCE_CONFIG,
     METADATA,
     PROGRAM,
     README,
@@ -48,10 +48,10 @@ class ExportOutcome(Outcome):
     """A network that was written for another program, or as a bundle.
 
     Attributes:
-        output: the file or folder of the network.
-        difference: the largest difference from the bundle's own probabilities; 0 for a bundle.
-        lines: further facts about the export.
-        command: the command that uses the network; None if there is none.
+        output: The file or folder of the network.
+        difference: The largest difference from the bundle's own probabilities; 0 for a bundle.
+        lines: Further details of the export.
+        command: The command that uses the network; None if there is none.
     """
 
     output: Path
@@ -64,7 +64,7 @@ class ExportOutcome(Outcome):
         return {"output": self.output, "difference": self.difference}
 
     def summary(self) -> list[str]:
-        """Return the file or folder that was written, and the further facts in `lines`."""
+        """Return the file or folder that was written, and the further details in `lines`."""
         return [f"Wrote:   {self.output}", *self.lines]
 
     @property
@@ -85,11 +85,11 @@ def export(
     points of its own validation predictions if `cfg.reference` is given.
 
     Raises:
-        BundleError: if the bundle cannot be used.
-        ConfigError: if a package is missing, if the network cannot be exported in this format, or
+        BundleError: If the bundle cannot be used.
+        ConfigError: If a package is missing, if the network cannot be exported in this format, or
             if the reference cannot be used with these settings.
-        DatasetError: if operating points cannot be chosen on these references.
-        OutputError: if the result differs from the bundle's, or would replace a trained model.
+        DatasetError: If operating points cannot be chosen on these references.
+        OutputError: If the result differs from the bundle's, or would replace a trained model.
     """
     bundle = ensemble(cfg.bundle, architectures, trust=cfg.trust)
     digest = joint_digest(cfg.bundle)
@@ -118,8 +118,8 @@ def _export_onnx(cfg: ExportConfig, bundle: Bundle, digest: str) -> ExportOutcom
     """Write `model.onnx`, and `model.json` with the steps before and after the network.
 
     Raises:
-        ConfigError: if the extra `export` is missing, or the network cannot be exported.
-        OutputError: if the result differs from the bundle's. An earlier export stays.
+        ConfigError: If the extra `export` is missing, or the network cannot be exported.
+        OutputError: If the result differs from the bundle's. An earlier export stays.
     """
     folder = Path(cfg.output)
     program = trace(bundle)
@@ -138,9 +138,9 @@ def _export_monai(cfg: ExportConfig, bundle: Bundle, digest: str) -> ExportOutco
     """Write a folder that `monai.bundle` runs.
 
     Raises:
-        ConfigError: if MONAI has no classes for the model, or would run classes that the settings
+        ConfigError: If MONAI has no classes for the model, or would run classes that the settings
             do not trust.
-        OutputError: if the result differs from the bundle's. An earlier export stays.
+        OutputError: If the result differs from the bundle's. An earlier export stays.
     """
     plan = bundle.plan
     if plan.anchors is not None:
@@ -155,7 +155,7 @@ def _export_monai(cfg: ExportConfig, bundle: Bundle, digest: str) -> ExportOutco
     if not cfg.trust:
         require_trusted(plan.prepare_extra, "plan.json")  # MONAI would run these classes
     folder = Path(cfg.output)
-    config = folder / CONFIG
+    config = folder / INFERENCE_CONFIG
     program = trace(bundle)
     with atomic_path(folder / PROGRAM) as path:
         difference = largest_difference(bundle, write_program(path, program))

@@ -273,7 +273,7 @@ def compare_visits(
             visits have the same coordinates.
 
     Raises:
-        GeometryError: if the visits do not overlap in space or have different numbers of axes.
+        GeometryError: If the visits do not overlap in space or have different numbers of axes.
     """
     grid = after.geometry
     own = before.geometry
@@ -287,18 +287,18 @@ def compare_visits(
             f"before {placed.describe()}, after {grid.describe()}. If the numbers of axes are "
             "equal, set register=rigid, before_images= and after_images= to register the scans."
         )
-    moved = before  # the earlier visit on the grid of the later one
+    resampled = before  # the earlier visit on the grid of the later one
     if not placed.matches(grid):
-        moved = resample_prediction(replace(before, geometry=placed), grid)
+        resampled = resample_prediction(replace(before, geometry=placed), grid)
         # it leaves out candidates outside the grid, and the rows of both must be the same lesions
-        ids = {candidate.id for candidate in moved.candidates}
+        ids = {candidate.id for candidate in resampled.candidates}
         before = before.keep([c for c in before.candidates if c.id in ids])
     lesions = candidates_of(before)
     # through the indices of its own grid, the centres move as `matrix` says
     centres_mm = placed.to_mm(own.to_index(lesions.centres_mm))
     earlier = Visit(
         lesions,
-        candidates_of(moved),
+        candidates_of(resampled),
         before.accepted,
         grid.contains(centres_mm),
     )
@@ -314,7 +314,7 @@ def compare_visits(
             # a new lesion has no partner that could join others to it, so there is one id
             change = replace(change, score=score_of[change.lesion_after[0]])
         changes.append(change)
-    return VisitPair(moved, after, changes, matrix)
+    return VisitPair(resampled, after, changes, matrix)
 
 
 @dataclass(frozen=True, eq=False)
@@ -364,8 +364,8 @@ class _Side:
 
     def n_whole(self, rule: ChangeRule) -> int:
         """Count the lesions that are not pieces (see `find_changes`). Return at least 1."""
-        least = np.maximum(rule.n_deviations * self.errors, rule.overlap * self.sizes.max())
-        return max(1, int((self.sizes > least).sum()))
+        minimum = np.maximum(rule.n_deviations * self.errors, rule.overlap * self.sizes.max())
+        return max(1, int((self.sizes > minimum).sum()))
 
     @property
     def size(self) -> float:
@@ -494,7 +494,7 @@ def _find_overlaps(
     for row in np.flatnonzero(is_free & lesions.has_voxels):
         voxels = lesions.voxels_of(int(row))
         if grow:
-            voxels = _grow(voxels, lesions.geometry.shape)
+            voxels = _grow_by_one_voxel(voxels, lesions.geometry.shape)
         n_common = np.bincount(id_at_voxel[tuple(voxels.T)], minlength=highest + 1)[others.ids]
         smaller = np.minimum(lesions.n_voxels[row], others.n_voxels)
         enough = (n_common >= overlap * smaller) & (n_common > 0)
@@ -502,7 +502,7 @@ def _find_overlaps(
     return np.argwhere(are_linked)
 
 
-def _grow(voxels: Rows, shape: tuple[int, ...]) -> Rows:
+def _grow_by_one_voxel(voxels: Rows, shape: tuple[int, ...]) -> Rows:
     """Return array indices `[v, dims]` and their neighbours by face, edge or corner in `shape`."""
     dims = len(shape)
     steps = np.array(list(product((-1, 0, 1), repeat=dims)))

@@ -22,7 +22,7 @@ VISITS = ("earlier", "later")
 # colours of lesions in the chart, which colour-blind readers can distinguish
 MORE = "#d55e00"  # new, larger, merged or split
 LESS = "#0072b2"  # gone or smaller
-UNSURE = "#b3b3b3"  # without a sure change
+UNSURE_COLOUR = "#b3b3b3"  # without a sure change
 MAX_PICTURES = 40  # pictures of the largest lesions; the tables list every change
 
 
@@ -64,7 +64,7 @@ def draw_changes(
         diameters = (change.diameter_before_mm, change.diameter_after_mm)
         sizes = [f"{d:.1f} {grid.size_unit}" for d in diameters if d]
         visit = _find_visit_of_candidates(pair, change)
-        words = (name, " → ".join(sizes), _describe(change, visit))
+        words = (name, " → ".join(sizes), _change_words(change, visit))
         cards.append((change, Card.draw(scenes, start, stop, words=words, planes=1)))
     return cards
 
@@ -93,7 +93,7 @@ def _find_visit_of_candidates(pair: VisitPair, change: LesionChange) -> str:
     return ""
 
 
-def _describe(change: LesionChange, visit: str) -> str:
+def _change_words(change: LesionChange, visit: str) -> str:
     """Describe a change. `visit` is the one at which the lesion is only a candidate, or ""."""
     words: str = change.state
     if change.change_percent is not None:
@@ -196,7 +196,7 @@ def _draw_chart(changes: Sequence[LesionChange], unit: str) -> Chart:
     for change in sorted(changes, key=lambda one: one.accepted):  # accepted changes on top
         colour = LESS if change.state in smaller else MORE
         if change.state == "stable" or not change.accepted:
-            colour = UNSURE
+            colour = UNSURE_COLOUR
         x = change.diameter_before_mm or 0.0
         y = change.diameter_after_mm or 0.0
         axes.plot(x, y, "o", color=colour, mec="white", mew=0.6, markersize=6)

@@ -70,8 +70,8 @@ class PairReader:
             ReadError: If a file is damaged.
         """
         earlier, later = files
-        before = _read(earlier, merge_labels=self.merge_labels)
-        after = _read(later, merge_labels=self.merge_labels)
+        before = _read_prediction(earlier, merge_labels=self.merge_labels)
+        after = _read_prediction(later, merge_labels=self.merge_labels)
         _check_names(later.case, before, after)
         grids = GridPair(_mask_path(earlier), before.geometry, _mask_path(later), after.geometry)
         grids.check_headers()
@@ -112,15 +112,15 @@ def _register(earlier: VisitFiles, later: VisitFiles) -> Alignment:
     return alignment
 
 
-def _read(visit: VisitFiles, *, merge_labels: bool) -> Prediction:
+def _read_prediction(visit: VisitFiles, *, merge_labels: bool) -> Prediction:
     """Read the prediction of a visit without the rejected candidates that have no mask.
 
     `merge_labels` merges all labels into one. The masks of radiographs are pictures, so their pixel
     size is that of the scan.
 
     Raises:
-        ContentError: if the prediction or an accepted candidate has no mask.
-        GeometryError: if the mask has lost the header of its scan.
+        ContentError: If the prediction or an accepted candidate has no mask.
+        GeometryError: If the mask has lost the header of its scan.
     """
     files = visit.prediction
     refusal = ContentError(

@@ -20,8 +20,8 @@ from lesionseg.errors import (
     join_names,
 )
 from lesionseg.evaluation import (
-    Aim,
     MatchedCase,
+    OperatingPointAim,
     SummarySettings,
     Tables,
     choose,
@@ -67,11 +67,11 @@ class FollowOutcome(Outcome):
     """The changes of all lesions, as in `output/changes.csv`.
 
     Attributes:
-        changes: one change per lesion, or per group of lesions that merged or split.
-        n_pairs: number of compared pairs of visits.
-        output: the output folder.
-        failed: the visits that could not be predicted and the pairs that could not be compared.
-        has_images: scans of both visits were given for every pair.
+        changes: One change per lesion, or per group of lesions that merged or split.
+        n_pairs: Number of compared pairs of visits.
+        output: The output folder.
+        failed: The visits that could not be predicted and the pairs that could not be compared.
+        has_images: Scans of both visits were given for every pair.
     """
 
     changes: tuple[LesionChange, ...]
@@ -145,18 +145,18 @@ def follow(cfg: FollowConfig, *, progress: Advance | None = None) -> FollowOutco
     with `dicom_output` DICOM reports. The scores.json of an earlier run is removed.
 
     Args:
-        cfg: see conf/follow.yaml.
-        progress: called with case, number done and total, instead of a bar.
+        cfg: See conf/follow.yaml.
+        progress: Called with case, number done and total, instead of a bar.
 
     Returns:
         The changes of all lesions.
 
     Raises:
-        ConfigError: if settings contradict each other, or a package is missing.
-        DatasetError: if no pair can be compared, or no mask of `reference` has the name of a pair.
-        LesionsegError: if there is only one pair and it cannot be compared.
-        BundleError: if the bundle cannot be used.
-        OutputError: if the scores of a training would be replaced.
+        ConfigError: If settings contradict each other, or a package is missing.
+        DatasetError: If no pair can be compared, or no mask of `reference` has the name of a pair.
+        LesionsegError: If there is only one pair and it cannot be compared.
+        BundleError: If the bundle cannot be used.
+        OutputError: If the scores of a training would be replaced.
     """
     folder = Path(cfg.output)
     rule = ChangeRule(cfg.overlap, cfg.confidence)
@@ -180,7 +180,7 @@ def follow(cfg: FollowConfig, *, progress: Advance | None = None) -> FollowOutco
     numbers = enumerate([*pairs, *unpredicted], start=1)
     names = {case: case if cfg.identifiers else f"case {number}" for number, case in numbers}
     followed: dict[str, FollowedPair] = {}
-    faults: dict[str, Exception] = {}
+    errors: dict[str, Exception] = {}
     with bar("Following", progress) as advance:
         for done, (case, files) in enumerate(pairs.items(), start=1):
             try:
@@ -188,12 +188,12 @@ def follow(cfg: FollowConfig, *, progress: Advance | None = None) -> FollowOutco
                 name = names[case]
                 followed[case] = _follow_pair(files, reader, point, name, masks.get(case), report)
             except _FAULTS_OF_PAIR as error:
-                faults[case] = error
+                errors[case] = error
             advance(case, done, len(pairs))
     if not followed:
-        raise _nothing_followed(faults)
-    for case, fault in faults.items():
-        _log.warning("Not followed, %s: %s", case, fault)
+        raise _nothing_followed(errors)
+    for case, problem in errors.items():
+        _log.warning("Not followed, %s: %s", case, problem)
     stable = {pairs[case][1].patient for case in followed if case in (cfg.stable or ())}
     settings = SummarySettings(
         evaluated_on=UNKNOWN_ROLE,
@@ -204,8 +204,8 @@ def follow(cfg: FollowConfig, *, progress: Advance | None = None) -> FollowOutco
     )
     _write_change_scores(folder, followed.values(), stable, settings)
     for case, why in unpredicted.items():
-        faults[case] = DatasetError(f"The visit could not be predicted: {why}")
-    failed = [Finding.of(error, case) for case, error in faults.items()]
+        errors[case] = DatasetError(f"The visit could not be predicted: {why}")
+    failed = [Finding.of(error, case) for case, error in errors.items()]
     changes = tuple(change for pair in followed.values() for change in pair.changes)
     write_changes(folder / "changes.csv", changes)
     rows = [pair.row for pair in followed.values()]
@@ -221,11 +221,11 @@ def follow(cfg: FollowConfig, *, progress: Advance | None = None) -> FollowOutco
     )
 
 
-def _nothing_followed(faults: Mapping[str, Exception]) -> Exception:
+def _nothing_followed(errors: Mapping[str, Exception]) -> Exception:
     """Return the error if no pair can be compared: the only one, or a `DatasetError` on all."""
-    if len(faults) == 1:
-        return next(iter(faults.values()))
-    messages = "\n  ".join(map(str, faults.values()))
+    if len(errors) == 1:
+        return next(iter(errors.values()))
+    messages = "\n  ".join(map(str, errors.values()))
     return DatasetError(f"No pair can be followed:\n  {messages}")
 
 
@@ -243,12 +243,12 @@ def _follow_pair(
     pictures.
 
     Args:
-        files: the earlier and the later visit.
-        reader: reads and compares the visits.
-        point: the operating point of changes; None accepts all.
-        name: the name of the pair on the page.
-        mask: a mask of its new lesions, to score against; None for no score.
-        report: the planned DICOM report; None for no report.
+        files: The earlier and the later visit.
+        reader: Reads and compares the visits.
+        point: The operating point of changes; None accepts all.
+        name: The name of the pair on the page.
+        mask: A mask of its new lesions, to score against; None for no score.
+        report: The planned DICOM report; None for no report.
     """
     visits, alignment = reader.read(files)
     changes = [
@@ -259,11 +259,11 @@ def _follow_pair(
     cards = draw_changes(visits, changes, name, scans) if len(scans) == 2 else []
     match = None
     if mask is not None:
-        match = _match(visits, read_mask(mask), files[1].patient).accept(point)
+        match = _match_new_lesions(visits, read_mask(mask), files[1].patient).accept(point)
     message = ""
     if report is not None:
         message = write_change_report(report, visits.after, changes, point)
-    row = _row(files, changes, alignment, message)
+    row = _pair_row(files, changes, alignment, message)
     return FollowedPair(visits.after.geometry.size_unit, changes, row, cards, match)
 
 
@@ -313,7 +313,7 @@ def _change_masks(folder: Path, pairs: Mapping[str, FilePair]) -> Mapping[str, P
     """Find the masks of new lesions in a folder by case. Warn of pairs without one.
 
     Raises:
-        DatasetError: if no mask has the name of a pair.
+        DatasetError: If no mask has the name of a pair.
     """
     found = find_predictions(folder)
     masks = {case: files.mask for case, files in found.items() if files.mask is not None}
@@ -370,15 +370,15 @@ def stable_point(
     listed in a warning.
 
     Args:
-        stable: the ids of stable pairs.
-        pairs: the files of each pair.
-        reader: reads and compares the visits.
-        left_out: visits that are not compared, because their prediction or an earlier one failed.
-        false_new_per_pair: the expected number of false new lesions.
+        stable: The ids of stable pairs.
+        pairs: The files of each pair.
+        reader: Reads and compares the visits.
+        left_out: Visits that are not compared, because their prediction or an earlier one failed.
+        false_new_per_pair: The expected number of false new lesions.
 
     Raises:
-        ConfigError: if `stable` names no case, or one that is neither a pair nor left out.
-        DatasetError: if no stable pair can be compared.
+        ConfigError: If `stable` names no case, or one that is neither a pair nor left out.
+        DatasetError: If no stable pair can be compared.
     """
     stable = set(stable)
     unknown = sorted(stable - pairs.keys() - set(left_out))
@@ -387,26 +387,26 @@ def stable_point(
         raise ConfigError(f"stable=: {wrong}. Name the later visits of stable pairs.")
     matches = []
     missing = DatasetError("it or its earlier visit has no prediction")
-    faults: dict[str, Exception] = dict.fromkeys(stable - pairs.keys(), missing)
+    errors: dict[str, Exception] = dict.fromkeys(stable - pairs.keys(), missing)
     for case in sorted(stable & pairs.keys()):
         try:
             visits, _ = reader.read(pairs[case])
-            matches.append(_match(visits, None, pairs[case][1].patient))
+            matches.append(_match_new_lesions(visits, None, pairs[case][1].patient))
         except _FAULTS_OF_PAIR as error:
-            faults[case] = error
-    lines = "\n  ".join(f"{case}: {why}" for case, why in sorted(faults.items()))
+            errors[case] = error
+    lines = "\n  ".join(f"{case}: {why}" for case, why in sorted(errors.items()))
     if not matches:
         raise DatasetError(f"stable=: no stable pair can be compared:\n  {lines}")
-    if faults:
+    if errors:
         _log.warning("These stable pairs do not choose the operating point:\n  %s", lines)
     tables = Tables.of(match.rows() for match in matches)
-    point = choose(tables, Aim("fp_per_case", false_new_per_pair), quiet=True)
+    point = choose(tables, OperatingPointAim("fp_per_case", false_new_per_pair), quiet=True)
     if point.score <= min(tables.candidates["score"], default=1.0):
         return replace(point, score=0.0)
     return point
 
 
-def _match(visits: VisitPair, reference: Reference | None, group: str) -> MatchedCase:
+def _match_new_lesions(visits: VisitPair, reference: Reference | None, group: str) -> MatchedCase:
     """Match the new lesions of a pair with a reference of true new lesions.
 
     If `reference` is None, the pair is stable, so all new lesions are false positives. `group` is
@@ -420,7 +420,7 @@ def _match(visits: VisitPair, reference: Reference | None, group: str) -> Matche
     return match_case(reference, new, case=new.case, group=group, role=role)
 
 
-def _row(
+def _pair_row(
     files: FilePair, changes: Sequence[LesionChange], alignment: Alignment | None, message: str
 ) -> dict[str, Any]:
     """Return the row of a pair in pairs.csv. `message`: why it has no DICOM report, or ""."""

@@ -30,11 +30,11 @@ class VisitFiles:
     """A patient at one visit.
 
     Attributes:
-        case: the case id of the visit.
-        prediction: the files of the prediction.
-        image: the scan; None if it was not given.
-        group: the id of the patient; empty if the patient has the id of the visit.
-        visit: its date or number, as the table of visits states it; empty without a table.
+        case: The case id of the visit.
+        prediction: The files of the prediction.
+        image: The scan; None if it was not given.
+        group: The id of the patient; empty if the patient has the id of the visit.
+        visit: Its date or number, as the table of visits states it; empty without a table.
     """
 
     case: str
@@ -60,8 +60,8 @@ def visits_of_folders(
     `before_images` and `after_images` are the folders of their scans, or both are None.
 
     Raises:
-        ConfigError: if only one folder of images is given.
-        DatasetError: if the folders have no case in common.
+        ConfigError: If only one folder of images is given.
+        DatasetError: If the folders have no case in common.
     """
     if (before_images is None) != (after_images is None):
         raise ConfigError("Give both before_images= and after_images=, or neither.")
@@ -116,7 +116,7 @@ def visits_of_table(
     cannot be compared with another one are listed in a warning.
 
     Raises:
-        DatasetError: if no patient has two such visits.
+        DatasetError: If no patient has two such visits.
     """
     found = find_predictions(folder) if len(unpredicted) < sum(map(len, patients)) else {}
     timelines: list[list[VisitFiles]] = []
@@ -167,7 +167,7 @@ def order_visits(scans: Iterable[CaseFiles], table: Path) -> list[list[CaseFiles
         a single visit.
 
     Raises:
-        DatasetError: if no patient has two visits, or if the times of a patient's visits are
+        DatasetError: If no patient has two visits, or if the times of a patient's visits are
             missing, equal or of another form, or mix numbers and dates.
     """
     patients: dict[str, list[CaseFiles]] = {}

@@ -49,21 +49,21 @@ class ChangeReport:
             folder: The folder of the report.
 
         Raises:
-            DatasetError: The prediction belongs to another DICOM series than the scan.
-            ConflictError: The folder has predictions of the case, or a report of another study.
-            ReadError: The scan, the candidate file or the earlier report cannot be read.
-            ContentError: The candidate file is not valid, see `PredictionFiles.read_row`.
+            DatasetError: If the prediction belongs to another DICOM series than the scan.
+            ConflictError: If the folder has predictions of the case, or a report of another study.
+            ReadError: If the scan, the candidate file or the earlier report cannot be read.
+            ContentError: If the candidate file is not valid, see `PredictionFiles.read_row`.
         """
         case = predicted.case
         scan = describe_scan(CaseFiles(case, (image,)))
-        facts = scan.dicom
-        if facts is None:
+        series = scan.dicom
+        if series is None:
             return None
         row = predicted.read_row()
-        if row is not None and row.series_uid not in ("", facts.series_uid):
+        if row is not None and row.series_uid not in ("", series.series_uid):
             raise DatasetError(
                 f"the prediction belongs to series {row.series_uid}, but the scan {image.name} is "
-                f"series {facts.series_uid}. Name the images that were predicted."
+                f"series {series.series_uid}. Name the images that were predicted."
             )
         if (folder / f"{case}{CANDIDATES}").is_file():
             raise ConflictError(
@@ -71,7 +71,7 @@ class ChangeReport:
                 "replaced. Name another output, or give dicom_output=false."
             )
         path = folder / f"{case}{REPORT}"
-        if path.is_file() and text(read_header(path), "StudyInstanceUID") != facts.study_uid:
+        if path.is_file() and text(read_header(path), "StudyInstanceUID") != series.study_uid:
             raise ConflictError(
                 f"output={folder} contains a report of another study under this name, {path.name}. "
                 "Name another output."
@@ -95,8 +95,8 @@ class ChangeReport:
             remark: A sentence for the comment of the report.
 
         Raises:
-            ResourceError: The scan has got, lost or changed a file since the report was planned.
-            LesionsegError: The report cannot be written, see `write_dicom_results`.
+            ResourceError: If the scan has got, lost or changed a file since the report was planned.
+            LesionsegError: If the report cannot be written, see `write_dicom_results`.
         """
         comparison = Comparison(since, remark)
         write_dicom_results(

@@ -150,7 +150,7 @@ class DicomWeb:
         """Return what the server states of each series, by UID.
 
         Raises:
-            ResourceError: The server cannot be searched.
+            ResourceError: If the server cannot be searched.
         """
         search = partial(
             self._client.search_for_series, self.study_uid, search_filters=self.filters
@@ -162,7 +162,7 @@ class DicomWeb:
         """Return the images of a series, sorted by UID, each with the elements of the series.
 
         Raises:
-            ResourceError: The server cannot be searched, or states a damaged value.
+            ResourceError: If the server cannot be searched, or states a damaged value.
         """
         study_uid = self.study_uid or _value_of(series, _STUDY)
         series_uid = _value_of(series, _SERIES)
@@ -212,8 +212,8 @@ class DicomWeb:
             unwanted: Returns the reason why a scan is not meant to be predicted, or "".
 
         Raises:
-            ResourceError: The server cannot be searched.
-            DatasetError: There is no series of images at the address.
+            ResourceError: If the server cannot be searched.
+            DatasetError: If there is no series of images at the address.
         """
         scans: list[Scan] = []
         for uid, series in self.search_series().items():
@@ -234,14 +234,14 @@ class DicomWeb:
         """Fetch images of a series into files, each of which is named `<SOP Instance UID>.dcm`.
 
         Raises:
-            ResourceError: The server cannot be reached, or does not send all of these images, of
+            ResourceError: If the server cannot be reached, or does not send all of these images, of
                 this study, series and patient.
-            OutputError: A file cannot be written.
+            OutputError: If a file cannot be written.
         """
         missing = {file.stem: file for file in files}
         patient = self._patients.get(series_uid)
-        most = _MAX_SLICE_BYTES if len(files) > 1 else _MAX_FILE_BYTES
-        with self._requests(f"series {series_uid} cannot be fetched", most):
+        maximum = _MAX_SLICE_BYTES if len(files) > 1 else _MAX_FILE_BYTES
+        with self._requests(f"series {series_uid} cannot be fetched", maximum):
             images: Iterable[Dataset]
             if len(files) == 1:  # other images of the series are not wanted
                 images = [
@@ -273,10 +273,10 @@ class DicomWeb:
         A file is stored if the answer lists it, or if a search finds it afterwards.
 
         Raises:
-            ResourceError: The server cannot be reached, refuses the request, redirects it to
+            ResourceError: If the server cannot be reached, refuses the request, redirects it to
                 another host, or cannot be searched.
-            OutputError: The server does not store one of them.
-            ReadError: A file is missing or damaged.
+            OutputError: If the server does not store one of them.
+            ReadError: If a file is missing or damaged.
         """
         datasets = [read_header(file, pixels=True) for file in files]
         uids = [str(dataset.SOPInstanceUID) for dataset in datasets]
@@ -300,7 +300,7 @@ class DicomWeb:
         return uids
 
     @contextmanager
-    def _requests(self, failure: str, most_bytes: int = _MAX_JSON_BYTES) -> Iterator[None]:
+    def _requests(self, failure: str, max_bytes: int = _MAX_JSON_BYTES) -> Iterator[None]:
         """Convert errors of requests into `ResourceError`, so that the next run tries again.
 
         After an error, the next request is made only once. After a request without error, later
@@ -308,9 +308,9 @@ class DicomWeb:
 
         Args:
             failure: The request that failed, for the message.
-            most_bytes: The largest size of an answer, or of an image in it.
+            max_bytes: The largest size of an answer, or of an image in it.
         """
-        self._most_bytes = most_bytes
+        self._max_bytes = max_bytes
         self._deadline = monotonic() + _TOTAL_SECONDS
         try:
             yield
@@ -325,7 +325,7 @@ class DicomWeb:
         """Limit the body of an answer. requests calls this before it reads or redirects.
 
         Raises:
-            ResourceError: The server redirects results to another host.
+            ResourceError: If the server redirects results to another host.
         """
         from requests.sessions import SessionRedirectMixin
 
@@ -346,14 +346,14 @@ class DicomWeb:
         """Yield the blocks of a body as they arrive, each of at most `n_bytes`.
 
         Raises:
-            ResourceError: The body is too large or takes too long.
+            ResourceError: If the body is too large or takes too long.
         """
         while block := raw.read1(n_bytes, decode_content):
             self._n_bytes += len(block)
-            if self._n_bytes > self._most_bytes or monotonic() > self._deadline:
+            if self._n_bytes > self._max_bytes or monotonic() > self._deadline:
                 raw.close()
                 raise ResourceError(
-                    f"{self.address}: the server sent more than {self._most_bytes >> 20} MiB, or "
+                    f"{self.address}: the server sent more than {self._max_bytes >> 20} MiB, or "
                     f"needed more than {_TOTAL_SECONDS:g} s. Its log may have the reason."
                 )
             yield block
@@ -368,7 +368,7 @@ def _make_client(
     is the setting, for messages. `check_answer` is called for each answer.
 
     Raises:
-        ConfigError: The package dicomweb-client is not installed.
+        ConfigError: If the package dicomweb-client is not installed.
     """
     try:
         from dicomweb_client import session_utils
@@ -511,7 +511,7 @@ def _scans_of_series(service: DicomWeb, series: Mapping[str, Any], folder: Path)
     """Return the scans of a series: each radiograph, and the other images together.
 
     Raises:
-        ResourceError: The server cannot be searched.
+        ResourceError: If the server cannot be searched.
     """
     headers_of_scans: dict[str, dict[Path, Dataset]] = defaultdict(dict)
     place = folder / _value_of(series, _SERIES)

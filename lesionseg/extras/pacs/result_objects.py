@@ -33,7 +33,7 @@ from lesionseg.ops import present_values
 
 RESEARCH_ONLY = "For research use only: not a medical device."
 # with more segments viewers become slow, and nobody reads the list of segments
-MOST_SEGMENTS = 100
+MAX_SEGMENTS = 100
 _MAX_LABEL_CHARACTERS = 64  # PS3.5, LO
 # CIELab colours that are visible on grey: red, yellow, green, cyan, blue, magenta
 _COLOURS = ((60, 70, 45), (85, -5, 75), (75, -60, 55), (80, -45, -15), (55, 10, -60), (60, 80, -45))
@@ -58,7 +58,7 @@ _LESION_CATEGORY = codes.SCT.MorphologicallyAbnormalStructure
 
 
 @dataclass(frozen=True)
-class ResultSource:
+class SourceImages:
     """The scan that results refer to.
 
     Attributes:
@@ -82,13 +82,13 @@ class ResultSource:
         return self.grid.dims == 2
 
 
-def read_source(path: Path, prediction: Prediction) -> ResultSource:
+def read_source_images(path: Path, prediction: Prediction) -> SourceImages:
     """Read the headers of a scan, and add elements that results need and the headers lack.
 
     Raises:
-        ReadError: The scan cannot be read.
-        GeometryError: The slices do not form an even stack, or the prediction is on another grid.
-            Only the shape of a radiograph's grid counts.
+        ReadError: If the scan cannot be read.
+        GeometryError: If the slices do not form an even stack, or the prediction is on another
+            grid. Only the shape of a radiograph's grid counts.
     """
     stack, grid = read_slices(path)
     tolerance_mm = 0.5 * min(grid.spacing_mm)
@@ -104,7 +104,7 @@ def read_source(path: Path, prediction: Prediction) -> ResultSource:
     headers: dict[Path, Dataset] = {}  # an enhanced file has many slices
     for piece in stack:
         headers.setdefault(piece.path, piece.elements)
-    source = ResultSource(headers, stack, grid)
+    source = SourceImages(headers, stack, grid)
     _complete_headers(source)
     if not source.is_radiograph:
         _share_plane(source)
@@ -114,7 +114,7 @@ def read_source(path: Path, prediction: Prediction) -> ResultSource:
     return source
 
 
-def _complete_headers(source: ResultSource) -> None:
+def _complete_headers(source: SourceImages) -> None:
     """Set the elements that results must have, if they are absent or not valid.
 
     highdicom copies these elements from the scan and raises if one is missing or malformed. All
@@ -138,7 +138,7 @@ def _complete_headers(source: ResultSource) -> None:
             setattr(header, name, uid)
 
 
-def _share_plane(source: ResultSource) -> None:
+def _share_plane(source: SourceImages) -> None:
     """State one orientation, distance and thickness of the slices in all files, for highdicom.
 
     A file may state them for each frame, or state wrong distances. The reader has checked that the
@@ -189,7 +189,7 @@ class ResultObjects:
         labels: The names of the candidates' labels.
     """
 
-    source: ResultSource
+    source: SourceImages
     prediction: Prediction
     origin: ResultOrigin
     labels: Mapping[int, str]
@@ -228,7 +228,7 @@ class ResultObjects:
 
         Args:
             kind: "SEG" or "SR", from which the UIDs are derived.
-            last_digit: last digit of the series number, 1 for the SEG and 2 for the SR.
+            last_digit: Last digit of the series number, 1 for the SEG and 2 for the SR.
         """
         header = self.source.first
         series_number = int(header.get("SeriesNumber", None) or 0)
@@ -254,7 +254,7 @@ class ResultObjects:
     ) -> tuple[seg.Segmentation | None, dict[int, int]]:
         """Make a binary SEG, in which each segment is an accepted candidate or a label.
 
-        Segments are labels if there are more than `MOST_SEGMENTS` accepted candidates with voxels.
+        Segments are labels if there are more than `MAX_SEGMENTS` accepted candidates with voxels.
         They are also labels if labels are regions, because a candidate may then contain several
         regions.
 
@@ -273,7 +273,7 @@ class ResultObjects:
         if not name_of_value:
             return None, {}
         number_of_candidate = {value: n for n, value in enumerate(name_of_value, start=1)}
-        if self.prediction.values is not None or len(name_of_value) > MOST_SEGMENTS:
+        if self.prediction.values is not None or len(name_of_value) > MAX_SEGMENTS:
             voxels = self.prediction.mask()
             values = sorted(filter(None, present_values(voxels)))
             name_of_value = {value: _label_name(mask_labels, value) for value in values}

@@ -64,21 +64,24 @@ def write_dicom_results(
         True if a segmentation was written. It is not written if it would be empty.
 
     Raises:
-        ConfigError: highdicom is not installed.
-        ContentError: The scan's headers do not allow a result. No report remains in `folder`.
-        OutputError: A file cannot be written.
-        ReadError: The scan cannot be read.
-        GeometryError: The slices do not form an even stack, or the prediction is on another grid.
+        ConfigError: If highdicom is not installed.
+        ContentError: If the scan's headers do not allow a result. No report remains in `folder`.
+        OutputError: If a file cannot be written.
+        ReadError: If the scan cannot be read.
+        GeometryError: If the slices do not form an even stack, or the prediction is on another
+            grid.
     """
     require_highdicom()
-    from lesionseg.extras.pacs.result_objects import ResultObjects, read_source
+    from lesionseg.extras.pacs.result_objects import ResultObjects, read_source_images
 
     logging.getLogger("highdicom").setLevel(logging.CRITICAL)  # warnings may quote patient data
     report = folder / f"{prediction.case}{REPORT}"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            objects = ResultObjects(read_source(scan, prediction), prediction, origin, labels)
+            objects = ResultObjects(
+                read_source_images(scan, prediction), prediction, origin, labels
+            )
             seg = None
             segments: dict[int, int] = {}
             if comparison is None:
@@ -86,9 +89,9 @@ def write_dicom_results(
             made = objects.make_report(seg, segments, comparison or Comparison())
             if check is not None:
                 check()
-            _save(made, report)
+            _save_object(made, report)
             if seg is not None:
-                _save(seg, folder / f"{prediction.case}{SEGMENTATION}")
+                _save_object(seg, folder / f"{prediction.case}{SEGMENTATION}")
     except (LesionsegError, MemoryError):
         raise
     except Exception as error:  # any error of the libraries; its text may quote the patient
@@ -100,7 +103,7 @@ def write_dicom_results(
     return seg is not None
 
 
-def _save(dataset: "Dataset", path: Path) -> None:
+def _save_object(dataset: "Dataset", path: Path) -> None:
     """Remove the times of creation from an object and write it: a run always gives equal bytes."""
     for name in ("InstanceCreationDate", "InstanceCreationTime"):
         dataset.pop(name, None)

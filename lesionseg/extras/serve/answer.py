@@ -22,13 +22,13 @@ WARNING_HEADER = "X-Lesionseg-Warning"
 
 
 @dataclass(frozen=True)
-class Answer:
+class ServerReply:
     """The requested file of a predicted scan.
 
     Attributes:
-        name: its name.
-        content: its content.
-        warning: sentences about the scan, such as that it is unlike the training scans. Empty if
+        name: Its name.
+        content: Its content.
+        warning: Sentences about the scan, such as that it is unlike the training scans. Empty if
             there are none.
     """
 
@@ -52,21 +52,21 @@ def predict_scan(
     result: Result,
     budget: int,
     sent: Sequence[str] = (),
-) -> Answer:
+) -> ServerReply:
     """Predict the single scan in `folder`. Return the requested file.
 
     Args:
-        predictor: the model.
-        folder: the folder with the scan. A zip of the results may stay in it.
-        result: the requested file; see `RESULTS` in `serve.app`.
-        budget: the bytes of memory that the scan may use. If it needs more, its probabilities
+        predictor: The model.
+        folder: The folder with the scan. A zip of the results may stay in it.
+        result: The requested file; see `RESULTS` in `serve.app`.
+        budget: The bytes of memory that the scan may use. If it needs more, its probabilities
             are in a temporary file in `folder`.
-        sent: the sent names of the channels' files, for the page.
+        sent: The sent names of the channels' files, for the page.
 
     Raises:
         ContentError: If the model has no such result, or if the scan needs more than `budget` even
             so. It has not been decoded then.
-        LesionsegError: if the scan cannot be predicted. The message names no folder of the server.
+        LesionsegError: If the scan cannot be predicted. The message names no folder of the server.
     """
     try:
         scan = _find_single_scan(folder, len(predictor.plan.channel_names))
@@ -84,10 +84,10 @@ def predict_scan(
                 written = next(Path(output).glob(f"{CASE}_{result}*"), None)
                 if written is None:
                     raise ContentError(f"This model has no {result}. Request result=candidates.")
-                return Answer(written.name, written.read_bytes(), warning)
+                return ServerReply(written.name, written.read_bytes(), warning)
             zipped = Path(shutil.make_archive(f"{folder}/{CASE}_all", "zip", output))
         if result == "all":
-            return Answer(zipped.name, zipped.read_bytes(), warning)
+            return ServerReply(zipped.name, zipped.read_bytes(), warning)
         scene = Scene(volume.array[0], volume.geometry, prediction=prediction)
         view = viewer_data(scene, with_slices=not NIIVUE.is_file())
         view["zip"] = base64.b64encode(zipped.read_bytes()).decode()
@@ -95,7 +95,7 @@ def predict_scan(
         channels = predictor.plan.channel_names
         files = zip(channels, sent, strict=True) if len(sent) == len(channels) > 1 else ()
         view["channels"] = [{"channel": channel, "file": name} for channel, name in files]
-        return Answer(f"{CASE}_view.json", json.dumps(view).encode(), warning)
+        return ServerReply(f"{CASE}_view.json", json.dumps(view).encode(), warning)
     except LesionsegError as error:
         text = str(error).replace(f"{folder}/", "").replace(str(folder), "the scan")
         raise type(error)(text) from error
@@ -109,8 +109,8 @@ def _is_large(scan: CaseFiles, predictor: Predictor, budget: int) -> bool:
     Only headers are read, because a small compressed file may contain a huge image.
 
     Raises:
-        ContentError: if the scan needs more memory than `budget` even so.
-        GeometryError: if spacing or extent are implausible.
+        ContentError: If the scan needs more memory than `budget` even so.
+        GeometryError: If spacing or extent are implausible.
     """
     plan = predictor.plan
     pixel_mm = predictor.assumed_pixel_mm if plan.dims == 2 else None
@@ -119,10 +119,10 @@ def _is_large(scan: CaseFiles, predictor: Predictor, budget: int) -> bool:
     for image in scan.images:
         grid = read_geometry(image, pixel_mm=pixel_mm)
         check_extent(grid, plan, str(image))
-        least = needed_bytes(grid, plan, is_on_disk=True)
-        if least > budget:
+        minimum = needed_bytes(grid, plan, is_on_disk=True)
+        if minimum > budget:
             raise ContentError(
-                f"The scan needs about {least / 1e9:.2g} GB of memory, and this server may use "
+                f"The scan needs about {minimum / 1e9:.2g} GB of memory, and this server may use "
                 f"{budget / 1e9:.2g} GB (inference.max_memory_gb). Crop the scan, or start the "
                 "server with a higher limit."
             )

@@ -17,7 +17,7 @@ from starlette.staticfiles import StaticFiles
 
 from lesionseg.errors import LesionsegError, OutputError
 from lesionseg.extras.serve.access_log import AccessLog
-from lesionseg.extras.serve.answer import CASE, WARNING_HEADER, Answer, Result
+from lesionseg.extras.serve.answer import CASE, WARNING_HEADER, Result, ServerReply
 from lesionseg.extras.serve.hosts import KnownHosts, with_brackets
 from lesionseg.extras.serve.model_process import ModelProcess
 from lesionseg.extras.serve.settings import ServeConfig
@@ -29,7 +29,7 @@ from lesionseg.plan import Plan
 from lesionseg.reporting import NIIVUE, render
 from lesionseg.version import __version__
 
-_MOST_UPLOADS = 4  # at once
+_MAX_UPLOADS = 4  # at once
 # the tables of the page that describes the interface
 ROUTES = (
     ("GET", "/", "The page that takes a scan."),
@@ -73,13 +73,13 @@ class _Server:
     """The model, limits and queue of a server, and the requests that it answers.
 
     Attributes:
-        model: the process that holds the model.
-        plan: the plan of the model.
-        cfg: the limits, and the host names under which the server answers besides localhost.
-        home: a folder for scans until they are predicted.
-        queue: the scans that wait for the model.
-        digest: identifies the bundles.
-        receiving: limits the requests that are received at once, because small files of a form are
+        model: The process that holds the model.
+        plan: The plan of the model.
+        cfg: The limits, and the host names under which the server answers besides localhost.
+        home: A folder for scans until they are predicted.
+        queue: The scans that wait for the model.
+        digest: Identifies the bundles.
+        receiving: Limits the requests that are received at once, because small files of a form are
             kept in memory.
     """
 
@@ -124,7 +124,7 @@ class _Server:
         Raises:
             HTTPException: If the upload stalls or takes more than `cfg.request_seconds` (status
                 408). Otherwise a few slow clients could block the server.
-            LesionsegError: if the scan cannot be stored, see `receive`.
+            LesionsegError: If the scan cannot be stored, see `receive`.
         """
         try:
             with fail_after(self.cfg.request_seconds):
@@ -142,7 +142,7 @@ class _Server:
 
     async def predict(
         self, request: Request, folder: Path, result: Result, sent: Sequence[str] = ()
-    ) -> Answer:
+    ) -> ServerReply:
         """Predict the scan in `folder` when it is its turn. See `ModelProcess.predict`."""
         work = partial(self.model.predict, folder, result, sent)
         return await self.queue.run(request, work)
@@ -165,9 +165,9 @@ def make_app(model: ModelProcess, cfg: ServeConfig, home: Path) -> FastAPI:
     `ROUTES`, `RESULTS` and `STATUSES` describe the interface; the page `/docs` shows them.
 
     Args:
-        model: the process that holds the model.
-        cfg: the limits, and the host names under which the server answers besides localhost.
-        home: a folder for scans until they are predicted.
+        model: The process that holds the model.
+        cfg: The limits, and the host names under which the server answers besides localhost.
+        home: A folder for scans until they are predicted.
     """
     server = _Server(
         model=model,
@@ -176,7 +176,7 @@ def make_app(model: ModelProcess, cfg: ServeConfig, home: Path) -> FastAPI:
         home=home,
         queue=InferenceQueue(cfg.max_waiting, cfg.request_seconds, model),
         digest=joint_digest(cfg.bundle),
-        receiving=asyncio.Semaphore(_MOST_UPLOADS),
+        receiving=asyncio.Semaphore(_MAX_UPLOADS),
     )
     # FastAPI's own documentation loads scripts from other sites, so `/docs` is our own page
     app = FastAPI(

@@ -28,7 +28,7 @@ def server_folder() -> Iterator[Path]:
     process.
 
     Raises:
-        OutputError: if the folder of all servers belongs to another user, or cannot be made.
+        OutputError: If the folder of all servers belongs to another user, or cannot be made.
     """
     user = f"-{os.getuid()}" if hasattr(os, "getuid") else ""  # Windows has a folder per user
     shared = Path(tempfile.gettempdir()).resolve() / f"lesionseg-serve{user}"
@@ -58,8 +58,8 @@ def _make_own(folder: Path) -> None:
     Other users can write into the folder for temporary files that contains it.
 
     Raises:
-        OutputError: if the path is a link to a folder, or a folder of another user.
-        OSError: if the folder cannot be made, for example because the path is a file.
+        OutputError: If the path is a link to a folder, or a folder of another user.
+        OSError: If the folder cannot be made, for example because the path is a file.
     """
     folder.mkdir(mode=0o700, exist_ok=True)
     found = folder.lstat()

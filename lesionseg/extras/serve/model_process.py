@@ -19,7 +19,7 @@ from lesionseg.extras.serve.settings import ServeConfig
 from lesionseg.io import limit_voxels
 
 if TYPE_CHECKING:
-    from lesionseg.extras.serve.answer import Answer, Result
+    from lesionseg.extras.serve.answer import Result, ServerReply
     from lesionseg.plan import Plan
 
 T = TypeVar("T")
@@ -34,7 +34,7 @@ class ModelProcess:
     once, and loads the model while this one continues.
 
     Args:
-        load: loads the model in the process and returns its plan.
+        load: Loads the model in the process and returns its plan.
     """
 
     def __init__(self, load: "Callable[[], Plan]") -> None:
@@ -51,7 +51,7 @@ class ModelProcess:
         """Load the model in the process and return its plan. End the process if that fails.
 
         Raises:
-            ResourceError: if the process ends meanwhile.
+            ResourceError: If the process ends meanwhile.
         """
         try:
             return child.run(self._load)
@@ -81,14 +81,14 @@ class ModelProcess:
             self.restart()
         return self._loading.result()
 
-    def predict(self, folder: Path, result: "Result", sent: Sequence[str] = ()) -> "Answer":
+    def predict(self, folder: Path, result: "Result", sent: Sequence[str] = ()) -> "ServerReply":
         """Predict the single scan in `folder`, see `run` and `predict_scan`."""
         return self.run(predict_by_loaded_model, folder, result, sent)
 
     def run(self, function: Callable[..., T], *args: Any) -> T:
         """Run a function in the process, which must have loaded the model (`wait`).
 
-        Raises `ChildEnded` if the process ends, such as by `restart` in another thread.
+        Raise `ChildEnded` if the process ends, such as by `restart` in another thread.
         """
         return self._child.run(function, *args)
 
@@ -113,7 +113,7 @@ def running_model(cfg: ServeConfig) -> AbstractContextManager[ModelProcess]:
     return closing(ModelProcess(partial(load_model, cfg)))
 
 
-_loaded: "list[Callable[..., Answer]]" = []  # one function, in the process of the model
+_loaded: "list[Callable[..., ServerReply]]" = []  # one function, in the process of the model
 
 
 def load_model(cfg: ServeConfig) -> "Plan":
@@ -134,13 +134,13 @@ def load_model(cfg: ServeConfig) -> "Plan":
         trust=cfg.trust,
     )
     budget = memory_budget(cfg.inference)
-    most = budget // _BYTES_PER_VOXEL
-    limit_voxels(most, "Or start the server with a higher inference.max_memory_gb.")
+    maximum = budget // _BYTES_PER_VOXEL
+    limit_voxels(maximum, "Or start the server with a higher inference.max_memory_gb.")
     _loaded[:] = [partial(predict_scan, predictor, budget=budget)]
     return predictor.plan
 
 
-def predict_by_loaded_model(folder: Path, result: "Result", sent: Sequence[str]) -> "Answer":
+def predict_by_loaded_model(folder: Path, result: "Result", sent: Sequence[str]) -> "ServerReply":
     """Predict the single scan in `folder` by the model that `load_model` has loaded.
 
     Further arguments and the returned file are those of `predict_scan`. From now on, temporary

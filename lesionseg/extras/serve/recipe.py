@@ -19,11 +19,11 @@ def serve(cfg: ServeConfig) -> Outcome:
     The outcome is empty.
 
     Raises:
-        ConfigError: if the extra `serve` is not installed, if device or operating point are wrong,
+        ConfigError: If the extra `serve` is not installed, if device or operating point are wrong,
             or if the server cannot use host or port.
-        OutputError: if the folder for scans cannot be made.
-        BundleError: if the bundle cannot be used.
-        ResourceError: if the process that loads the model ends.
+        OutputError: If the folder for scans cannot be made.
+        BundleError: If the bundle cannot be used.
+        ResourceError: If the process that loads the model ends.
     """
     try:
         import fastapi  # noqa: F401

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, HTTPException, Request, Response
 
-from lesionseg.extras.serve.answer import Answer
+from lesionseg.extras.serve.answer import ServerReply
 from lesionseg.version import __version__
 
 MODEL = "lesionseg"
@@ -71,7 +71,7 @@ def slicer_router(
     labels: Mapping[str, int],
     new_folder: Callable[..., Any],
     receive: Callable[[Request, Path], Awaitable[Any]],
-    predict: Callable[..., Awaitable[Answer]],
+    predict: Callable[..., Awaitable[ServerReply]],
 ) -> APIRouter:
     """Make the routes for 3D Slicer. Scans are kept between requests in `KeptScans`.
 
@@ -79,10 +79,10 @@ def slicer_router(
     is removed by its prediction, so that the name can be used again.
 
     Args:
-        labels: value of each label by name.
-        new_folder: a dependency of FastAPI that yields a folder for one request.
-        receive: writes the scan of a request into a folder.
-        predict: predicts the scan in a folder and returns a file.
+        labels: Value of each label by name.
+        new_folder: A dependency of FastAPI that yields a folder for one request.
+        receive: Writes the scan of a request into a folder.
+        predict: Predicts the scan in a folder and returns a file.
     """
     router = APIRouter()
     scans = KeptScans()
@@ -132,7 +132,7 @@ def _key_of_session(session: str) -> str:
     return f"session {session}"
 
 
-def _mask_response(answer: Answer, labels: Mapping[str, int]) -> Response:
+def _mask_response(answer: ServerReply, labels: Mapping[str, int]) -> Response:
     """Return a mask, its labels and warning as the multipart form that the plug-in expects."""
     end = uuid.uuid4().hex
     params: dict[str, Any] = {"label_names": labels}

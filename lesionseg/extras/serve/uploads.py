@@ -54,19 +54,19 @@ async def receive(
     dependencies.
 
     Args:
-        request: the request.
-        folder: an empty folder.
-        channels: the names of the model's channels.
-        max_bytes: the largest size of the content of a zip.
+        request: The request.
+        folder: An empty folder.
+        channels: The names of the model's channels.
+        max_bytes: The largest size of the content of a zip.
 
     Returns:
         The sent names of the channels' files in the order of `channels`. Empty for DICOM.
 
     Raises:
         HTTPException: If the form cannot be read (status 400) or is too large (413).
-        OutputError: if the disk is full, because large files of a form are kept on it.
-        LesionsegError: if the scan cannot be stored, see `store`.
-        TimeoutError: if no byte arrives for `STALLED_SECONDS`.
+        OutputError: If the disk is full, because large files of a form are kept on it.
+        LesionsegError: If the scan cannot be stored, see `store`.
+        TimeoutError: If no byte arrives for `STALLED_SECONDS`.
     """
 
     async def receive_in_time() -> Message:
@@ -103,20 +103,20 @@ def store(
     next to images, such as the JSON files of dcm2niix, and the index of a DICOM CD are left out.
 
     Args:
-        files: the files of the form.
-        folder: the folder of the request.
-        channels: the names of the model's channels.
-        max_bytes: the largest size of the content of a zip.
+        files: The files of the form.
+        folder: The folder of the request.
+        channels: The names of the model's channels.
+        max_bytes: The largest size of the content of a zip.
 
     Returns:
         The sent names of the channels' files in the order of `channels`, or as they were sent if
         there are more or fewer files than channels. Empty for DICOM.
 
     Raises:
-        ReadError: if the zip cannot be read, or the system cannot write files of such names.
-        ContentError: if the zip contains no file, more than `max_bytes` or too many files, if no
+        ReadError: If the zip cannot be read, or the system cannot write files of such names.
+        ContentError: If the zip contains no file, more than `max_bytes` or too many files, if no
             file was sent, or if the order of the channels in a zip is unclear.
-        OutputError: if the disk is full.
+        OutputError: If the disk is full.
     """
     received = [
         (Path(file.filename or "a.nii.gz"), partial(nullcontext, file.file)) for file in files
@@ -175,7 +175,7 @@ def _sort_channels(
     channels, they stay as well, because reading the scan reports that.
 
     Raises:
-        ContentError: if the order is unclear.
+        ContentError: If the order is unclear.
     """
     by_number = _sort_by_number(sent)
     if by_number is not None:
@@ -208,8 +208,8 @@ def _match_channels(names: Sequence[str], channels: Sequence[str]) -> list[int] 
     for number, name in enumerate(names):
         words = _spaced_words(name)
         found = [c for c, wanted in enumerate(words_of) if wanted in words]
-        most = max((words_of[c].count(" ") for c in found), default=0)
-        best = [c for c in found if words_of[c].count(" ") == most]
+        maximum = max((words_of[c].count(" ") for c in found), default=0)
+        best = [c for c in found if words_of[c].count(" ") == maximum]
         if len(best) != 1 or best[0] in files:
             return None
         files[best[0]] = number
@@ -257,8 +257,8 @@ def _open_zip(archive: zipfile.ZipFile, max_bytes: int) -> list[_SentFile]:
     zipfile never extracts more bytes than the directory of the zip states.
 
     Raises:
-        ContentError: if the files are too many, or larger than `max_bytes` together.
-        ReadError: if the zip has another compression than deflate.
+        ContentError: If the files are too many, or larger than `max_bytes` together.
+        ReadError: If the zip has another compression than deflate.
     """
     found = (m for m in archive.infolist() if not m.is_dir() and not _is_hidden(m))
     members = sorted(found, key=lambda m: m.filename)
@@ -299,9 +299,9 @@ class InferenceQueue:
     `seconds`, the process of the model is killed and started again.
 
     Args:
-        max_waiting: the most scans in the queue, with the one that is predicted.
-        seconds: the longest time that a scan waits, and that its prediction takes.
-        model: the process of the model.
+        max_waiting: The most scans in the queue, with the one that is predicted.
+        seconds: The longest time that a scan waits, and that its prediction takes.
+        model: The process of the model.
     """
 
     def __init__(self, max_waiting: int, seconds: float, model: ModelProcess) -> None:
@@ -335,7 +335,7 @@ class InferenceQueue:
         Raises:
             HTTPException: If it took too long, the model cannot be loaded, or the server stops
                 (status 503).
-            ResourceError: if the process of the model crashed.
+            ResourceError: If the process of the model crashed.
         """
         # a server that stops cancels the task
         with suppress(asyncio.CancelledError), move_on_after(self._seconds) as scope:
@@ -362,7 +362,7 @@ class InferenceQueue:
         no longer uses the folder of the scan.
 
         Raises:
-            ResourceError: if the process ended.
+            ResourceError: If the process ended.
         """
         try:
             return await to_thread.run_sync(work, abandon_on_cancel=True)

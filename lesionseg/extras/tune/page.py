@@ -11,7 +11,7 @@ from matplotlib.collections import PathCollection
 
 from lesionseg.reporting import ACCENT, OTHER, Chart, new_figure, write_page
 
-State = Literal["complete", "pruned", "unfinished", "failed"]
+TrialState = Literal["complete", "pruned", "unfinished", "failed"]
 BANDWIDTH = 0.12  # standard deviation of the smoothing kernel, relative to the range of each axis
 
 
@@ -21,8 +21,8 @@ class TuningTrial:
 
     Attributes:
         number: Number of the trial.
-        alpha: α.
-        gamma: γ.
+        alpha: Α.
+        gamma: Γ.
         state: The end of the training. A pruned trial was stopped early.
         value: The value to maximise, None if it is unknown. For a pruned trial, its last value.
         scores: Further numbers by name.
@@ -33,7 +33,7 @@ class TuningTrial:
     number: int
     alpha: float
     gamma: float
-    state: State
+    state: TrialState
     value: float | None
     scores: Mapping[str, float]
     seconds: float | None = None
@@ -111,7 +111,7 @@ def write_tuning_page(search: TuningSearch, path: Path) -> Path:
     alphas = [trial.alpha for trial in stopped]
     axes.plot(alphas, [trial.gamma for trial in stopped], "x", color=OTHER, clip_on=False)
     axes.set(xlabel="α", ylabel="γ", xlim=search.alpha, ylim=search.gamma)
-    recommended = find_steadiest(search)
+    recommended = best_smoothed_trial(search)
     if recommended is not None:
         axes.plot(  # a ring around its dot
             [recommended.alpha],
@@ -168,7 +168,7 @@ def _recall(trial: TuningTrial) -> float:
     return trial.scores.get("recall", 0.0)
 
 
-def find_steadiest(search: TuningSearch) -> TuningTrial | None:
+def best_smoothed_trial(search: TuningSearch) -> TuningTrial | None:
     """Return the trial with the highest smoothed value, which noise affects less.
 
     The smoothed value of a trial is the weighted mean of its own value, those of its neighbours,

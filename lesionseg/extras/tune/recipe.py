@@ -28,10 +28,10 @@ from lesionseg.errors import (
 )
 from lesionseg.evaluation import find_preset, wilson_interval
 from lesionseg.extras.tune.page import (
-    State,
+    TrialState,
     TuningSearch,
     TuningTrial,
-    find_steadiest,
+    best_smoothed_trial,
     trial_table,
     write_tuning_page,
 )
@@ -49,7 +49,7 @@ from lesionseg.pipeline import (
     recall_and_precision,
     train_network,
 )
-from lesionseg.plan import Plan, sources_of
+from lesionseg.plan import Plan, heads_of
 from lesionseg.training import (
     SCORE,
     AfterValidation,
@@ -62,7 +62,7 @@ log = logging.getLogger(__name__)
 
 TRIAL_MINUTES = 5.0  # if the settings state no budget
 TRIAL_OVERLAP = 0.125  # of tiles when validation cases are predicted: twice as fast as 0.5
-N_VALIDATIONS = 4  # of a trial, the last one included
+TRIAL_VALIDATIONS = 4  # of a trial, the last one included
 N_STARTUP = 8  # random pairs before the sampler uses the scores of earlier pairs
 # Recall changes in steps of one lesion. Average precision decides between pairs that find equally
 # many lesions. Its weight is too small to outweigh one lesion out of a hundred.
@@ -70,7 +70,11 @@ TIE_WEIGHT = 0.01
 FIRST_PAIR = "pair of the settings"  # marks the trial in Optuna's storage
 BEGIN_LOCK = "tune.begin"  # in the run directory, held by a process that begins search or trial
 TRIAL_LOCK = ".trial.lock"  # in the folder of a trial, held by the process that trains it
-STATES: Mapping[str, State] = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}
+TRIAL_STATES: Mapping[str, TrialState] = {
+    "COMPLETE": "complete",
+    "PRUNED": "pruned",
+    "FAIL": "failed",
+}
 
 
 @dataclass(frozen=True)
@@ -78,9 +82,9 @@ class TuneOutcome(Outcome):
     """The trials of a search, including those of earlier processes.
 
     Attributes:
-        search: the trials and the conclusions.
-        run: the run directory.
-        cfg: the settings of the trials.
+        search: The trials and the conclusions.
+        run: The run directory.
+        cfg: The settings of the trials.
     """
 
     search: TuningSearch
@@ -92,7 +96,7 @@ class TuneOutcome(Outcome):
 
         `best` is None if no finished trial has found a lesion.
         """
-        best = find_steadiest(self.search)
+        best = best_smoothed_trial(self.search)
         pair = None if best is None else {"alpha": best.alpha, "gamma": best.gamma}
         return {"run": self.run, "page": self.run / "tune.html", "best": pair}
 
@@ -104,7 +108,7 @@ class TuneOutcome(Outcome):
     @property
     def next(self) -> str | None:
         """The training with the recommended pair; None without one."""
-        best = find_steadiest(self.search)
+        best = best_smoothed_trial(self.search)
         if best is None:
             return None
         groups = tuned_groups(self.cfg)
@@ -122,7 +126,7 @@ def tune(cfg: TuneConfig) -> TuneOutcome:
     directory share the trials, and a later one continues them.
 
     Raises:
-        LesionsegError: if a setting, file or case is wrong. The message names it.
+        LesionsegError: If a setting, file or case is wrong. The message names it.
     """
     _optuna()  # if Optuna is missing, this is the first error
     check_tuning(cfg)
@@ -145,30 +149,30 @@ def tune(cfg: TuneConfig) -> TuneOutcome:
         experiment = Experiment.open(cfg, run)
         kept = experiment.cfg  # with the model and the learning rate of the run
         cfg = cfg.model_copy(update={"model": kept.model, "optim": kept.optim})
-        search = _search(experiment, cfg)
+        search = _run_trials(experiment, cfg)
     return TuneOutcome(search, run, cfg)
 
 
-def _search(experiment: Experiment, cfg: TuneConfig) -> TuningSearch:
+def _run_trials(experiment: Experiment, cfg: TuneConfig) -> TuningSearch:
     """Run the trials that are missing, and write the results after each.
 
     `cfg`: the settings, with the model and the learning rate of `experiment`.
 
     Raises:
-        ConfigError: if no loss can be tuned, see `tuned_groups`.
-        DatasetError: if no validation case has a lesion.
+        ConfigError: If no loss can be tuned, see `tuned_groups`.
+        DatasetError: If no validation case has a lesion.
     """
     run = experiment.run
     groups = tuned_groups(cfg)
     cases = experiment.cases("validation")
-    n_lesions = sum(experiment.survey.counts.get(files.case, 0) for files in cases)
+    n_lesions = sum(experiment.inspection.counts.get(files.case, 0) for files in cases)
     if n_lesions == 0:
         raise DatasetError(
             f"{cfg.data.root}: {len(cases)} validation cases without a lesion cannot rank "
             "pairs of α and γ. Raise data.validation_fraction, or give other splits."
         )
     plan = _begin_search(experiment)
-    facts = {
+    context = {
         "preset": cfg.preset,
         "n_cases": len(cases),
         "n_lesions": n_lesions,
@@ -177,7 +181,7 @@ def _search(experiment: Experiment, cfg: TuneConfig) -> TuningSearch:
         "provenance": experiment.origin,
     }
     trials = _Trials(
-        experiment, cfg, groups, plan, prepare_cases(experiment.survey, plan, experiment.cache)
+        experiment, cfg, groups, plan, prepare_cases(experiment.inspection, plan, experiment.cache)
     )
     lock = FileLock(run / BEGIN_LOCK)
     with lock:
@@ -190,8 +194,8 @@ def _search(experiment: Experiment, cfg: TuneConfig) -> TuningSearch:
         first_pair=configured_pair(cfg, groups[0]),
     )
     while shared.run_next(trials.run):
-        write_results(cfg, study, facts, run)
-    return write_results(cfg, study, facts, run)
+        write_results(cfg, study, context, run)
+    return write_results(cfg, study, context, run)
 
 
 def _begin_search(experiment: Experiment) -> Plan:
@@ -218,11 +222,11 @@ class SharedStudy:
     folder of its trial. The system releases this lock if the process ends for any reason.
 
     Attributes:
-        study: the study.
-        run: the run directory.
-        lock: held while a process begins a trial.
-        n_trials: number of trials over all processes.
-        first_pair: the pair of the first trial, or None if Optuna proposes all pairs.
+        study: The study.
+        run: The run directory.
+        lock: Held while a process begins a trial.
+        n_trials: Number of trials over all processes.
+        first_pair: The pair of the first trial, or None if Optuna proposes all pairs.
     """
 
     study: Any
@@ -314,11 +318,11 @@ class _Trials:
     """The trainings of a search.
 
     Attributes:
-        experiment: the search.
-        cfg: its settings.
-        groups: the settings that a trial changes, see `tuned_groups`.
-        plan: the plan of all trials.
-        prepared: the prepared training cases of all trials.
+        experiment: The search.
+        cfg: Its settings.
+        groups: The settings that a trial changes, see `tuned_groups`.
+        plan: The plan of all trials.
+        prepared: The prepared training cases of all trials.
     """
 
     experiment: Experiment
@@ -410,19 +414,19 @@ def tuned_groups(cfg: TuneConfig) -> tuple[str, ...]:
     pair of the first group. Detection with `hard_negatives` has no pair and is left out.
 
     Raises:
-        ConfigError: if a segmentation loss has no α and γ, no group remains, or a loss has an α per
+        ConfigError: If a segmentation loss has no α and γ, no group remains, or a loss has an α per
             label.
     """
-    sources = sources_of(cfg.model.architecture)
+    heads = heads_of(cfg.model.architecture)
     groups: list[str] = []
-    if "segmentation" in sources:
+    if "segmentation" in heads:
         if not cfg.loss.parameters().keys() >= {"alpha", "gamma"}:
             raise ConfigError(
                 f"loss: {cfg.loss.target} has no α and γ to tune. Take loss=focal, loss=dice_focal "
                 "or loss=lesion_balanced."
             )
         groups.append("loss")
-    if "detection" in sources and not cfg.detection.hard_negatives:
+    if "detection" in heads and not cfg.detection.hard_negatives:
         groups.append("detection")
     if not groups:
         raise ConfigError("detection.hard_negatives=true has no α and γ to tune. Set it to false.")
@@ -453,7 +457,7 @@ def options_of_trials(cfg: TuneConfig, groups: Sequence[str]) -> dict[str, str]:
 
 
 def _with_trial_budget(cfg: TuneConfig) -> TuneConfig:
-    """Return the settings of a search whose trials have a budget and, by default, `N_VALIDATIONS`.
+    """Return the settings of a search. By default, a trial has `TRIAL_VALIDATIONS` validations.
 
     A trial whose budget is stated only in steps is validated once, at its end.
     """
@@ -462,7 +466,7 @@ def _with_trial_budget(cfg: TuneConfig) -> TuneConfig:
     if minutes is None and cfg.trainer.max_steps is None:
         minutes = TRIAL_MINUTES
     if every == "auto":
-        every = minutes / N_VALIDATIONS if minutes else None
+        every = minutes / TRIAL_VALIDATIONS if minutes else None
     budget = {"max_minutes": minutes, "validate_every_minutes": every}
     return cfg.model_copy(update={"trainer": cfg.trainer.model_copy(update=budget)})
 
@@ -521,18 +525,20 @@ def open_study(cfg: TuneConfig, run: Path) -> Any:
     )
 
 
-def write_results(cfg: TuneConfig, study: Any, facts: Mapping[str, Any], run: Path) -> TuningSearch:
+def write_results(
+    cfg: TuneConfig, study: Any, context: Mapping[str, Any], run: Path
+) -> TuningSearch:
     """Write tune.json and tune.html into `run`, and return the search.
 
-    `facts`: what tune.json states about the search besides its trials. Trials that have no pair yet
-    are left out.
+    `context`: what tune.json states about the search besides its trials. Trials that have no pair
+    yet are left out.
     """
     trials = [
         TuningTrial(
             number=trial.number,
             alpha=trial.params["alpha"],
             gamma=trial.params["gamma"],
-            state=STATES.get(trial.state.name, "unfinished"),
+            state=TRIAL_STATES.get(trial.state.name, "unfinished"),
             value=trial.value,
             scores=trial.user_attrs.get("scores", {}),
             seconds=None if trial.duration is None else trial.duration.total_seconds(),
@@ -546,14 +552,14 @@ def write_results(cfg: TuneConfig, study: Any, facts: Mapping[str, Any], run: Pa
     search = TuningSearch(
         cfg.tune.alpha, cfg.tune.gamma, tuple(trials), objective, "Search for α and γ"
     )
-    search = replace(search, notes=tuple(_notes(search, facts)))
+    search = replace(search, notes=tuple(_conclude(search, context)))
     best = search.best
-    steady = find_steadiest(search)
+    steady = best_smoothed_trial(search)
     document = {
         "schema_version": 1,
         "objective": f"{objective} + {TIE_WEIGHT} · average precision",
         "evaluated_on": "validation",
-        **facts,
+        **context,
         "search": cfg.tune.to_plain(),
         "best": None if best is None else asdict(best),
         "steadiest": None if steady is None else asdict(steady),
@@ -564,20 +570,20 @@ def write_results(cfg: TuneConfig, study: Any, facts: Mapping[str, Any], run: Pa
     return search
 
 
-def _notes(search: TuningSearch, facts: Mapping[str, Any]) -> Sequence[str]:
+def _conclude(search: TuningSearch, context: Mapping[str, Any]) -> Sequence[str]:
     """Return the conclusions: the best pairs with intervals, and how far to trust them.
 
     If no trial has found a lesion, return advice instead.
     """
     best = search.best
-    steady = find_steadiest(search)
+    steady = best_smoothed_trial(search)
     if best is None or steady is None:
         return ["No trial has found a lesion yet. Give each more time: trainer.max_minutes."]
 
     def describe(trial: TuningTrial) -> str:
         """Return the pair of a trial and its recall with a confidence interval."""
         recall = trial.scores.get("recall", 0.0)
-        n = facts["n_lesions"]
+        n = context["n_lesions"]
         low, high = wilson_interval(recall * n, n)
         pair = f"α = {trial.alpha:.3f}, γ = {trial.gamma:.2f}"
         return f"{pair}, recall {recall:.3f} (95 % interval {low:.2f} to {high:.2f})"
@@ -595,8 +601,8 @@ def _notes(search: TuningSearch, facts: Mapping[str, Any]) -> Sequence[str]:
         lead += " A trial that was stopped early counts with the score of its last validation."
     return [
         lead,
-        f"Scored on {facts['n_cases']} validation cases with {facts['n_lesions']} lesions, after "
-        f"at most {facts['budget']} a trial. Pairs whose intervals overlap may be equally "
+        f"Scored on {context['n_cases']} validation cases with {context['n_lesions']} lesions, "
+        f"after at most {context['budget']} a trial. Pairs whose intervals overlap may be equally "
         "good, and the best of many noisy trials looks better than it is. These are development "
         "data, so do not report these numbers as results.",
     ]
@@ -606,7 +612,7 @@ def _optuna() -> Any:
     """Import Optuna, silence its messages, and return it.
 
     Raises:
-        ConfigError: if the extra `tune` is not installed.
+        ConfigError: If the extra `tune` is not installed.
     """
     try:
         import optuna

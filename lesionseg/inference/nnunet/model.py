@@ -99,7 +99,7 @@ class _Configuration(BaseModel):
     resampling_fn_probabilities: str = _SPLINES
     resampling_fn_probabilities_kwargs: dict[str, Any] = {}
     # old plans have none, or null
-    architecture: Annotated[_Architecture, BeforeValidator(lambda stated: stated or {})] = (
+    architecture: Annotated[_Architecture, BeforeValidator(lambda given: given or {})] = (
         _Architecture()
     )
     UNet_class_name: str = ""
@@ -127,7 +127,7 @@ class _Plans(BaseModel):
 def read_nnunet_model(files: NnunetModelFiles) -> tuple[tuple[nn.Module, ...], Plan]:
     """Read the networks of all folds, in eval mode, and the plan that they share.
 
-    Raises `BundleError` if the model is a cascade, if its network, preprocessor or resampling is
+    Raise `BundleError` if the model is a cascade, if its network, preprocessor or resampling is
     not supported, if a checkpoint contains anything besides tensors and numbers, or if the weights
     do not fit the plans.
     """
@@ -156,7 +156,7 @@ def _plan_of(files: NnunetModelFiles, checkpoint: NnunetCheckpoint) -> Plan:
 
     Two values of the plan are placeholders, because prediction does not use them: nnU-Net states no
     `lesion_fraction`, and the recipe has nnU-Net's own normalisation. The batch size is at most 16:
-    a larger one, as of a 2-D training, only takes more memory in prediction. Raises `BundleError`
+    a larger one, as of a 2-D training, only takes more memory in prediction. Raise `BundleError`
     if the model is not supported, or its files do not fit each other.
     """
     path = files.where(PLANS)
@@ -227,7 +227,7 @@ def _architecture(
 ) -> Architecture:
     """Return the architecture of the weights, with only its finest output.
 
-    Raises `BundleError` if it does not fit the plans.
+    Raise `BundleError` if it does not fit the plans.
     """
     kind = _network_kind(config, where, checkpoint, files)
     try:
@@ -251,7 +251,7 @@ def _inherit(plans: _Plans, name: str, where: str) -> dict[str, Any]:
     """Return a configuration together with the keys that it inherits.
 
     `inherits_from` names another configuration. A key of the configuration itself has priority over
-    an inherited one. Raises `BundleError` if a configuration is missing or inherits from itself.
+    an inherited one. Raise `BundleError` if a configuration is missing or inherits from itself.
     """
     if name not in plans.configurations:
         known = ", ".join(plans.configurations) or "none"
@@ -281,7 +281,7 @@ def _network_kind(
 ) -> str:
     """Return our name of the network.
 
-    Raises `BundleError` if network or preprocessor are not supported, or for a cascade.
+    Raise `BundleError` if network or preprocessor are not supported, or for a cascade.
     """
     if config.previous_stage is not None:
         raise BundleError(
@@ -289,11 +289,11 @@ def _network_kind(
             "Use the model of 3d_fullres or 2d."
         )
     _require_known("preprocessor_name", config.preprocessor_name, [_PREPROCESSOR], where)
-    stated = config.architecture.network_class_name or config.UNet_class_name
-    name = stated.rpartition(".")[2]
+    given = config.architecture.network_class_name or config.UNet_class_name
+    name = given.rpartition(".")[2]
     if name not in _NETWORKS:
         raise BundleError(
-            f"{where}: the network {stated or 'not stated'} is none of {', '.join(_NETWORKS)}; it "
+            f"{where}: the network {given or 'not stated'} is none of {', '.join(_NETWORKS)}; it "
             "was not imported. Predict with nnU-Net and give its probabilities to evaluate."
         )
     unknown_option = _find_unknown_option(config.architecture.arch_kwargs)
@@ -307,11 +307,11 @@ def _network_kind(
     return _NETWORKS[name]
 
 
-def _require_known(what: str, stated: str, known: Collection[str], where: str) -> None:
+def _require_known(what: str, given: str, known: Collection[str], where: str) -> None:
     """Raise `BundleError` unless the name in the plans is one of nnU-Net's that are known here."""
-    if stated not in known:
+    if given not in known:
         raise BundleError(
-            f"{where}: {what} is {stated}, but only {', '.join(known)} can be used here. Predict "
+            f"{where}: {what} is {given}, but only {', '.join(known)} can be used here. Predict "
             "with nnU-Net and give its probabilities to evaluate."
         )
 
@@ -349,18 +349,18 @@ def _check_strides(
     options = config.architecture.arch_kwargs
     if "strides" not in options:
         return
-    stated = options["strides"]
+    given = options["strides"]
     dims = len(strides[0])
     try:
-        expected = tuple((n,) * dims if isinstance(n, int) else tuple(n) for n in stated)
+        expected = tuple((n,) * dims if isinstance(n, int) else tuple(n) for n in given)
     except TypeError as error:
         raise BundleError(
-            f"{where}: architecture.arch_kwargs.strides is {stated}, not a list with the strides "
+            f"{where}: architecture.arch_kwargs.strides is {given}, not a list with the strides "
             "of each stage. Copy plans.json again."
         ) from error
     if expected != strides:
         raise BundleError(
-            f"{where}: strides {stated} are not those of the weights, {list(strides)}. Use plans "
+            f"{where}: strides {given} are not those of the weights, {list(strides)}. Use plans "
             "and checkpoints of one training."
         )
 
@@ -396,8 +396,8 @@ def _recipe(
                 f"{where}: the plans state no intensities of channel {channel}, which "
                 "CTNormalization needs. Copy plans.json again."
             )
-        stated = intensities or _Intensities()
-        normalisation.append(_normalisation(scheme, use_mask, stated, where))
+        given = intensities or _Intensities()
+        normalisation.append(_normalisation(scheme, use_mask, given, where))
     first, second, third = plans.transpose_forward
     content = {
         "configuration": name,
@@ -432,7 +432,7 @@ def _normalisation(
 ) -> NnunetNormalisation:
     """Return the normalisation of a channel. Only the z-score uses a mask.
 
-    Raises `BundleError` if the scheme is unknown.
+    Raise `BundleError` if the scheme is unknown.
     """
     _require_known("the normalisation", scheme, get_args(NnunetScheme), where)
     return NnunetNormalisation(
@@ -449,12 +449,12 @@ def _resampling(function: str, options: Mapping[str, Any], where: str) -> Nnunet
     """Return the resampling of a function. Raise `BundleError` if it or an option is unknown."""
     _require_known("the resampling", function, _RESAMPLING, where)
     content = {**options, **_RESAMPLING[function]}
-    stated = parse_as(_ResamplingOptions, content, f"{where}_kwargs", BundleError)
+    given = parse_as(_ResamplingOptions, content, f"{where}_kwargs", BundleError)
     return NnunetResampling(
-        order=stated.order,
-        order_z=stated.order_z,
-        separate_z=stated.force_separate_z,
-        threshold=stated.separate_z_anisotropy_threshold,
+        order=given.order,
+        order_z=given.order_z,
+        separate_z=given.force_separate_z,
+        threshold=given.separate_z_anisotropy_threshold,
     )
 
 

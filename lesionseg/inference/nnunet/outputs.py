@@ -67,11 +67,11 @@ class AxisOrder:
     def flat_index(self, index: Integers, array_shape: tuple[int, ...]) -> Integers:
         """Convert flat indices `[n]` of the array to flat indices of the mask."""
         places = np.unravel_index(index, array_shape)
-        moved = [
+        reordered = [
             array_shape[axis] - 1 - places[axis] if is_flipped else places[axis]
             for axis, is_flipped in zip(self.axes, self.flipped, strict=True)
         ]
-        return np.asarray(np.ravel_multi_index(moved, self.shape(array_shape)), np.int64)
+        return np.asarray(np.ravel_multi_index(reordered, self.shape(array_shape)), np.int64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,16 +91,16 @@ def read_probabilities(
     nnU-Net's `dataset.json`, the labels are the numbers from 1, without names.
 
     Args:
-        files: the files of the case, with `probabilities` and the `mask` from nnU-Net.
-        geometry: grid of the scan, which the mask must have. None is the grid of the mask.
+        files: The files of the case, with `probabilities` and the `mask` from nnU-Net.
+        geometry: Grid of the scan, which the mask must have. None is the grid of the mask.
         by_image: True if grids of equal shape and spacing are the same.
 
     Raises:
-        ReadError: if a file is damaged or contains objects, or if the mask is missing.
-        GeometryError: if the mask does not fit the scan or the probabilities.
-        ContentError: if the values are not probabilities, if channels and labels do not fit, or if
+        ReadError: If a file is damaged or contains objects, or if the mask is missing.
+        GeometryError: If the mask does not fit the scan or the probabilities.
+        ContentError: If the values are not probabilities, if channels and labels do not fit, or if
             the labels of the probabilities and the mask do not agree in any axis order.
-        LesionsegError: if the labels in `dataset.json` are not valid.
+        LesionsegError: If the labels in `dataset.json` are not valid.
     """
     path = files.probabilities
     if path is None or files.mask is None:
@@ -110,8 +110,8 @@ def read_probabilities(
         )
     mask_labels, grid = _read_mask_on_grid(files.mask, geometry, by_image=by_image)
     file = ProbabilityFile.open(path)
-    stated = files.read_nnunet_labels()
-    labels = stated
+    dataset_labels = files.read_nnunet_labels()
+    labels = dataset_labels
     if labels is None:  # nnU-Net numbers its labels from 1
         labels = Labels.of({k: str(k) for k in range(1, file.shape[0])})
     _require_fitting_channels(file, labels)
@@ -132,7 +132,7 @@ def read_probabilities(
     found = find_by_rule(channels, grid, NNUNET_RULE, labels, files.case, DEFAULT_POINT.score)
     if found.n_left_out:
         _log.warning("Case %s: %s", files.case, found.left_out_note)
-    return with_nnunet_names(found, stated).accept(DEFAULT_POINT)
+    return with_nnunet_names(found, dataset_labels).accept(DEFAULT_POINT)
 
 
 def with_nnunet_names(prediction: Prediction, labels: Labels | None) -> Prediction:
@@ -152,7 +152,7 @@ def _read_mask_on_grid(
 ) -> tuple[NDArray[np.integer[Any]], Geometry]:
     """Read nnU-Net's mask `[*spatial]`. Return it with the scan's grid, or its own without a scan.
 
-    Raises `GeometryError` if the mask has another grid than the scan. With `by_image`, grids of
+    Raise `GeometryError` if the mask has another grid than the scan. With `by_image`, grids of
     equal shape and spacing are the same.
     """
     pixel_mm = geometry.spacing_mm[0] if geometry is not None and geometry.dims == 2 else None
@@ -179,7 +179,7 @@ def _require_fitting_channels(file: ProbabilityFile, labels: Labels) -> None:
 def _read_voxels(file: ProbabilityFile, *, are_regions: bool) -> _Voxels:
     """Read the voxels that can belong to a candidate of any label.
 
-    Raises `ContentError` if the values are NaN or no probabilities, or do not sum to 1 over the
+    Raise `ContentError` if the values are NaN or no probabilities, or do not sum to 1 over the
     channels without regions. The file is read twice, because the first pass finds the voxels whose
     values the second keeps.
     """
@@ -261,10 +261,10 @@ class _LabelMaps:
     """The labels of the probabilities and those of the mask, which may have other axes.
 
     Attributes:
-        shape: spatial shape of the probabilities.
-        index: flat index of each lesion voxel of the probabilities.
-        label_of_voxel: label of each of these voxels.
-        mask: labels of the mask `[*spatial]`.
+        shape: Spatial shape of the probabilities.
+        index: Flat index of each lesion voxel of the probabilities.
+        label_of_voxel: Label of each of these voxels.
+        mask: Labels of the mask `[*spatial]`.
     """
 
     shape: tuple[int, ...]
@@ -296,8 +296,8 @@ def _find_axis_order(file: ProbabilityFile, maps: _LabelMaps, geometry: Geometry
     the only one that fits.
 
     Raises:
-        GeometryError: if no order fits the shape.
-        ContentError: if no order agrees, and the first one is not plausible.
+        GeometryError: If no order fits the shape.
+        ContentError: If no order agrees, and the first one is not plausible.
     """
     shape = maps.mask.shape
     fitting = []

@@ -9,7 +9,7 @@ from torch import Tensor
 from lesionseg.inference.nnunet.scan import Resizing, network_spacing, spline_orders
 from lesionseg.inference.probabilities import label_probabilities
 from lesionseg.inference.stitch import Store
-from lesionseg.ops.interpolation import LINEAR, find_neighbours, resize
+from lesionseg.ops.interpolation import LINEAR, find_interpolation_neighbours, resize
 from lesionseg.plan.nnunet_preprocessing import NnunetRecipe
 from lesionseg.plan.plan import Plan
 
@@ -55,7 +55,7 @@ def _resize_slabs(
     if max(orders) > LINEAR:  # splines of higher orders need the whole volume
         yield 0, torch.stack([resize(logits.decode(c), shape, orders) for c in logits.values])
         return
-    row_neighbours = find_neighbours(n_rows, shape[0], orders[0])
+    row_neighbours = find_interpolation_neighbours(n_rows, shape[0], orders[0])
     for first in range(0, shape[0], rows_at_once):
         rows = slice(first, min(first + rows_at_once, shape[0]))
         needed = row_neighbours.reach(rows)  # the input rows from which these are interpolated

@@ -50,7 +50,7 @@ def prepare_scan(
     there are any.
 
     Raises:
-        GeometryError: if the resized volume has more voxels than `FileLimits` allows. The message
+        GeometryError: If the resized volume has more voxels than `FileLimits` allows. The message
             names `where`.
     """
     view = to_canonical(volume) if recipe.reorients else volume
@@ -74,7 +74,7 @@ def prepare_scan(
     orders, thick_axis = spline_orders(recipe.image_resampling, spacing, target)
     image = torch.empty((len(cropped), *shape), dtype=torch.float32)
     for channel, scheme in enumerate(recipe.normalisation):
-        normalise(cropped[channel], scheme, inside)
+        normalise_channel(cropped[channel], scheme, inside)
         values = torch.from_numpy(cropped[channel])
         image[channel] = resize(values, shape, orders, clip_along=thick_axis)
     return image.numpy(), Resizing(view.geometry, crop, spacing)
@@ -168,7 +168,9 @@ def fill_holes(mask: Flags) -> Flags:
     return component[tuple(slice(1, -1) for _ in mask.shape)] != outside
 
 
-def normalise(channel: NDArray[np.float32], scheme: NnunetNormalisation, inside: Flags) -> None:
+def normalise_channel(
+    channel: NDArray[np.float32], scheme: NnunetNormalisation, inside: Flags
+) -> None:
     """Normalise a cropped channel `[z, y, x]` in place, unless the scheme is "NoNormalization".
 
     Only the z-score uses a mask: it then takes the mean and the standard deviation of the voxels in

@@ -18,14 +18,14 @@ _MAX_SHOWN = 3  # names in a line
 Header: TypeAlias = "Dataset"
 
 
-class Remarks:
+class ReaderWarnings:
     """Notes on the values and files that a reader ignored, replaced or left out in one image."""
 
     def __init__(self) -> None:
-        self._names: dict[str, list[str]] = {}  # of files or frames, by the text of the remark
+        self._names: dict[str, list[str]] = {}  # of files or frames, by the text of the warning
 
     def add(self, text: str, name: str = "") -> None:
-        """Add a remark about the file or frame of that name. Without a name: about the image."""
+        """Add a warning about the file or frame of that name. Without a name: about the image."""
         self._names.setdefault(text, []).extend([name] if name else [])
 
     @property
@@ -42,7 +42,7 @@ class Remarks:
             logger.warning("%s: %s", image, line)
 
 
-def value_of(header: "Header", name: str) -> Any:
+def element_value(header: "Header", name: str) -> Any:
     """Return an element's value, or None if it is absent, empty or not of its type."""
     try:
         value = header.get(name)
@@ -55,7 +55,7 @@ def value_of(header: "Header", name: str) -> Any:
 def numbers(header: "Header", name: str) -> list[float]:
     """Return an element's values as numbers, or an empty list if any is not a finite number."""
     try:
-        values = np.ravel(value_of(header, name)).astype(float)  # None becomes NaN
+        values = np.ravel(element_value(header, name)).astype(float)  # None becomes NaN
     except (TypeError, ValueError):
         return []
     return values.tolist() if np.isfinite(values).all() else []
@@ -68,5 +68,5 @@ def number(header: "Header", name: str, default: float | None = None) -> float |
 
 def text(header: "Header", name: str) -> str:
     """Return an element's value as text without surrounding spaces, or "" if it has no value."""
-    value = value_of(header, name)
+    value = element_value(header, name)
     return "" if value is None else str(value).strip()

@@ -149,7 +149,7 @@ def describe_dicom(place: Path) -> DicomScan:
     several, even if it is the only one.
 
     Raises:
-        ReadError: A header is damaged, or there is no such image.
+        ReadError: If a header is damaged, or there is no such image.
     """
     return replace(describe_headers(series_headers(place)), place=place)
 

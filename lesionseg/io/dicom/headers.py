@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lesionseg.errors import ReadError, ResourceError, pip_install
-from lesionseg.io.dicom.elements import Header, number, text, value_of
+from lesionseg.io.dicom.elements import Header, element_value, number, text
 from lesionseg.io.files import is_file_or_broken_link
 from lesionseg.io.limits import check_size, convert_read_errors
 from lesionseg.io.text import printable_text
@@ -100,7 +100,7 @@ def read_header(path: Path, *, pixels: bool = False) -> "Header":
         pixels: True reads the pixels too.
 
     Raises:
-        ReadError: The file is damaged, is not DICOM, or pydicom is not installed.
+        ReadError: If the file is damaged, is not DICOM, or pydicom is not installed.
     """
     try:
         from pydicom import uid
@@ -178,7 +178,7 @@ def _read_elements(path: Path, *, pixels: bool, names: Sequence[str] = ()) -> "H
         names: The elements to read. Empty reads all of them.
 
     Raises:
-        ReadError: The file is deflated and grows beyond the limit.
+        ReadError: If the file is deflated and grows beyond the limit.
     """
     from pydicom import dcmread
 
@@ -194,8 +194,8 @@ def image_header(file: Path) -> "Header | None":
     Other objects are reports, segmentations, spectra and similar files, by class and modality.
 
     Raises:
-        ReadError: The file is damaged or truncated. If it were skipped, a slice of a series could
-            be missing unnoticed.
+        ReadError: If the file is damaged or truncated. If it were skipped, a slice of a series
+            could be missing unnoticed.
     """
     if not is_dicom(file) or file.name.upper() == "DICOMDIR":
         return None
@@ -271,8 +271,9 @@ def n_frames(header: "Header") -> int:
 def explain_unfit(header: "Header") -> str:
     """Explain why an image cannot be read as a scan, or return "" if it can.
 
-    Localisers, screenshots, images in colour or of a palette, and films cannot be read. The palette
-    of a segmentation (LABELMAP) does not matter, because its pixels are numbers of segments.
+    Localisers, screenshots, images in colour or of a palette, and cine images cannot be read. The
+    palette of a segmentation (LABELMAP) does not matter, because its pixels are numbers of
+    segments.
     """
     if is_secondary_capture(header) and not is_radiograph(header):
         return "a secondary capture (a screenshot), not a scan"
@@ -308,7 +309,7 @@ def check_image(path: Path, header: "Header") -> None:
     syntax = header.file_meta.TransferSyntaxUID
     if _is_compressed(header) and syntax != _RLE:
         return
-    frames = value_of(header, "PerFrameFunctionalGroupsSequence") or ()
+    frames = element_value(header, "PerFrameFunctionalGroupsSequence") or ()
     n_pixels = int(header.Rows) * int(header.Columns) * max(n_frames(header), len(frames))
     n_bits = n_pixels * int(number(header, "BitsAllocated") or 8)
     check_size(path, n_bits // 8, compressed=syntax in (_RLE, _DEFLATED))
@@ -318,8 +319,8 @@ def stored_pixels(path: Path) -> NDArray[Any]:
     """Return a file's pixels `[frame, y, x]` as stored. The worker decodes compressed pixels.
 
     Raises:
-        ReadError: The file is damaged, or its compression is not supported.
-        ResourceError: No decoder for its compression is installed, or the decoder crashes or
+        ReadError: If the file is damaged, or its compression is not supported.
+        ResourceError: If no decoder for its compression is installed, or the decoder crashes or
             exceeds a limit.
     """
     header = read_header(path, pixels=True)
@@ -373,9 +374,9 @@ def set_decoder_defaults(header: "Header") -> None:
         "HighBit": stored - 1,
     }
     for name, value in usual.items():
-        if value_of(header, name) is None:
+        if element_value(header, name) is None:
             setattr(header, name, value)
-    if "NumberOfFrames" in header and value_of(header, "NumberOfFrames") is None:
+    if "NumberOfFrames" in header and element_value(header, "NumberOfFrames") is None:
         del header.NumberOfFrames
 
 
@@ -383,8 +384,8 @@ def _check_decoder(path: Path, header: "Header") -> None:
     """Raise an error with advice if the file's pixels cannot be decoded.
 
     Raises:
-        ReadError: Pixels are compressed in an unsupported or unknown way.
-        ResourceError: No decoder is installed.
+        ReadError: If pixels are compressed in an unsupported or unknown way.
+        ResourceError: If no decoder is installed.
     """
     from pydicom.pixels.decoders.base import get_decoder
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from lesionseg.core import Geometry, Volume
 from lesionseg.core.arrays import Flags, Numbers
 from lesionseg.errors import ReadError
-from lesionseg.io.dicom.elements import Header, Remarks, number, numbers, text, value_of
+from lesionseg.io.dicom.elements import Header, ReaderWarnings, element_value, number, numbers, text
 from lesionseg.io.dicom.headers import (
     FLUOROSCOPY,
     check_image,
@@ -60,7 +60,7 @@ def radiograph_file(path: Path) -> Path | None:
     The first image of a folder decides. If it is no radiograph, the remaining files are not opened.
 
     Raises:
-        ReadError: The folder contains further images, or a file that is opened is damaged.
+        ReadError: If the folder contains further images, or a file that is opened is damaged.
     """
     files = sorted(path.iterdir()) if path.is_dir() else [path]
     headers = ((file, image_header(file)) for file in files)
@@ -83,29 +83,30 @@ def read_radiograph(path: Path, pixel_mm: float | None = None) -> Volume:
     that are ignored are logged as warnings.
 
     Raises:
-        ReadError: The file is damaged, cannot be decoded, or is refused by `radiograph_geometry`.
+        ReadError: If the file is damaged, cannot be decoded, or is refused by
+            `radiograph_geometry`.
     """
     header = read_header(path)
-    remarks = Remarks()
-    geometry = radiograph_geometry(path, header, remarks, pixel_mm=pixel_mm)
+    warnings = ReaderWarnings()
+    geometry = radiograph_geometry(path, header, warnings, pixel_mm=pixel_mm)
     stored = stored_pixels(path)[0]
     with convert_read_errors(path):
         # DX files state the inversion in two elements, but it must be applied only once
         is_inverse = text(header, "PhotometricInterpretation") == "MONOCHROME1"
         is_inverse = is_inverse or text(header, "PresentationLUTShape") == "INVERSE"
         set_decoder_defaults(header)
-        grey = _apply_values_of_interest(rescale(stored, header, remarks), header, remarks)
+        grey = _apply_values_of_interest(rescale(stored, header, warnings), header, warnings)
         if is_inverse:
             grey = grey.max() + grey.min() - grey
-        valid = _find_valid_pixels(stored, header, remarks, geometry)
+        valid = _find_valid_pixels(stored, header, warnings, geometry)
         if valid is not None:
             grey[~valid] = grey[valid].min()
-    remarks.log(path)
+    warnings.log(path)
     return Volume(grey[np.newaxis].astype(np.float32), geometry, valid)
 
 
 def rescale(
-    stored: NDArray[Any], header: "Header", remarks: Remarks, name: str = ""
+    stored: NDArray[Any], header: "Header", warnings: ReaderWarnings, name: str = ""
 ) -> NDArray[Any]:
     """Apply a file's modality table, or its slope and intercept, to stored pixels.
 
@@ -116,11 +117,11 @@ def rescale(
     Args:
         stored: Pixels as `stored_pixels` returns them.
         header: The elements of the file or frame.
-        remarks: Receives a remark for each value that is replaced or ignored.
-        name: The name of the file for remarks, if the image has several.
+        warnings: Receives a warning for each value that is replaced or ignored.
+        name: The name of the file for warnings, if the image has several.
     """
     if not FLUOROSCOPY.fullmatch(text(header, "SOPClassUID")):
-        looked_up = _look_up(stored, header, "ModalityLUTSequence", remarks, name)
+        looked_up = _look_up(stored, header, "ModalityLUTSequence", warnings, name)
         if looked_up is not None:
             return looked_up
     if "RescaleSlope" not in header and "RescaleIntercept" not in header:
@@ -128,15 +129,15 @@ def rescale(
     slope = number(header, "RescaleSlope")
     intercept = number(header, "RescaleIntercept")
     if not slope:
-        stated = "missing or not a number" if slope is None else "0"
-        remarks.add(f"RescaleSlope is {stated}; 1 is used", name)
+        given = "missing or not a number" if slope is None else "0"
+        warnings.add(f"RescaleSlope is {given}; 1 is used", name)
     if intercept is None:
-        remarks.add("RescaleIntercept is missing or not a number; 0 is used", name)
+        warnings.add("RescaleIntercept is missing or not a number; 0 is used", name)
     return stored * (slope or 1.0) + (intercept or 0.0)
 
 
 def _look_up(
-    values: NDArray[Any], header: "Header", name: str, remarks: Remarks, file: str = ""
+    values: NDArray[Any], header: "Header", name: str, warnings: ReaderWarnings, file: str = ""
 ) -> Numbers | None:
     """Apply the first table of a sequence (PS3.3 C.11.2.1.1).
 
@@ -147,13 +148,13 @@ def _look_up(
         values: The values before the table.
         header: The elements of the file or frame.
         name: The name of the sequence.
-        remarks: Receives a remark if the table is incomplete.
-        file: The name of the file for remarks, if the image has several.
+        warnings: Receives a warning if the table is incomplete.
+        file: The name of the file for warnings, if the image has several.
 
     Returns:
         The entries of the values. None if there is no table, or if it is incomplete.
     """
-    tables = value_of(header, name)
+    tables = element_value(header, name)
     if tables is None:
         return None
     try:
@@ -169,33 +170,35 @@ def _look_up(
         # range(n) fails if entries are missing
         return np.take(entries[range(n)], index, mode="clip").astype(float)
     except Exception:  # a damaged table can cause any error
-        remarks.add(f"the {_TABLES[name]} cannot be used and is ignored", file)
+        warnings.add(f"the {_TABLES[name]} cannot be used and is ignored", file)
         return None
 
 
-def _apply_values_of_interest(grey: NDArray[Any], header: "Header", remarks: Remarks) -> Numbers:
+def _apply_values_of_interest(
+    grey: NDArray[Any], header: "Header", warnings: ReaderWarnings
+) -> Numbers:
     """Apply the table of values of interest (VOI), otherwise the first usable window.
 
-    The values stay unchanged if there is none. Elements that cannot be used become remarks. The
+    The values stay unchanged if there is none. Elements that cannot be used become warnings. The
     elements of the window are replaced in the header by those that are applied.
     """
-    looked_up = _look_up(grey, header, "VOILUTSequence", remarks)
+    looked_up = _look_up(grey, header, "VOILUTSequence", warnings)
     if looked_up is not None:
         return looked_up
     from pydicom.pixels.processing import apply_windowing
 
     function = text(header, "VOILUTFunction").upper() or "LINEAR"
     if function not in _WINDOWS:
-        remarks.add(f"VOILUTFunction {function!r} is unknown; LINEAR is used")
+        warnings.add(f"VOILUTFunction {function!r} is unknown; LINEAR is used")
         function = "LINEAR"
     header.VOILUTFunction = function
     header.PhotometricInterpretation = "MONOCHROME2"
     values = np.asarray(grey, float)
     centres = numbers(header, "WindowCenter")
     widths = numbers(header, "WindowWidth")
-    stated = (value_of(header, "WindowCenter"), value_of(header, "WindowWidth"))
-    if stated != (None, None) and not (centres and widths):
-        remarks.add("the window does not consist of a centre and a width and is ignored")
+    given = (element_value(header, "WindowCenter"), element_value(header, "WindowWidth"))
+    if given != (None, None) and not (centres and widths):
+        warnings.add("the window does not consist of a centre and a width and is ignored")
     for centre, width in zip(centres, widths, strict=False):
         header.WindowCenter = centre
         header.WindowWidth = width
@@ -203,7 +206,7 @@ def _apply_values_of_interest(grey: NDArray[Any], header: "Header", remarks: Rem
             shown = apply_windowing(values, header)
             if _has_greys(shown) or not _has_greys(values):
                 return shown
-        remarks.add(
+        warnings.add(
             f"the window of width {width:g} at {centre:g} shows no grey values and is ignored"
         )
     return values
@@ -215,29 +218,29 @@ def _has_greys(values: Numbers) -> bool:
 
 
 def _find_valid_pixels(
-    stored: NDArray[Any], header: "Header", remarks: Remarks, geometry: Geometry
+    stored: NDArray[Any], header: "Header", warnings: ReaderWarnings, geometry: Geometry
 ) -> Flags | None:
     """Return the mask of the pixels outside padding and inside the shutter, or None if all are.
 
-    A padding or shutter that would hide more than 99 % of the pixels is ignored with a remark.
+    A padding or shutter that would hide more than 99 % of the pixels is ignored with a warning.
     """
     valid = np.ones(stored.shape, bool)
-    for name, seen in _visible_parts(stored, header, remarks, geometry):
+    for name, seen in _visible_parts(stored, header, warnings, geometry):
         if (valid & seen).mean() < _MIN_VISIBLE:
-            remarks.add(f"the {name} is ignored, because it would hide over 99 % of the image")
+            warnings.add(f"the {name} is ignored, because it would hide over 99 % of the image")
         else:
             valid &= seen
     return None if valid.all() else valid
 
 
 def _visible_parts(
-    stored: NDArray[Any], header: "Header", remarks: Remarks, geometry: Geometry
+    stored: NDArray[Any], header: "Header", warnings: ReaderWarnings, geometry: Geometry
 ) -> Iterator[tuple[str, Flags]]:
     """Yield the pixels that the padding and each shape of the display shutter leave visible.
 
     Each mask follows the name of what hides the remaining pixels. Rows and columns of a shutter
     count from 1, its edges are visible, and its radius counts columns (PS3.3 C.7.6.11). A shape
-    without its numbers is ignored with a remark.
+    without its numbers is ignored with a warning.
     """
     value = number(header, "PixelPaddingValue")
     if value is not None:
@@ -248,7 +251,7 @@ def _visible_parts(
         yield "padding", (stored < low) | (stored > high)
     rows, columns = geometry.shape
     y, x = np.ogrid[1 : rows + 1, 1 : columns + 1]
-    for shape in np.ravel(value_of(header, "ShutterShape") or []):
+    for shape in np.ravel(element_value(header, "ShutterShape") or []):
         values = [v for name in _SHUTTERS.get(shape, ()) for v in numbers(header, name)]
         try:
             if shape == "RECTANGULAR":
@@ -264,10 +267,12 @@ def _visible_parts(
                 raise ValueError(shape)
             yield "shutter", seen
         except ValueError:
-            remarks.add(f"the shutter {shape!s:.20} is unknown or incomplete and is ignored")
+            warnings.add(f"the shutter {shape!s:.20} is unknown or incomplete and is ignored")
 
 
-def pixel_size(header: "Header", remarks: Remarks | None = None) -> tuple[tuple[float, float], str]:
+def pixel_size(
+    header: "Header", warnings: ReaderWarnings | None = None
+) -> tuple[tuple[float, float], str]:
     """Return pixel height and width in millimetres, and the source of these numbers.
 
     `PixelSpacing` is calibrated if the file states the calibration, or if it differs from the
@@ -275,24 +280,24 @@ def pixel_size(header: "Header", remarks: Remarks | None = None) -> tuple[tuple[
     Otherwise the first of these spacings that the file states is used: of the detector, of the
     scanner, `PixelSpacing`. The source is `at the detector`. If the magnification is known, the
     spacing of the detector is divided by it, and the source says so. Without any spacing, pixels
-    have 1 mm and the source is `unknown`. Impossible and unusual numbers are added to `remarks`.
+    have 1 mm and the source is `unknown`. Impossible and unusual numbers are added to `warnings`.
     """
-    remarks = remarks or Remarks()
-    stated = _read_pair(header, "PixelSpacing", remarks)
-    detector_mm = _read_pair(header, "ImagerPixelSpacing", remarks)
-    device_mm = detector_mm or _read_pair(header, "NominalScannedPixelSpacing", remarks)
-    if stated and text(header, "PixelSpacingCalibrationType"):
-        return stated, "calibrated"
-    if stated and device_mm and not np.allclose(stated, device_mm, rtol=_SAME_SPACING, atol=0):
+    warnings = warnings or ReaderWarnings()
+    given = _read_pair(header, "PixelSpacing", warnings)
+    detector_mm = _read_pair(header, "ImagerPixelSpacing", warnings)
+    device_mm = detector_mm or _read_pair(header, "NominalScannedPixelSpacing", warnings)
+    if given and text(header, "PixelSpacingCalibrationType"):
+        return given, "calibrated"
+    if given and device_mm and not np.allclose(given, device_mm, rtol=_SAME_SPACING, atol=0):
         # the geometric mean of the ratios along both axes
-        ratio = math.sqrt(math.prod(stated) / math.prod(device_mm))
+        ratio = math.sqrt(math.prod(given) / math.prod(device_mm))
         if not _USUAL_RATIO[0] < ratio < _USUAL_RATIO[1]:
-            remarks.add(
+            warnings.add(
                 f"PixelSpacing is {ratio:.2g} times the spacing of the detector or film scanner, "
                 "so sizes may be wrong"
             )
-        return stated, "calibrated"
-    mm = device_mm or stated
+        return given, "calibrated"
+    mm = device_mm or given
     if mm is None:
         return (1.0, 1.0), UNKNOWN
     magnification = _read_magnification(header)
@@ -313,16 +318,16 @@ def _read_magnification(header: "Header") -> float:
     return number(header, "EstimatedRadiographicMagnificationFactor") or of_distances
 
 
-def _read_pair(header: "Header", name: str, remarks: Remarks) -> tuple[float, float] | None:
+def _read_pair(header: "Header", name: str, warnings: ReaderWarnings) -> tuple[float, float] | None:
     """Return the two positive numbers of an element, or None if it does not contain them.
 
-    An element that contains anything else is added to `remarks`.
+    An element that contains anything else is added to `warnings`.
     """
     values = numbers(header, name)
     if len(values) == 2 and min(values) > 0:
         return values[0], values[1]
-    if value_of(header, name) is not None:
-        remarks.add(f"{name} does not consist of two positive numbers and is not used")
+    if element_value(header, name) is not None:
+        warnings.add(f"{name} does not consist of two positive numbers and is not used")
     return None
 
 
@@ -344,25 +349,25 @@ def radiograph_columns(path: Path) -> dict[str, str]:
 def radiograph_geometry(
     path: Path,
     header: "Header",
-    remarks: Remarks | None = None,
+    warnings: ReaderWarnings | None = None,
     *,
     pixel_mm: float | None = None,
 ) -> Geometry:
     """Return a radiograph's grid of two axes, in mm or `mm at the detector`.
 
     `pixel_mm` is the pixel size of a file that states none. None means 1 mm. Unusual properties of
-    the file are added to `remarks`. Raise `ReadError` if the image cannot be read as a radiograph,
+    the file are added to `warnings`. Raise `ReadError` if the image cannot be read as a radiograph,
     if its size is impossible, or if its pixels are not square and of unknown size.
     """
-    remarks = remarks or Remarks()
+    warnings = warnings or ReaderWarnings()
     with convert_read_errors(path):
         check_image(path, header)
         if text(header, "PresentationIntentType") == "FOR PROCESSING":
-            remarks.add("the radiograph is FOR PROCESSING, so its grey values are raw")
+            warnings.add("the radiograph is FOR PROCESSING, so its grey values are raw")
         shape = int(header.Rows), int(header.Columns)
-        mm, source = pixel_size(header, remarks)
+        mm, source = pixel_size(header, warnings)
         if source == UNKNOWN:
-            height, width = _read_pair(header, "PixelAspectRatio", remarks) or mm
+            height, width = _read_pair(header, "PixelAspectRatio", warnings) or mm
             if height != width:
                 raise ReadError(
                     f"{path}: PixelAspectRatio states pixels that are not square, and the file "

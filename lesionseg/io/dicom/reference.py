@@ -11,7 +11,7 @@ import numpy as np
 from lesionseg.core import Geometry, Reference
 from lesionseg.core.arrays import Flags, Numbers
 from lesionseg.errors import ContentError, GeometryError, ReadError, count, join_names
-from lesionseg.io.dicom.elements import Header, text, value_of
+from lesionseg.io.dicom.elements import Header, element_value, text
 from lesionseg.io.dicom.headers import LPS_TO_RAS, check_image, read_header, stored_pixels
 from lesionseg.io.dicom.series import series_headers, slices_of_file
 from lesionseg.io.limits import convert_read_errors
@@ -56,9 +56,9 @@ def read_dicom_reference(
         and contour sets that are numbered lesions (`_select_lesions`) give instances.
 
     Raises:
-        ReadError: The file is damaged or of another kind, or a contour is not closed.
-        ContentError: The file has segments, but none with the name of a label.
-        GeometryError: The file was drawn on another grid, frame of reference or series, or the
+        ReadError: If the file is damaged or of another kind, or a contour is not closed.
+        ContentError: If the file has segments, but none with the name of a label.
+        GeometryError: If the file was drawn on another grid, frame of reference or series, or the
             image has two axes.
     """
     header = read_header(path)
@@ -110,11 +110,11 @@ def _check_origin(path: Path, header: "Header", scans: Sequence[Path]) -> None:
     header.pop("SeriesInstanceUID", None)  # its own: only the referenced ones remain
     places = [header]
     for name in ("ReferencedSeriesSequence", "ReferencedFrameOfReferenceSequence"):
-        places += value_of(header, name) or ()
+        places += element_value(header, name) or ()
     for keyword, what in _ORIGIN.items():
         known = {text(scan, keyword) for scan in headers} - {""}
-        stated = {text(place, keyword) for place in places} - {""}
-        if known and stated and known.isdisjoint(stated):
+        given = {text(place, keyword) for place in places} - {""}
+        if known and given and known.isdisjoint(given):
             message = f"{path}: the reference belongs to another {what} than the scan."
             if what not in ("study", "patient"):
                 raise GeometryError(f"{message} Name the scan that it was drawn on.")
@@ -223,8 +223,8 @@ def _draw_contours(path: Path, header: "Header", geometry: Geometry, masks: Mask
     once. Sets without contours, and slices without one between two that overlap, cause a warning.
 
     Raises:
-        ReadError: A contour is not closed.
-        GeometryError: A contour is not within one slice of the image.
+        ReadError: If a contour is not closed.
+        GeometryError: If a contour is not within one slice of the image.
     """
     for roi in header.get("ROIContourSequence", None) or ():
         number = int(roi.ReferencedROINumber)

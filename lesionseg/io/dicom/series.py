@@ -19,7 +19,7 @@ import numpy as np
 from lesionseg.core import Geometry, Volume
 from lesionseg.core.arrays import Numbers
 from lesionseg.errors import GeometryError, ReadError
-from lesionseg.io.dicom.elements import Header, Remarks, number, numbers, text, value_of
+from lesionseg.io.dicom.elements import Header, ReaderWarnings, element_value, number, numbers, text
 from lesionseg.io.dicom.headers import (
     LPS_TO_RAS,
     advice_on_unfit,
@@ -127,9 +127,9 @@ class DicomSlice:
 
     def _refuse(self, name: str) -> NoReturn:
         """Raise `ReadError` for an element that does not state where the slice is located."""
-        stated = text(self.elements, name)[:60] or "missing"
+        given = text(self.elements, name)[:60] or "missing"
         raise ReadError(
-            f"{self.path}: {name} is {stated}. The file does not state where its slice is located "
+            f"{self.path}: {name} is {given}. The file does not state where its slice is located "
             f"in the patient. {advice_on_unfit(self.elements)}"
         )
 
@@ -158,14 +158,14 @@ def read_dicom(path: Path, pixel_mm: float | None = None) -> Volume:
     two spatial axes (see `read_radiograph`). `pixel_mm` is the pixel size of one that states none.
 
     Raises:
-        ReadError: A file is damaged, or the path names no DICOM image.
-        GeometryError: The slices do not form an even stack.
+        ReadError: If a file is damaged, or the path names no DICOM image.
+        GeometryError: If the slices do not form an even stack.
     """
     radiograph = radiograph_file(path)
     if radiograph is not None:
         return read_radiograph(radiograph, pixel_mm)
-    remarks = Remarks()
-    slices, geometry = read_stack(path, remarks)
+    warnings = ReaderWarnings()
+    slices, geometry = read_stack(path, warnings)
     values = np.empty((1, *geometry.shape), np.float32)
     file = Path()
     pixels = np.empty(0)
@@ -174,8 +174,8 @@ def read_dicom(path: Path, pixel_mm: float | None = None) -> Volume:
             file = piece.path
             pixels = stored_pixels(file)
         with convert_read_errors(file):
-            values[0, z] = rescale(pixels[piece.frame or 0], piece.elements, remarks, file.name)
-    remarks.log(path)
+            values[0, z] = rescale(pixels[piece.frame or 0], piece.elements, warnings, file.name)
+    warnings.log(path)
     return Volume(values, geometry)
 
 
@@ -207,23 +207,23 @@ def split_series(path: Path) -> tuple[Path, str] | None:
     return None
 
 
-def series_headers(path: Path, remarks: Remarks | None = None) -> dict[Path, "Header"]:
+def series_headers(path: Path, warnings: ReaderWarnings | None = None) -> dict[Path, "Header"]:
     """Read the headers of the images in a file, a folder or one series of a folder.
 
     Copies of a file, byte by byte, are left out, see `_leave_out_copies`.
 
     Args:
         path: The file, the folder or `folder/series=…`.
-        remarks: Receives a remark for each file that is left out and might be a slice.
+        warnings: Receives a warning for each file that is left out and might be a slice.
 
     Returns:
         The headers by file.
 
     Raises:
-        ReadError: No image is found, or a file is damaged. If `path` names a series of which a file
-            can be read, damaged files that state another series are ignored.
+        ReadError: If no image is found, or a file is damaged. If `path` names a series of which a
+            file can be read, damaged files that state another series are ignored.
     """
-    remarks = remarks or Remarks()
+    warnings = warnings or ReaderWarnings()
     folder, name = split_series(path) or (path, None)
     headers: dict[Path, Header] = {}
     damaged: dict[Path, ReadError] = {}
@@ -236,19 +236,19 @@ def series_headers(path: Path, remarks: Remarks | None = None) -> dict[Path, "He
         if header is not None:
             headers[file] = header
         elif _might_be_a_slice(file):
-            remarks.add("not a DICOM image, left out", file.name)
+            warnings.add("not a DICOM image, left out", file.name)
     wanted = {
         file: header
         for file, header in headers.items()
         if name in (None, text(header, "SeriesNumber"), series_key(header))
     }
-    _leave_out_copies(wanted, remarks)
+    _leave_out_copies(wanted, warnings)
     uids = {series_key(header) for header in wanted.values()}
-    for file, fault in damaged.items():
+    for file, problem in damaged.items():
         # without a readable slice of the wanted series, any damaged file may be one
         is_only_series = name is None or not wanted
         if is_only_series or read_series_uid(file) in ("", *uids):
-            raise fault
+            raise problem
     if not wanted:
         known = sorted({_PREFIX + text(header, "SeriesNumber") for header in headers.values()})
         content = f" The folder contains {', '.join(known)}." if known else ""
@@ -258,17 +258,17 @@ def series_headers(path: Path, remarks: Remarks | None = None) -> dict[Path, "He
     return wanted
 
 
-def _leave_out_copies(headers: dict[Path, "Header"], remarks: Remarks) -> None:
+def _leave_out_copies(headers: dict[Path, "Header"], warnings: ReaderWarnings) -> None:
     """Remove files from `headers` that are equal to the first file of their UID, byte by byte.
 
-    Each removed file becomes a remark.
+    Each removed file becomes a warning.
     """
     first_file: dict[str, Path] = {}  # by UID
     for file, header in [*headers.items()]:
         first = first_file.setdefault(text(header, "SOPInstanceUID"), file)
         if file != first and cmp(file, first, shallow=False):
             del headers[file]
-            remarks.add("a copy of another slice, left out", file.name)
+            warnings.add("a copy of another slice, left out", file.name)
 
 
 def _might_be_a_slice(file: Path) -> bool:
@@ -281,27 +281,29 @@ def _might_be_a_slice(file: Path) -> bool:
     return not is_dicom(file) and file.suffix.lower() not in (*TEXT_SUFFIXES, *_OTHER_IMAGES)
 
 
-def read_stack(path: Path, remarks: Remarks | None = None) -> tuple[list[DicomSlice], Geometry]:
+def read_stack(
+    path: Path, warnings: ReaderWarnings | None = None
+) -> tuple[list[DicomSlice], Geometry]:
     """Read the slices of a series or file, without their pixels, and the grid that they form.
 
     A few images of a series may not belong to its stack, such as the localiser on which it was
-    planned. They are left out with a remark. The spacing of a single slice is its thickness, or
+    planned. They are left out with a warning. The spacing of a single slice is its thickness, or
     1 mm if this is unknown.
 
     Args:
         path: The file, the folder or `folder/series=…`.
-        remarks: Receives a remark for everything that is left out or replaced.
+        warnings: Receives a warning for everything that is left out or replaced.
 
     Returns:
         The slices in ascending order along the normal, and their grid.
 
     Raises:
-        ReadError: A file is damaged or cannot be read as a scan, or the grid is impossible.
-        GeometryError: The slices are of different patients, studies, series, frames of reference,
-            kernels, echo times, b-values, passes or times, or do not form an even stack.
+        ReadError: If a file is damaged or cannot be read as a scan, or the grid is impossible.
+        GeometryError: If the slices are of different patients, studies, series, frames of
+            reference, kernels, echo times, b-values, passes or times, or do not form an even stack.
     """
-    remarks = remarks or Remarks()
-    headers = series_headers(path, remarks)
+    warnings = warnings or ReaderWarnings()
+    headers = series_headers(path, warnings)
     identities = {
         file.name: {
             "series": series_key(header),
@@ -311,16 +313,16 @@ def read_stack(path: Path, remarks: Remarks | None = None) -> tuple[list[DicomSl
         for file, header in headers.items()
     }
     _refuse_differences(path, identities)
-    slices = _select_main_stack(path, _read_fit_slices(headers, remarks), remarks)
+    slices = _select_main_stack(path, _read_fit_slices(headers, warnings), warnings)
     _refuse_differences(path, {piece.name: _contrast(piece) for piece in slices})
     first = slices[0]
     check_grid(path, Geometry.from_spacing(first.shape, first.pixel_mm.tolist(), "mm in plane"))
     normal = np.cross(*first.directions)
     slices.sort(key=lambda piece: float(piece.position @ normal))
-    _check_groups(path, slices, remarks)
+    _check_groups(path, slices, warnings)
     if len(slices) == 1:
         thickness = max(first.thickness_mm, 0.0) or 1.0
-        remarks.add(
+        warnings.add(
             f"the scan is a single slice; {thickness:g} mm is used as spacing: its thickness, or "
             "1 mm if that is unknown"
         )
@@ -330,7 +332,7 @@ def read_stack(path: Path, remarks: Remarks | None = None) -> tuple[list[DicomSl
             step = _even_step(path, slices, normal)
         except GeometryError as error:
             # one of the files that are left out may be the missing slice
-            raise GeometryError(" ".join([str(error), *remarks.lines])) from error
+            raise GeometryError(" ".join([str(error), *warnings.lines])) from error
     affine = np.eye(4)
     affine[:3, 0] = step
     affine[:3, 1:3] = first.axes_mm.T
@@ -364,7 +366,7 @@ def _contrast(piece: DicomSlice) -> dict[str, Any]:
         "b-value": number(piece.elements, "DiffusionBValue", -1.0),
     }
     contrast |= {name: value for name in _SAME_TEXTS if (value := text(piece.elements, name))}
-    types = value_of(piece.elements, "FrameType") or value_of(piece.elements, "ImageType")
+    types = element_value(piece.elements, "FrameType") or element_value(piece.elements, "ImageType")
     kind = next(iter(np.ravel(types)[2:]), "")
     if kind and (kind in _COMPLEX_PARTS or text(piece.elements, "Modality") == "MR"):
         contrast["ImageType"] = kind
@@ -394,8 +396,10 @@ def _mixture(path: Path, name: str, other: str, different: Sequence[str]) -> Geo
     )
 
 
-def _read_fit_slices(headers: Mapping[Path, "Header"], remarks: Remarks) -> list[DicomSlice]:
-    """Read the slices of a series. A few images that are not slices are left out with a remark.
+def _read_fit_slices(
+    headers: Mapping[Path, "Header"], warnings: ReaderWarnings
+) -> list[DicomSlice]:
+    """Read the slices of a series. A few images that are not slices are left out with a warning.
 
     Raise `ReadError` if half of the images or more are not slices, such as localisers.
     """
@@ -405,7 +409,7 @@ def _read_fit_slices(headers: Mapping[Path, "Header"], remarks: Remarks) -> list
     slices: list[DicomSlice] = []
     for file, header in headers.items():
         if file in unfit:
-            remarks.add(f"{unfit[file]}, left out", file.name)
+            warnings.add(f"{unfit[file]}, left out", file.name)
             continue
         with convert_read_errors(file):
             check_image(file, header)
@@ -414,11 +418,11 @@ def _read_fit_slices(headers: Mapping[Path, "Header"], remarks: Remarks) -> list
 
 
 def _select_main_stack(
-    path: Path, slices: Sequence[DicomSlice], remarks: Remarks
+    path: Path, slices: Sequence[DicomSlice], warnings: ReaderWarnings
 ) -> list[DicomSlice]:
     """Return the slices of the plane that more than half of the slices have.
 
-    Slices with another direction, pixel size or number of pixels are left out with a remark. If no
+    Slices with another direction, pixel size or number of pixels are left out with a warning. If no
     plane has more than half of the slices, raise `GeometryError`.
     """
     planes = np.stack([piece.plane for piece in slices])
@@ -433,21 +437,21 @@ def _select_main_stack(
         if not different:
             stack.append(piece)
         elif has_main:
-            remarks.add(f"another {' and '.join(different)}, left out", piece.name)
+            warnings.add(f"another {' and '.join(different)}, left out", piece.name)
         else:
             raise _mixture(path, piece.name, slices[0].name, different)
     return stack
 
 
-def _check_groups(path: Path, slices: Sequence[DicomSlice], remarks: Remarks) -> None:
+def _check_groups(path: Path, slices: Sequence[DicomSlice], warnings: ReaderWarnings) -> None:
     """Raise `GeometryError` if slices of two passes or times overlap along the normal.
 
-    Passes that follow each other become a remark, unless each slice has its own number. `slices`
+    Passes that follow each other become a warning, unless each slice has its own number. `slices`
     are in ascending order. Slices without a number belong to any pass.
     """
     for name in _GROUPS:
-        stated = filter(None, (text(piece.elements, name) for piece in slices))
-        runs = [value for value, _ in groupby(stated)]
+        given = filter(None, (text(piece.elements, name) for piece in slices))
+        runs = [value for value, _ in groupby(given)]
         n_groups = len(set(runs))
         if len(runs) > n_groups:
             raise GeometryError(
@@ -455,7 +459,7 @@ def _check_groups(path: Path, slices: Sequence[DicomSlice], remarks: Remarks) ->
                 f"passes or times. {_SEPARATE}"
             )
         if 1 < n_groups < len(slices):
-            remarks.add(
+            warnings.add(
                 f"{name} has {n_groups} values, one after the other along the stack. Sort the "
                 "slices into separate folders if these are different passes or times"
             )

@@ -124,8 +124,8 @@ def _find_channels(
         findings: Receives a finding about the suffixes that are left out.
 
     Raises:
-        DatasetError: No suffix is a channel.
-        ReadError: The mask of the first session is damaged.
+        DatasetError: If no suffix is a channel.
+        ReadError: If the mask of the first session is damaged.
     """
     first, own = next(iter(images.items()))
     shared = set(own)
@@ -161,7 +161,7 @@ def _find_images(root: Path, case: str, mask: Path) -> dict[str, Path]:
     searched in the raw folder of the session.
 
     Raises:
-        DatasetError: Several images of a suffix may belong to the mask.
+        DatasetError: If several images of a suffix may belong to the mask.
     """
     raw_folder = root.joinpath(*case.split("_"))  # sub-01/ses-02
     for folder in (mask.parent, raw_folder):
@@ -187,7 +187,7 @@ def _choose_image(files: Sequence[Path], mask: Path) -> Path | None:
     image with the same entities as the mask is chosen.
 
     Raises:
-        DatasetError: Several images have the same entities as the mask, or none of several has.
+        DatasetError: If several images have the same entities as the mask, or none of several has.
     """
     own = _entities_of(mask)
     possible = [file for file in files if own.items() <= {**own, **_entities_of(file)}.items()]

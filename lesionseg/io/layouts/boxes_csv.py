@@ -10,6 +10,12 @@ from lesionseg.core.finding import collect_errors
 from lesionseg.errors import DatasetError, ReadError
 from lesionseg.io.case_ids import path_id, split_channel
 from lesionseg.io.files import is_file_or_broken_link
+from lesionseg.io.layouts.annotated_lesions import (
+    NO_FINDING,
+    UPRIGHT,
+    AnnotatedLesion,
+    parse_number,
+)
 from lesionseg.io.layouts.checks import find_unread_files, list_images
 from lesionseg.io.layouts.manifest import (
     LABELS,
@@ -18,12 +24,11 @@ from lesionseg.io.layouts.manifest import (
     read_labels,
     read_manifest,
 )
-from lesionseg.io.layouts.stated_lesions import NO_FINDING, UPRIGHT, StatedLesion, parse_number
 from lesionseg.io.layouts.table import Row, Table, column_findings
 from lesionseg.io.text import read_csv_columns, read_csv_lines
 from lesionseg.io.volumes import is_dicom_image, is_raster, strip_suffix
 
-BOXES = "boxes.csv"
+BOXES_FILE = "boxes.csv"
 _AXES = (("z0", "z1"), ("y0", "y1"), ("x0", "x1"))  # in the order of the array
 _CORNERS = ("x0", "y0", "x1", "y1")
 _COLUMNS = ("case", "label", *_CORNERS)
@@ -35,7 +40,7 @@ def has_boxes_csv(root: Path) -> bool:
 
     A `boxes.csv` that cannot be read counts as well.
     """
-    path = root / BOXES
+    path = root / BOXES_FILE
     try:
         return not {"case", *_CORNERS}.isdisjoint(read_csv_columns(path))
     except ReadError:  # reading the dataset reports the error
@@ -64,11 +69,11 @@ def read_boxes_csv(root: Path) -> Table:
     wrong does not count as lesion-free.
 
     Raises:
-        DatasetError: A column is missing, the manifest or `labels.json` cannot be used, or the
+        DatasetError: If a column is missing, the manifest or `labels.json` cannot be used, or the
             images look like the channels of cases.
-        ReadError: A table cannot be read.
+        ReadError: If a table cannot be read.
     """
-    path = root / BOXES
+    path = root / BOXES_FILE
     lines = read_csv_lines(path)
     columns = read_csv_columns(path)
     _require_columns(path, columns)
@@ -126,15 +131,17 @@ def _read_row(case: str, cells: Mapping[str, str], value_of: Mapping[str, int], 
 
     Raise `DatasetError` if a cell is wrong.
     """
-    stated = parse_role_and_fold(cells)
-    files = CaseFiles(case, (), group=cells.get("group", ""), role=stated.role, fold=stated.fold)
+    assigned = parse_role_and_fold(cells)
+    files = CaseFiles(
+        case, (), group=cells.get("group", ""), role=assigned.role, fold=assigned.fold
+    )
     lesion = _parse_lesion(cells, value_of, where)
     return Row(files, where, () if lesion is None else (lesion,), cells.get("reader", ""))
 
 
 def _parse_lesion(
     cells: Mapping[str, str], value_of: Mapping[str, int], where: str
-) -> StatedLesion | None:
+) -> AnnotatedLesion | None:
     """Return the lesion in a row, or None if all coordinates are empty or it states no finding.
 
     Raise `DatasetError` if some are empty, one is not a number, an end is not after its start, the
@@ -162,7 +169,7 @@ def _parse_lesion(
     if round(parse_number("rotation", cells.get("rotation") or "0"), 1) % 180:
         raise DatasetError(f"the box is rotated. {UPRIGHT}.")
     box = (*(corners[low] for low, _ in axes), *(corners[high] for _, high in axes))
-    return StatedLesion(_parse_label(cells["label"], value_of), box, where=where)
+    return AnnotatedLesion(_parse_label(cells["label"], value_of), box, where=where)
 
 
 def _parse_label(name: str, value_of: Mapping[str, int]) -> int:
@@ -211,7 +218,7 @@ def _refuse_channels(files: Iterable[Path]) -> None:
         if other != file:
             raise DatasetError(
                 f"{other} and {file.name} look like two channels of one case. Write them into a "
-                f"{MANIFEST} next to {BOXES}, with the columns case, image and image_0001."
+                f"{MANIFEST} next to {BOXES_FILE}, with the columns case, image and image_0001."
             )
 
 

@@ -34,7 +34,7 @@ def findings_about(
     words: str,
     *,
     kind: str = "left_out",
-    most: int = 20,
+    maximum: int = 20,
     advice: str = "",
     severity: Severity = "note",
 ) -> list[Finding]:
@@ -46,13 +46,13 @@ def findings_about(
         noun: What they are, such as `image`.
         words: Why they are listed, such as `without a row, left out`.
         kind: The kind of the finding, see `Finding`.
-        most: The number of names that are listed.
+        maximum: The number of names that are listed.
         advice: A sentence after the names, which begins with a space.
         severity: The severity of the finding.
     """
     if not names:
         return []
-    text = f"{where}: {count(len(names), noun)} {words}: {join_names(names, most)}.{advice}"
+    text = f"{where}: {count(len(names), noun)} {words}: {join_names(names, maximum)}.{advice}"
     return [Finding(kind, text, severity=severity)]
 
 

@@ -20,6 +20,14 @@ from lesionseg.core.finding import Finding, collect_errors
 from lesionseg.core.records import parse_as
 from lesionseg.errors import DatasetError, count
 from lesionseg.io.case_ids import path_id
+from lesionseg.io.layouts.annotated_lesions import (
+    NO_FINDING,
+    UPRIGHT,
+    AnnotatedLesion,
+    RunLengths,
+    distinct_names,
+    outline_box,
+)
 from lesionseg.io.layouts.checks import (
     Count,
     Number,
@@ -27,14 +35,6 @@ from lesionseg.io.layouts.checks import (
     findings_about,
     list_images,
     with_distinct_ids,
-)
-from lesionseg.io.layouts.stated_lesions import (
-    NO_FINDING,
-    UPRIGHT,
-    RunLengths,
-    StatedLesion,
-    distinct_names,
-    outline_box,
 )
 from lesionseg.io.layouts.table import Row, Table, column_findings
 from lesionseg.io.layouts.yolo import PART_ROLES
@@ -83,7 +83,7 @@ def _reader_text(name: object) -> str:
 
 
 IdText = Annotated[str, BeforeValidator(_id_text), Field(max_length=100)]
-FilePath = Annotated[str, BeforeValidator(_to_slashes), Field(max_length=4000)]
+SlashPath = Annotated[str, BeforeValidator(_to_slashes), Field(max_length=4000)]
 Side = Annotated[Number, Field(gt=0)]
 Reader = Annotated[str, BeforeValidator(_reader_text)]
 
@@ -162,26 +162,26 @@ class _Annotation(BaseModel):
         """Return an annotation with run lengths and CVAT's attributes as own fields.
 
         Raises:
-            ValueError: It has neither a box nor a segmentation, or one of them has the form of
+            ValueError: If it has neither a box nor a segmentation, or one of them has the form of
                 another program.
         """
         attributes = annotation.get("attributes")
         own = attributes if isinstance(attributes, dict) else {}
-        stated = {"reader": own.get("reader"), "rotation": own.get("rotation"), **annotation}
+        fields = {"reader": own.get("reader"), "rotation": own.get("rotation"), **annotation}
         match annotation:
             case {"segmentation": [int() | float(), *_]}:
                 raise ValueError("segmentation needs one more pair of brackets: [[x, y, …]]")
             case {"segmentation": dict()}:
-                stated["run_lengths"] = stated.pop("segmentation")
+                fields["run_lengths"] = fields.pop("segmentation")
             case {"bbox": [_, _, _, _, _]}:
                 raise ValueError(f"bbox has the form of a rotated box. {UPRIGHT}")
             case {"segmentation": [_, *_]} | {"bbox": [_, *_]}:
                 pass
             case _:
                 raise ValueError("there is no place. Write a bbox or a segmentation")
-        return stated
+        return fields
 
-    def lesion(self, label: int, where: str) -> StatedLesion:
+    def lesion(self, label: int, where: str) -> AnnotatedLesion:
         """Return the lesion of the annotation. Without a bbox, polygons give its box.
 
         Run lengths without a bbox give a lesion without a box. Raise `DatasetError` if a box
@@ -198,7 +198,7 @@ class _Annotation(BaseModel):
             box = (y - shift, x + shift, y + height + shift, x + width - shift)
         elif self.segmentation is not None:
             box = outline_box(self.segmentation)
-        return StatedLesion(
+        return AnnotatedLesion(
             label,
             box,
             reader=self.reader,
@@ -215,10 +215,10 @@ class _Image(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     id: IdText
-    file_name: FilePath
+    file_name: SlashPath
     width: Count | None = None
     height: Count | None = None
-    mask_file: FilePath | None = None
+    mask_file: SlashPath | None = None
     patient: IdText = ""
     role: Role | None = None
     fold: Count | None = None
@@ -292,9 +292,9 @@ def read_coco(root: Path, annotations: Path | None = None) -> Table:
             folder. None searches for files, see `find_annotations`.
 
     Raises:
-        DatasetError: A file has no image, no category or no list of annotations, or one category id
-            has two names.
-        ReadError: A file cannot be read.
+        DatasetError: If a file has no image, no category or no list of annotations, or one category
+            id has two names.
+        ReadError: If a file cannot be read.
     """
     if annotations is None:
         files = find_annotations(root)
@@ -372,7 +372,7 @@ def _read_rows(
     n_images = Counter(_id_of(record, "id") for record in content.images)
     no_finding = [str(one.id) for one in content.categories if NO_FINDING.fullmatch(one.name)]
     case_of: dict[str, str] = {}
-    lesions_of: dict[str, dict[str, list[StatedLesion]]] = {}  # by image and reader
+    lesions_of: dict[str, dict[str, list[AnnotatedLesion]]] = {}  # by image and reader
     rows: list[Row] = []
     for record in content.images:
         number = _id_of(record, "id")
@@ -413,8 +413,8 @@ def _image_row(root: Path, file: AnnotationFile, image: _Image, case: str) -> Ro
 
     The role of the image, if it states one, replaces that of the file.
     """
-    stated = {"pixel_mm": "", **(image.model_extra or {})}
-    columns = {k: str(value) for k, value in stated.items() if isinstance(value, str | int | float)}
+    fields = {"pixel_mm": "", **(image.model_extra or {})}
+    columns = {k: str(value) for k, value in fields.items() if isinstance(value, str | int | float)}
     files = CaseFiles(
         case,
         (file.find_image(image.file_name),),

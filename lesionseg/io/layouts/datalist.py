@@ -17,10 +17,10 @@ from lesionseg.core.finding import LISTED, Finding, collect_errors
 from lesionseg.core.records import parse_as
 from lesionseg.errors import DatasetError, ReadError, count
 from lesionseg.io.case_ids import path_id
+from lesionseg.io.layouts.annotated_lesions import AnnotatedLesion
 from lesionseg.io.layouts.checks import Count, Number, listed_file, with_distinct_ids
 from lesionseg.io.layouts.manifest import LABELS, read_labels
 from lesionseg.io.layouts.nnunet import DATASET_JSON
-from lesionseg.io.layouts.stated_lesions import StatedLesion
 from lesionseg.io.layouts.table import Row, Table, column_findings
 from lesionseg.io.text import read_json
 
@@ -87,9 +87,9 @@ def read_datalist(root: Path) -> Table:
     Wrong entries become findings.
 
     Raises:
-        DatasetError: The folder has no datalist, boxes in an unknown form, or a `labels.json` that
-            is not valid.
-        ReadError: A file cannot be read.
+        DatasetError: If the folder has no datalist, boxes in an unknown form, or a `labels.json`
+            that is not valid.
+        ReadError: If a file cannot be read.
     """
     path = find_datalist(root)
     if path is None:
@@ -133,12 +133,12 @@ def _read_rows(
             findings.append(Finding(LISTED, text, severity="error"))
             continue
         for place, entry in enumerate(entries):
-            stated = entry if isinstance(entry, dict) else {}
-            keys_of_entries.add(frozenset(stated))
-            if _LISTS[key] == "test" and "label" not in stated:
+            given = entry if isinstance(entry, dict) else {}
+            keys_of_entries.add(frozenset(given))
+            if _LISTS[key] == "test" and "label" not in given:
                 continue
             where = f"{path}: {key}[{place}]"
-            case = _case_id(root, stated)
+            case = _case_id(root, given)
             with collect_errors(findings, case, where):
                 rows.append(_read_row(root, case, parse_as(_Entry, entry), _LISTS[key], where))
     known = tuple(_Entry.model_fields)
@@ -176,8 +176,8 @@ def _read_or_number_labels(root: Path, rows: list[Row]) -> Labels:
 
 def _case_id(root: Path, entry: Mapping[str, Any]) -> str:
     """Return `case` of an entry, or the name of its first image, even if the entry is wrong."""
-    stated = entry.get("image") or ""
-    image = stated[0] if isinstance(stated, list) else stated
+    given = entry.get("image") or ""
+    image = given[0] if isinstance(given, list) else given
     return str(entry.get("case") or (image and path_id(Path(listed_file(root, str(image)).name))))
 
 
@@ -211,14 +211,14 @@ def _read_row(root: Path, case: str, entry: _Entry, role: Role | None, where: st
     return Row(files, where, lesions)
 
 
-def _read_lesion(box: list[float], label: int, where: str) -> StatedLesion:
+def _read_lesion(box: list[float], label: int, where: str) -> AnnotatedLesion:
     """Return the lesion of a box. Raise `DatasetError` unless it has 4 or 6 numbers.
 
     Four are x0, y0, x1, y1 in pixels; six are centre and size in millimetres (x, y, z).
     """
     if len(box) == 4:
         x0, y0, x1, y1 = box
-        return StatedLesion(label, (y0, x0, y1, x1), where=where)
+        return AnnotatedLesion(label, (y0, x0, y1, x1), where=where)
     if len(box) != 6:
         raise DatasetError(
             f"the box {box} needs 6 numbers (centre and size), on pictures 4 (x0, y0, x1, y1)."
@@ -226,4 +226,4 @@ def _read_lesion(box: list[float], label: int, where: str) -> StatedLesion:
     centre = np.array(box[:3])
     half = np.array(box[3:]) / 2
     ends = np.concatenate([centre - half, centre + half])
-    return StatedLesion(label, tuple(ends.tolist()), unit="mm", where=where)
+    return AnnotatedLesion(label, tuple(ends.tolist()), unit="mm", where=where)

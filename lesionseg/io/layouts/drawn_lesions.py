@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lesionseg.core import CaseFiles, Geometry, Reference, StatedBoxes, describe_sides
+from lesionseg.core import AnnotatedBoxes, CaseFiles, Geometry, Reference, describe_sides
 from lesionseg.core.arrays import Flags, Integers
 from lesionseg.core.lesions import box_slices, clip_boxes
 from lesionseg.errors import ContentError, GeometryError, count
-from lesionseg.io.layouts.stated_lesions import (
-    LESIONS,
+from lesionseg.io.layouts.annotated_lesions import (
+    LESIONS_KEY,
+    AnnotatedLesion,
     CaseLesions,
     Polygons,
     RunLengths,
-    StatedLesion,
     lesions_are_boxes,
 )
 from lesionseg.io.masks import read_mask
@@ -49,7 +49,7 @@ class DrawnPart:
         image[self.top : self.top + height, self.left : self.left + width][self.mask] = value
 
 
-def read_stated_reference(
+def read_annotated_reference(
     files: CaseFiles, geometry: Geometry, merged: Collection[int]
 ) -> Reference:
     """Read the reference of a case whose lesions are stated by annotations.
@@ -68,15 +68,16 @@ def read_stated_reference(
         The reference, with zeros for a lesion-free case.
 
     Raises:
-        GeometryError: The image has another size than stated, or the mask than the image.
-        ContentError: A box is empty, has another number of axes than the image or is outside it, an
-            outline cannot be drawn or does not fit its box, or the mask does not fit the lesions.
-        ReadError: The mask cannot be read.
+        GeometryError: If the image has another size than stated, or the mask than the image.
+        ContentError: If a box is empty, has another number of axes than the image or is outside it,
+            an outline cannot be drawn or does not fit its box, or the mask does not fit the
+            lesions.
+        ReadError: If the mask cannot be read.
     """
-    stated: CaseLesions = files.annotations[LESIONS]
+    annotated: CaseLesions = files.annotations[LESIONS_KEY]
     shape = geometry.shape
-    _require_stated_size(files.images[0], stated.size, geometry)
-    everything = [_to_pixels(one, files.images[0], geometry) for one in stated.lesions]
+    _require_annotated_size(files.images[0], annotated.size, geometry)
+    everything = [_to_pixels(one, files.images[0], geometry) for one in annotated.lesions]
     lesions = [one for one in everything if not one.is_ignored]
     ignored = [one for one in everything if one.is_ignored]
     ignore = _draw_ignored(ignored, shape) if ignored else None
@@ -110,29 +111,31 @@ def read_stated_reference(
         boxes=boxes[is_visible],
         box_labels=visible_labels,
         ignore=None if ignore is None else ignore & (numbers == 0),
-        stated=_stated_boxes(lesions, labels),
+        annotated_boxes=_annotated_boxes(lesions, labels),
     )
 
 
-def _require_stated_size(image: Path, stated: tuple[int, ...] | None, geometry: Geometry) -> None:
+def _require_annotated_size(
+    image: Path, annotated: tuple[int, ...] | None, geometry: Geometry
+) -> None:
     """Raise `GeometryError` if the annotations of an image state another size than its own.
 
-    `stated` is height and width, or None if the annotations state no size.
+    `annotated` is height and width, or None if the annotations state no size.
     """
-    if stated and stated != geometry.shape:
+    if annotated and annotated != geometry.shape:
         advice = "Correct height and width, or the image."
-        if stated == geometry.shape[::-1]:
+        if annotated == geometry.shape[::-1]:
             advice = (
                 "Annotations refer to the upright picture. If they were drawn on the stored one, "
                 "remove the picture's orientation tag (EXIF); otherwise exchange height and width."
             )
         raise GeometryError(
             f"{image} is {describe_sides(geometry.shape[::-1])} (width × height), but its "
-            f"annotations state {describe_sides(stated[::-1])}. {advice}"
+            f"annotations state {describe_sides(annotated[::-1])}. {advice}"
         )
 
 
-def _to_pixels(lesion: StatedLesion, image: Path, geometry: Geometry) -> StatedLesion:
+def _to_pixels(lesion: AnnotatedLesion, image: Path, geometry: Geometry) -> AnnotatedLesion:
     """Return a lesion with a box, and with box and polygons in pixels or voxels.
 
     Raise `ContentError` if run lengths have another size than the image, if they are empty and no
@@ -160,7 +163,7 @@ def _to_pixels(lesion: StatedLesion, image: Path, geometry: Geometry) -> StatedL
     return lesion
 
 
-def _to_voxels(lesion: StatedLesion, geometry: Geometry) -> StatedLesion:
+def _to_voxels(lesion: AnnotatedLesion, geometry: Geometry) -> AnnotatedLesion:
     """Return a lesion whose box in LPS millimetres became a box in voxels.
 
     In a rotated image, it is the smallest box along the array axes that contains the given one.
@@ -174,7 +177,9 @@ def _to_voxels(lesion: StatedLesion, geometry: Geometry) -> StatedLesion:
     return replace(lesion, box=tuple(np.concatenate([centre - half, centre + half]).tolist()))
 
 
-def _add_box(lesion: StatedLesion, outline: RunLengths, shape: tuple[int, ...]) -> StatedLesion:
+def _add_box(
+    lesion: AnnotatedLesion, outline: RunLengths, shape: tuple[int, ...]
+) -> AnnotatedLesion:
     """Return a lesion in run lengths, with the box of its pixels if none is stated.
 
     Raise `ContentError` if the run lengths have another size than the image, or if they are empty
@@ -197,7 +202,7 @@ def _add_box(lesion: StatedLesion, outline: RunLengths, shape: tuple[int, ...]) 
     return replace(lesion, box=tuple(box.astype(float).tolist()))
 
 
-def _clip(lesions: Sequence[StatedLesion], shape: tuple[int, ...]) -> NDArray[np.float32]:
+def _clip(lesions: Sequence[AnnotatedLesion], shape: tuple[int, ...]) -> NDArray[np.float32]:
     """Return the boxes of lesions `[n, 2·dims]`, clipped to the image.
 
     Raise `ContentError` that names the first annotation whose box is empty or outside the image.
@@ -206,14 +211,14 @@ def _clip(lesions: Sequence[StatedLesion], shape: tuple[int, ...]) -> NDArray[np
     return np.concatenate([np.zeros((0, 2 * len(shape)), np.float32), *boxes])
 
 
-def _stated_boxes(lesions: Sequence[StatedLesion], labels: Integers) -> StatedBoxes:
+def _annotated_boxes(lesions: Sequence[AnnotatedLesion], labels: Integers) -> AnnotatedBoxes:
     """Return the boxes of lesions before they are clipped."""
-    return StatedBoxes(np.array([one.box for one in lesions], float), tuple(labels.tolist()))
+    return AnnotatedBoxes(np.array([one.box for one in lesions], float), tuple(labels.tolist()))
 
 
 def _reference_of_boxes(
     geometry: Geometry,
-    lesions: Sequence[StatedLesion],
+    lesions: Sequence[AnnotatedLesion],
     boxes: NDArray[np.float32],
     labels: Integers,
     ignore: Flags | None,
@@ -237,11 +242,13 @@ def _reference_of_boxes(
         boxes=boxes,
         box_labels=tuple(labels.tolist()),
         ignore=ignore,
-        stated=_stated_boxes(lesions, labels),
+        annotated_boxes=_annotated_boxes(lesions, labels),
     )
 
 
-def _draw_instances(lesions: Sequence[StatedLesion], shape: tuple[int, ...]) -> NDArray[np.int32]:
+def _draw_instances(
+    lesions: Sequence[AnnotatedLesion], shape: tuple[int, ...]
+) -> NDArray[np.int32]:
     """Return the number of each pixel's lesion, from 1 in their order, or 0 for none.
 
     Smaller lesions are drawn last. A lesion that contains no pixel centre gets the pixel nearest to
@@ -259,7 +266,7 @@ def _draw_instances(lesions: Sequence[StatedLesion], shape: tuple[int, ...]) -> 
     return instances
 
 
-def _draw_ignored(regions: Sequence[StatedLesion], shape: tuple[int, ...]) -> Flags:
+def _draw_ignored(regions: Sequence[AnnotatedLesion], shape: tuple[int, ...]) -> Flags:
     """Return the pixels of ignored regions: of the outline or, if there is none, of the box."""
     inside = np.zeros(shape, bool)
     for region, box in zip(regions, _clip(regions, shape), strict=True):
@@ -271,7 +278,7 @@ def _draw_ignored(regions: Sequence[StatedLesion], shape: tuple[int, ...]) -> Fl
 
 
 def _check_boxes(
-    lesions: Sequence[StatedLesion],
+    lesions: Sequence[AnnotatedLesion],
     instances: NDArray[np.int32],
     boxes: NDArray[np.float32],
     n_pixels: Integers,
@@ -297,7 +304,7 @@ def _check_boxes(
 
 
 def _read_instances(
-    path: Path, lesions: Sequence[StatedLesion], shape: tuple[int, ...]
+    path: Path, lesions: Sequence[AnnotatedLesion], shape: tuple[int, ...]
 ) -> NDArray[np.int32]:
     """Read a mask of lesions and return the number of each pixel's lesion, 0 for none.
 
@@ -305,9 +312,9 @@ def _read_instances(
     of the lesions.
 
     Raises:
-        GeometryError: The mask has another size than the image.
-        ContentError: A value has no lesion, or a lesion has no value of its own.
-        ReadError: The mask cannot be read.
+        GeometryError: If the mask has another size than the image.
+        ContentError: If a value has no lesion, or a lesion has no value of its own.
+        ReadError: If the mask cannot be read.
     """
     mask = np.asarray(read_mask(path).labels)
     if mask.shape != shape:
@@ -328,13 +335,13 @@ def _read_instances(
     return number_of_value[mask]
 
 
-def _draw_parts(lesions: Sequence[StatedLesion], shape: tuple[int, ...]) -> list[DrawnPart]:
+def _draw_parts(lesions: Sequence[AnnotatedLesion], shape: tuple[int, ...]) -> list[DrawnPart]:
     """Draw the outlines of some lesions in the worker. See `draw_outlines`."""
     return run_in_worker(draw_outlines, lesions[0].where, lesions, shape)
 
 
 def draw_outlines(
-    _: str, lesions: Sequence[StatedLesion], shape: tuple[int, ...]
+    _: str, lesions: Sequence[AnnotatedLesion], shape: tuple[int, ...]
 ) -> list[DrawnPart]:
     """Draw the polygons or run lengths of each lesion. Only one whole image exists at a time.
 

@@ -59,8 +59,8 @@ def read_manifest(root: Path) -> Table:
     Wrong rows become findings. A row without case id or image is left out.
 
     Raises:
-        DatasetError: The table has no case, lacks a column, or `labels.json` is not valid.
-        ReadError: The table or `labels.json` cannot be read.
+        DatasetError: If the table has no case, lacks a column, or `labels.json` is not valid.
+        ReadError: If the table or `labels.json` cannot be read.
     """
     path = root / MANIFEST
     lines, images = _read_lines(path)
@@ -91,7 +91,7 @@ def _add_reference(
     mask = cells.get("reference", "")
     instances = cells.get("instances", "")
     given = {name.strip() for name in cells.get("annotated", "").split(";") if name.strip()}
-    stated = parse_role_and_fold(cells)
+    assigned = parse_role_and_fold(cells)
     for name in sorted(given):
         require_one_of("annotated", name, names)
     if mask and instances:
@@ -108,8 +108,8 @@ def _add_reference(
     return replace(
         files,
         reference=listed_file(root, file_name) if file_name else None,
-        role=stated.role,
-        fold=stated.fold,
+        role=assigned.role,
+        fold=assigned.fold,
         annotations={"instances": None} if instances else {},
         annotated=annotated,
     )
@@ -126,9 +126,9 @@ def read_scan_list(path: Path) -> list[CaseFiles]:
         The cases, sorted by case id. A case without `group` has its id as group.
 
     Raises:
-        DatasetError: The table has no case or lacks a column, a row cannot be used, or two rows
+        DatasetError: If the table has no case or lacks a column, a row cannot be used, or two rows
             have the same case id.
-        ReadError: The table cannot be read.
+        ReadError: If the table cannot be read.
     """
     cases, findings = read_scan_rows(path)
     require_no_errors(findings, path)
@@ -150,8 +150,8 @@ def read_scan_rows(
         the same case id are left out, with one error for them.
 
     Raises:
-        DatasetError: The table has no case, or lacks a column.
-        ReadError: The table cannot be read.
+        DatasetError: If the table has no case, or lacks a column.
+        ReadError: If the table cannot be read.
     """
     rows, images = _read_lines(path)
     cases: list[CaseFiles] = []
@@ -224,9 +224,9 @@ def read_labels(root: Path) -> Labels:
     The name `ignore` marks the value of voxels to ignore.
 
     Raises:
-        DatasetError: A key is not a positive integer, a name is not text, or there is no lesion,
+        DatasetError: If a key is not a positive integer, a name is not text, or there is no lesion,
             two values to ignore, or one name for two values.
-        ReadError: The file cannot be read.
+        ReadError: If the file cannot be read.
     """
     path = root / LABELS
     content = read_json(path, allow_nan=True) if is_file_or_broken_link(path) else {"1": "lesion"}

@@ -78,8 +78,8 @@ def read_nnunet_labels(path: Path) -> Labels:
     """Read the labels of nnU-Net's `dataset.json`.
 
     Raises:
-        ReadError: The file is missing or not JSON.
-        DatasetError: A key such as `channel_names` is missing or wrong, or labels are not valid.
+        ReadError: If the file is missing or not JSON.
+        DatasetError: If a key such as `channel_names` is missing or wrong, or labels are not valid.
     """
     return nnunet_channels_and_labels(read_json(path), path)[1]
 
@@ -89,12 +89,12 @@ def nnunet_channels_and_labels(content: object, path: Path) -> tuple[tuple[str, 
 
     Raise `DatasetError`, which names `path`, if they are not valid or a key is missing or wrong.
     """
-    facts = parse_as(_DatasetJson, content, path)
-    return _channel_names(facts, path), _parse_labels(facts, path)
+    description = parse_as(_DatasetJson, content, path)
+    return _channel_names(description, path), _parse_labels(description, path)
 
 
 def write_dataset_json(
-    folder: Path, channel_names: Sequence[str], labels: Labels, ending: str, **facts: Any
+    folder: Path, channel_names: Sequence[str], labels: Labels, ending: str, **further: Any
 ) -> None:
     """Write nnU-Net's `dataset.json` without the value to ignore.
 
@@ -103,11 +103,11 @@ def write_dataset_json(
         channel_names: The names of the channels.
         labels: The labels. A region is a list of values.
         ending: The suffix of the images and masks.
-        facts: Further keys, such as `numTraining`.
+        further: Further keys, such as `numTraining`.
     """
     values: Sequence[Any] = [list(region) for region in labels.regions] or labels.values
     content = {
-        **facts,
+        **further,
         "file_ending": ending,
         "channel_names": {str(number): name for number, name in enumerate(channel_names)},
         "labels": {"background": 0, **dict(zip(labels.names, values, strict=True))},
@@ -126,31 +126,31 @@ def read_nnunet(root: Path) -> Table:
     mask. Files that do not fit become findings.
 
     Raises:
-        DatasetError: The channels or labels in `dataset.json` are not valid.
-        ReadError: `dataset.json` cannot be read.
+        DatasetError: If the channels or labels in `dataset.json` are not valid.
+        ReadError: If `dataset.json` cannot be read.
     """
     path = root / DATASET_JSON
     findings: list[Finding] = []
     content = read_json(path, allow_nan=True)
-    facts = parse_as(_DatasetJson, content, path)
-    names = _channel_names(facts, path)
-    labels = _parse_labels(facts, path)
+    description = parse_as(_DatasetJson, content, path)
+    names = _channel_names(description, path)
+    labels = _parse_labels(description, path)
     found = {
-        folder: _find_images(root / folder, facts.file_ending, findings)
+        folder: _find_images(root / folder, description.file_ending, findings)
         for folder in ("imagesTr", "labelsTr", "imagesTs", "labelsTs")
     }
     # the test cases are named in the same way as the training cases
     naming = _find_naming(found["imagesTr"], found["labelsTr"], len(names), findings)
     rows: list[Row] = []
     for part in ("Tr", "Ts"):
-        if part == "Tr" and facts.dataset is not None:
-            rows += _listed_rows(root, facts.dataset, len(names))
+        if part == "Tr" and description.dataset is not None:
+            rows += _listed_rows(root, description.dataset, len(names))
             continue
         images = _group_by_case(found[f"images{part}"], naming.images, findings)
         masks = _group_by_case(found[f"labels{part}"], naming.masks, findings)
         rows += _match_rows(part, images, masks, len(names), findings)
         if part == "Tr":
-            findings += _find_differences(path, facts, sorted(images.keys() & masks.keys()))
+            findings += _find_differences(path, description, sorted(images.keys() & masks.keys()))
     split_files = [root / name for name in (SPLITS_FINAL, PICKLED)]
     return Table(
         path,
@@ -160,22 +160,22 @@ def read_nnunet(root: Path) -> Table:
         findings,
         name=str(content.get("name") or ""),
         split_file=next((file for file in split_files if file.is_file()), None),
-        layout="nnunet" if naming.images or facts.dataset is not None else "msd",
+        layout="nnunet" if naming.images or description.dataset is not None else "msd",
     )
 
 
-def _channel_names(facts: _DatasetJson, path: Path) -> tuple[str, ...]:
+def _channel_names(description: _DatasetJson, path: Path) -> tuple[str, ...]:
     """Return the names of the channels in the order of their numbers.
 
     Raise `DatasetError` unless the numbers are 0, 1, ….
     """
-    numbers = sorted(facts.channel_names)
+    numbers = sorted(description.channel_names)
     if numbers != list(range(len(numbers))):
         raise DatasetError(
-            f"{path}: the channels {facts.channel_names} are not numbered 0, 1, …. Correct "
+            f"{path}: the channels {description.channel_names} are not numbered 0, 1, …. Correct "
             "channel_names."
         )
-    return tuple(facts.channel_names[number] for number in numbers)
+    return tuple(description.channel_names[number] for number in numbers)
 
 
 def _match_rows(
@@ -313,13 +313,13 @@ def _split_numbered(names: Iterable[str]) -> dict[str, tuple[str, int]]:
     return {name: (case, n) for name, (case, n) in parts.items() if n is not None}
 
 
-def _find_differences(path: Path, facts: _DatasetJson, cases: Sequence[str]) -> list[Finding]:
+def _find_differences(path: Path, description: _DatasetJson, cases: Sequence[str]) -> list[Finding]:
     """Return a finding about cases that the list `training` of `dataset.json` lacks.
 
     Without a list, return a finding if the number of cases is not `numTraining`.
     """
-    if isinstance(facts.training, list):
-        entries = [entry.get("image") for entry in facts.training if isinstance(entry, dict)]
+    if isinstance(description.training, list):
+        entries = [entry.get("image") for entry in description.training if isinstance(entry, dict)]
         named = {strip_suffix(Path(entry)) for entry in entries if isinstance(entry, str)}
         # some lists name the file of the first channel, others the case
         named |= {split_channel(name)[0] for name in named}
@@ -332,9 +332,11 @@ def _find_differences(path: Path, facts: _DatasetJson, cases: Sequence[str]) -> 
             advice=" They are used for training. Remove their files if they should not be.",
             severity="warning",
         )
-    if not isinstance(facts.n_training, int) or facts.n_training == len(cases):
+    if not isinstance(description.n_training, int) or description.n_training == len(cases):
         return []
-    text = f"{path} states numTraining {facts.n_training}, but {len(cases)} training cases have"
+    text = (
+        f"{path} states numTraining {description.n_training}, but {len(cases)} training cases have"
+    )
     return [Finding("listed_otherwise", f"{text} image and mask.", severity="note")]
 
 
@@ -348,10 +350,10 @@ def _group_by_case(files: Sequence[Path], numbered: bool, findings: list[Finding
     cases: FilesByCase = {}
     for file in files:
         stem = strip_suffix(file)
-        case, stated = split_channel(stem) if numbered else (stem, None)
-        number = stated or 0
+        case, channel = split_channel(stem) if numbered else (stem, None)
+        number = channel or 0
         with collect_errors(findings, case, file):
-            if numbered and stated is None and file.suffix.lower() not in RASTERS:
+            if numbered and channel is None and file.suffix.lower() not in RASTERS:
                 raise DatasetError(
                     f"the name has no channel number. Rename it, for example to {stem}_0000."
                 )
@@ -363,7 +365,7 @@ def _group_by_case(files: Sequence[Path], numbered: bool, findings: list[Finding
     return cases
 
 
-def _parse_labels(facts: _DatasetJson, path: Path) -> Labels:
+def _parse_labels(description: _DatasetJson, path: Path) -> Labels:
     """Parse the labels of `dataset.json`.
 
     Version 2 writes a value, or a list of values that form a region, by name. Version 1 writes a
@@ -372,14 +374,14 @@ def _parse_labels(facts: _DatasetJson, path: Path) -> Labels:
     value.
     Raise `DatasetError` if labels are not valid.
     """
-    values_of = _values_by_name(facts)
+    values_of = _values_by_name(description)
     ignored = values_of.get(IGNORE, ())
     lesions = {k: v for k, v in values_of.items() if k != IGNORE and v != (0,)}
-    are_repeated = len(set(values_of.values())) < len(facts.labels)
+    are_repeated = len(set(values_of.values())) < len(description.labels)
     are_lesions = all(v and {0, *ignored}.isdisjoint(v) for v in lesions.values())
     if are_repeated or len(ignored) > 1 or not (lesions and are_lesions):
         raise DatasetError(
-            f"{path}: the labels {facts.labels} are not valid. They need different names and "
+            f"{path}: the labels {description.labels} are not valid. They need different names and "
             "values, 0 for the background, and at least one lesion. Write "
             '"labels": {"background": 0, "lesion": 1}.'
         )
@@ -387,17 +389,17 @@ def _parse_labels(facts: _DatasetJson, path: Path) -> Labels:
     if all(len(values) == 1 for values in lesions.values()):
         return Labels.of({values[0]: name for name, values in lesions.items()}, ignore)
     return Labels(
-        values=_mask_values_of_regions(facts, lesions, path),
+        values=_mask_values_of_regions(description, lesions, path),
         names=tuple(lesions),
         regions=tuple(lesions.values()),
         ignore=ignore,
     )
 
 
-def _values_by_name(facts: _DatasetJson) -> dict[str, tuple[int, ...]]:
+def _values_by_name(description: _DatasetJson) -> dict[str, tuple[int, ...]]:
     """Return the values of each label by its name, in the form of version 2."""
     values_of: dict[str, tuple[int, ...]] = {}
-    for key, value in facts.labels.items():
+    for key, value in description.labels.items():
         if isinstance(value, str):  # version 1 writes the name by its value
             values_of[value] = (int(key),)
         elif isinstance(value, list):
@@ -408,14 +410,14 @@ def _values_by_name(facts: _DatasetJson) -> dict[str, tuple[int, ...]]:
 
 
 def _mask_values_of_regions(
-    facts: _DatasetJson, lesions: Mapping[str, tuple[int, ...]], path: Path
+    description: _DatasetJson, lesions: Mapping[str, tuple[int, ...]], path: Path
 ) -> tuple[int, ...]:
     """Return the value that nnU-Net writes into a mask for each region (`regions_class_order`).
 
     Raise `RegionError` if there is not one value for each region, if two are equal, or if a value
     does not belong to its region.
     """
-    mask_values = facts.regions_class_order or []
+    mask_values = description.regions_class_order or []
     has_one_per_region = len(mask_values) == len(lesions)
     are_different = len(set(mask_values)) == len(mask_values)
     pairs = zip(lesions.values(), mask_values, strict=False)

@@ -25,13 +25,13 @@ from lesionseg.io.channels import check_channels
 from lesionseg.io.dicom.series import split_series
 from lesionseg.io.files import content_place
 from lesionseg.io.layouts.bids import is_bids, read_bids
-from lesionseg.io.layouts.boxes_csv import BOXES, has_boxes_csv, read_boxes_csv
+from lesionseg.io.layouts.boxes_csv import BOXES_FILE, has_boxes_csv, read_boxes_csv
 from lesionseg.io.layouts.coco import find_annotations, read_coco
 from lesionseg.io.layouts.datalist import find_datalist, read_datalist
 from lesionseg.io.layouts.manifest import MANIFEST, read_manifest
 from lesionseg.io.layouts.nnunet import DATASET_JSON, read_nnunet
 from lesionseg.io.layouts.other_formats import describe_other_format
-from lesionseg.io.layouts.table import ReadingRules, Table, read_table
+from lesionseg.io.layouts.table import ReadingRules, Table, build_dataset
 from lesionseg.io.layouts.yolo import find_yolo, read_yolo
 from lesionseg.io.text import read_json
 
@@ -52,7 +52,7 @@ class Layout:
         recognises: A function that takes a folder and returns something true if the folder has this
             layout.
         read: A function that returns the rows of a folder, with wrong entries in `Table.findings`.
-            `read_table` joins and checks the rows.
+            `build_dataset` joins and checks the rows.
     """
 
     name: str
@@ -120,10 +120,10 @@ def read_dataset(root: Path, **rules: Unpack[ReadingRules]) -> Dataset:
     The findings of the dataset are logged. `Dataset.datalist` returns MONAI's form of it.
 
     Raises:
-        ConfigError: `group` is not a regular expression.
-        DatasetError: The folder is missing, has no known layout or no case, or has wrong entries.
-            The message lists the first 100 of them.
-        ReadError: A table cannot be read.
+        ConfigError: If `group` is not a regular expression.
+        DatasetError: If the folder is missing, has no known layout or no case, or has wrong
+            entries. The message lists the first 100 of them.
+        ReadError: If a table cannot be read.
     """
     dataset = list_dataset(root, **rules)
     require_usable(dataset)
@@ -147,8 +147,8 @@ def list_dataset(root: Path, **rules: Unpack[ReadingRules]) -> Dataset:
         The dataset with its findings.
 
     Raises:
-        DatasetError: The folder is missing or has no known layout, or its description is wrong.
-        ReadError: A table cannot be read.
+        DatasetError: If the folder is missing or has no known layout, or its description is wrong.
+        ReadError: If a table cannot be read.
     """
     if not root.is_dir():
         raise DatasetError(f"{root}: the data folder does not exist. Check its name.")
@@ -159,7 +159,7 @@ def list_dataset(root: Path, **rules: Unpack[ReadingRules]) -> Dataset:
     else:
         layout = _COCO
         table = read_coco(root, root / annotations)
-    dataset = read_table(table, root, layout.name, rules)
+    dataset = build_dataset(table, root, layout.name, rules)
     if not dataset.cases:
         text = (
             f"{root}: the folder has no labelled case. The layout {layout.name} consists of "
@@ -240,9 +240,9 @@ def find_layout(root: Path) -> Layout:
     """Return the layout of a folder.
 
     Raises:
-        DatasetError: The layout is not known. The message says what the folder contains instead:
+        DatasetError: If the layout is not known. The message says what the folder contains instead:
             datasets, the format of another program, or a damaged file.
-        ReadError: A `boxes.csv` is damaged.
+        ReadError: If a `boxes.csv` is damaged.
     """
     layout = recognise_layout(root)
     if layout is not None:
@@ -252,12 +252,12 @@ def find_layout(root: Path) -> Layout:
         raise DatasetError(
             f"{root} is not a dataset, but contains some: {', '.join(inner[:9])}. Name one of them."
         )
-    if (root / BOXES).is_file():
+    if (root / BOXES_FILE).is_file():
         read_boxes_csv(root)  # raises an error that lists the missing columns
     advice = describe_other_format(root) or (
-        f"Write a {MANIFEST} with the columns case, image and reference (masks), or a {BOXES} with "
-        "case, label, x0, y0, x1, y1 next to the images. docs/data.md lists all layouts, such as "
-        "nnU-Net's with dataset.json."
+        f"Write a {MANIFEST} with the columns case, image and reference (masks), or a {BOXES_FILE} "
+        "with case, label, x0, y0, x1, y1 next to the images. docs/data.md lists all layouts, such "
+        "as nnU-Net's with dataset.json."
     )
     for path in sorted(root.glob("*.json")):  # one of them may be a damaged datalist
         try:
@@ -306,7 +306,7 @@ def read_dataset_of(masks: Mapping[str, Path], **rules: Unpack[ReadingRules]) ->
         dataset is damaged or one of its cases has the id of another mask.
 
     Raises:
-        RegionError: The regions of the dataset cannot be used.
+        RegionError: If the regions of the dataset cannot be used.
     """
     masks = {case: mask.absolute() for case, mask in masks.items()}  # `.` has no parent
     folders = {mask.parent for mask in masks.values()}

@@ -10,7 +10,7 @@ from dataclasses import replace
 from lesionseg.core import CaseFiles, Dataset
 from lesionseg.core.finding import Finding
 from lesionseg.errors import count, join_names
-from lesionseg.io.layouts.stated_lesions import LESIONS, CaseLesions, StatedLesion
+from lesionseg.io.layouts.annotated_lesions import LESIONS_KEY, AnnotatedLesion, CaseLesions
 
 IGNORED_BOXES = "ignored_boxes"  # kind of the note on boxes that too few readers marked
 SAME_LESION_IOU = 0.5  # two boxes of one label that overlap at least as much are one lesion
@@ -35,13 +35,13 @@ def merge_readers(dataset: Dataset, min_readers: int | None) -> Dataset:
     cases: list[CaseFiles] = []
     n_ignored: dict[str, int] = {}
     for files in dataset.cases:
-        stated = files.annotations.get(LESIONS, CaseLesions())
-        if len(stated.readers) > 1:
+        annotated = files.annotations.get(LESIONS_KEY, CaseLesions())
+        if len(annotated.readers) > 1:
             if dataset.labels.merged:
-                boxes = tuple(replace(box, label=1) for box in stated.lesions)
-                stated = replace(stated, lesions=boxes)
-            merged = merge_case(stated, min_readers)
-            files = replace(files, annotations={LESIONS: merged})
+                boxes = tuple(replace(box, label=1) for box in annotated.lesions)
+                annotated = replace(annotated, lesions=boxes)
+            merged = merge_case(annotated, min_readers)
+            files = replace(files, annotations={LESIONS_KEY: merged})
             n_boxes = sum(box.is_ignored for box in merged.lesions)
             if n_boxes:
                 n_ignored[files.case] = n_boxes
@@ -71,7 +71,7 @@ def required_readers(n_readers: int, min_readers: int | None = None) -> int:
     return min(min_readers, n_readers)
 
 
-def merge_case(stated: CaseLesions, min_readers: int | None = None) -> CaseLesions:
+def merge_case(annotated: CaseLesions, min_readers: int | None = None) -> CaseLesions:
     """Merge the boxes of several readers of one case.
 
     A box joins the lesion of its label whose mean box has the highest IoU with it, if this is at
@@ -79,27 +79,27 @@ def merge_case(stated: CaseLesions, min_readers: int | None = None) -> CaseLesio
     order of the boxes.
 
     Args:
-        stated: The boxes and readers of the case.
+        annotated: The boxes and readers of the case.
         min_readers: See `required_readers`.
 
     Returns:
         The mean box of each lesion. A lesion that too few readers marked is ignored, because it is
         uncertain if it is one. Neither the boxes nor the case have readers.
     """
-    required = required_readers(len(stated.readers), min_readers)
-    merged: list[StatedLesion] = []
-    for label in sorted({box.label for box in stated.lesions}):
-        for boxes in _group_by_lesion([box for box in stated.lesions if box.label == label]):
+    required = required_readers(len(annotated.readers), min_readers)
+    merged: list[AnnotatedLesion] = []
+    for label in sorted({box.label for box in annotated.lesions}):
+        for boxes in _group_by_lesion([box for box in annotated.lesions if box.label == label]):
             is_ignored = len({box.reader for box in boxes}) < required
-            merged.append(replace(boxes[0], box=_mean(boxes), reader="", is_ignored=is_ignored))
-    return replace(stated, lesions=tuple(merged), readers=())
+            merged.append(replace(boxes[0], box=_mean_box(boxes), reader="", is_ignored=is_ignored))
+    return replace(annotated, lesions=tuple(merged), readers=())
 
 
-def _group_by_lesion(boxes: Iterable[StatedLesion]) -> list[list[StatedLesion]]:
+def _group_by_lesion(boxes: Iterable[AnnotatedLesion]) -> list[list[AnnotatedLesion]]:
     """Return the boxes of each lesion, by the rule of `merge_case`. All boxes have one label."""
-    lesions: list[list[StatedLesion]] = []
+    lesions: list[list[AnnotatedLesion]] = []
     for box in sorted(boxes, key=lambda lesion: (lesion.box, lesion.reader)):
-        overlaps = [_iou(box.box, _mean(lesion)) for lesion in lesions]
+        overlaps = [_iou(box.box, _mean_box(lesion)) for lesion in lesions]
         highest = max(overlaps, default=0.0)
         if highest >= SAME_LESION_IOU:
             lesions[overlaps.index(highest)].append(box)
@@ -108,7 +108,7 @@ def _group_by_lesion(boxes: Iterable[StatedLesion]) -> list[list[StatedLesion]]:
     return lesions
 
 
-def _mean(boxes: Sequence[StatedLesion]) -> Corners:
+def _mean_box(boxes: Sequence[AnnotatedLesion]) -> Corners:
     """Return the mean of each corner coordinate of some boxes."""
     values_of_corner = zip(*(box.box for box in boxes), strict=True)
     return tuple(sum(values) / len(boxes) for values in values_of_corner)

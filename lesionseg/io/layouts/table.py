@@ -1,8 +1,8 @@
 """The table of a dataset, which every layout gives, and the one reader that checks it.
 
-A layout turns file names and labels into rows. `read_table` joins the rows of each case and checks
-ids, lesions, readers, patients, folds, labels and channels for all layouts. `manifest.csv` and
-`boxes.csv` are such a table on disk.
+A layout turns file names and labels into rows. `build_dataset` joins the rows of each case and
+checks ids, lesions, readers, patients, folds, labels and channels for all layouts. `manifest.csv`
+and `boxes.csv` are such a table on disk.
 """
 
 import re
@@ -20,20 +20,20 @@ from lesionseg.errors import DatasetError, LesionsegError, nearest, suggest
 from lesionseg.io.case_ids import check_case_id, comparison_key
 from lesionseg.io.channels import with_colours, with_missing_channels
 from lesionseg.io.dicom.radiograph import radiograph_columns, radiograph_file
-from lesionseg.io.layouts.checks import findings_about
-from lesionseg.io.layouts.readers import merge_readers
-from lesionseg.io.layouts.stated_lesions import (
-    LESIONS,
+from lesionseg.io.layouts.annotated_lesions import (
+    LESIONS_KEY,
     MAX_LABELS,
     NO_FINDING,
+    AnnotatedLesion,
     CaseLesions,
-    StatedLesion,
     lesions_are_boxes,
 )
+from lesionseg.io.layouts.checks import findings_about
+from lesionseg.io.layouts.readers import merge_readers
 from lesionseg.io.volumes import count_axes, is_dicom_image
 
 MAX_LESIONS = 10_000  # per case
-_FACTS = ("reference", "group", "role", "fold")  # any row of a case may state them
+_CASE_FIELDS = ("reference", "group", "role", "fold")  # any row of a case may state them
 _MAX_SUGGESTED = 10  # rows with a suggestion, because the search for a similar name is slow
 # names that other tables use for our columns, in lower case without spaces, dashes and underscores
 _OTHER_NAMES = {
@@ -91,7 +91,7 @@ class Row:
 
     files: CaseFiles
     where: object = ""
-    lesions: tuple[StatedLesion, ...] | None = None
+    lesions: tuple[AnnotatedLesion, ...] | None = None
     reader: str = ""
     size: tuple[int, int] | None = None
 
@@ -124,7 +124,7 @@ class Table:
     layout: str = ""
 
 
-def read_table(table: Table, root: Path, layout: str, rules: ReadingRules) -> Dataset:
+def build_dataset(table: Table, root: Path, layout: str, rules: ReadingRules) -> Dataset:
     """Make the dataset of a table. Everything that does not fit becomes a finding.
 
     The header of the first image that can be read states the number of axes.
@@ -198,7 +198,7 @@ def _join_rows(table: Table, findings: list[Finding]) -> list[CaseFiles]:
     repeated: list[object] = []
     absent: list[str] = []
     for rows in _group_rows(table.rows, findings).values():
-        files = _add_facts(rows, findings)
+        files = _merge_fields(rows, findings)
         has_image_only = len(rows) == 1 and rows[0].lesions is None and files.reference is None
         is_absent = table.is_complete and has_image_only
         if is_absent:
@@ -212,7 +212,7 @@ def _join_rows(table: Table, findings: list[Finding]) -> list[CaseFiles]:
             text += f", and so {'does' if len(repeated) == 2 else 'do'} {len(repeated) - 1} more"
         findings.append(Finding("repeated_rows", f"{text}. Each box counts once."))
     words = f"of {len(cases)} without a row, counted as lesion-free"
-    findings += findings_about(table.path, absent, "image", words, most=5, kind="not_in_table")
+    findings += findings_about(table.path, absent, "image", words, maximum=5, kind="not_in_table")
     return cases
 
 
@@ -237,8 +237,8 @@ def _group_rows(rows: Iterable[Row], findings: list[Finding]) -> dict[str, list[
             first = by_case.setdefault(key_of(case), [row])[0]
             if first is not row:
                 raise DatasetError(
-                    f"{case!r} is listed more than once, first in {_place(first)}. Suffixes do not "
-                    "count, and folders are joined by _. Remove or rename one."
+                    f"{case!r} is listed more than once, first in {_row_place(first)}. Suffixes do "
+                    "not count, and folders are joined by _. Remove or rename one."
                 )
             check_case_id(case, where)
     for row in further:
@@ -255,19 +255,19 @@ def _group_rows(rows: Iterable[Row], findings: list[Finding]) -> dict[str, list[
     return by_case
 
 
-def _place(row: Row) -> object:
+def _row_place(row: Row) -> object:
     """Return file and line of a row, or the name of its image if it states no line."""
     return row.where or row.files.images[0].name
 
 
-def _add_facts(rows: Sequence[Row], findings: list[Finding]) -> CaseFiles:
+def _merge_fields(rows: Sequence[Row], findings: list[Finding]) -> CaseFiles:
     """Return a case with the mask, group, role and fold that its rows state.
 
     If rows contradict each other, the first one applies and the others become findings.
     """
     files = rows[0].files
     for row in rows[1:]:
-        for name in _FACTS:
+        for name in _CASE_FIELDS:
             value = getattr(row.files, name)
             known = getattr(files, name)
             if value in ("", None, known):
@@ -278,8 +278,8 @@ def _add_facts(rows: Sequence[Row], findings: list[Finding]) -> CaseFiles:
             first = next(other for other in rows if getattr(other.files, name) == known)
             text = (
                 f"{row.where}: {name} of the case {files.case!r} is {str(value)[:100]!r} here, but "
-                f"{str(known)[:100]!r} in {_place(first)}. Write the same {name} in all rows of a "
-                "case."
+                f"{str(known)[:100]!r} in {_row_place(first)}. Write the same {name} in all rows "
+                "of a case."
             )
             findings.append(Finding(LISTED, text, files.case, "error"))
     return files
@@ -298,8 +298,8 @@ def _add_lesions(
     cannot be merged. Rows that repeat others are left out, and their places are appended to
     `repeated`. Rows that contradict others or do not fit become `findings`.
     """
-    lesions: list[StatedLesion] = []
-    seen: set[tuple[str, tuple[StatedLesion, ...]]] = set()
+    lesions: list[AnnotatedLesion] = []
+    seen: set[tuple[str, tuple[AnnotatedLesion, ...]]] = set()
     with_lesions = {row.reader for row in rows if row.lesions}
     readers = {row.reader for row in rows if row.lesions is not None}
     has_several_readers = len(readers) > 1
@@ -332,7 +332,7 @@ def _add_lesions(
     return replace(
         files,
         reference=None if has_several_readers and lesions else files.reference,
-        annotations={LESIONS: CaseLesions(tuple(lesions), named, rows[0].size)},
+        annotations={LESIONS_KEY: CaseLesions(tuple(lesions), named, rows[0].size)},
     )
 
 
@@ -361,7 +361,7 @@ def _check_reader(row: Row, readers: set[str], with_lesions: set[str]) -> None:
 
 
 def _check_lesion(
-    lesion: StatedLesion, files: CaseFiles, labels: Labels, has_several_readers: bool
+    lesion: AnnotatedLesion, files: CaseFiles, labels: Labels, has_several_readers: bool
 ) -> None:
     """Raise `DatasetError` if a lesion does not fit its case.
 

@@ -22,17 +22,17 @@ from lesionseg.core.records import parse_as
 from lesionseg.errors import DatasetError, LesionsegError, count
 from lesionseg.io.case_ids import path_id
 from lesionseg.io.files import is_file_or_broken_link
+from lesionseg.io.layouts.annotated_lesions import (
+    AnnotatedLesion,
+    distinct_names,
+    outline_box,
+    parse_number,
+)
 from lesionseg.io.layouts.checks import (
     Count,
     findings_about,
     list_images,
     with_distinct_ids,
-)
-from lesionseg.io.layouts.stated_lesions import (
-    StatedLesion,
-    distinct_names,
-    outline_box,
-    parse_number,
 )
 from lesionseg.io.layouts.table import Row, Table
 from lesionseg.io.text import read_text, read_yaml
@@ -93,16 +93,16 @@ def read_yolo(root: Path) -> Table:
       with folders joined by `_`. If two images share an id, it is the path below `root`.
 
     Raises:
-        DatasetError: `data.yaml` is missing or not valid, its folder `train` or `val` is missing,
-            there is no image, or no image has a text file.
-        ReadError: `data.yaml` or a list of images cannot be read.
+        DatasetError: If `data.yaml` is missing or not valid, its folder `train` or `val` is
+            missing, there is no image, or no image has a text file.
+        ReadError: If `data.yaml` or a list of images cannot be read.
     """
     path = find_yolo(root)
     if path is None:
         raise DatasetError(f"{root}: the folder has no data.yaml with the key names. Write one.")
     root = Path(os.path.normpath(root))
-    stated = {str(key): value for key, value in read_yaml(path).items()}
-    content = parse_as(_DataFile, stated, path)
+    given = {str(key): value for key, value in read_yaml(path).items()}
+    content = parse_as(_DataFile, given, path)
     names = content.names if isinstance(content.names, dict) else dict(enumerate(content.names))
     value_of = {number: value for value, number in enumerate(sorted(names), start=1)}
     value_names = {value: names[number] for number, value in value_of.items()}
@@ -146,7 +146,7 @@ def _find_images(
     """
     images: list[CaseFiles] = []
     seen: set[Path] = set()
-    for key, entry in _entries(content):
+    for key, entry in _folder_entries(content):
         role = PART_ROLES.get(key.lower())
         place = _find_place((root / content.path, root), root, entry)
         if role is None:
@@ -176,15 +176,15 @@ def _find_images(
     return images
 
 
-def _entries(content: _DataFile) -> Iterator[tuple[str, str]]:
+def _folder_entries(content: _DataFile) -> Iterator[tuple[str, str]]:
     """Yield the keys of data.yaml that may name a folder, with each entry of a list.
 
     The parts come first, in the order of `PART_ROLES`, because files of some tools are sorted by
     key.
     """
-    stated = content.model_extra or {}
-    for key in sorted(stated, key=lambda key: [*PART_ROLES, key.lower()].index(key.lower())):
-        value = stated[key]
+    given = content.model_extra or {}
+    for key in sorted(given, key=lambda key: [*PART_ROLES, key.lower()].index(key.lower())):
+        value = given[key]
         for entry in value if isinstance(value, list) else [value]:
             if entry is not None:
                 yield key, str(entry)
@@ -273,7 +273,7 @@ def _read_lines(
 
 def _parse_line(
     words: list[str], value_of: Mapping[int, int], n_points: int, where: str
-) -> StatedLesion:
+) -> AnnotatedLesion:
     """Return the lesion in a line, in shares of the image. See `_read_lines` for `n_points`.
 
     Raise `DatasetError` if the number of values, the class or a coordinate is wrong.
@@ -306,10 +306,10 @@ def _parse_line(
             )
     if is_polygon:
         box = outline_box([shares])
-        return StatedLesion(label, box, outline=(tuple(shares),), unit="share", where=where)
+        return AnnotatedLesion(label, box, outline=(tuple(shares),), unit="share", where=where)
     x, y, width, height = shares
     box = (y - height / 2, x - width / 2, y + height / 2, x + width / 2)
-    return StatedLesion(label, box, unit="share", where=where)
+    return AnnotatedLesion(label, box, unit="share", where=where)
 
 
 def _find_orphans(path: Path, used: set[Path]) -> list[Finding]:
@@ -321,4 +321,4 @@ def _find_orphans(path: Path, used: set[Path]) -> list[Finding]:
         if file not in used and file.name not in _NO_LABELS
     ]
     words = "without an image, left out"
-    return findings_about(path, orphans, "text file", words, most=5, severity="warning")
+    return findings_about(path, orphans, "text file", words, maximum=5, severity="warning")

@@ -52,7 +52,7 @@ from lesionseg.io.results.names import (
     case_and_kind,
     mask_stem,
 )
-from lesionseg.io.results.row import EMPTY, CaseRow, facts_of, read_row
+from lesionseg.io.results.row import EMPTY, CaseRow, read_row, row_fields
 from lesionseg.io.text import read_json, write_json
 from lesionseg.io.volumes import (
     format_suffix,
@@ -101,8 +101,8 @@ class PredictionFiles:
         warning, because other programs write such masks, too.
 
         Raises:
-            LesionsegError: The labels of probabilities are not valid.
-            RegionError: The regions of other labels are not valid.
+            LesionsegError: If the labels of probabilities are not valid.
+            RegionError: If the regions of other labels are not valid.
         """
         if self.probabilities is not None:
             files = [folder / DATASET_JSON for folder in self.probabilities.parents[:LEVELS_UP]]
@@ -122,8 +122,8 @@ class PredictionFiles:
         """Return the row that the candidate file states, or None if there is no such file.
 
         Raises:
-            ReadError: The file is not JSON.
-            ContentError: A value has another type.
+            ReadError: If the file is not JSON.
+            ContentError: If a value has another type.
         """
         return None if self.candidates is None else read_row(self.candidates)
 
@@ -131,11 +131,11 @@ class PredictionFiles:
         """Return the shape of the scan that the candidate file states, or None if it states none.
 
         Raises:
-            ReadError: The file is not JSON.
-            ContentError: A key or a candidate is not valid.
+            ReadError: If the file is not JSON.
+            ContentError: If a key or a candidate is not valid.
         """
-        stated = None if self.candidates is None else CaseContent.read(self.candidates).shape
-        return None if stated is None else tuple(stated)
+        content = None if self.candidates is None else CaseContent.read(self.candidates).shape
+        return None if content is None else tuple(content)
 
     def read(
         self,
@@ -163,10 +163,10 @@ class PredictionFiles:
             by_image: True accepts masks of equal shape and spacing, whatever their headers state.
 
         Raises:
-            ReadError: A file is damaged, there is no grid, or all of candidates, mask and instances
-                are missing.
-            GeometryError: A mask is on another grid, or the candidate file states another shape.
-            ContentError: The candidates are not valid, or do not fit the masks. This includes a
+            ReadError: If a file is damaged, there is no grid, or all of candidates, mask and
+                instances are missing.
+            GeometryError: If a mask is on another grid, or the candidate file states another shape.
+            ContentError: If the candidates are not valid, or do not fit the masks. This includes a
                 mask that was edited.
         """
         if self.candidates is None and self.mask is None and self.instances is None:
@@ -177,7 +177,7 @@ class PredictionFiles:
         grid = _common_grid(self, geometry, by_image=by_image)
         if self.candidates is None:
             return _read_masks(self, grid, binary=binary)
-        stated, kept, removed = read_candidates(self.candidates, grid)
+        content, kept, removed = read_candidates(self.candidates, grid)
         ids = {candidate.id for candidate in kept}
         if len(ids) < len(kept):
             raise ContentError(
@@ -202,16 +202,16 @@ class PredictionFiles:
             geometry=grid,
             candidates=tuple(replace(c, has_mask=c.id in with_voxels) for c in ranked),
             instances=instances,
-            operating_point=stated.operating_point,
-            has_scores=stated.scored,
+            operating_point=content.operating_point,
+            has_scores=content.scored,
             values=None if regions is None else read_mask(regions).labels,
             removed=tuple(removed),
-            input=stated.input_check,
-            n_left_out=stated.n_left_out,
-            n_outside=stated.n_outside,
-            labels=stated.labels,
+            input=content.input_check,
+            n_left_out=content.n_left_out,
+            n_outside=content.n_outside,
+            labels=content.labels,
         )
-        if all("accepted" in entry.model_fields_set for entry in stated.candidates):
+        if all("accepted" in entry.model_fields_set for entry in content.candidates):
             _check_mask(self, prediction)
         return prediction
 
@@ -239,11 +239,11 @@ def write_prediction(
             another suffix, because nnU-Net's commands treat every file with the suffix of the masks
             as a mask. With `bids`, the mask is NIfTI. If `place` is a file, its name decides
             instead.
-        row: The facts of the scan and the run that the candidate file states.
+        row: The details of the scan and the run that the candidate file states.
 
     Raises:
-        OutputError: The case id cannot be a file name, `place` is a file of a picture that is not
-            PNG, or a file cannot be written.
+        OutputError: If the case id cannot be a file name, `place` is a file of a picture that is
+            not PNG, or a file cannot be written.
     """
     if is_image_file(place):
         folder = place.parent
@@ -319,8 +319,8 @@ def _common_grid(files: PredictionFiles, geometry: Geometry | None, *, by_image:
     equal shape and spacing count as equal, see `GridPair.is_same`.
 
     Raises:
-        GeometryError: A mask is on another grid.
-        ReadError: There are only candidates and no given grid, or a mask is damaged.
+        GeometryError: If a mask is on another grid.
+        ReadError: If there are only candidates and no given grid, or a mask is damaged.
     """
     grid = geometry
     source_of_grid = Path("the scan")
@@ -383,18 +383,18 @@ class _Entry(BaseModel):
             geometry: The grid of the scan.
 
         Raises:
-            ValueError: The numbers do not describe a box with the axes of this grid.
+            ValueError: If the numbers do not describe a box with the axes of this grid.
         """
-        stated = self.model_dump(exclude_none=True)
-        for name, value in stated.items():
+        content = self.model_dump(exclude_none=True)
+        for name, value in content.items():
             if isinstance(value, list):  # one number per axis
                 if len(value) != geometry.dims:
                     raise ValueError(f"{name} {value} does not have {geometry.dims} numbers")
-                stated[name] = tuple(value)
+                content[name] = tuple(value)
         if not all(a < b for a, b in zip(self.start_vox, self.stop_vox, strict=True)):
             raise ValueError(f"stop_vox {self.stop_vox} is not above start_vox {self.start_vox}")
         box = (*self.start_vox, *self.stop_vox)
-        return replace(Candidate.from_box(place, self.label, self.score, box, geometry), **stated)
+        return replace(Candidate.from_box(place, self.label, self.score, box, geometry), **content)
 
 
 class CaseContent(BaseModel):
@@ -422,8 +422,8 @@ class CaseContent(BaseModel):
         Other programs may write an operating point with a score only. It is named after its score.
 
         Raises:
-            ReadError: The file is missing or not JSON.
-            ContentError: A key or a candidate is not valid.
+            ReadError: If the file is missing or not JSON.
+            ContentError: If a key or a candidate is not valid.
         """
         content = read_json(path)
         point = content.get("operating_point") if isinstance(content, dict) else None
@@ -448,12 +448,12 @@ def write_candidates(
         path: The file.
         prediction: The prediction.
         names: The names of the masks next to it.
-        row: The facts of the scan and the run that the file states as `source`, `key` and `row`.
+        row: The details of the scan and the run that the file states as `source`, `key` and `row`.
             None states none of them.
     """
     point = prediction.operating_point
     optional: dict[str, Any] = {
-        **({} if row is None else facts_of(row)),
+        **({} if row is None else row_fields(row)),
         "names": "" if names == "lesionseg" else names,
         "labels": {str(value): name for value, name in prediction.labels.items()},
         "input_check": None if prediction.input is None else asdict(prediction.input),
@@ -493,22 +493,22 @@ def read_candidates(
         grid: The grid of the scan. Values that a candidate does not state are computed on it.
 
     Raises:
-        ReadError: The file is missing or not JSON.
-        GeometryError: The file states another shape than that of the grid.
-        ContentError: A key or a candidate is not valid, or has a label without a name.
+        ReadError: If the file is missing or not JSON.
+        GeometryError: If the file states another shape than that of the grid.
+        ContentError: If a key or a candidate is not valid, or has a label without a name.
     """
-    stated = CaseContent.read(path)
-    if stated.shape not in (None, [*grid.shape]):
+    content = CaseContent.read(path)
+    if content.shape not in (None, [*grid.shape]):
         raise GeometryError(
-            f"{path}: the candidates belong to a scan of {stated.shape} voxels, but the scan "
+            f"{path}: the candidates belong to a scan of {content.shape} voxels, but the scan "
             f"has {[*grid.shape]}. Predict this scan."
         )
     try:
-        kept = [entry.to_candidate(n, grid) for n, entry in enumerate(stated.candidates, 1)]
-        removed = [entry.to_candidate(n, grid) for n, entry in enumerate(stated.removed, 1)]
-        unnamed = {candidate.label for candidate in (*kept, *removed)} - stated.labels.keys()
-        if stated.labels and unnamed:
+        kept = [entry.to_candidate(n, grid) for n, entry in enumerate(content.candidates, 1)]
+        removed = [entry.to_candidate(n, grid) for n, entry in enumerate(content.removed, 1)]
+        unnamed = {candidate.label for candidate in (*kept, *removed)} - content.labels.keys()
+        if content.labels and unnamed:
             raise ValueError(f"labels has no name for the label {min(unnamed)}")
     except ValueError as error:
         raise ContentError(f"{path}: {error}. Correct the candidate.") from error
-    return stated, kept, removed
+    return content, kept, removed

@@ -71,8 +71,8 @@ def claim(folder: Path, owner: str = "", *, lock: str = LOCK) -> Iterator[None]:
         lock: The file of the lock, see `locked_folder`.
 
     Raises:
-        OutputError: `folder` is a run directory or its folder `oof` or `test`, another process is
-            writing there, or it cannot be created.
+        OutputError: If `folder` is a run directory or its folder `oof` or `test`, another process
+            is writing there, or it cannot be created.
     """
     run = folder.absolute()
     if run.name in _OF_TRAINING and not has_config(run):
@@ -99,8 +99,8 @@ def claim_table(folder: Path, table: str) -> Iterator[None]:
         table: `predictions.csv`, or `predictions_<shard>_of_<number>.csv`.
 
     Raises:
-        OutputError: Another process writes this table, or that of another division, or the folder
-            cannot be created.
+        OutputError: If another process writes this table, or that of another division, or the
+            folder cannot be created.
     """
     own = f".{table}.lock"
     with claim(folder, lock=own):
@@ -174,11 +174,11 @@ class PredictionFolder:
             The row of complete results with the same key. None if they have to be written.
 
         Raises:
-            ConflictError: The folder has results of another or an unknown scan under this id, or
+            ConflictError: If the folder has results of another or an unknown scan under this id, or
                 under an id whose files some file system cannot distinguish.
-            DatasetError: The id cannot be a file name or, with names of nnU-Net, would give the
+            DatasetError: If the id cannot be a file name or, with names of nnU-Net, would give the
                 mask the name of another result. `overwrite` does not allow this.
-            OutputError: The files that a killed program left cannot be finished, see `recover`.
+            OutputError: If the files that a killed program left cannot be finished, see `recover`.
         """
         check_case_id(case, self.path)
         if self.names == "nnunet" and looks_like_result(case):
@@ -219,12 +219,12 @@ class PredictionFolder:
             return f"{', '.join(unknown[:_MAX_SHOWN])}, which may belong to another scan"
         if recorded is None or recorded.is_of_same_scan(row):
             return ""
-        doubt = ", unless it is the same scan with changed content"
+        unless = ", unless it is the same scan with changed content"
         if recorded.series_uid or row.series_uid:  # another UID is certainly another scan
-            doubt = ""
+            unless = ""
         return (
             f"results of another scan under this id, of {recorded.scan_name}, but this scan is "
-            f"{row.scan_name}{doubt}"
+            f"{row.scan_name}{unless}"
         )
 
     def row(self, case: str) -> CaseRow | None:
@@ -254,10 +254,11 @@ class PredictionFolder:
         return [row for row in found if row is not None and row.digest]
 
     def keep_first(self, n: int, rows: Mapping[str, Sequence[CaseRow]]) -> dict[str, list[str]]:
-        """Return the case ids of the first `n` scans of each model that has so many.
+        """Return the case ids of the first `n` scans of each model, with which later ones compare.
 
-        `first_scans.json` keeps those of earlier calls, so that they stay the same if a case is
-        removed. A damaged file, and a folder that cannot be written, keep none.
+        Models with fewer scans are left out. The ids are written to `first_scans.json` and read by
+        later calls, so that they stay the same if a case is removed. If the file is damaged, they
+        are found again. If it cannot be written, they are only returned.
 
         Args:
             n: The number of scans.
@@ -290,7 +291,7 @@ class PredictionFolder:
         earlier run is recorded already. A changed file of failures is uploaded.
 
         Raises:
-            OutputError: The file of failures cannot be written or uploaded.
+            OutputError: If the file of failures cannot be written or uploaded.
         """
         new = [row] if row.status == "failed" else []
         if not (new and row.is_unchanged):
@@ -345,8 +346,8 @@ class PredictionFolder:
         They are also uploaded. If writing fails, the earlier files stay.
 
         Raises:
-            OutputError: A file cannot be written or uploaded.
-            ConflictError: Another program has written files of this case in the meantime.
+            OutputError: If a file cannot be written or uploaded.
+            ConflictError: If another program has written files of this case in the meantime.
         """
         part = self._hidden(case, _PART)
         shutil.rmtree(part, ignore_errors=True)
@@ -367,8 +368,8 @@ class PredictionFolder:
         the two folders is removed: it may lead to any folder of the user.
 
         Raises:
-            ConflictError: Another program has written a file of one of the new names.
-            OutputError: A file cannot be removed, moved or uploaded.
+            ConflictError: If another program has written a file of one of the new names.
+            OutputError: If a file cannot be removed, moved or uploaded.
         """
         part = self._hidden(case, _PART)
         moving = self._hidden(case, _MOVING)
@@ -429,10 +430,10 @@ class PredictionFolder:
         folder are earlier files or new files that were already moved.
 
         Raises:
-            ConflictError: Another program has written a file of one of the new names. The new files
-                are then removed.
-            OSError: A file cannot be removed or moved.
-            OutputError: A file cannot be uploaded.
+            ConflictError: If another program has written a file of one of the new names. The new
+                files are then removed.
+            OSError: If a file cannot be removed or moved.
+            OutputError: If a file cannot be uploaded.
         """
         part = self._hidden(case, _PART)
         old = self.files(case)
@@ -461,8 +462,8 @@ class PredictionFolder:
         earlier files, which are removed from the store too.
 
         Raises:
-            OSError: A file cannot be removed or moved.
-            OutputError: A file cannot be uploaded.
+            OSError: If a file cannot be removed or moved.
+            OutputError: If a file cannot be uploaded.
         """
         moving = self._hidden(case, _MOVING)
         last = f"{case}{CANDIDATES}"

@@ -44,7 +44,7 @@ def find_predictions(folder: Path) -> dict[str, PredictionFiles]:
     """Return the files of the predicted cases of a folder by case id, see `list_predictions`.
 
     Raises:
-        DatasetError: The folder is missing or contains no prediction, or a case cannot be used.
+        DatasetError: If the folder is missing or contains no prediction, or a case cannot be used.
     """
     found, findings = list_predictions(folder)
     require_no_errors(findings, folder)
@@ -71,8 +71,8 @@ def list_predictions(
         be a file name (`check_case_id`). A warning lists the files that are not read.
 
     Raises:
-        DatasetError: The folder is missing or contains no prediction.
-        ReadError: There are references, and a table of `predict` in the folder cannot be read.
+        DatasetError: If the folder is missing or contains no prediction.
+        ReadError: If there are references, and a table of `predict` in the folder cannot be read.
     """
     by_case, findings = _files_by_case(folder, (*KINDS, "candidates", "probabilities"))
     found = {case: PredictionFiles(case, **files) for case, files in by_case.items()}
@@ -86,11 +86,11 @@ def _with_ids_of_references(
     """Return predictions under the ids of their references. Other predictions keep their ids.
 
     For a model with one channel, `_0000` at the end of a file name is a channel number. Thus
-    `predict` gives the film `film_0000.png` the id `film`, but the id of a mask `film_0000.png` in
-    a folder of masks is `film_0000`. A prediction `film` gets the id `film_0000` if there is a
-    reference `film_0000`, but neither a reference `film` nor a prediction `film_0000`. If a table
-    of `predict` lists it, the scan must also have had the channel number `_0000` at the end of its
-    name. Raise `ReadError` if such a table cannot be read.
+    `predict` gives the radiograph `xray_0000.png` the id `xray`, but the id of a mask
+    `xray_0000.png` in a folder of masks is `xray_0000`. A prediction `xray` gets the id `xray_0000`
+    if there is a reference `xray_0000`, but neither a reference `xray` nor a prediction
+    `xray_0000`. If a table of `predict` lists it, the scan must also have had the channel number
+    `_0000` at the end of its name. Raise `ReadError` if such a table cannot be read.
 
     With `names=bids`, the prediction `sub-01_FLAIR` gets the id `sub-01`, by which a BIDS dataset
     names the session, under the same conditions. It must be the only prediction of this session.
@@ -119,7 +119,7 @@ def find_masks(folder: Path) -> dict[str, Path]:
     """Return the reference mask of each case id in a folder, see `list_masks`.
 
     Raises:
-        DatasetError: The folder is missing or contains no mask, or a mask cannot be used.
+        DatasetError: If the folder is missing or contains no mask, or a mask cannot be used.
     """
     masks, findings = list_masks(folder)
     require_no_errors(findings, folder)
@@ -132,7 +132,7 @@ def list_masks(folder: Path) -> tuple[dict[str, Path], list[Finding]]:
     Masks are found by the rules of `list_predictions`.
 
     Raises:
-        DatasetError: The folder is missing or contains no mask.
+        DatasetError: If the folder is missing or contains no mask.
     """
     by_case, findings = _files_by_case(folder, ("mask",))
     return {case: files["mask"] for case, files in by_case.items()}, findings
@@ -187,12 +187,12 @@ class PredictionIndex:
     A table that a killed run has left under a temporary name is removed.
 
     Args:
-        path: the table.
-        results: the output folder.
-        url: the output in the settings. The table is uploaded to it if it is a URL.
+        path: The table.
+        results: The output folder.
+        url: The output in the settings. The table is uploaded to it if it is a URL.
 
     Attributes:
-        digests: the digests of files that an earlier run has read.
+        digests: The digests of files that an earlier run has read.
     """
 
     def __init__(self, path: Path, results: PredictionFolder, url: str = "") -> None:
@@ -247,10 +247,10 @@ class PredictionIndex:
         return sorted(rows, key=lambda row: (row.case, not row.is_done, row.path))
 
     def _cells(self, row: CaseRow) -> dict[str, Any]:
-        """Return a row's cells. Empty ones of `CaseRow.OF_RUN` come from an earlier table."""
+        """Return a row's cells. Empty ones of `CaseRow.RUN_COLUMNS` come from an earlier table."""
         cells = row.cells()
         earlier = self._earlier.get(_result_of(cells), {})
-        for name in CaseRow.OF_RUN:
+        for name in CaseRow.RUN_COLUMNS:
             cells[name] = earlier.get(name) if cells[name] in ("", None) else cells[name]
         return cells
 
@@ -258,7 +258,7 @@ class PredictionIndex:
         """Write the table with the rows so far, unless there are none, and upload it to the URL.
 
         Raises:
-            OutputError: if it cannot be written.
+            OutputError: If it cannot be written.
         """
         begin = perf_counter()
         rows = [self._cells(row) for row in self.rows()]

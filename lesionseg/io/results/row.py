@@ -2,8 +2,8 @@
 
 These are `<case>_candidates.json` for results and `<case>_failed.json` for failures. A candidate
 file states the scan, a hash of the settings and everything that `predictions.csv` shows of the
-case, apart from facts of a single run such as its duration. The same scan, bundle and settings give
-the same bytes. Other programs may write candidate files, too.
+case, apart from values of a single run such as its duration. The same scan, bundle and settings
+give the same bytes. Other programs may write candidate files, too.
 """
 
 import json
@@ -18,7 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from lesionseg.config import MaskNames
 from lesionseg.errors import ContentError, ReadError, describe_misfits
-from lesionseg.io.case_ids import case_id_fault
+from lesionseg.io.case_ids import case_id_problem
 from lesionseg.io.files import digest_of
 from lesionseg.io.results.names import CANDIDATES, FAILED
 from lesionseg.io.text import read_json, read_text, write_json
@@ -33,41 +33,41 @@ class CaseRow:
     """A scan's line of `predictions.csv`; `amounts` are further columns, named by label and zone.
 
     Attributes:
-        case: id of the case.
-        group: patient, from the input's table; the case id if the table states none.
-        visit: visit, from the input's table.
-        status: done, warned (unlike the training scans), blank (without contrast), kept (done in an
+        case: Id of the case.
+        group: Patient, from the input's table; the case id if the table states none.
+        visit: Visit, from the input's table.
+        status: Done, warned (unlike the training scans), blank (without contrast), kept (done in an
             earlier run), failed or skipped.
-        message: the reason if the scan failed or was skipped, or why DICOM results are missing.
-        seconds: duration of the prediction.
-        n_candidates: number of candidates; None without results.
-        n_accepted: number of accepted candidates.
-        volume_ml: volume of accepted candidates; None in 2-D and for boxes without masks.
-        peak_memory_mb: peak memory of the process up to the end of this scan.
-        bundle: digest of the model.
-        key: hash of bundle, settings and content; `CONFLICT` for a scan that would replace results
+        message: The reason if the scan failed or was skipped, or why DICOM results are missing.
+        seconds: Duration of the prediction.
+        n_candidates: Number of candidates; None without results.
+        n_accepted: Number of accepted candidates.
+        volume_ml: Volume of accepted candidates; None in 2-D and for boxes without masks.
+        peak_memory_mb: Peak memory of the process up to the end of this scan.
+        bundle: Digest of the model.
+        key: Hash of bundle, settings and content; `CONFLICT` for a scan that would replace results
             of another scan, "fault" for one that cannot be predicted whatever its content; "" if
             the scan failed for an external reason or was left out.
-        warning: differences from the training scans, and candidates that are missing.
-        input_score: size of these differences; 1 is the limit.
+        warning: Differences from the training scans, and candidates that are missing.
+        input_score: Size of these differences; 1 is the limit.
         disagreement: 1 − the share of the voxels marked by any network of an ensemble that all its
             networks mark; None for a single network.
-        missing: channels that the scan lacks.
-        operating_point: the name of the operating point.
-        path: path of the scan below the input.
+        missing: Channels that the scan lacks.
+        operating_point: The name of the operating point.
+        path: Path of the scan below the input.
         study_uid: DICOM UID of the study; empty for files of other formats, like the other UIDs.
         series_uid: DICOM UID of the series.
         instance_uid: DICOM UID of the image.
         acquired: StudyDate as an ISO date; empty if the scan is not DICOM, or was predicted by an
             earlier version, like `scanner`.
-        scanner: manufacturer, model and station, as far as the DICOM header states them.
-        digest: hash of the files' content, see `content_digest`.
-        state: see `file_state`.
-        finished: time at which the scan was predicted, failed or was skipped.
-        amounts: counts and millilitres, with the columns `count_<label>`, `ml_<label>`,
+        scanner: Manufacturer, model and station, as far as the DICOM header states them.
+        digest: Hash of the files' content, see `content_digest`.
+        state: See `file_state`.
+        finished: Time at which the scan was predicted, failed or was skipped.
+        amounts: Counts and millilitres, with the columns `count_<label>`, `ml_<label>`,
             `zone_count_<zone>`, `zone_ml_<zone>`.
-        is_unchanged: the row is the same as before this run. This is not a column.
-        names: the names of the case's masks. This is not a column.
+        is_unchanged: The row is the same as before this run. This is not a column.
+        names: The names of the case's masks. This is not a column.
     """
 
     case: str
@@ -101,8 +101,8 @@ class CaseRow:
     names: MaskNames = "lesionseg"
 
     CONFLICT: ClassVar[str] = "conflict"  # key of a scan that would replace results of another scan
-    # facts of a single run, which differ between two runs with the same results
-    OF_RUN: ClassVar[tuple[str, ...]] = ("seconds", "peak_memory_mb", "state", "finished")
+    # values of a single run, which differ between two runs with the same results
+    RUN_COLUMNS: ClassVar[tuple[str, ...]] = ("seconds", "peak_memory_mb", "state", "finished")
 
     @classmethod
     def columns(cls) -> list[str]:
@@ -170,7 +170,7 @@ class CaseRow:
 
 
 EMPTY: tuple[Any, ...] = ("", None, {}, [])  # values that files leave out
-_NOT_STATED = {*CaseRow.OF_RUN, "is_unchanged", "names"}
+_NOT_WRITTEN = {*CaseRow.RUN_COLUMNS, "is_unchanged", "names"}
 _SOURCE = ("digest", "study_uid", "series_uid", "instance_uid")  # what identifies the scan
 _ROWS = TypeAdapter(CaseRow)
 _FAILURES = TypeAdapter(list[CaseRow])
@@ -183,20 +183,20 @@ def read_row(path: Path) -> CaseRow:
     nor key nor status. The case id is that of the file name.
 
     Raises:
-        ReadError: The file is missing or not JSON.
-        ContentError: A value has another type.
+        ReadError: If the file is missing or not JSON.
+        ContentError: If a value has another type.
     """
     content = _read_head(path)
     case = path.name.removesuffix(CANDIDATES)
-    stated = {"key": content.get("key", ""), "names": content.get("names", "lesionseg")}
+    given = {"key": content.get("key", ""), "names": content.get("names", "lesionseg")}
     try:
-        row = {**content.get("row", {}), **content.get("source", {}), **stated, "case": case}
+        row = {**content.get("row", {}), **content.get("source", {}), **given, "case": case}
         return _ROWS.validate_python(row)
     except TypeError:
-        fault = "row or source is not a group of keys"
+        problem = "row or source is not a group of keys"
     except ValidationError as error:
-        fault = describe_misfits(error, row)
-    raise ContentError(f"{path}: {fault}. Remove the file, and predict the case again.")
+        problem = describe_misfits(error, row)
+    raise ContentError(f"{path}: {problem}. Remove the file, and predict the case again.")
 
 
 def _read_head(path: Path) -> dict[str, Any]:
@@ -218,7 +218,7 @@ def _read_head(path: Path) -> dict[str, Any]:
 
 def failed_file(folder: Path, case: str) -> Path:
     """Return the file of a case's failures. An id that cannot be a file name becomes a digest."""
-    name = digest_of(case)[:16] if case_id_fault(case) else case
+    name = digest_of(case)[:16] if case_id_problem(case) else case
     return folder / f"{name}{FAILED}"
 
 
@@ -232,27 +232,27 @@ def read_failures(path: Path) -> list[CaseRow]:
 def write_failures(path: Path, rows: Sequence[CaseRow]) -> None:
     """Write the scans that failed under a case id, or remove the file if there are none."""
     if rows:
-        write_json(path, [{**_stated(row), "finished": row.finished} for row in rows])
+        write_json(path, [{**_written_fields(row), "finished": row.finished} for row in rows])
     else:
         path.unlink(missing_ok=True)
 
 
-def facts_of(row: CaseRow) -> dict[str, Any]:
+def row_fields(row: CaseRow) -> dict[str, Any]:
     """Return `source`, `key` and `row` of a candidate file, which `read_row` reads."""
-    stated = _stated(row)
-    source = {name: stated.pop(name) for name in _SOURCE if name in stated}
-    key = stated.pop("key", "")
-    del stated["case"]  # the file states it itself
-    return {"source": source, "key": key, "row": stated}
+    given = _written_fields(row)
+    source = {name: given.pop(name) for name in _SOURCE if name in given}
+    key = given.pop("key", "")
+    del given["case"]  # the file states it itself
+    return {"source": source, "key": key, "row": given}
 
 
-def _stated(row: CaseRow) -> dict[str, Any]:
+def _written_fields(row: CaseRow) -> dict[str, Any]:
     """Return the attributes of a row that a file states, without empty ones.
 
-    Facts of a single run, such as its duration, and the names of masks are left out.
+    Values of a single run, such as its duration, and the names of masks are left out.
     """
     return {
         name: value
         for name, value in asdict(row).items()
-        if name not in _NOT_STATED and value not in EMPTY
+        if name not in _NOT_WRITTEN and value not in EMPTY
     }

@@ -19,7 +19,7 @@ from lesionseg.core import Calibration, CaseFiles, Geometry, Labels, Selection
 from lesionseg.data.tiling import TileGrid
 from lesionseg.errors import BundleError, ConfigError, OutputError
 from lesionseg.extras.export.formats import (
-    CONFIG,
+    INFERENCE_CONFIG,
     METADATA,
     PROGRAM,
     README,
@@ -401,7 +401,7 @@ def test_unexportable_or_deviating_network_is_an_error(plan, bundle, tmp_path):
     ("format", "names"),
     [
         ("onnx", ("model.onnx", "model.json")),
-        ("monai", (PROGRAM, CONFIG, METADATA, README)),
+        ("monai", (PROGRAM, INFERENCE_CONFIG, METADATA, README)),
     ],
 )
 def test_deviating_program_does_not_replace_an_earlier_one(

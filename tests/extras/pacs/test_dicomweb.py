@@ -404,9 +404,9 @@ def test_answer_without_boundary_is_an_error(pacs, tmp_path, kind, capfd):
 @pytest.mark.parametrize("n_images", [1, 3])
 def test_body_without_an_end_is_cut_at_the_limit(pacs, tmp_path, monkeypatch, n_images):
     sent = [image_bytes(tmp_path, uid) for uid in IMAGES[:n_images]]
-    most = len(as_parts(sent[:1])) + 100
-    monkeypatch.setattr(dicomweb, "_MAX_SLICE_BYTES", most)
-    monkeypatch.setattr(dicomweb, "_MAX_FILE_BYTES", most)
+    maximum = len(as_parts(sent[:1])) + 100
+    monkeypatch.setattr(dicomweb, "_MAX_SLICE_BYTES", maximum)
+    monkeypatch.setattr(dicomweb, "_MAX_FILE_BYTES", maximum)
 
     def flood():
         yield as_parts(sent)[:200]

@@ -313,7 +313,7 @@ def test_radiograph_has_its_segments_and_regions_on_the_image(located, tmp_path)
 
 
 def test_many_candidates_or_regions_give_one_segment_per_mask_value(tmp_path, monkeypatch):
-    monkeypatch.setattr("lesionseg.extras.pacs.result_objects.MOST_SEGMENTS", 3)
+    monkeypatch.setattr("lesionseg.extras.pacs.result_objects.MAX_SEGMENTS", 3)
     scan = write_patient_series(tmp_path, GRIDS["axial"])
     ids = np.arange(120, dtype=np.int32).reshape(5, 4, 6) % 5
     box = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0))

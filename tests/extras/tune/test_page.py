@@ -5,7 +5,7 @@ import pytest
 from lesionseg.extras.tune.page import (
     TuningSearch,
     TuningTrial,
-    find_steadiest,
+    best_smoothed_trial,
     write_tuning_page,
 )
 from lesionseg.reporting.pdf import write_pdf
@@ -30,18 +30,18 @@ def search_of(rows, **trial):
 
 
 def test_peak_with_poor_pruned_neighbours_loses_against_a_plateau():
-    steadiest = find_steadiest(search_of(PEAK + POOR_NEIGHBOURS + PLATEAU))
+    steadiest = best_smoothed_trial(search_of(PEAK + POOR_NEIGHBOURS + PLATEAU))
     assert (steadiest.alpha, steadiest.gamma) in {(0.70, 1.0), (0.72, 1.0), (0.70, 1.2)}
 
 
 @pytest.mark.parametrize("value", [0.9, None])
 def test_pruned_trial_is_not_recommended(value):
     rows = [(0.2, 2.0, "pruned", value), (0.7, 1.0, "complete", 0.4)]
-    assert find_steadiest(search_of(rows)).alpha == 0.7
+    assert best_smoothed_trial(search_of(rows)).alpha == 0.7
 
 
 def test_search_without_a_finished_trial_has_no_recommendation():
-    assert find_steadiest(search_of(POOR_NEIGHBOURS)) is None
+    assert best_smoothed_trial(search_of(POOR_NEIGHBOURS)) is None
 
 
 def test_trial_without_a_lesion_is_not_recommended():
@@ -49,8 +49,8 @@ def test_trial_without_a_lesion_is_not_recommended():
     nothing = (0.5, 2.0, "complete", 0.0)
     good = [(alpha, 2.0, "complete", 0.9) for alpha in (0.42, 0.58)]
     poor = [(alpha, 2.0, "pruned", 0.0) for alpha in (0.34, 0.66)]
-    assert find_steadiest(search_of([nothing, *good, *poor])).value == 0.9
-    assert find_steadiest(search_of([nothing])) is None
+    assert best_smoothed_trial(search_of([nothing, *good, *poor])).value == 0.9
+    assert best_smoothed_trial(search_of([nothing])) is None
 
 
 @needs_pango

@@ -21,7 +21,9 @@ def predict(model, image, spacing, *, mirrored):
     whole = image.shape[1:]
     image = image[(slice(None), *crop)]
     present = present[crop]
-    image = np.stack([normalise(model, c, channel, present) for c, channel in enumerate(image)])
+    image = np.stack(
+        [normalise_channel(model, c, channel, present) for c, channel in enumerate(image)]
+    )
     target = model.spacing if len(model.spacing) == 3 else (spacing[0], *model.spacing)
     shape = [round(a / b * n) for a, b, n in zip(spacing, target, image.shape[1:], strict=True)]
     cropped = image.shape[1:]
@@ -37,7 +39,7 @@ def predict(model, image, spacing, *, mirrored):
     return out.transpose(0, *(1 + model.transpose.index(a) for a in range(3)))
 
 
-def normalise(model, c, channel, present):
+def normalise_channel(model, c, channel, present):
     """Normalise one channel by the model's scheme."""
     scheme = model.schemes[c]
     if scheme == "ZScoreNormalization":

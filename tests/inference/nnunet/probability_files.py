@@ -33,5 +33,5 @@ def write_outputs(folder, case, probabilities, mask, geometry=None, suffix=".nii
 
 def write_labels(folder, labels, **more):
     """Write the `dataset.json` that nnU-Net copies into an output folder."""
-    facts = {"channel_names": {"0": "FLAIR"}, "labels": labels, "file_ending": ".nii.gz", **more}
-    write_json(folder / "dataset.json", facts)
+    info = {"channel_names": {"0": "FLAIR"}, "labels": labels, "file_ending": ".nii.gz", **more}
+    write_json(folder / "dataset.json", info)

@@ -132,20 +132,20 @@ class SmallModel:
             "configurations": {"base": own, self.configuration: {"inherits_from": "base"}},
         }
 
-    def facts(self):
+    def info(self):
         """Make the content of `dataset.json`."""
         names = {str(i): name for i, name in enumerate(self.channels)}
-        facts = {"channel_names": names, "labels": dict(self.labels), "file_ending": ".nii.gz"}
+        info = {"channel_names": names, "labels": dict(self.labels), "file_ending": ".nii.gz"}
         if self.regions_class_order:
-            facts["regions_class_order"] = list(self.regions_class_order)
-        return facts
+            info["regions_class_order"] = list(self.regions_class_order)
+        return info
 
     def write(self, results, **content):
         """Write the model folder into `results`. `content` replaces keys of the checkpoints."""
         folder = results / "Dataset001_X" / f"nnUNetTrainer__nnUNetPlans__{self.configuration}"
         folder.mkdir(parents=True)
         write_json(folder / "plans.json", self.plans())
-        write_json(folder / "dataset.json", self.facts())
+        write_json(folder / "dataset.json", self.info())
         for fold in range(self.n_folds):
             (folder / f"fold_{fold}").mkdir()
             checkpoint = {

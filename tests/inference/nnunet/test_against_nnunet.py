@@ -52,8 +52,8 @@ class TrainedModel:
 
     def place(self, key):
         """Return the folder of the `model`, or the `images` of the test cases."""
-        facts = read_json(self.folder / "predicted" / self.name / "facts.json")
-        return self.folder / str(facts[key])
+        info = read_json(self.folder / "predicted" / self.name / "facts.json")
+        return self.folder / str(info[key])
 
     def predictions(self, kind):
         """Return the folder of nnU-Net's predictions, `plain` or `mirrored`."""

@@ -346,7 +346,7 @@ def test_files_of_different_trainings_are_an_error(tmp_path):
         (PLAIN.with_(labels=LABELS), "outputs"),
         (PLAIN.with_(channels="ab"), None),
     ):
-        write_json(folder / "dataset.json", other.facts())
+        write_json(folder / "dataset.json", other.info())
         with pytest.raises(LesionsegError, match=words):
             read_bundle(folder)
     (folder / "fold_0" / "checkpoint_final.pth").rename(folder / "fold_0" / "checkpoint_latest.pth")

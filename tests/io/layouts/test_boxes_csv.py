@@ -150,8 +150,8 @@ def test_manifest_and_table_must_not_contradict_each_other(write_folder):
 
 def test_columns_whose_names_resemble_known_ones_are_named(write_folder):
     header = "case,label,x0,y0,x1,y1,patient_id,split,Reader,note\n"
-    remarks = read_dataset(write_folder([f"a,nodule,{BRIGHT},P1,test,A,7"], header)).findings
-    found = [remark.message for remark in remarks if remark.kind == "columns"]
+    warnings = read_dataset(write_folder([f"a,nodule,{BRIGHT},P1,test,A,7"], header)).findings
+    found = [remark.message for remark in warnings if remark.kind == "columns"]
     meant = (("Reader", "reader"), ("patient_id", "group"), ("split", "role"))
     for message, (column, known) in zip(found, meant, strict=True):
         assert f"{column!r} is unknown" in message
@@ -296,7 +296,7 @@ def test_box_that_reaches_outside_is_clipped_and_kept_as_stated(write_folder, st
     reference = cases["a"].reference
     assert reference.boxes.tolist() == [box]
     x0, y0, x1, y1 = stated
-    assert reference.stated.boxes.tolist() == [[y0, x0, y1, x1]]
+    assert reference.annotated_boxes.boxes.tolist() == [[y0, x0, y1, x1]]
 
 
 @pytest.mark.parametrize("name", ["No finding", "no_findings", "NO LESION"])

@@ -11,8 +11,8 @@ from lesionseg.core import Labels
 from lesionseg.errors import ContentError, DatasetError, LesionsegError, ReadError
 from lesionseg.io.cases import read_case
 from lesionseg.io.layouts import read_dataset
+from lesionseg.io.layouts.annotated_lesions import AnnotatedLesion
 from lesionseg.io.layouts.drawn_lesions import draw_outlines
-from lesionseg.io.layouts.stated_lesions import StatedLesion
 from lesionseg.io.references import References
 from lesionseg.io.text import write_json
 from lesionseg.io.worker import run_in_worker
@@ -331,7 +331,7 @@ def test_polygon_without_a_box_gets_the_box_of_its_pixels(write_folder):
     reference, instances, _ = _read_masks(
         write_folder([{"segmentation": SQUARE}, {"segmentation": SQUARE}])
     )
-    assert reference.stated.boxes.tolist() == [[1, 2, 4, 5]] * 2
+    assert reference.annotated_boxes.boxes.tolist() == [[1, 2, 4, 5]] * 2
     assert reference.boxes.tolist() == [[1, 2, 4, 5]]  # the second hides the first
     assert np.argwhere(instances).tolist() == [[y, x] for y in (1, 2, 3) for x in (2, 3, 4)]
 
@@ -356,9 +356,9 @@ def test_remark_names_unlisted_images(write_folder):
     root = write_folder()
     for name in ("b.png", "c.png", "d.dcm.bz2"):
         (root / "images" / name).write_bytes((root / "images" / "a.png").read_bytes())
-    remarks = " ".join(remark.message for remark in read_dataset(root).findings)
-    assert "2 images not listed, left out: b.png, c.png." in remarks
-    assert "(.bz2): d.dcm.bz2" in remarks
+    warnings = " ".join(remark.message for remark in read_dataset(root).findings)
+    assert "2 images not listed, left out: b.png, c.png." in warnings
+    assert "(.bz2): d.dcm.bz2" in warnings
 
 
 PLACES = [
@@ -369,7 +369,7 @@ PLACES = [
     ("_annotations.coco.json", "p1/view1.png"),
 ]
 OUTLINE = [[16, 4, 32, 4, 32, 14, 16, 14]]
-LESIONS = [
+LESIONS_KEY = [
     {"bbox": [16, 4, 16, 10]},
     {"bbox": [16, 4, 16, 10], "segmentation": OUTLINE},
     {"segmentation": OUTLINE},
@@ -377,7 +377,7 @@ LESIONS = [
 
 
 @pytest.mark.parametrize(("table", "name"), PLACES)
-@pytest.mark.parametrize("lesion", LESIONS)
+@pytest.mark.parametrize("lesion", LESIONS_KEY)
 def test_box_is_the_bright_rectangle_in_every_place(tmp_path, table, name, lesion):
     write_picture(tmp_path / name)
     write_picture((tmp_path / name).parents[1] / "p2" / "view1.png", bright=False)
@@ -420,7 +420,7 @@ def test_file_of_any_name_and_place_is_read_if_it_is_named(tmp_path):
 
 def test_drawings_are_cropped_because_an_image_may_have_hundreds_of_lesions():
     square = ((300.0, 200.0, 310.0, 200.0, 310.0, 204.0, 300.0, 204.0),)
-    (part,) = run_in_worker(draw_outlines, "a", [StatedLesion(1, outline=square)], (3000, 4000))
+    (part,) = run_in_worker(draw_outlines, "a", [AnnotatedLesion(1, outline=square)], (3000, 4000))
     assert part.mask.shape == (4, 10)
     image = np.zeros((3000, 4000), np.uint8)
     part.paint(image, 7)

@@ -14,7 +14,7 @@ from PIL import Image
 from lesionseg.errors import LesionsegError
 from lesionseg.io.cases import read_case
 from lesionseg.io.layouts import list_dataset, read_dataset
-from lesionseg.io.layouts.stated_lesions import LESIONS
+from lesionseg.io.layouts.annotated_lesions import LESIONS_KEY
 from lesionseg.ops.components import lesion_mask
 from tests.io.layouts.box_folders import HEIGHT, WIDTH, X0, X1, Y0, Y1, read_all, write_picture
 
@@ -195,7 +195,7 @@ def test_image_without_an_entry_is_lesion_free_with_a_note(tmp_path, layout):
     dataset = read_dataset(tmp_path)
     (finding,) = dataset.findings
     assert (finding.kind, finding.severity) == ("not_in_table", "note")
-    assert dataset.cases[2].annotations[LESIONS].lesions == ()
+    assert dataset.cases[2].annotations[LESIONS_KEY].lesions == ()
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=name_of)

@@ -240,9 +240,9 @@ def test_previews_next_to_volumes_are_left_out(nnunet_folder):
     dataset = read_dataset(root)
     assert [case.case for case in dataset.cases] == ["A", "B"]
     assert all(file.suffix == ".gz" for case in dataset.cases for file in case.images)
-    remarks = " ".join(remark.message for remark in dataset.findings)
-    assert "2 files next to those that end in .nii.gz" in remarks
-    assert "A_0000.png, overview.jpg" in remarks
+    warnings = " ".join(remark.message for remark in dataset.findings)
+    assert "2 files next to those that end in .nii.gz" in warnings
+    assert "A_0000.png, overview.jpg" in warnings
 
 
 def test_wrong_file_ending_in_dataset_json_is_a_remark(nnunet_folder):

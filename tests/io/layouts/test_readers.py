@@ -7,8 +7,8 @@ import pytest
 
 from lesionseg.errors import LesionsegError
 from lesionseg.io.layouts import read_dataset
+from lesionseg.io.layouts.annotated_lesions import AnnotatedLesion, CaseLesions
 from lesionseg.io.layouts.readers import merge_case
-from lesionseg.io.layouts.stated_lesions import CaseLesions, StatedLesion
 from lesionseg.io.text import write_json
 from tests.io.layouts.box_folders import (
     HEIGHT,
@@ -19,21 +19,21 @@ from tests.io.layouts.box_folders import (
     write_picture,
 )
 
-FIRST = StatedLesion(1, (0.0, 0.0, 10.0, 10.0), "A")
-SHIFTED = StatedLesion(1, (0.0, 2.0, 10.0, 12.0), "B")  # IoU with FIRST: 80 / 120
-FAR = StatedLesion(1, (0.0, 50.0, 10.0, 60.0), "C")
-OTHER_LABEL = StatedLesion(2, (0.0, 0.0, 10.0, 10.0), "C")
+FIRST = AnnotatedLesion(1, (0.0, 0.0, 10.0, 10.0), "A")
+SHIFTED = AnnotatedLesion(1, (0.0, 2.0, 10.0, 12.0), "B")  # IoU with FIRST: 80 / 120
+FAR = AnnotatedLesion(1, (0.0, 50.0, 10.0, 60.0), "C")
+OTHER_LABEL = AnnotatedLesion(2, (0.0, 0.0, 10.0, 10.0), "C")
 
 
-def rows_of(*lesions, readers="ABC", least=None, ignored=False):
+def rows_of(*lesions, readers="ABC", minimum=None, ignored=False):
     """Merge lesions. Return label, start and stop of each box that is kept, or ignored."""
-    merged = merge_case(CaseLesions(lesions, tuple(readers)), least).lesions
+    merged = merge_case(CaseLesions(lesions, tuple(readers)), minimum).lesions
     return [(one.label, *one.box) for one in merged if one.is_ignored == ignored]
 
 
 def box(reader, x0, x1, label=1, y0=0.0):
     """Make a box of 10 rows that a reader marked."""
-    return StatedLesion(label, (y0, x0, y0 + 10, x1), reader)
+    return AnnotatedLesion(label, (y0, x0, y0 + 10, x1), reader)
 
 
 FIRST = box("A", 0, 10)
@@ -45,17 +45,17 @@ MEAN, OWN, OTHER = (1, 0, 1, 10, 11), (1, 0, 50, 10, 60), (2, 0, 0, 10, 10)
 
 
 @pytest.mark.parametrize(
-    ("least", "kept", "ignored"),
+    ("minimum", "kept", "ignored"),
     [(None, [MEAN], [OWN, OTHER]), (1, [MEAN, OWN, OTHER], []), (3, [], [MEAN, OWN, OTHER])],
 )
-def test_merged_box_is_the_mean_of_boxes_of_one_label(least, kept, ignored):
-    assert rows_of(*FOUR, least=least) == kept
-    assert rows_of(*FOUR, least=least, ignored=True) == ignored
+def test_merged_box_is_the_mean_of_boxes_of_one_label(minimum, kept, ignored):
+    assert rows_of(*FOUR, minimum=minimum) == kept
+    assert rows_of(*FOUR, minimum=minimum, ignored=True) == ignored
 
 
 def test_lesion_of_one_of_two_readers_is_kept():
     assert rows_of(FIRST, FAR, readers="AC") == [(1, 0, 0, 10, 10), OWN]
-    assert rows_of(FIRST, FAR, readers="AC", least=9) == []  # both readers are required
+    assert rows_of(FIRST, FAR, readers="AC", minimum=9) == []  # both readers are required
 
 
 def test_reader_without_lesions_counts_as_a_reader():
@@ -75,14 +75,14 @@ def test_boxes_below_half_overlap_are_different_lesions(x1, n):
 def test_third_box_is_compared_with_the_mean_of_two_boxes():
     two = (FIRST, box("B", 3, 13))
     # IoU with the first is 1/3, with the mean of both 65/135
-    assert len(rows_of(*two, box("C", 5, 15), least=1)) == 2
+    assert len(rows_of(*two, box("C", 5, 15), minimum=1)) == 2
     # IoU with the mean of both is 70/130
     assert rows_of(*two, box("C", 4.5, 14.5)) == [(1, 0, 2.5, 10, 12.5)]
 
 
 def test_order_of_rows_does_not_matter():
     boxes = [FIRST, SHIFTED, box("C", 4, 14, y0=1.0), FAR]
-    found = {tuple(rows_of(*order, least=1)) for order in itertools.permutations(boxes)}
+    found = {tuple(rows_of(*order, minimum=1)) for order in itertools.permutations(boxes)}
     assert len(found) == 1
 
 
@@ -110,11 +110,11 @@ def folder(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("least", "boxes"),
+    ("minimum", "boxes"),
     [(None, [[4, 16, 14, 32]]), (1, [[4, 16, 14, 32], [20, 40, 30, 50]]), (3, [])],
 )
-def test_readers_of_a_table_are_merged(folder, least, boxes):
-    _, cases = read_all(folder, min_readers=least)
+def test_readers_of_a_table_are_merged(folder, minimum, boxes):
+    _, cases = read_all(folder, min_readers=minimum)
     assert_negative(cases["b"])
     if boxes:
         assert cases["a"].reference.boxes.tolist() == boxes
@@ -168,14 +168,14 @@ def test_readers_of_coco_are_merged(tmp_path, coco_content):
 
 
 @pytest.mark.parametrize(
-    ("fault", "match"),
+    ("problem", "match"),
     [
         ({"reader": "", "attributes": {}}, "names no reader"),
         ({"iscrowd": 1}, "several readers, so each"),
     ],
 )
-def test_annotation_without_reader_or_box_is_an_error(tmp_path, coco_content, fault, match):
-    coco_content["annotations"][0].update(fault)
+def test_annotation_without_reader_or_box_is_an_error(tmp_path, coco_content, problem, match):
+    coco_content["annotations"][0].update(problem)
     write_json(tmp_path / "annotations.json", coco_content)
     with pytest.raises(LesionsegError, match=rf"annotations\.json: annotation None: .*{match}"):
         read_dataset(tmp_path)

@@ -1,4 +1,4 @@
-"""The facts about a model that a user needs before the first prediction."""
+"""The details of a model that a user needs before the first prediction."""
 
 import json
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ from lesionseg.plan.plan import Plan
 
 _SIDES = {2: 2048, 3: 256}  # of the scan for which memory is estimated, by its number of axes
 _TEXT = """\
-Model:   {{ facts.path }}, digest {{ facts.digest }}
+Model:   {{ info.path }}, digest {{ info.digest }}
 Marks:   {% for name in plan.labels.names %}
 {{ name }} (mask value {{ plan.labels.channel_values[loop.index0] | join(", ") }})\
 {{ ", " if not loop.last }}{% endfor %}
@@ -34,10 +34,10 @@ Values:  {{ (plan.nnunet or plan).normalisation | map(attribute="scheme") | uniq
 Grid:    {{ plan.spacing_mm | map("number") | join(" × ") }} mm, tiles of \
 {{ plan.tile_shape | join(" × ") }} voxels
 Network: {{ plan.architecture.title }}\
-{% if facts.n_weights %}, {{ (facts.n_weights / 1e6) | number }} million weights{% endif %}\
+{% if info.n_weights %}, {{ (info.n_weights / 1e6) | number }} million weights{% endif %}\
 {% if selection.n_members > 1 %}; the mean of {{ selection.n_members }} networks{% endif %}
 
-Memory:  {{ facts.memory_gb | number }} GB for a scan of {{ facts.memory_shape | join(" × ") }} \
+Memory:  {{ info.memory_gb | number }} GB for a scan of {{ info.memory_shape | join(" × ") }} \
 voxels of this grid,
          and about 0.5 GB for program and network
 {% if selection.point %}
@@ -52,11 +52,11 @@ Others:  {{ selection.operating_points[1:] | map(attribute="name") | join(", ") 
 {% else %}
 Point:   none was chosen: candidates are accepted from score 0.5
 {% endif %}
-Trained: {{ facts.training or "not stated" }}
-Licence: {{ facts.stated.get("license") or facts.stated.get("licence") or "not stated" }}
-Card:    {{ facts.card or "none" }}
+Trained: {{ info.training or "not stated" }}
+Licence: {{ info.card_fields.get("license") or info.card_fields.get("licence") or "not stated" }}
+Card:    {{ info.card or "none" }}
 """
-# the facts about the training that a model card, or the dataset.json of nnU-Net, may state
+# the details of the training that a model card, or the dataset.json of nnU-Net, may state
 _TRAINING = {
     "made from": "",
     "training_patients": "patients: ",
@@ -69,18 +69,18 @@ _TRAINING = {
 
 
 @dataclass(frozen=True)
-class ModelFacts:
-    """The facts about a model.
+class ModelInfo:
+    """The details of a model.
 
     Attributes:
-        path: the folder of the bundle, the nnU-Net model as the user named it, or the address.
-        digest: its digest, as in the files of predictions.
-        plan: its plan.
-        selection: the choices made after training. That of an nnU-Net model states only its number
+        path: The folder of the bundle, the nnU-Net model as the user named it, or the address.
+        digest: Its digest, as in the files of predictions.
+        plan: Its plan.
+        selection: The choices made after training. That of an nnU-Net model states only its number
             of networks.
-        n_weights: number of weights of each network. None if its class is not ours.
-        stated: the facts in its model card, or in the `dataset.json` of nnU-Net.
-        card: the model card. None if there is none.
+        n_weights: Number of weights of each network. None if its class is not ours.
+        card_fields: The details in its model card, or in the `dataset.json` of nnU-Net.
+        card: The model card. None if there is none.
     """
 
     path: str | Path
@@ -88,7 +88,7 @@ class ModelFacts:
     plan: Plan
     selection: Selection
     n_weights: int | None
-    stated: Mapping[str, Any]
+    card_fields: Mapping[str, Any]
     card: Path | None
 
     @property
@@ -104,14 +104,14 @@ class ModelFacts:
 
     @property
     def training(self) -> str:
-        """The stated facts about the training data, in one line; "" if there are none."""
-        stated = self.stated
+        """The stated details of the training data, in one line; "" if there are none."""
+        card_fields = self.card_fields
         return ", ".join(
-            f"{words}{stated[key]}" for key, words in _TRAINING.items() if key in stated
+            f"{words}{card_fields[key]}" for key, words in _TRAINING.items() if key in card_fields
         )
 
     def record(self) -> dict[str, Any]:
-        """Return the facts by name, with those about memory and the name of the operating point.
+        """Return the details by name, with those about memory and the name of the operating point.
 
         `plan` and `selection` have the content of their files. `path` and `card` are paths.
         """
@@ -124,44 +124,44 @@ class ModelFacts:
             "n_weights": self.n_weights,
             "memory_gb": self.memory_gb,
             "memory_shape": self.memory_shape,
-            "stated": self.stated,
+            "stated": self.card_fields,
             "card": self.card,
         }
 
     def lines(self) -> list[str]:
-        """Return the facts as lines for a reader."""
-        return fill(_TEXT, plan=self.plan, selection=self.selection, facts=self).splitlines()
+        """Return the details as lines for a reader."""
+        return fill(_TEXT, plan=self.plan, selection=self.selection, info=self).splitlines()
 
 
-def model_facts(bundle: str | PathLike[str]) -> ModelFacts:
-    """Collect the facts about a bundle, a run or an nnU-Net model, or one at an address.
+def model_info(bundle: str | PathLike[str]) -> ModelInfo:
+    """Collect the details of a bundle, a run or an nnU-Net model, or one at an address.
 
     The weights are read for the digest. The plan of an nnU-Net model also needs the weights of the
     first checkpoint.
 
     Raises:
-        BundleError: if there is no model, or its files are damaged.
-        LesionsegError: if the model cannot be downloaded (`local_model`).
+        BundleError: If there is no model, or its files are damaged.
+        LesionsegError: If the model cannot be downloaded (`local_model`).
     """
     path = local_model(bundle)
     plan = bundle_plan(path)
     files = find_model(path)
     if isinstance(files, BundleFiles):
         path = files.folder
-        stated = files.card_facts()
+        card_fields = files.card_fields()
     else:
-        stated = {"made from": plan.reasons["source"], **files.read_json(DATASET_JSON)}
+        card_fields = {"made from": plan.reasons["source"], **files.read_json(DATASET_JSON)}
     n_weights = None
     if plan.architecture.name in ARCHITECTURES and not plan.architecture.network:
         with torch.device("meta"):
             n_weights = sum(weight.numel() for weight in build_network(plan).parameters())
     card = BundleFiles(path).card
-    return ModelFacts(
+    return ModelInfo(
         path=str(bundle) if is_url(str(bundle)) else path,
         digest=bundle_digest(path),
         plan=plan,
         selection=bundle_selection(path),
         n_weights=n_weights,
-        stated=stated,
+        card_fields=card_fields,
         card=card if card.is_file() else None,
     )

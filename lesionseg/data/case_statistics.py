@@ -1,4 +1,4 @@
-"""facts.json: the facts about each case for the fingerprint, kept so that a case is read once."""
+"""facts.json: the statistics of each case for the fingerprint, kept so that a case is read once."""
 
 import json
 from base64 import b64decode, b64encode
@@ -21,12 +21,12 @@ from lesionseg.io.cases import read_case
 from lesionseg.io.contents import case_digest, image_state
 from lesionseg.io.files import digest_of
 from lesionseg.io.text import write_text
-from lesionseg.plan.fingerprint import MOST_SAMPLED, SAMPLED, CaseFacts, facts_of
+from lesionseg.plan.fingerprint import MAX_SAMPLED, SAMPLED, CaseStatistics, measure_case
 from lesionseg.plan.plan import to_tuples
-from lesionseg.plan.plausibility import ReferenceFacts
+from lesionseg.plan.plausibility import ReferenceStatistics
 
-Record = tuple[CaseFacts | None, str]
-FACTS_FILE = "facts.json"
+Record = tuple[CaseStatistics | None, str]
+STATISTICS_FILE = "facts.json"
 _VERSION = 5  # version of the entries in facts.json
 _SAMPLES = ("sample", "lesion_sample")  # arrays [C, n], in base64
 _SHOWN_ERRORS = 20
@@ -36,7 +36,7 @@ _IRRELEVANT = {"name", "cases", "findings", "may_lack", "split_file"}
 def read_records(
     dataset: Dataset, folder: Path | None, progress: Callable[[str, int, int], None]
 ) -> dict[str, Record]:
-    """Return each case's facts (None without a reference) and the SHA-256 of its files.
+    """Return each case's statistics (None without a reference) and the SHA-256 of its files.
 
     Threads read the cases that `folder/facts.json` does not contain, but only as many at the same
     time as fit into memory. The file is written at the end, also after an interruption. Without a
@@ -45,7 +45,7 @@ def read_records(
 
     Raises:
         LesionsegError: If exactly one case cannot be used: its error.
-        DatasetError: if several cases cannot be used.
+        DatasetError: If several cases cannot be used.
     """
     reader = _RecordReader(dataset, folder)
     records: dict[str, Record] = {}
@@ -67,7 +67,7 @@ def read_records(
 
 
 class _RecordReader:
-    """A reader of the facts of cases, which reuses entries of `folder/facts.json`.
+    """A reader of the statistics of cases, which reuses entries of `folder/facts.json`.
 
     The key of an entry is the path of the case's first image. An entry is reused if path, size,
     times of change and inode of all files are the same, and also the case's entry in the dataset,
@@ -78,7 +78,7 @@ class _RecordReader:
         self.dataset = dataset
         self.folder = folder
         # a power of two, so that a few further cases do not change the samples of known cases
-        voxels = max(64, min(SAMPLED, MOST_SAMPLED // max(len(dataset.cases), 1)))
+        voxels = max(64, min(SAMPLED, MAX_SAMPLED // max(len(dataset.cases), 1)))
         self.n_voxels = 1 << (voxels.bit_length() - 1)
         names = {f.name for f in fields(dataset)} - _IRRELEVANT
         self.settings = {name: getattr(dataset, name) for name in sorted(names)}
@@ -95,7 +95,7 @@ class _RecordReader:
         state = self._digest_state(files) if self.folder else None
         entry = self._known.get(str(files.images[0]))
         if entry and entry["state"] == state:
-            return _facts_from_json(entry["facts"]), str(entry["source"])
+            return _statistics_from_json(entry["facts"]), str(entry["source"])
         try:
             with self._memory.hold():
                 case = read_case(files, self.dataset)
@@ -103,22 +103,24 @@ class _RecordReader:
                 # more bytes per voxel in a test; the rest is a reserve.
                 self._memory.note(case.image.array.nbytes + 12 * prod(case.image.geometry.shape))
                 reference = case.reference
-                facts = None if reference is None else facts_of(case, reference, self.n_voxels)
+                statistics = (
+                    None if reference is None else measure_case(case, reference, self.n_voxels)
+                )
                 del case, reference
             source = case_digest(files)
         except LesionsegError as error:
             return error
         if state is not None and state == self._digest_state(files):
-            entry = {"state": state, "facts": _facts_to_json(facts), "source": source}
+            entry = {"state": state, "facts": _statistics_to_json(statistics), "source": source}
             self._new[str(files.images[0])] = entry
-        return facts, source
+        return statistics, source
 
     def save(self) -> None:
         """Add the new records to the file, if there is a folder and it can be written."""
         if self.folder is not None and self._new:
             with suppress(OutputError):  # without the file, the next start only takes longer
                 entries = _read_entries(self.folder) | self._new
-                write_text(self.folder / FACTS_FILE, json.dumps(entries))
+                write_text(self.folder / STATISTICS_FILE, json.dumps(entries))
 
     def _digest_state(self, files: CaseFiles) -> str | None:
         """Return a digest of the case's entry in the dataset, its files, and the reading settings.
@@ -141,7 +143,7 @@ class _SharedMemory:
     case is read at a time.
 
     Args:
-        n_bytes: the memory for all cases.
+        n_bytes: The memory for all cases.
     """
 
     def __init__(self, n_bytes: int) -> None:
@@ -186,31 +188,31 @@ def _combine_errors(errors: list[LesionsegError], root: Path) -> LesionsegError:
     return DatasetError(f"{root}: {len(errors)} cases cannot be used:\n  {shown}{more}")
 
 
-def _facts_to_json(facts: CaseFacts | None) -> dict[str, Any] | None:
-    """Convert facts to plain values, with samples in base64; None stays None."""
-    if facts is None:
+def _statistics_to_json(statistics: CaseStatistics | None) -> dict[str, Any] | None:
+    """Convert statistics to plain values, with samples in base64; None stays None."""
+    if statistics is None:
         return None
-    values = asdict(facts)
+    values = asdict(statistics)
     for name in _SAMPLES:
         values[name] = b64encode(values[name].astype("<f4").tobytes()).decode()
     return values
 
 
-def _facts_from_json(values: dict[str, Any] | None) -> CaseFacts | None:
-    """Return the facts that `_facts_to_json` converted; None stays None."""
+def _statistics_from_json(values: dict[str, Any] | None) -> CaseStatistics | None:
+    """Return the statistics that `_statistics_to_json` converted; None stays None."""
     if values is None:
         return None
     plain = to_tuples(values)
-    plain["reference"] = ReferenceFacts(**plain["reference"])
+    plain["reference"] = ReferenceStatistics(**plain["reference"])
     for name in _SAMPLES:
         sample = np.frombuffer(b64decode(values[name]), "<f4")
         plain[name] = sample.reshape(len(values["nonzero"]), -1)
-    return CaseFacts(**plain)
+    return CaseStatistics(**plain)
 
 
 def _read_entries(folder: Path | None) -> dict[str, dict[str, Any]]:
     """Return the entries of facts.json by image; empty without a folder or a readable file."""
     try:
-        return dict(json.loads((folder / FACTS_FILE).read_bytes())) if folder else {}
+        return dict(json.loads((folder / STATISTICS_FILE).read_bytes())) if folder else {}
     except (OSError, ValueError, TypeError):
         return {}  # if the file is missing or damaged, the cases are read again

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 
 from lesionseg.core import Labels
-from lesionseg.data import facts
-from lesionseg.data.facts import FACTS_FILE, read_records
+from lesionseg.data import case_statistics
+from lesionseg.data.case_statistics import STATISTICS_FILE, read_records
 from lesionseg.errors import DatasetError
 from lesionseg.io.cases import read_case
 from lesionseg.io.layouts import read_dataset
 from lesionseg.io.text import read_json
 from lesionseg.phantoms import write_mri_phantoms
-from lesionseg.plan.fingerprint import facts_of
+from lesionseg.plan.fingerprint import measure_case
 
 OLD = 1_600_000_000
 
@@ -49,7 +49,7 @@ def read(dataset, tmp_path):
 
 def read_entries(dataset, folder):
     """Read the entries of facts.json by case."""
-    stored = read_json(folder / "facts" / FACTS_FILE)
+    stored = read_json(folder / "facts" / STATISTICS_FILE)
     images = {files.case: str(files.images[0]) for files in dataset.cases}
     return {case: stored[image] for case, image in images.items() if image in stored}
 
@@ -67,10 +67,10 @@ def are_equal(records, others):
 def test_records_are_remembered_until_a_file_changes(dataset, read, monkeypatch):
     first = read()
     case = read_case(dataset.cases[0], dataset)
-    stated = (facts_of(case, case.reference), first[case.case][1])
+    stated = (measure_case(case, case.reference), first[case.case][1])
     assert are_equal({case.case: stated}, first)
     with monkeypatch.context() as patch:
-        patch.setattr(facts, "read_case", lambda *_: 1 / 0)
+        patch.setattr(case_statistics, "read_case", lambda *_: 1 / 0)
         assert are_equal(first, read())
     files, _, bad = dataset.cases
     files.images[0].write_bytes(bytes(files.images[0].stat().st_size))
@@ -104,7 +104,7 @@ def test_cases_are_read_again_if_the_file_is_damaged_or_cannot_be_written(
     dataset, read, tmp_path, text
 ):
     (tmp_path / "facts").mkdir()
-    (tmp_path / "facts" / FACTS_FILE).write_text(text)
+    (tmp_path / "facts" / STATISTICS_FILE).write_text(text)
     first = read()
     (tmp_path / "file").write_text("a file")
     assert are_equal(first, read_records(dataset, tmp_path / "file", lambda *_: None))
@@ -126,14 +126,14 @@ def test_cases_are_read_together_only_if_they_fit_into_memory(read, monkeypatch,
     fits = budget > 1
     together = Barrier(2)
     n_reading = Counter[str]()
-    most = []
+    maximum = []
     lock = Lock()
 
     def read_slowly(files, dataset):
         with lock:
-            is_first = not most
+            is_first = not maximum
             n_reading["now"] += 1
-            most.append(n_reading["now"])
+            maximum.append(n_reading["now"])
         if fits and not is_first:
             together.wait(timeout=600)  # an error if the two are not read at the same time
         case = read_case(files, dataset)
@@ -142,8 +142,8 @@ def test_cases_are_read_together_only_if_they_fit_into_memory(read, monkeypatch,
             n_reading["now"] -= 1
         return case
 
-    monkeypatch.setattr(facts, "cores", lambda: 3)
-    monkeypatch.setattr(facts, "default_budget", lambda: budget)
-    monkeypatch.setattr(facts, "read_case", read_slowly)
+    monkeypatch.setattr(case_statistics, "cores", lambda: 3)
+    monkeypatch.setattr(case_statistics, "default_budget", lambda: budget)
+    monkeypatch.setattr(case_statistics, "read_case", read_slowly)
     assert len(read()) == 3
-    assert max(most) == (2 if fits else 1)
+    assert max(maximum) == (2 if fits else 1)

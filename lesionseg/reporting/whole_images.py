@@ -1,4 +1,4 @@
-"""Whole images of two axes, such as films, with the boxes of lesions and markings.
+"""Whole images of two axes, such as radiographs, with the boxes of lesions and markings.
 
 A box is stated in rows of the image, x first, so that the units of both axes have the same length
 in mm. The page draws it as SVG over the picture, so that it is sharp at any size.
@@ -15,20 +15,20 @@ import pandas as pd
 from PIL import Image
 
 from lesionseg.errors import format_score
-from lesionseg.reporting.evaluation_tables import Evaluation
+from lesionseg.reporting.evaluation_tables import EvaluationTables
 from lesionseg.reporting.images import Scene
 from lesionseg.reporting.pictures import JPEG_QUALITY, display_levels, jpeg_uri
-from lesionseg.reporting.rendering import say
+from lesionseg.reporting.rendering import render_sentence
 from lesionseg.reporting.words import size_words, why_missed
 
-MOST_FILMS = 16
-MOST_BOXES = 60  # of one film; more cannot be distinguished
-LARGEST_SIDE = 900  # of the picture, in pixels; the boxes stay sharp
-WINDOW = (0.5, 99.7)  # percentiles of the grey values that are shown as black and white
+MAX_WHOLE_IMAGES = 16
+MAX_BOXES = 60  # of one image; more cannot be distinguished
+MAX_SIDE = 900  # of the picture, in pixels; the boxes stay sharp
+IMAGE_WINDOW = (0.5, 99.7)  # percentiles of the grey values that are shown as black and white
 # Light colours, which differ for colour-blind readers (after Okabe and Ito 2008) and, except for
 # white, are not those of outlines. With more labels, colours occur again, but with another letter.
 LABEL_COLOURS = ("#f0e442", "#a9b8ff", "#ffffff", "#5ad1a5", "#e3a6d2", "#c9b08a")
-TEXT_SIZE = 0.032  # height of the text in a film, relative to its width
+TEXT_SIZE = 0.032  # height of the text in an image, relative to its width
 
 BoxKind = Literal["reference", "accepted", "below"]
 
@@ -43,8 +43,8 @@ class LabelKey:
 
 
 @dataclass(frozen=True)
-class FilmBox:
-    """A box on a film, in rows of the image.
+class ImageBox:
+    """A box on a whole image, in rows of the image.
 
     Attributes:
         kind: `reference` for a lesion, `accepted` for a marking, and `below` for a marking under
@@ -74,7 +74,7 @@ class FilmBox:
 
 
 @dataclass(frozen=True)
-class FilmTag:
+class BoxTag:
     """The text of a box and the rectangle behind it, in rows of the image.
 
     Attributes:
@@ -85,13 +85,13 @@ class FilmTag:
         height: Extent along y.
     """
 
-    box: FilmBox
+    box: ImageBox
     left: float
     top: float
     width: float
     height: float
 
-    def overlaps(self, other: "FilmTag") -> bool:
+    def overlaps(self, other: "BoxTag") -> bool:
         """Return True if the two rectangles have a common area."""
         return (
             self.left < other.left + other.width
@@ -102,7 +102,7 @@ class FilmTag:
 
 
 @dataclass(frozen=True)
-class Film:
+class WholeImage:
     """A whole image, its boxes and its caption.
 
     Attributes:
@@ -120,19 +120,19 @@ class Film:
     height: int
     case: str
     words: str
-    boxes: Sequence[FilmBox]
+    boxes: Sequence[ImageBox]
 
     @property
     def text_size(self) -> float:
         """Height of the text in rows of the image."""
         return TEXT_SIZE * self.width
 
-    def tags(self) -> list[FilmTag]:
+    def tags(self) -> list[BoxTag]:
         """Return the texts of the boxes in the order of drawing.
 
         A text avoids those of boxes that are drawn later, if it has another place within the image.
         """
-        tags: list[FilmTag] = []
+        tags: list[BoxTag] = []
         for box in reversed(self.boxes):
             if box.text:
                 places = self._places(box)
@@ -140,7 +140,7 @@ class Film:
                 tags.append((free or places)[0])
         return tags[::-1]
 
-    def _places(self, box: FilmBox) -> list[FilmTag]:
+    def _places(self, box: ImageBox) -> list[BoxTag]:
         """Return the places within the image for the text of a box, the best one first.
 
         The text of a lesion is above its box, and that of a marking below, so that both can be read
@@ -158,19 +158,19 @@ class Film:
         last_left = max(self.width - width, 0.0)
         last_top = self.height - height
         places = [
-            FilmTag(box, min(max(left, 0.0), last_left), top, width, height)
+            BoxTag(box, min(max(left, 0.0), last_left), top, width, height)
             for left, top in corners
             if 0 <= top <= last_top
         ]
         # no place is left only in an image that is hardly higher than the text
-        return places or [FilmTag(box, min(max(box.x, 0.0), last_left), last_top, width, height)]
+        return places or [BoxTag(box, min(max(box.x, 0.0), last_left), last_top, width, height)]
 
 
-def choose_films(tables: Evaluation) -> list[str]:
-    """Return the scans to show as a whole, at most `MOST_FILMS`; none if an image has three axes.
+def choose_whole_images(tables: EvaluationTables) -> list[str]:
+    """Return the scans to show as a whole, at most `MAX_WHOLE_IMAGES`.
 
-    Scans with the largest missed lesions and those with the most confident false positives take
-    turns. Scans with lesions that are all found follow.
+    There are none if an image has three axes. Scans with the largest missed lesions and those with
+    the most confident false positives take turns. Scans with lesions that are all found follow.
     """
     if tables.scores.image_axes != (2,):
         return []
@@ -178,10 +178,10 @@ def choose_films(tables: Evaluation) -> list[str]:
     by_miss = tables.missed["case"].unique().tolist()
     by_false = false["case"].unique().tolist()
     turns = [case for pair in zip_longest(by_miss, by_false) for case in pair if case]
-    return list(dict.fromkeys([*turns, *tables.found["case"]]))[:MOST_FILMS]
+    return list(dict.fromkeys([*turns, *tables.found["case"]]))[:MAX_WHOLE_IMAGES]
 
 
-def label_keys(tables: Evaluation) -> dict[str, LabelKey]:
+def label_keys(tables: EvaluationTables) -> dict[str, LabelKey]:
     """Return the key of each label of lesions and markings by its name; empty for a single label.
 
     The labels of the scores come first, in their order.
@@ -192,25 +192,25 @@ def label_keys(tables: Evaluation) -> dict[str, LabelKey]:
     if len(names) < 2:
         return {}
     return {
-        name: LabelKey(_letter(k), LABEL_COLOURS[k % len(LABEL_COLOURS)], name)
+        name: LabelKey(_label_letter(k), LABEL_COLOURS[k % len(LABEL_COLOURS)], name)
         for k, name in enumerate(names)
     }
 
 
-def _letter(number: int) -> str:
+def _label_letter(number: int) -> str:
     """Return A, B, … Z, then AA, AB, … ZZ for numbers from 0 to 701.
 
-    >>> _letter(0), _letter(25), _letter(26)
+    >>> _label_letter(0), _label_letter(25), _label_letter(26)
     ('A', 'Z', 'AA')
     """
     first, second = divmod(number, 26)
     return (chr(64 + first) if first else "") + chr(65 + second)
 
 
-def draw_film(scene: Scene, case: str, tables: Evaluation) -> Film:
+def draw_whole_image(scene: Scene, case: str, tables: EvaluationTables) -> WholeImage:
     """Draw the whole image of a scan with the boxes of its lesions and markings.
 
-    At most `MOST_BOXES` boxes are drawn, errors first. The caption states how many are left out.
+    At most `MAX_BOXES` boxes are drawn, errors first. The caption states how many are left out.
     """
     keys = label_keys(tables)
     lesions = tables.lesions[tables.lesions["case"] == case]
@@ -220,45 +220,45 @@ def draw_film(scene: Scene, case: str, tables: Evaluation) -> Film:
         *_marking_boxes(markings, keys),
         *_nearest_boxes(lesions, markings, keys),
     ]
-    shown = sorted(boxes, key=lambda box: not box.is_error)[:MOST_BOXES]
+    shown = sorted(boxes, key=lambda box: not box.is_error)[:MAX_BOXES]
     # later boxes are drawn over earlier ones: errors are on top, and markings above lesions
     drawing_order = sorted(shown, key=lambda box: (box.is_error, box.kind != "reference"))
     height, width = scene.geometry.shape
     spacing_y, spacing_x = scene.geometry.spacing_mm
     stretch = spacing_x / spacing_y
-    return Film(
+    return WholeImage(
         uri=draw_picture(scene),
         width=width * stretch,
         height=height,
         case=case,
-        words=_caption(
+        words=_image_caption(
             lesions, markings, tables, len(boxes) - len(shown), several_labels=bool(keys)
         ),
         boxes=[replace(box, x=box.x * stretch, width=box.width * stretch) for box in drawing_order],
     )
 
 
-def _lesion_boxes(lesions: pd.DataFrame, keys: Mapping[str, LabelKey]) -> Iterator[FilmBox]:
+def _lesion_boxes(lesions: pd.DataFrame, keys: Mapping[str, LabelKey]) -> Iterator[ImageBox]:
     """Yield the boxes of lesions, the largest first."""
     for _, row in lesions.sort_values("diameter_mm", ascending=False).iterrows():
         words = "" if row["detected"] else "missed"
-        yield _box("reference", row, keys, words, is_error=not row["detected"])
+        yield _box_of_row("reference", row, keys, words, is_error=not row["detected"])
 
 
-def _marking_boxes(markings: pd.DataFrame, keys: Mapping[str, LabelKey]) -> Iterator[FilmBox]:
+def _marking_boxes(markings: pd.DataFrame, keys: Mapping[str, LabelKey]) -> Iterator[ImageBox]:
     """Yield the boxes of accepted markings, the highest score first."""
     for _, row in markings[markings["accepted"]].sort_values("score", ascending=False).iterrows():
         is_false = row["outcome"] == "false_positive"
-        yield _box("accepted", row, keys, _score_words(row), is_error=is_false)
+        yield _box_of_row("accepted", row, keys, _score_words(row), is_error=is_false)
 
 
 def _nearest_boxes(
     lesions: pd.DataFrame, markings: pd.DataFrame, keys: Mapping[str, LabelKey]
-) -> Iterator[FilmBox]:
+) -> Iterator[ImageBox]:
     """Yield the boxes of markings below the limit that explain why a lesion was missed."""
     nearest = lesions[~lesions["detected"]]["nearest_candidate"]
     for _, row in markings[~markings["accepted"] & markings["candidate"].isin(nearest)].iterrows():
-        yield _box("below", row, keys, _score_words(row), is_error=False)
+        yield _box_of_row("below", row, keys, _score_words(row), is_error=False)
 
 
 def _score_words(row: Mapping[str, Any]) -> str:
@@ -266,18 +266,18 @@ def _score_words(row: Mapping[str, Any]) -> str:
     return "" if pd.isna(row["score"]) else format_score(float(row["score"]))
 
 
-def _box(
+def _box_of_row(
     kind: BoxKind,
     row: Mapping[str, Any],
     keys: Mapping[str, LabelKey],
     words: str,
     *,
     is_error: bool,
-) -> FilmBox:
+) -> ImageBox:
     """Return the box of `row`, one of lesions.csv or candidates.csv, in pixels of the image."""
     x = float(row["start_x_vox"])
     y = float(row["start_y_vox"])
-    return FilmBox(
+    return ImageBox(
         kind=kind,
         x=x,
         y=y,
@@ -289,10 +289,10 @@ def _box(
     )
 
 
-def _caption(
+def _image_caption(
     lesions: pd.DataFrame,
     markings: pd.DataFrame,
-    tables: Evaluation,
+    tables: EvaluationTables,
     n_left_out: int,
     *,
     several_labels: bool,
@@ -308,8 +308,8 @@ def _caption(
         row = missed.sort_values(tables.size_column, ascending=False).iloc[0]
         name = f"{row['label']} of " if several_labels else ""
         words = f"{name}{size_words(row, tables)}, {why_missed(row, tables)}"
-    return say(
-        "film_caption",
+    return render_sentence(
+        "whole_image_caption",
         n_found=len(lesions) - len(missed),
         n_lesions=len(lesions),
         n_false=int((markings["outcome"] == "false_positive").sum()),
@@ -319,10 +319,10 @@ def _caption(
 
 
 def draw_picture(scene: Scene) -> str:
-    """Return the image as a JPEG in a data URI, with at most `LARGEST_SIDE` pixels per side."""
+    """Return the image as a JPEG in a data URI, with at most `MAX_SIDE` pixels per side."""
     image = np.moveaxis(scene.colours, 0, -1) if scene.colours is not None else scene.image
-    picture = Image.fromarray(display_levels(image, WINDOW))
-    picture.thumbnail((LARGEST_SIDE, LARGEST_SIDE), Image.Resampling.BOX)
+    picture = Image.fromarray(display_levels(image, IMAGE_WINDOW))
+    picture.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.BOX)
     buffer = io.BytesIO()
     picture.save(buffer, format="JPEG", quality=JPEG_QUALITY)
     return jpeg_uri(buffer)

@@ -1,4 +1,4 @@
-"""The survey of a dataset: its cases, lesions and roles. All decisions start from it."""
+"""The inspection of a dataset: its cases, lesions and roles. All decisions start from it."""
 
 import logging
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ from statistics import median
 
 from lesionseg.config import DataConfig
 from lesionseg.core import CaseFiles, Dataset, Role
-from lesionseg.data.facts import read_records
+from lesionseg.data.case_statistics import read_records
 from lesionseg.errors import ConfigError, DatasetError, count, join_names
 from lesionseg.io.layouts import list_dataset, require_usable
 from lesionseg.io.remote import download
@@ -17,20 +17,20 @@ from lesionseg.io.split_files import SplitFile
 from lesionseg.phantoms import simulate_once
 from lesionseg.pipeline.log import bar
 from lesionseg.plan.fingerprint import Fingerprint, fingerprint_of
-from lesionseg.plan.plan import sources_of
+from lesionseg.plan.plan import heads_of
 from lesionseg.plan.plausibility import (
-    ReferenceFacts,
-    doubt_lines,
-    find_doubts,
+    ReferenceStatistics,
+    find_implausible,
     has_no_background,
+    implausible_lines,
 )
-from lesionseg.plan.splits import LesionFacts, Splits, fold_numbers, make_splits
+from lesionseg.plan.splits import LesionStatistics, Splits, fold_numbers, make_splits
 
 log = logging.getLogger(__name__)
 
 ALL_FOLDS = "all"
 CACHE = "cache"  # folder next to the run directories
-FACTS = "facts"  # folder in the cache
+STATISTICS = "facts"  # folder in the cache
 
 
 def cache_folder(data: DataConfig, run: Path) -> Path:
@@ -42,7 +42,7 @@ def may_lack(data: DataConfig, channels: Sequence[str]) -> bool:
     """Return True if a scan may lack a channel, because training drops channels.
 
     Raises:
-        ConfigError: if channels are dropped, but there is only one.
+        ConfigError: If channels are dropped, but there is only one.
     """
     if data.channel_dropout and len(channels) < 2:
         raise ConfigError(
@@ -53,26 +53,26 @@ def may_lack(data: DataConfig, channels: Sequence[str]) -> bool:
 
 
 @dataclass(frozen=True)
-class Survey:
-    """A dataset and the facts about it.
+class DatasetInspection:
+    """A dataset, its statistics and the roles of its cases.
 
     Attributes:
-        dataset: the cases of all roles.
-        fingerprint: the statistics of the development cases.
-        splits: the role of each case.
-        counts: number of lesions of each labelled case.
-        lesions: the median diameter and the label values of these lesions.
-        boxed: number of lesions of each development case whose reference has boxes and no mask.
-        sources: SHA-256 of the files of each case, also without a reference.
+        dataset: The cases of all roles.
+        fingerprint: The statistics of the development cases.
+        splits: The role of each case.
+        counts: Number of lesions of each labelled case.
+        lesions: The median diameter and the label values of these lesions.
+        boxed: Number of lesions of each development case whose reference has boxes and no mask.
+        digests: SHA-256 of the files of each case, also without a reference.
     """
 
     dataset: Dataset
     fingerprint: Fingerprint
     splits: Splits
     counts: Mapping[str, int] = field(default_factory=dict)
-    lesions: LesionFacts = field(default_factory=LesionFacts)
+    lesions: LesionStatistics = field(default_factory=LesionStatistics)
     boxed: Mapping[str, int] = field(default_factory=dict)
-    sources: Mapping[str, str] = field(default_factory=dict)
+    digests: Mapping[str, str] = field(default_factory=dict)
 
     def of_role(self, role: str) -> tuple[CaseFiles, ...]:
         """Return the cases of one role, in the dataset's order, also those without a reference."""
@@ -89,37 +89,40 @@ class Survey:
         return not seen & {files.patient for files in self.of_role(role)}
 
 
-def take_survey(data: DataConfig, seed: int, facts: Path | None = None) -> Survey:
+def inspect_dataset(
+    data: DataConfig, seed: int, statistics: Path | None = None
+) -> DatasetInspection:
     """Read every case and divide the dataset. The roles are those of the first fold to train.
 
-    A case whose facts are in `facts/facts.json` is read again only if its files have changed. The
-    fingerprint describes only development cases: no test cases, and no cases that a split file
-    leaves out. Doubtful references, and cases that the split leaves out, are warnings.
+    A case whose statistics are in `statistics/facts.json` is read again only if its files have
+    changed. The fingerprint describes only development cases: no test cases, and no cases that a
+    split file leaves out. Doubtful references, and cases that the split leaves out, are warnings.
 
     Args:
-        data: the settings of the data.
-        seed: the seed of the division.
-        facts: the folder of `facts.json`, which is brought up to date; None: every case is read.
+        data: The settings of the data.
+        seed: The seed of the division.
+        statistics: The folder of `facts.json`, which is brought up to date; None: every case is
+            read.
 
     Raises:
-        DatasetError: if files cannot be used (the message lists up to 100 of them), if references,
+        DatasetError: If files cannot be used (the message lists up to 100 of them), if references,
             lesions or background are missing (`require_lesions`), or if the split cannot be made
             (`first_splits`).
-        ConfigError: if `data.group` is not a regular expression, if phantoms were simulated with
+        ConfigError: If `data.group` is not a regular expression, if phantoms were simulated with
             other settings, or see `first_splits`.
     """
     dataset = open_dataset(data)
     require_usable(dataset)
     with bar("Reading the dataset") as advance:
-        records = read_records(dataset, facts, advance)
+        records = read_records(dataset, statistics, advance)
     known = {case: found for case, (found, _) in records.items() if found is not None}
     references = {case: found.reference for case, found in known.items()}
-    for line in doubt_lines(find_doubts(dataset, references)):
+    for line in implausible_lines(find_implausible(dataset, references)):
         log.warning(line)
     counts = {case: len(found.diameters_mm) for case, found in known.items()}
     require_lesions(dataset, counts, references)
     sizes = {case: median(found.diameters_mm or (0.0,)) for case, found in known.items()}
-    lesions = LesionFacts(sizes, {case: facts.labels for case, facts in references.items()})
+    lesions = LesionStatistics(sizes, {case: one.labels for case, one in references.items()})
     splits = first_splits(dataset, counts, lesions, data, seed)
     development = _development_cases(dataset, splits, data)
     used = development | splits.roles.keys()
@@ -129,25 +132,25 @@ def take_survey(data: DataConfig, seed: int, facts: Path | None = None) -> Surve
         cases = count(len(left_out), "labelled case")
         log.warning("%s leaves out %s, not used here: %s.", file, cases, join_names(left_out))
     developed = {case: found for case, found in known.items() if case in development}
-    return Survey(
+    return DatasetInspection(
         dataset=dataset,
         fingerprint=fingerprint_of(dataset, list(developed.values())),
         splits=splits,
         counts=counts,
         lesions=lesions,
         boxed={case: counts[case] for case, found in developed.items() if found.boxed},
-        sources={case: source for case, (_, source) in records.items()},
+        digests={case: source for case, (_, source) in records.items()},
     )
 
 
 def require_lesions(
     dataset: Dataset,
     counts: Mapping[str, int],
-    references: Mapping[str, ReferenceFacts],
+    references: Mapping[str, ReferenceStatistics],
 ) -> None:
     """Raise `DatasetError` if references, lesions or background to learn from are missing.
 
-    `counts`: the number of lesions of each labelled case. `references`: the facts about their
+    `counts`: the number of lesions of each labelled case. `references`: the statistics of their
     references.
     """
     held_out = {files.case for files in dataset.cases if files.role in ("test", "external")}
@@ -178,16 +181,16 @@ def require_lesions(
 def first_splits(
     dataset: Dataset,
     counts: Mapping[str, int],
-    lesions: LesionFacts,
+    lesions: LesionStatistics,
     data: DataConfig,
     seed: int,
 ) -> Splits:
     """Divide the dataset. If all folds are trained, return the splits of the first one.
 
     Raises:
-        DatasetError: if the split cannot be made, if no training case has a lesion, or if no case
+        DatasetError: If the split cannot be made, if no training case has a lesion, or if no case
             is left for validation although the settings ask for it.
-        ConfigError: if `data.validation_fraction=0` contradicts the split file or the fold.
+        ConfigError: If `data.validation_fraction=0` contradicts the split file or the fold.
     """
     fold = data.fold
     if fold == ALL_FOLDS:
@@ -231,23 +234,25 @@ def _development_cases(dataset: Dataset, splits: Splits, data: DataConfig) -> se
     return {case for roles in folds for case, role in roles.items() if role in used}
 
 
-def with_fold(survey: Survey, data: DataConfig, seed: int) -> Survey:
-    """Return the survey with the roles of the fold that the settings name.
+def with_fold(inspection: DatasetInspection, data: DataConfig, seed: int) -> DatasetInspection:
+    """Return the inspection with the roles of the fold that the settings name.
 
     Raises:
-        DatasetError: if the fold has no case for validation, or no lesion for training.
+        DatasetError: If the fold has no case for validation, or no lesion for training.
     """
-    splits = first_splits(survey.dataset, survey.counts, survey.lesions, data, seed)
-    return replace(survey, splits=splits)
+    splits = first_splits(inspection.dataset, inspection.counts, inspection.lesions, data, seed)
+    return replace(inspection, splits=splits)
 
 
-def folds_of(survey: Survey, data: DataConfig) -> tuple[int, ...]:
+def folds_of(inspection: DatasetInspection, data: DataConfig) -> tuple[int, ...]:
     """Return the numbers of the folds that cross-validation trains.
 
     Raises:
-        DatasetError: if the split file has no list of folds, or if there are fewer than two folds.
+        DatasetError: If the split file has no list of folds, or if there are fewer than two folds.
     """
-    return fold_numbers(survey.dataset, survey.counts, given=_given(data), n_folds=data.n_folds)
+    return fold_numbers(
+        inspection.dataset, inspection.counts, given=_given(data), n_folds=data.n_folds
+    )
 
 
 def _given(data: DataConfig) -> Path | None:
@@ -262,8 +267,8 @@ def open_dataset(data: DataConfig) -> Dataset:
     be used are findings, see `list_dataset`.
 
     Raises:
-        DatasetError: if the dataset has no known layout, or its description is wrong.
-        ConfigError: if the dataset was simulated with other settings.
+        DatasetError: If the dataset has no known layout, or its description is wrong.
+        ConfigError: If the dataset was simulated with other settings.
     """
     root = download(data.root)
     if data.phantoms is not None:
@@ -281,20 +286,20 @@ def open_dataset(data: DataConfig) -> Dataset:
     )
 
 
-def labelled_cases(survey: Survey, role: Role) -> list[CaseFiles]:
+def labelled_cases(inspection: DatasetInspection, role: Role) -> list[CaseFiles]:
     """Return the cases of a role that have a reference, as cases of this role."""
-    return [replace(c, role=role) for c in survey.of_role(role) if c.is_labelled]
+    return [replace(c, role=role) for c in inspection.of_role(role) if c.is_labelled]
 
 
-def require_masks(survey: Survey, architecture: str) -> None:
+def require_masks(inspection: DatasetInspection, architecture: str) -> None:
     """Raise `DatasetError` for a model of masks if a development case with lesions has only boxes.
 
     The model would learn filled boxes as the outlines of lesions.
     """
-    if "segmentation" in sources_of(architecture) and survey.boxed:
-        case, n_boxes = next(iter(survey.boxed.items()))
+    if "segmentation" in heads_of(architecture) and inspection.boxed:
+        case, n_boxes = next(iter(inspection.boxed.items()))
         raise DatasetError(
-            f"model={architecture} learns from masks; {count(len(survey.boxed), 'reference')} "
+            f"model={architecture} learns from masks; {count(len(inspection.boxed), 'reference')} "
             f"without a mask (case {case}: {count(n_boxes, 'box', 'boxes')}). Train "
             "model=retinanet, or add masks."
         )

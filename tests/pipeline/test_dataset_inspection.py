@@ -9,8 +9,8 @@ from lesionseg.config import DataConfig, TrainConfig
 from lesionseg.errors import DatasetError, TrainingError
 from lesionseg.io.text import write_json
 from lesionseg.pipeline.cross_validate import cross_validate
+from lesionseg.pipeline.dataset_inspection import inspect_dataset, require_masks
 from lesionseg.pipeline.experiment import Experiment
-from lesionseg.pipeline.survey import require_masks, take_survey
 from tests.flow.cases import write_raw
 from tests.io.layouts.box_folders import X0, X1, Y0, Y1, write_picture
 from tests.pipeline.cases import boxes, write_array
@@ -47,20 +47,22 @@ def test_cases_that_a_split_file_leaves_out_do_not_train(
     if place == "named":
         settings["splits"] = str(tmp_path / "mine.json")
         write_json(tmp_path / "mine.json", HELD_OUT)
-    survey = take_survey(DataConfig.of(**settings), seed=0)
-    assert [c.case for c in survey.of_role("train")] == HELD_OUT[0]["train"]
-    assert [c.case for c in survey.of_role("validation")] == HELD_OUT[0]["val"]
+    inspection = inspect_dataset(DataConfig.of(**settings), seed=0)
+    assert [c.case for c in inspection.of_role("train")] == HELD_OUT[0]["train"]
+    assert [c.case for c in inspection.of_role("validation")] == HELD_OUT[0]["val"]
     assert "leaves out 2 labelled cases, not used here: P06, P07" in caplog.text
     # the fingerprint leaves them out, too: the lesions of P06 and P07 are the largest
-    assert sorted(survey.fingerprint.lesion_voxels) == [(2 + k) ** 3 for k in range(6)]
-    second = take_survey(DataConfig.of(fold=1, **settings), seed=0)
+    assert sorted(inspection.fingerprint.lesion_voxels) == [(2 + k) ** 3 for k in range(6)]
+    second = inspect_dataset(DataConfig.of(fold=1, **settings), seed=0)
     assert [c.case for c in second.of_role("train")] == ["P02", "P03", "P04", "P05"]
 
 
 def test_cross_validation_plans_for_the_cases_of_all_folds(write_eight_cases, caplog):
     folds = [{"train": ["P00", "P01"], "val": ["P02"]}, {"train": ["P02", "P05"], "val": ["P00"]}]
-    survey = take_survey(DataConfig.of(root=str(write_eight_cases(folds)), fold="all"), seed=0)
-    assert sorted(survey.fingerprint.lesion_voxels) == [(2 + k) ** 3 for k in (0, 1, 2, 5)]
+    inspection = inspect_dataset(
+        DataConfig.of(root=str(write_eight_cases(folds)), fold="all"), seed=0
+    )
+    assert sorted(inspection.fingerprint.lesion_voxels) == [(2 + k) ** 3 for k in (0, 1, 2, 5)]
     assert "leaves out 4 labelled cases, not used here: P03, P04, P06, P07" in caplog.text
 
 
@@ -79,12 +81,14 @@ def write_boxed_cases(root, role):
 
 @pytest.mark.parametrize("role", ["test", "external", "train", "validation"])
 def test_only_development_cases_with_boxes_stop_the_training_of_a_segmenter(tmp_path, role):
-    survey = take_survey(DataConfig.of(root=write_boxed_cases(tmp_path / "raw", role)), seed=0)
-    assert survey.counts["boxed"] == 1
+    inspection = inspect_dataset(
+        DataConfig.of(root=write_boxed_cases(tmp_path / "raw", role)), seed=0
+    )
+    assert inspection.counts["boxed"] == 1
     match = r"1 reference without a mask \(case boxed: 1 box\)"
     is_scored = role in ("test", "external")
     with nullcontext() if is_scored else pytest.raises(DatasetError, match=match):
-        require_masks(survey, "unet")
+        require_masks(inspection, "unet")
 
 
 @pytest.mark.parametrize(

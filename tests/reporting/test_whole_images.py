@@ -16,17 +16,17 @@ from lesionseg.io.results.case import write_prediction
 from lesionseg.io.text import write_json
 from lesionseg.io.volumes import write_volume
 from lesionseg.reporting.evaluation_tables import read_evaluation
-from lesionseg.reporting.films import (
-    LARGEST_SIDE,
-    MOST_BOXES,
-    Film,
-    FilmBox,
-    choose_films,
-    draw_film,
+from lesionseg.reporting.images import CaseFolders, Scene
+from lesionseg.reporting.whole_images import (
+    MAX_BOXES,
+    MAX_SIDE,
+    ImageBox,
+    WholeImage,
+    choose_whole_images,
     draw_picture,
+    draw_whole_image,
     label_keys,
 )
-from lesionseg.reporting.images import Scene, Sources
 from lesionseg.reporting.write import write_report
 from tests.commands import evaluate
 from tests.grids import unit_grid
@@ -118,28 +118,28 @@ def page(study):
 
 def find_film(page, case):
     """Return the SVG of a scan without its picture."""
-    films = re.findall(r"<svg class=\"film\".*?</svg>", page, flags=re.DOTALL)
-    chosen = [film for film in films if f'aria-label="{case}:' in film]
+    whole_images = re.findall(r"<svg class=\"film\".*?</svg>", page, flags=re.DOTALL)
+    chosen = [image for image in whole_images if f'aria-label="{case}:' in image]
     assert len(chosen) == 1
     return chosen[0]
 
 
-def find_boxes(film, kind):
+def find_boxes(image, kind):
     """Return error, x, y, width and height of the boxes of a kind."""
     found = re.findall(
         rf'<rect class="{kind}( error)?" x="([^"]+)" y="([^"]+)" width="([^"]+)" height="([^"]+)"',
-        film,
+        image,
     )
     return [(bool(error), *map(float, numbers)) for error, *numbers in found]
 
 
 def test_boxes_are_at_their_pixels_with_x_first(page):
-    film = find_film(page, "a")
-    assert f'viewBox="0 0 {WIDTH} {HEIGHT}"' in film
-    assert f'width="{WIDTH}" height="{HEIGHT}"' in film  # the picture fills the image
-    assert sorted(find_boxes(film, "reference")) == [(False, 10, 30, 8, 6), (True, 70, 5, 40, 10)]
-    assert find_boxes(film, "accepted") == [(False, 11, 31, 8, 6)]
-    assert find_boxes(film, "below") == [(False, 75, 6, 30, 8)]
+    image = find_film(page, "a")
+    assert f'viewBox="0 0 {WIDTH} {HEIGHT}"' in image
+    assert f'width="{WIDTH}" height="{HEIGHT}"' in image  # the picture fills the image
+    assert sorted(find_boxes(image, "reference")) == [(False, 10, 30, 8, 6), (True, 70, 5, 40, 10)]
+    assert find_boxes(image, "accepted") == [(False, 11, 31, 8, 6)]
+    assert find_boxes(image, "below") == [(False, 75, 6, 30, 8)]
     assert find_boxes(find_film(page, "free"), "accepted") == [(True, 5, 5, 20, 10)]
 
 
@@ -159,9 +159,9 @@ def test_table_of_labels_has_lesions_detections_and_false_positives(page):
 
 
 def test_scans_with_large_misses_and_confident_false_positives_come_first(tables):
-    assert choose_films(tables) == ["a", "free", "b", "c"]
+    assert choose_whole_images(tables) == ["a", "free", "b", "c"]
     volumes = replace(tables, scores=replace(tables.scores, image_axes=(3,)))
-    assert choose_films(volumes) == []
+    assert choose_whole_images(volumes) == []
 
 
 def test_three_images_are_on_the_first_screen_and_the_others_below(page):
@@ -174,27 +174,27 @@ def test_three_images_are_on_the_first_screen_and_the_others_below(page):
 
 def test_pixels_that_are_not_square_keep_their_shape(tables):
     grid = Geometry.from_spacing((HEIGHT, WIDTH), (1.0, 0.5))
-    film = draw_film(Scene(np.zeros(grid.shape), grid), "free", tables)
-    assert (film.width, film.height) == (WIDTH / 2, HEIGHT)
-    (box,) = film.boxes
+    image = draw_whole_image(Scene(np.zeros(grid.shape), grid), "free", tables)
+    assert (image.width, image.height) == (WIDTH / 2, HEIGHT)
+    (box,) = image.boxes
     assert (box.x, box.y, box.width, box.height) == (2.5, 5, 10, 10)
 
 
 def test_boxes_beyond_the_limit_are_stated_and_one_label_needs_no_letter(tmp_path):
-    lesions = {"a": [(1, 2 * k % 110, k % 40, 4, 4) for k in range(MOST_BOXES + 7)]}
+    lesions = {"a": [(1, 2 * k % 110, k % 40, 4, 4) for k in range(MAX_BOXES + 7)]}
     write_films(tmp_path / "data", lesions, {"a": []}, names=("nodule",))
     tables = evaluate_films(tmp_path)
     assert label_keys(tables) == {}
-    film = draw_film(Scene(np.zeros(GRID.shape), GRID), "a", tables)
-    assert len(film.boxes) == MOST_BOXES
-    assert f"{len(tables.lesions) - MOST_BOXES} boxes not drawn." in film.words
+    image = draw_whole_image(Scene(np.zeros(GRID.shape), GRID), "a", tables)
+    assert len(image.boxes) == MAX_BOXES
+    assert f"{len(tables.lesions) - MAX_BOXES} boxes not drawn." in image.words
 
 
 def test_texts_of_boxes_stay_inside_the_image_and_do_not_overlap():
     places = [(30, 80), (33, 81), (36, 82), (0, 0), (88, 0), (0, 188), (88, 188)]
-    boxes = [FilmBox("accepted", x, y, 12, 12, "0.31") for x, y in places]
-    boxes.append(FilmBox("reference", 50, 0, 10, 200, "missed"))
-    tags = Film("", 100, 200, "a", "", boxes).tags()
+    boxes = [ImageBox("accepted", x, y, 12, 12, "0.31") for x, y in places]
+    boxes.append(ImageBox("reference", 50, 0, 10, 200, "missed"))
+    tags = WholeImage("", 100, 200, "a", "", boxes).tags()
     assert [tag.box for tag in tags] == boxes  # the order of drawing
     for k, tag in enumerate(tags):
         assert 0 <= tag.left <= 100 - tag.width
@@ -203,11 +203,11 @@ def test_texts_of_boxes_stay_inside_the_image_and_do_not_overlap():
 
 
 def test_text_of_a_lesion_is_above_its_box_and_that_of_a_marking_below():
-    lesion = FilmBox("reference", 40, 80, 20, 20, "missed")
-    marking = FilmBox("accepted", 40, 80, 20, 20, "0.31")
-    above, below = Film("", 100, 200, "a", "", (lesion, marking)).tags()
+    lesion = ImageBox("reference", 40, 80, 20, 20, "missed")
+    marking = ImageBox("accepted", 40, 80, 20, 20, "0.31")
+    above, below = WholeImage("", 100, 200, "a", "", (lesion, marking)).tags()
     assert (above.top + above.height, below.top) == (80, 100)
-    crowd = Film("", 100, 200, "a", "", [marking] * 20).tags()
+    crowd = WholeImage("", 100, 200, "a", "", [marking] * 20).tags()
     assert len(crowd) == 20
     assert crowd[0].top == 100  # without a free place, the usual one
 
@@ -217,7 +217,7 @@ def test_large_films_become_small_pictures_and_keep_their_colours():
     green[1] = 200
     grid = unit_grid(2000, 1000)
     picture = open_picture(Scene(green[0], grid, colours=green))
-    assert picture.size == (LARGEST_SIDE // 2, LARGEST_SIDE)
+    assert picture.size == (MAX_SIDE // 2, MAX_SIDE)
     red, level, blue = np.asarray(picture)[10, 15]
     assert level > 190
     assert max(red, blue) < 10
@@ -227,17 +227,17 @@ def test_images_in_subfolders_are_found_by_their_whole_path(tmp_path):
     for patient, level in (("p1", 10), ("p2", 200)):
         (tmp_path / patient).mkdir()
         Image.fromarray(np.full((8, 9), level, np.uint8)).save(tmp_path / patient / "scan.png")
-    sources = Sources(tmp_path)
-    assert sources.load("p2_scan", frozenset()).image.max() == 200
+    folders = CaseFolders(tmp_path)
+    assert folders.load("p2_scan", frozenset()).image.max() == 200
     with pytest.raises(ReadError, match="have the ids p1_scan, p2_scan"):
-        sources.load("scan", frozenset())
+        folders.load("scan", frozenset())
 
 
 def test_nan_in_an_image_is_shown_as_background(tmp_path):
     array = np.full((1, 4, 5, 6), 7.0, np.float32)
     array[0, 0] = np.nan
     write_volume(tmp_path / "a.nii.gz", Volume(array, unit_grid(4, 5, 6)))
-    image = Sources(tmp_path).load("a").image
+    image = CaseFolders(tmp_path).load("a").image
     assert (image.min(), image.max()) == (0, 7)
 
 
@@ -252,6 +252,6 @@ def test_reports_merge_readers_by_the_rule_of_the_evaluation(tmp_path):
     )
     scores = evaluate(data, data / "found", tmp_path / "scores", min_readers=1).scores
     assert scores.count("n_lesions") == 2
-    by_rule = Sources(data, made=scores.provenance).load("a", frozenset())
+    by_rule = CaseFolders(data, made=scores.provenance).load("a", frozenset())
     assert by_rule.reference.sum() == 200
-    assert Sources(data).load("a", frozenset()).reference.sum() == 100
+    assert CaseFolders(data).load("a", frozenset()).reference.sum() == 100

@@ -19,7 +19,7 @@ from lesionseg.core.finding import Finding
 from lesionseg.core.labels import free_name
 from lesionseg.errors import DatasetError, join_names
 
-LESIONS = "lesions"  # the key of `CaseFiles.annotations` for a `CaseLesions`
+LESIONS_KEY = "lesions"  # the key of `CaseFiles.annotations` for a `CaseLesions`
 MAX_LABELS = 255  # the values of an 8-bit mask
 UPRIGHT = "Write the upright box around it, or its corners as a polygon (COCO, YOLO)"
 # the name of a class for images without a lesion, as VinDr-CXR writes it
@@ -38,7 +38,7 @@ class RunLengths(BaseModel, frozen=True):
 
 
 @dataclass(frozen=True)
-class StatedLesion:
+class AnnotatedLesion:
     """A lesion as an annotation states it.
 
     Attributes:
@@ -76,7 +76,7 @@ class CaseLesions:
         size: Height and width of the image as the annotations state them, or None.
     """
 
-    lesions: tuple[StatedLesion, ...] = ()
+    lesions: tuple[AnnotatedLesion, ...] = ()
     readers: tuple[str, ...] = ()
     size: tuple[int, int] | None = None
 
@@ -86,8 +86,8 @@ def lesions_are_boxes(files: CaseFiles) -> bool:
 
     Then the whole reference of the case consists of boxes. Ignored regions do not count.
     """
-    stated = files.annotations.get(LESIONS, CaseLesions())
-    has_box_only = any(not one.outline for one in stated.lesions if not one.is_ignored)
+    annotated = files.annotations.get(LESIONS_KEY, CaseLesions())
+    has_box_only = any(not one.outline for one in annotated.lesions if not one.is_ignored)
     return files.reference is None and has_box_only
 
 
