@@ -65,10 +65,13 @@ class GridPair:
     def _has_lost_header(self) -> bool:
         """Return True if a volume was probably saved without the header of its scan.
 
-        It has the shape of its scan, voxels of exactly 1 mm along the axes of the patient, and a
-        first voxel at 0 or at that of the scan, or its centre at 0, as NIfTI files without an
-        affine. If only the origin differs, the grids overlap by less than half. Grids that are the
-        same (`is_same`), or turned, have not lost the header.
+        Programs write default headers, such as those of NIfTI files without an affine. All of this
+        is then true:
+
+        - The volume has the shape of its scan, and voxels of exactly 1 mm along the patient's axes.
+        - Its first voxel or its centre is at 0 mm, or its first voxel is where that of the scan is.
+        - The grids are neither the same (`is_same`) nor the same region turned or mirrored.
+        - If only the origin differs, the grids overlap by less than half.
         """
         seen = self.seen
         expected = self.expected

@@ -426,9 +426,10 @@ def _mark_clashes(scans: Sequence[Scan]) -> Iterator[Scan]:
 def _search_source(
     source: Path, root: Path, channels: int, dims: int | None, results: Path | None
 ) -> tuple[list[Scan], list[Finding]]:
-    """Return the scans in a file, in a folder or of a glob, and notes on the remaining files.
+    """Return the scans in a file, a folder or a glob, and a note on each kind of file left out.
 
-    `root` is the folder of the file or before the wildcards. The other arguments are those of
+    Case ids begin below `root`: the folder itself, that of the file, or the one before the first
+    wildcard. Files in `results` are results and no scans. The other arguments are those of
     `find_scans`.
 
     Raises:

@@ -246,7 +246,8 @@ def _read_names(rows: Iterator[list[str]]) -> list[str]:
 def read_csv_lines(path: Path) -> list[tuple[int, dict[str, str]]]:
     """Read a table like `read_csv`, with the number of the line at which each row ends.
 
-    Values that look like several rows between two ditto marks give a warning. Raise `ReadError` if
+    A cell that only contains `"` (a ditto mark: the same as above) opens a quotation that takes in
+    the rows up to the next one. A value that looks like this gives a warning. Raise `ReadError` if
     the table cannot be read, see `read_csv`.
     """
     text = read_text(path)

@@ -164,12 +164,12 @@ def _count_planes(tiff: Any, pages: Sequence[Any]) -> int:
 
 
 def _check_pages(path: Path, tiff: Any, pages: Sequence[Any], *, as_labels: bool) -> None:
-    """Raise `ReadError` for damaged pages, other pixels than numbers, and lossy masks.
+    """Raise `ReadError` for damaged pages, pixels that are not numbers, and lossy masks.
 
-    A mask (`as_labels`) must not be compressed as JPEG. All pages are of one kind.
-
-    tifffile returns zeros for a strip or tile without a place or without bytes. Codecs of images
-    ignore the stated number of bits.
+    A strip or tile with the offset or length 0 is damage, because tifffile reads it as zeros. With
+    the codec of a picture, fewer than 8 bits are damage too, because codecs ignore the stated bits.
+    A mask (`as_labels`) must not be JPEG. All pages have the format of the first one, whose tags
+    are checked.
     """
     import tifffile
 
@@ -261,7 +261,10 @@ def _photometric_kind(page: Any) -> str:
 
 
 def _count_colours(path: Path, page: Any) -> int:
-    """Return the number of samples per pixel that are grey values, indices or colours: 1 or 3.
+    """Return the number of samples per pixel that are colours: 1 (grey or an index) or 3.
+
+    Further samples, such as opacity, do not count. Three samples of a grey page count as colours,
+    because microscopes write three channels in this way.
 
     Raise `ReadError` for other photometric interpretations, such as CMYK.
     """

@@ -125,8 +125,8 @@ def _sum_box_losses(
 def _sum_hardest(class_logits: Float[Tensor, "b n k"], targets: AnchorTargets) -> Float[Tensor, ""]:
     """Sum the cross-entropy of the positive anchors and of the hardest background anchors.
 
-    The whole batch has three hard background anchors per positive anchor, but at least three times
-    its number of tiles. Any tile may have them.
+    The number of background anchors is three times the number of positive anchors in the batch, or
+    three times the number of tiles if that is more. They are the hardest ones of the whole batch.
     """
     x = class_logits.float().flatten(0, 1)
     labels = targets.labels.flatten()

@@ -86,11 +86,11 @@ def write_finished(
 def reuse_finished(
     run: Path, inspection: DatasetInspection, report: ReportSection
 ) -> FinishedRun | None:
-    """Return the record of a finished run. Draw its report again if that is not up to date.
+    """Return the record of a finished run, or None if the run is not finished.
 
-    This is the case if the settings of the report or its study file have changed, or the page is
-    missing. Return None if the run is not finished: its record is missing or damaged, a file is
-    missing, cases or their roles have changed, or its scores have the format of an earlier version.
+    It is not finished if its record is missing or damaged, a file is missing, cases or their roles
+    have changed, or its scores have the format of an earlier version. The report of a finished run
+    is drawn again if its settings or its study file have changed, or the page is missing.
     """
     try:
         record = read_record(FinishedRun, read_text(run / FINISHED), FINISHED, ReadError)

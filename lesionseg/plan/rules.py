@@ -87,10 +87,10 @@ def spacing(
     - It is the coarsest axis, and more than three times as coarse as the finest one (nnU-Net).
     - The smallest 5 % of lesions would be less than 3 voxels across, and the percentile is finer.
 
-    On a CPU, the resolution is halved once if each lesion is more than 20 voxels across. In 2-D, it
-    is enough if 90 % of the lesions are that large and the smallest 5 % keep 3 pixels. Otherwise,
-    one small mark would decide that a tile shows only a tenth of an image. Axes that are at least
-    twice as coarse as the finest one keep their spacing.
+    On a CPU, the spacing is doubled once if every lesion is more than 20 voxels across. In 2-D, it
+    is enough if 90 % of the lesions are that large and the smallest 5 % keep 3 pixels: if every
+    lesion counted, one small mark would keep the full resolution, and a tile would show only a
+    tenth of an image. Axes that are at least twice as coarse as the finest one keep their spacing.
     """
     table = np.asarray(spacings_mm, float)
     is_flat = table.shape[1] == 2

@@ -116,10 +116,11 @@ class LesionModule(pl.LightningModule):
         return step % every == 0 or step == self.settings.max_steps
 
     def setup(self, stage: str) -> None:
-        """Prepare the sums over all processes, and compile the step if `should_compile`.
+        """Prepare the normalisers and the sums of the loss, and compile the step if asked for.
 
-        With `compile=auto`, a step is tried, and the compilation is undone if it fails. The
-        normalisers start again at the positives that all processes together expect.
+        The normalisers start at the number of positives expected in the batches of all processes
+        together. With `compile=auto`, one step is tried, and the compilation is undone if it fails.
+        In this step, sums are those of this process alone, because the others would not answer.
         """
         world = self.trainer.world_size
         n_tiles = self.plan.batch_size * world

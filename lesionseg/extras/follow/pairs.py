@@ -152,10 +152,10 @@ def _mask_path(visit: VisitFiles) -> str:
 
 
 def _check_names(case: str, before: Prediction, after: Prediction) -> None:
-    """Raise `ContentError` if the visits give a label different names.
+    """Raise `ContentError` if the number of a label has different names in the two visits.
 
-    Labels are compared by number. Models may number the same labels differently. If both visits
-    have a single label, its name does not matter.
+    Lesions are compared by the number of their label, and in two models the same number may mean
+    different labels. If both visits have a single label, its name does not matter.
     """
     is_single = len(before.labels) == len(after.labels) == 1
     for value in sorted(before.labels.keys() & after.labels.keys()):

@@ -222,7 +222,10 @@ def follow(cfg: FollowConfig, *, progress: Advance | None = None) -> FollowOutco
 
 
 def _nothing_followed(errors: Mapping[str, Exception]) -> Exception:
-    """Return the error if no pair can be compared: the only one, or a `DatasetError` on all."""
+    """Return the error to raise if no pair could be compared.
+
+    It is the error itself if there is only one, otherwise a `DatasetError` with all messages.
+    """
     if len(errors) == 1:
         return next(iter(errors.values()))
     messages = "\n  ".join(map(str, errors.values()))

@@ -124,10 +124,10 @@ def _check_origin(path: Path, header: "Header", scans: Sequence[Path]) -> None:
 def _select_lesions(
     header: "Header", names: Mapping[int, str], labels: Mapping[int, int]
 ) -> list[int]:
-    """Return the numbers of the segments or contour sets of which each is one lesion.
+    """Return the numbers of the segments or contour sets that contain one lesion each.
 
-    These are at least two of the same label and property type whose `names` end with a number, such
-    as "lesion 7". `labels` are their labels.
+    Their `names` end with a number, such as "lesion 7", and at least two of them have the same
+    label (`labels`) and property type.
     """
     type_of_segment = {
         int(segment.SegmentNumber): str(segment.get("SegmentedPropertyTypeCodeSequence"))
@@ -219,8 +219,9 @@ def _draw_segments(path: Path, header: "Header", geometry: Geometry, masks: Mask
 def _draw_contours(path: Path, header: "Header", geometry: Geometry, masks: Masks) -> None:
     """Set the voxels inside each set of contours in its mask.
 
-    A contour within another one of its set, or their overlap, is a hole. A repeated contour counts
-    once. Sets without contours, and slices without one between two that overlap, cause a warning.
+    Contours of a set are combined by exclusive or: one inside another cuts a hole, and so does an
+    overlap. A repeated contour counts once. A set that draws nothing causes a warning, and so does
+    an empty slice between two slices whose contours overlap.
 
     Raises:
         ReadError: If a contour is not closed.

@@ -356,9 +356,10 @@ def series_key(header: "Header") -> str:
 
 
 def _contrast(piece: DicomSlice) -> dict[str, Any]:
-    """Return what differs between several images of one place.
+    """Return the elements in which images of one position differ if they are different scans.
 
-    Echo time and b-value are -1 if the file does not state them. Texts are then left out.
+    An example are two echoes. An echo time or b-value that the file does not state is -1, and a
+    text that it does not state is left out.
     """
     echo = "EchoTime" if piece.frame is None else "EffectiveEchoTime"
     contrast: dict[str, Any] = {
