@@ -106,7 +106,8 @@ def time_peers(cases: list[Pair], rounds: int) -> dict[str, dict]:
         script = ROOT / "benchmarks/peers/time_evaluation_peers.py"
         run: list[str | Path] = [PEERS, script, source, target, str(rounds)]
         subprocess.run(run, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        return json.loads(target.read_text())
+        result: dict[str, dict] = json.loads(target.read_text())
+        return result
 
 
 def check_equal(cases: list[Pair], peers: dict[str, dict]) -> None:

@@ -198,7 +198,8 @@ def run_peer(
 def _last_line(done: "subprocess.CompletedProcess[str]") -> dict[str, float]:
     if done.returncode:
         sys.exit(done.stderr[-3000:])
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    result: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
+    return result
 
 
 def predict_folder(name: str, folder: Path, device: str = "cpu") -> dict[str, Any]:

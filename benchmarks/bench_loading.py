@@ -209,7 +209,8 @@ def run_peer(what: str, folder: Path, *arguments: str, skipped: dict[str, str]) 
     if done.returncode:
         skipped["nnunet"] = (done.stderr.strip() or "no message").splitlines()[-1]
         return {}
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    result: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
+    return result
 
 
 def peer_environment(folder: Path) -> dict[str, str]:

@@ -556,7 +556,8 @@ def inference_rows(scale: Scale) -> list[table.Row]:
     def monai() -> Tensor:
         def logits(tiles: Tensor) -> Tensor:
             with autocast(scale):
-                return network(tiles)[0]
+                result: Tensor = network(tiles)[0]
+                return result
 
         with torch.inference_mode():
             image = volume[None].to(scale.device)

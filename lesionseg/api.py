@@ -311,7 +311,8 @@ def report(
         DatasetError: If the folder does not exist, is empty or, of `predictions`, has no results.
         ReadError: If `scores` has no `scores.json`.
     """
-    return _call("report", {"scores": scores, "output": output, **settings}, progress).page
+    result: Path = _call("report", {"scores": scores, "output": output, **settings}, progress).page
+    return result
 
 
 def _call(command: str, settings: Mapping[str, Any], progress: bool) -> Any:

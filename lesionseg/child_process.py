@@ -89,7 +89,8 @@ class ChildProcess:
             logging.getLogger(record.name).handle(record)
         if failed:
             raise value
-        return value
+        result: T = value
+        return result
 
     def close(self) -> None:
         """Kill the process and wait for its end. A running `run` raises `ChildEnded`."""

@@ -148,7 +148,8 @@ def coverage(depth_mm: Field, width_mm: float) -> Field:
         width_mm: Size of a voxel. While the surface passes through the voxel, the share increases
             linearly from 0 to 1.
     """
-    return np.clip(depth_mm / np.float32(width_mm) + np.float32(0.5), 0, 1)
+    result: Field = np.clip(depth_mm / np.float32(width_mm) + np.float32(0.5), 0, 1)
+    return result
 
 
 def ellipsoid_depth(
@@ -182,7 +183,10 @@ def rippled_radius(rng: Generator, points: Field) -> Field:
     stretch = np.exp(rng.normal(0, 0.2, size=dims))
     radius = np.linalg.norm(points @ (turn * (stretch / stretch.prod() ** (1 / dims))), axis=1)
     waves = rng.normal(0, 1.8, size=(dims, 3))
-    return radius + 0.12 * np.cos(points @ waves + rng.uniform(0, 2 * np.pi, size=3)).sum(axis=1)
+    result: Field = radius + 0.12 * np.cos(points @ waves + rng.uniform(0, 2 * np.pi, size=3)).sum(
+        axis=1
+    )
+    return result
 
 
 def lesion_share(rng: Generator, diameter: float, spacing_mm: Spacing, jitter: Field) -> Field:
@@ -483,7 +487,8 @@ class _ChestSpace:
         """Return the distance from the nearer lung's root over the smallest half extent."""
         side = self.half_mm[2]
         distance_mm = np.sqrt(self.z**2 + self.y**2 + (np.abs(self.x) - 0.2 * side) ** 2)
-        return distance_mm / np.float32(self.half_mm.min())
+        result: Field = distance_mm / np.float32(self.half_mm.min())
+        return result
 
 
 def _draw_chest(rng: Generator, grid: Grid) -> tuple[Field, Field]:
@@ -600,7 +605,8 @@ def _acquire_ct(rng: Generator, hounsfield: Field, spacing_mm: Spacing) -> Field
     white = rng.standard_normal(hounsfield.shape, dtype=np.float32)
     grain = ndimage.gaussian_filter(white, [0.5 / s for s in spacing_mm])
     blurred = ndimage.gaussian_filter(hounsfield, [0.6 / s for s in spacing_mm])
-    return blurred + np.float32(40 / grain.std()) * grain
+    result: Field = blurred + np.float32(40 / grain.std()) * grain
+    return result
 
 
 def _acquire_radiograph(rng: Generator, attenuation: Field) -> Field:
@@ -618,7 +624,8 @@ def _acquire_radiograph(rng: Generator, attenuation: Field) -> Field:
     density = -np.log(np.maximum(counts, 1) / photons)
     density -= 0.5 * ndimage.gaussian_filter(density, wide, mode="nearest", truncate=2.0)
     lower, upper = np.percentile(density, (0.02, 99.7))
-    return np.rint(np.clip((density - lower) / (upper - lower), 0, 1) * 4095)
+    result: Field = np.rint(np.clip((density - lower) / (upper - lower), 0, 1) * 4095)
+    return result
 
 
 def write_xray_phantoms(
@@ -695,7 +702,8 @@ def _project(values: Field, depth_mm: float, shape: tuple[int, int]) -> Field:
         shape: Rows and columns of the radiograph.
     """
     sums = values.sum(axis=1)[::-1] * depth_mm  # the first row of a picture is its top
-    return ndimage.zoom(sums, 2, order=1)[: shape[0], : shape[1]]
+    result: Field = ndimage.zoom(sums, 2, order=1)[: shape[0], : shape[1]]
+    return result
 
 
 def _thickness_mm(lesion: _Lesion) -> Field:
@@ -707,7 +715,8 @@ def _thickness_mm(lesion: _Lesion) -> Field:
     """
     from_edge = ndimage.distance_transform_edt(np.pad(lesion.share >= 0.5, 1))[1:-1, 1:-1]
     d = from_edge / from_edge.max()  # 0 at the edge, 1 at the centre
-    return lesion.diameter_mm * np.sqrt(d * (2 - d))
+    result: Field = lesion.diameter_mm * np.sqrt(d * (2 - d))
+    return result
 
 
 def _write_coco(folder: Path, cases: Iterable[SimulatedCase], about: str, pixel_mm: float) -> None:

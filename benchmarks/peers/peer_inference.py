@@ -162,7 +162,8 @@ def make_monai(network: nn.Module, plan: Plan):
 
     def predict_turned(tiles: Tensor) -> Tensor:
         # MONAI's axes are x, y, z
-        return network(tiles.permute(0, 1, 4, 3, 2))[0].permute(0, 1, 4, 3, 2)
+        result: Tensor = network(tiles.permute(0, 1, 4, 3, 2))[0].permute(0, 1, 4, 3, 2)
+        return result
 
     def run(scans: list[Path], output: Path) -> None:
         save = mt.SaveImaged(

@@ -130,7 +130,8 @@ def _vessels(rng: Generator, side: int, disc: NDArray[np.float64]) -> Picture:
         np.minimum(ndimage.gaussian_filter((drawn > w) * 1.0, w * 0.6) * w * 1.6, 1)
         for w in (0.5, 1.2, 2.0)
     ]
-    return np.max(soft, axis=0)
+    result: Picture = np.max(soft, axis=0)
+    return result
 
 
 def write_fundus(

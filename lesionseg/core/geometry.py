@@ -187,7 +187,8 @@ class Geometry:
 
 def _apply_affine(points: ArrayLike, affine: NDArray[np.floating[Any]]) -> Numbers:
     """Transform points `[n, dims]` by an affine `[dims+1, dims+1]`."""
-    return np.asarray(points, float) @ affine[:-1, :-1].T + affine[:-1, -1]
+    result: Numbers = np.asarray(points, float) @ affine[:-1, :-1].T + affine[:-1, -1]
+    return result
 
 
 @dataclass(frozen=True, eq=False)

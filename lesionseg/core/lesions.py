@@ -43,7 +43,8 @@ def box_diameters_mm(boxes: NDArray[Any], geometry: Geometry) -> Numbers:
     """
     sides = np.maximum(boxes[:, geometry.dims :] - boxes[:, : geometry.dims], 0)
     volumes = np.prod(sides, axis=1, dtype=float) * geometry.voxel_size
-    return volumes ** (1 / geometry.dims)
+    result: Numbers = volumes ** (1 / geometry.dims)
+    return result
 
 
 def box_centres_mm(boxes: NDArray[Any], geometry: Geometry) -> Numbers:
@@ -97,7 +98,8 @@ def clip_boxes(boxes: ArrayLike, shape: Sequence[int], where: object) -> NDArray
         raise ContentError(
             f"{where}: the box is empty or outside its image ({', '.join(sides)}). Correct the box."
         )
-    return clipped
+    result: NDArray[np.float32] = clipped
+    return result
 
 
 @dataclass(frozen=True, eq=False)

@@ -44,7 +44,8 @@ class Calibration:
 def logit(p: ArrayLike) -> Numbers:
     """Compute ln(p / (1 − p)). First, p is clipped to [1e-6, 1 − 1e-6]."""
     clipped = np.clip(np.asarray(p, float), 1e-6, 1 - 1e-6)
-    return np.log(clipped / (1 - clipped))
+    result: Numbers = np.log(clipped / (1 - clipped))
+    return result
 
 
 @dataclass(frozen=True)

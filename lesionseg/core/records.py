@@ -35,7 +35,8 @@ def parse_as(
         LesionsegError: If keys are wrong. It has the class `error`, and names `where` and the keys.
     """
     try:
-        return _adapter_of(kind).validate_python(content)  # type: ignore[arg-type]
+        result: T = _adapter_of(kind).validate_python(content)  # type: ignore[arg-type]
+        return result
     except ValidationError as failed:
         beginning = f"{where}: " if where else ""
         misfits = describe_misfits(failed, content)[:300]

@@ -462,7 +462,8 @@ def _blur_matrix(n: int, sigma: float) -> Numbers:
         return np.eye(n)
     distance = np.abs(np.arange(n)[:, None] - np.arange(n))
     weights = np.exp(-0.5 * (distance / sigma) ** 2) * (distance <= max(1.0, _TRUNCATE * sigma))
-    return weights / weights.sum(axis=1, keepdims=True)
+    result: Numbers = weights / weights.sum(axis=1, keepdims=True)
+    return result
 
 
 def _enlarge_matrix(n: int, m: int) -> Numbers:

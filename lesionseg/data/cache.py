@@ -312,7 +312,10 @@ def _draw_seeds(is_background: Flags) -> list[list[int]]:
     flat = np.flatnonzero(is_background)
     drawn = np.random.default_rng(0).random(min(len(flat), MAX_VALID_SEEDS)) * len(flat)
     index = flat[drawn.astype(np.int64)]
-    return np.stack(np.unravel_index(index, is_background.shape), axis=1).tolist()
+    result: list[list[int]] = np.stack(
+        np.unravel_index(index, is_background.shape), axis=1
+    ).tolist()
+    return result
 
 
 def read_cached_case(folder: Path) -> CachedCase:

@@ -20,4 +20,5 @@ class RandLowResolutiond(RandSimulateLowResolutiond):  # type: ignore[misc]  # M
         """Return the data. Each image `[C, *spatial]` may have lost resolution."""
         image = data[self.keys[0]]
         self.sim_lowres_tfm.upsample_mode = LINEAR_MODE[image.ndim - 1]
-        return super().__call__(data)
+        result: dict[Hashable, Any] = super().__call__(data)
+        return result

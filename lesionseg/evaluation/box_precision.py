@@ -198,7 +198,8 @@ class BoxHits:
         n_all = both.value_counts().reindex(names, fill_value=0)
         # TP / (TP + FP + FN), at each IoU
         true = n_true.to_numpy(float)
-        return divide(true, n_all.to_numpy(float)[:, np.newaxis] - true).mean(axis=1)
+        result: Numbers = divide(true, n_all.to_numpy(float)[:, np.newaxis] - true).mean(axis=1)
+        return result
 
 
 def _within(low: float, high: float) -> Flags:

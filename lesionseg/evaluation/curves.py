@@ -56,7 +56,8 @@ def cpm(tables: Tables, fp_per_case: Sequence[float]) -> Statistic:
 
     def statistic(weights: GroupWeights) -> Numbers:
         """Return the mean recall `[replicates, 1]`."""
-        return curve(weights).mean(axis=1, keepdims=True)
+        result: Numbers = curve(weights).mean(axis=1, keepdims=True)
+        return result
 
     return statistic
 

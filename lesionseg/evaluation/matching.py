@@ -367,7 +367,10 @@ def _measure_distances(
     candidates: Lesions, lesions: Lesions, candidate: Rows, lesion: Rows
 ) -> Numbers:
     """Return the distance of the centres of each pair in mm `[pairs]`."""
-    return np.linalg.norm(candidates.centres_mm[candidate] - lesions.centres_mm[lesion], axis=-1)
+    result: Numbers = np.linalg.norm(
+        candidates.centres_mm[candidate] - lesions.centres_mm[lesion], axis=-1
+    )
+    return result
 
 
 def detection_scores(links: Links, scores: Numbers) -> Numbers:
@@ -640,4 +643,5 @@ def _intersect(a: Numbers, b: Numbers) -> Numbers:
 def _compute_volumes(boxes: Numbers) -> Numbers:
     """Return the volume `[n]` of each box."""
     dims = boxes.shape[1] // 2
-    return np.prod(boxes[:, dims:] - boxes[:, :dims], axis=1)
+    result: Numbers = np.prod(boxes[:, dims:] - boxes[:, :dims], axis=1)
+    return result

@@ -386,7 +386,8 @@ class Tables:
     @property
     def is_lesion_free(self) -> Flags:
         """True for each predicted case `[cases]` whose reader looked for all labels in vain."""
-        return ~self.has_lesion & (self.case_share == 1)
+        result: Flags = ~self.has_lesion & (self.case_share == 1)
+        return result
 
     @property
     def false_positives(self) -> pd.DataFrame:

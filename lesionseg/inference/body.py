@@ -133,7 +133,8 @@ def _find_tissue(array: NDArray[np.float32], modality: Modality, block: tuple[in
     kept = sizes >= _SMALLEST_PIECE * sizes.max()
     kept[pieces[is_no_noise]] = True
     kept[0] = False
-    return kept[pieces]
+    result: Flags = kept[pieces]
+    return result
 
 
 def _tissue_limits(channel: NDArray[np.float32], modality: Modality) -> tuple[float, float]:

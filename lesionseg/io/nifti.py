@@ -356,7 +356,8 @@ def _qform(image: Any) -> Numbers:
         qform = np.asarray(image.get_qform())
         return qform if np.isfinite(qform).all() else np.asarray(image.affine)
     except ValueError:
-        return image.affine
+        result: Numbers = image.affine
+        return result
 
 
 def _unit_code(image: Any) -> int:

@@ -80,9 +80,10 @@ def _run_in_time(where: object, seconds: float, read: Callable[[], T]) -> T:
     begin = monotonic()
     timer.start()
     try:
-        return worker.run(  # it is what `read` returns
+        result: T = worker.run(  # it is what `read` returns
             _read_within_limits, limits(), seconds, read
         )
+        return result
     except ChildEnded as error:
         failure = "crashed on it"  # the last cause that applies is stated
         if _has_exceeded_time(worker.process):

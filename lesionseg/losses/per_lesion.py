@@ -184,7 +184,8 @@ class LesionBalancedLoss(DiceFocalLoss):
         """Return the mean of the counted values of all processes, or 0 if no value is counted."""
         own = torch.stack([values.where(is_counted, 0).sum(), is_counted.sum().float()])
         total, n = self.sum_processes(own)
-        return total / n.clamp_min(1)
+        result: Float[Tensor, ""] = total / n.clamp_min(1)
+        return result
 
 
 @dataclass(frozen=True, eq=False)

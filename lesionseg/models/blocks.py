@@ -107,7 +107,8 @@ class ConvBlock(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c *spatial"]) -> Float[Tensor, "b k *smaller"]:
         """Return the features of the block."""
-        return self.activation(self.norm(self.conv(x)))
+        result: Float[Tensor, "b k *smaller"] = self.activation(self.norm(self.conv(x)))
+        return result
 
 
 class ResidualBlock(nn.Module):
@@ -136,7 +137,10 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c *spatial"]) -> Float[Tensor, "b k *smaller"]:
         """Return the activated sum of both convolutions and the skip connection `past`."""
-        return self.activation(self.norm(self.second(self.first(x))) + self.past(x))
+        result: Float[Tensor, "b k *smaller"] = self.activation(
+            self.norm(self.second(self.first(x))) + self.past(x)
+        )
+        return result
 
 
 class Stage(nn.Sequential):

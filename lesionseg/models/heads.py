@@ -141,7 +141,8 @@ class DetectionHead(nn.Module):
 def _apply_by_anchor(last: nn.Module, x: Tensor, n_values: int) -> Tensor:
     """Apply the last layer to a map. Return its values of each anchor `[B, anchors, n_values]`."""
     # An export would treat len(x) as a constant.
-    return last(x).flatten(2).transpose(1, 2).reshape(x.shape[0], -1, n_values)
+    result: Tensor = last(x).flatten(2).transpose(1, 2).reshape(x.shape[0], -1, n_values)
+    return result
 
 
 def _tower(dims: int, width: int, depth: int) -> nn.Sequential:

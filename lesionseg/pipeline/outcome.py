@@ -16,7 +16,8 @@ def find_recipe(command: str) -> Callable[..., Any]:
     """
     is_core = COMMANDS.kinds[command]
     home = import_module(f"lesionseg.pipeline.{command}") if is_core else find_extra(command)
-    return getattr(home, command)
+    result: Callable[..., Any] = getattr(home, command)
+    return result
 
 
 class Outcome:

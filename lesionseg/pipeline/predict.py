@@ -322,10 +322,12 @@ def find_input_scans(source: Path, output: Path, plan: Plan, cfg: PredictConfig)
 
 
 def _check_places(place: str, output: Path) -> None:
-    """Raise `ConfigError` if the output is or contains the input (`place`).
+    """Raise `ConfigError` if the output is a file, or is or contains the input (`place`).
 
     A table of scans may be in the output. A URL is not compared with it.
     """
+    if output.exists() and not output.is_dir():
+        raise ConfigError(f"output={output} is a file. Name a folder.")
     source = Path(place).resolve()
     is_table = source.is_file() and source.suffix.lower() == ".csv"
     if is_url(place) or is_table or not output.exists():

@@ -90,5 +90,6 @@ def open_outputs(dicom_output: bool | Literal["all"], send: str | None) -> Outpu
         return Outputs()
     if dicom_output == "all" or send is not None or has_extra("pacs"):
         setting = "dicom_output=all" if send is None else "send"
-        return find_extra("pacs", setting).DicomOutputs(dicom_output, send)
+        result: Outputs = find_extra("pacs", setting).DicomOutputs(dicom_output, send)
+        return result
     return Outputs(reason=_MISSING)

@@ -105,7 +105,8 @@ def _sample_by_volume(sides: Extents) -> Extents:
     """Return at most `_MAX_LESIONS` lesions, evenly spaced in the ascending order of volume."""
     ascending = sides[np.argsort(sides.prod(axis=1), kind="stable")]
     n_used = min(len(ascending), _MAX_LESIONS)
-    return ascending[np.linspace(0, len(ascending) - 1, n_used).astype(int)]
+    result: Extents = ascending[np.linspace(0, len(ascending) - 1, n_used).astype(int)]
+    return result
 
 
 def _explain_fit(
@@ -186,9 +187,13 @@ def _cluster(sides: Extents, weights: Numbers, k: int) -> Extents:
                 if score_of_candidate > score + _MIN_GAIN:
                     shapes = candidate
                     score = score_of_candidate
-    return shapes[np.argsort(shapes.prod(axis=1), kind="stable")]
+    result: Extents = shapes[np.argsort(shapes.prod(axis=1), kind="stable")]
+    return result
 
 
 def _best_iou(sides: Extents, shapes: Extents) -> Numbers:
     """Return the IoU of each lesion with its best size, if both have the same centre."""
-    return centred_iou(torch.from_numpy(sides), torch.from_numpy(shapes)).numpy().max(axis=1)
+    result: Numbers = (
+        centred_iou(torch.from_numpy(sides), torch.from_numpy(shapes)).numpy().max(axis=1)
+    )
+    return result

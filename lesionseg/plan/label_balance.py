@@ -63,17 +63,20 @@ class _Division:
     @cached_property
     def is_shared(self) -> Flags:
         """True for the labels of several units. A label of a single unit is for training."""
-        return self.has_label.sum(axis=0) >= 2
+        result: Flags = self.has_label.sum(axis=0) >= 2
+        return result
 
     @property
     def _n_validation(self) -> Integers:
         """The number of validation units with each label."""
-        return self.has_label[self.is_validation].sum(axis=0)
+        result: Integers = self.has_label[self.is_validation].sum(axis=0)
+        return result
 
     @property
     def _n_training(self) -> Integers:
         """The number of training units with each label."""
-        return self.has_label[~self.is_validation].sum(axis=0)
+        result: Integers = self.has_label[~self.is_validation].sum(axis=0)
+        return result
 
     def add_missing_labels(self) -> None:
         """Add units until validation has each shared label.
@@ -149,7 +152,8 @@ class _Division:
         has_lesions = self.has_label.any(axis=1)
         if (self.is_validation & has_lesions).sum() == 1:
             is_last |= has_lesions
-        return self.is_validation & ~is_last
+        result: Flags = self.is_validation & ~is_last
+        return result
 
     def _draw_best(self, allowed: Flags, scores: Integers) -> int:
         """Draw one of the allowed units with the highest score."""

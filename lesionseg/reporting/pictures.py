@@ -312,24 +312,20 @@ def draw_overview(image: NDArray[Any], geometry: Geometry, mask: Flags | None) -
     return data_uri(figure)
 
 
-def draw_slices(image: NDArray[Any], geometry: Geometry, mask: Flags) -> list[str]:
+def draw_slices(grey: NDArray[np.uint8], geometry: Geometry, mask: Flags) -> list[str]:
     """Draw every axial slice of a scan with the outline of a mask, as JPEG in data URIs.
 
     The slices run from superior to inferior, as `display_axes` orders them. A 2-D image is one
     slice. Pixels are square, and the longer side of a slice has `SLICE_SIDE` of them.
 
     Args:
-        image: The image `[*spatial]`.
+        grey: The image `[*spatial]`, 0 for black and 255 for white.
         geometry: Grid of the image and the mask.
         mask: Mask of the outlined candidates `[*spatial]`.
     """
     order, flips = display_axes(geometry)
-    low, high = np.percentile(image, WINDOW)
-    grey = ((image - low) * (255 / max(float(high - low), 1e-6))).clip(0, 255).astype(np.uint8)
-    planes, masks = (
-        np.flip(array.transpose(order), flips).reshape(-1, *array.transpose(order).shape[-2:])
-        for array in (grey, mask)
-    )
+    turned = (np.flip(array.transpose(order), flips) for array in (grey, mask))
+    planes, masks = (array.reshape(-1, *array.shape[-2:]) for array in turned)
     sides_mm = np.multiply(planes.shape[1:], [geometry.spacing_mm[axis] for axis in order[-2:]])
     height, width = (int(side) for side in np.ceil(SLICE_SIDE * sides_mm / sides_mm.max()))
     drawn = []

@@ -125,7 +125,7 @@ def viewer_data(scene: Scene, *, with_slices: bool = False) -> dict[str, Any]:
     }
     if with_slices and prediction is not None:
         accepted = candidate_ids(prediction, {c.id for c in candidates if c.accepted}) > 0
-        data["slices"] = draw_slices(scene.image, scene.geometry, accepted)
+        data["slices"] = draw_slices(layers["image"], scene.geometry, accepted)
         for row, candidate in zip(rows, candidates, strict=True):
             row["slice"] = _slice_through(candidate.centre_mm, scene.geometry)
     return data
@@ -146,7 +146,8 @@ def _scale_to_grey(image: NDArray[Any]) -> NDArray[np.uint8]:
     values: NDArray[np.float32] = np.nan_to_num(np.asarray(image, np.float32))
     low, high = np.percentile(values, _WINDOW)
     scale = 255.0 / max(float(high - low), 1e-6)
-    return ((values - low) * scale).round().clip(0, 255).astype(np.uint8)
+    result: NDArray[np.uint8] = ((values - low) * scale).round().clip(0, 255).astype(np.uint8)
+    return result
 
 
 def _affine(geometry: Geometry) -> Numbers:

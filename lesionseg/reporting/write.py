@@ -344,7 +344,8 @@ def case_rows(tables: EvaluationTables) -> list[dict[str, Any]]:
         cases = cases.sort_values("group", key=lambda group: group.map(place_of), kind="stable")
     else:
         kept.pop("group", None)
-    return cases[list(kept)].rename(columns=kept).to_dict("records")
+    result: list[dict[str, Any]] = cases[list(kept)].rename(columns=kept).to_dict("records")
+    return result
 
 
 def label_rows(tables: EvaluationTables) -> list[dict[str, Any]]:

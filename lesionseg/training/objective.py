@@ -159,19 +159,16 @@ class Objective:
 
         `nearest` is passed only to a loss that needs it.
         """
-        if self.batch_targets.nearest:
-            return self.loss(
-                logits.float(),
-                level.labels,
-                valid=level.valid,
-                normaliser=normaliser,
-                nearest=level.nearest,
-            )
-        return self.loss(logits.float(), level.labels, valid=level.valid, normaliser=normaliser)
+        more = {"nearest": level.nearest} if self.batch_targets.nearest else {}
+        terms: Terms = self.loss(
+            logits.float(), level.labels, valid=level.valid, normaliser=normaliser, **more
+        )
+        return terms
 
     def _voxel_logits(self, output: Any) -> Sequence[Tensor]:
         """Return the logits of voxels, finest first."""
-        return output.segmentation if self.plan.has_boxes else output
+        result: Sequence[Tensor] = output.segmentation if self.plan.has_boxes else output
+        return result
 
     def mask_unannotated(self, output: Any, unannotated: Tensor) -> Any:
         """Return the output in fp32 with p = 0, and no gradient, for unannotated labels `[B, K]`.

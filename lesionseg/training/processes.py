@@ -194,7 +194,8 @@ def broadcast_from_rank_zero(make: Callable[[], T]) -> T:
         return make()
     shared: list[Any] = _call_if(make, is_turn=is_rank_zero()) or [None]
     distributed.broadcast_object_list(shared)  # replaces the item in the other processes
-    return shared[0]
+    result: T = shared[0]
+    return result
 
 
 def _to_shared_error(error: Exception) -> LesionsegError:

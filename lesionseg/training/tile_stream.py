@@ -110,7 +110,8 @@ def to_batch(items: Sequence[TileItem]) -> Batch:
 
     Masks become `[B, *tile]`.
     """
-    return default_collate([_plain_tensors(item) for item in items])
+    result: Batch = default_collate([_plain_tensors(item) for item in items])
+    return result
 
 
 def _plain_tensors(item: TileItem) -> Batch:

@@ -51,6 +51,17 @@ def test_no_modules_import_each_other_in_a_circle():
     TopologicalSorter(graph).prepare()  # its error names the circle
 
 
+def test_functions_of_the_pipeline_have_at_most_six_parameters():
+    many = []
+    for name, tree in parse_modules().items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef) and name.startswith("lesionseg.pipeline"):
+                given = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+                if len([one for one in given if one.arg not in ("self", "cls")]) > 6:
+                    many.append(f"{name}.{node.name}")
+    assert many == []
+
+
 def test_every_function_that_the_page_names_is_in_the_named_file():
     page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     named = NAMED_IN.findall(page)

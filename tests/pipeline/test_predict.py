@@ -227,7 +227,7 @@ def test_missing_bundle_or_input_and_unusable_output_are_refused(bundle, tmp_pat
     for paths, error in (
         ((bundle, tmp_path / "none", tmp_path / "out"), DatasetError),
         ((bundle, tmp_path, tmp_path), ConfigError),
-        ((bundle, tmp_path, tmp_path / "file"), OutputError),
+        ((bundle, tmp_path, tmp_path / "file"), ConfigError),
         ((tmp_path / "empty", scans, tmp_path / "out"), BundleError),
     ):
         with pytest.raises(error):

@@ -318,7 +318,8 @@ def largest_difference(bundle: Bundle, run: Runner) -> float:
 
 def _log_odds(probabilities: NDArray[np.float32]) -> NDArray[np.float64]:
     """Return log-odds of probabilities clipped to 1e-4 to 1 − 1e-4, for which float32 suffices."""
-    return logit(probabilities.astype(float).clip(1e-4, 1 - 1e-4))
+    result: NDArray[np.float64] = logit(probabilities.astype(float).clip(1e-4, 1 - 1e-4))
+    return result
 
 
 def _convert_to_probabilities(

@@ -93,7 +93,8 @@ def _foreground_dice(fixed: Any, moving: Any, transform: Any) -> float:
     def move(image: Any) -> NDArray[Any]:
         """Return a moving image on the grid of the fixed one."""
         resampled = sitk.Resample(image, fixed, transform, sitk.sitkNearestNeighbor, 0)
-        return sitk.GetArrayFromImage(resampled)
+        result: NDArray[Any] = sitk.GetArrayFromImage(resampled)
+        return result
 
     field_of_view = move(sitk.Cast(moving * 0 + 1, sitk.sitkUInt8))
     first = sitk.GetArrayFromImage(sitk.OtsuThreshold(fixed, 0, 1)) > 0

@@ -278,7 +278,8 @@ class SharedStudy:
 
     def _in_states(self, *states: Any) -> Sequence[Any]:
         """Return the trials that are in one of the states of Optuna."""
-        return self.study.get_trials(deepcopy=False, states=states)
+        result: Sequence[Any] = self.study.get_trials(deepcopy=False, states=states)
+        return result
 
     def _enqueue_first_pair(self) -> None:
         """Make the first pair the next one, unless a trial of it is finished, running or waiting.

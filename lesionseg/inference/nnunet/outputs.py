@@ -234,7 +234,8 @@ def _labels_from_probabilities(voxels: _Voxels, labels: Labels) -> Integers:
     their probability is above 0.5, later ones over earlier ones.
     """
     if not labels.regions:
-        return np.array([0, *labels.values], np.int64)[voxels.values.argmax(axis=0)]
+        result: Integers = np.array([0, *labels.values], np.int64)[voxels.values.argmax(axis=0)]
+        return result
     painted = np.zeros(len(voxels.index), np.int64)
     for value, p in zip(labels.values, voxels.values, strict=True):
         painted[p > 0.5] = value

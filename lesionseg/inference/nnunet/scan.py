@@ -165,7 +165,8 @@ def fill_holes(mask: Flags) -> Flags:
     background = np.pad(~mask, 1, constant_values=True)
     component = cc3d.connected_components(background, connectivity=6)
     outside = component[(0,) * mask.ndim]  # the component of a corner
-    return component[tuple(slice(1, -1) for _ in mask.shape)] != outside
+    result: Flags = component[tuple(slice(1, -1) for _ in mask.shape)] != outside
+    return result
 
 
 def normalise_channel(

@@ -112,7 +112,8 @@ class DicomSlice:
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
         if lengths.min() < _MIN_LENGTH:
             self._refuse(name)
-        return vectors / lengths
+        result: Numbers = vectors / lengths
+        return result
 
     @cached_property
     def pixel_mm(self) -> Numbers:
@@ -500,7 +501,8 @@ def _even_step(path: Path, slices: Sequence[DicomSlice], normal: Numbers) -> Num
             f"{path}: the gantry was tilted. Convert the series with dcm2niix, which "
             "straightens it, and use its NIfTI file."
         )
-    return whole / len(steps)
+    result: Numbers = whole / len(steps)
+    return result
 
 
 def slices_of_file(path: Path, header: "Header") -> Iterator[DicomSlice]:

@@ -332,7 +332,8 @@ def _read_instances(
         )
     number_of_value = np.zeros(max([0, int(mask.max()), *number_of]) + 1, np.int32)
     number_of_value[list(number_of)] = list(number_of.values())
-    return number_of_value[mask]
+    result: NDArray[np.int32] = number_of_value[mask]
+    return result
 
 
 def _draw_parts(lesions: Sequence[AnnotatedLesion], shape: tuple[int, ...]) -> list[DrawnPart]:
