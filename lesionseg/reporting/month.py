@@ -76,10 +76,10 @@ def _summarise(name: str, rows: Sequence[CaseRow]) -> dict[str, Any]:
     return {
         "": name,
         "scans": len(rows),
-        **{status: n[status] for status in ("failed", "warned", "blank")},
-        "withheld": sum(row.is_done and row.message != "" for row in rows),
         "markings per scan": values["n_accepted"].mean(),
         "difference": values["input_score"].median(),
+        **{status: n[status] for status in ("failed", "warned", "blank")},
+        "withheld": sum(row.is_done and row.message != "" for row in rows),
     }
 
 

@@ -146,14 +146,14 @@ def test_small_share_is_stated_as_counts(hits, n, words):
     ("made", "n_cases", "n_false", "words", "is_weak"),
     [
         ({"training_steps": 19, "training_minutes": 3.2}, 1, 0,
-         r"Trained 19 steps in 3 minutes; .*1 scan \(0 .*expect 1 .*none on 1 scan does not", True),
+         r"Trained 19 steps in 3 minutes; .*1 other scan with 0 .*expect 1 .*none on 1 scan", True),
         ({"training_steps": 2000, "training_minutes": 60.0}, 20, 0,
-         r"2000 steps in 60 minutes; .*20 scans \(0 .*expect 1 .*none on 20 scans", False),
+         r"2000 steps in 60 minutes; .*20 other scans with 0 .*expect 1 .*none on 20 scans", False),
         ({"training_steps": 3000, "training_minutes": 240.0, "folds": 5}, 40, 0,
-         r"3000 steps in 4 hours, 5 networks .*40 scans \(0 ", True),
+         r"3000 steps in 4 hours, 5 networks .*40 other scans with 0 ", True),
         ({"training_steps": 1, "training_minutes": 0.1}, None, 0, r"1 step in 6 seconds\.$", True),
-        ({}, 4, 3, r"Limit chosen on 4 scans \(3 .*because the limit was fitted", True),
-        ({}, 4, 4, r"Limit chosen on 4 scans \(4 false positives\)\.$", True),
+        ({}, 4, 3, r"Limit .* 4 other scans with 3 .*limit was fitted", True),
+        ({}, 4, 4, r"chosen on 4 other scans with 4 false positives\.$", True),
     ],
 )  # fmt: skip
 def test_page_states_training_and_choice_of_the_limit(
@@ -161,10 +161,14 @@ def test_page_states_training_and_choice_of_the_limit(
 ):
     point = replace(POINT, n_cases=n_cases, n_patients=n_cases, n_false_positives=n_false)
     tables = tables_of([hand_result("a", [0.9])], tmp_path, point=point)
-    tables = replace(tables, scores=replace(tables.scores, provenance=Provenance(**made)))
-    found = basis(tables)
-    assert re.search(words, found.words)
-    assert found.is_weak == is_weak
+    found = {}
+    for optimistic in (False, True):  # chosen on other scans, or on those of the page
+        used = replace(tables.scores.operating_point, optimistic=optimistic)
+        scores = replace(tables.scores, provenance=Provenance(**made), operating_point=used)
+        found[optimistic] = basis(replace(tables, scores=scores))
+    assert re.search(words, found[False].words)
+    assert found[True].words == found[False].words.replace("other scan", "scan")
+    assert found[False].is_weak == is_weak
 
 
 def test_scores_of_an_earlier_version_state_no_training(tmp_path):
