@@ -61,6 +61,11 @@ def row_of(cell: Cell) -> dict[str, Any]:
         row[f"lesions_under_{size:g}"] = len(small)
         row[f"found_under_{size:g}"] = sum(lesion["found"] for lesion in small)
         row[f"found_under_{size:g}_at_1_FP"] = found_at(cell, RATE, size)
+    per_10_lesions = len(cell["lesions"]) / 10 / len(cell["cases"])  # false positives per case
+    row["found_at_1_FP_per_10_lesions"] = found_at(cell, per_10_lesions)
+    row["found_under_5_at_1_FP_per_10_lesions"] = found_at(cell, per_10_lesions, SIZES[0])
+    for name, value in (cell.get("chosen") or {}).items():
+        row[f"chosen_{name}"] = value
     if "by_extent" in cell:  # older cells lack it
         best = max(cell["by_extent"], key=lambda scores: scores["dice_accepted"] or 0.0)
         row["found_iou10"] = sum(lesion["iou10"] for lesion in cell["lesions"])

@@ -4,10 +4,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lesionseg.config import DataConfig
 from lesionseg.io.layouts import read_dataset
 from lesionseg.io.text import read_csv
 from lesionseg.pipeline.dataset_inspection import DatasetInspection
+
+MIN_PATIENTS = 5  # with fewer training patients, none can choose the threshold
+CHOOSING = "external"  # role of the cases on which a threshold is chosen
 
 
 @dataclass(frozen=True)
@@ -22,13 +27,28 @@ class HeldOut:
     data: DataConfig
     role: str
 
-    def as_development(self, found: DatasetInspection) -> DatasetInspection:
-        """Return the survey with the scored cases as validation cases."""
+    def as_development(
+        self, found: DatasetInspection, choosing_fraction: float = 0.0
+    ) -> DatasetInspection:
+        """Return the inspected dataset with the scored cases as validation cases.
+
+        Args:
+            found: The inspected dataset.
+            choosing_fraction: Share of the training patients on whom no tool is trained, and on
+                whom the threshold is chosen. With less than `MIN_PATIENTS`, it is 0.
+        """
         roles = {
             case: "validation" if role == self.role else role
             for case, role in found.splits.roles.items()
             if role in (self.role, "train")
         }
+        patients = sorted({files.patient for files in found.of_role("train")})
+        if len(patients) >= MIN_PATIENTS:
+            order = np.random.default_rng(0).permutation(len(patients))
+            chosen = {patients[i] for i in order[: round(choosing_fraction * len(patients))]}
+            for files in found.of_role("train"):
+                if files.patient in chosen:
+                    roles[files.case] = CHOOSING
         return replace(found, splits=replace(found.splits, roles=roles))
 
 

@@ -57,6 +57,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=20.0)
     parser.add_argument("--clock", choices=["wall", "processor"], default="wall")
     parser.add_argument("--group", help="data.group")
+    parser.add_argument("--choosing-fraction", type=float, default=0.0, help="of vs_nnunet.py")
     parser.add_argument("--priority", type=int, help="of an arm; below 0 is higher")
     parser.add_argument("--csv", type=Path, required=True, help="file of the rows")
     parser.add_argument("--output", type=Path, default=Path("runs/two_arms"))
@@ -88,6 +89,7 @@ def start(
     command += ["--data", str(options.data.absolute()), "--seeds", str(options.seed)]
     command += ["--minutes", f"{options.minutes:g}", "--clock", options.clock, "--threads", "1"]
     command += ["--output", str((options.output / name).absolute())]
+    command += ["--choosing-fraction", f"{options.choosing_fraction:g}"]
     if options.group:
         command += ["--group", options.group]
     if overrides:

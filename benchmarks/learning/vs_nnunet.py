@@ -48,23 +48,34 @@ from scipy.ndimage import labeled_comprehension
 
 from benchmarks.common import table
 from benchmarks.learning import films
-from benchmarks.learning.held_out import cases_scored, false_positives, held_out, lesions_found
+from benchmarks.learning.held_out import (
+    CHOOSING,
+    cases_scored,
+    false_positives,
+    held_out,
+    lesions_found,
+)
 from benchmarks.learning.voxel_dice import voxel_dice
 from benchmarks.learning.vs_nnunet_table import markdown, report
 from lesionseg.cli import compose
 from lesionseg.config import TrainConfig
 from lesionseg.core import NO_SELECTION, CaseFiles, Prediction, Volume
-from lesionseg.evaluation import Scores
+from lesionseg.evaluation import Scores, choose
+from lesionseg.evaluation.operating_points import DEFAULT_AIM
 from lesionseg.inference.decision import find_by_rule
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.cases import read_case, read_image
 from lesionseg.io.results.case import write_prediction
 from lesionseg.io.results.index import find_predictions
 from lesionseg.io.text import read_json, write_json, write_text
-from lesionseg.pipeline.dataset_inspection import DatasetInspection, inspect_dataset
+from lesionseg.pipeline.dataset_inspection import (
+    DatasetInspection,
+    inspect_dataset,
+    labelled_cases,
+)
 from lesionseg.pipeline.experiment import Experiment
 from lesionseg.pipeline.planning import plan_run
-from lesionseg.pipeline.score_cases import score_cases
+from lesionseg.pipeline.score_cases import ScoredCases, score_cases
 from lesionseg.pipeline.score_roles import select_and_accept, write_role_scores
 from lesionseg.plan.plan import Plan
 
@@ -190,6 +201,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=1, help="loaders of nnU-Net")
     parser.add_argument("--accelerator", choices=["cpu", "gpu"], default="cpu")
     parser.add_argument("--group", help="data.group; intervals resample these groups")
+    parser.add_argument("--choosing-fraction", type=float, default=0.0, help="see above")
     parser.add_argument(
         "--overrides",
         nargs="*",
@@ -208,7 +220,7 @@ def prepare(root: Path, options: argparse.Namespace) -> Setting:
     """Divide the set for all tools, and make the plans that nnU-Net's changed plans follow."""
     name = root.name
     held = held_out(root, options.output / "cache", group=options.group)
-    found = held.as_development(inspect_dataset(held.data, seed=0))
+    found = held.as_development(inspect_dataset(held.data, seed=0), options.choosing_fraction)
     folder = options.output / "plans" / name
     folder.mkdir(parents=True, exist_ok=True)
     typed = [f"data.root={root}", "data.merge_labels=true"]
@@ -292,6 +304,7 @@ def run_tool(setting: Setting, tool: str, seed: int, folder: Path) -> dict[str, 
         "seed": seed,
         "threads": options.threads,
         "group": options.group,
+        "choosing_fraction": options.choosing_fraction,
         "accelerator": options.accelerator,
         "device": "cuda" if options.accelerator == "gpu" else "cpu",
     }
@@ -330,7 +343,8 @@ def nnunet_job(setting: Setting, tool: str, folder: Path) -> dict[str, Any]:
     hand_over = link_case if dims == 3 else draw_case
     learning = setting.found.of_role("train")
     written = [hand_over(setting, files, raw, "Tr") for files in learning]
-    scans = {files.case: hand_over(setting, files, raw, "Ts") for files in setting.scored}
+    predicted = (*setting.scored, *setting.found.of_role(CHOOSING))
+    scans = {files.case: hand_over(setting, files, raw, "Ts") for files in predicted}
     described = {
         "channel_names": {str(i): name for i, name in enumerate(plan.channel_names)},
         "labels": {"background": 0, "lesion": 1},
@@ -368,17 +382,46 @@ def link_case(setting: Setting, files: CaseFiles, raw: Path, part: str) -> list[
 def score_kept(kept: Kept | Predictor, found: DatasetInspection, run: Path) -> Scores:
     """Write the candidates of a tool into `run/validation` and score the validation cases."""
     experiment = Experiment(SCORED_BY, found, run)
-    cases = experiment.cases("validation")
-    if not cases:
-        sys.exit(f"{run}: no case to score")
-    for files in cases:
-        image = read_image(files, found.dataset)
-        write_prediction(run / "validation", kept.predict_volume(image, files.case))
+    scored = match_kept(kept, experiment, "validation")
     folder = run / "validation"
     predictions = find_predictions(folder)
-    scored = score_cases(cases, predictions, experiment.match_options)
     selection, scored = select_and_accept(experiment, scored, predictions, folder, NO_SELECTION)
     return write_role_scores(scored, experiment, run, selection.point, is_group_safe=True)
+
+
+def match_kept(kept: Kept | Predictor, experiment: Experiment, role: str) -> ScoredCases:
+    """Write the candidates of a tool into `run/<role>` and match them with the references."""
+    cases = labelled_cases(experiment.inspection, role)
+    if not cases:
+        sys.exit(f"{experiment.run}: no case to score")
+    folder = experiment.run / role
+    for files in cases:
+        image = read_image(files, experiment.dataset)
+        write_prediction(folder, kept.predict_volume(image, files.case))
+    return score_cases(cases, find_predictions(folder), experiment.match_options)
+
+
+def score_chosen(setting: Setting, folder: Path) -> dict[str, Any] | None:
+    """Score a cell with the threshold of the training patients on whom no tool is trained.
+
+    Return None if there are none.
+    """
+    if not setting.found.of_role(CHOOSING):
+        return None
+    kept = Kept(folder, setting.plan)
+    experiment = Experiment(SCORED_BY, setting.found, folder / "chosen")
+    choosing = match_kept(kept, experiment, CHOOSING)
+    point = choose(choosing.tables(surface=False), DEFAULT_AIM, chosen_on="validation")
+    tables = match_kept(kept, experiment, "validation").tables(point, surface=False)
+    found = tables.lesions[tables.lesions["detected"]]
+    n_false = int((tables.candidates["outcome"] == "false_positive").sum())
+    return {
+        "choosing_cases": len(choosing.matches),
+        "found": len(found),
+        "found_under_5": int((found["diameter_mm"] < 5.0).sum()),
+        "FP_per_case": round(n_false / len(tables.cases), 3),
+        "dice": round(float(tables.cases["dice"][tables.cases["n_lesions"] > 0].mean()), 4),
+    }
 
 
 def draw_case(setting: Setting, files: CaseFiles, raw: Path, part: str) -> list[Path]:
@@ -424,6 +467,7 @@ def score_cell(setting: Setting, folder: Path) -> dict[str, Any]:
         "lesions": lesions_found(folder),
         "cases": cases_scored(folder),
         "false_positives": false_positives(folder),
+        "chosen": score_chosen(setting, folder),
     }
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.learning.held_out import held_out
+from benchmarks.learning.held_out import CHOOSING, held_out
 from lesionseg.cli import compose
 from lesionseg.inference.bundle import Bundle, write_bundle
 from lesionseg.inference.predictor import Predictor
@@ -43,7 +43,7 @@ def main() -> None:
     typed += [f"trainer.accelerator={job['accelerator']}", f"trainer.max_minutes={planned_minutes}"]
     cfg: Any = compose("train", [*typed, "trainer.lightning.enable_progress_bar=false"])
     held = held_out(Path(job["data"]), output / "cache", group=job["group"])
-    found = held.as_development(inspect_dataset(held.data, seed=0))
+    found = held.as_development(inspect_dataset(held.data, seed=0), job["choosing_fraction"])
     experiment = Experiment.on(cfg.model_copy(update={"data": held.data}), found, output)
     plan = plan_run(experiment)
     cases = prepare_cases(found, plan, experiment.cache)
@@ -78,13 +78,13 @@ def main() -> None:
 def predict(
     fitted: FitResult, plan: Plan, cfg: Any, found: DatasetInspection, output: Path
 ) -> None:
-    """Write the log-odds of each scored case."""
+    """Write the log-odds of each scored case, and of each case that chooses the threshold."""
     predictor = Predictor(
         Bundle((fitted.network,), with_focal_correction(plan, cfg.loss, cfg.detection)),
         device=fitted.device,
         settings=cfg.inference,
     )
-    for files in found.of_role("validation"):
+    for files in (*found.of_role("validation"), *found.of_role(CHOOSING)):
         image = read_case(files, found.dataset).image
         p = np.clip(predictor.probabilities(image).astype(np.float64), 1e-38, 1 - 2**-53)
         np.save(output / f"{files.case}.npy", (np.log(p) - np.log1p(-p)).astype(np.float32))

@@ -10,8 +10,11 @@ import pytest
 from benchmarks.learning import vs_nnunet as versus
 from benchmarks.learning import vs_nnunet_table as table
 from benchmarks.learning.cell_rows import found_at
+from benchmarks.learning.held_out import CHOOSING
 from lesionseg.core import Geometry, Volume
+from lesionseg.io.cases import read_case
 from lesionseg.io.text import read_json, write_json
+from lesionseg.ops.components import label_components
 from lesionseg.phantoms import write_mri_phantoms
 from tests.inference.nnunet.probability_files import write_labels
 from tests.pipeline.cases import boxes, write_array
@@ -29,7 +32,7 @@ def setting(tmp_path_factory):
 def options_for(output):
     """Return the command line of 20 minutes."""
     options = {"output": output, "accelerator": "cpu", "overrides": [], "group": None}
-    options |= {"minutes": 20.0, "steps": None, "clock": "wall"}
+    options |= {"minutes": 20.0, "steps": None, "clock": "wall", "choosing_fraction": 0.0}
     return argparse.Namespace(**options)
 
 
@@ -51,6 +54,32 @@ def test_candidates_are_ranked_by_log_odds_if_probabilities_round_to_1(setting, 
     score = versus.score(np.array([10.0] * 8 + [-5.0] * 30))
     assert score == pytest.approx(0.75)  # arctan 1 is a quarter of π
     assert versus.score(np.array([0.0])) == 0.5
+
+
+def test_threshold_is_chosen_on_patients_on_whom_no_tool_is_trained(tmp_path):
+    grid = {"shape": (32, 40, 32), "spacing_mm": (4.0,) * 3}
+    write_mri_phantoms(tmp_path / "raw", 9, seed=1, n_test=1, **grid)
+    options = options_for(tmp_path / "out")
+    options.choosing_fraction = 0.4
+    setting = versus.prepare(tmp_path / "raw", options)
+    choosing = setting.found.of_role(CHOOSING)
+    learning = setting.found.of_role("train")
+    assert (len(setting.scored), len(choosing), len(learning)) == (1, 3, 5)
+    assert not {files.case for files in choosing} & {files.case for files in learning}
+    job = versus.nnunet_job(setting, "nnunet_cut", tmp_path / "nnunet")
+    assert set(job["scans"]) == {files.case for files in (*setting.scored, *choosing)}
+    n_lesions = 0
+    for files in (*setting.scored, *choosing):
+        reference = read_case(files, setting.found.dataset).reference
+        mask = reference.labels > 0
+        odds = np.where(mask, 20, -20).astype(np.float32)
+        n_lesions += files in setting.scored and label_components(mask).max()
+        odds[0, 0, 0] = 15 if files in setting.scored else 10  # a false positive
+        np.save(tmp_path / f"{files.case}.npy", odds[None])
+    chosen = versus.score_chosen(setting, tmp_path)
+    assert (chosen["choosing_cases"], chosen["found"]) == (3, n_lesions)
+    assert chosen["FP_per_case"] == 1
+    assert chosen["dice"] > 0.9
 
 
 def test_boxes_of_films_are_scored_by_overlap_too(tmp_path):
