@@ -39,17 +39,17 @@ class RunLengths(BaseModel, frozen=True):
 
 @dataclass(frozen=True)
 class AnnotatedLesion:
-    """A lesion as an annotation states it.
+    """A lesion of a case as its annotation describes it, before its pixels are drawn.
 
     Attributes:
         label: The label value.
         box: Start and stop in array order, (y, x, y, x) or (z, y, x, z, y, x), half-open. Empty if
-            only run lengths state the lesion.
-        reader: The person who marked the lesion. Empty if the annotation does not state it.
-        outline: Polygons x, y, x, y, …, or run lengths. Empty if the annotation states only a box.
-        unit: The unit of box and polygons: pixels, shares of the sides of the image, or millimetres
-            in LPS. With millimetres, the axes are (x, y, z).
-        mask_value: The value of the lesion in the mask of its case, if the case has one.
+            the annotation has only run lengths.
+        reader: The person who marked the lesion. Empty if the annotation names nobody.
+        outline: Polygons x, y, x, y, …, or run lengths. Empty if the annotation has only a box.
+        unit: The unit of box and polygons: pixels, fractions (0 to 1) of the image's height and
+            width ("share"), or millimetres in LPS. With millimetres, the axes are (x, y, z).
+        mask_value: The voxel value of the lesion in the mask of its case, if the case has a mask.
         is_ignored: True for a region that is neither lesion nor background.
         where: File and line, for messages.
     """
@@ -67,7 +67,7 @@ class AnnotatedLesion:
 
 @dataclass(frozen=True)
 class CaseLesions:
-    """The lesions of one case. Without any, the case has no lesion.
+    """The lesions of one case. If the tuple `lesions` is empty, the case is lesion-free.
 
     Attributes:
         lesions: The lesions and ignored regions in the order of the annotations.
@@ -82,19 +82,25 @@ class CaseLesions:
 
 
 def lesions_are_boxes(files: CaseFiles) -> bool:
-    """Return True if a lesion of the case has a box only, without an outline or a mask.
+    """Return True if boxes are the only reference of a case, so that no mask can be drawn.
 
-    Then the whole reference of the case consists of boxes. Ignored regions do not count.
+    The case then has no mask file, and at least one of its lesions has a box but no outline.
+    Ignored regions do not count.
     """
     annotated = files.annotations.get(LESIONS_KEY, CaseLesions())
-    has_box_only = any(not one.outline for one in annotated.lesions if not one.is_ignored)
+    has_box_only = any(not lesion.outline for lesion in annotated.lesions if not lesion.is_ignored)
     return files.reference is None and has_box_only
 
 
 def parse_number(name: str, cell: str) -> float:
-    """Return the number in a cell of the column `name`.
+    """Return the number in a table cell as a float.
 
-    Raise `DatasetError` if it is not a finite number below 10⁹ in absolute value.
+    Args:
+        name: The name of the column or value, for the message.
+        cell: The text of the cell.
+
+    Raises:
+        DatasetError: If the text is not a finite number below 10⁹ in absolute value.
     """
     value = np.nan
     with suppress(ValueError):
@@ -108,20 +114,25 @@ def parse_number(name: str, cell: str) -> float:
 
 
 def outline_box(polygons: Sequence[Sequence[float]]) -> tuple[float, ...]:
-    """Return the smallest box (y, x, y, x) that contains some polygons."""
+    """Return the smallest box (y, x, y, x) that contains all polygons of a lesion.
+
+    Each polygon is a sequence x, y, x, y, … of coordinates.
+    """
+    # rows (x, y); [::-1] exchanges the axes of their minimum and maximum
     points = np.concatenate([np.reshape(polygon, (-1, 2)) for polygon in polygons])
     return tuple(np.concatenate([points.min(axis=0)[::-1], points.max(axis=0)[::-1]]).tolist())
 
 
 def distinct_names(path: Path, name_of: Mapping[int, str]) -> tuple[dict[int, str], list[Finding]]:
-    """Give labels of the same name different names, because scores and tables are kept by name.
+    """Give labels of the same name different names, because scores and tables are listed by name.
 
     Args:
         path: The file with the names, for the finding.
-        name_of: The name of each label value. The first one of equal names is kept.
+        name_of: The name of each label value. Of equal names, the first one does not change.
 
     Returns:
-        The new names, and a list with a finding if a name has changed.
+        The new name of each label value, and a list with one finding if a name has changed,
+        otherwise an empty list.
 
     >>> distinct_names(Path("data.yaml"), {1: "mass", 2: "nodule", 3: "nodule"})[0]
     {1: 'mass', 2: 'nodule', 3: 'nodule (2)'}

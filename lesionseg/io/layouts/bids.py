@@ -20,7 +20,7 @@ from lesionseg.io.volumes import is_image_file, read_geometry, strip_suffix
 _MASK = re.compile(
     r".*_label-(?:lesions?[0-9]*|L)(?:_[a-z]+-[A-Za-z0-9]+)*_(?:mask|dseg)", re.IGNORECASE
 )
-_SESSION = re.compile(r"(sub-[A-Za-z0-9]+)(?:_(ses-[A-Za-z0-9]+))?_.*")
+_SESSION = re.compile(r"(sub-[A-Za-z0-9]+)(?:_(ses-[A-Za-z0-9]+))?_.*")  # subject, session or None
 _ENTITY = re.compile(r"_(?!space-orig_)([a-z]+)-([A-Za-z0-9]+)")  # a scan is in its own space
 _NOT_OF_THE_SCAN = ("label", "desc")  # entities that describe a derivative, not its scan
 # these, further ones that do not distinguish scans, and the suffix
@@ -29,43 +29,50 @@ _NOT_CHANNELS = ("mask", "dseg", "probseg", "boldref", "events", "instances", "r
 
 
 def is_bids(root: Path) -> bool:
-    """Return True if a folder contains a file of a subject with a label, which may be a mask."""
+    """Return True if a folder looks like a BIDS dataset with masks.
+
+    It contains a file `sub-*_label-*` at any depth. If this file is no lesion mask, `read_bids`
+    finds no case.
+    """
     return next(root.glob("**/sub-*_label-*"), None) is not None
 
 
 def read_bids(root: Path) -> Table:
-    """Read a BIDS folder. Label 1 is the lesion.
+    """Read a BIDS folder as a table with one case per session. Label 1 is the lesion.
 
-    The images of a session are located next to its mask, otherwise in its raw folder. A channel is
-    a suffix, such as FLAIR, that every session has and whose image is on the grid of the mask in
-    the first session. If a session has several images of a suffix, the name of the mask decides.
-    Masks of several runs or acquisitions of a session are cases of one group. Sessions without a
-    mask, and masks that cannot be used, become findings.
+    - The images of a session are located next to its mask, otherwise in its raw folder.
+    - A channel is a suffix, such as FLAIR, of which every session has an image. In the first
+      session, this image must be on the grid of the mask.
+    - If a session has several images of one suffix, the entities in the name of the mask decide
+      which image is used.
+    - If a session has several masks, for example of several runs, each mask is a case. These cases
+      have the subject as their group.
+    - Sessions without a mask, and masks that cannot be used, become findings.
     """
     masks: dict[str, Path] = {}
     images: dict[str, dict[str, Path]] = {}
     findings: list[Finding] = []
-    found = _find_masks(root)
-    n_masks = Counter(map(_session_of, found))
-    for mask in found:
+    mask_files = _find_masks(root)
+    n_masks = Counter(map(_session_of, mask_files))
+    for mask in mask_files:
         session = _session_of(mask)
         has_several = n_masks[session] > 1
         case = _AFTER_SCAN.sub("", strip_suffix(mask)) if has_several else session
         with collect_errors(findings, case, mask):
             if not session:
                 raise DatasetError("the name has no subject. Begin it with sub-<label>_.")
-            own = _find_images(root, session, mask)
-            if not own:
+            session_images = _find_images(root, session, mask)
+            if not session_images:
                 raise DatasetError(
                     f"the session {session} has no image. Add one, or remove the mask."
                 )
-            if has_several and (case in masks or own in images.values()):
+            if has_several and (case in masks or session_images in images.values()):
                 raise DatasetError(
                     f"this is a second lesion mask of the images of {case}. Name the one that "
                     "counts in a manifest.csv (case, image, reference), or merge them."
                 )
             masks[case] = mask
-            images[case] = own
+            images[case] = session_images
     channels: list[str] = []
     if images:
         with collect_errors(findings, "", root):
@@ -80,15 +87,19 @@ def read_bids(root: Path) -> Table:
 
 
 def _find_masks(root: Path) -> list[Path]:
-    """Return the masks `sub-*_label-lesion_mask` and similar of a folder and subfolders, sorted."""
+    """Return the lesion masks of a folder and its subfolders, sorted.
+
+    A lesion mask is an image file `sub-*_label-lesion_mask` or similar, see `_MASK`.
+    """
     found = sorted(filter(is_image_file, root.rglob("sub-*_label-*")))
     return [file for file in found if _MASK.fullmatch(strip_suffix(file))]
 
 
 def _find_without_mask(root: Path, masks: Collection[str]) -> list[Finding]:
-    """Return a finding about the sessions with images but without a mask, if there are any.
+    """Return a finding that lists the sessions with images but without a mask.
 
-    Only the images in raw folders `sub-*` count. `masks` are the ids of the sessions with a mask.
+    The list is empty if each session has a mask. Only images in raw folders `sub-*` directly below
+    `root` count. `masks` are the ids of the sessions with a mask.
     """
     sessions = {_session_of(file) for file in root.glob("sub-*/**/sub-*") if is_image_file(file)}
     names = sorted(session for session in sessions if session and session not in masks)
@@ -98,7 +109,10 @@ def _find_without_mask(root: Path, masks: Collection[str]) -> list[Finding]:
 
 
 def _session_of(file: Path) -> str:
-    """Return subject and session of a file name as a case id, or "" if it has no subject."""
+    """Return subject and session of a file name, such as "sub-01_ses-02", as the case id.
+
+    Return "sub-01" if the name has no session, and "" if it has no subject.
+    """
     match = _SESSION.fullmatch(strip_suffix(file))
     if match is None:
         return ""
@@ -112,10 +126,11 @@ def _find_channels(
     masks: Mapping[str, Path],
     findings: list[Finding],
 ) -> list[str]:
-    """Return the suffixes of images that every session has on the grid of the mask, sorted.
+    """Return the suffixes of images, such as FLAIR, that can be channels of the dataset, sorted.
 
-    The grids of the first session decide for all of them. A suffix whose image in this session
-    cannot be read is left out.
+    Every session has an image of this suffix, and in the first session the image is readable and on
+    the grid of the mask. The grids of further sessions are not read here, because this would take
+    too long.
 
     Args:
         root: The folder, for messages.
@@ -127,8 +142,8 @@ def _find_channels(
         DatasetError: If no suffix is a channel.
         ReadError: If the mask of the first session is damaged.
     """
-    first, own = next(iter(images.items()))
-    shared = set(own)
+    first, images_of_first = next(iter(images.items()))
+    shared = set(images_of_first)
     everything: set[str] = set()
     for files in images.values():
         shared &= set(files)
@@ -137,7 +152,8 @@ def _find_channels(
     channels: list[str] = []
     for name in sorted(shared):
         with suppress(LesionsegError):
-            if read_geometry(own[name]).matches(grid, 0.5 * min(grid.spacing_mm)):
+            # the tolerance is half of the shortest side of a voxel
+            if read_geometry(images_of_first[name]).matches(grid, 0.5 * min(grid.spacing_mm)):
                 channels.append(name)
     if not channels:
         raise DatasetError(
@@ -155,10 +171,15 @@ def _find_channels(
 
 
 def _find_images(root: Path, case: str, mask: Path) -> dict[str, Path]:
-    """Return the images of a session by suffix, such as FLAIR, or {} if there are none.
+    """Return the image of each suffix that belongs to a mask, such as {"FLAIR": …}.
 
-    They are searched in the folder of the mask and its subfolders. If these contain none, they are
-    searched in the raw folder of the session.
+    Return {} if there is none. Images are searched in the folder of the mask and its subfolders. If
+    these contain none, they are searched in the raw folder of the session, such as `sub-01/ses-02`.
+
+    Args:
+        root: The BIDS folder.
+        case: The session as a case id, such as `sub-01_ses-02`.
+        mask: The lesion mask.
 
     Raises:
         DatasetError: If several images of a suffix may belong to the mask.
@@ -181,17 +202,23 @@ def _find_images(root: Path, case: str, mask: Path) -> dict[str, Path]:
 
 
 def _choose_image(files: Sequence[Path], mask: Path) -> Path | None:
-    """Choose the image of a suffix that belongs to a mask. Return None if no image does.
+    """Choose the image that belongs to a mask, from the images of one suffix in its session.
 
-    No entity of the image, such as run-1, may contradict the mask. If several images remain, the
-    image with the same entities as the mask is chosen.
+    BIDS names contain entities, such as `run-1`. An image whose entity has another value in the
+    name of the mask is excluded. If several images remain, the one with the same entities as the
+    mask is chosen. Return None if no image remains.
 
     Raises:
-        DatasetError: If several images have the same entities as the mask, or none of several has.
+        DatasetError: If several images remain, and none or several of them have the same entities
+            as the mask.
     """
-    own = _entities_of(mask)
-    possible = [file for file in files if own.items() <= {**own, **_entities_of(file)}.items()]
-    same = [file for file in possible if _entities_of(file) == own]
+    mask_entities = _entities_of(mask)
+    possible = [
+        file
+        for file in files
+        if mask_entities.items() <= {**mask_entities, **_entities_of(file)}.items()
+    ]
+    same = [file for file in possible if _entities_of(file) == mask_entities]
     if len(possible) > 1 and len(same) != 1:
         names = join_names([file.name for file in possible])
         raise DatasetError(
@@ -202,6 +229,9 @@ def _choose_image(files: Sequence[Path], mask: Path) -> Path | None:
 
 
 def _entities_of(file: Path) -> dict[str, str]:
-    """Return the entities in a file name that distinguish scans, such as {"run": "1"}."""
+    """Return the entities in a file name that distinguish the scans of a session, as {"run": "1"}.
+
+    `label`, `desc` and `space-orig` describe a mask and not its scan, so they are left out.
+    """
     pairs = dict(_ENTITY.findall(strip_suffix(file)))
     return {key: value for key, value in pairs.items() if key not in _NOT_OF_THE_SCAN}

@@ -29,16 +29,18 @@ from lesionseg.io.text import read_csv_columns, read_csv_lines
 from lesionseg.io.volumes import is_dicom_image, is_raster, strip_suffix
 
 BOXES_FILE = "boxes.csv"
-_AXES = (("z0", "z1"), ("y0", "y1"), ("x0", "x1"))  # in the order of the array
+# the columns of the start and the stop of a box along each axis, in the order of the array
+_AXES = (("z0", "z1"), ("y0", "y1"), ("x0", "x1"))
 _CORNERS = ("x0", "y0", "x1", "y1")
 _COLUMNS = ("case", "label", *_CORNERS)
 _KNOWN_COLUMNS = (*_COLUMNS, "z0", "z1", "reader", "group", "role", "fold")
 
 
 def has_boxes_csv(root: Path) -> bool:
-    """Return True if a folder has a `boxes.csv` with the column `case` or a corner.
+    """Return True if a folder has a `boxes.csv` with the column `case` or a corner such as `x0`.
 
-    A `boxes.csv` that cannot be read counts as well.
+    Then the folder has the layout "boxes". A `boxes.csv` that cannot be read counts as well, so
+    that `read_boxes_csv` reports its error.
     """
     path = root / BOXES_FILE
     try:
@@ -48,24 +50,24 @@ def has_boxes_csv(root: Path) -> bool:
 
 
 def read_boxes_csv(root: Path) -> Table:
-    """Read the table `boxes.csv` of a folder and the images next to it.
+    """Read the table `boxes.csv` of a folder and find the images that its rows name.
 
     The columns are `case`, `label`, `x0`, `y0`, `x1`, `y1`, and optionally `z0`, `z1`, `reader`,
     `group`, `role` and `fold`.
 
-    - x counts columns, y rows and z slices, from 0. Boxes are half-open: x1 is the column after
-      the last one of the box.
+    - x counts columns, y rows and z slices, from 0. Boxes are half-open: x1 is the column after the
+      last column of the box.
     - The images are those of `manifest.csv` if it exists, otherwise the image files in `images/`
       or, without this folder, next to the table. They may be in subfolders.
     - `case` is the case id, or the path of the image with or without its suffix.
-    - `group`, `role` and `fold` have the meaning of the manifest. The rows of a case that state one
-      must agree.
-    - An image without a row has no lesion, unless the manifest states its mask. A case whose
+    - `group`, `role` and `fold` have the same meaning as in the manifest. If several rows of a case
+      have such a cell, the cells must be equal.
+    - An image without a row has no lesion, unless the manifest names its mask. A case whose
       coordinates are all empty has no lesion.
     - `label` is a name or value in `labels.json` (`{"1": "nodule"}`). Without this file, labels are
       numbered: numbers first, then names in the order of the alphabet.
 
-    Wrong rows, also those of a case with a mask, become findings. A case of which all rows are
+    Wrong rows become findings, and so do the rows of a case with a mask. A case whose rows are all
     wrong does not count as lesion-free.
 
     Raises:
@@ -99,7 +101,15 @@ def read_boxes_csv(root: Path) -> Table:
 
 
 def _require_columns(path: Path, present: Iterable[str]) -> None:
-    """Raise `DatasetError` if a required column is missing, with advice how to add it."""
+    """Raise `DatasetError` if a required column of `boxes.csv` is missing, with advice for the user.
+
+    A table without `x1` and `y1` probably contains width and height instead, unless it has a column
+    such as `xmax`. The advice then tells how to compute the corner.
+
+    Args:
+        path: The table, for the message.
+        present: The columns of the table.
+    """
     names = list(present)
     missing = [name for name in _COLUMNS if name not in names]
     if not missing:
@@ -117,7 +127,9 @@ def _require_columns(path: Path, present: Iterable[str]) -> None:
 def _read_or_number_labels(root: Path, names: Iterable[str]) -> Labels:
     """Return the labels of `labels.json`. Without this file, sort `names` and number them from 1.
 
-    Empty names are left out. If there are no names, the only label is `lesion`.
+    `names` are the cells of the column `label`; empty cells do not count. If all are empty, the
+    only label is `lesion`. Names such as "No finding" get the last numbers, because `build_dataset`
+    removes these labels.
     """
     if is_file_or_broken_link(root / LABELS):
         return read_labels(root)
@@ -127,9 +139,18 @@ def _read_or_number_labels(root: Path, names: Iterable[str]) -> Labels:
 
 
 def _read_row(case: str, cells: Mapping[str, str], value_of: Mapping[str, int], where: str) -> Row:
-    """Return the row with what its cells state. Without coordinates, it states no lesion.
+    """Return the row of a case with the lesion in its cells, or with an empty tuple of lesions.
 
-    Raise `DatasetError` if a cell is wrong.
+    An empty tuple means that the case is lesion-free.
+
+    Args:
+        case: The case id.
+        cells: The cells of the row by column.
+        value_of: The label value of each label name.
+        where: File and line, for messages.
+
+    Raises:
+        DatasetError: If a cell is wrong.
     """
     assigned = parse_role_and_fold(cells)
     files = CaseFiles(
@@ -142,11 +163,16 @@ def _read_row(case: str, cells: Mapping[str, str], value_of: Mapping[str, int], 
 def _parse_lesion(
     cells: Mapping[str, str], value_of: Mapping[str, int], where: str
 ) -> AnnotatedLesion | None:
-    """Return the lesion in a row, or None if all coordinates are empty or it states no finding.
+    """Return the lesion in a row, or None if the row says that its case has no lesion.
 
-    Raise `DatasetError` if some are empty, one is not a number, an end is not after its start, the
-    box is rotated, or the label is wrong.
+    That is so if all coordinates are empty or the label is a name such as "No finding". The
+    coordinates of z are required only if one of them is filled in.
+
+    Raises:
+        DatasetError: If only some coordinates are empty, a coordinate is not a number, an end is
+            not greater than its start, the box is rotated, or the label is unknown.
     """
+    # y and x always, z only if the row has a cell of it
     axes = [axis for axis in _AXES if axis[0] in _CORNERS or any(map(cells.get, axis))]
     names = [name for axis in axes for name in axis]
     if NO_FINDING.fullmatch(cells["label"]) or not any(map(cells.get, names)):
@@ -166,6 +192,7 @@ def _parse_lesion(
                 f"If {high} is a length, write {low} + length. Otherwise write the corner with the "
                 "smaller coordinates first."
             )
+    # degrees, in a column of some label tools; by a multiple of 180 a box covers the same pixels
     if round(parse_number("rotation", cells.get("rotation") or "0"), 1) % 180:
         raise DatasetError(f"the box is rotated. {UPRIGHT}.")
     box = (*(corners[low] for low, _ in axes), *(corners[high] for _, high in axes))
@@ -173,9 +200,16 @@ def _parse_lesion(
 
 
 def _parse_label(name: str, value_of: Mapping[str, int]) -> int:
-    """Return the value of a label. A row may also state the value instead of the name.
+    """Return the label value for the text of a label cell.
 
-    Raise `DatasetError` if the cell is empty, or neither a name nor a value.
+    The text is a name among the labels or, as some tables have it, the label value itself.
+
+    Args:
+        name: The text of the cell.
+        value_of: The label value of each label name.
+
+    Raises:
+        DatasetError: If the cell is empty, or neither a name nor a value of a label.
     """
     if not name:
         raise DatasetError("the label is empty. Name what is in the box.")
@@ -191,10 +225,13 @@ def _parse_label(name: str, value_of: Mapping[str, int]) -> int:
 
 
 def _table_of_images(root: Path) -> Table:
-    """Make a row of each image file in `images/` or, without this folder, next to the table.
+    """Make a table with a row for each image file in `images/`, for a `boxes.csv` without manifest.
 
-    Subfolders are searched, too. Files directly in the folder that are not read become findings.
-    Raise `DatasetError` if two volumes look like channels of one case.
+    Without the folder `images/`, the images are searched next to `boxes.csv`. Subfolders are
+    searched, too. Files in unknown formats directly in the folder become findings.
+
+    Raises:
+        DatasetError: If two volumes look like channels of one case.
     """
     folder = root / "images" if (root / "images").is_dir() else root
     files = list_images(folder)
@@ -207,7 +244,8 @@ def _table_of_images(root: Path) -> Table:
 def _refuse_channels(files: Iterable[Path]) -> None:
     """Raise `DatasetError` if two volumes are numbered like the channels of one case.
 
-    The numbers of pictures and of DICOM radiographs are not channels.
+    Without a manifest, each image is a case of its own. `P1_0000.nii` and `P1_0001.nii` would then
+    be two cases. The numbers of pictures and DICOM radiographs are not channel numbers.
     """
     channels: dict[tuple[Path, str], Path] = {}
     for file in files:
@@ -223,10 +261,11 @@ def _refuse_channels(files: Iterable[Path]) -> None:
 
 
 def _case_names(root: Path, cases: Iterable[CaseFiles]) -> dict[str, str]:
-    """Return the case id of each name that a row may use, without ambiguous names other than ids.
+    """Return the case id of each name that the column `case` may contain for an image.
 
     The image `images/p1/a.png` has the id `p1_a`. A row may also call it `images/p1/a.png`,
-    `images/p1/a`, `p1/a.png` or `p1/a`.
+    `images/p1/a`, `p1/a.png` or `p1/a`. A name that fits several images is left out, unless it is
+    the case id of an image.
     """
     ids_of_name: dict[str, set[str]] = {}
     for files in cases:

@@ -38,13 +38,14 @@ def findings_about(
     advice: str = "",
     severity: Severity = "note",
 ) -> list[Finding]:
-    """Return one finding that counts and lists `names`, or an empty list if there are none.
+    """Return a list with one finding that counts and lists `names`, or [] if `names` is empty.
 
     Args:
-        where: The folder or table.
+        where: The folder or table with which the message begins.
         names: The names of the entries.
-        noun: What they are, such as `image`.
-        words: Why they are listed, such as `without a row, left out`.
+        noun: A noun for one of the entries, such as `image`.
+        words: The words after the count that say why the entries are listed, such as `without a
+            row, left out`.
         kind: The kind of the finding, see `Finding`.
         maximum: The number of names that are listed.
         advice: A sentence after the names, which begins with a space.
@@ -57,24 +58,24 @@ def findings_about(
 
 
 def with_distinct_ids(cases: Sequence[CaseFiles], root: Path) -> list[CaseFiles]:
-    """Return cases in which an id that several have is the path of the image below `root`.
+    """Return the cases, in which each id that several cases share is replaced by the image's path.
 
-    `p1/t1.nii` and `p2/t1.nii` become `p1_t1` and `p2_t1`. An image that is not below `root` gives
-    its whole path.
+    The path begins below `root`, so `p1/t1.nii` and `p2/t1.nii` become `p1_t1` and `p2_t1`. The
+    whole path is used for an image outside `root`.
     """
     n_cases = Counter(files.case for files in cases)
     distinct: list[CaseFiles] = []
     for files in cases:
         if n_cases[files.case] > 1:
             image = files.images[0]
-            place = image.relative_to(root) if image.is_relative_to(root) else image
-            files = replace(files, case=path_id(place))
+            image_path = image.relative_to(root) if image.is_relative_to(root) else image
+            files = replace(files, case=path_id(image_path))
         distinct.append(files)
     return distinct
 
 
 def listed_file(folder: Path, name: str) -> Path:
-    """Return the path of a file that a table names, relative to a folder.
+    """Return the path of a file that a table names, relative to the folder of the table.
 
     Separators of Windows become slashes, unless a file with backslashes in its name exists.
     """
@@ -86,13 +87,14 @@ def listed_file(folder: Path, name: str) -> Path:
 
 
 def list_images(folder: Path) -> list[Path]:
-    """List the image files of a folder and its subfolders, in the order of their paths.
+    """List the image files of a folder and its subfolders, sorted by path.
 
-    Hidden folders and files, folders of masks, and subfolders with results of lesionseg are left
-    out. Links to folders are followed, but each folder is searched only once, because links may
-    form a circle. An image has the path without a link, if there is one. The ids of cases therefore
-    do not depend on the order in which the disk lists the folders. A broken link to an image is
-    listed, so that reading it reports the error.
+    - Hidden folders and files, folders of masks (`_NOT_IMAGES`), and subfolders with results of
+      lesionseg are left out.
+    - Links to folders are followed. Each folder is searched only once, because links may form a
+      circle. If an image can be reached with and without a link, its path without a link is
+      returned. Case ids therefore do not depend on the order in which the disk lists the folders.
+    - A broken link to an image is listed, so that reading it reports the error.
     """
     found: list[Path] = []
     seen: set[str] = set()  # real paths of the searched folders
@@ -117,14 +119,16 @@ def list_images(folder: Path) -> list[Path]:
 def find_unread_files(
     folder: Path, *, folders: bool = True, usual: tuple[str, ...] = ()
 ) -> list[Finding]:
-    """Return a finding about the files of a folder that are not read, if there are any.
+    """Return a finding that lists the files of a folder whose format is not read, or [] without any.
 
-    Hidden files, texts, files without a suffix and the voxels of a header are not named.
+    It tells the user which images would have to be converted. Hidden files, texts and files without
+    a suffix are not listed. Neither are files with the voxels of a header file, such as `.raw` of
+    `.mhd`.
 
     Args:
         folder: The folder with images. Its subfolders are not searched.
-        folders: True names the folders in it, too.
-        usual: Further suffixes that are not named.
+        folders: True also lists the subfolders, as items that are not read.
+        usual: Further suffixes that are not listed.
     """
     entries = [path for path in sorted(folder.iterdir()) if not path.name.startswith(".")]
     files = [path for path in entries if not path.is_dir()]
