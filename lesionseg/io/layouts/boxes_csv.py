@@ -101,7 +101,7 @@ def read_boxes_csv(root: Path) -> Table:
 
 
 def _require_columns(path: Path, present: Iterable[str]) -> None:
-    """Raise `DatasetError` if a required column of `boxes.csv` is missing, with advice for the user.
+    """Raise `DatasetError` with advice for the user if a required column of `boxes.csv` is missing.
 
     A table without `x1` and `y1` probably contains width and height instead, unless it has a column
     such as `xmax`. The advice then tells how to compute the corner.

@@ -102,12 +102,12 @@ def list_images(folder: Path) -> list[Path]:
     while starts:
         links: list[Path] = []  # searched after all folders without a link
         for top, folders, names in chain.from_iterable(map(os.walk, starts)):
-            place = os.path.realpath(top)
+            real_path = os.path.realpath(top)
             has_results = bool(seen) and not _OWN_RESULTS.isdisjoint(names)
-            if place in seen or has_results:
+            if real_path in seen or has_results:
                 folders.clear()  # `os.walk` enters the folders that remain in this list
                 continue
-            seen.add(place)
+            seen.add(real_path)
             folders[:] = [name for name in folders if name[0] != "." and name not in _NOT_IMAGES]
             links += [link for name in folders if (link := Path(top, name)).is_symlink()]
             images = filter(is_image_file, (Path(top, name) for name in names))
@@ -119,7 +119,7 @@ def list_images(folder: Path) -> list[Path]:
 def find_unread_files(
     folder: Path, *, folders: bool = True, usual: tuple[str, ...] = ()
 ) -> list[Finding]:
-    """Return a finding that lists the files of a folder whose format is not read, or [] without any.
+    """Return a finding that lists the files of a folder in unknown formats, or [] without any.
 
     It tells the user which images would have to be converted. Hidden files, texts and files without
     a suffix are not listed. Neither are files with the voxels of a header file, such as `.raw` of

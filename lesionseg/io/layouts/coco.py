@@ -50,18 +50,22 @@ _PART_FILE = re.compile(
 
 
 def _id_text(number: object) -> object:
-    """Return an id as text. The whole number 1.0, as pandas writes it, is the id 1.
+    """Return an id of the JSON file as text, so that ids 1, 1.0 and "1" are equal.
 
-    Anything that is not a whole number is returned unchanged. The model refuses it unless it is
-    text.
+    pandas writes the whole number 1 as 1.0. Any other type is returned unchanged, so that pydantic
+    rejects it.
     """
     if isinstance(number, float) and number.is_integer():
         number = int(number)
     return str(number) if isinstance(number, int) else number
 
 
-def _id_of(entry: Mapping[str, Any], key: str) -> str:
-    """Return the id in an unchecked entry as text: 1.0 as "1", a missing one as "None"."""
+def _entry_id(entry: Mapping[str, Any], key: str) -> str:
+    """Return the id under a key of an unchecked image or annotation as text.
+
+    1.0 is returned as "1", and a missing id as "None". It is used before the entry is parsed, so
+    that errors in the entry can name its case.
+    """
     return str(_id_text(entry.get(key)))
 
 
@@ -71,14 +75,18 @@ def _to_slashes(path: object) -> object:
 
 
 def _require_pairs(polygon: tuple[float, ...]) -> tuple[float, ...]:
-    """Return a polygon x, y, x, y, …. Raise `ValueError` if a coordinate is missing."""
+    """Check that a polygon x, y, x, y, … has an even number of coordinates, and return it.
+
+    Raises:
+        ValueError: If the last point has no y.
+    """
     if len(polygon) % 2:
         raise ValueError("a point lacks its y")
     return polygon
 
 
 def _reader_text(name: object) -> str:
-    """Return the name of a reader as text. `null` names no reader."""
+    """Return the name of a reader as text. `null` in JSON becomes "", for an unknown reader."""
     return "" if name is None else str(name)
 
 
@@ -90,13 +98,14 @@ Reader = Annotated[str, BeforeValidator(_reader_text)]
 
 @dataclass(frozen=True)
 class AnnotationFile:
-    """A COCO file.
+    """A COCO file, and where its images are searched.
 
     Attributes:
         path: The file.
-        folders: The folders in which its images may be located.
-        role: The role of its images.
-        images: Further images of the dataset by name, for files without a usual place.
+        folders: The folders in which its images may be located, in the order of the search.
+        role: The role of its images. None if the file gives no role.
+        images: All images of the dataset by file name, for a file whose place does not tell where
+            its images are. Otherwise empty.
     """
 
     path: Path
@@ -105,10 +114,14 @@ class AnnotationFile:
     images: Mapping[str, Sequence[Path]] = field(default_factory=dict)
 
     def find_image(self, file_name: str) -> Path:
-        """Find an image in `folders`, otherwise the only one of `images` whose path ends so.
+        """Return the path of an image with the `file_name` of an entry.
 
-        If there is none, return the path in the first folder, for the message that it is missing.
-        Raise `DatasetError` if several of `images` may be meant, or a path cannot be accessed.
+        The image is searched in each of `folders`, then among `images`: there, exactly one path
+        must end in `file_name`. If no file is found, the path in the first folder is returned, so
+        that a later check reports it as missing.
+
+        Raises:
+            DatasetError: If several of `images` end in `file_name`, or a path cannot be accessed.
         """
         paths = [folder / file_name for folder in self.folders]
         try:
@@ -132,7 +145,10 @@ class AnnotationFile:
 
 
 def _none_if_empty(value: object) -> object:
-    """Return None for an empty list or text, with which some programs state nothing."""
+    """Return None for an empty list, an empty text or 0, otherwise the value itself.
+
+    Some programs write an empty box or segmentation if an annotation has none.
+    """
     return value or None
 
 
@@ -159,15 +175,25 @@ class _Annotation(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _to_fields(cls, annotation: dict[str, Any]) -> dict[str, Any]:
-        """Return an annotation with run lengths and CVAT's attributes as own fields.
+        """Return an annotation in the form of this model, before pydantic parses it.
+
+        - Run lengths (a `segmentation` with `size` and `counts`) become the field `run_lengths`.
+        - CVAT writes `reader` and `rotation` into a nested object `attributes`. They become fields,
+          unless the annotation has a field of this name.
 
         Raises:
-            ValueError: If it has neither a box nor a segmentation, or one of them has the form of
-                another program.
+            ValueError: If the annotation has neither a box nor a segmentation, if the segmentation
+                is one flat list of numbers, or if the box has five numbers, as in programs with
+                rotated boxes.
         """
         attributes = annotation.get("attributes")
-        own = attributes if isinstance(attributes, dict) else {}
-        fields = {"reader": own.get("reader"), "rotation": own.get("rotation"), **annotation}
+        attributes_of_cvat = attributes if isinstance(attributes, dict) else {}
+        fields = {
+            "reader": attributes_of_cvat.get("reader"),
+            "rotation": attributes_of_cvat.get("rotation"),
+            **annotation,
+        }
+        # each case is one form of an annotation: the first one that fits is used
         match annotation:
             case {"segmentation": [int() | float(), *_]}:
                 raise ValueError("segmentation needs one more pair of brackets: [[x, y, …]]")
@@ -182,16 +208,26 @@ class _Annotation(BaseModel):
         return fields
 
     def lesion(self, label: int, where: str) -> AnnotatedLesion:
-        """Return the lesion of the annotation. Without a bbox, polygons give its box.
+        """Return the annotation as a lesion, with its box in the order y, x, y, x.
 
-        Run lengths without a bbox give a lesion without a box. Raise `DatasetError` if a box
-        without a segmentation is rotated by another angle than a multiple of 90 degrees.
+        - Without `bbox`, the box is the smallest one around the polygons. Run lengths without
+          `bbox` give a lesion without a box.
+        - A `bbox` that is rotated by 90 degrees about its centre gets its width and height
+          exchanged. The rotation is ignored if the annotation has a segmentation.
+
+        Args:
+            label: The label value of the category.
+            where: File and annotation, for messages.
+
+        Raises:
+            DatasetError: If a box without a segmentation is rotated by another angle than a
+                multiple of 90 degrees.
         """
         box: tuple[float, ...] = ()
         outline = self.segmentation or self.run_lengths or ()
         if self.bbox is not None:
             x, y, width, height = self.bbox
-            turn = 0 if outline else round(self.rotation or 0, 1) % 180
+            turn = 0 if outline else round(self.rotation or 0, 1) % 180  # 0 or 90 degrees
             if turn % 90:
                 raise DatasetError(f"the box is rotated. {UPRIGHT}.")
             shift = (width - height) * turn / 180  # half the difference at 90 degrees
@@ -279,12 +315,13 @@ def find_annotations(root: Path) -> list[AnnotationFile]:
 
 
 def read_coco(root: Path, annotations: Path | None = None) -> Table:
-    """Read a COCO folder. Labels are 1 to K in the order of the category ids.
+    """Read a COCO folder as a table. Labels are 1 to K in the order of the category ids.
 
-    A case id is the `file_name` of the image, with folders joined by `_`. If two images share an
-    id, it is the path below `root`. `columns` contain `pixel_mm` (""
-    if unknown) and every further field with a text or number. Entries that do not fit, images that
-    are not listed, and ignored regions become findings.
+    - A case id is the `file_name` of the image, with folders joined by `_`. If two images share an
+      id, the path below `root` replaces it.
+    - The columns of a case are `pixel_mm` ("" if unknown) and every further field with a text or
+      number.
+    - Entries that do not fit, images that are not listed, and ignored regions become findings.
 
     Args:
         root: The folder.
@@ -308,15 +345,16 @@ def read_coco(root: Path, annotations: Path | None = None) -> Table:
         for file in files
     ]
     names, label_of, findings = _find_labels(root, contents)
+    # case ids for all files together, because two files may contain images of the same name
     cases: list[CaseFiles] = []
     for file, content in contents:
         for record in content.images:
             name = str(_to_slashes(record.get("file_name")))
-            place = Path(name)
+            image_path = Path(name)
             with suppress(DatasetError):  # reading the entry reports the error
-                place = file.find_image(name)
-            cases.append(CaseFiles(_case_id(name), (place,)))
-    # such as train/a.png and valid/a.png
+                image_path = file.find_image(name)
+            cases.append(CaseFiles(_case_id(name), (image_path,)))
+    # such as train/a.png and valid/a.png; the iterator continues from file to file in `_read_rows`
     ids = (files.case for files in with_distinct_ids(cases, root))
     rows: list[Row] = []
     for file, content in contents:
@@ -333,15 +371,22 @@ def read_coco(root: Path, annotations: Path | None = None) -> Table:
 def _find_labels(
     root: Path, contents: Sequence[tuple[AnnotationFile, _Content]]
 ) -> tuple[dict[int, str], dict[str, int], list[Finding]]:
-    """Return the name of each label, the label of each category id, and a finding on equal names.
+    """Assign one label value to each category id of all COCO files.
 
-    Labels are 1, 2, … in the order of the ids. A category without a name is called by its id, and
-    equal names are numbered ("nodule (2)"). Raise `DatasetError` if one id has two names.
+    Label values are 1, 2, … in the order of the category ids. A category without a name is called
+    by its id, and equal names are numbered ("nodule (2)").
+
+    Returns:
+        The name of each label value, the label value of each category id (as text), and a list with
+        a finding if names were equal.
+
+    Raises:
+        DatasetError: If one id has two names.
     """
     names: dict[int, str] = {}
     used: set[str] = set()
     for file, content in contents:
-        used |= {_id_of(annotation, "category_id") for annotation in content.annotations}
+        used |= {_entry_id(annotation, "category_id") for annotation in content.annotations}
         for category in content.categories:
             known = names.setdefault(category.id, category.name)
             if known != category.name:
@@ -365,17 +410,27 @@ def _read_rows(
     label_of: Mapping[str, int],
     findings: list[Finding],
 ) -> list[Row]:
-    """Return the rows of one COCO file: one per image, and one per image and reader.
+    """Return the rows of one COCO file: one per image, and further rows with its lesions.
 
-    The next of the case `ids` are those of its images. Entries that do not fit become findings.
+    Each image with at least one valid entry has one row of lesions per reader, or a single row
+    without a reader. Entries that do not fit become findings.
+
+    Args:
+        root: The folder of the dataset.
+        file: The COCO file.
+        content: The content of the file.
+        ids: An iterator over case ids. One id is read from it for each image of the file, in order.
+        label_of: The label value of each category id.
+        findings: Receives the findings.
     """
-    n_images = Counter(_id_of(record, "id") for record in content.images)
+    n_images = Counter(_entry_id(record, "id") for record in content.images)
     no_finding = [str(one.id) for one in content.categories if NO_FINDING.fullmatch(one.name)]
     case_of: dict[str, str] = {}
     lesions_of: dict[str, dict[str, list[AnnotatedLesion]]] = {}  # by image and reader
     rows: list[Row] = []
+    # the row of each image
     for record in content.images:
-        number = _id_of(record, "id")
+        number = _entry_id(record, "id")
         case = case_of.setdefault(number, next(ids))
         with collect_errors(findings, case, file.path):
             image = parse_as(_Image, record)
@@ -386,9 +441,10 @@ def _read_rows(
                 )
             rows.append(_image_row(root, file, image, case))
             lesions_of[number] = {reader: [] for reader in image.readers}
+    # each annotation, assigned to its image and reader
     for annotation in content.annotations:
-        number = _id_of(annotation, "image_id")
-        category = _id_of(annotation, "category_id")
+        number = _entry_id(annotation, "image_id")
+        category = _entry_id(annotation, "category_id")
         where = f"{file.path}: annotation {str(annotation.get('id'))[:40]}"
         with collect_errors(findings, case_of.get(number, ""), where):
             if number not in case_of or category not in label_of:
@@ -402,16 +458,28 @@ def _read_rows(
             if number in lesions_of:  # otherwise the entry of the image is wrong
                 lesions_of[number].setdefault(lesion.reader, []).append(lesion)
     for number, by_reader in lesions_of.items():
-        for reader, own in sorted((by_reader or {"": []}).items()):
-            where = own[0].where if own else str(file.path)
-            rows.append(Row(CaseFiles(case_of[number], ()), where, tuple(own), reader))
+        for reader, lesions_of_reader in sorted((by_reader or {"": []}).items()):
+            where = lesions_of_reader[0].where if lesions_of_reader else str(file.path)
+            rows.append(
+                Row(CaseFiles(case_of[number], ()), where, tuple(lesions_of_reader), reader)
+            )
     return rows
 
 
 def _image_row(root: Path, file: AnnotationFile, image: _Image, case: str) -> Row:
-    """Return the row with the image and the mask of a case, without its lesions.
+    """Return the row with the image, mask and columns of a case, without its lesions.
 
-    The role of the image, if it states one, replaces that of the file.
+    The `role` of the image's entry is used if it has one, otherwise the role of the file.
+
+    Args:
+        root: The folder of the dataset.
+        file: The COCO file.
+        image: The entry of the image.
+        case: The case id.
+
+    Raises:
+        DatasetError: If the image cannot be found without ambiguity, see
+            `AnnotationFile.find_image`.
     """
     fields = {"pixel_mm": "", **(image.model_extra or {})}
     columns = {k: str(value) for k, value in fields.items() if isinstance(value, str | int | float)}
@@ -431,7 +499,7 @@ def _image_row(root: Path, file: AnnotationFile, image: _Image, case: str) -> Ro
 
 
 def _case_id(file_name: str) -> str:
-    """Return the case id of an image: its path without the leading folder `images`."""
+    """Return the case id of an image: its path without suffix and leading folder `images`."""
     path = Path(file_name)
     if path.parts[:1] == ("images",):
         path = Path(*path.parts[1:])
@@ -441,9 +509,14 @@ def _case_id(file_name: str) -> str:
 def _find_unlisted(
     root: Path, listed: Collection[Path], files: Iterable[AnnotationFile]
 ) -> list[Finding]:
-    """Return findings on files next to the listed images that are not listed or not read.
+    """Return findings on images that no COCO file lists, and on files in unknown formats.
 
-    The further images of COCO files (`AnnotationFile.images`) are compared, too.
+    Only the folders of listed images are searched, and `AnnotationFile.images` if a file has them.
+
+    Args:
+        root: The folder of the dataset, for messages.
+        listed: The images that the COCO files list.
+        files: The COCO files.
     """
     findings: list[Finding] = []
     unlisted = {image for file in files for images in file.images.values() for image in images}
@@ -455,9 +528,9 @@ def _find_unlisted(
 
 
 def _find_crowds(root: Path, rows: Iterable[Row]) -> list[Finding]:
-    """Return a finding about ignored regions (`iscrowd`), because some programs write lesions so.
+    """Return a finding that counts the ignored regions (`iscrowd`), or [] without any.
 
-    There is no finding without such regions.
+    It warns the user because some programs write lesions as ignored regions by mistake.
     """
     cases: list[str] = []
     for row in rows:

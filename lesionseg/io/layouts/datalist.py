@@ -35,11 +35,14 @@ _LISTS: Mapping[str, Role | None] = {
 }
 _FOLDERS_OF_NNUNET = ("imagesTr", "gt_segmentations")
 Class = Annotated[int, Field(ge=0, lt=255)]  # label 1 to 255, the values of an 8-bit mask
-# x0, y0, x1, y1 in pixels, or centre and size in LPS millimetres
 
 
 class _Entry(BaseModel):
-    """A case of a datalist."""
+    """A case of a datalist, before its numbers become a mask path or lesions.
+
+    `label` is the path of a mask, or the class of each box. A box in `box` is x0, y0, x1, y1 in
+    pixels, or centre and size in LPS millimetres.
+    """
 
     image: str | Annotated[list[str], Field(min_length=1)]
     label: str | list[Class] | None = None
@@ -52,10 +55,11 @@ class _Entry(BaseModel):
 
 
 def find_datalist(root: Path) -> Path | None:
-    """Find the first JSON file of a folder with a list `training` of objects with an `image`.
+    """Return the first JSON file of a folder that is a MONAI datalist, or None if there is none.
 
-    A `dataset.json` next to a folder `imagesTr` or `gt_segmentations` does not count, because
-    nnU-Net and the Decathlon write such a list, too.
+    A datalist has a list `training` whose first entry is an object with a key `image`. A
+    `dataset.json` next to a folder `imagesTr` or `gt_segmentations` does not count, because nnU-Net
+    and the Decathlon write such a list, too.
     """
     for path in sorted(root.glob("*.json")):
         with suppress(ReadError):
@@ -69,19 +73,19 @@ def find_datalist(root: Path) -> Path | None:
 
 
 def read_datalist(root: Path) -> Table:
-    """Read the datalist of a folder.
+    """Read the datalist of a folder as a table.
 
     - Paths are relative to the folder. A list of images has one image per channel.
     - The lists are `training`, `validation` (or `valid`, `val`) and `test` (or `testing`). A list
-      of cases under another key is left out and named.
-    - Entries of `training` and `validation` without `label` are unlabelled cases. Such entries of
-      the test lists are left out.
-    - `box` lists boxes and `label` the class of each. Class 0 becomes label 1, and so on. A box is
-      centre and size in LPS millimetres (`cccwhd`), on pictures the corners in pixels (`xyxy`).
-    - `labels.json` in the same folder names the labels. Without it, the label is `lesion`, or
-      the labels are `class 1`, `class 2` and so on if a box has a class above 0.
+      of cases under another key is left out, with a finding.
+    - Entries of `training` and `validation` without `label` are unlabelled cases. Entries of the
+      test lists without `label` are left out.
+    - `box` lists boxes and `label` the class of each box. Class 0 becomes label 1, and so on. A box
+      is centre and size in LPS millimetres (`cccwhd`), on pictures the corners in pixels (`xyxy`).
+    - `labels.json` in the same folder names the labels. Without it, the label is `lesion`, or the
+      labels are `class 1`, `class 2` and so on if a box has a class above 0.
     - `modality` names the channels. If it does not have one name per image of the first case, they
-      are `channel 0`, `channel 1`, and so on.
+      are called `channel 0`, `channel 1`, and so on.
     - A case id that several entries have is replaced by the path of the image.
 
     Wrong entries become findings.
@@ -118,9 +122,16 @@ def read_datalist(root: Path) -> Table:
 def _read_rows(
     root: Path, path: Path, content: Mapping[str, object], findings: list[Finding]
 ) -> list[Row]:
-    """Return a row for each entry in the lists of a datalist. Test entries without label have none.
+    """Return a row for each entry in the lists of a datalist.
 
-    Wrong entries, unknown lists of cases and misspelt keys become findings.
+    Test entries without `label` have no row. Wrong entries, unknown lists of cases and misspelt
+    keys become findings.
+
+    Args:
+        root: The folder, to which paths are relative.
+        path: The datalist, for messages.
+        content: The content of the datalist.
+        findings: Receives the findings.
     """
     rows: list[Row] = []
     keys_of_entries: set[frozenset[str]] = set()
@@ -132,15 +143,16 @@ def _read_rows(
             text = f"{path}: {key!r} is not a list of cases. Make it one."
             findings.append(Finding(LISTED, text, severity="error"))
             continue
-        for place, entry in enumerate(entries):
+        for index, entry in enumerate(entries):
             given = entry if isinstance(entry, dict) else {}
             keys_of_entries.add(frozenset(given))
             if _LISTS[key] == "test" and "label" not in given:
                 continue
-            where = f"{path}: {key}[{place}]"
+            where = f"{path}: {key}[{index}]"
             case = _case_id(root, given)
             with collect_errors(findings, case, where):
                 rows.append(_read_row(root, case, parse_as(_Entry, entry), _LISTS[key], where))
+    # each set of keys is checked once, because most entries have the same keys
     known = tuple(_Entry.model_fields)
     for keys in sorted(map(sorted, keys_of_entries)):
         found = column_findings(path, keys, known, "is not used")
@@ -149,7 +161,13 @@ def _read_rows(
 
 
 def _find_unknown_list(path: Path, key: str, entries: object) -> list[Finding]:
-    """Return a finding if the value of an unknown key is a list of cases."""
+    """Return a finding if the value of an unknown key is a list of cases, otherwise [].
+
+    Args:
+        path: The datalist, for the message.
+        key: The key, which is not in `_LISTS`.
+        entries: The value of the key. A list of cases contains an object with a key `image`.
+    """
     listed = entries if isinstance(entries, list) else []
     n_cases = sum(isinstance(entry, dict) and "image" in entry for entry in listed)
     if not n_cases:
@@ -162,10 +180,10 @@ def _find_unknown_list(path: Path, key: str, entries: object) -> list[Finding]:
 
 
 def _read_or_number_labels(root: Path, rows: list[Row]) -> Labels:
-    """Read the labels of the folder.
+    """Return the labels of `labels.json`, or number the labels if the file does not exist.
 
-    If `labels.json` does not exist and a box has another class than the first, the labels are
-    called `class 1`, `class 2` and so on.
+    Without the file, the only label is `lesion`. If a box has a label value K above 1, the labels
+    are called `class 1` to `class K` instead.
     """
     labels = read_labels(root)
     values = [lesion.label for row in rows for lesion in row.lesions or ()]
@@ -175,17 +193,29 @@ def _read_or_number_labels(root: Path, rows: list[Row]) -> Labels:
 
 
 def _case_id(root: Path, entry: Mapping[str, Any]) -> str:
-    """Return `case` of an entry, or the name of its first image, even if the entry is wrong."""
-    given = entry.get("image") or ""
-    image = given[0] if isinstance(given, list) else given
+    """Return the case id of an unchecked entry, so that errors in the entry can name its case.
+
+    It is `case` of the entry, otherwise the file name of the first image without its suffix. Return
+    "" if the entry has neither.
+    """
+    image_entry = entry.get("image") or ""
+    image = image_entry[0] if isinstance(image_entry, list) else image_entry
     return str(entry.get("case") or (image and path_id(Path(listed_file(root, str(image)).name))))
 
 
 def _read_row(root: Path, case: str, entry: _Entry, role: Role | None, where: str) -> Row:
-    """Return the row of an entry.
+    """Return the row of an entry: its images, and either a mask or lesions as boxes.
 
-    `role` is that of the list. It applies if the entry states none. Raise `DatasetError` if label
-    and boxes do not fit together.
+    Args:
+        root: The folder, to which paths are relative.
+        case: The case id.
+        entry: The entry.
+        role: The role of the list that contains the entry. It is used if the entry has no `role`.
+        where: File and entry, for messages.
+
+    Raises:
+        DatasetError: If the entry has boxes without classes, classes without boxes, or a different
+            number of boxes and classes.
     """
     images = [entry.image] if isinstance(entry.image, str) else entry.image
     mask = entry.label if isinstance(entry.label, str) else None
@@ -212,9 +242,18 @@ def _read_row(root: Path, case: str, entry: _Entry, role: Role | None, where: st
 
 
 def _read_lesion(box: list[float], label: int, where: str) -> AnnotatedLesion:
-    """Return the lesion of a box. Raise `DatasetError` unless it has 4 or 6 numbers.
+    """Return the lesion of a box in a datalist.
 
-    Four are x0, y0, x1, y1 in pixels; six are centre and size in millimetres (x, y, z).
+    A box of 4 numbers is x0, y0, x1, y1 in pixels. A box of 6 numbers is its centre (x, y, z) and
+    its size in LPS millimetres.
+
+    Args:
+        box: The numbers.
+        label: The label value.
+        where: File and entry, for messages.
+
+    Raises:
+        DatasetError: If the box has neither 4 nor 6 numbers.
     """
     if len(box) == 4:
         x0, y0, x1, y1 = box
