@@ -52,8 +52,8 @@ _PART_FILE = re.compile(
 def _id_text(number: object) -> object:
     """Return an id of the JSON file as text, so that ids 1, 1.0 and "1" are equal.
 
-    pandas writes the whole number 1 as 1.0. Any other type is returned unchanged, so that pydantic
-    rejects it.
+    pandas writes the whole number 1 as 1.0. Other values are returned unchanged. pydantic then
+    rejects any of them that is not text.
     """
     if isinstance(number, float) and number.is_integer():
         number = int(number)
@@ -412,8 +412,8 @@ def _read_rows(
 ) -> list[Row]:
     """Return the rows of one COCO file: one per image, and further rows with its lesions.
 
-    Each image with at least one valid entry has one row of lesions per reader, or a single row
-    without a reader. Entries that do not fit become findings.
+    Each image with a valid entry has one row of lesions per reader. If no reader is named, it has a
+    single row of lesions. Entries that do not fit become findings.
 
     Args:
         root: The folder of the dataset.

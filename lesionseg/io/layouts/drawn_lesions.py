@@ -44,7 +44,7 @@ class DrawnPart:
     mask: Flags
 
     def paint(self, image: NDArray[Any], value: int) -> None:
-        """Set the drawn pixels of the whole image `[y, x]` to a value."""
+        """Set the drawn pixels to a value in the array of the whole image `[y, x]`, in place."""
         height, width = self.mask.shape
         image[self.top : self.top + height, self.left : self.left + width][self.mask] = value
 
@@ -52,12 +52,14 @@ class DrawnPart:
 def read_annotated_reference(
     files: CaseFiles, geometry: Geometry, merged: Collection[int]
 ) -> Reference:
-    """Read the reference of a case whose lesions are stated by annotations.
+    """Read the reference of a case whose lesions are described by annotations.
 
-    The pixels of the lesions come from the mask of the case if it has one, otherwise from outlines.
-    If lesions overlap, the smaller one keeps the pixel. A lesion that keeps none is left out with a
-    warning. If the case has no mask and a lesion has only a box, the reference consists of boxes.
-    Ignored regions become `ignore`, except for lesions in them.
+    - The pixels of the lesions come from the mask of the case if it has one, otherwise from
+      outlines. If the case has no mask and a lesion has only a box, the reference consists of
+      boxes.
+    - A pixel in several lesions belongs to the smallest of them. A lesion without any pixel is left
+      out with a warning.
+    - Ignored regions become `ignore`, except for pixels of lesions in them.
 
     Args:
         files: The files of the case.
@@ -68,21 +70,23 @@ def read_annotated_reference(
         The reference, with zeros for a lesion-free case.
 
     Raises:
-        GeometryError: If the image has another size than stated, or the mask than the image.
-        ContentError: If a box is empty, has another number of axes than the image or is outside it,
-            an outline cannot be drawn or does not fit its box, or the mask does not fit the
-            lesions.
+        GeometryError: If the image has another size than its annotations say, or the mask has
+            another size than the image.
+        ContentError: If a box is empty, has another number of axes than the image or is outside the
+            image; if an outline cannot be drawn or does not fit its box; or if the mask does not
+            fit the lesions.
         ReadError: If the mask cannot be read.
     """
     annotated: CaseLesions = files.annotations[LESIONS_KEY]
     shape = geometry.shape
     _require_annotated_size(files.images[0], annotated.size, geometry)
-    everything = [_to_pixels(one, files.images[0], geometry) for one in annotated.lesions]
-    lesions = [one for one in everything if not one.is_ignored]
-    ignored = [one for one in everything if one.is_ignored]
+    lesions_in_pixels = [_to_pixels(one, files.images[0], geometry) for one in annotated.lesions]
+    lesions = [one for one in lesions_in_pixels if not one.is_ignored]
+    ignored = [one for one in lesions_in_pixels if one.is_ignored]
     ignore = _draw_ignored(ignored, shape) if ignored else None
     labels = np.array([1 if one.label in merged else one.label for one in lesions], np.int64)
-    boxes = _clip(lesions, shape)
+    boxes = _clipped_boxes(lesions, shape)
+    # the number of each pixel's lesion, 0 for the background
     if files.reference is not None:
         numbers = _read_instances(files.reference, lesions, shape)
     elif lesions and not lesions_are_boxes(files):
@@ -99,6 +103,7 @@ def read_annotated_reference(
             reason = f"no pixel of {files.reference.name} has the mask_label"
         n_left_out = count(int((~is_visible).sum()), "lesion")
         logger.warning("%s: %s left out, because %s.", files.case, n_left_out, reason)
+    # the arrays of the reference, without the lesions that have no pixel
     visible_labels = tuple(labels[is_visible].tolist())
     label_of_number = np.array([0, *labels]).astype(np.min_scalar_type(int(labels.max(initial=0))))
     # consecutive numbers: if the second of three lesions is covered, the third gets the number 2
@@ -118,9 +123,15 @@ def read_annotated_reference(
 def _require_annotated_size(
     image: Path, annotated: tuple[int, ...] | None, geometry: Geometry
 ) -> None:
-    """Raise `GeometryError` if the annotations of an image state another size than its own.
+    """Raise `GeometryError` if the image size in the annotations differs from the size of the image.
 
-    `annotated` is height and width, or None if the annotations state no size.
+    The coordinates of the annotations would otherwise refer to other pixels. The message tells if
+    height and width are exchanged.
+
+    Args:
+        image: The image file, for the message.
+        annotated: Height and width from the annotations, or None if they give no size.
+        geometry: The grid of the image.
     """
     if annotated and annotated != geometry.shape:
         advice = "Correct height and width, or the image."
@@ -136,10 +147,15 @@ def _require_annotated_size(
 
 
 def _to_pixels(lesion: AnnotatedLesion, image: Path, geometry: Geometry) -> AnnotatedLesion:
-    """Return a lesion with a box, and with box and polygons in pixels or voxels.
+    """Return a lesion whose box and polygons are in pixels, or in voxels for a volume.
 
-    Raise `ContentError` if run lengths have another size than the image, if they are empty and no
-    box is stated, or if the box has another number of axes.
+    - Run lengths without a box get the box of their pixels.
+    - Fractions of the image ("share") are multiplied by height and width.
+    - A box in millimetres is transformed into voxels.
+
+    Raises:
+        ContentError: If run lengths have another size than the image, if they are empty and have no
+            box, or if the box has another number of axes than the image.
     """
     if isinstance(lesion.outline, RunLengths):
         lesion = _add_box(lesion, lesion.outline, geometry.shape)
@@ -164,12 +180,13 @@ def _to_pixels(lesion: AnnotatedLesion, image: Path, geometry: Geometry) -> Anno
 
 
 def _to_voxels(lesion: AnnotatedLesion, geometry: Geometry) -> AnnotatedLesion:
-    """Return a lesion whose box in LPS millimetres became a box in voxels.
+    """Return a lesion whose box in LPS millimetres is transformed into a box in voxels.
 
-    In a rotated image, it is the smallest box along the array axes that contains the given one.
+    If the axes of the image are rotated in the patient, the result is the smallest box along the
+    array axes that contains the original box.
     """
     start, stop = np.reshape(lesion.box, (2, 3))
-    centre_ras = (start + stop) / 2 * (-1, -1, 1)
+    centre_ras = (start + stop) / 2 * (-1, -1, 1)  # the affine of the grid is in RAS
     # a point with the index i is the centre of voxel i, which covers [i, i + 1) in boxes
     centre = geometry.to_index(centre_ras[np.newaxis])[0] + 0.5
     # half sides along the array axes: each axis gets a part of every side in millimetres
@@ -180,10 +197,16 @@ def _to_voxels(lesion: AnnotatedLesion, geometry: Geometry) -> AnnotatedLesion:
 def _add_box(
     lesion: AnnotatedLesion, outline: RunLengths, shape: tuple[int, ...]
 ) -> AnnotatedLesion:
-    """Return a lesion in run lengths, with the box of its pixels if none is stated.
+    """Return a lesion in run lengths with a box. If it has none, the box of its pixels is added.
 
-    Raise `ContentError` if the run lengths have another size than the image, or if they are empty
-    and no box is stated.
+    Args:
+        lesion: The lesion.
+        outline: The run lengths of the lesion.
+        shape: The shape of the image.
+
+    Raises:
+        ContentError: If the run lengths have another size than the image, or if they are empty and
+            the lesion has no box.
     """
     if outline.size != shape:
         raise ContentError(
@@ -202,17 +225,21 @@ def _add_box(
     return replace(lesion, box=tuple(box.astype(float).tolist()))
 
 
-def _clip(lesions: Sequence[AnnotatedLesion], shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """Return the boxes of lesions `[n, 2·dims]`, clipped to the image.
+def _clipped_boxes(
+    lesions: Sequence[AnnotatedLesion], shape: tuple[int, ...]
+) -> NDArray[np.float32]:
+    """Return the boxes of lesions as an array `[n, 2·dims]`, clipped to the image.
 
-    Raise `ContentError` that names the first annotation whose box is empty or outside the image.
+    Raises:
+        ContentError: If a box is empty or outside the image. The message names the first such
+            annotation.
     """
     boxes = [clip_boxes(one.box, shape, one.where) for one in lesions]
     return np.concatenate([np.zeros((0, 2 * len(shape)), np.float32), *boxes])
 
 
 def _annotated_boxes(lesions: Sequence[AnnotatedLesion], labels: Integers) -> AnnotatedBoxes:
-    """Return the boxes of lesions before they are clipped."""
+    """Return the boxes and labels of lesions as annotated, before the boxes are clipped to the image."""
     return AnnotatedBoxes(np.array([one.box for one in lesions], float), tuple(labels.tolist()))
 
 
@@ -227,10 +254,11 @@ def _reference_of_boxes(
 
     Args:
         geometry: The grid of the image.
-        lesions: The lesions with their boxes as stated.
+        lesions: The lesions with their boxes before clipping.
         boxes: The boxes, clipped to the image.
         labels: The label of each lesion.
-        ignore: The pixels of ignored regions, or None. Those in boxes are set to False in place.
+        ignore: The pixels of ignored regions, or None. Pixels in a lesion box are set to False in
+            place, so that a lesion is not ignored.
     """
     if not lesions:
         return Reference(geometry, labels=np.zeros(geometry.shape, np.uint8), ignore=ignore)
@@ -249,10 +277,11 @@ def _reference_of_boxes(
 def _draw_instances(
     lesions: Sequence[AnnotatedLesion], shape: tuple[int, ...]
 ) -> NDArray[np.int32]:
-    """Return the number of each pixel's lesion, from 1 in their order, or 0 for none.
+    """Draw the outlines of lesions into one array with the number of each pixel's lesion.
 
-    Smaller lesions are drawn last. A lesion that contains no pixel centre gets the pixel nearest to
-    the centre of its box.
+    The numbers are 1 to n in the order of `lesions`, and 0 is the background. Smaller lesions are
+    drawn last, so that larger lesions do not cover them. A lesion whose outline contains no pixel
+    centre gets the pixel nearest to the centre of its box.
     """
     parts = _draw_parts(lesions, shape)
     for index, lesion in enumerate(lesions):
@@ -267,9 +296,12 @@ def _draw_instances(
 
 
 def _draw_ignored(regions: Sequence[AnnotatedLesion], shape: tuple[int, ...]) -> Flags:
-    """Return the pixels of ignored regions: of the outline or, if there is none, of the box."""
+    """Return a flag for each pixel that is True in ignored regions.
+
+    A region covers the pixels of its outline or, if it has no outline, of its box.
+    """
     inside = np.zeros(shape, bool)
-    for region, box in zip(regions, _clip(regions, shape), strict=True):
+    for region, box in zip(regions, _clipped_boxes(regions, shape), strict=True):
         if region.outline:
             _draw_parts([region], shape)[0].paint(inside, 1)
         else:
@@ -285,11 +317,12 @@ def _check_boxes(
 ) -> None:
     """Raise `ContentError` if most pixels of a lesion are more than one pixel outside its box.
 
-    The reverse is allowed, because smaller lesions may cover the pixels in a box.
+    Outline and box then probably belong to different lesions. A box with few pixels of its lesion
+    is allowed, because smaller lesions may cover them.
 
     Args:
         lesions: The lesions.
-        instances: The number of each pixel's lesion.
+        instances: The number of each pixel's lesion, from 1, or 0 for the background.
         boxes: The box of each lesion.
         n_pixels: The number of pixels of each lesion.
     """
@@ -306,14 +339,15 @@ def _check_boxes(
 def _read_instances(
     path: Path, lesions: Sequence[AnnotatedLesion], shape: tuple[int, ...]
 ) -> NDArray[np.int32]:
-    """Read a mask of lesions and return the number of each pixel's lesion, 0 for none.
+    """Read a mask of lesions and return the number of each pixel's lesion, 0 for the background.
 
-    The values of the mask are the `mask_value` of the lesions. The numbers are 1 to n in the order
-    of the lesions.
+    In the mask, each lesion has the voxel value `mask_value` of its annotation. In the result, the
+    numbers are 1 to n in the order of `lesions`.
 
     Raises:
         GeometryError: If the mask has another size than the image.
-        ContentError: If a value has no lesion, or a lesion has no value of its own.
+        ContentError: If a voxel value belongs to no lesion, or if a lesion has no voxel value or
+            the same one as another lesion.
         ReadError: If the mask cannot be read.
     """
     mask = np.asarray(read_mask(path).labels)
@@ -330,6 +364,7 @@ def _read_instances(
             f"(values without annotation: {unknown}). Give each annotation its own mask_label, "
             "from 1."
         )
+    # a lookup table: the number of the lesion at the index of its voxel value
     number_of_value = np.zeros(max([0, int(mask.max()), *number_of]) + 1, np.int32)
     number_of_value[list(number_of)] = list(number_of.values())
     result: NDArray[np.int32] = number_of_value[mask]
@@ -337,39 +372,52 @@ def _read_instances(
 
 
 def _draw_parts(lesions: Sequence[AnnotatedLesion], shape: tuple[int, ...]) -> list[DrawnPart]:
-    """Draw the outlines of some lesions in the worker. See `draw_outlines`."""
+    """Call `draw_outlines` in the worker process, because malformed outlines may crash its library."""
     return run_in_worker(draw_outlines, lesions[0].where, lesions, shape)
 
 
 def draw_outlines(
     _: str, lesions: Sequence[AnnotatedLesion], shape: tuple[int, ...]
 ) -> list[DrawnPart]:
-    """Draw the polygons or run lengths of each lesion. Only one whole image exists at a time.
+    """Draw the polygons or run lengths of each lesion and return the drawing, cropped to its box.
 
-    Raise `ContentError` naming the first lesion whose outline the library rejects, or whose points
-    are far from the image. The first argument is the name of the job, which the worker needs.
+    It runs in the worker process. Lesions are drawn one after the other, so that only one array of
+    the size of the image exists at a time.
+
+    Args:
+        _: The name of the job, which the worker needs as first argument.
+        lesions: The lesions, with polygons in pixels.
+        shape: Height and width of the image.
+
+    Raises:
+        ContentError: If the drawing library rejects an outline, or its points are far from the
+            image. The message names the first such lesion.
     """
     from pycocotools import mask as coco_mask
 
     parts: list[DrawnPart] = []
     for lesion in lesions:
         try:
-            drawing = _encode(lesion.outline, shape)
+            drawing = _encode_outline(lesion.outline, shape)
             left, top, width, height = (int(value) for value in coco_mask.toBbox(drawing).ravel())
-            whole = coco_mask.decode(drawing).reshape(shape)
+            image = coco_mask.decode(drawing).reshape(shape)
         except Exception as error:  # the library raises bare Exceptions for malformed input
             raise ContentError(
                 f"{lesion.where}: a segmentation cannot be drawn: {error}. Correct it."
             ) from error
-        part = whole[top : top + height, left : left + width].astype(bool)
+        part = image[top : top + height, left : left + width].astype(bool)
         parts.append(DrawnPart(top, left, part))
     return parts
 
 
-def _encode(outline: Polygons | RunLengths, shape: tuple[int, ...]) -> Any:
-    """Return polygons or run lengths in the encoded form of pycocotools.
+def _encode_outline(outline: Polygons | RunLengths, shape: tuple[int, ...]) -> Any:
+    """Return an outline in the encoded form of pycocotools, a dict with `size` and `counts`.
 
-    Raise `ValueError` for polygons far from the image, which would crash the library.
+    Polygons are merged into one mask. Run lengths are encoded if their counts are a list of
+    numbers; counts in a text are encoded already.
+
+    Raises:
+        ValueError: If a polygon is far from the image, because it would crash the library.
     """
     from pycocotools import mask as coco_mask
 

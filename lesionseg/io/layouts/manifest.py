@@ -34,27 +34,29 @@ _LabelsFile = RootModel[dict[PositiveInt, str]]
 
 
 def parse_role_and_fold(cells: Mapping[str, str]) -> RoleAndFold:
-    """Return role and fold of a row, None for an empty or absent cell.
+    """Parse the cells `role` and `fold` of a table row. An empty or absent cell gives None.
 
-    Raise `DatasetError` if one is wrong.
+    Raises:
+        DatasetError: If a cell is no known role, or no whole number from 0.
     """
     return parse_as(RoleAndFold, {key: cells[key] for key in ("role", "fold") if cells.get(key)})
 
 
 def read_manifest(root: Path) -> Table:
-    """Read the table `manifest.csv` of a folder.
+    """Read the table `manifest.csv` of a folder. Each row is a case.
 
-    The columns are `case`, `image`, further channels `image_0001` and so on, `reference`, `group`,
-    `role`, `fold`, and any others, which are kept for subgroups.
+    The columns are `case`, `image`, further channels `image_0001` and so on, `reference`,
+    `instances`, `group`, `role`, `fold`, `annotated`, `pixel_mm`, and any others, which are used
+    for subgroups.
 
     - Paths are relative to the table. A folder is a DICOM series.
-    - An empty `reference` makes an unlabelled case.
-    - `instances` replaces `reference` by a mask whose values are lesion ids, all of label 1.
+    - A case with an empty `reference` is unlabelled.
+    - `instances` replaces `reference` by a mask whose voxel values are lesion ids, all of label 1.
     - `annotated` names the labels that were searched for, such as `lesion;cyst`. Empty means all.
-    - `pixel_mm` is the pixel size of pictures and of radiographs that state none.
+    - `pixel_mm` is the pixel size of pictures, and of radiographs whose header has no pixel size.
 
     Labels come from `labels.json` in the same folder (`{"1": "lesion", "9": "ignore"}`). Without
-    it there is one label, `lesion`.
+    this file there is one label, `lesion`.
 
     Wrong rows become findings. A row without case id or image is left out.
 
@@ -84,26 +86,38 @@ def _add_reference(
 ) -> CaseFiles:
     """Return a case with the reference, role, fold and annotated labels of its row.
 
-    `names` are the names of all labels of the dataset. The key `instances` of the annotations marks
-    a reference whose values are lesion ids instead of labels. Raise `DatasetError` if the cells are
-    wrong or contradict each other, and `ConfigError` if `annotated` contains an unknown name.
+    Args:
+        files: The case without these fields.
+        root: The folder, to which paths are relative.
+        cells: The cells of the row by column.
+        names: The names of all labels of the dataset.
+
+    Returns:
+        The case. `annotated` is empty if all labels are annotated. The key "instances" in
+        `annotations` tells that the voxel values of the reference are lesion ids instead of labels.
+
+    Raises:
+        DatasetError: If the cells are wrong or contradict each other.
+        ConfigError: If `annotated` contains an unknown name.
     """
     mask = cells.get("reference", "")
     instances = cells.get("instances", "")
-    given = {name.strip() for name in cells.get("annotated", "").split(";") if name.strip()}
+    annotated_names = {
+        name.strip() for name in cells.get("annotated", "").split(";") if name.strip()
+    }
     assigned = parse_role_and_fold(cells)
-    for name in sorted(given):
+    for name in sorted(annotated_names):
         require_one_of("annotated", name, names)
     if mask and instances:
         raise DatasetError("a row has either a reference or instances, not both.")
-    if instances and given and names[0] not in given:
+    if instances and annotated_names and names[0] not in annotated_names:
         raise DatasetError(
             f"the lesions of an instance mask have the label {names[0]!r}, which is not in the "
             "column annotated. Add it there."
         )
     annotated: tuple[str, ...] = ()  # all labels
-    if given != set(names):
-        annotated = tuple(name for name in names if name in given)
+    if annotated_names != set(names):
+        annotated = tuple(name for name in names if name in annotated_names)
     file_name = mask or instances
     return replace(
         files,
@@ -116,7 +130,7 @@ def _add_reference(
 
 
 def read_scan_list(path: Path) -> list[CaseFiles]:
-    """Read a table with the columns `case`, `image` and perhaps `image_0001` and so on.
+    """Read a table of scans to predict, with the columns `case`, `image` and perhaps `image_0001` etc.
 
     Args:
         path: The table. Paths are relative to it. The images are not opened. An empty cell in a
@@ -138,16 +152,16 @@ def read_scan_list(path: Path) -> list[CaseFiles]:
 def read_scan_rows(
     path: Path, channels: int | None = None
 ) -> tuple[list[CaseFiles], list[Finding]]:
-    """Read a table like `read_scan_list`, but do not raise errors of single rows.
+    """Read a table like `read_scan_list`, but return errors of single rows instead of raising them.
 
     Args:
         path: The table.
-        channels: The number of channels. Only the empty cells of so many columns are missing
-            channels. None takes all columns.
+        channels: The number of channels of the model. Only the first `channels` columns of images
+            are checked for empty cells, which are missing channels. None checks all columns.
 
     Returns:
         The cases in the order of the rows, and an error for each row that cannot be used. Rows with
-        the same case id are left out, with one error for them.
+        the same case id are left out, with one error for each such id.
 
     Raises:
         DatasetError: If the table has no case, or lacks a column.
@@ -173,10 +187,14 @@ def read_scan_rows(
 
 
 def _read_lines(path: Path) -> tuple[list[tuple[int, dict[str, str]]], tuple[str, ...]]:
-    """Read the rows of a table with their line numbers, and the names of its image columns.
+    """Read the rows of a manifest or a list of scans, and find its columns of images.
 
-    The columns of further images are in the order of their numbers. Raise `DatasetError` if the
-    table has no row, or no column `case` or `image`.
+    Returns:
+        Pairs of line number and cells by column, and the columns of images: `image`, then
+        `image_0001` and so on in the order of their numbers.
+
+    Raises:
+        DatasetError: If the table has no row, or no column `case` or `image`.
     """
     rows = read_csv_lines(path)
     if not rows:
@@ -195,16 +213,19 @@ def _read_lines(path: Path) -> tuple[list[tuple[int, dict[str, str]]], tuple[str
 def _make_case(
     folder: Path, row: Mapping[str, str], images: Sequence[str], channels: int | None = None
 ) -> CaseFiles:
-    """Make a case of a row, without its reference.
+    """Make a case from the cells `case`, `group` and those with images, without its reference.
 
-    Raise `DatasetError` if the row has no case id or no image.
+    The cells of all other columns become `columns` of the case, for subgroups.
 
     Args:
         folder: The folder to which paths are relative.
         row: The cells of the row by column.
         images: The columns of images, one for each channel.
-        channels: The number of channels. An empty cell of a column beyond it is no missing channel.
-            None takes all columns.
+        channels: The number of channels. An empty cell in a column after the first `channels`
+            columns is no missing channel. None checks all columns.
+
+    Raises:
+        DatasetError: If the row has no case id or no image.
     """
     files = tuple(listed_file(folder, row[name]) for name in images if row[name])
     if not row["case"] or not files:
@@ -214,14 +235,15 @@ def _make_case(
         files,
         group=row.get("group", ""),
         columns={k: v for k, v in row.items() if k not in _OWN_COLUMNS and k not in images},
-        missing=tuple(place for place, name in enumerate(images[:channels]) if not row[name]),
+        missing=tuple(channel for channel, name in enumerate(images[:channels]) if not row[name]),
     )
 
 
 def read_labels(root: Path) -> Labels:
-    """Read the labels from `labels.json`. Without this file, value 1 is the lesion.
+    """Read the labels of a dataset from `labels.json`. Without this file, label 1 is the lesion.
 
-    The name `ignore` marks the value of voxels to ignore.
+    The file contains the name of each label value. The name `ignore` marks the value of voxels to
+    ignore.
 
     Raises:
         DatasetError: If a key is not a positive integer, a name is not text, or there is no lesion,
