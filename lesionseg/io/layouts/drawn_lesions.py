@@ -123,7 +123,7 @@ def read_annotated_reference(
 def _require_annotated_size(
     image: Path, annotated: tuple[int, ...] | None, geometry: Geometry
 ) -> None:
-    """Raise `GeometryError` if the image size in the annotations differs from the size of the image.
+    """Raise `GeometryError` if the annotations give another image size than the image has.
 
     The coordinates of the annotations would otherwise refer to other pixels. The message tells if
     height and width are exchanged.
@@ -239,7 +239,7 @@ def _clipped_boxes(
 
 
 def _annotated_boxes(lesions: Sequence[AnnotatedLesion], labels: Integers) -> AnnotatedBoxes:
-    """Return the boxes and labels of lesions as annotated, before the boxes are clipped to the image."""
+    """Return the boxes and labels of lesions before the boxes are clipped to the image."""
     return AnnotatedBoxes(np.array([one.box for one in lesions], float), tuple(labels.tolist()))
 
 
@@ -372,7 +372,7 @@ def _read_instances(
 
 
 def _draw_parts(lesions: Sequence[AnnotatedLesion], shape: tuple[int, ...]) -> list[DrawnPart]:
-    """Call `draw_outlines` in the worker process, because malformed outlines may crash its library."""
+    """Call `draw_outlines` in the worker process, because its library may crash on an outline."""
     return run_in_worker(draw_outlines, lesions[0].where, lesions, shape)
 
 

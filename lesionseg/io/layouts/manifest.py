@@ -130,7 +130,9 @@ def _add_reference(
 
 
 def read_scan_list(path: Path) -> list[CaseFiles]:
-    """Read a table of scans to predict, with the columns `case`, `image` and perhaps `image_0001` etc.
+    """Read a table of scans without references.
+
+    The columns are `case`, `image` and, for further channels, `image_0001` and so on.
 
     Args:
         path: The table. Paths are relative to it. The images are not opened. An empty cell in a

@@ -45,8 +45,8 @@ class _ListedCase(BaseModel):
 class _DatasetJson(BaseModel):
     """The content of `dataset.json`.
 
-    Version 1 and the Decathlon write `modality` instead of `channel_names`, and label names by
-    value instead of values by name.
+    Version 1 and the Decathlon write `modality` instead of `channel_names`. Their labels are a name
+    for each label value, in version 2 a value for each name.
     """
 
     channel_names: dict[int, str] = Field(
@@ -75,7 +75,7 @@ class _Naming:
 
 
 def read_nnunet_labels(path: Path) -> Labels:
-    """Read the labels of nnU-Net's `dataset.json`.
+    """Read the labels of nnU-Net's `dataset.json`, to know the label names of nnU-Net's masks.
 
     Raises:
         ReadError: If the file is missing or not JSON.
@@ -85,9 +85,16 @@ def read_nnunet_labels(path: Path) -> Labels:
 
 
 def nnunet_channels_and_labels(content: object, path: Path) -> tuple[tuple[str, ...], Labels]:
-    """Return the names of a model's channels, and its labels, from the content of a `dataset.json`.
+    """Return the channel names and the labels from the content of a `dataset.json`.
 
-    Raise `DatasetError`, which names `path`, if they are not valid or a key is missing or wrong.
+    It is used for the files of trained nnU-Net models, too.
+
+    Args:
+        content: The parsed JSON.
+        path: The file, for messages.
+
+    Raises:
+        DatasetError: If a key is missing or wrong, or the channels or labels are not valid.
     """
     description = parse_as(_DatasetJson, content, path)
     return _channel_names(description, path), _parse_labels(description, path)
@@ -96,12 +103,14 @@ def nnunet_channels_and_labels(content: object, path: Path) -> tuple[tuple[str, 
 def write_dataset_json(
     folder: Path, channel_names: Sequence[str], labels: Labels, ending: str, **further: Any
 ) -> None:
-    """Write nnU-Net's `dataset.json` without the value to ignore.
+    """Write nnU-Net's `dataset.json`, so that programs for nnU-Net know the labels of a folder.
+
+    The label value to ignore is not written.
 
     Args:
         folder: The folder of the file.
         channel_names: The names of the channels.
-        labels: The labels. A region is a list of values.
+        labels: The labels. A region is written as a list of its label values.
         ending: The suffix of the images and masks.
         further: Further keys, such as `numTraining`.
     """
@@ -120,10 +129,12 @@ def write_dataset_json(
 def read_nnunet(root: Path) -> Table:
     """Read an nnU-Net raw folder, or a Decathlon folder if no image has a channel number.
 
-    A list `dataset` in `dataset.json` replaces the folders of the training cases. If `file_ending`
-    is stated, pictures next to volumes, volumes next to pictures, and copies with another ending
-    are left out with a note, see `_find_images`. Cases in `imagesTs` are test cases if they have a
-    mask. Files that do not fit become findings.
+    - The training cases are the images in `imagesTr` with a mask in `labelsTr`. If `dataset.json`
+      has a list `dataset`, the cases of this list replace them.
+    - The cases in `imagesTs` with a mask in `labelsTs` are test cases.
+    - If `dataset.json` has a `file_ending`, some files with another ending are left out with a
+      note, see `_find_images`.
+    - Files that do not fit become findings.
 
     Raises:
         DatasetError: If the channels or labels in `dataset.json` are not valid.
@@ -167,7 +178,8 @@ def read_nnunet(root: Path) -> Table:
 def _channel_names(description: _DatasetJson, path: Path) -> tuple[str, ...]:
     """Return the names of the channels in the order of their numbers.
 
-    Raise `DatasetError` unless the numbers are 0, 1, ….
+    Raises:
+        DatasetError: If the numbers are not 0, 1, 2 and so on.
     """
     numbers = sorted(description.channel_names)
     if numbers != list(range(len(numbers))):
@@ -185,11 +197,23 @@ def _match_rows(
     n_channels: int,
     findings: list[Finding],
 ) -> list[Row]:
-    """Return a row for each image and each mask of a part, `Tr` or `Ts`.
+    """Return a row for each image and a row for each mask of the training or test cases.
 
-    An image without a mask gets no row. This is an error in `Tr`. In `Ts`, such an image is only
-    predicted. It is an error, too, if the image has a mask but its name was split at digits that
-    are no channel number. This mask gets no row.
+    The row of an image has all channels of its case.
+
+    An image without a mask gets no row:
+
+    - In `Tr`, this is an error.
+    - In `Ts`, such an image is only for prediction.
+    - If a mask has the whole file name of the image, the last four digits of the image name are
+      probably part of the case id. This is an error, and the mask gets no row either.
+
+    Args:
+        part: "Tr" for training cases, "Ts" for test cases.
+        images: The images by case id and channel number.
+        masks: The masks by case id.
+        n_channels: The number of channels of the dataset.
+        findings: Receives the errors.
     """
     rows: list[Row] = []
     for case, files in sorted(images.items()):
@@ -219,9 +243,10 @@ def _match_rows(
 
 
 def _listed_rows(root: Path, entries: Mapping[str, _ListedCase], n_channels: int) -> list[Row]:
-    """Return the training cases of the list `dataset`.
+    """Return a row for each training case of the list `dataset` in `dataset.json`.
 
-    Paths are relative to the folder. Environment variables in them are replaced by their values.
+    Paths in the list are relative to `root`. Environment variables in them are replaced by their
+    values, as nnU-Net does.
     """
     rows: list[Row] = []
     for case, entry in sorted(entries.items()):
@@ -233,12 +258,17 @@ def _listed_rows(root: Path, entries: Mapping[str, _ListedCase], n_channels: int
 
 
 def _find_images(folder: Path, ending: str | None, findings: list[Finding]) -> list[Path]:
-    """Return the images of a folder, sorted, or [] if it does not exist.
+    """Return the image or mask files of a folder, sorted, or [] if the folder does not exist.
 
-    If `ending` (`file_ending` in `dataset.json`) is that of a volume, pictures in the folder are
-    previews and left out. If it is that of a picture, volumes are left out. If `a.nii` and
-    `a.nii.gz` exist, the one with `ending` is read. If no file has it, all are read. This, and
-    files that are left out, become `findings`.
+    `ending` is `file_ending` of `dataset.json`, or None. It decides about files with another
+    ending:
+
+    - If `ending` is a volume format, pictures in the folder are previews and left out. If it is a
+      picture format, volumes are left out.
+    - If `a.nii` and `a.nii.gz` exist, only the one with `ending` is returned.
+    - If no file has `ending`, all files are returned.
+
+    Files that are left out, and an `ending` that no file has, become `findings`.
     """
     if not folder.is_dir():
         return []
@@ -246,19 +276,19 @@ def _find_images(folder: Path, ending: str | None, findings: list[Finding]) -> l
     files = sorted(filter(is_image_file, folder.iterdir()))
     if not ending or not files:
         return files
-    own = [file for file in files if file.name.lower().endswith(ending.lower())]
-    if not own:
+    files_with_ending = [file for file in files if file.name.lower().endswith(ending.lower())]
+    if not files_with_ending:
         text = f"{folder}: no file ends in {ending}, as file_ending in dataset.json states."
         findings.append(Finding("file_ending", f"{text} All images are read.", severity="note"))
         return files
-    stems = {strip_suffix(file) for file in own}
+    stems = {strip_suffix(file) for file in files_with_ending}
     left_out = [
         file
         for file in files
-        if file not in own
+        if file not in files_with_ending
         # of another kind, or a copy
         and (
-            is_raster(file) != is_raster(own[0])
+            is_raster(file) != is_raster(files_with_ending[0])
             or (file.name.lower().endswith(NIFTI) and strip_suffix(file) in stems)
         )
     ]
@@ -270,21 +300,28 @@ def _find_images(folder: Path, ending: str | None, findings: list[Finding]) -> l
 def _find_naming(
     images: Sequence[Path], masks: Sequence[Path], n_channels: int, findings: list[Finding]
 ) -> _Naming:
-    """Decide by the names of the masks whether the names of images end in a channel number.
+    """Decide whether the names of images and of masks end in a channel number such as `_0000`.
 
-    An image `lesion_0001` with a mask `lesion_0001` has no channel number, an image `lesion_0001`
-    with a mask `lesion` has one. If all masks end in `_0000` and all images are channels of them,
-    both have numbers. If neither kind of mask exists, images have channel numbers if a name ends in
-    `_0000`. If both kinds exist, the more frequent one decides, and of equally frequent kinds the
-    first. If there are no images, names have channel numbers. A decision that may surprise becomes
-    a finding.
+    The names of the masks decide:
+
+    - An image `lesion_0001` with a mask `lesion_0001` has no channel number. An image `lesion_0001`
+      with a mask `lesion` has a channel number. If a dataset has pairs of both kinds, the more
+      frequent kind decides, and of equally frequent kinds the first.
+    - If all masks end in `_0000` and all images are channels of these masks, images and masks have
+      channel numbers.
+    - If there are no such pairs, images have channel numbers if any name ends in `_0000`.
+    - If there are no images, images have channel numbers.
+
+    A decision that may surprise the user becomes a finding.
     """
     mask_names = {strip_suffix(file) for file in masks}
+    # masks `lesion_0001` and masks `lesion` of images `lesion_0001`
     numbered_images = _split_numbered(map(strip_suffix, images))
     n_masks_of_whole_name = sum(name in mask_names for name in numbered_images)
     n_masks_without_number = sum(case in mask_names for case, _ in numbered_images.values())
     if not images or n_masks_without_number > n_masks_of_whole_name:
         return _Naming(images=True)
+    # the masks end in _0000 as well
     first_channels = {case for case, number in _split_numbered(mask_names).values() if number == 0}
     are_masks_first_channels = bool(mask_names) and len(first_channels) == len(mask_names)
     if are_masks_first_channels:
@@ -308,15 +345,24 @@ def _find_naming(
 
 
 def _split_numbered(names: Iterable[str]) -> dict[str, tuple[str, int]]:
-    """Return case id and channel number of each name that ends in four digits, by the name."""
+    """Return the pair (case id, channel number) of each name that ends in four digits.
+
+    The keys are the names. Other names are left out.
+    """
     parts = {name: split_channel(name) for name in names}
     return {name: (case, n) for name, (case, n) in parts.items() if n is not None}
 
 
 def _find_differences(path: Path, description: _DatasetJson, cases: Sequence[str]) -> list[Finding]:
-    """Return a finding about cases that the list `training` of `dataset.json` lacks.
+    """Return a finding if `dataset.json` and the folders differ in their training cases, or [].
 
-    Without a list, return a finding if the number of cases is not `numTraining`.
+    If it has a list `training`, the finding names the cases that the list lacks. Without this list,
+    the finding tells that the number of cases is not `numTraining`.
+
+    Args:
+        path: The file `dataset.json`, for the message.
+        description: The content of the file.
+        cases: The ids of the cases with image and mask in the folders.
     """
     if isinstance(description.training, list):
         entries = [entry.get("image") for entry in description.training if isinstance(entry, dict)]
@@ -341,11 +387,12 @@ def _find_differences(path: Path, description: _DatasetJson, cases: Sequence[str
 
 
 def _group_by_case(files: Sequence[Path], numbered: bool, findings: list[Finding]) -> FilesByCase:
-    """Group files by case and channel number.
+    """Group files by case id and channel number.
 
-    If names are not `numbered`, each file is channel 0 of its own case. A picture without a number
-    is channel 0, too, and may be in colour. A volume without a number, and a second file
-    of a channel, are left out with an error among the findings.
+    - If the names are not `numbered`, each file is channel 0 of a separate case.
+    - If they are numbered, a picture without a number is channel 0, and may be in colour. A volume
+      without a number is left out with an error among the `findings`.
+    - A second file of the same channel is left out with an error, too.
     """
     cases: FilesByCase = {}
     for file in files:
@@ -368,11 +415,13 @@ def _group_by_case(files: Sequence[Path], numbered: bool, findings: list[Finding
 def _parse_labels(description: _DatasetJson, path: Path) -> Labels:
     """Parse the labels of `dataset.json`.
 
-    Version 2 writes a value, or a list of values that form a region, by name. Version 1 writes a
-    name by value. Value 0 is background, whatever its name, and `ignore` names the value to ignore.
-    If one label has several values, all labels are regions, and a single value is a region of one
-    value.
-    Raise `DatasetError` if labels are not valid.
+    - Value 0 is background, whatever its name. `ignore` is the name of the value to ignore.
+    - If a label has several values, it is a region, which is the union of these values. All labels
+      are then regions; a label with a single value is a region of one value.
+
+    Raises:
+        DatasetError: If the names or values are not different, or there is no lesion.
+        RegionError: If the mask values of regions are not valid, see `_mask_values_of_regions`.
     """
     values_of = _values_by_name(description)
     ignored = values_of.get(IGNORE, ())
@@ -397,7 +446,11 @@ def _parse_labels(description: _DatasetJson, path: Path) -> Labels:
 
 
 def _values_by_name(description: _DatasetJson) -> dict[str, tuple[int, ...]]:
-    """Return the values of each label by its name, in the form of version 2."""
+    """Return the mask values of each label by its name, for both versions of `dataset.json`.
+
+    Version 1 writes a name for each value. Version 2 writes a value, or the list of values of a
+    region, for each name.
+    """
     values_of: dict[str, tuple[int, ...]] = {}
     for key, value in description.labels.items():
         if isinstance(value, str):  # version 1 writes the name by its value
@@ -412,10 +465,19 @@ def _values_by_name(description: _DatasetJson) -> dict[str, tuple[int, ...]]:
 def _mask_values_of_regions(
     description: _DatasetJson, lesions: Mapping[str, tuple[int, ...]], path: Path
 ) -> tuple[int, ...]:
-    """Return the value that nnU-Net writes into a mask for each region (`regions_class_order`).
+    """Return one mask value per region, in the order of the regions (`regions_class_order`).
 
-    Raise `RegionError` if there is not one value for each region, if two are equal, or if a value
-    does not belong to its region.
+    Regions overlap, but a voxel of a mask has one value. nnU-Net writes the regions one after the
+    other, each with its mask value.
+
+    Args:
+        description: The content of `dataset.json`.
+        lesions: The values of each region by name.
+        path: The file, for the message.
+
+    Raises:
+        RegionError: If there is not one value for each region, if two values are equal, or if a
+            value does not belong to its region.
     """
     mask_values = description.regions_class_order or []
     has_one_per_region = len(mask_values) == len(lesions)

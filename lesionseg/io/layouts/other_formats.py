@@ -8,7 +8,7 @@ _START_BYTES = 2**14
 _MAX_FILES = 20  # of a suffix and level of folders that are opened
 _AS_BOXES = "Write them into boxes.csv with the columns case, label, x0, y0, x1, y1"
 
-# name, suffix of the files, pattern of their text, advice; the first one that fits is named
+# name, suffix of the files, pattern of their text, advice; the first format that fits is named
 _FORMATS = (
     (
         "VinDr-CXR",
@@ -80,9 +80,10 @@ _FORMATS = (
 
 
 def describe_other_format(root: Path) -> str:
-    """Return a sentence on a file in the format of another program, and how to convert it.
+    """Return a sentence that names a file in another program's format, and how to convert it.
 
-    Return "" if there is none in the folder and two levels of subfolders.
+    It is part of the error message for a folder without known layout. The folder and two levels of
+    subfolders are searched. Return "" if no file has such a format.
     """
     texts = {suffix: _read_starts(root, suffix) for suffix in {row[1] for row in _FORMATS}}
     for name, suffix, pattern, advice in _FORMATS:
@@ -93,9 +94,10 @@ def describe_other_format(root: Path) -> str:
 
 
 def _read_starts(root: Path, suffix: str) -> dict[Path, str]:
-    """Return the beginnings of the first 20 files of a suffix in each of three levels of folders.
+    """Return the first 16 KiB, as text, of the files with a suffix in a folder and its subfolders.
 
-    Files that cannot be opened are left out.
+    At most 20 files are read in the folder, and 20 in each of two levels of subfolders, because the
+    folder may have many thousand files. Files that cannot be opened are left out.
     """
     texts: dict[Path, str] = {}
     for level in ("*", "*/*", "*/*/*"):

@@ -62,10 +62,12 @@ class Layout:
 
 
 def _has_manifest(root: Path) -> bool:
+    """Return True if a folder contains the table `manifest.csv`."""
     return (root / MANIFEST).is_file()
 
 
 def _has_dataset_json(root: Path) -> bool:
+    """Return True if a folder contains nnU-Net's `dataset.json`."""
     return (root / DATASET_JSON).is_file()
 
 
@@ -95,10 +97,10 @@ LAYOUTS = (
 
 @cache
 def _registered_layouts(_: tuple[str, ...]) -> tuple[Layout, ...]:
-    """Return the layouts that installed packages register.
+    """Return the layouts that installed packages register as entry points `lesionseg.layouts`.
 
-    The argument is `sys.path`. The metadata of all packages are read once for each value of it,
-    because this takes longer than to recognise a folder.
+    The argument is `sys.path`, so that the cache has one entry per path. The metadata of all
+    packages are read only once per path, because this is slower than to recognise a folder.
     """
     return tuple(point.load() for point in entry_points(group=ENTRY_POINTS))
 
@@ -106,7 +108,8 @@ def _registered_layouts(_: tuple[str, ...]) -> tuple[Layout, ...]:
 def recognise_layout(root: Path) -> Layout | None:
     """Return the first layout that recognises a folder. Return None if no layout does.
 
-    The layouts that installed packages register come after those of lesionseg.
+    The layouts that installed packages register come after the layouts of lesionseg. Return None,
+    too, if `root` is not a folder.
     """
     if not root.is_dir():
         return None
@@ -115,9 +118,14 @@ def recognise_layout(root: Path) -> Layout | None:
 
 
 def read_dataset(root: Path, **rules: Unpack[ReadingRules]) -> Dataset:
-    """List the cases of a data folder, all of which must be usable. See `list_dataset`.
+    """Read the case list of a data folder, and raise an error unless all cases are usable.
 
-    The findings of the dataset are logged. `Dataset.datalist` returns MONAI's form of it.
+    See `list_dataset`, which returns errors as findings instead. The other findings are logged.
+    `Dataset.datalist` converts the result into a MONAI datalist.
+
+    Args:
+        root: The folder.
+        rules: See `ReadingRules`.
 
     Raises:
         ConfigError: If `group` is not a regular expression.
@@ -133,11 +141,13 @@ def read_dataset(root: Path, **rules: Unpack[ReadingRules]) -> Dataset:
 def list_dataset(root: Path, **rules: Unpack[ReadingRules]) -> Dataset:
     """List the cases of a data folder and find its wrong entries, without reading its images.
 
-    Only the header of the first readable image is read, to find out the number of axes. There are
-    two exceptions. Each header of DICOM radiographs is read for the columns of
-    `radiograph_columns`, and BIDS also needs the grids of the first session. Files may be missing.
-    A folder without cases is an error among the findings. The layout and the number of cases and
-    patients are logged, with a warning if training and test cases share a patient.
+    - Only the header of the first readable image is read, to find out the number of axes. There are
+      two exceptions: the header of each DICOM radiograph is read for the columns of
+      `radiograph_columns`, and BIDS also needs the grids of the first session.
+    - It is not checked whether the files exist, see `find_missing_files`.
+    - A folder without cases is an error among the findings.
+    - The layout and the number of cases and patients are logged, with a warning if training and
+      test cases share a patient.
 
     Args:
         root: The folder.
@@ -172,10 +182,10 @@ def list_dataset(root: Path, **rules: Unpack[ReadingRules]) -> Dataset:
 
 
 def require_usable(dataset: Dataset) -> None:
-    """Raise one `DatasetError` if a dataset has errors, and log its other findings.
+    """Raise one `DatasetError` that lists the first 100 errors of a dataset, if it has any.
 
-    The message lists the first 100 errors. Missing files and channels are errors, too. A mask of
-    several cases is logged as a warning.
+    Missing files and channels are errors, too. Warnings and notes among the findings are logged,
+    and so is a warning about each mask that several cases share.
     """
     for text in _describe_shared_masks(dataset.cases):
         logger.warning(text)
@@ -191,7 +201,7 @@ def require_usable(dataset: Dataset) -> None:
 def find_missing_files(dataset: Dataset) -> list[Finding]:
     """Return an error for each missing or empty file, and for each case with wrong channels.
 
-    No file is opened.
+    Only the directory entries are read; no file is opened. The list is empty if all files exist.
     """
     findings: list[Finding] = []
     for files in dataset.cases:
@@ -209,7 +219,10 @@ def find_missing_files(dataset: Dataset) -> list[Finding]:
 
 
 def _describe_shared_masks(cases: Sequence[CaseFiles]) -> Iterator[str]:
-    """Yield a message about each file that is the mask of several cases."""
+    """Yield a message about each file that is the mask of several cases.
+
+    Such a mask is often a mistake in a table, but correct if it is an empty mask.
+    """
     cases_of: dict[object, list[CaseFiles]] = {}
     for files in cases:
         if files.reference is not None:
@@ -224,7 +237,7 @@ def _describe_shared_masks(cases: Sequence[CaseFiles]) -> Iterator[str]:
 
 
 def _has_content(file: Path) -> bool:
-    """Return True for a folder, a series in a folder, and a file that is not empty.
+    """Return True if a path is a folder, a DICOM series in a folder, or a file that is not empty.
 
     A path that cannot be accessed has no content.
     """
@@ -237,20 +250,20 @@ def _has_content(file: Path) -> bool:
 
 
 def find_layout(root: Path) -> Layout:
-    """Return the layout of a folder.
+    """Return the layout of a folder, or raise an error that helps the user if it has none.
 
     Raises:
-        DatasetError: If the layout is not known. The message says what the folder contains instead:
-            datasets, the format of another program, or a damaged file.
+        DatasetError: If the layout is not known. The message names what the folder contains
+            instead: datasets in subfolders, the format of another program, or a damaged file.
         ReadError: If a `boxes.csv` is damaged.
     """
     layout = recognise_layout(root)
     if layout is not None:
         return layout
-    inner = [folder.name for folder in sorted(root.iterdir()) if recognise_layout(folder)]
-    if inner:
+    inner_datasets = [folder.name for folder in sorted(root.iterdir()) if recognise_layout(folder)]
+    if inner_datasets:
         raise DatasetError(
-            f"{root} is not a dataset, but contains some: {', '.join(inner[:9])}. Name one of them."
+            f"{root} is not a dataset, but contains some: {', '.join(inner_datasets[:9])}. Name one of them."
         )
     if (root / BOXES_FILE).is_file():
         read_boxes_csv(root)  # raises an error that lists the missing columns
@@ -268,7 +281,7 @@ def find_layout(root: Path) -> Layout:
 
 
 def _log_summary(dataset: Dataset) -> None:
-    """Log the layout, and how many cases and patients there are and how many are partly annotated.
+    """Log the layout of a dataset and its numbers of cases, patients and partly annotated cases.
 
     Log a warning if a patient has cases for training and for test.
     """
@@ -289,12 +302,15 @@ def _log_summary(dataset: Dataset) -> None:
 
 
 def read_dataset_of(masks: Mapping[str, Path], **rules: Unpack[ReadingRules]) -> Dataset | None:
-    """Find the dataset that the masks of a folder belong to, such as those in nnU-Net's `labelsTs`.
+    """Return the dataset that the masks of a folder belong to, as masks in nnU-Net's `labelsTs`.
 
-    The dataset has the names of the labels, the value to ignore, regions and roles, which the masks
-    do not state. They also apply to masks whose image is missing, and to folders of masks in an
-    nnU-Net dataset whose images it does not contain, such as `gt_segmentations` of
-    `nnUNet_preprocessed`. The cases of masks in `labelsTs` are test cases.
+    It is used to evaluate against a folder of masks: the dataset has the names of the labels, the
+    value to ignore, the regions and the roles, which the masks do not contain.
+
+    - The dataset is read from the parent of the folder with the masks.
+    - Masks without an image in the dataset are cases, too. In an nnU-Net dataset, the whole folder
+      may be one without images, such as `gt_segmentations` of `nnUNet_preprocessed`.
+    - Cases of masks in `labelsTs` are test cases.
 
     Args:
         masks: The masks by case id.
