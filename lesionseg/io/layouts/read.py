@@ -260,10 +260,10 @@ def find_layout(root: Path) -> Layout:
     layout = recognise_layout(root)
     if layout is not None:
         return layout
-    inner_datasets = [folder.name for folder in sorted(root.iterdir()) if recognise_layout(folder)]
-    if inner_datasets:
+    inner = [folder.name for folder in sorted(root.iterdir()) if recognise_layout(folder)]
+    if inner:
         raise DatasetError(
-            f"{root} is not a dataset, but contains some: {', '.join(inner_datasets[:9])}. Name one of them."
+            f"{root} is not a dataset, but contains some: {', '.join(inner[:9])}. Name one of them."
         )
     if (root / BOXES_FILE).is_file():
         read_boxes_csv(root)  # raises an error that lists the missing columns

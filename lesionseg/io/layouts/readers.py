@@ -19,10 +19,10 @@ Corners = tuple[float, ...]  # of a box: all starts, then all stops
 
 
 def merge_readers(dataset: Dataset, min_readers: int | None) -> Dataset:
-    """Merge the boxes that several readers drew.
+    """Merge the boxes that several readers drew in a case, so that each lesion has one box.
 
-    Cases with one reader do not change. If the labels of the dataset are merged, the boxes of
-    several readers get the merged label first.
+    Cases with one reader do not change. If the labels of the dataset are merged, all boxes get
+    label 1 before, so that boxes of different labels can become one lesion.
 
     Args:
         dataset: The dataset.
@@ -58,10 +58,10 @@ def merge_readers(dataset: Dataset, min_readers: int | None) -> Dataset:
 
 
 def required_readers(n_readers: int, min_readers: int | None = None) -> int:
-    """Return the number of readers who must have marked a lesion so that it is kept.
+    """Return the number of readers who must have marked a lesion, so that it is not ignored.
 
-    By default two if three or more readers read the case, otherwise one. It is never more than
-    the number of readers of the case.
+    If `min_readers` is None, the number is two for three or more readers of the case, otherwise
+    one. The number is never greater than the number of readers of the case.
 
     >>> [required_readers(n) for n in (1, 2, 3, 8)], required_readers(2, min_readers=3)
     ([1, 1, 2, 2], 2)
@@ -74,17 +74,17 @@ def required_readers(n_readers: int, min_readers: int | None = None) -> int:
 def merge_case(annotated: CaseLesions, min_readers: int | None = None) -> CaseLesions:
     """Merge the boxes of several readers of one case.
 
-    A box joins the lesion of its label whose mean box has the highest IoU with it, if this is at
-    least `SAME_LESION_IOU`. Otherwise it begins a new lesion. The result does not depend on the
-    order of the boxes.
+    Boxes are added to lesions one by one. A box is added to the lesion of the same label whose mean
+    box has the highest IoU with it, if this IoU reaches `SAME_LESION_IOU`. Otherwise it begins a
+    new lesion. The boxes are sorted first, so that their order does not matter.
 
     Args:
         annotated: The boxes and readers of the case.
         min_readers: See `required_readers`.
 
     Returns:
-        The mean box of each lesion. A lesion that too few readers marked is ignored, because it is
-        uncertain if it is one. Neither the boxes nor the case have readers.
+        The mean box of each lesion, without names of readers. A lesion that too few readers marked
+        becomes an ignored region, because it is uncertain whether it is a lesion.
     """
     required = required_readers(len(annotated.readers), min_readers)
     merged: list[AnnotatedLesion] = []
@@ -96,7 +96,7 @@ def merge_case(annotated: CaseLesions, min_readers: int | None = None) -> CaseLe
 
 
 def _group_by_lesion(boxes: Iterable[AnnotatedLesion]) -> list[list[AnnotatedLesion]]:
-    """Return the boxes of each lesion, by the rule of `merge_case`. All boxes have one label."""
+    """Group boxes of one label by lesion, by the rule of `merge_case`. Return a list per lesion."""
     lesions: list[list[AnnotatedLesion]] = []
     for box in sorted(boxes, key=lambda lesion: (lesion.box, lesion.reader)):
         overlaps = [_iou(box.box, _mean_box(lesion)) for lesion in lesions]
@@ -109,18 +109,18 @@ def _group_by_lesion(boxes: Iterable[AnnotatedLesion]) -> list[list[AnnotatedLes
 
 
 def _mean_box(boxes: Sequence[AnnotatedLesion]) -> Corners:
-    """Return the mean of each corner coordinate of some boxes."""
+    """Return the box whose corner coordinates are the means over the boxes of one lesion."""
     values_of_corner = zip(*(box.box for box in boxes), strict=True)
     return tuple(sum(values) / len(boxes) for values in values_of_corner)
 
 
 def _iou(one: Corners, other: Corners) -> float:
-    """Compute the IoU of two boxes. Arrays would be slower, because a case has few boxes.
+    """Compute the intersection over union of two boxes. It is 0 if both have no area.
 
-    Shares of the image and pixels give the same IoU, because a scaled axis cancels. Two boxes
-    without an area have the IoU 0.
+    It is computed without arrays, which would be slower for the few boxes of a case. The unit of
+    the boxes does not matter, because a factor of an axis cancels.
     """
-    dims = len(one) // 2
+    dims = len(one) // 2  # a box has all starts, then all stops
     ends = zip(one[:dims], one[dims:], other[:dims], other[dims:], strict=True)
     shared = volume = other_volume = 1.0
     for start, stop, other_start, other_stop in ends:

@@ -125,14 +125,16 @@ class Table:
 
 
 def build_dataset(table: Table, root: Path, layout: str, rules: ReadingRules) -> Dataset:
-    """Make the dataset of a table. Everything that does not fit becomes a finding.
+    """Join the rows of each case into a dataset, and check the dataset.
 
-    The header of the first image that can be read states the number of axes.
+    Entries that do not fit become findings. The number of axes comes from the header of the first
+    image that can be read. No other image is opened, except DICOM radiographs (see
+    `_add_radiograph_columns`).
 
     Args:
-        table: The table that a layout gives.
+        table: The table that a layout returns.
         root: The folder of the dataset.
-        layout: The name of the layout, if the table has none of its own.
+        layout: The name of the layout. `layout` of the table replaces it if it is not empty.
         rules: See `ReadingRules`.
     """
     findings = list(table.findings)
@@ -179,7 +181,11 @@ def build_dataset(table: Table, root: Path, layout: str, rules: ReadingRules) ->
 
 
 def _without_no_finding(labels: Labels, findings: list[Finding]) -> Labels:
-    """Return the labels without those that state that there is no lesion, with a note."""
+    """Return the labels without names such as "No finding", with a note if there are any.
+
+    Images with such a label are lesion-free, so it must not become a class of lesions. If no label
+    remains, the only label is `lesion`.
+    """
     names = {v: name for v, name in labels.value_names.items() if not NO_FINDING.fullmatch(name)}
     if len(names) == len(labels):
         return labels
@@ -189,47 +195,53 @@ def _without_no_finding(labels: Labels, findings: list[Finding]) -> Labels:
 
 
 def _join_rows(table: Table, findings: list[Finding]) -> list[CaseFiles]:
-    """Return the cases of a table.
+    """Join the rows of each case of a table into one `CaseFiles`.
 
-    Rows that contradict or repeat others become findings. If the table is complete, cases with
-    neither a mask nor a row besides that of their images are lesion-free, with a finding.
+    Rows that contradict or repeat other rows become findings. If the table is complete, a case
+    whose only row is the row of its images, without mask or lesions, is lesion-free, with a
+    finding.
     """
     cases: list[CaseFiles] = []
-    repeated: list[object] = []
-    absent: list[str] = []
+    repeats: list[object] = []
+    cases_without_row: list[str] = []
     for rows in _group_rows(table.rows, findings).values():
         files = _merge_fields(rows, findings)
         has_image_only = len(rows) == 1 and rows[0].lesions is None and files.reference is None
         is_absent = table.is_complete and has_image_only
         if is_absent:
-            absent.append(files.case)
+            cases_without_row.append(files.case)
         if is_absent or any(row.lesions is not None for row in rows):
-            files = _add_lesions(files, rows, table, repeated, findings)
+            files = _add_lesions(files, rows, table, repeats, findings)
         cases.append(files)
-    if repeated:
-        text = f"{repeated[0]}: the row repeats an earlier one"
-        if len(repeated) > 1:
-            text += f", and so {'does' if len(repeated) == 2 else 'do'} {len(repeated) - 1} more"
+    if repeats:
+        text = f"{repeats[0]}: the row repeats an earlier one"
+        if len(repeats) > 1:
+            text += f", and so {'does' if len(repeats) == 2 else 'do'} {len(repeats) - 1} more"
         findings.append(Finding("repeated_rows", f"{text}. Each box counts once."))
     words = f"of {len(cases)} without a row, counted as lesion-free"
-    findings += findings_about(table.path, absent, "image", words, maximum=5, kind="not_in_table")
+    findings += findings_about(
+        table.path, cases_without_row, "image", words, maximum=5, kind="not_in_table"
+    )
     return cases
 
 
 def _group_rows(rows: Iterable[Row], findings: list[Finding]) -> dict[str, list[Row]]:
-    """Return the rows of each case by its id, first the row with its images.
+    """Return the rows of each case by case id. The first row of a case is the one with its images.
 
-    Further images of an id and rows without an image are left out with a finding. Ids that cannot
-    be file names become findings, too. On Windows and macOS, the keys are `comparison_key` of the
-    ids.
+    - A second row with images for the same id is left out with a finding.
+    - A row of lesions whose case has no image is left out with a finding.
+    - An id that cannot be a file name becomes a finding.
+
+    On Windows and macOS, the keys are `comparison_key` of the ids, because their file systems do
+    not distinguish some ids.
     """
     # file systems of Windows and macOS do not distinguish some ids
     key_of: Callable[[str], str] = comparison_key if sys.platform in ("win32", "darwin") else str
     by_case: dict[str, list[Row]] = {}
-    further: list[Row] = []
+    rows_without_image: list[Row] = []
     for row in rows:
         if not row.files.images:
-            further.append(row)
+            rows_without_image.append(row)
             continue
         case = row.files.case
         where = row.where or row.files.images[0]
@@ -241,7 +253,7 @@ def _group_rows(rows: Iterable[Row], findings: list[Finding]) -> dict[str, list[
                     "not count, and folders are joined by _. Remove or rename one."
                 )
             check_case_id(case, where)
-    for row in further:
+    for row in rows_without_image:
         case = row.files.case
         with collect_errors(findings, case, row.where):
             if key_of(case) not in by_case:
@@ -256,14 +268,15 @@ def _group_rows(rows: Iterable[Row], findings: list[Finding]) -> dict[str, list[
 
 
 def _row_place(row: Row) -> object:
-    """Return file and line of a row, or the name of its image if it states no line."""
+    """Return the file and line of a row for a message, or the image name if the row has no line."""
     return row.where or row.files.images[0].name
 
 
 def _merge_fields(rows: Sequence[Row], findings: list[Finding]) -> CaseFiles:
-    """Return a case with the mask, group, role and fold that its rows state.
+    """Return a case with the mask, group, role and fold from all of its rows.
 
-    If rows contradict each other, the first one applies and the others become findings.
+    If rows contradict each other, the value of the first row is used, and each row with another
+    value becomes a finding of severity error.
     """
     files = rows[0].files
     for row in rows[1:]:
@@ -289,14 +302,23 @@ def _add_lesions(
     files: CaseFiles,
     rows: Sequence[Row],
     table: Table,
-    repeated: list[object],
+    repeats: list[object],
     findings: list[Finding],
 ) -> CaseFiles:
-    """Return a case with the lesions of its rows.
+    """Return a case with the lesions of its rows under the key `LESIONS_KEY` of its annotations.
 
-    If several readers marked them, the lesions are boxes without mask and outlines, because these
-    cannot be merged. Rows that repeat others are left out, and their places are appended to
-    `repeated`. Rows that contradict others or do not fit become `findings`.
+    - If several readers marked the case, its lesions are boxes, without mask and outlines, because
+      only boxes can be merged.
+    - Lesions with a label such as "No finding" are left out.
+    - Rows that contradict other rows, or do not fit, become findings.
+
+    Args:
+        files: The case with its other fields.
+        rows: The rows of the case.
+        table: The table, for its labels.
+        repeats: Receives the place (`Row.where`) of each row that repeats an earlier row.
+            Its lesions are not added.
+        findings: Receives the findings.
     """
     lesions: list[AnnotatedLesion] = []
     seen: set[tuple[str, tuple[AnnotatedLesion, ...]]] = set()
@@ -310,7 +332,7 @@ def _add_lesions(
             _check_reader(row, readers, with_lesions)
             key = (row.reader, row.lesions)
             if row.lesions and key in seen:
-                repeated.append(row.where)
+                repeats.append(row.where)
                 continue
             seen.add(key)
             if len(lesions) + len(row.lesions) > MAX_LESIONS:
@@ -336,23 +358,23 @@ def _add_lesions(
     )
 
 
-def _check_reader(row: Row, readers: set[str], with_lesions: set[str]) -> None:
-    """Raise `DatasetError` if a row contradicts the other rows of its case.
+def _check_reader(row: Row, readers: set[str], readers_with_lesions: set[str]) -> None:
+    """Raise `DatasetError` if a row contradicts other rows of its case. There are two reasons.
 
-    It lacks a reader, but another row names one, or it states that there is no lesion, but another
-    row of its reader has one.
+    - The row names no reader, but another row of the case does.
+    - The row says that there is no lesion, but another row of the same reader has a lesion.
 
     Args:
         row: The row.
         readers: The readers of all rows of the case.
-        with_lesions: The readers of the rows with a lesion.
+        readers_with_lesions: The readers of the rows with a lesion.
     """
     if len(readers) > 1 and not row.reader:
         raise DatasetError(
             f"the row of {row.files.case!r} names no reader, but another row of this case does. "
             "Name the reader."
         )
-    if not row.lesions and row.reader in with_lesions:
+    if not row.lesions and row.reader in readers_with_lesions:
         whose = f" of the reader {row.reader!r}" if row.reader else ""
         raise DatasetError(
             f"the row states that {row.files.case!r} has no lesion, but another row{whose} has a "
@@ -363,12 +385,16 @@ def _check_reader(row: Row, readers: set[str], with_lesions: set[str]) -> None:
 def _check_lesion(
     lesion: AnnotatedLesion, files: CaseFiles, labels: Labels, has_several_readers: bool
 ) -> None:
-    """Raise `DatasetError` if a lesion does not fit its case.
+    """Raise `DatasetError` if a lesion does not fit its case. There are five reasons.
 
-    Its box ends in the first pixel; it is no plain box although several readers marked the case; it
-    states no value in the mask of the case, though a single reader marked it and it is not ignored;
-    its label is not a label of the dataset; or its label is not annotated in the case.
+    - The box ends in the first pixel, so its numbers are probably fractions of the image.
+    - Several readers marked the case, but the annotation has no box or is an ignored region.
+    - The case has a mask and one reader, but the lesion has no voxel value in the mask
+      (`mask_value`). An ignored region needs none.
+    - The label is not a label of the dataset.
+    - The label is not annotated in the case (`CaseFiles.annotated`).
     """
+    # the last two numbers are the stops of y and x
     if lesion.unit == "pixel" and max(lesion.box[-2:], default=1) < 1:
         raise DatasetError(
             f"the box {lesion.box} ends in the first pixel, as if its numbers were shares of the "
@@ -400,9 +426,10 @@ def _check_lesion(
 
 
 def _add_radiograph_columns(case: CaseFiles) -> CaseFiles:
-    """Return the case with the columns of its header if its first image is a DICOM radiograph.
+    """Return the case with columns from the header if its first image is a DICOM radiograph.
 
-    Columns that the case already has are kept. A file that cannot be read adds none.
+    The columns are used for subgroups. A column of the case's row replaces the one of the header. A
+    file that cannot be read adds no columns.
     """
     with suppress(LesionsegError, OSError):  # reading the case reports the error
         file = radiograph_file(case.images[0]) if is_dicom_image(case.images[0]) else None
@@ -412,7 +439,10 @@ def _add_radiograph_columns(case: CaseFiles) -> CaseFiles:
 
 
 def _find_cases_without_fold(dataset: Dataset) -> list[Finding]:
-    """Return a finding about the training cases without a fold, if other ones state a fold."""
+    """Return a finding about the labelled training cases without a fold, if some cases have a fold.
+
+    Return [] if no case has a fold, because folds are then assigned later.
+    """
     usable = [c for c in dataset.cases if c.is_labelled and c.role not in ("test", "external")]
     names = [case.case for case in usable if case.fold is None]
     if len(names) == len(usable):
@@ -422,7 +452,12 @@ def _find_cases_without_fold(dataset: Dataset) -> list[Finding]:
 
 
 def _merge_labels(dataset: Dataset) -> Dataset:
-    """Merge all labels into one. Raise `DatasetError` if a case does not annotate all of them."""
+    """Return the dataset with all labels merged into one label, for the rule `merge_labels`.
+
+    Raises:
+        DatasetError: If some labels are not annotated in a case, because its merged label would
+            then lack lesions.
+    """
     for case in dataset.cases:
         if case.annotated:
             raise DatasetError(
@@ -434,9 +469,10 @@ def _merge_labels(dataset: Dataset) -> Dataset:
 
 
 def _check_label_values(dataset: Dataset) -> None:
-    """Raise `DatasetError` if a label does not fit into predicted masks, which store bytes.
+    """Raise `DatasetError` if a label value cannot be used. There are two reasons.
 
-    Raise it, too, if the dataset has instance masks, whose lesions have label 1, but no label 1.
+    - The value is above 255, but predicted masks have 8-bit voxels.
+    - A case has an instance mask, whose lesions get label 1, but the dataset has no label 1.
     """
     has_ids = any("instances" in case.annotations for case in dataset.cases)
     if has_ids and 1 not in dataset.labels.values:
@@ -459,27 +495,29 @@ def column_findings(
 ) -> list[Finding]:
     """Return a finding for each unknown column that is probably meant to be a known column.
 
-    Its name is similar, or other programs use it. A known column that is present is not suggested,
-    nor `reference` next to `instances`.
+    The unknown name is similar to the known one, or other programs use it for such a column. A
+    known column that the table already has is not suggested. Neither is `reference` if the table
+    has a column `instances`.
 
     Args:
         path: The table.
-        columns: Its columns.
+        columns: The columns of the table.
         known: The columns that have a meaning.
         effect: What happens to an unknown column, for the message.
     """
     present = {*columns}
     findings: list[Finding] = []
     for column in sorted(present - {*known, ""}):
-        plain = re.sub(r"[\s_-]", "", column).lower()
-        meant = [name for name in known if plain in _OTHER_NAMES.get(name, "").split()]
-        meant += nearest(column.lower(), known, cutoff=0.8)
-        if not meant or meant[0] in present:
+        # the name in lower case without blanks, dashes and underscores, as in `_OTHER_NAMES`
+        letters = re.sub(r"[\s_-]", "", column).lower()
+        similar = [name for name in known if letters in _OTHER_NAMES.get(name, "").split()]
+        similar += nearest(column.lower(), known, cutoff=0.8)
+        if not similar or similar[0] in present:
             continue
-        if meant[0] == "reference" and "instances" in present:  # it replaces `reference`
+        if similar[0] == "reference" and "instances" in present:  # it replaces `reference`
             continue
         text = (
-            f"{path}: the column {column!r} is unknown and {effect}. Did you mean {meant[0]!r}? "
+            f"{path}: the column {column!r} is unknown and {effect}. Did you mean {similar[0]!r}? "
             "Then rename it."
         )
         findings.append(Finding("columns", text))

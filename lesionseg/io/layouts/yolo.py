@@ -66,9 +66,10 @@ class _DataFile(BaseModel):
 
 
 def find_yolo(root: Path) -> Path | None:
-    """Find the file that names the classes and the images of a YOLO dataset, or return None.
+    """Return the file that lists classes and image folders of a YOLO dataset, or None without one.
 
-    It is called data.yaml or dataset.yaml (or .yml), and has the key `names` or cannot be read.
+    Its name is data.yaml or dataset.yaml (or .yml), and it has the key `names`. A file that cannot
+    be read is returned, too, so that `read_yolo` reports the error.
     """
     for name in _FILES:
         path = root / name
@@ -82,15 +83,16 @@ def find_yolo(root: Path) -> Path | None:
 
 
 def read_yolo(root: Path) -> Table:
-    """Read a YOLO folder. Labels are 1 to K in the order of the classes.
+    """Read a YOLO folder as a table. Labels are 1 to K in the order of the classes.
 
     - `train`, `val` (or `valid`, `validation`) and `test` are folders, or text files with the path
       of an image in each line. They give roles if one of the images is for validation or test.
     - The text file of `…/images/a.png` is `…/labels/a.txt`, otherwise `a.txt` next to the image.
-    - An image without a text file, or with an empty one, has no lesion. Wrong lines become
+    - An image without a text file, or with an empty text file, has no lesion. Wrong lines become
       findings. Key points are left out.
-    - A case id is the path of the image below its folder, in a list below the last folder `images`,
-      with folders joined by `_`. If two images share an id, it is the path below `root`.
+    - The case id is the path of the image below its folder, with folders joined by `_`. For an
+      image from a list, it is the path below the last folder `images`. If two images share an id,
+      it is the path below `root`.
 
     Raises:
         DatasetError: If `data.yaml` is missing or not valid, its folder `train` or `val` is
@@ -101,8 +103,8 @@ def read_yolo(root: Path) -> Table:
     if path is None:
         raise DatasetError(f"{root}: the folder has no data.yaml with the key names. Write one.")
     root = Path(os.path.normpath(root))
-    given = {str(key): value for key, value in read_yaml(path).items()}
-    content = parse_as(_DataFile, given, path)
+    settings = {str(key): value for key, value in read_yaml(path).items()}
+    content = parse_as(_DataFile, settings, path)
     names = content.names if isinstance(content.names, dict) else dict(enumerate(content.names))
     value_of = {number: value for value, number in enumerate(sorted(names), start=1)}
     value_names = {value: names[number] for number, value in value_of.items()}
@@ -130,19 +132,28 @@ def read_yolo(root: Path) -> Table:
             f"{path}: no image has a text file with boxes. Put the text file of images/a.png at "
             "labels/a.txt."
         )
-    findings += _find_orphans(path, tables)
+    findings += _find_unused_texts(path, tables)
     return Table(path, rows, Labels.of(label_names), findings=findings, is_complete=True)
 
 
 def _find_images(
     root: Path, path: Path, content: _DataFile, findings: list[Finding]
 ) -> list[CaseFiles]:
-    """Find the images of each part. A folder or list that an earlier part has is left out.
+    """Return a case for each image of the parts train, val and test, with its role.
 
-    The case id is the path below the folder. `path` is `data.yaml`. A missing folder `test` becomes
-    a finding, and so does each unknown key that names a folder with further images, unless the
-    folder contains a part. Raise `DatasetError` if the folder of another part is missing, or if
-    there is no image.
+    - A folder or list that an earlier part has is left out.
+    - A missing folder `test` becomes a finding.
+    - An unknown key that names a folder with images becomes a finding, unless the folder contains a
+      part.
+
+    Args:
+        root: The folder of the dataset.
+        path: The file `data.yaml`, for messages.
+        content: The content of this file.
+        findings: Receives the findings.
+
+    Raises:
+        DatasetError: If the folder of `train` or `val` is missing, or there is no image.
     """
     images: list[CaseFiles] = []
     seen: set[Path] = set()
@@ -168,7 +179,7 @@ def _find_images(
             findings.append(Finding("left_out", text, severity="note"))
         elif place not in seen:
             seen.add(place)
-            images += _images_of(place, root, content, role, findings)
+            images += _list_part(place, root, content, role, findings)
     if not images:
         raise DatasetError(
             f"{path}: the folders train, val and test contain no image. Correct their paths."
@@ -177,25 +188,32 @@ def _find_images(
 
 
 def _folder_entries(content: _DataFile) -> Iterator[tuple[str, str]]:
-    """Yield the keys of data.yaml that may name a folder, with each entry of a list.
+    """Yield pairs (key, path) for each key of data.yaml that may name a folder or a list of images.
 
-    The parts come first, in the order of `PART_ROLES`, because files of some tools are sorted by
-    key.
+    A key with a list of paths gives several pairs. The parts such as `train` come first, in the
+    order of `PART_ROLES`, because some tools sort the keys of the file.
     """
-    given = content.model_extra or {}
-    for key in sorted(given, key=lambda key: [*PART_ROLES, key.lower()].index(key.lower())):
-        value = given[key]
+    further_keys = content.model_extra or {}
+    for key in sorted(further_keys, key=lambda key: [*PART_ROLES, key.lower()].index(key.lower())):
+        value = further_keys[key]
         for entry in value if isinstance(value, list) else [value]:
             if entry is not None:
                 yield key, str(entry)
 
 
-def _images_of(
+def _list_part(
     place: Path, root: Path, content: _DataFile, role: Role, findings: list[Finding]
 ) -> list[CaseFiles]:
-    """Return the images in a folder, or of each line of a text file.
+    """Return a case for each image of one part: in a folder, or in the lines of a text file.
 
-    A line that names no file becomes a finding.
+    A line of the text file that names no file becomes a finding.
+
+    Args:
+        place: The folder or the text file.
+        root: The folder of the dataset.
+        content: The content of data.yaml.
+        role: The role of the cases.
+        findings: Receives the findings.
     """
     if place.is_dir():
         files = list_images(place)
@@ -217,10 +235,13 @@ def _images_of(
 
 
 def _find_place(starts: Sequence[Path], root: Path, entry: str) -> Path | None:
-    """Find the folder or file below `root` that an entry names. Return None if there is none.
+    """Return the folder or file below `root` that a path in data.yaml or a list names, or None.
 
-    The path may be relative to each of `starts`. Roboflow writes `../train` for the folder `train`
-    next to data.yaml. The returned path begins with `root`.
+    Args:
+        starts: The folders to which the path may be relative.
+        root: The folder of the dataset. The returned path begins with it.
+        entry: The path. Roboflow writes `../train` for the folder `train` next to data.yaml, so
+            leading `../` are also tried without.
     """
     top = Path(os.path.normpath(root.absolute()))  # a relative root such as . would contain ../a
     for start in starts:
@@ -233,10 +254,10 @@ def _find_place(starts: Sequence[Path], root: Path, entry: str) -> Path | None:
 
 
 def _label_file(root: Path, image: Path) -> Path | None:
-    """Return the text file of an image, or None if it has none.
+    """Return the text file with the boxes of an image, or None if the image has no such file.
 
     The last folder `images` in the path is replaced by `labels`: `images/train/a.png` has the file
-    `labels/train/a.txt`. If this file does not exist, it is searched next to the image.
+    `labels/train/a.txt`. If this file does not exist, the text file is searched next to the image.
     """
     next_to_image = image.with_name(f"{strip_suffix(image)}.txt")
     inner = next_to_image.relative_to(root).as_posix()
@@ -252,9 +273,16 @@ def _read_lines(
 ) -> list[Row]:
     """Return a row for each line of the text file of an image. Wrong lines become findings.
 
-    An empty file gives one row that states no lesion. If all lines are wrong, or the file cannot be
-    read, the one row makes no statement. `n_points` is the number of values of key points that may
-    follow a box.
+    An empty file gives one row with an empty tuple of lesions: the image has no lesion. If all
+    lines are wrong, or the file cannot be read, the row has `lesions=None`: it is unknown whether
+    there are lesions.
+
+    Args:
+        case: The case id.
+        table: The text file.
+        value_of: The label value of each class number.
+        n_points: The number of values of key points that may follow a box, 0 without key points.
+        findings: Receives the findings.
     """
     files = CaseFiles(case, ())
     rows: list[Row] = []
@@ -274,9 +302,20 @@ def _read_lines(
 def _parse_line(
     words: list[str], value_of: Mapping[int, int], n_points: int, where: str
 ) -> AnnotatedLesion:
-    """Return the lesion in a line, in shares of the image. See `_read_lines` for `n_points`.
+    """Return the lesion in one line of a text file, in fractions of the image's height and width.
 
-    Raise `DatasetError` if the number of values, the class or a coordinate is wrong.
+    A line has a class number, followed by x, y, width and height of a box or by the points of a
+    polygon. Key points after a box are left out.
+
+    Args:
+        words: The values of the line.
+        value_of: The label value of each class number.
+        n_points: The number of values of key points that may follow a box. With key points, a line
+            is never a polygon.
+        where: File and line, for messages.
+
+    Raises:
+        DatasetError: If the number of values, the class or a coordinate is wrong.
     """
     has_points = n_points > 0 and len(words) == 5 + n_points
     is_box = len(words) == 5 or has_points
@@ -297,11 +336,11 @@ def _parse_line(
             f"{max(value_of)}. Add it there, or correct the line."
         )
     shares: list[float] = []
-    for place, word in enumerate(words[1:5] if is_box else words[1:], start=2):
-        shares.append(parse_number(f"value {place}", word))
+    for index, word in enumerate(words[1:5] if is_box else words[1:], start=2):
+        shares.append(parse_number(f"value {index}", word))
         if not -_ROUNDING <= shares[-1] <= 1 + _ROUNDING:
             raise DatasetError(
-                f"value {place} is {shares[-1]:g}, but coordinates are shares of the image, from 0 "
+                f"value {index} is {shares[-1]:g}, but coordinates are shares of the image, from 0 "
                 "to 1. Divide pixels by the width or height of the image."
             )
     if is_polygon:
@@ -312,8 +351,15 @@ def _parse_line(
     return AnnotatedLesion(label, box, unit="share", where=where)
 
 
-def _find_orphans(path: Path, used: set[Path]) -> list[Finding]:
-    """Return a finding on the text files next to used ones that belong to no image, if any."""
+def _find_unused_texts(path: Path, used: set[Path]) -> list[Finding]:
+    """Return a finding that lists the text files without an image, or [] if there are none.
+
+    Only the folders of text files that have an image are searched.
+
+    Args:
+        path: The file data.yaml, for the message.
+        used: The text files of the images.
+    """
     orphans = [
         file.name
         for folder in sorted({file.parent for file in used})
