@@ -77,16 +77,18 @@ class ReadingRules(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Row:
-    """What a layout states about a case. The rows of a case together describe it.
+    """A part of the description of a case, which a layout makes from a table line, image or mask.
+
+    `build_dataset` joins all rows of a case.
 
     Attributes:
-        files: The id of the case and, as far as the row states them, its images, mask, group, role
-            and fold. Exactly one row of a case has its images, and the columns.
+        files: The id of the case and those of its images, mask, group, role and fold that the row
+            contains. Exactly one row of a case has its images, and the columns.
         where: File and line, or the image, for messages. May be empty if the row has images.
-        lesions: The lesions that the row states. An empty tuple states that there is none, None
-            makes no statement.
+        lesions: The lesions in the row. An empty tuple means that the case has no lesion. None
+            means that the row says nothing about lesions.
         reader: The person who marked the lesions, or found none.
-        size: Height and width of the image, if they are stated.
+        size: Height and width of the image, if the row contains them.
     """
 
     files: CaseFiles

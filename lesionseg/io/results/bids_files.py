@@ -25,9 +25,13 @@ predictions*
 
 
 def write_bids_description(folder: Path) -> list[Path]:
-    """Write `dataset_description.json`, and `.bidsignore` with the files that BIDS does not know.
+    """Write `dataset_description.json` and `.bidsignore`, so that a folder of masks is valid BIDS.
 
-    A `.bidsignore` that exists is not changed. Return the two files.
+    `.bidsignore` lists the files of lesionseg that BIDS does not know. If it exists, it is not
+    changed.
+
+    Returns:
+        The paths of `dataset_description.json` and `.bidsignore`.
     """
     description = folder / "dataset_description.json"
     content = {
@@ -44,15 +48,15 @@ def write_bids_description(folder: Path) -> list[Path]:
 
 
 def write_sidecar(place: Path, case: str, images: Sequence[Path], folder: Path) -> None:
-    """Write the sidecar of a case's mask, which states the scan.
+    """Write the BIDS sidecar of a mask, a JSON file that names the images of the scan.
 
-    Paths begin at the folder of results, because scans need not be in a BIDS dataset, to which a
-    BIDS URI would refer.
+    The paths of the images in it are relative to the folder of results. BIDS would also allow BIDS
+    URIs, but these need a BIDS dataset, and the scans may be anywhere.
 
     Args:
         place: The folder to write into.
         case: The case id, see `bids_case_id`.
-        images: The channels of the scan. The mask is on the grid of the first one.
+        images: The channels of the scan. The mask is on the grid of the first image.
         folder: The folder of results.
     """
     sources = [_relative_path(image, folder) for image in images]
@@ -61,7 +65,10 @@ def write_sidecar(place: Path, case: str, images: Sequence[Path], folder: Path) 
 
 
 def _relative_path(file: Path, folder: Path) -> str:
-    """Return the path from a folder to a file, or the whole path on another drive of Windows."""
+    """Return the path of a file relative to a folder, with slashes as separators.
+
+    If the file is on another drive of Windows, its path is returned unchanged.
+    """
     with suppress(ValueError):
         file = Path(os.path.relpath(file, folder))
     return file.as_posix()

@@ -93,16 +93,20 @@ class PredictionFiles:
     probabilities: Path | None = None
 
     def read_nnunet_labels(self) -> Labels | None:
-        """Read the labels of nnU-Net's `dataset.json`, or return None without this file.
+        """Read the labels of nnU-Net's `dataset.json` for masks that nnU-Net predicted.
 
-        nnU-Net writes the file into the folder of its outputs, and into the model folder above
-        `fold_0/validation`. Next to a mask without probabilities, only the same folder counts, and
-        only if there is no candidate file. A file that is not nnU-Net's is then ignored with a
-        warning, because other programs write such masks, too.
+        - nnU-Net writes the file into the folder of its outputs, and into the model folder above
+          `fold_0/validation`. With probabilities, all these folders are searched.
+        - Without probabilities, the masks may be those of another program. Only their folder is
+          searched, and only if there is no candidate file. A file that is not valid is ignored with
+          a warning.
+
+        Returns:
+            The labels, or None if no file is used.
 
         Raises:
             LesionsegError: If the labels of probabilities are not valid.
-            RegionError: If the regions of other labels are not valid.
+            RegionError: If the labels are regions that are not valid.
         """
         if self.probabilities is not None:
             files = [folder / DATASET_JSON for folder in self.probabilities.parents[:LEVELS_UP]]
@@ -119,7 +123,9 @@ class PredictionFiles:
             return None
 
     def read_row(self) -> CaseRow | None:
-        """Return the row that the candidate file states, or None if there is no such file.
+        """Return the row of the case from its candidate file: scan, run and results in numbers.
+
+        Return None if there is no candidate file.
 
         Raises:
             ReadError: If the file is not JSON.
@@ -128,7 +134,9 @@ class PredictionFiles:
         return None if self.candidates is None else read_row(self.candidates)
 
     def read_shape(self) -> tuple[int, ...] | None:
-        """Return the shape of the scan that the candidate file states, or None if it states none.
+        """Return the shape of the scan from the candidate file.
+
+        Return None if there is no candidate file or it contains no shape.
 
         Raises:
             ReadError: If the file is not JSON.
@@ -144,28 +152,29 @@ class PredictionFiles:
         binary: bool = False,
         by_image: bool = False,
     ) -> Prediction:
-        """Read the prediction. Its candidates have descending scores.
+        """Read the prediction from the files of a case. Its candidates have descending scores.
 
-        A candidate need not state more than `score`, `start_vox` and `stop_vox`. By default `id` is
-        its number in the file, `label` is 1 and `accepted` is true. The remaining values follow
-        from the box, see `Candidate.from_box`. Without a candidate file, each instance or connected
-        component of the masks is a candidate with score 1, and the prediction has
-        `has_scores=False`.
-
-        With a candidate file, the voxels are those of the instances. The mask is only compared with
-        the accepted ones, if the file states for each candidate whether it is accepted.
+        - With a candidate file, a candidate must have `score`, `start_vox` and `stop_vox`. By
+          default `id` is its number in the file, `label` is 1 and `accepted` is true. The remaining
+          attributes are computed from the box, see `Candidate.from_box`.
+        - The voxels of its candidates are those of the instance mask. The label mask is not used.
+          It is only checked against the accepted candidates, if each candidate has the key
+          `accepted`.
+        - Without a candidate file, each instance or connected component of the masks is a candidate
+          with score 1, and the prediction has `has_scores=False`.
 
         Args:
             geometry: The grid of the scan. The masks must be on it; a picture needs only its shape.
-                None takes the grid of the masks, which is impossible for candidates without masks.
+                None means the grid of the masks, which is impossible for candidates without masks.
             binary: True if the values of a mask are regions. A candidate is then a component of
                 their union, with label 1.
-            by_image: True accepts masks of equal shape and spacing, whatever their headers state.
+            by_image: True accepts masks of equal shape and spacing, whatever their headers contain.
 
         Raises:
-            ReadError: If a file is damaged, there is no grid, or all of candidates, mask and
-                instances are missing.
-            GeometryError: If a mask is on another grid, or the candidate file states another shape.
+            ReadError: If a file is damaged, there is no grid, or candidate file, mask and instances
+                are all missing.
+            GeometryError: If a mask is on another grid, or the candidate file contains another
+                shape.
             ContentError: If the candidates are not valid, or do not fit the masks. This includes a
                 mask that was edited.
         """
@@ -177,9 +186,9 @@ class PredictionFiles:
         grid = _common_grid(self, geometry, by_image=by_image)
         if self.candidates is None:
             return _read_masks(self, grid, binary=binary)
-        content, kept, removed = read_candidates(self.candidates, grid)
-        ids = {candidate.id for candidate in kept}
-        if len(ids) < len(kept):
+        content, candidates, removed = read_candidates(self.candidates, grid)
+        ids = {candidate.id for candidate in candidates}
+        if len(ids) < len(candidates):
             raise ContentError(
                 f"{self.candidates}: two candidates have the same id. Give each its own id."
             )
@@ -196,7 +205,7 @@ class PredictionFiles:
                 )
         # the mask of another program states the regions of the accepted candidates
         regions = self.mask if binary and self.regions is None else self.regions
-        ranked = sorted(kept, key=lambda candidate: (-candidate.score, candidate.id))
+        ranked = sorted(candidates, key=lambda candidate: (-candidate.score, candidate.id))
         prediction = Prediction(
             case=self.case,
             geometry=grid,
@@ -224,10 +233,11 @@ def write_prediction(
     names: MaskNames = "lesionseg",
     row: CaseRow | None = None,
 ) -> None:
-    """Write the files of one case, each atomically, and the candidate file last.
+    """Write the files of one case. The candidate file is written last.
 
-    Masks and regions are uint8, instances uint16, or int32 if an id is above 65535. A
-    prediction without instances consists of boxes, and only its candidate file is written.
+    Each file is written atomically. Masks and regions are uint8, instances uint16, or int32 if an
+    id is above 65535. A prediction without instances consists of boxes, and only its candidate file
+    is written.
 
     Args:
         place: The folder, or the file of the mask, such as `found.nii.gz`. The other files are
@@ -239,7 +249,7 @@ def write_prediction(
             another suffix, because nnU-Net's commands treat every file with the suffix of the masks
             as a mask. With `bids`, the mask is NIfTI. If `place` is a file, its name decides
             instead.
-        row: The details of the scan and the run that the candidate file states.
+        row: The details of the scan and the run for the candidate file.
 
     Raises:
         OutputError: If the case id cannot be a file name, `place` is a file of a picture that is
@@ -276,10 +286,13 @@ def write_prediction(
 
 
 def _name_by_mask(mask: Path, prediction: Prediction) -> tuple[Prediction, MaskNames]:
-    """Return the prediction with the case id in the file name of its mask, and the kind of name.
+    """Return the prediction with the case id in the name of its mask, and the `names` setting.
 
-    The kind is `lesionseg` if the name ends in `_mask`, otherwise `nnunet`. Raise `OutputError` for
-    the mask of a picture whose suffix is not `.png`.
+    The setting is `lesionseg` if the name ends in `_mask`, otherwise `nnunet`. It is used if the
+    user names a file instead of a folder.
+
+    Raises:
+        OutputError: If the image has two axes, but the suffix is not `.png`.
     """
     if prediction.geometry.dims == 2 and format_suffix(mask).lower() != ".png":
         raise OutputError(f"{mask}: the mask of a picture is PNG. Name a file in .png.")
@@ -290,10 +303,10 @@ def _name_by_mask(mask: Path, prediction: Prediction) -> tuple[Prediction, MaskN
 
 
 def _check_mask(files: PredictionFiles, prediction: Prediction) -> None:
-    """Raise `ContentError` if the mask does not consist of the accepted candidates.
+    """Raise `ContentError` if the mask of a case differs from the accepted candidates.
 
-    The mask itself is not used, so corrections in it would have no effect. Warn if the voxels of
-    the candidates are missing.
+    The voxels of candidates come from the instance mask, so corrections in the mask would have no
+    effect. Without an instance mask, there is only a warning that the mask is not used.
     """
     if files.mask is None or files.candidates is None:
         return
@@ -312,25 +325,28 @@ def _check_mask(files: PredictionFiles, prediction: Prediction) -> None:
 
 
 def _common_grid(files: PredictionFiles, geometry: Geometry | None, *, by_image: bool) -> Geometry:
-    """Return the grid of a case and check that all masks are on it.
+    """Return the grid of a case, and check that all of its masks are on this grid.
 
-    It is the given grid or, if this is None, that of the first mask. A picture states no position,
-    so only its shape is checked. Its pixel size is that of the scan. With `by_image`, grids of
-    equal shape and spacing count as equal, see `GridPair.is_same`.
+    Args:
+        files: The files of the case.
+        geometry: The grid of the scan. None means the grid of the first mask.
+        by_image: True accepts masks of equal shape and spacing, see `GridPair.is_same`.
 
     Raises:
         GeometryError: If a mask is on another grid.
-        ReadError: If there are only candidates and no given grid, or a mask is damaged.
+        ReadError: If the case has only a candidate file and `geometry` is None, or a mask is
+            damaged.
     """
     grid = geometry
     source_of_grid = Path("the scan")
+    # the file of a picture contains no pixel size, so the one of the scan is used
     pixel_mm = geometry.spacing_mm[0] if geometry is not None and geometry.dims == 2 else None
     for file in filter(None, (files.instances, files.mask, files.regions)):
-        own = read_geometry(file, pixel_mm=pixel_mm)
+        mask_grid = read_geometry(file, pixel_mm=pixel_mm)
         if grid is None:
-            grid = own
+            grid = mask_grid
             source_of_grid = file
-        GridPair(file, own, source_of_grid, grid).check(by_image=by_image)
+        GridPair(file, mask_grid, source_of_grid, grid).check(by_image=by_image)
     if grid is None:
         raise ReadError(
             f"{files.candidates}: the boxes of this file need the grid of the scan. Give the scan "
@@ -340,11 +356,17 @@ def _common_grid(files: PredictionFiles, geometry: Geometry | None, *, by_image:
 
 
 def _read_masks(files: PredictionFiles, grid: Geometry, *, binary: bool) -> Prediction:
-    """Make a prediction without scores from the masks of a case without candidate file.
+    """Read the prediction of a case without candidate file from its masks. All scores are 1.
 
-    With `binary`, all values are one label, and the prediction keeps them as values of regions.
-    Raise `ContentError` if the values of the mask or the ids of the instances were changed, see
-    `require_exact_values`.
+    Args:
+        files: The files of the case.
+        grid: The grid of the masks.
+        binary: True if the values of the mask are regions. They are then one label, and the
+            original values become `Prediction.values`.
+
+    Raises:
+        ContentError: If the values of the mask or the ids of the instances were changed by a
+            program that stores other numbers, see `require_exact_values`.
     """
     values = np.zeros(grid.shape, np.uint8)
     if files.mask is not None:
@@ -357,7 +379,7 @@ def _read_masks(files: PredictionFiles, grid: Geometry, *, binary: bool) -> Pred
 
 
 class _Entry(BaseModel):
-    """A candidate as its file states it."""
+    """A candidate as the candidate file contains it, see `Candidate` for the keys."""
 
     model_config = ConfigDict(strict=True)
 
@@ -375,11 +397,11 @@ class _Entry(BaseModel):
     zone: str = ""
 
     def to_candidate(self, place: int, geometry: Geometry) -> Candidate:
-        """Make the candidate and compute the values that the file does not state.
+        """Return the candidate, with computed values for the keys that the file lacks.
 
         Args:
-            place: The number of the candidate in the file, from 1. It is the id if the file does
-                not state one.
+            place: The number of the candidate in the file, from 1. It is the id if the file
+                contains none.
             geometry: The grid of the scan.
 
         Raises:
@@ -417,9 +439,10 @@ class CaseContent(BaseModel):
 
     @classmethod
     def read(cls, path: Path) -> "CaseContent":
-        """Read a candidate file.
+        """Read and check a candidate file.
 
-        Other programs may write an operating point with a score only. It is named after its score.
+        An operating point without a name, as other programs may write it, is named after its score,
+        such as `score:0.5`.
 
         Raises:
             ReadError: If the file is missing or not JSON.
@@ -447,9 +470,9 @@ def write_candidates(
     Args:
         path: The file.
         prediction: The prediction.
-        names: The names of the masks next to it.
-        row: The details of the scan and the run that the file states as `source`, `key` and `row`.
-            None states none of them.
+        names: The names of the masks next to the file.
+        row: The details of the scan and the run, which become the keys `source`, `key` and `row`.
+            None leaves out these keys.
     """
     point = prediction.operating_point
     optional: dict[str, Any] = {
@@ -476,7 +499,7 @@ def write_candidates(
 
 
 def _entry_json(candidate: Candidate) -> dict[str, Any]:
-    """Return the attributes of a candidate, without an empty zone."""
+    """Return the attributes of a candidate for its JSON file, without an empty zone."""
     entry = asdict(candidate)
     if not candidate.zone:
         del entry["zone"]
@@ -486,15 +509,18 @@ def _entry_json(candidate: Candidate) -> dict[str, Any]:
 def read_candidates(
     path: Path, grid: Geometry
 ) -> tuple[CaseContent, list[Candidate], list[Candidate]]:
-    """Read a candidate file. Return its content, its candidates and its removed candidates.
+    """Read a candidate file.
 
     Args:
         path: The file.
-        grid: The grid of the scan. Values that a candidate does not state are computed on it.
+        grid: The grid of the scan, to compute the values that the file lacks.
+
+    Returns:
+        The content of the file, its candidates, and the candidates that were removed from it.
 
     Raises:
         ReadError: If the file is missing or not JSON.
-        GeometryError: If the file states another shape than that of the grid.
+        GeometryError: If the file contains another shape than the grid has.
         ContentError: If a key or a candidate is not valid, or has a label without a name.
     """
     content = CaseContent.read(path)
@@ -504,11 +530,11 @@ def read_candidates(
             f"has {[*grid.shape]}. Predict this scan."
         )
     try:
-        kept = [entry.to_candidate(n, grid) for n, entry in enumerate(content.candidates, 1)]
+        candidates = [entry.to_candidate(n, grid) for n, entry in enumerate(content.candidates, 1)]
         removed = [entry.to_candidate(n, grid) for n, entry in enumerate(content.removed, 1)]
-        unnamed = {candidate.label for candidate in (*kept, *removed)} - content.labels.keys()
+        unnamed = {candidate.label for candidate in (*candidates, *removed)} - content.labels.keys()
         if content.labels and unnamed:
             raise ValueError(f"labels has no name for the label {min(unnamed)}")
     except ValueError as error:
         raise ContentError(f"{path}: {error}. Correct the candidate.") from error
-    return content, kept, removed
+    return content, candidates, removed

@@ -48,11 +48,17 @@ _BIDS_MASK = re.compile(r"(.+?)(?:_space-orig)?_label-lesion(?:_desc-([A-Za-z0-9
 
 
 def case_and_kind(file: Path) -> tuple[str, str]:
-    """Return case id and kind of a result by its name.
+    """Return the case id and the kind of a result file from its name.
 
-    The kind is one of `KINDS`, "candidates", or "probabilities" for `<case>.npz` of nnU-Net. It is
-    "" for files to ignore. These include `<case>_probabilities.npz` of lesionseg, because the
-    candidate file has the scores, and the picture `<case>_preview.png`.
+    The kind is one of:
+
+    - `mask`, `instances` or `regions` for an image file
+    - `candidates` for a candidate file
+    - `probabilities` for `<case>.npz` of nnU-Net
+    - "" for any other file, which is ignored. `<case>_probabilities.npz` of lesionseg and the
+      picture `<case>_preview.png` are such files.
+
+    For a mask with `names=bids`, the case id contains the subject, entities and description.
     """
     stem = strip_suffix(file)
     case, _, kind = stem.rpartition("_")
@@ -72,7 +78,8 @@ def case_and_kind(file: Path) -> tuple[str, str]:
 def mask_stem(case: str, names: MaskNames) -> str:
     """Return the path of a case's mask below the folder of results, without its suffix.
 
-    With `bids`, the case id is one of `bids_case_id`. The mask of another id has no folder.
+    With `bids`, a case id in the form of `bids_case_id` gives a path in the folder of the subject.
+    Any other case id gives a file name without folder.
 
     >>> mask_stem("sub-01_ses-2_run-1_FLAIR", "bids")
     'sub-01/ses-2/anat/sub-01_ses-2_run-1_space-orig_label-lesion_desc-FLAIR_mask'
@@ -80,7 +87,7 @@ def mask_stem(case: str, names: MaskNames) -> str:
     match = _BIDS_CASE.fullmatch(case)
     if names != "bids" or match is None:
         return f"{case}{_MASK_ENDINGS[names]}"
-    entities, suffix = match.groups(default="")
+    entities, suffix = match.groups(default="")  # such as sub-01_ses-2_run-1, _FLAIR
     folder = "/".join(re.findall("(?:sub|ses)-[A-Za-z0-9]+", entities))
     space = "" if "_space-" in entities else "_space-orig"
     description = suffix.replace("_", "_desc-")
@@ -88,20 +95,25 @@ def mask_stem(case: str, names: MaskNames) -> str:
 
 
 def looks_like_result(case: str) -> bool:
-    """Return True if a mask that is named after the case id alone would be another result."""
+    """Return True if a mask `<case>.*` would have the name of another result file.
+
+    With `names=nnunet`, a mask is named after the case id only. The case `P1_instances` would then
+    give a mask that looks like the instances of the case `P1`.
+    """
     return case.endswith((*OWN_ENDINGS, "_candidates", "_preview"))
 
 
 def bids_case_id(case: str, subject: str = "") -> str:
-    """Return the last subject in a case id, the entities after it, and the remaining text.
+    """Return a case id in the form of a BIDS name: subject, entities, and a suffix such as FLAIR.
 
-    The remaining text, such as FLAIR, loses all characters except letters and digits. The entities
-    `label` and `desc`, which describe a derivative and not its scan, and `space-orig` are left out.
-    Names are those of bids-specification.readthedocs.io.
+    The subject is the last one in the case id, and entities are read from the text after it. The
+    remaining text becomes the suffix, in letters and digits only. The entities `label` and `desc`,
+    which describe a mask and not its scan, and `space-orig` are left out. Names are those of
+    bids-specification.readthedocs.io.
 
     Args:
         case: The case id.
-        subject: The label of the subject. "" takes the last subject in the case id.
+        subject: The label of the subject. "" means the last subject in the case id.
 
     Raises:
         DatasetError: If there is no subject.
@@ -126,12 +138,12 @@ def bids_case_id(case: str, subject: str = "") -> str:
 
 
 def bids_label(text: str) -> str:
-    """Return the letters and digits of a text, of which the labels of BIDS consist."""
+    """Return the letters and digits of a text. BIDS allows no other characters in a label."""
     return "".join(re.findall("[A-Za-z0-9]", text))
 
 
 def without_bids_suffix(case: str) -> str:
-    """Return the subject and the entities of an id of `bids_case_id`, and another id unchanged.
+    """Return an id of `bids_case_id` without its suffix such as FLAIR. Other ids do not change.
 
     >>> without_bids_suffix("sub-01_ses-2_FLAIR")
     'sub-01_ses-2'

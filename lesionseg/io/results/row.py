@@ -106,17 +106,20 @@ class CaseRow:
 
     @classmethod
     def columns(cls) -> list[str]:
-        """Return the columns of `predictions.csv`, without those of `amounts`."""
+        """Return the column names of `predictions.csv`, without the columns in `amounts`."""
         return [c.name for c in fields(cls) if c.name not in ("amounts", "is_unchanged", "names")]
 
     @property
     def is_done(self) -> bool:
-        """True if the case has results."""
+        """True if the status is one of a case with results: done, warned, blank or kept."""
         return self.status in _DONE
 
     @property
     def day(self) -> str:
-        """The ISO date in `acquired`, otherwise that in `finished`. "" if neither has one."""
+        """The day of the scan, for charts over time: the ISO date in `acquired`.
+
+        If this is empty or no date, the date in `finished` is used, or "" without any date.
+        """
         for text in (self.acquired, self.finished):
             with suppress(ValueError):
                 return date.fromisoformat(text[:10]).isoformat()
@@ -124,22 +127,26 @@ class CaseRow:
 
     @property
     def scan_uid(self) -> str:
-        """UID of the image if the scan is a single DICOM file, otherwise of the series, or ""."""
+        """DICOM UID that identifies the scan, or "" for other formats.
+
+        It is the UID of the image if the scan is a single DICOM file, otherwise of the series.
+        """
         return self.instance_uid or self.series_uid
 
     @property
     def scan_name(self) -> str:
-        """A phrase with the instance or series UID, otherwise the start of the digest."""
+        """Words that identify the scan in a message: its DICOM UID, or the start of the digest."""
         if self.scan_uid:  # two images of one series are different scans
             return f"{'instance' if self.instance_uid else 'series'} {self.scan_uid}"
         return f"digest {self.digest[:_SHOWN_DIGITS]}…"
 
     def is_of_same_scan(self, other: "CaseRow") -> bool:
-        """Return True if both are known to be of the same scan, possibly with changed content.
+        """Return True if both rows are known to describe one scan, possibly with changed content.
 
-        Files without UIDs are the same scan only if their content is equal. Single DICOM files are
-        compared by instance UID instead of series UID, because a series may contain several single
-        images, such as two views of a chest.
+        - Rows with equal digests describe the same scan.
+        - Otherwise single DICOM files are compared by instance UID, because a series may contain
+          several single images, such as two views of a chest. Series are compared by series UID.
+        - Files without UIDs are different scans if their content differs.
         """
         if self.digest == other.digest:
             return True
@@ -148,24 +155,24 @@ class CaseRow:
         return bool(self.series_uid) and self.series_uid == other.series_uid
 
     def as_kept(self) -> "CaseRow":
-        """Return the row for a later run, with the status `kept` instead of `done` or "".
+        """Return the row with status `kept`, for the table of a later run that did not predict it.
 
-        Other statuses stay. `done` means that the scan was predicted in this run.
+        Only the statuses `done`, which means predicted in this run, and "" are changed.
         """
         return replace(self, status="kept") if self.status in ("done", "") else self
 
     def replaces(self, failure: "CaseRow") -> bool:
-        """Return True if the row replaces a failure that was recorded under its case id.
+        """Return True if this row makes a failure obsolete that was recorded under its case id.
 
-        It replaces failures of the same path. A conflict is only replaced by a row of the same
-        scan: it stays if another scan at this path is predicted.
+        It replaces a failure of a scan with the same path. A conflict (`CONFLICT`) must also be of
+        the same scan: it stays if another scan was predicted from this path.
         """
         if failure.path != self.path:
             return False
         return failure.key != self.CONFLICT or self.is_of_same_scan(failure)
 
     def cells(self) -> dict[str, Any]:
-        """Return the row's cells by column, including those of `amounts`."""
+        """Return the cells of the row by column of `predictions.csv`, including `amounts`."""
         return {**{name: getattr(self, name) for name in self.columns()}, **self.amounts}
 
 
@@ -177,10 +184,10 @@ _FAILURES = TypeAdapter(list[CaseRow])
 
 
 def read_row(path: Path) -> CaseRow:
-    """Read the row of a candidate file, without its candidates.
+    """Read the row of a case from its candidate file, without its candidates.
 
-    What the file does not state has its default. A file of another program states neither digest
-    nor key nor status. The case id is that of the file name.
+    Keys that the file lacks have their defaults. A file of another program contains neither digest
+    nor key nor status. The case id is the one in the file name.
 
     Raises:
         ReadError: If the file is missing or not JSON.
@@ -188,9 +195,14 @@ def read_row(path: Path) -> CaseRow:
     """
     content = _read_head(path)
     case = path.name.removesuffix(CANDIDATES)
-    given = {"key": content.get("key", ""), "names": content.get("names", "lesionseg")}
+    keys_outside_row = {"key": content.get("key", ""), "names": content.get("names", "lesionseg")}
     try:
-        row = {**content.get("row", {}), **content.get("source", {}), **given, "case": case}
+        row = {
+            **content.get("row", {}),
+            **content.get("source", {}),
+            **keys_outside_row,
+            "case": case,
+        }
         return _ROWS.validate_python(row)
     except TypeError:
         problem = "row or source is not a group of keys"
@@ -200,14 +212,15 @@ def read_row(path: Path) -> CaseRow:
 
 
 def _read_head(path: Path) -> dict[str, Any]:
-    """Read the keys before the candidates, or all keys if `row` is not among these.
+    """Return the keys of a candidate file that are written before the list of candidates.
 
-    `predict` writes the candidates last, because an output folder may have many thousand cases with
-    hundreds of candidates, and each run reads what their files state. A file that contains JSON
-    other than an object has no keys.
+    They are parsed without the candidates, because a folder may have many thousand cases with
+    hundreds of candidates, and each run reads the rows of all cases. If this is not possible, as in
+    a file of another program, all keys are returned. Return {} if the JSON is not an object.
     """
-    head, mark, _ = read_text(path).partition(_LIST)
-    if mark:
+    # the text before the candidates, closed with a brace, is a JSON object
+    head, separator, _ = read_text(path).partition(_LIST)
+    if separator:
         with suppress(ValueError):
             content: dict[str, Any] = json.loads(head.removesuffix(",") + "}")
             if "row" in content:
@@ -217,20 +230,23 @@ def _read_head(path: Path) -> dict[str, Any]:
 
 
 def failed_file(folder: Path, case: str) -> Path:
-    """Return the file of a case's failures. An id that cannot be a file name becomes a digest."""
+    """Return the path of the file with the failures of a case, `<case>_failed.json`.
+
+    If the id cannot be a file name, 16 digits of its digest replace it.
+    """
     name = digest_of(case)[:16] if case_id_problem(case) else case
     return folder / f"{name}{FAILED}"
 
 
 def read_failures(path: Path) -> list[CaseRow]:
-    """Read the scans that failed under a case id. A missing or damaged file has none."""
+    """Read the rows of scans that failed under a case id. Return [] without a readable file."""
     with suppress(ReadError, ValidationError):
         return _FAILURES.validate_python(read_json(path))
     return []
 
 
 def write_failures(path: Path, rows: Sequence[CaseRow]) -> None:
-    """Write the scans that failed under a case id, or remove the file if there are none."""
+    """Write the rows of scans that failed under a case id. Remove the file if `rows` is empty."""
     if rows:
         write_json(path, [{**_written_fields(row), "finished": row.finished} for row in rows])
     else:
@@ -238,18 +254,22 @@ def write_failures(path: Path, rows: Sequence[CaseRow]) -> None:
 
 
 def row_fields(row: CaseRow) -> dict[str, Any]:
-    """Return `source`, `key` and `row` of a candidate file, which `read_row` reads."""
-    given = _written_fields(row)
-    source = {name: given.pop(name) for name in _SOURCE if name in given}
-    key = given.pop("key", "")
-    del given["case"]  # the file states it itself
-    return {"source": source, "key": key, "row": given}
+    """Return the keys `source`, `key` and `row` that a row adds to a candidate file.
+
+    `read_row` reads the row from these keys. `source` identifies the scan, and `row` has the remaining attributes.
+    """
+    written = _written_fields(row)
+    source = {name: written.pop(name) for name in _SOURCE if name in written}
+    key = written.pop("key", "")
+    del written["case"]  # the file states it itself
+    return {"source": source, "key": key, "row": written}
 
 
 def _written_fields(row: CaseRow) -> dict[str, Any]:
-    """Return the attributes of a row that a file states, without empty ones.
+    """Return the attributes of a row that are written to a JSON file, without empty attributes.
 
-    Values of a single run, such as its duration, and the names of masks are left out.
+    Values of a single run, such as its duration, are left out, so that the same results give the
+    same file. The names of masks are left out, too.
     """
     return {
         name: value
