@@ -157,17 +157,17 @@ class PredictionFiles:
         - With a candidate file, a candidate must have `score`, `start_vox` and `stop_vox`. By
           default `id` is its number in the file, `label` is 1 and `accepted` is true. The remaining
           attributes are computed from the box, see `Candidate.from_box`.
-        - The voxels of its candidates are those of the instance mask. The label mask is not used.
-          It is only checked against the accepted candidates, if each candidate has the key
-          `accepted`.
+        - The voxels of these candidates come from the instance mask. The label mask is only checked
+          against the accepted candidates, if each candidate has the key `accepted`. With `binary`,
+          it also gives the regions if there is no file of regions.
         - Without a candidate file, each instance or connected component of the masks is a candidate
           with score 1, and the prediction has `has_scores=False`.
 
         Args:
             geometry: The grid of the scan. The masks must be on it; a picture needs only its shape.
                 None means the grid of the masks, which is impossible for candidates without masks.
-            binary: True if the values of a mask are regions. A candidate is then a component of
-                their union, with label 1.
+            binary: True if the values of a mask are regions. Without a candidate file, a candidate
+                is then a component of their union, with label 1.
             by_image: True accepts masks of equal shape and spacing, whatever their headers contain.
 
         Raises:
@@ -192,6 +192,7 @@ class PredictionFiles:
             raise ContentError(
                 f"{self.candidates}: two candidates have the same id. Give each its own id."
             )
+        # the voxels of the candidates
         instances = None
         with_voxels: set[int] = set()
         if self.instances is not None:

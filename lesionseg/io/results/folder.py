@@ -62,17 +62,19 @@ _CASES_BY_MODEL = TypeAdapter(dict[str, list[str]])
 
 @contextmanager
 def claim(folder: Path, owner: str = "", *, lock: str = LOCK) -> Iterator[None]:
-    """Hold an output folder within the context, so that nobody else's results are replaced.
+    """Lock an output folder within the context, so that no other process writes into it.
+
+    An error protects the scores of a training, which another command would replace.
 
     Args:
         folder: The folder. It is created, and removed at the end if it is empty.
-        owner: The command whose scores or report are written there, such as `evaluate`. It may not
-            replace those of a training. "" may write into a run directory.
+        owner: The command whose scores or report are written into the folder, such as `evaluate`.
+            The folder may then be no run directory. "" allows a run directory.
         lock: The file of the lock, see `locked_folder`.
 
     Raises:
-        OutputError: If `folder` is a run directory or its folder `oof` or `test`, another process
-            is writing there, or it cannot be created.
+        OutputError: If `folder` is a run directory or its folder `oof` or `test` although `owner`
+            is not empty, another process is writing there, or it cannot be created.
     """
     run = folder.absolute()
     if run.name in _OF_TRAINING and not has_config(run):
@@ -88,24 +90,27 @@ def claim(folder: Path, owner: str = "", *, lock: str = LOCK) -> Iterator[None]:
 
 @contextmanager
 def claim_table(folder: Path, table: str) -> Iterator[None]:
-    """Hold an output folder within the context for the scans of one table: all, or a shard.
+    """Lock an output folder within the context for one table of results.
 
-    Runs that divide the scans otherwise could predict the same scan, and each would take the
-    unfinished files of the other one for those of a killed program. Shards of one division never
-    predict the same scan, because the shard of a scan depends only on its case id.
+    A run of `predict` writes all scans, or one shard of them, into one table. Several runs may
+    write into the folder at the same time only if their tables are different shards of the same
+    division, such as `predictions_1_of_4.csv` and `predictions_2_of_4.csv`. Such shards never
+    contain the same scan, because the shard of a scan depends only on its case id. Other runs could
+    predict the same scan, and each would treat the unfinished files of the other run as those of a
+    killed program.
 
     Args:
         folder: The folder, see `claim`.
         table: `predictions.csv`, or `predictions_<shard>_of_<number>.csv`.
 
     Raises:
-        OutputError: If another process writes this table, or that of another division, or the
+        OutputError: If another process writes this table or a table of another division, or the
             folder cannot be created.
     """
-    own = f".{table}.lock"
-    with claim(folder, lock=own):
+    own_lock = f".{table}.lock"
+    with claim(folder, lock=own_lock):
         for other in folder.glob(".predictions*.csv.lock"):
-            if other.name.partition("_of_")[2] != own.partition("_of_")[2]:
+            if other.name.partition("_of_")[2] != own_lock.partition("_of_")[2]:
                 # fails if another process holds it; another job may try it at this moment
                 with locked_folder(folder, other.name, wait_seconds=_WAIT_SECONDS):
                     continue
@@ -113,7 +118,7 @@ def claim_table(folder: Path, table: str) -> Iterator[None]:
 
 
 class PredictionFolder:
-    """The results in a folder, by case. Other processes may write the results of other cases.
+    """The results in an output folder, by case. Other processes may write results of other cases.
 
     The files in the folder and at the URL are listed once, on creation.
 
@@ -145,7 +150,7 @@ class PredictionFolder:
             if name.endswith(CANDIDATES) and not name.startswith("."):  # macOS writes `._<name>`
                 case = name.removesuffix(CANDIDATES)
                 self._spellings[comparison_key(case)].add(case)
-        self._rows: dict[str, CaseRow | None] = {}  # those that were read, None without a file
+        self._rows: dict[str, CaseRow | None] = {}  # rows read so far, None without a valid file
 
     def claim(
         self,
@@ -156,22 +161,22 @@ class PredictionFolder:
         needs_mask: bool = True,
         needs_preview: bool = False,
     ) -> CaseRow | None:
-        """Check that results of a scan may be written under a case id.
+        """Check that results of a scan may be written under a case id, and whether they exist.
 
-        Files that a killed program left under this id are finished or discarded first, see
-        `recover`.
+        It is called before the scan is predicted. Files that a killed program left under this id
+        are finished or removed first, see `recover`.
 
         Args:
             case: The case id.
-            row: The scan and its key.
+            row: The row of the scan, with its key and digest.
             overwrite: True allows results of any other scan to be replaced. None is the same as
                 False, for a command without this setting.
             needs_mask: True if results are complete only with a mask, False for a model without
                 masks.
-            needs_preview: True if results are complete only with a picture.
+            needs_preview: True if results are complete only with a preview picture.
 
         Returns:
-            The row of complete results with the same key. None if they have to be written.
+            The row of complete results with the same key. None if the results have to be written.
 
         Raises:
             ConflictError: If the folder has results of another or an unknown scan under this id, or
@@ -201,20 +206,35 @@ class PredictionFolder:
         return None if lacks_mask or lacks_preview else recorded
 
     def _find_conflict(self, case: str, row: CaseRow, recorded: CaseRow | None) -> str:
-        """Return what a scan would replace under a case id, or "". `recorded` is in the folder."""
+        """Return the reason why new results of a case would replace those of another scan, or "".
+
+        The reason continues a sentence "… contains". There are three reasons: another id with the
+        same file names, files of an unknown scan, and results of another scan.
+
+        Args:
+            case: The case id.
+            row: The scan that would be predicted.
+            recorded: The row of the results in the folder, or None without a candidate file.
+        """
+        # ids that differ from this one only in a way that Windows or macOS ignores
         others = self._spellings[comparison_key(case)] - {case}
         if others:
             return (
                 f"results of {min(others)!r}, which has the same file name as {case!r} on Windows "
                 "and macOS, so rename the scan"
             )
-        own = self.files(case)
+        # files that cannot be assigned to a scan: the same key or two digests are necessary
+        present_files = self.files(case)
         is_known = recorded is not None and (
             recorded.key == row.key != "" or "" not in (recorded.digest, row.digest)
         )
-        unknown = [] if is_known else [*own]
+        unknown = [] if is_known else [*present_files]
         if self.names == "nnunet":
-            unknown += [name for name in self._find(case, FILES_OF_NNUNET) if name not in own]
+            unknown += [
+                name
+                for name in self._present_files(case, FILES_OF_NNUNET)
+                if name not in present_files
+            ]
         if unknown:
             return f"{', '.join(unknown[:_MAX_SHOWN])}, which may belong to another scan"
         if recorded is None or recorded.is_of_same_scan(row):
@@ -228,11 +248,11 @@ class PredictionFolder:
         )
 
     def row(self, case: str) -> CaseRow | None:
-        """Return the row that the candidate file of a case states.
+        """Return the row in the candidate file of a case, or None without a readable file.
 
-        Return None if the file is missing or damaged. The file is read once, until `write_case`
-        replaces it. `finished` is the time of the file. It is empty if the results are at a URL,
-        because a download sets another time.
+        The row is cached until `write_case` replaces the file. Its `finished` is the modification
+        time of the file. It is left as it is if the results are at a URL, because a download sets
+        another time.
         """
         if case not in self._rows:
             row = None
@@ -244,51 +264,63 @@ class PredictionFolder:
         return self._rows[case]
 
     def finish_time(self, case: str) -> str:
-        """Return the local time at which the candidate file of a case was written (ISO 8601)."""
+        """Return the local time at which a case was finished, in ISO 8601 with the time zone.
+
+        It is the modification time of the candidate file, which is written last.
+        """
         time = datetime.fromtimestamp(self.candidate_file(case).stat().st_mtime)
         return time.astimezone().isoformat(timespec="seconds")
 
     def rows(self) -> list[CaseRow]:
-        """Return the rows of all cases whose candidate file states the scan."""
+        """Return the rows of all cases that `predict` has written. They have a digest of the scan.
+
+        Candidate files of other programs have no digest and are left out.
+        """
         found = [self.row(case) for case in self.cases()]
         return [row for row in found if row is not None and row.digest]
 
     def keep_first(self, n: int, rows: Mapping[str, Sequence[CaseRow]]) -> dict[str, list[str]]:
-        """Return the case ids of the first `n` scans of each model, with which later ones compare.
+        """Return the case ids of the first `n` scans of each model, and record them in a file.
 
-        Models with fewer scans are left out. The ids are written to `first_scans.json` and read by
-        later calls, so that they stay the same if a case is removed. If the file is damaged, they
-        are found again. If it cannot be written, they are only returned.
+        Later scans are compared with them to find a drift. The ids are recorded in
+        `first_scans.json`, so that they stay the same if a case is removed later.
+
+        - Models with fewer than `n` scans are left out.
+        - The ids of a model that the file does not list are the first ones in `rows`.
+        - If the file cannot be written, the ids are only returned.
 
         Args:
             n: The number of scans.
             rows: The scans of each model, by the digest of the model, in their order.
         """
         path = self.path / FIRST_SCANS
-        kept: dict[str, list[str]] = {}
+        recorded: dict[str, list[str]] = {}
         with suppress(ReadError, ValidationError):
-            kept = _CASES_BY_MODEL.validate_python(read_json(path))
-        found = {model: [row.case for row in own[:n]] for model, own in rows.items()}
-        first = {model: cases for model, cases in found.items() if len(cases) == n} | kept
-        if first != kept:
+            recorded = _CASES_BY_MODEL.validate_python(read_json(path))
+        current = {model: [row.case for row in scans[:n]] for model, scans in rows.items()}
+        first = {model: cases for model, cases in current.items() if len(cases) == n} | recorded
+        if first != recorded:
             with suppress(OutputError):
                 write_json(path, first)
-                self._upload([FIRST_SCANS])
+                self._upload_files([FIRST_SCANS])
         return first
 
     def failures(self, case: str | None = None) -> list[CaseRow]:
-        """Return the rows of the scans that failed and were not predicted later.
+        """Return the rows of scans that failed and were not predicted successfully later.
 
-        They are those of a case id, or of all cases.
+        Args:
+            case: The case id under which the scans failed. None returns the failures of all cases.
         """
         files = self.path.glob(ALL_FAILED) if case is None else [failed_file(self.path, case)]
         return [row for file in files for row in read_failures(file)]
 
     def update_failures(self, row: CaseRow) -> None:
-        """Record a scan that failed, and forget earlier failures that the row replaces.
+        """Update the file of failures of a case with the row of a scan that was just processed.
 
-        Any other row only replaces earlier failures. A failed row that has not changed since an
-        earlier run is recorded already. A changed file of failures is uploaded.
+        - Earlier failures that the row replaces are removed.
+        - If the scan failed, the row is added.
+        - A failed row with `is_unchanged` is in the file already, so the file is not written.
+        - A changed file is uploaded.
 
         Raises:
             OutputError: If the file of failures cannot be written or uploaded.
@@ -298,58 +330,70 @@ class PredictionFolder:
             self._change_failures(failed_file(self.path, row.case), row.replaces, new)
 
     def forget_failures(self, is_obsolete: Callable[[CaseRow], bool]) -> None:
-        """Remove the failures for which `is_obsolete` returns True, and upload changed files."""
+        """Remove the failures of all cases for which `is_obsolete` returns True.
+
+        Changed files of failures are uploaded.
+        """
         for file in self.path.glob(ALL_FAILED):
             self._change_failures(file, is_obsolete, [])
 
     def _change_failures(
         self, file: Path, is_obsolete: Callable[[CaseRow], bool], new: Sequence[CaseRow]
     ) -> None:
-        """Write the failures of a case that are not obsolete and new ones, and upload the file.
+        """Remove obsolete failures from a file of failures, add new failures, and upload the file.
 
-        Without failures, the file is removed.
+        A file without failures is removed. A file without changes is neither written nor uploaded.
+
+        Args:
+            file: The file, `<case>_failed.json`.
+            is_obsolete: A function that returns True for a failure to remove.
+            new: The failures to add.
         """
         before = read_failures(file)
         after = [row for row in before if not is_obsolete(row)] + [*new]
         if after != before:
             with output_errors(file):
                 write_failures(file, after)
-            self._upload([file.name])
+            self._upload_files([file.name])
 
     def cases(self) -> list[str]:
-        """Return the ids of the cases that have a candidate file, sorted."""
+        """Return the ids of the cases that have a candidate file in the folder, sorted."""
         return sorted(set().union(*self._spellings.values()))
 
     def files(self, case: str) -> list[str]:
-        """Return the names of the case's present files, the candidate file first.
+        """Return the names of all present files of a case, the candidate file first.
 
-        `<case>.nii.gz`, `.npz` and `.pkl` are among them if the candidate file states that masks
-        are named in nnU-Net's way. This may also be the candidate file that is about to replace the
-        present one, because `claim` was called before it was written.
+        `<case>.nii.gz`, `.npz` and `.pkl` belong to the case only if its candidate file says that
+        masks are named in nnU-Net's way. Either the present candidate file or a new one in the
+        hidden folder `.part` may say so, because the new mask is then about to replace such a file.
         """
         rows = [self.row(case)]
         with suppress(LesionsegError):
-            rows.append(read_row(self._hidden(case, _PART) / f"{case}{CANDIDATES}"))
+            rows.append(read_row(self._hidden_folder(case, _PART) / f"{case}{CANDIDATES}"))
         is_nnunet = any(row is not None and row.names == "nnunet" for row in rows)
-        return self._find(case, (*FILES, *FILES_OF_NNUNET) if is_nnunet else FILES)
+        return self._present_files(case, (*FILES, *FILES_OF_NNUNET) if is_nnunet else FILES)
 
-    def _find(self, case: str, endings: Sequence[str]) -> list[str]:
-        """Return the names of the case's present files with these endings, and those of BIDS."""
+    def _present_files(self, case: str, endings: Sequence[str]) -> list[str]:
+        """Return the names of the files of a case that exist in the folder or at the URL.
+
+        These are files `<case><ending>`, in the order of `endings`, then the BIDS mask and sidecar.
+        """
         names = [f"{case}{ending}" for ending in endings]
         names += [f"{mask_stem(case, 'bids')}{suffix}" for suffix in BIDS_SUFFIXES]
         return [name for name in dict.fromkeys(names) if name in self._present]
 
     @contextmanager
     def write_case(self, case: str) -> Iterator[Path]:
-        """Yield a folder for the files of a case. At the end they replace the earlier files.
+        """Yield a hidden folder for the new files of a case, which then replace its earlier files.
 
-        They are also uploaded. If writing fails, the earlier files stay.
+        The replacement and the upload follow at the end of the context. If an error is raised
+        within the context, the earlier files stay.
 
         Raises:
             OutputError: If a file cannot be written or uploaded.
             ConflictError: If another program has written files of this case in the meantime.
         """
-        part = self._hidden(case, _PART)
+        part = self._hidden_folder(case, _PART)
         shutil.rmtree(part, ignore_errors=True)
         with output_errors(self.path / case):
             try:
@@ -358,39 +402,47 @@ class PredictionFolder:
             except BaseException:
                 shutil.rmtree(part, ignore_errors=True)
                 raise
-            self._commit(case)
+            self._replace_files(case)
 
     def recover(self, case: str) -> bool:
-        """Finish or discard the files of a case that a killed program left.
+        """Finish or remove the new files of a case that a killed program left in a hidden folder.
 
-        If all files had been written, they are moved to their place and uploaded, and the result is
-        True. Otherwise they are removed, and the result is False. A link under the name of one of
-        the two folders is removed: it may lead to any folder of the user.
+        - In a folder `.moving`, or `.part` with a candidate file, all files are complete. They
+          replace the earlier files and are uploaded.
+        - Other new files are removed.
+        - If a hidden folder is a link, only the link is removed, because it may lead to any folder
+          of the user.
+
+        Returns:
+            True if complete files were finished, otherwise False.
 
         Raises:
             ConflictError: If another program has written a file of one of the new names.
             OutputError: If a file cannot be removed, moved or uploaded.
         """
-        part = self._hidden(case, _PART)
-        moving = self._hidden(case, _MOVING)
+        part = self._hidden_folder(case, _PART)
+        moving = self._hidden_folder(case, _MOVING)
         with output_errors(self.path / case):
             for folder in (moving, part):
                 if folder.is_symlink():
                     folder.unlink()
             if moving.is_dir():  # killed while moving or uploading
-                self._move(case, [f"{case}{CANDIDATES}"])
+                self._move_files(case, [f"{case}{CANDIDATES}"])
                 return True
             if (part / f"{case}{CANDIDATES}").is_file():
-                self._commit(case)
+                self._replace_files(case)
                 return True
         shutil.rmtree(part, ignore_errors=True)
         return False
 
     def recover_all(self) -> list[str]:
-        """Call `recover` for every case that a killed program left. Return the finished cases.
+        """Call `recover` for every case with new files that a killed program left.
 
-        Incomplete files of failures and of the first scans are removed. No other process may be
-        writing into the folder.
+        Incomplete files of failures and of the first scans are removed, too. No other process may
+        be writing into the folder.
+
+        Returns:
+            The ids of the cases that were finished, sorted.
         """
         self.remove_incomplete(f"*{FAILED}")
         self.remove_incomplete(FIRST_SCANS)
@@ -401,13 +453,14 @@ class PredictionFolder:
     def remove_incomplete(self, pattern: str) -> None:
         """Remove incomplete files that a killed program left under temporary names.
 
-        `pattern` matches the names that the complete files would have, such as `*_failed.json`.
+        A file is written under a temporary name first, which is a prefix and the final name.
+        `pattern` matches the final name, such as `*_failed.json`.
         """
         for incomplete in self.path.glob(f"{TEMPORARY_NAMES}{pattern}"):
             incomplete.unlink(missing_ok=True)
 
     def remove(self, case: str) -> None:
-        """Remove the results of a case from the folder, but not from a store at a URL."""
+        """Remove the result files of a case from the folder, but not from a store at a URL."""
         for name in self.files(case):
             (self.path / name).unlink(missing_ok=True)
 
@@ -415,15 +468,16 @@ class PredictionFolder:
         """Return the path of the candidate file of a case."""
         return self.path / f"{case}{CANDIDATES}"
 
-    def _hidden(self, case: str, state: str) -> Path:
-        """Return the folder of a case's new files, whose name ends in their state.
+    def _hidden_folder(self, case: str, state: str) -> Path:
+        """Return the path of the hidden folder `.<case><state>` with the new files of a case.
 
-        It is `.part` while they are written, and `.moving` once the earlier files are removed.
+        `state` is `.part` while the files are written, and `.moving` while they are moved to their
+        final names.
         """
         return self.path / f".{case}{state}"
 
-    def _commit(self, case: str) -> None:
-        """Remove the case's earlier files and move the new files to their place.
+    def _replace_files(self, case: str) -> None:
+        """Remove the earlier files of a case and move the new files to their final names.
 
         Between the two steps, the folder with the new files is renamed from `.part` to `.moving`.
         If the program is killed, the name tells `recover` whether files of this case next to the
@@ -435,7 +489,7 @@ class PredictionFolder:
             OSError: If a file cannot be removed or moved.
             OutputError: If a file cannot be uploaded.
         """
-        part = self._hidden(case, _PART)
+        part = self._hidden_folder(case, _PART)
         old = self.files(case)
         for name in _list_names(part, _FILES):
             is_present = name in self._present or (self.path / name).exists()
@@ -447,30 +501,34 @@ class PredictionFolder:
                 )
         for name in old:
             (self.path / name).unlink(missing_ok=True)
-        part.rename(self._hidden(case, _MOVING))
+        part.rename(self._hidden_folder(case, _MOVING))
         self._present -= {*old}
-        self._move(case, old)
+        self._move_files(case, old)
 
-    def _move(self, case: str, old: Sequence[str]) -> None:
-        """Move the complete files to their place, the candidate file last, and upload them.
+    def _move_files(self, case: str, old: Sequence[str]) -> None:
+        """Move the complete files of a case from `.moving` to their final names, and upload them.
 
-        The earlier candidate file is removed from the store first, and the new one is uploaded
-        last, because readers of the store take it as the sign of a complete case.
+        - The candidate file is moved and uploaded last, because programs that read the store treat
+          it as the sign of a complete case. For the same reason, the earlier candidate file is
+          removed from the store first.
+        - The empty folder is removed after the upload. If the upload fails or the program is
+          killed, `recover` finds the folder and uploads all files of the case.
 
-        The empty folder is removed after the upload. If the upload fails or the program is killed,
-        `recover` finds the folder and uploads all files of the case. `old` has the names of the
-        earlier files, which are removed from the store too.
+        Args:
+            case: The case id.
+            old: The names of the earlier files. Those without a new file are removed from the
+                store.
 
         Raises:
             OSError: If a file cannot be removed or moved.
             OutputError: If a file cannot be uploaded.
         """
-        moving = self._hidden(case, _MOVING)
+        moving = self._hidden_folder(case, _MOVING)
         last = f"{case}{CANDIDATES}"
         names = sorted(_list_names(moving, _FILES), key=lambda name: (name == last, name))
         if last in old and last in names:
             (self.path / last).unlink(missing_ok=True)  # a download may have restored it
-            self._upload([last])
+            self._upload_files([last])
         for name in names:
             (self.path / name).parent.mkdir(parents=True, exist_ok=True)
             (moving / name).replace(self.path / name)
@@ -478,14 +536,17 @@ class PredictionFolder:
         self._rows.pop(case, None)
         self._spellings[comparison_key(case)].add(case)
         new = sorted(self.files(case), key=lambda name: name == last)
-        self._upload([*(name for name in old if name not in new), *new])
+        self._upload_files([*(name for name in old if name not in new), *new])
         shutil.rmtree(moving)  # the folders of a subject remain in it
 
-    def _upload(self, names: Sequence[str]) -> None:
-        """Upload these files, or remove from the store those that the folder does not have."""
+    def _upload_files(self, names: Sequence[str]) -> None:
+        """Upload files of the folder to the URL, if the results are at a URL.
+
+        A file that the folder does not contain is removed from the store instead.
+        """
         upload([self.path / name for name in names], self.path, self._url)
 
 
 def _list_names(folder: Path, pattern: str) -> set[str]:
-    """Return the paths below a folder of the files and folders that a pattern matches."""
+    """Return the paths in a folder that match a glob pattern, relative to this folder."""
     return {path.relative_to(folder).as_posix() for path in folder.glob(pattern)}

@@ -43,6 +43,8 @@ _OF_NNUNET = (".npz", ".pkl", ".pt")  # further files that nnU-Net writes next t
 def find_predictions(folder: Path) -> dict[str, PredictionFiles]:
     """Return the files of the predicted cases of a folder by case id, see `list_predictions`.
 
+    It raises one error that lists the cases that cannot be used, instead of returning findings.
+
     Raises:
         DatasetError: If the folder is missing or contains no prediction, or a case cannot be used.
     """
@@ -54,11 +56,14 @@ def find_predictions(folder: Path) -> dict[str, PredictionFiles]:
 def list_predictions(
     folder: Path, references: Sequence[CaseFiles] = ()
 ) -> tuple[dict[str, PredictionFiles], list[Finding]]:
-    """Find the predicted cases of a folder.
+    """Find the predicted cases of a folder, written by lesionseg or by another program.
 
-    This includes the files of `write_prediction`, masks of other programs (`<case>_mask.*`,
-    `<case>_label-lesion_mask.*` or `<case>.*`), nnU-Net's probabilities `<case>.npz`, candidate
-    files without masks, and masks `sub-*/**/*_label-lesion*_mask.*` of BIDS.
+    These files are found:
+
+    - the files of `write_prediction`, among them candidate files without masks
+    - masks of other programs (`<case>_mask.*`, `<case>_label-lesion_mask.*` or `<case>.*`)
+    - nnU-Net's probabilities `<case>.npz`
+    - masks `sub-*/**/*_label-lesion*_mask.*` of BIDS
 
     Args:
         folder: The folder.
@@ -66,9 +71,9 @@ def list_predictions(
             `_with_ids_of_references`.
 
     Returns:
-        The files by case id, sorted, and the findings. An error describes a case that is left out:
-        it has two files of a kind, such as masks, its file is a link to nothing, or its id cannot
-        be a file name (`check_case_id`). A warning lists the files that are not read.
+        The files by case id, sorted, and the findings. An error describes a case that is left out,
+        because it has two files of a kind, such as masks, its file is a link to nothing, or its id
+        cannot be a file name (`check_case_id`). A warning lists the files that are not read.
 
     Raises:
         DatasetError: If the folder is missing or contains no prediction.
@@ -83,23 +88,38 @@ def list_predictions(
 def _with_ids_of_references(
     predictions: Mapping[str, PredictionFiles], cases: Sequence[CaseFiles], folder: Path
 ) -> dict[str, PredictionFiles]:
-    """Return predictions under the ids of their references. Other predictions keep their ids.
+    """Return predictions under the ids of their references, so that `evaluate` finds the pairs.
 
-    For a model with one channel, `_0000` at the end of a file name is a channel number. Thus
-    `predict` gives the radiograph `xray_0000.png` the id `xray`, but the id of a mask
-    `xray_0000.png` in a folder of masks is `xray_0000`. A prediction `xray` gets the id `xray_0000`
-    if there is a reference `xray_0000`, but neither a reference `xray` nor a prediction
-    `xray_0000`. If a table of `predict` lists it, the scan must also have had the channel number
-    `_0000` at the end of its name. Raise `ReadError` if such a table cannot be read.
+    Two programs may give the same scan different ids. Predictions without a rule keep their ids.
 
-    With `names=bids`, the prediction `sub-01_FLAIR` gets the id `sub-01`, by which a BIDS dataset
-    names the session, under the same conditions. It must be the only prediction of this session.
+    Rule 1, channel numbers: `predict` gives the radiograph `xray_0000.png` the id `xray`, because
+    `_0000` is a channel number. The mask `xray_0000.png` in a folder of masks has the id
+    `xray_0000`. A prediction `xray` gets the id `xray_0000` if
+
+    - there is a reference `xray_0000`, but no reference `xray`,
+    - there is no prediction `xray_0000`, and
+    - the file name of the scan ended in `_0000`, if a table of `predict` lists it.
+
+    Rule 2, sessions: with `names=bids`, the prediction `sub-01_FLAIR` gets the id `sub-01`, by
+    which a BIDS dataset names the session, if
+
+    - there is a reference `sub-01`, but no reference `sub-01_FLAIR`, and
+    - it is the only prediction of this session.
+
+    Args:
+        predictions: The predictions by case id.
+        cases: The cases with a reference. Without any, all ids stay.
+        folder: The folder of the predictions, with tables of `predict`.
+
+    Raises:
+        ReadError: If a table of `predict` cannot be read.
     """
     known = {files.case for files in cases}
     if not known:
         return {**predictions}
     sessions = Counter(map(without_bids_suffix, predictions))
     rows = [row for table in folder.glob("predictions*.csv") for row in read_csv(table)]
+    # the file name of each scan without suffix, by case id
     stems = {row.get("case", ""): strip_suffix(Path(row.get("path", ""))) for row in rows}
     renamed: dict[str, PredictionFiles] = {}
     for case, files in predictions.items():
@@ -118,6 +138,8 @@ def _with_ids_of_references(
 def find_masks(folder: Path) -> dict[str, Path]:
     """Return the reference mask of each case id in a folder, see `list_masks`.
 
+    It raises one error that lists the masks that cannot be used, instead of returning findings.
+
     Raises:
         DatasetError: If the folder is missing or contains no mask, or a mask cannot be used.
     """
@@ -127,9 +149,9 @@ def find_masks(folder: Path) -> dict[str, Path]:
 
 
 def list_masks(folder: Path) -> tuple[dict[str, Path], list[Finding]]:
-    """Return reference masks by case id, and an error for each case that is left out.
+    """Return the reference masks of a folder by case id, and an error for each case left out.
 
-    Masks are found by the rules of `list_predictions`.
+    A mask and its case id are recognised by the same file names as in `list_predictions`.
 
     Raises:
         DatasetError: If the folder is missing or contains no mask.
@@ -141,10 +163,17 @@ def list_masks(folder: Path) -> tuple[dict[str, Path], list[Finding]]:
 def _files_by_case(
     folder: Path, kinds: Collection[str]
 ) -> tuple[dict[str, dict[str, Path]], list[Finding]]:
-    """Return the files of the given kinds by case and kind, and an error for each case left out.
+    """Return the files of a folder by case and kind, and an error for each case that is left out.
 
-    Hidden files and files of other kinds are skipped. Raise `DatasetError` if the folder is missing
-    or no file is found.
+    Hidden files and files of other kinds are skipped. A case is left out if one of its files cannot
+    be used. Only the first error of a case is returned.
+
+    Args:
+        folder: The folder.
+        kinds: The kinds to find, see `case_and_kind`.
+
+    Raises:
+        DatasetError: If the folder is missing or contains no file of these kinds.
     """
     if not folder.is_dir():
         raise DatasetError(f"{folder}: the folder does not exist. Check its name.")
@@ -204,18 +233,21 @@ class PredictionIndex:
         self._next_write = 0.0
         # a run that was killed may have left an incomplete table under a temporary name
         results.remove_incomplete(path.name)
-        self._earlier: dict[tuple[str, ...], dict[str, str]] = {}  # cells, by `_result_of`
+        self._earlier: dict[tuple[str, ...], dict[str, str]] = {}  # cells, by `_result_key`
         tables = path.parent.glob("predictions*.csv")
         for table in sorted(tables, key=lambda file: file.stat().st_mtime_ns):
             with suppress(ReadError):  # a damaged table is written again
-                self._earlier |= {_result_of(cells): cells for cells in read_csv(table)}
+                self._earlier |= {_result_key(cells): cells for cells in read_csv(table)}
         self.digests: Digests = {
             (cells.get("path", ""), cells.get("state", "")): cells.get("digest", "")
             for cells in self._earlier.values()
         }
 
     def put(self, row: CaseRow) -> None:
-        """Add the row of a scan. A failure to write is only a warning, as `close` tries again."""
+        """Add the row of a scan to this run, and write the table if enough time has passed.
+
+        A failure to write is only a warning, because `close` tries again.
+        """
         self._new.append(row)
         if perf_counter() < self._next_write:
             return
@@ -225,43 +257,53 @@ class PredictionIndex:
             _log.warning("The table is written later: %s", error)
 
     def has_earlier(self, row: CaseRow) -> bool:
-        """Return True if an earlier table has the row with the same status and message."""
-        cells = self._earlier.get(_result_of(row.cells()), {})
+        """Return True if an earlier table has this result with the same status and message.
+
+        Such a row need not be logged again.
+        """
+        cells = self._earlier.get(_result_key(row.cells()), {})
         return (cells.get("status"), cells.get("message")) == (row.status, row.message)
 
     def rows(self) -> list[CaseRow]:
         """Return the rows of the table, sorted by case.
 
-        Besides the rows of this run, these are the rows of the case files and of earlier failures
-        that no row of this run replaces. The table of a shard has only those of this run.
+        - The table of a shard has only the rows of this run.
+        - `predictions.csv` also has the rows of case files that this run has not predicted, and of
+          earlier failures that no row of this run replaces.
         """
         rows = [*self._new]
         if self._is_whole:
             done = {row.case for row in rows if row.is_done}
-            of_place = {(row.case, row.path): row for row in rows}
+            row_of_scan = {(row.case, row.path): row for row in rows}
             rows += [row.as_kept() for row in self.results.rows() if row.case not in done]
             for failure in self.results.failures():
-                newer = of_place.get((failure.case, failure.path))
+                newer = row_of_scan.get((failure.case, failure.path))
                 if newer is None or not newer.replaces(failure):
                     rows.append(failure)
         return sorted(rows, key=lambda row: (row.case, not row.is_done, row.path))
 
-    def _cells(self, row: CaseRow) -> dict[str, Any]:
-        """Return a row's cells. Empty ones of `CaseRow.RUN_COLUMNS` come from an earlier table."""
+    def _row_cells(self, row: CaseRow) -> dict[str, Any]:
+        """Return the cells of a row by column, for the table.
+
+        `CaseRow.RUN_COLUMNS`, such as the duration, are not in case files. If they are empty, the
+        cells of an earlier table are used.
+        """
         cells = row.cells()
-        earlier = self._earlier.get(_result_of(cells), {})
+        earlier = self._earlier.get(_result_key(cells), {})
         for name in CaseRow.RUN_COLUMNS:
             cells[name] = earlier.get(name) if cells[name] in ("", None) else cells[name]
         return cells
 
     def write(self) -> None:
-        """Write the table with the rows so far, unless there are none, and upload it to the URL.
+        """Write the table with the rows so far, and upload it to the URL of the results.
+
+        Nothing is written if there are no rows, as in a shard without scans.
 
         Raises:
-            OutputError: If it cannot be written.
+            OutputError: If the table cannot be written.
         """
         begin = perf_counter()
-        rows = [self._cells(row) for row in self.rows()]
+        rows = [self._row_cells(row) for row in self.rows()]
         if not rows:  # a shard without scans
             return
         columns = CaseRow.columns()
@@ -274,6 +316,9 @@ class PredictionIndex:
     close = write  # for `closing`
 
 
-def _result_of(cells: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the cells that are equal in two tables if a row is of the same result or failure."""
+def _result_key(cells: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the cells that identify a result or failure: case, path, digest and key.
+
+    They find the row of the same result in an earlier table.
+    """
     return tuple(cells.get(name, "") for name in ("case", "path", "digest", "key"))

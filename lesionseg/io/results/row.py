@@ -256,7 +256,8 @@ def write_failures(path: Path, rows: Sequence[CaseRow]) -> None:
 def row_fields(row: CaseRow) -> dict[str, Any]:
     """Return the keys `source`, `key` and `row` that a row adds to a candidate file.
 
-    `read_row` reads the row from these keys. `source` identifies the scan, and `row` has the remaining attributes.
+    `read_row` reads the row from these keys. `source` identifies the scan, and `row` has the
+    remaining attributes.
     """
     written = _written_fields(row)
     source = {name: written.pop(name) for name in _SOURCE if name in written}
