@@ -31,7 +31,13 @@ Polygons = tuple[tuple[float, ...], ...]  # x, y, x, y, … of each
 
 
 class RunLengths(BaseModel, frozen=True):
-    """The pixels of a lesion in COCO's run lengths. `size` is height and width of the image."""
+    """The pixels of a lesion in COCO's run-length encoding.
+
+    Attributes:
+        size: Height and width of the image.
+        counts: The lengths of alternating runs of background and lesion, column by column, or
+            COCO's compressed text of them.
+    """
 
     size: tuple[int, int]
     counts: str | tuple[int, ...]
@@ -84,7 +90,7 @@ class CaseLesions:
 def lesions_are_boxes(files: CaseFiles) -> bool:
     """Return True if boxes are the only reference of a case, so that no mask can be drawn.
 
-    The case then has no mask file, and at least one of its lesions has a box but no outline.
+    The case then has no mask file, and one or more of its lesions have a box but no outline.
     Ignored regions do not count.
     """
     annotated = files.annotations.get(LESIONS_KEY, CaseLesions())

@@ -54,6 +54,7 @@ def read_bids(root: Path) -> Table:
     findings: list[Finding] = []
     mask_files = _find_masks(root)
     n_masks = Counter(map(_session_of, mask_files))
+    # the mask and the images of each case
     for mask in mask_files:
         session = _session_of(mask)
         has_several = n_masks[session] > 1
@@ -73,6 +74,7 @@ def read_bids(root: Path) -> Table:
                 )
             masks[case] = mask
             images[case] = session_images
+    # the suffixes that are channels, and a row for each case
     channels: list[str] = []
     if images:
         with collect_errors(findings, "", root):

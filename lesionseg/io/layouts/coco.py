@@ -278,7 +278,7 @@ class _Content(BaseModel):
 
 
 def find_annotations(root: Path) -> list[AnnotationFile]:
-    """Find the COCO files of a folder.
+    """Find the COCO files of a folder, with the role of their images.
 
     The first of these that exists is used:
 
@@ -287,8 +287,9 @@ def find_annotations(root: Path) -> list[AnnotationFile]:
     3. COCO's `annotations/instances_train2017.json` and similar names.
     4. Roboflow's file in the folders `train`, `valid` and `test`.
 
-    The name of a file or folder states the part of the dataset, such as `val` or `Val`. The parts
-    become roles if one of them is for validation or test.
+    With 3 and 4, the name of a file or folder contains the part of the dataset, such as `val` or
+    `Val`. The parts become roles only if one of them is for validation or test. Otherwise, the
+    images have no role.
 
     Returns:
         The files, or an empty list.
@@ -300,7 +301,7 @@ def find_annotations(root: Path) -> list[AnnotationFile]:
     for path in sorted((root / "annotations").glob("*.json")):
         match = _PART_FILE.fullmatch(path.name)
         if match:
-            part = match[1] or match[3]
+            part = match[1] or match[3]  # such as val2017, or the name after instances_
             folders = (root / part, root / "images" / part, root / "images", root)
             found.append(AnnotationFile(path, folders, PART_ROLES.get(str(match[2]).lower())))
     if not found:

@@ -144,7 +144,7 @@ def _read_rows(
             findings.append(Finding(LISTED, text, severity="error"))
             continue
         for index, entry in enumerate(entries):
-            given = entry if isinstance(entry, dict) else {}
+            given = entry if isinstance(entry, dict) else {}  # `parse_as` reports a wrong type
             keys_of_entries.add(frozenset(given))
             if _LISTS[key] == "test" and "label" not in given:
                 continue

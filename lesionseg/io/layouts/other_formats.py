@@ -96,8 +96,8 @@ def describe_other_format(root: Path) -> str:
 def _read_starts(root: Path, suffix: str) -> dict[Path, str]:
     """Return the first 16 KiB, as text, of the files with a suffix in a folder and its subfolders.
 
-    At most 20 files are read in the folder, and 20 in each of two levels of subfolders, because the
-    folder may have many thousand files. Files that cannot be opened are left out.
+    No more than 20 files are read in the folder, and 20 in each of two levels of subfolders,
+    because the folder may have many thousand files. Files that cannot be opened are left out.
     """
     texts: dict[Path, str] = {}
     for level in ("*", "*/*", "*/*/*"):

@@ -108,8 +108,8 @@ class Table:
         labels: The labels.
         channel_names: The names of the channels, in order.
         findings: Errors and oddities of files and entries.
-        is_complete: True if a case with neither a mask nor a row besides that of its images has no
-            lesion. Otherwise it is unlabelled.
+        is_complete: True if the rows list all lesions of the dataset. A case with images only,
+            without a mask and a row of lesions, is then lesion-free. Otherwise it is unlabelled.
         name: The name of the dataset, by default that of its folder.
         split_file: A file in the folder with the training and validation cases.
         layout: The name of the layout, if one reader reads several. Empty otherwise.
@@ -157,6 +157,7 @@ def build_dataset(table: Table, root: Path, layout: str, rules: ReadingRules) ->
             lesions_are_boxes=any(map(lesions_are_boxes, cases)),
         )
     )
+    # channels, folds and patients
     if rules.get("colour") and cases:
         with collect_errors(findings, "", root):
             dataset = with_colours(dataset)
@@ -168,6 +169,7 @@ def build_dataset(table: Table, root: Path, layout: str, rules: ReadingRules) ->
     with collect_errors(findings, "", root):
         cases = [*assign_groups(cases, group)]
     dataset = replace(dataset, cases=tuple(map(_add_radiograph_columns, cases)))
+    # labels
     with collect_errors(findings, "", root):
         if rules.get("merge_labels"):
             dataset = _merge_labels(dataset)

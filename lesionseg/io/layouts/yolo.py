@@ -105,6 +105,7 @@ def read_yolo(root: Path) -> Table:
     root = Path(os.path.normpath(root))
     settings = {str(key): value for key, value in read_yaml(path).items()}
     content = parse_as(_DataFile, settings, path)
+    # label values from 1 in the order of the class numbers, which may have gaps
     names = content.names if isinstance(content.names, dict) else dict(enumerate(content.names))
     value_of = {number: value for value, number in enumerate(sorted(names), start=1)}
     value_names = {value: names[number] for number, value in value_of.items()}
@@ -116,7 +117,7 @@ def read_yolo(root: Path) -> Table:
     if n_points:
         text = f"{path}: the key points (kpt_shape) are left out, only the boxes are read."
         findings.append(Finding("left_out", text, severity="note"))
-    # such as train/images/a.png and val/images/a.png
+    # the cases and their lesions; ids may repeat, such as train/images/a.png and val/images/a.png
     cases = with_distinct_ids(_find_images(root, path, content, findings), root)
     has_roles = any(files.role != "train" for files in cases)
     rows: list[Row] = []

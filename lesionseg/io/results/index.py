@@ -204,11 +204,11 @@ def _files_by_case(
 
 
 class PredictionIndex:
-    """`predictions.csv` in an output folder: the rows of its case files and of this run.
+    """The table `predictions.csv` in an output folder, with the scans of this and earlier runs.
 
-    The table of a shard has only the rows of its run. Earlier tables are read because no case file
-    states durations, or the states of files, by which unchanged files are recognised (`digests`).
-    Without digests, the files are read again.
+    The rows of earlier runs come from the case files. The table of a shard has only the rows of its
+    run. Earlier tables are read because no case file contains durations, or the states of files, by
+    which unchanged files are recognised (`digests`). Without digests, the files are read again.
 
     The table is always replaced as a whole, in the first `put` and in `close`. Further calls of
     `put` write it only if less than a twentieth of the time is spent on writing.

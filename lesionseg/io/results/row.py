@@ -116,9 +116,9 @@ class CaseRow:
 
     @property
     def day(self) -> str:
-        """The day of the scan, for charts over time: the ISO date in `acquired`.
+        """The ISO date of the scan: `acquired`, otherwise the date in `finished`.
 
-        If this is empty or no date, the date in `finished` is used, or "" without any date.
+        It is "" if neither attribute contains a date.
         """
         for text in (self.acquired, self.finished):
             with suppress(ValueError):
