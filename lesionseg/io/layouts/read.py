@@ -128,9 +128,8 @@ def read_dataset(root: Path, **rules: Unpack[ReadingRules]) -> Dataset:
         rules: See `ReadingRules`.
 
     Raises:
-        ConfigError: If `group` is not a regular expression.
-        DatasetError: If the folder is missing, has no known layout or no case, or has wrong
-            entries. The message lists the first 100 of them.
+        DatasetError: If the folder is missing, has no known layout or no case, has wrong entries,
+            or `group` is not a regular expression. The message lists the first 100 errors.
         ReadError: If a table cannot be read.
     """
     dataset = list_dataset(root, **rules)
