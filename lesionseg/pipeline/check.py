@@ -73,11 +73,14 @@ class CheckOutcome(Outcome):
         return int(not self.can_train)
 
     def record(self) -> dict[str, Any]:
-        """Return the page and the findings. Case and file are those of the dataset."""
+        """Return the path of the page and all findings as plain data, for `--json`.
+
+        The findings contain the real case ids and file names, not the pseudonyms of the page.
+        """
         return {"page": self.page, "findings": [asdict(finding) for finding in self.findings]}
 
     def summary(self) -> list[str]:
-        """Return lines of the findings with their cases and files, the totals, and the page."""
+        """Return lines for the terminal: the findings with their cases and files, totals, the page."""
         lines = findings_lines(self.findings, self.pseudonyms)
         if not self.can_train:
             lines.append("Correct the errors, and check again.")
@@ -85,7 +88,7 @@ class CheckOutcome(Outcome):
 
     @property
     def next(self) -> str:
-        """The command that trains, or this check again if a finding is an error."""
+        """The command to run next: `train`, or this check again if a finding is an error."""
         if self.can_train:
             return command_line("train", self.settings)
         return command_line("prepare", {"check": "true", **self.settings})
@@ -132,18 +135,24 @@ def check_dataset(
     settings: Mapping[str, object],
     identifiers: bool = False,
 ) -> CheckOutcome:
-    """Inspect the cases of `data.root` one by one, compare them, and write the page.
+    """Inspect every case of `data.root`, compare the cases with each other, and write an HTML page.
 
-    The page contains the numbers of the cases, and the table `pseudonyms.csv` next to it lists
-    their names. With `identifiers`, the page contains the names, and there is no such table.
+    `prepare check=true` calls this before a training, so that all errors of a dataset are listed at
+    once. By default, the page calls the cases `case 01`, `case 02`, …, and the table
+    `pseudonyms.csv` next to the page maps these pseudonyms to the case ids.
 
     Args:
         data: The dataset, and its split into folds.
         model: The model of the training that follows.
         seed: The seed of the split.
-        page: The file of the page.
-        settings: The settings of the next command.
-        identifiers: True if the page may contain names of cases.
+        page: The path of the page to write.
+        settings: The settings of the next command, which the outcome prints.
+        identifiers: True writes the case ids into the page instead of pseudonyms. No table of
+            pseudonyms remains then.
+
+    Returns:
+        The findings and the page. Findings that concern no single case come first, then those of
+        each case by case id.
 
     Raises:
         DatasetError: If the dataset has no known layout, or its description is wrong.
@@ -157,8 +166,8 @@ def check_dataset(
             name = f"case {number:0{n_digits}d}"  # with leading zeros, so that names sort
             inspected.append(_inspect(files, dataset, name))
             advance(name, number, len(dataset.cases))
+    # compare the cases, and sort the findings by case; findings without a case come first
     order = {case.files.case: i for i, case in enumerate(inspected)}
-    # findings without a case come first
     references = {
         case.files.case: case.reference_statistics
         for case in inspected
@@ -170,6 +179,7 @@ def check_dataset(
         *_notes_on_model(dataset, inspected, model),
     ]
     findings = sorted(found, key=lambda f: order.get(f.case, -1))
+    # write the page and the table of pseudonyms
     previews = {case.files.case: case.preview for case in inspected}
     if identifiers:
         previews = {case: replace(preview, name=case) for case, preview in previews.items()}
@@ -196,10 +206,18 @@ def _findings_of_cases(
     inspected: Sequence[_InspectedCase],
     references: Mapping[str, ReferenceStatistics],
 ) -> Iterator[Finding]:
-    """Yield the findings of the listing, of each case, of their comparison, and of references.
+    """Yield the findings of the listing, of each case, of comparing cases, and of the references.
 
-    A finding of the listing on a case that could not be listed has no case. If entries are
-    rejected, their cases are not called free of lesions, and no label is called empty.
+    A finding of the listing loses its case id if that case could not be listed. Two kinds of
+    finding are suppressed, because rejected entries of the dataset's table would explain them:
+
+    - `lesion_free` of a case, if the listing has an error for this case,
+    - `empty_label` of the dataset, if the listing has any error.
+
+    Args:
+        dataset: The listed dataset.
+        inspected: The inspected cases.
+        references: The statistics of the references by case id.
     """
     cases = {case.files.case for case in inspected}
     for finding in dataset.findings:
@@ -219,17 +237,18 @@ def _findings_of_cases(
 def _finding(
     kind: str, case: str = "", detail: str = "", severity: Severity = "warning"
 ) -> Finding:
-    """Return a finding with the explanation of its kind, to which `detail` is appended."""
+    """Return a finding whose message is the standard explanation of its kind, plus `detail`."""
     return Finding(kind, MEANING[kind] + detail, case, severity)
 
 
 def _notes_on_model(
     dataset: Dataset, inspected: Sequence[_InspectedCase], model: ModelConfig
 ) -> Iterator[Finding]:
-    """Yield a note if the settings name a model of masks, but a case has only boxes.
+    """Yield at most one note on the model that the training will use.
 
-    If they name no model, yield the one that `train` chooses for the development cases, and why. A
-    dataset without lesions has no note.
+    If the settings name a model: a note that it learns from masks, but a case has only boxes. If
+    the settings say `model=auto`: a note on the model that `train` would choose for the cases for
+    training and validation, and why. A dataset without lesions gets no note on `model=auto`.
     """
     if model.architecture != AUTO_MODEL:
         learns_from_masks = "segmentation" in heads_of(model.architecture)
@@ -260,10 +279,18 @@ def _find_training_problems(
     data: DataConfig,
     seed: int,
 ) -> list[Finding]:
-    """Return the finding that `train` could not start even if every case were readable.
+    """Return the error with which `train` would refuse this dataset, even with all cases readable.
 
-    Return an empty list if it could. A labelled case that cannot be read is assumed to have one
-    lesion, so that the split can be checked.
+    The list has one finding, or is empty if `train` could start. The check makes the split of the
+    training. A labelled case that cannot be read counts as a case with one lesion, so that the
+    split can be made without its files.
+
+    Args:
+        dataset: The listed dataset.
+        inspected: The inspected cases.
+        references: The statistics of the readable references by case id.
+        data: The settings of the split.
+        seed: The seed of the split.
     """
     diameters = {case.files.case: case.preview.diameters for case in inspected}
     sizes = {case: float(np.median(found or (0.0,))) for case, found in diameters.items()}
@@ -281,9 +308,15 @@ def _find_training_problems(
 
 
 def _inspect(files: CaseFiles, dataset: Dataset, pseudonym: str) -> _InspectedCase:
-    """Read a case, draw its pictures, and return its statistics and findings.
+    """Read a case, draw its pictures for the page, and return its statistics and findings.
 
-    If it cannot be read, its findings contain the error. `pseudonym` is its name on the page.
+    The arrays of the case are freed afterwards. If the case cannot be read, the result has the
+    error as a finding and only the attributes that need no arrays.
+
+    Args:
+        files: The files of the case.
+        dataset: The dataset, for the labels and the reading rules.
+        pseudonym: The name of the case on the page.
     """
     inspection = inspect_case(files, dataset)
     case = inspection.case
@@ -298,6 +331,7 @@ def _inspect(files: CaseFiles, dataset: Dataset, pseudonym: str) -> _InspectedCa
     lesions = None if reference is None else lesion_mask(reference)
     is_empty = lesions is not None and not lesions.any()
     is_ignored = _has_ignored_regions(case)
+    # findings of this case, each with its condition
     if any(channel.min() == channel.max() for channel in image.present_channels):
         findings.append(_finding("constant", files.case))
     notes = {
@@ -307,6 +341,7 @@ def _inspect(files: CaseFiles, dataset: Dataset, pseudonym: str) -> _InspectedCa
         "only_ignored": is_empty and is_ignored,
     }
     findings += [_finding(kind, files.case, severity="note") for kind in notes if notes[kind]]
+    # small lesions may be equal by coincidence, so the path of the file identifies them
     reference_key = ""
     if lesions is not None and np.count_nonzero(lesions) >= SAME_REFERENCE_VOXELS:
         reference_key = _array_digest(lesions)
@@ -327,9 +362,10 @@ def _inspect(files: CaseFiles, dataset: Dataset, pseudonym: str) -> _InspectedCa
 
 
 def _has_ignored_regions(case: Case) -> bool:
-    """Return True if the reference ignores pixels of the patient, not only those of the padding.
+    """Return True if the reference marks image voxels as ignored (neither lesion nor background).
 
-    Return False for a case without a reference.
+    Ignored voxels of the padding around the image (outside `image.valid`) do not count. A case
+    without a reference gives False.
     """
     if case.reference is None or case.reference.ignore is None:
         return False
@@ -338,10 +374,15 @@ def _has_ignored_regions(case: Case) -> bool:
 
 
 def _compare_cases(inspected: Sequence[_InspectedCase]) -> Iterator[Finding]:
-    """Yield the findings of comparing cases.
+    """Yield the findings that only a comparison of cases can show.
 
-    They are equal images and references, patients in several groups, leaks, outliers of spacing,
-    and unusual axes. Equal channels of a case count as equal images if they are several files.
+    - `same_channels`: two channels of one case, from several files, have equal voxels.
+    - `duplicate`: cases share an image.
+    - `same_reference`: cases share a reference.
+    - `same_patient`: cases of one patient, or with equal images, belong to different groups.
+    - `leak`: related cases are divided between training, validation and test.
+    - `spacing`: the voxel size is an outlier.
+    - `orientation`: the array axes have other anatomical directions than in most cases.
     """
     for case in inspected:
         has_files = len(case.files.images) > 1  # a grey picture may have three equal colours
@@ -367,14 +408,19 @@ def _compare_cases(inspected: Sequence[_InspectedCase]) -> Iterator[Finding]:
 
 
 def _find_leaks(groups: Sequence[Sequence[_InspectedCase]]) -> Iterator[Finding]:
-    """Yield a finding for each case of a group in several of training, validation and test.
+    """Yield a finding for each case of a group that is divided between training and evaluation.
 
-    A case without a role is for training or validation. Test and external cases are both unseen.
+    Such a group, for example the cases of one patient, makes scores too optimistic. It has cases
+    for training or validation as well as test or external cases, or it has cases for training as
+    well as validation. A case without a role counts as a case for training. A group may be divided
+    between test and external cases, because neither role is used for training.
     """
     leaked: set[str] = set()
     for group in groups:
         roles = {case.files.role for case in group}
+        # some cases are unseen and others are not
         is_divided = bool(roles & {"test", "external"}) and not roles <= {"test", "external"}
+        # some cases validate and others train
         is_divided |= "validation" in roles and bool(roles & {"train", None})
         if is_divided:
             leaked |= {case.files.case for case in group}
@@ -383,7 +429,7 @@ def _find_leaks(groups: Sequence[Sequence[_InspectedCase]]) -> Iterator[Finding]
 
 
 def _findings_of_group(kind: str, group: Sequence[_InspectedCase]) -> Iterator[Finding]:
-    """Yield a finding for each case of a group. It lists the other cases."""
+    """Yield a finding of this kind for each case of a group. Its message lists the other cases."""
     for case in group:
         others = [other.files.case for other in group if other is not case]
         yield _finding(kind, case.files.case, f" Also: {', '.join(others)}.")
@@ -392,12 +438,16 @@ def _findings_of_group(kind: str, group: Sequence[_InspectedCase]) -> Iterator[F
 def _groups_sharing(
     inspected: Sequence[_InspectedCase], keys: Callable[[_InspectedCase], tuple[str, ...]]
 ) -> Iterator[list[_InspectedCase]]:
-    """Yield each group of two or more cases that share a key, without repetition.
+    """Yield each group of two or more cases that have a key in common, such as equal images.
 
-    `keys` returns the keys of a case, such as the hashes of its channels. Empty keys are ignored.
-    Cases that share several keys are yielded once.
+    A group that shares several keys is yielded once.
+
+    Args:
+        inspected: The cases.
+        keys: Returns the keys of a case, such as the hashes of its channels. Empty keys are
+            ignored.
     """
-    by_key: dict[str, dict[str, _InspectedCase]] = {}
+    by_key: dict[str, dict[str, _InspectedCase]] = {}  # cases by id, for each key
     for case in inspected:
         for key in keys(case):
             if key:
@@ -409,10 +459,10 @@ def _groups_sharing(
 
 
 def _find_spacing_outliers(readable: Sequence[_InspectedCase]) -> Iterator[Finding]:
-    """Yield a finding for each case with a spacing above twice or below half the axis's median.
+    """Yield a finding for each case whose voxel size is above twice or below half the median size.
 
-    Fewer than three cases have no outlier, because the median of two does not show which of them
-    is unusual.
+    The median is computed for each axis. Fewer than three cases have no outlier, because the median
+    of two does not show which case is unusual.
     """
     if len(readable) < 3:
         return
@@ -427,5 +477,8 @@ def _find_spacing_outliers(readable: Sequence[_InspectedCase]) -> Iterator[Findi
 
 
 def _array_digest(array: NDArray[np.generic]) -> str:
-    """Return a hash of shape, type and values. It does not depend on the file format."""
+    """Return a hash of shape, data type and values, used to recognise equal images and references.
+
+    The hash does not depend on the file format.
+    """
     return digest_of(repr((array.shape, str(array.dtype))), np.ascontiguousarray(array).data)

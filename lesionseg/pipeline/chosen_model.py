@@ -16,10 +16,11 @@ C = TypeVar("C", bound=TrainConfig)
 
 
 def keep_choices_of_run(cfg: C, run: Path) -> C:
-    """Return the settings with the model and the learning rate of a run, if the run exists.
+    """Return the settings with `auto` replaced by the model and learning rate of an existing run.
 
-    A run can therefore be resumed after a change of the rules that choose both. A model or rate
-    that the settings name stays.
+    A run can therefore be resumed with the same command even if a newer version would choose
+    another model or rate for `auto`. A model or rate that the settings name is not replaced. If
+    `run` is not a run directory yet, the settings are returned unchanged.
     """
     if not has_config(run):
         return cfg
@@ -34,12 +35,21 @@ def keep_choices_of_run(cfg: C, run: Path) -> C:
 
 
 def model_for(model: ModelConfig, kinds: ReferenceKinds) -> Decision[str]:
-    """Return the model that the settings name, or the one that the rules choose.
+    """Return the architecture that the settings name, or for `model=auto` the one chosen by rules.
 
-    A training that starts from the weights of a bundle has the bundle's model, unless that is a
-    class of the user, or needs masks and a case has only boxes. A U-Net that starts from a
-    checkpoint has the encoder of the checkpoint. The reason is empty if the settings name the
-    model.
+    The returned decision has the name of the architecture and the reason for it. The reason is
+    empty if the settings name the architecture. For `auto`, the choice depends on the initial
+    weights (`model.init_from`):
+
+    - None: the rules of `choose_model` decide.
+    - An nnU-Net checkpoint: the rules decide, but a U-Net becomes a residual U-Net if the
+      checkpoint has a residual encoder.
+    - A bundle: the architecture of the bundle. The rules decide instead if that is a class of the
+      user, or if it needs masks and some cases have only boxes.
+
+    Args:
+        model: The settings of the model.
+        kinds: The numbers of cases with masks, boxes and lesions, from which the rules choose.
     """
     if model.architecture != AUTO_MODEL:
         return Decision(model.architecture, "")
@@ -57,7 +67,7 @@ def model_for(model: ModelConfig, kinds: ReferenceKinds) -> Decision[str]:
 
 
 def with_choices(cfg: C, model: str, lr: float | Literal["auto"]) -> C:
-    """Return the settings with this model and this learning rate."""
+    """Return a copy of the settings with this architecture and this learning rate."""
     architecture = cfg.model.model_copy(update={"architecture": model})
     optim = cfg.optim.model_copy(update={"lr": lr})
     return cfg.model_copy(update={"model": architecture, "optim": optim})

@@ -31,19 +31,21 @@ def write_own_bundle(
     digest: str,
     choose: Callable[[Selection], Selection] | None = None,
 ) -> Selection:
-    """Write weights as safetensors, plan, selection and a model card of an nnU-Net model.
+    """Convert a loaded nnU-Net model to a lesionseg bundle, and return the bundle's selection.
 
-    Return the selection. It states whether its operating points are those of mirrored views.
+    The bundle consists of the weights as safetensors, the plan, the selection (operating points and
+    calibration) and a model card. With new operating points and an nnU-Net that mirrors, the
+    selection records that the points are valid only for prediction with mirrored views.
 
     Args:
         bundle: The networks of the nnU-Net model.
         folder: The folder of the new bundle.
         digest: The digest of the nnU-Net model, for the model card.
-        choose: Adds operating points to the selection, as `select_on_validation` does; None keeps
-            those of the bundle.
+        choose: Adds operating points to the selection, as `select_on_validation` does. None keeps
+            the operating points of the nnU-Net model's bundle.
 
     Raises:
-        ConfigError: If the bundle is not nnU-Net's.
+        ConfigError: If the bundle is already a lesionseg bundle.
         OutputError: If a trained model would be replaced, or the bundle cannot be written.
         LesionsegError: If `choose` raises it.
     """
@@ -65,7 +67,11 @@ def write_own_bundle(
 
 
 def _require_no_training(folder: Path) -> None:
-    """Raise `OutputError` if a bundle that we trained, or that of a run, would be replaced."""
+    """Raise `OutputError` if the new bundle would replace a bundle that lesionseg has trained.
+
+    This is the case if the parent of `folder` is a run directory, or if `folder` contains a bundle
+    that is not a converted nnU-Net model.
+    """
     has_bundle = BundleFiles(folder).plan.is_file()
     if has_config(folder.parent) or (has_bundle and bundle_plan(folder).nnunet is None):
         raise OutputError(
@@ -83,19 +89,22 @@ def select_on_validation(
     rate_confidence: float | None,
     group: str | None,
 ) -> Selection:
-    """Select operating points and calibration on nnU-Net's own validation predictions.
+    """Choose operating points and calibration on the predictions of nnU-Net's cross-validation.
+
+    nnU-Net writes the predictions of each fold's validation cases to `fold_<number>/validation`.
 
     Args:
-        selection: The selection so far, which is returned with these.
-        models: The model folder, with the predictions in `fold_*/validation`.
+        selection: The selection so far. The points and the calibration are added to it.
+        models: The nnU-Net model folder, as the only item.
         reference: The folder with the masks of the validation cases.
         operating_point: The requested operating point, such as `fp_per_case:1`.
-        rate_confidence: The confidence of the expected rate; None for no upper bound.
+        rate_confidence: The confidence of the upper bound of the expected rate of false positives;
+            None for no upper bound.
         group: A regular expression that finds the patient in a case id.
 
     Raises:
-        ConfigError: If there are several models, a zip or an address, if there are no
-            predictions or they lack probabilities, or if the operating point cannot be parsed.
+        ConfigError: If there are several models, a zip or an address, if there are no predictions
+            or they lack probabilities, or if the operating point cannot be parsed.
         DatasetError: If there is only the fold `all`, if two folds validated the same case, or if
             no prediction has a reference or can be matched.
     """

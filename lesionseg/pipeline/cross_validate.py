@@ -47,16 +47,21 @@ log = logging.getLogger(__name__)
 
 
 def cross_validate(experiment: Experiment) -> TrainedModel | None:
-    """Train all folds that are not finished yet, gather their predictions, and keep one ensemble.
+    """Train all folds that are not finished yet, and join their networks into one ensemble bundle.
 
-    Finished folds are kept and started ones are resumed, even if another process or machine made
-    them with `data.fold=<number>`. Each fold has the whole budget of the trainer. Return None on
-    every process of a training except the first.
+    The operating points are selected on the out-of-fold predictions: each development case is
+    predicted by the network of the fold that validates it. A finished fold is not trained again,
+    and an interrupted one is resumed, even if another process or machine trained it with
+    `data.fold=<number>`. Each fold has the whole time or step budget of the trainer.
+
+    Returns:
+        The ensemble and its scores. None on every process of a distributed training except rank 0.
 
     Raises:
         ConfigError: If a fold was made by other settings or another plan.
         DatasetError: If a fold was made from other cases, or has no case for validation, or if a
-            test case of a fold, or another case of its patient, trains or validates in another one.
+            test case of a fold, or another case of its patient, trains or validates in another
+            fold.
     """
     run = experiment.run
     folds = _experiments_of_folds(experiment)
@@ -81,10 +86,11 @@ def cross_validate(experiment: Experiment) -> TrainedModel | None:
 
 
 def plan_of_first_begun(folds: Collection[Experiment]) -> Plan | None:
-    """Return the plan of the first fold that has a bundle, otherwise of the first that has begun.
+    """Return the plan that an earlier training of one of the folds used; None if no fold has begun.
 
-    Folds may have been trained one by one before the cross-validation, perhaps on a machine with
-    other memory. The remaining folds must have the same plan. Return None if no fold has begun.
+    The folds may have been trained one by one before the cross-validation, perhaps on a machine
+    with other memory. The remaining folds must have the same plan. Folds with a bundle come first,
+    because a finished network cannot change its plan.
     """
     paths = [fold.bundle / "plan.json" for fold in folds]
     paths += [fold.run / "plan.json" for fold in folds if has_config(fold.run)]
@@ -103,9 +109,10 @@ def _check_plans_of_begun(folds: Collection[Experiment], plan: Plan) -> None:
 
 
 def _experiments_of_folds(experiment: Experiment) -> dict[int, Experiment]:
-    """Return the experiment of each fold, equal to a training with `data.fold=<number>`.
+    """Return the experiment of each fold by its number, as `data.fold=<number>` would make it.
 
-    The run directories of the folds are in that of the cross-validation. They share its cache.
+    The run directory of a fold is `fold_<number>` in the run directory of the cross-validation. All
+    folds use one cache of prepared cases.
     """
     cfg = experiment.cfg
     cache = str(cache_folder(cfg.data, experiment.run))
@@ -125,14 +132,17 @@ def _experiments_of_folds(experiment: Experiment) -> dict[int, Experiment]:
 def _require_unseen_test_cases(folds: Mapping[int, DatasetInspection]) -> None:
     """Raise `DatasetError` if a network of the ensemble has seen a test case of another fold.
 
-    A patient's other cases count as well, unless all cases are of a single group. A patient that
-    is divided within each fold is not an error here, because `make_splits` has warned of it.
+    The ensemble predicts the test cases with all networks, so no network may have been trained or
+    validated on them. Other cases of the same patient count as seen, too, unless the dataset has
+    only one group. A patient who is divided within each fold is not an error here, because
+    `make_splits` has warned of it.
     """
     groups = {files.case: files.patient for files in next(iter(folds.values())).dataset.cases}
     if len(set(groups.values())) == 1:
         groups = {case: case for case in groups}
-    tested: dict[str, dict[int, str]] = {}  # a test case of each group and fold
-    used: dict[str, dict[int, str]] = {}  # a case for training or validation
+    # one case id for each group and fold: a test case, and a case for training or validation
+    tested: dict[str, dict[int, str]] = {}
+    used: dict[str, dict[int, str]] = {}
     for number, inspection in folds.items():
         for case, role in inspection.splits.roles.items():
             cases_of = tested if role in ("test", "external") else used
@@ -151,9 +161,10 @@ def _require_unseen_test_cases(folds: Mapping[int, DatasetInspection]) -> None:
 
 
 def _write_splits(run: Path, folds: Collection[Experiment]) -> None:
-    """Write the folds as in nnU-Net's splits_final.json, with a list of any test cases.
+    """Write the cases of each fold to `splits.json`, in the format of nnU-Net's splits_final.json.
 
-    Warn of training cases that no fold validates.
+    The file is a list with an object per fold: `train`, `val` and, if the fold has test cases,
+    `test`. Warn of training cases that no fold validates.
     """
     splits = []
     trained: list[str] = []
@@ -175,7 +186,7 @@ def _write_splits(run: Path, folds: Collection[Experiment]) -> None:
 
 
 def _join_folds(experiment: Experiment, folds: Mapping[int, Experiment]) -> TrainedModel:
-    """Select on the out-of-fold predictions, score them, and keep the networks as one bundle.
+    """Select operating points on the out-of-fold predictions, and write the ensemble as one bundle.
 
     Predictions, scores and tables are written to `run/oof`, bundle and selection to the run.
 
@@ -205,9 +216,14 @@ def _join_folds(experiment: Experiment, folds: Mapping[int, Experiment]) -> Trai
 def _describe_folds(
     experiment: Experiment, folds: Collection[Experiment], model: str
 ) -> Experiment:
-    """Return the experiment with the provenance of all folds together.
+    """Return the experiment with a provenance that adds up the training of all folds.
 
-    `model`: the name of the architecture.
+    Minutes and steps are sums over the folds. A case that several folds train on is counted once.
+
+    Args:
+        experiment: The cross-validation.
+        folds: The finished folds, whose scores contain their minutes and steps.
+        model: The name of the architecture.
     """
     minutes = 0.0
     steps = 0
@@ -227,9 +243,10 @@ def _describe_folds(
 
 
 def _check_equal(plans: Sequence[Plan], names: Sequence[str]) -> None:
-    """Raise `ConfigError` if a plan or architecture differs from the first one.
+    """Raise `ConfigError` if a plan or architecture differs from the first plan of the list.
 
-    The networks of a bundle have one plan. `names`: the names of the plans, for the message.
+    The networks of a bundle must have the same plan. `names` are the names of the plans in the
+    error message, in the order of `plans`.
     """
     for name, plan in zip(names, plans, strict=True):
         different = plans[0].differences(plan)
@@ -243,7 +260,10 @@ def _check_equal(plans: Sequence[Plan], names: Sequence[str]) -> None:
 
 
 def _is_finished(fold: Experiment) -> bool:
-    """Return True if a fold has a bundle, and predictions of all its validation cases."""
+    """Return True if a fold has a bundle, and predictions of all its validation cases.
+
+    A finished fold is not trained again.
+    """
     if not (fold.bundle / "plan.json").is_file():
         return False
     try:

@@ -34,12 +34,18 @@ STATISTICS = "facts"  # folder in the cache
 
 
 def cache_folder(data: DataConfig, run: Path) -> Path:
-    """Return the folder of prepared cases: that of the settings, or one next to the run."""
+    """Return the folder of prepared cases: `data.cache_dir`, by default `cache` next to the run."""
     return Path(data.cache_dir or run.parent / CACHE)
 
 
 def may_lack(data: DataConfig, channels: Sequence[str]) -> bool:
-    """Return True if a scan may lack a channel, because training drops channels.
+    """Return True if a scan may lack a channel at prediction, because training drops channels.
+
+    The plan records this, so that `predict` accepts a scan with a missing channel.
+
+    Args:
+        data: The settings of the data, with the probability of dropping a channel.
+        channels: The names of the channels.
 
     Raises:
         ConfigError: If channels are dropped, but there is only one.
@@ -75,11 +81,11 @@ class DatasetInspection:
     digests: Mapping[str, str] = field(default_factory=dict)
 
     def of_role(self, role: str) -> tuple[CaseFiles, ...]:
-        """Return the cases of one role, in the dataset's order, also those without a reference."""
+        """Return the cases of a role in the dataset's order, even cases without a reference."""
         return tuple(c for c in self.dataset.cases if self.splits.roles.get(c.case) == role)
 
     def is_group_safe(self, role: str) -> bool:
-        """Return True if no patient of the role was used for training.
+        """Return True if scores on this role are independent: the training has none of its patients.
 
         For test and external cases, no patient may have been used for validation either.
         """
@@ -92,17 +98,18 @@ class DatasetInspection:
 def inspect_dataset(
     data: DataConfig, seed: int, statistics: Path | None = None
 ) -> DatasetInspection:
-    """Read every case and divide the dataset. The roles are those of the first fold to train.
+    """Read every case of the dataset, compute its statistics, and assign a role to each case.
 
-    A case whose statistics are in `statistics/facts.json` is read again only if its files have
-    changed. The fingerprint describes only development cases: no test cases, and no cases that a
-    split file leaves out. Doubtful references, and cases that the split leaves out, are warnings.
+    The statistics of each case are cached in `statistics/facts.json`, and the case is read again
+    only if its files have changed. If all folds are trained (`data.fold=all`), the roles are those
+    of the first fold. The fingerprint describes only development cases: no test cases, and no cases
+    that a split file leaves out. Warn of implausible references, and of cases that the split leaves
+    out.
 
     Args:
         data: The settings of the data.
-        seed: The seed of the division.
-        statistics: The folder of `facts.json`, which is brought up to date; None: every case is
-            read.
+        seed: The seed of the split.
+        statistics: The folder of `facts.json`, which is updated; None reads every case.
 
     Raises:
         DatasetError: If files cannot be used (the message lists up to 100 of them), if references,
@@ -148,10 +155,15 @@ def require_lesions(
     counts: Mapping[str, int],
     references: Mapping[str, ReferenceStatistics],
 ) -> None:
-    """Raise `DatasetError` if references, lesions or background to learn from are missing.
+    """Raise `DatasetError` if no network can learn from the references.
 
-    `counts`: the number of lesions of each labelled case. `references`: the statistics of their
-    references.
+    This is so if no development case has a reference, if no development case has a lesion, or if
+    every voxel of the references is lesion.
+
+    Args:
+        dataset: The listed dataset.
+        counts: The number of lesions of each labelled case.
+        references: The statistics of the references by case id.
     """
     held_out = {files.case for files in dataset.cases if files.role in ("test", "external")}
     development = counts.keys() - held_out
@@ -185,11 +197,18 @@ def first_splits(
     data: DataConfig,
     seed: int,
 ) -> Splits:
-    """Divide the dataset. If all folds are trained, return the splits of the first one.
+    """Divide the cases into roles for the fold `data.fold`, or for the first fold if it is `all`.
+
+    Args:
+        dataset: The listed dataset.
+        counts: The number of lesions of each labelled case.
+        lesions: The sizes and label values of the lesions, by which the split is stratified.
+        data: The settings of the split.
+        seed: The seed of the split.
 
     Raises:
         DatasetError: If the split cannot be made, if no training case has a lesion, or if no case
-            is left for validation although the settings ask for it.
+            remains for validation although the settings ask for validation.
         ConfigError: If `data.validation_fraction=0` contradicts the split file or the fold.
     """
     fold = data.fold
@@ -225,7 +244,10 @@ def first_splits(
 
 
 def _development_cases(dataset: Dataset, splits: Splits, data: DataConfig) -> set[str]:
-    """Return the cases that at least one fold uses for training or validation."""
+    """Return the ids of the cases that at least one fold uses for training or validation.
+
+    With `data.fold=all` and a split file, all folds of the file count, otherwise only `splits`.
+    """
     folds = [splits.roles]
     file = data.splits or dataset.split_file
     if file is not None and data.fold == ALL_FOLDS:
@@ -235,7 +257,7 @@ def _development_cases(dataset: Dataset, splits: Splits, data: DataConfig) -> se
 
 
 def with_fold(inspection: DatasetInspection, data: DataConfig, seed: int) -> DatasetInspection:
-    """Return the inspection with the roles of the fold that the settings name.
+    """Return the inspection with the roles of the fold that `data.fold` names.
 
     Raises:
         DatasetError: If the fold has no case for validation, or no lesion for training.
@@ -256,15 +278,16 @@ def folds_of(inspection: DatasetInspection, data: DataConfig) -> tuple[int, ...]
 
 
 def _given(data: DataConfig) -> Path | None:
-    """Return the split file that the settings name, or None."""
+    """Return the path of the split file in the settings (`data.splits`), None if it is not set."""
     return Path(data.splits) if data.splits else None
 
 
 def open_dataset(data: DataConfig) -> Dataset:
-    """List the dataset of `data.root`, which is downloaded first if it is a URL.
+    """List the cases of `data.root`, without reading their images.
 
-    If it is missing and the settings describe phantoms, they are simulated there. Cases that cannot
-    be used are findings, see `list_dataset`.
+    A URL is downloaded first. If the settings describe phantoms and the folder is missing, the
+    phantoms are simulated into it. Cases that cannot be used are findings of the dataset, see
+    `list_dataset`.
 
     Raises:
         DatasetError: If the dataset has no known layout, or its description is wrong.
@@ -287,14 +310,15 @@ def open_dataset(data: DataConfig) -> Dataset:
 
 
 def labelled_cases(inspection: DatasetInspection, role: Role) -> list[CaseFiles]:
-    """Return the cases of a role that have a reference, as cases of this role."""
+    """Return the cases of a role that have a reference, each with `role` set to this role."""
     return [replace(c, role=role) for c in inspection.of_role(role) if c.is_labelled]
 
 
 def require_masks(inspection: DatasetInspection, architecture: str) -> None:
-    """Raise `DatasetError` for a model of masks if a development case with lesions has only boxes.
+    """Raise `DatasetError` if a model that learns from masks would get references that are boxes.
 
-    The model would learn filled boxes as the outlines of lesions.
+    The model would learn filled boxes as the outlines of lesions. Only development cases with
+    lesions count. A detector, which has no segmentation head, accepts boxes.
     """
     if "segmentation" in heads_of(architecture) and inspection.boxed:
         case, n_boxes = next(iter(inspection.boxed.items()))

@@ -40,10 +40,18 @@ def parse_aim(
     compare_chosen_on: str | None,
     chosen_on_reference: str | None,
 ) -> OperatingPointAim | None:
-    """Parse the aim of `evaluate`, and check the settings that belong to it.
+    """Parse the operating point that `evaluate` is asked for, and check the related settings.
 
-    A bare number is a score. With `chosen_on` and no aim, the aim is the default. Without both,
-    return None: each prediction then keeps its own operating point.
+    A bare number is a score threshold. With `chosen_on` but no operating point, the default aim is
+    returned. With neither, None is returned: the evaluation then uses the operating point at which
+    the predictions were made.
+
+    Args:
+        operating_point: The setting, such as `fp_per_case:1`, a score, or None.
+        rate_confidence: The setting; allowed only if the aim is a rate of false positives.
+        chosen_on: The folder of development predictions of the first model, or None.
+        compare_chosen_on: The folder of development predictions of the second model, or None.
+        chosen_on_reference: The folder of their references, or None.
 
     Raises:
         ConfigError: If the aim is unknown, or if settings contradict each other.
@@ -96,18 +104,18 @@ class PointChooser:
     def choose_on_development(
         self, folder: str | None, evaluated: Sequence[CaseFiles]
     ) -> Selection:
-        """Choose operating point and calibration on the predictions in a folder, if it is given.
+        """Choose operating point and calibration on the development predictions in a folder.
 
-        With too few candidates, there is no calibration. If an evaluated case, or another case of
-        its patient, is a development case, a warning says so, and the point counts as chosen on the
-        role of the evaluated cases, so that the scores state that they are too optimistic.
+        There is no calibration if the cases have too few candidates. If a patient of an evaluated
+        case is also a development patient, a warning says so. The point is then recorded as chosen
+        on the role of the evaluated cases, so that the scores say that they are too optimistic.
 
         Args:
-            folder: The folder of predictions of development cases. Without it, nothing is selected.
+            folder: The folder of predictions of development cases. None returns an empty selection.
             evaluated: The evaluated cases with their groups.
 
         Raises:
-            ConfigError: If the cases do not allow the aim.
+            ConfigError: If the aim cannot be reached on the cases.
             DatasetError: If the folder has no usable predictions, see `development_predictions`, or
                 if no prediction has a reference or can be matched.
         """
@@ -137,12 +145,19 @@ class PointChooser:
         return Selection((point,), calibration)
 
     def choose_here(self, selection: Selection, scored: ScoredCases) -> Selection:
-        """Return a selection with the given score, or choose it on the evaluated cases themselves.
+        """Return a selection for the evaluated cases, without development cases.
 
-        Return `selection` if it has a point, or if there is no aim or no case.
+        - If the aim is a score, the selection has this score.
+        - If `selection` already has a point, or there is no aim or no case, it is returned
+          unchanged.
+        - Otherwise the point is chosen on the evaluated cases themselves, which is optimistic.
+
+        Args:
+            selection: The selection so far, from `choose_on_development`.
+            scored: The evaluated cases, matched with their predictions.
 
         Raises:
-            ConfigError: If the cases do not allow the aim.
+            ConfigError: If the aim cannot be reached on the cases.
         """
         if self.aim is None:
             return selection
@@ -155,7 +170,10 @@ class PointChooser:
     def _choose(
         self, tables: Tables, aim: OperatingPointAim, chosen_on: str | None = None
     ) -> OperatingPoint:
-        """Choose the point. Raise `ConfigError` if the cases do not allow it."""
+        """Choose the operating point. Raise `ConfigError` if the cases cannot reach the aim.
+
+        `chosen_on` is the role of the cases, for the record; None is the role in the tables.
+        """
         try:
             return choose(tables, aim, confidence=self.confidence, chosen_on=chosen_on)
         except ContentError as error:
@@ -174,21 +192,25 @@ class DevelopmentPredictions:
 
 
 def development_predictions(folder: Path) -> DevelopmentPredictions:
-    """Find the development predictions in a folder.
+    """Find the prediction files of development cases in a folder, and the fold of each case.
 
-    A model folder of nnU-Net, or a cross-validation of ours, contains them in `fold_0/validation`
-    and so on. The folder of one fold can be given as well. The fold `all` is ignored, because it
-    validates on its own training cases. A run of ours without folds contains them in `validation`.
-    Any other folder contains the predictions directly.
+    The folder may have one of these forms:
+
+    - An nnU-Net model folder, or a cross-validation of lesionseg: predictions in
+      `fold_<number>/validation`. nnU-Net's fold `all` is ignored, because it validates on its
+      training cases.
+    - The folder of a single fold: predictions in `validation`.
+    - A run of lesionseg without folds: predictions in `validation`, and no fold is recorded.
+    - Any other folder: predictions directly in the folder, and no fold is recorded.
 
     Raises:
-        DatasetError: If there is only the fold `all`, if two folds validated the same case, or if
-            a folder contains no prediction.
+        DatasetError: If there is only the fold `all`, if two folds validated the same case, or if a
+            folder contains no prediction.
     """
     folds = {
         int(numbered[1]): fold / _VALIDATION
         for fold in [folder, *sorted(folder.glob("fold_*"))]  # or the folder of a single fold
-        # not a copy such as fold_0_old
+        # the full name must match, so that a copy such as fold_0_old is ignored
         if (numbered := _FOLD.fullmatch(fold.name)) and (fold / _VALIDATION).is_dir()
     }
     if not folds:
@@ -220,10 +242,11 @@ def development_tables(
     rules: ReadingRules,
     group: str | None,
 ) -> Tables:
-    """Score development cases. Distances between surfaces are not computed.
+    """Match development predictions with their references, and return the tables of the cases.
 
-    A case whose files are damaged or do not fit together is left out with a warning. References
-    without a prediction, and predictions without a reference, are left out.
+    Operating points are chosen on these tables, so distances between surfaces are not computed. A
+    case whose files are damaged or do not fit together is left out with a warning. References
+    without a prediction, and predictions without a reference, are left out silently.
 
     Args:
         predictions: The predictions of development cases.
