@@ -10,6 +10,7 @@ _lesionseg_settings() {
     /^    [a-z_]+:/  { print section "." substr($1, 1, length($1) - 1) "=" }'
 }
 
+# Complete the word at the cursor ($2; $3 is the word before): a command, a setting or an option.
 _lesionseg() {
   local words key=""
   [[ $3 == "=" ]] && key=${COMP_WORDS[COMP_CWORD - 2]}      # `model=u` is three words

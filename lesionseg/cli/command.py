@@ -40,10 +40,12 @@ log = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `lesionseg COMMAND OVERRIDES…`. Return the exit status: 2 for an unknown command.
+    """Run `lesionseg COMMAND OVERRIDES…`, the entry point of the program. Return the exit status.
 
-    Without a command, print the list of commands. `argv` are the words after `lesionseg`; None for
-    those of this process.
+    Without a command, the list of commands is printed. For an unknown command the status is 2.
+
+    Args:
+        argv: The words after `lesionseg`; None for those of this process.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments and arguments[0] in COMMANDS.kinds:
@@ -63,8 +65,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(command: str, argv: Sequence[str], *, program: str | None = None) -> int:
     """Run one command and return its exit status. Print its outcome, or its error as a sentence.
 
-    It sets up the logging of the process, in which SIGTERM and SIGUSR1 then act like Ctrl-C.
-    `--cfg` and `--help` print settings and help instead. `--multirun` runs it for several values.
+    The function also sets up the logging of the process, and makes SIGTERM and SIGUSR1 act like
+    Ctrl-C. These flags change its behaviour:
+
+    - `--cfg` and `--help` print settings and help, and do not run the command.
+    - `--multirun` runs the command once for each of several values of a setting.
+    - `--json` prints the outcome as JSON.
 
     Args:
         command: The name of the command.
@@ -74,8 +80,7 @@ def run(command: str, argv: Sequence[str], *, program: str | None = None) -> int
 
     Returns:
         0 if all is done, 3 if some cases failed, 1 if there is no result, 2 for a wrong setting
-        (also if a training runs out of memory) and 130 after Ctrl-C, SIGTERM or
-        SIGUSR1.
+        (also if a training runs out of memory) and 130 after Ctrl-C, SIGTERM or SIGUSR1.
     """
     if (topic := _help_topic(argv)) is not None:
         return _say_help(command, program, topic)
@@ -129,7 +134,10 @@ def run(command: str, argv: Sequence[str], *, program: str | None = None) -> int
 
 
 def _help_topic(argv: Sequence[str]) -> str | None:
-    """Return the topic of `--help=TOPIC` or `-h=TOPIC`, "" without a topic, None without a flag."""
+    """Return the topic of the flag `--help=TOPIC` or `-h=TOPIC`; "" for a flag without a topic.
+
+    Return None without such a flag.
+    """
     for argument in argv:
         flag, _, topic = argument.partition("=")
         if flag in ("-h", "--help"):
@@ -138,10 +146,10 @@ def _help_topic(argv: Sequence[str]) -> str | None:
 
 
 def _say_help(command: str, program: str | None, topic: str) -> int:
-    """Print the help of a command, or of a part of its settings.
+    """Print the help of a command, or of a group or section of its settings, and return a status.
 
-    Return the exit status: 2 if there is no such topic, or the command is an extra that is missing,
-    otherwise 0.
+    The status is 2 if there is no such topic, or if the command belongs to an extra that is not
+    installed, otherwise 0. For the parameters, see `help_page`.
     """
     try:
         if COMMANDS.kinds[command] is None:
@@ -154,10 +162,10 @@ def _say_help(command: str, program: str | None, topic: str) -> int:
 
 
 def run_recipe(command: str, cfg: Any) -> Outcome:
-    """Run a command with its settings, and return its outcome. Print nothing.
+    """Check the paths in the settings, run a command with them, and return its outcome.
 
-    The paths are checked first, and models named by an address are downloaded. Files are private if
-    the settings say so, and always for `serve`.
+    Models that are named by an address are downloaded before. If `cfg.private` is true, as it
+    always is for `serve`, only the owner can read the files that are written. Nothing is printed.
     """
     from lesionseg.cli.paths import check_paths, with_local_models
 
@@ -173,9 +181,9 @@ def run_recipe(command: str, cfg: Any) -> Outcome:
 
 @contextmanager
 def private_files() -> Iterator[None]:
-    """Create files with mode 0600 and folders with 0700 within the context, in all threads.
+    """Create files with mode 0600 and folders with mode 0700 within the context, in all threads.
 
-    Without it files and folders follow the umask, like those of other programs.
+    The umask of the process is changed and restored.
     """
     before = os.umask(0o077)
     try:
@@ -185,20 +193,23 @@ def private_files() -> Iterator[None]:
 
 
 def print_line(text: str) -> None:
-    """Write to standard output. A character that its encoding lacks becomes a `?`."""
+    """Print a line to standard output, with `?` for characters that its encoding lacks."""
     encoding = sys.stdout.encoding or "utf-8"
     sys.stdout.write(text.encode(encoding, "replace").decode(encoding) + "\n")
 
 
 def _explain_os_error(error: OSError) -> str:
-    """Describe an error of the operating system: its path if it has one, its reason, the remedy."""
+    """Return an error of the operating system as a sentence: its path, its reason and a remedy."""
     reason = error.strerror or str(error) or type(error).__name__
     place = f"{error.filename}: " if error.filename else ""
     return f"{place}{reason}. Check the permissions and the free space, or name another path."
 
 
 def _report_error(status: int, text: str, *, as_json: bool) -> int:
-    """Print why a command ended early, with `as_json` also as JSON. Return the exit status."""
+    """Print the reason for which a command ended early to standard error, and return `status`.
+
+    With `as_json`, print status and text also as a line of JSON to standard output.
+    """
     sys.stderr.write(f"{text}\n" if status == INTERRUPTED else f"Error: {text}\n")
     if as_json:
         print_line(json.dumps({"exit_status": status, "error": text}))
@@ -206,9 +217,9 @@ def _report_error(status: int, text: str, *, as_json: bool) -> int:
 
 
 def print_outcome(outcome: Outcome, *, as_json: bool = False) -> int:
-    """Print the outcome of a command as text or, with `as_json`, as one line of JSON.
+    """Print the outcome of a command as text, or with `as_json` as one line of JSON.
 
-    Return its exit status. An outcome without content prints nothing.
+    Return the exit status of the outcome. An outcome without content prints nothing.
     """
     if as_json:
         record = outcome.record()
@@ -227,9 +238,10 @@ def print_outcome(outcome: Outcome, *, as_json: bool = False) -> int:
 def multirun(command: str, argv: Sequence[str]) -> int:
     """Run a command once for each value of `a=1,2`, in sequence or through a launcher of Hydra.
 
-    Without `run_dir`, each job gets a folder with its number. Other folders are not checked: jobs
-    may share one, as the shards of `predict` do. A failed job does not end the others.
-    `sys.argv` is replaced, because Hydra reads it.
+    For commands with a run directory, each job gets its own numbered folder unless `run_dir` is
+    given. Other folders are not checked, because jobs may write to the same folder, as the shards
+    of `predict` do. A failed job does not end the others. `sys.argv` is replaced, because Hydra
+    reads the overrides from it.
 
     Args:
         command: The name of the command.
@@ -248,7 +260,7 @@ def multirun(command: str, argv: Sequence[str]) -> int:
     from omegaconf import OmegaConf
 
     overrides = override_list(command, argv, sweeps=True)
-    try:
+    try:  # Hydra's parser may refuse an override
         swept = _swept_keys(overrides)
     except HydraException as error:
         raise ConfigError(str(error).splitlines()[0]) from error
@@ -260,7 +272,10 @@ def multirun(command: str, argv: Sequence[str]) -> int:
     statuses: list[int] = []
 
     def run_job(cfg: Any) -> int:
-        """Run one job, print its outcome and keep its exit status. Log and raise its error."""
+        """Run one job, print its outcome, and append its exit status to `statuses`.
+
+        An error is logged with the number of the job, and raised.
+        """
         plain: Any = OmegaConf.to_container(cfg, resolve=True)
         try:
             require_given(command, plain)
@@ -288,7 +303,10 @@ def multirun(command: str, argv: Sequence[str]) -> int:
 
 
 def _swept_keys(overrides: Sequence[str]) -> set[str]:
-    """Return the keys and groups that have several values in a multirun."""
+    """Return the settings and groups that have several values in a multirun: `a` of `a=1,2`.
+
+    They identify a job in a log line.
+    """
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     parsed = OverridesParser.create().parse_overrides(list(overrides))
@@ -300,7 +318,7 @@ def _restore_logging() -> Iterator[None]:
     """Restore the handlers and the level of the root logger at the end of the context.
 
     Hydra's jobs replace them. Hydra's handler keeps a reference to the current standard output. If
-    a program closes that stream, as a test does, each later line would be an error.
+    a program closes that stream, as a test does, each later log line would be an error.
     """
     root = logging.getLogger()
     handlers = [*root.handlers]
@@ -318,19 +336,21 @@ class _TerminalHandler(logging.StreamHandler[Any]):
     """A handler that prints to standard error. It prints the same warning of a reader only once."""
 
     def __init__(self) -> None:
+        """Create the handler with a filter that drops repeated warnings of file readers."""
         super().__init__()
         self.addFilter(RepeatFilter())
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print the record to the current `sys.stderr`."""
+        """Print a log record to the current `sys.stderr`."""
         self.stream = sys.stderr  # a progress bar replaces sys.stderr, to print above the bar
         super().emit(record)
 
 
 def _end_at_stop_signals() -> None:
-    """Make SIGTERM and SIGUSR1 end a command like Ctrl-C. A process forked from it ends at once.
+    """Make SIGTERM and SIGUSR1 end this process like Ctrl-C, so that it can close its files.
 
-    Outside of the main thread, nothing changes.
+    A forked child process gets the default action back, so that it ends at once. Outside of the
+    main thread, which cannot set handlers, nothing changes.
     """
     with suppress(ValueError):  # only the main thread may set a handler
         for number in STOP_SIGNALS:

@@ -50,10 +50,15 @@ LISTS = ("bundle", "stable", "subgroups", "hosts", "series.modality", "inference
 def compose_files(
     command: str, overrides: tuple[str, ...] = (), *, resolve: bool = False
 ) -> dict[str, Any]:
-    """Compose a command's files and overrides with Hydra, and return plain data.
+    """Compose the YAML files of a command and some overrides with Hydra, and return plain data.
 
-    The result is cached: do not change it. With `resolve`, interpolations are replaced by their
-    values. Hydra stores its state in a global, which is restored.
+    The result is cached, so a caller must not change it. Hydra's global state is restored, because
+    a user or a multirun may have set it.
+
+    Args:
+        command: The name of the command.
+        overrides: Overrides that Hydra can read, see `override_list`.
+        resolve: True replaces interpolations such as `${data.root}` by their values.
 
     Raises:
         ConfigError: If Hydra refuses a file or an override.
@@ -80,7 +85,7 @@ def compose_files(
 
 
 def compose(command: str, argv: Sequence[str]) -> Settings:
-    """Return the checked settings of a command with overrides.
+    """Return the checked settings of a command with the user's overrides.
 
     Raises:
         ConfigError: If a key is unknown (the message names the nearest), required and missing, or
@@ -92,26 +97,31 @@ def compose(command: str, argv: Sequence[str]) -> Settings:
 
 
 def compose_plain(command: str, argv: Sequence[str]) -> dict[str, Any]:
-    """Return the settings of a command with overrides as plain data.
+    """Return the settings of a command with the user's overrides as plain data, without checks.
 
-    Values are not checked. Raise `ConfigError` as `override_list` does, or if Hydra refuses an
-    override.
+    Keys are checked, values are not. Raise `ConfigError` as `override_list` does, or if Hydra
+    refuses an override.
     """
     return compose_files(command, tuple(override_list(command, argv)), resolve=True)
 
 
 def override_list(command: str, argv: Sequence[str], *, sweeps: bool = False) -> list[str]:
-    """Check the keys and options of overrides. Return them in the form that Hydra can read.
+    """Check the keys and options of a user's overrides, and return them in a form for Hydra.
 
-    Texts are quoted. With `sweeps`, a value may be the list `a,b` of a multirun. An override begins
+    Texts are quoted. The prefix of an override in the result depends on its key:
 
-    - with `~` if it does in `argv`, which removes a key,
-    - with `++` (add or replace) if its keys are not known here: in `OPEN_SECTIONS`, in `loss` with
-      `loss=custom`, and for `+section.key`, which pydantic checks later,
-    - with `+` if it is an option of a group and does in `argv`,
-    - otherwise with its key.
+    - `~` if the user wrote it: the key is removed.
+    - `++`, which adds or replaces a key, if the keys are not listed in the YAML files: sections in
+    `OPEN_SECTIONS`, `loss` with `loss=custom`, and `+section.key`, which pydantic checks later.
+    - `+` if the user wrote it before an option of a group.
+    - No prefix otherwise.
 
     `experiment=null`, the default, is left out.
+
+    Args:
+        command: The name of the command.
+        argv: The overrides.
+        sweeps: True allows a value to be the list `a,b` of a multirun.
 
     Raises:
         ConfigError: If an argument is not an override, or a key or an option of a group is unknown;
@@ -166,10 +176,10 @@ def override_list(command: str, argv: Sequence[str], *, sweeps: bool = False) ->
 
 
 def _check_options(options: Mapping[str, Sequence[str]], values: Mapping[str, str]) -> None:
-    """Raise `ConfigError` if the value of a group is not one of its options.
+    """Raise `ConfigError` if an override sets a group of settings to an unknown option.
 
     Args:
-        options: The options of each group.
+        options: The options of each group, such as `focal` of the group `loss`.
         values: The values of the overrides by key; `a,b` are two options.
     """
     for group in sorted(options.keys() & values.keys()):
@@ -178,10 +188,10 @@ def _check_options(options: Mapping[str, Sequence[str]], values: Mapping[str, st
 
 
 def options_of_groups(command: str, overrides: Sequence[str] = ()) -> dict[str, list[str]]:
-    """Return the sorted options of each group of the command.
+    """Return the options of each group of a command: the sorted names of the group's YAML files.
 
-    Options in the folders of `hydra.searchpath` are included if `overrides` name them. Raises
-    `ConfigError` if such a folder does not exist.
+    The folders that `overrides` add with `hydra.searchpath` are searched, too. Raise `ConfigError`
+    if such a folder does not exist.
     """
     roots = [conf_dir(), *_user_folders(overrides)]
     return {
@@ -191,9 +201,11 @@ def options_of_groups(command: str, overrides: Sequence[str] = ()) -> dict[str, 
 
 
 def _user_folders(overrides: Sequence[str]) -> list[Path]:
-    """Return the folders of the first `hydra.searchpath` in the overrides; empty without this key.
+    """Return the folders that the override of `hydra.searchpath` adds; empty without this override.
 
-    Raise `ConfigError` if a folder or a package does not exist, or Hydra cannot read the value.
+    Only the first such override counts, as in Hydra. A folder is written as `file://…` or as a
+    path, and a Python package as `pkg://…`. Raise `ConfigError` if a folder or a package does not
+    exist, or if Hydra cannot read the value.
     """
     given = [override for override in overrides if key_of(override) == SEARCHPATH]
     if not given:
@@ -202,6 +214,7 @@ def _user_folders(overrides: Sequence[str]) -> list[Path]:
     from hydra.errors import HydraException
 
     try:  # Hydra searches the folders of the first override
+        # a list of folders, or a single one
         places: Any = OverridesParser.create().parse_override(given[0]).value()
     except HydraException as error:
         raise ConfigError(str(error).splitlines()[0]) from error
@@ -218,11 +231,15 @@ def _user_folders(overrides: Sequence[str]) -> list[Path]:
 
 
 def _guess_key(command: str, flag: str = "") -> str | None:
-    """Return the key that an unknown flag probably means, or the key of the input for no flag.
+    """Return the key that an unknown flag probably means, for the advice in an error message.
 
-    The input is the key `input`, or the first key of a command that has no such key. The flag means
-    the key that it equals, or whose last part it equals, otherwise the first key that begins with
-    it. None if there is no such key. The key `private` is not considered.
+    The first of these rules that applies decides:
+
+    - An empty flag means the input: the key `input`, or else the first key of the command.
+    - The flag equals a key, or the last part of a key.
+    - The flag is the beginning of a key.
+
+    Return None if no rule applies. The key `private` is ignored.
 
     >>> _guess_key("train", "--data"), _guess_key("train", "--max-minutes"), _guess_key("predict")
     ('data.root', 'trainer.max_minutes', 'input')
@@ -240,10 +257,11 @@ def _guess_key(command: str, flag: str = "") -> str | None:
 
 
 def read_flags(argv: Sequence[str], command: str) -> tuple[set[str], list[str]]:
-    """Separate flags from overrides, and return both. Flags are returned by their long names.
+    """Separate flags from overrides. Return the set of flags (long names), and the overrides.
 
-    A flag with a value (`KEYS`) becomes an override. Raise `ConfigError` if a flag is unknown, its
-    value is missing, or `--json` has another flag next to it. `command` is for the advice.
+    A flag with a value (`KEYS`) becomes an override. `command` is used for the advice in an error.
+    Raise `ConfigError` if a flag is unknown, its value is missing, or `--json` is combined with
+    another flag.
 
     >>> read_flags(["-c", "job", "loss=focal", "--config-dir", "a", "--config-dir=b"], "train")
     ({'--cfg'}, ['loss=focal', "hydra.searchpath=['file://a','file://b']"])
@@ -283,9 +301,9 @@ def read_flags(argv: Sequence[str], command: str) -> tuple[set[str], list[str]]:
 
 
 def _join_folders(folders: Sequence[str], overrides: Sequence[str]) -> str:
-    """Return the override of Hydra's search path for the folders of --config-dir.
+    """Return one override of Hydra's search path for all folders of the flag `--config-dir`.
 
-    Raise `ConfigError` if `overrides` contain a search path already.
+    Raise `ConfigError` if `overrides` contain a search path, too.
     """
     if any(key_of(override) == SEARCHPATH for override in overrides):
         raise ConfigError(f"Name all folders with --config-dir, and leave {SEARCHPATH}= out.")
@@ -318,7 +336,10 @@ def quote_text(argument: str, keys: Iterable[str], *, sweeps: bool = False) -> s
 
 
 def _quote_value(value: str, *, may_be_list: bool) -> str:
-    """Quote one value of an override, or each item of a list in brackets if it `may_be_list`."""
+    """Quote one value of an override, or each item if the value is a list in brackets.
+
+    Only keys in `LISTS` have lists (`may_be_list`). Brackets of other values are text.
+    """
     if may_be_list and value[:1] == "[" and value[-1:] == "]":
         items = [in_quotes(item.strip()) for item in _split_values(value[1:-1]) if item.strip()]
         return f"[{','.join(items)}]"
@@ -326,17 +347,17 @@ def _quote_value(value: str, *, may_be_list: bool) -> str:
 
 
 def _split_values(text: str) -> list[str]:
-    """Split a text at its commas, except for those within quotes or pairs of brackets.
+    """Split a text at its commas, except for commas within quotes or pairs of brackets.
 
-    If the brackets are not in pairs, the text is split at all commas. A quote within a word is an
-    apostrophe.
+    If the brackets are not in pairs, the text is split at all commas. A quote counts only at the
+    beginning of a value; later it is an apostrophe.
 
     >>> _split_values("a,b"), _split_values("(P[0-9]{1,3})_"), _split_values("'a,b'")
     (['a', 'b'], ['(P[0-9]{1,3})_'], ["'a,b'"])
     """
     values = [""]
-    depth = 0
-    quote = ""
+    depth = 0  # of open brackets
+    quote = ""  # the open quotation mark
     for letter in text:
         if quote:
             quote = "" if letter == quote else quote
@@ -352,12 +373,13 @@ def _split_values(text: str) -> list[str]:
 
 
 def key_of(override: str) -> str:
-    """Return the key of an override without `+`, `~` and its value.
+    """Return the key of an override `key=value`, without the prefix `+`, `++` or `~`.
 
     Raises:
         ConfigError: If the override has no `=`, which only `~key` may leave out, or if its key has
             other characters than letters, digits and `_./@-`.
     """
+    # prefix, key, and the value if there is one
     match = re.match(r"^(?:[+~]{0,2})([\w./@-]+)(?:=.*)?$", override, re.DOTALL)
     if match is None or ("=" not in override and override[0] != "~"):
         raise ConfigError(f"{override!r} is not an override. Write key=value or group=option.")

@@ -16,12 +16,12 @@ _COLUMN = 24  # in which the descriptions begin
 
 
 def summary(command: str) -> str:
-    """Return the sentence that describes the command: the first comment of its file."""
+    """Return the sentence that describes a command: the first comment of `conf/<command>.yaml`."""
     return first_comment(conf_dir() / f"{command}.yaml")
 
 
 def command_list() -> str:
-    """Return a paragraph with a sentence for each command, and for each extra that is missing."""
+    """Return the list of commands as text: an entry for each command and each missing extra."""
     missing = [name for name in WITHOUT_COMMAND if not has_extra(name)]
     names = [*COMMANDS.kinds, *missing]
     sentences = dict.fromkeys(names, "is missing: this installation lacks the extra.")
@@ -33,13 +33,19 @@ def command_list() -> str:
 
 
 def examples(command: str) -> list[str]:
-    """Return the settings of each example in the command's file."""
+    """Return the overrides of each example of a command.
+
+    The examples are the lines `# Example: …` in `conf/<command>.yaml`.
+    """
     text = (conf_dir() / f"{command}.yaml").read_text(encoding="utf-8")
     return re.findall(r"^# Example: (.*)$", text, re.MULTILINE)
 
 
 def most_used_settings(command: str) -> list[str]:
-    """Return the keys that most users change, in the order of the command's file."""
+    """Return the keys that most users change, in the order of the file; empty if the file has none.
+
+    They are in the line `# Most used: …` in `conf/<command>.yaml`.
+    """
     text = (conf_dir() / f"{command}.yaml").read_text(encoding="utf-8")
     found = re.search(r"^# Most used: (.*)$", text, re.MULTILINE)
     return found[1].split() if found else []
@@ -51,12 +57,13 @@ def help_page(command: str, program: str | None, topic: str) -> str:
     Args:
         command: The command.
         program: The program's name in the examples. None means the script of the repository.
-        topic: A group or section whose settings are listed, or `all`. The page of "" has examples,
-            the most used settings, and the topics.
+        topic: A group or section whose settings are listed, or `all`. For "", the page has
+            examples, the most used settings, and the list of topics.
 
     Raises:
         ConfigError: If the command has no such topic.
     """
+    # a page on one topic, or on all settings
     own = dict(
         _setting_entries([line for file in files_of(command) for line in setting_lines(file)])
     )
@@ -76,6 +83,7 @@ def help_page(command: str, program: str | None, topic: str) -> str:
     if topic:
         near = suggest(topic, [*known, *sections, _EVERYTHING])
         raise ConfigError(f"--help={topic}: {command} has no group or section of this name.{near}")
+    # the overview of the command
     start = f"{program} {command}" if program else f"python scripts/{command}.py"
     lines = [*wrap(f"{command}: {summary(command)}", _WIDTH), "", "Examples:"]
     for example in examples(command):
@@ -101,9 +109,10 @@ def help_page(command: str, program: str | None, topic: str) -> str:
 
 
 def _setting_entries(lines: Iterable[str], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yield the key, such as `trainer.devices`, and the line of each setting.
+    """Yield the dotted key, such as `trainer.devices`, and the YAML line of each setting.
 
-    An indented line belongs to the last line that is not indented. `prefix` is put before each key.
+    An indented line belongs to the section of the last line that is not indented. `prefix` is put
+    before each key.
     """
     section = ""
     for line in lines:
@@ -116,9 +125,10 @@ def _setting_entries(lines: Iterable[str], prefix: str = "") -> Iterator[tuple[s
 
 
 def _group_lines(group: str, options: Iterable[str]) -> list[str]:
-    """Return the lines of a group: each option with its description and its settings.
+    """Return the help lines of a group: each option with its description and its settings.
 
-    The settings of an experiment, which belong to other groups, are left out.
+    An option of the group `experiment` has no lines for settings, because its settings belong to
+    other groups.
     """
     lines = [f"Group {group} (group=option; its settings are {group}.key=value):"]
     for option in options:
@@ -130,9 +140,9 @@ def _group_lines(group: str, options: Iterable[str]) -> list[str]:
 
 
 def _align(name: str, text: str) -> list[str]:
-    """Return the lines of a name and its text, which is wrapped in a column of its own.
+    """Return help lines with a name in the left column, and its wrapped text in the right column.
 
-    A name that is too long for its column has a line of its own.
+    A name that is too long for the left column has a line of its own.
     """
     lines = wrap(text, _WIDTH - _COLUMN, break_long_words=False) or [""]
     if len(name) + 4 > _COLUMN:
@@ -142,13 +152,13 @@ def _align(name: str, text: str) -> list[str]:
 
 
 def _break_lines(example: str) -> str:
-    """Return a command as a text of several lines, of which all but the last end in a backslash."""
+    """Break a long command into lines for the shell. All lines but the last end in a backslash."""
     lines = wrap(example, _WIDTH - 4, break_long_words=False, break_on_hyphens=False)
     return "  " + " \\\n      ".join(lines)
 
 
 def _fit_lines(lines: Iterable[str], indent: int = 2) -> list[str]:
-    """Return setting lines, indented. A comment that does not fit is moved below its key."""
+    """Indent the YAML lines of settings. A comment beyond 80 columns goes below its key."""
     fitted: list[str] = []
     for line in lines:
         setting, mark, comment = (" " * indent + line).partition(" # ")
@@ -162,7 +172,10 @@ def _fit_lines(lines: Iterable[str], indent: int = 2) -> list[str]:
 
 
 def setting_lines(path: Path) -> list[str]:
-    """Return the lines of a file that are settings: no list of defaults, comments, empty lines."""
+    """Return the lines of a YAML file that are settings, including their trailing comments.
+
+    The list of Hydra's defaults, lines with only a comment and empty lines are left out.
+    """
     text = path.read_text(encoding="utf-8")
     # the list is written in one line, `defaults: [_self_]`, or in indented lines
     text = re.sub(r"^defaults:(?: \[.*\]\n|\n(?:  .*\n)+)", "", text, flags=re.MULTILINE)
@@ -170,6 +183,6 @@ def setting_lines(path: Path) -> list[str]:
 
 
 def first_comment(path: Path) -> str:
-    """Return the first line of a file that is not a directive of Hydra, without its `#`."""
+    """Return the first comment of a YAML file, without its `#`. A directive of Hydra is skipped."""
     lines = path.read_text(encoding="utf-8").splitlines()
     return next(line for line in lines if "@package" not in line).lstrip("# ").strip()

@@ -21,14 +21,21 @@ _WITH_URL = (PathKind.DATASET, PathKind.SCANS, PathKind.OUTPUT_OR_URL)
 
 
 def check_paths(cfg: Settings, prefix: str = "") -> None:
-    """Raise a `LesionsegError` for the first path in the settings that cannot be used.
+    """Check all paths in the settings, and raise a `LesionsegError` for the first that is unusable.
 
-    An empty path is an error. Images and weights are not read, and files at a URL are not checked.
-    Nor is the folder of a dataset that is simulated, or whose annotations are given separately.
-    A bundle in a zip is unpacked into the cache. The command still checks the files that it reads.
-    `prefix` is put before each key in messages, such as `data.` for the settings of a section.
+    The field types of the settings define the kind of each path (`PathKind`), such as a dataset or
+    an output folder. Images and weights are not read, because the command checks their content. A
+    bundle in a zip is unpacked into the cache. An empty path is always an error. These paths are
+    not checked further:
+
+    - a path at a URL,
+    - the folder of a dataset that is simulated, or whose annotations are given separately.
+
+    Args:
+        cfg: The settings of a command or of a section.
+        prefix: Is put before each key in messages, such as `data.` for the settings of a section.
     """
-    # otherwise the folder is simulated if it is missing, or read without a known layout
+    # a simulated dataset may be missing, and one with separate annotations has no known layout
     is_simulated = isinstance(cfg, DataConfig) and cfg.phantoms
     has_layout = not (is_simulated or (isinstance(cfg, DataFolder) and cfg.annotations))
     for name, field in type(cfg).model_fields.items():
@@ -59,7 +66,7 @@ def _require_place(kind: PathKind, key: str, path: str) -> None:
 
 
 def with_local_models(cfg: S) -> S:
-    """Return the settings with local paths of the models that are named by an address.
+    """Return the settings with local paths in place of models that are named by an address.
 
     Models are downloaded once here, so that all parts of a command use the same files.
     """
@@ -84,10 +91,10 @@ def _local_path(place: str) -> str:
 
 
 def _check_path(kind: PathKind, setting: str, path: Path) -> None:
-    """Raise an error that names the setting if a path is not of its kind.
+    """Raise an error that names the setting if a path is not of the required kind.
 
-    `setting` is `key=path`. An error of the operating system, such as a missing permission, becomes
-    an `OutputError` or a `ReadError`.
+    An error of the operating system, such as a missing permission, becomes an `OutputError` or a
+    `ReadError`. `setting` is the text `key=path` for the message.
     """
     try:
         if not path.exists() and not _may_be_missing(kind, path):
@@ -104,7 +111,11 @@ def _check_path(kind: PathKind, setting: str, path: Path) -> None:
 
 
 def _may_be_missing(kind: PathKind, path: Path) -> bool:
-    """Return True for results, a path in a zip, and a pattern or a series of scans."""
+    """Return True if a path of this kind need not exist as a file or folder.
+
+    This applies to output folders, to a file name pattern or a series `folder/series=…` of scans,
+    and to a bundle within a zip.
+    """
     if kind is PathKind.SCANS:
         from lesionseg.io.dicom.series import split_series
 
@@ -115,7 +126,7 @@ def _may_be_missing(kind: PathKind, path: Path) -> bool:
 
 
 def _check_is_folder(setting: str, path: Path) -> None:
-    """Raise `DatasetError` if `path` is a file. `setting` is for the message."""
+    """Raise `DatasetError` if a path is a file. `setting` is its text `key=path`, for the message."""
     if not path.is_dir():
         from lesionseg.io.results.names import OTHER_BOXES
 
@@ -124,14 +135,14 @@ def _check_is_folder(setting: str, path: Path) -> None:
 
 
 def _check_has_files(setting: str, path: Path) -> None:
-    """Raise `DatasetError` if `path` is not a folder, or if it is empty."""
+    """Raise `DatasetError` if a path is not a folder, or if the folder is empty."""
     _check_is_folder(setting, path)
     if next(path.iterdir(), None) is None:
         raise DatasetError(f"{setting}: the folder is empty.")
 
 
 def _check_dataset(setting: str, path: Path) -> None:
-    """Raise `DatasetError` if `path` is not a folder with a known layout of a dataset."""
+    """Raise `DatasetError` if a path is not a folder with a known layout of a dataset."""
     _check_is_folder(setting, path)
     from lesionseg.io.layouts import find_layout
 
@@ -139,13 +150,13 @@ def _check_dataset(setting: str, path: Path) -> None:
 
 
 def _check_file(setting: str, path: Path) -> None:
-    """Raise `ReadError` if `path` is a folder."""
+    """Raise `ReadError` if a path that must be a file is a folder."""
     if path.is_dir():
         raise ReadError(f"{setting} is a folder. Name a file.")
 
 
 def _check_scans(setting: str, path: Path) -> None:
-    """Raise `DatasetError` if no file matches a path that is a pattern.
+    """Raise `DatasetError` if a path of scans is a pattern, such as `*.nii`, that no file matches.
 
     An empty folder passes, because `predict` reports it.
     """
@@ -163,9 +174,10 @@ def _check_bundle(setting: str, path: Path) -> None:
 
 
 def _check_scores(setting: str, path: Path) -> None:
-    """Raise an error if `path` is not a folder with scores, or a run directory that has them.
+    """Raise an error if a path is not a folder with scores, or a run directory with scores.
 
-    It is a `DatasetError` if it is no folder or empty, and a `ReadError` without scores.
+    It is a `DatasetError` if the path is not a folder or the folder is empty, and a `ReadError` if
+    the folder has no scores.
     """
     from lesionseg.pipeline.scores_folder import find_scores
 
@@ -177,7 +189,10 @@ def _check_scores(setting: str, path: Path) -> None:
 
 
 def _check_output(setting: str, path: Path) -> None:
-    """Raise `OutputError` if `path` is a file, or has the name of one. It need not exist."""
+    """Raise `OutputError` if an output path is a file, or ends in the suffix of a result file.
+
+    The folder need not exist.
+    """
     from lesionseg.io.volumes import is_image_file
 
     if path.is_dir():
@@ -189,10 +204,11 @@ def _check_output(setting: str, path: Path) -> None:
 
 
 def _path_hint(path: Path) -> str:
-    """Return a sentence for a message about a missing path.
+    """Return a sentence that helps to correct a missing path, for the error message, or "".
 
-    It names the most similar entry of the parent folder, or is "" if none is similar. If the parent
-    is missing or a file, it names the last folder on the path that exists, and the part after it.
+    If the parent folder exists, the sentence names its most similar entry, or is "" if none is
+    similar. If the parent is missing or a file, it names the deepest existing folder on the path
+    and the first missing folder.
     """
     parent = path.absolute().parent
     if parent.is_dir():

@@ -80,7 +80,7 @@ class CheckOutcome(Outcome):
         return {"page": self.page, "findings": [asdict(finding) for finding in self.findings]}
 
     def summary(self) -> list[str]:
-        """Return lines for the terminal: the findings with their cases and files, totals, the page."""
+        """Return lines for the terminal: findings, their cases and files, totals, and the page."""
         lines = findings_lines(self.findings, self.pseudonyms)
         if not self.can_train:
             lines.append("Correct the errors, and check again.")

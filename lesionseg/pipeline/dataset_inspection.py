@@ -85,7 +85,7 @@ class DatasetInspection:
         return tuple(c for c in self.dataset.cases if self.splits.roles.get(c.case) == role)
 
     def is_group_safe(self, role: str) -> bool:
-        """Return True if scores on this role are independent: the training has none of its patients.
+        """Return True if no patient of the role was trained on, so that its scores are independent.
 
         For test and external cases, no patient may have been used for validation either.
         """

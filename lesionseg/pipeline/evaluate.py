@@ -90,7 +90,10 @@ class EvaluateOutcome(Outcome):
         return SOME_FAILED if self.failed or self.not_compared else 0
 
     def record(self) -> dict[str, Any]:
-        """Return the paths of the folder and of scores.json, and the cases without scores."""
+        """Return plain data for `--json`: output folder, scores.json, and cases without scores.
+
+        The key `failed` lists the errors of both models' cases.
+        """
         return {
             "output": self.output,
             "scores": self.output / SCORES_FILE,
@@ -98,9 +101,10 @@ class EvaluateOutcome(Outcome):
         }
 
     def summary(self) -> list[str]:
-        """Return a table of the most important numbers, the files, failed cases, and a caveat.
+        """Return lines for the terminal: a table of the main scores, files, failed cases and notes.
 
-        The caveat is that the threshold was chosen on the evaluated cases, if it was.
+        A note says if the requested sensitivity is not promised, and one if the threshold was
+        chosen on the evaluated cases, which makes the scores too optimistic.
         """
         columns = {f"role {self.scores.evaluated_on}": self.scores}
         if self.of_predicted is not None:
@@ -131,7 +135,7 @@ class EvaluateOutcome(Outcome):
 
     @property
     def next(self) -> str:
-        """The command that writes the report on these scores."""
+        """The command to run next: `report` on these scores."""
         return command_line("report", {"scores": self.output, **self.given, "output": "REPORT"})
 
 
@@ -139,23 +143,27 @@ class EvaluateOutcome(Outcome):
 def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> EvaluateOutcome:
     """Compare a folder of predictions with references. Write scores.json and four tables.
 
-    Masks and candidates that are found in nnU-Net's probabilities go to `output/predictions`, those
-    of evaluated cases and of cases without a reference.
+    The cases are scored by these rules:
 
-    The lesions of a case without a prediction count as missed. A prediction without a reference is
-    named in a warning. A case whose files are damaged or do not fit together is not scored: it is
-    named in a warning, in cases.csv and in `failed_cases` of scores.json. These also name a case
-    without a reference if its probabilities of nnU-Net cannot be read.
-
-    If a dataset states roles, only the cases of the role `cfg.evaluated_on` are evaluated. If that
-    is None, the cases of all roles with a prediction are evaluated. The role of the scores is then
-    the role that these cases share, or `unknown`. If no case has the role, the tables are empty and
-    a warning says so. The tables of a second model (`cfg.compare`) are in `output/compare`. Without
-    a second model, or without cases to evaluate, those of an earlier run are removed.
+    - A case without a prediction is scored, and all its lesions count as missed.
+    - A prediction without a reference is named in a warning.
+    - A case whose files are damaged or do not fit together is not scored. It is named in a warning,
+      in cases.csv and in `failed_cases` of scores.json. So is a case without a reference if
+      nnU-Net's probabilities of the case cannot be read.
+    - If a dataset defines roles, only the cases of the role `cfg.evaluated_on` are evaluated. If
+      `cfg.evaluated_on` is None, the cases of all roles with a prediction are evaluated. The role
+      of the scores is then the role that these cases have in common, or `unknown`. If no case has
+      the role, the tables are empty and a warning says so.
 
     If `cfg.operating_point` is an aim and `cfg.chosen_on` is None, the operating point is chosen on
     the evaluated cases. A second model gets its own point for the same aim on the same cases. If
-    only one point is chosen on other cases, differences that depend on a threshold are undefined.
+    only one of the two points is chosen on other cases, differences that depend on a threshold are
+    undefined.
+
+    The tables of a second model (`cfg.compare`) are written to `output/compare`. Without a second
+    model, or without cases to evaluate, that folder's tables of an earlier run are removed. Masks
+    and candidates that are found in nnU-Net's probabilities are written to `output/predictions`,
+    for evaluated cases and for cases without a reference.
 
     Args:
         cfg: See conf/evaluate.yaml.
@@ -170,6 +178,7 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
             cannot be used. Nothing is written then.
         OutputError: If the scores of a training or the results of `predict` would be replaced.
     """
+    # check the settings
     preset = find_preset(cfg.preset)
     if cfg.compare is None and (cfg.margin, cfg.compare_chosen_on) != (None, None):
         raise ConfigError(
@@ -189,6 +198,7 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
         merge_labels=cfg.merge_labels,
         annotations=cfg.annotations,
     )
+    # find the files of both models
     inputs = _find_inputs(
         Path(cfg.reference),
         Path(cfg.prediction),
@@ -215,6 +225,7 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
     if cfg.adjudication is not None:
         answers = read_answers(read_csv(Path(cfg.adjudication)), cfg.adjudication)
     columns = read_columns(inputs.cases, Path(cfg.columns) if cfg.columns else None)
+    # choose the operating point on development cases, if the settings name any
     chooser = PointChooser(
         aim,
         cfg.rate_confidence,
@@ -235,9 +246,10 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
         columns=columns,
         subgroups=cfg.subgroups,
     )
+    # match both models with the references, score, compare and write
     with KeptPredictions(output, inputs.predictions) as kept:
         scored = inputs.score(replace(options, keep=kept.keep), progress)
-        seen = scored
+        seen = scored  # with a second model, only the cases that both models are scored on
         others = None
         if second is not None and inputs.cases:
             others = second.score(replace(options, zones=None), progress)
@@ -302,7 +314,12 @@ class Inputs:
     findings: Sequence[Finding]
 
     def score(self, options: MatchOptions, progress: Advance | None) -> ScoredCases:
-        """Match the cases with the predictions, see `score_cases`."""
+        """Match the cases with the predictions, see `score_cases`.
+
+        Args:
+            options: The match rule, and how predictions are read.
+            progress: Called with case, number done and total; None shows a bar.
+        """
         return score_cases(
             self.cases,
             self.predictions,
@@ -315,7 +332,15 @@ class Inputs:
     def evaluate(
         self, scored: ScoredCases, settings: SummarySettings, selection: Selection
     ) -> Evaluation:
-        """Score the cases with a selection. The provenance gets the known details of the model."""
+        """Score the matched cases at the operating point of a selection.
+
+        Details of the model that made the predictions are added to the provenance, see `model_of`.
+
+        Args:
+            scored: The matched cases.
+            settings: The settings of the scores, whose operating point is replaced.
+            selection: The operating point and the calibration; the point may be missing.
+        """
         provenance = {**settings.provenance, **model_of(self.folder)}
         settings = replace(settings, operating_point=selection.point, provenance=provenance)
         return scored.evaluate(settings, selection.calibration)
@@ -330,19 +355,22 @@ def _find_inputs(
     group: str | None,
     may_score_nothing: bool,
 ) -> Inputs:
-    """Find references and predictions, and choose the cases to evaluate. Warn of the others.
+    """Find references and predictions, and choose the cases to evaluate.
 
-    Warn too of cases that may be visits of one patient, or whose two masks are the same file.
-    If no case has the role, or with `may_score_nothing` if none of the cases has a prediction,
-    there are no cases to evaluate.
+    Warn of cases without a prediction, of predictions without a reference, of cases that may be
+    visits of one patient, and of predictions that are the file of their reference. There are no
+    cases to evaluate if no case has the role, or, with `may_score_nothing`, if no case has a
+    prediction.
 
     Args:
         reference: The folder of references.
         folder: The folder of predictions.
         rules: The rules by which references are read.
-        evaluated_on: See `cases_of_role`.
+        evaluated_on: The role of the cases to evaluate, see `cases_of_role`.
         group: The setting by which cases form patients; None for the default.
-        may_score_nothing: Warn if no prediction has the name of a reference.
+        may_score_nothing: True warns instead of raising if no prediction has the name of a
+            reference. It is used if the operating point is chosen on other cases, because
+            `evaluate` can then still make masks from nnU-Net's probabilities.
 
     Raises:
         DatasetError: If no case can be scored, or no prediction has the name of a reference.
@@ -354,7 +382,7 @@ def _find_inputs(
     found, of_predictions = _list_predictions(folder, labelled)
     dataset = references.with_labels_of(found, merge_labels=rules.get("merge_labels", False))
     of_role = cases_of_role(labelled, found, evaluated_on)
-    # cases whose files could not be listed are left out of both sides
+    # cases whose files could not be listed are left out of references and predictions
     concerned = {*(files.case for files in of_role), *found}
     with_reference = concerned | _cases_to_score(dataset, of_role, references.findings)
     findings = _join_findings([*references.findings, *of_predictions], with_reference)
@@ -397,9 +425,12 @@ def _find_inputs(
 def _list_predictions(
     folder: Path, labelled: Sequence[CaseFiles]
 ) -> tuple[Mapping[str, PredictionFiles], list[Finding]]:
-    """Find the predictions under the ids of their references, and warn of files that are not read.
+    """List the prediction files of a folder under the case ids of their references.
 
-    Return the predictions by case, and the errors of cases whose files cannot be listed.
+    Warn of files that are not read.
+
+    Returns:
+        The predictions by case id, and the errors of cases whose files cannot be listed.
     """
     found, findings = list_predictions(folder, labelled)
     for finding in findings:
@@ -411,7 +442,7 @@ def _list_predictions(
 def _warn_of_same_files(
     cases: Iterable[CaseFiles], predictions: Mapping[str, PredictionFiles]
 ) -> None:
-    """Warn of cases whose prediction is the file of their reference."""
+    """Warn of predictions that are the file of their reference, which would score perfectly."""
     same: list[str] = []
     for files in cases:
         found = predictions.get(files.case)
@@ -427,13 +458,17 @@ def _warn_of_same_files(
 
 
 def _find_second_model(folder: Path, inputs: Inputs) -> Inputs:
-    """Find the predictions of a second model for the cases to evaluate.
+    """Return the inputs of a second model: its predictions for the cases of the first model.
 
-    Return `inputs` with its predictions and the errors of cases that it cannot be scored on, and
-    without these cases. Warn of missing predictions, and of those without a reference.
+    Cases whose files of the second model are unusable are left out and become findings. Warn of
+    missing predictions, and of predictions without a reference.
+
+    Args:
+        folder: The folder of the second model's predictions.
+        inputs: The inputs of the first model.
 
     Raises:
-        DatasetError: If there are cases, but no prediction has the name of one.
+        DatasetError: If there are cases, but no prediction has the name of a case.
     """
     predictions, problems = _list_predictions(folder, inputs.labelled)
     findings = _join_findings(problems, [c.case for c in inputs.cases])
@@ -451,11 +486,22 @@ def _score_second(
     settings: SummarySettings,
     one: Evaluation,
 ) -> Evaluation:
-    """Score the second program, and compare it with the first one (`one`) on its cases.
+    """Score the second model, and compare it with the first model on the second model's cases.
 
-    Its operating point answers the request of the first one. If the request does not apply to the
-    second program, or if the two points were not chosen alike, numbers that depend on a threshold
-    are not compared. The comparison is a part of the returned scores.
+    The operating point of the second model answers the same request as that of the first model.
+    Numbers that depend on a threshold are not compared if the request does not apply to the second
+    model, or if the two points were chosen in different ways.
+
+    Args:
+        cfg: The settings of `evaluate`.
+        chooser: The requested operating point.
+        second: The inputs of the second model.
+        scored: The matched cases of the second model.
+        settings: The settings of the scores.
+        one: The evaluation of the first model.
+
+    Returns:
+        The evaluation of the second model. Its scores contain the comparison.
     """
     if chooser.aim is None and cfg.compare_chosen_on is not None:
         chooser = replace(chooser, aim=one.scores.operating_point.request or DEFAULT_AIM)
@@ -482,7 +528,10 @@ def _score_second(
 
 
 def _score_predicted(one: Evaluation, preset: Preset) -> Scores | None:
-    """Return the scores of the cases with a prediction; None if all cases have one."""
+    """Return the scores of only the cases with a prediction, for a column of the printed table.
+
+    Return None if all cases have a prediction, because the scores would be the same.
+    """
     if not one.scores.missing_predictions:
         return None
     predicted = one.tables.of_cases(one.tables.cases["case"][one.tables.is_predicted])
@@ -490,7 +539,11 @@ def _score_predicted(one: Evaluation, preset: Preset) -> Scores | None:
 
 
 def _name_folders(*folders: str) -> list[str]:
-    """Return the names of folders. Equal names get the parents in which the folders differ."""
+    """Return a short name for each folder, used as the names of the compared models.
+
+    It is the folder's name. If two folders have the same name, it is the path below the deepest
+    parent that all folders have in common.
+    """
     paths = [Path(folder).resolve() for folder in folders]
     if len({path.name for path in paths}) == len(paths):
         return [path.name for path in paths]
@@ -501,10 +554,16 @@ def _name_folders(*folders: str) -> list[str]:
 def _cases_to_score(
     dataset: Dataset | None, of_role: Sequence[CaseFiles], findings: Iterable[Finding]
 ) -> set[str]:
-    """Return the ids of a dataset's cases with the roles in `of_role`, also with unusable files.
+    """Return the ids of all cases with the roles in `of_role`, including cases with unusable files.
 
-    If `of_role` states no role, the cases that have `findings` are added: a folder without a
-    dataset lists them only there.
+    The ids decide which findings count as failed cases of this evaluation. If `of_role` has no
+    roles, the cases of `findings` are added, because a folder without a dataset lists unusable
+    cases only as findings.
+
+    Args:
+        dataset: The dataset; None for a folder of masks.
+        of_role: The usable cases to evaluate.
+        findings: The errors of the references.
     """
     roles = {files.role for files in of_role}
     cases = {files.case for files in dataset.cases if files.role in roles} if dataset else set()
@@ -514,7 +573,7 @@ def _cases_to_score(
 
 
 def _join_findings(findings: Iterable[Finding], cases: Collection[str]) -> list[Finding]:
-    """Return one error for each of these cases that has faults, with their messages joined."""
+    """Return one error for each of these cases that has findings, with their messages joined."""
     messages_of: dict[str, list[str]] = {}
     for finding in findings:
         if finding.case in cases:
@@ -527,9 +586,11 @@ def _join_findings(findings: Iterable[Finding], cases: Collection[str]) -> list[
 def model_of(predictions: Path) -> dict[str, Any]:
     """Return details of the model that made the predictions, for the provenance; empty if unknown.
 
-    `predict` writes the digest of the bundle into its table. nnU-Net describes its model in the
-    folder of its output. The predictions in `validation` or `predictions` of a run directory are
-    those of the run.
+    They come from the first of these that exists:
+
+    - the column `bundle` in the tables of `predict`: digests of the bundles,
+    - the files that nnU-Net writes into its output folder: the name of its plans,
+    - the scores of a run, if the folder is `validation` or `predictions` of a run directory.
     """
     digests: set[str] = set()
     for table in predictions.glob("predictions*.csv"):
@@ -547,9 +608,12 @@ def model_of(predictions: Path) -> dict[str, Any]:
 
 
 def _read_nnunet_model(folder: Path) -> dict[str, Any]:
-    """Return the name of nnU-Net's plans and the number of its training cases, as far as stated.
+    """Return the name of nnU-Net's plans and its number of training cases, for the provenance.
 
-    nnU-Net writes the arguments of each prediction, which show at least that it is nnU-Net's.
+    nnU-Net copies `plans.json` and `dataset.json` into the folder of its predictions, and writes
+    `predict_from_raw_data_args.json`, the arguments of the prediction. Without readable plans, the
+    latter file shows at least that the model is an nnU-Net. The result has the keys `model` and
+    `training_scans`, as far as they are known.
     """
     known: dict[str, Any] = {}
     if (folder / "predict_from_raw_data_args.json").is_file():
@@ -567,13 +631,23 @@ def _read_nnunet_model(folder: Path) -> dict[str, Any]:
 def cases_of_role(
     cases: Sequence[CaseFiles], predicted: Collection[str], evaluated_on: str | None
 ) -> list[CaseFiles]:
-    """Return the cases of the role `evaluated_on`, or an empty list if no case has it.
+    """Return the cases whose role is evaluated, in their order; empty if no case has the role.
 
-    If `evaluated_on` is None, return the cases of each role in which at least one case is
-    predicted, or all cases if none is. If no case states a role, return all cases. Otherwise, a
-    case without a role counts as a case for training or validation. `external` describes the source
-    of the scans. If no case states it, it counts like None. The number of cases that are left out
-    is logged, unless all are.
+    The following rules apply:
+
+    - If no case has a role, all cases are returned.
+    - A role: its cases. A case without a role counts as a case for training and for validation.
+    - None: the cases of each role in which at least one case is predicted. If no case is predicted,
+      all cases.
+    - `external`: its cases. If no case has this role, the same as None, because `external` then
+      describes only the origin of the scans.
+
+    The number of cases that are left out is logged, unless no case remains.
+
+    Args:
+        cases: The cases with references.
+        predicted: The ids of the cases with a prediction.
+        evaluated_on: The role, or None.
     """
     roles_of_cases = {c.role for c in cases}
     if roles_of_cases == {None}:
@@ -602,12 +676,17 @@ def _check_names(
     predictions: Collection[str],
     folder: Path,
 ) -> None:
-    """Warn of evaluated `cases` without a prediction, and of predictions that no case has.
+    """Warn of evaluated cases without a prediction, and of predictions without a reference.
 
-    A prediction of another case with a reference (`labelled`) is no fault.
+    Args:
+        cases: The cases to evaluate.
+        labelled: All cases with a reference. A prediction of such a case gives no warning, even if
+            the case is not evaluated.
+        predictions: The case ids of the predictions.
+        folder: The folder of predictions, for the message.
 
     Raises:
-        DatasetError: If there are cases, but no prediction has the name of one.
+        DatasetError: If there are cases, but no prediction has the name of a case.
     """
     missing = sorted({c.case for c in cases} - {*predictions})
     extra = sorted({*predictions} - {c.case for c in labelled})

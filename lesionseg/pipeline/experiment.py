@@ -49,12 +49,16 @@ class Experiment:
 
     @classmethod
     def open(cls, cfg: TrainConfig, run: Path) -> "Experiment":
-        """Read and check every case, and replace `model=auto` by a model, see `on`.
+        """Read and check every case, and return the experiment with the chosen model, see `on`.
 
         The only file that is written is `facts.json` of the cache.
 
+        Args:
+            cfg: The settings.
+            run: The run directory.
+
         Raises:
-            DatasetError: If files are bad, which it lists; see `inspect_dataset`.
+            DatasetError: If files cannot be used. The message lists them; see `inspect_dataset`.
             ConfigError: If a setting is wrong; see `inspect_dataset`.
         """
         statistics = cache_folder(cfg.data, run) / STATISTICS
@@ -62,9 +66,10 @@ class Experiment:
 
     @classmethod
     def on(cls, cfg: TrainConfig, inspection: DatasetInspection, run: Path) -> "Experiment":
-        """Return the experiment on an inspected dataset, with a model in place of `model=auto`.
+        """Return the experiment on an inspected dataset, with the chosen model for `model=auto`.
 
-        If `run` exists, its model and its learning rate replace those that `cfg` leaves open.
+        If `run` is a run directory already, its model and learning rate are used for settings that
+        are `auto`, so that the run can be resumed.
         """
         named = keep_choices_of_run(cfg, run)
         model = model_for(named.model, ReferenceKinds.of(inspection.fingerprint))
@@ -77,15 +82,15 @@ class Experiment:
     def check_run(cfg: TrainConfig, run: Path) -> None:
         """Raise `ConfigError` if a run directory belongs to another configuration.
 
-        Its model and its learning rate count as those that `cfg` leaves open.
+        A model or learning rate of `auto` in `cfg` counts as equal to that of the run.
         """
         check_config(run, config_of(keep_choices_of_run(cfg, run)))
 
     def on_this_process(self, cfg: TrainConfig) -> "Experiment":
-        """Return this experiment, which another process opened, with the settings of this process.
+        """Return this experiment, which rank 0 opened, with the settings of the current process.
 
-        Each node has, for example, a cache folder of its own. The model and the learning rate stay
-        those of this experiment.
+        Settings may differ between the processes of a distributed training: each node can have
+        another cache folder. The model and the learning rate stay those that rank 0 has chosen.
         """
         return replace(self, cfg=with_choices(cfg, self.cfg.model.architecture, self.cfg.optim.lr))
 
@@ -96,12 +101,12 @@ class Experiment:
 
     @property
     def match_options(self) -> MatchOptions:
-        """The settings for matching predictions of its cases."""
+        """The settings for matching predictions with the references of this dataset."""
         return MatchOptions(find_preset(self.cfg.preset), self.dataset)
 
     @property
     def bundle(self) -> Path:
-        """The folder of the model."""
+        """The folder of the trained model in the run directory."""
         return self.run / BUNDLE
 
     @property
@@ -115,9 +120,9 @@ class Experiment:
         return training_device(self.cfg.trainer.accelerator)
 
     def cases(self, role: Role) -> list[CaseFiles]:
-        """Return the cases of a role that have a reference."""
+        """Return the cases of a role that have a reference, each with this role."""
         return labelled_cases(self.inspection, role)
 
     def with_origin(self, **further: Any) -> "Experiment":
-        """Return the experiment with further details in its provenance."""
+        """Return a copy of the experiment with further entries in the provenance of its results."""
         return replace(self, origin={**self.origin, **further})

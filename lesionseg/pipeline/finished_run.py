@@ -44,7 +44,7 @@ class FinishedRun:
     report: str
 
     def lines(self, run: Path, config: Mapping[str, Any]) -> tuple[str, ...]:
-        """Return the time of the end, and the command that trains these weights further.
+        """Return two lines for the terminal: when the training ended, and how to train it further.
 
         `config` is the configuration of the run, as `config_of` returns it.
         """
@@ -65,9 +65,14 @@ def write_finished(
     page: Path | None,
     minutes: float,
 ) -> None:
-    """Write the record of a run that has its bundle, its scores and its report.
+    """Write `finished.json`, the record of a run that has its bundle, its scores and its report.
 
-    `page` is the report, None if there is none. `minutes` is the duration of this command.
+    Args:
+        run: The run directory.
+        inspection: The cases and their roles.
+        report: The settings of the report.
+        page: The path of the report; None if there is no report.
+        minutes: The duration of this command.
     """
     scores = [folder / SCORES_FILE for folder in (run, run / "oof", run / "test")]
     bundle = BundleFiles(run / BUNDLE)
@@ -86,11 +91,17 @@ def write_finished(
 def reuse_finished(
     run: Path, inspection: DatasetInspection, report: ReportSection
 ) -> FinishedRun | None:
-    """Return the record of a finished run, or None if the run is not finished.
+    """Return the record of a finished run, so that `train` does not repeat it.
 
-    It is not finished if its record is missing or damaged, a file is missing, cases or their roles
-    have changed, or its scores have the format of an earlier version. The report of a finished run
-    is drawn again if its settings or its study file have changed, or the page is missing.
+    Return None if the run is not finished, that is, if one of these is true:
+
+    - The record is missing or damaged.
+    - A file of the bundle or of the scores is missing.
+    - The cases or their roles have changed.
+    - The scores have the format of an earlier version.
+
+    The report of a finished run is drawn again if its settings or its study file have changed, or
+    if the page is missing. The record is then updated.
     """
     try:
         record = read_record(FinishedRun, read_text(run / FINISHED), FINISHED, ReadError)
@@ -116,16 +127,20 @@ def reuse_finished(
 
 
 def _data_digest(inspection: DatasetInspection) -> str:
-    """Return a digest of the cases and their roles."""
+    """Return a digest of the cases' files and roles, to notice a change after the training."""
     return _short_hash([inspection.digests, inspection.splits.roles])
 
 
 def _report_digest(report: ReportSection) -> str:
-    """Return a digest of the settings of the report, and of the answers in its study file."""
+    """Return a digest of the report's settings and of its study file.
+
+    The study file contains the user's answers about the study. If the digest changes, the report is
+    drawn again.
+    """
     study = "" if report.study is None else read_text(Path(report.study))
     return _short_hash([report.to_plain(), study])
 
 
 def _short_hash(content: Any) -> str:
-    """Return a short hash of plain data."""
+    """Return the first 16 hexadecimal digits of a hash of plain data, as JSON with sorted keys."""
     return digest_of(json.dumps(content, sort_keys=True, default=dict))[:16]

@@ -42,7 +42,10 @@ class InfoOutcome(Outcome):
     settings: Mapping[str, object]
 
     def record(self) -> dict[str, Any]:
-        """Return the details, in which files are paths, for `--json`."""
+        """Return the details as plain data, for `--json`.
+
+        The value of a model or dataset that was not given is None.
+        """
         return {
             "model": None if self.model is None else self.model.record(),
             "dataset": self.dataset or None,
@@ -50,7 +53,7 @@ class InfoOutcome(Outcome):
         }
 
     def summary(self) -> list[str]:
-        """Return a line per known fact, and the first findings."""
+        """Return lines for the terminal: one per known detail, and the first five findings."""
         lines = [] if self.model is None else self.model.lines()
         known = {name: value for name, value in self.dataset.items() if value}
         lines += [f"{name.capitalize() + ':':<8} {_in_words(known[name])}" for name in known]
@@ -60,7 +63,11 @@ class InfoOutcome(Outcome):
 
     @property
     def next(self) -> str:
-        """The command that predicts or, for a dataset without a model, the one that checks it."""
+        """The command to run next.
+
+        With a model, this is the command that predicts with the model. Without a model, it checks a
+        dataset, or predicts a folder of scans with a model that the user has to insert.
+        """
         if self.model is None and self.dataset["layout"] != SCANS:
             return command_line("prepare", {"check": True, **self.settings})
         if self.model is None:
@@ -77,14 +84,15 @@ class InfoOutcome(Outcome):
 
 
 def info(cfg: InfoConfig) -> InfoOutcome:
-    """Collect the details of a model, a folder or both, and compare their axes and channels.
+    """Collect the details of a model, of a folder, or of both, and check whether they fit together.
 
-    A folder without the layout of a dataset is a folder of scans, whose channels are not known.
+    They fit if the folder has the model's number of axes and channels. A folder without the layout
+    of a dataset is a folder of scans, whose channels are not known.
 
     Raises:
         BundleError: If the model cannot be used.
-        DatasetError: If the description of the dataset is wrong, or the folder has no scan that
-            can be read.
+        DatasetError: If the description of the dataset is wrong, or the folder has no scan that can
+            be read.
     """
     model = None
     dataset: dict[str, Any] = {}
@@ -118,8 +126,8 @@ def info(cfg: InfoConfig) -> InfoOutcome:
 def _list_scans(source: Path) -> Dataset:
     """Return a folder of scans as a dataset without references and channels.
 
-    Scans that cannot be read without opening their files are findings, such as two scans with one
-    name. The number of axes is that of the first scan whose header can be read.
+    Problems that show without opening the files are findings of the dataset, such as two scans with
+    one name. The number of axes is that of the first scan whose header can be read.
 
     Raises:
         DatasetError: If no scan is found, or none can be read.
@@ -139,9 +147,9 @@ def _list_scans(source: Path) -> Dataset:
 
 
 def _first_dims(cases: Sequence[CaseFiles]) -> int:
-    """Return the number of axes of the first scan whose header can be read.
+    """Return the number of spatial axes of the first scan whose header can be read.
 
-    Raise `DatasetError` with the error of the first scan if there is none.
+    If no header can be read, raise `DatasetError` with the error of the first scan.
     """
     findings: list[Finding] = []
     for files in cases:
@@ -151,11 +159,11 @@ def _first_dims(cases: Sequence[CaseFiles]) -> int:
 
 
 def dataset_info(dataset: Dataset, findings: list[Finding]) -> dict[str, Any]:
-    """Return the details of a listed dataset by name.
+    """Return the details of a listed dataset by name, in the order in which they are printed.
 
-    Only the header of the first case's image is read: `shape` and `spacing` are its voxels and
-    their size in `unit`. They are None if there is no case, or if the header cannot be read, which
-    is added to `findings`.
+    Only one image header is read, that of the first case. It gives `shape` in voxels and `spacing`,
+    the voxel size in `unit`. These three are None if there is no case, or if the header cannot be
+    read. The error of the header is then appended to `findings`.
     """
     cases = dataset.cases
     grid = None
@@ -184,7 +192,7 @@ def dataset_info(dataset: Dataset, findings: list[Finding]) -> dict[str, Any]:
 
 
 def _in_words(value: object) -> str:
-    """Return a fact as text, with commas between several values.
+    """Return a value as text for a printed line: `key (value)` for mappings, commas between items.
 
     >>> _in_words({"test": 3, "train": 9}), _in_words(("T1", 0.75)), _in_words(2)
     ('test (3), train (9)', 'T1, 0.75', '2')

@@ -29,6 +29,12 @@ class KeptPredictions:
     """
 
     def __init__(self, output: Path, predictions: Mapping[str, PredictionFiles]) -> None:
+        """Select the predictions that come from nnU-Net's probabilities.
+
+        Args:
+            output: The output folder of `evaluate`.
+            predictions: The prediction files of all cases by case id.
+        """
         self.results = PredictionFolder(output / FOLDER)
         self._temporary = output / f".{uuid4().hex[:8]}-{FOLDER}"
         self._files = {
@@ -49,9 +55,11 @@ class KeptPredictions:
         shutil.rmtree(self._temporary, ignore_errors=True)
 
     def keep(self, prediction: Prediction) -> None:
-        """Write a case's candidates to the temporary folder.
+        """Write a case's mask and candidates to the temporary folder.
 
-        Do nothing if the prediction does not come from probabilities, or has no mask next to them.
+        `evaluate` calls this for each prediction that it reads. Nothing is written if the
+        prediction does not come from probabilities, or if nnU-Net wrote no mask next to the
+        probabilities.
         """
         files = self._files.get(prediction.case)
         if files is not None and files.mask is not None:
@@ -59,16 +67,19 @@ class KeptPredictions:
             self._write(self._temporary, prediction)
 
     def _write(self, folder: Path, prediction: Prediction) -> None:
-        """Write the files of a case in the format of the mask that nnU-Net wrote."""
+        """Write the files of a case. The mask has the same file format as nnU-Net's mask."""
         case = prediction.case
         write_prediction(folder, prediction, like=self._files[case].mask, row=_kept_row(case))
 
     def keep_others(self, labelled: Collection[str], labels: Labels | None) -> list[Finding]:
-        """Find the candidates of the cases without a reference, and keep them as well.
+        """Find the candidates of the cases without a reference, and keep them, too.
 
-        `labelled` are the ids of the cases with a reference, even if they are not evaluated. As in
-        evaluated cases, the values of labels become those of the reference (`labels`). Warn of
-        cases that cannot be used, and return the finding of each.
+        As in evaluated cases, the label values become those of the reference. Warn of cases that
+        cannot be read, and return a finding for each of these cases.
+
+        Args:
+            labelled: The ids of the cases with a reference, even if they are not evaluated.
+            labels: The labels of the reference; None if they are unknown.
         """
         numbers = LabelNumbers(labels)
         findings: list[Finding] = []
@@ -85,17 +96,17 @@ class KeptPredictions:
     def check_replaceable(self) -> None:
         """Raise `ConflictError` if a kept case would replace files that `evaluate` did not write.
 
-        They are those of `predict`, of other programs, and damaged ones.
+        Such files are results of `predict` or of other programs, and damaged files.
         """
         for case in self._geometry:
             self.results.claim(case, _kept_row(case), overwrite=None)
 
     def finish(self, selection: Selection) -> Path | None:
-        """Accept the candidates of all kept cases and write them to `output/predictions`.
+        """Accept candidates at the operating point, and write all cases to `output/predictions`.
 
-        Without an operating point, the candidates stay as they are. The results of earlier
-        evaluations in that folder are removed, except for those that were evaluated. Return the
-        folder, or None if nothing was kept.
+        Without an operating point, the candidates are written unchanged. Results of earlier
+        evaluations in that folder are removed, unless they are among the evaluated files. Return
+        the folder, or None if no case was kept.
         """
         new = find_predictions(self._temporary) if self._geometry else {}
         for case, files in new.items():
@@ -114,5 +125,5 @@ class KeptPredictions:
 
 
 def _kept_row(case: str) -> CaseRow:
-    """Return what the candidate file of a kept case states."""
+    """Return the row of a kept case. Its key says that `evaluate` wrote the candidate file."""
     return CaseRow(case, key=_KEY)

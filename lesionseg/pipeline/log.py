@@ -33,9 +33,11 @@ _PLAIN_TEXT = re.compile(r"(?!(?:null|true|false|nan|inf)$)[A-Za-z_/][\w./-]*", 
 
 
 def command_line(command: str, settings: Mapping[str, object] = MappingProxyType({})) -> str:
-    """Return a command with its settings as a user would type it in a shell.
+    """Return a command with its settings as a user would type it in a shell, for messages.
 
-    It is the script if a script of a clone runs, otherwise the installed program.
+    The program is `python scripts/<command>.py` if a script of a clone runs now, otherwise
+    `lesionseg <command>`. Settings are written as `key=value`, with quotes for the shell if
+    necessary.
     """
     in_clone = Path(sys.argv[0]).parent.name == "scripts"
     program = f"python scripts/{command}.py" if in_clone else f"lesionseg {command}"
@@ -46,12 +48,16 @@ def command_line(command: str, settings: Mapping[str, object] = MappingProxyType
 def predict_command(
     model: str | Path, *, is_mirrored: bool | None, needs_trust: bool = False
 ) -> str:
-    """Return the command that predicts with a model as its operating points were chosen.
+    """Return the command with which a user can predict with a model, for the output of `train`.
+
+    `SCANS` and `FOUND` are written for the input and the output, which the user replaces.
 
     Args:
-        model: The model.
-        is_mirrored: The points are those of mirrored views; None: the model does not state it.
-        needs_trust: The model names classes that are not imported by default.
+        model: The bundle or run directory.
+        is_mirrored: True adds `inference.flips=true`, because the operating points were chosen on
+            mirrored views. None: the model does not say, and nothing is added.
+        needs_trust: True adds `trust=true`, because the model names classes that are imported only
+            with the user's consent.
     """
     settings: dict[str, object] = {"bundle": model, "input": "SCANS", "output": "FOUND"}
     if is_mirrored:
@@ -64,7 +70,8 @@ def predict_command(
 def override_text(value: object) -> str:
     """Return the text that a user would write after `key=` for a value.
 
-    Texts within lists and mappings have quotes if Hydra would not read them as they are.
+    A text is returned unchanged. A text in a list or mapping gets quotes if Hydra would not read it
+    as the same text.
 
     >>> override_text([0.5, None, True]), override_text({"keys": "image"}), override_text("focal")
     ('[0.5,null,true]', '{keys: image}', 'focal')
@@ -84,14 +91,14 @@ def override_text(value: object) -> str:
 
 
 def quoted_text(value: object) -> str:
-    """Return `override_text(value)`, in quotes if Hydra would read another text or type."""
+    """Return `override_text(value)`, in quotes if Hydra would read another text or another type."""
     if isinstance(value, str) and not _PLAIN_TEXT.fullmatch(value):
         return in_quotes(value)
     return override_text(value)
 
 
 def in_quotes(value: str) -> str:
-    r"""Return a text in single quotes, or unchanged if it already is a quoted text of Hydra.
+    r"""Return a text in single quotes for Hydra, or unchanged if it is already in quotes.
 
     Hydra reads a backslash as itself unless a quote follows. Backslashes before a quote, and before
     the end, where the closing quote is added, are therefore doubled. A quote gets a backslash.
@@ -101,6 +108,7 @@ def in_quotes(value: str) -> str:
     >>> print(in_quotes("'a, b'"), in_quotes("'a' or 'b'"))
     'a, b' '\'a\' or \'b\''
     """
+    # a quote, then escaped characters and characters other than this quote, then the same quote
     if re.fullmatch(r"""(['"])(?:\\.|(?!\1)[^\\])*\1""", value, re.DOTALL):
         return value
     before_quotes = re.sub(r"(\\*)'", r"\1\1\\'", value)
@@ -113,7 +121,10 @@ _bars = ContextVar("bars", default=False)
 
 @contextmanager
 def progress_bars() -> Iterator[None]:
-    """Let `bar` draw on a terminal within this context. By default nothing is drawn."""
+    """Let `bar` draw progress bars on a terminal within this context.
+
+    The command line uses it. By default nothing is drawn, so that a notebook or a test stays quiet.
+    """
     token = _bars.set(True)
     try:
         yield
@@ -122,7 +133,7 @@ def progress_bars() -> Iterator[None]:
 
 
 def are_bars_shown() -> bool:
-    """Return True within `progress_bars`."""
+    """Return True within the context `progress_bars`."""
     return _bars.get()
 
 
@@ -133,6 +144,7 @@ class _ProgressLog:
     """
 
     def __init__(self, step: str) -> None:
+        """Start measuring the time of a step. `step` is its name in the log."""
         self._step = step
         self._began = time.monotonic()
         self._first = math.nan  # the work that was done before the first call
@@ -140,7 +152,16 @@ class _ProgressLog:
         self._logged_time = ""
 
     def __call__(self, item: str, done: float, total: int) -> None:
-        """Log the progress if it is due."""
+        """Log progress and remaining time, if a further 5 % are done and the time left has changed.
+
+        Nothing is logged in the first 10 seconds. The remaining time is extrapolated from the speed
+        of this run, without work that an earlier run did.
+
+        Args:
+            item: The name of the finished item.
+            done: The number of finished items, or the finished fraction if `total` is 1.
+            total: The number of all items.
+        """
         if math.isnan(self._first):
             # new work reports its first item first; resumed work begins in the middle
             is_first_of_several = done == 1 and total > 1
@@ -151,6 +172,7 @@ class _ProgressLog:
                 self._first = done
         seconds = time.monotonic() - self._began
         share = int(_MAX_PROGRESS_LINES * done / max(total, 1))
+        # `share` counts the steps of 5 % that are done
         is_due = share > self._logged_share and seconds > _QUIET_SECONDS
         if not (is_due and self._first < done < total):
             return
@@ -168,18 +190,20 @@ class _ProgressLog:
 def bar(
     what: str, progress: Advance | None = None, *, shown: bool | None = None
 ) -> Iterator[Advance]:
-    """Yield a function that shows the progress of a step.
+    """Yield a function that shows the progress of a step, as a bar or as lines in the log.
 
-    Its arguments are the name of the finished item and the numbers of finished and of all items. A
-    step without items passes a text, the finished share and 1.
+    The yielded function has three arguments: the name of the finished item, the number of finished
+    items and the number of all items. A step without items passes a text, the finished fraction and
+    1.
 
-    Within `progress_bars` it draws a bar on standard error, if that is a terminal. Otherwise it
-    logs a line at most every 5 % of a long step, if the remaining time has changed.
+    Within `progress_bars`, the function draws a bar on standard error, if that is a terminal.
+    Otherwise it logs a line at most every 5 % of a long step, if the remaining time has changed.
 
     Args:
         what: The name of the step.
-        progress: A function to yield instead.
-        shown: Draw a bar or not, for a process that does not inherit the context.
+        progress: A function to yield instead, such as the `progress` of a caller.
+        shown: True or False replaces the context `progress_bars`, for a process that does not
+            inherit the context.
     """
     if progress is not None:
         yield progress
@@ -196,13 +220,16 @@ def bar(
         task = drawn.add_task(what, total=None, item="")
 
         def advance(item: str, done: float, total: int) -> None:
+            """Update the bar."""
             drawn.update(task, completed=done, total=total, item=item)
 
         yield advance
 
 
 def align_columns(table: Sequence[Sequence[str]]) -> list[str]:
-    """Return rows as lines of equal columns. The first column is aligned left, the others right.
+    """Return the rows of a table as text lines, with each column padded to its longest cell.
+
+    The first column is aligned left, the others right. Columns are two spaces apart.
 
     >>> align_columns([["", "a"], ["recall", "0.5"]])
     ['          a', 'recall  0.5']
@@ -222,7 +249,10 @@ class RepeatFilter(logging.Filter):
         self._said: set[str] = set()
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Return False if the same message of a reader passed before. Other messages pass."""
+        """Return False if a file reader (`lesionseg.io`) has logged the same message before.
+
+        Messages of other modules always pass. `logging` drops records for which this returns False.
+        """
         if not record.name.startswith("lesionseg.io"):
             return True
         text = record.getMessage()
@@ -251,22 +281,24 @@ class BufferedLogHandler(MemoryHandler):
         *,
         private: bool,
     ) -> None:
+        """Prepare the handler. The file is not opened yet."""
         super().__init__(capacity=0)
         self.file = file
         self.is_in_use = is_in_use
         self.open = partial(open_log, file, formatter, private=private)
 
     def shouldFlush(self, record: logging.LogRecord) -> bool:
-        """Open the file if its folder is in use. Return True if the file is open.
+        """Return True if the log file is open, and open it first if its folder is in use.
 
-        `MemoryHandler` keeps the records in memory as long as this returns False.
+        `logging.handlers.MemoryHandler` calls this for each record, and keeps the records in memory
+        as long as this returns False.
         """
         if self.target is None and self.is_in_use():
             self.setTarget(self.open())
         return self.target is not None
 
     def close(self) -> None:
-        """Close the file. Records that still wait for it are lost."""
+        """Close the file. Records that were never written to it are lost."""
         target = self.target
         super().close()
         if target is not None:
@@ -280,30 +312,32 @@ class LogFile(logging.FileHandler):
     """
 
     def _open(self) -> TextIOWrapper:
-        """Open the file at its end."""
+        """Open the file for appending. `logging.FileHandler` calls this."""
         return open(
             self.baseFilename, "a", encoding="utf-8", errors="backslashreplace", opener=_open_file
         )
 
     def handleError(self, record: logging.LogRecord) -> None:
-        """Warn that the log is incomplete, and write no further line.
+        """Warn once that the log is incomplete, and write no further line.
 
-        `logging` would print a traceback for each line.
+        `logging` calls this if a line cannot be written. By default it would print a traceback for
+        each line.
         """
         self.setLevel(sys.maxsize)
         reason = sys.exc_info()[1]
         log.warning("%s: the log is incomplete: %s.", self.baseFilename, _reason(reason))
 
     def close(self) -> None:
-        """Close the file. Lines that could not be written are lost."""
+        """Close the file. Lines that the system could not write to the disk are lost."""
         with suppress(OSError):
             super().close()
 
 
 def _open_file(path: str, flags: int) -> int:
-    """Return the descriptor of an opened file. Raise `OSError` if the path is a link.
+    """Open a file and return its descriptor, for `open(…, opener=…)`, but refuse a symbolic link.
 
-    Windows has no flag for this, so the name is tested as well.
+    Windows has no flag for this, so the path is tested first. Raise `OSError` if the path is a
+    link.
     """
     if Path(path).is_symlink():
         raise OSError("it is a link")
@@ -311,17 +345,17 @@ def _open_file(path: str, flags: int) -> int:
 
 
 def _reason(error: BaseException | None) -> str:
-    """Return the words of the system for an error of a file, in lower case."""
+    """Return the operating system's text for an error in lower case ("permission denied")."""
     return str(getattr(error, "strerror", None) or error).lower()
 
 
 def open_log(path: Path, formatter: logging.Formatter, *, private: bool) -> logging.Handler:
-    """Open a log file, to append lines to it.
+    """Open a log file for appending, and return its handler.
 
     Args:
-        path: The file.
+        path: The path of the file.
         formatter: The formatter of its lines.
-        private: True makes a file readable for its owner only, also one of an earlier run.
+        private: True makes the file readable for its owner only, even if an earlier run made it.
 
     Raises:
         OutputError: If the file cannot be written.
@@ -341,10 +375,11 @@ def open_log(path: Path, formatter: logging.Formatter, *, private: bool) -> logg
 
 @contextmanager
 def added_handlers(own: Sequence[logging.Handler]) -> Iterator[None]:
-    """Add handlers to the root logger within the context.
+    """Add handlers to the root logger within the context, and remove them at the end.
 
-    If it has no other handler, they receive messages of our loggers from level INFO on. Python
-    prints warnings by `lastResort` only if there is no handler, so it is added too.
+    If the root logger had no handler, logging was not configured, as in a notebook. Messages of
+    lesionseg are then logged from level INFO on. Python prints warnings through
+    `logging.lastResort` only while there is no other handler, so `lastResort` is added as well.
     """
     root = logging.getLogger()
     ours = logging.getLogger("lesionseg")
@@ -365,15 +400,23 @@ def added_handlers(own: Sequence[logging.Handler]) -> Iterator[None]:
 
 @contextmanager
 def run_log(run: Path, *, private: bool = False) -> Iterator[Callable[[str], None]]:
-    """Append the records of this context to the run's log. Yield a function that writes to it.
+    """Append all log records of this context to the run's log file, `train.log`.
 
-    The log is written from when the run directory has a configuration. With `private`, only its
-    owner can read it. The output on the terminal does not change. An error that ends the run is the
-    last line; an unknown one has its traceback.
+    Records wait in memory until the run directory has a configuration. The output on the terminal
+    does not change. An error that ends the run becomes the last line. An error that lesionseg does
+    not raise itself is logged with its traceback.
+
+    Args:
+        run: The run directory.
+        private: True makes the file readable for its owner only.
+
+    Yields:
+        A function that writes a line to this file only.
     """
     handler = BufferedLogHandler(run / LOG, LOG_FORMAT, partial(has_config, run), private=private)
 
     def note(text: str) -> None:
+        """Write a line to the file of the run, but not to the terminal."""
         handler.handle(logging.makeLogRecord({"msg": text, "levelno": logging.INFO}))
 
     try:

@@ -9,10 +9,13 @@ from lesionseg.extra import find_extra
 
 
 def find_recipe(command: str) -> Callable[..., Any]:
-    """Import the function of a command, which takes its settings and returns an `Outcome`.
+    """Import and return the function of a command: `lesionseg.pipeline.<command>.<command>`.
+
+    The function has the settings as its argument and returns an `Outcome`. The function of an extra
+    comes from the extra's package.
 
     Raises:
-        ConfigError: If it is that of an extra that is missing.
+        ConfigError: If the command belongs to an extra that is not installed.
     """
     is_core = COMMANDS.kinds[command]
     home = import_module(f"lesionseg.pipeline.{command}") if is_core else find_extra(command)
@@ -24,19 +27,19 @@ class Outcome:
     """The result of any command. A command prints nothing itself."""
 
     def summary(self) -> list[str]:
-        """Return lines with the results and their files, for a reader."""
+        """Return the lines that the command prints: the results, and the paths of their files."""
         return []
 
     @property
     def next(self) -> str | None:
-        """The command to run next, as text; None if there is none."""
+        """The command that the user should run next, as text; None if there is none."""
         return None
 
     def record(self) -> dict[str, Any]:
-        """Return the results and the paths of their files, for `--json`."""
+        """Return the results and the paths of files as plain data, for `--json`."""
         return {}
 
     @property
     def exit_status(self) -> int:
-        """0 if all is done, 3 if some cases failed, 1 if there is no usable result."""
+        """The exit status: 0 if all is done, 3 if some cases failed, 1 if no result is usable."""
         return 0

@@ -12,17 +12,22 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def hold_lock(key: str, owner: str = "") -> Callable[[F], F]:
-    """Decorate a command so that it claims a folder and holds its lock while it runs.
+    """Return a decorator with which a command locks its output folder while it runs.
+
+    The lock prevents a second process from writing to the same folder.
 
     Args:
-        key: The setting that names the folder. If it is None, nothing is locked.
-        owner: The command if it writes scores, which may not replace those of a training, see
-            `claim`.
+        key: The setting that names the folder. If the setting is None, nothing is locked.
+        owner: The name of the command, if it writes scores. Such a command may not write into the
+            run directory of a training, see `claim`. "" for the other commands.
     """
 
     def decorate(command: F) -> F:
+        """Wrap the function of a command."""
+
         @wraps(command)
         def run_locked(cfg: Any, *args: Any, **options: Any) -> Any:
+            """Lock the folder that the settings name, and run the command."""
             folder = getattr(cfg, key)
             with nullcontext() if folder is None else claim(Path(folder), owner):
                 return command(cfg, *args, **options)

@@ -77,10 +77,16 @@ NARROW_FEATURES = 8  # features of the first stage in such a training
 
 
 def begin(experiment: Experiment, given: Plan | None = None) -> Plan:
-    """Return a checked plan, and save it and the configuration in the run directory.
+    """Return a checked plan, and save the plan and the configuration in the run directory.
 
-    The plan is `given`, or read from the run directory, or made from the inspected dataset. Of
-    several processes of a training, the first one plans, and the others receive its plan.
+    The plan is `given`, or read from the run directory of an earlier start, or made from the
+    inspected dataset. In a distributed training, rank 0 makes the plan and sends it to the other
+    processes.
+
+    Args:
+        experiment: The training.
+        given: The plan of another training to use, such as that of a cross-validation for its
+            folds.
 
     Raises:
         ConfigError: If a setting is wrong. Nothing is saved then.
@@ -90,9 +96,10 @@ def begin(experiment: Experiment, given: Plan | None = None) -> Plan:
 
 
 def _begin(experiment: Experiment, given: Plan | None) -> Plan:
-    """Do the work of `begin`, with the same errors, in one process.
+    """Make, check and save the plan in a single process, for `begin`, which has the same errors.
 
-    On a GPU, a new plan is tried in training steps.
+    A new plan for a GPU is tried in training steps, and reduced if its steps do not fit into
+    memory.
     """
     cfg = experiment.cfg
     run = experiment.run
@@ -103,6 +110,7 @@ def _begin(experiment: Experiment, given: Plan | None) -> Plan:
     _warn_of_unused_losses(architecture, cfg.loss, cfg.detection)
     if cfg.data.fold != ALL_FOLDS:  # each fold has its own roles
         warn_of_seen_cases(cfg.model.init_from, inspection.splits, inspection.dataset.cases)
+    # checks of the machine, then of plan and losses
     is_new = given is None and not has_config(run)
     if is_new:  # a finished run that is only scored again needs none of these
         require_device(cfg.trainer.accelerator)
@@ -117,6 +125,7 @@ def _begin(experiment: Experiment, given: Plan | None) -> Plan:
         )
 
     def run_steps(tried: Plan) -> None:
+        """Try training steps with a plan, which shows if they fit into the memory of the GPU."""
         network = build_network(tried, architectures=TRUSTED)
         objective = make_objective(tried, cfg.loss, cfg.detection)
         try_steps(LesionModule(network, objective, cfg.trainer, cfg.optim))
@@ -133,8 +142,9 @@ def _begin(experiment: Experiment, given: Plan | None) -> Plan:
 def save_run(experiment: Experiment, plan: Plan) -> None:
     """Write fingerprint, splits, plan, configuration and digests of files into the run directory.
 
-    It is called after all checks, so that a rejected configuration leaves no file. The directory
-    belongs to the configuration from then on. Its name is logged if the settings do not state it.
+    It is called after all checks, so that a rejected configuration leaves no file. From then on,
+    only the same configuration can use this directory. The name of the directory is logged if the
+    settings do not contain it.
     """
     run = experiment.run
     inspection = experiment.inspection
@@ -148,7 +158,10 @@ def save_run(experiment: Experiment, plan: Plan) -> None:
 
 
 def _warn_of_unused_losses(architecture: str, loss: LossConfig, detection: DetectionConfig) -> None:
-    """Warn of settings of a loss that differ from the defaults but that the model does not use."""
+    """Warn of loss settings that the user changed, but that the model does not use.
+
+    A pure detector ignores `loss`, and a model without anchors ignores `detection`.
+    """
     heads = heads_of(architecture)
     if "segmentation" not in heads and loss != LossConfig.of():
         log.warning(
@@ -167,7 +180,7 @@ def _warn_of_unused_losses(architecture: str, loss: LossConfig, detection: Detec
 
 
 def _log_plan(plan: Plan, experiment: Experiment, level: int) -> None:
-    """Log the model and the plan, at this level."""
+    """Log the reason for the model, and a line on architecture, tiles and device, at this level."""
     if "model" in plan.reasons:
         log.log(level, "Model: %s.", plan.reasons["model"])
     log.log(
@@ -182,9 +195,10 @@ def _log_plan(plan: Plan, experiment: Experiment, level: int) -> None:
 
 
 def describe_tile(plan: Plan) -> str:
-    """Return a tile's shape and voxel size as text.
+    """Return a tile's shape and voxel size as text, such as "96 × 96 × 96 voxels of 1 × 1 × 1 mm".
 
-    Pixels of 1 mm count as unknown, because readers give unknown pixels this size.
+    In 2-D, a pixel size of exactly 1 mm counts as unknown and is left out, because file readers
+    assume 1 mm if a file does not contain the size.
     """
     tile = describe_sides(plan.tile_shape)
     size = describe_sides(plan.spacing_mm)
@@ -198,11 +212,16 @@ def describe_tile(plan: Plan) -> str:
 
 
 def plan_run(experiment: Experiment, given: Plan | None = None, *, keeps_plan: bool = True) -> Plan:
-    """Make the plan, unless it is `given` or the run has one. No file is written.
+    """Return the plan of a training: `given`, or that of the run, or a new one. Write no file.
 
-    A resumed run keeps its plan, because the memory of another machine could change it. Without
-    `keeps_plan`, it is made again. The custom network, flip axes and rules for reading are always
-    those of the settings.
+    A resumed run keeps its plan, because a plan made on a machine with other memory could differ.
+    Some entries always come from the current settings: the user's network class, the flip axes and
+    the rules for reading files.
+
+    Args:
+        experiment: The training.
+        given: A plan to use; None for that of the run or a new one.
+        keeps_plan: False makes the plan again even if the run has one.
 
     Raises:
         ConfigError: If the settings of transforms, augmentation or model are wrong.
@@ -231,7 +250,7 @@ def plan_run(experiment: Experiment, given: Plan | None = None, *, keeps_plan: b
 
 
 def plan_of_run(run: Path) -> Plan | None:
-    """Read the plan of a run that has begun; None if there is none."""
+    """Return the plan in a run directory; None if the run has not begun, or has no plan file."""
     path = run / "plan.json"
     if not (has_config(run) and path.is_file()):
         return None
@@ -239,9 +258,10 @@ def plan_of_run(run: Path) -> Plan | None:
 
 
 def _make_plan(experiment: Experiment) -> Plan:
-    """Return a plan for this machine's device, or for a GPU of `memory_gb` on another machine.
+    """Make a new plan from the statistics of the dataset, the settings and the memory.
 
-    The reasons of its decisions are logged at level DEBUG.
+    The plan is for the device of this machine. With `trainer.memory_gb` and a GPU in the settings,
+    it is for such a GPU on another machine. The reason for each decision is logged at level DEBUG.
     """
     inspection = experiment.inspection
     model = experiment.cfg.model
@@ -251,6 +271,7 @@ def _make_plan(experiment: Experiment) -> Plan:
     if not is_for_other_machine:
         require_device(trainer.accelerator)  # before a plan for another device is written
     device = "cuda" if is_for_other_machine else training_device(trainer.accelerator)
+    # initial weights or a pretrained backbone determine the stages of the network (`pyramid`)
     before = _plan_before(model.init_from, extra)
     dims = inspection.fingerprint.dims
     pyramid = checkpoint_architecture(model, dims)
@@ -286,9 +307,10 @@ def _make_plan(experiment: Experiment) -> Plan:
 
 
 def may_be_narrow(model: ModelConfig, fingerprint: Fingerprint) -> bool:
-    """Return True for the networks that were also compared at half their width.
+    """Return True for the kinds of network that a short CPU training may make narrower.
 
-    These are the U-Net in 3-D and detectors on grey radiographs (benchmarks/notes).
+    They are the kinds whose half-width versions were compared in benchmarks/notes: the U-Net in
+    3-D, and detectors on radiographs with one channel.
     """
     if fingerprint.dims == 3:
         return model.architecture == "unet"
@@ -299,11 +321,20 @@ def may_be_narrow(model: ModelConfig, fingerprint: Fingerprint) -> bool:
 def narrow_if_short(
     model: ModelConfig, trainer: TrainerConfig, device: str
 ) -> Decision[ModelConfig]:
-    """Return the settings with a narrower network if the training on a CPU is short.
+    """Return the model settings with fewer features if a training on a CPU is short.
 
-    Otherwise return them unchanged, without a reason: if they state the width or no duration, if
-    the training is longer, on a GPU, and on processors that multiply bf16 faster than fp32, which
-    make two to five times as many steps in these minutes.
+    In few minutes, a narrower network reaches better results, because it makes more steps. The
+    settings are returned unchanged, without a reason, if one of these is true:
+
+    - The settings name the number of features, or no duration.
+    - The training runs on a GPU, or on a CPU that is fast at bf16, which makes 2 to 5 times as many
+      steps.
+    - Minutes times cores exceed `SHORT_CORE_MINUTES`.
+
+    Args:
+        model: The settings of the model.
+        trainer: The settings with the duration.
+        device: `cpu` or `cuda`.
     """
     unchanged = Decision(model, "")
     if model.base_features is not None:
@@ -321,9 +352,14 @@ def narrow_if_short(
 
 
 def _plan_before(init_from: str | None, extra: Sequence[Spec]) -> Plan | None:
-    """Return the plan of the bundle `init_from` from whose weights the training starts.
+    """Return the plan of the bundle from whose weights a training starts (`model.init_from`).
 
-    Return None if it starts from random weights or from a checkpoint. `extra` is `prepare.extra`.
+    The new training must use its grid and architecture. Return None if the training starts from
+    random weights or from a checkpoint.
+
+    Args:
+        init_from: The setting `model.init_from`.
+        extra: The setting `prepare.extra`, the user's transforms.
 
     Raises:
         ConfigError: If the bundle's images were prepared by other transforms, or if it is an
@@ -342,7 +378,7 @@ def _plan_before(init_from: str | None, extra: Sequence[Spec]) -> Plan | None:
 
 
 def _memory_bytes(device: str) -> int:
-    """Return the memory of this machine's GPU or, for the CPU, of the machine, container or job."""
+    """Return the memory of this machine's GPU or, for `cpu`, of the machine, container or job."""
     if device == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     return physical_bytes()
@@ -352,7 +388,8 @@ def plan_to_start_from(bundle: str) -> Plan:
     """Return the plan of a bundle or run, for a training that starts from its weights.
 
     Raises:
-        ConfigError: If it is an nnU-Net model. Training cannot use its grid and normalisation.
+        ConfigError: If the bundle is an nnU-Net model, because a training cannot use its grid and
+            normalisation.
     """
     plan = bundle_plan(bundle)
     if plan.nnunet is None:
@@ -369,7 +406,11 @@ def plan_to_start_from(bundle: str) -> Plan:
 def checkpoint_architecture(model: ModelConfig, dims: int) -> Architecture | None:
     """Return the architecture of the network in the nnU-Net checkpoint `model.init_from`.
 
-    Return None if `model.init_from` is not a checkpoint.
+    The plan uses it, so that the weights fit. Return None if `model.init_from` is not a checkpoint.
+
+    Args:
+        model: The settings of the model.
+        dims: The number of spatial axes of the data.
 
     Raises:
         ConfigError: If the checkpoint has another number of spatial axes.
@@ -392,13 +433,18 @@ def checkpoint_architecture(model: ModelConfig, dims: int) -> Architecture | Non
 
 
 def with_focal_correction(plan: Plan, loss: LossConfig, detection: DetectionConfig) -> Plan:
-    """Return the plan with the α and γ of its focal losses, `loss` and `detection`.
+    """Return the plan with the parameters α and γ of the focal losses of mask and boxes.
 
-    Inference needs them to undo the effect of the losses on probabilities (`losses.focal`). They
-    are None for a loss whose scores are not corrected.
+    A focal loss shifts the probabilities of a network. Inference undoes the shift by α and γ
+    (`losses.focal`). They are None for a loss without such a correction.
+
+    Args:
+        plan: The plan.
+        loss: The settings of the loss of masks.
+        detection: The settings of the loss of boxes.
     """
     if plan.has_boxes:
-        # hard negatives have no correction
+        # `link` is (α, γ) of a focal loss; the loss with hard negatives has no correction
         alpha, gamma = make_detection_loss(detection).link or (None, None)
         anchors = replace(planned_anchors(plan), alpha=to_tuples(alpha), gamma=gamma)
         plan = plan.with_(anchors=anchors)
@@ -410,14 +456,17 @@ def with_focal_correction(plan: Plan, loss: LossConfig, detection: DetectionConf
 
 
 def try_augmentation(plan: Plan, extra: Sequence[Spec]) -> None:
-    """Raise `ConfigError` if a transform of `augment.extra` fails on a tile of noise."""
+    """Raise `ConfigError` if a transform of `augment.extra` fails on a tile of noise.
+
+    This finds an error in the user's transforms before the training.
+    """
     if not extra:
         return
     batch = noise_batch(plan, 1)
     affine = np.eye(plan.dims + 1)
     tile = {
         "image": as_meta_tensor(batch["image"][0], affine),
-        # the batch of one tile serves as the axis of channels
+        # `labels` is [1, Z, Y, X]: its batch axis of length 1 serves as the channel axis
         "label": as_meta_tensor(batch["labels"], affine),
         "instances": batch["instances"],
         "valid": batch["valid"],
@@ -426,14 +475,14 @@ def try_augmentation(plan: Plan, extra: Sequence[Spec]) -> None:
 
 
 def check_losses(objective: Objective) -> None:
-    """Raise `ConfigError` if a loss does not fit its plan, such as an α for other labels.
+    """Raise `ConfigError` if a loss does not fit its plan, such as an α with too many labels.
 
     The losses are computed once, on a tile of noise and logits of zero, before the run begins.
     """
     plan = objective.plan
     targets = objective.targets(noise_batch(plan, 1))
     voxels = torch.zeros((1, n_logits(plan), *plan.tile_shape))
-    output: Any = [voxels]
+    output: Any = [voxels]  # a network of masks returns a list of scales, a detector its heads
     if targets.anchors is not None:
         n_anchors = targets.anchors.labels.shape[1]
         output = DetectorOutput(

@@ -43,15 +43,18 @@ def predict(
     architectures: Mapping[str, NetworkFactory] | None = None,
     progress: Advance | None = None,
 ) -> PredictOutcome:
-    """Predict every scan found in `cfg.input`. Return the outcome, with a row per scan.
+    """Predict every scan found in `cfg.input`, and return the outcome with a row per scan.
 
-    `cfg.output` receives mask, instances and candidates of each case, in the scan's own geometry
-    and format, and `predictions.csv`, an index of all case files in the folder, with a log. A shard
-    has a table and a log of its own. A case that fails does not stop the run. A later run skips
-    unchanged cases that were done before, or failed because of their files.
-    Results of another scan are replaced only with `cfg.overwrite`. Permissions of files follow the
-    umask. Input and output may be URLs. The input may be a PACS, from which each scan is fetched
-    when it is read. With `cfg.send`, DICOM results are stored in a PACS.
+    Mask, instances and candidates of each case are written to `cfg.output`, in the scan's own
+    geometry and file format. The table `predictions.csv` lists all cases of the folder, and a log
+    lists the events. A shard (one of several jobs that divide the scans) has its own table and log.
+
+    A case that fails does not stop the run. A later run skips unchanged scans that are done, or
+    that failed because of their content. Results of another scan under the same case id are
+    replaced only with `cfg.overwrite`. Permissions of files follow the umask.
+
+    Input and output may be URLs. The input may be a PACS, from which each scan is fetched just
+    before it is read. With `cfg.send`, DICOM results are stored in a PACS.
 
     Args:
         cfg: See conf/predict.yaml.
@@ -88,10 +91,18 @@ def _predict(
     architectures: Mapping[str, NetworkFactory] | None,
     progress: Advance | None,
 ) -> PredictOutcome:
-    """Predict the scans of a shard into a folder. The other arguments: see `predict`.
+    """Find the scans of a shard and predict them into the local output folder.
 
-    If no scan is found, only results that wait are sent to the PACS, before the error. A shard
-    sends none of them.
+    If no scan is found, DICOM results that an earlier run could not send are sent to the PACS
+    before the error is raised. A run that is only one of several shards does not send them.
+
+    Args:
+        cfg: The settings.
+        folder: The local output folder.
+        shard: The scans that this run predicts.
+        log: The log of the run.
+        architectures: See `predict`.
+        progress: See `predict`.
     """
     # the address is checked before the model is loaded
     is_pacs = is_dicomweb(cfg.input)
@@ -159,16 +170,22 @@ def _predict(
 
 
 def _find_new_drifts(results: PredictionFolder, rows: Sequence[CaseRow]) -> tuple[str, ...]:
-    """Return a sentence for each drift to which a scan that was predicted in this run belongs."""
+    """Return a sentence for each drift to which a scan of this run contributes.
+
+    A drift is a sequence of scans with a value outside its usual range, see `evaluation.drift`.
+    Drifts of only older scans are left out, because earlier runs have reported them. An unchanged
+    scan, which was not predicted again, does not count as a scan of this run.
+    """
     new = {row.case for row in rows if not row.is_unchanged}
     drifts = [drift for value in watch(results) for drift in value.find_drifts()]
     return tuple(drift.sentence for drift in drifts if new & {row.case for row in drift.rows})
 
 
 def _send_files(row: CaseRow, outputs: Outputs, results: PredictionFolder) -> CaseRow:
-    """Send the further files of a case. Return its row, with the reason if this fails.
+    """Send the DICOM results of a finished case, and return its row with the reason if this fails.
 
-    The row of a failed or skipped scan is not changed, because later runs compare its message.
+    The row of a failed or skipped scan is returned unchanged, because later runs compare its
+    message.
     """
     if not row.is_done:
         return row
@@ -177,7 +194,10 @@ def _send_files(row: CaseRow, outputs: Outputs, results: PredictionFolder) -> Ca
 
 @contextmanager
 def _removed(folder: Path) -> Iterator[None]:
-    """Remove a folder before and after the context. A run that was killed may have left it."""
+    """Remove a temporary folder before and after the context.
+
+    A run that was killed may have left the folder.
+    """
     shutil.rmtree(folder, ignore_errors=True)
     try:
         yield
@@ -186,9 +206,16 @@ def _removed(folder: Path) -> Iterator[None]:
 
 
 def _describe_output(results: PredictionFolder, url: str, plan: Plan, scan: Path | None) -> None:
-    """Write the files that BIDS requires, or that nnU-Net expects next to its probabilities.
+    """Write the files that describe an output folder in the conventions of BIDS or nnU-Net.
 
-    `url`: the output in the settings. `scan`: one with probabilities; None if there is none.
+    BIDS requires a description of the dataset. nnU-Net expects one next to its probabilities. The
+    files are uploaded if the output is a URL.
+
+    Args:
+        results: The output folder, whose names follow a convention.
+        url: The output in the settings.
+        plan: The plan of the model.
+        scan: The path of a scan, whose format the results have; None if no probabilities are saved.
     """
     written: list[Path] = []
     if results.names == "bids":
@@ -205,7 +232,7 @@ def _run_engine(
     index: PredictionIndex,
     architectures: Mapping[str, NetworkFactory] | None,
 ) -> Generator[CaseRow]:
-    """Predict the scans in this process or on a Ray cluster, as the settings state."""
+    """Yield the rows of predicted scans from this process or a Ray cluster, by `cfg.engine`."""
     results = index.results
     if work.cfg.engine == "ray":
         from lesionseg.pipeline.predict_ray import predict_on_ray
@@ -217,10 +244,16 @@ def _run_engine(
 def _record(
     row: CaseRow, results: PredictionFolder, index: PredictionIndex, log: PredictLog
 ) -> None:
-    """Write the row of a finished scan to the table and log, and update its recorded failures.
+    """Write the row of a finished scan to the table, the log and the file of recorded failures.
 
-    The log has no line for results and reasons of an earlier run that are unchanged. Warn of a scan
-    that failed just now, and if the file of failures cannot be written.
+    A result or a reason that is unchanged since an earlier run is not logged again. Warn of a scan
+    that failed in this run, and if the file of failures cannot be written.
+
+    Args:
+        row: The row.
+        results: The output folder with the recorded failures.
+        index: The table.
+        log: The log.
     """
     try:
         results.update_failures(row)
@@ -237,16 +270,22 @@ def _record(
 def _forget_remedied(
     results: PredictionFolder, scans: Sequence[Scan], rows: Sequence[CaseRow], root: Path
 ) -> None:
-    """Forget earlier failures of scans that have been remedied.
+    """Remove the recorded failures of scans whose cause has been remedied.
 
-    No scan of this run has the path of such a failure. One of these conditions is true:
+    A failure is removed if no scan of this run has its path, and one of these conditions is true:
 
-    - The file belongs to another scan of this run: the slices of its series were copied again.
-    - The same scan has another row: it was renamed.
+    - Its file belongs to another scan of this run, because the slices of its series were copied
+      again.
+    - A row has the same content or UID, because the scan was renamed.
 
-    Otherwise the failure stays. That its path does not exist proves nothing: an input that is
-    emptied every night no longer contains the scans that failed, and paths of another input begin
-    elsewhere. `root` is the folder below which the paths of this run begin.
+    Otherwise the failure stays. It may not be removed only because its path does not exist: an
+    input that is emptied every night no longer contains the scans that failed.
+
+    Args:
+        results: The output folder with the recorded failures.
+        scans: All scans of the input.
+        rows: The rows of this run.
+        root: The folder to which the paths of the scans are relative.
     """
     paths = {scan.path for scan in scans}
     files: set[Path] = set()
@@ -257,7 +296,7 @@ def _forget_remedied(
         known |= {row.digest, row.scan_uid} - {""}
 
     def is_remedied(failure: CaseRow) -> bool:
-        """Return True if a failure meets the conditions above."""
+        """Return True if the failure meets the conditions above."""
         if failure.path in paths:
             return False
         return root / failure.path in files or not known.isdisjoint(
@@ -268,13 +307,12 @@ def _forget_remedied(
 
 
 def _keep_earlier_id(scan: Scan, results: PredictionFolder) -> Scan:
-    """Return the scan with the case id under which the folder has results of its DICOM series.
+    """Return the scan under the case id that its DICOM series had in an earlier run.
 
-    The id of a series depends on its folder: it is the folder's name if the folder contains one
-    series, and otherwise also has the number and UID of the series. Without this step, the id
-    would change if another series is added to the folder or removed. A series without UID is
-    recognised by the digest of its files. A scan without such results, or with a fault, is returned
-    unchanged.
+    A series in a folder has the folder's name as its case id. If the folder contains several
+    series, the id also has the number and UID of the series. Without this step, the id would change
+    if a series is added to the folder or removed, and the scan would be predicted twice. A scan
+    without earlier results, or with a fault, is returned unchanged.
     """
     if scan.problem or not scan.other_case or scan.dicom is None:
         return scan
@@ -288,7 +326,13 @@ def _keep_earlier_id(scan: Scan, results: PredictionFolder) -> Scan:
 def _is_of_series(row: CaseRow, scan: Scan, series_uid: str) -> bool:
     """Return True if a result was computed from this DICOM series.
 
-    Return False for a series without UID that cannot be read.
+    The UID is compared, or the digest of the files if the series has no UID. Return False if these
+    files cannot be read.
+
+    Args:
+        row: The row of the result.
+        scan: The scan.
+        series_uid: The Series Instance UID of the scan; "" if it has none.
     """
     if series_uid:
         return row.series_uid == series_uid
@@ -298,10 +342,10 @@ def _is_of_series(row: CaseRow, scan: Scan, series_uid: str) -> bool:
 
 
 def find_input_scans(source: Path, output: Path, plan: Plan, cfg: PredictConfig) -> FoundScans:
-    """Find the scans of `source`, except results of an earlier run in `output`.
+    """Find the scans of `source`, except for results of an earlier run in `output`.
 
-    Scans that are not predicted, because of `cfg.series` or because they are localisers or single
-    slices of an archive, are included with the reason.
+    Scans that will not be predicted are included, with the reason: those that `cfg.series`
+    excludes, and localisers and single slices of an archive.
 
     Raises:
         DatasetError: If no scan is found.
@@ -322,9 +366,10 @@ def find_input_scans(source: Path, output: Path, plan: Plan, cfg: PredictConfig)
 
 
 def _check_places(place: str, output: Path) -> None:
-    """Raise `ConfigError` if the output is a file, or is or contains the input (`place`).
+    """Raise `ConfigError` if the output is a file, or if the output folder contains the input.
 
-    A table of scans may be in the output. A URL is not compared with it.
+    Scans inside the output folder would count as results. A table of scans may be in the output
+    folder. A URL is not checked.
     """
     if output.exists() and not output.is_dir():
         raise ConfigError(f"output={output} is a file. Name a folder.")

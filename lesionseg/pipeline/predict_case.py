@@ -57,9 +57,10 @@ _PROBLEM = "fault"  # key of a scan that cannot be predicted, for any content of
 def make_predictor(
     cfg: PredictConfig, architectures: Mapping[str, NetworkFactory] | None = None
 ) -> Predictor:
-    """Return the predictor for the settings.
+    """Load the networks of the bundle, and return the predictor with the given settings.
 
-    Raise `ConfigError` if they ask for probabilities, but the model predicts boxes.
+    Raises:
+        ConfigError: If the settings ask for probabilities, but the model predicts only boxes.
     """
     predictor = Predictor(
         cfg.bundle,
@@ -79,7 +80,11 @@ def make_predictor(
 
 
 def open_zones(folder: str | None, kept: Sequence[str] | None) -> ZoneFolder | None:
-    """Return the masks of zones in a folder, or None without a folder. `kept`: zones to keep.
+    """Find the masks of anatomical zones in a folder. Return None if the setting names no folder.
+
+    Args:
+        folder: The setting `zones`.
+        kept: The names of the zones whose candidates are kept; None for all zones.
 
     Raises:
         ConfigError: If `kept` has an unknown name.
@@ -112,18 +117,25 @@ class StartedScan:
         return self.scan.case
 
     def update(self, **values: Any) -> None:
-        """Change attributes of the row."""
+        """Set attributes of the row, such as `digest="…"`."""
         self.row = replace(self.row, **values)
 
     def finish(self, status: str, message: str, **values: Any) -> None:
-        """Make the row final: the scan failed or is skipped. `values`: further attributes."""
+        """Make the row final, for a scan that failed or is skipped. Later steps ignore the scan.
+
+        Args:
+            status: `failed` or `skipped`.
+            message: The reason, a sentence.
+            values: Further attributes of the row.
+        """
         now = datetime.now().astimezone().isoformat(timespec="seconds")
         self.update(status=status, message=message, finished=now, **values)
 
     def repeat(self, earlier: CaseRow) -> None:
-        """Replace the row by that of an earlier run, and mark it as unchanged.
+        """Replace the row by the row of an earlier run, and mark it as unchanged.
 
-        Patient, visit, path and state stay those of this run.
+        Patient, visit, path and file state are still those of this run, because the file may have
+        been renamed.
         """
         row = self.row
         self.row = replace(
@@ -158,6 +170,7 @@ class CaseWork:
     def __init__(
         self, cfg: PredictConfig, architectures: Mapping[str, NetworkFactory] | None = None
     ) -> None:
+        """Load the model and check the settings before the first scan."""
         self.cfg = cfg
         self.outputs = open_outputs(cfg.dicom_output, cfg.send)  # a wrong address ends the run
         self.bundle = joint_digest(cfg.bundle)  # of the networks that are loaded now
@@ -168,10 +181,18 @@ class CaseWork:
     def predict(
         self, scans: Sequence[Scan], results: PredictionFolder, digests: Digests
     ) -> Generator[CaseRow]:
-        """Predict scans. Yield the row of each, in order, after its results are written.
+        """Predict scans one after another, and yield the row of each after its results are written.
 
-        The row of a scan that fails states the reason, and its earlier results stay. Close the
-        generator to stop; the results written so far stay.
+        Reading, inference and writing of different scans run at the same time. The order of the
+        rows is that of the scans. The row of a scan that fails contains the reason, and the scan's
+        earlier results are not deleted. If the caller closes the generator, the run stops, and the
+        results written so far stay.
+
+        Args:
+            scans: The scans.
+            results: The output folder.
+            digests: The digests of files that earlier runs have read, so that the files are not
+                read again.
         """
         self.results = results
         self.digests = digests
@@ -184,11 +205,16 @@ class CaseWork:
             yield item.row
 
     def attempt(self, step: Callable[..., Any], item: StartedScan, *made: Any) -> Any:
-        """Run one step, unless the row of the scan is final. Return its result.
+        """Run one step for a scan, catch its error, and return the result of the step.
 
-        `made` is the result of the previous step; `read` has none. An error makes the row final,
-        and the result is then the item, as that of the last step is. Seconds and memory are noted
-        in the row.
+        If the row is already final, the step is not run. An error makes the row final (failed). In
+        both cases the scan itself is returned in place of a result. The duration and the peak
+        memory are added to the row.
+
+        Args:
+            step: `read`, `infer` or `write`.
+            item: The scan.
+            made: The result of the previous step; nothing for `read`.
         """
         result: Any = item
         if item.row.status:
@@ -204,10 +230,10 @@ class CaseWork:
         return result
 
     def _fail(self, item: StartedScan, error: Exception) -> None:
-        """Make the row that of a failed scan. Log the traceback of a new failure.
+        """Make the row of a scan final with the status `failed` and the error as its message.
 
-        If an earlier run has recorded the failure with the same message (`_earlier_failure`), the
-        row is that of the earlier run.
+        If an earlier run has failed with the same message on the same content, the row of that run
+        is repeated. Otherwise, the traceback is logged.
         """
         text = str(error) or repr(error)
         key = item.row.key if _is_final(error) else ""
@@ -221,10 +247,10 @@ class CaseWork:
             logger.debug("%s failed.", item.row.case, exc_info=error)
 
     def _earlier_failure(self, row: CaseRow) -> CaseRow | None:
-        """Return the row of an earlier run in which this scan failed, otherwise None.
+        """Return the row of an earlier run in which this scan failed for a lasting reason, or None.
 
-        Its path, content and key must be those of `row`. A failure that may pass, such as one of
-        the network, has no key and is not returned.
+        Its path, content and key must be those of `row`. A failure that may pass, such as a network
+        error, has no key and is never returned, so that the scan is tried again.
         """
         for earlier in self.results.failures(row.case):
             is_same = (earlier.path, earlier.digest, earlier.key) == (row.path, row.digest, row.key)
@@ -233,10 +259,11 @@ class CaseWork:
         return None
 
     def fits(self, items: Sequence[StartedScan]) -> bool:
-        """Return True if these scans fit into memory together, or at most one is unfinished.
+        """Return True if these scans fit into memory together, or if at most one is unfinished.
 
-        A scan that has not been fetched counts as the largest of the other ones, one whose header
-        cannot be read as nothing.
+        `read_ahead` asks this before it reads a further scan. A scan from a PACS that is not
+        fetched yet counts as much as the largest known scan. A scan whose header cannot be read
+        counts as zero.
         """
         unfinished = [item for item in items if not item.row.status]
         if len(unfinished) < 2:  # the headers of an archive of finished scans are not read
@@ -254,11 +281,16 @@ class CaseWork:
         return sum(known) + n_unknown * max(known, default=0) <= self.budget
 
     def read(self, item: StartedScan) -> PreparedScan | None:
-        """Return the scan on the plan's grid, or None if there is nothing to do.
+        """Read a scan and resample it to the plan's grid. Return None if it needs no prediction.
 
-        A scan has nothing to do if it is left out, if its result or failure is already recorded for
-        the same files, or if it has too few slices. Its row is then final. Otherwise, content and
-        key are written into the row, and files of a killed run under this case id are recovered.
+        A scan needs no prediction if
+
+        - it is left out by the settings,
+        - its result or failure is already recorded for the same content, model and settings,
+        - or it has too few slices.
+
+        The row is then final. Otherwise, content digest and key are written into the row. Files
+        that a killed run left under this case id are recovered.
 
         Raises:
             ConflictError: If the output has results of another scan under the same case id that
@@ -308,7 +340,10 @@ class CaseWork:
         return prepared
 
     def _require_zones(self, case: str) -> None:
-        """Raise `DatasetError` if the settings keep zones, but the case has no mask of zones."""
+        """Raise `DatasetError` if a case has no mask of zones, although the settings need one.
+
+        They need one if only candidates in some zones are kept.
+        """
         if self.cfg.inference.keep_zones is None or self.zones is None:
             return
         if case not in self.zones.masks:
@@ -320,21 +355,28 @@ class CaseWork:
     def _record_content(self, item: StartedScan) -> None:
         """Write the digest and the state of the scan's files into its row.
 
-        If an earlier run has read the files in this state, they are not read again.
+        The state is a text that changes if a file changes. If an earlier run has digested the files
+        in this state, they are not read again.
         """
         scan = item.scan
         state = scan.state()
         item.update(digest=self.digests.get((scan.path, state)) or scan.digest(), state=state)
 
     def infer(self, item: StartedScan, prepared: PreparedScan) -> Inferred:
-        """Run the networks. Keep probabilities in a file if they do not fit into memory."""
+        """Run the networks on a prepared scan.
+
+        If the probabilities do not fit into memory, they are stored in a temporary file in the
+        output folder.
+        """
         is_large = needed_bytes(prepared.file_geometry, self.predictor.plan) > self.budget
         inferred = self.predictor.infer(prepared, folder=self.results.path if is_large else None)
         trim_memory()  # otherwise glibc would keep the memory of the tiles
         return inferred
 
     def write(self, item: StartedScan, inferred: Inferred) -> StartedScan:
-        """Restore the file's grid, find the candidates, write the case's files, complete the row.
+        """Resample a prediction to the file's grid, find the candidates, and write all files.
+
+        The files become visible together at the end. The row is then complete.
 
         Raises:
             ResourceError: If the scan's files changed since they were read, because the DICOM
@@ -367,7 +409,10 @@ class CaseWork:
         return item
 
     def _describe(self, prediction: Prediction, zone_names: Sequence[str]) -> dict[str, Any]:
-        """Return the attributes of a row that describe a prediction."""
+        """Return the attributes of a row that describe a prediction, such as counts and warnings.
+
+        `zone_names` are the zones of the scan, for the number of candidates in each zone.
+        """
         lesion_names = self.predictor.plan.labels.lesion_names
         amounts = dict(counts_of(prediction.candidates, lesion_names, zone_names))
         checked = prediction.input
@@ -385,9 +430,15 @@ class CaseWork:
         }
 
     def _find_candidates(self, case: str, inferred: Inferred, new_files: Path) -> Prediction:
-        """Return the prediction. Write its probabilities if the settings say so.
+        """Return the prediction of a case. Write its probabilities if the settings ask for it.
 
-        `new_files` is the folder of the case's files until they are complete.
+        The probabilities are an array of float16, [label, Z, Y, X]. They are written in the format
+        of nnU-Net with `names=nnunet`, otherwise as a compressed NumPy file.
+
+        Args:
+            case: The case id.
+            inferred: The output of the networks.
+            new_files: The folder of the case's files until all of them are complete.
         """
         if not self.cfg.save_probabilities:
             return self.predictor.decide(inferred, case)
@@ -395,6 +446,7 @@ class CaseWork:
         probabilities = np.zeros((len(labels), *inferred.file_geometry.shape), np.float16)
 
         def keep(label: int, first: int, slab: Slab) -> None:
+            """Copy the probabilities of a label in the slices from `first` on into the array."""
             probabilities[label, first : first + len(slab)] = slab
 
         prediction = self.predictor.decide(inferred, case, keep)
@@ -409,10 +461,10 @@ class CaseWork:
     def _assign_zones(
         self, case: str, inferred: Inferred, prediction: Prediction
     ) -> tuple[list[str], Prediction]:
-        """Return the names of the scan's zones, and the prediction with a zone per candidate.
+        """Assign an anatomical zone to each candidate. Reject candidates outside the zones to keep.
 
-        Candidates outside the zones to keep are rejected. Without a mask of zones, return no names
-        and the same prediction.
+        Return the names of the scan's zones, and the changed prediction. Without a mask of zones
+        for the case, return no names and the same prediction.
         """
         if self.zones is None:
             return [], prediction
@@ -431,10 +483,11 @@ class CaseWork:
         return names, prediction
 
     def _key(self, files: CaseFiles, digest: str) -> str:
-        """Return a hash of the version, the bundle, the settings and a case's content (`digest`).
+        """Return a hash of all that determines a case's results, so that a later run knows them.
 
-        A later run keeps the results of a row with the same key. Settings that do not change
-        results, such as the limit of memory, are not part of it.
+        These are the version, the bundle, the settings, the mask of zones and the content of the
+        scan (`digest`). Settings that do not change results, such as the limit of memory, are left
+        out.
         """
         cfg = self.cfg
         zones = None
@@ -451,14 +504,18 @@ class CaseWork:
 
 
 def _skip(item: StartedScan, reason: str) -> None:
-    """Make the row that of a skipped scan. `reason`: a sentence without capital and full stop."""
+    """Make the row of a scan final with the status `skipped`.
+
+    `reason` has no capital letter and no full stop. They are added for the message.
+    """
     item.finish("skipped", f"{reason[:1].upper()}{reason[1:]}.")
 
 
 def _status(checked: InputCheckResult | None) -> str:
-    """Return the status of a predicted scan from its input check, if it has one.
+    """Return the status of a predicted scan, which depends on the check of its input.
 
-    It is `blank`, `warned`, or otherwise `done`.
+    It is `blank` if a channel has no contrast, `warned` if the scan is unlike the training scans,
+    and otherwise `done`, also without a check (None).
     """
     if checked is None:
         return "done"
@@ -468,12 +525,16 @@ def _status(checked: InputCheckResult | None) -> str:
 
 
 def _is_final(error: Exception) -> bool:
-    """Return True if the same files will fail again, because the fault is in their content."""
+    """Return True if the same files will fail again in a later run, because their content is wrong.
+
+    Return False if the reason may pass: a lack of memory or an error of disk, network or
+    permission, also as the cause of another error.
+    """
     if isinstance(error, ResourceError | OutputError):
         return False
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, MemoryError) or (isinstance(cause, OSError) and cause.errno):
             return False  # a disk, a network or a permission
-        cause = cause.__cause__
+        cause = cause.__cause__  # the error from which this one was raised
     return isinstance(error, CASE_ERRORS)

@@ -34,6 +34,7 @@ class PredictLog:
     """
 
     def __init__(self, folder: Path, stem: str, *, json_lines: bool, private: bool) -> None:
+        """Prepare the handlers. The files are opened when the folder exists."""
         text = logging.Formatter("%(asctime)s %(levelname)s %(message)s", datefmt=_STAMP)
         formatters = {"log": text, "jsonl": _JsonLines()} if json_lines else {"log": text}
         self.handlers: list[BufferedLogHandler] = []
@@ -49,9 +50,13 @@ class PredictLog:
     def note(
         self, event: str, message: str, level: int = logging.INFO, row: CaseRow | None = None
     ) -> None:
-        """Write one line to the files, but not to the terminal.
+        """Write one line to the log files, but not to the terminal.
 
-        `event` is the kind of event, such as `case`, whose `row` becomes part of the JSON.
+        Args:
+            event: The kind of event, such as `input`, `case` or `end`.
+            message: The text.
+            level: The level of `logging`.
+            row: The row of the scan if the event is `case`. Its cells become part of the JSON line.
         """
         content = {"name": __name__, "event": event, "row": row, "levelno": level, "msg": message}
         record = logging.makeLogRecord({**content, "levelname": logging.getLevelName(level)})
@@ -59,7 +64,7 @@ class PredictLog:
             handler.handle(record)
 
     def note_case(self, row: CaseRow) -> None:
-        """Write the line of a scan."""
+        """Write a line on a finished scan: its status, candidates, seconds and warnings."""
         text = f"{row.case}: {row.status}"
         if row.is_done:
             found = count(row.n_candidates or 0, "candidate")
@@ -68,13 +73,13 @@ class PredictLog:
         self.note("case", text, _LEVELS.get(row.status, logging.INFO), row)
 
     def note_end(self, outcome: PredictOutcome) -> None:
-        """Write the numbers of scans and the exit status."""
+        """Write the final lines: the numbers of scans, drifts, warnings and the exit status."""
         for line in filter(None, [*outcome.counts(), *outcome.drifts, outcome.withheld_warning]):
             self.note("summary", line)
         self.note("end", f"The run ended with exit status {outcome.exit_status}.")
 
     def close(self) -> list[Path]:
-        """Close the files. Return those that were written."""
+        """Close the files. Return the paths of the files that were written."""
         for handler in self.handlers:
             handler.close()
         return [handler.file for handler in self.handlers if handler.file.is_file()]
@@ -84,10 +89,11 @@ class PredictLog:
 def predict_log(
     folder: Path, stem: str, *, url: str, json_lines: bool, private: bool
 ) -> Iterator[PredictLog]:
-    """Write the records of this context, and an error that ends the run, to files in the folder.
+    """Write the log records of this context, and an error that ends the run, to the log files.
 
-    At the end they are uploaded if `url`, the output in the settings, is a URL. A failure of this
-    is ignored. The other arguments are those of `PredictLog`.
+    At the end, the files are uploaded if the output is a URL. A failure of this upload is ignored.
+    The parameters `folder`, `stem`, `json_lines` and `private` are those of `PredictLog`. `url` is
+    the output in the settings.
     """
     log = PredictLog(folder, stem, json_lines=json_lines, private=private)
     try:
@@ -110,10 +116,10 @@ def predict_log(
 
 
 def _is_for_file(record: logging.LogRecord) -> bool:
-    """Return False for records that the log files do not need.
+    """Return False for log records that the log files of `predict` do not need.
 
-    These are the warning that a scan failed, because `note_case` writes its line, and the
-    remaining times of progress bars.
+    These are the warning that a scan failed, because `note_case` writes a line on the scan, and the
+    progress lines of this program's bars. The function is a filter of `logging`.
     """
     return not getattr(record, "of_case", False) and record.name != "lesionseg.pipeline.log"
 
@@ -122,7 +128,7 @@ class _JsonLines(logging.Formatter):
     """A formatter that writes a record as a JSON object in one line."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return a record as a JSON object. Empty cells of its row are left out."""
+        """Return a log record as a JSON object in one line. Empty cells of its row are left out."""
         time = datetime.fromtimestamp(record.created).astimezone().isoformat(timespec="seconds")
         content: dict[str, Any] = {
             "time": time,

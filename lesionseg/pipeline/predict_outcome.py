@@ -40,11 +40,13 @@ class PredictOutcome(Outcome):
 
     @property
     def exit_status(self) -> int:
-        """3 if a scan failed, except unchanged since an earlier run, or results were not sent.
+        """The exit status of the process.
 
-        Also 3 if the DICOM results of most new scans were withheld, see `withheld_warning`.
-        Otherwise 1 if all scans were skipped or there were none, and 0 in all other cases. A shard
-        never has 1, because the other shards may have scans to predict.
+        - 3 if a scan failed in this run, results could not be sent, or there is a
+          `withheld_warning`. A failure that is unchanged since an earlier run does not count.
+        - 1 if all scans were skipped or there were none. A shard never has 1, because the other
+          shards may have scans to predict.
+        - 0 otherwise.
         """
         failed = any(row.status == "failed" and not row.is_unchanged for row in self.rows)
         if failed or self.unsent or self.withheld_warning:
@@ -54,9 +56,10 @@ class PredictOutcome(Outcome):
 
     @property
     def withheld_warning(self) -> str:
-        """A sentence if DICOM results were withheld for at least 3 scans and half of the new ones.
+        """A sentence if the DICOM results of many scans were withheld, otherwise "".
 
-        New scans are those that were predicted in this run. Otherwise "".
+        DICOM results are withheld if a scan is unlike the training scans. Many are at least three
+        scans, and at least half of the scans that were predicted in this run.
         """
         new = [row for row in self.rows if row.is_done and not row.is_unchanged]
         n = sum(row.message.startswith(Outputs.WITHHELD) for row in new)
@@ -69,9 +72,10 @@ class PredictOutcome(Outcome):
         )
 
     def counts(self) -> list[str]:
-        """Return lines with the numbers of scans that were predicted, kept, failed and so on.
+        """Return lines for the terminal with the number of scans of each kind.
 
-        The last ones are the notes on files that were left out.
+        The kinds are predicted, unchanged, failed, warned, blank, skipped and sent. The last lines
+        are the notes on files that are no scans.
         """
         n = Counter(row.status for row in self.rows)
         known = sum(row.status == "failed" and row.is_unchanged for row in self.rows)
@@ -104,7 +108,7 @@ class PredictOutcome(Outcome):
         return [*lines, *(f"{note.message}." for note in self.left_out)]
 
     def record(self) -> dict[str, Any]:
-        """Return the paths of folder and table, the cells of each row, and the other attributes."""
+        """Return plain data for `--json`: folder, table, the cells of each row, and warnings."""
         return {
             "output": self.folder,
             "table": self.folder / self.table,
@@ -117,9 +121,10 @@ class PredictOutcome(Outcome):
         }
 
     def summary(self) -> list[str]:
-        """Return the counts, the new warnings, and the files, or that a shard had no scan.
+        """Return lines for the terminal: counts, warnings of this run, the table, drifts.
 
-        The last lines are `drifts` and, if it is not empty, `withheld_warning`.
+        The last line is `withheld_warning`, if it is not empty. If the shard has no scan, only the
+        counts and a remark are returned.
         """
         lines = self.counts()
         if not self.rows:
@@ -133,7 +138,11 @@ class PredictOutcome(Outcome):
 
     @property
     def next(self) -> str | None:
-        """The command that evaluates the results; None if no scan has any, or with a warning."""
+        """The command to run next: `evaluate`.
+
+        None if no scan has results, or if DICOM results were withheld (`withheld_warning`), because
+        the scans need attention first.
+        """
         if self.withheld_warning or not any(row.is_done for row in self.rows):
             return None
         return command_line(

@@ -42,7 +42,11 @@ class Outputs:
         self._reason = reason
 
     def check(self, scans: Sequence[Scan]) -> None:
-        """Raise `ConfigError` if the files of these scans cannot be written: before the first."""
+        """Check before the first scan that the further files of these scans can be written.
+
+        This class warns if a DICOM scan will have no DICOM results. A subclass raises
+        `ConfigError`.
+        """
         if self._reason and any(scan.dicom for scan in scans):
             logger.warning("%s", self._reason)
 
@@ -54,9 +58,11 @@ class Outputs:
         mask_names: Mapping[int, str],
         folder: Path,
     ) -> str:
-        """Write further files of a case. Return a sentence for its row, or "".
+        """Write the further files of a case, and return a sentence for its row, or "".
 
-        An error fails the case. The files take effect together with the other files of the case.
+        This class writes nothing. It returns why a DICOM scan has no DICOM results. In a subclass,
+        an error fails the case, and the files become visible together with the other files of the
+        case.
 
         Args:
             row: The row of the case, with status, key and digest of the bundle.
@@ -70,17 +76,28 @@ class Outputs:
         return ""
 
     def after_commit(self, case: str, results: PredictionFolder) -> str:
-        """Send the files of a case, which is new or kept. Return why this failed, or ""."""
+        """Send the files of a case that is new or unchanged. Return why this failed, or "".
+
+        This class sends nothing.
+        """
         return ""
 
     def finish(self, results: PredictionFolder) -> None:
-        """Send the files that wait, of all cases in the folder, at the end of the run."""
+        """Send the files of earlier cases that could not be sent before, at the end of a run.
+
+        This class sends nothing.
+        """
 
 
 def open_outputs(dicom_output: bool | Literal["all"], send: str | None) -> Outputs:
-    """Return the further outputs that the settings ask for.
+    """Return the object that writes and sends DICOM results, as the settings ask.
 
-    Without the extra `pacs`, `dicom_output=true`, which is the default, writes nothing.
+    With `dicom_output=true`, the default, and without the extra `pacs`, the object writes nothing
+    and gives the reason.
+
+    Args:
+        dicom_output: True, False, or "all" for scans with a warning, too.
+        send: The address of the PACS to which the results are sent; None to send nothing.
 
     Raises:
         ConfigError: If the extra is missing, and `dicom_output` is "all" or `send` is given; or if

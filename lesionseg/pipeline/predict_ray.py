@@ -36,10 +36,10 @@ def predict_on_ray(
     digests: Digests,
     architectures: Mapping[str, NetworkFactory] | None,
 ) -> Generator[CaseRow]:
-    """Predict scans on a Ray cluster. Yield rows as soon as they are finished.
+    """Predict scans on a Ray cluster. Yield the row of each scan as soon as it is finished.
 
-    The cluster is the one to which this process is connected, or which `ray.init` finds. If there
-    is none, a temporary cluster is started on this machine.
+    If this process is not connected to a cluster, `ray.init` connects to a running cluster, or
+    starts a temporary one on this machine.
 
     Args:
         cfg: The settings, with absolute paths.
@@ -93,10 +93,13 @@ def predict_on_ray(
 
 
 def _share_cluster(device: str, n_scans: int) -> tuple[int, dict[str, int | None]]:
-    """Return the number of actors, and the resources of each.
+    """Return the number of actors (worker processes), and the resources of each for Ray's options.
 
-    There is one per GPU or, without GPUs, one per two CPU cores, but not more than scans. Raise
-    `ConfigError` if the cluster has no CPU core.
+    Each GPU gets one actor. Without GPUs, two CPU cores get one actor. There are not more actors
+    than scans.
+
+    Raises:
+        ConfigError: If the cluster has no CPU core.
     """
     import ray
 
@@ -115,10 +118,12 @@ def _share_cluster(device: str, n_scans: int) -> tuple[int, dict[str, int | None
 
 
 def _distribute(actors: Sequence[Any], scans: Sequence[Scan]) -> Iterator[CaseRow]:
-    """Send the scans in groups to idle actors. Yield rows as soon as they are finished.
+    """Send the scans in small groups to idle actors. Yield rows as soon as they are finished.
 
-    If a group kills its actor `ATTEMPTS` times, each of its scans is sent again on its own. A
-    single scan that does so has failed. An error while an actor starts is raised.
+    An actor can die of a scan, for example if memory runs out. Ray repeats the call `ATTEMPTS`
+    times. If the actor still dies, each scan of the group is sent in a call of its own. If a single
+    scan still kills the actor, its row has the status `failed`. An error while an actor starts is
+    raised.
     """
     import ray
 
@@ -159,6 +164,7 @@ class _Actor:
         digests: Digests,
         architectures: Mapping[str, NetworkFactory] | None,
     ) -> None:
+        """Load the networks in the actor's process."""
         if cfg.private:  # Ray's workers do not inherit the umask of this command
             os.umask(0o077)
         self._work = CaseWork(cfg, architectures)
@@ -166,7 +172,7 @@ class _Actor:
         self._digests = digests
 
     def predict(self, scans: Sequence[Scan]) -> list[CaseRow]:
-        """Predict scans and return their rows."""
+        """Predict a group of scans in the actor's process, and return their rows."""
         cfg = self._work.cfg
         # listed again in each call, because an actor that died may have written some of the cases
         results = PredictionFolder(self._output, cfg.output, cfg.names)

@@ -18,9 +18,9 @@ MIN_SLICES = 2  # a scan of an archive with fewer slices is skipped, if the mode
 
 
 def is_archive(source: Path) -> bool:
-    """Return True for a folder or a glob: the user did not choose each scan.
+    """Return True for a folder or a pattern, in which the user did not choose each scan.
 
-    Return False for a file, a series `folder/series=…` and a table, which name the scans.
+    Return False for an input that names its scans: a file, a series `folder/series=…` or a table.
     """
     return not source.is_file() and not source.name.startswith("series=")
 
@@ -54,23 +54,36 @@ class Shard:
         return f"predictions_{self.index}_of_{self.n_shards}.csv"
 
     def select(self, scans: Sequence[Scan]) -> list[Scan]:
-        """Return the scans that belong to the shard."""
+        """Return the scans that belong to this shard, in their order."""
         return list(filter(self._has, scans))
 
     def _has(self, scan: Scan) -> bool:
-        """Return True if a scan belongs to the shard."""
+        """Return True if a scan belongs to this shard.
+
+        Its id is hashed, and the hash modulo the number of shards is the number of its shard.
+        """
         encoded = scan.stable_id.encode(errors="surrogatepass")  # names may not be UTF-8
         digest = blake2b(encoded, digest_size=8).digest()
         return int.from_bytes(digest) % self.n_shards == self.index
 
 
 def explain_skipped(scan: Scan, cfg: SeriesConfig, plan: Plan, *, archive: bool) -> str:
-    """Explain why a scan must not be predicted; "" if it must. Only DICOM scans are left out.
+    """Explain why a scan will not be predicted. Return "" if it will be predicted.
 
-    The conditions of `cfg` apply to each DICOM scan, except that a model with two axes has no least
-    number of slices. In an `archive`, images with another number of axes than the model's are left
-    out as well. For a model of volumes, so are single slices, unless `cfg.min_slices` is 1, and,
-    without `cfg.description`, localisers. Otherwise the user chose the scan.
+    Only DICOM scans can be left out, because the other formats lack these attributes:
+
+    - `cfg.modality` and `cfg.description` must match, if they are set.
+    - In an archive, a radiograph is left out by a model of volumes, and a volume by a model of
+      radiographs.
+    - In an archive, a model of volumes leaves out localisers (short overview scans), unless
+      `cfg.description` is set.
+    - A model of volumes leaves out scans with too few slices, see `_explain_too_few`.
+
+    Args:
+        scan: The scan.
+        cfg: The conditions of the user.
+        plan: The plan of the model.
+        archive: True if the user did not choose each scan, see `is_archive`.
     """
     dicom = scan.dicom
     if dicom is None:
@@ -91,10 +104,17 @@ def explain_skipped(scan: Scan, cfg: SeriesConfig, plan: Plan, *, archive: bool)
 
 
 def explain_too_few_slices(scan: Scan, cfg: SeriesConfig, plan: Plan, *, archive: bool) -> str:
-    """Explain that a file of another format than DICOM has too few slices; "" if it has enough.
+    """Explain that a scan in another format than DICOM has too few slices; "" if it has enough.
 
-    The header of the file is read, and slices are counted along the shortest axis. A DICOM scan, an
-    image without three axes and a file that cannot be read give "".
+    The header is read, and slices are counted along the shortest axis. Return "" as well for a
+    DICOM scan, which `explain_skipped` checks, for an image without three axes, and for a file that
+    cannot be read.
+
+    Args:
+        scan: The scan.
+        cfg: The conditions of the user.
+        plan: The plan of the model.
+        archive: True if the user did not choose each scan, see `is_archive`.
     """
     # the header is not read if a single slice is enough
     if scan.dicom is not None or not _explain_too_few(1, cfg, plan, archive=archive):
@@ -107,9 +127,10 @@ def explain_too_few_slices(scan: Scan, cfg: SeriesConfig, plan: Plan, *, archive
 
 
 def _explain_too_few(n_slices: int, cfg: SeriesConfig, plan: Plan, *, archive: bool) -> str:
-    """Explain that a scan has too few slices; "" if it has enough, or `plan` is for two axes.
+    """Explain that a scan has too few slices. Return "" if it has enough, or for a 2-D model.
 
-    The least number is `cfg.min_slices`, or by default `MIN_SLICES` in an `archive`, otherwise 1.
+    The minimum is `cfg.min_slices`. By default it is `MIN_SLICES` if the user did not choose each
+    scan (`archive`), otherwise 1.
     """
     minimum = cfg.min_slices or (MIN_SLICES if archive else 1)
     if plan.dims == 2 or n_slices >= minimum:

@@ -60,18 +60,18 @@ class PrepareOutcome(Outcome):
     settings: Mapping[str, object]
 
     def record(self) -> dict[str, Any]:
-        """Return the run directory, the plan and the number of prepared cases."""
+        """Return run directory, path of the plan and number of prepared cases, for `--json`."""
         return {"run": self.run, "plan": self.run / "plan.json", "n_cases": self.n_cases}
 
     def summary(self) -> list[str]:
-        """Return the reasons of the plan, its file, and the number of prepared cases."""
+        """Return lines for the terminal: the reason for each decision of the plan, and its file."""
         lines = [f"{name}: {reason}" for name, reason in self.plan.reasons.items()]
         prepared = count(self.n_cases, "training case")
         return [*lines, f"Plan:    {self.run / 'plan.json'}; {prepared} prepared"]
 
     @property
     def next(self) -> str:
-        """The command that trains on the prepared cases."""
+        """The command to run next: `train` on the prepared cases."""
         return command_line("train", self.settings)
 
 
@@ -79,8 +79,8 @@ class PrepareOutcome(Outcome):
 def prepare(cfg: PrepareConfig) -> PrepareOutcome | CheckOutcome:
     """Read and check every case, plan the training, and fill the cache with the training cases.
 
-    A run that has begun keeps its plan, unless its cases have changed. With `cfg.check`, only list
-    the findings and write a page on them.
+    A run directory that exists keeps its plan, unless its cases have changed. With `cfg.check`,
+    nothing is prepared: all findings on the dataset are listed and written to a page.
 
     Raises:
         ConfigError: If a setting is wrong, or the run directory has another configuration.
@@ -121,14 +121,16 @@ def prepare(cfg: PrepareConfig) -> PrepareOutcome | CheckOutcome:
 
 
 def prepare_cases(inspection: DatasetInspection, plan: Plan, cache: Path) -> list[CachedCase]:
-    """Return the training cases on the plan's grid. The folder `cache` receives missing cases.
+    """Resample the training cases to the plan's grid, and return them. Cached cases are reused.
 
-    Several cases are prepared at the same time: one per core, but no more than fit into memory.
+    New cases are written to the folder `cache`. Several cases are prepared at the same time: one
+    per core, but no more than fit into memory.
     """
+    # the number of largest cases that fit into memory together
     found = inspection.fingerprint
     grids = set(zip(found.shapes, found.spacings_mm, strict=True))
     largest = max(needed_bytes(Geometry.from_spacing(*grid), plan) for grid in grids)
-    n_fitting = max(1, default_budget() // largest)  # cases that fit into memory together
+    n_fitting = max(1, default_budget() // largest)
     n_together = min(cores(), n_fitting)
     log.debug(
         "Preparing up to %d cases at the same time; %d fit into memory.", n_together, n_fitting

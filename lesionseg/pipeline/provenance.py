@@ -24,13 +24,14 @@ _RULES = ("min_readers", "merge_labels", "annotations")
 
 
 def scores_provenance(settings: Mapping[str, Any], dataset: Dataset | None) -> dict[str, Any]:
-    """Return the version, the date, the rules by which references are read, and the dataset.
+    """Return the provenance of scores: version, date, rules for reading references, dataset.
 
-    `simulated` is True if lesionseg simulated the dataset's folder, or the dataset's name says so.
+    The keys `dataset`, `convention` and `simulated` are left out without a dataset. `simulated` is
+    True if lesionseg simulated the dataset's folder, or the dataset's name says so.
 
     Args:
         settings: The settings that contain the rules. Rules that are not set are left out.
-        dataset: The dataset; None for masks, of which no more is known.
+        dataset: The dataset; None for masks without a dataset.
     """
     known: dict[str, Any] = {"lesionseg": __version__, "date": time.strftime("%Y-%m-%d")}
     known |= {rule: settings[rule] for rule in _RULES if settings.get(rule)}
@@ -46,13 +47,17 @@ def scores_provenance(settings: Mapping[str, Any], dataset: Dataset | None) -> d
 def training_provenance(
     inspection: "DatasetInspection", data: DataConfig, seed: int, device: str
 ) -> dict[str, Any]:
-    """Return the provenance of scores, and git commit, packages, machine, seed and digest of files.
+    """Return the provenance of a training: that of scores, software, machine, seed and data digest.
 
-    `data` are the settings by which references are read. `device` is `cuda` or `cpu`.
+    `git_commit` is the commit of lesionseg's clone, with `+` at the end if files were changed. It
+    is None if git fails, or if lesionseg was installed without its repository. Packages that are
+    not installed are left out.
 
-    `git_commit` is that of lesionseg's clone, ends in `+` if files were changed, and is None if git
-    fails or lesionseg was installed without its repository. Packages that are not installed are
-    left out.
+    Args:
+        inspection: The dataset and the digests of its files.
+        data: The settings by which references are read.
+        seed: The seed of the training.
+        device: `cuda` or `cpu`.
     """
     import torch
 
@@ -78,16 +83,17 @@ def training_provenance(
 
 
 def training_counts(cases: Iterable[CaseFiles]) -> dict[str, int]:
-    """Return the numbers of training patients and scans, for the provenance."""
+    """Return the numbers of training patients and training scans, for the provenance."""
     trained = list(cases)
     patients = {files.patient for files in trained}
     return {"training_patients": len(patients), "training_scans": len(trained)}
 
 
 def _git_commit() -> str | None:
-    """Return the commit of the library's clone, with `+` at the end if files were changed.
+    """Return the commit of lesionseg's clone, with `+` at the end if files were changed.
 
-    Return None without a clone or git, or if git fails or takes more than 10 seconds.
+    Return None if lesionseg does not run from a clone, or if git is missing, fails or needs more
+    than 10 seconds.
     """
     here = Path(__file__).resolve().parent
     describe = "describe --always --abbrev=12 --exclude=* --dirty=+"

@@ -38,11 +38,11 @@ class ReportOutcome(Outcome):
         return table if table.is_file() else None
 
     def record(self) -> dict[str, Any]:
-        """Return the page, and the table for a reader to fill in."""
+        """Return the paths of the page and of the table for a reader, for `--json`."""
         return {"page": self.page, "adjudication": self.adjudication}
 
     def summary(self) -> list[str]:
-        """Return the page, and the table for a reader to fill in."""
+        """Return lines for the terminal: the page, and the table that a reader can fill in."""
         lines = [f"Open:    {self.page}"]
         if self.adjudication is not None:
             lines.append(f"Fill in: {self.adjudication}, with lesion, no_lesion or unsure")
@@ -51,10 +51,10 @@ class ReportOutcome(Outcome):
 
     @property
     def next(self) -> str | None:
-        """The command `evaluate` with the answers of a reader; None without a table to fill in.
+        """The command to run next: `evaluate` with a reader's answers; None without their table.
 
-        Its output is the folder `adjudicated`. The scores stay, because the settings of their
-        evaluation are not known here.
+        The output of this command is the folder `adjudicated`, so that the old scores are not
+        replaced: the settings of their evaluation are not known here.
         """
         if self.adjudication is None:
             return None
@@ -74,23 +74,23 @@ class MonthOutcome(Outcome):
     drifts: Sequence[str]
 
     def record(self) -> dict[str, Any]:
-        """Return the page and the sentences."""
+        """Return the path of the page and the sentences on drifts, for `--json`."""
         return {"page": self.page, "drifts": self.drifts}
 
     def summary(self) -> list[str]:
-        """Return the sentences and the page."""
+        """Return lines for the terminal: the sentences on drifts, and the page."""
         return [*self.drifts, f"Open:    {self.page}"]
 
 
 def report(cfg: ReportConfig) -> ReportOutcome | MonthOutcome:
-    """Write `output/report.html`, and the tables and pictures next to it.
-
-    With `cfg.predictions` instead of `cfg.scores`, write `output/month.html`, a page on a model in
-    use that needs no reference.
+    """Write `output/report.html` on scores, with tables and pictures next to it.
 
     `cfg.scores` is the output folder of `evaluate` or a run directory. A run directory also
-    contains the predictions and the history of the training. The scores of a cross-validation are
-    those of its out-of-fold cases. A run directory can be the output only for its own scores.
+    contains the predictions and the history of the training. For a cross-validation, the
+    out-of-fold scores are used. A run directory can be the output only of its own scores.
+
+    With `cfg.predictions` instead of `cfg.scores`, write `output/month.html`, a page that monitors
+    a model in use and needs no references.
 
     Raises:
         DatasetError: If `cfg.predictions` has no results.
@@ -126,12 +126,12 @@ def report(cfg: ReportConfig) -> ReportOutcome | MonthOutcome:
 
 
 def _path(text: str | None) -> Path | None:
-    """Return the path that a setting names, or None if it is not set."""
+    """Return a setting as a path, or None if the setting is None."""
     return None if text is None else Path(text)
 
 
 def check_report(settings: ReportSection) -> None:
-    """Raise an error if the report of a training could not be drawn at its end.
+    """Check before a training that its report can be drawn at the end.
 
     Raises:
         ConfigError: If the study file has an unknown key, or the viewer is not installed.
@@ -143,9 +143,9 @@ def check_report(settings: ReportSection) -> None:
 
 
 def remove_report(folder: Path) -> None:
-    """Remove scores, tables and pages of an earlier run from a folder, which need not exist.
+    """Remove scores, their tables and report pages of an earlier run from a folder.
 
-    The other files stay, because a reader may have filled them in.
+    The folder need not exist. Other files are not removed, such as the table of a reader's answers.
     """
     remove_scores(folder)
     for name in ("report.html", "report.pdf", "pseudonyms.csv"):
@@ -153,11 +153,11 @@ def remove_report(folder: Path) -> None:
 
 
 def report_run(run: Path, dataset: Dataset, settings: ReportSection) -> Path | None:
-    """Write the reports of a run directory. Return the path of the one on test cases, if any.
+    """Write the reports of a run directory, and return the path of the most relevant one.
 
-    The report on validation or out-of-fold cases is `report.html` in the run directory, and its
-    path is returned otherwise. The report on test cases is in `test`. Return None if the run has no
-    scores.
+    The report on validation or out-of-fold cases is written to `report.html` in the run directory,
+    and the report on test cases to `test/report.html`. The latter is returned if the run has test
+    scores, otherwise the former. Return None if the run has no scores.
 
     Args:
         run: The run directory.

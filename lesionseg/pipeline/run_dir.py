@@ -55,10 +55,10 @@ _SHOWN = 5  # the most changed cases that a message names
 
 
 def default_run_dir(data_root: str, *names: str) -> Path:
-    """Return `runs/<dataset>_<names>_<time>` under the current folder.
+    """Return `runs/<dataset>_<names>_<time>`, the run directory if the settings name none.
 
     `<dataset>` is the name of the dataset's folder. `names` are usually the model, or the model and
-    the command. `auto` is left out.
+    the command. The name `auto` is left out.
     """
     dataset = re.sub(r"[^\w.-]+", "-", Path(data_root).resolve().name) or "data"
     shown = [name for name in names if name != AUTO_MODEL]
@@ -68,7 +68,8 @@ def default_run_dir(data_root: str, *names: str) -> Path:
 def config_of(cfg: TrainConfig) -> dict[str, Any]:
     """Return the configuration in the form in which a run directory stores it.
 
-    The number of trials of a search is left out, so that a search can be continued with more.
+    It is the name of the command and all settings as plain data. The number of trials of a search
+    is left out, so that a search can be continued with more trials.
     """
     name = next(name for name, kind in COMMANDS.items() if kind is type(cfg))
     config = {"command": name, **cfg.to_plain()}
@@ -79,10 +80,17 @@ def config_of(cfg: TrainConfig) -> dict[str, Any]:
 def check_config(run_dir: Path, config: Mapping[str, Any]) -> None:
     """Raise `ConfigError` if the directory belongs to another configuration.
 
-    The message names the settings that differ, and how to continue. Settings that do not change
-    the result may differ: those in `FREE`, the devices of a search, and the loss of masks if the
-    model predicts boxes. So may the paths of the data once a training has begun, because
-    `check_cases` compares the files.
+    The message names the settings that differ, and how to continue. These settings may differ:
+
+    - those that do not change the result (`FREE`),
+    - the devices of a search, because each process of a search can use another device,
+    - the loss of masks, if the model predicts only boxes,
+    - the paths of the data once a training has begun, because `check_cases` compares the content of
+      the files.
+
+    Args:
+        run_dir: The run directory. A folder without a configuration passes.
+        config: The configuration, as `config_of` returns it.
     """
     if not has_config(run_dir):
         return
@@ -113,10 +121,16 @@ def check_config(run_dir: Path, config: Mapping[str, Any]) -> None:
 
 
 def _explain_how_to_continue(run_dir: Path, config: Mapping[str, Any], only_budget: bool) -> str:
-    """Return the advice for a run directory that has another configuration.
+    """Return the advice in the error message that a run directory has another configuration.
 
-    If its training is finished, this is the command that trains further. `only_budget`: the
-    configurations differ only in the limits of the training, which this command then repeats.
+    If the training of the run is finished, the advice is the command that trains its weights
+    further.
+
+    Args:
+        run_dir: The run directory.
+        config: The new configuration, with the split of the run.
+        only_budget: True if the configurations differ only in the limits of minutes and steps. The
+            command then repeats the new limits.
     """
     if config.get("command") != "train" or not (run_dir / "bundle").is_dir():
         return "Name another one, or give the same settings to resume."
@@ -137,13 +151,17 @@ def _explain_how_to_continue(run_dir: Path, config: Mapping[str, Any], only_budg
 def settings_to_train_further(run_dir: Path, config: Mapping[str, Any]) -> dict[str, object]:
     """Return the overrides of a training that starts from the weights of a run.
 
-    They repeat the run's seed and its settings of data, model, losses and preparation, unless these
-    are the default. Otherwise the split would be drawn again, and training cases of the run could
-    validate. The bundle states which of our own models it is. `run_dir` is `NEW`, for the user to
-    replace.
+    The overrides repeat the run's seed and its settings of data, model, losses and preparation that
+    are not the default. Without them, the split would be drawn again, and cases on which the run
+    trained could become validation cases. The architecture is left out if the bundle states it. The
+    new run directory is `NEW`, which the user replaces.
 
-    After a cross-validation, they train its first fold further: each of the other networks has
-    seen the validation cases of that fold.
+    After a cross-validation, the overrides train its first fold further. The ensemble cannot be
+    used for this, because each of the other networks has seen the validation cases of that fold.
+
+    Args:
+        run_dir: The run directory.
+        config: The configuration of the run, as `config_of` returns it.
     """
     if config["data"].get("fold") == "all":
         numbers = [int(path.name.removeprefix("fold_")) for path in run_dir.glob("fold_[0-9]*")]
@@ -163,17 +181,19 @@ def settings_to_repeat(
     sections: Collection[str] = _REPEATED,
     left_out: Collection[str] = (),
 ) -> dict[str, object]:
-    """Return the overrides that repeat a configuration.
+    """Return the overrides that repeat a configuration, without settings that have their default.
+
+    The folder of the data comes first, and is always included. The settings of phantoms are left
+    out, because the phantoms already exist as scans.
 
     Args:
         config: The configuration, as `config_of` returns it.
-        sections: The sections and settings to repeat. Settings with their default value are left
-            out, except for the folder of the data, which comes first. Phantoms are left out, too,
-            because they exist.
+        sections: The sections and settings to repeat.
         left_out: Dotted keys to leave out.
 
     Returns:
-        The values by dotted key. The key of an argument without a default begins with `+`.
+        The values by dotted key. The key of an argument without a default begins with `+`, with
+        which Hydra adds a key.
     """
     settings: dict[str, object] = {"data.root": config["data"]["root"]}
     loss = loss_option(config["loss"][TARGET]) or "custom"
@@ -185,6 +205,7 @@ def settings_to_repeat(
     is_own_model = architecture in HEADS and "model.architecture" not in left_out
     if is_own_model and architecture != usual["model"]["architecture"]:
         settings["model"] = choices["model"] = architecture
+    # settings that equal the defaults of this `model` and `loss` need not be repeated
     usual_values = _leaves(defaults("train", choices))
     for key, value in _leaves(config).items():
         is_repeated = key.partition(".")[0] in sections and key not in {"data.root", *left_out}
@@ -199,7 +220,7 @@ def settings_to_repeat(
 
 
 def settings_of_training(config: Mapping[str, Any]) -> dict[str, object]:
-    """Return the overrides with which `train` uses the plan and the patients of `prepare`.
+    """Return the overrides with which `train` uses the plan and the split of an earlier `prepare`.
 
     `config` is the configuration of `prepare`, as `config_of` returns it.
     """
@@ -207,7 +228,10 @@ def settings_of_training(config: Mapping[str, Any]) -> dict[str, object]:
 
 
 def loss_option(target: str) -> str | None:
-    """Return the option of the group `loss` that names this class; None if there is none."""
+    """Return the name of a loss in `loss=<name>`, for the class of the loss; None without a name.
+
+    `target` is the full name of the class. The names are those of the files in `conf/loss`.
+    """
     for file in sorted((conf_dir() / "loss").glob("*.yaml")):
         if read_yaml(file).get(TARGET) == target:
             return file.stem
@@ -215,18 +239,19 @@ def loss_option(target: str) -> str | None:
 
 
 def _leaves(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the value of each setting that is not a section, by dotted key."""
+    """Return all settings of nested sections by dotted key, such as `trainer.max_steps`."""
     return {key: value for key, value in dotted_items(config) if not isinstance(value, Mapping)}
 
 
 def save_config(run_dir: Path, config: Mapping[str, Any]) -> None:
-    """Write the configuration into the run directory, which belongs to it from then on.
+    """Write the configuration into the run directory, which it makes if necessary.
 
-    It replaces one that differs only in settings that may change, see `check_config`.
+    From then on, the directory belongs to this configuration. An earlier configuration is replaced
+    if it differs only in settings that may change, see `check_config`.
 
     Raises:
         ConfigError: If the directory belongs to another configuration.
-        OutputError: If it cannot be made.
+        OutputError: If the directory cannot be made.
     """
     check_config(run_dir, config)
     try:
@@ -241,10 +266,15 @@ def save_config(run_dir: Path, config: Mapping[str, Any]) -> None:
 def _differences(
     before: Mapping[str, Any], now: Mapping[str, Any], free: Collection[str]
 ) -> Iterable[tuple[str, str]]:
-    """Yield the key and `old → new` of every setting that differs, except for those in `free`.
+    """Yield the key and the text `old → new` of every setting that differs between configurations.
 
-    Settings that version 1.0 did not have count with the values in `ADDED`. Two texts that are the
-    same path are equal, such as `../scans` and `/data/scans/`.
+    Settings that version 1.0 did not have get the values in `ADDED`, so that its runs can be
+    resumed. Texts that are the same path are equal, such as `../scans` and `/data/scans/`.
+
+    Args:
+        before: The configuration of the run.
+        now: The current configuration.
+        free: Dotted keys of sections and settings that may differ.
     """
     old = _leaves(before)
     new = _leaves(now)
@@ -257,19 +287,25 @@ def _differences(
 
 
 def _resolved(value: object) -> object:
-    """Return the absolute path of a text without symbolic links, and any other value as it is."""
+    """Return a text as an absolute path without symbolic links, and any other value unchanged.
+
+    Every text is treated as a path, because a text that is no path differs as a path, too.
+    """
     return Path(value).resolve() if isinstance(value, str) else value
 
 
 def save_digests(run: Path, splits: Splits, digests: Mapping[str, str]) -> None:
-    """Write the SHA-256 of the files of each development case, if the run has no such file."""
+    """Write the SHA-256 of the files of each development case, if the run has no such file yet.
+
+    `check_cases` compares the files with these digests when the run is resumed.
+    """
     path = run / DIGESTS_OF_CASES
     if not path.is_file():
         write_json(path, _digests_of_development(splits, digests))
 
 
 def _digests_of_development(splits: Splits, digests: Mapping[str, str]) -> dict[str, str]:
-    """Return the SHA-256 of the files of each case that trains or validates."""
+    """Return the SHA-256 of the files of each case for training or validation, by case id."""
     roles = splits.roles
     return {case: text for case, text in digests.items() if roles.get(case) in _DEVELOPMENT}
 
@@ -277,10 +313,14 @@ def _digests_of_development(splits: Splits, digests: Mapping[str, str]) -> dict[
 def check_cases(run: Path, splits: Splits, digests: Mapping[str, str]) -> None:
     """Raise `DatasetError` if a run began with other development cases, roles or files.
 
-    Otherwise the network could be scored on its own training cases, or on scans that have replaced
-    those that it has seen. Test and external cases may be added, removed or changed. A folder that
-    is no run yet passes. For a cross-validation, `splits` are those of the first fold. `digests`
-    has the SHA-256 of the files of each case.
+    Otherwise the network could be scored on cases that it was trained on, or resume on scans that
+    replaced its training scans. Test and external cases may be added, removed or changed. A folder
+    that is no run directory yet passes.
+
+    Args:
+        run: The run directory.
+        splits: The current roles. For a cross-validation, they are those of the first fold.
+        digests: The current SHA-256 of the files of each case.
     """
     if not has_config(run):
         return
@@ -294,6 +334,7 @@ def check_cases(run: Path, splits: Splits, digests: Mapping[str, str]) -> None:
             f"{join_names(changed, _SHOWN)}. Name another run_dir= to train on the data as they "
             "are now, or restore the files to resume."
         )
+    # compare the roles
     path = run / SPLITS
     roles = SplitFile.read(path).roles() if path.is_file() else splits.roles
     changes: list[str] = []
@@ -312,11 +353,17 @@ def check_cases(run: Path, splits: Splits, digests: Mapping[str, str]) -> None:
 def warn_of_seen_cases(
     init_from: str | None, splits: Splits, cases: Iterable[CaseFiles] = ()
 ) -> None:
-    """Warn of cases that validate or test now, although the run `init_from` trained on them.
+    """Warn of validation or test cases on which the network of the initial weights was trained.
 
-    Other cases of a patient on whom that run trained are listed, too. `cases` state the patients.
-    An ensemble gives the weights of its first network, so the roles are those of the first fold.
-    Without `init_from`, or if the run of its weights is not known, there is no warning.
+    Other cases of a patient on whom that network was trained are listed, too. If the run of the
+    weights is a cross-validation, its first fold counts, because an ensemble gives the weights of
+    its first network. There is no warning without `init_from`, or if the run of the weights is not
+    known.
+
+    Args:
+        init_from: The setting `model.init_from`, a bundle or run directory.
+        splits: The roles of the new training.
+        cases: The cases with their patients.
     """
     if init_from is None:
         return

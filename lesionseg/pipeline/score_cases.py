@@ -116,12 +116,18 @@ class ScoredCases:
         *,
         surface: bool = True,
     ) -> Tables:
-        """Return the three tables at an operating point, see `MatchedCase.accept` and `rows`."""
+        """Return the three tables (cases, lesions, candidates) at an operating point.
+
+        Args:
+            point: Accepts candidates; None: each prediction keeps its accepted candidates.
+            calibration: Calibrates the scores of the candidates; None for no calibration.
+            surface: False leaves out the distances between surfaces, which are slow to compute.
+        """
         accepted = (match.accept(point, calibration) for match in self.matches)
         return Tables.of(match.rows(surface=surface) for match in accepted)
 
     def shared_with(self, other: "ScoredCases") -> "ScoredCases":
-        """Return the cases that `other` contains as well."""
+        """Return only the cases that `other` contains, too, so that two models can be compared."""
         cases = {match.case for match in other.matches}
         return replace(self, matches=[match for match in self.matches if match.case in cases])
 
@@ -130,8 +136,8 @@ class ScoredCases:
     ) -> Evaluation:
         """Return the tables and scores at the operating point of the settings.
 
-        Without one, each prediction keeps its own. The names of labels that only candidates have
-        are added to the settings.
+        Without an operating point in the settings, each prediction keeps its accepted candidates.
+        Labels that only candidates have get a name in the settings.
         """
         tables = self.tables(settings.operating_point, calibration)
         settings = replace(settings, labels=add_predicted_names(settings.labels, self.matches))
@@ -152,11 +158,14 @@ def score_cases(
 ) -> ScoredCases:
     """Match each case with its prediction, and warn of each case that cannot be scored.
 
+    A case without prediction files is matched with no candidate, so that all its lesions are
+    missed.
+
     Args:
         cases: The cases with references.
-        predictions: The prediction files by case, which are read one by one. All lesions of a case
-            without files are missed. Or a function that predicts the cases now, such as
-            `predict_volumes`. Errors of its cases are raised.
+        predictions: The prediction files by case, which are read one by one. Or a function that
+            predicts the cases now, such as `predict_volumes`: its argument is a function that
+            matches a prediction, and it yields the matched cases. Errors of its cases are raised.
         options: Settings for matching.
         findings: The errors of further cases, which are left out.
         progress: Called with case, number done and total, instead of a bar.
@@ -170,7 +179,7 @@ def score_cases(
     findings = [*findings]
 
     def match_files(found: Mapping[str, PredictionFiles]) -> Generator[MatchedCase | None]:
-        """Yield each case matched with its files; None if this is not possible."""
+        """Yield each case matched with its files; None for a case whose files cannot be used."""
         for files in cases:
             try:
                 matched = match(files, found.get(files.case))
@@ -194,7 +203,7 @@ def score_cases(
 
 
 def nothing_scored(findings: Iterable[Finding]) -> DatasetError:
-    """Return the error if no case can be scored. Each different fault has a line."""
+    """Return the error that no case can be scored. Its message lists each reason once."""
     messages = dict.fromkeys(finding.message for finding in findings)
     return DatasetError("\n  ".join(["No case can be scored:", *messages]))
 
@@ -205,9 +214,13 @@ def _match_one(
     options: MatchOptions,
     numbers: LabelNumbers,
 ) -> MatchedCase:
-    """Read the reference of a case, and its prediction if that is given as files. Match them.
+    """Read the reference of a case, and match the case with its prediction.
 
-    `numbers`: the label values of the reference.
+    Args:
+        files: The files of the case.
+        predicted: The prediction, or its files, which are read; None if there is no prediction.
+        options: Settings for matching.
+        numbers: Changes the label values of the prediction to those of the reference.
     """
     dataset = options.dataset
     labels = options.labels

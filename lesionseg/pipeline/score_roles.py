@@ -63,11 +63,14 @@ _REPLICATES = 200  # of the bootstrap, for a standard error
 def score_validation(
     predictor: Predictor, experiment: Experiment
 ) -> tuple[Selection, Scores] | None:
-    """Predict the validation cases into `run/validation`, select on them, and score them.
+    """Predict the validation cases, select the operating points on them, and score them.
 
-    If calibrated voxels give better outlines, the validation cases are predicted again with the
-    calibration. The scores and tables are written into the run directory. Return the selection and
-    the scores, or None if no validation case has a reference.
+    The voxel probabilities are calibrated on the same cases. If this improves the outlines, the
+    cases are predicted again. Predictions are written to `run/validation`, scores and tables to the
+    run directory.
+
+    Returns:
+        The selection and the scores. None if no validation case has a reference.
     """
     cases = experiment.cases("validation")
     folder = experiment.run / "validation"
@@ -77,6 +80,7 @@ def score_validation(
     counts = {files.case: LevelCounts(files.group) for files in cases}
 
     def slab_counter_of(files: CaseFiles) -> OnSlab:
+        """Return a function that counts a case's voxels by probability, for their calibration."""
         return counts[files.case].slab_counter(open_reference(files, experiment.dataset), plan)
 
     log.info("Predicting %s.", count(len(cases), "validation case"))
@@ -109,15 +113,16 @@ def select_and_accept(
     selection: Selection,
     fold_of: Mapping[str, int] | None = None,
 ) -> tuple[Selection, ScoredCases]:
-    """Select on the validation cases, and write their predictions to `folder` as selected.
+    """Select operating points and calibration on validation cases, and write their predictions.
 
-    The scores of these cases are optimistic, because the selection was made on them.
+    The written candidates are accepted by the selected operating point. The scores of these cases
+    are optimistic, because the selection was made on them.
 
     Args:
         experiment: The experiment.
         scored: The validation cases, matched with `predictions`.
         predictions: The files of each validation case.
-        folder: Receives the predictions.
+        folder: The folder to which the predictions are written.
         selection: The selection so far, such as the calibration of voxels.
         fold_of: The fold whose network was not trained on the case; None without folds.
 
@@ -147,10 +152,11 @@ def select_and_accept(
 def score_folds(
     experiment: Experiment, folds: Mapping[int, DatasetInspection], selection: Selection
 ) -> tuple[Selection, Scores]:
-    """Select on the validation predictions of all folds, and score them.
+    """Select operating points on the validation predictions of all folds, and score them.
 
-    They are read from `run/fold_<number>/validation`, which does not change. Predictions with the
-    selection are written to `run/oof/predictions`, scores and tables to `run/oof`.
+    The predictions are read from `run/fold_<number>/validation`, which does not change. They are
+    written with their accepted candidates to `run/oof/predictions`. Scores and tables are written
+    to `run/oof` (out of fold).
 
     Args:
         experiment: The cross-validation.
@@ -190,8 +196,8 @@ def score_folds(
 def score_role(predictor: Predictor, experiment: Experiment, role: Role) -> Scores | None:
     """Predict and score the cases of a role. Write predictions and scores into `run/<role>`.
 
-    The predictor's selection has its operating point. Return None if no case of the role has a
-    reference.
+    Candidates are accepted by the operating point of the predictor. Return None if no case of the
+    role has a reference.
     """
     cases = experiment.cases(role)
     output = experiment.run / role
@@ -211,11 +217,18 @@ def _score_now(
     folder: Path | None = None,
     on_slab: Callable[[CaseFiles], OnSlab | None] = lambda _: None,
 ) -> ScoredCases:
-    """Predict cases, and match each prediction on its file's own grid.
+    """Predict cases, and match each prediction with its reference on the grid of the scan's file.
 
-    Reading, the network and matching run at the same time. Predictions are written to `folder`.
-    Without it, there is no bar either, because a training has its own. For `on_slab`, see
-    `predict_volumes`.
+    Reading, the network and matching run at the same time.
+
+    Args:
+        predictor: The model.
+        experiment: The training: its dataset and its match rule.
+        cases: The cases, which have a reference.
+        folder: The folder for the predictions. None writes no files and shows no progress bar,
+            because a training has its own bar.
+        on_slab: Returns a function that gets the probabilities of a case slab by slab, see
+            `predict_volumes`.
     """
     read = partial(read_image, dataset=experiment.dataset)
     keep = None if folder is None else partial(write_prediction, folder)
@@ -236,9 +249,15 @@ def write_role_scores(
     *,
     is_group_safe: bool,
 ) -> Scores:
-    """Write the scores and tables of the cases of one role into `output`. Return the scores.
+    """Write the scores and tables of the cases of one role, and return the scores.
 
-    Candidates are accepted by `point`. `is_group_safe`: see `DatasetInspection.is_group_safe`.
+    Args:
+        scored: The matched cases.
+        experiment: The training, with the provenance of the scores.
+        output: The folder to which scores and tables are written.
+        point: The operating point that accepts candidates; None: as they are.
+        is_group_safe: True if the patients were not used for training, see
+            `DatasetInspection.is_group_safe`. It is recorded in the scores.
     """
     settings = SummarySettings(
         evaluated_on=scored.matches[0].role,
@@ -265,7 +284,7 @@ def score_volumes(
     device: str | None = None,
     check: InputCheck | None = None,
 ) -> ScoredCases:
-    """Predict whole validation cases by a plan, and match the predictions.
+    """Predict whole validation volumes with a network, and match the predictions, during training.
 
     Args:
         network: The network.
@@ -273,7 +292,7 @@ def score_volumes(
         cases: The cases, which have a reference.
         plan: The plan of the network.
         device: The device for prediction, by default that of the network.
-        check: States the channels that may be empty.
+        check: The check of inputs, which knows the channels that may be empty; None for no check.
     """
     predictor = Predictor(
         Bundle((network,), plan, check),
@@ -302,6 +321,9 @@ def recall_and_precision(
         plan: The plan of the network.
         fp_per_case: The false positives per case at which the recall is computed.
         device: The device for prediction, by default that of the network.
+
+    Returns:
+        The recall, then the average precision, each between 0 and 1.
     """
     cases = experiment.cases("validation")
     cfg = experiment.cfg
@@ -319,14 +341,16 @@ def validation_scores(
     plan: Plan,
     check: InputCheck | None = None,
 ) -> dict[str, float]:
-    """Return numbers of validation cases by name. For the arguments, see `score_volumes`.
+    """Return scores of validation cases by name, by which the training chooses its weights.
 
-    `recall_1fp` is the recall over all lesions at one false positive per case, 0 without lesions.
-    `dice` is the mean Dice over the cases with a lesion. For the Dice, candidates are accepted by
-    the threshold at which one false positive per case is expected on new cases. Without masks, or
-    without a case with a lesion, `dice` is left out. `score` is the sum of `recall_1fp` and `dice`,
-    by which the weights are chosen. `score_error` is the standard error of `score`, see
-    `_score_error`. If the network detects nothing, a warning says so.
+    - `recall_1fp`: the recall over all lesions at one false positive per case; 0 without lesions.
+    - `dice`: the mean Dice over the cases with a lesion. Candidates are accepted by the threshold
+      at which one false positive per case is expected on new cases. Without masks, or without a
+      case with a lesion, the key is left out.
+    - `score`: the sum of `recall_1fp` and `dice`. The weights with the highest sum are chosen.
+    - `score_error`: the standard error of `score`, see `_score_error`.
+
+    If the network detects nothing, a warning says so. For the arguments, see `score_volumes`.
     """
     scored = score_volumes(network, experiment, cases, plan, check=check)
     tables = scored.tables(surface=False)
@@ -343,14 +367,19 @@ def validation_scores(
 
 
 def _score_error(tables: Tables, find: Statistic) -> float:
-    """Return the standard error of the recall that `find` computes plus the mean Dice of the cases.
+    """Return the standard error of the sum of recall and mean Dice, by a bootstrap over patients.
 
-    It is the standard deviation over resampled patients (bootstrap), which counts that both numbers
-    depend on the same patients. Fewer than five patients give NaN.
+    It is the standard deviation of the sum over resampled patients. Recall and Dice are computed on
+    the same resampled patients, because both depend on them. Fewer than five patients give NaN.
+
+    Args:
+        tables: The tables at the operating point of the Dice.
+        find: Computes the recall for each row of patient weights, see `froc`.
     """
     if len(tables.groups) < MIN_GROUPS:
         return np.nan
     draws = draw_groups(len(tables.groups), _REPLICATES, np.random.default_rng(0)).astype(float)
+    # each row of `draws` is a resample: how often each patient was drawn
     replicates = find(draws)[:, 0]
     dice = tables.cases["dice"]
     if dice.notna().any():

@@ -6,7 +6,7 @@ _FILE = "scores.json"
 
 
 def find_scores(folder: Path) -> Path:
-    """Return the folder with `scores.json` and the tables next to it.
+    """Return the folder that contains `scores.json` and its tables.
 
     Args:
         folder: The output of `evaluate`, or a run directory.

@@ -62,13 +62,19 @@ class TrainOutcome(Outcome):
     page: Path | None = None
 
     def record(self) -> dict[str, Any]:
-        """Return the run directory, the bundle and the page."""
+        """Return the paths of run directory, bundle and page, for `--json`.
+
+        The record is empty on all processes of a distributed training except rank 0.
+        """
         if self.next is None:
             return {}
         return {"run": self.run, "bundle": self.run / BUNDLE, "page": self.page}
 
     def summary(self) -> list[str]:
-        """Return the scores, the selection, the bundle and the page, or that there is no page."""
+        """Return lines for the terminal: scores, selection, bundle and page.
+
+        The list is empty on all processes of a distributed training except rank 0.
+        """
         if self.next is None:
             return []
         page = (
@@ -81,14 +87,16 @@ class TrainOutcome(Outcome):
 
 
 def train(cfg: TrainConfig) -> TrainOutcome:
-    """Train, choose an operating point on the validation cases, test, write bundle and report.
+    """Train a model, choose its operating point on validation cases, test it, and write a report.
 
-    All cases are read and checked before the first file of the run is written. The same
-    configuration resumes the training. If the training is finished, at most its report is drawn
-    again. A second process with the same run directory is an error. If `cfg.run_dir` is None, the
-    run directory is that of `default_run_dir`, whose name contains the time. `data.fold=all` trains
-    every fold (`cross_validate`). torchrun and srun start several processes for one training; the
-    first one scores and reports.
+    The run directory then contains the bundle, the scores and the report. If `cfg.run_dir` is None,
+    it is that of `default_run_dir`, whose name contains the time. All cases are read and checked
+    before the first file of the run is written.
+
+    The same command resumes an interrupted training. If the training is finished, at most its
+    report is drawn again. A second process with the same run directory is an error. `data.fold=all`
+    trains every fold (`cross_validate`). torchrun and srun start several processes for one
+    training, in which only rank 0 scores and reports.
 
     Raises:
         LesionsegError: If a setting, file or case is wrong. The message names it.
@@ -98,6 +106,7 @@ def train(cfg: TrainConfig) -> TrainOutcome:
     OperatingPointAim.parse(cfg.operating_point)
     check_report(cfg.report)
     own_run = Path(cfg.run_dir or default_run_dir(cfg.data.root, cfg.model.architecture))
+    # agree on the run directory, lock it, and inspect the dataset
     with ExitStack() as stack:
         stack.enter_context(join_processes(cfg.trainer))
         run = broadcast_from_rank_zero(lambda: own_run)  # the default name contains the time
@@ -113,6 +122,7 @@ def train(cfg: TrainConfig) -> TrainOutcome:
             is_mirrored=cfg.inference.flips,
             needs_trust=needs_trust(network_spec(cfg.model), cfg.prepare.extra),
         )
+        # end here if the training is finished already
         finished = broadcast_from_rank_zero(partial(reuse_finished, run, inspection, cfg.report))
         if finished is not None and is_rank_zero():
             page = None if finished.page is None else run / finished.page
@@ -121,6 +131,7 @@ def train(cfg: TrainConfig) -> TrainOutcome:
         if finished is not None:
             return TrainOutcome(run)
 
+        # train
         if is_rank_zero():
             explain_promise(
                 experiment.inspection, OperatingPointAim.parse(cfg.operating_point), cfg.data.fold
@@ -138,6 +149,7 @@ def train(cfg: TrainConfig) -> TrainOutcome:
         if trained is None:  # the first process scores and reports
             return TrainOutcome(run)
 
+        # test, report, and record the end
         scores = dict(trained.scores)
         digest = bundle_digest(experiment.bundle)
         tested = score_role(
@@ -157,10 +169,15 @@ def train(cfg: TrainConfig) -> TrainOutcome:
 
 
 def warn_of_few_patients(inspection: DatasetInspection, data: DataConfig, budget: str) -> None:
-    """Warn before a training that few patients choose the threshold. Offer cross-validation.
+    """Warn before a training if few patients choose the threshold, and offer cross-validation.
 
-    Do nothing if the settings name a fold, no case is for validation, or the patients cannot be
-    divided into folds. `budget` is the text of the limits of a training.
+    Nothing is logged if the settings name a fold, no case is for validation, or the patients cannot
+    be divided into folds.
+
+    Args:
+        inspection: The cases and their roles.
+        data: The settings of the split.
+        budget: The limits of a training as text, for the message.
     """
     validated = {files.patient for files in inspection.of_role("validation")}
     n_patients = len(validated | {files.patient for files in inspection.of_role("train")})
@@ -181,9 +198,16 @@ def warn_of_few_patients(inspection: DatasetInspection, data: DataConfig, budget
 def explain_promise(
     inspection: DatasetInspection, aim: OperatingPointAim, fold: int | str | None
 ) -> None:
-    """Say before a training whether its patients can promise the sensitivity that is asked for.
+    """Log before a training whether its patients are enough to promise the requested sensitivity.
 
-    Do nothing if the aim is not a sensitivity. `fold` is the setting `data.fold`.
+    Nothing is logged if the requested operating point is not a sensitivity. A sensitivity is
+    promised for new patients, which needs a minimum number of patients with lesions. It is a
+    warning if there are too few.
+
+    Args:
+        inspection: The cases and their roles.
+        aim: The requested operating point.
+        fold: The setting `data.fold`.
     """
     if aim.kind != "sensitivity":
         return
@@ -205,9 +229,11 @@ def explain_promise(
 
 
 def closing_lines(trained: TrainedModel, scores: Mapping[str, Scores]) -> list[str]:
-    """Return the reasons of the selection, and warnings about the scores.
+    """Return the last lines of a training: reasons of the selection, and warnings on scores.
 
-    `scores`: all scores by role, with those of the test cases.
+    Args:
+        trained: The model and its scores before the test.
+        scores: All scores by role, including those of the test cases.
     """
     reasons = trained.predictor.selection.reasons
     lines = [f"{key.capitalize()}: {reasons[key]}" for key in SELECTED if key in reasons]
@@ -224,7 +250,7 @@ def closing_lines(trained: TrainedModel, scores: Mapping[str, Scores]) -> list[s
 
 
 def explain_nothing_found(scores: Mapping[str, Scores]) -> list[str]:
-    """Return a line on each role none of whose lesions was found, and then advice on training.
+    """Return a line for each role none of whose lesions was detected, then a line of advice.
 
     Return an empty list if there is no such role.
     """

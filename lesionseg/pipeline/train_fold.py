@@ -72,11 +72,18 @@ class TrainedModel:
 
 
 def train_fold(experiment: Experiment, plan: Plan) -> TrainedModel | None:
-    """Train by the plan on the training cases, choose on the validation cases, keep the bundle.
+    """Train one network, choose its operating point on the validation cases, and write its bundle.
 
-    All processes of a training call it together. Return None on every process except the first.
-    Without validation cases, the default score is used unless the aim is a score. A warning says
-    so, except for the aim `auto` without `rate_confidence`.
+    All processes of a distributed training call this together. Without validation cases, a
+    requested score is used as the operating point, otherwise the default score. A warning says that
+    another request has no effect, except for the aim `auto` without `rate_confidence`.
+
+    Args:
+        experiment: The training: its settings, cases and run directory.
+        plan: The plan of the network.
+
+    Returns:
+        The trained model. None on every process except rank 0.
     """
     cfg = experiment.cfg
     if not experiment.bundle.exists():  # a run that is only scored again needs no GPU
@@ -138,16 +145,17 @@ def train_network(
     validate: Validate | None,
     callbacks: Sequence[pl.Callback] = (),
 ) -> FitResult:
-    """Build the plan's network and train it, or continue the training of this run directory.
+    """Build the plan's network and train it, or continue an interrupted training of this run.
 
-    The weights come from the seed, from `model.init_from` or from the last checkpoint.
+    The initial weights are those of the last checkpoint of the run, otherwise of `model.init_from`,
+    otherwise random weights by the seed.
 
     Args:
         experiment: The training.
         plan: The plan.
         cases: The prepared training cases.
-        validate: Scores the network on validation cases; None: the weights of the end are kept.
-        callbacks: Further callbacks of Lightning.
+        validate: Scores the network on validation cases; None keeps the last weights.
+        callbacks: Further callbacks of PyTorch Lightning.
     """
     cfg = experiment.cfg
     run = experiment.run
@@ -183,10 +191,12 @@ def train_network(
 
 
 def keep_bundle(experiment: Experiment, bundle: Bundle, scores: Scores | None) -> None:
-    """Write the bundle of a run, and the selection next to the run's plan.
+    """Write the bundle and its model card into a run directory, and `selection.json` next to it.
 
-    The model card contains the experiment's provenance and `scores`, those of the validation cases;
-    None without any.
+    Args:
+        experiment: The training, whose provenance the model card contains.
+        bundle: The networks, the plan and the selection.
+        scores: The scores of the validation cases for the model card; None without such cases.
     """
     evaluated = [] if scores is None else [scores]
     write_bundle(
@@ -201,9 +211,13 @@ def keep_bundle(experiment: Experiment, bundle: Bundle, scores: Scores | None) -
 
 
 def write_card(experiment: Experiment, scores: Sequence[Scores]) -> None:
-    """Write the model card of a run's bundle again, with the scores of each role.
+    """Write the model card of a run's bundle again, now with the scores of the test cases, too.
 
-    The test cases are scored with the bundle, so it exists before their scores.
+    The bundle is written before the test, because the test cases are scored with it.
+
+    Args:
+        experiment: The training, whose provenance the model card contains.
+        scores: The scores of each role.
     """
     bundle = experiment.bundle
     card = model_card(bundle_plan(bundle), bundle_selection(bundle), scores, experiment.origin)
@@ -213,10 +227,10 @@ def write_card(experiment: Experiment, scores: Sequence[Scores]) -> None:
 def choose_validated(
     cases: Sequence[CaseFiles], counts: Mapping[str, int], n: int
 ) -> list[CaseFiles]:
-    """Choose at most `n` cases that are predicted during training.
+    """Choose at most `n` validation cases that are predicted during the training.
 
-    Without lesions among them, all weights would have the same score. Cases with lesions keep
-    their share of `cases`, and are at least `n // 2` of the chosen cases if there are enough.
+    Cases with lesions are chosen in proportion to their number in `cases`, but at least `n // 2` of
+    them if there are enough. If no chosen case had a lesion, all weights would have the same score.
 
     Args:
         cases: The validation cases.
@@ -237,5 +251,8 @@ def choose_validated(
 
 
 def _choose_evenly(cases: Sequence[CaseFiles], n: int) -> list[CaseFiles]:
-    """Return `n` evenly spaced cases, because the first ones by name are often of a single site."""
+    """Return `n` cases at equal distances in the list.
+
+    The first cases by name are often of a single site, so they would be a bad choice.
+    """
     return [cases[round(i)] for i in np.linspace(0, len(cases) - 1, n)]
