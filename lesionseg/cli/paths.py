@@ -126,7 +126,7 @@ def _may_be_missing(kind: PathKind, path: Path) -> bool:
 
 
 def _check_is_folder(setting: str, path: Path) -> None:
-    """Raise `DatasetError` if a path is a file. `setting` is its text `key=path`, for the message."""
+    """Raise `DatasetError` if a path is a file. `setting` is `key=path`, for the message."""
     if not path.is_dir():
         from lesionseg.io.results.names import OTHER_BOXES
 
