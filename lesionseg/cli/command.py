@@ -83,7 +83,7 @@ def run(command: str, argv: Sequence[str], *, program: str | None = None) -> int
         (also if a training runs out of memory) and 130 after Ctrl-C, SIGTERM or SIGUSR1.
     """
     if (topic := _help_topic(argv)) is not None:
-        return _say_help(command, program, topic)
+        return _print_help(command, program, topic)
     # other packages show only warnings: their further messages, such as on fonts, help no user
     shown = _TerminalHandler()
     shown.setLevel(logging.INFO)  # details go to the log of a run
@@ -145,7 +145,7 @@ def _help_topic(argv: Sequence[str]) -> str | None:
     return None
 
 
-def _say_help(command: str, program: str | None, topic: str) -> int:
+def _print_help(command: str, program: str | None, topic: str) -> int:
     """Print the help of a command, or of a group or section of its settings, and return a status.
 
     The status is 2 if there is no such topic, or if the command belongs to an extra that is not

@@ -51,9 +51,9 @@ class CheckOutcome(Outcome):
     """The findings of a check, and the page that shows them.
 
     Attributes:
-        findings: Those without a case, then those of each case in the order of their ids.
-        pseudonyms: The name on the page by case id.
-        page: The file of the page.
+        findings: The findings that concern no single case, then those of each case by case id.
+        pseudonyms: The name of each case on the page, by case id.
+        page: The path of the page.
         settings: The settings of the next command.
     """
 
@@ -69,7 +69,7 @@ class CheckOutcome(Outcome):
 
     @property
     def exit_status(self) -> int:
-        """1 if `train` cannot start with this dataset, otherwise 0."""
+        """The exit status: 1 if `train` cannot start with this dataset, otherwise 0."""
         return int(not self.can_train)
 
     def record(self) -> dict[str, Any]:
@@ -102,16 +102,18 @@ class _InspectedCase:
 
     Attributes:
         files: The files of the case.
-        preview: Its row and pictures on the page.
-        findings: The findings of the case itself.
-        patient: Hash of the patient's identifier; empty if no file states it.
+        preview: The row and the pictures of the case on the page.
+        findings: The findings that concern only this case.
+        patient: Hash of the patient's identifier; empty if no file contains an identifier.
         image_digests: Hashes of the voxels, one per channel that the case has.
-        reference_key: Equal for equal references: a hash of their voxels, or the path of the file
-            if few voxels are lesion. Empty if the case has no lesion, or few voxels and no file.
-        axes: Anatomical directions of the array axes, such as SAR. Empty in 2-D.
+        reference_key: A text that is equal for equal references. It is a hash of the voxels, or the
+            path of the file if few voxels are lesion. Empty if the case has no lesion, or few
+            voxels and no file.
+        axes: Anatomical directions of the array axes, such as SAR (superior, anterior, right).
+            Empty in 2-D.
         unit: The unit of lesion sizes.
-        reference_statistics: None if the case has no reference.
-        is_boxed: Its lesions are boxes without a mask.
+        reference_statistics: The statistics of the reference; None if the case has no reference.
+        is_boxed: True if the lesions are boxes without a mask.
     """
 
     files: CaseFiles
@@ -234,7 +236,7 @@ def _findings_of_cases(
             yield finding
 
 
-def _finding(
+def _make_finding(
     kind: str, case: str = "", detail: str = "", severity: Severity = "warning"
 ) -> Finding:
     """Return a finding whose message is the standard explanation of its kind, plus `detail`."""
@@ -253,7 +255,7 @@ def _notes_on_model(
     if model.architecture != AUTO_MODEL:
         learns_from_masks = "segmentation" in heads_of(model.architecture)
         if learns_from_masks and any(case.is_boxed for case in inspected):
-            yield _finding(NEEDS_DETECTOR, severity="note")
+            yield _make_finding(NEEDS_DETECTOR, severity="note")
         return
     if not any(case.preview.diameters for case in inspected):
         return
@@ -269,7 +271,9 @@ def _notes_on_model(
         n_box_outlines=sum(one.n_box_outlines for one in statistics),
     )
     chosen = model_for(model, kinds)
-    yield _finding("model", detail=f" {chosen.value}, because {chosen.reason}.", severity="note")
+    yield _make_finding(
+        "model", detail=f" {chosen.value}, because {chosen.reason}.", severity="note"
+    )
 
 
 def _find_training_problems(
@@ -322,7 +326,7 @@ def _inspect(files: CaseFiles, dataset: Dataset, pseudonym: str) -> _InspectedCa
     case = inspection.case
     findings = [*inspection.findings]
     if inspection.has_text:
-        findings.append(_finding("burned_in", files.case))
+        findings.append(_make_finding("burned_in", files.case))
     preview = preview_case(pseudonym, files, case)
     if case is None:
         return _InspectedCase(files, preview, tuple(findings), inspection.patient)
@@ -333,14 +337,14 @@ def _inspect(files: CaseFiles, dataset: Dataset, pseudonym: str) -> _InspectedCa
     is_ignored = _has_ignored_regions(case)
     # findings of this case, each with its condition
     if any(channel.min() == channel.max() for channel in image.present_channels):
-        findings.append(_finding("constant", files.case))
+        findings.append(_make_finding("constant", files.case))
     notes = {
         "detector": image.geometry.unit != "mm",
         "unlabelled": lesions is None,
         "lesion_free": is_empty and not is_ignored,
         "only_ignored": is_empty and is_ignored,
     }
-    findings += [_finding(kind, files.case, severity="note") for kind in notes if notes[kind]]
+    findings += [_make_finding(kind, files.case, severity="note") for kind in notes if notes[kind]]
     # small lesions may be equal by coincidence, so the path of the file identifies them
     reference_key = ""
     if lesions is not None and np.count_nonzero(lesions) >= SAME_REFERENCE_VOXELS:
@@ -387,7 +391,7 @@ def _compare_cases(inspected: Sequence[_InspectedCase]) -> Iterator[Finding]:
     for case in inspected:
         has_files = len(case.files.images) > 1  # a grey picture may have three equal colours
         if has_files and len(set(case.image_digests)) < len(case.image_digests):
-            yield _finding("same_channels", case.files.case)
+            yield _make_finding("same_channels", case.files.case)
     for group in _groups_sharing(inspected, lambda case: case.image_digests):
         yield from _findings_of_group("duplicate", group)
     for group in _groups_sharing(inspected, lambda case: (case.reference_key,)):
@@ -404,7 +408,7 @@ def _compare_cases(inspected: Sequence[_InspectedCase]) -> Iterator[Finding]:
     for case in inspected:
         if case.axes not in ("", usual):
             detail = f" Axes {case.axes}; most cases {usual}."
-            yield _finding("orientation", case.files.case, detail, "note")
+            yield _make_finding("orientation", case.files.case, detail, "note")
 
 
 def _find_leaks(groups: Sequence[Sequence[_InspectedCase]]) -> Iterator[Finding]:
@@ -425,14 +429,14 @@ def _find_leaks(groups: Sequence[Sequence[_InspectedCase]]) -> Iterator[Finding]
         if is_divided:
             leaked |= {case.files.case for case in group}
     for name in sorted(leaked):
-        yield _finding("leak", name)
+        yield _make_finding("leak", name)
 
 
 def _findings_of_group(kind: str, group: Sequence[_InspectedCase]) -> Iterator[Finding]:
     """Yield a finding of this kind for each case of a group. Its message lists the other cases."""
     for case in group:
         others = [other.files.case for other in group if other is not case]
-        yield _finding(kind, case.files.case, f" Also: {', '.join(others)}.")
+        yield _make_finding(kind, case.files.case, f" Also: {', '.join(others)}.")
 
 
 def _groups_sharing(
@@ -473,7 +477,7 @@ def _find_spacing_outliers(readable: Sequence[_InspectedCase]) -> Iterator[Findi
         if (factor > SPACING_FACTOR).any():
             own = describe_sides(case.preview.spacing_mm)
             detail = f" {own} mm; usual {describe_sides(median)} mm."
-            yield _finding("spacing", case.files.case, detail)
+            yield _make_finding("spacing", case.files.case, detail)
 
 
 def _array_digest(array: NDArray[np.generic]) -> str:

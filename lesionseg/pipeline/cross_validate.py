@@ -101,7 +101,10 @@ def plan_of_first_begun(folds: Collection[Experiment]) -> Plan | None:
 
 
 def _check_plans_of_begun(folds: Collection[Experiment], plan: Plan) -> None:
-    """Raise `ConfigError` if a fold that has begun has another plan than the cross-validation."""
+    """Raise `ConfigError` if a fold that has begun has another plan than the cross-validation.
+
+    The networks of the ensemble must have the same plan.
+    """
     for fold in folds:
         begun = plan_of_run(fold.run)
         if begun is not None:

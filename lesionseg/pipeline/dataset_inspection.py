@@ -65,11 +65,11 @@ class DatasetInspection:
     Attributes:
         dataset: The cases of all roles.
         fingerprint: The statistics of the development cases.
-        splits: The role of each case.
+        splits: The role of each case: train, validation, test or external.
         counts: Number of lesions of each labelled case.
-        lesions: The median diameter and the label values of these lesions.
+        lesions: The median lesion diameter and the label values of each labelled case.
         boxed: Number of lesions of each development case whose reference has boxes and no mask.
-        digests: SHA-256 of the files of each case, also without a reference.
+        digests: SHA-256 of the files of each case, with or without a reference.
     """
 
     dataset: Dataset
@@ -213,13 +213,15 @@ def first_splits(
     """
     fold = data.fold
     if fold == ALL_FOLDS:
-        fold = fold_numbers(dataset, counts, given=_given(data), n_folds=data.n_folds)[0]
+        fold = fold_numbers(dataset, counts, given=_split_file_setting(data), n_folds=data.n_folds)[
+            0
+        ]
     splits = make_splits(
         dataset,
         counts,
         validation_fraction=data.validation_fraction,
         seed=seed,
-        given=_given(data),
+        given=_split_file_setting(data),
         fold=None if fold is None else int(fold),
         n_folds=data.n_folds,
         lesions=lesions,
@@ -273,11 +275,11 @@ def folds_of(inspection: DatasetInspection, data: DataConfig) -> tuple[int, ...]
         DatasetError: If the split file has no list of folds, or if there are fewer than two folds.
     """
     return fold_numbers(
-        inspection.dataset, inspection.counts, given=_given(data), n_folds=data.n_folds
+        inspection.dataset, inspection.counts, given=_split_file_setting(data), n_folds=data.n_folds
     )
 
 
-def _given(data: DataConfig) -> Path | None:
+def _split_file_setting(data: DataConfig) -> Path | None:
     """Return the path of the split file in the settings (`data.splits`), None if it is not set."""
     return Path(data.splits) if data.splits else None
 

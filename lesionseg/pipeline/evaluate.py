@@ -68,9 +68,9 @@ class EvaluateOutcome(Outcome):
     Attributes:
         scores: The scores, as in `output/scores.json`.
         output: The folder of scores and tables.
-        given: The settings of `report` that name the folders of this evaluation.
-        kept: The folder of masks and candidates that were found in nnU-Net's probabilities; None
-            if there are none.
+        given: The settings of the next command, `report`, that name the folders of this evaluation.
+        kept: The folder of masks and candidates that were found in nnU-Net's probabilities; None if
+            there are none.
         failed: The errors of cases that could not be scored.
         not_compared: The errors of cases of the second model that could not be scored.
         of_predicted: The scores of the cases with a prediction; None if all cases have one.
@@ -86,7 +86,7 @@ class EvaluateOutcome(Outcome):
 
     @property
     def exit_status(self) -> int:
-        """3 if some cases could not be scored, otherwise 0."""
+        """The exit status: 3 if some cases could not be scored, otherwise 0."""
         return SOME_FAILED if self.failed or self.not_compared else 0
 
     def record(self) -> dict[str, Any]:
@@ -266,7 +266,7 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
         if answers is not None:  # before the second model's files, because answers may be wrong
             scores = replace(scores, rows=(*scores.rows, *adjudicate(one.tables, answers)))
         if second is not None and others is not None:
-            compared = _score_second(cfg, chooser, second, others, settings, one)
+            compared = _score_second_model(cfg, chooser, second, others, settings, one)
             scores = replace(
                 scores, comparison=compared.scores.comparison, programs=compared.scores.programs
             )
@@ -287,20 +287,20 @@ def evaluate(cfg: EvaluateConfig, *, progress: Advance | None = None) -> Evaluat
         written,
         failed=tuple(scored.findings),
         not_compared=tuple(others.findings) if others is not None else (),
-        of_predicted=_score_predicted(one, preset),
+        of_predicted=_score_predicted_cases(one, preset),
     )
 
 
 @dataclass(frozen=True, eq=False)
 class Inputs:
-    """The files to evaluate.
+    """The files of one model to evaluate, and the cases on which it is evaluated.
 
     Attributes:
-        dataset: None for a folder of masks whose labels nobody states.
+        dataset: The dataset of the references; None for a folder of masks with unknown labels.
         labelled: All cases with a reference.
         cases: The cases to evaluate.
         folder: The folder of predictions.
-        predictions: The prediction files by case.
+        predictions: The prediction files by case id.
         role: The role of the cases to evaluate.
         findings: The errors of cases that are left out.
     """
@@ -478,7 +478,7 @@ def _find_second_model(folder: Path, inputs: Inputs) -> Inputs:
     return replace(inputs, folder=folder, predictions=predictions, cases=cases, findings=findings)
 
 
-def _score_second(
+def _score_second_model(
     cfg: EvaluateConfig,
     chooser: PointChooser,
     second: Inputs,
@@ -527,7 +527,7 @@ def _score_second(
     return replace(other, scores=replace(other.scores, comparison=comparison, programs=programs))
 
 
-def _score_predicted(one: Evaluation, preset: Preset) -> Scores | None:
+def _score_predicted_cases(one: Evaluation, preset: Preset) -> Scores | None:
     """Return the scores of only the cases with a prediction, for a column of the printed table.
 
     Return None if all cases have a prediction, because the scores would be the same.

@@ -96,7 +96,7 @@ class Experiment:
 
     @property
     def dataset(self) -> Dataset:
-        """The cases of all roles."""
+        """The dataset with the cases of all roles."""
         return self.inspection.dataset
 
     @property
@@ -111,12 +111,12 @@ class Experiment:
 
     @property
     def cache(self) -> Path:
-        """The folder of prepared cases."""
+        """The folder of prepared cases, see `cache_folder`."""
         return cache_folder(self.cfg.data, self.run)
 
     @property
     def device(self) -> str:
-        """`cuda` or `cpu`."""
+        """The device of the training, `cuda` or `cpu`."""
         return training_device(self.cfg.trainer.accelerator)
 
     def cases(self, role: Role) -> list[CaseFiles]:

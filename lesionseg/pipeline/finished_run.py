@@ -29,9 +29,10 @@ class FinishedRun:
 
     Attributes:
         at: Date and time of the end.
-        minutes: Duration of the command that finished it, without interrupted ones.
-        files: Paths below the run directory; if one is missing, the training is not finished.
-        page: The path of the report below the run directory; None without a report.
+        minutes: Duration of the command that finished it, without interrupted commands before.
+        files: Paths relative to the run directory. If a file is missing, the training is not
+            finished.
+        page: The path of the report relative to the run directory; None without a report.
         data: Digest of the cases and their roles.
         report: Digest of the settings of the report.
     """

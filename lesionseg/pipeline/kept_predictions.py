@@ -52,6 +52,7 @@ class KeptPredictions:
         return self
 
     def __exit__(self, *_: object) -> None:
+        """Remove the temporary folder, also after an error."""
         shutil.rmtree(self._temporary, ignore_errors=True)
 
     def keep(self, prediction: Prediction) -> None:

@@ -245,6 +245,7 @@ class RepeatFilter(logging.Filter):
     """A filter that passes each warning of a reader once, although a file is opened repeatedly."""
 
     def __init__(self) -> None:
+        """Begin with no message seen."""
         super().__init__()
         self._said: set[str] = set()
 
@@ -262,15 +263,16 @@ class RepeatFilter(logging.Filter):
 
 
 class BufferedLogHandler(MemoryHandler):
-    """A handler that appends records to a file as soon as its folder is in use.
+    """A handler that writes log records to a file, which it opens only when its folder is in use.
 
     Records stay in memory until then, so that a wrong setting leaves no file behind.
 
     Args:
-        file: The file.
+        file: The path of the file.
         formatter: The formatter of its lines.
-        is_in_use: Returns True if the folder is in use, such as that of a run with a configuration.
-        private: Only the owner can read the file.
+        is_in_use: Returns True if the folder is in use, for example if a run directory has a
+            configuration.
+        private: True makes the file readable for its owner only.
     """
 
     def __init__(
@@ -306,9 +308,10 @@ class BufferedLogHandler(MemoryHandler):
 
 
 class LogFile(logging.FileHandler):
-    """A handler that appends to a file until a line cannot be written. One warning says so then.
+    """A handler that appends to a file, and stops with one warning if a line cannot be written.
 
-    A link is not followed, because in an output folder it may lead to any file of the user.
+    A symbolic link is not followed, because in an output folder it may lead to any file of the
+    user.
     """
 
     def _open(self) -> TextIOWrapper:
@@ -325,7 +328,7 @@ class LogFile(logging.FileHandler):
         """
         self.setLevel(sys.maxsize)
         reason = sys.exc_info()[1]
-        log.warning("%s: the log is incomplete: %s.", self.baseFilename, _reason(reason))
+        log.warning("%s: the log is incomplete: %s.", self.baseFilename, _system_reason(reason))
 
     def close(self) -> None:
         """Close the file. Lines that the system could not write to the disk are lost."""
@@ -344,7 +347,7 @@ def _open_file(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
-def _reason(error: BaseException | None) -> str:
+def _system_reason(error: BaseException | None) -> str:
     """Return the operating system's text for an error in lower case ("permission denied")."""
     return str(getattr(error, "strerror", None) or error).lower()
 
@@ -366,7 +369,7 @@ def open_log(path: Path, formatter: logging.Formatter, *, private: bool) -> logg
             path.chmod(0o600)
     except OSError as error:
         raise OutputError(
-            f"{path}: cannot be written: {_reason(error)}. Remove the file, change the "
+            f"{path}: cannot be written: {_system_reason(error)}. Remove the file, change the "
             "permissions, or name another folder."
         ) from error
     handler.setFormatter(formatter)

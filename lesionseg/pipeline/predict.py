@@ -132,7 +132,7 @@ def _predict(
     log.note("input", listed if shard.is_whole else share + listed)
     with (
         claim_table(folder, shard.table),
-        _removed(fetched),
+        _temporary_folder(fetched),
         bar("Predicting", progress) as advance,
     ):
         results = PredictionFolder(folder, cfg.output, cfg.names)
@@ -149,7 +149,7 @@ def _predict(
             with closing(_run_engine(work, scans, index, architectures)) as finished:
                 for finished_row in finished:
                     row = _send_files(finished_row, outputs, results)
-                    _record(row, results, index, log)
+                    _record_row(row, results, index, log)
                     rows.append(row)
                     advance(row.case, len(rows), len(scans))
             drifts: tuple[str, ...] = ()
@@ -193,7 +193,7 @@ def _send_files(row: CaseRow, outputs: Outputs, results: PredictionFolder) -> Ca
 
 
 @contextmanager
-def _removed(folder: Path) -> Iterator[None]:
+def _temporary_folder(folder: Path) -> Iterator[None]:
     """Remove a temporary folder before and after the context.
 
     A run that was killed may have left the folder.
@@ -241,7 +241,7 @@ def _run_engine(
     return work.predict(scans, results, index.digests)
 
 
-def _record(
+def _record_row(
     row: CaseRow, results: PredictionFolder, index: PredictionIndex, log: PredictLog
 ) -> None:
     """Write the row of a finished scan to the table, the log and the file of recorded failures.

@@ -99,12 +99,12 @@ def open_zones(folder: str | None, kept: Sequence[str] | None) -> ZoneFolder | N
 
 @dataclass
 class StartedScan:
-    """A scan that is predicted, and its row, which the steps complete.
+    """A scan that is predicted, and its row of the table, to which each step adds cells.
 
     Attributes:
         scan: The scan.
-        row: Its row. A row with a status is final.
-        n_bytes: The memory that it needs; None if this is not yet computed.
+        row: The row of the scan. A row with a status is final, and no further step is run.
+        n_bytes: The memory that the scan needs; None if this is not yet computed.
     """
 
     scan: Scan
@@ -156,11 +156,11 @@ class CaseWork:
         architectures: The caller's own networks; see `Predictor`.
 
     Attributes:
-        outputs: Further files that are written with those of a case.
+        outputs: Writes the further files of a case, such as DICOM results.
         bundle: The digest of the model's bundles, see `joint_digest`.
         predictor: The model.
-        zones: The masks of zones; None without the setting.
-        results: The folder of the results, in which unchanged results are kept.
+        zones: The masks of anatomical zones; None without the setting.
+        results: The output folder, in which unchanged results are kept.
         digests: The digests of files that earlier runs have read.
     """
 
@@ -223,13 +223,13 @@ class CaseWork:
         try:
             result = step(item, *made)
         except Exception as error:  # a damaged file may make any library raise anything
-            self._fail(item, error)
+            self._record_failure(item, error)
         if not item.row.is_unchanged:
             seconds = round((item.row.seconds or 0) + perf_counter() - begin, 3)
             item.update(seconds=seconds, peak_memory_mb=peak_memory_mb())
         return result
 
-    def _fail(self, item: StartedScan, error: Exception) -> None:
+    def _record_failure(self, item: StartedScan, error: Exception) -> None:
         """Make the row of a scan final with the status `failed` and the error as its message.
 
         If an earlier run has failed with the same message on the same content, the row of that run
@@ -313,7 +313,7 @@ class CaseWork:
                         self._record_content(item)
             raise DatasetError(scan.problem)
         self._record_content(item)
-        item.update(key=self._key(scan.files, item.row.digest))
+        item.update(key=self._result_key(scan.files, item.row.digest))
         self._require_zones(scan.case)
         plan = self.predictor.plan
         earlier = self.results.claim(
@@ -386,7 +386,7 @@ class CaseWork:
         with self.results.write_case(item.case) as new_files:
             prediction = self._find_candidates(item.case, inferred, new_files)
             zone_names, prediction = self._assign_zones(item.case, inferred, prediction)
-            row = replace(item.row, **self._describe(prediction, zone_names))
+            row = replace(item.row, **self._describe_prediction(prediction, zone_names))
             mask_names = self.predictor.plan.labels.value_names
             message = self.outputs.add_files(row, item.scan, prediction, mask_names, new_files)
             row = replace(row, message=message)
@@ -408,7 +408,9 @@ class CaseWork:
         item.row = replace(row, finished=self.results.finish_time(item.case))
         return item
 
-    def _describe(self, prediction: Prediction, zone_names: Sequence[str]) -> dict[str, Any]:
+    def _describe_prediction(
+        self, prediction: Prediction, zone_names: Sequence[str]
+    ) -> dict[str, Any]:
         """Return the attributes of a row that describe a prediction, such as counts and warnings.
 
         `zone_names` are the zones of the scan, for the number of candidates in each zone.
@@ -417,7 +419,7 @@ class CaseWork:
         amounts = dict(counts_of(prediction.candidates, lesion_names, zone_names))
         checked = prediction.input
         return {
-            "status": _status(checked),
+            "status": _status_of_scan(checked),
             "n_candidates": len(prediction.candidates),
             "n_accepted": sum(c.accepted for c in prediction.candidates),
             "volume_ml": amounts.pop("volume_ml"),  # it has its own column
@@ -482,7 +484,7 @@ class CaseWork:
             prediction = prediction.reject_outside_zones(kept)
         return names, prediction
 
-    def _key(self, files: CaseFiles, digest: str) -> str:
+    def _result_key(self, files: CaseFiles, digest: str) -> str:
         """Return a hash of all that determines a case's results, so that a later run knows them.
 
         These are the version, the bundle, the settings, the mask of zones and the content of the
@@ -511,7 +513,7 @@ def _skip(item: StartedScan, reason: str) -> None:
     item.finish("skipped", f"{reason[:1].upper()}{reason[1:]}.")
 
 
-def _status(checked: InputCheckResult | None) -> str:
+def _status_of_scan(checked: InputCheckResult | None) -> str:
     """Return the status of a predicted scan, which depends on the check of its input.
 
     It is `blank` if a channel has no contrast, `warned` if the scan is unlike the training scans,

@@ -21,11 +21,15 @@ _MISSING = (
 
 
 class Outputs:
-    """Further files of a case, and where they are sent. This class writes and sends none.
+    """Further files of a case, such as DICOM results, which an extra writes and sends.
+
+    This class writes and sends nothing. The extra `pacs` has a subclass that does.
 
     Args:
-        written: What is written. The key of a case contains it in the place of `dicom_output`.
-        reason: Why a DICOM scan has no such files, for its row; empty if nobody asked for them.
+        written: The value of `dicom_output`: False, True or "all". The key of a case's results
+            contains this value.
+        reason: The reason why a DICOM scan has no such files, for its row; empty if the settings do
+            not ask for such files.
 
     Attributes:
         sent: The cases whose files were sent.
@@ -36,6 +40,7 @@ class Outputs:
     WITHHELD = "No DICOM results: the scan has a warning. dicom_output=all writes them."
 
     def __init__(self, written: bool | Literal["all"] = False, reason: str = "") -> None:
+        """Begin with no file sent."""
         self.written = written
         self.sent: list[str] = []
         self.unsent: dict[str, str] = {}

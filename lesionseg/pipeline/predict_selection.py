@@ -43,21 +43,21 @@ class Shard:
 
     @property
     def is_whole(self) -> bool:
-        """True if there is only one job."""
+        """True if there is only one job, which predicts all scans."""
         return self.n_shards == 1
 
     @property
     def table(self) -> str:
-        """The name of the table. Each job has its own, so two never write the same file."""
+        """The file name of the table. Each job has its own, so no two jobs write one file."""
         if self.is_whole:
             return TABLE
         return f"predictions_{self.index}_of_{self.n_shards}.csv"
 
     def select(self, scans: Sequence[Scan]) -> list[Scan]:
         """Return the scans that belong to this shard, in their order."""
-        return list(filter(self._has, scans))
+        return list(filter(self._contains, scans))
 
-    def _has(self, scan: Scan) -> bool:
+    def _contains(self, scan: Scan) -> bool:
         """Return True if a scan belongs to this shard.
 
         Its id is hashed, and the hash modulo the number of shards is the number of its shard.

@@ -33,7 +33,7 @@ class ReportOutcome(Outcome):
 
     @property
     def adjudication(self) -> Path | None:
-        """The table of false positives for a reader to fill in; None if it does not exist."""
+        """The table of false positives that a reader can fill in; None if it does not exist."""
         table = self.page.parent / ADJUDICATION
         return table if table.is_file() else None
 
@@ -110,9 +110,9 @@ def report(cfg: ReportConfig) -> ReportOutcome | MonthOutcome:
         page = write_report(
             scores,
             output,
-            images=_path(cfg.images),
-            reference=_path(cfg.reference),
-            prediction=_path(cfg.prediction),
+            images=_path_or_none(cfg.images),
+            reference=_path_or_none(cfg.reference),
+            prediction=_path_or_none(cfg.prediction),
             compare=compare,
             options=cfg.report,
             progress=advance,
@@ -125,7 +125,7 @@ def report(cfg: ReportConfig) -> ReportOutcome | MonthOutcome:
     return ReportOutcome(page, settings)
 
 
-def _path(text: str | None) -> Path | None:
+def _path_or_none(text: str | None) -> Path | None:
     """Return a setting as a path, or None if the setting is None."""
     return None if text is None else Path(text)
 

@@ -206,8 +206,8 @@ def settings_to_repeat(
     if is_own_model and architecture != usual["model"]["architecture"]:
         settings["model"] = choices["model"] = architecture
     # settings that equal the defaults of this `model` and `loss` need not be repeated
-    usual_values = _leaves(defaults("train", choices))
-    for key, value in _leaves(config).items():
+    usual_values = _settings_by_key(defaults("train", choices))
+    for key, value in _settings_by_key(config).items():
         is_repeated = key.partition(".")[0] in sections and key not in {"data.root", *left_out}
         # the scans of `data.phantoms` exist
         if not is_repeated or key.startswith("data.phantoms"):
@@ -238,7 +238,7 @@ def loss_option(target: str) -> str | None:
     return None
 
 
-def _leaves(config: Mapping[str, Any]) -> dict[str, Any]:
+def _settings_by_key(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return all settings of nested sections by dotted key, such as `trainer.max_steps`."""
     return {key: value for key, value in dotted_items(config) if not isinstance(value, Mapping)}
 
@@ -276,8 +276,8 @@ def _differences(
         now: The current configuration.
         free: Dotted keys of sections and settings that may differ.
     """
-    old = _leaves(before)
-    new = _leaves(now)
+    old = _settings_by_key(before)
+    new = _settings_by_key(now)
     for key in sorted(old.keys() | new.keys()):
         is_free = any(f"{key}.".startswith(f"{name}.") for name in free)
         value_before = old.get(key, ADDED.get(key))

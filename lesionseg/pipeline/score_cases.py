@@ -48,13 +48,13 @@ class MatchOptions:
     """Settings for matching predictions with references.
 
     Attributes:
-        preset: The rule of matching.
+        preset: The rule by which candidates and lesions match.
         dataset: The dataset of the cases; None if there are only masks.
-        role: The role of cases that state none.
-        zones: The masks of zones; None without them.
-        resample: Resample a prediction on another grid, see `read_on_grid`.
-        by_image: Grids of equal shape and spacing are the same, see `read_on_grid`.
-        keep: Called with each prediction, under the case's id.
+        role: The role of cases without a role.
+        zones: The masks of anatomical zones; None without zones.
+        resample: True resamples a prediction on another grid, see `read_on_grid`.
+        by_image: True treats grids of equal shape and spacing as the same, see `read_on_grid`.
+        keep: Called with each prediction, under the case's id; None for no call.
     """
 
     preset: Preset
@@ -67,7 +67,7 @@ class MatchOptions:
 
     @property
     def labels(self) -> Labels | None:
-        """The labels of the dataset; None if nobody states them."""
+        """The labels of the dataset; None without a dataset."""
         return self.dataset.labels if self.dataset else None
 
     @property
@@ -91,7 +91,7 @@ class Evaluation:
     settings: SummarySettings
 
     def write(self, folder: Path) -> None:
-        """Write the tables and scores.json into a folder."""
+        """Write the three tables and scores.json into a folder."""
         write_scores(folder, self.tables, self.scores, self.settings.labels)
 
 

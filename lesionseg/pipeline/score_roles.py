@@ -84,7 +84,7 @@ def score_validation(
         return counts[files.case].slab_counter(open_reference(files, experiment.dataset), plan)
 
     log.info("Predicting %s.", count(len(cases), "validation case"))
-    scored = _score_now(predictor, experiment, cases, folder, slab_counter_of)
+    scored = _predict_and_match(predictor, experiment, cases, folder, slab_counter_of)
     fit, why = select_voxel_calibration(
         [*counts.values()], plan.candidate_rule.extent, "validation"
     )
@@ -95,7 +95,7 @@ def score_validation(
     )
     if fit is not None:
         log.info("Predicting again, because the calibration of voxels changes the outlines.")
-        scored = _score_now(predictor.with_selection(selection), experiment, cases, folder)
+        scored = _predict_and_match(predictor.with_selection(selection), experiment, cases, folder)
     selection, scored = select_and_accept(
         experiment, scored, find_predictions(folder), folder, selection
     )
@@ -204,13 +204,13 @@ def score_role(predictor: Predictor, experiment: Experiment, role: Role) -> Scor
     if not cases:
         return None
     log.info("Predicting %s.", count(len(cases), f"{role} case"))
-    scored = _score_now(predictor, experiment, cases, output / "predictions")
+    scored = _predict_and_match(predictor, experiment, cases, output / "predictions")
     point = predictor.operating_point()
     is_group_safe = experiment.inspection.is_group_safe(role)
     return write_role_scores(scored, experiment, output, point, is_group_safe=is_group_safe)
 
 
-def _score_now(
+def _predict_and_match(
     predictor: Predictor,
     experiment: Experiment,
     cases: Sequence[CaseFiles],
@@ -300,7 +300,7 @@ def score_volumes(
         device=device,
         trust=True,
     )
-    return _score_now(predictor, experiment, cases)
+    return _predict_and_match(predictor, experiment, cases)
 
 
 def recall_and_precision(
