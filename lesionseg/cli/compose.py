@@ -128,12 +128,14 @@ def override_list(command: str, argv: Sequence[str], *, sweeps: bool = False) ->
             the message names the nearest. Also if a folder of options does not exist, or if Hydra
             refuses a file or an option.
     """
+    # refuse arguments without a key
     for argument in argv:
         if "=" not in argument and not argument.startswith("~"):
             # a run, a bundle or one of nnU-Net; Path.glob fails if the name is too long
             is_model = glob(f"{argument}/plan*.json")  # noqa: PTH207
             key = (is_model and _guess_key(command, "bundle")) or _guess_key(command)
             raise ConfigError(f"{argument!r} is not a setting. Write {key}={argument}")
+    # quote texts, and check the options of groups
     texts = {key for key, is_text in keys(COMMANDS[command]) if is_text}
     # the default of the only group that may be empty, which Hydra does not accept as an override
     chosen = [argument for argument in argv if argument.lstrip("+") != "experiment=null"]
@@ -154,6 +156,7 @@ def override_list(command: str, argv: Sequence[str], *, sweeps: bool = False) ->
     open_sections: tuple[str, ...] = OPEN_SECTIONS
     if values.get("loss") == "custom":
         open_sections = (*open_sections, "loss.")
+    # check the keys, and give each override its prefix
     result = []
     for override in overrides:
         key = key_of(override)
@@ -220,6 +223,7 @@ def _user_folders(overrides: Sequence[str]) -> list[Path]:
         raise ConfigError(str(error).splitlines()[0]) from error
     folders: list[Path] = []
     for place in places if isinstance(places, list) else [str(places)]:
+        # such as pkg://my_package, file://folder or folder
         scheme, _, name = place.rpartition("://")
         try:
             folders.append(Path(str(files(name))) if scheme == "pkg" else Path(name))

@@ -530,7 +530,12 @@ def _score_second_model(
 def _score_predicted_cases(one: Evaluation, preset: Preset) -> Scores | None:
     """Return the scores of only the cases with a prediction, for a column of the printed table.
 
-    Return None if all cases have a prediction, because the scores would be the same.
+    Return None if all cases have a prediction, because the scores would be the same. The scores
+    have no confidence intervals, which need bootstrap replicates.
+
+    Args:
+        one: The evaluation of all cases.
+        preset: The rule by which candidates and lesions match.
     """
     if not one.scores.missing_predictions:
         return None

@@ -140,7 +140,8 @@ def are_bars_shown() -> bool:
 class _ProgressLog:
     """A function that logs the remaining time of a step, about every 5 % of its work.
 
-    It logs nothing in the first seconds, or if the remaining time has not changed.
+    `bar` yields it if no progress bar is drawn. Nothing is logged in the first 10 seconds, or if
+    the remaining time has not changed.
     """
 
     def __init__(self, step: str) -> None:
@@ -177,7 +178,7 @@ class _ProgressLog:
         if not (is_due and self._first < done < total):
             return
         self._logged_share = share
-        left = seconds * (total - done) / (done - self._first)
+        left = seconds * (total - done) / (done - self._first)  # seconds at the speed so far
         time_left = f"{left / 60:.0f} minutes" if left > 100 else count(round(left), "second")
         if time_left == self._logged_time:
             return

@@ -104,7 +104,7 @@ def _predict(
         architectures: See `predict`.
         progress: See `predict`.
     """
-    # the address is checked before the model is loaded
+    # load the model and find the scans; a PACS address is checked before the model is loaded
     is_pacs = is_dicomweb(cfg.input)
     pacs = find_extra("pacs", "input").DicomWeb("input", cfg.input) if is_pacs else None
     work = CaseWork(cfg, architectures)
@@ -123,6 +123,7 @@ def _predict(
             with claim_table(folder, shard.table):
                 outputs.finish(PredictionFolder(folder, cfg.output, cfg.names))
         raise
+    # choose the scans of this shard
     scans = shard.select(found.scans)
     outputs.check(scans)
     if work.zones is not None:
@@ -135,6 +136,7 @@ def _predict(
         _temporary_folder(fetched),
         bar("Predicting", progress) as advance,
     ):
+        # prepare the output folder
         results = PredictionFolder(folder, cfg.output, cfg.names)
         first = next((scan.files.images[0] for scan in scans if scan.files.images), None)
         _describe_output(results, cfg.output, plan, first if cfg.save_probabilities else None)
@@ -142,6 +144,7 @@ def _predict(
             for case in results.recover_all():
                 logger.info("The results of %s, from an interrupted run, were completed.", case)
         scans = [_keep_earlier_id(scan, results) for scan in scans]
+        # predict, and write each row as soon as its scan is finished
         with closing(PredictionIndex(folder / shard.table, results, cfg.output)) as index:
             for kind in found.left_out if shard.index == 0 else ():
                 index.put(CaseRow(kind.file, status="skipped", message=f"{kind.message}."))
@@ -152,6 +155,7 @@ def _predict(
                     _record_row(row, results, index, log)
                     rows.append(row)
                     advance(row.case, len(rows), len(scans))
+            # these steps concern all scans of the folder, so a shard leaves them out
             drifts: tuple[str, ...] = ()
             if shard.is_whole:
                 outputs.finish(results)

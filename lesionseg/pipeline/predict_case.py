@@ -276,6 +276,7 @@ class CaseWork:
                 with suppress(Exception):  # the step `read` will raise the same error
                     geometry = read_geometry(item.scan.files.images[0], pixel_mm=1.0)
                     item.n_bytes = needed_bytes(geometry, self.predictor.plan)
+        # scans that are not fetched yet count as much as the largest known scan
         known = [item.n_bytes for item in unfinished if item.n_bytes is not None]
         n_unknown = len(unfinished) - len(known)
         return sum(known) + n_unknown * max(known, default=0) <= self.budget
@@ -312,6 +313,7 @@ class CaseWork:
                     if scan.files.images:
                         self._record_content(item)
             raise DatasetError(scan.problem)
+        # reuse the recorded result or failure of the same content
         self._record_content(item)
         item.update(key=self._result_key(scan.files, item.row.digest))
         self._require_zones(scan.case)
@@ -331,6 +333,7 @@ class CaseWork:
         if reason:
             _skip(item, reason)
             return None
+        # read the scan
         scan.fetch()
         if scan.dicom is not None:
             item.update(**read_acquisition(scan.dicom.files[0]))

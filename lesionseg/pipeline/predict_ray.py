@@ -127,10 +127,11 @@ def _distribute(actors: Sequence[Any], scans: Sequence[Scan]) -> Iterator[CaseRo
     """
     import ray
 
+    # few scans per call, so that all actors are busy and a repeated call repeats little work
     group_size = max(1, min(_CASES_PER_CALL, len(scans) // max(len(actors), 1)))
     waiting = [scans[i : i + group_size] for i in range(0, len(scans), group_size)]
     idle = list(actors)
-    running: dict[Any, tuple[Any, Sequence[Scan]]] = {}
+    running: dict[Any, tuple[Any, Sequence[Scan]]] = {}  # actor and scans by Ray's object reference
     while waiting or running:
         while idle and waiting:
             actor = idle.pop()

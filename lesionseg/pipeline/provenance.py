@@ -96,6 +96,7 @@ def _git_commit() -> str | None:
     than 10 seconds.
     """
     here = Path(__file__).resolve().parent
+    # 12 digits of the commit, never a tag, and `+` if tracked files were changed
     describe = "describe --always --abbrev=12 --exclude=* --dirty=+"
     with suppress(OSError, subprocess.SubprocessError):
         # without a .git here, git would find the repository of a parent folder

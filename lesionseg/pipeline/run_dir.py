@@ -195,6 +195,7 @@ def settings_to_repeat(
         The values by dotted key. The key of an argument without a default begins with `+`, with
         which Hydra adds a key.
     """
+    # choose the options of the groups `loss` and `model`
     settings: dict[str, object] = {"data.root": config["data"]["root"]}
     loss = loss_option(config["loss"][TARGET]) or "custom"
     usual = defaults("train")
@@ -324,6 +325,7 @@ def check_cases(run: Path, splits: Splits, digests: Mapping[str, str]) -> None:
     """
     if not has_config(run):
         return
+    # compare the files
     path = run / DIGESTS_OF_CASES
     now = _digests_of_development(splits, digests)
     before = read_json(path) if path.is_file() else now  # version 1.0 has no record of its files

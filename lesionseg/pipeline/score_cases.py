@@ -40,8 +40,6 @@ from lesionseg.pipeline.log import Advance, bar
 
 log = logging.getLogger(__name__)
 
-# predicts the cases, and yields what the given function makes of each prediction
-
 
 @dataclass(frozen=True)
 class MatchOptions:
