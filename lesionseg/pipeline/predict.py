@@ -278,9 +278,9 @@ def _forget_remedied(
 
     A failure is removed if no scan of this run has its path, and one of these conditions is true:
 
-    - Its file belongs to another scan of this run, because the slices of its series were copied
-      again.
-    - A row has the same content or UID, because the scan was renamed.
+    - Its file belongs to another scan of this run. This happens if the slices of the series were
+      copied again.
+    - A row has the same content or UID. This happens if the scan was renamed.
 
     Otherwise the failure stays. It may not be removed only because its path does not exist: an
     input that is emptied every night no longer contains the scans that failed.

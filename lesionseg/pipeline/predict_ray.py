@@ -50,7 +50,7 @@ def predict_on_ray(
 
     Raises:
         ConfigError: If the extra `ray` is not installed, the cluster has no CPU core, or the
-            settings name a GPU.
+            settings name a GPU by its number.
     """
     if cfg.device.startswith("cuda:"):
         raise ConfigError(

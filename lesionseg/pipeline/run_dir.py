@@ -229,7 +229,7 @@ def settings_of_training(config: Mapping[str, Any]) -> dict[str, object]:
 
 
 def loss_option(target: str) -> str | None:
-    """Return the name of a loss in `loss=<name>`, for the class of the loss; None without a name.
+    """Return the name that selects a loss class in `loss=<name>`; None for a class without a name.
 
     `target` is the full name of the class. The names are those of the files in `conf/loss`.
     """
