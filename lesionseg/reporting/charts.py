@@ -67,7 +67,11 @@ class Chart:
     figure: Figure
 
     def svg(self) -> str:
-        """Return the figure as text of an SVG element."""
+        """Return the figure as an SVG element, which a page contains directly.
+
+        The XML header before `<svg` is removed, and no date is written, so that equal figures give
+        equal text.
+        """
         buffer = io.StringIO()
         with rc_context(RC):
             self.figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
@@ -77,7 +81,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """A point of an FROC curve: a score threshold, the lesions found and the false positives."""
+    """A point of an FROC curve: a score threshold, and its lesions found and false positives."""
 
     threshold: float
     n_found: int
@@ -85,10 +89,14 @@ class CurvePoint:
 
 
 def new_figure(width: float = 5.2, height: float = 2.7) -> tuple[Figure, Axes]:
-    """Return an empty figure in the report's style, with a size in inches.
+    """Return an empty figure in the report's style, and its axes.
 
     The number of ticks is limited, because automatic ticks change during layout, which would cut
     off labels.
+
+    Args:
+        width: Width in inches.
+        height: Height in inches.
     """
     with rc_context(RC):
         figure = Figure(figsize=(width, height), layout="constrained")
@@ -102,10 +110,11 @@ def new_figure(width: float = 5.2, height: float = 2.7) -> tuple[Figure, Axes]:
 
 
 def size_chart(tables: EvaluationTables) -> Chart | None:
-    """Draw lesions found and missed by size, with an interval and a ring per patient.
+    """Draw the sensitivity of each size class as a bar, with its 95 % interval.
 
-    Intervals of few patients are dashed. There are rings for 2 to `MAX_RINGS` patients. Return
-    None without lesions.
+    A class with fewer than `RELIABLE` patients has a dashed interval. For 2 to `MAX_RINGS`
+    patients, a ring beside the bar shows the sensitivity among the lesions of each patient. Return
+    None if there is no lesion.
     """
     bins = tables.size_classes
     if not bins:
@@ -115,19 +124,21 @@ def size_chart(tables: EvaluationTables) -> Chart | None:
     has_rings = 1 < tables.lesions["group"].nunique() <= MAX_RINGS
     numbers_of_patients = []
     is_too_narrow = False
-    for x, part in enumerate(bins):
+    for x, size_class in enumerate(bins):
+        # the bar of all lesions, and over it that of the lesions found
         axes.bar(x, 1, color=MISSED, width=0.5)
-        axes.bar(x, part.recall, color=FOUND, width=0.5)
-        shares = _shares_of_patients(tables, part)
-        numbers_of_patients.append(len(shares))
-        is_too_narrow |= len(shares) < FEW and 0 < part.detected < part.n
-        style = DASHED if len(shares) < RELIABLE else "-"
-        ends = part.ci95 or _interval_of_few(part, len(shares))
+        axes.bar(x, size_class.recall, color=FOUND, width=0.5)
+        recalls = _recalls_of_patients(tables, size_class)
+        numbers_of_patients.append(len(recalls))
+        # the Wilson interval is too narrow, because it treats lesions of one patient as independent
+        is_too_narrow |= len(recalls) < FEW and 0 < size_class.detected < size_class.n
+        style = DASHED if len(recalls) < RELIABLE else "-"
+        ends = size_class.ci95 or _interval_of_few(size_class, len(recalls))
         axes.plot([x, x], ends, color=INK, linestyle=style, linewidth=1.4)
         if has_rings:
-            places = x + 0.32 + 0.05 * np.arange(len(shares))
+            x_of_rings = x + 0.32 + 0.05 * np.arange(len(recalls))
             axes.plot(
-                places, shares, "o", markersize=4.5, mfc="white", mec="#555555", clip_on=False
+                x_of_rings, recalls, "o", markersize=4.5, mfc="white", mec="#555555", clip_on=False
             )
     unit = tables.scores.size_unit
     names = [f"{size_class_words(b, unit)}\n{b.detected} of {b.n}" for b in bins]
@@ -151,15 +162,15 @@ def size_chart(tables: EvaluationTables) -> Chart | None:
 
 
 def _label_share_axis(axes: Axes) -> None:
-    """Label the y axis of a share in per cent."""
+    """Scale the y axis from 0 to 1, and label it in per cent. The charts of sensitivity use it."""
     axes.set_ylim(0, 1.02)
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0 %", "25 %", "50 %", "75 %", "100 %"])
 
 
-def _shares_of_patients(tables: EvaluationTables, part: SizeClass) -> pd.Series:
-    """Return the share of found lesions among each patient's lesions of a size class, by group.
+def _recalls_of_patients(tables: EvaluationTables, part: SizeClass) -> pd.Series:
+    """Return the sensitivity among each patient's lesions of one size class, by patient.
 
-    Patients without such lesions are left out.
+    Patients without a lesion of this class are left out.
     """
     end = np.inf if part.below is None else part.below
     sizes = tables.lesions[tables.size_column]
@@ -168,9 +179,10 @@ def _shares_of_patients(tables: EvaluationTables, part: SizeClass) -> pd.Series:
 
 
 def _interval_of_few(part: SizeClass, n_patients: int) -> CI:
-    """Return an interval for a size class of too few patients for that of scores.json.
+    """Return the 95 % interval of a size class for which scores.json has none, due to few patients.
 
-    It takes lesions as independent, unless all of them or none were found.
+    If all lesions of the class were found, or none, the interval is that of `n_patients`
+    independent patients. Otherwise it is Wilson's, which treats the lesions as independent.
     """
     if part.detected in (0, part.n):
         return all_or_none_interval(part.detected, n_patients)
@@ -178,11 +190,14 @@ def _interval_of_few(part: SizeClass, n_patients: int) -> CI:
 
 
 def has_size_trend(bins: Sequence[SizeClass]) -> bool:
-    """Return True if the smaller the lesions are, the more of them are missed.
+    """Return True if more lesions are missed the smaller they are. The chart's title then says so.
 
-    The sensitivity must not fall from a class to the next larger one, and must be higher in the
-    largest class than in the smallest. Each class needs at least 5 lesions, and the smallest one 5
-    missed lesions. There is no trend of fewer than two classes.
+    All of these are required:
+
+    - There are at least two classes.
+    - The sensitivity never falls from a class to the next larger one, and it is higher in the
+      largest class than in the smallest.
+    - Each class has at least `MIN_LESIONS` lesions, and the smallest one that many missed lesions.
 
     Args:
         bins: The size classes that have lesions, smallest first.
@@ -195,26 +210,28 @@ def has_size_trend(bins: Sequence[SizeClass]) -> bool:
 
 
 def froc_chart(models: Sequence[tuple[str, EvaluationTables]]) -> Chart | None:
-    """Draw the sensitivity of one or two models against false positives per scan.
+    """Draw the FROC curves of one or two models: sensitivity against false positives per scan.
 
-    The axis is logarithmic above ⅛, as usual, and linear below, so that it includes 0. Return None
-    if the first model has no threshold or no lesions.
+    The axis of rates is linear below ⅛, so that it includes 0, and logarithmic above, as usual.
+    Return None if the first model has no score threshold or no lesions.
 
     Args:
-        models: The name and tables of one or two models. The caption names the second one if it
-            was scored on another number of scans than the first.
+        models: The name and the tables of the evaluated model, and of a second one to compare with,
+            if any. The caption states if the second one was scored on another number of scans.
     """
     first = models[0][1]
     if first.threshold is None or not len(first.lesions):
         return None
     figure, axes = new_figure()
     scans = first.n_scanned
+    # the threshold in use, and a lower one that the chart suggests
     in_use = CurvePoint(first.threshold, *first.count_at(first.threshold))
     lower = find_lower_threshold(first)
     max_false = in_use.n_false if lower is None else max(in_use.n_false, lower.n_false)
     farthest = max_false / scans
+    # the end of the axis doubles until both thresholds fit, with space to their right
     right = LAST_RATE
-    while right < 1.4 * farthest:  # leaves space to the right of both thresholds
+    while right < 1.4 * farthest:
         right *= 2
     has_band = _draw_interval_band(axes, first, right)
     has_dotted_line = False
@@ -224,6 +241,7 @@ def froc_chart(models: Sequence[tuple[str, EvaluationTables]]) -> Chart | None:
     _draw_threshold(axes, first, in_use, "in use", ACCENT)
     if lower is not None:
         _draw_threshold(axes, first, lower, "lower limit", "white")
+    # a vertical line at the rate that the threshold was chosen for
     aim = first.scores.operating_point.aim
     if aim is not None and aim.kind == "fp_per_case" and 0 < aim.value < right:
         words = f"set for {format_rate(aim.value)}"
@@ -249,10 +267,11 @@ def froc_chart(models: Sequence[tuple[str, EvaluationTables]]) -> Chart | None:
 def _draw_froc_curve(
     axes: Axes, name: str, tables: EvaluationTables, colour: str, right: float
 ) -> bool:
-    """Draw the curve of a model, or one point if it has no scores.
+    """Draw the FROC curve of one model. A model without scores, such as a reader, has one point.
 
-    A dotted line continues a curve that ends before the right end of the axis. Return True if
-    there is such a line.
+    If the curve ends before `right`, the upper end of the axis in false positives per scan, a
+    dotted line continues it. Return True if this dotted line was drawn, because the caption
+    explains it.
     """
     label = fill(name.lstrip("_"), MAX_LETTERS)  # matplotlib hides names that begin with "_"
     if tables.threshold is None:  # such as masks that a reader drew
@@ -260,6 +279,7 @@ def _draw_froc_curve(
         axes.plot(false_rate, tables.lesions["detected"].mean(), "s", color=colour, label=label)
         return False
     scores = np.unique(tables.lesions["detected_at"].dropna())[::-1]
+    # the curve begins at (0, 0), and has a step at each score that finds a lesion
     n_found, n_false = np.array([(0, 0), *map(tables.count_at, scores)]).T
     # lower thresholds add only false positives
     x = np.append(n_false, len(tables.false_score)) / tables.n_scanned
@@ -272,9 +292,11 @@ def _draw_froc_curve(
 
 
 def _draw_interval_band(axes: Axes, tables: EvaluationTables, right: float) -> bool:
-    """Draw the intervals of scores.json around the curve, up to the rate `right`.
+    """Draw the 95 % intervals of the FROC curve in scores.json as a band.
 
-    Return True if there are at least two.
+    The band contains the points of at most `right` false positives per scan. Without two points
+    with an interval, nothing is drawn. Return True if the band was drawn, because the caption
+    explains it.
     """
     band = [
         (point.at, *point.ci95)
@@ -289,10 +311,12 @@ def _draw_interval_band(axes: Axes, tables: EvaluationTables, right: float) -> b
 
 
 def _label_rate_axis(axes: Axes, right: float) -> None:
-    """Scale and label both axes: false positives per scan up to `right`, and the share found.
+    """Scale and label both axes of the FROC chart.
 
-    The former has the ticks 0 and powers of 2 from ⅛ on.
+    The x axis has the false positives per scan up to `right`, with ticks at 0, ⅛, ¼, ½, 1, 2 and so
+    on. The y axis has the sensitivity in per cent.
     """
+    # linear between 0 and ⅛, logarithmic above
     axes.set_xscale("symlog", base=2, linthresh=FIRST_RATE, linscale=0.6)
     axes.set_xlim(-0.01, right * 1.02)
     ticks = [0.0, *(FIRST_RATE * 2**k for k in range(int(np.log2(right / FIRST_RATE)) + 1))]
@@ -306,7 +330,11 @@ def _label_rate_axis(axes: Axes, right: float) -> None:
 def _draw_threshold(
     axes: Axes, tables: EvaluationTables, point: CurvePoint, name: str, colour: str
 ) -> None:
-    """Draw a dot at a threshold, whose name and numbers are an entry of the legend."""
+    """Draw a dot at a score threshold on the FROC curve, with an entry of the legend.
+
+    The entry has `name` and the numbers of the threshold, such as "in use: 8 of 10 at 0.5 per
+    scan". `colour` is that of the dot.
+    """
     x = point.n_false / tables.n_scanned
     y = point.n_found / len(tables.lesions)
     label = f"{name}: {point.n_found} of {len(tables.lesions)} at {format_rate(x)} per scan"
@@ -315,11 +343,11 @@ def _draw_threshold(
 
 
 def find_lower_threshold(tables: EvaluationTables) -> CurvePoint | None:
-    """Find a lower score threshold that finds more lesions.
+    """Find a lower score threshold that finds more lesions, which the FROC chart suggests.
 
-    It has more false positives than the threshold in use, but at most twice as many, or one per
-    scan if that is more. Return the one that finds most lesions, or None if none finds more. Return
-    None without scores.
+    Its false positives are more than those of the threshold in use, but at most twice as many, or
+    one per scan if that is more. Of several such thresholds, return the point of the one that finds
+    most lesions. Return None if there is none, or if the candidates have no scores.
     """
     if tables.threshold is None:
         return None
@@ -335,7 +363,10 @@ def find_lower_threshold(tables: EvaluationTables) -> CurvePoint | None:
 
 
 def dice_chart(tables: EvaluationTables) -> Chart | None:
-    """Draw the Dice of each scan in ascending order. Return None if the mean Dice is undefined."""
+    """Draw the Dice of each scan, in ascending order, with the mean as a dashed line.
+
+    Return None if the mean Dice is undefined, such as without masks.
+    """
     mean = tables.scores["dice"].value
     if mean is None:
         return None
@@ -350,7 +381,11 @@ def dice_chart(tables: EvaluationTables) -> Chart | None:
 
 
 def curve_chart(tables: EvaluationTables) -> Chart | None:
-    """Draw the fitted chance that a lesion is found against its diameter; None without a fit."""
+    """Draw the probability that a lesion is found against its diameter, by logistic regression.
+
+    Ticks at 0 and 1 show the missed and the found lesions. The coefficients are those of
+    scores.json. Return None if scores.json has none.
+    """
     diameters = [point.at or 0.0 for point in tables.scores.curve("size_curve")]
     intercept = tables.scores["size_intercept"].value
     slope = tables.scores["size_slope"].value
@@ -372,9 +407,10 @@ def curve_chart(tables: EvaluationTables) -> Chart | None:
 
 
 def subgroup_chart(tables: EvaluationTables) -> Chart | None:
-    """Draw the sensitivity of the first `MAX_SUBGROUPS` subgroups with lesions; None without any.
+    """Draw the sensitivity in each subgroup of scans as a dot, with its 95 % interval as a line.
 
-    Intervals of fewer than `RELIABLE` patients are dashed.
+    Intervals of fewer than `RELIABLE` patients are dashed. At most `MAX_SUBGROUPS` subgroups with
+    lesions are drawn, in the order of scores.json. Return None if no subgroup has lesions.
     """
     scores = tables.scores
     recalls = {name: scores.find("lesion_recall", subset=name) for name in scores.subgroups}
@@ -390,6 +426,7 @@ def subgroup_chart(tables: EvaluationTables) -> Chart | None:
             axes.plot(recall.ci95, [y, y], color=INK, linestyle=style, linewidth=1.2)
         axes.plot(recall.value or 0.0, y, "o", color=FOUND)
     numbers = [int(scores.find("n_lesions", subset=name).value or 0) for name in groups]
+    # reversed, because the y axis points up and the first subgroup is at the top
     names = [f"{g} ({count(n, 'lesion')})" for g, n in zip(groups, numbers, strict=True)][::-1]
     axes.set_yticks(range(len(groups)), names, parse_math=False)
     axes.set(xlim=(0, 1.02), xlabel="sensitivity")
@@ -403,14 +440,15 @@ def subgroup_chart(tables: EvaluationTables) -> Chart | None:
 
 
 def reliability_chart(tables: EvaluationTables) -> Chart | None:
-    """Draw the share of true candidates against their score, or their calibrated probability.
+    """Draw the reliability diagram: the share of true candidates against their mean score, by bin.
 
-    Return None if scores.json has no such curve.
+    The x axis has the calibrated probability instead of the score if there is one. Larger dots are
+    bins with more candidates. Return None if scores.json has no such curve.
     """
     points = tables.scores.curve("true_share")
     if not points:
         return None
-    of = points[0].subset
+    score_name = points[0].subset
     figure, axes = new_figure(height=3.6)
     axes.plot([0, 1], [0, 1], color=OTHER, linewidth=1)
     scores_of_bins = [point.at or 0.0 for point in points]
@@ -418,14 +456,17 @@ def reliability_chart(tables: EvaluationTables) -> Chart | None:
     areas = [20 + 3 * min(point.n or 0, 60) for point in points]  # larger dots for more candidates
     axes.scatter(scores_of_bins, true, s=areas, color=FOUND, alpha=0.8, clip_on=False)
     axes.set(xlim=(-0.04, 1.04), ylim=(-0.04, 1.04))
-    axes.set(xlabel=f"{of} of the marking", ylabel="share that was a lesion")
-    return Chart("Calibration", f"On the line, the {of} equals the share of lesions.", figure)
+    axes.set(xlabel=f"{score_name} of the marking", ylabel="share that was a lesion")
+    return Chart(
+        "Calibration", f"On the line, the {score_name} equals the share of lesions.", figure
+    )
 
 
 def load_chart(tables: EvaluationTables) -> Chart | None:
-    """Draw predicted minus reference volume per scan (Bland and Altman 1986).
+    """Draw the Bland-Altman chart: predicted minus reference volume against their mean, per scan.
 
-    Return None if scores.json has no limits of agreement.
+    The volumes are those of all lesions of a scan. Lines show the mean difference and the limits of
+    agreement. Return None if scores.json has no limits of agreement.
     """
     mean = tables.scores["volume_ml_bias"].value
     highest = tables.scores["volume_ml_upper_limit"].value
@@ -447,9 +488,12 @@ def load_chart(tables: EvaluationTables) -> Chart | None:
 
 
 def training_charts(history: Path) -> list[Chart]:
-    """Draw loss terms and focal statistics over the training steps from metrics.csv.
+    """Draw the loss terms, and the focal statistics, over the training steps in two charts.
 
-    Return an empty list if the file does not exist. A kind without two values has no chart.
+    A curve needs two values, and a chart needs a curve.
+
+    Args:
+        history: The file metrics.csv of a training. If it does not exist, the list is empty.
     """
     if not history.is_file():
         return []
