@@ -97,12 +97,12 @@ class ReportContent:
 
     @property
     def identity_line(self) -> str:
-        """The tested program, its dataset and the date in one line."""
+        """The tested program, its dataset and the date in one line, shown below the title."""
         return render_sentence("identity_line", identity=self.identity)
 
     @property
     def n_images_on_top(self) -> int:
-        """Number of whole images on the first screen."""
+        """Maximum number of whole images on the first screen. The template reads this property."""
         return IMAGES_ON_TOP
 
     @property

@@ -68,7 +68,7 @@ SEVERITY: Mapping[str, str] = {
 PIXELS = "pixels"
 _SAMPLED = 100_000  # voxels, about, that are used for the percentiles of a channel
 # columns that describe how a radiograph was acquired
-_TAKEN = ("laterality", "view", "presentation_intent", "pixel_size_source")
+_ACQUISITION_COLUMNS = ("laterality", "view", "presentation_intent", "pixel_size_source")
 
 
 @dataclass(frozen=True)
@@ -99,9 +99,13 @@ class CasePreview:
 
 
 def preview_case(name: str, files: CaseFiles, case: Case | None) -> CasePreview:
-    """Collect the picture and numbers of a case under the name that the page shows.
+    """Collect the picture and the numbers of one case for the page of the dataset.
 
-    `case` is None if the case cannot be read.
+    Args:
+        name: The name that the page shows, a pseudonym or the id.
+        files: The files of the case.
+        case: The case that was read, or None if it cannot be read. The preview then has only the
+            name, the role and the acquisition.
     """
     acquisition = _describe_acquisition(files)
     if case is None:
@@ -116,6 +120,7 @@ def preview_case(name: str, files: CaseFiles, case: Case | None) -> CasePreview:
     ranges = [_measure_range(channel) for channel in image.array]
     for channel in image.missing:
         ranges[channel] = (np.nan, np.nan, np.nan)
+    # the picture shows the first channel, or the colours of a picture in colour
     shown = image.present_channels[0]
     if grid.dims == 2 and is_colour(files, len(image.array)):
         shown = np.moveaxis(image.array, 0, -1)
@@ -132,9 +137,13 @@ def preview_case(name: str, files: CaseFiles, case: Case | None) -> CasePreview:
 
 
 def _describe_acquisition(files: CaseFiles) -> str:
-    """Return how a radiograph was acquired, such as "L, CC, for presentation"; "" if unknown."""
+    """Describe how a radiograph was acquired, such as "L, CC, for presentation".
+
+    The words are those of the columns `_ACQUISITION_COLUMNS` in the dataset's table. Return "" if
+    the table has none of them.
+    """
     words = []
-    for key in _TAKEN:
+    for key in _ACQUISITION_COLUMNS:
         word = files.columns.get(key)
         if word:
             is_abbreviation = len(word) <= 3  # such as PA and L, which stay in capitals
@@ -143,10 +152,11 @@ def _describe_acquisition(files: CaseFiles) -> str:
 
 
 def _measure_range(channel: NDArray[np.float32]) -> tuple[float, float, float]:
-    """Return the 0.5, 50 and 99.5 percentiles of the voxels above the channel's lowest value.
+    """Return the 0.5, 50 and 99.5 percentiles of the intensities of a channel.
 
-    The lowest value is usually the air or the border of the scan. A constant channel has only this
-    value, and all its voxels count. Of a large channel, every n-th voxel is used.
+    Only voxels above the lowest intensity count, because this intensity is usually air or the
+    padding around the scan. In a constant channel, all voxels count. In a large channel, every n-th
+    voxel is used, about `_SAMPLED` in total, to save time.
     """
     flat = channel.reshape(-1)
     sample = flat[:: max(1, flat.size // _SAMPLED)]
@@ -158,11 +168,16 @@ def _measure_range(channel: NDArray[np.float32]) -> tuple[float, float, float]:
 
 
 def findings_lines(findings: Sequence[Finding], pseudonyms: Mapping[str, str]) -> list[str]:
-    """Return one line per finding, with the names of cases and files, and a line of totals.
+    """Return the findings of a dataset as lines for the terminal, and last a line with the totals.
 
-    Notes follow the other findings. Equal notes share a line, with at most five cases. `pseudonyms`
-    contains the name of each case on the page. It is printed next to the case's own name, except
-    for notes, so that a reader finds the picture.
+    - An error or a warning has its own line, with the id of the case. The case's name on the page
+      follows in parentheses, so that a reader finds the picture.
+    - Notes follow the errors and warnings. Equal notes share a line, which names at most five
+      cases.
+
+    Args:
+        findings: The findings of all cases.
+        pseudonyms: The name of each case on the page by its id.
     """
     lines: list[str] = []
     notes: dict[str, list[str]] = {}
@@ -189,7 +204,10 @@ def findings_lines(findings: Sequence[Finding], pseudonyms: Mapping[str, str]) -
 
 
 def _count_cases(findings: Sequence[Finding], severity: str) -> int:
-    """Count the cases with a finding of this severity. An `_is_unlisted` entry counts as a case."""
+    """Count the cases that have a finding of this severity, for the totals.
+
+    An entry of the dataset's list that is not a case counts as one more case (`_is_unlisted`).
+    """
     cases: set[str] = set()
     n_entries = 0
     for finding in findings:
@@ -203,7 +221,10 @@ def _count_cases(findings: Sequence[Finding], severity: str) -> int:
 
 
 def _is_unlisted(finding: Finding) -> bool:
-    """Return True if an entry of the dataset's list is no case, or if no entry is one."""
+    """Return True for a finding about the dataset's list that belongs to no case.
+
+    This is an entry of the list that is not a case, or a list without any case.
+    """
     return finding.kind in (LISTED, NO_CASE) and not finding.case
 
 
@@ -264,23 +285,29 @@ def write_dataset_report(
 def _findings_table(
     previews: Mapping[str, CasePreview], findings: Sequence[Finding]
 ) -> list[dict[str, object]]:
-    """Return one row per severity and kind of finding, errors first, with its cases' pseudonyms.
+    """Return the table of findings: one row per severity and kind of finding, errors first.
 
-    Entries of the dataset's list that are not cases have a row of their own, and so have findings
-    about the whole dataset. The finding "model" and cases without a look have none.
+    A row has the severity (column ""), the meaning of the kind ("finding"), the number of cases
+    ("cases") and their names on the page ("which"). One kind has up to three rows:
+
+    - The cases that have a picture on the page.
+    - The entries of the dataset's list that are not cases (`_is_unlisted`).
+    - The findings about the whole dataset, without a number of cases.
+
+    The kind "model" has no row, because the summary states it.
     """
     table: list[dict[str, object]] = []
     for severity, words in SEVERITY.items():
         for kind, meaning in MEANING.items():
             if kind == "model":  # it is in the summary
                 continue
-            own = [f for f in findings if f.kind == kind and f.severity == severity]
-            cases = [finding.case for finding in own]
+            of_kind = [f for f in findings if f.kind == kind and f.severity == severity]
+            cases = [finding.case for finding in of_kind]
             row: dict[str, object] = {"": words, "finding": meaning}
             names = [preview.name for case, preview in previews.items() if case in cases]
             if names:
                 table.append({**row, "cases": len(names), "which": _list_first(names, 20)})
-            n_entries = sum(map(_is_unlisted, own))
+            n_entries = sum(map(_is_unlisted, of_kind))
             if n_entries:
                 table.append({**row, "cases": n_entries, "which": "not in the pictures below"})
             if cases.count("") > n_entries:
@@ -289,16 +316,17 @@ def _findings_table(
 
 
 def _list_first(names: Sequence[str], maximum: int) -> str:
-    """List the first names, with an ellipsis if there are more."""
+    """Join the first `maximum` names with commas, and add an ellipsis if there are more names."""
     return ", ".join(names[:maximum]) + (" …" if len(names) > maximum else "")
 
 
 def _draw_charts(
     previews: Sequence[CasePreview], channels: Sequence[str], unit: str
 ) -> list[Chart]:
-    """Draw the lesion sizes, the intensities of each channel, and the spacings.
+    """Draw the charts of lesion sizes, of the intensities of each channel, and of voxel spacings.
 
-    A chart without data is left out, and that of spacings if `unit` is `PIXELS`.
+    A chart without data is left out. The chart of spacings is also left out if no pixel size is
+    known (`unit` is `PIXELS`).
     """
     charts = []
     readable = [preview for preview in previews if preview.ranges]
@@ -321,7 +349,13 @@ def _draw_charts(
 
 
 def _draw_intensities(channel: str, numbers: Sequence[int], ranges: Numbers) -> Chart:
-    """Draw the percentiles `[n, 3]` of one channel, as in `CasePreview.ranges`."""
+    """Draw the range of intensities of one channel, with a vertical line and a ring per case.
+
+    Args:
+        channel: The name of the channel.
+        numbers: The number of each case on the x axis.
+        ranges: The 0.5, 50 and 99.5 percentiles of each case `[n, 3]`.
+    """
     figure, axes = new_figure()
     axes.vlines(numbers, ranges[:, 0], ranges[:, 2], color=FOUND)
     axes.plot(numbers, ranges[:, 1], "o", color="white", mec=FOUND, markersize=4)
@@ -332,12 +366,15 @@ def _draw_intensities(channel: str, numbers: Sequence[int], ranges: Numbers) -> 
 
 
 def _draw_spacings(spacings: Numbers, unit: str) -> Chart:
-    """Draw the spacings `[n, dims]` along each axis. Points of an axis are spread sideways."""
+    """Draw the voxel spacings `[n, dims]` of the cases, with a column of dots per axis.
+
+    The dots of an axis are spread sideways, so that equal spacings do not hide each other.
+    """
     figure, axes = new_figure()
     n_cases, dims = spacings.shape
     for axis in range(dims):
-        places = axis + np.linspace(-0.2, 0.2, n_cases)
-        axes.plot(places, spacings[:, axis], "o", color=FOUND, alpha=0.6)
+        x_of_cases = axis + np.linspace(-0.2, 0.2, n_cases)
+        axes.plot(x_of_cases, spacings[:, axis], "o", color=FOUND, alpha=0.6)
     axes.set_xticks(range(dims), ("slices", "rows", "columns")[-dims:])
     axes.set(ylabel=f"spacing, {unit}", ylim=(0, None))
     return Chart("Spacings", "Voxel size of each case along each axis.", figure)

@@ -43,7 +43,8 @@ class SizeClass(NamedTuple):
 class EvaluationTables(Tables):
     """The tables and scores of an evaluation.
 
-    `names` maps the pseudonyms of cases and groups to their real names.
+    `names` maps the pseudonyms of cases and groups to their real names. It is empty if the tables
+    have the real names.
     """
 
     folder: Path = Path()
@@ -52,9 +53,9 @@ class EvaluationTables(Tables):
 
     @property
     def threshold(self) -> float | None:
-        """The score from which candidates are accepted.
+        """The score from which candidates are accepted: the score of the operating point.
 
-        None if the candidates have no scores, or if the scores state no operating point.
+        None if the candidates have no scores, or if scores.json states no operating point.
         """
         has_no_curve = len(self.lesions) > 0 and not self.scores.has_froc
         return None if has_no_curve else self.scores.operating_point.score
@@ -66,43 +67,47 @@ class EvaluationTables(Tables):
 
     @property
     def n_failed(self) -> int:
-        """Number of scans that could not be scored because file and reference do not fit."""
+        """Number of scans that could not be scored, because mask and reference do not fit."""
         return len(self.scores.failed_cases)
 
     @property
     def n_scanned(self) -> float:
-        """Number of scans by which rates are divided.
+        """Number of scans, the divisor of rates such as false positives per scan.
 
-        If a reader looked for some labels only, the scan counts by the share of these labels. The
-        number is never 0, because it is a divisor.
+        A scan in which a reader looked for some labels only counts as the share of these labels.
+        Without scans, the number is tiny instead of 0, because it is a divisor.
         """
         return max(self.exposure, 1e-9)
 
     @property
     def is_partly_annotated(self) -> bool:
-        """True if a reader looked for some labels only in a scan without a marked lesion."""
+        """True if, in a scan without a marked lesion, the reader looked for some labels only.
+
+        Such a scan may contain lesions of the other labels, so the page does not call it
+        lesion-free.
+        """
         return bool((~self.has_lesion & self.is_predicted & (self.case_share < 1)).any())
 
     @property
     def found(self) -> pd.DataFrame:
-        """The lesions that are found at the operating point."""
+        """The lesions that are found at the operating point, one row per lesion."""
         return self.lesions[self.lesions["detected"]]
 
     @property
     def missed(self) -> pd.DataFrame:
-        """The missed lesions, largest first."""
+        """The missed lesions, one row per lesion, largest first, then by case and lesion id."""
         missed = self.lesions[~self.lesions["detected"]]
         order = [self.size_column, "case", "lesion"]
         return missed.sort_values(order, ascending=[False, True, True])
 
     @property
     def real_names(self) -> list[str]:
-        """The real names of the cases, in order."""
+        """The real names of the cases, in the order of the table of cases."""
         return [self.names.get(case, case) for case in self.cases["case"]]
 
     @property
     def has_patients(self) -> bool:
-        """True if the groups differ from the cases."""
+        """True if some group differs from its case, so that the groups are known to be patients."""
         return bool((self.cases["group"] != self.cases["case"]).any())
 
     @property
@@ -117,24 +122,24 @@ class EvaluationTables(Tables):
 
     @property
     def size_classes(self) -> list[SizeClass]:
-        """The size classes that have lesions, smallest first."""
+        """The size classes that have lesions, smallest first, from a curve in scores.json."""
         classes = []
         points = self.scores.curve("recall_by_size")
         for point, following in zip(points, [*points[1:], None], strict=True):
             if not point.n:
                 continue
-            found = SizeClass(
+            size_class = SizeClass(
                 minimum=point.at or 0.0,
                 below=None if following is None else following.at,
                 n=point.n,
                 detected=round((point.value or 0.0) * point.n),
                 ci95=point.ci95,
             )
-            classes.append(found)
+            classes.append(size_class)
         return classes
 
     def lesions_by_size(self, *, small: bool) -> pd.DataFrame:
-        """Return the lesions under 5 mm if `small`, otherwise those of 5 mm and more."""
+        """Return the lesions with a diameter under `SMALL_MM` if `small`, otherwise the others."""
         return self.lesions[(self.lesions["diameter_mm"] < SMALL_MM) == small]
 
 
@@ -162,7 +167,11 @@ def read_evaluation(folder: Path, *, identifiers: bool = False) -> EvaluationTab
 
 
 def write_pseudonyms(folder: Path, names: Mapping[str, str]) -> None:
-    """Write pseudonyms.csv with the real name of each pseudonym. Remove it if there are none."""
+    """Write pseudonyms.csv into `folder`: one row per pseudonym, with the real name.
+
+    An earlier file is removed, because it may belong to other cases. Without names, none is
+    written.
+    """
     path = folder / "pseudonyms.csv"
     path.unlink(missing_ok=True)  # of an earlier page with other cases
     if names:
@@ -171,10 +180,12 @@ def write_pseudonyms(folder: Path, names: Mapping[str, str]) -> None:
 
 
 def _with_pseudonyms(tables: EvaluationTables) -> EvaluationTables:
-    """Replace the names of cases and groups by pseudonyms, which are numbered by first appearance.
+    """Replace the names of cases and groups by pseudonyms, for a page that can be shared.
 
-    If groups are not stated, a group has the pseudonym of its case. Names that are not in the table
-    of cases become a dash.
+    Cases become "case 1", "case 2" and so on, and groups "patient 1" and so on, by first appearance
+    in the table of cases. If no group differs from its case, a group has the pseudonym of its case.
+    Names that are not in the table of cases become a dash. `names` of the result has the real
+    names.
     """
     cases = {name: f"case {n}" for n, name in enumerate(tables.cases["case"].unique(), 1)}
     groups = {name: f"patient {n}" for n, name in enumerate(tables.cases["group"].unique(), 1)}
@@ -182,7 +193,7 @@ def _with_pseudonyms(tables: EvaluationTables) -> EvaluationTables:
         groups = cases
 
     def rename(table: pd.DataFrame) -> pd.DataFrame:
-        """Return one table with pseudonyms."""
+        """Return a table with pseudonyms in its columns `case` and `group`."""
         return table.assign(
             case=table["case"].map(cases).fillna("–"),
             group=table["group"].map(groups).fillna("–"),

@@ -9,12 +9,14 @@ from lesionseg.io.text import read_json
 
 
 def read_identity(scores_dir: Path, made: Provenance) -> Provenance:
-    """Return the provenance of an evaluation, completed from its run directory.
+    """Return the provenance of an evaluation for the page: program, dataset and date.
+
+    If `train` wrote the scores, values that are missing in scores.json are read from the run
+    directory.
 
     Args:
         scores_dir: The folder of scores.json.
-        made: The provenance in scores.json. If `train` wrote the scores, missing values are read
-            from the run directory.
+        made: The provenance in scores.json.
     """
     run = read_run(scores_dir) if made.of_training else Provenance()
     # scores.json may state that a number is unknown (None), which the run must not replace
@@ -23,10 +25,10 @@ def read_identity(scores_dir: Path, made: Provenance) -> Provenance:
 
 
 def read_run(folder: Path) -> Provenance:
-    """Read the model and its training from a run directory, or a folder one or two levels below.
+    """Read the provenance of a model and its training from a run directory.
 
-    The provenance is empty if the run is unfinished or damaged, or if the folder does not belong to
-    a run.
+    The run directory is `folder`, or one or two levels above it. The provenance is empty if no such
+    folder is a run directory, or if the run is unfinished or damaged.
     """
     from lesionseg.inference.bundle import bundle_digest
 

@@ -65,7 +65,11 @@ class Scene:
     colours: NDArray[Any] | None = None
 
     def mask_of(self, candidate: int) -> Flags | None:
-        """Return the mask of a candidate, or its box as a mask. Return None for an unknown id."""
+        """Return the mask `[*spatial]` of a candidate; a candidate without voxels fills its box.
+
+        Return None if no candidate of the prediction has this id. A report outlines this mask in
+        the picture of a false positive.
+        """
         if self.prediction is None or all(c.id != candidate for c in self.prediction.candidates):
             return None
         return candidate_ids(self.prediction, {candidate}) > 0
@@ -104,6 +108,7 @@ class CaseFolders:
         self._folder = images.root if isinstance(images, Dataset) else images
         self._images = images if isinstance(images, Dataset) else _find_dataset(images, rules)
         cases: Sequence[CaseFiles] = ()
+        # in a folder of plain images, each image file is a case with one channel
         if self._images is not None:
             cases = self._images.cases
         elif isinstance(images, Path):
@@ -113,6 +118,7 @@ class CaseFolders:
         self._predictions: dict[str, PredictionFiles] = {}
         if prediction is not None:
             self._predictions, _ = list_predictions(prediction)
+        # references of the folder `reference`, which replace those of the images
         self._references = References()
         if reference is not None:
             self._references = References.find(reference, **rules)
@@ -126,7 +132,9 @@ class CaseFolders:
     def load(
         self, case: str, accepted: frozenset[int] = frozenset(), below: frozenset[int] = frozenset()
     ) -> Scene:
-        """Read one case. A prediction on another grid is left out with a warning.
+        """Read the image, reference and prediction of one case, for its pictures.
+
+        A prediction on another grid than the image is left out with a warning.
 
         Args:
             case: Id of the case.
@@ -167,7 +175,11 @@ class CaseFolders:
         )
 
     def _find_files(self, case: str) -> CaseFiles:
-        """Return the files of a case. Raise `ReadError` if there are none."""
+        """Return the image files of a case, under any of its names (`_names_of`).
+
+        Raises:
+            ReadError: If the folder has no image of the case.
+        """
         names = [name for name in self._names_of(case) if name in self._files]
         if not names:
             known = join_names(sorted(self._files), 3) or "none that can be used"
@@ -178,11 +190,13 @@ class CaseFolders:
         return self._files[names[0]]
 
     def _read_reference(self, found: Case) -> Reference | None:
-        """Read the reference of a case from the folder `reference`, or return that of the images.
+        """Return the reference of a case, or None if the case has none.
 
-        A dataset in the folder replaces the references of all cases, a folder of masks only those
-        of the cases that have a mask in it. Without the folder, none is replaced. Return None for a
-        case without a reference.
+        - Without the folder `reference`, it is the reference that belongs to the image.
+        - If that folder is a dataset, its references replace the references of all images, also by
+          None.
+        - If it is a folder of masks, a mask replaces the reference of its case. Other cases keep
+          the reference that belongs to the image.
         """
         files = self._reference_files.get(found.case)
         if files is None:
@@ -190,10 +204,12 @@ class CaseFolders:
         return open_reference(files, self._reference, found.image.geometry)
 
     def _names_of(self, case: str) -> list[str]:
-        """Return the names that the image and the prediction of a case may have.
+        """Return the names that the image and the prediction of a case may have, the id first.
 
-        Those of the radiograph `p1_0000` may also be named `p1`, unless the dataset has another
-        case of this name. With `names=bids`, the prediction of `sub-1` may be named `sub-1_FLAIR`.
+        - A radiograph whose id ends in nnU-Net's channel number, such as `p1_0000`, may also have
+          files named `p1`, unless the dataset has another case `p1`.
+        - `names=bids` adds a suffix to a prediction, so that the one of `sub-1` may be
+          `sub-1_FLAIR`.
         """
         short_name, number = split_channel(case)
         if number != 0:
@@ -206,29 +222,30 @@ class CaseFolders:
 
 
 def _by_case(cases: Iterable[CaseFiles]) -> dict[str, CaseFiles]:
-    """Return the cases by their id."""
+    """Return a dictionary of the cases by their id, to find the files of a case."""
     return {files.case: files for files in cases}
 
 
 def _find_dataset(folder: Path, rules: ReadingRules) -> Dataset | None:
-    """Read the dataset in a folder by `rules`, in colour; None if it is not a dataset or damaged.
+    """Read the dataset in a folder, with the colours of pictures, by the given reading rules.
 
-    Cases may lack channels.
+    Cases may lack channels. Return None if the folder has no known layout of a dataset, or if the
+    dataset is damaged. The folder is then read as plain image files.
     """
     try:
         # the report shows colours even if the model used the brightness only
-        own: ReadingRules = {**rules, "colour": True, "may_lack": True}
-        return list_dataset(folder, **own)
+        rules_of_report: ReadingRules = {**rules, "colour": True, "may_lack": True}
+        return list_dataset(folder, **rules_of_report)
     except DatasetError:
         _log.debug("%s: no known dataset layout; read as plain image files.", folder)
         return None
 
 
 def _read_colours(files: CaseFiles) -> NDArray[Any] | None:
-    """Return red, green and blue `[3, y, x]` of a case that is one picture in colour, or None.
+    """Return red, green and blue `[3, y, x]` of a picture in colour, or None for another image.
 
-    `read_case` converts them to float32. Here they keep their type, so that bytes are shown as they
-    are.
+    The arrays that `read_case` returns are float32. Here, they have the type of the file, so that
+    bytes are shown unchanged.
     """
     if not is_colour(files, n_channels=3):
         return None
@@ -237,7 +254,15 @@ def _read_colours(files: CaseFiles) -> NDArray[Any] | None:
 
 
 def scene_of(image: Volume, files: CaseFiles) -> Scene:
-    """Return the scene of an image without masks. `files` are those of its case."""
+    """Return a scene that has only the image, without masks and candidates.
+
+    The scene shows the first channel that is present. For a picture in colour it has the colours,
+    and their brightness as the image.
+
+    Args:
+        image: The image of the case.
+        files: The files of the case. They show if the image is a picture in colour.
+    """
     channels = image.present_channels
     colours = _read_colours(files)
     shown = image.brightness() if colours is not None and len(channels) == 3 else channels[0]
@@ -245,10 +270,14 @@ def scene_of(image: Volume, files: CaseFiles) -> Scene:
 
 
 def _reference_mask(reference: Reference | None, geometry: Geometry) -> Flags | None:
-    """Return a mask of all lesions except ignored ones; None without a reference.
+    """Return the mask `[*spatial]` of all lesions that are not ignored; None without a reference.
+
+    Args:
+        reference: The reference of a case, or None.
+        geometry: The grid of the image.
 
     Raises:
-        GeometryError: If shape or spacing of the reference are not those of its image.
+        GeometryError: If the reference has another shape or spacing than the image.
     """
     if reference is None:
         return None
@@ -262,7 +291,10 @@ def _reference_mask(reference: Reference | None, geometry: Geometry) -> Flags | 
 
 
 def _without_mask(prediction: Prediction) -> list[Candidate]:
-    """Return the candidates that have only a box: all of them if the prediction has no voxels."""
+    """Return the candidates that have only a box, in descending order of score.
+
+    If the prediction has no instance volume, these are all candidates.
+    """
     if prediction.instances is None:
         return list(prediction.candidates)
     return [candidate for candidate in prediction.candidates if not candidate.has_mask]
@@ -271,10 +303,14 @@ def _without_mask(prediction: Prediction) -> list[Candidate]:
 def candidate_ids(
     prediction: Prediction, ids: Collection[int] | None = None
 ) -> NDArray[np.integer[Any]]:
-    """Return a volume `[*spatial]` of the ids of candidates, 0 elsewhere.
+    """Draw candidates into a volume `[*spatial]` of their ids, with 0 elsewhere.
 
-    `ids` are the candidates to draw; None draws all. A candidate without a mask fills its box.
-    Masks overwrite boxes, and better candidates overwrite others.
+    A candidate without a mask fills its box. If candidates overlap, a mask replaces a box, and a
+    box with a higher score replaces one with a lower score.
+
+    Args:
+        prediction: The prediction with the candidates.
+        ids: The ids of the candidates to draw. None draws all candidates.
     """
     if ids is None:
         ids = {candidate.id for candidate in prediction.candidates}

@@ -42,8 +42,10 @@ def write_month_page(path: Path, results: PredictionFolder) -> list[str]:
             f"{results.path}: the folder has no results of predict. Masks of other programs state "
             "neither model nor scan. Name an output folder of predict."
         )
+    # all scans by day, with those that failed, for the table of weeks and months
     rows = [row for row in (*results.rows(), *results.failures()) if row.day]
     rows.sort(key=lambda row: row.day)
+    # the ISO week of each scan, such as 2026-W05
     weeks = groupby(rows, lambda row: f"{date.fromisoformat(row.day):%G-W%V}")
     before = str(date.fromisoformat(rows[-1].day) - timedelta(_DAYS))
     drifts = [drift for value in watched for drift in value.find_drifts()]
@@ -58,9 +60,9 @@ def write_month_page(path: Path, results: PredictionFolder) -> list[str]:
         first=_summarise(f"first {N_FIRST} scans", watched[-1].first),
         weeks=[_summarise(week, [*group]) for week, group in weeks][::-1],
         charts=[
-            _draw(own)
+            _draw(of_name)
             for name in WATCHED
-            if (own := [value for value in watched if value.name == name and value.rows])
+            if (of_name := [value for value in watched if value.name == name and value.rows])
         ],
         n_first=N_FIRST,
         n_extremes=N_EXTREMES,
@@ -70,7 +72,16 @@ def write_month_page(path: Path, results: PredictionFolder) -> list[str]:
 
 
 def _summarise(name: str, rows: Sequence[CaseRow]) -> dict[str, Any]:
-    """Return a line of the table: numbers of scans, mean of markings, median of input scores."""
+    """Return one row of the page's table, which summarises the scans of a week or another period.
+
+    The row has the name (column ""), the numbers of scans in total, failed, warned, blank and with
+    withheld results, the mean number of markings per scan, and the median input score
+    ("difference").
+
+    Args:
+        name: The name of the period.
+        rows: The scans of the period.
+    """
     n = Counter(row.status for row in rows)
     values = pd.DataFrame([row.cells() for row in rows], columns=[*WATCHED], dtype=float)
     return {
@@ -84,7 +95,14 @@ def _summarise(name: str, rows: Sequence[CaseRow]) -> dict[str, Any]:
 
 
 def _draw(values: Sequence[WatchedValue]) -> Chart:
-    """Draw one watched value of all scans by day, with the usual range of each model."""
+    """Draw one watched value, such as the markings per scan, over the days of all scans.
+
+    Each model has a shaded band, its usual range. Scans in a drift are orange. Values above
+    `_HIGHEST` times the upper end of the usual range are drawn at that height.
+
+    Args:
+        values: The value for each model, all with the same name.
+    """
     figure, axes = new_figure()
     for value in values:
         days = np.array([row.day for row in value.rows], "datetime64")

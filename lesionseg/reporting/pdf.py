@@ -49,9 +49,10 @@ def write_pdf(path: Path, html: str) -> None:
 
 
 def _font_style() -> str:
-    """Return a style sheet that embeds one font, so that every machine writes the same file.
+    """Return a style sheet that embeds matplotlib's font DejaVu Sans in the PDF.
 
-    If no font were installed, WeasyPrint could not write a page without it.
+    Every machine then writes the same file, and WeasyPrint can write a page even if no font is
+    installed.
     """
     rules = "@page { font-family: embedded; } body { font-family: embedded !important; }"
     for weight, name in FONTS.items():

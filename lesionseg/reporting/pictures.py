@@ -68,36 +68,39 @@ class Card:
         planes: int = 3,
         focus: Flags | None = None,
     ) -> "Card":
-        """Draw the picture with `draw_cutouts`, which has the other arguments.
+        """Draw the picture of a lesion with `draw_cutouts`, and make a card of it and its caption.
 
         Args:
             scenes: The scenes by name.
-            start: First corner of the box.
+            start: First corner of the box of the lesion, in voxels.
             stop: Last corner of the box, exclusive.
             words: The scan, the size and a description of the lesion.
             planes: Number of planes.
-            focus: Mask of the one accepted candidate that the picture is about.
+            focus: Mask of the one accepted candidate that the picture is about. None if the picture
+                is not about one candidate.
         """
         return cls(data_uri(draw_cutouts(scenes, start, stop, planes=planes, focus=focus)), *words)
 
 
 def display_axes(geometry: Geometry) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the axis order and the flips for the display of an image.
+    """Return the axis order and the flips that bring an image into the usual display of radiology.
 
-    The axes then run closest to inferior, posterior and left. The axes to flip are numbered after
-    the reordering. 2-D images are not changed.
+    After both, the three axes run closest to inferior, posterior and left. The first tuple is the
+    order for `numpy.transpose`, the second one the axes to flip afterwards. 2-D images are not
+    changed.
 
     >>> display_axes(Geometry.from_spacing((4, 5, 6), (1, 1, 1)))
     ((0, 1, 2), (0, 1, 2))
     """
     if geometry.dims == 2:
         return (0, 1), ()
+    # column i: the direction of array axis i in RAS (right, anterior, superior)
     cosines = geometry.affine[:3, :3] / np.asarray(geometry.spacing_mm)
     # one row each for superior, anterior and right, instead of right, anterior, superior
     directions = cosines[::-1]
 
     def closeness(axes: tuple[int, ...]) -> float:
-        """Return how parallel the axes are to the three directions, in this order."""
+        """Return how parallel the axes in this order are to superior, anterior and right."""
         return sum(abs(float(directions[row, axis])) for row, axis in enumerate(axes))
 
     order = max(itertools.permutations(range(3)), key=closeness)
@@ -117,7 +120,11 @@ class _Outline:
     alpha: float = 1.0
 
     def within(self, part: Any) -> "_Outline":
-        """Return the outline of the mask indexed with `part`."""
+        """Return the outline of a section of the mask. `part` is a numpy index, such as of a slice.
+
+        Args:
+            part: A numpy index of the mask, such as that of a slice or a cut-out.
+        """
         return self if self.mask is None else replace(self, mask=self.mask[part])
 
 
@@ -129,13 +136,14 @@ def draw_cutouts(
     planes: int = 3,
     focus: Flags | None = None,
 ) -> Figure:
-    """Draw slices of each scene through the voxel of a mask that is nearest to the middle of a box.
-
-    The mask is `focus` or, without it, that of the lesions, then that of the accepted candidates.
-    If none of them has a voxel in the box, the slices pass through its middle.
+    """Draw slices of each scene through a lesion, given by its box, for the card of the lesion.
 
     A 3-D scan is shown in axial, coronal and sagittal planes, seen from the feet, the front and the
-    left. A 2-D image is shown as a whole with a frame, and as the cut-out within the frame.
+    left. A 2-D image is shown completely, with a frame, and as the cut-out within the frame.
+
+    All slices pass through one voxel of a mask, the nearest to the centre of the box. The mask is
+    `focus`. Without it, it is the mask of the lesions or, if that is empty in the box, the mask of
+    the accepted candidates. If no mask has a voxel in the box, the slices pass through the centre.
 
     Args:
         scenes: Scans on one grid with their masks, by the names that are written into the slices.
@@ -153,10 +161,11 @@ def draw_cutouts(
 
 
 def write_preview(file: Path, files: CaseFiles, prediction: Prediction) -> None:
-    """Write a PNG file with a row of slices through each accepted candidate: id, score and rank.
+    """Write a PNG file that shows the accepted candidates of a scan in one row of slices each.
 
-    At most `MAX_ROWS` candidates are shown, those with the highest scores. Each row states how
-    many are accepted. Without any, the slices pass through the middle of the scan.
+    At most `MAX_ROWS` candidates are shown, those with the highest scores. A row states the id, the
+    score and the rank of its candidate among all accepted ones. If no candidate is accepted, the
+    only row shows slices through the middle of the scan.
 
     Args:
         file: The PNG file.
@@ -173,6 +182,7 @@ def write_preview(file: Path, files: CaseFiles, prediction: Prediction) -> None:
     scene = replace(
         scene_of(read_finite(files.images[0]), files), geometry=geometry, accepted=drawn
     )
+    # text, first corner and last corner of the box of each row
     rows: list[tuple[str, Sequence[float], Sequence[float]]] = [
         (f"#{c.id}: {format_score(c.score)} ({k} of {len(accepted)})", c.start_vox, c.stop_vox)
         for k, c in enumerate(accepted[:MAX_ROWS], start=1)
@@ -194,9 +204,20 @@ def _draw_cutout(
     stop: Sequence[float],
     focus: Flags | None = None,
 ) -> None:
-    """Draw slices of a scene and its name into the panels, as `draw_cutouts` describes."""
+    """Draw the slices of one scene, and its name, into the panels, as `draw_cutouts` describes.
+
+    Args:
+        panels: One panel per plane. In 2-D, the last panel has the cut-out, the first one the
+            image.
+        scene: The scan and its masks.
+        name: The text in the first panel.
+        start: First corner of the box in voxels of the grid.
+        stop: Last corner of the box, exclusive.
+        focus: Mask of the candidate that the picture is about, or None.
+    """
     label: Any = {"color": "white", "fontsize": 8, "path_effects": DARK_EDGE}
     panels[0].text(0.03, 0.03, name, transform=panels[0].transAxes, **label)
+    # the image, the masks and the box in the orientation of the display
     order, flips = display_axes(scene.geometry)
     spacing = np.array([scene.geometry.spacing_mm[a] for a in order])
     unit = short_unit(scene.geometry.size_unit)
@@ -213,6 +234,7 @@ def _draw_cutout(
         box[:, axis] = image.shape[axis] - box[::-1, axis]
     middle = _find_middle(image.shape, box, (reference, accepted) if chosen is None else (chosen,))
     side = _choose_side(np.array(image.shape) * spacing, (box[1] - box[0]) * spacing)
+    # a 2-D image: the cut-out, and the image with the frame of the cut-out
     if image.ndim == 2:
         _crop(panels[-1], shown, masks, spacing, middle, side, unit)
         if len(panels) == 1:
@@ -221,6 +243,7 @@ def _draw_cutout(
         top, left = (m * s - side / 2 for m, s in zip(middle, spacing, strict=True))
         panels[0].add_patch(Rectangle((left, top), side, side, fill=False, ec=BELOW_COLOUR, lw=0.8))
         return
+    # a 3-D scan: one cut-out per plane, with the letters of its left and upper edges
     for axis, axes in enumerate(panels):
         in_plane = [k for k in range(3) if k != axis]
         index: list[Any] = [slice(None)] * 3
@@ -240,9 +263,16 @@ def _style_outlines(
     below: NDArray[Any] | None,
     chosen: Flags | None,
 ) -> tuple[_Outline, ...]:
-    """Return the outlines of the masks of a scene.
+    """Return the outlines to draw for a scene: reference, accepted, below and chosen, in this order.
 
-    That of the candidate `chosen` is thick, and those of other candidates are then faded.
+    The outline of the candidate `chosen` is thick, and the outlines of all other candidates are
+    then faded. Without `chosen`, none is faded.
+
+    Args:
+        reference: Mask of the reference lesions.
+        accepted: Mask of the accepted candidates. The voxels of `chosen` are removed from it.
+        below: Ids of the candidates below the operating point, 0 elsewhere.
+        chosen: Mask of the candidate that the picture is about.
     """
     fade = 1.0
     others = accepted
@@ -259,10 +289,17 @@ def _style_outlines(
 
 
 def _choose_side(image_mm: Numbers, box_mm: Numbers) -> float:
-    """Return the side of a cut-out in mm, for an image and a lesion box of these sides.
+    """Return the side of a square cut-out in mm, so that it shows a lesion and its surroundings.
 
-    The cut-out shows the surroundings of the lesion. It is at most as long as the image, or 1.3
-    times as long as the lesion if that is more.
+    - The side is at least `SMALL_SIDE_MM` for a small lesion, `SIDE_MM` for another one, and in 2-D
+      `MIN_SHARE_2D` of the longest side of the image.
+    - A larger lesion gets `SIDE_PER_EXTENT` times its extent, but at most its extent plus this
+      minimum.
+    - The side is at most the longest side of the image, or 1.3 times the extent if that is more.
+
+    Args:
+        image_mm: The sides of the image in mm.
+        box_mm: The sides of the lesion's box in mm. The longest one is its extent.
     """
     extent = float(box_mm.max())
     longest = float(image_mm.max())
@@ -277,14 +314,18 @@ def _choose_side(image_mm: Numbers, box_mm: Numbers) -> float:
 def _reorient(
     array: NDArray[Any] | None, order: tuple[int, ...], flips: tuple[int, ...]
 ) -> NDArray[Any] | None:
-    """Apply the result of `display_axes` to an array; None stays None."""
+    """Bring an array into the orientation of the display, by the axis order and flips of `display_axes`.
+
+    None stays None, because masks may be missing.
+    """
     return None if array is None else np.flip(array.transpose(order), flips)
 
 
 def draw_overview(image: NDArray[Any], geometry: Geometry, mask: Flags | None) -> str:
-    """Draw a small picture of a case as a data URI, with the outline of a mask.
+    """Draw a small picture of a case with the outline of its lesions. Return a data URI for the page.
 
-    It shows the axial slice with the most mask voxels, or the middle slice without any.
+    A 3-D scan is shown by the axial slice with the most lesion voxels, or the middle slice without
+    any.
 
     Args:
         image: The image `[*spatial]`, or the colours `[y, x, 3]` of a picture.
@@ -294,6 +335,7 @@ def draw_overview(image: NDArray[Any], geometry: Geometry, mask: Flags | None) -
     order, flips = display_axes(geometry)
     spacing = np.array([geometry.spacing_mm[a] for a in order])
     lesions = _reorient(mask, order, flips)
+    # only a picture in colour has one more axis than its grid
     if image.ndim > geometry.dims:
         turned = display_levels(image, WINDOW)
     else:
@@ -313,18 +355,22 @@ def draw_overview(image: NDArray[Any], geometry: Geometry, mask: Flags | None) -
 
 
 def draw_slices(grey: NDArray[np.uint8], geometry: Geometry, mask: Flags) -> list[str]:
-    """Draw every axial slice of a scan with the outline of a mask, as JPEG in data URIs.
+    """Draw every axial slice of a scan with the outline of a mask, for a viewer page without NiiVue.
 
     The slices run from superior to inferior, as `display_axes` orders them. A 2-D image is one
-    slice. Pixels are square, and the longer side of a slice has `SLICE_SIDE` of them.
+    slice. Pixels are square, and the longer side of a slice has `SLICE_SIDE` pixels.
 
     Args:
         grey: The image `[*spatial]`, 0 for black and 255 for white.
         geometry: Grid of the image and the mask.
         mask: Mask of the outlined candidates `[*spatial]`.
+
+    Returns:
+        One JPEG per slice, as a data URI.
     """
     order, flips = display_axes(geometry)
     turned = (np.flip(array.transpose(order), flips) for array in (grey, mask))
+    # slices `[n, y, x]`, also of a 2-D image
     planes, masks = (array.reshape(-1, *array.shape[-2:]) for array in turned)
     sides_mm = np.multiply(planes.shape[1:], [geometry.spacing_mm[axis] for axis in order[-2:]])
     height, width = (int(side) for side in np.ceil(SLICE_SIDE * sides_mm / sides_mm.max()))
@@ -333,6 +379,7 @@ def draw_slices(grey: NDArray[np.uint8], geometry: Geometry, mask: Flags) -> lis
         picture = (
             Image.fromarray(np.ascontiguousarray(plane)).resize((width, height)).convert("RGB")
         )
+        # 0: nearest neighbour, because the mask has no values in between
         shape = np.asarray(Image.fromarray(np.ascontiguousarray(inside)).resize((width, height), 0))
         picture.paste(ACCEPTED, mask=Image.fromarray(binary_dilation(shape) & ~shape))
         buffer = io.BytesIO()
@@ -342,7 +389,9 @@ def draw_slices(grey: NDArray[np.uint8], geometry: Geometry, mask: Flags) -> lis
 
 
 def display_levels(image: NDArray[Any], window: tuple[float, float]) -> NDArray[np.uint8]:
-    """Return an image as grey values or colours from 0 to 255. Bytes in colour stay as they are.
+    """Scale an image to grey values or colours from 0 to 255, which pictures are made of.
+
+    Colours that are bytes already are returned unchanged.
 
     Args:
         image: Grey values `[y, x]` or colours `[y, x, 3]`.
@@ -356,22 +405,26 @@ def display_levels(image: NDArray[Any], window: tuple[float, float]) -> NDArray[
 
 
 def data_uri(figure: Figure) -> str:
-    """Return a figure as a JPEG in a data URI."""
+    """Return a figure as a JPEG in a data URI, so that the page needs no further file."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="jpeg", dpi=DPI, pil_kwargs={"quality": JPEG_QUALITY})
     return jpeg_uri(buffer)
 
 
 def jpeg_uri(buffer: io.BytesIO) -> str:
-    """Return a JPEG in a buffer as a data URI."""
+    """Return the JPEG in a buffer as a data URI, so that the page needs no further file."""
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def _make_panels(n: int, rows: int = 1) -> tuple[Figure, list[Axes]]:
-    """Make a black figure of square panels: rows of n, from the top."""
+    """Make a black figure of square panels without gaps: `rows` rows of `n` panels.
+
+    Returns:
+        The figure, and the axes of its panels row by row from the top.
+    """
     figure = Figure(figsize=(n * INCHES, rows * INCHES), facecolor="black")
-    places = [(k / n, 1 - row / rows) for row in range(1, rows + 1) for k in range(n)]
-    panels = [figure.add_axes((left, bottom, 1 / n, 1 / rows)) for left, bottom in places]
+    corners = [(k / n, 1 - row / rows) for row in range(1, rows + 1) for k in range(n)]
+    panels = [figure.add_axes((left, bottom, 1 / n, 1 / rows)) for left, bottom in corners]
     for axes in panels:
         axes.set_axis_off()
     return figure, panels
@@ -386,21 +439,32 @@ def _crop(
     side: float,
     unit: str,
 ) -> None:
-    """Draw the square of an image around `middle` (voxels) with a scale bar. `side` is in mm.
+    """Draw a square cut-out of an image with outlines and a scale bar.
 
-    The image is grey `[h, w]` or in colour `[h, w, 3]`.
+    If the square extends beyond the image, the panel is black there.
+
+    Args:
+        axes: The panel.
+        image: Grey values `[h, w]` or colours `[h, w, 3]`.
+        masks: The outlines, with masks `[h, w]`.
+        spacing: Height and width of a voxel in mm.
+        middle: The voxel at the centre of the cut-out.
+        side: Side of the square in mm.
+        unit: The unit of the scale bar.
     """
     half = np.ceil(side / 2 / spacing).astype(int)
     window = tuple(
         slice(max(m - h, 0), min(m + h + 1, n))
         for m, h, n in zip(middle, half, image.shape[:2], strict=True)
     )
+    # black and white follow from the complete plane, so that all cut-outs of it look alike
     limits = np.percentile(image, CUTOUT_WINDOW)
     _show_image(axes, image[window], [one.within(window) for one in masks], spacing, limits)
     # the centre in mm, on the axes of the window
     y, x = ((m - w.start + 0.5) * s for m, w, s in zip(middle, window, spacing, strict=True))
     axes.set_ylim(y + side / 2, y - side / 2)
     axes.set_xlim(x - side / 2, x + side / 2)
+    # the scale bar in the lower right corner
     bar_mm = _choose_bar(side)
     right = x + 0.44 * side
     axes.plot(
@@ -423,7 +487,10 @@ def _crop(
 
 
 def _choose_bar(side: float) -> float:
-    """Return the length of a scale bar: the largest 1, 2 or 5 · 10ⁿ up to 0.4 of the side."""
+    """Return the length of a scale bar for a cut-out, a round number of mm.
+
+    It is the largest number of the form 1, 2 or 5 · 10ⁿ that is at most 0.4 of the side.
+    """
     longest = 0.4 * side * (1 + 1e-9)  # not shorter than a round length because of rounding
     power = 10.0 ** np.floor(np.log10(longest))
     return float(power * max(step for step in (1, 2, 5) if step * power <= longest))
@@ -436,10 +503,14 @@ def _show_image(
     spacing: NDArray[Any],
     limits: Any,
 ) -> None:
-    """Draw an image in millimetres with the outlines of masks. Empty masks have none.
+    """Draw an image, with axes in mm, and the outlines of masks. An empty mask has no outline.
 
-    The image is grey `[h, w]`, or in colour `[h, w, 3]` from 0 to 255. `limits` are the grey values
-    of black and white.
+    Args:
+        axes: The panel.
+        image: Grey values `[h, w]`, or colours `[h, w, 3]` from 0 to 255.
+        masks: The outlines, with masks `[h, w]`.
+        spacing: Height and width of a voxel in mm.
+        limits: The grey values that are shown as black and as white.
     """
     height, width = np.array(image.shape[:2]) * spacing
     low = float(limits[0])
@@ -479,10 +550,15 @@ def _show_image(
 def _find_middle(
     shape: Sequence[int], box: NDArray[Any], masks: Sequence[Flags | None]
 ) -> tuple[int, ...]:
-    """Return the index of the mask voxel in the box that is nearest to the centre of the box.
+    """Return the voxel through which the slices of a cut-out pass.
 
-    `box` contains the first corner and the last one, exclusive. The first mask with voxels in the
-    box is used. If no mask has any, return the centre. The box is clipped to the image.
+    It is the voxel of a mask within the box that is nearest to the centre of the box. The first
+    mask that has voxels in the box is used. If no mask has any, it is the centre itself.
+
+    Args:
+        shape: Shape of the image. The box is clipped to the image.
+        box: First corner and last corner (exclusive) of the box `[2, dims]`, in voxels.
+        masks: Masks of the image `[*spatial]`, or None.
     """
     start = np.clip(np.floor(box[0]).astype(int), 0, np.array(shape) - 1)
     stop = np.minimum(np.maximum(np.ceil(box[1]).astype(int), start + 1), shape)
