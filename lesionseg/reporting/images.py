@@ -208,7 +208,7 @@ class CaseFolders:
 
         - A radiograph whose id ends in nnU-Net's channel number, such as `p1_0000`, may also have
           files named `p1`, unless the dataset has another case `p1`.
-        - `names=bids` adds a suffix to a prediction, so that the one of `sub-1` may be
+        - `predict names=bids` adds a suffix to a prediction, so that the one of `sub-1` may be
           `sub-1_FLAIR`.
         """
         short_name, number = split_channel(case)

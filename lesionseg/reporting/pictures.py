@@ -120,7 +120,7 @@ class _Outline:
     alpha: float = 1.0
 
     def within(self, part: Any) -> "_Outline":
-        """Return the outline of a section of the mask. `part` is a numpy index, such as of a slice.
+        """Return the outline of a section of the mask.
 
         Args:
             part: A numpy index of the mask, such as that of a slice or a cut-out.
@@ -263,7 +263,7 @@ def _style_outlines(
     below: NDArray[Any] | None,
     chosen: Flags | None,
 ) -> tuple[_Outline, ...]:
-    """Return the outlines to draw for a scene: reference, accepted, below and chosen, in this order.
+    """Return the outlines of a scene: reference, accepted, below and chosen, in this order.
 
     The outline of the candidate `chosen` is thick, and the outlines of all other candidates are
     then faded. Without `chosen`, none is faded.
@@ -314,7 +314,7 @@ def _choose_side(image_mm: Numbers, box_mm: Numbers) -> float:
 def _reorient(
     array: NDArray[Any] | None, order: tuple[int, ...], flips: tuple[int, ...]
 ) -> NDArray[Any] | None:
-    """Bring an array into the orientation of the display, by the axis order and flips of `display_axes`.
+    """Bring an array into the orientation of the display, by the result of `display_axes`.
 
     None stays None, because masks may be missing.
     """
@@ -322,7 +322,7 @@ def _reorient(
 
 
 def draw_overview(image: NDArray[Any], geometry: Geometry, mask: Flags | None) -> str:
-    """Draw a small picture of a case with the outline of its lesions. Return a data URI for the page.
+    """Draw a small picture of a case with the outline of its lesions, as a data URI.
 
     A 3-D scan is shown by the axial slice with the most lesion voxels, or the middle slice without
     any.
@@ -355,7 +355,7 @@ def draw_overview(image: NDArray[Any], geometry: Geometry, mask: Flags | None) -
 
 
 def draw_slices(grey: NDArray[np.uint8], geometry: Geometry, mask: Flags) -> list[str]:
-    """Draw every axial slice of a scan with the outline of a mask, for a viewer page without NiiVue.
+    """Draw every axial slice of a scan with the outline of a mask, for a page without NiiVue.
 
     The slices run from superior to inferior, as `display_axes` orders them. A 2-D image is one
     slice. Pixels are square, and the longer side of a slice has `SLICE_SIDE` pixels.

@@ -24,7 +24,8 @@ MAX_COUNTED = 50  # up to this number of lesions, a share is stated as "3 of 25"
 class KeyFigure:
     """A number of the first screen, with the words that explain it.
 
-    `weak` marks a number that is based on few data, or that needs attention.
+    `weak` marks a number that is based on few data or that needs attention. The page shows it in
+    the warning colour.
     """
 
     value: str
@@ -33,12 +34,12 @@ class KeyFigure:
 
 
 def is_number(value: Any) -> bool:
-    """Return True if the value of a table cell is a finite number."""
+    """Return True if the value of a table cell is a finite number, and not True or False."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def number_columns(rows: Sequence[Mapping[str, Any]]) -> set[str]:
-    """Return the names of the columns that have a number, which are aligned right.
+    """Return the names of the columns that contain a number, which the page aligns right.
 
     >>> number_columns([{"scan": "a", "Dice": None}, {"scan": "b", "Dice": 0.5}])
     {'Dice'}
@@ -47,7 +48,9 @@ def number_columns(rows: Sequence[Mapping[str, Any]]) -> set[str]:
 
 
 def percent(share: float | None) -> str:
-    """Return a share in whole per cent. Only 1 becomes 100 %, and only 0 becomes 0 %.
+    """Return a share in whole per cent, or a dash for None.
+
+    Only 1 becomes 100 %, and only 0 becomes 0 %, so that one missed lesion of many remains visible.
 
     >>> percent(0.997), percent(0.004), percent(1.0), percent(None)
     ('99 %', '1 %', '100 %', '–')
@@ -63,7 +66,9 @@ def percent(share: float | None) -> str:
 
 
 def format_rate(value: float | None) -> str:
-    """Return a rate with two digits, without decimals from 10 on; a dash for None.
+    """Return a rate, such as false positives per scan, with two digits; a dash for None.
+
+    A rate from 10 on has no decimals, and one below 0.001 becomes "<0.001".
 
     >>> [format_rate(value) for value in (0.75, 1.0, 12.3, 0.0, 0.00019)]
     ['0.75', '1', '12', '0', '<0.001']
@@ -86,7 +91,10 @@ def per_scan(value: float | None, noun: str = "false positive", per: str = "scan
 
 
 def share_words(hits: int, n: int) -> str:
-    """Return a share in words: as counts for up to 50, otherwise as a simple fraction.
+    """Return the share of `hits` among `n` lesions or scans in words, for a sentence.
+
+    Up to `MAX_COUNTED` it is stated as counts. Above, it is the nearest simple fraction, or "nearly
+    all" above 95 % and "almost none" below 5 %.
 
     >>> share_words(64, 70), share_words(16, 63), share_words(5, 5), share_words(0, 8)
     ('9 in 10', '1 in 4', 'all 5', 'none of 8')
@@ -112,7 +120,10 @@ def share_words(hits: int, n: int) -> str:
     options += [Fraction(1, 4), Fraction(3, 4), Fraction(1, 3), Fraction(2, 3)]
 
     def distance(option: Fraction) -> tuple[float, int]:
-        """Return the distance to the share, then the denominator, so that 1/2 precedes 5/10."""
+        """Return the distance of a fraction to the share, and its denominator to break ties.
+
+        Of equal fractions, such as 1/2 and 5/10, the one with the smaller denominator is chosen.
+        """
         return round(abs(float(option) - share), 3), option.denominator
 
     nearest = min(options, key=distance)
@@ -120,7 +131,7 @@ def share_words(hits: int, n: int) -> str:
 
 
 def percent_near(share: float, limit: float) -> str:
-    """Return a share in per cent, with enough decimals to show on which side of a limit it is.
+    """Return a share in per cent, with enough decimals to show if it is above or below a limit.
 
     A share that rounds to 0 or 100 % is formatted by `percent`.
 
@@ -133,9 +144,10 @@ def percent_near(share: float, limit: float) -> str:
 
 
 def format_decimals(value: float, limits: Sequence[float], minimum: int = 0) -> str:
-    """Return a number with enough decimals to show on which side of each limit it is.
+    """Return a number with enough decimals to show if it is above or below each limit.
 
-    It has at least `minimum` decimals, and at most 6.
+    Rounding could otherwise put it on the other side, such as 4.96 mm shown as 5.0 mm, which would
+    look like a lesion of 5 mm or more. The number has at least `minimum` decimals, and at most 6.
     """
     shown = f"{value:.{minimum}f}"
     for decimals in range(minimum, 7):
@@ -146,10 +158,10 @@ def format_decimals(value: float, limits: Sequence[float], minimum: int = 0) -> 
 
 
 def cell(value: Any) -> str:
-    """Return the text of a table cell.
+    """Return the text of a table cell on a page.
 
-    A float is formatted by `format_score`, True is yes, and None or NaN is a dash. Others are
-    converted by `str`.
+    A float is formatted by `format_score`. True and False become yes and no, None and NaN a dash.
+    Other values are converted by `str`.
     """
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "–"
@@ -170,34 +182,54 @@ def pixels(value: float) -> str:
 
 
 def render(template: str, **values: object) -> str:
-    """Fill a template of this package or of an extra. All values are escaped."""
+    """Fill a template of this package or of an extra with values, and return the text.
+
+    HTML characters in the values are escaped, because names in files could contain some.
+    """
     return _templates().get_template(template).render(**values)
 
 
 def write_page(path: Path, template: str, **values: object) -> None:
-    """Fill a template, see `render`, and write the page atomically."""
+    """Fill a template (see `render`), and write the text to `path` atomically."""
     write_text(path, render(template, **values))
 
 
 def render_lines(sentence: str, **values: object) -> list[str]:
-    """Fill a macro of sentences.txt.j2. Return its lines that are not empty."""
+    """Fill a macro of sentences.txt.j2, and return its lines without empty ones.
+
+    Args:
+        sentence: The name of the macro.
+        values: The arguments of the macro.
+    """
     text = str(getattr(_templates().get_template("sentences.txt.j2").module, sentence)(**values))
     return [line for line in text.splitlines() if line.strip()]
 
 
 def render_sentence(sentence: str, **values: object) -> str:
-    """Fill a macro of sentences.txt.j2. Return its lines as one."""
+    """Fill a macro of sentences.txt.j2, and join its lines to one text.
+
+    Args:
+        sentence: The name of the macro.
+        values: The arguments of the macro.
+    """
     return " ".join(line.strip() for line in render_lines(sentence, **values))
 
 
 def split_lines(lines: Iterable[str]) -> list[tuple[str, str]]:
-    """Split each line into a name and the words after the first colon; "" without a colon."""
+    """Split each line at its first colon into a name and the text after it, as in "name: text".
+
+    The text is empty if the line has no colon.
+    """
     return [(name, words) for name, _, words in [line.partition(": ") for line in lines]]
 
 
 @cache
 def _templates() -> "Environment":
-    """Return the templates of all packages. Each one is compiled once in a process."""
+    """Return the Jinja environment with the templates of this package and of all extras.
+
+    It is cached, so that a process compiles each template once. Templates may use the formatting
+    functions of this file. A template that uses an undefined value is an error.
+    """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
     environment = Environment(

@@ -30,7 +30,7 @@ _WINDOW = (0.5, 99.5)  # percentiles of the grey values that are shown as black 
 
 
 def require_niivue() -> None:
-    """Raise `ConfigError` if NiiVue is not installed."""
+    """Raise `ConfigError` if NiiVue, which shows scans on a page, is not installed."""
     if not NIIVUE.is_file():
         raise ConfigError(
             f"{NIIVUE}: NiiVue, which shows scans, is missing. Run `make viewer` in the clone (it "
@@ -41,13 +41,18 @@ def require_niivue() -> None:
 def write_viewer(
     folder: Path, name: str, title: str, scene: Scene, threshold: float | None
 ) -> None:
-    """Write `folder/name.html`, the page of a case that it calls `title`.
+    """Write the viewer page of a case: `folder/name.html`.
 
-    The page first shows the candidates with a score of at least `threshold`; with None, those that
-    the prediction accepts.
+    The page contains the voxels, and loads NiiVue from `folder`. NiiVue and its licences are copied
+    there if they are missing.
 
-    The page contains the voxels and loads NiiVue from the folder, to which NiiVue and its licences
-    are copied if they are missing.
+    Args:
+        folder: The folder of the viewer pages.
+        name: The name of the page without suffix.
+        title: The name of the case on the page.
+        scene: The image, masks and candidates of the case.
+        threshold: The page first shows the candidates with at least this score. With None, it first
+            shows the candidates that the prediction accepts.
 
     Raises:
         ConfigError: If NiiVue is not installed.
@@ -68,9 +73,9 @@ def write_viewer(
 
 
 def remove_viewer_pages(folder: Path) -> None:
-    """Remove the pages of an earlier report, which may show other cases or their real names.
+    """Remove the viewer pages of an earlier report, which may show other cases or their real names.
 
-    Nothing is removed from a folder without NiiVue, because its pages are not ours.
+    A folder without NiiVue is left as it is, because its pages are not those of a report.
     """
     if (folder / NIIVUE.name).is_file():
         for page in folder.glob("*.html"):
@@ -78,19 +83,22 @@ def remove_viewer_pages(folder: Path) -> None:
 
 
 def viewer_data(scene: Scene, *, with_slices: bool = False) -> dict[str, Any]:
-    """Return the data for the script of `viewer_parts.html.j2`.
+    """Return the data of a viewer page, which the script in `viewer_parts.html.j2` reads by key.
 
-    - `volumes`: image, candidates and reference as `.nii.gz` in base64. They contain every
+    - `volumes`: image, candidates and reference as `.nii.gz` in base64, by name. They contain every
       `step`-th voxel of each axis.
     - `candidates`: id, score, position in mm and diameter, empty without a prediction.
-    - `threshold`: the score of the operating point. Without one, it is the lowest score of an
+    - `threshold`: the score of the operating point. If there is none, it is the lowest score of an
       accepted candidate, or 0.
     - `unit`: the unit of diameters.
     - `flat`: True for a 2-D image.
     - `step`: 1, or more for a scan of more than `MAX_VOXELS` voxels.
-    - `slices`: only for `with_slices` and with a prediction, for a page without NiiVue. All axial
-      slices with the accepted candidates, see `draw_slices`. The `slice` of a candidate is the one
-      through its centre.
+    - `slices`: all axial slices with the accepted candidates (`draw_slices`), for a page without
+      NiiVue. Each candidate then also has the number `slice` of the slice through its centre.
+
+    Args:
+        scene: The image, masks and candidates of the case.
+        with_slices: True adds `slices` if the scene has a prediction.
     """
     # with this step, the thinned scan has about `MAX_VOXELS` voxels or fewer
     step = max(1, ceil((scene.image.size / MAX_VOXELS) ** (1 / scene.geometry.dims)))
@@ -132,17 +140,28 @@ def viewer_data(scene: Scene, *, with_slices: bool = False) -> dict[str, Any]:
 
 
 def _slice_through(centre_mm: Sequence[float], geometry: Geometry) -> int:
-    """Return the slice of `draw_slices` that contains a position. A 2-D image has slice 0."""
+    """Return the number of the slice of `draw_slices` that contains a position.
+
+    The slices run from superior to inferior. A 2-D image has the single slice 0.
+
+    Args:
+        centre_mm: The position in mm of the scan.
+        geometry: The grid of the scan.
+    """
     if geometry.dims == 2:
         return 0
     order, flips = display_axes(geometry)
     n = geometry.shape[order[0]]
+    # the array index along the axis that is closest to superior-inferior
     index = round(float(np.linalg.solve(geometry.affine, [*centre_mm, 1.0])[order[0]]))
     return min(max(n - 1 - index if 0 in flips else index, 0), n - 1)
 
 
 def _scale_to_grey(image: NDArray[Any]) -> NDArray[np.uint8]:
-    """Scale an image to 0 for black and 255 for white, between two percentiles. NaN counts as 0."""
+    """Scale an image to grey values from 0 (black) to 255 (white), for the page.
+
+    The percentiles `_WINDOW` of its values become 0 and 255. NaN counts as the value 0.
+    """
     values: NDArray[np.float32] = np.nan_to_num(np.asarray(image, np.float32))
     low, high = np.percentile(values, _WINDOW)
     scale = 255.0 / max(float(high - low), 1e-6)
@@ -151,7 +170,11 @@ def _scale_to_grey(image: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def _affine(geometry: Geometry) -> Numbers:
-    """Return the affine of (z, y, x) on the page. A 2-D image is placed upright at the origin."""
+    """Return the affine of a volume on the page, from array index (z, y, x) to mm.
+
+    A 3-D scan has its affine. A 2-D image has one slice, which is placed upright at the origin,
+    because NiiVue shows volumes only.
+    """
     if geometry.dims == 3:
         return geometry.affine
     y, x = geometry.spacing_mm
@@ -159,14 +182,20 @@ def _affine(geometry: Geometry) -> Numbers:
 
 
 def _convert_mm(centre_mm: Sequence[float], geometry: Geometry) -> list[float]:
-    """Convert a position in the scan's mm to mm on the page `[x, y, z]`, which differ in 2-D."""
+    """Convert a position from mm of the scan to mm on the page `[x, y, z]`, rounded to 0.01 mm.
+
+    For a 2-D image these differ, because the page shows it as a volume (see `_affine`).
+    """
     index = np.linalg.solve(geometry.affine, [*centre_mm, 1.0])
     index_3d = [*np.zeros(3 - geometry.dims), *index]  # z = 0 for a 2-D image
     return [round(float(v), 2) for v in (_affine(geometry) @ index_3d)[:3]]
 
 
 def _encode_base64(array: NDArray[Any], geometry: Geometry, step: int) -> str:
-    """Encode every `step`-th voxel as `.nii.gz` in base64. A 2-D image becomes a single slice."""
+    """Encode an array as a `.nii.gz` file in base64, which the page contains.
+
+    The file has every `step`-th voxel of each axis. A 2-D image becomes a volume of one slice.
+    """
     thinned = array[(slice(None, None, step),) * array.ndim]
     if thinned.ndim == 2:
         thinned = thinned[np.newaxis]

@@ -92,7 +92,7 @@ class BoxTag:
     height: float
 
     def overlaps(self, other: "BoxTag") -> bool:
-        """Return True if the two rectangles have a common area."""
+        """Return True if the rectangles of both texts overlap. Common edges are no overlap."""
         return (
             self.left < other.left + other.width
             and other.left < self.left + self.width
@@ -124,28 +124,30 @@ class WholeImage:
 
     @property
     def text_size(self) -> float:
-        """Height of the text in rows of the image."""
+        """Height of the texts of the boxes, in rows of the image."""
         return TEXT_SIZE * self.width
 
     def tags(self) -> list[BoxTag]:
-        """Return the texts of the boxes in the order of drawing.
+        """Return the text of each box with its position, in the order of drawing.
 
-        A text avoids those of boxes that are drawn later, if it has another place within the image.
+        Boxes that are drawn later choose first. The text of an earlier box avoids their texts, if
+        another position within the image is free. Boxes without text have no tag.
         """
         tags: list[BoxTag] = []
         for box in reversed(self.boxes):
             if box.text:
-                places = self._places(box)
-                free = [one for one in places if not any(map(one.overlaps, tags))]
-                tags.append((free or places)[0])
+                options = self._possible_tags(box)
+                free = [one for one in options if not any(map(one.overlaps, tags))]
+                tags.append((free or options)[0])
         return tags[::-1]
 
-    def _places(self, box: ImageBox) -> list[BoxTag]:
-        """Return the places within the image for the text of a box, the best one first.
+    def _possible_tags(self, box: ImageBox) -> list[BoxTag]:
+        """Return the possible positions of the text of a box within the image, the preferred first.
 
-        The text of a lesion is above its box, and that of a marking below, so that both can be read
-        if the boxes are equal. Without room, it is on the other side, within the box or next to it.
-        An image that is hardly higher than the text has one place, at its lower edge.
+        The text of a lesion is preferably above its box, and the text of a marking below, so that
+        both can be read if the boxes are equal. Otherwise, the text is on the opposite side, inside
+        the box, or to the right or left of it. If the image is hardly higher than the text, the
+        only position is at its lower edge.
         """
         height = 1.25 * self.text_size
         width = (0.64 * len(box.text) + 0.6) * self.text_size
@@ -153,24 +155,26 @@ class WholeImage:
         above = box.y - height
         below = box.y + box.height
         tops = [above, below, box.y] if box.kind == "reference" else [below, above, box.y]
+        # the left upper corners: for each height, flush with the left and the right edge of the box
         corners = [(left, top) for top in tops for left in (box.x, right - width)]
         corners += [(right, box.y), (box.x - width, box.y)]
         last_left = max(self.width - width, 0.0)
         last_top = self.height - height
-        places = [
+        tags = [
             BoxTag(box, min(max(left, 0.0), last_left), top, width, height)
             for left, top in corners
             if 0 <= top <= last_top
         ]
         # no place is left only in an image that is hardly higher than the text
-        return places or [BoxTag(box, min(max(box.x, 0.0), last_left), last_top, width, height)]
+        return tags or [BoxTag(box, min(max(box.x, 0.0), last_left), last_top, width, height)]
 
 
 def choose_whole_images(tables: EvaluationTables) -> list[str]:
-    """Return the scans to show as a whole, at most `MAX_WHOLE_IMAGES`.
+    """Return the scans of 2-D images to show completely, at most `MAX_WHOLE_IMAGES`.
 
-    There are none if an image has three axes. Scans with the largest missed lesions and those with
-    the most confident false positives take turns. Scans with lesions that are all found follow.
+    Scans with the largest missed lesions alternate with scans with the most confident false
+    positives. Scans with found lesions only follow. If any image has three axes, no scan is
+    returned.
     """
     if tables.scores.image_axes != (2,):
         return []
@@ -182,9 +186,10 @@ def choose_whole_images(tables: EvaluationTables) -> list[str]:
 
 
 def label_keys(tables: EvaluationTables) -> dict[str, LabelKey]:
-    """Return the key of each label of lesions and markings by its name; empty for a single label.
+    """Return the letter and colour of each label that lesions or markings have, by label name.
 
-    The labels of the scores come first, in their order.
+    The labels of scores.json come first, in their order, then all others by name. With a single
+    label, the result is empty, because boxes then need no letter.
     """
     used = {*tables.lesions["label"], *tables.candidates["label"]}
     names = [name for name in tables.scores.labels if name in used]
@@ -198,19 +203,25 @@ def label_keys(tables: EvaluationTables) -> dict[str, LabelKey]:
 
 
 def _label_letter(number: int) -> str:
-    """Return A, B, … Z, then AA, AB, … ZZ for numbers from 0 to 701.
+    """Return the letter of the label with this number: A to Z, then AA to ZZ (numbers 0 to 701).
 
     >>> _label_letter(0), _label_letter(25), _label_letter(26)
     ('A', 'Z', 'AA')
     """
     first, second = divmod(number, 26)
+    # 64 + 1 is the code of A, and 0 means that there is no first letter
     return (chr(64 + first) if first else "") + chr(65 + second)
 
 
 def draw_whole_image(scene: Scene, case: str, tables: EvaluationTables) -> WholeImage:
-    """Draw the whole image of a scan with the boxes of its lesions and markings.
+    """Draw the complete 2-D image of a scan, with the boxes of its lesions and markings.
 
     At most `MAX_BOXES` boxes are drawn, errors first. The caption states how many are left out.
+
+    Args:
+        scene: The image of the scan.
+        case: Name of the scan in the tables.
+        tables: The tables of the evaluation.
     """
     keys = label_keys(tables)
     lesions = tables.lesions[tables.lesions["case"] == case]
@@ -225,6 +236,7 @@ def draw_whole_image(scene: Scene, case: str, tables: EvaluationTables) -> Whole
     drawing_order = sorted(shown, key=lambda box: (box.is_error, box.kind != "reference"))
     height, width = scene.geometry.shape
     spacing_y, spacing_x = scene.geometry.spacing_mm
+    # boxes are in rows of the image: x is scaled so that both axes have the same unit
     stretch = spacing_x / spacing_y
     return WholeImage(
         uri=draw_picture(scene),
@@ -239,14 +251,17 @@ def draw_whole_image(scene: Scene, case: str, tables: EvaluationTables) -> Whole
 
 
 def _lesion_boxes(lesions: pd.DataFrame, keys: Mapping[str, LabelKey]) -> Iterator[ImageBox]:
-    """Yield the boxes of lesions, the largest first."""
+    """Yield the box of each lesion, the largest first. A missed lesion is an error."""
     for _, row in lesions.sort_values("diameter_mm", ascending=False).iterrows():
         words = "" if row["detected"] else "missed"
         yield _box_of_row("reference", row, keys, words, is_error=not row["detected"])
 
 
 def _marking_boxes(markings: pd.DataFrame, keys: Mapping[str, LabelKey]) -> Iterator[ImageBox]:
-    """Yield the boxes of accepted markings, the highest score first."""
+    """Yield the box of each accepted marking, the highest score first.
+
+    A false positive is an error.
+    """
     for _, row in markings[markings["accepted"]].sort_values("score", ascending=False).iterrows():
         is_false = row["outcome"] == "false_positive"
         yield _box_of_row("accepted", row, keys, _score_words(row), is_error=is_false)
@@ -255,14 +270,21 @@ def _marking_boxes(markings: pd.DataFrame, keys: Mapping[str, LabelKey]) -> Iter
 def _nearest_boxes(
     lesions: pd.DataFrame, markings: pd.DataFrame, keys: Mapping[str, LabelKey]
 ) -> Iterator[ImageBox]:
-    """Yield the boxes of markings below the limit that explain why a lesion was missed."""
+    """Yield the boxes of markings below the operating point that are nearest to a missed lesion.
+
+    They show why the lesion was missed.
+    """
     nearest = lesions[~lesions["detected"]]["nearest_candidate"]
     for _, row in markings[~markings["accepted"] & markings["candidate"].isin(nearest)].iterrows():
         yield _box_of_row("below", row, keys, _score_words(row), is_error=False)
 
 
 def _score_words(row: Mapping[str, Any]) -> str:
-    """Return the score of a marking; empty without one."""
+    """Return the score of a marking as text; "" if it has no score.
+
+    Args:
+        row: The row of the marking in candidates.csv.
+    """
     return "" if pd.isna(row["score"]) else format_score(float(row["score"]))
 
 
@@ -274,7 +296,15 @@ def _box_of_row(
     *,
     is_error: bool,
 ) -> ImageBox:
-    """Return the box of `row`, one of lesions.csv or candidates.csv, in pixels of the image."""
+    """Return the box to draw for a lesion or a marking, in pixels of the image.
+
+    Args:
+        kind: Lesion, accepted marking, or marking below the operating point.
+        row: The row of lesions.csv or candidates.csv.
+        keys: The letter and colour of each label.
+        words: The text at the box.
+        is_error: True for a missed lesion or a false positive.
+    """
     x = float(row["start_x_vox"])
     y = float(row["start_y_vox"])
     return ImageBox(
@@ -297,10 +327,17 @@ def _image_caption(
     *,
     several_labels: bool,
 ) -> str:
-    """Return the counts of a scan, its largest missed lesion, and the boxes that are not drawn.
+    """Return the caption of a whole image.
 
-    `lesions` and `markings` are those of the scan. With `several_labels`, the label of the missed
-    lesion is stated.
+    It states the numbers of lesions, found lesions and false positives, the largest missed lesion,
+    and the number of boxes that are not drawn.
+
+    Args:
+        lesions: The lesions of the scan.
+        markings: The markings of the scan.
+        tables: The tables of the evaluation.
+        n_left_out: The number of boxes that are not drawn.
+        several_labels: True states the label of the missed lesion.
     """
     missed = lesions[~lesions["detected"]]
     words = ""
@@ -319,7 +356,10 @@ def _image_caption(
 
 
 def draw_picture(scene: Scene) -> str:
-    """Return the image as a JPEG in a data URI, with at most `MAX_SIDE` pixels per side."""
+    """Return the image of a scene as a JPEG in a data URI, for a whole image without its boxes.
+
+    A larger image is reduced to at most `MAX_SIDE` pixels per side.
+    """
     image = np.moveaxis(scene.colours, 0, -1) if scene.colours is not None else scene.image
     picture = Image.fromarray(display_levels(image, IMAGE_WINDOW))
     picture.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.BOX)

@@ -33,7 +33,9 @@ OPTIONAL = ("title", "contact", "remarks")  # questions that are shown only if t
 
 
 def size_text(diameter: float, bounds: Sequence[float] = (SMALL_MM,)) -> str:
-    """Return a diameter with one decimal, or with more if it is close to a bound of a size class.
+    """Return a diameter with one decimal, or with more near a bound of a size class.
+
+    Rounding could otherwise move the lesion into another size class.
 
     >>> size_text(4.34), size_text(4.96), size_text(5.04), size_text(2.996, (3.0, 5.0))
     ('4.3', '4.96', '5.0', '2.996')
@@ -42,7 +44,7 @@ def size_text(diameter: float, bounds: Sequence[float] = (SMALL_MM,)) -> str:
 
 
 def short_unit(unit: str) -> str:
-    """Return the unit of sizes in one word.
+    """Return the unit of sizes without its explanation, for labels with little space.
 
     >>> short_unit("mm at the detector"), short_unit("% of the image width")
     ('mm', '%')
@@ -51,7 +53,12 @@ def short_unit(unit: str) -> str:
 
 
 def size_words(row: Mapping[str, Any], tables: EvaluationTables) -> str:
-    """Return the size of a lesion or candidate with its unit. `row` is its row of a table."""
+    """Return the diameter of a lesion or candidate with its unit, for a caption, such as "4.3 mm".
+
+    Args:
+        row: Its row of lesions.csv or candidates.csv.
+        tables: The tables of the evaluation.
+    """
     size = row[tables.size_column]
     bounds = [point.at or 0.0 for point in tables.scores.curve("recall_by_size")]
     if tables.has_mm:
@@ -61,7 +68,10 @@ def size_words(row: Mapping[str, Any], tables: EvaluationTables) -> str:
 
 
 def size_class_words(part: SizeClass, unit: str) -> str:
-    """Return the name of a size class, short enough to show five next to each other."""
+    """Return the name of a size class, such as "under 3 mm", "3–5 mm" or "≥ 10 mm".
+
+    It is short enough to show five classes next to each other below a chart.
+    """
     short = short_unit(unit)
     if part.below is None:
         return f"≥ {part.minimum:g} {short}"
@@ -74,9 +84,9 @@ def size_class_words(part: SizeClass, unit: str) -> str:
 
 
 def tags(tables: EvaluationTables) -> list[tuple[str, str]]:
-    """Return the warnings at the top of the page: the name of each, and a sentence.
+    """Return the warnings at the top of the page, such as that the scans are training scans.
 
-    There are none without a scored case.
+    Each warning is a pair of its name and a sentence. Without a scored case, there is none.
     """
     if not len(tables.cases):
         return []
@@ -85,12 +95,17 @@ def tags(tables: EvaluationTables) -> list[tuple[str, str]]:
 
 
 def explain_excess(scores: Scores, noun: str = "limit") -> str:
-    """Return a sentence if these scans have far more false positives than expected.
+    """Return a warning if these scans have far more false positives than promised, otherwise "".
 
-    This means at least twice as many, and more than chance explains. Otherwise the sentence is
-    empty. The expected rate is compared, or the rate of the aim if it is a higher one.
-    `noun` is the word for the operating point.
+    The promised rate is the expected rate of the operating point, or the rate that it was chosen
+    for if this is higher. Far more means at least twice this rate, with the lower end of the 95 %
+    interval above it. Without a known rate, there is no warning.
+
+    Args:
+        scores: The scores of the evaluation.
+        noun: The word for the operating point.
     """
+    # the rate to name in the sentence: the aim of the choice, otherwise the expected rate
     aim = scores.operating_point.aim
     expected = scores.operating_point.expected_false_positives_per_case
     if aim is not None and aim.kind == "fp_per_case":
@@ -114,9 +129,9 @@ def explain_excess(scores: Scores, noun: str = "limit") -> str:
 
 
 def headline(tables: EvaluationTables) -> str:
-    """Return one sentence about the lesions found and the false positives.
+    """Return the sentence on top of the page: the lesions found, and the false positives.
 
-    Lesions are divided at `SMALL_MM` if sizes are known in mm.
+    If sizes are known in mm, it states lesions of `SMALL_MM` or more and smaller ones separately.
     """
     found = render_sentence(
         "found_words",
@@ -125,6 +140,7 @@ def headline(tables: EvaluationTables) -> str:
         bound="",
     )
     if tables.has_mm:
+        # found among the lesions: first large ones, then small ones
         of_size = [tables.lesions_by_size(small=small)["detected"] for small in (False, True)]
         large, small = ((int(found.sum()), len(found)) for found in of_size)
         bound = f"{SMALL_MM:g} {short_unit(tables.scores.size_unit)}"
@@ -141,8 +157,11 @@ def headline(tables: EvaluationTables) -> str:
 def key_figures(tables: EvaluationTables) -> list[KeyFigure]:
     """Return the four numbers of the first screen. Without a scan they are dashes.
 
-    The first two are lesions found: by size or, for images of two axes and for boxes, by any
-    overlap that the rule accepts and by an IoU of at least ½.
+    - The first two are lesions found, separately for large and small lesions. If the test is judged
+      by boxes, or sizes in mm are unknown, they are lesions found by the rule of the test, and by
+      an IoU of at least ½.
+    - The third is the rate of false positives per scan.
+    - The fourth is the number of patients (or scans) with lesions, and without.
     """
     n = len(tables.cases)
     if tables.scores.is_judged_by_boxes or not tables.has_mm:
@@ -165,7 +184,7 @@ def key_figures(tables: EvaluationTables) -> list[KeyFigure]:
 
 
 def _tiles_by_overlap(tables: EvaluationTables) -> list[KeyFigure]:
-    """Return the numbers of lesions found by the rule, and with an IoU of at least ½."""
+    """Return two key figures: lesions found by the match rule, and by an IoU of at least ½."""
     noun = "lesion" if len(tables.lesions) == 1 else "lesions"
     by_rule = f"{noun} found"
     by_iou = f"{noun} found with an IoU of ½ or more"
@@ -182,22 +201,30 @@ def _tiles_by_overlap(tables: EvaluationTables) -> list[KeyFigure]:
 
 
 def _tiles_by_size(tables: EvaluationTables) -> list[KeyFigure]:
-    """Return the numbers of lesions found of 5 mm or more, and under 5 mm."""
+    """Return two key figures: the lesions found of `SMALL_MM` or more, and of smaller diameter."""
     found: list[KeyFigure] = []
     for small in (False, True):
-        own = tables.lesions_by_size(small=small)
-        noun = "lesion" if len(own) == 1 else "lesions"
+        of_size = tables.lesions_by_size(small=small)
+        noun = "lesion" if len(of_size) == 1 else "lesions"
         unit = tables.scores.size_unit.split(",")[0]
         size = f"{noun} {'<' if small else '≥'} {SMALL_MM:g} {unit}"
         without = KeyFigure("–", f"{size} found")
         if len(tables.cases):
             without = KeyFigure("none", f"{size} in these scans")
-        found.append(_found_tile(own["detected"], f"{size} found", without))
+        found.append(_found_tile(of_size["detected"], f"{size} found", without))
     return found
 
 
 def _found_tile(found: "pd.Series[bool]", words: str, without: KeyFigure) -> KeyFigure:
-    """Return the number of lesions found, or the tile `without` if there is no lesion."""
+    """Return a key figure with the number of lesions found, such as "8 of 10".
+
+    It is weak if less than half were found.
+
+    Args:
+        found: True for each lesion that was found.
+        words: The text below the number. The percentage is added to it.
+        without: The key figure to return if there is no lesion.
+    """
     if not len(found):
         return without
     share = float(found.mean())
@@ -206,9 +233,11 @@ def _found_tile(found: "pd.Series[bool]", words: str, without: KeyFigure) -> Key
 
 
 def _false_positive_tile(tables: EvaluationTables) -> KeyFigure:
-    """Return the tile of the rate of false positives, with its interval.
+    """Return the key figure of false positives per scan, with the interval in its words.
 
-    Its value is a dash without a prediction, and "0 on …" without a false positive.
+    Its value is a dash if no scan has a prediction, and "0 on …" without a false positive. It is
+    weak above 2 per scan, for far more than expected (`explain_excess`), and for 0 on fewer than 20
+    scans.
     """
     n_false = tables.scores.count("n_false_positive")
     found = tables.scores["false_positives_per_case"]
@@ -227,7 +256,15 @@ def _false_positive_tile(tables: EvaluationTables) -> KeyFigure:
 
 
 def limitations(tables: EvaluationTables, study: Mapping[str, str]) -> str:
-    """Return the limitations in one line. `study` contains the answers of study.yaml."""
+    """Return the paragraph on the limitations of the evaluation.
+
+    It states, for example, that no reader took part, which scans could not be scored, and what
+    study.yaml leaves unanswered.
+
+    Args:
+        tables: The tables of the evaluation.
+        study: The answers of study.yaml.
+    """
     n_warned = int((tables.cases["warning"] != "").sum())
     n_outside = int(tables.cases["n_outside"].sum())
     return render_sentence(
@@ -237,16 +274,19 @@ def limitations(tables: EvaluationTables, study: Mapping[str, str]) -> str:
 
 @dataclass(frozen=True)
 class Basis:
-    """The training and the choice of the limit in words. `is_weak`: one of them had few data."""
+    """The training, and the choice of the operating point, in words.
+
+    `is_weak` is True if the training had few steps or the choice few patients.
+    """
 
     words: str
     is_weak: bool
 
 
 def basis(tables: EvaluationTables) -> Basis | None:
-    """State how long the program was trained, and on how many scans its limit was chosen.
+    """Describe how long the program was trained, and how its operating point was chosen.
 
-    Return None if the scores state neither, like those of an earlier version.
+    Return None if scores.json states neither, such as for masks of another program.
     """
     made = tables.scores.provenance
     point = tables.scores.operating_point
@@ -263,7 +303,13 @@ def basis(tables: EvaluationTables) -> Basis | None:
 
 
 def why_missed(row: Mapping[str, Any], tables: EvaluationTables) -> str:
-    """Explain in words why a lesion was missed. `row` is its row of lesions.csv."""
+    """Return the words that explain why a lesion was missed, for its caption.
+
+    Args:
+        row: The row of the lesion in lesions.csv.
+        tables: The tables of the evaluation.
+    """
+    # the score of the candidate that the reason concerns
     score = _read_number(row.get("nearest_score"))
     if score is None:
         score = _read_number(row.get("detected_at"))
@@ -271,6 +317,7 @@ def why_missed(row: Mapping[str, Any], tables: EvaluationTables) -> str:
     scores = None  # the score of the nearest candidate and the threshold, if it is below
     if threshold is not None and score is not None and score < threshold:
         scores = _format_distinct(score, threshold)
+    # the smallest overlap that the match rule requires; None for an unknown rule
     preset = tables.scores.provenance.preset
     minimum = None if preset is None else preset.criterion.threshold
     candidate = _read_number(row.get("nearest_candidate"))
@@ -288,9 +335,12 @@ def why_missed(row: Mapping[str, Any], tables: EvaluationTables) -> str:
 
 
 def false_positive_words(row: Mapping[str, Any]) -> str:
-    """Return the score of a false positive, and the contact with a lesion, if there are any.
+    """Return the caption of a false positive: its score, and if it touches a lesion.
 
-    `row` is its row of candidates.csv.
+    A part that does not apply is left out, so the text may be empty.
+
+    Args:
+        row: The row of the false positive in candidates.csv.
     """
     parts = []
     score = _read_number(row.get("score"))
@@ -305,13 +355,18 @@ def false_positive_words(row: Mapping[str, Any]) -> str:
 
 
 def _read_number(value: Any) -> float | None:
-    """Return the number in a cell. Return None if the cell or its column is missing."""
+    """Return the number in a table cell as a float, or None if the cell or its column is missing.
+
+    pandas reads an empty cell as NaN.
+    """
     is_nan = value != value  # the only value that differs from itself
     return None if value is None or is_nan else float(value)
 
 
 def _format_distinct(score: float, limit: float) -> tuple[str, str]:
-    """Return two scores with enough digits, at most 9, to show that they differ.
+    """Return a score and the limit with enough digits, at most 9, to show that they differ.
+
+    Otherwise a lesion could be missed with the score 0.5 at the limit 0.5.
 
     >>> _format_distinct(0.3, 0.5), _format_distinct(0.49988, 0.5)
     (('0.3', '0.5'), ('0.4999', '0.5'))
@@ -329,19 +384,28 @@ def _format_distinct(score: float, limit: float) -> tuple[str, str]:
 def _find_lesion_share(
     tables: EvaluationTables, case: str, candidate: float | None
 ) -> float | None:
-    """Return the share of a candidate that is located in lesions; None if it is unknown."""
+    """Return the share of a candidate's volume that is inside lesions, from candidates.csv.
+
+    Args:
+        tables: The tables of the evaluation.
+        case: The case of the candidate.
+        candidate: The id of the candidate. None, or an id without a row, returns None.
+    """
     rows = tables.candidates
     if candidate is None:
         return None
-    own = rows[(rows["case"] == case) & (rows["candidate"] == candidate)]
-    return None if own.empty else _read_number(own["in_lesions"].iloc[0])
+    row = rows[(rows["case"] == case) & (rows["candidate"] == candidate)]
+    return None if row.empty else _read_number(row["in_lesions"].iloc[0])
 
 
 # --- the annex -----------------------------------------------------------------------------------
 
 
 def limit_words(tables: EvaluationTables) -> str:
-    """Describe the limit: its choice and its expected rate. Return "" without a limit."""
+    """Describe the operating point in words: the score, how it was chosen, and its expected rate.
+
+    Return "" if the candidates have no scores or no operating point is stated.
+    """
     if tables.threshold is None:
         return ""
     return render_sentence(
@@ -350,10 +414,15 @@ def limit_words(tables: EvaluationTables) -> str:
 
 
 def study_lines(tables: EvaluationTables, study: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Return the questions of study.yaml with their answers, or with "not stated".
+    """Return the questions of study.yaml with their answers, or with "not stated", for the annex.
 
-    The title is left out, and so are questions of `OPTIONAL` without an answer. The program is the
-    reader of simulated scans.
+    - The title is left out, and so are questions of `OPTIONAL` without an answer.
+    - In simulated scans, the question who marked the lesions is answered with the program that made
+      the scans.
+
+    Args:
+        tables: The tables of the evaluation.
+        study: The answers of study.yaml by key.
     """
     lines = []
     for key, question in read_questions().items():
@@ -367,9 +436,9 @@ def study_lines(tables: EvaluationTables, study: Mapping[str, str]) -> list[tupl
 
 
 def read_questions() -> dict[str, str]:
-    """Return the keys of study.yaml, each with its name on the page.
+    """Return the questions of study.yaml: their name on the page by key.
 
-    The program cannot know the answers, so a user states them.
+    A user answers them in this file, because the program cannot know the answers.
     """
     lines = [line.split(" | ") for line in render_lines("questions")]
     return {key: name.strip() for key, name in lines}
@@ -386,10 +455,11 @@ class Measure:
 
 
 def measures(tables: EvaluationTables) -> tuple[list[Measure], str]:
-    """Return the numbers of scores.json that have a value or a reason, and a note on intervals.
+    """Return the table of measures for the annex, and a note on missing intervals.
 
-    If several numbers have no interval for the same reason, the note states this reason. Otherwise
-    it is empty.
+    Numbers that are undefined without a reason are left out. If several numbers have no interval
+    for the same reason, their intervals are dashes, and the note states the reason once. Otherwise
+    the note is empty.
     """
     outcome = tables.candidates["outcome"]
     lines = render_lines(
@@ -417,6 +487,7 @@ def measures(tables: EvaluationTables) -> tuple[list[Measure], str]:
             reason = node.reason
         else:
             continue
+        # the interval, or the reason why there is none
         words = " to ".join(map(format_score, interval)) if interval else reason
         found.append(Measure(name, value, words, meaning))
         reasons.append(None if interval else reason)
@@ -428,22 +499,33 @@ def measures(tables: EvaluationTables) -> tuple[list[Measure], str]:
 
 
 def comparison_table(scores: Scores, *, for_page: bool = False) -> list[list[str]]:
-    """Return a table of both programs' operating points and numbers with a header, as text.
+    """Return the table that compares two programs as text, first the header. Empty for one program.
 
-    The differences are those of the first program minus the second. The table is empty for a single
-    program. `for_page`: use the words of the page, and add the notes as rows of one cell.
+    Each row has six cells: name, first program, second program, difference (first minus second), 95
+    % interval and p value. The first rows state the operating points of both programs.
+
+    Args:
+        scores: The scores, with the comparison.
+        for_page: True uses the words of the page, and appends the notes as rows.
     """
     lines = render_lines("comparison", scores=scores, for_page=for_page)
     return [[cell.strip() for cell in line.split("|")] for line in lines]
 
 
 def comparison_notes(scores: Scores) -> list[str]:
-    """Return why differences or intervals are undefined, and the result for the margin."""
+    """Return the notes of a comparison of two programs, one line per note.
+
+    They state why differences or intervals are undefined, and the result for the margin of
+    non-inferiority.
+    """
     return render_lines("comparison_notes", scores=scores, for_page=False)
 
 
 def _find_shared(reasons: Iterable[str | None]) -> str:
-    """Return the most frequent reason if it occurs at least twice, otherwise ""."""
+    """Return the most frequent reason if it occurs at least twice, otherwise "".
+
+    `measures` states this reason once below the table instead of in each row.
+    """
     counts = Counter(filter(None, reasons))
     if not counts:
         return ""

@@ -156,9 +156,10 @@ def write_report(
 
 
 def _find_predictions(scores_dir: Path) -> Path | None:
-    """Return the folder of predictions that `train` or `evaluate` wrote next to the scores.
+    """Return the folder of predictions next to the scores, to draw them into the pictures.
 
-    Return None if there is none.
+    `train` writes the folder `validation`, `evaluate` the folder `predictions`. Return None if
+    there is neither.
     """
     for name in ("validation", "predictions"):
         if (scores_dir / name).is_dir():
@@ -169,13 +170,13 @@ def _find_predictions(scores_dir: Path) -> Path | None:
 def _read_models(
     scores_dir: Path, compare: Path | None, *, identifiers: bool
 ) -> list[tuple[str, EvaluationTables]]:
-    """Return the name and the tables of the evaluated model, and of a second one if there is one.
+    """Return the name and the tables of the evaluated model, and of a second model to compare with.
 
-    The second model is the one evaluated in `compare`. Without it, it is the model that `evaluate`
-    compared with the first one.
+    The second model is the one evaluated in `compare`. If `compare` is None, it is the model that
+    `evaluate` compared with the first one, if any. Without a second model, the name is empty.
 
     Raises:
-        ContentError: If the other model was evaluated on other cases.
+        ContentError: If the second model was evaluated on other cases.
     """
     tables = read_evaluation(scores_dir, identifiers=identifiers)
     second = scores_dir / SECOND_MODEL
@@ -188,6 +189,7 @@ def _read_models(
         return [("", tables)]
     names = [program.name for program in tables.scores.programs] or UNNAMED
     other = read_evaluation(compare, identifiers=identifiers)
+    # a case that failed for one model only has no row in its tables, which is no difference
     cases_of_first = {*tables.real_names, *tables.scores.failed_cases}
     cases_of_second = {*other.real_names, *other.scores.failed_cases}
     if set(tables.real_names) - cases_of_second or set(other.real_names) - cases_of_first:
@@ -205,10 +207,11 @@ def _collect_content(
     *,
     history: Path,
 ) -> ReportContent:
-    """Collect everything that the page shows.
+    """Collect everything that the page shows, which the template then fills in.
 
     Args:
-        models: The names and tables of the model, and of the one it is compared with.
+        models: The name and tables of the evaluated model, and of the model to compare with, if
+            any.
         study: The answers of study.yaml.
         pictures: The pictures.
         history: The metrics.csv of a training. It may be missing.
@@ -249,10 +252,15 @@ def _collect_content(
 def _draw_charts(
     models: Sequence[tuple[str, EvaluationTables]], history: Path
 ) -> tuple[list[Chart], list[Chart]]:
-    """Draw the charts of the first screen, and all further charts.
+    """Draw the charts of the page. Return those of the first screen, and all further charts.
 
-    The first screen has sensitivity by size and the FROC curve. Masks without scores have no FROC
-    curve, so Dice by scan takes its place.
+    The first screen has the sensitivity by size and the FROC curve. Without scores there is no FROC
+    curve, and the Dice of each scan replaces it. Charts without data are left out.
+
+    Args:
+        models: The name and tables of the evaluated model, and of the model to compare with, if
+            any.
+        history: The metrics.csv of a training. It may be missing.
     """
     tables = models[0][1]
     froc = charts.froc_chart(models)
@@ -271,9 +279,12 @@ def _draw_charts(
 
 
 def read_study(path: Path | None) -> dict[str, str]:
-    """Read the answers of study.yaml by key. They are empty without a file.
+    """Read the answers that describe the study on the page, from study.yaml, by key.
 
     Empty answers are left out. The items of a list are joined by semicolons.
+
+    Args:
+        path: The file study.yaml. None returns no answers.
 
     Raises:
         ReadError: If the file cannot be read.
@@ -292,7 +303,7 @@ def read_study(path: Path | None) -> dict[str, str]:
 
 
 def page_title(tables: EvaluationTables, study: Mapping[str, str], identity: Provenance) -> str:
-    """Return the title in study.yaml, or one made of the dataset, the role and the date."""
+    """Return the title in study.yaml, or a title made of the dataset, the role and the date."""
     if title := study.get("title"):
         return title
     return render_sentence("page_title", role=tables.scores.evaluated_on, identity=identity)
@@ -301,7 +312,10 @@ def page_title(tables: EvaluationTables, study: Mapping[str, str], identity: Pro
 def about_lines(
     tables: EvaluationTables, study: Mapping[str, str], identity: Provenance
 ) -> list[tuple[str, str]]:
-    """Return the lines about the test: program, scans, rules, and the answers of study.yaml."""
+    """Return the section about the test: lines of a name and a text.
+
+    They describe the program, the scans, the match rule, the operating point, and the study.
+    """
     lines = [
         *split_lines(render_lines("identity_rows", identity=identity)),
         *split_lines(render_lines("about_scans", tables=tables)),
@@ -313,10 +327,15 @@ def about_lines(
 
 
 def case_rows(tables: EvaluationTables) -> list[dict[str, Any]]:
-    """Return one row per scan, by column. The scans of a patient follow each other.
+    """Return the table of scans, one row per scan, with the column names of the page.
 
-    Columns without any value are left out, and so are warnings and markings outside the zones or
-    the reference if there are none. A scan without a prediction has no result instead of numbers.
+    - Columns without any value are left out, such as volumes of radiographs. The columns "warning"
+      and "outside" (markings outside the zones or the reference) are left out if all are empty or
+      0.
+    - A scan without a prediction has "no result" instead of its number of lesions found, and no
+      Dice.
+    - If patients are known, the scans of a patient follow each other. Otherwise there is no column
+      "patient".
     """
     columns = {
         "group": "patient",
@@ -332,24 +351,30 @@ def case_rows(tables: EvaluationTables) -> list[dict[str, Any]]:
     }
     cases = tables.cases
     filled = cases.columns[cases.notna().any()]  # radiographs have no volumes, for example
-    kept = {old: new for old, new in columns.items() if old in filled}
-    for name, nothing in (("warning", ""), ("n_outside", 0)):
-        if name in kept and (cases[name].fillna(nothing) == nothing).all():
-            kept.pop(name)
+    shown_columns = {old: new for old, new in columns.items() if old in filled}
+    for name, empty_cell in (("warning", ""), ("n_outside", 0)):
+        if name in shown_columns and (cases[name].fillna(empty_cell) == empty_cell).all():
+            shown_columns.pop(name)
     cases = cases.astype(object)
     cases.loc[~tables.is_predicted, ["n_detected", "dice"]] = ["no result", None]
     if tables.has_patients:
         # patients keep the order in which they first appear
-        place_of = {group: place for place, group in enumerate(cases["group"].unique())}
-        cases = cases.sort_values("group", key=lambda group: group.map(place_of), kind="stable")
+        position_of = {group: position for position, group in enumerate(cases["group"].unique())}
+        cases = cases.sort_values("group", key=lambda group: group.map(position_of), kind="stable")
     else:
-        kept.pop("group", None)
-    result: list[dict[str, Any]] = cases[list(kept)].rename(columns=kept).to_dict("records")
+        shown_columns.pop("group", None)
+    result: list[dict[str, Any]] = (
+        cases[list(shown_columns)].rename(columns=shown_columns).to_dict("records")
+    )
     return result
 
 
 def label_rows(tables: EvaluationTables) -> list[dict[str, Any]]:
-    """Return one row per label or region; empty if there is only one."""
+    """Return the table of labels, one row per label or region; empty if there is a single label.
+
+    A row has the name, the counts and the average precision. The last columns are box APs if the
+    test is judged by boxes, otherwise the Dice.
+    """
     scores = tables.scores
     if len(scores.labels) < 2:
         return []
@@ -377,9 +402,16 @@ def label_rows(tables: EvaluationTables) -> list[dict[str, Any]]:
 def slider_data(tables: EvaluationTables) -> dict[str, Any] | None:
     """Return the data of the threshold slider, which `templates/slider.js` reads by these keys.
 
-    `lesions` has a row per lesion: highest threshold that finds it (None for none), size, case,
-    number. `false` has the scores of false positives, the highest first. Return None without a
-    threshold, and if the number of lesions and false positives is 0 or above `MAX_ON_SLIDER`.
+    - `cases`: the number of scans, the divisor of rates.
+    - `start`: the score threshold in use.
+    - `lesions`: a row per lesion with the highest threshold that finds it (None if never), its
+      diameter, its case and its id.
+    - `false`: the scores of false positives, the highest first.
+    - `sizes`: a row per size class with its lower bound, its upper bound (None if open) and its
+      name.
+
+    Return None, which omits the slider, without a threshold, and if the number of lesions and false
+    positives is 0 or above `MAX_ON_SLIDER`.
     """
     n_points = len(tables.lesions) + len(tables.false_score)
     if tables.threshold is None or not 0 < n_points <= MAX_ON_SLIDER:
@@ -400,19 +432,32 @@ def slider_data(tables: EvaluationTables) -> dict[str, Any] | None:
 
 
 def write_adjudication(path: Path, tables: EvaluationTables) -> int:
-    """Write one row per false positive, by descending score. Return their number.
+    """Write the false positives into `path` for a reader to judge, and return their number.
 
-    Cases have their real names. Rows that a reader has filled in are kept, even if a spreadsheet
-    formats their numbers in another way, and even if the candidate is not a false positive any
-    more. Without rows, the file is removed.
+    Each row is a false positive, by descending score, with the real name of its case and empty
+    columns for answers. Rows in an existing file that a reader has filled in are kept:
+
+    - The answers are copied to the row of the same candidate (`candidate_key`), even if a
+      spreadsheet program formats its numbers differently.
+    - Rows of candidates that are no false positives any more follow at the end.
+
+    Without any row, the file is removed.
 
     Raises:
         ContentError: If the existing file is not such a table.
     """
     false = tables.false_positives.sort_values("score", ascending=False, na_position="last").copy()
     false["case"] = false["case"].map(lambda name: tables.names.get(name, name))
-    places = [c for c in false if c.endswith(("_vox", "_mm")) and c != "diameter_mm"]
-    columns = ["case", "candidate", "label", "score", "diameter_mm", *places, "touches_lesion"]
+    positions = [c for c in false if c.endswith(("_vox", "_mm")) and c != "diameter_mm"]
+    columns = [
+        "case",
+        "candidate",
+        "label",
+        "score",
+        "diameter_mm",
+        *positions,
+        "touches_lesion",
+    ]
     table = false[columns].astype(object).where(false[columns].notna(), None)
     answered = _read_answered(path) if path.is_file() else {}
     rows: list[dict[Any, Any]] = table.to_dict("records")
@@ -434,12 +479,15 @@ def write_adjudication(path: Path, tables: EvaluationTables) -> int:
 
 
 def _read_answered(path: Path) -> dict[Key, list[dict[Any, Any]]]:
-    """Read the rows of `adjudicate.csv` that a reader has filled in, by `candidate_key`.
+    """Read the rows of an existing adjudicate.csv that a reader has filled in.
 
     The columns `reader` and `comment` may be missing.
 
+    Returns:
+        The rows by `candidate_key`, which identifies a candidate by its case and box.
+
     Raises:
-        ContentError: If a column is missing or a number cannot be read.
+        ContentError: If another column is missing or a number cannot be read.
     """
     answered: dict[Key, list[dict[Any, Any]]] = defaultdict(list)
     try:
@@ -457,8 +505,14 @@ def _read_answered(path: Path) -> dict[Key, list[dict[Any, Any]]]:
 
 
 @dataclass(frozen=True, eq=False)
-class _Wanted:
-    """A picture to draw: its kind, the row of its lesion or false positive, and its caption."""
+class _PictureOrder:
+    """A picture to draw.
+
+    Attributes:
+        kind: The section of the page.
+        row: The row of the lesion in lesions.csv, or of the false positive in candidates.csv.
+        words: The caption.
+    """
 
     kind: Kind
     row: pd.Series
@@ -468,11 +522,16 @@ class _Wanted:
 def _draw_pictures(
     tables: EvaluationTables, folders: CaseFolders, viewer: Path | None, progress: Progress | None
 ) -> Pictures:
-    """Draw the pictures of lesions and false positives.
+    """Draw the pictures of lesions and false positives, and the whole images.
 
     Cases are read one after the other, because only one scan is kept in memory. A case that cannot
-    be read has no picture. With `viewer`, a page of each case with a picture is written into this
-    folder.
+    be read has no picture, and a warning names it.
+
+    Args:
+        tables: The tables of the evaluation.
+        folders: Read the image, reference and prediction of a case.
+        viewer: The folder for a viewer page of each case with a picture. None writes no pages.
+        progress: Called after each case.
     """
     shown_whole = choose_whole_images(tables)  # cases whose whole image is shown
     wanted = list(_choose_pictures(tables, with_top=not shown_whole))
@@ -480,6 +539,7 @@ def _draw_pictures(
     cards: dict[int, Card] = {}  # by index in `wanted`
     whole_images: dict[str, WholeImage] = {}
     visible: set[str] = set()  # keys of `OUTLINES`
+    # the pictures of each case, as indices in `wanted`
     indices_of: dict[str, list[int]] = defaultdict(list)
     for index, picture in enumerate(wanted):
         indices_of[str(picture.row["case"])].append(index)
@@ -487,6 +547,7 @@ def _draw_pictures(
     n_wanted = len(wanted) + len(shown_whole)
     cases = sorted({*indices_of, *shown_whole})
     page_names = _name_pages(cases)
+    # read each case once, and draw all its pictures
     for case in cases:
         scene = _load_scene(folders, tables, case, unread)
         if scene is not None:
@@ -504,6 +565,7 @@ def _draw_pictures(
     if unread:
         reason = next(iter(unread.values()))
         log.warning("The report has no pictures of %s: %s", join_names(unread), reason)
+    # sort the pictures into the sections of the page
     of_kind: dict[Kind, list[Card]] = defaultdict(list)
     for index in sorted(cards):  # the order of the page, not that of the cases
         of_kind[wanted[index].kind].append(cards[index])
@@ -522,7 +584,9 @@ def _draw_pictures(
 
 
 def _name_pages(cases: Sequence[str]) -> dict[str, str]:
-    """Return the name of each case's page: spaces become hyphens, unless two cases would share it.
+    """Return the file name of each case's viewer page, without suffix: spaces become hyphens.
+
+    If two cases would share a name, both keep their spaces.
 
     >>> _name_pages(["case 1", "a b", "a-b"])
     {'case 1': 'case-1', 'a b': 'a b', 'a-b': 'a-b'}
@@ -534,40 +598,57 @@ def _name_pages(cases: Sequence[str]) -> dict[str, str]:
 
 
 def _outlines_of(kinds: Collection[str]) -> list[tuple[str, str]]:
-    """Return the key of the outlines of these kinds: their class and description, in order."""
+    """Return the legend of the outlines of these kinds, in the order of `OUTLINES`.
+
+    Each entry has the class in style.css and a description. The legend only explains outlines that
+    occur in the pictures.
+    """
     return [outline for kind, outline in OUTLINES.items() if kind in kinds]
 
 
 def _find_visible_masks(scene: Scene) -> set[str]:
-    """Return the names of the masks of a scene that have voxels, keys of `OUTLINES`."""
+    """Return the keys of `OUTLINES` whose masks in a scene have voxels, for the legend."""
     masks = {"reference": scene.reference, "accepted": scene.accepted, "below": scene.below}
     return {name for name, mask in masks.items() if mask is not None and mask.any()}
 
 
-def _choose_pictures(tables: EvaluationTables, *, with_top: bool) -> Iterator[_Wanted]:
-    """Yield the pictures to draw, in the order of the page, at most `MOST_…` of each kind.
+def _choose_pictures(tables: EvaluationTables, *, with_top: bool) -> Iterator[_PictureOrder]:
+    """Yield the pictures to draw, in the order of the page.
 
-    Found lesions are taken at equal steps from all found ones, by ascending size. The first screen
-    has the largest missed lesions or, without any, the smallest found ones. `with_top`: False
-    leaves them out, because whole images take their place.
+    - For the first screen (`with_top`): the `N_ON_TOP` largest missed lesions or, if none was
+      missed, the smallest found ones.
+    - Up to `MAX_MISSED` missed lesions, the largest first.
+    - Up to `MAX_FALSE` false positives, the highest score first.
+    - Up to `MAX_FOUND` found lesions, at equal steps from all found lesions by ascending size.
+
+    Args:
+        tables: The tables of the evaluation.
+        with_top: False if whole images replace the pictures of the first screen.
     """
     missed = tables.missed
     found = tables.found.sort_values(tables.size_column)
     on_top = missed if len(missed) else found
     for _, row in on_top.head(N_ON_TOP if with_top else 0).iterrows():
-        yield _Wanted("top", row, _lesion_words(row, tables))
+        yield _PictureOrder("top", row, _lesion_words(row, tables))
     for _, row in missed.head(MAX_MISSED).iterrows():
-        yield _Wanted("missed", row, _lesion_words(row, tables))
+        yield _PictureOrder("missed", row, _lesion_words(row, tables))
     for _, row in (
         tables.false_positives.sort_values("score", ascending=False).head(MAX_FALSE).iterrows()
     ):
-        yield _Wanted("false_positive", row, false_positive_words(row))
+        yield _PictureOrder("false_positive", row, false_positive_words(row))
     for _, row in found.iloc[:: max(1, ceil(len(found) / MAX_FOUND))].iterrows():
-        yield _Wanted("found", row, _lesion_words(row, tables))
+        yield _PictureOrder("found", row, _lesion_words(row, tables))
 
 
 def _lesion_words(row: pd.Series, tables: EvaluationTables) -> str:
-    """Return why a lesion was missed, or the rating of the marking that finds it."""
+    """Return the caption of a lesion: why it was missed, or the score at which it is found.
+
+    The text of a found lesion is empty if candidates have no scores.
+
+    Args:
+        row: The row of the lesion in lesions.csv.
+        tables: The tables of the evaluation.
+    """
     if not row["detected"]:
         return why_missed(row, tables)
     return "" if pd.isna(row["detected_at"]) else f"rated {format_score(row['detected_at'])}"
@@ -576,21 +657,31 @@ def _lesion_words(row: pd.Series, tables: EvaluationTables) -> str:
 def _load_scene(
     folders: CaseFolders, tables: EvaluationTables, case: str, unread: dict[str, str]
 ) -> Scene | None:
-    """Read a case. Return None if it cannot be read, and add the reason to `unread`.
+    """Read the image, reference and prediction of a case, to draw its pictures.
 
-    If the prediction is not the one that was scored, a warning says so, and the scene lacks it.
+    If the prediction is not the one that was scored, a warning says so, and the scene has no
+    prediction.
+
+    Args:
+        folders: Read the files of a case.
+        tables: The tables of the evaluation.
+        case: The name of the case in the tables, which may be a pseudonym.
+        unread: If the case cannot be read, the reason is added here by its real name.
+
+    Returns:
+        The scene, or None if the case cannot be read.
     """
-    own = tables.candidates[tables.candidates["case"] == case]
-    is_accepted = own["accepted"]
-    accepted = frozenset(own[is_accepted]["candidate"].astype(int))
-    below = frozenset(own[~is_accepted]["candidate"].astype(int))
-    real_name = tables.names.get(case, case)  # `case` may be a pseudonym
+    candidates = tables.candidates[tables.candidates["case"] == case]
+    is_accepted = candidates["accepted"]
+    accepted = frozenset(candidates[is_accepted]["candidate"].astype(int))
+    below = frozenset(candidates[~is_accepted]["candidate"].astype(int))
+    real_name = tables.names.get(case, case)
     try:
         scene = folders.load(real_name, accepted, below)
     except LesionsegError as error:
         unread[real_name] = str(error)
         return None
-    if scene.prediction is not None and not _has_candidates(scene.prediction, own):
+    if scene.prediction is not None and not _has_candidates(scene.prediction, candidates):
         log.warning(
             "The report shows %s without its prediction: the files are not those that were scored. "
             "Run evaluate again, or give the scored files as prediction=.",
@@ -601,8 +692,12 @@ def _load_scene(
 
 
 def _has_candidates(prediction: Prediction, rows: pd.DataFrame) -> bool:
-    """Return True if each row of candidates.csv is a candidate of the prediction, at its box."""
+    """Return True if each row of candidates.csv is a candidate of the prediction, with its box.
+
+    Otherwise, the prediction is not the one that was scored. Boxes may differ by `BOX_ROUNDING`.
+    """
     boxes = {c.id: (*c.start_vox, *c.stop_vox) for c in prediction.candidates}
+    # the axes of the columns: z, y, x, in 2-D y and x
     axes = "zyx"[3 - prediction.geometry.dims :]
     columns = [f"{end}_{axis}_vox" for end in ("start", "stop") for axis in axes]
     numbered = zip(rows["candidate"].astype(int), rows[columns].to_numpy(float), strict=True)
@@ -612,10 +707,16 @@ def _has_candidates(prediction: Prediction, rows: pd.DataFrame) -> bool:
     )
 
 
-def _draw_card(scene: Scene, wanted: _Wanted, tables: EvaluationTables) -> Card:
-    """Draw a picture with its caption, in one plane for the first screen, otherwise in three.
+def _draw_card(scene: Scene, wanted: _PictureOrder, tables: EvaluationTables) -> Card:
+    """Draw the card of one picture, with its caption.
 
-    The size is preceded by the label if there are several, except on the first screen.
+    On the first screen the picture has one plane, otherwise three. If there are several labels, the
+    label precedes the size, except on the first screen.
+
+    Args:
+        scene: The image and masks of the case.
+        wanted: The picture to draw.
+        tables: The tables of the evaluation.
     """
     row = wanted.row
     axes = "zyx" if scene.geometry.dims == 3 else "yx"
