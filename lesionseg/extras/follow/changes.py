@@ -121,33 +121,40 @@ class LesionChange:
 
     @property
     def is_too_thin(self) -> bool:
-        """True if a new or gone lesion is too thin to be sure.
+        """True if a new or gone lesion is too thin to be sure that it is new or gone.
 
-        If the smallest detectable change is 100 % or more, even the whole lesion is within the
+        If the smallest detectable change is 100 % or more, even the complete lesion is within the
         error of measurement.
         """
         return self.state in ("new", "gone") and self.smallest_change_percent >= 100
 
     def reaches(self, point: OperatingPoint | None) -> bool:
-        """Return True unless it is a new lesion with a score below the operating point.
+        """Return False only for a new lesion with a score below the operating point.
 
-        All new lesions reach the operating point None.
+        Such a lesion is not accepted. Other changes have no score, and always reach the point.
+        Without an operating point (None), all new lesions reach it.
         """
         return point is None or self.score is None or self.score >= point.score
 
 
 def count_states(changes: Iterable[LesionChange]) -> dict[str, int]:
-    """Count the changes of each of `STATES`."""
+    """Count the changes by state. The result has a key for each of `STATES`, in this order."""
     found = Counter(change.state for change in changes)
     return {state: found[state] for state in STATES}
 
 
 def write_changes(path: Path, changes: Sequence[LesionChange]) -> None:
-    """Write changes.csv atomically. Ids of lesions have numbered columns, as in lesion_after_1."""
+    """Write changes.csv atomically, with one row per change.
+
+    A merger or split has several lesion ids. Each id has a numbered column, such as lesion_after_1,
+    and the number of columns is that of the change with the most ids.
+    """
+    # number of columns for the ids of each visit, at least 1
     n_columns = {
         name: max([1, *(len(getattr(change, name)) for change in changes)])
         for name in ("lesion_before", "lesion_after")
     }
+    # a field with ids becomes numbered columns, any other field one column
     columns: list[str] = []
     for one in fields(LesionChange):
         numbers = range(1, n_columns.get(one.name, 0) + 1)
@@ -162,20 +169,22 @@ def write_changes(path: Path, changes: Sequence[LesionChange]) -> None:
 
 
 def size_errors(lesions: Lesions) -> Numbers:
-    """Compute the standard error of each lesion's size that the voxel grid causes.
+    """Compute the standard error of each lesion's size that the finite voxel size causes.
 
-    The model assumes that the true position of each of the 2·dims sides of a lesion is uniformly
-    distributed within ± half a voxel of the drawn position, independent of the other sides. A side
-    of f voxel faces then has a standard error of f/√12 voxels. Both sides of an axis have the same
-    f, so the lesion has a standard error of √(Σ f²/6) voxels, summed over the axes. This is exact
-    for boxes.
+    Such errors bound the smallest change that can be detected. The model assumes that the true
+    position of each of the 2·dims sides of a lesion is uniformly distributed within ± half a voxel
+    of the drawn position, independent of the other sides. A side of f voxel faces then has a
+    standard error of f/√12 voxels. The two opposite sides along an axis have the same f, so the
+    lesion has a standard error of √(Σ f²/6) voxels, with the sum over the axes. This is exact for
+    boxes.
 
     Returns:
-        Standard errors `[n]` in mm³, in 2-D in mm². A box without voxels has 0.
+        Standard errors `[n]` in mm³, in 2-D in mm². A lesion without voxels has 0.
     """
     sums = np.zeros(len(lesions))
     for row in np.flatnonzero(lesions.has_voxels):
         voxels = lesions.voxels_of(int(row))
+        # the lesion in its bounding box
         mask = np.zeros(np.ptp(voxels, axis=0) + 1, bool)
         mask[tuple((voxels - voxels.min(axis=0)).T)] = True
         for axis in range(mask.ndim):
@@ -188,26 +197,33 @@ def size_errors(lesions: Lesions) -> Numbers:
 def find_changes(
     case: str, before: Visit, after: Visit, rule: ChangeRule = DEFAULT_RULE
 ) -> list[LesionChange]:
-    """Find the changes of a case, sorted by state as in `STATES`, then by ids.
+    """Find the changes of the lesions of a case, sorted by state as in `STATES`, then by ids.
 
-    Two lesions of one label belong together if their overlap covers at least `rule.overlap` of the
-    smaller one. Lesions without a partner are compared again after they are grown by one voxel,
-    because the alignment of two visits is not more accurate than that.
+    - Partners: two lesions of one label belong together if their overlap covers at least
+      `rule.overlap` of the smaller one. Lesions without a partner are compared again after they are
+      grown by one voxel, because the alignment of two visits is not more accurate than that.
+    - Merger or split: the numbers of lesions of a group differ between the visits. Pieces do not
+      count. A piece is a lesion that is not larger than `rule.n_deviations` standard errors of its
+      size, or than `rule.overlap` of the largest lesion.
+    - Candidates: only the accepted candidates of a group at a visit count, or all candidates if
+      none is accepted. A group without an accepted candidate at either visit is left out.
+    - Field of view: a lesion without a partner is left out if it is outside the field of view of
+      the other visit.
 
-    A merger or split needs several lesions at one visit. Pieces do not count for it: lesions that
-    are not larger than `rule.n_deviations` standard errors of their size, or than `rule.overlap` of
-    the largest lesion.
+    The scores of new lesions are not set.
 
-    Only the accepted candidates of a group at a visit count, or all if none is accepted. A
-    group without an accepted candidate at either visit is left out, and so is a lesion without a
-    partner outside the other visit's field of view. The scores of new lesions are not set.
+    Args:
+        case: Id of the pair of visits.
+        before: The earlier visit.
+        after: The later visit.
+        rule: Which lesions are the same, and which differences are changes.
     """
     errors_before = size_errors(before.lesions)
     errors_after = size_errors(after.lesions)
     found = []
     for rows_before, rows_after in _group_lesions(before, after, rule.overlap):
-        earlier = _Side.of(before, rows_before, errors_before)
-        later = _Side.of(after, rows_after, errors_after)
+        earlier = _VisitGroup.of(before, rows_before, errors_before)
+        later = _VisitGroup.of(after, rows_after, errors_after)
         if earlier.accepted or later.accepted:
             found.append(_describe_change(case, earlier, later, rule))
     return sorted(found, key=lambda c: (STATES.index(c.state), c.lesion_before, c.lesion_after))
@@ -233,9 +249,9 @@ class VisitPair:
     def new_lesions(self) -> Prediction:
         """Return the later visit's prediction with only its new lesions, for a FROC of new lesions.
 
-        Their scores are those of the changes, in descending order. New lesions within the grid
-        error or below the operating point are left out. The remaining ones are accepted, because
-        the caller decides by their scores.
+        The candidates have the scores of their changes, in descending order. New lesions within the
+        grid error, and those below the operating point of the prediction, are left out. All
+        remaining candidates are accepted, because the caller accepts them by their scores.
         """
         score_of = {
             change.lesion_after[0]: change.score
@@ -258,11 +274,11 @@ def compare_visits(
     rule: ChangeRule,
     matrix: Numbers | None = None,
 ) -> VisitPair:
-    """Compare two visits on the grid of the later one.
+    """Compare the lesions of two visits on the grid of the later visit.
 
-    A new lesion gets the score of the later visit. If that has no scores, a new lesion of the
-    diameter d gets the score d / (d + 10 mm). Candidates of the earlier visit outside the grid are
-    left out with a warning. Accepted candidates must have masks.
+    A new lesion gets the score of its candidate at the later visit. If the later visit has no
+    scores, a new lesion with the diameter d gets the score d / (d + 10 mm). Candidates of the
+    earlier visit outside the grid are left out with a warning. Accepted candidates must have masks.
 
     Args:
         case: Id of the pair of visits.
@@ -276,9 +292,10 @@ def compare_visits(
         GeometryError: If the visits do not overlap in space or have different numbers of axes.
     """
     grid = after.geometry
-    own = before.geometry
-    placed = own if matrix is None else own.move(matrix)
-    share_space = own.dims == grid.dims and (
+    grid_before = before.geometry
+    placed = grid_before if matrix is None else grid_before.move(matrix)
+    # the centre of one field of view must be inside the other one
+    share_space = grid_before.dims == grid.dims and (
         grid.contains(placed.centre_mm) or placed.contains(grid.centre_mm)
     )
     if not share_space:
@@ -287,7 +304,8 @@ def compare_visits(
             f"before {placed.describe()}, after {grid.describe()}. If the numbers of axes are "
             "equal, set register=rigid, before_images= and after_images= to register the scans."
         )
-    resampled = before  # the earlier visit on the grid of the later one
+    # resample the earlier visit, unless its grid is that of the later one
+    resampled = before
     if not placed.matches(grid):
         resampled = resample_prediction(replace(before, geometry=placed), grid)
         # it leaves out candidates outside the grid, and the rows of both must be the same lesions
@@ -295,7 +313,7 @@ def compare_visits(
         before = before.keep([c for c in before.candidates if c.id in ids])
     lesions = candidates_of(before)
     # through the indices of its own grid, the centres move as `matrix` says
-    centres_mm = placed.to_mm(own.to_index(lesions.centres_mm))
+    centres_mm = placed.to_mm(grid_before.to_index(lesions.centres_mm))
     earlier = Visit(
         lesions,
         candidates_of(resampled),
@@ -304,6 +322,7 @@ def compare_visits(
     )
     lesions = candidates_of(after)
     later = Visit(lesions, lesions, after.accepted, placed.contains(lesions.centres_mm))
+    # the scores of new lesions; without scores, larger lesions have higher ones
     score_of = {
         c.id: c.score if after.has_scores else c.diameter_mm / (c.diameter_mm + HALF_SCORE_MM)
         for c in after.candidates
@@ -318,14 +337,14 @@ def compare_visits(
 
 
 @dataclass(frozen=True, eq=False)
-class _Side:
-    """The lesions of a group at one visit.
+class _VisitGroup:
+    """The lesions of one group at one visit. A group is a set of lesions that belong together.
 
     Attributes:
         lesions: All lesions of the visit.
-        rows: The rows of the group. Empty if the visit has none.
-        errors: The standard errors of their sizes `[n]`.
-        accepted: True if they are accepted candidates.
+        rows: The rows of `lesions` that are in the group. Empty if the visit has none.
+        errors: The standard errors of the sizes of these rows `[n]`.
+        accepted: True if these rows are accepted candidates.
     """
 
     lesions: Lesions
@@ -335,7 +354,13 @@ class _Side:
 
     @classmethod
     def of(cls, visit: Visit, rows: Rows, errors: Numbers) -> "_Side":
-        """Select the accepted lesions of some rows, or all of them if none is accepted."""
+        """Select the accepted lesions of a group, or all of its lesions if none is accepted.
+
+        Args:
+            visit: The visit.
+            rows: The rows of the group among the lesions of the visit.
+            errors: The standard errors of the sizes of all lesions of the visit.
+        """
         accepted = bool(visit.accepted[rows].any())
         if accepted:
             rows = rows[visit.accepted[rows]]
@@ -343,54 +368,68 @@ class _Side:
 
     @property
     def ids(self) -> tuple[int, ...]:
-        """The ids of the lesions."""
+        """The ids of the lesions of the group."""
         return tuple(self.lesions.ids[self.rows].tolist())
 
     @property
     def label(self) -> int:
-        """Their label value. 0 without a lesion."""
+        """The label value that the lesions of the group have in common. 0 without a lesion."""
         return int(self.lesions.labels[self.rows].max(initial=0))
 
     @property
     def dims(self) -> int:
-        """Number of axes."""
+        """Number of spatial axes."""
         return self.lesions.geometry.dims
 
     @property
     def sizes(self) -> Numbers:
-        """The sizes `[n]` in mm³, in 2-D in mm²."""
+        """The size of each lesion of the group `[n]` in mm³, in 2-D in mm²."""
         voxel_size = self.lesions.geometry.voxel_size
         return np.asarray(voxel_size * self.lesions.n_voxels[self.rows], float)
 
     def n_whole(self, rule: ChangeRule) -> int:
-        """Count the lesions that are not pieces (see `find_changes`). Return at least 1."""
+        """Count the lesions of the group that are not pieces, to detect a merger or split.
+
+        A piece is within the error of its size, or small compared with the largest lesion (see
+        `find_changes`). Return at least 1.
+        """
         minimum = np.maximum(rule.n_deviations * self.errors, rule.overlap * self.sizes.max())
         return max(1, int((self.sizes > minimum).sum()))
 
     @property
     def size(self) -> float:
-        """The summed size."""
+        """The summed size of the lesions of the group in mm³, in 2-D in mm²."""
         return float(self.sizes.sum())
 
     @property
     def volume_ml(self) -> float | None:
-        """The summed volume. None without a lesion and in 2-D."""
+        """The summed volume of the lesions of the group. None without a lesion and in 2-D."""
         return self.size / 1000 if self.ids and self.dims == 3 else None
 
     @property
     def diameter_mm(self) -> float | None:
-        """The equivalent diameter of the summed size. None without a lesion."""
+        """The diameter of a sphere (in 2-D, a circle) of the summed size. None without a lesion."""
         if not self.ids:
             return None
         return float((self.lesions.diameters_mm[self.rows] ** self.dims).sum() ** (1 / self.dims))
 
 
-def _describe_change(case: str, before: _Side, after: _Side, rule: ChangeRule) -> LesionChange:
-    """Describe the change of one group of lesions that belong together.
+def _describe_change(
+    case: str, before: _VisitGroup, after: _VisitGroup, rule: ChangeRule
+) -> LesionChange:
+    """Return the change of one group of lesions that belong together, a row of changes.csv.
 
-    A change of the summed size must exceed the smallest detectable one, which follows from the
-    errors of both visits. Merged and split lesions are always accepted.
+    The summed size has changed if the difference between the visits exceeds the smallest detectable
+    one, `rule.n_deviations` standard errors of this difference. Merged and split lesions are
+    accepted whatever their sizes.
+
+    Args:
+        case: Id of the pair of visits.
+        before: The lesions of the group at the earlier visit.
+        after: The lesions of the group at the later visit.
+        rule: Which differences are changes.
     """
+    # the errors of all lesions are independent, so their squares add up
     error = float(np.sqrt((before.errors**2).sum() + (after.errors**2).sum()))
     smallest = rule.n_deviations * error
     difference = after.size - before.size
@@ -415,11 +454,19 @@ def _describe_change(case: str, before: _Side, after: _Side, rule: ChangeRule) -
     )
 
 
-def _decide_state(before: _Side, after: _Side, rule: ChangeRule, *, exceeds_error: bool) -> State:
-    """Decide what happened to a group of lesions.
+def _decide_state(
+    before: _VisitGroup, after: _VisitGroup, rule: ChangeRule, *, exceeds_error: bool
+) -> State:
+    """Decide what happened to a group of lesions between two visits.
 
-    Two visits with different numbers of lesions, without pieces, are a merger or split of any size.
-    `exceeds_error` is True if the summed size changed by more than its errors explain.
+    Different numbers of lesions, without pieces, are a merger or split, also if the summed size did
+    not change.
+
+    Args:
+        before: The lesions of the group at the earlier visit.
+        after: The lesions of the group at the later visit.
+        rule: Which lesions are pieces.
+        exceeds_error: True if the summed size changed by more than its errors explain.
     """
     if not before.ids:
         return "new"
@@ -435,11 +482,13 @@ def _decide_state(before: _Side, after: _Side, rule: ChangeRule, *, exceeds_erro
 
 
 def _group_lesions(before: Visit, after: Visit, overlap: float) -> Iterator[tuple[Rows, Rows]]:
-    """Yield the rows before and after that belong together.
+    """Yield the groups of lesions that belong together: their rows before, and their rows after.
 
-    A new lesion yields no rows before, a lesion that is gone no rows after. A lesion without a
-    partner is left out if it is outside the other visit's field of view.
+    Lesions that are linked by a pair (`_find_links`), directly or through other lesions, form a
+    group. A new lesion has no rows before, and a lesion that is gone has no rows after. A lesion
+    without a partner is left out if it is outside the other visit's field of view.
     """
+    # a graph whose nodes are the lesions before, then the lesions after
     n_before = len(before.placed)
     n_lesions = n_before + len(after.placed)
     links = _find_links(before.placed, after.placed, overlap)
@@ -454,10 +503,16 @@ def _group_lesions(before: Visit, after: Visit, overlap: float) -> Iterator[tupl
 
 
 def _find_links(before: Lesions, after: Lesions, overlap: float) -> Rows:
-    """Find pairs of rows `[pairs, 2]` that belong together, as `find_changes` describes.
+    """Find pairs of rows `[pairs, 2]` of lesions that belong together (see `find_changes`).
 
-    Rows without a partner are compared with each other again, with one of both grown by one voxel,
-    so a pair may occur twice. Boxes without voxels are only compared with grown lesions.
+    Lesions without a partner are compared a second time, once with those before grown by one voxel
+    and once with those after. A pair may therefore occur twice. A box without voxels is only
+    compared with grown lesions of the other visit.
+
+    Args:
+        before: The lesions of the earlier visit on the common grid.
+        after: The lesions of the later visit on the common grid.
+        overlap: The minimum share of the smaller lesion that two lesions must have in common.
     """
     links = _find_overlaps(before, before.has_voxels, after, after.has_voxels, overlap)
     is_free = ~np.isin(np.arange(len(before)), links[:, 0])
@@ -476,16 +531,17 @@ def _find_overlaps(
     *,
     grow: bool = False,
 ) -> Rows:
-    """Find pairs of free rows `[pairs, 2]` with the same label that share enough voxels.
+    """Find pairs of rows `[pairs, 2]` with the same label whose lesions share enough voxels.
 
-    A row may occur in several pairs. A box without voxels in `others` has those of `Lesions.draw`.
+    Only rows that are free, which means that they take part in this comparison, are used. A row may
+    occur in several pairs. In `others`, a box without voxels fills its box (`Lesions.draw`).
 
     Args:
         lesions: The lesions whose voxels are compared.
         is_free: True for lesions `[n]` to compare.
         others: The lesions of the other visit on the same grid.
         is_other_free: True for `others` `[m]` to compare.
-        overlap: The least share of the smaller lesion that both have in common.
+        overlap: The minimum share of the smaller lesion that both have in common.
         grow: Grow each of `lesions` by one voxel first.
     """
     id_at_voxel = others.draw()
@@ -495,6 +551,7 @@ def _find_overlaps(
         voxels = lesions.voxels_of(int(row))
         if grow:
             voxels = _grow_by_one_voxel(voxels, lesions.geometry.shape)
+        # number of common voxels with each of the other lesions
         n_common = np.bincount(id_at_voxel[tuple(voxels.T)], minlength=highest + 1)[others.ids]
         smaller = np.minimum(lesions.n_voxels[row], others.n_voxels)
         enough = (n_common >= overlap * smaller) & (n_common > 0)
@@ -503,7 +560,12 @@ def _find_overlaps(
 
 
 def _grow_by_one_voxel(voxels: Rows, shape: tuple[int, ...]) -> Rows:
-    """Return array indices `[v, dims]` and their neighbours by face, edge or corner in `shape`."""
+    """Return the voxels of a lesion and all neighbours by face, edge or corner, as array indices.
+
+    Args:
+        voxels: The array indices of the lesion `[v, dims]`.
+        shape: The shape of the volume. Neighbours outside it are left out.
+    """
     dims = len(shape)
     steps = np.array(list(product((-1, 0, 1), repeat=dims)))
     grown = np.unique((voxels[:, None] + steps).reshape(-1, dims), axis=0)

@@ -17,9 +17,12 @@ _log = logging.getLogger(__name__)
 
 
 def find_reports(visits: Iterable[VisitFiles]) -> Any | None:
-    """Return the class `ChangeReport`, or None if no later visit has a DICOM scan.
+    """Return the class `ChangeReport` of the extra `pacs`, which writes reports on changes.
 
-    If the extra `pacs` is missing, return None, too, and warn.
+    Return None if no later visit has a DICOM scan, or, with a warning, if the extra is missing.
+
+    Args:
+        visits: The later visits.
 
     Raises:
         ConfigError: If the package that writes reports is missing.
@@ -37,9 +40,14 @@ def find_reports(visits: Iterable[VisitFiles]) -> Any | None:
 
 
 def plan_report(reports: Any | None, visit: VisitFiles, folder: Path) -> Any | None:
-    """Return the report of a later visit, and remove that of an earlier run from the folder.
+    """Plan the report of a later visit, and remove the report of an earlier run.
 
-    Return None if `reports` is None, or if the visit has no scan, or none in DICOM.
+    Return None if no report is possible: without `reports`, or if the visit has no DICOM scan.
+
+    Args:
+        reports: The class `ChangeReport`, or None (`find_reports`).
+        visit: The later visit.
+        folder: The folder of the reports.
 
     Raises:
         LesionsegError: If the report would replace other results, see `ChangeReport.plan`.
@@ -94,7 +102,16 @@ def write_change_report(
 
 
 def _remark(changes: Sequence[LesionChange], point: OperatingPoint | None, unit: str) -> str:
-    """List the lesions that are gone, and those that are new but too thin to be sure."""
+    """Return the comment of the report: lesions that are gone, and new ones that are too thin.
+
+    The report itself only lists lesions of the later visit. New lesions below the operating point
+    are left out.
+
+    Args:
+        changes: The changes of the pair.
+        point: The operating point of changes; None accepts all.
+        unit: The unit of diameters.
+    """
     gone = [_size_before(change, unit) for change in changes if change.state == "gone"]
     remark = f"Compared with an earlier visit. Gone since: {', '.join(gone) or 'nothing'}."
     thin = [
@@ -109,9 +126,10 @@ def _remark(changes: Sequence[LesionChange], point: OperatingPoint | None, unit:
 
 
 def _size_before(change: LesionChange, unit: str) -> str:
-    """Return the size at the earlier visit with its unit, and a note if the lesion is too thin.
+    """Return the size of a lesion at the earlier visit with its unit, such as "0.31 ml".
 
-    The size is the volume, in 2-D the diameter.
+    The size is the volume, in 2-D the diameter. A note follows if the lesion is too thin to be
+    sure.
     """
     if change.volume_before_ml is None:
         size = f"{change.diameter_before_mm or 0:.3g} {unit}"

@@ -29,15 +29,16 @@ MAX_PICTURES = 40  # pictures of the largest lesions; the tables list every chan
 def draw_changes(
     pair: VisitPair, changes: Sequence[LesionChange], name: str, images: Sequence[Path]
 ) -> list[tuple[LesionChange, Card]]:
-    """Draw the accepted changes at both visits, at the same place and with both outlines.
-
-    Return the `MAX_PICTURES` largest with their pictures.
+    """Draw the accepted changes at both visits: the same slice of both scans, with both outlines.
 
     Args:
         pair: The two visits.
-        changes: Changes of the pair. `accepted` decides which are drawn.
+        changes: The changes of the pair. Only accepted ones are drawn.
         name: The name of the pair on the page.
         images: The scans of the earlier and the later visit.
+
+    Returns:
+        The changes with the largest lesions, at most `MAX_PICTURES`, each with its picture.
     """
     accepted = [change for change in changes if change.accepted]
     accepted.sort(key=lambda change: change.max_diameter_mm, reverse=True)
@@ -55,6 +56,7 @@ def draw_changes(
         )
         for visit, image, matrix in zip(VISITS, images, (pair.matrix, None), strict=True)
     }
+    # a picture shows the box around the lesions of both visits
     cards = []
     for change in accepted[:MAX_PICTURES]:
         lesions = [c for c in pair.before.candidates if c.id in change.lesion_before]
@@ -72,9 +74,14 @@ def draw_changes(
 def _lesions_to_outline(
     visit: Prediction, of_changes: Iterable[Sequence[int]]
 ) -> NDArray[np.bool_]:
-    """Return the voxels of a visit's accepted candidates and of the candidates of changes.
+    """Return the mask `[*spatial]` of the lesions of a visit to outline in the pictures.
 
-    A lesion of a change need not be accepted at both visits. Boxes have no voxels.
+    These are the accepted candidates, and the candidates of accepted changes, which need not be
+    accepted at this visit. Boxes have no voxels, so they are not outlined.
+
+    Args:
+        visit: The prediction of the visit.
+        of_changes: The ids of the candidates of each change.
     """
     if visit.instances is None:
         return np.zeros(visit.geometry.shape, bool)
@@ -84,7 +91,11 @@ def _lesions_to_outline(
 
 
 def _find_visit_of_candidates(pair: VisitPair, change: LesionChange) -> str:
-    """Return the visit at which the lesion is only a candidate below the threshold, or ""."""
+    """Return the visit at which no candidate of a change is accepted, "earlier" or "later".
+
+    The caption states that the lesion is below the limit there. Return "" if there is no such
+    visit.
+    """
     visits = ((pair.before, change.lesion_before), (pair.after, change.lesion_after))
     for name, (visit, ids) in zip(VISITS, visits, strict=True):
         accepted = [c.accepted for c in visit.candidates if c.id in ids]
@@ -94,7 +105,13 @@ def _find_visit_of_candidates(pair: VisitPair, change: LesionChange) -> str:
 
 
 def _change_words(change: LesionChange, visit: str) -> str:
-    """Describe a change. `visit` is the one at which the lesion is only a candidate, or ""."""
+    """Return the caption of a change: the state, the change in per cent, and the detectable change.
+
+    Args:
+        change: The change.
+        visit: The visit at which the lesion is below the limit (`_find_visit_of_candidates`), or
+            "".
+    """
     words: str = change.state
     if change.change_percent is not None:
         words += f", {change.change_percent:+.0f} % (detectable from "
@@ -178,9 +195,10 @@ def write_follow_page(
 
 
 def _group_cards(cards: Iterable[tuple[LesionChange, Card]]) -> dict[str, list[Card]]:
-    """Return the pictures of each state that has any, the largest lesion first.
+    """Return the pictures by state, in the order of `STATES`, the largest lesion first.
 
-    Only the pictures of the largest `MAX_PICTURES` lesions of all kinds are shown.
+    Only the pictures of the `MAX_PICTURES` largest lesions of all states are shown. States without
+    a picture are left out.
     """
     shown = sorted(cards, key=lambda drawn: drawn[0].max_diameter_mm, reverse=True)[:MAX_PICTURES]
     sections = {
@@ -190,7 +208,15 @@ def _group_cards(cards: Iterable[tuple[LesionChange, Card]]) -> dict[str, list[C
 
 
 def _draw_chart(changes: Sequence[LesionChange], unit: str) -> Chart:
-    """Draw the diameter of each lesion at the later visit against that at the earlier one."""
+    """Draw the diameter of each lesion at the later visit against its diameter at the earlier one.
+
+    A dot on the diagonal did not change. A new lesion has 0 at the earlier visit, and a lesion that
+    is gone has 0 at the later one.
+
+    Args:
+        changes: The changes of all pairs.
+        unit: The unit of diameters.
+    """
     figure, axes = new_figure()
     smaller = ("gone", "shrunk")
     for change in sorted(changes, key=lambda one: one.accepted):  # accepted changes on top

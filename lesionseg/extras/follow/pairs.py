@@ -21,9 +21,9 @@ _log = logging.getLogger(__name__)
 class FollowedPair:
     """The comparison of two visits: its changes, row of pairs.csv and pictures.
 
-    `match` compares the new lesions with those of a reference, if there is one. `unit` is the unit
-    of lesion sizes. The volumes of the visits are not kept, because all pairs together may not fit
-    into memory.
+    `unit` is the unit of lesion sizes. `match` compares the new lesions with the reference of new
+    lesions; None without a reference. The volumes of the visits are not kept, because all pairs
+    together may not fit into memory.
     """
 
     unit: str
@@ -54,18 +54,20 @@ class PairReader:
     merge_labels: bool = False
 
     def read(self, files: FilePair) -> tuple[VisitPair, Alignment | None]:
-        """Read and compare two visits. Return the comparison and the alignment of the scans.
-
-        The alignment is None if the scans are not registered.
+        """Read two visits, register their scans if necessary, and compare their lesions.
 
         Args:
             files: The earlier and the later visit.
+
+        Returns:
+            The comparison, and the alignment of the scans. The alignment is None if the scans are
+            not registered.
 
         Raises:
             GeometryError: If the registration is poor, the grids do not overlap, or a header was
                 lost.
             ContentError: If a prediction has boxes without masks, a label has two names, or a gone
-                and a new lesion of different labels are at the same place.
+                and a new lesion of different labels are at the same position.
             DatasetError: If a scan to register is missing.
             ReadError: If a file is damaged.
         """
@@ -75,6 +77,7 @@ class PairReader:
         _check_names(later.case, before, after)
         grids = GridPair(_mask_path(earlier), before.geometry, _mask_path(later), after.geometry)
         grids.check_headers()
+        # decide if the scans must be registered
         is_one_grid = before.geometry.matches(after.geometry)
         needs_alignment = self.register == "rigid"
         if self.register == "auto":  # scans on one grid count as registered
@@ -91,7 +94,9 @@ class PairReader:
 
 
 def _register(earlier: VisitFiles, later: VisitFiles) -> Alignment:
-    """Register the earlier scan to the later one.
+    """Register the earlier scan to the later one, and check the quality of the registration.
+
+    It is poor if the Dice of the foregrounds is below `MIN_FOREGROUND_DICE`.
 
     Raises:
         DatasetError: If a scan is missing.
@@ -113,10 +118,14 @@ def _register(earlier: VisitFiles, later: VisitFiles) -> Alignment:
 
 
 def _read_prediction(visit: VisitFiles, *, merge_labels: bool) -> Prediction:
-    """Read the prediction of a visit without the rejected candidates that have no mask.
+    """Read the prediction of a visit, for the comparison of lesion sizes.
 
-    `merge_labels` merges all labels into one. The masks of radiographs are pictures, so their pixel
-    size is that of the scan.
+    Candidates without a mask are left out if they are not accepted. The masks of radiographs are
+    pictures without a pixel size, so the pixel size of the scan is used.
+
+    Args:
+        visit: The files of the visit.
+        merge_labels: True merges all labels into one.
 
     Raises:
         ContentError: If the prediction or an accepted candidate has no mask.
@@ -131,13 +140,13 @@ def _read_prediction(visit: VisitFiles, *, merge_labels: bool) -> Prediction:
         raise refusal  # before `read`, which needs a grid
     geometry = None
     if visit.image is not None:
-        own = read_geometry(visit.image)
-        geometry = own if own.dims == 2 else None
+        grid_of_scan = read_geometry(visit.image)
+        geometry = grid_of_scan if grid_of_scan.dims == 2 else None
     prediction = files.read(geometry=geometry, binary=merge_labels)
     if merge_labels:
         prediction = prediction.merge_labels()
     if visit.image is not None:
-        grids = GridPair(_mask_path(visit), prediction.geometry, visit.image, own)
+        grids = GridPair(_mask_path(visit), prediction.geometry, visit.image, grid_of_scan)
         grids.check_header()
         grids.check_spacing()
     lacks_masks = any(c.accepted and not c.has_mask for c in prediction.candidates)
@@ -147,15 +156,20 @@ def _read_prediction(visit: VisitFiles, *, merge_labels: bool) -> Prediction:
 
 
 def _mask_path(visit: VisitFiles) -> str:
-    """Return the path of a visit's mask, for messages."""
+    """Return the path of a visit's mask, or of its instance volume, for messages."""
     return str(visit.prediction.mask or visit.prediction.instances)
 
 
 def _check_names(case: str, before: Prediction, after: Prediction) -> None:
-    """Raise `ContentError` if the number of a label has different names in the two visits.
+    """Raise `ContentError` if a label value has different names in the two visits.
 
-    Lesions are compared by the number of their label, and in two models the same number may mean
-    different labels. If both visits have a single label, its name does not matter.
+    Lesions are compared by label value, and two models may use the same value for different labels.
+    If both visits have a single label, its name does not matter. Upper and lower case are equal.
+
+    Args:
+        case: Id of the pair, for the message.
+        before: The prediction of the earlier visit.
+        after: The prediction of the later visit.
     """
     is_single = len(before.labels) == len(after.labels) == 1
     for value in sorted(before.labels.keys() & after.labels.keys()):
@@ -169,15 +183,22 @@ def _check_names(case: str, before: Prediction, after: Prediction) -> None:
 
 
 def _check_values(visits: VisitPair, rule: ChangeRule) -> None:
-    """Raise `ContentError` if a gone lesion and a new one are the same lesion with another label.
+    """Raise `ContentError` if a gone and a new lesion are the same one with another label value.
 
-    Masks that number their lesions, or number their labels differently, have such lesions.
+    This happens if masks number their lesions, or if two masks number their labels differently.
+    Lesions of different labels are never compared, so each of them would be gone and new.
+
+    Args:
+        visits: The comparison of the pair.
+        rule: The rule that the lesions were compared by.
     """
+    # a gone or new lesion has ids of one visit only: (state, id, …)
     states = {(c.state, *c.lesion_before, *c.lesion_after) for c in visits.changes}
     gone, new = (
         visit.keep([c for c in visit.candidates if (state, c.id) in states])
         for visit, state in ((visits.before, "gone"), (visits.after, "new"))
     )
+    # compare again with a single label: now the same lesions overlap
     pooled = compare_visits(new.case, gone.with_one_label(), new.with_one_label(), rule)
     if any(change.lesion_before and change.lesion_after for change in pooled.changes):
         first, second = (sorted({c.label for c in one.candidates}) for one in (gone, new))

@@ -86,7 +86,11 @@ class FollowOutcome(Outcome):
         return SOME_FAILED if self.failed else 0
 
     def record(self) -> dict[str, Any]:
-        """Return folder, page, number of compared pairs, `failed`, and changes per state."""
+        """Return the outcome as JSON values, for `--json`.
+
+        The keys are the folder (`output`), the `page`, the number of compared pairs (`n_pairs`),
+        `failed` with the reasons, and the number of changes per state (`states`).
+        """
         return {
             "output": self.output,
             "page": self.output / "follow.html",
@@ -96,10 +100,10 @@ class FollowOutcome(Outcome):
         }
 
     def summary(self) -> list[str]:
-        """Return a table of the lesions by state, the files, and advice.
+        """Return the lines for the terminal: a table of the lesions by state, the files, and advice.
 
-        The table has a row per state: all lesions, and accepted changes in total and per pair. A
-        stable lesion is no change.
+        The table has a row per state: the number of all lesions, and the number of accepted changes
+        in total and per pair. A stable lesion is no change, so its row has dashes.
         """
         total = count_states(self.changes)
         accepted = count_states(c for c in self.changes if c.accepted)
@@ -138,11 +142,14 @@ class FollowOutcome(Outcome):
 def follow(cfg: FollowConfig, *, progress: Advance | None = None) -> FollowOutcome:
     """Compare the visits of each patient. Write changes.csv, pairs.csv and follow.html.
 
-    The visits are the cases of two folders, or the rows of a table, in which each visit is compared
-    with the one before. With a `bundle`, the scans of the table are predicted first, into
-    `output/predictions`. A pair that cannot be compared, or a visit that cannot be predicted, is
-    listed in a warning and in pairs.csv. With a `reference`, the scores of new lesions are written,
-    with `dicom_output` DICOM reports. The scores.json of an earlier run is removed.
+    - The visits are the cases of two folders, or the rows of a table, in which each visit is
+      compared with the one before.
+    - With a `bundle`, the scans of the table are predicted first, into `output/predictions`.
+    - A pair that cannot be compared, or a visit that cannot be predicted, is named in a warning and
+      in pairs.csv.
+    - With a `reference`, the scores of new lesions are written. The scores.json of an earlier run
+      is removed.
+    - With `dicom_output`, DICOM reports are written.
 
     Args:
         cfg: See conf/follow.yaml.
@@ -166,11 +173,13 @@ def follow(cfg: FollowConfig, *, progress: Advance | None = None) -> FollowOutco
             "operating_point= needs bundle=, because it applies to new predictions. Add bundle=, "
             "or leave operating_point= out."
         )
+    # find the pairs of visits, their reference masks and reports
     timelines, unpredicted = _timelines(cfg, progress)
     # each visit with the one before, by the id of the later one
     pairs = {later.case: (first, later) for t in timelines for first, later in pairwise(t)}
     masks = {} if cfg.reference is None else _change_masks(Path(cfg.reference), pairs)
     reports = find_reports(later for _, later in pairs.values()) if cfg.dicom_output else None
+    # choose the operating point of new lesions on pairs that are known to be stable
     point = None
     if cfg.stable is not None:
         left_out = set(unpredicted)
@@ -179,6 +188,7 @@ def follow(cfg: FollowConfig, *, progress: Advance | None = None) -> FollowOutco
         point = stable_point(cfg.stable, pairs, reader, left_out, cfg.false_new_per_pair)
     numbers = enumerate([*pairs, *unpredicted], start=1)
     names = {case: case if cfg.identifiers else f"case {number}" for number, case in numbers}
+    # compare the pairs one after the other
     followed: dict[str, FollowedPair] = {}
     errors: dict[str, Exception] = {}
     with bar("Following", progress) as advance:
@@ -194,6 +204,7 @@ def follow(cfg: FollowConfig, *, progress: Advance | None = None) -> FollowOutco
         raise _nothing_followed(errors)
     for case, problem in errors.items():
         _log.warning("Not followed, %s: %s", case, problem)
+    # score the new lesions, and write the tables and the page
     stable = {pairs[case][1].patient for case in followed if case in (cfg.stable or ())}
     settings = SummarySettings(
         evaluated_on=UNKNOWN_ROLE,
@@ -222,9 +233,10 @@ def follow(cfg: FollowConfig, *, progress: Advance | None = None) -> FollowOutco
 
 
 def _nothing_followed(errors: Mapping[str, Exception]) -> Exception:
-    """Return the error to raise if no pair could be compared.
+    """Return the error that `follow` raises if no pair could be compared.
 
-    It is the error itself if there is only one, otherwise a `DatasetError` with all messages.
+    A single error is returned unchanged. Several errors are joined into the message of a
+    `DatasetError`.
     """
     if len(errors) == 1:
         return next(iter(errors.values()))
@@ -240,15 +252,15 @@ def _follow_pair(
     mask: Path | None,
     report: Any | None,
 ) -> FollowedPair:
-    """Compare the visits of a pair, and write its DICOM report.
+    """Compare the visits of one pair, score its new lesions, draw pictures, and write its DICOM report.
 
-    Changes with a score below that of `point` are not accepted. Without both scans, there are no
-    pictures.
+    New lesions with a score below the operating point are not accepted. Without both scans, there
+    are no pictures.
 
     Args:
         files: The earlier and the later visit.
         reader: Reads and compares the visits.
-        point: The operating point of changes; None accepts all.
+        point: The operating point of new lesions; None accepts all.
         name: The name of the pair on the page.
         mask: A mask of its new lesions, to score against; None for no score.
         report: The planned DICOM report; None for no report.
@@ -273,10 +285,13 @@ def _follow_pair(
 def _timelines(
     cfg: FollowConfig, progress: Advance | None
 ) -> tuple[list[list[VisitFiles]], dict[str, str]]:
-    """Return the visits of each patient in order, and the reasons of failed predictions by case.
+    """Return the visits of each patient in order. With a bundle, predict them first.
 
-    The visits are those of the folders or of the table in the settings. With a bundle, the scans of
-    the table are predicted.
+    The visits are those of the folders `before` and `after`, or those of the table `visits`.
+
+    Returns:
+        The visits that have predictions, one list per patient, and the reason of each visit that
+        could not be predicted, by case.
     """
     if cfg.before is not None and cfg.after is not None:
         before = Path(cfg.before)
@@ -295,9 +310,11 @@ def _timelines(
 
 
 def _predict_visits(cfg: FollowConfig, folder: Path, progress: Advance | None) -> dict[str, str]:
-    """Predict the visits of the table into `folder`. Return why visits failed, by case.
+    """Predict the scans of the table into `folder`, for `follow` with a bundle.
 
-    Each of them is named in a warning.
+    Returns:
+        The reason of each visit that could not be predicted, by case. A warning states each of
+        them.
     """
     predict = find_recipe("predict")
     unpredicted: dict[str, str] = {}
@@ -313,7 +330,14 @@ def _predict_visits(cfg: FollowConfig, folder: Path, progress: Advance | None) -
 
 
 def _change_masks(folder: Path, pairs: Mapping[str, FilePair]) -> Mapping[str, Path]:
-    """Find the masks of new lesions in a folder by case. Warn of pairs without one.
+    """Find the reference masks of new lesions in a folder. Pairs without a mask are named in a warning.
+
+    Args:
+        folder: The folder of masks, which are named after the later visits.
+        pairs: The files of each pair by the id of its later visit.
+
+    Returns:
+        The path of each mask by case id.
 
     Raises:
         DatasetError: If no mask has the name of a pair.
@@ -337,10 +361,16 @@ def _write_change_scores(
     stable_patients: Collection[str],
     settings: SummarySettings,
 ) -> None:
-    """Remove scores.json of an earlier run, and write the scores of new lesions if there are any.
+    """Write the scores of new lesions into `folder`, if any pair has a reference.
 
-    Warn if patients who are scored have chosen the operating point in `settings`. These are
-    `stable_patients`.
+    The scores.json of an earlier run is removed in any case. If the operating point was chosen on
+    patients who are also scored, a warning says that the scores are too optimistic.
+
+    Args:
+        folder: The output folder.
+        followed: The compared pairs.
+        stable_patients: The patients on whose pairs the operating point was chosen.
+        settings: The settings of the scores, with the operating point.
     """
     (folder / SCORES_FILE).unlink(missing_ok=True)
     matches = [pair.match for pair in followed if pair.match is not None]
@@ -366,18 +396,18 @@ def stable_point(
     left_out: Collection[str],
     false_new_per_pair: float,
 ) -> OperatingPoint:
-    """Choose the score with at most `false_new_per_pair` new lesions expected per stable pair.
+    """Choose the score from which new lesions are accepted, on pairs that are known to be stable.
 
-    Pairs in `stable` have no new lesion, so each new candidate in them is false. If all of
-    these candidates are within the rate, the score is 0. Stable pairs that cannot be compared are
-    listed in a warning.
+    Stable pairs have no new lesion, so each new candidate in them is false. The chosen score is
+    expected to accept at most `false_new_per_pair` of them per pair. If even all candidates are
+    within this rate, the score is 0. Stable pairs that cannot be compared are listed in a warning.
 
     Args:
         stable: The ids of stable pairs.
         pairs: The files of each pair.
         reader: Reads and compares the visits.
         left_out: Visits that are not compared, because their prediction or an earlier one failed.
-        false_new_per_pair: The expected number of false new lesions.
+        false_new_per_pair: The maximum expected number of false new lesions per stable pair.
 
     Raises:
         ConfigError: If `stable` names no case, or one that is neither a pair nor left out.
@@ -410,10 +440,13 @@ def stable_point(
 
 
 def _match_new_lesions(visits: VisitPair, reference: Reference | None, group: str) -> MatchedCase:
-    """Match the new lesions of a pair with a reference of true new lesions.
+    """Match the new lesions of a pair with the reference of new lesions, to score or choose a point.
 
-    If `reference` is None, the pair is stable, so all new lesions are false positives. `group` is
-    the patient.
+    Args:
+        visits: The comparison of the pair.
+        reference: The true new lesions. None for a stable pair: all new lesions are false
+            positives.
+        group: The id of the patient.
     """
     new = visits.new_lesions()
     role = UNKNOWN_ROLE
@@ -426,7 +459,16 @@ def _match_new_lesions(visits: VisitPair, reference: Reference | None, group: st
 def _pair_row(
     files: FilePair, changes: Sequence[LesionChange], alignment: Alignment | None, message: str
 ) -> dict[str, Any]:
-    """Return the row of a pair in pairs.csv. `message`: why it has no DICOM report, or ""."""
+    """Return the row of a pair in pairs.csv: counts, volumes, and the quality of the registration.
+
+    Volumes are None if only 2-D lesions were compared.
+
+    Args:
+        files: The earlier and the later visit.
+        changes: The changes of the pair.
+        alignment: The registration, or None if the positions in the files were used.
+        message: Why the pair has no DICOM report, or "".
+    """
     earlier, later = files
     before = [c.volume_before_ml for c in changes if c.volume_before_ml is not None]
     after = [c.volume_after_ml for c in changes if c.volume_after_ml is not None]

@@ -33,9 +33,18 @@ def register_rigid(fixed: Volume, moving: Volume) -> Alignment:
 
     The metric is the mutual information of every fifth voxel in 50 bins (Mattes et al. 2003). The
     optimisation begins with aligned centres of mass, and uses a quarter, half and the full
-    resolution. In each of them it takes at most 200 steps, from 1 mm down to 0.0001 mm. It has one
-    thread and a fixed seed, so that the same scans give the same numbers. Raises
-    `GeometryError` for 2-D scans, and if the optimisation fails.
+    resolution, with at most 200 steps each, from 1 mm down to 0.0001 mm. It has one thread and a
+    fixed seed, so that the same scans give the same numbers.
+
+    Args:
+        fixed: The scan that defines the coordinates, the later visit.
+        moving: The scan to align with it, the earlier visit.
+
+    Returns:
+        The movement from the moving scan to the fixed one, with measures of its quality.
+
+    Raises:
+        GeometryError: If a scan is 2-D or the optimisation fails.
     """
     import SimpleITK as sitk
 
@@ -76,6 +85,7 @@ def register_rigid(fixed: Volume, moving: Volume) -> Alignment:
     finally:
         sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(n_threads)
     movement = sitk.Euler3DTransform(transform)
+    # the transform as a matrix: rotation, and the image of the origin
     to_moving = np.eye(4)
     to_moving[:3, :3] = np.reshape(movement.GetMatrix(), (3, 3))
     to_moving[:3, 3] = movement.TransformPoint((0.0, 0.0, 0.0))
@@ -87,15 +97,25 @@ def register_rigid(fixed: Volume, moving: Volume) -> Alignment:
 
 
 def _foreground_dice(fixed: Any, moving: Any, transform: Any) -> float:
-    """Return the Dice of both foregrounds within the moving scan's field of view; 0 if empty."""
+    """Return the Dice of the foregrounds of two registered scans, to detect a failed registration.
+
+    The foreground is above Otsu's threshold. Only the field of view of both scans counts. If there
+    is no foreground, the Dice is 0.
+
+    Args:
+        fixed: The fixed image of SimpleITK.
+        moving: The moving image of SimpleITK.
+        transform: Maps points of the fixed image to points of the moving one.
+    """
     import SimpleITK as sitk
 
     def move(image: Any) -> NDArray[Any]:
-        """Return a moving image on the grid of the fixed one."""
+        """Return an image of the moving scan as an array on the grid of the fixed scan."""
         resampled = sitk.Resample(image, fixed, transform, sitk.sitkNearestNeighbor, 0)
         result: NDArray[Any] = sitk.GetArrayFromImage(resampled)
         return result
 
+    # ones within the moving scan, and 0 outside
     field_of_view = move(sitk.Cast(moving * 0 + 1, sitk.sitkUInt8))
     first = sitk.GetArrayFromImage(sitk.OtsuThreshold(fixed, 0, 1)) > 0
     first &= field_of_view > 0

@@ -48,10 +48,15 @@ class FollowConfig(OutputCommand):
 
     @model_validator(mode="after")
     def _validate_sources(self) -> Self:
-        """Return self. Raise `ValueError` if it is not clear which visits to compare.
+        """Check that the settings name the visits to compare in exactly one way.
 
-        These are two folders of predictions, or a table of visits with a bundle or predictions.
-        Such a table already names the images.
+        - Two folders of predictions: `before` and `after`, without `visits`, `bundle` and
+          `predictions`.
+        - A table: `visits` with either `bundle` or `predictions`. The table already names the
+          images, so `before_images` and `after_images` must not be set.
+
+        Raises:
+            ValueError: If the settings are neither.
         """
         folders = [self.before, self.after]
         has_all_folders = None not in folders
@@ -72,7 +77,7 @@ class FollowConfig(OutputCommand):
         return self
 
     def of_predict(self, folder: Path) -> PredictConfig:
-        """Return the settings that predict the visits of the table into `folder`."""
+        """Return the settings of `predict` for the visits of the table, with `folder` as output."""
         return PredictConfig.of(
             bundle=self.bundle,
             input=self.visits,

@@ -13,12 +13,14 @@ from lesionseg.io import PredictionFiles, find_predictions, find_scans
 
 _log = logging.getLogger(__name__)
 
-# YYYY-MM-DD, YYYYMMDD and YYMMDD
+# YYYY-MM-DD (with any text after it, such as a time), YYYYMMDD and YYMMDD
 _DATE = re.compile(
     r"\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01]).*"
     r"|(\d\d)?\d\d(0[1-9]|1[0-2])(0[1-9]|[12]\d|3[01])"
 )
-# no date of another form: 31.05, 1.10, 05.2024, 2024.10 or 05.31; 1.9 and 12.5 may be numbers
+# A number such as 2 or 0.5. The lookahead refuses dates of another form: a number with a leading 0
+# (05.2024), day or year and month (31.05, 2024.10), and month and year (1.2024). 1.9 and 12.5 are
+# numbers.
 _NUMBER = re.compile(
     r"(?!0\d+\.|([1-9]|[12]\d|3[01]|(19|20)\d\d)\.(0[1-9]|1[0-2])$|([1-9]|1[0-2])\.(19|20)\d\d$)"
     r"(\d{1,4}|\d+\.\d+)"
@@ -45,7 +47,7 @@ class VisitFiles:
 
     @property
     def patient(self) -> str:
-        """The id of the patient."""
+        """The id of the patient, which is the case id if no group is stated."""
         return self.group or self.case
 
 
@@ -55,9 +57,15 @@ FilePair = tuple[VisitFiles, VisitFiles]  # the earlier and the later visit
 def visits_of_folders(
     before: Path, after: Path, before_images: str | None, after_images: str | None
 ) -> list[list[VisitFiles]]:
-    """Return both visits of each case that both folders contain. Warn of cases with one visit.
+    """Return both visits of each case that is in both folders of predictions.
 
-    `before_images` and `after_images` are the folders of their scans, or both are None.
+    The earlier visit precedes the later one. Cases that are in one folder only are named in a warning.
+
+    Args:
+        before: The folder of predictions of the earlier visits.
+        after: The folder of predictions of the later visits.
+        before_images: The folder of the scans of the earlier visits, or None.
+        after_images: The folder of the scans of the later visits, or None.
 
     Raises:
         ConfigError: If only one folder of images is given.
@@ -77,20 +85,22 @@ def visits_of_folders(
         )
     if in_one:
         _log.warning("These cases have one visit only: %s", ", ".join(in_one))
-    sides = (
+    folders = (
         (first, _scans_of_cases(before_images, in_both)),
         (second, _scans_of_cases(after_images, in_both)),
     )
     return [
-        [VisitFiles(case, found[case], scans.get(case)) for found, scans in sides]
+        [VisitFiles(case, found[case], scans.get(case)) for found, scans in folders]
         for case in in_both
     ]
 
 
 def _scans_of_cases(folder: str | None, cases: Sequence[str]) -> dict[str, Path]:
-    """Return the scans in a folder by case. Warn of `cases` without a scan.
+    """Return the scans in a folder by case id. Cases without a scan are named in a warning.
 
-    Return an empty dictionary if no folder is given.
+    Args:
+        folder: The folder of scans. None returns an empty dictionary.
+        cases: The case ids that need a scan.
     """
     if folder is None:
         return {}
@@ -111,12 +121,17 @@ def visits_of_table(
 ) -> list[list[VisitFiles]]:
     """Return the visits of each patient that have predictions in `folder`, in order.
 
-    Visits that could not be predicted are left out, because files in `folder` with their names
-    are results of an earlier run. `unpredicted` states the reason for each of them. Visits that
-    cannot be compared with another one are listed in a warning.
+    Visits that could not be predicted are left out, because files in `folder` with their names are
+    results of an earlier run. Visits that cannot be compared with another one are named in a
+    warning.
+
+    Args:
+        patients: The visits of each patient, in order (`order_visits`).
+        folder: The folder of predictions.
+        unpredicted: The reason of each visit that could not be predicted, by case id.
 
     Raises:
-        DatasetError: If no patient has two such visits.
+        DatasetError: If no patient has two visits with predictions.
     """
     found = find_predictions(folder) if len(unpredicted) < sum(map(len, patients)) else {}
     timelines: list[list[VisitFiles]] = []
@@ -193,20 +208,27 @@ def order_visits(scans: Iterable[CaseFiles], table: Path) -> list[list[CaseFiles
 
 
 def _have_an_order(times: Sequence[Any]) -> bool:
-    """Return True if the times are distinct, and all of them are dates or all of them numbers."""
+    """Return True if the visits of a patient can be sorted by these times (`_parse_time`).
+
+    No time is None, all are dates or all are numbers, and no two are equal.
+    """
     kinds = {type(time) for time in times}
     return None not in times and len(kinds) == 1 and len(set(times)) == len(times)
 
 
 def _parse_time(text: str) -> Any:
-    """Return a value to sort the visits of a patient by.
+    """Return the time of a visit as a value to sort by, from a cell of the column `visit`.
 
-    Dates such as "2024-05-31", "20240531" and "240531" give the text "20240531". Text after a date
-    with hyphens, such as a time, is kept. Numbers such as "2" give a float. Anything else gives
-    None, also a number that looks like another form of a date, such as "31052024" or "05.2024".
+    - A date such as "2024-05-31", "20240531" and "240531" becomes the text "20240531". Text after a
+      date with hyphens, such as a time, is kept. Two-digit years from 69 on are in the 20th
+      century.
+    - A number such as "2" becomes a float.
+    - Anything else becomes None, also a number that looks like another form of a date, such as
+      "31052024" or "05.2024".
     """
     text = re.sub(r"\.0+$", "", text)  # a table program may write 20240531.0
     if not _DATE.fullmatch(text):
         return float(text) if _NUMBER.fullmatch(text) else None
+    # only YYMMDD, with 6 characters, lacks the century
     century = "" if len(text) > 6 else "19" if text > "69" else "20"
     return century + text.replace("-", "")
