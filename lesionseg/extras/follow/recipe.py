@@ -100,7 +100,7 @@ class FollowOutcome(Outcome):
         }
 
     def summary(self) -> list[str]:
-        """Return the lines for the terminal: a table of the lesions by state, the files, and advice.
+        """Return the lines for the terminal: a table of the lesions by state, files, and advice.
 
         The table has a row per state: the number of all lesions, and the number of accepted changes
         in total and per pair. A stable lesion is no change, so its row has dashes.
@@ -252,7 +252,7 @@ def _follow_pair(
     mask: Path | None,
     report: Any | None,
 ) -> FollowedPair:
-    """Compare the visits of one pair, score its new lesions, draw pictures, and write its DICOM report.
+    """Compare the visits of a pair. Score its new lesions, draw pictures, and write its report.
 
     New lesions with a score below the operating point are not accepted. Without both scans, there
     are no pictures.
@@ -330,7 +330,9 @@ def _predict_visits(cfg: FollowConfig, folder: Path, progress: Advance | None) -
 
 
 def _change_masks(folder: Path, pairs: Mapping[str, FilePair]) -> Mapping[str, Path]:
-    """Find the reference masks of new lesions in a folder. Pairs without a mask are named in a warning.
+    """Find the reference masks of new lesions in a folder.
+
+    Pairs without a mask are named in a warning.
 
     Args:
         folder: The folder of masks, which are named after the later visits.
@@ -440,7 +442,9 @@ def stable_point(
 
 
 def _match_new_lesions(visits: VisitPair, reference: Reference | None, group: str) -> MatchedCase:
-    """Match the new lesions of a pair with the reference of new lesions, to score or choose a point.
+    """Match the new lesions of a pair with the reference of new lesions.
+
+    The matches give the scores of `follow`, and the operating point (`stable_point`).
 
     Args:
         visits: The comparison of the pair.

@@ -59,7 +59,7 @@ def visits_of_folders(
 ) -> list[list[VisitFiles]]:
     """Return both visits of each case that is in both folders of predictions.
 
-    The earlier visit precedes the later one. Cases that are in one folder only are named in a warning.
+    The earlier visit comes first in each list. Cases in one folder only are named in a warning.
 
     Args:
         before: The folder of predictions of the earlier visits.

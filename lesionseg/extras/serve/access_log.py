@@ -24,7 +24,11 @@ class AccessLog:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer the request and log it, with `LEFT` if there was no answer, 500 if it raised."""
+        """Answer a request by the application, and log a line about the request.
+
+        The logged status is `LEFT` if the client left before an answer, and 500 if the application
+        raised an exception. Other connections than HTTP are not logged.
+        """
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -33,12 +37,14 @@ class AccessLog:
         n_bytes = 0
 
         async def receive_and_count() -> Message:
+            """Return the next message of the request, and count the bytes of its body."""
             nonlocal n_bytes
             message = await receive()
             n_bytes += len(message.get("body", b""))
             return message
 
         async def send_and_note_status(message: Message) -> None:
+            """Send a message of the answer, and note the status that the first message has."""
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -67,9 +73,10 @@ class AccessLog:
 
 
 def _route(scope: Scope) -> str:
-    """Return the pattern of the route that answered, such as `/session/{key}`.
+    """Return the path of a request for the log, without names of patients.
 
-    A file of the viewer is `/niivue/`, and a request that no route answered "(another address)".
+    It is the pattern of the route that answered, such as `/session/{key}`. For a file of the viewer
+    it is `/niivue/`, and for a request that no route answered `_OTHER`.
     """
     route = scope.get("route")
     if route is not None:

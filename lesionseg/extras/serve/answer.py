@@ -38,7 +38,10 @@ class ServerReply:
 
     @property
     def headers(self) -> dict[str, str]:
-        """The headers of a download of the file, in ASCII, with the warning if there is one."""
+        """The headers of the download: the file name, and the warning if there is one.
+
+        HTTP headers are ASCII, so other characters of the warning are escaped.
+        """
         headers = {"Content-Disposition": f'attachment; filename="{self.name}"'}
         if self.warning:
             text = " ".join(self.warning.split())
@@ -53,22 +56,25 @@ def predict_scan(
     budget: int,
     sent: Sequence[str] = (),
 ) -> ServerReply:
-    """Predict the single scan in `folder`. Return the requested file.
+    """Predict the single scan in a folder, and return the file that the request asks for.
+
+    If the scan needs more memory than `budget`, its probabilities are stored in a temporary file in
+    `folder`.
 
     Args:
         predictor: The model.
         folder: The folder with the scan. A zip of the results may stay in it.
         result: The requested file; see `RESULTS` in `serve.app`.
-        budget: The bytes of memory that the scan may use. If it needs more, its probabilities
-            are in a temporary file in `folder`.
-        sent: The sent names of the channels' files, for the page.
+        budget: The bytes of memory that the scan may use.
+        sent: The file names of the channels as the client sent them, for the page.
 
     Raises:
-        ContentError: If the model has no such result, or if the scan needs more than `budget` even
-            so. It has not been decoded then.
+        ContentError: If the model has no such result, or if the scan needs more memory than
+            `budget` even with a temporary file. The scan is then refused before it is decoded.
         LesionsegError: If the scan cannot be predicted. The message names no folder of the server.
     """
     try:
+        # predict
         scan = _find_single_scan(folder, len(predictor.plan.channel_names))
         is_large = _is_large(scan, predictor, budget)
         volume = predictor.read(scan)
@@ -78,6 +84,7 @@ def predict_scan(
         trim_memory()
         prediction = predictor.decide(inferred, CASE)
         warning = " ".join(prediction.warnings)
+        # write the results, and return a single file if it was requested
         with TemporaryDirectory(dir=folder) as output:
             write_prediction(Path(output), prediction, like=scan.images[0])
             if result in ("mask", "candidates"):
@@ -88,6 +95,7 @@ def predict_scan(
             zipped = Path(shutil.make_archive(f"{folder}/{CASE}_all", "zip", output))
         if result == "all":
             return ServerReply(zipped.name, zipped.read_bytes(), warning)
+        # the data of the page: the viewer's data, with the zip, the warning and the channels
         scene = Scene(volume.array[0], volume.geometry, prediction=prediction)
         view = viewer_data(scene, with_slices=not NIIVUE.is_file())
         view["zip"] = base64.b64encode(zipped.read_bytes()).decode()
@@ -97,6 +105,7 @@ def predict_scan(
         view["channels"] = [{"channel": channel, "file": name} for channel, name in files]
         return ServerReply(f"{CASE}_view.json", json.dumps(view).encode(), warning)
     except LesionsegError as error:
+        # the message must not name folders of the server
         text = str(error).replace(f"{folder}/", "").replace(str(folder), "the scan")
         raise type(error)(text) from error
     except Exception as error:  # a damaged file, or too little memory for a large one
@@ -104,12 +113,18 @@ def predict_scan(
 
 
 def _is_large(scan: CaseFiles, predictor: Predictor, budget: int) -> bool:
-    """Return True if the probabilities of the scan must be in a file.
+    """Return True if the probabilities of the scan do not fit into memory, so they must be in a file.
 
     Only headers are read, because a small compressed file may contain a huge image.
 
+    Args:
+        scan: The files of the scan.
+        predictor: The model.
+        budget: The bytes of memory that the scan may use.
+
     Raises:
-        ContentError: If the scan needs more memory than `budget` even so.
+        ContentError: If the scan needs more memory than `budget` even with its probabilities in a
+            file.
         GeometryError: If spacing or extent are implausible.
     """
     plan = predictor.plan
@@ -131,9 +146,10 @@ def _is_large(scan: CaseFiles, predictor: Predictor, budget: int) -> bool:
 
 
 def _find_single_scan(folder: Path, n_channels: int) -> CaseFiles:
-    """Return the only scan in `folder`, without missing channels.
+    """Return the only scan in the folder of a request. None of its channels counts as missing.
 
-    Raise `DatasetError` if there are none or several.
+    Raises:
+        DatasetError: If the folder has no scan or several scans.
     """
     cases = find_scans(folder, n_channels).cases()
     if len(cases) != 1:

@@ -21,11 +21,11 @@ _WAIT_SECONDS = 30.0  # for another server that starts at the same time
 
 @contextmanager
 def server_folder() -> Iterator[Path]:
-    """Yield an empty folder, private to this user, that is removed at the end.
+    """Yield an empty folder for scans in progress, private to this user. Remove it at the end.
 
-    A server that is killed leaves its folder. It is removed when the next server of the same user
-    starts. Each server holds the lock of its folder, and the system releases the lock of a killed
-    process.
+    A server that is killed leaves its folder, which the next server of the same user removes when
+    it starts. To distinguish them, each server holds the lock of its folder. The system releases
+    the lock of a killed process.
 
     Raises:
         OutputError: If the folder of all servers belongs to another user, or cannot be made.
@@ -33,7 +33,7 @@ def server_folder() -> Iterator[Path]:
     user = f"-{os.getuid()}" if hasattr(os, "getuid") else ""  # Windows has a folder per user
     shared = Path(tempfile.gettempdir()).resolve() / f"lesionseg-serve{user}"
     try:
-        _make_own(shared)
+        _make_private(shared)
         with FileLock(shared / _LOCK, timeout=_WAIT_SECONDS):
             # otherwise, another server could remove the new folder before it is locked
             _remove_leftovers(shared)
@@ -52,10 +52,11 @@ def server_folder() -> Iterator[Path]:
         shutil.rmtree(home, ignore_errors=True)
 
 
-def _make_own(folder: Path) -> None:
-    """Make the folder of this user's servers, unless it exists, and make it private to the user.
+def _make_private(folder: Path) -> None:
+    """Make the folder that contains the folders of all servers of this user, private to the user.
 
-    Other users can write into the folder for temporary files that contains it.
+    An existing folder is used again. It is checked, because other users can write into the folder
+    for temporary files, which contains it.
 
     Raises:
         OutputError: If the path is a link to a folder, or a folder of another user.
@@ -73,12 +74,12 @@ def _make_own(folder: Path) -> None:
 
 
 def _remove_leftovers(shared: Path) -> None:
-    """Remove the folders of servers that no longer run: their locks are free.
+    """Remove the folders of servers that were killed, with the scans in them.
 
-    A folder without a lock stays.
+    The lock of such a folder is free. A folder without a lock stays, because it may be in use.
     """
     for folder in shared.iterdir():
-        # without a lock, the folder may be in use: a cleaner of /tmp may have removed the lock
+        # a cleaner of /tmp may have removed the lock of a running server
         if not (folder / _LOCK).is_file():
             continue
         lock = FileLock(folder / _LOCK)

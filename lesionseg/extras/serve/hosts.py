@@ -7,6 +7,7 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+# group 1: an IPv6 address in brackets, or a name or IPv4 address; group 2: the port
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^:\[\]]+)(:\d*)?", re.IGNORECASE)
 UNKNOWN_NAME = (
     "This server does not answer to the name in the address. Start it with hosts=[NAME], where "
@@ -26,16 +27,19 @@ class KnownHosts:
         self.hosts = [host.lower() for host in hosts]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on, or answer 400."""
+        """Pass a request on if it names a known host, otherwise answer 400.
+
+        Other connections than HTTP are passed on.
+        """
         if scope["type"] != "http" or self._is_known(Headers(scope=scope).get("host", "")):
             await self.app(scope, receive, send)
             return
         await JSONResponse({"detail": UNKNOWN_NAME}, 400)(scope, receive, send)
 
     def _is_known(self, header: str) -> bool:
-        """Return True if the header `Host` has a known name. The port does not matter.
+        """Return True if the header `Host` of a request has a known name. The port does not matter.
 
-        The name `*.name` matches subdomains, and `*` any header.
+        A setting `*.name` matches all subdomains of `name`, and the setting `*` matches any header.
         """
         match = _HOST.fullmatch(header)
         if "*" in self.hosts:
@@ -48,7 +52,7 @@ class KnownHosts:
 
 
 def with_brackets(host: str) -> str:
-    """Return a host as it is written in an address: an IPv6 address is in brackets.
+    """Return a host as an address on the web contains it: an IPv6 address gets brackets.
 
     >>> with_brackets("::1"), with_brackets("[::1]"), with_brackets("localhost")
     ('[::1]', '[::1]', 'localhost')

@@ -13,10 +13,16 @@ logger = logging.getLogger(__name__)
 
 
 def serve(cfg: ServeConfig) -> Outcome:
-    """Serve until interrupted by Ctrl-C. `serve.app` answers the requests.
+    """Serve the model until interrupted by Ctrl-C. `serve.app` answers the requests.
 
-    By default only this machine can send requests. Each one is logged without names (`access_log`).
-    The outcome is empty.
+    By default only this machine can send requests. Each request is logged without names of patients
+    (`access_log`).
+
+    Args:
+        cfg: See conf/serve.yaml.
+
+    Returns:
+        An empty outcome, because a server leaves no files.
 
     Raises:
         ConfigError: If the extra `serve` is not installed, if device or operating point are wrong,
@@ -67,7 +73,11 @@ def serve(cfg: ServeConfig) -> Outcome:
 
 
 def _warn_if_open(cfg: ServeConfig) -> None:
-    """Warn if other machines can reach the server, and if it would refuse their requests."""
+    """Warn if other machines can reach the server, and if it would refuse all their requests.
+
+    The hosts 0.0.0.0 and :: accept connections from any machine, but are no name that a client
+    uses.
+    """
     if cfg.host not in ("127.0.0.1", "::1", "localhost"):
         logger.warning(
             "Other machines can reach this server. Put a proxy with a password in front of it."

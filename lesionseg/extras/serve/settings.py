@@ -8,14 +8,18 @@ from lesionseg.config import Bundles, InferenceConfig, PathKind, Settings
 
 
 def _validate_host(name: str) -> str:
-    """Return the name of a host. Raise `ValueError` if it has a `*` except as `*` or `*.name`."""
+    """Return the name of a host that the server answers to, if its `*` is valid.
+
+    Raises:
+        ValueError: If a `*` is anything else than the complete name, or its first part (`*.name`).
+    """
     if "*" in name.removeprefix("*.") and name != "*":
         raise ValueError("not a host: a * may stand for the first part only: *.example.org")
     return name
 
 
 def _strip_brackets(host: str) -> str:
-    """Return a host without the brackets of an IPv6 address, which a socket does not accept."""
+    """Return a host without the brackets of an IPv6 address, because a socket does not accept them."""
     return host[1:-1] if host.startswith("[") and host.endswith("]") else host
 
 

@@ -62,25 +62,32 @@ class TuningSearch:
 
     @property
     def finished(self) -> list[TuningTrial]:
-        """The trials whose training was completed and has a value."""
+        """The trials whose training was completed and that have a value."""
         return [t for t in self.trials if t.state == "complete" and t.value is not None]
 
     @property
     def pruned(self) -> list[TuningTrial]:
-        """The trials that were stopped early and have a value, the one of their last validation."""
+        """The trials that were stopped early, with the value of their last validation.
+
+        Trials that were stopped before a validation are left out.
+        """
         return [t for t in self.trials if t.state == "pruned" and t.value is not None]
 
     @property
     def best(self) -> TuningTrial | None:
-        """The finished trial with the highest value, or the earliest of several."""
+        """The finished trial with the highest value, and the lowest number among equal values.
+
+        None if no trial is finished.
+        """
         by_number = sorted(self.finished, key=lambda trial: trial.number)
         return max(by_number, key=lambda trial: trial.value or 0.0, default=None)
 
 
 def trial_table(search: TuningSearch) -> list[list[str]]:
-    """Return a header and one row per trial in order. A missing number is a dash.
+    """Return the table of trials for the page and the terminal: a header, and a row per trial.
 
-    There is a column of notes only if a trial has one.
+    The columns are trial, α, γ, one per score, state, seconds, and note if any trial has one. A
+    missing number is a dash.
     """
     names: dict[str, None] = {}  # of the scores of all trials, in the order of their appearance
     for trial in search.trials:
@@ -101,9 +108,10 @@ def trial_table(search: TuningSearch) -> list[list[str]]:
 
 
 def write_tuning_page(search: TuningSearch, path: Path) -> Path:
-    """Write the page of the search atomically. Return `path`.
+    """Write the page of the search to `path` atomically, and return `path`.
 
-    A ring marks the steadiest training, if there is one.
+    The chart shows each trained pair of α and γ. A ring marks the recommended trial
+    (`best_smoothed_trial`), if there is one.
     """
     figure, axes = new_figure(6, 4.4)
     figure.colorbar(_draw_finished(axes, search), label=search.objective)
@@ -142,7 +150,10 @@ def write_tuning_page(search: TuningSearch, path: Path) -> Path:
 
 
 def _draw_finished(axes: Axes, search: TuningSearch) -> PathCollection:
-    """Draw a dot for each finished training, with its recall next to it. Return the dots."""
+    """Draw a dot for each finished training at its α and γ, with its recall as colour and as text.
+
+    Return the dots, which the colour bar needs.
+    """
     finished = search.finished
     dots = axes.scatter(
         [trial.alpha for trial in finished],
@@ -155,27 +166,32 @@ def _draw_finished(axes: Axes, search: TuningSearch) -> PathCollection:
         zorder=3,
     )
     for trial in finished:
-        place = (trial.alpha, trial.gamma)
-        axes.annotate(f"{_recall(trial):.2f}", place, (8, 4), textcoords="offset points", size=8)
+        alpha_gamma = (trial.alpha, trial.gamma)
+        axes.annotate(
+            f"{_recall(trial):.2f}", alpha_gamma, (8, 4), textcoords="offset points", size=8
+        )
     return dots
 
 
 def _recall(trial: TuningTrial) -> float:
-    """Return the recall of a training; 0 if it is unknown.
+    """Return the recall of a trial, for the chart; 0 if it is unknown.
 
-    The value of a trial also contains the average precision.
+    The value of a trial is not used, because it also contains the average precision.
     """
     return trial.scores.get("recall", 0.0)
 
 
 def best_smoothed_trial(search: TuningSearch) -> TuningTrial | None:
-    """Return the trial with the highest smoothed value, which noise affects less.
+    """Return the finished trial with the highest smoothed value, the recommended one.
 
-    The smoothed value of a trial is the weighted mean of its own value, those of its neighbours,
-    and the mean of all trials. The latter has the weight of one trial, so that a trial without
-    neighbours cannot win by luck. Pruned trials count with their last value, because otherwise a
-    pair whose poor neighbours were all pruned would look like one without neighbours. They are
-    never returned, nor are trials of value 0. Return None if there is no other trial.
+    A single value is noisy. The smoothed value of a trial is the weighted mean of its value, the
+    values of its neighbours, and the mean of all trials. Neighbours weigh less the farther their α
+    and γ are. The mean of all trials has the weight of one trial, so that a trial without
+    neighbours cannot win by luck.
+
+    Pruned trials count as neighbours with their last value, because otherwise a pair whose poor
+    neighbours were all pruned would look like one without neighbours. Pruned trials and trials of
+    value 0 are never returned. Return None if there is no other trial.
     """
     successful = [trial for trial in search.finished if trial.value]
     if not successful:

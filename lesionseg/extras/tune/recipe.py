@@ -92,7 +92,7 @@ class TuneOutcome(Outcome):
     cfg: TuneConfig
 
     def record(self) -> dict[str, Any]:
-        """Return the run directory, the page, and as `best` the recommended pair of α and γ.
+        """Return the run directory, the page, and the recommended α and γ (`best`), for `--json`.
 
         `best` is None if no finished trial has found a lesion.
         """
@@ -101,13 +101,13 @@ class TuneOutcome(Outcome):
         return {"run": self.run, "page": self.run / "tune.html", "best": pair}
 
     def summary(self) -> list[str]:
-        """Return the table of trials, the conclusions, and the page."""
+        """Return the lines for the terminal: the table of trials, the conclusions, and the page."""
         rows = align_columns(trial_table(self.search))
         return [*rows, "", *self.search.notes, f"Open:    {self.run / 'tune.html'}"]
 
     @property
     def next(self) -> str | None:
-        """The training with the recommended pair; None without one."""
+        """The command that trains with the recommended pair; None if no pair is recommended."""
         best = best_smoothed_trial(self.search)
         if best is None:
             return None
@@ -123,7 +123,10 @@ def tune(cfg: TuneConfig) -> TuneOutcome:
 
     Each trial is a training in `run_dir/trials`. All trials start from the same weights and use the
     same tiles. tune.json and tune.html are written after each trial. Processes with the same run
-    directory share the trials, and a later one continues them.
+    directory share the trials, and a process that starts later continues the search.
+
+    Args:
+        cfg: See conf/tune.yaml.
 
     Raises:
         LesionsegError: If a setting, file or case is wrong. The message names it.
@@ -154,15 +157,21 @@ def tune(cfg: TuneConfig) -> TuneOutcome:
 
 
 def _run_trials(experiment: Experiment, cfg: TuneConfig) -> TuningSearch:
-    """Run the trials that are missing, and write the results after each.
+    """Run the trials that the search still lacks, and write the results after each trial.
 
-    `cfg`: the settings, with the model and the learning rate of `experiment`.
+    Args:
+        experiment: The data, and the model and learning rate of the run.
+        cfg: The settings, with the model and the learning rate of `experiment`.
+
+    Returns:
+        The search, with the trials of all processes.
 
     Raises:
         ConfigError: If no loss can be tuned, see `tuned_groups`.
         DatasetError: If no validation case has a lesion.
     """
     run = experiment.run
+    # check that the cases can rank the trials
     groups = tuned_groups(cfg)
     cases = experiment.cases("validation")
     n_lesions = sum(experiment.inspection.counts.get(files.case, 0) for files in cases)
@@ -171,6 +180,7 @@ def _run_trials(experiment: Experiment, cfg: TuneConfig) -> TuningSearch:
             f"{cfg.data.root}: {len(cases)} validation cases without a lesion cannot rank "
             "pairs of α and γ. Raise data.validation_fraction, or give other splits."
         )
+    # prepare what all trials share
     plan = _begin_search(experiment)
     context = {
         "preset": cfg.preset,
@@ -183,6 +193,7 @@ def _run_trials(experiment: Experiment, cfg: TuneConfig) -> TuningSearch:
     trials = _Trials(
         experiment, cfg, groups, plan, prepare_cases(experiment.inspection, plan, experiment.cache)
     )
+    # open the search, and run trials until there are enough
     lock = FileLock(run / BEGIN_LOCK)
     with lock:
         study = open_study(cfg, run)
@@ -199,9 +210,10 @@ def _run_trials(experiment: Experiment, cfg: TuneConfig) -> TuningSearch:
 
 
 def _begin_search(experiment: Experiment) -> Plan:
-    """Make the plan and save the configuration, see `begin`. Wrong settings leave no new folder.
+    """Make the plan and save the configuration, see `begin`, before the first trial.
 
-    Several processes may begin a search together, so each holds a lock meanwhile.
+    Several processes may begin a search together, so each holds a lock meanwhile. If the settings
+    are wrong, a new run directory is removed again.
     """
     run = experiment.run
     with made_folder(run):
@@ -209,6 +221,7 @@ def _begin_search(experiment: Experiment) -> Plan:
             with FileLock(run / BEGIN_LOCK):
                 return begin(experiment)
         except LesionsegError:
+            # only an empty folder is removed by `made_folder`
             if [*run.iterdir()] == [run / BEGIN_LOCK]:
                 (run / BEGIN_LOCK).unlink()
             raise
@@ -236,11 +249,20 @@ class SharedStudy:
     first_pair: Mapping[str, float] | None
 
     def run_next(self, objective: Callable[[Any], float]) -> bool:
-        """Run one trial and return True, or return False if the trials are enough.
+        """Run the next trial of the search, unless there are enough trials.
 
-        Finished and running trials count, those of other processes as well. A trial whose
-        `objective` raises `TrialPruned` is finished. If it raises anything else, the trial is
-        marked as failed, does not count, and the exception is raised again.
+        Finished and running trials count, those of other processes as well. Optuna proposes the
+        pair.
+
+        - If `objective` raises `TrialPruned`, the trial is finished.
+        - If it raises anything else, the trial is marked as failed and does not count, and the
+          exception is raised again.
+
+        Args:
+            objective: Trains with the pair of an Optuna trial, and returns its score.
+
+        Returns:
+            True if a trial was run, False if there are enough trials.
         """
         optuna = _optuna()
         with ExitStack() as held:
@@ -267,24 +289,28 @@ class SharedStudy:
         return True
 
     def _finished(self) -> Sequence[Any]:
-        """Return the trials that are complete or pruned."""
+        """Return the Optuna trials that are complete or pruned, which count for the search."""
         states = _optuna().trial.TrialState
         return self._in_states(states.COMPLETE, states.PRUNED)
 
     def _running(self) -> Sequence[Any]:
-        """Return the trials that a process is training, without those that were killed."""
+        """Return the Optuna trials that a process is training, which count for the search.
+
+        Optuna also calls a killed trial running, but no process holds the lock of its folder.
+        """
         unfinished = self._in_states(_optuna().trial.TrialState.RUNNING)
         return [t for t in unfinished if is_being_trained(trial_folder(self.run, t.number))]
 
     def _in_states(self, *states: Any) -> Sequence[Any]:
-        """Return the trials that are in one of the states of Optuna."""
+        """Return the Optuna trials that are in one of the given states."""
         result: Sequence[Any] = self.study.get_trials(deepcopy=False, states=states)
         return result
 
     def _enqueue_first_pair(self) -> None:
-        """Make the first pair the next one, unless a trial of it is finished, running or waiting.
+        """Put the pair of the settings into Optuna's queue, so that the search begins with it.
 
-        A trial of it that was killed or failed does not count, so the pair is tried again.
+        This is done only once: not if a trial of this pair is finished, running or waiting in the
+        queue. A trial that was killed or failed does not count, so that the pair is tried again.
         """
         if self.first_pair is None:
             return
@@ -299,14 +325,15 @@ class SharedStudy:
 
 
 def trial_folder(run: Path, number: int) -> Path:
-    """Return the folder of a trial in the run directory of its search."""
+    """Return the folder of a trial in the run directory of its search, such as `trials/003`."""
     return run / f"trials/{number:03d}"
 
 
 def is_being_trained(folder: Path) -> bool:
-    """Return True if a process holds the lock of the folder of a trial."""
+    """Return True if a process is training a trial now: it holds the lock in the trial's folder."""
     if not (folder / TRIAL_LOCK).is_file():
         return False
+    # the lock can be acquired only if no process holds it
     try:
         with locked_folder(folder, TRIAL_LOCK):
             return False
@@ -316,11 +343,11 @@ def is_being_trained(folder: Path) -> bool:
 
 @dataclass(frozen=True)
 class _Trials:
-    """The trainings of a search.
+    """The trainings of a search, and the settings and data that they share.
 
     Attributes:
-        experiment: The search.
-        cfg: Its settings.
+        experiment: The data, model and run directory of the search.
+        cfg: The settings of the search.
         groups: The settings that a trial changes, see `tuned_groups`.
         plan: The plan of all trials.
         prepared: The prepared training cases of all trials.
@@ -335,9 +362,17 @@ class _Trials:
     def run(self, trial: Any) -> float:
         """Train with the pair that Optuna proposes. Return the score of the trial.
 
-        Its scores are stored in `trial`. The score is 0 if the training diverges. Raise
-        `TrialPruned` if Optuna stops the trial. Checkpoints are removed.
+        The score is the recall plus a small share of the average precision (`TIE_WEIGHT`), both of
+        the last validation. Both numbers are also stored in the Optuna trial, for the page. If the
+        training diverges, the score is 0. Checkpoints are removed.
+
+        Args:
+            trial: The Optuna trial.
+
+        Raises:
+            TrialPruned: If Optuna stops the trial early. This is an exception of Optuna.
         """
+        # the settings of this trial: its pair, a faster validation, and its folder
         tune = self.cfg.tune
         alpha = trial.suggest_float("alpha", *tune.alpha)
         gamma = trial.suggest_float("gamma", *tune.gamma)
@@ -354,7 +389,11 @@ class _Trials:
         values: list[float] = []
 
         def validate(network: nn.Module, device: str | None = None) -> dict[str, float]:
-            """Score the network. Report the scores to the trial, and add its score to `values`."""
+            """Score the network on the validation cases, and report the score to Optuna.
+
+            The score is appended to `values`. The device is that of the network if it is None.
+            Return the scores for the training history.
+            """
             recall, precision = recall_and_precision(
                 network, experiment, self.plan, tune.fp_per_case, device
             )
@@ -365,6 +404,7 @@ class _Trials:
             return {**scores, SCORE: values[-1]}
 
         def stop_if_poor() -> None:
+            """Raise `TrialPruned` if Optuna's pruner finds the reported scores too poor."""
             if trial.should_prune():
                 raise _optuna().TrialPruned
 
@@ -391,10 +431,12 @@ class _Trials:
 
 
 def check_tuning(cfg: TuneConfig) -> None:
-    """Raise `ConfigError` if the settings cannot be searched.
+    """Raise `ConfigError` if the settings do not allow a search, before any file is read.
 
-    The ends of a range are swapped, all folds are trained, or no loss of the model is tunable. The
-    losses are checked only if the settings name the model.
+    - The bounds of a range of α or γ must not be swapped.
+    - A search uses one fold, not all.
+    - A loss of the model must have α and γ (`tuned_groups`). This is checked only if the settings
+      name the model, not with `auto`.
     """
     for name, (low, high) in (("alpha", cfg.tune.alpha), ("gamma", cfg.tune.gamma)):
         if low > high:
@@ -409,10 +451,12 @@ def check_tuning(cfg: TuneConfig) -> None:
 
 
 def tuned_groups(cfg: TuneConfig) -> tuple[str, ...]:
-    """Return the settings whose `alpha` and `gamma` a trial changes: loss, detection or both.
+    """Return the groups of settings whose `alpha` and `gamma` a trial changes.
 
-    A trial gives both the same pair, because a search has two dimensions. The first trial uses the
-    pair of the first group. Detection with `hard_negatives` has no pair and is left out.
+    These are "loss" for a model that segments, and "detection" for a model that detects. A model
+    with both heads has both groups. A trial gives both the same pair, because a search has two
+    dimensions. The first trial uses the pair of the first group. Detection with `hard_negatives`
+    has no α and γ, and is left out.
 
     Raises:
         ConfigError: If a segmentation loss has no α and γ, no group remains, or a loss has an α per
@@ -442,10 +486,13 @@ def tuned_groups(cfg: TuneConfig) -> tuple[str, ...]:
 
 
 def options_of_trials(cfg: TuneConfig, groups: Sequence[str]) -> dict[str, str]:
-    """Return the options of `model` and, if the loss is among the tuned `groups`, of `loss`.
+    """Return the command line options of `train` that repeat the model and the loss of the trials.
 
-    `train` needs them to repeat a trial. A network or loss of the user's own has no option, and is
-    left out.
+    The option `loss` is needed only if "loss" is among the tuned `groups`. A network or loss that
+    the user wrote has no option, and is left out.
+
+    Returns:
+        The value of each option by name, `model` and `loss`.
     """
     options: dict[str, str] = {}
     if cfg.model.architecture != "custom":
@@ -458,9 +505,11 @@ def options_of_trials(cfg: TuneConfig, groups: Sequence[str]) -> dict[str, str]:
 
 
 def _with_trial_budget(cfg: TuneConfig) -> TuneConfig:
-    """Return the settings of a search. By default, a trial has `TRIAL_VALIDATIONS` validations.
+    """Return the settings with the budget of one trial: its minutes, and how often it is validated.
 
-    A trial whose budget is stated only in steps is validated once, at its end.
+    Without a budget in the settings, a trial has `TRIAL_MINUTES`. If validation is `auto`, a trial
+    with a budget in minutes has `TRIAL_VALIDATIONS` validations, and a trial with a budget in steps
+    only is validated once, at its end.
     """
     minutes = cfg.trainer.max_minutes
     every = cfg.trainer.validate_every_minutes
@@ -473,10 +522,14 @@ def _with_trial_budget(cfg: TuneConfig) -> TuneConfig:
 
 
 def configured_pair(cfg: TuneConfig, group: str) -> dict[str, float] | None:
-    """Return α and γ of the settings in `group`, `loss` or `detection`, to begin a search with.
+    """Return α and γ of the settings, which the first trial uses.
 
-    Return None if the settings state no pair. Return None and log a line if a value is outside the
-    range of the search, because the pair could otherwise be recommended.
+    Return None if the settings state no pair. If a value is outside the range of the search, return
+    None and log a line, because the pair could otherwise be recommended.
+
+    Args:
+        cfg: The settings.
+        group: The group that has the pair, `loss` or `detection`.
     """
     settings = getattr(cfg, group)
     if not isinstance(settings.alpha, float) or settings.gamma is None:
@@ -495,9 +548,10 @@ def configured_pair(cfg: TuneConfig, group: str) -> dict[str, float] | None:
 
 
 def open_study(cfg: TuneConfig, run: Path) -> Any:
-    """Return Optuna's study in `run/journal.log`, which is created if it is missing.
+    """Return Optuna's study in `run/journal.log`. Create the file if it is missing.
 
-    The sampler of a new study has the seed of the settings.
+    The sampler of a new study has the seed of the settings, so that the search can be repeated. The
+    sampler proposes pairs, and the pruner stops poor trials early.
     """
     optuna = _optuna()
     path = run / "journal.log"
@@ -529,10 +583,15 @@ def open_study(cfg: TuneConfig, run: Path) -> Any:
 def write_results(
     cfg: TuneConfig, study: Any, context: Mapping[str, Any], run: Path
 ) -> TuningSearch:
-    """Write tune.json and tune.html into `run`, and return the search.
+    """Write tune.json and tune.html into the run directory, and return the search.
 
-    `context`: what tune.json states about the search besides its trials. Trials that have no pair
-    yet are left out.
+    Trials that have no pair yet are left out.
+
+    Args:
+        cfg: The settings of the search.
+        study: Optuna's study with the trials of all processes.
+        context: Further entries of tune.json, such as the preset and the number of cases.
+        run: The run directory.
     """
     trials = [
         TuningTrial(
@@ -572,9 +631,14 @@ def write_results(
 
 
 def _conclude(search: TuningSearch, context: Mapping[str, Any]) -> Sequence[str]:
-    """Return the conclusions: the best pairs with intervals, and how far to trust them.
+    """Return the conclusions of the search as paragraphs, for the page and the terminal.
 
-    If no trial has found a lesion, return advice instead.
+    They state the best and the recommended pair with intervals, and how far to trust them. If no
+    trial has found a lesion, the only paragraph is advice.
+
+    Args:
+        search: The search.
+        context: The numbers of cases (`n_cases`) and lesions (`n_lesions`), and the `budget`.
     """
     best = search.best
     steady = best_smoothed_trial(search)
@@ -582,7 +646,7 @@ def _conclude(search: TuningSearch, context: Mapping[str, Any]) -> Sequence[str]
         return ["No trial has found a lesion yet. Give each more time: trainer.max_minutes."]
 
     def describe(trial: TuningTrial) -> str:
-        """Return the pair of a trial and its recall with a confidence interval."""
+        """Describe a trial: its pair, and its recall with a 95 % confidence interval."""
         recall = trial.scores.get("recall", 0.0)
         n = context["n_lesions"]
         low, high = wilson_interval(recall * n, n)
@@ -610,7 +674,7 @@ def _conclude(search: TuningSearch, context: Mapping[str, Any]) -> Sequence[str]
 
 
 def _optuna() -> Any:
-    """Import Optuna, silence its messages, and return it.
+    """Import Optuna, which is optional, and return the module. Its messages are silenced.
 
     Raises:
         ConfigError: If the extra `tune` is not installed.
