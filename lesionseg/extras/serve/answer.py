@@ -113,7 +113,7 @@ def predict_scan(
 
 
 def _is_large(scan: CaseFiles, predictor: Predictor, budget: int) -> bool:
-    """Return True if the probabilities of the scan do not fit into memory, so they must be in a file.
+    """Return True if the probabilities of the scan must be in a file, to save memory.
 
     Only headers are read, because a small compressed file may contain a huge image.
 

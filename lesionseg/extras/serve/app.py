@@ -93,24 +93,28 @@ class _Server:
 
     @property
     def labels(self) -> dict[str, int]:
-        """The mask value of each label by name."""
+        """The label value in the mask of each label, by label name."""
         return dict(zip(self.plan.labels.names, self.plan.labels.values, strict=True))
 
     @property
     def max_bytes(self) -> int:
-        """The largest size of a request."""
+        """The maximum size of a request in bytes."""
         return int(self.cfg.max_upload_mb * 2**20)
 
     @property
     def hosts(self) -> list[str]:
-        """The names under which the server answers: those of this machine and of the settings."""
+        """The host names under which the server answers: localhost, and names in the settings."""
         named = map(with_brackets, (self.cfg.host, *self.cfg.hosts))
         return list(dict.fromkeys(["localhost", "127.0.0.1", "[::1]", *named]))
 
     async def new_folder(self) -> AsyncIterator[Path]:
-        """Yield an empty folder for one request, which has a place in the queue meanwhile.
+        """Yield an empty folder for one request, and reserve a place in the queue meanwhile.
 
-        A full queue raises `HTTPException` with status 503. The folder is removed afterwards.
+        This is a dependency of FastAPI: it runs before the body of the request is read. The folder
+        is removed after the answer.
+
+        Raises:
+            HTTPException: If the queue is full (status 503).
         """
         with (
             self.queue.place(),
@@ -119,7 +123,14 @@ class _Server:
             yield Path(folder)
 
     async def receive_scan(self, request: Request, folder: Path) -> list[str]:
-        """Write the scan of a request to `folder`. Return the sent names of the channels' files.
+        """Write the scan in the body of a request to `folder`.
+
+        Args:
+            request: The request.
+            folder: The empty folder of the request.
+
+        Returns:
+            The file names of the channels as the client sent them. Empty for DICOM.
 
         Raises:
             HTTPException: If the upload stalls or takes more than `cfg.request_seconds` (status
@@ -143,16 +154,23 @@ class _Server:
     async def predict(
         self, request: Request, folder: Path, result: Result, sent: Sequence[str] = ()
     ) -> ServerReply:
-        """Predict the scan in `folder` when it is its turn. See `ModelProcess.predict`."""
+        """Wait in the queue, predict the scan in `folder`, and return the requested file.
+
+        For the arguments, see `ModelProcess.predict`. If the client leaves, the prediction ends.
+        """
         work = partial(self.model.predict, folder, result, sent)
         return await self.queue.run(request, work)
 
     async def respond(
         self, request: Request, folder: Path, result: Result, sent: Sequence[str] = ()
     ) -> Response:
-        """Predict the scan in `folder`, and return the requested file as a download.
+        """Wait in the queue, predict the scan in `folder`, and answer with the requested file.
 
-        `sent` are the names of the channels' files if the sender named them.
+        Args:
+            request: The request.
+            folder: The folder with the scan.
+            result: The requested file, see `RESULTS`.
+            sent: The file names of the channels as the client sent them.
         """
         answer = await self.predict(request, folder, result, sent)
         media_type = guess_type(answer.name)[0]
@@ -160,7 +178,7 @@ class _Server:
 
 
 def make_app(model: ModelProcess, cfg: ServeConfig, home: Path) -> FastAPI:
-    """Wait until the model is loaded, and make the application.
+    """Wait until the model is loaded, and make the web application with all its routes.
 
     `ROUTES`, `RESULTS` and `STATUSES` describe the interface; the page `/docs` shows them.
 
@@ -198,9 +216,13 @@ def make_app(model: ModelProcess, cfg: ServeConfig, home: Path) -> FastAPI:
 
 
 async def reject_other_sites(request: Request) -> None:
-    """Reject requests from pages of other sites with status 403, before their body is read.
+    """Reject requests from pages of other sites, before their body is read.
 
-    Requests of programs state no `Origin` and pass.
+    A browser states the site of the page in the header `Origin`, which must be this server.
+    Requests of programs have no `Origin` and pass.
+
+    Raises:
+        HTTPException: If the request comes from another site (status 403).
     """
     origin = request.headers.get("origin", "")
     if origin and origin.partition("://")[2] != request.headers.get("host"):
@@ -208,25 +230,32 @@ async def reject_other_sites(request: Request) -> None:
 
 
 async def _explain(_: Request, error: Exception) -> JSONResponse:
-    """Answer with the message of an error: status 500 if the server cannot write, otherwise 422."""
+    """Answer a request with the message of the error that it has raised.
+
+    The status is 500 if the server cannot write, because that is not the client's fault, otherwise
+    422. FastAPI calls this function for each `LesionsegError`.
+    """
     status = 500 if isinstance(error, OutputError) else 422
     return JSONResponse({"detail": str(error)}, status)
 
 
 def _add_pages(app: FastAPI, server: _Server) -> None:
-    """Add the page that takes a scan, its icon, the description of the interface, and `/health`.
+    """Add the routes of the pages: the page to send a scan, its icon, `/docs` and `/health`.
 
-    `/health` has the status 503 if the model has failed.
+    `/health` states if the model is loaded. Its status is 503 if the model has failed, so that a
+    monitor detects it.
     """
     plan = server.plan
     cfg = server.cfg
 
     @app.get("/", response_class=HTMLResponse)
     async def index() -> str:
+        """Return the page to send a scan."""
         return render("serve.html.j2", viewer=NIIVUE.is_file(), plan=plan, labels=server.labels)
 
     @app.get("/docs", response_class=HTMLResponse)
     async def describe(request: Request) -> str:
+        """Return the page `/docs`, which describes the interface, limits and statuses."""
         return render(
             "serve_api.html.j2",
             base=str(request.base_url),
@@ -246,10 +275,12 @@ def _add_pages(app: FastAPI, server: _Server) -> None:
 
     @app.get("/favicon.ico")
     async def favicon() -> Response:
+        """Return the icon of the page."""
         return Response(ICON, media_type="image/svg+xml")
 
     @app.get("/health")
     async def health() -> JSONResponse:
+        """Return the status of the model, with its bundle, channels and labels, as JSON."""
         status = server.model.status
         about = {"status": status, "version": __version__, "bundle": server.digest}
         content = {**about, "channels": plan.channel_names, "labels": server.labels}
@@ -257,22 +288,27 @@ def _add_pages(app: FastAPI, server: _Server) -> None:
 
 
 def _add_predictions(app: FastAPI, server: _Server) -> None:
-    """Add the routes that predict a sent scan or a simulated one."""
+    """Add the routes that predict a sent scan (`/predict`) or a simulated scan (`/example`)."""
     Folder = Annotated[Path, Depends(server.new_folder)]
 
     @app.post("/predict")
     async def predict(request: Request, folder: Folder, result: Result = "mask") -> Response:
+        """Receive the scan in the form of the request, predict it, and return a file."""
         sent = await server.receive_scan(request, folder)
         return await server.respond(request, folder, result, sent)
 
     @app.post("/example")
     async def example(request: Request, folder: Folder, result: Result = "all") -> Response:
+        """Simulate a scan, predict it, and return a file."""
         await to_thread.run_sync(write_example, folder, server.plan)
         return await server.respond(request, folder, result)
 
 
 def write_example(folder: Path, plan: Plan) -> None:
-    """Write a simulated scan for the model: CT, MRI or a radiograph. Its channels are equal."""
+    """Write a simulated scan that suits the model into `folder`, for a first try of the server.
+
+    It is a CT, an MRI or, for a 2-D model, a radiograph. All its channels are equal.
+    """
     simulate: Callable[..., None] = write_xray_phantoms
     shape: tuple[int, ...] = (256, 256)
     if plan.dims == 3:
@@ -281,5 +317,6 @@ def write_example(folder: Path, plan: Plan) -> None:
     with TemporaryDirectory(dir=folder) as dataset:
         simulate(Path(dataset), 1, seed=0, lesion_free_share=0, shape=shape)
         (image,) = Path(dataset).glob("images*/*")
+        # each channel is a copy, with nnU-Net's channel number in its name
         for channel in range(len(plan.channel_names)):
             shutil.copyfile(image, folder / f"{CASE}_{channel:04d}.{image.name.partition('.')[2]}")

@@ -43,12 +43,18 @@ class ModelProcess:
         self._start()
 
     def _start(self) -> None:
-        """Start the process. It loads the model while this process continues."""
+        """Start a new process, and a thread that waits until the process has loaded the model."""
         self._child = ChildProcess()
         self._loading = self._loader.submit(self._load_in, self._child)
 
     def _load_in(self, child: ChildProcess) -> "Plan":
-        """Load the model in the process and return its plan. End the process if that fails.
+        """Load the model in a process, and return the plan of the model.
+
+        This runs in a thread that waits for the process. If the model cannot be loaded, the process
+        is ended.
+
+        Args:
+            child: The process.
 
         Raises:
             ResourceError: If the process ends meanwhile.
@@ -66,46 +72,56 @@ class ModelProcess:
 
     @property
     def status(self) -> str:
-        """`ok`, `loading`, or `failed` if the next scan must start the process again."""
+        """The status for `/health`: `loading`, `ok`, or `failed`.
+
+        After `failed`, the next scan starts the process again.
+        """
         if not self._loading.done():
             return "loading"
         return "failed" if self._child.has_ended else "ok"
 
     def wait(self) -> "Plan":
-        """Wait until the model is loaded, and return its plan.
+        """Wait until the model is loaded, and return the plan of the model.
 
-        If the process has ended, also because an earlier loading failed, it is started again first.
-        If the model cannot be loaded, the error is raised.
+        If the process has ended, it is started again first, also if an earlier loading failed. If
+        the model cannot be loaded, the error of the loading is raised.
         """
         if self._loading.done() and self._child.has_ended:
             self.restart()
         return self._loading.result()
 
     def predict(self, folder: Path, result: "Result", sent: Sequence[str] = ()) -> "ServerReply":
-        """Predict the single scan in `folder`, see `run` and `predict_scan`."""
+        """Predict the single scan in a folder, in the process of the model.
+
+        For the arguments and errors, see `predict_scan`. The model must be loaded (`wait`).
+        """
         return self.run(predict_by_loaded_model, folder, result, sent)
 
     def run(self, function: Callable[..., T], *args: Any) -> T:
-        """Run a function in the process, which must have loaded the model (`wait`).
+        """Run a function in the process, and return its result. The model must be loaded (`wait`).
 
-        Raise `ChildEnded` if the process ends, such as by `restart` in another thread.
+        Raises:
+            ChildEnded: If the process ends meanwhile, such as by `restart` in another thread.
         """
         return self._child.run(function, *args)
 
     def restart(self) -> None:
-        """Kill the process, wait for its end and start it again. It loads the model meanwhile."""
+        """Kill the process, wait for its end, and start a new one, to stop a prediction.
+
+        The new process loads the model while this one continues.
+        """
         self._loading = Future()  # `status` is "loading" from now on
         self._child.close()
         self._start()
 
     def close(self) -> None:
-        """Kill the process and wait for its end."""
+        """Kill the process and wait for its end. No process is started after this."""
         self._loader.shutdown(wait=False)  # `restart` in another thread then loads no model
         self._child.close()
 
 
 def running_model(cfg: ServeConfig) -> AbstractContextManager[ModelProcess]:
-    """Return a context with a process that loads the model. The process ends after the context.
+    """Return a context with a process that loads the model, which ends after the context.
 
     `ModelProcess.wait` raises `BundleError` if the bundle cannot be used, and `ConfigError` if the
     device or the operating point is wrong.
@@ -117,11 +133,11 @@ _loaded: "list[Callable[..., ServerReply]]" = []  # one function, in the process
 
 
 def load_model(cfg: ServeConfig) -> "Plan":
-    """Load the model in this process for `predict_by_loaded_model`, and return its plan.
+    """Load the model in this process, and return the plan of the model.
 
-    From now on, `inference.max_memory_gb` limits the voxels of an image, also those of pictures,
-    whose grid is known only after they are decoded. Otherwise, a small compressed picture could
-    fill the memory.
+    `predict_by_loaded_model` then uses the model. From now on, `inference.max_memory_gb` also
+    limits the voxels of any image that this process reads. Otherwise a small compressed picture,
+    whose size is known only after it is decoded, could fill the memory.
     """
     from lesionseg.extras.serve.answer import predict_scan
     from lesionseg.inference import Predictor, memory_budget
@@ -141,10 +157,10 @@ def load_model(cfg: ServeConfig) -> "Plan":
 
 
 def predict_by_loaded_model(folder: Path, result: "Result", sent: Sequence[str]) -> "ServerReply":
-    """Predict the single scan in `folder` by the model that `load_model` has loaded.
+    """Predict the single scan in a folder by the model that `load_model` has loaded here.
 
-    Further arguments and the returned file are those of `predict_scan`. From now on, temporary
-    files of this process go into the folder, because the server removes it even if this process is
+    For the other arguments and the returned file, see `predict_scan`. From now on, temporary files
+    of this process are created in the folder, because the server removes it even if this process is
     killed.
     """
     (predict,) = _loaded

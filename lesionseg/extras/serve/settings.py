@@ -19,7 +19,7 @@ def _validate_host(name: str) -> str:
 
 
 def _strip_brackets(host: str) -> str:
-    """Return a host without the brackets of an IPv6 address, because a socket does not accept them."""
+    """Return a host without the brackets of an IPv6 address, which a socket does not accept."""
     return host[1:-1] if host.startswith("[") and host.endswith("]") else host
 
 

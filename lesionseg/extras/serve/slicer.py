@@ -22,6 +22,7 @@ MODEL = "lesionseg"
 MAX_SCANS = 32
 SCAN_SECONDS = 3600.0
 _ABOUT = "lesionseg: for research use only, no medical device"
+# the answer as a multipart form: JSON in the field params, then the mask in the field image
 _RESULT = (
     '--{end}\r\nContent-Disposition: form-data; name="params"\r\n'
     "Content-Type: application/json\r\n\r\n{params}\r\n"
@@ -31,16 +32,22 @@ _RESULT = (
 
 
 class KeptScans:
-    """The scans that 3D Slicer has sent for a later request, by key, the oldest first.
+    """The scans that 3D Slicer has sent for a later request.
 
-    At most `MAX_SCANS` are kept, each for at most `SCAN_SECONDS`.
+    Slicer sends a volume and requests its prediction in two requests. The folders of the scans are
+    stored by key, the oldest first. At most `MAX_SCANS` scans are stored, each for at most
+    `SCAN_SECONDS`.
     """
 
     def __init__(self) -> None:
         self._folders: dict[str, Path] = {}
 
     def find(self, key: str) -> Path:
-        """Return the folder of a scan. Raise `HTTPException` 404 if it is not kept (any more)."""
+        """Return the folder of the scan with this key.
+
+        Raises:
+            HTTPException: If no scan has this key, or the scan was already removed (status 404).
+        """
         if key not in self._folders or not self._folders[key].is_dir():
             raise HTTPException(
                 404, "The image was removed. Load it again in 3D Slicer and press Run."
@@ -48,12 +55,18 @@ class KeptScans:
         return self._folders[key]
 
     def keep(self, key: str, folder: Path) -> None:
-        """Keep the scan in `folder` after its request, and remove the oldest one if necessary.
+        """Store the scan of a request under a key, for a later request.
 
-        The folder gets another name.
+        The scan is removed after `SCAN_SECONDS`. The folder is renamed, because the server removes
+        the folder of a request after its answer. If too many scans are stored, the oldest one is
+        removed.
+
+        Args:
+            key: The key, see `_key_of_name` and `_key_of_session`.
+            folder: The folder of the request with the scan.
 
         Raises:
-            HTTPException: If another scan is kept under the same key (status 409).
+            HTTPException: If another scan is stored under the same key (status 409).
         """
         # scans that were predicted or removed leave their keys, which must not count
         self._folders = {k: kept for k, kept in self._folders.items() if kept.is_dir()}
@@ -73,10 +86,11 @@ def slicer_router(
     receive: Callable[[Request, Path], Awaitable[Any]],
     predict: Callable[..., Awaitable[ServerReply]],
 ) -> APIRouter:
-    """Make the routes for 3D Slicer. Scans are kept between requests in `KeptScans`.
+    """Make the routes of MONAI Label that 3D Slicer requests.
 
-    The scan of a session stays for further predictions. One that is sent with the name of an image
-    is removed by its prediction, so that the name can be used again.
+    `KeptScans` stores the scans between the requests. Slicer until 2025 names a scan by a session.
+    Such a scan stays stored for further predictions. Later versions name a scan by the name of its
+    image. Such a scan is removed by its prediction, so that the name can be used again.
 
     Args:
         labels: Value of each label by name.
@@ -90,6 +104,7 @@ def slicer_router(
 
     @router.get("/info/")
     async def info() -> dict[str, Any]:
+        """Return the name of the model and its labels, which the plug-in shows."""
         about = {"description": _ABOUT, "version": __version__, "labels": labels}
         model = {"type": "segmentation", "config": {}, **about}
         return {"name": MODEL, "models": {MODEL: model}, **about}
@@ -97,6 +112,7 @@ def slicer_router(
     @router.put("/datastore/")
     @router.put("/session/")
     async def add(request: Request, folder: Folder, image: str = "") -> dict[str, str]:
+        """Receive a volume, and store it under its name or, without one, under a new session."""
         await receive(request, folder)
         session = uuid.uuid4().hex
         key = _key_of_name(request, image) if image else _key_of_session(session)
@@ -105,15 +121,22 @@ def slicer_router(
 
     @router.get("/session/{key}")
     async def session(key: str) -> dict[str, str]:
+        """Return the name of the volume of a session, or 404 if it was removed."""
         return {"name": scans.find(_key_of_session(key)).name}
 
     @router.post(f"/infer/{MODEL}")
     async def infer(
         request: Request, folder: Folder, image: str = "", session_id: str = ""
     ) -> Response:
+        """Predict a volume that was sent before, and return its mask.
+
+        A volume of a session stays stored. A volume that is named by its image is moved into the
+        folder of this request, which is removed after the answer.
+        """
         key = _key_of_session(session_id) if session_id else _key_of_name(request, image)
         scan = scans.find(key)
         if session_id:
+            # hard links to the files, so that the stored scan stays without a copy
             scan = shutil.copytree(scan, folder / "scan", copy_function=os.link)
         else:
             scan = scan.rename(folder / "scan")
@@ -123,17 +146,20 @@ def slicer_router(
 
 
 def _key_of_name(request: Request, image: str) -> str:
-    """Return the key of a named image. It differs between clients."""
+    """Return the key of a scan that is named by its image. Equal names of two clients differ."""
     return f"{request.client.host if request.client else ''} {image}"
 
 
 def _key_of_session(session: str) -> str:
-    """Return the key of the volume of a session."""
+    """Return the key of a scan that is named by its session."""
     return f"session {session}"
 
 
 def _mask_response(answer: ServerReply, labels: Mapping[str, int]) -> Response:
-    """Return a mask, its labels and warning as the multipart form that the plug-in expects."""
+    """Return the answer with a mask, as the multipart form that Slicer's plug-in expects.
+
+    The form has the label values and the warning as JSON, and the mask as a file.
+    """
     end = uuid.uuid4().hex
     params: dict[str, Any] = {"label_names": labels}
     if answer.warning:

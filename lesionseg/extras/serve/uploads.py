@@ -42,22 +42,22 @@ _MAX_FIELDS = 20  # of a form, besides its files
 STALLED_SECONDS = 60.0  # without a byte, after which an upload is given up
 _MAX_SUFFIX = 16  # characters of the suffix of a stored file
 _FREE_SPACE = "Free space on its disk, or start it with another TMPDIR."
-_SentFile = tuple[Path, Callable[[], Any]]  # its name, and a function that opens it
+_SentFile = tuple[Path, Callable[[], Any]]  # the sent name, and a function that opens the file
 
 
 async def receive(
     request: Request, folder: Path, channels: Sequence[str], *, max_bytes: int
 ) -> list[str]:
-    """Write the scan in a form's field `file` or `files` to `folder`, see `store`.
+    """Read the form in a request, and write the scan in its field `file` or `files` to a folder.
 
-    The form is not a parameter of the route, because FastAPI would read it before it calls the
-    dependencies.
+    The form is not a parameter of the route, because FastAPI would then read it before it calls the
+    dependencies, which may refuse the request.
 
     Args:
         request: The request.
         folder: An empty folder.
         channels: The names of the model's channels.
-        max_bytes: The largest size of the content of a zip.
+        max_bytes: The maximum size of the content of a zip.
 
     Returns:
         The sent names of the channels' files in the order of `channels`. Empty for DICOM.
@@ -70,7 +70,11 @@ async def receive(
     """
 
     async def receive_in_time() -> Message:
-        """Return the next message. Raise `TimeoutError` if it takes over `STALLED_SECONDS`."""
+        """Return the next message of the request.
+
+        Raises:
+            TimeoutError: If it takes more than `STALLED_SECONDS`.
+        """
         with fail_after(STALLED_SECONDS):
             return await request.receive()
 
@@ -95,18 +99,23 @@ async def receive(
 def store(
     files: Sequence[UploadFile], folder: Path, channels: Sequence[str], max_bytes: int
 ) -> list[str]:
-    """Write one scan to `folder`: a file, one file per channel, a DICOM series, or a zip of these.
+    """Write one sent scan to a folder, from which `predict_scan` reads it.
 
-    The files get new names. Only the suffixes of the sent names are used, and the order of the
-    channels (see `_sort_channels`). Files without the suffix of an image may be DICOM slices, but
-    not if another file is an image of another format. A file without a name counts as NIfTI. Texts
-    next to images, such as the JSON files of dcm2niix, and the index of a DICOM CD are left out.
+    The scan is a file, one file per channel, a DICOM series, or a zip of these. The files get new
+    names. Of the sent names, only the suffixes are used, and the order of the channels
+    (`_sort_channels`).
+
+    - Files without the suffix of an image may be DICOM slices, but not if another file is an image
+      of another format.
+    - A file without a name counts as NIfTI.
+    - Texts next to images, such as the JSON files of dcm2niix, and the index of a DICOM CD are left
+      out.
 
     Args:
         files: The files of the form.
         folder: The folder of the request.
         channels: The names of the model's channels.
-        max_bytes: The largest size of the content of a zip.
+        max_bytes: The maximum size of the content of a zip.
 
     Returns:
         The sent names of the channels' files in the order of `channels`, or as they were sent if
@@ -134,6 +143,7 @@ def store(
         are_channels = all(kind_of_name(name) == "image" for name, _ in sent)
         if are_channels:
             sent = _sort_channels(sent, channels, is_ordered=not is_zip)
+        # channels become scan_0000.nii.gz …, DICOM slices become scan/00000.dcm …
         for number, (name, open_file) in enumerate(sent):
             path = folder / f"{CASE}_{number:04d}{_short_suffix(name)}"
             if not are_channels:
@@ -153,9 +163,10 @@ def store(
 
 
 def _select_images(sent: Sequence[_SentFile]) -> list[_SentFile]:
-    """Return the files that may be images, or all files if there are none.
+    """Return the files of a scan that may be images. If no file may be one, return all files.
 
-    Files of unknown suffix may be DICOM slices, but not next to an image of another format.
+    A file of unknown suffix may be a DICOM slice, but not next to an image of another format. All
+    files are returned so that reading the scan reports the problem.
     """
     kinds = [kind_of_name(name) for name, _ in sent]
     wanted = {"image", "dicom"}
@@ -167,15 +178,23 @@ def _select_images(sent: Sequence[_SentFile]) -> list[_SentFile]:
 def _sort_channels(
     sent: Sequence[_SentFile], channels: Sequence[str], *, is_ordered: bool
 ) -> list[_SentFile]:
-    """Sort the files of a scan by channel.
+    """Sort the files of a scan into the order of the model's channels.
 
-    The numbers `_0000`, `_0001` … in the names decide, otherwise the names of the channels
-    (`_match_channels`). If neither does, the files of a form (`is_ordered`) stay in the order in
-    which they were sent. The order of a zip says nothing. If there are more or fewer files than
-    channels, they stay as well, because reading the scan reports that.
+    The first rule that applies is used:
+
+    - The channel numbers `_0000`, `_0001` … in the names (`_sort_by_number`).
+    - If there are more or fewer files than channels, or only one file, the order is unchanged.
+      Reading the scan reports a wrong number.
+    - The names of the channels in the file names (`_match_channels`).
+    - The order in which the files were sent, if `is_ordered`.
+
+    Args:
+        sent: The files of the scan.
+        channels: The names of the model's channels.
+        is_ordered: True for the files of a form. The order of files in a zip has no meaning.
 
     Raises:
-        ContentError: If the order is unclear.
+        ContentError: If no rule applies.
     """
     by_number = _sort_by_number(sent)
     if by_number is not None:
@@ -195,10 +214,10 @@ def _sort_channels(
 
 
 def _match_channels(names: Sequence[str], channels: Sequence[str]) -> list[int] | None:
-    """Return the number of the file of each channel, or None if the names do not decide.
+    """Return the index of the file of each channel, or None if the file names do not tell.
 
-    A name belongs to the channel whose words it contains. If there are several, it belongs to the
-    one with the most words.
+    A name belongs to the channel whose words it contains. If it contains those of several channels,
+    it belongs to the channel with the most words: "T1 Gd" instead of "T1".
 
     >>> _match_channels(["P1_flair", "P1_t1-gd", "P1_t1"], ["T1", "T1 Gd", "FLAIR"])
     [2, 1, 0]
@@ -219,7 +238,9 @@ def _match_channels(names: Sequence[str], channels: Sequence[str]) -> list[int] 
 
 
 def _spaced_words(name: str) -> str:
-    """Return the runs of letters and digits of a name in lower case, with spaces around each.
+    """Return the words of a name in lower case, with a space before and after each word.
+
+    Words are runs of letters and digits. With the spaces, `in` compares complete words only.
 
     >>> _spaced_words("P1_T1-Gd")
     ' p1 t1 gd '
@@ -229,9 +250,10 @@ def _spaced_words(name: str) -> str:
 
 
 def _sort_by_number(sent: Sequence[_SentFile]) -> list[_SentFile] | None:
-    """Sort files by the channel numbers in their names, `_0000`, `_0001` and so on.
+    """Sort files by the channel numbers at the end of their names: `_0000`, `_0001` and so on.
 
-    Return None if the names have other numbers, such as those of patients, or none.
+    Return None if the numbers are not exactly those from 0 to the number of files. They may be
+    other numbers, such as those of patients.
     """
     by_number: dict[int, _SentFile] = {}
     for name, open_file in sent:
@@ -245,16 +267,26 @@ def _sort_by_number(sent: Sequence[_SentFile]) -> list[_SentFile] | None:
 
 
 def _check_directory(file: Any) -> None:
-    """Raise `ContentError` if the directory of a zip is large, because zipfile reads all of it."""
+    """Raise `ContentError` if the directory of a zip, which lists its files, is too large.
+
+    This is checked before `zipfile` opens the zip, because it then reads the complete directory
+    into memory. Private functions of `zipfile` find the end record, which states the size of the
+    directory.
+    """
     end = zipfile._EndRecData(file)  # type: ignore[attr-defined]  # also of zips above 4 GB
     if end is not None and end[zipfile._ECD_SIZE] > _DIRECTORY_BYTES:  # type: ignore[attr-defined]
         raise ContentError(f"A zip may contain at most {MAX_FILES} files. Send one scan at a time.")
 
 
 def _open_zip(archive: zipfile.ZipFile, max_bytes: int) -> list[_SentFile]:
-    """Return the files of a zip, sorted by name, without hidden files.
+    """Return the files of a zip, sorted by name, without hidden files. They are not extracted yet.
 
-    zipfile never extracts more bytes than the directory of the zip states.
+    The sizes that the directory of the zip states can be trusted as a limit, because `zipfile`
+    never extracts more bytes.
+
+    Args:
+        archive: The zip.
+        max_bytes: The maximum size of all files together.
 
     Raises:
         ContentError: If the files are too many, or larger than `max_bytes` together.
@@ -273,34 +305,43 @@ def _open_zip(archive: zipfile.ZipFile, max_bytes: int) -> list[_SentFile]:
 
 
 def _short_suffix(name: Path) -> str:
-    """Return the suffix of an image in lower case, or "" if it is too long for a file name."""
+    """Return the suffix of a channel's file in lower case, such as ".nii.gz", for its new name.
+
+    A suffix of more than `_MAX_SUFFIX` characters, which may be too long for a file name, becomes
+    "".
+    """
     suffix = format_suffix(name).lower()
     return suffix if len(suffix) <= _MAX_SUFFIX else ""
 
 
 def _slice_suffix(name: Path) -> str:
-    """Return the suffix of a DICOM file in lower case, or "" if it is the last number of a UID.
+    """Return the suffix of a DICOM slice in lower case, such as ".dcm", for its new name.
 
-    A suffix that is too long for a file name is "", too.
+    A suffix that is not only letters becomes "": DICOM files are often named by a UID such as
+    1.2.840, whose last number is no suffix. A suffix of more than `_MAX_SUFFIX` characters becomes
+    "", too.
     """
     suffix = name.suffix.lower()
     return suffix if suffix.strip(".").isalpha() and len(suffix) <= _MAX_SUFFIX else ""
 
 
 def _is_hidden(member: zipfile.ZipInfo) -> bool:
-    """Return True for hidden files, the files that macOS adds, and the index of a DICOM CD."""
+    """Return True for a file of a zip that is not part of a scan.
+
+    These are hidden files, files that macOS adds, and the index of a DICOM CD.
+    """
     return any(p.startswith((".", "__MACOSX", "DICOMDIR")) for p in Path(member.filename).parts)
 
 
 class InferenceQueue:
-    """A queue of scans for the model, one at a time.
+    """A queue of scans for the model, which predicts one scan at a time.
 
     If the client of the scan that is being predicted leaves, or the prediction takes more than
     `seconds`, the process of the model is killed and started again.
 
     Args:
-        max_waiting: The most scans in the queue, with the one that is predicted.
-        seconds: The longest time that a scan waits, and that its prediction takes.
+        max_waiting: The maximum number of scans in the queue, with the one that is predicted.
+        seconds: The maximum time that a scan waits, and that its prediction takes.
         model: The process of the model.
     """
 
@@ -313,7 +354,7 @@ class InferenceQueue:
 
     @contextmanager
     def place(self) -> Iterator[None]:
-        """Reserve a place in the queue for a scan, from its upload to its answer.
+        """Reserve a place in the queue for a scan, for the time from its upload to its answer.
 
         Raises:
             HTTPException: If the queue is full (status 503).
@@ -327,10 +368,15 @@ class InferenceQueue:
             self._n_places -= 1
 
     async def run(self, request: Request, work: Callable[[], T]) -> T:
-        """Run `work`, which uses the process of the model, in a thread. Return its result.
+        """Wait until no other scan is predicted, run `work` in a thread, and return its result.
 
-        The time for waiting is limited as well. The time for loading the model does not count. If
-        the client leaves, the work ends, and the error answers nobody.
+        The time for waiting is limited to `seconds`, and so is the time for `work`. The time for
+        loading the model does not count. If the client leaves, the work ends, and the error answers
+        nobody.
+
+        Args:
+            request: The request, to notice that its client leaves.
+            work: Predicts a scan in the process of the model.
 
         Raises:
             HTTPException: If it took too long, the model cannot be loaded, or the server stops
@@ -342,6 +388,7 @@ class InferenceQueue:
             watching = asyncio.create_task(_cancel_when_left(request, scope))
             try:
                 async with self._turn:
+                    # no limit while the model is loaded
                     scope.deadline = math.inf
                     try:
                         await to_thread.run_sync(self._model.wait)
@@ -356,17 +403,19 @@ class InferenceQueue:
         raise _busy("This took too long, or the server stops.", seconds=60)
 
     async def _run_or_restart(self, work: Callable[[], T]) -> T:
-        """Run `work` in a thread and return its result.
+        """Run `work` in a thread, and return its result.
 
-        If the task is cancelled or the process of the model ends, start the process again. It then
-        no longer uses the folder of the scan.
+        If the task is cancelled, the process of the model is killed and started again, because a
+        thread cannot be stopped, but its work ends with the process. A process that ended by itself
+        is started again, too. It then no longer uses the folder of the scan, which can be removed.
 
         Raises:
-            ResourceError: If the process ended.
+            ResourceError: If the process ended by itself.
         """
         try:
             return await to_thread.run_sync(work, abandon_on_cancel=True)
         except (asyncio.CancelledError, ChildEnded) as error:
+            # wait for the restart, although the task is cancelled
             with CancelScope(shield=True):
                 await to_thread.run_sync(self._model.restart)
             if isinstance(error, ChildEnded):
@@ -378,12 +427,17 @@ class InferenceQueue:
 
 
 async def _cancel_when_left(request: Request, scope: CancelScope) -> None:
-    """Cancel the scope when the client of the request leaves."""
+    """Wait until the client of the request leaves, then cancel the scope of its work."""
     while not await request.is_disconnected():
         await asyncio.sleep(0.2)
     scope.cancel()
 
 
 def _busy(reason: str, *, seconds: int) -> HTTPException:
-    """Return the error with status 503 of a server that may answer after some seconds."""
+    """Return the error with status 503, which asks the client to send the scan again later.
+
+    Args:
+        reason: Why the scan cannot be predicted now.
+        seconds: When the client should try again, in the header `Retry-After`.
+    """
     return HTTPException(503, f"{reason} Try again later.", {"Retry-After": str(seconds)})

@@ -69,7 +69,7 @@ class TuningSearch:
     def pruned(self) -> list[TuningTrial]:
         """The trials that were stopped early, with the value of their last validation.
 
-        Trials that were stopped before a validation are left out.
+        Trials without a value are left out.
         """
         return [t for t in self.trials if t.state == "pruned" and t.value is not None]
 
