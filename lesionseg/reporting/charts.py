@@ -113,7 +113,7 @@ def size_chart(tables: EvaluationTables) -> Chart | None:
     """Draw the sensitivity of each size class as a bar, with its 95 % interval.
 
     A class with fewer than `RELIABLE` patients has a dashed interval. For 2 to `MAX_RINGS`
-    patients, a ring beside the bar shows the sensitivity among the lesions of each patient. Return
+    patients, a ring next to the bar shows the sensitivity among the lesions of each patient. Return
     None if there is no lesion.
     """
     bins = tables.size_classes

@@ -23,7 +23,10 @@ _TITLES = {"input_score": "Difference from the training scans", "n_accepted": "M
 
 
 def write_month_page(path: Path, results: PredictionFolder) -> list[str]:
-    """Write the page of a model in use atomically.
+    """Write the page that monitors a model in use, atomically.
+
+    The page compares the scans of the last 30 days with the first scans of the model, and reports
+    drifts of the input or of the number of markings.
 
     Args:
         path: The file to write.

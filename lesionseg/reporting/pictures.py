@@ -457,7 +457,7 @@ def _crop(
         slice(max(m - h, 0), min(m + h + 1, n))
         for m, h, n in zip(middle, half, image.shape[:2], strict=True)
     )
-    # black and white follow from the complete plane, so that all cut-outs of it look alike
+    # black and white follow from the complete plane, not from the tissue around the lesion
     limits = np.percentile(image, CUTOUT_WINDOW)
     _show_image(axes, image[window], [one.within(window) for one in masks], spacing, limits)
     # the centre in mm, on the axes of the window

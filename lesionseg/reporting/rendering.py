@@ -83,6 +83,11 @@ def format_rate(value: float | None) -> str:
 def per_scan(value: float | None, noun: str = "false positive", per: str = "scan") -> str:
     """Return a rate in words, such as "2 false positives per scan". None becomes a dash.
 
+    Args:
+        value: The rate, see `format_rate`.
+        noun: What is counted, in the singular.
+        per: The unit that the rate refers to.
+
     >>> per_scan(1.0), per_scan(0.75), per_scan(16.0)
     ('1 false positive per scan', '0.75 false positives per scan', '16 false positives per scan')
     """
@@ -93,8 +98,8 @@ def per_scan(value: float | None, noun: str = "false positive", per: str = "scan
 def share_words(hits: int, n: int) -> str:
     """Return the share of `hits` among `n` lesions or scans in words, for a sentence.
 
-    Up to `MAX_COUNTED` it is stated as counts. Above, it is the nearest simple fraction, or "nearly
-    all" above 95 % and "almost none" below 5 %.
+    Up to `MAX_COUNTED`, the words are counts. Above, they are the nearest simple fraction, or
+    "nearly all" above 95 % and "almost none" below 5 %.
 
     >>> share_words(64, 70), share_words(16, 63), share_words(5, 5), share_words(0, 8)
     ('9 in 10', '1 in 4', 'all 5', 'none of 8')
@@ -146,8 +151,8 @@ def percent_near(share: float, limit: float) -> str:
 def format_decimals(value: float, limits: Sequence[float], minimum: int = 0) -> str:
     """Return a number with enough decimals to show if it is above or below each limit.
 
-    Rounding could otherwise put it on the other side, such as 4.96 mm shown as 5.0 mm, which would
-    look like a lesion of 5 mm or more. The number has at least `minimum` decimals, and at most 6.
+    Otherwise a lesion of 4.96 mm would be shown as 5.0 mm, although it belongs to the lesions under
+    5 mm. The number has at least `minimum` decimals, and at most 6.
     """
     shown = f"{value:.{minimum}f}"
     for decimals in range(minimum, 7):
@@ -173,7 +178,7 @@ def cell(value: Any) -> str:
 
 
 def pixels(value: float) -> str:
-    """Return a length in pixels with at most two decimals.
+    """Return a length in pixels with at most two decimals, without zeros at the end, for templates.
 
     >>> pixels(12.0), pixels(3.14159)
     ('12', '3.14')

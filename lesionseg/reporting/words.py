@@ -35,7 +35,7 @@ OPTIONAL = ("title", "contact", "remarks")  # questions that are shown only if t
 def size_text(diameter: float, bounds: Sequence[float] = (SMALL_MM,)) -> str:
     """Return a diameter with one decimal, or with more near a bound of a size class.
 
-    Rounding could otherwise move the lesion into another size class.
+    Rounding could otherwise show a diameter of another size class.
 
     >>> size_text(4.34), size_text(4.96), size_text(5.04), size_text(2.996, (3.0, 5.0))
     ('4.3', '4.96', '5.0', '2.996')
@@ -258,8 +258,8 @@ def _false_positive_tile(tables: EvaluationTables) -> KeyFigure:
 def limitations(tables: EvaluationTables, study: Mapping[str, str]) -> str:
     """Return the paragraph on the limitations of the evaluation.
 
-    It states, for example, that no reader took part, which scans could not be scored, and what
-    study.yaml leaves unanswered.
+    It states, for example, that the program was tested without a reader, the number of scans that
+    could not be scored, and the questions that study.yaml leaves open.
 
     Args:
         tables: The tables of the evaluation.

@@ -449,15 +449,7 @@ def write_adjudication(path: Path, tables: EvaluationTables) -> int:
     false = tables.false_positives.sort_values("score", ascending=False, na_position="last").copy()
     false["case"] = false["case"].map(lambda name: tables.names.get(name, name))
     positions = [c for c in false if c.endswith(("_vox", "_mm")) and c != "diameter_mm"]
-    columns = [
-        "case",
-        "candidate",
-        "label",
-        "score",
-        "diameter_mm",
-        *positions,
-        "touches_lesion",
-    ]
+    columns = ["case", "candidate", "label", "score", "diameter_mm", *positions, "touches_lesion"]
     table = false[columns].astype(object).where(false[columns].notna(), None)
     answered = _read_answered(path) if path.is_file() else {}
     rows: list[dict[Any, Any]] = table.to_dict("records")
@@ -484,7 +476,7 @@ def _read_answered(path: Path) -> dict[Key, list[dict[Any, Any]]]:
     The columns `reader` and `comment` may be missing.
 
     Returns:
-        The rows by `candidate_key`, which identifies a candidate by its case and box.
+        The rows by `candidate_key`, which has the case, the id and the box of a candidate.
 
     Raises:
         ContentError: If another column is missing or a number cannot be read.

@@ -222,8 +222,8 @@ def find_changes(
     errors_after = size_errors(after.lesions)
     found = []
     for rows_before, rows_after in _group_lesions(before, after, rule.overlap):
-        earlier = _VisitGroup.of(before, rows_before, errors_before)
-        later = _VisitGroup.of(after, rows_after, errors_after)
+        earlier = _Side.of(before, rows_before, errors_before)
+        later = _Side.of(after, rows_after, errors_after)
         if earlier.accepted or later.accepted:
             found.append(_describe_change(case, earlier, later, rule))
     return sorted(found, key=lambda c: (STATES.index(c.state), c.lesion_before, c.lesion_after))
@@ -337,7 +337,7 @@ def compare_visits(
 
 
 @dataclass(frozen=True, eq=False)
-class _VisitGroup:
+class _Side:
     """The lesions of one group at one visit. A group is a set of lesions that belong together.
 
     Attributes:
@@ -414,9 +414,7 @@ class _VisitGroup:
         return float((self.lesions.diameters_mm[self.rows] ** self.dims).sum() ** (1 / self.dims))
 
 
-def _describe_change(
-    case: str, before: _VisitGroup, after: _VisitGroup, rule: ChangeRule
-) -> LesionChange:
+def _describe_change(case: str, before: _Side, after: _Side, rule: ChangeRule) -> LesionChange:
     """Return the change of one group of lesions that belong together, a row of changes.csv.
 
     The summed size has changed if the difference between the visits exceeds the smallest detectable
@@ -454,9 +452,7 @@ def _describe_change(
     )
 
 
-def _decide_state(
-    before: _VisitGroup, after: _VisitGroup, rule: ChangeRule, *, exceeds_error: bool
-) -> State:
+def _decide_state(before: _Side, after: _Side, rule: ChangeRule, *, exceeds_error: bool) -> State:
     """Decide what happened to a group of lesions between two visits.
 
     Different numbers of lesions, without pieces, are a merger or split, also if the summed size did
@@ -533,12 +529,12 @@ def _find_overlaps(
 ) -> Rows:
     """Find pairs of rows `[pairs, 2]` with the same label whose lesions share enough voxels.
 
-    Only rows that are free, which means that they take part in this comparison, are used. A row may
-    occur in several pairs. In `others`, a box without voxels fills its box (`Lesions.draw`).
+    A row may occur in several pairs. In `others`, a box without voxels fills its box
+    (`Lesions.draw`).
 
     Args:
         lesions: The lesions whose voxels are compared.
-        is_free: True for lesions `[n]` to compare.
+        is_free: True for lesions `[n]` to compare, such as those that still have no partner.
         others: The lesions of the other visit on the same grid.
         is_other_free: True for `others` `[m]` to compare.
         overlap: The minimum share of the smaller lesion that both have in common.

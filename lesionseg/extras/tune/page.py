@@ -190,7 +190,7 @@ def best_smoothed_trial(search: TuningSearch) -> TuningTrial | None:
     neighbours cannot win by luck.
 
     Pruned trials count as neighbours with their last value, because otherwise a pair whose poor
-    neighbours were all pruned would look like one without neighbours. Pruned trials and trials of
+    neighbours were all pruned would count as one without neighbours. Pruned trials and trials of
     value 0 are never returned. Return None if there is no other trial.
     """
     successful = [trial for trial in search.finished if trial.value]
