@@ -24,11 +24,15 @@ COMPILED_STEPS = 12_000  # ten minutes of 20 steps per second
 
 
 def should_compile(settings: TrainerConfig, device: str) -> bool:
-    """Return True if a training is to compile its step.
+    """Return True if the training step is to be compiled by torch.compile.
 
-    `compile=true` and `compile=false` decide themselves. With `compile=auto`, a training on a GPU
-    compiles if its budget is over ten minutes and over 12 000 steps; a limit that is not set counts
-    as infinite. If the compiler is then missing, the log says so, and the result is False.
+    `compile=true` and `compile=false` are returned unchanged. With `compile=auto`, the result is
+    True if all three conditions apply:
+
+    - The device is a GPU.
+    - The budget is over ten minutes and over 12 000 steps. A limit that is not set counts as
+      infinite.
+    - The compiler is installed. If only this condition fails, a log line says so.
 
     Args:
         settings: The settings with a budget (`resolve_budget`).
@@ -51,16 +55,16 @@ def compile_network_and_loss(
 ) -> None:
     """Compile a network and the loss of its voxels in place, so that the names of weights stay.
 
-    torch compiles them when they are first called. On a CUDA device, the network also stores its
-    weights channels-last.
+    torch compiles them when they are first called. On a CUDA device, the memory format of the
+    weights becomes channels-last.
 
-    Copies of the network (`deepcopy`) are not compiled. The loss of anchors is not compiled either,
-    because each step has another number of positive anchors.
+    Two parts are not compiled: copies of the network (`deepcopy`), and the loss of anchors, because
+    the number of positive anchors changes from step to step.
 
     Args:
         network: The network on its device.
-        objective: The objective. With None, its loss is not compiled. This is for several
-            processes, whose losses exchange sums.
+        objective: The objective, whose loss is compiled. With several processes it is None, because
+            their losses exchange sums.
         plan: The plan of the network.
         backend: The backend of torch.compile.
     """
@@ -77,14 +81,16 @@ def keep_compiled_if_possible(
     objective: Objective,
     autocast: Callable[[], AbstractContextManager[None]],
 ) -> None:
-    """Try a compiled step. If it fails, log the reason, and undo `compile_network_and_loss`.
+    """Run a trial step of the compiled network and loss. Undo the compilation if the step fails.
+
+    A failure is logged with its reason. The training then continues without compilation.
 
     Args:
         network: The network to train. Its weights and buffers do not change; gradients are removed.
         objective: The objective of the training, whose loss may be compiled with the network.
         autocast: Returns the context in which a training step runs.
     """
-    state = deepcopy(network.state_dict())
+    state = deepcopy(network.state_dict())  # the trial step may change buffers of norms
     try:
         with torch.random.fork_rng(), torch.enable_grad(), autocast():
             try_step(network, objective)

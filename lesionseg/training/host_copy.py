@@ -5,11 +5,11 @@ from torch import Tensor
 
 
 class HostCopy:
-    """A copy of a tensor that the host reads later.
+    """A copy of a tensor that the host reads later, so that a GPU does not wait for the host.
 
-    On a GPU, `item()` and `cpu()` wait until all queued work is done. The GPU is then idle until
-    the host has queued more. This copy waits only for the work that was queued before it. On a CPU
-    it is a plain copy.
+    `item()` and `cpu()` wait until a GPU has done all queued work. The GPU is then idle until the
+    host has queued more. This copy waits only for the work that was queued before it. For a tensor
+    on a CPU it is an ordinary copy.
     """
 
     def __init__(self, tensor: Tensor) -> None:
@@ -17,13 +17,14 @@ class HostCopy:
         if tensor.device.type != "cuda":
             self._values = tensor.detach().clone()
             return
+        # only a copy to pinned memory runs in the background; the event is recorded at its end
         self._values = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
         self._values.copy_(tensor.detach(), non_blocking=True)
         self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
         self._event.record()
 
     def read(self) -> Tensor:
-        """Wait until the copy is complete, and return the values on the CPU."""
+        """Wait until the copy is complete, and return the copied tensor on the CPU."""
         if self._event is not None:
             self._event.synchronize()
             self._event = None

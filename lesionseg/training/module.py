@@ -46,15 +46,17 @@ POLY_POWER = 0.9  # Chen et al. 2017 (DeepLab); nnU-Net's schedule
 class LesionModule(pl.LightningModule):
     """The training of `network` with `objective` until the budget of `settings` is spent.
 
-    The memory format of the network is changed to that of the training. If `settings` states no
-    budget, it is that of `resolve_budget`.
+    The memory format of the network is changed to the format that trains fastest. If `settings` has
+    no budget, the default budget is used (`resolve_budget`).
 
-    A batch contains `plan.batch_size` tiles. Terms per positive are divided by a normaliser, the
-    moving average of the number of positives in the batches of all processes. Accumulated batches
-    count by their mean. Processes average their gradients, so each one divides by the normaliser
-    over the number of processes. Dice and the means over lesions are computed from the sums of all
-    processes. A step whose gradient is not finite does not change the weights. It is counted in the
-    next step, because reading the flag at once would make a GPU wait.
+    - A batch contains `plan.batch_size` tiles. Accumulated batches count by their mean.
+    - Loss terms per positive are divided by a normaliser. It is the moving average of the number of
+      positives in the batches of all processes.
+    - Processes average their gradients, so each process divides by the normaliser over the number
+      of processes.
+    - Dice and the means over lesions are computed from the sums over all processes.
+    - A step whose gradient is not finite does not change the weights. It is counted in the next
+      step, because a GPU would have to wait if the host read the flag at once.
 
     Raises:
         ConfigError: If the loss has trainable parameters.
@@ -96,9 +98,10 @@ class LesionModule(pl.LightningModule):
 
     @property
     def progress(self) -> float:
-        """The spent share of the budget: the larger one of the shares of steps and of minutes.
+        """The fraction of the budget that is spent, for the learning rate and the end of training.
 
-        It is 1 or more at the end of the budget, and 0 without a limit.
+        It is the larger one of steps / `max_steps` and minutes / `max_minutes`. A limit that is not
+        set counts as 0. From 1 on, the training ends.
         """
         max_steps = self.settings.max_steps
         max_minutes = self.settings.max_minutes
@@ -107,9 +110,10 @@ class LesionModule(pl.LightningModule):
 
     @property
     def is_logged(self) -> bool:
-        """True if the numbers of the current step are logged.
+        """True if the current step writes its numbers to the loggers, such as metrics.csv.
 
-        These are every `log_every_n_steps`-th step and, with a budget of steps, the last one.
+        This applies to every `log_every_n_steps`-th step (a setting of Lightning's trainer) and,
+        with a budget of steps, to the last step.
         """
         step = self.global_step + 1
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
@@ -118,9 +122,12 @@ class LesionModule(pl.LightningModule):
     def setup(self, stage: str) -> None:
         """Prepare the normalisers and the sums of the loss, and compile the step if asked for.
 
-        The normalisers start at the number of positives expected in the batches of all processes
-        together. With `compile=auto`, one step is tried, and the compilation is undone if it fails.
-        In this step, sums are those of this process alone, because the others would not answer.
+        Lightning calls this hook before training. The normalisers start at the number of positives
+        that is expected in the batches of all processes together.
+
+        With `compile=auto`, one trial step shows if compiling works; if not, the step stays
+        uncompiled. During the trial step, the loss sums over this process only, because the other
+        processes may not run a trial step at the same time.
         """
         world = self.trainer.world_size
         n_tiles = self.plan.batch_size * world
@@ -141,34 +148,35 @@ class LesionModule(pl.LightningModule):
             voxel_loss.sum_processes = sum_over_processes
 
     def on_train_start(self) -> None:
-        """Start the clock, at the minutes of the checkpoint if a training is resumed."""
+        """Start the clock. A resumed training continues from the minutes of its checkpoint."""
         self._began = time.monotonic() - 60 * self.minutes
 
     def elapsed_minutes(self) -> float:
-        """Return the minutes of training until now by this process's clock.
+        """Return the minutes of training until now, measured by the clock of this process.
 
-        Unlike `minutes`, they differ between processes.
+        The result differs between processes. The attribute `minutes` is the same in all of them.
         """
         return (time.monotonic() - self._began) / 60
 
     def training_step(self, batch: Mapping[str, Tensor], batch_idx: int) -> Tensor:
-        """Return the loss of a batch. In a logged step, log the means of its terms.
+        """Return the loss of a batch, from which Lightning computes the gradient.
 
-        Labels that a tile does not annotate are masked. `minutes` are updated if there are several
-        processes. The finest logits are given to `observer`, if it is set.
+        Classes that a tile does not annotate are masked. In a logged step, the means of the loss
+        terms are logged. `observer`, if set, receives the finest logits (`FocalStatistics`). With
+        several processes, `minutes` are updated here.
         """
         targets = self.objective.targets(batch)
         world = self.trainer.world_size
         counts = targets.counts()
         if world > 1:
-            counts = self._share_counts_and_minutes(counts)
+            counts = self._sum_counts_and_minutes(counts)
         output = self.network(batch["image"])
         if "unannotated" in batch:
             output = self.objective.mask_unannotated(output, batch["unannotated"])
         if self.observer is not None:
             self.observer(self.objective.finest_logits(output, targets))
         # processes average their gradients, so each divides by its share of the normaliser
-        normalisers = self._normaliser(counts, batch_idx) / world
+        normalisers = self._update_normalisers(counts, batch_idx) / world
         terms = self.objective.terms(output, targets, normalisers)
         loss = torch.stack(list(terms.values())).sum()
         named = {"loss": loss, **{f"loss_{name}": term for name, term in terms.items()}}
@@ -176,12 +184,15 @@ class LesionModule(pl.LightningModule):
         self._log_terms(named, batch_idx)
         return loss
 
-    def _share_counts_and_minutes(self, counts: Tensor) -> Tensor:
-        """Return the sum of `counts` over all processes, and update `minutes`.
+    def _sum_counts_and_minutes(self, counts: Tensor) -> Tensor:
+        """Return the positives per normaliser summed over all processes, and update `minutes`.
 
         All processes get the same `minutes`, the mean of their clocks, so that they end at the same
-        step. The clocks are sent with the counts, and their sum is read in the next call, because a
-        GPU would have to wait for it in this one.
+        step. The clocks are sent together with the counts. Their sum is read in the next call,
+        because a GPU would have to wait for the result in this call.
+
+        Args:
+            counts: The number of positives of this process's batch for each normaliser.
         """
         world = self.trainer.world_size
         minutes = torch.full_like(counts[:1], self.elapsed_minutes())
@@ -192,10 +203,14 @@ class LesionModule(pl.LightningModule):
         return sums[:-1]
 
     def _log_terms(self, terms: Mapping[str, Tensor], batch_idx: int) -> None:
-        """Remember the terms of a batch. In a logged step, log their means since the last one.
+        """Store the loss terms of a batch, and log their means in a logged step.
 
-        A term that is NaN is left out of its mean. Learning rate, minutes and the number of skipped
-        steps are logged, too.
+        The means are over the batches since the last logged step. A NaN is left out of its mean.
+        Learning rate, minutes and the number of skipped steps are logged as well.
+
+        Args:
+            terms: Scalars by name: the loss, its terms, and the number of positives.
+            batch_idx: Lightning's number of the batch.
         """
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         is_first_batch_of_step = batch_idx % self.trainer.accumulate_grad_batches == 0
@@ -210,12 +225,21 @@ class LesionModule(pl.LightningModule):
             lr = self.optimizers().param_groups[-1]["lr"]  # type: ignore[union-attr]
             self.log_dict({"lr": lr, "minutes": self.minutes, "skipped": float(self.skipped)})
 
-    def _normaliser(self, counts: Tensor, batch_idx: int) -> Tensor:
-        """Update the moving average with the `counts` of a batch, and return its normalisers.
+    def _update_normalisers(self, counts: Tensor, batch_idx: int) -> Tensor:
+        """Update the moving average of positives with a batch, and return the divisors of its loss.
 
-        The moving average takes one step per optimiser step. With accumulated batches, each batch
-        repeats this step with the mean over the batches so far.
+        The average changes once per optimiser step. With accumulated batches, each batch therefore
+        undoes the change of the previous batch, and repeats it with the mean count of all batches
+        so far.
+
+        Args:
+            counts: The number of positives of the batch over all processes, one per normaliser.
+            batch_idx: Lightning's number of the batch.
+
+        Returns:
+            One divisor per normaliser, in the order of `counts`.
         """
+        # number of earlier batches of the same optimiser step
         n_before = batch_idx % self.trainer.accumulate_grad_batches
         if n_before == 0 or self._counts is None:
             self._counts = torch.zeros_like(counts)
@@ -231,15 +255,21 @@ class LesionModule(pl.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip the gradient, and make the optimiser skip the step if it is not finite.
+        """Clip the gradient, and make the optimiser skip the step if the gradient is not finite.
 
-        It is clipped by its norm, or each value with the algorithm `value`; without
-        `gradient_clip_val` it is not clipped. The norm is computed once, for both. Lightning's own
-        clipping refuses fused optimisers in half precision. A skipped step is counted in the next
-        step, because a GPU would have to wait for the result now.
+        This hook replaces Lightning's clipping, which refuses fused optimisers in half precision. A
+        skipped step is counted in the next step, because a GPU would have to wait for the result
+        now.
+
+        Args:
+            optimizer: The optimiser of the step.
+            gradient_clip_val: Maximum norm, or maximum of each value with the algorithm "value".
+                None or 0 does not clip.
+            gradient_clip_algorithm: "value", or None for the norm.
         """
         self.count_skipped()  # the previous step
         weights = [weight for weight in self.network.parameters() if weight.grad is not None]
+        # one norm for two purposes: to test for finite values, and to clip
         norm = nn.utils.get_total_norm([w.grad for w in weights if w.grad is not None])
         is_finite = torch.isfinite(norm)
         if gradient_clip_algorithm == "value":
@@ -253,9 +283,12 @@ class LesionModule(pl.LightningModule):
         self._step_to_count = (self.global_step + 1, HostCopy(is_finite))
 
     def count_skipped(self) -> None:
-        """Count the last step if it was skipped, with a warning.
+        """Count the last step if it was skipped, and log a warning.
 
-        Raise `TrainingError` after ten skipped steps in a row. A step is counted only once.
+        The step is counted only once, even if this method is called again before the next step.
+
+        Raises:
+            TrainingError: If ten steps in a row were skipped.
         """
         if self._step_to_count is None:
             return
@@ -275,35 +308,41 @@ class LesionModule(pl.LightningModule):
             )
 
     def update_minutes(self) -> None:
-        """Set `minutes` to those until now, unless several processes share them.
+        """Set `minutes` to the minutes of training until now, if there is a single process.
 
-        Several processes set them in `training_step`, to the same number.
+        Several processes need the same number, which `training_step` sets.
         """
         if self.trainer.world_size == 1:
             self.minutes = self.elapsed_minutes()
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Update `minutes`, and end the training if the budget is spent."""
+        """Update `minutes`, and make Lightning end the training if the budget is spent."""
         self.update_minutes()
         if self.progress >= 1:
             self.trainer.should_stop = True
 
     @property
     def tiles_per_step(self) -> int:
-        """The number of tiles of a step over all processes and accumulated batches."""
+        """The number of tiles of an optimiser step, over all processes and accumulated batches."""
         trainer = self.trainer
         return self.plan.batch_size * trainer.world_size * trainer.accumulate_grad_batches
 
     @property
     def _fused(self) -> bool | None:
-        """True for a fused optimiser. With None, torch chooses one that is not fused.
+        """The argument `fused` of the optimiser: True, or None with fp16.
 
-        With fp16, a fused optimiser would receive gradients that are clipped before unscaling.
+        A fused optimiser updates all weights in one GPU kernel. With fp16, it would receive
+        gradients that are clipped before Lightning unscales them. With None, torch chooses an
+        optimiser that is not fused.
         """
         return None if self.trainer.precision == "16-mixed" else True
 
     def configure_optimizers(self) -> Any:
-        """Return the optimiser, and the schedule that follows `progress`. Log the highest rate."""
+        """Return the optimiser and its schedule in Lightning's format.
+
+        The highest learning rate is logged. The schedule multiplies the highest rate by `lr_factor`
+        of `progress` after each step.
+        """
         n_tiles = self.tiles_per_step
         highest = peak_lr(self.optim, self.plan, n_tiles)
         log.info("Learning rate %.2g for %d tiles per step.", highest, n_tiles)
@@ -314,10 +353,10 @@ class LesionModule(pl.LightningModule):
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what a resumed training needs, after the last step is counted.
+        """Add to a checkpoint what a resumed training needs, after counting the last step.
 
-        These are minutes, skipped steps, the terms since the last logged row, and the budget,
-        device and tiles of a step.
+        The entries are the minutes, the numbers of skipped steps, the loss terms since the last
+        logged step, and the conditions of the training: budget, device and tiles per step.
         """
         self.count_skipped()
         checkpoint |= {
@@ -333,9 +372,10 @@ class LesionModule(pl.LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the additions of `on_save_checkpoint`.
+        """Restore minutes, skipped steps and recent loss terms from a checkpoint.
 
-        The optimiser becomes fused or not as the precision of this start needs it.
+        The optimiser becomes fused or not as the precision of the present run needs it, because the
+        checkpoint may come from a run with another precision.
         """
         for state in checkpoint.get("optimizer_states", ()):
             for group in state["param_groups"]:
@@ -351,10 +391,15 @@ def make_optimiser(
 ) -> torch.optim.Optimizer:
     """Return AdamW, or SGD with nnU-Net's Nesterov momentum, for the trainable weights.
 
-    `lr` is the result of `peak_lr`. The rate of all weights except those of heads is
-    multiplied by `backbone_lr_scale`. Weight decay applies only to kernels, because it would not
-    regularise a norm's scale or the prior bias of a head. With `fused=None`, torch chooses an
-    optimiser that is not fused.
+    Weight decay applies only to weights with two or more axes. It would not regularise biases and
+    the scales of norms, and would change the prior bias of a head.
+
+    Args:
+        network: The network. Weights without `requires_grad` are left out.
+        settings: The name of the optimiser, the weight decay and `backbone_lr_scale`. That scale
+            multiplies the learning rate of all weights except those of heads.
+        lr: The highest learning rate, the result of `peak_lr`.
+        fused: True for one GPU kernel per step. None: torch chooses an optimiser that is not fused.
     """
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, weight in network.named_parameters():
@@ -386,11 +431,19 @@ def make_optimiser(
 def resolve_budget(settings: TrainerConfig, plan: Plan, device: str) -> TrainerConfig:
     """Return the settings with a budget, and with the interval of validations in minutes.
 
-    If the settings state no limit, a training takes an hour on a CPU. On a GPU it uses as many
-    voxels as nnU-Net's training, in at most as many steps.
+    If the settings have no limit, the default depends on the device:
 
-    `validate_every_minutes=auto` becomes 20 minutes with this budget of a GPU. A training whose
-    limit is over half an hour validates six times. All others validate only at the end (None).
+    - On a CPU, a training lasts an hour.
+    - On a GPU, it processes as many voxels as nnU-Net's training, in at most as many steps.
+
+    With `validate_every_minutes=auto`, a training of more than half an hour validates six times.
+    With the default budget of a GPU, it validates every 20 minutes. All other trainings validate
+    only at the end (None).
+
+    Args:
+        settings: The settings, in which the limits may be None.
+        plan: The size and number of tiles per step.
+        device: `cpu`, or a name that begins with `cuda`.
     """
     minutes = settings.max_minutes
     steps = settings.max_steps
@@ -410,19 +463,28 @@ def resolve_budget(settings: TrainerConfig, plan: Plan, device: str) -> TrainerC
 
 
 def _steps_like_nnunet(settings: TrainerConfig, plan: Plan) -> int:
-    """Return the number of steps with as many voxels as nnU-Net's training, at most its 250 000."""
+    """Return the default number of steps on a GPU.
+
+    These steps process as many voxels as nnU-Net's training. There are at most 250 000 of them.
+    """
     voxels_per_step = count_tiles_per_step(settings, plan) * prod(plan.tile_shape)
     return round(NNUNET_STEPS * min(NNUNET_VOXELS[plan.dims] / voxels_per_step, 1.0))
 
 
 def count_tiles_per_step(settings: TrainerConfig, plan: Plan) -> int:
-    """Return the number of tiles of a step over all processes and accumulated batches."""
+    """Return the number of tiles of an optimiser step, over all processes and accumulated batches.
+
+    It is known before Lightning's trainer exists, unlike `LesionModule.tiles_per_step`.
+    """
     batches_per_step = int(settings.lightning.get("accumulate_grad_batches", 1))
     return plan.batch_size * batches_per_step * n_processes(settings)
 
 
 def budget_text(settings: TrainerConfig) -> str:
-    """Return the limits of a budget as text: "5 minutes or 300 steps". It is "" without limits."""
+    """Return the limits of a budget as text for messages, such as "5 minutes or 300 steps".
+
+    Without limits, the text is "".
+    """
     limits = ((settings.max_minutes, "minute"), (settings.max_steps, "step"))
     return " or ".join(f"{n:g} {unit}{'' if n == 1 else 's'}" for n, unit in limits if n)
 
@@ -430,10 +492,15 @@ def budget_text(settings: TrainerConfig) -> str:
 def peak_lr(settings: OptimConfig, plan: Plan, n_tiles: int) -> float:
     """Return the highest learning rate of a training whose steps have `n_tiles` tiles.
 
-    The rate is proportional to the number of tiles for SGD (Goyal et al. 2017, arXiv 1706.02677),
-    and to its square root for AdamW (Malladi et al. 2022, arXiv 2205.10287). `optim.lr` applies to
-    2 tiles in 3-D and 4 in 2-D; `auto` is lower for detectors in 2-D. `n_tiles` includes all
-    processes and accumulated batches.
+    `optim.lr` applies to steps of 2 tiles in 3-D and of 4 tiles in 2-D. For other numbers, the rate
+    is proportional to the number of tiles with SGD (Goyal et al. 2017, arXiv 1706.02677), and to
+    its square root with AdamW (Malladi et al. 2022, arXiv 2205.10287).
+
+    Args:
+        settings: The optimiser and its rate. `auto` is the default rate of the optimiser, which is
+            lower for detectors in 2-D.
+        plan: The number of axes, and if the network is a detector.
+        n_tiles: Number of tiles over all processes and accumulated batches.
     """
     lr = _default_lr(settings, plan) if settings.lr == "auto" else settings.lr
     times = n_tiles / TILES_OF_LR[plan.dims]
@@ -441,18 +508,24 @@ def peak_lr(settings: OptimConfig, plan: Plan, n_tiles: int) -> float:
 
 
 def _default_lr(settings: OptimConfig, plan: Plan) -> float:
-    """Return the rate of `optim.lr=auto`, before it is scaled with the tiles of a step."""
+    """Return the learning rate that `optim.lr=auto` means, before it is scaled with `n_tiles`.
+
+    It depends on the optimiser and, with AdamW, is lower for detectors in 2-D.
+    """
     if settings.name == "sgd":
         return SGD_LR
     return DETECTOR_2D_LR if plan.has_boxes and plan.dims == 2 else ADAMW_LR
 
 
 def lr_factor(progress: float, settings: OptimConfig) -> float:
-    """Return the share of the highest learning rate at `progress` in [0, 1].
+    """Return the factor by which the highest learning rate is multiplied at `progress`.
 
-    AdamW: linear warm-up from a hundredth, then cosine `(1 + cos πq) / 2` (Loshchilov and Hutter
-    2017, eq. 5), where q is the progress from the end of the warm-up (0) to the end of the training
-    (1). SGD: poly `(1 − progress)^0.9`. Above a progress of 1 the share stays the same.
+    - AdamW: the factor rises linearly during the first 5 % of the budget, from 0.01 to 1. Then it
+      falls as a cosine, `(1 + cos πq) / 2` (Loshchilov and Hutter 2017, eq. 5). Here q is the
+      progress from the end of the warm-up (0) to the end of the training (1).
+    - SGD: `(1 − progress)^0.9`, the "poly" schedule of nnU-Net.
+
+    `progress` is limited to [0, 1].
     """
     progress = min(max(progress, 0.0), 1.0)
     if settings.name == "sgd":
