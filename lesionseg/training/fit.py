@@ -72,7 +72,8 @@ PRECISIONS: Mapping[torch.dtype, Any] = {
     torch.float32: "32-true",
 }
 SECONDS_TO_END = 10.0  # for a spawned process to end after an interruption
-# the error at the end of a traceback; its message may have several lines
+# the error at the end of a traceback: the class with its modules, then ": " and the message, which
+# may have several lines up to the end of the text
 _ERROR_LINE = re.compile(r"^(?P<name>[\w.]+): (?P<message>.*)\Z", re.MULTILINE | re.DOTALL)
 
 
@@ -80,9 +81,13 @@ _ERROR_LINE = re.compile(r"^(?P<name>[\w.]+): (?P<message>.*)\Z", re.MULTILINE |
 class FitResult:
     """The result of a training.
 
-    `network` has the kept weights, and is in eval mode on the CPU. `steps` is the number of steps,
-    including the `skipped` ones. Steps and minutes are those of all starts together. `device` is
-    `cuda` or `cpu`.
+    Attributes:
+        network: The network with the final weights, in eval mode on the CPU.
+        steps: Number of steps, including the skipped ones. If the training was interrupted,
+            `steps`, `skipped` and `minutes` are those of all its runs together.
+        skipped: Number of steps whose gradient was not finite, so that they changed no weights.
+        minutes: Duration of the training, with its validations.
+        device: `cuda` or `cpu`.
     """
 
     network: nn.Module
@@ -101,18 +106,22 @@ def fit(
     callbacks: Sequence[pl.Callback | Spec] = (),
     loggers: Sequence[Spec] = (),
 ) -> FitResult:
-    """Train the module's network on numbered `tiles`, and return it with the chosen weights.
+    """Train the module's network on numbered `tiles`, and return it with its final weights.
 
-    The last weights are kept, unless a validation chooses earlier ones, those of the best score. An
-    interrupted training continues from `run_dir/checkpoints/last.ckpt`. A finished training is not
-    continued, even if a callback such as `EarlyStopping` ended it before its budget was spent.
-    Errors of reading tiles and of `validate` are passed on, except a lack of memory.
+    The final weights are those of the last step, unless an earlier validation had a better score
+    (`VolumeValidation`).
+
+    - An interrupted training continues from `run_dir/checkpoints/last.ckpt`.
+    - A finished training is not continued. It is finished if its budget is spent, or if a callback
+      such as `EarlyStopping` ended it.
+    - Errors of reading tiles and of `validate` are passed on, except a lack of memory.
 
     Args:
         module: The network, its objective, plan, budget and optimiser.
         tiles: See `read_batches`.
         run_dir: Receives checkpoints and metrics.csv.
-        validate: Returns scores by name for the network in eval mode.
+        validate: Returns scores by name for the network in eval mode. None trains without
+            validations.
         callbacks: Lightning callbacks, or their classes and arguments, which are built if the
             training is not finished.
         loggers: Classes and arguments of Lightning loggers.
@@ -143,22 +152,23 @@ def fit(
     are_minutes_spent = minutes_before >= (max_minutes or inf)
     device = training_device(settings.accelerator)
     if not (are_steps_spent or are_minutes_spent or ended_early):
-        _require_same_steps(before, module, last)
+        _require_equal_steps(before, module, last)
         data = LesionData(tiles, module.plan, settings)
         on_cpu = device == "cpu"
-        with _explain_errors(module, last, steps_before), _lightning_settings(on_cpu=on_cpu):
+        with _convert_errors(module, last, steps_before), _lightning_settings(on_cpu=on_cpu):
             trainer = make_trainer(module, run_dir, steps_before, callbacks, loggers, validate)
             resumed = last if before else None
             try:
                 trainer.fit(module, data, ckpt_path=resumed, weights_only=True)
             except Exception as error:
+                # a scheduler's signal ended the loader's workers: see `LastCheckpoint`
                 if any(getattr(one, "has_stopped", False) for one in trainer.checkpoint_callbacks):
                     raise KeyboardInterrupt from error
                 raise
             finally:
                 _end_processes(trainer)
     after = broadcast_from_rank_zero(partial(read_checkpoint, last))
-    _load_kept_weights(module, run_dir / CHECKPOINTS, after)
+    _load_final_weights(module, run_dir / CHECKPOINTS, after)
     network = module.network
     network.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     steps = after["global_step"]
@@ -167,16 +177,19 @@ def fit(
     return FitResult(network.eval(), steps, after["skipped"], minutes, device)
 
 
-def _require_same_steps(before: Mapping[str, Any], module: LesionModule, last: Path) -> None:
-    """Raise `TrainingError` if an interrupted training began with steps that differ from these.
+def _require_equal_steps(before: Mapping[str, Any], module: LesionModule, last: Path) -> None:
+    """Raise `TrainingError` if an interrupted training cannot continue with equal steps here.
 
-    They differ if they had another number of tiles, which the learning rate follows, or if the
-    training has the default budget of another device.
+    There are two reasons:
+
+    - The number of tiles per step differs, such as with fewer GPUs. The learning rate depends on
+      it.
+    - The device differs, and the training has the default budget, which depends on the device.
 
     Args:
-        before: The content of the checkpoint, empty for a new training. What it does not state, as
-            in version 1.0, does not differ.
-        module: The module of this start.
+        before: The content of the checkpoint, empty for a new training. An entry that is missing,
+            as in version 1.0, counts as equal.
+        module: The module that would continue the training.
         last: The file of the checkpoint, for messages.
     """
     n_tiles = count_tiles_per_step(module.settings, module.plan)
@@ -196,11 +209,16 @@ def _require_same_steps(before: Mapping[str, Any], module: LesionModule, last: P
 
 
 @contextmanager
-def _explain_errors(module: LesionModule, last: Path, steps_before: int) -> Iterator[None]:
-    """Convert the errors of a training to those that `fit` documents, and log an interruption.
+def _convert_errors(module: LesionModule, last: Path, steps_before: int) -> Iterator[None]:
+    """Convert the errors of Lightning and torch in the block to the errors that `fit` documents.
 
-    Other errors are raised unchanged. `last` is the checkpoint from which the training continues
-    after `steps_before` steps.
+    An interruption (Ctrl-C) is logged with advice on how to continue. Other errors are passed on
+    unchanged.
+
+    Args:
+        module: The module that is trained.
+        last: The file of the checkpoint from which an interrupted training continues.
+        steps_before: Number of steps that this checkpoint already contains.
     """
     try:
         yield
@@ -231,17 +249,24 @@ def _explain_errors(module: LesionModule, last: Path, steps_before: int) -> Iter
 
 
 def _error_of_process(error: ProcessRaisedException, plan: Plan, last: Path) -> Exception:
-    """Return the error that one process would raise, from the traceback of a spawned process.
+    """Convert the error of a spawned process to the error that a single process would raise.
 
-    An error that `fit` does not document is returned unchanged.
+    Lightning passes on only the text of the traceback, so the class and message are read from it.
+    The error is returned unchanged if it is none of these: an error of lesionseg, a lack of memory,
+    or a checkpoint that does not fit the network.
+
+    Args:
+        error: torch's error, whose message is the traceback of the process.
+        plan: The plan, for the advice if memory ran out.
+        last: The file of the checkpoint, for messages.
     """
     # of chained errors, the last one left the process
     traceback = str(error).rpartition("Traceback (most recent call last):")[2]
-    found = _ERROR_LINE.search(traceback)
-    if found is None:
+    error_line = _ERROR_LINE.search(traceback)
+    if error_line is None:
         return error
-    name = found["name"]
-    message = found["message"].strip()
+    name = error_line["name"]
+    message = error_line["message"].strip()
     # first, because the message of an own error may quote another error
     kind = find_error(name.removeprefix("lesionseg.errors."))
     if kind is not None:
@@ -255,8 +280,8 @@ def _error_of_process(error: ProcessRaisedException, plan: Plan, last: Path) -> 
 def _end_processes(trainer: pl.Trainer) -> None:
     """End the processes that Lightning spawned, if some still run after an interruption.
 
-    They are killed if they do not end within `SECONDS_TO_END`. Otherwise they would train on,
-    although this process releases the lock of the run directory.
+    A process that does not end within `SECONDS_TO_END` is killed. Without this function, the
+    processes would train on after this process has released the lock of the run directory.
     """
     launcher = trainer.strategy.launcher
     if not isinstance(launcher, _MultiProcessingLauncher):
@@ -271,11 +296,19 @@ def _end_processes(trainer: pl.Trainer) -> None:
             process.join()
 
 
-def _load_kept_weights(module: LesionModule, folder: Path, after: dict[str, Any]) -> None:
-    """Load the weights in `best.ckpt` or, if no validation wrote this file, those of the last step.
+def _load_final_weights(module: LesionModule, folder: Path, after: dict[str, Any]) -> None:
+    """Load the final weights of a training into the module, in place.
 
-    `after` is the content of the last checkpoint in `folder`. Raise `TrainingError` if the weights
-    cannot be read or do not fit the network.
+    These are the weights in `best.ckpt` or, if no validation wrote this file, those of the last
+    step.
+
+    Args:
+        module: Receives the weights.
+        folder: The folder of the checkpoints.
+        after: The content of the last checkpoint.
+
+    Raises:
+        TrainingError: If the weights cannot be read or do not fit the network.
     """
     path = folder / BEST
     kept = broadcast_from_rank_zero(partial(read_if_present, path))
@@ -291,10 +324,15 @@ def _load_kept_weights(module: LesionModule, folder: Path, after: dict[str, Any]
 
 
 def with_lesion_in_each_step(sampling: SamplingConfig, tiles_per_step: int) -> SamplingConfig:
-    """Return the settings with a share of lesion tiles that gives each step at least one.
+    """Return the sampling settings with `lesion_share` raised, so that each step sees a lesion.
 
-    A step is one of the optimiser, with the tiles of all processes and accumulated batches. A share
-    of 0 and the share of steps of one tile stay.
+    `lesion_share` is the fraction of tiles that contain a lesion. It is raised to 1 /
+    `tiles_per_step`, if it is lower. It is not changed if it is 0, or if a step has a single tile.
+
+    Args:
+        sampling: The settings of the user.
+        tiles_per_step: Number of tiles of an optimiser step, over all processes and accumulated
+            batches.
     """
     if not sampling.lesion_share or tiles_per_step == 1:
         return sampling
@@ -310,17 +348,17 @@ def make_trainer(
     loggers: Sequence[Spec],
     validate: Validate | None,
 ) -> pl.Trainer:
-    """Return Lightning's trainer with our callbacks and those of the caller.
+    """Return Lightning's trainer with the callbacks of this package and those of the caller.
 
     An existing metrics.csv in `run_dir` keeps the rows of the first `n_steps` steps.
 
     Args:
         module: The module to train.
         run_dir: Receives checkpoints and metrics.csv.
-        n_steps: The number of steps that a resumed training has already taken.
+        n_steps: The number of steps that a resumed training has already done.
         callbacks: See `fit`.
         loggers: See `fit`.
-        validate: See `fit`; None trains without validations.
+        validate: See `fit`.
 
     Raises:
         ConfigError: If Lightning refuses the settings, or a callback or logger cannot be built.
@@ -343,8 +381,15 @@ def check_trainer(
 ) -> None:
     """Raise `ConfigError` if the settings of Lightning's trainer, callbacks or loggers are wrong.
 
-    The trainer is constructed without the user's callbacks and loggers, because their constructors
-    may write files. Their classes are imported, and the names of their arguments are checked.
+    This check runs before the data are read. It constructs the trainer without the user's callbacks
+    and loggers, because their constructors may write files. For these, it imports the classes and
+    checks the names of their arguments.
+
+    Args:
+        settings: The settings of the trainer.
+        run_dir: The folder that the trainer would write to.
+        callbacks: Classes and arguments of callbacks.
+        loggers: Classes and arguments of loggers.
     """
     check_arguments(callbacks, "callbacks")
     check_arguments([_with_save_dir(spec, run_dir) for spec in loggers], "logger")
@@ -354,7 +399,11 @@ def check_trainer(
 
 
 def _with_save_dir(spec: Mapping[str, Any], run_dir: Path) -> dict[str, Any]:
-    """Return a logger's class and arguments, with `save_dir=run_dir` unless it is stated."""
+    """Return a logger's class and arguments with `save_dir=run_dir`.
+
+    A `save_dir` that the user set stays. It is the argument by which Lightning's loggers receive
+    their folder.
+    """
     return {"save_dir": run_dir, **spec}
 
 
@@ -364,9 +413,19 @@ def _construct_trainer(
     callbacks: list[pl.Callback],
     loggers: Sequence[Logger],
 ) -> pl.Trainer:
-    """Construct Lightning's trainer with our defaults, which `settings.lightning` replaces.
+    """Construct Lightning's trainer with the defaults of this package.
 
-    Raise `ConfigError` if Lightning refuses the settings.
+    An entry of `settings.lightning`, the user's arguments of `pl.Trainer`, replaces a default of
+    the same name.
+
+    Args:
+        settings: The settings of the trainer.
+        run_dir: Lightning's default folder for files.
+        callbacks: All callbacks.
+        loggers: All loggers.
+
+    Raises:
+        ConfigError: If Lightning refuses the arguments.
     """
     device = torch.device(training_device(settings.accelerator))
     environment = find_launcher(settings)
@@ -403,10 +462,17 @@ def _construct_trainer(
 def _choose_devices(
     settings: TrainerConfig, device: torch.device, environment: ClusterEnvironment | None
 ) -> Any:
-    """Return the devices of one node: their number, the numbers of the GPUs, or `auto` for all.
+    """Return Lightning's argument `devices`: the devices of each node.
 
-    `environment` is that of torchrun or srun, which have started the processes of all nodes. With
-    `auto`, each of these processes has one device.
+    - If torchrun or srun has started the processes, `auto` becomes the number of processes per
+      node, because each process has one device.
+    - Numbers of GPUs become a list. On a CPU, only how many there are counts.
+    - Any other setting is returned unchanged, such as a number of devices.
+
+    Args:
+        settings: The settings of the trainer.
+        device: The device on which the network is trained.
+        environment: Lightning's class for torchrun or srun. None if neither has started processes.
     """
     if environment is not None and settings.devices == "auto":
         return environment.world_size() // settings.n_nodes
@@ -417,20 +483,28 @@ def _choose_devices(
 
 
 def _choose_strategy(settings: TrainerConfig, environment: ClusterEnvironment | None) -> Any:
-    """Return Lightning's strategy: one process, or one per device.
+    """Return Lightning's argument `strategy`, which decides how processes train together.
 
-    Lightning spawns the processes, unless torchrun or srun has started them.
+    With one device it is "auto" (a single process). With several devices it is DDP: one process per
+    device, which average their gradients. Lightning spawns these processes, unless torchrun or srun
+    has started them (`environment`).
     """
     if settings.has_one_device:
         return "auto"
+    # "popen" spawns nothing here, because the processes exist already
     start = "spawn" if environment is None else "popen"
     return DDPStrategy(start_method=start, timeout=PATIENCE)  # type: ignore[arg-type]
 
 
 def _out_of_memory(plan: Plan, why: str, step: int | None = None) -> ConfigError:
-    """Return the error of a training step without enough memory, with the setting to change.
+    """Return the error of a training step that ran out of memory, with the setting to change.
 
-    `why` is the message of the original error. `step` is None if the number is unknown.
+    The advice is one tile less per step or, if the plan has a single tile, a smaller tile.
+
+    Args:
+        plan: The size and number of tiles.
+        why: The message of the original error.
+        step: The number of the step. None if it is unknown.
     """
     remedy = "a smaller model.tile_shape"
     if plan.batch_size > 1:
@@ -445,12 +519,14 @@ def _out_of_memory(plan: Plan, why: str, step: int | None = None) -> ConfigError
 
 @contextmanager
 def _lightning_settings(*, on_cpu: bool) -> Iterator[None]:
-    """Silence Lightning, pass on Ctrl-C, and if `on_cpu` keep freed memory during a training.
+    """Change the process for the time of a training with Lightning, and restore it afterwards.
 
-    After Ctrl-C, Lightning would exit with status 1 and ignore Ctrl-C from then on. On a CPU, glibc
-    would return the memory of each layer's output to the system, which clears the pages before the
-    next use. That takes a sixth of the time of a step of the 3-D U-Net (features 16 to 128, batch
-    2 × 64³, bf16).
+    - Lightning's banners and warnings are silenced.
+    - Ctrl-C raises `KeyboardInterrupt`. Lightning would exit with status 1, and ignore further
+      Ctrl-C.
+    - With `on_cpu`, glibc keeps freed memory. Otherwise it would return the memory of each layer's
+      output to the system, which clears the pages before their next use. That takes a sixth of the
+      time of a step of the 3-D U-Net (features 16 to 128, batch 2 × 64³, bf16).
     """
     banners = logging.getLogger("pytorch_lightning")
     handler = signal.getsignal(signal.SIGINT)

@@ -26,26 +26,27 @@ MAX_SMALLER_TILES = 3  # the most sizes of smaller tiles that are tried
 
 
 def fit_to_memory(plan: Plan, run_steps: Callable[[Plan], None]) -> Plan:
-    """Return the plan if its steps fit into memory, otherwise a smaller one.
+    """Return the plan if its training steps fit into memory, otherwise a smaller plan that fits.
 
-    This is the first of `smaller_plans` that fits. Its reasons state the change. Each size that
-    does not fit is logged as a warning.
+    The candidates are `plan` and then `smaller_plans`, in order. The first one that fits is
+    returned, and its reasons describe the change. Each plan that does not fit is logged as a
+    warning.
 
     Args:
-        plan: To reduce if necessary.
-        run_steps: Takes training steps with a plan. Its errors are passed on, except a lack of
-            memory.
+        plan: The plan to reduce if necessary.
+        run_steps: Runs trial steps with a plan, as `try_steps` does. Its errors are passed on,
+            except a lack of memory.
 
     Raises:
         ConfigError: If no smaller plan fits.
     """
     for tried in (plan, *smaller_plans(plan)):
         if _do_steps_fit(tried, run_steps):
-            return _with_reasons(tried, plan)
-        log.warning("Out of memory at %s.", _describe_size(tried))
+            return _with_reasons_of_change(tried, plan)
+        log.warning("Out of memory at %s.", _describe_tiles(tried))
     raise ConfigError(
         "A training step does not fit into the device's memory, even with "
-        f"{_describe_size(tried)}. End other programs on the device, or set a smaller "
+        f"{_describe_tiles(tried)}. End other programs on the device, or set a smaller "
         "model.tile_shape or model.base_features."
     )
 
@@ -90,7 +91,10 @@ def smaller_tiles(plan: Plan) -> list[tuple[int, ...]]:
 
 
 def _do_steps_fit(plan: Plan, run_steps: Callable[[Plan], None]) -> bool:
-    """Take the steps and release their memory. Return True, or False if memory ran out."""
+    """Run trial steps and release their memory. Return False if memory ran out, otherwise True.
+
+    Errors of `run_steps` other than a lack of memory are passed on.
+    """
     fits = True
     try:
         run_steps(plan)
@@ -105,12 +109,14 @@ def _do_steps_fit(plan: Plan, run_steps: Callable[[Plan], None]) -> bool:
     return fits
 
 
-def _with_reasons(smaller: Plan, plan: Plan) -> Plan:
-    """Return the smaller plan with the reasons of `plan`, in which each changed size has its own.
+def _with_reasons_of_change(smaller: Plan, plan: Plan) -> Plan:
+    """Return `smaller` with the reasons of `plan`, updated for the sizes that were reduced.
 
-    The reason `memory` is removed from a plan that was reduced.
+    The tile shape and batch size get a new reason if they differ. The reason `memory` is removed,
+    because it is the predicted memory of the larger plan. If the two plans are equal, no reason
+    changes.
     """
-    sizes = f"{_describe_size(smaller)}: {_describe_size(plan)}"
+    sizes = f"{_describe_tiles(smaller)}: {_describe_tiles(plan)}"
     reason = f"{sizes} ran out of memory in a trial step"
     reasons = dict(plan.reasons)
     if smaller != plan:
@@ -123,12 +129,17 @@ def _with_reasons(smaller: Plan, plan: Plan) -> Plan:
 
 
 def try_steps(module: LesionModule, device: str = "cuda") -> None:
-    """Take two steps of a training on `device`, to find out if they fit into its memory.
+    """Run two training steps on `device`, to test if they fit into its memory.
 
-    Raise an error for which `is_out_of_memory` is True if they do not. The first step creates the
-    optimiser's moments, so only the second one needs all the memory of a training.
+    Two steps are necessary, because the first one creates the optimiser's moments. Only the second
+    step needs all the memory of a training. cuDNN chooses its fastest algorithms as in training,
+    because they may need larger workspaces.
 
-    cuDNN chooses its fastest algorithms as in training, because they may need larger workspaces.
+    If the steps do not fit, torch's error is passed on. `is_out_of_memory` is True for it.
+
+    Args:
+        module: The network, objective and settings of the training. The weights change.
+        device: torch's name of the device.
     """
     gpu = torch.device(device)
     network = module.network.to(gpu).train()
@@ -147,7 +158,7 @@ def try_steps(module: LesionModule, device: str = "cuda") -> None:
         torch.cuda.synchronize()  # raise an error of queued operations here
 
 
-def _describe_size(plan: Plan) -> str:
-    """Return the tiles of a step as text."""
+def _describe_tiles(plan: Plan) -> str:
+    """Return the number and size of the tiles of a step as text, for messages and reasons."""
     sides = describe_sides(plan.tile_shape)
     return f"{count(plan.batch_size, 'tile')} of {sides} ({prod(plan.tile_shape)} voxels)"
