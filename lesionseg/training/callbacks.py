@@ -50,14 +50,16 @@ P_NAME = "p/lesion"
 class LastCheckpoint(Checkpoint):
     """A callback that writes checkpoints/last.ckpt between steps, at intervals and at the end.
 
-    The interval is at least `pause`, and at least `PAUSE_SHARE` times the time that the last
-    checkpoint took, because a GPU is idle during it. All processes use the same clock
-    (`LesionModule.minutes`). The file is called next.ckpt until Lightning has written the row of
-    its step to metrics.csv.
+    - The interval is at least `pause`. It is also at least `PAUSE_SHARE` times as long as writing
+      the last checkpoint took, because a GPU is idle meanwhile.
+    - All processes use the same clock (`LesionModule.minutes`).
+    - The file is called next.ckpt until Lightning has written the row of its step to metrics.csv.
+    - If the training has one process, a scheduler's signal (`STOP_SIGNALS`) ends it after the
+      present step, with a checkpoint. A second signal ends it at once.
 
-    If the training has one process, a signal of a scheduler (`STOP_SIGNALS`) ends it after its
-    step, with a checkpoint. During a validation, and at a second signal, it ends at once. If
-    `has_stopped` is True, an error of the loader is a consequence of the signal.
+    Attributes:
+        has_stopped: True if a signal ended the training while the loader read a batch. The error of
+            the loader is then a consequence of the signal.
     """
 
     def __init__(self, folder: Path, pause: timedelta) -> None:
@@ -70,20 +72,34 @@ class LastCheckpoint(Checkpoint):
         self._handlers: dict[int, Any] = {}  # those of the signals before the training
 
     def setup(self, trainer: Any, module: Any, stage: str) -> None:
-        """Remove the unfinished checkpoint of a training that was killed."""
+        """Remove next.ckpt, the unfinished checkpoint of a training that was killed."""
         if trainer.is_global_zero:
             (self.folder / "next.ckpt").unlink(missing_ok=True)
 
     def on_train_start(self, trainer: Any, module: Any) -> None:
-        """Schedule the first checkpoint one pause after the start, also of a resumed training."""
+        """Schedule the first checkpoint one pause after the start, and handle signals.
+
+        A resumed training also waits one pause. `STOP_SIGNALS` are handled only if the training has
+        one process, because several processes would stop at different steps.
+        """
         self._due = 60 * module.minutes + self.pause
         if trainer.world_size == 1:  # the processes of a training would stop at different steps
             with suppress(ValueError):  # only the main thread may set a handler
                 for number in STOP_SIGNALS:
-                    self._handlers[number] = signal.signal(number, partial(self._stop, trainer))
+                    self._handlers[number] = signal.signal(
+                        number, partial(self._handle_signal, trainer)
+                    )
 
-    def _stop(self, trainer: Any, *_: Any) -> None:
-        """Stop before the next step. Raise `KeyboardInterrupt` if that may take long."""
+    def _handle_signal(self, trainer: Any, *_: Any) -> None:
+        """Handle a scheduler's signal: request a stop before the next step.
+
+        At a second signal, or while Lightning has processed a batch but not completed it, end at
+        once by raising `KeyboardInterrupt`.
+
+        Args:
+            trainer: Lightning's trainer.
+            *_: Number and stack frame of the signal; not used.
+        """
         batches = trainer.fit_loop.epoch_loop.batch_progress.current
         is_validating = batches.processed > batches.completed
         if self._is_stopping or is_validating:
@@ -91,36 +107,38 @@ class LastCheckpoint(Checkpoint):
         self._is_stopping = True
 
     def on_exception(self, trainer: Any, module: Any, exception: BaseException) -> None:
-        """Restore the handlers of the signals.
+        """Restore the handlers of the signals. Write the checkpoint if a signal caused the error.
 
-        A scheduler's signal also ends the loader's workers. If the training needs their next batch,
-        this error comes before the next step. Write the checkpoint, and set `has_stopped`.
+        A scheduler's signal also ends the loader's workers. Reading the next batch then fails
+        before the next step begins. In this case the checkpoint is written here, and `has_stopped`
+        becomes True.
         """
         self._restore_handlers()
         batches = trainer.fit_loop.epoch_loop.batch_progress.current
-        is_between_steps = batches.ready == batches.completed
+        is_between_steps = batches.ready == batches.completed  # Lightning's counters of batches
         if self._is_stopping and is_between_steps:
             trainer.save_checkpoint(self.folder / LAST)
             self.has_stopped = True
 
     def _restore_handlers(self) -> None:
-        """Restore the handlers that the signals had before the training."""
+        """Restore the signal handlers that were set before the training."""
         while self._handlers:
             signal.signal(*self._handlers.popitem())
 
     def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
-        """Rename the checkpoint of the previous step, whose row has been written by now.
+        """Rename the checkpoint of the previous step, and stop if a signal requested it.
 
-        If the training is to stop and the step is complete, write a checkpoint and raise
-        `KeyboardInterrupt`.
+        By now Lightning has written the row of the previous step to metrics.csv. The training stops
+        by a checkpoint and `KeyboardInterrupt`, and only if the previous step is complete (not
+        between accumulated batches).
         """
-        self._rename(trainer)
+        self._rename_checkpoint(trainer)
         if self._is_stopping and batch_idx % trainer.accumulate_grad_batches == 0:
             trainer.save_checkpoint(self.folder / LAST)
             raise KeyboardInterrupt
 
-    def _rename(self, trainer: Any) -> None:
-        """Rename next.ckpt, if it exists, to last.ckpt."""
+    def _rename_checkpoint(self, trainer: Any) -> None:
+        """Rename next.ckpt to last.ckpt, if next.ckpt exists. Only the first process does so."""
         new = self.folder / "next.ckpt"
         if trainer.is_global_zero and new.is_file():
             new.replace(new.with_name(LAST))
@@ -130,7 +148,9 @@ class LastCheckpoint(Checkpoint):
     ) -> None:
         """Update the module's clock, and write a checkpoint if it is due and the step is complete.
 
-        The stream of tiles can resume only between steps, not between accumulated batches.
+        The stream of tiles can resume only between steps, not between accumulated batches. The next
+        checkpoint is due after the longer one of `pause` and `PAUSE_SHARE` times the duration of
+        this one.
         """
         module.update_minutes()  # Lightning calls the module's own hook after those of callbacks
         is_step = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
@@ -143,24 +163,31 @@ class LastCheckpoint(Checkpoint):
         self._due = 60 * module.minutes + took + max(self.pause, PAUSE_SHARE * took)
 
     def on_train_end(self, trainer: Any, module: Any) -> None:
-        """Write the last checkpoint. It states if another callback ended the training."""
+        """Write the last checkpoint, and pass on a stop that a signal requested.
+
+        If the budget is not spent, another callback has ended the training. The checkpoint records
+        it.
+        """
         self._ended_early = module.progress < 1
         trainer.save_checkpoint(self.folder / "next.ckpt")
-        self._rename(trainer)
+        self._rename_checkpoint(trainer)
         self._restore_handlers()
         if self._is_stopping:
             raise KeyboardInterrupt
 
     def on_save_checkpoint(self, trainer: Any, module: Any, checkpoint: dict[str, Any]) -> None:
-        """Add whether the training ended before its budget was spent, such as by EarlyStopping."""
+        """Add `ended_early`: True if a callback such as EarlyStopping ended the training.
+
+        Such a training is finished: `fit` does not continue it.
+        """
         checkpoint["ended_early"] = self._ended_early
 
 
 class AfterValidation(pl.Callback):
     """A callback that calls a function after each validation except the one at the end.
 
-    The function may raise an exception to stop the training, which `fit` passes on. A training
-    that has spent its budget is therefore never stopped.
+    It is used to stop an unpromising training: the function may raise an exception, which `fit`
+    passes on. A training that has spent its budget is never stopped in this way.
     """
 
     def __init__(self, function: Callable[[], None]) -> None:
@@ -168,29 +195,36 @@ class AfterValidation(pl.Callback):
         self._has_ended = False
 
     def on_train_end(self, trainer: Any, module: Any) -> None:
-        """Note that the next validation is the last one.
+        """Record that the next validation is the last one, after which the function is not called.
 
         `VolumeValidation` validates in the same hook, but later: Lightning calls checkpoint
-        callbacks after all others.
+        callbacks after all other callbacks.
         """
         self._has_ended = True
 
     def on_validation_end(self, trainer: Any, module: Any) -> None:
-        """Call the function if the training continues."""
+        """Call the function, unless the training has ended."""
         if not self._has_ended:
             self.function()
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
-    """A writer of checkpoints under a temporary name in their folder, which are then renamed.
+    """Lightning's writer of checkpoints, changed so that a file is complete or absent.
 
-    Lightning would write them to TMPDIR and move them.
+    Each checkpoint is written under a temporary name in its folder, and then renamed. Lightning
+    would write it to TMPDIR and move it.
     """
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
     ) -> None:
-        """Write the file. If the process is killed meanwhile, the old file stays complete."""
+        """Write a checkpoint. If the process is killed meanwhile, the previous file stays complete.
+
+        Args:
+            checkpoint: The content.
+            path: The file.
+            storage_options: Required by Lightning; not used.
+        """
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(Path(path)) as temporary:
             torch.save(checkpoint, temporary)
@@ -216,14 +250,23 @@ class History(CSVLogger):
             writer.metrics_keys = list(rows.columns)
 
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
-        """Add a row, unless Lightning repeats the last one because the training ends."""
+        """Add a row to metrics.csv, but not twice for the same step.
+
+        When a training ends, Lightning logs the last row again. It has the same `minutes` as the
+        last row of a training step. Rows without `minutes`, such as scores of a validation, are
+        always added.
+
+        Args:
+            metrics: Numbers by column.
+            step: The number of the step, from 0.
+        """
         if metrics.get("minutes") != self._minutes:
             super().log_metrics(metrics, step)
         self._minutes = metrics.get("minutes", self._minutes)
 
 
 def _read_history(path: Path, n_steps: int) -> pd.DataFrame | None:
-    """Return the rows of the first `n_steps` steps.
+    """Return the rows of metrics.csv of the first `n_steps` steps, to continue the file.
 
     If the file is empty or damaged, log a warning and return None.
     """
@@ -236,10 +279,13 @@ def _read_history(path: Path, n_steps: int) -> pd.DataFrame | None:
 
 
 class ProgressCallback(pl.Callback):
-    """A callback that shows one progress bar for the training, with step and smoothed loss.
+    """A callback that shows a progress bar for the whole training, with step and smoothed loss.
 
-    `bar` opens the bar and yields a function of (text, done, total). Here `done` is the spent share
-    of the budget, and `total` is 1.
+    Lightning's own bar cannot be used, because the stream of batches has no end.
+
+    Args:
+        bar: Opens the bar and yields a function of (text, done, total), which updates it. This
+            class passes the spent fraction of the budget as `done`, and 1 as `total`.
     """
 
     def __init__(
@@ -250,12 +296,17 @@ class ProgressCallback(pl.Callback):
         self._open = ExitStack()
 
     def on_train_start(self, trainer: Any, module: Any) -> None:
-        """Open the bar."""
+        """Open the progress bar. Only the first process shows it."""
         if trainer.is_global_zero:
             self._advance = self._open.enter_context(self.bar())
 
     def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
-        """Advance the bar. The loss is read only after a logged step, because reading waits."""
+        """Advance the progress bar, and show the step and the smoothed loss.
+
+        The loss is read only after a logged step, because reading makes the host wait for a GPU.
+        The smoothed loss is a moving average with the weights 0.8 for the previous value and 0.2
+        for the new one.
+        """
         if not trainer.is_global_zero:
             return
         logged = trainer.logged_metrics
@@ -267,26 +318,27 @@ class ProgressCallback(pl.Callback):
         self._advance(f"step {trainer.global_step}{loss}", min(module.progress, 1.0), 1)
 
     def on_train_end(self, *_: Any) -> None:
-        """Close the bar."""
+        """Close the progress bar."""
         self._open.close()
 
     def on_exception(self, *_: Any) -> None:
-        """Close the bar."""
+        """Close the progress bar after an error or an interruption."""
         self._open.close()
 
 
 class WorkerLogHandler(pl.Callback):
-    """A callback that sets up logging in processes that Lightning spawns, which have none.
+    """A callback that sets up logging in processes that Lightning spawns.
 
-    The first process writes to the handler that `open_handler` returns, and warnings also to the
-    terminal. The other processes report only errors.
+    A spawned process starts without the handlers of its parent. The first process writes to the
+    handler that `open_handler` returns, and warnings also to the terminal. The other processes
+    report only errors.
     """
 
     def __init__(self, open_handler: Callable[[], logging.Handler]) -> None:
         self.open_handler = open_handler
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Add the handlers if this process was spawned."""
+        """Add the handlers if Lightning spawned this process; otherwise do nothing."""
         if not isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
             return
         ours = logging.getLogger("lesionseg")
@@ -294,16 +346,21 @@ class WorkerLogHandler(pl.Callback):
         if trainer.is_global_zero:
             root = logging.getLogger()
             root.addHandler(self.open_handler())
-            if logging.lastResort is not None:
+            if logging.lastResort is not None:  # Python's handler of warnings for the terminal
                 root.addHandler(logging.lastResort)
 
 
 class FocalStatistics(pl.Callback):
-    """A callback that logs gradient shares and the probability in lesions, and warns of faults.
+    """A callback that logs how focal loss weights lesions, and warns if its settings do not suit.
 
-    For the finest logits it computes the mean probability in lesions, and two shares of the
-    gradient's L1 norm: the share of lesions, and the share of the hardest 1 % of background. Each
-    warning appears once.
+    For the finest logits of a logged step it computes three numbers:
+
+    - `p/lesion`: the mean probability in lesion voxels.
+    - `grad_share/lesion`: the fraction of the gradient's L1 norm that comes from lesion voxels.
+    - `grad_share/hard_background`: the fraction from the 1 % of background voxels with the highest
+      probability.
+
+    Each warning of `_find_problems` is logged at most once.
     """
 
     def __init__(self) -> None:
@@ -312,14 +369,19 @@ class FocalStatistics(pl.Callback):
         self._warned: set[str] = set()
 
     def on_train_batch_start(self, trainer: Any, module: Any, *_: Any) -> None:
-        """Observe the batch if its step is logged."""
+        """Make the module call `observe` with the logits of this batch, if its step is logged."""
         self._on_device = {}
         module.observer = self.observe if module.is_logged else None
 
     def observe(self, finest: FinestLogits) -> None:
-        """Compute the probability in lesions, and register a hook for the gradient.
+        """Compute the mean probability in lesions, and register a hook for the gradient fractions.
 
-        The host does not wait for a GPU: the statistics stay on it until `latest` reads them.
+        The hook runs in the backward pass, which follows. Without a gradient, such as in a
+        validation, there is no hook. The results stay on the GPU until `latest` reads them, so the
+        host does not wait.
+
+        Args:
+            finest: Logits of any floating type, with their labels and valid voxels.
         """
         logits = finest.logits
         class_axis = finest.class_axis
@@ -330,14 +392,14 @@ class FocalStatistics(pl.Callback):
         else:
             p = values.sigmoid().amax(1)
         lesion = finest.labels > 0
-        if lesion.ndim > p.ndim:
+        if lesion.ndim > p.ndim:  # with regions, labels have a class axis
             lesion = lesion.any(1)
         lesion = lesion & valid
         background = ~lesion & valid
         self._on_device = {P_NAME: _sum_within(p, lesion) / lesion.sum()}
 
-        def keep_shares(gradient: Tensor) -> None:
-            """Keep two shares of the gradient's L1 norm: of lesions, and of hard background."""
+        def store_gradient_shares(gradient: Tensor) -> None:
+            """Store the two gradient fractions, of lesions and of hard background."""
             size = gradient.movedim(class_axis, 1).abs().float().sum(1)
             total = _sum_within(size, valid)
             total = total.where(total.isfinite(), math.nan)  # 0 gives 0 / 0, which is NaN, too
@@ -345,12 +407,12 @@ class FocalStatistics(pl.Callback):
             self._on_device[LESION_NAME] = _sum_within(size, lesion) / total
 
         if logits.requires_grad:
-            logits.register_hook(keep_shares)  # type: ignore[no-untyped-call]
+            logits.register_hook(store_gradient_shares)  # type: ignore[no-untyped-call]
 
     def latest(self) -> dict[str, float]:
-        """Return the defined statistics of the observed step by name; {} if none was observed.
+        """Return the statistics of the observed step by name, without undefined ones (NaN).
 
-        The host waits once for a GPU.
+        Return {} if the step was not observed. The host waits once for a GPU.
         """
         if not self._on_device:
             return {}
@@ -359,9 +421,10 @@ class FocalStatistics(pl.Callback):
         return {name: value for name, value in named.items() if not math.isnan(value)}
 
     def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
-        """Log the statistics of the step, and warn if the means of the last 20 logged show a fault.
+        """Log the statistics of the step, and warn if the last 20 logged steps show a fault.
 
-        Nothing is logged if the step was not observed, or was skipped, which the module counts.
+        Nothing is logged if the step was not observed, or if it was skipped because its gradient
+        was not finite.
         """
         latest = self.latest()
         if not latest:
@@ -380,14 +443,22 @@ class FocalStatistics(pl.Callback):
 
 
 def _sum_within(values: Tensor, mask: Tensor) -> Tensor:
-    """Return the sum of the values in a mask. An index by the mask would wait for a GPU."""
+    """Return the sum of `values` over the elements of `mask`.
+
+    Indexing by the mask would give the same sum, but would make the host wait for a GPU.
+    """
     return values.where(mask, 0).sum()
 
 
 def _sum_of_hardest(size: Tensor, p: Tensor, background: Tensor) -> Tensor:
-    """Return the sum of `size` over the 1 % of background voxels with the highest probability `p`.
+    """Sum the gradient sizes over the 1 % of background voxels with the highest probability.
 
-    All have the same shape. The sum is over at least one voxel, and is 0 if there is no background.
+    The sum is over at least one voxel. Without background it is 0.
+
+    Args:
+        size: The gradient size of each voxel.
+        p: The lesion probability of each voxel.
+        background: True for valid background voxels. All three tensors have the same shape.
     """
     n_hardest = (HARD_SHARE * background.sum()).round().clamp_min(1)
     maximum = max(1, round(HARD_SHARE * p.numel()))  # the host knows only this limit of `n_hardest`
@@ -398,9 +469,20 @@ def _sum_of_hardest(size: Tensor, p: Tensor, background: Tensor) -> Tensor:
 
 
 def _find_problems(means: Mapping[str, float], progress: float) -> dict[str, str]:
-    """Return a warning for each fault that the mean statistics show, by the fault's name.
+    """Return a warning for each fault that the mean statistics show.
 
-    `progress` is the share of the budget that is spent. A missing statistic shows no fault.
+    A missing statistic shows no fault. The three faults:
+
+    - "hard": hard background has too large a fraction of the gradient.
+    - "few": lesions have too small a fraction of the gradient, although there are lesions.
+    - "collapse": the probability in lesions is still near 0 after a quarter of the budget.
+
+    Args:
+        means: The mean statistics by name, as logged.
+        progress: The fraction of the budget that is spent.
+
+    Returns:
+        The text of each warning by the name of the fault.
     """
     # a missing number is NaN, and each comparison with NaN is False
     hard = means.get(HARD_NAME, np.nan)

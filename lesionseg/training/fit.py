@@ -381,7 +381,7 @@ def check_trainer(
 ) -> None:
     """Raise `ConfigError` if the settings of Lightning's trainer, callbacks or loggers are wrong.
 
-    This check runs before the data are read. It constructs the trainer without the user's callbacks
+    This check runs before the plan is made. It constructs the trainer without the user's callbacks
     and loggers, because their constructors may write files. For these, it imports the classes and
     checks the names of their arguments.
 

@@ -25,12 +25,18 @@ PATIENCE = timedelta(days=1)
 
 
 def training_device(accelerator: str) -> str:
-    """Return `cuda` if torch finds a GPU and `accelerator` is not `cpu`, otherwise `cpu`."""
+    """Return the type of the device to train on, `cuda` or `cpu`.
+
+    It is `cuda` if torch finds a GPU and the setting `accelerator` is not `cpu`.
+    """
     return "cuda" if accelerator != "cpu" and torch.cuda.is_available() else "cpu"
 
 
 def require_device(accelerator: str) -> None:
-    """Raise `ConfigError` if the settings require a GPU and there is none."""
+    """Raise `ConfigError` if the setting `accelerator` requires a GPU and torch finds none.
+
+    `auto` and `cpu` require none.
+    """
     if accelerator not in ("auto", "cpu") and training_device(accelerator) == "cpu":
         raise ConfigError(
             f"trainer.accelerator={accelerator}: torch finds no GPU here. Set "
@@ -39,7 +45,7 @@ def require_device(accelerator: str) -> None:
 
 
 def require_compiler(trainer: TrainerConfig) -> None:
-    """Raise `ConfigError` if `trainer.compile=true` needs a compiler that is missing."""
+    """Raise `ConfigError` if `trainer.compile=true` but torch.compile lacks its compiler."""
     missing = find_missing_compiler(training_device(trainer.accelerator))
     if trainer.compile is True and missing:
         raise ConfigError(
@@ -49,9 +55,17 @@ def require_compiler(trainer: TrainerConfig) -> None:
 
 
 def find_missing_compiler(device: str) -> str:
-    """Return the names of the compilers of `torch.compile` if none is found (Linux only), or "".
+    """Return the name of the C or C++ compiler that torch.compile lacks on this machine.
 
-    torch.compile translates the network to C++ on a CPU; on a GPU, Triton compiles its launchers.
+    On a CPU, torch.compile needs a C++ compiler, because it translates the network to C++. On a
+    GPU, Triton needs a C compiler for the code that starts its kernels. The result is "" if one is
+    installed, and on systems other than Linux, which are not checked.
+
+    Args:
+        device: `cuda` or `cpu`.
+
+    Returns:
+        Alternatives joined by " or ", such as "gcc or clang".
     """
     names: tuple[str, ...] = (os.environ.get("CXX", "g++"),)
     if device == "cuda":
@@ -60,13 +74,22 @@ def find_missing_compiler(device: str) -> str:
 
 
 def find_launcher(trainer: TrainerConfig) -> "ClusterEnvironment | None":
-    """Return Lightning's environment of torchrun or srun, or None for a training of its own.
+    """Return Lightning's environment class for torchrun or srun, if one has started this training.
 
-    None is returned if neither has started several processes, and for tasks of srun if the settings
-    have one device: these are separate trainings. For srun, `SLURM_NTASKS_PER_NODE` is set if it is
-    missing. Raise `ConfigError` if the number of processes or nodes differs from the settings, if
-    the settings have several nodes without a launcher, or if torchrun would restart processes that
-    cannot connect again.
+    An environment tells Lightning the rank of this process and the number of processes. None means
+    that this process is a training by itself. This applies in three cases:
+
+    - Neither torchrun nor srun has started the process.
+    - They have started a single process.
+    - srun has started several tasks, but the settings have one device. Each task is then a separate
+      training.
+
+    For srun, `SLURM_NTASKS_PER_NODE` is set if it is missing, because Lightning asks for it.
+
+    Raises:
+        ConfigError: If the number of processes or nodes differs from the settings, if the settings
+            have several nodes without a launcher, or if torchrun would restart processes that
+            cannot connect again.
     """
     from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
     from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
@@ -76,14 +99,14 @@ def find_launcher(trainer: TrainerConfig) -> "ClusterEnvironment | None":
         _refuse_restarts()
         n_started = int(env["WORLD_SIZE"])
         n_per_node = int(env["LOCAL_WORLD_SIZE"])
-        _check_started(trainer, "torchrun", n_per_node, n_started // n_per_node)
+        _require_started_as_set(trainer, "torchrun", n_per_node, n_started // n_per_node)
         return TorchElasticEnvironment() if n_started > 1 else None
     n_started = int(env.get(TASKS, "1"))
     if n_started > 1 and not trainer.has_one_device:
         n_nodes = int(env.get("SLURM_STEP_NUM_NODES", env.get("SLURM_NNODES", "1")))
         n_per_node = n_started // n_nodes
         env.setdefault("SLURM_NTASKS_PER_NODE", str(n_per_node))  # Lightning asks for it
-        _check_started(trainer, "srun", n_per_node, n_started // n_per_node)
+        _require_started_as_set(trainer, "srun", n_per_node, n_started // n_per_node)
         return SLURMEnvironment(auto_requeue=False)  # a job continues from our own checkpoint
     if trainer.n_nodes > 1:
         raise ConfigError(
@@ -96,7 +119,9 @@ def find_launcher(trainer: TrainerConfig) -> "ClusterEnvironment | None":
 def _refuse_restarts() -> None:
     """Raise `ConfigError` if torchrun would restart processes that cannot connect again.
 
-    The shared store keeps addresses of processes that died (seen with torch 2.13).
+    They cannot if torchrun lends its own store of addresses to the processes
+    (`TORCHELASTIC_USE_AGENT_STORE`). After a restart this store still has the addresses of the
+    processes that died (seen with torch 2.13).
     """
     restarts = os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
     if restarts and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
@@ -106,8 +131,20 @@ def _refuse_restarts() -> None:
         )
 
 
-def _check_started(trainer: TrainerConfig, launcher: str, n_per_node: int, n_nodes: int) -> None:
-    """Raise `ConfigError` if a launcher's number of processes or nodes differs from those set."""
+def _require_started_as_set(
+    trainer: TrainerConfig, launcher: str, n_per_node: int, n_nodes: int
+) -> None:
+    """Raise `ConfigError` if the processes that a launcher started differ from the settings.
+
+    Compared are the number of nodes, and the number of processes per node with the number of
+    devices. `trainer.devices=auto` fits any number of processes.
+
+    Args:
+        trainer: The settings.
+        launcher: "torchrun" or "srun", for the message.
+        n_per_node: Number of processes per node that were started.
+        n_nodes: Number of nodes on which they were started.
+    """
     has_all_devices = trainer.n_devices is None  # trainer.devices=auto fits any number
     fits_devices = has_all_devices or trainer.n_devices == n_per_node
     if not fits_devices or trainer.n_nodes != n_nodes:
@@ -123,10 +160,12 @@ def _check_started(trainer: TrainerConfig, launcher: str, n_per_node: int, n_nod
 def join_processes(trainer: TrainerConfig) -> Iterator[None]:
     """Choose this process's GPU, and connect it with the other processes of its training.
 
-    Only the first process logs more than warnings. A training of a single process has nothing to
-    connect. `MASTER_ADDR` and `MASTER_PORT` are set. After an error the processes stay connected,
-    because the launcher ends them. Raise `ConfigError` if the GPU does not exist, or as
-    `find_launcher` does.
+    Processes are connected if torchrun or srun has started several of them. In the block, only the
+    first process logs more than warnings. `MASTER_ADDR` and `MASTER_PORT` are set in the
+    environment. After an error the processes stay connected, because the launcher ends them.
+
+    Raises:
+        ConfigError: If the GPU does not exist, or in the cases of `find_launcher`.
     """
     environment = find_launcher(trainer)
     devices = trainer.devices
@@ -159,7 +198,7 @@ def join_processes(trainer: TrainerConfig) -> Iterator[None]:
 
 
 def _require_gpu(device: int, trainer: TrainerConfig) -> None:
-    """Raise `ConfigError` if this machine has no GPU of this number."""
+    """Raise `ConfigError` if this machine has no GPU with the number `device`, counted from 0."""
     n_gpus = torch.cuda.device_count()
     if device >= n_gpus:
         raise ConfigError(
@@ -169,7 +208,10 @@ def _require_gpu(device: int, trainer: TrainerConfig) -> None:
 
 
 def n_processes(trainer: TrainerConfig) -> int:
-    """Return the number of processes that train together, including those not yet started."""
+    """Return the number of processes that train together, one per device of each node.
+
+    Processes that are not started yet are counted too, so that the settings can be checked before.
+    """
     if distributed.is_initialized():
         return distributed.get_world_size()
     n_per_node = trainer.n_devices
@@ -180,61 +222,78 @@ def n_processes(trainer: TrainerConfig) -> int:
 
 
 def is_rank_zero() -> bool:
-    """Return True if this process writes files: it is the only one, or the first of several."""
+    """Return True if this process is the one that writes files and logs.
+
+    It is the only process of the training, or the first of several.
+    """
     return not distributed.is_initialized() or distributed.get_rank() == 0
 
 
 def broadcast_from_rank_zero(make: Callable[[], T]) -> T:
-    """Call `make` in the first process, and return its result in all of them.
+    """Call `make` in the first process only, and return its result in all processes.
 
-    If it fails, all of them raise its error; the others raise a `TrainingError` in place of an
-    error that is not of lesionseg.
+    If `make` fails, all processes raise an error, so that none waits. The first process raises the
+    error itself. The other processes raise the same error if it is an error of lesionseg, otherwise
+    a `TrainingError`.
     """
     if not distributed.is_initialized():
         return make()
-    shared: list[Any] = _call_if(make, is_turn=is_rank_zero()) or [None]
+    shared: list[Any] = _call_on_turn(make, is_turn=is_rank_zero()) or [None]
     distributed.broadcast_object_list(shared)  # replaces the item in the other processes
     result: T = shared[0]
     return result
 
 
 def _to_shared_error(error: Exception) -> LesionsegError:
-    """Return the error that the other processes raise if one of them fails with `error`."""
+    """Return the error that the other processes raise if one process fails with `error`.
+
+    An error of lesionseg is sent unchanged. Any other error becomes a `TrainingError` with its name
+    and message.
+    """
     if isinstance(error, LesionsegError):
         return error
     return TrainingError(f"Another process failed: {type(error).__name__}: {error}")
 
 
 def sum_over_processes(sums: Tensor) -> Tensor:
-    """Return the sums over all processes. All processes call it together.
+    """Return the sums over all processes, with a gradient. All processes call it together.
 
-    The gradient is that of the process's own sums, times the number of processes, because the
-    processes average their gradients.
+    The gradient with respect to this process's `sums` is multiplied by the number of processes,
+    because the processes average their gradients afterwards.
     """
-    own = sums.detach()
-    total = own.clone()
+    local = sums.detach()
+    total = local.clone()
     distributed.all_reduce(total)
-    return total + distributed.get_world_size() * (sums - own)
+    # `sums - local` is 0, but has the gradient that `all_reduce` does not compute
+    return total + distributed.get_world_size() * (sums - local)
 
 
 def call_on_local_rank_zero_first(make: Callable[[], T]) -> T:
-    """Call `make` in every process, and return the process's own result.
+    """Call `make` in every process, on each node in one process before the others.
 
-    On each node, one process calls it first. The others wait, so that they find its files. If it
-    fails in one process, all of them raise an error.
+    It is used for work whose results are files on the node, such as a cache: the first process
+    writes the files, and the waiting processes find them. If `make` fails in one process, all
+    processes raise an error.
+
+    Returns:
+        The result of this process's call.
     """
     if not distributed.is_initialized():
         return make()
     comes_first = os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID")) == "0"
-    made = _call_if(make, is_turn=comes_first)
-    made += _call_if(make, is_turn=not comes_first)
+    made = _call_on_turn(make, is_turn=comes_first)
+    made += _call_on_turn(make, is_turn=not comes_first)
     return made[0]
 
 
-def _call_if(make: Callable[[], T], *, is_turn: bool) -> list[T]:
-    """Call `make` if it is this process's turn. Return a list of its result, or an empty list.
+def _call_on_turn(make: Callable[[], T], *, is_turn: bool) -> list[T]:
+    """Call `make` if it is this process's turn, and tell all processes if the call failed.
 
-    All processes call this together. If `make` fails in one of them, all of them raise an error.
+    All processes call this function together and wait for each other. If `make` fails in one of
+    them, all of them raise an error.
+
+    Returns:
+        A list with the result, or an empty list if it is not this process's turn.
     """
     made: list[T] = []
     failure: Exception | None = None
