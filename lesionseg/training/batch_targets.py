@@ -22,12 +22,13 @@ Batch = dict[str, Tensor]
 class BatchTargets:
     """The targets that are added to a batch before it is moved to the device.
 
-    If `nearest` is True, the loss needs the nearest lesion of each voxel. The batch then gets
-    `nearest` `[B, *tile]`, and its instances are renumbered. For `reach`, see `nearest_lesions`.
-
-    If `anchors` is given, the network is a detector. The batch then gets the fields of
-    `AnchorTargets`: `anchor_labels` and `anchor_valid` `[B, n]`, `anchor_boxes` `[p, 2·dims]` and
-    `anchor_places` `[p]`.
+    Attributes:
+        nearest: True if the loss needs the nearest lesion of each voxel. The batch then gets
+            `nearest` `[B, *tile]`, and its instances are renumbered.
+        anchors: The anchors of a detector, None for other networks. With anchors, the batch gets
+            the fields of `AnchorTargets`: `anchor_labels` and `anchor_valid` `[B, n]`,
+            `anchor_boxes` `[p, 2·dims]` and `anchor_places` `[p]`.
+        reach: See `nearest_lesions`.
     """
 
     nearest: bool = False
@@ -59,7 +60,10 @@ class BatchTargets:
         return made
 
     def tile_bytes(self, n_voxels: int) -> int:
-        """Return about how many bytes are added to a tile of `n_voxels`; 0 without targets."""
+        """Return the approximate number of bytes that the targets add to a tile of `n_voxels`.
+
+        It limits the number of loader workers. It is 0 if no targets are added.
+        """
         n_bytes = 0
         if self.nearest:
             n_bytes += n_voxels  # one uint8 per voxel
@@ -72,33 +76,34 @@ class BatchTargets:
 def renumber(
     instances: Integer[Tensor, "b *tile"], valid: Bool[Tensor, "b *tile"]
 ) -> Integer[Tensor, "b *tile"]:
-    """Renumber each tile's lesions 1, 2, … in the order of their ids. Invalid voxels become 0.
+    """Renumber each tile's lesions 1, 2, … in the order of ids. Invalid voxels become 0.
 
-    The result is uint8 if no tile has more than 255 lesions, otherwise int32. With uint8, four
-    times fewer bytes are moved to a GPU, and a loss knows an upper limit without reading values.
+    The result is uint8 if no tile has more than 255 lesions, otherwise int32. uint8 has two
+    advantages: four times fewer bytes are moved to a GPU, and a loss knows the maximum without
+    reading the ids.
 
     >>> renumber(torch.tensor([[0, 700, 3, 700], [0, 0, 0, 9]]), torch.ones(2, 4).bool()).tolist()
     [[0, 2, 1, 2], [0, 0, 0, 1]]
     """
-    places = []
+    voxels_of_tiles = []
     numbers = []
     for ids, is_valid in zip(instances.cpu().numpy(), valid.cpu().numpy(), strict=True):
-        lesion = nonzero_voxels(ids)  # few voxels
+        lesion = nonzero_voxels(ids)  # flat indices; lesions are few voxels
         inside = lesion[is_valid.reshape(-1)[lesion]]
         old = ids.reshape(-1)[inside]
         is_present = np.zeros(int(old.max(initial=0)) + 1, np.int64)
         is_present[old] = 1
-        places.append(inside)
+        voxels_of_tiles.append(inside)
         numbers.append(is_present.cumsum()[old])  # the new id by the old one
     maximum = max((int(new.max(initial=0)) for new in numbers), default=0)
     made = np.zeros(tuple(instances.shape), np.uint8 if maximum < 256 else np.int32)
-    for tile, inside, new in zip(made, places, numbers, strict=True):
+    for tile, inside, new in zip(made, voxels_of_tiles, numbers, strict=True):
         tile.reshape(-1)[inside] = new
     return torch.from_numpy(made).to(instances.device)
 
 
 def anchor_targets(batch: Mapping[str, Tensor]) -> AnchorTargets:
-    """Return the anchors' targets that `BatchTargets` added to a batch."""
+    """Return the targets of anchors from a batch to which `BatchTargets` has added them."""
     return AnchorTargets(
         labels=batch["anchor_labels"],
         valid=batch["anchor_valid"],
@@ -111,7 +116,9 @@ def anchor_targets(batch: Mapping[str, Tensor]) -> AnchorTargets:
 class AnchorGrid:
     """The anchors of a tile, to which lesions are assigned.
 
-    If `has_regions` is True, labels overlap, and each lesion is one box with label 1.
+    Attributes:
+        levels: The anchor grid of each level of the pyramid, finest first.
+        has_regions: True if labels overlap. Each lesion is then one box with label 1.
     """
 
     levels: tuple[AnchorLevel, ...]
@@ -119,11 +126,11 @@ class AnchorGrid:
 
     @classmethod
     def of(cls, plan: Plan) -> "AnchorGrid":
-        """Return the grid of a plan. It has no level if the network has no anchors."""
+        """Return the anchor grid of a plan. It has no levels if the network has no anchors."""
         return cls(plan.anchor_levels, bool(plan.labels.regions))
 
     def boxes(self, device: torch.device) -> Float[Tensor, "n two_d"]:
-        """Return the anchors of all levels `[n, 2·dims]`, computed once per device."""
+        """Return the boxes of all anchors in voxels `[n, 2·dims]`, computed once per device."""
         return _grid(self.levels, device)
 
     def targets(
@@ -132,11 +139,15 @@ class AnchorGrid:
         instances: Integer[Tensor, "b *tile"],
         valid: Bool[Tensor, "b *tile"],
     ) -> AnchorTargets:
-        """Assign each tile's lesions to its anchors.
+        """Assign each tile's lesions to its anchors by ATSS, and return the targets of the anchors.
 
-        Boxes are computed from the augmented instances. An anchor with its centre in an invalid
-        voxel is ignored unless a lesion is assigned to it. Labels and instances must be 0 in
-        invalid voxels.
+        The boxes of lesions are computed from the instances, because augmentation changes them. An
+        anchor whose centre is in an invalid voxel is ignored, unless a lesion is assigned to it.
+
+        Args:
+            labels: Label of each voxel, 0 in invalid voxels.
+            instances: Lesion id of each voxel, 0 in invalid voxels.
+            valid: False for voxels that the loss ignores.
         """
         anchors = self.boxes(valid.device)
         # with regions, each lesion has label 1
@@ -164,7 +175,10 @@ class AnchorGrid:
 def _centre_voxels(
     anchors: Float[Tensor, "n two_d"], tile_shape: Sequence[int]
 ) -> Integer[Tensor, " n"]:
-    """Return the flat index of the tile's voxel that is nearest to the centre of each anchor."""
+    """Return the flat index of the voxel that contains the centre of each anchor.
+
+    A centre outside the tile gets the nearest voxel at the border.
+    """
     index = torch.zeros(len(anchors), dtype=torch.long, device=anchors.device)
     centres = split_box(anchors)[0].floor().long().unbind(1)
     for centre, n in zip(centres, tile_shape, strict=True):  # C order: the last axis is fastest
@@ -174,5 +188,8 @@ def _centre_voxels(
 
 @lru_cache(maxsize=4)
 def _grid(levels: tuple[AnchorLevel, ...], device: torch.device) -> Tensor:
-    """Return the anchors of all levels `[n, 2·dims]`. The result is cached: do not change it."""
+    """Return the boxes of all anchors in voxels `[n, 2·dims]`.
+
+    The result is cached: the caller must not change it.
+    """
     return grid_anchors(levels, device=device)

@@ -12,7 +12,9 @@ BEST = "best.ckpt"  # the weights with the best validation
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint to the CPU: tensors and plain values only. No pickled code is run.
+    """Read a checkpoint of a training to the CPU. No code that the file contains is run.
+
+    torch's `weights_only` accepts only tensors, numbers, texts and containers.
 
     Args:
         path: The file.
@@ -40,7 +42,14 @@ def read_if_present(path: Path) -> dict[str, Any] | None:
 
 
 def unusable_checkpoint(path: Path, why: str) -> TrainingError:
-    """Return the error of a checkpoint that cannot be read, or that does not fit the network."""
+    """Return the error of a checkpoint that cannot be read, or that does not fit the network.
+
+    Its advice differs between `best.ckpt`, which the training can do without, and `last.ckpt`.
+
+    Args:
+        path: The file.
+        why: The reason, for the message.
+    """
     if path.name == BEST:
         return TrainingError(
             f"{path}: the weights that scored best cannot be used ({why}). Choose another run_dir, "

@@ -15,11 +15,14 @@ log = logging.getLogger(__name__)
 
 
 def start_from(bundle: str, network: nn.Module, plan: Plan) -> None:
-    """Copy the weights that fit from a bundle or checkpoint into `network`, and log them.
+    """Copy the weights of a bundle or checkpoint that fit into `network`, and log which ones fit.
 
-    An ensemble gives the weights of its first network. A checkpoint gives all weights except those
-    of the heads. Channels of the same name keep their weights, and new ones get the mean of all
-    (`adapt_channels`). Channels of a checkpoint without names are taken by position.
+    - An ensemble gives the weights of its first network.
+    - A checkpoint gives all weights except those of the heads, because the meaning of its outputs
+      is unknown.
+    - Input channels of the same name keep their weights. A new channel gets the mean of all
+      channels (`adapt_channels`). If a checkpoint does not name its channels, they are matched by
+      position.
 
     Args:
         bundle: Path of a bundle, a run or a checkpoint of nnU-Net or nnssl.
@@ -55,20 +58,24 @@ def start_from(bundle: str, network: nn.Module, plan: Plan) -> None:
     n_copied = len(transfer.copied)
     n_tensors = n_copied + len(transfer.fresh)
     log.info("Weights of %s: %d of %d tensors taken.", source, n_copied, n_tensors)
-    _log_parts("Taken", transfer.copied)
+    _log_tensor_counts("Taken", transfer.copied)
     if transfer.adapted:
         log.info("Of these, %s.", transfer.adapted)
-    _log_parts("Newly initialised", transfer.fresh)
+    _log_tensor_counts("Newly initialised", transfer.fresh)
     if transfer.why_fresh:
         log.info("Heads are new because %s.", transfer.why_fresh)
-    _log_parts("Not used", transfer.unused)
+    _log_tensor_counts("Not used", transfer.unused)
 
 
-def _log_parts(what: str, names: Sequence[str]) -> None:
-    """Log `what` and how many tensors each part of the network has among `names`, if any.
+def _log_tensor_counts(what: str, names: Sequence[str]) -> None:
+    """Log how many tensors each section of the network has among `names`.
 
-    A part is the first two components of a name: `encoder.stages.0.0.conv.weight` belongs to
-    `encoder.stages`.
+    A section is the first two components of a name: `encoder.stages.0.0.conv.weight` belongs to
+    `encoder.stages`. Nothing is logged without names.
+
+    Args:
+        what: Begins the line, such as "Newly initialised".
+        names: Names of weight tensors.
     """
     parts = [".".join(name.split(".")[:2]) for name in names]
     if parts:

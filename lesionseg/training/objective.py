@@ -39,7 +39,13 @@ class LevelTargets:
 
     @classmethod
     def of(cls, batch: Mapping[str, Tensor], regions: Sequence[Sequence[int]] = ()) -> Self:
-        """Return the targets of a batch with `regions`. Invalid voxels have no label and lesion."""
+        """Return a batch's targets at full resolution. Invalid voxels get no label and no lesion.
+
+        Args:
+            batch: The tensors `labels`, `instances` and `valid` `[B, *spatial]`, and `nearest` if
+                the loss needs it.
+            regions: The label values of each region. Empty for labels that do not overlap.
+        """
         valid = batch["valid"].bool()
         labels = batch["labels"].masked_fill(~valid, 0)
         labels = region_target(labels, regions) if regions else labels
@@ -57,7 +63,12 @@ class Targets:
     levels: tuple[LevelTargets, ...]
 
     def counts(self) -> Tensor:
-        """Return the positive anchors, then the lesion voxels of each level: one per normaliser."""
+        """Count the positives of the batch, one number per normaliser.
+
+        Returns:
+            First the number of positive anchors, if the network has anchors, then the number of
+                lesion voxels of each level, finest first.
+        """
         counts = [count_positives(level.labels, level.valid) for level in self.levels]
         if self.anchors is not None:
             counts.insert(0, (self.anchors.labels > 0).sum(dtype=torch.float32))
@@ -83,11 +94,13 @@ class FinestLogits:
 class Objective:
     """The targets of a batch, and the terms of the loss of a network's output.
 
-    `loss` applies to voxels on every supervised level, and `detection` to anchors, if the plan's
-    network has them. Terms are weighted fp32 scalars by name, and the loss is their sum. The
-    anchors and each level have a normaliser, in the order of `expected_positives` and
-    `Targets.counts`. A loader's worker should apply `batch_targets` to each batch; otherwise
-    `targets` does.
+    - `loss` applies to voxels on every supervised level, `detection` to anchors, if the plan's
+      network has anchors.
+    - Terms are weighted fp32 scalars by name. The loss of a training step is their sum.
+    - The anchors and each level have a normaliser, in the order of `expected_positives` and
+      `Targets.counts`.
+    - A loader's worker should apply `batch_targets` to each batch, because a GPU would wait for
+      these targets. Otherwise `targets` applies it.
     """
 
     def __init__(self, plan: Plan, loss: nn.Module, detection: DetectionLoss) -> None:
@@ -95,6 +108,7 @@ class Objective:
         self.loss = loss
         self.detection = detection
         self.strides = supervised_strides(plan.architecture) if plan.has_voxels else ()
+        # a loss may have the parameter, but not need it with its present settings
         takes_nearest = "nearest" in signature(loss.forward).parameters
         needs_nearest = getattr(loss, "needs_nearest", takes_nearest)
         self.batch_targets = BatchTargets(
@@ -105,9 +119,13 @@ class Objective:
         )
 
     def expected_positives(self, n_tiles: int) -> tuple[float, ...]:
-        """Return the expected number of positives in `n_tiles` tiles for each normaliser.
+        """Return the expected number of positives in `n_tiles` tiles, one number per normaliser.
 
-        For voxels it follows from the plan's lesion fraction. For anchors it is four per tile.
+        The moving averages of the normalisers start at these numbers.
+
+        Returns:
+            First the number of positive anchors, four per tile, if the network has anchors. Then
+                the number of lesion voxels of each level, from the plan's lesion fraction.
         """
         n_lesion_voxels = self.plan.lesion_fraction * n_tiles * prod(self.plan.tile_shape)
         expected = [n_lesion_voxels / prod(stride) for stride in self.strides]
@@ -116,7 +134,11 @@ class Objective:
         return tuple(expected)
 
     def targets(self, batch: Mapping[str, Tensor]) -> Targets:
-        """Return the targets of a batch. A GPU waits if `batch_targets` was not applied to it."""
+        """Return the targets of a batch, for the anchors and for each supervised level.
+
+        If no loader's worker has applied `batch_targets` to the batch, this is done here, which
+        makes a GPU wait.
+        """
         batch = self.batch_targets(dict(batch))
         anchors = anchor_targets(batch) if self.plan.has_boxes else None
         if not self.strides:
@@ -126,10 +148,15 @@ class Objective:
         return Targets(anchors, tuple(reduce(finest, stride) for stride in self.strides))
 
     def terms(self, output: Any, targets: Targets, normalisers: Tensor) -> Terms:
-        """Return the loss terms of the anchors and of the voxels, in fp32.
+        """Return the loss terms of the anchors and of the voxels by name, in fp32.
 
         The terms of voxels are weighted means over the levels of `output`. Each level has half the
-        weight of the next finer one. `normalisers` are in the order of `expected_positives`.
+        weight of the next finer level.
+
+        Args:
+            output: The output of the network.
+            targets: The targets of the batch.
+            normalisers: The divisors of terms per positive, in the order of `expected_positives`.
         """
         total: Terms = {}
         with torch.autocast(normalisers.device.type, enabled=False):
@@ -155,9 +182,10 @@ class Objective:
         return total
 
     def _voxel_terms(self, logits: Tensor, level: LevelTargets, normaliser: Tensor) -> Terms:
-        """Return the loss terms of the voxels of one level.
+        """Return the loss terms of the voxels of one level, in fp32.
 
-        `nearest` is passed only to a loss that needs it.
+        The nearest lesions are passed only to a loss that needs them, because other losses do not
+        have this parameter.
         """
         more = {"nearest": level.nearest} if self.batch_targets.nearest else {}
         terms: Terms = self.loss(
@@ -166,14 +194,26 @@ class Objective:
         return terms
 
     def _voxel_logits(self, output: Any) -> Sequence[Tensor]:
-        """Return the logits of voxels, finest first."""
+        """Return the logits of voxels from a network's output, one tensor per level, finest first.
+
+        The output of a detector contains them as `segmentation`; that of other networks consists of
+        them.
+        """
         result: Sequence[Tensor] = output.segmentation if self.plan.has_boxes else output
         return result
 
     def mask_unannotated(self, output: Any, unannotated: Tensor) -> Any:
-        """Return the output in fp32 with p = 0, and no gradient, for unannotated labels `[B, K]`.
+        """Return a network's output in which unannotated classes have p = 0 and no gradient.
 
-        A softmax adds their probability to the background.
+        Thereby a tile that does not annotate a class trains the network only on the other classes.
+        With a softmax, the probability of the unannotated classes is added to the background.
+
+        Args:
+            output: The output of the network.
+            unannotated: `[B, K]`, True for each class that the tile does not annotate.
+
+        Returns:
+            The output with the same fields, with logits in fp32.
         """
         activation = self.plan.activation
         voxels = [mask_unannotated(x, unannotated, activation) for x in self._voxel_logits(output)]
@@ -184,7 +224,10 @@ class Objective:
         return replace(output, class_logits=scores.transpose(1, 2), segmentation=tuple(voxels))
 
     def finest_logits(self, output: Any, targets: Targets) -> FinestLogits:
-        """Return the finest logits of voxels or, for a network without them, those of anchors."""
+        """Return the finest logits of voxels with their targets, for `FocalStatistics`.
+
+        For a network without voxels, these are the logits of anchors.
+        """
         if not targets.levels and targets.anchors is not None:
             anchors = targets.anchors
             return FinestLogits(
@@ -209,9 +252,14 @@ def make_objective(
 ) -> Objective:
     """Return the objective of the plan's network.
 
-    `loss` is the loss of voxels or its settings, `detection` the settings of the loss of anchors.
-    Raise `ConfigError` if the loss cannot be built, or if it is for another activation than the
-    network: independent labels (sigmoid) or exclusive ones (softmax).
+    Args:
+        plan: The plan.
+        loss: The loss of voxels, or its settings.
+        detection: The settings of the loss of anchors.
+
+    Raises:
+        ConfigError: If the loss cannot be built, or if its activation is not that of the plan:
+            sigmoid for independent labels, softmax for exclusive labels.
     """
     if isinstance(loss, LossConfig):
         loss = make_loss(loss, plan.activation, has_boxes=plan.has_boxes)
@@ -225,7 +273,7 @@ def make_objective(
 
 
 def make_detection_loss(settings: DetectionConfig) -> DetectionLoss:
-    """Return the loss of a detector's anchors with the settings `detection`."""
+    """Return the loss of a detector's anchors with the user's settings."""
     return DetectionLoss(
         alpha=settings.alpha,
         gamma=settings.gamma,
@@ -234,9 +282,12 @@ def make_detection_loss(settings: DetectionConfig) -> DetectionLoss:
 
 
 def noise_batch(plan: Plan, n_tiles: int) -> dict[str, Tensor]:
-    """Return a batch of noise with a lesion of 3 voxels per axis in the middle of each tile.
+    """Return a batch of noise for a trial step, with a lesion in the middle of each tile.
 
-    The same arguments give the same batch.
+    The lesion has the label 1 and 3 voxels along each axis. The same arguments give the same batch.
+
+    Returns:
+        The tensors `image` `[B, C, *tile]`, `labels`, `instances` and `valid` `[B, *tile]`.
     """
     noise = torch.Generator().manual_seed(0)
     shape = (n_tiles, *plan.tile_shape)
@@ -250,9 +301,15 @@ def noise_batch(plan: Plan, n_tiles: int) -> dict[str, Tensor]:
 def try_step(
     network: nn.Module, objective: Objective, observe: Callable[[FinestLogits], None] | None = None
 ) -> None:
-    """Compute loss and gradient of a batch of noise of the plan's size, on the network's device.
+    """Run the forward and backward pass of a training step on a batch of noise.
 
-    The caller sets autocast. `observe` is called with the finest logits before the backward pass.
+    It tests if a step compiles, or fits into memory. The batch has the plan's size, on the
+    network's device. The caller sets autocast.
+
+    Args:
+        network: The network. Gradients are added to its weights.
+        objective: The objective.
+        observe: Is called with the finest logits before the backward pass, as in training.
     """
     device = next(network.parameters()).device
     batch = objective.batch_targets(noise_batch(objective.plan, objective.plan.batch_size))
@@ -267,17 +324,25 @@ def try_step(
 
 
 def coarsen(targets: LevelTargets, stride: Sequence[int]) -> LevelTargets:
-    """Return the targets on a grid that is `stride` times coarser.
+    """Return the targets on a grid that is `stride` times coarser, for a supervised coarse level.
 
-    Spatial axes must be multiples of `stride`. Each coarse voxel represents a block of voxels. The
-    label of a block is the highest one of its voxels, because nearest sampling would drop small
-    lesions. A block belongs to all regions of its voxels. It is valid if all its voxels are, or if
-    it contains a valid lesion voxel. Its instance id is that of its middle voxel.
+    Each coarse voxel represents a block of fine voxels:
 
-    If the loss needs nearest lesions, a block with lesion voxels has the highest id of those with
-    the block's label, both as its instance and as its nearest lesion. With regions, it is the
-    highest id of all, also if lesions of several regions share the block. The nearest lesion of
-    any other block is that of its middle voxel.
+    - Its label is the highest label in the block, because nearest sampling would drop small
+      lesions. With regions, it belongs to all regions of its voxels.
+    - It is valid if all voxels of the block are valid, or if the block contains a valid lesion
+      voxel.
+    - Its instance id is that of the middle voxel.
+
+    If the loss needs nearest lesions, the ids of a block with lesion voxels follow other rules.
+    Both the instance and the nearest lesion are the highest id among the voxels with the block's
+    label. With regions, they are the highest id of all voxels, also if lesions of several regions
+    share the block. In a block without lesion voxels, the nearest lesion is that of the middle
+    voxel.
+
+    Args:
+        targets: The targets at full resolution.
+        stride: The factor along each spatial axis. The sides of the tile must be multiples of it.
     """
     if prod(stride) == 1:
         return targets
@@ -289,9 +354,9 @@ def coarsen(targets: LevelTargets, stride: Sequence[int]) -> LevelTargets:
     middle = select_middle_voxels(targets, stride)
     if middle.nearest is None:
         return LevelTargets(labels, middle.instances, valid)
-    ids, within = _in_blocks(targets.instances, stride)
+    ids, within = _split_into_blocks(targets.instances, stride)
     if not has_region_axis:
-        each, _ = _in_blocks(targets.labels, stride)
+        each, _ = _split_into_blocks(targets.labels, stride)
         sizes = [1 if axis in within else n for axis, n in enumerate(each.shape)]
         ids = ids.where(each == labels.reshape(sizes), 0)  # only voxels with the block's label
     ids = ids.amax(dim=within)
@@ -299,31 +364,37 @@ def coarsen(targets: LevelTargets, stride: Sequence[int]) -> LevelTargets:
 
 
 def select_middle_voxels(targets: LevelTargets, stride: Sequence[int]) -> LevelTargets:
-    """Return coarse targets as in nnU-Net: the voxel at, or after, the middle of each block."""
-    places: Any = (..., *(slice(s // 2, None, s) for s in stride))
+    """Return coarse targets as in nnU-Net: each block gets the targets of its middle voxel.
+
+    For an even stride this is the voxel after the middle. `coarsen` describes the arguments.
+    """
+    middle: Any = (..., *(slice(s // 2, None, s) for s in stride))
     return LevelTargets(
-        labels=targets.labels[places],
-        instances=targets.instances[places],
-        valid=targets.valid[places],
-        nearest=None if targets.nearest is None else targets.nearest[places],
+        labels=targets.labels[middle],
+        instances=targets.instances[middle],
+        valid=targets.valid[middle],
+        nearest=None if targets.nearest is None else targets.nearest[middle],
     )
 
 
 def _block_max(
     values: Shaped[Tensor, "b *spatial"], stride: Sequence[int]
 ) -> Shaped[Tensor, "b *smaller"]:
-    """Return the highest value of each block of `stride` voxels."""
-    blocks, within = _in_blocks(values, stride)
+    """Return the maximum of each block of `stride` voxels. For bool it is True if any voxel is."""
+    blocks, within = _split_into_blocks(values, stride)
     return blocks.amax(dim=within)
 
 
-def _in_blocks(
+def _split_into_blocks(
     values: Shaped[Tensor, "b *spatial"], stride: Sequence[int]
 ) -> tuple[Shaped[Tensor, "b *blocks"], tuple[int, ...]]:
-    """Split each spatial axis into blocks of `stride` voxels. Return also the axes within a block.
+    """Reshape an array so that each spatial axis becomes two: blocks, and voxels of a block.
 
-    For example, `[B, 4, 6]` with stride (2, 3) is reshaped to `[B, 2, 2, 2, 3]`, and the axes 2
-    and 4 are those within a block.
+    A reduction over the second axes then gives one number per block. For example, `[B, 4, 6]` with
+    stride (2, 3) becomes `[B, 2, 2, 2, 3]`, and the axes within a block are 2 and 4.
+
+    Returns:
+        The reshaped array, and the axes within a block.
     """
     n_leading = values.ndim - len(stride)
     shape = list(values.shape[:n_leading])
@@ -335,9 +406,13 @@ def _in_blocks(
 
 
 def supervised_strides(architecture: Architecture) -> tuple[tuple[int, ...], ...]:
-    """Return the stride from the input to each supervised level. The first, the finest, has 1.
+    """Return the stride from the input to each supervised level, finest first.
 
-    `levels` of a network of another package states them. Otherwise they follow from `strides`.
+    A supervised level is a resolution at which the network has an output with a loss. The stride of
+    the finest level is 1.
+
+    A network of another package states its strides in `levels`. Otherwise they follow from
+    `strides`.
 
     >>> table = Architecture("unet", (8, 16, 32), ((1, 1), (1, 2), (2, 2)), ((3, 3),) * 3)
     >>> supervised_strides(table)

@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 Collate = Callable[[Sequence[TileItem]], Batch]
 SHARED_MEMORY = "/dev/shm"
-AHEAD = 2  # batches that each worker reads ahead
+AHEAD = 2  # batches that each worker reads in advance
 MAX_TILE_WORKERS = 8  # enough for a GPU
 # fork is the fastest, but libraries of a Mac do not work after it
 START_METHOD = "fork" if sys.platform == "linux" else "spawn"
@@ -42,11 +42,17 @@ START_METHOD = "fork" if sys.platform == "linux" else "spawn"
 def number_batches(
     batch_size: int, first_batch: int, rank: int, world_size: int
 ) -> Iterator[list[int]]:
-    """Yield the numbers of the tiles of each batch from `first_batch`, for process `rank`.
+    """Yield the tile numbers of each batch of process `rank`, endlessly, from `first_batch`.
 
-    The b-th batches of all `world_size` processes together take the tiles b·n to b·n + n − 1 of the
-    stream, where n is the number of their tiles. So a resumed training uses the same tiles as an
-    uninterrupted one.
+    The stream of tiles is numbered from 0. The processes together read it in order: with n tiles in
+    the b-th batches of all processes, these batches contain the tiles b·n to b·n + n − 1. So a
+    resumed training uses the same tiles as an uninterrupted one.
+
+    Args:
+        batch_size: Number of tiles of a batch.
+        first_batch: Number of the first batch, from 0.
+        rank: Number of this process, from 0.
+        world_size: Number of processes.
 
     >>> batches = number_batches(batch_size=2, first_batch=3, rank=1, world_size=2)
     >>> next(batches), next(batches)
@@ -67,16 +73,16 @@ def read_batches(
 ) -> Iterator[Batch]:
     """Yield the batches of tiles with these numbers, read by MONAI's loader.
 
-    This is a generator, not a loader: Lightning would replace the sampler of a loader, and a
-    resumed training would use other tiles.
+    This is a generator, because Lightning would replace the sampler of a loader, so that a resumed
+    training would use other tiles.
 
     Args:
         tiles: A `TileDataset`, or another dataset that returns `image`, `labels`, `instances` and
             `valid` like `to_batch`. It must accept any number from 0 and return the same tile each
             time.
         numbers: The numbers of the tiles of each batch, see `number_batches`.
-        workers: Processes that read ahead; 0 reads in this process.
-        pin: Copy batches to pinned memory, for a GPU.
+        workers: Number of processes that read batches in advance. With 0, this process reads them.
+        pin: True copies batches to pinned memory, from which a GPU copies faster.
         add_targets: The objective's targets, which workers compute while the device trains.
     """
     collate = to_batch if isinstance(tiles, TileDataset) else cast(Collate, default_collate)
@@ -95,10 +101,14 @@ def read_batches(
 
 
 def begin_worker(number: int) -> None:
-    """Seed a loader's worker as MONAI does, and make it exit at `STOP_SIGNALS` without an error.
+    """Seed a loader's worker as MONAI does, and make it exit silently at a scheduler's signal.
 
-    A scheduler sends them to the whole process group. torch would report the end of a worker as a
-    crash, with a traceback in the main process, which also ends by this signal.
+    A scheduler sends `STOP_SIGNALS` to the whole process group. Without these handlers, torch would
+    report the end of the worker as a crash, with a traceback in the main process. The main process
+    handles the signal itself (`LastCheckpoint`).
+
+    Args:
+        number: The number of the worker. torch passes it.
     """
     worker_init_fn(number)
     for stop in STOP_SIGNALS:
@@ -106,18 +116,21 @@ def begin_worker(number: int) -> None:
 
 
 def to_batch(items: Sequence[TileItem]) -> Batch:
-    """Collate items of a `TileDataset` to plain tensors without MONAI's metadata.
+    """Collate items of a `TileDataset` to a batch of torch tensors without MONAI's metadata.
 
-    Masks become `[B, *tile]`.
+    Returns:
+        `image` `[B, C, *tile]`, the masks `labels`, `instances` and `valid` `[B, *tile]`, and
+            `unannotated` `[B, K]` if the items have it.
     """
-    result: Batch = default_collate([_plain_tensors(item) for item in items])
+    result: Batch = default_collate([_tensors_of_tile(item) for item in items])
     return result
 
 
-def _plain_tensors(item: TileItem) -> Batch:
-    """Return the tensors of an item without metadata, and masks without their channel axis.
+def _tensors_of_tile(item: TileItem) -> Batch:
+    """Return the tensors of a tile as torch tensors, for a batch.
 
-    `label` gets the name `labels`, and `unannotated` is kept if the item has it.
+    MONAI's tensors carry metadata, which is removed. Masks lose their channel axis. `label` is
+    renamed to `labels`. `unannotated` is included only if the tile has it.
     """
     tensors = {
         "image": item["image"],
@@ -133,15 +146,15 @@ def _plain_tensors(item: TileItem) -> Batch:
 def _collate_with_targets(
     items: Sequence[TileItem], collate: Collate, add_targets: BatchTargets
 ) -> Batch:
-    """Collate items, and add targets."""
+    """Collate tiles to a batch, and add the objective's targets, in a loader's worker."""
     return add_targets(collate(items))
 
 
 class LesionData(pl.LightningDataModule):
     """The stream of `tiles` for a `pl.Trainer` with a `LesionModule`.
 
-    It starts at the trainer's current step. A training that is resumed with `ckpt_path` uses the
-    same tiles as an uninterrupted one.
+    The stream starts at the trainer's current step. A training that is resumed with `ckpt_path`
+    therefore uses the same tiles as an uninterrupted one.
 
     Args:
         tiles: See `read_batches`.
@@ -156,7 +169,7 @@ class LesionData(pl.LightningDataModule):
         self.settings = settings
 
     def train_dataloader(self) -> Iterator[Batch]:
-        """Return the endless batches of this process."""
+        """Return the endless batches of this process. Lightning calls this hook at the start."""
         trainer = cast(pl.Trainer, self.trainer)
         device = trainer.strategy.root_device.type
         numbers = number_batches(
@@ -177,11 +190,13 @@ class LesionData(pl.LightningDataModule):
         return read_batches(self.tiles, numbers, workers, pin=pin, add_targets=targets)
 
 
-def _count_own_cores(n_processes: int) -> int:
-    """Return the number of cores for each of `n_processes` training processes on this machine.
+def _count_cores_per_process(n_processes: int) -> int:
+    """Return the number of CPU cores that each training process on this machine may use.
 
-    They share the cores, so the result is 0 if there are fewer cores than processes. Only srun
-    binds each of its tasks to cores of its own, whose number is `SLURM_CPUS_PER_TASK`.
+    The cores are divided by the number of processes, so the result is 0 if there are fewer cores
+    than processes. srun is an exception: it binds each task to `SLURM_CPUS_PER_TASK` separate
+    cores, so they are not divided. Under torchrun, these variables describe the task that runs
+    torchrun, and are ignored.
     """
     per_task = os.environ.get("SLURM_CPUS_PER_TASK", "")
     is_task = int(os.environ.get(TASKS, "1")) > 1 and "TORCHELASTIC_RUN_ID" not in os.environ
@@ -200,24 +215,25 @@ def loader_workers(
     """Return the number of loader workers for each training process on this machine.
 
     With `auto` it is 1 on a CPU. On a GPU it is the number of cores per training process minus one,
-    from 1 to `MAX_TILE_WORKERS`. On Linux, if the batches of all workers do not fit into shared
-    memory, or into the memory budget of this container or job, any number is reduced with a
-    warning, if necessary to 0 (the training process then reads the tiles): the system kills workers
-    without a message when the memory is full.
+    from 1 to `MAX_TILE_WORKERS`.
+
+    On Linux, any number is reduced if the batches of all workers do not fit into shared memory, or
+    into the memory budget of this container or job. A warning is then logged. Otherwise the system
+    would kill workers without a message. With 0 workers, the training process reads the tiles.
 
     Args:
-        asked: A number, or `auto`.
+        asked: The setting: a number, or `auto`.
         plan: The batch size and tile shape.
         device: `cpu` or `cuda`.
         n_processes: Training processes on this machine.
-        targets: The targets that workers add to a batch; they need memory as well.
+        targets: The targets that workers add to a batch, which need memory as well.
     """
     if asked != "auto":
         workers = int(asked)
     elif device == "cpu":
         workers = 1
     else:
-        workers = min(max(_count_own_cores(n_processes) - 1, 1), MAX_TILE_WORKERS)
+        workers = min(max(_count_cores_per_process(n_processes) - 1, 1), MAX_TILE_WORKERS)
     try:
         shared = shutil.disk_usage(SHARED_MEMORY).free
     except OSError:  # the folder exists only on Linux

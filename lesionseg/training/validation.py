@@ -58,20 +58,27 @@ class VolumeValidation(Checkpoint):
         self._due = math.inf  # minutes of training, set in `on_train_start`
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the best score with its error, and the time of the next validation."""
+        """Return the best score with its error, and the time of the next validation.
+
+        Lightning stores this dictionary in each checkpoint.
+        """
         return {"best_score": self.best_score, "best_error": self.best_error, "due": self._due}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the best score with its error, and the time of the next validation.
 
-        Checkpoints of earlier versions state neither the error nor the time.
+        Lightning passes the dictionary of the checkpoint. Checkpoints of earlier versions contain
+        neither the error nor the time.
         """
         self.best_score = state_dict["best_score"]
         self.best_error = state_dict.get("best_error", 0.0)
         self._due = state_dict.get("due", math.inf)
 
     def on_train_start(self, trainer: Any, module: Any) -> None:
-        """Set the time of the next validation, and take the best score from `best.ckpt`.
+        """Set the time of the next validation, and read the best score of a resumed training.
+
+        The score comes from `best.ckpt`. A new training removes this file. A restored time of the
+        next validation is not changed. Otherwise it is the next multiple of `every_minutes`.
 
         Raises:
             TrainingError: If the training is resumed and `best.ckpt` cannot be read.
@@ -86,13 +93,19 @@ class VolumeValidation(Checkpoint):
             self._due = (module.minutes // self.every_minutes + 1) * self.every_minutes
 
     def _read_best(self) -> tuple[float, float]:
-        """Return the score of the weights in `best.ckpt` and its error; −∞ and 0 if it has none."""
+        """Return the score of the weights in `best.ckpt`, and its standard error.
+
+        Both are −∞ and 0 if the file is missing or does not contain them.
+        """
         state = (read_if_present(self.path) or {}).get("callbacks", {}).get(self.state_key, {})
         # version 1.0 stated neither
         return float(state.get("best_score", -math.inf)), float(state.get("best_error", 0.0))
 
     def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
-        """Validate if it is due and the previous step is complete."""
+        """Validate if a validation is due and the previous step is complete.
+
+        A step is not complete between accumulated batches.
+        """
         is_new_step = batch_idx % trainer.accumulate_grad_batches == 0
         if is_new_step and module.minutes >= self._due:
             self._validate(trainer, module)
@@ -102,11 +115,16 @@ class VolumeValidation(Checkpoint):
         self._validate(trainer, module, is_last=True)
 
     def _validate(self, trainer: Any, module: Any, *, is_last: bool = False) -> None:
-        """Score the network, log its scores, and write its weights if they are to be kept.
+        """Score the network, log its scores, and write its weights if they are the best.
 
-        `is_last` is True after the last step: its weights are kept unless earlier ones have a score
-        that is higher by more than its error. Otherwise they are kept unless an earlier score is
-        higher. Weights with a score of NaN are never kept.
+        Their score must not be lower than the best one so far. After the last step (`is_last`), it
+        may be lower by up to the standard error of the best score. Weights with a score of NaN are
+        not written.
+
+        Args:
+            trainer: Lightning's trainer.
+            module: The module with the network.
+            is_last: True after the last step.
 
         Raises:
             ConfigError: If memory runs out while the network is scored.
@@ -143,7 +161,10 @@ class VolumeValidation(Checkpoint):
             callback.on_validation_end(trainer, module)
 
     def _score(self, trainer: Any, module: Any) -> tuple[dict[str, float], float]:
-        """Return the scores of the network, and the minutes of training at their end.
+        """Score a copy of the network in eval mode, so that the training continues unchanged.
+
+        Returns:
+            The scores by name, and the minutes of training at the end of the validation.
 
         Raises:
             ConfigError: If memory runs out.
@@ -159,10 +180,15 @@ class VolumeValidation(Checkpoint):
         return scores, module.elapsed_minutes()
 
     def _out_of_memory(self, why: str, step: int) -> ConfigError:
-        """Return the error of a validation without enough memory.
+        """Return the error of a validation that ran out of memory, with advice.
 
-        Smaller tiles or batches would hardly help: a validation keeps no activations for gradients,
-        and the batch is already reduced to one tile when memory runs out.
+        Smaller tiles or batches are not part of the advice, because they would hardly help: a
+        validation stores no activations for gradients, and has already reduced its batch to one
+        tile.
+
+        Args:
+            why: The message of the original error.
+            step: The number of steps so far.
         """
         advice = "End other programs on the device, then run the command again to continue"
         if self.every_minutes is not None:
