@@ -22,7 +22,10 @@ CERTAIN_LOGIT = 30.0  # its probability differs from 1 by less than 1e-13
 
 
 def own_sums(sums: Tensor) -> Tensor:
-    """Return the sums of this process, for a training with a single one."""
+    """Return the sums of this process unchanged, for a training with a single process.
+
+    It has the signature of `sum_over_processes`, which replaces it if there are several processes.
+    """
     return sums
 
 
@@ -59,18 +62,19 @@ class VoxelLoss(nn.Module, ABC):
         valid: Valid = None,
         normaliser: Normaliser = None,
     ) -> LossTerms:
-        """Compute the terms of a batch.
+        """Compute the terms of the loss of a batch.
 
-        A subclass may take a further argument `nearest` `[B, *spatial]`. It contains the number of
+        A subclass may have a further parameter `nearest` `[B, *spatial]`. It contains the number of
         the nearest lesion for each voxel, counted from 1 within the tile, and 0 in a tile without
-        lesions (see `nearest_lesions`). An attribute `needs_nearest` that is False leaves it out.
+        lesions (see `nearest_lesions`). If the subclass sets an attribute `needs_nearest` to False,
+        `nearest` is not passed.
 
         Args:
             logits: `[B, K, *spatial]` for a sigmoid, `[B, 1+K, *spatial]` for a softmax.
             labels: `[B, *spatial]`, 0 for background and k for class k. For a sigmoid also 0/1 of
                 the logits' shape, if classes overlap.
             valid: `[B, *spatial]`, False for voxels to ignore. None uses all voxels.
-            normaliser: Divisor of the terms with the reduction `per_positive`. The remaining terms
+            normaliser: Divisor of the terms with the reduction `per_positive`. The other terms
                 ignore it.
 
         Returns:
@@ -81,7 +85,15 @@ class VoxelLoss(nn.Module, ABC):
 def region_target(
     labels: Integer[Tensor, "b *spatial"], regions: Sequence[Sequence[int]]
 ) -> Bool[Tensor, "b k *spatial"]:
-    """Return one mask per region: the voxels with one of its labels. Regions may overlap."""
+    """Return one mask per region, the target of a network whose classes overlap.
+
+    Args:
+        labels: Label of each voxel.
+        regions: The labels of which each region consists. Regions may share labels.
+
+    Returns:
+        `[B, K, *spatial]`, True for voxels with one of the labels of region k.
+    """
     labels = to_signed(labels)
     masks = []
     for region in regions:
@@ -97,14 +109,17 @@ def mask_unannotated(
 ) -> Float[Tensor, "b c *spatial"]:
     """Merge the classes that a tile does not annotate into its background.
 
-    A loss that is computed from the returned logits is a marginal loss (Shi et al. 2021, Medical
-    Image Analysis 70). A voxel labelled background may belong to any class u that nobody looked
-    for. For a softmax, therefore, p'_0 = p_0 + the sum of all p_u, and p'_u = 0. For a sigmoid,
-    p'_u = 0, a constant without gradient.
+    The purpose is to train on tiles of data sets that annotate different classes. A voxel labelled
+    background may belong to any class u that the tile does not annotate. A loss that is computed
+    from the returned logits is therefore a marginal loss (Shi et al. 2021, Medical Image Analysis
+    70):
+
+    - Softmax: p'_0 = p_0 + the sum of all p_u, and p'_u = 0.
+    - Sigmoid: p'_u = 0, a constant without gradient.
 
     Args:
         logits: Logits of any floating type, with a background channel for a softmax.
-        unannotated: True for each class that nobody marked in the tile.
+        unannotated: True for each class that the tile does not annotate.
         activation: `sigmoid` or `softmax`.
 
     Returns:
@@ -115,6 +130,7 @@ def mask_unannotated(
     if activation == "sigmoid":
         return logits.masked_fill(unknown, -CERTAIN_LOGIT)
     lesions = logits[:, 1:]
+    # the background and the unannotated classes; the others have p = 0 in this sum
     merged = torch.cat([logits[:, :1], lesions.masked_fill(~unknown, -torch.inf)], 1)
     outside = merged.logsumexp(1, keepdim=True)
     # unannotated classes get a logit far below the background: p is 0 and has no gradient
@@ -125,9 +141,10 @@ def mask_unannotated(
 def count_positives(
     labels: Shaped[Tensor, "b *any"], valid: Bool[Tensor, "b *spatial"] | None = None
 ) -> Float[Tensor, ""]:
-    """Count the valid voxels or anchors with a label above 0.
+    """Count the valid voxels or anchors with a label above 0, to normalise the loss.
 
-    A target `[B, K, *spatial]` is counted class by class: a voxel of two classes counts twice.
+    A target with a class axis, `[B, K, *spatial]`, is counted class by class: a voxel of two
+    classes counts twice.
     """
     lesion = to_signed(labels) > 0
     if valid is not None:
@@ -138,15 +155,14 @@ def count_positives(
 class PositiveAverage(nn.Module):
     """Exponential moving average of the number of positives per batch, as a divisor of the loss.
 
-    Positives are the lesion voxels or the positive anchors. The average is the divisor of the loss,
-    because the count of a single batch varies too much: a lesion-free 96³ tile has no positives,
-    and its loss at p = ½ would be 10⁵. `update` takes the count of one step over all processes, as
-    in detectron2.
+    Positives are the lesion voxels or the positive anchors. The count of a single batch is no
+    suitable divisor, because it varies too much: a lesion-free 96³ tile has no positives, and its
+    loss at p = ½ would be 10⁵. As in detectron2, the count of a step includes all processes.
 
     Args:
-        expected: Number of positives per batch that the dataset statistics predict. It is the first
-            value of the average and its lower limit, and is raised to at least 1. A sequence keeps
-            one average per number.
+        expected: Number of positives per batch that the dataset statistics predict, raised to at
+            least 1. It is the initial average and the lower limit of the divisor. With a sequence,
+            there is one average per number.
         momentum: Weight of the previous average.
 
     >>> average = PositiveAverage(expected=100, momentum=0.9)
@@ -166,9 +182,13 @@ class PositiveAverage(nn.Module):
 
     @torch.no_grad()
     def update(self, count: Float[Tensor, "*n"]) -> Float[Tensor, "*n"]:
-        """Add the positives of a batch to the average, on its device.
+        """Update the average with the count of a step, and return the divisor of the loss.
 
-        Return the normaliser of this batch as a new tensor: the average, or its lower limit.
+        The divisor is a new tensor on the device of the average. It is the average, or the lower
+        limit if the average is below it.
+
+        Args:
+            count: Number of positives of the step over all processes, one per average.
         """
         self.average.lerp_(count.to(self.average), 1 - self.momentum)
         return self.average.clamp_min(self.floor)
@@ -177,9 +197,9 @@ class PositiveAverage(nn.Module):
 class CustomLoss(VoxelLoss):
     """Wrapper of any loss `(logits, target) → number` on one-hot targets, such as MONAI's.
 
-    Voxels that are not valid become certain background. They have no gradient, but a loss that
-    averages over voxels counts them. The normaliser is not used. The term has the name of the
-    wrapped loss's class.
+    The wrapped loss has no mask of valid voxels. Voxels that are not valid therefore become certain
+    background. They have no gradient, but a loss that averages over voxels counts them. The
+    normaliser is not used. The term has the name of the wrapped loss's class.
     """
 
     def __init__(self, loss: nn.Module, activation: str = "sigmoid") -> None:
@@ -194,10 +214,14 @@ class CustomLoss(VoxelLoss):
         valid: Valid = None,
         normaliser: Normaliser = None,
     ) -> LossTerms:
-        """Return the loss as one term. Raise `ConfigError` if it is not a single number."""
+        """Return the wrapped loss as one term, with the arguments of `VoxelLoss.forward`.
+
+        Raises:
+            ConfigError: If the wrapped loss does not return a single number.
+        """
         softmax = self.activation == "softmax"
         target = lesion_target(labels, logits[:, 1:] if softmax else logits)
-        if valid is not None:
+        if valid is not None:  # certain background: a logit far below 0, or above 0 in channel 0
             left_out = ~valid.bool().unsqueeze(1)
             target = target & ~left_out
             logits = logits.masked_fill(left_out, -CERTAIN_LOGIT)
@@ -219,10 +243,11 @@ class CustomLoss(VoxelLoss):
 def make_loss(cfg: LossConfig, activation: str, *, has_boxes: bool = False) -> nn.Module:
     """Build the loss of a network's voxels from its configuration.
 
-    A loss whose `forward` takes `valid` is returned as it is. All losses of this package do. Any
-    other loss is wrapped in a `CustomLoss`. If the constructor has a parameter `sigmoid`,
-    `softmax`, `use_softmax` or `activation`, it gets the plan's activation, and if it has
-    `has_boxes`, it is told whether the network predicts boxes too. `cfg` takes precedence.
+    - A loss whose `forward` has a parameter `valid` is returned unwrapped. All losses of this
+      package have it. Any other loss is wrapped in a `CustomLoss`.
+    - Parameters of the constructor that are called `sigmoid`, `softmax`, `use_softmax` or
+      `activation` are set to the plan's activation, and `has_boxes` to the argument of that name.
+      Settings of `cfg` take precedence.
 
     Args:
         cfg: Class (`_target_`) and arguments of the loss.
@@ -233,13 +258,13 @@ def make_loss(cfg: LossConfig, activation: str, *, has_boxes: bool = False) -> n
         A module with the `forward` of `VoxelLoss`.
 
     Raises:
-        ConfigError: If the class cannot be imported, is not a loss, or does not take these
-            arguments, or `to_onehot_y` is true.
+        ConfigError: If the class cannot be imported, is not a loss, or does not accept these
+            arguments, or if `to_onehot_y` is true.
     """
     given = cfg.to_plain()
     softmax = activation == "softmax"
     make = import_target(given.pop(TARGET), "loss")
-    known = parameters_of(make)
+    known = parameters_of(make)  # None if they cannot be read
     parameters = known or {}
     if given.get("to_onehot_y"):
         raise ConfigError("loss.to_onehot_y must be false: the targets are already one-hot.")

@@ -18,8 +18,8 @@ from lesionseg.ops.boxes import decode_boxes, encode_boxes, paired_giou
 
 OVERLAP_WEIGHT = 1.0  # factor of 1 − GIoU
 OFFSET_WEIGHT = 0.5  # factor of the offsets' smooth L1
-OFFSET_BETA = 1 / 9
-# hard-negative mining: background anchors per positive anchor, and the least number per tile
+OFFSET_BETA = 1 / 9  # smooth L1 is quadratic below this difference
+# hard-negative mining: background anchors per positive anchor, and the minimum number per tile
 NEGATIVES = 3
 
 
@@ -78,7 +78,7 @@ class DetectionLoss(nn.Module):
         *,
         normaliser: Normaliser = None,
     ) -> LossTerms:
-        """Compute the fp32 terms `anchors` and `boxes`.
+        """Compute the two terms of the loss: `anchors` for the scores, and `boxes` for the boxes.
 
         Args:
             class_logits: A logit per anchor and class, of any floating type.
@@ -87,6 +87,9 @@ class DetectionLoss(nn.Module):
             targets: The labels and boxes to learn.
             normaliser: Divisor of both terms. None uses the number of positive anchors, but at
                 least 1.
+
+        Returns:
+            Both terms as fp32 scalars by name.
         """
         if normaliser is None:
             normaliser = (targets.labels > 0).sum().clamp(min=1)
@@ -110,13 +113,22 @@ def _sum_box_losses(
     anchors: Float[Tensor, "n two_d"],
     targets: AnchorTargets,
 ) -> Float[Tensor, ""]:
-    """Sum the weighted overlap and offset losses of the positive anchors; 0 without any."""
+    """Sum the loss of the predicted box over all positive anchors.
+
+    The loss of a box is 1 − GIoU plus half the smooth L1 loss of its offsets. Without positive
+    anchors, the sum is 0 and has a gradient of 0.
+
+    Args:
+        box_deltas: The predicted offsets, as `encode_boxes` makes them.
+        anchors: The anchors of one tile in voxels.
+        targets: The targets of all anchors of the batch.
+    """
     # `places` counts through all tiles, and every tile has the same anchors
     anchor_indices = targets.places % max(len(anchors), 1)
-    own_anchors = anchors[anchor_indices].float()
+    positive_anchors = anchors[anchor_indices].float()
     deltas = box_deltas.flatten(0, 1).index_select(0, targets.places).float()
-    overlap = 1 - paired_giou(decode_boxes(deltas, own_anchors), targets.boxes.float())
-    offsets = encode_boxes(targets.boxes, own_anchors)
+    overlap = 1 - paired_giou(decode_boxes(deltas, positive_anchors), targets.boxes.float())
+    offsets = encode_boxes(targets.boxes, positive_anchors)
     distance = F.smooth_l1_loss(deltas, offsets, beta=OFFSET_BETA, reduction="none").sum(-1)
     total = (OVERLAP_WEIGHT * overlap + OFFSET_WEIGHT * distance).sum()
     return total + 0 * box_deltas.float().sum()  # a gradient for the head even without lesions
@@ -125,8 +137,9 @@ def _sum_box_losses(
 def _sum_hardest(class_logits: Float[Tensor, "b n k"], targets: AnchorTargets) -> Float[Tensor, ""]:
     """Sum the cross-entropy of the positive anchors and of the hardest background anchors.
 
-    The number of background anchors is three times the number of positive anchors in the batch, or
-    three times the number of tiles if that is more. They are the hardest ones of the whole batch.
+    The hardest anchors are those of the largest loss in the whole batch. Their number is three
+    times the number of positive anchors, or three times the number of tiles if that is more. They
+    replace the focal loss as a means against the majority of easy background anchors.
     """
     x = class_logits.float().flatten(0, 1)
     labels = targets.labels.flatten()

@@ -79,28 +79,40 @@ def dice_loss(
 def dice_of_sums(
     hit: Float[Tensor, "*n"], p: Float[Tensor, "*n"], size: Shaped[Tensor, "*n"], smooth: float
 ) -> Float[Tensor, "*n"]:
-    """Compute soft Dice losses from sums over voxels.
+    """Compute soft Dice losses from sums over voxels, one loss per element.
 
-    `hit` is the sum of p over the lesion voxels, `p` that over all voxels, and `size` the number of
-    lesion voxels.
+    Args:
+        hit: Sum of the probabilities over the lesion voxels.
+        p: Sum of the probabilities over all voxels.
+        size: Number of lesion voxels.
+        smooth: The term s of `dice_loss`.
     """
     return 1 - (2 * hit + smooth) / (p + size + smooth)
 
 
 def _require_above_0(name: str, value: float) -> None:
-    """Raise `ConfigError` naming the setting if the value is not a finite number above 0."""
+    """Raise `ConfigError` that names the setting if it is not a finite number above 0."""
     if not 0 < as_number(name, value) < math.inf:
         raise ConfigError(f"{name}={value} must be a finite number above 0.")
 
 
 def require_weight(name: str, weight: float) -> None:
-    """Raise `ConfigError` naming the setting of `loss` if a weight is negative or not finite."""
+    """Raise `ConfigError` if a weight of a loss is negative or not finite.
+
+    Args:
+        name: The setting below `loss`, for the message.
+        weight: Its value.
+    """
     if not 0 <= as_number(f"loss.{name}", weight) < math.inf:
         raise ConfigError(f"loss.{name}={weight} must be a finite number of at least 0.")
 
 
 def _require_weights(**weights: float) -> None:
-    """Raise `ConfigError` if one of the weights of a loss is wrong, or if all of them are 0."""
+    """Raise `ConfigError` if a weight of a combined loss is wrong, or if all its weights are 0.
+
+    The weights are passed by the names of their settings. With all weights 0, nothing could be
+    trained.
+    """
     for name, weight in weights.items():
         require_weight(name, weight)
     if not any(weights.values()):
@@ -111,9 +123,16 @@ def _require_weights(**weights: float) -> None:
 def lesion_probabilities(
     logits: Logits, labels: LabelTensor, activation: str, valid: Valid
 ) -> tuple[Float[Tensor, "b k *spatial"], Bool[Tensor, "b k *spatial"]]:
-    """Return p of each lesion class in fp32 and the mask of its voxels.
+    """Return the probability and the mask of each lesion class.
 
-    Voxels that are not valid have p = 0 and belong to no lesion.
+    Args:
+        logits: As in `VoxelLoss`.
+        labels: As in `VoxelLoss`.
+        activation: `sigmoid` or `softmax`. The background channel of a softmax is left out.
+        valid: As in `VoxelLoss`. Voxels that are not valid have p = 0 and belong to no lesion.
+
+    Returns:
+        Probabilities in fp32 and bool masks, both `[B, K, *spatial]`.
     """
     x = logits.float()
     p = torch.softmax(x, dim=1)[:, 1:] if activation == "softmax" else torch.sigmoid(x)
@@ -171,7 +190,10 @@ class FocalLoss(VoxelLoss):
         valid: Valid = None,
         normaliser: Normaliser = None,
     ) -> LossTerms:
-        """Compute the term of a batch, with the arguments of `VoxelLoss.forward`."""
+        """Compute the term of a batch, with the arguments of `VoxelLoss.forward`.
+
+        The normaliser is used only with the reduction `per_positive`.
+        """
         loss = FOCAL[self.activation](
             logits,
             labels,
@@ -279,7 +301,7 @@ class DiceFocalLoss(VoxelLoss):
         valid: Valid = None,
         normaliser: Normaliser = None,
     ) -> LossTerms:
-        """Compute both terms of a batch, with the arguments of `VoxelLoss.forward`."""
+        """Compute the Dice term and the focal term, with the arguments of `VoxelLoss.forward`."""
         dice = dice_loss(
             logits,
             labels,

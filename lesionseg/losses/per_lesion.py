@@ -100,7 +100,7 @@ class LesionBalancedLoss(DiceFocalLoss):
 
     @property
     def needs_nearest(self) -> bool:
-        """True if the loss has terms per lesion."""
+        """True if the loss has terms per lesion, for which the batch needs nearest lesions."""
         return self.lesion_weight != 0
 
     def forward(
@@ -151,16 +151,22 @@ class LesionBalancedLoss(DiceFocalLoss):
         if focal.ndim == p.ndim:
             focal = focal.sum(1)
         focal = focal.unsqueeze(1)
+        # sums of each cell and class
         cells = _Cells.of(nearest)
         n_voxels = cells.sum_voxels(lesion)
         p_sum = cells.sum_voxels(p)
         hit = cells.sum_voxels(p * lesion)
         focal_sum = cells.sum_voxels(focal)
+        # the Dice of the batch
         batch = torch.stack([hit.sum(0), p_sum.sum(0), n_voxels.sum(0)])
         batch_hit, batch_p, batch_voxels = self.sum_processes(batch)
         dice = dice_of_sums(batch_hit, batch_p, batch_voxels, self.smooth)
+        # the Dice of each cell
         has_class = (n_voxels > 0) & cells.is_cell
-        lesion_dice = self._mean(dice_of_sums(hit, p_sum, n_voxels, self.smooth), has_class)
+        lesion_dice = self._mean_over_processes(
+            dice_of_sums(hit, p_sum, n_voxels, self.smooth), has_class
+        )
+        # the focal losses of each cell, separately for its lesion and its background
         has_lesion = has_class.any(1, keepdim=True)
         size = n_voxels.sum(1, keepdim=True).clamp_min(1)
         of_lesion = cells.sum_voxels(focal.where(lesion.any(1, keepdim=True), 0))
@@ -170,7 +176,7 @@ class LesionBalancedLoss(DiceFocalLoss):
             reduce_losses(total, lesion, None, "per_positive", normaliser)
             for total in (focal_sum.sum(), background)
         )
-        lesion_focal = self._mean(of_lesion / size, has_lesion) + background
+        lesion_focal = self._mean_over_processes(of_lesion / size, has_lesion) + background
         return {
             "dice": self.dice_weight * dice.mean(),
             "focal": self.voxel_weight * batch_focal,
@@ -178,24 +184,32 @@ class LesionBalancedLoss(DiceFocalLoss):
             "lesion_focal": self.lesion_weight * self.voxel_weight * lesion_focal,
         }
 
-    def _mean(
+    def _mean_over_processes(
         self, values: Float[Tensor, "*n"], is_counted: Bool[Tensor, "*n"]
     ) -> Float[Tensor, ""]:
-        """Return the mean of the counted values of all processes, or 0 if no value is counted."""
-        own = torch.stack([values.where(is_counted, 0).sum(), is_counted.sum().float()])
-        total, n = self.sum_processes(own)
+        """Return the mean of the counted values over all processes, or 0 if no value is counted.
+
+        Args:
+            values: One value per cell and class, or per cell.
+            is_counted: True for each value that the mean includes.
+        """
+        local_sums = torch.stack([values.where(is_counted, 0).sum(), is_counted.sum().float()])
+        total, n = self.sum_processes(local_sums)
         result: Float[Tensor, ""] = total / n.clamp_min(1)
         return result
 
 
 @dataclass(frozen=True, eq=False)
 class _Cells:
-    """The cells of all lesions of a batch, as rows of a table.
+    """The cells of all lesions of a batch, as rows of a table, to sum values over each cell.
 
     Every tile has `n_ids` rows, one per lesion id. Row 0 of a tile collects the voxels that belong
-    to no cell. A row has several partial sums, to which the voxels along the last axis are added
-    in turn. In a single sum, a large cell would lose small values, and a GPU would be slow, because
-    it adds to one address one value after the other.
+    to no cell.
+
+    Each row has 64 partial sums, which are added at the end. A voxel is added to the partial sum of
+    its index along the last axis, modulo 64. With a single sum per row, a large cell would lose
+    small values to rounding. A GPU would also be slow, because additions to one address run one
+    after the other.
 
     Attributes:
         part_of_voxel: The number of the partial sum to which each voxel of the batch is added, from
@@ -210,7 +224,7 @@ class _Cells:
 
     @classmethod
     def of(cls, nearest: Integer[Tensor, "b *spatial"]) -> "_Cells":
-        """Make the rows from the nearest lesion of each voxel."""
+        """Make the rows of the table from the id of the nearest lesion of each voxel."""
         n_tiles = len(nearest)
         n_ids = _count_ids(nearest)
         n_spatial = nearest.ndim - 1
@@ -224,7 +238,7 @@ class _Cells:
         )
 
     def sum_voxels(self, values: Shaped[Tensor, "b k *spatial"]) -> Float[Tensor, "rows k"]:
-        """Sum the values of all voxels of each row, class by class."""
+        """Sum the values over the voxels of each cell, class by class."""
         by_class = values.float().transpose(0, 1).flatten(1)  # [k, voxels of the batch]
         table = by_class.new_zeros(len(by_class), self.n_rows * _N_PARTS)
         parts = table.scatter_add(1, self.part_of_voxel.expand_as(by_class), by_class)
@@ -232,10 +246,10 @@ class _Cells:
 
 
 def _count_ids(nearest: Integer[Tensor, "b *spatial"]) -> int:
-    """Return the number of possible ids, including 0: the highest id plus 1.
+    """Return the number of rows that each tile needs: the highest lesion id plus 1.
 
-    On a GPU and while torch.compile traces, uint8 gives 256 without reading the values: the host
-    would wait for them, and a compiled graph would end here.
+    On a GPU and while torch.compile traces, uint8 ids give 256 instead. The host would otherwise
+    have to wait for the ids, and a compiled graph would end here.
     """
     is_read = nearest.device.type == "cpu" and not torch.compiler.is_compiling()
     if nearest.dtype == torch.uint8 and not is_read:
@@ -246,10 +260,10 @@ def _count_ids(nearest: Integer[Tensor, "b *spatial"]) -> int:
 def nearest_lesions(
     instances: Integer[Tensor, "b *spatial"], reach: Sequence[float] | None = None
 ) -> Integer[Tensor, "b *spatial"]:
-    """Find the nearest lesion of each voxel within its tile.
+    """Return the id of the nearest lesion of each voxel within its tile.
 
-    Only the surroundings of each lesion are compared, so the time depends on the lesions and not on
-    the size of the tile.
+    These ids divide a tile into the cells of `LesionBalancedLoss`. Only the surroundings of each
+    lesion are compared, so the time depends on the lesions and not on the size of the tile.
 
     Args:
         instances: Lesion ids, 0 for background.
@@ -257,8 +271,8 @@ def nearest_lesions(
             Distances are measured in this unit. None: 10 voxels along all axes.
 
     Returns:
-        Ids of the same shape, dtype and device; at equal distances the lower one. They are 0
-        throughout a tile without lesions, and for voxels that are not within reach of a lesion.
+        Ids of the same shape, dtype and device. At equal distances it is the lower id. The id is 0
+            throughout a tile without lesions, and for voxels that are not within reach of a lesion.
 
     >>> nearest_lesions(torch.tensor([[3, 0, 0, 0, 7], [0, 0, 0, 0, 0]]), reach=[1.5]).tolist()
     [[3, 3, 0, 7, 7], [0, 0, 0, 0, 0]]
@@ -266,69 +280,88 @@ def nearest_lesions(
     tiles = instances.cpu().numpy()
     nearest = np.zeros(tiles.shape, tiles.dtype)
     for out, ids in zip(nearest, tiles, strict=True):
-        _write_cells(ids, reach or (CELL_REACH,) * ids.ndim, out)
+        _write_cell_ids(ids, reach or (CELL_REACH,) * ids.ndim, out)
     return torch.from_numpy(nearest).to(instances.device)
 
 
-def _write_cells(ids: NDArray[Any], reach: Sequence[float], out: NDArray[Any]) -> None:
-    """Write the id of each voxel's nearest lesion in a tile to `out`, which is 0 before.
+def _write_cell_ids(ids: NDArray[Any], reach: Sequence[float], out: NDArray[Any]) -> None:
+    """Write the id of each voxel's nearest lesion of one tile to `out`.
 
-    `reach` is that of `nearest_lesions`. At equal distances the lower id is written.
+    At equal distances the lower id is written.
+
+    Args:
+        ids: Lesion ids of the tile, 0 for background.
+        reach: As in `nearest_lesions`.
+        out: Receives the ids. It must be 0 everywhere.
     """
-    closest = np.zeros(ids.shape, np.float32)  # see `_closeness`
+    closest = np.zeros(ids.shape, np.float32)  # see `_compute_closeness`
     present, voxels, first = group_voxels(ids)
     if not len(present):
         return
+    # bounding box of each lesion; `first` is the row of its first voxel in `voxels`
     low = np.minimum.reduceat(voxels, first)
     high = np.maximum.reduceat(voxels, first) + 1
     margin = [math.ceil(n) - 1 for n in reach]  # voxels at the distance itself are outside
-    lost = [_parabola(n, unit) for n, unit in zip(margin, reach, strict=True)]
+    squared_distances = [_squared_distances(n, unit) for n, unit in zip(margin, reach, strict=True)]
+    # the bounding box enlarged by the reach: voxels outside it cannot belong to the cell
     start = np.maximum(low - margin, 0)
     stop = np.minimum(high + margin, ids.shape)
     for row, number in enumerate(present):
         box = tuple(map(slice, low[row], high[row]))
         around = tuple(map(slice, start[row], stop[row]))
         offset = low[row] - start[row]
-        closeness = _closeness(ids[box] == number, offset, stop[row] - start[row], lost)
-        is_closer = closeness > closest[around]
+        closeness = _compute_closeness(
+            ids[box] == number, offset, stop[row] - start[row], squared_distances
+        )
+        is_closer = closeness > closest[around]  # ids ascend, so an equal distance changes nothing
         np.copyto(closest[around], closeness, where=is_closer)
         np.copyto(out[around], number, where=is_closer)
 
 
-def _parabola(margin: int, unit: float) -> NDArray[np.float32]:
-    """Return (difference / unit)² for the differences from −`margin` to `margin`."""
+def _squared_distances(margin: int, unit: float) -> NDArray[np.float32]:
+    """Return the squared distances along one axis, in units of the reach.
+
+    Args:
+        margin: The largest difference of indices.
+        unit: The reach along this axis, in voxels.
+
+    Returns:
+        (difference / unit)² for the differences −`margin` to `margin`.
+    """
     return ((np.arange(-margin, margin + 1) / unit) ** 2).astype(np.float32)
 
 
-def _closeness(
+def _compute_closeness(
     is_lesion: Flags,
     offset: Sequence[int],
     shape: Sequence[int],
-    lost: Sequence[NDArray[np.float32]],
+    squared_distances: Sequence[NDArray[np.float32]],
 ) -> NDArray[np.float32]:
-    """Return 1 − d² of each voxel, where d is its distance from the lesion in units of the reach.
+    """Return 1 − d² of each voxel; d is its distance from the lesion in units of the reach.
 
     It is the maximum over lesion voxels of 1 − Σ (difference / reach)², which can be computed one
-    axis after the other (Felzenszwalb and Huttenlocher 2012). Values of 0 or less are only bounds.
+    axis after the other (Felzenszwalb and Huttenlocher 2012). A result of 0 or less means that the
+    voxel is out of reach; its exact value is then not computed.
 
     Args:
-        is_lesion: The lesion within its box.
-        offset: Voxels in front of the box along each axis.
-        shape: Shape of the result.
-        lost: (difference / reach)² along each axis, for all differences within reach.
+        is_lesion: The lesion within its bounding box.
+        offset: Number of voxels of the result in front of the bounding box, along each axis.
+        shape: Shape of the result, the bounding box with its surroundings.
+        squared_distances: The squared distances along each axis (`_squared_distances`).
     """
     values = np.where(is_lesion, np.float32(1), np.float32(-np.inf))
     for axis in reversed(range(is_lesion.ndim)):  # the first axis last: the result is in C order
         n = shape[axis]
         rows = np.ascontiguousarray(values.swapaxes(0, axis))
+        # spread each row to its neighbours within reach, lowered by the squared distance
         wide = np.full((n, *rows.shape[1:]), -np.inf, np.float32)
-        margin = len(lost[axis]) // 2
-        parabola = lost[axis].reshape(-1, *(1,) * (rows.ndim - 1))
+        margin = len(squared_distances[axis]) // 2
+        parabola = squared_distances[axis].reshape(-1, *(1,) * (rows.ndim - 1))
         spread = np.empty((2 * margin + 1, *rows.shape[1:]), np.float32)
-        for place, row in enumerate(rows, start=offset[axis]):
-            start = max(place - margin, 0)
-            stop = min(place + margin + 1, n)
-            within = parabola[start - place + margin : stop - place + margin]
+        for index, row in enumerate(rows, start=offset[axis]):
+            start = max(index - margin, 0)
+            stop = min(index + margin + 1, n)
+            within = parabola[start - index + margin : stop - index + margin]
             np.subtract(row, within, out=spread[: stop - start])
             np.maximum(wide[start:stop], spread[: stop - start], out=wide[start:stop])
         values = wide.swapaxes(0, axis)
