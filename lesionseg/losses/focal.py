@@ -111,10 +111,18 @@ def _compute_elements(
     negative: list[float],
     gamma: float,
 ) -> Tensor:
-    """Return the loss of each element by operations that autograd knows.
+    """Return the loss of each element by differentiable operations of torch.
 
-    An element that is left out counts as a logit of 0. `positive` and `negative` are the weights of
-    lesion and background, one per class.
+    It is used if losses of single elements or fp64 are asked for, or torch.compile traces;
+    otherwise `_sum_elements` is faster. An element that is left out counts as a logit of 0.
+
+    Args:
+        logits: `[B, K, *spatial]`.
+        lesion: True for lesion elements, of the logits' shape.
+        keep: False for elements that are left out, of the logits' shape. None uses all elements.
+        positive: Weight of lesion elements, one per class.
+        negative: Weight of background elements, one per class.
+        gamma: Focusing exponent.
     """
     # zero if left out: a NaN there must reach neither value nor gradient
     x = logits if keep is None else logits.masked_fill(~keep, 0)
@@ -134,10 +142,10 @@ def _sum_elements(
     negative: list[float],
     gamma: float,
 ) -> Tensor:
-    """Return the sum over all elements, in less time and memory than `_compute_elements`.
+    """Return the summed loss of all elements, in less time and memory than `_compute_elements`.
 
-    Elements that are left out count nothing. If all classes have the same α, they are summed in one
-    call, otherwise one by one.
+    Elements that are left out add nothing. If all classes have the same α, they are summed in one
+    call, otherwise class by class. The arguments are those of `_compute_elements`.
     """
     if len(set(positive)) == 1:
         groups = [slice(None)]
@@ -194,7 +202,7 @@ def softmax_focal_loss(
     target = to_signed(target)
     check_shapes(logits, target, valid, exclusive=True)
     n_classes = logits.shape[1]
-    alpha = _plain_alpha(alpha)
+    alpha = _to_floats(alpha)
     if isinstance(alpha, float):
         weights = [1 - alpha, *_expand_alpha(alpha, n_classes - 1)]
     else:
@@ -223,6 +231,7 @@ def softmax_focal_loss(
     if keep is not None:
         x = x.masked_fill(~keep.unsqueeze(1), 0)
         target = target.masked_fill(~keep, 0)
+    # the error logit of the module's docstring: logsumexp of the other logits minus the true logit
     index = target.long().unsqueeze(1)
     true_logit = x.gather(1, index)[:, 0]
     others = torch.logsumexp(x.scatter(1, index, -torch.inf), dim=1)
@@ -231,9 +240,10 @@ def softmax_focal_loss(
 
 
 class _SummedFocal(torch.autograd.Function):
-    """The sum of the losses and its gradient, computed in one pass over the elements.
+    """The sum of the focal losses, whose gradient is computed in the same pass over the elements.
 
-    A CPU takes the elements in blocks, a GPU all at once.
+    torch would compute the gradient in a second pass. A CPU processes the elements in blocks that
+    fit into its cache, a GPU all at once.
     """
 
     @staticmethod
@@ -246,15 +256,16 @@ class _SummedFocal(torch.autograd.Function):
         negative: float,
         gamma: float,
     ) -> Tensor:
-        """Return the sum over all elements, and save its gradient for `backward`.
+        """Return the summed loss of all elements, and save its gradient for `backward`.
 
         Args:
-            ctx: Keeps the gradient.
+            ctx: torch's object that stores tensors for `backward`.
             logits: Of any shape and dtype. The sum and its gradient are float32.
             lesion: True for lesion elements, of the logits' shape.
-            keep: False for elements that are left out, of the logits' shape. None keeps all.
+            keep: False for elements that are left out, of the logits' shape. None uses all
+                elements.
             positive: Weight of lesion elements.
-            negative: Weight of the other elements.
+            negative: Weight of background elements.
             gamma: Focusing exponent.
         """
         gradient = torch.empty(logits.shape, dtype=torch.float32, device=logits.device)
@@ -283,7 +294,10 @@ class _SummedFocal(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
-        """Scale the saved gradient. The remaining inputs of `forward` have none."""
+        """Return the saved gradient, multiplied by the gradient of the sum.
+
+        torch expects one gradient for each argument of `forward`. Only the logits have one.
+        """
         (gradient,) = ctx.saved_tensors
         return (gradient * scale).to(ctx.dtype), None, None, None, None, None
 
@@ -297,24 +311,34 @@ def _compute_on_cpu(
     gamma: float,
     out: Tensor,
 ) -> Tensor:
-    """Return the summed loss of a block on a CPU, and write its gradient to `out`.
+    """Return the summed loss of a block of elements on a CPU, and write its gradient to `out`.
 
-    All elements are first treated as background. The few lesion elements are then overwritten. An
-    element that is left out must be 0 in `x`, and not a lesion.
+    All elements are first computed as background. Then the few lesion elements are computed again.
+
+    Args:
+        x: Logits in fp32, 0 for elements that are left out.
+        is_lesion: True for lesion elements, False for elements that are left out.
+        mask: False for elements that are left out. None uses all elements.
+        positive: Weight of lesion elements.
+        negative: Weight of background elements.
+        gamma: Focusing exponent.
+        out: Receives the gradient with respect to the logits.
     """
     # NumPy because torch.nonzero takes as long as two sigmoids
-    place = torch.from_numpy(np.flatnonzero(is_lesion))
+    lesion_indices = torch.from_numpy(np.flatnonzero(is_lesion))
     error = torch.sigmoid(x)
     loss = F.softplus(x)
     weight = (error**gamma).mul_(negative)
     weight = weight if mask is None else weight.mul_(mask)
-    weight.index_fill_(0, place, 0)
+    weight.index_fill_(0, lesion_indices, 0)
+    # dFL/dz of the module's docstring; `weight` is α_t · sigmoid(z)^γ
     torch.addcmul(error, loss, 1 - error, value=gamma, out=out).mul_(weight)
     total = torch.dot(weight, loss)
-    error = torch.sigmoid(-x[place])
-    loss = F.softplus(-x[place])
+    # the lesion elements, for which z is −x
+    error = torch.sigmoid(-x[lesion_indices])
+    loss = F.softplus(-x[lesion_indices])
     weight = positive * error**gamma
-    out[place] = -weight * (gamma * (1 - error) * loss + error)
+    out[lesion_indices] = -weight * (gamma * (1 - error) * loss + error)
     return total + torch.dot(weight, loss)
 
 
@@ -327,10 +351,10 @@ def _compute_on_gpu(
     gamma: float,
     out: Tensor,
 ) -> Tensor:
-    """Return the summed loss of a block on a GPU, and write its gradient to `out`.
+    """Return the summed loss of a block of elements on a GPU, and write its gradient to `out`.
 
-    All elements are computed alike: to list the lesion elements, the host would have to wait for
-    the GPU. An element that is left out must be 0 in `x`, and not a lesion.
+    All elements are computed in the same way, because a list of the lesion elements would make the
+    host wait for the GPU. The arguments are those of `_compute_on_cpu`.
     """
     z = torch.where(is_lesion, -x, x)
     error = torch.sigmoid(z)
@@ -343,7 +367,10 @@ def _compute_on_gpu(
 
 
 def _apply_formula(error_logit: Tensor, gamma: float) -> Tensor:
-    """Compute (1 − p_t)^γ · (−log p_t). The result is differentiable any number of times."""
+    """Compute the focal loss without α, (1 − p_t)^γ · (−log p_t), from the error logit.
+
+    The result is differentiable any number of times.
+    """
     return torch.exp(-gamma * F.softplus(-error_logit)) * F.softplus(error_logit)
 
 
@@ -355,11 +382,12 @@ def reduce_losses(
     Args:
         loss: The losses of the elements, or a scalar that is their sum already.
         lesion: True for lesion elements. They are counted if `per_positive` has no `normaliser`.
-        keep: False for elements that are left out. None keeps all.
-        reduction: `none` returns `loss`, with 0 for elements that are left out. `sum`. `mean` is
-            over the kept elements. `per_positive` divides the sum by `normaliser`.
-        normaliser: None is the number of kept lesion elements. Each divisor that is counted is at
-            least 1.
+        keep: False for elements that are left out. None uses all elements.
+        reduction: `none` returns `loss`, with 0 for elements that are left out. `sum` returns the
+            sum. `mean` divides the sum by the number of elements that are not left out.
+            `per_positive` divides the sum by `normaliser`.
+        normaliser: The divisor for `per_positive`. None uses the number of lesion elements that are
+            not left out. A divisor that is counted is at least 1.
     """
     if keep is not None and loss.ndim:
         loss = loss.masked_fill(~keep, 0)
@@ -379,11 +407,14 @@ def reduce_losses(
 
 
 def _expand_alpha(alpha: Alpha, n_classes: int) -> list[float]:
-    """Return one weight per class: 1 for None, a single number for all classes.
+    """Return one weight per class from the setting `alpha`.
 
-    Raise `ConfigError` if `alpha` has another number of weights.
+    None gives the weight 1 to all classes. A single number applies to all classes.
+
+    Raises:
+        ConfigError: If `alpha` has another number of weights than there are classes.
     """
-    weights = _plain_alpha(alpha)
+    weights = _to_floats(alpha)
     if weights is None:
         return [1.0] * n_classes
     if isinstance(weights, float):
@@ -396,10 +427,13 @@ def _expand_alpha(alpha: Alpha, n_classes: int) -> list[float]:
     return weights
 
 
-def _plain_alpha(alpha: Alpha) -> float | list[float] | None:
-    """Return α in Python's own types, also if it is a scalar or an array of NumPy or torch.
+def _to_floats(alpha: Alpha) -> float | list[float] | None:
+    """Convert α to a float or a list of floats, also from scalars and arrays of NumPy or torch.
 
-    None stays None. Raise `ConfigError` if a weight is not a number.
+    None stays None.
+
+    Raises:
+        ConfigError: If a weight is not a number.
     """
     if alpha is None or isinstance(alpha, float):
         return alpha
@@ -409,9 +443,14 @@ def _plain_alpha(alpha: Alpha) -> float | list[float] | None:
 
 
 def as_number(name: str, value: Any) -> float:
-    """Return a setting as a float, also if it is a scalar of NumPy or torch.
+    """Convert a setting to a float, also if it is a scalar of NumPy or torch.
 
-    Raise `ConfigError` naming the setting if it is not a number, such as the string "0.5".
+    Args:
+        name: The name of the setting, for the message.
+        value: The setting.
+
+    Raises:
+        ConfigError: If the setting is not a number. A text such as "0.5" is not a number.
     """
     try:
         if not isinstance(value, str):
@@ -424,16 +463,17 @@ def as_number(name: str, value: Any) -> float:
 def posterior_logits(
     logits: Float[Tensor, "b k *spatial"], *, alpha: Alpha = 0.25, gamma: float = 2.0
 ) -> Float[Tensor, "b k *spatial"]:
-    """Undo the distortion of scores that focal loss causes: return the logits of η = P(lesion).
+    """Correct the scores of a network that was trained with focal loss: return logits of P(lesion).
 
-    At the minimum of η·α·FL₁(p) + (1−η)·(1−α)·FL₀(p) the derivatives balance, which gives
-    η : 1−η = h(p)/α : h(1−p)/(1−α) with h(v) = v / ((1−v)^γ − γ(1−v)^(γ−1)·v·log v)
-    (Charoenphakdee et al., CVPR 2021, theorem 11, with α added). The function is strictly
-    increasing and therefore changes no ranking.
+    Focal loss distorts the scores p, so that they are no probabilities. With η = P(lesion), the
+    derivatives of η·α·FL₁(p) + (1−η)·(1−α)·FL₀(p) balance at its minimum. This gives η : 1−η =
+    h(p)/α : h(1−p)/(1−α) with h(v) = v / ((1−v)^γ − γ(1−v)^(γ−1)·v·log v) (Charoenphakdee et al.,
+    CVPR 2021, theorem 11, with α added). The correction is strictly increasing and therefore
+    changes no ranking.
 
     Args:
         logits: Logits of K independent classes, trained by `sigmoid_focal_loss` with α and γ.
-        alpha: One number or one per class. None is ½, and so are 0 and 1, which cannot be undone.
+        alpha: One number or one per class. None counts as ½. So do 0 and 1, which cannot be undone.
         gamma: Γ of the training. γ = 0 and α = ½ change nothing.
 
     Returns:
@@ -458,7 +498,9 @@ def posterior_logits(
 
 
 def _log_h(log_v: Tensor, log_rest: Tensor, gamma: float) -> Tensor:
-    """Compute log h(v) = log v − (γ−1)·log(1−v) − log((1−v) − γ·v·log v).
+    """Compute the logarithm of the function h of `posterior_logits` without loss of digits.
+
+    log h(v) = log v − (γ−1)·log(1−v) − log((1−v) − γ·v·log v).
 
     Args:
         log_v: Log v.
@@ -477,11 +519,14 @@ def _log_h(log_v: Tensor, log_rest: Tensor, gamma: float) -> Tensor:
 def lesion_target(
     labels: Shaped[Tensor, "b *any"], like: Float[Tensor, "b k *spatial"], valid: Any = None
 ) -> Bool[Tensor, "b k *spatial"]:
-    """Return the mask of each lesion class. A single class consists of all labels other than 0.
+    """Return the mask of each lesion class, the target of a loss with one channel per class.
+
+    A single class consists of all labels other than 0.
 
     Args:
         labels: A label map, or 0/1 of the shape of `like`.
-        like: Logits or probabilities with one channel per lesion class. Only the shape is used.
+        like: Logits or probabilities with one channel per lesion class. Only shape and dtype
+            matter.
         valid: Mask of the valid voxels or None. Only its shape is checked.
 
     Raises:
@@ -499,7 +544,10 @@ def lesion_target(
 
 
 def to_signed(labels: Tensor) -> Tensor:
-    """Return uint16, uint32 and uint64 labels in a signed type, and other labels as they are."""
+    """Convert uint16, uint32 and uint64 labels to a signed type, and return other labels unchanged.
+
+    torch can neither compare nor reduce the unsigned types.
+    """
     signed = _SIGNED.get(labels.dtype)
     return labels if signed is None else labels.to(signed)
 
@@ -509,9 +557,12 @@ def check_settings(
 ) -> None:
     """Raise `ConfigError` if a setting of a focal loss is outside its range.
 
-    A normaliser is wrong unless the reduction is `per_positive`.
+    - α is None, or one or several numbers from 0 to 1.
+    - γ is a finite number of at least 0.
+    - The reduction is `none`, `mean`, `sum` or `per_positive`.
+    - The normaliser is None or above 0. Only `per_positive` uses one; a tensor is not checked.
     """
-    weights = _plain_alpha(alpha)
+    weights = _to_floats(alpha)
     if isinstance(weights, float):
         weights = [weights]
     if weights is not None and not all(0 <= weight <= 1 for weight in weights):
@@ -535,9 +586,10 @@ def check_shapes(
     """Raise an error if logits, target and mask do not fit together.
 
     Args:
-        logits: The logits.
-        target: The labels.
-        valid: The mask of valid elements.
+        logits: The logits `[B, C, *spatial]`, or `[n, C]` for anchors.
+        target: The labels: a label map without the class axis or, unless `exclusive`, 0/1 of the
+            logits' shape.
+        valid: The mask of valid elements, with or without the class axis, or None.
         exclusive: True if channel 0 is background and the labels have to be a label map.
 
     Raises:
@@ -569,9 +621,15 @@ def check_shapes(
 
 
 def _check_labels(target: Tensor, keep: Tensor | None, highest: int) -> None:
-    """Raise `ContentError` if a label of a valid element is not a whole number of 0 to `highest`.
+    """Raise `ContentError` if a label of a valid element is not an integer from 0 to `highest`.
 
     Nothing is checked on a GPU, for booleans, and while torch.compile traces.
+
+    Args:
+        target: The labels: a label map, or 0 and 1 of the logits' shape.
+        keep: False for elements that are left out, which may have any label. None checks all
+            elements.
+        highest: The highest label.
     """
     if target.device.type != "cpu" or target.dtype == torch.bool or torch.compiler.is_compiling():
         return  # reading values would wait for a GPU, or break the compiled graph

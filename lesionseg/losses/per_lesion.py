@@ -272,7 +272,7 @@ def nearest_lesions(
 
     Returns:
         Ids of the same shape, dtype and device. At equal distances it is the lower id. The id is 0
-            throughout a tile without lesions, and for voxels that are not within reach of a lesion.
+        throughout a tile without lesions, and for voxels that are not within reach of a lesion.
 
     >>> nearest_lesions(torch.tensor([[3, 0, 0, 0, 7], [0, 0, 0, 0, 0]]), reach=[1.5]).tolist()
     [[3, 3, 0, 7, 7], [0, 0, 0, 0, 0]]

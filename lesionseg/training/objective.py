@@ -67,7 +67,7 @@ class Targets:
 
         Returns:
             First the number of positive anchors, if the network has anchors, then the number of
-                lesion voxels of each level, finest first.
+            lesion voxels of each level, finest first.
         """
         counts = [count_positives(level.labels, level.valid) for level in self.levels]
         if self.anchors is not None:
@@ -125,7 +125,7 @@ class Objective:
 
         Returns:
             First the number of positive anchors, four per tile, if the network has anchors. Then
-                the number of lesion voxels of each level, from the plan's lesion fraction.
+            the number of lesion voxels of each level, from the plan's lesion fraction.
         """
         n_lesion_voxels = self.plan.lesion_fraction * n_tiles * prod(self.plan.tile_shape)
         expected = [n_lesion_voxels / prod(stride) for stride in self.strides]

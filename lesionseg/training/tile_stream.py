@@ -120,7 +120,7 @@ def to_batch(items: Sequence[TileItem]) -> Batch:
 
     Returns:
         `image` `[B, C, *tile]`, the masks `labels`, `instances` and `valid` `[B, *tile]`, and
-            `unannotated` `[B, K]` if the items have it.
+        `unannotated` `[B, K]` if the items have it.
     """
     result: Batch = default_collate([_tensors_of_tile(item) for item in items])
     return result
