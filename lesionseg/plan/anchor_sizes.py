@@ -23,7 +23,7 @@ _CELLS_ACROSS = 1.5  # a small lesion should extend over so many cells of the fi
 # box.
 BOX_FLOOR = 0.01
 _MAX_LESIONS = 1000  # used for the fit; more do not change the result
-# factors by which `_cluster` stretches and shrinks a side, one pass each
+# factors by which `_cluster_sizes` stretches and shrinks a side, one pass each
 _STEPS = (1.5, 1.25, 1.25, 1.12, 1.12, 1.12, 1.05, 1.05, 1.05)
 _MIN_GAIN = 1e-9  # of the fit, by which a change of a size must improve it
 
@@ -35,17 +35,24 @@ def fit_anchors(
 ) -> Decision[AnchorPlan]:
     """Choose the pyramid levels and the anchor sizes for the lesions of a dataset.
 
-    Levels: the stride of the finest level is at most ⅔ of the sides of the smallest tenth of
-    lesions along each axis that it has halved, or that of the finest allowed stage. If the backbone
-    has a coarser stage, the finest level is not at full resolution. The stride of the coarsest
-    level is at most half the largest lesion along at least one axis, unless there is a single
-    level. There are at most four levels.
+    Levels:
 
-    Sizes: lesions are clustered by the distance 1 − IoU, into three clusters per level (after
-    Redmon & Farhadi 2017, arXiv 1612.08242). The smallest tenth of lesions has further weight, the
-    same as all lesions together. The centres of the clusters are the sizes. They are distributed
-    from the finest level, which has the smallest ones, to the coarsest. Each level also has one
-    size of its neighbour, so that no lesion is between two levels.
+    - The finest level is the coarsest stage whose stride is at most ⅔ of the sides of the smallest
+      tenth of lesions. Only axes that the stage has halved count. If no stage is fine enough, it is
+      the finest allowed stage. A stage at full resolution is not allowed, unless the backbone has
+      no coarser stage.
+    - The coarsest level is the coarsest stage whose stride is at most half the largest lesion along
+      at least one axis.
+    - There is at least one level, and there are at most four.
+
+    Sizes:
+
+    - Lesions are clustered by the distance 1 − IoU, into three clusters per level (after Redmon &
+      Farhadi 2017, arXiv 1612.08242). The centres of the clusters are the anchor sizes.
+    - The smallest tenth of lesions has an additional weight, which equals the weight of all
+      lesions.
+    - The finest level has the smallest three sizes, and so on. Each level also has one size of its
+      neighbour, so that no lesion is between two levels.
 
     Without lesions, the finest levels have sizes of twice the stride along each axis, times 1, 2^⅓
     and 2^⅔ (Lin et al. 2017, arXiv 1708.02002).
@@ -62,7 +69,7 @@ def fit_anchors(
     strides = np.asarray(total_strides(architecture.strides), float)
     # no anchors at full resolution, unless the backbone has no coarser stage
     is_first_full_resolution = strides[0].max() == 1
-    finest = 1 if is_first_full_resolution and len(strides) > 1 else 0
+    finest = 1 if is_first_full_resolution and len(strides) > 1 else 0  # index of a stage
     if sides.size == 0:
         return _default_anchors(strides, finest, architecture)
     sides = _sample_by_volume(sides)
@@ -71,7 +78,7 @@ def fit_anchors(
     stages = _choose_stages(sides, strides, finest)
     # all lesions together have the weight 1, and the small ones another 1
     weights = 1 / len(sides) + is_small / is_small.sum()
-    shapes = _cluster(sides, weights, N_SHAPES * len(stages))
+    shapes = _cluster_sizes(sides, weights, N_SHAPES * len(stages))
     best_iou = _best_iou(sides, shapes)
     mean_iou = float(best_iou.mean())
     small_recall = float((best_iou[is_small] >= GOOD_IOU).mean())
@@ -91,7 +98,13 @@ def fit_anchors(
 def _default_anchors(
     strides: Extents, finest: int, architecture: Architecture
 ) -> Decision[AnchorPlan]:
-    """Return the anchors of a dataset without lesions: multiples of the stride of each level."""
+    """Return the anchors for a dataset without lesions: multiples of the stride of each level.
+
+    Args:
+        strides: Stride from the input to each stage, `[stages, dims]`.
+        finest: Index of the first stage with anchors. Up to `MAX_LEVELS` stages follow from it.
+        architecture: The backbone.
+    """
     stages = tuple(range(finest, min(len(strides), finest + MAX_LEVELS)))
     octaves = 2 ** (np.arange(N_SHAPES) / N_SHAPES)  # 1, 2^⅓, 2^⅔: even steps up to the next level
     shapes = np.concatenate([2 * strides[stage] * octaves[:, None] for stage in stages])
@@ -102,7 +115,10 @@ def _default_anchors(
 
 
 def _sample_by_volume(sides: Extents) -> Extents:
-    """Return at most `_MAX_LESIONS` lesions, evenly spaced in the ascending order of volume."""
+    """Return at most `_MAX_LESIONS` lesions, so that the fit is fast. They are sorted by volume.
+
+    They are evenly spaced in the ascending order of volume. `sides` are side lengths `[n, dims]`.
+    """
     ascending = sides[np.argsort(sides.prod(axis=1), kind="stable")]
     n_used = min(len(ascending), _MAX_LESIONS)
     result: Extents = ascending[np.linspace(0, len(ascending) - 1, n_used).astype(int)]
@@ -112,7 +128,10 @@ def _sample_by_volume(sides: Extents) -> Extents:
 def _explain_fit(
     anchors: AnchorPlan, finest_stride: Numbers, mean_iou: float, small_recall: float
 ) -> str:
-    """Return the reason of fitted anchors: their number, and how well they cover the lesions."""
+    """Return the reason of fitted anchors as text for the plan.
+
+    It contains the number of levels and sizes, and how well the sizes cover the lesions.
+    """
     stride = describe_sides(finest_stride)
     return (
         f"{len(anchors.stages)} levels from a stride of {stride}, {anchors.n_shapes} sizes each; "
@@ -124,12 +143,19 @@ def _explain_fit(
 def _make_anchors(
     stages: tuple[int, ...], shapes: Extents, architecture: Architecture
 ) -> AnchorPlan:
-    """Distribute anchor sizes, in ascending order, over the levels.
+    """Return the plan of the anchors: the sizes of each level, and the width of the heads.
 
-    Each level has three sizes of its own and the next larger one. The last level has the next
-    smaller one instead. For example, two levels get the sizes 0 to 3 and 2 to 5, and a single level
-    gets 0 to 2. The heads have as many channels as the backbone at the finest level, rounded up to
-    a multiple of 8, at least 16 and at most 128.
+    Each level has three sizes and, in addition, the next larger size. The last level has the next
+    smaller size instead. For example, two levels get the sizes 0 to 3 and 2 to 5, and a single
+    level gets the sizes 0 to 2.
+
+    The heads have as many channels as the backbone at the finest level, rounded up to a multiple of
+    8, at least 16 and at most 128.
+
+    Args:
+        stages: Index of the stage of each level, finest first.
+        shapes: The anchor sizes of all levels in ascending order, `[3 · levels, dims]`.
+        architecture: The backbone.
     """
     n_each = min(N_SHAPES + 1, len(shapes))
     sizes = []
@@ -141,11 +167,17 @@ def _make_anchors(
 
 
 def _choose_stages(sides: Extents, strides: Extents, finest: int) -> tuple[int, ...]:
-    """Choose the consecutive stages that have anchors, at most `MAX_LEVELS`.
+    """Choose the consecutive stages of the backbone that have anchors, at most `MAX_LEVELS`.
 
-    The first is the coarsest stage that resolves small lesions along every axis that it has halved,
-    or `finest` if no stage does. The last is the coarsest stage whose stride is at most half the
-    largest lesion along at least one axis, so that long and flat lesions have anchors too.
+    - The first one is the coarsest stage that resolves small lesions along every axis that it has
+      halved. If no stage does, it is `finest`.
+    - The last one is the coarsest stage whose stride is at most half the largest lesion along at
+      least one axis. One axis is enough, so that long and flat lesions have anchors too.
+
+    Args:
+        sides: Side lengths of the lesions in voxels, `[n, dims]`.
+        strides: Stride from the input to each stage, `[stages, dims]`.
+        finest: Index of the finest stage that is allowed.
     """
     n = len(strides)
     small = np.percentile(sides, SMALL_PERCENT, axis=0)
@@ -161,15 +193,22 @@ def _choose_stages(sides: Extents, strides: Extents, finest: int) -> tuple[int, 
     return tuple(range(first, min(max(fitting, default=first), first + MAX_LEVELS - 1) + 1))
 
 
-def _cluster(sides: Extents, weights: Numbers, k: int) -> Extents:
-    """Return the `k` box sizes that fit the lesions best, in ascending order of volume.
+def _cluster_sizes(sides: Extents, weights: Numbers, k: int) -> Extents:
+    """Find the `k` box sizes that fit the lesions best, in ascending order of volume.
 
-    The fit is the weighted mean over lesions of the IoU between the lesion and the size that is
-    most like it. The search begins with the sizes of `k` lesions, of which some may be repeated.
-    Their volumes are the nearest to those half-way between evenly spaced percentiles and evenly
-    spaced logarithms. Then one side at a time is stretched or shrunk by smaller and smaller
-    factors. A change is kept if it improves the fit by more than rounding, which differs between
-    processors.
+    The fit is the weighted mean IoU between each lesion and the box size most similar to it.
+
+    1. The search begins with the sizes of `k` lesions; some may be repeated. Their volumes are the
+       nearest ones to targets half-way between evenly spaced percentiles and evenly spaced
+       logarithms.
+    2. Then one side at a time is stretched or shrunk by smaller and smaller factors (`_STEPS`). A
+       change is applied if it improves the fit by more than rounding, which differs between
+       processors.
+
+    Args:
+        sides: Side lengths of the lesions in voxels, `[n, dims]`.
+        weights: Weight of each lesion.
+        k: Number of box sizes.
     """
     log_volumes = np.log(sides.prod(axis=1))
     ranks = np.linspace(0, 1, len(log_volumes))
@@ -192,7 +231,14 @@ def _cluster(sides: Extents, weights: Numbers, k: int) -> Extents:
 
 
 def _best_iou(sides: Extents, shapes: Extents) -> Numbers:
-    """Return the IoU of each lesion with its best size, if both have the same centre."""
+    """Return the IoU of each lesion with the anchor size that is most similar to it.
+
+    For the IoU, the lesion and the anchor have the same centre.
+
+    Args:
+        sides: Side lengths of the lesions in voxels, `[n, dims]`.
+        shapes: Side lengths of the anchors, `[k, dims]`.
+    """
     result: Numbers = (
         centred_iou(torch.from_numpy(sides), torch.from_numpy(shapes)).numpy().max(axis=1)
     )

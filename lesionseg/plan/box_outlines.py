@@ -22,10 +22,12 @@ class OutlineCounts(NamedTuple):
 
 
 def count_box_outlines(reference: Reference, lesions: Lesions) -> OutlineCounts:
-    """Count the lesions of a 2-D mask that are filled rectangles or inscribed ellipses.
+    """Count the lesions of a 2-D mask that are filled rectangles or ellipses in their box.
 
-    Lesions that are too small or reach the border of the image are not tested, and at most 64 of a
-    reference are.
+    Such masks were drawn from boxes, so a detector may suit the dataset better (`choose_model`).
+
+    Lesions that are too small or reach the border of the image are not tested. Of the remaining
+    lesions, at most 64 are tested.
 
     Args:
         reference: The reference.
@@ -55,7 +57,7 @@ def count_box_outlines(reference: Reference, lesions: Lesions) -> OutlineCounts:
 
 
 def is_box_outline(crop: Flags) -> bool:
-    """Return True if a mask fills its bounding box, or the ellipse that is inscribed in it.
+    """Return True if a mask fills its bounding box, or the ellipse that is inscribed in the box.
 
     Pixels at a distance of up to `TOLERANCE` from the outline may differ.
 
@@ -74,11 +76,18 @@ def is_box_outline(crop: Flags) -> bool:
     margin = int(TOLERANCE)
     if crop[margin:-margin, margin:-margin].all():
         return True
+    # the mask must contain the smaller ellipse, and be within the larger ellipse
     is_outside = crop & ~_ellipse(crop.shape, TOLERANCE)
     return not is_outside.any() and not (~crop & _ellipse(crop.shape, -TOLERANCE)).any()
 
 
 def _ellipse(shape: tuple[int, ...], growth: float) -> Flags:
-    """Return the pixels in the inscribed ellipse, whose semi-axes are longer by `growth` pixels."""
+    """Return the mask of the ellipse that is inscribed in a box, made larger by `growth` pixels.
+
+    Args:
+        shape: Number of rows and columns of the box.
+        growth: Pixels by which both semi-axes are longer, or shorter if it is negative.
+    """
+    # squared distances of the pixel centres from the centre, in units of the semi-axis
     rows, columns = (((np.arange(n) + 0.5 - n / 2) / (n / 2 + growth)) ** 2 for n in shape)
     return rows[:, None] + columns <= 1

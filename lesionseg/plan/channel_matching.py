@@ -4,12 +4,23 @@ from collections.abc import Sequence
 
 
 def match_channels(names: Sequence[str], before: Sequence[str]) -> tuple[int | None, ...]:
-    """Return for each channel of `names` the index of its source in `before`; None if it is new.
+    """Match each input channel of a network to a channel of the network that training starts from.
 
-    Names match regardless of upper and lower case and of spaces around them. If both have the same
-    number of channels, the source of a channel with a new name is the channel at the same index,
-    unless the name of that channel is also in `names`. If a name is repeated, its n-th channels
-    match.
+    The weights of the first layer and the normalisation are copied from the matched channel.
+
+    - Names match regardless of upper and lower case and of spaces around them. If a name is
+      repeated, its n-th channels match.
+    - A channel whose name is not in `before` matches the channel at the same index, if both
+      networks have the same number of channels and `names` does not contain the name of that
+      channel.
+    - Otherwise the channel is new.
+
+    Args:
+        names: Channel names of the new network.
+        before: Channel names of the network that training starts from.
+
+    Returns:
+        For each channel of `names` an index in `before`, or None for a new channel.
 
     >>> match_channels(["FLAIR", "T1"], ["T1", "flair"])
     (1, 0)
@@ -36,6 +47,10 @@ def match_channels(names: Sequence[str], before: Sequence[str]) -> tuple[int | N
 
 
 def _number_repeated(names: Sequence[str]) -> list[tuple[str, int]]:
-    """Return each name in lower case and stripped, with the number of equal names before it."""
+    """Make names unique and comparable: a pair of the name and a number for each name.
+
+    The name is stripped and in lower case. The number counts the equal names before it, so that the
+    second "CT" becomes ("ct", 1).
+    """
     lower = [name.strip().casefold() for name in names]
     return [(name, lower[:index].count(name)) for index, name in enumerate(lower)]

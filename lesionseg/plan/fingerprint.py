@@ -91,7 +91,10 @@ class Fingerprint:
     schema_version: Literal[1] = 1
 
     def to_json(self) -> str:
-        """Return the fingerprint as JSON text. It begins with the numbers of cases and lesions."""
+        """Return the fingerprint as JSON text for fingerprint.json.
+
+        It begins with the numbers of cases, lesions and lesion-free cases for human readers.
+        """
         lesions = self.lesions_per_case
         counts = {"n_cases": len(self.shapes), "n_lesions": sum(lesions)}
         counts["n_lesion_free_cases"] = sum(n == 0 for n in lesions)
@@ -99,7 +102,11 @@ class Fingerprint:
 
     @classmethod
     def from_json(cls, text: str, where: str | Path = "fingerprint.json") -> "Fingerprint":
-        """Read a fingerprint. Raise `DatasetError` naming `where` and the wrong key."""
+        """Read a fingerprint from JSON text. `where` is the name of the file for messages.
+
+        Raises:
+            DatasetError: If a key is missing or wrong. The message names `where` and the key.
+        """
         return read_record(cls, text, where, DatasetError)
 
 
@@ -148,12 +155,12 @@ def measure_case(case: Case, reference: Reference, maximum: int = SAMPLED) -> Ca
         maximum: Maximum number of voxels in each of the two samples.
 
     Returns:
-        Sizes in voxels and millimetres, and float32 intensities in the file's units. A case
-        without lesions has empty lesion tuples and an empty `lesion_sample` `[C, 0]`.
+        Sizes in voxels and millimetres, and float32 intensities in the file's units. A case without
+        lesions has empty lesion tuples and an empty `lesion_sample` `[C, 0]`.
     """
     array = case.image.array
     geometry = case.image.geometry
-    order = geometry.canonical_order
+    order = geometry.canonical_order  # axes in the order of `Fingerprint.shapes`
     lesions = lesions_of(reference)
     is_lesion = lesion_mask(reference)
     has_only_boxes = reference.mask() is None and len(lesions.diameters_mm) > 0
@@ -219,20 +226,22 @@ def fingerprint_of(dataset: Dataset, statistics: Sequence[CaseStatistics]) -> Fi
 
 
 def _sample_columns(values: NDArray[Any], maximum: int) -> NDArray[np.float32]:
-    """Return at most `maximum` evenly spaced columns of `[C, n]`."""
+    """Return at most `maximum` evenly spaced voxels of an image `[C, n]` as float32 `[C, m]`."""
     n = values.shape[1]
     # A constant step could always hit the same column of the image, such as its edge.
-    places = np.linspace(0, max(n - 1, 0), min(n, maximum)).astype(int)
-    return np.array(values[:, places], np.float32)
+    columns = np.linspace(0, max(n - 1, 0), min(n, maximum)).astype(int)
+    return np.array(values[:, columns], np.float32)
 
 
 def _measure_channel(
     dataset: Dataset, statistics: Sequence[CaseStatistics], c: int
 ) -> ChannelStatistics:
-    """Compute the statistics of channel `c` over the cases in which it is not 0 everywhere.
+    """Compute the intensity statistics of channel `c` over the cases that have this channel.
 
-    If it is 0 in all cases, all are used. A channel is CT if its name is "CT" (as in nnU-Net), or
-    if it has values that in 3-D occur only in Hounsfield units.
+    A case does not have it if it is 0 everywhere. If no case has it, all cases are used.
+
+    The channel is CT if its name is "CT" (as in nnU-Net). In 3-D it is also CT if the median over
+    cases of its lowest intensity is below `MIN_MRI`, which occurs only in Hounsfield units.
     """
     # leave out cases without a file of this channel, in which it is 0
     statistics = [n for n in statistics if n.nonzero[c] > 0] or statistics
@@ -255,7 +264,10 @@ def _measure_channel(
 
 
 def _measure_spread(values: NDArray[np.float32]) -> Spread | None:
-    """Compute mean, standard deviation and percentiles; None if there are no values."""
+    """Compute mean, standard deviation and the percentiles `CLIPPED` of intensities.
+
+    Return None if there are no intensities, such as in a dataset without lesions.
+    """
     if values.size == 0:
         return None
     wide = values.astype(float)
