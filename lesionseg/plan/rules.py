@@ -41,8 +41,7 @@ NAMED_SCALES: Mapping[str, Normalisation] = {
 # The surroundings in a radiograph are weighted by a Gaussian with this standard deviation, as a
 # share of the longer side of the median image.
 LOCAL_SHARE = 0.05
-# returns the memory in GB of a training step with an architecture, a tile shape and a batch size
-GPU_MEMORY_SHARE = 0.9  # a plan may use this share of a GPU's memory
+GPU_MEMORY_SHARE = 0.9  # a plan may use this fraction of a GPU's memory
 NNUNET_VOXELS = {3: 2 * 128**3, 2: 12 * 512**2}  # voxels of nnU-Net's step, by number of axes
 # multiplications of a training step on a CPU: 1.4 s on two cores with 65·10⁹ per second
 CPU_MULTIPLICATIONS = 1.4 * 65e9
@@ -71,7 +70,7 @@ class Decision(Generic[T_co]):
 
 
 def grid_element(dims: int) -> str:
-    """Return the name of an element of the grid in reasons: a voxel, or in 2-D a pixel."""
+    """Return the word for an element of the grid in texts: "pixel" in 2-D, otherwise "voxel"."""
     return "pixel" if dims == 2 else "voxel"
 
 
@@ -80,18 +79,21 @@ def spacing(
 ) -> Decision[tuple[float, ...]]:
     """Decide the spacing of the training grid.
 
-    `spacings_mm` has a row per case, and `diameters_mm` an entry per lesion. The default is the
-    median spacing of each axis (nnU-Net). An axis has the 10th percentile of its spacings instead
-    in two cases:
+    The default is the median spacing of each axis (nnU-Net). An axis has the 10th percentile of its
+    spacings instead in two cases:
 
     - It is the coarsest axis, and more than three times as coarse as the finest one (nnU-Net).
     - The smallest 5 % of lesions would be less than 3 voxels across, and the percentile is finer.
 
-    On a CPU, the spacing is doubled once if every lesion is more than 20 voxels across. In 2-D, it
-    is enough if 90 % of the lesions are that large and the smallest 5 % keep 3 pixels: if every
-    lesion counted, one small mark would keep the full resolution, and a tile would show only a
-    tenth of an image. Axes that are at least twice as coarse as the finest one keep their spacing.
+    On a CPU, the spacing is then doubled once if the lesions are large (`_are_lesions_large`). Axes
+    that are at least twice as coarse as the finest one keep their spacing.
+
+    Args:
+        spacings_mm: Spacing of each case, `[cases, axes]`.
+        diameters_mm: Diameter of each lesion of all cases.
+        device: `cpu`, or a name that begins with `cuda`.
     """
+    # the rules of nnU-Net
     table = np.asarray(spacings_mm, float)
     is_flat = table.shape[1] == 2
     element = grid_element(table.shape[1])
@@ -101,6 +103,7 @@ def spacing(
     if is_anisotropic(spacing.tolist()):
         spacing[spacing.argmax()] = min(spacing.max(), fine[spacing.argmax()])
         reason += "; the 10th percentile along the coarsest axis"
+    # the rules for small and large lesions
     if len(diameters_mm) > 0:
         small = float(np.percentile(diameters_mm, 5))
         # a percentile within 1 % of the spacing would gain nothing
@@ -124,11 +127,17 @@ def spacing(
 
 
 def _are_lesions_large(diameters_mm: Sequence[float], spacing_mm: float, *, is_flat: bool) -> bool:
-    """Return True if the lesions are large enough for half the resolution.
+    """Return True if the lesions are large enough to halve the resolution.
 
-    In 3-D, each lesion must be more than 20 voxels across. In 2-D (`is_flat`), 90 % of the lesions
-    must be, and the smallest 5 % must keep 3 pixels. `spacing_mm` is the coarsest spacing before it
-    is doubled.
+    - In 3-D, each lesion must be more than 20 voxels across.
+    - In 2-D (`is_flat`), 90 % of the lesions must be more than 20 pixels across, and the smallest 5
+      % must still be 3 pixels across after halving. If every lesion counted, a single small one
+      would prevent halving, and a tile would show only a tenth of an image.
+
+    Args:
+        diameters_mm: Diameter of each lesion.
+        spacing_mm: The coarsest spacing among the axes to be doubled.
+        is_flat: True in 2-D.
     """
     large_mm = LARGE_VOXELS * spacing_mm
     if not is_flat:
@@ -139,7 +148,7 @@ def _are_lesions_large(diameters_mm: Sequence[float], spacing_mm: float, *, is_f
 
 
 def is_anisotropic(spacing_mm: Sequence[float]) -> bool:
-    """Return True if the coarsest spacing is more than three times the finest (nnU-Net)."""
+    """Return True if the coarsest spacing is more than three times the finest one (nnU-Net)."""
     return max(spacing_mm) > 3 * min(spacing_mm)
 
 
@@ -182,10 +191,10 @@ def normalisation(
 
 
 def _normalisation_of_ct(channel: ChannelStatistics) -> Decision[Normalisation]:
-    """Decide the normalisation of a channel in Hounsfield units: clip, mean and deviation.
+    """Decide the normalisation of a channel in Hounsfield units.
 
-    Values are clipped to the percentiles of lesions and body. Mean and standard deviation weight
-    lesions and body equally. Without lesions, the body is used alone.
+    Intensities are clipped to the percentiles of lesions and body, then scaled by mean and standard
+    deviation. Lesions and body have the same weight in both. Without lesions, only the body counts.
     """
     body = channel.body
     lesion = channel.lesion or channel.body
@@ -205,10 +214,15 @@ def _normalisation_of_ct(channel: ChannelStatistics) -> Decision[Normalisation]:
 
 
 def prior(lesion_fraction: float, dims: int = 3) -> Decision[float]:
-    """Decide the prior π for the bias of the last layer: the share of lesion voxels.
+    """Decide the prior π, the expected fraction of lesion voxels.
 
-    This is the initialisation of Lin et al. 2017, section 3.3. The prior is limited to 10⁻⁶ to
-    0.2. With a lower prior, gradients vanish. With a higher one, lesions do not start as rare.
+    The network starts with this probability everywhere, by the bias of its last layer (Lin et al.
+    2017, section 3.3). The prior is limited to 10⁻⁶ to 0.2. With a lower prior, gradients vanish.
+    With a higher one, lesions do not start as rare.
+
+    Args:
+        lesion_fraction: Fraction of lesion voxels in the dataset.
+        dims: Number of axes, for the wording of the reason.
     """
     low = 1e-6
     high = 0.2
@@ -225,11 +239,18 @@ def candidate_rule(
 ) -> Decision[CandidateRule]:
     """Decide the rule that finds candidates on the file's grid.
 
-    A candidate is too small if it has less than a tenth of the voxels of the smallest lesions (5th
-    percentile), because it then covers less than a tenth of any lesion. Single voxels are kept if
-    the smallest lesions have up to 10 voxels, or if there are none. Otherwise 2 to 10 voxels are
-    required (PI-CAI drops candidates of 10 voxels and fewer). A peak at or below the prior π
-    carries no information, so the floor is at least π.
+    - The minimum size is a tenth of the smallest lesions (5th percentile), from 2 to 10 voxels: a
+      smaller candidate covers less than a tenth of any lesion. (PI-CAI drops candidates of 10
+      voxels and fewer.)
+    - The minimum size is one voxel if the smallest lesions have up to 10 voxels, or if there are no
+      lesions.
+    - The floor of a candidate's peak is at least the prior π, because a peak at or below the prior
+      carries no information.
+
+    Args:
+        lesion_voxels: Number of voxels of each lesion on the file's grid.
+        prior_: The decision of `prior`.
+        dims: Number of axes, for the wording of the reason.
     """
     smallest = float(np.percentile(lesion_voxels, 5)) if len(lesion_voxels) else 0.0
     minimum = int(min(max(smallest // 10, 2), 10)) if smallest > 10 else 1
@@ -283,13 +304,15 @@ class DeviceBudget:
     ) -> Architecture:
         """Choose stages, strides, kernels and features for a tile (nnU-Net).
 
-        A stage halves the axes that keep at least 4 voxels and are less than twice as coarse as the
-        finest axis that can be halved. Along an axis that is more than twice as coarse as the
-        finest, the kernel size is 1. So this axis is not convolved until the others have become as
-        coarse. Then its kernel size remains 3 in all further stages, also if a short axis that
-        cannot be halved has become the finest. A single voxel is never convolved. Features double
-        from stage to stage, up to `widest`. The loss applies to all resolutions except the two
-        coarsest, but to at most three.
+        - Stages: a new stage halves the axes that keep at least 4 voxels and are less than twice as
+          coarse as the finest axis that can be halved. The last stage is the one after which no
+          axis can be halved.
+        - Kernels: along an axis that is more than twice as coarse as the finest one, the kernel
+          size is 1. So this axis is not convolved until the other axes have become as coarse. From
+          then on its kernel size is 3 in all stages, also if a short axis that cannot be halved has
+          become the finest. A single voxel is never convolved.
+        - Features: they double from stage to stage, up to `widest`.
+        - Loss: it applies to all resolutions except the two coarsest, but to at most three.
 
         Args:
             tile: Shape of the tile.
@@ -303,6 +326,7 @@ class DeviceBudget:
         is_convolved = np.zeros(len(size), bool)
         stride = np.ones(len(size), int)
         while not strides or stride.max() > 1:
+            # size and spacing at this stage
             size = size / stride
             mm = mm * stride
             strides.append(tuple(stride.tolist()))
@@ -310,6 +334,7 @@ class DeviceBudget:
             finest = mm.min(initial=inf, where=has_neighbours)
             is_convolved |= mm <= 2 * finest
             kernels.append(tuple(np.where(is_convolved & has_neighbours, 3, 1).tolist()))
+            # stride of the next stage, if any axis can be halved
             can_halve = size >= 2 * MIN_SIDE
             if exact:
                 can_halve &= size % 2 == 0
@@ -338,16 +363,25 @@ def budget(
     n_channels: int = 1,
     dims: int = 3,
 ) -> Decision[DeviceBudget]:
-    """Decide the limits of a training step on a device with `memory_gb` of memory.
+    """Decide the limits of a training step on a device.
 
-    On a CPU, networks have 16 to 128 features. A step takes up to about 1.4 s on two cores, which
-    compute 65·10⁹ fp32 multiplications per second. The memory is not a limit. On a GPU, networks
-    have 32 to 320 features, as in nnU-Net. A step uses at most nine tenths of the memory, as
-    predicted by `step_gb`. In 3-D it has at most 2 · 128³ voxels: a training with larger steps has
-    fewer of them, and in our measurements small lesions gained from many steps and small tiles.
-    `n_channels` and `dims` are those of the images.
+    On a CPU, networks have 16 to 128 features. A step lasts up to about 1.4 s on two cores, which
+    compute 65·10⁹ fp32 multiplications per second. The memory is not a limit.
 
-    Raise `ConfigError` for a GPU without `step_gb`.
+    On a GPU, networks have 32 to 320 features, as in nnU-Net. A step uses at most nine tenths of
+    the memory. In 3-D it has at most 2 · 128³ voxels: a training with larger steps has fewer of
+    them, and in our measurements small lesions gained from many steps and small tiles.
+
+    Args:
+        device: `cpu`, or a name that begins with `cuda`.
+        memory_gb: Memory of the device in 10⁹ bytes.
+        step_gb: Predicts the memory of a training step with an architecture, a tile shape and a
+            batch size in 10⁹ bytes. It is required for a GPU.
+        n_channels: Number of channels of the images.
+        dims: Number of axes of the images.
+
+    Raises:
+        ConfigError: If `step_gb` is missing for a GPU.
     """
 
     def fits_cpu(architecture: Architecture, tile: Sequence[int], batch: int) -> bool:
@@ -395,10 +429,20 @@ def multiplications(
 ) -> float:
     """Count the multiply-accumulate operations of a training step of a U-Net.
 
-    A stage has f features, v voxels, and b blocks with kernels of k voxels. Its encoder and decoder
-    together cost v·k·(f_before·f + 2f·f + 2(b−1)·f²). The last stage has only an encoder. A block
-    of a residual encoder has two convolutions, and the stem belongs to the first stage. The
-    transposed convolutions are added, and the backward pass counts twice as much as the forward.
+    The count predicts the duration of a step on a CPU (`budget`). A stage has f features, v voxels,
+    and b blocks with kernels of k voxels. Its encoder and decoder together cost v·k·(f_before·f +
+    2f·f + 2(b−1)·f²).
+
+    - The last stage has only an encoder.
+    - A block of a residual encoder has two convolutions, and the stem belongs to the first stage.
+    - The transposed convolutions are added.
+    - The backward pass counts twice as much as the forward pass.
+
+    Args:
+        architecture: The network.
+        tile_shape: Shape of a tile.
+        batch_size: Number of tiles of a step.
+        n_channels: Number of channels of the images.
     """
     macs = 0.0
     voxels = float(prod(tile_shape))
@@ -407,6 +451,7 @@ def multiplications(
     rows = zip(architecture.features, architecture.strides, architecture.kernels, strict=True)
     for stage, (width, stride, kernel) in enumerate(rows):
         voxels /= prod(stride)
+        # number of convolutions in the decoder and encoder of this stage
         decoder = architecture.blocks if stage < n - 1 else 0
         encoder = architecture.blocks
         if architecture.encoder_blocks:
@@ -426,19 +471,24 @@ def multiplications(
 def tile_shape(
     median_shape: Sequence[int], spacing_mm: Sequence[float], allowed: DeviceBudget
 ) -> Decision[tuple[int, ...]]:
-    """Decide the tile: the largest that the budget allows with a batch of 2 (nnU-Net).
+    """Decide the shape of the tile: the largest that the budget allows with a batch of 2 (nnU-Net).
 
-    The tile grows by 8 voxels at a time along the axis that covers the fewest millimetres, at most
-    to the median volume and to the longest side of the budget. On a CPU, a 3-D tile first grows up
-    to 80 voxels along each axis. If the volume is too thin to use the budget in this way, the other
-    axes grow further, as long as the tile has at most 80³ voxels.
-
-    The sides are then rounded down to multiples of the total stride. A side of the median volume is
-    rounded up instead if this adds at most 15 %, and on a GPU only if the budget allows the tile.
-    On a GPU, each axis then grows by its total stride as often as the budget allows, up to 15 %
-    more than the median volume.
+    1. The tile grows by 8 voxels at a time along the axis that covers the fewest millimetres. Its
+       limits are the median volume and the longest side of the budget. On a CPU, a 3-D tile first
+       grows to at most 80 voxels along each axis. If the volume is too thin to use the budget in
+       this way, the other axes grow further, as long as the tile has at most 80³ voxels.
+    2. The sides are rounded down to multiples of the total stride. A side of the median volume is
+       rounded up instead if this adds at most 15 %, and on a GPU only if the budget allows the
+       tile.
+    3. On a GPU, each axis then grows by its total stride as often as the budget allows, up to 15 %
+       more than the median volume.
 
     A tile of about 16 voxels per axis is returned even if the budget does not allow it.
+
+    Args:
+        median_shape: Median shape of the cases on the plan's grid.
+        spacing_mm: Spacing of the plan's grid.
+        allowed: The limits of the device.
     """
     growth = _TileGrowth(median_shape, spacing_mm, allowed)
     tile = growth.grow(growth.smallest(), partial(growth.step_up_to, allowed.cube))
@@ -469,9 +519,10 @@ class _TileGrowth:
     allowed: DeviceBudget
 
     def smallest(self) -> tuple[int, ...]:
-        """Return the tile to start from: the budget's, or 16 voxels per axis if it is too large.
+        """Return the tile from which growth starts.
 
-        No side is longer than that of the median volume.
+        Its sides are `start` voxels of the budget or, if the budget does not allow this tile, 16
+        voxels. No side is longer than that of the median volume.
         """
         start = tuple(min(n, self.allowed.start) for n in self._limit())
         if self.is_affordable(start):
@@ -479,37 +530,58 @@ class _TileGrowth:
         return tuple(min(n, _MIN_START) for n in self._limit())
 
     def stride(self, tile: Sequence[int]) -> tuple[int, ...]:
-        """Return the total stride of the architecture for a tile."""
+        """Return the total stride of the architecture that the budget chooses for a tile.
+
+        The sides of a tile must be multiples of its total stride.
+        """
         return total_stride(self.allowed.choose_architecture(tile, self.spacing_mm))
 
     def is_affordable(self, tile: Sequence[int]) -> bool:
-        """Return True if the budget allows a training step with two such tiles."""
+        """Return True if the budget allows a training step with two tiles of this shape.
+
+        The tile must also have at most `max_voxels` voxels, and at most as many as the largest cube
+        of the budget.
+        """
         architecture = self.allowed.choose_architecture(tile, self.spacing_mm)
         max_voxels = min(self.allowed.max_voxels, self.allowed.cube ** len(tile))
         return self.allowed.fits(architecture, tile, 2) and prod(tile) <= max_voxels
 
     def step_up_to(self, longest: float, tile: tuple[int, ...], axis: int) -> int:
-        """Return 8 voxels, or fewer next to the limit or to a side of `longest` voxels."""
+        """Return the number of voxels by which an axis may grow: 8, or fewer near its limit.
+
+        The limit is `longest` or the side of the median volume. `grow` calls this function with a
+        tile and an axis.
+        """
         return min(8, int(min(longest, self._limit()[axis])) - tile[axis])
 
     def stride_if_longer_fits(self, tile: tuple[int, ...], axis: int) -> int:
-        """Return the total stride of the axis, or 0 if the longer tile is too long or does not fit.
+        """Return the number of voxels by which an axis may grow after rounding: its stride, or 0.
 
-        It does not fit if its sides are not multiples of its own stride.
+        It is 0 in two cases:
+
+        - The axis would become longer than the budget allows, or 15 % longer than the median
+          volume.
+        - The sides of the longer tile would not be multiples of its stride, because a longer tile
+          may get more stages.
         """
         step = self.stride(tile)[axis]
         longer = _lengthen(tile, axis, step)
         maximum = min(int(ROUND_UP * self.median_shape[axis]), self.allowed.longest)
-        # a longer tile may get more stages, and then another stride
         has_remainder = any(np.remainder(longer, self.stride(longer)))
         return 0 if longer[axis] > maximum or has_remainder else step
 
     def grow(
         self, tile: tuple[int, ...], step: Callable[[tuple[int, ...], int], int]
     ) -> tuple[int, ...]:
-        """Lengthen axes by `step(tile, axis)`, the axis of the fewest millimetres first.
+        """Lengthen a tile axis by axis until no axis can grow, and return it.
 
-        An axis stops to grow when its step is 0 or when the budget does not allow the longer tile.
+        The axis that covers the fewest millimetres is next. An axis stops to grow when its step is
+        0 or when the budget does not allow the longer tile.
+
+        Args:
+            tile: The tile to start from.
+            step: Returns the number of voxels by which `axis` of `tile` may grow, as `step(tile,
+                axis)`.
         """
         growing = set(range(len(tile)))
         while growing:
@@ -523,21 +595,25 @@ class _TileGrowth:
         return tile
 
     def _limit(self) -> list[int]:
-        """Return the longest sides before the tile is rounded: those of the median volume."""
+        """Return the maximum side of each axis before rounding.
+
+        It is the side of the median volume, but at most the longest side of the budget.
+        """
         return [min(n, self.allowed.longest) for n in self.median_shape]
 
 
 def _lengthen(tile: tuple[int, ...], axis: int, step: int) -> tuple[int, ...]:
-    """Return the tile with `step` more voxels along one axis."""
+    """Return the tile shape with `step` more voxels along one axis."""
     return (*tile[:axis], tile[axis] + step, *tile[axis + 1 :])
 
 
 def _round_to_strides(
     tile: Sequence[int], stride: Sequence[int], median_shape: Sequence[int], largest: float
 ) -> tuple[int, ...]:
-    """Round each side down to a multiple of its stride, at least one stride.
+    """Round the sides of a tile to multiples of the stride, so that the network accepts the tile.
 
-    A side of the whole volume is rounded up instead if it becomes at most `largest` times as long.
+    Each side is rounded down, to at least one stride. A side that covers the whole median volume is
+    rounded up instead if it becomes at most `largest` times as long.
     """
     sides = []
     for side, step, whole in zip(tile, stride, median_shape, strict=True):
@@ -548,7 +624,11 @@ def _round_to_strides(
 
 
 def _explain_tile(tile: Sequence[int], median_shape: Sequence[int], allowed: DeviceBudget) -> str:
-    """Return the reason for the size of a tile."""
+    """Return the reason for the size of a tile as text, the end of a sentence about the tile.
+
+    The reason is the first that applies: small tiles were chosen, the tile covers the median image,
+    or the budget allows no larger tile.
+    """
     if allowed.max_voxels < inf:
         return "because larger tiles would contain several lesions of one patient"
     covers_median = all(n >= m for n, m in zip(tile, median_shape, strict=True))
@@ -579,9 +659,13 @@ def limit_to_small_tiles(
     """Limit the budget to small tiles if the largest tile would contain several lesions.
 
     The lesions of one large tile are from the same patient. At the same cost, small tiles show
-    lesions from many patients. The budget is not changed on a GPU or in 2-D, nor if the largest
-    tenth of the lesions fill an eighth of a small tile, because small tiles were not measured
-    there. Nor is it changed if the largest tile is a small tile already.
+    lesions from many patients. The budget is returned unchanged in these cases:
+
+    - On a GPU or in 2-D.
+    - If the largest tenth of the lesions fill an eighth of a small tile, because small tiles were
+      not measured for such lesions.
+    - If the largest possible tile is a small tile already.
+    - If the largest possible tile contains fewer than `CROWDED` lesions on average.
 
     Args:
         allowed: The budget.
@@ -608,7 +692,12 @@ def batch_size(
     In 3-D, a step has at most 5 % of the dataset's voxels, but at least 2 tiles, as in nnU-Net.
     Small tiles and the presets of residual networks do not have this limit (`limits_share`). A
     batch of 2 is returned even if the budget does not allow it.
-    `n_voxels` is the number of voxels of the dataset on the plan's grid.
+
+    Args:
+        architecture: The network.
+        tile: Shape of a tile.
+        allowed: The budget.
+        n_voxels: Number of voxels of the dataset on the plan's grid.
     """
     maximum = allowed.batch
     if len(tile) == 3 and allowed.limits_share:
