@@ -44,7 +44,10 @@ _PLAIN = ("unet", "retinanet", "retina_unet")
 
 
 def network_spec(model: ModelConfig) -> dict[str, Any]:
-    """Return the user's own network or backbone as `Architecture.network`; empty without one."""
+    """Return the class and arguments of the user's own network or backbone, or {} without one.
+
+    The result is the field `Architecture.network`: a dictionary with `_target_` and the arguments.
+    """
     return dict(to_tuples(model.network or model.backbone or {}))
 
 
@@ -69,13 +72,13 @@ def make_plan(
         dataset: The dataset. Its labels and channel names are used.
         memory_gb: Memory of the device in 10⁹ bytes.
         device: torch's name of the device, such as "cpu" or "cuda:0".
-        overrides: Settings that replace decisions; None for none. `choose_model` replaces the
-            architecture "auto".
-        before: Plan of the network whose weights training starts from. Its grid, backbone,
-            anchors and the normalisation of its channels are kept. Its tile is kept if `overrides`
-            has none.
+        overrides: The user's settings, which replace decisions; None for none. `choose_model`
+            replaces the architecture "auto".
+        before: Plan of the network whose weights training starts from. The new plan has its grid,
+            backbone, anchors and the normalisation of its channels. It also has its tile, unless
+            `overrides` has a tile.
         step_memory: Function that predicts the memory of a training step of a plan in 10⁹ bytes.
-        pyramid: Stages of a user's own backbone, or of one with another program's weights.
+        pyramid: Stages of a user's own backbone, or of a backbone with another program's weights.
 
     Returns:
         The plan, with a reason for each decision, except for a model that `overrides` names.
@@ -84,6 +87,7 @@ def make_plan(
         ConfigError: If overrides do not fit the data, `before` or `pyramid`, if `before` does not
             fit the data, or if a GPU has no `step_memory`.
     """
+    # settings, and the decisions that do not depend on the device's limits
     model = _choose_model(fingerprint, overrides or ModelConfig.of())
     asked = model.value
     chosen = asked  # with the values that `before` fixes
@@ -96,11 +100,11 @@ def make_plan(
         _check_pyramid(pyramid, asked)
         if not pyramid.network:  # the tile is planned for the width of the checkpoint
             chosen = chosen.model_copy(update={"base_features": pyramid.features[0]})
-    draft = _draft(fingerprint, dataset, device, chosen, before)
+    draft = _draft_plan(fingerprint, dataset, device, chosen, before)
     choose_anchors = cache(partial(_choose_anchors, fingerprint, draft, before, device))
 
     def complete(architecture: Architecture, tile: Sequence[int], batch: int) -> Plan:
-        """Complete the draft by the sizes that are decided last, and the anchors that fit."""
+        """Return the draft with tile, batch, architecture, and the anchors of this architecture."""
         return draft.with_(
             architecture=architecture,
             tile_shape=tuple(tile),
@@ -116,6 +120,7 @@ def make_plan(
         n_channels=len(dataset.channel_names),
         dims=draft.dims,
     )
+    # the limits of the device, then tile, architecture and batch within them
     sizes = _sizes_on_grid(fingerprint, draft)
     allowed = _adapt_budget(budget.value, chosen, device)
     # only if the rules decide both, because a smaller tile is compensated by a larger batch
@@ -152,7 +157,11 @@ def make_plan(
 
 
 def _choose_model(fingerprint: Fingerprint, asked: ModelConfig) -> Decision[ModelConfig]:
-    """Return the settings with a model instead of "auto". The reason is empty if they name it."""
+    """Return the settings with the architecture that `choose_model` selects, instead of "auto".
+
+    The reason names the model and explains it. If the user named an architecture, the settings are
+    returned unchanged, and the reason is empty.
+    """
     if asked.architecture != AUTO_MODEL:
         return Decision(asked, "")
     model = choose_model(ReferenceKinds.of(fingerprint))
@@ -161,9 +170,10 @@ def _choose_model(fingerprint: Fingerprint, asked: ModelConfig) -> Decision[Mode
 
 
 def _sizes_on_grid(fingerprint: Fingerprint, draft: Plan) -> GridSizes:
-    """Compute the sizes of cases and lesions on the plan's grid.
+    """Compute the sizes of cases and lesions on the plan's grid, from which tile and batch follow.
 
-    The size of a lesion is that of a ball (2-D: disc) of its diameter.
+    The fingerprint has sizes on the files' grids. The size of a lesion is that of a ball (2-D:
+    disc) of its diameter.
     """
     sizes_mm = np.asarray(fingerprint.shapes) * np.asarray(fingerprint.spacings_mm)
     shapes = np.maximum(np.round(sizes_mm / np.asarray(draft.spacing_mm)), 1)
@@ -185,10 +195,19 @@ def _choose_anchors(
     device: str,
     architecture: Architecture,
 ) -> Decision[AnchorPlan | None]:
-    """Choose the anchors of a detector: those of `before`, or those that fit the lesions.
+    """Choose the anchors of a detector: those of `before`, or anchors that fit the lesions.
 
-    On a GPU, fitted anchors have wider and deeper heads. The value is None for a network without
-    anchors.
+    On a GPU, fitted anchors have wider and deeper heads.
+
+    Args:
+        fingerprint: Sizes of the lesions.
+        draft: The grid of the plan.
+        before: The plan of the network that training starts from, or None.
+        device: `cpu`, or a name that begins with `cuda`.
+        architecture: The network.
+
+    Returns:
+        The anchors with the reason. They are None for a network without anchors.
     """
     if "detection" not in heads_of(architecture.name):
         return Decision(None, "")
@@ -203,7 +222,10 @@ def _choose_anchors(
 
 
 def _adapt_budget(budget: DeviceBudget, chosen: ModelConfig, device: str) -> DeviceBudget:
-    """Adapt the device's budget to the architecture and the number of features in the settings."""
+    """Adapt the device's limits to the architecture and the number of features in the settings.
+
+    If the user sets `base_features`, the maximum number of features changes in the same proportion.
+    """
     # A batch is limited to 5 % of the dataset, as in nnU-Net. Its presets for residual networks,
     # which are followed on a GPU, do not have this limit.
     is_residual_preset = device.startswith("cuda") and chosen.architecture == "residual_unet"
@@ -217,9 +239,11 @@ def _adapt_budget(budget: DeviceBudget, chosen: ModelConfig, device: str) -> Dev
 
 
 def _allow_small_tiles_of(before: Plan, allowed: DeviceBudget) -> DeviceBudget:
-    """Allow as many small tiles per step as in a new plan, if `before` has more than `allowed`.
+    """Raise the maximum batch if `before` was planned with small tiles, and return the budget.
 
-    Otherwise a training that starts from such a run would have a quarter of its tiles per step.
+    It becomes the maximum of a new plan with small tiles. Otherwise a training that starts from
+    such a run would have a quarter of the tiles per step. The budget is not changed if it allows no
+    small tiles, or already allows the batch of `before`.
     """
     has_small_tiles = prod(before.tile_shape) <= rules.SMALL_TILE
     if allowed.small_tiles and has_small_tiles and before.batch_size > allowed.batch:
@@ -234,9 +258,17 @@ def _choose_tile(
     chosen: ModelConfig,
     pyramid: Architecture | None,
 ) -> Decision[tuple[int, ...]]:
-    """Choose the tile: the user's, or that of the rules.
+    """Choose the tile: that of the settings, or the result of the rules.
 
-    The latter is rounded and shortened to fit a given `pyramid` and the device.
+    With a `pyramid`, the result of the rules is rounded to multiples of its stride and shortened
+    until a step fits the device. The sides of the user's tile are checked later.
+
+    Args:
+        sizes: Sizes of the dataset on the plan's grid.
+        draft: The grid of the plan.
+        allowed: The limits of the device.
+        chosen: The settings, with the values that the network that training starts from fixes.
+        pyramid: Stages of a backbone that is not planned by the rules, or None.
     """
     if chosen.tile_shape is not None:
         return Decision(chosen.tile_shape, BY_USER)
@@ -258,8 +290,9 @@ def _choose_tile(
 def _require_multiples(tile: Sequence[int], stride: Sequence[int]) -> None:
     """Raise `ConfigError` if the backbone does not accept a tile.
 
-    Its sides must be multiples of the stride. At least one must be longer than the stride, because
-    instance norm cannot normalise the single voxel that the coarsest stage would have.
+    The sides of the tile must be multiples of the stride. At least one side must be longer than the
+    stride, because instance norm cannot normalise the single voxel that the coarsest stage would
+    have.
     """
     if any(np.remainder(tile, stride)) or tuple(tile) == tuple(stride):
         raise ConfigError(
@@ -271,10 +304,10 @@ def _require_multiples(tile: Sequence[int], stride: Sequence[int]) -> None:
 def _round_to_multiple(
     tile: Sequence[int], stride: Sequence[int], spacing_mm: Sequence[float]
 ) -> tuple[int, ...]:
-    """Round each side of a tile to a multiple of the stride, so that the backbone accepts it.
+    """Round each side of a tile to a multiple of the stride, so that the backbone accepts the tile.
 
-    A tile of the stride itself grows along the axis of the fewest millimetres, because instance
-    norm cannot normalise the single voxel that its coarsest stage would have.
+    If all sides equal the stride, the axis of the fewest millimetres gets one stride more.
+    Otherwise the coarsest stage would have a single voxel, which instance norm cannot normalise.
     """
     rounded = [max(round(n / s), 1) * s for n, s in zip(tile, stride, strict=True)]
     if rounded == list(stride):
@@ -288,7 +321,14 @@ def _shrink_to_budget(
 ) -> tuple[int, ...]:
     """Shorten a tile until a step of two tiles is allowed, or until it cannot be shortened.
 
-    The side with the most strides loses one at a time. The tile stays larger than a single stride.
+    In each turn, the axis with the most strides is shortened by one stride. The tile stays larger
+    than one stride along at least one axis.
+
+    Args:
+        tile: Shape of the tile, multiples of `stride`.
+        stride: The total stride of the backbone.
+        pyramid: The backbone.
+        allowed: The limits of the device.
     """
     sides = list(tile)
     while not allowed.fits(pyramid, sides, 2):
@@ -309,11 +349,12 @@ def _choose_architecture(
 ) -> Decision[Architecture]:
     """Choose the architecture.
 
-    It is the first of these that exists:
+    The first of these that exists is used:
 
-    - `pyramid`: the stages of a user's own backbone, or of one with another program's weights.
+    - `pyramid`: the stages of a user's own backbone, or of a backbone with another program's
+      weights.
     - The architecture of `before`, the plan of the bundle that training starts from, with the name
-      of the chosen one.
+      of the chosen architecture.
     - The architecture that the rules choose for the tile, the spacing and the device.
     """
     if pyramid is not None:
@@ -325,22 +366,31 @@ def _choose_architecture(
 
 
 def _pick_decision(chosen: T | None, rule: Callable[[], Decision[T]]) -> Decision[T]:
-    """Return the user's choice, or the decision of the rule if the user chose nothing."""
+    """Return the user's setting as a decision, or call the rule if the setting is None."""
     return rule() if chosen is None else Decision(chosen, BY_USER)
 
 
-def _draft(
+def _draft_plan(
     fingerprint: Fingerprint,
     dataset: Dataset,
     device: str,
     chosen: ModelConfig,
     before: Plan | None,
 ) -> Plan:
-    """Return the plan with all decisions except tile, architecture and batch, with reasons.
+    """Make all decisions except tile, architecture and batch, and return them as a plan.
 
-    `before` is the plan of the bundle that training starts from, or None. Warnings are logged for
-    mixed pixel sizes and, without `before`, for masks of odd values among the channels. Raises
-    `ConfigError` if the settings have another number of axes, or a softmax for regions.
+    These three need the grid of the draft. Warnings are logged for mixed pixel sizes and, without
+    `before`, for channels that are masks of odd values.
+
+    Args:
+        fingerprint: Statistics of the dataset.
+        dataset: The dataset.
+        device: `cpu`, or a name that begins with `cuda`.
+        chosen: The settings.
+        before: The plan of the bundle that training starts from, or None.
+
+    Raises:
+        ConfigError: If the settings have another number of axes, or a softmax for regions.
     """
     _require_values_per_axis(chosen, fingerprint.dims)
     if dataset.labels.regions and chosen.activation == "softmax":
@@ -352,7 +402,7 @@ def _draft(
         chosen.spacing_mm,
         lambda: rules.spacing(fingerprint.spacings_mm, fingerprint.diameters_mm, device),
     )
-    scales = _choose_scales(fingerprint, spacing.value, dataset, before)
+    scales = _choose_normalisations(fingerprint, spacing.value, dataset, before)
     if before is None:  # otherwise the bundle decides
         _warn_of_masks(fingerprint, [scale.value for scale in scales])
     prior = rules.prior(fingerprint.lesion_fraction, fingerprint.dims)
@@ -387,12 +437,19 @@ def _draft(
 
 
 def _median_pixel(fingerprint: Fingerprint) -> float:
-    """Return the median height of a pixel in mm. Readers give unknown pixels a size of 1 mm."""
+    """Return the median height of a pixel in mm, over all images.
+
+    It is 1 for images without a known pixel size, because readers give them pixels of 1 mm.
+    """
     return float(np.median([spacing_mm[0] for spacing_mm in fingerprint.spacings_mm]))
 
 
 def _warn_of_mixed_pixel_sizes(fingerprint: Fingerprint) -> None:
-    """Warn if some of the images state no size of a pixel: if only some have pixels of 1 mm."""
+    """Warn if only some images have a known pixel size.
+
+    Readers give an image without a pixel size pixels of 1 mm. The images would be trained at
+    different scales.
+    """
     n_unknown = sum(set(spacing) == {1.0} for spacing in fingerprint.spacings_mm)
     if 0 < n_unknown < len(fingerprint.spacings_mm):
         logger.warning(
@@ -404,7 +461,15 @@ def _warn_of_mixed_pixel_sizes(fingerprint: Fingerprint) -> None:
 
 
 def _warn_of_masks(fingerprint: Fingerprint, scales: Sequence[Normalisation]) -> None:
-    """Warn of channels that are masks of 0 and a number other than 1, which a z-score leaves so."""
+    """Warn of channels that are masks of 0 and a number other than 1, such as 255.
+
+    The warning applies to channels with the normalisation `zscore`, which does not scale such a
+    mask.
+
+    Args:
+        fingerprint: Intensities of each channel.
+        scales: Normalisation of each channel.
+    """
     for channel, scale in zip(fingerprint.channels, scales, strict=True):
         value = channel.body.mean
         is_constant = channel.body.std <= 1e-6 * abs(value)
@@ -421,7 +486,7 @@ def _warn_of_masks(fingerprint: Fingerprint, scales: Sequence[Normalisation]) ->
 
 
 def _require_values_per_axis(chosen: ModelConfig, dims: int) -> None:
-    """Raise `ConfigError` if the spacing or tile that the user sets has another number of axes."""
+    """Raise `ConfigError` if the user's `spacing_mm` or `tile_shape` has a wrong number of axes."""
     axes = "z, y, x" if dims == 3 else "y, x"
     for name in ("spacing_mm", "tile_shape"):
         values = getattr(chosen, name)
@@ -432,14 +497,22 @@ def _require_values_per_axis(chosen: ModelConfig, dims: int) -> None:
             )
 
 
-def _choose_scales(
+def _choose_normalisations(
     fingerprint: Fingerprint, spacing_mm: Sequence[float], dataset: Dataset, before: Plan | None
 ) -> list[Decision[Normalisation]]:
-    """Choose the normalisation of each channel.
+    """Choose the normalisation of each channel, by the rules or as in `before`.
 
-    A channel with a source in the bundle of `before` (`match_channels`) keeps the bundle's
-    normalisation, because its weights were trained with it.
+    A channel that matches a channel of `before` (`match_channels`) has the same normalisation,
+    because the weights were trained with it. A channel that `before` does not have follows the
+    rules.
+
+    Args:
+        fingerprint: Intensities of each channel.
+        spacing_mm: Spacing of the plan's grid, for radiographs.
+        dataset: The channel names.
+        before: The plan of the bundle that training starts from, or None.
     """
+    # the median longer side of a radiograph in pixels of the plan
     radiograph_side = None
     if fingerprint.modality == "xray" and len(fingerprint.channels) == 1:
         sides_mm = np.max(np.multiply(fingerprint.shapes, fingerprint.spacings_mm), axis=1)
@@ -461,10 +534,19 @@ def _choose_scales(
 def _choose_stages(
     tile: Sequence[int], spacing_mm: Sequence[float], allowed: DeviceBudget, chosen: ModelConfig
 ) -> Decision[Architecture]:
-    """Choose stages and features by the rules.
+    """Choose stages and features by the rules, for a tile that is already chosen.
 
-    Raise `ConfigError` if the user has set a tile that cannot be halved, unless the network is the
-    user's own.
+    A tile that the user sets has to fit the stages exactly. A user's own network may accept any
+    tile, so its tile is not checked.
+
+    Args:
+        tile: Shape of the tile.
+        spacing_mm: Spacing of the plan's grid.
+        allowed: The limits of the device.
+        chosen: The settings.
+
+    Raises:
+        ConfigError: If the user has set a tile that cannot be halved along any axis.
     """
     network = network_spec(chosen)
     # a tile that the user sets must fit, but the user's own network may accept any tile
@@ -492,25 +574,36 @@ def _choose_stages(
 
 
 def backbone_kind(architecture: str) -> str:
-    """Return the kind of backbone of an architecture. Weights fit networks of the same kind.
+    """Return the kind of backbone of an architecture, to test if weights can be transferred.
 
-    A user's own network is a kind of its own.
+    Weights fit networks of the same kind. The U-Net and the detectors without residual blocks are
+    "plain". Any other architecture is its own kind, also a user's own network.
     """
     return "plain" if architecture in _PLAIN else architecture
 
 
 def _kind_of_scan(modality: Modality) -> str:
-    """Return the modality. Pictures in colour count as X-ray, as in bundles of version 1.0.0."""
+    """Return the modality by which datasets are compared: colour pictures count as X-ray.
+
+    Bundles of version 1.0.0 did not distinguish the two.
+    """
     return "xray" if modality == "colour" else modality
 
 
 def check_compatible(
     before: Plan, chosen: ModelConfig, fingerprint: Fingerprint, dataset: Dataset
 ) -> None:
-    """Raise `ConfigError` if the weights of `before` do not fit the requested plan.
+    """Raise `ConfigError` if the weights of `before` do not fit the plan that the user asks for.
 
-    A user's own network needs the same number of channels in the same order. A warning is logged if
-    the number or the names of the channels differ, but not if only their order does.
+    A user's own network needs the same channels in the same order, because its first layer is not
+    known. For other networks, a warning is logged if the number or the names of the channels
+    differ. Another order gives no warning.
+
+    Args:
+        before: The plan of the bundle that training starts from.
+        chosen: The settings.
+        fingerprint: Statistics of the new dataset.
+        dataset: The new dataset.
     """
     architecture = before.architecture
     for name, theirs, ours in (
@@ -540,13 +633,14 @@ def check_compatible(
         ("base_features", chosen.base_features, architecture.features[0]),
         ("layout", chosen.layout, architecture.layout),
     ):
-        _require_kept(key, asked, kept, "the bundle of model.init_from")
+        _require_fixed_value(key, asked, kept, "the bundle of model.init_from")
 
 
 def _check_pixel_sizes(before: Plan, fingerprint: Fingerprint) -> None:
-    """Raise `ConfigError` if only one of the bundle and the images has known pixel sizes in 2-D.
+    """Raise `ConfigError` if only the bundle or only the images have known pixel sizes in 2-D.
 
-    Pixels are unknown if their median is 1 mm. The images would be resampled by a wrong factor.
+    The images would then be resampled by a wrong factor. A median pixel of 1 mm means an unknown
+    size.
     """
     if before.dims != 2 or before.raster_mm is None:
         return
@@ -561,14 +655,25 @@ def _check_pixel_sizes(before: Plan, fingerprint: Fingerprint) -> None:
 
 
 def _check_pyramid(pyramid: Architecture, chosen: ModelConfig) -> None:
-    """Raise `ConfigError` if the user asks for another width or layout than given stages have."""
+    """Raise `ConfigError` if the user's `base_features` or `layout` differs from a fixed backbone.
+
+    The stages of `pyramid` are fixed, because they come from the user's own backbone or from a
+    checkpoint.
+    """
     source = "model.backbone" if pyramid.network else "the checkpoint of model.init_from"
-    _require_kept("base_features", chosen.base_features, pyramid.features[0], source)
-    _require_kept("layout", chosen.layout, pyramid.layout, source)
+    _require_fixed_value("base_features", chosen.base_features, pyramid.features[0], source)
+    _require_fixed_value("layout", chosen.layout, pyramid.layout, source)
 
 
-def _require_kept(key: str, asked: object, kept: object, source: str) -> None:
-    """Raise `ConfigError` if the user asks for another value than the one that is kept."""
+def _require_fixed_value(key: str, asked: object, kept: object, source: str) -> None:
+    """Raise `ConfigError` if the user sets a value that differs from a value that is fixed.
+
+    Args:
+        key: The setting below `model`, for the message.
+        asked: The user's value. None if the user set none.
+        kept: The fixed value.
+        source: The object that fixes the value, for the message.
+    """
     if asked is not None and asked != kept:
         raise ConfigError(f"model.{key}={asked}: {source} has {kept}. Leave out model.{key}.")
 
@@ -576,9 +681,14 @@ def _require_kept(key: str, asked: object, kept: object, source: str) -> None:
 def _warn_if_channels_differ(
     matches: Sequence[int | None], here: Sequence[str], before: Sequence[str]
 ) -> None:
-    """Log a warning if the number or the names of the channels differ. The order may differ.
+    """Log a warning if the number or the names of the channels differ from those of the bundle.
 
-    `matches` are the `match_channels` of the channels `here`.
+    Another order gives no warning, because channels are matched by name.
+
+    Args:
+        matches: The result of `match_channels` for `here`.
+        here: Channel names of the dataset.
+        before: Channel names of the bundle.
     """
     seen = f"{', '.join(before)} in the bundle, {', '.join(here)} here"
     if None in matches or len(here) != len(before):

@@ -35,7 +35,7 @@ class ReferenceKinds:
 
     @classmethod
     def of(cls, fingerprint: Fingerprint) -> "ReferenceKinds":
-        """Return the statistics that a fingerprint contains."""
+        """Return the statistics of references that a fingerprint contains."""
         return cls(
             dims=fingerprint.dims,
             n_with_lesions=sum(n > 0 for n in fingerprint.lesions_per_case),
@@ -46,15 +46,15 @@ class ReferenceKinds:
 
 
 def choose_model(kinds: ReferenceKinds) -> Decision[str]:
-    """Choose the model that suits the references.
+    """Choose the model that suits the references of a dataset, for the architecture "auto".
 
-    - If a case has boxes without a mask, a detector learns from boxes. Networks that learn from
+    - A detector (`retinanet`), if any case has boxes without a mask: a network that learns from
       masks cannot use such a case.
-    - If nearly all tested masks of a 2-D dataset, and at least `FEWEST`, are rectangles or ellipses
-      that fill their bounding boxes, they were drawn from boxes, and their outlines are not those
-      of the lesions. A detector learns from the boxes, and the masks are a second target of the
-      same network.
-    - Otherwise a U-Net learns from the masks.
+    - A detector with masks as a second target (`retina_unet`), if the masks of a 2-D dataset were
+      drawn from boxes, so that their outlines are not those of the lesions. This applies if at
+      least 95 % of the tested masks, and at least `FEWEST` of them, are rectangles or ellipses that
+      fill their bounding boxes.
+    - Otherwise a U-Net, which learns from masks.
 
     Returns:
         The name of the model. The reason continues the sentence "retinanet, because".

@@ -69,10 +69,12 @@ class ReferenceStatistics:
 
 
 def _make_finding(kind: str, case: str, detail: str = "") -> Finding:
-    """Return a finding of a kind in `QUESTIONS`.
+    """Return a finding, whose text is the question of its kind in `QUESTIONS` and a detail.
 
-    `detail` begins with a space and follows the question. `case` is empty for a finding about the
-    dataset.
+    Args:
+        kind: A key of `QUESTIONS`.
+        case: The id of the case. Empty for a finding about the dataset.
+        detail: Text after the question. It begins with a space.
     """
     return Finding(kind, QUESTIONS[kind] + detail, case)
 
@@ -80,7 +82,12 @@ def _make_finding(kind: str, case: str, detail: str = "") -> Finding:
 def reference_statistics(
     reference: Reference, lesions: Lesions | None = None
 ) -> ReferenceStatistics:
-    """Compute the statistics of a reference. `lesions` are its lesions; None computes them."""
+    """Compute the statistics of a reference that show whether it is plausible.
+
+    Args:
+        reference: The reference of a case.
+        lesions: Its lesions, if they are known already. None computes them.
+    """
     if lesions is None:
         lesions = lesions_of(reference)
     shape = np.array(reference.geometry.shape)
@@ -94,6 +101,7 @@ def reference_statistics(
     spans = (start <= 0) & (stop >= shape)  # `[n, dims]`: from border to border along the axis
     # a lesion rarely crosses the image along a long axis, but easily along a short one (few slices)
     longest = np.argsort(-shape, kind="stable")[:2]
+    # label values of the mask or, without a mask, of the boxes
     if reference.labels is not None:
         labels = {value for value in present_values(reference.labels) if value}
     else:
@@ -115,9 +123,14 @@ def reference_statistics(
 def _count_boxes(
     statistics: ReferenceStatistics, annotated_boxes: AnnotatedBoxes, shape: Integers
 ) -> ReferenceStatistics:
-    """Return the statistics with the numbers of boxes of a table that give findings.
+    """Return the statistics, completed with the numbers of implausible boxes in the user's table.
 
-    `shape` is that of the image. Only boxes of an image with two axes are taken for corners.
+    Only boxes of an image with two axes are tested for corners in the columns of width and height.
+
+    Args:
+        statistics: The statistics so far.
+        annotated_boxes: The boxes of the table, at least one.
+        shape: Shape of the image.
     """
     start, stop = np.split(annotated_boxes.boxes, 2, axis=1)
     is_outside = ((start < -_ROUNDING_VOX) | (stop > shape + _ROUNDING_VOX)).any(axis=1)
@@ -135,9 +148,11 @@ def _count_boxes(
 
 
 def _count_repeated(annotated_boxes: AnnotatedBoxes) -> tuple[int, int]:
-    """Count the boxes that equal an earlier box of their label, and the others that nearly do.
+    """Count the boxes that repeat an earlier box of the same label.
 
-    The latter have an IoU above `REPEATED_IOU` with an earlier box of their label.
+    Returns:
+        The number of boxes that equal an earlier box, and the number of boxes that only nearly
+        equal one: their IoU is above `REPEATED_IOU`.
     """
     boxes = np.asarray(annotated_boxes.boxes, float)
     labels = np.array(annotated_boxes.labels)
@@ -152,9 +167,11 @@ def _count_repeated(annotated_boxes: AnnotatedBoxes) -> tuple[int, int]:
 def find_implausible(
     dataset: Dataset, statistics: Mapping[str, ReferenceStatistics]
 ) -> list[Finding]:
-    """Return the findings about a dataset, then those about its cases.
+    """Return the findings about a dataset, then the findings about its cases.
 
-    `statistics` has the case ids.
+    Args:
+        dataset: The dataset.
+        statistics: The statistics of each reference by case id.
     """
     return [*_dataset_findings(dataset, statistics), *_case_findings(statistics)]
 
@@ -164,7 +181,9 @@ def _dataset_findings(
 ) -> list[Finding]:
     """Return the findings about the format of COCO boxes and about labels without lesions.
 
-    Labels that are merged give no finding, nor does a dataset without any lesion.
+    - `box_corners`: all boxes of the dataset would be valid as corners, and this is no coincidence.
+    - `empty_label`: no case has a lesion of a label. This is not tested if labels are merged, or if
+      the dataset has no lesions.
     """
     findings: list[Finding] = []
     n_boxes = sum(one.n_boxes for one in statistics.values())
@@ -185,7 +204,7 @@ def _dataset_findings(
     absent = {label: name for label, name in names.items() if label not in present}
     if absent and dataset.layout == "coco":
         detail = f" {', '.join(map(repr, absent.values()))}. "
-        if 1 in absent:  # the lowest id
+        if 1 in absent:  # the label of the category with the lowest id
             detail += (
                 "Roboflow adds an empty category with the id 0. If this is it, remove it from the "
                 "categories."
@@ -202,7 +221,8 @@ def _dataset_findings(
 def _case_findings(statistics: Mapping[str, ReferenceStatistics]) -> list[Finding]:
     """Return the findings about the masks and boxes of single cases.
 
-    A case has at most one finding about the size of its lesions, and each kind about boxes.
+    A case has at most one finding about the size of its lesions. It can also have one finding of
+    each kind about boxes.
     """
     findings: list[Finding] = []
     for case, one in statistics.items():
@@ -225,9 +245,10 @@ def _case_findings(statistics: Mapping[str, ReferenceStatistics]) -> list[Findin
 
 
 def implausible_lines(findings: Sequence[Finding]) -> list[str]:
-    """Return one line per kind of finding: its question, and the cases with one example.
+    """Return one line of text per kind of finding, for the log.
 
-    Findings about the whole dataset have no cases. Their details follow the question instead.
+    A line consists of the question, the number and names of the cases, and the detail of the first
+    case. For findings about the whole dataset, the details follow the question.
     """
     by_kind: dict[str, list[Finding]] = {}
     for finding in findings:
@@ -247,7 +268,9 @@ def implausible_lines(findings: Sequence[Finding]) -> list[str]:
 
 
 def has_no_background(statistics: Mapping[str, ReferenceStatistics]) -> bool:
-    """Return True if each reference with lesions has no background, so nothing can be learned.
+    """Return True if lesions fill each reference that has lesions, so that nothing can be learned.
+
+    The result is False for a dataset without lesions.
 
     >>> has_no_background({"a": ReferenceStatistics(share=1.0), "b": ReferenceStatistics()})
     True
