@@ -15,11 +15,15 @@ UnitLabels = Mapping[str, frozenset[int]]
 def stratify_validation(
     drawn: Sequence[str], units: Sequence[str], labels: UnitLabels, rng: np.random.Generator
 ) -> list[str]:
-    """Change drawn validation units so that they have each label of at least two units.
+    """Change drawn validation units so that validation has each label of at least two units.
 
-    Units are added and then exchanged for others, so that their number grows only if it has to. A
-    label keeps a unit in training if that does not remove another label from validation. Nothing
-    changes if all lesions have the same label.
+    A unit is a group of cases that are drawn together, such as a patient.
+
+    - Units are added and then exchanged for other units, so that their number grows only if it has
+      to.
+    - Training also keeps a unit of each label, if that does not remove another label from
+      validation.
+    - Nothing changes if all lesions have the same label.
 
     Args:
         drawn: The drawn units.
@@ -51,9 +55,12 @@ def stratify_validation(
 
 @dataclass(frozen=True, eq=False)
 class _Division:
-    """A division of units into validation (held) and training, with the labels of each unit.
+    """A division of units into validation and training, with the labels of each unit.
 
-    `has_label` is `[units, labels]` bool. `is_validation` is `[units]` bool, and changes.
+    Attributes:
+        has_label: `[units, labels]`, True if the unit has a lesion of the label.
+        is_validation: `[units]`, True for validation units. The methods change it in place.
+        rng: Chooses between units that are equally good.
     """
 
     has_label: Flags
@@ -62,7 +69,10 @@ class _Division:
 
     @cached_property
     def is_shared(self) -> Flags:
-        """True for the labels of several units. A label of a single unit is for training."""
+        """`[labels]`, True for the labels of several units, which validation has to have.
+
+        A label of a single unit is left to training.
+        """
         result: Flags = self.has_label.sum(axis=0) >= 2
         return result
 
@@ -79,10 +89,10 @@ class _Division:
         return result
 
     def add_missing_labels(self) -> None:
-        """Add units until validation has each shared label.
+        """Add units to validation until it has each shared label.
 
-        The next unit has the most missing labels, minus the labels that training would lose with
-        it.
+        The next unit is the one with the most missing labels, minus the labels that training would
+        lose with this unit.
         """
         while (missing := self.is_shared & (self._n_validation == 0)).any():
             gains = (self.has_label & missing).sum(axis=1)
@@ -90,7 +100,11 @@ class _Division:
             self.is_validation[self._draw_best(gains > 0, gains - losses)] = True
 
     def reduce_validation(self, maximum: int) -> None:
-        """Move units to training until validation has `maximum`, or has no dispensable unit."""
+        """Move units to training until validation has `maximum` units.
+
+        Stop earlier if validation needs each of its units. Units with labels that training lacks
+        are moved first.
+        """
         while self.is_validation.sum() > maximum:
             can_go = self._find_replaceable()
             if not can_go.any():
@@ -101,10 +115,12 @@ class _Division:
     def return_to_training(self) -> None:
         """Move a unit of each label that training lacks to training, as far as possible.
 
-        A training unit that no label needs replaces each, if there is one.
+        A training unit without which training keeps all its labels replaces it in validation, if
+        there is such a unit. If validation needs each unit of the label, units are exchanged
+        (`_exchange_nearest`).
         """
         for label in np.flatnonzero(self._n_training == 0):
-            if self._n_training[label]:
+            if self._n_training[label]:  # an earlier turn has added the label
                 continue
             can_go = self._find_replaceable() & self.has_label[:, label]
             # units in training without which training keeps each of its labels
@@ -124,10 +140,11 @@ class _Division:
                 self.is_validation[self._draw_best(is_spare, near)] = True
 
     def _exchange_nearest(self, can_go: Flags, is_spare: Flags) -> None:
-        """Exchange two units, if validation then has each shared label and a lesion.
+        """Exchange a validation unit for a training unit, if validation can do with the new unit.
 
-        If several pairs of units allow this, the nearest in the order of their numbers of lesions
-        are exchanged.
+        After the exchange, validation must have each shared label and a lesion. Of several possible
+        pairs, the two units nearest in the order of their numbers of lesions are exchanged. If
+        there is no such pair, nothing changes.
 
         Args:
             can_go: `[units]`, True for validation units that training needs.
@@ -147,7 +164,11 @@ class _Division:
             self.is_validation[coming] = True
 
     def _find_replaceable(self) -> Flags:
-        """Return True for validation units that are not needed for a shared label or a lesion."""
+        """Return `[units]`, True for validation units without which validation keeps its labels.
+
+        A unit is not replaceable if it is the only one in validation with a shared label, or the
+        only one with lesions.
+        """
         is_last = (self.has_label & self.is_shared & (self._n_validation == 1)).any(axis=1)
         has_lesions = self.has_label.any(axis=1)
         if (self.is_validation & has_lesions).sum() == 1:
@@ -156,14 +177,28 @@ class _Division:
         return result
 
     def _draw_best(self, allowed: Flags, scores: Integers) -> int:
-        """Draw one of the allowed units with the highest score."""
+        """Draw one of the allowed units with the highest score at random, and return its index.
+
+        Args:
+            allowed: `[units]`, True for the units to choose from, at least one.
+            scores: `[units]`.
+        """
         return int(self.rng.choice(np.flatnonzero(allowed & (scores == scores[allowed].max()))))
 
 
 def stratify_by_label(units: Sequence[str], labels: UnitLabels) -> list[list[str]]:
-    """Divide units by the rarest of their labels, from the rarest label to the most frequent one.
+    """Divide units into strata by the rarest label of each unit, the rarest label first.
 
-    Units without a lesion come last. `labels` are those of each unit's lesions.
+    The strata are distributed to the folds one after the other, so that each fold gets units of a
+    rare label.
+
+    Args:
+        units: The units.
+        labels: The labels of each unit's lesions.
+
+    Returns:
+        The units of each label, in the order of the label's number of units, then of the label
+        value. The last stratum has the units without lesions.
     """
     frequency = Counter(value for name in units for value in labels[name])
     rarest_first = sorted(frequency, key=lambda value: (frequency[value], value))
@@ -177,10 +212,15 @@ def stratify_by_label(units: Sequence[str], labels: UnitLabels) -> list[list[str
 def deal_to_folds(
     strata: Iterable[Sequence[str]], n_folds: int, rng: np.random.Generator
 ) -> list[set[str]]:
-    """Deal units to folds so that the units of a stratum are in as many folds as possible.
+    """Distribute units to folds so that the units of a stratum are in as many folds as possible.
 
-    The strata are dealt in turn. Each block of `n_folds` units of a stratum goes to different
-    folds, first to those with the fewest units, ties at random.
+    The strata are processed in turn. Each block of `n_folds` units of a stratum goes to different
+    folds. The folds with the fewest units come first, ties at random.
+
+    Args:
+        strata: The units of each stratum.
+        n_folds: Number of folds.
+        rng: Chooses between folds with equal numbers of units.
 
     Returns:
         The units of each fold. Their numbers differ by at most one.

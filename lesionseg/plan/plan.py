@@ -43,7 +43,10 @@ HEADS: Mapping[str, tuple[CandidateHead, ...]] = {
 
 
 def heads_of(architecture: str) -> tuple[CandidateHead, ...]:
-    """Return the possible sources of candidates. A user's own network has only voxels."""
+    """Return the outputs of a network from which candidates can be extracted, the default first.
+
+    A user's own network has only voxels ("segmentation").
+    """
     return HEADS.get(architecture, ("segmentation",))
 
 
@@ -100,12 +103,12 @@ class Architecture:
 
     @property
     def title(self) -> str:
-        """The class of the user's own network or backbone, otherwise the name."""
+        """The name of the network in messages: the class of the user's own network, or `name`."""
         return str(self.network.get(TARGET, self.name))
 
 
 def total_strides(strides: Sequence[tuple[int, ...]]) -> tuple[tuple[int, ...], ...]:
-    """Return the stride from the input to each stage.
+    """Return the stride from the input to each stage, given the stride of each stage.
 
     >>> total_strides(((1, 1), (1, 2), (2, 2)))
     ((1, 1), (1, 2), (2, 4))
@@ -114,7 +117,10 @@ def total_strides(strides: Sequence[tuple[int, ...]]) -> tuple[tuple[int, ...], 
 
 
 def total_stride(architecture: Architecture) -> tuple[int, ...]:
-    """Return the stride from the input to the coarsest stage. Tile sides are multiples of it."""
+    """Return the stride from the input to the coarsest stage.
+
+    The sides of a tile have to be multiples of it.
+    """
     return total_strides(architecture.strides)[-1]
 
 
@@ -260,16 +266,17 @@ class Plan:
     def has_voxels(self) -> bool:
         """True if the network predicts probabilities of voxels.
 
-        A user's own network does, unless `candidate_rule.source` is "detection".
+        Of the networks of this package, only `retinanet` predicts none. A user's own network
+        predicts them, unless `candidate_rule.source` is "detection".
         """
         return HEADS.get(self.architecture.name, (self.candidate_rule.source,)) != ("detection",)
 
     @property
     def allowed_flips(self) -> tuple[int, ...]:
-        """The spatial axes along which tiles may be flipped.
+        """The spatial axes along which tiles may be flipped in training.
 
-        By default, these are all axes, but none of a radiograph, because left and right, and top
-        and bottom, look different in it.
+        If `flip_axes` is None, these are all axes. A radiograph has none, because left and right,
+        and top and bottom, differ in its content.
         """
         if self.flip_axes is not None:
             return self.flip_axes
@@ -277,12 +284,19 @@ class Plan:
 
     @property
     def assumed_pixel_mm(self) -> float:
-        """The pixel size in mm of images that state none: `raster_mm`, or the grid's spacing."""
+        """The pixel size in mm that is assumed for images without a known pixel size.
+
+        It is `raster_mm` or, without it, the spacing of the plan's grid.
+        """
         return self.raster_mm or self.spacing_mm[0]
 
     @property
     def anchor_levels(self) -> tuple[AnchorLevel, ...]:
-        """The anchor grids of a tile, finest first; empty for a network without anchors."""
+        """The anchor grids of a tile, finest first; empty for a network without anchors.
+
+        Each grid has as many cells along an axis as the tile has strides, and the anchor sizes of
+        its level.
+        """
         if self.anchors is None:
             return ()
         strides = total_strides(self.architecture.strides)
@@ -298,25 +312,33 @@ class Plan:
 
     @property
     def box_floor(self) -> float:
-        """The lowest score of a detector's box. Without anchors, that of the candidate rule."""
+        """The lowest score of a detector's box. Boxes below it are dropped.
+
+        If the anchors have no floor, or the network has no anchors, it is the floor of the
+        candidate rule.
+        """
         if self.anchors is None or self.anchors.floor is None:
             return self.candidate_rule.floor
         return self.anchors.floor
 
     @property
     def n_voxel_channels(self) -> int:
-        """The number of labels with probabilities of voxels; 0 for a network without voxels."""
+        """The number of labels for which the network predicts probabilities of voxels.
+
+        It is 0 for a network that predicts only boxes.
+        """
         return len(self.labels) if self.has_voxels else 0
 
     def with_(self, **changes: Any) -> "Plan":
-        """Return the plan with other values of some fields."""
+        """Return a copy of the plan in which the named fields have other values."""
         return replace(self, **changes)
 
     def differences(self, other: "Plan") -> list[str]:
         """Return the names of decisions that prevent averaging the networks of two plans.
 
-        Probabilities can be averaged if tiles, channels and labels of the networks agree. The
-        architectures and the names of labels may differ.
+        An ensemble averages the probabilities of its networks. For this, tiles, channels and labels
+        must agree. Fields that may differ are marked by `_MAY_DIFFER`, such as the architecture.
+        The names of labels may differ too.
         """
         found = []
         for decision in fields(self):
@@ -329,7 +351,10 @@ class Plan:
         return found
 
     def to_json(self) -> str:
-        """Return the plan as JSON text of the present version, with the labels as separate keys."""
+        """Return the plan as JSON text for plan.json.
+
+        The text has the present schema version. Labels are separate keys (`_LABEL_KEYS`).
+        """
         record = asdict(self)
         labels = record.pop("labels")
         for key, name in _LABEL_KEYS.items():
@@ -339,9 +364,13 @@ class Plan:
 
     @classmethod
     def from_json(cls, text: str, where: str | Path = "plan.json") -> "Plan":
-        """Read a plan. Raise `BundleError` naming `where` and the wrong key.
+        """Read a plan from JSON text. `where` is the name of the file for messages.
 
-        Reasons for parts of the selection, which version 1 has, are skipped.
+        Version 1 also contains reasons for the selection (`core.Selection`), which are skipped.
+
+        Raises:
+            BundleError: If a key is missing or wrong, or if keys contradict each other. The message
+                names `where` and the key.
         """
         content = read_object(text, where, BundleError)
         labels = {name: content.pop(key) for key, name in _LABEL_KEYS.items() if key in content}
@@ -355,8 +384,8 @@ class Plan:
 def _require_consistent(plan: Plan, where: str | Path) -> None:
     """Raise `BundleError` if the keys of a plan contradict each other.
 
-    The lengths of tuples must agree, label values must be distinct, and the tile must not have more
-    than `_MAX_TILE_VOXELS` voxels.
+    The lengths of tuples must agree, axes and stages must exist, and label values must be distinct.
+    The tile must not have more than `_MAX_TILE_VOXELS` voxels.
     """
     architecture = plan.architecture
     anchors = plan.anchors
@@ -391,7 +420,7 @@ def _require_consistent(plan: Plan, where: str | Path) -> None:
 def to_tuples(value: Any) -> Any:
     """Convert nested lists to tuples, also in dictionaries.
 
-    A plan that is read then equals the one written.
+    JSON has only lists. After the conversion, a plan that is read equals the plan that was written.
     """
     if isinstance(value, list | tuple):
         return tuple(map(to_tuples, value))

@@ -37,12 +37,16 @@ class Splits:
     note: str
 
     def to_json(self) -> str:
-        """Return the splits as JSON text."""
+        """Return the splits as JSON text for splits.json."""
         return json.dumps(asdict(self), indent=1)
 
     @classmethod
     def from_json(cls, text: str, where: str | Path = "splits.json") -> "Splits":
-        """Read splits. Raise `DatasetError` naming `where` and the wrong key."""
+        """Read splits from JSON text. `where` is the name of the file for messages.
+
+        Raises:
+            DatasetError: If a key is missing or wrong. The message names `where` and the key.
+        """
         return read_record(cls, text, where, DatasetError)
 
 
@@ -167,25 +171,36 @@ def make_splits(
 def _assign_validation(
     validation: Collection[str], known_roles: Mapping[str, Role]
 ) -> dict[str, Role]:
-    """Return the roles if only these cases are for validation, and the rest for training.
+    """Return the roles with these cases for validation, and other development cases for training.
 
     Test and external cases keep their roles.
+
+    Args:
+        validation: The validation cases.
+        known_roles: The roles of the dataset.
     """
     roles = {case: "train" if role == "validation" else role for case, role in known_roles.items()}
     return roles | dict.fromkeys(validation, "validation")
 
 
 def _validate_on_fold(fold: int, folds: _Folds, known_roles: Mapping[str, Role]) -> _Roles:
-    """Use the cases of one fold for validation, and all other development cases for training."""
+    """Return the roles with one fold for validation, and all other development cases for training.
+
+    The note names the fold and the origin of the folds.
+    """
     return Decision(
         _assign_validation(folds.value[fold], known_roles), f"fold {fold} of {folds.reason}"
     )
 
 
 def _use_all_for_training(roles: Mapping[str, Role], file: Path | None = None) -> _Roles:
-    """Use all development cases for training, as `data.validation_fraction=0` asks for.
+    """Return the roles with all development cases for training, for `data.validation_fraction=0`.
 
-    A warning is logged if the dataset, or its own split file, has validation cases.
+    A warning is logged if the dataset, or its split file, has validation cases.
+
+    Args:
+        roles: The roles before.
+        file: The dataset's split file, if the roles come from it.
     """
     if "validation" in roles.values():
         whose = "the dataset's validation cases" if file is None else f"validation cases of {file}"
@@ -195,11 +210,13 @@ def _use_all_for_training(roles: Mapping[str, Role], file: Path | None = None) -
 
 
 def _warn_of_divided_groups(divided: Mapping[str, str], used_for: str) -> None:
-    """Warn of patients that are also used for something else, once for all with the same others.
+    """Warn of patients with cases in several roles, because their scores will be too optimistic.
+
+    Patients with the same other roles share one warning.
 
     Args:
-        divided: The other roles of each patient.
-        used_for: What the patients' remaining cases are used for, "training" or "validation".
+        divided: The other roles of each patient, as text.
+        used_for: The role that all these patients have in common, "training" or "validation".
     """
     names_of: dict[str, list[str]] = {}
     for name, other in divided.items():
@@ -220,9 +237,16 @@ def _warn_of_divided_groups(divided: Mapping[str, str], used_for: str) -> None:
 def _follow_file(
     file: Path, dataset: Dataset, known_roles: Mapping[str, Role], fold: int | None
 ) -> _Roles:
-    """Assign roles by a split file, which replaces those of the dataset (`_resolve_roles`).
+    """Assign roles by a split file, which replaces the roles of the dataset.
 
-    The note for the log names the file, its fold and the number of cases that it leaves out.
+    The rules are those of `_resolve_roles`. The note names the file, its fold and the number of
+    cases that it leaves out.
+
+    Args:
+        file: The split file.
+        dataset: The cases.
+        known_roles: The roles of the dataset.
+        fold: Number of the validation fold, if the file is a list of folds. None is the first fold.
     """
     roles = _resolve_roles(SplitFile.read(file), dataset, known_roles, fold)
     note = f"roles of {file.name}"
@@ -237,11 +261,21 @@ def _follow_file(
 def fold_numbers(
     dataset: Dataset, counts: Mapping[str, int], *, given: Path | None = None, n_folds: int = 5
 ) -> tuple[int, ...]:
-    """Return the numbers of the folds that `make_splits` accepts, ascending.
+    """Return the numbers of the folds that `make_splits` accepts, ascending, for cross-validation.
 
-    They are the folds of the split file, of the dataset, or random ones; `make_splits` explains the
-    arguments. Raise `ReadError` if the file cannot be read, and `DatasetError` if it contains one
-    split instead of a list of folds, or if there are fewer than two folds.
+    The folds are those of the split file or of the dataset. If neither has folds, they are the
+    numbers of random folds.
+
+    Args:
+        dataset: As in `make_splits`.
+        counts: As in `make_splits`.
+        given: As in `make_splits`.
+        n_folds: As in `make_splits`.
+
+    Raises:
+        ReadError: If the split file cannot be read.
+        DatasetError: If the split file contains one split instead of a list of folds, or if there
+            are fewer than two folds.
     """
     path = given or dataset.split_file
     if path is not None:
@@ -267,26 +301,34 @@ def fold_numbers(
 def _find_shared_groups(
     dataset: Dataset, roles: Mapping[str, Role], role: Role, others: Collection[Role]
 ) -> dict[str, str]:
-    """Map each group with cases of `role` and of `others` to its others, as "test and external"."""
+    """Find the groups that have cases both in `role` and in one of the roles `others`.
+
+    Returns:
+        For each such group its roles among `others` as text, such as "test and external".
+    """
     roles_of_group: dict[str, set[Role]] = {}
     for case in dataset.cases:
         if case.case in roles:
             roles_of_group.setdefault(case.patient, set()).add(roles[case.case])
     shared: dict[str, str] = {}
-    for name, own in roles_of_group.items():
-        found = sorted(own.intersection(others))
-        if role in own and found:
-            shared[name] = " and ".join(found)
+    for name, roles_of_cases in roles_of_group.items():
+        other_roles = sorted(roles_of_cases.intersection(others))
+        if role in roles_of_cases and other_roles:
+            shared[name] = " and ".join(other_roles)
     return shared
 
 
 def _read_roles(
     dataset: Dataset, counts: Mapping[str, int]
 ) -> tuple[dict[str, Role], list[CaseFiles]]:
-    """Return the roles that the dataset states, and the cases for training and validation.
+    """Return the roles of the dataset, and its development cases (for training and validation).
 
-    A labelled case without a role is a training case. An unlabelled case has a role only if it is
-    a test or external case.
+    A labelled case without a role is a training case. An unlabelled case has a role only if it is a
+    test or external case.
+
+    Args:
+        dataset: The cases.
+        counts: Number of lesions of each labelled case; only its keys are used.
     """
     known_roles: dict[str, Role] = {}
     for case in dataset.cases:
@@ -306,9 +348,18 @@ def _make_folds(
     n_folds: int,
     rng: np.random.Generator,
 ) -> _Folds:
-    """Return the folds that the dataset states, or draw up to `n_folds` folds of groups.
+    """Return the folds of the dataset or, if it has none, draw folds of groups.
 
-    There are fewer if there are fewer groups.
+    Up to `n_folds` folds are drawn, fewer if there are fewer groups. They are balanced by numbers
+    and sizes of lesions or, if there are several labels, by labels. The reason of the result is the
+    origin of the folds.
+
+    Args:
+        development: The cases for training and validation.
+        counts: Number of lesions of each labelled case.
+        lesions: Sizes and labels of the lesions.
+        n_folds: Number of folds to draw.
+        rng: For the random draw.
     """
     known_folds = _read_folds(development)
     if known_folds:
@@ -328,11 +379,14 @@ def _make_folds(
 
 
 def _order_by_lesions(units: Mapping[str, _Unit], n_folds: int) -> list[str]:
-    """Order groups so that neighbours are similar, and can be dealt to different folds.
+    """Order groups by their lesions, so that neighbours are similar and can go to different folds.
 
-    Groups without lesions come first. The remaining groups are divided by their number of lesions
-    into about three classes, and each class is sorted by lesion size. Each of these classes except
-    the last has a multiple of `n_folds` groups, so that each fold gets the same number of them.
+    1. Groups without lesions come first.
+    2. The remaining groups are divided by their number of lesions into about three classes, and
+       each class is sorted by lesion size.
+
+    Each class with lesions, except the last one, has a multiple of `n_folds` groups, so that each
+    fold gets the same number of them.
 
     Args:
         units: The groups, in ascending order of their numbers of lesions.
@@ -350,10 +404,13 @@ def _order_by_lesions(units: Mapping[str, _Unit], n_folds: int) -> list[str]:
 
 
 def _read_folds(development: Sequence[CaseFiles]) -> dict[int, set[str]]:
-    """Return the cases of each fold that the dataset states, in ascending order.
+    """Return the cases of each fold of the dataset, in ascending order of fold numbers.
 
-    Cases without a fold are training cases in each fold. Raise `DatasetError` if one of several
-    patients has cases in two folds.
+    Cases without a fold belong to no fold: they are always for training. The result is {} if no
+    case has a fold.
+
+    Raises:
+        DatasetError: If a patient has cases in two folds. This is allowed for a single patient.
     """
     folds: dict[int, set[str]] = {}
     fold_of: dict[str, int] = {}
@@ -373,7 +430,13 @@ def _read_folds(development: Sequence[CaseFiles]) -> dict[int, set[str]]:
 
 
 def _require_fold(fold: int, folds: Collection[int], where: Path) -> None:
-    """Raise `DatasetError` if the fold does not exist."""
+    """Raise `DatasetError` if `data.fold` is not one of the existing folds.
+
+    Args:
+        fold: The setting.
+        folds: The numbers of the folds.
+        where: The folder of the dataset, for the message.
+    """
     if fold not in folds:
         advice = f"Choose one of the folds {', '.join(map(str, folds))}."
         if not folds:
@@ -387,9 +450,21 @@ def _resolve_roles(
     """Return the roles of one fold of a split file, after checks.
 
     Test cases that the file leaves out keep their role. Other labelled cases that it leaves out get
-    no role. Raise `DatasetError` if the file does not have the fold, lists cases without a
-    reference, gives another role to test or external cases, has no training cases, or divides one
-    of several patients, unless it allows that (`divides_patients`).
+    no role.
+
+    Args:
+        file: The split file.
+        dataset: The cases.
+        known_roles: The roles of the dataset.
+        fold: Number of the validation fold. None is the first fold, or the only split of the file.
+
+    Raises:
+        DatasetError: If one of these applies:
+            - The file does not have the fold, or has no training cases.
+            - The file lists cases without a reference.
+            - The file gives another role to test or external cases.
+            - The file divides one of several patients, and does not allow that
+              (`divides_patients`).
     """
     where = f"{file.path}: fold {fold or 0}" if file.is_list else f"{file.path}: the split"
     wanted = file.roles(fold)
@@ -420,7 +495,16 @@ def _resolve_roles(
 def _require_known(
     where: str, wanted: Mapping[str, Role], dataset: Dataset, known_roles: Mapping[str, Role]
 ) -> None:
-    """Raise `DatasetError` if a split names cases that have no reference in the dataset."""
+    """Raise `DatasetError` if a split names cases that have no reference in the dataset.
+
+    The message distinguishes cases without a reference from unknown cases.
+
+    Args:
+        where: The file and fold, for the message.
+        wanted: The roles of the split.
+        dataset: The cases.
+        known_roles: The roles of the dataset, which all labelled cases have.
+    """
     unknown = [case for case in wanted if case not in known_roles]
     if not unknown:
         return
@@ -444,10 +528,10 @@ def _make_units(
     lesions: LesionStatistics,
     rng: np.random.Generator,
 ) -> dict[str, _Unit]:
-    """Divide cases into the units that are drawn. Return them by name.
+    """Divide cases into the units that are drawn together, and return the units by name.
 
     A unit is a group. If there is a single group, each case is a unit. Units are in ascending order
-    of their numbers of lesions, and those of equal numbers in random order.
+    of their numbers of lesions. Units of equal numbers are in random order.
     """
     one_group = len({c.patient for c in pool}) < 2
     members: dict[str, list[str]] = {}
@@ -471,7 +555,10 @@ def _make_units(
 
 
 def _has_several_labels(units: Mapping[str, _Unit]) -> bool:
-    """Return True if the lesions of all units together have at least two labels."""
+    """Return True if the lesions of all units together have at least two labels.
+
+    Splits are then balanced by labels.
+    """
     return len(frozenset().union(*(unit.labels for unit in units.values()))) > 1
 
 
@@ -482,20 +569,31 @@ def _draw_validation(
     fraction: float,
     rng: np.random.Generator,
 ) -> tuple[set[str], str]:
-    """Draw the validation cases. Return them and a note on the draw.
+    """Draw the validation cases. Return them, and a note on the draw for splits.json.
 
-    Groups are sorted by their number of lesions and divided into equal blocks. One group of each
-    block is drawn at random. If two groups have lesions, training and validation both get one,
-    because training and the choice of an operating point need lesions. A single group with lesions
-    is for training. If there are several labels, `stratify_validation` exchanges or adds groups.
+    1. Groups are sorted by their number of lesions and divided into equal blocks. One group of each
+       block is drawn at random.
+    2. If at least two groups have lesions, training and validation both get one, because training
+       and the choice of an operating point need lesions. A single group with lesions is for
+       training.
+    3. If there are several labels, `stratify_validation` exchanges or adds groups.
+
     The cases of a single group are drawn like groups. A single case is not drawn, and a warning is
     logged.
+
+    Args:
+        pool: The cases for training and validation.
+        counts: Number of lesions of each labelled case.
+        lesions: Sizes and labels of the lesions.
+        fraction: Fraction of the groups to draw. At least one group is drawn, and at least one
+            remains.
+        rng: For the random draw.
     """
     if len(pool) < 2:
         logger.warning("There is only one labelled case, so there is no validation.")
         return set(), "no validation, because there is a single labelled case"
     units = _make_units(pool, counts, lesions, rng)
-    ordered = list(units)
+    ordered = list(units)  # ascending numbers of lesions
     # at least one group for validation and one for training
     n_drawn = min(max(round(fraction * len(ordered)), 1), len(ordered) - 1)
     blocks = np.array_split(np.arange(len(ordered)), n_drawn)
