@@ -89,7 +89,7 @@ def region_target(
 
     Args:
         labels: Label of each voxel.
-        regions: The labels of which each region consists. Regions may share labels.
+        regions: The label values of each region. A label may belong to several regions.
 
     Returns:
         `[B, K, *spatial]`, True for voxels with one of the labels of region k.

@@ -112,7 +112,7 @@ class LesionBalancedLoss(DiceFocalLoss):
         normaliser: Normaliser = None,
         nearest: Integer[Tensor, "b *spatial"] | None = None,
     ) -> LossTerms:
-        """Compute the terms of a batch.
+        """Compute the four terms of a batch (see the class), or two if `lesion_weight` is 0.
 
         `lesion_dice` is the mean over all pairs of a cell and a class that its lesion has.
         `lesion_focal` is the mean over all lesions plus the term of the background of all cells.
@@ -121,11 +121,14 @@ class LesionBalancedLoss(DiceFocalLoss):
             logits: As in `VoxelLoss`.
             labels: As in `VoxelLoss`.
             valid: As in `VoxelLoss`.
-            normaliser: Divisor of the term `focal`, and of the background of cells. None uses
-                the number of lesion voxels, but at least 1.
+            normaliser: Divisor of the term `focal`, and of the background of cells. None uses the
+                number of lesion voxels, but at least 1.
             nearest: The id of each voxel's nearest lesion, see `nearest_lesions`; not used if
                 `lesion_weight` is 0. The memory grows with the highest id of a tile, so number the
                 lesions of each tile from 1. With uint8, the host does not wait for a GPU.
+
+        Returns:
+            fp32 scalars by name, with their weights.
 
         Raises:
             GeometryError: If `nearest` is missing or has another shape.

@@ -78,13 +78,13 @@ class _Division:
 
     @property
     def _n_validation(self) -> Integers:
-        """The number of validation units with each label."""
+        """`[labels]`, the number of validation units with each label."""
         result: Integers = self.has_label[self.is_validation].sum(axis=0)
         return result
 
     @property
     def _n_training(self) -> Integers:
-        """The number of training units with each label."""
+        """`[labels]`, the number of training units with each label."""
         result: Integers = self.has_label[~self.is_validation].sum(axis=0)
         return result
 

@@ -179,7 +179,7 @@ class AnchorPlan:
 
     @property
     def n_shapes(self) -> int:
-        """The number of anchors at each cell."""
+        """The number of anchors with different sizes at each cell, the same for all levels."""
         return len(self.sizes[0])
 
 
@@ -259,7 +259,7 @@ class Plan:
 
     @property
     def has_boxes(self) -> bool:
-        """True if the network predicts boxes."""
+        """True if the network predicts boxes, as detectors do."""
         return self.anchors is not None
 
     @property

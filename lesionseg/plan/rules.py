@@ -405,7 +405,7 @@ def budget(
     max_voxels = NNUNET_VOXELS[3] if dims == 3 else inf
 
     def fits_gpu(architecture: Architecture, tile: Sequence[int], batch: int) -> bool:
-        """Return True if a step has at most `max_voxels` and fits into the share of the memory."""
+        """Return True if a step has at most `max_voxels` and fits nine tenths of the memory."""
         is_small = batch * prod(tile) <= max_voxels
         return is_small and step_gb(architecture, tile, batch) <= GPU_MEMORY_SHARE * memory_gb
 

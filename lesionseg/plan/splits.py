@@ -212,7 +212,7 @@ def _use_all_for_training(roles: Mapping[str, Role], file: Path | None = None) -
 def _warn_of_divided_groups(divided: Mapping[str, str], used_for: str) -> None:
     """Warn of patients with cases in several roles, because their scores will be too optimistic.
 
-    Patients with the same other roles share one warning.
+    There is one warning for all patients with the same other roles.
 
     Args:
         divided: The other roles of each patient, as text.

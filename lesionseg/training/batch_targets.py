@@ -36,7 +36,11 @@ class BatchTargets:
     reach: tuple[float, ...] | None = None
 
     def __call__(self, batch: Batch) -> Batch:
-        """Return the batch with the targets that it does not have yet."""
+        """Return the batch with the targets that the loss needs, if they are not in it yet.
+
+        The input batch is not changed. Voxels that are not valid count as background for the
+        targets.
+        """
         lacks_nearest = self.nearest and "nearest" not in batch
         lacks_anchors = self.anchors is not None and "anchor_labels" not in batch
         if not lacks_nearest and not lacks_anchors:

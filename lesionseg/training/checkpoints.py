@@ -37,7 +37,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def read_if_present(path: Path) -> dict[str, Any] | None:
-    """Read a checkpoint as `read_checkpoint` does, or return None if the file does not exist."""
+    """Read a checkpoint as `read_checkpoint` does. Return None if the file does not exist."""
     return read_checkpoint(path) if path.is_file() else None
 
 

@@ -525,7 +525,7 @@ def _lightning_settings(*, on_cpu: bool) -> Iterator[None]:
     - Ctrl-C raises `KeyboardInterrupt`. Lightning would exit with status 1, and ignore further
       Ctrl-C.
     - With `on_cpu`, glibc keeps freed memory. Otherwise it would return the memory of each layer's
-      output to the system, which clears the pages before their next use. That takes a sixth of the
+      output to the system, which clears the pages before their next use. That costs a sixth of the
       time of a step of the 3-D U-Net (features 16 to 128, batch 2 × 64³, bf16).
     """
     banners = logging.getLogger("pytorch_lightning")

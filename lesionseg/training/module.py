@@ -436,7 +436,8 @@ def resolve_budget(settings: TrainerConfig, plan: Plan, device: str) -> TrainerC
     - On a CPU, a training lasts an hour.
     - On a GPU, it processes as many voxels as nnU-Net's training, in at most as many steps.
 
-    With `validate_every_minutes=auto`, a training of more than half an hour validates six times.
+    With `validate_every_minutes=auto`, a training with a limit of over half an hour validates six
+    times.
     With the default budget of a GPU, it validates every 20 minutes. All other trainings validate
     only at the end (None).
 

@@ -119,7 +119,7 @@ def find_launcher(trainer: TrainerConfig) -> "ClusterEnvironment | None":
 def _refuse_restarts() -> None:
     """Raise `ConfigError` if torchrun would restart processes that cannot connect again.
 
-    They cannot if torchrun lends its own store of addresses to the processes
+    They cannot if torchrun lends its store of addresses to the processes
     (`TORCHELASTIC_USE_AGENT_STORE`). After a restart this store still has the addresses of the
     processes that died (seen with torch 2.13).
     """

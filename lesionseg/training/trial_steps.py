@@ -73,8 +73,9 @@ def smaller_plans(plan: Plan) -> list[Plan]:
 def smaller_tiles(plan: Plan) -> list[tuple[int, ...]]:
     """Return at most `MAX_SMALLER_TILES` tile shapes, each smaller than the one before.
 
-    One total stride is removed from the longest axis that keeps at least two total strides. The
-    list ends if there is no such axis.
+    They are tried if a step does not fit into memory. Each shape is one total stride shorter along
+    the longest axis that still has two total strides afterwards. The list ends if there is no such
+    axis.
     """
     stride = total_stride(plan.architecture)
     tile = list(plan.tile_shape)

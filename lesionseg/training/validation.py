@@ -111,7 +111,10 @@ class VolumeValidation(Checkpoint):
             self._validate(trainer, module)
 
     def on_train_end(self, trainer: Any, module: Any) -> None:
-        """Validate the weights of the last step, and keep them unless earlier ones are better."""
+        """Validate the weights of the last step. Write them to `best.ckpt` if they are the best.
+
+        Earlier weights must be better by more than their standard error to be preferred.
+        """
         self._validate(trainer, module, is_last=True)
 
     def _validate(self, trainer: Any, module: Any, *, is_last: bool = False) -> None:
