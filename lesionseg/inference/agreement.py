@@ -8,9 +8,10 @@ from torch import Tensor
 
 
 class EnsembleAgreement:
-    """Counts the voxels that all networks mark, and those that at least one network marks.
+    """Counts the voxels that all networks of an ensemble mark as lesion, and that any marks.
 
-    A voxel in several tiles counts in each of them, and a voxel with several labels once per label.
+    `disagreement` computes from both counts how much the networks differ on one scan. A voxel that
+    several tiles contain is counted once per tile, and a voxel of several labels once per label.
 
     >>> agreement = EnsembleAgreement()
     >>> agreement.add([torch.tensor([True, True, False]), torch.tensor([True, False, False])])
@@ -24,18 +25,24 @@ class EnsembleAgreement:
         self._counts: Tensor | None = None
 
     def add(self, marks: Sequence[Bool[Tensor, "*tiles"]]) -> None:
-        """Count the voxels of some tiles. `marks` has the marked voxels of each network."""
+        """Add the marked voxels of a batch of tiles to the two counts.
+
+        Args:
+            marks: One boolean array per network, all of the same shape. It is True for the voxels
+                that the network marks as lesion.
+        """
         stacked = torch.stack(list(marks))
         counts = torch.stack([stacked.all(dim=0).sum(), stacked.any(dim=0).sum()])
         self._counts = counts if self._counts is None else self._counts + counts
 
     def disagreement(self) -> float | None:
-        """Return 1 − |marked by all| / |marked by any|, or None if no tile was counted.
+        """Return how much the networks differ: 1 − n(marked by all) / n(marked by any network).
 
-        It is 0 if no network marks a voxel. The ratio is the intersection over union of Roy et al.
-        (MICCAI 2018, "Inherent brain segmentation quality control"), of networks instead of
-        dropout samples. The scans on which a committee disagrees most are the ones to annotate
-        (Seung et al. 1992, "Query by committee").
+        The result is 0 if no network marks a voxel, and None if no tile was counted. The fraction
+        is the intersection over union of Roy et al. (MICCAI 2018, "Inherent brain segmentation
+        quality control"), computed over networks instead of dropout samples. The scans on which
+        the networks disagree most should be annotated next (Seung et al. 1992, "Query by
+        committee").
         """
         if self._counts is None:
             return None

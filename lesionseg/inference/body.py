@@ -59,7 +59,10 @@ class Body:
 
     @cached_property
     def box(self) -> tuple[slice, ...]:
-        """The bounding box of the body in voxels; that of `bounds` if no block is body."""
+        """The bounding box of the body in voxels, clipped to `bounds`.
+
+        If no block is body, the box is `bounds` itself.
+        """
         blocks = foreground_slices(self.blocks) or tuple(slice(0, n) for n in self.blocks.shape)
         box = [
             slice(max(span.start * width, inner.start), min(span.stop * width, inner.stop))
@@ -68,7 +71,13 @@ class Body:
         return tuple(box)
 
     def touches(self, slices: tuple[slice, ...]) -> bool:
-        """Return True if a box of voxels contains a part of the body."""
+        """Return True if a box of voxels overlaps a block of the body inside `bounds`.
+
+        Used to skip tiles that contain only background.
+
+        Args:
+            slices: The box, one slice of voxel indices per axis.
+        """
         blocks = []
         for span, width, inner in zip(slices, self.block, self.bounds, strict=True):
             start = max(span.start, inner.start)
@@ -79,10 +88,18 @@ class Body:
         return bool(self.blocks[tuple(blocks)].any())
 
     def mask(self, slices: tuple[slice, ...]) -> Flags:
-        """Return a boolean mask of the body's voxels in a box."""
+        """Return a mask of a box that is True for the voxels of the body.
+
+        Args:
+            slices: The box, one slice of voxel indices per axis.
+
+        Returns:
+            A boolean array with the shape of the box.
+        """
         mask = self.blocks
         for axis, span in enumerate(slices):
             index = np.arange(span.start, span.stop)
+            # repeat each block for its voxels along this axis
             mask = np.take(mask, index // self.block[axis], axis=axis)
             inner = self.bounds[axis]
             np.moveaxis(mask, axis, 0)[(index < inner.start) | (index >= inner.stop)] = False
@@ -90,20 +107,25 @@ class Body:
 
 
 def find_body(image: Volume, modality: Modality) -> Body | None:
-    """Find the body in an image `[C, *spatial]` of raw intensities, by the module's five steps.
+    """Find the patient's body in an image `[C, *spatial]`, so that tiles of background are skipped.
 
-    Return None if the whole image counts as body: in 2-D, or if the mask has an implausible size.
+    The intensities must not be normalised yet. The docstring of this module lists the five steps.
+    Return None if the whole image shall count as body: if the image is 2-D, or if less than 2 % or
+    more than 95 % of it would be body.
     """
     if image.geometry.dims == 2:  # radiographs and pictures
         return None
+    # edge lengths of a block in voxels, about 4 mm along each axis
     block = tuple(max(1, round(_BLOCK_MM / mm)) for mm in image.geometry.spacing_mm)
     inside = _find_tissue(image.array, modality, block)
+    # step 3: fill the blocks between two blocks of tissue along any axis
     between = inside.copy()
     for axis in range(inside.ndim):
         # blocks with tissue at or before them, and at or after them
         before = np.logical_or.accumulate(inside, axis=axis)
         after = np.flip(np.logical_or.accumulate(np.flip(inside, axis), axis=axis), axis)
         between |= before & after
+    # steps 4 and 5: the margin, and the ends of the volume that contain only its lowest value
     cube = np.ones((3,) * inside.ndim, bool)
     blocks = np.asarray(ndimage.binary_dilation(between, cube, iterations=_MARGIN_BLOCKS))
     body = Body(blocks, block, _bounds(image.array))
@@ -116,9 +138,17 @@ def find_body(image: Volume, modality: Modality) -> Body | None:
 
 
 def _find_tissue(array: NDArray[np.float32], modality: Modality, block: tuple[int, ...]) -> Flags:
-    """Return True for the blocks `[*coarse]` of tissue in any channel, without components of noise.
+    """Find the blocks that contain tissue in at least one channel, without components of noise.
 
-    These are steps 1 and 2 of the module's docstring.
+    These are steps 1 and 2 in the docstring of this module.
+
+    Args:
+        array: The image `[C, *spatial]`, not normalised.
+        modality: Modality of the image, which decides the intensity limits of tissue.
+        block: Edge lengths of a block in voxels.
+
+    Returns:
+        A boolean array `[*coarse]` with one element per block.
     """
     maxima = [block_maxima(channel, block) for channel in array]
     tissue = np.zeros(maxima[0].shape, bool)
@@ -127,20 +157,22 @@ def _find_tissue(array: NDArray[np.float32], modality: Modality, block: tuple[in
         tissue_limit, noise_limit = _tissue_limits(channel, modality)
         tissue |= highest > tissue_limit
         is_no_noise |= highest > noise_limit
-    pieces = label_components(tissue)
-    sizes = np.bincount(pieces.reshape(-1))
-    sizes[0] = 0  # piece 0 is the background
-    kept = sizes >= _SMALLEST_PIECE * sizes.max()
-    kept[pieces[is_no_noise]] = True
-    kept[0] = False
-    result: Flags = kept[pieces]
+    # a connected component is noise if it is small and nowhere above the limit of noise
+    components = label_components(tissue)
+    sizes = np.bincount(components.reshape(-1))
+    sizes[0] = 0  # component 0 is the background
+    is_body = sizes >= _SMALLEST_PIECE * sizes.max()
+    is_body[components[is_no_noise]] = True
+    is_body[0] = False
+    result: Flags = is_body[components]
     return result
 
 
 def _tissue_limits(channel: NDArray[np.float32], modality: Modality) -> tuple[float, float]:
-    """Return the intensity above which a voxel is tissue, and that which noise does not reach.
+    """Return two intensities of a channel: the lower limit of tissue, and the upper limit of noise.
 
-    A channel of CT without air has the limits of MRI.
+    In CT, both limits are −500 HU. In MRI and PET, they are 5 % and 15 % of the range from air to
+    the 99.5th percentile. A CT channel in which no voxel is below −500 HU has the limits of MRI.
     """
     # PET next to CT has no such low values; a CT without them would have no air either
     if modality == "ct" and float(channel.min()) < _CT_TISSUE_HU:
@@ -152,9 +184,16 @@ def _tissue_limits(channel: NDArray[np.float32], modality: Modality) -> tuple[fl
 
 
 def _bounds(array: NDArray[np.float32]) -> tuple[slice, ...]:
-    """Return the smallest box that contains all values above the lowest one of each channel.
+    """Return the smallest box that contains every voxel above the minimum of its channel.
 
-    If a channel is constant, the box is the whole image.
+    The box excludes the padding around a stripped skull or a resampled image. If a channel is
+    constant, the box is the entire image.
+
+    Args:
+        array: The image `[C, *spatial]`.
+
+    Returns:
+        One slice of voxel indices per spatial axis.
     """
     lowest = [channel.min() for channel in array]
     bounds = []

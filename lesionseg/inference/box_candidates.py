@@ -62,12 +62,20 @@ class Boxes:
 
 
 def no_boxes(dims: int) -> Boxes:
-    """Return an empty `Boxes`."""
+    """Return a `Boxes` without boxes, for a scan that the detector does not process.
+
+    Args:
+        dims: Number of spatial axes.
+    """
     return Boxes(torch.zeros((0, 2 * dims)), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
 
 
 class _View(NamedTuple):
-    """The boxes `[n, 2·dims]` of a finished view, with the score, label and reading of each."""
+    """The boxes of one view (`BoxCollector`), or of all views concatenated.
+
+    `boxes` is `[n, 2·dims]` in voxels. `scores`, `labels` (from 1) and `readings` are `[n]`.
+    `readings` is the number of the reading that predicted the box.
+    """
 
     boxes: Tensor
     scores: Tensor
@@ -113,13 +121,14 @@ class BoxCollector:
         flipped: Sequence[int],
         reading: int = 0,
     ) -> None:
-        """Add the boxes of the `MAX_ANCHORS` highest scores of each tile in a batch.
+        """Add the boxes of a batch of tiles: for each tile, those of the `MAX_ANCHORS` top scores.
 
-        An anchor has a score for each label, and each counts. The boxes stay on the device until
-        `gather`.
+        An anchor has one score per label, so it can give several boxes. The boxes stay on the
+        device until `gather` copies them to the CPU.
 
         Args:
-            output: The network's output. It may have more rows than `tiles`; these are ignored.
+            output: The network's output. Rows after the first `len(tiles)` rows fill the batch and
+                are ignored.
             tiles: The numbers of the tiles in the grid.
             flipped: The spatial axes along which the tiles were mirrored.
             reading: The number of the reading, below `n_readings`.
@@ -141,17 +150,23 @@ class BoxCollector:
         of_tile = torch.stack([n_above, is_nan.long()], dim=-1)[:, None].expand(
             -1, len(index[0]), -1
         )
+        # columns of `table`: box, score, flat index of anchor and label, n_above, is_nan
         columns = torch.cat([scores.double()[..., None], index[..., None], of_tile], dim=-1)
         table = torch.cat([boxes.double(), columns], dim=-1)  # `_view` describes the columns
         for tile, rows in zip(tiles, table, strict=True):
             self._waiting.append((tile, flipped, reading, rows))
 
     def forget_waiting(self) -> None:
-        """Drop the boxes of all batches since the last call of `gather`."""
+        """Drop the boxes that were added since the last call of `gather`.
+
+        Called if a batch ran out of memory, because its tiles are predicted again.
+        """
         self._waiting = []
 
     def gather(self) -> None:
-        """Copy the boxes of all batches since the last call to the CPU at once.
+        """Copy the boxes that were added since the last call of `gather` to the CPU, and apply NMS.
+
+        All boxes are copied at once, because each copy waits for the GPU.
 
         Raises:
             ContentError: If a score is NaN.
@@ -164,12 +179,22 @@ class BoxCollector:
         self._waiting = []
 
     def _view(self, rows: Tensor, tile: int, flipped: Sequence[int], reading: int) -> _View:
-        """Return the boxes of a view in voxels of the padded volume, and count those left out.
+        """Convert the table of one tile's boxes to a `_View` in voxels of the padded volume.
 
-        Boxes below the plan's floor, degenerate boxes and all but one of each lesion are dropped.
-        Raise `ContentError` if a score is NaN. `rows` is `[k, 2·dims + 4]`: boxes in the tile,
-        scores, flat indices of anchor and label. The last two columns are equal in all rows: the
-        number of anchors above the floor, and 1 if a score of the tile is NaN.
+        Boxes with a score below the plan's `box_floor`, degenerate boxes and boxes that NMS
+        suppresses are dropped. The skipped anchors are added to `n_left_out`.
+
+        Args:
+            rows: Table `[k, 2·dims + 4]`. Its columns are the box in voxels of the tile, the score,
+                the flat index of anchor and label, the number of the tile's scores above the
+                floors, and 1 if a score of the tile is NaN. The last two columns are equal in all
+                rows.
+            tile: The number of the tile in the grid.
+            flipped: The spatial axes along which the tile was mirrored.
+            reading: The number of the reading.
+
+        Raises:
+            ContentError: If a score of the tile is NaN.
         """
         n_coordinates = 2 * self.plan.dims
         boxes = rows[:, :n_coordinates]
@@ -198,10 +223,12 @@ class BoxCollector:
         )
 
     def _edge_weights(self, boxes: Tensor, tile: int) -> Tensor:
-        """Return the factors `[n]` of the scores of boxes `[n, 2·dims]` in a tile.
+        """Return a factor `[n]` for the score of each box `[n, 2·dims]` of a tile.
 
-        It is the tile weight at the centre of a box that reaches the outermost voxel of the tile,
-        unless the edge is that of the volume. For other boxes it is 1.
+        The factor lowers the score of a box that an edge of the tile cuts, because a neighbouring
+        tile contains the entire lesion. A box is cut if it reaches the outermost voxel of the tile
+        and the volume continues there. Its factor is the tile weight at its centre. The factor of
+        other boxes is 1.
         """
         shape = torch.tensor(self._weight.shape)
         centres, _ = split_box(boxes)
@@ -215,10 +242,11 @@ class BoxCollector:
         return torch.where(is_cut, weight, torch.ones_like(weight))
 
     def finish(self) -> Boxes:
-        """Merge the boxes of all views, and clip them to the volume without its padding.
+        """Merge the boxes of all views, and clip merged boxes to the volume without its padding.
 
-        Boxes in the padding, and those whose final score is below the plan's floor, are dropped.
-        Raise `ContentError` if a score is NaN.
+        Called once after the last tile. Merged boxes that are entirely in the padding, or whose
+        mean score is below the plan's `box_floor`, are dropped. Raise `ContentError` if a score is
+        NaN.
         """
         self.gather()
         found = _View(*(torch.cat(parts) for parts in zip(*self._views, strict=True)))
@@ -232,12 +260,16 @@ class BoxCollector:
         return Boxes(inside[kept], merged_scores[kept], found.labels[best][kept], self.n_left_out)
 
     def _merge(self, found: _View) -> tuple[Tensor, Tensor]:
-        """Return the indices of the merged boxes and their scores, by descending score.
+        """Merge overlapping boxes of all views by NMS, each into the box of the highest score.
 
-        The number of boxes that are not merged is added to `n_left_out`. These boxes do not count
-        in the means. A box cannot be dropped because of one with a lower score. So the merged boxes
-        of the highest scores are the first of all merged boxes, and those after the limit of
-        candidates are not needed.
+        To save time, only the boxes of the highest scores are merged, until there are as many
+        merged boxes as the plan allows candidates. A box is never suppressed by a box of a lower
+        score, so boxes that are not processed could only add candidates beyond that limit. Their
+        number is added to `n_left_out`, and they do not contribute to the mean scores.
+
+        Returns:
+            Indices into `found` of the boxes that NMS keeps, and their mean scores over the
+            readings, by descending mean score.
         """
         merge_iou = planned_anchors(self.plan).merge_iou
         boxes, scores, labels, readings = found
@@ -260,24 +292,34 @@ class BoxCollector:
 def _mean_over_readings(
     scores: Tensor, keeper: Tensor, readings: Tensor, n_readings: int
 ) -> Tensor:
-    """Return for each kept box the mean over all readings of the highest score of its cluster.
+    """Compute the score of each cluster of overlapping boxes: the mean over all readings.
+
+    Each reading contributes the highest score of its boxes in the cluster, or 0 if it has no box
+    in the cluster.
 
     Args:
         scores: Scores of all boxes `[n]`.
-        keeper: Index of the kept box of each box's cluster `[n]`.
-        readings: The reading of each box `[n]`.
-        n_readings: Number of readings. One without a box in a cluster counts as 0.
+        keeper: For each box, the index of the box that represents its cluster `[n]`.
+        readings: The number of the reading of each box `[n]`.
+        n_readings: Number of readings.
 
     Returns:
-        Means `[n]`; 0 for boxes that are not kept.
+        Means `[n]`, each at the index of the box that represents the cluster. The elements of all
+        other boxes are 0.
     """
+    # a table [n, n_readings] that is filled by flat index
     highest = torch.zeros(len(scores), n_readings)
     highest.view(-1).scatter_reduce_(0, keeper * n_readings + readings, scores, "amax")
     return highest.mean(dim=1)
 
 
 def flip_back(boxes: Tensor, flipped: Sequence[int], tile_shape: Sequence[int]) -> Tensor:
-    """Mirror boxes `[n, 2·dims]` of a tile that was mirrored along the axes `flipped`.
+    """Mirror the boxes `[n, 2·dims]` of a mirrored tile back to the original tile.
+
+    Args:
+        boxes: Boxes in voxels of the mirrored tile, starts then stops.
+        flipped: The spatial axes along which the tile was mirrored.
+        tile_shape: Shape of the tile.
 
     >>> flip_back(torch.tensor([[1.0, 0.0, 3.0, 2.0]]), [0], (10, 10)).tolist()
     [[7.0, 0.0, 9.0, 2.0]]
@@ -294,7 +336,10 @@ def flip_back(boxes: Tensor, flipped: Sequence[int], tile_shape: Sequence[int]) 
 def restore_boxes(
     boxes: NDArray[np.float32], plan_geometry: Geometry, file_geometry: Geometry
 ) -> NDArray[np.float32]:
-    """Convert boxes `[n, 2·dims]` on the plan's grid to the file's grid, clipped to it."""
+    """Convert boxes `[n, 2·dims]` from voxels of the plan's grid to voxels of the file's grid.
+
+    The converted boxes are clipped to the file's grid.
+    """
     shifted = move_boxes(boxes, plan_geometry, file_geometry)
     return shifted.clip(0, np.array(2 * file_geometry.shape, float)).astype(np.float32)
 
@@ -305,10 +350,20 @@ def box_candidates(
     file_geometry: Geometry,
     label_values: Sequence[int],
 ) -> tuple[Candidate, ...]:
-    """Return a detector's boxes as candidates without masks, by descending score, ids from 1.
+    """Convert the boxes of a detector to candidates without masks, with the ids 1, 2, 3, ….
 
-    The diameter is that of the ellipsoid (2-D: ellipse) inscribed in the box. Boxes outside the
-    file's grid, or with sides of less than half a voxel (geometric mean), are left out.
+    The diameter of a candidate is that of the ellipsoid (2-D: ellipse) inscribed in the box. Boxes
+    outside the file's grid are left out, and boxes whose geometric mean side is shorter than half a
+    voxel.
+
+    Args:
+        detections: Boxes on the plan's grid, by descending score.
+        plan_geometry: The plan's grid.
+        file_geometry: The grid of the scan's file, which the candidates get.
+        label_values: The mask value of each label of the plan.
+
+    Returns:
+        The candidates by descending score.
     """
     boxes = restore_boxes(detections.boxes.numpy(), plan_geometry, file_geometry)
     scores = detections.scores.clamp(0, 1)
@@ -326,10 +381,12 @@ def box_candidates(
 def fuse(voxels: Prediction, boxes: Sequence[Candidate]) -> Prediction:
     """Fuse the candidates from voxels and from boxes into one list, by descending new score.
 
-    A candidate from voxels and a box of the same label are one lesion if the IoU of their boxes is
-    at least 0.1. Each is used once, the largest IoU first. The fused candidate has the voxels' mask
-    and the mean of both scores. A candidate of only one head has half its score, which is the mean
-    with 0, as in an ensemble. Ids follow the new scores. Removed objects have half their score too.
+    - A candidate from voxels and a detector's box of the same label are fused if the IoU of their
+      boxes is at least 0.1 (`_partners`). The fused candidate has the mask of the voxels and the
+      mean of the two scores.
+    - A candidate without such a partner gets half its score, because the other head counts as 0.
+      The removed objects of `voxels` get half their score, too.
+    - Ids are renumbered from 1 by descending new score, also in `instances`.
     """
     partner = _partners(voxels.candidates, boxes)
     scored = [
@@ -352,15 +409,20 @@ def fuse(voxels: Prediction, boxes: Sequence[Candidate]) -> Prediction:
 
 
 def _number_candidates(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
-    """Return the candidates with the ids 1, 2, 3, … in their order."""
+    """Return copies of the candidates with the ids 1, 2, 3, … in the given order."""
     return tuple(replace(c, id=i) for i, c in enumerate(candidates, start=1))
 
 
 def _partners(from_voxels: Sequence[Candidate], from_boxes: Sequence[Candidate]) -> dict[int, int]:
-    """Pair candidates from voxels with those from boxes, of the same label, the best pair first.
+    """Pair candidates from voxels with candidates from boxes that are the same lesion.
 
-    The IoU of their boxes must be at least `SAME_LESION`. Return the index of the box for the index
-    of each candidate that has a partner. Ties go to the first candidate, then to the first box.
+    A pair has the same label, and an IoU of the bounding boxes of at least `SAME_LESION`. Pairs are
+    made greedily by descending IoU, and each candidate is in at most one pair. Equal IoUs are
+    ordered by the index of the candidate from voxels, then by the index of the box.
+
+    Returns:
+        A dict from indices of `from_voxels` to indices of `from_boxes`. Candidates without a
+        partner are not in it.
     """
     if not from_voxels or not from_boxes:
         return {}

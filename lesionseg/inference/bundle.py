@@ -79,12 +79,14 @@ def write_bundle(
     check: InputCheck | None = None,
     selection: Selection = NO_SELECTION,
 ) -> None:
-    """Write a bundle.
+    """Write a bundle: weights, plan, selection and model card.
 
-    The folder is complete or does not appear, and replaces an old one. Tensors keep their dtype.
-    A file that agrees with that of the old bundle (`_agree`) keeps its bytes and its date, because
-    another processor computes other last digits, and another digest of the bundle would predict all
-    scans again.
+    The bundle is written to a temporary folder that is then renamed, so an interrupted call leaves
+    no incomplete bundle. An old bundle in `folder` is replaced. Tensors keep their dtype.
+
+    A file whose content agrees with the same file of the old bundle (`_agree`) is replaced by the
+    old file. Otherwise a processor that computes other last digits would change the digest of the
+    bundle, and all scans would be predicted again.
 
     Args:
         folder: The folder to write.
@@ -103,6 +105,7 @@ def write_bundle(
     metadata = {} if check is None else {_CHECK: check.model_dump_json()}
     new = _temporary_path(folder)
     try:
+        # write all files into a temporary folder
         new.mkdir(parents=True)
         files = BundleFiles(new)
         files.plan.write_text(plan.to_json() + "\n", encoding="utf-8")
@@ -116,6 +119,7 @@ def write_bundle(
             save_file(tensors, path, metadata=metadata)
             # safetensors makes files that only the owner can read
             path.chmod(files.plan.stat().st_mode & 0o777)
+        # use the old file, with its date, if its content agrees
         for file in new.iterdir():
             if _agree(folder / file.name, file):
                 shutil.copy2(folder / file.name, file)
@@ -152,7 +156,7 @@ def read_bundle(
     Raises:
         BundleError: If a file is missing or damaged, if weights are pickled, if the plan has
             another version, or if tensors are missing, superfluous, of another shape or not finite.
-        ConfigError: If the architecture is unknown.
+        ConfigError: If the architecture of the network is unknown.
         LesionsegError: If the model cannot be downloaded (`local_model`), or a zip is damaged.
     """
     files = find_model(folder)
@@ -184,16 +188,16 @@ def ensemble(
     *,
     trust: bool = False,
 ) -> Bundle:
-    """Combine bundles into one with all networks.
+    """Combine bundles into one bundle that contains all their networks.
 
-    Plan, selection and ranges of the training scans are those of the first bundle. A scan may lack
-    a channel, and is mirrored along an axis, only if all plans allow it. A warning is logged if two
-    of several networks have the same weights.
+    The first bundle gives the plan, the selection and the ranges of the training scans, with two
+    exceptions. The joint plan lets a scan lack a channel only if all plans do. It mirrors a scan
+    along an axis only if all plans do. A warning is logged if two networks have equal weights.
 
     Args:
-        bundles: The bundles, or what `read_bundle` reads.
+        bundles: The bundles, or folders, zips and addresses that `read_bundle` accepts.
         architectures: See `read_bundle`.
-        trust: Import the classes that the bundles name.
+        trust: Import the classes that the bundles name. They can run any code.
 
     Raises:
         BundleError: If the list is empty, or if grid, labels or normalisation differ
@@ -233,9 +237,10 @@ def ensemble(
 
 
 def bundle_plan(bundle: str | PathLike[str]) -> Plan:
-    """Read the plan of anything that `read_bundle` reads.
+    """Read the plan of a model without its weights. `bundle` is as `folder` of `read_bundle`.
 
-    Raise `BundleError` if there is no model, or if its plan is damaged.
+    The plan of an nnU-Net model is made from its files. Raise `BundleError` if there is no model,
+    or if its plan is damaged.
     """
     files = find_model(bundle)
     if isinstance(files, NnunetModelFiles):
@@ -244,10 +249,11 @@ def bundle_plan(bundle: str | PathLike[str]) -> Plan:
 
 
 def bundle_selection(bundle: str | PathLike[str]) -> Selection:
-    """Read the selection of a model (`find_model`).
+    """Read the choices made after training (operating points, calibration) of a model.
 
-    If the plan has version 1, plan and selection are in the same file. The selection of an nnU-Net
-    model states only its number of networks. Raise `BundleError` if the file is missing or wrong.
+    `bundle` is as `folder` of `read_bundle`. If the plan has version 1, plan and selection are in
+    the same file. An nnU-Net model has no such choices, so its selection contains only the number
+    of networks. Raise `BundleError` if the file is missing or damaged.
     """
     files = find_model(bundle)
     if isinstance(files, NnunetModelFiles):
@@ -259,24 +265,29 @@ def bundle_selection(bundle: str | PathLike[str]) -> Selection:
 
 
 def read_own_bundle(bundle: Path, network: Mapping[str, Any]) -> Bundle:
-    """Read a bundle, and import the user's own network if bundle and settings name the same one.
+    """Read a bundle whose network may be a class of the user, named in the user's settings.
 
-    `network` is the network in the settings. Another network that the bundle names is not imported,
-    because bundles are not trusted. `BundleError` is raised instead.
+    The class is imported only if `network`, the entry of the settings, equals the entry in the
+    bundle's plan. If they differ, the class that the bundle names is not imported, because bundles
+    are not trusted, and `BundleError` is raised.
     """
     is_same = bundle_plan(bundle).architecture.network == network
     return read_bundle(bundle, TRUSTED if is_same else None)
 
 
 def joint_digest(folders: Sequence[str]) -> str:
-    """Return the digests of all members of an ensemble, joined by `+`."""
+    """Return the digests of all bundles of an ensemble (`bundle_digest`), joined by `+`.
+
+    Args:
+        folders: Folders, zips or addresses of the bundles.
+    """
     return "+".join(map(bundle_digest, folders))
 
 
 def bundle_digest(bundle: str | PathLike[str]) -> str:
-    """Return 16 hexadecimal digits that change if weights, plan or selection of a model change.
+    """Return 16 hexadecimal digits that identify a model, so that old predictions are recognised.
 
-    Raise `BundleError` if `find_model` does not find a model.
+    They change if weights, plan or selection change. Raise `BundleError` if there is no model.
     """
     files = find_model(bundle)
     if isinstance(files, NnunetModelFiles):
@@ -288,21 +299,28 @@ def bundle_digest(bundle: str | PathLike[str]) -> str:
 
 
 def _agree(old: Path, new: Path) -> bool:
-    """Return True if files of two bundles have equal texts and weights, and nearly equal numbers.
+    """Return True if a file of the old bundle can be used instead of the new file.
 
-    Return False if there is no old file.
+    The weights and the text between numbers must be equal, and decimal numbers in the text nearly
+    equal. Return False if the old file does not exist.
     """
     if not old.is_file():
         return False
     (exact, numbers), (new_exact, new_numbers) = map(_split_bundle_file, (old, new))
+    # tolerated absolute difference; the header of weights contains the input check
     difference = _SAME if old.suffix == ".safetensors" else 1e-8
     return exact == new_exact and np.allclose(numbers, new_numbers, _SAME, difference)
 
 
 def _split_bundle_file(path: Path) -> tuple[list[bytes], list[float]]:
-    """Return what must be equal in a bundle's file (texts, weights), and the numbers in its text.
+    """Split a file of a bundle into its exact content and its decimal numbers, for `_agree`.
 
-    A file of weights begins with the length of its header, which is its text.
+    A safetensors file begins with the length of its header in 8 bytes. Its header is the text, and
+    the bytes after the header are the weights. Other files are text without weights.
+
+    Returns:
+        The pieces of text between the decimal numbers followed by the bytes of the weights, and
+        the decimal numbers of the text.
     """
     text = path.read_bytes()
     weights = b""
@@ -313,7 +331,10 @@ def _split_bundle_file(path: Path) -> tuple[list[bytes], list[float]]:
 
 
 def _have_same_weights(one: nn.Module, other: nn.Module) -> bool:
-    """Return True if two networks have equal weights of the same names, and at least one weight."""
+    """Return True if two networks have the same weight names and equal weights.
+
+    Return False if the networks have no weights.
+    """
     weights = one.state_dict()
     others = other.state_dict()
     have_same_names = bool(weights) and weights.keys() == others.keys()
@@ -321,14 +342,17 @@ def _have_same_weights(one: nn.Module, other: nn.Module) -> bool:
 
 
 def _temporary_path(folder: Path) -> Path:
-    """Return a new hidden path in the parent folder, so that renaming to `folder` is atomic."""
+    """Return an unused hidden path next to `folder`, so that renaming it to `folder` is atomic."""
     return folder.with_name(f".{uuid4().hex[:8]}-{folder.name}")
 
 
 def _read_network(
     path: Path, plan: Plan, architectures: Mapping[str, NetworkFactory] | None
 ) -> nn.Module:
-    """Read one network. Raise `BundleError` if its weights are damaged or do not fit."""
+    """Build the plan's network with the weights of a safetensors file.
+
+    Raise `BundleError` if the weights are damaged, not finite or do not fit the network.
+    """
     tensors = _read_tensors(path)  # mapped: their values are read when they are used
     try:
         network = build_with_weights(plan, tensors, architectures=architectures)
@@ -342,9 +366,10 @@ def _read_network(
 
 
 def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Read the tensors of a safetensors file. Raise `BundleError` if it is damaged or a pickle.
+    """Read the tensors of a safetensors file by name.
 
-    A pickle is not opened, because it can run any code.
+    Raise `BundleError` if the file is damaged or is a pickle. A pickle is not loaded, because
+    loading can run any code.
     """
     with path.open("rb") as file:
         start = file.read(9)

@@ -54,12 +54,12 @@ class PeakRegion:
 
     @property
     def height(self) -> float:
-        """The highest probability of its voxels."""
+        """The highest probability of the region's voxels."""
         return float(self.probabilities.max())
 
     @property
     def score(self) -> float:
-        """The mean of its eight highest probabilities, or of all if there are fewer."""
+        """The mean of the region's eight highest probabilities, or of all if it has fewer voxels."""
         highest = self.probabilities
         if len(highest) > TOP_VOXELS:
             highest = np.partition(highest, -TOP_VOXELS)[-TOP_VOXELS:]
@@ -67,29 +67,30 @@ class PeakRegion:
 
     @property
     def peak(self) -> int:
-        """Flat index of the first voxel that has the highest probability."""
+        """The flat index, in the volume, of the first voxel that has the highest probability."""
         return int(self.voxels[self.probabilities.argmax()])
 
 
 def collect_sparse(
     slabs: Iterable[NDArray[np.floating[Any]]], shape: tuple[int, ...], rule: CandidateRule
 ) -> SparseProbabilities:
-    """Collect the voxels that can belong to a candidate, from slabs of a volume.
+    """Collect the voxels of a volume that can belong to a candidate, slab by slab to save memory.
 
-    These are the voxels with a probability of at least the rule's floor / ratio, or at least its
-    extent if the extent is lower than that.
+    A voxel can belong to a candidate if its probability is at least the smaller of two numbers:
+    `rule.floor / rule.ratio` (a ratio below 1 counts as 1) and `rule.extent`.
 
     Args:
-        slabs: Parts `[rows, *shape[1:]]` of the volume in order. One slab is in memory at a time.
+        slabs: Slabs `[rows, *shape[1:]]` of the volume in order. One slab is in memory at a time.
         shape: Shape of the volume.
-        rule: The plan's rule.
+        rule: The plan's rule for candidates.
 
     Raises:
         ContentError: If a probability is NaN.
     """
     # 32 bits need half the memory
     index_type = np.int32 if prod(shape) < 2**31 else np.int64
-    # the lowest peak, at the floor, grows down to this; rounding must not exclude a voxel of it
+    # the region of the lowest peak (at the floor) grows down to this probability; the factor keeps
+    # rounding to float32 from excluding a voxel of that region
     lowest = min(rule.floor / max(rule.ratio, 1.0), rule.extent)
     threshold = np.float32(lowest * (1 - 1e-6))
     indices = []
@@ -110,10 +111,11 @@ def collect_sparse(
 def as_sparse(
     channel: NDArray[np.float32] | SparseProbabilities, geometry: Geometry, rule: CandidateRule
 ) -> SparseProbabilities:
-    """Return the voxels of a channel that can belong to a candidate (`collect_sparse`).
+    """Return a channel of probabilities as `SparseProbabilities`.
 
-    Raise `GeometryError` if the channel does not fit the grid, and `ContentError` if a probability
-    is NaN.
+    An array is converted by `collect_sparse`; a channel that is already sparse is returned. Raise
+    `GeometryError` if the channel's shape is not that of the grid, and `ContentError` if a
+    probability is NaN.
     """
     if channel.shape != geometry.shape:
         raise GeometryError(f"Probabilities {channel.shape} do not fit the grid {geometry.shape}.")
@@ -125,17 +127,20 @@ def as_sparse(
 def grow_regions(sparse: SparseProbabilities, rule: CandidateRule) -> list[PeakRegion]:
     """Grow a region around each peak of one label.
 
-    A peak is a voxel of the highest probability `height` around it, at least the floor of the rule.
-    In descending order of height, each peak gets the free voxels connected to it with
-    p ≥ height / ratio or p ≥ extent. A region that is a shoulder of a higher one (`PROMINENCE`) is
-    left out, but later peaks do not get its voxels.
+    A peak is a voxel that has no neighbour of a higher probability, and a probability (its height)
+    of at least `rule.floor`. Peaks are processed by descending height:
+
+    1. The region of a peak contains all connected voxels with p ≥ height / `rule.ratio` or
+       p ≥ `rule.extent` that no earlier region contains.
+    2. A region that touches a higher region and rises little above the contact (`PROMINENCE`) is a
+       shoulder of the higher region. It is left out, and later regions do not get its voxels.
 
     Args:
         sparse: The voxels of one label.
-        rule: The plan's rule.
+        rule: The plan's rule for candidates.
 
     Returns:
-        The regions by descending height, ties by index. Each one is connected.
+        The regions by descending height, equal heights by index. Each region is connected.
     """
     p = sparse.probabilities
     shape = (1, *sparse.shape)[-3:]  # 2-D is 3-D with one slice
@@ -144,31 +149,45 @@ def grow_regions(sparse: SparseProbabilities, rule: CandidateRule) -> list[PeakR
     peaks = _peaks(p, sparse.index, starts, shape, np.float32(rule.floor), state)
     peaks = peaks[np.argsort(-p[peaks], kind="stable")]
     thresholds = (rule.ratio, np.float32(rule.extent), PROMINENCE)
-    taken, ends = _grow_regions(p, sparse.index, starts, shape, peaks, state, thresholds)
+    grown, ends = _grow_regions(p, sparse.index, starts, shape, peaks, state, thresholds)
     if len(ends) == 0:
         return []
     regions = []
-    for positions in np.split(taken, ends[:-1]):
+    for positions in np.split(grown, ends[:-1]):
         ascending = np.sort(positions)
         regions.append(PeakRegion(sparse.index[ascending], p[ascending]))
     return regions
 
 
 def row_starts(index: NDArray[np.integer[Any]], shape: tuple[int, ...]) -> Integers:
-    """Return the position in `index` at which each row of a 3-D volume begins.
+    """Return the position in `index` at which each row along x of a 3-D volume begins.
 
-    The last entry is the length of `index`.
+    `find_neighbours` uses the positions to search a neighbour only in one row.
+
+    Args:
+        index: Ascending flat indices of some voxels of the volume.
+        shape: Shape of the volume in the order z, y, x.
+
+    Returns:
+        Positions `[n_z · n_y + 1]`. The last one is the length of `index`.
     """
     return np.searchsorted(index, np.arange(shape[0] * shape[1] + 1, dtype=np.int64) * shape[2])
 
 
 @compile_loops
 def find_neighbours(index: Any, starts: Any, shape: Any, v: Any, places: Any) -> Any:
-    """Write the positions of the voxels that touch the one at position `v` to `places`.
+    """Find the stored voxels among the 3 × 3 × 3 voxels around a voxel, itself included.
 
-    Positions refer to `index`, the ascending flat indices of the kept voxels. `starts` is the
-    result of `row_starts`. Return the number of positions. The voxel itself is included. `places`
-    must have room for 27 positions.
+    Args:
+        index: Ascending flat indices of the stored voxels of a volume.
+        starts: The result of `row_starts`.
+        shape: Shape of the volume in the order z, y, x.
+        v: Position in `index` of the voxel.
+        places: Array of at least 27 integers, to which the positions in `index` of the found voxels
+            are written.
+
+    Returns:
+        The number of positions that were written.
     """
     n_z, n_y, n_x = shape
     flat = index[v]
@@ -200,14 +219,23 @@ def find_neighbours(index: Any, starts: Any, shape: Any, v: Any, places: Any) ->
 
 @compile_loops
 def _peaks(p: Any, index: Any, starts: Any, shape: Any, floor: Any, state: Any) -> Any:
-    """Return the positions on plateaus at or above the floor that have no higher neighbour.
+    """Find the voxels that are local maxima of the probability, at or above a floor.
 
-    A plateau is a connected set of voxels of equal probability. If one of them has a higher
-    neighbour, none of them is a peak.
+    A plateau is a connected set of voxels of equal probability. All its voxels are local maxima if
+    none of them has a neighbour of a higher probability; otherwise none of them is.
 
-    `state` is working memory. It is all free before and after.
+    Args:
+        p: Probabilities `[n]` of the stored voxels.
+        index: See `find_neighbours`.
+        starts: See `find_neighbours`.
+        shape: See `find_neighbours`.
+        floor: Lowest probability of a local maximum.
+        state: Working memory `[n]`, all `_FREE` before and after the call.
+
+    Returns:
+        Positions in `p` of the local maxima, ascending.
     """
-    stack = np.empty(len(p), np.int32)
+    stack = np.empty(len(p), np.int32)  # non-maxima whose plateau is not yet excluded
     places = np.empty(27, np.int64)
     n_stack = 0
     for v in range(len(p)):
@@ -238,17 +266,27 @@ def _peaks(p: Any, index: Any, starts: Any, shape: Any, floor: Any, state: Any) 
 def _grow_regions(
     p: Any, index: Any, starts: Any, shape: Any, peaks: Any, state: Any, thresholds: Any
 ) -> Any:
-    """Return the positions of all voxels, one kept region after the other, and their ends.
+    """Grow a region around each peak by breadth-first search, by the rule of `grow_regions`.
 
-    `peaks` are in descending order of height. `state` contains the number of the region of each
-    voxel, or `_FREE`. The voxels of a region that is left out keep its number, so that later peaks
-    do not get them. `thresholds` are the rule's ratio and extent, and `PROMINENCE`.
+    Args:
+        p: Probabilities `[n]` of the stored voxels.
+        index: See `find_neighbours`.
+        starts: See `find_neighbours`.
+        shape: See `find_neighbours`.
+        peaks: Positions in `p` of the peaks, by descending probability.
+        state: Filled with the number of each voxel's region; `_FREE` before the call. The voxels of
+            a shoulder keep its number, so that later regions do not get them.
+        thresholds: The rule's ratio, the rule's extent and `PROMINENCE`.
+
+    Returns:
+        Positions in `p` of the voxels of all regions except shoulders, region after region, and
+        for each region the position in this array at which it ends.
     """
     ratio, extent, prominence = thresholds
-    taken = np.empty(1024, np.int64)  # doubled when it is full
+    grown = np.empty(1024, np.int64)  # doubled when it is full
     ends = np.empty(len(peaks), np.int64)
     places = np.empty(27, np.int64)
-    begin = 0  # of the current region in `taken`
+    begin = 0  # of the current region in `grown`
     n_kept = 0
     number = 0
     for peak in peaks:
@@ -257,43 +295,43 @@ def _grow_regions(
         number += 1
         lowest = min(p[peak] / ratio, extent)
         contact = -1.0  # the highest probability of a voxel that touches a higher region
-        if begin == len(taken):  # no room for the peak
-            taken = np.concatenate((taken, np.empty_like(taken)))
-        taken[begin] = peak
+        if begin == len(grown):  # no space for the peak
+            grown = np.concatenate((grown, np.empty_like(grown)))
+        grown[begin] = peak
         state[peak] = number
-        next_one = begin  # `taken` is also the queue of voxels whose neighbours are visited
+        next_one = begin  # `grown` is also the queue of voxels whose neighbours are visited
         end = begin + 1
         while next_one < end:
-            v = taken[next_one]
+            v = grown[next_one]
             next_one += 1
-            if end + 27 > len(taken):
-                taken = np.concatenate((taken, np.empty_like(taken)))
+            if end + 27 > len(grown):
+                grown = np.concatenate((grown, np.empty_like(grown)))
             for k in range(find_neighbours(index, starts, shape, v, places)):
                 u = places[k]
                 if state[u] == _FREE and p[u] >= lowest:
                     state[u] = number
-                    taken[end] = u
+                    grown[end] = u
                     end += 1
                 elif state[u] != _FREE and state[u] != number:
                     contact = max(contact, p[v])
         if p[peak] >= prominence * contact:
             ends[n_kept] = end
             n_kept += 1
-            begin = end  # otherwise the next region overwrites this one
-    return taken[:begin], ends[:n_kept]
+            begin = end  # otherwise the region is a shoulder, and the next region overwrites it
+    return grown[:begin], ends[:n_kept]
 
 
 def join_touching(regions: Sequence[PeakRegion], sparse: SparseProbabilities) -> list[PeakRegion]:
-    """Join regions of one label that touch each other.
+    """Join regions of one label that touch by a face, an edge or a corner of a voxel.
 
-    Touching regions are one object in the written mask, so they are one candidate.
+    In the written mask, touching regions are one connected object, so they must be one candidate.
 
     Args:
-        regions: Regions without a common voxel, by descending peak.
-        sparse: The voxels that they were grown in.
+        regions: Regions without a common voxel, by descending highest probability.
+        sparse: The voxels in which the regions were grown.
 
     Returns:
-        The joined regions by descending peak. No two of them touch.
+        The joined regions by descending highest probability. No two of them touch.
 
     >>> p = np.array([0.9, 0.4, 0.0, 0.6], np.float32)
     >>> sparse = SparseProbabilities((1, 4), np.arange(4), p)
@@ -324,9 +362,15 @@ def join_touching(regions: Sequence[PeakRegion], sparse: SparseProbabilities) ->
 
 @compile_loops
 def _unite_touching(index: Any, starts: Any, shape: Any, region_at: Any, parent: Any) -> None:
-    """Unite regions with neighbouring voxels in the union-find forest `parent`.
+    """Unite all pairs of regions that have neighbouring voxels, in the union-find forest `parent`.
 
-    The root of a set is its first region, so that joined regions keep the order of their peaks.
+    Args:
+        index: See `find_neighbours`.
+        starts: See `find_neighbours`.
+        shape: See `find_neighbours`.
+        region_at: The region number of each voxel in `index`, or `_NO_REGION`.
+        parent: The parent of each region, changed in place. The root of a set of united regions is
+            its lowest number, which is the region with the highest peak.
     """
     places = np.empty(27, np.int64)
     for v in range(len(index)):
@@ -349,25 +393,27 @@ def find_candidates(
     case: str = "",
     keep_from: float = 1.0,
 ) -> Prediction:
-    """Find the candidates in the probabilities of K labels by a `CandidateRule`.
+    """Find the candidates in the probabilities of K labels by the plan's rule for candidates.
 
-    Voxels that share a face, an edge or a corner touch. Each candidate is one connected object of
-    its label, and no two candidates of a label touch. A voxel that regions of two labels contain
-    belongs to the higher probability. The cost grows with the number of voxels above the floor.
+    Each candidate is one connected object of one label, and no two candidates of a label touch.
+    Voxels that share a face, an edge or a corner are connected. A voxel that regions of several
+    labels contain is assigned to the label of the highest probability. The run time grows with the
+    number of voxels above the rule's floor.
 
     Args:
         probabilities: K channels, as arrays `[*spatial]` or as `SparseProbabilities`. A generator
             is possible.
         geometry: The grid of the channels.
-        rule: The plan's rule.
-        label_values: The mask value of each channel.
+        rule: The plan's rule for candidates.
+        label_values: The mask value of each channel's label.
         case: The case's id.
-        keep_from: The `rule.candidate_limit` candidates with the highest peaks are kept. Further
-            candidates are kept if their score is at least this.
+        keep_from: Only the `rule.candidate_limit` candidates with the highest peaks are returned,
+            and all further candidates with a score of at least this number.
 
     Returns:
         The candidates by descending score, all accepted, and `instances` `[*spatial]` with their
-        ids. Smaller regions than the rule allows are in `removed`, up to the limit of candidates.
+        ids. Regions of fewer voxels than `rule.min_voxels` are in `removed`, up to the limit of
+        candidates.
         If no voxel reaches the floor, the prediction has no candidates.
 
     Raises:
@@ -419,7 +465,13 @@ def _sort_by_score(regions: Sequence[PeakRegion]) -> list[PeakRegion]:
 
 
 def _make_candidate(number: int, found: PeakRegion, geometry: Geometry) -> Candidate:
-    """Return a region as the candidate with this id."""
+    """Convert a region of voxels to a candidate with the id `number`.
+
+    Args:
+        number: Id of the candidate.
+        found: The region.
+        geometry: The grid of the region's voxels.
+    """
     voxels = np.stack(np.unravel_index(found.voxels, geometry.shape), axis=-1)
     return Candidate.from_voxels(number, found.label, found.score, voxels, geometry)
 
@@ -427,10 +479,18 @@ def _make_candidate(number: int, found: PeakRegion, geometry: Geometry) -> Candi
 def _divide_shared_voxels(
     found: list[PeakRegion], rule: CandidateRule, shape: tuple[int, ...]
 ) -> list[PeakRegion]:
-    """Assign each voxel that several large regions share to the one with the highest probability.
+    """Assign each voxel that regions of several labels share to one region.
 
-    Ties go to the first region. If this divides a region, each of its connected parts becomes a
-    region, so that a candidate is one object. Regions of one label do not share voxels.
+    - The region with the highest probability in the voxel gets it; of equal ones, the first region.
+    - A region that loses voxels may fall apart. Each connected part then becomes a region, because
+      a candidate must be one object.
+    - Regions of fewer than `rule.min_voxels` voxels are returned unchanged, because they do not
+      become candidates.
+
+    Args:
+        found: The regions of all labels. Regions of the same label share no voxels.
+        rule: The plan's rule for candidates.
+        shape: Shape of the volume.
     """
     large = {row: one for row, one in enumerate(found) if len(one.voxels) >= rule.min_voxels}
     if len({one.label for one in large.values()}) < 2:
@@ -441,7 +501,7 @@ def _divide_shared_voxels(
     # numpy keeps the last of several values for a voxel, so the highest probability comes last, and
     # of equal ones that of the first region
     order = np.lexsort((-row_of_voxel, probabilities))
-    owner = np.full(prod(shape), -1, np.int32)
+    owner = np.full(prod(shape), -1, np.int32)  # row of the region of each voxel in the volume
     owner[voxels[order]] = row_of_voxel[order]
     divided: list[PeakRegion] = []
     for row, one in enumerate(found):
@@ -455,20 +515,27 @@ def _divide_shared_voxels(
 
 
 def _connected_parts(region: PeakRegion, shape: tuple[int, ...]) -> list[PeakRegion]:
-    """Return the connected parts of a region, in the order of their first voxels."""
+    """Split a region into its connected parts, in the order of their first voxels.
+
+    Return an empty list if the region has no voxels.
+
+    Args:
+        region: The region.
+        shape: Shape of the volume, to which the region's flat indices refer.
+    """
     if len(region.voxels) == 0:
         return []
-    # components are labelled in the bounding box of the region, not in the whole volume
-    place = np.stack(np.unravel_index(region.voxels, shape))
-    place -= place.min(axis=1, keepdims=True)
-    box = np.zeros(place.max(axis=1) + 1, bool)
-    box[tuple(place)] = True
-    part_of_voxel = label_components(box)[tuple(place)]
+    # components are labelled in the bounding box of the region, which is smaller than the volume
+    position = np.stack(np.unravel_index(region.voxels, shape))  # [axes, n]
+    position -= position.min(axis=1, keepdims=True)
+    box = np.zeros(position.max(axis=1) + 1, bool)
+    box[tuple(position)] = True
+    part_of_voxel = label_components(box)[tuple(position)]
     parts = []
     for number in range(1, part_of_voxel.max() + 1):
         inside = part_of_voxel == number
-        own = replace(
+        part = replace(
             region, voxels=region.voxels[inside], probabilities=region.probabilities[inside]
         )
-        parts.append(own)
+        parts.append(part)
     return parts

@@ -57,13 +57,22 @@ class Inferred:
     def slabs(
         self, label: int, calibration: Calibration | None, on_slab: OnSlab | None = None
     ) -> Iterator[Slab]:
-        """Yield probabilities `[rows, *file[1:]]` of label number `label`, on the file's grid.
+        """Yield the probabilities of one label on the file's grid, slab by slab to save memory.
 
-        If the grids differ only by flips, axis order and whole voxels, the stored probabilities are
-        copied. Otherwise they are interpolated. The plan's grid has a whole number of voxels, so it
-        may end before the file's grid, by up to a quarter of a voxel. The outermost probabilities
-        therefore continue for half a voxel; beyond that, they are 0. `calibration` is applied to
-        them, and then invalid voxels become 0. `on_slab` is called with each slab.
+        If the grids differ only by flips, axis order and a shift by an integer number of voxels,
+        the stored probabilities are copied. Otherwise they are interpolated linearly. The plan's
+        grid may end up to a quarter of a voxel before the file's grid, because it has an integer
+        number of voxels. The outermost probabilities therefore extend by half a voxel; voxels
+        farther outside are 0.
+
+        Args:
+            label: Index of the label in the plan, from 0.
+            calibration: Applied to the probabilities of voxels. None leaves them unchanged. Invalid
+                voxels (`valid`) become 0 afterwards.
+            on_slab: Called with `label`, the first row of the slab and the slab.
+
+        Yields:
+            Slabs `[rows, *file[1:]]` float32, in order of their rows.
         """
         resampled = resample_slabs(
             self.store.values[label][None],
@@ -94,19 +103,23 @@ def decide(
     accepted_by: OperatingPointAim | None = None,
     on_slab: OnSlab | None = None,
 ) -> Prediction:
-    """Return the prediction of a case on its file's grid.
+    """Convert the outputs of the networks to the prediction of a case, on the grid of its file.
 
-    Depending on the plan's rule, candidates come from voxels, from a detector's boxes, or from
-    both. A box whose centre is an invalid voxel is dropped. A warning is logged if a limit left out
-    candidates.
+    Depending on `source` of the plan's candidate rule, candidates are found in the probabilities of
+    voxels ("segmentation"), are a detector's boxes ("detection"), or are fused from voxels and
+    boxes ("both"). A box whose centre is an invalid voxel is dropped. Candidates are accepted by
+    their score at the operating point. A warning is logged if candidates were left out because
+    there are too many.
 
     Args:
         inferred: Outputs of the networks. Its memory is freed.
         case: Id of the case.
-        plan: The plan.
+        plan: Plan of the networks.
         selection: Operating points and calibrations.
-        accepted_by: Aim of the operating point, see `find_operating_point`.
-        on_slab: Called with the probabilities of each label, slab by slab.
+        accepted_by: Aim by which the operating point is chosen, such as one false positive per
+            case. None is the default operating point (`find_operating_point`).
+        on_slab: Called with the probabilities of each label, slab by slab, for example to write
+            them.
 
     Raises:
         ConfigError: If the selection does not have the operating point.
@@ -116,6 +129,7 @@ def decide(
     geometry = inferred.file_geometry
     valid = inferred.valid
     point = find_operating_point(selection.operating_points, accepted_by)
+    # voxels that can belong to candidates, on the file's grid
     channels = [
         collect_sparse(
             inferred.slabs(label, selection.voxel_calibration, on_slab), geometry.shape, rule
@@ -123,6 +137,7 @@ def decide(
         for label in range(len(inferred.store.values))
     ]
     inferred.store.close()
+    # boxes of the detector on the file's grid
     boxes = None
     n_left_out = 0
     if inferred.boxes is not None:
@@ -132,11 +147,12 @@ def decide(
         )
         if valid is not None:
             boxes = tuple(c for c in boxes if _is_centre_valid(c, valid))
+    # candidates from boxes, from both, or from voxels
     if boxes is not None and rule.source == "detection":
         prediction = Prediction(case, geometry, boxes, None)
     elif boxes is not None:
-        # the fused score is the mean of the scores of voxels and box; with a box of score 1 it
-        # reaches the operating point if that of the voxels is at least this
+        # A fused score is the mean of the voxels' score and the box's score. Even with a box of
+        # score 1, it reaches the operating point only if the voxels' score is at least this.
         keep_from = max(2 * point.score - 1, 0.0)
         voxels = find_by_rule(channels, geometry, rule, plan.labels, case, keep_from)
         prediction = fuse(voxels, boxes)
@@ -156,17 +172,25 @@ def decide(
 
 
 def _is_centre_valid(candidate: Candidate, valid: Flags) -> bool:
-    """Return True if the centre of a candidate's box is a valid voxel."""
+    """Return True if the centre of a candidate's box is in a valid voxel.
+
+    Args:
+        candidate: The candidate.
+        valid: Mask of the file's grid, False for voxels without image content (`core.Volume`).
+    """
     centre = np.add(candidate.start_vox, candidate.stop_vox) / 2
     return bool(valid[tuple(np.floor(centre).astype(int).clip(0, np.array(valid.shape) - 1))])
 
 
 def limit_candidates(prediction: Prediction, limit: int, keep_from: float) -> Prediction:
-    """Keep the first `limit` candidates, and of the rest those of a score of at least `keep_from`.
+    """Drop the candidates after the first `limit` ones that have a low score.
 
-    Candidates are in descending order of scores. The number of those that are left out is added to
-    `n_left_out`. The others keep their ids and voxels. `find_candidates` limits candidates from
-    voxels by their peaks, and this function limits candidates of any source by their scores.
+    Candidates are in descending order of scores. A candidate after the first `limit` ones is
+    dropped if its score is below `keep_from`. The number of dropped candidates is added to
+    `n_left_out`. The ids and voxels of the remaining candidates do not change.
+
+    `find_candidates` already limits candidates from voxels by their peaks. This function limits all
+    candidates, also boxes, by their scores.
     """
     kept = list(prediction.candidates[:limit])
     kept += [c for c in prediction.candidates[limit:] if c.score >= keep_from]
@@ -184,26 +208,30 @@ def find_by_rule(
     case: str = "",
     keep_from: float = 1.0,
 ) -> Prediction:
-    """Find the candidates in probabilities `[K, *spatial]` of the labels of a network.
+    """Find the candidates in probabilities `[K, *spatial]` of labels, which may be regions.
 
-    Without regions, this is `find_candidates`. If the labels are regions, candidates are found in
-    the highest probability over the regions, and all have the label of the union.
-    `Prediction.values` contains the mask values (`labels.values`) of the regions, later ones over
-    earlier ones.
+    Regions are labels that overlap, such as nested parts of a tumour. For labels that are not
+    regions, this function only calls `find_candidates`. For regions, candidates are found in the
+    highest probability over the regions, and all candidates have the label `UNION`.
+    `Prediction.values` is then a mask with the values of the regions (`labels.values`); a later
+    region overwrites an earlier one.
 
-    A voxel of a candidate belongs to each region whose probability is at least half of the voxel's
-    highest one, and is not too low for a candidate (`collect_sparse`). The highest one is about the
-    probability of any lesion, so the region then has a probability of at least one half if the
-    voxel is lesion. The region with the highest probability always meets this, so each voxel
-    belongs to at least one region.
+    A voxel of a candidate belongs to a region if the region's probability is at least half of the
+    highest probability over the regions, and high enough for a candidate (`collect_sparse`). The
+    reason for the half: the highest probability is about the probability that the voxel is lesion.
+    If it is lesion, the region then has a probability of at least one half. Each voxel of a
+    candidate belongs at least to the region of the highest probability.
 
     Args:
         probabilities: K channels, one per label.
         geometry: The grid of the channels.
-        rule: The plan's rule.
+        rule: The plan's rule for candidates.
         labels: The labels that the network predicts.
         case: The case's id.
-        keep_from: A candidate beyond the limit of the rule is kept if its score is at least this.
+        keep_from: See `find_candidates`.
+
+    Returns:
+        The prediction with all candidates accepted, see `find_candidates`.
 
     Raises:
         GeometryError: If a channel does not fit the grid, or their number does not fit the regions.
@@ -231,9 +259,10 @@ def find_by_rule(
 
 
 def highest_probabilities(channels: Sequence[SparseProbabilities]) -> SparseProbabilities:
-    """Return the highest probability over channels of the same shape, voxel by voxel.
+    """Return for each voxel the highest probability over several channels of the same shape.
 
-    A voxel that only some channels contain is too low in the remaining ones to matter.
+    A channel does not contain voxels whose probability is too low for a candidate. They count as 0
+    in this channel.
 
     >>> a = SparseProbabilities((3,), np.array([0, 1]), np.array([0.5, 0.9], np.float32))
     >>> b = SparseProbabilities((3,), np.array([1, 2]), np.array([0.7, 0.25], np.float32))
@@ -243,6 +272,6 @@ def highest_probabilities(channels: Sequence[SparseProbabilities]) -> SparseProb
     index = np.unique(np.concatenate([channel.index for channel in channels]))
     probabilities = np.zeros(len(index), np.float32)
     for channel in channels:
-        place = np.searchsorted(index, channel.index)
-        probabilities[place] = np.maximum(probabilities[place], channel.probabilities)
+        position = np.searchsorted(index, channel.index)
+        probabilities[position] = np.maximum(probabilities[position], channel.probabilities)
     return SparseProbabilities(channels[0].shape, index, probabilities)

@@ -77,9 +77,10 @@ class PolarityFeatures:
     picture: Numbers
 
     def values(self, mean_picture: Numbers) -> Numbers:
-        """Return skew, border and the correlation with a mean picture, `[3]`.
+        """Return the three numbers `[3]` from which the similarity to the training scans is computed.
 
-        The correlation is 0 if the pictures have different lengths.
+        They are `skew`, `border` and the correlation of `picture` with the mean picture of the
+        training scans. The correlation is 0 if the two pictures have different lengths.
         """
         is_like = mean_picture.shape == self.picture.shape
         correlation = float(mean_picture @ self.picture) if is_like else 0.0
@@ -101,7 +102,13 @@ class Polarity(BaseModel, frozen=True):
     limit: Annotated[FiniteFloat, Field(le=0)]
 
     def similarity(self, features: PolarityFeatures) -> float:
-        """Return the similarity of a scan's features to those of the training scans."""
+        """Return the similarity of a scan's channel to the training scans, to find negatives.
+
+        It is about 1 for a scan like the training scans, and about -1 for a photographic negative.
+
+        Args:
+            features: The features of the scan's channel.
+        """
         return float(features.values(np.asarray(self.picture)) @ np.asarray(self.weights))
 
 
@@ -121,15 +128,20 @@ class InputCheck(BaseModel, frozen=True):
     def compare(
         self, numbers: Statistics, features: Mapping[str, PolarityFeatures]
     ) -> tuple[float | None, str]:
-        """Compare the statistics and the channels' features of a scan with the training scans.
+        """Compare a scan with the training scans, to warn if the scan is unlike them.
 
-        Statistics and channels that the training scans do not have are ignored. A negative is
-        reported first, because it also changes several statistics.
+        Statistics and channels that the training scans do not have are ignored. Only one difference
+        is described. A channel that looks like a photographic negative has priority, because a
+        negative also changes several statistics.
+
+        Args:
+            numbers: Statistics of the scan by name (`grid_statistics`, `image_statistics`).
+            features: Features of the scan's channels by channel name (`polarity_features`).
 
         Returns:
-            The largest distance from the training scans, in units of the accepted distance, or None
-            if nothing could be compared. Then a sentence about the difference if this is above 1,
-            otherwise "".
+            A distance and a sentence. The distance is the largest one from the training scans, in
+            units of the accepted distance, or None if nothing could be compared. The sentence
+            describes the difference if the distance is above 1; otherwise it is "".
         """
         known = self.medians.keys() & self.tolerances.keys()
         distances = {
@@ -142,7 +154,7 @@ class InputCheck(BaseModel, frozen=True):
             for channel, own in features.items()
             if channel in self.polarities
         }
-        # 0 at the mean similarity of the training scans, which is 1, and 1 at the limit
+        # similarity as a distance: 0 at the mean of the training scans, which is 1; 1 at the limit
         by_polarity = {c: (1 - s) / (1 - self.polarities[c].limit) for c, s in similarities.items()}
         score = max([*distances.values(), *by_polarity.values()], default=None)
         if score is None or score <= 1:
@@ -158,7 +170,14 @@ class InputCheck(BaseModel, frozen=True):
         return score, self._describe(worst_name, numbers[worst_name])
 
     def _describe(self, name: str, value: float) -> str:
-        """Return a sentence about a statistic that is unlike those of the training scans."""
+        """Compose the warning about a statistic that is beyond the accepted distance.
+
+        Logarithms are converted back, so that the sentence shows mm or intensities.
+
+        Args:
+            name: Name of the statistic; it begins with "log " if `value` is a logarithm.
+            value: The statistic of the scan.
+        """
         middle = self.medians[name]
         width = self.tolerances[name]
         shown = [value, middle - width, middle + width]
@@ -172,9 +191,11 @@ class InputCheck(BaseModel, frozen=True):
 def training_ranges(
     cases: Sequence[CachedCase], plan: Plan, fingerprint: Fingerprint
 ) -> InputCheck | None:
-    """Make the input check from the training cases; None if fewer than five have all channels.
+    """Make the input check from the training cases, to be stored in the bundle.
 
-    Images are those of at most 64 cases with all channels, grids those of the fingerprint.
+    The statistics of images come from at most 64 evenly spaced cases with all channels. The
+    statistics of grids come from all scans of the fingerprint. Return None if fewer than five cases
+    have all channels.
     """
     complete = [case for case in cases if not case.missing]
     sampled = complete[:: max(1, math.ceil(len(complete) / N_SCANS))]
@@ -201,7 +222,11 @@ def make_input_check(
 ) -> InputCheck | None:
     """Make the input check from statistics of the training scans.
 
-    Fewer than five grids or images give None, fewer than five features no polarities.
+    Return None if there are fewer than five grids or images. With fewer than five features, the
+    check has no polarities and cannot find negatives.
+
+    The accepted distance of a statistic from its median is the largest of a fixed minimum, 5 scaled
+    MADs (median absolute deviations) and 1.2 times the largest distance of a training scan.
 
     Args:
         grids: `grid_statistics` of the training scans' files.
@@ -230,11 +255,18 @@ def make_input_check(
 
 
 def _fit_polarity(scans: Sequence[PolarityFeatures]) -> Polarity | None:
-    """Compute the polarity of one channel from the features of the training scans.
+    """Compute the polarity of one channel, with which negatives of new scans are found.
 
-    Return None if dark and bright do not differ. Each scan is compared with the remaining scans,
+    The similarity of each training scan is computed without the scan itself (leave-one-out),
     because a new scan does not contribute to the mean picture and the weights either.
+
+    Args:
+        scans: The channel's features, one entry per training scan.
+
+    Returns:
+        The polarity. None if the features of a scan and of its negative do not differ.
     """
+    # mean pictures and weights without the scan itself
     total = np.sum([scan.picture for scan in scans], axis=0)
     features = np.stack([scan.values(_unit_length(total - scan.picture)) for scan in scans])
     weights = _feature_weights(features)
@@ -254,10 +286,11 @@ def _fit_polarity(scans: Sequence[PolarityFeatures]) -> Polarity | None:
 
 
 def _lowest_accepted(similarities: Sequence[float]) -> float:
-    """Return the lowest similarity that is accepted: the mean minus `N_STD` standard deviations.
+    """Return the similarity below which a new scan counts as a negative.
 
-    It is at most 0, because negatives have a similarity below 0. With fewer than two similarities,
-    every scan is accepted.
+    It is the mean minus `N_STD` standard deviations of the training scans' similarities, but at
+    most 0, because negatives have a similarity below 0. With fewer than two similarities, the
+    returned number accepts every scan.
     """
     if len(similarities) < 2:
         return _ACCEPTS_ALL
@@ -266,10 +299,16 @@ def _lowest_accepted(similarities: Sequence[float]) -> float:
 
 
 def _feature_weights(rows: Numbers) -> Numbers | None:
-    """Return the weights of features `[n, 3]` for which the mean similarity is 1.
+    """Compute the weights `[3]` of the features, with which their weighted sum is 1 on average.
 
-    A feature with a large mean and a small variance separates scans from negatives best, so it has
-    a large weight. Return None if the mean features vanish.
+    A weight is proportional to mean / variance of its feature, because a feature with a large mean
+    and a small variance separates scans from negatives best.
+
+    Args:
+        rows: The three features of each scan `[n, 3]`.
+
+    Returns:
+        The weights. None if the mean features are nearly 0, because then no weights exist.
     """
     means = rows.mean(axis=0)
     weights = means / (rows.var(axis=0, ddof=1) + FEATURE_VARIANCE)
@@ -278,13 +317,21 @@ def _feature_weights(rows: Numbers) -> Numbers | None:
 
 
 def _unit_length(vectors: Numbers) -> Numbers:
-    """Scale vectors `[..., n]` to length 1. Vectors of zeros are unchanged."""
+    """Scale vectors `[..., n]` along the last axis to length 1. Vectors of zeros stay zeros."""
     lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
     return vectors / np.where(lengths > 0, lengths, 1)
 
 
 def grid_statistics(shape: Sequence[int], spacing_mm: Sequence[float]) -> dict[str, float]:
-    """Compute the logarithms of spacing and extent along each axis of the canonical order."""
+    """Compute the statistics of a file's grid: logarithms of spacing and extent along each axis.
+
+    Args:
+        shape: Number of voxels along each axis, in the canonical order of axes.
+        spacing_mm: Spacing along each axis in mm, in the same order.
+
+    Returns:
+        The logarithms by names that a warning can show.
+    """
     numbers = {}
     for axis, n, mm in zip(_axes(len(shape)), shape, spacing_mm, strict=True):
         numbers[f"log spacing along {axis} in mm"] = float(np.log(mm))
@@ -295,10 +342,17 @@ def grid_statistics(shape: Sequence[int], spacing_mm: Sequence[float]) -> dict[s
 def image_statistics(
     channels: Iterable[NDArray[Any]], channel_names: Sequence[str]
 ) -> dict[str, float]:
-    """Compute percentiles, and logarithms of mean differences of neighbours, of a prepared image.
+    """Compute the statistics of a prepared image, from at most 48 evenly spaced voxels per axis.
 
-    `channels` are arrays on the plan's grid. At most 48 evenly spaced places along each axis are
-    sampled. Return the numbers by names that a warning can show.
+    For each channel, they are percentiles of the intensities, and for each axis the logarithm of
+    the mean absolute difference of neighbouring voxels, which shows blur and noise.
+
+    Args:
+        channels: Normalised arrays on the plan's grid.
+        channel_names: Names of the channels.
+
+    Returns:
+        The statistics by names that a warning can show.
     """
     numbers = {}
     for name, channel in zip(channel_names, channels, strict=True):
@@ -315,7 +369,7 @@ def image_statistics(
 def _difference_of_neighbours(channel: NDArray[Any], axis: int) -> float:
     """Compute the mean absolute difference of neighbouring voxels along an axis.
 
-    The pairs are sampled at at most 48 evenly spaced places along each axis.
+    At most 48 evenly spaced pairs per axis are sampled. The result is 0 if the axis has one voxel.
     """
     steps = _sampling_steps(channel.shape)
     n = channel.shape[axis]
@@ -330,7 +384,16 @@ def _difference_of_neighbours(channel: NDArray[Any], axis: int) -> float:
 def polarity_features(
     channels: Iterable[NDArray[Any]], channel_names: Sequence[str]
 ) -> dict[str, PolarityFeatures]:
-    """Compute the features of each channel of a prepared image, from at most 48 places per axis."""
+    """Compute the features that tell a channel of a prepared image from its photographic negative.
+
+    Args:
+        channels: Normalised arrays on the plan's grid. At most 48 evenly spaced voxels per axis are
+            sampled.
+        channel_names: Names of the channels.
+
+    Returns:
+        The features by channel name.
+    """
     features = {}
     for name, channel in zip(channel_names, channels, strict=True):
         sample = _sample_channel(channel).astype(float)
@@ -345,14 +408,15 @@ def polarity_features(
 
 
 def _border(sample: Numbers) -> float:
-    """Compute the mean of the border, in standard deviations from that of all voxels.
+    """Compute how much brighter the image border is than the image, in standard deviations.
 
-    It is 0 if all axes are too short for a border.
+    The border is the outer 1/12 at both ends of each axis. The result is (mean of the border − mean
+    of all voxels) / standard deviation of all voxels, or 0 if all axes are too short for a border.
     """
     inside_border = []
     for n in sample.shape:
         width = max(1, n // BORDER)
-        # an axis of one or two places has no inner part, so it has no border
+        # an axis of one or two voxels has no inner part, so it has no border
         inside_border.append(slice(width, n - width) if n > 2 * width else slice(None))
     inner = sample[tuple(inside_border)]
     n_border = sample.size - inner.size
@@ -363,42 +427,56 @@ def _border(sample: Numbers) -> float:
 
 
 def coarse_picture(channel: NDArray[Any]) -> Numbers:
-    """Compute means of 6 × 6 blocks (3-D: 4 × 4 × 4) of a sample, as a vector of mean 0, length 1.
+    """Compute a coarse picture of a channel: its means over 6 × 6 blocks (3-D: 4 × 4 × 4).
 
-    The scalar product of two such vectors is their correlation. Exchanging dark and bright
-    multiplies the vector by -1. A channel of equal voxels gives zeros.
+    The means are shifted and scaled to a vector of mean 0 and length 1, so that the scalar product
+    of two pictures is their correlation. If dark and bright are exchanged, the vector is multiplied
+    by -1. A channel of equal voxels gives a vector of zeros. At most 48 evenly spaced voxels per
+    axis are sampled.
     """
+    # average over the blocks of one axis after the other
     means = _sample_channel(channel).astype(float)
     for axis, n in enumerate(means.shape):
         blocks = []
         for low, high in pairwise(np.linspace(0, n, COARSE[means.ndim] + 1)):
             first = int(low)
-            stop = max(math.ceil(high), first + 1)  # on a short axis, blocks share places
+            stop = max(math.ceil(high), first + 1)  # on a short axis, blocks share voxels
             blocks.append(np.take(means, range(first, stop), axis).mean(axis))
         means = np.stack(blocks, axis)
     return _unit_length((means - means.mean()).reshape(-1))
 
 
 def _sampling_steps(shape: Sequence[int]) -> list[int]:
-    """Return the steps along each axis that visit at most 48 evenly spaced places."""
-    return [max(1, -(-n // MAX_PLACES)) for n in shape]
+    """Return the slice step along each axis with which at most 48 voxels per axis are sampled."""
+    return [max(1, -(-n // MAX_PLACES)) for n in shape]  # -(-a // b) rounds a / b up
 
 
 def _sample_channel(channel: NDArray[Any]) -> NDArray[np.float32]:
-    """Return the voxels at evenly spaced places, at most 48 along each axis."""
-    places = tuple(slice(None, None, step) for step in _sampling_steps(channel.shape))
-    return np.asarray(channel[places], np.float32)
+    """Subsample a channel to at most 48 evenly spaced voxels per axis, to save time."""
+    subsample = tuple(slice(None, None, step) for step in _sampling_steps(channel.shape))
+    return np.asarray(channel[subsample], np.float32)
 
 
 def _axes(dims: int) -> tuple[str, ...]:
-    """Return the names of the axes in messages: those of the canonical order, or of a picture."""
+    """Return the names of the axes in messages.
+
+    In 3-D, they are the anatomical directions of the canonical order: S(uperior), A(nterior),
+    R(ight). In 2-D, they are the columns and the rows of a picture.
+    """
     return ("S", "A", "R") if dims == 3 else ("the columns", "the rows")
 
 
 def check_missing(plan: Plan, missing: Sequence[int]) -> None:
-    """Raise `DatasetError` if channels are missing, but one may be if the plan allows it.
+    """Check that the network can predict a scan without its missing channels.
 
-    `missing` are the indices of the channels.
+    One channel may be missing if the network was trained for this (`Plan.may_lack`).
+
+    Args:
+        plan: Plan of the network.
+        missing: Indices of the missing channels.
+
+    Raises:
+        DatasetError: If more channels are missing than the plan allows.
     """
     n_allowed = 1 if plan.may_lack else 0
     if len(missing) > n_allowed:
@@ -417,17 +495,27 @@ def compare_scan(
     missing: Sequence[int],
     blank: Sequence[str] = (),
 ) -> InputCheckResult:
-    """Compare a prepared image `[C, *plan]` and its file's grid with the training scans.
+    """Compare a scan with the training scans, before the network predicts it.
 
-    This runs before the network. If a channel has no contrast, the predictor skips the network, so
-    the warning says that nothing was detected, `InputCheckResult.blank` names the channel, and
-    nothing is compared. The sparse channels of `check` are an exception. A channel has no contrast
-    if it is in `blank` (`channels_without_contrast`), or if its prepared voxels are all equal.
-    Missing channels are not compared, and the warning names them.
+    - A channel has no contrast if `blank` contains its name, or if its prepared voxels are all
+      equal. Sparse channels of `check` are ignored, because they often have none.
+    - With `check`, one channel without contrast is enough to skip the network. The result then
+      names the channel in `InputCheckResult.blank`, and nothing is compared.
+    - Without `check`, the network is skipped only if no channel has contrast, because it is unknown
+      whether a channel is often empty in training scans. `InputCheckResult.empty` names the
+      channels without contrast if the network is not skipped.
+    - Missing channels are not compared, but the warning names them.
 
-    Without a check, only missing channels and channels without contrast are reported. The network
-    is then skipped only if no channel has contrast, because it is unknown whether a channel is
-    sparse in the training scans. `InputCheckResult.empty` names the channels without contrast.
+    Args:
+        check: Ranges of the training scans. None if they are unknown, as for nnU-Net models.
+        image: The prepared image `[C, *plan]`.
+        file: The grid of the scan's file.
+        plan: Plan of the network.
+        missing: Indices of the missing channels.
+        blank: Names of the channels without contrast in the file (`channels_without_contrast`).
+
+    Returns:
+        The largest distance from the training scans and the warning.
     """
     given = {plan.channel_names[c]: image[c] for c in range(len(image)) if c not in missing}
     lacking = tuple(plan.channel_names[c] for c in missing)
@@ -461,17 +549,24 @@ def compare_scan(
 
 
 def _canonical_grid(geometry: Geometry) -> tuple[list[int], list[float]]:
-    """Return shape and spacing in the canonical order of axes, that of the training scans."""
+    """Return shape and spacing of a grid in the canonical order of axes.
+
+    The statistics of the training scans have this order, whatever the axis order of a file is.
+    """
     order = geometry.canonical_order
     return [geometry.shape[axis] for axis in order], [geometry.spacing_mm[axis] for axis in order]
 
 
 def channels_without_contrast(volume: Volume, names: Sequence[str]) -> tuple[str, ...]:
-    """Return the names of the channels in which at least 99.9 % of the voxels are equal.
+    """Return the names of the channels without contrast: at least 99.9 % of the voxels are equal.
 
-    Values with a relative difference of less than 1e-5 count as equal, because a constant may have
-    been scaled. Missing channels and invalid voxels (`Volume.valid`) are ignored, unless all voxels
-    are invalid.
+    Intensities with a relative difference of up to 1e-5 count as equal, because a constant may
+    have been scaled. Missing channels are ignored. Invalid voxels (`Volume.valid`) are ignored,
+    except if all voxels are invalid.
+
+    Args:
+        volume: The scan before normalisation.
+        names: Names of all channels.
     """
     return tuple(
         name
@@ -481,9 +576,10 @@ def channels_without_contrast(volume: Volume, names: Sequence[str]) -> tuple[str
 
 
 def _is_blank(channel: NDArray[Any], valid: Flags | None) -> bool:
-    """Return True if at least 99.9 % of the valid voxels are equal; of all voxels if none is valid.
+    """Return True if a channel has no contrast: at least 99.9 % of its valid voxels are equal.
 
-    Equal means equal to the median of a sample, with a relative difference of up to 1e-5.
+    Voxels are equal if they differ from the median of a sample by a relative difference of up to
+    1e-5. If no voxel is valid, or `valid` is None, all voxels count.
     """
     values = channel[valid] if valid is not None and valid.any() else channel
     sample = _sample_channel(values)
@@ -497,11 +593,19 @@ def _is_blank(channel: NDArray[Any], valid: Flags | None) -> bool:
 
 
 def check_extent(geometry: Geometry, plan: Plan, where: str) -> None:
-    """Raise `GeometryError` if spacing or extent of the file `where` are implausible.
+    """Check spacing and extent of a scan, to find headers with a wrong unit before resampling.
 
-    Voxels that are a hundred times smaller or larger than the plan's, as with a wrong unit, would
-    be resampled to a few voxels, or to too many. No volume extends over more than 5 m. The spacing
-    is not checked if the plan has another number of axes.
+    - The spacing may be at most a hundred times smaller or larger than the plan's. It is not
+      checked if the plan has another number of axes.
+    - A volume may extend over at most 5 m along an axis.
+
+    Args:
+        geometry: The grid of the scan's file.
+        plan: Plan of the network.
+        where: Name of the scan in the error message.
+
+    Raises:
+        GeometryError: If spacing or extent are implausible.
     """
     shape, spacing = _canonical_grid(geometry)
     extent = np.multiply(shape, spacing)
@@ -512,6 +616,7 @@ def check_extent(geometry: Geometry, plan: Plan, where: str) -> None:
     is_huge = geometry.dims == 3 and extent.max() > MAX_EXTENT_MM
     if not is_odd and not is_huge:
         return
+    # name the unit that would explain the spacing
     unit = ""
     for factor, written in ((1000, "micrometres"), (1 / 1000, "metres")):
         # a wrong unit gives a ratio of about 1/1000 or 1000; scans differ by a factor of up to 5
