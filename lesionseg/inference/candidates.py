@@ -59,7 +59,7 @@ class PeakRegion:
 
     @property
     def score(self) -> float:
-        """The mean of the region's eight highest probabilities, or of all if it has fewer voxels."""
+        """The mean of the region's eight highest probabilities, or of all if there are fewer."""
         highest = self.probabilities
         if len(highest) > TOP_VOXELS:
             highest = np.partition(highest, -TOP_VOXELS)[-TOP_VOXELS:]

@@ -77,7 +77,7 @@ class PolarityFeatures:
     picture: Numbers
 
     def values(self, mean_picture: Numbers) -> Numbers:
-        """Return the three numbers `[3]` from which the similarity to the training scans is computed.
+        """Return the three numbers `[3]` from which the similarity to training scans is computed.
 
         They are `skew`, `border` and the correlation of `picture` with the mean picture of the
         training scans. The correlation is 0 if the two pictures have different lengths.

@@ -133,13 +133,15 @@ def model_card(
     scores: Sequence[Scores] = (),
     provenance: Mapping[str, Any] | None = None,
 ) -> str:
-    """Compose the model card of a trained network.
+    """Compose the model card of a trained network, the README.md of its bundle.
 
     Args:
         plan: Plan of the network.
         selection: Choices made after training.
-        scores: Scores of the cases of each role. Empty if the network was not evaluated.
-        provenance: Version, date, data and seed of the run. None if they are unknown.
+        scores: Scores of the network, one entry per role of cases (validation, test, …). Empty if
+            the network was not evaluated.
+        provenance: Version, date, data and seed of the run, shown in the given order. None if they
+            are unknown.
 
     Returns:
         The card in Markdown, after the metadata in YAML. Undefined scores are called "undefined",
@@ -164,10 +166,16 @@ def model_card(
 
 
 def _metadata(plan: Plan, scores: Sequence[Scores], dataset: str) -> str:
-    """Return the metadata of a model card of the Hugging Face Hub, one key in each line.
+    """Compose the metadata at the top of a model card, which the Hugging Face Hub reads.
 
-    The values are words, or JSON, which is YAML. The keys are those of
-    https://huggingface.co/docs/hub/model-cards.
+    The metadata is YAML between two lines "---", with the keys that
+    https://huggingface.co/docs/hub/model-cards defines. Each line has one key. Its value is a word,
+    or JSON, which is valid YAML.
+
+    Args:
+        plan: Plan of the network.
+        scores: Scores of the network, one entry per role of cases. Undefined scores are left out.
+        dataset: Name of the training dataset.
     """
     has_masks = plan.candidate_rule.source != "detection"
     task = "image-segmentation" if has_masks else "object-detection"
@@ -195,7 +203,10 @@ def _metadata(plan: Plan, scores: Sequence[Scores], dataset: str) -> str:
 
 
 def _metrics(scores: Scores) -> list[dict[str, Any]]:
-    """Return the defined scores of the metadata, each as a metric of the Hub."""
+    """Return the main scores as dicts with the keys that the Hugging Face Hub expects of a metric.
+
+    Undefined scores are left out. The keys are "type", "name" and "value" (four decimals).
+    """
     values = {name: scores[name].value for name in _METRICS}
     return [
         {"type": name, "name": _METRICS[name], "value": round(value, 4)}
@@ -205,7 +216,16 @@ def _metrics(scores: Scores) -> list[dict[str, Any]]:
 
 
 def fill(template: str, *, plan: Plan, **values: object) -> str:
-    """Fill a template about a model, which can use the filters and the modality of the card."""
+    """Fill a Jinja template about a model, for the model card and for `ModelInfo.lines`.
+
+    Besides `values`, the template can use `plan`, the words for its modality (`modality`), the
+    filters `number`, `interval` and `expected_recall`, and the test `beyond_aim`.
+
+    Args:
+        template: Text of the template. A variable without a value is an error.
+        plan: Plan of the model.
+        **values: Further variables of the template.
+    """
     page = Environment(trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
     page.filters["number"] = _format_number
     page.tests["beyond_aim"] = exceeds_aim
@@ -216,7 +236,10 @@ def fill(template: str, *, plan: Plan, **values: object) -> str:
 
 
 def _numbers(scores: Scores) -> list[tuple[str, float | Sequence[float] | None]]:
-    """Return names and values of the table of performance."""
+    """Return the rows (name, value) of the card's table of performance for one role of cases.
+
+    An undefined score is None. A confidence interval is a pair of its limits.
+    """
     return [
         ("cases", scores.count("n_cases")),
         ("lesions", scores.count("n_lesions")),
@@ -226,14 +249,17 @@ def _numbers(scores: Scores) -> list[tuple[str, float | Sequence[float] | None]]
 
 
 def _interval(value: float, ci95: Sequence[float] | None) -> str:
-    """Format a value with its confidence interval, if it has one."""
+    """Format a score and its 95 % confidence interval, such as "0.8 (0.7 to 0.9)".
+
+    If `ci95` is None or empty, only the score is returned.
+    """
     return f"{_format_number(value)} ({_format_number(ci95)})" if ci95 else _format_number(value)
 
 
 def _format_number(value: float | Sequence[float] | None) -> str:
-    """Format a number or an interval with three digits, an int with all digits.
+    """Format a number for the card, or an interval as "low to high".
 
-    None is "undefined".
+    A float has three significant digits, and an int all its digits. None gives "undefined".
     """
     if value is None:
         return "undefined"

@@ -93,27 +93,36 @@ class ModelInfo:
 
     @property
     def memory_shape(self) -> tuple[int, ...]:
-        """The shape of a usual scan on the plan's grid."""
+        """The shape of a typical scan on the plan's grid, for the estimate of memory.
+
+        It is 2048 × 2048 pixels, or 256 × 256 × 256 voxels.
+        """
         return (_SIDES[self.plan.dims],) * self.plan.dims
 
     @property
     def memory_gb(self) -> float:
-        """The memory in 10⁹ bytes that a scan of this shape needs, without the network."""
+        """The peak memory in 10⁹ bytes to predict a scan of `memory_shape`, without the network."""
         usual = Geometry.from_spacing(self.memory_shape, self.plan.spacing_mm)
         return needed_bytes(usual, self.plan) / 1e9
 
     @property
     def training(self) -> str:
-        """The stated details of the training data, in one line; "" if there are none."""
+        """The details of the training data that the model card states, as one line of text.
+
+        It is "" if the card states none.
+        """
         card_fields = self.card_fields
         return ", ".join(
             f"{words}{card_fields[key]}" for key, words in _TRAINING.items() if key in card_fields
         )
 
     def record(self) -> dict[str, Any]:
-        """Return the details by name, with those about memory and the name of the operating point.
+        """Return the details by name, for output as JSON.
 
-        `plan` and `selection` have the content of their files. `path` and `card` are paths.
+        The dict contains the attributes (`card_fields` is named "stated"), `memory_gb`,
+        `memory_shape` and the name of the default operating point, or None if no point was chosen.
+        "plan" and "selection" are dicts with the content of their JSON files. "path" and "card"
+        may be `Path` objects.
         """
         return {
             "path": self.path,
@@ -129,15 +138,18 @@ class ModelInfo:
         }
 
     def lines(self) -> list[str]:
-        """Return the details as lines for a reader."""
+        """Return the details as lines of text, to be printed for a person."""
         return fill(_TEXT, plan=self.plan, selection=self.selection, info=self).splitlines()
 
 
 def model_info(bundle: str | PathLike[str]) -> ModelInfo:
-    """Collect the details of a bundle, a run or an nnU-Net model, or one at an address.
+    """Collect the details of a model that a user wants to know before the first prediction.
 
-    The weights are read for the digest. The plan of an nnU-Net model also needs the weights of the
-    first checkpoint.
+    The weights are read, because the digest depends on them.
+
+    Args:
+        bundle: Folder of a bundle or a run, an nnU-Net model, or the address of a model, which is
+            downloaded.
 
     Raises:
         BundleError: If there is no model, or its files are damaged.
@@ -151,6 +163,7 @@ def model_info(bundle: str | PathLike[str]) -> ModelInfo:
         card_fields = files.card_fields()
     else:
         card_fields = {"made from": plan.reasons["source"], **files.read_json(DATASET_JSON)}
+    # count the weights of our own architectures; the meta device builds them without memory
     n_weights = None
     if plan.architecture.name in ARCHITECTURES and not plan.architecture.network:
         with torch.device("meta"):

@@ -23,16 +23,19 @@ def open_prediction(
     binary: bool = False,
     by_image: bool = False,
 ) -> Prediction:
-    """Read a predicted case, from candidate files, nnU-Net's probabilities or masks.
+    """Read the prediction of a case that lesionseg, nnU-Net or another program wrote.
 
-    Candidate files have priority, because they contain the candidates already. Labels of a mask
-    have names if nnU-Net's `dataset.json` is next to it.
+    - If there is a candidates file of lesionseg, the candidates are read from the file.
+    - Otherwise, if there are probabilities of nnU-Net, candidates are found in the probabilities.
+    - Otherwise, candidates are the connected components of the mask. Its labels have names if
+      nnU-Net's `dataset.json` is next to the mask.
 
     Args:
         files: The files of the case.
-        geometry: Grid of the scan. None is the grid of the prediction.
-        binary: True if all values of a mask without probabilities are one label.
-        by_image: True if grids of equal shape and spacing are the same.
+        geometry: Grid of the scan, which the prediction gets. None is the grid of the prediction.
+        binary: True if all non-zero values of a mask without probabilities are one label.
+        by_image: True if two grids of equal shape and spacing are the same grid, even if their
+            headers state different positions.
 
     Raises:
         LesionsegError: If the files cannot be read, see `PredictionFiles.read` and
@@ -54,26 +57,29 @@ def read_on_grid(
     binary: bool = False,
     by_image: bool = False,
 ) -> Prediction:
-    """Read a prediction on the grid of its reference.
+    """Read a prediction on the grid of the reference mask with which it is compared.
 
-    Boxes without masks have no grid of their own. If their file states another shape than that of
-    the reference, boxes of an image with two axes can be resampled, but not those of a volume.
+    A prediction on another grid is resampled if `resample` is True. A candidates file without a
+    mask states at most the shape of its grid. If this shape is not the reference's, boxes of a 2-D
+    image can be resampled, but boxes of a volume cannot.
 
     Args:
         files: The prediction. nnU-Net's probabilities have the grid of the mask next to them.
         geometry: The grid of the reference.
         resample: Resample a prediction on another grid, with a warning.
-        binary: See `PredictionFiles.read`.
-        by_image: Grids of equal shape and spacing are the same, see `GridPair.is_same`.
+        binary: See `open_prediction`.
+        by_image: See `open_prediction`.
 
     Returns:
-        The prediction. Two rasters are assumed to cover the same area, also with other sizes.
+        The prediction on the grid of the reference. Two 2-D images are assumed to cover the same
+        area, even if they have different numbers of pixels.
 
     Raises:
-        GeometryError: If the prediction is on another grid and `resample` is False, or cannot be
-            resampled, or less than half of the smaller grid is inside the other one, or if a header
-            was lost.
+        GeometryError: If the prediction is on another grid and `resample` is False, if it cannot be
+            resampled, if less than half of the smaller grid is inside the other grid, or if the
+            position in a header was lost.
     """
+    # the grid of the prediction
     path = files.instances or files.mask
     own = _grid_of_boxes(files, geometry) if path is None else read_geometry(path, pixel_mm=1.0)
     if own.dims == geometry.dims == 2:
@@ -110,10 +116,18 @@ def read_on_grid(
 
 
 def _grid_of_boxes(files: PredictionFiles, geometry: Geometry) -> Geometry:
-    """Return the grid of boxes without masks: that of the reference, or one of the stated shape.
+    """Return the grid of a candidates file without a mask, which states only the grid's shape.
 
-    Raise `GeometryError` if the shapes differ and one is that of a volume, because the file does
-    not state where the grid is.
+    If the file states no shape, or the shape of the reference, the result is the grid of the
+    reference. Another shape of a 2-D image gives a grid with a spacing of 1.
+
+    Args:
+        files: The prediction.
+        geometry: The grid of the reference.
+
+    Raises:
+        GeometryError: If the shapes differ and one of them is the shape of a volume, because the
+            file does not state the position of its grid.
     """
     shape = files.read_shape()
     if shape is None or shape == geometry.shape:

@@ -160,11 +160,16 @@ class Predictor:
 
     @property
     def is_mirrored(self) -> bool:
-        """True if probabilities are means over mirrored views."""
+        """True if each tile is also predicted mirrored, and the probabilities are averaged."""
         return len(self.window.flips) > 1
 
     def _compare_views(self) -> None:
-        """Warn if the operating points were chosen on other views than those of this predictor."""
+        """Warn if the operating points were chosen with mirrored views and this predictor has none.
+
+        A warning is also logged in the opposite case. Mirrored views change the scores, so the rate
+        of false positives at an operating point would change. If the selection does not state
+        whether views were mirrored, nothing is compared.
+        """
         before = self.selection.is_mirrored
         if before is not None and before != self.is_mirrored:
             log.warning(
@@ -175,25 +180,30 @@ class Predictor:
             )
 
     def with_selection(self, selection: Selection) -> "Predictor":
-        """Return a predictor with the same networks and settings, and another selection.
+        """Return a copy of this predictor with other operating points and calibrations.
 
-        It shares the networks, so that a selection can be tried without reading them again. It is
-        not checked that the selection has the operating point.
+        The copy shares the networks with this predictor, so that a selection can be tried without
+        reading the networks again. Whether the selection has the operating point of this predictor
+        is checked later, by `operating_point`.
         """
         other = copy(self)
         other.selection = selection
         return other
 
     def operating_point(self) -> OperatingPoint:
-        """Return the operating point that accepts candidates.
+        """Return the operating point whose score limit decides which candidates are accepted.
 
-        Raise `ConfigError` if the selection does not have it.
+        Raise `ConfigError` if the selection does not have the operating point that the caller of
+        the constructor named.
         """
         return find_operating_point(self.selection.operating_points, self._accepted_by)
 
     @property
     def assumed_pixel_mm(self) -> float:
-        """The pixel size in mm of images that state none: the user's, otherwise the plan's."""
+        """The pixel size in mm that is assumed for images whose file states none.
+
+        It is the `pixel_mm` of the constructor, or otherwise the plan's.
+        """
         return self.pixel_mm or self.plan.assumed_pixel_mm
 
     def __call__(
@@ -203,20 +213,20 @@ class Predictor:
         *,
         missing: Sequence[str] = (),
     ) -> ScanPrediction:
-        """Predict one case. A warning is logged if the scan is unlike the training scans.
+        """Predict one scan. A warning is logged if the scan is unlike the training scans.
 
         Args:
-            image: Its file, a list with one file per channel in the plan's order, an image of
-                nibabel, or an array `[*spatial]` or `[C, *spatial]`.
+            image: The file of the scan, a list with one file per channel in the plan's order, an
+                image of nibabel, or an array `[*spatial]` or `[C, *spatial]`.
             affine: Map from indices of the array to RAS millimetres, as in nibabel and MONAI.
             missing: Names of channels that are not in the files or the array. An array may have
                 placeholders for them.
 
         Returns:
-            The prediction. Its case is named like the first file, without the number of the
-            channel, or "array". `mask()` has the axes of the array, or those of the file or the
-            image of nibabel in the order z, y, x. `warnings` has what the readers and the input
-            check say about the scan.
+            The prediction. Its case has the name of the first file, without the number of the
+            channel; the case of an array is "array". `mask()` has the axis order of the array. For
+            a file or an image of nibabel, the order is z, y, x. `warnings` contains the warnings of
+            the file readers and of the input check.
 
         Raises:
             ReadError: If a file cannot be read.
@@ -231,12 +241,14 @@ class Predictor:
         for name in missing:
             require_one_of("missing: the channel", name, self.plan.channel_names)
         lacking = tuple(c for c, n in enumerate(self.plan.channel_names) if n in missing)
+        # an image of nibabel becomes an array with its affine
         path = Path("array")
         loaded = volume_of_nibabel(image)
         if loaded is not None:
             path, volume = loaded
             image = volume.array
             affine = volume.geometry.affine
+        # one or several files
         if not isinstance(image, np.ndarray):
             try:
                 paths = list(map(Path, [image] if isinstance(image, (str, PathLike)) else image))
@@ -253,6 +265,7 @@ class Predictor:
             files = CaseFiles(_case_of(paths[0]), tuple(paths), missing=lacking)
             found = self.decide(self.infer(self.prepare(files)), files.case)
             return _with_image(found, files.images[0])
+        # an array
         if affine is None:
             raise ConfigError(
                 "affine: an array needs an affine. Give the matrix that maps its indices to RAS "
@@ -274,18 +287,23 @@ class Predictor:
         return _with_image(self.predict_volume(volume, _case_of(path)))
 
     def predict_volume(self, volume: Volume, case: str) -> Prediction:
-        """Predict a volume `[C, *spatial]`. Candidates and masks are on its own grid.
+        """Predict a volume `[C, *spatial]`. Candidates and masks are on the grid of the volume.
 
-        Raises the errors of `prepare_volume`, which name `case`, and those of `infer`. Raises
-        `ContentError` if a probability is NaN.
+        Args:
+            volume: The volume, not normalised, with the plan's channels.
+            case: Id of the case, which error messages of `prepare_volume` contain.
+
+        Raises:
+            LesionsegError: If `prepare_volume` or `infer` raises an error.
+            ContentError: If a probability is NaN.
         """
         return self.decide(self.infer(self.prepare_volume(volume, case)), case)
 
     def probabilities(self, volume: Volume) -> NDArray[np.float32]:
-        """Return the labels' probabilities `[K, *spatial]` float32 on the volume's own grid.
+        """Predict the probabilities `[K, *spatial]` float32 of the labels on the volume's grid.
 
-        They are calibrated if the selection calibrates voxels. K is 0 if the network predicts only
-        boxes.
+        No candidates are found. The probabilities are calibrated if the selection has a calibration
+        of voxels. K is 0 if the network predicts only boxes.
         """
         inferred = self.infer(self.prepare_volume(volume, "volume"))
         calibration = self.selection.voxel_calibration
@@ -298,10 +316,15 @@ class Predictor:
     def read(self, files: CaseFiles) -> Volume:
         """Read the channels of a case as a volume `[C, *spatial]` float32 on the file's grid.
 
-        Missing channels are 0. Images that state no pixel size have `assumed_pixel_mm`, unless
-        `files` state one. Raise `DatasetError` if the number of files is wrong, or if channels are
-        missing that the network needs. Raise `ReadError`, `GeometryError` or `ContentError` naming
-        a wrong file.
+        Missing channels are filled with 0. The pixel size of a 2-D image whose file states none is
+        `files.pixel_mm`, or otherwise `assumed_pixel_mm`.
+
+        Raises:
+            DatasetError: If the number of files is wrong, or if channels are missing that the
+                network needs.
+            ReadError: If a file cannot be read.
+            GeometryError: If the grids of the files do not fit.
+            ContentError: If the content of a file is wrong.
         """
         plan = self.plan
         n_channels = len(plan.channel_names)
@@ -334,16 +357,19 @@ class Predictor:
         return read_image(files, unlabelled, is_input=True)
 
     def prepare(self, files: CaseFiles) -> PreparedScan:
-        """Read and prepare a case. The memory of the volume is reused if possible."""
+        """Read the files of a case and prepare them for the networks (`read`, `prepare_volume`).
+
+        The memory of the volume that is read is reused for the prepared image if possible.
+        """
         return self.prepare_volume(self.read(files), str(files.images[0]), overwrite=True)
 
     def prepare_volume(
         self, volume: Volume, where: str, *, overwrite: bool = False
     ) -> PreparedScan:
-        """Resample a volume to the plan's grid and normalise it.
+        """Check a volume, resample it to the plan's grid and normalise it for the networks.
 
-        An nnU-Net model prepares it by its own recipe. If the plan has `nan_background`, NaN voxels
-        are background.
+        For an nnU-Net model, the volume is prepared as nnU-Net does (`prepare_scan`). If the plan
+        has `nan_background`, NaN voxels are replaced by background before the check.
 
         Args:
             volume: The volume `[C, *spatial]`.
@@ -358,6 +384,7 @@ class Predictor:
             DatasetError: If channels are missing that the network needs.
         """
         plan = self.plan
+        # check the content of the volume
         check_missing(plan, volume.missing)
         check_axes(volume, plan, where)
         if volume.array.size == 0:
@@ -378,8 +405,10 @@ class Predictor:
         body: Body | None = None
         resizing: Resizing | None = None
 
+        # `prepare_image` calls this function with the resampled image before normalisation, because
+        # the limits of tissue are intensities of the file
         def look(image: Volume) -> None:
-            """Set `body`, before normalisation and without the missing channels."""
+            """Set `body` to the body in the resampled image without its missing channels."""
             nonlocal body
             given = image.array
             if volume.missing:
@@ -411,11 +440,11 @@ class Predictor:
         *,
         folder: Path | None = None,
     ) -> Inferred:
-        """Run the networks on a prepared scan.
+        """Compare a prepared scan with the training scans, and run the networks on the scan.
 
-        If a channel has no contrast, but has one in most training scans, all probabilities are 0
-        and nothing is detected. If the bundle has no ranges of training scans, that is so only if
-        no channel has contrast (`compare_scan`).
+        The networks are skipped, and all probabilities are 0, if a channel has no contrast that has
+        contrast in most training scans. If the bundle has no ranges of training scans, the networks
+        are skipped only if no channel has contrast (`compare_scan`).
 
         Args:
             scan: The scan that this predictor prepared.
@@ -438,6 +467,7 @@ class Predictor:
         if not checked.blank:
             image = torch.from_numpy(scan.image)
             outputs = store
+            # nnU-Net predicts logits on its resized grid, which are restored to the file's grid
             if scan.resizing is not None:
                 outputs = self.window.new_store(image.shape[1:], folder)
             _, boxes = self.window(image, body=scan.body, store=outputs, agreement=agreement)
@@ -454,20 +484,36 @@ class Predictor:
         )
 
     def decide(self, inferred: Inferred, case: str, on_slab: OnSlab | None = None) -> Prediction:
-        """Return the prediction of a case on its file's grid, from the outputs of `infer`.
+        """Find and accept the candidates of a case in the outputs of `infer`.
 
-        Raise `ContentError` if a probability is NaN.
+        The prediction is on the grid of the scan's file (`decision.decide`).
+
+        Args:
+            inferred: Outputs of the networks. Its memory is freed.
+            case: Id of the case.
+            on_slab: Called with the probabilities of each label, slab by slab.
+
+        Raises:
+            ContentError: If a probability is NaN.
         """
         return decide(inferred, case, self.plan, self.selection, self._accepted_by, on_slab)
 
 
 def _case_of(path: Path) -> str:
-    """Return the name of a scan's first file without the number of its channel, such as _0000."""
+    """Return the id of a case: the name of its first file without suffix and channel number.
+
+    "ms_0000.nii.gz", the file of the first channel, gives "ms".
+    """
     return split_channel(strip_suffix(path))[0]
 
 
 def _with_image(prediction: Prediction, image: Path | None = None) -> ScanPrediction:
-    """Return the prediction with the file of its scan, and log what the input check says of it."""
+    """Convert a prediction to a `ScanPrediction`, and log the warning of its input check.
+
+    Args:
+        prediction: The prediction.
+        image: The first file of the scan. None for an array.
+    """
     if prediction.input is not None and prediction.input.warning:
         log.warning("%s: %s", prediction.case, prediction.input.warning)
     return ScanPrediction(**vars(prediction), image=image)

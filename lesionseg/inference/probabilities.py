@@ -15,11 +15,12 @@ SURE = 8.0  # log-odds: p = 0.9997
 def label_probabilities(
     logits: Float[Tensor, "b k *spatial"], plan: Plan
 ) -> Float[Tensor, "b labels *spatial"]:
-    """Convert logits to probabilities float32 of the plan's labels.
+    """Convert logits of voxels to probabilities float32 of the plan's labels.
 
-    The background channel of a softmax is dropped. If the plan has a `link`, the effect of the
-    focal loss on sigmoid logits is undone (`losses.focal`). Probabilities above 0.9997 keep their
-    order (`compress_log_odds`).
+    - A softmax has a channel of background, which is dropped.
+    - Sigmoid outputs of a network trained with the focal loss are biased. If the plan has a `link`,
+      the bias is corrected (`losses.focal.posterior_logits`).
+    - Probabilities above 0.9997 keep their order (`compress_log_odds`).
     """
     logits = logits.float()
     if plan.activation == "softmax":  # log-odds of each label against all other channels
@@ -35,11 +36,11 @@ def label_probabilities(
 
 
 def compress_log_odds(logits: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
-    """Compress log-odds beyond ±8 logarithmically, so that probabilities keep their order.
+    """Compress log-odds beyond ±8 logarithmically, so that high probabilities can be ranked.
 
-    float32 has no number between 1 − 6e-8 (log-odds of 16.6) and 1. The log-odds of networks that
-    are trained with Dice can be higher, and equal probabilities of 1 could not be ranked. The shape
-    is arbitrary and may be empty.
+    float32 has no number between 1 − 6e-8 (log-odds of 16.6) and 1. Networks that are trained with
+    Dice return higher log-odds, which would all become the probability 1. The shape is arbitrary
+    and may be empty.
 
     >>> [round(float(x), 2) for x in compress_log_odds(torch.tensor([-5.0, 8.0, 16.6, 200.0]))]
     [-5.0, 8.0, 10.26, 13.26]
@@ -48,9 +49,14 @@ def compress_log_odds(logits: Float[Tensor, "*any"]) -> Float[Tensor, "*any"]:
 
 
 def box_scores(logits: Float[Tensor, "*n k"], plan: Plan) -> Float[Tensor, "*n k"]:
-    """Convert the logits of a detector's anchors to probabilities float32.
+    """Convert the logits of a detector's anchors to scores in [0, 1], float32.
 
-    The effect of the focal loss is undone if the plan states its gamma.
+    Outputs of a detector trained with the focal loss are biased. The bias is corrected if the plan
+    states the gamma of the loss (`losses.focal.posterior_logits`).
+
+    Args:
+        logits: One logit per anchor and label, in any leading shape.
+        plan: Plan of the network, with anchors.
     """
     logits = logits.float()
     anchors = planned_anchors(plan)
@@ -63,7 +69,14 @@ def box_scores(logits: Float[Tensor, "*n k"], plan: Plan) -> Float[Tensor, "*n k
 
 
 def calibrated_voxels(p: Tensor, fit: Calibration) -> Tensor:
-    """Calibrate the probabilities of voxels, in any shape. A probability of 0 stays 0."""
+    """Calibrate the probabilities of voxels, in any shape, by a linear function of their logits.
+
+    A probability of 0 stays 0, because such voxels were not predicted.
+
+    Args:
+        p: Probabilities.
+        fit: Slope and intercept of the linear function.
+    """
     clipped = p.clamp(1e-6, 1 - 1e-6)  # the logit of 0 and 1 is infinite
     line = fit.intercept + fit.slope * (clipped / (1 - clipped)).log()
     return torch.where(p > 0, line.sigmoid(), p)

@@ -30,22 +30,23 @@ def read_ahead(
     *,
     fits: Callable[[Sequence[T]], bool] = lambda _: True,
 ) -> Generator[R]:
-    """Read, infer and write each item. Yield the results of `write` in order.
+    """Read, infer and write each item, with the three steps of different items at the same time.
 
-    While one item is inferred, a thread reads the next item and another thread writes the last one.
-    The result of an item is yielded when the next one has been inferred, or earlier if the two do
-    not fit into memory together.
-
-    If a step fails or the run is interrupted, the result of an item whose `write` is running is
+    While one item is inferred, a thread reads the next item, and another thread writes the previous
+    item. If a step fails or the run is interrupted, the result of the item that is being written is
     yielded before the error is raised. Closing the generator ends it after the running steps.
 
     Args:
-        items: The items.
+        items: The items, such as cases.
         read: Returns the content of an item.
-        infer: Takes an item and the result of `read`.
-        write: Takes an item and the result of `infer`.
+        infer: Called with an item and the result of `read`.
+        write: Called with an item and the result of `infer`.
         fits: Returns True if consecutive items fit into memory together. If they do not, they are
             processed one after the other.
+
+    Yields:
+        The results of `write`, in the order of the items. The result of an item is yielded when the
+        next item has been inferred, or earlier if the two items do not fit into memory together.
     """
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
         reading: Future[Any] | None = None  # the content of the current item
@@ -78,7 +79,10 @@ def read_ahead(
 
 
 def _wait_for_result(writing: list[Future[R]]) -> R:
-    """Wait for the result of the last item, and remove the item once it is written."""
+    """Wait until the item in `writing` is written, empty the list and return the item's result.
+
+    If `write` failed, its error is raised and the list keeps the item.
+    """
     result = writing[0].result()
     writing.clear()
     return result
@@ -92,26 +96,32 @@ def predict_volumes(
     *,
     on_slab: Callable[[CaseFiles], OnSlab | None] = lambda _: None,
 ) -> Generator[R]:
-    """Apply `use` to each prediction and yield the results in the order of `cases`.
+    """Predict many cases in a row, and yield the result of `use` for each prediction.
 
-    The validation of a training uses this function, and `predict` its own `CaseWork.predict`. If a
-    step fails for a case, its error is raised after the results of the cases before it.
+    Reading, inference and the search for candidates run at the same time for different cases
+    (`read_ahead`). Used by the validation of a training; the command `predict` has its own
+    `CaseWork.predict`. If a step fails for a case, its error is raised after the results of the
+    earlier cases.
 
     Args:
         predictor: The predictor. Its setting `max_memory_gb` limits the memory of the cases that
-            are processed at the same time. A case that needs more is processed on its own.
+            are processed at the same time. A case that needs more memory is processed while no
+            other case is in memory.
         cases: The cases.
-        read: Returns the volume of a case. It runs in its own thread, and the memory of the volume
-            is overwritten.
-        use: Takes a case and its prediction. It runs in another thread.
-        on_slab: Returns the function that receives a case's probabilities (`decision.decide`), or
-            None.
+        read: Returns the volume of a case. It runs in a separate thread, and the memory of the
+            volume is overwritten.
+        use: Called with a case and its prediction, in another thread.
+        on_slab: Called with a case. Returns the function that receives the case's probabilities
+            (`decision.decide`), or None.
+
+    Yields:
+        The results of `use`, in the order of `cases`.
     """
     budget = memory_budget(predictor.settings)
     bytes_of: dict[str, int] = {}  # by case, as soon as it is read
 
     def prepare(files: CaseFiles) -> PreparedScan:
-        """Read and prepare a case."""
+        """Read and prepare a case, and store how much memory it needs."""
         volume = read(files)
         bytes_of[files.case] = needed_bytes(volume.geometry, predictor.plan)
         return predictor.prepare_volume(volume, files.case, overwrite=True)
@@ -121,9 +131,10 @@ def predict_volumes(
         return use(files, predictor.decide(inferred, files.case, on_slab(files)))
 
     def fits(items: Sequence[CaseFiles]) -> bool:
-        """Return True if all cases fit into memory, each as large as the largest of them.
+        """Return True if the cases fit into memory together.
 
-        The size of the last case is unknown, because it has not been read yet.
+        The size of the last case is unknown, because it has not been read yet. It is assumed that
+        each case is as large as the largest known one.
         """
         return len(items) * max(bytes_of.get(files.case, 0) for files in items) <= budget
 
@@ -131,21 +142,26 @@ def predict_volumes(
 
 
 def memory_budget(settings: InferenceConfig) -> int:
-    """Return the bytes that all cases in progress may use.
+    """Return the memory in bytes that all cases which are processed at the same time may use.
 
-    They are `inference.max_memory_gb` in 10⁹ bytes, or by default 60 % of the free memory.
+    It is the setting `inference.max_memory_gb` in 10⁹ bytes. If the setting is None, it is 60 % of
+    the free memory.
     """
     gigabytes = settings.max_memory_gb
     return default_budget() if gigabytes is None else int(gigabytes * 1e9)
 
 
 def needed_bytes(geometry: Geometry, plan: Plan, *, is_on_disk: bool = False) -> int:
-    """Return the peak memory of a case in bytes, without the network.
+    """Estimate the peak memory in bytes to predict a case, without the network.
 
-    It is highest either while the image is prepared, or while candidates are found. Preparation
-    needs the image on the file's grid and on the plan's grid, with a reserve of half an image. The
-    candidates need image, probabilities and masks, and an nnU-Net model also its logits. With
-    `is_on_disk`, probabilities and logits are in a file and need no memory.
+    The result is the larger need of two steps. Preparation needs the image on the file's grid and
+    on the plan's grid, and a reserve of half an image. The search for candidates needs the image,
+    the probabilities and the masks, and for an nnU-Net model the logits.
+
+    Args:
+        geometry: The grid of the scan's file.
+        plan: Plan of the network.
+        is_on_disk: True if probabilities and logits are in a file, so that they need no memory.
     """
     # plan voxels per file voxel; above 1 if the plan's grid is the finer one
     voxel_ratio = prod(geometry.spacing_mm) / prod(plan.spacing_mm[-geometry.dims :])

@@ -21,12 +21,13 @@ class ScanPrediction(Prediction):
     def save(self, path: str | PathLike[str]) -> None:
         """Write mask, instances and candidates on the grid of the scan, as `predict` does.
 
-        Masks have the axis order of the scan's file and the position of its header.
+        Masks have the axis order and the position of the scan's file.
 
         Args:
-            path: A folder, for `<case>_mask`, `<case>_instances` and `<case>_candidates.json` in
-                the format of the scan. Or the file of the mask, such as `found.nii.gz`, for which
-                `found_instances.nrrd` and `found_candidates.json` are written next to it.
+            path: A folder or a file. In a folder, `<case>_mask`, `<case>_instances` (both in the
+                format of the scan) and `<case>_candidates.json` are written. A file, such as
+                `found.nii.gz`, is the file of the mask, and `found_instances.nrrd` and
+                `found_candidates.json` are written next to it.
 
         Raises:
             OutputError: If a file cannot be written, or its format cannot store the mask.

@@ -77,7 +77,14 @@ class Stitcher:
         self._rows_per_call = max(1, bytes_per_call // max(row_bytes, 1))
 
     def add(self, tile_output: Float[Tensor, "k *tile"], slices: Sequence[slice]) -> None:
-        """Add the output of a tile to the sums. The rows before the tile are finished."""
+        """Add the output of a tile to the weighted sums.
+
+        Rows before the tile get no further tiles, so they are given to `finish_rows` first.
+
+        Args:
+            tile_output: Output of the network for the tile.
+            slices: Position of the tile in the grid.
+        """
         rows, *rest = slices
         self._hand_over(rows.start)
         self._sum[(slice(None), slice(None), *rest)].addcmul_(
@@ -86,11 +93,11 @@ class Stitcher:
         self._total_weight[(slice(None), *rest)].add_(self._weight)
 
     def finish(self) -> None:
-        """Give the last rows to `finish_rows`."""
+        """Give all remaining rows to `finish_rows`. Called once, after the last tile."""
         self._hand_over(self._n_rows)
 
     def _hand_over(self, end: int) -> None:
-        """Give the rows before `end` to `finish_rows`."""
+        """Give the averages of the rows before `end` to `finish_rows`, and free their sums."""
         while self._first_row < end:
             n_finished = min(end - self._first_row, len(self._total_weight))
             for first in range(0, n_finished, self._rows_per_call):
@@ -104,10 +111,11 @@ class Stitcher:
 
 
 def _move_up(sums: Tensor, n: int) -> None:
-    """Move the rows of `sums` `[K, rows, …]` up by `n` in place; the last `n` rows become 0.
+    """Shift the rows of `sums` `[K, rows, …]` by `n` towards the first row, in place.
 
-    `n` is from 1 to the number of rows. At most `n` rows are copied at a time, because source and
-    destination must not overlap.
+    This drops the first `n` rows, which are finished. The last `n` rows become 0. `n` is from 1 to
+    the number of rows. At most `n` rows are copied at a time, because source and destination of a
+    copy must not overlap.
     """
     n_rows = sums.shape[1]
     for first in range(0, n_rows - n, n):
@@ -155,7 +163,13 @@ class Store:
         values: Float[Tensor, "k *where"],
         inside: Bool[Tensor, "*where"] | None = None,
     ) -> None:
-        """Store the values of a part of the volume. Voxels that are not `inside` get 0."""
+        """Store the probabilities of a box of the volume.
+
+        Args:
+            where: The box, one slice per spatial axis.
+            values: Probabilities `[K, *box]`, on any device.
+            inside: Mask `[*box]` on the CPU. Voxels that are False get 0. None keeps all voxels.
+        """
         numbers = self.encode(values).to(torch.float16).cpu()
         if inside is not None:  # on the CPU, because the mask would have to be copied to the GPU
             numbers.masked_fill_(~inside, 0)
@@ -163,21 +177,28 @@ class Store:
         self.release()  # otherwise the pages of a file would fill the memory that it should save
 
     def encode(self, p: Tensor) -> Tensor:
-        """Convert probabilities to the numbers that are stored as float16."""
+        """Convert probabilities to the numbers that are stored as float16.
+
+        A probability above 0.5 becomes the negative number p − 1, because float16 is more precise
+        near 0 than near 1.
+        """
         return torch.where(p > 0.5, (p - 1).clamp_max(-_SMALLEST), p)
 
     def decode(self, values: Tensor) -> Tensor:
-        """Convert stored numbers to probabilities float32."""
+        """Convert stored numbers (`encode`) to probabilities float32."""
         p = values.float()
         return p.add_(p < 0)  # p − 1 was stored for p above 0.5
 
     def close(self) -> None:
-        """Free the memory or the file. The store is empty then."""
+        """Free the memory or delete the file. The store must not be used afterwards."""
         self.values = self.values.new_empty(0)
         self._map = None
 
     def release(self) -> None:
-        """Free the memory of file pages that were read or written."""
+        """Free the memory of the pages of the file that were read or written.
+
+        The content remains in the file. A store in memory is unchanged.
+        """
         if self._map is not None and hasattr(mmap, "MADV_DONTNEED"):
             self._map.madvise(mmap.MADV_DONTNEED)
 
@@ -186,20 +207,21 @@ class LogitStore(Store):
     """Logits `[K, *shape]` as float16, in memory or in a nameless file."""
 
     def encode(self, p: Tensor) -> Tensor:
-        """Clip logits to the range of float16."""
+        """Clip logits to the finite range of float16, so that storing them gives no infinity."""
         maximum = torch.finfo(torch.float16).max
         return p.clamp(-maximum, maximum)
 
     def decode(self, values: Tensor) -> Tensor:
-        """Convert stored numbers to logits float32."""
+        """Convert stored logits float16 to float32."""
         return values.float()
 
 
 def gaussian_weight(tile_shape: Sequence[int]) -> Tensor:
-    """Return a Gaussian over a tile `[*tile_shape]` float32: 1 at its centre, at least 0.001.
+    """Return the weights `[*tile_shape]` float32 with which overlapping tiles are averaged.
 
-    The standard deviation along each axis is an eighth of its length. The minimum limits rounding
-    errors in voxels that are only in the corner of a tile.
+    They are a Gaussian with the maximum 1 at the centre of the tile, because predictions near an
+    edge lack context. Its standard deviation along each axis is an eighth of the tile. Weights are
+    at least 0.001, which limits rounding errors of voxels that only corners of tiles contain.
 
     >>> gaussian_weight((8,)).mul(100).round().int().tolist()
     [0, 5, 37, 100, 100, 37, 5, 0]
@@ -213,10 +235,11 @@ def gaussian_weight(tile_shape: Sequence[int]) -> Tensor:
 
 @lru_cache(maxsize=4)
 def nnunet_weight(tile_shape: tuple[int, ...]) -> Tensor:
-    """Return nnU-Net's Gaussian over a tile `[*tile_shape]` float32, with 10 in the middle.
+    """Return the weights `[*tile_shape]` float32 with which nnU-Net averages overlapping tiles.
 
-    Its standard deviation is an eighth of the tile along each axis. As in nnU-Net, values are
-    rounded to 16 bits, and all values are above 0.
+    They are a Gaussian with the maximum 10 in the middle of the tile and a standard deviation of an
+    eighth of the tile along each axis. As in nnU-Net, weights are rounded to float16, and weights
+    that become 0 are replaced by the smallest positive weight.
 
     >>> nnunet_weight((1, 5)).mul(100).round().int().tolist()
     [[6, 278, 1000, 278, 6]]

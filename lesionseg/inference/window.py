@@ -69,7 +69,14 @@ class _CoveredPart:
         overlap: float,
         body: Body | None,
     ) -> "_CoveredPart":
-        """Return the part of an image of this shape that tiles of `tile_shape` cover."""
+        """Compute which part of an image tiles have to cover, and the grid of these tiles.
+
+        Args:
+            shape: Spatial shape of the image.
+            tile_shape: Shape of a tile.
+            overlap: Overlap of neighbouring tiles, as a fraction of the tile.
+            body: Mask of the body. None covers the entire image.
+        """
         region = []
         spans = tuple(slice(0, n) for n in shape) if body is None else body.box
         for box, tile, n in zip(spans, tile_shape, shape, strict=True):
@@ -84,27 +91,33 @@ class _CoveredPart:
         return cls(shape, tuple(region), grid, offset, body)
 
     def tiles(self) -> list[int]:
-        """Return the numbers of the tiles that touch the body."""
+        """Return the numbers of the tiles that contain a part of the body, ascending.
+
+        The networks predict only these tiles.
+        """
         return list(filter(self._touches, range(len(self.grid))))
 
     def _touches(self, number: int) -> bool:
-        """Return True if the tile contains a part of the body."""
+        """Return True if tile `number` of the grid contains a part of the body."""
         if self.body is None:
             return True
         spans = zip(self.grid.slices(number), self.offset, strict=True)
         return self.body.touches(tuple(slice(s.start + n, s.stop + n) for s, n in spans))
 
     def write_rows(self, store: Store, first: int, average: Tensor) -> None:
-        """Write finished rows of the padded tile grid to their place in the image.
+        """Write finished rows of the padded tile grid to the store, without the padding.
+
+        `Stitcher` calls this function. Voxels outside the body become 0.
 
         Args:
-            store: The destination, in coordinates of the image.
-            first: The row of the padded grid, along the first axis, with which `average` begins.
-            average: The finished rows `[K, rows, *padded]`. The padding is not written.
+            store: The destination, with the shape of the image.
+            first: Number of the first row of `average` in the padded grid, along the first axis.
+            average: The finished rows `[K, rows, *padded]`.
         """
-        own_rows, *rest = self.grid.inside
-        start = max(first, own_rows.start)
-        stop = min(first + average.shape[1], own_rows.stop)
+        # the part of the padded grid that is not padding
+        unpadded_rows, *rest = self.grid.inside
+        start = max(first, unpadded_rows.start)
+        stop = min(first + average.shape[1], unpadded_rows.stop)
         if start >= stop:  # all rows are padding
             return
         rows = average[(slice(None), slice(start - first, stop - first), *rest)]
@@ -113,7 +126,10 @@ class _CoveredPart:
         store.write(where, rows, inside)
 
     def move_to_image(self, found: Boxes) -> Boxes:
-        """Move boxes from the region to the image. Drop boxes with centres outside the body."""
+        """Convert boxes from voxels of the covered region to voxels of the image.
+
+        Boxes whose centre is outside the body are dropped.
+        """
         shifted = found.boxes + torch.tensor([r.start for r in self.region] * 2)
         kept = torch.ones(len(found), dtype=torch.bool)
         if self.body is not None:
@@ -193,14 +209,21 @@ class SlidingWindow:
         self.flips = mirrored_views(flip_axes if settings.flips else ())
 
     def tile_weight(self) -> Tensor:
-        """Return the weights of the average over overlapping tiles, `[*tile]`."""
+        """Return the weights `[*tile]` with which overlapping tiles are averaged.
+
+        They are a Gaussian over the tile; for an nnU-Net model, that of nnU-Net.
+        """
         weight_of = gaussian_weight if self.plan.nnunet is None else nnunet_weight
         return weight_of(self.tile_shape)
 
     def new_store(self, shape: tuple[int, ...], folder: Path | None = None) -> Store:
-        """Return a store for the outputs `[K, *shape]`: probabilities, or logits of nnU-Net.
+        """Return an empty store for the outputs `[K, *shape]` of the networks.
 
-        `folder` is that of its file; None keeps it in memory.
+        Its content is probabilities, or logits for an nnU-Net model.
+
+        Args:
+            shape: Spatial shape of the image.
+            folder: Folder of the file of the store. None is a store in memory.
         """
         kind = Store if self.plan.nnunet is None else LogitStore
         return kind((self.n_outputs, *shape), folder=folder)
@@ -213,28 +236,30 @@ class SlidingWindow:
         store: Store | None = None,
         agreement: EnsembleAgreement | None = None,
     ) -> tuple[Store, Boxes | None]:
-        """Return probabilities `[K, *spatial]` of the plan's labels and a detector's boxes.
+        """Predict the probabilities `[K, *spatial]` of the plan's labels and a detector's boxes.
 
-        An nnU-Net model gives logits instead of probabilities. Overlapping tiles are averaged with
-        Gaussian weights. Image and sums are on the device, unless they need more than half of the
-        free memory of a GPU.
+        For an nnU-Net model, logits are predicted instead of probabilities. Overlapping tiles are
+        averaged with Gaussian weights. The image and the sums of tiles are in the memory of the
+        device; if they need more than half of a GPU's free memory, they are in that of the CPU.
 
         Args:
             image: Prepared image `[C, *spatial]`, with the plan's channels and axes.
             body: Mask of the body. Tiles without a part of the body are skipped. Outside the body,
                 probabilities are 0 and boxes are dropped. None is the whole image.
             store: Receives the outputs. None is a new store in memory, see `new_store`.
-            agreement: Receives the voxels that the networks mark, if there are several.
+            agreement: Receives the voxels that each of several networks marks as lesion. None does
+                not compute the disagreement of the networks.
 
         Returns:
-            The store and the boxes. K is 0 if the network predicts no voxels. The boxes are None
-            if it predicts none, or if the plan's rule uses only voxels.
+            The store and the boxes. K is 0 if the network predicts only boxes. The boxes are None
+            if the network predicts no boxes, or if the plan's candidate rule uses only voxels.
 
         Raises:
             GeometryError: If an output of the network does not fit the plan.
             ContentError: If a score of a detector's boxes is NaN.
         """
         plan = self.plan
+        # choose the tiles, and copy and pad the part of the image that they cover
         shape = tuple(image.shape[1:])
         store = store or self.new_store(shape)
         covered = _CoveredPart.of(shape, self.tile_shape, self.overlap, body)
@@ -246,6 +271,7 @@ class SlidingWindow:
         if is_padded:  # an image smaller than a tile is padded with 0, as in training
             # torch expects the last axis first
             array = functional.pad(array, [n for pair in reversed(grid.pad) for n in pair])
+        # prepare the average of tiles, and the list of boxes
         finish_rows = partial(covered.write_rows, store)
         stitcher = Stitcher(
             grid.padded_shape, self.n_outputs, self.tile_weight(), finish_rows, sums_device
@@ -253,6 +279,7 @@ class SlidingWindow:
         detects = plan.has_boxes and plan.candidate_rule.source != "segmentation"
         n_readings = len(self.networks) * len(self.flips)
         collector = BoxCollector(grid, plan, n_readings) if detects else None
+        # predict the tiles in batches
         with reuse_memory(is_wanted=self.device.type == "cpu"):
             n_done = 0
             while n_done < len(tiles):
@@ -277,10 +304,16 @@ class SlidingWindow:
         collector: BoxCollector | None,
         agreement: EnsembleAgreement | None,
     ) -> Tensor | None:
-        """Return the result of `predict`, or None if there is too little memory for the batch.
+        """Predict a batch of tiles, or return None if the batch does not fit into memory.
 
-        The boxes of the batch are dropped then. The error is passed on if a single tile does not
-        fit.
+        If it does not fit, the boxes of the batch are dropped, so that the caller can predict the
+        tiles again in smaller batches. If the batch has only one tile, the error is raised.
+
+        Args:
+            tiles: See `predict`.
+            numbers: See `predict`.
+            collector: See `predict`.
+            agreement: See `predict`.
         """
         try:
             return self.predict(tiles, numbers, collector, agreement)
@@ -292,15 +325,23 @@ class SlidingWindow:
         return None
 
     def _halve_batch(self, n_tiles: int) -> None:
-        """Halve the number of tiles after a batch of `n_tiles` did not fit, with a warning."""
+        """Set `batch_size` to half of a batch of `n_tiles` tiles that did not fit into memory.
+
+        A warning is logged. All later batches have the new size.
+        """
         self.batch_size = n_tiles // 2
         log.warning("Out of memory with %d tiles; continued with %d.", n_tiles, self.batch_size)
         torch.cuda.empty_cache()  # nothing happens without a GPU
 
     def _memory_device(self, n_channels: int, grid: TileGrid) -> torch.device:
-        """Return the device for image and sums.
+        """Return the device whose memory contains the image and the sums of overlapping tiles.
 
-        It is the CPU if they need more than half of the GPU's free memory.
+        It is the device of the networks. If the image and the sums need more than half of the free
+        memory of a GPU, it is the CPU.
+
+        Args:
+            n_channels: Number of channels of the image.
+            grid: The tiles of the image.
         """
         if self.device.type != "cuda":
             return self.device
@@ -320,16 +361,24 @@ class SlidingWindow:
         collector: BoxCollector | None = None,
         agreement: EnsembleAgreement | None = None,
     ) -> Float[Tensor, "b k *tile"]:
-        """Return mean probabilities or logits float32 over networks and mirrored views.
+        """Predict a batch of tiles with each network and each mirrored view, and average.
 
-        Boxes are added to `collector`, with the `numbers` of the tiles in its grid. The voxels that
-        each of several networks marks are added to `agreement`. Raise `GeometryError` if an output
-        of the network does not fit the plan.
+        Args:
+            tiles: Tiles of the prepared image.
+            numbers: Numbers of the tiles in the grid of `collector`.
+            collector: Receives the boxes of a detector. None drops them.
+            agreement: Receives the voxels that each network marks as lesion (`marked`).
+
+        Returns:
+            Mean probabilities of the labels, or mean logits of an nnU-Net model, float32.
+
+        Raises:
+            GeometryError: If an output of the network does not fit the plan.
         """
         n_tiles = len(tiles)  # the tiles that fill the batch are not counted
         n_views = len(self.flips)
         total = None
-        own = None  # the sum over the views of one network
+        view_sum = None  # the sum over the views of one network
         marks = []
         if self.is_in_slices:  # the tiles have one slice
             tiles = tiles[:, :, 0]
@@ -346,10 +395,10 @@ class SlidingWindow:
             p = p.flip(mirrored) if axes else p
             total = p if total is None else total + p
             if agreement is not None:
-                own = p if own is None else own + p
-                if (reading + 1) % n_views == 0:
-                    marks.append(self.marked(own / n_views))
-                    own = None
+                view_sum = p if view_sum is None else view_sum + p
+                if (reading + 1) % n_views == 0:  # the last view of this network
+                    marks.append(self.marked(view_sum / n_views))
+                    view_sum = None
         if agreement is not None:
             agreement.add(marks)
         mean = torch.as_tensor(total)
@@ -358,10 +407,21 @@ class SlidingWindow:
         return mean[:, :, None] if self.is_in_slices else mean
 
     def _voxel_values(self, output: Sequence[Tensor], tiles: Tensor, n_tiles: int) -> Tensor:
-        """Convert the logits of the first `n_tiles` tiles to the values that are averaged.
+        """Convert the output of a network for voxels to probabilities, or logits for nnU-Net.
 
-        The first of `output` has the finest logits. There are no values if the network predicts
-        only boxes. Raise `GeometryError` if the logits do not fit the plan.
+        nnU-Net averages logits over views, so the logits of its models are not converted.
+
+        Args:
+            output: Logits of the network's outputs. The first output has the finest resolution, and
+                coarser outputs are ignored.
+            tiles: The tiles that the network got.
+            n_tiles: Number of tiles. Further rows only fill the batch, and are dropped.
+
+        Returns:
+            An array `[n_tiles, K, *tile]` float32. K is 0 if the network predicts only boxes.
+
+        Raises:
+            GeometryError: If the logits do not fit the plan.
         """
         if not self.plan.has_voxels:
             return tiles.new_zeros((n_tiles, 0, *tiles.shape[2:]), dtype=torch.float32)
@@ -372,19 +432,27 @@ class SlidingWindow:
                 f"{tuple(tiles.shape)}, but the plan needs logits of the shape {expected}."
             )
         logits = output[0][:n_tiles]
-        # nnU-Net averages logits over views
         return logits.float() if self.plan.nnunet else label_probabilities(logits, self.plan)
 
     def marked(self, values: Float[Tensor, "b k *tile"]) -> Bool[Tensor, "b labels *tile"]:
-        """Return the voxels whose probability is sufficient for a candidate, for each label."""
+        """Return a mask of the voxels that one network marks as lesion, to compare the networks.
+
+        A voxel is marked if its probability is at least the extent of the plan's candidate rule.
+
+        Args:
+            values: Mean over the views of one network: probabilities, or logits of an nnU-Net
+                model.
+        """
         if self.plan.nnunet is not None:
             values = label_probabilities(values, self.plan)
         return values >= self.plan.candidate_rule.extent
 
     def _fill_batch(self, tiles: Tensor) -> Tensor:
-        """Repeat the last tile on a GPU until their number is a power of two or fills the batch.
+        """Enlarge a batch on a GPU to a power of two of tiles, by repeating the last tile.
 
-        cuDNN times its algorithms for each new number of tiles, so there should be few of them.
+        The batch gets at most `batch_size` tiles. cuDNN measures the speed of its algorithms again
+        for each new batch size, so there should be few different sizes. On a CPU, the batch is
+        returned unchanged.
         """
         n_missing = min(1 << (len(tiles) - 1).bit_length(), self.batch_size) - len(tiles)
         if self.device.type != "cuda" or n_missing <= 0:
@@ -392,7 +460,10 @@ class SlidingWindow:
         return torch.cat([tiles, tiles[-1:].expand([n_missing, *tiles.shape[1:]])])
 
     def _run(self, network: nn.Module, tiles: Tensor) -> Any:
-        """Run a network in the precision of the settings."""
+        """Run a network on a batch of tiles, in the precision of the settings (`dtype`).
+
+        Return the output of the network: a sequence of logits, or a `DetectorOutput`.
+        """
         is_low = self.dtype != torch.float32
         # autocast has no float32, so a disabled one gets any other type
         autocast_type = self.dtype if is_low else torch.bfloat16
@@ -402,7 +473,9 @@ class SlidingWindow:
 
 
 def mirrored_views(axes: Sequence[int]) -> tuple[tuple[int, ...], ...]:
-    """Return all subsets of the axes, the empty one first.
+    """Return the axes along which each view is mirrored: all subsets of the axes.
+
+    The first subset is empty, which is the view that is not mirrored.
 
     >>> mirrored_views((0, 2))
     ((), (0,), (2,), (0, 2))
@@ -414,7 +487,11 @@ def mirrored_views(axes: Sequence[int]) -> tuple[tuple[int, ...], ...]:
 
 
 def choose_device(name: str | torch.device) -> torch.device:
-    """Return the device of a name. "auto" is the GPU if there is one, otherwise the CPU.
+    """Return the torch device for the setting `device`, after a check that the device works.
+
+    Args:
+        name: Name of a device such as "cpu" or "cuda:1". "auto" is the GPU if there is one,
+            otherwise the CPU.
 
     Raises:
         ConfigError: If the device is unknown or not available.
