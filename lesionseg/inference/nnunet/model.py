@@ -125,11 +125,12 @@ class _Plans(BaseModel):
 
 
 def read_nnunet_model(files: NnunetModelFiles) -> tuple[tuple[nn.Module, ...], Plan]:
-    """Read the networks of all folds, in eval mode, and the plan that they share.
+    """Read the networks of all folds of an nnU-Net model, in eval mode, and their common plan.
 
-    Raise `BundleError` if the model is a cascade, if its network, preprocessor or resampling is
-    not supported, if a checkpoint contains anything besides tensors and numbers, or if the weights
-    do not fit the plans.
+    Raises:
+        BundleError: If the model is a cascade, if its network, preprocessor or resampling is not
+            supported, if a checkpoint contains anything besides tensors and numbers, or if the
+            weights do not fit the plans.
     """
     checkpoints = [_read_fold(files, fold) for fold in files.folds]
     plan = _plan_of(files, checkpoints[0])
@@ -141,24 +142,32 @@ def read_nnunet_model(files: NnunetModelFiles) -> tuple[tuple[nn.Module, ...], P
 
 
 def nnunet_plan(files: NnunetModelFiles) -> Plan:
-    """Read only the plan of a model. Raise `BundleError` if it is not supported."""
+    """Read the plan of an nnU-Net model without building its networks.
+
+    The checkpoint of the first fold is read, because its weights show the sizes of the network.
+    Raise `BundleError` if the model is not supported.
+    """
     return _plan_of(files, _read_fold(files, files.folds[0]))
 
 
 def _read_fold(files: NnunetModelFiles, fold: str) -> NnunetCheckpoint:
-    """Read the checkpoint of a fold."""
+    """Read the checkpoint of a fold. Raise `BundleError` if it contains more than plain data."""
     name = files.checkpoint(fold)
     return read_nnunet_checkpoint(BytesIO(files.read_bytes(name)), files.where(name))
 
 
 def _plan_of(files: NnunetModelFiles, checkpoint: NnunetCheckpoint) -> Plan:
-    """Convert the plans of an nnU-Net model and the shapes of its weights to a plan.
+    """Convert the plans of an nnU-Net model and the shapes of its weights to our `Plan`.
 
-    Two values of the plan are placeholders, because prediction does not use them: nnU-Net states no
-    `lesion_fraction`, and the recipe has nnU-Net's own normalisation. The batch size is at most 16:
-    a larger one, as of a 2-D training, only takes more memory in prediction. Raise `BundleError`
-    if the model is not supported, or its files do not fit each other.
+    - `lesion_fraction` and `normalisation` are placeholders that prediction does not use: nnU-Net
+      states no lesion fraction, and `Plan.nnunet` contains its normalisation.
+    - The batch size is at most 16. Trainings in 2-D have larger ones, which would only need more
+      memory in prediction.
+
+    Raises:
+        BundleError: If the model is not supported, or if its files do not fit each other.
     """
+    # read plans.json, dataset.json and the configuration of the checkpoint
     path = files.where(PLANS)
     plans = parse_as(_Plans, files.read_json(PLANS), path, BundleError)
     channels, labels = files.read_channels_and_labels()
@@ -199,7 +208,11 @@ def _plan_of(files: NnunetModelFiles, checkpoint: NnunetCheckpoint) -> Plan:
 
 
 def _reads_pictures(plans: _Plans, recipe: NnunetRecipe) -> bool:
-    """Return True if the model's images are pictures, also as NIfTI of one slice of 999 mm."""
+    """Return True if the model segments 2-D images, not slices of volumes.
+
+    nnU-Net either reads such images with its reader for PNG, or from NIfTI with one slice. In plans
+    it gives the slice a thickness of 999 mm, so a median spacing above 100 mm shows this case.
+    """
     if plans.image_reader_writer == _PICTURES:
         return True
     median = plans.original_median_spacing_after_transp
@@ -209,9 +222,11 @@ def _reads_pictures(plans: _Plans, recipe: NnunetRecipe) -> bool:
 def _require_fitting_layers(
     files: NnunetModelFiles, checkpoint: NnunetCheckpoint, labels: Labels, n_channels: int
 ) -> None:
-    """Raise `BundleError` if the first or last layer does not fit the channels or the labels.
+    """Check that the first and the last layer of the network fit `dataset.json`.
 
-    The network has an output for each label and, without regions, one for the background.
+    The network must have an input for each of the `n_channels` channels and an output for each
+    label. Labels that are not regions also need an output for the background. Raise `BundleError`
+    otherwise.
     """
     n_outputs = len(labels) if labels.regions else len(labels) + 1
     if checkpoint.n_outputs != n_outputs or checkpoint.n_inputs != n_channels:
@@ -225,9 +240,10 @@ def _require_fitting_layers(
 def _architecture(
     config: _Configuration, where: str, checkpoint: NnunetCheckpoint, files: NnunetModelFiles
 ) -> Architecture:
-    """Return the architecture of the weights, with only its finest output.
+    """Read the architecture of the network from the shapes of its weights, and compare the plans.
 
-    Raise `BundleError` if it does not fit the plans.
+    The architecture has only the finest output, because coarser outputs are only used in training
+    (deep supervision). Raise `BundleError` if weights and plans do not fit.
     """
     kind = _network_kind(config, where, checkpoint, files)
     try:
@@ -248,10 +264,11 @@ def _architecture(
 
 
 def _inherit(plans: _Plans, name: str, where: str) -> dict[str, Any]:
-    """Return a configuration together with the keys that it inherits.
+    """Return the configuration `name` of `plans.json`, with the keys that it inherits.
 
-    `inherits_from` names another configuration. A key of the configuration itself has priority over
-    an inherited one. Raise `BundleError` if a configuration is missing or inherits from itself.
+    The key `inherits_from` of a configuration names another configuration. A key of the inheriting
+    configuration has priority. Raise `BundleError` if a configuration is missing or inherits from
+    itself. `where` is the path of `plans.json` for messages.
     """
     if name not in plans.configurations:
         known = ", ".join(plans.configurations) or "none"
@@ -279,9 +296,10 @@ def _inherit(plans: _Plans, name: str, where: str) -> dict[str, Any]:
 def _network_kind(
     config: _Configuration, where: str, checkpoint: NnunetCheckpoint, files: NnunetModelFiles
 ) -> str:
-    """Return our name of the network.
+    """Return the name in our `ARCHITECTURES` of the network that the plans name.
 
-    Raise `BundleError` if network or preprocessor are not supported, or for a cascade.
+    Raise `BundleError` if the network, one of its options or the preprocessor is not supported, or
+    if the model is the second stage of a cascade.
     """
     if config.previous_stage is not None:
         raise BundleError(
@@ -308,7 +326,17 @@ def _network_kind(
 
 
 def _require_known(what: str, given: str, known: Collection[str], where: str) -> None:
-    """Raise `BundleError` unless the name in the plans is one of nnU-Net's that are known here."""
+    """Check that the plans name a class or function of nnU-Net that is supported here.
+
+    Args:
+        what: The key of the plans, for the message.
+        given: The name in the plans.
+        known: The supported names.
+        where: The file or configuration, for the message.
+
+    Raises:
+        BundleError: If the name is not supported.
+    """
     if given not in known:
         raise BundleError(
             f"{where}: {what} is {given}, but only {', '.join(known)} can be used here. Predict "
@@ -317,15 +345,17 @@ def _require_known(what: str, given: str, known: Collection[str], where: str) ->
 
 
 def _find_unknown_option(options: Mapping[str, Any]) -> str:
-    """Describe the first option that differs from nnU-Net's default; "" if there is none.
+    """Return name and value of the first option of a network that our U-Net does not support.
 
-    Only normalisation, activation and squeeze-excitation are checked: sizes follow from the
-    weights, and dropout is inactive in prediction.
+    Our U-Net supports only nnU-Net's defaults of normalisation, activation and squeeze-excitation.
+    Other options are not checked, because sizes follow from the weights, and dropout is inactive in
+    prediction. Return "" if all checked options have their defaults.
     """
     norm = str(options.get("norm_op") or "InstanceNorm")
     norm_options = options.get("norm_op_kwargs") or {}
     has_eps = norm_options.get("eps", _EPS) == _EPS
     slope = (options.get("nonlin_kwargs") or {}).get("negative_slope", _SLOPE)
+    # for each checked option, whether it has nnU-Net's default; classes may have a module's prefix
     has_default = {
         "norm_op": "InstanceNorm" in norm,
         "norm_op_kwargs": has_eps and norm_options.get("affine", True) is True,
@@ -341,10 +371,11 @@ def _find_unknown_option(options: Mapping[str, Any]) -> str:
 def _check_strides(
     strides: tuple[tuple[int, ...], ...], config: _Configuration, where: str
 ) -> None:
-    """Raise `BundleError` if the strides in the plans differ from those of the weights.
+    """Check that the plans state the same strides as the weights have.
 
-    The plans state one number or one list for each stage, such as [1, [1, 2, 2], 2]. Old plans
-    state none, and are not checked.
+    The plans state a number or a list for each stage, such as [1, [1, 2, 2], 2]; a number holds for
+    all axes. Plans without strides, as of old versions of nnU-Net, are not checked. Raise
+    `BundleError` if the strides differ.
     """
     options = config.architecture.arch_kwargs
     if "strides" not in options:
@@ -373,7 +404,19 @@ def _recipe(
     where: str,
     n_channels: int,
 ) -> NnunetRecipe:
-    """Return the preprocessing in the plans. Raise `BundleError` if it is not supported."""
+    """Convert the preprocessing that the plans describe to a recipe for `prepare_scan`.
+
+    Args:
+        plans: The content of `plans.json`.
+        config: The configuration of the model.
+        name: Name of the configuration.
+        checkpoint: The checkpoint, which states the axes of mirrored views.
+        where: The configuration, for messages.
+        n_channels: Number of channels in `dataset.json`.
+
+    Raises:
+        BundleError: If the preprocessing is not supported, or does not fit the channels.
+    """
     if sorted(plans.transpose_forward) != [0, 1, 2]:
         raise BundleError(
             f"{where}: transpose_forward is {plans.transpose_forward}, not an order of the axes 0, "
@@ -430,9 +473,17 @@ def _recipe(
 def _normalisation(
     scheme: str, use_mask: bool, intensities: _Intensities, where: str
 ) -> NnunetNormalisation:
-    """Return the normalisation of a channel. Only the z-score uses a mask.
+    """Convert the normalisation of a channel in the plans.
 
-    Raise `BundleError` if the scheme is unknown.
+    Args:
+        scheme: Name of the class of nnU-Net, such as "CTNormalization".
+        use_mask: The entry of `use_mask_for_norm`: True if only voxels inside a mask are
+            normalised. Schemes other than the z-score ignore it.
+        intensities: Intensities of the channel in the training data.
+        where: The configuration, for messages.
+
+    Raises:
+        BundleError: If the scheme is unknown.
     """
     _require_known("the normalisation", scheme, get_args(NnunetScheme), where)
     return NnunetNormalisation(
@@ -446,7 +497,11 @@ def _normalisation(
 
 
 def _resampling(function: str, options: Mapping[str, Any], where: str) -> NnunetResampling:
-    """Return the resampling of a function. Raise `BundleError` if it or an option is unknown."""
+    """Convert a function of nnU-Net that resamples, and its arguments, to spline orders.
+
+    `where` is the key of the plans for messages. Raise `BundleError` if the function or the value
+    of an argument is unknown.
+    """
     _require_known("the resampling", function, _RESAMPLING, where)
     content = {**options, **_RESAMPLING[function]}
     given = parse_as(_ResamplingOptions, content, f"{where}_kwargs", BundleError)
@@ -459,11 +514,11 @@ def _resampling(function: str, options: Mapping[str, Any], where: str) -> Nnunet
 
 
 def _grid_spacing(recipe: NnunetRecipe, plans: _Plans, dims: int) -> tuple[float, ...]:
-    """Return the spacing of the network's grid in mm, for tables and memory estimates.
+    """Return the spacing in mm of the plan's grid, which is used for tables and memory estimates.
 
-    The model of a 2-D network states no slice distance for volumes, so the median slice distance of
-    the training scans is used, or 1 mm if it is not stated. Each number is clipped to the range
-    that a plan accepts.
+    It has `dims` numbers. A 2-D network that segments slices of volumes states no slice distance.
+    The median slice distance of the training scans is then used, or 1 mm if it is not stated. Each
+    number is clipped to the range that a plan accepts.
     """
     spacing = recipe.spacing
     if len(spacing) < dims:
@@ -473,9 +528,10 @@ def _grid_spacing(recipe: NnunetRecipe, plans: _Plans, dims: int) -> tuple[float
 
 
 def _modality(channels: tuple[str, ...], dims: int) -> Modality:
-    """Guess the modality: CT if a channel is called so, otherwise MRI.
+    """Guess the modality of the scans from the names of the channels, as nnU-Net states none.
 
-    In 2-D, it is colour if the names begin with r, g and b, otherwise X-ray.
+    - 3-D: "ct" if a channel is called CT, otherwise "mri".
+    - 2-D: "colour" if there are three channels whose names begin with r, g and b, otherwise "xray".
     """
     if dims == 2:
         return "colour" if "".join(name[:1].casefold() for name in channels) == "rgb" else "xray"
@@ -485,7 +541,7 @@ def _modality(channels: tuple[str, ...], dims: int) -> Modality:
 def _network(plan: Plan, checkpoint: NnunetCheckpoint, where: str) -> nn.Module:
     """Build the network of a plan with the weights of a checkpoint, in eval mode.
 
-    Weights of the coarser outputs, which are only used in training, are left out. Raises
+    Weights of the coarser outputs, which are only used in training, are left out. Raise
     `BundleError` if the weights do not fit the plan or are not finite.
     """
     with torch.device("meta"):  # only the names are needed

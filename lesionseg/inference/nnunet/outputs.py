@@ -61,14 +61,19 @@ class AxisOrder:
     flipped: tuple[bool, ...]
 
     def shape(self, array_shape: Sequence[int]) -> tuple[int, ...]:
-        """Return the shape of the array in the mask's axis order."""
+        """Return the shape of an array after its axes are put into the order of the mask."""
         return tuple(array_shape[axis] for axis in self.axes)
 
     def flat_index(self, index: Integers, array_shape: tuple[int, ...]) -> Integers:
-        """Convert flat indices `[n]` of the array to flat indices of the mask."""
-        places = np.unravel_index(index, array_shape)
+        """Convert flat indices `[n]` of voxels of the array to flat indices of the mask.
+
+        Args:
+            index: Flat indices in the array.
+            array_shape: Spatial shape of the array.
+        """
+        position = np.unravel_index(index, array_shape)
         reordered = [
-            array_shape[axis] - 1 - places[axis] if is_flipped else places[axis]
+            array_shape[axis] - 1 - position[axis] if is_flipped else position[axis]
             for axis, is_flipped in zip(self.axes, self.flipped, strict=True)
         ]
         return np.asarray(np.ravel_multi_index(reordered, self.shape(array_shape)), np.int64)
@@ -85,15 +90,17 @@ class _Voxels:
 def read_probabilities(
     files: PredictionFiles, *, geometry: Geometry | None = None, by_image: bool = False
 ) -> Prediction:
-    """Find the candidates in nnU-Net's probabilities of one case. Score 0.5 accepts them.
+    """Find the candidates in the probabilities that nnU-Net saved for one case.
 
-    A warning is logged if the limit of candidates is reached, or if the mask was changed. Without
-    nnU-Net's `dataset.json`, the labels are the numbers from 1, without names.
+    Candidates with a score of at least 0.5 are accepted. A warning is logged if there are more
+    candidates than the limit, or if the mask was probably changed after the prediction. If
+    nnU-Net's `dataset.json` is missing, the labels are the numbers from 1, without names.
 
     Args:
         files: The files of the case, with `probabilities` and the `mask` from nnU-Net.
         geometry: Grid of the scan, which the mask must have. None is the grid of the mask.
-        by_image: True if grids of equal shape and spacing are the same.
+        by_image: True if two grids of equal shape and spacing are the same grid, even if their
+            headers state different positions.
 
     Raises:
         ReadError: If a file is damaged or contains objects, or if the mask is missing.
@@ -136,9 +143,10 @@ def read_probabilities(
 
 
 def with_nnunet_names(prediction: Prediction, labels: Labels | None) -> Prediction:
-    """Return the prediction with the names of its labels.
+    """Add the names of labels from nnU-Net's `dataset.json` to a prediction.
 
-    It is unchanged if the labels are regions or None, or if a candidate has another label.
+    The prediction is returned unchanged if `labels` is None (no `dataset.json`), if the labels are
+    regions, or if a candidate has a label that `dataset.json` does not contain.
     """
     if labels is None or labels.regions:
         return prediction
@@ -150,10 +158,19 @@ def with_nnunet_names(prediction: Prediction, labels: Labels | None) -> Predicti
 def _read_mask_on_grid(
     path: Path, geometry: Geometry | None, *, by_image: bool
 ) -> tuple[NDArray[np.integer[Any]], Geometry]:
-    """Read nnU-Net's mask `[*spatial]`. Return it with the scan's grid, or its own without a scan.
+    """Read the mask that nnU-Net wrote, and check that it is on the grid of the scan.
 
-    Raise `GeometryError` if the mask has another grid than the scan. With `by_image`, grids of
-    equal shape and spacing are the same.
+    Args:
+        path: The mask.
+        geometry: Grid of the scan. None if the scan is unknown.
+        by_image: See `read_probabilities`.
+
+    Returns:
+        The labels `[*spatial]`, and the grid of the scan, or that of the mask if the scan is
+        unknown.
+
+    Raises:
+        GeometryError: If the mask has another grid than the scan.
     """
     pixel_mm = geometry.spacing_mm[0] if geometry is not None and geometry.dims == 2 else None
     mask = read_mask(path, pixel_mm=pixel_mm)
@@ -166,7 +183,11 @@ def _read_mask_on_grid(
 
 
 def _require_fitting_channels(file: ProbabilityFile, labels: Labels) -> None:
-    """Raise `ContentError` unless there is a channel per label and, without regions, background."""
+    """Check that the file has one channel per label, and a channel of background if needed.
+
+    Labels that are not regions need a channel of background, too. Raise `ContentError` if the
+    number of channels differs.
+    """
     n_channels = file.shape[0]
     expected = len(labels) if labels.regions else len(labels) + 1
     if n_channels != expected:
@@ -177,11 +198,18 @@ def _require_fitting_channels(file: ProbabilityFile, labels: Labels) -> None:
 
 
 def _read_voxels(file: ProbabilityFile, *, are_regions: bool) -> _Voxels:
-    """Read the voxels that can belong to a candidate of any label.
+    """Read the probabilities of the voxels that can belong to a candidate of any label.
 
-    Raise `ContentError` if the values are NaN or no probabilities, or do not sum to 1 over the
-    channels without regions. The file is read twice, because the first pass finds the voxels whose
-    values the second keeps.
+    To save memory, the file is read twice: first to find these voxels, then to read their
+    probabilities in all channels.
+
+    Args:
+        file: The file.
+        are_regions: True if the labels are regions, which overlap and have no background channel.
+
+    Raises:
+        ContentError: If a number is NaN or not within 0 to 1, or if the channels of labels that are
+            not regions do not sum to 1.
     """
     n_row = prod(file.shape[2:])
     index = _find_voxels(file, are_regions=are_regions)
@@ -210,10 +238,18 @@ def _read_voxels(file: ProbabilityFile, *, are_regions: bool) -> _Voxels:
 
 
 def _find_voxels(file: ProbabilityFile, *, are_regions: bool) -> Integers:
-    """Return the flat indices of the voxels that can belong to a candidate or are NaN, ascending.
+    """Find the voxels that can belong to a candidate, and those that are NaN.
 
-    The first channel is the background, which is 1 minus the sum of all labels. It is enough to
-    find these voxels. Regions have no background, so all of their channels are read.
+    If the labels are not regions, only the first channel is read. It is the background, which is 1
+    minus the sum of all labels: a voxel whose background is nearly 1 cannot belong to a candidate.
+    Regions have no background, so all channels are read.
+
+    Args:
+        file: The file.
+        are_regions: True if the labels are regions.
+
+    Returns:
+        The flat indices of the voxels, ascending.
     """
     limit = np.float32(_LOWEST)
     n_row = prod(file.shape[2:])
@@ -228,10 +264,11 @@ def _find_voxels(file: ProbabilityFile, *, are_regions: bool) -> Integers:
 
 
 def _labels_from_probabilities(voxels: _Voxels, labels: Labels) -> Integers:
-    """Compute the value `[n]` that nnU-Net writes into its mask for each voxel.
+    """Compute the label value `[n]` that nnU-Net writes into its mask for each voxel.
 
-    It is the value of the most probable label, or 0 for the background. Regions are painted if
-    their probability is above 0.5, later ones over earlier ones.
+    The result is compared with the mask to find the axis order of the probabilities. For labels
+    that are not regions, it is the value of the most probable label, or 0 for background. For
+    regions, it is the value of the last region with a probability above 0.5, or 0 if there is none.
     """
     if not labels.regions:
         result: Integers = np.array([0, *labels.values], np.int64)[voxels.values.argmax(axis=0)]
@@ -243,10 +280,12 @@ def _labels_from_probabilities(voxels: _Voxels, labels: Labels) -> Integers:
 
 
 def _fit_shape(file: ProbabilityFile, dims: int) -> tuple[int, ...]:
-    """Return the array's spatial shape with `dims` axes. An axis of 1 is dropped, or added first.
+    """Return the spatial shape of the probabilities with `dims` axes, as the mask has.
 
-    If there is no axis of 1 to drop, the shape keeps its axes, and does not fit the mask.
-    A picture that nnU-Net reads from NIfTI has an axis of 1 where its file has it.
+    nnU-Net's probabilities of a 2-D image have an additional axis of length 1, whose position
+    depends on the file. The first axis of length 1 is dropped if there are too many axes. An axis
+    of length 1 is added in front if there are too few. If no axis has length 1, the shape keeps its
+    axes, and the caller finds that it does not fit the mask.
     """
     shape = file.shape[1:]
     if len(shape) > dims and 1 in shape:
@@ -275,13 +314,14 @@ class _LabelMaps:
 
     @cached_property
     def n_voxels(self) -> tuple[int, int]:
-        """The numbers of lesion voxels of the probabilities and of the mask."""
+        """The number of lesion voxels in the probabilities, and in the mask."""
         return len(self.index), int(np.count_nonzero(self.mask))
 
     def dice(self, order: AxisOrder) -> float:
-        """Compute the Dice of equal labels if the axes of the probabilities are in this order.
+        """Compute the Dice of the probabilities' labels and the mask for an assumed axis order.
 
-        At least one of both must have a lesion voxel.
+        A voxel counts as overlap only if its two labels are equal. The probabilities or the mask
+        must have a lesion voxel.
         """
         in_mask = self.mask.flat[order.flat_index(self.index, self.shape)]
         return float(2 * np.count_nonzero(in_mask == self.label_of_voxel) / sum(self.n_voxels))
@@ -290,15 +330,18 @@ class _LabelMaps:
 def _find_axis_order(file: ProbabilityFile, maps: _LabelMaps, geometry: Geometry) -> AxisOrder:
     """Find the axis order in which the labels of the probabilities agree with the mask.
 
-    The order of the reader in the plans is tried first, then the order of the mask. The first order
-    with a Dice of at least 0.9 is returned, otherwise the one with the highest Dice if that is at
-    least 0.5. If labels or mask are empty, the first order that fits the shape is returned. If no
-    order agrees, the first one is returned with a warning, provided that it keeps the shape or is
-    the only one that fits.
+    Only orders that give the shape of the mask are compared, the most probable one first
+    (`_list_axis_orders`). The result is
+
+    1. the most probable order if the probabilities or the mask have no lesion voxel;
+    2. otherwise the first order with a Dice of at least 0.9;
+    3. otherwise the order with the highest Dice if it is at least 0.5;
+    4. otherwise the most probable order, with a warning, if it keeps the shape of the
+       probabilities or if no other order fits. The mask was then probably changed.
 
     Raises:
         GeometryError: If no order fits the shape.
-        ContentError: If no order agrees, and the first one is not plausible.
+        ContentError: If none of these four rules gives an order.
     """
     shape = maps.mask.shape
     fitting = []
@@ -335,7 +378,11 @@ def _find_axis_order(file: ProbabilityFile, maps: _LabelMaps, geometry: Geometry
 
 
 def _list_axis_orders(file: ProbabilityFile, geometry: Geometry) -> list[AxisOrder]:
-    """Return all axis orders of an array, the most probable first."""
+    """Return all axis orders that an array of probabilities may have, the most probable first.
+
+    The two most probable ones are the order of the mask and the order S, A, R. The order S, A, R is
+    first if the reader that the model's plans name changes the axis order.
+    """
     dims = geometry.dims
     every_order = [
         AxisOrder(axes, flipped)
@@ -351,7 +398,13 @@ def _list_axis_orders(file: ProbabilityFile, geometry: Geometry) -> list[AxisOrd
 
 
 def _find_reoriented_order(geometry: Geometry) -> AxisOrder:
-    """Return the order of an array whose axes run along +S, +A, +R."""
+    """Return the relation to the mask of an array whose axes run along +S, +A, +R.
+
+    nnU-Net's readers "…WithReorient" give arrays this axis order.
+
+    Args:
+        geometry: Grid of the mask.
+    """
     mask_axis_along = geometry.canonical_order  # of S, A, R
     axes = tuple(map(mask_axis_along.index, range(3)))
     flipped = []
@@ -364,9 +417,18 @@ def _find_reoriented_order(geometry: Geometry) -> AxisOrder:
 def _move_to_mask_grid(
     voxels: _Voxels, order: AxisOrder, shape: tuple[int, ...], *, are_regions: bool
 ) -> list[SparseProbabilities]:
-    """Return each label's probabilities of at least `_LOWEST` on the mask's grid.
+    """Convert the voxels to sparse probabilities of each label on the mask's grid.
 
-    `order` is the relation of the array's axes to those of the mask.
+    Probabilities below `_LOWEST` are dropped, because they cannot belong to a candidate.
+
+    Args:
+        voxels: The voxels in the axis order of the array.
+        order: The relation of the array's axes to those of the mask.
+        shape: Spatial shape of the array.
+        are_regions: True if the labels are regions, which have no channel of background.
+
+    Returns:
+        One `SparseProbabilities` per label.
     """
     index = order.flat_index(voxels.index, shape)
     by_index = np.argsort(index, kind="stable")
@@ -384,10 +446,14 @@ def _move_to_mask_grid(
 
 
 def rank_sure(p: Numbers, rest: Numbers) -> NDArray[np.float32]:
-    """Compress probabilities `[n]` above 0.99966 so that float32 keeps their rank.
+    """Compress probabilities above 0.99966, so that voxels with a probability of 1 can be ranked.
 
-    float32 has no number between 1 − 6e-8 and 1, but many near 0. The probability of all other
-    channels, `rest` `[n]`, therefore still differs between voxels with p = 1.
+    float32 has no number between 1 − 6e-8 and 1, but many numbers near 0. Therefore `rest` still
+    differs between voxels whose `p` is rounded to 1, and the log-odds are computed from `rest`.
+
+    Args:
+        p: Probabilities `[n]` of a label.
+        rest: Probabilities `[n]` that the voxels do not belong to the label (all other channels).
 
     >>> [f"{x:.6f}" for x in rank_sure(np.array([0.5, 1, 1]), np.array([0.5, 1e-10, 1e-20]))]
     ['0.500000', '0.999979', '0.999991']

@@ -19,10 +19,18 @@ _SLAB_VOXELS = 1 << 21  # voxels of all channels in a slab
 def restore_probabilities(
     logits: Store, scan: Resizing, recipe: NnunetRecipe, plan: Plan, store: Store
 ) -> None:
-    """Write the probabilities `[K, *view]` to `store`. The memory of `logits` is freed.
+    """Convert an nnU-Net model's logits to probabilities on the file's grid, slab by slab.
 
-    Logits are resized to the cropped volume and converted to probabilities of the plan's labels.
-    Outside of it, probabilities are 0.
+    The logits are resized to the part of the scan that was cropped before prediction (`scan.crop`).
+    They are then converted to probabilities of the plan's labels and transposed back. Outside the
+    cropped part, probabilities stay 0.
+
+    Args:
+        logits: Logits on the network's grid. Their memory is freed.
+        scan: How the scan was prepared.
+        recipe: The preprocessing of the model.
+        plan: Plan of the networks.
+        store: Receives the probabilities `[K, *view]`, 0 before the call.
     """
     # for each axis of the view, the axis of the network
     network_axes = [recipe.transpose.index(axis) for axis in range(3)]
@@ -42,10 +50,13 @@ def restore_probabilities(
 def _resize_slabs(
     logits: Store, scan: Resizing, recipe: NnunetRecipe
 ) -> Iterator[tuple[int, Float[Tensor, "k rows y x"]]]:
-    """Yield rows of the logits on the cropped volume's grid, with the first row's number.
+    """Resize the logits to the grid of the cropped scan, slab by slab to save memory.
 
-    A row is a plane across the first axis. Only the input rows between which the yielded rows are
-    interpolated are read, unless the splines need the whole volume.
+    For linear or nearest interpolation, a slab needs only the logits of neighbouring rows. Splines
+    of higher orders need the entire volume, which is then yielded as one slab.
+
+    Yields:
+        The number of the slab's first row (plane along the first axis), and the slab.
     """
     before = network_spacing(recipe, scan.spacing)
     orders, _ = spline_orders(recipe.logit_resampling, before, scan.spacing)
@@ -58,7 +69,7 @@ def _resize_slabs(
     row_neighbours = find_interpolation_neighbours(n_rows, shape[0], orders[0])
     for first in range(0, shape[0], rows_at_once):
         rows = slice(first, min(first + rows_at_once, shape[0]))
-        needed = row_neighbours.reach(rows)  # the input rows from which these are interpolated
+        needed = row_neighbours.reach(rows)  # the rows of the logits from which `rows` are computed
         read = logits.decode(logits.values[:, needed])
         logits.release()
         # first within the planes of the input rows, then between the rows

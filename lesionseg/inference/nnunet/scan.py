@@ -43,16 +43,24 @@ class Resizing:
 def prepare_scan(
     volume: Volume, recipe: NnunetRecipe, where: str
 ) -> tuple[NDArray[np.float32], Resizing]:
-    """Prepare a volume `[C, *file]` by the recipe of an nnU-Net model. The volume is not changed.
+    """Prepare a volume `[C, *file]` for the networks as nnU-Net does: crop, normalise, resize.
 
-    Return the image `[C, *resized]` in the network's axis order, and how it was resized. The scan
-    is cropped to the smallest box around the voxels that are not 0 in at least one channel, if
-    there are any.
+    The scan is cropped to the smallest box around the voxels that are not 0 in at least one
+    channel. A scan of zeros is not cropped. The given volume is not changed.
+
+    Args:
+        volume: The volume.
+        recipe: The preprocessing of the model.
+        where: Name of the scan in the error message.
+
+    Returns:
+        The image `[C, *resized]` in the network's axis order, and the steps that restore the file's
+        grid.
 
     Raises:
-        GeometryError: If the resized volume has more voxels than `FileLimits` allows. The message
-            names `where`.
+        GeometryError: If the resized volume has more voxels than `FileLimits` allows.
     """
+    # axes in the order of the network
     view = to_canonical(volume) if recipe.reorients else volume
     array = view.array
     spacing = view.geometry.spacing_mm
@@ -62,10 +70,12 @@ def prepare_scan(
         spacing = (_SLICE_MM, *pixel_mm)
     array = array.transpose([0] + [1 + axis for axis in recipe.transpose])
     spacing = tuple(spacing[axis] for axis in recipe.transpose)
+    # crop
     is_not_zero = np.logical_or.reduce(array != 0, axis=0)  # in any channel
     crop = foreground_slices(is_not_zero) or tuple(slice(0, n) for n in is_not_zero.shape)
     cropped = np.array(array[(slice(None), *crop)], np.float32, order="C")
     inside = is_not_zero[crop]
+    # normalise and resize channel by channel
     target = network_spacing(recipe, spacing)
     shape = resized_shape(cropped.shape[1:], spacing, target)
     check_resampled(where, shape)
@@ -81,7 +91,14 @@ def prepare_scan(
 
 
 def network_spacing(recipe: NnunetRecipe, spacing: Sequence[float]) -> tuple[float, ...]:
-    """Return the spacing of the network's grid. A 2-D network keeps the distance of slices."""
+    """Return the spacing in mm to which a scan is resized before prediction.
+
+    A 2-D network segments slices, so the distance of slices (the first axis) does not change.
+
+    Args:
+        recipe: The preprocessing of the model.
+        spacing: Spacing of the scan in the network's axis order.
+    """
     if recipe.network_dims == 2:
         return (spacing[0], *recipe.spacing)
     return recipe.spacing
@@ -90,7 +107,9 @@ def network_spacing(recipe: NnunetRecipe, spacing: Sequence[float]) -> tuple[flo
 def resized_shape(
     shape: Sequence[int], spacing: Sequence[float], target: Sequence[float]
 ) -> tuple[int, ...]:
-    """Return the shape after resizing to the target spacing, rounded, at least one voxel per axis.
+    """Return the shape of an array after resizing from `spacing` to the spacing `target`.
+
+    The number of voxels along each axis is rounded, and is at least 1.
 
     >>> resized_shape((10, 9), (3.0, 1.0), (1.0, 2.0))
     (30, 4)
@@ -103,11 +122,18 @@ def resized_shape(
 def spline_orders(
     resampling: NnunetResampling, before: Sequence[float], after: Sequence[float]
 ) -> tuple[tuple[int, ...], int | None]:
-    """Return the spline order of each axis, and the axis of thick slices, or None without one.
+    """Return with which spline order an array is resized along each axis.
 
-    The axis of thick slices is resized with its own order, `resampling.order_z`, because splines
-    across thick slices mix distant tissue. `before` and `after` are the spacings before and after
-    resizing.
+    The order is `resampling.order`. If the scan has thick slices, the order across the slices is
+    `resampling.order_z`, because splines across thick slices mix distant tissue.
+
+    Args:
+        resampling: The resampling of the model.
+        before: Spacing before resizing.
+        after: Spacing after resizing.
+
+    Returns:
+        The order of each axis, and the axis across thick slices, or None if there is none.
     """
     axis = _find_thick_axis(resampling, before, after)
     orders = [resampling.order] * len(before)
@@ -119,16 +145,16 @@ def spline_orders(
 def _find_thick_axis(
     resampling: NnunetResampling, before: Sequence[float], after: Sequence[float]
 ) -> int | None:
-    """Return the axis of thick slices, or None without one.
+    """Find the axis across thick slices; None if the scan has no thick slices.
 
     The model's setting `separate_z` decides if there is such an axis:
 
     - False: there is none.
     - True: the axis with the coarsest spacing `before` resizing.
-    - None: the same axis if the spacing `before` is anisotropic. Otherwise the axis with the
-      coarsest spacing `after` resizing, if that is anisotropic.
+    - None: as for True if the spacing `before` is anisotropic (`_is_thick`). Otherwise the axis
+      with the coarsest spacing `after` resizing, if that spacing is anisotropic.
 
-    If two axes are equally coarse, there is none in all cases.
+    In all cases, the result is None if two axes have the coarsest spacing.
     """
     if resampling.separate_z is False:
         return None
@@ -140,19 +166,24 @@ def _find_thick_axis(
 
 
 def _is_thick(resampling: NnunetResampling, spacing: Sequence[float]) -> bool:
-    """Return True if the ratio of the coarsest and the finest spacing exceeds the threshold."""
+    """Return True if a spacing is so anisotropic that its slices count as thick.
+
+    The ratio of the coarsest and the finest spacing must exceed the model's threshold.
+    """
     return max(spacing) / min(spacing) > resampling.threshold
 
 
 def _thickest(spacing: Sequence[float]) -> int | None:
-    """Return the axis of the coarsest spacing; None if several are equally coarse."""
+    """Return the axis with the coarsest spacing; None if several axes have the coarsest spacing."""
     coarsest = max(spacing)
     axes = [axis for axis, mm in enumerate(spacing) if coarsest / mm == 1]  # as in nnU-Net
     return axes[0] if len(axes) == 1 else None
 
 
 def fill_holes(mask: Flags) -> Flags:
-    """Fill the holes of a mask `[z, y, x]`: background without a path of faces to the border.
+    """Fill the holes of a mask `[z, y, x]`, as nnU-Net does before it normalises inside the mask.
+
+    A hole is background that is not connected to the border of the array by faces of voxels.
 
     >>> fill_holes(np.array([[[1, 1, 1], [1, 0, 1], [1, 1, 1]]] * 3, bool)).sum()
     np.int64(24)
@@ -172,10 +203,14 @@ def fill_holes(mask: Flags) -> Flags:
 def normalise_channel(
     channel: NDArray[np.float32], scheme: NnunetNormalisation, inside: Flags
 ) -> None:
-    """Normalise a cropped channel `[z, y, x]` in place, unless the scheme is "NoNormalization".
+    """Normalise the intensities of a cropped channel `[z, y, x]` in place, as nnU-Net does.
 
-    Only the z-score uses a mask: it then takes the mean and the standard deviation of the voxels in
-    `inside`, and changes only these.
+    Args:
+        channel: The channel.
+        scheme: The normalisation of the channel. "NoNormalization" changes nothing.
+        inside: Mask of the voxels that are not background. It is used only by a z-score with
+            `use_mask`. Mean and standard deviation are then computed inside the mask, and only
+            these voxels change.
     """
     if scheme.scheme == "ZScoreNormalization":
         values = channel[inside] if scheme.use_mask else channel
