@@ -57,7 +57,7 @@ def build_network(
         The network in train mode on the CPU.
 
     Raises:
-        ConfigError: If neither table contains the name.
+        ConfigError: If neither `ARCHITECTURES` nor `architectures` contains the name.
         BundleError: If the plan names a class to import, and `architectures` does not allow it.
     """
     table = {**ARCHITECTURES, **(architectures or {})}
@@ -80,7 +80,15 @@ def build_network(
 
 
 def require_finite(weights: Mapping[str, Tensor], where: str | Path) -> None:
-    """Raise `BundleError` if a weight of the file `where` is NaN or infinite."""
+    """Check that no weight is NaN or infinite, because such a network predicts nothing useful.
+
+    Args:
+        weights: The weights by name.
+        where: File of the weights, for the message.
+
+    Raises:
+        BundleError: If a weight is NaN or infinite.
+    """
     not_finite = [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]
     if not_finite:
         raise BundleError(
@@ -95,11 +103,16 @@ def build_with_weights(
     *,
     architectures: Mapping[str, NetworkFactory] | None = None,
 ) -> nn.Module:
-    """Build the network of a plan with these weights, in eval mode.
+    """Build the network of a plan with given weights, in eval mode.
 
-    The shapes of the weights are compared before memory is allocated, because a damaged plan may
-    state a network that is too large. A user's own network is not checked in this way: its class
-    may need real tensors, and a user who trusts it trusts its size.
+    For networks of lesionseg, the shapes of the weights are compared before memory is allocated,
+    because a damaged plan may state a network that is too large. Other networks are not compared
+    beforehand: their class may need real tensors, and a user who trusts a class trusts its size.
+
+    Args:
+        plan: The plan.
+        weights: The weights by name.
+        architectures: See `build_network`.
 
     Raises:
         RuntimeError: If names or shapes of the weights are not those of the network.
@@ -120,19 +133,22 @@ def build_with_weights(
 def allowed_architectures(
     trust: bool, architectures: Mapping[str, NetworkFactory] | None = None
 ) -> Mapping[str, NetworkFactory]:
-    """Return the caller's `architectures`. With `trust`, add those that import a named class.
+    """Return the factories for networks that a bundle may use, for `build_network`.
 
-    The caller's replace them if names agree. None is no architectures.
+    They are the caller's `architectures` (None is none). If `trust` is True, the factories that
+    import a class which the bundle names (`TRUSTED`) are added. If both have the same name, the
+    caller's factory is used.
     """
     return {**(TRUSTED if trust else {}), **(architectures or {})}
 
 
 def fast_dtype(device: torch.device) -> torch.dtype:
-    """Return bf16 if the device multiplies it faster than fp32, otherwise fp32.
+    """Return bf16 if the device computes in bf16 faster than in fp32, otherwise fp32.
 
-    On a CPU, bf16 is faster with AMX, and on processors of AMD with avx512_bf16 (0.74 s instead of
-    1.33 s per training step of the 3-D U-Net). On an Intel Xeon with avx512_bf16 it is slower if
-    the host hides AMX (2.6 s instead of 1.9 s).
+    On a GPU, this is the case if its hardware supports bf16. On a CPU, bf16 is faster with AMX, and
+    on processors of AMD with avx512_bf16 (0.74 s instead of 1.33 s per training step of the 3-D
+    U-Net). On an Intel Xeon with avx512_bf16 but without AMX, bf16 is slower (2.6 s instead of
+    1.9 s).
     """
     if device.type == "cpu":
         return torch.bfloat16 if _is_bf16_faster_here() else torch.float32
@@ -141,16 +157,20 @@ def fast_dtype(device: torch.device) -> torch.dtype:
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype:
-    """Return the type in which a device convolves fastest: `fast_dtype`, or fp16 on older GPUs."""
+    """Return the number type for torch's autocast in which a device computes convolutions fastest.
+
+    It is `fast_dtype`, but fp16 on GPUs without hardware for bf16.
+    """
     fast = fast_dtype(device)
     return torch.float16 if device.type == "cuda" and fast == torch.float32 else fast
 
 
 def fast_memory_format(dims: int, device: torch.device) -> torch.memory_format:
-    """Return channels-last for a CPU, whose convolutions are faster in it, otherwise contiguous.
+    """Return the memory format of weights in which a device computes convolutions fastest.
 
-    A step of the 3-D U-Net (features 16 to 128, batch 2 × 64³) on one core with amx_bf16 takes
-    0.91 s channels-last and 1.18 s contiguous in bf16, and 2.2 s and 3.1 s in fp32.
+    It is channels-last on a CPU, otherwise contiguous. A step of the 3-D U-Net (features 16 to 128,
+    batch 2 × 64³) on one core with amx_bf16 takes 0.91 s channels-last and 1.18 s contiguous in
+    bf16, and 2.2 s and 3.1 s in fp32.
     """
     if device.type == "cpu":
         return CHANNELS_LAST[dims]
@@ -160,10 +180,11 @@ def fast_memory_format(dims: int, device: torch.device) -> torch.memory_format:
 def training_memory_format(plan: Plan, device: torch.device) -> torch.memory_format:
     """Return the memory format in which a training step of a plan's network is fastest.
 
-    This is `fast_memory_format`, with one exception. On a CPU without fast bf16, the weight
-    gradients of wide 2-D convolutions take two to four times as long channels-last. One core of an
-    AMD EPYC with AVX2 then needs 2.5 s for a step contiguous and 3.4 s channels-last (U-Net with 16
-    features, batch 4 × 320²). With 8 features, channels-last is faster by a tenth.
+    It is `fast_memory_format`, with one exception: on a CPU without fast bf16, a 2-D network whose
+    first stage has at least `WIDE` features is faster contiguous. There, the weight gradients of
+    wide convolutions need two to four times as long channels-last. One core of an AMD EPYC with
+    AVX2 needs 2.5 s for a step contiguous and 3.4 s channels-last (U-Net with 16 features, batch
+    4 × 320²). With 8 features, channels-last is faster by a tenth.
     """
     features = plan.architecture.features
     is_wide = bool(features) and features[0] >= WIDE  # a network of the user's may have none
@@ -174,11 +195,12 @@ def training_memory_format(plan: Plan, device: torch.device) -> torch.memory_for
 
 
 def set_memory_format(network: nn.Module, memory_format: torch.memory_format) -> None:
-    """Convert the weights and buffers of a network to a memory format. They stay the same objects.
+    """Convert the weights and buffers of a network to a memory format, in place.
 
-    A channels-last format exists only for tensors with one number of axes, and tensors with another
-    number, such as a learned scale `[C, 1, 1, 1]` next to 3-D convolutions, keep their format.
-    `network.to(memory_format=…)` would raise an error.
+    The parameters stay the same objects, so an optimiser can keep them. A channels-last format
+    exists only for tensors with a certain number of axes. Tensors with another number of axes, such
+    as a scale `[C, 1, 1, 1]` next to 3-D convolutions, are not converted; torch's
+    `network.to(memory_format=…)` would raise an error for them.
     """
     for tensor in (*network.parameters(), *network.buffers()):
         if tensor.dim() in _AXES_OF_FORMAT[memory_format]:
@@ -187,18 +209,19 @@ def set_memory_format(network: nn.Module, memory_format: torch.memory_format) ->
 
 @cache
 def _is_bf16_faster_here() -> bool:
-    """Return True if bf16 is faster than fp32 on this computer's processor; False if unknown.
+    """Return True if bf16 is faster than fp32 on the processor of this computer.
 
-    The file is read only once.
+    Return False if the processor is unknown, as on systems other than Linux. The result is cached,
+    so that `/proc/cpuinfo` is read once.
     """
     info = Path("/proc/cpuinfo")  # Linux; elsewhere fp32 is the safe answer
     return info.is_file() and is_bf16_faster(info.read_text())
 
 
 def is_bf16_faster(cpu_info: str) -> bool:
-    """Return True if bf16 is faster than fp32 on a processor with this text in `/proc/cpuinfo`.
+    """Return True if bf16 is faster than fp32 on a processor, given the text of `/proc/cpuinfo`.
 
-    These are processors with AMX, and those of AMD with avx512_bf16.
+    It is faster on processors with AMX, and on processors of AMD with avx512_bf16.
     """
     words = set(cpu_info.split())
     return "amx_bf16" in words or {"avx512_bf16", "AuthenticAMD"} <= words

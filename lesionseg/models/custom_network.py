@@ -46,7 +46,10 @@ class CustomNetwork(nn.Module):
         self.bias = nn.Parameter(torch.tensor(list(bias))) if bias else None
 
     def forward(self, image: Float[Tensor, "b c *tile"]) -> list[Tensor]:
-        """Return logits or features, finest first."""
+        """Return the network's outputs as a list of logits or features, finest first.
+
+        Logits have the bias added. In eval mode, only the finest logits are returned.
+        """
         levels = as_levels(self.network(image), image.ndim, is_backbone=self.bias is None)
         if self.bias is None:
             return levels
@@ -55,12 +58,17 @@ class CustomNetwork(nn.Module):
 
 
 def as_levels(output: Any, ndim: int, *, is_backbone: bool) -> list[Tensor]:
-    """Return the tensors of a network's output, finest first by their last axis.
+    """Convert the output of any network to a list of tensors, finest (longest last axis) first.
 
-    The output is a tensor, a list, tuple or mapping of tensors, or one tensor with `ndim` + 1 axes,
-    which contains the levels along axis 1. Raise `ConfigError` if it contains anything else, or a
-    tensor without `ndim` axes. The error names `model.backbone` if `is_backbone`, otherwise
-    `model.network`.
+    Args:
+        output: A tensor, a list, tuple or mapping of tensors, or one tensor with `ndim` + 1 axes,
+            whose axis 1 numbers the resolution levels, as of MONAI's `DynUNet`.
+        ndim: Number of axes that each tensor must have, with those of batch and channels.
+        is_backbone: True if the error message shall name the setting `model.backbone` instead of
+            `model.network`.
+
+    Raises:
+        ConfigError: If the output is something else, or if a tensor has not `ndim` axes.
 
     >>> levels = as_levels((torch.zeros(1, 2, 4), torch.zeros(1, 2, 8)), 3, is_backbone=False)
     >>> [tuple(x.shape) for x in levels]
@@ -90,9 +98,10 @@ def as_levels(output: Any, ndim: int, *, is_backbone: bool) -> list[Tensor]:
 
 
 def custom_network(plan: Plan) -> CustomNetwork:
-    """Build the network that the plan names by `_target_`.
+    """Build the segmentation network whose class the plan names, with its bias at the prior.
 
-    Raise `ConfigError` if it cannot be imported or constructed.
+    The class and its arguments are `plan.architecture.network`. Raise `ConfigError` if the class
+    cannot be imported or constructed.
     """
     spec = plan.architecture.network
     n_inputs = len(plan.channel_names)
@@ -104,9 +113,15 @@ def custom_network(plan: Plan) -> CustomNetwork:
 def custom_backbone(
     spec: Mapping[str, Any], n_channels: int, tile: tuple[int, ...]
 ) -> CustomNetwork:
-    """Build the backbone of a detector that `spec` names by `_target_`.
+    """Build the backbone of a detector, which returns feature maps.
 
-    Raise `ConfigError` if it cannot be imported or constructed.
+    Args:
+        spec: The class (key `_target_`) and its arguments.
+        n_channels: Number of channels of the image.
+        tile: Shape of the tile.
+
+    Raises:
+        ConfigError: If the class cannot be imported or constructed.
     """
     return CustomNetwork(_construct("model.backbone", spec, n_channels, None, tile))
 
@@ -114,12 +129,21 @@ def custom_backbone(
 def _construct(
     where: str, spec: Mapping[str, Any], n_inputs: int, n_outputs: int | None, tile: tuple[int, ...]
 ) -> nn.Module:
-    """Construct the class that `spec` names, with the arguments that the plan fills in.
+    """Construct the class that `spec` names, and fill in the arguments that the plan determines.
 
-    These are the channels, the number of axes and the tile, by the names that the class uses.
-    Arguments in `spec` take precedence. Without `n_outputs`, the number of output channels is left
-    to the class: a backbone has its own. Raise `ConfigError` if the class cannot be constructed or
-    is not a module. `where` is the key of the settings for messages.
+    Filled in are the numbers of channels and axes and the shape of the tile, if the class has
+    parameters with the usual names (`_INPUTS`, `_OUTPUTS`, `_AXES`, `_TILE`). Arguments in `spec`
+    have priority.
+
+    Args:
+        where: The key of the settings, for messages.
+        spec: The class (key `_target_`) and its arguments.
+        n_inputs: Number of channels of the image.
+        n_outputs: Number of output channels. None for a backbone, which chooses the number itself.
+        tile: Shape of the tile.
+
+    Raises:
+        ConfigError: If the class cannot be imported or constructed, or is not a `torch.nn.Module`.
     """
     parameters = parameters_of(import_target(spec.get(TARGET, ""), where)) or {}
     filled: dict[str, Any] = {}
@@ -140,20 +164,29 @@ def _construct(
 
 
 def n_logits(plan: Plan) -> int:
-    """Return the number of logits per voxel: one per label, and one for softmax's background."""
+    """Return the number of logits per voxel: one per label, and one for background with softmax."""
     return len(plan.labels) + (1 if plan.activation == "softmax" else 0)
 
 
 def probe_network(plan: Plan, *, by_hand: bool, keeps_batch: bool = False) -> Plan:
-    """Run the network of a `custom` plan, and return the plan with its supervised levels.
+    """Run the network of a `custom` plan, and complete the plan with the properties that it shows.
 
-    Other plans are returned unchanged. If the network does not accept the tile, the tile is rounded
-    to multiples of 8 to 64, unless the user chose it (`by_hand`). A batch of larger tiles has fewer
-    of them, unless the user chose their number (`keeps_batch`). The network runs on torch's meta
-    device, which computes no numbers, or on the CPU if that fails. The strides of the returned plan
-    only state by what step a tile may grow. Raise `ConfigError` with the network's own message if
-    it accepts no tile or not that of the user, and if its outputs do not fit the labels or the
-    tile.
+    - The tile is rounded to sides that the network accepts (`_round_tile`).
+    - If the rounded tile is larger, the batch size is reduced (`_limit_batch`).
+    - `Architecture.levels` becomes the strides of the network's outputs, all of which training
+      supervises.
+    - The strides of the architecture only state the step by which a tile may grow.
+
+    Plans of other architectures are returned unchanged.
+
+    Args:
+        plan: The plan.
+        by_hand: True if the user chose the tile, which is then not rounded.
+        keeps_batch: True if the user chose the batch size, which is then not reduced.
+
+    Raises:
+        ConfigError: If the network accepts no tile, or does not accept the tile that the user
+            chose, or if its outputs do not fit the labels or the tile.
     """
     if plan.architecture.name != "custom":
         return plan
@@ -177,13 +210,24 @@ def probe_network(plan: Plan, *, by_hand: bool, keeps_batch: bool = False) -> Pl
 
 
 def _round_tile(plan: Plan, *, by_hand: bool) -> tuple[Plan, tuple[tuple[int, ...], ...]]:
-    """Round the tile to the first multiple of 1, 8, 16, 32 or 64 that the network accepts.
+    """Round the sides of the plan's tile so that the network accepts the tile.
 
-    Return the plan with this tile, and the stride of each output of the network. Raise
-    `ConfigError` if it accepts none, or not the tile that the user chose (`by_hand`), or if its
-    outputs do not fit the labels or the tile.
+    The network runs on the tile with unchanged sides first, then with sides rounded to multiples of
+    8, 16, 32 and 64. The first accepted tile is used.
+
+    Args:
+        plan: The plan.
+        by_hand: True if the user chose the tile. It is then not changed; the error message names
+            the first tile that the network accepts.
+
+    Returns:
+        The plan with the accepted tile, and the stride of each output of the network.
+
+    Raises:
+        ConfigError: If the network accepts none of the tiles, or does not accept the tile that the
+            user chose, or if its outputs do not fit the labels or the tile.
     """
-    message = ""  # of the first error, which is that of the plan's own tile
+    message = ""  # of the first error, which is that of the plan's unchanged tile
     remedy = (
         "Set model.tile_shape to sides that it accepts, or correct the arguments model.network.…; "
         "only channels, axes and tile are filled in, by their usual names."
@@ -216,14 +260,19 @@ def _round_tile(plan: Plan, *, by_hand: bool) -> tuple[Plan, tuple[tuple[int, ..
 
 
 def _describe_error(error: Exception) -> str:
-    """Return the type of an error and the first line of its message."""
+    """Describe an error of a network for a message: its type and the first line of its text."""
     return f"{type(error).__name__}: {first_line(str(error))}"
 
 
 def _limit_batch(rounded: Plan, plan: Plan) -> Plan:
-    """Return the rounded plan with a batch of at most the voxels of `plan`, but at least 2 tiles.
+    """Reduce the batch size of a plan whose tile was enlarged, so that a step fits into memory.
 
-    A plan that already has fewer tiles keeps them.
+    The batch has at most as many voxels as the batch of the original plan, but at least 2 tiles. It
+    is never enlarged.
+
+    Args:
+        rounded: The plan with the rounded tile.
+        plan: The original plan.
     """
     batch = max(2, plan.batch_size * prod(plan.tile_shape) // prod(rounded.tile_shape))
     if batch >= plan.batch_size:
@@ -236,12 +285,11 @@ def _limit_batch(rounded: Plan, plan: Plan) -> Plan:
 
 
 def _tile_step(plan: Plan) -> int:
-    """Return the step in voxels in which the network accepts other tile sides.
+    """Find by how many voxels the sides of a tile may grow, by running the network on larger tiles.
 
-    It is the smallest power of 2, up to 64, by which all sides of the plan's tile may grow.
-
-    It is found by running the network on larger tiles. If none of them is accepted, it is the
-    longest side of the plan's own tile.
+    The result is the smallest power of 2, up to 64, for which the network accepts the plan's tile
+    with each side enlarged by this number. If no larger tile is accepted, the result is the longest
+    side of the plan's tile.
     """
     for step in (1, 2, 4, 8, 16, 32, 64):
         larger = tuple(n + step for n in plan.tile_shape)
@@ -254,10 +302,14 @@ def _tile_step(plan: Plan) -> int:
 
 
 def _output_strides(plan: Plan) -> tuple[tuple[int, ...], ...]:
-    """Return the stride of each output along each axis, in voxels of the tile.
+    """Run the network of a plan on a tile of zeros, and return the stride of each output.
 
-    Raise `ConfigError` if the outputs do not divide the tile, the finest is not of its size, or one
-    has not one channel per logit. Errors of the network itself are passed on.
+    The stride of an output is the number of voxels of the tile per voxel of the output, along each
+    axis. The finest output is first. Errors of the network itself are not caught.
+
+    Raises:
+        ConfigError: If a side of the tile is not a multiple of an output's side, if the finest
+            output is smaller than the tile, or if the number of an output's channels is wrong.
     """
     tile = plan.tile_shape
     outputs = _run_network(partial(custom_network, plan), len(plan.channel_names), tile)
@@ -275,10 +327,19 @@ def _output_strides(plan: Plan) -> tuple[tuple[int, ...], ...]:
 
 
 def backbone_pyramid(name: str, spec: dict[str, Any], dims: int, n_channels: int) -> Architecture:
-    """Return the stages of the detector `name` on the backbone that `spec` names.
+    """Run the backbone of a detector on a tile of zeros, and return the architecture of its stages.
 
-    Raise `ConfigError` if the backbone cannot be constructed, does not accept a tile of 64 voxels
-    per axis, or its maps do not divide the tile or each other.
+    Features and strides of the stages are those of the feature maps that the backbone returns.
+
+    Args:
+        name: Name of the detector, such as "retinanet".
+        spec: The backbone's class (key `_target_`) and its arguments.
+        dims: Number of spatial axes.
+        n_channels: Number of channels of the image.
+
+    Raises:
+        ConfigError: If the backbone cannot be constructed, if it does not accept a tile of 64
+            voxels per axis, or if the stride of a map is not a multiple of the finer map's.
     """
     ones = (1,) * dims
     tile = (_BACKBONE_SIDE,) * dims
@@ -310,10 +371,17 @@ def backbone_pyramid(name: str, spec: dict[str, Any], dims: int, n_channels: int
 def _run_network(
     make: Callable[[], nn.Module], n_channels: int, tile: tuple[int, ...], device: str = "meta"
 ) -> list[Tensor]:
-    """Return the outputs of the network that `make` builds for a tile of zeros, in train mode.
+    """Run a network on a tile of zeros in train mode, to see the shapes of its outputs.
 
-    The network runs on torch's meta device, which computes no numbers, or on the CPU if that fails
-    by another error than `ConfigError`. Errors on the CPU are passed on.
+    The network runs on torch's device `meta`, which computes shapes but no numbers. If this raises
+    another error than `ConfigError`, the network runs again on the CPU, because not all operations
+    exist on `meta`. Errors on the CPU are not caught.
+
+    Args:
+        make: Builds the network.
+        n_channels: Number of channels of the tile.
+        tile: Shape of the tile.
+        device: The device of the first attempt.
     """
     try:
         network = make().to(device).train()
@@ -333,7 +401,8 @@ def _strides(
 ) -> tuple[tuple[int, ...], ...]:
     """Return how many voxels of the tile one voxel of each output spans along each axis.
 
-    Raise `ConfigError` with the remedy if an output does not divide the tile.
+    Raise `ConfigError` if a side of the tile is not a multiple of the output's side. The text
+    `remedy` is the end of the message.
     """
     shapes = [tuple(x.shape[2:]) for x in outputs]
     if np.remainder(tile, shapes).any():

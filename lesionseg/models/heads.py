@@ -41,7 +41,7 @@ class SegmentationHead(nn.Module):
                 self.conv.bias.copy_(biases)
 
     def forward(self, x: Float[Tensor, "b c *spatial"]) -> Float[Tensor, "b k *larger"]:
-        """Return the logits."""
+        """Return the logits of every voxel, in the precision of the weights (fp32)."""
         with torch.autocast(x.device.type, enabled=False):
             x = x.to(self.conv.weight.dtype)
             if x.device.type != "cpu":
@@ -58,9 +58,18 @@ class SegmentationHead(nn.Module):
 def depth_to_space(
     x: Shaped[Tensor, "b cn *smaller"], block: Sequence[int]
 ) -> Shaped[Tensor, "b c *spatial"]:
-    """Rearrange channels into the voxels of blocks, in C order (pixel shuffle, Shi et al. 2016).
+    """Rearrange channels into blocks of voxels (pixel shuffle, Shi et al. 2016).
 
-    A head on a map that is coarser than the image reaches full resolution this way.
+    A head uses it to return logits at the resolution of the image from a coarser feature map. The
+    channels of an output channel c are those from c · n on, where n is the number of voxels of a
+    block; they fill the block in C order.
+
+    Args:
+        x: Map `[B, C · n, *smaller]`.
+        block: Side of a block along each axis.
+
+    Returns:
+        Map `[B, C, *(smaller · block)]`.
     """
     if prod(block) == 1:
         return x
@@ -77,10 +86,12 @@ def depth_to_space(
 
 
 def prior_bias(lesion_fraction: float, n_labels: int, activation: Activation) -> tuple[float, ...]:
-    """Return the biases with which each label starts at the probability p = π / n.
+    """Return the biases of a head whose first predictions are the prior probability of a lesion.
 
-    With sigmoid they are n logits −log((1−p)/p) (Lin et al. 2017, section 3.3). With softmax they
-    are 1 + n logits: 0 for background (p = 1−π) and log(p/(1−π)) for each label.
+    Each label starts at the probability p = π / n, so that the many background voxels do not
+    dominate the first training steps. With sigmoid, there are n biases −log((1−p)/p) (Lin et al.
+    2017, section 3.3). With softmax, there are 1 + n biases: 0 for background (p = 1−π) and
+    log(p/(1−π)) for each label.
 
     Args:
         lesion_fraction: The prior probability π of any lesion, between 0 and 1, both excluded.
@@ -131,7 +142,11 @@ class DetectionHead(nn.Module):
     def forward(
         self, pyramid: Sequence[Tensor]
     ) -> tuple[Float[Tensor, "b n k"], Float[Tensor, "b n two_d"]]:
-        """Return class logits and box deltas of the anchors of all levels."""
+        """Return class logits and box deltas of the anchors of all levels, one level after another.
+
+        Args:
+            pyramid: Feature maps, finest first.
+        """
         maps = [lateral(x) for lateral, x in zip(self.laterals, pyramid, strict=True)]
         logits = [_apply_by_anchor(self.classes, self.class_tower(x), self.n_labels) for x in maps]
         deltas = [_apply_by_anchor(self.boxes, self.box_tower(x), self.n_coordinates) for x in maps]
@@ -139,14 +154,26 @@ class DetectionHead(nn.Module):
 
 
 def _apply_by_anchor(last: nn.Module, x: Tensor, n_values: int) -> Tensor:
-    """Apply the last layer to a map. Return its values of each anchor `[B, anchors, n_values]`."""
+    """Apply the last layer of a detection head to a feature map, and arrange the result by anchor.
+
+    Args:
+        last: The layer, with `n_values` output channels for each anchor of a voxel.
+        x: Feature map `[B, width, *shape]`.
+        n_values: Number of logits or box coordinates of an anchor.
+
+    Returns:
+        An array `[B, anchors, n_values]`. The anchors of a voxel follow each other.
+    """
     # An export would treat len(x) as a constant.
     result: Tensor = last(x).flatten(2).transpose(1, 2).reshape(x.shape[0], -1, n_values)
     return result
 
 
 def _tower(dims: int, width: int, depth: int) -> nn.Sequential:
-    """Return `depth` convolutions of `width` channels, each with group norm and ReLU."""
+    """Build a tower of a detection head: `depth` convolutions, each with group norm and ReLU.
+
+    Input and output have `width` channels.
+    """
     steps: list[nn.Module] = []
     for _ in range(depth):
         norm = GroupNorm(min(_GROUPS, width), width)

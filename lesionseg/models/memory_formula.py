@@ -31,22 +31,24 @@ ANCHOR_BYTES = 20
 
 
 def step_gb(plan: Plan) -> float:
-    """Return about how many 10⁹ bytes of GPU memory a training step of the plan takes.
+    """Estimate the GPU memory of a training step of a plan in 10⁹ bytes, to choose tile and batch.
 
     The step is in half precision with AdamW. A network that is not ours counts as our U-Net.
-    `training.trial_steps` corrects the result by trial steps.
+    `training.trial_steps` measures trial steps on the GPU and corrects the estimate.
     """
     return CONTEXT_GB + WORKSPACE_GB + tensors_gb(plan)
 
 
 def tensors_gb(plan: Plan) -> float:
-    """Return the part of `step_gb` that is tensors, without the workspaces of convolutions.
+    """Estimate the memory of the tensors of a training step in 10⁹ bytes, for `step_gb`.
 
-    It is the sum of the weights with AdamW's moments, the batch, the tensors that autograd keeps
-    for the backward pass, and the gradient of the finest head's input, because memory is highest
-    when the backward pass begins. A segmenter that is not ours counts as our U-Net; of a detector,
-    the weights of its own backbone are counted. Compared with counted allocations for plans of 8 to
-    80 GB, it is within 10 %, and never more than 5 % too low.
+    Memory is highest when the backward pass begins. Then there are the weights with AdamW's
+    moments, the batch, the tensors that autograd stores for the backward pass, and the gradient of
+    the finest head's input. The driver and the workspaces of convolutions are not included.
+
+    A segmentation network that is not ours counts as our U-Net. For a detector, the weights of its
+    actual backbone are counted. Compared with measured allocations for plans of 8 to 80 GB, the
+    estimate is within 10 %, and never more than 5 % too low.
     """
     architecture = plan.architecture
     if architecture.network and not plan.has_boxes:
@@ -64,7 +66,7 @@ def tensors_gb(plan: Plan) -> float:
 
 
 def _shares(architecture: Architecture) -> list[float]:
-    """Return the number of voxels of each stage, divided by that of the image."""
+    """Return, for each stage, the number of voxels of its map divided by that of the image."""
     shares = []
     share = 1.0
     for stride in architecture.strides:
@@ -74,12 +76,20 @@ def _shares(architecture: Architecture) -> list[float]:
 
 
 def _block_bytes(features: int) -> int:
-    """Return the bytes that a convolution block keeps per voxel: norm's input and activation."""
+    """Return the bytes that autograd stores for a convolution block, per voxel of its map.
+
+    For the backward pass it stores, in half precision, the input of the norm and the activation,
+    with `features` channels each.
+    """
     return 2 * HALF * features
 
 
 def _encoder_bytes(architecture: Architecture) -> list[float]:
-    """Return the bytes that each stage of the encoder keeps per voxel of the image."""
+    """Return the bytes that autograd stores for each stage of the encoder, per voxel of the image.
+
+    A residual encoder (`encoder_blocks`) has two convolutions per block, a stem and skip
+    connections.
+    """
     found = []
     before = architecture.features[0]
     for stage, (features, share) in enumerate(
@@ -98,7 +108,10 @@ def _encoder_bytes(architecture: Architecture) -> list[float]:
 
 
 def _decoder_bytes(plan: Plan) -> list[float]:
-    """Return the bytes that each stage of the decoder keeps per voxel of the image."""
+    """Return the bytes that autograd stores for each stage of the decoder, per voxel of the image.
+
+    The coarsest stage belongs to the encoder and is not counted.
+    """
     architecture = plan.architecture
     # the decoder of a RetinaNet ends at the finest stage with anchors
     first = plan.anchors.stages[0] if plan.anchors is not None and not plan.has_voxels else 0
@@ -111,12 +124,13 @@ def _decoder_bytes(plan: Plan) -> list[float]:
 
 
 def _heads_bytes(plan: Plan) -> float:
-    """Return the highest number of bytes per voxel of the image that the voxel heads need.
+    """Return the peak memory of the segmentation heads and their loss, in bytes per image voxel.
 
-    The heads keep their inputs in fp32. Memory is highest either when the loss of the finest level
-    is computed, or when the backward pass reaches the finest head. In the second case the input of
-    that head has a gradient in fp32, and the inputs of the coarser heads have gradients in half
-    precision.
+    It is the larger one of two moments:
+
+    - The loss of the finest level is computed: all heads have stored their inputs in fp32.
+    - The backward pass reaches the finest head: its input and the gradient of its input are in
+      fp32. The inputs of the coarser heads have gradients in half precision.
     """
     architecture = plan.architecture
     widths = [
@@ -129,9 +143,10 @@ def _heads_bytes(plan: Plan) -> float:
 
 
 def _detector_bytes(plan: Plan) -> list[float]:
-    """Return the bytes that each level of the detector keeps per voxel of the image.
+    """Return the bytes that autograd stores for each level of a detector, per voxel of the image.
 
-    A level has a lateral layer, two towers and outputs. Without a detector, the list is empty.
+    A level has a lateral convolution, two towers and the outputs of all anchors. If the plan has no
+    anchors, the list is empty.
     """
     anchors = plan.anchors
     if anchors is None:

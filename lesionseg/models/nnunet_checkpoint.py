@@ -74,29 +74,29 @@ class NnunetCheckpoint:
 
     @property
     def n_inputs(self) -> int:
-        """The number of channels of the input."""
+        """The number of input channels of the network, from the shape of its first convolution."""
         return int(next(self.weights[name] for name in FIRST if name in self.weights).shape[1])
 
     @property
     def n_outputs(self) -> int:
-        """The number of channels of the logits; 0 without a head."""
+        """The number of channels of the logits; 0 if the weights contain no head."""
         return len(self.weights.get(_LAST, ()))
 
 
 def is_checkpoint(name: str | None) -> bool:
-    """Return True if `model.init_from` names a torch file (.pth, .pt), otherwise False.
+    """Return True if the setting `model.init_from` names a checkpoint of torch (.pth, .pt).
 
-    Other values are a bundle, a run or None.
+    Otherwise the setting names a bundle or a run, or is None.
     """
     return name is not None and Path(name).suffix in (".pth", ".pt")
 
 
 def read_nnunet_checkpoint(source: Path | BinaryIO, where: str | None = None) -> NnunetCheckpoint:
-    """Read a checkpoint of nnU-Net or nnssl.
+    """Read the weights and the details of training from a checkpoint of nnU-Net or nnssl.
 
     Args:
         source: The file.
-        where: The name of the file in messages. None for the path.
+        where: The name of the file in messages. None is `source` as text.
 
     Raises:
         BundleError: If the file is missing, if it contains more than tensors and numbers, if its
@@ -133,15 +133,20 @@ def read_nnunet_checkpoint(source: Path | BinaryIO, where: str | None = None) ->
 
 
 def _section(content: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    """Return a dictionary within a checkpoint, or an empty one if the checkpoint has none."""
+    """Return the dictionary with this key in a checkpoint.
+
+    Return an empty dictionary if the key is missing or its value is not a dictionary.
+    """
     section = content.get(key)
     return section if isinstance(section, Mapping) else {}
 
 
 def _find_channel_names(dataset: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the channel names in the `dataset.json` of a checkpoint in their order.
+    """Return the names of the input channels that the `dataset.json` in a checkpoint states.
 
-    Return an empty tuple if it does not state them, or does not number them from 0.
+    `dataset.json` maps the channel numbers "0", "1", … to names; old versions call the entry
+    "modality". Return an empty tuple if there are no names, or if the numbers do not begin at 0 or
+    are not consecutive.
     """
     given = _section(dataset, "channel_names") or _section(dataset, "modality")
     name_of_number = {str(number): str(name) for number, name in given.items()}
@@ -152,23 +157,31 @@ def _find_channel_names(dataset: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def load_plain(source: Path | BinaryIO, where: str) -> Mapping[str, Any]:
-    """Read a file of `torch.save` that contains only tensors and numbers. No code in it is run.
+    """Read a file of `torch.save` without running code: only tensors, numbers and text are allowed.
 
-    `where` names the file in messages. The result is empty if the content is not a dictionary.
-    Raise `BundleError` if the file is missing or damaged, or contains anything else.
+    Args:
+        source: The file.
+        where: The name of the file in messages.
+
+    Returns:
+        The dictionary that was saved. It is empty if the file contains something else than a
+        dictionary.
+
+    Raises:
+        BundleError: If the file is missing or damaged, or contains objects that may run code.
     """
     # nnU-Net's log contains numpy scalars, which numpy pickles as a call of this function
     scalar: Any = np.float64(0).__reduce__()[0]
     allowed: list[Any] = [np.dtype]
     allowed += {type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "?")}
-    # its name in a file, before and since numpy 2
+    # the name of this function in a file, before and since numpy 2
     allowed.append((scalar, "numpy.core.multiarray.scalar"))
     allowed.append((scalar, "numpy._core.multiarray.scalar"))
     try:
         with torch.serialization.safe_globals(allowed):
             read: Any = torch.load(source, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        named = re.search(r"GLOBAL (\S+)", str(error))
+        named = re.search(r"GLOBAL (\S+)", str(error))  # the class that torch refused to load
         raise BundleError(
             f"{where} was not read, because it may run code: it "
             f"{'contains' if named else 'is damaged, or contains'} more than tensors and numbers"
@@ -186,10 +199,12 @@ def load_plain(source: Path | BinaryIO, where: str) -> Mapping[str, Any]:
 
 
 def unwrap_weights(content: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return the tensors of a checkpoint by nnU-Net's names, without prefixes of wrappers.
+    """Return the weights in a checkpoint by their names in nnU-Net's network.
 
-    They are in its entry `network_weights` or `state_dict`, or are the content itself. The result
-    is empty if there are none.
+    The weights are in the entry `network_weights` (nnU-Net) or `state_dict` (other programs), or
+    the checkpoint itself is the dictionary of weights. The prefixes `module.` and `_orig_mod.`,
+    which wrappers of torch add to the names, are removed. The result is empty if the checkpoint
+    contains no tensors.
     """
     inner = content.get("network_weights", content.get("state_dict", content))
     inner = inner if isinstance(inner, Mapping) else {}
@@ -197,10 +212,17 @@ def unwrap_weights(content: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def rename_weights(theirs: Weights) -> tuple[dict[str, Tensor], list[str]]:
-    """Return nnU-Net's tensors by our names, and the names of those that our U-Net does not have.
+    """Convert nnU-Net's names of weights to the names in our U-Net.
 
-    Repeated tensors are left out: nnU-Net lists each layer twice, and the encoder again in the
-    decoder. So are biases before an instance norm, which have no effect.
+    Two kinds of tensors are left out. nnU-Net lists each layer twice, and the encoder again within
+    the decoder; such a tensor is returned once. Biases of convolutions before an instance norm have
+    no effect, and our U-Net has none.
+
+    Args:
+        theirs: The tensors by nnU-Net's names (`unwrap_weights`).
+
+    Returns:
+        The tensors by our names, and the names of the tensors that our U-Net does not have.
     """
     last = _last_stage(theirs)
     weights: dict[str, Tensor] = {}
@@ -220,23 +242,29 @@ def rename_weights(theirs: Weights) -> tuple[dict[str, Tensor], list[str]]:
 
 
 def _layer_name(match: re.Match[str]) -> str:
-    """Return `.conv.` or `.norm.` for the number of a layer in its block, the match's first group.
+    """Return the text that replaces a match of `_TWICE`: the name of a layer of a block.
 
-    Any other number gives `.unknown.`.
+    The first group of the match is the number of the layer: 0 gives `.conv.`, 1 gives `.norm.`, and
+    any other number gives `.unknown.`.
     """
     return f".{_LAYERS.get(int(match[1]), 'unknown')}."
 
 
 def _last_stage(theirs: Weights) -> int:
-    """Return the number of the decoder's finest stage, as nnU-Net counts; 0 without a decoder."""
+    """Return nnU-Net's number of the finest stage of the decoder, to convert the stage numbers.
+
+    nnU-Net counts the decoder's stages from the coarsest stage. Return 0 if there is no decoder.
+    """
     stages = [m[1] for name in theirs if (m := re.match(r"decoder\.transpconvs\.(\d+)\.", name))]
     return max(map(int, stages), default=0)
 
 
 def _our_name(part: str, last: int) -> str:
-    """Return our name of one of nnU-Net's layers; "" if our U-Net does not have the layer.
+    """Convert nnU-Net's name of a layer to our name; "" if our U-Net does not have the layer.
 
-    `last` is the result of `_last_stage`.
+    Args:
+        part: nnU-Net's name of the layer, such as "decoder.stages.0.convs.0.conv".
+        last: The result of `_last_stage`.
     """
     for pattern, ours in _NAMES:
         match = re.fullmatch(pattern, part)
@@ -252,7 +280,7 @@ def _our_name(part: str, last: int) -> str:
 def architecture_of(
     weights: Weights, name: str, where: str, *, is_resenc_l: bool = False
 ) -> Architecture:
-    """Return the architecture of our network `name` that fits the weights.
+    """Derive the architecture (features, strides, kernels, depths) from the shapes of the weights.
 
     Args:
         weights: The tensors by our names.
@@ -309,9 +337,15 @@ def architecture_of(
 
 
 def _require_backbone(residual: bool, name: str, where: str) -> None:
-    """Raise `ConfigError` if the network `name` has another kind of backbone than the weights.
+    """Check that the network that is to be trained has the same kind of backbone as the weights.
 
-    `residual` is True if the weights are those of a residual U-Net. `where` names their file.
+    Args:
+        residual: True if the weights belong to a residual U-Net, False for a plain one.
+        name: Name of the network that is to be trained.
+        where: File of the weights, for the message.
+
+    Raises:
+        ConfigError: If one backbone is residual and the other one is plain.
     """
     kind = "residual_unet" if residual else "plain"
     wanted = backbone_kind(name)
@@ -323,10 +357,11 @@ def _require_backbone(residual: bool, name: str, where: str) -> None:
 
 
 def _numbered_weights(weights: Weights, pattern: str) -> list[Tensor]:
-    """Return the weights whose names are `pattern` with 0, 1, … in the braces.
+    """Return the weights of numbered layers, in the order of their numbers.
 
-    For example, `decoder.ups.{}.weight` returns those of `decoder.ups.0.weight`,
-    `decoder.ups.1.weight` and so on, until a name does not exist.
+    The names are `pattern` with 0, 1, 2, … in the braces. For example, `decoder.ups.{}.weight`
+    gives the weights `decoder.ups.0.weight`, `decoder.ups.1.weight` and so on, until a name does
+    not exist.
     """
     found: list[Tensor] = []
     while (name := pattern.format(len(found))) in weights:

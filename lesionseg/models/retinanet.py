@@ -47,7 +47,7 @@ class RetinaNet(nn.Module):
             self.segmentation = nn.ModuleList(heads)
 
     def forward(self, image: Float[Tensor, "b c *spatial"]) -> DetectorOutput:
-        """Return logits and boxes of every anchor, and the logits of voxels if there are any."""
+        """Return class logits and box deltas of every anchor, and a Retina U-Net's voxel logits."""
         pyramid = self.decoder(self.encoder(image)[self.finest :])
         logits, deltas = self.head([pyramid[stage] for stage in self.stages])
         heads = list(getattr(self, "segmentation", ()))  # a RetinaNet has none
@@ -58,9 +58,10 @@ class RetinaNet(nn.Module):
 
 
 def detector(plan: Plan) -> RetinaNet:
-    """Build the RetinaNet or Retina U-Net that `plan` names.
+    """Build the RetinaNet or Retina U-Net that the plan's architecture names, with initial weights.
 
-    Raise `ConfigError` if the plan has no anchors.
+    Its encoder is ours, or the backbone that `plan.architecture.network` names. Raise `ConfigError`
+    if the plan has no anchors.
     """
     bias: tuple[float, ...] = ()
     if plan.architecture.name == "retina_unet":
@@ -79,7 +80,10 @@ def detector(plan: Plan) -> RetinaNet:
 
 
 def planned_anchors(plan: Plan) -> AnchorPlan:
-    """Return the plan's anchors. Raise `ConfigError` if there are none."""
+    """Return the anchors of a detector's plan. Raise `ConfigError` if the plan has no anchors.
+
+    Used instead of `plan.anchors`, which may be None.
+    """
     if plan.anchors is None:
         raise ConfigError(
             "plan.anchors: the plan has none. Plan with model=retinanet or model=retina_unet."

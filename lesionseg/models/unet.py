@@ -60,7 +60,7 @@ class Encoder(nn.Module):
                     nn.init.zeros_(block.norm.weight)
 
     def forward(self, x: Float[Tensor, "b c *spatial"]) -> list[Tensor]:
-        """Return feature maps, finest first."""
+        """Return the feature map of each stage, finest first."""
         x = self.stem(x)
         pyramid = []
         for stage in self.stages:
@@ -99,7 +99,14 @@ class Decoder(nn.Module):
         )
 
     def forward(self, pyramid: Sequence[Tensor]) -> list[Tensor]:
-        """Return decoded maps, finest first, one for each map of `pyramid`."""
+        """Decode the encoder's feature maps, from the coarsest one to the finest one.
+
+        Args:
+            pyramid: Maps of the encoder from stage `first` on, finest first.
+
+        Returns:
+            One decoded map for each map of `pyramid`, finest first. The coarsest one is unchanged.
+        """
         x = pyramid[-1]
         decoded = [x]
         steps = list(zip(self.ups, self.stages, pyramid[:-1], strict=True))
@@ -138,17 +145,21 @@ class UNet(nn.Module):
         self.heads = nn.ModuleList(heads)
 
     def forward(self, image: Float[Tensor, "b c *spatial"]) -> list[Tensor]:
-        """Return logits, finest first."""
+        """Return the logits of each supervised level, finest first.
+
+        In eval mode, return only the finest logits.
+        """
         features = self.decoder(self.encoder(image))
         heads = list(self.heads) if self.training else [self.heads[0]]
         return [head(x) for head, x in zip(heads, features, strict=False)]
 
 
 def unet(plan: Plan) -> UNet:
-    """Build the U-Net that `plan` describes. Its heads start at the plan's lesion fraction.
+    """Build the U-Net that `plan` describes, with initial weights.
 
-    The number of axes is that of the architecture's tables, not of the scans: a 2-D network of
-    nnU-Net segments the slices of 3-D scans.
+    The first predictions of its heads are the plan's lesion fraction. The number of spatial axes is
+    the length of the architecture's strides, not `plan.dims`, because a 2-D network of nnU-Net
+    segments the slices of 3-D scans.
     """
     dims = len(plan.architecture.strides[0])
     bias = prior_bias(plan.lesion_fraction, len(plan.labels), plan.activation)

@@ -40,30 +40,44 @@ class Transfer:
 
 
 def is_head(name: str) -> bool:
-    """Return True if the tensor belongs to a head, False if it belongs to the backbone."""
+    """Return True if the tensor of this name belongs to a head, False if to the backbone.
+
+    Used to give heads and backbone different learning rates (`backbone_lr_scale`).
+    """
     return name.partition(".")[0] in _HEADS
 
 
 def transfer_weights(
     network: nn.Module, plan: Plan, before: nn.Module, plan_before: Plan
 ) -> Transfer:
-    """Copy the weights of `before` that fit into `network`, in place.
+    """Copy the weights of an earlier network that fit into a new network, in place.
 
-    A tensor of the backbone fits if stage, name and shape agree. The stages of a decoder are
-    counted from the finest stage of the encoder, because the decoder of a RetinaNet ends at a
-    coarser stage than that of a U-Net. The head of voxels fits if labels, regions and activation
-    agree, and that of a detector if labels, regions and sizes of anchors agree. Two single labels
-    agree whatever their names, because both mean "lesion". The first convolution is adapted to
-    other channels (`adapt_channels`).
+    - A tensor of the backbone fits if stage, name and shape agree. Stages of a decoder are counted
+      from the finest stage of the encoder, because the decoder of a RetinaNet ends at a coarser
+      stage than the decoder of a U-Net.
+    - A segmentation head fits if labels, regions and activation agree.
+    - A detection head fits if labels, regions and sizes of anchors agree.
+    - Two plans with one label each have equal labels whatever their names, because both mean
+      "lesion".
+    - The first convolution is adapted to other input channels (`adapt_channels`).
+
+    Args:
+        network: Receives the weights.
+        plan: Plan of `network`.
+        before: The earlier network.
+        plan_before: Plan of the earlier network.
+
+    Returns:
+        The names of the copied tensors and of the others, with reasons.
     """
     reasons: dict[str, str] = {}
-    here = plan.labels
-    there = plan_before.labels
-    have_one_label = len(here.names) == len(there.names) == 1
-    have_equal_names = have_one_label or here.names == there.names
-    if not have_equal_names or here.regions != there.regions:
-        were = ", ".join(there.names)
-        are = ", ".join(here.names)
+    labels = plan.labels
+    labels_before = plan_before.labels
+    have_one_label = len(labels.names) == len(labels_before.names) == 1
+    have_equal_names = have_one_label or labels.names == labels_before.names
+    if not have_equal_names or labels.regions != labels_before.regions:
+        were = ", ".join(labels_before.names)
+        are = ", ".join(labels.names)
         reasons = give_all_heads(f"the labels were {were} and are {are}")
     elif plan.activation != plan_before.activation:
         reasons["voxels"] = f"the activation was {plan_before.activation} and is {plan.activation}"
@@ -89,21 +103,23 @@ def transfer_tensors(
     channels: Sequence[str] = (),
     channels_before: Sequence[str] = (),
 ) -> Transfer:
-    """Copy tensors into `network` in place, by name, if their shapes are equal.
+    """Copy tensors into a network in place, by name, if their shapes are equal.
 
-    A head with an entry in `reasons` keeps its random values. `adapt_channels` adapts the first
-    convolution if the channels or their order differ.
-
-    The result lists the names of the copied tensors, of those that keep their random values, and of
-    the tensors of `before` without a use.
+    The first convolution is adapted before if the channels or their order differ
+    (`adapt_channels`).
 
     Args:
         network: Receives the tensors.
-        before: The tensors by name.
-        reasons: Why a head is not copied, by the kind of head. Other heads are copied if they fit.
-        first: The finest stage of the decoder in `before`.
+        before: The tensors of the earlier network by name.
+        reasons: For each kind of head ("voxels", "anchors") that must not be copied, the reason.
+            Such a head keeps its initial values. Other heads are copied if their shapes are equal.
+        first: The stage of the encoder at which the earlier network's decoder ends.
         channels: Names of the network's channels; empty if they are not known.
-        channels_before: Names of the channels of `before`.
+        channels_before: Names of the earlier network's channels; empty if they are not known.
+
+    Returns:
+        The names of the copied tensors, of the tensors that keep their initial values, and of the
+        tensors of `before` that were not copied.
     """
     # names in `before`, by the name that both networks share: decoders may end at different stages,
     # so their stages are counted from the finest one
@@ -141,18 +157,23 @@ def transfer_tensors(
 def adapt_channels(
     weight: Tensor, n_channels: int, names: Sequence[str] = (), before: Sequence[str] = ()
 ) -> tuple[Tensor, str]:
-    """Return a first convolution `[features, c, *kernel]` for `n_channels`, and a description.
+    """Adapt the weight of a network's first convolution to other input channels.
 
-    A channel that corresponds to an old one (`match_channels`) keeps its weights. New channels get
-    the mean over all old channels, times the ratio of old to new channels. Without names, channels
-    are assumed to be the same if their number is the same, otherwise all of them are new. The
-    description is empty if nothing changed.
+    - A new channel that corresponds to an old channel (`match_channels`) gets its weights.
+    - Any other new channel gets the mean over all old channels, times n_old / n_new, so that the
+      output of the convolution keeps its scale.
+    - If names are unknown, equal numbers of channels mean the same channels. With different
+      numbers, no channels correspond.
 
     Args:
-        weight: The weight of the old first convolution.
+        weight: The weight of the old first convolution, `[features, n_old, *kernel]`.
         n_channels: Number of new channels.
         names: Names of the new channels; empty if they are not known.
         before: Names of the old channels; empty if they are not known.
+
+    Returns:
+        The weight `[features, n_channels, *kernel]`, and a description of the change for the user,
+        "" if nothing changed.
     """
     n_before = weight.shape[1]
     are_named = len(before) == n_before and len(names) == n_channels
@@ -171,10 +192,11 @@ def adapt_channels(
 
 
 def _describe_channels(matches: Sequence[int | None], n_before: int, names: Sequence[str]) -> str:
-    """Describe how the channels of the first convolution changed.
+    """Describe to the user how the channels of the first convolution changed.
 
     Args:
-        matches: The old channel of each new one, or None for a new channel without one.
+        matches: For each new channel, the index of the old channel whose weights it gets, or None
+            for the mean.
         n_before: Number of old channels.
         names: Names of the new channels; empty if they are not known.
     """
@@ -188,15 +210,20 @@ def _describe_channels(matches: Sequence[int | None], n_before: int, names: Sequ
 
 
 def give_all_heads(reason: str) -> dict[str, str]:
-    """Return the same reason for each head, so that `transfer_tensors` copies none of them."""
+    """Return `reasons` for `transfer_tensors` with which no head is copied, all with one reason."""
     return dict.fromkeys(_HEADS.values(), reason)
 
 
 def _shared_name(name: str, first: int) -> str:
-    """Return a name that equivalent tensors of different networks share.
+    """Convert the name of a tensor to a name that equivalent tensors of all our networks share.
 
-    `first` is the stage of the encoder at which the decoder ends. Stages of the decoder are counted
-    from the encoder's finest stage. A head has the name of its kind. Other names stay as they are.
+    - A head gets the name of its kind, "voxels" or "anchors".
+    - The number of a decoder's stage is counted from the encoder's finest stage.
+    - Other names do not change.
+
+    Args:
+        name: Name of the tensor in its network.
+        first: The stage of the encoder at which the network's decoder ends.
     """
     part, _, rest = name.partition(".")
     if part in _HEADS:

@@ -67,7 +67,7 @@ Runner = Callable[[NDArray[np.float32]], Sequence[NDArray[np.float32]]]
 
 
 def output_names(plan: Plan) -> tuple[str, ...]:
-    """Return the names of an exported network's outputs, in order."""
+    """Return the names of an exported network's outputs, in the order of `ExportedNetwork`."""
     if plan.nnunet is not None:
         return (LOGITS,)
     if plan.anchors is None:
@@ -78,7 +78,11 @@ def output_names(plan: Plan) -> tuple[str, ...]:
 
 
 def network_tile(plan: Plan) -> tuple[int, ...]:
-    """Return the shape of the network's tile; that of a 2-D nnU-Net model has two axes."""
+    """Return the spatial shape of the tiles that the network accepts.
+
+    For an nnU-Net model, it is nnU-Net's patch. A 2-D nnU-Net model has two axes, even if its plan
+    has three.
+    """
     return plan.tile_shape if plan.nnunet is None else plan.nnunet.patch
 
 
@@ -104,7 +108,10 @@ class ExportedNetwork(nn.Module):
             self.register_buffer("anchors", grid_anchors(plan.anchor_levels))
 
     def forward(self, image: Float[Tensor, "b c *tile"]) -> Tensor | tuple[Tensor, ...]:
-        """Return probabilities, nnU-Net's logits, or a detector's outputs."""
+        """Return probabilities, an nnU-Net model's logits, or the tuple of a detector's outputs.
+
+        `output_names` gives the order. Probabilities and logits are means over the networks.
+        """
         plan = self._plan
         outputs = [network(image) for network in self.networks]
         if plan.nnunet is not None:
@@ -121,11 +128,13 @@ class ExportedNetwork(nn.Module):
 
 
 def trace(bundle: Bundle) -> ExportedProgram:
-    """Trace the networks of a bundle as one program for any number of tiles.
+    """Trace the networks of a bundle as one program of torch, which both export formats contain.
 
-    The networks themselves are set to float32 and eval mode.
+    The program accepts any number of tiles. The networks of the bundle are set to float32 and eval
+    mode in place.
 
-    Raise `ConfigError` if torch cannot export the network, or if there are several detectors.
+    Raises:
+        ConfigError: If torch cannot export the network, or if the bundle has several detectors.
     """
     if bundle.plan.anchors is not None and len(bundle.networks) > 1:
         raise ConfigError(
@@ -147,7 +156,15 @@ def trace(bundle: Bundle) -> ExportedProgram:
 
 
 def write_program(path: Path, program: ExportedProgram) -> Runner:
-    """Write torch's own format (`.pt2`). Return a function that runs the written file."""
+    """Write a program in torch's format for exported programs (`.pt2`), and read it again.
+
+    Args:
+        path: The file to write.
+        program: The program.
+
+    Returns:
+        A function that runs the written program on tiles, for `largest_difference`.
+    """
     with _hide_warnings():
         torch.export.save(program, path)
         module = torch.export.load(path).module()
@@ -166,10 +183,20 @@ def write_onnx(
     opset: int = OPSET,
     outputs: Sequence[str] = (PROBABILITIES_OUTPUT,),
 ) -> Runner:
-    """Write ONNX. Return a function that runs the written file with onnxruntime.
+    """Write a program as ONNX.
 
-    `outputs` are the names of the outputs. Raise `ConfigError` if the packages of the extra
-    `export` are missing, or if they cannot write the opset.
+    Args:
+        path: The file to write.
+        program: The program.
+        opset: Version of ONNX's operators.
+        outputs: Names of the program's outputs.
+
+    Returns:
+        A function that runs the written file on tiles with onnxruntime, for `largest_difference`.
+
+    Raises:
+        ConfigError: If the packages of the extra `export` are missing, or if they cannot write the
+            opset.
     """
     try:
         import onnx
@@ -205,21 +232,25 @@ def write_onnx(
 
 
 def onnx_note(bundle: Bundle, digest: str, opset: int, difference: float) -> dict[str, Any]:
-    """Return the machine-readable description of an ONNX file, with plan and selection.
+    """Describe an ONNX file for other programs: input, output, and lesionseg's steps around it.
 
-    It states the steps of lesionseg before and after the network, with the default overlap of
-    tiles. A program that shall give the same candidates also needs parts of the source code: the
-    mask of the body (`body`), the search for candidates (`candidates`, with `TOP_VOXELS` and
-    `PROMINENCE`), the lower scores of boxes that an edge of a tile cuts, and the fusion of voxels
-    and boxes (both in `box_candidates`).
+    The result is the content of `model.json`. It contains plan and selection, and the default
+    overlap of tiles. A program that shall give the same candidates also needs parts of the source
+    code: the mask of the body (`body`), the search for candidates (`candidates`, with `TOP_VOXELS`
+    and `PROMINENCE`), the lower scores of boxes that an edge of a tile cuts, and the fusion of
+    voxels and boxes (both in `box_candidates`).
 
     Args:
         bundle: The exported bundle.
         digest: Identifies the bundle.
         opset: The opset of the ONNX file.
         difference: The result of `largest_difference`.
+
+    Returns:
+        A dict that can be written as JSON.
     """
     plan = bundle.plan
+    # entries of all models
     note: dict[str, Any] = {
         "schema_version": 1,
         "lesionseg_version": __version__,
@@ -241,6 +272,7 @@ def onnx_note(bundle: Bundle, digest: str, opset: int, difference: float) -> dic
         "plan": json.loads(plan.to_json()),
         "selection": json.loads(bundle.selection.to_json()),
     }
+    # the output for voxels, and how tiles are averaged
     if plan.nnunet is not None:
         shape = ["batch", n_logits(plan), *plan.nnunet.patch]
         note["output"] = {"name": LOGITS, "shape": shape, "dtype": "float32"}
@@ -280,12 +312,22 @@ def onnx_note(bundle: Bundle, digest: str, opset: int, difference: float) -> dic
 
 
 def largest_difference(bundle: Bundle, run: Runner) -> float:
-    """Return the largest difference between an exported file and the network, on a random tile.
+    """Compare the outputs of an exported file and of the bundle's networks on a random tile.
 
-    Logits are first converted to probabilities. Differences of boxes are divided by the longest
-    side of the tile. Raise `OutputError` if the difference is above 1e-3, or that of log-odds
-    above 1e-2. Without the second limit, an export without any lesion would equal a network that
-    finds none in the random tile.
+    Logits are converted to probabilities before. Differences of boxes are divided by the longest
+    side of the tile. Log-odds are compared, too, because probabilities near 0 always differ little:
+    an export that never finds a lesion would otherwise seem equal on a tile without lesions.
+
+    Args:
+        bundle: The exported bundle.
+        run: Runs the exported file (`write_onnx`, `write_program`).
+
+    Returns:
+        The largest difference of probabilities and boxes.
+
+    Raises:
+        OutputError: If the difference is above 1e-3, or the difference of log-odds above 1e-2, or
+            if an output is NaN.
     """
     plan = bundle.plan
     shape = (1, len(plan.channel_names), *network_tile(plan))
@@ -317,7 +359,10 @@ def largest_difference(bundle: Bundle, run: Runner) -> float:
 
 
 def _log_odds(probabilities: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Return log-odds of probabilities clipped to 1e-4 to 1 − 1e-4, for which float32 suffices."""
+    """Return the log-odds of probabilities, to compare two programs also near 0 and 1.
+
+    Probabilities are clipped to 1e-4 to 1 − 1e-4, because float32 is too inexact beyond.
+    """
     result: NDArray[np.float64] = logit(probabilities.astype(float).clip(1e-4, 1 - 1e-4))
     return result
 
@@ -325,12 +370,12 @@ def _log_odds(probabilities: NDArray[np.float32]) -> NDArray[np.float64]:
 def _convert_to_probabilities(
     logits: Sequence[NDArray[np.float32]], plan: Plan
 ) -> list[NDArray[np.float32]]:
-    """Convert the logits of an nnU-Net model to probabilities."""
+    """Convert the logits of an nnU-Net model to probabilities, array by array."""
     return [label_probabilities(torch.from_numpy(array), plan).numpy() for array in logits]
 
 
 def _arrays(outputs: Tensor | Sequence[Tensor]) -> list[NDArray[np.float32]]:
-    """Convert one tensor, or a sequence of tensors, to a list of arrays."""
+    """Convert the outputs of a network, a tensor or a sequence of tensors, to a list of arrays."""
     if isinstance(outputs, Tensor):
         return [outputs.numpy()]
     return [tensor.numpy() for tensor in outputs]
@@ -338,7 +383,7 @@ def _arrays(outputs: Tensor | Sequence[Tensor]) -> list[NDArray[np.float32]]:
 
 @contextmanager
 def _hide_warnings() -> Iterator[None]:
-    """Hide all warnings during an export, because a user cannot act on them."""
+    """Hide the warnings and the log of torch's exporter, because a user cannot act on them."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -398,15 +443,25 @@ _PIXEL_GRID = (
 
 
 def inference_config(plan: Plan, calibration: Calibration | None = None) -> dict[str, Any]:
-    """Return MONAI's `inference.json`: a probability map and a label map for each image.
+    """Compose MONAI's `inference.json`, with which `monai.bundle` predicts a folder of images.
 
-    `calibration` is that of the voxels (`Selection.voxel_calibration`).
+    For each image, MONAI writes a probability map and a label map. It writes no candidates, because
+    MONAI has no rule for them.
 
-    Images are NIfTI (`.nii`, `.nii.gz`) in 3-D and PNG in 2-D. With several channels, they are
-    called `<case>_0000.<suffix>`, `<case>_0001.<suffix>` and so on, unless the channels are the
-    colours of one picture. The value of a voxel in the label map is the label with the highest
-    probability if that reaches `threshold`, otherwise 0. With regions, it is the value of the last
-    region that reaches `threshold`. Candidates are not written, because MONAI has no rule for them.
+    - Images are NIfTI (`.nii`, `.nii.gz`) in 3-D and PNG in 2-D. If there are several channels,
+      the files are called `<case>_0000.<suffix>`, `<case>_0001.<suffix>` and so on. The three
+      colours of one picture are in one file.
+    - A voxel of the label map has the value of the label with the highest probability if the
+      probability is at least `threshold`, otherwise 0. If the labels are regions, it has the value
+      of the last region whose probability is at least `threshold`.
+
+    Args:
+        plan: Plan of the network.
+        calibration: Calibration of the voxels (`Selection.voxel_calibration`), or None.
+
+    Returns:
+        A dict that can be written as JSON. In MONAI's configurations, a text that begins with "$"
+        is a Python expression, and "@name" refers to another entry.
     """
     n_channels = len(plan.channel_names)
     suffix = ".png" if plan.dims == 2 else ".nii"
@@ -456,7 +511,12 @@ def inference_config(plan: Plan, calibration: Calibration | None = None) -> dict
 
 
 def monai_readme(plan: Plan, card: str) -> str:
-    """Return the text of `docs/README.md`: the model card, and the differences from lesionseg."""
+    """Compose `docs/README.md` of MONAI's layout: the model card, and differences from lesionseg.
+
+    Args:
+        plan: Plan of the network.
+        card: Text of the bundle's model card.
+    """
     lines = [
         "## Differences from lesionseg",
         "",
@@ -480,12 +540,17 @@ def monai_readme(plan: Plan, card: str) -> str:
 
 
 def _is_in_colour(plan: Plan) -> bool:
-    """Return True if the channels are the three colours of one picture."""
+    """Return True if the channels are the three colours of one picture, stored in one file."""
     return plan.modality == "colour" and len(plan.channel_names) == 3
 
 
 def metadata(plan: Plan, digest: str) -> dict[str, Any]:
-    """Return MONAI's `metadata.json`. `digest` identifies the bundle that was exported."""
+    """Compose MONAI's `metadata.json`, whose keys MONAI's schema (`_SCHEMA`) defines.
+
+    Args:
+        plan: Plan of the network.
+        digest: Identifies the bundle that was exported.
+    """
     return {
         "schema": _SCHEMA,
         "version": __version__,
@@ -521,7 +586,12 @@ def metadata(plan: Plan, digest: str) -> dict[str, Any]:
 
 
 def _data_format(plan: Plan, names: Sequence[str]) -> dict[str, Any]:
-    """Return the description of an input or output with these channels."""
+    """Describe an input or output of the network, in the form that MONAI's `metadata.json` needs.
+
+    Args:
+        plan: Plan of the network.
+        names: Names of the channels of the input or output.
+    """
     return {
         "num_channels": len(names),
         "spatial_shape": list(plan.tile_shape),
@@ -532,9 +602,11 @@ def _data_format(plan: Plan, names: Sequence[str]) -> dict[str, Any]:
 
 
 def _value_range(channels: Sequence[Normalisation]) -> list[float]:
-    """Return the lowest and highest normalised value, if fixed limits are clipped to.
+    """Return the lowest and the highest intensity after normalisation, for MONAI's metadata.
 
-    The list is empty if a channel is scaled by its own values.
+    They are known only if each channel is normalised by statistics of the dataset and clipped at
+    both ends. Otherwise, for example if a channel is scaled by the statistics of each scan, the
+    list is empty.
     """
     ends = [
         (limit - channel.mean) / channel.std
@@ -546,16 +618,17 @@ def _value_range(channels: Sequence[Normalisation]) -> list[float]:
 
 
 def _step(target: str, **arguments: Any) -> dict[str, Any]:
-    """Return the entry of an object in MONAI's configuration: its class and arguments."""
+    """Return the entry from which MONAI constructs an object: name of its class, and arguments."""
     return {"_target_": target, **arguments}
 
 
 def _preprocessing(plan: Plan) -> list[dict[str, Any]]:
-    """Return the steps before the network.
+    """Compose the MONAI transforms before the network: read, orient, resample, normalise.
 
-    MONAI reads axes as (x, y, z), lesionseg as (z, y, x). A PNG states no pixel size, so it has the
-    one that the plan assumes.
+    MONAI reads axes in the order (x, y, z), lesionseg in the order (z, y, x). A PNG states no pixel
+    size, so the pixel size that the plan assumes is used.
     """
+    # read the file
     reader: dict[str, Any] = {"reader": "NibabelReader"}
     if plan.dims == 2:
         converter = _COLOURS if _is_in_colour(plan) else _BRIGHTNESS
@@ -568,6 +641,7 @@ def _preprocessing(plan: Plan) -> list[dict[str, Any]]:
     ]
     if plan.nan_background:
         steps.append(_step("Lambdad", keys="image", func=_WITHOUT_NAN))
+    # orient the axes, and resample to the plan's grid
     grid: str | None = _GRID.format(spacing=list(plan.spacing_mm))
     if plan.dims == 2:
         steps.append(_step("Transposed", keys="image", indices=[0, 2, 1]))
@@ -588,6 +662,7 @@ def _preprocessing(plan: Plan) -> list[dict[str, Any]]:
                 dtype=float32,
             ),
         ]
+    # normalise each channel
     channels = ", ".join(f"@normalise_{c}(t[{c}])" for c in range(len(plan.channel_names)))
     normalise = f"(lambda t: torch.stack([{channels}]))(x.as_tensor())"
     function = f"$lambda x: MetaTensor({normalise}).copy_meta_from(x)"
@@ -595,18 +670,21 @@ def _preprocessing(plan: Plan) -> list[dict[str, Any]]:
 
 
 def _spacing_in_pixels(plan: Plan) -> list[float]:
-    """Return the plan's spacing in pixels of a picture, 1 along axes that are not resampled."""
+    """Return the plan's spacing as a multiple of a picture's pixel size, along each axis.
+
+    It is exactly 1 if the spacings are so similar that the axis is not resampled.
+    """
     pixel_mm = plan.assumed_pixel_mm
     return [1.0 if abs(mm - pixel_mm) <= SAME_MM else mm / pixel_mm for mm in plan.spacing_mm]
 
 
 def _postprocessing(plan: Plan, calibration: Calibration | None) -> list[dict[str, Any]]:
-    """Return the steps after the network.
+    """Compose the MONAI transforms after the network.
 
-    They restore the file's grid, calibrate, and save probabilities and labels.
-
-    MONAI evaluates the texts that begin with "$" as Python expressions. Probabilities are NIfTI
-    even in 2-D, because PNG has no floats.
+    They resample the probabilities to the file's grid (`Invertd` undoes the preprocessing),
+    calibrate, and save probabilities and label map. MONAI evaluates a text that begins with "$" as
+    a Python expression. Probabilities are saved as NIfTI even in 2-D, because PNG cannot store
+    floats.
     """
     values = list(plan.labels.values)
     label_map = (  # the label of the highest probability, if that reaches the threshold
@@ -643,7 +721,14 @@ def _postprocessing(plan: Plan, calibration: Calibration | None) -> list[dict[st
 
 
 def _save_step(key: str, postfix: str, suffix: str, dtype: str) -> dict[str, Any]:
-    """Return the step that saves the image `key` as `<case>_<postfix><suffix>`."""
+    """Return the MONAI transform that saves an image as `<case>_<postfix><suffix>`.
+
+    Args:
+        key: Key of the image in MONAI's dict of a case.
+        postfix: End of the file's name.
+        suffix: Suffix of the file, which decides its format.
+        dtype: Number type of the file, as an expression.
+    """
     return _step(
         "SaveImaged",
         keys=key,
@@ -658,9 +743,11 @@ def _save_step(key: str, postfix: str, suffix: str, dtype: str) -> dict[str, Any
 
 
 def _normalisation_text(scheme: Normalisation) -> str:
-    """Return a normalisation as an expression on a tensor `[*spatial]` (`data.preprocess_image`).
+    """Write the normalisation of a channel as a Python expression that MONAI evaluates.
 
-    For example, the scheme "dataset" gives `$lambda v: (v.clamp(-1000.0, 1000.0) - 40.5) / 210.0`.
+    The expression is a function of a tensor `[*spatial]`. It computes the same as
+    `data.preprocess_image`. For example, the scheme "dataset" gives
+    `$lambda v: (v.clamp(-1000.0, 1000.0) - 40.5) / 210.0`.
     """
     if scheme.scheme == "dataset":
         return f"$lambda v: ({_clip_text(scheme)} - {scheme.mean!r}) / {scheme.std!r}"
@@ -692,7 +779,7 @@ def _normalisation_text(scheme: Normalisation) -> str:
 
 
 def _clip_text(scheme: Normalisation) -> str:
-    """Return the clipping of a tensor `v` as an expression; `v` itself if it is not clipped."""
+    """Write the clipping of a tensor `v` as a Python expression; "v" if there are no limits."""
     if scheme.lower is None and scheme.upper is None:
         return "v"
     return f"v.clamp({scheme.lower!r}, {scheme.upper!r})"

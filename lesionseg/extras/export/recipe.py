@@ -60,11 +60,11 @@ class ExportOutcome(Outcome):
     command: str | None
 
     def record(self) -> dict[str, Any]:
-        """Return the file or folder, and the largest difference of its probabilities."""
+        """Return `output` and `difference` by name, for output as JSON."""
         return {"output": self.output, "difference": self.difference}
 
     def summary(self) -> list[str]:
-        """Return the file or folder that was written, and the further details in `lines`."""
+        """Return the lines that the command prints: what was written, and further details."""
         return [f"Wrote:   {self.output}", *self.lines]
 
     @property
@@ -77,12 +77,20 @@ class ExportOutcome(Outcome):
 def export(
     cfg: ExportConfig, *, architectures: Mapping[str, NetworkFactory] | None = None
 ) -> ExportOutcome:
-    """Write a bundle's network, or the mean of several, so that other programs can run it.
+    """Write a bundle's network, or the mean of several networks, so that other programs can run it.
 
-    `onnx`: `model.onnx`, and `model.json` with the steps before and after the network. `monai`: a
-    folder that `monai.bundle` runs. Both are run on a random tile and compared with the
-    bundle. `bundle`: the weights of an nnU-Net model as safetensors next to a plan, with operating
-    points of its own validation predictions if `cfg.reference` is given.
+    The setting `format` chooses the output:
+
+    - `onnx`: `model.onnx`, and `model.json` with the steps before and after the network.
+    - `monai`: a folder that `monai.bundle` runs.
+    - `bundle`: a bundle of lesionseg made from an nnU-Net model. If `cfg.reference` is given,
+      operating points are chosen on the model's own predictions of its validation cases.
+
+    The written network of `onnx` and `monai` is run on a random tile and compared with the bundle.
+
+    Args:
+        cfg: The settings.
+        architectures: The caller's factories for networks, by their names in the plan.
 
     Raises:
         BundleError: If the bundle cannot be used.
@@ -117,6 +125,11 @@ def export(
 def _export_onnx(cfg: ExportConfig, bundle: Bundle, digest: str) -> ExportOutcome:
     """Write `model.onnx`, and `model.json` with the steps before and after the network.
 
+    Args:
+        cfg: The settings.
+        bundle: The bundle to export.
+        digest: Identifies the bundle in `model.json`.
+
     Raises:
         ConfigError: If the extra `export` is missing, or the network cannot be exported.
         OutputError: If the result differs from the bundle's. An earlier export stays.
@@ -135,7 +148,12 @@ def _export_onnx(cfg: ExportConfig, bundle: Bundle, digest: str) -> ExportOutcom
 
 
 def _export_monai(cfg: ExportConfig, bundle: Bundle, digest: str) -> ExportOutcome:
-    """Write a folder that `monai.bundle` runs.
+    """Write a folder in MONAI's bundle layout, which `monai.bundle` runs without lesionseg.
+
+    Args:
+        cfg: The settings.
+        bundle: The bundle to export.
+        digest: Identifies the bundle in the metadata.
 
     Raises:
         ConfigError: If MONAI has no classes for the model, or would run classes that the settings
@@ -170,7 +188,7 @@ def _export_monai(cfg: ExportConfig, bundle: Bundle, digest: str) -> ExportOutco
 
 
 def _describe_difference(difference: float, bundle: Bundle) -> str:
-    """Return the line on how close the exported network is to the bundle."""
+    """Return the printed line that states the largest difference of probabilities to the bundle."""
     near = f"within {difference:.2g} of" if difference else "equal to"
     # the calibration follows the network, behind the average over tiles
     when = " before calibration" if bundle.selection.voxel_calibration is not None else ""

@@ -23,9 +23,10 @@ class ExportConfig(Settings):
 
     @model_validator(mode="after")
     def _validate_reference(self) -> Self:
-        """Return self. Raise `ValueError` if a setting needs a reference or format that is absent.
+        """Check that the settings which choose an operating point are used together.
 
-        A threshold is chosen only for a bundle, and only on the given reference.
+        `reference` needs `format=bundle`. `operating_point`, `rate_confidence` and `group` need
+        `reference`. Raise `ValueError` otherwise, which pydantic reports.
         """
         if self.reference is not None and self.format != "bundle":
             raise ValueError("reference= needs format=bundle")
