@@ -128,7 +128,7 @@ def find_body(image: Volume, modality: Modality) -> Body | None:
     # steps 4 and 5: the margin, and the ends of the volume that contain only its lowest value
     cube = np.ones((3,) * inside.ndim, bool)
     blocks = np.asarray(ndimage.binary_dilation(between, cube, iterations=_MARGIN_BLOCKS))
-    body = Body(blocks, block, _bounds(image.array))
+    body = Body(blocks, block, _find_bounds(image.array))
     # A cautious, low estimate of the share of the image: the share of blocks, multiplied by that of
     # the bounding box, because padding outside `bounds` is not body.
     n_in_box = prod(s.stop - s.start for s in body.box)
@@ -183,7 +183,7 @@ def _tissue_limits(channel: NDArray[np.float32], modality: Modality) -> tuple[fl
     return air + _MRI_TISSUE * width, air + _MRI_NO_NOISE * width
 
 
-def _bounds(array: NDArray[np.float32]) -> tuple[slice, ...]:
+def _find_bounds(array: NDArray[np.float32]) -> tuple[slice, ...]:
     """Return the smallest box that contains every voxel above the minimum of its channel.
 
     The box excludes the padding around a stripped skull or a resampled image. If a channel is

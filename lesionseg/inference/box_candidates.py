@@ -152,7 +152,7 @@ class BoxCollector:
         )
         # columns of `table`: box, score, flat index of anchor and label, n_above, is_nan
         columns = torch.cat([scores.double()[..., None], index[..., None], of_tile], dim=-1)
-        table = torch.cat([boxes.double(), columns], dim=-1)  # `_view` describes the columns
+        table = torch.cat([boxes.double(), columns], dim=-1)  # `_to_view` describes the columns
         for tile, rows in zip(tiles, table, strict=True):
             self._waiting.append((tile, flipped, reading, rows))
 
@@ -175,10 +175,10 @@ class BoxCollector:
             return
         tables = torch.stack([rows for *_, rows in self._waiting]).cpu()
         for (tile, flipped, reading, _), rows in zip(self._waiting, tables, strict=True):
-            self._views.append(self._view(rows, tile, flipped, reading))
+            self._views.append(self._to_view(rows, tile, flipped, reading))
         self._waiting = []
 
-    def _view(self, rows: Tensor, tile: int, flipped: Sequence[int], reading: int) -> _View:
+    def _to_view(self, rows: Tensor, tile: int, flipped: Sequence[int], reading: int) -> _View:
         """Convert the table of one tile's boxes to a `_View` in voxels of the padded volume.
 
         Boxes with a score below the plan's `box_floor`, degenerate boxes and boxes that NMS

@@ -84,8 +84,8 @@ def write_bundle(
     The bundle is written to a temporary folder that is then renamed, so an interrupted call leaves
     no incomplete bundle. An old bundle in `folder` is replaced. Tensors keep their dtype.
 
-    A file whose content agrees with the same file of the old bundle (`_agree`) is replaced by the
-    old file. Otherwise a processor that computes other last digits would change the digest of the
+    A file with the same content as in the old bundle (`_have_equal_content`) is replaced by the old
+    file. Otherwise a processor that computes other last digits would change the digest of the
     bundle, and all scans would be predicted again.
 
     Args:
@@ -121,7 +121,7 @@ def write_bundle(
             path.chmod(files.plan.stat().st_mode & 0o777)
         # use the old file, with its date, if its content agrees
         for file in new.iterdir():
-            if _agree(folder / file.name, file):
+            if _have_equal_content(folder / file.name, file):
                 shutil.copy2(folder / file.name, file)
         # an old bundle is moved away, and moved back if the new one cannot take its place
         old = folder.rename(_temporary_path(folder)) if folder.exists() else None
@@ -298,7 +298,7 @@ def bundle_digest(bundle: str | PathLike[str]) -> str:
     return digest_of(*paths)[:16]
 
 
-def _agree(old: Path, new: Path) -> bool:
+def _have_equal_content(old: Path, new: Path) -> bool:
     """Return True if a file of the old bundle can be used instead of the new file.
 
     The weights and the text between numbers must be equal, and decimal numbers in the text nearly
@@ -313,7 +313,9 @@ def _agree(old: Path, new: Path) -> bool:
 
 
 def _split_bundle_file(path: Path) -> tuple[list[bytes], list[float]]:
-    """Split a file of a bundle into its exact content and its decimal numbers, for `_agree`.
+    """Split a file of a bundle into its exact content and its decimal numbers.
+
+    `_have_equal_content` compares the two with different tolerances.
 
     A safetensors file begins with the length of its header in 8 bytes. Its header is the text, and
     the bytes after the header are the weights. Other files are text without weights.

@@ -146,7 +146,7 @@ def grow_regions(sparse: SparseProbabilities, rule: CandidateRule) -> list[PeakR
     shape = (1, *sparse.shape)[-3:]  # 2-D is 3-D with one slice
     starts = row_starts(sparse.index, shape)
     state = np.zeros(len(p), np.int32)
-    peaks = _peaks(p, sparse.index, starts, shape, np.float32(rule.floor), state)
+    peaks = _find_peaks(p, sparse.index, starts, shape, np.float32(rule.floor), state)
     peaks = peaks[np.argsort(-p[peaks], kind="stable")]
     thresholds = (rule.ratio, np.float32(rule.extent), PROMINENCE)
     grown, ends = _grow_regions(p, sparse.index, starts, shape, peaks, state, thresholds)
@@ -218,7 +218,7 @@ def find_neighbours(index: Any, starts: Any, shape: Any, v: Any, places: Any) ->
 
 
 @compile_loops
-def _peaks(p: Any, index: Any, starts: Any, shape: Any, floor: Any, state: Any) -> Any:
+def _find_peaks(p: Any, index: Any, starts: Any, shape: Any, floor: Any, state: Any) -> Any:
     """Find the voxels that are local maxima of the probability, at or above a floor.
 
     A plateau is a connected set of voxels of equal probability. All its voxels are local maxima if

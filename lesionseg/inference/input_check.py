@@ -333,7 +333,7 @@ def grid_statistics(shape: Sequence[int], spacing_mm: Sequence[float]) -> dict[s
         The logarithms by names that a warning can show.
     """
     numbers = {}
-    for axis, n, mm in zip(_axes(len(shape)), shape, spacing_mm, strict=True):
+    for axis, n, mm in zip(_axis_names(len(shape)), shape, spacing_mm, strict=True):
         numbers[f"log spacing along {axis} in mm"] = float(np.log(mm))
         numbers[f"log extent along {axis} in mm"] = float(np.log(n * mm))
     return numbers
@@ -359,7 +359,7 @@ def image_statistics(
         sample = _sample_channel(channel)
         for q, value in zip(PERCENTILES, np.percentile(sample, PERCENTILES), strict=True):
             numbers[f"the {q} % percentile of {name}"] = float(value)
-        for axis, axis_name in enumerate(_axes(channel.ndim)):
+        for axis, axis_name in enumerate(_axis_names(channel.ndim)):
             log_difference = np.log(_difference_of_neighbours(channel, axis) + _MIN_DIFFERENCE)
             key = f"log difference of neighbours along {axis_name} in {name}"
             numbers[key] = float(log_difference)
@@ -401,13 +401,13 @@ def polarity_features(
         width = max(high - low, _MIN_SCALE)
         features[name] = PolarityFeatures(
             skew=float((high + low - 2 * middle) / width),
-            border=float(np.tanh(_border(sample))),
+            border=float(np.tanh(_border_brightness(sample))),
             picture=coarse_picture(sample),
         )
     return features
 
 
-def _border(sample: Numbers) -> float:
+def _border_brightness(sample: Numbers) -> float:
     """Compute how much brighter the image border is than the image, in standard deviations.
 
     The border is the outer 1/12 at both ends of each axis. The result is (mean of the border − mean
@@ -457,7 +457,7 @@ def _sample_channel(channel: NDArray[Any]) -> NDArray[np.float32]:
     return np.asarray(channel[subsample], np.float32)
 
 
-def _axes(dims: int) -> tuple[str, ...]:
+def _axis_names(dims: int) -> tuple[str, ...]:
     """Return the names of the axes in messages.
 
     In 3-D, they are the anatomical directions of the canonical order: S(uperior), A(nterior),

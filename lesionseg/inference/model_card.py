@@ -157,7 +157,7 @@ def model_card(
             (
                 of_role.evaluated_on,
                 _CAUTIONS.get(of_role.evaluated_on, "development data: optimistic"),
-                _numbers(of_role),
+                _performance_rows(of_role),
             )
             for of_role in scores
         ],
@@ -186,7 +186,7 @@ def _metadata(plan: Plan, scores: Sequence[Scores], dataset: str) -> str:
             "metrics": metrics,
         }
         for of_role in scores
-        if (metrics := _metrics(of_role))
+        if (metrics := _hub_metrics(of_role))
     ]
     found: dict[str, Any] = {
         "license": "unknown",
@@ -202,7 +202,7 @@ def _metadata(plan: Plan, scores: Sequence[Scores], dataset: str) -> str:
     return "\n".join(["---", *[f"{key}: {text}" for key, text in texts.items()], "---", "", ""])
 
 
-def _metrics(scores: Scores) -> list[dict[str, Any]]:
+def _hub_metrics(scores: Scores) -> list[dict[str, Any]]:
     """Return the main scores as dicts with the keys that the Hugging Face Hub expects of a metric.
 
     Undefined scores are left out. The keys are "type", "name" and "value" (four decimals).
@@ -230,12 +230,12 @@ def fill(template: str, *, plan: Plan, **values: object) -> str:
     page.filters["number"] = _format_number
     page.tests["beyond_aim"] = exceeds_aim
     page.filters["expected_recall"] = describe_expected_recall
-    page.filters["interval"] = _interval
+    page.filters["interval"] = _format_with_interval
     modality = _MODALITIES[plan.modality]
     return page.from_string(template).render(plan=plan, modality=modality, **values)
 
 
-def _numbers(scores: Scores) -> list[tuple[str, float | Sequence[float] | None]]:
+def _performance_rows(scores: Scores) -> list[tuple[str, float | Sequence[float] | None]]:
     """Return the rows (name, value) of the card's table of performance for one role of cases.
 
     An undefined score is None. A confidence interval is a pair of its limits.
@@ -248,7 +248,7 @@ def _numbers(scores: Scores) -> list[tuple[str, float | Sequence[float] | None]]
     ]
 
 
-def _interval(value: float, ci95: Sequence[float] | None) -> str:
+def _format_with_interval(value: float, ci95: Sequence[float] | None) -> str:
     """Format a score and its 95 % confidence interval, such as "0.8 (0.7 to 0.9)".
 
     If `ci95` is None or empty, only the score is returned.

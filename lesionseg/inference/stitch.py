@@ -86,7 +86,7 @@ class Stitcher:
             slices: Position of the tile in the grid.
         """
         rows, *rest = slices
-        self._hand_over(rows.start)
+        self._finish_rows_before(rows.start)
         self._sum[(slice(None), slice(None), *rest)].addcmul_(
             tile_output.to(self._sum), self._weight
         )
@@ -94,9 +94,9 @@ class Stitcher:
 
     def finish(self) -> None:
         """Give all remaining rows to `finish_rows`. Called once, after the last tile."""
-        self._hand_over(self._n_rows)
+        self._finish_rows_before(self._n_rows)
 
-    def _hand_over(self, end: int) -> None:
+    def _finish_rows_before(self, end: int) -> None:
         """Give the averages of the rows before `end` to `finish_rows`, and free their sums."""
         while self._first_row < end:
             n_finished = min(end - self._first_row, len(self._total_weight))
@@ -105,12 +105,12 @@ class Stitcher:
                 # if no tile covers a voxel, its weight and sum are 0, and the average must be 0
                 weight = self._total_weight[rows].clamp_min(torch.finfo(torch.float32).tiny)
                 self._finish_rows(self._first_row + first, self._sum[:, rows] / weight)
-            _move_up(self._sum, n_finished)
-            _move_up(self._total_weight[None], n_finished)
+            _shift_rows(self._sum, n_finished)
+            _shift_rows(self._total_weight[None], n_finished)
             self._first_row += n_finished
 
 
-def _move_up(sums: Tensor, n: int) -> None:
+def _shift_rows(sums: Tensor, n: int) -> None:
     """Shift the rows of `sums` `[K, rows, …]` by `n` towards the first row, in place.
 
     This drops the first `n` rows, which are finished. The last `n` rows become 0. `n` is from 1 to

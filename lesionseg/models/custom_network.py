@@ -314,7 +314,7 @@ def _output_strides(plan: Plan) -> tuple[tuple[int, ...], ...]:
     tile = plan.tile_shape
     outputs = _run_network(partial(custom_network, plan), len(plan.channel_names), tile)
     remedy = "Choose a network that pads its convolutions, or another model.tile_shape."
-    strides = _strides(outputs, tile, remedy)
+    strides = _strides_of(outputs, tile, remedy)
     has_all_logits = all(x.shape[1] == n_logits(plan) for x in outputs)
     is_full_resolution = max(strides[0]) == 1  # the finest output is the first one
     if not (has_all_logits and is_full_resolution):
@@ -355,7 +355,7 @@ def backbone_pyramid(name: str, spec: dict[str, Any], dims: int, n_channels: int
             "names."
         ) from error
     # strides from the tile to the tile itself and to each map
-    totals = (ones, *_strides(maps, tile, "Choose a backbone that pads its convolutions."))
+    totals = (ones, *_strides_of(maps, tile, "Choose a backbone that pads its convolutions."))
     strides = tuple(map(tuple, np.floor_divide(totals[1:], totals[:-1]).tolist()))
     # the products differ from the totals if a division above had a remainder
     if total_strides(strides) != totals[1:]:
@@ -396,7 +396,7 @@ def _run_network(
     return outputs
 
 
-def _strides(
+def _strides_of(
     outputs: Sequence[Tensor], tile: tuple[int, ...], remedy: str
 ) -> tuple[tuple[int, ...], ...]:
     """Return how many voxels of the tile one voxel of each output spans along each axis.

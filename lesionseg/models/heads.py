@@ -133,8 +133,8 @@ class DetectionHead(nn.Module):
         self.n_labels = n_labels
         self.n_coordinates = 2 * dims
         self.laterals = nn.ModuleList(convolution(dims, c, width, (1,) * dims) for c in channels)
-        self.class_tower = _tower(dims, width, anchors.depth)
-        self.box_tower = _tower(dims, width, anchors.depth)
+        self.class_tower = _build_tower(dims, width, anchors.depth)
+        self.box_tower = _build_tower(dims, width, anchors.depth)
         (bias,) = prior_bias(anchors.prior, 1, "sigmoid")  # the same for each label
         self.classes = SegmentationHead(dims, width, [bias] * (n * n_labels))
         self.boxes = SegmentationHead(dims, width, [0.0] * (n * self.n_coordinates))
@@ -169,7 +169,7 @@ def _apply_by_anchor(last: nn.Module, x: Tensor, n_values: int) -> Tensor:
     return result
 
 
-def _tower(dims: int, width: int, depth: int) -> nn.Sequential:
+def _build_tower(dims: int, width: int, depth: int) -> nn.Sequential:
     """Build a tower of a detection head: `depth` convolutions, each with group norm and ReLU.
 
     Input and output have `width` channels.

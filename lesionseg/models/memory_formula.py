@@ -65,7 +65,7 @@ def tensors_gb(plan: Plan) -> float:
     return (WEIGHT_BYTES * n_weights + bytes_per_voxel * n_voxels) / 1e9
 
 
-def _shares(architecture: Architecture) -> list[float]:
+def _voxel_fractions(architecture: Architecture) -> list[float]:
     """Return, for each stage, the number of voxels of its map divided by that of the image."""
     shares = []
     share = 1.0
@@ -93,7 +93,7 @@ def _encoder_bytes(architecture: Architecture) -> list[float]:
     found = []
     before = architecture.features[0]
     for stage, (features, share) in enumerate(
-        zip(architecture.features, _shares(architecture), strict=True)
+        zip(architecture.features, _voxel_fractions(architecture), strict=True)
     ):
         n_bytes = architecture.blocks * _block_bytes(features)
         if architecture.encoder_blocks:
@@ -115,7 +115,7 @@ def _decoder_bytes(plan: Plan) -> list[float]:
     architecture = plan.architecture
     # the decoder of a RetinaNet ends at the finest stage with anchors
     first = plan.anchors.stages[0] if plan.anchors is not None and not plan.has_voxels else 0
-    stages = list(zip(architecture.features, _shares(architecture), strict=True))[first:-1]
+    stages = list(zip(architecture.features, _voxel_fractions(architecture), strict=True))[first:-1]
     found = []
     for features, share in stages:
         concatenated = 2 * HALF * features  # the upsampled map and that of the encoder
@@ -134,7 +134,8 @@ def _heads_bytes(plan: Plan) -> float:
     """
     architecture = plan.architecture
     widths = [
-        f * share for f, share in zip(architecture.features, _shares(architecture), strict=True)
+        f * share
+        for f, share in zip(architecture.features, _voxel_fractions(architecture), strict=True)
     ]
     finest = widths[0]
     coarser = widths[1 : architecture.n_supervised]
@@ -151,7 +152,7 @@ def _detector_bytes(plan: Plan) -> list[float]:
     anchors = plan.anchors
     if anchors is None:
         return []
-    shares: Sequence[float] = _shares(plan.architecture)
+    shares: Sequence[float] = _voxel_fractions(plan.architecture)
     outputs = anchors.n_shapes * (len(plan.labels.lesion_names) + 2 * plan.dims)
     # the last layer of a tower has its input in fp32
     tower = anchors.depth * _block_bytes(anchors.width) + FULL * anchors.width

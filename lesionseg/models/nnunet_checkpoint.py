@@ -113,26 +113,26 @@ def read_nnunet_checkpoint(source: Path | BinaryIO, where: str | None = None) ->
             "or one of nnssl whose network is a ResEnc (not a Primus). To score another network, "
             "predict with nnU-Net and give its probabilities to evaluate."
         )
-    options = _section(content, "init_args")
+    options = _dict_within(content, "init_args")
     axes = content.get("inference_allowed_mirroring_axes") or ()
     if not isinstance(axes, tuple | list) or not all(isinstance(axis, int) for axis in axes):
         raise BundleError(
             f"{where}: inference_allowed_mirroring_axes is {axes!r}, not a list of axes. Export "
             "the model from nnU-Net again."
         )
-    pretraining = _section(_section(content, "nnssl_adaptation_plan"), "architecture_plans")
+    pretraining = _dict_within(_dict_within(content, "nnssl_adaptation_plan"), "architecture_plans")
     return NnunetCheckpoint(
         weights=weights,
         unknown=tuple(unknown),
         trainer=str(content.get("trainer_name") or ""),
         configuration=str(options.get("configuration") or ""),
         mirror_axes=tuple(axes),
-        channel_names=_find_channel_names(_section(options, "dataset_json")),
+        channel_names=_find_channel_names(_dict_within(options, "dataset_json")),
         is_resenc_l=pretraining.get("arch_class_name") == "ResEncL",
     )
 
 
-def _section(content: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+def _dict_within(content: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     """Return the dictionary with this key in a checkpoint.
 
     Return an empty dictionary if the key is missing or its value is not a dictionary.
@@ -148,7 +148,7 @@ def _find_channel_names(dataset: Mapping[str, Any]) -> tuple[str, ...]:
     "modality". Return an empty tuple if there are no names, or if the numbers do not begin at 0 or
     are not consecutive.
     """
-    given = _section(dataset, "channel_names") or _section(dataset, "modality")
+    given = _dict_within(dataset, "channel_names") or _dict_within(dataset, "modality")
     name_of_number = {str(number): str(name) for number, name in given.items()}
     numbers = [str(number) for number in range(len(name_of_number))]
     if set(numbers) != set(name_of_number):
@@ -224,7 +224,7 @@ def rename_weights(theirs: Weights) -> tuple[dict[str, Tensor], list[str]]:
     Returns:
         The tensors by our names, and the names of the tensors that our U-Net does not have.
     """
-    last = _last_stage(theirs)
+    last = _finest_decoder_stage(theirs)
     weights: dict[str, Tensor] = {}
     unknown = []
     for name, tensor in theirs.items():
@@ -250,7 +250,7 @@ def _layer_name(match: re.Match[str]) -> str:
     return f".{_LAYERS.get(int(match[1]), 'unknown')}."
 
 
-def _last_stage(theirs: Weights) -> int:
+def _finest_decoder_stage(theirs: Weights) -> int:
     """Return nnU-Net's number of the finest stage of the decoder, to convert the stage numbers.
 
     nnU-Net counts the decoder's stages from the coarsest stage. Return 0 if there is no decoder.
@@ -264,7 +264,7 @@ def _our_name(part: str, last: int) -> str:
 
     Args:
         part: nnU-Net's name of the layer, such as "decoder.stages.0.convs.0.conv".
-        last: The result of `_last_stage`.
+        last: The result of `_finest_decoder_stage`.
     """
     for pattern, ours in _NAMES:
         match = re.fullmatch(pattern, part)

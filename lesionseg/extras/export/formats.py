@@ -172,7 +172,7 @@ def write_program(path: Path, program: ExportedProgram) -> Runner:
     def run(tiles: NDArray[np.float32]) -> Sequence[NDArray[np.float32]]:
         """Run the written program on tiles."""
         with torch.inference_mode():
-            return _arrays(module(torch.from_numpy(tiles)))
+            return _to_arrays(module(torch.from_numpy(tiles)))
 
     return run
 
@@ -333,7 +333,7 @@ def largest_difference(bundle: Bundle, run: Runner) -> float:
     shape = (1, len(plan.channel_names), *network_tile(plan))
     tiles = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
     with torch.inference_mode():
-        own = _arrays(ExportedNetwork(bundle)(torch.from_numpy(tiles)))
+        own = _to_arrays(ExportedNetwork(bundle)(torch.from_numpy(tiles)))
     theirs = run(tiles)
     if plan.nnunet is not None:
         own = _convert_to_probabilities(own, plan)
@@ -374,7 +374,7 @@ def _convert_to_probabilities(
     return [label_probabilities(torch.from_numpy(array), plan).numpy() for array in logits]
 
 
-def _arrays(outputs: Tensor | Sequence[Tensor]) -> list[NDArray[np.float32]]:
+def _to_arrays(outputs: Tensor | Sequence[Tensor]) -> list[NDArray[np.float32]]:
     """Convert the outputs of a network, a tensor or a sequence of tensors, to a list of arrays."""
     if isinstance(outputs, Tensor):
         return [outputs.numpy()]
@@ -493,16 +493,16 @@ def inference_config(plan: Plan, calibration: Calibration | None = None) -> dict
         "network_def": "$move_to_device_pass("
         f"torch.export.load(@bundle_root + '/{PROGRAM}'), str(@device)).module()",
         **{f"normalise_{c}": _normalisation_text(one) for c, one in enumerate(plan.normalisation)},
-        "preprocessing": _step("Compose", transforms=_preprocessing(plan)),
-        "dataset": _step("Dataset", data="@data", transform="@preprocessing"),
-        "inferer": _step(
+        "preprocessing": _config_entry("Compose", transforms=_preprocessing(plan)),
+        "dataset": _config_entry("Dataset", data="@data", transform="@preprocessing"),
+        "inferer": _config_entry(
             "SlidingWindowInferer",
             roi_size=list(plan.tile_shape),
             sw_batch_size=1,
             overlap=0.5,
             mode="gaussian",
         ),
-        "postprocessing": _step("Compose", transforms=_postprocessing(plan, calibration)),
+        "postprocessing": _config_entry("Compose", transforms=_postprocessing(plan, calibration)),
         "slide": "$lambda tensor: @inferer(tensor[None].to(@device), @network_def)[0].cpu()",
         "predict": "$torch.inference_mode()(lambda item: @postprocessing({**item, 'pred': "
         "MetaTensor(@slide(item['image'].as_tensor()))}))",
@@ -617,7 +617,7 @@ def _value_range(channels: Sequence[Normalisation]) -> list[float]:
     return [min(ends), max(ends)] if len(ends) == 2 * len(channels) else []
 
 
-def _step(target: str, **arguments: Any) -> dict[str, Any]:
+def _config_entry(target: str, **arguments: Any) -> dict[str, Any]:
     """Return the entry from which MONAI constructs an object: name of its class, and arguments."""
     return {"_target_": target, **arguments}
 
@@ -635,25 +635,25 @@ def _preprocessing(plan: Plan) -> list[dict[str, Any]]:
         reader = {"reader": "PILReader", "converter": converter}
     float32 = "$torch.float32"
     steps = [
-        _step("LoadImaged", keys="image", image_only=True, **reader),
-        _step("EnsureChannelFirstd", keys="image"),
-        _step("EnsureTyped", keys="image", dtype=float32),
+        _config_entry("LoadImaged", keys="image", image_only=True, **reader),
+        _config_entry("EnsureChannelFirstd", keys="image"),
+        _config_entry("EnsureTyped", keys="image", dtype=float32),
     ]
     if plan.nan_background:
-        steps.append(_step("Lambdad", keys="image", func=_WITHOUT_NAN))
+        steps.append(_config_entry("Lambdad", keys="image", func=_WITHOUT_NAN))
     # orient the axes, and resample to the plan's grid
     grid: str | None = _GRID.format(spacing=list(plan.spacing_mm))
     if plan.dims == 2:
-        steps.append(_step("Transposed", keys="image", indices=[0, 2, 1]))
+        steps.append(_config_entry("Transposed", keys="image", indices=[0, 2, 1]))
         pixels = _spacing_in_pixels(plan)
         grid = None if set(pixels) == {1.0} else _PIXEL_GRID.format(pixels=pixels)
     else:
-        steps.append(_step("Orientationd", keys="image", axcodes="SAR", labels=_RAS))
+        steps.append(_config_entry("Orientationd", keys="image", axcodes="SAR", labels=_RAS))
     if grid is not None:
         steps += [
-            _step("CopyItemsd", keys="image", names="grid"),
-            _step("Lambdad", keys="grid", func=grid),
-            _step(
+            _config_entry("CopyItemsd", keys="image", names="grid"),
+            _config_entry("Lambdad", keys="grid", func=grid),
+            _config_entry(
                 "ResampleToMatchd",
                 keys="image",
                 key_dst="grid",
@@ -666,7 +666,11 @@ def _preprocessing(plan: Plan) -> list[dict[str, Any]]:
     channels = ", ".join(f"@normalise_{c}(t[{c}])" for c in range(len(plan.channel_names)))
     normalise = f"(lambda t: torch.stack([{channels}]))(x.as_tensor())"
     function = f"$lambda x: MetaTensor({normalise}).copy_meta_from(x)"
-    return [*steps, _step("Lambdad", keys="image", func=function), *map(dict, plan.prepare_extra)]
+    return [
+        *steps,
+        _config_entry("Lambdad", keys="image", func=function),
+        *map(dict, plan.prepare_extra),
+    ]
 
 
 def _spacing_in_pixels(plan: Plan) -> list[float]:
@@ -704,9 +708,9 @@ def _postprocessing(plan: Plan, calibration: Calibration | None) -> list[dict[st
             f"$lambda p: torch.where(p > 0, ({calibration.intercept!r} + {calibration.slope!r} * "
             "p.logit(1e-6)).sigmoid(), p)"
         )
-        calibrate = [_step("Lambdad", keys="pred", func=function)]
+        calibrate = [_config_entry("Lambdad", keys="pred", func=function)]
     return [
-        _step(
+        _config_entry(
             "Invertd",
             keys="pred",
             transform="@preprocessing",
@@ -715,7 +719,7 @@ def _postprocessing(plan: Plan, calibration: Calibration | None) -> list[dict[st
         ),
         *calibrate,
         _save_step("pred", "prob", ".nii.gz", "$np.float32"),
-        _step("Lambdad", keys="pred", func=label_map, overwrite="mask"),
+        _config_entry("Lambdad", keys="pred", func=label_map, overwrite="mask"),
         _save_step("mask", "mask", ".png" if plan.dims == 2 else ".nii.gz", "$np.uint8"),
     ]
 
@@ -729,7 +733,7 @@ def _save_step(key: str, postfix: str, suffix: str, dtype: str) -> dict[str, Any
         suffix: Suffix of the file, which decides its format.
         dtype: Number type of the file, as an expression.
     """
-    return _step(
+    return _config_entry(
         "SaveImaged",
         keys=key,
         output_postfix=postfix,

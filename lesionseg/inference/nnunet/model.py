@@ -133,9 +133,9 @@ def read_nnunet_model(files: NnunetModelFiles) -> tuple[tuple[nn.Module, ...], P
             weights do not fit the plans.
     """
     checkpoints = [_read_fold(files, fold) for fold in files.folds]
-    plan = _plan_of(files, checkpoints[0])
+    plan = _make_plan(files, checkpoints[0])
     networks = [
-        _network(plan, checkpoint, files.where(files.checkpoint(fold)))
+        _build_network_of(plan, checkpoint, files.where(files.checkpoint(fold)))
         for fold, checkpoint in zip(files.folds, checkpoints, strict=True)
     ]
     return tuple(networks), plan
@@ -147,7 +147,7 @@ def nnunet_plan(files: NnunetModelFiles) -> Plan:
     The checkpoint of the first fold is read, because its weights show the sizes of the network.
     Raise `BundleError` if the model is not supported.
     """
-    return _plan_of(files, _read_fold(files, files.folds[0]))
+    return _make_plan(files, _read_fold(files, files.folds[0]))
 
 
 def _read_fold(files: NnunetModelFiles, fold: str) -> NnunetCheckpoint:
@@ -156,7 +156,7 @@ def _read_fold(files: NnunetModelFiles, fold: str) -> NnunetCheckpoint:
     return read_nnunet_checkpoint(BytesIO(files.read_bytes(name)), files.where(name))
 
 
-def _plan_of(files: NnunetModelFiles, checkpoint: NnunetCheckpoint) -> Plan:
+def _make_plan(files: NnunetModelFiles, checkpoint: NnunetCheckpoint) -> Plan:
     """Convert the plans of an nnU-Net model and the shapes of its weights to our `Plan`.
 
     - `lesion_fraction` and `normalisation` are placeholders that prediction does not use: nnU-Net
@@ -175,8 +175,8 @@ def _plan_of(files: NnunetModelFiles, checkpoint: NnunetCheckpoint) -> Plan:
     where = f"{path}: configurations.{name}"
     config = parse_as(_Configuration, _inherit(plans, name, path), where, BundleError)
     _require_known("label_manager", plans.label_manager, [_LABEL_MANAGER], path)
-    architecture = _architecture(config, where, checkpoint, files)
-    recipe = _recipe(plans, config, name, checkpoint, where, len(channels))
+    architecture = _read_architecture(config, where, checkpoint, files)
+    recipe = _make_recipe(plans, config, name, checkpoint, where, len(channels))
     _require_fitting_layers(files, checkpoint, labels, len(channels))
     dims = 2 if _reads_pictures(plans, recipe) else 3
     if dims == 2:
@@ -189,7 +189,7 @@ def _plan_of(files: NnunetModelFiles, checkpoint: NnunetCheckpoint) -> Plan:
     source = f"nnU-Net v2, {files.name}, {folds}; trainer {checkpoint.trainer or 'not stated'}"
     return Plan(
         dims=dims,
-        modality=_modality(channels, dims),
+        modality=_guess_modality(channels, dims),
         channel_names=channels,
         labels=labels.predicted(),
         spacing_mm=_grid_spacing(recipe, plans, dims),
@@ -237,7 +237,7 @@ def _require_fitting_layers(
         )
 
 
-def _architecture(
+def _read_architecture(
     config: _Configuration, where: str, checkpoint: NnunetCheckpoint, files: NnunetModelFiles
 ) -> Architecture:
     """Read the architecture of the network from the shapes of its weights, and compare the plans.
@@ -396,7 +396,7 @@ def _check_strides(
         )
 
 
-def _recipe(
+def _make_recipe(
     plans: _Plans,
     config: _Configuration,
     name: str,
@@ -440,19 +440,19 @@ def _recipe(
                 "CTNormalization needs. Copy plans.json again."
             )
         given = intensities or _Intensities()
-        normalisation.append(_normalisation(scheme, use_mask, given, where))
+        normalisation.append(_convert_normalisation(scheme, use_mask, given, where))
     first, second, third = plans.transpose_forward
     content = {
         "configuration": name,
         "spacing": config.spacing,
         "patch": config.patch_size,
         "normalisation": tuple(normalisation),
-        "image_resampling": _resampling(
+        "image_resampling": _convert_resampling(
             config.resampling_fn_data,
             config.resampling_fn_data_kwargs,
             f"{where}.resampling_fn_data",
         ),
-        "logit_resampling": _resampling(
+        "logit_resampling": _convert_resampling(
             config.resampling_fn_probabilities,
             config.resampling_fn_probabilities_kwargs,
             f"{where}.resampling_fn_probabilities",
@@ -470,7 +470,7 @@ def _recipe(
     return recipe
 
 
-def _normalisation(
+def _convert_normalisation(
     scheme: str, use_mask: bool, intensities: _Intensities, where: str
 ) -> NnunetNormalisation:
     """Convert the normalisation of a channel in the plans.
@@ -496,7 +496,7 @@ def _normalisation(
     )
 
 
-def _resampling(function: str, options: Mapping[str, Any], where: str) -> NnunetResampling:
+def _convert_resampling(function: str, options: Mapping[str, Any], where: str) -> NnunetResampling:
     """Convert a function of nnU-Net that resamples, and its arguments, to spline orders.
 
     `where` is the key of the plans for messages. Raise `BundleError` if the function or the value
@@ -527,7 +527,7 @@ def _grid_spacing(recipe: NnunetRecipe, plans: _Plans, dims: int) -> tuple[float
     return tuple(min(max(mm, 1e-3), 100.0) for mm in spacing)
 
 
-def _modality(channels: tuple[str, ...], dims: int) -> Modality:
+def _guess_modality(channels: tuple[str, ...], dims: int) -> Modality:
     """Guess the modality of the scans from the names of the channels, as nnU-Net states none.
 
     - 3-D: "ct" if a channel is called CT, otherwise "mri".
@@ -538,7 +538,7 @@ def _modality(channels: tuple[str, ...], dims: int) -> Modality:
     return "ct" if any(name.casefold() == "ct" for name in channels) else "mri"
 
 
-def _network(plan: Plan, checkpoint: NnunetCheckpoint, where: str) -> nn.Module:
+def _build_network_of(plan: Plan, checkpoint: NnunetCheckpoint, where: str) -> nn.Module:
     """Build the network of a plan with the weights of a checkpoint, in eval mode.
 
     Weights of the coarser outputs, which are only used in training, are left out. Raise
