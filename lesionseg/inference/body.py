@@ -110,7 +110,7 @@ def find_body(image: Volume, modality: Modality) -> Body | None:
     """Find the patient's body in an image `[C, *spatial]`, so that tiles of background are skipped.
 
     The intensities must not be normalised yet. The docstring of this module lists the five steps.
-    Return None if the whole image shall count as body: if the image is 2-D, or if less than 2 % or
+    Return None if the entire image shall count as body: if the image is 2-D, or if less than 2 % or
     more than 95 % of it would be body.
     """
     if image.geometry.dims == 2:  # radiographs and pictures

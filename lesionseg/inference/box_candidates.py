@@ -121,7 +121,7 @@ class BoxCollector:
         flipped: Sequence[int],
         reading: int = 0,
     ) -> None:
-        """Add the boxes of a batch of tiles: for each tile, those of the `MAX_ANCHORS` top scores.
+        """Add the boxes of a batch of tiles: for each tile, the `MAX_ANCHORS` boxes of top score.
 
         An anchor has one score per label, so it can give several boxes. The boxes stay on the
         device until `gather` copies them to the CPU.
@@ -352,9 +352,9 @@ def box_candidates(
 ) -> tuple[Candidate, ...]:
     """Convert the boxes of a detector to candidates without masks, with the ids 1, 2, 3, ….
 
-    The diameter of a candidate is that of the ellipsoid (2-D: ellipse) inscribed in the box. Boxes
-    outside the file's grid are left out, and boxes whose geometric mean side is shorter than half a
-    voxel.
+    The diameter of a candidate is the diameter of the ellipsoid (2-D: ellipse) inscribed in the
+    box. Boxes outside the file's grid are left out, and boxes whose geometric mean side is shorter
+    than half a voxel.
 
     Args:
         detections: Boxes on the plan's grid, by descending score.
@@ -409,7 +409,7 @@ def fuse(voxels: Prediction, boxes: Sequence[Candidate]) -> Prediction:
 
 
 def _number_candidates(candidates: Sequence[Candidate]) -> tuple[Candidate, ...]:
-    """Return copies of the candidates with the ids 1, 2, 3, … in the given order."""
+    """Return copies of the candidates with the ids 1, 2, 3, … in the order of `candidates`."""
     return tuple(replace(c, id=i) for i, c in enumerate(candidates, start=1))
 
 

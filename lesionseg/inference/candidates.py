@@ -114,7 +114,7 @@ def as_sparse(
     """Return a channel of probabilities as `SparseProbabilities`.
 
     An array is converted by `collect_sparse`; a channel that is already sparse is returned. Raise
-    `GeometryError` if the channel's shape is not that of the grid, and `ContentError` if a
+    `GeometryError` if the channel and the grid have different shapes, and `ContentError` if a
     probability is NaN.
     """
     if channel.shape != geometry.shape:
@@ -460,7 +460,7 @@ def find_candidates(
 
 
 def _sort_by_score(regions: Sequence[PeakRegion]) -> list[PeakRegion]:
-    """Return the regions by descending score. Equal scores keep their order."""
+    """Sort regions by descending score, so that ids follow the scores. Ties keep their order."""
     return sorted(regions, key=lambda one: -one.score)
 
 

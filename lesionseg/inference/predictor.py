@@ -377,8 +377,8 @@ class Predictor:
             overwrite: True if the values of the volume may be overwritten.
 
         Raises:
-            ContentError: If channels or axes are not those of the plan, or if there are no voxels
-                or some are not finite.
+            ContentError: If the volume has other channels or axes than the plan, if it has no
+                voxels, or if some voxels are not finite.
             GeometryError: If spacing or extent are implausible, or the resampled volume would have
                 more voxels than `FileLimits` allows.
             DatasetError: If channels are missing that the network needs.

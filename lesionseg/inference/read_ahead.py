@@ -99,7 +99,7 @@ def predict_volumes(
     """Predict many cases in a row, and yield the result of `use` for each prediction.
 
     Reading, inference and the search for candidates run at the same time for different cases
-    (`read_ahead`). Used by the validation of a training; the command `predict` has its own
+    (`read_ahead`). The validation of a training uses this function; the command `predict` uses
     `CaseWork.predict`. If a step fails for a case, its error is raised after the results of the
     earlier cases.
 
@@ -127,7 +127,7 @@ def predict_volumes(
         return predictor.prepare_volume(volume, files.case, overwrite=True)
 
     def decide(files: CaseFiles, inferred: Inferred) -> R:
-        """Find the candidates of a case and apply `use` to its prediction."""
+        """Find the candidates of a case, and return the result of `use` for its prediction."""
         return use(files, predictor.decide(inferred, files.case, on_slab(files)))
 
     def fits(items: Sequence[CaseFiles]) -> bool:

@@ -211,7 +211,7 @@ class SlidingWindow:
     def tile_weight(self) -> Tensor:
         """Return the weights `[*tile]` with which overlapping tiles are averaged.
 
-        They are a Gaussian over the tile; for an nnU-Net model, that of nnU-Net.
+        They are a Gaussian over the tile, for an nnU-Net model nnU-Net's (`nnunet_weight`).
         """
         weight_of = gaussian_weight if self.plan.nnunet is None else nnunet_weight
         return weight_of(self.tile_shape)
@@ -240,12 +240,12 @@ class SlidingWindow:
 
         For an nnU-Net model, logits are predicted instead of probabilities. Overlapping tiles are
         averaged with Gaussian weights. The image and the sums of tiles are in the memory of the
-        device; if they need more than half of a GPU's free memory, they are in that of the CPU.
+        device. If they need more than half of a GPU's free memory, they are in the CPU's memory.
 
         Args:
             image: Prepared image `[C, *spatial]`, with the plan's channels and axes.
             body: Mask of the body. Tiles without a part of the body are skipped. Outside the body,
-                probabilities are 0 and boxes are dropped. None is the whole image.
+                probabilities are 0 and boxes are dropped. None is the entire image.
             store: Receives the outputs. None is a new store in memory, see `new_store`.
             agreement: Receives the voxels that each of several networks marks as lesion. None does
                 not compute the disagreement of the networks.

@@ -139,7 +139,7 @@ class ResidualBlock(nn.Module):
         self.activation = nn.LeakyReLU(LEAKY_SLOPE, inplace=True)
 
     def forward(self, x: Float[Tensor, "b c *spatial"]) -> Float[Tensor, "b k *smaller"]:
-        """Return the activated sum of both convolutions and the skip connection `past`."""
+        """Apply the two convolutions, add the skip connection `past`, and apply leaky ReLU."""
         result: Float[Tensor, "b k *smaller"] = self.activation(
             self.norm(self.second(self.first(x))) + self.past(x)
         )

@@ -49,8 +49,8 @@ def build_network(
 
     Args:
         plan: The architecture, channels and labels.
-        architectures: Further factories by name, which may replace those of `ARCHITECTURES`. With
-            `TRUSTED`, a class that the plan names is imported.
+        architectures: Further factories by name, which may replace factories of `ARCHITECTURES`.
+            With `TRUSTED`, a class that the plan names is imported.
         seed: Determines the initial weights.
 
     Returns:
@@ -115,7 +115,7 @@ def build_with_weights(
         architectures: See `build_network`.
 
     Raises:
-        RuntimeError: If names or shapes of the weights are not those of the network.
+        RuntimeError: If the weights have other names or shapes than the network's weights.
         ConfigError: If the plan's architecture is unknown.
         BundleError: If the plan names a class outside of lesionseg without trust.
     """

@@ -63,7 +63,7 @@ def as_levels(output: Any, ndim: int, *, is_backbone: bool) -> list[Tensor]:
     Args:
         output: A tensor, a list, tuple or mapping of tensors, or one tensor with `ndim` + 1 axes,
             whose axis 1 numbers the resolution levels, as of MONAI's `DynUNet`.
-        ndim: Number of axes that each tensor must have, with those of batch and channels.
+        ndim: Number of axes that each tensor must have, with the axes of batch and channels.
         is_backbone: True if the error message shall name the setting `model.backbone` instead of
             `model.network`.
 
@@ -329,7 +329,7 @@ def _output_strides(plan: Plan) -> tuple[tuple[int, ...], ...]:
 def backbone_pyramid(name: str, spec: dict[str, Any], dims: int, n_channels: int) -> Architecture:
     """Run the backbone of a detector on a tile of zeros, and return the architecture of its stages.
 
-    Features and strides of the stages are those of the feature maps that the backbone returns.
+    Each feature map that the backbone returns is a stage with the map's channels and stride.
 
     Args:
         name: Name of the detector, such as "retinanet".

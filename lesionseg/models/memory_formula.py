@@ -66,7 +66,7 @@ def tensors_gb(plan: Plan) -> float:
 
 
 def _voxel_fractions(architecture: Architecture) -> list[float]:
-    """Return, for each stage, the number of voxels of its map divided by that of the image."""
+    """Return, for each stage, the number of voxels of its map divided by the image's number."""
     shares = []
     share = 1.0
     for stride in architecture.strides:

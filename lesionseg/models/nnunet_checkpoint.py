@@ -286,12 +286,13 @@ def architecture_of(
         weights: The tensors by our names.
         name: A name of `ARCHITECTURES`, or "auto" for the U-Net with the encoder of the weights.
         where: The name of the weights' file, for messages.
-        is_resenc_l: True if the network is nnssl's preset ResEncL. Its encoder alone is enough,
-            because its strides, which the weights of an encoder do not show, are known.
+        is_resenc_l: True if the network is nnssl's preset ResEncL. The weights may then contain
+            only its encoder, because its strides, which weights of an encoder do not show, are
+            known.
 
     Raises:
-        ConfigError: If the backbone of the weights is of another kind than that of `name`.
-        BundleError: If the depths of the stages are not those of a U-Net that nnU-Net plans.
+        ConfigError: If only one of the weights and the network `name` has a residual backbone.
+        BundleError: If the stages have other numbers of blocks than a U-Net that nnU-Net plans.
     """
     residual = RESIDUAL_STEM in weights
     if name == AUTO_MODEL:

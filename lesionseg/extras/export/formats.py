@@ -170,7 +170,7 @@ def write_program(path: Path, program: ExportedProgram) -> Runner:
         module = torch.export.load(path).module()
 
     def run(tiles: NDArray[np.float32]) -> Sequence[NDArray[np.float32]]:
-        """Run the written program on tiles."""
+        """Run the written program on tiles `[B, C, *tile]`, and return its outputs as arrays."""
         with torch.inference_mode():
             return _to_arrays(module(torch.from_numpy(tiles)))
 
@@ -225,7 +225,7 @@ def write_onnx(
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
     def run(tiles: NDArray[np.float32]) -> Sequence[NDArray[np.float32]]:
-        """Run the written ONNX file on tiles."""
+        """Run the written ONNX file on tiles `[B, C, *tile]`, and return its outputs as arrays."""
         return [np.asarray(output) for output in session.run(list(outputs), {INPUT: tiles})]
 
     return run

@@ -69,7 +69,7 @@ class ExportOutcome(Outcome):
 
     @property
     def next(self) -> str | None:
-        """The command that uses the network; None if there is none."""
+        """The command that the user may run next; None if there is none."""
         return self.command
 
 

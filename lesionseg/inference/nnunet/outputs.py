@@ -166,7 +166,7 @@ def _read_mask_on_grid(
         by_image: See `read_probabilities`.
 
     Returns:
-        The labels `[*spatial]`, and the grid of the scan, or that of the mask if the scan is
+        The labels `[*spatial]`, and the grid of the scan, or the grid of the mask if the scan is
         unknown.
 
     Raises:
@@ -423,7 +423,7 @@ def _move_to_mask_grid(
 
     Args:
         voxels: The voxels in the axis order of the array.
-        order: The relation of the array's axes to those of the mask.
+        order: The relation between the axes of the array and the axes of the mask.
         shape: Spatial shape of the array.
         are_regions: True if the labels are regions, which have no channel of background.
 

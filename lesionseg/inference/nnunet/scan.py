@@ -46,7 +46,7 @@ def prepare_scan(
     """Prepare a volume `[C, *file]` for the networks as nnU-Net does: crop, normalise, resize.
 
     The scan is cropped to the smallest box around the voxels that are not 0 in at least one
-    channel. A scan of zeros is not cropped. The given volume is not changed.
+    channel. A scan of zeros is not cropped. `volume` itself is not changed.
 
     Args:
         volume: The volume.
