@@ -488,7 +488,7 @@ def _read_answered(path: Path) -> dict[Key, list[dict[Any, Any]]]:
             answers |= {name: row.get(name, "") for name in ANSWERS[1:]}
             if any(answers.values()):
                 answered[candidate_key(row)].append({**row, **answers})
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, OverflowError) as error:
         raise ContentError(
             f"{path}: a column or number that the report writes is missing ({error}). Correct the "
             "table, or move it away."

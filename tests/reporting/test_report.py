@@ -246,12 +246,13 @@ def test_a_study_file_with_an_unknown_key_names_the_nearest(tmp_path):
 
 def test_wrong_adjudication_table_is_an_error_before_any_file_changes(study, tmp_path):
     write(study / "scores", tmp_path)
-    (tmp_path / "adjudicate.csv").write_text("a,b\n1,2\n")
     written = tmp_path / "report.html", tmp_path / "pseudonyms.csv"
     for file in written:
         file.write_text("earlier")
-    with pytest.raises(ContentError, match=r"adjudicate\.csv: a column or number"):
-        write(study / "scores", tmp_path)
+    for table in ("a,b\n1,2\n", "case,candidate,answer\nA,inf,lesion\n"):
+        (tmp_path / "adjudicate.csv").write_text(table)
+        with pytest.raises(ContentError, match=r"adjudicate\.csv: a column or number"):
+            write(study / "scores", tmp_path)
     assert [file.read_text() for file in written] == ["earlier"] * 2
 
 
