@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 
 from lesionseg.config import DataConfig
+from lesionseg.core import Role
 from lesionseg.io.layouts import read_dataset
 from lesionseg.io.text import read_csv
 from lesionseg.pipeline.dataset_inspection import DatasetInspection
 
 MIN_PATIENTS = 5  # with fewer training patients, none can choose the threshold
-CHOOSING = "external"  # role of the cases on which a threshold is chosen
+CHOOSING: Role = "external"  # role of the cases on which a threshold is chosen
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ from benchmarks.learning.voxel_dice import voxel_dice
 from benchmarks.learning.vs_nnunet_table import markdown, report
 from lesionseg.cli import compose
 from lesionseg.config import TrainConfig
-from lesionseg.core import NO_SELECTION, CaseFiles, Prediction, Volume
+from lesionseg.core import NO_SELECTION, CaseFiles, Prediction, Role, Volume
 from lesionseg.evaluation import Scores, choose
 from lesionseg.evaluation.operating_points import DEFAULT_AIM
 from lesionseg.inference.decision import find_by_rule
@@ -389,7 +389,7 @@ def score_kept(kept: Kept | Predictor, found: DatasetInspection, run: Path) -> S
     return write_role_scores(scored, experiment, run, selection.point, is_group_safe=True)
 
 
-def match_kept(kept: Kept | Predictor, experiment: Experiment, role: str) -> ScoredCases:
+def match_kept(kept: Kept | Predictor, experiment: Experiment, role: Role) -> ScoredCases:
     """Write the candidates of a tool into `run/<role>` and match them with the references."""
     cases = labelled_cases(experiment.inspection, role)
     if not cases:
