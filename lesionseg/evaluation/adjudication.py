@@ -22,10 +22,12 @@ Key = tuple[str, int, tuple[float, ...]]  # case, candidate and box
 
 
 class ReaderAnswer(NamedTuple):
-    """The answer of a reader to one false positive.
+    """The answer of a reader to the question if a false positive is a lesion.
 
-    `key` contains the box of the candidate when the reader answered. If the candidate now has
-    another box, the answer is stale.
+    Attributes:
+        key: Case, candidate id and box of the candidate when the reader answered. If the candidate
+            has another box now, the answer is stale.
+        word: The answer, one of `WORDS`.
     """
 
     key: Key
@@ -33,10 +35,11 @@ class ReaderAnswer(NamedTuple):
 
 
 def candidate_key(row: Mapping[Any, Any]) -> Key:
-    """Return the case, candidate and box of a row, independent of the format of numbers.
+    """Return the key that connects a row of candidates.csv with a row of adjudicate.csv.
 
-    A spreadsheet may write 3 as 3.0, so numbers are parsed and rounded. In 2-D, and in a table
-    from which columns were removed, the key has fewer numbers of the box.
+    The key consists of the case, the candidate id and the box in voxels: start z, y, x, then stop
+    z, y, x. A spreadsheet may write 3 as 3.0, so numbers are parsed, and those of the box are
+    rounded to 0.01. Missing or empty cells of the box are left out, for example those of z in 2-D.
 
     Raises:
         KeyError: If the row has no column case or candidate.
@@ -49,15 +52,19 @@ def candidate_key(row: Mapping[Any, Any]) -> Key:
 
 
 def read_answers(rows: Sequence[Mapping[str, str]], where: str) -> list[ReaderAnswer]:
-    """Read the rows of adjudicate.csv that have an answer. `where` names the file in messages.
+    """Convert the rows of adjudicate.csv to answers. Rows with an empty answer are left out.
 
     Upper case, spaces and hyphens in an answer do not matter: "No lesion" is `no_lesion`.
+
+    Args:
+        rows: The cells of each row of the file by column.
+        where: The name of the file, for error messages.
 
     Raises:
         ContentError: If an answer is unknown, or if the key of its row is missing or not a number.
     """
-    found = []
-    for line, row in enumerate(rows, 2):
+    answers = []
+    for line, row in enumerate(rows, 2):  # line 1 is the header
         cell = (row.get("answer") or "").strip()
         if not cell:
             continue
@@ -68,23 +75,30 @@ def read_answers(rows: Sequence[Mapping[str, str]], where: str) -> list[ReaderAn
                 f"{NO_LESION_HERE}, {UNSURE} or nothing."
             )
         try:
-            found.append(ReaderAnswer(candidate_key(row), word))
+            answers.append(ReaderAnswer(candidate_key(row), word))
         except (KeyError, ValueError, OverflowError) as error:
             raise ContentError(
                 f"{where}, line {line}: the case, the candidate or its box is missing or is not a "
                 f"number ({error}). Copy these cells from a new adjudicate.csv of the report."
             ) from error
-    return found
+    return answers
 
 
 def adjudicate(tables: Tables, answers: Sequence[ReaderAnswer]) -> list[Estimate]:
-    """Compute `ADJUDICATED_RATIOS` and their counts with the lesions that a reader confirmed.
+    """Compute recall, precision and false positives per case after a reader's review.
 
-    A false positive with the answer `lesion` counts as a found lesion. Lesions that both the
-    reference and the model miss remain unknown, so the adjudicated recall is too high. The rows
-    `n_answer_…` count the candidates with each answer. The rows `n_open` and `n_stale` count the
-    false positives without an answer, and the answers about candidates that are no longer false
-    positives, or that have moved. All rows belong to the subset `ADJUDICATED`.
+    A false positive with the answer `lesion` counts as a lesion that the model found. Lesions that
+    both the reference and the model miss remain unknown, so the adjudicated recall is too high.
+
+    Args:
+        tables: The evaluated cases.
+        answers: The answers of the reader to false positives.
+
+    Returns:
+        Rows of the subset `ADJUDICATED`. The rows `n_answer_…` count the candidates with each
+        answer. `n_open` counts the false positives without an answer. `n_stale` counts the answers
+        about candidates that are no longer false positives or have another box now. Then come
+        `n_lesions`, `n_false_positive` and the `ADJUDICATED_RATIOS`.
 
     Raises:
         ContentError: If two answers to the same false positive differ.
@@ -116,10 +130,16 @@ def adjudicate(tables: Tables, answers: Sequence[ReaderAnswer]) -> list[Estimate
 
 
 def _count_confirmed(tables: Tables, confirmed: Mapping[str, int]) -> list[Estimate]:
-    """Compute `ADJUDICATED_RATIOS` and their counts with confirmed lesions as found ones.
+    """Compute `ADJUDICATED_RATIOS` and their counts after adding the confirmed lesions.
 
-    `confirmed` is the number of confirmed false positives by case.
+    Each false positive that a reader confirmed becomes a lesion, a found lesion and a true
+    positive, and is no longer a false positive.
+
+    Args:
+        tables: The evaluated cases.
+        confirmed: Number of confirmed false positives of each case that has one.
     """
+    # all arrays are sums by patient `[groups]`, which the intervals need
     added = tables.add_up("cases", tables.cases["case"].map(confirmed).fillna(0))
     sums = {name: tables.sums[name] + added for name in ("true", "found", "lesions")}
     sums["false"] = tables.sums["false"] - added

@@ -53,7 +53,11 @@ class BoxPairs:
     iou: Numbers
 
     def best_of_lesions(self, accepted: Flags, n_lesions: int) -> Numbers:
-        """Return the largest IoU `[n_lesions]` of each lesion and an accepted candidate, or 0."""
+        """Return the largest box IoU of each lesion with an accepted candidate `[n_lesions]`.
+
+        It is 0 if no accepted candidate of the same label overlaps the lesion. `accepted` is True
+        for accepted candidates `[candidates]`.
+        """
         best = np.zeros(n_lesions)
         counted = accepted[self.candidate]
         np.maximum.at(best, self.lesion[counted], self.iou[counted])
@@ -61,7 +65,7 @@ class BoxPairs:
 
 
 def pair_boxes(candidates: Lesions, lesions: Lesions) -> BoxPairs:
-    """Find the pairs of a candidate and a lesion of the same label whose bounding boxes overlap."""
+    """Find the candidates and lesions of equal labels whose bounding boxes overlap, as pairs."""
     boxes = torch.from_numpy(candidates.boxes)
     others = torch.from_numpy(lesions.boxes)
     return BoxPairs(*overlapping_pairs(boxes, candidates.labels, others, lesions.labels))
@@ -73,9 +77,10 @@ def encode_hits(
     scores: Numbers,
     ignored: Flags,
 ) -> list[int | None]:
-    """Decide at each of `IOUS` which candidates of a case are true positives.
+    """Decide at each IoU of `IOUS` which candidates of a case are true positives.
 
-    The candidates of a label take lesions in the order of descending scores.
+    For each label, the candidates are assigned to lesions in the order of descending scores. The
+    module's docstring has the rule.
 
     Args:
         candidates: The candidates.
@@ -85,45 +90,54 @@ def encode_hits(
             region.
 
     Returns:
-        The cell `box_hits` of each candidate. Bit k is 1 if the candidate takes a lesion at
-        `IOUS[k]`. It is −1 for a candidate beyond `MAX_PER_CASE` of its label, and None for an
-        ignored one.
+        The cell `box_hits` of candidates.csv for each candidate. Bit k of this integer is 1 if the
+        candidate is a true positive at `IOUS[k]`. The cell is −1 (`NOT_COUNTED`) for a candidate
+        beyond the `MAX_PER_CASE` highest scores of its label, and None for an ignored candidate.
     """
     cells: list[int | None] = [None] * len(scores)
     counted = np.flatnonzero(~ignored)
     for label in np.unique(candidates.labels[counted]).tolist():
-        own = counted[candidates.labels[counted] == label]
-        own = own[np.argsort(-scores[own], kind="stable")]
-        kept = own[:MAX_PER_CASE]
-        codes = _BITS @ _assign_lesions(kept, pairs)
-        for row, code in zip(kept.tolist(), codes.tolist(), strict=True):
+        rows = counted[candidates.labels[counted] == label]
+        rows = rows[np.argsort(-scores[rows], kind="stable")]
+        highest = rows[:MAX_PER_CASE]
+        codes = _BITS @ _assign_lesions(highest, pairs)
+        for row, code in zip(highest.tolist(), codes.tolist(), strict=True):
             cells[row] = code
-        for row in own[MAX_PER_CASE:].tolist():
+        for row in rows[MAX_PER_CASE:].tolist():
             cells[row] = NOT_COUNTED
     return cells
 
 
 def _assign_lesions(row: Integers, pairs: BoxPairs) -> Flags:
-    """Let the candidates in `row` take lesions in this order, separately for each of `IOUS`.
+    """Assign candidates to lesions one to one, separately for each IoU of `IOUS`.
 
-    Return `[ious, row]` True for those that take one.
+    Each candidate in turn gets the lesion with the largest IoU among the lesions that no earlier
+    candidate got, if this IoU is at least the required one.
+
+    Args:
+        row: Rows of the candidates `[n]` of one label, by descending score.
+        pairs: The pairs of overlapping boxes.
+
+    Returns:
+        True for each candidate that gets a lesion `[ious, n]`.
     """
     hit = np.zeros((len(IOUS), len(row)), bool)
-    taken = np.zeros((len(IOUS), int(pairs.lesion.max(initial=-1)) + 1), bool)
+    is_assigned = np.zeros((len(IOUS), int(pairs.lesion.max(initial=-1)) + 1), bool)
     starts = np.searchsorted(pairs.candidate, row, side="left")
     stops = np.searchsorted(pairs.candidate, row, side="right")
-    every = np.arange(len(IOUS))
-    for place, (start, stop) in enumerate(zip(starts.tolist(), stops.tolist(), strict=True)):
-        own = slice(start, stop)  # the pairs of this candidate
+    every = np.arange(len(IOUS))  # index of every required IoU
+    for number, (start, stop) in enumerate(zip(starts.tolist(), stops.tolist(), strict=True)):
+        pairs_of_candidate = slice(start, stop)
         if start == stop:
             continue
-        lesions = pairs.lesion[own]
-        iou_if_free = np.where(taken[:, lesions], -1.0, pairs.iou[own])
+        lesions = pairs.lesion[pairs_of_candidate]
+        # IoU `[ious, lesions]`, −1 for a lesion that an earlier candidate got
+        iou_if_free = np.where(is_assigned[:, lesions], -1.0, pairs.iou[pairs_of_candidate])
         # the last one of equal IoUs, because `argmax` returns the first one
         best = len(lesions) - 1 - np.argmax(iou_if_free[:, ::-1], axis=1)
-        takes = iou_if_free[every, best] >= IOUS
-        taken[every[takes], lesions[best[takes]]] = True
-        hit[:, place] = takes
+        is_hit = iou_if_free[every, best] >= IOUS
+        is_assigned[every[is_hit], lesions[best[is_hit]]] = True
+        hit[:, number] = is_hit
     return hit
 
 
@@ -133,9 +147,9 @@ class BoxHits:
 
     Attributes:
         tables: The evaluated cases.
-        is_counted: True for these candidates in the table of candidates.
-        rows: Their rows in that table.
-        hit: True at the `IOUS` at which a candidate takes a lesion `[ious, rows]`.
+        is_counted: True for these candidates, for each row of the table of candidates.
+        rows: The rows of these candidates in that table.
+        hit: True at each IoU of `IOUS` at which a candidate is a true positive `[ious, rows]`.
         n_left_out: Number of candidates beyond `MAX_PER_CASE` of a case and label.
     """
 
@@ -147,7 +161,7 @@ class BoxHits:
 
     @classmethod
     def of(cls, tables: Tables) -> "BoxHits":
-        """Read the column `box_hits` of the candidates."""
+        """Decode the column `box_hits` of candidates.csv. Ignored candidates are left out."""
         cells = tables.candidates["box_hits"].astype(float)
         is_counted = np.asarray(cells >= 0)
         rows = tables.candidates[is_counted]
@@ -156,24 +170,26 @@ class BoxHits:
         return cls(tables, is_counted, rows, (codes & _BITS[:, None]) > 0, n_left_out)
 
     def average_precision(self) -> Statistic:
-        """Return a function of weights `[replicates, groups]`: the average precision.
+        """Return a statistic that computes the average precision of boxes.
 
-        Its values are the mean over labels at each of `IOUS`, then the means over the `RANGES`.
-        Labels without a lesion are left out. All values are undefined if no label has a lesion.
+        The statistic is a function of weights `[replicates, groups]`. It returns the average
+        precision at each IoU of `IOUS`, as a mean over labels, and then the mean over the IoUs of
+        each range in `RANGES`. Labels without a lesion are left out of the mean. All results are
+        NaN if no label has a lesion.
         """
         tables = self.tables
         group = tables.group_of["candidates"][self.is_counted]
         score = self.rows["score"].to_numpy(float)
-        parts = []
+        labels = []  # for each label, the arguments of `_precision_of_label`
         for label in sorted(set(tables.lesions["label"])):
-            own = np.flatnonzero(self.rows["label"] == label)
-            ranked = own[np.argsort(-score[own], kind="stable")]
+            rows = np.flatnonzero(self.rows["label"] == label)
+            ranked = rows[np.argsort(-score[rows], kind="stable")]
             lesions = tables.add_up("lesions", tables.lesions["label"] == label)
-            parts.append((group[ranked], self.hit[:, ranked], lesions))
+            labels.append((group[ranked], self.hit[:, ranked], lesions))
 
         def statistic(weights: GroupWeights) -> Numbers:
-            """Return the average precisions `[replicates, ious]`, then the means over `RANGES`."""
-            by_label = [_precision_of_label(weights, *part) for part in parts]
+            """Return the average precision at each IoU and range `[replicates, ious + ranges]`."""
+            by_label = [_precision_of_label(weights, *arguments) for arguments in labels]
             if not by_label:
                 return np.full((len(weights), len(IOUS) + len(RANGES)), np.nan)
             curve = divide(np.nansum(by_label, axis=0), (~np.isnan(by_label)).sum(axis=0))
@@ -183,10 +199,11 @@ class BoxHits:
         return statistic
 
     def rsna_by_case(self) -> Numbers:
-        """Compute the score `[cases]` by the rule of the RSNA Pneumonia Detection Challenge.
+        """Compute the score of each case `[cases]` of the RSNA Pneumonia Detection Challenge.
 
-        It is the mean over the IoUs 0.4 to 0.75 of TP / (TP + FP + FN), for the accepted
-        candidates. It is NaN for a case without a lesion and without an accepted candidate.
+        The score is the mean of TP / (TP + FP + FN) over the IoUs 0.4 to 0.75. Only accepted
+        candidates count. The score is NaN for a case with neither a lesion nor an accepted
+        candidate.
         """
         low, high = RANGES[RSNA]
         names = self.tables.cases["case"]
@@ -196,14 +213,14 @@ class BoxHits:
         n_true = hits.astype(np.int64).groupby(case).sum().reindex(names, fill_value=0)
         both = pd.concat([case, self.tables.lesions["case"]])
         n_all = both.value_counts().reindex(names, fill_value=0)
-        # TP / (TP + FP + FN), at each IoU
+        # TP / (TP + FP + FN) at each IoU; candidates and lesions together are 2·TP + FP + FN
         true = n_true.to_numpy(float)
         result: Numbers = divide(true, n_all.to_numpy(float)[:, np.newaxis] - true).mean(axis=1)
         return result
 
 
 def _within(low: float, high: float) -> Flags:
-    """Flag the `IOUS` from `low` to `high`, both included."""
+    """Flag the IoUs of `IOUS` in the range from `low` to `high`, both included `[ious]`."""
     ious = np.array(IOUS)
     return (ious >= low) & (ious <= high)
 
@@ -214,7 +231,9 @@ def _precision_of_label(
     hit: Flags,
     lesions: Numbers,
 ) -> Numbers:
-    """Return the average precision of a label `[replicates, ious]`; NaN without a lesion.
+    """Compute the average precision of one label as COCO does `[replicates, ious]`.
+
+    It is NaN in a replicate without a lesion of the label.
 
     Args:
         weights: How often each group was drawn `[replicates, groups]`.
@@ -224,16 +243,17 @@ def _precision_of_label(
     """
     n_lesions = weights @ lesions
     n_seen = accumulate(weights, group)[:, 1:]
-    found = np.full((len(weights), len(IOUS)), np.nan)
+    average_precision = np.full((len(weights), len(IOUS)), np.nan)
     for k, hits in enumerate(hit):
         # recall rises only at true positives, and precision has its peaks there
         at = np.flatnonzero(hits)
         n_true = accumulate(weights, group[at])[:, 1:]
         precision = n_true / (n_seen[:, at] + _TINY)
+        # the highest precision at this recall or a higher one
         precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
         precision = np.pad(precision, ((0, 0), (0, 1)))  # 0 above the highest recall
         recall = divide(n_true, np.broadcast_to(n_lesions[:, None], n_true.shape))
         for row in np.flatnonzero(n_lesions > 0):
-            place = np.searchsorted(recall[row], RECALLS, side="left")
-            found[row, k] = precision[row, place].mean()
-    return found
+            index = np.searchsorted(recall[row], RECALLS, side="left")
+            average_precision[row, k] = precision[row, index].mean()
+    return average_precision

@@ -25,17 +25,18 @@ _LARGEST_LOGIT = 30.0  # beyond it, expit is 0 or 1 in every digit that counts
 
 
 def scores_and_outcomes(tables: Tables, column: str = "score") -> tuple[Numbers, Flags]:
-    """Return the scores of all candidates that are not ignored, and their outcomes.
+    """Return the scores of all candidates that are not ignored, and if they are true positives.
 
-    The outcomes are those of all candidates together, wherever the operating point is.
+    An outcome is that of the match in which all candidates are accepted (`outcome_any`), so that
+    it does not depend on the operating point.
 
     Args:
         tables: The evaluated cases.
-        column: `score`, or `probability` for the calibrated probabilities. Candidates without a
-            value are left out.
+        column: `score`, or `probability` for the calibrated probabilities. Candidates whose cell
+            in this column is empty are left out.
 
     Returns:
-        The values `[n]`, and `[n]` True for each true positive.
+        The scores or probabilities `[n]`, and flags `[n]` that are True for true positives.
     """
     table = tables.candidates
     counted = table[(table["outcome_any"] != "ignored") & table[column].notna()]
@@ -44,10 +45,14 @@ def scores_and_outcomes(tables: Tables, column: str = "score") -> tuple[Numbers,
 
 
 def fit_calibration(tables: Tables, *, fitted_on: str | None = None) -> Calibration:
-    """Fit the calibration of candidates on development cases.
+    """Fit the map from the scores of candidates to probabilities on development cases.
 
     The cases should have out-of-fold predictions, because probabilities on training cases are
-    too extreme. The calibration states `fitted_on`, the role of the cases.
+    too extreme.
+
+    Args:
+        tables: The evaluated development cases.
+        fitted_on: The role of these cases, which is recorded in the calibration.
 
     Raises:
         ContentError: If there are fewer than 10 candidates of either outcome.
@@ -73,22 +78,30 @@ def fit_calibration(tables: Tables, *, fitted_on: str | None = None) -> Calibrat
 
 
 def describe_calibration(tables: Tables) -> list[Estimate]:
-    """Measure the calibration of the candidates' probabilities, or of their scores.
+    """Measure how well the candidates' probabilities agree with the share of true positives.
 
-    The measures are the Brier score (1950), the slope and `observed_expected`. The slope belongs to
-    a logistic regression of the outcome on the logit of the probability (Cox 1958); it is 1 for
-    perfect calibration and below 1 for probabilities that are too extreme. `observed_expected` is
-    the number of true positives divided by the sum of the probabilities. The measures have no
-    intervals, because those of few patients would be unreliable. The curve `true_share` has the
-    share of true positives in each of ten bins of probability that has candidates. Scores are used
-    if a candidate has no probability. `observed_expected` is left out if the sum is 0. Only the
-    slope is stated, as undefined, if there are fewer than `MIN_FOR_CURVE` true positives or other
-    candidates.
+    The scores are measured instead of the probabilities if a candidate has no probability. The
+    numbers have no intervals, because intervals of few patients would be unreliable.
+
+    Returns:
+        The rows of scores.json, with `probability` or `score` as subset:
+
+        - `calibration_brier`: the Brier score (1950).
+        - `calibration_slope`: the slope of a logistic regression of the outcome on the logit of the
+          probability (Cox 1958). It is 1 for perfect calibration, and below 1 for probabilities
+          that are too extreme.
+        - `observed_expected`: the number of true positives divided by the sum of the probabilities.
+          Left out if this sum is 0.
+        - `true_share`: a curve with the share of true positives in each of ten equal bins of
+          probability. `at` is the mean probability. Bins without a candidate are left out.
+
+        With fewer than `MIN_FOR_CURVE` true positives, or as few other candidates, only
+        `calibration_slope` is returned, as undefined.
     """
     candidates = tables.candidates
-    calibrated = len(candidates) > 0 and bool(candidates["probability"].notna().all())
-    of = "probability" if calibrated else "score"
-    p, true = scores_and_outcomes(tables, of)
+    is_calibrated = len(candidates) > 0 and bool(candidates["probability"].notna().all())
+    column = "probability" if is_calibrated else "score"
+    p, true = scores_and_outcomes(tables, column)
     if min(int(true.sum()), int((~true).sum())) < MIN_FOR_CURVE:
         return [Estimate(None, reason=TOO_FEW, name="calibration_slope")]
     y = true.astype(float)
@@ -97,20 +110,20 @@ def describe_calibration(tables: Tables) -> list[Estimate]:
     numbers = {"calibration_brier": ((p - y) ** 2).mean(), "calibration_slope": slope}
     if p.any():
         numbers["observed_expected"] = y.sum() / p.sum()
-    found = [Estimate(float(x), n=len(true), name=k, subset=of) for k, x in numbers.items()]
+    rows = [Estimate(float(x), n=len(true), name=k, subset=column) for k, x in numbers.items()]
     bins = np.minimum((p * N_BINS).astype(np.int64), N_BINS - 1)
     for i in np.unique(bins).tolist():
         inside = bins == i
-        found.append(
+        rows.append(
             Estimate(
                 float(y[inside].mean()),
                 n=int(inside.sum()),
                 name="true_share",
-                subset=of,
+                subset=column,
                 at=float(p[inside].mean()),
             )
         )
-    return found
+    return rows
 
 
 def fit_logistic(
@@ -121,25 +134,31 @@ def fit_logistic(
     *,
     ridge: float = 1e-9,
 ) -> Numbers:
-    """Fit logistic regressions by Newton's method, which ends after at most 100 steps.
+    """Fit several logistic regressions with the same predictor at once, by Newton's method.
+
+    Each fit is P(true) = expit(intercept + slope·x), for grouped outcomes. x is standardised before
+    the fit. The iteration ends after at most 100 steps.
 
     Args:
-        x: The values of the predictor `[n]`.
+        x: The predictor `[n]`.
         true: Number of true outcomes at each x, `[fits, n]`. Fractions are allowed.
         totals: Number of all outcomes at each x, `[fits, n]`.
-        weights: Weights `[n]` for the mean and deviation by which x is standardised in all fits.
-            None takes the sums of `totals` over the fits. At least one weight must be positive.
-        ridge: The penalty ridge/2 · slope² of standardised x is added.
+        weights: Weights `[n]` for the mean and standard deviation by which x is standardised, the
+            same in all fits. None uses the sums of `totals` over the fits. At least one weight must
+            be positive.
+        ridge: Strength of the penalty ridge/2 · slope², for the slope of standardised x. It keeps
+            the slope finite.
 
     Returns:
         Intercept and slope `[fits, 2]`. Both are 0 for a fit without counts. The slope is 0 if all
         x are equal.
     """
     weights = totals.sum(0) if weights is None else weights
-    middle = float(np.average(x, weights=weights))
-    width = float(np.sqrt(np.average((x - middle) ** 2, weights=weights)))
-    z = (x - middle) / width if width > 0 else np.zeros_like(x)
-    prior = ridge if width > 0 else 1.0  # if all z are 0, any prior makes the slope 0
+    # standardise x
+    mean_x = float(np.average(x, weights=weights))
+    deviation = float(np.sqrt(np.average((x - mean_x) ** 2, weights=weights)))
+    z = (x - mean_x) / deviation if deviation > 0 else np.zeros_like(x)
+    prior = ridge if deviation > 0 else 1.0  # if all z are 0, any prior makes the slope 0
     beta = np.zeros((len(totals), 2))
     # the small constants avoid 0/0 without counts, and if all probabilities are nearly 0 or 1
     for _ in range(_MAX_STEPS):
@@ -151,6 +170,7 @@ def fit_logistic(
         a = w.sum(1) + 1e-12
         b = w @ z
         c = w @ z**2 + prior
+        # Newton's step: the inverse of this matrix times the gradient
         step = np.stack(
             [
                 c * gradient[:, 0] - b * gradient[:, 1],
@@ -163,5 +183,5 @@ def fit_logistic(
         beta += step
         if np.abs(step).max(initial=0) < _CONVERGED:
             break
-    slope = beta[:, 1] / width if width > 0 else np.zeros(len(beta))  # of x instead of z
-    return np.stack([beta[:, 0] - slope * middle, slope], axis=1)
+    slope = beta[:, 1] / deviation if deviation > 0 else np.zeros(len(beta))  # of x instead of z
+    return np.stack([beta[:, 0] - slope * mean_x, slope], axis=1)

@@ -61,12 +61,16 @@ def compare(
     seed: int = 0,
     why_not_at_thresholds: str = "",
 ) -> dict[str, Difference]:
-    """Compute the differences `one − other` of the main numbers, with intervals and p-values.
+    """Compute the differences `one − other` of two models, with intervals and p-values.
 
-    Both models are compared at their own operating points, unless `why_not_at_thresholds` says why
-    not. If both have scores, they are also compared at equal false positives per case, by average
-    precision and, from 8 cases on, by the mean sensitivity at `fp_per_case`. A number that fewer
-    than 5 groups contribute to has neither interval nor p-value.
+    Compared are, for each model at the operating point of that model, the numbers `COMPARED` and
+    `COMPARED_MEANS`. If both models have scores, these numbers are added:
+
+    - the sensitivity at equal rates of false positives per case (`EQUAL_RATES`)
+    - the average precision
+    - from 8 cases on, the mean sensitivity at the rates `fp_per_case`
+
+    A number to which fewer than 5 groups contribute has neither interval nor p-value.
 
     Args:
         one: Tables of the first model.
@@ -79,8 +83,9 @@ def compare(
             compared. They are then undefined. Empty if they can be compared.
 
     Returns:
-        The differences by name. The primary one is `recall_at_1`, or `lesion_f1` unless both have
-        scores. The other p-values are also corrected for their number (Holm 1979).
+        The differences by the name of the number. The primary difference is `recall_at_1`, or
+        `lesion_f1` if one of the models has no scores. The p-values of all other differences are
+        also corrected for their number (Holm 1979).
 
     Raises:
         DatasetError: If the two models have different cases or a different order of cases.
@@ -111,20 +116,24 @@ def compare(
 def _find_statistics(
     one: Tables, other: Tables, fp_per_case: Sequence[float]
 ) -> dict[str, tuple[Statistic, Numbers]]:
-    """Return each statistic and the number of items per group that it rests on, by name.
+    """Return the numbers to compare by name, each as a statistic and its support.
 
-    The weights of a statistic are `[n, 2·groups]`: the groups of the first model, then those of the
-    second. `compare` states when a number is left out.
+    The statistic computes the number of one model. Its weights are `[n, 2·groups]`: first the
+    weights of the results of model `one` for each group, then those of model `other`. A set of
+    results that mixes the two models can therefore be measured. The support `[groups]` is the
+    number of items (lesions, cases or candidates) of each group that the number is computed from.
+    `compare` describes which numbers are left out.
     """
     numbers: dict[str, tuple[Statistic, Numbers]] = {}
     if one.has_scores and other.has_scores:
         both = _concatenate(one, other)
-        support = one.lesions_by_group  # both models have the same lesions
+        support = one.lesions_by_group  # both models are compared on the same lesions
         for rate in EQUAL_RATES:
             numbers[f"recall_at_{rate:g}"] = (curves.froc(both, [rate]), support)
         if len(one.cases) >= MIN_CASES_FOR_CPM:
             numbers["cpm"] = (curves.cpm(both, fp_per_case), support)
         numbers["average_precision"] = (curves.average_precision(both), support)
+    # numerator and denominator `[groups]` of each ratio, for the first and the second model
     terms = {name: [RATIOS[name].terms(model.sums) for model in (one, other)] for name in COMPARED}
     for name in COMPARED_MEANS:
         # The Dice of 0 of a failed case would be the mean of a model that predicts only boxes.
@@ -142,7 +151,11 @@ def _find_statistics(
 
 
 def _concatenate(one: Tables, other: Tables) -> Tables:
-    """Return tables with the rows of both models. Groups of `other` are separate and come last."""
+    """Return tables with the rows of both models, so that one statistic can weight either model.
+
+    The group ids get the prefix `1 ` or `2 `. In sorted order, all groups of `one` therefore come
+    before all groups of `other`.
+    """
     return Tables(
         *(
             pd.concat(
@@ -158,9 +171,10 @@ def _concatenate(one: Tables, other: Tables) -> Tables:
 
 
 def _as_primary(found: Difference, margin: float | None) -> Difference:
-    """Return the difference as the primary one, with the result of the non-inferiority test.
+    """Mark a difference as the primary one, and add the result of the non-inferiority test.
 
-    Without `margin` or an interval, the result is None.
+    The first model is not inferior if the lower end of the interval is above `−margin`. The result
+    is None if `margin` is None or if the difference has no interval.
     """
     not_inferior = None
     if margin is not None and found.ci95 is not None:
@@ -180,15 +194,21 @@ def _compare_number(
     """Compute a number of both models, their difference, its interval and its p-value.
 
     There is no p-value if the difference is undefined, or if fewer than 5 groups contribute.
-    `items` limits the memory, as in `intervals.bootstrap`. `is_share`: the number is between 0 and
-    1.
+
+    Args:
+        statistic: A statistic of `_find_statistics`.
+        support: The number of items that each group contributes `[groups]`.
+        draws: How often each replicate of the bootstrap draws each group.
+        items: Number of items that the weights are spread over. It limits the memory.
+        seed: Seed of the permutation test.
+        is_share: True if the number is between 0 and 1, so its difference is between −1 and 1.
     """
     n_groups = draws.shape[1]
 
     def compute_columns(weights: NDArray[Any]) -> Numbers:
         """Return both numbers and their difference `[replicates, 3]`, for weights of the groups."""
         a, b = _compute_both(statistic, first=weights, second=np.zeros_like(weights))
-        # sums of equal numbers in another order differ in the last digits
+        # Sums of equal numbers in another order differ in the last digits. `+ 0.0` turns −0 into 0.
         return np.stack([a, b, np.round(a - b, 12) + 0.0], axis=1)
 
     bounds = [SHARE, SHARE, DIFFERENCE_OF_SHARES] if is_share else [None] * 3
@@ -211,41 +231,62 @@ def _compare_number(
 def _compute_both(
     statistic: Statistic, first: NDArray[Any], second: NDArray[Any]
 ) -> tuple[Numbers, Numbers]:
-    """Compute a number of two sets of results `[replicates]`, each with one result per group.
+    """Compute a number of two complementary sets of results, which may mix the two models.
 
-    One set takes the first model's results with the weights `first`, and the second model's with
-    the weights `second`, both `[replicates, groups]`. The other set takes the remaining results, so
-    its weights are exchanged.
+    Args:
+        statistic: A statistic of `_find_statistics`.
+        first: Weights of the first model's results in set A `[replicates, groups]`. In set B, they
+            are the weights of the second model's results.
+        second: Weights of the second model's results in set A `[replicates, groups]`. In set B,
+            they are the weights of the first model's results.
+
+    Returns:
+        The number of set A and of set B, each `[replicates]`. With zeros as `second`, set A has
+        only results of the first model, and set B only results of the second model.
     """
     return statistic(np.hstack((first, second)))[:, 0], statistic(np.hstack((second, first)))[:, 0]
 
 
 def _test_by_swapping(statistic: Statistic, n_groups: int, items: int, seed: int) -> float:
-    """Return the two-sided p-value of a test in which groups swap the results of both models.
+    """Return the two-sided p-value of a permutation test of the difference of two models.
 
-    If the models are equally good, it does not matter which of the two results of a group counts
-    for which model.
+    Each permutation swaps the results of both models in some groups. If the models are equally
+    good, this does not matter. The p-value is the fraction of permutations whose difference is as
+    extreme as the observed one.
+
+    Args:
+        statistic: A statistic of `_find_statistics`.
+        n_groups: Number of groups (patients).
+        items: Number of items that the weights are spread over. It limits the permutations that
+            are computed at once.
+        seed: Seed of the permutations.
     """
 
     def compute_difference(first: NDArray[Any], second: NDArray[Any], axis: int) -> Numbers:
-        """Return the difference after some groups have swapped their results.
+        """Return the difference of the models after some groups have swapped their results.
 
-        scipy swaps indices here instead of results, because the statistic needs all groups at once.
-        Index g is the result of the first model for group g, and g + n_groups that of the second
-        model. `first` contains, along `axis`, the results that count for the first model after the
-        swaps, and `second` those that count for the second one, which follow from `first`.
+        scipy calls this function, with many permutations at once. It swaps indices instead of
+        results, because the statistic needs all groups at once. Index g means the result of the
+        first model for group g, and g + n_groups the result of the second model.
+
+        Args:
+            first: Indices of the results that count for the first model, along `axis`.
+            second: Indices of the results that count for the second model. Not used, because they
+                are the remaining indices.
+            axis: The axis of the groups.
         """
         first = np.moveaxis(first, axis, -1)
-        is_taken = np.zeros((*first.shape[:-1], 2 * n_groups))
-        np.put_along_axis(is_taken, first.astype(np.int64), 1.0, axis=-1)
-        weights = is_taken.reshape(-1, 2 * n_groups)
+        # convert indices to weights: 1 for each result that counts for the first model
+        counts_for_first = np.zeros((*first.shape[:-1], 2 * n_groups))
+        np.put_along_axis(counts_for_first, first.astype(np.int64), 1.0, axis=-1)
+        weights = counts_for_first.reshape(-1, 2 * n_groups)
         a, b = _compute_both(statistic, weights[:, :n_groups], weights[:, n_groups:])
         return (a - b).reshape(first.shape[:-1])
 
     test = permutation_test(
         (np.arange(n_groups), np.arange(n_groups) + n_groups),
         compute_difference,
-        permutation_type="samples",
+        permutation_type="samples",  # swaps within a pair, here the two results of a group
         vectorized=True,
         n_resamples=_PERMUTATIONS,
         batch=max(1, MAX_ELEMENTS // items),
@@ -255,9 +296,11 @@ def _test_by_swapping(statistic: Statistic, n_groups: int, items: int, seed: int
 
 
 def _correct_p_values(found: Mapping[str, Difference], primary: str) -> dict[str, Difference]:
-    """Return the differences with corrected p-values (Holm 1979).
+    """Add corrected p-values to the secondary differences, because many are tested (Holm 1979).
 
-    The primary one, and those without a p-value, have none.
+    With m secondary p-values in ascending order, the k-th (from 0) is multiplied by m − k. A
+    corrected p-value is at most 1 and never below the previous one. The difference named `primary`,
+    and differences without a p-value, get no corrected p-value.
     """
     known = sorted(
         (row.p_value, name)

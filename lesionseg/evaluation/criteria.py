@@ -93,14 +93,14 @@ PRESETS: Mapping[str, Preset] = {name: Preset(name, rule) for name, rule in _CRI
 
 
 def find_preset(name: str) -> Preset:
-    """Return the preset with this name.
+    """Return the preset that the setting `preset=` names.
 
     Args:
-        name: A key of `PRESETS`, or `iou:` and the least IoU, such as `iou:0.4`. The rule is then
-            that of `iou50` with this IoU.
+        name: A key of `PRESETS`, or `iou:` and the minimum IoU, such as `iou:0.4`. The match rule
+            of `iou:0.4` is `iou50` with the minimum IoU 0.4 instead of 0.5.
 
     Returns:
-        The preset. The name of an IoU is written in one way, so `iou:0.40` is called `iou:0.4`.
+        The preset. The number in its name is normalised, so `iou:0.40` is called `iou:0.4`.
 
     Raises:
         ConfigError: If the name is unknown, or if the IoU is not above 0 and at most 1.
@@ -120,7 +120,11 @@ def find_preset(name: str) -> Preset:
 
 
 def _preset_of_iou(name: str, number: str) -> Preset:
-    """Return the preset of the least IoU `number`. `name` is the setting in the message.
+    """Return the preset whose match rule requires a minimum IoU.
+
+    Args:
+        name: The setting as the user wrote it, such as `iou:0.4`, for the error message.
+        number: The text of the minimum IoU, such as `0.4`.
 
     Raises:
         ConfigError: If `number` is not above 0 and at most 1.

@@ -66,19 +66,22 @@ class WatchedValue:
         self.rows = [row for row in rows if getattr(row, name) is not None]
         self.first = [row for row in self.rows if row.case in first]
         self.later = [row for row in self.rows if row.case not in first]
+        # the usual range: the values of the first scans without the extreme ones
         usual = sorted(self.of(self.first))[n_extremes : len(self.first) - n_extremes]
         self.low = min(usual, default=-inf)
         self.high = max(usual, default=inf)
 
     def of(self, rows: Sequence[CaseRow]) -> list[float]:
-        """Return the values of scans."""
+        """Return the watched value of each of these scans, such as `n_accepted`."""
         return [getattr(row, self.name) for row in rows]
 
     def find_drifts(self, in_a_row: int = IN_A_ROW) -> list[Drift]:
-        """Find sequences of at least `in_a_row` later scans on one side of the usual range.
+        """Find sequences of later scans whose values are all above, or all below, the usual range.
 
-        Its smallest and its largest value belong to the range.
+        A sequence has at least `in_a_row` successive scans. The ends of the usual range belong to
+        the range.
         """
+        # 1 above the usual range, −1 below, 0 inside
         sides = [(value > self.high) - (value < self.low) for value in self.of(self.later)]
         drifts = []
         for side, indices in groupby(range(len(sides)), sides.__getitem__):
@@ -94,9 +97,14 @@ class WatchedValue:
 
 
 def watch(results: PredictionFolder) -> list[WatchedValue]:
-    """Return the watched values of each model in a folder of results, the latest model last.
+    """Collect the watched values of each model in a folder of results, to look for drift.
 
-    Scans without a day are left out.
+    The scans of a model are sorted by day, and scans without a day are left out. The folder keeps
+    the ids of the first scans of each model, so that later calls compare with the same scans.
+
+    Returns:
+        One `WatchedValue` for each model and each of `WATCHED`. The model with the latest first
+        scan comes last.
     """
     models = defaultdict[str, list[CaseRow]](list)
     for row in sorted(results.rows(), key=lambda row: (row.day, row.finished, row.case)):

@@ -74,28 +74,28 @@ class Estimate:
 
 
 def draw_groups(n_groups: int, replicates: int, rng: np.random.Generator) -> Draws:
-    """Draw as many groups as there are, with replacement, for each replicate of the bootstrap.
+    """Draw groups (patients) with replacement for each replicate of the bootstrap.
 
-    Return how often each group was drawn, `[replicates, n_groups]`. The counts are bytes to save
-    memory: 1000 replicates of 10⁵ groups take 100 MB. The chance that a group is drawn 256 times
-    or more is negligible.
+    Each replicate draws `n_groups` of the `n_groups` groups. Return how often each group was drawn,
+    `[replicates, n_groups]`. The counts are bytes to save memory: 1000 replicates of 10⁵ groups
+    need 100 MB. The chance that a group is drawn 256 times or more is negligible.
     """
     drawn = np.zeros((replicates, n_groups), np.uint8)
     if not n_groups:
         return drawn
-    # `multinomial` returns int64, so the replicates are drawn in parts
-    step = max(1, MAX_ELEMENTS // n_groups)
+    # `multinomial` returns int64, so only a few replicates are drawn at once
+    n_at_once = max(1, MAX_ELEMENTS // n_groups)
     probabilities = np.full(n_groups, 1 / n_groups)
-    for first in range(0, replicates, step):
-        part = drawn[first : first + step]
-        part[:] = rng.multinomial(n_groups, probabilities, len(part))
+    for first in range(0, replicates, n_at_once):
+        some_replicates = drawn[first : first + n_at_once]
+        some_replicates[:] = rng.multinomial(n_groups, probabilities, len(some_replicates))
     return drawn
 
 
 def statistic_value(statistic: Statistic, n_groups: int) -> list[float | None]:
-    """Return the k values of a statistic of the data themselves; None for undefined ones.
+    """Compute the k numbers of a statistic on the original data, without resampling.
 
-    The data have a weight of 1 in each of `n_groups` groups.
+    Each of the `n_groups` groups has weight 1. A number that is undefined (NaN) becomes None.
     """
     return [None if np.isnan(v) else float(v) for v in statistic(np.ones((1, n_groups)))[0]]
 
@@ -110,25 +110,30 @@ def bootstrap(
     *,
     bounds: Sequence[CI | None] = (),
 ) -> list[Estimate]:
-    """Compute the statistic's k values with percentile intervals.
+    """Compute the k numbers of a statistic with percentile intervals of the bootstrap.
 
-    If fewer than 5 groups contribute, or if `percentiles` gives no interval, the values have none,
-    and `reason` states why. An undefined value has no interval either.
+    A number has no interval if it is undefined, if fewer than 5 groups contribute, or if
+    `percentiles` gives none. `reason` of the estimate then states why.
 
     Args:
         statistic: A function of weights `[replicates, groups]` that returns k values for each
             replicate, `[replicates, k]`, NaN for undefined ones.
         draws: The result of `draw_groups`.
-        support: The number of items that each group contributes `[groups]`. If all are 0, the
-            values are None.
-        undefined: The reason to state for a value of None.
-        items: The number of lesions, candidates or cases that the statistic spreads the weights
-            over. It limits how many replicates are computed at once.
-        names: The name of each value.
-        bounds: For each value, the least and the largest one that is possible, or None if there are
-            none. Empty if all values are shares.
+        support: The number of items (lesions, cases or candidates) that each group contributes
+            `[groups]`. If all are 0, the numbers are None.
+        undefined: The reason to state for a number that is None.
+        items: Length of the arrays `[replicates, items]` that the statistic creates, which is a
+            number of lesions, candidates or cases. It limits how many replicates are computed at
+            once.
+        names: The names of the k numbers.
+        bounds: For each number, the minimum and the maximum that are possible, or None for a number
+            without limits. Empty if all numbers are between 0 and 1.
+
+    Returns:
+        The k numbers as estimates, in the order of `names`.
     """
     values = statistic_value(statistic, draws.shape[1])
+    # the numbers without intervals
     rows = [Estimate(value, name=name) for value, name in zip(values, names, strict=True)]
     if not support.any():
         return [replace(row, value=None, reason=undefined) for row in rows]
@@ -136,7 +141,8 @@ def bootstrap(
         few = _explain_too_few(support)
         return [replace(row, reason=undefined if row.value is None else few) for row in rows]
     n_at_once = max(1, MAX_ELEMENTS // max(items, 1))
-    firsts = range(0, max(len(draws), 1), n_at_once)  # one empty part without replicates
+    # the first replicate of each pass; without replicates, one pass is empty
+    firsts = range(0, max(len(draws), 1), n_at_once)
     replicates = np.concatenate([statistic(draws[n : n + n_at_once]) for n in firsts])
     groups = effective_groups(support)
     estimates = []
@@ -149,17 +155,24 @@ def bootstrap(
 
 
 def percentiles(values: Numbers, groups: float, bounds: CI | None) -> tuple[CI | None, str | None]:
-    """Compute the percentile interval of the replicates `[n]` of a number.
+    """Compute the percentile interval of a number from the replicates of the bootstrap.
 
-    Return the interval and None. Return None and the reason if there are no replicates, if more
-    than 5 % of them are undefined, or if so many are equal that both ends agree.
+    The bootstrap underestimates the variance for few groups, so the interval is widened. The
+    fraction of replicates beyond each end is Φ(−√(n/(n−1))·t) instead of 2.5 %. Here n is `groups`,
+    at least 2, and t the 97.5 % point of Student's distribution with n − 1 degrees of freedom
+    (Hesterberg 2015). Five groups have no replicates so far from the mean. Therefore, each end of
+    the interval of a number with `bounds` is also at least √(n/(n−1))·t standard errors from the
+    mean, but within the bounds.
 
-    The bootstrap underestimates the variance for few groups, so the interval is widened. The share
-    of replicates beyond each end is Φ(−√(n/(n−1))·t) instead of 2.5 %. Here n is `groups`, at least
-    2, and t the 97.5 % point of Student's distribution with n − 1 degrees of freedom (Hesterberg
-    2015). Five groups have no replicates so far from the mean. Therefore, each end of the interval
-    of a number with `bounds` is also at least √(n/(n−1))·t standard errors from the mean, but
-    within the bounds.
+    Args:
+        values: The number in each replicate `[replicates]`, NaN if it is undefined.
+        groups: The effective number of groups (`effective_groups`).
+        bounds: The minimum and the maximum that the number can have, or None.
+
+    Returns:
+        The interval and None. Or None and the reason why there is no interval: there are no
+        replicates, more than 5 % of them are undefined, or both ends agree because nearly all
+        replicates are equal.
     """
     n = max(groups, 2.0)
     n_deviations = float(np.sqrt(n / (n - 1)) * stdtrit(n - 1, 0.975))
@@ -173,9 +186,9 @@ def percentiles(values: Numbers, groups: float, bounds: CI | None) -> tuple[CI |
     if high - low <= _SAME * max(1.0, abs(high)):
         return None, _COLLAPSED
     if bounds is not None:
-        minimum = n_deviations * defined.std()
-        low = min(low, max(bounds[0], defined.mean() - minimum))
-        high = max(high, min(bounds[1], defined.mean() + minimum))
+        min_distance = n_deviations * defined.std()
+        low = min(low, max(bounds[0], defined.mean() - min_distance))
+        high = max(high, min(bounds[1], defined.mean() + min_distance))
     return (float(low), float(high)), None
 
 
@@ -187,11 +200,12 @@ def proportion(
     name: str = "",
     min_deff: float = 1.0,
 ) -> Estimate:
-    """Compute Σhits/Σtotals with Wilson's interval, widened by the design effect of groups.
+    """Compute a proportion of grouped items, such as a recall, with its 95 % interval.
 
-    If all items or none are hits, the groups do not show a design effect. The interval is then
-    that of `all_or_none_interval`. There is no interval for fewer than 5 groups with items, or if
-    the groups show no variance.
+    The proportion is Σhits/Σtotals. The interval is Wilson's, widened by the design effect of the
+    groups, because items of one patient are not independent. If all items or none are hits, the
+    groups do not show a design effect, and `all_or_none_interval` is used. There is no interval if
+    fewer than 5 groups have items, or if the groups show no variance.
 
     Args:
         hits: Number of hits of each group `[groups]`, or a sum of values between 0 and 1.
@@ -219,7 +233,10 @@ def proportion(
 
 
 def _explain_too_few(items: Numbers) -> str:
-    """Explain why there is no interval. `items` are those of each group `[groups]`."""
+    """Explain that too few groups have items for an interval.
+
+    `items` is the number of items of each group `[groups]`.
+    """
     if len(items) < MIN_GROUPS:
         return TOO_FEW_GROUPS
     return f"{(items > 0).sum()} of {len(items)} patients count here, too few for an interval"
@@ -228,11 +245,17 @@ def _explain_too_few(items: Numbers) -> str:
 def estimate_rate(
     counts: Numbers, exposure: Numbers, undefined: str, *, name: str = ""
 ) -> Estimate:
-    """Compute Σcounts/Σexposure with Garwood's interval (1936) of a Poisson count.
+    """Compute a rate such as false positives per case, with its 95 % interval.
 
-    The count is divided by its design effect, and the bounds of its interval are multiplied by it.
-    There is no interval for fewer than 5 groups with exposure. Without exposure, the value is None,
-    and `undefined` is the reason.
+    The rate is Σcounts/Σexposure. The interval is Garwood's for a Poisson count (1936). To widen
+    the interval, the count is divided by its design effect, and the ends of the interval are
+    multiplied by the design effect. There is no interval for fewer than 5 groups with exposure.
+
+    Args:
+        counts: Number of events of each group `[groups]`.
+        exposure: Number of cases of each group `[groups]`.
+        undefined: The reason to state if the exposure is 0, so that the rate is None.
+        name: The name of the number.
     """
     total = float(exposure.sum())
     groups = int((exposure > 0).sum())
@@ -249,6 +272,8 @@ def estimate_rate(
 def poisson_interval(events: float) -> CI:
     """Return Garwood's exact 95 % interval (1936) of the mean of a Poisson count.
 
+    `events` is the count. It may be a fraction, for example after division by a design effect.
+
     >>> low, high = poisson_interval(10)
     >>> round(low, 4), round(high, 4)
     (4.7954, 18.3904)
@@ -258,12 +283,16 @@ def poisson_interval(events: float) -> CI:
 
 
 def all_or_none_interval(value: float, groups: int) -> CI:
-    """Return the 95 % interval of a proportion that is exactly 0 or 1 in a number of groups.
+    """Return the 95 % interval of a proportion that is exactly 0 or 1 in all groups.
 
-    Items of one group (patient) may be alike, so each group counts as one item: this is the exact
-    interval of Clopper & Pearson 1934 for k items. It is safe. If the proportion is p on average
-    over groups, a group has no hit with a probability of at most 1 − p, so k groups have none with
-    a probability of at most (1 − p)ᵏ, which is 2.5 % at the upper end.
+    Items of one group (patient) may be alike, so each group counts as one item. This is the exact
+    interval of Clopper & Pearson 1934 for k groups. It is conservative: if the proportion is p on
+    average over groups, a group has no hit with a probability of at most 1 − p. All k groups then
+    have no hit with a probability of at most (1 − p)ᵏ, which is 2.5 % at the upper end.
+
+    Args:
+        value: The proportion, 0 or 1.
+        groups: Number of groups with items.
 
     >>> low, high = all_or_none_interval(0.0, 5)
     >>> low, round(high, 4), all_or_none_interval(1.0, 1)
@@ -274,7 +303,9 @@ def all_or_none_interval(value: float, groups: int) -> CI:
 
 
 def wilson_interval(hits: float, total: float, deff: float = 1.0) -> CI:
-    """Return Wilson's 95 % interval of a proportion with an effective sample of `total / deff`.
+    """Return Wilson's 95 % interval of the proportion `hits / total`.
+
+    `deff` is the design effect. It reduces the effective number of items to `total / deff`.
 
     >>> low, high = wilson_interval(8, 10)
     >>> round(low, 4), round(high, 4)
@@ -283,6 +314,7 @@ def wilson_interval(hits: float, total: float, deff: float = 1.0) -> CI:
     n = total / deff
     p = hits / total
     z2 = Z95**2
+    # Wilson's formula: centre and half width of the interval
     centre = (p + z2 / (2 * n)) / (1 + z2 / n)
     half = Z95 / (1 + z2 / n) * np.sqrt(p * (1 - p) / n + z2 / (4 * n**2))
     # rounding must not push a bound past the proportion itself at 0 and 1
@@ -290,16 +322,17 @@ def wilson_interval(hits: float, total: float, deff: float = 1.0) -> CI:
 
 
 def design_effect(hits: Numbers, totals: Numbers) -> float:
-    """Return the variance of a proportion of grouped lesions, relative to independent lesions.
+    """Return how much lesions of one patient increase the variance of a proportion.
 
-    The variance of the ratio Σhits/Σtotals is estimated by leaving out one group at a time. This
-    jackknife, the CR3 of Bell & McCaffrey 2002, is not biased downwards by few or unequal groups.
-    The result is its quotient with the binomial variance. It is below 1 if groups vary less than
-    independent lesions would.
+    The design effect is the variance of Σhits/Σtotals over groups, divided by the binomial variance
+    of independent lesions. It is below 1 if groups vary less than independent lesions would. The
+    variance over groups is estimated by leaving out one group at a time. This jackknife, the CR3 of
+    Bell & McCaffrey 2002, is not biased downwards by few or unequal groups.
 
     If all lesions or none were hit, or if only one group has lesions, the variance cannot be
-    estimated. The result is then Σm²/Σm for m lesions per group (Kish 1965), at least 1: it assumes
-    that all lesions of a group are hit or missed together. Without lesions, the result is 1.
+    estimated. The result is then Σm²/Σm for m lesions per group (Kish 1965), at least 1. This value
+    assumes that all lesions of a group are hit or missed together. Without lesions, the result
+    is 1.
 
     Args:
         hits: Number of hits of each group `[groups]`.
@@ -325,9 +358,10 @@ def design_effect(hits: Numbers, totals: Numbers) -> float:
 
 
 def effective_groups(sizes: Numbers) -> float:
-    """Return the number of equal groups that carry the same information: (Σm)²/Σm² (Kish 1965).
+    """Return the effective number of groups of unequal sizes m: (Σm)²/Σm² (Kish 1965).
 
-    It is 0 if all `sizes` are 0.
+    This many groups of equal size would give the same information. `sizes` is the number of items
+    of each group `[groups]`. The result is 0 if all sizes are 0.
 
     >>> effective_groups(np.array([2.0, 2.0, 2.0])), effective_groups(np.array([8.0, 1.0, 1.0]))
     (3.0, 1.5151515151515151)
@@ -336,11 +370,12 @@ def effective_groups(sizes: Numbers) -> float:
 
 
 def few_groups_factor(groups: float) -> float:
-    """Return the factor by which few groups reduce the effective sample (Korn & Graubard 1998).
+    """Return the factor that multiplies a design effect from few groups (Korn & Graubard 1998).
 
-    It is (t/z)² for the 97.5 % points t of Student's distribution with `groups − 1` degrees of
-    freedom, at least 1, and z of the normal distribution. Groups of unequal size count as
-    `effective_groups`.
+    Few groups estimate the design effect with large error, so a larger one is used. The factor is
+    (t/z)². Here t is the 97.5 % point of Student's distribution with `groups − 1` degrees of
+    freedom (at least 1), and z that of the normal distribution. For groups of unequal size,
+    `groups` is the result of `effective_groups`.
 
     >>> round(few_groups_factor(5), 2), round(few_groups_factor(50), 2)
     (2.01, 1.05)
@@ -349,7 +384,9 @@ def few_groups_factor(groups: float) -> float:
 
 
 def count_design_effect(counts: Numbers, exposure: Numbers) -> float:
-    """Return the variance of counts by group, relative to a Poisson distribution; at least 1.
+    """Return the design effect of counts: their variance over groups relative to a Poisson count.
+
+    It widens the interval of a rate if the events concentrate in few patients. It is at least 1.
 
     Args:
         counts: Number of events of each group `[groups]`. If all are 0, the result is 1.
@@ -369,10 +406,10 @@ def count_design_effect(counts: Numbers, exposure: Numbers) -> float:
 
 
 def ratio(above: Numbers, below: Numbers) -> Statistic:
-    """Return a function of weights `[replicates, groups]`: the weighted Σabove/Σbelow.
+    """Return a statistic that computes the ratio of two weighted sums, for `bootstrap`.
 
-    `above` and `below` are sums by group `[groups]`. The result is undefined unless Σbelow is
-    positive.
+    The statistic is a function of weights `[replicates, groups]`. It returns the weighted
+    Σabove/Σbelow, NaN unless Σbelow is positive. `above` and `below` are sums by group `[groups]`.
     """
 
     def statistic(weights: GroupWeights) -> Numbers:
@@ -383,7 +420,7 @@ def ratio(above: Numbers, below: Numbers) -> Statistic:
 
 
 def divide(above: Numbers, below: Numbers) -> Numbers:
-    """Divide two arrays of one shape. The quotient is NaN unless the denominator is positive."""
+    """Divide two arrays of equal shape. The quotient is NaN unless the denominator is positive."""
     out = np.full(np.shape(above), np.nan)
     np.divide(above, below, out=out, where=below > 0)
     return out

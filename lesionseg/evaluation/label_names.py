@@ -18,16 +18,19 @@ _log = logging.getLogger(__name__)
 
 
 class LabelNumbers:
-    """The numbers that predicted labels have in the dataset of the references.
+    """Renumbers predicted labels, so that equal names have the number of the reference's dataset.
 
-    Labels are compared by their numbers if one side states no names: the predictions of most other
-    programs, and references in a bare folder of masks. nnU-Net's names are in the `dataset.json`
-    next to its outputs. Names are not compared either if both sides have a single label, if all
-    candidates become one label (regions, merged labels), or if two predicted labels have the same
-    name, as in some models of version 1.0.0.
+    Predictions and references are compared by label values, which depend on the dataset that a
+    model was trained on. Names are not compared, so that values stay as they are, in these cases:
+
+    - The predictions or the references have no label names. These are predictions of most other
+      programs, and references in a folder of masks without metadata. nnU-Net's names are in the
+      `dataset.json` next to its outputs.
+    - All candidates get one label, because the labels are regions or are merged.
+    - Two predicted labels have the same name, as in some models of version 1.0.0.
 
     Args:
-        labels: The labels of the dataset. None for a bare folder of masks.
+        labels: The labels of the dataset. None for a folder of masks without metadata.
     """
 
     def __init__(self, labels: Labels | None) -> None:
@@ -42,15 +45,18 @@ class LabelNumbers:
         self._value_of.update({name: value for value, name in self._names.items()})
 
     def apply(self, prediction: Prediction) -> Prediction:
-        """Return the prediction with the dataset's number of each label, or with one if merged.
+        """Return the prediction with the label values of the dataset.
 
-        Upper and lower case of names may differ. If names are not compared, the labels keep their
-        numbers, except that a single one gets the number of the dataset's only label. A label that
-        the dataset does not have gets a number of its own for this and later predictions, and a
-        warning names it once.
+        - If the labels of the dataset are merged, all candidates get label 1.
+        - If prediction and dataset each have a single named label, it gets the dataset's value,
+          even if the names differ.
+        - If names are compared, each label gets the dataset's value of the same name. Upper and
+          lower case may differ. A label that the dataset does not have gets an unused value for
+          this and later predictions, and a warning names the label once.
+        - Otherwise the labels keep their values.
 
         Raises:
-            DatasetError: If both sides have several labels, but no name in common.
+            DatasetError: If prediction and dataset have several labels each, but no name in common.
         """
         if self._are_merged:
             return prediction.merge_labels()
@@ -68,21 +74,24 @@ class LabelNumbers:
                 "reference, or set merge_labels=true to score all of them as one label."
             )
         if unknown:
-            self._add(unknown)
+            self._add_unknown_labels(unknown)
         number_of = {value: self._value_of[self._key(name)] for value, name in labels.items()}
         return prediction.with_labels(number_of)
 
     @property
     def _known(self) -> str:
-        """The names of the dataset's labels, for messages."""
+        """The names of the dataset's labels as one text, for messages."""
         return join_names(self._names.values())
 
     def _key(self, name: str) -> str:
-        """Return the key of a name in `_value_of`: the name if it is one, or its lower case."""
+        """Return the key of `_value_of` for a name, which ignores upper and lower case.
+
+        It is the name itself if `_value_of` has this key, otherwise the name in lower case.
+        """
         return name if name in self._value_of else name.casefold()
 
-    def _add(self, unknown: Sequence[str]) -> None:
-        """Give labels that the dataset does not have free numbers, and name them in a warning."""
+    def _add_unknown_labels(self, unknown: Sequence[str]) -> None:
+        """Assign unused label values to names that the dataset does not have, with a warning."""
         _log.warning(
             "The reference does not have these predicted labels. Their candidates match none of "
             "its labels (%s): %s. Use equal names for equal labels, or set merge_labels=true to "
@@ -98,9 +107,15 @@ class LabelNumbers:
 def add_predicted_names(
     names: Mapping[int, str], matches: Iterable[MatchedCase]
 ) -> Mapping[int, str]:
-    """Return the names of the dataset's labels, then those of candidates whose label it lacks.
+    """Add the names of predicted labels that the dataset does not have, for tables and reports.
 
-    Without a dataset, `names` is empty and stays so, because its labels are named by their numbers.
+    Args:
+        names: Names of the dataset's labels by value. Empty for references without label names.
+            The result is then empty too, and labels are named by their values.
+        matches: The matched cases, whose predictions state the names of the model's labels.
+
+    Returns:
+        The names of the dataset's labels by value, then those of candidates with other labels.
     """
     if not names:
         return names
@@ -114,14 +129,15 @@ def add_predicted_names(
 
 
 def warn_of_labels(cases: Sequence[MatchedCase], names: Mapping[int, str]) -> None:
-    """Warn of predicted values that no label has, and of labels that are probably exchanged.
+    """Warn of predicted label values that the reference lacks, and of probably exchanged labels.
 
-    Two labels are exchanged if both would have a mean Dice above 0.5 the other way round.
+    Two labels are probably exchanged if the mean Dice of each label is below 0.5, but would be
+    above 0.5 for both if one of the two were compared with the other.
 
     Args:
         cases: The matched cases.
-        names: The names of the dataset's labels. They are empty without a dataset. The labels are
-            then the values of the lesions.
+        names: The names of the dataset's labels by value. If it is empty (references without label
+            names), the known label values are those of the lesions.
     """
     known = {*names} or {label for case in cases for label in case.match.lesions.labels.tolist()}
     values = {
@@ -140,14 +156,17 @@ def warn_of_labels(cases: Sequence[MatchedCase], names: Mapping[int, str]) -> No
         )
 
     def dice(predicted: int, drawn: int) -> float:
-        """Return the mean Dice of two labels over the cases that have one of them."""
+        """Return the mean Dice of a predicted label and a label of the reference.
+
+        The mean is over the cases that have one of the two labels.
+        """
         of_cases = [
             match.compute_dice(match.lesions.labels == drawn, match.candidates.labels == predicted)
             for match in (case.match for case in cases)
         ]
         return float(pd.Series(of_cases, dtype=float).mean())
 
-    poor = [label for label in names if dice(label, label) < 0.5]  # the others are not exchanged
+    poor = [label for label in names if dice(label, label) < 0.5]  # other labels are right
     for a, b in combinations(poor, 2):
         if min(dice(a, b), dice(b, a)) > 0.5:
             _log.warning(

@@ -48,7 +48,11 @@ class _Pairs:
     """Base class of tables whose arrays have one row per pair."""
 
     def where(self, kept: Flags | Rows) -> Self:
-        """Return the table of some pairs, given by flags `[pairs]` or by their positions."""
+        """Return the table with only the selected pairs.
+
+        `kept` selects pairs by flags `[pairs]` or by row numbers. Attributes that are not arrays
+        stay as they are.
+        """
         columns = {k: v[kept] for k, v in vars(self).items() if isinstance(v, np.ndarray)}
         return replace(self, **columns)  # type: ignore[type-var]
 
@@ -154,10 +158,14 @@ class Match:
         return encode_hits(self.candidates, self.box_pairs, self.scores, self.ignored)
 
     def compute_dice(self, is_in_reference: Flags, is_in_prediction: Flags) -> float | None:
-        """Compute the Dice of flagged lesions `[lesions]` and candidates `[n]`.
+        """Compute the Dice between the union of some lesions and the union of some candidates.
 
-        It follows from the counted voxels, so that no mask is needed. Return None if both are
-        empty.
+        The Dice is computed from the stored numbers of voxels, because the masks are no longer in
+        memory. Return None if neither the lesions nor the candidates have a voxel.
+
+        Args:
+            is_in_reference: True for the lesions that count `[lesions]`.
+            is_in_prediction: True for the candidates that count `[n]`.
         """
         pairs = self.overlaps
         is_counted = is_in_prediction[pairs.candidate] & is_in_reference[pairs.lesion]
@@ -171,7 +179,17 @@ class Match:
     def decide_outcomes(
         self, accepted: Flags, rule: Criterion | None = None
     ) -> tuple[Rows, Outcomes]:
-        """Decide which lesions are found, and the outcome of each candidate.
+        """Decide which lesions the accepted candidates find, and the outcome of each candidate.
+
+        A candidate may find a lesion if it has a link with the lesion. The outcome of a candidate
+        is the first of these that applies:
+
+        1. `not_accepted`: the candidate is not accepted.
+        2. `true_positive`: the candidate finds a lesion. With the assignment `jointly`, it is
+           enough that it may find a lesion.
+        3. `ignored`: most of the candidate is in the ignored region, or it may find a lesion. The
+           second condition does not apply to the assignment `largest_sum`.
+        4. `false_positive`: all other candidates.
 
         Args:
             accepted: True for each accepted candidate `[n]`.
@@ -179,16 +197,13 @@ class Match:
 
         Returns:
             The row of the candidate that finds each lesion `[lesions]`, −1 for a missed lesion, and
-            the outcome of each candidate `[n]`: true_positive, false_positive, ignored or
-            not_accepted. An accepted candidate is a true positive if it finds a lesion or, for the
-            assignment `jointly`, if it may find one. Otherwise it is ignored if most of it is in
-            the ignored region or, except for `largest_sum`, if it may find a lesion. The remaining
-            ones are false positives.
+            the outcome of each candidate `[n]`.
         """
         links = self.links[rule or self.criterion]
         found = np.zeros(len(self.lesions), bool)
         if rule is None and accepted.any():
-            found = self.detected_at >= self.scores[accepted].min()  # lesions that stay found
+            # these lesions must stay found, so `assign` prefers them among equally good solutions
+            found = self.detected_at >= self.scores[accepted].min()
         candidate_of = assign(links, accepted, found)
         matched = np.zeros_like(accepted)
         linked = np.zeros_like(accepted)
@@ -214,13 +229,21 @@ def match(
     criterion: Criterion,
     known: Collection[int] | None = None,
 ) -> Match:
-    """Link each lesion to the candidates that may find it. Both files must be on the same grid.
+    """Link each lesion of a case to the candidates that may find it.
 
-    Which lesions are found is decided later, for the accepted candidates (`decide_outcomes`).
+    `Match.decide_outcomes` decides later which lesions the accepted candidates find, so that the
+    overlaps are computed only once for all operating points.
 
     Usually a candidate finds only lesions of its own label. If several candidates may find a lesion
-    together (`jointly`) and the case has several labels, labels are pooled: a candidate may find
-    any lesion. If `known` states the labels of the dataset, candidates of other labels find none.
+    together (`jointly`) and the case has several labels, labels are pooled: a candidate may find a
+    lesion of any label.
+
+    Args:
+        reference: The lesions of the case.
+        prediction: The candidates of the case, on the grid of the reference.
+        criterion: The match rule.
+        known: Label values of the dataset. If labels are pooled, candidates of other labels find no
+            lesion. None or empty allows all labels.
 
     Returns:
         The lesions, the candidates with their scores, their overlaps, and the links under the
@@ -263,7 +286,10 @@ def match(
 
 
 def _save_memory(lesions: Lesions) -> Lesions:
-    """Drop the mask and store voxel indices in the smallest type, as many cases stay in memory."""
+    """Reduce the memory of a table of lesions, because all cases of a dataset stay in memory.
+
+    The mask is dropped, and voxel indices get the smallest sufficient integer type.
+    """
     index_type = np.min_scalar_type(max(lesions.geometry.shape))
     return replace(lesions, voxels=lesions.voxels.astype(index_type, copy=False), instances=None)
 
@@ -271,25 +297,32 @@ def _save_memory(lesions: Lesions) -> Lesions:
 def _find_ignored(
     reference: Reference, prediction: Prediction, candidates: Lesions
 ) -> tuple[Flags, Flags]:
-    """Return the flags `Match.ignored` and `Match.lost` of the candidates.
+    """Find the candidates in the ignored region of the reference, which is not scored.
 
-    The voxels of `candidates` are those outside the ignored region. A box without voxels is judged
-    by the share of the box that is ignored.
+    Args:
+        reference: The reference with its ignored region.
+        prediction: The prediction with its instance mask.
+        candidates: The candidates, with only their voxels outside the ignored region.
+
+    Returns:
+        The flags `[n]` of `Match.ignored`: more than half of the candidate's voxels are in the
+        region. Without voxels, more than half of its box is. Then the flags `[n]` of `Match.lost`:
+        all voxels of the candidate are in the region.
     """
     none = np.zeros(len(candidates), bool)
     ignore = reference.ignore
     if ignore is None or len(candidates) == 0:
         return none, none
-    n_inside = np.zeros(len(candidates))
+    n_inside = np.zeros(len(candidates))  # voxels in the ignored region
     if prediction.instances is not None:
         highest = int(candidates.ids.max())
         counts = np.bincount(prediction.instances[ignore].reshape(-1), minlength=highest + 1)
         n_inside = counts[candidates.ids].astype(float)
-    n_drawn = n_inside + candidates.n_voxels
-    ignored_share = n_inside / np.maximum(n_drawn, 1)
-    for row in np.flatnonzero(n_drawn == 0):
-        part = ignore[box_slices(candidates.boxes[row], ignore.ndim)]
-        ignored_share[row] = part.mean() if part.size else 0.0
+    n_all = n_inside + candidates.n_voxels
+    ignored_share = n_inside / np.maximum(n_all, 1)
+    for row in np.flatnonzero(n_all == 0):
+        ignored_in_box = ignore[box_slices(candidates.boxes[row], ignore.ndim)]
+        ignored_share[row] = ignored_in_box.mean() if ignored_in_box.size else 0.0
     return ignored_share > MAX_IGNORED_SHARE, (n_inside > 0) & (candidates.n_voxels == 0)
 
 
@@ -299,16 +332,26 @@ def _find_ignored(
 def find_links(
     rule: Criterion, candidates: Lesions, lesions: Lesions, overlaps: Overlaps, lost: Flags
 ) -> Links:
-    """Find the links of a case under a criterion.
+    """Find the pairs of a case in which the candidate may find the lesion under a match rule.
 
-    Candidate and lesion of a link have the same label, except under the coverage rule: it uses all
-    pairs in `overlaps`, from which the caller may have removed pairs of different labels. The
-    caller removes the pairs of candidates that are `lost` `[n]`. The measure `centre` pairs the
-    candidates that are not `lost` with the lesions near them, also without an overlap.
+    Under the coverage rule, a candidate is linked to all lesions that it overlaps, of any label, if
+    enough of the candidate is located in lesions. Under the other rules, only pairs of equal labels
+    are linked. The measure `centre` ignores `overlaps`, and pairs candidates with the lesions near
+    them.
 
-    The weight of a link is the covered share of the lesion (measure `coverage`), the IoU or, for
-    the assignment `largest_sum`, the Dice (`iou` and `overlap`), or a number that decreases with
-    the distance of the centres (`centre`).
+    Each link has a weight, by which `assign` ranks the candidates of a lesion:
+
+    - `coverage`: the fraction of the lesion that the candidate covers
+    - `iou` and `overlap`: the IoU, or the Dice for the assignment `largest_sum`
+    - `centre`: 1 / (1 + distance of the centres in mm)
+
+    Args:
+        rule: The match rule.
+        candidates: The candidates of the case.
+        lesions: The lesions of the case.
+        overlaps: The overlapping pairs to consider. The caller leaves out pairs of `lost`
+            candidates and, under the coverage rule without pooled labels, of different labels.
+        lost: True for candidates `[n]` with voxels only in the ignored region.
     """
     candidate = overlaps.candidate
     lesion = overlaps.lesion
@@ -350,10 +393,19 @@ def find_hits(
     lesion: Rows,
     iou: Numbers,
 ) -> Flags:
-    """Flag the pairs `[pairs]` that a rule of single pairs counts as hits if it ignores labels.
+    """Flag the pairs that fulfil the condition of a match rule, without regard to labels.
 
-    A rule of single pairs has the measure `iou`, `overlap` or `centre`. `candidate` and `lesion`
-    are the rows of the pairs in `candidates` and `lesions`. `iou` is not used for `centre`.
+    Args:
+        rule: A rule with the measure `iou`, `overlap` or `centre`, which judge each pair
+            separately.
+        candidates: The candidates of the case.
+        lesions: The lesions of the case.
+        candidate: Row of the candidate of each pair `[pairs]`.
+        lesion: Row of the lesion of each pair `[pairs]`.
+        iou: IoU of each pair `[pairs]`. Not used for `centre`.
+
+    Returns:
+        True for each pair that fulfils the condition `[pairs]`.
     """
     if rule.measure == "centre":
         distance_mm = _measure_distances(candidates, lesions, candidate, lesion)
@@ -366,7 +418,10 @@ def find_hits(
 def _measure_distances(
     candidates: Lesions, lesions: Lesions, candidate: Rows, lesion: Rows
 ) -> Numbers:
-    """Return the distance of the centres of each pair in mm `[pairs]`."""
+    """Compute the distance in mm of the centres of candidate and lesion of each pair `[pairs]`.
+
+    `candidate` and `lesion` are the rows of each pair in `candidates` and `lesions`.
+    """
     result: Numbers = np.linalg.norm(
         candidates.centres_mm[candidate] - lesions.centres_mm[lesion], axis=-1
     )
@@ -374,10 +429,15 @@ def _measure_distances(
 
 
 def detection_scores(links: Links, scores: Numbers) -> Numbers:
-    """Return the highest score `[n_lesions]` at which each lesion is found, or `NEVER_FOUND`.
+    """Return the highest threshold at which each lesion is found `[n_lesions]`.
 
-    A lesion is found at a score if the candidates of this score and above find it. Any operating
-    point can then be evaluated without another match.
+    A lesion is found at a threshold if the candidates with at least this score find the lesion. It
+    is `NEVER_FOUND` if no set of candidates does. With these scores, any operating point can be
+    evaluated without another match.
+
+    Args:
+        links: The pairs of candidates and lesions that may match, with their criterion.
+        scores: Score of each candidate `[n]`.
     """
     rule = links.criterion
     if rule.is_one_to_one:
@@ -387,30 +447,31 @@ def detection_scores(links: Links, scores: Numbers) -> Numbers:
         np.maximum.at(found_at, links.lesion, scores[links.candidate])
         return found_at
     for links_of_lesion in _group_equal(links.lesion):
-        own = links.where(links_of_lesion)
-        found_at[own.lesion[0]] = score_of_cover(
-            scores=scores[own.candidate],
-            share=own.weight,
-            common=own.common,
+        selected = links.where(links_of_lesion)
+        found_at[selected.lesion[0]] = score_of_cover(
+            scores=scores[selected.candidate],
+            share=selected.weight,
+            common=selected.common,
             enough=rule.threshold,
         )
     return found_at
 
 
 def _find_scores_one_to_one(links: Links, scores: Numbers) -> Numbers:
-    """Return the result of `detection_scores` for a rule that pairs one to one.
+    """Compute `detection_scores` for a rule that pairs candidates and lesions one to one.
 
     Candidates are added by descending score, and the best matching is computed after each addition.
-    A lesion gets the score at which it is matched first, because it stays found from then on.
+    The result of a lesion is the score at which the lesion is matched for the first time, because
+    it stays found at lower scores.
     """
     found_at = np.full(links.n_lesions, NEVER_FOUND)
-    for candidates, lesions, weight in _split_parts(links):
-        part_scores = scores[candidates]
-        for score in np.unique(part_scores)[::-1]:
+    for candidates, lesions, weight in _split_into_components(links):
+        component_scores = scores[candidates]
+        for score in np.unique(component_scores)[::-1]:
             is_found = found_at[lesions] > NEVER_FOUND
             if is_found.all():
                 break
-            _, columns = _pair_best(links.criterion, weight[part_scores >= score], is_found)
+            _, columns = _pair_best(links.criterion, weight[component_scores >= score], is_found)
             matched = lesions[columns]
             # the maximum keeps the higher score of a lesion that was found before
             found_at[matched] = np.maximum(found_at[matched], score)
@@ -418,16 +479,18 @@ def _find_scores_one_to_one(links: Links, scores: Numbers) -> Numbers:
 
 
 def assign(links: Links, accepted: Flags, prefer: Flags) -> Rows:
-    """Assign to each lesion the candidate that finds it, by the criterion of the links.
+    """Assign to each lesion the accepted candidate that finds it, by the criterion of the links.
 
     The rule depends on the criterion's `assignment`:
 
     - `every_threshold`: pairs are one to one, and their number is as large as possible. If several
       solutions have that number, the one with the largest sum of weights is used. If sums are
       equal, the one that finds more lesions of `prefer` is used.
-    - `largest_sum`: the same, but the number of pairs does not count.
-    - `all`: a lesion gets its candidate with the largest weight.
-    - `jointly`: the same, if its candidates together cover enough of the lesion.
+    - `largest_sum`: pairs are one to one, and only the largest sum of weights decides, even if
+      another solution has more pairs.
+    - `all`: a lesion gets its linked candidate with the largest weight.
+    - `jointly`: a lesion gets its linked candidate with the largest weight, but only if all linked
+      candidates together cover at least the fraction `threshold` of the lesion.
 
     Args:
         links: The pairs of candidates and lesions that may match.
@@ -441,7 +504,7 @@ def assign(links: Links, accepted: Flags, prefer: Flags) -> Rows:
     candidate_of = np.full(links.n_lesions, -1, np.int64)
     rule = links.criterion
     if rule.is_one_to_one:
-        for candidates, lesions, weight in _split_parts(links):
+        for candidates, lesions, weight in _split_into_components(links):
             rows, columns = _pair_best(rule, weight, prefer[lesions])
             candidate_of[lesions[columns]] = candidates[rows]
         return candidate_of
@@ -455,9 +518,15 @@ def assign(links: Links, accepted: Flags, prefer: Flags) -> Rows:
 
 
 def _pair_best(rule: Criterion, weight: Numbers, prefer: Flags) -> tuple[Rows, Rows]:
-    """Return rows and columns of the best one-to-one matching by weight `[candidates, lesions]`.
+    """Find the best one-to-one matching of candidates and lesions, as `assign` describes.
 
-    A weight of 0 means that the two may not match. `prefer` `[lesions]` is that of `assign`.
+    Args:
+        rule: A criterion with the assignment `every_threshold` or `largest_sum`.
+        weight: Weight of each pair `[candidates, lesions]`, 0 for pairs that may not match.
+        prefer: True for lesions `[lesions]` that should stay found, if solutions are equally good.
+
+    Returns:
+        The rows of the matched candidates and the columns of their lesions, both `[matched pairs]`.
     """
     value_of_pair = 0.0
     if rule.assignment == "every_threshold":
@@ -465,42 +534,49 @@ def _pair_best(rule: Criterion, weight: Numbers, prefer: Flags) -> tuple[Rows, R
         value_of_pair = min(weight.shape) + 1.0
     value = np.where(weight > 0, value_of_pair + weight + _KEEP_FOUND * prefer, 0)
     rows, columns = linear_sum_assignment(value, maximize=True)
-    # scipy assigns as many rows as possible, also where nothing may match
+    # scipy assigns as many rows as possible, also pairs that may not match
     may_match = weight[rows, columns] > 0
     return rows[may_match], columns[may_match]
 
 
-def _split_parts(links: Links) -> Iterator[tuple[Rows, Rows, Numbers]]:
-    """Yield candidates, lesions and dense weight `[candidates, lesions]` of each connected part.
+def _split_into_components(links: Links) -> Iterator[tuple[Rows, Rows, Numbers]]:
+    """Split the links of a case into connected components, which are small assignment problems.
 
-    The weight is 0 without a link. Parts have no common link, so each one is a small assignment
-    problem of its own.
+    No candidate or lesion belongs to two components, so each can be solved separately.
+
+    Yields:
+        The rows of the candidates, the rows of the lesions, and the weight of each pair
+        `[candidates, lesions]`, which is 0 without a link.
     """
-    for links_of_part in connected_parts(links.candidate, links.lesion):
-        candidates, row = np.unique(links.candidate[links_of_part], return_inverse=True)
-        lesions, column = np.unique(links.lesion[links_of_part], return_inverse=True)
+    for links_of_component in connected_parts(links.candidate, links.lesion):
+        candidates, row = np.unique(links.candidate[links_of_component], return_inverse=True)
+        lesions, column = np.unique(links.lesion[links_of_component], return_inverse=True)
         weight = np.zeros((len(candidates), len(lesions)))
-        weight[row, column] = links.weight[links_of_part]
+        weight[row, column] = links.weight[links_of_component]
         yield candidates, lesions, weight
 
 
 def connected_parts(first: Rows, second: Rows) -> list[Rows]:
-    """Return the positions of the pairs of each connected part of a graph.
+    """Find the connected components of a bipartite graph, such as candidates linked to lesions.
 
-    The two nodes of a pair are `first` and `second` `[pairs]`, which are numbered independently.
+    The edges are pairs. Edge i connects node `first[i]` of one kind, such as a candidate, with node
+    `second[i]` of the other kind, such as a lesion. Each kind is numbered from 0.
+
+    Returns:
+        For each component, the indices of its edges.
     """
     if len(first) == 0:
         return []
-    # the nodes of the graph are all of the first kind, then all of the second
+    # the nodes of the first kind come first in the graph, then those of the second kind
     n_first = int(first.max()) + 1
     n_nodes = n_first + int(second.max()) + 1
     graph = coo_array((np.ones(len(first)), (first, n_first + second)), shape=(n_nodes, n_nodes))
-    _, part_of_node = connected_components(graph, directed=False)
-    return _group_equal(part_of_node[first])
+    _, component_of_node = connected_components(graph, directed=False)
+    return _group_equal(component_of_node[first])
 
 
 def _group_equal(values: NDArray[np.integer]) -> list[Rows]:
-    """Return the positions of each distinct value, for example [0, 2] and [1] for (5, 7, 5)."""
+    """Return the indices of each distinct value, for example [0, 2] and [1] for (5, 7, 5)."""
     if len(values) == 0:
         return []
     order = np.argsort(values, kind="stable")
@@ -511,14 +587,17 @@ def _group_equal(values: NDArray[np.integer]) -> list[Rows]:
 
 
 def overlap_table(candidates: Lesions, lesions: Lesions) -> Overlaps:
-    """List all overlapping pairs of a case, sorted by candidate, then lesion.
+    """Measure the overlap of each candidate and lesion of a case that overlap.
 
-    Masks are compared only if `candidates.instances` exists; `lesions` needs only voxels.
+    The pairs are sorted by candidate, then lesion. A pair is compared by masks if candidate and
+    lesion have voxels, otherwise by bounding boxes. Masks are compared only if the instance mask
+    `candidates.instances` exists.
     """
     n_lesions = len(lesions)
     # one number for each lesion voxel within a candidate: candidate row · n_lesions + lesion row
     pair_of_voxel = np.zeros(0, np.int64)
     if candidates.instances is not None and len(candidates) and len(lesions.voxels):
+        # look up the candidate at each voxel of a lesion
         row_of_id = np.full(int(candidates.ids.max()) + 1, -1, np.int64)
         row_of_id[candidates.ids] = np.arange(len(candidates))
         candidate_row = row_of_id[candidates.instances[tuple(lesions.voxels.T)]]
@@ -528,7 +607,7 @@ def overlap_table(candidates: Lesions, lesions: Lesions) -> Overlaps:
     candidate, lesion = np.divmod(pair, max(n_lesions, 1))
     # a pair is compared by boxes if one of the two has no mask
     if not (candidates.has_voxels.all() and lesions.has_voxels.all()):
-        row, column, _ = overlapping_pairs(
+        row, column, _ = overlapping_pairs(  # equal labels, so that all pairs are compared
             torch.from_numpy(candidates.boxes),
             0 * candidates.ids,
             torch.from_numpy(lesions.boxes),
@@ -537,12 +616,12 @@ def overlap_table(candidates: Lesions, lesions: Lesions) -> Overlaps:
         lacks_mask = ~(candidates.has_voxels[row] & lesions.has_voxels[column])
         candidate = np.concatenate([candidate, row[lacks_mask]])
         lesion = np.concatenate([lesion, column[lacks_mask]])
-    voxels = np.pad(voxels, (0, len(candidate) - len(pair)))
+    voxels = np.pad(voxels, (0, len(candidate) - len(pair)))  # 0 for pairs of boxes
     has_boxes = voxels == 0
     boxes = candidates.boxes[candidate]
     other_boxes = lesions.boxes[lesion]
     common = _intersect(boxes, other_boxes) * has_boxes[:, np.newaxis]
-    # the sizes of both and of their overlap, in voxels
+    # the sizes of candidate, lesion and intersection, in voxels
     size = np.where(has_boxes, _compute_volumes(boxes), candidates.n_voxels[candidate])
     other_size = np.where(has_boxes, _compute_volumes(other_boxes), lesions.n_voxels[lesion])
     shared = np.where(has_boxes, _compute_volumes(common), voxels)
@@ -559,36 +638,45 @@ def overlap_table(candidates: Lesions, lesions: Lesions) -> Overlaps:
 
 
 def sum_shares(row: Rows, n_rows: int, share: Numbers, common: Numbers) -> Numbers:
-    """Compute the share of each lesion, or of each candidate, that all its pairs cover together.
+    """Compute the fraction of each lesion that all its candidates cover together, or vice versa.
+
+    The fraction of a candidate that is located in lesions is computed in the same way.
 
     Args:
         row: Row of the lesion, or of the candidate, of each pair `[pairs]`.
         n_rows: Number of lesions or candidates.
-        share: The share that each pair covers `[pairs]`. Shares of masks are added, because masks
-            never overlap.
-        common: The intersection of two boxes `[pairs, 2·dims]`, 0 for masks. If several pairs of a
-            row have boxes, the volume of their union counts.
+        share: The fraction that each pair covers `[pairs]`. Fractions of masks are added, because
+            masks never overlap.
+        common: The intersection of the two boxes of each pair `[pairs, 2·dims]`, 0 for masks. If
+            several pairs of a row have boxes, the volume of the union of their intersections
+            counts, because boxes may overlap.
 
     Returns:
-        Shares `[n_rows]`, at most 1.
+        The covered fraction of each lesion or candidate `[n_rows]`, at most 1.
     """
     total = np.bincount(row, share, minlength=n_rows)
     n_boxes = np.bincount(row[common.any(axis=1)], minlength=n_rows)
-    for one in np.flatnonzero(n_boxes > 1):
-        total[one] = _sum_of_pairs(share[row == one], common[row == one])
+    for number in np.flatnonzero(n_boxes > 1):
+        total[number] = _sum_of_pairs(share[row == number], common[row == number])
     return np.minimum(total, 1.0)
 
 
 def score_of_cover(scores: Numbers, share: Numbers, common: Numbers, enough: float) -> float:
-    """Return the highest score at which the pairs `[pairs]` of a lesion cover `enough` of it.
+    """Return the highest score at which the candidates of a lesion cover enough of the lesion.
 
-    `scores` are those of the candidates of the pairs. For `share` and `common`, see `sum_shares`.
-    Return `NEVER_FOUND` if all pairs together cover less.
+    The candidates with at least this score together cover the fraction `enough`. Return
+    `NEVER_FOUND` if all candidates of the lesion together cover less.
+
+    Args:
+        scores: Score of the candidate of each pair `[pairs]`. All pairs have the same lesion.
+        share: The fraction of the lesion that each pair covers `[pairs]`.
+        common: The intersection of the two boxes of each pair, as in `sum_shares`.
+        enough: The required fraction of the lesion.
     """
     order = np.argsort(-scores, kind="stable")
 
     def sum_first(n: int) -> float:
-        """Return the share that the n pairs with the highest scores cover."""
+        """Return the fraction of the lesion that the n pairs with the highest scores cover."""
         first = order[:n]
         return _sum_of_pairs(share[first], common[first])
 
@@ -598,50 +686,58 @@ def score_of_cover(scores: Numbers, share: Numbers, common: Numbers, enough: flo
 
 
 def _sum_of_pairs(share: Numbers, common: Numbers) -> float:
-    """Return the share that the pairs of one row cover together.
+    """Compute the fraction of one lesion, or of one candidate, that its pairs cover together.
 
-    The arguments are those of `sum_shares`.
+    Fractions of masks are added. Of boxes, the union counts. The arguments are those of
+    `sum_shares`, for the pairs of a single row.
     """
     volumes = _compute_volumes(common)
     has_box = volumes > 0
     if np.count_nonzero(has_box) < 2:
         return float(share.sum())
-    # all shares belong to the same row, so share / volume is the same for each box
+    # each share is a volume divided by the size of the same row, so share / volume is constant
     share_per_volume = share[has_box][0] / volumes[has_box][0]
     return float(share[~has_box].sum() + share_per_volume * union_volume(common[has_box]))
 
 
 def union_volume(boxes: Numbers) -> float:
-    """Compute the volume of the union of boxes `[n, 2·dims]`.
+    """Compute the volume (2-D: area) of the union of boxes `[n, 2·dims]`, in voxels.
 
-    In 3-D, the slabs between all edges along the first axis are added, which saves memory. In 2-D,
-    the cells between all edges are added.
+    A box consists of its starts, then its stops. In 2-D, the coordinates of all boxes divide the
+    plane into rectangles, and the areas of the rectangles inside a box are added. In 3-D, they
+    divide the volume into slabs along the first axis. The area of each slab is computed in 2-D,
+    which saves memory.
 
     >>> union_volume(np.array([[0.0, 0.0, 2.0, 2.0], [1.0, 1.0, 3.0, 3.0]]))
     7.0
     """
     dims = boxes.shape[1] // 2
     edges = [np.unique(boxes[:, [axis, axis + dims]]) for axis in range(dims)]
-    # for each axis `[n, parts]`: the parts between neighbouring edges that each box contains
+    # for each axis, flags `[n, intervals]`: each box contains the interval of two successive edges
     contained = [
         (boxes[:, [axis]] <= edge[:-1]) & (boxes[:, [axis + dims]] >= edge[1:])
         for axis, edge in enumerate(edges)
     ]
     if dims > 2:
+        # sum over slabs: thickness times the area of the union of the boxes in the slab
         flat = np.delete(boxes, [0, dims], axis=1)
         return float(np.diff(edges[0]) @ [union_volume(flat[across]) for across in contained[0].T])
+    # flags `[y, x]`: the rectangle is inside at least one box
     inside = contained[0].T.astype(float) @ contained[1] > 0
     return float(inside @ np.diff(edges[1]) @ np.diff(edges[0]))
 
 
 def _intersect(a: Numbers, b: Numbers) -> Numbers:
-    """Return the intersections `[n, 2·dims]` of overlapping boxes, pair by pair."""
+    """Return the intersection of box `a[i]` and box `b[i]` for each i `[n, 2·dims]`.
+
+    The two boxes of each pair must overlap.
+    """
     dims = a.shape[1] // 2
     return np.hstack([np.maximum(a[:, :dims], b[:, :dims]), np.minimum(a[:, dims:], b[:, dims:])])
 
 
 def _compute_volumes(boxes: Numbers) -> Numbers:
-    """Return the volume `[n]` of each box."""
+    """Compute the volume (2-D: area) of each box in voxels `[n]`."""
     dims = boxes.shape[1] // 2
     result: Numbers = np.prod(boxes[:, dims:] - boxes[:, :dims], axis=1)
     return result

@@ -46,10 +46,11 @@ class SizeScale:
 
     @classmethod
     def of(cls, tables: Tables, preset: Preset) -> "SizeScale":
-        """Choose per cent of the image width if all images have two axes and one has no pixel size.
+        """Choose the unit of lesion sizes that suits all images of an evaluation.
 
-        Pixels of different images are not comparable, but shares of their widths are. Otherwise the
-        unit is that of all lengths (`core.joint_unit`), which is mm if they are known in mm.
+        The unit is per cent of the image width if all images have two axes and at least one has no
+        pixel size. Pixels of different images are not comparable, but fractions of their widths
+        are. Otherwise it is the joint unit of the images (`core.joint_unit`), usually mm.
         """
         units = tables.cases["size_unit"]
         unit = joint_unit(units)
@@ -61,30 +62,41 @@ class SizeScale:
 
 
 def recall_by_size(tables: Tables, scale: SizeScale) -> list[Estimate]:
-    """Compute the recall of each size class `[from, to)`. The last class has no upper bound.
+    """Compute the recall of the lesions in each size class, as rows `recall_by_size`.
 
-    `at` of a row is the lower bound of the class.
+    A class contains its lower bound but not its upper bound. The last class has no upper bound.
+    `at` of a row is the lower bound, and `n` is the number of lesions in the class.
     """
     is_found = tables.lesions["detected"].to_numpy(bool)
-    found = []
+    rows = []
     for low, high in zip(scale.edges, [*scale.edges[1:], np.inf], strict=True):
         inside = (scale.sizes >= low) & (scale.sizes < high)
         n_found = tables.add_up("lesions", inside & is_found)
         n_inside = tables.add_up("lesions", inside)
         recall = proportion(n_found, n_inside, NO_LESION, name="recall_by_size")
-        found.append(replace(recall, n=int(inside.sum()), at=low))
-    return found
+        rows.append(replace(recall, n=int(inside.sum()), at=low))
+    return rows
 
 
 def size_curve(tables: Tables, draws: Draws, scale: SizeScale) -> list[Estimate]:
-    """Fit P(found) = 1 / (1 + exp(−(intercept + slope·ln d))) for a diameter d, with intervals.
+    """Fit the probability that a lesion is found as a logistic function of its diameter.
 
-    The rows `size_d50` and `size_d90` are the diameters at which 50 % and 90 % are found. They are
-    undefined outside the observed diameters, which are the ends of the curve `size_curve`.
-    `size_intercept` and `size_slope` have no interval. The standardised slope has a normal prior
-    with standard deviation 2.5 (Gelman et al. 2008), as a ridge penalty. If a diameter separates
-    found and missed lesions perfectly, the slope is therefore steep instead of infinite. Only the
-    slope is stated, as undefined, if fewer than `MIN_FOR_CURVE` lesions were found, or missed.
+    The function is P(found) = 1 / (1 + exp(−(intercept + slope·ln d))) for a diameter d. The
+    standardised slope has a normal prior with standard deviation 2.5 (Gelman et al. 2008), as a
+    ridge penalty. If a diameter separates found and missed lesions perfectly, the slope is
+    therefore steep instead of infinite.
+
+    Args:
+        tables: The evaluated cases.
+        draws: How often each replicate of the bootstrap draws each group.
+        scale: The diameters of the lesions.
+
+    Returns:
+        The diameters `size_d50` and `size_d90` at which 50 % and 90 % of the lesions are found,
+        `size_intercept` and `size_slope` without intervals, and the points `size_curve` from the
+        smallest to the largest observed diameter. A diameter outside this range is undefined. With
+        fewer than `MIN_FOR_CURVE` found lesions or missed lesions, only `size_slope` is returned,
+        as undefined.
     """
     is_found = tables.lesions["detected"].to_numpy(bool)
     n_lesions = len(is_found)
@@ -92,11 +104,11 @@ def size_curve(tables: Tables, draws: Draws, scale: SizeScale) -> list[Estimate]
         return [Estimate(None, reason=TOO_FEW, name="size_slope")]
     # many lesions have the same number of voxels, and therefore the same diameter
     diameters, columns = np.unique(scale.sizes, return_inverse=True)
+    # count lesions by group and diameter; `csr_array` adds the values with equal indices
     shape = (len(tables.groups), len(diameters))
-    places = (tables.group_of["lesions"], columns)
-    # values at equal places of a sparse array `[groups, sizes]` are added
-    n_found = csr_array((is_found.astype(float), places), shape=shape)
-    n_all = csr_array((np.ones(n_lesions), places), shape=shape)
+    indices = (tables.group_of["lesions"], columns)
+    n_found = csr_array((is_found.astype(float), indices), shape=shape)
+    n_all = csr_array((np.ones(n_lesions), indices), shape=shape)
     n_of_size = np.bincount(columns).astype(float)
     log_diameters = np.log(diameters)
     low = float(diameters[0])
@@ -104,7 +116,7 @@ def size_curve(tables: Tables, draws: Draws, scale: SizeScale) -> list[Estimate]
     points = np.geomspace(low, high, N_CURVE_POINTS)
 
     def statistic(weights: GroupWeights) -> Numbers:
-        """Return curve, d50, d90, intercept and slope `[replicates, points + 4]`."""
+        """Return recall at `points`, d50, d90, intercept and slope `[replicates, points + 4]`."""
         found = weights @ n_found
         fits = fit_logistic(log_diameters, found, weights @ n_all, n_of_size, ridge=_RIDGE)
         intercept = fits[:, :1]
@@ -132,11 +144,11 @@ def size_curve(tables: Tables, draws: Draws, scale: SizeScale) -> list[Estimate]
 
 
 def _find_crossings(intercept: Numbers, slope: Numbers, low: float, high: float) -> Numbers:
-    """Return the diameters at which curves cross 50 and 90 % `[curves, 2]`.
+    """Return the diameters at which fitted curves cross a recall of 50 % and 90 % `[curves, 2]`.
 
-    A diameter outside the observed ones, from `low` to `high`, is replaced by the nearest of them.
-    A curve that does not rise crosses nothing: it is below or above throughout, as in its middle.
-    It gets `high` if it is below, and `low` if it is above.
+    A diameter outside the range of observed diameters is replaced by the nearest end of the range.
+    A curve that does not rise (slope ≤ 0) has no crossing. It gets `low` if its recall at the
+    geometric mean of the range is at least 50 % (or 90 %), otherwise `high`.
 
     Args:
         intercept: Intercept of each curve `[curves, 1]`.
@@ -154,7 +166,10 @@ def _find_crossings(intercept: Numbers, slope: Numbers, low: float, high: float)
 
 
 def _clear_if_at_end(diameter: Estimate, low: float, high: float) -> Estimate:
-    """Remove value and interval if the value was clipped to an end of the observed diameters."""
+    """Return the diameter d50 or d90, as undefined if it was clipped to `low` or `high`.
+
+    `low` and `high` are the smallest and the largest observed diameter.
+    """
     if diameter.value not in (low, high):
         return diameter
     return Estimate(None, reason=OUTSIDE, name=diameter.name)

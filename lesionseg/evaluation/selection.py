@@ -35,27 +35,30 @@ def select(
     chosen_on: str,
     fold_of: Mapping[str, int] | None = None,
 ) -> tuple[Selection, dict[str, Calibration | None]]:
-    """Select operating points and calibration on evaluated development cases.
+    """Choose the operating points and the calibration of a trained model on development cases.
 
-    A point is chosen for `aim`, and for each of `AIMS` that the cases can reach.
+    An operating point is chosen for `aim`, and for each of `AIMS` that the cases can reach. The
+    operating points are stored in the bundle, so that a user can choose among them later.
 
     Args:
-        tables: The evaluated cases.
-        selection: The selection so far, such as the calibration of voxels.
-        aim: The operating point that accepts candidates. If it is a sensitivity out of reach,
-            `DEFAULT_AIM` takes its place, and the reason says so.
-        rate_confidence: See `choose`.
-        chosen_on: The role of the cases, for the record.
-        fold_of: The fold of each case; None: patients are divided into five folds.
+        tables: The evaluated development cases.
+        selection: The earlier choices, such as the calibration of voxels. They are kept.
+        aim: The aim of the operating point that accepts candidates by default. If it is a
+            sensitivity that no score reaches, `DEFAULT_AIM` is used instead, and the reason of the
+            operating point says so.
+        rate_confidence: The argument `confidence` of `choose`.
+        chosen_on: The role of the cases, which is recorded in operating points and calibration.
+        fold_of: The fold of each case. None divides the patients into five folds.
 
     Returns:
-        The selection with operating points, calibration and a reason for each. Then a calibration
-        for each case, fitted on the other folds, with which the final calibration can be tested.
-        This is None for a case if the other folds, or all cases, have too few candidates.
+        The selection with operating points, calibration and a reason for both. Then, by case, a
+        calibration that was fitted on the other folds, with which the final calibration can be
+        tested. It is None for a case if the other folds, or all cases, have too few candidates.
 
     Raises:
         ContentError: If no operating point can be chosen on the cases.
     """
+    # the default operating point, and one for each of `AIMS`
     choose_for = partial(choose, tables, confidence=rate_confidence, chosen_on=chosen_on)
     remark = ""
     try:
@@ -67,32 +70,36 @@ def select(
         remark = f"{error} The default is used instead. "
         first = choose_for(DEFAULT_AIM)
     points = {first.name: first}
-    for further in map(OperatingPointAim.parse, AIMS):
-        with suppress(ContentError):  # this sensitivity is out of reach
-            point = choose_for(further, quiet=True)
+    for further_aim in map(OperatingPointAim.parse, AIMS):
+        with suppress(ContentError):  # no score reaches this sensitivity
+            point = choose_for(further_aim, quiet=True)
             points.setdefault(point.name, point)
     words = describe_point(first, points["best_f1"])
     reason = f"{remark}{words} {explain_uncertainty(first, rate_confidence)}".strip()
+    # the calibration on all cases, and one for each fold on the other folds
     calibration, why = _fit_calibration(tables, chosen_on)
     if fold_of is None:
         folds = (tables.group_of["cases"] % _N_FOLDS).tolist()
         fold_of = dict(zip(tables.cases["case"], folds, strict=True))
-    of_folds: dict[int, Calibration] = {}
+    calibration_of_fold: dict[int, Calibration] = {}
     for number in sorted(set() if calibration is None else set(fold_of.values())):
         with suppress(ContentError):  # the other folds have too few candidates
             others = {case for case, fold in fold_of.items() if fold != number}
-            of_folds[number] = fit_calibration(tables.of_cases(others))
+            calibration_of_fold[number] = fit_calibration(tables.of_cases(others))
     complete = replace(
         selection,
         operating_points=tuple(points.values()),
         calibration=calibration,
         reasons={**selection.reasons, OPERATING_POINT: reason, CALIBRATION: why},
     )
-    return complete, {case: of_folds.get(fold) for case, fold in fold_of.items()}
+    return complete, {case: calibration_of_fold.get(fold) for case, fold in fold_of.items()}
 
 
 def _fit_calibration(tables: Tables, chosen_on: str) -> tuple[Calibration | None, str]:
-    """Fit a calibration on all cases, and describe it or the reason why there is none."""
+    """Fit the calibration of candidates on all cases, and describe it in a sentence.
+
+    If the cases have too few candidates, return None and a sentence with the reason.
+    """
     try:
         final = fit_calibration(tables, fitted_on=chosen_on)
     except ContentError as error:

@@ -24,14 +24,19 @@ Columns = Mapping[str, Mapping[str, str]]  # the cells of a table by case and co
 
 
 def read_columns(cases: Sequence[CaseFiles], table: Path | None) -> Columns:
-    """Read the columns of each case from the dataset and from a CSV file with a column `case`.
+    """Read the metadata by which the cases can be divided into subgroups, such as the scanner.
 
-    Cells of the file `table`, if there is one, replace those of the dataset. Its rows of other
-    cases are ignored.
+    Args:
+        cases: The cases. Their dataset may state further columns.
+        table: A CSV file with a column `case`, or None. Its cells replace those of the dataset.
+            Rows of other cases are ignored.
+
+    Returns:
+        The cells of each case by column.
 
     Raises:
-        DatasetError: If the table lacks that column, or contains none of the cases. Without cases
-            it is not checked.
+        DatasetError: If the table has no column `case`, or no row of one of the cases. An empty
+            list of cases is not checked.
     """
     columns = {files.case: dict(files.columns) for files in cases}
     if table is None:
@@ -52,14 +57,20 @@ def read_columns(cases: Sequence[CaseFiles], table: Path | None) -> Columns:
 def find_subgroups(
     tables: Tables, columns: Columns, by: Sequence[str] | None = None
 ) -> Iterator[tuple[str, Tables]]:
-    """Yield the name of every subgroup of cases with its tables, then those of each zone.
+    """Divide the evaluated cases into subgroups, and the lesions into anatomical zones.
 
-    If there are lesions, but none states a zone, the zones of the candidates are left out.
+    If there are lesions, but no lesion has a zone, no zones are yielded: the recall of a zone could
+    not be computed.
 
     Args:
         tables: The evaluated cases.
         columns: The cells of a table by case and column.
         by: Names of the columns to divide by. None uses every suitable column.
+
+    Yields:
+        The name of a subgroup of cases, such as `site: north`, and the tables of its cases. Then
+        the name of a zone, such as `zone: Brainstem`, and the tables of all cases with only the
+        lesions and candidates of the zone.
 
     Raises:
         ConfigError: If a column in `by` is missing or has too many different words.
@@ -79,11 +90,19 @@ def find_subgroups(
 
 
 def divide_by(cases: Sequence[str], columns: Columns, name: str) -> dict[str, set[str]]:
-    """Divide cases by the words of a column, or by quartiles if all its values are numbers.
+    """Divide cases by the cells of a column: by each different word, or by quartiles of numbers.
 
-    The result contains the cases of each word, such as {"GE": {"c1", "c3"}, "Siemens": {"c2"}}. A
-    column of at most four different numbers is divided by words, too. An empty cell is "not
-    stated", which comes last. Without cases, the result is empty.
+    Quartiles are used if all cells are numbers and more than four of them differ. Empty cells form
+    the subgroup "not stated", which comes last.
+
+    Args:
+        cases: Ids of the cases.
+        columns: The cells of a table by case and column.
+        name: The name of the column.
+
+    Returns:
+        The cases of each word or quartile, such as {"GE": {"c1", "c3"}, "Siemens": {"c2"}}. Empty
+        if there are no cases.
 
     Raises:
         ConfigError: If the column is missing or has too many different words.
@@ -112,27 +131,32 @@ def divide_by(cases: Sequence[str], columns: Columns, name: str) -> dict[str, se
 
 
 def _replace_by_quartiles(values: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Replace each number by its quartile, such as "0.5 to 1.2", and list all quartiles.
+    """Replace each number of a column by the range of its quartile, such as "0.5 to 1.2".
 
-    A quartile contains its lower bound but not its upper bound, except for the last one. If many
-    numbers are equal, there are fewer than four quartiles. `NOT_STATED` is not replaced.
+    A quartile contains its lower bound but not its upper bound; only the last quartile contains
+    both. If many numbers are equal, there are fewer than four quartiles. `NOT_STATED` is not
+    replaced.
+
+    Returns:
+        The range of each cell, and the list of all ranges in ascending order.
     """
     numbers = np.array([np.nan if v == NOT_STATED else float(v) for v in values])
     edges = np.unique(np.nanquantile(numbers, np.linspace(0, 1, N_QUANTILES + 1)))
     ranges = [f"{low:.12g} to {high:.12g}" for low, high in itertools.pairwise(edges.tolist())]
-    place = np.searchsorted(edges[1:-1], numbers, side="right")
-    return np.where(np.isnan(numbers), NOT_STATED, np.array(ranges)[place]).tolist(), ranges
+    quartile = np.searchsorted(edges[1:-1], numbers, side="right")
+    return np.where(np.isnan(numbers), NOT_STATED, np.array(ranges)[quartile]).tolist(), ranges
 
 
 def _find_dividing_columns(
     cases: Sequence[str], columns: Columns, groups: Sequence[str]
 ) -> list[str]:
-    """Find the columns that divide the cases into subgroups.
+    """Return the names of the columns by which the cases are divided if the user names none.
 
-    They have numbers, or 2 to 20 words. At least one of the words belongs to several patients. A
-    column with another word for each case or patient, such as a name, does not divide them.
+    A column is suitable if it has more than four different numbers, or 2 to 20 words of which at
+    least one belongs to several patients. A column with a different word for each case or patient,
+    such as a name, is not suitable. `groups` is the patient of each case.
     """
-    found = []
+    names = []
     for name in dict.fromkeys(name for case in cases for name in columns.get(case, {})):
         cells = _read_cells(cases, columns, name)
         known = set(cells) - {NOT_STATED}
@@ -142,17 +166,20 @@ def _find_dividing_columns(
         is_shared = len(pairs) > len(known)
         divides = (has_few_words and is_shared) or _is_numeric(known)
         if divides and len(known) > 1:
-            found.append(name)
-    return found
+            names.append(name)
+    return names
 
 
 def _read_cells(cases: Sequence[str], columns: Columns, name: str) -> list[str]:
-    """Return the cell of each case in a column, `NOT_STATED` for an empty or missing one."""
+    """Return the cell of each case in a column; `NOT_STATED` for an empty or missing cell."""
     return [columns.get(case, {}).get(name, "").strip() or NOT_STATED for case in cases]
 
 
 def _is_numeric(values: Sequence[str] | set[str]) -> bool:
-    """Return True if the stated values are finite numbers, and more than four different ones."""
+    """Return True if a column should be divided by quartiles instead of by words.
+
+    All cells except `NOT_STATED` must be finite numbers, and more than four of them must differ.
+    """
     try:
         numbers = {float(value) for value in values if value != NOT_STATED}
     except ValueError:
