@@ -21,7 +21,7 @@ class LabelNumbers:
     """Renumbers predicted labels, so that equal names have the number of the reference's dataset.
 
     Predictions and references are compared by label values, which depend on the dataset that a
-    model was trained on. Names are not compared, so that values stay as they are, in these cases:
+    model was trained on. Names are not compared in these cases:
 
     - The predictions or the references have no label names. These are predictions of most other
       programs, and references in a folder of masks without metadata. nnU-Net's names are in the
@@ -131,8 +131,8 @@ def add_predicted_names(
 def warn_of_labels(cases: Sequence[MatchedCase], names: Mapping[int, str]) -> None:
     """Warn of predicted label values that the reference lacks, and of probably exchanged labels.
 
-    Two labels are probably exchanged if the mean Dice of each label is below 0.5, but would be
-    above 0.5 for both if one of the two were compared with the other.
+    Two labels are probably exchanged if the mean Dice of both labels is below 0.5, but would be
+    above 0.5 for both if their predicted values were swapped.
 
     Args:
         cases: The matched cases.

@@ -75,8 +75,8 @@ class MatchedCase:
         zones: The anatomical zone of each lesion, empty if it has none.
         annotated: As in `core.Reference`.
         unannotated: The candidates whose labels the reference does not annotate, each with the rows
-            of the lesions that it would find. They do not count in any score, and only explain why
-            a lesion was missed.
+            of the lesions that the candidate would find. These candidates do not count in any
+            score. They only explain why a lesion was missed.
     """
 
     prediction: Prediction
@@ -100,17 +100,19 @@ class MatchedCase:
     def accept(
         self, point: OperatingPoint | None, calibration: Calibration | None = None
     ) -> "MatchedCase":
-        """Accept the candidates with at least the score of an operating point.
+        """Accept the candidates with at least the score of an operating point, and reject others.
 
-        Nothing is matched again. Candidates of unannotated labels are accepted by the same score.
+        The match is not computed again. The regions and the candidates of unannotated labels are
+        treated in the same way.
 
         Args:
-            point: The operating point. If it is None, or if the candidates have no scores, those
-                that the prediction marks stay accepted.
+            point: The operating point. If it is None, or if the candidates have no scores, the case
+                stays as it is, with the candidates that the prediction states as accepted.
             calibration: Map from scores to probabilities, or None.
 
         Returns:
-            The case with these candidates.
+            The case with other accepted candidates, and with probabilities if there is a
+            calibration.
         """
         if point is None or not self.prediction.has_scores:  # a score is never invented
             return self
@@ -122,9 +124,10 @@ class MatchedCase:
         )
 
     def rows(self, *, surface: bool = True) -> CaseRows:
-        """Return the rows of the tables, which contain every number of the case.
+        """Compute the rows of the case for the three tables, from which all scores are computed.
 
-        Besides the rows of all labels together, these are rows of each label and of each region.
+        The rows have a part (see `tables`): all labels together, each label separately, or one
+        region. The result has rows of each part.
 
         Args:
             surface: False leaves out surface Dice and HD95, which take the most time. The choice of
@@ -137,31 +140,34 @@ class MatchedCase:
         secondary = {
             rule.name: self.match.decide_outcomes(accepted, rule) for rule in SECONDARY_CRITERIA
         }
-        whole = _Accepted(self, self.match, accepted, secondary)
-        own: RowCells = {"case": self.case, "group": self.group or self.case, "part": ""}
-        case = own | whole.describe_case() | whole.measure_overlap(surface=surface)
+        all_labels = _Accepted(self, self.match, accepted, secondary)
+        # the table of cases: one row of all labels together, and a row with the Dice of each label
+        keys: RowCells = {"case": self.case, "group": self.group or self.case, "part": ""}
+        case = keys | all_labels.describe_case() | all_labels.measure_overlap(surface=surface)
         case["operating_point"] = self.prediction.operating_point
-        found = CaseRows([case])
-        for label, dice in whole.measure_dice_by_label().items():
-            found.cases.append({**own, "part": BY_LABEL, "label": label, "dice": dice})
-        parts = {"": whole}
+        tables = CaseRows([case])
+        for label, dice in all_labels.measure_dice_by_label().items():
+            tables.cases.append({**keys, "part": BY_LABEL, "label": label, "dice": dice})
+        # the tables of lesions and candidates
+        parts = {"": all_labels}
         if by_label is not None:
-            parts = {POOLED: whole, BY_LABEL: _Accepted(self, by_label, accepted, secondary)}
+            parts = {POOLED: all_labels, BY_LABEL: _Accepted(self, by_label, accepted, secondary)}
         for part, decided in parts.items():
-            own = own | {"part": part}
-            found.lesions.extend(own | row for row in decided.describe_lesions())
-            found.candidates.extend(own | row for row in decided.describe_candidates())
+            keys = keys | {"part": part}
+            tables.lesions.extend(keys | row for row in decided.describe_lesions())
+            tables.candidates.extend(keys | row for row in decided.describe_candidates())
         for name, region in self.regions.items():
-            found.add(region.rows(surface=surface), part=region_part(name))
+            tables.add(region.rows(surface=surface), part=region_part(name))
         case["seconds"] = round(self.seconds + perf_counter() - begin, 4)
-        return found
+        return tables
 
     @property
     def annotated_share(self) -> float:
-        """The share of the labels that a reader looked for. Rates count the case by this share.
+        """The fraction of the labels of the dataset that a reader looked for in this case.
 
-        It is 1 if the reference does not state the labels. It is 0 if the case has no prediction,
-        because such a case cannot have false positives.
+        Rates such as false positives per case count the case by this fraction. It is 1 if the
+        reference does not state which labels were looked for. It is 0 if the case has no
+        prediction, because such a case cannot have false positives.
         """
         if self.status == MISSING:
             return 0.0
@@ -189,7 +195,7 @@ class _Accepted:
         accepted: Flags,
         secondary: Mapping[str, tuple[Rows, Outcomes]],
     ) -> None:
-        """Decide which lesions the accepted candidates find."""
+        """Decide which lesions the accepted candidates find. The class describes the arguments."""
         self.case = case
         self.match = match
         self.accepted = accepted
@@ -200,10 +206,13 @@ class _Accepted:
         self._iou_of = dict(zip(rows, pairs.iou.tolist(), strict=True))
 
     def describe_case(self) -> RowCells:
-        """Return the row of the case, without the overlap of masks."""
+        """Compute the cells of the case for the table of cases, except Dice and surface distances.
+
+        The cells that identify the case are added by `MatchedCase.rows`.
+        """
         match = self.match
         lesions = match.lesions
-        given = self.case.prediction
+        prediction = self.case.prediction
         is_false = self.outcomes == "false_positive"
         n_false_by = {
             f"n_false_{name}": int((outcomes == "false_positive").sum())
@@ -222,15 +231,15 @@ class _Accepted:
             "n_missed": int((self.found_by < 0).sum()),
             "n_false_positive": int(is_false.sum()),
             "n_ignored": int((self.outcomes == "ignored").sum()),
-            "n_outside": given.n_outside + given.n_off_grid,
+            "n_outside": prediction.n_outside + prediction.n_off_grid,
             "reference_ml": _sum_ml(lesions, np.ones(len(lesions), bool)),
             "predicted_ml": _sum_ml(match.candidates, self.accepted & ~match.lost),
             "false_positive_ml": None if is_unknown else sum((ml or 0.0 for ml in false_ml), 0.0),
             "splits": int(self._is_split.sum()),
             "merges": int(self._is_merging.sum()),
-            "case_score": case_score if given.has_scores else None,
-            "warning": given.input.warning if given.input else "",
-            "input_score": given.input.score if given.input else None,
+            "case_score": case_score if prediction.has_scores else None,
+            "warning": prediction.input.warning if prediction.input else "",
+            "input_score": prediction.input.score if prediction.input else None,
             "slice_spacing_mm": None if is_in_2d else round(max(lesions.geometry.spacing_mm), 1),
             "annotated_share": self.case.annotated_share,
             "message": "",
@@ -243,7 +252,7 @@ class _Accepted:
         }
 
     def describe_lesions(self) -> list[RowCells]:
-        """Return the row of each lesion."""
+        """Compute the cells of each lesion for the table of lesions, one row for each."""
         match = self.match
         lesions = match.lesions
         n_lesions = len(lesions)
@@ -274,10 +283,10 @@ class _Accepted:
         return rows
 
     def describe_candidates(self) -> list[RowCells]:
-        """Return the row of each candidate."""
+        """Compute the cells of each candidate for the table of candidates, one row for each."""
         match = self.match
         pairs = match.overlaps
-        given = self.case.prediction
+        prediction = self.case.prediction
         # at the lowest threshold of the FROC curve, all candidates are accepted
         _, outcomes_any = match.decide_outcomes(np.ones_like(self.accepted))
         lesion = self._find_lesions_of_candidates()
@@ -285,8 +294,8 @@ class _Accepted:
         columns = {
             "candidate": match.candidates.ids,
             **_describe_places(match.candidates),
-            "score": match.scores if given.has_scores else [None] * n_candidates,
-            "probability": [candidate.probability for candidate in given.candidates],
+            "score": match.scores if prediction.has_scores else [None] * n_candidates,
+            "probability": [candidate.probability for candidate in prediction.candidates],
             "volume_ml": self._volumes_ml,
             "accepted": self.accepted,
             "outcome": self.outcomes,
@@ -294,7 +303,7 @@ class _Accepted:
             "iou": self._find_ious(np.arange(n_candidates), lesion),
             "touches_lesion": np.bincount(pairs.candidate, minlength=n_candidates) > 0,
             "outcome_any": outcomes_any,
-            "zone": [candidate.zone for candidate in given.candidates],
+            "zone": [candidate.zone for candidate in prediction.candidates],
             "in_lesions": sum_shares(
                 pairs.candidate, n_candidates, pairs.of_candidate, pairs.common
             ),
@@ -304,17 +313,20 @@ class _Accepted:
 
     @cached_property
     def _volumes_ml(self) -> list[float | None]:
-        """The volume of each candidate, as predicted if it has no mask; None in 2-D or unknown."""
+        """The volume of each candidate in ml. None in 2-D, and for an unknown volume.
+
+        The volume of a candidate without voxels is the one that the prediction states.
+        """
         volumes = [self.match.candidates.volume_ml(row) for row in range(len(self.accepted))]
         if self.case.geometry.dims == 2:
             return volumes
-        # without its mask, a candidate still states the volume that `predict` measured
+        # the prediction states the volume that `predict` measured, even if the mask is missing
         pairs = zip(volumes, self.case.prediction.candidates, strict=True)
-        return [given.volume_ml if volume is None else volume for volume, given in pairs]
+        return [predicted.volume_ml if volume is None else volume for volume, predicted in pairs]
 
     @cached_property
     def _compared(self) -> Flags:
-        """True for the comparable pairs `[pairs]` of accepted candidates."""
+        """True for overlapping pairs `[pairs]` of accepted candidates whose labels may match."""
         return self.match.comparable & self.accepted[self.match.overlaps.candidate]
 
     @cached_property
@@ -331,24 +343,32 @@ class _Accepted:
 
     @property
     def _is_merged(self) -> Flags:
-        """True for lesions `[lesions]` that overlap an accepted candidate of several lesions."""
+        """True for lesions `[lesions]` that share an accepted candidate with another lesion."""
         pairs = self.match.overlaps
         is_merged = np.zeros(len(self.match.lesions), bool)
         is_merged[pairs.lesion[self.match.comparable & self._is_merging[pairs.candidate]]] = True
         return is_merged
 
     def _find_ious(self, candidates: Rows, lesions: Rows) -> list[float | None]:
-        """Return the IoU of each pair: 0 without an overlap, None if one of both rows is −1."""
-        # a candidate that finds the lesion by its centre need not overlap it
+        """Return the IoU of each pair of a candidate and a lesion, for the column `iou`.
+
+        `candidates` and `lesions` are the rows of each pair `[pairs]`; the row −1 means none. The
+        IoU is None if a row of the pair is −1. It is 0 without an overlap, because a candidate may
+        find a lesion by the distance of their centres.
+        """
         pairs = zip(candidates.tolist(), lesions.tolist(), strict=True)
         return [None if min(pair) < 0 else self._iou_of.get(pair, 0.0) for pair in pairs]
 
     def _measure_pairs(self) -> RowCells:
-        """Return the numbers of one-to-one pairs and of accepted candidates left, and Σ IoU.
+        """Compute the cells of the case from which panoptic quality is computed.
 
-        The criterion `iou10` pairs lesions and candidates, unless the rule of the case is one to
-        one. Candidates in the ignored region count only in pairs. The sum is None if a lesion or
-        candidate of a pair has no mask.
+        Panoptic quality needs one-to-one pairs of lesions and accepted candidates. The match rule
+        of the case makes the pairs if it is one to one, otherwise the secondary criterion `iou10`.
+
+        Returns:
+            `n_pairs`: number of pairs. `pair_iou`: sum of their IoUs, None if a lesion or candidate
+            of a pair has no mask. `n_unpaired`: number of accepted candidates without a pair,
+            except candidates in the ignored region.
         """
         found_by = self.found_by
         if not self.case.preset.criterion.is_one_to_one:
@@ -368,27 +388,28 @@ class _Accepted:
 
     @cached_property
     def _misses(self) -> Misses:
-        """The details that explain the missed lesions.
+        """The data from which `Misses.explain` derives why a lesion was missed.
 
-        If neither the evaluation nor the prediction states an operating point, the lowest score of
-        an accepted candidate is the threshold, or 1 if none is accepted.
+        The threshold (`minimum`) is that of the operating point. If neither the evaluation nor the
+        prediction states an operating point, it is the lowest score of an accepted candidate, or 1
+        if no candidate is accepted.
         """
         lowest_accepted = float(self.match.scores[self.accepted].min(initial=1.0))
         point = self.case.prediction.operating_point
-        found = [rows for candidate, rows in self.case.unannotated if candidate.accepted]
+        fitting = [rows for candidate, rows in self.case.unannotated if candidate.accepted]
         return Misses(
             match=self.match,
             accepted=self.accepted,
             true=self.outcomes == "true_positive",
             minimum=lowest_accepted if point is None else point.score,
             removed=self.case.prediction.removed,
-            unannotated=frozenset(row for rows in found for row in rows.tolist()),
+            unannotated=frozenset(row for rows in fitting for row in rows.tolist()),
         )
 
     def _explain_miss(self, row: int) -> Miss:
-        """Explain why the lesion in this row was missed, or state that it was found.
+        """Return the cells that explain why the lesion in this row was missed.
 
-        In a case without a prediction, that is the reason.
+        The reason is `FOUND` for a found lesion, and `CASE_FAILED` in a case without a prediction.
         """
         if self.found_by[row] >= 0:
             return Miss(WhyMissed.FOUND, float(self._misses.covered_by_accepted[row]))
@@ -397,9 +418,9 @@ class _Accepted:
         return self._misses.explain(row)
 
     def measure_dice_by_label(self) -> dict[int, float]:
-        """Compute the Dice of each label of a lesion or an accepted candidate, by label value.
+        """Compute the Dice of each label value that occurs in lesions or accepted candidates.
 
-        It is empty without masks.
+        Labels are compared only with equal labels. The result is empty without masks.
         """
         lesions = self.match.lesions.labels
         candidates = self.match.candidates.labels
@@ -413,10 +434,13 @@ class _Accepted:
         return by_label
 
     def measure_overlap(self, *, surface: bool) -> RowCells:
-        """Compute Dice, surface Dice and HD95 of all labels together.
+        """Compute the cells `dice`, `surface_dice` and `hd95_mm` of all labels together.
 
-        `surface` False leaves out the last two. Without an accepted voxel, surface Dice is 0 and
-        HD95 is None. Without masks or without a lesion, the row is empty.
+        All lesions are compared with all accepted candidates. Without an accepted voxel, surface
+        Dice is 0 and HD95 is None. Without masks or without a lesion, there are no cells.
+
+        Args:
+            surface: False leaves out surface Dice and HD95, which need the most time.
         """
         lesions = self.match.lesions
         candidates = self.match.candidates
@@ -435,11 +459,11 @@ class _Accepted:
         return {"dice": dice, "surface_dice": surface_dice, "hd95_mm": hd95_mm}
 
     def _find_lesions_of_candidates(self) -> Rows:
-        """Return the row of the lesion that candidates.csv names for each candidate, −1 for none.
+        """Return the row of the lesion that candidates.csv names for each candidate `[n]`.
 
-        It is the lesion of a matching label that the candidate overlaps most, or the first of
-        several that it overlaps equally. Unless candidates find lesions jointly, a candidate that
-        finds a lesion gets this lesion instead.
+        If candidates do not find lesions jointly, a candidate that finds a lesion gets this lesion.
+        Any other candidate gets the lesion of a matching label that it overlaps most. Of several
+        lesions with equal overlap, the first one counts. The row is −1 without such a lesion.
         """
         pairs = self.match.overlaps
         is_joint = self.match.criterion.assignment == "jointly"
@@ -476,7 +500,8 @@ def match_case(
 
     Args:
         reference: The lesions that a reader marked.
-        prediction: The prediction on the reference's grid. If it is None, every lesion is missed.
+        prediction: The prediction on the reference's grid. If it is None, every lesion is missed,
+            and the status of the case is `MISSING`.
         preset: The match rule.
         case: Id of the case.
         group: Id of the patient. If it is empty, the case is its own group.
@@ -499,20 +524,20 @@ def match_case(
             # regions overlap and do not divide lesions, so a candidate belongs to no single one
             prediction = _keep_known_values(prediction.with_one_label(), labels)
         _require_same_grid(case, reference.geometry, prediction.geometry)
-        # they are matched separately first: one of them may explain a missed lesion
+        # candidates of unannotated labels are matched first: one may explain a missed lesion
         unannotated = _match_unannotated(prediction, reference, preset)
         prediction = prediction.without_labels(reference.unannotated)
-    given = prediction
-    if given is None:
+    matched_prediction = prediction
+    if matched_prediction is None:  # match a prediction without candidates
         grid = reference.geometry
-        given = Prediction(case, grid, (), np.zeros(grid.shape, np.int32))
+        matched_prediction = Prediction(case, grid, (), np.zeros(grid.shape, np.int32))
     known = None if labels is None else labels.lesion_names
-    matched = match(reference, given, preset.criterion, known)
+    matched = match(reference, matched_prediction, preset.criterion, known)
     zones_of_lesions: Sequence[str] = [""] * len(matched.lesions)
     if zones is not None:
-        given = given.with_zones(zones.of(matched.candidates))
+        matched_prediction = matched_prediction.with_zones(zones.of(matched.candidates))
         zones_of_lesions = zones.of(matched.lesions)
-    # Each region is scored like a case of one label. The calls get no labels and end there.
+    # Each region is scored like a case of one label. Without `labels`, these calls do not recurse.
     matched_regions = {
         name: match_case(
             _cut_reference(reference, values),
@@ -526,7 +551,7 @@ def match_case(
     }
     # the maps are left out, because all cases stay in memory
     return MatchedCase(
-        prediction=replace(given, instances=None, values=None),
+        prediction=replace(matched_prediction, instances=None, values=None),
         match=matched,
         preset=preset,
         case=case,
@@ -542,19 +567,33 @@ def match_case(
 
 
 def _list_rows(columns: Cells) -> list[RowCells]:
-    """Return the rows of some columns, with Python's own types."""
+    """Convert columns to rows, each with the cells by column name.
+
+    Cells get Python's types instead of numpy's.
+    """
     cells = [np.asarray(values).tolist() for values in columns.values()]
     return [dict(zip(columns, row, strict=True)) for row in zip(*cells, strict=True)]
 
 
 def _pick_values(values: NDArray[Any], rows: Rows) -> list[Any]:
-    """Return the values of these rows, None for the row −1."""
+    """Return `values[row]` for each of `rows`, and None for the row −1, which means none."""
     cells = [*values.tolist(), None]
     return [cells[row] for row in rows.tolist()]
 
 
 def _require_same_grid(case: str, grid: Geometry, other: Geometry) -> None:
-    """Raise `GeometryError` if a prediction is not on the grid of its reference."""
+    """Check that a prediction is on the grid of its reference, so that voxels can be compared.
+
+    Corners of the grids may differ by a twentieth of the smallest voxel spacing.
+
+    Args:
+        case: Id of the case, for the error message.
+        grid: The grid of the reference.
+        other: The grid of the prediction.
+
+    Raises:
+        GeometryError: If the grids differ.
+    """
     if not grid.matches(other, _GRID_TOLERANCE * min(grid.spacing_mm)):
         raise GeometryError(
             f"Case {case}: the prediction {other.describe()} is not on the grid of its "
@@ -566,11 +605,11 @@ def _require_same_grid(case: str, grid: Geometry, other: Geometry) -> None:
 def _scorable_regions(
     labels: Labels | None, prediction: Prediction | None
 ) -> dict[str, tuple[int, ...]]:
-    """Return the mask values of the regions that are scored separately, by their names.
+    """Return the mask values of each region that is scored separately, by the name of the region.
 
-    There are none if the labels are not regions. There are none either for boxes and for masks
-    without region values, because these do not say which region a voxel belongs to. Without a
-    prediction, all regions are returned, and all of their lesions are missed.
+    The result is empty if the labels are not regions. It is also empty for a prediction of boxes,
+    or of masks without region values, because such a prediction does not tell the region of a
+    voxel. Without a prediction, all regions are returned, and all of their lesions are missed.
     """
     if labels is None or not labels.regions:
         return {}
@@ -582,25 +621,30 @@ def _scorable_regions(
 def _match_unannotated(
     prediction: Prediction, reference: Reference, preset: Preset
 ) -> list[tuple[Candidate, Rows]]:
-    """Return the candidates of unannotated labels, and the rows of the lesions that each fits."""
+    """Return the candidates of unannotated labels, each with the rows of the lesions that it fits.
+
+    A candidate fits a lesion if it would find the lesion with the right label (`find_fitting`).
+    Such a candidate may explain why the lesion was missed.
+    """
     annotated = {c.label for c in prediction.candidates} - set(reference.unannotated)
     others = prediction.without_labels(sorted(annotated))
     if not others.candidates:
         return []
-    found = match(reference, others, preset.criterion)
-    pairs = found.overlaps.where(find_fitting(found))
+    matched = match(reference, others, preset.criterion)
+    pairs = matched.overlaps.where(find_fitting(matched))
     return [(c, pairs.lesion[pairs.candidate == row]) for row, c in enumerate(others.candidates)]
 
 
 def _describe_places(instances: Lesions) -> Cells:
-    """Return the columns for the label, size and position of lesions or candidates.
+    """Return the columns that the tables of lesions and candidates have in common.
 
-    In 2-D there are no columns for the axis z. In 3-D `diameter_percent` is None.
+    These are label, diameters, box and centre; each column has one cell per row of `instances`. In
+    2-D there are no columns for the axis z. In 3-D `diameter_percent` is None.
     """
     grid = instances.geometry
     dims = grid.dims
     percent: Any = [None] * len(instances)
-    if dims == 2:
+    if dims == 2:  # relative to the image width; the last array axis is x
         percent = 100 * instances.diameters_mm / (grid.shape[-1] * grid.spacing_mm[-1])
     ends = [f"{end}_{axis}_vox" for end in ("start", "stop") for axis in "zyx"[3 - dims :]]
     centres = [f"centre_{axis}_mm" for axis in "xyz"[:dims]]
@@ -614,7 +658,10 @@ def _describe_places(instances: Lesions) -> Cells:
 
 
 def _measure_size(lesions: Lesions, row: int) -> RowCells:
-    """Return the columns for the extent of a lesion; for a bare box only `near_resolution`."""
+    """Compute the cells of a lesion for its number of voxels and its extent (`Extent`).
+
+    A lesion with only a box has just the cell `near_resolution`.
+    """
     n_voxels = int(lesions.n_voxels[row])
     dims = lesions.geometry.dims
     if n_voxels:
@@ -628,9 +675,9 @@ def _measure_size(lesions: Lesions, row: int) -> RowCells:
 
 
 def _sum_ml(instances: Lesions, counted: Flags) -> float | None:
-    """Sum the volumes of the rows `[n]` that are True in `counted`.
+    """Sum the volumes in ml of the lesions or candidates that are True in `counted` `[n]`.
 
-    Return None in 2-D, or if one of these rows has no voxels.
+    Return None in 2-D, or if one of these lesions or candidates has no voxels.
     """
     if instances.geometry.dims == 2 or not instances.has_voxels[counted].all():
         return None
@@ -638,9 +685,10 @@ def _sum_ml(instances: Lesions, counted: Flags) -> float | None:
 
 
 def _cut_reference(reference: Reference, values: Sequence[int]) -> Reference:
-    """Return the lesions of a region, which are the connected components of its mask values.
+    """Return the reference of a region, so that the region is scored like a separate case.
 
-    A reference without a mask has no lesion in a region.
+    The lesions of the region are the connected components of the voxels whose mask value is one of
+    `values`. A reference without a mask has no lesion in a region.
     """
     if reference.labels is None:
         return Reference(reference.geometry, ignore=reference.ignore)
@@ -656,7 +704,11 @@ def _cut_reference(reference: Reference, values: Sequence[int]) -> Reference:
 
 
 def _keep_known_values(prediction: Prediction, labels: Labels) -> Prediction:
-    """Leave out the voxels whose value belongs to no region, with a warning."""
+    """Remove predicted voxels whose mask value belongs to no region of the dataset, and warn.
+
+    Candidates without a remaining voxel are removed too. Without such values, the prediction stays
+    as it is.
+    """
     values = prediction.values
     unknown = np.setdiff1d(0 if values is None else values, (0, *labels.mask_values)).tolist()
     if not unknown:
@@ -673,14 +725,15 @@ def _keep_known_values(prediction: Prediction, labels: Labels) -> Prediction:
 def _cut_prediction(
     prediction: Prediction | None, region_values: Sequence[int]
 ) -> Prediction | None:
-    """Cut the mask to the values of a region, and leave out candidates without such voxels.
+    """Return the prediction for a region, so that the region is scored like a separate case.
 
-    The remaining candidates get one label, and keep their scores, boxes and sizes. Return None if
-    there is no prediction, or if it does not state the region of each voxel.
+    Only voxels whose mask value is in `region_values` stay in the mask, and only candidates with
+    such voxels stay candidates. They all get the label 1. Their scores, boxes and sizes do not
+    change. Return None if there is no prediction, or if it does not state the region of each voxel.
     """
     if prediction is None or prediction.values is None or prediction.instances is None:
         return None
     instances = np.where(np.isin(prediction.values, region_values), prediction.instances, 0)
     present = set(np.unique(instances).tolist())
-    kept = tuple(c for c in prediction.with_one_label().candidates if c.id in present)
-    return replace(prediction, candidates=kept, instances=instances, values=None)
+    remaining = tuple(c for c in prediction.with_one_label().candidates if c.id in present)
+    return replace(prediction, candidates=remaining, instances=instances, values=None)

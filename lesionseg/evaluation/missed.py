@@ -113,7 +113,7 @@ class Misses:
 
     @cached_property
     def covered_by_accepted(self) -> Numbers:
-        """The share of each lesion `[lesions]` that accepted candidates cover together."""
+        """The fraction of each lesion `[lesions]` that accepted candidates cover together."""
         pairs = self._pairs.where(self.accepted[self._pairs.candidate])
         return sum_shares(pairs.lesion, len(self.match.lesions), pairs.of_lesion, pairs.common)
 
@@ -123,15 +123,24 @@ class Misses:
         return find_fitting(self.match)
 
     def covered(self, row: int) -> float:
-        """Return the share of a lesion that candidates cover, as `Miss.covered` states it."""
+        """Return the fraction of the lesion in this row that candidates cover, for `Miss.covered`.
+
+        It is the fraction that accepted candidates cover or, if no accepted candidate touches the
+        lesion, the fraction that all candidates cover.
+        """
         return float(self.covered_by_accepted[row]) or self._sum_shares(self._find_touching(row))
 
     def explain(self, row: int) -> Miss:
-        """Return the first reason that applies to a missed lesion, or `NO_RESPONSE` if none does.
+        """Return the first reason that applies to the missed lesion in this row.
 
-        Accepted candidates that nearly find the lesion, or would find it with another label, come
-        first. Then come a lower operating point, candidates with a sufficient score that only touch
-        the lesion or were removed, and the remaining candidates.
+        The reasons are tried in this order:
+
+        1. accepted candidates that nearly find the lesion, or would find it with the right label
+        2. a threshold below the operating point at which the lesion is found
+        3. accepted candidates that only touch the lesion, or candidates with a sufficient score
+           that were removed for their size
+        4. the same reasons for all other candidates
+        5. `NO_RESPONSE`
         """
         touching = self._find_touching(row)
         is_accepted = self.accepted[self._pairs.candidate[touching]]
@@ -155,27 +164,35 @@ class Misses:
         )
 
     def _explain_near_miss(self, pairs: Rows, row: int) -> Miss | None:
-        """Return a miss with the best of the pairs that come close; None if none comes close."""
+        """Explain a lesion by a candidate that nearly finds it; return None if there is none.
+
+        `pairs` are the pairs of the lesion to consider, as indices of `match.overlaps`. `row` is
+        the row of the lesion.
+        """
         why = _WHY_NEAR[self.match.criterion.measure]
         return self._describe_best(why, row, self._find_near_pairs(pairs, row))
 
     def _explain_other_label(self, pairs: Rows, row: int) -> Miss | None:
-        """Return a miss if a pair would find the lesion with the right label, otherwise None."""
+        """Explain a lesion by a candidate that would find it with the right label, or return None.
+
+        `pairs` are pairs of the lesion with candidates of other labels.
+        """
         return self._describe_best(WhyMissed.WRONG_LABEL, row, pairs[self._fitting[pairs]])
 
     def _explain_unannotated_label(self, row: int) -> Miss | None:
-        """Return a miss if a candidate of an unannotated label fits, otherwise None."""
+        """Explain a lesion by a fitting candidate of an unannotated label, or return None."""
         if row not in self.unannotated:
             return None
         return Miss(WhyMissed.WRONG_LABEL, self.covered(row))
 
     def _explain_lower_score(self, row: int) -> Miss | None:
-        """Return a miss if a candidate finds the lesion when more are accepted, otherwise None.
+        """Explain a lesion that is found at another threshold; return None if it never is.
 
-        The miss names the linked candidate that must be accepted last, so the one with the lowest
-        score. If several have this score, it is the one with the largest weight. If all are already
-        accepted, it names none, and its score is the one at which the lesion is found. The reason
-        depends on whether this score is below the least accepted score.
+        The miss names a candidate that is not accepted, but must be accepted to find the lesion. If
+        there are several, it is the candidate with the lowest score and, among equal scores, with
+        the largest weight. If there is none, no candidate is named, and the score is the one at
+        which the lesion is found. The reason is `BELOW_OPERATING_POINT` if the lesion is found only
+        below the operating point, otherwise `NOT_ACCEPTED`.
         """
         match = self.match
         found_at = float(match.detected_at[row])
@@ -183,6 +200,7 @@ class Misses:
             return None
         links = match.links[match.criterion]
         scores = match.scores[links.candidate]
+        # the links of the lesion with candidates that must also be accepted
         would_find = (links.lesion == row) & (scores >= found_at)
         would_find &= ~self.accepted[links.candidate]
         candidate = None
@@ -196,13 +214,14 @@ class Misses:
         return Miss(why, self.covered(row), candidate, score)
 
     def _explain_touch(self, pairs: Rows, row: int) -> Miss | None:
-        """Return a miss with the best of these pairs; None without pairs."""
+        """Explain a lesion by a candidate that only touches it; return None without pairs."""
         return self._describe_best(_WHY_TOUCHED[self.match.criterion.measure], row, pairs)
 
     def _explain_removed(self, row: int, minimum: float) -> Miss | None:
-        """Return a miss if a candidate at this lesion was removed for its size; otherwise None.
+        """Explain a lesion by a candidate that was removed for its size, or return None.
 
-        Candidates with a score below `minimum` do not count.
+        The box of the candidate must contain a part of the lesion. Candidates with a score below
+        `minimum` do not count.
         """
         counted = (c for c in self.removed if c.score >= minimum)
         scores = [c.score for c in counted if self._covers_part_of(c, row)]
@@ -217,13 +236,16 @@ class Misses:
 
         - coverage rule: the pairs together cover enough of the lesion, but too little of this
           candidate is located in lesions
-        - centre rule: the candidate covers at least the share `MARKED` of the lesion
+        - centre rule: the candidate covers at least the fraction `MARKED` of the lesion
         - other rules: the candidate may find this lesion, or it is the match of another lesion and
-          covers the share `MARKED` of this one
+          covers at least the fraction `MARKED` of this lesion
 
         Args:
-            pairs: Positions in `match.overlaps` of pairs of this lesion.
+            pairs: Pairs of the lesion, as indices of `match.overlaps`.
             row: Row of the lesion.
+
+        Returns:
+            The selected pairs, as indices of `match.overlaps`.
         """
         rule = self.match.criterion
         links = self.match.links[rule]
@@ -241,9 +263,10 @@ class Misses:
         return pairs[may_find_lesion | (finds_another & covers_much)]
 
     def _covers_part_of(self, candidate: Candidate, row: int) -> bool:
-        """Return True if the box of a removed candidate contains a part of the lesion.
+        """Return True if the box of a removed candidate contains a part of the lesion in this row.
 
-        If labels are not pooled, a candidate of another label does not count.
+        Voxels of the lesion are compared with the box, or the box of the lesion if it has no
+        voxels. Unless candidates find lesions jointly, the labels must be equal.
         """
         lesions = self.match.lesions
         pooled = self.match.criterion.assignment == "jointly"
@@ -259,18 +282,27 @@ class Misses:
         return bool(((box[:dims] < stop) & (box[dims:] > start)).all())
 
     def _find_touching(self, row: int) -> Rows:
-        """Return the positions in `match.overlaps` of the pairs of a lesion."""
+        """Return the pairs of the lesion in this row, as indices of `match.overlaps`."""
         return np.flatnonzero(self._pairs.lesion == row)
 
     def _sum_shares(self, positions: Rows) -> float:
-        """Return the share of their lesion that these pairs cover together."""
+        """Return the fraction of a lesion that some of its pairs cover together.
+
+        `positions` are the pairs of one lesion, as indices of `match.overlaps`.
+        """
         pairs = self._pairs.where(positions)
         return float(sum_shares(0 * positions, 1, pairs.of_lesion, pairs.common)[0])
 
     def _describe_best(self, why: WhyMissed, row: int, pairs: Rows) -> Miss | None:
-        """Return a miss with the numbers of the pair that covers most of the lesion.
+        """Return a miss with the candidate that covers the largest fraction of the lesion.
 
-        If several do, that with the largest IoU counts. Return None without pairs.
+        Of several candidates that cover the same fraction, the one with the largest IoU counts.
+        Return None without pairs.
+
+        Args:
+            why: The reason to state.
+            row: Row of the lesion.
+            pairs: Pairs of the lesion to choose from, as indices of `match.overlaps`.
         """
         if not len(pairs):
             return None
@@ -289,9 +321,11 @@ class Misses:
 
 
 def find_fitting(match: Match) -> Flags:
-    """Flag the pairs `[pairs]` that the rule would count as hits if it ignored labels.
+    """Flag the overlapping pairs that the match rule would count as hits if it ignored labels.
 
-    For the coverage rule, the pair itself must cover enough of lesion and candidate.
+    In such a pair of different labels, the lesion was missed only because of the label. For the
+    coverage rule, the overlap must be a sufficient fraction of the lesion and of the candidate,
+    without the help of other pairs. Return flags `[pairs]` of `match.overlaps`.
     """
     rule = match.criterion
     pairs = match.overlaps

@@ -18,14 +18,19 @@ logger = logging.getLogger(__name__)
 
 
 def resample_prediction(prediction: Prediction, geometry: Geometry) -> Prediction:
-    """Resample the prediction onto the grid `geometry`, by position in space.
+    """Resample a prediction onto another grid, so that it can be compared with a reference there.
 
-    Each voxel gets the candidate of the nearest voxel, or none half a voxel and more outside the
-    prediction's grid: a coarse grid may end a little before that of the reference. A candidate that
-    is located between the new voxels keeps the voxel nearest to its centre, if this voxel is free
-    and inside the grid. The sizes of candidates with voxels are measured again. Any other candidate
-    becomes the bounding box of its moved corners, and keeps its sizes and its centre in mm.
-    Candidates outside the grid are left out, see `drop_off_grid`.
+    - Masks: each new voxel gets the candidate of the nearest old voxel. A new voxel that is half an
+      old voxel or more outside the prediction's grid gets no candidate.
+    - A small candidate that is located between the new voxels gets the voxel nearest to its centre,
+      if this voxel belongs to no other candidate and is inside the grid.
+    - Candidates with voxels are measured again. Any other candidate becomes the bounding box of its
+      transformed corners; its diameter, volume and centre in mm do not change.
+    - Candidates outside the grid are left out, see `drop_off_grid`.
+
+    Args:
+        prediction: The prediction on its original grid.
+        geometry: The new grid, in the same patient space.
 
     Raises:
         GeometryError: If the grid has another number of axes.
@@ -35,39 +40,43 @@ def resample_prediction(prediction: Prediction, geometry: Geometry) -> Predictio
             f"Case {prediction.case}: the prediction has {prediction.geometry.dims} axes, the "
             f"other grid has {geometry.dims}. Give files of the same case."
         )
-    own = prediction.geometry
+    original = prediction.geometry
     instances = None
     has_voxels = np.zeros(len(prediction.candidates), bool)
     if prediction.instances is not None:
         instances = _resample_instances(prediction, prediction.instances, geometry)
-        lesions = candidates_of(replace(prediction, geometry=geometry, instances=instances))
-        has_voxels = lesions.has_voxels
+        measured_candidates = candidates_of(
+            replace(prediction, geometry=geometry, instances=instances)
+        )
+        has_voxels = measured_candidates.has_voxels
     candidates = []
     for row, c in enumerate(prediction.candidates):
         if has_voxels[row]:
-            voxels = lesions.voxels_of(row)
+            voxels = measured_candidates.voxels_of(row)
             measured = Candidate.from_voxels(c.id, c.label, c.score, voxels, geometry)
             candidates.append(
                 replace(measured, accepted=c.accepted, probability=c.probability, zone=c.zone)
             )
         else:
-            candidates.append(_move_box(c, own, geometry))
+            candidates.append(_move_box(c, original, geometry))
     values = prediction.values
     resampled = replace(
         prediction,
         geometry=geometry,
         candidates=tuple(candidates),
         instances=instances,
-        removed=tuple(_move_box(c, own, geometry) for c in prediction.removed),
-        values=None if values is None else _resample_nearest(values, own, geometry),
+        removed=tuple(_move_box(c, original, geometry) for c in prediction.removed),
+        values=None if values is None else _resample_nearest(values, original, geometry),
     )
     return drop_off_grid(resampled)
 
 
 def drop_off_grid(prediction: Prediction) -> Prediction:
-    """Leave out the candidates outside the grid, with a warning: a reference says nothing there.
+    """Leave out the candidates whose box is outside the prediction's grid, and warn.
 
-    `n_off_grid` counts them. Removed objects outside the grid are left out without a warning.
+    A reference on this grid does not tell if such candidates are lesions. `n_off_grid` of the
+    result counts them. Removed objects (`Prediction.removed`) outside the grid are left out without
+    a warning.
     """
     kept = _inside_grid(prediction.candidates, prediction.geometry)
     n_left_out = len(prediction.candidates) - len(kept)
@@ -82,9 +91,15 @@ def drop_off_grid(prediction: Prediction) -> Prediction:
 def _resample_instances(
     prediction: Prediction, instances: NDArray[np.int32], geometry: Geometry
 ) -> NDArray[Any]:
-    """Resample the instances, and draw the candidates that are located between the new voxels.
+    """Resample the instance mask of a prediction onto another grid without losing small candidates.
 
-    Such a candidate gets the voxel nearest to its centre, if it is free and inside the grid.
+    A candidate that is located between the new voxels gets the voxel nearest to its centre, if this
+    voxel belongs to no other candidate and is inside the new grid.
+
+    Args:
+        prediction: The prediction on its original grid.
+        instances: The instance mask of the prediction.
+        geometry: The new grid.
     """
     resampled = _resample_nearest(instances, prediction.geometry, geometry)
     lost = set(present_values(instances)) - set(present_values(resampled))
@@ -109,7 +124,7 @@ def _resample_nearest(array: NDArray[Any], source: Geometry, geometry: Geometry)
 
 
 def _inside_grid(candidates: Sequence[Candidate], geometry: Geometry) -> tuple[Candidate, ...]:
-    """Return the candidates whose box shares a place with the grid."""
+    """Return the candidates whose box overlaps the grid."""
     return tuple(
         c
         for c in candidates
@@ -118,7 +133,11 @@ def _inside_grid(candidates: Sequence[Candidate], geometry: Geometry) -> tuple[C
 
 
 def _move_box(candidate: Candidate, source: Geometry, geometry: Geometry) -> Candidate:
-    """Return the candidate without voxels. Its box encloses the moved corners of the old box."""
+    """Transform the box of a candidate from the grid `source` to the grid `geometry`.
+
+    The new box encloses the transformed corners of the old box. The candidate has no mask
+    afterwards.
+    """
     corners = move_boxes([[*candidate.start_vox, *candidate.stop_vox]], source, geometry)[
         0
     ].tolist()

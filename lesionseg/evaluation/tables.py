@@ -58,7 +58,7 @@ class Column(NamedTuple):
 
 
 def _declare(text: str) -> tuple[Column, ...]:
-    """Parse a declaration with one column per line: name | kind | unit | meaning."""
+    """Parse the declaration of a table: one column per line, as name | kind | unit | meaning."""
     return tuple(Column(*(cell.strip() for cell in line.split("|"))) for line in text.splitlines())
 
 
@@ -194,7 +194,7 @@ _EXACT = ("score", "detected_at")
 
 
 def region_part(name: str) -> str:
-    """Return the part of the rows of a region."""
+    """Return the value of the column `part` for the rows of a region."""
     return f"region {name}"
 
 
@@ -207,9 +207,9 @@ class CaseRows:
     candidates: list[RowCells] = field(default_factory=list)
 
     def add(self, other: "CaseRows", part: str) -> None:
-        """Add the rows of `other` as rows of this part.
+        """Append the rows of `other`, such as those of a region, with `part` as their part.
 
-        Rows that only state the Dice of a label are left out.
+        Rows of the table of cases that only state the Dice of a label are left out.
         """
         cell = {"part": part}
         self.cases.extend(row | cell for row in other.cases if row["part"] == "")
@@ -236,14 +236,16 @@ class Tables:
 
     @classmethod
     def of(cls, results: Iterable[CaseRows]) -> Self:
-        """Build the tables of all labels together from the rows of cases.
+        """Build the three tables from the rows of the evaluated cases.
 
-        `results` may be a generator, so that the rows of only one case are in memory.
+        The result contains the rows of all labels together, and its attribute `every` the rows of
+        all parts. `results` may be a generator, so that only one `CaseRows` is in memory at once.
         """
         cells: dict[str, dict[Column, list[Any]]] = {
             name: {column: [] for column in (*columns, *_IN_MEMORY[name])}
             for name, columns in COLUMNS.items()
         }
+        # collect the cells by table and column
         for result in results:
             for name, by_column in cells.items():
                 for row in getattr(result, name):
@@ -251,7 +253,7 @@ class Tables:
                         values.append(row.get(column.name))
         every = cls(
             *(
-                pd.DataFrame({one.name: _as_array(own, one) for one, own in columns.items()})
+                pd.DataFrame({one.name: _as_array(values, one) for one, values in columns.items()})
                 for columns in cells.values()
             )
         )
@@ -261,23 +263,25 @@ class Tables:
     # --- parts -------------------------------------------------------------------------------
 
     def of_cases(self, names: Collection[str]) -> "Tables":
-        """Return the tables of the cases with these ids, of all labels together."""
+        """Return the tables with only the rows of these case ids, of all labels together."""
         return Tables(*(frame[frame["case"].isin(names)] for frame in self.frames))
 
     def of_zone(self, zone: str) -> "Tables":
         """Return the tables of all cases, with only the lesions and candidates of one zone."""
-        parts = (frame[frame["zone"] == zone] for frame in (self.lesions, self.candidates))
-        return Tables(self.cases, *parts)
+        frames = (frame[frame["zone"] == zone] for frame in (self.lesions, self.candidates))
+        return Tables(self.cases, *frames)
 
     def of_label(self, label: int) -> "Tables":
-        """Return the tables of one label, without the cases in which it is not annotated.
+        """Return the tables for the scores of one label value.
 
-        Lesions are matched only with candidates of their label. The Dice is that of the label, for
-        cases that have a lesion of it. The other columns of the cases are not changed, except that
-        `annotated_share` is 1, or 0 without a prediction.
+        - cases: all cases in which the label is annotated. `dice` is the Dice of the label, NaN for
+          cases without a lesion of the label. `annotated_share` is 1, or 0 without a prediction.
+          The other columns still concern all labels together.
+        - lesions and candidates: the rows of this label. They were matched only with each other.
         """
         every = self.every or self
         cases = self.cases
+        # leave out the cases in which no reader looked for the label
         is_known = [label not in unannotated for unannotated in cases["unannotated"]]
         cases = cases[np.array(is_known, bool)]
         lesions, candidates = (
@@ -288,6 +292,7 @@ class Tables:
             ]
             for frame in (every.lesions, every.candidates)
         )
+        # replace the Dice of all labels by the Dice of this label
         dice_rows = every.cases[(every.cases["part"] == BY_LABEL) & (every.cases["label"] == label)]
         dice = cases["case"].map(dict(zip(dice_rows["case"], dice_rows["dice"], strict=True)))
         has_dice = cases["case"].isin(lesions["case"]) & (not self.lacks_masks)
@@ -301,7 +306,7 @@ class Tables:
     def regions(self) -> list[str]:
         """The names of the regions that are scored separately, in the order of the rows.
 
-        There are none in tables that were read from files, or that are a part of others.
+        Empty for tables that were read from files, and for subsets of tables such as `of_cases`.
         """
         if self.every is None:
             return []
@@ -309,32 +314,35 @@ class Tables:
         return [part.removeprefix("region ") for part in parts if part.startswith("region ")]
 
     def of_region(self, name: str) -> "Tables":
-        """Return the tables of one region. They have no rows if there is no such region."""
+        """Return the tables of one region by its name, without rows if the name is unknown."""
         every = self.every or self
         part = region_part(name)
         return Tables(*(frame[frame["part"] == part] for frame in every.frames))
 
     @property
     def frames(self) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-        """The tables of cases, lesions and candidates."""
+        """The tables of cases, lesions and candidates, in this order."""
         return self.cases, self.lesions, self.candidates
 
     # --- arrays for scores -------------------------------------------------------------------
 
     @cached_property
     def groups(self) -> tuple[str, ...]:
-        """The ids of all groups. Arrays `[groups]` have this order."""
+        """The ids of all groups (patients), sorted. Arrays `[groups]` have this order."""
         return tuple(sorted(set(self.cases["group"])))
 
     @cached_property
     def group_of(self) -> Mapping[str, Integers]:
-        """The group of each row, as a position in `groups`, by the name of the table."""
+        """The group of each row, as an index of `groups`, by the name of the table (`COLUMNS`)."""
         index = pd.Index(self.groups, dtype=object)
         pairs = zip(COLUMNS, self.frames, strict=True)
         return {name: index.get_indexer(frame["group"].to_numpy(object)) for name, frame in pairs}
 
     def add_up(self, table: str, values: Any) -> Numbers:
-        """Add up a value or flag of each row of a table over each group `[groups]`."""
+        """Sum numbers or flags of the rows of a table by group (patient) `[groups]`.
+
+        `table` is `cases`, `lesions` or `candidates`. `values` has one number per row of the table.
+        """
         numbers = np.asarray(values, float)
         return np.bincount(self.group_of[table], numbers, len(self.groups)).astype(float)
 
@@ -345,11 +353,15 @@ class Tables:
 
     @cached_property
     def sums(self) -> Mapping[str, Numbers]:
-        """The numbers of each group `[groups]` that ratios are computed from, by name.
+        """The counts of each group `[groups]` from which recall, precision and rates are computed.
 
-        These are lesions, cases (by their annotated share) and lesion-free cases, the found
-        lesions, the true and false positives, the false positives in lesion-free cases, and the
-        lesion-free cases without any.
+        - `lesions`: lesions
+        - `cases`: cases, each counted by its annotated share
+        - `free`: lesion-free cases
+        - `found`: lesions found at the operating point
+        - `true` and `false`: true and false positives
+        - `false_in_free`: false positives in lesion-free cases
+        - `clean`: lesion-free cases without a false positive
         """
         free = self.is_lesion_free
         return {
@@ -365,12 +377,15 @@ class Tables:
 
     @cached_property
     def case_share(self) -> Numbers:
-        """The share of each case `[cases]` that counts, as the divisor of rates."""
+        """The fraction of the labels that a reader looked for in each case `[cases]`.
+
+        Rates such as false positives per case count the case by this fraction.
+        """
         return np.asarray(self.cases["annotated_share"], float)
 
     @property
     def exposure(self) -> float:
-        """The divisor of rates: the number of cases, each counted by its annotated share."""
+        """The denominator of rates: the number of cases, each counted by its annotated share."""
         return float(self.case_share.sum())
 
     @cached_property
@@ -380,12 +395,15 @@ class Tables:
 
     @cached_property
     def has_lesion(self) -> Flags:
-        """True for each case `[cases]` with a lesion."""
+        """True for each case `[cases]` with a reference lesion."""
         return np.asarray(self.cases["case"].isin(self.lesions["case"]), bool)
 
     @property
     def is_lesion_free(self) -> Flags:
-        """True for each predicted case `[cases]` whose reader looked for all labels in vain."""
+        """True for each case `[cases]` that counts as lesion-free, for example for specificity.
+
+        Such a case has a prediction and no reference lesion, and its reader looked for all labels.
+        """
         result: Flags = ~self.has_lesion & (self.case_share == 1)
         return result
 
@@ -402,48 +420,56 @@ class Tables:
 
     @property
     def has_scores(self) -> bool:
-        """True if all candidates have scores, also if there are no candidates."""
+        """True if no prediction lacks scores. Also True if there are no candidates or no cases."""
         return bool(self.cases["case_score"].notna().all())
 
     @cached_property
     def lacks_masks(self) -> bool:
-        """True if there are predicted cases with a lesion, and none of them has masks to compare.
+        """True if lesions are compared only by boxes, so that no Dice can be computed.
 
-        The Dice of a case without a prediction is then undefined instead of 0.
+        Precisely: there are predicted cases with a lesion, and none of these cases has a Dice. The
+        Dice of a case without a prediction is then undefined instead of 0.
         """
         predicted = self.cases[self.is_predicted & self.has_lesion]
         return len(predicted) > 0 and bool(predicted["dice"].isna().all())
 
     @cached_property
     def detected_at(self) -> Numbers:
-        """The highest score at which each lesion `[lesions]` is found, or `NEVER_FOUND`."""
+        """The highest threshold at which each lesion `[lesions]` is found, or `NEVER_FOUND`."""
         return np.asarray(self.lesions["detected_at"].fillna(NEVER_FOUND), float)
 
     @cached_property
     def _is_false(self) -> Flags:
-        """True for the candidates that are false positives if all candidates are accepted."""
+        """True for candidates `[candidates]` that are false positives if all are accepted."""
         return np.asarray(self.candidates["outcome_any"] == "false_positive", bool)
 
     @cached_property
     def false_score(self) -> Numbers:
-        """Score of each candidate that is false if all are accepted; 0 without scores."""
+        """The scores of the false positives if all candidates are accepted `[false positives]`.
+
+        A score is 0 if the prediction has no scores. Curves such as the FROC use these scores.
+        """
         return np.asarray(self.candidates["score"].fillna(0.0), float)[self._is_false]
 
     @cached_property
     def false_group(self) -> Integers:
-        """The group of each false positive of `false_score`, as a position in `groups`."""
+        """The group of each false positive in `false_score`, as an index of `groups`."""
         return self.group_of["candidates"][self._is_false]
 
     @cached_property
     def observed(self) -> Numbers:
-        """All scores at which a lesion is found or a false positive is accepted, ascending."""
+        """The thresholds to choose from: all distinct scores that change a count, ascending.
+
+        These are the scores at which a lesion is found or a false positive is accepted.
+        """
         found = self.detected_at[self.detected_at > NEVER_FOUND]
         return np.unique(np.concatenate([found, self.false_score]))
 
     def count_at(self, threshold: ArrayLike) -> tuple[Any, Any]:
-        """Count the lesions found and the false positives if candidates from a score on count.
+        """Count the found lesions and the false positives at one or more thresholds.
 
-        A number gives two integers, an array of thresholds gives two arrays.
+        Candidates with at least the score `threshold` are accepted. For a number, the two counts
+        are integers. For an array of thresholds, they are arrays of its shape.
         """
         scores = (np.sort(self.detected_at), np.sort(self.false_score))
         n_found, n_false = (len(s) - np.searchsorted(s, threshold) for s in scores)
@@ -451,15 +477,16 @@ class Tables:
 
 
 def _drop_parts(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows of all labels together."""
-    is_whole = frame["part"].isin(["", POOLED])
-    return frame if is_whole.all() else frame[is_whole]
+    """Select the rows that count for all labels together, without rows of labels or regions."""
+    is_of_all_labels = frame["part"].isin(["", POOLED])
+    return frame if is_of_all_labels.all() else frame[is_of_all_labels]
 
 
 def _as_array(cells: Sequence[Any], column: Column) -> Any:
-    """Return the cells of a column as an array of its type.
+    """Convert the cells of a column to an array of the column's kind, for a data frame.
 
-    None becomes NaN in a number, NA in an integer and False in a flag. Texts stay as they are.
+    None becomes NaN in a column of numbers, NA in a column of integers, and False in a column of
+    flags. Cells of other kinds (text, object) are not converted.
     """
     if column.kind == "number":
         return np.array(cells, float)
@@ -512,9 +539,10 @@ def write_tables(
 
 
 def _rows_to_write(table: pd.DataFrame, columns: Sequence[Column]) -> Iterator[RowCells]:
-    """Yield the rows of a table as they are written.
+    """Yield the rows of a table in the form of the CSV files, as cells by column name.
 
-    Flags are `true` or `false`, positions have four decimals, and missing values are None.
+    Flags become the texts `true` and `false`. Positions in voxels or mm are rounded to four
+    decimals. Missing values (NaN, NA) become None. Only the given columns are written.
     """
     cells = []
     for column in columns:
@@ -531,15 +559,15 @@ def _rows_to_write(table: pd.DataFrame, columns: Sequence[Column]) -> Iterator[R
 
 
 def _cell(value: Any) -> Any:
-    """Return a cell, None for a missing value."""
+    """Return the cell of a CSV file for a value: None, so that it is empty, for NaN, NA or None."""
     return None if pd.isna(value) else value
 
 
 def read_tables(folder: Path) -> Tables:
-    """Read the three tables of an evaluation. Cases that could not be scored are left out.
+    """Read cases.csv, lesions.csv and candidates.csv of an evaluation from its folder.
 
-    A column that an earlier version did not write is empty, except that `annotated_share` is 1. A
-    case without a group is its own group.
+    Cases that could not be scored are left out. A column that an earlier version did not write is
+    empty, except that `annotated_share` is 1. The group of a case without a group is its case id.
 
     Raises:
         ReadError: If a table is missing.
@@ -559,9 +587,15 @@ def read_tables(folder: Path) -> Tables:
 
 
 def _as_declared(table: pd.DataFrame, columns: Sequence[Column], path: Path) -> pd.DataFrame:
-    """Add the declared columns that the table lacks, and return it.
+    """Check the type of each declared column of a table that was read, and add missing columns.
 
-    Missing texts become "". Other columns that the table lacks are empty.
+    Empty cells of text columns become "". A missing text column is filled with "", and any other
+    missing column with NaN. The table is changed in place and returned.
+
+    Args:
+        table: The table as it was read from the file.
+        columns: The declared columns of the table.
+        path: The file, for error messages.
 
     Raises:
         ContentError: If the cells of a column are not of its declared kind.
@@ -569,8 +603,8 @@ def _as_declared(table: pd.DataFrame, columns: Sequence[Column], path: Path) -> 
     for column in columns:
         name = column.name
         if column.kind == "text":
-            given = table[name].fillna("") if name in table else ""
-            table[name] = pd.Series(given, index=table.index, dtype=object)
+            texts = table[name].fillna("") if name in table else ""
+            table[name] = pd.Series(texts, index=table.index, dtype=object)
         elif name not in table:
             table[name] = np.nan
         values = table[name]
@@ -587,12 +621,12 @@ def _as_declared(table: pd.DataFrame, columns: Sequence[Column], path: Path) -> 
 
 
 def read_table(path: Path) -> pd.DataFrame:
-    """Read a table that a command wrote.
+    """Read a CSV table that a command wrote, such as cases.csv or predictions.csv.
 
     Returns:
-        The table. Texts stay text, even if they look like a number or a missing value (007, NA),
-        but lose the apostrophe that `escape_formula` added. Missing values are empty cells and, in
-        columns other than texts, `nan`.
+        The table. Cells of `TEXT_COLUMNS` stay text, even if they look like a number or a missing
+        value (007, NA). They lose the apostrophe that `escape_formula` added for spreadsheets. An
+        empty cell is a missing value, and so is `nan` in columns other than texts.
 
     Raises:
         ReadError: If the file does not exist.
@@ -608,7 +642,7 @@ def read_table(path: Path) -> pd.DataFrame:
         missing = {name: [""] if name in texts else ["", "nan"] for name in names}
         types = dict.fromkeys((*texts, *exact), str)
         table = pd.read_csv(path, dtype=types, keep_default_na=False, na_values=missing)
-        for name in exact:
+        for name in exact:  # Python's `float` reads every digit of a score
             table[name] = table[name].map(float, na_action="ignore").astype("float64")
     except ValueError as error:  # also the errors of pandas' parser
         raise ContentError(

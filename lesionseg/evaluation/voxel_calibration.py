@@ -26,9 +26,14 @@ _N_FOLDS = 5
 
 @dataclass(frozen=True, eq=False)
 class LevelCounts:
-    """Numbers of voxels and of lesion voxels of one case, by their logit (`_LEVELS`).
+    """Histograms of the logits of the predicted probabilities of one case, for a calibration.
 
-    `group` is the patient.
+    They replace the probabilities of all voxels, which would not fit into memory.
+
+    Attributes:
+        group: Id of the patient.
+        voxels: Number of voxels at each logit of `_LEVELS`.
+        lesion: Number of lesion voxels at each logit of `_LEVELS`.
     """
 
     group: str
@@ -36,28 +41,38 @@ class LevelCounts:
     lesion: Numbers = field(default_factory=lambda: np.zeros(len(_LEVELS)))
 
     def slab_counter(self, reference: Reference, plan: Plan) -> Callable[[int, int, Slab], None]:
-        """Return a function that adds the voxels of one slab of probabilities to these numbers.
+        """Return a function that counts the voxels of one slab of a predicted volume.
 
-        The function takes the channel, the first row of the slab and the slab. It leaves out
-        ignored voxels and labels that the reference does not annotate. It counts nothing if the
-        reference has no mask.
+        The predictor calls this function for each slab, so that the whole volume need not be in
+        memory. The arguments of the function are the channel, the first row of the slab along the
+        first axis, and the probabilities of the slab. It leaves out ignored voxels and channels
+        whose label the reference does not annotate. It counts nothing if the reference has no mask.
+
+        Args:
+            reference: The reference on the grid of the probabilities.
+            plan: The plan of the network, which states the mask values of each channel.
         """
         values = plan.labels.channel_values
         labels = reference.labels
         ignore = reference.ignore
 
         def count_slab(channel: int, row: int, slab: Slab) -> None:
-            """Count the voxels of one slab."""
+            """Count the voxels of one slab of one channel, which begins at `row`."""
             if labels is None or plan.labels.values[channel] in reference.unannotated:
                 return
             rows = slice(row, row + len(slab))
-            kept = ... if ignore is None else ~ignore[rows]
-            self.add(slab[kept], np.isin(labels[rows], values[channel])[kept])
+            counted = ... if ignore is None else ~ignore[rows]  # `...` selects all voxels
+            self.add(slab[counted], np.isin(labels[rows], values[channel])[counted])
 
         return count_slab
 
     def add(self, p: Slab, lesion: Flags) -> None:
-        """Add voxels at their nearest levels: probabilities and a lesion mask of the same shape."""
+        """Count voxels in the histograms, each at the level that is nearest to its logit.
+
+        Args:
+            p: Predicted probabilities, in any shape.
+            lesion: True for voxels of a lesion, in the same shape.
+        """
         level = (
             ((logit(p) - _LEVELS[0]) / (_LEVELS[1] - _LEVELS[0]) + 0.5)
             .astype(np.intp)
@@ -68,7 +83,10 @@ class LevelCounts:
         self.lesion[:] += np.bincount(level[lesion.ravel()], minlength=len(_LEVELS))
 
     def dice(self, level: float) -> float:
-        """Return the Dice if voxels from this logit on count as lesion; NaN without a lesion."""
+        """Compute the Dice of the case if voxels with at least this logit are predicted as lesion.
+
+        It is NaN without a lesion.
+        """
         above = level <= _LEVELS
         n_lesion = self.lesion.sum()
         total = self.voxels[above].sum() + n_lesion
@@ -78,27 +96,31 @@ class LevelCounts:
 def select_voxel_calibration(
     counts: Sequence[LevelCounts], extent: float, chosen_on: str
 ) -> tuple[Calibration | None, str]:
-    """Fit the calibration of voxels, and return it with a sentence about its effect.
+    """Fit the calibration of voxel probabilities, and decide by cross-validation if it is used.
 
-    Return None, and the reason, if it gains too little or if no fold can be measured. The gain is
-    the change of the mean Dice, in which voxels count as lesion if their probability is at least
-    `extent`. Each fold of whole groups is measured with the fit of the remaining folds. A single
-    group is measured with its own fit. Groups without a lesion only serve the fits. Folds whose fit
-    has no positive slope are left out. The gain must be at least `MIN_GAIN`. With fewer groups with
-    lesions than an interval needs (`MIN_GROUPS`), the sentence states their number.
+    It is used if it increases the mean Dice by at least `MIN_GAIN`. For the Dice, voxels are
+    predicted as lesion if their probability is at least `extent`. The groups (patients) with
+    lesions are divided into five folds. The gain of a fold is measured with the calibration that
+    was fitted on all other cases. A single group with lesions is measured with the calibration that
+    was fitted on all cases. Folds whose calibration has no positive slope are left out.
 
     Args:
-        counts: The voxels of each case.
-        extent: The voxel threshold that delineates a candidate.
-        chosen_on: The role of the cases, which the calibration states.
+        counts: The histograms of each case.
+        extent: The voxel threshold that delineates a candidate, as a probability.
+        chosen_on: The role of the cases, which is recorded in the calibration.
+
+    Returns:
+        The calibration, fitted on all cases, and a sentence about its effect. The sentence gives a
+        caution if fewer than `MIN_GROUPS` groups have lesions. Or None and the reason, if the gain
+        is too small or cannot be measured.
     """
     threshold = float(logit(extent))
     groups = sorted({case.group for case in counts if case.lesion.any()})
     fold = {group: i % _N_FOLDS for i, group in enumerate(groups)}
-    gains = []
+    gains = []  # change of Dice of each case
     for number in sorted(set(fold.values())):
-        rest = [case for case in counts if fold.get(case.group) != number]
-        fit = _fit_voxels(rest if len(groups) > 1 else counts)
+        other_cases = [case for case in counts if fold.get(case.group) != number]
+        fit = _fit_voxels(other_cases if len(groups) > 1 else counts)
         if fit.slope <= 0:  # for example if all voxels are below the lowest level
             continue
         held_out = (case for case in counts if fold.get(case.group) == number)
@@ -118,9 +140,9 @@ def select_voxel_calibration(
 
 
 def _fit_voxels(counts: Sequence[LevelCounts]) -> Calibration:
-    """Fit a linear function of the logit to the voxels of all cases.
+    """Fit a calibration (a linear function of the logit) to the voxels of all cases.
 
-    Return the identity without voxels of both lesion and background.
+    Return the identity if the cases have no lesion voxel or no background voxel.
     """
     voxels = np.sum([case.voxels for case in counts], axis=0)
     lesion = np.sum([case.lesion for case in counts], axis=0)
@@ -133,10 +155,10 @@ def _fit_voxels(counts: Sequence[LevelCounts]) -> Calibration:
 
 
 def mean_calibration(fits: Sequence[Calibration | None]) -> Calibration | None:
-    """Average the calibrations of several networks. None counts as the identity.
+    """Average the voxel calibrations of several networks, for the ensemble of a cross-validation.
 
-    The numbers of voxels are added up. The role of the cases is that of the first one that is not
-    None.
+    Intercepts and slopes are averaged. A network without a calibration (None) counts as the
+    identity. The numbers of voxels are added up, and `fitted_on` is that of the first calibration.
     Return None if no network has a calibration.
     """
     known = [f for f in fits if f]
