@@ -67,20 +67,21 @@ class CaseFiles:
 
     @property
     def patient(self) -> str:
-        """The id of the patient. A case whose dataset states none is a patient of its own."""
+        """The id of the patient. If the dataset states none, the case id is used instead."""
         return self.group or self.case
 
     @property
     def is_labelled(self) -> bool:
-        """True if the case has a reference, even one without lesions."""
+        """True if the case has a reference, even a reference without lesions."""
         return self.reference is not None or bool(self.annotations)
 
     @property
     def pixel_mm(self) -> float | None:
-        """Pixel size in millimetres of images that state none, from the manifest column `pixel_mm`.
+        """Pixel size in millimetres from the column `pixel_mm` of the manifest.
 
-        These are PNG, JPEG, BMP and TIFF images, and some DICOM radiographs. None if the column is
-        absent or empty. Raise `DatasetError` for a value that is not a positive finite number.
+        It is used for images whose files state no pixel size: PNG, JPEG, BMP and TIFF images, and
+        some DICOM radiographs. None if the column is absent or empty. Raise `DatasetError` for a
+        cell that is not a positive finite number.
         """
         text = self.columns.get("pixel_mm", "")
         try:
@@ -151,8 +152,8 @@ class Reference:
 
     def mask(self) -> Flags | None:
         """Return a boolean mask `[*spatial]` of all lesions; None if there are only boxes."""
-        marked = self.labels if self.instances is None else self.instances
-        return None if marked is None else np.asarray(marked > 0)
+        drawn = self.labels if self.instances is None else self.instances
+        return None if drawn is None else np.asarray(drawn > 0)
 
     @property
     def unannotated(self) -> tuple[int, ...]:
@@ -209,14 +210,14 @@ class Dataset:
 
     @property
     def errors(self) -> list[Finding]:
-        """The findings that are errors."""
+        """The findings with the severity `error`, which make a case or the dataset unusable."""
         return errors_among(self.findings)
 
     @property
     def is_colour(self) -> bool:
-        """True if each case is one picture whose three colours are the channels.
+        """True if each case is one colour image, whose three channels are red, green and blue.
 
-        A dataset without cases counts as one in colour if it has three channels and two axes.
+        A dataset without cases counts as colour if it has three channels and two spatial axes.
         """
         has_three_channels = self.dims == 2 and len(self.channel_names) == 3
         return has_three_channels and all(
@@ -224,11 +225,12 @@ class Dataset:
         )
 
     def datalist(self) -> list[dict[str, Any]]:
-        """Return the cases in the form of MONAI's loaders and `CacheDataset`.
+        """Return the cases as a list of dictionaries, the input of MONAI's loading transforms.
 
-        Each entry has `case`, `group` and `image` (a path as text, or a list with one path per
-        channel that has a file). It has `label` if the case has a mask, and `role` and `fold` if
-        the dataset states them.
+        For example, `monai.data.CacheDataset` reads such a list. Each entry has the keys `case`,
+        `group` and `image`: a path as text, or a list with the path of each channel that has a
+        file. It has the key `label` (path of the mask) if the case has a mask, and the keys `role`
+        and `fold` if the dataset states them.
         """
         entries = []
         for case in self.cases:
@@ -246,14 +248,15 @@ class Dataset:
 
 
 def find_likely_visits(cases: Sequence[CaseFiles], *, setting: str = "data.group") -> list[Finding]:
-    """Return a warning about case ids such as P08_0 and P08_1 that look like one patient's scans.
+    """Return a warning if case ids such as P08_0 and P08_1 look like scans of one patient.
 
-    The part of an id before a final short number is its prefix. The warning is given if all of
-    this is true:
+    If the dataset does not state the patients, scans of one patient may be in both training and
+    validation. The prefix of an id is the text before a short number at its end. The warning is
+    given if all of this is true:
 
     - At least half of the ids have the same prefix as another id.
-    - Such a prefix has at most eight ids on average. A prefix of more ids is probably the name of
-      a study or a site.
+    - A prefix of several ids has at most eight ids on average. With more, it is probably the name
+      of a study or a site.
     - There are at least two prefixes.
 
     Cases whose group the dataset states are left out.
@@ -294,18 +297,17 @@ def find_likely_visits(cases: Sequence[CaseFiles], *, setting: str = "data.group
 def assign_groups(
     cases: Sequence[CaseFiles], pattern: str | None, *, setting: str = "data.group"
 ) -> tuple[CaseFiles, ...]:
-    """Assign each case to its group, usually the patient.
+    """Assign each case to its group (patient), so that a split or an interval keeps it together.
 
-    With a `pattern`, the group is its first capture group in the case id, or the whole match if it
-    has no capture group. Without a pattern, it is the first of these that exists:
+    With a `pattern`, the group is the text that the first capture group matches in the case id. If
+    the pattern has no capture group, it is the entire match. Without a pattern, the group is the
+    first of these that exists:
 
     1. the group that the dataset states
     2. the BIDS subject `sub-…` in the id
-    3. the common part of two ids that differ only in a last L or R (left and right side), if the
-       dataset states a group for neither
+    3. the common part of two ids that differ only in an L or R at the end (left and right side of
+       the body), if the dataset states no group for these two cases; this is logged
     4. the id itself
-
-    The third is logged.
 
     Args:
         cases: The cases of a dataset.
@@ -343,7 +345,15 @@ def assign_groups(
 
 
 def _match_groups(cases: Iterable[str], pattern: str, setting: str) -> dict[str, str]:
-    """Return the part of each case id that a pattern matches: its first capture group, or all.
+    """Return the group of each case id by a pattern of the user, for `assign_groups`.
+
+    The group is the text of the first capture group of the pattern or, if it has no capture group,
+    the entire match.
+
+    Args:
+        cases: The case ids.
+        pattern: Regular expression that is searched in each case id.
+        setting: The name of the pattern in error messages.
 
     Raises:
         ConfigError: If the pattern is not a regular expression.

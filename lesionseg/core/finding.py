@@ -42,13 +42,15 @@ class Finding:
 
     @classmethod
     def of(cls, error: Exception, case: str, where: object = "", kind: str = LISTED) -> "Finding":
-        """Return the finding of a case that an error describes. Its severity is `error`.
+        """Convert an error about a case to a finding with the severity `error`.
+
+        Commands list such findings instead of stopping at the first error.
 
         Args:
             error: The error of lesionseg, or a `MemoryError`.
             case: The case id. Empty for the dataset.
-            where: The file or line with which the text begins, unless the error's text does
-                already.
+            where: The file or line with which the message begins. It is added unless the error's
+                text already begins with it.
             kind: The kind of the finding.
         """
         text = str(error)
@@ -63,9 +65,10 @@ class Finding:
 def collect_errors(
     findings: list[Finding], case: str, where: object = "", kind: str = LISTED
 ) -> Iterator[None]:
-    """Append an error that is raised within the context to `findings`, instead of raising it.
+    """Collect an error that is raised in the `with` block as a finding, instead of raising it.
 
-    Only the errors of lesionseg are. See `Finding.of` for the other arguments.
+    The finding is appended to `findings`, so that a command can list the errors of all cases. Only
+    errors of lesionseg are collected. See `Finding.of` for the other arguments.
     """
     try:
         yield
@@ -74,14 +77,15 @@ def collect_errors(
 
 
 def errors_among(findings: Iterable[Finding]) -> list[Finding]:
-    """Return the findings that are errors."""
+    """Return the findings with the severity `error`."""
     return [finding for finding in findings if finding.severity == "error"]
 
 
 def require_no_errors(findings: Iterable[Finding], root: Path) -> None:
-    """Raise one `DatasetError` if there are errors among the findings. It lists the first 100.
+    """Raise one `DatasetError` for all errors among the findings, before a command begins its work.
 
-    `root` is the folder of the dataset.
+    The message lists the first 100 errors. Nothing happens if there are no errors. `root` is the
+    folder of the dataset, for the message.
     """
     texts = [finding.message for finding in errors_among(findings)]
     if not texts:

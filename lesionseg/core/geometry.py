@@ -17,10 +17,11 @@ _N_SAMPLES = 8000  # points, to estimate how much of two grids overlaps
 
 
 def joint_unit(units: Iterable[str]) -> str:
-    """Return the unit of a number that is computed from sizes on several grids.
+    """Return the unit to show with a number that is computed from the sizes on several grids.
 
-    Grids without a pixel size ("px") are ignored if another grid has one. If radiographs and other
-    images are mixed, the unit says so. The unit of an empty list is "mm".
+    `units` are the units of the grids (`Geometry.size_unit`). "px" (unknown pixel size) is ignored
+    if another grid has millimetres. If radiographs ("mm at the detector") and other images are
+    mixed, the unit says so. The unit of an empty list is "mm".
 
     >>> joint_unit(["mm", "mm at the detector"]), joint_unit(["px", "mm"])
     ('mm, partly at the detector', 'mm')
@@ -35,7 +36,9 @@ def joint_unit(units: Iterable[str]) -> str:
 
 
 def describe_sides(sides: Iterable[float]) -> str:
-    """Return the sides of a voxel, a shape, a tile or a stride as text, with four digits or more.
+    """Format the lengths of a voxel, a shape, a tile or a stride along each axis as text.
+
+    Lengths below 1000 have up to four significant digits, longer ones are rounded to integers.
 
     >>> describe_sides((12345, 16, 0.7109375))
     '12345 × 16 × 0.7109'
@@ -69,6 +72,7 @@ class Geometry:
         object.__setattr__(self, "affine", affine)
         if affine.shape != (self.dims + 1, self.dims + 1):
             raise GeometryError(f"An affine of {affine.shape} does not fit {self.dims} axes.")
+        # scale each axis direction to length 1, so that the determinant does not depend on spacing
         lengths = np.linalg.norm(affine[:-1, :-1], axis=0)
         is_flat = not np.all(np.isfinite(affine)) or lengths.min(initial=1) <= 0
         if is_flat or abs(np.linalg.det(affine[:-1, :-1] / lengths)) < _MIN_DETERMINANT:
@@ -78,13 +82,17 @@ class Geometry:
     def from_spacing(
         cls, shape: Sequence[int], spacing_mm: Sequence[float], unit: str = "mm"
     ) -> "Geometry":
-        """Return the grid whose axes (z, y, x) run along +S, +A, +R from the origin.
+        """Return a grid without rotation, whose first voxel is at the origin.
+
+        Its array axes (z, y, x) point to superior, anterior and right (+S, +A, +R) of the patient.
+        `spacing_mm` has the order of the array axes.
 
         >>> Geometry.from_spacing((4, 5, 6), (3, 2, 1)).to_mm([[1, 1, 1]]).tolist()
         [[1.0, 2.0, 3.0]]
         """
         dims = len(shape)
         affine = np.eye(dims + 1)
+        # array order (z, y, x) to RAS order (x, y, z), hence on the antidiagonal
         affine[:dims, :dims] = np.fliplr(np.diag(np.asarray(spacing_mm, float)[::-1]))
         return cls(tuple(shape), affine, unit)
 
@@ -100,7 +108,10 @@ class Geometry:
 
     @property
     def canonical_order(self) -> tuple[int, ...]:
-        """The array axes that are closest to S, A and R, in this order. In 2-D, (0, 1).
+        """The order of array axes that brings a volume closest to the axes S, A and R.
+
+        Item 0 is the array axis closest to superior–inferior, item 1 the one closest to
+        anterior–posterior, and item 2 the one closest to right–left. In 2-D, it is (0, 1).
 
         >>> Geometry((2, 3, 4), np.eye(4)).canonical_order  # array axes: R, A, S
         (2, 1, 0)
@@ -120,7 +131,7 @@ class Geometry:
 
     @property
     def voxel_size(self) -> float:
-        """Volume of one voxel in mm³ (area of a pixel in mm²): |det affine|."""
+        """Volume of one voxel in mm³ (2-D: area of a pixel in mm²), the determinant of the affine."""
         return float(abs(np.linalg.det(self.affine[: self.dims, : self.dims])))
 
     @property
@@ -133,17 +144,26 @@ class Geometry:
         return _apply_affine(index, self.affine)
 
     def to_index(self, mm: ArrayLike) -> Numbers:
-        """Convert RAS millimetres `[n, dims]` (x, y, z) to array indices (z, y, x), not rounded."""
+        """Convert RAS millimetres `[n, dims]` (x, y, z) to array indices (z, y, x), not rounded.
+
+        The centre of voxel i has the index i.
+        """
         return _apply_affine(mm, np.linalg.inv(self.affine))
 
     def crop(self, part: Sequence[slice]) -> "Geometry":
-        """Return the grid of a part of this one, given by a slice (start, stop) for each axis."""
+        """Return the grid of a cropped array, whose voxels keep their positions in the patient.
+
+        `part` has one slice with start and stop for each array axis.
+        """
         affine = self.affine.copy()
         affine[:-1, -1] = self.to_mm([[axis.start for axis in part]])[0]
         return Geometry(tuple(axis.stop - axis.start for axis in part), affine, self.unit)
 
     def distance_mm(self, other: "Geometry") -> float:
-        """Return the largest distance of corresponding corner voxels; infinite if shapes differ."""
+        """Return the largest distance in mm between equal corners of two grids, to compare grids.
+
+        A corner is the centre of a corner voxel. The distance is infinite if the shapes differ.
+        """
         if self.shape != other.shape:
             return float("inf")
         last = np.subtract(self.shape, 1)
@@ -151,42 +171,55 @@ class Geometry:
         return float(np.linalg.norm(self.to_mm(corners) - other.to_mm(corners), axis=1).max())
 
     def move(self, matrix: Numbers) -> "Geometry":
-        """Return the grid at the place to which `matrix` `[dims+1, dims+1]` moves RAS mm."""
+        """Return the grid after a transformation of the patient space, such as a registration.
+
+        `matrix` `[dims+1, dims+1]` maps old to new positions in RAS millimetres.
+        """
         return Geometry(self.shape, matrix @ self.affine, self.unit)
 
     def contains(self, points_mm: ArrayLike) -> Flags:
-        """Flag the points `[n, dims]`, or one point, that are inside a voxel of the grid."""
+        """Flag the points that are inside a voxel of the grid.
+
+        `points_mm` are positions `[n, dims]` in RAS millimetres, with the result `[n]`, or a single
+        position `[dims]`.
+        """
         index = self.to_index(points_mm)  # a voxel extends by 0.5 from its whole-numbered centre
         is_inside = (index >= -0.5) & (index <= np.subtract(self.shape, 0.5))
         return np.asarray(is_inside.all(axis=-1))
 
     def overlap(self, other: "Geometry") -> float:
-        """Return the share of the smaller grid that is inside the other grid, from 8000 samples."""
+        """Estimate the fraction of the smaller grid that is inside the larger grid.
+
+        It is estimated from 8000 random points with a fixed seed, so the result is reproducible.
+        """
         small, large = sorted((self, other), key=lambda grid: grid.voxel_size * prod(grid.shape))
         rng = np.random.default_rng(0)
         points = rng.uniform(-0.5, np.subtract(small.shape, 0.5), (_N_SAMPLES, self.dims))
         return float(large.contains(small.to_mm(points)).mean())
 
     def describe(self) -> str:
-        """Describe shape, spacing and RAS position for a message. x comes first, as in files."""
+        """Describe shape, spacing and position of the first voxel for a message.
+
+        The axis x comes first, as in NIfTI files.
+        """
         origin = tuple(map(float, self.affine[:-1, -1].round(3)))
         spacing = tuple(round(s, 4) for s in reversed(self.spacing_mm))
         shape = tuple(reversed(self.shape))
         return f"of shape {shape}, spacing {spacing} mm, first voxel at {origin} mm"
 
     def describe_difference(self, other: "Geometry") -> str:
-        """Describe the difference of two grids for a message: in shape, or in millimetres."""
+        """Describe how two grids differ for a message: in shape, or by millimetres at a corner."""
         if self.shape != other.shape:
             return "the shapes differ"
         return f"corners are up to {self.distance_mm(other):.4g} mm apart"
 
     def matches(self, other: "Geometry", tolerance_mm: float = 1e-3) -> bool:
-        """Return True if shapes are equal and corners differ by at most `tolerance_mm`."""
+        """Return True if both grids have equal shapes and corners at most `tolerance_mm` apart."""
         return self.distance_mm(other) <= tolerance_mm
 
 
 def _apply_affine(points: ArrayLike, affine: NDArray[np.floating[Any]]) -> Numbers:
-    """Transform points `[n, dims]` by an affine `[dims+1, dims+1]`."""
+    """Transform points `[n, dims]` by an affine `[dims+1, dims+1]`; return points `[n, dims]`."""
     result: Numbers = np.asarray(points, float) @ affine[:-1, :-1].T + affine[:-1, -1]
     return result
 
@@ -209,12 +242,15 @@ class Volume:
     warnings: tuple[str, ...] = ()
 
     def brightness(self) -> NDArray[Any]:
-        """Return the brightness `[*spatial]` of red, green and blue, by ITU-R BT.601."""
+        """Convert a colour image with the channels red, green and blue to grey `[*spatial]`.
+
+        The weights of the channels are those of ITU-R BT.601.
+        """
         return np.tensordot((0.299, 0.587, 0.114), self.array, axes=1)
 
     @property
     def present_channels(self) -> list[NDArray[Any]]:
-        """The channels `[*spatial]` that have a file."""
+        """The channels `[*spatial]` that have a file, without those that were filled with 0."""
         return [channel for c, channel in enumerate(self.array) if c not in self.missing]
 
     def __post_init__(self) -> None:

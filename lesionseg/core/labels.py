@@ -13,7 +13,10 @@ UNION: Mapping[int, str] = {1: "lesion"}
 
 
 def numbers_first(name: str) -> tuple[bool, float, str, str]:
-    """Return a sort key: finite numbers in ascending order, then other names by the alphabet.
+    """Return a sort key for names that may be numbers, for use with `sorted`.
+
+    Names that are finite numbers come first, in ascending order. Then come all other names in the
+    order of the alphabet, without regard to upper and lower case.
 
     >>> sorted(["10", "b", "9", "A", "2.5"], key=numbers_first)
     ['2.5', '9', '10', 'A', 'b']
@@ -28,12 +31,14 @@ def numbers_first(name: str) -> tuple[bool, float, str, str]:
 
 
 def free_name(name: str, taken: Collection[str], form: str) -> str:
-    """Return a name that is not taken yet: the name itself, or with the first free number.
+    """Return a unique name: the name itself if it is unused, otherwise the name with a number.
+
+    The number is the smallest one, from 2 on, that makes the name unique.
 
     Args:
-        name: The name.
-        taken: The names that it must differ from.
-        form: The form of a numbered name, with the places of `{name}` and `{number}`.
+        name: The desired name.
+        taken: The names that are already used.
+        form: Format string of a name with a number, with the fields `{name}` and `{number}`.
 
     >>> free_name("nodule", ["mass", "nodule"], "{name} ({number})")
     'nodule (2)'
@@ -78,7 +83,9 @@ class Labels:
 
     @classmethod
     def of(cls, names: Mapping[int, str], ignore: int | None = None) -> "Labels":
-        """Return labels without regions from the name of each mask value, in ascending order.
+        """Build labels without regions from the name of each mask value.
+
+        The channels are in ascending order of the mask values.
 
         >>> Labels.of({2: "cyst", 1: "scar"}, ignore=9).names
         ('scar', 'cyst')
@@ -91,7 +98,7 @@ class Labels:
 
     @property
     def value_names(self) -> Mapping[int, str]:
-        """The name of each value in predicted masks."""
+        """The name of each label value in predicted masks, in the order of the channels."""
         return dict(zip(self.values, self.names, strict=True))
 
     @property
@@ -101,39 +108,56 @@ class Labels:
 
     @property
     def mask_names(self) -> Mapping[int, str]:
-        """The name of each value in reference masks; with regions, in ascending order.
+        """The name of each label value in reference masks.
 
-        A value of several regions has the name of the smallest region. Among regions of equal
-        size, the last one counts.
+        With regions, the values are in ascending order. A value that belongs to several regions has
+        the name of the region with the fewest values. Among regions with equal numbers of values,
+        the last region counts.
         """
         if not self.regions:
             return self.value_names
         pairs = zip(self.regions, self.names, strict=True)
+        # largest region first, so that smaller regions overwrite its names
         by_size = sorted(pairs, key=lambda pair: -len(pair[0]))
         return dict(sorted({value: name for region, name in by_size for value in region}.items()))
 
     @property
     def mask_values(self) -> tuple[int, ...]:
-        """The values in reference masks. Label k of a prepared mask is the k-th of these values."""
+        """The label values in reference masks, in the order of their prepared labels.
+
+        Preparation for training replaces the k-th of these values by the label k, from 1.
+        """
         return tuple(self.mask_names)
 
     @property
     def channel_labels(self) -> tuple[tuple[int, ...], ...]:
-        """The prepared labels from which each channel is learned; empty without regions."""
-        place = {value: k for k, value in enumerate(self.mask_values, start=1)}
-        return tuple(tuple(place[value] for value in region) for region in self.regions)
+        """The prepared labels (see `mask_values`) from which each channel is learned.
+
+        Empty without regions, because channel k is then learned from the prepared label k + 1.
+        """
+        prepared = {value: k for k, value in enumerate(self.mask_values, start=1)}
+        return tuple(tuple(prepared[value] for value in region) for region in self.regions)
 
     @property
     def lesion_names(self) -> Mapping[int, str]:
-        """The names of the labels of lesions and candidates. With regions, there is one label."""
+        """The name of each label value that lesions and candidates can have.
+
+        With regions, all lesions have the single label `UNION`, because regions overlap.
+        """
         return UNION if self.regions else self.value_names
 
     def merge(self) -> "Labels":
-        """Return one label, 1, called "lesion", to which all mask values belong."""
+        """Return labels in which all mask values count as one label, 1, called "lesion".
+
+        Used for the setting `merge_labels=true`.
+        """
         return Labels(
             tuple(UNION), tuple(UNION.values()), ignore=self.ignore, merged=self.mask_names
         )
 
     def predicted(self) -> "Labels":
-        """Return the labels that a network predicts, without `ignore` and `merged`."""
+        """Return the labels that a network predicts, for its bundle.
+
+        `ignore` and `merged` are dropped, because they concern only reference masks.
+        """
         return Labels(self.values, self.names, self.regions)

@@ -16,9 +16,9 @@ _UNIT_BALL = {2: np.pi, 3: 4 / 3 * np.pi}  # area or volume by the number of axe
 
 
 def equivalent_diameter_mm(volume_mm: ArrayLike, dims: int) -> Numbers:
-    """Compute the diameter of the ball (3-D) or disc (2-D) of the same size.
+    """Compute the equivalent diameter: that of the ball (3-D) or disc (2-D) of the same size.
 
-    It is `2·(3V/4π)^⅓`, in 2-D `2·(A/π)^½`.
+    It is `2·(3V/4π)^⅓` for a volume V, and in 2-D `2·(A/π)^½` for an area A.
 
     Args:
         volume_mm: Volumes in mm³, in 2-D areas in mm², of any shape.
@@ -54,7 +54,9 @@ def box_centres_mm(boxes: NDArray[Any], geometry: Geometry) -> Numbers:
 
 
 def box_slices(box: Sequence[float] | NDArray[Any], dims: int) -> tuple[slice, ...]:
-    """Return slices of the voxels that a box touches, even partly. Negative indices are cut off.
+    """Return one slice per axis that together select the voxels that a box touches, even partly.
+
+    `box` has all starts, then all stops; voxel i covers [i, i + 1). Negative indices become 0.
 
     >>> box_slices((-1.0, 2.5, 3.0, 4.5), 2)
     (slice(0, 3, None), slice(2, 5, None))
@@ -64,11 +66,12 @@ def box_slices(box: Sequence[float] | NDArray[Any], dims: int) -> tuple[slice, .
 
 
 def centre_slices(box: Sequence[float] | NDArray[Any], dims: int) -> tuple[slice, ...]:
-    """Return slices of the voxels whose centres are inside a box. Negative indices are cut off.
+    """Return one slice per axis that together select the voxels whose centres are inside a box.
 
-    `box` has all starts, then all stops; voxel i covers [i, i + 1). Unlike the slices of
-    `box_slices`, these are as large as the box on average. Along an axis on which the box contains
-    no centre, they contain the voxel at the middle of the box.
+    They are used to draw a box into a mask. `box` has all starts, then all stops; voxel i covers
+    [i, i + 1). Unlike the slices of `box_slices`, these are as large as the box on average. If the
+    box contains no voxel centre along an axis, the voxel at the middle of the box is selected
+    there. Negative indices become 0.
 
     >>> centre_slices((0.4, 2.6, 3.4, 2.9), 2)
     (slice(0, 3, None), slice(2, 3, None))
@@ -76,21 +79,30 @@ def centre_slices(box: Sequence[float] | NDArray[Any], dims: int) -> tuple[slice
     ends = np.asarray(box, float)
     start = np.ceil(ends[:dims] - 0.5)  # i + 0.5 is the centre of voxel i
     stop = np.ceil(ends[dims:] - 0.5)
-    is_between = stop <= start
-    start = np.where(is_between, np.floor((ends[:dims] + ends[dims:]) / 2), start)
-    stop = np.where(is_between, start + 1, stop)
+    contains_no_centre = stop <= start
+    start = np.where(contains_no_centre, np.floor((ends[:dims] + ends[dims:]) / 2), start)
+    stop = np.where(contains_no_centre, start + 1, stop)
     return tuple(map(slice, start.clip(0).astype(int).tolist(), stop.clip(0).astype(int).tolist()))
 
 
 def clip_boxes(boxes: ArrayLike, shape: Sequence[int], where: object) -> NDArray[np.float32]:
-    """Clip boxes `[n, 2·dims]` (starts, stops) to a grid.
+    """Clip the lesion boxes of a dataset to the grid of their image.
 
-    Raise `ContentError` naming `where` if a box is empty or outside the grid.
+    Args:
+        boxes: Boxes `[n, 2·dims]` (starts, stops; half-open voxels).
+        shape: Shape of the grid.
+        where: File or entry with which an error message begins.
+
+    Returns:
+        The clipped boxes `[n, 2·dims]`.
+
+    Raises:
+        ContentError: If a box is empty or outside the grid.
     """
     dims = len(shape)
-    given = np.asarray(boxes, float).reshape(-1, 2 * dims)
-    clipped = np.clip(given, 0, [*shape, *shape]).astype(np.float32)
-    for box in given[~(clipped[:, :dims] < clipped[:, dims:]).all(axis=1)]:
+    unclipped = np.asarray(boxes, float).reshape(-1, 2 * dims)
+    clipped = np.clip(unclipped, 0, [*shape, *shape]).astype(np.float32)
+    for box in unclipped[~(clipped[:, :dims] < clipped[:, dims:]).all(axis=1)]:
         sides = []
         for axis in reversed(range(dims)):  # x first, as in tables
             name = "zyx"[axis - dims]
@@ -108,8 +120,8 @@ class Lesions:
 
     Attributes:
         geometry: Grid of the boxes and voxels.
-        ids: `[n]`.
-        labels: `[n]`.
+        ids: `[n]`, the value of each lesion or candidate in `instances`.
+        labels: `[n]`, the label value of each lesion or candidate.
         boxes: `[n, 2·dims]` (starts, stops; half-open voxels).
         centres_mm: `[n, dims]`, the mean of the voxels, or the centre of a box without voxels.
         diameters_mm: `[n]` equivalent diameters; for a box without voxels, that of the inscribed
@@ -140,26 +152,34 @@ class Lesions:
         index: Integers,
         first: Integers,
     ) -> "Lesions":
-        """Measure lesions. Rows that have neither voxels nor a box are left out.
+        """Measure boxes, centres and diameters of lesions from their voxels, or from their boxes.
 
-        `ids` `[n]` and `labels` `[n]` belong to the rows. `index` `[v]` are flat indices of voxels;
-        those of row i are `index[first[i]:first[i + 1]]`. `boxes` `[n, 2·dims]` are used only for
-        rows without voxels. The box of other rows is the bounding box of their voxels.
+        Without `boxes`, rows without voxels are left out.
+
+        Args:
+            geometry: The grid.
+            ids: The id of each lesion `[n]`.
+            labels: The label value of each lesion `[n]`.
+            boxes: The box of each lesion `[n, 2·dims]`, or None. It is used only for rows without
+                voxels. For other rows, the bounding box of the voxels is computed.
+            index: Flat indices of the voxels of all lesions in C order, lesion by lesion `[v]`.
+            first: `[n + 1]`. The voxels of lesion i are `index[first[i]:first[i + 1]]`.
         """
         counts = np.diff(first)
         present = np.ones(len(ids), bool) if boxes is not None else counts > 0
         # the rows that are left out have no voxels, so `index` stays complete
         counts = counts[present]
         first = np.concatenate([[0], np.cumsum(counts)])
-        own_boxes = np.zeros((len(counts), 2 * geometry.dims))
+        all_boxes = np.zeros((len(counts), 2 * geometry.dims))
         if boxes is not None:
-            own_boxes[:] = boxes
+            all_boxes[:] = boxes
         voxels = np.stack(np.unravel_index(index, geometry.shape), axis=1)
-        centres = box_centres_mm(own_boxes, geometry)
-        rows = np.flatnonzero(counts)  # rows with voxels
+        centres = box_centres_mm(all_boxes, geometry)
+        # rows with voxels; `reduceat` reduces the voxels of each row
+        rows = np.flatnonzero(counts)
         if len(rows):
-            own_boxes[rows, : geometry.dims] = np.minimum.reduceat(voxels, first[rows], axis=0)
-            own_boxes[rows, geometry.dims :] = np.maximum.reduceat(voxels, first[rows], axis=0) + 1
+            all_boxes[rows, : geometry.dims] = np.minimum.reduceat(voxels, first[rows], axis=0)
+            all_boxes[rows, geometry.dims :] = np.maximum.reduceat(voxels, first[rows], axis=0) + 1
             sums = np.add.reduceat(voxels, first[rows], axis=0)
             centres[rows] = geometry.to_mm(sums / counts[rows, None])
         diameters = equivalent_diameter_mm(counts * geometry.voxel_size, geometry.dims)
@@ -167,9 +187,9 @@ class Lesions:
             geometry=geometry,
             ids=ids[present],
             labels=np.asarray(labels, np.int64)[present],
-            boxes=own_boxes,
+            boxes=all_boxes,
             centres_mm=centres,
-            diameters_mm=np.where(counts > 0, diameters, box_diameters_mm(own_boxes, geometry)),
+            diameters_mm=np.where(counts > 0, diameters, box_diameters_mm(all_boxes, geometry)),
             voxels=voxels,
             first=first,
         )
@@ -184,9 +204,10 @@ class Lesions:
 
     @cached_property
     def sizes_vox(self) -> Integers:
-        """Size of each row in voxels, at least 1.
+        """Size of each row in voxels, at least 1, for the rules of the plan.
 
-        A box without voxels has the size of its inscribed ellipsoid.
+        For a row without voxels, it is the volume of the ellipsoid inscribed in the box, rounded to
+        voxels.
         """
         dims = self.geometry.dims
         balls = _UNIT_BALL[dims] * (self.diameters_mm / 2) ** dims
@@ -194,23 +215,24 @@ class Lesions:
 
     @property
     def has_voxels(self) -> Flags:
-        """Boolean array `[n]`: True for rows with voxels."""
+        """True for rows with voxels `[n]`, False for rows with only a box."""
         return self.n_voxels > 0
 
     def voxels_of(self, row: int) -> Integers:
-        """Return the array indices `[v, dims]` of one row's voxels, in C order."""
+        """Return the array indices `[v, dims]` of the voxels of one lesion, in C order."""
         return self.voxels[self.first[row] : self.first[row + 1]]
 
     def volume_ml(self, row: int) -> float | None:
-        """Return the volume in ml; None in 2-D and for a box without voxels."""
+        """Return the volume of the lesion in this row in ml; None in 2-D and without voxels."""
         n = int(self.n_voxels[row])
         return n * self.geometry.voxel_size / 1000 if self.geometry.dims == 3 and n else None
 
     def draw(self) -> NDArray[np.int32]:
-        """Draw the ids into an array `[*spatial]` that is 0 elsewhere.
+        """Draw the lesions into an instance mask `[*spatial]` with their ids, 0 for background.
 
-        A box without voxels gets the voxels of `centre_slices`, because a detector learns the box
-        of the drawn voxels. Smaller boxes are drawn over larger ones, and voxels over boxes.
+        A lesion with only a box is drawn as the voxels of `centre_slices`. Their bounding box is as
+        large as the box on average, which matters because a detector learns it. Smaller boxes are
+        drawn over larger boxes, and lesions with voxels over boxes.
         """
         instances = np.zeros(self.geometry.shape, np.int32)
         dims = self.geometry.dims
@@ -234,11 +256,12 @@ class Zones:
     names: Mapping[int, str]
 
     def of(self, lesions: Lesions) -> list[str]:
-        """Return the name of the zone of each lesion; "" if there are no zones.
+        """Return the name of the anatomical zone of each lesion; "" if the mask has no zones.
 
-        The zone is the one that contains the largest number of the lesion's voxels, or the nearest
-        zone if none contains any. For a box without voxels, its centre counts. If several zones
-        contain equal numbers of voxels, the smallest value counts.
+        It is the zone that contains most voxels of the lesion. If no zone contains a voxel of the
+        lesion, it is the nearest zone. For a lesion with only a box, the centre of the box counts
+        instead of voxels. If zones contain equal numbers of voxels, the one with the smallest
+        value counts.
         """
         names = []
         for row, centre in enumerate(lesions.centres_mm):
@@ -250,7 +273,14 @@ class Zones:
         return names
 
     def _find_zone(self, points_mm: Numbers) -> int | None:
-        """Return the zone of most points `[n, dims]`, or the nearest one. None without zones."""
+        """Return the value of the zone that contains most points, or of the nearest zone.
+
+        Args:
+            points_mm: Positions in RAS millimetres `[n, dims]`, for example of a lesion's voxels.
+
+        Returns:
+            The value of the zone in the mask; None if the mask has no zones.
+        """
         index = np.rint(self.geometry.to_index(points_mm)).astype(np.int64)
         is_on_grid = ((index >= 0) & (index < self.geometry.shape)).all(axis=1)
         values = self.values[tuple(index[is_on_grid].T)]
@@ -266,9 +296,10 @@ class Zones:
 
     @cached_property
     def _surface(self) -> tuple[Any, NDArray[np.integer[Any]]]:
-        """The surface voxels of all zones: a tree of their positions in mm, and their values.
+        """The surface voxels of all zones together, to find the zone that is nearest to a point.
 
-        The tree finds the nearest position. It is None if there are no zones.
+        A pair: a KD-tree of the positions of the voxels in RAS mm, which is None if there are no
+        zones, and the zone value of each voxel.
         """
         from scipy.ndimage import binary_erosion
         from scipy.spatial import cKDTree

@@ -18,7 +18,7 @@ from lesionseg.errors import count
 
 @dataclass(frozen=True)
 class Calibration:
-    """A map from scores to probabilities (Platt 1999).
+    """A map from scores of candidates (or of voxels) to probabilities of a lesion (Platt 1999).
 
     For the logit x of a score, the probability is 1 / (1 + exp(−(`intercept` + `slope`·x))).
     `fitted_on` is the role of the cases that it was fitted on, such as `validation` or
@@ -37,12 +37,19 @@ class Calibration:
     n_false: Annotated[int, Field(ge=0)] = 0
 
     def probability(self, scores: ArrayLike) -> Numbers:
-        """Return the probability of being a lesion for each score in [0, 1], in any shape."""
+        """Return the probability of being a lesion for each score, in the shape of `scores`.
+
+        The scores are between 0 and 1.
+        """
+        # clipped to ±500, because `exp` overflows above 709
         return 1 / (1 + np.exp(-np.clip(self.intercept + self.slope * logit(scores), -500, 500)))
 
 
 def logit(p: ArrayLike) -> Numbers:
-    """Compute ln(p / (1 − p)). First, p is clipped to [1e-6, 1 − 1e-6]."""
+    """Compute the logit ln(p / (1 − p)) of probabilities, in any shape.
+
+    p is clipped to [1e-6, 1 − 1e-6] before, so that the result is finite for 0 and 1.
+    """
     clipped = np.clip(np.asarray(p, float), 1e-6, 1 - 1e-6)
     result: Numbers = np.log(clipped / (1 - clipped))
     return result
@@ -85,7 +92,15 @@ class Candidate:
     def from_voxels(
         cls, id: int, label: int, score: float, voxels: Integers, geometry: Geometry
     ) -> "Candidate":
-        """Measure the candidate that consists of `voxels`: array indices `[v, dims]`, v ≥ 1."""
+        """Build a candidate from its voxels, and measure its box, centre and size.
+
+        Args:
+            id: Voxel value of the candidate in the instance mask.
+            label: Label value of the candidate.
+            score: Score of the candidate.
+            voxels: Array indices of the voxels `[v, dims]`, at least one.
+            geometry: Grid of the voxels.
+        """
         start = voxels.min(axis=0).astype(float)
         stop = voxels.max(axis=0) + 1.0
         volume_mm = len(voxels) * geometry.voxel_size
@@ -104,9 +119,17 @@ class Candidate:
     def from_box(
         cls, id: int, label: int, score: float, box: Sequence[float], geometry: Geometry
     ) -> "Candidate":
-        """Measure the candidate of a box (starts, stops) without a mask.
+        """Build a candidate from a box without a mask, and measure its centre and diameter.
 
-        Its diameter is that of the ellipsoid inscribed in the box.
+        The diameter is the equivalent diameter of the ellipsoid inscribed in the box. The volume is
+        unknown.
+
+        Args:
+            id: Id of the candidate.
+            label: Label value of the candidate.
+            score: Score of the candidate.
+            box: The box (starts, then stops; half-open voxels).
+            geometry: Grid of the box.
         """
         boxes = np.asarray([box], float)
         return cls(
@@ -122,7 +145,10 @@ class Candidate:
         )
 
     def at(self, point: OperatingPoint) -> "Candidate":
-        """Return the candidate, accepted if it has at least the score of the operating point."""
+        """Return the candidate with `accepted` set by an operating point.
+
+        It is accepted if its score is at least that of the operating point.
+        """
         return replace(self, accepted=self.score >= point.score)
 
 
@@ -149,11 +175,14 @@ class InputCheckResult:
 
     @property
     def is_warned(self) -> bool:
-        """True if the scan is unlike the training scans, or may be damaged."""
+        """True if a warning is due: the scan is unlike the training scans, or may be damaged.
+
+        A scan may be damaged if channels are `empty`.
+        """
         return (self.score is not None and self.score > 1) or bool(self.empty)
 
     def with_warnings(self, warnings: Sequence[str]) -> "InputCheckResult":
-        """Return the result with further sentences in its warning."""
+        """Return the result with more sentences at the end of `warning`."""
         return replace(self, warning=" ".join(filter(None, (self.warning, *warnings))))
 
 
@@ -218,17 +247,18 @@ class Prediction:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Sentences about the scan, from its reader and the input check, and about its candidates.
+        """All warnings about the prediction, each as text, for the terminal and the results.
 
-        The latter are about candidates that were left out or are located outside the zones to keep.
-        Empty if there is nothing to say.
+        They are the warning of the input check (with those of the file reader), a sentence about
+        candidates that a limit left out, and a sentence about candidates outside the zones to keep.
+        Warnings without a cause are left out.
         """
         checked = "" if self.input is None else self.input.warning
         return tuple(filter(None, (checked, self.left_out_note, self.outside_note)))
 
     @property
     def left_out_note(self) -> str:
-        """A sentence about the candidates that a limit left out; "" if there are none."""
+        """A sentence about candidates that the limit on their number left out; "" if none was."""
         if not self.n_left_out:
             return ""
         return (
@@ -238,7 +268,7 @@ class Prediction:
 
     @property
     def outside_note(self) -> str:
-        """A sentence about the candidates outside the zones to keep; "" if there are none."""
+        """A sentence about candidates rejected outside the zones to keep; "" if none was."""
         if not self.n_outside:
             return ""
         place = "outside the kept zones"
@@ -246,7 +276,9 @@ class Prediction:
         return f"{rejected} not accepted."
 
     def keep(self, candidates: Sequence[Candidate]) -> "Prediction":
-        """Return the prediction with only these candidates and their voxels in `instances`.
+        """Return the prediction with only some of its candidates.
+
+        The voxels of all other candidates become background in `instances`.
 
         Args:
             candidates: Candidates of this prediction, in the order of the result.
@@ -258,22 +290,26 @@ class Prediction:
         return replace(self, candidates=tuple(candidates), instances=instances)
 
     def without_labels(self, labels: Sequence[int]) -> "Prediction":
-        """Return the prediction without the candidates of some labels."""
+        """Return the prediction without the candidates that have one of these label values."""
         return self.keep([c for c in self.candidates if c.label not in labels])
 
     def with_one_label(self) -> "Prediction":
-        """Return the prediction with label 1 for all candidates, and its regions as they are."""
+        """Return the prediction with label 1 for all candidates, to match them without labels.
+
+        The mask values of regions (`values`) stay as they are.
+        """
         candidates = tuple(replace(candidate, label=1) for candidate in self.candidates)
         removed = tuple(replace(candidate, label=1) for candidate in self.removed)
         return replace(self, candidates=candidates, removed=removed, labels=UNION)
 
     def with_labels(self, value_of: Mapping[int, int]) -> "Prediction":
-        """Return the prediction with other values of its labels.
+        """Return the prediction with other label values, such as those of another dataset.
 
         The mask values of regions (`values`) stay as they are.
 
         Args:
-            value_of: The new value of each label, also of those that only candidates have.
+            value_of: The new label value for each old label value. It must contain the labels of
+                all candidates, not only those with a name.
         """
         return replace(
             self,
@@ -283,14 +319,17 @@ class Prediction:
         )
 
     def merge_labels(self) -> "Prediction":
-        """Return the prediction with label 1 for all candidates and voxels, without regions."""
+        """Return the prediction with label 1 for all candidates and voxels.
+
+        Unlike `with_one_label`, it also drops the mask values of regions (`values`).
+        """
         return replace(self.with_one_label(), values=None)
 
     def accept(self, point: OperatingPoint, calibration: Calibration | None = None) -> "Prediction":
-        """Accept the candidates with at least the score of an operating point.
+        """Accept the candidates with at least the score of an operating point, and reject others.
 
         With a calibration, candidates also get their `probability`. Their order does not change.
-        Zones are ignored, so `n_outside` becomes 0.
+        An earlier rejection by zones (`reject_outside_zones`) is undone, so `n_outside` becomes 0.
 
         Args:
             point: The operating point.
@@ -310,15 +349,18 @@ class Prediction:
         return replace(self, candidates=candidates, operating_point=point, n_outside=0)
 
     def with_zones(self, zones: Sequence[str]) -> "Prediction":
-        """Return the prediction with the name of an anatomical zone for each candidate."""
+        """Return the prediction with an anatomical zone for each candidate.
+
+        `zones` has the name of the zone of each candidate, in the order of `candidates`.
+        """
         pairs = zip(self.candidates, zones, strict=True)
         return replace(self, candidates=tuple(replace(c, zone=zone) for c, zone in pairs))
 
     def reject_outside_zones(self, kept: Collection[str]) -> "Prediction":
-        """Return the prediction in which no candidate outside these zones is accepted.
+        """Return the prediction in which no candidate outside some anatomical zones is accepted.
 
-        Candidates inside them stay as they are. `n_outside` is the number of candidates that are no
-        longer accepted.
+        `kept` are the names of the zones whose candidates do not change. `n_outside` of the result
+        is the number of candidates that are no longer accepted.
         """
         candidates = tuple(
             replace(c, accepted=c.accepted and c.zone in kept) for c in self.candidates
@@ -327,14 +369,16 @@ class Prediction:
         return replace(self, candidates=candidates, n_outside=n_outside)
 
     def mask(self) -> NDArray[np.uint8]:
-        """Return the mask `[*spatial]` uint8 of the accepted candidates' label values.
+        """Return the mask `[*spatial]` uint8 with the label values of accepted candidates.
 
-        Axes are those of `geometry`: z, y, x for a file. nibabel's order is x, y, z, so compare its
-        arrays with `mask().T`. All voxels are 0 if there are no accepted candidates, or if
-        candidates are boxes.
+        If the labels are regions, the voxels have the mask values of the regions (`values`). All
+        voxels are 0 if no candidate is accepted, or if candidates are boxes. The axes are those of
+        `geometry`: z, y, x for a file. nibabel's order is x, y, z, so compare its arrays with
+        `mask().T`.
         """
         if self.instances is None:
             return np.zeros(self.geometry.shape, np.uint8)
+        # label value by candidate id, 0 for a rejected candidate
         label_of = np.zeros(max([c.id for c in self.candidates], default=0) + 1, np.uint8)
         for candidate in self.candidates:
             label_of[candidate.id] = candidate.label if candidate.accepted else 0

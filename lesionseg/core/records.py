@@ -1,4 +1,4 @@
-"""Check plain data, such as the content of a JSON file, and convert it to a type."""
+"""Check dictionaries and lists, such as the content of a JSON file, and convert them to a type."""
 
 from collections.abc import Mapping
 from functools import cache
@@ -22,17 +22,23 @@ def parse_as(
     error: type[LesionsegError] = DatasetError,
     key_of: Mapping[str, str] | None = None,
 ) -> T:
-    """Convert plain data to a dataclass or model, and check its types.
+    """Convert dictionaries and lists to a dataclass or pydantic model, and check the types.
 
     Args:
-        kind: The dataclass or model. It decides if unknown keys are ignored.
+        kind: The dataclass or model of the result. It decides if unknown keys are ignored.
         content: The content of a file, or an entry of it.
-        where: The name of the file, with which the message begins; empty if the caller adds it.
+        where: The name of the file, with which an error message begins. Empty if the caller adds
+            the name.
         error: The class of the error to raise.
-        key_of: The key in the file for each field whose key differs from its name.
+        key_of: The key in the file for each field whose key differs from its name. An error message
+            has the key instead of the field.
+
+    Returns:
+        An object of the type `kind`.
 
     Raises:
-        LesionsegError: If keys are wrong. It has the class `error`, and names `where` and the keys.
+        LesionsegError: If a key or the type of a value is wrong. The error has the class `error`,
+            and its message has `where` and the wrong keys.
     """
     try:
         result: T = _adapter_of(kind).validate_python(content)  # type: ignore[arg-type]
@@ -46,12 +52,15 @@ def parse_as(
 
 
 def read_record(kind: type[T], text: str, where: str | Path, error: type[LesionsegError]) -> T:
-    """Read a dataclass from JSON and check its types, see `parse_as`."""
+    """Read an object of the type `kind` from JSON text and check its types, see `parse_as`."""
     return parse_as(kind, read_object(text, where, error), where, error)
 
 
 def read_object(text: str, where: str | Path, error: type[LesionsegError]) -> dict[str, Any]:
-    """Read an object from JSON. Raise an error of the class `error` if the text is none."""
+    """Read a JSON object as a dictionary. Raise an error of the class `error` for any other text.
+
+    `where` is the name of the file, with which an error message begins.
+    """
     try:
         content = from_json(text)
     except ValueError as failed:

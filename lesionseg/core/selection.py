@@ -46,15 +46,22 @@ class Selection:
         return self.operating_points[0] if self.operating_points else None
 
     def to_json(self) -> str:
-        """Return the selection as JSON text."""
+        """Return the content of selection.json as text."""
         return json.dumps(asdict(self), indent=2, sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str, where: str | Path = "selection.json") -> "Selection":
-        """Read a selection. Raise `BundleError` naming `where` and the wrong key.
+        """Read a selection from the text of selection.json, or of plan.json of earlier versions.
 
-        Unknown keys, and the reasons of other decisions, are skipped, because version 1 of
-        `plan.json` contained both plan and selection.
+        Version 1 of plan.json contained both plan and selection. Therefore, unknown keys are
+        skipped, and so are the reasons that do not belong to `SELECTED`.
+
+        Args:
+            text: The text of the file.
+            where: The name of the file, for error messages.
+
+        Raises:
+            BundleError: If the text is not JSON, or if a key has a wrong type.
         """
         selection = read_record(cls, text, where, BundleError)
         reasons = {name: why for name, why in selection.reasons.items() if name in SELECTED}

@@ -16,12 +16,14 @@ from lesionseg.evaluation.tables import NEVER_FOUND, Tables
 
 
 def froc(tables: Tables, fp_per_case: Sequence[float]) -> Statistic:
-    """Return a function of weights `[replicates, groups]`: the recall at some rates (FROC).
+    """Return a statistic that computes points of the FROC: the recall at some false positive rates.
 
-    The rates are `fp_per_case`, false positives per case. The recall at a rate x is that of the
-    lowest threshold with at most x false positives per case. It is constant above the largest rate
-    that occurs, and undefined without lesions.
+    The statistic is a function of weights `[replicates, groups]`. It returns the recall
+    `[replicates, rates]` at each rate in `fp_per_case` (false positives per case). The recall at a
+    rate x is the recall at the lowest threshold with at most x false positives per case. It is
+    constant above the largest rate that occurs, and NaN without lesions.
     """
+    # false positives by descending score, then a sentinel for the threshold that accepts all
     by_score = np.argsort(-tables.false_score, kind="stable")
     scores = np.append(tables.false_score[by_score], NEVER_FOUND)
     false_group = tables.false_group[by_score]
@@ -48,9 +50,10 @@ def froc(tables: Tables, fp_per_case: Sequence[float]) -> Statistic:
 
 
 def cpm(tables: Tables, fp_per_case: Sequence[float]) -> Statistic:
-    """Return a function of weights `[replicates, groups]`: the mean recall at some rates.
+    """Return a statistic that computes the CPM: the mean recall at some false positive rates.
 
-    The rates are `fp_per_case`, false positives per case (van Ginneken et al. 2010).
+    The statistic is a function of weights `[replicates, groups]` with the result `[replicates, 1]`.
+    The rates are `fp_per_case`, in false positives per case (van Ginneken et al. 2010).
     """
     curve = froc(tables, fp_per_case)
 
@@ -63,12 +66,15 @@ def cpm(tables: Tables, fp_per_case: Sequence[float]) -> Statistic:
 
 
 def average_precision(tables: Tables) -> Statistic:
-    """Return a function of weights `[replicates, groups]`: the average precision.
+    """Return a statistic that computes the average precision of candidates.
 
-    It is Σ (Rᵢ − Rᵢ₋₁)·Pᵢ over the distinct scores i, with the recall R and the precision P, both
-    without ignored candidates. The denominator of the recall includes missed lesions. Without
-    candidates the result is 0, and without lesions it is undefined.
+    The statistic is a function of weights `[replicates, groups]` with the result `[replicates, 1]`.
+    Average precision is Σ (Rᵢ − Rᵢ₋₁)·Pᵢ over the distinct scores i in descending order. Rᵢ is the
+    recall and Pᵢ the precision if all candidates with at least this score are accepted. Found
+    lesions are the true positives, and ignored candidates do not count. Without candidates the
+    result is 0, and without lesions NaN.
     """
+    # rank found lesions and false positives together
     found = tables.detected_at > NEVER_FOUND
     score = np.concatenate([tables.detected_at[found], tables.false_score])
     group = np.concatenate([tables.group_of["lesions"][found], tables.false_group])
@@ -92,11 +98,13 @@ def average_precision(tables: Tables) -> Statistic:
 
 
 def case_auroc(tables: Tables) -> Statistic:
-    """Return a function of weights `[replicates, groups]`: the AUROC of the scores of cases.
+    """Return a statistic that computes the AUROC of telling cases with and without lesions apart.
 
-    It is the chance that a case with a lesion has a higher score than one without. Ties count half.
-    Cases without a marked lesion are left out if not all labels were looked for, or if they have no
-    prediction. The result is undefined if a replicate lacks one kind of case.
+    The statistic is a function of weights `[replicates, groups]` with the result `[replicates, 1]`.
+    The AUROC is the probability that a case with a lesion has a higher `case_score` than a
+    lesion-free case; equal scores count half. Cases that are neither are left out, see
+    `Tables.is_lesion_free`. The result is NaN in a replicate without cases with lesions or without
+    lesion-free cases.
     """
     known = tables.has_lesion | tables.is_lesion_free
     case_score = tables.cases["case_score"].to_numpy(float)[known]
@@ -117,6 +125,7 @@ def case_auroc(tables: Tables) -> Statistic:
         # ties count half
         n_below = (negative[:, end_of_lower] + negative[:, end_of_not_higher]) / 2
         of_positive = np.take(weights, positive_group, axis=1).astype(float)
+        # number of pairs in which the positive case has the higher score, by number of pairs
         n_won = (of_positive * n_below).sum(1)
         return divide(n_won, of_positive.sum(1) * negative[:, -1])[:, None]
 
@@ -124,9 +133,17 @@ def case_auroc(tables: Tables) -> Statistic:
 
 
 def accumulate(weights: GroupWeights, groups: Integers) -> Numbers:
-    """Return the cumulative sums of the weights of items, `[replicates, items + 1]`, from 0.
+    """Count how many of the first k items occur in each replicate, for k from 0 to all items.
 
-    `groups` `[items]` contains the group of each item. An item has the weight of its group.
+    Items are candidates, lesions or cases in a sorted order. An item occurs as often as its group
+    was drawn.
+
+    Args:
+        weights: How often each group was drawn `[replicates, groups]`.
+        groups: The group of each item `[items]`.
+
+    Returns:
+        Cumulative sums of the weights of the items `[replicates, items + 1]`, which begin with 0.
     """
     sums = np.zeros((len(weights), len(groups) + 1))
     # weights are not cast to float64: as bytes, those of 25 000 groups fit into the L1 cache

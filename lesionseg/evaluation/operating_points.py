@@ -71,11 +71,11 @@ class OperatingPointAim:
 
     @classmethod
     def parse(cls, text: str | float, *, number_is_score: bool = False) -> "OperatingPointAim":
-        """Parse an aim such as `fp_per_case:1` or `best_f1`.
+        """Parse the setting `operating_point=`, such as `fp_per_case:1` or `best_f1`.
 
         Args:
             text: The aim. A rate must be from 0 to 10⁶, any other number from 0 to 1.
-            number_is_score: True accepts a number without a kind as a score.
+            number_is_score: True accepts a number without a kind, such as `0.5`, as a score.
 
         Raises:
             ConfigError: If the text is not an aim.
@@ -113,7 +113,7 @@ class OperatingPointAim:
 
     @property
     def given(self) -> OperatingPoint | None:
-        """The operating point of a given score; None if cases choose the score."""
+        """The operating point if the aim is a score; None if a score must be chosen on cases."""
         return OperatingPoint(str(self), self.value) if self.kind == "score" else None
 
 
@@ -132,12 +132,13 @@ DEFAULT_POINT = OperatingPoint("score:0.5", UNINFORMED_SCORE)  # if no cases cho
 def find_operating_point(
     points: Sequence[OperatingPoint], aim: OperatingPointAim | None = None
 ) -> OperatingPoint:
-    """Return the operating point of a bundle with this aim.
+    """Return the operating point of a bundle that a user requested.
 
     Args:
-        points: Operating points of the bundle.
-        aim: The aim. None and `auto` mean the first point, or score 0.5 without points. A
-            score is always accepted. Other aims must be those of a point.
+        points: The operating points that are stored in the bundle.
+        aim: The requested aim. None and `auto` return the first point, or score 0.5 if the bundle
+            has no points. The aim `score` returns a point with this score. For any other aim, the
+            bundle must have a point with an equal aim.
 
     Raises:
         ConfigError: If no point has this aim. The message lists the available points.
@@ -152,7 +153,7 @@ def find_operating_point(
     for point in points:
         if OperatingPointAim.parse(point.name) == aim:
             return point
-    # all points were chosen on the same cases, so the first attainable recall is that of all
+    # all points were chosen on the same cases, so their attainable recall is the same
     recalls = [p.attainable_recall for p in points if p.attainable_recall is not None]
     attainable = ""
     if aim.kind == "sensitivity" and recalls:
@@ -174,28 +175,29 @@ def choose(
     chosen_on: str | None = None,
     quiet: bool = False,
 ) -> OperatingPoint:
-    """Choose the operating point from evaluated cases that have scores.
+    """Choose the score of an operating point on evaluated cases, so that it meets an aim.
 
     The kinds of aim are:
 
     - `fp_per_case`: the lowest score at which the expected rate on new cases is at most this rate.
       With `confidence`, an equal number of new cases has at most this rate with that probability.
-      If even zero false positives on these cases are too many, the score allows none. If only the
-      score with this rate on these cases finds a lesion, that one is used instead. In both cases,
-      `confidence` of the result is None.
+      If even zero false positives on these cases are too many, the score rejects all false
+      positives. If this score finds no lesion, but the score with the aimed rate on these cases
+      does, the latter is used. In both cases, `confidence` of the result is None.
     - `auto`: `fp_per_case` with the rate of `default_rate`.
     - `best_f1`: the score with the highest F1 of lesions. If several have it, the highest score.
-    - `sensitivity`: the highest score that promises this share of the lesions of a new patient, on
-      average over patients. If none can, a score that finds at least this share of the lesions of
-      these cases: just above the next lower observed score, or equal to the score of the last
-      lesion if there is none. `why_not_promised` of the result then states the reason.
+    - `sensitivity`: the highest score that promises to find this fraction of the lesions of a new
+      patient, on average over patients. If no score promises this, the highest observed score that
+      finds at least this fraction of the lesions of these cases, lowered to just above the next
+      lower observed score if there is one. `why_not_promised` of the result then states the reason.
     - `score`: this score.
 
     Args:
         tables: The evaluated cases.
         aim: The aim of the choice.
         confidence: A probability, used by `fp_per_case` and `auto`.
-        chosen_on: The role of the cases, for the record. None takes the roles in the tables.
+        chosen_on: The role of the cases, which is recorded in the point. None records the roles in
+            the tables.
         quiet: True gives no warning if no candidate counts on these cases, so that the score is
             `UNINFORMED_SCORE`.
 
@@ -230,6 +232,7 @@ def choose(
             UNINFORMED_SCORE,
         )
     point, design_effect = _find_score(tables, aim, confidence)
+    # measure the score on the cases
     is_found = tables.detected_at >= point.score
     found = tables.add_up("lesions", is_found)
     false = _count_false(tables, point.score)
@@ -273,10 +276,13 @@ def choose(
 def _find_score(
     tables: "Tables", aim: OperatingPointAim, confidence: float | None
 ) -> tuple[OperatingPoint, float]:
-    """Return the operating point whose score meets an aim, and the design effect.
+    """Find the score that meets an aim, without measuring it on the cases.
 
-    `choose` has replaced `auto` by a rate before. The design effect of the false positives is 0 for
-    an aim other than a rate.
+    The arguments are those of `choose`, which has already replaced the aim `auto` by a rate.
+
+    Returns:
+        The operating point, and the design effect of the false positives (module docstring). The
+        design effect is 0 if the aim is not a rate of false positives.
     """
     if aim.given is not None:
         return aim.given, 0.0
@@ -289,7 +295,7 @@ def _find_score(
         if score is not None:
             return OperatingPoint(str(aim), score, promised=aim.value), 0.0
         wanted = _count_wanted(aim.value, found.max(initial=0), n_lesions)
-        # the highest score at which enough lesions are found
+        # `found` falls with the score, so this rejects all scores below the highest sufficient one
         score = _reject(tables, (found >= wanted).sum() - 1)
         return OperatingPoint(str(aim), score, why_not_promised=why_not), 0.0
     f1 = 2 * found / (found + false + n_lesions)
@@ -299,18 +305,25 @@ def _find_score(
 
 
 def _count_false(tables: "Tables", threshold: float) -> Numbers:
-    """Count the false positives of each group `[groups]` with at least this score."""
+    """Count the false positives of each group (patient) with at least this score `[groups]`."""
     accepted = tables.false_group[tables.false_score >= threshold]
     return np.bincount(accepted, minlength=len(tables.groups)).astype(float)
 
 
 def _expect_rate(tables: "Tables", design_effect: float, n_false: int) -> float:
-    """Return the expected rate of false positives per new case, for `n_false` on these cases.
+    """Estimate the rate of false positives per case that a chosen score will have in new cases.
 
-    The design effect is added to `n_false`, because it stands for the next false positive (see the
-    module's docstring). If the score accepts all false positives, there is no next one, and ½ is
-    added instead, as in Jeffreys' prior. If the score accepts none, at least ½ is added, because a
-    rate of 0 on a few cases does not show that new cases have none.
+    The estimate is the number on these cases plus a correction, per case. The correction is:
+
+    - usually the design effect, for the next false positive below the score (module docstring)
+    - ½ if the score accepts all false positives, so that there is no next one (Jeffreys' prior)
+    - at least ½ if the score accepts no false positive, because a rate of 0 on a few cases does not
+      show that new cases have none
+
+    Args:
+        tables: The cases on which the score was chosen.
+        design_effect: The design effect of the false positives.
+        n_false: Number of false positives on these cases at the chosen score.
     """
     accepts_all = n_false == len(tables.false_score)
     added = 0.5 if accepts_all else design_effect
@@ -320,11 +333,11 @@ def _expect_rate(tables: "Tables", design_effect: float, n_false: int) -> float:
 
 
 def default_rate(n_lesions: int, n_cases: float) -> float:
-    """Return the default rate of false positives per case.
+    """Return the rate of false positives per case that the aim `auto` allows.
 
     It is 1, or one per `LESIONS_PER_FALSE_POSITIVE` lesions if that is more, rounded to two digits.
-    With 60 lesions per case, at most one false positive per case would leave most lesions
-    undetected. Without cases it is 1.
+    The reason: with 60 lesions per case, at most one false positive per case would leave most
+    lesions undetected. Without cases, the rate is 1. `n_cases` may be a sum of annotated shares.
 
     >>> default_rate(n_lesions=30, n_cases=20), default_rate(n_lesions=1013, n_cases=51)
     (1.0, 2.0)
@@ -342,16 +355,17 @@ def max_false_positives(
     confidence: float | None = None,
     groups: int | None = None,
 ) -> int:
-    """Return the largest number of false positives for which new cases keep to a rate.
+    """Return how many false positives a score may have on the cases that choose the score.
 
-    Without `confidence`, the expected rate of new cases is at most `aimed_at`. With it, an equal
-    number of new cases has at most this rate with that probability. Its count is then bounded by a
-    negative binomial distribution with k + 1 and ½, for k false positives on these cases (Nelson
-    1970). Both counts are divided by the design effect.
+    Up to this number, the rate of new cases is expected to be at most `aimed_at`. With
+    `confidence`, an equal number of new cases has at most the rate `aimed_at` with this
+    probability. The number of false positives of the new cases is then predicted by a negative
+    binomial distribution with the parameters k + 1 and ½, for k false positives on the choosing
+    cases (Nelson 1970). Both numbers are divided by the design effect.
 
     Args:
         aimed_at: The rate of false positives per case.
-        n_cases: Number of cases.
+        n_cases: Number of cases that choose the score.
         deff: The design effect: the variance of the patients' counts, relative to a Poisson
             distribution.
         confidence: A probability, or None.
@@ -359,7 +373,7 @@ def max_false_positives(
             increase it.
 
     Returns:
-        The number, below 0 if even zero false positives are too many.
+        The largest number of false positives. Below 0 if even zero false positives are too many.
 
     >>> max_false_positives(1.0, 20), max_false_positives(1.0, 20, 2.5)
     (19, 17)
@@ -380,12 +394,17 @@ def max_false_positives(
 def _find_score_of_rate(
     tables: "Tables", aim: OperatingPointAim, confidence: float | None
 ) -> tuple[OperatingPoint, float]:
-    """Find the lowest score that keeps a rate of false positives per case on new cases.
+    """Find the lowest score whose rate of false positives is expected to meet the aim in new cases.
 
-    If even zero false positives are too many, the score allows none. If only the score with this
-    rate on these cases finds a lesion, that one is used instead. Neither keeps `confidence`.
+    `choose` describes the rule and its two exceptions. The arguments are those of `choose`, with an
+    aim of the kind `fp_per_case`.
+
+    Returns:
+        The operating point, and the design effect of the false positives. `confidence` of the point
+        is None if no probability was requested, or if an exception applied.
     """
     false_at = tables.count_at(tables.observed)[1]
+    # the score that has the aimed rate on these cases
     score_here = _reject(tables, (false_at > aim.value * tables.exposure + _ROUNDING).sum())
     # estimated at this score, because fewer false positives show less of the difference
     false = _count_false(tables, score_here)
@@ -393,16 +412,19 @@ def _find_score_of_rate(
     n_groups = len(tables.groups)
     maximum = max_false_positives(aim.value, tables.exposure, design_effect, confidence, n_groups)
     score = _reject(tables, (false_at > max(maximum, 0)).sum())
-    is_kept = maximum >= 0
+    meets_aim = maximum >= 0
     if tables.count_at(score_here)[0] and not tables.count_at(score)[0]:
         score = score_here
-        is_kept = False
-    point = OperatingPoint(str(aim), score, confidence=confidence if is_kept else None)
+        meets_aim = False
+    point = OperatingPoint(str(aim), score, confidence=confidence if meets_aim else None)
     return point, design_effect
 
 
 def count_needed(sensitivity: float) -> int | None:
-    """Return the number of patients with lesions that a promise needs; None if none suffices.
+    """Return the minimum number of patients with lesions on which a sensitivity can be promised.
+
+    This is the smallest n with 1 / (n + 1) ≤ 1 − `sensitivity`, see `_promise_sensitivity`. None
+    for a sensitivity of 1, which no number of patients can promise.
 
     >>> count_needed(0.8), count_needed(0.9), count_needed(1.0)
     (4, 9, None)
@@ -413,7 +435,10 @@ def count_needed(sensitivity: float) -> int | None:
 
 
 def explain_too_few(sensitivity: float, n_patients: int) -> str:
-    """Explain that so few patients with lesions cannot promise a sensitivity; "" if they can."""
+    """Explain that a sensitivity cannot be promised on so few patients with lesions.
+
+    Return "" if `n_patients` are enough.
+    """
     needed = count_needed(sensitivity)
     if needed is None:
         return f"no number of patients can promise a sensitivity of {sensitivity:g}"
@@ -424,21 +449,26 @@ def explain_too_few(sensitivity: float, n_patients: int) -> str:
 
 
 def _promise_sensitivity(tables: "Tables", sensitivity: float) -> tuple[float | None, str]:
-    """Return the highest score that promises a sensitivity, or the reason why none does.
+    """Find the highest score at which a sensitivity can be promised for new patients.
 
-    For a score, let R be the mean share of missed lesions over n patients with lesions. A lesion
-    without a candidate is missed at every score. The promise is (n·R + 1) / (n + 1) ≤ 1 −
-    `sensitivity`: conformal risk control, in which a new patient counts as one whose lesions are
-    all missed. It then holds on average over new patients like these.
+    Conformal risk control allows the promise at scores with (n·R + 1) / (n + 1) ≤ 1 −
+    `sensitivity`. Here R is the fraction of missed lesions of a patient, averaged over the n
+    patients with lesions. The new patient counts as a patient whose lesions are all missed. A
+    lesion without a candidate is missed at every score. The promise then holds on average over new
+    patients like these.
+
+    Returns:
+        The score and "". Or None and the reason, if no score allows the promise.
     """
     by_score = np.argsort(tables.detected_at, kind="stable")
     scores = tables.detected_at[by_score]
+    # each lesion is this fraction of the lesions of its patient
     shares = 1 / tables.lesions_by_group[tables.group_of["lesions"]][by_score]
     n = int((tables.lesions_by_group > 0).sum())
     missed = np.cumsum(shares) - shares  # n·R at each of these scores
-    keeps = (missed + 1 <= (1 - sensitivity) * (n + 1) + _ROUNDING) & np.isfinite(scores)
-    if keeps.any():
-        return float(scores[keeps][-1]), ""
+    is_promised = (missed + 1 <= (1 - sensitivity) * (n + 1) + _ROUNDING) & np.isfinite(scores)
+    if is_promised.any():
+        return float(scores[is_promised][-1]), ""
     never = shares[~np.isfinite(scores)].sum() / max(n, 1)
     return None, explain_too_few(sensitivity, n) or (
         f"on average {never:.2g} of a patient's lesions have no candidate, too many to promise "
@@ -447,9 +477,10 @@ def _promise_sensitivity(tables: "Tables", sensitivity: float) -> tuple[float | 
 
 
 def mean_recall(found: Numbers, lesions: Numbers) -> Estimate:
-    """Compute the mean share of found lesions of the patients with lesions, with its interval.
+    """Compute the recall of each patient with lesions, averaged over these patients.
 
-    `found` and `lesions` are the numbers of each patient `[groups]`.
+    The result is the row `recall_per_patient` with its interval. `found` and `lesions` are the
+    numbers of found and of all lesions of each patient `[groups]`.
     """
     shares = np.nan_to_num(divide(found, lesions))
     counted = (lesions > 0).astype(float)
@@ -458,10 +489,12 @@ def mean_recall(found: Numbers, lesions: Numbers) -> Estimate:
 
 
 def _count_wanted(sensitivity: float, n_found: int, n_lesions: int) -> int:
-    """Return the number of lesions that this sensitivity needs, at least 1.
+    """Return how many of `n_lesions` lesions must be found to reach a sensitivity, at least 1.
+
+    `n_found` is the number of lesions that are found if all candidates are accepted.
 
     Raises:
-        ContentError: If there are no lesions, or if fewer (`n_found`) are found at any score.
+        ContentError: If there are no lesions, or if `n_found` is too small.
     """
     if n_lesions == 0:
         raise ContentError(
@@ -479,10 +512,11 @@ def _count_wanted(sensitivity: float, n_found: int, n_lesions: int) -> int:
 
 
 def _reject(tables: "Tables", n: int) -> float:
-    """Return a score slightly above the `n` lowest observed ones, which it rejects.
+    """Return a threshold that rejects exactly the `n` lowest of the observed scores.
 
-    If there is no number below the next observed score, return that one. If none is rejected,
-    return the lowest observed score, or `UNINFORMED_SCORE` without one.
+    It is slightly above the highest rejected score, at most midway to the next observed score. If
+    rounding leaves no number between these two scores, it is the next observed score. If n is 0, it
+    is the lowest observed score, or `UNINFORMED_SCORE` if there are no observed scores.
     """
     scores = tables.observed
     if n == 0:
@@ -499,9 +533,9 @@ def _reject(tables: "Tables", n: int) -> float:
 
 
 def exceeds_aim(point: OperatingPoint) -> bool:
-    """Return True if more false positives are expected per new case than the point's aim.
+    """Return True if the expected rate of false positives in new cases exceeds the point's aim.
 
-    Return False if the aim is not a rate of false positives, or if no rate is expected.
+    Return False if the aim is not a rate of false positives, or if no expected rate is known.
     """
     aim = OperatingPointAim.parse(point.name)
     expected = point.expected_false_positives_per_case
@@ -509,9 +543,10 @@ def exceeds_aim(point: OperatingPoint) -> bool:
 
 
 def describe_point(point: OperatingPoint, best_f1: OperatingPoint | None = None) -> str:
-    """Describe an operating point: its aim, and its numbers on the cases that chose it.
+    """Describe an operating point in sentences: score, aim, and scores on the choosing cases.
 
-    `best_f1` is the point with the best F1 on these cases, which is described for comparison.
+    The numbers are left out if they are not known. `best_f1` is the operating point with the best
+    F1 on the same cases. It is described for comparison if its score differs.
     """
     words = f"Threshold {format_score(point.score)} ({_describe_aim(point)})."
     if point.lesion_recall is None or point.expected_false_positives_per_case is None:
@@ -536,9 +571,10 @@ def describe_point(point: OperatingPoint, best_f1: OperatingPoint | None = None)
 
 
 def describe_expected_recall(point: "OperatingPoint | PointInUse") -> str:
-    """Describe the share of a new patient's lesions that is expected or promised; "" if unknown.
+    """Describe in sentences which fraction of a new patient's lesions will be found.
 
-    A promise on cases out of fold is approximate, because the networks of the folds differ.
+    The fraction is promised or only expected. A promise on out-of-fold cases is approximate,
+    because the networks of the folds differ. Return "" if the fraction is unknown.
     """
     expected = point.expected_recall_per_patient
     if expected is None:
@@ -556,7 +592,7 @@ def describe_expected_recall(point: "OperatingPoint | PointInUse") -> str:
 
 
 def _describe_aim(point: OperatingPoint) -> str:
-    """Return the aim of a point in words."""
+    """Describe the aim of an operating point in words, such as "aim: 1 false positive per scan"."""
     aim = OperatingPointAim.parse(point.name)
     if aim.kind == "score":
         return "given by hand"
@@ -574,7 +610,10 @@ def _describe_aim(point: OperatingPoint) -> str:
 
 
 def list_points(points: Iterable[OperatingPoint]) -> list[str]:
-    """Return a line on each operating point: its name, its score and, if known, expected rate."""
+    """Return one line of text for each operating point, with its name and score, for the terminal.
+
+    The expected rate of false positives is added if it is known.
+    """
     lines = []
     for point in points:
         expected = point.expected_false_positives_per_case
@@ -586,10 +625,15 @@ def list_points(points: Iterable[OperatingPoint]) -> list[str]:
 
 
 def explain_uncertainty(point: OperatingPoint, confidence: float | None = None) -> str:
-    """Explain that the point was chosen on few patients, or on too few to keep to its rate.
+    """Warn in a sentence that an operating point was chosen on too few patients.
 
-    Return "" if neither is the case, or if the point was not chosen on patients. `confidence` is
-    the requested probability, see `choose`.
+    The sentence is returned if there are fewer than `FEW_PATIENTS` patients, or too few patients to
+    expect (with `confidence`: to guarantee) the aimed rate of false positives in new cases.
+    Otherwise, and if the point was not chosen on patients, return "".
+
+    Args:
+        point: The operating point.
+        confidence: The requested probability, as in `choose`.
     """
     if point.chosen_on is None or point.n_patients is None:
         return ""
@@ -654,12 +698,15 @@ class PointInUse:
 
 
 def explain_unlike(points: Iterable[PointInUse]) -> str:
-    """Explain why the thresholds of two programs were not chosen alike; "" if they were.
+    """Explain why two programs cannot be compared at their thresholds; return "" if they can.
 
-    Thresholds that were chosen on cases need the same request, and both or neither may be chosen on
-    the evaluated cases. A threshold that was not chosen on cases is the program's own decision,
-    like those of masks without scores.
+    They can be compared in two cases:
+
+    - Neither threshold was chosen on cases. Each is then a decision of its program, as for masks
+      without scores.
+    - Both were chosen on cases for the same request, and both or neither on the evaluated cases.
     """
+    # None for a threshold that was not chosen on cases
     requests = {point.request and (point.request, point.optimistic) for point in points}
     if len(requests) == 1:
         return ""

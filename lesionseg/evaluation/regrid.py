@@ -45,14 +45,12 @@ def resample_prediction(prediction: Prediction, geometry: Geometry) -> Predictio
     has_voxels = np.zeros(len(prediction.candidates), bool)
     if prediction.instances is not None:
         instances = _resample_instances(prediction, prediction.instances, geometry)
-        measured_candidates = candidates_of(
-            replace(prediction, geometry=geometry, instances=instances)
-        )
-        has_voxels = measured_candidates.has_voxels
+        remeasured = candidates_of(replace(prediction, geometry=geometry, instances=instances))
+        has_voxels = remeasured.has_voxels
     candidates = []
     for row, c in enumerate(prediction.candidates):
         if has_voxels[row]:
-            voxels = measured_candidates.voxels_of(row)
+            voxels = remeasured.voxels_of(row)
             measured = Candidate.from_voxels(c.id, c.label, c.score, voxels, geometry)
             candidates.append(
                 replace(measured, accepted=c.accepted, probability=c.probability, zone=c.zone)

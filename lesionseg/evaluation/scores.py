@@ -149,12 +149,12 @@ class Provenance(BaseModel):
     preset: Preset | None = None
 
     def states(self, key: str) -> bool:
-        """Return True if the file has the key, even if its value is null."""
+        """Return True if the provenance in scores.json has the key, even if its value is null."""
         return key in self.model_fields_set
 
     @property
     def of_training(self) -> bool:
-        """True if `train` wrote the scores."""
+        """True if the command `train` wrote the scores, so that numbers of the training exist."""
         return self.states("training_steps") or self.states("folds")
 
 
@@ -197,24 +197,30 @@ class Scores:
     schema_version: int = SCHEMA_VERSION
 
     def __getitem__(self, name: str) -> Estimate:
-        """Return the number of all cases with this name, undefined if there is none."""
+        """Return the row of this name for all cases and labels; see `find`."""
         return self.find(name)
 
     def find(self, name: str, *, label: str = "", subset: str = "") -> Estimate:
-        """Return the number with this name of a label or region (`label`) or of a subset.
+        """Return the row of this name that is not a point of a curve.
 
-        It is undefined, without a reason, if there is none. Points of curves are not found.
+        If there is no such row, return an undefined number without a reason.
+
+        Args:
+            name: Name of the number, such as `lesion_recall`.
+            label: The label or region, empty for all labels together.
+            subset: The subset of the cases, such as `site: north`, empty for all cases.
         """
         return self._numbers.get((name, label, subset), Estimate(None))
 
     def count(self, name: str) -> int:
-        """Return a count such as `n_lesions`, 0 if the evaluation states none."""
+        """Return a count of all cases such as `n_lesions`; 0 if there is no row of this name."""
         return int(self[name].value or 0)
 
     def curve(self, name: str, label: str = "") -> tuple[Estimate, ...]:
-        """Return the points of a curve in the order of the rows; empty if there is none.
+        """Return the points of a curve such as `froc`, in the order of the rows.
 
-        `label` is a label or region, empty for all labels together.
+        `label` is a label or region, empty for all labels together. The result is empty if there is
+        no such curve.
         """
         return tuple(
             row
@@ -234,17 +240,21 @@ class Scores:
 
     @property
     def subgroups(self) -> list[str]:
-        """The names of the subgroups, such as `site: north`."""
+        """The names of the subgroups of cases and lesions, such as `site: north`."""
+        # only subgroups have counts, other subsets (criteria, adjudication) have no `n_groups`
         return [row.subset for row in self.rows if row.name == "n_groups" and row.subset]
 
     @property
     def has_froc(self) -> bool:
-        """True if the candidates have scores, and there is a lesion."""
+        """True if the FROC is defined: the candidates have scores, and there is a lesion."""
         return any(point.value is not None for point in self.curve("froc"))
 
     @property
     def is_point_chosen_here(self) -> bool:
-        """True if the point was chosen on these cases, unless they are development cases."""
+        """True if the operating point was chosen on the evaluated cases, so scores are too good.
+
+        False for development cases, on which operating points are meant to be chosen.
+        """
         chosen_on = (self.operating_point.chosen_on or "").split("+")
         is_chosen_on_others = not any(role and role not in DEVELOPMENT_ROLES for role in chosen_on)
         if is_chosen_on_others or self.evaluated_on in DEVELOPMENT_ROLES:
@@ -253,12 +263,18 @@ class Scores:
 
     @property
     def is_judged_by_boxes(self) -> bool:
-        """True if boxes are judged before masks: all images have two axes, or there is no Dice."""
+        """True if the scores of boxes matter more than the overlap of masks.
+
+        This is so if all images have two axes, or if there are lesions but no Dice.
+        """
         has_no_dice = self.count("n_lesions") > 0 and self["dice"].value is None
         return self.image_axes == (2,) or has_no_dice
 
     def to_json(self) -> dict[str, Any]:
-        """Return the content of scores.json."""
+        """Return the content of scores.json: the fields of the class, `scores` and `curves`.
+
+        `rows` is divided: rows with a value of `at` are in `curves`, all other rows in `scores`.
+        """
         rows = [_row_to_json(row) for row in self.rows]
         return {
             **TypeAdapter(type(self)).dump_python(self, mode="json", exclude={"rows"}),
@@ -305,12 +321,12 @@ class Scores:
 
 
 def _schema_version(content: Any) -> Any:
-    """Return the version that the JSON of a scores.json states, None if it states none."""
+    """Return the `schema_version` in the content of a scores.json; None if it has no version."""
     return content.get("schema_version") if isinstance(content, Mapping) else None
 
 
 def _row_to_json(row: Estimate) -> dict[str, Any]:
-    """Return a row of scores.json, in which an interval is `low` and `high`."""
+    """Convert an estimate to a row of scores.json. Its interval becomes `low` and `high`."""
     low, high = row.ci95 or (None, None)
     return {
         "name": row.name,
@@ -326,7 +342,7 @@ def _row_to_json(row: Estimate) -> dict[str, Any]:
 
 
 def _row_from_json(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of an `Estimate` from a row of scores.json."""
+    """Convert a row of scores.json to the fields of an `Estimate`: `low` and `high` to `ci95`."""
     fields = dict(row)
     low = fields.pop("low", None)
     high = fields.pop("high", None)
@@ -334,9 +350,9 @@ def _row_from_json(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def size_column(unit: str) -> str:
-    """Return the name of the column of lesions.csv with the diameters in a unit of sizes.
+    """Return the column of lesions.csv with the diameters in a unit.
 
-    It is `diameter_percent` for `PERCENT_OF_WIDTH`, otherwise `diameter_mm`.
+    It is `diameter_percent` for `PERCENT_OF_WIDTH`, otherwise `diameter_mm`, also for pixels.
     """
     return "diameter_percent" if unit == PERCENT_OF_WIDTH else "diameter_mm"
 
@@ -362,7 +378,9 @@ def read_scores(path: Path) -> Scores:
 
 
 def has_current_format(path: Path) -> bool:
-    """Return True if an existing scores.json has the format of this version.
+    """Return True if a scores.json has the format that this version of lesionseg reads.
+
+    Used to decide if a finished run can be skipped. The file must exist.
 
     Raises:
         ReadError: If the file is not JSON.
@@ -371,9 +389,9 @@ def has_current_format(path: Path) -> bool:
 
 
 def read_provenance(path: Path) -> Provenance:
-    """Read the provenance of a scores.json.
+    """Read only the provenance of a scores.json, of any format.
 
-    It is empty if the file is missing, states none, or states one of another form.
+    The provenance is empty if the file is missing, has no provenance, or has one with other types.
 
     Raises:
         ReadError: If the file is not JSON.
@@ -390,9 +408,11 @@ def write_scores(
     scores: Scores,
     labels: Mapping[int, str] | None = None,
 ) -> None:
-    """Write the three tables and labels.csv, then scores.json, each atomically.
+    """Write the results of an evaluation: the three tables, labels.csv and scores.json.
 
-    An earlier scores.json is removed first, because its numbers do not belong to the new tables.
+    Each file is written atomically. scores.json is the last file, so that it exists only if all
+    others are complete. An earlier scores.json is removed first, because its numbers do not belong
+    to the new tables.
 
     Args:
         folder: The folder to write to.
@@ -402,6 +422,7 @@ def write_scores(
     """
     (folder / SCORES_FILE).unlink(missing_ok=True)
     write_tables(folder, tables, labels or {}, scores.failed_cases)
+    # labels.csv: the average precision at each IoU is inserted before the last two columns
     ious = {f"box_ap_{100 * iou:.0f}": iou for iou in IOUS}
     *numbers, low, high = LABEL_COLUMNS
     rows = []
@@ -423,10 +444,11 @@ def remove_scores(folder: Path) -> None:
 
 
 def scores_table(by_role: Mapping[str, Scores]) -> list[list[str]]:
-    """Return a table of the most important numbers as text, with one column per role.
+    """Return a table of the most important numbers for the terminal, with one column per role.
 
-    An undefined number is a dash. A number that is undefined for all roles has no row. The table is
-    empty if there are no roles.
+    The result is a list of rows of texts. The first row is the header, and the first column has the
+    names of the numbers. An undefined number is a dash. A number that is undefined for all roles
+    has no row. The table is empty if there are no roles.
     """
     if not by_role:
         return []
@@ -440,9 +462,9 @@ def scores_table(by_role: Mapping[str, Scores]) -> list[list[str]]:
 
 
 def _format_numbers(scores: Scores) -> dict[str, str]:
-    """Return the most important numbers as text. An undefined number is a dash.
+    """Return the most important numbers of an evaluation as text, by their name in the terminal.
 
-    The numbers of boxes are dashes if masks are judged.
+    An undefined number is a dash. So are the scores of boxes unless `is_judged_by_boxes`.
     """
     texts = {words: str(scores.count(name)) for words, name in _PRINTED_COUNTS.items()}
     for words, name in (*_PRINTED.items(), *_PRINTED_OF_BOXES.items()):
@@ -455,7 +477,10 @@ def _format_numbers(scores: Scores) -> dict[str, str]:
 
 
 def _format_decimals(value: float | None) -> str:
-    """Return a number with three decimals, or a dash. No number below 1 becomes 1.000."""
+    """Format a number with three decimals; a dash for None.
+
+    A number slightly below 1 becomes `>0.999`, because `1.000` would look perfect.
+    """
     if value is None:
         return "–"
     return ">0.999" if 0.9995 <= value < 1 else f"{value:.3f}"

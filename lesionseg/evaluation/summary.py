@@ -59,10 +59,14 @@ NO_OPERATING_POINT = "the prediction's own accepted candidates were taken"
 
 
 class Ratio(NamedTuple):
-    """`factor` times the ratio of two sums of `Tables.sums`: `above`, and all of `below` together.
+    """The definition of a score that is a ratio of counts, such as recall.
 
-    `undefined` is the reason if the sum of `below` is 0. `is_rate` is True for a count per case,
-    which has Garwood's interval.
+    Attributes:
+        above: Name of the count in `Tables.sums` that is the numerator.
+        below: Names of the counts in `Tables.sums` whose sum is the denominator.
+        undefined: The reason to state if the denominator is 0.
+        is_rate: True for a count per case, which has Garwood's interval instead of Wilson's.
+        factor: Factor of the numerator.
     """
 
     above: str
@@ -72,11 +76,14 @@ class Ratio(NamedTuple):
     factor: float = 1.0
 
     def terms(self, sums: Mapping[str, Numbers]) -> tuple[Numbers, Numbers]:
-        """Return the numerator and the denominator of each group `[groups]`."""
+        """Return numerator and denominator for each group `[groups]` from `Tables.sums`."""
         return self.factor * sums[self.above], np.sum([sums[name] for name in self.below], axis=0)
 
     def estimate(self, name: str, sums: Mapping[str, Numbers]) -> Estimate:
-        """Compute the ratio of a share or a rate, with its interval. `sums` as in `Tables.sums`."""
+        """Compute the ratio over all groups, with its interval. Not for `lesion_f1`.
+
+        `name` is the name of the estimate. `sums` are the counts of `Tables.sums`.
+        """
         above, below = self.terms(sums)
         compute = estimate_rate if self.is_rate else proportion
         return compute(above, below, self.undefined, name=name)
@@ -180,23 +187,26 @@ def summarise(tables: Tables, preset: Preset, settings: SummarySettings) -> Scor
 
 
 def _with_slice_spacing(tables: Tables, columns: Columns) -> Columns:
-    """Return the columns of the evaluated cases, so that scores can be given by slice spacing.
+    """Add the column `slice_spacing_mm` to the columns that divide the cases into subgroups.
 
-    Volumes get the column `slice_spacing_mm`. A column of this name in the table has priority.
+    Only volumes get this column. If the table of the user has such a column, its cells are kept.
+    The result contains only the evaluated cases.
     """
-    found: dict[str, Mapping[str, str]] = {}
+    with_spacing: dict[str, Mapping[str, str]] = {}
     spacings = tables.cases["slice_spacing_mm"]
     for case, spacing_mm in zip(tables.cases["case"], spacings, strict=True):
-        own = columns.get(case, {})
+        cells = columns.get(case, {})
         if not np.isnan(spacing_mm):
-            own = {"slice_spacing_mm": f"{spacing_mm:g}", **own}
-        found[case] = own
-    return found
+            cells = {"slice_spacing_mm": f"{spacing_mm:g}", **cells}
+        with_spacing[case] = cells
+    return with_spacing
 
 
 @dataclass(frozen=True, eq=False)
 class Summary:
-    """The numbers of some cases. All intervals resample the same groups.
+    """Computes the scores of a set of cases, of a subgroup or of a label.
+
+    All intervals resample the same groups (patients).
 
     Attributes:
         tables: The cases.
@@ -212,12 +222,19 @@ class Summary:
 
     @cached_property
     def draws(self) -> Draws:
-        """The groups that each replicate draws. Numbers without a bootstrap do not need them."""
+        """How often each replicate of the bootstrap draws each group `[replicates, groups]`.
+
+        Computed at first use, because most scores need no bootstrap.
+        """
         rng = np.random.default_rng(self.seed)
         return draw_groups(len(self.tables.groups), self.replicates, rng)
 
     def counts(self) -> list[Estimate]:
-        """Count cases, lesions and candidates. `n_true_positive` counts the lesions found."""
+        """Count cases, groups, lesions, candidates, true and false positives.
+
+        `n_true_positive` is the number of found lesions, not of candidates. A case without a
+        prediction counts as lesion-free if its reference has no lesion.
+        """
         tables = self.tables
         n_lesions = len(tables.lesions)
         n_found = int(tables.lesions["detected"].sum())
@@ -244,20 +261,24 @@ class Summary:
         *,
         bounds: Sequence[CI | None] = (),
     ) -> list[Estimate]:
-        """Compute numbers of these names with intervals, as `intervals.bootstrap` describes."""
+        """Compute the numbers of a statistic with intervals of the bootstrap.
+
+        The arguments are those of `intervals.bootstrap`. `undefined` is the reason to state for a
+        number that is None.
+        """
         # more than the number of cases, lesions or candidates that any statistic uses
         items = sum(map(len, self.tables.frames)) + 1
         return bootstrap(statistic, self.draws, support, undefined, items, names, bounds=bounds)
 
     def overlap(self) -> Iterator[Estimate]:
-        """Yield mean and median of Dice, surface Dice and HD95 of the cases with a lesion.
+        """Yield mean and median of Dice, surface Dice and HD95 over the cases with a lesion.
 
-        `hd95_mm_undefined` counts those without an HD95. Without masks, mean and median are
-        undefined.
+        The last row, `hd95_mm_undefined`, counts the cases with a lesion that have no HD95. Mean
+        and median are undefined if lesions are compared only by boxes.
         """
         cases = self.tables.cases
         shares = cases[["dice", "surface_dice"]]
-        if self.tables.lacks_masks:
+        if self.tables.lacks_masks:  # replace the 0 of cases without a prediction by NaN
             shares = shares.mask(shares.notna())
         yield from self.mean("dice", shares["dice"])
         yield from self.mean("surface_dice", shares["surface_dice"])
@@ -270,10 +291,15 @@ class Summary:
     def mean(
         self, name: str, values: "pd.Series[float]", *, is_share: bool = True
     ) -> tuple[Estimate, Estimate]:
-        """Compute mean and median of the defined values of the cases.
+        """Compute mean and median over cases of a measure such as Dice.
 
-        `is_share`: the values are between 0 and 1, which allows Wilson's interval. The median has
-        no interval. Both are None without a defined value.
+        The median has no interval. Mean and median are None if no case has a value.
+
+        Args:
+            name: Name of the mean. The median is called `<name>_median`.
+            values: The measure of each case, NaN for cases that do not count.
+            is_share: True if the measure is between 0 and 1, which allows Wilson's interval.
+                Otherwise the mean is bootstrapped.
         """
         n = int(values.notna().sum())
         counted = self.tables.add_up("cases", values.notna())
@@ -289,9 +315,10 @@ class Summary:
         return replace(mean, n=n), Estimate(median, reason=reason, name=f"{name}_median", n=n)
 
     def ratio(self, name: str) -> Estimate:
-        """Compute one of `RATIOS` over all cases, with the interval that suits it.
+        """Compute the score `name` of `RATIOS` over all cases, with its interval.
 
-        F1 is neither a proportion of independent items nor a rate, so it is bootstrapped.
+        F1 is neither a proportion of independent items nor a rate, so its interval is from the
+        bootstrap. `Ratio.estimate` computes the intervals of the other scores.
         """
         kind = RATIOS[name]
         sums = self.tables.sums
@@ -301,39 +328,43 @@ class Summary:
         return kind.estimate(name, sums)
 
     def of_curve(self, names: Sequence[str], statistic: Statistic) -> list[Estimate]:
-        """Compute a statistic of the pooled scores. It is undefined without scores or lesions."""
+        """Compute numbers of a curve, such as the FROC, with intervals of the bootstrap.
+
+        They are undefined without scores or lesions. `statistic` returns one number per name.
+        """
         if not self.tables.has_scores:
             return _undefined(names, UNSCORED)
         return self.resample(names, statistic, self.tables.lesions_by_group, NO_LESION)
 
     def cpm(self) -> Estimate:
-        """Compute the mean recall at the preset's false positives per case.
+        """Compute the CPM: the mean recall at the preset's rates of false positives per case.
 
-        The formula is that of van Ginneken et al. (2010). It is undefined for fewer than 8 cases,
-        and without scores or lesions.
+        The formula is that of van Ginneken et al. (2010). The CPM is undefined for fewer than 8
+        cases, and without scores or lesions.
         """
-        (found,) = self.of_curve(["cpm"], curves.cpm(self.tables, self.preset.fp_per_case))
-        if found.value is not None and len(self.tables.cases) < MIN_CASES_FOR_CPM:
+        (estimate,) = self.of_curve(["cpm"], curves.cpm(self.tables, self.preset.fp_per_case))
+        if estimate.value is not None and len(self.tables.cases) < MIN_CASES_FOR_CPM:
             return Estimate(None, reason=TOO_FEW_CASES_FOR_CPM, name="cpm")
-        return found
+        return estimate
 
     def average_precision(self) -> Estimate:
-        """Compute the average precision. It is undefined without scores or lesions."""
+        """Compute the average precision of candidates, undefined without scores or lesions."""
         return self.of_curve(["average_precision"], curves.average_precision(self.tables))[0]
 
     def froc(self) -> list[Estimate]:
-        """Compute the recall at the preset's rates of false positives per case.
+        """Compute the points of the FROC: the recall at the preset's false positives per case.
 
-        It is undefined without scores or lesions.
+        `at` of a row is the rate. The recall is undefined without scores or lesions.
         """
         rates = self.preset.fp_per_case
         points = self.of_curve(["froc"] * len(rates), curves.froc(self.tables, rates))
         return [replace(point, at=at) for point, at in zip(points, rates, strict=True)]
 
     def case_auroc(self) -> Estimate:
-        """Compute the chance that a case with a lesion has a higher score than one without.
+        """Compute the AUROC of detecting cases with lesions by their highest score.
 
-        It is undefined without scores, or without cases of both kinds.
+        It is the probability that a case with a lesion has a higher score than a lesion-free case.
+        It is undefined without scores, without cases with lesions and without lesion-free cases.
         """
         names = ["case_auroc"]
         tables = self.tables
@@ -342,16 +373,20 @@ class Summary:
             return _undefined(names, UNSCORED)[0]
         if not all(kind.any() for kind in kinds):
             return _undefined(names, ONE_KIND_OF_CASE)[0]
-        # the kind of case with fewer groups decides if an interval is possible
+        # an interval needs enough groups with lesions and enough with lesion-free cases
         support = min(kinds, key=np.count_nonzero)
         return self.resample(names, curves.case_auroc(tables), support, ONE_KIND_OF_CASE)[0]
 
     def box_scores(self) -> list[Estimate]:
-        """Compute the scores of bounding boxes, and the number of candidates that were left out.
+        """Compute the scores of bounding boxes, which challenges of box detection use.
 
-        The scores are the average precision at each IoU and over ranges, as means over labels, and
-        the score of the RSNA Pneumonia Detection Challenge. They are undefined without scores or
-        lesions. Candidates beyond `MAX_PER_CASE` of a case and label are left out.
+        They are undefined without scores or lesions.
+
+        Returns:
+            `box_average_precision` at each IoU of `IOUS` as a curve, the mean over each range of
+            IoUs in `RANGES`, and `rsna_score` of the RSNA Pneumonia Detection Challenge. Then
+            `box_candidates_left_out`: the number of candidates that do not count, because a case
+            and label has more than `MAX_PER_CASE`.
         """
         tables = self.tables
         hits = BoxHits.of(tables)
@@ -366,15 +401,15 @@ class Summary:
         else:
             why = NO_LESION if tables.has_scores else UNSCORED
             *estimates, rsna = _undefined([*names, "rsna_score"], why)
-        for place, iou in enumerate(IOUS):
-            estimates[place] = replace(estimates[place], at=iou)
+        for index, iou in enumerate(IOUS):
+            estimates[index] = replace(estimates[index], at=iou)
         return [*estimates, rsna, Estimate(hits.n_left_out, name="box_candidates_left_out")]
 
     def panoptic_quality(self) -> Estimate:
-        """Compute Σ IoU of one-to-one pairs / (pairs + ½ false positives + ½ missed lesions).
+        """Compute panoptic quality (Kirillov et al. 2019), which combines detection and overlap.
 
-        Kirillov et al. 2019. It is undefined without lesions or masks, or if a pair has a box
-        without voxels.
+        It is Σ IoU of one-to-one pairs / (pairs + ½ false positives + ½ missed lesions). It is
+        undefined without lesions or masks, or if a lesion or candidate of a pair has no voxels.
         """
         names = ["panoptic_quality"]
         tables = self.tables
@@ -383,14 +418,17 @@ class Summary:
             return _undefined(names, NO_VOXELS)[0]
         iou = tables.add_up("cases", cases["pair_iou"])
         lesions = tables.lesions_by_group
+        # twice the denominator: lesions (paired or missed) and candidates (paired or unpaired)
         items = lesions + tables.add_up("cases", cases["n_pairs"] + cases["n_unpaired"])
         return self.resample(names, ratio(2 * iou, items), lesions, NO_LESION)[0]
 
     def lesion_load(self) -> list[Estimate]:
-        """Compare the predicted lesion volume and number of lesions of a case with the reference.
+        """Compare total lesion volume and number of lesions per case with the reference.
 
-        Cases without a prediction are left out. The volume is undefined in 2-D, and also if a case
-        has boxes without voxels: the remaining cases would mostly be those without a detection.
+        The results are bias and limits of agreement of `volume_ml` and of `n_lesions`. Cases
+        without a prediction are left out. The volume is undefined in 2-D. It is also undefined if
+        any 3-D case has boxes without voxels, because the remaining cases would mostly be cases
+        without a detection.
         """
         cases = self.tables.cases
         volumes = cases["predicted_ml"] - cases["reference_ml"]
@@ -405,12 +443,19 @@ class Summary:
     def _compare_with_reference(
         self, name: str, errors: "pd.Series[float]", undefined: str
     ) -> list[Estimate]:
-        """Compute the bias and limits of agreement of predicted minus reference values.
+        """Compute bias and limits of agreement (Bland & Altman 1986) of a number per case.
 
-        The bias is the mean. The limits are ± 1.96 standard deviations from it (Bland & Altman
-        1986). All are undefined for fewer than two cases. `errors` are the differences by case, of
-        which those without a prediction are left out. `undefined` is the reason if none of the
-        predicted cases has a difference.
+        The bias is the mean difference. The limits are the bias ± 1.96 standard deviations of the
+        differences. Bias and limits are undefined for fewer than two cases.
+
+        Args:
+            name: Name of the number, such as `volume_ml`.
+            errors: Predicted minus reference number of each case, NaN if unknown. Cases without a
+                prediction are left out.
+            undefined: The reason to state if no predicted case has a difference.
+
+        Returns:
+            `<name>_bias`, `<name>_lower_limit` and `<name>_upper_limit`, with intervals.
         """
         errors = errors.where(self.tables.is_predicted)
         counts = self.tables.add_up("cases", errors.notna())
@@ -419,12 +464,13 @@ class Summary:
 
         def statistic(weights: GroupWeights) -> Numbers:
             """Return bias, lower and upper limit `[replicates, 3]`."""
+            # mean and variance from weighted sums and sums of squares
             n = weights @ counts
             with np.errstate(invalid="ignore", divide="ignore"):
                 bias = weights @ sums / n
-                reach = Z95 * np.sqrt(np.maximum(weights @ squares - n * bias**2, 0.0) / (n - 1))
-            found = np.stack([bias, bias - reach, bias + reach], axis=1)
-            return np.where(n[:, None] > 1, found, np.nan)
+                margin = Z95 * np.sqrt(np.maximum(weights @ squares - n * bias**2, 0.0) / (n - 1))
+            agreement = np.stack([bias, bias - margin, bias + margin], axis=1)
+            return np.where(n[:, None] > 1, agreement, np.nan)
 
         if not self.tables.is_predicted.any():
             undefined = NO_PREDICTED_CASE
@@ -435,13 +481,20 @@ class Summary:
         return [replace(one, n=int(counts.sum())) for one in found]
 
     def calibration(self) -> list[Estimate]:
-        """Measure the calibration of the scores. It is undefined without scores."""
+        """Measure the calibration of the candidates' probabilities (`describe_calibration`).
+
+        Without scores, only `calibration_slope` is returned, as undefined.
+        """
         if not self.tables.has_scores:
             return _undefined(["calibration_slope"], UNSCORED)
         return describe_calibration(self.tables)
 
     def other_criteria(self) -> list[Estimate]:
-        """Compute recall and false positives of accepted candidates by the secondary criteria."""
+        """Compute recall and false positives per case by each of the secondary criteria.
+
+        The accepted candidates are the same as for the criterion of the preset. The subset of a row
+        is `criterion: ` and the name of the criterion.
+        """
         tables = self.tables
         rows = []
         for criterion in SECONDARY_CRITERIA:
@@ -459,8 +512,10 @@ class Summary:
     def subgroup(self, name: str, tables: Tables) -> list[Estimate]:
         """Compute counts, recall, false positives per case and mean Dice of a subgroup.
 
-        The number of lesion-free cases is left out. The Dice has no interval, and is left out if it
-        is undefined for all cases. A zone has no Dice, because that of a case concerns all zones.
+        `name`, such as `site: north`, becomes the subset of the rows. The number of lesion-free
+        cases is left out. The mean Dice has no interval. It is left out if no case has a Dice, and
+        for a zone (a name that starts with `zone: `), because the Dice of a case concerns all
+        zones.
         """
         part = replace(self, tables=tables)
         rows = [
@@ -474,11 +529,18 @@ class Summary:
         return [replace(row, subset=name) for row in rows]
 
     def by_label(self, labels: Mapping[int, str]) -> list[Estimate]:
-        """Compute the numbers of each region or, without regions, of each label.
+        """Compute the scores of each region or, without regions, of each label separately.
 
-        Labels are those in `labels`, by value and name, and those of lesions and candidates.
-        Regions need their mask values in every prediction, which boxes and masks of other programs
-        do not have. Labels are then used, and the lesions of regions all have the same one.
+        The scores of regions need region values in the mask of every prediction. Boxes and masks of
+        other programs have no such values. If a prediction has none, the scores of labels are
+        computed instead. All lesions then have the same label.
+
+        Args:
+            labels: Names of the label values. Label values of lesions and candidates are added; a
+                value without a name is named by its number.
+
+        Returns:
+            The rows of all regions or labels, with the name of the region or label as `label`.
         """
         tables = self.tables
         parts = {name: tables.of_region(name) for name in tables.regions}
@@ -489,35 +551,45 @@ class Summary:
             parts = {labels.get(x, str(x)): tables.of_label(x) for x in sorted(values)}
         rows: list[Estimate] = []
         for name, part in parts.items():
-            own = replace(self, tables=part)
+            summary = replace(self, tables=part)
             numbers = [
-                *own.counts(),
-                *own.mean("dice", part.cases["dice"]),
-                own.ratio("lesion_recall"),
-                own.ratio("lesion_precision"),
-                own.ratio("false_positives_per_case"),
-                own.average_precision(),
-                *own.box_scores(),
+                *summary.counts(),
+                *summary.mean("dice", part.cases["dice"]),
+                summary.ratio("lesion_recall"),
+                summary.ratio("lesion_precision"),
+                summary.ratio("false_positives_per_case"),
+                summary.average_precision(),
+                *summary.box_scores(),
             ]
             rows += [replace(row, label=name) for row in numbers]
         return rows
 
 
 def _undefined(names: Iterable[str], reason: str) -> list[Estimate]:
-    """Return numbers of these names without a value, with the reason."""
+    """Return an undefined estimate, with the reason, for each of these names of numbers."""
     return [Estimate(None, reason=reason, name=name) for name in names]
 
 
 def _find_operating_point(
     tables: Tables, given: OperatingPoint | None, evaluated_on: str
 ) -> PointInUse:
-    """Find the operating point in use: the given one, or that of the predictions.
+    """Find the operating point that decided which candidates were accepted, for scores.json.
 
-    Its name is None if there is none, if the predictions state different ones, or if candidates
-    were accepted or rejected after it was applied, by somebody or by their zones. It is optimistic
-    if it was chosen on these cases, or if the program was developed on them. Warnings list the
-    cases without scores, to which a given point does not apply, and say if the predictions state
-    different points.
+    It is the given operating point, or the one that the predictions state. The result has no name
+    and no score in these cases:
+
+    - There is no operating point, or the predictions state different ones, with a warning.
+    - The operating point of the predictions does not explain which candidates are accepted, because
+      a person or a filter of zones changed this later.
+
+    The result is optimistic if the operating point was chosen on cases of this role, or if the
+    program was developed on them. A warning lists the cases without scores, to which a given
+    operating point does not apply.
+
+    Args:
+        tables: The evaluated cases.
+        given: The operating point that the evaluation applied, or None.
+        evaluated_on: Role of the cases.
     """
     predicted = tables.cases[tables.is_predicted]
     unscored = predicted["case"][predicted["case_score"].isna()]
