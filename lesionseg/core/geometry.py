@@ -131,7 +131,7 @@ class Geometry:
 
     @property
     def voxel_size(self) -> float:
-        """Volume of one voxel in mm³ (2-D: area of a pixel in mm²), the determinant of the affine."""
+        """Volume of one voxel in mm³ (2-D: area of a pixel in mm²): the affine's determinant."""
         return float(abs(np.linalg.det(self.affine[: self.dims, : self.dims])))
 
     @property

@@ -156,7 +156,7 @@ class Labels:
         )
 
     def predicted(self) -> "Labels":
-        """Return the labels that a network predicts, for its bundle.
+        """Return the labels that a network predicts, for its plan.
 
         `ignore` and `merged` are dropped, because they concern only reference masks.
         """
