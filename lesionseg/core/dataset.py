@@ -25,10 +25,11 @@ UNKNOWN_ROLE = "unknown"
 # instead of a number of patients if it equals the number of cases, because the dataset may then
 # state no patients
 EACH_IS_A_PATIENT = "each counted as one patient"
+# the subject in a BIDS name such as sub-01_ses-2_T1w, at the beginning or after "_"
 _BIDS_SUBJECT = re.compile(r"(?:^|_)(sub-[A-Za-z0-9]+)")
 _VISIT = re.compile(r"(.+)[_-]\d{1,2}")  # an id that ends in a short number
 _VISIT_OR_WHOLE = re.compile(r"(.+?)([_-]\d{1,2})?$")  # any id, without such a number
-_MAX_VISITS = 8  # of a patient, on average
+_MAX_VISITS = 8  # of a patient, on average; ids with the same prefix
 _SIDE = re.compile(r"(.*[^_.-])[_.-]?([LR])")  # an id that ends in L or R, for left and right
 
 
@@ -151,7 +152,7 @@ class Reference:
                 raise GeometryError(f"The reference's {name} do not fit its grid: {shapes}.")
 
     def mask(self) -> Flags | None:
-        """Return a boolean mask `[*spatial]` of all lesions; None if there are only boxes."""
+        """Return a boolean mask `[*spatial]` of all lesions; None if lesions have only boxes."""
         drawn = self.labels if self.instances is None else self.instances
         return None if drawn is None else np.asarray(drawn > 0)
 

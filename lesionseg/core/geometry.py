@@ -123,9 +123,10 @@ class Geometry:
 
     @property
     def size_unit(self) -> str:
-        """Name of the unit of sizes on this grid: `unit`, or "px" if the pixel size is unknown.
+        """Name of the unit of lesion sizes on this grid: `unit`, or "px" for an unknown pixel size.
 
-        Readers give an image without a pixel size pixels of exactly 1 mm.
+        If the file of a 2-D image states no pixel size, the reader sets it to exactly 1 mm. A
+        spacing of exactly 1 mm in 2-D therefore means an unknown pixel size.
         """
         return "px" if self.dims == 2 and set(self.spacing_mm) == {1.0} else self.unit
 

@@ -103,7 +103,7 @@ class Labels:
 
     @property
     def channel_values(self) -> tuple[tuple[int, ...], ...]:
-        """The mask values from which each channel is learned."""
+        """The mask values of the voxels from which each channel is learned: one, or a region."""
         return self.regions or tuple((value,) for value in self.values)
 
     @property

@@ -34,9 +34,11 @@ def equivalent_diameter_mm(volume_mm: ArrayLike, dims: int) -> Numbers:
 
 
 def box_diameters_mm(boxes: NDArray[Any], geometry: Geometry) -> Numbers:
-    """Compute the equivalent diameters `[n]` of the ellipsoids (2-D: ellipses) inscribed in boxes.
+    """Compute the diameters in mm of lesions that have only boxes `[n]`.
 
-    `boxes` is `[n, 2·dims]` (starts, stops; half-open voxels).
+    It is the equivalent diameter of the ellipsoid (2-D: ellipse) inscribed in each box, which is
+    the cube root (2-D: square root) of the box volume. `boxes` is `[n, 2·dims]` (starts, stops;
+    half-open voxels).
 
     >>> box_diameters_mm(np.array([[0, 0, 8, 2]]), Geometry.from_spacing((9, 9), (1, 1))).tolist()
     [4.0]

@@ -188,7 +188,10 @@ class BoxHits:
             labels.append((group[ranked], self.hit[:, ranked], lesions))
 
         def statistic(weights: GroupWeights) -> Numbers:
-            """Return the average precision at each IoU and range `[replicates, ious + ranges]`."""
+            """Return the average precision at each IoU and range `[replicates, ious + ranges]`.
+
+            `weights` is how often each group was drawn `[replicates, groups]`.
+            """
             by_label = [_precision_of_label(weights, *arguments) for arguments in labels]
             if not by_label:
                 return np.full((len(weights), len(IOUS) + len(RANGES)), np.nan)

@@ -102,15 +102,19 @@ def compare(
     has_scores = one.has_scores and other.has_scores
     # about the length of the arrays in a statistic; at least 1, because it is a divisor
     items = 1 + sum(len(x.lesions) + len(x.candidates) for x in (one, other))
-    found = {}
+    differences = {}
     for name, (statistic, support) in _find_statistics(one, other, fp_per_case).items():
         if why_not_at_thresholds and name in AT_THRESHOLDS:
-            found[name] = Difference(reason=why_not_at_thresholds)
+            differences[name] = Difference(reason=why_not_at_thresholds)
             continue
         is_share = name not in NO_SHARES
-        found[name] = _compare_number(statistic, support, draws, items, seed, is_share=is_share)
+        differences[name] = _compare_number(
+            statistic, support, draws, items, seed, is_share=is_share
+        )
     primary = PRIMARY if has_scores else PRIMARY_UNSCORED
-    return _correct_p_values(found, primary) | {primary: _as_primary(found[primary], margin)}
+    return _correct_p_values(differences, primary) | {
+        primary: _as_primary(differences[primary], margin)
+    }
 
 
 def _find_statistics(
@@ -170,16 +174,16 @@ def _concatenate(one: Tables, other: Tables) -> Tables:
     )
 
 
-def _as_primary(found: Difference, margin: float | None) -> Difference:
+def _as_primary(difference: Difference, margin: float | None) -> Difference:
     """Mark a difference as the primary one, and add the result of the non-inferiority test.
 
     The first model is not inferior if the lower end of the interval is above `−margin`. The result
     is None if `margin` is None or if the difference has no interval.
     """
     not_inferior = None
-    if margin is not None and found.ci95 is not None:
-        not_inferior = found.ci95[0] > -margin
-    return replace(found, primary=True, margin=margin, not_inferior=not_inferior)
+    if margin is not None and difference.ci95 is not None:
+        not_inferior = difference.ci95[0] > -margin
+    return replace(difference, primary=True, margin=margin, not_inferior=not_inferior)
 
 
 def _compare_number(
@@ -206,7 +210,10 @@ def _compare_number(
     n_groups = draws.shape[1]
 
     def compute_columns(weights: NDArray[Any]) -> Numbers:
-        """Return both numbers and their difference `[replicates, 3]`, for weights of the groups."""
+        """Return the number of each model and the difference `[replicates, 3]`.
+
+        `weights` is how often each group was drawn `[replicates, groups]`.
+        """
         a, b = _compute_both(statistic, first=weights, second=np.zeros_like(weights))
         # Sums of equal numbers in another order differ in the last digits. `+ 0.0` turns −0 into 0.
         return np.stack([a, b, np.round(a - b, 12) + 0.0], axis=1)
@@ -216,7 +223,7 @@ def _compare_number(
     a, b, difference = bootstrap(
         compute_columns, draws, support, UNDEFINED, items, names, bounds=bounds
     )
-    found = Difference(
+    compared = Difference(
         one=a.value,
         other=b.value,
         difference=difference.value,
@@ -224,8 +231,8 @@ def _compare_number(
         reason=difference.reason,
     )
     if difference.value is None or (support > 0).sum() < MIN_GROUPS:
-        return found
-    return replace(found, p_value=_test_by_swapping(statistic, n_groups, items, seed))
+        return compared
+    return replace(compared, p_value=_test_by_swapping(statistic, n_groups, items, seed))
 
 
 def _compute_both(
@@ -295,7 +302,7 @@ def _test_by_swapping(statistic: Statistic, n_groups: int, items: int, seed: int
     return float(test.pvalue)
 
 
-def _correct_p_values(found: Mapping[str, Difference], primary: str) -> dict[str, Difference]:
+def _correct_p_values(differences: Mapping[str, Difference], primary: str) -> dict[str, Difference]:
     """Add corrected p-values to the secondary differences, because many are tested (Holm 1979).
 
     With m secondary p-values in ascending order, the k-th (from 0) is multiplied by m − k. A
@@ -304,10 +311,10 @@ def _correct_p_values(found: Mapping[str, Difference], primary: str) -> dict[str
     """
     known = sorted(
         (row.p_value, name)
-        for name, row in found.items()
+        for name, row in differences.items()
         if name != primary and row.p_value is not None
     )
-    corrected = dict(found)
+    corrected = dict(differences)
     minimum = 0.0
     for rank, (p, name) in enumerate(known):
         minimum = max(minimum, min(1.0, (len(known) - rank) * p))

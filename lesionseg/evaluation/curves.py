@@ -34,7 +34,10 @@ def froc(tables: Tables, fp_per_case: Sequence[float]) -> Statistic:
     n_found_above = np.searchsorted(-tables.detected_at[by_detection], -scores, side="left")
 
     def statistic(weights: GroupWeights) -> Numbers:
-        """Return the recall `[replicates, rates]`."""
+        """Return the recall at each rate `[replicates, rates]`.
+
+        `weights` is how often each group was drawn `[replicates, groups]`.
+        """
         false = accumulate(weights, false_group)[:, 1:]
         found = accumulate(weights, lesion_group)
         # 1e-9: rounding must not exclude a false positive that a rate just allows
@@ -58,7 +61,10 @@ def cpm(tables: Tables, fp_per_case: Sequence[float]) -> Statistic:
     curve = froc(tables, fp_per_case)
 
     def statistic(weights: GroupWeights) -> Numbers:
-        """Return the mean recall `[replicates, 1]`."""
+        """Return the mean recall over the rates `[replicates, 1]`.
+
+        `weights` is how often each group was drawn `[replicates, groups]`.
+        """
         result: Numbers = curve(weights).mean(axis=1, keepdims=True)
         return result
 
@@ -88,7 +94,10 @@ def average_precision(tables: Tables) -> Statistic:
     found_group = group[is_true]
 
     def statistic(weights: GroupWeights) -> Numbers:
-        """Return the average precision `[replicates, 1]`."""
+        """Return the average precision of each replicate `[replicates, 1]`.
+
+        `weights` is how often each group was drawn `[replicates, groups]`.
+        """
         hits = accumulate(weights, found_group)[:, n_true]
         precision = np.nan_to_num(divide(hits, accumulate(weights, group)[:, n_accepted]))
         steps = np.diff(hits, axis=1, prepend=0)
@@ -120,7 +129,10 @@ def case_auroc(tables: Tables) -> Statistic:
     end_of_not_higher = n_negative[np.searchsorted(score, score[positive], side="right")]
 
     def statistic(weights: GroupWeights) -> Numbers:
-        """Return the AUROC `[replicates, 1]`."""
+        """Return the AUROC of each replicate `[replicates, 1]`.
+
+        `weights` is how often each group was drawn `[replicates, groups]`.
+        """
         negative = accumulate(weights, group[~positive])  # sums of weights, lowest score first
         # ties count half
         n_below = (negative[:, end_of_lower] + negative[:, end_of_not_higher]) / 2

@@ -97,7 +97,7 @@ class WatchedValue:
 
 
 def watch(results: PredictionFolder) -> list[WatchedValue]:
-    """Collect the watched values of each model in a folder of results, to look for drift.
+    """Collect the watched values of each model in a folder of results, to detect drift.
 
     The scans of a model are sorted by day, and scans without a day are left out. The folder keeps
     the ids of the first scans of each model, so that later calls compare with the same scans.

@@ -413,7 +413,10 @@ def ratio(above: Numbers, below: Numbers) -> Statistic:
     """
 
     def statistic(weights: GroupWeights) -> Numbers:
-        """Return the ratio of the weighted sums of each replicate as `[replicates, 1]`."""
+        """Return the ratio of the weighted sums of each replicate `[replicates, 1]`.
+
+        `weights` is how often each group was drawn `[replicates, groups]`.
+        """
         return divide(weights @ above, weights @ below)[:, None]
 
     return statistic

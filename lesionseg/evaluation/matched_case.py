@@ -331,13 +331,13 @@ class _Accepted:
 
     @cached_property
     def _is_split(self) -> Flags:
-        """True for lesions `[lesions]` that several accepted candidates overlap."""
+        """True for lesions that several accepted candidates overlap `[lesions]`."""
         overlapped = self.match.overlaps.lesion[self._compared]
         return np.bincount(overlapped, minlength=len(self.match.lesions)) > 1
 
     @cached_property
     def _is_merging(self) -> Flags:
-        """True for accepted candidates `[n]` that overlap several lesions."""
+        """True for candidates that are accepted and overlap several lesions `[n]`."""
         overlapping = self.match.overlaps.candidate[self._compared]
         return np.bincount(overlapping, minlength=len(self.accepted)) > 1
 

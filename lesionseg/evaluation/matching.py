@@ -144,17 +144,27 @@ class Match:
 
     @cached_property
     def detected_at(self) -> Numbers:
-        """The highest score `[lesions]` at which each lesion is found, or `NEVER_FOUND`."""
+        """The highest threshold at which each lesion is found under the criterion `[lesions]`.
+
+        `NEVER_FOUND` for a lesion that no candidate finds. Computed once, because any operating
+        point is evaluated with these scores.
+        """
         return detection_scores(self.links[self.criterion], self.scores)
 
     @cached_property
     def box_pairs(self) -> BoxPairs:
-        """The pairs of a candidate and a lesion of one label whose bounding boxes overlap."""
+        """The pairs of a candidate and a lesion of equal labels whose bounding boxes overlap.
+
+        They are used for the scores of boxes.
+        """
         return pair_boxes(self.candidates, self.lesions)
 
     @cached_property
     def box_hits(self) -> Sequence[int | None]:
-        """The cells `box_hits` of the candidates, as `encode_hits` describes."""
+        """The cell `box_hits` of candidates.csv for each candidate, see `encode_hits`.
+
+        It encodes at which box IoUs the candidate is a true positive.
+        """
         return encode_hits(self.candidates, self.box_pairs, self.scores, self.ignored)
 
     def compute_dice(self, is_in_reference: Flags, is_in_prediction: Flags) -> float | None:

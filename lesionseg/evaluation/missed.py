@@ -108,7 +108,7 @@ class Misses:
 
     @property
     def _pairs(self) -> Overlaps:
-        """The overlapping pairs of the case."""
+        """The pairs of a candidate and a lesion of the case that overlap."""
         return self.match.overlaps
 
     @cached_property
@@ -119,7 +119,7 @@ class Misses:
 
     @cached_property
     def _fitting(self) -> Flags:
-        """The result of `find_fitting` `[pairs]`."""
+        """True for pairs `[pairs]` that would be hits if labels were ignored (`find_fitting`)."""
         return find_fitting(self.match)
 
     def covered(self, row: int) -> float:

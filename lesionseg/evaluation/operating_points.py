@@ -683,7 +683,10 @@ class PointInUse:
 
     @property
     def aim(self) -> OperatingPointAim | None:
-        """The aim of the point. None if the point has no name, or its name is not a known aim."""
+        """The aim of the operating point, parsed from its name.
+
+        None if the point has no name, or if its name is not an aim that this version knows.
+        """
         try:
             return None if self.name is None else OperatingPointAim.parse(self.name)
         except ConfigError:
@@ -691,7 +694,11 @@ class PointInUse:
 
     @property
     def request(self) -> OperatingPointAim | None:
-        """The request that a score was chosen for on cases. None if it was not chosen on cases."""
+        """The setting `operating_point=` for which the score was chosen on cases.
+
+        It is `auto` if the default rule chose the aim, otherwise the aim of the point. None if the
+        score was not chosen on cases, but given by the user or unknown.
+        """
         if self.is_default:
             return OperatingPointAim("auto")
         return None if self.aim is None or self.aim.kind == "score" else self.aim

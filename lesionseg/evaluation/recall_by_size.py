@@ -116,7 +116,10 @@ def size_curve(tables: Tables, draws: Draws, scale: SizeScale) -> list[Estimate]
     points = np.geomspace(low, high, N_CURVE_POINTS)
 
     def statistic(weights: GroupWeights) -> Numbers:
-        """Return recall at `points`, d50, d90, intercept and slope `[replicates, points + 4]`."""
+        """Return recall at `points`, d50, d90, intercept and slope `[replicates, points + 4]`.
+
+        `weights` is how often each group was drawn `[replicates, groups]`.
+        """
         found = weights @ n_found
         fits = fit_logistic(log_diameters, found, weights @ n_all, n_of_size, ridge=_RIDGE)
         intercept = fits[:, :1]

@@ -114,9 +114,9 @@ def _resample_instances(
 
 
 def _resample_nearest(array: NDArray[Any], source: Geometry, geometry: Geometry) -> NDArray[Any]:
-    """Resample an array `[*spatial]` onto another grid by the nearest voxel.
+    """Resample a mask `[*spatial]` from the grid `source` to `geometry` by the nearest voxel.
 
-    Voxels that are half a voxel or more outside the source become 0.
+    New voxels that are half a source voxel or more outside the source grid become 0.
     """
     return resample_to(array[np.newaxis], source, geometry, "nearest", edge="near")[0].numpy()
 

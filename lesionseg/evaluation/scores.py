@@ -230,7 +230,7 @@ class Scores:
 
     @cached_property
     def _numbers(self) -> dict[tuple[str, str, str], Estimate]:
-        """The rows that are not points of curves, by name, label and subset."""
+        """The rows that are not points of curves, by (name, label, subset), for `find`."""
         return {(r.name, r.label, r.subset): r for r in self.rows if r.at is None}
 
     @property
@@ -438,7 +438,10 @@ def write_scores(
 
 
 def remove_scores(folder: Path) -> None:
-    """Remove the files of an earlier `write_scores` from a folder, which need not exist."""
+    """Remove the files that an earlier `write_scores` wrote to a folder.
+
+    Files that do not exist are skipped, also if the folder does not exist.
+    """
     for name in (SCORES_FILE, "labels.csv", *(f"{table}.csv" for table in COLUMNS)):
         (folder / name).unlink(missing_ok=True)
 

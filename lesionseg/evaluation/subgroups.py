@@ -152,9 +152,10 @@ def _find_dividing_columns(
 ) -> list[str]:
     """Return the names of the columns by which the cases are divided if the user names none.
 
-    A column is suitable if it has more than four different numbers, or 2 to 20 words of which at
-    least one belongs to several patients. A column with a different word for each case or patient,
-    such as a name, is not suitable. `groups` is the patient of each case.
+    A column of numbers is suitable if more than four of them differ. Any other column is suitable
+    if it has 2 to 20 different words, and at least one word belongs to several patients. A column
+    with a different word for each case or patient, such as a name, is therefore not suitable.
+    `groups` is the patient of each case.
     """
     names = []
     for name in dict.fromkeys(name for case in cases for name in columns.get(case, {})):

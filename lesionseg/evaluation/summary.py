@@ -132,7 +132,7 @@ class SummarySettings:
 
 @pause_collection()
 def summarise(tables: Tables, preset: Preset, settings: SummarySettings) -> Scores:
-    """Summarise the tables of the cases as scores.
+    """Compute all scores of an evaluation from the tables of its cases.
 
     Args:
         tables: The evaluated cases. Without cases, all numbers but counts are undefined.
@@ -147,6 +147,7 @@ def summarise(tables: Tables, preset: Preset, settings: SummarySettings) -> Scor
     """
     whole = Summary(tables, preset, settings.replicates, settings.seed)
     scale = SizeScale.of(tables, preset)
+    # scores of all cases together, of criteria and of labels
     rows = [
         *whole.counts(),
         *whole.overlap(),
@@ -165,6 +166,7 @@ def summarise(tables: Tables, preset: Preset, settings: SummarySettings) -> Scor
         *whole.other_criteria(),
         *whole.by_label(settings.labels),
     ]
+    # scores of subgroups
     columns = _with_slice_spacing(tables, settings.columns)
     for name, part in find_subgroups(tables, columns, settings.subgroups):
         rows += whole.subgroup(name, part)
@@ -463,7 +465,10 @@ class Summary:
         squares = self.tables.add_up("cases", errors.fillna(0.0) ** 2)
 
         def statistic(weights: GroupWeights) -> Numbers:
-            """Return bias, lower and upper limit `[replicates, 3]`."""
+            """Return bias, lower and upper limit of each replicate `[replicates, 3]`.
+
+            `weights` is how often each group was drawn `[replicates, groups]`.
+            """
             # mean and variance from weighted sums and sums of squares
             n = weights @ counts
             with np.errstate(invalid="ignore", divide="ignore"):

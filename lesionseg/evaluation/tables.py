@@ -507,10 +507,11 @@ def write_tables(
     labels: Mapping[int, str],
     failed: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
-    """Write cases.csv, lesions.csv and candidates.csv, each atomically.
+    """Write the tables of an evaluation: cases.csv, lesions.csv and candidates.csv.
 
-    In cases.csv, each region has columns for its Dice and its number of lesions. The volumes and
-    numbers of candidates of a case without a prediction are empty.
+    Each file is written atomically. In cases.csv, each region has columns for its Dice and its
+    number of lesions. For a case without a prediction, the volumes and numbers of candidates are
+    empty. `read_tables` reads the files.
 
     Args:
         folder: The folder to write to.
@@ -518,6 +519,7 @@ def write_tables(
         labels: The names of label values. A label without a name is written as its value.
         failed: The reason of each case that could not be scored. It has a row in cases.csv.
     """
+    # cases.csv
     rows = list(_rows_to_write(tables.cases, CASE_COLUMNS))
     by_case = {row["case"]: row for row in rows}
     for row in rows:
@@ -525,13 +527,14 @@ def write_tables(
             row.update(dict.fromkeys(_OF_RESULT))
     columns = [column.name for column in CASE_COLUMNS]
     for name, column in column_names(tables.regions).items():
-        part = tables.of_region(name).cases
+        part = tables.of_region(name).cases  # one row per case
         for case, dice, n in zip(part["case"], part["dice"], part["n_lesions"], strict=True):
             by_case[case] |= {f"dice_{column}": _cell(dice), f"n_lesions_{column}": n}
         columns += [f"dice_{column}", f"n_lesions_{column}"]
     for case, message in failed.items():
         rows.append({"case": case, "status": FAILED_STATUS, "message": message})
     write_csv(folder / "cases.csv", rows, columns)
+    # lesions.csv and candidates.csv, with names of labels instead of values
     for name, table in (("lesions", tables.lesions), ("candidates", tables.candidates)):
         named = [labels.get(label, str(label)) for label in table["label"]]
         items = _rows_to_write(table.assign(label=named), COLUMNS[name])
