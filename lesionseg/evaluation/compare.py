@@ -102,19 +102,15 @@ def compare(
     has_scores = one.has_scores and other.has_scores
     # about the length of the arrays in a statistic; at least 1, because it is a divisor
     items = 1 + sum(len(x.lesions) + len(x.candidates) for x in (one, other))
-    differences = {}
+    rows = {}
     for name, (statistic, support) in _find_statistics(one, other, fp_per_case).items():
         if why_not_at_thresholds and name in AT_THRESHOLDS:
-            differences[name] = Difference(reason=why_not_at_thresholds)
+            rows[name] = Difference(reason=why_not_at_thresholds)
             continue
         is_share = name not in NO_SHARES
-        differences[name] = _compare_number(
-            statistic, support, draws, items, seed, is_share=is_share
-        )
+        rows[name] = _compare_number(statistic, support, draws, items, seed, is_share=is_share)
     primary = PRIMARY if has_scores else PRIMARY_UNSCORED
-    return _correct_p_values(differences, primary) | {
-        primary: _as_primary(differences[primary], margin)
-    }
+    return _correct_p_values(rows, primary) | {primary: _as_primary(rows[primary], margin)}
 
 
 def _find_statistics(
