@@ -23,50 +23,55 @@ _MAX_SHOWN = 8  # file names in the message about a wrong folder
 
 @dataclass(frozen=True)
 class BundleFiles:
-    """The paths of the files of a bundle, which may not exist yet. `folder` is that of the bundle.
+    """The paths of the files of a bundle, a folder with a trained model. They may not exist yet.
 
-    Further members of an ensemble have their weights in `weights_1.safetensors` and so on.
+    An ensemble has one file of weights per network: `weights.safetensors`, `weights_1.safetensors`
+    and so on.
+
+    Attributes:
+        folder: The folder of the bundle.
     """
 
     folder: Path
 
     @property
     def weights(self) -> Path:
-        """The weights of the network, or of the first member of an ensemble."""
+        """The file with the weights of the network, or of the first network of an ensemble."""
         return self.folder / WEIGHTS
 
     def weights_of(self, n_members: int) -> list[Path]:
-        """Return the weights of each member of an ensemble."""
+        """Return the files with the weights of an ensemble of `n_members` networks, in order."""
         further = [self.folder / f"weights_{k}.safetensors" for k in range(1, n_members)]
         return [self.weights, *further]
 
     @property
     def plan(self) -> Path:
-        """The plan."""
+        """The file of the plan: the decisions made from the data before training."""
         return self.folder / _PLAN
 
     @property
     def selection(self) -> Path:
-        """The selection."""
+        """The file of the selection: operating points and calibrations, chosen after training."""
         return self.folder / "selection.json"
 
     @property
     def card(self) -> Path:
-        """The model card, which is `model_card.md` in bundles before version 2.0."""
+        """The file of the model card: `model_card.md` of bundles before 2.0, else `README.md`."""
         earlier = self.folder / "model_card.md"
         return earlier if earlier.is_file() else self.folder / "README.md"
 
     def card_text(self) -> str:
-        """Return the text of the card; empty if the bundle has none."""
+        """Return the text of the model card, or "" if the bundle has no card."""
         return read_model_text(self.card) if self.card.is_file() else ""
 
     def card_fields(self) -> Mapping[str, str]:
-        """Return the fields of the card, of lines like `- date: 2026-01-31` or `license: mit`.
+        """Return the fields of the model card as `{key: value}`, so that programs can show them.
 
-        The sections Input, Output and Decisions are left out, because they repeat the plan and the
-        selection, and so is the metadata except for the license. The result is empty if the bundle
-        has no card.
+        A field is a line like `- date: 2026-01-31` or `license: mit`. The sections Input, Output
+        and Decisions are skipped, because they repeat the plan and the selection. Of the metadata
+        before the card, only the license is returned. Without a card, the result is empty.
         """
+        # `\1` is the line of the license in the metadata
         other_sections = _REPEATED.sub("", _METADATA.sub(r"\1", self.card_text()))
         return dict(re.findall(r"^(?:- )?([\w ]+): +(\S.*)$", other_sections, re.MULTILINE))
 
@@ -75,12 +80,13 @@ def resolve_bundle(path: Path) -> Path:
     """Return the folder of a bundle.
 
     Args:
-        path: The folder itself, the run directory that contains it as `bundle`, or a zip of either.
+        path: The bundle's folder, a run directory that contains it as `bundle`, or a zip of either.
             `FILE.zip/runs/a` is a folder in a zip. A bundle in a zip is unpacked into the cache.
 
     Raises:
-        BundleError: If neither folder contains weights and plan, the training has not finished, or
-            the zip contains no bundle or several ones in folders of equal depth.
+        BundleError: If neither `path` nor `path/bundle` contains weights and plan, the training has
+            not finished, or the zip contains no bundle or several bundles in folders of equal
+            depth.
         ReadError: If the zip is damaged.
         OutputError: If the cache cannot be written.
     """
@@ -107,17 +113,21 @@ def resolve_bundle(path: Path) -> Path:
 
 
 def _unpack(archive: Path, path: Path) -> Path:
-    """Unpack the files of a bundle in a zip into the cache, and return their folder.
+    """Unpack the files of a bundle in a zip into the cache, and return the folder in the cache.
+
+    The folder is named by the digest of the zip, so that the same bundle is unpacked only once.
 
     Args:
         archive: The zip.
-        path: The zip, or a folder in it. Of several bundles in it, the one in the highest folder is
-            unpacked, because folders below the bundle of a run may contain those of single folds.
+        path: The zip, or a folder in the zip that contains the bundle. If it contains several, the
+            bundle in the highest folder is unpacked, because the bundle of a run may be above the
+            bundles of single folds.
 
     Raises:
-        BundleError: If there is no bundle, there are several in folders of equal depth, or a file
-            that was unpacked before has changed.
+        BundleError: If `path` contains no bundle, or several in folders of equal depth, or if a
+            file that was unpacked before has changed.
     """
+    # find the only bundle in the highest folder
     names = [PurePosixPath(name) for name in list_archive(archive)]
     inner = path.relative_to(archive)
     bundles = [name.parent for name in names if name.name == WEIGHTS]

@@ -21,9 +21,10 @@ _SURROGATE = "Cs"  # category of characters that Python reads from bytes that ar
 
 
 def case_id(parts: Iterable[str]) -> str:
-    """Join the parts of a path by `_` to a case id. Their characters are not checked.
+    """Join the parts of a path by `_` to a case id, without checking their characters.
 
-    If the id is too long for file names, its middle is replaced by a digest of all parts.
+    An id of more than `MAX_ID_BYTES` bytes is too long for file names. Its middle is replaced by a
+    digest of all parts, so that different paths keep different ids.
 
     >>> case_id(["2026-01-07", "P017", "FLAIR"])
     '2026-01-07_P017_FLAIR'
@@ -41,10 +42,15 @@ def case_id(parts: Iterable[str]) -> str:
 
 
 def path_id(path: Path) -> str:
-    """Make a case id of a path.
+    """Make a case id from the folders and the name of a path.
 
-    It consists of folders and name, without the suffix, the number of a first channel, `..` and the
-    root of an absolute path. An id that is too long is shortened by `case_id`.
+    These parts of the path do not become part of the id:
+
+    - the suffix of the file,
+    - the channel number 0, `_0000` (any other number remains),
+    - `..`, and the root of an absolute path.
+
+    An id that is too long is shortened by `case_id`.
 
     >>> path_id(Path("p1/view.1.png")), path_id(Path("../p2/t1_0000.nii.gz"))
     ('p1_view.1', 'p2_t1')
@@ -58,7 +64,8 @@ def path_id(path: Path) -> str:
 def split_channel(name: str) -> tuple[str, int | None]:
     """Split the name of a file, without suffix, into a case id and the number of a channel.
 
-    The number is None if the name does not end in an underscore and four digits.
+    nnU-Net names the files of a case `<case>_0000`, `<case>_0001` and so on. The number is None if
+    the name does not end in an underscore and four digits.
 
     >>> split_channel("P01_0001"), split_channel("P01")
     (('P01', 1), ('P01', None))
@@ -68,7 +75,10 @@ def split_channel(name: str) -> tuple[str, int | None]:
 
 
 def comparison_key(case: str) -> str:
-    """Return a text that is equal for ids whose files some file system cannot distinguish.
+    """Return a text that is equal for case ids that are the same file name on some file system.
+
+    It is used to find clashes: upper and lower case are equal on Windows and macOS, and so are the
+    two encodings of an accented letter.
 
     >>> comparison_key("P1") == comparison_key("p1")
     True
@@ -78,11 +88,11 @@ def comparison_key(case: str) -> str:
 
 
 def check_case_id(case: str, where: object, error: type[LesionsegError] = DatasetError) -> None:
-    """Raise an error if a case id cannot be part of a file name.
+    """Raise an error if a case id cannot be part of a file name, see `case_id_problem`.
 
     Args:
         case: The case id.
-        where: The file, line or folder that the id comes from, for the message.
+        where: The file, line or folder that contains the id, for the message.
         error: The type of the error that is raised.
     """
     if problem := case_id_problem(case):
@@ -92,9 +102,9 @@ def check_case_id(case: str, where: object, error: type[LesionsegError] = Datase
 
 
 def case_id_problem(case: str) -> str:
-    """Return the first reason why an id cannot be part of a file name, such as "is empty".
+    """Return the first reason why a case id cannot be part of a file name, such as "is empty".
 
-    Return "" if it can. Letters of all scripts are allowed.
+    Return "" if the id can be part of a file name. Letters of all scripts are allowed.
     """
     n_bytes = len(case.encode(errors="replace"))
     problems = {
@@ -112,7 +122,9 @@ def case_id_problem(case: str) -> str:
 
 
 def printable_id(case: str) -> str:
-    r"""Return an id for tables and the log. It is quoted if it cannot be a file name.
+    r"""Return a case id in the form in which tables and the log show it.
+
+    An id that cannot be a file name is quoted, with escaped control characters, as by `repr`.
 
     >>> print(printable_id("a"), printable_id("a\nb"))
     a 'a\nb'

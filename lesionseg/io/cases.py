@@ -33,16 +33,18 @@ _MERGE_LABELS = (
 
 
 def read_case(files: CaseFiles, dataset: Dataset) -> Case:
-    """Read one case: the image `[C, *spatial]` float32 and its reference, on the first file's grid.
+    """Read the image and the reference (ground truth) of one case.
 
-    Masks keep the values of their file, or become 1 if labels are merged. Voxels with the dataset's
-    ignore label are set in `Reference.ignore` and become background. The padding of a radiograph is
-    set there as well, except for lesions drawn in it. Lesions of labels that the case does not
-    annotate become background, too. Missing channels are 0, see `Volume.missing`.
+    - Image and reference are on the grid of the first image file.
+    - The image is `[C, *spatial]` float32. Missing channels are 0, see `Volume.missing`.
+    - The mask keeps the label values of its file. With merged labels, each lesion voxel is 1.
+    - Voxels with the dataset's ignore label are set in `Reference.ignore` and become background.
+    - The padding of a radiograph is set in `Reference.ignore`, except for lesions drawn in it.
+    - Lesions of labels that are not annotated in this case become background.
 
     Args:
         files: The files of the case.
-        dataset: The dataset that it belongs to.
+        dataset: The dataset that the case belongs to.
 
     Returns:
         The case. Its reference is None if the case is unlabelled.
@@ -61,11 +63,19 @@ def read_case(files: CaseFiles, dataset: Dataset) -> Case:
 
 
 def read_image(files: CaseFiles, dataset: Dataset, *, is_input: bool = False) -> Volume:
-    """Read the image of one case without its reference. Raises the errors of `read_case`.
+    """Read the image of one case without its reference.
 
-    The warnings of the readers also become `Volume.warnings`, in which files have no folder.
-    `is_input`: the case is an input of a trained model, whose channels can no longer be changed, so
-    no warning advises that.
+    Warnings of the readers are logged, and are also stored in `Volume.warnings`, with file names
+    instead of paths.
+
+    Args:
+        files: The files of the case.
+        dataset: The dataset that the case belongs to.
+        is_input: True if a trained model predicts the case. The channels of a trained model cannot
+            be changed, so no message advises to change a setting of the training.
+
+    Raises:
+        LesionsegError: If the image cannot be used, see `read_case`.
     """
     check_channels(files, dataset)
     with collect_warnings() as warnings:
@@ -76,11 +86,11 @@ def read_image(files: CaseFiles, dataset: Dataset, *, is_input: bool = False) ->
 
 
 def _read_channels(files: CaseFiles, dataset: Dataset, *, is_input: bool) -> Volume:
-    """Read the files of one case as channels on the grid of the first file.
+    """Read the image files of one case as channels on the grid of the first file.
 
-    Missing channels are 0. A picture gives its three colours if the dataset has them as channels,
-    and a grey one three equal channels. Otherwise it gives one channel, its brightness, with a
-    warning if it is in colour.
+    Missing channels are 0. If the dataset's channels are red, green and blue, one picture gives all
+    three channels, and the channels of a grey picture are equal. Otherwise each picture gives one
+    channel, its brightness, with a warning if the picture is in colour.
     """
     first = read_volume(files.images[0], pixel_mm=files.pixel_mm)
     check_dims(files.images[0], first.geometry, dataset.dims, is_input=is_input)
@@ -91,7 +101,7 @@ def _read_channels(files: CaseFiles, dataset: Dataset, *, is_input: bool) -> Vol
         array = np.repeat(colours, n_channels // len(colours), axis=0)
         return replace(first, array=array.astype(np.float32))
     array = np.zeros((n_channels, *first.geometry.shape), np.float32)  # 0 if missing
-    valid = first.valid
+    valid = first.valid  # True outside the padding of a radiograph, or None
     present = [c for c in range(n_channels) if c not in files.missing]
     for channel, file in zip(present, files.images, strict=True):
         volume = first
@@ -123,13 +133,14 @@ def _read_channels(files: CaseFiles, dataset: Dataset, *, is_input: bool) -> Vol
 def read_reference(
     files: CaseFiles, dataset: Dataset, geometry: Geometry | None = None
 ) -> Reference | None:
-    """Read the reference of one case as `read_case` does, without the image.
+    """Read the reference of one case as `read_case` does, without the voxels of the image.
 
-    The image is read only if it is a DICOM radiograph, whose padding is ignored.
+    Only the pixels of a DICOM radiograph are read, because its padding is set in
+    `Reference.ignore`.
 
     Args:
         files: The files of the case.
-        dataset: The dataset that it belongs to.
+        dataset: The dataset that the case belongs to.
         geometry: The grid of the image. None reads it from the first file.
 
     Returns:
@@ -148,9 +159,11 @@ def read_reference(
 
 
 def _ignore_invalid(reference: Reference | None, valid: Flags | None) -> Reference | None:
-    """Add the pixels that are not valid to `Reference.ignore`, except for lesions drawn there.
+    """Add the pixels outside `valid` to `Reference.ignore`, except for the pixels of lesions.
 
-    If `valid` is None, all pixels are valid. An absent reference stays None.
+    `Reference.ignore` contains pixels that are neither learned nor scored. `valid` is False in the
+    padding of a radiograph; None means that all pixels are valid. A reference of None is returned
+    unchanged.
     """
     if reference is None or valid is None:
         return reference
@@ -167,10 +180,11 @@ def _ignore_invalid(reference: Reference | None, valid: Flags | None) -> Referen
 def _read_stored_reference(
     files: CaseFiles, dataset: Dataset, geometry: Geometry
 ) -> Reference | None:
-    """Read the reference as its files state it: COCO annotations, boxes, DICOM or a mask.
+    """Read the reference from COCO annotations, boxes of a table, a DICOM file or a mask.
 
-    Lesions of labels that the case does not annotate become background. Return None if the case is
-    unlabelled. Warn if the picture of the case is turned.
+    The reference of a case may annotate only some labels of the dataset. Lesions of the other
+    labels become background. Return None if the case is unlabelled. Warn if the orientation tag of
+    the picture says that viewers turn it.
     """
     labels = dataset.labels
     _warn_of_turn(files, dataset)
@@ -181,7 +195,7 @@ def _read_stored_reference(
         reference = _read_mask_file(files, dataset, geometry, files.reference)
     if reference is None:
         return None
-    if files.annotated:
+    if files.annotated:  # only these labels are annotated; without names, all are
         annotated = {value: name in files.annotated for value, name in labels.mask_names.items()}
         reference = replace(reference, annotated=annotated)
         if reference.labels is not None:
@@ -193,9 +207,10 @@ def _read_stored_reference(
 
 
 def _warn_of_turn(files: CaseFiles, dataset: Dataset) -> None:
-    """Warn that annotations refer to the upright picture if a labelled case's picture is turned.
+    """Warn if viewers turn the first picture of a labelled case, according to its orientation tag.
 
-    The text is the same for all cases, so that it is shown once.
+    Pictures are read upright, so masks and boxes must refer to the upright picture. The text is the
+    same for all cases of a dataset, so that it is shown once.
     """
     is_picture = bool(files.images) and is_raster(files.images[0])
     if files.is_labelled and is_picture and run_in_worker(is_reoriented, files.images[0]):
@@ -212,8 +227,9 @@ def _read_mask_file(
 ) -> Reference:
     """Read the mask of a case in any format, and interpret its values by the dataset's labels.
 
-    If the values are the numbers of lesions, all lesions get label 1. The result has the grid
-    `geometry`, that of the image. Raise `GeometryError` if the mask is on another grid.
+    An instance mask, whose values are lesion ids, gives label 1 to all lesions. The reference gets
+    the grid of the image, `geometry`, so that rounding in the header of the mask does not matter.
+    Raise `GeometryError` if the mask is on another grid.
     """
     labels = dataset.labels
     if is_dicom(path):
@@ -232,11 +248,16 @@ def _read_mask_file(
 
 
 def _apply_labels(path: Path, reference: Reference, labels: Labels) -> Reference:
-    """Apply the labels to the values of a mask: the ignore value, merged labels and regions.
+    """Interpret the values of a mask by the dataset's labels.
 
-    If labels are regions, each connected component of their union is a lesion. With merged labels,
-    unknown values count as lesion, with a warning, unless they were changed
-    (`require_exact_values`). Raise `ContentError` for any other unknown value.
+    - Voxels of the ignore value are set in `Reference.ignore` and become 0.
+    - With merged labels, every other positive value becomes label 1. Unknown values count as
+      lesion, too, with a warning.
+    - With regions (labels that may overlap), each connected component of all regions together is a
+      lesion instance.
+
+    Raise `ContentError` if a value is unknown and labels are not merged, or if unknown values look
+    like those of compression or interpolation (`require_exact_values`).
     """
     values = np.asarray(reference.labels)
     ignored = labels.ignore
@@ -268,9 +289,14 @@ def _apply_labels(path: Path, reference: Reference, labels: Labels) -> Reference
 
 
 def _label_advice(present: list[int], labels: Labels) -> str:
-    """Return advice for mask values that are not labels.
+    """Return the advice for the message about mask values that are not labels of the dataset.
 
-    Values 1 to n are probably lesion ids. A single other value, such as 255, probably means 1.
+    If the positive values are 1 to n, with n above 2 and above the number of labels, they are
+    probably lesion ids. Otherwise the advice is to add the values to the labels or to merge labels.
+
+    Args:
+        present: The values in the mask.
+        labels: The labels of the dataset.
     """
     marked = [value for value in present if value not in (0, labels.ignore)]
     are_consecutive = marked == list(range(1, len(marked) + 1))
@@ -284,9 +310,14 @@ def _label_advice(present: list[int], labels: Labels) -> str:
 
 
 def check_dims(path: Path, geometry: Geometry, dims: int, *, is_input: bool = False) -> None:
-    """Raise `GeometryError` if the image has another number of axes than the dataset.
+    """Raise `GeometryError` if an image has another number of axes than the dataset or the model.
 
-    `is_input`: the image is an input of a trained model, and `dims` is the model's number of axes.
+    Args:
+        path: The file of the image, for the message.
+        geometry: The grid of the image.
+        dims: The expected number of spatial axes.
+        is_input: True if `dims` is the number of axes of a trained model. The message then speaks
+            of the model instead of the dataset.
     """
     if geometry.dims == dims:
         return
@@ -299,12 +330,15 @@ def check_dims(path: Path, geometry: Geometry, dims: int, *, is_input: bool = Fa
 def read_finite(
     path: Path, grid: Geometry | None = None, *, matrix: Numbers | None = None
 ) -> Volume:
-    """Read an image file with NaN as background, see `finite_values`.
+    """Read an image file, replace NaN by background, and resample the image onto another grid.
+
+    For NaN, see `nan_to_background`.
 
     Args:
         path: The file.
-        grid: The grid onto which the image is resampled linearly. None keeps that of the file.
-        matrix: Affine in RAS mm by which the image is moved before it is resampled.
+        grid: The grid onto which the image is resampled linearly. None keeps the file's grid.
+        matrix: Affine in RAS mm by which the image is transformed before it is resampled. None
+            transforms nothing.
 
     Returns:
         The image. Channels that were resampled are float32, and 0 outside the file's grid.
@@ -324,19 +358,21 @@ def read_finite(
 
 
 def finite_values(path: Path, stored: NDArray[Any], *, nan_background: bool) -> NDArray[Any]:
-    """Return the channels of a file, floating-point ones as float32.
+    """Convert floating-point channels to float32, and check that all voxels are finite.
+
+    Channels of integers are returned unchanged.
 
     Args:
         path: The file, for messages.
-        stored: `[C, *spatial]` as stored.
-        nan_background: True replaces NaN, see `nan_to_background`.
+        stored: The channels `[C, *spatial]` in the dtype of the file.
+        nan_background: True replaces NaN, see `nan_to_background`. False makes NaN an error.
 
     Raises:
         ContentError: If a voxel is NaN, infinite or beyond the range of float32.
     """
     if stored.dtype.kind != "f":  # integers are always finite
         return stored
-    with np.errstate(over="ignore"):  # they become infinite, which is reported
+    with np.errstate(over="ignore"):  # too large values become infinite, which is reported below
         values: NDArray[Any] = stored.astype(np.float32, copy=False)
     if nan_background:
         values = np.stack([nan_to_background(channel) for channel in values])
@@ -359,10 +395,10 @@ def finite_values(path: Path, stored: NDArray[Any], *, nan_background: bool) -> 
 
 
 def nan_to_background(channel: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
-    """Replace NaN by the background of a channel: its lowest value, but at most 0.
+    """Replace NaN in a channel by the value of the background: its lowest value, but at most 0.
 
-    This is 0 for magnitudes and air for Hounsfield units. A channel that has no NaN, or only NaN,
-    is returned unchanged.
+    The background of a magnitude image (all values positive) is 0. The background of a CT is its
+    lowest Hounsfield unit, air. A channel without NaN, or of only NaN, is returned unchanged.
 
     >>> nan_to_background(np.array([np.nan, 5.0])), nan_to_background(np.array([np.nan, -9.0]))
     (array([0., 5.]), array([-9., -9.]))
