@@ -14,22 +14,22 @@ COLOURS = ("red", "green", "blue")  # the channels of a picture with data.colour
 
 
 def is_colour(files: CaseFiles, n_channels: int) -> bool:
-    """Return True if a case is a single picture whose colours are the channels of the dataset.
+    """Return True if the colours of a case's only picture are the channels of the dataset.
 
-    The dataset must have three channels, `n_channels`, and the case must lack none. The picture is
-    not read. It may be grey.
+    This is so if the dataset has three channels (`n_channels`), and the case has one picture and no
+    missing channels. The picture is not read, so it may turn out to be grey.
     """
     return not files.missing and _may_be_colour(files.images, n_channels)
 
 
 def with_colours(dataset: Dataset) -> Dataset:
-    """Return the dataset with the three colours of its pictures as channels.
+    """Return the dataset with the channels red, green and blue, for the setting `data.colour=true`.
 
     A dataset whose channels are colours already is returned unchanged. No picture is read.
 
     Raises:
-        DatasetError: If the images are volumes, are no pictures (PNG, JPEG, BMP or TIFF), or have
-            several channels.
+        DatasetError: If the images are volumes, an image is not a PNG, JPEG, BMP or TIFF, or the
+            dataset has several channels.
     """
     if dataset.dims != 2:
         raise DatasetError(
@@ -56,9 +56,14 @@ def with_colours(dataset: Dataset) -> Dataset:
 
 
 def missing_channels(files: Mapping[int, Path], n_channels: int) -> tuple[int, ...]:
-    """Return the numbers below `n_channels` that have no file. `files` are those of a case.
+    """Return the numbers of a case's channels that have no file, in ascending order.
 
-    If its only file is a picture with the number 0 that may be in colour, no channel is missing.
+    If the only file is a picture with the number 0, and the dataset has three channels, no channel
+    is missing, because the picture may be in colour.
+
+    Args:
+        files: The files of the case by channel number.
+        n_channels: The number of channels of the dataset. Their numbers begin at 0.
     """
     if 0 in files and _may_be_colour([*files.values()], n_channels):
         return ()
@@ -66,12 +71,15 @@ def missing_channels(files: Mapping[int, Path], n_channels: int) -> tuple[int, .
 
 
 def with_missing_channels(dataset: Dataset) -> Dataset:
-    """Mark the missing channels of cases with one picture in a dataset of three channels.
+    """Return the dataset with the missing channels of cases that consist of a single picture.
 
-    If each case has one image with two axes, the colours of the picture are the channels, and the
-    dataset is returned unchanged. Otherwise the picture is one channel, and the other two are
-    missing. The number in its file name decides which one (`P1_0002.png` is channel 2); without a
-    number, it is channel 0.
+    In a dataset of three channels, a single picture may contain all channels as its colours, or be
+    one of the channels:
+
+    - If each case has a single image with two axes, the channels are the colours of the picture.
+      The dataset is returned unchanged, as with any other number of channels.
+    - Otherwise a single picture is one channel, and the other two channels are missing. The number
+      in the file name is the channel (`P1_0002.png` is channel 2). Without a number, it is 0.
     """
     n_channels = len(dataset.channel_names)
     has_colours = dataset.dims == 2 and all(len(case.images) == 1 for case in dataset.cases)
@@ -87,15 +95,16 @@ def with_missing_channels(dataset: Dataset) -> Dataset:
 
 
 def _may_be_colour(images: Sequence[Path], n_channels: int) -> bool:
-    """Return True for a single picture of a dataset with three channels."""
+    """Return True if `images` is a single picture, whose colours may be the three channels."""
     return n_channels == 3 and len(images) == 1 and is_raster(images[0])
 
 
 def check_channels(files: CaseFiles, dataset: Dataset) -> None:
-    """Raise `DatasetError` if a case does not have exactly one file for each channel.
+    """Raise `DatasetError` if a case does not have exactly one image file for each channel.
 
-    A single picture may have three channels, its colours. Channels may be missing if the dataset
-    allows it (`may_lack`). The mask of the case must not be one of the files.
+    Two exceptions are allowed: a single picture in a dataset of three channels, which are its
+    colours, and missing channels in a dataset that allows them (`may_lack`). It is also an error if
+    the mask of the case is one of its image files, or a link to one.
     """
     mask = files.reference
     if mask is not None and content_place(mask) in map(content_place, files.images):
@@ -106,8 +115,8 @@ def check_channels(files: CaseFiles, dataset: Dataset) -> None:
     names = dataset.channel_names
     if dataset.dims == 2 and is_colour(files, len(names)):
         return
-    lacks_one = bool(files.missing) and not dataset.may_lack
-    if lacks_one or len(files.images) + len(files.missing) != len(names):
+    lacks_channel = bool(files.missing) and not dataset.may_lack
+    if lacks_channel or len(files.images) + len(files.missing) != len(names):
         present = ", ".join(file.name for file in files.images)
         if len(files.images) > len(names):
             raise DatasetError(

@@ -20,11 +20,18 @@ _RECENT_NS = 2_000_000_000
 
 
 def content_files(path: Path) -> tuple[Path, ...]:
-    """Return the files that store an image.
+    """Return the files that store an image, so that a digest or a copy misses none of them.
 
-    These are the slices of one series of a folder, all DICOM files of a folder, a header and its
-    voxels, a TIFF file and the file of its spacing, or the file itself. A damaged header counts
-    without its voxels. Raise `ReadError` if a folder or a slice cannot be read.
+    The files depend on the path:
+
+    - `folder/series=…`: the slices of this series.
+    - A folder: all DICOM files in it.
+    - A header in NRRD or MetaImage format: the header and the file of the voxels. If the header is
+      damaged, only the header.
+    - A TIFF file: the file and the JSON file that states its spacing, if there is one.
+    - Any other file: the file itself.
+
+    Raise `ReadError` if a folder or a slice cannot be read.
     """
     with convert_read_errors(path):
         if split_series(path) is not None:
@@ -41,21 +48,24 @@ def content_files(path: Path) -> tuple[Path, ...]:
 
 
 def voxel_files(images: Iterable[Path]) -> set[Path]:
-    """Return the files that contain the voxels of the headers among some images (NRRD, MHD)."""
+    """Return the separate voxel files of the NRRD and MetaImage headers among some images.
+
+    Such a file, `scan.raw` of `scan.mhd`, is not an image itself.
+    """
     headers = {image for image in images if image.suffix.lower() in itk.SUFFIXES}
     return {file for header in headers for file in content_files(header)} - headers
 
 
 def content_digest(images: Sequence[Sequence[Path]]) -> str:
-    """Compute the SHA-256 of a scan's files as hexadecimal digits.
+    """Compute the SHA-256 of a scan's files as hexadecimal digits, to recognise the same scan.
 
     For a single file the result equals the output of `sha256sum`. For several files it is the
-    digest of a text with the files' digests, one per line. Channels keep their order. The files of
-    one image (the slices of a series, or a header and its voxels) are sorted by digest, so that
-    file names do not matter.
+    digest of a text with the files' digests, one per line. The channels are in order. Within a
+    channel, the files (the slices of a series, or a header and its voxels) are sorted by digest, so
+    that file names do not matter.
 
     Args:
-        images: The files of each channel's image.
+        images: For each channel, the files that store its image.
     """
     digests: list[str] = []
     for files in images:
@@ -66,17 +76,17 @@ def content_digest(images: Sequence[Sequence[Path]]) -> str:
 
 
 def _file_digest(path: Path) -> str:
-    """Return the SHA-256 of a file. Raise `ReadError` if it cannot be read."""
+    """Return the SHA-256 of a file as hexadecimal digits. Raise `ReadError` if it is unreadable."""
     with convert_read_errors(path):
         return digest_of(path)
 
 
 def case_digest(files: CaseFiles) -> str:
-    """Compute the SHA-256 of all that a case is read from, as hexadecimal digits.
+    """Compute the SHA-256 of the files and metadata of a case, as hexadecimal digits.
 
-    These are the content of its images and reference, and what tables state of it: annotations,
-    group, annotated labels, missing channels and pixel size. Raise `ReadError` if a file is
-    missing.
+    The digest changes if the case would be read differently. It covers the content of the image and
+    reference files, and these fields: annotations, group, annotated labels, missing channels and
+    pixel size. Raise `ReadError` if a file is missing.
     """
     images = list(files.images)
     if files.reference:
@@ -89,11 +99,12 @@ def case_digest(files: CaseFiles) -> str:
 
 
 def file_state(paths: Iterable[Path]) -> str:
-    """Return a text that changes if one of the files is replaced or written, without reading them.
+    """Return 16 hexadecimal digits that change if one of the files is replaced or written.
 
-    The text is a digest of name, size, times of change and inode of each file. The change time of
-    an inode cannot be set back. Therefore a different file of the same name, size and date changes
-    the text. Raise `ReadError` if a file is missing.
+    The files are not read: this is a digest of each file's name, size, modification time (mtime),
+    inode and the change time of the inode (ctime). Programs can set mtime back, but not ctime.
+    Therefore a different file with the same name, size and date is noticed. Raise `ReadError` if a
+    file is missing.
     """
     states = []
     for path in paths:
@@ -105,16 +116,17 @@ def file_state(paths: Iterable[Path]) -> str:
 
 
 def image_state(images: Iterable[Path]) -> str | None:
-    """Return the `file_state` of all files of images, or None if it is not known for certain.
+    """Return the `file_state` of all files of some images, as the key of a cache, or None.
 
-    For a DICOM series these are the files of its folder. The state is unknown if a file is missing
-    or has changed in the last two seconds.
+    For a DICOM series the state covers all files of its folder. None means that the state is not
+    certain: a file is missing, or has changed in the last two seconds and may change again without
+    a new modification time. Nothing should be cached then.
     """
     files: list[Path] = []
     try:
         for image in images:
-            place, _ = split_series(image) or (image, "")
-            files += sorted(place.iterdir()) if place.is_dir() else content_files(place)
+            path, _ = split_series(image) or (image, "")  # the folder of a series, or the image
+            files += sorted(path.iterdir()) if path.is_dir() else content_files(path)
         recent = time_ns() - _RECENT_NS
         if any(file.stat().st_mtime_ns > recent for file in files):
             return None

@@ -30,8 +30,10 @@ TEMPORARY_NAMES = f".{'[0-9a-f]' * 8}-"  # beginning of the temporary names of `
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path in the same folder, renamed to `path` on success, deleted on failure.
 
-    The temporary name begins with a dot, because readers skip hidden files, and keeps the suffix,
-    because writers choose the format by it. Missing parent folders are created.
+    The caller writes the temporary file, so that an interrupted program never leaves half a file at
+    `path`. The temporary name begins with a dot, because readers skip hidden files, and ends with
+    the suffix of `path`, because writers choose the format by it. Missing parent folders are
+    created.
 
     Raises:
         OutputError: If the file cannot be written.
@@ -51,7 +53,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def output_errors(path: Path) -> Iterator[None]:
-    """Raise `OutputError`, which names the path, instead of an `OSError`."""
+    """Convert an `OSError` within the context into an `OutputError` that names the path."""
     try:
         yield
     except OSError as error:
@@ -62,10 +64,11 @@ def output_errors(path: Path) -> Iterator[None]:
 
 
 def digest_of(*parts: str | bytes | memoryview | Path) -> str:
-    """Compute the SHA-256 of the parts, one after the other, as 64 hexadecimal digits.
+    """Compute the SHA-256 of the joined bytes of all parts, as 64 hexadecimal digits.
 
-    A text counts as UTF-8, with "?" for what cannot be encoded, and a path as the content of its
-    file. The digest of one file equals the output of `sha256sum`.
+    The bytes of a text are its UTF-8 form, with "?" for characters that cannot be encoded. The
+    bytes of a `Path` are the content of the file. The digest of one file equals the output of
+    `sha256sum`.
     """
     digest = hashlib.sha256()
     for part in parts:
@@ -78,31 +81,32 @@ def digest_of(*parts: str | bytes | memoryview | Path) -> str:
 
 
 def download_folder() -> Path:
-    """Return the folder of downloaded files, `$XDG_CACHE_HOME/lesionseg` or `~/.cache/lesionseg`.
+    """Return the cache folder of downloads, `$XDG_CACHE_HOME/lesionseg` or `~/.cache/lesionseg`.
 
-    It may not exist.
+    The folder may not exist yet.
     """
     parent = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(parent, "lesionseg").expanduser().absolute()
 
 
 def is_broken_link(path: Path) -> bool:
-    """Return True for a link to a file that does not exist, or a circle of links."""
+    """Return True for a symbolic link to a missing file, or a link in a circle of links."""
     return path.is_symlink() and not path.exists()
 
 
 def is_file_or_broken_link(path: Path) -> bool:
-    """Return True for a file and for a broken link.
+    """Return True for a file and for a broken symbolic link.
 
-    Listings keep broken links, so that reading them reports the error.
+    Listings of folders include broken links, so that the user sees the error when they are read.
     """
     return path.is_file() or is_broken_link(path)
 
 
 def content_place(path: Path) -> object:
-    """Return the place of a file's content on its disk, which is equal for all links to it.
+    """Return a key of a file's content on the disk (device and inode), to compare two paths.
 
-    Hard links count, too. If the path cannot be accessed, return the path.
+    The keys of two paths are equal if they are symbolic or hard links to the same content. If the
+    path cannot be accessed, the path itself is returned.
     """
     try:
         status = path.stat()
@@ -112,7 +116,7 @@ def content_place(path: Path) -> object:
 
 
 def explain_missing(path: Path) -> str:
-    """Return a message about a file that does not exist, or a link that points to nothing."""
+    """Return the error message, with advice, for a missing file or a broken link."""
     if is_broken_link(path):
         return (
             f"{path}: the link points to nothing. Fetch its file (datalad get, git annex get), "
@@ -126,13 +130,13 @@ def locked_folder(folder: Path, name: str = LOCK, *, wait_seconds: float = 0) ->
     """Hold the lock of a folder within the context, so that no second process writes into it.
 
     A folder that does not exist is created, and removed at the end if it is empty. With the lock
-    `LOCK`, temporary files that killed processes left are removed first, except in folders that
-    have another lock. The system releases the lock if the process ends for any reason.
+    `LOCK`, temporary files that killed processes have left are removed first, except in folders
+    that have another lock. The system releases the lock if the process ends for any reason.
 
     Args:
         folder: The folder.
-        name: The file of the lock within the folder.
-        wait_seconds: How long to wait for the lock.
+        name: The name of the lock file within the folder.
+        wait_seconds: The longest time to wait for another process to release the lock.
 
     Raises:
         OutputError: If another process holds the lock, or the folder cannot be created.
@@ -159,9 +163,10 @@ def locked_folder(folder: Path, name: str = LOCK, *, wait_seconds: float = 0) ->
 
 @contextmanager
 def made_folder(folder: Path) -> Iterator[None]:
-    """Make a folder. At the end, remove it and its parents if they are new and empty.
+    """Make a folder. At the end of the context, remove it if it is empty, so that none is left.
 
-    A folder that existed before stays.
+    Parents that were created with it are removed, too, if they are empty. A folder that existed
+    before stays.
 
     Raises:
         OutputError: If the folder cannot be created.
@@ -172,15 +177,16 @@ def made_folder(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        with suppress(OSError):  # the first one that is not empty
+        with suppress(OSError):  # ends at the first folder that is not empty
             for place in new:
                 place.rmdir()
 
 
 def _remove_temporary_files(folder: Path) -> None:
-    """Remove the temporary files in a folder and three levels of folders below it.
+    """Remove temporary files of killed processes in a folder and in three levels below it.
 
-    A file stays if a folder on its path has a lock other than the `LOCK` of `folder`, or if it
+    The caller holds the lock `LOCK` of `folder`. A file stays if another process may still write
+    it, because `folder` or a folder below it on the file's path has another lock file, or if it
     cannot be removed.
     """
     for depth in range(_MAX_DEPTH):

@@ -18,7 +18,7 @@ from lesionseg.io.dicom.series import read_dicom, read_dicom_geometry
 
 @dataclass(frozen=True)
 class Format:
-    """An image format.
+    """An image format: its suffixes, and the functions that read and write its files.
 
     The functions may raise any error: `io.volumes` converts it into a `ReadError` or an
     `OutputError` with the name of the file. `read` and `read_grid` call `limits.check_grid`
@@ -26,13 +26,15 @@ class Format:
 
     Attributes:
         suffixes: The suffixes of its files, in lower case.
-        read: Reads a volume `[C, *spatial]` in the dtype of the file. Arguments: the file;
-            the pixel size in millimetres if the file states none, or None; True for a mask.
-        read_grid: Reads the grid from the header. Arguments: the file and the pixel size.
+        read: Reads a volume `[C, *spatial]` in the dtype of the file. Arguments: the file; the
+            pixel size in millimetres (or None) for a file that states none; True for a mask.
+        read_grid: Reads the grid from the header. Arguments: the file; the pixel size as for
+            `read`.
         in_worker: True if a native library parses the file. `read` and `read_grid` are then called
-            in the worker, with limits of memory and processor time.
-        write: Writes an array `[*spatial]`. Arguments: the file, the array, the grid, and a file of
-            the same grid or None. It is None if lesionseg does not write this format.
+            in the worker process, with limits of memory and processor time.
+        write: Writes an array `[*spatial]`. Arguments: the file; the array; the grid; a file on the
+            same grid whose header is copied, or None. `write` is None if lesionseg does not write
+            this format.
         written: The suffixes that `write` supports.
     """
 
@@ -45,7 +47,10 @@ class Format:
 
 
 def _read_dicom(path: Path, pixel_mm: float | None, as_labels: bool) -> Volume:
-    """Read an image. `as_labels` is not used: `io.dicom.reference` reads the masks of DICOM."""
+    """Read a DICOM image, with the arguments of `Format.read`.
+
+    `as_labels` is not used, because `io.dicom.reference` reads DICOM masks.
+    """
     return read_dicom(path, pixel_mm)
 
 

@@ -27,12 +27,12 @@ _TURNED = "Both headers describe the same region, with axes in other directions.
 
 @dataclass(frozen=True)
 class GridPair:
-    """The grids of two files.
+    """The grids of two files that belong together, such as a mask and its scan.
 
     Attributes:
-        path: The file, or words that describe it.
-        seen: Its grid.
-        other: The file that it is compared with, or words that describe it.
+        path: The file that is checked, or words that describe it.
+        seen: The grid of this file.
+        other: The file that it is compared with, usually the scan, or words that describe it.
         expected: The grid of the other file.
     """
 
@@ -42,11 +42,12 @@ class GridPair:
     expected: Geometry
 
     def is_same(self, *, by_image: bool = False) -> bool:
-        """Return True if voxels with equal indices have the same place in the patient.
+        """Return True if voxels with equal indices have the same position in the patient.
 
-        The corners of the grids may differ by at most half of the shortest side of a voxel. With
-        `by_image`, equal shape and spacing are sufficient, or equal shape if the header of `seen`
-        was lost.
+        The shapes must be equal, and the corners of the grids may differ by at most half of the
+        shortest side of a voxel. With `by_image` (the setting `data.geometry=image`), headers of
+        masks are not trusted: equal shape and spacing are sufficient, and equal shape is sufficient
+        if the header of `seen` was lost (`_has_lost_header`).
         """
         if self.seen.shape != self.expected.shape:
             return False
@@ -59,26 +60,30 @@ class GridPair:
         return self.seen.overlap(self.expected) >= _MIN_OVERLAP
 
     def _headers_differ(self) -> bool:
-        """Return True if the shapes are equal, but not the places of the voxels (`is_same`)."""
+        """Return True if the shapes are equal, but not the positions of the voxels (`is_same`)."""
         return self.seen.shape == self.expected.shape and not self.is_same()
 
     def _has_lost_header(self) -> bool:
-        """Return True if a volume was probably saved without the header of its scan.
+        """Return True if the file was probably saved without the header of its scan.
 
-        Programs write default headers, such as those of NIfTI files without an affine. All of this
-        is then true:
+        A program that drops the header of a scan writes a default header, such as that of a NIfTI
+        file without an affine. The header counts as lost if all of this is true:
 
-        - The volume has the shape of its scan, and voxels of exactly 1 mm along the patient's axes.
-        - Its first voxel or its centre is at 0 mm, or its first voxel is where that of the scan is.
-        - The grids are neither the same (`is_same`) nor the same region turned or mirrored.
-        - If only the origin differs, the grids overlap by less than half.
+        - The file has three axes, the shape of its scan, and voxels of exactly 1 mm along the
+          patient's axes.
+        - The first voxel or the centre of the file is at 0 mm, or the first voxel has the same
+          position as the first voxel of the scan.
+        - The grids are neither the same (`is_same`) nor the same region turned or mirrored
+          (`_is_turned`).
+        - The axes (direction or spacing) of the grids differ. If only the origins differ, the grids
+          overlap by less than half.
         """
         seen = self.seen
         expected = self.expected
         if seen.dims != 3 or not self._headers_differ():
             return False
         axes = seen.affine[:3, :3]
-        first = seen.affine[:3, 3]
+        first = seen.affine[:3, 3]  # position of the first voxel in mm
         distances = np.abs([first, seen.centre_mm, first - expected.affine[:3, 3]]).max(axis=1)
         is_default = distances.min() <= _TOLERANCE_MM and np.isin(axes, (-1, 0, 1)).all()
         if not is_default or self._is_turned():
@@ -87,10 +92,10 @@ class GridPair:
         return not has_similar_axes or not self.overlaps_by_half()
 
     def check_header(self, *, can_ignore_headers: bool = False) -> None:
-        """Raise `GeometryError` if the file has lost the header of its scan.
+        """Raise `GeometryError` if the file has lost the header of its scan (`_has_lost_header`).
 
-        Positions cannot be compared then. `can_ignore_headers`: the command has a setting to ignore
-        the headers, which the message states.
+        Positions in the patient cannot be compared then. With `can_ignore_headers`, the message
+        names the setting that ignores headers, because the present command has it.
         """
         if self._has_lost_header():
             remedy = f", or use {_BY_INDEX}" if can_ignore_headers else ""
@@ -102,15 +107,18 @@ class GridPair:
             )
 
     def check_headers(self, *, can_ignore_headers: bool = False) -> None:
-        """Raise `GeometryError` if one of the files has lost its header, see `check_header`."""
+        """Raise `GeometryError` if either of the two files has lost its header.
+
+        For `can_ignore_headers`, see `check_header`.
+        """
         self.check_header(can_ignore_headers=can_ignore_headers)
         GridPair(self.other, self.expected, self.path, self.seen).check_header()
 
     def check_spacing(self) -> None:
         """Raise `GeometryError` if the shapes are equal, but the spacings differ.
 
-        One of the headers is then wrong, and resampling would move the lesions. Grids that are the
-        same (`is_same`), or turned, are not wrong.
+        One of the headers is then wrong, and resampling by it would shift the lesions. Grids that
+        are the same (`is_same`) or turned (`_is_turned`) are accepted.
         """
         if self._headers_differ() and not self._is_turned() and not self._has_same_spacing():
             own, other = (grid.spacing_mm[::-1] for grid in (self.seen, self.expected))
@@ -122,10 +130,11 @@ class GridPair:
             )
 
     def check(self, *, by_image: bool = False) -> None:
-        """Raise `GeometryError` if the grids are not the same, see `is_same`.
+        """Raise `GeometryError` if the grids are not the same, see `is_same` for `by_image`.
 
-        A picture states no position, so an equal shape is sufficient. Log a warning if the corners
-        differ by more than 0.001 mm.
+        A picture (PNG, JPEG, BMP or TIFF) states no position, so an equal shape is sufficient. If
+        grids that count as the same differ by more than 0.001 mm at a corner, log a warning. The
+        error says which header is probably wrong.
         """
         seen = self.seen
         expected = self.expected
@@ -156,24 +165,29 @@ class GridPair:
         )
 
     def _name_of_other(self) -> str:
-        """Return the name of the other file without its folder, or the words that describe it."""
+        """Return the name of the other file without its folder, for messages.
+
+        If `other` is words instead of a file, return these words.
+        """
         return Path(self.other).name
 
     def _has_same_spacing(self) -> bool:
-        """Return True if the spacing differs by less than 0.1 %."""
+        """Return True if the spacings of the two grids differ by at most 0.1 % along each axis."""
         spacing_mm = self.expected.spacing_mm
         return bool(np.allclose(self.seen.spacing_mm, spacing_mm, rtol=_SAME_SPACING))
 
     def _is_turned(self) -> bool:
-        """Return True if two grids of equal shape have the same corners in another order.
+        """Return True if the grids have equal shape and the same corners in another order.
 
-        The headers are then probably right, and one file stores the same region mirrored or turned.
+        The headers are then probably right, and one file stores the same region of the patient
+        mirrored or turned, such as from head to feet instead of feet to head. Corners may differ by
+        half a voxel.
         """
         if not self._headers_differ():
             return False
         last = np.array(self.seen.shape) - 1
         corners = np.array(list(product((0, 1), repeat=self.seen.dims))) * last
         index = self.expected.to_index(self.seen.to_mm(corners))
-        # from the nearest end of each axis
+        # in voxels, from the nearer end of each axis of the other grid; 0 is at a corner
         distance = np.minimum(np.abs(index), np.abs(index - last))
         return bool((distance < _NEAR_VOXELS).all())

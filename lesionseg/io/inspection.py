@@ -49,10 +49,11 @@ class Inspection:
 
 
 def inspect_case(files: CaseFiles, dataset: Dataset) -> Inspection:
-    """Read a case. If that fails, check each of its files separately and find every error.
+    """Read a case for the check of a dataset, and return every error and remark about its files.
 
-    Warnings of the readers become findings and are not logged. A NIfTI file that does not state its
-    orientation is a finding, too.
+    If the case cannot be read, each of its files is checked separately, so that all errors are
+    found and not only the first one. Warnings of the readers become findings and are not logged. A
+    NIfTI file that does not state the orientation of the patient is a finding, too.
     """
     case = None
     findings: list[Finding] = []
@@ -73,22 +74,27 @@ def inspect_case(files: CaseFiles, dataset: Dataset) -> Inspection:
     patient, has_text = _read_dicom_fields(files.images)
     axes = ""
     if case is not None and dataset.dims == 3:
-        from nibabel.orientations import aff2axcodes
+        from nibabel.orientations import aff2axcodes  # letters such as ("S", "A", "R")
 
         axes = "".join(aff2axcodes(case.image.geometry.affine))
     return Inspection(case, tuple(findings), patient, has_text, axes)
 
 
 def _find_errors(files: CaseFiles, dataset: Dataset) -> list[Finding]:
-    """Check channels, every image and the reference. Return the finding of every error.
+    """Check the channels, every image and the reference of a case, and return all errors.
 
-    The reference is checked only if an image is readable.
+    Each check continues after the error of another one. The reference is checked only if an image
+    is readable, because it must have the grid of the first readable image.
     """
     findings: list[Finding] = []
 
     @contextmanager
     def collect(kind: str) -> Iterator[None]:
-        """Suppress an error and add its finding, with `kind` if its type does not imply a kind."""
+        """Suppress an error within the context, and add it to `findings`.
+
+        A `GeometryError` has the kind `geometry`, a `ReadError` the kind `unreadable`, and any
+        other error the given `kind`.
+        """
         try:
             yield
         except LesionsegError as error:
@@ -120,10 +126,12 @@ def _find_errors(files: CaseFiles, dataset: Dataset) -> list[Finding]:
 
 
 def _read_dicom_fields(images: tuple[Path, ...]) -> tuple[str, bool]:
-    """Return `Inspection.patient` and `Inspection.has_text` of the images of a case.
+    """Return `Inspection.patient` and `Inspection.has_text`, read from the DICOM images of a case.
 
-    Only the first file of a series is read, because both details are the same in all of them. The
-    first image that states a patient counts. Damaged images and other formats are skipped.
+    The first is a hash of the first PatientID that an image states, or "". The second is True if an
+    image states burned-in text, or is a secondary capture and does not state the opposite. Only the
+    first file of each series is read, because these elements are equal in all files of a series.
+    Damaged images and other formats are skipped.
     """
     patient = ""
     has_text = False
