@@ -25,16 +25,21 @@ _BLOCK_BYTES = 2**20  # of a compressed stream
 _MAX_HEADER_BYTES = 2**20  # headers of Slicer with many segments have a few 100 kB
 _CONTROL_CHARACTER = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f]")  # except tab and line ends
 _END_OF_NRRD = re.compile(rb"\r?\n\r?\n")
+# the key of the voxel file in a NRRD header; group 1 is the name, `:=` would be another key
 _NRRD_FILE = re.compile(rb"(?i)(?:\A|[\r\n])[ \t]*data ?file[ \t]*:(?!=)([^\r\n]*)")
-# MetaIO, which compares keys with regard to case, takes the key only at the start of a line
+# MetaIO (the library that reads MetaImage) distinguishes upper and lower case in keys, and accepts
+# this key only at the start of a line
 _METAIMAGE_FILE = re.compile(rb"(?m)^[ \t\r]*ElementDataFile[ \t]*[=:]([^\n]*)\n?")
 _ANY_METAIMAGE_FILE = re.compile(rb"(?i)ElementDataFile")
+# a line with a key, a separator and at least one other character
 _KEY_WITH_VALUE = re.compile(rb"[^=:]*[=:][ \t=:]*[^ \t\r=:]")
 _COMPRESSED_METAIMAGE = re.compile(rb"(?m)^[ \t\r]*CompressedData[ \t]*[=:][ \t]*[Tt1]")
 _COMPRESSED_BYTES = re.compile(
     rb"(?m)^[ \t\r]*CompressedDataSize[ \t]*[=:][ \t]*([1-9]\d*)[ \t\r]*$"
 )
 _GZIP_NRRD = re.compile(rb"(?im)^encoding[ \t]*:[ \t]*gz")
+# a header that skips lines or bytes before the voxels: `line skip:` or `byte skip:` of NRRD, or a
+# `HeaderSize` of MetaImage other than 0
 _SKIPPED_BYTES = re.compile(
     rb"(?im)^(?:(?:line|byte)[ ]?skip[ \t]*:|(?-i:[ \t\r]*HeaderSize[ \t]*[=:][ \t]*-?[1-9]))"
 )
@@ -42,7 +47,7 @@ _LOCAL = ("LOCAL", "Local", "local")  # MetaIO takes any other spelling as the n
 
 
 def itk_image(array: NDArray[Any], geometry: Geometry) -> Any:
-    """Return an array `[*spatial]` as an image of SimpleITK, located in the patient."""
+    """Return an array `[*spatial]` as an image of SimpleITK, with the position of `geometry`."""
     import SimpleITK as sitk
 
     image = sitk.GetImageFromArray(array)
@@ -55,9 +60,10 @@ def itk_image(array: NDArray[Any], geometry: Geometry) -> Any:
 
 
 def itk_affine(affine: Numbers) -> Numbers:
-    """Convert an affine between our convention and ITK's. The conversion is its own inverse.
+    """Convert an affine from lesionseg's convention to that of ITK, or from ITK's to lesionseg's.
 
-    Ours maps indices (z, y, x) to RAS millimetres, ITK's maps (x, y, z) to LPS millimetres.
+    The affines of lesionseg map indices (z, y, x) to RAS millimetres. The affines of ITK map
+    (x, y, z) to LPS millimetres. The conversion is the same in both directions.
     """
     dims = len(affine) - 1
     signs = np.ones(dims + 1)
@@ -67,10 +73,10 @@ def itk_affine(affine: Numbers) -> Numbers:
 
 
 def read_itk(path: Path, pixel_mm: float | None, as_labels: bool) -> Volume:
-    """Read a volume `[1, *spatial]` in the dtype of the file, with two or three spatial axes.
+    """Read a NRRD or MetaImage file as a volume `[1, *spatial]` in the dtype of the file.
 
-    The header states the voxel size, so `pixel_mm` is not used. Masks have the same values as
-    images.
+    The file has two or three spatial axes. The header states the voxel size, so `pixel_mm` is not
+    used. `as_labels` is not used, because masks are read like images.
     """
     import SimpleITK as sitk
 
@@ -80,27 +86,37 @@ def read_itk(path: Path, pixel_mm: float | None, as_labels: bool) -> Volume:
 
 
 def read_itk_geometry(path: Path, pixel_mm: float | None) -> Geometry:
-    """Read the grid from the header, which states the voxel size. `pixel_mm` is not used."""
+    """Read the grid from the header of a NRRD or MetaImage file.
+
+    The header states the voxel size, so `pixel_mm` is not used.
+    """
     return _read_header(path)[1]
 
 
 def write_itk(path: Path, array: NDArray[Any], geometry: Geometry, like: Path | None) -> None:
-    """Write an array `[*spatial]`, compressed. `like` is not used."""
+    """Write an array `[*spatial]` as a compressed NRRD or MetaImage file. `like` is not used."""
     import SimpleITK as sitk
 
-    sitk.WriteImage(itk_image(array, geometry), str(path), True)
+    sitk.WriteImage(itk_image(array, geometry), str(path), True)  # True: compressed
 
 
 def _check_compressed_voxels(path: Path, n_bytes: int) -> None:
-    """Check the `n_bytes` of a compressed file's voxels, whose checksum ITK does not verify.
+    """Check that the compressed voxels of a file are complete and have the right checksum.
 
-    ITK returns wrong values without an error if the stream is damaged or shorter than the header
-    states. Voxels without compression, with bzip2, or after skipped lines or bytes are not checked.
+    ITK does not verify the checksum, and returns wrong values without an error if the compressed
+    stream is damaged or too short. Voxels without compression, with bzip2, or after skipped lines
+    or bytes are not checked.
+
+    Args:
+        path: The file of the header, which may contain the voxels as well.
+        n_bytes: The size of the uncompressed voxels by the header.
 
     Raises:
-        ReadError: If the stream is damaged, a MetaImage with its own voxels states no length, or
-            the length that a MetaImage states is not a number.
+        ReadError: If the stream is damaged or too short. Also for a MetaImage whose
+            CompressedDataSize is not a number, or is absent although header and voxels are in one
+            file.
     """
+    # find the end of the header, and the compression that it states
     voxels = voxel_file(path)
     is_nrrd = path.suffix.lower() in _NRRD
     head = _read_head(path)
@@ -109,6 +125,7 @@ def _check_compressed_voxels(path: Path, n_bytes: int) -> None:
     is_compressed = _GZIP_NRRD if is_nrrd else _COMPRESSED_METAIMAGE
     if not is_compressed.search(header) or _SKIPPED_BYTES.search(header):
         return
+    # a MetaImage states the compressed size
     has_own_voxels = voxels == path
     given = _COMPRESSED_BYTES.search(header)
     should_state_bytes = has_own_voxels or b"CompressedDataSize" in header
@@ -117,6 +134,7 @@ def _check_compressed_voxels(path: Path, n_bytes: int) -> None:
             f"{path}: the header has no CompressedDataSize with a number, without which the voxels "
             "cannot be read. Write the image again as .nii.gz."
         )
+    # inflate the stream to compare its lengths
     with voxels.open("rb") as stream:
         stream.seek(len(header) if has_own_voxels else 0)
         n_compressed, n_inflated = _measure_stream(stream)
@@ -128,10 +146,10 @@ def _check_compressed_voxels(path: Path, n_bytes: int) -> None:
 
 
 def _measure_stream(stream: BinaryIO) -> tuple[int, int]:
-    """Return the compressed and the inflated length of a stream of zlib or gzip.
+    """Inflate a zlib or gzip stream, and return its compressed and inflated length in bytes.
 
-    The stream begins at the present position of the file. Both lengths are 0 if a block or the
-    checksum is wrong, or if the file ends before the stream.
+    The stream begins at the present position of the file. Both lengths are 0 if the stream is
+    damaged: a block or the checksum is wrong, or the file ends before the stream does.
     """
     inflater = zlib.decompressobj(zlib.MAX_WBITS | 32)  # 32: zlib or gzip, as the header says
     begin = stream.tell()
@@ -150,9 +168,12 @@ def _measure_stream(stream: BinaryIO) -> tuple[int, int]:
 def voxel_file(path: Path) -> Path:
     """Return the file that contains the voxels: `path` itself, or a file in the same folder.
 
+    ITK would read any file that a header names, even a private file of the user. Therefore only one
+    file in the folder of the header is accepted.
+
     Raises:
         ReadError: If the header is damaged, or names a missing file, a file in another folder, a
-            list or a pattern. ITK itself would read any file that a header names.
+            list or a pattern.
     """
     is_nrrd = path.suffix.lower() in _NRRD
     head = _read_head(path)
@@ -183,10 +204,11 @@ def _read_head(path: Path) -> bytes:
 
 
 def _names_in_nrrd(head: bytes) -> list[str] | None:
-    """Return the files that a NRRD header names, or None if the header is damaged.
+    """Return the voxel files that a NRRD header names, or None if the header is damaged.
 
-    The header ends at an empty line, or at the end of a file without voxels. A header with its own
-    voxels names no file.
+    The list is empty if the voxels follow the header in the same file. The header ends at an empty
+    line, or at the end of a file without voxels. A header counts as damaged if it has a control
+    character, or if no voxels follow and it names no file.
     """
     header, *voxels = _END_OF_NRRD.split(head, maxsplit=1)
     names = _NRRD_FILE.findall(header)
@@ -196,11 +218,19 @@ def _names_in_nrrd(head: bytes) -> list[str] | None:
 
 
 def _names_in_metaimage(path: Path, head: bytes) -> list[str] | None:
-    """Return the only name in a MetaImage header, or None if the header is damaged.
+    """Return the value of `ElementDataFile` in a MetaImage header, as a list of one name.
 
-    `LOCAL` is returned like a name. MetaIO skips the key if the line before has no value, because
-    it then takes the next line as the value. Raise `ReadError` if `head` contains the key twice,
-    even within a line or in voxels, because MetaIO may read the other one.
+    The value is the name of the voxel file, or `LOCAL` if the voxels follow the header. Return None
+    if the header is damaged: the key is missing, a control character occurs, or the line before the
+    key has no value. In this last case MetaIO reads the line of the key as the missing value.
+
+    Args:
+        path: The file, for messages.
+        head: The first bytes of the file, which contain the header.
+
+    Raises:
+        ReadError: If `head` contains the key twice, even within a line or in voxels, because MetaIO
+            may use another occurrence than this function.
     """
     if len(_ANY_METAIMAGE_FILE.findall(head)) > 1:
         raise ReadError(
@@ -217,15 +247,23 @@ def _names_in_metaimage(path: Path, head: bytes) -> list[str] | None:
 
 
 def _decode_name(name: bytes) -> str:
-    """Decode the name of a file so that Python opens the same file as ITK."""
+    """Decode the bytes of a file name so that Python opens the same file as ITK.
+
+    Spaces around the name are removed. Bytes that are not UTF-8 become surrogates, which Python
+    encodes as the same bytes.
+    """
     return name.strip().decode("utf-8", "surrogateescape")
 
 
 def _read_header(path: Path) -> tuple[Any, Geometry]:
-    """Return SimpleITK's reader of the file and the grid that its header states.
+    """Read the header of a NRRD or MetaImage file, and check it before voxels are read.
 
-    Raise `ReadError` for voxels that `voxel_file` refuses, for axes other than two or three, for
-    several values per voxel, and for sizes outside the limits.
+    Returns:
+        The `SimpleITK.ImageFileReader`, which can then read the voxels, and the grid.
+
+    Raises:
+        ReadError: If `voxel_file` refuses the file of the voxels, the image does not have two or
+            three axes, has several values per voxel, or has a size outside the limits.
     """
     import SimpleITK as sitk
 
@@ -253,7 +291,7 @@ def _read_header(path: Path) -> tuple[Any, Geometry]:
 
 
 def _count_bytes(reader: Any) -> int:
-    """Return the size of the voxels that a header states."""
+    """Return the size in bytes of the uncompressed voxels, by the header that `reader` has read."""
     import SimpleITK as sitk
 
     # the reader does not state the number of bytes of a voxel, but an image does

@@ -32,7 +32,7 @@ _MICROSCOPIC_MM = 0.02  # clinical scanners do not have such small voxels
 
 @dataclass(frozen=True)
 class FileLimits:
-    """The limits for one file.
+    """The limits for reading one file. Larger images and slower decoders are errors.
 
     Attributes:
         max_voxels: Largest number of voxels of one channel, before and after resampling to the
@@ -57,35 +57,43 @@ _limits = FileLimits()
 
 
 def limits() -> FileLimits:
-    """Return the limits of this process."""
+    """Return the limits that apply to all files in this process."""
     return _limits
 
 
 def set_limits(limits: FileLimits) -> None:
-    """Set the limits of this process and of its worker."""
+    """Set the limits that apply to all files in this process and in its worker (`io.worker`)."""
     global _limits  # otherwise, most functions of the package would need it as an argument
     _limits = limits
 
 
 def limit_voxels(maximum: int, advice: str) -> None:
-    """Lower the largest number of voxels in this process, unless it is lower already.
+    """Lower the allowed number of voxels of an image in this process. Never raise it.
 
-    `advice` is added to the message about a larger image, see `FileLimits`.
+    Args:
+        maximum: The new largest number of voxels. It is ignored if the present limit is lower.
+        advice: A sentence for the message about larger images, see `FileLimits`.
     """
     if maximum < _limits.max_voxels:
         set_limits(replace(_limits, max_voxels=maximum, advice=advice))
 
 
 def largest_content(n_compressed: int, ratio: int = _MAX_COMPRESSION) -> int:
-    """Return the largest number of bytes that so many bytes of deflate can contain.
+    """Return the largest possible size in bytes of a content that deflate has compressed.
 
-    `ratio` is the largest ratio for this content.
+    It is used to reject a header that claims more. 1 MiB is always allowed.
+
+    Args:
+        n_compressed: The size of the compressed content in bytes.
+        ratio: The highest ratio of uncompressed to compressed size.
     """
     return n_compressed * ratio + _ALWAYS_ALLOWED_BYTES
 
 
 def check_size(path: Path, n_bytes: int, *, compressed: bool = True) -> None:
     """Raise `ReadError` if a header claims more voxels than its file can contain.
+
+    Readers call this function before they allocate memory for the claimed voxels.
 
     Args:
         path: The file.
@@ -101,19 +109,23 @@ def check_size(path: Path, n_bytes: int, *, compressed: bool = True) -> None:
 
 
 def check_grid(path: Path, geometry: Geometry, unit: str = "") -> None:
-    """Check that the size of a grid is possible for a scan.
+    """Check that a grid has a size that is possible for a scan, see `FileLimits`.
 
-    The extent is not checked for pictures without a pixel size.
+    Three sizes are checked:
+
+    - the number of voxels,
+    - the spacing along each axis,
+    - the extent, which is the length of the longest side. It is not checked for pictures without a
+      pixel size. A small extent is an error only if all spacings are below 0.02 mm as well, because
+      a wrong unit in the header reduces both.
 
     Args:
         path: The file, for messages.
         geometry: The grid.
-        unit: The unit of the header, for messages, if it is not millimetres.
+        unit: The unit of lengths in the header, for messages. "" if it is millimetres.
 
     Raises:
-        ReadError: If there are too many voxels, or the spacing or the extent is outside its limits.
-            An extent below its limit is an error only if the spacing is microscopic as well,
-            because a wrong unit changes both.
+        ReadError: If one of the sizes is outside its limits.
     """
     n_voxels = math.prod(geometry.shape)
     if n_voxels > _limits.max_voxels:
@@ -143,7 +155,8 @@ def check_grid(path: Path, geometry: Geometry, unit: str = "") -> None:
 def check_resampled(where: str, shape: Sequence[int]) -> None:
     """Raise `GeometryError` if a resampled image would have more voxels than the limit.
 
-    A small file with large voxels could otherwise exhaust the memory.
+    A small file whose header states large voxels could otherwise exhaust the memory when it is
+    resampled to small ones.
 
     Args:
         where: The image, for the message.
@@ -159,11 +172,12 @@ def check_resampled(where: str, shape: Sequence[int]) -> None:
 
 @contextmanager
 def convert_read_errors(path: Path) -> Iterator[None]:
-    """Raise every error within the context as a `LesionsegError` that names the file.
+    """Convert every error within the context into a `LesionsegError` that names the file.
 
-    Errors of lesionseg stay as they are, except that a `GeometryError` gets the path if it lacks
-    it. Other errors become a `ResourceError` if they may pass (no memory, network, permissions),
-    and otherwise a `ReadError`.
+    - A `LesionsegError` is raised again. A `GeometryError` without the path gets the path.
+    - An error that may not occur at the next attempt becomes a `ResourceError`: too little memory,
+      a failure of the network or disk, missing permissions.
+    - Any other error, such as that of a parser about damaged bytes, becomes a `ReadError`.
     """
     try:
         yield
@@ -183,7 +197,10 @@ def convert_read_errors(path: Path) -> Iterator[None]:
 
 
 def _unreadable(path: Path, error: Exception) -> ReadError:
-    """Return the error of a file whose content cannot be read."""
+    """Return the `ReadError` with advice for an error that occurred while a file was read.
+
+    The message explains a missing file, an error of the system, or any other error.
+    """
     if isinstance(error, FileNotFoundError):
         return ReadError(explain_missing(path))
     if isinstance(error, OSError) and error.strerror:

@@ -24,9 +24,9 @@ _SCALED_LABEL = 1e-3  # difference from an integer that the scaling of a header 
 def read_mask(
     path: Path, pixel_mm: float | None = None, *, nan_background: bool = False
 ) -> Reference:
-    """Read a label mask as a reference on its own grid, without instances.
+    """Read a label mask as a reference without instances, on the grid of the mask.
 
-    The labels have the smallest unsigned type that can store them.
+    The label values get the smallest unsigned integer type that can store them.
 
     Args:
         path: The file, of any dtype.
@@ -56,9 +56,11 @@ def read_mask(
 
 
 def _round_labels(path: Path, array: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
-    """Round mask values that are nearly integers, with a warning.
+    """Round the floating-point values of a mask to integers, because labels are integers.
 
-    Raise `ContentError` for any other value, including NaN and infinity.
+    A NIfTI header may scale integer labels, so that values differ slightly from integers. A
+    difference of up to 0.001 gives a warning. Raise `ContentError` for larger differences, NaN and
+    infinity.
     """
     rounded = np.round(array)
     with np.errstate(invalid="ignore"):  # the difference of infinite values is NaN
@@ -80,10 +82,10 @@ def _round_labels(path: Path, array: NDArray[np.floating[Any]]) -> NDArray[np.fl
 def read_instances(
     path: Path, pixel_mm: float | None = None, *, nan_background: bool = False
 ) -> Reference:
-    """Read an instance mask on its own grid. All lesions get label 1.
+    """Read an instance mask, whose values are lesion ids, as a reference on the grid of the mask.
 
-    Ids become consecutive and keep their order. Arguments and errors are those of `read_mask`.
-    `ContentError` is also raised if the ids were changed, see `require_exact_values`.
+    All lesions get label 1. The ids become 1 to n in the same order. Arguments and errors are those
+    of `read_mask`. A mask whose ids look interpolated is an error, too (`require_exact_values`).
     """
     reference = read_mask(path, pixel_mm, nan_background=nan_background)
     require_exact_values(path, np.asarray(reference.labels), are_ids=True)
@@ -97,18 +99,24 @@ def read_instances(
 def require_exact_values(
     path: Path, values: NDArray[np.integer[Any]], *, are_ids: bool = False
 ) -> None:
-    """Raise `ContentError` if the values of a mask are those of a compressed or smoothed picture.
+    """Raise `ContentError` if the values of a mask look like a JPEG-compressed or smoothed picture.
 
-    Further values then surround each lesion, and each of them would count as lesion. There are two
-    signs. Either several values are near the highest one and all remaining values are near 0, or
-    most of at least six values occur mainly next to higher ones, unlike labels and lesion ids. A
-    mask with values up to 20 is always accepted.
+    Compression and smoothing surround each lesion by further values, each of which would count as a
+    lesion. One of two signs is sufficient:
+
+    - Several values are above 7/8 of the highest value, and all remaining positive values are below
+      1/8 of it.
+    - The mask has at least six positive values, and most of them (55 %) are changed values: more
+      than half of the value's voxels are next to a voxel of a higher value. Labels and lesion ids
+      are mostly surrounded by background instead.
+
+    A mask whose highest value is at most 20 is always accepted.
 
     Args:
-        path: The file.
-        values: The values of the mask, at least 0.
-        are_ids: True if each value is a lesion id. The first sign does not count then, because the
-            ids of a cropped mask may be of any size.
+        path: The file, for messages.
+        values: The values of the mask, which are at least 0.
+        are_ids: True if each value is a lesion id. The first sign is then not used, because the ids
+            of a cropped mask may be any numbers.
     """
     present = np.unique(values[values > 0])
     highest = int(present.max(initial=0))
@@ -118,8 +126,9 @@ def require_exact_values(
     is_high = present > highest * 7 / 8
     is_changed = not are_ids and is_low.any() and is_high.sum() > 1 and (is_low | is_high).all()
     if not is_changed and len(present) >= _MIN_VALUES:
-        share_below = mean(maximum_filter(values, size=3) > values, values, present)
-        is_changed = (share_below > 0.5).mean() > _MIN_SHARE
+        # for each value, the fraction of its voxels that are next to a higher value
+        fraction_below = mean(maximum_filter(values, size=3) > values, values, present)
+        is_changed = (fraction_below > 0.5).mean() > _MIN_SHARE
     if is_changed:
         raise ContentError(
             f"{path}: the mask has {len(present)} values up to {highest}, as after JPEG "

@@ -53,21 +53,23 @@ _WEB_ERRORS = (URLError, ConnectionError, TimeoutError, ssl.SSLError, HTTPExcept
 
 
 def local_model(place: str | PathLike[str]) -> Path:
-    """Return the path of a model. A model at an address is downloaded first.
+    """Return the local path of a model, and download a model at an address into the cache first.
 
-    A revision that is a commit, or a file with a pinned digest, needs no network once it is in the
-    cache. A pinned digest is checked at each call.
+    If the address names a commit of the hub or a pinned digest, the model needs no network once it
+    is in the cache. A pinned digest is checked at each call.
 
     Args:
-        place: A path, which is returned as it is, or an address.
+        place: A path, which is returned unchanged, or an address in one of the forms of this
+            module's docstring.
 
     Returns:
-        The path of a bundle's folder, of an nnU-Net model or of a checkpoint, which may be missing.
+        The path of a bundle's folder, an nnU-Net model or a checkpoint. A checkpoint may not exist
+        in the downloaded model.
 
     Raises:
         ConfigError: If the address has a wrong form or is not safe, or huggingface_hub is missing.
         ReadError: If the model cannot be downloaded, or does not exist.
-        BundleError: If the content has another digest than the pinned one, or is no model.
+        BundleError: If the content differs from the pinned digest, or is not a model.
         OutputError: If the cache cannot be written.
     """
     text = fspath(place)
@@ -84,7 +86,7 @@ def local_model(place: str | PathLike[str]) -> Path:
             f"{text}: {file} is not a file of this SHA-256. Check the digest. If it is right, the "
             "file is damaged: delete it. Pin a folder by its commit, hf://user/model@COMMIT."
         )
-    path = file / (address["inner"] or "")
+    path = file / (address["inner"] or "")  # of a zip: the folder in it that the address names
     try:
         if path.suffix in _CHECKPOINTS or find_nnunet_model(path) is not None:
             return path
@@ -95,14 +97,14 @@ def local_model(place: str | PathLike[str]) -> Path:
 
 
 def find_model(place: str | PathLike[str]) -> BundleFiles | NnunetModelFiles:
-    """Find the files of a bundle or of an nnU-Net model.
+    """Find the files of a trained model, either a bundle of lesionseg or an nnU-Net model.
 
     Args:
-        place: A bundle, a run directory with one, or an nnU-Net model: a folder, a zip, a folder in
-            a zip, or an address, from which `local_model` downloads it.
+        place: The model: a bundle, a run directory that contains a bundle, or an nnU-Net model. It
+            is a folder, a zip, a folder in a zip, or an address to download from (`local_model`).
 
     Raises:
-        BundleError: If the place is none of these, or the training has not finished.
+        BundleError: If there is no such model, or the training has not finished.
         LesionsegError: If the model cannot be downloaded, see `local_model`.
     """
     path = local_model(place)
@@ -110,18 +112,20 @@ def find_model(place: str | PathLike[str]) -> BundleFiles | NnunetModelFiles:
 
 
 def read_card(place: str | PathLike[str]) -> str:
-    """Return the text of the model card of a bundle, which `find_model` finds.
+    """Return the text of the model card of a bundle. For `place`, see `find_model`.
 
-    It is empty for an nnU-Net model, or if the bundle has no card.
+    The text is "" for an nnU-Net model, and for a bundle without a card.
     """
     files = find_model(place)
     return files.card_text() if isinstance(files, BundleFiles) else ""
 
 
 def _fetch_from_hub(url: str) -> Path:
-    """Download the files of a model from the Hugging Face Hub. Return the path of the model.
+    """Download a model from the Hugging Face Hub into its cache, and return the model's path.
 
-    The log states the commit and the URL with it, unless the given URL states the commit.
+    `url` has the form `hf://user/model[@revision][/path]`. If the path is a zip or a checkpoint,
+    only this file is downloaded, otherwise the files with the usual names of weights, plan and
+    card. If the URL does not name a commit, log the URL that pins the downloaded commit.
 
     Raises:
         ConfigError: If the URL has a wrong form, or huggingface_hub is missing.
@@ -166,7 +170,7 @@ def _fetch_from_hub(url: str) -> Path:
 
 
 def _explain_hub_error(error: Exception) -> str:
-    """Return the reason of an error of the hub, and the remedy."""
+    """Return the end of a message about an error of huggingface_hub: the reason and the remedy."""
     from huggingface_hub import errors
 
     reasons = {
@@ -186,7 +190,10 @@ def _explain_hub_error(error: Exception) -> str:
 
 
 class _SafeRedirects(HTTPRedirectHandler):
-    """Follow redirects only to URLs that begin with one of `schemes`."""
+    """A handler of HTTP redirects that follows only URLs that begin with one of `schemes`.
+
+    A server can otherwise redirect a download from HTTPS to a local file or to unsafe HTTP.
+    """
 
     def __init__(self, schemes: tuple[str, ...]) -> None:
         self._schemes = schemes
@@ -194,22 +201,30 @@ class _SafeRedirects(HTTPRedirectHandler):
     def redirect_request(
         self, req: Request, fp: IO[bytes], code: int, msg: str, headers: Any, newurl: str
     ) -> Request | None:
-        """Return the request of the new URL. Raise `HTTPError` if it is not safe."""
+        """Return the request of the URL to which a server redirects. urllib calls this method.
+
+        Raise `HTTPError` if the new URL does not begin with one of `schemes`.
+        """
         if not newurl.startswith(self._schemes):
             raise HTTPError(newurl, code, f"it redirects to the unsafe {newurl}", headers, fp)
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 def _fetch_from_web(url: str, sha256: str | None) -> Path:
-    """Download a file of a web server into the cache, if it is not there, and return its path.
+    """Download a model file of a web server into the cache, and return its path in the cache.
 
-    Without a pinned digest, the file is downloaded at each call, because it may have changed, and
-    the log states its digest. The caller checks the pinned digest of a file in the cache.
+    With a pinned digest, a file in the cache is not downloaded again. The caller then checks its
+    digest. Without a pinned digest, the file is downloaded at each call, because it may have
+    changed on the server, and the address that pins it is logged.
+
+    Args:
+        url: The URL of a zip or a checkpoint.
+        sha256: The pinned SHA-256 of the file in lower case, or None.
 
     Raises:
-        ConfigError: If the URL has another scheme, or its file could be replaced unnoticed.
+        ConfigError: If the scheme of the URL is not HTTPS, and not HTTP with a pinned digest.
         ReadError: If the file cannot be downloaded.
-        BundleError: If the downloaded file has another digest than the pinned one.
+        BundleError: If the downloaded file does not have the pinned digest.
         OutputError: If the cache cannot be written.
     """
     # a file that is replaced during its transfer is noticed by HTTPS, and by a pinned digest
@@ -247,9 +262,12 @@ def _fetch_from_web(url: str, sha256: str | None) -> Path:
 
 
 def _explain_web_error(error: Exception) -> str:
-    """Return the reason of one of the `_WEB_ERRORS`, and the remedy. Close its connection."""
+    """Return the end of a message about an error of `_WEB_ERRORS`: the reason and the remedy.
+
+    An `HTTPError` keeps a connection open, which is closed.
+    """
     if isinstance(error, HTTPError):
-        error.close()  # it holds the connection
+        error.close()
         words = " ".join(str(error.reason).split())
         return f"the server answers with status {error.code} ({words}). Check the address."
     if isinstance(error, OSError):
@@ -260,11 +278,16 @@ def _explain_web_error(error: Exception) -> str:
 
 
 def _download(url: str, path: Path, redirects: HTTPRedirectHandler) -> None:
-    """Download a file to `path`.
+    """Download the file at a URL to `path`, after a check of its size.
+
+    Args:
+        url: The URL.
+        path: The new file. Its suffix is that of the expected content.
+        redirects: The handler that decides which redirects are followed.
 
     Raises:
-        ValueError: If the file is too large or of unstated size, is cut short, or is not a zip
-            although it has this suffix.
+        ValueError: If the server does not state the size, the file is too large or cut short, or it
+            is not a zip although `path` ends in `.zip`.
         OSError: If the server refuses the file, the disk has too little space, or the file cannot
             be written.
         HTTPException: If the URL or the answer has a wrong form.

@@ -22,25 +22,27 @@ _READ_ERRORS = (OSError, zipfile.BadZipFile, zlib.error, EOFError, ValueError, R
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """The files of a model in a folder or in a zip.
+    """The files of a model in a folder or in a zip, read in the same way from both.
 
     Attributes:
-        root: The model folder. Within a zip, the path of the zip continues with that of the folder.
-        archive: The zip. None for a model folder.
+        root: The model folder. For a folder in a zip, `FILE.zip/path/of/the/folder`.
+        archive: The zip. None if the model folder is on the disk.
     """
 
     root: Path
     archive: Path | None = None
 
     def where(self, name: str) -> str:
-        """Return the path of one of the model's files, within the zip if there is one."""
+        """Return the path of a file of the model for messages, such as `FILE.zip/a/plan.json`."""
         return str(self.root / name)
 
     def read_bytes(self, name: str) -> bytes:
-        """Read one file: weights of at most 8 GiB, JSON or a model card of at most 64 MiB.
+        """Read the content of one file, after a check of its size.
 
-        Raise `BundleError` if it is missing, damaged, larger, or if its size in the zip is more
-        than so many compressed bytes can contain.
+        A JSON file or model card (`.md`) may have at most 64 MiB, any other file, such as weights,
+        8 GiB. A file in a zip may not be larger than its compressed bytes can contain, so that a
+        small zip cannot exhaust the memory. Raise `BundleError` if the file is missing, damaged or
+        too large.
         """
         path = self.root / name
         maximum, ratio = _TEXT if path.suffix in (".json", ".md") else _WEIGHTS
@@ -59,7 +61,10 @@ class ModelFiles:
             raise BundleError(f"{path}: cannot be read ({error}). Copy it again.") from error
 
     def read_json(self, name: str) -> dict[str, Any]:
-        """Read a JSON object of at most 64 MiB. Raise `BundleError` for anything else."""
+        """Read a file of at most 64 MiB that contains a JSON object, as a dictionary.
+
+        Raise `BundleError` if the file is missing or damaged, or contains anything else.
+        """
         try:
             content = json.loads(self.read_bytes(name).decode("utf-8-sig"))
             if isinstance(content, dict):
@@ -73,24 +78,27 @@ class ModelFiles:
 
 
 def read_model_text(path: Path) -> str:
-    """Read a text of a bundle, with the limits of `ModelFiles`. Damaged characters are replaced."""
+    """Read a text file of a bundle, such as the model card, with the size limits of `ModelFiles`.
+
+    Bytes that are not UTF-8 are replaced by U+FFFD.
+    """
     return ModelFiles(path.parent).read_bytes(path.name).decode("utf-8", "replace")
 
 
 def find_archive(path: Path) -> Path | None:
-    """Return the zip that a path names or leads into, the innermost one.
+    """Return the zip of a path such as `FILE.zip` or `FILE.zip/runs/a`.
 
-    Return None if neither the path nor a folder on it is an existing `.zip` file.
+    Return None if neither the path nor one of its parents is an existing `.zip` file.
     """
     return next((p for p in (path, *path.parents) if p.suffix == ".zip" and p.is_file()), None)
 
 
 def list_archive(archive: Path) -> list[str]:
-    """Return the names of the members of a zip.
+    """Return the names of the files and folders in a zip, after a check that they are safe.
 
     Raises:
         ReadError: If the zip cannot be read.
-        BundleError: If a member might be unpacked outside the target folder.
+        BundleError: If a name leads outside the folder into which the zip would be unpacked.
     """
     with convert_read_errors(archive), zipfile.ZipFile(archive) as file:
         names = file.namelist()
@@ -104,7 +112,7 @@ def list_archive(archive: Path) -> list[str]:
 
 
 def _check_bytes(path: Path, n_bytes: int, maximum: int) -> None:
-    """Raise `BundleError` if a file has more bytes than possible."""
+    """Raise `BundleError` if a file has more than `maximum` bytes. `path` is for the message."""
     if n_bytes > maximum:
         raise BundleError(
             f"{path}: the file has {n_bytes} bytes, but at most {maximum} are possible. Export the "
@@ -113,9 +121,10 @@ def _check_bytes(path: Path, n_bytes: int, maximum: int) -> None:
 
 
 def _is_outside(name: str) -> bool:
-    """Return True if a member of an archive might be unpacked outside the target folder.
+    """Return True if the name of an archive's member leads outside the target folder.
 
-    Absolute paths, a colon in the first part (a drive) and any `..` count, on every system.
+    Such names are absolute paths, paths with a colon in the first part (a drive of Windows), and
+    paths that contain `..`. The rule is the same on every system.
     """
     parts = PurePosixPath(name.replace("\\", "/")).parts
     if not parts:

@@ -46,20 +46,22 @@ _PLANE = [0, 1, 3]  # rows and columns of an affine without the third axis
 
 
 def read_nifti(path: Path, pixel_mm: float | None, as_labels: bool) -> Volume:
-    """Read a volume `[1, *spatial]` in the dtype of the file, or float32 if the header scales.
+    """Read a NIfTI file as a volume `[1, *spatial]` in the dtype of the file.
 
-    A file with two axes gives two spatial axes. A file with three axes and one slice stays 3-D,
-    except for a picture that nnU-Net's users store so, see `_make_geometry`. The header states the
-    voxel size, so `pixel_mm` is not used. Masks have the same values as images.
+    The dtype is float32 if the header states a scale, `slope` and `inter`. The number of spatial
+    axes is that of the file, two or three. One exception is a picture that users of nnU-Net store
+    with a third axis, see `_make_geometry`. The header states the voxel size, so `pixel_mm` is not
+    used. `as_labels` is not used, because masks are read like images.
 
     Raises:
-        ReadError: If the voxels are not plain numbers, a claim of the header is impossible, or too
-            many bytes follow the voxels of a compressed file.
+        ReadError: If the file is damaged, its header contains impossible numbers, its voxels are
+            not integers or floating-point numbers, or more than 64 MiB follow the voxels of a
+            compressed file.
     """
     with _open_voxels(path) as stream:
         image = _parse_header(path, stream)
         geometry = _read_grid(path, image)
-        data = image.dataobj
+        data = image.dataobj  # nibabel's proxy, which reads the voxels when they are accessed
         _check_numbers(path, data.dtype)
         array = np.asarray(data.get_unscaled())
         if (data.slope, data.inter) != (1, 0):
@@ -84,10 +86,18 @@ def read_nifti(path: Path, pixel_mm: float | None, as_labels: bool) -> Volume:
 
 
 def volume_of_nibabel(image: Any) -> tuple[Path, Volume] | None:
-    """Return the path of an image of nibabel, and its volume `[1, *spatial]` as from its file.
+    """Return the path and the volume of a nibabel image, so that callers of Python can predict it.
 
-    An image without a file has the path `array`. The volume is float32. Return None for another
-    object. Raise `ReadError` as `read_nifti` does.
+    Args:
+        image: Any object, such as a `nibabel.Nifti1Image`.
+
+    Returns:
+        The path of the image's file (`array` if it has none) and a float32 volume
+        `[1, *spatial]`, as `read_nifti` would read it. None if the object is not an image of
+        nibabel.
+
+    Raises:
+        ReadError: If the grid or the type of the voxels is not supported, see `read_nifti`.
     """
     if "nibabel" not in sys.modules:  # an array must not wait for the import
         return None
@@ -98,7 +108,7 @@ def volume_of_nibabel(image: Any) -> tuple[Path, Volume] | None:
         return None
     path = Path(image.get_filename() or "array")
     image = nibabel.Nifti1Image.from_image(image)
-    image.extra["pixdim"] = image.header["pixdim"][1:4]
+    image.extra["pixdim"] = image.header["pixdim"][1:4]  # as `_parse_header` does for a file
     geometry = _read_grid(path, image)
     _check_numbers(path, image.dataobj.dtype)
     array = np.asarray(image.dataobj, np.float32).reshape(geometry.shape[::-1])
@@ -106,8 +116,8 @@ def volume_of_nibabel(image: Any) -> tuple[Path, Volume] | None:
 
 
 def _check_numbers(path: Path, dtype: np.dtype[Any]) -> None:
-    """Raise `ReadError` if voxels are no plain numbers, such as colours."""
-    if dtype.kind not in "biuf":
+    """Raise `ReadError` if voxels are not single real numbers, but colours or complex numbers."""
+    if dtype.kind not in "biuf":  # bool, int, unsigned int, float
         raise ReadError(
             f"{path}: the voxels are not plain numbers ({dtype}). Save each channel as a file of "
             "integers or floating-point numbers."
@@ -115,41 +125,51 @@ def _check_numbers(path: Path, dtype: np.dtype[Any]) -> None:
 
 
 def read_nifti_geometry(path: Path, pixel_mm: float | None) -> Geometry:
-    """Read the grid from the header, which states the voxel size. `pixel_mm` is not used."""
+    """Read the grid from the header of a NIfTI file.
+
+    The header states the voxel size, so `pixel_mm` is not used.
+    """
     with _open_stream(path) as stream:
         return _read_grid(path, _parse_header(path, stream))
 
 
 def has_orientation(path: Path) -> bool:
-    """Return True if the header states the patient's orientation: an sform or qform code is set."""
+    """Return True if the header states how the voxels are oriented in the patient.
+
+    NIfTI has two affines to patient coordinates, sform and qform. Each of them has a code, which is
+    0 if the affine is not set.
+    """
     with convert_read_errors(path), _open_stream(path) as stream:
         header = _parse_header(path, stream).header
         return bool(header["sform_code"] or header["qform_code"])
 
 
 def write_nifti(path: Path, array: NDArray[Any], geometry: Geometry, like: Path | None) -> None:
-    """Write an array as NIfTI.
+    """Write an array as NIfTI, such as a predicted mask with the position of its scan.
 
-    Without `like`, lengths are in millimetres, and sform and qform are equal, with code 1
-    (scanner).
+    NIfTI states the position by two affines, sform and qform, each with a code (0: not set, 1:
+    scanner coordinates). Without `like`, both are set to the affine of `geometry`, with code 1, and
+    the unit is millimetres.
 
     Args:
         path: The file.
-        array: `[*spatial]`.
-        geometry: The grid.
-        like: A NIfTI file on the same grid, whose matrices, codes and unit of length are copied,
-            so that every viewer overlays the two files exactly. If this file has no form code, so
-            that its position follows from its voxel sizes, this position is written as sform and
-            qform of code 1. A file of another format or grid is not used.
+        array: The voxels `[*spatial]`.
+        geometry: The grid of the array.
+        like: A NIfTI file on the same grid. Its sform, qform, codes and unit are copied, so that
+            every viewer overlays the two files exactly. If both of its codes are 0, its position
+            follows from its voxel sizes, and is written as sform and qform of code 1. A file of
+            another format or on another grid is not used.
     """
     import nibabel
 
+    # read the header of `like`
     source = None
     if like is not None and like.name.lower().endswith(SUFFIXES):
         with convert_read_errors(like), _open_stream(like) as stream:
             source = _parse_header(like, stream)
             if not _read_grid(like, source).matches(geometry):
                 source = None
+    # compute the affine for indices (x, y, z)
     affine = np.eye(4)  # a plane gets the position z = 0
     if source is not None:
         affine = source.affine
@@ -157,6 +177,7 @@ def write_nifti(path: Path, array: NDArray[Any], geometry: Geometry, like: Path 
         affine[:] = geometry.affine[:, _REVERSED]
     else:
         affine[np.ix_(_PLANE, _PLANE)] = geometry.affine[:, [1, 0, 2]]  # (y, x) to (x, y)
+    # fill the header
     image = nibabel.Nifti1Image(array.T, affine)
     image.header.set_xyzt_units("mm")
     image.header["sform_code"] = 0  # nibabel writes 2
@@ -174,16 +195,19 @@ def write_nifti(path: Path, array: NDArray[Any], geometry: Geometry, like: Path 
 
 
 def _open_stream(path: Path) -> Any:
-    """Open a file, through gzip if its content is compressed. The suffix does not matter."""
+    """Open a NIfTI file for reading, and decompress it if its content is gzip.
+
+    The content decides, not the suffix.
+    """
     return gzip.open(path) if _is_gzip(path) else path.open("rb")
 
 
 def _open_voxels(path: Path) -> Any:
-    """Open a file that is read to its end. Large gzip files are inflated at once.
+    """Open a NIfTI file to read all of its voxels. A large gzip file is inflated in memory at once.
 
-    imagecodecs (libdeflate) needs a third of the time of Python's gzip. It is used if it finds
-    exactly the header and the voxels, in one member with the right checksum. Any other file is read
-    by gzip, which raises the error of a damaged one.
+    imagecodecs (libdeflate) needs a third of the time of Python's gzip. Its result is used if it is
+    exactly as long as header and voxels, and the file consists of one gzip member with the right
+    checksum. Any other file is read by Python's gzip, which raises an error if the file is damaged.
     """
     if not _is_gzip(path):
         return path.open("rb")
@@ -194,7 +218,8 @@ def _open_voxels(path: Path) -> Any:
         import imagecodecs
 
         stored = path.read_bytes()
-        given = int.from_bytes(stored[-4:], "little")  # by the last member, modulo 2³²
+        # the last 4 bytes of gzip: the inflated length of the last member, modulo 2³²
+        given = int.from_bytes(stored[-4:], "little")
         with suppress(Exception):  # more bytes than expected, or a damaged file
             content = imagecodecs.gzip_decode(stored, out=n_bytes)
             if len(content) == n_bytes and given == n_bytes % 2**32:
@@ -203,19 +228,24 @@ def _open_voxels(path: Path) -> Any:
 
 
 def _is_gzip(path: Path) -> bool:
-    """Return True if the content of a file begins like gzip."""
+    """Return True if the content of a file begins with the two bytes of gzip."""
     with path.open("rb") as stream:
         return stream.read(2) == b"\x1f\x8b"
 
 
 def _parse_header(path: Path, stream: BinaryIO) -> Any:
-    """Parse the header, check its claims, and return an image whose voxels are not read yet.
+    """Parse and check a NIfTI header, and return a nibabel image whose voxels are not read yet.
 
-    Its `extra["pixdim"]` has the voxel sizes as the file states them, including 0.
+    nibabel replaces a voxel size of 0 by 1. Therefore `extra["pixdim"]` of the image contains the
+    voxel sizes as the file states them.
+
+    Args:
+        path: The file, for messages and for its size.
+        stream: The uncompressed content of the file, at its beginning.
 
     Raises:
-        ReadError: If the file is not NIfTI, states no voxels or an impossible place of them, or
-            claims more voxels than it can contain.
+        ReadError: If the file is not NIfTI, its shape has no voxels, the offset of its voxels is
+            impossible, or it claims more voxels than it can contain.
     """
     import nibabel
 
@@ -257,7 +287,13 @@ def _parse_header(path: Path, stream: BinaryIO) -> Any:
 
 
 def _allow_long_quaternions(kind: Any) -> Any:
-    """Return a subclass of nibabel's image that reads a quaternion slightly longer than 1."""
+    """Return a subclass of a nibabel image class that accepts a slightly too long quaternion.
+
+    The qform of NIfTI is a unit quaternion, of which the header states three components. If their
+    squares sum up to more than 1 by rounding, nibabel raises an error. The subclass has a larger
+    tolerance, `_QUATERNION_THRESHOLD`.
+    """
+    # both are attributes of nibabel's classes: the tolerance, and the class that parses the header
     members = {"quaternion_threshold": _QUATERNION_THRESHOLD}
     return type(
         kind.__name__, (kind,), {"header_class": type("Header", (kind.header_class,), members)}
@@ -265,10 +301,11 @@ def _allow_long_quaternions(kind: Any) -> Any:
 
 
 def _read_grid(path: Path, image: Any) -> Geometry:
-    """Return the grid in RAS millimetres, and warn if parts of the header contradict each other.
+    """Return the grid of a NIfTI image in RAS millimetres, after a check of the header.
 
-    Axes of length 1 after the third are dropped. Raise `ReadError` if not two or three axes remain,
-    the voxel size or position is unknown, or a size is outside the limits.
+    Axes of length 1 after the third axis, such as time, are dropped. Warn if sform, qform and voxel
+    sizes contradict each other. Raise `ReadError` if the image has not two or three axes, the voxel
+    size or position is unknown, or a size is outside the limits.
     """
     shape = tuple(map(int, image.shape))
     while len(shape) > 3 and shape[-1] == 1:  # drop a time axis of one volume
@@ -285,15 +322,22 @@ def _read_grid(path: Path, image: Any) -> Geometry:
 
 
 def _make_geometry(path: Path, shape: tuple[int, ...], affine: Numbers) -> Geometry:
-    """Return the grid, with reversed axes, of a file with the axes (x, y) or (x, y, z).
+    """Return the grid with array axes (z, y, x) or (y, x) for a file with axes (x, y, z) or (x, y).
 
-    Users of nnU-Net store a picture as NIfTI with a third axis of one voxel. Its spacing is 999 mm,
-    which is more than that of any scan. Such a file gets two axes, with a warning. Such a picture
-    and an oblique plane keep only their spacing, not their position.
+    Users of nnU-Net store a picture as NIfTI with a third axis of one voxel and a spacing of
+    999 mm, which is more than the spacing of any scan. The grid of such a file gets two axes, with
+    a warning. The grid of such a picture, and of a plane that is oblique in the patient, has only
+    the spacing of the file, not its position.
+
+    Args:
+        path: The file, for the warning.
+        shape: The shape in the order of the file.
+        affine: The affine of indices (x, y, z) in mm `[4, 4]`.
     """
     dims = len(shape)
     spacing = np.linalg.norm(affine[:3, :dims], axis=0)
     max_mm = limits().spacing_mm[1]
+    # axes of one voxel with an impossible spacing
     flat = [axis for axis in range(dims) if shape[axis] == 1 and spacing[axis] > max_mm]
     if dims == 3 and len(flat) == 1 and max(shape) > 1:
         text = "%s: one slice of %.4g mm is read as a picture with two axes."
@@ -310,7 +354,11 @@ def _make_geometry(path: Path, shape: tuple[int, ...], affine: Numbers) -> Geome
 
 
 def _check_affine(path: Path, image: Any, affine: Numbers, dims: int) -> None:
-    """Raise `ReadError` if the header does not state the size or position of the voxels."""
+    """Raise `ReadError` if the header does not state the size or position of the voxels.
+
+    The size is unknown if a voxel size (pixdim) is 0 and the sform is not set. The position is
+    unknown if `affine`, in mm, contains NaN or infinity.
+    """
     sizes = image.extra["pixdim"][:dims]
     if not image.header["sform_code"] and not sizes.all():
         raise ReadError(
@@ -327,7 +375,11 @@ def _check_affine(path: Path, image: Any, affine: Numbers, dims: int) -> None:
 
 
 def _warn_of_contradictions(path: Path, image: Any, geometry: Geometry) -> None:
-    """Warn if the voxel sizes or the qform differ from the sform, which is used."""
+    """Warn if the voxel sizes (pixdim) or the qform differ from the sform.
+
+    lesionseg uses the sform, but another program may use the qform. Voxel sizes may differ by 1 %,
+    and positions of the corners by 1 mm.
+    """
     sizes = geometry.spacing_mm[::-1]
     given = np.abs(image.extra["pixdim"]) * _mm_scale(image)[0, 0]
     if not given.all():  # unknown sizes, without which there is no qform
@@ -348,9 +400,9 @@ def _warn_of_contradictions(path: Path, image: Any, geometry: Geometry) -> None:
 
 
 def _qform(image: Any) -> Numbers:
-    """Return the affine of the quaternion, for indices (x, y, z) and in the unit of the header.
+    """Return the affine of the qform (quaternion), for indices (x, y, z), in the header's unit.
 
-    It is returned even if its code is 0. Return the image's affine if it is not valid.
+    The code of the qform is not considered. If the qform is not valid, return the image's affine.
     """
     try:
         qform = np.asarray(image.get_qform())
@@ -362,11 +414,11 @@ def _qform(image: Any) -> Numbers:
 
 def _unit_code(image: Any) -> int:
     """Return the code of the unit of length: 1 metres, 2 millimetres, 3 micrometres, 0 unknown."""
-    return int(image.header["xyzt_units"]) & 7
+    return int(image.header["xyzt_units"]) & 7  # the higher bits are the unit of time
 
 
 def _mm_scale(image: Any) -> Numbers:
-    """Return the matrix that converts coordinates of the header to millimetres.
+    """Return the `[4, 4]` matrix that converts coordinates in the header's unit to millimetres.
 
     An unknown unit counts as millimetres.
     """

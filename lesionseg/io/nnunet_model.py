@@ -40,23 +40,33 @@ class NnunetModelFiles(ModelFiles):
 
     @property
     def configuration(self) -> str:
-        """The configuration in the name of the folder, empty if the name has another form."""
+        """The configuration in the folder name, such as `3d_fullres`. "" if the name has no such.
+
+        nnU-Net names the folder `<trainer>__<plans>__<configuration>`.
+        """
         return self._part_of_name(2)
 
     @property
     def trainer(self) -> str:
-        """The trainer in the name of the folder, empty if the name has another form."""
+        """The trainer in the folder name, such as `nnUNetTrainer`. "" if the name has another form.
+
+        nnU-Net names the folder `<trainer>__<plans>__<configuration>`.
+        """
         return self._part_of_name(0)
 
     def _part_of_name(self, index: int) -> str:
-        """Return one of the three parts of the name, "" if it has another number of parts."""
+        """Return one of the three parts of the folder name, which `__` separates.
+
+        `index` is 0 for the trainer, 1 for the plans and 2 for the configuration. Return "" if the
+        name does not have three parts.
+        """
         parts = self.name.split("__")
         return parts[index] if len(parts) == 3 else ""
 
     def read_channels_and_labels(self) -> tuple[tuple[str, ...], Labels]:
-        """Read the names of the channels, and the labels, in `dataset.json`.
+        """Read the names of the channels, and the labels, from the model's `dataset.json`.
 
-        Raise `BundleError` if they are not valid.
+        Raise `BundleError` if the file cannot be read, or if channels or labels are not valid.
         """
         try:
             content = self.read_json(DATASET_JSON)
@@ -65,23 +75,26 @@ class NnunetModelFiles(ModelFiles):
             raise BundleError(str(error)) from error
 
     def checkpoint(self, fold: str) -> str:
-        """Return the path of a fold's checkpoint below the model folder."""
+        """Return the path of a fold's checkpoint (its weights), relative to the model folder."""
         return f"{fold}/{CHECKPOINT}"
 
     def digest(self) -> str:
-        """Return 16 hexadecimal digits that change if plans, description or weights change."""
+        """Return 16 hexadecimal digits that identify the model in results.
+
+        They change if `plans.json`, `dataset.json` or the checkpoint of a fold in `folds` changes.
+        """
         names = (PLANS, DATASET_JSON, *map(self.checkpoint, self.folds))
         return digest_of(*(digest_of(self.read_bytes(name)) for name in names))[:16]
 
 
 def find_nnunet_model(path: Path) -> NnunetModelFiles | None:
-    """Find the files of an nnU-Net model.
+    """Find the files of an nnU-Net model, and choose the folds whose networks are used.
 
-    All numbered folds with a checkpoint are used unless the path names a fold. `fold_all` is used
-    only if there is no such fold.
+    If the path names a fold, only this fold is used. Otherwise all numbered folds with a checkpoint
+    are used, or `fold_all` (trained on all cases) if no numbered fold has a checkpoint.
 
     Args:
-        path: A model folder, a fold in it, a zip, or a model folder or fold inside a zip.
+        path: A model folder, a fold in a model folder, a zip, or a model folder or fold in a zip.
 
     Returns:
         The files, or None if the path is not an nnU-Net model.
@@ -103,20 +116,23 @@ def find_nnunet_model(path: Path) -> NnunetModelFiles | None:
 
 
 def _find_in_archive(archive: Path, path: Path) -> NnunetModelFiles | None:
-    """Find a model in a zip. Ensembles do not count.
+    """Find an nnU-Net model in a zip, for `find_nnunet_model`.
 
-    Return None if the zip has no model, or only bundles of lesionseg at this path.
+    A model is a folder that contains `plans.json` and `dataset.json`. Folders of nnU-Net's
+    ensembles contain these two files as well, but no weights, and are ignored. Return None if the
+    zip has no model, or if `path` contains bundles of lesionseg, but no nnU-Net model.
 
     Args:
         archive: The zip.
-        path: The zip, or a model or fold within it. Upper folders may be left out.
+        path: The zip, or a model or fold in the zip. The upper folders of the model's path in the
+            zip may be missing.
 
     Raises:
-        BundleError: If `path` names none or several of the models, bundles included, or no wanted
-            fold is trained.
+        BundleError: If `path` names no model or several models (bundles of lesionseg count, too),
+            or the fold to use has no checkpoint.
     """
+    # list the model folders in the zip
     names = list_archive(archive)
-    # folders of ensembles contain both files as well, but no weights
     models = [
         archive / PurePosixPath(name).parent
         for name in names
@@ -126,6 +142,7 @@ def _find_in_archive(archive: Path, path: Path) -> NnunetModelFiles | None:
     ]
     if not models:
         return None
+    # choose those that the path names
     fold = path.name if _FOLD.fullmatch(path.name) else None
     wanted = (path if fold is None else path.parent).relative_to(archive)
     # the user may leave out the upper folders of the zip
@@ -141,6 +158,7 @@ def _find_in_archive(archive: Path, path: Path) -> NnunetModelFiles | None:
             f"{archive}: the archive has {count(len(models) + len(bundles), 'model')}. Name one of "
             f"them: {join_names([*(chosen or models), *bundles], _MAX_SHOWN)}."
         )
+    # choose its folds
     (root,) = chosen
     checkpoints = [file for file in paths if file.name == CHECKPOINT]
     folds = [file.parent.name for file in checkpoints if file.parents[1] == root]
@@ -148,11 +166,16 @@ def _find_in_archive(archive: Path, path: Path) -> NnunetModelFiles | None:
 
 
 def _choose_folds(root: Path, names: Sequence[str], wanted: str | None) -> tuple[str, ...]:
-    """Choose the folds of a model to use, in ascending order.
+    """Return the names of the folds to use, such as `fold_0`, in ascending order.
 
-    If no fold is wanted, these are all numbered folds, or `fold_all` if it is the only one. Raise
-    `BundleError` if there are none, or if the wanted fold has no checkpoint. `names` are the
-    folders with a checkpoint.
+    Args:
+        root: The model folder, for messages.
+        names: The names of the folders in it that contain a checkpoint.
+        wanted: The only fold to use. None chooses all numbered folds, or `fold_all` if there is no
+            numbered fold.
+
+    Raises:
+        BundleError: If no fold has a checkpoint, or the wanted fold has none.
     """
     # fold_10 comes after fold_9
     known = sorted(set(filter(_FOLD.fullmatch, names)), key=lambda n: (len(n), n))

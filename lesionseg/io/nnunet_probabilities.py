@@ -42,7 +42,15 @@ _HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0
 
 @dataclass(frozen=True)
 class ProbabilitySlab:
-    """Consecutive rows of one channel: `values` `[rows, *spatial[1:]]` float32."""
+    """Consecutive rows of one channel of the array. A large array is read slab by slab.
+
+    A row has one index of the first spatial axis: a slice of a volume.
+
+    Attributes:
+        channel: The index of the channel.
+        first_row: The index of the first row in the channel.
+        values: The probabilities `[rows, *spatial[1:]]`.
+    """
 
     channel: int
     first_row: int
@@ -69,12 +77,14 @@ class ProbabilityFile:
 
     @classmethod
     def open(cls, path: Path) -> "ProbabilityFile":
-        """Read the header of an archive of nnU-Net's probabilities.
+        """Read and check the header of an archive of nnU-Net's probabilities, without the voxels.
 
         Raises:
-            ReadError: If the file is not such an archive, contains objects instead of numbers, or
-                claims more voxels than it can contain or than `FileLimits` allow.
+            ReadError: If the file is not such an archive, contains anything but floating-point
+                numbers, has an impossible shape, or claims more voxels than it can contain or than
+                `FileLimits` allow.
         """
+        # find the array in the archive and read its header
         with convert_read_errors(path):
             if not path.is_file() or not zipfile.is_zipfile(path):
                 raise ReadError(f"{path}: this is not an .npz archive. {_ADVICE}")
@@ -91,6 +101,7 @@ class ProbabilityFile:
                 with archive.open(info) as stream:
                     shape, fortran_order, dtype = _read_header(path, stream)
                     n_header = stream.tell()
+        # check type, shape and size; `dtype.str[1:]` is the type without its byte order
         problem = ""
         if dtype.str[1:] not in ("f2", "f4", "f8"):
             problem = f"contains {dtype} instead of 16, 32 or 64-bit floating-point numbers"
@@ -108,10 +119,12 @@ class ProbabilityFile:
         return cls(path, shape, dtype, member, fortran_order)
 
     def reader_name(self) -> str:
-        """Return the name of the image reader in nnU-Net's `plans.json`, or "" if it is not stated.
+        """Return the name of nnU-Net's image reader, such as `SimpleITKIO`, or "" if it is unknown.
 
-        nnU-Net writes the file next to its outputs, and into the model folder. Raise `ReadError` if
-        the nearest one is not JSON.
+        The reader decides the axis order of the probabilities. `plans.json` names it. nnU-Net
+        writes this file next to its outputs and into the model folder, so the folder of the archive
+        and the two folders above it are searched. Raise `ReadError` if the nearest `plans.json` is
+        not JSON.
         """
         for folder in self.path.parents[:LEVELS_UP]:
             path = folder / PLANS
@@ -123,9 +136,10 @@ class ProbabilityFile:
         return ""
 
     def slabs(self) -> Iterator[ProbabilitySlab]:
-        """Yield the slabs of all channels, ordered by channel, then by row.
+        """Yield the probabilities of all channels in slabs, ordered by channel, then by row.
 
-        A channel of an array in Fortran order is one slab.
+        A slab has about 16 MiB, so that the array need not fit into memory. An array in Fortran
+        order is read at once, and each of its channels is one slab.
 
         Raises:
             ReadError: If the archive is truncated or damaged.
@@ -137,8 +151,8 @@ class ProbabilityFile:
         ):
             _read_header(self.path, stream)
             if self.fortran_order:  # the rows of a channel are not consecutive
-                whole = self._read(stream, prod(self.shape) * self.dtype.itemsize)
-                for channel, rows in enumerate(whole.reshape(self.shape, order="F")):
+                array = self._read(stream, prod(self.shape) * self.dtype.itemsize)
+                for channel, rows in enumerate(array.reshape(self.shape, order="F")):
                     yield ProbabilitySlab(channel, 0, rows)
                 return
             row_bytes = prod(self.shape[2:]) * self.dtype.itemsize
@@ -151,7 +165,7 @@ class ProbabilityFile:
                     yield ProbabilitySlab(channel, first, shaped)
 
     def _read(self, stream: IO[bytes], n_bytes: int) -> NDArray[np.float32]:
-        """Read the next `n_bytes` as a vector of float32.
+        """Read the next `n_bytes` of the array, and return the numbers as a vector of float32.
 
         Raise `ReadError` if the archive is damaged or truncated.
         """
@@ -165,9 +179,19 @@ class ProbabilityFile:
 
 
 def _read_header(path: Path, stream: IO[bytes]) -> tuple[tuple[int, ...], bool, "np.dtype[Any]"]:
-    """Read shape, order (True: Fortran) and type of an array from the beginning of its file.
+    """Read the header of an array in NumPy's format `.npy`.
 
-    NumPy parses this header without running code. Raise `ReadError` for an unknown version.
+    NumPy parses this header without running code.
+
+    Args:
+        path: The file, for messages.
+        stream: The `.npy` file at its beginning. Its position afterwards is the first number.
+
+    Returns:
+        The shape, True if the array is in Fortran order, and the type of the numbers.
+
+    Raises:
+        ReadError: If the version of the format is unknown.
     """
     version = npy.read_magic(stream)
     if version not in _HEADERS:
@@ -179,14 +203,24 @@ def _read_header(path: Path, stream: IO[bytes]) -> tuple[tuple[int, ...], bool, 
 def write_description(
     folder: Path, channel_names: Sequence[str], labels: Labels, suffix: str
 ) -> list[Path]:
-    """Write and return `dataset.json` and `plans.json`. `suffix` is the suffix of the masks.
-
-    Raise `ConfigError` if nnU-Net cannot represent the labels: it knows regions and the values
-    1 to n.
+    """Write `dataset.json` and `plans.json`, which programs of nnU-Net need next to probabilities.
 
     `numTraining` is 0 and `configurations` is empty, because no training belongs to the folder. The
-    labels are those that a network predicts, without the value to ignore. That is why
-    `nnUNetv2_evaluate_folder` needs the `dataset.json` of the dataset.
+    labels do not include the ignore value, because a network does not predict it. Therefore
+    `nnUNetv2_evaluate_folder` needs the `dataset.json` of the dataset instead.
+
+    Args:
+        folder: The folder of the probabilities.
+        channel_names: The names of the input channels.
+        labels: The labels that the network predicts.
+        suffix: The suffix of the masks, such as `.nii.gz`.
+
+    Returns:
+        The paths of the two files.
+
+    Raises:
+        ConfigError: If nnU-Net cannot represent the labels. It supports regions, and labels with
+            the values 1 to n.
     """
     if not labels.regions and labels.values != tuple(range(1, len(labels) + 1)):
         raise ConfigError(
@@ -215,11 +249,18 @@ def write_probabilities(
     *,
     are_regions: bool,
 ) -> None:
-    """Write `<case>.npz` and `<case>.pkl` of probabilities `[labels, *spatial]`.
+    """Write the probabilities of a case as `<case>.npz` and `<case>.pkl`, like nnU-Net.
 
-    Unless labels are regions, a background channel is added: 1 minus the sum of the labels. In a
-    voxel whose sum is above 1, the labels are divided by the sum and the background is 0. A picture
-    gets an axis of length 1, as in nnU-Net: `[labels, 1, y, x]`.
+    The second file contains the geometry. nnU-Net's array has a background channel at index 0,
+    except for regions. The background is 1 minus the sum of all labels. In a voxel whose sum is
+    above 1, the labels are divided by the sum, and the background is 0.
+
+    Args:
+        folder: The folder of the files.
+        case: The case id.
+        probabilities: `[labels, *spatial]`. A picture is written as `[labels, 1, y, x]`.
+        geometry: The grid of the probabilities.
+        are_regions: True if the labels are regions, which may overlap and have no background.
     """
     if geometry.dims == 2:
         probabilities = probabilities[:, np.newaxis]
@@ -235,10 +276,14 @@ def write_probabilities(
 
 
 def _properties(geometry: Geometry) -> dict[str, Any]:
-    """Return the geometry in the form of nnU-Net's readers, as plain numbers, lists and tuples.
+    """Return the geometry of a case in the form in which nnU-Net's image readers pickle it.
 
-    `spacing` has the order (z, y, x), the other entries have (x, y, z). SimpleITK's coordinates are
-    LPS, those of nibabel are RAS. A picture has `spacing` only, with pixels of size 1 as nnU-Net's.
+    All numbers are of Python's types. The keys are:
+
+    - `spacing`: voxel size in the order (z, y, x). For a picture this is the only key, and the
+      pixel size is 1, as nnU-Net writes it.
+    - `sitk_stuff`, for SimpleITKIO: spacing, origin and direction in the order (x, y, z), LPS.
+    - `nibabel_stuff`, for NibabelIO: the affine of indices (x, y, z) to RAS.
     """
     spacing = [float(mm) for mm in geometry.spacing_mm]
     if geometry.dims == 2:
