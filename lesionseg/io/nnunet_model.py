@@ -40,7 +40,7 @@ class NnunetModelFiles(ModelFiles):
 
     @property
     def configuration(self) -> str:
-        """The configuration in the folder name, such as `3d_fullres`. "" if the name has no such.
+        """The configuration in the folder name, such as `3d_fullres`, or "" without such a name.
 
         nnU-Net names the folder `<trainer>__<plans>__<configuration>`.
         """
@@ -48,7 +48,7 @@ class NnunetModelFiles(ModelFiles):
 
     @property
     def trainer(self) -> str:
-        """The trainer in the folder name, such as `nnUNetTrainer`. "" if the name has another form.
+        """The trainer in the folder name, such as `nnUNetTrainer`, or "" without such a name.
 
         nnU-Net names the folder `<trainer>__<plans>__<configuration>`.
         """
@@ -142,7 +142,7 @@ def _find_in_archive(archive: Path, path: Path) -> NnunetModelFiles | None:
     ]
     if not models:
         return None
-    # choose those that the path names
+    # choose the model that the path names
     fold = path.name if _FOLD.fullmatch(path.name) else None
     wanted = (path if fold is None else path.parent).relative_to(archive)
     # the user may leave out the upper folders of the zip
@@ -158,7 +158,7 @@ def _find_in_archive(archive: Path, path: Path) -> NnunetModelFiles | None:
             f"{archive}: the archive has {count(len(models) + len(bundles), 'model')}. Name one of "
             f"them: {join_names([*(chosen or models), *bundles], _MAX_SHOWN)}."
         )
-    # choose its folds
+    # choose the folds of the model
     (root,) = chosen
     checkpoints = [file for file in paths if file.name == CHECKPOINT]
     folds = [file.parent.name for file in checkpoints if file.parents[1] == root]

@@ -22,12 +22,14 @@ _LABEL_GREYS = 64  # a palette with only darker greys than this contains labels,
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """The samples of a picture as its file stores them.
+    """The samples (numbers of the pixels) of a picture, in the order of its file.
 
     Attributes:
-        samples: `[y, x, n]`: 1 grey value (0 is black) or palette index, or 3 colours.
-        palette: The colour of each index `[k, 3]`, or None.
-        alpha: The opacity `[y, x]`, or None. Opaque is the largest integer of its type, or 1.
+        samples: `[y, x, n]`. n is 1 for grey values (0 is black) and palette indices, 3 for
+            colours.
+        palette: The colour of each palette index `[k, 3]`, or None if the picture has no palette.
+        alpha: The opacity `[y, x]`, or None. An opaque pixel has the largest integer of the type,
+            or 1.
         turn: The orientation tag of TIFF and Exif. 1 is upright, 2 to 4 are mirrored along axes, 5
             to 8 have rows and columns swapped. Any other value is ignored.
     """
@@ -42,8 +44,9 @@ class Picture:
 
         Args:
             path: The file, for messages.
-            pixel_mm: The pixel size in millimetres, None for 1 mm.
-            as_labels: True computes the labels of a mask, False the values of an image.
+            pixel_mm: The pixel size in millimetres. None means 1 mm.
+            as_labels: True computes the label values of a mask. False computes the grey values or
+                colours of an image.
 
         Raises:
             ReadError: If the labels are ambiguous, or the grid is outside the limits.
@@ -54,7 +57,8 @@ class Picture:
     def _compute_values(self, path: Path) -> NDArray[Any]:
         """Compute the grey values `[1, y, x]` or colours `[3, y, x]` of an image, turned upright.
 
-        Colours that are all grey become grey values. Transparency gives a warning.
+        If red, green and blue are equal in all pixels, the image becomes grey. Opacity is ignored,
+        with a warning if it differs between pixels.
         """
         if self._has_opacity():
             logger.warning("%s: the picture is partly transparent. Its opacity is ignored.", path)
@@ -83,11 +87,15 @@ class Picture:
         return self._turn_upright(values)
 
     def _has_opacity(self) -> bool:
-        """Return True if the pixels differ in opacity."""
+        """Return True if the opacity (alpha) differs between pixels."""
         return self.alpha is not None and bool((self.alpha != self.alpha[:1, :1]).any())
 
     def _turn_upright(self, values: NDArray[Any]) -> NDArray[Any]:
-        """Turn values `[y, x, n]` upright, as viewers do, and return them as `[n, y, x]`."""
+        """Turn values `[y, x, n]` upright by the orientation tag, and return `[n, y, x]`.
+
+        The tag (`turn`) states how the stored rows and columns are mirrored or swapped. The result
+        has the native byte order.
+        """
         values = np.moveaxis(values, -1, 0)
         if self.turn in (5, 6, 7, 8):
             values = values.swapaxes(1, 2)
@@ -99,9 +107,16 @@ class Picture:
 
 
 def picture_grid(path: Path, shape: tuple[int, ...], pixel_mm: float | None) -> Geometry:
-    """Return the grid of a picture. Raise `ReadError` if it is outside the limits.
+    """Return the grid of a picture with square pixels at the origin.
 
-    `pixel_mm` is the pixel size. None means 1 mm, because pictures do not state it.
+    Args:
+        path: The file, for messages.
+        shape: Rows and columns.
+        pixel_mm: The pixel size in millimetres from the settings or a table, because pictures do
+            not state a size. None means 1 mm.
+
+    Raises:
+        ReadError: If the pixel size or the grid is outside the limits of `FileLimits`.
     """
     mm = 1.0 if pixel_mm is None else float(pixel_mm)
     low, high = limits().spacing_mm
@@ -116,7 +131,7 @@ def picture_grid(path: Path, shape: tuple[int, ...], pixel_mm: float | None) -> 
 
 
 def _drop_equal_colours(values: NDArray[Any]) -> NDArray[Any]:
-    """Return one channel `[y, x, 1]` if all colours are equal in every pixel.
+    """Return a single grey channel `[y, x, 1]` if red, green and blue are equal in every pixel.
 
     Otherwise return the values `[y, x, n]` unchanged.
     """
@@ -126,15 +141,18 @@ def _drop_equal_colours(values: NDArray[Any]) -> NDArray[Any]:
 
 
 def _check_palette(path: Path, used: NDArray[Any], palette: NDArray[np.uint8]) -> None:
-    """Raise `ReadError` if the indices of a mask may not be its labels.
+    """Raise `ReadError` if the palette indices of a mask may not be its label values.
 
-    In the palettes of segmentation tools, index 0 is the darkest colour (in Pascal VOC, black).
-    Greys that are too dark to see (0, 2, 5) are labels that a program has packed into a palette.
+    The indices are the labels in the masks of segmentation tools. Two signs contradict this:
+
+    - Index 0, the background, is not the darkest of the used colours and of the palette.
+    - All colours are darker than 64, and differ from their indices. Such colours are too dark to
+      see. They are probably label values (0, 2, 5) that a program has packed into a palette.
 
     Args:
-        path: The file.
+        path: The file, for the message.
         used: The indices that the mask uses, in ascending order.
-        palette: The colours `[k, 3]`.
+        palette: The colour of each index `[k, 3]`.
     """
     brightness = palette.astype(np.int64) @ (299, 587, 114)  # 1000 times that of ITU-R BT.601
     is_darkest = (

@@ -19,30 +19,33 @@ from lesionseg.io.picture import Picture, picture_grid
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", *tiff.SUFFIXES)
 WRITTEN = (".png", *tiff.SUFFIXES)
 _FORMATS = ("PNG", "JPEG", "BMP")  # by content: Pillow would run Ghostscript for an EPS
-# places of the number of bits of a sample
+# byte offsets in the file of the number of bits of a sample
 _PNG_BITS = 24
 _BMP_BITS = 28
 
 
 def read_raster(path: Path, pixel_mm: float | None, as_labels: bool) -> Volume:
-    """Read a picture with the values that a viewer shows.
+    """Read a PNG, JPEG, BMP or TIFF file as a volume.
 
-    - The orientation that the file states is applied.
+    The values of an image are those that a viewer shows:
+
+    - The picture is turned upright by its orientation tag.
     - Samples keep their type, but grey values of less than 8 bits are scaled to 0 to 255.
     - Palettes become red, green and blue. A picture with three equal colours is grey.
     - Opacity is ignored, with a warning if the picture is partly transparent.
 
-    A mask (`as_labels`) keeps the stored numbers, and the indices of a palette are its labels. If
-    the file states that 0 is white, the numbers are inverted. TIFF masks of one bit are an
-    exception: those that tifffile wrote are read as stored, because it does not invert them, and
-    those of other programs are errors, because 0 or 1 may be the lesion. In a mask, these are
-    errors as well, because they would invent or hide values: colour, JPEG compression, opacity that
-    varies, and a palette whose index 0 is not the darkest.
+    The label values of a mask (`as_labels`) are the stored numbers, or the indices of its palette:
+
+    - If the file states that 0 is white, the numbers are inverted.
+    - A TIFF mask of one bit that states this is read as stored if tifffile wrote it, because
+      tifffile does not invert masks. Otherwise it is an error, because 0 or 1 may be the lesion.
+    - Colour, JPEG compression, opacity that varies, and a palette whose index 0 is not the darkest
+      are errors, because they would invent or hide label values.
 
     Args:
         path: The file. Its content decides the format, not its suffix.
         pixel_mm: The pixel size in millimetres. None means 1 mm, because pictures do not state it.
-            It is not used for several pages, because a file beside them states their grid.
+            It is not used for a TIFF of several pages, whose spacing is in a separate JSON file.
         as_labels: True reads a mask.
 
     Returns:
@@ -59,30 +62,35 @@ def read_raster(path: Path, pixel_mm: float | None, as_labels: bool) -> Volume:
 
 
 def read_raster_geometry(path: Path, pixel_mm: float | None) -> Geometry:
-    """Read the grid of a picture. The picture is decoded, to show whether the file is complete."""
+    """Read the grid of a picture, with the pixel size `pixel_mm` (None means 1 mm).
+
+    The pixels are decoded as well, so that a truncated file is noticed.
+    """
     return read_raster(path, pixel_mm, as_labels=False).geometry
 
 
 def is_reoriented(path: Path) -> bool:
-    """Return True if a JPEG, BMP or TIFF states that readers turn or mirror it (Exif).
+    """Return True if the orientation tag of a JPEG, BMP or TIFF tells readers to turn or mirror it.
 
-    Only the header is read. Call this function in the worker (`io.worker`), as all decoders. Return
-    False for a PNG, which is read as it is stored, and for a file that cannot be read.
+    Cameras write this tag of Exif. Only the header is read. Return False for a PNG, which is never
+    turned, and for a file that cannot be read. Callers run this function in the worker
+    (`io.worker`), like all decoders.
     """
     from PIL import Image
 
     with suppress(Exception), Image.open(path, formats=("JPEG", "BMP", "TIFF")) as image:
+        # 1 is upright, 2 to 8 are turned or mirrored
         return int(image.getexif().get(tiff.ORIENTATION) or 1) in range(2, 9)
     return False
 
 
 def write_raster(path: Path, array: NDArray[Any], geometry: Geometry, like: Path | None) -> None:
-    """Write a plane `[y, x]` as PNG (uint8, uint16) or TIFF (any type), without its pixel size.
+    """Write an array `[y, x]` as PNG (uint8, uint16) or TIFF (any type), without its pixel size.
 
     `geometry` and `like` are not used.
 
     Raises:
-        OutputError: If the array has other axes, or the format cannot store its type.
+        OutputError: If the array does not have two axes, or the format cannot store its type.
     """
     if array.ndim != 2:
         raise OutputError(f"a picture has two axes, but the array has the shape {array.shape}")
@@ -102,10 +110,10 @@ def write_raster(path: Path, array: NDArray[Any], geometry: Geometry, like: Path
 
 
 def _decode(path: Path, pixel_mm: float | None, *, as_labels: bool) -> Picture:
-    """Decode a PNG, JPEG or BMP. Its size is checked before.
+    """Decode a PNG, JPEG or BMP, after a check of its size.
 
-    Raise `ReadError` for a mask (`as_labels`) in JPEG or in BMP with a palette, an animation, and a
-    BMP that Pillow reads wrongly.
+    Raise `ReadError` for a mask (`as_labels`) in JPEG or in BMP with a palette, for an animation,
+    and for a BMP that Pillow reads wrongly: a palette of two greys in more than one bit per pixel.
     """
     from PIL import Image
 
@@ -118,7 +126,7 @@ def _decode(path: Path, pixel_mm: float | None, *, as_labels: bool) -> Picture:
                 f"{path}: a mask in JPEG has lost its exact values. Save masks as PNG, from the "
                 "program that drew them."
             )
-        # Pillow reads two greys in more than one bit per pixel wrongly
+        # mode "1" of Pillow: two greys; mode "P": indices of a palette; mode "L": 8-bit grey
         is_misread = image.mode == "1" and path.read_bytes()[_BMP_BITS] != 1
         if is_misread or (as_labels and image.mode == "P"):
             raise ReadError(
@@ -133,11 +141,18 @@ def _decode(path: Path, pixel_mm: float | None, *, as_labels: bool) -> Picture:
 
 
 def _decode_png(path: Path, image: Any, *, as_labels: bool) -> Picture:
-    """Decode a PNG by libpng, which compares its checksums and converts palettes to colours.
+    """Decode a PNG by libpng, which verifies checksums and converts palettes to colours.
 
-    Viewers do not turn a PNG. `image` is the file as opened by Pillow, which returns the indices of
-    a palette. A mask (`as_labels`) keeps these indices, or its stored numbers of less than 8 bits.
-    Raise `ReadError` for an animation.
+    The orientation tag is not used, because viewers do not turn a PNG.
+
+    Args:
+        path: The file.
+        image: The file as opened by Pillow, which can return the indices of a palette.
+        as_labels: True for a mask. Its samples are the palette indices, or the stored numbers
+            without libpng's scaling of less than 8 bits to 0 to 255.
+
+    Raises:
+        ReadError: If the file is an animation.
     """
     import imagecodecs
 
@@ -149,7 +164,7 @@ def _decode_png(path: Path, image: Any, *, as_labels: bool) -> Picture:
     samples = np.asarray(imagecodecs.png_decode(content))
     samples = samples[..., np.newaxis] if samples.ndim == 2 else samples
     alpha = None
-    if samples.shape[-1] in (2, 4):
+    if samples.shape[-1] in (2, 4):  # grey and opacity, or red, green, blue and opacity
         alpha = samples[..., -1]
         samples = samples[..., :-1]
     if not as_labels:

@@ -28,14 +28,14 @@ _ANY_VALUE = Labels.of(dict.fromkeys(range(1, 256), "lesion"))
 
 @dataclass(frozen=True)
 class References:
-    """The references of a folder.
+    """The references (ground truth) of a folder, which predictions are compared with.
 
     Attributes:
-        dataset: The dataset of the folder, or the dataset that its masks belong to. None if the
-            masks belong to none.
+        dataset: The dataset of the folder, or the dataset that the masks of the folder belong to.
+            None if the masks belong to no dataset.
         cases: The cases with a reference.
         findings: The errors of cases that cannot be used.
-        are_masks: True for a folder of masks, False for that of a dataset.
+        are_masks: True for a folder of masks, False for the folder of a dataset.
     """
 
     dataset: Dataset | None = None
@@ -47,13 +47,14 @@ class References:
     def find(cls, folder: Path, **rules: Unpack[ReadingRules]) -> "References":
         """Find the references in a dataset or in a folder of masks.
 
-        If the folder is the part of a dataset with masks, such as nnU-Net's `labelsTs`, only the
-        cases of this part are returned. If the folder directly contains masks with BIDS names, it
-        is a folder of masks.
+        A folder is a dataset if its layout is recognised or `rules` name COCO annotations. A folder
+        that directly contains masks with BIDS names is a folder of masks, because a BIDS dataset
+        has its files in subfolders. If the folder is the mask folder of a dataset, such as
+        nnU-Net's `labelsTs`, only the cases with a mask in this folder are returned.
 
         Args:
             folder: The folder.
-            rules: See `ReadingRules`. If they name COCO annotations, the folder is a dataset.
+            rules: Settings of the reading of datasets, see `ReadingRules`.
 
         Raises:
             DatasetError: If no usable reference is found, or the dataset cannot be listed.
@@ -76,33 +77,34 @@ class References:
 
     @classmethod
     def find_all(cls, folder: Path, **rules: Unpack[ReadingRules]) -> "References":
-        """Find the references of a folder, and those of the whole dataset to which it belongs.
+        """Find the references of a folder, and all other references of the same dataset.
 
-        For example, `labelsTs` of a dataset returns the cases of `labelsTr` as well. The cases of
-        the folder are the first ones. A folder of masks without a dataset has no further cases. For
-        errors, see `find`.
+        For example, nnU-Net's `labelsTs` returns the cases of `labelsTr` as well. The cases of
+        `folder` come first. A folder of masks that belongs to no dataset has no further cases. For
+        arguments and errors, see `find`.
         """
         found = cls.find(folder, **rules)
         if found.dataset is None or found.dataset.root == folder:
             return found
         known = {files.case for files in found.cases}
-        whole = _list_labelled(found.dataset.root, rules)
-        others = [files for files in whole.cases if files.case not in known]
-        findings = [finding for finding in whole.findings if finding.case not in known]
-        return replace(whole, cases=found.cases + others, findings=found.findings + findings)
+        complete = _list_labelled(found.dataset.root, rules)
+        others = [files for files in complete.cases if files.case not in known]
+        findings = [finding for finding in complete.findings if finding.case not in known]
+        return replace(complete, cases=found.cases + others, findings=found.findings + findings)
 
     def with_labels_of(
         self, predictions: Mapping[str, PredictionFiles], *, merge_labels: bool
     ) -> Dataset | None:
-        """Return the dataset of the references. For masks without one, make it of their labels.
+        """Return the dataset of the references, which has the labels for an evaluation.
 
-        The made dataset has the number of axes of the first mask that is readable, otherwise 3.
+        For masks that belong to no dataset, a dataset is made with the labels of the predictions.
+        Its number of axes is that of the first readable mask, or 3 if no mask is readable.
 
         Args:
-            predictions: The predictions by case. The labels, regions and the value to ignore come
-                from the first one that has labels of nnU-Net.
-            merge_labels: True makes one label of all values, also if no labels are known. It is not
-                used if the references have a dataset.
+            predictions: The predictions by case id. The labels of the made dataset come from the
+                first prediction that has labels of nnU-Net.
+            merge_labels: True makes one label of all mask values in a made dataset, also if no
+                labels are known.
 
         Returns:
             The dataset, or None if no labels are known or there are no cases.
@@ -132,9 +134,9 @@ class References:
 
 
 def _find_masks(folder: Path, rules: ReadingRules) -> References:
-    """Find the references in a folder of masks, and the dataset that the masks belong to.
+    """Find the references in a folder of masks, and the dataset that the masks belong to, if any.
 
-    Raise `DatasetError` if the folder has no masks.
+    For `rules`, see `ReadingRules`. Raise `DatasetError` if the folder has no masks.
     """
     masks, findings = list_masks(folder)
     dataset = read_dataset_of(masks, **rules)
@@ -145,9 +147,11 @@ def _find_masks(folder: Path, rules: ReadingRules) -> References:
 
 
 def _list_labelled(root: Path, rules: ReadingRules) -> References:
-    """Find the labelled cases of a dataset that have no error, and the errors of its cases.
+    """List the labelled cases of the dataset at `root` that can be used, and the errors of cases.
 
-    Errors that belong to no case, and ignored boxes, are logged.
+    A case with an error is left out. Errors that belong to no case, and notes on ignored boxes, are
+    logged. For `rules`, see `ReadingRules`. Cases may lack channels, because only the references
+    are needed.
     """
     dataset = replace(list_dataset(root, **rules), may_lack=True)
     for finding in dataset.findings:
@@ -155,25 +159,30 @@ def _list_labelled(root: Path, rules: ReadingRules) -> References:
             logger.info(finding.message)
         elif finding.severity == "error" and not finding.case:
             logger.warning(finding.message)
-    wrong = [finding for finding in dataset.errors if finding.case]
-    left_out = {finding.case for finding in wrong}
+    case_errors = [finding for finding in dataset.errors if finding.case]
+    left_out = {finding.case for finding in case_errors}
     cases = [c for c in dataset.cases if c.is_labelled and c.case not in left_out]
-    return References(dataset, cases, wrong, are_masks=False)
+    return References(dataset, cases, case_errors, are_masks=False)
 
 
 def open_reference(
     files: CaseFiles, dataset: Dataset | None, geometry: Geometry | None = None
 ) -> Reference:
-    """Read the reference of a case on the grid of its image.
+    """Read the reference of a case, for a comparison with a prediction.
 
-    Of the image only the header is read, unless it is a radiograph (see `read_reference`). If the
-    case has no image, the reference has the given grid or keeps that of its mask. Without a
-    dataset, it always keeps that of its mask, and `geometry` gives only the pixel size.
+    The grid of the reference is:
+
+    - With a dataset and an image in `files`: the grid of the image. Only the header of the image is
+      read, except for a radiograph (see `read_reference`).
+    - With a dataset, but without an image: `geometry`, or the grid of the mask if it is None.
+    - Without a dataset: the grid of the mask.
 
     Args:
-        files: The case.
-        dataset: Its dataset, or None for a mask without one, whose values stay as they are.
-        geometry: The grid of the image, if `files` lists no image. Otherwise it is not used.
+        files: The files of the case.
+        dataset: The dataset of the case. None for a mask without a dataset, whose values are read
+            unchanged.
+        geometry: The grid of the image if `files` contains no image, otherwise not used. Without a
+            dataset, only its pixel size is used, for a picture.
 
     Raises:
         DatasetError: If the case has no reference.
