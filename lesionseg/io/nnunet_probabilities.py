@@ -121,10 +121,10 @@ class ProbabilityFile:
     def reader_name(self) -> str:
         """Return the name of nnU-Net's image reader, such as `SimpleITKIO`, or "" if it is unknown.
 
-        The reader decides the axis order of the probabilities. `plans.json` names it. nnU-Net
-        writes this file next to its outputs and into the model folder, so the folder of the archive
-        and the two folders above it are searched. Raise `ReadError` if the nearest `plans.json` is
-        not JSON.
+        Some readers reorient images, so that the array has another axis order than the mask.
+        `plans.json` names the reader. nnU-Net writes this file next to its outputs and into the
+        model folder, so the folder of the archive and the two folders above it are searched. Raise
+        `ReadError` if the nearest `plans.json` is not JSON.
         """
         for folder in self.path.parents[:LEVELS_UP]:
             path = folder / PLANS

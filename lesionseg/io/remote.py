@@ -37,12 +37,12 @@ _EXTRAS = {"http": "remote", "https": "remote", "s3": "remote", "s3a": "remote",
 
 @dataclass(frozen=True)
 class _StoredFile:
-    """A file of a store.
+    """A file in a store at a URL, such as an object in S3.
 
     Attributes:
-        path: The path by which the store finds it, for a web server its URL.
+        path: The path of the file in the store. For a web server, its URL.
         state: A text that changes with the content of the file. It is empty if the store states
-            neither a digest nor a date.
+            neither a digest nor a date of the file.
     """
 
     path: str
@@ -52,15 +52,18 @@ class _StoredFile:
 def download(place: str, *, new: bool = False, endings: str | tuple[str, ...] = "") -> Path:
     """Download a folder at a URL into a local copy in `download_folder`, and return its path.
 
-    Files that have not changed in the store are not downloaded again, if it states digests or
-    dates. Downloaded and uploaded files that the store no longer contains are removed. Other local
-    files stay. The modification time of a download is a number computed from its state.
-    `stored_names` returns the names of all files of the store.
+    - A file is downloaded if it is new or changed in the store, or if the store states neither
+      digests nor dates.
+    - A local file that was downloaded or uploaded before is removed if the store no longer contains
+      it. Other local files stay.
+    - The modification time of a local file is computed from its state in the store (`_set_time`).
+
+    `stored_names` returns the names of all files of the store afterwards.
 
     Args:
-        place: A URL, or a path, which is returned as it is.
+        place: A URL. A local path is returned unchanged.
         new: True if the folder may have no files yet.
-        endings: Only files whose name has one of these endings are downloaded.
+        endings: Only files whose name ends with one of these texts are downloaded.
 
     Raises:
         ReadError: If the store cannot be read, or the URL has no files although `new` is False.
@@ -70,6 +73,7 @@ def download(place: str, *, new: bool = False, endings: str | tuple[str, ...] = 
     """
     if not is_url(place):
         return Path(place)
+    # the folder of this URL in the cache
     base = download_folder() / digest_of(place)[:16]
     copy = base / (PurePosixPath(place).name or "data")
     states = base / _STATES
@@ -81,6 +85,7 @@ def download(place: str, *, new: bool = False, endings: str | tuple[str, ...] = 
         FileLock(base / _LOCK),
         _store_errors(f"{place}: the folder cannot be downloaded", ReadError),
     ):
+        # list the store, and remove local files that it no longer contains
         system, root = _open_file_system(place)
         before = read_json(states) if states.is_file() else {}
         changes = uploads.read_text("utf-8").splitlines() if uploads.is_file() else []
@@ -89,6 +94,7 @@ def download(place: str, *, new: bool = False, endings: str | tuple[str, ...] = 
         known = _list_known(before, changes)
         for name in known - listed.keys():
             (copy / name).unlink(missing_ok=True)
+        # compare the states of the files: `current` need no download
         current: dict[str, str] = {}
         wanted: dict[str, _StoredFile] = {}
         for name, stored in listed.items():
@@ -112,25 +118,31 @@ def download(place: str, *, new: bool = False, endings: str | tuple[str, ...] = 
 
 
 def stored_names(copy: Path, place: str) -> set[str]:
-    """Return the names of the files that a URL had when `download` returned `copy`.
+    """Return the relative paths of all files at a URL, as listed by the last `download`.
 
-    Return an empty set if `place` is a path.
+    Args:
+        copy: The local copy that `download` returned.
+        place: The URL. For a local path, the result is empty.
     """
     states = copy.parent / _STATES
     return set(read_json(states)) if is_url(place) and states.is_file() else set()
 
 
 def _list_files(system: Any, root: str, *, is_encoded: bool) -> dict[str, _StoredFile]:
-    """Return the files of a store by their paths in the local copy. A missing folder has none.
+    """List the files of a folder in a store.
 
     Args:
-        system: The file system of the store.
+        system: The fsspec file system of the store.
         root: The folder in the store.
-        is_encoded: True if the store states names in percent-encoding, such as `P%201.nii.gz`.
+        is_encoded: True if the store lists names in percent-encoding, such as `P%201.nii.gz`.
+
+    Returns:
+        The files by their paths below the folder, which are also their paths in the local copy.
+        Empty if the folder does not exist.
 
     Raises:
-        ValueError: If the path of a file is not located in the folder or cannot be decoded, or two
-            files have the same one.
+        ValueError: If a path leads out of the folder or cannot be decoded, or two files have the
+            same path.
     """
     listed: dict[str, _StoredFile] = {}
     found: dict[str, Mapping[str, Any]] = {}
@@ -156,9 +168,10 @@ def _list_files(system: Any, root: str, *, is_encoded: bool) -> dict[str, _Store
 
 
 def _decode_name(encoded: str) -> str:
-    """Decode a relative path in percent-encoding.
+    """Decode a relative path in percent-encoding, such as `a/P%201.nii.gz` to `a/P 1.nii.gz`.
 
-    Raise `ValueError` for an encoded separator or zero byte.
+    Raise `ValueError` for an encoded slash, backslash or zero byte, which could lead the local path
+    out of the folder.
     """
     parts = [unquote(part) for part in encoded.split("/")]
     for part in parts:
@@ -168,23 +181,32 @@ def _decode_name(encoded: str) -> str:
 
 
 def _describe_file(info: Mapping[str, Any]) -> str:
-    """Return size, digests and dates of a file as a text, or "" without digest and date."""
+    """Return a text of size, digests and dates of a file, which changes with its content.
+
+    `info` is what fsspec knows about the file. Return "" if it has neither a digest nor a date.
+    """
     values = [info[key] for key in _KEYS if info.get(key) is not None]
     return " ".join(map(str, [info.get("size"), *values])) if values else ""
 
 
 def _fetch(system: Any, files: Mapping[str, _StoredFile], copy: Path) -> None:
-    """Download several files at once. The keys of `files` are their paths below `copy`."""
+    """Download several files of a store at once.
+
+    Args:
+        system: The fsspec file system of the store.
+        files: The files by their paths below `copy`.
+        copy: The folder of the local copy.
+    """
     for name in files:
         (copy / name).parent.mkdir(parents=True, exist_ok=True)
     system.get([stored.path for stored in files.values()], [str(copy / name) for name in files])
 
 
 def _set_time(path: Path, state: str) -> None:
-    """Set the modification time to a number computed from `state`, a text.
+    """Set the modification time of a file to a number computed from its state in the store.
 
-    Copies of the same content then have the same time on every machine. Caches that compare times
-    therefore stay valid.
+    Copies of the same content then have the same time on every machine, so that caches that compare
+    modification times stay valid. The number is not a real time.
     """
     digits = digest_of(state)
     nanoseconds = int(digits[:15], 16)  # 60 bits, because a time is a signed number of 64 bits
@@ -192,12 +214,12 @@ def _set_time(path: Path, state: str) -> None:
 
 
 def upload(paths: Iterable[Path], copy: Path, place: str) -> None:
-    """Upload files of a local copy. Do nothing if `place` is a path.
+    """Upload files of a local copy, such as results, to the store. For a local path, do nothing.
 
     Args:
-        paths: Files in `copy`. A file that does not exist is removed from the store.
+        paths: Files in `copy`. A file that does not exist locally is removed from the store.
         copy: The path that `download` returned for `place`.
-        place: The URL.
+        place: The URL, or a local path.
 
     Raises:
         OutputError: If the store cannot be opened or refuses a file.
@@ -221,10 +243,15 @@ def upload(paths: Iterable[Path], copy: Path, place: str) -> None:
 
 
 def _note_change(path: Path, copy: Path, mark: str) -> None:
-    """Record that a file was uploaded or, with the mark `_REMOVED`, removed from the store.
+    """Record in a text file that `path` was uploaded to the store or removed from it.
 
-    `download` then removes the local copy of an uploaded file if the store loses it, but keeps a
-    new local file of a removed one.
+    `download` reads this record. It removes the local copy of an uploaded file that the store no
+    longer contains. It does not remove a new local file with the name of a removed file.
+
+    Args:
+        path: The file in the local copy.
+        copy: The folder of the local copy.
+        mark: `_REMOVED` for a removed file, "" for an uploaded file.
     """
     with (
         FileLock(copy.parent / _LOCK),
@@ -234,9 +261,11 @@ def _note_change(path: Path, copy: Path, mark: str) -> None:
 
 
 def _list_known(before: Iterable[str], changes: Iterable[str]) -> set[str]:
-    """Return the paths that the store had after the last download and the changes since then.
+    """Return the paths in the store after the last download and this program's later changes.
 
-    `before` are the paths of the last download, `changes` the lines of `_note_change`.
+    Args:
+        before: The paths in the store at the last download.
+        changes: The uploads and removals since then, as lines of `_note_change`.
     """
     known = set(before)
     for change in changes:
@@ -250,9 +279,13 @@ def _list_known(before: Iterable[str], changes: Iterable[str]) -> set[str]:
 
 @contextmanager
 def _store_errors(failure: str, kind: type[LesionsegError]) -> Iterator[None]:
-    """Convert any error of a store into `kind`, and that of a full disk into `OutputError`.
+    """Convert any error of a store within the context into an error of lesionseg with advice.
 
-    The errors of lesionseg stay as they are. `failure` is the beginning of the message.
+    An error of lesionseg is raised again. A full local disk becomes an `OutputError`.
+
+    Args:
+        failure: The beginning of the message: what failed.
+        kind: The type of the error that is raised.
     """
     try:
         yield
@@ -270,17 +303,18 @@ def _store_errors(failure: str, kind: type[LesionsegError]) -> Iterator[None]:
 
 
 def _open_file_system(place: str) -> tuple[Any, str]:
-    """Return the file system of a URL and the path within it.
+    """Return fsspec's file system of a URL, and the path of the folder in this file system.
 
     Raises:
-        ConfigError: If the beginning of the URL is unknown, or a package is missing.
+        ConfigError: If the scheme of the URL, such as `s3`, is unknown, or the package for it is
+            missing. The message says how to install it.
     """
     try:
         from fsspec.core import url_to_fs
 
         # no cache of listings, because other processes write too
         system, root = url_to_fs(place, use_listings_cache=False)
-        system.invalidate_cache()  # that of `hf://` has no setting
+        system.invalidate_cache()  # `hf://` ignores the argument above
     except (ImportError, ValueError) as error:
         extra = _EXTRAS.get(place.partition("://")[0])
         if extra is None and "'fsspec'" in str(error):

@@ -71,10 +71,10 @@ _MAX_SHOWN = 3  # names in a message
 
 @dataclass(frozen=True)
 class Scan:
-    """Files that are read together, with a case id.
+    """The files of one image that is to be predicted, with a case id.
 
     Attributes:
-        files: The case.
+        files: The files of the case.
         path: The path of the scan or its first channel, below the input or the folder of the table.
             It is the name of the file if the table states a path outside this folder.
         dicom: The description of a DICOM scan.
@@ -98,14 +98,16 @@ class Scan:
 
     @property
     def key(self) -> tuple[str, str]:
-        """Case id and path. No two scans share both."""
+        """The case id and the path, by which scans are sorted. No two scans have the same pair."""
         return self.case, self.path
 
     @property
     def stable_id(self) -> str:
-        """A text that stays the same if another series is added to the folder of a series.
+        """A text to recognise the scan in earlier results: the greater of `case` and `other_case`.
 
-        It is equal for ids whose files some file system cannot distinguish.
+        The case id of a DICOM series changes if another series is added to its folder or removed
+        from it. This text does not change. It is the same for ids that differ only in upper and
+        lower case (`comparison_key`).
         """
         return comparison_key(max(self.case, self.other_case))
 
@@ -121,26 +123,36 @@ class Scan:
 
     @property
     def is_unreadable(self) -> bool:
-        """True if a file or folder cannot be opened. The same files may be readable later."""
+        """True if a file or folder cannot be opened, for example for lack of permissions."""
         return any(finding.kind == UNREADABLE for finding in self.findings)
 
     def add_finding(self, kind: str, message: str) -> "Scan":
-        """Return the scan with a note of the kind `LEFT_OUT`, or an error of another kind."""
+        """Return a copy of the scan with a further finding.
+
+        The finding is a note if `kind` is `LEFT_OUT`, and an error for any other kind.
+        """
         finding = Finding(kind, message, self.case, "note" if kind == LEFT_OUT else "error")
         return replace(self, findings=(*self.findings, finding))
 
     def unless(self, unwanted: "Callable[[Scan], str]") -> "Scan":
-        """Return the scan with a note if `unwanted` gives a reason to leave it out.
+        """Return the scan with a note that it is left out, if `unwanted` gives a reason.
 
-        A scan with findings is returned unchanged.
+        A scan that already has findings is returned unchanged.
+
+        Args:
+            unwanted: Returns the reason to leave out a scan, or "" to predict it.
         """
         reason = "" if self.findings else unwanted(self)
         return self.add_finding(LEFT_OUT, reason) if reason else self
 
     def row(self, bundle: str = "") -> CaseRow:
-        """Return the row of the scan before it is predicted: without status, key and digest.
+        """Return the row of the scan for the table of results, before the scan is predicted.
 
-        `bundle` is the digest of the bundle.
+        The row contains only the columns that are known then, such as ids and path. Status, key and
+        digest are added later.
+
+        Args:
+            bundle: The digest of the bundle that predicts the scan.
         """
         dicom = self.dicom
         return CaseRow(
@@ -155,48 +167,59 @@ class Scan:
         )
 
     def shorten_paths(self, text: str) -> str:
-        """Return a message in which the files of the scan have names instead of paths."""
+        """Replace the paths of the scan's image files by their names in a message."""
         for image in self.files.images:
             text = text.replace(f"{image.parent}/", "")
         return text
 
     @property
     def contents(self) -> list[tuple[Path, ...]]:
-        """The files of each channel's image. Raise `ReadError` if one cannot be read."""
+        """For each channel, the files that store its image, see `content_files`.
+
+        Raise `ReadError` if a file or a folder cannot be read.
+        """
         if self.dicom is not None and len(self.files.images) == 1:
             return [self.dicom.files]
         return [content_files(image) for image in self.files.images]
 
     def digest(self) -> str:
-        """Return the `content_digest` of the files. Raise `ReadError` if one cannot be read."""
+        """Return the SHA-256 of the scan's files, see `content_digest`.
+
+        Raise `ReadError` if a file cannot be read.
+        """
         return content_digest(self.contents)
 
     def state(self) -> str:
-        """Return a text that changes if one of the files changes, see `file_state`.
+        """Return a text that changes if one of the scan's files changes, see `file_state`.
 
-        Raise `ReadError` if a file is missing, or a header is damaged.
+        The files are not read. Raise `ReadError` if a file is missing, or the header of a series is
+        damaged.
         """
         return file_state(file for image in self.contents for file in sorted(image))
 
     @property
     def is_present(self) -> bool:
-        """True if the files are on this machine, as those of a local scan always are."""
+        """True if the files are on this machine. The files of this class always are.
+
+        A subclass for scans of a remote archive may need `fetch` first.
+        """
         return True
 
     def fetch(self) -> None:
-        """Make the files present. A subclass fetches them."""
+        """Bring the files to this machine. A local scan has nothing to do; a subclass downloads."""
 
     def release(self) -> None:
-        """Remove files that `fetch` fetched. Files of a local scan stay."""
+        """Remove the files that `fetch` has downloaded. The files of a local scan stay."""
 
     def require_unchanged(self, state: str) -> None:
-        """Check that the scan still has the files from which `state` was computed.
+        """Check that the scan's files have not changed while they were read.
 
-        A series may have got or lost slices since it was described. The headers of its folder are
-        read again only if the folder has a new DICOM file, or if it was not listed before.
+        A DICOM series may also have got new slices. The headers of its folder are read again only
+        if the folder contains a DICOM file that was not there when the scan was described, or if
+        the folder was not listed then.
 
         Args:
-            state: The text that `state()` returned.
+            state: The text that `state()` returned before the files were read.
 
         Raises:
             ResourceError: If a file was added, removed or changed, or cannot be read.
@@ -216,14 +239,14 @@ class Scan:
 
 @dataclass(frozen=True)
 class FoundScans:
-    """The scans of an input, sorted by case id.
+    """The scans that `find_scans` finds in an input, sorted by case id.
 
     Attributes:
-        source: The input.
+        source: The input: a folder, glob, file or table.
         root: The folder below which the paths and ids of the scans begin.
         scans: The scans.
-        left_out: A note on each kind of files that are not scans. `file` of a note is the kind,
-            such as `*.img`.
+        left_out: One note for each kind of files that are not scans. `file` of the note is the
+            kind, such as `*.img`.
     """
 
     source: Path
@@ -232,10 +255,10 @@ class FoundScans:
     left_out: tuple[Finding, ...] = ()
 
     def cases(self) -> list[CaseFiles]:
-        """Return the cases of the scans without findings. Log a warning for each other scan.
+        """Return the files of the scans without findings. Log a warning for each scan with one.
 
         Raises:
-            DatasetError: If no case remains.
+            DatasetError: If no scan is without findings.
         """
         for scan in self.scans:
             if scan.findings:
@@ -247,7 +270,7 @@ class FoundScans:
         return cases
 
     def explain_nothing_found(self) -> str:
-        """Return a message that no scan was found. It lists what was left out, if anything."""
+        """Return the message that no scan was found. It names scans and files that are left out."""
         left_out = [scan for scan in self.scans if scan.left_out]
         found = "no image found"
         if left_out or self.left_out:
@@ -280,9 +303,10 @@ def find_scans(
     - A folder or file that cannot be opened is a scan with an error, and so are scans that would
       get the same id.
 
-    The case id is the path of the scan without the suffix, with folders joined by `_`. The path
-    begins below `source`, below the folder before the first wildcard of a glob, or below the folder
-    of a file. The id of a series in `source` itself is the name of the folder. A table states ids.
+    The case id is the path of the scan without the suffix, with folders joined by `_`. This path is
+    relative to `source`, to the folder before the first wildcard of a glob, or to the folder of a
+    file. A series whose files are directly in `source` gets the name of this folder as its id. A
+    table contains the ids.
 
     Args:
         source: A folder, `folder/series=…`, glob, file or `.csv` table (see `read_scan_list`).
@@ -302,6 +326,7 @@ def find_scans(
         ReadError: If the table cannot be read, or the series `folder/series=…` does not exist or
             has a damaged header.
     """
+    # find the scans by the kind of the input
     notes: list[Finding] = []
     root = source.parent
     if source.suffix.lower() == ".csv" and source.is_file():
@@ -311,6 +336,7 @@ def find_scans(
     else:
         root = root if source.is_file() else _folder_before_wildcards(source)
         scans, notes = _search_source(source, root, channels, dims, results)
+    # leave out scans, give BIDS names, and mark equal ids
     if unwanted is not None:
         scans = [scan.unless(unwanted) for scan in scans]
     if names == "bids":
@@ -324,10 +350,15 @@ def find_scans(
 
 
 def _named_as_in_bids(scan: Scan, patients: Mapping[str, set[str]]) -> Scan:
-    """Return a scan with an id of BIDS, or with the error that it has no subject of its own.
+    """Return a scan with a case id in the form of BIDS, such as `sub-P1_ses-2`.
 
-    A scan with findings is returned unchanged. A scan with a new id has no `other_case`.
-    `patients`: the PatientIDs of each subject; empty if PatientIDs do not give the subjects.
+    The scan gets an error if its id has no subject, or if several patients would have the same
+    subject. A scan with findings is returned unchanged. A scan with a new id has no `other_case`.
+
+    Args:
+        scan: The scan.
+        patients: The PatientIDs for each subject (`comparison_key` of the subject). Empty if
+            subjects do not come from PatientIDs.
     """
     if scan.findings:
         return scan
@@ -347,14 +378,18 @@ def _named_as_in_bids(scan: Scan, patients: Mapping[str, set[str]]) -> Scan:
 
 
 def _subject_of(scan: Scan) -> str:
-    """Return the letters and digits of the PatientID. "" if there are none."""
+    """Return the BIDS subject of a DICOM scan: the letters and digits of its PatientID.
+
+    Return "" if the PatientID contains none, or if the scan is not DICOM.
+    """
     return "" if scan.dicom is None else bids_label(scan.dicom.patient_id)
 
 
 def describe_scan(files: CaseFiles) -> Scan:
-    """Return the scan of a case, whose path is the name of its first image.
+    """Return the scan of a case whose files are known, without a search.
 
-    If this image is DICOM, its headers are read.
+    The path of the scan is the name of its first image. If this image is DICOM, its headers are
+    read, to describe the series.
 
     Raises:
         ReadError: If the image is DICOM, and does not exist or has a damaged header.
@@ -366,7 +401,7 @@ def describe_scan(files: CaseFiles) -> Scan:
 
 
 def kind_of_name(file: Path) -> Literal["image", "dicom", "unknown", "text"]:
-    """Return what a file contains by its name.
+    """Return the kind of a file by its name, to decide if it may be a scan.
 
     - `image`: an image in a format other than DICOM.
     - `dicom`: a file with the suffix of DICOM.
@@ -382,12 +417,15 @@ def kind_of_name(file: Path) -> Literal["image", "dicom", "unknown", "text"]:
 
 
 def _is_skipped(name: str) -> bool:
-    """Return True for the name of a hidden file or folder, or of one that a system made."""
+    """Return True for a name that the search skips without a message.
+
+    Such names begin with a dot, or belong to files and folders of systems, such as `thumbs.db`.
+    """
     return name.startswith(".") or name.lower() in _SKIPPED_NAMES
 
 
 def _folder_before_wildcards(source: Path) -> Path:
-    """Return the folder of a glob before its first part with a wildcard.
+    """Return the folder in which the search of a glob begins: `a/b` for `a/b/*/T1.nii`.
 
     A path that exists or has no wildcard is returned unchanged.
     """
@@ -397,11 +435,11 @@ def _folder_before_wildcards(source: Path) -> Path:
 
 
 def _mark_clashes(scans: Sequence[Scan]) -> Iterator[Scan]:
-    """Yield the scans, with an error for those that would get the same id and files.
+    """Yield the scans in order, and add an error to scans whose results would have the same name.
 
-    On Windows and macOS `P1` and `p1` are the same file name, and so are two encodings of an
-    accented letter. Scans that are left out or cannot be opened do not clash, because they get no
-    files. A scan that already has a finding gets no second one.
+    Case ids are compared by `comparison_key`, because `P1` and `p1` are the same file name on
+    Windows and macOS. Scans that are left out or cannot be opened are not compared, because they
+    have no results. A scan that already has a finding gets no further error.
     """
     same_id: dict[str, list[Scan]] = defaultdict(list)
     for scan in scans:
@@ -426,15 +464,23 @@ def _mark_clashes(scans: Sequence[Scan]) -> Iterator[Scan]:
 def _search_source(
     source: Path, root: Path, channels: int, dims: int | None, results: Path | None
 ) -> tuple[list[Scan], list[Finding]]:
-    """Return the scans in a file, a folder or a glob, and a note on each kind of file left out.
+    """Search a file, a folder or a glob for scans.
 
-    Case ids begin below `root`: the folder itself, that of the file, or the one before the first
-    wildcard. Files in `results` are results and no scans. The other arguments are those of
-    `find_scans`.
+    Args:
+        source: The file, folder or glob.
+        root: The folder below which the paths of the scans begin. It is `source` itself if that is
+            a folder, the folder of a file, or the folder before the first wildcard of a glob.
+        channels: See `find_scans`.
+        dims: See `find_scans`.
+        results: See `find_scans`.
+
+    Returns:
+        The scans, and a note on each kind of files that are not scans.
 
     Raises:
         DatasetError: If `root` cannot be opened.
     """
+    # collect the files
     is_file = source.is_file()
     is_glob = not is_file and not source.is_dir()
     walk = _Walk(results)
@@ -446,6 +492,7 @@ def _search_source(
         walk.match(root, source.relative_to(root).parts)
     if root in walk.unreadable:
         raise DatasetError(f"{root}: the folder cannot be opened: {walk.unreadable[root]}.")
+    # sort the files by kind: DICOM by folder, files that are not scans, other images
     images: list[Path] = []
     dicom: dict[Path, list[Path]] = defaultdict(list)
     no_scans = walk.mask_folders
@@ -456,6 +503,7 @@ def _search_source(
             no_scans[file] = kind
         else:
             images.append(file)
+    # make scans of the files
     scans = [*_file_scans(images, root, channels)]
     scans += [_unreadable_scan(path, reason, root) for path, reason in walk.unreadable.items()]
     for folder, files in dicom.items():
@@ -469,10 +517,11 @@ def _search_source(
 
 
 class _Walk:
-    """The files in a folder, or those that a glob matches.
+    """The search for files that may be scans, in a folder or by a glob.
 
     Attributes:
-        files: The files that may be scans, in the order in which they were found.
+        files: The files that may be scans, as keys in the order of the search (a dictionary, so
+            that each file occurs once).
         unreadable: The folders and files that cannot be opened, and the reasons.
         mask_folders: The folders of masks, such as `labelsTr`, with their kind and the reason why
             they are left out.
@@ -483,28 +532,33 @@ class _Walk:
         self.unreadable: dict[Path, str] = {}
         self.mask_folders: dict[Path, tuple[str, str]] = {}
         self._results = results
-        self._entered: list[Path] = []  # the folders around the present one, without links
+        self._entered: list[Path] = []  # real paths of the present folder and its parents
 
     def enter(self, folder: Path) -> None:
-        """Add the files in a folder and in all folders below it, also linked ones.
+        """Add the files in a folder and in all folders below it to `files`.
 
-        A link to a folder that contains the link is not followed, because it forms a circle.
+        Linked folders are entered, too, except for a link to a folder that contains the link,
+        because this forms a circle.
         """
-        place = folder.resolve()
-        if place not in self._entered:
-            self._entered.append(place)
+        real = folder.resolve()
+        if real not in self._entered:
+            self._entered.append(real)
             for entry in self._list_entries(folder):
-                self._add(entry)
+                self._add_path(entry)
             self._entered.pop()
 
     def match(self, folder: Path, parts: Sequence[str]) -> None:
-        """Add the files below a folder that a glob matches, and those in the folders it matches.
+        """Add the files below a folder that match a glob, and all files in matching folders.
 
-        In a matched folder, a link that forms a circle is not followed, as in `enter`. `**` does
-        not match linked folders. `parts` are the parts of the glob below the folder.
+        Each call matches the first part of the glob, and calls itself for the remaining parts. `**`
+        matches any number of folders, but not linked ones.
+
+        Args:
+            folder: The folder, or the matching file or folder if no parts remain.
+            parts: The parts of the glob below the folder, such as `("*", "T1.nii")`.
         """
         if not parts:
-            self._add(folder)
+            self._add_path(folder)
             return
         part, *rest = parts
         if not has_magic(part):
@@ -513,7 +567,7 @@ class _Walk:
                 if path.exists() or path.is_symlink():
                     self.match(path, rest)
             return
-        if part == "**":
+        if part == "**":  # no folder
             self.match(folder, rest)
         self._entered.append(Path(os.path.realpath(folder)))  # `resolve` raises for circles
         for entry in self._list_entries(folder):
@@ -524,11 +578,11 @@ class _Walk:
                     self.match(entry, parts)
         self._entered.pop()
 
-    def _add(self, path: Path) -> None:
-        """Add a file, or the files in a folder.
+    def _add_path(self, path: Path) -> None:
+        """Add a file to `files`, or all files in a folder.
 
-        Texts, pipes, devices and links to results are skipped without a message. A link to nothing
-        is sorted by its name, and reading it reports the error.
+        Texts (`kind_of_name`), pipes, devices and links into the folder of results are skipped. A
+        broken link is added, so that reading it later reports the error.
         """
         with self._record_unreadable(path):
             if path.is_symlink() and self._leads_to_results(path):
@@ -539,16 +593,18 @@ class _Walk:
                 self.files[path] = None
 
     def _leads_to_results(self, link: Path) -> bool:
-        """Return True if the target of a link is located in the folder of results."""
+        """Return True if the target of a link is in the folder of results, which has no scans."""
         with suppress(OSError, RuntimeError):  # a circle of links: reading it reports the error
             return self._results is not None and link.resolve().is_relative_to(self._results)
         return False
 
     def _list_entries(self, folder: Path) -> list[Path]:
-        """Return the files and folders in a folder, sorted, without hidden ones and masks.
+        """Return the files and folders in a folder that the search enters, sorted by name.
 
-        Return an empty list for the folder of results, for a file, and for a folder that cannot be
-        opened, which is recorded. Folders of masks are recorded, too.
+        - Hidden entries and those of systems are left out.
+        - Folders of masks, such as `labelsTr`, are left out and added to `mask_folders`.
+        - The folder of results, and a path that is not a folder, give an empty list.
+        - A folder that cannot be opened gives an empty list, and is added to `unreadable`.
         """
         with self._record_unreadable(folder):
             if not folder.is_dir() or folder.resolve() == self._results:
@@ -566,7 +622,7 @@ class _Walk:
 
     @contextmanager
     def _record_unreadable(self, path: Path) -> Iterator[None]:
-        """Catch an error of the system within the context, and record it for the path."""
+        """Catch an `OSError` within the context, and store its reason in `unreadable`."""
         try:
             yield
         except OSError as error:
@@ -574,14 +630,24 @@ class _Walk:
 
 
 def _explain_no_scan(file: Path, dims: int | None) -> tuple[str, str] | None:
-    """Return kind and reason of a file that is not a scan of the model. Return None for a scan."""
+    """Explain why a file is not a scan that the model can predict. Return None if it is a scan.
+
+    Examples are segmentations, results of `predict` and files of unknown formats.
+
+    Args:
+        file: A file that is not DICOM.
+        dims: The number of axes of the model, or None if any is accepted.
+
+    Returns:
+        The kind of the file for a note, such as `*.seg.nrrd`, and the reason.
+    """
     stem = strip_suffix(file)
     suffix = format_suffix(file).lower()
     if not is_image_file(file):
         return f"*{suffix}" if _SUFFIX.fullmatch(suffix) else "without a known suffix", _UNKNOWN
     if suffix == ".seg.nrrd" and file.with_name(f"{stem}.nrrd").is_file():
         return f"*{suffix}", "segmentations of scans next to them"
-    if stem.endswith(OWN_ENDINGS):
+    if stem.endswith(OWN_ENDINGS):  # such as `_mask`
         return f"*_{stem.rpartition('_')[2]}.*", "named like a result of predict"
     case = stem.removesuffix("_preview")
     if file.with_name(f"{case}{CANDIDATES}").is_file():
@@ -594,7 +660,10 @@ def _explain_no_scan(file: Path, dims: int | None) -> tuple[str, str] | None:
 def _left_out_notes(
     no_scans: Mapping[Path, tuple[str, str]], images: Iterable[Path], root: Path
 ) -> Iterator[Finding]:
-    """Yield a note on the files of each kind and reason. Voxels of a header are not noted.
+    """Yield one note for each kind and reason of files that are not scans.
+
+    Voxel files that belong to a header among the scans, such as `scan.raw` of `scan.mhd`, are read
+    with the header and get no note.
 
     Args:
         no_scans: The kind and the reason of each file or folder that is not a scan.
@@ -617,7 +686,16 @@ def _left_out_notes(
 
 
 def _file_scans(files: Iterable[Path], root: Path, channels: int) -> Iterator[Scan]:
-    """Yield the scans of files other than DICOM, with all channels of a case in one scan."""
+    """Yield the scans of files other than DICOM. All channels of a case become one scan.
+
+    Files with equal names except for the channel number `_0000` belong together, if they are in the
+    same folder.
+
+    Args:
+        files: The files.
+        root: The folder below which the paths of the scans begin.
+        channels: The number of channels of the model.
+    """
     numbered: dict[tuple[Path, str], list[tuple[int, Path]]] = defaultdict(list)
     for file in files:
         name, number = split_channel(strip_suffix(file))
@@ -634,11 +712,21 @@ def _numbered_scans(
 ) -> Iterator[Scan]:
     """Yield the scans of files `<name>_<number>` of one folder: channels of a case, or cases.
 
-    A model with one channel takes each file as a case. Otherwise a number below `channels` is a
-    channel number. A higher number may be a year or the number of a radiograph. It is a channel
-    number, of a case with too many files, if all smaller numbers exist. If one of the pictures is
-    in colour and the model has three channels, each picture is a case. The id of the case with the
-    number 0 does not contain it. Two files of the same channel give an error of their scan.
+    These rules decide if a number is a channel number or part of the case id:
+
+    - For a model with one channel, each file is a case.
+    - For a model with three channels, each picture is a case if one of them is in colour.
+    - A number below `channels` is a channel number.
+    - A higher number is a channel number if all smaller numbers exist. The case then has too many
+      files, which is reported later. Otherwise the number may be a year, and the file is a case.
+
+    The number 0 is not part of a case id. Two files of the same channel are an error of their scan.
+
+    Args:
+        name: The name of the files without the number and the suffix.
+        members: The number and the path of each file.
+        root: The folder below which the paths of the scans begin.
+        channels: The number of channels of the model.
     """
     numbers = {number for number, _ in members}
     are_colours = channels == 3 and any(_is_in_colour(file) for _, file in members)
@@ -664,14 +752,17 @@ def _numbered_scans(
 
 
 def _is_in_colour(file: Path) -> bool:
-    """Read a file. Return True for a picture in colour, and False if it cannot be read."""
+    """Return True if a file is a picture in colour. Return False if it cannot be read.
+
+    The pixels are read, because a grey picture may be stored with three equal colours.
+    """
     with suppress(LesionsegError):  # reading the scan reports the error
         return is_raster(file) and len(read_volume(file).array) == 3
     return False
 
 
 def _single_file_scan(file: Path, name: str, root: Path) -> Scan:
-    """Return the scan of a single file other than DICOM. `name` is the end of its id."""
+    """Return the scan of a single file. Its case id joins the folders below `root` and `name`."""
     case = case_id([*_folders_between(root, file.parent), name])
     return Scan(CaseFiles(case, (file,), group=case), _relative_path(file, root))
 
@@ -679,23 +770,32 @@ def _single_file_scan(file: Path, name: str, root: Path) -> Scan:
 def _dicom_scans(
     files: Sequence[Path], root: Path, matched: set[Path]
 ) -> tuple[list[Scan], list[Path]]:
-    """Return the scans of a folder's DICOM files, and the files that are not images.
+    """Group the DICOM files of a folder into scans.
 
-    A damaged file is a scan. Only files that are `matched`, and scans with such a file, are
-    returned.
+    A file with a damaged header becomes a scan, so that reading it reports the error.
+
+    Args:
+        files: All DICOM files of the folder.
+        root: The folder below which the paths of the scans begin.
+        matched: The files that the input names, for example by a glob. Scans without such a file
+            are left out.
+
+    Returns:
+        The scans, and the matched files that are not images, such as reports.
     """
     found = group_dicom(files)
     scans = [dicom_scan(scan, root) for scan in found.scans if matched.intersection(scan.files)]
-    # reading a damaged scan reports the error
     damaged = [file for file in found.damaged if file in matched]
     scans += [_single_file_scan(file, dicom_stem(file), root) for file in damaged]
     return scans, [file for file in found.others if file in matched]
 
 
 def dicom_scan(dicom: DicomScan, root: Path) -> Scan:
-    """Return the scan of DICOM files with its case id, which begins below `root`.
+    """Return the scan of grouped DICOM files, with its case id.
 
-    A scan that is `unfit` gets a note with the reason.
+    The id consists of the folders below `root` and the name of the DICOM scan. A series directly in
+    `root` gets the name of this folder. A scan that cannot be read as an image (`unfit`, such as a
+    localiser) gets a note with the reason.
     """
     folder = dicom.files[0].parent
     parts = _folders_between(root, folder)
@@ -709,7 +809,10 @@ def dicom_scan(dicom: DicomScan, root: Path) -> Scan:
 
 
 def _unreadable_scan(path: Path, reason: str, root: Path) -> Scan:
-    """Return a scan with an error, for a folder or file that cannot be opened."""
+    """Return a scan without files and with an error, for a folder or file that cannot be opened.
+
+    The user then sees the reason in the list of scans.
+    """
     case = case_id([*_folders_between(root, path.parent), strip_suffix(path)])
     shown = _relative_path(path, root)
     message = f"{shown}: cannot be opened: {reason}. Change the permissions, or move it away."
@@ -717,16 +820,17 @@ def _unreadable_scan(path: Path, reason: str, root: Path) -> Scan:
 
 
 def _read_table(table: Path, channels: int) -> list[Scan]:
-    """Return the scans that a table lists, and one with an error for each unusable row.
+    """Return the scans that a table lists, with the case ids of the table.
 
-    Rows of the same case give one scan. The ids are those of the table. A scan whose DICOM headers
-    are damaged has no `dicom`. Raise the errors of `read_scan_rows`.
+    Rows of the same case become one scan. A row that cannot be used becomes a scan with an error. A
+    scan whose DICOM headers are damaged has no `dicom`, and reading it reports the error. For the
+    form of the table and errors, see `read_scan_rows`.
     """
     cases, findings = read_scan_rows(table, channels)
     scans = []
     for files in cases:
         scan = Scan(files, _relative_path(files.images[0], table.parent))
-        with suppress(LesionsegError, OSError):  # reading the scan reports the error
+        with suppress(LesionsegError, OSError):
             scan = replace(scan, dicom=describe_scan(files).dicom)
         scans.append(scan)
     return scans + [
@@ -735,10 +839,10 @@ def _read_table(table: Path, channels: int) -> list[Scan]:
 
 
 def _relative_path(path: Path, root: Path) -> str:
-    """Return the path below `root` with slashes, in printable form.
+    """Return a path relative to `root` for tables and messages, with slashes and printable.
 
-    A path outside `root`, and `root` itself, are given by their name. Bytes that are not UTF-8 are
-    escaped.
+    For `root` itself and for a path outside `root`, return only the name. Bytes that are not UTF-8
+    are escaped.
     """
     if path == root:
         return printable_text(_folder_name(path))
@@ -748,9 +852,9 @@ def _relative_path(path: Path, root: Path) -> str:
 
 
 def _folders_between(root: Path, folder: Path) -> list[str]:
-    """Return the names of the folders below `root` down to `folder`, without `..`.
+    """Return the names of the folders from below `root` down to `folder`, for a case id.
 
-    Return an empty list if `folder` is not located in `root`.
+    The part `..` is left out. Return an empty list if `folder` is not located in `root`.
     """
     with suppress(ValueError):
         return [part for part in folder.relative_to(root).parts if part != ".."]
@@ -758,5 +862,5 @@ def _folders_between(root: Path, folder: Path) -> list[str]:
 
 
 def _folder_name(folder: Path) -> str:
-    """Return the name of a folder, also if its path is `.` or ends in `..`."""
+    """Return the name of a folder. A path such as `.` or `a/..` is resolved first."""
     return folder.resolve().name if folder.name in ("", "..") else folder.name

@@ -26,7 +26,10 @@ _EXAMPLE_ROLES = 'Write {"roles": {"P01": "train", "P02": "validation"}} with yo
 
 
 def _to_text(case: object) -> object:
-    """Return an integer as text, because it is the id of a case. Return other values unchanged."""
+    """Return an integer case id as text, as JSON may contain `12` for `"12"`.
+
+    Other values are returned unchanged. pydantic then checks that they are texts.
+    """
     return str(case) if isinstance(case, int) else case
 
 
@@ -43,7 +46,10 @@ class _Fold(BaseModel):
     test: Cases = []
 
     def roles(self, where: str) -> dict[str, Role]:
-        """Return the role of each case. Raise `DatasetError` naming `where` if one is repeated."""
+        """Return the role of each case: train, validation or test.
+
+        Raise `DatasetError` if a case is listed twice. `where` names file and fold in the message.
+        """
         roles: dict[str, Role] = {}
         lists: dict[Role, Cases] = {"train": self.train, "validation": self.val, "test": self.test}
         for role, cases in lists.items():
@@ -58,7 +64,10 @@ class _Fold(BaseModel):
 
 
 class _Roles(BaseModel):
-    """The content of our own `splits.json`. `group_safe` is False if it divides a patient."""
+    """The content of `splits.json`, the form of lesionseg.
+
+    `group_safe` is False if the cases of one patient have different roles.
+    """
 
     roles: dict[str, Role] = Field(min_length=1)
     group_safe: bool = True
@@ -73,9 +82,9 @@ class SplitFile:
 
     Attributes:
         path: The file.
-        folds: The role of every named case, for each fold.
+        folds: For each fold, the role of every case that the file names.
         is_list: False if the file contains a single split, which has no fold number.
-        divides_patients: True if the file states that it divides a patient.
+        divides_patients: True if the file says that the cases of one patient have different roles.
     """
 
     path: Path
@@ -89,7 +98,7 @@ class SplitFile:
 
         Raises:
             ReadError: If the file is missing or not JSON, or an object has a key twice.
-            DatasetError: If the file is a pickle, its form is unknown, a case is listed twice in a
+            DatasetError: If the file is a pickle, its form is unknown, a case occurs twice in a
                 fold, or a case is in the validation lists of two folds.
         """
         if path.suffix.lower() in (".pkl", ".pickle"):
@@ -114,7 +123,7 @@ class SplitFile:
         return cls(path, folds, is_list)
 
     def roles(self, fold: int | None = None) -> Mapping[str, Role]:
-        """Return the role of each case in a fold, by default the first.
+        """Return the role of each case in a fold. None means fold 0.
 
         Raises:
             DatasetError: If the file does not contain this fold. A file of a single split contains
@@ -134,9 +143,13 @@ class SplitFile:
 
 
 def _check_validation(path: Path, folds: tuple[Mapping[str, Role], ...]) -> None:
-    """Raise `DatasetError` if a case is in the validation lists of two folds."""
-    first_fold: dict[str, int] = {}
-    repeated: dict[str, tuple[int, int]] = {}
+    """Raise `DatasetError` if a case is in the validation lists of two folds.
+
+    In a cross-validation, each case may be validated only once. `folds` are the roles of the cases
+    in each fold, `path` is for the message.
+    """
+    first_fold: dict[str, int] = {}  # of each validation case
+    repeated: dict[str, tuple[int, int]] = {}  # the two folds of a repeated case
     for k, roles in enumerate(folds):
         for case, role in roles.items():
             if role != "validation":

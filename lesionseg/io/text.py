@@ -28,16 +28,16 @@ _FORMULA = re.compile(r"'*[=+\-@]")
 
 
 def write_text(path: Path, text: str) -> None:
-    r"""Write UTF-8 text atomically, with the same bytes on every system.
+    r"""Write UTF-8 text atomically (see `atomic_path`), with the same bytes on every system.
 
-    Bytes of a file name that are not UTF-8 are written as `\udc…`.
+    A file name in the text may contain bytes that are not UTF-8. They are written as `\udc…`.
     """
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
 
 
 def write_json(path: Path, obj: object) -> None:
-    """Write JSON atomically.
+    """Write JSON atomically (see `atomic_path`).
 
     Args:
         path: The file.
@@ -45,9 +45,10 @@ def write_json(path: Path, obj: object) -> None:
 
     Raises:
         OutputError: If the file cannot be written, or the content has no JSON form. NaN and
-            infinity have none: callers state undefined values as None.
+            infinity have no JSON form. Callers write undefined numbers as None.
     """
 
+    # called by `json` for values of other types
     def convert(value: Any) -> object:
         return str(value) if isinstance(value, Path) else value.tolist()
 
@@ -72,11 +73,13 @@ def read_json(path: Path, *, allow_nan: bool = False, unique_keys: bool = False)
         ReadError: If the file is missing, not text (see `read_text`) or not JSON.
     """
 
+    # called by `json` for NaN, Infinity and -Infinity
     def read_constant(name: str) -> float:
         if allow_nan:
             return float(name)
         raise ReadError(f"{path}: {name} is not JSON. Write null for an undefined value.")
 
+    # called by `json` for the keys and values of each object
     def build_checked_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         content = dict(pairs)
         if unique_keys and len(content) < len(pairs):
@@ -107,10 +110,10 @@ def read_json(path: Path, *, allow_nan: bool = False, unique_keys: bool = False)
 
 
 def read_text(path: Path, max_bytes: int = _MAX_TEXT_BYTES) -> str:
-    """Read text in UTF-8, or in UTF-16 if the file begins with its byte order mark.
+    """Read text in UTF-8, or in UTF-16 if the file begins with the byte order mark of UTF-16.
 
-    Raise `ReadError` if the file is missing, is longer than `max_bytes`, contains a zero character
-    or is in another encoding, which cannot be guessed safely.
+    Raise `ReadError` if the file is missing, has more than `max_bytes` bytes, contains a zero
+    character, or is in another encoding. Other encodings cannot be guessed safely.
     """
     try:
         if path.stat().st_size > max_bytes:
@@ -137,7 +140,10 @@ def read_text(path: Path, max_bytes: int = _MAX_TEXT_BYTES) -> str:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML mapping of plain values.
+    """Read a YAML file that contains a mapping, such as settings.
+
+    Only YAML's standard types are read. The limits below exist because the parser would need
+    minutes for some small files.
 
     Raises:
         ReadError: If the file is missing, is not a YAML mapping, contains aliases, is larger than
@@ -162,15 +168,15 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def write_csv(path: Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[str]) -> None:
-    """Write a table atomically, as UTF-8 text like that of `write_text`.
+    """Write a CSV table atomically, as UTF-8 text in the form of `write_text`.
 
-    A spreadsheet would run text that begins with `=`, `+`, `-` or `@` as a formula. Such text gets
-    a leading apostrophe, which spreadsheets understand as a mark of text. Numbers do not get one.
-    `read_csv` removes it again.
+    A spreadsheet would run text that begins with `=`, `+`, `-` or `@` as a formula. Such text, but
+    not a number, gets a leading apostrophe (`escape_formula`). `read_csv` removes the apostrophe.
 
     Args:
         path: The file.
-        rows: One mapping per row. A missing value and None become an empty cell.
+        rows: One mapping per row, from column name to value. A missing value and None become an
+            empty cell.
         columns: The names of the columns in their order.
 
     Raises:
@@ -190,11 +196,11 @@ def write_csv(path: Path, rows: Iterable[Mapping[str, Any]], columns: Sequence[s
 def read_csv(path: Path) -> list[dict[str, str]]:
     """Read a table with columns separated by commas, semicolons or tabs.
 
-    Spaces around names and values, and apostrophes of `write_csv`, are removed. Rows without any
-    value and empty cells after the last column are ignored, because spreadsheets write both.
+    Spaces around names and values, and the apostrophes that `write_csv` adds, are removed. Empty
+    rows and empty cells after the last column are ignored, because spreadsheets write them.
 
     Returns:
-        One dictionary per row, by column name.
+        One dictionary per row, from column name to value.
 
     Raises:
         ReadError: If the file is missing, is not text in UTF-8 or UTF-16, has no header, has two
@@ -205,9 +211,9 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 
 
 def read_csv_columns(path: Path) -> tuple[str, ...]:
-    """Return the column names of a table, or nothing for an empty file.
+    """Return the column names of a table without reading its rows. An empty file has no names.
 
-    Raise `ReadError` if the file is missing or not text, or if the first line cannot be read.
+    Raise `ReadError` if the file is missing or not text, or if the first line is not valid CSV.
     """
     try:
         return tuple(_read_names(_read_cells(read_text(path))))
@@ -216,7 +222,7 @@ def read_csv_columns(path: Path) -> tuple[str, ...]:
 
 
 def _unreadable_value(path: Path, line: int, error: csv.Error) -> ReadError:
-    """Return the error of a value in a table that `csv` cannot read."""
+    """Return the `ReadError` for line `line` of a table in which `csv` raised `error`."""
     return ReadError(
         f"{path}: a value in line {line} cannot be read ({error}). Check if a closing double quote "
         "is missing."
@@ -224,7 +230,7 @@ def _unreadable_value(path: Path, line: int, error: csv.Error) -> ReadError:
 
 
 def _read_cells(text: str) -> Any:
-    """Return the reader of `csv` for the rows of a table, with the separator of `_find_separator`.
+    """Return a `csv.reader` of the rows of a table, whose separator `_find_separator` finds.
 
     Spaces after a separator are skipped.
     """
@@ -233,9 +239,10 @@ def _read_cells(text: str) -> Any:
 
 
 def _read_names(rows: Iterator[list[str]]) -> list[str]:
-    """Take the column names from the rows of a table, and return them without spaces around them.
+    """Consume the header row of a table, and return the column names without surrounding spaces.
 
-    The line `sep=;`, which Excel reads before them, is taken too. An empty table has no names.
+    A line `sep=;`, with which Excel files may state the separator before the header, is consumed as
+    well. For an empty table, the list is empty.
     """
     names = [name.strip() for name in next(rows, [])]
     if names[:1] == ["sep="]:
@@ -244,11 +251,17 @@ def _read_names(rows: Iterator[list[str]]) -> list[str]:
 
 
 def read_csv_lines(path: Path) -> list[tuple[int, dict[str, str]]]:
-    """Read a table like `read_csv`, with the number of the line at which each row ends.
+    """Read a table like `read_csv`, with line numbers for messages about rows.
 
-    A cell that only contains `"` (a ditto mark: the same as above) opens a quotation that takes in
-    the rows up to the next one. A value that looks like this gives a warning. Raise `ReadError` if
-    the table cannot be read, see `read_csv`.
+    A cell that contains only `"` (a ditto mark, which means "as above") opens a quotation for CSV.
+    The rows up to the next such cell then become one value. A value that looks like this, with a
+    line break at its beginning and a separator, gives a warning.
+
+    Returns:
+        For each row, the number of the line at which it ends, and its values by column name.
+
+    Raises:
+        ReadError: If the table cannot be read, see `read_csv`.
     """
     text = read_text(path)
     reader = _read_cells(text)
@@ -295,10 +308,12 @@ def read_csv_lines(path: Path) -> list[tuple[int, dict[str, str]]]:
 
 
 def _find_separator(text: str) -> str:
-    """Find which of `,`, `;` and tab divides the first rows into equally many columns.
+    """Find the separator of a table: a comma, a semicolon or a tab.
 
-    If several separators do, or none, the one that gives the most columns is used. A column name
-    may contain another separator: `case;image;age, years`.
+    The first 20 lines decide. A separator that divides all of them into the same number of columns
+    is preferred, because a column name may contain another separator: `case;image;age, years`. Of
+    several such separators, or if there is none, the separator with the most columns is returned.
+    A table of a single column has the separator `,`.
     """
     lines = [line for line in text.splitlines()[:20] if line.strip()]
     best = ","
@@ -317,9 +332,11 @@ def _find_separator(text: str) -> str:
 
 
 def escape_formula(cell: Any) -> Any:
-    r"""Return a cell that spreadsheets do not run as a formula.
+    r"""Return the value of a cell in a form that spreadsheets do not run as a formula.
 
-    Text loses the spaces around it, and its line ends become `\n`. Other values stay.
+    Text that begins like a formula and is not a number gets a leading apostrophe, which
+    spreadsheets understand as the sign of a text. Spaces around a text are removed, and its line
+    ends become `\n`. Values of other types are returned unchanged.
 
     >>> [escape_formula(cell) for cell in ("=1+1", "-0.5", -0.5, "case")]
     ["'=1+1", '-0.5', -0.5, 'case']
@@ -336,14 +353,15 @@ def escape_formula(cell: Any) -> Any:
 
 
 def plain_text(cell: str) -> str:
-    """Remove the apostrophe that `escape_formula` adds."""
+    """Remove the leading apostrophe that `escape_formula` has added to a cell, if there is one."""
     return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
 
 
 def printable_text(text: str) -> str:
-    r"""Return a text that contains file names in a form that can be written and shown.
+    r"""Escape characters of a text, such as a file name, that cannot be written or shown.
 
-    Bytes of a name that are not UTF-8 become `\udc…`, and control characters `\x…` or `\u…`.
+    Bytes of a file name that are not UTF-8 become `\udc…`. Control characters, which could change
+    what a terminal shows, become `\x…` or `\u…`.
 
     >>> import os
     >>> print(printable_text(os.fsdecode(b"M\xfcller")), printable_text("Müller"))

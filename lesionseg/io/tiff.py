@@ -35,35 +35,44 @@ _ALPHA = (1, 2)  # values of this tag: opacity, with colours multiplied by it or
 # bits of NewSubfileType: the page is a thumbnail, or a mask of opacity
 _REDUCED = 1
 _TRANSPARENCY_MASK = 4
-# parts of tifffile's warnings about values that it replaces or cannot read
+# parts of tifffile's warnings about values that it replaces or cannot read, except for texts
 _VALUES = re.compile(r"(?:TiffTag|read_tags|read_bytes|could not read|read_segments)(?!.*ASCII)")
 _JPEG = (6, 7, 33007, 34892)  # compressions that lose exact values
 _FAX = (2, 3, 4)  # compressions of one bit per pixel
 _GREY = ("MINISBLACK", "MINISWHITE")
-_SLICES = ("ZYX", "IYX", "QYX")  # axes of a volume; the first one is stated, pages, or not stated
+# tifffile's names of the axes of a volume: Z (depth), I (a sequence of pages) or Q (unknown) first
+_SLICES = ("ZYX", "IYX", "QYX")
 
 
 def is_tiff(path: Path) -> bool:
-    """Return True if the content of a file is a TIFF."""
+    """Return True if the first four bytes of a file are those of TIFF or BigTIFF."""
     with path.open("rb") as stream:
         return stream.read(4) in _STARTS
 
 
 def read_tiff(path: Path, pixel_mm: float | None, *, as_labels: bool) -> Volume:
-    """Read a picture `[1 or 3, y, x]` or, of several grey pages, a volume `[1, z, y, x]`.
+    """Read a TIFF file of one page as a picture, or of several grey pages as a volume.
 
-    Sizes are checked before decoding. `pixel_mm` is the pixel size of a picture, see `read_raster`.
-    The spacing of a volume is in a JSON file; without one it is 1 mm, with a warning. Other files
-    that OME-TIFF names are not read.
+    Sizes are checked before the pixels are decoded. OME-TIFF may name further files of a volume,
+    which are not read.
+
+    Args:
+        path: The file.
+        pixel_mm: The pixel size of a picture in millimetres, see `read_raster`. It is not used for
+            a volume, whose spacing is in a JSON file (1 mm without such a file, with a warning).
+        as_labels: True reads a mask.
+
+    Returns:
+        A picture `[1 or 3, y, x]` or a volume `[1, z, y, x]`.
 
     Raises:
-        ReadError: If the file is damaged, the pages form more than one volume, or some of several
-            pages differ in size or are in colour, a page is missing, the kind of samples is not
-            supported, or the stated spacing is not valid. With `as_labels`, also if JPEG has
-            changed the values, or if the labels are ambiguous.
+        ReadError: If the file is damaged, the pages do not form one volume of grey slices of equal
+            size, a page is missing, the samples are of an unsupported kind, or the spacing is not
+            valid. Also for a mask in JPEG, or whose labels are ambiguous.
     """
     import tifffile
 
+    # `_multifile=False`: no further files of OME-TIFF; a series is a group of pages of one shape
     with _raise_if_damaged(path), tifffile.TiffFile(path, _multifile=False) as tiff:
         pages = _list_full_pages(path, tiff)
         n_planes = _count_planes(tiff, pages)
@@ -84,9 +93,9 @@ def read_tiff(path: Path, pixel_mm: float | None, *, as_labels: bool) -> Volume:
 
 
 def is_stack(path: Path) -> bool:
-    """Return True for a TIFF file of several pages that form a volume, by suffix and content.
+    """Return True for a TIFF file whose pages form a volume, which is then a scan for a 3-D model.
 
-    Return False for a file that cannot be read.
+    Return False for a file with another suffix, and for a file that cannot be read.
     """
     if path.suffix.lower() not in SUFFIXES:
         return False
@@ -100,9 +109,10 @@ def is_stack(path: Path) -> bool:
 
 
 def find_spacing_file(path: Path) -> Path | None:
-    """Return the JSON file that states the spacing of a TIFF file, or a broken link to it.
+    """Return the JSON file in the same folder that states the spacing of a TIFF file.
 
-    Return None if there is none, and for a file with another suffix.
+    A broken link is returned as well, so that reading it reports the error. Return None if there is
+    no such JSON file, or if `path` is not a TIFF file by its suffix.
     """
     if path.suffix.lower() not in SUFFIXES:
         return None
@@ -111,17 +121,18 @@ def find_spacing_file(path: Path) -> Path | None:
 
 @contextmanager
 def _raise_if_damaged(path: Path) -> Iterator[None]:
-    """Raise `ReadError` at the end if tifffile has logged an error, or a warning about values.
+    """Raise `ReadError` at the end of the context if tifffile has logged a sign of damage.
 
-    tifffile then continues with the pages before the damage, or with default values of tags.
+    For a damaged file, tifffile does not raise an error, but logs it, and continues with the pages
+    before the damage or with default values of tags. Signs are errors, and warnings about values.
     """
     collector = BufferingHandler(10**6)
-    theirs = logging.getLogger("tifffile")
-    theirs.addHandler(collector)
+    tiff_logger = logging.getLogger("tifffile")
+    tiff_logger.addHandler(collector)
     try:
         yield
     finally:
-        theirs.removeHandler(collector)
+        tiff_logger.removeHandler(collector)
     for record in collector.buffer:
         text = record.getMessage()
         if record.levelno >= logging.ERROR or _VALUES.search(text):
@@ -132,9 +143,10 @@ def _raise_if_damaged(path: Path) -> Iterator[None]:
 
 
 def _list_full_pages(path: Path, tiff: Any) -> list[Any]:
-    """Return the pages of a TIFF file without thumbnails and masks of opacity, if others exist.
+    """Return the pages of a TIFF file that are slices, without thumbnails and masks of opacity.
 
-    Raise `ReadError` if the chain of pages is a loop, which tifffile would follow without end.
+    If the file contains nothing else, return all pages. Raise `ReadError` if the pages, each of
+    which contains the offset of the next page, form a loop. tifffile would follow it without end.
     """
     pages: list[Any] = []
     offsets: set[int] = set()
@@ -148,28 +160,40 @@ def _list_full_pages(path: Path, tiff: Any) -> list[Any]:
 
 
 def _count_planes(tiff: Any, pages: Sequence[Any]) -> int:
-    """Count the planes of a file. There is at least one.
+    """Count the slices of a TIFF file: 1 for a picture, more for a volume.
 
-    ImageJ and tifffile write a large stack as one page and state the number of slices in metadata.
+    This is the number of pages, with one exception. ImageJ and tifffile write a large volume as a
+    single page, and its number of slices into the metadata of ImageJ or of tifffile.
 
     Args:
-        tiff: The file.
-        pages: Its pages, see `_list_full_pages`.
+        tiff: The file, as tifffile opens it.
+        pages: The pages that `_list_full_pages` returns.
     """
     if len(pages) > 1:
         return len(pages)
     given = int((tiff.imagej_metadata or {}).get("images", 1))
+    # numbers of the first series of tifffile, divided by those of one page
     in_series = [series.size // max(math.prod(pages[0].shape), 1) for series in tiff.series[:1]]
     return int(max(1, given, *in_series))
 
 
 def _check_pages(path: Path, tiff: Any, pages: Sequence[Any], *, as_labels: bool) -> None:
-    """Raise `ReadError` for damaged pages, pixels that are not numbers, and lossy masks.
+    """Raise `ReadError` for damaged pages, pixels that are not real numbers, and masks in JPEG.
 
-    A strip or tile with the offset or length 0 is damage, because tifffile reads it as zeros. With
-    the codec of a picture, fewer than 8 bits are damage too, because codecs ignore the stated bits.
-    A mask (`as_labels`) must not be JPEG. All pages have the format of the first one, whose tags
-    are checked.
+    tifffile reads damaged pages without an error. These signs of damage are checked:
+
+    - The tag of the colour kind (photometric interpretation) is missing.
+    - The number of bits contradicts the compression: fax compression has 1 bit, and the codecs of
+      pictures, such as JPEG, have at least 8 bits.
+    - A strip or tile of pixels is missing, or has the offset or length 0.
+    - An uncompressed or losslessly compressed strip does not have the bytes of its rows.
+
+    Args:
+        path: The file, for messages.
+        tiff: The file, as tifffile opens it.
+        pages: The pages. Only the tags of the first page are checked, because all pages have the
+            same format.
+        as_labels: True for a mask, which must not be in JPEG.
     """
     import tifffile
 
@@ -201,9 +225,10 @@ def _check_pages(path: Path, tiff: Any, pages: Sequence[Any], *, as_labels: bool
 
 
 def _has_exact_strips(tiff: Any, page: Any) -> bool:
-    """Return True if each strip or tile contains exactly the bytes of its rows.
+    """Return True if each strip or tile of a page has exactly the bytes of its rows, decompressed.
 
-    tifffile ignores further bytes, which show that a tag is wrong or missing.
+    tifffile ignores further bytes, which are a sign that a tag is wrong or missing, such as the
+    number of bits.
     """
     import tifffile
     from imagecodecs import bitorder_decode
@@ -211,16 +236,23 @@ def _has_exact_strips(tiff: Any, page: Any) -> bool:
     first = page.keyframe  # the page that states how all pages are stored
     decompress = tifffile.TIFF.DECOMPRESSORS[first.compression]
     for content, index in tiff.filehandle.read_segments(page.dataoffsets, page.databytecounts):
+        # without content, `decode` returns data (None), index and shape of the segment
         depth, rows, width, samples = first.decode(None, index)[2]
         n_bytes = depth * rows * math.ceil(width * samples * first.bitspersample / 8)
         ordered = bitorder_decode(content) if first.fillorder == 2 else content
+        # one more byte is allowed, to notice a content that is too long
         if memoryview(decompress(ordered, out=n_bytes + 1)).nbytes != n_bytes:
             return False
     return True
 
 
 def _read_picture(path: Path, page: Any, *, as_labels: bool) -> Picture:
-    """Read the samples of a page. Raise `ReadError` if it is of a kind that is not supported."""
+    """Read one page of a TIFF file as a picture, with its palette, opacity and orientation.
+
+    Raise `ReadError` if the page has more than one plane, an unsupported colour kind, or further
+    samples per pixel whose meaning is unknown. `as_labels` is True for a mask.
+    """
+    # samples as `[y, x, n]`
     samples = np.asarray(page.asarray())
     if page.axes == "SYX":  # each sample as a separate plane
         samples = np.moveaxis(samples, 0, -1)
@@ -229,6 +261,7 @@ def _read_picture(path: Path, page: Any, *, as_labels: bool) -> Picture:
             f"{path}: the file has more than one plane ({page.axes}). Save it as NIfTI or NRRD."
         )
     samples = samples[..., np.newaxis] if samples.ndim == 2 else samples
+    # samples after the colours: the last one may be opacity
     n_colours = _count_colours(path, page)
     meanings = np.ravel(page.tags.valueof(_EXTRA_SAMPLES, ())).tolist()
     has_alpha = bool(meanings) and meanings[-1] in _ALPHA
@@ -254,22 +287,24 @@ def _read_picture(path: Path, page: Any, *, as_labels: bool) -> Picture:
 
 
 def _photometric_kind(page: Any) -> str:
-    """Return the name of a page's photometric interpretation, such as MINISBLACK."""
+    """Return the photometric interpretation of a page: what its samples mean.
+
+    Examples are MINISBLACK (grey, 0 is black), MINISWHITE (0 is white), RGB and PALETTE.
+    """
     import tifffile
 
     return str(tifffile.PHOTOMETRIC(page.photometric).name)
 
 
 def _count_colours(path: Path, page: Any) -> int:
-    """Return the number of samples per pixel that are colours: 1 (grey or an index) or 3.
+    """Return the number of samples per pixel that are colours: 3, or 1 for grey or palette indices.
 
-    Further samples, such as opacity, do not count. Three samples of a grey page count as colours,
-    because microscopes write three channels in this way.
-
-    Raise `ReadError` for other photometric interpretations, such as CMYK.
+    Further samples, such as opacity, are not counted. Three samples of a grey page count as
+    colours, because microscopes write three channels in this way. Raise `ReadError` for other
+    photometric interpretations, such as CMYK.
     """
     kind = _photometric_kind(page)
-    if kind == "MINISBLACK":  # microscopes write three grey channels in one page
+    if kind == "MINISBLACK":
         return 3 if page.samplesperpixel == 3 else 1
     if kind in ("MINISWHITE", "PALETTE"):
         return 1
@@ -281,14 +316,26 @@ def _count_colours(path: Path, page: Any) -> int:
 def _normalise_grey(
     path: Path, page: Any, samples: NDArray[Any], *, as_labels: bool
 ) -> NDArray[Any]:
-    """Return grey values with 0 as black, from 0 to 255 if an image has less than 8 bits.
+    """Convert the samples of a page to numbers with 0 as black, as viewers show them.
 
-    Booleans become uint8. The values of colours, of palettes and of a mask (`as_labels`) are not
-    scaled. tifffile, and scikit-image through it, store a boolean mask as it is and state that 0 is
-    white, so that 1 remains the lesion.
+    - Booleans become uint8.
+    - If 0 is white (MINISWHITE), unsigned integers are inverted.
+    - Grey values of an image of less than 8 bits are scaled to 0 to 255. Colours, palette indices
+      and the values of a mask are not scaled.
 
-    Raise `ReadError` if 0 is white and the values are not unsigned integers, or are a mask of one
-    bit from another program, whose lesions may be 0 or 1.
+    A mask of one bit with 0 as white is ambiguous, because 0 or 1 may be the lesion. Only a mask
+    written by tifffile (also through scikit-image) is not: tifffile stores boolean masks with 1 as
+    lesion and nevertheless states that 0 is white. Such a mask is not inverted.
+
+    Args:
+        path: The file, for messages.
+        page: The page, whose tags are used.
+        samples: The samples of the page.
+        as_labels: True for a mask.
+
+    Raises:
+        ReadError: If 0 is white, and the samples are not unsigned integers or are a mask of one bit
+            from another program.
     """
     kind = _photometric_kind(page)
     bits = int(page.bitspersample)
@@ -306,12 +353,13 @@ def _normalise_grey(
 
 
 def _read_stack(path: Path, tiff: Any, *, as_labels: bool) -> Volume:
-    """Read the pages of a file as a volume `[1, z, y, x]`.
+    """Read the pages of a TIFF file as the slices of a volume `[1, z, y, x]`.
 
-    Raise `ReadError` if a page is missing or damaged, the pages are not grey, they are channels or
-    times by the metadata of the file, they differ in size, or the spacing or the grid is not valid.
+    Raise `ReadError` if a page is missing or damaged, the pages are not grey or differ in size,
+    they are channels or times by the metadata of the file, or the spacing or the grid is not valid.
+    `as_labels` is True for a mask.
     """
-    series = tiff.series[0]
+    series = tiff.series[0]  # all pages of one shape
     if any(page is None for page in series.pages):
         raise ReadError(
             f"{path}: the header states pages that the file does not have. Copy it again from "
@@ -332,7 +380,11 @@ def _read_stack(path: Path, tiff: Any, *, as_labels: bool) -> Volume:
 
 
 def _spacing_names(path: Path) -> list[Path]:
-    """Return the paths that the JSON file of a TIFF file may have, first the usual one."""
+    """Return the two paths at which the JSON file with the spacing of a TIFF file may be.
+
+    For `case_0000.tif` they are `case.json`, without the channel number as in nnU-Net, and then
+    `case_0000.json`.
+    """
     stem = path.name[: -len(path.suffix)]
     return [path.with_name(f"{name}.json") for name in (_CHANNEL.sub("", stem), stem)]
 
@@ -340,8 +392,8 @@ def _spacing_names(path: Path) -> list[Path]:
 def _read_spacing(path: Path) -> tuple[float, ...]:
     """Read the spacing (z, y, x) in mm from the JSON file that belongs to a TIFF file.
 
-    Return 1 mm along every axis, with a warning, if that file does not exist. Raise `ReadError` if
-    it does not state three positive numbers.
+    If the JSON file does not exist, return 1 mm along every axis, with a warning. Raise `ReadError`
+    if its key `spacing` does not contain three positive numbers.
     """
     file = find_spacing_file(path)
     if file is None:

@@ -29,7 +29,10 @@ PAIR_ADVICE = (
 
 
 def format_suffix(path: Path) -> str:
-    """Return the suffix of a known format as the file name writes it, otherwise the last suffix.
+    """Return the suffix of a file in the spelling of its name, such as `.nii.gz` or `.PNG`.
+
+    This is the longest part that a known format has as its suffix, otherwise the part after the
+    last dot.
 
     >>> format_suffix(Path("scan.v2.nii.gz")), format_suffix(Path("scan.PNG"))
     ('.nii.gz', '.PNG')
@@ -51,19 +54,23 @@ def strip_suffix(path: Path) -> str:
 
 
 def is_image_file(path: Path) -> bool:
-    """Return True if the name is that of an image in a known format. Hidden files do not count."""
+    """Return True if a file name has the suffix of a known image format and is not hidden."""
     return path.name.lower().endswith(SUFFIXES) and not path.name.startswith(".")
 
 
 def is_raster(path: Path) -> bool:
-    """Return True if the name is that of a PNG, JPEG, BMP or TIFF, which state no position."""
+    """Return True if a file name has the suffix of a PNG, JPEG, BMP or TIFF.
+
+    Such pictures state neither a position in the patient nor a pixel size.
+    """
     return format_suffix(path).lower() in RASTER.suffixes
 
 
 def is_dicom_image(path: Path) -> bool:
-    """Return True for a folder, a series in a folder, and a DICOM file by suffix or content.
+    """Return True if a path is read as DICOM.
 
-    The content is read only if the suffix is unknown.
+    These paths are folders, `folder/series=…` for one series of a folder, files with a suffix of
+    DICOM, and files of an unknown suffix whose content begins like DICOM.
     """
     if path.is_dir() or split_series(path) is not None:
         return True
@@ -74,11 +81,12 @@ def is_dicom_image(path: Path) -> bool:
 
 
 def result_suffix(path: Path, dims: int) -> str:
-    """Return the suffix for predictions on an image.
+    """Return the suffix of the masks that are predicted for an image.
 
-    It is the suffix of the image if that format stores exact values and their position in one file,
-    otherwise that of NIfTI. `.mhd` and `.nhdr` become `.mha` and `.nrrd`. Images with two axes
-    (`dims`) have PNG.
+    - Images with two axes (`dims` is 2) get `.png`.
+    - Other images get their own suffix if the format stores exact values and their position in one
+      file. `.mhd` and `.nhdr`, whose voxels are in a second file, become `.mha` and `.nrrd`.
+    - Any other format, such as DICOM, gets `.nii.gz`.
 
     >>> result_suffix(Path("a.nrrd"), 3), result_suffix(Path("a.jpg"), 2)
     ('.nrrd', '.png')
@@ -91,13 +99,13 @@ def result_suffix(path: Path, dims: int) -> str:
 
 
 def read_volume(path: Path, *, pixel_mm: float | None = None, as_labels: bool = False) -> Volume:
-    """Read a file as a volume, without reorienting it.
+    """Read an image file of any format as a volume, without reorienting it.
 
     Args:
         path: The file, or a folder with a DICOM series.
         pixel_mm: The pixel size in millimetres of an image that states none: a PNG, JPEG, BMP or
             TIFF, and some DICOM radiographs. None means 1 mm.
-        as_labels: True reads a mask, see `raster.read_raster`. Other formats have the same values.
+        as_labels: True reads a mask. This matters only for pictures, see `raster.read_raster`.
 
     Returns:
         A volume `[C, *spatial]` with an affine to RAS millimetres. C is 3 for a PNG, JPEG, BMP or
@@ -114,16 +122,20 @@ def read_volume(path: Path, *, pixel_mm: float | None = None, as_labels: bool = 
 
 
 def read_geometry(path: Path, *, pixel_mm: float | None = None) -> Geometry:
-    """Read the grid from the header. Only pictures are decoded, see `raster.read_raster_geometry`.
+    """Read the grid of an image file of any format from its header.
 
-    Raises the errors of `read_volume`.
+    The pixels of pictures are decoded as well, see `raster.read_raster_geometry`. For `pixel_mm`
+    and errors, see `read_volume`.
     """
     form = _find_format(path)
     return _call_reader(form, path, form.read_grid, pixel_mm)
 
 
 def count_axes(images: Iterable[Path], default: int) -> int:
-    """Return the number of axes of the first image that can be read, or `default` without one."""
+    """Return the number of spatial axes of the first image that can be read.
+
+    Return `default` if no image can be read.
+    """
     for image in images:
         with suppress(LesionsegError, OSError):  # reading the case reports the error
             return read_geometry(image).dims
@@ -131,15 +143,17 @@ def count_axes(images: Iterable[Path], default: int) -> int:
 
 
 def write_volume(path: Path, volume: Volume, like: Path | None = None) -> None:
-    """Write a volume of one channel atomically.
+    """Write a volume of one channel atomically (see `atomic_path`).
 
-    The dtype is kept, except that bool becomes uint8, float16 becomes float32, and 64-bit integers
-    become int32. Pictures do not store the pixel size.
+    The file has the dtype of the array, with these exceptions, because some format cannot store the
+    type: bool becomes uint8, float16 becomes float32, and 64-bit integers become int32. Pictures do
+    not store the pixel size.
 
     Args:
         path: The file. Its suffix decides the format.
         volume: The volume `[1, *spatial]`.
-        like: A NIfTI file on the same grid, whose position is copied exactly, see `write_nifti`.
+        like: A NIfTI file on the same grid, whose header is copied, see `write_nifti`. Other
+            formats do not use it.
 
     Raises:
         OutputError: If there are several channels, the suffix is unknown, the format cannot store
@@ -166,22 +180,30 @@ def write_volume(path: Path, volume: Volume, like: Path | None = None) -> None:
 
 
 def _call_reader(form: Format, path: Path, read: Callable[..., T], *args: object) -> T:
-    """Call a function of a format, in the worker if the format needs it."""
+    """Call `read(path, *args)`, a function of a format, and convert its errors.
+
+    A format with `in_worker` is read in the worker process (`io.worker`), because its native
+    library may crash.
+    """
     if form.in_worker:
         return run_in_worker(_read_converted, path, read, *args)
     return _read_converted(path, read, *args)
 
 
 def _read_converted(path: Path, read: Callable[..., T], *args: object) -> T:
-    """Call `read(path, *args)` and convert its errors, in the process that reads the file."""
+    """Call `read(path, *args)` and convert its errors by `convert_read_errors`.
+
+    This is a function of the module, so that the worker process can import it and convert errors
+    before they are sent back.
+    """
     with convert_read_errors(path):
         return read(path, *args)
 
 
 def _find_format(path: Path) -> Format:
-    """Return the format of a file. Raise `ReadError` if it is missing, empty or unknown.
+    """Return the format of a file by its suffix, or DICOM if `is_dicom_image`.
 
-    A folder and a DICOM file without a suffix are DICOM.
+    Raise `ReadError` if the file is missing or empty, or its format is unknown.
     """
     with convert_read_errors(path):
         if not path.is_dir() and split_series(path) is None:

@@ -11,11 +11,15 @@ _READERS = "lesionseg.io"  # the logger whose handlers are those of `collect_war
 
 
 def warn_once(logger: logging.Logger, text: str, *values: object) -> None:
-    """Log the warning `text % values`, unless this process had the same warning before.
+    """Log the warning `text % values`, unless this process has had the same warning before.
 
-    A warning that `collect_warnings` kept out of the log counts as well.
+    A warning that a silent `collect_warnings` has hidden from the log counts as had. The list of
+    `collect_warnings` gets every warning, also a repeated one.
 
-    `collect_warnings` receives it every time.
+    Args:
+        logger: The logger of the calling module.
+        text: The text with places of `%` formatting, as for `logging`.
+        values: The values of these places.
     """
     message = text % values
     with _lock:
@@ -24,16 +28,17 @@ def warn_once(logger: logging.Logger, text: str, *values: object) -> None:
     if is_new:
         logger.warning("%s", message)
         return
+    # not logged again, but passed to the handlers of `collect_warnings`
     for handler in logging.getLogger(_READERS).handlers:
         handler.handle(logging.makeLogRecord({"msg": message}))
 
 
 @contextmanager
 def collect_warnings(*, silent: bool = False) -> Iterator[list[str]]:
-    """Yield a list to which the warnings of the readers in this thread are appended.
+    """Yield a list to which the warnings that readers log in this thread are appended.
 
-    Each text occurs once. Warnings contain the names of files. `silent` keeps them out of the log,
-    for all threads.
+    Each text occurs once in the list. The texts contain the paths of files. With `silent`, the
+    warnings of all threads are not written to the log within the context.
     """
     texts: list[str] = []
     thread = get_ident()
@@ -42,7 +47,7 @@ def collect_warnings(*, silent: bool = False) -> Iterator[list[str]]:
         text = record.getMessage()
         if get_ident() == thread and text not in texts:
             texts.append(text)
-        return False  # the handler does nothing else
+        return False  # so that the handler itself does nothing
 
     collector = logging.Handler(logging.WARNING)
     collector.addFilter(collect_and_drop)

@@ -36,16 +36,16 @@ _lock = Lock()  # one thread at a time uses the worker
 
 
 def run_in_worker(read: Callable[P, T], *args: P.args, **settings: P.kwargs) -> T:
-    """Run `read(*args, **settings)` in the worker of this process and return its result.
+    """Run `read(*args, **settings)` in the worker process and return its result.
 
-    Errors of `read`, such as a `MemoryError`, and its log messages appear in this process. A
-    decoder that is blocked without using the processor is stopped after 20 times the limit of its
-    processor time.
+    The worker belongs to this process and is started if necessary. Errors of `read`, such as a
+    `MemoryError`, and its log messages appear in this process. A decoder that is blocked without
+    using the processor is stopped after 20 times the limit of its processor time.
 
     Args:
         read: A function that can be pickled.
-        args: Its arguments. The first one is the file, or a name for it.
-        settings: Its keyword arguments.
+        args: The arguments of `read`. The first one is the file, or a name for it in messages.
+        settings: The keyword arguments of `read`.
 
     Raises:
         ResourceError: If `read` crashes, for example for lack of memory, or needs more processor
@@ -58,9 +58,10 @@ def run_in_worker(read: Callable[P, T], *args: P.args, **settings: P.kwargs) -> 
 
 
 def _allowed_seconds(path: Path) -> float:
-    """Return the seconds of processor time for a file, more for a large file.
+    """Return the allowed processor time in seconds for reading a file.
 
-    A path that does not exist gets the time of an empty file.
+    This is the limit of `limits()`, plus a time in proportion to the size of the file. A path that
+    does not exist gets the time of an empty file.
     """
     seconds = limits().read_seconds
     with suppress(OSError):
@@ -69,10 +70,17 @@ def _allowed_seconds(path: Path) -> float:
 
 
 def _run_in_time(where: object, seconds: float, read: Callable[[], T]) -> T:
-    """Run `read` in the worker, which is started if it does not run. Return its result.
+    """Run `read` in the worker within limited time, and return its result.
 
-    Raise `ResourceError` naming `where` if the worker gives no reply. The worker is stopped then,
-    so that the next job gets a new one.
+    If the worker ends or does not reply, it is stopped, so that the next file gets a new worker.
+
+    Args:
+        where: The file, for the message.
+        seconds: The allowed processor time. The allowed wall time is 20 times as long.
+        read: The function without arguments.
+
+    Raises:
+        ResourceError: If the worker crashes or exceeds one of the times.
     """
     worker = _running_worker()
     wall_seconds = seconds * _WALL_PER_PROCESSOR
@@ -85,7 +93,7 @@ def _run_in_time(where: object, seconds: float, read: Callable[[], T]) -> T:
         )
         return result
     except ChildEnded as error:
-        failure = "crashed on it"  # the last cause that applies is stated
+        failure = "crashed on it"  # the last cause that applies goes into the message
         if _has_exceeded_time(worker.process):
             failure = f"took longer than {seconds:.0f} s of processor time"
         if monotonic() - begin >= wall_seconds:
@@ -99,7 +107,7 @@ def _run_in_time(where: object, seconds: float, read: Callable[[], T]) -> T:
 
 
 def _running_worker() -> ChildProcess:
-    """Return the worker of this process. Start it if it does not run yet, or no longer."""
+    """Return the worker of this process. Start a worker if none runs yet, or if it has ended."""
     global _worker
     if _worker is None or _worker.has_ended:
         stop_worker()
@@ -110,19 +118,24 @@ def _running_worker() -> ChildProcess:
 
 
 def _has_exceeded_time(process: subprocess.Popen[bytes]) -> bool:
-    """Return True if the system has ended the worker because of its processor time.
+    """Return True if the system has killed the worker because it exceeded its processor time.
 
-    The worker has closed its pipe before, but its exit may take a while on a busy machine. Wait up
-    to 30 s for it. A worker that still runs then, or runs on Windows, gives False.
+    The worker has closed its pipe already, but may need some time to exit on a busy machine. Wait
+    for its exit for up to 30 s. Return False if the worker still runs then, and on Windows, which
+    has no such limit.
     """
     with suppress(subprocess.TimeoutExpired):
+        # SIGXCPU: the signal about exceeded processor time
         return process.wait(timeout=_EXIT_SECONDS) == -getattr(signal, "SIGXCPU", 0)
     return False
 
 
 @atexit.register
 def stop_worker() -> None:
-    """End the worker. The next file starts a new one."""
+    """End the worker, if one runs. The next file starts another worker.
+
+    This function is also called at the exit of this process.
+    """
     global _worker
     worker = _worker
     _worker = None
@@ -131,7 +144,11 @@ def stop_worker() -> None:
 
 
 def _disown_worker() -> None:
-    """Leave the worker to the parent after a fork, without touching its pipes."""
+    """Forget the worker in a forked child process, because it belongs to the parent process.
+
+    The child must not use or close the pipes that it shares with the parent. It starts its own
+    worker if it reads a file.
+    """
     global _worker, _lock
     if _worker is not None:
         _worker.process.returncode = 0  # so that Popen neither waits for the process nor warns
@@ -144,9 +161,10 @@ if hasattr(os, "register_at_fork"):
 
 
 def _read_within_limits(file_limits: FileLimits, seconds: float, read: Callable[[], T]) -> T:
-    """Limit this process and return the result of `read`. The limits stay until the next file.
+    """Set limits for this process, the worker, and return the result of `read`.
 
-    The system kills the process after `seconds` of processor time.
+    The worker calls this function for each file. The system kills the worker after `seconds` of
+    further processor time.
     """
     set_limits(file_limits)  # for the checks of the readers
     _limit_this_process(file_limits, seconds)
@@ -154,9 +172,14 @@ def _read_within_limits(file_limits: FileLimits, seconds: float, read: Callable[
 
 
 def _limit_this_process(file_limits: FileLimits, seconds: float) -> None:
-    """Limit memory (Linux) and processor time (Linux and macOS) for the next job.
+    """Limit memory (Linux) and processor time (Linux and macOS) of this process, the worker.
 
-    No core dumps are written. A limit that the system refuses is not set.
+    Core dumps (files with the memory of a crashed process) are switched off. A limit that the
+    system refuses is not set. Windows has no such limits.
+
+    Args:
+        file_limits: The limits for the file. The allowed memory follows from `max_voxels`.
+        seconds: The further processor time that is allowed from now on.
     """
     with suppress(ImportError):  # Windows
         import resource

@@ -28,11 +28,11 @@ _NAME_COLUMNS = ("name", "structname", "label_name", "labelname", "zone", "label
 
 @dataclass(frozen=True)
 class ZoneFolder:
-    """The anatomy masks of a folder.
+    """The anatomy masks of a folder, which divide the patient into zones (organs or tissues).
 
     Attributes:
-        masks: The masks by case id.
-        names: The names of the mask values.
+        masks: The mask file of each case id.
+        names: The name of each label value of the masks. Empty without a table of names.
     """
 
     masks: Mapping[str, Path]
@@ -40,7 +40,7 @@ class ZoneFolder:
 
     @classmethod
     def find(cls, folder: Path) -> "ZoneFolder":
-        """Find the anatomy masks of a folder and read the table of their names, if there is one.
+        """Find the anatomy masks of a folder, and read the table with the zone names, if any.
 
         Hidden files are skipped.
 
@@ -58,9 +58,9 @@ class ZoneFolder:
         return cls(masks, read_zone_names(tables[0]) if tables else {})
 
     def read(self, case: str, pixel_mm: float | None = None) -> Zones | None:
-        """Read the zones of a case. Return None if the folder has no mask of it.
+        """Read the zones of a case. Return None if the folder has no mask for this case.
 
-        `pixel_mm` is the pixel size of a picture.
+        `pixel_mm` is the pixel size of a mask that is a picture. None means 1 mm.
         """
         path = self.masks.get(case)
         if path is None:
@@ -69,7 +69,10 @@ class ZoneFolder:
         return Zones(np.asarray(mask.labels), mask.geometry, self.names)
 
     def check(self, cases: Sequence[str]) -> None:
-        """Warn about the `cases` without a mask. Raise `DatasetError` if none of them has one."""
+        """Warn about cases without a mask. Raise `DatasetError` if no case has a mask.
+
+        `cases` are the ids of the cases that are to be read.
+        """
         missing = [case for case in cases if case not in self.masks]
         if missing and len(missing) == len(cases):
             raise DatasetError(
@@ -81,7 +84,11 @@ class ZoneFolder:
             _log.warning(text, ", ".join(missing))
 
     def check_names(self, names: Sequence[str]) -> None:
-        """Raise `ConfigError` if a name is not in the table or, without a table, is not a value."""
+        """Raise `ConfigError` if the setting `inference.keep_zones` has the name of no zone.
+
+        Valid names are the zone names in the table. Without a table, zones are named by the label
+        values of the masks, so that a valid name is a number.
+        """
         unknown = [name for name in names if name not in self.names.values()]
         if not self.names:
             unknown = [name for name in names if not name.isdecimal()]
@@ -94,16 +101,18 @@ class ZoneFolder:
 
 
 def read_zone_names(path: Path) -> dict[int, str]:
-    """Read the names by mask value, except for 0, the background.
+    """Read a table that names the zones, as a dictionary from label value to name.
 
-    The first line names the columns of values and names. A table without such a line has two
-    columns, values and names. Rows without an integer and a name are skipped. Of two names of a
-    value, the last one counts.
+    - The columns are found by their names in the first line, such as `id` and `name`. A table
+      without these names must have two columns, label values and names, and its first line counts
+      as a row.
+    - Rows without an integer or without a name, and the value 0 (background), are skipped.
+    - If a value has two names, the last one is used.
 
     Raises:
         ReadError: If the table cannot be read, see `read_csv`.
-        ContentError: If the file is not CSV or TSV, contains no names, or has a value with more
-            digits than Python converts, or two values have the same name.
+        ContentError: If the file is not CSV or TSV, the columns are not found, no row has a name, a
+            value has more than 4300 digits, or two values have the same name.
     """
     advice = "Write a CSV file with the columns value and name, and lines such as 17,liver."
     if path.suffix.lower() not in _READ_TABLES:
@@ -138,5 +147,8 @@ def read_zone_names(path: Path) -> dict[int, str]:
 
 
 def _find_column(columns: Sequence[str], names: Sequence[str]) -> str | None:
-    """Return the column with the first of some names that exists, in any case, or None."""
+    """Return the column of a table whose name occurs first in `names`, or None.
+
+    Upper and lower case are equal.
+    """
     return next((column for name in names for column in columns if column.lower() == name), None)

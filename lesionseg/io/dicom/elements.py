@@ -19,31 +19,37 @@ Header: TypeAlias = "Dataset"
 
 
 class ReaderWarnings:
-    """Notes on the values and files that a reader ignored, replaced or left out in one image."""
+    """Warnings about one image: elements and files that a reader ignored, replaced or left out.
+
+    Warnings with the same text are joined, so that a series of many files gives one line per text.
+    """
 
     def __init__(self) -> None:
         self._names: dict[str, list[str]] = {}  # of files or frames, by the text of the warning
 
     def add(self, text: str, name: str = "") -> None:
-        """Add a warning about the file or frame of that name. Without a name: about the image."""
+        """Add a warning about the file or frame `name`. "" means that it is about the image."""
         self._names.setdefault(text, []).extend([name] if name else [])
 
     @property
     def lines(self) -> list[str]:
-        """One line per text. It begins with the first 3 names of its files or frames, if any."""
+        """One line per warning text, which begins with up to 3 names of its files or frames."""
         return [
             f"{join_names(names, _MAX_SHOWN)}: {text}." if names else f"{text}."
             for text, names in self._names.items()
         ]
 
     def log(self, image: Path) -> None:
-        """Log one warning per text, which begins with the path of the image."""
+        """Log one warning per line of `lines`, which begins with the path of the image."""
         for line in self.lines:
             logger.warning("%s: %s", image, line)
 
 
 def element_value(header: "Header", name: str) -> Any:
-    """Return an element's value, or None if it is absent, empty or not of its type."""
+    """Return the value of a DICOM element, such as `PixelSpacing`, by its keyword `name`.
+
+    Return None if the element is absent or empty, or if its value is not of the element's type.
+    """
     try:
         value = header.get(name)
     except Exception:  # pydicom converts a value only when it is accessed
@@ -53,7 +59,10 @@ def element_value(header: "Header", name: str) -> Any:
 
 
 def numbers(header: "Header", name: str) -> list[float]:
-    """Return an element's values as numbers, or an empty list if any is not a finite number."""
+    """Return all values of a DICOM element as numbers.
+
+    The list is empty if the element has no value, or if a value is not a finite number.
+    """
     try:
         values = np.ravel(element_value(header, name)).astype(float)  # None becomes NaN
     except (TypeError, ValueError):
@@ -62,11 +71,17 @@ def numbers(header: "Header", name: str) -> list[float]:
 
 
 def number(header: "Header", name: str, default: float | None = None) -> float | None:
-    """Return an element's first value, or `default` if it has none or any is no finite number."""
+    """Return the first value of a DICOM element as a number.
+
+    Return `default` if the element has no value, or if a value is not a finite number.
+    """
     return next(iter(numbers(header, name)), default)
 
 
 def text(header: "Header", name: str) -> str:
-    """Return an element's value as text without surrounding spaces, or "" if it has no value."""
+    """Return the value of a DICOM element as text without surrounding spaces.
+
+    Return "" if the element has no value.
+    """
     value = element_value(header, name)
     return "" if value is None else str(value).strip()

@@ -31,14 +31,15 @@ class DicomScan:
     """A scan in a folder: a series of several files, or a single file.
 
     Attributes:
-        place: The path that readers take: the folder, `folder/series=…` or the file.
-        files: The files with its slices.
-        name: The name of the scan within its folder: "" for a series if at most one series of the
-            folder can be read, `<number>_<digest of its UID>` for one of several (only the digest
-            if the number is not decimal), the stem of a single file.
+        place: The path by which readers read the scan: the folder, `folder/series=…` or the file.
+        files: The files with the slices of the scan.
+        name: The name of the scan within its folder, for case ids. It is "" for a series if at most
+            one series of the folder can be read. One of several readable series has the name
+            `<number>_<digest of its UID>`, or only the digest if the number is not decimal. A
+            single file has its name without the suffix.
         other_name: The name that a series gets instead if another series is added to the folder or
             removed from it: `<number>_<digest>` for the only series, "" for one of several.
-        number: The number of the series, "" if unknown. The same applies to the other texts.
+        number: The number of the series, "" if unknown. The following texts are "" if unknown, too.
         study_uid: The UID of the study.
         series_uid: The UID of the series.
         instance_uid: The UID of a single file. "" for a series.
@@ -50,9 +51,9 @@ class DicomScan:
         is_radiograph: True for a projection X-ray image.
         is_localiser: True if the descriptions of all files name a localiser, on which other scans
             were planned.
-        unfit: The reason why its first file cannot be read as a scan. "" if another file can.
-        neighbours: The DICOM files of a series' folder when it was listed. Empty for a single file,
-            and if the folder was not listed.
+        unfit: The reason why the first file cannot be read as a scan. "" if any of the files can.
+        neighbours: All DICOM files in the folder of a series when the folder was listed, to notice
+            new files later. Empty for a single file, and if the folder was not listed.
     """
 
     place: Path
@@ -94,14 +95,17 @@ class DicomFolder:
 
 
 def group_dicom(files: Sequence[Path]) -> DicomFolder:
-    """Sort the DICOM files of one folder into scans.
+    """Group the DICOM files of one folder into scans.
 
-    A series of several files is one scan. A series of one file and each radiograph are scans of a
-    single file. A file whose header cannot be read belongs to the series whose UID it states, or to
-    each series if it states none, because it may be a slice. The reader of the series reports it.
-    Such a file is `damaged` if it states another UID than those of the series of several files, or
-    if no series of several files can be read.
+    - A series of several files is one scan.
+    - Each radiograph, and the only file of a series, is a scan of a single file.
+    - A file whose header cannot be read may be a slice of a series. It is added to the series whose
+      UID it states, or to every series if it states no UID. The reader of the series then reports
+      the damage. If there is no such series of several files, or no series of several files can be
+      read, the file is `damaged`.
+    - A file that is not an image is one of `others`.
     """
+    # sort the files by series
     damaged: dict[Path, str] = {}  # the UID of the series that each file states
     others: list[Path] = []
     headers_of_scans: dict[str, dict[Path, Header]] = defaultdict(dict)
@@ -116,6 +120,7 @@ def group_dicom(files: Sequence[Path]) -> DicomFolder:
         else:
             key = str(file) if is_radiograph(header) else series_key(header)
             headers_of_scans[key][file] = header
+    # describe each scan, and add damaged files to the series of several files
     described = {key: describe_headers(headers) for key, headers in headers_of_scans.items()}
     series = {key: scan for key, scan in described.items() if scan.is_series}
     # a series without a usable image does not count, so the other one keeps its short name
@@ -125,6 +130,7 @@ def group_dicom(files: Sequence[Path]) -> DicomFolder:
         slice_uids = {file: uid for file, uid in damaged.items() if uid in ("", *series)}
     unreadable = [file for file in damaged if file not in slice_uids]
     is_only_scan = len(described) + len(unreadable) == 1
+    # name the series
     # a path names a series by its number only if no other scan of the folder has this number
     n_of_number = Counter(scan.number for scan in described.values())
     for key, scan in series.items():
@@ -145,8 +151,8 @@ def group_dicom(files: Sequence[Path]) -> DicomFolder:
 def describe_dicom(place: Path) -> DicomScan:
     """Describe the scan at a path: a folder, a file or `folder/series=…`.
 
-    The other series of a folder are not described. The name of a series is therefore that of one of
-    several, even if it is the only one.
+    Other series of the folder are not described. Therefore a series always has the name of one of
+    several series, `<number>_<digest>`.
 
     Raises:
         ReadError: If a header is damaged, or there is no such image.
@@ -155,10 +161,14 @@ def describe_dicom(place: Path) -> DicomScan:
 
 
 def describe_headers(headers: Mapping[Path, Header]) -> DicomScan:
-    """Describe the scan that consists of these files. The first one states names and numbers.
+    """Describe the scan that consists of several files, or of one file.
 
-    `place` is the first file, and the name of a series is that of one of several. The scan is unfit
-    or a localiser only if all its files are.
+    Texts and numbers come from the header of the first file. The scan is unfit or a localiser only
+    if all files are. `place` is the first file, and a series has the name `<number>_<digest>`.
+    Callers replace both if they know the folder.
+
+    Args:
+        headers: The header of each file of the scan.
     """
     file, header = next(iter(headers.items()))
     is_series = len(headers) > 1
@@ -187,5 +197,8 @@ def describe_headers(headers: Mapping[Path, Header]) -> DicomScan:
 
 
 def dicom_stem(file: Path) -> str:
-    """Return the name of a file without a DICOM suffix. Other dots belong to the name."""
+    """Return the name of a file without the suffix, if that is one of DICOM.
+
+    Other dots belong to the name, because files such as `1.2.840` are named by a UID.
+    """
     return file.stem if file.suffix.lower() in SUFFIXES else file.name

@@ -48,12 +48,16 @@ _RLE = "1.2.840.10008.1.2.5"
 
 
 def is_dicom(path: Path) -> bool:
-    """Return True for a DICOM file: by its suffix, the letters DICM or its first element.
+    """Return True if a file is DICOM or may be a damaged DICOM file.
 
-    Files of old archives have no preamble and no letters DICM. They begin with an element of group
-    2 or 8. A file whose suffix is missing or has other characters than letters, such as a number,
-    also counts if it cannot be read, if it is empty, or if it is cut short within the preamble,
-    which consists of zeros. Hidden files and folders do not count.
+    One of these signs is sufficient:
+
+    - The suffix is one of DICOM.
+    - The content begins like DICOM, see `_is_dicom_start`.
+    - The name has no suffix, or a suffix with other characters than letters, such as `.17`, and the
+      file cannot be opened, is empty, or ends within the zeros of the preamble.
+
+    Return False for folders and hidden files.
     """
     if path.name.startswith(".") or not is_file_or_broken_link(path):
         return False
@@ -70,20 +74,25 @@ def is_dicom(path: Path) -> bool:
 
 
 def _read_start(path: Path) -> bytes:
-    """Return the first 1024 bytes of a file, or all if it is shorter."""
+    """Return the first 1024 bytes of a file, or all bytes of a shorter file."""
     with path.open("rb") as stream:
         return stream.read(_START_BYTES)
 
 
 def _is_dicom_start(start: bytes) -> bool:
-    """Return True if a file begins with a preamble and the letters DICM, or with an element.
+    """Return True if the first bytes of a file are those of DICOM.
 
-    The first element has a low tag of group 2 or 8. In explicit files, the two letters of its type
-    follow. In implicit files, the length of its value follows. Because this could be a coincidence
-    in a file of another format, the tag after the value must be a higher one of the same group.
+    A DICOM file begins with a preamble of 128 bytes and the letters DICM. Files of old archives
+    have neither, and begin with an element. The tag of this element has the group 2 or 8 and a low
+    number. After the tag there are two forms:
+
+    - explicit: the two letters of the value's type follow, which is a sufficient sign,
+    - implicit: the length of the value follows. This may be a coincidence in another format, so the
+      tag after the value must be a higher tag of the same group.
     """
     if start[128:_PREAMBLE] == b"DICM" or _EXPLICIT_ELEMENT.match(start):
         return True
+    # an implicit element: tag (4 bytes: group, number), length (4 bytes), value; `end` of the value
     end = 8 + int.from_bytes(start[4:8], "little")
     group = start[end : end + 2]
     element = start[end + 2 : end + 4]
@@ -91,13 +100,15 @@ def _is_dicom_start(start: bytes) -> bool:
 
 
 def read_header(path: Path, *, pixels: bool = False) -> "Header":
-    """Read the elements of a DICOM file. From then on, pydicom logs no warnings.
+    """Read the elements of a DICOM file.
+
+    A header without a transfer syntax (the encoding of elements and pixels) gets the syntax in
+    which the file is written. The header of a radiograph also gets the elements of its functional
+    groups, see `frame_header`. From the first call on, pydicom logs no warnings in this process.
 
     Args:
-        path: The file. If it states no transfer syntax, the syntax in which it is written is found
-            out and added to the header. The header of a radiograph also contains the elements of
-            its functional groups.
-        pixels: True reads the pixels too.
+        path: The file.
+        pixels: True reads the pixels, too.
 
     Raises:
         ReadError: If the file is damaged, is not DICOM, or pydicom is not installed.
@@ -129,11 +140,15 @@ def read_header(path: Path, *, pixels: bool = False) -> "Header":
 
 
 def frame_header(header: "Header", n: int = 0) -> "Header":
-    """Return the elements of frame n of an enhanced file as one flat header.
+    """Return the elements of one frame of an enhanced file as one header without nesting.
 
-    An enhanced file states elements of a frame, such as its position or window, in functional
-    groups: sequences with one item each. Elements of shared groups apply to all frames. Those of a
-    frame's own groups replace them.
+    An enhanced DICOM file contains several frames (slices). It states the elements of a frame, such
+    as its position, in functional groups, which are sequences of one item. Shared groups apply to
+    all frames. Elements of the groups per frame have priority over shared ones.
+
+    Args:
+        header: The header of the file.
+        n: The index of the frame, from 0.
     """
     from pydicom.dataset import Dataset
 
@@ -148,16 +163,16 @@ def frame_header(header: "Header", n: int = 0) -> "Header":
 
 
 class _LimitedFile(BufferedReader):
-    """A DICOM file whose deflated elements may not grow beyond a limit.
+    """A DICOM file as a stream, with a limit of the size to which its elements inflate.
 
-    pydicom inflates them without a limit, after it has read all of them at once. It reads other
-    elements one by one.
+    The elements of a DICOM file may be compressed by deflate. pydicom reads compressed elements all
+    at once, by `read()`, and inflates them without a limit. It reads other elements one by one.
     """
 
     def read(self, size: int | None = -1, /) -> bytes:
-        """Read `size` bytes.
+        """Read `size` bytes. By default (-1), read all remaining bytes.
 
-        By default, read all, and raise `ReadError` if they would inflate to more than 256 MiB.
+        In this case, raise `ReadError` if the bytes would inflate to more than 256 MiB.
         """
         content = super().read(size)
         if size == -1:
@@ -174,8 +189,8 @@ def _read_elements(path: Path, *, pixels: bool, names: Sequence[str] = ()) -> "H
 
     Args:
         path: The file.
-        pixels: True reads the pixels too.
-        names: The elements to read. Empty reads all of them.
+        pixels: True reads the pixels, too.
+        names: The keywords of the elements to read. Empty means all elements.
 
     Raises:
         ReadError: If the file is deflated and grows beyond the limit.
@@ -189,13 +204,14 @@ def _read_elements(path: Path, *, pixels: bool, names: Sequence[str] = ()) -> "H
 
 
 def image_header(file: Path) -> "Header | None":
-    """Read the header of an image. Return None for a file that is not DICOM or is another object.
+    """Read the header of a DICOM image. Return None for a file that is not a DICOM image.
 
-    Other objects are reports, segmentations, spectra and similar files, by class and modality.
+    DICOM objects that are not images are reports, segmentations, spectra and similar files. The
+    SOP class (the kind of the object) and the modality show this.
 
     Raises:
-        ReadError: If the file is damaged or truncated. If it were skipped, a slice of a series
-            could be missing unnoticed.
+        ReadError: If the file is damaged or truncated. Such a file is not skipped, because a slice
+            of a series would then be missing unnoticed.
     """
     if not is_dicom(file) or file.name.upper() == "DICOMDIR":
         return None
@@ -219,7 +235,10 @@ def image_header(file: Path) -> "Header | None":
 
 
 def read_series_uid(file: Path) -> str:
-    """Return the SeriesInstanceUID of a damaged header, or "" if it is absent or unreadable."""
+    """Return the SeriesInstanceUID of a file with a damaged header.
+
+    It shows to which series the file belongs. Return "" if it is absent or cannot be read.
+    """
     with suppress(Exception), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         header = _read_elements(file, pixels=False, names=["SeriesInstanceUID"])
@@ -228,24 +247,26 @@ def read_series_uid(file: Path) -> str:
 
 
 def read_acquisition(file: Path) -> dict[str, str]:
-    """Read the cells `acquired` and `scanner` of a scan's row from one of its files.
+    """Read date and scanner of a DICOM file for the columns `acquired` and `scanner` of results.
 
-    They are empty as far as the header does not state them. Raise `ReadError` if it is damaged.
+    The date has the form 2026-01-31. The scanner consists of manufacturer, model and station. A
+    text that the header does not contain is "". Raise `ReadError` if the header is damaged.
     """
     header = read_header(file)
     acquired = ""
-    with suppress(ValueError):  # empty, or not a date; files of old archives separate it by dots
+    with suppress(ValueError):  # empty, or not a date; old archives write 2026.01.31
         acquired = date.fromisoformat(text(header, "StudyDate").replace(".", "")).isoformat()
     scanner = ", ".join(filter(None, (text(header, name) for name in _SCANNER)))
     return {"acquired": acquired, "scanner": printable_text(scanner)}
 
 
 def is_radiograph(header: "Header") -> bool:
-    """Return True for a projection X-ray image, by its class.
+    """Return True if a DICOM image is a radiograph (projection X-ray image), by its SOP class.
 
-    Such images are CR, DX, mammograms and intra-oral images; and those of one grey frame among
-    angiography, fluoroscopy, and secondary captures of an X-ray modality, because public
-    collections distribute radiographs in this form.
+    - CR, DX, mammograms and intra-oral images are radiographs.
+    - Angiography and fluoroscopy, and secondary captures of an X-ray modality, are radiographs if
+      they have one frame and one grey value per pixel. Public collections distribute radiographs
+      in this form.
     """
     kind = text(header, "SOPClassUID")
     if _XRAY.fullmatch(kind):
@@ -258,22 +279,29 @@ def is_radiograph(header: "Header") -> bool:
 
 
 def is_secondary_capture(header: "Header") -> bool:
-    """Return True for an image made from another one: a screen, a film, an exported picture."""
+    """Return True for a secondary capture: an image made of another image, such as a screenshot.
+
+    The SOP class of the file shows this.
+    """
     kind = text(header, "SOPClassUID")
     return kind == _SECONDARY_CAPTURE or kind.startswith(f"{_SECONDARY_CAPTURE}.")
 
 
 def n_frames(header: "Header") -> int:
-    """Return the number of frames, or 1 if the file does not state a higher number."""
+    """Return the number of frames (slices or times) in a file. It is at least 1."""
     return max(int(number(header, "NumberOfFrames") or 1), 1)
 
 
 def explain_unfit(header: "Header") -> str:
-    """Explain why an image cannot be read as a scan, or return "" if it can.
+    """Explain why a DICOM image cannot be read as a scan. Return "" if it can.
 
-    Localisers, screenshots, images in colour or of a palette, and cine images cannot be read. The
-    palette of a segmentation (LABELMAP) does not matter, because its pixels are numbers of
-    segments.
+    These images cannot be read as a scan:
+
+    - secondary captures, such as screenshots, except for radiographs,
+    - localisers (images on which scans are planned),
+    - images in colour or with a palette. A segmentation (LABELMAP) may have a palette, because its
+      pixels are numbers of segments.
+    - several frames without a position in the patient, such as a cine of the heart.
     """
     if is_secondary_capture(header) and not is_radiograph(header):
         return "a secondary capture (a screenshot), not a scan"
@@ -289,7 +317,11 @@ def explain_unfit(header: "Header") -> str:
 
 
 def advice_on_unfit(header: "Header") -> str:
-    """Return what to do with an image that is not a scan. It depends on the modality."""
+    """Return the advice for the message about an image that cannot be read as a scan.
+
+    For modalities of volumes (CT, MR, PT, NM), a complete series may exist. Other images can be
+    saved as pictures.
+    """
     if text(header, "Modality") in ("CT", "MR", "PT", "NM"):
         return (
             "Export the original series again with a position of each slice, convert it with "
@@ -299,10 +331,11 @@ def advice_on_unfit(header: "Header") -> str:
 
 
 def check_image(path: Path, header: "Header") -> None:
-    """Raise `ReadError` if an image is not fit for a scan or its header claims too many pixels.
+    """Raise `ReadError` if an image cannot be read as a scan, or if it claims too many pixels.
 
-    The claim is not checked if a codec other than RLE compresses the pixels, because the ratio of
-    its compression has no bound.
+    The first check is `explain_unfit`. The second compares the pixels that the header claims with
+    the size of the file. It is skipped if a codec other than RLE compresses the pixels, because the
+    compression ratio of other codecs has no bound.
     """
     if reason := explain_unfit(header):
         raise ReadError(f"{path}: {reason}. {advice_on_unfit(header)}")
@@ -316,7 +349,9 @@ def check_image(path: Path, header: "Header") -> None:
 
 
 def stored_pixels(path: Path) -> NDArray[Any]:
-    """Return a file's pixels `[frame, y, x]` as stored. The worker decodes compressed pixels.
+    """Return the stored pixels `[frame, y, x]` of a DICOM file, before any rescaling.
+
+    Compressed pixels are decoded in the worker process, because a native codec may crash.
 
     Raises:
         ReadError: If the file is damaged, or its compression is not supported.
@@ -328,16 +363,24 @@ def stored_pixels(path: Path) -> NDArray[Any]:
 
 
 def _is_compressed(header: "Header") -> bool:
-    """Return True if a codec encodes the pixels. This includes the private syntaxes of vendors."""
+    """Return True if the pixels are compressed by a codec, according to the transfer syntax.
+
+    Private transfer syntaxes of vendors count as compressed, too.
+    """
     syntax = header.file_meta.TransferSyntaxUID
     return bool(syntax.is_private or syntax.is_compressed)
 
 
 def _decode(path: Path, header: "Header | None" = None) -> NDArray[Any]:
-    """Decode a file's pixels `[frame, y, x]`. Raises the errors of `stored_pixels`.
+    """Decode the pixels `[frame, y, x]` of a DICOM file in this process.
 
-    `header` is that of the file with its pixels, and gets the decoder's defaults. It is read if it
-    is not given.
+    Args:
+        path: The file.
+        header: The header of the file, including its pixels. None reads the header. Missing
+            elements are set to the defaults of the decoder.
+
+    Raises:
+        ReadError: See `stored_pixels`.
     """
     header = header or read_header(path, pixels=True)
     set_decoder_defaults(header)
@@ -349,21 +392,23 @@ def _decode(path: Path, header: "Header | None" = None) -> NDArray[Any]:
 
 
 def _drop_unused_bits(pixels: NDArray[Any], header: "Header") -> NDArray[Any]:
-    """Replace the bits above BitsStored, such as those of an overlay, by zeros or the sign.
+    """Remove the bits of each pixel that are not part of its value.
 
-    These bits are not part of the value (PS3.5 8.1.1). pydicom keeps them in some syntaxes. Values
-    that do not begin at the lowest bit stay unchanged.
+    A pixel of 16 bits may have a value of 12 bits (BitsStored). The higher bits may contain other
+    data, such as an overlay (PS3.5 8.1.1), and pydicom does not always remove them. They become
+    zeros, or copies of the sign bit if values are signed. Values that do not begin at the lowest
+    bit stay unchanged.
     """
     n_unused = 8 * pixels.dtype.itemsize - int(header.BitsStored)
     if header.HighBit != header.BitsStored - 1 or n_unused <= 0:
         return pixels
-    return (pixels << n_unused) >> n_unused
+    return (pixels << n_unused) >> n_unused  # a shift to the right copies the sign of signed types
 
 
 def set_decoder_defaults(header: "Header") -> None:
-    """Set the elements that a decoder needs to their usual values if they are absent or empty.
+    """Set elements that pydicom's decoder needs to their usual values if they are absent or empty.
 
-    An empty number of frames is removed.
+    The usual values are those of an unsigned grey image. An empty NumberOfFrames is removed.
     """
     stored = int(number(header, "BitsStored") or number(header, "BitsAllocated") or 16)
     usual: dict[str, int | str] = {
@@ -381,11 +426,12 @@ def set_decoder_defaults(header: "Header") -> None:
 
 
 def _check_decoder(path: Path, header: "Header") -> None:
-    """Raise an error with advice if the file's pixels cannot be decoded.
+    """Check that the pixels of a file can be decoded. Otherwise raise an error with advice.
 
     Raises:
-        ReadError: If pixels are compressed in an unsupported or unknown way.
-        ResourceError: If no decoder is installed.
+        ReadError: If the pixels are compressed by an unsupported codec, or are compressed although
+            the transfer syntax states no compression.
+        ResourceError: If the codec is supported, but no decoder is installed.
     """
     from pydicom.pixels.decoders.base import get_decoder
 

@@ -55,14 +55,17 @@ _USUAL_RATIO = (0.25, 2.0)
 
 
 def radiograph_file(path: Path) -> Path | None:
-    """Return the file if `path` is a radiograph or a folder with only one. Otherwise return None.
+    """Return the file of a radiograph, or None if `path` is something else, such as a series.
 
-    The first image of a folder decides. If it is no radiograph, the remaining files are not opened.
+    `path` is a file, or a folder that contains a single image. The first image of a folder decides:
+    if it is not a radiograph, the remaining files are not opened.
 
     Raises:
-        ReadError: If the folder contains further images, or a file that is opened is damaged.
+        ReadError: If the first image of a folder is a radiograph and the folder contains further
+            images, or if a file that is opened is damaged.
     """
     files = sorted(path.iterdir()) if path.is_dir() else [path]
+    # generators: a header is read only when `next` asks for it
     headers = ((file, image_header(file)) for file in files)
     images = ((file, header) for file, header in headers if header is not None)
     file, header = next(images, (path, None))
@@ -76,11 +79,15 @@ def radiograph_file(path: Path) -> Path | None:
 
 
 def read_radiograph(path: Path, pixel_mm: float | None = None) -> Volume:
-    """Read a radiograph `[1, y, x]` float32, in which dense tissue is bright.
+    """Read a radiograph as a volume `[1, y, x]` float32 with the grey values of a viewer.
 
-    Pixels of the padding and outside the display shutter get the darkest value of the remaining
-    image and are not `valid`. `pixel_mm` is the pixel size of a file that states none. Elements
-    that are ignored are logged as warnings.
+    Dense tissue is bright. Pixels of the padding, and pixels outside the display shutter, get the
+    darkest value of the remaining image and are False in `Volume.valid`. Elements that are ignored
+    are logged as warnings.
+
+    Args:
+        path: The file.
+        pixel_mm: The pixel size in millimetres of a file that states none. None means 1 mm.
 
     Raises:
         ReadError: If the file is damaged, cannot be decoded, or is refused by
@@ -89,7 +96,7 @@ def read_radiograph(path: Path, pixel_mm: float | None = None) -> Volume:
     header = read_header(path)
     warnings = ReaderWarnings()
     geometry = radiograph_geometry(path, header, warnings, pixel_mm=pixel_mm)
-    stored = stored_pixels(path)[0]
+    stored = stored_pixels(path)[0]  # the only frame
     with convert_read_errors(path):
         # DX files state the inversion in two elements, but it must be applied only once
         is_inverse = text(header, "PhotometricInterpretation") == "MONOCHROME1"
@@ -108,17 +115,20 @@ def read_radiograph(path: Path, pixel_mm: float | None = None) -> Volume:
 def rescale(
     stored: NDArray[Any], header: "Header", warnings: ReaderWarnings, name: str = ""
 ) -> NDArray[Any]:
-    """Apply a file's modality table, or its slope and intercept, to stored pixels.
+    """Convert stored pixels to the values of the modality, such as Hounsfield units.
 
-    The table of angiography and fluoroscopy is not applied (PS3.4 N.2.1.2), because it leads back
-    to the intensity of the X-rays and is not meant for display. If there is a table, slope and
-    intercept do not matter. An empty or impossible slope counts as 1, such an intercept as 0.
+    - A modality table (ModalityLUTSequence) gives a value for each stored pixel. If there is one,
+      slope and intercept are not used.
+    - The table of angiography and fluoroscopy is not applied (PS3.4 N.2.1.2), because it converts
+      to the intensity of the X-rays and is not meant for display.
+    - Otherwise the value is `pixel * RescaleSlope + RescaleIntercept`. A slope that is missing,
+      empty or 0 counts as 1. An intercept that is missing or empty counts as 0.
 
     Args:
         stored: Pixels as `stored_pixels` returns them.
         header: The elements of the file or frame.
-        warnings: Receives a warning for each value that is replaced or ignored.
-        name: The name of the file for warnings, if the image has several.
+        warnings: Receives a warning for each element that is replaced or ignored.
+        name: The name of the file for warnings, if the image has several files.
     """
     if not FLUOROSCOPY.fullmatch(text(header, "SOPClassUID")):
         looked_up = _look_up(stored, header, "ModalityLUTSequence", warnings, name)
@@ -139,20 +149,21 @@ def rescale(
 def _look_up(
     values: NDArray[Any], header: "Header", name: str, warnings: ReaderWarnings, file: str = ""
 ) -> Numbers | None:
-    """Apply the first table of a sequence (PS3.3 C.11.2.1.1).
+    """Replace each value by the entry of a lookup table (PS3.3 C.11.2.1.1).
 
-    Values below or above the table get its first or last entry. The length of the data decides if
-    entries have bytes or words, because devices write entries of 8 bits in both.
+    `LUTDescriptor` states the number of entries, the value of the first entry, and the bits of an
+    entry. Values below or above the table get its first or last entry. The length of `LUTData`
+    decides if an entry has one byte or two, because devices write entries of 8 bits in both ways.
 
     Args:
         values: The values before the table.
         header: The elements of the file or frame.
-        name: The name of the sequence.
+        name: The keyword of the sequence, whose first item is the table.
         warnings: Receives a warning if the table is incomplete.
-        file: The name of the file for warnings, if the image has several.
+        file: The name of the file for warnings, if the image has several files.
 
     Returns:
-        The entries of the values. None if there is no table, or if it is incomplete.
+        The entries. None if there is no table, or if it is incomplete.
     """
     tables = element_value(header, name)
     if tables is None:
@@ -161,7 +172,7 @@ def _look_up(
         n_stated, first, _ = numbers(tables[0], "LUTDescriptor")
         n = int(n_stated) % 65536 or 65536  # 65536 is stated as 0; large numbers may be negative
         if first >= 32768 > values.max():
-            first -= 65536  # the values are signed, but the element is not
+            first -= 65536  # the values are signed, but the element was read as unsigned
         data = tables[0].get_item("LUTData").value  # bytes as stored, whatever type they have
         is_big_endian = tables[0].original_encoding[1] is False
         words = np.frombuffer(data + bytes(len(data) % 2), ">u2" if is_big_endian else "<u2")
@@ -177,10 +188,18 @@ def _look_up(
 def _apply_values_of_interest(
     grey: NDArray[Any], header: "Header", warnings: ReaderWarnings
 ) -> Numbers:
-    """Apply the table of values of interest (VOI), otherwise the first usable window.
+    """Convert values to the grey values that a viewer shows, by the values of interest (VOI).
 
-    The values stay unchanged if there is none. Elements that cannot be used become warnings. The
-    elements of the window are replaced in the header by those that are applied.
+    These are a table (VOILUTSequence) or, without one, the first usable window. A window consists
+    of the centre and width of the range that is shown as greys. It is usable if the result has
+    greys between black and white. The values stay unchanged if there is neither a table nor a
+    usable window.
+
+    Args:
+        grey: The values of the modality.
+        header: The elements of the file. Its window and function are changed, because pydicom reads
+            them from the header.
+        warnings: Receives a warning for each element that cannot be used.
     """
     looked_up = _look_up(grey, header, "VOILUTSequence", warnings)
     if looked_up is not None:
@@ -192,7 +211,7 @@ def _apply_values_of_interest(
         warnings.add(f"VOILUTFunction {function!r} is unknown; LINEAR is used")
         function = "LINEAR"
     header.VOILUTFunction = function
-    header.PhotometricInterpretation = "MONOCHROME2"
+    header.PhotometricInterpretation = "MONOCHROME2"  # the caller inverts the image itself
     values = np.asarray(grey, float)
     centres = numbers(header, "WindowCenter")
     widths = numbers(header, "WindowWidth")
@@ -213,16 +232,21 @@ def _apply_values_of_interest(
 
 
 def _has_greys(values: Numbers) -> bool:
-    """Return True if a value is located between the lowest and the highest one."""
+    """Return True if some value is strictly between the lowest and the highest value.
+
+    Otherwise the image is black and white only, which is a sign of a wrong window.
+    """
     return bool(((values > values.min()) & (values < values.max())).any())
 
 
 def _find_valid_pixels(
     stored: NDArray[Any], header: "Header", warnings: ReaderWarnings, geometry: Geometry
 ) -> Flags | None:
-    """Return the mask of the pixels outside padding and inside the shutter, or None if all are.
+    """Return the mask of the pixels that show the patient, or None if all pixels do.
 
-    A padding or shutter that would hide more than 99 % of the pixels is ignored with a warning.
+    These pixels are not padding (a constant around the image) and are inside the display shutter
+    (shapes outside of which viewers show black). A padding or shutter that would hide more than
+    99 % of the pixels is ignored with a warning.
     """
     valid = np.ones(stored.shape, bool)
     for name, seen in _visible_parts(stored, header, warnings, geometry):
@@ -236,12 +260,22 @@ def _find_valid_pixels(
 def _visible_parts(
     stored: NDArray[Any], header: "Header", warnings: ReaderWarnings, geometry: Geometry
 ) -> Iterator[tuple[str, Flags]]:
-    """Yield the pixels that the padding and each shape of the display shutter leave visible.
+    """Yield a mask of visible pixels for the padding, and for each shape of the display shutter.
 
-    Each mask follows the name of what hides the remaining pixels. Rows and columns of a shutter
-    count from 1, its edges are visible, and its radius counts columns (PS3.3 C.7.6.11). A shape
-    without its numbers is ignored with a warning.
+    Padding is a value or a range of values. The shapes of a shutter are rectangles, circles and
+    polygons. Their rows and columns are numbered from 1, their edges are visible, and the radius is
+    in columns (PS3.3 C.7.6.11). A shape with missing numbers is ignored with a warning.
+
+    Args:
+        stored: The stored pixels `[y, x]`.
+        header: The elements of the file.
+        warnings: Receives a warning for each shape that is ignored.
+        geometry: The grid of the image, whose pixels may not be square.
+
+    Yields:
+        The name for messages, "padding" or "shutter", and the mask `[y, x]`.
     """
+    # padding
     value = number(header, "PixelPaddingValue")
     if value is not None:
         limit = number(header, "PixelPaddingRangeLimit", value) or 0.0
@@ -249,6 +283,7 @@ def _visible_parts(
             value, limit = np.array([value, limit]).astype(np.int64).astype(stored.dtype)
         low, high = sorted((value, limit))
         yield "padding", (stored < low) | (stored > high)
+    # display shutter
     rows, columns = geometry.shape
     y, x = np.ogrid[1 : rows + 1, 1 : columns + 1]
     for shape in np.ravel(element_value(header, "ShutterShape") or []):
@@ -262,6 +297,7 @@ def _visible_parts(
                 height, width = geometry.spacing_mm
                 seen = np.hypot((y - row) * height / width, x - column) <= radius
             elif values:
+                # vertices as pairs (row, column)
                 seen = fill_polygons([np.reshape(values, (-1, 2)) - 1], geometry.shape)
             else:
                 raise ValueError(shape)
@@ -273,14 +309,23 @@ def _visible_parts(
 def pixel_size(
     header: "Header", warnings: ReaderWarnings | None = None
 ) -> tuple[tuple[float, float], str]:
-    """Return pixel height and width in millimetres, and the source of these numbers.
+    """Return height and width of a pixel in millimetres, and the origin of these numbers.
 
-    `PixelSpacing` is calibrated if the file states the calibration, or if it differs from the
-    spacing of the detector or the film scanner (PS3.3 10.7.1.3). The source is then `calibrated`.
-    Otherwise the first of these spacings that the file states is used: of the detector, of the
-    scanner, `PixelSpacing`. The source is `at the detector`. If the magnification is known, the
-    spacing of the detector is divided by it, and the source says so. Without any spacing, pixels
-    have 1 mm and the source is `unknown`. Impossible and unusual numbers are added to `warnings`.
+    X-rays show the patient larger at the detector. A file may state up to three spacings, and the
+    first rule that applies is used (PS3.3 10.7.1.3):
+
+    1. `PixelSpacing` is calibrated to the patient if the file states a calibration, or if it
+       differs from the spacing of the detector or of the device that scanned the image. The origin
+       is `calibrated`.
+    2. `ImagerPixelSpacing` of the detector is divided by the magnification if that is known, and
+       the origin says so. Otherwise the origin is `at the detector`.
+    3. `NominalScannedPixelSpacing` of the scanning device, or else `PixelSpacing`, also has the
+       origin `at the detector`.
+    4. Without any spacing, the pixels have 1 mm, and the origin is `unknown`.
+
+    Args:
+        header: The elements of the file.
+        warnings: Receives a warning for each impossible or unusual number.
     """
     warnings = warnings or ReaderWarnings()
     given = _read_pair(header, "PixelSpacing", warnings)
@@ -310,7 +355,8 @@ def pixel_size(
 def _read_magnification(header: "Header") -> float:
     """Return the factor by which the detector shows the patient larger, or 0 if it is unknown.
 
-    The factor is stated, or follows from the distances of the X-ray source.
+    The factor is an element of the header. Without this element, it is the distance from the X-ray
+    source to the detector, divided by the distance from the source to the patient.
     """
     to_detector = number(header, "DistanceSourceToDetector")
     to_patient = number(header, "DistanceSourceToPatient")
@@ -319,9 +365,10 @@ def _read_magnification(header: "Header") -> float:
 
 
 def _read_pair(header: "Header", name: str, warnings: ReaderWarnings) -> tuple[float, float] | None:
-    """Return the two positive numbers of an element, or None if it does not contain them.
+    """Return the two numbers of an element such as `PixelSpacing`: for rows, and for columns.
 
-    An element that contains anything else is added to `warnings`.
+    Return None if the element does not consist of two positive numbers. If it contains anything
+    else, add a warning.
     """
     values = numbers(header, name)
     if len(values) == 2 and min(values) > 0:
@@ -332,9 +379,10 @@ def _read_pair(header: "Header", name: str, warnings: ReaderWarnings) -> tuple[f
 
 
 def radiograph_columns(path: Path) -> dict[str, str]:
-    """Return columns for reports: laterality, view, intent and the source of the pixel size.
+    """Read elements of a radiograph for columns of the table of results.
 
-    If the file does not state a value, the cell is "", and the source is `unknown`. Raise
+    The columns are the laterality, the view, the presentation intent, and the origin of the pixel
+    size as `pixel_size` returns it. Elements that the file does not contain are "". Raise
     `ReadError` if the file is damaged.
     """
     header = read_header(path)
@@ -353,11 +401,20 @@ def radiograph_geometry(
     *,
     pixel_mm: float | None = None,
 ) -> Geometry:
-    """Return a radiograph's grid of two axes, in mm or `mm at the detector`.
+    """Return the grid of a radiograph with the axes (y, x).
 
-    `pixel_mm` is the pixel size of a file that states none. None means 1 mm. Unusual properties of
-    the file are added to `warnings`. Raise `ReadError` if the image cannot be read as a radiograph,
-    if its size is impossible, or if its pixels are not square and of unknown size.
+    The unit of lengths is `mm at the detector` if the pixel size refers to the detector, where the
+    patient appears larger, and `mm` otherwise.
+
+    Args:
+        path: The file, for messages and its size.
+        header: The elements of the file.
+        warnings: Receives a warning for each unusual property of the file.
+        pixel_mm: The pixel size in millimetres of a file that states none. None means 1 mm.
+
+    Raises:
+        ReadError: If the image cannot be read as a radiograph, its size is impossible, or its
+            pixels are not square and of unknown size.
     """
     warnings = warnings or ReaderWarnings()
     with convert_read_errors(path):

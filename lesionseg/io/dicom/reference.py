@@ -40,20 +40,24 @@ _OFF_GRID = 0.1  # voxels: largest distance of a reference's points from voxel c
 def read_dicom_reference(
     path: Path, geometry: Geometry, labels: Mapping[int, str], scans: Sequence[Path] = ()
 ) -> Reference:
-    """Read a SEG or RTSTRUCT file as label values.
+    """Read a DICOM segmentation (SEG) or contours (RTSTRUCT) as a mask on the grid of the image.
+
+    A SEG file contains segments, an RTSTRUCT file sets of contours (ROIs). Both have names and
+    numbers.
 
     Args:
         path: The file.
         geometry: The grid of the image, with three axes.
         scans: The DICOM images of the case.
-        labels: Names by label value. A segment or contour set gets the value whose name it has, in
-            upper or lower case and with or without a number ("lesion 7"). Segments with other names
-            are left out, with a warning. If there is only one segment and only one label, the name
-            does not matter.
+        labels: The name of each label value. A segment or contour set gets the label value with the
+            same name, in upper or lower case and with or without a number ("lesion 7"). Segments
+            with other names are left out, with a warning. If there is only one segment and only one
+            label, the name does not matter.
 
     Returns:
-        Label values on `geometry`. If two segments overlap, the later one keeps the voxel. Segments
-        and contour sets that are numbered lesions (`_select_lesions`) give instances.
+        The reference, with label values on `geometry`. A voxel of two segments gets the label of
+        the later one. Segments and contour sets that are numbered lesions (`_select_lesions`)
+        become instances.
 
     Raises:
         ReadError: If the file is damaged or of another kind, or a contour is not closed.
@@ -85,6 +89,7 @@ def read_dicom_reference(
         values = np.zeros(geometry.shape, np.min_scalar_type(max(labels)))
         for number, inside in masks.items():
             values[inside] = label_of_segment[number]
+    # instances: each numbered lesion is one, and so is each connected component of other segments
     lesions = _select_lesions(header, names, label_of_segment)
     if not lesions:
         return Reference(geometry, labels=values)
@@ -100,21 +105,27 @@ def read_dicom_reference(
 
 
 def _check_origin(path: Path, header: "Header", scans: Sequence[Path]) -> None:
-    """Compare the frame of reference, series, study and patient of a reference with the scans.
+    """Check that a reference was drawn on the scans of its case.
 
-    Warn about another study or patient. What the reference or the scans do not state is not
-    compared, and neither is the series of contours, which are also used on other series of their
-    frame. Raise `GeometryError` for another frame of reference or series.
+    The elements of `_ORIGIN` are compared. The frame of reference is the coordinate system of a
+    scanner session.
+
+    - Another frame of reference or series is a `GeometryError`.
+    - Another study or patient gives a warning.
+    - An element that the reference or the scans do not contain is not compared.
+    - The series of contours is not compared, because contours are also used on other series of
+      their frame of reference.
     """
     headers = [header for scan in scans for header in series_headers(scan).values()]
-    header.pop("SeriesInstanceUID", None)  # its own: only the referenced ones remain
-    places = [header]
+    # the reference is itself a series; only the UIDs of the series that it refers to remain
+    header.pop("SeriesInstanceUID", None)
+    items = [header]
     for name in ("ReferencedSeriesSequence", "ReferencedFrameOfReferenceSequence"):
-        places += element_value(header, name) or ()
+        items += element_value(header, name) or ()
     for keyword, what in _ORIGIN.items():
-        known = {text(scan, keyword) for scan in headers} - {""}
-        given = {text(place, keyword) for place in places} - {""}
-        if known and given and known.isdisjoint(given):
+        of_scans = {text(scan, keyword) for scan in headers} - {""}
+        of_reference = {text(item, keyword) for item in items} - {""}
+        if of_scans and of_reference and of_scans.isdisjoint(of_reference):
             message = f"{path}: the reference belongs to another {what} than the scan."
             if what not in ("study", "patient"):
                 raise GeometryError(f"{message} Name the scan that it was drawn on.")
@@ -124,10 +135,16 @@ def _check_origin(path: Path, header: "Header", scans: Sequence[Path]) -> None:
 def _select_lesions(
     header: "Header", names: Mapping[int, str], labels: Mapping[int, int]
 ) -> list[int]:
-    """Return the numbers of the segments or contour sets that contain one lesion each.
+    """Return the numbers of the segments or contour sets that are one lesion each.
 
-    Their `names` end with a number, such as "lesion 7", and at least two of them have the same
-    label (`labels`) and property type.
+    Some programs store each lesion as a segment with a numbered name, such as "lesion 7". A segment
+    counts as one lesion if its name ends with a digit, and at least one other such segment has the
+    same label and the same property type (a code for the kind of tissue).
+
+    Args:
+        header: The elements of the SEG or RTSTRUCT file.
+        names: The name of each segment or contour set, by its number.
+        labels: The label value of each segment or contour set that is read, by its number.
     """
     type_of_segment = {
         int(segment.SegmentNumber): str(segment.get("SegmentedPropertyTypeCodeSequence"))
@@ -141,7 +158,10 @@ def _select_lesions(
 
 
 def _segment_names(header: "Header") -> dict[int, str]:
-    """Return the names of the segments or contour sets by their numbers, without the background."""
+    """Return the name of each segment of a SEG file, or contour set of an RTSTRUCT file.
+
+    The keys are the numbers of the segments or contour sets. The background has no entry.
+    """
     names = {
         int(one.SegmentNumber): str(one.get("SegmentLabel"))
         for one in header.get("SegmentSequence", ())
@@ -154,10 +174,21 @@ def _segment_names(header: "Header") -> dict[int, str]:
 def _match_labels(
     path: Path, names: Mapping[int, str], labels: Mapping[int, str]
 ) -> dict[int, int]:
-    """Return the label value of each segment that has the name of a label.
+    """Return the label value of each segment or contour set whose name is that of a label.
 
-    The only segment gets the only label, whatever its name. Other segments are left out with a
-    warning, once for the same names. Raise `ContentError` if all are left out.
+    If there is only one segment and only one label, the name does not matter. Otherwise segments
+    with other names are left out, with a warning.
+
+    Args:
+        path: The file, for messages.
+        names: The name of each segment or contour set, by its number.
+        labels: The name of each label value.
+
+    Returns:
+        The label value by the number of the segment or contour set.
+
+    Raises:
+        ContentError: If there are segments, and all of them are left out.
     """
     values = {n: value for n, name in names.items() if (value := _label_of(name, labels))}
     left_out = sorted(names[number] for number in names.keys() - values)
@@ -180,7 +211,10 @@ def _match_labels(
 
 
 def _label_of(name: str, labels: Mapping[int, str]) -> int:
-    """Return the label whose name a segment has, or 0 if it has none of the names.
+    """Return the label value with the name of a segment, or 0 if no label has this name.
+
+    Upper and lower case are equal. If no label has the complete name, the number at its end is
+    ignored.
 
     >>> _label_of("Lesion 7", {2: "lesion"}), _label_of("grade 2", {1: "grade", 3: "grade 2"})
     (2, 3)
@@ -188,17 +222,27 @@ def _label_of(name: str, labels: Mapping[int, str]) -> int:
     (1, 1)
     """
     value_of_name = {text.strip().lower(): value for value, text in labels.items()}
-    whole = name.strip().lower()
-    return value_of_name.get(whole, 0) or value_of_name.get(re.sub(r"[\s_-]*\d+$", "", whole), 0)
+    # first the complete name, then the name without its number and the separators before it
+    full = name.strip().lower()
+    return value_of_name.get(full, 0) or value_of_name.get(re.sub(r"[\s_-]*\d+$", "", full), 0)
 
 
 def _draw_segments(path: Path, header: "Header", geometry: Geometry, masks: Masks) -> None:
-    """Set the voxels of each segment in its mask.
+    """Draw the segments of a SEG file into their masks.
 
-    Each frame of the file is one slice of one segment, or of all segments in a LABELMAP. It may
-    have another order and orientation than the image. Therefore pixels are located by their
-    positions in the patient. A fraction counts from half of the maximum. Raise `GeometryError` if
-    pixels are not on the grid of the image.
+    Each frame of the file is one slice of one segment. In a LABELMAP, it is one slice of all
+    segments, whose pixels are segment numbers. Frames may have another order and orientation than
+    the image, so pixels are located by their positions in the patient. A pixel of a FRACTIONAL
+    segment is inside from half of the maximum.
+
+    Args:
+        path: The file.
+        header: The elements of the file.
+        geometry: The grid of the image.
+        masks: The mask of each segment by its number, which this function changes.
+
+    Raises:
+        GeometryError: If pixels are not on the grid of the image.
     """
     check_image(path, header)
     threshold = 0.5
@@ -211,17 +255,24 @@ def _draw_segments(path: Path, header: "Header", geometry: Geometry, masks: Mask
             numbers &= {int(frame.elements.ReferencedSegmentNumber)}
         for number in numbers:
             inside = pixels == number if kind == "LABELMAP" else pixels >= threshold
+            # positions (x, y, z) in the patient of the pixels (row, column)
             points_lps = np.argwhere(inside) @ frame.axes_mm + frame.position
             index = _round_to_grid(path, points_lps, geometry, n_axes=3).astype(np.int64)
             masks[number][tuple(index.T)] = True
 
 
 def _draw_contours(path: Path, header: "Header", geometry: Geometry, masks: Masks) -> None:
-    """Set the voxels inside each set of contours in its mask.
+    """Draw the contour sets of an RTSTRUCT file into their masks.
 
-    Contours of a set are combined by exclusive or: one inside another cuts a hole, and so does an
-    overlap. A repeated contour counts once. A set that draws nothing causes a warning, and so does
-    an empty slice between two slices whose contours overlap.
+    The contours of a set in one slice are combined by exclusive or: a contour inside another one
+    cuts a hole, and so does an overlap. A contour that the file repeats is drawn once. Warn about a
+    set without voxels, and about empty slices between contours that overlap.
+
+    Args:
+        path: The file, for messages.
+        header: The elements of the file.
+        geometry: The grid of the image.
+        masks: The mask of each contour set by its number, which this function changes.
 
     Raises:
         ReadError: If a contour is not closed.
@@ -231,7 +282,7 @@ def _draw_contours(path: Path, header: "Header", geometry: Geometry, masks: Mask
         number = int(roi.ReferencedROINumber)
         if number not in masks:
             continue
-        # polygons by slice and content: a contour that the file repeats would cancel out
+        # polygons by slice and content: exclusive or would delete a contour that the file repeats
         polygons: dict[int, dict[bytes, Numbers]] = defaultdict(dict)
         for contour in roi.get("ContourSequence", None) or ():
             kind = text(contour, "ContourGeometricType")
@@ -242,7 +293,7 @@ def _draw_contours(path: Path, header: "Header", geometry: Geometry, masks: Mask
                 )
             points_lps = np.array(contour.ContourData, float).reshape(-1, 3)
             index = _round_to_grid(path, points_lps, geometry, n_axes=1)
-            if np.ptp(index[:, 0]):
+            if np.ptp(index[:, 0]):  # points in more than one slice
                 raise GeometryError(
                     f"{path}: a contour is not within one slice of the image. Export the "
                     "contours of this series, or a mask as NIfTI."
@@ -261,8 +312,13 @@ def _draw_contours(path: Path, header: "Header", geometry: Geometry, masks: Mask
 
 
 def _warn_of_gaps(path: Path, mask: Flags) -> None:
-    """Warn if slices are empty between separate parts that overlap, perhaps those of one lesion."""
+    """Warn if contours that probably belong to one lesion are separated by empty slices.
+
+    Programs may store contours only in some slices. The warning is logged if filling the empty
+    slices would join components of the mask that overlap if seen along the first axis.
+    """
     mask = mask[foreground_slices(mask) or ()]
+    # a gap is an empty voxel with voxels of the mask above and below it
     above = np.logical_or.accumulate(mask)
     gaps = above & np.logical_or.accumulate(mask[::-1])[::-1] & ~mask
     if label_components(mask | gaps).max() < label_components(mask).max():
@@ -274,11 +330,20 @@ def _warn_of_gaps(path: Path, mask: Flags) -> None:
 
 
 def _round_to_grid(path: Path, points_lps: Numbers, geometry: Geometry, *, n_axes: int) -> Numbers:
-    """Return the voxel indices `[n, 3]` of points, rounded along the first `n_axes` axes.
+    """Convert points to voxel indices `[n, 3]`, and round them along the first `n_axes` axes.
 
-    The points of a contour are on a slice, but between its pixels, so only the number of the slice
-    is rounded. Raise `GeometryError` if rounding moves a point by more than 0.1 voxels, or if the
-    point is outside the grid.
+    Segment pixels are rounded along all axes. The points of a contour are in a slice, but between
+    the pixels, so only the index of the slice is rounded.
+
+    Args:
+        path: The file, for messages.
+        points_lps: The points `[n, 3]` in LPS millimetres.
+        geometry: The grid of the image.
+        n_axes: The number of axes that are rounded, 1 to 3.
+
+    Raises:
+        GeometryError: If rounding changes an index by more than 0.1 voxels, or if a rounded index
+            is outside the grid.
     """
     index = geometry.to_index(points_lps @ LPS_TO_RAS[:3, :3])
     whole = np.rint(index[:, :n_axes])
