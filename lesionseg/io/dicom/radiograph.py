@@ -191,8 +191,8 @@ def _apply_values_of_interest(
     """Convert values to the grey values that a viewer shows, by the values of interest (VOI).
 
     These are a table (VOILUTSequence) or, without one, the first usable window. A window consists
-    of the centre and width of the range that is shown as greys. It is usable if the result has
-    greys between black and white. The values stay unchanged if there is neither a table nor a
+    of the centre and width of the range that is shown as greys. It is not usable if it reduces an
+    image with greys to black and white. The values stay unchanged if there is neither a table nor a
     usable window.
 
     Args:

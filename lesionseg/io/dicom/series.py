@@ -55,6 +55,7 @@ _GROUPS = (
     "AcquisitionNumber", "FrameAcquisitionNumber",
     "TemporalPositionIdentifier", "TemporalPositionIndex",
 )  # fmt: skip
+# the parts of the vector `DicomSlice.plane`
 _PLANE = {"direction": slice(6), "pixel size": slice(6, 8), "number of pixels": slice(8, 10)}
 _MIN_LENGTH = 1e-6  # a direction vector that is shorter is not valid
 _SEPARATE = (
@@ -75,9 +76,10 @@ _UID_DIGITS = 8  # digits of the digest of these elements
 
 @dataclass(frozen=True, eq=False)
 class DicomSlice:
-    """A slice: a classic file, or one frame of an enhanced file.
+    """A slice of a DICOM image, without its pixels: a classic file, or a frame of an enhanced file.
 
-    The properties raise `ReadError` if the element is missing or contains impossible numbers.
+    An enhanced file contains several slices, which DICOM calls frames. The properties raise
+    `ReadError` if the element is missing or contains impossible numbers.
 
     Attributes:
         path: The file.
@@ -122,12 +124,12 @@ class DicomSlice:
         return values if values.min() > 0 else self._refuse("PixelSpacing")
 
     def _numbers(self, name: str, n: int) -> Numbers:
-        """Return the numbers of an element. Raise `ReadError` if it has not `n` numbers."""
+        """Return the `n` numbers of the element `name`. Raise `ReadError` for any other count."""
         values = numbers(self.elements, name)
         return np.array(values) if len(values) == n else self._refuse(name)
 
     def _refuse(self, name: str) -> NoReturn:
-        """Raise `ReadError` for an element that does not state where the slice is located."""
+        """Raise `ReadError`, because the element `name` does not give the position of the slice."""
         given = text(self.elements, name)[:60] or "missing"
         raise ReadError(
             f"{self.path}: {name} is {given}. The file does not state where its slice is located "
@@ -136,27 +138,38 @@ class DicomSlice:
 
     @cached_property
     def plane(self) -> Numbers:
-        """Directions, logarithms of the pixel size, and shape `[10]`: equal in a whole stack."""
+        """The properties that all slices of a stack have in common, as a vector `[10]`.
+
+        These are the 6 numbers of the directions, the logarithms of the pixel size (a difference of
+        logarithms is a relative difference), and the shape, as `_PLANE` names them.
+        """
         return np.concatenate([self.directions.ravel(), np.log(self.pixel_mm), self.shape])
 
     @property
     def thickness_mm(self) -> float:
-        """Thickness in millimetres, as the file states it, or 0 if it does not."""
+        """Thickness in millimetres, or 0 if the file does not state it."""
         return number(self.elements, "SliceThickness") or 0.0
 
     @property
     def axes_mm(self) -> Numbers:
-        """LPS vectors from one row and from one column to the next, in millimetres `[2, 3]`."""
+        """LPS vectors in millimetres from one row to the next, and from one column to the next.
+
+        The shape is `[2, 3]`.
+        """
         return self.directions[::-1] * self.pixel_mm[:, None]
 
 
 def read_dicom(path: Path, pixel_mm: float | None = None) -> Volume:
-    """Read one file, a folder or one series of a folder as a volume `[1, *spatial]` float32.
+    """Read a DICOM image as a volume `[1, *spatial]` float32.
 
-    Slices are sorted by their position along the normal. Each is rescaled by its own slope. Slice
-    distances are computed from positions, never from the thickness, except for a single slice.
-    Other files of the folder are left out, with a warning if they might be slices. A radiograph has
-    two spatial axes (see `read_radiograph`). `pixel_mm` is the pixel size of one that states none.
+    Slices are sorted by their position along the normal of the slices, and rescaled by their slopes
+    and intercepts. Slice distances are computed from positions, never from the thickness, except
+    for a single slice. Files that are not images are left out, with a warning if they might be
+    slices. A radiograph has two spatial axes (see `read_radiograph`).
+
+    Args:
+        path: A file, a folder with one series, or `folder/series=…`.
+        pixel_mm: The pixel size in millimetres of a radiograph that states none. None means 1 mm.
 
     Raises:
         ReadError: If a file is damaged, or the path names no DICOM image.
@@ -181,14 +194,18 @@ def read_dicom(path: Path, pixel_mm: float | None = None) -> Volume:
 
 
 def read_dicom_geometry(path: Path, pixel_mm: float | None = None) -> Geometry:
-    """Read the grid from the headers, without warnings. Arguments are those of `read_dicom`."""
+    """Read the grid of a DICOM image from the headers, without warnings.
+
+    For arguments and errors, see `read_dicom`.
+    """
     return read_slices(path, pixel_mm)[1]
 
 
 def read_slices(path: Path, pixel_mm: float | None = None) -> tuple[list[DicomSlice], Geometry]:
-    """Read the slices of an image, without their pixels, and their grid.
+    """Read the slices of a DICOM image, without their pixels, and the grid of the image.
 
-    A radiograph is its only slice. Arguments and errors are those of `read_dicom`.
+    The slices are in ascending order along their normal. A radiograph is a single slice. For
+    arguments and errors, see `read_dicom`.
     """
     radiograph = radiograph_file(path)
     if radiograph is None:
@@ -199,9 +216,10 @@ def read_slices(path: Path, pixel_mm: float | None = None) -> tuple[list[DicomSl
 
 
 def split_series(path: Path) -> tuple[Path, str] | None:
-    """Split a path `folder/series=3` into folder and series.
+    """Split a path `folder/series=3`, which names one series of a folder, into folder and series.
 
-    Return None for any other path, if the path exists, or if the folder does not.
+    The series is a series number or UID. Such a path does not exist on the disk. Return None for a
+    path that exists, has another form, or has a missing folder.
     """
     if path.name.startswith(_PREFIX) and path.parent.is_dir() and not path.exists():
         return path.parent, path.name.removeprefix(_PREFIX)
@@ -209,23 +227,25 @@ def split_series(path: Path) -> tuple[Path, str] | None:
 
 
 def series_headers(path: Path, warnings: ReaderWarnings | None = None) -> dict[Path, "Header"]:
-    """Read the headers of the images in a file, a folder or one series of a folder.
+    """Read the headers of the DICOM images in a file, a folder or one series of a folder.
 
-    Copies of a file, byte by byte, are left out, see `_leave_out_copies`.
+    Files that are not images, and copies of a file (`_leave_out_copies`), are left out.
 
     Args:
         path: The file, the folder or `folder/series=…`.
         warnings: Receives a warning for each file that is left out and might be a slice.
 
     Returns:
-        The headers by file.
+        The header of each image file, in the order of the file names.
 
     Raises:
-        ReadError: If no image is found, or a file is damaged. If `path` names a series of which a
-            file can be read, damaged files that state another series are ignored.
+        ReadError: If no image is found, or a file is damaged. One exception: if `path` names a
+            series with a readable file, a damaged file that states the UID of another series is
+            ignored.
     """
     warnings = warnings or ReaderWarnings()
     folder, name = split_series(path) or (path, None)
+    # read all headers
     headers: dict[Path, Header] = {}
     damaged: dict[Path, ReadError] = {}
     for file in [path] if path.is_file() else sorted(folder.iterdir()):
@@ -238,12 +258,14 @@ def series_headers(path: Path, warnings: ReaderWarnings | None = None) -> dict[P
             headers[file] = header
         elif _might_be_a_slice(file):
             warnings.add("not a DICOM image, left out", file.name)
+    # select the series
     wanted = {
         file: header
         for file, header in headers.items()
         if name in (None, text(header, "SeriesNumber"), series_key(header))
     }
     _leave_out_copies(wanted, warnings)
+    # report a damaged file that may belong to the series
     uids = {series_key(header) for header in wanted.values()}
     for file, problem in damaged.items():
         # without a readable slice of the wanted series, any damaged file may be one
@@ -260,9 +282,10 @@ def series_headers(path: Path, warnings: ReaderWarnings | None = None) -> dict[P
 
 
 def _leave_out_copies(headers: dict[Path, "Header"], warnings: ReaderWarnings) -> None:
-    """Remove files from `headers` that are equal to the first file of their UID, byte by byte.
+    """Remove copies of the same file from `headers`, because each slice must occur only once.
 
-    Each removed file becomes a warning.
+    A copy has the SOPInstanceUID (the UID of a file) of an earlier file and equal bytes. Each
+    removed file becomes a warning.
     """
     first_file: dict[str, Path] = {}  # by UID
     for file, header in [*headers.items()]:
@@ -273,9 +296,11 @@ def _leave_out_copies(headers: dict[Path, "Header"], warnings: ReaderWarnings) -
 
 
 def _might_be_a_slice(file: Path) -> bool:
-    """Return True if a file that is not DICOM could be a damaged slice.
+    """Return True if a file that was not read as an image could be a damaged slice.
 
-    Hidden files, DICOMDIR, folders, texts and images with the suffix of another format could not.
+    The user then gets a warning about it. These files cannot be slices: folders, hidden files,
+    DICOMDIR (the index of a DICOM CD), other DICOM objects, texts, and files with the suffix of
+    another image format.
     """
     if not file.is_file() or file.name.startswith(".") or file.name.upper() == "DICOMDIR":
         return False
@@ -285,11 +310,11 @@ def _might_be_a_slice(file: Path) -> bool:
 def read_stack(
     path: Path, warnings: ReaderWarnings | None = None
 ) -> tuple[list[DicomSlice], Geometry]:
-    """Read the slices of a series or file, without their pixels, and the grid that they form.
+    """Read the slices of a series or file, without their pixels, and the grid of their stack.
 
-    A few images of a series may not belong to its stack, such as the localiser on which it was
-    planned. They are left out with a warning. The spacing of a single slice is its thickness, or
-    1 mm if this is unknown.
+    A few images of a series may not belong to its stack, such as the localiser on which the series
+    was planned. These images are left out with a warning. The spacing of a single slice along the
+    normal is its thickness, or 1 mm if the thickness is unknown.
 
     Args:
         path: The file, the folder or `folder/series=…`.
@@ -304,6 +329,7 @@ def read_stack(
             reference, kernels, echo times, b-values, passes or times, or do not form an even stack.
     """
     warnings = warnings or ReaderWarnings()
+    # the images must be of one series, and their slices of one plane and one contrast
     headers = series_headers(path, warnings)
     identities = {
         file.name: {
@@ -318,6 +344,7 @@ def read_stack(
     _refuse_differences(path, {piece.name: _contrast(piece) for piece in slices})
     first = slices[0]
     check_grid(path, Geometry.from_spacing(first.shape, first.pixel_mm.tolist(), "mm in plane"))
+    # sort the slices along the normal, and compute the vector from one slice to the next
     normal = np.cross(*first.directions)
     slices.sort(key=lambda piece: float(piece.position @ normal))
     _check_groups(path, slices, warnings)
@@ -334,6 +361,7 @@ def read_stack(
         except GeometryError as error:
             # one of the files that are left out may be the missing slice
             raise GeometryError(" ".join([str(error), *warnings.lines])) from error
+    # LPS affine of the indices (slice, row, column)
     affine = np.eye(4)
     affine[:3, 0] = step
     affine[:3, 1:3] = first.axes_mm.T
@@ -344,10 +372,11 @@ def read_stack(
 
 
 def series_key(header: "Header") -> str:
-    """Return the UID of the series, or a text that takes its place if the file has no UID.
+    """Return a text that is equal for all files of a series: its SeriesInstanceUID.
 
-    This text is made of study, patient, number and description, so that the series of two patients
-    differ. It does not contain them.
+    For a file without this UID, the text is a digest of study, patient, date, modality, series
+    number and description. The series of two patients therefore differ, but the text does not
+    reveal the patient.
     """
     uid = text(header, "SeriesInstanceUID")
     if uid:
@@ -357,10 +386,12 @@ def series_key(header: "Header") -> str:
 
 
 def _contrast(piece: DicomSlice) -> dict[str, Any]:
-    """Return the elements in which images of one position differ if they are different scans.
+    """Return the properties that must be equal for all slices of one scan, by their names.
 
-    An example are two echoes. An echo time or b-value that the file does not state is -1, and a
-    text that it does not state is left out.
+    Several scans may have slices at the same positions, such as two echoes. They differ in echo
+    time, b-value (diffusion), frame of reference, kernel, or kind of image (such as magnitude or
+    phase, the third part of ImageType). A missing echo time or b-value is -1. A missing text has no
+    key.
     """
     echo = "EchoTime" if piece.frame is None else "EffectiveEchoTime"
     contrast: dict[str, Any] = {
@@ -369,30 +400,39 @@ def _contrast(piece: DicomSlice) -> dict[str, Any]:
     }
     contrast |= {name: value for name in _SAME_TEXTS if (value := text(piece.elements, name))}
     types = element_value(piece.elements, "FrameType") or element_value(piece.elements, "ImageType")
-    kind = next(iter(np.ravel(types)[2:]), "")
+    kind = next(iter(np.ravel(types)[2:]), "")  # the third value, if there is one
     if kind and (kind in _COMPLEX_PARTS or text(piece.elements, "Modality") == "MR"):
         contrast["ImageType"] = kind
     return contrast
 
 
 def _refuse_differences(path: Path, properties: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raise `GeometryError` if two images differ in a property that both have.
+    """Raise `GeometryError` if two images of a scan differ in a property that both images have.
+
+    Numbers may differ by rounding.
 
     Args:
         path: The scan, for the message.
-        properties: The properties of each image by their names, by the name of the image.
+        properties: For each image, by the name of its file: its properties by their names.
     """
-    first: dict[str, tuple[str, Any]] = {}  # the first image that has a property
+    first: dict[str, tuple[str, Any]] = {}  # of each property: the first image with it, its value
     for name, own in properties.items():
         for key, value in own.items():
             other, expected = first.setdefault(key, (name, value))
             is_rounded = isinstance(value, float) and isclose(value, expected, rel_tol=_ROUNDING)
             if value != expected and not is_rounded:
-                raise _mixture(path, name, other, [key])
+                raise _mixture_error(path, name, other, [key])
 
 
-def _mixture(path: Path, name: str, other: str, different: Sequence[str]) -> GeometryError:
-    """Return the error for two images that cannot belong to one scan."""
+def _mixture_error(path: Path, name: str, other: str, different: Sequence[str]) -> GeometryError:
+    """Return the error that a folder mixes images of different scans.
+
+    Args:
+        path: The folder or file.
+        name: The name of an image.
+        other: The name of an image that differs from it.
+        different: The names of the properties in which the two images differ.
+    """
     return GeometryError(
         f"{path}: {name} and {other} differ in their {', '.join(different)}. {_SEPARATE}"
     )
@@ -401,13 +441,14 @@ def _mixture(path: Path, name: str, other: str, different: Sequence[str]) -> Geo
 def _read_fit_slices(
     headers: Mapping[Path, "Header"], warnings: ReaderWarnings
 ) -> list[DicomSlice]:
-    """Read the slices of a series. A few images that are not slices are left out with a warning.
+    """Return the slices of the images of a series that can be read as a scan.
 
-    Raise `ReadError` if half of the images or more are not slices, such as localisers.
+    Images that cannot (`explain_unfit`), such as a localiser, are left out with a warning if they
+    are less than half of the images. Otherwise raise `ReadError`.
     """
     unfit = {file: reason for file, header in headers.items() if (reason := explain_unfit(header))}
     if 2 * len(unfit) >= len(headers):
-        unfit = {}  # the check below refuses the first of them
+        unfit = {}  # `check_image` below raises the error for the first of these images
     slices: list[DicomSlice] = []
     for file, header in headers.items():
         if file in unfit:
@@ -422,13 +463,14 @@ def _read_fit_slices(
 def _select_main_stack(
     path: Path, slices: Sequence[DicomSlice], warnings: ReaderWarnings
 ) -> list[DicomSlice]:
-    """Return the slices of the plane that more than half of the slices have.
+    """Return the slices that form the main stack of a series.
 
-    Slices with another direction, pixel size or number of pixels are left out with a warning. If no
-    plane has more than half of the slices, raise `GeometryError`.
+    More than half of the slices must have the same direction, pixel size and number of pixels
+    (`DicomSlice.plane`). Other slices are left out with a warning. Raise `GeometryError` if no such
+    majority exists.
     """
     planes = np.stack([piece.plane for piece in slices])
-    # if more than half of the numbers are equal, the median is one of them
+    # if more than half of the slices have equal numbers, the medians are these numbers
     is_same = np.abs(planes - np.median(planes, axis=0)) <= _ROUNDING
     has_main = 2 * is_same.all(axis=1).sum() > len(slices)
     if not has_main:
@@ -441,19 +483,29 @@ def _select_main_stack(
         elif has_main:
             warnings.add(f"another {' and '.join(different)}, left out", piece.name)
         else:
-            raise _mixture(path, piece.name, slices[0].name, different)
+            raise _mixture_error(path, piece.name, slices[0].name, different)
     return stack
 
 
 def _check_groups(path: Path, slices: Sequence[DicomSlice], warnings: ReaderWarnings) -> None:
-    """Raise `GeometryError` if slices of two passes or times overlap along the normal.
+    """Check that the slices are from one pass of the scanner and one time.
 
-    Passes that follow each other become a warning, unless each slice has its own number. `slices`
-    are in ascending order. Slices without a number belong to any pass.
+    Elements such as AcquisitionNumber number the passes or times of a series (`_GROUPS`).
+
+    - If slices of two passes alternate along the normal, raise `GeometryError`.
+    - If the passes follow each other along the normal, add a warning, because they may still form
+      one scan.
+    - If each slice has a number that no other slice has, the numbers do not mean passes.
+    - Slices without a number are ignored.
+
+    Args:
+        path: The scan, for messages.
+        slices: The slices in ascending order along the normal.
+        warnings: Receives the warning.
     """
     for name in _GROUPS:
         given = filter(None, (text(piece.elements, name) for piece in slices))
-        runs = [value for value, _ in groupby(given)]
+        runs = [value for value, _ in groupby(given)]  # one value per run of equal numbers
         n_groups = len(set(runs))
         if len(runs) > n_groups:
             raise GeometryError(
@@ -468,13 +520,20 @@ def _check_groups(path: Path, slices: Sequence[DicomSlice], warnings: ReaderWarn
 
 
 def _even_step(path: Path, slices: Sequence[DicomSlice], normal: Numbers) -> Numbers:
-    """Return the LPS vector from one slice to the next, the mean over all slices.
+    """Return the LPS vector in mm from one slice to the next, as the mean over all slices.
 
-    Raise `GeometryError` if two slices are at the same place, if the distances differ, or if the
-    gantry was tilted.
+    Raise `GeometryError` if two slices have the same position, if a distance differs from the usual
+    distance by more than 5 %, or if the gantry of a CT was tilted. In this last case the slices are
+    shifted against each other, so that the stack is not a box.
+
+    Args:
+        path: The scan, for messages.
+        slices: The slices in ascending order along the normal. There are at least two.
+        normal: The LPS unit vector perpendicular to the slices.
     """
-    places = np.stack([piece.position for piece in slices])
-    steps = np.diff(places, axis=0)
+    positions = np.stack([piece.position for piece in slices])
+    steps = np.diff(positions, axis=0)
+    # the two closest slices along the normal
     n = int((steps @ normal).argmin())
     if steps[n] @ normal <= _SAME_PLACE_MM:
         raise GeometryError(
@@ -493,23 +552,23 @@ def _even_step(path: Path, slices: Sequence[DicomSlice], normal: Numbers) -> Num
             f"{slices[n].name} and {slices[n + 1].name}, elsewhere {distance:.4g} mm. "
             "If slices are missing, copy the series again; otherwise convert it with dcm2niix."
         )
-    whole = places[-1] - places[0]
-    # the part of the way that is parallel to the slices, in pixels along columns and rows
-    drift = slices[0].directions[::-1] @ whole / slices[0].pixel_mm
+    extent = positions[-1] - positions[0]
+    # the component of the extent that is parallel to the slices, in pixels along columns and rows
+    drift = slices[0].directions[::-1] @ extent / slices[0].pixel_mm
     if np.abs(drift).max() > _MAX_DRIFT_PIXELS:
         raise GeometryError(
             f"{path}: the gantry was tilted. Convert the series with dcm2niix, which "
             "straightens it, and use its NIfTI file."
         )
-    result: Numbers = whole / len(steps)
+    result: Numbers = extent / len(steps)
     return result
 
 
 def slices_of_file(path: Path, header: "Header") -> Iterator[DicomSlice]:
-    """Yield the slice of a classic file, or those of an enhanced file.
+    """Yield the slices of a DICOM file: one of a classic file, one per frame of an enhanced file.
 
-    The functional groups of an enhanced frame are copied into its header, so that both kinds of
-    files look alike.
+    The elements in the functional groups of a frame are copied into the header of the slice
+    (`frame_header`), so that slices of both kinds of files are read in the same way.
     """
     frames = header.get("PerFrameFunctionalGroupsSequence", None)
     if not frames:
