@@ -50,7 +50,7 @@ def read_case(files: CaseFiles, dataset: Dataset) -> Case:
         The case. Its reference is None if the case is unlabelled.
 
     Raises:
-        DatasetError: If the files are not those of the dataset's channels, see `check_channels`.
+        DatasetError: If the files do not fit the dataset's channels, see `check_channels`.
         ReadError: If a file is damaged.
         GeometryError: If files are on different grids, see `GridPair.check`, or the image has
             another number of axes than the dataset.
@@ -256,8 +256,8 @@ def _apply_labels(path: Path, reference: Reference, labels: Labels) -> Reference
     - With regions (labels that may overlap), each connected component of all regions together is a
       lesion instance.
 
-    Raise `ContentError` if a value is unknown and labels are not merged, or if unknown values look
-    like those of compression or interpolation (`require_exact_values`).
+    Raise `ContentError` if a value is unknown and labels are not merged, or if unknown values
+    probably come from compression or interpolation (`require_exact_values`).
     """
     values = np.asarray(reference.labels)
     ignored = labels.ignore

@@ -102,9 +102,9 @@ def _may_be_colour(images: Sequence[Path], n_channels: int) -> bool:
 def check_channels(files: CaseFiles, dataset: Dataset) -> None:
     """Raise `DatasetError` if a case does not have exactly one image file for each channel.
 
-    Two exceptions are allowed: a single picture in a dataset of three channels, which are its
-    colours, and missing channels in a dataset that allows them (`may_lack`). It is also an error if
-    the mask of the case is one of its image files, or a link to one.
+    There are two exceptions. A single picture in a dataset of three channels gives all channels by
+    its colours. In a dataset with `may_lack`, channels may be missing. It is also an error if the
+    mask of the case is one of its image files, or a link to one of them.
     """
     mask = files.reference
     if mask is not None and content_place(mask) in map(content_place, files.images):

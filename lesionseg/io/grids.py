@@ -56,7 +56,10 @@ class GridPair:
         return is_near or (by_image and (self._has_same_spacing() or self._has_lost_header()))
 
     def overlaps_by_half(self) -> bool:
-        """Return True if at least half of the smaller grid is inside the other one."""
+        """Return True if at least half of the smaller grid is inside the larger grid.
+
+        Otherwise the two files probably show different regions or patients.
+        """
         return self.seen.overlap(self.expected) >= _MIN_OVERLAP
 
     def _headers_differ(self) -> bool:
@@ -66,8 +69,8 @@ class GridPair:
     def _has_lost_header(self) -> bool:
         """Return True if the file was probably saved without the header of its scan.
 
-        A program that drops the header of a scan writes a default header, such as that of a NIfTI
-        file without an affine. The header counts as lost if all of this is true:
+        A program that drops the header of a scan writes a default header, such as the identity
+        affine of NIfTI. The header counts as lost if all of this is true:
 
         - The file has three axes, the shape of its scan, and voxels of exactly 1 mm along the
           patient's axes.

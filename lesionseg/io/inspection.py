@@ -35,8 +35,9 @@ class Inspection:
             for errors, `unoriented` if a NIfTI file does not state the orientation of the patient,
             and `remark` for a warning of a reader.
         patient: A hash of the patient's identifier in the DICOM headers, or "".
-        has_text: True if text may be burned into the pixels of an image: a DICOM file states it, or
-            is a secondary capture, such as a screenshot, and does not state the opposite.
+        has_text: True if text, such as the patient's name, may be burned into the pixels of an
+            image. A DICOM file states this, or it is a secondary capture (such as a screenshot)
+            that does not state the opposite.
         axes: The direction of each array axis of a volume as a letter, such as `SAR`. "" if the
             case has an error or two axes.
     """

@@ -101,14 +101,14 @@ def require_exact_values(
 ) -> None:
     """Raise `ContentError` if the values of a mask look like a JPEG-compressed or smoothed picture.
 
-    Compression and smoothing surround each lesion by further values, each of which would count as a
-    lesion. One of two signs is sufficient:
+    Compression and smoothing surround each lesion by further values, and every value would count as
+    a lesion. One of two signs is sufficient:
 
     - Several values are above 7/8 of the highest value, and all remaining positive values are below
       1/8 of it.
-    - The mask has at least six positive values, and most of them (55 %) are changed values: more
-      than half of the value's voxels are next to a voxel of a higher value. Labels and lesion ids
-      are mostly surrounded by background instead.
+    - The mask has at least six positive values, and more than 55 % of these values occur mainly at
+      edges: more than half of a value's voxels are next to a voxel of a higher value. The voxels of
+      labels and lesion ids are usually next to background or equal voxels.
 
     A mask whose highest value is at most 20 is always accepted.
 

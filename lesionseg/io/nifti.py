@@ -289,8 +289,8 @@ def _parse_header(path: Path, stream: BinaryIO) -> Any:
 def _allow_long_quaternions(kind: Any) -> Any:
     """Return a subclass of a nibabel image class that accepts a slightly too long quaternion.
 
-    The qform of NIfTI is a unit quaternion, of which the header states three components. If their
-    squares sum up to more than 1 by rounding, nibabel raises an error. The subclass has a larger
+    The qform of NIfTI is a unit quaternion. The header states three of its four components. If the
+    sum of their squares is above 1 by rounding, nibabel raises an error. The subclass has a larger
     tolerance, `_QUATERNION_THRESHOLD`.
     """
     # both are attributes of nibabel's classes: the tolerance, and the class that parses the header

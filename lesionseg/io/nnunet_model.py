@@ -28,14 +28,17 @@ class NnunetModelFiles(ModelFiles):
     """The files of an nnU-Net model in a folder or in a zip.
 
     Attributes:
-        folds: The folders of the folds to use, such as `fold_0`, in order.
+        folds: The folders of the folds whose networks are used, such as `fold_0`, in order.
     """
 
     folds: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
-        """The name of the model folder, such as `nnUNetTrainer__nnUNetPlans__3d_fullres`."""
+        """The name of the model folder, such as `nnUNetTrainer__nnUNetPlans__3d_fullres`.
+
+        If the model is at the top of a zip, it is the name of the zip without `.zip`.
+        """
         return self.root.stem if self.root == self.archive else self.root.name
 
     @property

@@ -113,12 +113,12 @@ class Scan:
 
     @property
     def problem(self) -> str:
-        """The error because of which the scan cannot be used, or ""."""
+        """The message of the first error of the scan, or "" if the scan can be used."""
         return next((f.message for f in self.findings if f.severity == "error"), "")
 
     @property
     def left_out(self) -> str:
-        """The reason why the scan is not meant to be predicted, or ""."""
+        """The reason why the scan is not meant to be predicted, such as a localiser, or ""."""
         return next((f.message for f in self.findings if f.severity == "note"), "")
 
     @property
@@ -601,7 +601,7 @@ class _Walk:
     def _list_entries(self, folder: Path) -> list[Path]:
         """Return the files and folders in a folder that the search enters, sorted by name.
 
-        - Hidden entries and those of systems are left out.
+        - Hidden entries, and files and folders of systems (`_is_skipped`), are left out.
         - Folders of masks, such as `labelsTr`, are left out and added to `mask_folders`.
         - The folder of results, and a path that is not a folder, give an empty list.
         - A folder that cannot be opened gives an empty list, and is added to `unreadable`.

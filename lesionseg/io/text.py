@@ -60,7 +60,7 @@ def write_json(path: Path, obj: object) -> None:
 
 
 def read_json(path: Path, *, allow_nan: bool = False, unique_keys: bool = False) -> Any:
-    """Read JSON.
+    """Read a JSON file, and return its content as Python objects.
 
     Args:
         path: The file.
@@ -310,10 +310,10 @@ def read_csv_lines(path: Path) -> list[tuple[int, dict[str, str]]]:
 def _find_separator(text: str) -> str:
     """Find the separator of a table: a comma, a semicolon or a tab.
 
-    The first 20 lines decide. A separator that divides all of them into the same number of columns
-    is preferred, because a column name may contain another separator: `case;image;age, years`. Of
-    several such separators, or if there is none, the separator with the most columns is returned.
-    A table of a single column has the separator `,`.
+    The first 20 lines decide. A separator that divides all lines into the same number of columns is
+    preferred, because a column name may contain another separator: `case;image;age, years`. If
+    several separators do so, or none does, the separator that divides the first line into the
+    largest number of columns is returned. For a table of a single column, return `,`.
     """
     lines = [line for line in text.splitlines()[:20] if line.strip()]
     best = ","

@@ -145,8 +145,8 @@ def _raise_if_damaged(path: Path) -> Iterator[None]:
 def _list_full_pages(path: Path, tiff: Any) -> list[Any]:
     """Return the pages of a TIFF file that are slices, without thumbnails and masks of opacity.
 
-    If the file contains nothing else, return all pages. Raise `ReadError` if the pages, each of
-    which contains the offset of the next page, form a loop. tifffile would follow it without end.
+    If the file contains nothing else, return all pages. Each page contains the offset of the next
+    page. Raise `ReadError` if the pages form a loop, which tifffile would follow without end.
     """
     pages: list[Any] = []
     offsets: set[int] = set()

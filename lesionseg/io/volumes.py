@@ -45,7 +45,7 @@ def format_suffix(path: Path) -> str:
 
 
 def strip_suffix(path: Path) -> str:
-    """Return the file name without the suffix of its format, or without its last suffix.
+    """Return the file name without the suffix that `format_suffix` returns, to make a case id.
 
     >>> strip_suffix(Path("scan.v2.nii.gz"))
     'scan.v2'

@@ -13,13 +13,14 @@ _READERS = "lesionseg.io"  # the logger whose handlers are those of `collect_war
 def warn_once(logger: logging.Logger, text: str, *values: object) -> None:
     """Log the warning `text % values`, unless this process has had the same warning before.
 
-    A warning that a silent `collect_warnings` has hidden from the log counts as had. The list of
+    Many cases can cause the same warning, and a file may be read several times. A warning that a
+    silent `collect_warnings` has hidden from the log counts as logged. The list of
     `collect_warnings` gets every warning, also a repeated one.
 
     Args:
         logger: The logger of the calling module.
-        text: The text with places of `%` formatting, as for `logging`.
-        values: The values of these places.
+        text: The text with `%s` and similar placeholders, as for `logging`.
+        values: The values of the placeholders.
     """
     message = text % values
     with _lock:

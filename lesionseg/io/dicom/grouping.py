@@ -81,7 +81,7 @@ class DicomScan:
 
 @dataclass(frozen=True)
 class DicomFolder:
-    """The DICOM files of a folder.
+    """The DICOM files of a folder, grouped by `group_dicom`.
 
     Attributes:
         scans: The scans.

@@ -245,8 +245,8 @@ def _find_valid_pixels(
     """Return the mask of the pixels that show the patient, or None if all pixels do.
 
     These pixels are not padding (a constant around the image) and are inside the display shutter
-    (shapes outside of which viewers show black). A padding or shutter that would hide more than
-    99 % of the pixels is ignored with a warning.
+    (shapes inside which viewers show the image; the remainder is black). A padding or shutter that
+    would hide more than 99 % of the pixels is ignored with a warning.
     """
     valid = np.ones(stored.shape, bool)
     for name, seen in _visible_parts(stored, header, warnings, geometry):
@@ -403,8 +403,8 @@ def radiograph_geometry(
 ) -> Geometry:
     """Return the grid of a radiograph with the axes (y, x).
 
-    The unit of lengths is `mm at the detector` if the pixel size refers to the detector, where the
-    patient appears larger, and `mm` otherwise.
+    The unit of lengths is `mm at the detector` if the pixel size refers to the detector, on which
+    the patient appears larger. Otherwise it is `mm`.
 
     Args:
         path: The file, for messages and its size.

@@ -93,7 +93,7 @@ class DicomSlice:
 
     @property
     def name(self) -> str:
-        """The name of the file, with the number of the frame, for messages."""
+        """The name of the file, with the number of the frame (from 1) if it has several."""
         return self.path.name if self.frame is None else f"{self.path.name} frame {self.frame + 1}"
 
     @property
@@ -103,7 +103,7 @@ class DicomSlice:
 
     @cached_property
     def position(self) -> Numbers:
-        """Centre of the first pixel in LPS millimetres `[3]`."""
+        """Centre of the pixel in the first row and first column, in LPS millimetres `[3]`."""
         return self._numbers("ImagePositionPatient", 3)
 
     @cached_property
@@ -119,7 +119,7 @@ class DicomSlice:
 
     @cached_property
     def pixel_mm(self) -> Numbers:
-        """Distance of the rows and of the columns in millimetres `[2]`."""
+        """Distance between neighbouring rows, and between neighbouring columns, in mm `[2]`."""
         values = self._numbers("PixelSpacing", 2)
         return values if values.min() > 0 else self._refuse("PixelSpacing")
 
