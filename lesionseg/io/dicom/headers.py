@@ -380,7 +380,7 @@ def _decode(path: Path, header: "Header | None" = None) -> NDArray[Any]:
             elements are set to the defaults of the decoder.
 
     Raises:
-        ReadError: See `stored_pixels`.
+        ReadError: If the pixels cannot be decoded, see `stored_pixels`.
     """
     header = header or read_header(path, pixels=True)
     set_decoder_defaults(header)
