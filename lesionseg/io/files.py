@@ -163,23 +163,23 @@ def locked_folder(folder: Path, name: str = LOCK, *, wait_seconds: float = 0) ->
 
 @contextmanager
 def made_folder(folder: Path) -> Iterator[None]:
-    """Make a folder. At the end of the context, remove it if it is empty, so that none is left.
+    """Make a folder for results. At the end of the context, remove it if it is new and empty.
 
-    Parents that were created with it are removed, too, if they are empty. A folder that existed
-    before stays.
+    A command that fails therefore leaves no empty folders. Parents that are new and empty are
+    removed, too. A folder that existed before stays.
 
     Raises:
         OutputError: If the folder cannot be created.
     """
-    new = [place for place in (folder, *folder.parents) if not place.exists()]
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
     with output_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     try:
         yield
     finally:
         with suppress(OSError):  # ends at the first folder that is not empty
-            for place in new:
-                place.rmdir()
+            for path in new:
+                path.rmdir()
 
 
 def _remove_temporary_files(folder: Path) -> None:

@@ -48,10 +48,11 @@ _PLANE = [0, 1, 3]  # rows and columns of an affine without the third axis
 def read_nifti(path: Path, pixel_mm: float | None, as_labels: bool) -> Volume:
     """Read a NIfTI file as a volume `[1, *spatial]` in the dtype of the file.
 
-    The dtype is float32 if the header states a scale, `slope` and `inter`. The number of spatial
-    axes is that of the file, two or three. One exception is a picture that users of nnU-Net store
-    with a third axis, see `_make_geometry`. The header states the voxel size, so `pixel_mm` is not
-    used. `as_labels` is not used, because masks are read like images.
+    If the header states a slope and an intercept for the stored numbers, they are applied, and the
+    dtype is float32. The volume has the two or three spatial axes of the file. One exception is a
+    picture that users of nnU-Net store with a third axis, see `_make_geometry`. The header states
+    the voxel size, so `pixel_mm` is not used. `as_labels` is not used, because masks are read like
+    images.
 
     Raises:
         ReadError: If the file is damaged, its header contains impossible numbers, its voxels are

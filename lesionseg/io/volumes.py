@@ -201,7 +201,7 @@ def _read_converted(path: Path, read: Callable[..., T], *args: object) -> T:
 
 
 def _find_format(path: Path) -> Format:
-    """Return the format of a file by its suffix, or DICOM if `is_dicom_image`.
+    """Return the format in which a path is read: DICOM (see `is_dicom_image`), or by the suffix.
 
     Raise `ReadError` if the file is missing or empty, or its format is unknown.
     """
