@@ -68,9 +68,11 @@ class ElasticDeformation:
     spacing: tuple[float, ...]
 
     def interpolate(self, positions: Sequence[Numbers]) -> Tensor:
-        """Return the displacement `[dims, *out]` float32 at a grid of positions along each axis.
+        """Return the displacement in voxels at each point of a grid, `[dims, *out]` float32.
 
-        Positions are in voxels from the second knot.
+        Args:
+            positions: For each axis, the coordinates of the grid points, in voxels from the second
+                knot. The first knot is outside the tile.
         """
         rows = zip(positions, self.spacing, self.knots.shape[1:], strict=True)
         weights = [torch.from_numpy(_spline_weights(x, distance, n)) for x, distance, n in rows]
@@ -96,10 +98,13 @@ class SpatialTransform:
     deformation: ElasticDeformation | None = None
 
     def matrix(self, tile_shape: Sequence[int]) -> Numbers:
-        """Return matrix and offset `[dims, dims + 1]` from indices of a warped tile to the source.
+        """Return the map from voxels of the warped tile to the voxels that they are read from.
 
-        Both indices are counted from the first voxel of the tile. The centre of the tile is fixed.
-        `deformation` is not included.
+        Both voxel indices are counted from the first voxel of the tile. The centre of the tile is
+        fixed. `deformation` is not included.
+
+        Returns:
+            Matrix and offset as one array `[dims, dims + 1]`, the offset as the last column.
         """
         linear = self.linear
         if linear is None:
@@ -108,10 +113,10 @@ class SpatialTransform:
         return np.concatenate([linear, (middle - linear @ middle)[:, None]], axis=1)
 
     def source(self, tile_shape: Sequence[int]) -> tuple[tuple[int, int], ...]:
-        """Return start and stop of the region to read along each axis.
+        """Return start and stop, along each axis, of the region that contains all voxels to read.
 
-        They are counted from the tile's first voxel: a start may be negative, and a stop may be
-        beyond the tile.
+        Start and stop are counted from the tile's first voxel: a start may be negative, and a stop
+        may be beyond the tile. Without `linear`, the region is the tile.
         """
         if self.linear is None:
             return tuple((0, n) for n in tile_shape)
@@ -125,22 +130,24 @@ class SpatialTransform:
         return tuple((int(a), int(b) + 1) for a, b in zip(low, high, strict=True))
 
     def warp(self, tile_shape: Sequence[int], out_shape: Sequence[int]) -> Warp:
-        """Return the warp from the region `source` to the warped tile.
+        """Return the warp that computes the warped tile from an array of the region `source`.
 
         `out_shape` is the shape of the output. If it is smaller than `tile_shape`, the output
         covers the same region at a lower resolution.
         """
-        step = np.array(tile_shape) / np.array(out_shape)
+        step = np.array(tile_shape) / np.array(out_shape)  # voxels of the tile per output voxel
         matrix = self.matrix(tile_shape)
-        coarse = matrix.copy()
-        coarse[:, :-1] *= step
-        first = [start for start, _ in self.source(tile_shape)]
-        coarse[:, -1] += matrix[:, :-1] @ ((step - 1) / 2) - first
+        # Input indices now count from the start of the region. Output voxel 0 has its centre at
+        # (step − 1) / 2 voxels of the tile.
+        scaled = matrix.copy()
+        scaled[:, :-1] *= step
+        starts = [start for start, _ in self.source(tile_shape)]
+        scaled[:, -1] += matrix[:, :-1] @ ((step - 1) / 2) - starts
         deformation = None
         if self.deformation is not None:
-            places = [(np.arange(n) + 0.5) * s - 0.5 for n, s in zip(out_shape, step, strict=True)]
-            deformation = self.deformation.interpolate(places)
-        return Warp(coarse, tuple(out_shape), deformation)
+            centres = [(np.arange(n) + 0.5) * s - 0.5 for n, s in zip(out_shape, step, strict=True)]
+            deformation = self.deformation.interpolate(centres)
+        return Warp(scaled, tuple(out_shape), deformation)
 
 
 @dataclass(frozen=True)
@@ -184,7 +191,10 @@ NO_AUGMENTATION = AugmentationParams(SpatialTransform(), Intensity())
 
 
 def tile_generator(*key: int) -> torch.Generator:
-    """Return a generator that depends only on the key, such as (seed, epoch, index)."""
+    """Return a random generator whose state depends only on the key, such as (seed, epoch, index).
+
+    A tile thus has the same random changes in every process and order.
+    """
     state = np.random.SeedSequence(key).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state[0]))
 
@@ -196,18 +206,24 @@ class RandomDraws:
     generator: torch.Generator
 
     def uniform(self, *shape: int) -> Numbers:
-        """Draw an array of `shape`, uniform in −1 … 1."""
+        """Draw an array of `shape` of random numbers, uniform in −1 … 1."""
         drawn = torch.rand(shape, generator=self.generator, dtype=torch.float64)
         return drawn.mul_(2).sub_(1).numpy()
 
     def happens(self, probability: float) -> bool:
-        """Return True with this probability."""
+        """Draw a random decision: True with `probability`, otherwise False."""
         return float(torch.rand((), generator=self.generator)) < probability
 
     def numbers(
         self, probability: float, bounds: Sequence[float], n: int
     ) -> tuple[float, ...] | None:
-        """Draw `n` numbers within `bounds` with this probability, otherwise return None."""
+        """Draw `n` random numbers with `probability`, otherwise return None.
+
+        Args:
+            probability: Probability that numbers are returned.
+            bounds: Lower and upper bound. The numbers are uniform between these bounds.
+            n: How many numbers are drawn.
+        """
         # The numbers are always drawn, so that later draws do not depend on the probability.
         happens = self.happens(probability)
         drawn = (self.uniform(n) + 1) / 2
@@ -215,14 +231,15 @@ class RandomDraws:
         return tuple(map(float, low + (high - low) * drawn)) if happens else None
 
     def seed(self) -> int:
-        """Draw a seed for another generator."""
+        """Draw an integer in 0 … 2**62 − 1, used as the seed of another random generator."""
         return int(torch.randint(2**62, (), generator=self.generator))
 
 
 def build_augmentation(settings: AugmentConfig, plan: Plan) -> "Augmentation | None":
-    """Return the augmentation of this plan's tiles, or None if the settings change nothing.
+    """Build the augmentation of this plan's tiles. Return None if the settings change nothing.
 
-    Raise `ConfigError` if the plan does not have the flip axes.
+    Settings change nothing if both probabilities are 0 and no axis is flipped. Raise `ConfigError`
+    if the plan does not have an axis of `settings.flip_axes`.
     """
     augmentation = Augmentation(settings, plan)
     moves = settings.spatial_probability or augmentation.flip_axes
@@ -258,12 +275,20 @@ class Augmentation:
             )
 
     def draw(self, generator: torch.Generator) -> AugmentationParams:
-        """Draw the changes of one tile. The same generator state gives the same changes."""
+        """Draw the changes of one tile, before the tile is read.
+
+        The same state of the generator gives the same changes.
+        """
         draw = RandomDraws(generator)
         return AugmentationParams(self._draw_spatial(draw), self._draw_intensity(draw))
 
     def _draw_spatial(self, draw: RandomDraws) -> SpatialTransform:
-        """Draw the flips, and perhaps rotation, shear, scale and elastic deformation."""
+        """Draw the spatial changes of one tile.
+
+        Each axis of `flip_axes` is reversed with `FLIP_PROBABILITY`. With
+        `settings.spatial_probability`, the tile is also rotated, sheared and scaled, and a share of
+        `ELASTIC_SHARE` of such tiles is also deformed.
+        """
         settings = self.settings
         dims = self.plan.dims
         flips = tuple(axis for axis in self.flip_axes if draw.happens(FLIP_PROBABILITY))
@@ -291,10 +316,14 @@ class Augmentation:
         return SpatialTransform(flips, linear, self._draw_deformation(draw, may_rotate))
 
     def _draw_deformation(self, draw: RandomDraws, may_rotate: Flags) -> ElasticDeformation:
-        """Draw the elastic deformation of a tile along the axes `may_rotate` `[dims]`.
+        """Draw the random displacements at the knots of an elastic deformation.
 
-        Distances and sizes are equal in millimetres: coarse axes have fewer voxels of each. The
-        distance of the knots is at least one voxel.
+        The distance of the knots and the largest displacement are equal in millimetres along all
+        axes, so a coarse axis has fewer voxels of each. The distance is at least one voxel.
+
+        Args:
+            draw: The random draws of the tile.
+            may_rotate: True for the axes `[dims]` along which voxels are displaced.
         """
         spacing = np.array(self.plan.spacing_mm)
         coarseness = spacing / spacing.min()  # 1 for the finest axis
@@ -307,7 +336,10 @@ class Augmentation:
         return ElasticDeformation((shares.T * largest).T.astype(np.float32), distance)
 
     def _draw_intensity(self, draw: RandomDraws) -> Intensity:
-        """Draw the changes of intensities, each with the probability of the settings."""
+        """Draw the changes of the intensities of one tile.
+
+        Each change is drawn with `settings.intensity_probability`, independently of the others.
+        """
         n_channels = len(self.plan.channel_names)
         p = self.settings.intensity_probability
 
@@ -331,15 +363,18 @@ class Augmentation:
 def apply_augmentation(
     piece: TileTensors, change: AugmentationParams, shape: tuple[int, ...]
 ) -> TileTensors:
-    """Apply a change to a region of the volume. Return the changed tile.
+    """Compute an augmented tile from the region of the volume that the tile is read from.
 
-    Images are interpolated linearly. Masks take the nearest voxel and keep their dtype.
+    Images are interpolated linearly. Masks get the nearest voxel and keep their dtype.
 
     Args:
         piece: `image` `[C, *source]` (any float) and masks `[*source]` of the region. The region
             is `change.spatial.source(shape)`, relative to the start of the tile.
-        change: The change.
+        change: The changes, drawn by `Augmentation.draw`.
         shape: Shape of the tile.
+
+    Returns:
+        The tile: `image` `[C, *shape]` float32 and the masks `[*shape]` under the keys of `piece`.
     """
     spatial = change.spatial
     keys = [key for key in piece if key != "image"]
@@ -359,10 +394,19 @@ def apply_augmentation(
 def _move_and_blur(
     image: Tensor, spatial: SpatialTransform, change: Intensity, shape: tuple[int, ...]
 ) -> Tensor:
-    """Move an image, lower its resolution and blur it. Return a new `[C, *shape]` in float32.
+    """Apply the spatial changes, the lower resolution and the blur of an augmentation to an image.
 
-    A lower resolution needs no second warp: the image is moved to a coarse grid, and one matrix per
-    axis enlarges and blurs it.
+    A lower resolution needs no second warp: the image is warped to a coarse grid, and then one
+    matrix per axis enlarges and blurs the image.
+
+    Args:
+        image: Image `[C, *source]` of the region to read.
+        spatial: The spatial changes.
+        change: The changes of intensities. Only `coarse` and `blur` are applied here.
+        shape: Shape of the tile.
+
+    Returns:
+        A new image `[C, *shape]` in float32.
     """
     coarse = tuple(max(1, round(n * change.coarse)) for n in shape)
     if spatial.linear is not None or coarse != shape:
@@ -384,9 +428,9 @@ def _move_and_blur(
 
 
 def _change_intensity(image: Tensor, change: Intensity) -> Tensor:
-    """Change contrast, brightness, noise and gamma of an image `[C, *shape]`.
+    """Change contrast, brightness, noise and gamma of an image `[C, *shape]`, in this order.
 
-    The given image may be overwritten.
+    Return the changed image. The input may be overwritten.
     """
     per_channel = [-1] + [1] * (image.ndim - 1)
     if change.contrast is not None:
@@ -413,14 +457,19 @@ def _change_intensity(image: Tensor, change: Intensity) -> Tensor:
 
 
 def _ratios(values: Numbers) -> Numbers:
-    """Return the ratio of the larger to the smaller value for each pair, `[n, n]`."""
+    """Return the ratio of the larger to the smaller number for each pair of `values`, `[n, n]`.
+
+    Used to test whether two axes have similar spacings or extents.
+    """
     return np.maximum.outer(values, values) / np.minimum.outer(values, values)
 
 
 def rotation_matrix(angles: Numbers) -> Numbers:
-    """Return the rotation by angles[a, b] (radians, a < b) from axis a towards axis b.
+    """Return the matrix `[n, n]` that rotates each plane of two axes by its angle.
 
-    The planes are rotated one after another, in the order of (a, b).
+    The plane of the axes a < b is rotated by `angles[a, b]` radians from axis a towards axis b. The
+    planes are rotated one after another, in the order of (a, b). Other entries of `angles` have no
+    effect.
     """
     rotation = np.eye(len(angles))
     for a, b in itertools.combinations(range(len(angles)), 2):
@@ -436,27 +485,32 @@ def rotation_matrix(angles: Numbers) -> Numbers:
 
 
 def multiply_along_axes(array: Tensor, matrices: Sequence[Tensor]) -> Tensor:
-    """Multiply `[C, *inp]` by a matrix `[out, inp]` along each spatial axis."""
+    """Multiply an array `[C, *inp]` by one matrix `[out, inp]` per spatial axis.
+
+    Return the product `[C, *out]`. Used for changes that are separable, such as a blur.
+    """
     for axis, matrix in enumerate(matrices, start=1):
         array = multiply_along(array, axis, matrix)
     return array
 
 
 def _spline_weights(x: Numbers, spacing: float, n: int) -> NDArray[np.float32]:
-    """Return the weight of each of `n` knots at each position `[len(x), n]`.
+    """Return the weights `[len(x), n]` of `n` knots of a uniform cubic B-spline at positions `x`.
 
-    The spline is a uniform cubic B-spline, whose second knot is at position 0.
+    The positions and `spacing`, the distance of the knots, are in voxels. The second knot is at
+    position 0, so that the spline is complete at the first voxel.
     """
-    t = np.abs(x[:, None] / spacing + 1 - np.arange(n))
+    t = np.abs(x[:, None] / spacing + 1 - np.arange(n))  # distance from the knot, in knots
     inner = 2 / 3 - t**2 + t**3 / 2
-    outer = (2 - t).clip(0) ** 3 / 6
+    outer = (2 - t).clip(0) ** 3 / 6  # 0 for knots that are at least 2 knots away
     return np.where(t < 1, inner, outer).astype(np.float32)
 
 
 def _blur_matrix(n: int, sigma: float) -> Numbers:
-    """Return a matrix `[n, n]` that blurs `n` voxels; the identity if `sigma` is not above 0.
+    """Return a matrix `[n, n]` that blurs `n` voxels along an axis with a Gaussian.
 
-    Each row is a Gaussian with the sum 1. It ends at 4 σ, but not before the next voxel.
+    `sigma` is the standard deviation in voxels. Each row has the sum 1. Weights beyond 4 σ are 0,
+    except for the adjacent voxels. If `sigma` is not above 0, the matrix is the identity.
     """
     if sigma <= 0:
         return np.eye(n)
@@ -467,9 +521,10 @@ def _blur_matrix(n: int, sigma: float) -> Numbers:
 
 
 def _enlarge_matrix(n: int, m: int) -> Numbers:
-    """Return the matrix `[n, m]` that enlarges `m` voxels to `n` by linear interpolation.
+    """Return a matrix `[n, m]` that enlarges `m` voxels of an axis to `n` by linear interpolation.
 
-    Both cover the same extent, and the outermost values continue.
+    The `m` and the `n` voxels cover the same extent. Beyond the centre of an outermost voxel, its
+    intensity continues.
     """
     if n == m:
         return np.eye(n)

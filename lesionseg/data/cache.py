@@ -77,11 +77,11 @@ class LesionIndex:
 
     @classmethod
     def of(cls, instances: NDArray[np.int32], labels: Sequence[int]) -> "LesionIndex":
-        """List lesions. Ids that no voxel has are left out.
+        """Build the index of the lesions in a mask of ids. Ids without voxels are left out.
 
         Args:
             instances: Lesion ids 1..n `[*spatial]`, 0 elsewhere.
-            labels: The label of each id, from 1 on.
+            labels: The label of each id, in the order of ids 1..n.
         """
         ids, all_voxels, first = group_voxels(instances)
         n_voxels = []
@@ -105,9 +105,11 @@ class LesionIndex:
     def from_json(
         cls, dims: int, *, ids: Any, labels: Any, voxels: Any, boxes: Any, seeds: Any
     ) -> "LesionIndex":
-        """Build an index from the columns of case.json, as lists or arrays.
+        """Build an index from the columns of case.json, which are lists or arrays.
 
-        Raise `ValueError` if they do not fit together.
+        `dims` is the number of spatial axes. The columns are the attributes of this class, except
+        `first_seed`, which is computed. Raise `ValueError` if the lengths of the columns do not fit
+        together.
         """
         ids = np.array(ids, np.int64)
         labels = np.array(labels, np.int64)
@@ -124,7 +126,7 @@ class LesionIndex:
         return cls(ids, labels, voxels, boxes, seeds, first_seed=seed_ends[:-1])
 
     def to_json(self) -> dict[str, list[Any]]:
-        """Return the columns that `from_json` takes, as lists by name."""
+        """Return the columns for case.json as lists by name, from which `from_json` reads."""
         columns = ("ids", "labels", "voxels", "boxes", "seeds")
         return {name: getattr(self, name).tolist() for name in columns}
 
@@ -132,12 +134,19 @@ class LesionIndex:
         return len(self.ids)
 
     def seeds_of(self, row: int) -> NDArray[Any]:
-        """Return the seed voxels `[k, dims]` of the lesion in that row."""
+        """Return the seed voxels `[k, dims]` of the lesion in row `row` of this index.
+
+        The sampler places tiles around these voxels.
+        """
         start = int(self.first_seed[row])
         return self.seeds[start : start + min(int(self.voxels[row]), MAX_SEEDS)]
 
     def label_of_id(self) -> NDArray[np.uint8]:
-        """Return the label of the lesion with each id, from id 0 (background, 0) on."""
+        """Return a table whose entry i is the label of the lesion with id i.
+
+        The entry is 0 for the background (id 0) and for ids without a lesion. Indexing the table by
+        a mask of ids gives a mask of labels.
+        """
         table = np.zeros(int(self.ids[-1]) + 1 if len(self) else 1, np.uint8)
         table[self.ids] = self.labels
         return table
@@ -200,11 +209,14 @@ class CachedCase:
 
     @property
     def valid(self) -> Flags | None:
-        """True for voxels `[*spatial]` that count in training; None if all of them do."""
+        """True for voxels `[*spatial]` that count in training; None if all voxels count."""
         return self._map("valid") if self.has_valid else None
 
     def _map(self, name: str) -> NDArray[Any]:
-        """Map one of the arrays. Raise `ReadError` if its file is missing or damaged."""
+        """Return the array of the file `<name>.npy` in the case's folder as a memory map.
+
+        Raise `ReadError` if the file is missing or damaged.
+        """
         path = self.folder / f"{name}.npy"
         try:
             return _map_array(path)
@@ -215,9 +227,9 @@ class CachedCase:
 
 
 def _map_array(path: Path) -> NDArray[Any]:
-    """Map the array of a .npy file.
+    """Return the array of a .npy file as a read-only memory map, without reading its values.
 
-    Raise `ValueError` if the cache did not write the file, or it is truncated.
+    Raise `ValueError` if the header is not one that the cache writes, or the file is truncated.
     """
     with path.open("rb") as stream:
         status = os.fstat(stream.fileno())
@@ -236,12 +248,20 @@ class _ArrayLayout(NamedTuple):
 
 @lru_cache(maxsize=1 << 16)
 def _read_layout(path: Path, modified_ns: int, size: int) -> _ArrayLayout:
-    """Read the header of a .npy file. Raise `ValueError` if the cache cannot have written it.
+    """Read shape, dtype and the offset of the values from the header of a .npy file.
 
-    The result is kept, because parsing takes longer than reading a tile. `modified_ns` is part of
-    the key of the kept results. The header must fit `size`, the bytes of the file. A regular
-    expression parses it, because NumPy uses `ast`, which sometimes fails in threads on Python
-    3.11.7 (CPython issue 106905: "AST constructor recursion depth mismatch").
+    Results are cached, because parsing takes longer than reading a tile. The cache is keyed by all
+    arguments, so a changed file is read again. A regular expression parses the header, because
+    NumPy uses `ast`, which sometimes fails in threads on Python 3.11.7 (CPython issue 106905: "AST
+    constructor recursion depth mismatch").
+
+    Args:
+        path: The file.
+        modified_ns: Time of the file's last change in nanoseconds. Used only as a key.
+        size: Size of the file in bytes, which must fit the header.
+
+    Raises:
+        ValueError: If the cache cannot have written the header, or the size does not fit.
     """
     with path.open("rb") as stream:
         header = _HEADER.match(stream.read(_LONGEST_HEADER))
@@ -255,10 +275,18 @@ def _read_layout(path: Path, modified_ns: int, size: int) -> _ArrayLayout:
 
 
 def write_cached_case(folder: Path, prepared: PreparedCase, source: str) -> None:
-    """Write a prepared case to an empty folder. `source` is the hash of its source files.
+    """Write the arrays and the case.json of a prepared case to an empty folder.
 
-    The image is rounded to float16, and clipped to its range. Raise `ContentError` if the case has
-    no reference, and `OSError` if the disk is not writable.
+    The image is rounded to float16, and clipped to the range of float16.
+
+    Args:
+        folder: The folder, which exists.
+        prepared: The case.
+        source: Hash of the case's source files, by which a later run recognises changed files.
+
+    Raises:
+        ContentError: If the case has no reference.
+        OSError: If the disk is not writable.
     """
     reference = prepared.reference
     geometry = prepared.image.geometry
@@ -299,15 +327,21 @@ def write_cached_case(folder: Path, prepared: PreparedCase, source: str) -> None
 
 
 def _save_array(folder: Path, name: str, array: NDArray[Any]) -> None:
-    """Write an array to a .npy file of the case."""
+    """Write an array to the file `<name>.npy` in a case's folder, in C order."""
     np.save(folder / f"{name}.npy", np.ascontiguousarray(array), allow_pickle=False)
 
 
 def _draw_seeds(is_background: Flags) -> list[list[int]]:
-    """Draw at most `MAX_VALID_SEEDS` voxels, around which tiles of the background are placed.
+    """Draw at most `MAX_VALID_SEEDS` background voxels, around which background tiles are placed.
 
-    They are random, because voxels at equal steps would be located on diagonals. A voxel may be
-    drawn twice. The fixed seed makes the entry reproducible. Without background there are none.
+    The voxels are random, because voxels at equal steps would be located on diagonals. A voxel may
+    be drawn twice. The fixed seed of the generator gives the same voxels in each run.
+
+    Args:
+        is_background: True for valid voxels `[*spatial]` without a lesion.
+
+    Returns:
+        The array index of each voxel; empty if there is no background.
     """
     flat = np.flatnonzero(is_background)
     drawn = np.random.default_rng(0).random(min(len(flat), MAX_VALID_SEEDS)) * len(flat)
@@ -319,9 +353,10 @@ def _draw_seeds(is_background: Flags) -> list[list[int]]:
 
 
 def read_cached_case(folder: Path) -> CachedCase:
-    """Read the folder of a cached case.
+    """Read the case.json of a cached case and check the headers of its arrays.
 
-    Raise `ReadError` if a part is missing, is damaged, or does not fit the others.
+    Raise `ReadError` if a file is missing or damaged, if another version of the cache wrote it, or
+    if an array does not have the shape that case.json gives.
     """
     path = folder / "case.json"
     try:
@@ -362,19 +397,20 @@ def fill_cache(
     workers: int | None = None,
     source: Callable[[CaseFiles], str] | None = None,
 ) -> list[CachedCase]:
-    """Prepare every case that the cache lacks, and return all of them.
+    """Prepare every case that the cache lacks. Return all cases.
 
-    Several processes may fill the same cache: a process waits for a case that another one prepares.
-    Prepared cases are kept if the call is interrupted. The first error ends the call.
+    Several processes may fill the same cache: a process waits for a case that another process
+    prepares. If the call is interrupted, prepared cases stay in the cache. The first error ends the
+    call.
 
     Args:
-        dataset: Contains the cases.
-        cases: To prepare.
-        plan: The grid and normalisation. Each plan has its own entries.
+        dataset: The dataset of the cases, with its settings for reading.
+        cases: The files of the cases.
+        plan: The grid and normalisation. Plans with other settings have separate entries.
         folder: The cache's folder.
         progress: Called in this thread after each case with its id, the number of finished cases
             and the number of all cases.
-        workers: Number of threads, each with one case; None for one per core, at most eight.
+        workers: Number of threads, each with one case; None or 0 for one per core, at most eight.
         source: Computes the hash of the content of a case's files; None for `case_digest`.
 
     Returns:
@@ -390,8 +426,8 @@ def fill_cache(
             f"data.cache_dir={folder}: the cache must be a local folder. Mount the remote folder, "
             "or choose a local one."
         )
-    place = Path(folder) / cache_key(dataset, plan)
-    make = partial(_find_or_make, place, dataset, plan, source or case_digest)
+    cache_folder = Path(folder) / cache_key(dataset, plan)
+    make = partial(_find_or_prepare, cache_folder, dataset, plan, source or case_digest)
     filled: list[CachedCase] = []
     pool = ThreadPoolExecutor(workers or min(cores(), MAX_WORKERS))
     try:
@@ -411,29 +447,38 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
-def _find_or_make(
+def _find_or_prepare(
     place: Path,
     dataset: Dataset,
     plan: Plan,
     source: Callable[[CaseFiles], str],
     files: CaseFiles,
 ) -> CachedCase:
-    """Return a case from the cache folder `place`; prepare and write it first if necessary.
+    """Return a cached case. If the cache lacks the case, prepare and write it before.
 
     A damaged entry is replaced with a warning. Raise `OutputError` if the folder is not writable.
+
+    Args:
+        cache_folder: The folder of the plan's entries.
+        dataset: The dataset of the case.
+        plan: The grid and normalisation.
+        source: Computes the hash of the content of the case's files.
+        files: The files of the case.
     """
     # The name depends on the content. A changed case gets a new entry, and a training that reads
     # the old one can continue.
-    wanted = source(files)
-    name = digest_of(f"{files.case} {wanted}")
+    content_hash = source(files)
+    name = digest_of(f"{files.case} {content_hash}")
     folder = place / name[:2]  # one of 256 folders, see the docstring of the module
     entry = folder / name
-    if (cached := _find_entry(entry, wanted)) is not None:
+    if (cached := _find_entry(entry, content_hash)) is not None:
         return cached
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_suffix(".lock")):
-            if (cached := _find_entry(entry, wanted)) is not None:  # another process has made it
+            if (
+                cached := _find_entry(entry, content_hash)
+            ) is not None:  # another process has made it
                 return cached
             if entry.exists():
                 logger.warning("The cached case %s is damaged and is prepared again.", files.case)
@@ -443,7 +488,7 @@ def _find_or_make(
                 shutil.rmtree(leftover, ignore_errors=True)
             scratch.mkdir()
             try:
-                write_cached_case(scratch, prepared, wanted)
+                write_cached_case(scratch, prepared, content_hash)
                 scratch.replace(entry)
             finally:
                 shutil.rmtree(scratch, ignore_errors=True)
@@ -453,7 +498,10 @@ def _find_or_make(
 
 
 def _find_entry(entry: Path, source: str) -> CachedCase | None:
-    """Return the case at `entry` if it is complete and its source files have this hash, or None."""
+    """Return the cached case in the folder `entry`, or None if it cannot be used.
+
+    A case is used only if all its files are complete and the hash of its source files is `source`.
+    """
     try:
         cached = read_cached_case(entry)
     except ReadError:
@@ -462,7 +510,11 @@ def _find_entry(entry: Path, source: str) -> CachedCase | None:
 
 
 def cache_key(dataset: Dataset, plan: Plan) -> str:
-    """Return a hash, 16 characters, of the settings on which prepared arrays depend."""
+    """Return the name of a plan's subfolder in the cache: a hash of 16 characters.
+
+    It is a hash of the version of the cache and of all settings on which prepared arrays depend, so
+    that other settings never read these arrays.
+    """
     decisions = {
         "version": CACHE_VERSION,
         "dims": plan.dims,

@@ -36,15 +36,23 @@ _IRRELEVANT = {"name", "cases", "findings", "may_lack", "split_file"}
 def read_records(
     dataset: Dataset, folder: Path | None, progress: Callable[[str, int, int], None]
 ) -> dict[str, Record]:
-    """Return each case's statistics (None without a reference) and the SHA-256 of its files.
+    """Return the statistics of each case and the hash of its files, by case id.
 
     Threads read the cases that `folder/facts.json` does not contain, but only as many at the same
-    time as fit into memory. The file is written at the end, also after an interruption. Without a
-    folder nothing is written. `progress` is called after each case with its id, the number of
-    finished cases and the number of all cases.
+    time as fit into memory. The file is written at the end, also after an interruption.
+
+    Args:
+        dataset: The cases.
+        folder: The folder of `facts.json`; None to read and write no such file.
+        progress: Called after each case with its id, the number of finished cases and the number of
+            all cases.
+
+    Returns:
+        For each case a pair: the statistics (None without a reference), and the SHA-256 of its
+        files.
 
     Raises:
-        LesionsegError: If exactly one case cannot be used: its error.
+        LesionsegError: If exactly one case cannot be used. It is the error of that case.
         DatasetError: If several cases cannot be used.
     """
     reader = _RecordReader(dataset, folder)
@@ -87,10 +95,11 @@ class _RecordReader:
         self._memory = _SharedMemory(default_budget())
 
     def read(self, files: CaseFiles) -> Record | LesionsegError:
-        """Return the record of a case, from the file if possible.
+        """Return the record of a case: from facts.json if possible, otherwise from its files.
 
-        If the case cannot be used, return the error instead of raising it. A record that was
-        computed is kept for `save`, unless the case's files have changed meanwhile.
+        If the case cannot be used, the error is returned instead of raised, so that the other cases
+        are still read. A computed record is stored for `save`, unless the case's files have changed
+        during the reading.
         """
         state = self._digest_state(files) if self.folder else None
         entry = self._known.get(str(files.images[0]))
@@ -116,17 +125,22 @@ class _RecordReader:
         return statistics, source
 
     def save(self) -> None:
-        """Add the new records to the file, if there is a folder and it can be written."""
+        """Add the computed records to facts.json.
+
+        Nothing happens without a folder, without computed records, or if the file cannot be
+        written.
+        """
         if self.folder is not None and self._new:
             with suppress(OutputError):  # without the file, the next start only takes longer
                 entries = _read_entries(self.folder) | self._new
                 write_text(self.folder / STATISTICS_FILE, json.dumps(entries))
 
     def _digest_state(self, files: CaseFiles) -> str | None:
-        """Return a digest of the case's entry in the dataset, its files, and the reading settings.
+        """Return a digest of everything on which the record of a case depends.
 
-        Files count by path, size, times of change and inode. Return None if a file is missing or
-        has just changed.
+        This is the case's entry in the dataset, the reading settings, and path, size, times of
+        change and inode of its files. An entry of facts.json is reused only if its digest is equal.
+        Return None if a file is missing or has just changed.
         """
         states = image_state(filter(None, (*files.images, files.reference)))
         if states is None:
@@ -136,50 +150,53 @@ class _RecordReader:
 
 
 class _SharedMemory:
-    """Memory for cases that are read at the same time.
+    """A limit of the memory of the cases that threads read at the same time.
 
     Each case is assumed to need as much memory as the largest case so far. The first case is read
-    before all others, because no size is known yet. If two cases do not fit into `n_bytes`, one
-    case is read at a time.
+    before all other cases, because no size is known yet. If two cases do not fit into `n_bytes`,
+    one case is read at a time.
 
     Args:
-        n_bytes: The memory for all cases.
+        n_bytes: The memory for all cases together.
     """
 
     def __init__(self, n_bytes: int) -> None:
         self.n_bytes = n_bytes
-        self._n_held = 0
+        self._n_reading = 0
         self._largest = 0  # bytes of the largest case so far; 0 if none was read
         self._changed = Condition()
 
     @contextmanager
     def hold(self) -> Iterator[None]:
-        """Wait until the memory has room for a further case, and hold this room."""
+        """Wait until a further case fits into the memory, and count this case until the exit."""
         with self._changed:
-            self._changed.wait_for(self._has_room)
-            self._n_held += 1
+            self._changed.wait_for(self._fits_another)
+            self._n_reading += 1
         try:
             yield
         finally:
             with self._changed:
-                self._n_held -= 1
+                self._n_reading -= 1
                 self._changed.notify_all()
 
-    def _has_room(self) -> bool:
-        """Return True if a further case fits."""
-        if self._n_held == 0:
+    def _fits_another(self) -> bool:
+        """Return True if a further case fits into the memory, or if no case is being read."""
+        if self._n_reading == 0:
             return True
-        return self._largest > 0 and (self._n_held + 1) * self._largest <= self.n_bytes
+        return self._largest > 0 and (self._n_reading + 1) * self._largest <= self.n_bytes
 
     def note(self, n_bytes: int) -> None:
-        """Note the size of a case that was read."""
+        """Record the memory that a case needed, from which that of later cases is estimated."""
         with self._changed:
             self._largest = max(self._largest, n_bytes)
             self._changed.notify_all()
 
 
 def _combine_errors(errors: list[LesionsegError], root: Path) -> LesionsegError:
-    """Return the only error, or a `DatasetError` that lists the first of them."""
+    """Combine the errors of cases into one error. A single error is returned as it is.
+
+    Several errors give a `DatasetError` that lists at most `_SHOWN_ERRORS` messages.
+    """
     if len(errors) == 1:
         return errors[0]
     shown = "\n  ".join(map(str, errors[:_SHOWN_ERRORS]))
@@ -189,7 +206,10 @@ def _combine_errors(errors: list[LesionsegError], root: Path) -> LesionsegError:
 
 
 def _statistics_to_json(statistics: CaseStatistics | None) -> dict[str, Any] | None:
-    """Convert statistics to plain values, with samples in base64; None stays None."""
+    """Convert statistics to a dictionary for JSON; None stays None.
+
+    The sampled intensities are little-endian float32 in base64.
+    """
     if statistics is None:
         return None
     values = asdict(statistics)
@@ -199,19 +219,22 @@ def _statistics_to_json(statistics: CaseStatistics | None) -> dict[str, Any] | N
 
 
 def _statistics_from_json(values: dict[str, Any] | None) -> CaseStatistics | None:
-    """Return the statistics that `_statistics_to_json` converted; None stays None."""
+    """Restore statistics from the dictionary of `_statistics_to_json`; None stays None."""
     if values is None:
         return None
-    plain = to_tuples(values)
-    plain["reference"] = ReferenceStatistics(**plain["reference"])
+    arguments = to_tuples(values)
+    arguments["reference"] = ReferenceStatistics(**arguments["reference"])
     for name in _SAMPLES:
         sample = np.frombuffer(b64decode(values[name]), "<f4")
-        plain[name] = sample.reshape(len(values["nonzero"]), -1)
-    return CaseStatistics(**plain)
+        arguments[name] = sample.reshape(len(values["nonzero"]), -1)
+    return CaseStatistics(**arguments)
 
 
 def _read_entries(folder: Path | None) -> dict[str, dict[str, Any]]:
-    """Return the entries of facts.json by image; empty without a folder or a readable file."""
+    """Return the entries of facts.json, by the path of each case's first image.
+
+    The result is empty without a folder, or if the file is missing or damaged.
+    """
     try:
         return dict(json.loads((folder / STATISTICS_FILE).read_bytes())) if folder else {}
     except (OSError, ValueError, TypeError):

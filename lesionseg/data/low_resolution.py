@@ -13,12 +13,20 @@ class RandLowResolutiond(RandSimulateLowResolutiond):  # type: ignore[misc]  # M
     """MONAI's random low resolution, with linear interpolation in 2-D and 3-D.
 
     MONAI's transform has one mode of interpolation, and its default fails in 2-D. The arguments are
-    those of MONAI; `upsample_mode` has no effect.
+    the same as in MONAI, but `upsample_mode` has no effect.
     """
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Return the data. Each image `[C, *spatial]` may have lost resolution."""
+        """Lower the resolution of the images under `self.keys`, each with MONAI's probability.
+
+        Args:
+            data: Contains the images `[C, *spatial]`.
+
+        Returns:
+            The data with the changed images, which keep their shapes.
+        """
         image = data[self.keys[0]]
+        # the mode of MONAI's transform of one image, which the base class calls for each key
         self.sim_lowres_tfm.upsample_mode = LINEAR_MODE[image.ndim - 1]
         result: dict[Hashable, Any] = super().__call__(data)
         return result

@@ -25,14 +25,14 @@ def prepare_case(case: Case, plan: Plan) -> PreparedCase:
     """Prepare image and reference of a case on the plan's grid.
 
     Args:
-        case: As it is read from files.
+        case: The case, as it was read from its files.
         plan: The grid, normalisation and labels.
 
     Returns:
-        The prepared case. Its reference is None if the case has none.
+        The prepared case. Its reference is None if the case has no reference.
 
     Raises:
-        ContentError: If channels, axes or labels are not those of the plan.
+        ContentError: If channels or axes differ from the plan, or the plan lacks a label.
         GeometryError: If the spacing cannot be right, or the grid would have too many voxels.
         ConfigError: If a transform of `plan.prepare_extra` fails.
     """

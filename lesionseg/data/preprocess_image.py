@@ -61,14 +61,15 @@ def prepare_image(
         where: Name of the case in messages.
         overwrite: True allows `volume.array` to be normalised in place if it is on the plan's grid,
             which saves the memory of a copy.
-        look: Called with the resampled volume before normalisation. It must not keep the array.
+        look: Called with the resampled volume before normalisation, to measure it. It must not keep
+            the array, which is then normalised in place.
 
     Returns:
         The image `[C, *plan]` in float32. Its geometry maps the new indices to the patient's
         millimetres. It has the missing channels, but no `valid` and no remarks.
 
     Raises:
-        ContentError: If channels or axes are not those of the plan.
+        ContentError: If the number of channels or axes differs from the plan.
         GeometryError: If the spacing cannot be right, or the plan's grid would have more voxels
             than `FileLimits` allows.
         ConfigError: If a transform of `plan.prepare_extra` fails.
@@ -86,7 +87,10 @@ def prepare_image(
 
 
 def check_axes(volume: Volume, plan: Plan, where: str) -> None:
-    """Raise `ContentError` if channels or axes are not those of the plan."""
+    """Raise `ContentError` if the number of channels or spatial axes differs from the plan.
+
+    `where` is the name of the image in the message.
+    """
     n_channels = volume.array.shape[0]
     dims = volume.geometry.dims
     if n_channels != len(plan.channel_names) or dims != plan.dims:
@@ -98,10 +102,21 @@ def check_axes(volume: Volume, plan: Plan, where: str) -> None:
 
 
 def _resample_to_plan(volume: Volume, plan: Plan, *, where: str | None, overwrite: bool) -> Volume:
-    """Orient and resample an image. Return float32 in C order, a copy unless `overwrite`.
+    """Orient and resample an image to the plan's grid, before it is normalised.
 
-    Raise `GeometryError` if at most two voxels of a larger scan are left along each axis, because
-    its spacing must be wrong, or if the grid has more voxels than `FileLimits` allows.
+    Args:
+        volume: The image.
+        plan: The grid.
+        where: Name of the case in messages.
+        overwrite: True allows the result to share memory with `volume`.
+
+    Returns:
+        The image in float32 and C order.
+
+    Raises:
+        GeometryError: If at most two voxels of a larger scan would be left along each axis, because
+            its spacing must be wrong, or if the plan's grid has more voxels than `FileLimits`
+            allows.
     """
     view = to_canonical(volume)
     geometry = plan_geometry(view.geometry, plan)
@@ -125,10 +140,10 @@ def _resample_to_plan(volume: Volume, plan: Plan, *, where: str | None, overwrit
 
 
 def to_canonical(volume: Volume) -> Volume:
-    """Return a view of the volume whose axes point along +S, +A, +R; a 2-D image as it is.
+    """Return a view of the volume whose axes point along +S, +A, +R (up, front, right).
 
-    Oblique axes are assigned to the closest direction. Strides may be negative. In 3-D, the view
-    has only array and geometry.
+    Oblique axes are assigned to the closest direction. Strides of the view may be negative. In 3-D,
+    the view has only array and geometry. A 2-D volume is returned unchanged.
     """
     if volume.geometry.dims != 3:
         return volume
@@ -149,20 +164,21 @@ def to_canonical(volume: Volume) -> Volume:
 
 
 def plan_geometry(oriented: Geometry, plan: Plan) -> Geometry:
-    """Return the grid of the same region and centre with the plan's spacing.
+    """Return the grid with the plan's spacing that covers the same region as `oriented`.
 
-    A shear, as of a tilted CT gantry, is removed. An axis keeps its spacing if it differs by at
-    most 1e-3 mm. If all axes keep theirs and there is no shear, `oriented` itself is returned.
+    Both grids have the same centre. A shear, as of a tilted CT gantry, is removed. An axis keeps
+    its spacing if it differs from the plan's by at most 1e-3 mm. If all axes keep their spacings
+    and there is no shear, `oriented` itself is returned.
     """
-    both = zip(oriented.spacing_mm, plan.spacing_mm, strict=True)
-    target = [own if abs(own - planned) <= SAME_MM else planned for own, planned in both]
+    pairs = zip(oriented.spacing_mm, plan.spacing_mm, strict=True)
+    target = [old if abs(old - planned) <= SAME_MM else planned for old, planned in pairs]
     linear = oriented.affine[:-1, :-1]
     axes = linear / np.linalg.norm(linear, axis=0)
     # a shear of 1e-3 moves the last of 500 voxels by half a voxel
     is_sheared = np.abs(axes.T @ axes - np.eye(len(axes))).max() > 1e-3
     if target == list(oriented.spacing_mm) and not is_sheared:
         return oriented
-    # make the directions orthonormal; that of the first axis does not change
+    # make the directions orthonormal; the direction of the first axis does not change
     upper = np.linalg.cholesky(linear.T @ linear).T
     directions = linear @ np.linalg.inv(upper)
     extent = np.abs(directions.T @ linear) @ np.array(oriented.shape)
@@ -175,13 +191,17 @@ def plan_geometry(oriented: Geometry, plan: Plan) -> Geometry:
 
 
 def normalise(array: NDArray[np.float32], schemes: Sequence[Normalisation]) -> None:
-    """Normalise `[C, *spatial]` float32 in place, channel c by `schemes[c]`.
+    """Normalise an image `[C, *spatial]` float32 in place, channel c by `schemes[c]`.
 
-    A channel is clipped first: to the stated limits or, with `range` and `local`, to its own 0.5
-    and 99.5 percentiles, which are estimated from a part of a large channel. Then the mean is
-    subtracted, and the result is divided by the standard deviation. With `dataset` both are stated.
-    With `zscore` they are those of the channel's voxels other than 0, otherwise those of all
-    voxels. `local` adds the local contrast at last.
+    Each channel passes these steps:
+
+    1. The channel is clipped. The limits are `lower` and `upper` of the scheme. With `range` and
+       `local`, the limits are the channel's 0.5 and 99.5 percentiles, which are estimated from
+       evenly spaced voxels of a large channel.
+    2. The mean is subtracted, and the result is divided by the standard deviation. With `dataset`,
+       the scheme contains mean and standard deviation. With `zscore`, they are computed from the
+       channel's voxels other than 0, and with all other schemes from all voxels.
+    3. With `local`, the local contrast is added.
 
     With `zscore`, `range` and `local`, a channel becomes 0 if it is constant or has no voxel other
     than 0. With `zscore`, a mask whose voxels are 0 or v becomes −v and 0, because its voxels other
@@ -215,8 +235,12 @@ def normalise(array: NDArray[np.float32], schemes: Sequence[Normalisation]) -> N
 def _add_local_contrast(channel: NDArray[np.float32], sigma: float) -> None:
     """Add to each voxel its difference from its surroundings, in standard deviations, in place.
 
+    Mean and standard deviation of the surroundings are weighted by about a Gaussian of `sigma`
+    voxels. The normalisation scheme `local` uses this for radiographs.
+
     Schilham et al. 2006 (Medical Image Analysis 10:247) replace a radiograph by its local contrast
-    before they search nodules. We add it, so that the brightness over larger distances remains.
+    before they search nodules. Here the contrast is added instead, so that the brightness over
+    larger distances remains.
     `LOCAL_STD_FLOOR` is added to the deviation, so that noise in a uniform region, such as outside
     the body, is not enlarged.
     """
@@ -228,11 +252,11 @@ def _add_local_contrast(channel: NDArray[np.float32], sigma: float) -> None:
 
 
 def window_of(sigma: float) -> int:
-    """Return the window, in voxels, of three running means that approximate a Gaussian.
+    """Return the window, in voxels, of three successive running means that approximate a Gaussian.
 
-    Three means over w voxels have the variance (w² − 1) / 4 together, so w is √(4σ² + 1), rounded
-    to an odd number (Wells 1986, IEEE PAMI 8:234). Unlike a Gaussian, they take the same time for
-    any σ.
+    `sigma` is the Gaussian's standard deviation in voxels. Three means over w voxels together have
+    the variance (w² − 1) / 4, so w is √(4σ² + 1), rounded to an odd number (Wells 1986, IEEE PAMI
+    8:234). Unlike a Gaussian filter, running means need the same time for any σ.
 
     >>> window_of(24)
     49
@@ -241,9 +265,9 @@ def window_of(sigma: float) -> int:
 
 
 def _local_mean(channel: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
-    """Return the mean of each voxel's surroundings, weighted by about a Gaussian (`window_of`).
+    """Return the mean of each voxel's surroundings, weighted by about a Gaussian of `sigma` voxels.
 
-    The image is mirrored at its edges.
+    Three running means replace the Gaussian (`window_of`). The channel is mirrored at its edges.
     """
     window = window_of(sigma)
     mean = channel
@@ -253,9 +277,11 @@ def _local_mean(channel: NDArray[np.float32], sigma: float) -> NDArray[np.float3
 
 
 def _measure_moments(channel: NDArray[np.float32], inside: Flags | None) -> tuple[float, float]:
-    """Return mean and standard deviation of the voxels inside, or of all if `inside` is None.
+    """Return mean and standard deviation of the voxels for which `inside` is True.
 
-    The standard deviation of a constant channel is 0. Both are 0 without voxels.
+    All voxels count if `inside` is None. The standard deviation of a constant channel is 0. Mean
+    and standard deviation are 0 if no voxel counts. The channel is read in slabs, so that no copy
+    in float64 is as large as the channel.
     """
     n_voxels = 0
     total = 0.0
@@ -275,7 +301,11 @@ def _measure_moments(channel: NDArray[np.float32], inside: Flags | None) -> tupl
 
 
 def _iterate_slabs(channel: NDArray[np.float32], inside: Flags | None) -> Iterator[Numbers]:
-    """Yield the voxels inside, or all if `inside` is None, in float64, some rows at a time."""
+    """Yield the intensities for which `inside` is True in float64, some rows at a time.
+
+    If `inside` is None, all intensities are yielded. The rows of a slab have about `_SLAB_VOXELS`
+    voxels.
+    """
     rows = max(1, _SLAB_VOXELS * len(channel) // max(channel.size, 1))
     for start in range(0, len(channel), rows):
         slab = channel[start : start + rows]
