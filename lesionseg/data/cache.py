@@ -448,7 +448,7 @@ def cores() -> int:
 
 
 def _find_or_prepare(
-    place: Path,
+    cache_folder: Path,
     dataset: Dataset,
     plan: Plan,
     source: Callable[[CaseFiles], str],
@@ -469,7 +469,7 @@ def _find_or_prepare(
     # the old one can continue.
     content_hash = source(files)
     name = digest_of(f"{files.case} {content_hash}")
-    folder = place / name[:2]  # one of 256 folders, see the docstring of the module
+    folder = cache_folder / name[:2]  # one of 256 folders, see the docstring of the module
     entry = folder / name
     if (cached := _find_entry(entry, content_hash)) is not None:
         return cached
@@ -494,7 +494,7 @@ def _find_or_prepare(
                 shutil.rmtree(scratch, ignore_errors=True)
             return read_cached_case(entry)
     except OSError as error:
-        raise OutputError(f"{place}: cannot write the cache ({error}).") from error
+        raise OutputError(f"{cache_folder}: cannot write the cache ({error}).") from error
 
 
 def _find_entry(entry: Path, source: str) -> CachedCase | None:

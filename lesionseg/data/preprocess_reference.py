@@ -28,19 +28,22 @@ VISIBLE_SHARE = 0.1
 def prepare_reference(
     reference: Reference, geometry: Geometry, plan: Plan, *, where: str | None = None
 ) -> Reference:
-    """Resample a reference to the plan's grid.
+    """Resample a reference to the plan's grid, as the target of a training.
 
-    Lesions are those of `lesions_of`. Boxes are filled, and smaller boxes overwrite larger ones,
-    unless one would lose a side (`_restore_extents`). A voxel belongs to a lesion if lesions cover
-    at least half of it, and then to the one that covers most. A lesion that would vanish keeps the
-    voxel at its centre or one next to it (`_find_free_voxel`). A lesion voxel is ignored if lesions
-    cover less than a tenth of it, because the lesion is not visible in it. All other ignored voxels
-    have no lesion.
+    - `lesions_of` defines the lesions.
+    - Boxes are filled. Smaller boxes overwrite larger boxes, unless a box would become much
+      shorter along an axis (`_restore_extents`).
+    - A voxel belongs to a lesion if lesions cover at least half of the voxel. If several lesions
+      cover it, it belongs to the lesion that covers most of it.
+    - A lesion that would vanish gets the voxel at its centre or an adjacent voxel
+      (`_find_free_voxel`).
+    - A lesion voxel is ignored if lesions cover less than a tenth of it, because the lesion is not
+      visible in it. All other ignored voxels have no lesion.
 
     Args:
-        reference: On the file's grid.
-        geometry: The plan's grid, that of the prepared image.
-        plan: Its labels.
+        reference: The reference on the file's grid.
+        geometry: The plan's grid, on which the image was prepared.
+        plan: Contains the labels.
         where: Name of the case in messages.
 
     Returns:
@@ -99,7 +102,7 @@ def _find_ignored(
     resampled: NDArray[np.int32],
     covered: NDArray[np.float32],
 ) -> Flags | None:
-    """Return True for the voxels of the plan's grid that do not count in training.
+    """Return a mask on the plan's grid: True for voxels that do not count in training.
 
     - A voxel of a lesion does not count if lesions cover less than `VISIBLE_SHARE` of it. Only a
       voxel that `_restore_lost` or `_restore_extents` has added is covered so little.
@@ -108,7 +111,7 @@ def _find_ignored(
     Return None if all voxels count.
 
     Args:
-        reference: On the file's grid.
+        reference: The reference on the file's grid.
         geometry: The plan's grid.
         resampled: Lesion ids on the plan's grid, after `_restore_lost` and `_restore_extents`.
         covered: Share of each voxel that lesions cover.
@@ -130,13 +133,13 @@ def _resample_labels(
     geometry: Geometry,
     mask_values: Sequence[int],
 ) -> NDArray[np.uint8]:
-    """Return the prepared labels of lesions whose voxels may have several labels.
+    """Return the label map on the plan's grid if voxels of a lesion may have several labels.
 
-    A lesion voxel has the label of the nearest voxel on the file's grid. If that one has none, it
-    has the lesion's most frequent label.
+    A lesion voxel gets the label of the nearest voxel on the file's grid. If the nearest voxel has
+    no label, the lesion voxel gets the lesion's most frequent label.
 
     Args:
-        values: Mask value of each voxel of `instances`, in C order.
+        values: Mask value of each lesion voxel of `instances`, in C order.
         instances: Lesion ids on the file's grid.
         source: The file's grid.
         resampled: Lesion ids on the plan's grid.
@@ -156,10 +159,14 @@ def _resample_labels(
 
 
 def _read_nearest(array: NDArray[Any], source: Geometry, geometry: Geometry) -> NDArray[Any]:
-    """Return `array` `[*file]` on the plan's grid, by the nearest voxel.
+    """Resample a mask to the plan's grid by the nearest voxel.
 
-    If the grids agree, values are copied. If the plan's grid extends beyond the volume, the
-    outermost values continue.
+    If the plan's grid extends beyond the mask, the outermost voxels continue.
+
+    Args:
+        array: The mask `[*file]`.
+        source: The file's grid.
+        geometry: The plan's grid.
     """
     view = to_canonical(Volume(array[np.newaxis], source))
     if view.geometry.matches(geometry, SAME_MM):
@@ -170,10 +177,18 @@ def _read_nearest(array: NDArray[Any], source: Geometry, geometry: Geometry) -> 
 def _read_instances(
     instances: NDArray[np.int32], source: Geometry, geometry: Geometry
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """Return lesion ids on the plan's grid, and the share of each voxel that lesions cover.
+    """Resample a mask of lesion ids to the plan's grid.
 
-    A voxel belongs to a lesion if lesions cover at least half of it, and then to the one that
-    covers most.
+    A voxel belongs to a lesion if lesions cover at least half of the voxel. If several lesions
+    cover it, it belongs to the lesion that covers most of it.
+
+    Args:
+        instances: Lesion ids on the file's grid.
+        source: The file's grid.
+        geometry: The plan's grid.
+
+    Returns:
+        Lesion ids on the plan's grid, and the share of each voxel that lesions cover.
     """
     view = to_canonical(Volume(instances[np.newaxis], source))
     if view.geometry.matches(geometry, SAME_MM):
@@ -182,24 +197,33 @@ def _read_instances(
     resampled = np.zeros(geometry.shape, np.int32)
     maximum = np.zeros(geometry.shape, np.float32)
     total = np.zeros(geometry.shape, np.float32)
-    for number, place in enumerate(ndimage.find_objects(view.array[0]), start=1):
-        if place is not None:
-            mask = view.array[0][place] == number
-            there, share = _share_of_voxels(mask, view.geometry.crop(place), geometry)
-            is_more = share > maximum[there]
-            resampled[there][is_more] = number
-            maximum[there][is_more] = share[is_more]
-            total[there] += share
-    resampled[total < 0.5 - 1e-6] = 0
+    # `find_objects` returns the slices of the bounding box of each id; None for an absent id
+    for number, box in enumerate(ndimage.find_objects(view.array[0]), start=1):
+        if box is not None:
+            mask = view.array[0][box] == number
+            region, share = _covered_share(mask, view.geometry.crop(box), geometry)
+            is_more = share > maximum[region]
+            resampled[region][is_more] = number
+            maximum[region][is_more] = share[is_more]
+            total[region] += share
+    resampled[total < 0.5 - 1e-6] = 0  # 1e-6 for rounding in float32
     return resampled, total
 
 
-def _share_of_voxels(
+def _covered_share(
     mask: Flags, source: Geometry, geometry: Geometry
 ) -> tuple[tuple[slice, ...], NDArray[np.float32]]:
-    """Return the slices of `geometry` that the grid `source` reaches, and a mask's share there.
+    """Compute which fraction of each voxel of the plan's grid a mask covers.
 
-    The share is the fraction of each voxel that the mask covers. It is 0 outside of `source`.
+    Only the region that the mask's grid reaches is computed, because a lesion is small.
+
+    Args:
+        mask: The mask of a lesion, cropped.
+        source: The grid of `mask`.
+        geometry: The plan's grid.
+
+    Returns:
+        The slices of this region on the plan's grid, and the fraction of each voxel in it.
     """
     corners = itertools.product(*[(-0.5, n - 0.5) for n in source.shape])
     reached = geometry.to_index(source.to_mm(list(corners)))
@@ -217,10 +241,17 @@ def _restore_lost(
     source: Geometry,
     geometry: Geometry,
 ) -> None:
-    """Assign one voxel of `resampled`, in place, to each lesion that resampling has lost.
+    """Give each lesion that resampling has lost one voxel of `resampled`, in place.
 
-    It is the voxel at the lesion's centre, or one next to it (`_find_free_voxel`). `n` is the
-    highest id. Ids that no voxel of `instances` has stay without a voxel.
+    It is the voxel at the lesion's centre, or an adjacent voxel (`_find_free_voxel`). An id without
+    a voxel in `instances` gets no voxel.
+
+    Args:
+        resampled: Lesion ids on the plan's grid.
+        instances: Lesion ids on the file's grid.
+        n: The highest id.
+        source: The file's grid.
+        geometry: The plan's grid.
     """
     present = np.bincount(resampled.reshape(-1), minlength=n + 1)
     absent = np.flatnonzero(present[1:] == 0) + 1  # lost lesions, and ids without voxels
@@ -243,16 +274,20 @@ def _restore_extents(
 ) -> None:
     """Draw boxes again, in place, that have lost more than a voxel of their length along an axis.
 
-    A detector learns the bounding box of a lesion's voxels. Smaller boxes may cover a side of a
-    larger one, and equal boxes, such as those of two labels, cover each other. A box that is
-    narrower than a voxel may cover less than half of each voxel. The box shares the voxels of an
-    overlap with boxes that are at least half as long along an axis. A box that gets none of them
-    gets the voxel of `_find_free_voxel`.
+    A detector learns the bounding box of a lesion's voxels, so this box must have the right length.
+    A box loses length in these cases:
+
+    - A smaller box covers one of its sides.
+    - An equal box covers it completely, such as the box of another label.
+    - It is narrower than a voxel, and covers less than half of each voxel.
+
+    Overlapping boxes then share the voxels of the overlap in stripes, if they are at least half as
+    long along an axis. A box that gets no voxel this way gets the voxel of `_find_free_voxel`.
 
     Args:
         resampled: Lesion ids on the plan's grid, after `_restore_lost`.
         covered: Share of each voxel that lesions cover.
-        lesions: On the file's grid.
+        lesions: The lesions on the file's grid. Lesions with a mask are not drawn again.
         geometry: The plan's grid.
     """
     rows = np.flatnonzero(~lesions.has_voxels)
@@ -275,18 +310,20 @@ def _restore_extents(
 def _find_sharing(
     resampled: NDArray[np.int32], ids: Integers, places: Sequence[tuple[slice, ...]]
 ) -> Flags:
-    """Flag the boxes `[n]` that have lost at least two voxels of their length along an axis.
+    """Flag the boxes `[n]` that must be drawn again, because they share voxels with other boxes.
 
-    Boxes that overlap them, and are at least half as long along an axis, are flagged, too. A box of
+    A box is flagged if it has lost at least two voxels of its length along an axis. Boxes that
+    overlap such a box are also flagged if they are at least half as long along an axis. A box of
     one voxel is never flagged.
 
     Args:
         resampled: Lesion ids on the plan's grid.
         ids: The id of each box.
-        places: The voxels of each box.
+        places: The slices of the voxels of each box.
     """
     start, stop = _ends_of(places)
     objects = ndimage.find_objects(resampled, int(ids.max()))
+    # the extent of a box without voxels: a negative length, which counts as short
     nothing = (slice(max(resampled.shape), 0),) * resampled.ndim
     first, last = _ends_of([objects[number - 1] or nothing for number in ids.tolist()])
     is_short = (last - first < stop - start - 1).any(axis=1)
@@ -306,12 +343,14 @@ def _draw_stripes(
     places: Sequence[tuple[slice, ...]],
     is_shared: Flags,
 ) -> None:
-    """Draw boxes in place. Where boxes overlap, diagonal stripes belong to them in turn.
+    """Draw boxes in place, so that overlapping boxes get alternate diagonal stripes of the overlap.
+
+    Each box thus has voxels on all its sides.
 
     Args:
         resampled: Lesion ids on the plan's grid.
         ids: The id of each box.
-        places: The voxels of each box.
+        places: The slices of the voxels of each box.
         is_shared: True for the voxels that may be drawn.
     """
     n_boxes = np.zeros(resampled.shape, np.int32)
@@ -319,7 +358,7 @@ def _draw_stripes(
         n_boxes[place] += 1
     n_before = np.zeros_like(n_boxes)  # boxes of each voxel that have been drawn
     for number, place in zip(ids, places, strict=True):
-        line = sum(np.ogrid[place])
+        line = sum(np.ogrid[place])  # the sum of a voxel's indices is equal along a diagonal
         resampled[place][is_shared[place] & (line % n_boxes[place] == n_before[place])] = number
         n_before[place] += 1
 
@@ -327,16 +366,20 @@ def _draw_stripes(
 def _ends_of(
     places: Sequence[tuple[slice, ...]],
 ) -> tuple[Integers, Integers]:
-    """Return the starts and the stops of slices, each `[n, dims]`."""
+    """Return the starts and the stops of the slices of n boxes, as two arrays `[n, dims]`."""
     ends = np.array([[(s.start, s.stop) for s in place] for place in places], np.int64)
     return ends[..., 0], ends[..., 1]
 
 
 def _find_free_voxel(resampled: NDArray[np.int32], centre: Numbers) -> tuple[int, ...]:
-    """Return the voxel within one step of `centre` that a lost lesion gets.
+    """Return the index of the voxel that a lesion without voxels gets.
 
-    It is the nearest free one. If none is free, it is the nearest one of a lesion that has further
-    voxels. If there is none either, it is the nearest one, whose lesion is then lost.
+    Only voxels within one step of `centre`, the lesion's centre in voxels, are considered. The
+    first of these that exists is returned:
+
+    1. The nearest voxel without a lesion.
+    2. The nearest voxel of a lesion that has further voxels.
+    3. The nearest voxel. It is the only voxel of another lesion, which is then lost.
     """
     last_index = np.array(resampled.shape) - 1
     steps = np.array(list(itertools.product((-1, 0, 1), repeat=resampled.ndim)))

@@ -99,7 +99,7 @@ class TileSampler:
 
     @property
     def mix(self) -> str:
-        """The content of an epoch as a sentence."""
+        """A sentence for the log: the share of lesion tiles in an epoch, lesions and patients."""
         if not len(self._groups):
             return f"All {self.n_tiles} tiles per epoch are background, as no case has a lesion."
         lesions = np.bincount(self._groups)
@@ -110,7 +110,10 @@ class TileSampler:
         )
 
     def choose(self, epoch: int, index: int) -> TileChoice:
-        """Choose tile `index` of 0 … n_tiles−1 in `epoch`. The same numbers give the same tile."""
+        """Choose case, position and kind of tile `index` (0 … n_tiles−1) of an epoch.
+
+        The same epoch and index give the same tile.
+        """
         lesion = int(self._table(epoch)[index])
         rng = _Numbers([self.seed, epoch, index, Stream.POSITION])
         if lesion < 0:
@@ -121,35 +124,38 @@ class TileSampler:
         return TileChoice(case, self._start_around(case, centre, rng), "lesion")
 
     def _draw_epoch(self, epoch: int) -> Integers:
-        """Draw one number per tile of an epoch: that of a lesion, or −1 for background.
+        """Draw the lesion of each tile of an epoch, or −1 for a background tile, `[n_tiles]`.
 
-        Without lesions all are −1. The same epoch gives the same numbers.
+        Lesions are numbered over all cases. Without lesions, all tiles are background. The same
+        epoch gives the same result.
         """
         rng = np.random.default_rng([self.seed, epoch])
         table = np.full(self.n_tiles, -1, np.int64)
         n = round(self.settings.lesion_share * self.n_tiles)
         if n and len(self._groups):
-            places = _draw_places(self.n_tiles, n, rng)
-            # the shuffled lesions at equal distances
+            lesion_tiles = _draw_indices(self.n_tiles, n, rng)
+            # Systematic sampling of the shuffled lesions chooses each about equally often.
             lesions = rng.permutation(len(self._groups))
-            table[places] = rng.permutation(lesions[_draw_places(len(lesions), n, rng)])
+            table[lesion_tiles] = rng.permutation(lesions[_draw_indices(len(lesions), n, rng)])
         return table
 
     def _start_around(self, case: int, centre: Sequence[int], rng: "_Numbers") -> tuple[int, ...]:
-        """Draw the start of a tile with the voxel `centre` in its inner part.
+        """Draw the first voxel of a tile that contains the voxel `centre` in its inner region.
 
-        The tile is then moved into the volume.
+        The inner region is `INNER_SHARE` of the tile along each axis. A tile that extends beyond
+        the volume is then shifted into it.
         """
         margins = [int(n * (1 - INNER_SHARE) / 2) for n in self.tile_shape]
-        places = [m + rng.below(n - 2 * m) for n, m in zip(self.tile_shape, margins, strict=True)]
-        start = [int(c) - place for c, place in zip(centre, places, strict=True)]
+        offsets = [m + rng.below(n - 2 * m) for n, m in zip(self.tile_shape, margins, strict=True)]
+        start = [int(c) - offset for c, offset in zip(centre, offsets, strict=True)]
         return clip_start(start, self.cases[case].shape, self.tile_shape)
 
     def _choose_background(self, rng: "_Numbers") -> TileChoice:
         """Choose a random tile of a random case, if possible without lesions.
 
-        Only the position is drawn again, not the case. Otherwise, cases with many lesions would
-        rarely give background.
+        If a tile overlaps a lesion's box, another position is drawn, up to `_BACKGROUND_DRAWS`
+        times. The case is not drawn again, because cases with many lesions would otherwise rarely
+        give background tiles.
         """
         case = self._background_cases[rng.below(len(self._background_cases))]
         start: tuple[int, ...] = ()
@@ -160,30 +166,33 @@ class TileSampler:
         return TileChoice(case, start, "background")
 
     def _overlaps_lesion(self, case: int, start: Sequence[int]) -> bool:
-        """Return True if the tile that begins at `start` overlaps the box of a lesion."""
-        # The tile overlaps a box if first − tile < start < stop along every axis. With the
-        # negative starts, this is a single comparison with the bounds.
+        """Return True if the tile with the first voxel `start` overlaps the box of any lesion."""
+        # The tile overlaps a box if box start − tile shape < start < box stop along every axis.
+        # With −start in addition, this is a single comparison with the bounds.
         signed = np.array((*start, *(-s for s in start)))
         return bool((self._bounds(case) < signed).all(axis=1).any())
 
     def _random_start(self, case: int, rng: "_Numbers") -> tuple[int, ...]:
-        """Return the start of a random tile of the case, within the volume.
+        """Draw the first voxel of a random tile within the volume of a case.
 
-        In a case with ignored voxels, the tile is placed around a random valid background voxel,
-        if there is one.
+        In a case with ignored voxels, the tile contains a random valid background voxel in its
+        inner region, if the case has such a voxel.
         """
         shape = self.cases[case].shape
         seeds = self.cases[case].valid_seeds
         if seeds:
             return self._start_around(case, seeds[rng.below(len(seeds))], rng)
-        room = [max(n - t, 0) for n, t in zip(shape, self.tile_shape, strict=True)]
-        return clip_start([rng.below(r + 1) for r in room], shape, self.tile_shape)
+        max_start = [max(n - t, 0) for n, t in zip(shape, self.tile_shape, strict=True)]
+        return clip_start([rng.below(r + 1) for r in max_start], shape, self.tile_shape)
 
     def _compute_bounds(self, case: int) -> Integers:
-        """Return bounds `[lesions, 2·dims]` of tiles that overlap a lesion's box.
+        """Compute the lower bounds of (start, −start) for tiles that overlap a lesion's box.
 
-        A tile with the corner `start` overlaps the box if start > box start − tile shape and
-        −start > −box stop, along each axis. A row contains both right sides.
+        A tile with the first voxel `start` overlaps the box if start > box start − tile shape and
+        −start > −box stop, along each axis.
+
+        Returns:
+            For each lesion of the case, the right sides of these inequations `[lesions, 2·dims]`.
         """
         boxes = self._tables[case].boxes
         dims = len(self.tile_shape)
@@ -193,20 +202,23 @@ class TileSampler:
 class _Numbers:
     """The random numbers of a tile, drawn in one call, because single draws would be slow.
 
-    There are at least as many as a tile can need.
+    There are `_NUMBERS` of them, which a tile never uses up.
     """
 
     def __init__(self, seed: Sequence[int]) -> None:
         self._left = iter(np.random.default_rng(seed).random(_NUMBERS).tolist())
 
     def below(self, n: int) -> int:
-        """Return the next number as an integer from 0 to n−1."""
+        """Convert the next random number to a random integer from 0 to n−1, and return it."""
         return int(next(self._left) * n)
 
 
-def _draw_places(n_places: int, n: int, rng: np.random.Generator) -> Integers:
-    """Draw `n` places below `n_places` at equal distances from a random offset, in their order.
+def _draw_indices(n_indices: int, n: int, rng: np.random.Generator) -> Integers:
+    """Draw `n` of the indices 0 … `n_indices` − 1 at equal distances, ascending.
 
-    This is systematic sampling (Madow 1949). A place is drawn several times if there are too few.
+    The first distance is random. This is systematic sampling (Madow 1949). If `n` is larger than
+    `n_indices`, indices are drawn several times, and their counts differ by at most one.
     """
-    return np.minimum(((np.arange(n) + rng.random()) / n * n_places).astype(np.int64), n_places - 1)
+    return np.minimum(
+        ((np.arange(n) + rng.random()) / n * n_indices).astype(np.int64), n_indices - 1
+    )

@@ -122,7 +122,7 @@ class TileDataset(Dataset):  # type: ignore[misc]  # MONAI ships no types
 
     @cached_property
     def sampler(self) -> TileSampler:
-        """The sampler of the tiles, created once in each process."""
+        """The sampler that chooses case and position of each tile, created once in each process."""
         shape = self.plan.tile_shape
         return TileSampler(self.cases, shape, self.sampling, n_tiles=self.n_tiles, seed=self.seed)
 
@@ -132,14 +132,20 @@ class TileDataset(Dataset):  # type: ignore[misc]  # MONAI ships no types
         return build_augmentation(self.augmentation, self.plan) if self.augmentation else None
 
     def __getstate__(self) -> dict[str, object]:
-        """Return the settings without the sampler's tables, which each process makes itself."""
+        """Return the state to pickle for worker processes of a loader.
+
+        The cached `sampler` and `_augmenter` are left out, and each process creates its own.
+        """
         return {k: v for k, v in vars(self).items() if k not in ("sampler", "_augmenter")}
 
     def set_random_state(self, *_args: object, **_kwargs: object) -> None:
         """Ignore the seed of MONAI's loaders, because a tile depends only on its number."""
 
     def _transform(self, index: int) -> TileItem:
-        """Return the item with this number; MONAI's `Dataset` calls it."""
+        """Return item `index`, as the docstring of the class describes it.
+
+        MONAI's `Dataset.__getitem__` calls this method.
+        """
         raw = self.raw(index)
         tile = self.finish(raw)
         case = self.cases[raw.choice.case]
@@ -162,7 +168,10 @@ class TileDataset(Dataset):  # type: ignore[misc]  # MONAI ships no types
         return item
 
     def affine(self, raw: RawTile) -> Numbers:
-        """Return the affine from an index of the tile to RAS millimetres, without deformation."""
+        """Return the affine that maps an index of the augmented tile to RAS millimetres.
+
+        The elastic deformation is not included, because it is not affine.
+        """
         dims = self.plan.dims
         tile = np.eye(dims + 1)
         tile[:dims] = raw.change.spatial.matrix(self.plan.tile_shape)
@@ -170,10 +179,11 @@ class TileDataset(Dataset):  # type: ignore[misc]  # MONAI ships no types
         return self.cases[raw.choice.case].geometry.affine @ tile
 
     def raw(self, number: int) -> RawTile:
-        """Read a tile and draw its changes, which `finish` then applies.
+        """Read tile `number` and draw its changes, which `finish` then applies.
 
-        The tensors include the surroundings that the changes move into the tile. The image is
-        float16, as in the cache. Instances are uint8 if their number allows, to copy fewer bytes.
+        The tensors include the surroundings of the tile from which its changes read. The image is
+        float16, as in the cache. Instances are uint8 if the ids are below 256, to copy fewer bytes,
+        otherwise int32. If the case lacks channels, these channels replace a dropped channel.
         """
         epoch, index = divmod(number, self.n_tiles)
         choice = self.sampler.choose(epoch, index)
@@ -193,14 +203,17 @@ class TileDataset(Dataset):  # type: ignore[misc]  # MONAI ships no types
         return RawTile(tensors, change, choice)
 
     def finish(self, raw: RawTile) -> TileTensors:
-        """Apply the changes and return the tile, with instances in int32."""
+        """Apply the drawn changes to a tile that `raw` has read. Return it with instances in int32.
+
+        The further transforms of `transform` are not applied.
+        """
         tile = apply_augmentation(raw.tensors, raw.change, self.plan.tile_shape)
         return tile | {"instances": tile["instances"].int()}
 
     def draw_params(self, number: int) -> AugmentationParams:
-        """Draw the augmentation of a tile. With channel dropout, also draw a channel to set to 0.
+        """Draw the augmentation of tile `number`.
 
-        The channel is drawn with the probability `channel_dropout`.
+        With the probability `channel_dropout`, also draw a random channel, which is then set to 0.
         """
         epoch, index = divmod(number, self.n_tiles)
         change = NO_AUGMENTATION
@@ -217,9 +230,18 @@ class TileDataset(Dataset):  # type: ignore[misc]  # MONAI ships no types
 def _read_masks(
     case: CachedCase, start: Sequence[int], shape: Sequence[int]
 ) -> tuple[NDArray[np.uint8], NDArray[Any]]:
-    """Return labels and instances of a tile, read only within the boxes of its lesions.
+    """Read the label map and the lesion ids of a region of a cached case.
 
-    Instances are uint8 if the ids of the case allow, otherwise int32. Both are 0 elsewhere.
+    Only the boxes of the lesions are read from disk, because most voxels are background.
+
+    Args:
+        case: The cached case.
+        start: First voxel of the region, which may be outside the volume.
+        shape: Voxels of the region along each axis.
+
+    Returns:
+        Labels in uint8, and lesion ids in uint8 if all ids of the case are below 256, otherwise in
+        int32. Labels and ids are 0 outside the lesions.
     """
     lesions = case.lesions
     dims = len(shape)
@@ -250,7 +272,10 @@ def _read_masks(
 
 
 def _read_valid(case: CachedCase, start: Sequence[int], tile_shape: Sequence[int]) -> Tensor:
-    """Return the valid voxels of a tile; False outside of the volume. Do not change the tensor."""
+    """Return the mask of the valid voxels of a tile, which is False outside of the volume.
+
+    Tiles without invalid voxels share one tensor, so the result must not be changed.
+    """
     valid = case.valid
     if valid is None:
         last_start = np.subtract(case.shape, tile_shape)
@@ -262,5 +287,5 @@ def _read_valid(case: CachedCase, start: Sequence[int], tile_shape: Sequence[int
 
 @lru_cache(maxsize=4)
 def _all_true(shape: tuple[int, ...]) -> Tensor:
-    """Return a tensor of True that many tiles share. Do not change it."""
+    """Return a tensor of True, the same at each call with this shape. It must not be changed."""
     return torch.ones(shape, dtype=torch.bool)

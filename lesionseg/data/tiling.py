@@ -70,10 +70,11 @@ class TileGrid:
 def clip_start(
     start: Sequence[int], shape: Sequence[int], tile_shape: Sequence[int]
 ) -> tuple[int, ...]:
-    """Return the start nearest to `start` that keeps the tile in the volume.
+    """Return the first voxel of a tile after the tile was shifted into the volume.
 
-    Along an axis shorter than the tile, the volume is centred in the tile, as in `TileGrid`, and
-    the start is negative or 0.
+    Along each axis, the result is the position nearest to `start` at which the tile is inside the
+    volume. Along an axis shorter than the tile, the volume is centred in the tile, as in
+    `TileGrid`, and the result is negative or 0.
 
     >>> clip_start((-3, 90, 5), (64, 100, 10), (32, 32, 32))
     (0, 68, -11)
@@ -85,11 +86,16 @@ def clip_start(
 
 
 def read_tile(array: NDArray[Any], start: Sequence[int], tile_shape: Sequence[int]) -> NDArray[Any]:
-    """Copy one tile of `[..., *spatial]`, with zeros outside of the array.
+    """Copy one tile of an array `[..., *spatial]`, with zeros outside of the array.
 
-    `start` may be negative, and the tile may extend beyond the end. Only the voxels of the tile are
-    read. The dtype stays, so that a memory map of float16 is converted later, for a tile instead of
-    a volume.
+    Only the voxels of the tile are read, so that a memory map is not loaded completely. The dtype
+    stays the same.
+
+    Args:
+        array: Image or mask. Axes before the spatial axes are copied completely.
+        start: First voxel of the tile along each spatial axis. It may be negative, and the tile may
+            extend beyond the end of the array.
+        tile_shape: Voxels of the tile along each spatial axis.
     """
     shape = array.shape[-len(tile_shape) :]
     source: list[Any] = [...]
@@ -109,7 +115,11 @@ def read_tile(array: NDArray[Any], start: Sequence[int], tile_shape: Sequence[in
 
 
 def _compute_padding(n: int, tile: int) -> tuple[int, int]:
-    """Return the voxels to add before and after an axis of `n` voxels."""
+    """Return how many voxels to add before and after an axis, so that a tile fits.
+
+    `n` and `tile` are the lengths of the axis and of the tile in voxels. If the number of voxels to
+    add is odd, one more is added after the axis.
+    """
     missing = max(tile - n, 0)
     return missing // 2, missing - missing // 2
 
@@ -117,7 +127,8 @@ def _compute_padding(n: int, tile: int) -> tuple[int, int]:
 def _space_starts(n: int, tile: int, overlap: float) -> list[int]:
     """Return the first voxels of evenly spaced tiles that cover an axis of `n` ≥ `tile` voxels.
 
-    They are as few as the smallest `overlap`, a share of the tile, allows.
+    The number of tiles is the smallest for which neighbours overlap by at least `overlap`, a share
+    of the tile.
     """
     step = max(tile * (1 - overlap), 1.0)
     return [int(s) for s in np.linspace(0, n - tile, math.ceil((n - tile) / step) + 1).round()]

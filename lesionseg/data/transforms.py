@@ -33,14 +33,17 @@ MASKS = ("label", "instances", "valid")
 _PER_KEY = ("mode", "padding_mode", "align_corners", "dtype")
 # MONAI's transforms of intensities. Those of other modules may write or delete files, wait, change
 # the shape or call other packages.
-_PLAIN = "monai.transforms.intensity.dictionary"
+_INTENSITY_MODULE = "monai.transforms.intensity.dictionary"
 _DTYPES = {"image": torch.float32, "label": torch.uint8, "instances": torch.int32}
 
 
 def check_transforms(prepare: Sequence[TransformSpec], augment: Sequence[TransformSpec]) -> None:
-    """Raise `ConfigError` if a transform cannot be built, or one of `prepare` is random.
+    """Raise `ConfigError` if a transform of the settings cannot be built, or must not be random.
 
-    `prepare` is `prepare.extra`, which also runs at prediction, and `augment` is `augment.extra`.
+    Args:
+        prepare: The setting `prepare.extra`. Its transforms must not be random, because they also
+            run at prediction.
+        augment: The setting `augment.extra`, whose transforms run only in training.
     """
     for spec in augment:
         build_transform(spec, "augment.extra")
@@ -50,7 +53,11 @@ def check_transforms(prepare: Sequence[TransformSpec], augment: Sequence[Transfo
 
 
 def _is_random(transform: Any) -> bool:
-    """Return True for a random transform. A `Compose` is random if one of its transforms is."""
+    """Return True if a transform draws random numbers.
+
+    MONAI's random transforms have the base class `RandomizableTrait`. A `Compose` is random if one
+    of its transforms is random.
+    """
     from monai.transforms import Compose, RandomizableTrait
 
     if type(transform) is Compose:
@@ -59,10 +66,10 @@ def _is_random(transform: Any) -> bool:
 
 
 def build_transform(spec: TransformSpec, where: str) -> Transform:
-    """Build a transform from its class and arguments.
+    """Build a transform from its class (`_target_`) and its arguments.
 
-    Raise `ConfigError` if it cannot be imported or constructed, or is not callable. `where` is the
-    key of the settings for messages.
+    `where` is the name of the setting in messages. Raise `ConfigError` if the class cannot be
+    imported or constructed, or its object is not callable.
     """
     transform: Transform = build_object(spec, where)
     if not callable(transform):
@@ -75,7 +82,8 @@ def build_transform(spec: TransformSpec, where: str) -> Transform:
 def require_trusted(specs: Sequence[TransformSpec], where: Path | str) -> None:
     """Raise `BundleError` if a bundle names anything but MONAI's transforms of intensities.
 
-    Strings that MONAI would evaluate are refused too. Nothing else is imported.
+    It protects from bundles that would run foreign code. Strings that MONAI would evaluate are
+    refused too. Only MONAI is imported for the check. `where` is the bundle in the message.
     """
     unknown = untrusted_targets(specs)
     if unknown:
@@ -86,21 +94,29 @@ def require_trusted(specs: Sequence[TransformSpec], where: Path | str) -> None:
 
 
 def untrusted_targets(specs: Sequence[TransformSpec]) -> list[str]:
-    """Return the names to import that are not MONAI's transforms of intensities, sorted.
+    """Return the `_target_` names in transforms that are not MONAI's transforms of intensities.
 
-    Strings that MONAI would evaluate are included. The list is empty if there are none.
+    Strings that MONAI would evaluate are included. The names are sorted; the list is empty if all
+    names are trusted.
     """
-    return sorted({target for target in _find_targets(specs) if not _is_plain(target)})
+    return sorted(
+        {target for target in _find_targets(specs) if not _is_intensity_transform(target)}
+    )
 
 
 def needs_trust(network: TransformSpec, transforms: Sequence[TransformSpec]) -> bool:
-    """Return True if a bundle with this network and these transforms is read only with trust."""
+    """Return True if reading a bundle requires the setting `trust=true`.
+
+    This is so if the bundle names the network by its class, or has a transform that is not one of
+    MONAI's transforms of intensities.
+    """
     return TARGET in network or bool(untrusted_targets(transforms))
 
 
 def _find_targets(value: Any) -> Iterator[str]:
-    """Yield the names to import, and the strings that MONAI would evaluate in a bundle."""
+    """Yield the `_target_` names in a nested setting, and strings that MONAI would evaluate."""
     if isinstance(value, str):
+        # MONAI's ConfigParser: $ is a Python expression, @ and % refer to other entries
         if value[:1] in ("$", "@", "%"):
             yield value
     elif isinstance(value, Mapping):
@@ -112,23 +128,28 @@ def _find_targets(value: Any) -> Iterator[str]:
             yield from _find_targets(part)
 
 
-def _is_plain(target: str) -> bool:
-    """Return True if this is one of MONAI's dictionary transforms of intensities."""
+def _is_intensity_transform(target: str) -> bool:
+    """Return True if `target` is `monai.transforms.NAME`, a dictionary transform of intensities."""
     package, _, name = target.rpartition(".")
     if package != "monai.transforms":
         return False
     import monai.transforms as mt
 
     kind = getattr(mt, name, None)
-    return isinstance(kind, type) and issubclass(kind, mt.Transform) and kind.__module__ == _PLAIN
+    return (
+        isinstance(kind, type)
+        and issubclass(kind, mt.Transform)
+        and kind.__module__ == _INTENSITY_MODULE
+    )
 
 
 def add_mask_keys(spec: TransformSpec) -> TransformSpec:
-    """Return a transform of the label with the keys of instances and valid voxels in addition.
+    """Return a transform that applies to all masks of a tile, if it applies to `label`.
 
-    All masks must move together. Arguments with one value per key get the label's value. Transforms
-    inside another one, such as `OneOf`, get the keys too. A transform whose `keys` are not a list,
-    lack `label` or contain `instances` keeps its keys.
+    The keys `instances` and `valid` are added, so that all masks are warped in the same way.
+    Arguments with one setting per key get the setting of `label` for the added keys. Transforms
+    inside another transform, such as `OneOf`, are also extended. A transform keeps its keys if
+    `keys` is not a list, lacks `label` or contains `instances`.
     """
     extended = {name: _add_inner_mask_keys(value) for name, value in spec.items()}
     keys = spec.get("keys")
@@ -144,7 +165,7 @@ def add_mask_keys(spec: TransformSpec) -> TransformSpec:
 
 
 def _add_inner_mask_keys(value: Any) -> Any:
-    """Return an argument of a transform. If it contains transforms, they move all masks."""
+    """Return an argument of a transform, with `add_mask_keys` applied to transforms inside it."""
     if isinstance(value, list | tuple):
         return type(value)(map(_add_inner_mask_keys, value))
     if isinstance(value, Mapping) and TARGET in value:
@@ -153,10 +174,15 @@ def _add_inner_mask_keys(value: Any) -> Any:
 
 
 def as_meta_tensor(tensor: Tensor, affine: Numbers, name: str = "") -> "MetaTensor":
-    """Return `[C, *spatial]` as MetaTensor with its affine, and with `name` as its file name.
+    """Convert a tensor `[C, *spatial]` to a MetaTensor, MONAI's tensor with an affine.
 
-    MONAI's affine maps the array's own index to RAS millimetres, like `Geometry.affine`, so axes
-    stay in our order (z, y, x). In 2-D MONAI expects a third axis, which is the identity.
+    MONAI's affine maps the array index to RAS millimetres, like `Geometry.affine`, so the axes stay
+    in the order z, y, x. In 2-D, MONAI expects a 4 × 4 affine, whose further axis is the identity.
+
+    Args:
+        tensor: Image or mask.
+        affine: Affine `[dims+1, dims+1]` from index to RAS millimetres.
+        name: Stored as the file name, by which MONAI's messages name the case.
     """
     from monai.data import MetaTensor
     from monai.data.utils import to_affine_nd
@@ -166,11 +192,11 @@ def as_meta_tensor(tensor: Tensor, affine: Numbers, name: str = "") -> "MetaTens
 
 
 def run_on_tile(chain: "Compose", tile: TileItem, seed: int) -> TileItem:
-    """Apply transforms to a tile. The same seed gives the same result in any process.
+    """Apply the transforms of `augment.extra` to a training tile.
 
-    `tile` contains `image` `[C, *tile]` and `label`, `instances`, `valid` `[1, *tile]`. The result
-    has the same keys, shapes and types. Raise `ConfigError` if a transform fails or changes a
-    shape.
+    The same seed gives the same result in any process. `tile` contains `image` `[C, *tile]` and
+    `label`, `instances`, `valid` `[1, *tile]`. The result has the same keys, shapes and types.
+    Raise `ConfigError` if a transform fails or changes a shape.
     """
     with _seed_globally(seed):
         chain.set_random_state(seed)
@@ -178,11 +204,12 @@ def run_on_tile(chain: "Compose", tile: TileItem, seed: int) -> TileItem:
 
 
 def try_on_tile(specs: Sequence[TransformSpec], tile: TileItem) -> None:
-    """Apply all transforms of `augment.extra` once to a made-up tile.
+    """Apply all transforms of `augment.extra` once to an artificial tile, to find errors early.
 
-    A transform with an argument `prob` is applied with a probability of 1; transforms inside
-    another one keep theirs. If one of them is neither of MONAI nor of lesionseg, none is tried,
-    because it may need a real case. Raise `ConfigError` if one fails or changes a shape.
+    A transform with an argument `prob` is applied with a probability of 1. Transforms inside
+    another transform keep their probabilities. If any transform is from another package than MONAI
+    and lesionseg, nothing is applied, because it may need a real case. Raise `ConfigError` if a
+    transform fails or changes a shape.
     """
     from monai.transforms import Compose
 
@@ -197,28 +224,35 @@ def try_on_tile(specs: Sequence[TransformSpec], tile: TileItem) -> None:
 
 
 def run_on_volume(specs: Sequence[TransformSpec], volume: Volume, where: str | None) -> Volume:
-    """Apply a plan's transforms to an image `[C, *spatial]`, and return it in float32.
+    """Apply the transforms of `prepare.extra` to an image `[C, *spatial]`. Return it in float32.
 
-    `where` is the case for messages. Raise `ConfigError` if a transform fails, changes the shape
-    or moves the image.
+    Args:
+        specs: The transforms, as in the plan.
+        volume: The resampled and normalised image.
+        where: The case in messages, or None.
+
+    Raises:
+        ConfigError: If a transform fails, changes the shape or changes the affine.
     """
     from monai.transforms import Compose
 
     chain = Compose([build_transform(spec, "prepare.extra") for spec in specs])
     before = as_meta_tensor(torch.from_numpy(volume.array), volume.geometry.affine)
-    place = "prepare.extra" if where is None else f"prepare.extra, {where}"
-    image = _run_chain(chain, {"image": before}, place)["image"]
+    message_start = "prepare.extra" if where is None else f"prepare.extra, {where}"
+    image = _run_chain(chain, {"image": before}, message_start)["image"]
     if not torch.allclose(image.affine, before.affine):  # type: ignore[attr-defined]
         raise ConfigError(
-            f"{place}: a transform moved the image. Use only transforms that change intensities."
+            f"{message_start}: a transform moved the image. Use only transforms that change intensities."
         )
     return Volume(torch.Tensor.as_subclass(image, Tensor).numpy(), volume.geometry, volume.valid)
 
 
 def _run_chain(chain: "Compose", item: TileItem, where: str) -> TileItem:
-    """Apply transforms to `item`. Its entries keep their shapes, and get their dtypes back.
+    """Apply transforms to the tensors of `item`. Return them under the same keys.
 
-    Entries that a transform adds are left out.
+    Each result is converted to the dtype of its key (`_DTYPES`, otherwise bool), and to a
+    MetaTensor only if the input was a MetaTensor. Entries that a transform adds are left out.
+    `where` is the setting, and the case if known, in messages.
 
     Raises:
         ConfigError: If a transform fails, or changes the shape of an entry.
@@ -227,33 +261,34 @@ def _run_chain(chain: "Compose", item: TileItem, where: str) -> TileItem:
 
     try:
         result = chain(dict(item))
-        found = {key: torch.as_tensor(result[key]) for key in item}
+        results = {key: torch.as_tensor(result[key]) for key in item}
     except Exception as error:
         cause = error.__cause__ or error
         raise ConfigError(
             f"{where}: a transform of {', '.join(item)} failed ({cause!r}). Correct its arguments."
         ) from error
     for key, before in item.items():
-        if found[key].shape != before.shape:
-            shapes = f"{tuple(before.shape)} to {tuple(found[key].shape)}"
+        if results[key].shape != before.shape:
+            shapes = f"{tuple(before.shape)} to {tuple(results[key].shape)}"
             raise ConfigError(
                 f"{where}: a transform changed the shape of {key} from {shapes}. Use only "
                 "transforms that keep the shape."
             )
-        after = found[key].to(_DTYPES.get(key, torch.bool)).contiguous()
+        after = results[key].to(_DTYPES.get(key, torch.bool)).contiguous()
         if not isinstance(before, MetaTensor):
             after = torch.Tensor.as_subclass(after, Tensor)
         elif not isinstance(after, MetaTensor):
             after = MetaTensor(after, affine=before.affine)
-        found[key] = after
-    return found
+        results[key] = after
+    return results
 
 
 @contextmanager
 def _seed_globally(seed: int) -> Iterator[None]:
-    """Seed the global generators of the processor in this process, and restore them afterwards.
+    """Seed the global random generators of Python, NumPy and torch, and restore them at the exit.
 
-    Some libraries have no generator of their own. Generators of a GPU are left as they are.
+    Some transforms draw from these generators and cannot be seeded otherwise. The generators of a
+    GPU stay unchanged.
     """
     python = random.getstate()
     numpy = np.random.get_state()  # noqa: NPY002  (other libraries use it)
