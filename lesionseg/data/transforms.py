@@ -238,11 +238,11 @@ def run_on_volume(specs: Sequence[TransformSpec], volume: Volume, where: str | N
 
     chain = Compose([build_transform(spec, "prepare.extra") for spec in specs])
     before = as_meta_tensor(torch.from_numpy(volume.array), volume.geometry.affine)
-    message_start = "prepare.extra" if where is None else f"prepare.extra, {where}"
-    image = _run_chain(chain, {"image": before}, message_start)["image"]
+    setting = "prepare.extra" if where is None else f"prepare.extra, {where}"
+    image = _run_chain(chain, {"image": before}, setting)["image"]
     if not torch.allclose(image.affine, before.affine):  # type: ignore[attr-defined]
         raise ConfigError(
-            f"{message_start}: a transform moved the image. Use only transforms that change intensities."
+            f"{setting}: a transform moved the image. Use only transforms that change intensities."
         )
     return Volume(torch.Tensor.as_subclass(image, Tensor).numpy(), volume.geometry, volume.valid)
 

@@ -33,7 +33,7 @@ class AnchorLevel:
 def grid_anchors(
     levels: Sequence[AnchorLevel], *, device: torch.device | None = None
 ) -> Float[Tensor, "n two_d"]:
-    """Return all anchors `[n, 2·dims]` float32 in voxels of the tile: starts, then stops.
+    """Return the anchors of all levels `[n, 2·dims]` float32 in voxels: starts, then stops.
 
     Anchors have the order of a head's outputs: level by level, cells in C order, and the anchors of
     a cell in the order of `sizes`. They may extend beyond the tile. Without levels the shape is
@@ -65,17 +65,18 @@ def nearest_cells(
     to all other cells need not be computed.
 
     Args:
-        level: The level.
-        points: Positions in voxels of the tile.
-        k: The number of cells.
+        level: The pyramid level.
+        points: Positions in voxels of the tile, `[m, dims]`.
+        k: How many cells to find for each point.
 
     Returns:
-        Numbers of cells in C order `[m, k']`, nearest first, ties by number. k' is smaller than `k`
-        if the level has fewer cells.
+        Flat indices of cells (C order) `[m, k']`, nearest first; of equal distances, the lower
+        index first. k' is smaller than `k` if the level has fewer cells.
     """
     dims = len(level.shape)
+    # For each axis: the k nearest cells of each point, and their squared distances from the point.
     cells_along = []
-    squares_along = []  # squared distances from the points
+    squares_along = []
     for axis, (n, stride) in enumerate(zip(level.shape, level.stride, strict=True)):
         width = min(k, n)
         position = points[:, axis] / stride - 0.5  # in cells
@@ -83,6 +84,7 @@ def nearest_cells(
         cells = first[:, None].long() + torch.arange(width, device=points.device)
         cells_along.append(cells)
         squares_along.append(((cells - position[:, None]) * stride).square())
+    # Combine the axes by broadcasting: `[m, k, k, …]`, with at most k cells along each axis.
     number = torch.zeros((len(points),) + (1,) * dims, dtype=torch.int64, device=points.device)
     distance = torch.zeros(number.shape, dtype=points.dtype, device=points.device)
     for axis, n in enumerate(level.shape):
@@ -94,7 +96,9 @@ def nearest_cells(
 
 
 def centred_iou(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:
-    """Return the IoU of boxes with side lengths `[n, dims]`, `[m, dims]` and the same centre.
+    """Compute the IoU of each pair of two sets of boxes, as if all boxes had the same centre.
+
+    `a` and `b` contain the side lengths of the boxes. The IoU thus compares only their shapes.
 
     >>> centred_iou(torch.tensor([[2.0, 2.0]]), torch.tensor([[2.0, 4.0]])).tolist()
     [[0.5]]
@@ -110,9 +114,15 @@ IGNORED = -2
 
 
 def _nearest_anchors(levels: Sequence[AnchorLevel], centres: Tensor) -> Tensor:
-    """Return the rows `[m, k]` of all anchors at the `N_NEAREST` cells of each level.
+    """Return the candidate anchors of each lesion: all anchors at its nearest cells of each level.
 
-    These are the cells nearest to the `centres` `[m, dims]`. Rows are those of `grid_anchors`.
+    Args:
+        levels: The pyramid levels.
+        centres: Centres of the lesions `[m, dims]` in voxels. Each level contributes the anchors
+            at the `N_NEAREST` cells that are nearest to a centre.
+
+    Returns:
+        Rows in the result of `grid_anchors`, `[m, k]`.
     """
     first = 0  # the row of the level's first anchor
     numbers = []
@@ -175,10 +185,11 @@ def assign_atss(
 def _assign_missed_lesions(
     assigned: Tensor, candidates: Tensor, overlap: Tensor, exists: Tensor
 ) -> None:
-    """Assign its best free candidate to every lesion without an anchor, in place.
+    """Assign an anchor to every lesion that has none, in best.
 
-    Lesions with the largest overlap come first. A candidate is free if it is not the only anchor of
-    another lesion. A lesion without a free candidate stays without an anchor.
+    The lesion gets the free candidate with the highest IoU. A candidate is free if it is not the
+    only anchor of another lesion. Lesions with the highest IoU come first. A lesion missed a free
+    candidate stays missed an anchor.
 
     Args:
         assigned: The row of the lesion of each anchor `[n]`, or `BACKGROUND`.
@@ -188,14 +199,14 @@ def _assign_missed_lesions(
     """
     # number of anchors of each lesion; the first count is that of the background
     counts = torch.bincount(assigned.clamp(min=-1) + 1, minlength=len(candidates) + 1)[1:]
-    without = (exists & (counts == 0)).nonzero()[:, 0]
-    for lesion in without[torch.argsort(overlap.amax(1)[without], descending=True, stable=True)]:
+    missed = (exists & (counts == 0)).nonzero()[:, 0]
+    for lesion in missed[torch.argsort(overlap.amax(1)[missed], descending=True, stable=True)]:
         row = candidates[lesion]
         owner = assigned[row]
         free = (owner < 0) | (counts[owner.clamp(min=0)] > 1)
-        place = torch.where(free, overlap[lesion], -1).argmax()
-        if free[place]:
-            if owner[place] >= 0:
-                counts[owner[place]] -= 1
+        best = torch.where(free, overlap[lesion], -1).argmax()
+        if free[best]:
+            if owner[best] >= 0:
+                counts[owner[best]] -= 1
             counts[lesion] += 1
-            assigned[row[place]] = lesion
+            assigned[row[best]] = lesion

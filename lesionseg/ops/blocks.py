@@ -10,7 +10,7 @@ T = TypeVar("T", bound=np.generic)
 
 
 def block_maxima(array: NDArray[T], block: Sequence[int]) -> NDArray[T]:
-    """Return the maximum of each block of voxels.
+    """Return the maximum of each block of voxels, an array of lower resolution.
 
     The first axis is reduced in slabs, so that no temporary array is as large as the input.
 
@@ -19,7 +19,7 @@ def block_maxima(array: NDArray[T], block: Sequence[int]) -> NDArray[T]:
         block: Size of a block along each axis. The last blocks may be smaller.
 
     Returns:
-        `[*coarse]` in the dtype of `array`.
+        One value per block, `[*coarse]`, in the dtype of `array`.
 
     >>> block_maxima(np.array([[1, 2, 0], [3, 0, 5]]), (2, 2)).tolist()
     [[3, 5]]

@@ -30,7 +30,7 @@ def box_volume(boxes: Float[Tensor, "*n two_d"]) -> Float[Tensor, "*n"]:
 
 
 def is_degenerate(boxes: Float[Tensor, "n two_d"]) -> Tensor:
-    """Return a boolean tensor `[n]`: True for boxes that are not finite or have no volume."""
+    """Return a boolean tensor `[n]`: True for boxes with a NaN or infinity, or without volume."""
     return ~torch.isfinite(boxes).all(-1) | (box_volume(boxes.nan_to_num()) <= 0)
 
 
@@ -41,11 +41,12 @@ def split_box(boxes: Float[Tensor, "*n two_d"]) -> tuple[Tensor, Tensor]:
 
 
 def move_boxes(boxes: ArrayLike, source: Geometry, target: Geometry) -> Numbers:
-    """Convert boxes `[n, 2·dims]` from the grid `source` to the grid `target`.
+    """Convert boxes `[n, 2·dims]` in voxels of the grid `source` to voxels of the grid `target`.
 
-    The result is the smallest box around the moved corners. It is exact if the grids differ by
-    spacing, flips, axis order and shifts, and larger if they are oblique to each other. Boxes are
-    not clipped at the border of `target`. Without boxes the result is `[0, 2·dims]`.
+    The corners of a box are transformed through millimetres, and the result is the smallest box
+    that contains them. It is exact if the grids differ by spacing, flips, axis order and shifts,
+    and larger than the input if they are oblique to each other. Boxes are not clipped at the border
+    of `target`. Without boxes the result is `[0, 2·dims]`.
 
     >>> coarse = Geometry.from_spacing((4, 4), (2.0, 2.0))
     >>> move_boxes([[0, 1, 2, 3]], coarse, Geometry.from_spacing((8, 8), (1.0, 1.0))).tolist()
@@ -53,7 +54,7 @@ def move_boxes(boxes: ArrayLike, source: Geometry, target: Geometry) -> Numbers:
     """
     dims = source.dims
     sides = np.asarray(boxes, float).reshape(-1, 2, dims)
-    # the side (0 start, 1 stop) of each corner along each axis
+    # whether a corner is at the start (0) or the stop (1) along each axis, `[2^dims, dims]`
     picks = np.array(list(itertools.product((0, 1), repeat=dims)))
     corners = sides[:, picks, np.arange(dims)] - 0.5  # faces are half a voxel before centres
     points = source.to_mm(corners.reshape(-1, dims))
@@ -83,16 +84,17 @@ def box_iou(a: Float[Tensor, "n two_d"], b: Float[Tensor, "m two_d"]) -> Float[T
 def overlapping_pairs(
     boxes: Tensor, labels: Integers, others: Tensor, other_labels: Integers
 ) -> tuple[Integers, Integers, Numbers]:
-    """Find the pairs of one box of each set that have the same label and overlap.
+    """Find all pairs of a box in `boxes` and a box in `others` that overlap and share the label.
 
     Args:
-        boxes: `[n, 2·dims]`, starts then stops, half-open.
-        labels: `[n]`.
-        others: `[m, 2·dims]`.
-        other_labels: `[m]`.
+        boxes: First set `[n, 2·dims]`, starts then stops, half-open.
+        labels: Label of each box in `boxes`, `[n]`.
+        others: Second set `[m, 2·dims]`.
+        other_labels: Label of each box in `others`, `[m]`.
 
     Returns:
-        Row in `boxes`, row in `others` and IoU of each pair `[pairs]`, sorted by these rows.
+        Three arrays `[pairs]`: row in `boxes`, row in `others`, and IoU, which is above 0. Pairs
+        are sorted by row in `boxes`, then by row in `others`.
     """
     found = [np.zeros((3, 0))]
     step = max(1, _MAX_PAIRS // max(len(others), 1))  # the whole table may not fit into memory
@@ -139,7 +141,7 @@ _TINY = 1e-9  # smaller than any voxel; keeps quotients and their gradients fini
 
 
 def _overlap(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute the volumes `[*n]` of intersection and union of boxes `[*n, 2·dims]`."""
+    """Compute the volumes `[*n]` of intersection and union of each box in `a` with that in `b`."""
     start_a, stop_a = a.chunk(2, dim=-1)
     start_b, stop_b = b.chunk(2, dim=-1)
     start = torch.maximum(start_a, start_b)
@@ -148,10 +150,10 @@ def _overlap(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _product(sides: Float[Tensor, "*n d"]) -> Float[Tensor, "*n"]:
-    """Multiply over the last axis from left to right.
+    """Multiply the side lengths `[*n, dims]` of each box from left to right, to get its volume.
 
-    `nms` multiplies in the same order. Both therefore round alike, and agree on an IoU that is
-    exactly at the threshold.
+    The compiled loop of `nms` multiplies in the same order. The two functions therefore round
+    alike, and agree on an IoU that is exactly at the threshold.
     """
     product = sides[..., 0]
     for axis in range(1, sides.shape[-1]):
@@ -160,18 +162,19 @@ def _product(sides: Float[Tensor, "*n d"]) -> Float[Tensor, "*n"]:
 
 
 def _at_least_float32(boxes: Tensor) -> Tensor:
-    """Convert half precision and integers to float32, and leave float64 as it is."""
+    """Convert boxes in half precision or integers to float32. float64 stays float64."""
     return boxes.to(torch.promote_types(boxes.dtype, torch.float32))
 
 
 def encode_boxes(
     boxes: Float[Tensor, "n two_d"], anchors: Float[Tensor, "n two_d"]
 ) -> Float[Tensor, "n two_d"]:
-    """Compute offsets of boxes from anchors: shifts of the centre, then logarithms of side ratios.
+    """Compute the offsets of boxes from anchors, which a detector learns to predict.
 
-    shift = (centre − anchor's centre) / anchor's side, ratio = log(side / anchor's side) (Girshick
-    et al. 2014, appendix C). Sides below 10⁻³ voxels count as 10⁻³. Without boxes the result is
-    empty.
+    An offset contains the shifts of the centre along each axis, then the logarithms of the side
+    ratios: shift = (centre − anchor's centre) / anchor's side, and ratio = log(side / anchor's
+    side) (Girshick et al. 2014, appendix C). Box i belongs to anchor i. Sides below 10⁻³ voxels
+    count as 10⁻³. Without boxes the result is empty.
 
     >>> anchor = torch.tensor([[0.0, 0.0, 4.0, 4.0]])
     >>> encode_boxes(torch.tensor([[0.0, 1.0, 4.0, 5.0]]), anchor).tolist()
@@ -186,7 +189,7 @@ def encode_boxes(
 def decode_boxes(
     deltas: Float[Tensor, "*n two_d"], anchors: Float[Tensor, "*m two_d"]
 ) -> Float[Tensor, "*n two_d"]:
-    """Compute boxes in fp32 from offsets and anchors; the inverse of `encode_boxes`.
+    """Compute boxes in float32 from predicted offsets and anchors; the inverse of `encode_boxes`.
 
     Logarithms of ratios are at most log(1000/16), so that no side overflows; NaN stays NaN.
     """
@@ -200,16 +203,16 @@ def decode_boxes(
 def tile_boxes(
     instances: Integer[Tensor, "b *tile"], labels: Integer[Tensor, "b *tile"]
 ) -> tuple[Float[Tensor, "b m two_d"], Int64[Tensor, "b m"]]:
-    """Find the boxes and labels of the lesions in a batch of tiles.
+    """Find the boxes and labels of the lesions in a batch of tiles, the targets of a detector.
 
     Args:
         instances: Lesion ids, 0 for background.
-        labels: Label values.
+        labels: Label values of the same voxels.
 
     Returns:
-        Boxes in float32 (starts, then stops; half-open voxels), and the label of each lesion's
-        first voxel. The m rows of a tile are in the order of ids. There is at least one row, and
-        the rows after the last lesion of a tile are 0.
+        Boxes `[b, m, 2·dims]` in float32 (starts, then stops; half-open voxels), and the label of
+        each lesion's first voxel `[b, m]`. The m rows of a tile are in the order of ids. There is
+        at least one row, and the rows after the last lesion of a tile are 0.
     """
     n_tiles = len(instances)
     shape = instances.shape[1:]
@@ -224,7 +227,10 @@ def tile_boxes(
     rows = row_of_lesion[owner]  # the output row of each voxel
 
     def reduce_rows(values: Tensor, how: str) -> Tensor:
-        """Reduce `values` `[voxels]` by `how` in each row; 0 for an empty row."""
+        """Combine `values` `[voxels]` of the voxels of each output row by `how`; 0 if none.
+
+        `how` is `amin` (minimum) or `amax` (maximum).
+        """
         empty = torch.zeros(n_tiles * m, dtype=torch.int64, device=flat.device)
         return empty.scatter_reduce_(0, rows, values, how, include_self=False)
 
@@ -244,9 +250,14 @@ def tile_boxes(
 def _rows_of_lesions(
     tile_of_lesion: Int64[Tensor, " n"], n_tiles: int
 ) -> tuple[Int64[Tensor, " n"], int]:
-    """Return the row of each lesion in an output with m rows per tile, and m, which is at least 1.
+    """Return the output row of each lesion in a table with m rows per tile, and m.
 
-    Lesions are in ascending order of tiles. The row is m · tile + the rank in the tile.
+    m is the largest number of lesions in a tile, at least 1. The row is m · tile + the rank of the
+    lesion in its tile.
+
+    Args:
+        tile_of_lesion: The tile of each lesion, ascending.
+        n_tiles: The number of tiles.
     """
     per_tile = torch.bincount(tile_of_lesion, minlength=n_tiles)
     m = max(int(per_tile.max()) if n_tiles else 0, 1)

@@ -11,16 +11,17 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def make_compiler(*fastmath: str) -> Callable[[Function], Function]:
-    """Return a decorator that compiles a function, which then runs without Python's lock.
+    """Return a decorator that compiles a function of loops over arrays to machine code.
 
-    A function is compiled at its first call. The machine code is cached on disk, if a folder is
-    writable. `fastmath` contains flags of LLVM, such as `contract`.
-    Without flags, arithmetic follows IEEE 754. Division by 0 gives infinity, as in numpy.
+    The function is compiled at its first call, and runs without Python's global lock, so that
+    threads run at the same time. The machine code is cached on disk if a folder is writable.
+    `fastmath` contains flags of LLVM that permit faster arithmetic, such as `contract`. Without
+    flags, arithmetic follows IEEE 754. Division by 0 gives infinity, as in numpy.
     """
     flags = set(fastmath)
 
     def compile_function(function: Function) -> Function:
-        """Return the function that compiles itself at its first call."""
+        """Return numba's version of `function`, which compiles itself at its first call."""
         try:
             cached = numba.njit(cache=True, nogil=True, error_model="numpy", fastmath=flags)
             return cast(Function, cached(function))
@@ -36,9 +37,11 @@ compile_loops = make_compiler()
 
 @compile_loops
 def root_of(parent: Integers, i: int) -> int:
-    """Return the root of node `i` in a forest, and halve the path to it in place.
+    """Return the root of node `i` in a forest, and shorten the path to the root in place.
 
-    `parent` `[n]` contains the parent of each node. That of a root is the root itself.
+    `parent` `[n]` contains the parent of each node; the parent of a root is the root itself. The
+    forest is that of a union-find, whose roots identify connected components. Each node on the
+    path gets its grandparent as parent (path halving), so that later calls are faster.
     """
     while parent[i] != i:
         parent[i] = parent[parent[i]]

@@ -8,9 +8,10 @@ import torch
 
 @contextmanager
 def fastest_convolutions() -> Iterator[None]:
-    """Let cuDNN time its algorithms for each new shape and keep the fastest, while this is open.
+    """Let cuDNN choose the fastest algorithm for each shape of a convolution, within the context.
 
-    The first call with a shape is slow. Without cuDNN nothing changes.
+    cuDNN measures the time of its algorithms at the first call with a shape, which is slow. The
+    previous setting is restored at the exit. Without cuDNN nothing changes.
     """
     before = torch.backends.cudnn.benchmark
     torch.backends.cudnn.benchmark = True

@@ -14,16 +14,20 @@ _MESSAGES = (
 
 
 def free_bytes(device: torch.device) -> int:
-    """Return the free memory of a GPU in bytes, including the cache of torch's allocator.
+    """Return the memory of a GPU in bytes that this process can still allocate.
 
-    During validation in a training, nearly all free memory is in that cache.
+    This is the memory that CUDA reports as free, plus the unused part of the memory that torch's
+    allocator has reserved. During validation in a training, nearly all free memory is in that part.
     """
     cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return torch.cuda.mem_get_info(device)[0] + cached
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return True if an error means that the memory of a GPU or of the computer ran out."""
+    """Return True if an error means that the memory of a GPU or of the computer ran out.
+
+    The type of the error decides or, because some libraries raise a `RuntimeError`, its message.
+    """
     is_by_type = isinstance(error, torch.OutOfMemoryError | MemoryError)
     return is_by_type or says_out_of_memory(str(error))
 

@@ -41,12 +41,14 @@ def nms(
 def _suppress(
     boxes: Tensor, scores: Tensor, iou_threshold: float
 ) -> tuple[Int64[Tensor, " n"], Int64[Tensor, " n"]]:
-    """Return the indices of the boxes by rank, and for each rank that of the kept box.
+    """Rank boxes by score, and find for each box the kept box that represents it.
 
-    The kept box is the box itself or, if it is dropped, the box that suppresses it. It is given by
-    its rank, and rank 0 has the highest score.
+    Arguments are those of `nms`. Raise `ContentError` if the shapes do not fit together.
 
-    Raise `ContentError` if the shapes do not fit together.
+    Returns:
+        - The index of the box of each rank `[n]`; rank 0 has the highest score.
+        - For each rank `[n]`, the rank of the box itself if it is kept, otherwise the rank of the
+          kept box that suppresses it.
     """
     if boxes.ndim != 2 or boxes.shape[1] % 2 or scores.shape != boxes.shape[:1]:
         raise ContentError(
