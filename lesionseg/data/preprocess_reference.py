@@ -230,8 +230,12 @@ def _covered_share(
     last_index = np.array(geometry.shape) - 1
     first = np.floor(reached.min(axis=0) + 0.5).clip(0, last_index).astype(int)
     last = np.ceil(reached.max(axis=0) - 0.5).clip(first, last_index).astype(int)
-    there = tuple(slice(a, b + 1) for a, b in zip(first.tolist(), last.tolist(), strict=True))
-    return there, resample_to(mask[np.newaxis], source, geometry.crop(there), "share")[0].numpy()
+    reached_slices = tuple(
+        slice(a, b + 1) for a, b in zip(first.tolist(), last.tolist(), strict=True)
+    )
+    return reached_slices, resample_to(
+        mask[np.newaxis], source, geometry.crop(reached_slices), "share"
+    )[0].numpy()
 
 
 def _restore_lost(

@@ -112,7 +112,9 @@ def nonzero_voxels(array: NDArray[Any]) -> Integers:
 
 
 def present_values(array: NDArray[np.integer[Any]]) -> list[int]:
-    """Return the distinct values of an array, ascending. This is fast if most values are 0.
+    """Return the distinct values of a mask, such as its label values or ids, ascending.
+
+    0 is included if it occurs. Faster than `np.unique` if most voxels are 0.
 
     >>> present_values(np.array([[3, 0], [0, 1]])), present_values(np.array([2, 2]))
     ([0, 1, 3], [2])
@@ -123,31 +125,37 @@ def present_values(array: NDArray[np.integer[Any]]) -> list[int]:
 
 
 def foreground_slices(array: NDArray[Any]) -> tuple[slice, ...] | None:
-    """Return the smallest box that contains all non-zero voxels, or None if there are none.
+    """Return the slices of the smallest box that contains all non-zero voxels, to crop an array.
+
+    The result is None if all voxels are 0.
 
     >>> foreground_slices(np.array([[0, 0, 0], [0, 1, 1]]))
     (slice(1, 2, None), slice(1, 3, None))
     """
     slices = []
-    rest = array
+    cropped = array
     for axis in range(array.ndim):
-        used = np.flatnonzero(rest.any(axis=tuple(a for a in range(array.ndim) if a != axis)))
+        used = np.flatnonzero(cropped.any(axis=tuple(a for a in range(array.ndim) if a != axis)))
         if len(used) == 0:
             return None
         slices.append(slice(int(used[0]), int(used[-1]) + 1))
         # crop, so that later axes read fewer voxels
-        rest = rest[(slice(None),) * axis + (slices[-1],)]
+        cropped = cropped[(slice(None),) * axis + (slices[-1],)]
     return tuple(slices)
 
 
 def lesions_of(reference: Reference) -> Lesions:
-    """Return the lesions of a reference.
+    """List and measure the lesions of a reference, for training and evaluation alike.
 
-    The first of these that the reference has defines the lesions: instances, the components of its
-    labels, boxes. An instance without voxels keeps its box if there are as many boxes as instances.
-    Ignored voxels are removed first. A lesion with neither voxels nor a box is left out, and so is
-    a lesion whose voxels are all ignored, whether it has a mask or only a box. A reference without
-    lesions gives no rows. Raise `ContentError` if an instance has no label.
+    The lesions are the instances of the reference. Without instances, they are the connected
+    components of its labels, and without labels its boxes.
+
+    - Ignored voxels are removed before the lesions are measured.
+    - An instance without voxels keeps its box if there are as many boxes as instances.
+    - A lesion with neither voxels nor a box is left out.
+    - A lesion whose voxels are all ignored is left out, whether it has a mask or only a box.
+
+    A reference without lesions gives no rows. Raise `ContentError` if an instance has no label.
     """
     if reference.instances is None and reference.labels is not None:
         return _measure_components(reference.geometry, reference.labels, reference.ignore)
@@ -165,9 +173,10 @@ def lesions_of(reference: Reference) -> Lesions:
 
 
 def candidates_of(prediction: Prediction, ignore: Flags | None = None) -> Lesions:
-    """Return the candidates of a prediction in its order, without ignored voxels.
+    """Measure the candidates of a prediction in the same form as lesions, to compare the two.
 
-    Raise `ContentError` if the instance mask contains an id that no candidate has.
+    The rows have the order of the candidates. Voxels for which `ignore` `[*spatial]` is True do not
+    count. Raise `ContentError` if the instance mask contains an id that no candidate has.
     """
     candidates = prediction.candidates
     boxes = np.array([(*c.start_vox, *c.stop_vox) for c in candidates], float)
@@ -185,11 +194,20 @@ def unscored_prediction(
     labels: NDArray[np.integer[Any]],
     instances: NDArray[np.int32] | None,
 ) -> Prediction:
-    """Make a prediction from masks without scores: each candidate has score 1.
+    """Make a prediction from masks without scores, such as those of another program.
 
-    Candidates are the instances, with their ids, or the components of the labels if `instances` is
-    None. An instance has the label of its first labelled voxel, or 1 without such a voxel. Raises
-    `ContentError` if an instance has a negative id.
+    The candidates are the instances, with their ids. If `instances` is None, they are the connected
+    components of the labels. Each candidate has the score 1. An instance has the label of its first
+    labelled voxel, or 1 without such a voxel.
+
+    Args:
+        case: Id of the case.
+        geometry: The grid of the masks.
+        labels: Label values `[*spatial]`, 0 for background.
+        instances: Candidate ids `[*spatial]`, 0 elsewhere, or None.
+
+    Raises:
+        ContentError: If an instance has a negative id.
     """
     if instances is None:
         instances, of_instance = lesion_instances(labels)
@@ -218,7 +236,7 @@ def measure_instances(
     instances: NDArray[np.integer[Any]] | None,
     ignore: Flags | None = None,
 ) -> Lesions:
-    """Measure lesions that are given by their ids in a mask, or by their boxes.
+    """Measure lesions that have a mask of ids, boxes, or both.
 
     Args:
         geometry: The grid of the masks.
@@ -248,9 +266,9 @@ def measure_instances(
 
 
 def lesion_mask(reference: Reference) -> Flags:
-    """Return True for voxels `[*spatial]` of any lesion, except ignored voxels.
+    """Return the mask `[*spatial]` of all lesions of a reference: True for lesion voxels.
 
-    If the reference has no mask, these are the voxels that its boxes touch.
+    Ignored voxels are False. If the reference has no mask, all voxels that a box touches are True.
     """
     mask = reference.mask()
     if mask is None:
@@ -261,7 +279,10 @@ def lesion_mask(reference: Reference) -> Flags:
 
 
 def fill_boxes(boxes: Sequence[Sequence[float]] | NDArray[Any], shape: tuple[int, ...]) -> Flags:
-    """Return a mask of `shape` with all voxels that the boxes touch."""
+    """Return a mask of `shape` that is True for all voxels that a box touches, even partly.
+
+    Boxes are starts, then stops, in voxels, and may have fractions.
+    """
     mask = np.zeros(shape, bool)
     for box in boxes:
         mask[box_slices(box, len(shape))] = True
@@ -271,7 +292,10 @@ def fill_boxes(boxes: Sequence[Sequence[float]] | NDArray[Any], shape: tuple[int
 def _measure_components(
     geometry: Geometry, labels: NDArray[np.integer[Any]], ignore: Flags | None
 ) -> Lesions:
-    """Measure the connected components of each label, without ignored voxels."""
+    """Measure the lesions of a label map: the connected components of each label value.
+
+    Ignored voxels are removed before, which can divide a component.
+    """
     if ignore is not None:
         labels = np.where(ignore, 0, labels)
     instances, of_instance = lesion_instances(labels)
@@ -282,7 +306,10 @@ def _measure_components(
 def _drop_ignored(
     lesions: Lesions, ignore: Flags, instances: NDArray[np.integer[Any]] | None
 ) -> Lesions:
-    """Leave out the lesions that are ignored completely, but whose box remains.
+    """Leave out the lesions that are ignored completely, but still have a box.
+
+    This is a lesion without voxels that had voxels before ignored voxels were removed, or whose box
+    contains only ignored voxels.
 
     Args:
         lesions: The lesions without their ignored voxels.
@@ -311,17 +338,25 @@ def _drop_ignored(
 
 
 def _group_by_owner(owner: NDArray[np.integer[Any]], n: int) -> tuple[Integers, Integers]:
-    """Return the order `[v]` that sorts voxels by owner, and where each owner begins.
+    """Group voxels by the lesion to which they belong.
 
-    `owner` `[v]` has values from 0 to n−1. The order is stable. The second array `[n + 1]` has the
-    first position of each owner, and v at its end.
+    Args:
+        owner: The row of each voxel's lesion `[v]`, from 0 to n−1.
+        n: The number of lesions.
+
+    Returns:
+        - The indices `[v]` that sort the voxels by lesion, and keep their order within a lesion.
+        - The position of each lesion's first voxel in this order, then v, `[n + 1]`.
     """
     bounds = np.concatenate([[0], np.cumsum(np.bincount(owner, minlength=n))])
     return np.argsort(owner, kind="stable"), bounds.astype(np.int64)
 
 
 def _find_rows(ids: Integers, values: NDArray[np.integer[Any]]) -> Integers:
-    """Return the row in `ids` of each value. Raise `ContentError` for values that have none."""
+    """Return the row in the list of lesion ids `ids` for each id in `values`.
+
+    Raise `ContentError` if an id in `values` is not in `ids`.
+    """
     highest = int(max(ids.max(initial=0), values.max(initial=0)))
     row_of = np.full(highest + 1, -1, np.int64)
     row_of[ids] = np.arange(len(ids))
@@ -337,14 +372,17 @@ def _find_rows(ids: Integers, values: NDArray[np.integer[Any]]) -> Integers:
 
 
 def fill_polygons(polygons: Sequence[Numbers], shape: tuple[int, ...]) -> Flags:
-    """Return the pixels `[y, x]` with a centre on an outline, or inside an odd number of polygons.
+    """Convert the contours of a slice to a mask `[y, x]`, True for pixels of the lesion.
 
-    A polygon inside another one is therefore a hole. A centre is inside a polygon if a ray to the
-    left crosses its outline an odd number of times. It is on the outline if it is at most 0.001
-    pixels away, because some programs draw an outline, also that of a hole, through the centres of
-    the outermost pixels of the lesion. A polygon without any centre adds the pixel nearest to its
-    middle, unless that is outside the image, so that no lesion is lost. It is never a hole, because
-    a hole smaller than a pixel would remove a whole pixel.
+    - A pixel is True if its centre is inside an odd number of polygons. A polygon inside another
+      polygon is therefore a hole. A centre is inside a polygon if a ray to the left crosses its
+      outline an odd number of times.
+    - A pixel is also True if its centre is at most 0.001 pixels from an outline, because some
+      programs draw an outline, also that of a hole, through the centres of the outermost pixels of
+      the lesion.
+    - A polygon that contains and touches no centre adds the pixel nearest to its middle, so that no
+      lesion is lost. A middle outside the image adds none. Such a polygon is never a hole, because
+      a hole smaller than a pixel would remove a complete pixel.
 
     Other libraries are not suitable. Pillow also paints every pixel that the outline touches, which
     enlarges small lesions. matplotlib has no rule for corners on pixel centres, and contours of

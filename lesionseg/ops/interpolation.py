@@ -164,9 +164,15 @@ def _read_region(
     last: Integers,
     decode: Decode | None,
 ) -> Tensor:
-    """Return the values of an array `[C, *spatial]` from index `first` to index `last`, inclusive.
+    """Read the region of an array `[C, *spatial]` that a slab needs, as a tensor.
 
-    Only this region is decoded, because decoded values may need more memory than stored ones.
+    Only this region is decoded, because decoded values may need more memory than stored values.
+
+    Args:
+        array: The array.
+        first: First index along each spatial axis.
+        last: Last index along each spatial axis, inclusive.
+        decode: Converts stored numbers to intensities; None if they need no conversion.
     """
     region = tuple(slice(a, b + 1) for a, b in zip(first, last, strict=True))
     stored = array[(slice(None), *region)]
@@ -175,17 +181,22 @@ def _read_region(
 
 
 def _largest_drift(matrix: Numbers, other: Numbers, out_shape: Sequence[int]) -> float:
-    """Return how far apart two matrices map the same output index, in input voxels.
+    """Return how far apart two matrices map the same output index at most, in input voxels.
 
-    Both map output indices to input indices. The result is an upper bound over all indices of
-    `out_shape`, for the input axis along which it is largest.
+    Used to test whether a matrix can be replaced by its rounded version. The result is an upper
+    bound over all indices of `out_shape`, along the input axis with the largest difference.
+
+    Args:
+        matrix: Affine `[dims+1, dims+1]` from output indices to input indices.
+        other: Another such affine.
+        out_shape: Shape of the output.
     """
     last_index = np.array([*(n - 1 for n in out_shape), 1.0])
     return float((np.abs(matrix - other)[:-1] @ last_index).max())
 
 
 def index_matrix(source: Geometry, target: Geometry) -> Numbers:
-    """Return the matrix that maps an index of `target` to an index of `source`.
+    """Return the affine `[dims+1, dims+1]` that maps an index of `target` to an index of `source`.
 
     Raise `GeometryError` if the grids have different numbers of axes.
     """
@@ -198,7 +209,7 @@ def index_matrix(source: Geometry, target: Geometry) -> Numbers:
 
 
 def as_torch(array: NDArray[Any]) -> Tensor:
-    """Return the array as a tensor, which shares memory unless torch needs a copy.
+    """Convert a NumPy array to a tensor, which shares memory unless torch needs a copy.
 
     Arrays with the byte order of another processor, negative strides or read-only memory are
     copied. Unsigned integers of 16 bits and more are converted to int32 or int64.
@@ -212,11 +223,15 @@ def as_torch(array: NDArray[Any]) -> Tensor:
 
 
 def _find_input_range(matrix: Numbers, shape: Sequence[int]) -> tuple[Integers, Integers]:
-    """Return the lowest and highest input index along each axis that an output of `shape` reads.
+    """Return the lowest and the highest input index along each axis that an output needs.
 
     The output extends to the outer faces of its voxels, because a coarse voxel is a mean over its
-    extent. One more voxel on each side is the neighbour with which a value is interpolated. Indices
-    may be outside the input.
+    extent. One more input voxel before and after is the neighbour for interpolation. Indices may be
+    outside the input.
+
+    Args:
+        matrix: Affine from output indices to input indices.
+        shape: Shape of the output.
     """
     corners = np.array(list(itertools.product(*[(-0.5, n - 0.5) for n in shape])))
     mapped = corners @ matrix[:-1, :-1].T + matrix[:-1, -1]
@@ -225,7 +240,10 @@ def _find_input_range(matrix: Numbers, shape: Sequence[int]) -> tuple[Integers, 
 
 
 def _pad(piece: Tensor, before: Integers, after: Integers, *, zeros: bool) -> Tensor:
-    """Add voxels before and after each axis: zeros, or copies of the outermost values."""
+    """Add `before` and `after` voxels at the ends of each spatial axis of `piece` `[C, *spatial]`.
+
+    The added voxels are 0 with `zeros`, otherwise copies of the outermost voxels.
+    """
     for axis, (n_before, n_after) in enumerate(zip(before, after, strict=True), start=1):
         n = piece.shape[axis]
         index = np.arange(-n_before, n + n_after)
@@ -257,15 +275,17 @@ class _Resampling:
     reach: float
 
     def apply(self, piece: Tensor, how: Interpolation) -> Tensor:
-        """Return `piece` `[C, *input]` on the output's grid.
+        """Resample `piece` `[C, *input]` to the output's grid by the method `how`.
 
-        It is 0 for output voxels farther than `reach` from the centres of all input voxels.
+        If input axes are parallel to output axes, they are resampled one after the other, which is
+        faster than sampling each voxel. Output voxels farther than `reach` from the centres of all
+        input voxels are 0.
         """
         if self.parallel is None:
             return self._sample_voxels(piece, how)
         piece = piece.permute([0] + [1 + axis for axis in self.parallel])
         for axis, input_axis in enumerate(self.parallel):
-            ratio = float(abs(self.matrix[input_axis, axis]))
+            ratio = float(abs(self.matrix[input_axis, axis]))  # input voxels per output voxel
             x = self._axis_coordinates(axis, input_axis)
             n = piece.shape[axis + 1]
             if how == "share" or (how == "mean" and ratio > _COARSER):
@@ -280,24 +300,28 @@ class _Resampling:
         return piece
 
     def _axis_coordinates(self, axis: int, input_axis: int) -> Numbers:
-        """Return the coordinate on the input axis of each index of output axis `axis`."""
+        """Return the coordinate on input axis `input_axis` of each index of output axis `axis`.
+
+        Used for parallel axes. Coordinates are in voxels.
+        """
         row = self.matrix[input_axis]
         x = row[axis] * np.arange(self.out_shape[axis]) + row[-1]
         return x if self.is_exact else _round_coordinates(x)
 
     def _sample_voxels(self, piece: Tensor, how: Interpolation) -> Tensor:
-        """Return the sample of each output voxel, or the mean of several samples.
+        """Resample `piece` to the output's grid if axes are oblique: each voxel separately.
 
-        A sample farther than `reach` outside the input is 0.
+        An output voxel is one sample, or the mean of several samples (`_sample_offsets`). A sample
+        farther than `reach` from the centres of all input voxels is 0.
         """
 
         def sample(offset: Sequence[float]) -> Tensor:
-            """Sample at one position within each output voxel."""
+            """Sample `piece` at the position `offset` within each output voxel (0 is its centre)."""
             coordinates = self._coordinates(offset)
             pairs = zip(coordinates, piece.shape[1:], strict=True)
             inside = np.logical_and.reduce([_is_inside(x, n, self.reach) for x, n in pairs])
-            take = _sample_nearest if how in ("nearest", "share") else _sample_linear
-            return take(piece, coordinates).masked_fill(~_as_tensor(inside, piece.device), 0)
+            sample_at = _sample_nearest if how in ("nearest", "share") else _sample_linear
+            return sample_at(piece, coordinates).masked_fill(~_as_tensor(inside, piece.device), 0)
 
         offsets = self._sample_offsets(how)
         first = sample(offsets[0])
@@ -309,10 +333,14 @@ class _Resampling:
         return total / len(offsets)
 
     def _sample_offsets(self, how: Interpolation) -> list[tuple[float, ...]]:
-        """Return the positions within an output voxel, −½ to ½, at which it is sampled.
+        """Return the positions within an output voxel, −½ to ½ along each axis, to sample.
 
-        A mean has one sample per input voxel that the output voxel is long, a share at least three
-        per axis. The samples of an axis are evenly spaced.
+        - `linear` and `nearest` have one sample, at the centre.
+        - `mean` has as many samples along an axis as the output voxel is long in input voxels,
+          rounded up.
+        - `share` has the same number, but at least three per axis.
+
+        The samples of an axis are evenly spaced.
         """
         if how in ("linear", "nearest"):
             return [(0.0,) * len(self.out_shape)]
@@ -322,9 +350,10 @@ class _Resampling:
         return list(itertools.product(*[line.tolist() for line in lines]))
 
     def _coordinates(self, offset: Sequence[float]) -> list[Numbers]:
-        """Return input coordinates `[*out_shape]`, one array for each input axis.
+        """Return the input coordinates of a position within each output voxel.
 
-        `offset` is the position within each output voxel, −½ to ½.
+        `offset` is this position along each output axis, −½ to ½. The result has one array
+        `[*out_shape]` for each input axis.
         """
         grid = np.ogrid[tuple(slice(0, n) for n in self.out_shape)]
         index = [i + part for i, part in zip(grid, offset, strict=True)]
@@ -338,8 +367,9 @@ class _Resampling:
 def _find_parallel_axes(linear: Numbers, out_shape: tuple[int, ...]) -> tuple[int, ...] | None:
     """Return the input axis that is parallel to each output axis, or None if axes are oblique.
 
-    They are oblique if the coordinate on an input axis changes by 0.001 voxels or more along the
-    other output axes together.
+    `linear` `[dims, dims]` maps output indices to input indices. Axes are oblique if the coordinate
+    on an input axis changes by 0.001 voxels or more along the other output axes together, from the
+    first to the last voxel of `out_shape`.
     """
     output_axes = np.abs(linear).argmax(axis=1)  # the closest output axis of each input axis
     if len(set(output_axes.tolist())) != len(output_axes):
@@ -354,10 +384,11 @@ def _find_parallel_axes(linear: Numbers, out_shape: tuple[int, ...]) -> tuple[in
 
 
 def _average_around(array: Tensor, axis: int, x: Numbers, ratio: float) -> Tensor:
-    """Return the mean over `ratio` input voxels around each coordinate `x`, within the array.
+    """Average an array along one axis over intervals, to resample it to longer voxels.
 
-    Each input voxel has the share of the interval from `low` to `high` that it covers as weight. An
-    interval touches at most `ceil(ratio) + 1` voxels, which are added one after the other.
+    The interval of output position i is centred at `x[i]` and `ratio` input voxels long, clipped to
+    the array. The weight of an input voxel is the share of the interval that it covers. An interval
+    touches at most `ceil(ratio) + 1` voxels, which are added one after the other.
     """
     n = array.shape[axis]
     low = np.clip(x - ratio / 2, -0.5, n - 0.5)
@@ -377,9 +408,9 @@ def _average_around(array: Tensor, axis: int, x: Numbers, ratio: float) -> Tenso
 
 
 def gather_along(array: Tensor, axis: int, index: Integers) -> Tensor:
-    """Return the values at `index` along an axis, as `torch.index_select` does.
+    """Return the entries of an array at `index` along an axis, as `torch.index_select` does.
 
-    On a CPU, NumPy's function copies them 3 to 10 times as fast as that of torch.
+    On a CPU, NumPy's `take` copies the entries 3 to 10 times as fast as torch.
     """
     if array.device.type != "cpu":
         return array.index_select(axis, _as_tensor(index, array.device))
@@ -396,10 +427,13 @@ class Neighbours:
 
     @classmethod
     def of(cls, x: NDArray[np.floating[Any]], n: int, order: int) -> "Neighbours":
-        """Return the neighbours of coordinates `x` on an axis of `n` values.
+        """Find the neighbours of coordinates `x` on an axis of `n` voxels.
 
-        `order` is 0 (nearest; halfway between two centres the higher index wins) or 1 (linear). The
-        outermost values continue.
+        Args:
+            x: Coordinates in voxels. Outside of the axis, the outermost voxel is the neighbour.
+            n: Voxels of the axis.
+            order: 0 for the nearest voxel (halfway between two centres the higher index wins), 1
+                for the two voxels of linear interpolation.
         """
         if order == NEAREST:
             first = np.clip(np.floor(x + 0.5), 0, n - 1)
@@ -414,18 +448,22 @@ class Neighbours:
         return cls(first.astype(np.int64), second.astype(np.int64), weight.astype(np.float32))
 
     def within(self, rows: slice, start: int) -> "Neighbours":
-        """Return the neighbours of some output positions, for an input that begins at `start`."""
+        """Return the neighbours of the output positions `rows`, for a cropped input.
+
+        `start` is the input position at which the cropped input begins.
+        """
         return Neighbours(self.first[rows] - start, self.second[rows] - start, self.weight[rows])
 
     def reach(self, rows: slice) -> slice:
-        """Return the input positions that some output positions need."""
+        """Return the range of input positions that the output positions `rows` need."""
         return slice(int(self.first[rows].min()), int(self.second[rows].max()) + 1)
 
     def apply(self, array: Shaped[Tensor, "*any"], axis: int) -> Shaped[Tensor, "*any"]:
-        """Interpolate an array along an axis. The values stay within those of the input.
+        """Interpolate an array along an axis.
 
-        The result is float32, unless no value is between two others: then it has the dtype of the
-        array, and is a view if the positions are consecutive.
+        The result is float32. If all weights are 0, entries are only copied, and the result has the
+        dtype of the array. It is then a view if the positions are consecutive. The result stays
+        within the minimum and maximum of the input.
         """
         if not self.weight.any():
             if (np.diff(self.first) == 1).all():
@@ -451,7 +489,11 @@ def find_interpolation_neighbours(n_in: int, n_out: int, order: int) -> Neighbou
 
 
 def _sample_linear(array: Tensor, coordinates: Sequence[Numbers]) -> Tensor:
-    """Interpolate linearly at scattered coordinates. The outermost values continue outside."""
+    """Interpolate an array `[C, *input]` linearly at scattered positions.
+
+    `coordinates` has one array `[*out]` for each input axis, in voxels. The result is `[C, *out]`.
+    Outside the array, the outermost voxels continue.
+    """
     pairs = list(zip(coordinates, array.shape[1:], strict=True))
     # grid_sample expects coordinates from −1 to 1, last axis first
     scaled = [2 * x / max(n - 1, 1) - 1 for x, n in reversed(pairs)]
@@ -463,7 +505,11 @@ def _sample_linear(array: Tensor, coordinates: Sequence[Numbers]) -> Tensor:
 
 
 def _sample_nearest(array: Tensor, coordinates: Sequence[Numbers]) -> Tensor:
-    """Return the nearest values at scattered coordinates. The outermost values continue outside."""
+    """Return the nearest voxels of an array `[C, *input]` at scattered positions.
+
+    `coordinates` has one array `[*out]` for each input axis, in voxels. The result is `[C, *out]`.
+    Outside the array, the outermost voxels continue.
+    """
     index = [
         _as_tensor(np.clip(np.floor(x + 0.5), 0, n - 1).astype(np.int64), array.device)
         for x, n in zip(coordinates, array.shape[1:], strict=True)
@@ -472,27 +518,34 @@ def _sample_nearest(array: Tensor, coordinates: Sequence[Numbers]) -> Tensor:
 
 
 def _is_inside(x: Numbers, n: int, reach: float) -> Flags:
-    """Return True for coordinates at most `reach` before the first or after the last of `n` voxels.
+    """Return True for coordinates that are inside an axis of `n` voxels, or at most `reach` outside.
 
-    Voxels are counted along one axis, and coordinates refer to their centres.
+    Coordinates are in voxels along this axis, and `reach` counts from the centres of the first and
+    the last voxel.
     """
     return (x >= -reach) & (x <= n - 1 + reach)
 
 
 def _round_coordinates(x: Numbers) -> Numbers:
-    """Round coordinates to multiples of `_ROUNDING_VOX`. Whole ones stay exactly whole."""
+    """Round coordinates to multiples of `_ROUNDING_VOX`, so that voxel centres are hit exactly.
+
+    Integers stay exactly integers.
+    """
     per_unit = round(1 / _ROUNDING_VOX)
     # a product with 1e-5 would turn 3 into 3.0000000000000004, and touch the next voxel
     return np.round(x * per_unit) / per_unit
 
 
 def _as_tensor(values: NDArray[np.generic], device: torch.device) -> Tensor:
-    """Return computed indices or weights as a tensor on a device."""
+    """Convert computed indices or weights to a tensor on the device of the array they apply to."""
     return torch.from_numpy(np.ascontiguousarray(values)).to(device)
 
 
 def _broadcast_along(array: Tensor, axis: int, values: NDArray[np.generic]) -> Tensor:
-    """Return `values` with a shape that broadcasts against `array` along an axis."""
+    """Return `values` `[n]` as a tensor that applies to `array` along an axis of length n.
+
+    All other axes have length 1, so that it broadcasts.
+    """
     shape = [1] * array.ndim
     shape[axis] = -1
     return _as_tensor(values, array.device).reshape(shape)
@@ -502,7 +555,8 @@ def _broadcast_along(array: Tensor, axis: int, values: NDArray[np.generic]) -> T
 def spline_matrix(n_in: int, n_out: int, order: int) -> NDArray[np.float32]:
     """Return the matrix `[n_out, n_in]` that resizes an axis by a spline of `order` 2 to 5.
 
-    The result is cached: do not change it.
+    Column i is the resized array that is 1 at voxel i and 0 elsewhere, because a spline is linear
+    in the voxels. The result is cached: do not change it.
 
     >>> spline_matrix(3, 3, 3).round(6).tolist()
     [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
@@ -521,12 +575,18 @@ def resize(
     *,
     clip_along: int | None = None,
 ) -> Float[Tensor, "*out"]:
-    """Resize an array to `shape`, with a spline order from 0 to 5 for each axis; float32.
+    """Resize an array to `shape` over the same extent, by splines along each axis. Return float32.
 
-    Splines of order 2 and more overshoot, so values are clipped to the range of the array. With
-    `clip_along`, an axis of order 0 or 1, each slice across this axis is clipped to its own range
-    instead, before the axis itself is resized. Nothing happens along an axis that keeps its length.
-    If none changes, the result may share memory with the array.
+    Splines of order 2 and more overshoot, so the result is clipped to the range of the array. An
+    axis that keeps its length stays unchanged. If all axes keep their lengths, the result may share
+    memory with the array.
+
+    Args:
+        array: The array.
+        shape: Shape of the result.
+        orders: Order of the spline for each axis, 0 (nearest) to 5.
+        clip_along: An axis of order 0 or 1. Each slice across this axis is clipped to the range of
+            this slice, before the axis itself is resized. None clips to the range of the array.
 
     >>> resize(torch.tensor([[0.0, 2.0]]), (1, 4), (0, 1)).tolist()
     [[0.0, 0.5, 1.5, 2.0]]
@@ -552,7 +612,10 @@ def resize(
 
 
 def multiply_along(array: Tensor, axis: int, matrix: Tensor) -> Tensor:
-    """Multiply an array by `matrix` `[out, n]` along an axis of length n, which becomes out."""
+    """Multiply an array by `matrix` `[out, n]` along an axis of length n.
+
+    The axis has length out in the result.
+    """
     if axis == array.ndim - 1:
         return array @ matrix.T
     before = list(array.shape[:axis])

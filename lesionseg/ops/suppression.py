@@ -146,15 +146,16 @@ def _suppress_sorted(
     longest: np.float32,
     iou_threshold: np.float32,
 ) -> Integers:
-    """Apply non-maximum suppression to boxes that are sorted by position.
+    """Apply non-maximum suppression to boxes that are sorted by their start along an axis.
 
-    10 000 boxes in 3-D take 15 to 40 ms.
+    The order limits the search: each box is compared only with the few boxes near it. 10 000 boxes
+    in 3-D need 15 to 40 ms.
 
     Args:
         starts: `[dims, n]`, sorted by start along `axis`.
         stops: `[dims, n]`, in the order of `starts`.
         position: `[n]`, the column of the box of each rank. Rank 0 has the highest score.
-        axis: The axis of the order.
+        axis: The axis by whose starts the boxes are sorted.
         longest: The longest side along `axis`. A box that starts further below another box ends
             before that box starts.
         iou_threshold: Highest IoU of two kept boxes.

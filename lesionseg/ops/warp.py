@@ -39,7 +39,7 @@ class Warp:
 
 
 def warp_linear(image: Shaped[Tensor, "c *inp"], warp: Warp) -> Float[Tensor, "c *out"]:
-    """Interpolate `image` linearly at the positions of the warp, in float32; 0 outside of it."""
+    """Warp an image by linear interpolation. Return float32, 0 for positions outside the image."""
     out = torch.empty((image.shape[0], *warp.shape), dtype=torch.float32)
     matrix, displacement = _with_three_axes(warp)
     _interpolate(_as_3d(image.float()), matrix, displacement, _as_3d(out))
@@ -49,31 +49,35 @@ def warp_linear(image: Shaped[Tensor, "c *inp"], warp: Warp) -> Float[Tensor, "c
 def warp_nearest(
     masks: Sequence[Shaped[Tensor, "*inp"]], warp: Warp
 ) -> list[Shaped[Tensor, "*out"]]:
-    """Return the nearest voxel of each mask at the positions of the warp, in the mask's dtype.
+    """Warp masks by the nearest voxel. Each result has the dtype of its mask.
 
-    Halfway between two centres the higher index wins. Outside of the masks the result is 0. All
-    masks have the same shape, and there is at least one.
+    Halfway between two voxel centres the higher index wins. Outside of the masks the result is 0.
+    All masks have the same shape, and there is at least one mask. The positions are computed once
+    for all masks.
     """
     dims = len(warp.shape)
     shape = np.array((1,) * (3 - dims) + tuple(masks[0].shape), np.int64)
-    places = np.empty((1,) * (3 - dims) + warp.shape, np.int32)
+    nearest_index = np.empty((1,) * (3 - dims) + warp.shape, np.int32)
     matrix, displacement = _with_three_axes(warp)
-    _fill_nearest_places(shape, matrix, displacement, places)
+    _fill_nearest_index(shape, matrix, displacement, nearest_index)
     warped = [torch.zeros(warp.shape, dtype=mask.dtype) for mask in masks]
     for mask, out in zip(masks, warped, strict=True):
         source = mask.contiguous().numpy().reshape(-1)
         if mask.dtype == torch.bool and source.all():
-            out.copy_(torch.from_numpy(places.reshape(warp.shape)) >= 0)
+            out.copy_(torch.from_numpy(nearest_index.reshape(warp.shape)) >= 0)
         elif source.any():  # numpy's any; torch's takes as long as `_copy_voxels`
-            _copy_voxels(source, places.reshape(-1), out.numpy().reshape(-1))
+            _copy_voxels(source, nearest_index.reshape(-1), out.numpy().reshape(-1))
     return warped
 
 
 def _with_three_axes(warp: Warp) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return the matrix `[3, 4]` and the displacement `[3, Z, Y, X]` of a warp in three dimensions.
+    """Convert a warp to the form that the compiled loops need: always three axes.
 
-    A 2-D warp gets a first axis with one voxel, whose source position is 0. The displacement of an
-    affine warp is an empty array, because the compiled loops need an array.
+    A 2-D warp gets a first axis with one voxel, whose source position is 0.
+
+    Returns:
+        Matrix `[3, 4]` and displacement `[3, Z, Y, X]`. The displacement of an affine warp is an
+        empty array, because the compiled loops need an array.
     """
     extra = 3 - len(warp.shape)
     matrix = np.zeros((3, 4), np.float32)
@@ -91,9 +95,9 @@ def _with_three_axes(warp: Warp) -> tuple[NDArray[np.float32], NDArray[np.float3
 
 
 def _as_3d(image: Tensor) -> NDArray[np.float32]:
-    """Return an image as `[C, Z, Y, X]`; a 2-D image has one slice.
+    """Convert an image `[C, *spatial]` to an array `[C, Z, Y, X]`; a 2-D image has one slice.
 
-    A contiguous image shares its memory with the result.
+    A contiguous image shares its memory with the result, so that a loop can fill a tensor.
     """
     array = image.contiguous().numpy()
     return array.reshape([array.shape[0], *[1] * (4 - array.ndim), *array.shape[1:]])
@@ -118,9 +122,15 @@ def _fill_coordinates(
     k: int,
     j: int,
 ) -> None:
-    """Fill `row` with the source coordinates along `axis` of the voxels in output row (k, j).
+    """Compute the source coordinates along one axis for one row of output voxels.
 
-    `displacement` is empty for an affine warp.
+    Args:
+        row: The coordinates in voxels `[X]` are written here.
+        matrix: Matrix of the warp `[3, 4]`.
+        displacement: Displacement of the warp `[3, Z, Y, X]`, empty for an affine warp.
+        axis: The axis of the source.
+        k: Slice (z) of the output row.
+        j: Index (y) of the row in the slice.
     """
     first = matrix[axis, 0] * _F(k) + matrix[axis, 1] * _F(j) + matrix[axis, 3]
     step = matrix[axis, 2]
@@ -139,9 +149,9 @@ def _interpolate(
     displacement: NDArray[np.float32],
     out: NDArray[np.float32],
 ) -> None:
-    """Fill `out` by interpolating `image` at the positions of a warp.
+    """Fill `out` by linear interpolation of `image` at the positions of a warp.
 
-    Both are contiguous `[C, Z, Y, X]`. Each row of the output takes two steps:
+    Image and output are contiguous `[C, Z, Y, X]`. Each row of the output needs two steps:
 
     1. Locate the cell of each position, which is the cube of the eight voxels around it: the flat
        index of its first `corner`, and the `fraction` of the cell along z, y and x. A position
@@ -150,7 +160,7 @@ def _interpolate(
     2. For each channel, mix the eight corners: along x, then along y in the front and in the back
        face of the cell, then between the two faces.
 
-    Both steps are in one function, because the calls of two would take a fifth of the time.
+    One function does both steps, because calls of two functions would need a fifth of the time.
     """
     channels = image.reshape(image.shape[0], -1)
     n_out = out.shape[3]
@@ -204,15 +214,16 @@ def _interpolate(
 
 
 @_compile_loops
-def _fill_nearest_places(
+def _fill_nearest_index(
     shape: Integers,
     matrix: NDArray[np.float32],
     displacement: NDArray[np.float32],
     out: NDArray[np.int32],
 ) -> None:
-    """Fill `out` with the flat index of the nearest voxel in an array of `shape`; −1 outside.
+    """Fill `out` `[Z, Y, X]` with the flat index of the nearest source voxel; −1 outside.
 
-    The index is summed axis by axis. Once a voxel is outside along one axis, it stays −1.
+    The source has `shape` (3 axes). The index is summed axis by axis. Once a position is outside
+    along one axis, its index stays −1.
     """
     row = np.empty(out.shape[2], np.float32)
     pitch = (shape[1] * shape[2], shape[2], 1)
@@ -237,7 +248,11 @@ def _fill_nearest_places(
 
 @_compile_loops
 def _copy_voxels(source: NDArray[Any], places: NDArray[np.int32], out: NDArray[Any]) -> None:
-    """Copy `source[places]` into `out`, all flat. Negative places leave `out` unchanged."""
+    """Copy `source[places]` into `out`, all flat.
+
+    `places` contains the flat source index of each output voxel. Output voxels with a negative
+    index stay unchanged.
+    """
     for i in range(places.size):
         place = places[i]
         if place >= _I(0):
