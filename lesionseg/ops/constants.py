@@ -23,6 +23,6 @@ def constant(values: Sequence[float], like: Tensor, *, n_after: int = 0) -> Tens
 def _make_once(
     values: tuple[float, ...], n_after: int, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    """Return the tensor that `constant` describes. The cache returns it again for equal arguments."""
+    """Make the tensor that `constant` describes, or return the cached one for equal arguments."""
     with torch.inference_mode(False):  # training may use a tensor that a prediction has created
         return torch.tensor(values, dtype=dtype, device=device).view([-1] + [1] * n_after)

@@ -316,7 +316,7 @@ class _Resampling:
         """
 
         def sample(offset: Sequence[float]) -> Tensor:
-            """Sample `piece` at the position `offset` within each output voxel (0 is its centre)."""
+            """Sample `piece` at the position `offset` in each output voxel (0 is its centre)."""
             coordinates = self._coordinates(offset)
             pairs = zip(coordinates, piece.shape[1:], strict=True)
             inside = np.logical_and.reduce([_is_inside(x, n, self.reach) for x, n in pairs])
@@ -518,10 +518,10 @@ def _sample_nearest(array: Tensor, coordinates: Sequence[Numbers]) -> Tensor:
 
 
 def _is_inside(x: Numbers, n: int, reach: float) -> Flags:
-    """Return True for coordinates that are inside an axis of `n` voxels, or at most `reach` outside.
+    """Return True for coordinates on an axis that are near enough to its `n` voxels.
 
-    Coordinates are in voxels along this axis, and `reach` counts from the centres of the first and
-    the last voxel.
+    A coordinate may be at most `reach` before the centre of the first voxel, or after the centre of
+    the last voxel. Coordinates and `reach` are in voxels.
     """
     return (x >= -reach) & (x <= n - 1 + reach)
 

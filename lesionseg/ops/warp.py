@@ -229,21 +229,21 @@ def _fill_nearest_index(
     pitch = (shape[1] * shape[2], shape[2], 1)
     for k in range(out.shape[0]):
         for j in range(out.shape[1]):
-            place = out[k, j]
-            for i in range(place.size):
-                place[i] = _I(0)
+            flat_index = out[k, j]
+            for i in range(flat_index.size):
+                flat_index[i] = _I(0)
             for axis in range(3):
                 _fill_coordinates(row, matrix, displacement, axis, k, j)
                 last = _F(shape[axis] - 1)
                 stride = _I(pitch[axis])
                 beyond = last + _HALF
-                for i in range(place.size):
+                for i in range(flat_index.size):
                     x = row[i]
-                    is_outside = (x < -_HALF) | (x > beyond) | (place[i] < _I(0))
+                    is_outside = (x < -_HALF) | (x > beyond) | (flat_index[i] < _I(0))
                     within = min(max(x, _ZERO), last)
                     # round by truncation; float32 may round up beyond the last voxel
                     nearest = min(_I(within + _HALF), _I(last))
-                    place[i] = _I(-1) if is_outside else place[i] + nearest * stride
+                    flat_index[i] = _I(-1) if is_outside else flat_index[i] + nearest * stride
 
 
 @_compile_loops

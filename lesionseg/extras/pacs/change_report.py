@@ -29,24 +29,28 @@ class ChangeReport:
 
     @classmethod
     def check(cls, images: Iterable[Path]) -> None:
-        """Raise `ConfigError` if an image is DICOM, and the package that writes reports is missing.
+        """Raise `ConfigError` if an image is DICOM, but highdicom is not installed.
 
-        A missing package is thus reported before a visit is read.
+        highdicom is the package that writes the report. The check runs before a visit is read, so
+        that the command ends early.
         """
         if any(map(is_dicom_image, images)):
             require_highdicom()
 
     @classmethod
     def plan(cls, image: Path, predicted: PredictionFiles, folder: Path) -> "ChangeReport | None":
-        """Return the report of a visit, and remove the report of an earlier run.
+        """Check that a report can be written for a visit, and remove the report of an earlier run.
 
-        The earlier report is removed because the visits may not be comparable now. If the scan is
-        not a DICOM image, nothing is removed, and None is returned.
+        The earlier report is removed before the visits are compared, because they may no longer be
+        comparable.
 
         Args:
             image: The scan of the later visit.
             predicted: The prediction of this visit.
             folder: The folder of the report.
+
+        Returns:
+            The report to write, or None if the scan is not a DICOM image. Nothing is removed then.
 
         Raises:
             DatasetError: If the prediction belongs to another DICOM series than the scan.
@@ -86,11 +90,14 @@ class ChangeReport:
         since: Mapping[int, tuple[str, float | None]],
         remark: str,
     ) -> None:
-        """Write the report. Other comparisons get other UIDs, so that an archive keeps both.
+        """Write the DICOM report on the changes since the earlier visit.
+
+        Its UIDs depend on the comparison, so that an archive keeps reports of different
+        comparisons.
 
         Args:
             prediction: The prediction of the later visit.
-            labels: The names of its labels.
+            labels: The names of the prediction's labels, by label value.
             since: The comparison with the earlier visit, see `Comparison`.
             remark: A sentence for the comment of the report.
 

@@ -147,7 +147,10 @@ class DicomWeb:
             )
 
     def search_series(self) -> dict[str, Mapping[str, Any]]:
-        """Return what the server states of each series, by UID.
+        """Search the series at the address, limited by `study_uid` and `filters`.
+
+        Returns:
+            The DICOM JSON object of each series, by Series Instance UID. Its keys are tags.
 
         Raises:
             ResourceError: If the server cannot be searched.
@@ -159,7 +162,9 @@ class DicomWeb:
             return self._search(search, _SERIES)
 
     def search_instances(self, series: Mapping[str, Any]) -> "list[Dataset]":
-        """Return the images of a series, sorted by UID, each with the elements of the series.
+        """Search the images of a series, and return their headers sorted by SOP Instance UID.
+
+        Each header also has the elements of the series. `series` is a result of `search_series`.
 
         Raises:
             ResourceError: If the server cannot be searched, or states a damaged value.
@@ -181,24 +186,29 @@ class DicomWeb:
         return headers
 
     def _search(self, search: Callable[..., Any], tag: str) -> dict[str, Mapping[str, Any]]:
-        """Return what the server states of each object on all pages of a search.
+        """Run a search page by page until no further object appears.
 
         A server that ignores `offset` repeats its first page. The search therefore ends with the
         first page that has no new object.
 
         Args:
-            search: A search of the client, which takes `offset`.
-            tag: The UID of an object, the key in the result. Of equal objects, the last one counts.
+            search: A search of the client with the argument `offset`, the number of objects to
+                skip. It returns one page.
+            tag: The tag of the UID by which objects are distinguished.
+
+        Returns:
+            The DICOM JSON object of each result, by UID. Of objects with equal UIDs, it is the last
+            one.
         """
-        found: dict[str, Mapping[str, Any]] = {}
+        result_of_uid: dict[str, Mapping[str, Any]] = {}
         n_listed = 0
-        n_known = -1
-        while n_known < len(found):
-            n_known = len(found)
+        n_before = -1
+        while n_before < len(result_of_uid):
+            n_before = len(result_of_uid)
             page = search(offset=n_listed)
-            found |= {_value_of(item, tag): item for item in page}
+            result_of_uid |= {_value_of(item, tag): item for item in page}
             n_listed += len(page)
-        return found
+        return result_of_uid
 
     def find_scans(self, folder: Path, unwanted: Callable[[Scan], str]) -> FoundScans:
         """Find the scans at the address. No image is fetched.
@@ -210,6 +220,9 @@ class DicomWeb:
         Args:
             folder: The folder into which the scans will be fetched.
             unwanted: Returns the reason why a scan is not meant to be predicted, or "".
+
+        Returns:
+            The scans, sorted by key.
 
         Raises:
             ResourceError: If the server cannot be searched.
@@ -252,7 +265,7 @@ class DicomWeb:
             else:
                 images = self._client.iter_series(study_uid, series_uid, media_types=_ANY_SYNTAX)
             for image in images:
-                self._n_bytes = 0  # those of the next image
+                self._n_bytes = 0  # counts the bytes of the next image
                 uid, own_patient, *origin = (text(image, name) for name in _ORIGIN)
                 if uid not in missing or origin != [study_uid, series_uid]:
                     continue
@@ -301,10 +314,10 @@ class DicomWeb:
 
     @contextmanager
     def _requests(self, failure: str, max_bytes: int = _MAX_JSON_BYTES) -> Iterator[None]:
-        """Convert errors of requests into `ResourceError`, so that the next run tries again.
+        """Set the limits of the requests in the context, and convert errors into `ResourceError`.
 
-        After an error, the next request is made only once. After a request without error, later
-        ones are repeated again if they fail.
+        A `ResourceError` means that the next run tries again. After an error, the next request is
+        not repeated if it fails. After a context without error, failed requests are repeated again.
 
         Args:
             failure: The request that failed, for the message.
@@ -322,7 +335,11 @@ class DicomWeb:
         self._client.set_http_retry_params(max_attempts=_ATTEMPTS)
 
     def _check_answer(self, answer: "Response", **_: object) -> None:
-        """Limit the body of an answer. requests calls this before it reads or redirects.
+        """Limit the size and the time of an answer's body, and check a redirection.
+
+        This is the response hook of requests, called before the body is read and before a
+        redirection is followed. Status 409 of a stored result is turned into 202, because a search
+        then decides if the server has the result.
 
         Raises:
             ResourceError: If the server redirects results to another host.
@@ -343,7 +360,10 @@ class DicomWeb:
         answer.raw.stream = partial(self._read_body, answer.raw)
 
     def _read_body(self, raw: Any, n_bytes: int, decode_content: bool) -> Iterator[bytes]:
-        """Yield the blocks of a body as they arrive, each of at most `n_bytes`.
+        """Yield the body of an answer in blocks of at most `n_bytes`, as they arrive.
+
+        It replaces the method `stream` of urllib3's response `raw`. The size counts from the last
+        answer or, while a series is fetched, from the last image.
 
         Raises:
             ResourceError: If the body is too large or takes too long.
@@ -362,10 +382,15 @@ class DicomWeb:
 def _make_client(
     shown: str, url: str, check_answer: "Callable[[Response], None]"
 ) -> "DICOMwebClient":
-    """Return a client with the token, or user and password, of the environment.
+    """Make a DICOMweb client that signs in with the credentials of the environment.
 
-    Without them, requests reads the netrc file. The logs of the packages are switched off. `shown`
-    is the setting, for messages. `check_answer` is called for each answer.
+    These are the token, or user and password. Without them, requests reads the netrc file. The logs
+    of the packages are switched off.
+
+    Args:
+        shown: The setting, for messages.
+        url: The URL of the service.
+        check_answer: Called for each answer.
 
     Raises:
         ConfigError: If the package dicomweb-client is not installed.
@@ -398,13 +423,20 @@ def _make_client(
 
 
 def _add_token(token: str, request: "PreparedRequest") -> "PreparedRequest":
-    """Add the token to a request. requests removes it if the server redirects to another host."""
+    """Add the token to a request, as an authentication function of requests does.
+
+    requests removes the token if the server redirects to another host.
+    """
     request.headers["Authorization"] = f"Bearer {token}"
     return request
 
 
 def _check_attributes(shown: str, names: Iterable[str]) -> None:
-    """Raise `ConfigError` for a name that is neither a keyword of a DICOM attribute nor a tag."""
+    """Raise `ConfigError` if the name of a filter is not a DICOM attribute.
+
+    A DICOM attribute is named by its keyword, such as `Modality`, or by its tag of 8 hexadecimal
+    digits. `shown` is the setting, for the message.
+    """
     from pydicom.datadict import keyword_dict
 
     for name in names:
@@ -414,7 +446,7 @@ def _check_attributes(shown: str, names: Iterable[str]) -> None:
 
 
 def _explain(error: Exception) -> str:
-    """Return the reason why a request failed, and the remedy."""
+    """Describe for the user why a request failed, and what to do. The text has no patient data."""
     from requests import exceptions
 
     if isinstance(error, exceptions.HTTPError):
@@ -431,7 +463,7 @@ def _explain(error: Exception) -> str:
         )
     if isinstance(error, exceptions.ConnectionError | exceptions.Timeout):
         return "the server cannot be reached. Check host, port and network."
-    # the body that is no JSON, or the name of its media type
+    # `doc` of a JSON error is the body; other errors quote the media type of the answer
     if "html" in getattr(error, "doc", str(error))[:1000].lower():
         return (
             f"the answer is an HTML page, such as a login page. Check the address. {_CREDENTIALS}"
@@ -443,7 +475,10 @@ def _explain(error: Exception) -> str:
 
 
 def _value_of(item: Mapping[str, Any], tag: str) -> str:
-    """Return the first value of an element of an answer as text, or "" if it has none."""
+    """Return the first value of an element of a DICOM JSON object as text.
+
+    The result is "" if the object lacks the element `tag`, or the element has no value.
+    """
     element: Any = item.get(tag)
     try:
         return str(element["Value"][0]).strip()
@@ -452,7 +487,10 @@ def _value_of(item: Mapping[str, Any], tag: str) -> str:
 
 
 def _to_header(item: Mapping[str, Any]) -> "Dataset":
-    """Return the elements of an answer that are read. Names of patients are not among them."""
+    """Convert a DICOM JSON object to a pydicom data set with only the elements of `_TAGS`.
+
+    Names of patients are not among these elements.
+    """
     from pydicom import Dataset
 
     with warnings.catch_warnings():
@@ -472,20 +510,20 @@ class RemoteScan(Scan):
 
     @property
     def contents(self) -> list[tuple[Path, ...]]:
-        """The files. They are fetched first."""
+        """The paths of the files, after the files were fetched."""
         self.fetch()
         return super().contents
 
     def state(self) -> str:
-        """Return a digest of the SOP Instance UIDs.
+        """Return a digest of the images' SOP Instance UIDs, by which a run recognises the scan.
 
-        The standard does not allow an image to change under its UID. The scan is therefore not
-        fetched if an earlier run has read these images.
+        The standard does not allow an image to change under its UID. A scan with the state of an
+        earlier run is therefore not fetched again.
         """
         return digest_of("\n".join(file.name for file in self.dicom.files))[:16]
 
     def require_unchanged(self, state: str) -> None:
-        """Do nothing, because no other program writes the fetched files."""
+        """Do nothing. The fetched files cannot have changed, because no other program writes them."""
 
     @property
     def is_present(self) -> bool:
@@ -493,13 +531,13 @@ class RemoteScan(Scan):
         return all(file.is_file() for file in self.dicom.files)
 
     def fetch(self) -> None:
-        """Fetch the files, unless they are present. See `DicomWeb.fetch`."""
+        """Fetch the files from the server, unless all are present. See `DicomWeb.fetch`."""
         if not self.is_present:
             dicom = self.dicom
             self.service.fetch(dicom.study_uid, dicom.series_uid, dicom.files)
 
     def release(self) -> None:
-        """Remove the fetched files, and their folder if it is then empty."""
+        """Remove the fetched files after the prediction, and their folder if it is then empty."""
         files = self.dicom.files
         for file in files:
             file.unlink(missing_ok=True)
@@ -508,23 +546,28 @@ class RemoteScan(Scan):
 
 
 def _scans_of_series(service: DicomWeb, series: Mapping[str, Any], folder: Path) -> list[Scan]:
-    """Return the scans of a series: each radiograph, and the other images together.
+    """Search the images of a series on the server, and group them to scans.
+
+    Each radiograph is a scan. All other images of the series together are one scan. `series` is a
+    result of `search_series`, and `folder` the folder into which scans will be fetched.
 
     Raises:
         ResourceError: If the server cannot be searched.
     """
     headers_of_scans: dict[str, dict[Path, Dataset]] = defaultdict(dict)
-    place = folder / _value_of(series, _SERIES)
+    series_folder = folder / _value_of(series, _SERIES)
     for header in service.search_instances(series):
         uid = text(header, "SOPInstanceUID")
-        headers_of_scans[uid if is_radiograph(header) else ""][place / f"{uid}.dcm"] = header
+        headers_of_scans[uid if is_radiograph(header) else ""][series_folder / f"{uid}.dcm"] = (
+            header
+        )
     scans: list[Scan] = []
     for uid, headers in headers_of_scans.items():
         dicom = describe_headers(headers)
         dicom = replace(
             dicom,
             name=uid,
-            place=place if dicom.is_series else dicom.place,
+            place=series_folder if dicom.is_series else dicom.place,
             # the answer does not state the positions of frames
             unfit="" if dicom.n_slices > len(headers) else dicom.unfit,
         )

@@ -24,7 +24,15 @@ _RECORD = TypeAdapter(dict[str, list[str]])
 
 
 def read_sent(record: Path) -> dict[str, list[str]]:
-    """Return the UIDs of the stored results by address. A missing or damaged record has none."""
+    """Read the record of the results of a case that were stored in a PACS.
+
+    Args:
+        record: The file `<case>_sent.json`.
+
+    Returns:
+        The SOP Instance UIDs of the stored results by address of the service. It is empty if the
+        file is missing or damaged.
+    """
     with suppress(OSError, ValidationError):
         return _RECORD.validate_json(record.read_bytes())
     return {}
@@ -58,12 +66,25 @@ class DicomOutputs(Outputs):
         mask_names: Mapping[int, str],
         folder: Path,
     ) -> str:
-        """Write a DICOM scan's segmentation and report. Return why one is missing, or "".
+        """Write the DICOM segmentation and report of a predicted scan.
 
-        Return "" also for a scan of another format, and if only the report is written, because the
-        model has no masks to segment. A scan without contrast gets none. A scan with a warning gets
-        them only if the settings ask for `all`. Headers that do not allow them are the reason, and
-        are logged as a warning.
+        Args:
+            row: The row of the case in the table of results.
+            scan: The scan.
+            prediction: The prediction on this scan.
+            mask_names: The names of the label values of the mask.
+            folder: The folder of the results.
+
+        Returns:
+            The reason why an object is missing, for the table of results:
+
+            - The scan has no contrast (status `blank`).
+            - The scan has a warning, and the setting is not "all".
+            - The scan's headers do not allow the objects. This is also logged as a warning.
+            - No accepted candidate has voxels, so there is no segmentation.
+
+            "" if nothing is missing, if the scan is not DICOM, or if the model has no masks, so
+            that only the report is written.
         """
         image = scan.files.images[0]
         # a file that was being copied when the folder was listed has no `scan.dicom`
@@ -90,10 +111,14 @@ class DicomOutputs(Outputs):
         return NO_SEGMENTATION
 
     def after_commit(self, case: str, results: PredictionFolder) -> str:
-        """Store the results of a case in the PACS, unless they are stored or have just failed.
+        """Store the DICOM results of a case in the PACS, after all its files are written.
 
-        Return the reason if they are not stored, which is also logged as a warning. The next run
-        tries again.
+        Nothing is stored without a PACS, if the results were stored before, or if the attempt of
+        this run has failed. The next run tries again.
+
+        Returns:
+            The reason why the results could not be stored, which is also logged as a warning.
+            Otherwise "".
         """
         if self._service is None or case in self.unsent:
             return self.unsent.get(case, "")
@@ -114,6 +139,9 @@ class DicomOutputs(Outputs):
         return ""
 
     def finish(self, results: PredictionFolder) -> None:
-        """Store the results that wait, of all cases in the folder. Their scans may be gone."""
+        """Store the results of all cases in the folder that are not stored yet, at the end of a run.
+
+        Results of an earlier run may be among them, even if their scans no longer exist.
+        """
         for case in results.cases():
             self.after_commit(case, results)

@@ -73,17 +73,20 @@ class SourceImages:
 
     @property
     def first(self) -> Dataset:
-        """The header of the first file."""
+        """The header of the first file, from which patient, study and series are copied."""
         return next(iter(self.headers.values()))
 
     @property
     def is_radiograph(self) -> bool:
-        """True for a scan with two axes."""
+        """True for a scan with two axes, which has no slices and perhaps no position in space."""
         return self.grid.dims == 2
 
 
 def read_source_images(path: Path, prediction: Prediction) -> SourceImages:
-    """Read the headers of a scan, and add elements that results need and the headers lack.
+    """Read the headers of a scan, and check that the prediction belongs to its grid.
+
+    Elements that results need are added if the headers lack them. Only in memory: the files stay
+    unchanged.
 
     Raises:
         ReadError: If the scan cannot be read.
@@ -139,17 +142,18 @@ def _complete_headers(source: SourceImages) -> None:
 
 
 def _share_plane(source: SourceImages) -> None:
-    """State one orientation, distance and thickness of the slices in all files, for highdicom.
+    """Set the same orientation, distance and thickness of the slices in all headers.
 
-    A file may state them for each frame, or state wrong distances. The reader has checked that the
-    slices agree.
+    highdicom requires them in a place where a file may lack them: an enhanced file may have them
+    for each frame, and other files may have wrong distances. The reader has checked that the slices
+    agree, so the first slice and the grid give the values for all.
     """
     first = source.stack[0]
     distance = float(f"{source.grid.spacing_mm[0]:.6g}")
     thickness = first.thickness_mm or distance
     orientation = PlaneOrientationSequence("PATIENT", first.directions.ravel().tolist())
     for header in source.headers.values():
-        if "PerFrameFunctionalGroupsSequence" in header:
+        if "PerFrameFunctionalGroupsSequence" in header:  # an enhanced file: all slices in one
             shared = header.setdefault("SharedFunctionalGroupsSequence", Items([Dataset()]))
             shared.value[0].PlaneOrientationSequence = orientation
             shared.value[0].PixelMeasuresSequence = PixelMeasuresSequence(
@@ -169,12 +173,18 @@ def _derive_uid(*parts: object) -> str:
 
 
 def _label_name(labels: Mapping[int, str], value: int) -> str:
-    """Return the name of a label, or `label <value>`, cut to what a DICOM text can contain."""
+    """Return the name of the label `value`, or `label <value>` if it has no name.
+
+    The name is cut to 64 characters, the maximum of a short DICOM text.
+    """
     return labels.get(value, f"label {value}")[:_MAX_LABEL_CHARACTERS]
 
 
 def _own_code(value: str, meaning: str) -> sr.CodedConcept:
-    """Return a term of our own, which the standard does not have: its code and its meaning."""
+    """Return a coded term of lesionseg, for a concept that the standard terminologies lack.
+
+    `value` is its code, and `meaning` the text that viewers show.
+    """
     return sr.CodedConcept(value, _OWN_CODES, meaning)
 
 
@@ -196,7 +206,7 @@ class ResultObjects:
 
     @cached_property
     def accepted(self) -> list[Candidate]:
-        """The accepted candidates."""
+        """The candidates at or above the operating point, which the results contain."""
         return [candidate for candidate in self.prediction.candidates if candidate.accepted]
 
     @cached_property
@@ -211,20 +221,23 @@ class ResultObjects:
         return parameters
 
     def uid(self, kind: str, *parts: object) -> str:
-        """Return a UID that depends only on series, `kind`, key of the origin and `parts`."""
+        """Return a UID that depends only on the series, `kind`, the origin's key and `parts`.
+
+        The same run therefore gives the same UIDs. `kind` is the object to identify, such as "SEG".
+        """
         return _derive_uid(self.source.first.SeriesInstanceUID, kind, self.origin.key, *parts)
 
     def tracking_name(self, candidate: Candidate) -> str:
-        """Return the name of a candidate in both objects: its label and its id.
+        """Return the name of a candidate in segmentation and report, such as "lesion 7".
 
-        A long label is cut.
+        It consists of label and id. A long label is cut so that the name has at most 64 characters.
         """
         number = f" {candidate.id}"
         name = _label_name(self.labels, candidate.label)
         return name[: _MAX_LABEL_CHARACTERS - len(number)].rstrip() + number
 
     def _common_elements(self, kind: str, *, last_digit: int) -> dict[str, Any]:
-        """Return the arguments that the constructors of SEG and SR share.
+        """Return the keyword arguments that the constructors of SEG and SR share, by name.
 
         Args:
             kind: "SEG" or "SR", from which the UIDs are derived.
@@ -310,7 +323,7 @@ class ResultObjects:
         return dataset, number_of_candidate
 
     def _describe_segments(self, names: Sequence[str]) -> list[seg.SegmentDescription]:
-        """Return the description of each segment, numbered from 1."""
+        """Return the DICOM description of each segment: number from 1, name, finding and colour."""
         algorithm = AlgorithmIdentificationSequence(
             name="lesionseg",
             family=codes.DCM.ArtificialIntelligence,
@@ -339,11 +352,14 @@ class ResultObjects:
         segments: Mapping[int, int],
         comparison: Comparison,
     ) -> sr.Comprehensive3DSR:
-        """Make a Measurement Report.
+        """Make the report (SR), which contains the measurements of each accepted candidate.
+
+        It is a Measurement Report of the template TID 1500.
 
         Args:
             segmentation: The segmentation, or None.
-            segments: The number of a candidate's segment in it. Other candidates get boxes.
+            segments: The number of a candidate's segment in the segmentation, by candidate id.
+                Candidates without a segment are marked by boxes.
             comparison: The comparison with an earlier visit, which may be empty.
         """
         groups = []
@@ -384,7 +400,12 @@ class ResultObjects:
         )
 
     def _make_comment(self, remark: str) -> str:
-        """Return the comment: use, counts, operating point, kept zones, warning and `remark`."""
+        """Return the comment of the report, a text for readers.
+
+        It contains these sentences, as far as they apply: intended use, number of accepted
+        candidates with the operating point, zones in which candidates are accepted, warning about
+        the scan, and `remark`.
+        """
         n_candidates = len(self.prediction.candidates)
         summary = f"{len(self.accepted)} of {n_candidates} candidates were accepted"
         point = self.prediction.operating_point
@@ -396,12 +417,12 @@ class ResultObjects:
         return " ".join(filter(None, sentences))
 
     def _make_algorithm(self) -> sr.AlgorithmIdentification:
-        """Return our name and version and the parameters, for a group of the report."""
+        """Return the identification of lesionseg as the algorithm of a group of measurements."""
         parameters = [f"{name}: {value}" for name, value in self.parameters.items()]
         return sr.AlgorithmIdentification("lesionseg", self.origin.version, parameters)
 
     def _make_tracking_identifier(self, name: str) -> sr.TrackingIdentifier:
-        """Return a name with its UID, which are the same in SEG and report."""
+        """Return a name with its UID, by which a viewer links a segment to its measurements."""
         return sr.TrackingIdentifier(uid=self.uid("tracking", name), identifier=name)
 
     def _make_group(
@@ -411,14 +432,15 @@ class ResultObjects:
         number: int | None,
         change: tuple[str, float | None],
     ) -> Any:
-        """Make the group of an accepted candidate.
+        """Make the group of measurements of an accepted candidate for the report.
 
         Args:
             candidate: The candidate.
             segmentation: The segmentation, or None.
-            number: The candidate's segment, or None if it gets boxes.
-            change: The state of its lesion since the earlier visit and the volume in ml at that
-                visit. The state is "" without an earlier visit.
+            number: The number of the candidate's segment. If it is None, the candidate's box is
+                outlined on each slice.
+            change: The state of the lesion since the earlier visit, such as "new", and its volume
+                in ml at that visit. The state is "" without an earlier visit.
         """
         group: Any = sr.VolumetricROIMeasurementsAndQualitativeEvaluations
         if self.source.is_radiograph:
@@ -447,9 +469,10 @@ class ResultObjects:
         )
 
     def _refer_to_segment(self, segmentation: seg.Segmentation, number: int) -> Any:
-        """Return a reference to a segment, or to its frame if the scan is a radiograph.
+        """Return a reference to segment `number`, or to its frame if the scan is a radiograph.
 
-        The functions `from_segmentation` of highdicom 0.28 fail if there is only one segment.
+        The reference is built by hand, because the functions `from_segmentation` of highdicom 0.28
+        fail if there is only one segment.
         """
         uids = (segmentation.SOPClassUID, segmentation.SOPInstanceUID)
         if self.source.is_radiograph:
@@ -507,9 +530,10 @@ class ResultObjects:
         return measurements
 
     def _outline_box(self, candidate: Candidate) -> list[sr.ImageRegion]:
-        """Return the outline of a candidate's box, clipped to the scan, on each of its slices.
+        """Return the outlines of a candidate's box as DICOM regions, one for each slice of the box.
 
-        A box beyond the first or last slice is outlined on that slice.
+        The box is clipped to the scan. A box beyond the first or last slice is outlined on that
+        slice.
         """
         # columns and rows in pixels, counted from the outer corner of the first pixel
         shape = self.source.grid.shape[-2:]

@@ -104,7 +104,10 @@ def write_dicom_results(
 
 
 def _save_object(dataset: "Dataset", path: Path) -> None:
-    """Remove the times of creation from an object and write it: a run always gives equal bytes."""
+    """Write a DICOM object to a file.
+
+    The times of its creation are removed before, so that equal runs give equal bytes.
+    """
     for name in ("InstanceCreationDate", "InstanceCreationTime"):
         dataset.pop(name, None)
     for equipment in dataset.get("ContributingEquipmentSequence", ()):
