@@ -57,7 +57,10 @@ class Run:
 
     @property
     def _scored(self) -> Path:
-        """The folder of the scores and tables: `oof` for a cross-validation."""
+        """The folder that contains the scores and tables.
+
+        It is the subfolder `oof` (out-of-fold) for a cross-validation, otherwise `folder`.
+        """
         from lesionseg.pipeline.scores_folder import find_scores
 
         return find_scores(self.folder)
@@ -99,11 +102,11 @@ class Run:
         return read_table(folder / f"{table}.csv")
 
     def plot(self) -> "Figure":
-        """Draw sensitivity against false positives per scan.
+        """Draw the FROC curve: sensitivity against false positives per scan.
 
         Returns:
             The figure. If the predictions are masks without scores, it shows sensitivity by lesion
-            size instead. It is empty if there is no lesion.
+            size instead. The figure is empty if the reference has no lesion.
 
         Raises:
             ReadError: If the folder has no scores.
@@ -131,7 +134,7 @@ class Run:
         return Predictor(self.folder, **settings)
 
     def report(self, output: StrPath, **settings: Any) -> Path:
-        """Write the report on these scores into `output`, and return the path of the page.
+        """Write the report on the scores of this folder, and return the path of the page.
 
         Args:
             output: The folder of the report.
@@ -140,7 +143,7 @@ class Run:
         return report(self.folder, output, **settings)
 
     def _repr_html_(self) -> str:
-        """Return the table of scores for a notebook."""
+        """Return the table of scores as HTML. Jupyter calls this method to display a `Run`."""
         from lesionseg.evaluation.scores import scores_table
 
         _, *rows = scores_table({"": self.scores})  # the first row has the names of the columns
@@ -294,7 +297,9 @@ def follow(
 def report(
     scores: StrPath | None, output: StrPath, *, progress: bool = False, **settings: Any
 ) -> Path:
-    """Write a report on scores as a page, with the extra `pdf` also as a PDF.
+    """Write a report on scores as a page, as `lesionseg report` does.
+
+    With the setting `report__pdf`, it is also written as a PDF.
 
     Args:
         scores: The output of `evaluate`, or a run directory. None with `predictions`, an output of
@@ -318,8 +323,12 @@ def report(
 def _call(command: str, settings: Mapping[str, Any], progress: bool) -> Any:
     """Run a command with settings given in Python, and return its outcome.
 
-    In a key, `__` means a dot. Hydra is imported only for an experiment or another option of the
-    group `data`. With `progress`, progress bars are drawn; otherwise nothing is printed.
+    Hydra, which is slow to import, is used only for an experiment or an option of the group `data`.
+
+    Args:
+        command: The name of the command.
+        settings: The settings by key. In a key, `__` means a dot.
+        progress: True draws progress bars. Otherwise nothing is printed.
     """
     # `trainer__max_steps=9`, because a dot cannot be part of a Python keyword
     values = {key.replace("__", "."): value for key, value in settings.items()}

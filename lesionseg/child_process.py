@@ -56,26 +56,26 @@ class ChildProcess:
 
     @property
     def has_ended(self) -> bool:
-        """True if the process no longer runs."""
+        """True if the child process no longer runs."""
         return self.process.poll() is not None
 
     def run(self, function: Callable[..., T], *args: Any) -> T:
-        """Run `function(*args)` in the process and return its result.
+        """Run `function(*args)` in the child process and return its result.
 
-        Warnings and errors that the function logs below `lesionseg` appear in this process, and its
-        exception is raised here. If this call is interrupted, or the function or its arguments
-        cannot be pickled, the process is killed.
+        Warnings and errors that the function logs below `lesionseg` appear in this process. An
+        exception of the function is raised here. If this call is interrupted, or the function or
+        its arguments cannot be pickled, the child process is killed.
 
         Args:
             function: A function that can be pickled.
             args: Its arguments.
 
         Raises:
-            ChildEnded: If the process crashes or is killed, or the result cannot be pickled.
+            ChildEnded: If the child process crashes or is killed, or the result cannot be pickled.
         """
         with self._lock:
             try:
-                # the process imports the function when it unpickles the inner bytes
+                # the child imports the function when it unpickles the inner bytes
                 pickle.dump(pickle.dumps((function, args)), self._jobs)
                 self._jobs.flush()
                 failed, value, messages = pickle.load(self._replies)  # does not copy voxels
@@ -93,17 +93,21 @@ class ChildProcess:
         return result
 
     def close(self) -> None:
-        """Kill the process and wait for its end. A running `run` raises `ChildEnded`."""
+        """Kill the child process and wait for its end.
+
+        A call of `run` in another thread then raises `ChildEnded`.
+        """
         self.process.kill()
         with self._lock, suppress(OSError):  # the pipe may contain bytes that were not read
             self.process.communicate()
 
 
 def run_jobs() -> None:
-    """Run the child process until the parent ends it. This function does not return.
+    """Run the jobs of the parent process. This is the main loop of the child process.
 
-    It reads jobs from standard input and writes replies to standard output. A reply contains True
-    if the job failed, its result or error, and its log messages.
+    It reads pickled jobs (function, arguments) from standard input and writes replies to standard
+    output. A reply is a tuple: True if the job failed, the result or the error, and the log
+    messages. The function never returns, because the process ends with the parent's pipe.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C
     replies = os.fdopen(os.dup(1), "wb")
@@ -130,7 +134,10 @@ def run_jobs() -> None:
 
 
 def _receive_jobs(jobs: SimpleQueue[bytes]) -> None:
-    """Receive jobs until the parent closes the pipe or ends. Then end this process at once."""
+    """Read jobs from the parent into a queue, in a thread of the child process.
+
+    When the parent closes the pipe or ends, this process ends at once, even during a job.
+    """
     try:
         with os.fdopen(0, "rb", closefd=False) as pipe:
             while True:

@@ -67,7 +67,10 @@ class TrainingError(LesionsegError):
 
 
 def find_error(name: str) -> type[LesionsegError] | None:
-    """Return the class of that name, or None if it is not an error of lesionseg."""
+    """Return the exception class called `name`, or None if lesionseg has no such exception.
+
+    Used to restore an error whose class name was stored as text.
+    """
     kind = globals().get(name)
     return kind if isinstance(kind, type) and issubclass(kind, LesionsegError) else None
 
@@ -94,9 +97,10 @@ def pip_install(extra: str) -> str:
 
 
 def require_one_of(what: str, value: object, choices: Iterable[str]) -> None:
-    """Raise `ConfigError` if the value is not one of the choices.
+    """Raise `ConfigError` if the value of a setting is not one of the choices.
 
-    The message begins with `what`, and suggests the nearest choice if one is near.
+    The message begins with `what`, the name of the setting, and suggests a choice with similar
+    spelling, if there is one.
     """
     known = tuple(choices)
     if value not in known:
@@ -105,7 +109,9 @@ def require_one_of(what: str, value: object, choices: Iterable[str]) -> None:
 
 
 def count(n: int, noun: str, nouns: str = "") -> str:
-    """Return a number with its noun. The plural is `nouns`, or `noun` with an s.
+    """Return a number with its noun in singular or plural, for a message.
+
+    The plural is `nouns`, or `noun` with an s.
 
     >>> count(1, "patient"), count(3, "patient"), count(2, "study", "studies")
     ('1 patient', '3 patients', '2 studies')
@@ -116,7 +122,7 @@ def count(n: int, noun: str, nouns: str = "") -> str:
 
 
 def duration(minutes: float) -> str:
-    """Return a duration in seconds, minutes or hours.
+    """Format a duration for a message: seconds below 2 minutes, minutes below 2 hours, then hours.
 
     >>> duration(0.4), duration(2.6), duration(240), duration(60_000)
     ('24 seconds', '3 minutes', '4 hours', '1000 hours')
@@ -162,7 +168,9 @@ def format_score(score: float) -> str:
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
-    """Return ` Did you mean …?` with the known word of `nearest`, or "" if there is none.
+    """Return ` Did you mean …?` with the known word that is spelt most like `word`.
+
+    It is the end of an error message. The result is "" if `nearest` finds no such word.
 
     >>> suggest("los.gamma", ["loss.gamma", "seed"])
     " Did you mean 'loss.gamma'?"
@@ -171,9 +179,10 @@ def suggest(word: str, known: Iterable[str]) -> str:
 
 
 def nearest(word: str, known: Iterable[str], cutoff: float = 0.5) -> list[str]:
-    """Return a list with the only known word that is nearest to a word.
+    """Return a list with the known word that is spelt most like a word, to correct a mistyped name.
 
-    The list is empty if none is near, if two are equally near, or if several end in the word.
+    The list is empty if no word is similar enough, if two words are equally similar, or if several
+    known words end in the word.
 
     >>> nearest("film", ["p1_film", "firms"]), nearest("film", ["p1_film", "patient2_film"])
     (['p1_film'], [])
@@ -184,7 +193,7 @@ def nearest(word: str, known: Iterable[str], cutoff: float = 0.5) -> list[str]:
     (['film_7'], [])
 
     Args:
-        word: The word.
+        word: The word, perhaps mistyped.
         known: The known words.
         cutoff: The lowest ratio of `difflib.SequenceMatcher` at which two words are near.
     """
@@ -226,8 +235,12 @@ _REQUIRED: Mapping[str, str] = {
 def describe_misfits(error: Any, raw: object) -> str:
     """Describe pydantic's `ValidationError` in one sentence: each wrong key, its value, the fault.
 
-    `raw` is the data that did not validate. A fault of several keys together has no key. A value
-    that is a dictionary is left out.
+    A fault of several keys together is described without a key. A value that is a dictionary is not
+    shown.
+
+    Args:
+        error: The `ValidationError`.
+        raw: The data that did not validate.
     """
     misfits_of: dict[str, list[Any]] = {}
     value_of: dict[str, object] = {}
@@ -259,8 +272,13 @@ def describe_misfits(error: Any, raw: object) -> str:
 def _describe_problems(value: object, misfits: Iterable[Any]) -> str:
     """Describe the faults of one value, such as "-1 must be at least 0 or 'all'".
 
-    A union of types has one fault per type, and correcting one of them is enough. The value is cut
-    to 60 characters, and a dictionary is left out.
+    If a key allows several types, pydantic reports one fault per type. The faults are joined by
+    "or", because correcting one of them is enough. The value is cut to 60 characters, and a
+    dictionary is not shown.
+
+    Args:
+        value: The wrong value.
+        misfits: The faults of this value, items of `ValidationError.errors()`.
     """
     required: list[str] = []
     others: list[str] = []

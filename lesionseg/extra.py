@@ -11,16 +11,20 @@ WITHOUT_COMMAND = ("pacs",)  # extras that settings of other commands ask for
 
 
 def has_extra(name: str) -> bool:
-    """Return True if this installation has an extra. A folder without code does not count."""
+    """Return True if this installation contains the extra `name`.
+
+    A folder without code, such as one with only cached byte code, does not count.
+    """
+    # a folder without __init__.py has a specification without origin
     spec = find_spec(_PACKAGE) and find_spec(f"{_PACKAGE}.{name}")
     return spec is not None and spec.origin is not None
 
 
 def find_extra(name: str, setting: str = "") -> ModuleType:
-    """Return the package of an extra, whose public names the core uses.
+    """Import the package of an extra when a command or setting needs it, and return it.
 
-    Raise `ConfigError` if the extra is missing. The message begins with the `setting` that asks
-    for the extra, or with its name.
+    Raise `ConfigError` if the extra is missing. The message begins with `setting`, the name of the
+    setting that needs the extra, or with the name of the extra.
     """
     if not has_extra(name):
         raise ConfigError(

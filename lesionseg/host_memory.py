@@ -34,7 +34,9 @@ _n_users = [0]  # number of open calls of `reuse_memory`
 
 
 def physical_bytes(root: Path = _ROOT) -> int:
-    """Return the memory of this machine in bytes, or that of this container or job if it is less.
+    """Return the memory in bytes that this process may use at most.
+
+    This is the memory of the machine, or the limit of this container or job if the limit is lower.
 
     Args:
         root: Contains `proc` and `sys`, for tests.
@@ -56,14 +58,14 @@ def _machine_bytes() -> int:
 
 
 def default_budget(root: Path = _ROOT) -> int:
-    """Return the bytes that a command may use: 60 % of the free memory.
+    """Return the memory budget of a command in bytes: 60 % of the free memory.
 
     Args:
         root: Contains `proc` and `sys`, for tests.
 
     Returns:
-        60 % of the free memory of the machine, or of this container or job if that is less. 4 GiB
-        if the system does not state it.
+        60 % of the free memory of the machine, or of this container or job if it has less. 4 GiB if
+        the system does not report its free memory.
     """
     free = [group.free for group in _limiting_groups(root)]
     info = root / "proc/meminfo"
@@ -83,17 +85,18 @@ class _Group:
 def _limiting_groups(root: Path) -> list[_Group]:
     """Return the control groups with a memory limit to which this process belongs (Linux).
 
-    The limits of all parents apply as well: SLURM limits the group of a job, and its steps and
-    tasks have groups below it. A container may see the path of its group on the machine, although
-    its own `/sys/fs/cgroup` begins with this group. Folders that do not exist are therefore
-    skipped. The list is empty on other systems, and without a limit in version 2 of cgroups.
+    The limits of all parents apply as well: SLURM limits the group of a job, and the steps and
+    tasks of the job have groups below it. A container may see the path of its group on the machine,
+    although `/sys/fs/cgroup` of the container begins with this group. Folders that do not exist are
+    therefore skipped. The list is empty on other systems, and without a limit in version 2 of
+    cgroups.
     """
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:  # not Linux
         return []
     groups: list[_Group] = []
-    for line in lines:
+    for line in lines:  # `number:controllers:path`; version 2 has no controllers
         _, _, controllers_and_path = line.partition(":")
         controllers, _, path = controllers_and_path.partition(":")
         if controllers == "":
@@ -114,11 +117,12 @@ def _limiting_groups(root: Path) -> list[_Group]:
 
 
 def _read_group(folder: Path, version: int) -> _Group | None:
-    """Return the limit of a control group of `version` 1 or 2, and what it leaves free.
+    """Read the memory limit of a control group and the memory that is free below this limit.
 
-    Return None if the folder is not a group, or is a group of version 2 without a limit. Without a
-    limit, version 1 states a very large number, which is returned. The kernel drops cached files
-    before it kills a process, so their memory counts as free, as in `MemAvailable` of the machine.
+    `version` is the version of cgroups, 1 or 2. Return None if the folder is not a group, or is a
+    group of version 2 without a limit. Without a limit, version 1 has a very large number, which is
+    returned. The kernel drops cached files before it kills a process, so their memory counts as
+    free, as in `MemAvailable` of the machine.
     """
     limit_file = "memory.max" if version == 2 else "memory.limit_in_bytes"
     used_file = "memory.current" if version == 2 else "memory.usage_in_bytes"
@@ -135,7 +139,7 @@ def _read_group(folder: Path, version: int) -> _Group | None:
 
 
 def peak_memory_mb() -> int:
-    """Return the peak memory of this process in MB of 2²⁰ bytes; 0 on Windows."""
+    """Return the largest resident memory of this process so far, in MB of 2²⁰ bytes; 0 on Windows."""
     if sys.platform == "linux":
         # `getrusage` would include the parent's memory at the start of this process
         found = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
@@ -150,9 +154,10 @@ def peak_memory_mb() -> int:
 
 @contextmanager
 def pause_collection() -> Iterator[None]:
-    """Pause Python's search for reference cycles in the context. It takes seconds for 10⁷ objects.
+    """Pause Python's garbage collector in the context, while many objects are created.
 
-    If it is off already, it stays off.
+    The search for reference cycles needs seconds for 10⁷ objects. If the collector is off already,
+    it stays off.
     """
     was_on = gc.isenabled()
     gc.disable()
@@ -165,12 +170,12 @@ def pause_collection() -> Iterator[None]:
 
 @contextmanager
 def reuse_memory(*, is_wanted: bool = True) -> Iterator[None]:
-    """Make glibc keep freed blocks, so that later blocks of the same size reuse them.
+    """Make glibc keep freed memory blocks in the context, so that later blocks reuse them.
 
     By default glibc returns each large block to the system, and the system clears its pages when
-    they are used again. That takes a quarter or more of the time of a network on a CPU. At the end
-    of the last of several nested or parallel calls, freed blocks are returned. Without
-    `is_wanted`, or without glibc, nothing happens.
+    they are used again. That needs a quarter or more of the time of a network on a CPU. Contexts may
+    be nested or parallel; at the exit of the last one, freed blocks are returned. Nothing happens
+    if `is_wanted` is False, or without glibc.
     """
     library = _glibc() if is_wanted else None
     if library is None:
@@ -193,9 +198,9 @@ def reuse_memory(*, is_wanted: bool = True) -> Iterator[None]:
 
 
 def trim_memory() -> None:
-    """Give all free blocks back to the system, even those between used ones.
+    """Return all freed memory of this process to the system, even between used blocks.
 
-    This takes milliseconds. Without glibc nothing happens.
+    It needs milliseconds. Without glibc nothing happens.
     """
     library = _glibc()
     if library is not None:

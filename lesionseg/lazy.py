@@ -8,20 +8,20 @@ from typing import Any
 def lazy_names(
     package: str, homes: Mapping[str, str]
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """Return the functions `__getattr__` and `__dir__` of a package.
+    """Make the functions `__getattr__` and `__dir__` of a package that imports its names lazily.
 
-    The modules of a package's public names may import torch or MONAI, which takes seconds. With
-    these functions, a module of the package that needs neither is imported without them.
+    The modules of a package's public names may import torch or MONAI, which needs seconds. With
+    these functions, the module of a public name is imported when the name is first used.
 
     Args:
         package: The package's name.
-        homes: The module of each public name, below the package.
+        homes: The name of the module of each public name, relative to the package.
     """
 
     def get(name: str) -> Any:
-        """Import the module of a public name, and return the name's value.
+        """Import the module that defines a public name, and return the object of this name.
 
-        Raise `AttributeError` if the name is not public, as a module without it does.
+        Raise `AttributeError` if the name is not public, as an ordinary module does.
         """
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")

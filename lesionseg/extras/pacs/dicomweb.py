@@ -523,7 +523,7 @@ class RemoteScan(Scan):
         return digest_of("\n".join(file.name for file in self.dicom.files))[:16]
 
     def require_unchanged(self, state: str) -> None:
-        """Do nothing. The fetched files cannot have changed, because no other program writes them."""
+        """Do nothing, because no other program changes the fetched files."""
 
     @property
     def is_present(self) -> bool:

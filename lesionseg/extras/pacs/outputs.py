@@ -139,9 +139,10 @@ class DicomOutputs(Outputs):
         return ""
 
     def finish(self, results: PredictionFolder) -> None:
-        """Store the results of all cases in the folder that are not stored yet, at the end of a run.
+        """Store the results of all cases that are not stored yet, at the end of a run.
 
-        Results of an earlier run may be among them, even if their scans no longer exist.
+        `results` is the folder of the results. It may have results of an earlier run, whose scans
+        no longer exist.
         """
         for case in results.cases():
             self.after_commit(case, results)

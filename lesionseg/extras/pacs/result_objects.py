@@ -206,7 +206,7 @@ class ResultObjects:
 
     @cached_property
     def accepted(self) -> list[Candidate]:
-        """The candidates at or above the operating point, which the results contain."""
+        """The accepted candidates. Only these are written to the DICOM results."""
         return [candidate for candidate in self.prediction.candidates if candidate.accepted]
 
     @cached_property
