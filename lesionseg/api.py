@@ -299,7 +299,7 @@ def report(
 ) -> Path:
     """Write a report on scores as a page, as `lesionseg report` does.
 
-    With the setting `report__pdf`, it is also written as a PDF.
+    With the extra `pdf`, the report is also written as a PDF.
 
     Args:
         scores: The output of `evaluate`, or a run directory. None with `predictions`, an output of

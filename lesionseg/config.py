@@ -57,9 +57,10 @@ AUTO_MODEL = "auto"  # the architecture that leaves the choice to `plan.model_ch
 
 
 def expand_home(path: str | PathLike[str]) -> str:
-    """Return a path as text. A leading `~` or `~user` becomes the home folder, if the user exists.
+    """Return a path as text, with a leading `~` or `~user` replaced by the home folder.
 
-    A shell does not expand it in `data.root=~/scans`.
+    A shell does not expand `~` in `data.root=~/scans`. If the user does not exist, the path stays
+    unchanged.
     """
     text = fspath(path)
     if not text.startswith("~"):
@@ -71,7 +72,10 @@ def expand_home(path: str | PathLike[str]) -> str:
 
 
 def _to_texts(value: Any) -> Any:
-    """Return a text, a whole number or a list as a tuple of texts, and any other value as it is."""
+    """Convert a setting to a tuple of texts: a text, an integer, or a list or tuple.
+
+    Any other value is returned unchanged, and pydantic then reports its type.
+    """
     if isinstance(value, str | int):
         return (str(value),)
     if isinstance(value, list | tuple):
@@ -83,19 +87,26 @@ Texts = Annotated[tuple[str, ...], BeforeValidator(_to_texts)]  # or one text
 
 
 def _path_to_text(value: Any) -> Any:
-    """Return a path as text without `~`, and any other value as it is."""
+    """Convert a setting that is a path to text, with `~` replaced by the home folder.
+
+    Any other value is returned unchanged, and pydantic then reports its type.
+    """
     return expand_home(value) if isinstance(value, str | PathLike) else value
 
 
 def _path_to_tuple(value: Any) -> Any:
-    """Return a single path as a tuple of one, and any other value as it is."""
+    """Convert a setting that is a single path to a tuple, because one or several are allowed.
+
+    Any other value is returned unchanged.
+    """
     return (value,) if isinstance(value, str | PathLike) else value
 
 
 def _validate_whole_numbers(lightning: Arguments) -> Arguments:
-    """Return the arguments.
+    """Check the numbers of steps and nodes among the arguments of Lightning's `Trainer`.
 
-    Raise `ValueError` if a given number of steps or nodes is not a whole number of at least 1.
+    Return the arguments unchanged. Raise `ValueError` if one of these numbers is given, but is not
+    an integer of at least 1.
     """
     for name in ("accumulate_grad_batches", "log_every_n_steps", "num_nodes"):
         value = lightning.get(name, 1)
@@ -106,9 +117,10 @@ def _validate_whole_numbers(lightning: Arguments) -> Arguments:
 
 
 def _validate_target(spec: Arguments) -> Arguments:
-    """Return the class and arguments of an object.
+    """Check a setting that names a class (`_target_`) and its arguments.
 
-    Raise `ValueError` if `_target_` is missing or has no dot. The class is not imported.
+    Return the setting unchanged. Raise `ValueError` if `_target_` is missing or has no dot. The
+    class is not imported.
     """
     if "." not in str(spec.get(TARGET, "")):
         raise ValueError("not {_target_: package.Class, argument: …}")
@@ -125,10 +137,10 @@ LOGGERS = {
 
 
 def _find_loggers(value: Any) -> Any:
-    """Return loggers with names, such as `wandb`, replaced by Lightning's classes.
+    """Convert the setting `logger`: replace names, such as `wandb`, by Lightning's classes.
 
-    A value that is neither a name nor a list is returned as it is. Raise `ValueError` if a name is
-    unknown or its package is not installed.
+    The result is a tuple of items `{_target_: …}`. A value that is neither a name nor a list is
+    returned unchanged. Raise `ValueError` if a name is unknown or its package is not installed.
     """
     loggers: list[Any] = [value] if isinstance(value, str) else value
     if not isinstance(loggers, list | tuple):
@@ -137,9 +149,9 @@ def _find_loggers(value: Any) -> Any:
 
 
 def _find_logger(name: str) -> Arguments:
-    """Return the class of a named logger as `{_target_: …}`.
+    """Return the class of the logger `name` as `{_target_: …}`, the form for `build_object`.
 
-    Raise `ValueError` if the name is unknown or its package is not installed.
+    Raise `ValueError` if the name is not in `LOGGERS`, or its package is not installed.
     """
     if name not in LOGGERS:
         raise ValueError(
@@ -153,7 +165,7 @@ def _find_logger(name: str) -> Arguments:
 
 
 def _validate_distinct(values: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the numbers. Raise `ValueError` if one is repeated."""
+    """Return the numbers of a setting unchanged. Raise `ValueError` if a number is repeated."""
     if len(set(values)) < len(values):
         raise ValueError("a number is repeated; give each number once")
     return values
@@ -189,7 +201,7 @@ OutputPath = Annotated[Text, PathKind.OUTPUT]
 
 
 def _validate_pattern(text: str) -> str:
-    """Return the text. Raise `ValueError` if it is not a regular expression."""
+    """Return the text of a setting unchanged. Raise `ValueError` if it is no regular expression."""
     try:
         re.compile(text)
     except re.error as error:
@@ -204,9 +216,13 @@ class Settings(BaseModel):
 
     @classmethod
     def of(cls, **chosen: Any) -> Self:
-        """Return the defaults of `conf/`, changed by the given values.
+        """Return the default settings of this class with some changes, without Hydra.
 
-        A required setting that is not given has the text `???` of its file.
+        The defaults are those in `conf/`. A required setting that `chosen` lacks has the text `???`
+        of its file.
+
+        Args:
+            chosen: The settings that differ from the defaults. A section is a dictionary.
 
         Raises:
             ConfigError: If a key is unknown or a value is wrong.
@@ -217,9 +233,10 @@ class Settings(BaseModel):
         return read(cls, _merge_sections(_defaults(cls), _to_plain(chosen)))
 
     def to_plain(self) -> dict[str, Any]:
-        """Return the settings as plain data, with the keys of the YAML files.
+        """Convert the settings to dictionaries, lists, texts and numbers, to store them as YAML.
 
-        A setting that neither a file of `conf/` nor the user gave is left out.
+        The keys are those of the YAML files. A setting that is in no file of `conf/` and was not
+        chosen by the user is left out.
 
         Raises:
             ConfigError: If an argument of a class is an object that YAML does not have.
@@ -281,7 +298,13 @@ class ModelConfig(Settings):
 
     @model_validator(mode="after")
     def _validate_architecture(self) -> Self:
-        """Return self. Raise `ValueError` if a setting does not belong to the architecture."""
+        """Return self. Raise `ValueError` if a setting does not fit the architecture.
+
+        - `network` requires a network of the user or of another package (`model=custom`).
+        - `backbone` requires a detector.
+        - `layout=nnunet` requires one of the networks of lesionseg.
+        - `base_features` must not be set together with `network`.
+        """
         is_detector = self.architecture in ("retinanet", "retina_unet")
         is_ours = is_detector or self.architecture in (AUTO_MODEL, "unet", "residual_unet")
         if self.network and is_ours:
@@ -313,18 +336,24 @@ class LossConfig(Settings):
     gamma: float | None = None
 
     def parameters(self) -> Mapping[str, Parameter]:
-        """Import the class and return its parameters by name; none if they are not known.
+        """Import the class of the loss and return the parameters of its constructor by name.
 
-        Raise `ConfigError` if the class cannot be imported.
+        The result is empty if the class does not publish its parameters. Raise `ConfigError` if the
+        class cannot be imported.
         """
         return parameters_of(import_target(self.target, "loss")) or {}
 
     @field_validator("alpha", "gamma")
     @classmethod
     def _validate_range(cls, value: Any, before: ValidationInfo) -> Any:
-        """Return α or γ. Raise `ValueError` if it is out of range for a loss of lesionseg.
+        """Check the range of α (0 to 1) and γ (0 to 100) of a loss of lesionseg.
 
-        Other losses check their own. `before` contains the settings that were read before.
+        Return the value unchanged. Raise `ValueError` if it is out of range. Losses of other
+        packages check their arguments themselves.
+
+        Args:
+            value: α or γ; α may be None or have one number per label.
+            before: Contains the name of this setting, and the settings declared before it.
         """
         is_alpha = before.field_name == "alpha"
         is_ours = str(before.data.get("target")).startswith(OWN_LOSSES)
@@ -401,14 +430,14 @@ class TrainerConfig(Settings):
 
     @property
     def n_devices(self) -> int | None:
-        """The number of devices that train on each node; None for all of them."""
+        """The number of devices that train on each node; None for all devices of the node."""
         if isinstance(self.devices, tuple):
             return len(self.devices)
         return None if self.devices == "auto" else self.devices
 
     @property
     def n_nodes(self) -> int:
-        """The number of machines that train together."""
+        """The number of nodes (machines) that train together."""
         return int(self.lightning.get("num_nodes", 1))
 
     @property
@@ -535,7 +564,10 @@ class PredictConfig(OutputCommand):
     shard_index: NonNegativeInt
 
     def with_absolute_paths(self) -> Self:
-        """Return the settings with absolute paths of bundles, input and zones. URLs stay."""
+        """Return the settings with absolute paths of bundles, input and zones.
+
+        The paths are then valid in processes with another working directory. URLs stay unchanged.
+        """
         changes = {
             "bundle": tuple(
                 place if is_url(place) else str(Path(place).absolute()) for place in self.bundle
@@ -547,7 +579,10 @@ class PredictConfig(OutputCommand):
 
     @model_validator(mode="after")
     def _validate_needs(self) -> Self:
-        """Return self. Raise `ValueError` if a setting lacks another one that it needs."""
+        """Return self. Raise `ValueError` if a setting requires another setting that is missing.
+
+        `inference.keep_zones` requires `zones`, and `subject` requires `names=bids`.
+        """
         if self.inference.keep_zones is not None and self.zones is None:
             raise ValueError("inference.keep_zones needs the masks of zones=FOLDER")
         if self.subject is not None and self.names != "bids":
@@ -556,7 +591,12 @@ class PredictConfig(OutputCommand):
 
     @model_validator(mode="after")
     def _validate_dicomweb(self) -> Self:
-        """Return self. Raise `ValueError` if a DICOMweb address does not fit the other settings."""
+        """Return self. Raise `ValueError` if a DICOMweb address does not fit the other settings.
+
+        - `output` must not be such an address.
+        - `send` must be such an address, and requires DICOM results in a local folder.
+        - An `input` of this kind excludes `engine=ray` and `names=bids`.
+        """
         if is_dicomweb(self.output):
             raise ValueError("output must be a folder; send=dicomweb://… stores DICOM results")
         if self.send is not None and not is_dicomweb(self.send):
@@ -569,7 +609,7 @@ class PredictConfig(OutputCommand):
 
     @model_validator(mode="after")
     def _validate_shard(self) -> Self:
-        """Return self. Raise `ValueError` if there is no shard of this index."""
+        """Return self. Raise `ValueError` if `shard_index` is not below `num_shards`."""
         if self.shard_index >= self.num_shards:
             raise ValueError(
                 f"shard_index={self.shard_index} must be below num_shards={self.num_shards}"
@@ -620,7 +660,10 @@ class ReportConfig(OutputCommand):
 
     @model_validator(mode="after")
     def _validate_subject(self) -> Self:
-        """Return self. Raise `ValueError` unless either scores or predictions are given."""
+        """Return self. Raise `ValueError` unless exactly one of `scores` and `predictions` is set.
+
+        These settings choose the kind of report.
+        """
         if (self.scores is None) == (self.predictions is None):
             raise ValueError(
                 "give scores= for a report on an evaluation (prediction= draws outlines into it), "
@@ -695,8 +738,11 @@ _SAME_MEANING = (
 def suggest_key(key: str, known: Collection[str]) -> str:
     """Return ` Did you mean …?` with the setting that an unknown key probably means, or "".
 
-    If the key, as a setting of another command, means the same as a known setting, this setting is
-    suggested. Otherwise it is the only setting whose last part is the key, or the nearest one.
+    The first of these that exists is suggested:
+
+    1. The known setting that has the same meaning as the key has in another command.
+    2. The only known setting whose name after the last dot is the key.
+    3. The known setting that is spelt most like the key.
 
     >>> suggest_key("output", ["optim", "run_dir"]), suggest_key("max_steps", ["trainer.max_steps"])
     (" Did you mean 'run_dir'?", " Did you mean 'trainer.max_steps'?")
@@ -711,7 +757,11 @@ def suggest_key(key: str, known: Collection[str]) -> str:
 
 
 def read(kind: type[S], plain: Mapping[str, Any]) -> S:
-    """Check plain data and return it as settings.
+    """Convert plain data, such as the content of a YAML file, to checked settings.
+
+    Args:
+        kind: The class of the settings.
+        plain: The settings by key. A section is a dictionary.
 
     Raises:
         ConfigError: If a key is unknown or values are wrong. The message names the first unknown
@@ -729,7 +779,7 @@ def read(kind: type[S], plain: Mapping[str, Any]) -> S:
 
 
 def is_url(place: str) -> bool:
-    """Return True for a URL, False for a path.
+    """Return True if the text is a URL, such as a remote folder, and False for a local path.
 
     >>> is_url("s3://bucket/set"), is_url("data/set"), is_url("C:/set")
     (True, False, False)
@@ -738,7 +788,7 @@ def is_url(place: str) -> bool:
 
 
 def is_dicomweb(place: str) -> bool:
-    """Return True for the address of a DICOMweb server.
+    """Return True if the text is the address of a DICOMweb server (`dicomweb://…`).
 
     >>> is_dicomweb("dicomweb://pacs/dicom-web"), is_dicomweb("https://host/scans")
     (True, False)
@@ -749,12 +799,15 @@ def is_dicomweb(place: str) -> bool:
 
 
 def has_config(folder: Path) -> bool:
-    """Return True if a folder is a run directory that already belongs to a configuration."""
+    """Return True if a folder is a run directory, because it contains `config.yaml`."""
     return (folder / CONFIG).is_file()
 
 
 def conf_dir() -> Path:
-    """Return the folder `conf` of the installed package or, if it has none, of the repository."""
+    """Return the folder of the YAML files with the defaults of all commands.
+
+    The installed package contains it. In a clone it is in the root of the repository.
+    """
     package = Path(__file__).resolve().parent
     return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
 
@@ -775,11 +828,11 @@ def defaults(command: str, choices: Mapping[str, str] = MappingProxyType({})) ->
     Raises:
         ConfigError: If a group does not have the file. The message names the files that it has.
     """
-    own = _read_yaml(conf_dir() / f"{command}.yaml")
+    content = _read_yaml(conf_dir() / f"{command}.yaml")
     merged: dict[str, Any] = {}
-    for entry in own.pop("defaults", ["_self_"]):
+    for entry in content.pop("defaults", ["_self_"]):
         if entry == "_self_":
-            merged = _merge_sections(merged, own)
+            merged = _merge_sections(merged, content)
         elif isinstance(entry, str):
             merged = _merge_sections(merged, defaults(entry, choices))
         else:
@@ -791,29 +844,30 @@ def defaults(command: str, choices: Mapping[str, str] = MappingProxyType({})) ->
 
 
 def _read_option(group: str, choice: str) -> dict[str, Any]:
-    """Read one option of a group. Its values replace those of the options in its `defaults:` list.
+    """Read one option of a group, such as `loss/focal.yaml` for `loss=focal`.
 
-    Raise `ConfigError` if the option is unknown.
+    The option may list other options of its group under `defaults:`. Its settings replace those of
+    the listed options. Raise `ConfigError` if the option is unknown.
     """
     path = conf_dir() / group / f"{choice}.yaml"
     require_option(group, choice, sorted(file.stem for file in path.parent.glob("*.yaml")))
-    own = _read_yaml(path)
+    content = _read_yaml(path)
     merged: dict[str, Any] = {}
-    for entry in own.pop("defaults", ()):
+    for entry in content.pop("defaults", ()):
         if entry != "_self_":
             merged = _merge_sections(merged, _read_option(group, entry))
-    return _merge_sections(merged, own)
+    return _merge_sections(merged, content)
 
 
 def require_option(group: str, choice: str, known: Sequence[str]) -> None:
-    """Raise `ConfigError` if a choice is not one of the known options of a group."""
+    """Raise `ConfigError` if `choice` is not one of the options `known` of a group of settings."""
     if choice not in known:
         hint = f"{suggest(choice, known)} There are {', '.join(known)}."
         raise ConfigError(f"There is no {group}={choice}.{hint}")
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML file as plain data; an empty file gives no keys."""
+    """Read a YAML file of settings as a dictionary, which is empty for an empty file."""
     import yaml
 
     # the loader in C, which some builds of PyYAML lack, is six times as fast
@@ -822,9 +876,11 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _merge_sections(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `below` with the values of `above`, section by section.
+    """Return the settings `below`, overridden by the settings `above`, section by section.
 
-    A section with another class replaces the whole section, because it has other arguments.
+    Keys that only `below` has are kept, with one exception: if a section of `above` names another
+    class (`_target_`), it replaces the section of `below` completely, because the classes have
+    different arguments.
     """
     merged = dict(below)
     for key, value in above.items():
@@ -838,9 +894,9 @@ def _merge_sections(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[
 
 
 def _to_plain(value: Any) -> Any:
-    """Return a number or array of numpy as a number or list of Python, also within a value.
+    """Convert numbers and arrays of numpy to numbers and lists of Python, which YAML can store.
 
-    Any other value is returned as it is.
+    Dictionaries, lists and tuples are converted at all depths. Any other value stays unchanged.
     """
     if isinstance(value, Mapping):
         return {key: _to_plain(part) for key, part in value.items()}
@@ -853,13 +909,19 @@ def _to_plain(value: Any) -> Any:
 
 
 def groups_of(command: str) -> list[str]:
-    """Return the names of the groups in the `defaults:` lists of a command."""
+    """Return the names of a command's groups of options, such as `loss` of `train`.
+
+    Hydra's `defaults:` lists in the files of the command name them.
+    """
     entries = (entry for file in files_of(command) for entry in _defaults_list(file))
     return [str(group) for entry in entries if isinstance(entry, Mapping) for group in entry]
 
 
 def files_of(command: str) -> Iterable[Path]:
-    """Yield a command's file, and the files of the commands that it includes, at all depths."""
+    """Yield the YAML file of a command, then the files of the commands that it includes.
+
+    A command includes another command in its `defaults:` list, at any depth.
+    """
     path = conf_dir() / f"{command}.yaml"
     yield path
     for entry in _defaults_list(path):
@@ -869,16 +931,16 @@ def files_of(command: str) -> Iterable[Path]:
 
 @cache
 def _defaults_list(path: Path) -> Sequence[Any]:
-    """Read the list `defaults` of a command's file. Each file is read once per process."""
+    """Read the `defaults:` list of a command's YAML file. Each file is read once per process."""
     return tuple(_read_yaml(path).get("defaults", ()))
 
 
 @cache
 def _defaults(kind: type[Settings]) -> Mapping[str, Any]:
-    """Return the defaults of a type of settings, for `Settings.of`. They are read only once.
+    """Return the default settings of a class, for `Settings.of`. They are read only once.
 
-    It is the type of a command, or of a section. The defaults of a section are those in the first
-    command that has it. Raise `ConfigError` for any other type.
+    The class is that of a command, or that of a section of a command. The defaults of a section are
+    those in the first command that has such a section. Raise `ConfigError` for any other class.
     """
     for command, whole in COMMANDS.items():
         if whole is kind:
@@ -892,14 +954,15 @@ def _defaults(kind: type[Settings]) -> Mapping[str, Any]:
 def settings_of(
     command: str, values: Mapping[str, Any], composed: Mapping[str, Any] | None = None
 ) -> Settings:
-    """Return the checked settings of a command from Python values, without Hydra.
+    """Build the checked settings of a command from settings given in Python, without Hydra.
 
     Args:
         command: The name of the command.
-        values: The chosen values by dotted key (`{"trainer.max_steps": 9}`) or as a section
+        values: The chosen settings by dotted key (`{"trainer.max_steps": 9}`) or as a section
             (`{"trainer": {"max_steps": 9}}`). Without `composed`, also options by group
             (`{"loss": "focal"}`). Numbers and arrays may be those of numpy.
-        composed: All settings, of which `values` changes some; None for the defaults.
+        composed: The settings that `values` changes, such as Hydra has composed them. None for the
+            defaults.
 
     Raises:
         ConfigError: If a key is unknown (the message names the nearest), required and missing, or
@@ -922,9 +985,14 @@ def settings_of(
 
 
 def require_given(command: str, plain: Mapping[str, Any], advice: str = "") -> None:
-    """Raise `ConfigError` if a required setting still has the value `???` of its file.
+    """Raise `ConfigError` if a required setting is missing.
 
-    `advice` ends the message.
+    A required setting has the text `???` in its YAML file.
+
+    Args:
+        command: The command, for the message.
+        plain: The settings as plain data.
+        advice: The end of the message.
     """
     missing = sorted(key for key, value in dotted_items(plain) if value == "???")
     if missing:
@@ -935,7 +1003,9 @@ def require_given(command: str, plain: Mapping[str, Any], advice: str = "") -> N
 def dotted_items(node: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
     """Yield the dotted key and the value of each setting and each section, at all depths.
 
-    `prefix` is put before each key.
+    Args:
+        node: The settings. A section is a dictionary, and is yielded before its settings.
+        prefix: Put before each key.
     """
     for key, value in node.items():
         yield f"{prefix}{key}", value
@@ -944,16 +1014,20 @@ def dotted_items(node: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[st
 
 
 def chosen_options(command: str, values: Mapping[str, Any]) -> dict[str, str]:
-    """Return the values that are options of a group of the command, such as `{"loss": "focal"}`."""
+    """Select the settings that choose an option of a group, such as `{"loss": "focal"}`.
+
+    These are the entries of `values` whose key is a group of the command and whose value is text.
+    """
     return {
         group: values[group] for group in groups_of(command) if isinstance(values.get(group), str)
     }
 
 
 def import_target(target: str, key: str) -> Any:
-    """Import the class or function called `package.module.Name`.
+    """Import the class or function that a setting names as `package.module.Name`.
 
-    Raise `ConfigError` if that fails, or if the name is that of a module or a constant.
+    `key` is the setting, for messages. Raise `ConfigError` if the import fails, or if the name
+    belongs to a module or a constant.
     """
     try:
         found = resolve_name(target)
@@ -968,9 +1042,9 @@ def import_target(target: str, key: str) -> Any:
 
 
 def parameters_of(make: Any) -> Mapping[str, Parameter] | None:
-    """Return the parameters of a class or function by name. Return None if they are not known.
+    """Return the parameters of a class or function by name, or None if Python cannot know them.
 
-    Some classes that are not written in Python do not state their parameters.
+    This is so for some classes that are not written in Python.
     """
     try:
         return signature(make).parameters
@@ -979,13 +1053,17 @@ def parameters_of(make: Any) -> Mapping[str, Parameter] | None:
 
 
 def check_arguments(value: Any, key: str) -> None:
-    """Import each class (`_target_`) in a value and check the names of its arguments.
+    """Import each class (`_target_`) in a setting and check the names of its arguments.
 
-    Nothing is constructed. `key` is the setting that contains the value, for messages.
+    Nothing is constructed, so that the check is quick and has no effects. A class whose parameters
+    are not known passes.
+
+    Args:
+        value: The value of the setting. Classes are found in it at all depths.
+        key: The name of the setting, for messages.
 
     Raises:
-        ConfigError: If a class cannot be imported or does not take the arguments. A class that
-            does not state its arguments passes.
+        ConfigError: If a class cannot be imported or does not accept the arguments.
     """
     if isinstance(value, list | tuple):
         for part in value:
@@ -1020,7 +1098,7 @@ def build_object(spec: Mapping[str, Any], key: str) -> Any:
     """
 
     def construct(value: Any) -> Any:
-        """Return a value with its objects constructed, the innermost first."""
+        """Replace each dictionary with a `_target_` in `value` by its object, innermost first."""
         if isinstance(value, list | tuple):
             return type(value)(map(construct, value))
         if not isinstance(value, Mapping):
@@ -1039,11 +1117,14 @@ def build_object(spec: Mapping[str, Any], key: str) -> Any:
 
 
 def keys(kind: type[BaseModel], prefix: str = "") -> Iterable[tuple[str, bool]]:
-    """Yield each key of a type of settings, and True if its value can only be text.
+    """Yield each key of a class of settings, with True if only text is allowed for it.
 
-    The command line puts such a value in quotes, so that Hydra does not interpret it. The key of a
-    setting in a section is `section.key`. Text includes lists of texts and None. `prefix` is put
-    before each key.
+    The command line puts such text in quotes, so that Hydra does not interpret it. A setting for
+    which lists of texts or None are allowed counts as text, too.
+
+    Args:
+        kind: The class of settings. A setting in a section has the key `section.key`.
+        prefix: Put before each key.
     """
     for name, field in kind.model_fields.items():
         key = f"{prefix}{field.alias or name}"
@@ -1057,7 +1138,10 @@ def keys(kind: type[BaseModel], prefix: str = "") -> Iterable[tuple[str, bool]]:
 
 
 def _possible_types(annotation: Any) -> set[Any]:
-    """Return the types that an annotation allows. Lists and tuples count as their items."""
+    """Return the types that the annotation of a setting allows.
+
+    A union gives all its types, and a list or tuple the types of its items.
+    """
     if get_origin(annotation) is Annotated:
         return _possible_types(get_args(annotation)[0])
     if get_origin(annotation) not in (Union, UnionType, tuple, list):

@@ -139,7 +139,7 @@ def _read_group(folder: Path, version: int) -> _Group | None:
 
 
 def peak_memory_mb() -> int:
-    """Return the largest resident memory of this process so far, in MB of 2²⁰ bytes; 0 on Windows."""
+    """Return the peak of this process's resident memory in MB of 2²⁰ bytes; 0 on Windows."""
     if sys.platform == "linux":
         # `getrusage` would include the parent's memory at the start of this process
         found = re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())
@@ -173,9 +173,9 @@ def reuse_memory(*, is_wanted: bool = True) -> Iterator[None]:
     """Make glibc keep freed memory blocks in the context, so that later blocks reuse them.
 
     By default glibc returns each large block to the system, and the system clears its pages when
-    they are used again. That needs a quarter or more of the time of a network on a CPU. Contexts may
-    be nested or parallel; at the exit of the last one, freed blocks are returned. Nothing happens
-    if `is_wanted` is False, or without glibc.
+    they are used again. That needs a quarter or more of the time of a network on a CPU. Contexts
+    may be nested or parallel; at the exit of the last one, freed blocks are returned. Nothing
+    happens if `is_wanted` is False, or without glibc.
     """
     library = _glibc() if is_wanted else None
     if library is None:
