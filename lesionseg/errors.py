@@ -69,7 +69,7 @@ class TrainingError(LesionsegError):
 def find_error(name: str) -> type[LesionsegError] | None:
     """Return the exception class called `name`, or None if lesionseg has no such exception.
 
-    Used to restore an error whose class name was stored as text.
+    Used to restore an error from the traceback of another process.
     """
     kind = globals().get(name)
     return kind if isinstance(kind, type) and issubclass(kind, LesionsegError) else None

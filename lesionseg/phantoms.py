@@ -52,18 +52,21 @@ Field = NDArray[np.floating[Any]]
 Shape = Sequence[int]
 Spacing = Sequence[float]
 Placed = tuple[tuple[slice, ...], Field]  # box of a lesion, and share 0..1 of each voxel in it
-Range = tuple[int, int]  # least and most, inclusive
+Range = tuple[int, int]  # minimum and maximum, inclusive
 Simulated = tuple[Field, NDArray[Any]]  # image and lesions `[*shape]`
 Progress = Callable[[str, int, int], None]
 SUBSAMPLES = 3  # points along each axis of a voxel, to count the share that a lesion covers
 SETTINGS = "simulation.json"
 SPREAD_OF_DIAMETERS = 0.45  # standard deviation of their logarithm
-SHARE_IN_TISSUE = 0.6  # of a lesion; a place with less is rejected
-TRIES = 60  # places tried for a lesion before it is left out
+SHARE_IN_TISSUE = 0.6  # of a lesion; a position with less is rejected
+TRIES = 60  # positions tried for a lesion before it is left out
 
 
 def _validate_order(values: Range) -> Range:
-    """Return least and most. Raise `ValueError` if the first number is larger."""
+    """Check the minimum and maximum of a setting, and return them unchanged.
+
+    Raise `ValueError` if the first number is larger than the second one.
+    """
     if values[0] > values[1]:
         raise ValueError("the first number is larger than the second one")
     return values
@@ -121,16 +124,19 @@ def millimetre_axes(shape: Shape, spacing_mm: Spacing) -> list[Field]:
 def smooth_field(rng: Generator, shape: Shape, spacing_mm: Spacing, wave_mm: float) -> Field:
     """Draw a random field `[*shape]` of mean 0, variance 1 and about the given wavelength.
 
-    White noise on a coarse grid with 2.5 nodes per wavelength is upsampled by cubic B-splines. The
-    time hardly depends on the wavelength, unlike that of a Gaussian filter.
+    The field gives tissue its texture, bends organs and shades images. White noise on a coarse grid
+    with 2.5 nodes per wavelength is upsampled by cubic B-splines. The time hardly depends on the
+    wavelength, unlike the time of a Gaussian filter.
     """
     node_mm = wave_mm / 2.5
     nodes = [int(np.ceil(n * s / node_mm)) + 3 for n, s in zip(shape, spacing_mm, strict=True)]
     field = ndimage.spline_filter(rng.standard_normal(nodes), order=3, output=np.float32)
     for axis, (n, s) in enumerate(zip(shape, spacing_mm, strict=True)):
-        position = 1.0 + rng.random() * 0.5 + np.arange(n) * s / node_mm
+        # The start is random, so that nodes are not always at the same voxels.
+        position = 1.0 + rng.random() * 0.5 + np.arange(n) * s / node_mm  # in nodes
         node = np.floor(position).astype(int)
         t = position - node
+        # weights, times 6, of the four nodes around a position
         weights = ((1 - t) ** 3, 3 * t**3 - 6 * t**2 + 4, -3 * t**3 + 3 * t**2 + 3 * t + 1, t**3)
         matrix = np.zeros((n, field.shape[axis]), np.float32)
         for offset, weight in enumerate(weights):
@@ -141,7 +147,7 @@ def smooth_field(rng: Generator, shape: Shape, spacing_mm: Spacing, wave_mm: flo
 
 
 def coverage(depth_mm: Field, width_mm: float) -> Field:
-    """Return the share 0..1 of each voxel that is inside a surface.
+    """Return the share 0..1 of each voxel that is inside a surface, so that edges are smooth.
 
     Args:
         depth_mm: Distance from the voxel's centre to the surface, positive inside.
@@ -159,6 +165,11 @@ def ellipsoid_depth(
 
     The first-order formula is (1 − f) / |∇f| with f = |x / r|. It is exact for a sphere, up to
     0.1 % of its radius.
+
+    Args:
+        axes: Coordinates of the voxels in mm along each axis. The arrays may broadcast.
+        centre_mm: Centre of the ellipsoid.
+        radii_mm: Radius of the ellipsoid along each axis.
     """
     each = zip(axes, centre_mm, radii_mm, strict=True)
     scaled = [(a - np.float32(c)) / np.float32(r) for a, c, r in each]
@@ -169,10 +180,11 @@ def ellipsoid_depth(
 
 
 def rippled_radius(rng: Generator, points: Field) -> Field:
-    """Draw an irregular shape and return its radial coordinate at points.
+    """Draw an irregular lesion shape and return its radial coordinate at points.
 
     The coordinate is the norm |A·x| of a random ellipsoid plus three random waves. It increases
-    outwards, except in steep waves. The points with the same value form a lesion's outline.
+    outwards, except in steep waves. The outline of a lesion consists of all points with the same
+    radial coordinate.
 
     Args:
         rng: Draws the shape.
@@ -191,6 +203,9 @@ def rippled_radius(rng: Generator, points: Field) -> Field:
 
 def lesion_share(rng: Generator, diameter: float, spacing_mm: Spacing, jitter: Field) -> Field:
     """Draw an irregular lesion and return the share 0..1 of each voxel that it covers.
+
+    Each voxel is divided into `SUBSAMPLES` points along each axis. The innermost points belong to
+    the lesion, as many as the volume requires.
 
     Args:
         rng: Draws the outline.
@@ -213,10 +228,11 @@ def lesion_share(rng: Generator, diameter: float, spacing_mm: Spacing, jitter: F
         split_shape += [n_voxels, SUBSAMPLES]
     points = np.stack([g.ravel() for g in np.meshgrid(*coordinates_mm, indexing="ij")], axis=1)
     radius = rippled_radius(rng, points / (diameter / 2))
-    ball = np.pi / (2 * dims) * diameter**dims
+    ball = np.pi / (2 * dims) * diameter**dims  # volume of a ball; in 2-D the area of a disc
     subsample = spacing.prod() / SUBSAMPLES**dims
     n_inside = min(round(ball / subsample), radius.size - 1)
     is_inside = radius < np.partition(radius, n_inside)[n_inside]
+    # the mean of the subsamples in each voxel
     subsample_axes = tuple(range(1, 2 * dims, 2))
     return np.asarray(is_inside.reshape(split_shape).mean(axis=subsample_axes), np.float32)
 
@@ -224,16 +240,16 @@ def lesion_share(rng: Generator, diameter: float, spacing_mm: Spacing, jitter: F
 def place_at(
     centre: Integers, share: Field, tissue: Field, labels: NDArray[Any], gap: int
 ) -> Placed | None:
-    """Return a lesion at a voxel, restricted to the tissue in which it may grow.
+    """Try to place a lesion at a voxel, restricted to the tissue in which it may grow.
 
     `labels` is not changed. A voxel is lesion if at least half of it is covered.
 
     Args:
-        centre: The voxel.
+        centre: The voxel at which the middle of the lesion's box is placed.
         share: The lesion, as `lesion_share` returns it.
         tissue: Share 0..1 of tissue in each voxel.
-        labels: The lesions that were placed before, as positive values.
-        gap: Least number of voxels to other lesions and to the border of the volume.
+        labels: The lesions that were placed before, as positive numbers.
+        gap: Minimum number of voxels to other lesions and to the border of the volume.
 
     Returns:
         The box and the shares of its voxels. None if the box does not fit into the volume, if
@@ -265,37 +281,45 @@ def _place_lesions(
     diameter_mm: tuple[float, float, float],
     gap: int,
 ) -> tuple[list[_Lesion], NDArray[np.int32]]:
-    """Place lesions in a tissue. Return them and the mask of their numbers 1..n.
+    """Draw lesions of random sizes, and place them at random positions in a tissue.
 
     Large lesions are placed first. A voxel is lesion if at least half of it is covered. Lesions
-    never touch. A lesion is left out if it covers half of no voxel, or if none of `TRIES` random
-    places leaves more than `SHARE_IN_TISSUE` of it. Without tissue there is no lesion.
+    never touch. Without tissue there is no lesion. A lesion is left out in two cases:
+
+    - It covers less than half of each voxel.
+    - At none of `TRIES` random positions, more than `SHARE_IN_TISSUE` of it is in the tissue.
 
     Args:
-        rng: Draws number, sizes, outlines and places.
+        rng: Draws number, sizes, outlines and positions.
         tissue: Share 0..1 of tissue in each voxel.
         spacing_mm: Size of a voxel along each axis.
-        n_lesions: Least and most lesions.
-        diameter_mm: Least, median and most of the log-normal diameters; others are clipped.
-        gap: Least number of voxels between two lesions, and to the border of the volume.
+        n_lesions: Minimum and maximum number of lesions.
+        diameter_mm: Minimum, median and maximum of the log-normal diameters. Diameters beyond the
+            limits are clipped.
+        gap: Minimum number of voxels between two lesions, and to the border of the volume.
+
+    Returns:
+        The placed lesions, and a mask that contains the number 1..n of the lesion of each voxel.
     """
     instances = np.zeros(tissue.shape, np.int32)
     lesions: list[_Lesion] = []
-    places = np.flatnonzero(tissue > 0.5)
-    n = int(rng.integers(n_lesions[0], n_lesions[1] + 1)) if len(places) else 0
+    tissue_voxels = np.flatnonzero(tissue > 0.5)
+    n = int(rng.integers(n_lesions[0], n_lesions[1] + 1)) if len(tissue_voxels) else 0
     drawn = np.exp(rng.normal(np.log(diameter_mm[1]), SPREAD_OF_DIAMETERS, size=n))
     for diameter in np.sort(np.clip(drawn, diameter_mm[0], diameter_mm[2]))[::-1].tolist():
-        whole = lesion_share(rng, diameter, spacing_mm, rng.uniform(-0.5, 0.5, tissue.ndim))
-        if whole.max() < 0.5:  # too small for any voxel; the same numbers are drawn as in a search
-            rng.choice(places, size=TRIES)
+        unrestricted = lesion_share(rng, diameter, spacing_mm, rng.uniform(-0.5, 0.5, tissue.ndim))
+        if (
+            unrestricted.max() < 0.5
+        ):  # too small for any voxel; the same numbers are drawn as in a search
+            rng.choice(tissue_voxels, size=TRIES)
             continue
         for _ in range(TRIES):
-            centre = np.array(np.unravel_index(int(rng.choice(places)), tissue.shape))
-            placed = place_at(centre, whole, tissue, instances, gap)
+            centre = np.array(np.unravel_index(int(rng.choice(tissue_voxels)), tissue.shape))
+            placed = place_at(centre, unrestricted, tissue, instances, gap)
             if placed is None:
                 continue
             box, share = placed
-            if share.sum() > SHARE_IN_TISSUE * whole.sum():
+            if share.sum() > SHARE_IN_TISSUE * unrestricted.sum():
                 lesions.append(_Lesion(box, share, diameter))
                 instances[box][share >= 0.5] = len(lesions)
                 break
@@ -306,15 +330,21 @@ def draw_head(rng: Generator, grid: Grid) -> tuple[Field, Field]:
     """Draw the FLAIR signal of a head, relative to white matter, and the share of white matter.
 
     The head fills the grid. It has skin, dark bone, folded cortex, white matter and dark
-    ventricles.
+    ventricles. Sizes are proportional to the grid.
+
+    Returns:
+        Signal `[z, y, x]`, 1 for white matter, and the share 0..1 of white matter in each voxel,
+        where lesions may be placed.
     """
     half = np.asarray(grid.shape) * np.asarray(grid.spacing_mm) / 2
     draw_field = partial(smooth_field, rng, grid.shape, grid.spacing_mm)
     scale = float(half.min()) / 75  # an adult's head has a half-width of 75 mm
     voxel = float(np.mean(grid.spacing_mm))
     bend = np.float32(2.5 * scale)
+    # coordinates from the centre of the head, bent by random fields
     axes = millimetre_axes(grid.shape, grid.spacing_mm)
     z, y, x = (axis + bend * draw_field(120 * scale) for axis in axes)
+    # depth below the skin and below the surface of the brain
     skin = ellipsoid_depth((z, y, x), (0, 0, 0), 0.95 * half * rng.uniform(0.95, 1, size=3))
     brain = skin - np.float32(12 * scale)
     # distance to the nearest sulcus: the sulci follow the lines on which a random field is 0
@@ -324,12 +354,14 @@ def draw_head(rng: Generator, grid: Grid) -> tuple[Field, Field]:
     sulci = np.hypot(folds, np.maximum(brain - 14 * scale, 0))
     fissure = np.hypot(x, np.maximum(brain - 26 * scale, 0))
     surface = np.minimum(brain, np.minimum(sulci, fissure))  # depth below the folded surface
+    # two ventricles, one on each side of the midline, bent backwards
     wide = scale * rng.uniform(0.8, 1.4)
     bow = (y / (32 * scale)) ** 2 * np.float32(8 * scale)
     horns = (z - 10 * scale + bow, y, np.abs(x) - 8 * scale - bow)
     ventricle = coverage(
         ellipsoid_depth(horns, (0, 0, 0), (6 * wide, 32 * scale, 4.5 * wide)), voxel
     )
+    # the shares of brain tissue, white matter and scalp, and the signal of their mixture
     tissue = coverage(surface - 0.7 * scale, voxel) * (1 - ventricle)
     white = coverage(surface - 3.6 * scale, voxel) * (1 - ventricle)
     texture = 1 + 0.04 * draw_field(14 * scale)
@@ -341,9 +373,9 @@ def draw_head(rng: Generator, grid: Grid) -> tuple[Field, Field]:
 
 
 def acquire_mri(rng: Generator, signal: Field, spacing_mm: Spacing) -> Field:
-    """Return an MRI signal with coil shading, Rician noise and a random intensity scale.
+    """Simulate the acquisition of an MRI signal: coil shading, noise and a random intensity scale.
 
-    Rician noise: Gudbjartsson & Patz, Magn Reson Med 1995;34:910.
+    The noise is Rician, as in magnitude images (Gudbjartsson & Patz, Magn Reson Med 1995;34:910).
     """
     coil = np.exp(np.float32(0.12) * smooth_field(rng, signal.shape, spacing_mm, 220.0))
     noise = rng.standard_normal((2, *signal.shape), dtype=np.float32) * np.float32(0.05)
@@ -377,22 +409,24 @@ def write_mri_phantoms(
         shape: Voxels along z, y and x.
         spacing_mm: Size of a voxel along z, y and x.
         contrast: Factor for the difference between lesions and the tissue around them.
-        n_lesions: Least and most lesions of a case with lesions. One that fits nowhere is omitted.
-        progress: Called with case, number done and total.
+        n_lesions: Minimum and maximum number of lesions of a case with lesions. A lesion that fits
+            nowhere is omitted.
+        progress: Called after each case with its id, the number of finished cases and the number of
+            all cases.
 
     Raises:
         ConfigError: If `n_test` is negative or larger than `n_cases`.
     """
 
     def simulate(rng: Generator, n: Range) -> Simulated:
-        """Draw the image and the lesions of a case with `n` lesions, least and most."""
+        """Draw the image and the lesions of one head. `n`: minimum and maximum lesion count."""
         signal, white = draw_head(rng, grid)
         lesions, instances = _place_lesions(
             rng,
             tissue=white,
             spacing_mm=spacing_mm,
             n_lesions=n,
-            diameter_mm=(2.0, 7.0, 15.0),  # least, median, most
+            diameter_mm=(2.0, 7.0, 15.0),  # minimum, median, maximum
             gap=1,
         )
         for lesion in lesions:
@@ -409,9 +443,15 @@ def write_mri_phantoms(
 
 
 def _vessel_share(rng: Generator, grid: Grid, wave_mm: float, radius_mm: Field) -> Field:
-    """Draw winding vessels around the lines on which two random fields are 0.
+    """Draw winding vessels, and return the share 0..1 of each voxel that they cover.
 
-    Return the share 0..1 of each voxel that a vessel covers.
+    The vessels follow the lines on which two random fields are both 0.
+
+    Args:
+        rng: Draws the fields.
+        grid: The grid of the scan.
+        wave_mm: Wavelength of the fields, about the distance of the vessels.
+        radius_mm: Radius of a vessel at each voxel.
     """
     first = smooth_field(rng, grid.shape, grid.spacing_mm, wave_mm)
     second = smooth_field(rng, grid.shape, grid.spacing_mm, wave_mm)
@@ -444,7 +484,7 @@ class _ChestSpace:
 
     @classmethod
     def draw(cls, rng: Generator, grid: Grid) -> "_ChestSpace":
-        """Return the coordinates of a grid, bent by a random smooth field."""
+        """Draw the coordinates of the voxels of a grid, bent by random smooth fields."""
         half_mm = np.asarray(grid.shape) * np.asarray(grid.spacing_mm) / 2
         bend = np.float32(0.02 * half_mm.min())
         z, y, x = (
@@ -454,37 +494,41 @@ class _ChestSpace:
         return cls(z, y, x, half_mm, float(np.mean(grid.spacing_mm)))
 
     def torso_depth(self, size: Field) -> Field:
-        """Return the depth in mm below the skin of a torso, an elliptic cylinder along z.
+        """Return each voxel's depth in mm below the skin of a torso, an elliptic cylinder along z.
 
-        It is negative outside. `size` is a factor of the radii along each axis.
+        The depth is negative outside. `size` `[3]` contains factors of the radii along z, y and x.
         """
         _, front, side = self.half_mm
         radii = (1, 0.96 * front, 0.98 * side) * size
         return ellipsoid_depth((0 * self.z, self.y, self.x), (0, 0, 0), radii)
 
     def lung_depth(self, size: Field) -> Field:
-        """Return the depth in mm below the surface of both lungs, which are narrower at their tops.
+        """Return each voxel's depth in mm below the surface of the lung on its side.
 
-        It is negative outside. `size` is a factor of the radii along each axis.
+        The depth is negative outside. The lungs are narrower at their tops. `size` `[3]` contains
+        factors of the radii along z, y and x.
         """
         up, front, side = self.half_mm
         narrow = 1 + 0.35 * np.clip(self.z / up, 0, 1) ** 2
         # |x| mirrors one lung to the other side
-        both = (self.z, self.y * narrow, (np.abs(self.x) - 0.44 * side) * narrow)
-        return ellipsoid_depth(both, (0, 0, 0), (0.92 * up, 0.72 * front, 0.36 * side) * size)
+        axes = (self.z, self.y * narrow, (np.abs(self.x) - 0.44 * side) * narrow)
+        return ellipsoid_depth(axes, (0, 0, 0), (0.92 * up, 0.72 * front, 0.36 * side) * size)
 
     def heart_depth(self) -> Field:
-        """Return the depth in mm below the surface of the heart. It is negative outside.
+        """Return each voxel's depth in mm below the surface of the heart, negative outside.
 
-        Its centre is below the middle of the chest, in front of it, and towards +x. This is the
-        right side of a radiograph in the usual display, which is the patient's left.
+        The heart's centre is below the middle of the chest, in front of it, and towards +x. This is
+        the right side of a radiograph in the usual display, which is the patient's left.
         """
         up, front, side = self.half_mm
         centre = (-0.3 * up, 0.15 * front, 0.12 * side)
         return ellipsoid_depth((self.z, self.y, self.x), centre, (0.4 * self.half_mm).tolist())
 
     def hilum_distance(self) -> Field:
-        """Return the distance from the nearer lung's root over the smallest half extent."""
+        """Return each voxel's distance from the root (hilum) of the nearer lung.
+
+        The unit is the smallest half extent of the grid. Vessels become thinner with this distance.
+        """
         side = self.half_mm[2]
         distance_mm = np.sqrt(self.z**2 + self.y**2 + (np.abs(self.x) - 0.2 * side) ** 2)
         result: Field = distance_mm / np.float32(self.half_mm.min())
@@ -492,11 +536,14 @@ class _ChestSpace:
 
 
 def _draw_chest(rng: Generator, grid: Grid) -> tuple[Field, Field]:
-    """Draw a chest that fills the grid: its Hounsfield units, and the share of lung in each voxel.
+    """Draw a chest that fills the grid, without lesions and noise.
 
-    Vessels in the lungs count as lung.
-    The chest has a torso, two lungs and a heart (`_ChestSpace`). Ribs, spine and vessels have fixed
-    sizes in mm.
+    The chest has a torso, two lungs and a heart, whose sizes are proportional to the grid
+    (`_ChestSpace`). Ribs, spine and vessels have fixed sizes in mm.
+
+    Returns:
+        Hounsfield units of each voxel, and the share 0..1 of lung in each voxel, where nodules may
+        be placed. Vessels in the lungs count as lung.
     """
     space = _ChestSpace.draw(rng, grid)
     voxel = space.voxel_mm
@@ -524,16 +571,19 @@ def _draw_chest(rng: Generator, grid: Grid) -> tuple[Field, Field]:
 
 
 def _draw_vessels(rng: Generator, grid: Grid, space: _ChestSpace) -> Field:
-    """Draw the share 0..1 of vessels in each voxel. They become thinner away from the hilum."""
+    """Draw large and small vessels of the lungs, which become thinner away from the hilum.
+
+    Return the share 0..1 of each voxel that a vessel covers.
+    """
     hilum = space.hilum_distance()
     large = _vessel_share(rng, grid, 55, 4.5 * np.exp(-1.5 * hilum))
     return np.maximum(large, _vessel_share(rng, grid, 24, 1.4 * np.exp(-0.7 * hilum)))
 
 
 def _draw_air(rng: Generator, grid: Grid, space: _ChestSpace) -> Field:
-    """Draw the Hounsfield units of lung, which has fine and coarse texture.
+    """Draw the Hounsfield units of lung tissue at each voxel, with fine and coarse texture.
 
-    Lung is denser at the back if the patient is on his or her back.
+    Lung is denser at the back of the chest, because the patient is on his or her back.
     """
     fine = smooth_field(rng, grid.shape, grid.spacing_mm, 7.0)
     coarse = smooth_field(rng, grid.shape, grid.spacing_mm, 25.0)
@@ -566,22 +616,24 @@ def write_ct_phantoms(
         shape: Voxels along z, y and x.
         spacing_mm: Size of a voxel along z, y and x.
         contrast: Factor for the difference between nodules and lung.
-        n_nodules: Least and most nodules of a case with nodules. One that fits nowhere is omitted.
-        progress: Called with case, number done and total.
+        n_nodules: Minimum and maximum number of nodules of a case with nodules. A nodule that fits
+            nowhere is omitted.
+        progress: Called after each case with its id, the number of finished cases and the number of
+            all cases.
 
     Raises:
         ConfigError: If `n_test` is negative or larger than `n_cases`.
     """
 
     def simulate(rng: Generator, n: Range) -> Simulated:
-        """Draw the image and the lesions of a case with `n` lesions, least and most."""
+        """Draw the image and the lesions of one chest. `n`: minimum and maximum lesion count."""
         hounsfield, lung = _draw_chest(rng, grid)
         lesions, instances = _place_lesions(
             rng,
             tissue=lung,
             spacing_mm=spacing_mm,
             n_lesions=n,
-            diameter_mm=(3.0, 6.0, 15.0),  # least, median, most
+            diameter_mm=(3.0, 6.0, 15.0),  # minimum, median, maximum
             gap=2,
         )
         for lesion in lesions:
@@ -601,7 +653,10 @@ def write_ct_phantoms(
 
 
 def _acquire_ct(rng: Generator, hounsfield: Field, spacing_mm: Spacing) -> Field:
-    """Return a chest with a scanner's blur (σ = 0.6 mm) and noise of 40 HU, with 0.5 mm grain."""
+    """Simulate the acquisition of a CT scan: blur the chest and add noise.
+
+    The blur has σ = 0.6 mm. The noise has a standard deviation of 40 HU, and a grain of σ = 0.5 mm.
+    """
     white = rng.standard_normal(hounsfield.shape, dtype=np.float32)
     grain = ndimage.gaussian_filter(white, [0.5 / s for s in spacing_mm])
     blurred = ndimage.gaussian_filter(hounsfield, [0.6 / s for s in spacing_mm])
@@ -610,11 +665,12 @@ def _acquire_ct(rng: Generator, hounsfield: Field, spacing_mm: Spacing) -> Field
 
 
 def _acquire_radiograph(rng: Generator, attenuation: Field) -> Field:
-    """Draw the pixel values 0..4095 of a radiograph: scatter, Poisson noise, optical density.
+    """Simulate the acquisition of a radiograph. Return 12-bit grey levels 0..4095.
 
-    Bright pixels are those where the chest absorbs most of the radiation. Two percentiles of the
-    image become 0 and 4095. `attenuation` is the exponent of the absorption along the ray of each
-    pixel.
+    Radiation scatters, a detector counts photons with Poisson noise, and the negative logarithm of
+    the counts is the grey level: pixels are bright if the chest absorbs much radiation. The 0.02
+    and 99.7 percentiles of the image become 0 and 4095. `attenuation` `[y, x]` is the exponent of
+    the absorption along the ray of each pixel.
     """
     wide = 0.09 * min(attenuation.shape)  # σ of the scatter in pixels
     light = np.exp(-attenuation)
@@ -622,6 +678,7 @@ def _acquire_radiograph(rng: Generator, attenuation: Field) -> Field:
     photons = 4e5  # that a pixel receives without a patient
     counts = rng.poisson(ndimage.gaussian_filter(light, 0.6) * photons)
     density = -np.log(np.maximum(counts, 1) / photons)
+    # reduce slow changes of brightness, as the processing of digital radiographs does
     density -= 0.5 * ndimage.gaussian_filter(density, wide, mode="nearest", truncate=2.0)
     lower, upper = np.percentile(density, (0.02, 99.7))
     result: Field = np.rint(np.clip((density - lower) / (upper - lower), 0, 1) * 4095)
@@ -653,8 +710,10 @@ def write_xray_phantoms(
         shape: Rows and columns.
         pixel_mm: Size of a pixel.
         contrast: Factor for the difference between nodules and lung.
-        n_nodules: Least and most nodules of a case with nodules. One that fits nowhere is omitted.
-        progress: Called with case, number done and total.
+        n_nodules: Minimum and maximum number of nodules of a case with nodules. A nodule that fits
+            nowhere is omitted.
+        progress: Called after each case with its id, the number of finished cases and the number of
+            all cases.
     """
     # the chest is 0.66 as deep as the shorter side of the image, in 48 layers along the rays
     n_layers = 48
@@ -665,7 +724,7 @@ def write_xray_phantoms(
     grid = Grid(shape, (pixel_mm, pixel_mm))
 
     def simulate(rng: Generator, n: Range) -> Simulated:
-        """Draw the image and the lesions of a case with `n` lesions, least and most."""
+        """Draw one radiograph and its nodules. `n`: minimum and maximum lesion count."""
         hounsfield, lung = _draw_chest(rng, volume)
         per_mm = 0.0205 * np.maximum(1 + hounsfield / 1000, 0)  # of water at 60 keV (NISTIR 5632)
         attenuation = _project(per_mm, depth_mm, shape)
@@ -677,7 +736,7 @@ def write_xray_phantoms(
             tissue=deep_lung,
             spacing_mm=grid.spacing_mm,
             n_lesions=n,
-            diameter_mm=(5.0, 15.0, 30.0),  # least, median, most
+            diameter_mm=(5.0, 15.0, 30.0),  # minimum, median, maximum
             gap=3,
         )
         for lesion in lesions:
@@ -694,12 +753,16 @@ def write_xray_phantoms(
 
 
 def _project(values: Field, depth_mm: float, shape: tuple[int, int]) -> Field:
-    """Sum values per mm along the rays, on the grid of the radiograph.
+    """Integrate a quantity per mm, such as attenuation, along the rays of a radiograph.
 
     Args:
-        values: `[z, y, x]` at half the resolution of the radiograph. The rays run along y.
+        values: The quantity at each voxel `[z, y, x]`, at half the resolution of the radiograph.
+            The rays run along y.
         depth_mm: Size of a voxel along y.
         shape: Rows and columns of the radiograph.
+
+    Returns:
+        The integrals on the grid of the radiograph `[y, x]`, first row at the top.
     """
     sums = values.sum(axis=1)[::-1] * depth_mm  # the first row of a picture is its top
     result: Field = ndimage.zoom(sums, 2, order=1)[: shape[0], : shape[1]]
@@ -707,11 +770,11 @@ def _project(values: Field, depth_mm: float, shape: tuple[int, int]) -> Field:
 
 
 def _thickness_mm(lesion: _Lesion) -> Field:
-    """Return how far the rays run through a nodule that is as thick as a ball.
+    """Return the thickness of a nodule in mm along the ray of each pixel of its box.
 
-    At the distance r·d from its edge, seen from the front, the ray through a ball of radius r has
-    the length 2r·√(d·(2 − d)). For an irregular outline, d is 1 at the point farthest from the
-    edge.
+    The nodule is as thick as a ball. In the projection, the ray at the distance r·d from the edge
+    of a ball of radius r has the length 2r·√(d·(2 − d)) inside the ball. For an irregular outline,
+    d is 1 at the point farthest from the edge.
     """
     from_edge = ndimage.distance_transform_edt(np.pad(lesion.share >= 0.5, 1))[1:-1, 1:-1]
     d = from_edge / from_edge.max()  # 0 at the edge, 1 at the centre
@@ -720,7 +783,16 @@ def _thickness_mm(lesion: _Lesion) -> Field:
 
 
 def _write_coco(folder: Path, cases: Iterable[SimulatedCase], about: str, pixel_mm: float) -> None:
-    """Write images, instance masks and annotations of radiographs as a COCO folder."""
+    """Write simulated radiographs as a COCO folder.
+
+    The folder contains `images/`, `masks/` with lesion ids, and `annotations.json`.
+
+    Args:
+        folder: The folder to write.
+        cases: The cases, as `draw_cases` yields them.
+        about: Description of the dataset.
+        pixel_mm: Size of a pixel.
+    """
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for number, (case, levels, instances, geometry) in enumerate(cases, start=1):
@@ -771,7 +843,9 @@ def draw_cases(
     n_lesions: Range,
     progress: Progress | None,
 ) -> Iterator[SimulatedCase]:
-    """Yield each simulated case: id, image, lesions and geometry.
+    """Simulate the cases of a set, and yield them in the order of their numbers.
+
+    Case i has the id `<prefix>_<i>`. It depends only on the seed, i and the other arguments.
 
     Args:
         simulate: A function of a generator and the range of the number of lesions, which draws the
@@ -781,8 +855,9 @@ def draw_cases(
         seed: Seed of the set.
         lesion_free_share: Share of the cases without a lesion. They are spread evenly.
         grid: The grid of all cases.
-        n_lesions: Least and most lesions of a case with lesions.
-        progress: Called with case, number done and total.
+        n_lesions: Minimum and maximum number of lesions of a case with lesions.
+        progress: Called after each case with its id, the number of finished cases and the number of
+            all cases.
     """
     geometry = Geometry.from_spacing(tuple(grid.shape), tuple(grid.spacing_mm))
     n_lesion_free = 0
@@ -853,9 +928,10 @@ def write_array(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
 
 
 def _settings_of(write: Callable[..., None]) -> type[Settings]:
-    """Return the settings of a function that writes a dataset: its arguments with their types.
+    """Create a class of settings from the parameters of a function that writes a dataset.
 
-    The arguments `folder` and `progress` are no settings.
+    It checks the settings `data.phantoms.*` by the parameters' types and defaults. The parameters
+    `folder` and `progress` are left out, because a user cannot set them.
     """
     fields: dict[str, Any] = {}
     for name, parameter in signature(write).parameters.items():
@@ -872,7 +948,8 @@ def simulate_once(
 ) -> None:
     """Simulate a dataset at `root`, unless the folder exists already.
 
-    A folder that was not simulated contains data of the user, and stays as it is.
+    An existing folder is never changed. It was simulated by an earlier run, or contains data of the
+    user.
 
     Args:
         root: The folder of the dataset.
