@@ -45,7 +45,7 @@ class Run:
 
     @property
     def test(self) -> "Run":
-        """The results on the test cases.
+        """The results of a training on its test cases, which are in the subfolder `test`.
 
         Raises:
             ReadError: If the run has no results on test cases.
@@ -69,7 +69,7 @@ class Run:
     def scores(self) -> "Scores":
         """The content of `scores.json`: `scores["lesion_recall"].value`, `scores.to_json()`.
 
-        For a cross-validation, the file is the one in `oof`.
+        For a cross-validation, the file is `oof/scores.json`.
 
         Raises:
             ReadError: If the folder has no `scores.json`, or it cannot be read.
@@ -79,7 +79,7 @@ class Run:
         return read_scores(self._scored / "scores.json")
 
     def to_pandas(self, table: str = "lesions") -> "DataFrame":
-        """Return a table of the folder. docs/reference.md explains its columns.
+        """Read a table of the folder as a pandas table. docs/reference.md explains its columns.
 
         Args:
             table: `cases`, `lesions`, `candidates` or `metrics`.
@@ -121,7 +121,7 @@ class Run:
         return Figure() if chart is None else chart.figure
 
     def predictor(self, **settings: Any) -> "Predictor":
-        """Return the trained model, ready to predict scans.
+        """Load the trained model of this run to predict scans.
 
         Args:
             settings: The keyword arguments of `Predictor`.

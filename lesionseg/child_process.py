@@ -35,8 +35,8 @@ class ChildProcess:
     process, even during a function. Signals to the group of this process do not reach it.
 
     Args:
-        stderr: Its standard error, as in `subprocess.Popen`. None is that of this process.
-        environment: Environment variables that differ from those of this process.
+        stderr: Its standard error, as in `subprocess.Popen`. None shares that of this process.
+        environment: Environment variables in addition to, or instead of, those of this process.
     """
 
     def __init__(self, *, stderr: int | None = None, **environment: str) -> None:

@@ -218,8 +218,8 @@ class Settings(BaseModel):
     def of(cls, **chosen: Any) -> Self:
         """Return the default settings of this class with some changes, without Hydra.
 
-        The defaults are those in `conf/`. A required setting that `chosen` lacks has the text `???`
-        of its file.
+        `conf/` contains the defaults. A required setting that `chosen` lacks has the text `???` of
+        its file.
 
         Args:
             chosen: The settings that differ from the defaults. A section is a dictionary.
@@ -235,8 +235,8 @@ class Settings(BaseModel):
     def to_plain(self) -> dict[str, Any]:
         """Convert the settings to dictionaries, lists, texts and numbers, to store them as YAML.
 
-        The keys are those of the YAML files. A setting that is in no file of `conf/` and was not
-        chosen by the user is left out.
+        The keys are the same as in the YAML files. A setting that is in no file of `conf/` and was
+        not chosen by the user is left out.
 
         Raises:
             ConfigError: If an argument of a class is an object that YAML does not have.
@@ -442,7 +442,7 @@ class TrainerConfig(Settings):
 
     @property
     def has_one_device(self) -> bool:
-        """True if the settings state one device on one node. `devices=auto` does not state it."""
+        """True if the settings demand exactly one device on one node; False for `devices=auto`."""
         return self.n_devices == self.n_nodes == 1
 
 
@@ -681,7 +681,7 @@ class InfoConfig(Settings):
 
     @model_validator(mode="after")
     def _validate_sources(self) -> Self:
-        """Return self. Raise `ValueError` if neither a model nor a dataset is given."""
+        """Return self. Raise `ValueError` if neither `bundle` (a model) nor `data.root` is set."""
         if self.bundle is None and self.data.root is None:
             raise ValueError("give bundle= for a model, data.root= for a dataset, or both")
         return self
@@ -725,8 +725,8 @@ COMMANDS = _Commands(
     }
 )
 S = TypeVar("S", bound=Settings)
-# settings of one meaning: the folder of the results, that of the scans, the patient in a case id,
-# and the pixel size of images that state none; also by their earlier names
+# settings of one meaning: the folder of the results, the folder of the scans, the patient in a case
+# id, and the pixel size of images without one in the header; also by their earlier names
 _SAME_MEANING = (
     ("output", "run_dir"),
     ("input", "data.root"),
@@ -846,8 +846,8 @@ def defaults(command: str, choices: Mapping[str, str] = MappingProxyType({})) ->
 def _read_option(group: str, choice: str) -> dict[str, Any]:
     """Read one option of a group, such as `loss/focal.yaml` for `loss=focal`.
 
-    The option may list other options of its group under `defaults:`. Its settings replace those of
-    the listed options. Raise `ConfigError` if the option is unknown.
+    The option may list other options of its group under `defaults:`, whose settings it overrides.
+    Raise `ConfigError` if the option is unknown.
     """
     path = conf_dir() / group / f"{choice}.yaml"
     require_option(group, choice, sorted(file.stem for file in path.parent.glob("*.yaml")))
@@ -939,8 +939,8 @@ def _defaults_list(path: Path) -> Sequence[Any]:
 def _defaults(kind: type[Settings]) -> Mapping[str, Any]:
     """Return the default settings of a class, for `Settings.of`. They are read only once.
 
-    The class is that of a command, or that of a section of a command. The defaults of a section are
-    those in the first command that has such a section. Raise `ConfigError` for any other class.
+    The class contains the settings of a command, or of a section such as `TrainerConfig`. A section
+    gets the defaults of the first command that has it. Raise `ConfigError` for any other class.
     """
     for command, whole in COMMANDS.items():
         if whole is kind:
@@ -960,7 +960,7 @@ def settings_of(
         command: The name of the command.
         values: The chosen settings by dotted key (`{"trainer.max_steps": 9}`) or as a section
             (`{"trainer": {"max_steps": 9}}`). Without `composed`, also options by group
-            (`{"loss": "focal"}`). Numbers and arrays may be those of numpy.
+            (`{"loss": "focal"}`). Numbers and arrays of numpy are allowed.
         composed: The settings that `values` changes, such as Hydra has composed them. None for the
             defaults.
 

@@ -136,7 +136,7 @@ def duration(minutes: float) -> str:
 
 
 def join_names(names: Iterable[object], maximum: int = 20) -> str:
-    """Join at most `maximum` names for a message, and count the remaining ones.
+    """Join names by commas for a message. After `maximum` names, the number of further names follows.
 
     >>> join_names(["a", "b"]), join_names("abcd", maximum=2)
     ('a, b', 'a, b and 2 more')

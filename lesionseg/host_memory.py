@@ -42,13 +42,13 @@ def physical_bytes(root: Path = _ROOT) -> int:
         root: Contains `proc` and `sys`, for tests.
 
     Returns:
-        The memory in bytes, or 8 GiB if the system does not state it.
+        The memory in bytes, or 8 GiB if the system does not report it.
     """
     return min([_machine_bytes(), *(group.limit for group in _limiting_groups(root))])
 
 
 def _machine_bytes() -> int:
-    """Return the memory of this machine in bytes, or 8 GiB if the system does not state it."""
+    """Return the physical memory of this machine in bytes, or 8 GiB if it is not known."""
     if hasattr(os, "sysconf"):
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     kilobytes = ctypes.c_ulonglong()
@@ -126,7 +126,8 @@ def _read_group(folder: Path, version: int) -> _Group | None:
     """
     limit_file = "memory.max" if version == 2 else "memory.limit_in_bytes"
     used_file = "memory.current" if version == 2 else "memory.usage_in_bytes"
-    # the use includes that of the groups below; so do the statistics, in version 1 as `total_…`
+    # The used memory includes the groups below this group. So do the statistics, which version 1
+    # calls `total_…`.
     prefix = "" if version == 2 else "total_"
     try:
         limit = int((folder / limit_file).read_text())
@@ -208,7 +209,10 @@ def trim_memory() -> None:
 
 
 def _glibc() -> Any:
-    """Return the C library if it is glibc, otherwise None."""
+    """Return the C library of this process if it is glibc, otherwise None.
+
+    Only glibc has the functions `mallopt` and `malloc_trim`, which control freed memory.
+    """
     if sys.platform != "linux":
         return None
     library = ctypes.CDLL(None)

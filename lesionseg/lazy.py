@@ -28,7 +28,7 @@ def lazy_names(
         return getattr(import_module(f"{package}.{homes[name]}"), name)
 
     def list_names() -> list[str]:
-        """Return the names in `__all__`, for `dir()` and completion."""
+        """Return the public names of the package (`__all__`), for `dir()` and completion."""
         return sorted(import_module(package).__all__)
 
     return get, list_names

@@ -354,7 +354,7 @@ def draw_head(rng: Generator, grid: Grid) -> tuple[Field, Field]:
     sulci = np.hypot(folds, np.maximum(brain - 14 * scale, 0))
     fissure = np.hypot(x, np.maximum(brain - 26 * scale, 0))
     surface = np.minimum(brain, np.minimum(sulci, fissure))  # depth below the folded surface
-    # two ventricles, one on each side of the midline, bent backwards
+    # two bent ventricles, one on each side of the midline
     wide = scale * rng.uniform(0.8, 1.4)
     bow = (y / (32 * scale)) ** 2 * np.float32(8 * scale)
     horns = (z - 10 * scale + bow, y, np.abs(x) - 8 * scale - bow)
@@ -637,7 +637,7 @@ def write_ct_phantoms(
             gap=2,
         )
         for lesion in lesions:
-            is_solid = rng.random() > 0.2  # the others are ground glass
+            is_solid = rng.random() > 0.2  # otherwise the nodule is ground glass
             level = rng.uniform(-60, 80) if is_solid else rng.uniform(-650, -400)
             # a vessel in a nodule of ground glass stays as dense as it is
             excess = np.maximum(np.float32(level) - hounsfield[lesion.box], 0)
@@ -699,8 +699,8 @@ def write_xray_phantoms(
 ) -> None:
     """Write simulated radiographs with nodules of 5 to 30 mm as a COCO folder with instance masks.
 
-    A chest like those of `write_ct_phantoms` is projected along parallel rays. `images/` contains
-    12-bit values and `masks/` nodule ids, both in 16-bit PNG.
+    A simulated chest, as in `write_ct_phantoms`, is projected along parallel rays. `images/`
+    contains grey levels of 12 bits, and `masks/` contains nodule ids. Both are 16-bit PNG.
 
     Args:
         folder: The folder to write.
@@ -881,9 +881,10 @@ def write_nnunet_raw(
     channel: str,
     about: str,
 ) -> None:
-    """Write cases as an nnU-Net raw folder.
+    """Write simulated cases as an nnU-Net raw folder, the layout of an nnU-Net dataset.
 
-    Images are rounded and clipped to int16. In the masks each lesion is 1.
+    Images (`imagesTr`, `imagesTs`) are rounded and clipped to int16. In the masks (`labelsTr`,
+    `labelsTs`), lesion voxels are 1. `Tr` means training, `Ts` test.
 
     Args:
         folder: The folder to write.
@@ -922,7 +923,10 @@ def write_nnunet_raw(
 
 
 def write_array(path: Path, array: NDArray[Any], geometry: Geometry) -> None:
-    """Write an array `[*shape]` as an image of one channel. Create its folder if it is missing."""
+    """Write an array `[*shape]` as an image file of one channel, in the format of the file's name.
+
+    The folder is created if it is missing.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     write_volume(path, Volume(array[None], geometry))
 
@@ -980,7 +984,7 @@ def simulate_once(
     stored = {"kind": kind, **settings.to_plain()}
     if root.exists():
         path = root / SETTINGS
-        # a folder without the file is data of the user, which is taken as it is
+        # a folder without the file is data of the user, which is used as it is
         before = read_json(path) if path.is_file() else stored
         if isinstance(before, dict) and "kind" not in before:  # version 1.0 did not store it
             before = {"kind": kind, **before}

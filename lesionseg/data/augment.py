@@ -1,4 +1,4 @@
-"""Augmentation: random changes of training tiles. Image and masks move together.
+"""Augmentation: random changes of training tiles. Image and masks are warped together.
 
 Changes are drawn before a tile is read, because a rotated tile needs voxels from around it.
 Otherwise its corners would be empty.
@@ -35,7 +35,7 @@ TileTensors = dict[str, Tensor]
 # Axes are not rotated into each other if the ratio of their spacings is above this.
 ANISOTROPY = 2.0
 # A tile is thin along an axis if another one covers more than this many times its millimetres.
-# nnU-Net moves tiles that are as anisotropic as this only in their plane.
+# nnU-Net warps tiles that are as anisotropic as this only in their plane.
 THINNESS = 3.0
 FLIP_PROBABILITY = 0.5  # for each axis
 SCALE = 0.2  # largest relative change of size
@@ -296,7 +296,7 @@ class Augmentation:
             return SpatialTransform(flips)
         spacing = np.array(self.plan.spacing_mm)
         extent = spacing * self.plan.tile_shape
-        # Thick slices and thin tiles are moved only within their plane: pairs of axes turn and
+        # Thick slices and thin tiles are warped only within their plane: pairs of axes turn and
         # shear only if their spacings and extents are similar. An axis is scaled and deformed only
         # if its spacing is fine, and if the tile is not thin along it. Otherwise, most voxels of a
         # thin volume would be read from outside it.
@@ -338,13 +338,13 @@ class Augmentation:
     def _draw_intensity(self, draw: RandomDraws) -> Intensity:
         """Draw the changes of the intensities of one tile.
 
-        Each change is drawn with `settings.intensity_probability`, independently of the others.
+        Each change is drawn independently with `settings.intensity_probability`.
         """
         n_channels = len(self.plan.channel_names)
         p = self.settings.intensity_probability
 
         def draw_one(bounds: Sequence[float], unchanged: float) -> float:
-            """Draw one number with probability `p`, otherwise return `unchanged`."""
+            """Draw one number within `bounds` with probability `p`, otherwise return `unchanged`."""
             numbers = draw.numbers(p, bounds, 1)
             return unchanged if numbers is None else numbers[0]
 

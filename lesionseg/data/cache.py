@@ -441,7 +441,10 @@ def fill_cache(
 
 
 def cores() -> int:
-    """Return the number of processor cores that this process may use."""
+    """Return the number of processor cores that this process may use, for numbers of threads.
+
+    A scheduler or container may allow fewer cores than the machine has.
+    """
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

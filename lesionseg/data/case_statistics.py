@@ -186,7 +186,7 @@ class _SharedMemory:
         return self._largest > 0 and (self._n_reading + 1) * self._largest <= self.n_bytes
 
     def note(self, n_bytes: int) -> None:
-        """Record the memory that a case needed, from which that of later cases is estimated."""
+        """Record the memory that a case needed, which is the estimate for later cases."""
         with self._changed:
             self._largest = max(self._largest, n_bytes)
             self._changed.notify_all()

@@ -59,7 +59,7 @@ class TileSampler:
     and accumulated batches of a step, whose tiles are consecutive. In an epoch, all lesions are
     chosen equally often, independently of size and patient; their numbers differ by at most one. A
     random seed voxel of the lesion is at a random position in the inner three quarters of the tile.
-    The tile is then moved into the volume.
+    The tile is then shifted into the volume.
 
     Background tiles: all other tiles. All cases with valid background are equally likely or, if
     there are none, all cases. In the chosen case, up to ten positions are drawn, until a tile
@@ -85,7 +85,7 @@ class TileSampler:
         self.n_tiles = n_tiles
         self.seed = seed
         self._tables = [case.lesions for case in self.cases]
-        # lesions are numbered over all cases; those of case i start at _first[i]
+        # lesions are numbered over all cases; the lesions of case i start at _first[i]
         self._first = np.cumsum([0, *(len(table) for table in self._tables)])
         groups = np.unique([case.group for case in self.cases], return_inverse=True)[1]
         self._groups = np.repeat(groups, np.diff(self._first))

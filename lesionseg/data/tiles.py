@@ -42,8 +42,8 @@ from lesionseg.plan.plan import Plan
 class RawTile:
     """The data read for a tile, before its changes are applied.
 
-    `tensors` contains image and masks. `change` contains the changes to apply. `choice` states the
-    case and the position.
+    `tensors` contains image and masks. `change` contains the changes to apply. `choice` contains
+    the case and the position.
     """
 
     tensors: TileTensors

@@ -38,23 +38,23 @@ class TileGrid:
 
     @cached_property
     def pad(self) -> tuple[tuple[int, int], ...]:
-        """The voxels to add (before, after) along each axis; zeros if the tile fits."""
+        """How many voxels to add along each axis, as (before, after); (0, 0) if the tile fits."""
         return tuple(map(_compute_padding, self.shape, self.tile_shape))
 
     @cached_property
     def padded_shape(self) -> tuple[int, ...]:
-        """The shape of the padded array: at least a tile along every axis."""
+        """The shape of the padded array: along each axis, the longer of volume and tile."""
         return tuple(map(max, self.shape, self.tile_shape))
 
     @cached_property
     def starts(self) -> tuple[tuple[int, ...], ...]:
-        """The first voxel of every tile in the padded array, in C order."""
+        """The index of the first voxel of every tile in the padded array; tiles are in C order."""
         pairs = zip(self.padded_shape, self.tile_shape, strict=True)
         return tuple(itertools.product(*(_space_starts(*pair, self.overlap) for pair in pairs)))
 
     @cached_property
     def inside(self) -> tuple[slice, ...]:
-        """The slices of the volume in the padded array."""
+        """The slices that cut the volume out of the padded array."""
         pairs = zip(self.shape, self.pad, strict=True)
         return tuple(slice(before, before + n) for n, (before, _) in pairs)
 
@@ -62,7 +62,7 @@ class TileGrid:
         return len(self.starts)
 
     def slices(self, i: int) -> tuple[slice, ...]:
-        """Return the slices of tile i in the padded array."""
+        """Return the slices that cut tile i out of the padded array."""
         pairs = zip(self.starts[i], self.tile_shape, strict=True)
         return tuple(slice(start, start + n) for start, n in pairs)
 

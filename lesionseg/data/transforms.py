@@ -27,7 +27,7 @@ TransformSpec = Mapping[str, Any]
 Transform = Callable[[Any], Any]
 TileItem = dict[str, Tensor]
 
-# the masks that move together
+# the keys of the masks, which must be transformed together
 MASKS = ("label", "instances", "valid")
 # arguments that have one value per key in MONAI's transforms
 _PER_KEY = ("mode", "padding_mode", "align_corners", "dtype")

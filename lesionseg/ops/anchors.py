@@ -26,7 +26,7 @@ class AnchorLevel:
 
     @property
     def n_anchors(self) -> int:
-        """The number of anchors of the whole level."""
+        """The number of anchors of the level: sizes times cells."""
         return len(self.sizes) * prod(self.shape)
 
 
@@ -145,7 +145,7 @@ def assign_atss(
     A candidate is positive if its IoU is above 0 and reaches the mean plus the standard deviation
     of the candidates' IoUs. Unlike in the paper, its centre may be outside of the lesion: a lesion
     of two voxels would have no anchor otherwise. An anchor that is positive for several lesions
-    belongs to the one with the highest IoU. A lesion without an anchor receives the best of its
+    belongs to the lesion with the highest IoU. A lesion without an anchor receives the best of its
     candidates that are not the only anchor of another lesion. Temporary memory grows with
     `m · N_NEAREST^dims`, not with `m · n`.
 
@@ -197,7 +197,7 @@ def _assign_missed_lesions(
         overlap: IoU of the candidates `[m, k]`.
         exists: False for rows of zeros, which are no lesions `[m]`.
     """
-    # number of anchors of each lesion; the first count is that of the background
+    # number of anchors of each lesion; the count of the background, which comes first, is removed
     counts = torch.bincount(assigned.clamp(min=-1) + 1, minlength=len(candidates) + 1)[1:]
     missed = (exists & (counts == 0)).nonzero()[:, 0]
     for lesion in missed[torch.argsort(overlap.amax(1)[missed], descending=True, stable=True)]:

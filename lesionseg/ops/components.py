@@ -88,7 +88,9 @@ class GroupedVoxels(NamedTuple):
 
 
 def group_voxels(instances: NDArray[Any]) -> GroupedVoxels:
-    """List the voxels of each id in a mask `[*spatial]`, 0 for background.
+    """List the voxels of each id in a mask `[*spatial]`, with one sort for all ids.
+
+    Background is 0 and is left out.
 
     >>> grouped = group_voxels(np.array([[0, 5], [2, 5]]))
     >>> grouped.ids.tolist(), grouped.voxels.tolist(), grouped.first.tolist()
@@ -194,7 +196,7 @@ def unscored_prediction(
     labels: NDArray[np.integer[Any]],
     instances: NDArray[np.int32] | None,
 ) -> Prediction:
-    """Make a prediction from masks without scores, such as those of another program.
+    """Make a prediction from masks without scores, such as the masks of another program.
 
     The candidates are the instances, with their ids. If `instances` is None, they are the connected
     components of the labels. Each candidate has the score 1. An instance has the label of its first
@@ -315,7 +317,7 @@ def _drop_ignored(
         lesions: The lesions without their ignored voxels.
         ignore: True for ignored voxels `[*spatial]`.
         instances: Lesion ids `[*spatial]`, or None if all lesions are boxes. A box without voxels
-            in this mask has those of `centre_slices`.
+            in this mask is represented by the voxels of `centre_slices`.
     """
     if lesions.has_voxels.all():
         return lesions
@@ -378,8 +380,8 @@ def fill_polygons(polygons: Sequence[Numbers], shape: tuple[int, ...]) -> Flags:
       polygon is therefore a hole. A centre is inside a polygon if a ray to the left crosses its
       outline an odd number of times.
     - A pixel is also True if its centre is at most 0.001 pixels from an outline, because some
-      programs draw an outline, also that of a hole, through the centres of the outermost pixels of
-      the lesion.
+      programs draw outlines, also of holes, through the centres of the outermost pixels of the
+      lesion.
     - A polygon that contains and touches no centre adds the pixel nearest to its middle, so that no
       lesion is lost. A middle outside the image adds none. Such a polygon is never a hole, because
       a hole smaller than a pixel would remove a complete pixel.

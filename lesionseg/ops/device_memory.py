@@ -44,8 +44,8 @@ def says_out_of_memory(message: str) -> bool:
 def first_line(message: str) -> str:
     r"""Return the first line of an error's message without its full stop, to quote it.
 
-    torch adds further lines of advice for programmers. An empty message, which is that of Python's
-    own `MemoryError`, gives "MemoryError".
+    torch adds further lines of advice for programmers. An empty message, as of Python's
+    `MemoryError`, gives "MemoryError".
 
     >>> first_line("CUDA error: out of memory.\nSearch for `cudaErrorMemoryAllocation`.")
     'CUDA error: out of memory'

@@ -2,7 +2,7 @@
 
 Index coordinates refer to voxel centres: voxel 0 extends from −½ to ½.
 
-`resample_to` moves an array from one grid to another, slab by slab. There are three cases. If the
+`resample_to` converts an array from one grid to another, slab by slab. It has three cases. If the
 grids differ only by whole voxels, flips and axis order, values are copied. If each input axis is
 parallel to one output axis, as between a plan's grid and a file's, the axes are resampled one after
 the other. For any other affine, each output voxel is sampled separately.
@@ -64,11 +64,15 @@ def resample_to(
         array: `[C, *source.shape]`, of any dtype; a numpy array may have any strides.
         source: Grid of `array`.
         target: Grid of the result, with as many axes.
-        how: `linear` interpolates between voxel centres. `mean` also interpolates, but takes the
-            mean over the voxel's extent along axes on which target voxels are longer than source
-            voxels. `share` takes the mean over the voxel's whole extent, and treats the array as
-            constant within its voxels. For a mask this is the covered share. `nearest` takes the
-            value of the nearest voxel; halfway between two centres the higher index wins.
+        how: The method:
+
+            - `linear` interpolates between voxel centres.
+            - `mean` also interpolates, but along axes on which target voxels are longer than source
+              voxels, it averages over the extent of the target voxel.
+            - `share` averages over the extent of the target voxel along all axes, and treats the
+              array as constant within its voxels. For a mask, the result is the fraction of a voxel
+              that the mask covers.
+            - `nearest` copies the nearest voxel; halfway between two centres the higher index wins.
         edge: With `zero`, the outermost value applies up to the outer face of its voxel, and the
             result is 0 outside. With `near`, the outermost value also applies outside, at less
             than half a voxel from this face; `share` treats it like `zero`. With `extend`, the
@@ -107,10 +111,10 @@ def resample_slabs(
     decode: Decode | None = None,
     n_rows: int = _SLAB_ROWS,
 ) -> Iterator[tuple[slice, Shaped[Tensor, "c rows *rest"]]]:
-    """Yield the result of `resample_to` in slabs along the first spatial axis.
+    """Yield the result of `resample_to` in slabs along the first spatial axis, to save memory.
 
-    Temporary arrays have the size of one slab and of the input that it reads. A slab may share
-    memory with `array`.
+    Temporary arrays have the size of one slab and of the input that the slab needs. A slab may
+    share memory with `array`.
 
     Args:
         array: `[C, *source.shape]`, of any dtype; a numpy array may have any strides.
@@ -118,11 +122,11 @@ def resample_slabs(
         target: Grid of the result.
         how: `linear`, `mean`, `share` or `nearest`, as `resample_to` describes them.
         edge: Values outside of the array: `zero`, `near` or `extend` (`resample_to`).
-        decode: Converts stored numbers to values. It is called with the input of each slab.
+        decode: Converts stored numbers to intensities. It is called with the input of each slab.
         n_rows: The number of rows of a slab.
 
     Yields:
-        The rows of the target as a slice, and their values `[C, rows, *rest]`.
+        The slice of rows of the target, and the resampled array of these rows `[C, rows, *rest]`.
 
     Raises:
         GeometryError: If the grids have different numbers of axes.
@@ -476,10 +480,10 @@ class Neighbours:
 
 @lru_cache(maxsize=64)
 def find_interpolation_neighbours(n_in: int, n_out: int, order: int) -> Neighbours:
-    """Find the neighbours for resizing an axis of `n_in` values to `n_out`.
+    """Find the neighbours for resizing an axis of `n_in` voxels to `n_out` over the same extent.
 
-    Voxel i of `n_out` is at (i + ½) · n_in/n_out − ½. `order` is 0 (nearest) or 1 (linear). The
-    result is cached: do not change it.
+    Output voxel i has the input coordinate (i + ½) · n_in/n_out − ½. `order` is 0 (nearest) or 1
+    (linear). The result is cached: do not change it.
 
     >>> found = find_interpolation_neighbours(2, 4, 1)
     >>> found.first.tolist(), found.second.tolist(), found.weight.tolist()

@@ -43,7 +43,7 @@ def _suppress(
 ) -> tuple[Int64[Tensor, " n"], Int64[Tensor, " n"]]:
     """Rank boxes by score, and find for each box the kept box that represents it.
 
-    Arguments are those of `nms`. Raise `ContentError` if the shapes do not fit together.
+    The arguments are the same as for `nms`. Raise `ContentError` if the shapes do not fit together.
 
     Returns:
         - The index of the box of each rank `[n]`; rank 0 has the highest score.
@@ -82,7 +82,7 @@ def batched_nms(
     groups: Int64[Tensor, " n"],
     iou_threshold: float,
 ) -> Int64[Tensor, " kept"]:
-    """Apply `nms` to each group of boxes, such as a label or an image.
+    """Apply `nms` to each group of boxes separately. A group is, for example, a label or an image.
 
     Boxes of different groups do not suppress each other.
 
@@ -122,8 +122,8 @@ def cluster_boxes(
         iou_threshold: A box is dropped if its IoU with a kept box is above this.
 
     Returns:
-        `[n]` indices: that of a kept box is its own, that of a dropped box is the kept box of the
-        highest score whose IoU with it is above the threshold.
+        For each box an index `[n]`. A kept box has the index of itself. A dropped box has the index
+        of the kept box of the highest score whose IoU with the dropped box is above the threshold.
 
     >>> boxes = torch.tensor([[0.0, 0, 4, 4], [0, 1, 4, 5], [9, 9, 10, 10]])
     >>> cluster_boxes(boxes, torch.tensor([0.5, 0.9, 0.1]), torch.zeros(3).long(), 0.5).tolist()
@@ -161,8 +161,8 @@ def _suppress_sorted(
         iou_threshold: Highest IoU of two kept boxes.
 
     Returns:
-        `[n]`, the rank of the kept box that suppresses the box of each rank. A kept box has its own
-        rank.
+        `[n]`, for each rank the rank of the kept box that suppresses the box. A kept box has the
+        rank of itself.
     """
     dims, n = starts.shape
     volume = np.ones(n, np.float32)

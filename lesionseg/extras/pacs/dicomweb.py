@@ -213,7 +213,7 @@ class DicomWeb:
     def find_scans(self, folder: Path, unwanted: Callable[[Scan], str]) -> FoundScans:
         """Find the scans at the address. No image is fetched.
 
-        The case id of a series is its UID, and that of a radiograph also has the UID of the image.
+        The case id is the UID of the series, for a radiograph with the UID of the image appended.
         A series with a damaged value, or whose images cannot be listed, is a scan with an error.
         Series of other objects, such as reports and segmentations, are skipped.
 
@@ -244,7 +244,12 @@ class DicomWeb:
         return FoundScans(folder, folder, tuple(sorted(scans, key=lambda scan: scan.key)))
 
     def fetch(self, study_uid: str, series_uid: str, files: Sequence[Path]) -> None:
-        """Fetch images of a series into files, each of which is named `<SOP Instance UID>.dcm`.
+        """Fetch images of a series from the server into files.
+
+        Args:
+            study_uid: The study of the series.
+            series_uid: The series.
+            files: One path `<SOP Instance UID>.dcm` for each image to fetch.
 
         Raises:
             ResourceError: If the server cannot be reached, or does not send all of these images, of
@@ -281,7 +286,7 @@ class DicomWeb:
             )
 
     def store(self, files: Sequence[Path]) -> list[str]:
-        """Store DICOM files in one request and return their SOP Instance UIDs.
+        """Store DICOM files on the server in one request, and return their SOP Instance UIDs.
 
         A file is stored if the answer lists it, or if a search finds it afterwards.
 
@@ -527,7 +532,7 @@ class RemoteScan(Scan):
 
     @property
     def is_present(self) -> bool:
-        """True if the files have been fetched."""
+        """True if all files of the scan have been fetched."""
         return all(file.is_file() for file in self.dicom.files)
 
     def fetch(self) -> None:

@@ -54,7 +54,10 @@ class DicomOutputs(Outputs):
         self._service = None if send is None else DicomWeb("send", send)
 
     def check(self, scans: Sequence[Scan]) -> None:
-        """Raise `ConfigError` if a scan is DICOM, but highdicom is not installed."""
+        """Raise `ConfigError` if a scan is DICOM, but highdicom is not installed.
+
+        highdicom is the package that writes the results. The check runs before the prediction.
+        """
         if any(scan.dicom for scan in scans):
             require_highdicom()
 

@@ -166,7 +166,10 @@ def _share_plane(source: SourceImages) -> None:
 
 
 def _derive_uid(*parts: object) -> str:
-    """Return a UID that depends only on the texts of `parts` and on their order."""
+    """Return a DICOM UID that depends only on the texts of `parts` and on their order.
+
+    Unlike a random UID, it is the same in each run, so that an archive recognises equal results.
+    """
     # the text of a list keeps the parts separate: ("a", "b") and ("ab",) give different UIDs
     entropy = repr([str(part) for part in parts])
     return str(generate_uid(entropy_srcs=[entropy]))
@@ -211,7 +214,11 @@ class ResultObjects:
 
     @cached_property
     def parameters(self) -> dict[str, str]:
-        """The parameters of the algorithm: bundle, use, and operating point and score, if any."""
+        """The parameters of the algorithm that both results contain, by name.
+
+        These are the digest of the bundle, the name and score of the operating point if there is
+        one, and the intended use.
+        """
         parameters = {"bundle": self.origin.bundle}
         point = self.prediction.operating_point
         if point is not None:
@@ -483,7 +490,10 @@ class ResultObjects:
         return sr.ReferencedSegment(*uids, number, source_series=series)
 
     def _make_empty_group(self) -> sr.MeasurementsAndQualitativeEvaluations:
-        """Make a group that states 0 accepted candidates. A report must have at least one group."""
+        """Make the group of a report without accepted candidates: the number of candidates, 0.
+
+        A report must have at least one group.
+        """
         name = _own_code("n-accepted", "Number of accepted candidates")
         return sr.MeasurementsAndQualitativeEvaluations(
             tracking_identifier=self._make_tracking_identifier("accepted candidates"),
@@ -495,10 +505,10 @@ class ResultObjects:
     def _make_measurements(
         self, candidate: Candidate, volume_before: float | None
     ) -> list[sr.Measurement]:
-        """Return the measurements of a candidate that are known.
+        """Return the measurements of a candidate for the report. Unknown ones are left out.
 
-        These are score, probability, volume, volume at the earlier visit and diameter. Volumes are
-        in ml, diameters in mm or, without a pixel size, in pixels.
+        Possible measurements are score, probability, volume, volume at the earlier visit and
+        diameter. Volumes are in ml, diameters in mm or, without a pixel size, in pixels.
         """
         ml = sr.CodedConcept("ml", "UCUM", "milliliter")
         length_unit = sr.CodedConcept("mm", "UCUM", "millimeter")

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 
 def require_highdicom() -> None:
-    """Raise `ConfigError` if the package highdicom is not installed."""
+    """Raise `ConfigError` if the package highdicom, which writes DICOM results, is not installed.
+
+    A missing dependency of highdicom is named instead.
+    """
     try:
         import highdicom.sr  # noqa: F401
     except ImportError as error:
