@@ -136,7 +136,7 @@ def duration(minutes: float) -> str:
 
 
 def join_names(names: Iterable[object], maximum: int = 20) -> str:
-    """Join names by commas for a message. After `maximum` names, the number of further names follows.
+    """Join names by commas for a message. After `maximum` names, count the remaining names.
 
     >>> join_names(["a", "b"]), join_names("abcd", maximum=2)
     ('a, b', 'a, b and 2 more')

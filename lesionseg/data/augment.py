@@ -344,7 +344,7 @@ class Augmentation:
         p = self.settings.intensity_probability
 
         def draw_one(bounds: Sequence[float], unchanged: float) -> float:
-            """Draw one number within `bounds` with probability `p`, otherwise return `unchanged`."""
+            """Draw a number within `bounds` with probability `p`, otherwise return `unchanged`."""
             numbers = draw.numbers(p, bounds, 1)
             return unchanged if numbers is None else numbers[0]
 
