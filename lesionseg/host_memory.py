@@ -199,7 +199,7 @@ def reuse_memory(*, is_wanted: bool = True) -> Iterator[None]:
 
 
 def trim_memory() -> None:
-    """Return all freed memory of this process to the system, even between used blocks.
+    """Give all freed memory of this process back to the system, even between used blocks.
 
     It needs milliseconds. Without glibc nothing happens.
     """
