@@ -140,7 +140,7 @@ def _resample_to_plan(volume: Volume, plan: Plan, *, where: str | None, overwrit
 
 
 def to_canonical(volume: Volume) -> Volume:
-    """Return a view of the volume whose axes point along +S, +A, +R (up, front, right).
+    """Return a view of the volume whose axes point along +S, +A, +R (superior, anterior, right).
 
     Oblique axes are assigned to the closest direction. Strides of the view may be negative. In 3-D,
     the view has only array and geometry. A 2-D volume is returned unchanged.
