@@ -36,7 +36,7 @@ SPREAD = np.sqrt(2.0)  # of the scores: 1 between patients and 1 within a patien
 DRAWS = 20
 DRAWN = 10  # patients that choose in a draw, and other patients that are new
 SENSITIVITY = 0.9
-SENSITIVITIES_OF_A_SHORT_TRAINING = (0.5, 0.6, 0.7, 0.8, 0.9)
+SENSITIVITIES = (0.5, 0.6, 0.7, 0.8, 0.9)
 COLUMNS = (
     *("patients", "lesions without a candidate %", "sensitivity", "studies", "promised %"),
     *("mean recall if promised", "promised studies below the sensitivity %"),
@@ -113,7 +113,7 @@ def main() -> None:
     if given.folder:
         tables = read_tables(given.folder)
         without = f"{100 * np.mean(tables.detected_at == NEVER_FOUND):.1f}"
-        rows = measure(draw_studies(tables), SENSITIVITIES_OF_A_SHORT_TRAINING)
+        rows = measure(draw_studies(tables), SENSITIVITIES)
         out.writerows([DRAWN, without, *row] for row in rows)
         return
     for n in PATIENTS:
