@@ -31,7 +31,7 @@ FROM python:${PYTHON}-slim
 ARG TORCH=cpu
 # Pango lays out report.pdf. Triton, with which torch.compile works on a GPU, compiles its launchers.
 RUN apt-get update \
- && apt-get install -y --no-install-recommends libpango-1.0-0 libpangoft2-1.0-0 \
+ && apt-get install -y --no-install-recommends libpango-1.0-0 libpangoft2-1.0-0 libharfbuzz-subset0 \
  && if [ "$TORCH" = cuda ]; then apt-get install -y --no-install-recommends gcc libc6-dev; fi \
  && rm -rf /var/lib/apt/lists/*
 COPY --from=build /opt/lesionseg /opt/lesionseg

@@ -2,7 +2,10 @@
 
 import base64
 import logging
+import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import matplotlib
@@ -11,6 +14,7 @@ from lesionseg.errors import pip_install
 from lesionseg.io.files import atomic_path
 
 log = logging.getLogger(__name__)
+_TIME = "SOURCE_DATE_EPOCH"  # environment variable: the time in written files, in seconds
 FONTS = {"normal": "DejaVuSans.ttf", "bold": "DejaVuSans-Bold.ttf"}  # those of matplotlib
 
 
@@ -42,10 +46,26 @@ def write_pdf(path: Path, html: str) -> None:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     # names in the page come from files, and must not fetch a file of this machine or an address
     page = HTML(string=html, url_fetcher=URLFetcher(allowed_protocols={"data"}))
-    with atomic_path(path) as unfinished:
+    with atomic_path(path) as unfinished, _fixed_time():
         fonts = FontConfiguration()
         style = CSS(string=_font_style(), font_config=fonts)
         page.write_pdf(unfinished, stylesheets=[style], font_config=fonts)
+
+
+@contextmanager
+def _fixed_time() -> Iterator[None]:
+    """Let fontTools write the same time into the embedded fonts of every PDF.
+
+    WeasyPrint shortens fonts with fontTools if the library libharfbuzz-subset0 is missing.
+    """
+    before = os.environ.get(_TIME)
+    os.environ[_TIME] = "0"
+    try:
+        yield
+    finally:
+        del os.environ[_TIME]
+        if before is not None:
+            os.environ[_TIME] = before
 
 
 def _font_style() -> str:
