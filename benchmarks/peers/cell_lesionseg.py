@@ -11,6 +11,7 @@ for the minutes or steps that remain.
 import json
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +21,7 @@ import torch
 
 from benchmarks.learning.held_out import CHOOSING, held_out
 from lesionseg.cli import compose
+from lesionseg.core import CaseFiles, Dataset
 from lesionseg.inference.bundle import Bundle, write_bundle
 from lesionseg.inference.predictor import Predictor
 from lesionseg.io.cases import read_case
@@ -58,10 +60,10 @@ def main() -> None:
     processor = time.process_time()
     fitted = train_network(experiment, plan, cases, validate=None)
     processor = time.process_time() - processor
+    plan_of_bundle = with_focal_correction(plan, cfg.loss, cfg.detection)
+    write_bundle(output / "bundle", [fitted.network], plan_of_bundle, "A network of a benchmark.")
     if job.get("predicts", True):
-        predict(fitted, plan, cfg, found, output)
-    else:
-        write_bundle(output / "bundle", [fitted.network], plan, "A network of a benchmark.")
+        predict(fitted, plan_of_bundle, cfg, found, output)
     made = {
         "steps": fitted.steps,
         "minutes": before + fitted.minutes,
@@ -80,14 +82,22 @@ def predict(
 ) -> None:
     """Write the log-odds of each scored case, and of each case that chooses the threshold."""
     predictor = Predictor(
-        Bundle((fitted.network,), with_focal_correction(plan, cfg.loss, cfg.detection)),
+        Bundle((fitted.network,), plan),
         device=fitted.device,
         settings=cfg.inference,
     )
-    for files in (*found.of_role("validation"), *found.of_role(CHOOSING)):
-        image = read_case(files, found.dataset).image
+    cases = (*found.of_role("validation"), *found.of_role(CHOOSING))
+    write_log_odds(predictor, cases, found.dataset, output)
+
+
+def write_log_odds(
+    predictor: Predictor, cases: Iterable[CaseFiles], dataset: Dataset, folder: Path
+) -> None:
+    """Predict cases of a dataset, and write the log-odds of each into `folder`."""
+    for files in cases:
+        image = read_case(files, dataset).image
         p = np.clip(predictor.probabilities(image).astype(np.float64), 1e-38, 1 - 2**-53)
-        np.save(output / f"{files.case}.npy", (np.log(p) - np.log1p(-p)).astype(np.float32))
+        np.save(folder / f"{files.case}.npy", (np.log(p) - np.log1p(-p)).astype(np.float32))
 
 
 def minutes_before_training(began: float, output: Path) -> float:
