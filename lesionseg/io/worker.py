@@ -125,8 +125,8 @@ def _has_exceeded_time(process: subprocess.Popen[bytes]) -> bool:
     has no such limit.
     """
     with suppress(subprocess.TimeoutExpired):
-        # SIGXCPU: the signal about exceeded processor time
-        return process.wait(timeout=_EXIT_SECONDS) == -getattr(signal, "SIGXCPU", 0)
+        # SIGXCPU: the signal about exceeded processor time. On Windows, no exit code is -1.
+        return process.wait(timeout=_EXIT_SECONDS) == -getattr(signal, "SIGXCPU", 1)
     return False
 
 

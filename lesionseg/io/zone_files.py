@@ -130,7 +130,7 @@ def read_zone_names(path: Path) -> dict[int, str]:
         pairs = [(int(row[value]), row[name]) for row in rows if row[value].isdecimal()]
     except ValueError as error:  # Python limits the digits of an integer to 4300
         raise ContentError(
-            f"{path}: the table cannot be read: {error!s:.62}. Correct it."
+            f"{path}: the table cannot be read: {error!s:.61}. Correct it."
         ) from error
     names = {number: text for number, text in pairs if number and text}
     if not names:
