@@ -40,7 +40,10 @@ class BundleFiles:
         return self.folder / WEIGHTS
 
     def weights_of(self, n_members: int) -> list[Path]:
-        """Return the files with the weights of an ensemble of `n_members` networks, in order."""
+        """Return the files with the weights of an ensemble of `n_members` networks, in order.
+
+        The first file has no number in its name.
+        """
         further = [self.folder / f"weights_{k}.safetensors" for k in range(1, n_members)]
         return [self.weights, *further]
 
@@ -94,17 +97,17 @@ def resolve_bundle(path: Path) -> Path:
         files = BundleFiles(folder)
         if files.weights.is_file() and files.plan.is_file():
             return folder
-    if has_config(path):
+    if has_config(path):  # a run directory without a bundle
         raise BundleError(
             f"{path}: the training has not finished. Run the same `train` command with "
             f"run_dir={path} to continue it."
         )
-    archive = None if path.is_dir() else find_archive(path)
-    if archive is not None:
-        return resolve_bundle(_unpack(archive, path))
+    zip_file = None if path.is_dir() else find_archive(path)
+    if zip_file is not None:
+        return resolve_bundle(_unpack(zip_file, path))
     content = "it is a file" if path.exists() else "the folder does not exist"
     if path.is_dir():
-        names = sorted(file.name for file in path.iterdir())
+        names = sorted(entry.name for entry in path.iterdir())
         content = f"the folder contains {join_names(names, _MAX_SHOWN) or 'no files'}"
     raise BundleError(
         f"{path} is not a bundle: {content}. Name the folder of a finished training, "
@@ -112,13 +115,13 @@ def resolve_bundle(path: Path) -> Path:
     )
 
 
-def _unpack(archive: Path, path: Path) -> Path:
+def _unpack(zip_file: Path, path: Path) -> Path:
     """Unpack the files of a bundle in a zip into the cache, and return the folder in the cache.
 
     The folder is named by the digest of the zip, so that the same bundle is unpacked only once.
 
     Args:
-        archive: The zip.
+        zip_file: The zip.
         path: The zip, or a folder in the zip that contains the bundle. If it contains several, the
             bundle in the highest folder is unpacked, because the bundle of a run may be above the
             bundles of single folds.
@@ -128,26 +131,26 @@ def _unpack(archive: Path, path: Path) -> Path:
             file that was unpacked before has changed.
     """
     # find the only bundle in the highest folder
-    names = [PurePosixPath(name) for name in list_archive(archive)]
-    inner = path.relative_to(archive)
+    names = [PurePosixPath(name) for name in list_archive(zip_file)]
+    folder_in_zip = path.relative_to(zip_file)
     bundles = [name.parent for name in names if name.name == WEIGHTS]
-    folders = [folder for folder in bundles if folder.is_relative_to(inner)]
+    folders = [folder for folder in bundles if folder.is_relative_to(folder_in_zip)]
     depth = min((len(folder.parts) for folder in folders), default=0)
-    found = [folder for folder in folders if len(folder.parts) == depth]
-    if len(found) != 1:
-        folders = found or bundles or sorted({name.parent for name in names})
-        shown = join_names([archive.name / folder for folder in folders], _MAX_SHOWN)
+    highest = [folder for folder in folders if len(folder.parts) == depth]
+    if len(highest) != 1:
+        folders = highest or bundles or sorted({name.parent for name in names})
+        shown = join_names([zip_file.name / folder for folder in folders], _MAX_SHOWN)
         raise BundleError(
-            f"{path}: the zip has {count(len(found), 'bundle')} there and no nnU-Net model. "
+            f"{path}: the zip has {count(len(highest), 'bundle')} there and no nnU-Net model. "
             f"{'Bundles' if bundles else 'Folders'} in the zip: {shown or 'none'}. Name the folder "
             "of one model in the zip."
         )
-    files = ModelFiles(archive / found[0], archive)
-    # each zip and each folder in it has its own target
-    target = download_folder() / MODELS / digest_of(archive) / digest_of(str(found[0]))[:16]
+    files = ModelFiles(zip_file / highest[0], zip_file)
+    # each zip and each folder in it has its own target; 16 digits keep the path short
+    target = download_folder() / MODELS / digest_of(zip_file) / digest_of(str(highest[0]))[:16]
     for name in names:
         file = target / name.name
-        if name.parent != found[0] or name.suffix not in _SUFFIXES:
+        if name.parent != highest[0] or name.suffix not in _SUFFIXES:
             continue
         content = files.read_bytes(name.name)
         if not file.is_file():
@@ -155,6 +158,6 @@ def _unpack(archive: Path, path: Path) -> Path:
                 new.write_bytes(content)
         elif digest_of(file) != digest_of(content):
             raise BundleError(
-                f"{file}: this copy of a file in {archive} was changed or damaged. Delete it."
+                f"{file}: this copy of a file in {zip_file} was changed or damaged. Delete it."
             )
     return target

@@ -35,9 +35,10 @@ def case_id(parts: Iterable[str]) -> str:
     if len(encoded) <= MAX_ID_BYTES:
         return case
     digest = digest_of("/".join(parts))[:_DIGEST_DIGITS]
-    n_kept = (MAX_ID_BYTES - len(digest) - len("__")) // 2  # bytes of the beginning and of the end
-    begin = encoded[:n_kept].decode(errors="ignore")  # drops a letter that was cut in two
-    end = encoded[-n_kept:].decode(errors="ignore")
+    n_end_bytes = (MAX_ID_BYTES - len(digest) - len("__")) // 2  # at each end of the id
+    begin = encoded[:n_end_bytes].decode(errors="ignore")  # drops a letter that was cut in two
+    end = encoded[-n_end_bytes:].decode(errors="ignore")
+    # without spaces next to the digest
     return f"{begin.rstrip()}_{digest}_{end.lstrip()}"
 
 

@@ -107,7 +107,12 @@ def _read_channels(files: CaseFiles, dataset: Dataset, *, is_input: bool) -> Vol
         volume = first
         if file != files.images[0]:
             volume = read_volume(file, pixel_mm=files.pixel_mm)
-            grids = GridPair(file, volume.geometry, files.images[0], first.geometry)
+            grids = GridPair(
+                path=file,
+                seen=volume.geometry,
+                other=files.images[0],
+                expected=first.geometry,
+            )
             grids.check(by_image=dataset.grid_of_image)
             if volume.valid is not None:
                 valid = volume.valid if valid is None else valid & volume.valid
@@ -189,13 +194,13 @@ def _read_stored_reference(
     labels = dataset.labels
     _warn_of_turn(files, dataset)
     reference = None
-    if LESIONS_KEY in files.annotations:
+    if LESIONS_KEY in files.annotations:  # COCO annotations, or boxes of a table
         reference = read_annotated_reference(files, geometry, labels.merged)
     elif files.reference is not None:
         reference = _read_mask_file(files, dataset, geometry, files.reference)
     if reference is None:
         return None
-    if files.annotated:  # only these labels are annotated; without names, all are
+    if files.annotated:  # the names of the annotated labels; if it is empty, all are annotated
         annotated = {value: name in files.annotated for value, name in labels.mask_names.items()}
         reference = replace(reference, annotated=annotated)
         if reference.labels is not None:
@@ -233,14 +238,15 @@ def _read_mask_file(
     """
     labels = dataset.labels
     if is_dicom(path):
-        names = dict(labels.merged or labels.mask_names)
+        names = dict(labels.merged or labels.mask_names)  # of the segments, by mask value
         if labels.ignore is not None:
             names[labels.ignore] = IGNORE
         scans = list(filter(is_dicom_image, files.images))
         return _apply_labels(path, read_dicom_reference(path, geometry, names, scans), labels)
-    has_ids = "instances" in files.annotations
+    has_ids = "instances" in files.annotations  # the mask is an instance mask
     read = read_instances if has_ids else read_mask
-    reference = read(path, geometry.spacing_mm[0], nan_background=dataset.nan_background)
+    pixel_mm = geometry.spacing_mm[0]  # for a picture, whose pixels are square
+    reference = read(path, pixel_mm, nan_background=dataset.nan_background)
     image = files.images[0] if files.images else path
     GridPair(path, reference.geometry, image, geometry).check(by_image=dataset.grid_of_image)
     reference = replace(reference, geometry=geometry)
@@ -260,8 +266,8 @@ def _apply_labels(path: Path, reference: Reference, labels: Labels) -> Reference
     probably come from compression or interpolation (`require_exact_values`).
     """
     values = np.asarray(reference.labels)
-    ignored = labels.ignore
-    known = {0, ignored, *labels.mask_values, *labels.merged}
+    ignore_value = labels.ignore
+    known = {0, ignore_value, *labels.mask_values, *labels.merged}
     present = present_values(values)
     unknown = [value for value in present if value not in known]
     if unknown:
@@ -274,9 +280,9 @@ def _apply_labels(path: Path, reference: Reference, labels: Labels) -> Reference
             f"{path}: the values {unknown[:10]} are not among the dataset's labels "
             f"{list(labels.mask_values)}. {_label_advice(present, labels)}"
         )
-    if ignored in present:
-        reference = replace(reference, ignore=values == ignored)
-        values = np.where(values == ignored, 0, values).astype(values.dtype)
+    if ignore_value in present:
+        reference = replace(reference, ignore=values == ignore_value)
+        values = np.where(values == ignore_value, 0, values).astype(values.dtype)
     binary = (values > 0).astype(np.uint8)
     reference = replace(reference, labels=values)
     if labels.merged:
@@ -349,12 +355,12 @@ def read_finite(
     """
     volume = read_volume(path)
     array = finite_values(path, volume.array, nan_background=True)
-    own = volume.geometry if matrix is None else volume.geometry.move(matrix)
-    if grid is None or own.matches(grid):
-        return replace(volume, array=array, geometry=own)
+    file_grid = volume.geometry if matrix is None else volume.geometry.move(matrix)
+    if grid is None or file_grid.matches(grid):
+        return replace(volume, array=array, geometry=file_grid)
     from lesionseg.ops import resample_to  # torch is imported only if it is needed
 
-    return Volume(resample_to(array, own, grid, "linear").numpy(), grid)
+    return Volume(resample_to(array, file_grid, grid, "linear").numpy(), grid)
 
 
 def finite_values(path: Path, stored: NDArray[Any], *, nan_background: bool) -> NDArray[Any]:

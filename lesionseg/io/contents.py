@@ -39,7 +39,7 @@ def content_files(path: Path) -> tuple[Path, ...]:
         if path.is_dir():
             return tuple(sorted(filter(is_dicom, path.iterdir())))
     if path.suffix.lower() in itk.SUFFIXES and path.is_file():
-        try:
+        try:  # without repetition, because the header may contain the voxels
             return tuple(dict.fromkeys((path, itk.voxel_file(path))))
         except ReadError:  # reading the image reports the damage
             return (path,)

@@ -74,7 +74,7 @@ def digest_of(*parts: str | bytes | memoryview | Path) -> str:
     for part in parts:
         if isinstance(part, Path):
             with part.open("rb") as file:
-                hashlib.file_digest(file, lambda: digest)
+                hashlib.file_digest(file, lambda: digest)  # adds the content to `digest`
         else:
             digest.update(part.encode(errors="replace") if isinstance(part, str) else part)
     return digest.hexdigest()
@@ -171,14 +171,14 @@ def made_folder(folder: Path) -> Iterator[None]:
     Raises:
         OutputError: If the folder cannot be created.
     """
-    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    new_folders = [path for path in (folder, *folder.parents) if not path.exists()]
     with output_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     try:
         yield
     finally:
         with suppress(OSError):  # ends at the first folder that is not empty
-            for path in new:
+            for path in new_folders:
                 path.rmdir()
 
 

@@ -88,6 +88,7 @@ class GridPair:
         axes = seen.affine[:3, :3]
         first = seen.affine[:3, 3]  # position of the first voxel in mm
         distances = np.abs([first, seen.centre_mm, first - expected.affine[:3, 3]]).max(axis=1)
+        # 1 mm along the patient's axes: each component of the axes is -1, 0 or 1
         is_default = distances.min() <= _TOLERANCE_MM and np.isin(axes, (-1, 0, 1)).all()
         if not is_default or self._is_turned():
             return False
@@ -112,10 +113,12 @@ class GridPair:
     def check_headers(self, *, can_ignore_headers: bool = False) -> None:
         """Raise `GeometryError` if either of the two files has lost its header.
 
-        For `can_ignore_headers`, see `check_header`.
+        For `can_ignore_headers`, see `check_header`. It applies only to `path`, because the setting
+        means the headers of masks, and `other` is usually the scan.
         """
         self.check_header(can_ignore_headers=can_ignore_headers)
-        GridPair(self.other, self.expected, self.path, self.seen).check_header()
+        swapped = GridPair(path=self.other, seen=self.expected, other=self.path, expected=self.seen)
+        swapped.check_header()
 
     def check_spacing(self) -> None:
         """Raise `GeometryError` if the shapes are equal, but the spacings differ.
@@ -124,9 +127,10 @@ class GridPair:
         are the same (`is_same`) or turned (`_is_turned`) are accepted.
         """
         if self._headers_differ() and not self._is_turned() and not self._has_same_spacing():
-            own, other = (grid.spacing_mm[::-1] for grid in (self.seen, self.expected))
+            # in the order (x, y, z), as programs show it
+            mm, other_mm = (grid.spacing_mm[::-1] for grid in (self.seen, self.expected))
             raise GeometryError(
-                f"{self.path}: voxels of {describe_sides(own)} mm, but {describe_sides(other)} mm "
+                f"{self.path}: voxels of {describe_sides(mm)} mm, but {describe_sides(other_mm)} mm "
                 f"in {self.other}, which has the same shape. Correct the header of the file whose "
                 "spacing is wrong (nibabel: Nifti1Image(mask, scan.affine)). If both are right, "
                 "resample the voxels with another program."

@@ -67,11 +67,13 @@ def inspect_case(files: CaseFiles, dataset: Dataset) -> Inspection:
                         f"{file}: the file does not state the orientation: left and right may be "
                         "swapped."
                     )
-                    findings.append(Finding("unoriented", text, files.case))
+                    findings.append(Finding(kind="unoriented", message=text, case=files.case))
         except LesionsegError as error:
             unexplained = Finding.of(error, files.case, kind="unreadable")
             findings = _find_errors(files, dataset) or [unexplained]
-    findings += [Finding("remark", text, files.case, "note") for text in warnings]
+    findings += [
+        Finding(kind="remark", message=text, case=files.case, severity="note") for text in warnings
+    ]
     patient, has_text = _read_dicom_fields(files.images)
     axes = ""
     if case is not None and dataset.dims == 3:
@@ -117,7 +119,7 @@ def _find_errors(files: CaseFiles, dataset: Dataset) -> list[Finding]:
             with collect("not_finite"):
                 finite_values(file, volume.array, nan_background=dataset.nan_background)
             check_dims(file, volume.geometry, dataset.dims)
-            grids = GridPair(file, volume.geometry, readable[0], grid)
+            grids = GridPair(path=file, seen=volume.geometry, other=readable[0], expected=grid)
             grids.check(by_image=dataset.grid_of_image)
     if grid is not None:
         with collect("labels"):
@@ -142,6 +144,6 @@ def _read_dicom_fields(images: tuple[Path, ...]) -> tuple[str, bool]:
             if is_dicom(file):
                 header = read_header(file)
                 patient = patient or text(header, "PatientID")
-                given = text(header, "BurnedInAnnotation").upper()
-                has_text |= given == "YES" or (not given and is_secondary_capture(header))
+                burned_in = text(header, "BurnedInAnnotation").upper()
+                has_text |= burned_in == "YES" or (not burned_in and is_secondary_capture(header))
     return patient and digest_of(patient), has_text

@@ -51,10 +51,11 @@ def itk_image(array: NDArray[Any], geometry: Geometry) -> Any:
     import SimpleITK as sitk
 
     image = sitk.GetImageFromArray(array)
-    spacing = np.asarray(geometry.spacing_mm)[::-1]
+    spacing = np.asarray(geometry.spacing_mm)[::-1]  # ITK has the order (x, y, z)
     affine = itk_affine(geometry.affine)
     image.SetSpacing(spacing.tolist())
     image.SetOrigin(affine[:-1, -1].tolist())
+    # unit vectors in the columns
     image.SetDirection((affine[:-1, :-1] / spacing).ravel().tolist())
     return image
 
@@ -119,26 +120,27 @@ def _check_compressed_voxels(path: Path, n_bytes: int) -> None:
     # find the end of the header, and the compression that it states
     voxels = voxel_file(path)
     is_nrrd = path.suffix.lower() in _NRRD
-    head = _read_head(path)
-    end = (_END_OF_NRRD if is_nrrd else _METAIMAGE_FILE).search(head)
-    header = head[: end.end()] if end else head
+    first_bytes = _read_head(path)
+    last_line = (_END_OF_NRRD if is_nrrd else _METAIMAGE_FILE).search(first_bytes)
+    header = first_bytes[: last_line.end()] if last_line else first_bytes
     is_compressed = _GZIP_NRRD if is_nrrd else _COMPRESSED_METAIMAGE
     if not is_compressed.search(header) or _SKIPPED_BYTES.search(header):
         return
     # a MetaImage states the compressed size
-    has_own_voxels = voxels == path
-    given = _COMPRESSED_BYTES.search(header)
-    should_state_bytes = has_own_voxels or b"CompressedDataSize" in header
-    if should_state_bytes and not is_nrrd and given is None:
+    voxels_follow = voxels == path
+    stated_size = _COMPRESSED_BYTES.search(header)
+    must_state_size = voxels_follow or b"CompressedDataSize" in header
+    if must_state_size and not is_nrrd and stated_size is None:
         raise ReadError(  # ITK would inflate the header as well
             f"{path}: the header has no CompressedDataSize with a number, without which the voxels "
             "cannot be read. Write the image again as .nii.gz."
         )
     # inflate the stream to compare its lengths
     with voxels.open("rb") as stream:
-        stream.seek(len(header) if has_own_voxels else 0)
+        stream.seek(len(header) if voxels_follow else 0)
         n_compressed, n_inflated = _measure_stream(stream)
-        is_cut = given is not None and int(given[1]) < n_compressed
+        # ITK reads only as many bytes as the header states
+        is_cut = stated_size is not None and int(stated_size[1]) < n_compressed
         if is_cut or n_inflated < n_bytes:
             raise ReadError(
                 f"{path}: the compressed voxels are damaged. Copy the file again from its source."
@@ -156,12 +158,14 @@ def _measure_stream(stream: BinaryIO) -> tuple[int, int]:
     n_inflated = 0
     try:
         while not inflater.eof:
+            # the tail is the input that the last call did not use, because its output was full
             block = inflater.unconsumed_tail or stream.read(_BLOCK_BYTES)
             if not block:
                 return 0, 0
             n_inflated += len(inflater.decompress(block, _BLOCK_BYTES))
     except zlib.error:
         return 0, 0
+    # `unused_data` was read, but follows the end of the compressed stream
     return stream.tell() - begin - len(inflater.unused_data), n_inflated
 
 
@@ -180,7 +184,7 @@ def voxel_file(path: Path) -> Path:
     names = _names_in_nrrd(head) if is_nrrd else _names_in_metaimage(path, head)
     if names is None:
         raise ReadError(f"{path}: the header is damaged. Write the image again as .nii.gz.")
-    if not names or (names[0] in _LOCAL and not is_nrrd):
+    if not names or (names[0] in _LOCAL and not is_nrrd):  # the voxels follow the header
         return path
     name = names[0]
     file: Path = path.parent / name
@@ -237,13 +241,13 @@ def _names_in_metaimage(path: Path, head: bytes) -> list[str] | None:
             f"{path}: the header contains ElementDataFile more than once. Write the image again as "
             ".nii.gz."
         )
-    found = _METAIMAGE_FILE.search(head)
-    if found is None or _CONTROL_CHARACTER.search(head[: found.end()]):
+    key_line = _METAIMAGE_FILE.search(head)
+    if key_line is None or _CONTROL_CHARACTER.search(head[: key_line.end()]):
         return None
-    lines_with_text = [line for line in head[: found.start()].split(b"\n") if line.strip()]
+    lines_with_text = [line for line in head[: key_line.start()].split(b"\n") if line.strip()]
     if lines_with_text and not _KEY_WITH_VALUE.match(lines_with_text[-1]):
         return None
-    return [_decode_name(found[1])]
+    return [_decode_name(key_line[1])]
 
 
 def _decode_name(name: bytes) -> str:
@@ -280,12 +284,12 @@ def _read_header(path: Path) -> tuple[Any, Geometry]:
             f"{path}: the image has {dims} axes and {n_channels} values per voxel, expected 2 or 3 "
             f"axes and one value. {ONE_VALUE}"
         )
-    check_size(voxels, _count_bytes(reader))  # ITK would state another reason
+    check_size(voxels, _count_bytes(reader))  # the error of ITK would not name the damage
     affine = np.eye(dims + 1)
     direction = np.asarray(reader.GetDirection()).reshape(dims, dims)
     affine[:-1, :-1] = direction * np.asarray(reader.GetSpacing())
     affine[:-1, -1] = reader.GetOrigin()
-    geometry = Geometry(size[::-1], itk_affine(affine))
+    geometry = Geometry(size[::-1], itk_affine(affine))  # ITK's size has the order (x, y, z)
     check_grid(path, geometry)
     return reader, geometry
 
@@ -295,5 +299,6 @@ def _count_bytes(reader: Any) -> int:
     import SimpleITK as sitk
 
     # the reader does not state the number of bytes of a voxel, but an image does
-    one_voxel = sitk.Image([1] * reader.GetDimension(), reader.GetPixelID())
+    size = [1] * reader.GetDimension()
+    one_voxel = sitk.Image(size, reader.GetPixelID())
     return int(math.prod(reader.GetSize()) * one_voxel.GetSizeOfPixelComponent())

@@ -143,12 +143,12 @@ def check_grid(path: Path, geometry: Geometry, unit: str = "") -> None:
             f"mm.{advice}"
         )
     extent = max(n * mm for n, mm in zip(geometry.shape, geometry.spacing_mm, strict=True))
-    minimum, largest = _limits.extent_mm
-    is_tiny = extent < minimum and max(geometry.spacing_mm) < _MICROSCOPIC_MM
+    smallest, largest = _limits.extent_mm
+    is_tiny = extent < smallest and max(geometry.spacing_mm) < _MICROSCOPIC_MM
     if geometry.size_unit != "px" and (is_tiny or extent > largest):
         raise ReadError(
             f"{path}: impossible extent: the longest side is {extent:.3g} mm with the spacing "
-            f"{spacing} mm, expected {minimum:g}–{largest:g} mm.{advice}"
+            f"{spacing} mm, expected {smallest:g}–{largest:g} mm.{advice}"
         )
 
 
@@ -207,8 +207,8 @@ def _unreadable(path: Path, error: Exception) -> ReadError:
         return ReadError(
             f"{path}: cannot be read: {error.strerror.lower()}. Check the disk and the permissions."
         )
-    words = " ".join(str(error).split()) or type(error).__name__
+    reason = " ".join(str(error).split()) or type(error).__name__
     return ReadError(
-        f"{path}: cannot be read ({words}). If a viewer opens it, save it from there again; "
+        f"{path}: cannot be read ({reason}). If a viewer opens it, save it from there again; "
         "otherwise copy it again from its source."
     )

@@ -64,6 +64,7 @@ def _round_labels(path: Path, array: NDArray[np.floating[Any]]) -> NDArray[np.fl
     """
     rounded = np.round(array)
     with np.errstate(invalid="ignore"):  # the difference of infinite values is NaN
+        # `~(… <= …)` is also True for NaN
         is_wrong = ~(np.abs(array - rounded) <= _SCALED_LABEL)
     if is_wrong.any():
         raise ContentError(
@@ -105,7 +106,7 @@ def require_exact_values(
     a lesion. One of two signs is sufficient:
 
     - Several values are above 7/8 of the highest value, and all remaining positive values are below
-      1/8 of it.
+      1/8 of it, as JPEG changes a mask of two values.
     - The mask has at least six positive values, and more than 55 % of these values occur mainly at
       edges: more than half of a value's voxels are next to a voxel of a higher value. The voxels of
       labels and lesion ids are usually next to background or equal voxels.
@@ -124,12 +125,12 @@ def require_exact_values(
         return
     is_low = present < highest / 8
     is_high = present > highest * 7 / 8
-    is_changed = not are_ids and is_low.any() and is_high.sum() > 1 and (is_low | is_high).all()
-    if not is_changed and len(present) >= _MIN_VALUES:
+    is_inexact = not are_ids and is_low.any() and is_high.sum() > 1 and (is_low | is_high).all()
+    if not is_inexact and len(present) >= _MIN_VALUES:
         # for each value, the fraction of its voxels that are next to a higher value
         fraction_below = mean(maximum_filter(values, size=3) > values, values, present)
-        is_changed = (fraction_below > 0.5).mean() > _MIN_SHARE
-    if is_changed:
+        is_inexact = (fraction_below > 0.5).mean() > _MIN_SHARE
+    if is_inexact:
         raise ContentError(
             f"{path}: the mask has {len(present)} values up to {highest}, as after JPEG "
             "compression, smoothing or interpolation. Threshold it at half of the highest value: "

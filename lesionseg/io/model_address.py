@@ -80,13 +80,13 @@ def local_model(place: str | PathLike[str]) -> Path:
         raise ConfigError(f"{text}: write sha256= and 64 hexadecimal digits after #, or nothing.")
     url = address["url"]
     sha256 = address["sha256"] and address["sha256"].lower()
-    file = _fetch_from_hub(url) if url.startswith("hf://") else _fetch_from_web(url, sha256)
-    if sha256 is not None and not (file.is_file() and digest_of(file) == sha256):
+    local = _fetch_from_hub(url) if url.startswith("hf://") else _fetch_from_web(url, sha256)
+    if sha256 is not None and not (local.is_file() and digest_of(local) == sha256):
         raise BundleError(
-            f"{text}: {file} is not a file of this SHA-256. Check the digest. If it is right, the "
+            f"{text}: {local} is not a file of this SHA-256. Check the digest. If it is right, the "
             "file is damaged: delete it. Pin a folder by its commit, hf://user/model@COMMIT."
         )
-    path = file / (address["inner"] or "")  # of a zip: the folder in it that the address names
+    path = local / (address["inner"] or "")  # of a zip: the folder in it that the address names
     try:
         if path.suffix in _CHECKPOINTS or find_nnunet_model(path) is not None:
             return path
@@ -145,26 +145,27 @@ def _fetch_from_hub(url: str) -> Path:
             f"{url}: this is not hf://user/model[@revision]. {error}".rstrip()
         ) from error
     inner = glob.escape(address.path_in_repo)
-    patterns = [*_SMALL_FILES, *(f"{inner}{name}" for name in _WEIGHTS)]
+    wanted_files = [*_SMALL_FILES, *(f"{inner}{name}" for name in _WEIGHTS)]
     if PurePosixPath(inner).suffix in (".zip", *_CHECKPOINTS):
-        patterns = [inner]
+        wanted_files = [inner]
     with output_errors(Path(constants.HF_HUB_CACHE)):
         try:
             folder = snapshot_download(
                 address.id,
                 repo_type=address.type,
                 revision=address.revision,
-                allow_patterns=patterns,
+                allow_patterns=wanted_files,
             )
         except Exception as error:  # errors of the package, of its HTTP library and of the system
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # an error of the disk
             raise ReadError(f"{url}: {_explain_hub_error(error)}") from error
-    commit = Path(folder).name
+    commit = Path(folder).name  # the hub's cache names its folders by the commit
     if commit != address.revision:
+        # hf://user/model, but hf://datasets/user/name
         kind = "" if address.type == "model" else f"{address.type}s/"
-        inner = f"/{address.path_in_repo}" if address.path_in_repo else ""
-        pinned = f"hf://{kind}{address.id}@{commit}{inner}"
+        path = f"/{address.path_in_repo}" if address.path_in_repo else ""
+        pinned = f"hf://{kind}{address.id}@{commit}{path}"
         log.info("%s has the commit %s; %s pins it.", url, commit, pinned)
     return Path(folder, address.path_in_repo)
 
@@ -242,12 +243,12 @@ def _fetch_from_web(url: str, sha256: str | None) -> Path:
     with output_errors(models):
         models.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=models) as temporary:
-            new = Path(temporary, name)
+            download = Path(temporary, name)
             try:
-                _download(url, new, _SafeRedirects(schemes))
+                _download(url, download, _SafeRedirects(schemes))
             except _WEB_ERRORS as error:  # the remaining errors are those of the disk
                 raise ReadError(f"{url}: {_explain_web_error(error)}") from error
-            digest = digest_of(new)
+            digest = digest_of(download)
             if sha256 not in (None, digest):
                 raise BundleError(
                     f"{url}: the server's file has the SHA-256 {digest}, not the pinned one. Check "
@@ -255,7 +256,7 @@ def _fetch_from_web(url: str, sha256: str | None) -> Path:
                 )
             path = models / digest / name
             path.parent.mkdir(exist_ok=True)
-            new.replace(path)
+            download.replace(path)
     if sha256 is None:
         log.info("%s#sha256=%s pins this model, so that it stays in the cache.", url, digest)
     return path
@@ -268,8 +269,8 @@ def _explain_web_error(error: Exception) -> str:
     """
     if isinstance(error, HTTPError):
         error.close()
-        words = " ".join(str(error.reason).split())
-        return f"the server answers with status {error.code} ({words}). Check the address."
+        answer = " ".join(str(error.reason).split())
+        return f"the server answers with status {error.code} ({answer}). Check the address."
     if isinstance(error, OSError):
         cause = error.reason if isinstance(error, URLError) else error
         reason = getattr(cause, "strerror", None) or cause

@@ -50,11 +50,11 @@ class ModelFiles:
             if self.archive is None:
                 _check_bytes(path, path.stat().st_size, maximum)
                 return path.read_bytes()
-            with zipfile.ZipFile(self.archive) as archive:
-                info = archive.getinfo(path.relative_to(self.archive).as_posix())
+            with zipfile.ZipFile(self.archive) as zip_file:
+                info = zip_file.getinfo(path.relative_to(self.archive).as_posix())
                 maximum = min(maximum, largest_content(info.compress_size, ratio))
                 _check_bytes(path, info.file_size, maximum)
-                return archive.read(info)
+                return zip_file.read(info)
         except (KeyError, FileNotFoundError) as error:
             raise BundleError(f"{path}: this file is missing. Export the model again.") from error
         except _READ_ERRORS as error:

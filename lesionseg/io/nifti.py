@@ -73,7 +73,7 @@ def read_nifti(path: Path, pixel_mm: float | None, as_labels: bool) -> Volume:
         # other arrays only if type or order change
         copy = True if isinstance(array, np.memmap) else None
         array = np.array(array, array.dtype.newbyteorder("="), order="F", copy=copy)
-        array = array.reshape(geometry.shape[::-1])
+        array = array.reshape(geometry.shape[::-1])  # without axes of one voxel, such as time
         # read to the end, because gzip verifies its checksum there
         n_after = 0
         while piece := stream.read(2**20):
@@ -112,6 +112,7 @@ def volume_of_nibabel(image: Any) -> tuple[Path, Volume] | None:
     image.extra["pixdim"] = image.header["pixdim"][1:4]  # as `_parse_header` does for a file
     geometry = _read_grid(path, image)
     _check_numbers(path, image.dataobj.dtype)
+    # (x, y, z), without axes of one voxel, such as time
     array = np.asarray(image.dataobj, np.float32).reshape(geometry.shape[::-1])
     return path, Volume(np.ascontiguousarray(array.T)[np.newaxis], geometry)
 
@@ -164,16 +165,16 @@ def write_nifti(path: Path, array: NDArray[Any], geometry: Geometry, like: Path 
     import nibabel
 
     # read the header of `like`
-    source = None
+    like_image = None
     if like is not None and like.name.lower().endswith(SUFFIXES):
         with convert_read_errors(like), _open_stream(like) as stream:
-            source = _parse_header(like, stream)
-            if not _read_grid(like, source).matches(geometry):
-                source = None
+            like_image = _parse_header(like, stream)
+            if not _read_grid(like, like_image).matches(geometry):
+                like_image = None
     # compute the affine for indices (x, y, z)
     affine = np.eye(4)  # a plane gets the position z = 0
-    if source is not None:
-        affine = source.affine
+    if like_image is not None:
+        affine = like_image.affine
     elif geometry.dims == 3:
         affine[:] = geometry.affine[:, _REVERSED]
     else:
@@ -182,13 +183,13 @@ def write_nifti(path: Path, array: NDArray[Any], geometry: Geometry, like: Path 
     image = nibabel.Nifti1Image(array.T, affine)
     image.header.set_xyzt_units("mm")
     image.header["sform_code"] = 0  # nibabel writes 2
-    if source is not None:
+    if like_image is not None:
         for name in _POSITION:
-            image.header[name] = source.header[name]
+            image.header[name] = like_image.header[name]
         # with a qform, the header has the voxel sizes of the qform
         image.header.set_zooms(np.linalg.norm(affine[:3, :3], axis=0)[: array.ndim])
-        if source.header["qform_code"]:
-            image.set_qform(_qform(source), code=int(source.header["qform_code"]))
+        if like_image.header["qform_code"]:
+            image.set_qform(_qform(like_image), code=int(like_image.header["qform_code"]))
     if not image.header["sform_code"] and not image.header["qform_code"]:
         image.set_sform(affine, code=1)
         image.set_qform(affine, code=1)
@@ -220,10 +221,10 @@ def _open_voxels(path: Path) -> Any:
 
         stored = path.read_bytes()
         # the last 4 bytes of gzip: the inflated length of the last member, modulo 2³²
-        given = int.from_bytes(stored[-4:], "little")
+        stated_length = int.from_bytes(stored[-4:], "little")
         with suppress(Exception):  # more bytes than expected, or a damaged file
             content = imagecodecs.gzip_decode(stored, out=n_bytes)
-            if len(content) == n_bytes and given == n_bytes % 2**32:
+            if len(content) == n_bytes and stated_length == n_bytes % 2**32:
                 return io.BytesIO(content)
     return gzip.open(path)
 
@@ -251,31 +252,35 @@ def _parse_header(path: Path, stream: BinaryIO) -> Any:
     import nibabel
 
     start = stream.read(4)  # the size of the header, in the byte order of the file
-    name = _KINDS.get(int.from_bytes(start, "little"), _KINDS.get(int.from_bytes(start, "big")))
-    if name is None:
+    class_name = _KINDS.get(
+        int.from_bytes(start, "little"), _KINDS.get(int.from_bytes(start, "big"))
+    )
+    if class_name is None:
         raise ReadError(
             f"{path}: this is not a NIfTI image (first bytes {start!r}). Copy it again from its "
             "source, or give it the suffix of its format."
         )
     # messages of nibabel do not name the file, so they are switched off in this process
     logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)
-    kind = getattr(nibabel, name)
-    block = start + stream.read(kind.header_class.sizeof_hdr - len(start))
-    header = kind.header_class(block, check=False)
+    image_class = getattr(nibabel, class_name)
+    block = start + stream.read(image_class.header_class.sizeof_hdr - len(start))
+    header = image_class.header_class(block, check=False)
     offset = float(header["vox_offset"])
-    lowest = kind.header_class.single_vox_offset  # header and four bytes about extensions
-    if not lowest <= offset <= _MAX_OFFSET or offset % 1:
+    min_offset = (
+        image_class.header_class.single_vox_offset
+    )  # header and four bytes about extensions
+    if not min_offset <= offset <= _MAX_OFFSET or offset % 1:
         raise ReadError(
             f"{path}: the header states {offset:g} bytes before the voxels, expected at least "
-            f"{lowest}. The file is damaged or belongs to a pair .hdr/.img: copy it again "
+            f"{min_offset}. The file is damaged or belongs to a pair .hdr/.img: copy it again "
             "from its source, or convert the pair to one file."
         )
     stream.seek(0)
     try:
-        image = kind.from_stream(stream)
+        image = image_class.from_stream(stream)
     except ValueError:  # the quaternion is longer than 1, perhaps by rounding
         stream.seek(0)
-        image = _allow_long_quaternions(kind).from_stream(stream)
+        image = _allow_long_quaternions(image_class).from_stream(stream)
     image.extra["pixdim"] = header["pixdim"][1:4]  # nibabel replaces 0 by 1
     if min(image.shape, default=0) < 1:
         raise ReadError(
@@ -343,10 +348,13 @@ def _make_geometry(path: Path, shape: tuple[int, ...], affine: Numbers) -> Geome
     if dims == 3 and len(flat) == 1 and max(shape) > 1:
         text = "%s: one slice of %.4g mm is read as a picture with two axes."
         warn_once(logger, text, path, spacing[flat[0]])
-        kept = [axis for axis in (2, 1, 0) if axis not in flat]
-        return Geometry.from_spacing([shape[axis] for axis in kept], spacing[kept].tolist())
+        picture_axes = [axis for axis in (2, 1, 0) if axis not in flat]
+        return Geometry.from_spacing(
+            [shape[axis] for axis in picture_axes], spacing[picture_axes].tolist()
+        )
     if dims == 3:
         return Geometry(shape[::-1], affine[:, _REVERSED])
+    # the z coordinate is constant in the plane, apart from the rounding of float32
     is_in_xy_plane = np.allclose(affine[2, :2], 0, atol=1e-6 * spacing.min())
     if is_in_xy_plane:
         return Geometry(shape[::-1], affine[np.ix_(_PLANE, _REVERSED_PLANE)])
@@ -381,13 +389,14 @@ def _warn_of_contradictions(path: Path, image: Any, geometry: Geometry) -> None:
     lesionseg uses the sform, but another program may use the qform. Voxel sizes may differ by 1 %,
     and positions of the corners by 1 mm.
     """
-    sizes = geometry.spacing_mm[::-1]
-    given = np.abs(image.extra["pixdim"]) * _mm_scale(image)[0, 0]
-    if not given.all():  # unknown sizes, without which there is no qform
+    sform_mm = geometry.spacing_mm[::-1]
+    # some programs write negative sizes
+    pixdim_mm = np.abs(image.extra["pixdim"]) * _mm_scale(image)[0, 0]
+    if not pixdim_mm.all():  # unknown sizes, without which there is no qform
         return
-    if not np.allclose(sizes, given, rtol=_SAME_SIZE, atol=0):
+    if not np.allclose(sform_mm, pixdim_mm, rtol=_SAME_SIZE, atol=0):
         text = "%s: the sform states voxels of %s mm, but pixdim states %s mm; the sform is used."
-        warn_once(logger, text, path, describe_sides(sizes), describe_sides(given))
+        warn_once(logger, text, path, describe_sides(sform_mm), describe_sides(pixdim_mm))
     if not image.header["qform_code"]:
         return
     qform = Geometry(geometry.shape, (_mm_scale(image) @ _qform(image))[:, _REVERSED])

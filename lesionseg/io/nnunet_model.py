@@ -148,7 +148,7 @@ def _find_in_archive(archive: Path, path: Path) -> NnunetModelFiles | None:
     # choose the model that the path names
     fold = path.name if _FOLD.fullmatch(path.name) else None
     wanted = (path if fold is None else path.parent).relative_to(archive)
-    # the user may leave out the upper folders of the zip
+    # the path is the zip itself, or the end of a model's path, because upper folders may be missing
     chosen = [
         m for m in models if wanted == Path() or m.as_posix().endswith(f"/{wanted.as_posix()}")
     ]
@@ -156,6 +156,7 @@ def _find_in_archive(archive: Path, path: Path) -> NnunetModelFiles | None:
     bundles = [file.parent for file in paths if file.name == WEIGHTS and file.is_relative_to(path)]
     if bundles and not chosen:
         return None
+    # next to a bundle, the path of the zip means only an nnU-Net model at the top of the zip
     if len(chosen) != 1 or (bundles and path == archive and chosen[0] != archive):
         raise BundleError(
             f"{archive}: the archive has {count(len(models) + len(bundles), 'model')}. Name one of "

@@ -116,7 +116,7 @@ class ProbabilityFile:
                 problem = "has another size than its header states"
         if problem:
             raise ReadError(f"{path}: the array {problem}, so it was not read. {_ADVICE}")
-        return cls(path, shape, dtype, member, fortran_order)
+        return cls(path=path, shape=shape, dtype=dtype, member=member, fortran_order=fortran_order)
 
     def reader_name(self) -> str:
         """Return the name of nnU-Net's image reader, such as `SimpleITKIO`, or "" if it is unknown.
@@ -153,7 +153,7 @@ class ProbabilityFile:
             if self.fortran_order:  # the rows of a channel are not consecutive
                 array = self._read(stream, prod(self.shape) * self.dtype.itemsize)
                 for channel, rows in enumerate(array.reshape(self.shape, order="F")):
-                    yield ProbabilitySlab(channel, 0, rows)
+                    yield ProbabilitySlab(channel, first_row=0, values=rows)
                 return
             row_bytes = prod(self.shape[2:]) * self.dtype.itemsize
             max_rows = max(1, _SLAB_BYTES // max(row_bytes, 1))
@@ -162,7 +162,7 @@ class ProbabilityFile:
                     n_rows = min(max_rows, self.shape[1] - first)
                     values = self._read(stream, n_rows * row_bytes)
                     shaped = values.reshape((n_rows, *self.shape[2:]))
-                    yield ProbabilitySlab(channel, first, shaped)
+                    yield ProbabilitySlab(channel, first_row=first, values=shaped)
 
     def _read(self, stream: IO[bytes], n_bytes: int) -> NDArray[np.float32]:
         """Read the next `n_bytes` of the array, and return the numbers as a vector of float32.
@@ -272,6 +272,7 @@ def write_probabilities(
         probabilities = with_background
     np.savez_compressed(folder / f"{case}.npz", probabilities=probabilities)
     with (folder / f"{case}.pkl").open("wb") as file:
+        # a fixed protocol, which every Python from 3.4 on can read
         pickle.dump(_properties(geometry), file, protocol=4)
 
 

@@ -97,6 +97,7 @@ class Picture:
         has the native byte order.
         """
         values = np.moveaxis(values, -1, 0)
+        # the tag of Exif: 5 to 8 swap rows and columns, the other groups mirror one of the two
         if self.turn in (5, 6, 7, 8):
             values = values.swapaxes(1, 2)
         if self.turn in (3, 4, 7, 8):
