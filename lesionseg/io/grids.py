@@ -130,8 +130,8 @@ class GridPair:
             # in the order (x, y, z), as programs show it
             mm, other_mm = (grid.spacing_mm[::-1] for grid in (self.seen, self.expected))
             raise GeometryError(
-                f"{self.path}: voxels of {describe_sides(mm)} mm, but {describe_sides(other_mm)} mm "
-                f"in {self.other}, which has the same shape. Correct the header of the file whose "
+                f"{self.path}: voxels of {describe_sides(mm)} mm, but {describe_sides(other_mm)} mm"
+                f" in {self.other}, which has the same shape. Correct the header of the file whose "
                 "spacing is wrong (nibabel: Nifti1Image(mask, scan.affine)). If both are right, "
                 "resample the voxels with another program."
             )

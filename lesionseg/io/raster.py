@@ -126,7 +126,8 @@ def _decode(path: Path, pixel_mm: float | None, *, as_labels: bool) -> Picture:
                 f"{path}: a mask in JPEG has lost its exact values. Save masks as PNG, from the "
                 "program that drew them."
             )
-        # mode "1" of Pillow: two greys; mode "P": indices of a palette; mode "L": 8-bit grey
+        # mode "1" of Pillow: two greys; mode "P": indices of a palette; mode "L": 8-bit grey. A
+        # palette of two greys has mode "1" also with more bits per pixel, which Pillow misreads
         is_misread = image.mode == "1" and path.read_bytes()[_BMP_BITS] != 1
         if is_misread or (as_labels and image.mode == "P"):
             raise ReadError(
@@ -170,9 +171,9 @@ def _decode_png(path: Path, image: Any, *, as_labels: bool) -> Picture:
     if not as_labels:
         return Picture(samples, alpha=alpha)
     if image.mode == "P":
-        # `getpalette` may fill the palette up to 256 colours
+        # `getdata` returns mode and bytes; `getpalette` may fill the palette up to 256 colours
         palette = np.frombuffer(image.palette.getdata()[1], np.uint8).reshape(-1, 3)
-        return Picture(np.asarray(image)[..., np.newaxis], palette, alpha)
+        return Picture(np.asarray(image)[..., np.newaxis], palette=palette, alpha=alpha)
     bits = content[_PNG_BITS]
-    # libpng scales 1, 2 and 4 bits to 0 to 255
+    # libpng scales 1, 2 and 4 bits to 0 to 255, so divide by 255, 85 or 17
     return Picture(samples // (255 // (2**bits - 1)) if bits < 8 else samples, alpha=alpha)

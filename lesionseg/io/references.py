@@ -114,8 +114,8 @@ class References:
         """
         if self.dataset is not None or not self.cases:
             return self.dataset
-        given = (files.read_nnunet_labels() for files in predictions.values())
-        labels = next((labels for labels in given if labels is not None), None)
+        nnunet_labels = (files.read_nnunet_labels() for files in predictions.values())
+        labels = next((labels for labels in nnunet_labels if labels is not None), None)
         if merge_labels:
             labels = (labels or _ANY_VALUE).merge()
         if labels is None:
@@ -126,7 +126,7 @@ class References:
             name=folder.name,
             root=folder,
             layout="masks",
-            dims=count_axes(masks, 3),
+            dims=count_axes(masks, default=3),
             channel_names=("image",),
             labels=labels,
             cases=tuple(self.cases),
@@ -142,7 +142,7 @@ def _find_masks(folder: Path, rules: ReadingRules) -> References:
     dataset = read_dataset_of(masks, **rules)
     if dataset is not None:
         return References(dataset, [*dataset.cases], findings)
-    cases = [CaseFiles(case, (), reference=path) for case, path in masks.items()]
+    cases = [CaseFiles(case, images=(), reference=path) for case, path in masks.items()]
     return References(cases=cases, findings=findings)
 
 

@@ -75,6 +75,7 @@ def download(place: str, *, new: bool = False, endings: str | tuple[str, ...] = 
         return Path(place)
     # the folder of this URL in the cache
     base = download_folder() / digest_of(place)[:16]
+    # the local folder has the name of the folder in the store, which readers may need
     copy = base / (PurePosixPath(place).name or "data")
     states = base / _STATES
     uploads = base / _UPLOADS
@@ -87,18 +88,18 @@ def download(place: str, *, new: bool = False, endings: str | tuple[str, ...] = 
     ):
         # list the store, and remove local files that it no longer contains
         system, root = _open_file_system(place)
-        before = read_json(states) if states.is_file() else {}
+        states_before = read_json(states) if states.is_file() else {}
         changes = uploads.read_text("utf-8").splitlines() if uploads.is_file() else []
         listed = _list_files(system, root, is_encoded=place.startswith(_WEB))
         # other local files may be those of a process that has not uploaded them yet
-        known = _list_known(before, changes)
+        known = _list_known(states_before, changes)
         for name in known - listed.keys():
             (copy / name).unlink(missing_ok=True)
         # compare the states of the files: `current` need no download
         current: dict[str, str] = {}
         wanted: dict[str, _StoredFile] = {}
         for name, stored in listed.items():
-            is_unchanged = name in known and before.get(name) == stored.state
+            is_unchanged = name in known and states_before.get(name) == stored.state
             if is_unchanged and stored.state and (copy / name).is_file():
                 current[name] = stored.state
             elif name.endswith(endings):
@@ -145,11 +146,11 @@ def _list_files(system: Any, root: str, *, is_encoded: bool) -> dict[str, _Store
             same path.
     """
     listed: dict[str, _StoredFile] = {}
-    found: dict[str, Mapping[str, Any]] = {}
+    info_by_path: dict[str, Mapping[str, Any]] = {}
     with suppress(FileNotFoundError):
-        found = system.find(root, detail=True)
+        info_by_path = system.find(root, detail=True)
     folder = root.rstrip("/")
-    for path, info in found.items():
+    for path, info in info_by_path.items():
         if folder and not path.startswith(f"{folder}/"):
             raise ValueError(f"{path} is not in a folder at this URL")
         name = path.removeprefix(f"{folder}/")
@@ -235,11 +236,11 @@ def upload(paths: Iterable[Path], copy: Path, place: str) -> None:
             if path.is_file():
                 system.makedirs(target.rpartition("/")[0], exist_ok=True)
                 system.put_file(str(path), target)
-                _note_change(path, copy, "")
+                _note_change(path, copy, mark="")
             else:
                 if system.exists(target):
                     system.rm_file(target)
-                _note_change(path, copy, _REMOVED)
+                _note_change(path, copy, mark=_REMOVED)
 
 
 def _note_change(path: Path, copy: Path, mark: str) -> None:
@@ -270,7 +271,7 @@ def _list_known(before: Iterable[str], changes: Iterable[str]) -> set[str]:
     known = set(before)
     for change in changes:
         name = change.removeprefix(_REMOVED)
-        if name == change:
+        if name == change:  # without the mark: uploaded
             known.add(name)
         else:
             known.discard(name)

@@ -131,7 +131,9 @@ class Scan:
 
         The finding is a note if `kind` is `LEFT_OUT`, and an error for any other kind.
         """
-        finding = Finding(kind, message, self.case, "note" if kind == LEFT_OUT else "error")
+        finding = Finding(
+            kind, message, case=self.case, severity="note" if kind == LEFT_OUT else "error"
+        )
         return replace(self, findings=(*self.findings, finding))
 
     def unless(self, unwanted: "Callable[[Scan], str]") -> "Scan":
@@ -228,9 +230,9 @@ class Scan:
         with suppress(ReadError, OSError):  # a file is missing, or is being copied
             now = self
             if self.dicom is not None and len(self.files.images) == 1:
-                known = self.dicom.neighbours
+                files_before = self.dicom.neighbours
                 entries = self.dicom.files[0].parent.iterdir()
-                if not known or any(map(is_dicom, {*entries} - known)):
+                if not files_before or any(map(is_dicom, {*entries} - files_before)):
                     now = describe_scan(self.files)
             is_unchanged = now.state() == state
         if not is_unchanged:
@@ -346,7 +348,7 @@ def find_scans(
                 patients[comparison_key(_subject_of(scan))].add(scan.dicom.patient_id)
         scans = [_named_as_in_bids(scan, patients) for scan in scans]
     ordered = sorted(scans, key=lambda scan: scan.key)
-    return FoundScans(source, root, tuple(_mark_clashes(ordered)), tuple(notes))
+    return FoundScans(source, root, scans=tuple(_mark_clashes(ordered)), left_out=tuple(notes))
 
 
 def _named_as_in_bids(scan: Scan, patients: Mapping[str, set[str]]) -> Scan:
@@ -363,16 +365,17 @@ def _named_as_in_bids(scan: Scan, patients: Mapping[str, set[str]]) -> Scan:
     if scan.findings:
         return scan
     subject = _subject_of(scan) if patients else ""
-    same = sorted(patients.get(comparison_key(subject), ()))
+    ids = sorted(patients.get(comparison_key(subject), ()))  # PatientIDs
     try:
-        if subject and len(same) > 1:
+        if subject and len(ids) > 1:
             raise DatasetError(
-                f"subject=PatientID: the patients {join_names(map(repr, same), _MAX_SHOWN)} would "
+                f"subject=PatientID: the patients {join_names(map(repr, ids), _MAX_SHOWN)} would "
                 f"all be sub-{subject}. Predict each of them into another output."
             )
         case = bids_case_id(scan.case, subject)
     except DatasetError as error:
         return scan.add_finding("name", str(error))
+    # without a patient, the group is the case id
     group = case if scan.files.group == scan.case else scan.files.group
     return replace(scan, files=replace(scan.files, case=case, group=group), other_case="")
 
@@ -485,7 +488,7 @@ def _search_source(
     is_glob = not is_file and not source.is_dir()
     walk = _Walk(results)
     if is_file:  # also a file that the search of a folder leaves out
-        walk.files[source] = None
+        walk.files[source] = None  # a dictionary is an ordered set
     elif not is_glob:
         walk.enter(source)
     else:
@@ -495,12 +498,12 @@ def _search_source(
     # sort the files by kind: DICOM by folder, files that are not scans, other images
     images: list[Path] = []
     dicom: dict[Path, list[Path]] = defaultdict(list)
-    no_scans = walk.mask_folders
+    kind_of_no_scan = walk.mask_folders
     for file in walk.files:
         if is_dicom_image(file):
             dicom[file.parent].append(file)
         elif not is_file and (kind := _explain_no_scan(file, dims)):
-            no_scans[file] = kind
+            kind_of_no_scan[file] = kind
         else:
             images.append(file)
     # make scans of the files
@@ -510,10 +513,10 @@ def _search_source(
         matched = set(files)
         if is_glob:  # a series has all of its slices, also those that do not match
             files = sorted(matched.union(filter(is_dicom, folder.iterdir())))
-        found, objects = _dicom_scans(files, root, matched)
-        scans += found
-        no_scans |= dict.fromkeys(objects, _NO_IMAGE)
-    return scans, [*_left_out_notes(no_scans, images, root)]
+        scans_of_folder, other_objects = _dicom_scans(files, root, matched)
+        scans += scans_of_folder
+        kind_of_no_scan |= dict.fromkeys(other_objects, _NO_IMAGE)
+    return scans, [*_left_out_notes(kind_of_no_scan, images, root)]
 
 
 class _Walk:
@@ -567,9 +570,10 @@ class _Walk:
                 if path.exists() or path.is_symlink():
                     self.match(path, rest)
             return
-        if part == "**":  # no folder
+        if part == "**":  # `**` also matches no folder
             self.match(folder, rest)
-        self._entered.append(Path(os.path.realpath(folder)))  # `resolve` raises for circles
+        # `enter` does not enter these folders again; `resolve` would raise an error for a circle
+        self._entered.append(Path(os.path.realpath(folder)))
         for entry in self._list_entries(folder):
             with self._record_unreadable(entry):
                 if part != "**" and fnmatch(entry.name, part):
@@ -618,7 +622,7 @@ class _Walk:
                 elif not _is_skipped(entry.name):
                     entries.append(entry)
             return entries
-        return []
+        return []  # after an `OSError`
 
     @contextmanager
     def _record_unreadable(self, path: Path) -> Iterator[None]:
@@ -644,7 +648,8 @@ def _explain_no_scan(file: Path, dims: int | None) -> tuple[str, str] | None:
     stem = strip_suffix(file)
     suffix = format_suffix(file).lower()
     if not is_image_file(file):
-        return f"*{suffix}" if _SUFFIX.fullmatch(suffix) else "without a known suffix", _UNKNOWN
+        kind = f"*{suffix}" if _SUFFIX.fullmatch(suffix) else "without a known suffix"
+        return kind, _UNKNOWN
     if suffix == ".seg.nrrd" and file.with_name(f"{stem}.nrrd").is_file():
         return f"*{suffix}", "segmentations of scans next to them"
     if stem.endswith(OWN_ENDINGS):  # such as `_mask`
@@ -670,6 +675,7 @@ def _left_out_notes(
         images: The files that are scans, other than DICOM.
         root: The folder below which the paths in the notes begin.
     """
+    # voxel files have an unknown suffix; the headers are read only if there are such files
     is_any_unknown = any(reason == _UNKNOWN for _, reason in no_scans.values())
     voxels = voxel_files(images) if is_any_unknown else set()
     paths_of: dict[tuple[str, str], list[str]] = defaultdict(list)
@@ -783,11 +789,11 @@ def _dicom_scans(
     Returns:
         The scans, and the matched files that are not images, such as reports.
     """
-    found = group_dicom(files)
-    scans = [dicom_scan(scan, root) for scan in found.scans if matched.intersection(scan.files)]
-    damaged = [file for file in found.damaged if file in matched]
+    groups = group_dicom(files)
+    scans = [dicom_scan(scan, root) for scan in groups.scans if matched.intersection(scan.files)]
+    damaged = [file for file in groups.damaged if file in matched]
     scans += [_single_file_scan(file, dicom_stem(file), root) for file in damaged]
-    return scans, [file for file in found.others if file in matched]
+    return scans, [file for file in groups.others if file in matched]
 
 
 def dicom_scan(dicom: DicomScan, root: Path) -> Scan:
@@ -816,7 +822,7 @@ def _unreadable_scan(path: Path, reason: str, root: Path) -> Scan:
     case = case_id([*_folders_between(root, path.parent), strip_suffix(path)])
     shown = _relative_path(path, root)
     message = f"{shown}: cannot be opened: {reason}. Change the permissions, or move it away."
-    return Scan(CaseFiles(case, (), group=case), shown).add_finding(UNREADABLE, message)
+    return Scan(CaseFiles(case, images=(), group=case), path=shown).add_finding(UNREADABLE, message)
 
 
 def _read_table(table: Path, channels: int) -> list[Scan]:
@@ -833,8 +839,10 @@ def _read_table(table: Path, channels: int) -> list[Scan]:
         with suppress(LesionsegError, OSError):
             scan = replace(scan, dicom=describe_scan(files).dicom)
         scans.append(scan)
+    # a row with an error has no files; its case id is shown as the path
     return scans + [
-        Scan(CaseFiles(one.case, (), group=one.case), one.case, findings=(one,)) for one in findings
+        Scan(CaseFiles(one.case, images=(), group=one.case), path=one.case, findings=(one,))
+        for one in findings
     ]
 
 

@@ -111,16 +111,18 @@ class SplitFile:
         is_list = isinstance(content, list)
         try:
             if has_roles:
-                own = _Roles.model_validate(content)
-                return cls(path, (own.roles,), is_list=False, divides_patients=not own.group_safe)
-            given = _Folds.model_validate(content if is_list else [content]).root
+                split = _Roles.model_validate(content)
+                return cls(
+                    path, folds=(split.roles,), is_list=False, divides_patients=not split.group_safe
+                )
+            fold_lists = _Folds.model_validate(content if is_list else [content]).root
         except ValidationError as error:
             example = _EXAMPLE_ROLES if has_roles else _EXAMPLE
-            misfits = describe_misfits(error, content)[:300]
+            misfits = describe_misfits(error, content)[:300]  # of a file of any length
             raise DatasetError(f"{path}: this is not a split file: {misfits}. {example}") from error
-        folds = tuple(fold.roles(f"{path}: fold {k}") for k, fold in enumerate(given))
+        folds = tuple(fold.roles(f"{path}: fold {k}") for k, fold in enumerate(fold_lists))
         _check_validation(path, folds)
-        return cls(path, folds, is_list)
+        return cls(path, folds, is_list=is_list)
 
     def roles(self, fold: int | None = None) -> Mapping[str, Role]:
         """Return the role of each case in a fold. None means fold 0.

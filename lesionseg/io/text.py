@@ -48,7 +48,7 @@ def write_json(path: Path, obj: object) -> None:
             infinity have no JSON form. Callers write undefined numbers as None.
     """
 
-    # called by `json` for values of other types
+    # called by `json` for values of other types; a type without `tolist` is an `AttributeError`
     def convert(value: Any) -> object:
         return str(value) if isinstance(value, Path) else value.tolist()
 
@@ -218,7 +218,7 @@ def read_csv_columns(path: Path) -> tuple[str, ...]:
     try:
         return tuple(_read_names(_read_cells(read_text(path))))
     except csv.Error as error:
-        raise _unreadable_value(path, 1, error) from error
+        raise _unreadable_value(path, line=1, error=error) from error
 
 
 def _unreadable_value(path: Path, line: int, error: csv.Error) -> ReadError:
@@ -245,7 +245,7 @@ def _read_names(rows: Iterator[list[str]]) -> list[str]:
     well. For an empty table, the list is empty.
     """
     names = [name.strip() for name in next(rows, [])]
-    if names[:1] == ["sep="]:
+    if names[:1] == ["sep="]:  # `sep=;` is split at its separator, into "sep=" and ""
         names = [name.strip() for name in next(rows, [])]
     return names
 
@@ -317,7 +317,7 @@ def _find_separator(text: str) -> str:
     """
     lines = [line for line in text.splitlines()[:20] if line.strip()]
     best = ","
-    best_score = (False, 1)  # equal widths and number of columns
+    best_score = (False, 1)  # if all lines have equal widths; the number of columns
     for separator in ",;\t":
         widths: list[int] = []
         with suppress(csv.Error):  # reading the whole table reports the error
@@ -368,4 +368,4 @@ def printable_text(text: str) -> str:
     M\udcfcller Müller
     """
     shown = text.encode("utf-8", "backslashreplace").decode()
-    return _CONTROLS.sub(lambda match: repr(match[0])[1:-1], shown)
+    return _CONTROLS.sub(lambda match: repr(match[0])[1:-1], shown)  # without the quotes of `repr`

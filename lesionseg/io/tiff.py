@@ -126,7 +126,7 @@ def _raise_if_damaged(path: Path) -> Iterator[None]:
     For a damaged file, tifffile does not raise an error, but logs it, and continues with the pages
     before the damage or with default values of tags. Signs are errors, and warnings about values.
     """
-    collector = BufferingHandler(10**6)
+    collector = BufferingHandler(capacity=10**6)  # more messages than a file causes
     tiff_logger = logging.getLogger("tifffile")
     tiff_logger.addHandler(collector)
     try:
@@ -171,10 +171,10 @@ def _count_planes(tiff: Any, pages: Sequence[Any]) -> int:
     """
     if len(pages) > 1:
         return len(pages)
-    given = int((tiff.imagej_metadata or {}).get("images", 1))
+    n_images = int((tiff.imagej_metadata or {}).get("images", 1))
     # numbers of the first series of tifffile, divided by those of one page
     in_series = [series.size // max(math.prod(pages[0].shape), 1) for series in tiff.series[:1]]
-    return int(max(1, given, *in_series))
+    return int(max(1, n_images, *in_series))
 
 
 def _check_pages(path: Path, tiff: Any, pages: Sequence[Any], *, as_labels: bool) -> None:
@@ -198,14 +198,14 @@ def _check_pages(path: Path, tiff: Any, pages: Sequence[Any], *, as_labels: bool
     import tifffile
 
     first = pages[0]
-    is_image = first.compression in tifffile.TIFF.IMAGE_COMPRESSIONS
+    is_picture_codec = first.compression in tifffile.TIFF.IMAGE_COMPRESSIONS
     is_damaged = "PhotometricInterpretation" not in first.tags
     is_damaged |= first.compression in _FAX and first.bitspersample != 1
-    is_damaged |= is_image and first.bitspersample < 8
+    is_damaged |= is_picture_codec and first.bitspersample < 8
     for page in pages:
         is_damaged |= min((*page.dataoffsets, *page.databytecounts), default=0) <= 0
-        is_damaged |= len(page.dataoffsets) < math.prod(page.chunked)
-        if not is_image and first.compression not in _FAX:
+        is_damaged |= len(page.dataoffsets) < math.prod(page.chunked)  # the strips or tiles needed
+        if not is_picture_codec and first.compression not in _FAX:
             is_damaged = is_damaged or not _has_exact_strips(tiff, page)
     if is_damaged:
         raise ReadError(
@@ -280,9 +280,9 @@ def _read_picture(path: Path, page: Any, *, as_labels: bool) -> Picture:
         palette = (colours >> 8 if colours.max(initial=0) > 255 else colours).astype(np.uint8)
     return Picture(
         _normalise_grey(path, page, samples[..., :n_colours], as_labels=as_labels),
-        palette,
-        samples[..., -1] if has_alpha else None,
-        int(page.tags.valueof(ORIENTATION, 1)),
+        palette=palette,
+        alpha=samples[..., -1] if has_alpha else None,
+        turn=int(page.tags.valueof(ORIENTATION, 1)),
     )
 
 

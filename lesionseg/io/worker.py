@@ -93,14 +93,14 @@ def _run_in_time(where: object, seconds: float, read: Callable[[], T]) -> T:
         )
         return result
     except ChildEnded as error:
-        failure = "crashed on it"  # the last cause that applies goes into the message
+        reason = "crashed on it"  # the last cause that applies goes into the message
         if _has_exceeded_time(worker.process):
-            failure = f"took longer than {seconds:.0f} s of processor time"
+            reason = f"took longer than {seconds:.0f} s of processor time"
         if monotonic() - begin >= wall_seconds:
-            failure = f"did not answer for {wall_seconds:.0f} s"
+            reason = f"did not answer for {wall_seconds:.0f} s"
         stop_worker()
         raise ResourceError(
-            f"{where}: the reader {failure}. Write the file again in a viewer, or leave it out."
+            f"{where}: the reader {reason}. Write the file again in a viewer, or leave it out."
         ) from error
     finally:
         timer.cancel()
@@ -111,6 +111,7 @@ def _running_worker() -> ChildProcess:
     global _worker
     if _worker is None or _worker.has_ended:
         stop_worker()
+        # drop what native libraries print; their threads would add to the limited time and memory
         _worker = ChildProcess(
             stderr=subprocess.DEVNULL, OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1"
         )

@@ -93,10 +93,10 @@ class ZoneFolder:
         if not self.names:
             unknown = [name for name in names if not name.isdecimal()]
         if unknown:
-            found = ", ".join(self.names.values()) or "none, so give values of the masks"
+            known = ", ".join(self.names.values()) or "none, so give values of the masks"
             raise ConfigError(
                 f"inference.keep_zones: there is no zone {join_names(unknown)}. Names in the table "
-                f"of zones: {found}."
+                f"of zones: {known}."
             )
 
 
@@ -119,16 +119,22 @@ def read_zone_names(path: Path) -> dict[int, str]:
         raise ContentError(f"{path}: names of zones are not read from this kind of file. {advice}")
     columns = read_csv_columns(path)
     rows = read_csv(path)
-    value = _find_column(columns, _VALUE_COLUMNS)
-    name = _find_column(columns, _NAME_COLUMNS)
-    if value is None or name is None or value == name:
+    value_column = _find_column(columns, _VALUE_COLUMNS)
+    name_column = _find_column(columns, _NAME_COLUMNS)
+    if value_column is None or name_column is None or value_column == name_column:
         if len(columns) != 2:
             raise ContentError(f"{path}: the columns of values and names are not found. {advice}")
-        value, name = columns
-        rows.insert(0, {value: value, name: name})
+        value_column, name_column = columns
+        # the first line, which was read as column names
+        rows.insert(0, {value_column: value_column, name_column: name_column})
     try:
-        pairs = [(int(row[value]), row[name]) for row in rows if row[value].isdecimal()]
-    except ValueError as error:  # Python limits the digits of an integer to 4300
+        pairs = [
+            (int(row[value_column]), row[name_column])
+            for row in rows
+            if row[value_column].isdecimal()
+        ]
+    # Python limits the digits of an integer to 4300. After 62 letters, its message names a function
+    except ValueError as error:
         raise ContentError(
             f"{path}: the table cannot be read: {error!s:.61}. Correct it."
         ) from error

@@ -125,13 +125,12 @@ def group_dicom(files: Sequence[Path]) -> DicomFolder:
     series = {key: scan for key, scan in described.items() if scan.is_series}
     # a series without a usable image does not count, so the other one keeps its short name
     n_readable = sum(not scan.unfit for scan in series.values())
-    slice_uids: dict[Path, str] = {}
+    slice_uids: dict[Path, str] = {}  # of damaged files that may be slices; "" fits every series
     if n_readable:
         slice_uids = {file: uid for file, uid in damaged.items() if uid in ("", *series)}
     unreadable = [file for file in damaged if file not in slice_uids]
     is_only_scan = len(described) + len(unreadable) == 1
-    # name the series
-    # a path names a series by its number only if no other scan of the folder has this number
+    # name the series: by its number only if no other scan of the folder has this number
     n_of_number = Counter(scan.number for scan in described.values())
     for key, scan in series.items():
         folder = scan.files[0].parent

@@ -69,6 +69,7 @@ def is_dicom(path: Path) -> bool:
     start = _read_start(path)
     if _is_dicom_start(start):
         return True
+    # what follows the zeros is nothing, or the beginning of "DICM", such as b"DI"
     is_part_of_preamble = len(start) < _PREAMBLE and b"DICM".startswith(start.strip(b"\0"))
     return has_no_format and is_part_of_preamble
 
@@ -155,7 +156,9 @@ def frame_header(header: "Header", n: int = 0) -> "Header":
     elements = Dataset()
     elements.update(header)
     shared = header.get("SharedFunctionalGroupsSequence") or ()  # one item, or none
-    for group in (*shared[:1], *(header.get("PerFrameFunctionalGroupsSequence") or ())[n : n + 1]):
+    per_frame = header.get("PerFrameFunctionalGroupsSequence") or ()
+    # slices instead of indices, because a file may lack the item
+    for group in (*shared[:1], *per_frame[n : n + 1]):
         for sequence in group:
             if sequence.VR == "SQ" and sequence.value and not sequence.tag.is_private:
                 elements.update(sequence.value[0])
@@ -172,11 +175,13 @@ class _LimitedFile(BufferedReader):
     def read(self, size: int | None = -1, /) -> bytes:
         """Read `size` bytes. By default (-1), read all remaining bytes.
 
-        In this case, raise `ReadError` if the bytes would inflate to more than 256 MiB.
+        pydicom reads all bytes only to inflate them. Raise `ReadError` if they would inflate to
+        more than 256 MiB.
         """
         content = super().read(size)
         if size == -1:
             inflater = decompressobj(-MAX_WBITS)  # negative: deflate without the header of zlib
+            # one more byte than the limit is sufficient to see that it is exceeded
             if len(inflater.decompress(content, _MAX_INFLATED_BYTES + 1)) > _MAX_INFLATED_BYTES:
                 raise ReadError(
                     f"{self.name}: the file inflates to more than 256 MiB. Export it uncompressed."
@@ -199,7 +204,10 @@ def _read_elements(path: Path, *, pixels: bool, names: Sequence[str] = ()) -> "H
 
     with _LimitedFile(FileIO(path)) as stream:
         return dcmread(
-            stream, stop_before_pixels=not pixels, force=True, specific_tags=list(names) or None
+            stream,
+            stop_before_pixels=not pixels,
+            force=True,  # also without the letters DICM
+            specific_tags=list(names) or None,  # None reads all
         )
 
 
@@ -343,6 +351,7 @@ def check_image(path: Path, header: "Header") -> None:
     if _is_compressed(header) and syntax != _RLE:
         return
     frames = element_value(header, "PerFrameFunctionalGroupsSequence") or ()
+    # a damaged header may state too few frames
     n_pixels = int(header.Rows) * int(header.Columns) * max(n_frames(header), len(frames))
     n_bits = n_pixels * int(number(header, "BitsAllocated") or 8)
     check_size(path, n_bits // 8, compressed=syntax in (_RLE, _DEFLATED))

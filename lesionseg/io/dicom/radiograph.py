@@ -104,7 +104,7 @@ def read_radiograph(path: Path, pixel_mm: float | None = None) -> Volume:
         set_decoder_defaults(header)
         grey = _apply_values_of_interest(rescale(stored, header, warnings), header, warnings)
         if is_inverse:
-            grey = grey.max() + grey.min() - grey
+            grey = grey.max() + grey.min() - grey  # within the same range
         valid = _find_valid_pixels(stored, header, warnings, geometry)
         if valid is not None:
             grey[~valid] = grey[valid].min()
@@ -139,8 +139,8 @@ def rescale(
     slope = number(header, "RescaleSlope")
     intercept = number(header, "RescaleIntercept")
     if not slope:
-        given = "missing or not a number" if slope is None else "0"
-        warnings.add(f"RescaleSlope is {given}; 1 is used", name)
+        problem = "missing or not a number" if slope is None else "0"
+        warnings.add(f"RescaleSlope is {problem}; 1 is used", name)
     if intercept is None:
         warnings.add("RescaleIntercept is missing or not a number; 0 is used", name)
     return stored * (slope or 1.0) + (intercept or 0.0)
@@ -175,7 +175,9 @@ def _look_up(
             first -= 65536  # the values are signed, but the element was read as unsigned
         data = tables[0].get_item("LUTData").value  # bytes as stored, whatever type they have
         is_big_endian = tables[0].original_encoding[1] is False
+        # numbers of 16 bits, with a zero byte at the end if the length is odd
         words = np.frombuffer(data + bytes(len(data) % 2), ">u2" if is_big_endian else "<u2")
+        # n bytes, and perhaps one to make the length even, are entries of one byte
         entries = words.astype("<u2").view("u1" if len(data) <= n + 1 else "<u2")
         index = np.rint(values - first).astype(np.int64)
         # range(n) fails if entries are missing
@@ -215,8 +217,8 @@ def _apply_values_of_interest(
     values = np.asarray(grey, float)
     centres = numbers(header, "WindowCenter")
     widths = numbers(header, "WindowWidth")
-    given = (element_value(header, "WindowCenter"), element_value(header, "WindowWidth"))
-    if given != (None, None) and not (centres and widths):
+    stated = (element_value(header, "WindowCenter"), element_value(header, "WindowWidth"))
+    if stated != (None, None) and not (centres and widths):
         warnings.add("the window does not consist of a centre and a width and is ignored")
     for centre, width in zip(centres, widths, strict=False):
         header.WindowCenter = centre
@@ -249,15 +251,15 @@ def _find_valid_pixels(
     would hide more than 99 % of the pixels is ignored with a warning.
     """
     valid = np.ones(stored.shape, bool)
-    for name, seen in _visible_parts(stored, header, warnings, geometry):
-        if (valid & seen).mean() < _MIN_VISIBLE:
+    for name, visible in _visible_masks(stored, header, warnings, geometry):
+        if (valid & visible).mean() < _MIN_VISIBLE:
             warnings.add(f"the {name} is ignored, because it would hide over 99 % of the image")
         else:
-            valid &= seen
+            valid &= visible
     return None if valid.all() else valid
 
 
-def _visible_parts(
+def _visible_masks(
     stored: NDArray[Any], header: "Header", warnings: ReaderWarnings, geometry: Geometry
 ) -> Iterator[tuple[str, Flags]]:
     """Yield a mask of visible pixels for the padding, and for each shape of the display shutter.
@@ -278,30 +280,30 @@ def _visible_parts(
     # padding
     value = number(header, "PixelPaddingValue")
     if value is not None:
-        limit = number(header, "PixelPaddingRangeLimit", value) or 0.0
+        limit = number(header, "PixelPaddingRangeLimit", value) or 0.0  # never None
         if stored.dtype.itemsize == 2:  # some devices write a signed value as unsigned, or reverse
             value, limit = np.array([value, limit]).astype(np.int64).astype(stored.dtype)
         low, high = sorted((value, limit))
         yield "padding", (stored < low) | (stored > high)
     # display shutter
     rows, columns = geometry.shape
-    y, x = np.ogrid[1 : rows + 1, 1 : columns + 1]
+    y, x = np.ogrid[1 : rows + 1, 1 : columns + 1]  # numbered from 1
     for shape in np.ravel(element_value(header, "ShutterShape") or []):
         values = [v for name in _SHUTTERS.get(shape, ()) for v in numbers(header, name)]
         try:
             if shape == "RECTANGULAR":
                 top, bottom, left, right = values
-                seen = (top <= y) & (y <= bottom) & (left <= x) & (x <= right)
+                visible = (top <= y) & (y <= bottom) & (left <= x) & (x <= right)
             elif shape == "CIRCULAR":
                 row, column, radius = values
                 height, width = geometry.spacing_mm
-                seen = np.hypot((y - row) * height / width, x - column) <= radius
+                visible = np.hypot((y - row) * height / width, x - column) <= radius
             elif values:
-                # vertices as pairs (row, column)
-                seen = fill_polygons([np.reshape(values, (-1, 2)) - 1], geometry.shape)
+                # vertices as pairs (row, column), which `fill_polygons` numbers from 0
+                visible = fill_polygons([np.reshape(values, (-1, 2)) - 1], geometry.shape)
             else:
                 raise ValueError(shape)
-            yield "shutter", seen
+            yield "shutter", visible
         except ValueError:
             warnings.add(f"the shutter {shape!s:.20} is unknown or incomplete and is ignored")
 
@@ -328,21 +330,21 @@ def pixel_size(
         warnings: Receives a warning for each impossible or unusual number.
     """
     warnings = warnings or ReaderWarnings()
-    given = _read_pair(header, "PixelSpacing", warnings)
+    pixel_mm = _read_pair(header, "PixelSpacing", warnings)
     detector_mm = _read_pair(header, "ImagerPixelSpacing", warnings)
     device_mm = detector_mm or _read_pair(header, "NominalScannedPixelSpacing", warnings)
-    if given and text(header, "PixelSpacingCalibrationType"):
-        return given, "calibrated"
-    if given and device_mm and not np.allclose(given, device_mm, rtol=_SAME_SPACING, atol=0):
+    if pixel_mm and text(header, "PixelSpacingCalibrationType"):
+        return pixel_mm, "calibrated"
+    if pixel_mm and device_mm and not np.allclose(pixel_mm, device_mm, rtol=_SAME_SPACING, atol=0):
         # the geometric mean of the ratios along both axes
-        ratio = math.sqrt(math.prod(given) / math.prod(device_mm))
+        ratio = math.sqrt(math.prod(pixel_mm) / math.prod(device_mm))
         if not _USUAL_RATIO[0] < ratio < _USUAL_RATIO[1]:
             warnings.add(
                 f"PixelSpacing is {ratio:.2g} times the spacing of the detector or film scanner, "
                 "so sizes may be wrong"
             )
-        return given, "calibrated"
-    mm = device_mm or given
+        return pixel_mm, "calibrated"
+    mm = device_mm or pixel_mm
     if mm is None:
         return (1.0, 1.0), UNKNOWN
     magnification = _read_magnification(header)
@@ -360,8 +362,8 @@ def _read_magnification(header: "Header") -> float:
     """
     to_detector = number(header, "DistanceSourceToDetector")
     to_patient = number(header, "DistanceSourceToPatient")
-    of_distances = to_detector / to_patient if to_detector and to_patient else 0.0
-    return number(header, "EstimatedRadiographicMagnificationFactor") or of_distances
+    ratio_of_distances = to_detector / to_patient if to_detector and to_patient else 0.0
+    return number(header, "EstimatedRadiographicMagnificationFactor") or ratio_of_distances
 
 
 def _read_pair(header: "Header", name: str, warnings: ReaderWarnings) -> tuple[float, float] | None:

@@ -100,7 +100,7 @@ def read_dicom_reference(
     instances, instance_labels = lesion_instances(others)
     for number in lesions:
         instance_labels += (label_of_segment[number],)
-        instances[masks[number]] = len(instance_labels)
+        instances[masks[number]] = len(instance_labels)  # the next id
     return Reference(geometry, values, instances, instance_labels)
 
 
@@ -117,14 +117,15 @@ def _check_origin(path: Path, header: "Header", scans: Sequence[Path]) -> None:
       their frame of reference.
     """
     headers = [header for scan in scans for header in series_headers(scan).values()]
-    # the reference is itself a series; only the UIDs of the series that it refers to remain
+    # the reference is itself a series; only the UIDs of the series that it refers to remain. Those
+    # of contours are in deeper items, which are not read
     header.pop("SeriesInstanceUID", None)
-    items = [header]
+    parts_of_reference = [header]
     for name in ("ReferencedSeriesSequence", "ReferencedFrameOfReferenceSequence"):
-        items += element_value(header, name) or ()
+        parts_of_reference += element_value(header, name) or ()
     for keyword, what in _ORIGIN.items():
         of_scans = {text(scan, keyword) for scan in headers} - {""}
-        of_reference = {text(item, keyword) for item in items} - {""}
+        of_reference = {text(item, keyword) for item in parts_of_reference} - {""}
         if of_scans and of_reference and of_scans.isdisjoint(of_reference):
             message = f"{path}: the reference belongs to another {what} than the scan."
             if what not in ("study", "patient"):
@@ -163,8 +164,8 @@ def _segment_names(header: "Header") -> dict[int, str]:
     The keys are the numbers of the segments or contour sets. The background has no entry.
     """
     names = {
-        int(one.SegmentNumber): str(one.get("SegmentLabel"))
-        for one in header.get("SegmentSequence", ())
+        int(segment.SegmentNumber): str(segment.get("SegmentLabel"))
+        for segment in header.get("SegmentSequence", ())
     }
     names.pop(0, None)  # the background of a LABELMAP
     rois = header.get("StructureSetROISequence", ())
@@ -250,10 +251,10 @@ def _draw_segments(path: Path, header: "Header", geometry: Geometry, masks: Mask
     if kind == "FRACTIONAL":
         threshold = int(header.get("MaximumFractionalValue", 255)) / 2
     for frame, pixels in zip(slices_of_file(path, header), stored_pixels(path), strict=True):
-        numbers = set(masks)
+        numbers_to_draw = set(masks)
         if kind != "LABELMAP":  # otherwise, each pixel is the number of its segment
-            numbers &= {int(frame.elements.ReferencedSegmentNumber)}
-        for number in numbers:
+            numbers_to_draw &= {int(frame.elements.ReferencedSegmentNumber)}
+        for number in numbers_to_draw:
             inside = pixels == number if kind == "LABELMAP" else pixels >= threshold
             # positions (x, y, z) in the patient of the pixels (row, column)
             points_lps = np.argwhere(inside) @ frame.axes_mm + frame.position
@@ -317,10 +318,11 @@ def _warn_of_gaps(path: Path, mask: Flags) -> None:
     Programs may store contours only in some slices. The warning is logged if filling the empty
     slices would join components of the mask that overlap if seen along the first axis.
     """
-    mask = mask[foreground_slices(mask) or ()]
-    # a gap is an empty voxel with voxels of the mask above and below it
-    above = np.logical_or.accumulate(mask)
-    gaps = above & np.logical_or.accumulate(mask[::-1])[::-1] & ~mask
+    mask = mask[foreground_slices(mask) or ()]  # an empty mask is not cropped
+    # a gap is an empty voxel with voxels of the mask in earlier and in later slices
+    is_after_mask = np.logical_or.accumulate(mask)
+    gaps = is_after_mask & np.logical_or.accumulate(mask[::-1])[::-1] & ~mask
+    # the highest label is the number of components
     if label_components(mask | gaps).max() < label_components(mask).max():
         text = (
             "%s: %d empty slices are between contours that overlap, so that they count as several "
@@ -346,13 +348,15 @@ def _round_to_grid(path: Path, points_lps: Numbers, geometry: Geometry, *, n_axe
             is outside the grid.
     """
     index = geometry.to_index(points_lps @ LPS_TO_RAS[:3, :3])
-    whole = np.rint(index[:, :n_axes])
-    off = float(np.abs(index[:, :n_axes] - whole).max(initial=0))
-    if off > _OFF_GRID or (whole < 0).any() or (whole >= geometry.shape[:n_axes]).any():
-        difference = f"{off:.2f} voxels off" if off > _OFF_GRID else "voxels outside it"
+    rounded = np.rint(index[:, :n_axes])
+    max_change = float(np.abs(index[:, :n_axes] - rounded).max(initial=0))
+    if max_change > _OFF_GRID or (rounded < 0).any() or (rounded >= geometry.shape[:n_axes]).any():
+        difference = (
+            f"{max_change:.2f} voxels off" if max_change > _OFF_GRID else "voxels outside it"
+        )
         raise GeometryError(
             f"{path}: the reference was not drawn on the image's grid ({difference}). Name the "
             "series that it was drawn on, or resample it onto the image and save it as NIfTI."
         )
-    index[:, :n_axes] = whole
+    index[:, :n_axes] = rounded
     return index

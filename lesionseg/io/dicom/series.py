@@ -130,9 +130,9 @@ class DicomSlice:
 
     def _refuse(self, name: str) -> NoReturn:
         """Raise `ReadError`, because the element `name` does not give the position of the slice."""
-        given = text(self.elements, name)[:60] or "missing"
+        value = text(self.elements, name)[:60] or "missing"
         raise ReadError(
-            f"{self.path}: {name} is {given}. The file does not state where its slice is located "
+            f"{self.path}: {name} is {value}. The file does not state where its slice is located "
             f"in the patient. {advice_on_unfit(self.elements)}"
         )
 
@@ -156,6 +156,7 @@ class DicomSlice:
 
         The shape is `[2, 3]`.
         """
+        # DICOM states the direction along a row first, but the distance between rows first
         return self.directions[::-1] * self.pixel_mm[:, None]
 
 
@@ -181,14 +182,15 @@ def read_dicom(path: Path, pixel_mm: float | None = None) -> Volume:
     warnings = ReaderWarnings()
     slices, geometry = read_stack(path, warnings)
     values = np.empty((1, *geometry.shape), np.float32)
-    file = Path()
+    file = Path()  # no file yet
     pixels = np.empty(0)
     for z, piece in enumerate(slices):
         if piece.path != file:  # the frames of an enhanced file are decoded once
             file = piece.path
             pixels = stored_pixels(file)
         with convert_read_errors(file):
-            values[0, z] = rescale(pixels[piece.frame or 0], piece.elements, warnings, file.name)
+            frame = pixels[piece.frame or 0]  # a classic file has one frame
+            values[0, z] = rescale(frame, piece.elements, warnings, file.name)
     warnings.log(path)
     return Volume(values, geometry)
 
@@ -212,7 +214,7 @@ def read_slices(path: Path, pixel_mm: float | None = None) -> tuple[list[DicomSl
         return read_stack(path)
     header = read_header(radiograph)
     grid = radiograph_geometry(radiograph, header, pixel_mm=pixel_mm)
-    return [DicomSlice(radiograph, None, header)], grid
+    return [DicomSlice(radiograph, frame=None, elements=header)], grid
 
 
 def split_series(path: Path) -> tuple[Path, str] | None:
@@ -244,7 +246,7 @@ def series_headers(path: Path, warnings: ReaderWarnings | None = None) -> dict[P
             ignored.
     """
     warnings = warnings or ReaderWarnings()
-    folder, name = split_series(path) or (path, None)
+    folder, wanted_series = split_series(path) or (path, None)
     # read all headers
     headers: dict[Path, Header] = {}
     damaged: dict[Path, ReadError] = {}
@@ -262,14 +264,14 @@ def series_headers(path: Path, warnings: ReaderWarnings | None = None) -> dict[P
     wanted = {
         file: header
         for file, header in headers.items()
-        if name in (None, text(header, "SeriesNumber"), series_key(header))
+        if wanted_series in (None, text(header, "SeriesNumber"), series_key(header))
     }
     _leave_out_copies(wanted, warnings)
     # report a damaged file that may belong to the series
     uids = {series_key(header) for header in wanted.values()}
     for file, problem in damaged.items():
         # without a readable slice of the wanted series, any damaged file may be one
-        is_only_series = name is None or not wanted
+        is_only_series = wanted_series is None or not wanted
         if is_only_series or read_series_uid(file) in ("", *uids):
             raise problem
     if not wanted:
@@ -343,13 +345,14 @@ def read_stack(
     slices = _select_main_stack(path, _read_fit_slices(headers, warnings), warnings)
     _refuse_differences(path, {piece.name: _contrast(piece) for piece in slices})
     first = slices[0]
-    check_grid(path, Geometry.from_spacing(first.shape, first.pixel_mm.tolist(), "mm in plane"))
+    plane = Geometry.from_spacing(first.shape, first.pixel_mm.tolist(), unit="mm in plane")
+    check_grid(path, plane)
     # sort the slices along the normal, and compute the vector from one slice to the next
     normal = np.cross(*first.directions)
     slices.sort(key=lambda piece: float(piece.position @ normal))
     _check_groups(path, slices, warnings)
     if len(slices) == 1:
-        thickness = max(first.thickness_mm, 0.0) or 1.0
+        thickness = max(first.thickness_mm, 0.0) or 1.0  # 1 mm if it is 0 or negative
         warnings.add(
             f"the scan is a single slice; {thickness:g} mm is used as spacing: its thickness, or "
             "1 mm if that is unknown"
@@ -416,8 +419,8 @@ def _refuse_differences(path: Path, properties: Mapping[str, Mapping[str, Any]])
         properties: For each image, by the name of its file: its properties by their names.
     """
     first: dict[str, tuple[str, Any]] = {}  # of each property: the first image with it, its value
-    for name, own in properties.items():
-        for key, value in own.items():
+    for name, properties_of_image in properties.items():
+        for key, value in properties_of_image.items():
             other, expected = first.setdefault(key, (name, value))
             is_rounded = isinstance(value, float) and isclose(value, expected, rel_tol=_ROUNDING)
             if value != expected and not is_rounded:
@@ -477,7 +480,7 @@ def _select_main_stack(
         is_same = np.abs(planes - planes[0]) <= _ROUNDING
     stack = []
     for piece, same in zip(slices, is_same, strict=True):
-        different = [name for name, part in _PLANE.items() if not same[part].all()]
+        different = [name for name, entries in _PLANE.items() if not same[entries].all()]
         if not different:
             stack.append(piece)
         elif has_main:
@@ -504,8 +507,8 @@ def _check_groups(path: Path, slices: Sequence[DicomSlice], warnings: ReaderWarn
         warnings: Receives the warning.
     """
     for name in _GROUPS:
-        given = filter(None, (text(piece.elements, name) for piece in slices))
-        runs = [value for value, _ in groupby(given)]  # one value per run of equal numbers
+        values = filter(None, (text(piece.elements, name) for piece in slices))
+        runs = [value for value, _ in groupby(values)]  # one value per run of equal numbers
         n_groups = len(set(runs))
         if len(runs) > n_groups:
             raise GeometryError(
@@ -553,7 +556,8 @@ def _even_step(path: Path, slices: Sequence[DicomSlice], normal: Numbers) -> Num
             "If slices are missing, copy the series again; otherwise convert it with dcm2niix."
         )
     extent = positions[-1] - positions[0]
-    # the component of the extent that is parallel to the slices, in pixels along columns and rows
+    # the component of the extent that is parallel to the slices, in pixels along columns and rows;
+    # reversed, because DICOM states the direction along a row first, but the distance of rows first
     drift = slices[0].directions[::-1] @ extent / slices[0].pixel_mm
     if np.abs(drift).max() > _MAX_DRIFT_PIXELS:
         raise GeometryError(
@@ -572,7 +576,7 @@ def slices_of_file(path: Path, header: "Header") -> Iterator[DicomSlice]:
     """
     frames = header.get("PerFrameFunctionalGroupsSequence", None)
     if not frames:
-        yield DicomSlice(path, None, header)
+        yield DicomSlice(path, frame=None, elements=header)
         return
     for n in range(len(frames)):
-        yield DicomSlice(path, n, frame_header(header, n))
+        yield DicomSlice(path, frame=n, elements=frame_header(header, n))
