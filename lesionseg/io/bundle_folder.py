@@ -146,7 +146,7 @@ def _unpack(zip_file: Path, path: Path) -> Path:
             "of one model in the zip."
         )
     files = ModelFiles(zip_file / highest[0], zip_file)
-    # each zip and each folder in it has its own target; 16 digits keep the path short
+    # one target for each zip and each folder in it; 16 digits keep the path short
     target = download_folder() / MODELS / digest_of(zip_file) / digest_of(str(highest[0]))[:16]
     for name in names:
         file = target / name.name

@@ -217,8 +217,8 @@ def _apply_values_of_interest(
     values = np.asarray(grey, float)
     centres = numbers(header, "WindowCenter")
     widths = numbers(header, "WindowWidth")
-    stated = (element_value(header, "WindowCenter"), element_value(header, "WindowWidth"))
-    if stated != (None, None) and not (centres and widths):
+    elements = (element_value(header, "WindowCenter"), element_value(header, "WindowWidth"))
+    if elements != (None, None) and not (centres and widths):
         warnings.add("the window does not consist of a centre and a width and is ignored")
     for centre, width in zip(centres, widths, strict=False):
         header.WindowCenter = centre
